@@ -1,0 +1,224 @@
+"""Named sizes, as plain dicts of ModelConfig's fields. Published ones are the released config.json's values."""
+
+YARN = dict(
+    rope_type="yarn",
+    factor=40.0,
+    original_max_position_embeddings=4096,
+    beta_fast=32.0,
+    beta_slow=1.0,
+)
+LLAMA3 = dict(
+    rope_type="llama3",
+    factor=8.0,
+    original_max_position_embeddings=8192,
+    low_freq_factor=1.0,
+    high_freq_factor=4.0,
+)
+
+
+def deepseek_v3():
+    """DeepSeek-V3 and R1: 671B parameters, 37B active (arXiv:2412.19437, section 4.2)."""
+    return dict(
+        model_type="deepseek_v3",
+        vocab_size=129280,
+        hidden_size=7168,
+        intermediate_size=18432,
+        num_hidden_layers=61,
+        num_attention_heads=128,
+        q_lora_rank=1536,
+        kv_lora_rank=512,
+        qk_nope_head_dim=128,
+        qk_rope_head_dim=64,
+        v_head_dim=128,
+        n_routed_experts=256,
+        n_shared_experts=1,
+        num_experts_per_tok=8,
+        moe_intermediate_size=2048,
+        first_k_dense_replace=3,
+        n_group=8,
+        topk_group=4,
+        routed_scaling_factor=2.5,
+        num_nextn_predict_layers=1,
+        rope_scaling=dict(YARN, mscale=1.0, mscale_all_dim=1.0),
+        max_position_embeddings=163840,
+        bos_token_id=0,
+        eos_token_id=1,
+        dtype="bfloat16",
+        scan_layers=True,
+        remat=True,
+    )
+
+
+def deepseek_v2_lite():
+    """DeepSeek-V2-Lite: 16B parameters, 2.4B active (arXiv:2405.04434, appendix B)."""
+    return dict(
+        model_type="deepseek_v2",
+        vocab_size=102400,
+        hidden_size=2048,
+        intermediate_size=10944,
+        num_hidden_layers=27,
+        num_attention_heads=16,
+        kv_lora_rank=512,
+        qk_nope_head_dim=128,
+        qk_rope_head_dim=64,
+        v_head_dim=128,
+        n_routed_experts=64,
+        n_shared_experts=2,
+        num_experts_per_tok=6,
+        moe_intermediate_size=1408,
+        first_k_dense_replace=1,
+        scoring_func="softmax",
+        norm_topk_prob=False,
+        rope_scaling=dict(YARN, mscale=0.707, mscale_all_dim=0.707),
+        max_position_embeddings=163840,
+        bos_token_id=100000,
+        eos_token_id=100001,
+        dtype="bfloat16",
+        scan_layers=True,
+        remat=True,
+    )
+
+
+def deepseek_v3_tiny(vocab_size=32):
+    """DeepSeek-V3's architecture in miniature: latent attention, one dense and one MoE layer. A laptop trains it."""
+    return dict(
+        model_type="deepseek_v3",
+        vocab_size=vocab_size,
+        hidden_size=64,
+        intermediate_size=256,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        q_lora_rank=32,
+        kv_lora_rank=32,
+        qk_nope_head_dim=16,
+        qk_rope_head_dim=16,
+        v_head_dim=16,
+        n_routed_experts=8,
+        n_shared_experts=1,
+        num_experts_per_tok=2,
+        moe_intermediate_size=64,
+        first_k_dense_replace=1,
+        n_group=4,
+        topk_group=2,
+        routed_scaling_factor=1.0,
+        max_position_embeddings=256,
+    )
+
+
+def _qwen2(hidden_size, intermediate_size, layers, heads, kv_heads, vocab_size=152064, **more):
+    return dict(
+        model_type="qwen2",
+        vocab_size=vocab_size,
+        hidden_size=hidden_size,
+        intermediate_size=intermediate_size,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        num_key_value_heads=kv_heads,
+        bos_token_id=151643,
+        eos_token_id=151643,
+        dtype="bfloat16",
+        scan_layers=True,
+        remat=True,
+        **more,
+    )
+
+
+def qwen2_5_math_1_5b():
+    """Base of R1-Distill-Qwen-1.5B (arXiv:2501.12948); the distilled checkpoint unties its head."""
+    return _qwen2(1536, 8960, 28, 12, 2, 151936, tie_word_embeddings=True)
+
+
+def r1_distill_qwen_1_5b():
+    """R1-Distill-Qwen-1.5B: Qwen2.5-Math-1.5B with a head of its own."""
+    return _qwen2(1536, 8960, 28, 12, 2, 151936, max_position_embeddings=131072)
+
+
+def r1_distill_qwen_7b():
+    """R1-Distill-Qwen-7B, on Qwen2.5-Math-7B."""
+    return _qwen2(3584, 18944, 28, 28, 4, max_position_embeddings=131072)
+
+
+def r1_distill_qwen_14b():
+    """R1-Distill-Qwen-14B, on Qwen2.5-14B."""
+    return _qwen2(
+        5120, 13824, 48, 40, 8, rope_theta=1e6, rms_norm_eps=1e-5, max_position_embeddings=131072
+    )
+
+
+def r1_distill_qwen_32b():
+    """R1-Distill-Qwen-32B, on Qwen2.5-32B."""
+    return _qwen2(
+        5120, 27648, 64, 40, 8, rope_theta=1e6, rms_norm_eps=1e-5, max_position_embeddings=131072
+    )
+
+
+def qwen3_0_6b():
+    """Qwen3-0.6B: normed queries and keys, heads wider than hidden_size / heads."""
+    return dict(
+        model_type="qwen3",
+        vocab_size=151936,
+        hidden_size=1024,
+        intermediate_size=3072,
+        num_hidden_layers=28,
+        num_attention_heads=16,
+        num_key_value_heads=8,
+        head_dim=128,
+        rope_theta=1e6,
+        max_position_embeddings=40960,
+        tie_word_embeddings=True,
+        bos_token_id=151643,
+        eos_token_id=151645,
+        dtype="bfloat16",
+        scan_layers=True,
+        remat=True,
+    )
+
+
+def _llama3(hidden_size, intermediate_size, layers, heads):
+    return dict(
+        model_type="llama",
+        vocab_size=128256,
+        hidden_size=hidden_size,
+        intermediate_size=intermediate_size,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        num_key_value_heads=8,
+        rope_theta=5e5,
+        rope_scaling=dict(LLAMA3),
+        max_position_embeddings=131072,
+        rms_norm_eps=1e-5,
+        bos_token_id=128000,
+        eos_token_id=128001,
+        dtype="bfloat16",
+        scan_layers=True,
+        remat=True,
+    )
+
+
+def r1_distill_llama_8b():
+    """R1-Distill-Llama-8B, on Llama-3.1-8B."""
+    return _llama3(4096, 14336, 32, 32)
+
+
+def r1_distill_llama_70b():
+    """R1-Distill-Llama-70B, on Llama-3.3-70B-Instruct."""
+    return _llama3(8192, 28672, 80, 64)
+
+
+def smollm2_135m():
+    """SmolLM2-135M-Instruct (arXiv:2502.02737): real weights that a laptop trains."""
+    return dict(
+        model_type="llama",
+        vocab_size=49152,
+        hidden_size=576,
+        intermediate_size=1536,
+        num_hidden_layers=30,
+        num_attention_heads=9,
+        num_key_value_heads=3,
+        rope_theta=1e5,
+        max_position_embeddings=8192,
+        rms_norm_eps=1e-5,
+        tie_word_embeddings=True,
+        bos_token_id=1,
+        eos_token_id=2,
+    )

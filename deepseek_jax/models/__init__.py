@@ -1,0 +1,16 @@
+"""What the network computes: one decoder for DeepSeek, Qwen and Llama."""
+
+from deepseek_jax.models.config import ModelConfig, RopeScaling
+from deepseek_jax.models.decoder import Branches, count_params, init_params
+from deepseek_jax.models.heads import forward, head_weight, hidden_states
+
+__all__ = [
+    "Branches",
+    "ModelConfig",
+    "RopeScaling",
+    "count_params",
+    "forward",
+    "head_weight",
+    "hidden_states",
+    "init_params",
+]

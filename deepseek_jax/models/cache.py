@@ -1,0 +1,42 @@
+"""What decoding remembers: a cache a layer, and where the next token is written in it."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+
+class CacheWrite(NamedTuple):
+    """One decoding step's place in the caches.
+
+    index: int32[], the slot that every sequence writes (positions live in the keys, so the order of slots
+    carries no meaning). mask: bool[b s], the slots that each sequence may see, the new one included.
+    """
+
+    index: jax.Array
+    mask: jax.Array
+
+    def __call__(self, cache, entry, *, axis):
+        """Write entry, of length one along `axis`, into cache at index."""
+        return jax.lax.dynamic_update_slice_in_dim(cache, entry.astype(cache.dtype), self.index, axis)
+
+
+def empty_cache(config, batch_size, length, dtype):
+    """Zeros for one layer: MLA keeps kv_lora_rank + qk_rope_head_dim numbers a token, GQA its k and v heads.
+
+    c_kv [b s c] and k_rope [b s r], or k and v [b k s x], head-major, which CPU decoding reads fastest.
+    """
+    if config.is_mla:
+        shapes = {
+            "c_kv": (batch_size, length, config.kv_lora_rank),
+            "k_rope": (batch_size, length, config.qk_rope_head_dim),
+        }
+    else:
+        shape = (batch_size, config.num_key_value_heads, length, config.head_dim)
+        shapes = {"k": shape, "v": shape}
+    return {name: jnp.zeros(shape, dtype) for name, shape in shapes.items()}
+
+
+def token_axis(config):
+    """The axis of a cache array that counts tokens."""
+    return 1 if config.is_mla else 2

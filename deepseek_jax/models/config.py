@@ -1,0 +1,173 @@
+"""ModelConfig: what a checkpoint's config.json says of its network, checked when built."""
+
+import dataclasses
+
+ATTENTION_OF = {"deepseek_v3": "mla", "deepseek_v2": "mla", "qwen2": "gqa", "qwen3": "gqa", "llama": "gqa"}
+ROPE_FIELDS = {
+    "yarn": ("factor", "original_max_position_embeddings"),
+    "llama3": ("factor", "original_max_position_embeddings", "low_freq_factor", "high_freq_factor"),
+    "linear": ("factor",),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class RopeScaling:
+    """How rotary frequencies reach past the original context: Hugging Face's rope_scaling, by its names."""
+
+    rope_type: str
+    factor: float
+    original_max_position_embeddings: int | None = None
+    beta_fast: float = 32.0
+    beta_slow: float = 1.0
+    mscale: float | None = None
+    mscale_all_dim: float | None = None
+    attention_factor: float | None = None
+    low_freq_factor: float | None = None
+    high_freq_factor: float | None = None
+
+    def __post_init__(self):
+        if self.rope_type not in ROPE_FIELDS:
+            raise ValueError(
+                f"rope_scaling.rope_type={self.rope_type!r} is not one of {sorted(ROPE_FIELDS)}; "
+                "for plain rotary positions leave rope_scaling out"
+            )
+        missing = [name for name in ROPE_FIELDS[self.rope_type] if getattr(self, name) is None]
+        if missing:
+            raise ValueError(f"rope_scaling of type {self.rope_type!r} lacks {missing}; set them in rope_scaling")
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig:
+    """One decoder: DeepSeek-V3 and V2, Qwen2 and Qwen3, Llama. Field names are Hugging Face's.
+
+    The last three fields say how to run it, not what it is: dtype is the compute dtype ("float32" or
+    "bfloat16"; parameters keep their own), scan_layers compiles one layer instead of all (fast to compile,
+    as on TPU) and remat recomputes each layer in the backward pass. They leave the parameters as they are.
+    """
+
+    model_type: str
+    vocab_size: int
+    hidden_size: int
+    intermediate_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    num_key_value_heads: int | None = None
+    head_dim: int | None = None
+    # Multi-head latent attention
+    q_lora_rank: int | None = None
+    kv_lora_rank: int | None = None
+    qk_nope_head_dim: int | None = None
+    qk_rope_head_dim: int | None = None
+    v_head_dim: int | None = None
+    # Mixture of experts
+    n_routed_experts: int | None = None
+    n_shared_experts: int = 0
+    num_experts_per_tok: int | None = None
+    moe_intermediate_size: int | None = None
+    first_k_dense_replace: int = 0
+    n_group: int = 1
+    topk_group: int = 1
+    scoring_func: str = "sigmoid"
+    norm_topk_prob: bool = True
+    routed_scaling_factor: float = 1.0
+    # Multi-token prediction
+    num_nextn_predict_layers: int = 0
+    # The rest of the network
+    rope_theta: float = 10000.0
+    rope_scaling: RopeScaling | None = None
+    max_position_embeddings: int = 4096
+    rms_norm_eps: float = 1e-6
+    tie_word_embeddings: bool = False
+    initializer_range: float = 0.02
+    bos_token_id: int | None = None
+    eos_token_id: int | tuple[int, ...] | None = None
+    # How to run it
+    dtype: str = "float32"
+    scan_layers: bool = False
+    remat: bool = False
+
+    def __post_init__(self):
+        if self.model_type not in ATTENTION_OF:
+            raise ValueError(f"model_type={self.model_type!r} is not one of {sorted(ATTENTION_OF)}")
+        for name in ("num_key_value_heads", "head_dim"):
+            if getattr(self, name) is None and not self.is_mla:
+                default = (self.num_attention_heads, self.hidden_size // self.num_attention_heads)
+                object.__setattr__(self, name, default[name == "head_dim"])
+        if self.dtype not in ("float32", "bfloat16"):
+            raise ValueError(f"model.dtype={self.dtype!r} is not 'float32' or 'bfloat16'")
+        self._check_attention()
+        if self.n_routed_experts:
+            self._check_experts()
+        elif self.num_nextn_predict_layers:
+            raise ValueError("num_nextn_predict_layers needs n_routed_experts: the module's block is an MoE one")
+
+    def _require(self, *names):
+        missing = [name for name in names if not getattr(self, name)]
+        if missing:
+            raise ValueError(f"model_type={self.model_type!r} needs model.{', model.'.join(missing)}")
+
+    def _check_attention(self):
+        if self.is_mla:
+            self._require("kv_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim")
+        elif self.num_attention_heads % self.num_key_value_heads:
+            raise ValueError(
+                f"num_attention_heads={self.num_attention_heads} is not a multiple of "
+                f"num_key_value_heads={self.num_key_value_heads}; change model.num_key_value_heads"
+            )
+        if self.rope_dim % 2:
+            raise ValueError(f"rotary width {self.rope_dim} is odd; head_dim or qk_rope_head_dim must be even")
+
+    def _check_experts(self):
+        self._require("num_experts_per_tok", "moe_intermediate_size")
+        e, g = self.n_routed_experts, self.n_group
+        if self.scoring_func not in ("sigmoid", "softmax"):
+            raise ValueError(f"scoring_func={self.scoring_func!r} is not 'sigmoid' or 'softmax'")
+        if e % g or self.topk_group > g:
+            raise ValueError(
+                f"n_routed_experts={e} must divide into n_group={g}, of which topk_group={self.topk_group} are kept"
+            )
+        if self.num_experts_per_tok > e // g * self.topk_group:
+            raise ValueError(
+                f"num_experts_per_tok={self.num_experts_per_tok} exceeds the {e // g * self.topk_group} experts of "
+                f"topk_group={self.topk_group} groups; lower it or raise model.topk_group"
+            )
+        if self.scoring_func == "sigmoid" and g > 1 and e // g < 2:
+            raise ValueError(f"a group scores by its best two experts; n_group={g} leaves {e // g}")
+        if not 0 <= self.first_k_dense_replace <= self.num_hidden_layers:
+            raise ValueError(
+                f"first_k_dense_replace={self.first_k_dense_replace} is not within 0..{self.num_hidden_layers}"
+            )
+
+    @property
+    def is_mla(self):
+        return ATTENTION_OF[self.model_type] == "mla"
+
+    @property
+    def has_qkv_bias(self):
+        return self.model_type == "qwen2"
+
+    @property
+    def has_qk_norm(self):
+        return self.model_type == "qwen3"
+
+    @property
+    def has_router_bias(self):
+        return self.model_type == "deepseek_v3"
+
+    @property
+    def num_dense_layers(self):
+        return self.first_k_dense_replace if self.n_routed_experts else self.num_hidden_layers
+
+    @property
+    def num_moe_layers(self):
+        return self.num_hidden_layers - self.num_dense_layers
+
+    @property
+    def rope_dim(self):
+        return self.qk_rope_head_dim if self.is_mla else self.head_dim
+
+    @property
+    def eos_ids(self):
+        """The tokens that end a completion, as a tuple."""
+        eos = self.eos_token_id
+        return () if eos is None else tuple(eos) if isinstance(eos, tuple | list) else (eos,)

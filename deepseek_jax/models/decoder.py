@@ -1,0 +1,134 @@
+"""The residual stack: which attention and feed-forward each layer gets, scanned or unrolled."""
+
+from typing import NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from deepseek_jax.models.config import ModelConfig
+from deepseek_jax.models.gqa import GroupedQueryAttention
+from deepseek_jax.models.layers import GatedMLP, RMSNorm, position_tables, weight
+from deepseek_jax.models.mla import MultiHeadLatentAttention
+from deepseek_jax.models.moe import MoE
+from deepseek_jax.models.mtp import MultiTokenPrediction
+
+
+class Branches(NamedTuple):
+    """A row's layout [prefix, branch 1, ..., branch n]: branches see the prefix and themselves alone."""
+
+    prefix_length: int
+    branches: int
+
+
+class DecoderLayer(nn.Module):
+    """x + attention(norm(x)), then x + ffn(norm(x))."""
+
+    config: ModelConfig
+    is_moe: bool
+
+    def setup(self):
+        cfg = self.config
+        self.attention_norm = RMSNorm(cfg, cfg.hidden_size)
+        self.attention = (MultiHeadLatentAttention if cfg.is_mla else GroupedQueryAttention)(cfg)
+        self.ffn_norm = RMSNorm(cfg, cfg.hidden_size)
+        self.ffn = MoE(cfg) if self.is_moe else GatedMLP(cfg, cfg.intermediate_size)
+
+    def _feed_forward(self, x, counted=None):
+        if self.is_moe:
+            y, load_e = self.ffn(self.ffn_norm(x), counted)
+            return x + y, load_e
+        return x + self.ffn(self.ffn_norm(x)), None
+
+    def __call__(self, x_btd, rope, segment_ids, branches=None):
+        """x [b t d] -> (x [b t d], expert_load float32[e] or None, what decoding remembers)."""
+        y_btd, remembered = self.attention(self.attention_norm(x_btd), rope, segment_ids, branches)
+        x_btd, load_e = self._feed_forward(x_btd + y_btd, segment_ids > 0)
+        return x_btd, load_e, remembered
+
+    def train(self, x_btd, rope, segment_ids, branches):
+        """__call__ as lax.scan wants it, remembering nothing."""
+        x_btd, load_e, _ = self(x_btd, rope, segment_ids, branches)
+        return x_btd, load_e
+
+    def decode(self, x_bd, rope, cache, write):
+        """One new token a sequence: x [b d] -> (x [b d], cache)."""
+        y_bd, cache = self.attention.decode(self.attention_norm(x_bd), rope, cache, write)
+        x_bd, _ = self._feed_forward(x_bd + y_bd)
+        return x_bd, cache
+
+
+class Decoder(nn.Module):
+    """Embedding, dense layers, MoE layers, final norm. Parameters of like layers are stacked on axis 0."""
+
+    config: ModelConfig
+
+    def setup(self):
+        cfg = self.config
+        d, v = cfg.hidden_size, cfg.vocab_size
+        self.embedding = weight(self, "embedding", vocab=v, embed=d)
+        self.dense_layers = self._stack(cfg.num_dense_layers, is_moe=False)
+        self.moe_layers = self._stack(cfg.num_moe_layers, is_moe=True)
+        self.final_norm = RMSNorm(cfg, d)
+        if not cfg.tie_word_embeddings:
+            self.head = weight(self, "head", vocab=v, embed=d)
+        self.mtp = [
+            MultiTokenPrediction(cfg, DecoderLayer(cfg, is_moe=True)) for _ in range(cfg.num_nextn_predict_layers)
+        ]
+
+    def _stack(self, length, is_moe):
+        if not length:
+            return None
+        cfg = self.config
+        layer = DecoderLayer
+        if cfg.remat:
+            layer = nn.remat(layer, methods=["train"], static_argnums=(4,), prevent_cse=not cfg.scan_layers)
+        scanned = nn.scan(
+            layer,
+            variable_axes={"params": 0},
+            split_rngs={"params": True},
+            in_axes=nn.broadcast,
+            length=length,
+            unroll=1 if cfg.scan_layers else length,
+            metadata_params={nn.PARTITION_NAME: "layers"},
+            methods=["train"],
+        )
+        return scanned(cfg, is_moe)
+
+    def __call__(self, tokens, positions, segment_ids, branches=None):
+        """int32[b t] each -> (hidden [b t d] after the final norm, expert_load float32[l e] or None)."""
+        rope = position_tables(self.config, positions)
+        x_btd = jnp.take(self.embedding, tokens, axis=0).astype(self.config.dtype)
+        load_le = None
+        if self.dense_layers is not None:
+            x_btd, _ = self.dense_layers.train(x_btd, rope, segment_ids, branches)
+        if self.moe_layers is not None:
+            x_btd, load_le = self.moe_layers.train(x_btd, rope, segment_ids, branches)
+        return self.final_norm(x_btd), load_le
+
+    def predict_further(self, depth, hidden_btd, next_tokens, positions, segment_ids):
+        """Hidden states of multi-token prediction module `depth` (arXiv:2412.19437, eqs. 21-22): [b t d]."""
+        embedding_btd = jnp.take(self.embedding, next_tokens, axis=0).astype(hidden_btd.dtype)
+        rope = position_tables(self.config, positions)
+        return self.mtp[depth](embedding_btd, hidden_btd, rope, segment_ids)
+
+    def touch(self, tokens):
+        """Call every part once, so that init creates every parameter."""
+        ones = jnp.ones_like(tokens)
+        hidden, _ = self(tokens, ones, ones)
+        for depth in range(self.config.num_nextn_predict_layers):
+            self.predict_further(depth, hidden, tokens, ones, ones)
+
+
+def init_params(config, rng):
+    """Random float32 parameters: normal(initializer_range) weights, unit norms, zero biases.
+
+    Returns Linen's boxed tree: flax.linen.unbox gives the arrays, parallel.shard reads the axis names.
+    """
+    return Decoder(config).init(rng, jnp.zeros((1, 1), jnp.int32), method="touch")["params"]
+
+
+def count_params(config):
+    """Number of parameters, without making them."""
+    shapes = jax.eval_shape(lambda rng: init_params(config, rng), jax.random.key(0))
+    return sum(leaf.size for leaf in jax.tree.leaves(nn.unbox(shapes)))

@@ -1,0 +1,59 @@
+"""Grouped-query attention (arXiv:2305.13245), as Qwen and Llama use it."""
+
+import flax.linen as nn
+import jax.numpy as jnp
+
+from deepseek_jax.models.config import ModelConfig
+from deepseek_jax.models.layers import RMSNorm, weight
+from deepseek_jax.ops.attention import attend, attend_branches, attend_cached
+from deepseek_jax.ops.dot import dot
+from deepseek_jax.ops.rope import apply_rope
+
+
+class GroupedQueryAttention(nn.Module):
+    """q, k and v projections (biased in Qwen2, normed per head in Qwen3), RoPE, attention, out projection."""
+
+    config: ModelConfig
+
+    def setup(self):
+        cfg = self.config
+        d, h, k, x = cfg.hidden_size, cfg.num_attention_heads, cfg.num_key_value_heads, cfg.head_dim
+        self.w_q = weight(self, "q", embed=d, heads=h, head_dim=x)
+        self.w_k = weight(self, "k", embed=d, kv_heads=k, head_dim=x)
+        self.w_v = weight(self, "v", embed=d, kv_heads=k, head_dim=x)
+        self.w_out = weight(self, "out", heads=h, head_dim=x, embed=d)
+        if cfg.has_qkv_bias:
+            zeros = nn.initializers.zeros
+            self.b_q = weight(self, "q_bias", init=zeros, heads=h, head_dim=x)
+            self.b_k = weight(self, "k_bias", init=zeros, kv_heads=k, head_dim=x)
+            self.b_v = weight(self, "v_bias", init=zeros, kv_heads=k, head_dim=x)
+        if cfg.has_qk_norm:
+            self.q_norm = RMSNorm(cfg, x, "head_dim")
+            self.k_norm = RMSNorm(cfg, x, "head_dim")
+
+    def _project(self, x_btd, rope):
+        q, k, v = (dot("btd,dhx->bthx", x_btd, w) for w in (self.w_q, self.w_k, self.w_v))
+        if self.config.has_qkv_bias:
+            q, k, v = ((a + b.astype(a.dtype)) for a, b in ((q, self.b_q), (k, self.b_k), (v, self.b_v)))
+        if self.config.has_qk_norm:
+            q, k = self.q_norm(q), self.k_norm(k)
+        return apply_rope(q, *rope), apply_rope(k, *rope), v
+
+    def __call__(self, x_btd, rope, segment_ids, branches=None):
+        """Attend within a row: x [b t d] -> ([b t d], what decoding remembers: k and v, [b k t x])."""
+        q, k, v = self._project(x_btd, rope)
+        scale = self.config.head_dim**-0.5
+        if branches is None:
+            out_bthx = attend(q, k, v, scale=scale, segment_ids=segment_ids)
+        else:
+            out_bthx = attend_branches(q, k, v, scale=scale, segment_ids=segment_ids, **branches._asdict())
+        remembered = {"k": jnp.swapaxes(k, 1, 2), "v": jnp.swapaxes(v, 1, 2)}
+        return dot("bthx,hxd->btd", out_bthx, self.w_out), remembered
+
+    def decode(self, x_bd, rope, cache, write):
+        """Attend from one new token: x [b d] -> ([b d], cache with the token's k and v in it)."""
+        q, k, v = (a[:, 0] for a in self._project(x_bd[:, None], rope))
+        cache = {"k": write(cache["k"], k[:, :, None], axis=2), "v": write(cache["v"], v[:, :, None], axis=2)}
+        scale = self.config.head_dim**-0.5
+        out_bhx = attend_cached(q, cache["k"], cache["v"], scale=scale, mask=write.mask)
+        return dot("bhx,hxd->bd", out_bhx, self.w_out), cache

@@ -1,0 +1,44 @@
+"""From hidden states to logits."""
+
+import jax.numpy as jnp
+
+from deepseek_jax.models.decoder import Decoder
+from deepseek_jax.ops.dot import dot
+
+
+def head_weight(config, params):
+    """The output matrix, [v d]: the embedding itself where it is tied."""
+    return params["embedding"] if config.tie_word_embeddings else params["head"]
+
+
+def segment_positions(segment_ids):
+    """Positions that restart at 0 where a segment begins: int32[b t] -> int32[b t]."""
+    t = segment_ids.shape[1]
+    index_t = jnp.arange(t, dtype=jnp.int32)
+    begins_bt = jnp.pad(segment_ids[:, 1:] != segment_ids[:, :-1], ((0, 0), (1, 0)), constant_values=True)
+    start_bt = jnp.maximum.accumulate(jnp.where(begins_bt, index_t, 0), axis=1)
+    return index_t - start_bt
+
+
+def hidden_states(config, params, tokens, *, segment_ids=None, positions=None, branches=None):
+    """Run the decoder: tokens int32[b t] -> (hidden [b t d] after the final norm, expert_load float32[l e]).
+
+    segment_ids: int32[b t], 0 on padding, one number a packed document elsewhere; default one document.
+    positions: int32[b t]; default counts from 0 in each segment. branches: a models.Branches layout.
+    expert_load is None where no layer routes, and counts real tokens only.
+    """
+    if segment_ids is None:
+        segment_ids = jnp.ones_like(tokens)
+    if positions is None:
+        positions = segment_positions(segment_ids)
+    return Decoder(config).apply({"params": params}, tokens, positions, segment_ids, branches)
+
+
+def forward(config, params, tokens, *, segment_ids=None, positions=None):
+    """Logits of every next token: tokens int32[b t] -> float32[b t v].
+
+    segment_ids: int32[b t], 0 on padding (left or right), one number a packed document elsewhere: no token
+    sees another segment. positions: int32[b t]; default counts from 0 in each segment.
+    """
+    hidden, _ = hidden_states(config, params, tokens, segment_ids=segment_ids, positions=positions)
+    return dot("btd,vd->btv", hidden, head_weight(config, params), jnp.float32)

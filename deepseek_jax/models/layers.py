@@ -1,0 +1,94 @@
+"""The parts that every layer is built from: a named weight, RMSNorm, the gated MLP, rotary tables."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from deepseek_jax.models.config import ModelConfig
+from deepseek_jax.ops import rope
+from deepseek_jax.ops.dot import dot
+
+
+def weight(module, name, *, init=None, **axes):
+    """Declare a float32 parameter of `module`: one keyword a dimension, logical axis = size, in order.
+
+    The axis names reach the sharding rules through the parameter's metadata. init: a Flax initializer;
+    default normal with the config's initializer_range.
+    """
+    init = init or nn.initializers.normal(module.config.initializer_range)
+    boxed = nn.with_partitioning(init, tuple(axes))
+    return module.param(name, boxed, tuple(axes.values()), jnp.float32)
+
+
+def rms_norm(x, scale, eps):
+    """Scale x[..., d] to unit root mean square, in float32, then by scale[d] (arXiv:1910.07467)."""
+    normed = x.astype(jnp.float32)
+    normed = normed * jax.lax.rsqrt(jnp.mean(normed * normed, axis=-1, keepdims=True) + eps)
+    return (normed.astype(x.dtype) * scale).astype(x.dtype)
+
+
+class RMSNorm(nn.Module):
+    """rms_norm with its scale. size: width of the normed axis; axis: its logical name."""
+
+    config: ModelConfig
+    size: int
+    axis: str = "embed"
+    eps: float | None = None
+
+    @nn.compact
+    def __call__(self, x):
+        scale = weight(self, "scale", init=nn.initializers.ones, **{self.axis: self.size})
+        return rms_norm(x, scale, self.eps or self.config.rms_norm_eps)
+
+
+class GatedMLP(nn.Module):
+    """SwiGLU (arXiv:2002.05202): down(silu(gate(x)) * up(x)), gate and up in one product."""
+
+    config: ModelConfig
+    width: int
+
+    @nn.compact
+    def __call__(self, x):
+        d = self.config.hidden_size
+        w_gate_up = weight(self, "gate_up", embed=d, gate_up=2, mlp=self.width)
+        w_down = weight(self, "down", mlp=self.width, embed=d)
+        x_md = x.reshape(-1, d)
+        gate_mf, up_mf = jnp.unstack(dot("md,dzf->mzf", x_md, w_gate_up), axis=1)
+        return dot("mf,fd->md", nn.silu(gate_mf) * up_mf, w_down).reshape(x.shape)
+
+
+def position_tables(config, positions):
+    """Cosines and sines for positions int32[...] under the config's RoPE scaling: two float32[..., rope_dim / 2]."""
+    dim, theta, scaling = config.rope_dim, config.rope_theta, config.rope_scaling
+    if scaling is None:
+        return rope.rope_tables(positions, rope.rope_frequencies(dim, theta))
+    s = scaling
+    if s.rope_type == "linear":
+        return rope.rope_tables(positions, rope.rope_frequencies(dim, theta) / s.factor)
+    if s.rope_type == "llama3":
+        frequencies = rope.llama3_frequencies(
+            dim,
+            theta,
+            factor=s.factor,
+            original_max_position_embeddings=s.original_max_position_embeddings,
+            low_freq_factor=s.low_freq_factor,
+            high_freq_factor=s.high_freq_factor,
+        )
+        return rope.rope_tables(positions, frequencies)
+    frequencies = rope.yarn_frequencies(
+        dim,
+        theta,
+        factor=s.factor,
+        original_max_position_embeddings=s.original_max_position_embeddings,
+        beta_fast=s.beta_fast,
+        beta_slow=s.beta_slow,
+    )
+    return rope.rope_tables(positions, frequencies, _yarn_amplitude(s))
+
+
+def _yarn_amplitude(s):
+    if s.attention_factor is not None:
+        return s.attention_factor
+    if s.mscale and s.mscale_all_dim:
+        return rope.yarn_mscale(s.factor, s.mscale) / rope.yarn_mscale(s.factor, s.mscale_all_dim)
+    return rope.yarn_mscale(s.factor, 1.0)

@@ -1,0 +1,85 @@
+"""Multi-head latent attention (arXiv:2405.04434, section 2.1; arXiv:2412.19437, eqs. 1-11)."""
+
+import flax.linen as nn
+import jax.numpy as jnp
+
+from deepseek_jax.models.config import ModelConfig
+from deepseek_jax.models.layers import RMSNorm, weight
+from deepseek_jax.ops.attention import attend, attend_branches, attend_latent
+from deepseek_jax.ops.dot import dot
+from deepseek_jax.ops.rope import apply_rope, yarn_mscale
+
+LATENT_NORM_EPS = 1e-6  # the released code's, whatever rms_norm_eps says
+
+
+class MultiHeadLatentAttention(nn.Module):
+    """Keys and values from one low-rank latent a token; expanded for training and prefill, absorbed to decode."""
+
+    config: ModelConfig
+
+    def setup(self):
+        cfg = self.config
+        d, h, c, r = cfg.hidden_size, cfg.num_attention_heads, cfg.kv_lora_rank, cfg.qk_rope_head_dim
+        n, u, q_rank = cfg.qk_nope_head_dim, cfg.v_head_dim, cfg.q_lora_rank
+        if q_rank:
+            self.w_q_down = weight(self, "q_down", embed=d, q_lora=q_rank)
+            self.q_norm = RMSNorm(cfg, q_rank, "q_lora", LATENT_NORM_EPS)
+            self.w_q_up = weight(self, "q_up", q_lora=q_rank, heads=h, head_dim=n + r)
+        else:
+            self.w_q = weight(self, "q", embed=d, heads=h, head_dim=n + r)
+        self.w_kv_down = weight(self, "kv_down", embed=d, kv_lora=c + r)  # the latent, then the shared key
+        self.kv_norm = RMSNorm(cfg, c, "kv_lora", LATENT_NORM_EPS)
+        self.w_k_up = weight(self, "k_up", kv_lora=c, heads=h, head_dim=n)
+        self.w_v_up = weight(self, "v_up", kv_lora=c, heads=h, head_dim=u)
+        self.w_out = weight(self, "out", heads=h, head_dim=u, embed=d)
+
+    @property
+    def scale(self):
+        cfg, scaling = self.config, self.config.rope_scaling
+        scale = (cfg.qk_nope_head_dim + cfg.qk_rope_head_dim) ** -0.5
+        if scaling is not None and scaling.mscale_all_dim:  # in the released code alone, not in eq. 10
+            scale *= yarn_mscale(scaling.factor, scaling.mscale_all_dim) ** 2
+        return scale
+
+    def _queries(self, x_btd, rope):
+        """Eqs. 6-9: the part without and the part with position, [b t h n] and [b t h r]."""
+        if self.config.q_lora_rank:
+            q_bthx = dot("btq,qhx->bthx", self.q_norm(dot("btd,dq->btq", x_btd, self.w_q_down)), self.w_q_up)
+        else:
+            q_bthx = dot("btd,dhx->bthx", x_btd, self.w_q)
+        q_nope, q_rope = jnp.split(q_bthx, [self.config.qk_nope_head_dim], axis=-1)
+        return q_nope, apply_rope(q_rope, *rope)
+
+    def _latent(self, x_btd, rope):
+        """Eqs. 1 and 3: all that the cache keeps, c_kv [b t c] and k_rope [b t r]."""
+        down = dot("btd,dc->btc", x_btd, self.w_kv_down)
+        c_kv, k_rope = jnp.split(down, [self.config.kv_lora_rank], axis=-1)
+        return self.kv_norm(c_kv), apply_rope(k_rope[:, :, None], *rope)[:, :, 0]
+
+    def __call__(self, x_btd, rope, segment_ids, branches=None):
+        """Expanded form: x [b t d] -> ([b t d], what decoding remembers: c_kv [b t c], k_rope [b t r])."""
+        q_nope, q_rope = self._queries(x_btd, rope)
+        c_kv, k_rope = self._latent(x_btd, rope)
+        k_nope = dot("btc,chn->bthn", c_kv, self.w_k_up)
+        v = dot("btc,chu->bthu", c_kv, self.w_v_up)
+        k_rope_bthr = jnp.broadcast_to(k_rope[:, :, None], q_rope.shape)
+        q = jnp.concatenate([q_nope, q_rope], axis=-1)
+        k = jnp.concatenate([k_nope, k_rope_bthr], axis=-1)
+        if branches is None:
+            out_bthu = attend(q, k, v, scale=self.scale, segment_ids=segment_ids)
+        else:
+            out_bthu = attend_branches(
+                q, k, v, scale=self.scale, segment_ids=segment_ids, **branches._asdict()
+            )
+        return dot("bthu,hud->btd", out_bthu, self.w_out), {"c_kv": c_kv, "k_rope": k_rope}
+
+    def decode(self, x_bd, rope, cache, write):
+        """Absorbed form, from one new token: x [b d] -> ([b d], cache with the token's latent in it)."""
+        q_nope, q_rope = (a[:, 0] for a in self._queries(x_bd[:, None], rope))
+        c_kv, k_rope = self._latent(x_bd[:, None], rope)
+        cache = {"c_kv": write(cache["c_kv"], c_kv, axis=1), "k_rope": write(cache["k_rope"], k_rope, axis=1)}
+        q_latent = dot("bhn,chn->bhc", q_nope, self.w_k_up)
+        z_bhc = attend_latent(
+            q_latent, q_rope, cache["c_kv"], cache["k_rope"], scale=self.scale, mask=write.mask
+        )
+        return dot("bhu,hud->bd", dot("bhc,chu->bhu", z_bhc, self.w_v_up), self.w_out), cache

@@ -1,0 +1,54 @@
+"""DeepSeekMoE: shared experts for every token, routed ones for those that choose them (arXiv:2401.06066)."""
+
+import flax.linen as nn
+import jax.numpy as jnp
+
+from deepseek_jax.models.config import ModelConfig
+from deepseek_jax.models.layers import GatedMLP, weight
+from deepseek_jax.ops import grouped_matmul as grouped
+from deepseek_jax.ops.dot import dot
+from deepseek_jax.ops.routing import expert_load, route
+
+
+class MoE(nn.Module):
+    """Dropless mixture of gated MLPs (arXiv:2412.19437, eqs. 12-16). Every token reaches all its experts."""
+
+    config: ModelConfig
+
+    @nn.compact
+    def __call__(self, x, counted=None):
+        """x [... d] -> ([... d], expert_load float32[e]: tokens per expert, those in counted bool[...] alone)."""
+        cfg = self.config
+        e, d, f = cfg.n_routed_experts, cfg.hidden_size, cfg.moe_intermediate_size
+        w_router = weight(self, "router", embed=d, experts=e)
+        bias_e = None
+        if cfg.has_router_bias:
+            bias_e = weight(self, "router_bias", init=nn.initializers.zeros, experts=e)
+        w_gate_up = weight(self, "gate_up", experts=e, embed=d, gate_up=2, mlp=f)
+        w_down = weight(self, "down", experts=e, mlp=f, embed=d)
+
+        x_md = x.reshape(-1, d)
+        logits_me = dot("md,de->me", x_md.astype(jnp.float32), w_router)  # routing is float32 in every dtype
+        experts_ma, weights_ma = route(
+            logits_me,
+            bias_e,
+            num_experts_per_tok=cfg.num_experts_per_tok,
+            n_group=cfg.n_group,
+            topk_group=cfg.topk_group,
+            scoring_func=cfg.scoring_func,
+            norm_topk_prob=cfg.norm_topk_prob,
+            routed_scaling_factor=cfg.routed_scaling_factor,
+        )
+        block = grouped.block_size(experts_ma.size, e)
+        layout = grouped.expert_layout(experts_ma, e, block)
+        rows_rd = grouped.rows_by_expert(x_md, layout)
+        hidden_rzf = grouped.grouped_matmul(
+            rows_rd, w_gate_up.reshape(e, d, 2 * f), layout.rows_per_expert, block=block
+        )
+        gate_rf, up_rf = jnp.split(hidden_rzf, 2, axis=-1)
+        out_rd = grouped.grouped_matmul(nn.silu(gate_rf) * up_rf, w_down, layout.rows_per_expert, block=block)
+        y_md = grouped.combine(out_rd, weights_ma, layout)
+        if cfg.n_shared_experts:
+            y_md += GatedMLP(cfg, cfg.n_shared_experts * f, name="shared")(x_md)
+        counted = None if counted is None else counted.reshape(-1)
+        return y_md.reshape(x.shape), expert_load(experts_ma, e, counted)

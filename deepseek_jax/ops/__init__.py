@@ -1,0 +1,1 @@
+"""Arrays in, arrays out: the equations of the papers as pure functions."""

@@ -1,0 +1,102 @@
+"""One matrix product per expert over rows laid out by expert, dropless, at the cost of the active experts."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from deepseek_jax.ops.dot import dot
+
+MAX_BLOCK = 64  # rows of one expert multiplied at once where the matrix unit is a CPU's
+
+
+class ExpertLayout(NamedTuple):
+    """Where each (token, choice) sits among rows sorted by expert, each expert's rows padded to whole blocks.
+
+    token_of_row: int32[rows], m on padding. row_of_choice: int32[m a]. rows_per_expert: int32[e], padded.
+    """
+
+    token_of_row: jax.Array
+    row_of_choice: jax.Array
+    rows_per_expert: jax.Array
+
+
+def block_size(choices, n_routed_experts):
+    """Rows per block: about an expert's share, a power of two, so that padding at most doubles the rows."""
+    share = max(choices // n_routed_experts, 1)
+    return min(1 << (share.bit_length() - 1), MAX_BLOCK)
+
+
+def expert_layout(experts, n_routed_experts, block):
+    """Lay out experts int32[m a] as ExpertLayout. The row count depends on shapes alone, never on the choices."""
+    m, a = experts.shape
+    blocks = (m * a + min(n_routed_experts, m * a) * (block - 1)) // block  # the worst split over experts
+    flat = experts.reshape(-1)
+    order = jnp.argsort(flat, stable=True)
+    count_e = jnp.zeros(n_routed_experts, jnp.int32).at[flat].add(1)
+    rows_e = -(-count_e // block) * block
+    shift_e = (jnp.cumsum(rows_e) - rows_e) - (jnp.cumsum(count_e) - count_e)
+    row_of_sorted = jnp.arange(m * a, dtype=jnp.int32) + shift_e[flat[order]].astype(jnp.int32)
+    token_of_row = jnp.full(blocks * block, m, jnp.int32).at[row_of_sorted].set(order // a)
+    row_of_choice = jnp.zeros(m * a, jnp.int32).at[order].set(row_of_sorted).reshape(m, a)
+    return ExpertLayout(token_of_row, row_of_choice, rows_e)
+
+
+@jax.custom_vjp
+def rows_by_expert(x, layout):
+    """Copy each token's vector to its experts' rows: x [m d] -> [rows d], zeros on padding rows.
+
+    Its gradient gathers too (a token sums its choices' rows), where autodiff would scatter.
+    """
+    return jnp.take(x, layout.token_of_row, axis=0, mode="fill", fill_value=0)
+
+
+def _rows_backward(layout, cotangent):
+    return jnp.take(cotangent, layout.row_of_choice, axis=0).sum(1), None
+
+
+rows_by_expert.defvjp(lambda x, layout: (rows_by_expert(x, layout), layout), _rows_backward)
+
+
+@jax.custom_vjp
+def combine(rows, weights, layout):
+    """Sum each token's expert outputs: rows [r d], weights float32[m a] -> [m d], weighted in float32."""
+    chosen_mad = jnp.take(rows, layout.row_of_choice, axis=0)
+    return jnp.einsum("mad,ma->md", chosen_mad, weights, preferred_element_type=jnp.float32).astype(rows.dtype)
+
+
+def _combine_forward(rows, weights, layout):
+    return combine(rows, weights, layout), (rows, weights, layout)
+
+
+def _combine_backward(saved, cotangent):
+    rows, weights, layout = saved
+    weight_r = jnp.zeros(len(rows), weights.dtype).at[layout.row_of_choice].set(weights)
+    spread = jnp.take(cotangent, layout.token_of_row, axis=0, mode="fill", fill_value=0)
+    chosen_mad = jnp.take(rows, layout.row_of_choice, axis=0)
+    d_weights = jnp.einsum("mad,md->ma", chosen_mad, cotangent, preferred_element_type=jnp.float32)
+    return (spread * weight_r[:, None]).astype(rows.dtype), d_weights.astype(weights.dtype), None
+
+
+combine.defvjp(_combine_forward, _combine_backward)
+
+
+def grouped_matmul(rows, kernel, rows_per_expert, *, block, implementation=None):
+    """Multiply each row by its expert's matrix: rows [r d], kernel [e d f], sorted by expert -> [r f].
+
+    rows_per_expert: int32[e], multiples of block; rows past their sum come out as some finite value.
+    implementation: "blocks" gathers one matrix per block of rows, and costs what the active rows cost;
+    "ragged" is jax.lax.ragged_dot, a grouped kernel on TPU but dense over the experts on a CPU.
+    None takes "ragged" where the default backend is a TPU and "blocks" elsewhere.
+    """
+    if implementation is None:
+        implementation = "ragged" if jax.default_backend() == "tpu" else "blocks"
+    if implementation == "ragged":
+        kernel = kernel.astype(rows.dtype)
+        out = jax.lax.ragged_dot(rows, kernel, rows_per_expert, preferred_element_type=jnp.float32)
+        return out.astype(rows.dtype)
+    ends = jnp.cumsum(rows_per_expert)
+    starts_n = jnp.arange(len(rows) // block) * block
+    expert_n = jnp.minimum(jnp.searchsorted(ends, starts_n, side="right"), len(kernel) - 1)
+    blocks_nbd = rows.reshape(-1, block, rows.shape[-1])
+    return dot("nbd,ndf->nbf", blocks_nbd, jnp.take(kernel, expert_n, axis=0)).reshape(len(rows), -1)

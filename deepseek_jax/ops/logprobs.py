@@ -1,0 +1,34 @@
+"""Log-probabilities of given tokens without ever holding the [tokens, vocabulary] array."""
+
+import jax
+import jax.numpy as jnp
+
+from deepseek_jax.ops.dot import dot
+
+
+def token_logprobs(hidden, head, targets, *, temperature=1.0, chunk_size=512):
+    """Log-probability of each target token, and the entropy of the distribution it was drawn from.
+
+    hidden: [m d], after the final norm. head: [v d]. targets: int32[m]. temperature divides the logits, as
+    it does when sampling. Returns logprobs, float32[m] in nats, and entropy, float32[m] in nats, which
+    carries no gradient. Works through chunk_size tokens at a time and recomputes their logits for the
+    gradient, so that at most chunk_size * v of them are alive; equal to a full log-softmax.
+    """
+    m = len(targets)
+    chunk = min(chunk_size, m)
+    padding = -m % chunk
+    hidden = jnp.pad(hidden, ((0, padding), (0, 0))).reshape(-1, chunk, hidden.shape[-1])
+    targets = jnp.pad(targets, (0, padding)).reshape(-1, chunk)
+
+    @jax.checkpoint
+    def of_chunk(inputs):
+        hidden_md, target_m = inputs
+        logits_mv = dot("md,vd->mv", hidden_md, head, jnp.float32) / temperature
+        normalizer_m = jax.nn.logsumexp(logits_mv, axis=-1)
+        chosen_m = jnp.take_along_axis(logits_mv, target_m[:, None], axis=-1)[:, 0]
+        fixed_mv, fixed_m = jax.lax.stop_gradient((logits_mv, normalizer_m))
+        mean_logit_m = (jnp.exp(fixed_mv - fixed_m[:, None]) * fixed_mv).sum(-1)
+        return chosen_m - normalizer_m, fixed_m - mean_logit_m
+
+    logprobs, entropy = jax.lax.map(of_chunk, (hidden, targets))
+    return logprobs.reshape(-1)[:m], entropy.reshape(-1)[:m]

@@ -1,0 +1,54 @@
+"""Which experts a token goes to, and the bias that balances them without an auxiliary loss."""
+
+import jax
+import jax.numpy as jnp
+
+
+def route(
+    logits,
+    bias,
+    *,
+    num_experts_per_tok,
+    n_group=1,
+    topk_group=1,
+    scoring_func="sigmoid",
+    norm_topk_prob=True,
+    routed_scaling_factor=1.0,
+):
+    """Choose each token's experts, group-limited (arXiv:2412.19437, eqs. 13-16; arXiv:2405.04434, section 2.2).
+
+    logits: float32[m e]. bias: float32[e] moves the choice and never the weight, so it gets no gradient;
+    None where the router has none (DeepSeek-V2). A group scores by its best two experts under "sigmoid"
+    (V3), by its best one under "softmax" (V2). norm_topk_prob makes a token's weights sum to one before
+    routed_scaling_factor, a factor of the released code that is not in these equations.
+    Returns experts: int32[m a], best first, and weights: float32[m a].
+    """
+    affinity_me = (jax.nn.sigmoid if scoring_func == "sigmoid" else jax.nn.softmax)(logits)
+    choice_me = affinity_me if bias is None else affinity_me + jax.lax.stop_gradient(bias)
+    if n_group > 1:
+        choice_mgx = choice_me.reshape(len(logits), n_group, -1)  # x: the experts of one group
+        best = 2 if scoring_func == "sigmoid" else 1
+        group_mg = jax.lax.top_k(choice_mgx, best)[0].sum(-1)
+        kept_mg = jax.nn.one_hot(jax.lax.top_k(group_mg, topk_group)[1], n_group, dtype=bool).any(-2)
+        choice_me = jnp.where(kept_mg[..., None], choice_mgx, -jnp.inf).reshape(logits.shape)
+    experts_ma = jax.lax.top_k(jax.lax.stop_gradient(choice_me), num_experts_per_tok)[1]
+    weights_ma = jnp.take_along_axis(affinity_me, experts_ma, axis=-1)
+    if norm_topk_prob:
+        weights_ma /= weights_ma.sum(-1, keepdims=True) + 1e-20
+    return experts_ma, weights_ma * routed_scaling_factor
+
+
+def expert_load(experts, n_routed_experts, counted=None):
+    """How many tokens each expert gets: experts int32[m a] -> float32[e]. counted: bool[m], default all."""
+    chosen_mae = jax.nn.one_hot(experts, n_routed_experts)
+    if counted is not None:
+        chosen_mae = chosen_mae * counted[:, None, None]
+    return chosen_mae.sum((0, 1))
+
+
+def updated_bias(bias, load, *, speed):
+    """Push an overloaded expert's bias down by speed and an underloaded one's up (arXiv:2412.19437, section 2.1.2).
+
+    bias: float32[... e]; load: float32[... e], tokens per expert over the whole global batch.
+    """
+    return bias + speed * jnp.sign(load.mean(-1, keepdims=True) - load)

@@ -1,0 +1,5 @@
+"""Prompts in, completions and the log-probabilities they were sampled with out."""
+
+from deepseek_jax.rollout.engine import Rollout, generate
+
+__all__ = ["Rollout", "generate"]

@@ -1,0 +1,80 @@
+"""From logits to the next token, one random stream a request."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+LANES = 128  # how many probabilities are summed before the first cumulative sum
+
+
+class Sampling(NamedTuple):
+    """How tokens are drawn; hashable, so that one compilation serves one way of drawing.
+
+    temperature 0 is greedy. top_k 0 keeps every token, and so does top_p 1.
+    """
+
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+
+    def check(self, vocab_size):
+        """Raise ValueError for a setting that no distribution has."""
+        if not self.temperature >= 0:
+            raise ValueError(f"temperature={self.temperature} must be 0 (greedy) or above")
+        if not 0 < self.top_p <= 1:
+            raise ValueError(f"top_p={self.top_p} must be above 0 and at most 1 (keep every token)")
+        if not 0 <= self.top_k <= vocab_size:
+            raise ValueError(f"top_k={self.top_k} must be 0 (keep every token) to vocab_size={vocab_size}")
+
+
+def sampled_logits(logits, sampling):
+    """Logits of the distribution that is sampled: over temperature, then top-k, then top-p (arXiv:1904.09751).
+
+    logits: float32[b v]. A token stays in the nucleus if those likelier than it hold less than top_p.
+    Greedy decoding leaves them as they are.
+    """
+    if sampling.temperature > 0:
+        logits = logits / sampling.temperature
+    if sampling.top_k:
+        smallest_b1 = jax.lax.top_k(logits, sampling.top_k)[0][:, -1:]
+        logits = jnp.where(logits >= smallest_b1, logits, -jnp.inf)
+    if sampling.top_p < 1:
+        sorted_bv = jnp.sort(logits, axis=-1, descending=True)
+        probs_bv = jax.nn.softmax(sorted_bv, axis=-1)
+        kept_bv = jnp.cumsum(probs_bv, axis=-1) - probs_bv < sampling.top_p
+        smallest_b1 = jnp.min(jnp.where(kept_bv, sorted_bv, jnp.inf), axis=-1, keepdims=True)
+        logits = jnp.where(logits >= smallest_b1, logits, -jnp.inf)
+    return logits
+
+
+def draw(uniform, probs):
+    """Invert the cumulative distribution: uniform float32[b] in [0, 1), probs float32[b v] -> int32[b].
+
+    Sums lanes first, so that neither cumulative sum runs over the vocabulary. Never draws a zero.
+    """
+    b, v = probs.shape
+    probs_bxy = jnp.pad(probs, ((0, 0), (0, -v % LANES))).reshape(b, -1, LANES)
+    upto_bx = jnp.cumsum(probs_bxy.sum(-1), axis=-1)
+    target_b = jnp.minimum(uniform * upto_bx[:, -1], jnp.nextafter(upto_bx[:, -1], 0.0))
+    lane_b = (upto_bx <= target_b[:, None]).sum(-1)
+    chosen_by = jnp.take_along_axis(probs_bxy, lane_b[:, None, None], axis=1)[:, 0]
+    upto_by = jnp.cumsum(chosen_by, axis=-1)
+    before_b = jnp.take_along_axis(jnp.pad(upto_bx, ((0, 0), (1, 0))), lane_b[:, None], axis=1)[:, 0]
+    target_b = jnp.minimum(target_b - before_b, jnp.nextafter(upto_by[:, -1], 0.0))
+    return (lane_b * LANES + (upto_by <= target_b[:, None]).sum(-1)).astype(jnp.int32)
+
+
+def sample(keys, logits, sampling):
+    """Draw one token a row: keys typed[b], logits float32[b v] -> (tokens int32[b], logprobs float32[b]).
+
+    logprobs are under the distribution that was sampled; under temperature 1 where decoding is greedy.
+    """
+    logits_bv = sampled_logits(logits, sampling)
+    logprobs_bv = jax.nn.log_softmax(logits_bv, axis=-1)
+    if sampling.temperature == 0:
+        tokens_b = jnp.argmax(logits_bv, axis=-1).astype(jnp.int32)
+    else:
+        uniform_b = jax.vmap(jax.random.uniform)(keys)
+        tokens_b = draw(uniform_b, jnp.exp(logprobs_bv))
+    return tokens_b, jnp.take_along_axis(logprobs_bv, tokens_b[:, None], axis=-1)[:, 0]

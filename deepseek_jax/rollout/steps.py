@@ -1,0 +1,178 @@
+"""The three compiled parts of a rollout: prefill prompts, seat requests in slots, decode until one ends.
+
+Every slot writes the same cache index in a step, prompt room + (step mod completion room): a slot's tokens
+stand in a ring, and the mask, not the order, says which are its own. So a slot can be reseated at any step.
+"""
+
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from deepseek_jax.models.cache import CacheWrite, empty_cache, token_axis
+from deepseek_jax.models.decoder import DecoderLayer
+from deepseek_jax.models.heads import head_weight
+from deepseek_jax.models.layers import position_tables, rms_norm
+from deepseek_jax.ops.dot import dot
+from deepseek_jax.rollout.sampling import sample
+
+
+class Slots(NamedTuple):
+    """The state of decoding, b slots wide. A slot that has ended, or never began, has ended=True."""
+
+    caches: list  # one a layer, as models.cache.empty_cache
+    step: jax.Array  # int32[]
+    keys: jax.Array  # typed[b], one stream a request
+    prompt_length: jax.Array  # int32[b]
+    length: jax.Array  # int32[b], tokens sampled so far
+    last_token: jax.Array  # int32[b]
+    ended: jax.Array  # bool[b]
+    stopped: jax.Array  # bool[b], by an end token and not for want of room
+    tokens: jax.Array  # int32[b t]
+    logprobs: jax.Array  # float32[b t]
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def decoding_weights(config, params):
+    """Unstack the layers and cast to the compute dtype, once a rollout: decoding runs fastest unrolled.
+
+    Router weights and their bias stay float32, as routing does.
+    """
+
+    def cast(path, leaf):
+        keep = any("router" in str(part) for part in path)
+        return leaf if keep else leaf.astype(config.dtype)
+
+    params = jax.tree_util.tree_map_with_path(cast, params)
+    layers = []
+    for name, count in (("dense_layers", config.num_dense_layers), ("moe_layers", config.num_moe_layers)):
+        layers += [jax.tree.map(lambda leaf, i=i: leaf[i], params[name]) for i in range(count)]
+    return {
+        "embedding": params["embedding"],
+        "layers": layers,
+        "final_norm": params["final_norm"]["scale"],
+        "head": head_weight(config, params),
+    }
+
+
+def _layer(config, index):
+    return DecoderLayer(config, is_moe=index >= config.num_dense_layers)
+
+
+def _logits(config, weights, x_bd):
+    normed = rms_norm(x_bd, weights["final_norm"], config.rms_norm_eps)
+    return dot("bd,vd->bv", normed, weights["head"], jnp.float32)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def prefill(config, weights, tokens, lengths):
+    """Run prompts: tokens int32[p t], right-padded, lengths int32[p] -> (caches a layer, logits float32[p v])."""
+    t = tokens.shape[1]
+    segment_ids = (jnp.arange(t) < lengths[:, None]).astype(jnp.int32)
+    rope = position_tables(config, jnp.broadcast_to(jnp.arange(t), tokens.shape))
+    x_ptd = jnp.take(weights["embedding"], tokens, axis=0)
+    caches = []
+    for index, layer in enumerate(weights["layers"]):
+        x_ptd, _, remembered = _layer(config, index).apply({"params": layer}, x_ptd, rope, segment_ids)
+        caches.append(remembered)
+    last_pd = jnp.take_along_axis(x_ptd, (lengths - 1)[:, None, None], axis=1)[:, 0]
+    return caches, _logits(config, weights, last_pd)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
+def empty_slots(config, count, prompt_room, completion_room):
+    """Slots of which all have ended, with room for prompts and completions of these lengths."""
+    zeros = jnp.zeros(count, jnp.int32)
+    return Slots(
+        caches=[
+            empty_cache(config, count, prompt_room + completion_room, config.dtype)
+            for _ in range(config.num_hidden_layers)
+        ],
+        step=jnp.int32(0),
+        keys=jax.random.split(jax.random.key(0), count),
+        prompt_length=zeros,
+        length=zeros,
+        last_token=zeros,
+        ended=jnp.ones(count, bool),
+        stopped=jnp.zeros(count, bool),
+        tokens=jnp.zeros((count, completion_room), jnp.int32),
+        logprobs=jnp.zeros((count, completion_room), jnp.float32),
+    )
+
+
+def _accept(slots, tokens, logprobs, seats, eos_ids):
+    """Append a sampled token to each slot of seats: bool[b]."""
+    at = jnp.arange(len(tokens)), slots.length
+    length = slots.length + seats
+    stops = jnp.isin(tokens, jnp.array(eos_ids or (-1,)))
+    is_full = length == slots.tokens.shape[1]
+    return slots._replace(
+        length=length,
+        last_token=jnp.where(seats, tokens, slots.last_token),
+        ended=jnp.where(seats, stops | is_full, slots.ended),
+        stopped=jnp.where(seats, stops, slots.stopped),
+        tokens=slots.tokens.at[at].set(jnp.where(seats, tokens, slots.tokens[at]), mode="drop"),
+        logprobs=slots.logprobs.at[at].set(jnp.where(seats, logprobs, slots.logprobs[at]), mode="drop"),
+    )
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2), donate_argnums=3)
+def seat(config, sampling, eos_ids, slots, seats, prompts, prompt_caches, prompt_logits, lengths, keys):
+    """Give the slots in seats: bool[b] a new request, and sample its first token from the prompt's logits.
+
+    prompts: int32[b], which of the prefilled prompts; lengths: int32[b] of those; keys: typed[b].
+    """
+    axis = token_axis(config)
+
+    def copy_prompt(cache, prompt_cache):
+        room = prompt_cache.shape[axis]
+        old = jax.lax.slice_in_dim(cache, 0, room, axis=axis)
+        chosen = seats.reshape(-1, *[1] * (cache.ndim - 1))
+        new = jnp.where(chosen, jnp.take(prompt_cache, prompts, axis=0), old)
+        return jax.lax.dynamic_update_slice_in_dim(cache, new, 0, axis)
+
+    slots = slots._replace(
+        caches=jax.tree.map(copy_prompt, slots.caches, prompt_caches),
+        keys=jnp.where(seats, keys, slots.keys),
+        prompt_length=jnp.where(seats, lengths, slots.prompt_length),
+        length=jnp.where(seats, 0, slots.length),
+    )
+    step_keys = jax.vmap(jax.random.fold_in)(slots.keys, slots.length)
+    tokens, logprobs = sample(step_keys, prompt_logits[prompts], sampling)
+    return _accept(slots, tokens, logprobs, seats, eos_ids)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2), donate_argnums=4)
+def decode(config, sampling, eos_ids, weights, slots, stop_when_one_ends):
+    """Sample token after token until every slot has ended, or one has if stop_when_one_ends: bool[]."""
+    completion_room = slots.tokens.shape[1]
+    room = slots.caches[0]["c_kv" if config.is_mla else "k"].shape[token_axis(config)]
+    prompt_room = room - completion_room
+    ended_before = slots.ended
+
+    def keep_on(slots):
+        one_ended = jnp.any(slots.ended & ~ended_before)
+        return jnp.any(~slots.ended) & ~(stop_when_one_ends & one_ended)
+
+    def body(slots):
+        active = ~slots.ended
+        age_t = (slots.step - jnp.arange(completion_room)) % completion_room
+        seen_prompt = jnp.arange(prompt_room) < slots.prompt_length[:, None]
+        seen = jnp.concatenate([seen_prompt, age_t < slots.length[:, None]], axis=1)
+        write = CacheWrite(prompt_room + slots.step % completion_room, seen)
+        positions = slots.prompt_length + slots.length - 1
+        rope = position_tables(config, positions[:, None])
+        x_bd = jnp.take(weights["embedding"], slots.last_token, axis=0)
+        caches = []
+        for index, layer in enumerate(weights["layers"]):
+            x_bd, cache = _layer(config, index).apply(
+                {"params": layer}, x_bd, rope, slots.caches[index], write, method="decode"
+            )
+            caches.append(cache)
+        step_keys = jax.vmap(jax.random.fold_in)(slots.keys, slots.length)
+        tokens, logprobs = sample(step_keys, _logits(config, weights, x_bd), sampling)
+        slots = slots._replace(caches=caches, step=slots.step + 1)
+        return _accept(slots, tokens, logprobs, active, eos_ids)
+
+    return jax.lax.while_loop(keep_on, body, slots)
