@@ -5,17 +5,21 @@ import jax.numpy as jnp
 
 from deepseek_jax.ops.dot import dot
 
+LOGITS_ALIVE = 2**24  # how many logits a chunk may have by default: 64 MiB of float32
 
-def token_logprobs(hidden, head, targets, *, temperature=1.0, chunk_size=512):
+
+def token_logprobs(hidden, head, targets, *, temperature=1.0, chunk_size=None):
     """Log-probability of each target token, and the entropy of the distribution it was drawn from.
 
     hidden: [m d], after the final norm. head: [v d]. targets: int32[m]. temperature divides the logits, as
     it does when sampling. Returns logprobs, float32[m] in nats, and entropy, float32[m] in nats, which
-    carries no gradient. Works through chunk_size tokens at a time and recomputes their logits for the
-    gradient, so that at most chunk_size * v of them are alive; equal to a full log-softmax.
+    carries no gradient. Works through chunk_size tokens at a time (default: what keeps LOGITS_ALIVE) and
+    recomputes their logits for the gradient, so that at most chunk_size * v of them are alive; equal
+    to a full log-softmax.
     """
     m = len(targets)
-    chunk = min(chunk_size, m)
+    chunk = min(chunk_size or max(LOGITS_ALIVE // len(head), 1), m)
+    chunk = -(-m // -(-m // chunk))  # even chunks: as few, with the least padding
     padding = -m % chunk
     hidden = jnp.pad(hidden, ((0, padding), (0, 0))).reshape(-1, chunk, hidden.shape[-1])
     targets = jnp.pad(targets, (0, padding)).reshape(-1, chunk)

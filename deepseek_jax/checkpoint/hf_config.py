@@ -1,0 +1,168 @@
+"""config.json into ModelConfig and back, in the spellings of transformers 4 and 5."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+from deepseek_jax.models import ModelConfig, RopeScaling
+
+ARCHITECTURES = {
+    "deepseek_v3": "DeepseekV3ForCausalLM",
+    "deepseek_v2": "DeepseekV2ForCausalLM",
+    "qwen2": "Qwen2ForCausalLM",
+    "qwen3": "Qwen3ForCausalLM",
+    "llama": "LlamaForCausalLM",
+}
+# What the decoder does, and so what config.json must say where it speaks of it at all.
+FIXED = {
+    "hidden_act": "silu",
+    "attention_bias": False,
+    "mlp_bias": False,
+    "use_sliding_window": False,
+    "moe_layer_freq": 1,
+    "rope_interleave": True,
+    "partial_rotary_factor": 1.0,
+}
+ROUTERS = {"deepseek_v3": ("sigmoid", ("noaux_tc",)), "deepseek_v2": ("softmax", ("greedy", "group_limited_greedy"))}
+ALIASES = {"num_mtp_layers": "num_nextn_predict_layers"}  # ours: the released files' name
+FP8_QUANTIZATION = {
+    "quant_method": "fp8",
+    "fmt": "e4m3",
+    "activation_scheme": "dynamic",
+    "weight_block_size": [128, 128],
+}
+RUN_FIELDS = {"dtype", "scan_layers", "remat"}
+FIELDS = [f.name for f in dataclasses.fields(ModelConfig) if f.name not in RUN_FIELDS]
+MOE_FIELDS = FIELDS[FIELDS.index("n_routed_experts") : FIELDS.index("rope_theta")]
+ROPE_FIELDS = [f.name for f in dataclasses.fields(RopeScaling)]
+
+
+def read_config(folder):
+    """The ModelConfig of folder/config.json. Raises ValueError where parse_config does, or if there is none."""
+    path = Path(folder) / "config.json"
+    if not path.is_file():
+        raise ValueError(f"{path} does not exist; give a Hugging Face folder: config.json and safetensors")
+    return parse_config(json.loads(path.read_text()))
+
+
+def parse_config(raw):
+    """config.json, as a dict -> ModelConfig. Raises ValueError, with the field, for what we do not model."""
+    family = raw.get("model_type")
+    if family not in ARCHITECTURES:
+        raise ValueError(f"config.json: model_type={family!r} is not one of {sorted(ARCHITECTURES)}")
+    raw = {ALIASES.get(key, key): value for key, value in raw.items()}
+    _check_fixed(raw)
+    fields = {name: raw[name] for name in FIELDS if raw.get(name) is not None}
+    missing = [f.name for f in dataclasses.fields(ModelConfig) if f.default is dataclasses.MISSING and f.name not in fields]
+    if missing:
+        raise ValueError(f"config.json of a {family} model lacks {', '.join(missing)}")
+    if family in ROUTERS:
+        fields |= _router(raw)
+        if fields.pop("num_key_value_heads", raw["num_attention_heads"]) != raw["num_attention_heads"]:
+            raise ValueError("config.json: num_key_value_heads must equal num_attention_heads in latent attention")
+        fields.pop("head_dim", None)
+    if isinstance(raw.get("eos_token_id"), list):
+        fields["eos_token_id"] = tuple(raw["eos_token_id"])
+    return ModelConfig(**fields | _rope(raw))
+
+
+def config_json(config, *, dtype, fp8=False, like=None):
+    """ModelConfig -> config.json's dict, in the spelling that transformers 4 and 5 both read.
+
+    dtype: of the parameters. fp8: whether projections are quantised. like: another config.json's dict, whose
+    fields stay as they are, in its spelling, except for those that config changes.
+    """
+    name = str(dtype)
+    written = _fields_json(config) | {"torch_dtype": name}
+    if like is None:
+        written |= {"architectures": [ARCHITECTURES[config.model_type]], "use_cache": True}
+    else:
+        written = _changed(config, written, like) | ({} if _is_fp8(like) else _dtype_json(name, like))
+    return written | ({"quantization_config": FP8_QUANTIZATION} if fp8 else {})
+
+
+def _check_fixed(raw):
+    for key, value in FIXED.items():
+        if raw.get(key) not in (value, None):
+            raise ValueError(f"config.json: {key}={raw[key]!r} is not modelled, only {value!r}")
+    kinds = set(raw.get("layer_types") or ()) - {"full_attention"}
+    if kinds:
+        raise ValueError(f"config.json: layer_types={sorted(kinds)} are not modelled, only 'full_attention'")
+    quantization = raw.get("quantization_config") or FP8_QUANTIZATION
+    for key in ("quant_method", "weight_block_size"):
+        if quantization.get(key) != FP8_QUANTIZATION[key]:
+            raise ValueError(
+                f"config.json: quantization_config.{key}={quantization.get(key)!r} is not read, "
+                f"only {FP8_QUANTIZATION[key]!r}; dequantise the checkpoint first"
+            )
+
+
+def _router(raw):
+    """DeepSeek's router fields, with the defaults that its config.json leaves out."""
+    scoring, methods = ROUTERS[raw["model_type"]]
+    method = raw.get("topk_method") or methods[0]
+    if method not in methods or raw.get("scoring_func", scoring) != scoring:
+        raise ValueError(
+            f"config.json: topk_method={method!r} with scoring_func={raw.get('scoring_func', scoring)!r} is not "
+            f"modelled for {raw['model_type']}, only {', '.join(methods)} with {scoring!r}"
+        )
+    fields = {"scoring_func": scoring, "norm_topk_prob": raw.get("norm_topk_prob", scoring == "sigmoid")}
+    return fields | ({"n_group": 1, "topk_group": 1} if method == "greedy" else {})
+
+
+def _rope(raw):
+    """rope_theta and rope_scaling from rope_parameters (transformers 5) or from fields of those names."""
+    rope = dict(raw.get("rope_parameters") or raw.get("rope_scaling") or {})
+    theta = rope.pop("rope_theta", None) or raw.get("rope_theta") or 10000.0
+    kind = rope.pop("type", None)
+    kind = rope.pop("rope_type", None) or kind or "default"
+    unknown = {k: v for k, v in rope.items() if k not in ROPE_FIELDS and (k, v) not in (("partial_rotary_factor", 1.0), ("truncate", True))}
+    if unknown:
+        raise ValueError(f"config.json: {unknown} in the RoPE parameters are not modelled, only {ROPE_FIELDS}")
+    scaling = None if kind == "default" else RopeScaling(rope_type=kind, **rope)
+    return {"rope_theta": float(theta), "rope_scaling": scaling}
+
+
+def _fields_json(config):
+    """The fields of config that matter to its family, by Hugging Face's older names."""
+    fields = {name: getattr(config, name) for name in FIELDS}
+    if not config.n_routed_experts:
+        fields = {name: value for name, value in fields.items() if name not in MOE_FIELDS}
+    fields = {name: value for name, value in fields.items() if value is not None}
+    fields |= {"hidden_act": "silu", "attention_dropout": 0.0}
+    if config.rope_scaling:
+        scaling = dataclasses.asdict(config.rope_scaling)
+        fields["rope_scaling"] = {name: value for name, value in scaling.items() if value is not None}
+    if isinstance(config.eos_token_id, tuple):
+        fields["eos_token_id"] = list(config.eos_token_id)
+    if config.model_type != "qwen2":
+        fields["attention_bias"] = False
+    if config.is_mla:
+        fields |= {"num_key_value_heads": config.num_attention_heads, "q_lora_rank": config.q_lora_rank}
+        fields |= {"moe_layer_freq": 1}
+        method = ROUTERS[config.model_type][1]
+        fields["topk_method"] = method[-1] if config.n_group > 1 else method[0]
+    return fields
+
+
+def _changed(config, written, like):
+    """like, with the fields in which config differs from it."""
+    before = parse_config(like)
+    changed = {name for name in FIELDS if getattr(before, name) != getattr(config, name)}
+    result = dict(like)
+    if changed & {"rope_theta", "rope_scaling"}:
+        for key in ("rope_parameters", "rope_theta", "rope_scaling"):
+            result.pop(key, None)
+            result |= {key: written[key]} if key in written else {}
+    names = {ours: theirs for theirs, ours in ALIASES.items() if theirs in like}
+    for name in changed - {"rope_theta", "rope_scaling"}:
+        result[names.get(name, name)] = written.get(name)
+    return result
+
+
+def _is_fp8(raw):
+    return "quantization_config" in raw
+
+
+def _dtype_json(name, like):
+    return {"dtype" if "dtype" in like else "torch_dtype": name}

@@ -1,0 +1,161 @@
+"""Parameters into a Hugging Face folder, one file at a time, whole or not at all."""
+
+import contextlib
+import functools
+import json
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import ml_dtypes
+import numpy as np
+from huggingface_hub import split_state_dict_into_shards_factory
+from safetensors.numpy import save_file
+
+from deepseek_jax.checkpoint.fp8 import BLOCK, quantize
+from deepseek_jax.checkpoint.hf_config import config_json
+from deepseek_jax.checkpoint.hf_files import SCALE, HFFiles
+from deepseek_jax.checkpoint.hf_import import decode
+from deepseek_jax.checkpoint.hf_names import copies, is_projection, tensors
+from deepseek_jax.models import init_params
+
+FP8 = np.dtype(ml_dtypes.float8_e4m3fn)
+NOT_COPIED = ("*.safetensors", "*.safetensors.index.json", "config.json", "*.bin", "*.gguf")
+
+
+def save_hf(folder, config, params, like=None, fp8=False, max_shard_size="5GB"):
+    """Write config.json, safetensors and their index, as transformers reads them.
+
+    params: the tree of models.init_params, unboxed, in any float dtypes; each tensor keeps its own. like:
+    the Hugging Face folder that params came from. Then each tensor gets the dtype it has there, those that
+    are unchanged get their very bytes (FP8 scales included), config.json keeps the fields that we do not
+    model, and the other files (tokenizer, generation_config.json) are copied. fp8 quantises what DeepSeek-V3
+    does: the projections. max_shard_size: of a file, an int of bytes or a str such as "5GB".
+    Raises ValueError before it writes anything: for a folder that has something in it, for params that are
+    not config's, for a `like` of other shapes. What fails later leaves nothing behind.
+    """
+    folder = Path(folder)
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ValueError(f"{folder} is not empty; give a new folder, nothing is overwritten")
+    export = _Export(config, params, HFFiles(like) if like else None, fp8)
+    like_json = json.loads((Path(like) / "config.json").read_text()) if like else None
+    text = config_json(config, dtype=export.dtype, fp8=fp8, like=like_json)
+    plan = split_state_dict_into_shards_factory(
+        export.plan,
+        get_storage_size=lambda leaf: leaf.size * leaf.dtype.itemsize,
+        filename_pattern="model{suffix}.safetensors",
+        max_shard_size=max_shard_size,
+    )
+    with _whole_folder(folder) as partial:
+        if like:
+            shutil.copytree(like, partial, dirs_exist_ok=True, ignore=shutil.ignore_patterns(*NOT_COPIED))
+        (partial / "config.json").write_text(json.dumps(text, indent=2) + "\n")
+        for file, names in plan.filename_to_tensors.items():
+            save_file({name: export(name) for name in names}, partial / file, metadata={"format": "pt"})
+        if plan.is_sharded:
+            index = {"metadata": plan.metadata, "weight_map": plan.tensor_to_filename}
+            (partial / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n")
+
+
+def hf_tensors(config, params):
+    """The parameters (or their gradients) as Hugging Face's tensors: yields (name, numpy array)."""
+    flat = _flatten(config, params)
+    for name, places in tensors(config).items():
+        yield name, _gather(flat, places)
+
+
+class _Export:
+    """The tensors to be written: `plan`, their shapes and dtypes by name, and on call, each one's array."""
+
+    def __init__(self, config, params, like, fp8):
+        self._flat, self._like, self._fp8 = _flatten(config, params), like, fp8
+        self.dtype = self._flat["embedding"].dtype
+        self._places, self._originals = tensors(config), copies(config)
+        self.plan = {}
+        for name, places in self._places.items():
+            self._plan(name, places)
+        for name, original in self._originals.items():
+            if not config.tie_word_embeddings or name != "lm_head.weight" or (like and name in like):
+                self.plan[name] = self.plan[original]
+        self._encode = functools.lru_cache(maxsize=1)(self._encode)  # a scale follows its tensor
+
+    def __call__(self, name):
+        name = self._originals.get(name, name)
+        is_scale = name not in self._places
+        return self._encode(name.removesuffix(SCALE) if is_scale else name)[is_scale]
+
+    def _plan(self, name, places):
+        shape, dtype = places[0].turn.shape, self._flat[places[0].path].dtype
+        if self._like and name in self._like:
+            dtype = self._like.dtype(name)
+            if self._like.shape(name) != shape:
+                raise ValueError(
+                    f"{name} has shape {list(shape)}, in {self._like.where(name)} {list(self._like.shape(name))}; "
+                    "`like` must be the folder that the parameters came from"
+                )
+        if self._fp8 and is_projection(name):
+            dtype = FP8
+        self.plan[name] = jax.ShapeDtypeStruct(shape, dtype)
+        if dtype == FP8:
+            blocks = [-(-size // BLOCK) for size in shape]
+            self.plan[name + SCALE] = jax.ShapeDtypeStruct(blocks, jnp.float32)
+
+    def _encode(self, name):
+        """-> (tensor, scale or None): the bytes of `like` where they stand for the same numbers."""
+        ours, dtype = _gather(self._flat, self._places[name]), self.plan[name].dtype
+        if self._like and name in self._like and self._like.dtype(name) == dtype:
+            tensor, scale = self._like.read(name)
+            before = np.asarray(_decode(tensor, scale, ours.dtype))
+            if np.array_equal(before.view(np.uint8), ours.view(np.uint8)):
+                return tensor, scale
+        if dtype == FP8:
+            return tuple(np.asarray(array) for array in _quantize(ours))
+        return ours.astype(dtype), None
+
+
+_decode = jax.jit(decode, static_argnums=2)
+_quantize = jax.jit(quantize)
+
+
+def _flatten(config, params):
+    """{path: array}, once the tree is seen to be config's."""
+    shapes = nn.unbox(jax.eval_shape(lambda rng: init_params(config, rng), jax.random.key(0)))
+    expected, given = (
+        {jax.tree_util.keystr(key, simple=True, separator="/"): leaf for key, leaf in jax.tree.leaves_with_path(tree)}
+        for tree in (shapes, params)
+    )
+    for path in sorted(expected.keys() | given.keys()):
+        want, have = (tree[path].shape if path in tree else "missing" for tree in (expected, given))
+        if want != have:
+            raise ValueError(f"parameter {path} is {have} in params and {want} by their ModelConfig")
+    return given
+
+
+def _gather(flat, places):
+    """One tensor from the parts of the parameters that hold it."""
+    parts = []
+    for path, index, turn in places:
+        held = flat[path][tuple(slice(None) if i is None else i for i in index)]
+        parts.append(turn.to_view(np.asarray(held)))
+    axis = places[0].turn.part[0]
+    order = np.argsort([place.turn.part[1] for place in places])
+    whole = np.concatenate([parts[i] for i in order], axis).reshape(places[0].turn.shape)
+    return np.ascontiguousarray(whole)  # safetensors would write a transposed view's memory as it lies
+
+
+@contextlib.contextmanager
+def _whole_folder(folder):
+    """A new folder beside `folder` that takes its place at the end, and goes if anything fails."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    partial = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
+    try:
+        partial.chmod(0o755)
+        yield partial
+        os.replace(partial, folder)
+    except BaseException:
+        shutil.rmtree(partial)
+        raise

@@ -1,0 +1,139 @@
+"""A Hugging Face folder into sharded parameters, one tensor at a time."""
+
+import dataclasses
+import functools
+from pathlib import Path
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from deepseek_jax.checkpoint.fp8 import dequantize
+from deepseek_jax.checkpoint.hf_config import read_config
+from deepseek_jax.checkpoint.hf_files import HFFiles
+from deepseek_jax.checkpoint.hf_names import copies, tensors
+from deepseek_jax.models import init_params
+from deepseek_jax.parallel import logical_names, shardings
+
+
+def load_hf(folder, dtype=None, mesh=None):
+    """Read config.json and safetensors: -> (ModelConfig, params), the tree of models.init_params, unboxed.
+
+    dtype: of the parameters; None keeps the checkpoint's own, where FP8 becomes bfloat16 by its scales. The
+    router's balancing bias is always float32. mesh: the parameters are placed on it by parallel.RULES;
+    None puts them on the default device. The config computes in bfloat16 if the parameters are that, else in
+    float32. transformers drops the multi-token prediction layers of what it saves: where the files hold
+    none, num_nextn_predict_layers is 0. Host memory beyond the parameters is a few times the largest tensor.
+    Raises ValueError for a config this code does not model, and for a tensor that is missing, extra,
+    wrongly shaped or cut short, or that should repeat another and does not: it names tensor and file.
+    """
+    config, files = read_config(folder), HFFiles(folder)
+    further = tuple(f"model.layers.{config.num_hidden_layers + i}." for i in range(config.num_nextn_predict_layers))
+    if further and not any(name.startswith(further) for name in files.names):
+        config = dataclasses.replace(config, num_nextn_predict_layers=0)
+    places, repeated = tensors(config), copies(config)
+    _check_names(config, files, places, repeated)
+    for name, original in repeated.items():
+        _check_copy(files, name, original)
+    return load_tensors(config, files, dtype, mesh)
+
+
+def load_tensors(config, source, dtype=None, mesh=None):
+    """Fill the parameters from a source with dtype(name) and read(name) as HFFiles has: -> (config, params)."""
+    places = tensors(config)
+    boxed = jax.eval_shape(lambda rng: init_params(config, rng), jax.random.key(0))
+    dtypes = _dtypes(places, source, dtype)
+    params = _empty(boxed, dtypes, mesh)
+    for name, parts in places.items():
+        tensor, scale = source.read(name)
+        for path, index, turn in parts:
+            write = _writer(turn, params[path].sharding if mesh else None)
+            start = [0 if i is None else i for i in index]
+            params[path] = jax.block_until_ready(write(params[path], tensor, scale, start))
+    compute = "bfloat16" if params["embedding"].dtype == jnp.bfloat16 else "float32"
+    tree = {}
+    for path, leaf in params.items():
+        *parents, last = path.split("/")
+        functools.reduce(lambda node, key: node.setdefault(key, {}), parents, tree)[last] = leaf
+    return dataclasses.replace(config, dtype=compute), tree
+
+
+def decode(tensor, scale, dtype):
+    """A stored tensor in the dtype of a parameter: FP8 times its scale in float32, then cast."""
+    return (tensor if scale is None else dequantize(tensor, scale)).astype(dtype)
+
+
+@functools.cache
+def _writer(turn, sharding):
+    """Jitted (parameter, tensor, scale, start) -> parameter with the tensor written into it, in place."""
+
+    def write(parameter, tensor, scale, start):
+        update = turn.to_parameter(decode(tensor, scale, parameter.dtype))
+        shape = iter(update.shape)
+        update = update.reshape([next(shape) if axis == ":" else 1 for axis in turn.index])
+        return jax.lax.dynamic_update_slice(parameter, update, start)
+
+    return jax.jit(write, donate_argnums=0, out_shardings=sharding)
+
+
+def _dtypes(places, source, dtype):
+    """The dtype of every parameter, by path: as asked, or what all its tensors' own dtypes promote to."""
+    dtypes = {}
+    for name, parts in places.items():
+        stored = source.dtype(name)
+        own = jnp.dtype(jnp.bfloat16) if stored.itemsize == 1 else stored
+        for part in parts:
+            if part.path.endswith("router_bias"):
+                dtypes[part.path] = jnp.dtype(jnp.float32)
+            else:
+                dtypes[part.path] = jnp.dtype(dtype or jnp.promote_types(own, dtypes.get(part.path, own)))
+    return dtypes
+
+
+def _empty(boxed, dtypes, mesh):
+    """Zeros for every parameter, in its place: {path: array}."""
+    shapes = nn.unbox(boxed)
+    where = jax.tree.map(lambda leaf: None, shapes)
+    if mesh:
+        where = shardings(mesh, logical_names(boxed), shapes)
+    flat = {}
+    for (key, leaf), place in zip(
+        jax.tree.leaves_with_path(shapes), jax.tree.leaves(where, is_leaf=lambda x: x is None), strict=True
+    ):
+        path = jax.tree_util.keystr(key, simple=True, separator="/")
+        flat[path] = jnp.zeros(leaf.shape, dtypes[path], device=place)
+    return flat
+
+
+def _check_names(config, files, places, repeated):
+    """Every expected tensor is there, in its shape, and no other."""
+    optional = {"lm_head.weight"} if config.tie_word_embeddings else set()
+    for name in [*places, *repeated]:
+        if name not in files and name not in optional:
+            raise ValueError(f"{name} is missing from {files.folder}, whose config.json says it is there")
+    for name in files.names:
+        shape = files.shape(name)
+        if name not in places and name not in repeated:
+            raise ValueError(
+                f"{name} {list(shape)} in {files.where(name)} is no tensor of a {config.model_type} model "
+                "with this config.json; correct config.json or take the tensor out"
+            )
+        expected = places[repeated.get(name, name)][0].turn.shape
+        if shape != expected:
+            raise ValueError(
+                f"{name} in {files.where(name)} has shape {list(shape)}; by config.json it is {list(expected)}"
+            )
+
+
+def _check_copy(files, name, original):
+    """A tensor that repeats another one, if it is stored at all, has the same bytes."""
+    if name in files and not np.array_equal(_bytes(files, name), _bytes(files, original)):
+        raise ValueError(
+            f"{name} in {files.where(name)} must equal {original} in {files.where(original)}: it stands for "
+            "the same parameter"
+        )
+
+
+def _bytes(files, name):
+    return files.read(name)[0].view(np.uint8)

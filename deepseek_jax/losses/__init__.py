@@ -1,0 +1,1 @@
+"""Logits or log-probabilities in, (scalar, metrics) out."""

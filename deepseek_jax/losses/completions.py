@@ -1,0 +1,46 @@
+"""Log-probabilities of completions, with the prompt of each group computed once."""
+
+import jax.numpy as jnp
+
+from deepseek_jax.models import Branches, head_weight, hidden_states
+from deepseek_jax.ops.logprobs import token_logprobs
+
+
+def completion_logprobs(config, params, batch, *, temperature=1.0):
+    """Score each completion's tokens: (logprobs float32[b t], entropy float32[b t], expert_load or None).
+
+    batch: prompt_ids int32[p s] and prompt_mask bool[p s], right-padded; completion_ids int32[b t] and
+    completion_mask bool[b t], right-padded, those of one prompt adjacent and b / p to each. A prompt and
+    its completions are one row, [prompt, completion 1, ...], in which a completion sees the prompt and
+    itself; logits are made where they predict a completion's token and nowhere else. Both results are in
+    nats under temperature, and mean nothing where completion_mask is False. Equal, gradients too, to
+    scoring every [prompt, completion] in a row of its own.
+    """
+    p, s = batch["prompt_ids"].shape
+    b, t = batch["completion_ids"].shape
+    n = b // p
+    prompt_length_p = batch["prompt_mask"].sum(-1)
+    tokens = jnp.concatenate([batch["prompt_ids"], batch["completion_ids"].reshape(p, n * t)], axis=1)
+    segment_ids = jnp.concatenate([batch["prompt_mask"], batch["completion_mask"].reshape(p, n * t)], axis=1)
+    after_prompt = prompt_length_p[:, None] + jnp.tile(jnp.arange(t), n)
+    positions = jnp.concatenate([jnp.broadcast_to(jnp.arange(s), (p, s)), after_prompt], axis=1)
+
+    hidden, load_le = hidden_states(
+        config,
+        params,
+        tokens,
+        segment_ids=segment_ids.astype(jnp.int32),
+        positions=positions,
+        branches=Branches(s, n),
+    )
+    d = hidden.shape[-1]
+    last_pd = jnp.take_along_axis(hidden, (prompt_length_p - 1)[:, None, None], axis=1)
+    last_pn1d = jnp.broadcast_to(last_pd[:, None], (p, n, 1, d))
+    before_pntd = jnp.concatenate([last_pn1d, hidden[:, s:].reshape(p, n, t, d)[:, :, :-1]], axis=2)
+    logprobs, entropy = token_logprobs(
+        before_pntd.reshape(-1, d),
+        head_weight(config, params),
+        batch["completion_ids"].reshape(-1),
+        temperature=temperature,
+    )
+    return logprobs.reshape(b, t), entropy.reshape(b, t), load_le

@@ -1,0 +1,169 @@
+"""Group Relative Policy Optimisation and three variants: group advantages and the clipped loss."""
+
+import jax
+import jax.numpy as jnp
+
+# THE list of loss types: does the advantage divide by the standard deviation of its group?
+NORMALIZES_STD = {
+    "grpo": True,  # arXiv:2402.03300, eq. 3: mean over each completion, then over completions
+    "dapo": True,  # arXiv:2503.14476, eq. 8: mean over all tokens
+    "dr_grpo": False,  # arXiv:2503.20783: sum over tokens, divided by a constant
+    "gspo": True,  # arXiv:2507.18071, eq. 5: one ratio for the whole completion
+}
+STD_EPS = 1e-6
+MAX_LOG_RATIO = 20.0  # exp stays finite, so that inf * 0 never makes a NaN
+
+
+def group_advantages(rewards, *, group_size, normalize_std=True):
+    """Compare each completion with the others of its prompt (arXiv:2402.03300, section 4.1.2).
+
+    rewards: float32[b], the completions of one prompt adjacent; NaN means "not scored".
+    Returns advantages: float32[b] = (r - mean) / (std + 1e-6), or r - mean where `normalize_std` is
+    False (see NORMALIZES_STD). A completion that was not scored stays out of its group's mean and
+    std and gets 0; a group whose scored rewards are all equal gets exactly 0.
+    The paper leaves open which std, and what keeps it from 0: here the unbiased one, and 1e-6.
+    Raises ValueError if group_size is below 2 or does not divide b.
+    """
+    if group_size < 2 or rewards.shape[0] % group_size:
+        raise ValueError(
+            f"{rewards.shape[0]} rewards do not form groups of group_size={group_size}; set "
+            "config.group_size to 2 or more and the batch to a multiple of it."
+        )
+    rewards_pi = rewards.astype(jnp.float32).reshape(-1, group_size)
+    scored_pi = ~jnp.isnan(rewards_pi)
+    count_p1 = scored_pi.sum(-1, keepdims=True)
+    mean_p1 = jnp.where(scored_pi, rewards_pi, 0).sum(-1, keepdims=True) / jnp.maximum(count_p1, 1)
+    centred_pi = jnp.where(scored_pi, rewards_pi - mean_p1, 0)
+    # The mean of equal numbers can miss them by one rounding, which the std would blow up to +-1.
+    highest_p1 = jnp.where(scored_pi, rewards_pi, -jnp.inf).max(-1, keepdims=True)
+    lowest_p1 = jnp.where(scored_pi, rewards_pi, jnp.inf).min(-1, keepdims=True)
+    centred_pi = jnp.where(highest_p1 > lowest_p1, centred_pi, 0)
+    if normalize_std:
+        variance_p1 = (centred_pi**2).sum(-1, keepdims=True) / jnp.maximum(count_p1 - 1, 1)
+        centred_pi = centred_pi / (jnp.sqrt(variance_p1) + STD_EPS)
+    return centred_pi.reshape(-1)
+
+
+def grpo_loss(
+    logprobs,
+    entropy,
+    batch,
+    *,
+    loss_type,
+    clip_eps,
+    clip_eps_high=None,
+    kl_coef=0.0,
+    max_completion_length,
+    importance_cap=None,
+):
+    """The clipped surrogate, negated, plus kl_coef times the KL to the reference.
+
+    logprobs, entropy: float32[b t], nats, at the completions' tokens, under the policy.
+    batch: completion_mask bool[b t], advantages float32[b], sampler_logprobs float32[b t];
+      num_tokens, num_completions float32[] of the WHOLE global batch, so that micro-batches add up;
+      old_logprobs float32[b t], absent while the policy has not moved (the ratio is exactly 1);
+      ref_logprobs float32[b t], needed if kl_coef > 0. Masked positions may hold anything, even
+      NaN; a completion without tokens or with a NaN advantage contributes nothing.
+    loss_type: a key of NORMALIZES_STD; it chooses the ratio and the normaliser.
+    clip_eps, clip_eps_high: the ratio is clipped to [1 - clip_eps, 1 + clip_eps_high]; without the
+      second, both are clip_eps. max_completion_length: the constant divisor of dr_grpo.
+    importance_cap: the surrogate of a token, not its KL, is multiplied by the truncated importance
+      weight min(pi_old / pi_sampler, importance_cap), without gradient.
+    Returns (loss float32[], metrics): metrics are float32[], normalised by num_tokens so that they
+    add up as well, but for `sampler_gap_max`. Raises ValueError for settings that do not fit.
+    """
+    _check_settings(loss_type, clip_eps, clip_eps_high, max_completion_length, importance_cap)
+    mask_bt = batch["completion_mask"] & ~jnp.isnan(batch["advantages"])[:, None]
+    advantage_b1 = jnp.where(mask_bt.any(-1), batch["advantages"], 0.0)[:, None]
+    # Masked first: what padding holds must reach neither the value nor, as 0 * NaN, the gradient.
+    logprobs, sampler_bt = _masked(logprobs, mask_bt), _masked(batch["sampler_logprobs"], mask_bt)
+    old_bt = _masked(batch.get("old_logprobs", jax.lax.stop_gradient(logprobs)), mask_bt)
+
+    low, high = 1 - clip_eps, 1 + (clip_eps if clip_eps_high is None else clip_eps_high)
+    ratio_bt = _ratio(logprobs - old_bt, mask_bt, loss_type)
+    clipped_bt = jnp.clip(ratio_bt, low, high)
+    surrogate_bt = jnp.minimum(ratio_bt * advantage_b1, clipped_bt * advantage_b1)
+    gap_bt = jnp.abs(old_bt - sampler_bt)
+    per_token = {
+        "entropy": entropy,
+        "ratio_mean": ratio_bt,
+        "clip_fraction_low": (ratio_bt < low) & (advantage_b1 < 0),
+        "clip_fraction_high": (ratio_bt > high) & (advantage_b1 > 0),
+        "sampler_gap_mean": gap_bt,
+    }
+    if importance_cap is not None:
+        weight_bt = jnp.minimum(jnp.exp(old_bt - sampler_bt), importance_cap)
+        surrogate_bt = jax.lax.stop_gradient(weight_bt) * surrogate_bt
+        per_token["importance_weight_mean"] = weight_bt
+    loss_bt = -surrogate_bt
+    if kl_coef:
+        kl_bt = k3_kl(logprobs, _masked(_reference(batch, kl_coef), mask_bt))
+        loss_bt += kl_coef * kl_bt
+        per_token["kl"] = kl_bt
+
+    loss = _normalise(loss_bt, mask_bt, batch, loss_type, max_completion_length)
+    num_tokens = jnp.maximum(batch["num_tokens"], 1)
+    metrics = {name: _masked(x, mask_bt).sum() / num_tokens for name, x in per_token.items()}
+    metrics["clip_fraction"] = metrics["clip_fraction_low"] + metrics["clip_fraction_high"]
+    metrics["sampler_gap_max"] = _masked(gap_bt, mask_bt).max()
+    return loss, jax.lax.stop_gradient(metrics)
+
+
+def k3_kl(logprobs, ref_logprobs):
+    """Estimate KL(policy || reference) at sampled tokens: exp(d) - d - 1 with d = ref - policy.
+
+    logprobs, ref_logprobs: float32[...]. Returns float32[...] >= 0, nats (arXiv:2402.03300, eq. 4).
+    d is held within +-20, beyond which one token's exp(d) would swamp the batch.
+    """
+    d = jnp.clip(ref_logprobs - logprobs, -MAX_LOG_RATIO, MAX_LOG_RATIO)
+    return jnp.expm1(d) - d
+
+
+def _masked(x_bt, mask_bt):
+    return jnp.where(mask_bt, x_bt, 0.0)
+
+
+def _lengths(mask_bt):
+    return jnp.maximum(mask_bt.sum(-1, keepdims=True), 1)
+
+
+def _ratio(log_ratio_bt, mask_bt, loss_type):
+    """pi / pi_old of each token; for gspo its geometric mean over the completion, at each token."""
+    if loss_type == "gspo":
+        mean_b1 = log_ratio_bt.sum(-1, keepdims=True) / _lengths(mask_bt)
+        log_ratio_bt = jnp.broadcast_to(mean_b1, log_ratio_bt.shape)
+    return jnp.exp(jnp.clip(log_ratio_bt, -MAX_LOG_RATIO, MAX_LOG_RATIO))
+
+
+def _normalise(loss_bt, mask_bt, batch, loss_type, max_completion_length):
+    """Add up the real tokens over what the loss type divides by: numbers of the global batch."""
+    loss_bt = _masked(loss_bt, mask_bt)
+    if loss_type == "dapo":
+        return loss_bt.sum() / jnp.maximum(batch["num_tokens"], 1)
+    num_completions = jnp.maximum(batch["num_completions"], 1)
+    if loss_type == "dr_grpo":
+        return loss_bt.sum() / (num_completions * max_completion_length)
+    return (loss_bt / _lengths(mask_bt)).sum() / num_completions
+
+
+def _reference(batch, kl_coef):
+    if kl_coef < 0 or "ref_logprobs" not in batch:
+        raise ValueError(
+            f"kl_coef={kl_coef} must be positive and needs ref_logprobs in the batch, which holds "
+            f"{', '.join(sorted(batch))}; keep a reference policy or set config.loss.kl_coef to 0."
+        )
+    return batch["ref_logprobs"]
+
+
+def _check_settings(loss_type, clip_eps, clip_eps_high, max_completion_length, importance_cap):
+    if loss_type not in NORMALIZES_STD:
+        raise ValueError(
+            f"loss_type={loss_type!r} is unknown; set config.loss.loss_type to one of "
+            f"{', '.join(NORMALIZES_STD)}."
+        )
+    positive = dict(clip_eps=clip_eps, clip_eps_high=clip_eps_high, importance_cap=importance_cap)
+    positive |= dict(max_completion_length=max_completion_length)
+    for name, value in positive.items():
+        if value is not None and not value > 0:
+            where = "rollout" if name == "max_completion_length" else "loss"
+            raise ValueError(f"{name}={value}; set config.{where}.{name} to a positive number.")

@@ -1,0 +1,126 @@
+"""From the names of an array's axes to its place on the mesh."""
+
+import flax.linen as nn
+import jax
+from jax.sharding import NamedSharding, PartitionSpec
+
+from deepseek_jax.parallel.rules import RULES
+
+
+def partition_spec(names, rules=RULES):
+    """Look logical axis names, a tuple of str or None, up in the table: -> PartitionSpec.
+
+    A mesh axis splits an array once: where a second name asks for it, that dimension stays whole.
+    Raises ValueError for a name without a row (Linen alone would replicate it in silence).
+    """
+    used, entries = set(), []
+    for name in names:
+        if name is not None and name not in rules:
+            raise ValueError(
+                f"logical axis {name!r} has no row in deepseek_jax/parallel/rules.py; "
+                f"add one, or use one of {', '.join(sorted(rules))}"
+            )
+        wanted = _mesh_axes(None if name is None else rules[name])
+        kept = tuple(axis for axis in wanted if axis not in used)
+        used.update(kept)
+        entries.append(kept[0] if len(kept) == 1 else kept or None)
+    return PartitionSpec(*entries)
+
+
+def logical_names(boxed):
+    """The axis names of a tree whose leaves are Flax Partitioned boxes: the same tree, of tuples.
+
+    boxed: what `jax.eval_shape` of a Linen init gives. Raises ValueError for a leaf without names.
+    """
+
+    def names(path, leaf):
+        if not isinstance(leaf, nn.Partitioned):
+            raise ValueError(f"parameter {_path(path)} has no axis names (flax nn.Partitioned)")
+        return tuple(leaf.names)
+
+    return jax.tree.map_with_path(names, boxed, is_leaf=lambda x: isinstance(x, nn.Partitioned))
+
+
+def shardings(mesh, names, shapes, rules=RULES):
+    """Place every parameter on the mesh: the same tree, of NamedSharding.
+
+    names: a tree of tuples of logical axes. shapes: the same tree, of anything that has a .shape.
+    Raises ValueError, naming parameter, axis, size and config field, where a size does not split.
+    """
+
+    def place(path, axes, leaf):
+        if len(axes) != len(leaf.shape):
+            raise ValueError(f"parameter {_path(path)} has axes {axes} but shape {leaf.shape}")
+        spec = partition_spec(axes, rules)
+        for name, size, entry in zip(axes, leaf.shape, spec, strict=True):
+            _check_splits(mesh, f"parameter {_path(path)}: axis {name}", size, entry)
+        return NamedSharding(mesh, spec)
+
+    return jax.tree.map_with_path(place, names, shapes, is_leaf=lambda x: isinstance(x, tuple))
+
+
+def init_sharded(mesh, init, rng):
+    """Run a Linen init so that each parameter is made where it will live: -> (params, shardings).
+
+    init(rng) gives the boxed tree of parameters; both results are trees without boxes.
+    """
+    boxed = jax.eval_shape(init, rng)
+    places = shardings(mesh, logical_names(boxed), nn.unbox(boxed))
+    return jax.jit(lambda rng: nn.unbox(init(rng)), out_shardings=places)(rng), places
+
+
+def batch_sharding(mesh):
+    """Rows of a batch over every axis but tensor, the rest whole. For arrays of rank one and up."""
+    return NamedSharding(mesh, partition_spec(("batch",)))
+
+
+def put_batch(mesh, batch):
+    """Move a batch, a dict of numpy arrays, onto the mesh: rows split, scalars everywhere.
+
+    Every process gives its own share of the rows, and gets the global array; scalars, totals of the
+    global batch, must be the same on all. Raises ValueError, naming key and config field, where the
+    rows do not split evenly.
+    """
+    rows, everywhere = batch_sharding(mesh), NamedSharding(mesh, PartitionSpec())
+
+    def put(name, value):
+        if not value.shape:
+            return jax.make_array_from_process_local_data(everywhere, value)
+        size = value.shape[0] * jax.process_count()
+        _check_splits(mesh, f"batch[{name!r}]: axis batch", size, rows.spec[0])
+        return jax.make_array_from_process_local_data(rows, value)
+
+    return {name: put(name, value) for name, value in batch.items()}
+
+
+def constrain(array, names):
+    """Hold a traced array to the place of its logical axis names, on the mesh of `jax.set_mesh`.
+
+    Outside any mesh the array comes back as it is.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty:
+        return array
+    return jax.lax.with_sharding_constraint(array, NamedSharding(mesh, partition_spec(names)))
+
+
+def _check_splits(mesh, what, size, entry):
+    parts = 1
+    for axis in _mesh_axes(entry):
+        parts *= mesh.shape[axis]
+    if size % parts:
+        split = [axis for axis in _mesh_axes(entry) if mesh.shape[axis] > 1]
+        fields = ", ".join(f"config.mesh.{axis}={mesh.shape[axis]}" for axis in split)
+        subject = "their product" if len(split) > 1 else f"config.mesh.{split[0]}"
+        raise ValueError(
+            f"{what} of size {size} does not split over {fields}; "
+            f"set {subject} to a divisor of {size}"
+        )
+
+
+def _mesh_axes(entry):
+    return () if entry is None else (entry,) if isinstance(entry, str) else tuple(entry)
+
+
+def _path(path):
+    return jax.tree_util.keystr(path, simple=True, separator="/")

@@ -1,0 +1,209 @@
+"""The loop's source of GRPO batches: questions to rollouts, rewards and advantages."""
+
+import time
+
+import jax
+import numpy as np
+
+from deepseek_jax.evaluation.held_out import completion_texts
+from deepseek_jax.losses.completions import completion_logprobs
+from deepseek_jax.losses.grpo import NORMALIZES_STD, group_advantages
+from deepseek_jax.parallel import put_batch
+from deepseek_jax.rollout import generate
+
+BUCKET = 16  # lengths of prompts and completions in a batch grow in these steps: few compilations
+
+
+class GroupSource:
+    """Each step: sample group_size completions of prompts_per_step questions with the state's params.
+
+    questions: data.tasks.QuestionStream of examples that carry their prompt_ids. settings: the recipe's
+    GrpoSettings. reference: params of the frozen policy, None where kl_coef is 0.
+    """
+
+    def __init__(self, config, tokenizer, questions, rewards, settings, mesh, reference):
+        self.config, self.tokenizer, self.questions = config, tokenizer, questions
+        self.rewards, self.settings, self.mesh, self.reference = rewards, settings, mesh, reference
+        self.returned = None  # when the batch before was handed out, and its number of tokens
+        temperature = settings.rollout.temperature
+        self.score = jax.jit(
+            lambda params, batch: completion_logprobs(config, params, batch, temperature=temperature)[0]
+        )
+
+    def get_state(self):
+        """How many questions were taken."""
+        return {"position": self.questions.position}
+
+    def set_state(self, state):
+        """Go on behind those."""
+        self.questions.position = state["position"]
+
+    def next(self, state, step):
+        """Roll out, score and cut into the step's updates: -> (list of batches, metrics)."""
+        metrics = self._time_of_update(state)
+        began = time.perf_counter()
+        groups, sampling_metrics = self._sample(state.params, step)
+        seconds = time.perf_counter() - began
+        batch = self._batch(groups)
+        tokens = float(batch["completion_mask"].sum())
+        metrics |= self._describe(groups) | sampling_metrics | {"tokens": tokens}
+        metrics["rollout_seconds"] = seconds
+        metrics["rollout_tokens_per_second"] = sampling_metrics["sampled_tokens"] / seconds
+        batches = self._updates(state.params, batch)
+        self.returned = time.perf_counter(), tokens
+        return batches, metrics
+
+    def _time_of_update(self, state):
+        """How long the update before took, which the device may not have finished when it returned."""
+        if self.returned is None:
+            return {}
+        jax.block_until_ready(state.params)
+        began, tokens = self.returned
+        seconds = time.perf_counter() - began
+        return {"update_seconds": seconds, "update_tokens_per_second": tokens / seconds}
+
+    def _sample(self, params, step):
+        """Groups for one step. Dynamic sampling (arXiv:2503.14476, section 3.2) draws further questions in
+        place of groups whose rewards are all equal, in at most max_sampling_rounds rounds.
+        """
+        wanted, rounds = self.settings.prompts_per_step, self.settings.max_sampling_rounds
+        kept, equal, sampled_tokens, errors, seen = [], [], 0, 0, 0
+        for number in range(rounds):
+            groups, scores = self._round(params, step, number)
+            sampled_tokens += sum(group["mask"].sum() for group in groups)
+            errors += scores.errors
+            seen += len(groups)
+            for group in groups:
+                (equal if _all_equal(group["rewards"]) else kept).append(group)
+            if len(kept) >= wanted:
+                break
+        metrics = {
+            "all_equal_share": len(equal) / seen,
+            "reward_errors": float(errors),
+            "sampled_tokens": float(sampled_tokens),
+        }
+        if rounds > 1:
+            metrics["sampling_rounds"] = float(number + 1)
+            return (kept + equal)[:wanted], metrics
+        return groups, metrics
+
+    def _round(self, params, step, number):
+        """One batch of questions, each with its group."""
+        settings, n = self.settings, self.settings.group_size
+        examples = self.questions.take(settings.prompts_per_step)
+        rollout = generate(
+            self.config,
+            params,
+            [example["prompt_ids"] for example in examples],
+            n=n,
+            max_completion_length=settings.rollout.max_completion_length,
+            temperature=settings.rollout.temperature,
+            eos_ids=(self.tokenizer.eos_id, *self.config.eos_ids),
+            seed=int(np.random.SeedSequence([settings.seed, step, number]).generate_state(1)[0] >> 1),
+            slots=settings.rollout.slots,
+        )
+        texts = completion_texts(self.tokenizer, rollout)
+        scores = self.rewards.score([e for e in examples for _ in range(n)], texts)
+        for message in scores.messages:
+            print(f"step {step}: {message} The completion is left out of its group.", flush=True)
+        groups = []
+        for index, example in enumerate(examples):
+            rows = slice(index * n, (index + 1) * n)
+            groups.append(
+                {
+                    "prompt_ids": example["prompt_ids"],
+                    "rewards": scores.total[rows],
+                    "parts": {name: part[rows] for name, part in scores.parts.items()},
+                    "ids": rollout.completion_ids[rows],
+                    "mask": rollout.completion_mask[rows],
+                    "logprobs": rollout.sampler_logprobs[rows],
+                    "truncated": rollout.truncated[rows],
+                }
+            )
+        return groups, scores
+
+    def _batch(self, groups):
+        """The groups as arrays of bucketed length, completions of a group adjacent."""
+        mask = np.concatenate([group["mask"] for group in groups])
+        t = min(_bucket(mask.sum(1).max()), mask.shape[1])
+        rewards = np.concatenate([group["rewards"] for group in groups])
+        prompts = [group["prompt_ids"] for group in groups]
+        prompt_ids = np.zeros((len(prompts), _bucket(max(map(len, prompts)))), np.int32)
+        for row, prompt in zip(prompt_ids, prompts, strict=True):
+            row[: len(prompt)] = prompt
+        lengths = np.array([[len(prompt)] for prompt in prompts])
+        advantages = group_advantages(
+            rewards,
+            group_size=self.settings.group_size,
+            normalize_std=NORMALIZES_STD[self.settings.loss.loss_type],
+        )
+        return {
+            "prompt_ids": prompt_ids,
+            "prompt_mask": np.arange(prompt_ids.shape[1]) < lengths,
+            "completion_ids": np.concatenate([group["ids"] for group in groups])[:, :t],
+            "completion_mask": mask[:, :t],
+            "sampler_logprobs": np.concatenate([group["logprobs"] for group in groups])[:, :t],
+            "advantages": np.asarray(advantages),
+        }
+
+    def _updates(self, params, batch):
+        """Cut into minibatches, each taken epochs times, with the log-probabilities that they need.
+
+        With a single update the policy has not moved when it is made: it needs no old_logprobs.
+        """
+        settings = self.settings
+        parts = [self._with_totals(part) for part in _split(batch, settings.minibatches)]
+        parts = [put_batch(self.mesh, part) for part in parts]
+        if settings.minibatches * settings.epochs > 1:
+            parts = [part | {"old_logprobs": self.score(params, part)} for part in parts]
+        if self.reference is not None:
+            parts = [part | {"ref_logprobs": self.score(self.reference, part)} for part in parts]
+        return parts * settings.epochs
+
+    def _with_totals(self, batch):
+        mask = batch["completion_mask"]
+        totals = {"num_tokens": mask.sum(), "num_completions": len(mask)}
+        batch = _local_rows(batch)
+        return batch | {name: np.float32(total) for name, total in totals.items()}
+
+    def _describe(self, groups):
+        """What the step's rollouts were like. Rewards that could not be had are left out of the means."""
+        rewards = np.stack([group["rewards"] for group in groups])
+        lengths = np.concatenate([group["mask"].sum(1) for group in groups])
+        metrics = {
+            "reward": np.nanmean(rewards),
+            "reward_group_std": np.nanmean([_std(row) for row in rewards]),
+            "completion_length": lengths.mean(),
+            "completion_length_max": lengths.max(),
+            "truncated_share": np.mean([group["truncated"] for group in groups]),
+        }
+        for name in groups[0]["parts"]:
+            metrics[f"reward_{name}"] = np.nanmean([group["parts"][name] for group in groups])
+        metrics["accuracy"] = metrics[f"reward_{self.settings.accuracy}"]
+        return {name: float(value) for name, value in metrics.items()}
+
+
+def _all_equal(rewards):
+    scored = rewards[~np.isnan(rewards)]
+    return len(scored) == 0 or scored.min() == scored.max()
+
+
+def _std(rewards):
+    scored = rewards[~np.isnan(rewards)]
+    return scored.std(ddof=1) if len(scored) > 1 else np.nan
+
+
+def _bucket(length):
+    return -(-int(length) // BUCKET) * BUCKET
+
+
+def _split(batch, parts):
+    """Consecutive rows, the same share of prompts and of completions, so that no group breaks."""
+    pieces = {name: np.split(array, parts) for name, array in batch.items()}
+    return [{name: piece[i] for name, piece in pieces.items()} for i in range(parts)]
+
+
+def _local_rows(batch):
+    """This process's share of a batch that every process has made alike."""
+    count, index = jax.process_count(), jax.process_index()
+    return {name: np.split(array, count)[index] for name, array in batch.items()}

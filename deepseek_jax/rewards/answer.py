@@ -1,0 +1,157 @@
+"""Is the final answer right: find it in the text, then compare numbers as fractions.
+
+What a model writes is never evaluated as Python: `number` walks a syntax tree of digits and
++ - * / ** alone, within caps on length, depth and size.
+"""
+
+import ast
+import operator
+import re
+from fractions import Fraction
+
+MAX_CHARS = 100  # of an expression that is read as a number; longer ones are text
+MAX_DEPTH = 20
+MAX_BITS = 256  # of a numerator or denominator on the way
+
+BINARY = {ast.Add: operator.add, ast.Sub: operator.sub}
+BINARY |= {ast.Mult: operator.mul, ast.Div: operator.truediv}
+NUMERAL = r"(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|\.\d+"
+LAST_NUMBER = re.compile(rf"(?:(?<![\d.)])(?<![\d.)]\s)-)?(?:{NUMERAL})(?:/\d+)?")
+WITH_UNIT = re.compile(rf"([-+]?(?:{NUMERAL}))\s*(?:[%°]|\s[a-z][a-z ]*)?")
+THOUSANDS = re.compile(r"(?<=\d),(?=\d{3}(?!\d))")
+LEADING_ZEROS = re.compile(r"(?<![\d.])0+(?=\d)")
+BRACES = re.compile(r"\\boxed\s*\{|\\[{}]|[{}]")
+
+
+def extract_answer(text):
+    """Return the final answer that `text` states (str), or None where it states none.
+
+    A marked answer, see `marked_answer`; else the last number. What stands before a last
+    `</think>` is working and holds no answer.
+    """
+    marked = marked_answer(text)
+    if marked is not None:
+        return marked
+    numbers = LAST_NUMBER.findall(text.rpartition("</think>")[2])
+    return numbers[-1] if numbers else None
+
+
+def marked_answer(text):
+    r"""Return the answer that `text` marks as such (str), or None.
+
+    In this order: the last complete \boxed{...}, the last <answer>...</answer>, and what follows
+    the last "####" on its line (GSM8K, arXiv:2110.14168). Linear in the length of the text.
+    """
+    text = text.rpartition("</think>")[2]
+    end = text.rfind("</answer>")
+    start = text.rfind("<answer>", 0, max(end, 0))
+    candidates = [
+        _last_boxed(text),
+        text[start + len("<answer>") : end] if start >= 0 else None,
+        text.rpartition("####")[2].lstrip().partition("\n")[0] if "####" in text else None,
+    ]
+    return next((c.strip() for c in candidates if c and c.strip()), None)
+
+
+def exact_answer(completion, example):
+    """1.0 if the final answer of `completion` equals that of example["answer"], else 0.0.
+
+    Numbers are equal as fractions, other answers as text; see `same_answer`. An expression counts
+    as its value, so that an answer of `2 + 3` is right where 5 is.
+    """
+    answer = extract_answer(completion)
+    return float(answer is not None and same_answer(answer, gold_answer(example)))
+
+
+def gold_answer(example):
+    """Return example["answer"] (str), without the working that may precede a mark.
+
+    Raises ValueError where it is empty: every completion would be wrong.
+    """
+    gold = str(example["answer"])
+    gold = marked_answer(gold) or gold.strip()
+    if not gold:
+        raise ValueError(f"{example.get('question')!r} has an empty answer; mend config.data.")
+    return gold
+
+
+def same_answer(answer, gold):
+    """Are two answers equal: as numbers where both are numbers, else as text but for case, spaces,
+    dollar signs and a final period?"""
+    a, b = number(answer), number(gold)
+    if a is not None and b is not None:
+        return a == b
+    return _plain(answer) == _plain(gold) != ""
+
+
+def number(text):
+    """Read `text` exactly, as a Fraction: "1,234", "$5", "0.5", "1/2", "2 * (3 + 4)", "72 clips".
+
+    Returns None where it is no number, or goes past a cap of this module.
+    """
+    if len(text) > MAX_CHARS:
+        return None
+    text = _plain(text)
+    unit = WITH_UNIT.fullmatch(text)
+    text = LEADING_ZEROS.sub("", THOUSANDS.sub("", unit[1] if unit else text))
+    if not re.fullmatch(r"[\d+\-*/(). ]+", text):
+        return None
+    try:
+        return _walk(ast.parse(text.strip(), mode="eval").body, text.strip(), MAX_DEPTH)
+    except (SyntaxError, ValueError, ZeroDivisionError):  # not an expression, or past a cap
+        return None
+
+
+def _walk(node, text, depth):
+    """The value of a syntax tree, or ValueError for anything but capped arithmetic."""
+    if depth == 0:
+        raise ValueError("too deep")
+    if isinstance(node, ast.Constant):
+        value = Fraction(ast.get_source_segment(text, node).rstrip("."))
+    elif isinstance(node, ast.UnaryOp) and isinstance(node.op, (ast.UAdd, ast.USub)):
+        value = _walk(node.operand, text, depth - 1)
+        value = -value if isinstance(node.op, ast.USub) else value
+    elif isinstance(node, ast.BinOp):
+        left, right = (_walk(x, text, depth - 1) for x in (node.left, node.right))
+        if isinstance(node.op, ast.Pow):
+            value = _power(left, right)
+        elif type(node.op) in BINARY:
+            value = BINARY[type(node.op)](left, right)
+        else:
+            raise ValueError("no arithmetic")
+    else:
+        raise ValueError("no arithmetic")
+    if _bits(value) > MAX_BITS:
+        raise ValueError("too big")
+    return value
+
+
+def _power(base, exponent):
+    """base ** exponent, checked before it is computed: 9**9**9 would fill the memory."""
+    if exponent.denominator != 1 or abs(exponent) * _bits(base) > MAX_BITS:
+        raise ValueError("too big")
+    return base**exponent.numerator
+
+
+def _bits(value):
+    return max(value.numerator.bit_length(), value.denominator.bit_length())
+
+
+def _plain(text):
+    text = re.sub(r"\\?[$£€]", "", text.replace("\\%", "%"))
+    return " ".join(text.lower().split()).rstrip(".").strip()
+
+
+def _last_boxed(text):
+    """The content of the last \\boxed{...} whose braces close, in one pass, or None."""
+    open_braces, last = [], None
+    for match in BRACES.finditer(text):
+        token = match.group()
+        if token.startswith("\\boxed"):
+            open_braces.append(match.end())
+        elif token == "{":
+            open_braces.append(None)
+        elif token == "}" and open_braces:
+            start = open_braces.pop()
+            last = (start, match.start()) if start is not None else last
+    return text[slice(*last)] if last else None

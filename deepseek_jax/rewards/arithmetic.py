@@ -1,0 +1,148 @@
+"""The graded rule of the field's classic example, "What is 2 + 3?", as parts that add up.
+
+`6` scores 0, `5` scores 1 (`correct`), and `2 + 3 = 5` scores 2: `correct` and `correct_reasoning`,
+or in free text `correct_working`. Working earns nothing unless it is right itself: every step
+true, on the numbers of the question, ending in the answer.
+example: "question" and "answer" (str), and optionally "operands" (list of int) where the question
+does not spell its numbers in digits.
+"""
+
+import re
+from collections import Counter
+
+from deepseek_jax.rewards.answer import gold_answer, number
+
+MAX_DIGITS = 30  # a longer number is no answer, whatever it is
+SIGN = r"(?:(?<!\d)(?<!\d\s)-)?"  # a minus after a digit subtracts
+NUMBER = rf"{SIGN}(?:\d{{1,3}}(?:,\d{{3}})+(?!\d)|\d+)(?:\.\d+)?"
+NUMBERS = re.compile(NUMBER)
+STEP = re.compile(r"(-?\d{1,30})\s*([-+*])\s*(-?\d{1,30})\s*=\s*(-?\d{1,30})")
+FINAL_ANSWER = re.compile(
+    r"(?:^|[\s;,.])(?:(?:so,? )?the (?:final )?answer is|(?:final )?answer:|a:)\s*(-?\d+)$", re.I
+)
+TOKEN = re.compile(rf"(?P<number>\$?{NUMBER})|(?P<operator>[-+*/×÷=]|x(?![a-z]))|(?P<other>\n|\S)")
+EXPRESSION = re.compile(rf"{NUMBER}(?:\s*[-+*/]\s*{NUMBER})+")
+BULLET = re.compile(r"^[ \t]*[-*] ", re.M)
+
+
+def correct(completion, example):
+    """1.0 if the last number in `completion` is example["answer"], an integer; else 0.0.
+
+    Raises ValueError if the answer is not an integer.
+    """
+    return float(_last_integer(completion) == _answer(example))
+
+
+def correct_reasoning(completion, example):
+    """1.0 if `completion` is right and nothing but a chain of right steps; else 0.0.
+
+    The chain: `a + b = c` with + - or *, separated by `;`, `,` or a newline; each step true; every
+    number of the question and every intermediate result used exactly once, as one of the two
+    operands of a step; the last result is the answer. `Answer: 16`, `A: 16` or `So the answer is
+    16.` may follow. The steps may use only the question's operators, where it shows any (`2 * 2 =
+    4` is no reason for 2 + 2); beside - also +.
+    Raises ValueError if the question has fewer than two integers.
+    """
+    operands = _operands(example)
+    if len(operands) < 2 or any(x != int(x) for x in operands):
+        raise ValueError(
+            f"correct_reasoning needs two or more integers in {example['question']!r}; give "
+            "example['operands'], or use correct_working in config.rewards."
+        )
+    if not correct(completion, example):
+        return 0.0
+    text = FINAL_ANSWER.sub("", completion.strip().rstrip(".")).rstrip(" .")
+    steps = [STEP.fullmatch(s.strip()) for s in re.split(r"[;,\n]", text) if s.strip()]
+    if not steps or None in steps:
+        return 0.0
+    available = Counter(operands)
+    for step in steps:
+        a, b, c = int(step[1]), int(step[3]), int(step[4])
+        true = c == {"+": a + b, "-": a - b, "*": a * b}[step[2]]
+        available.subtract([a, b])
+        if not true or min(available[a], available[b]) < 0:
+            return 0.0
+        available[c] += 1
+    used_up = +available == Counter([_answer(example)])
+    return float(used_up and _operators_allowed({s[2] for s in steps}, example))
+
+
+def correct_working(completion, example):
+    """1.0 if `completion` is right and states its working as equations in free text; else 0.0.
+
+    An equation: numbers and + - * / (also x × ÷) on the left of one or more `=`. There is at least
+    one, every one is true, one ends in the answer, and together their left sides hold the
+    question's numbers, each as often as the question does. Operators as in `correct_reasoning`.
+    """
+    if not correct(completion, example):
+        return 0.0
+    equations = _equations(completion)
+    if not equations:
+        return 0.0
+    values = [[number("".join(side)) for side in sides] for sides in equations]
+    if any(None in sides or len(set(sides)) > 1 for sides in values):
+        return 0.0
+    left = [token for sides in equations for side in sides[:-1] for token in side]
+    used = Counter(number(token) for token in left if token[-1].isdigit())
+    complete = used >= Counter(_operands(example)) and _answer(example) in [v[-1] for v in values]
+    return float(complete and _operators_allowed(set(left) & set("+-*/"), example))
+
+
+def _equations(text):
+    """The equations in `text`: lists of their sides, which are lists of tokens. Linear in time."""
+    runs, run = [], []
+    for match in TOKEN.finditer(BULLET.sub("", text) + "\n"):
+        token, kind = match.group(), match.lastgroup
+        if kind == "other" or (kind == "number" and run and run[-1][-1].isdigit()):
+            runs.append(run)
+            run = []
+        if kind == "number":
+            run.append(token.removeprefix("$"))
+        elif kind == "operator":
+            run.append({"×": "*", "x": "*", "÷": "/"}.get(token, token))
+    equations = []
+    for run in runs:
+        while run and not run[-1][-1].isdigit():  # "so 3 + 4 = ?", "7 - that is"
+            run.pop()
+        sides = [[]]
+        for token in run:
+            sides.append([]) if token == "=" else sides[-1].append(token)
+        # A run that starts with an operator goes on from something that is not read here.
+        if len(sides) > 1 and len(sides[0]) > 1 and sides[0][0][-1].isdigit():
+            equations.append(sides)
+    return equations
+
+
+def _answer(example):
+    gold = gold_answer(example)
+    value = number(gold)
+    if value is None or value.denominator != 1:
+        raise ValueError(
+            f"the answer {gold!r} of {example.get('question')!r} is not an integer; use "
+            "exact_answer in config.rewards."
+        )
+    return int(value)
+
+
+def _last_integer(text):
+    last = None
+    for last in NUMBERS.finditer(text):  # noqa: B007
+        pass
+    if last is None or sum(map(str.isdigit, last.group())) > MAX_DIGITS:
+        return None
+    return number(last.group())
+
+
+def _operands(example):
+    given = example.get("operands")
+    return given if given is not None else [number(x) for x in NUMBERS.findall(example["question"])]
+
+
+def _operators_allowed(operators, example):
+    """Are these among the operators of the expression that the question consists of, if it does?"""
+    question = example["question"]
+    shown = EXPRESSION.search(question)
+    if not shown or len(NUMBERS.findall(shown[0])) < len(NUMBERS.findall(question)):
+        return True
+    allowed = set(re.findall(r"\d\s*([-+*/])", shown[0]))
+    return operators <= allowed | ({"+"} if "-" in allowed else set())

@@ -1,0 +1,114 @@
+"""The weighted sum of named rewards over a batch of completions, with every failure counted."""
+
+import difflib
+import math
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from deepseek_jax.rewards.answer import exact_answer
+from deepseek_jax.rewards.arithmetic import correct, correct_reasoning, correct_working
+from deepseek_jax.rewards.format import prefilled_think_answer_format, think_answer_format
+from deepseek_jax.rewards.math_verify import MathVerifier
+
+# name in config.rewards -> fn(completion: str, example: Mapping) -> float
+REWARDS = {
+    "exact_answer": exact_answer,
+    "correct": correct,
+    "correct_reasoning": correct_reasoning,
+    "correct_working": correct_working,
+    "think_answer_format": think_answer_format,
+    "prefilled_think_answer_format": prefilled_think_answer_format,
+}
+MATH_VERIFY = "math_verify"  # the one reward that scores a whole batch: it has a pool of workers
+MAX_MESSAGES = 5
+
+
+@dataclass
+class Scores:
+    """What a batch of completions earned."""
+
+    total: np.ndarray  # float32[b], the weighted sum; NaN where a part failed
+    parts: dict[str, np.ndarray]  # float32[b] each, unweighted; NaN where it failed
+    errors: int = 0  # completions whose total is NaN
+    messages: list[str] = field(default_factory=list)  # about the first few failures
+
+
+class Rewards:
+    """Rewards by name, with weights: Rewards({"correct": 1.0, "correct_reasoning": 1.0}).
+
+    A part fails on a completion if it raises or gives anything but a finite number. Then the total
+    is NaN, "not scored": never a 0 that would pass for a wrong answer.
+    Raises ValueError for no rewards, an unknown name, or a weight that is not finite.
+    """
+
+    def __init__(self, weights):
+        known = [*REWARDS, MATH_VERIFY]
+        self.weights = dict(weights)
+        if not self.weights:
+            raise ValueError(f"no reward: set config.rewards.NAME=WEIGHT, NAME of {known}.")
+        for name, weight in self.weights.items():
+            if name not in known:
+                close = difflib.get_close_matches(name, known, n=1)
+                hint = f"did you mean {close[0]!r}? " if close else ""
+                raise ValueError(f"config.rewards.{name} is unknown: {hint}Known: {known}.")
+            if not _is_finite(weight):
+                raise ValueError(f"config.rewards.{name}={weight!r} must be a finite number.")
+        self._verifier = MathVerifier() if MATH_VERIFY in self.weights else None
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exception):
+        self.close()
+
+    def close(self):
+        """End the worker processes of math_verify, if there are any."""
+        if self._verifier is not None:
+            self._verifier.close()
+
+    def score(self, examples, completions):
+        """Score completions[i] (str) against examples[i], a Mapping with "question" and "answer".
+
+        Returns Scores. Raises ValueError if the lists differ in length, and RuntimeError with the
+        first message if no completion at all could be scored.
+        """
+        if len(examples) != len(completions):
+            raise ValueError(f"{len(examples)} examples for {len(completions)} completions.")
+        messages = []
+        parts = {name: self._part(name, examples, completions, messages) for name in self.weights}
+        total = sum(weight * parts[name] for name, weight in self.weights.items())
+        errors = int(np.isnan(total).sum())
+        if completions and errors == len(completions):
+            raise RuntimeError(f"none of {errors} completions could be scored. {messages[0]}")
+        return Scores(total.astype(np.float32), parts, errors, messages[:MAX_MESSAGES])
+
+    def _part(self, name, examples, completions, messages):
+        """float32[b]: one reward of every completion; NaN, and a message, where it fails."""
+        if name == MATH_VERIFY:
+            values = self._verifier.score([e["answer"] for e in examples], completions)
+        else:
+            values = [
+                _call(REWARDS[name], completion, example)
+                for completion, example in zip(completions, examples, strict=True)
+            ]
+        out = np.full(len(values), np.nan, np.float32)
+        for i, value in enumerate(values):
+            if _is_finite(value):
+                out[i] = value
+            else:
+                what = f"{completions[i][:80]!r} for {str(examples[i].get('question'))[:80]!r}"
+                messages.append(f"reward {name!r} failed with {value!r} on {what}.")
+        return out
+
+
+def _call(reward, completion, example):
+    """The reward, or the exception that it raised, which `_part` counts and reports."""
+    try:
+        return reward(completion, example)
+    except Exception as error:
+        return error
+
+
+def _is_finite(value):
+    return isinstance(value, (int, float, np.number)) and math.isfinite(value)

@@ -1,0 +1,1 @@
+"""One update of the parameters, and the loop around it."""

@@ -1,0 +1,136 @@
+"""Where a run's numbers go, from process 0 only: JSON lines, TensorBoard and the console."""
+
+import json
+import math
+import os
+import time
+from pathlib import Path
+
+import jax
+from absl import logging
+from rich.console import Console
+from rich.text import Text
+from tensorboardX import SummaryWriter
+
+# What the console shows, where a phase logs it; the files hold everything.
+HEADLINE = (
+    *("loss", "reward", "accuracy", "completion_length"),
+    *("kl", "entropy", "grad_norm", "tokens_per_second"),
+)
+CONSOLE_METRICS = 6  # on a line
+CONSOLE_SECONDS = 2.0  # between lines: a faster run shows fewer, though always its last
+
+
+class MetricsWriter:
+    """Writes each step's metrics once, across restarts.
+
+    workdir/name.jsonl: one object a line, {"step": int, "phase": str, metric: float or null, ...}.
+    workdir/tensorboard/phase: one TensorBoard run per phase ("pretrain", "grpo", ...).
+    Nothing is created before `start`. On processes other than 0 every method returns at once.
+    """
+
+    def __init__(self, workdir, name="metrics"):
+        self.workdir = Path(workdir)
+        self.path = self.workdir / f"{name}.jsonl"
+        self._boards = {}
+        self._console = Console(highlight=False)
+        self._waiting, self._shown_at = None, -math.inf
+
+    def start(self, phase, first_step):
+        """Begin (or go on with) a phase at first_step: what it logged from there on is forgotten.
+
+        A run that stopped after its last checkpoint repeats some steps; their old lines are cut
+        from the file and purged by TensorBoard. Raises ValueError, naming the line, for bad JSON.
+        """
+        if jax.process_index() != 0:
+            return
+        self.workdir.mkdir(parents=True, exist_ok=True)
+        _cut(self.path, phase, first_step)
+        if phase in self._boards:
+            self._boards[phase].close()
+        # The library names files by the second, and two writers of one second would share one.
+        self._boards[phase] = SummaryWriter(
+            str(self.workdir / "tensorboard" / phase),
+            purge_step=first_step,
+            filename_suffix=f".{time.time_ns()}",
+        )
+
+    def write(self, step, metrics, *, phase):
+        """Log a flat dict of scalars (Python, numpy or jax) at an update count.
+
+        NaN and infinities become null in the file, with a warning. TypeError where a value is not
+        one number.
+        """
+        if jax.process_index() != 0:
+            return
+        assert phase in self._boards, f"start({phase!r}, first_step) comes before write"
+        values = {name: float(value) for name, value in jax.device_get(dict(metrics)).items()}
+        bad = [name for name, value in values.items() if not math.isfinite(value)]
+        if bad:
+            logging.warning("%s step %d: not finite: %s", phase, step, ", ".join(bad))
+        record = {"step": int(step), "phase": phase}
+        assert not record.keys() & values.keys(), "step and phase are taken"
+        record |= {name: None if name in bad else value for name, value in values.items()}
+        with open(self.path, "a") as file:
+            file.write(json.dumps(record, allow_nan=False) + "\n")
+        for name in [name for name in values if name not in bad]:
+            self._boards[phase].add_scalar(name, values[name], int(step))
+        self._show(step, values, phase)
+
+    def close(self):
+        """Flush all; the writer can be started again."""
+        self._print_waiting()
+        for board in self._boards.values():
+            board.close()
+        self._boards = {}
+
+    def _show(self, step, values, phase):
+        if self._waiting and self._waiting[0] != phase:
+            self._print_waiting()  # the last line of the phase before
+        self._waiting = (phase, step, values)
+        if time.monotonic() - self._shown_at >= CONSOLE_SECONDS:
+            self._print_waiting()
+
+    def _print_waiting(self):
+        if self._waiting is None:
+            return
+        phase, step, values = self._waiting
+        names = [name for name in HEADLINE if name in values] or list(values)
+        line = Text.assemble((phase, "bold cyan"), f" step {step}")
+        for name in names[:CONSOLE_METRICS]:
+            line.append(f"  {name} ", "dim").append(f"{values[name]:.4g}")
+        self._console.print(line, soft_wrap=True)
+        self._waiting, self._shown_at = None, time.monotonic()
+
+
+def read_metrics(path, phase):
+    """The records of one phase of a metrics file, in order: dicts of step, phase and the metrics.
+
+    A last line that a killed process left unfinished is passed over. Raises ValueError at any other
+    bad line.
+    """
+    return [record for _, record in _lines(Path(path)) if record["phase"] == phase]
+
+
+def _lines(path):
+    """(line, record) pairs; a line counts once its newline is written."""
+    if not path.exists():
+        return
+    for number, line in enumerate(path.read_text().splitlines(keepends=True), start=1):
+        if line.endswith("\n"):
+            try:
+                yield line, json.loads(line)
+            except json.JSONDecodeError as error:
+                raise ValueError(
+                    f"{path}, line {number} is not JSON ({error}); mend it or move the file away"
+                ) from error
+
+
+def _cut(path, phase, first_step):
+    """Drop the lines of `phase` from first_step on, and an unfinished last line, atomically."""
+    if not path.exists():
+        return
+    kept = [line for line, r in _lines(path) if r["phase"] != phase or r["step"] < first_step]
+    fresh = path.with_name(path.name + ".tmp")
+    fresh.write_text("".join(kept))
+    os.replace(fresh, path)

@@ -1,0 +1,43 @@
+"""What an update changes: arrays only, so that it can be sharded, saved and compared."""
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import struct
+from jax.sharding import NamedSharding, PartitionSpec
+
+
+@struct.dataclass
+class TrainState:
+    """step: int32[], updates so far. params: the tree of float32 masters. opt_state: optax's."""
+
+    step: jax.Array
+    params: dict
+    opt_state: optax.OptState
+
+    @classmethod
+    def create(cls, params, tx):
+        """The state before the first update, for the optax transformation tx."""
+        return cls(step=jnp.zeros((), jnp.int32), params=params, opt_state=tx.init(params))
+
+
+def state_shardings(mesh, param_shardings, params, tx):
+    """Place a whole TrainState: moments lie where their parameters do, counters everywhere.
+
+    param_shardings: the tree of parallel.shardings. params: arrays or ShapeDtypeStructs of the same
+    tree. Returns a TrainState of NamedSharding, for jit's out_shardings and for a Store's restore.
+    """
+    everywhere = NamedSharding(mesh, PartitionSpec())
+    opt_state = optax.tree.map_params(
+        tx,
+        lambda moment, place: moment if _is_masked(moment) else place,
+        jax.eval_shape(tx.init, params),
+        param_shardings,
+        transform_non_params=lambda _: everywhere,
+        is_leaf=_is_masked,
+    )
+    return TrainState(step=everywhere, params=param_shardings, opt_state=opt_state)
+
+
+def _is_masked(moment):
+    return isinstance(moment, optax.MaskedNode)  # what a frozen parameter has in place of moments

@@ -1,0 +1,1 @@
+"""The outside world: flags, devices, processes and signals."""

@@ -1,0 +1,25 @@
+"""The environment of every test, set before jax is imported: CPU, eight devices, quick compiles.
+
+Subprocesses that a test starts inherit all of it. Level 0 is for correctness, never for timings.
+"""
+
+import os
+from pathlib import Path
+
+XLA_FLAGS = (
+    "--xla_force_host_platform_device_count=8",
+    "--xla_backend_optimization_level=0",  # compiling, not running, is most of a small test's time
+    "--xla_llvm_disable_expensive_passes=true",
+    # Eight device threads share few cores: one that comes late to a collective must not abort us.
+    "--xla_cpu_collective_call_warn_stuck_timeout_seconds=120",
+    "--xla_cpu_collective_call_terminate_timeout_seconds=600",
+)
+CACHE = Path(__file__).resolve().parent.parent / ".pytest_cache" / "jax"
+
+os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ["XLA_FLAGS"] = " ".join([os.environ.get("XLA_FLAGS", ""), *XLA_FLAGS]).strip()
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(CACHE))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test downloads anything
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")

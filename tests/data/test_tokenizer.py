@@ -1,0 +1,103 @@
+"""Tokenizers: the small world's, and those of checkpoints."""
+
+import numpy as np
+import pytest
+import tokenizers
+import transformers
+
+from deepseek_jax.data import arithmetic
+from deepseek_jax.data.tokenizer import arithmetic_tokenizer, load_tokenizer
+
+
+def save_small_tokenizer(folder, *, add_bos=False, **special):
+    """A word-level tokenizer of five words, as a Hugging Face folder."""
+    words = ["<s>", "</s>", "<unk>", "a", "b"]
+    model = tokenizers.models.WordLevel({w: i for i, w in enumerate(words)}, unk_token="<unk>")
+    backend = tokenizers.Tokenizer(model)
+    backend.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    if add_bos:
+        backend.post_processor = tokenizers.processors.TemplateProcessing(
+            single="<s> $A", special_tokens=[("<s>", 0)]
+        )
+    transformers.PreTrainedTokenizerFast(tokenizer_object=backend, **special).save_pretrained(
+        folder
+    )
+    return folder
+
+
+def test_texts_of_the_small_world_survive_encoding_and_decoding():
+    """Oracle: the text itself, for 2,000 documents of every style."""
+    tokenizer, rng = arithmetic_tokenizer(), np.random.default_rng(0)
+    for _ in range(2000):
+        text = arithmetic.write_document(rng)
+        assert tokenizer.decode(tokenizer.encode(text)) == text
+
+
+def test_small_world_spells_digits_singly_and_phrases_whole():
+    """Oracle: by hand."""
+    tokenizer = arithmetic_tokenizer()
+    pieces = [tokenizer.decode([i]) for i in tokenizer.encode("What is 3 + 8?\n3 + 8 = 11; 9, 0")]
+    assert "|".join(pieces) == "What is |3| + |8|?\n|3| + |8| = |1|1|; |9|, |0"
+    question = arithmetic.PROMPT_TEMPLATE.format(question=arithmetic.question((3, 8, 5, 9)))
+    assert len(tokenizer.encode(question)) == 9
+    assert len(tokenizer.encode(arithmetic.worked((3, 8, 5, 9)))) == 22
+
+
+def test_small_world_ids_are_dense_and_its_special_tokens_vanish_in_text():
+    """Oracle: by hand."""
+    tokenizer = arithmetic_tokenizer()
+    ids = [tokenizer.encode(piece) for piece in arithmetic.PIECES]
+    assert sorted([*sum(ids, []), tokenizer.eos_id, tokenizer.pad_id]) == list(range(21))
+    assert tokenizer.vocab_size == 21
+    assert tokenizer.decode([1, tokenizer.eos_id, 2, tokenizer.pad_id]) == "12"
+
+
+@pytest.mark.parametrize("text", ["What is x", "3+8", "<eos>", "7<pad>", "What is 3?"])
+def test_small_world_refuses_other_text(text):
+    """Oracle: the message repeats the text."""
+    with pytest.raises(ValueError, match="beyond this tokenizer's vocabulary") as error:
+        arithmetic_tokenizer().encode(text)
+    assert repr(text) in str(error.value)
+
+
+def test_gguf_tokenizer_agrees_with_transformers(smollm2):
+    """Oracle: transformers, on text with accents, digits, spaces and a special token."""
+    text = "Naïve  users paid $1,072.50;\n\tisn't that so?<|im_end|>"
+    ids = smollm2.chat(text, add_special_tokens=False).input_ids
+    assert smollm2.encode(text) == ids
+    assert smollm2.decode(ids) == smollm2.chat.decode(ids, skip_special_tokens=True)
+    assert (smollm2.eos_id, smollm2.pad_id, smollm2.bos_id) == (2, 2, None)
+    assert smollm2.vocab_size == 49152
+
+
+def test_folder_tokenizer_is_the_one_that_was_saved(smollm2, tmp_path):
+    """Oracle: the tokenizer before it was saved."""
+    smollm2.chat.save_pretrained(tmp_path)
+    loaded = load_tokenizer(tmp_path)
+    text = "What is 12 + 7?"
+    assert loaded.encode(text) == smollm2.encode(text)
+    assert (loaded.eos_id, loaded.pad_id, loaded.bos_id) == (2, 2, None)
+    assert loaded.chat.chat_template == smollm2.chat.chat_template
+
+
+def test_bos_is_known_only_where_the_tokenizer_adds_it_and_pad_defaults_to_eos(tmp_path):
+    """Oracle: by hand."""
+    special = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
+    adds = load_tokenizer(save_small_tokenizer(tmp_path / "adds", add_bos=True, **special))
+    plain = load_tokenizer(save_small_tokenizer(tmp_path / "plain", **special))
+    assert (adds.bos_id, plain.bos_id) == (0, None)
+    assert adds.encode("a b") == plain.encode("a b") == [3, 4]
+    assert (adds.pad_id, adds.eos_id, adds.chat) == (1, 1, None)
+
+
+def test_tokenizer_without_eos_is_refused(tmp_path):
+    """Oracle: the message says what is missing and where."""
+    folder = save_small_tokenizer(tmp_path / "no_eos", unk_token="<unk>")
+    with pytest.raises(ValueError, match="tokenizer without eos.*no_eos.*eos_token"):
+        load_tokenizer(folder)
+
+
+def test_missing_tokenizer_is_refused(tmp_path):
+    """Oracle: the message names the path."""
+    with pytest.raises(ValueError, match="nothing at .*absent"):
+        load_tokenizer(tmp_path / "absent")

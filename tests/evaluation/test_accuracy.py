@@ -1,0 +1,60 @@
+import numpy as np
+import pytest
+from scipy import stats
+
+from deepseek_jax.evaluation.accuracy import mean_interval, summarise, wilson_interval
+
+
+@pytest.mark.parametrize("successes, n", [(0, 5), (5, 5), (1, 1), (67, 256), (241, 256), (3, 1319)])
+def test_wilson_interval_is_the_known_one(successes, n):
+    """Oracle: scipy.stats.binomtest; both are a few float64 operations, hence 1e-12."""
+    expected = stats.binomtest(successes, n).proportion_ci(0.95, method="wilson")
+    np.testing.assert_allclose(wilson_interval(successes, n), expected, atol=1e-12)
+
+
+def test_wilson_interval_stays_within_zero_and_one():
+    """Oracle: the invariant, exact, for all of none and all of every n."""
+    for n in range(1, 300):
+        assert wilson_interval(0, n)[0] == 0.0 and wilson_interval(n, n)[1] == 1.0
+
+
+@pytest.mark.parametrize("successes, n", [(1, 0), (-1, 4), (5, 4)])
+def test_wilson_interval_refuses_impossible_counts(successes, n):
+    """Oracle: the documented range."""
+    with pytest.raises(ValueError, match=f"{successes} successes of {n}"):
+        wilson_interval(successes, n)
+
+
+def test_mean_interval_is_students():
+    """Oracle: scipy.stats' t interval around the mean; float64, hence 1e-12."""
+    values = np.random.default_rng(0).choice([0.0, 1.0, 2.0], size=37)
+    low, high = stats.t.interval(0.95, 36, loc=values.mean(), scale=stats.sem(values))
+    np.testing.assert_allclose(mean_interval(values), (values.mean(), low, high), rtol=1e-12)
+
+
+def test_mean_interval_covers_the_mean_as_often_as_it_says():
+    """Oracle: 95% by definition; 2000 draws, so 4 standard errors are 2 points."""
+    draws = np.random.default_rng(1).normal(3.0, 2.0, size=(2000, 8))
+    covered = [low <= 3.0 <= high for _, low, high in map(mean_interval, draws)]
+    assert abs(np.mean(covered) - 0.95) < 0.02
+
+
+@pytest.mark.parametrize("values", [[], [1.0], [[1.0, 2.0]], [1.0, np.nan], [1.0, np.inf]])
+def test_mean_interval_refuses_what_has_none(values):
+    """Oracle: the documented conditions."""
+    with pytest.raises(ValueError):
+        mean_interval(values)
+
+
+def test_summarise_takes_booleans_as_shares_and_numbers_as_means():
+    """Oracle: the two intervals called directly."""
+    right, reward = np.array([True, False, True]), np.array([2.0, 0.0, 1.0], np.float32)
+    summary = summarise({"accuracy": right, "reward": reward})
+    assert summary["accuracy"] == (2 / 3, *wilson_interval(2, 3))
+    assert summary["reward"] == mean_interval(reward)
+
+
+def test_summarise_names_the_score_that_has_no_interval():
+    """Oracle: the name in the message; an empty share warns of nothing on the way."""
+    with pytest.raises(ValueError, match="score 'reward'"):
+        summarise({"reward": np.zeros(1)})

@@ -1,0 +1,193 @@
+"""launch/train.py as a user starts it, in processes of its own, with a small recipe beside ours."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from deepseek_jax import recipes
+from launch import train
+
+ROOT = Path(__file__).resolve().parents[2]
+CONFIG = """
+from ml_collections import ConfigDict
+from configs.common import parse_arg
+
+def get_config(arg=None):
+    arg = parse_arg(arg, steps=3)
+    return ConfigDict(dict(recipe="polling", seed=0, steps=arg.steps, wait=False, bad="", mesh={}))
+"""
+RECIPE = '''
+"""Counts its steps in a file, and leaves with 75 when told to stop."""
+import dataclasses, time
+import jax, numpy as np
+from deepseek_jax.recipes import settings
+
+@dataclasses.dataclass(frozen=True)
+class Nothing:
+    """No field at all."""
+
+def run(config, mesh, workdir, should_stop):
+    if config.bad == "settings":
+        settings.build(Nothing, {"lr": 1}, "config.rl")
+    if config.bad == "library":
+        np.zeros(3).reshape(2)
+    step = 0
+    while step < config.steps or config.wait:
+        step += 1
+        if should_stop():
+            (workdir / "saved").write_text(str(step))
+            raise SystemExit(75)
+        time.sleep(0.01)
+        if step == 3:
+            print("under way", flush=True)
+    (workdir / f"done{jax.process_index()}").write_text(f"{step} {dict(mesh.shape)}")
+'''
+LAUNCH = f"""
+import runpy, sys
+sys.path.insert(0, {str(ROOT)!r})
+from deepseek_jax import recipes
+recipes.__path__.append("plugins")
+runpy.run_path({str(ROOT / "launch" / "train.py")!r}, run_name="__main__")
+"""
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A directory to start from, with a config, a recipe and a way to launch."""
+    (tmp_path / "plugins").mkdir()
+    (tmp_path / "plugins" / "polling.py").write_text(RECIPE)
+    (tmp_path / "tiny.py").write_text(CONFIG)
+    (tmp_path / "launch_here.py").write_text(LAUNCH)
+    return tmp_path
+
+
+def start(folder, *args, **environment):
+    return subprocess.Popen(
+        [sys.executable, "launch_here.py", *args],
+        cwd=folder,
+        env=os.environ | environment,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+
+
+def launched(folder, *args):
+    """(exit status, stdout, stderr) of one launch."""
+    process = start(folder, *args)
+    out, err = process.communicate(timeout=120)
+    return process.returncode, out, err
+
+
+def contents(folder):
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_a_recipe_gets_the_overridden_config_the_mesh_and_its_work_directory(folder):
+    """Oracle: by hand: eight devices of conftest over expert=2, the step count of the argument."""
+    status, out, err = launched(folder, "--config=tiny.py:steps=4", "--config.mesh={'expert': 2}")
+    assert status == 0, err
+    workdir = folder / "runs" / "tiny_steps=4"
+    mesh = {"data": 4, "fsdp": 1, "expert": 2, "tensor": 1}
+    assert (workdir / "done0").read_text() == f"4 {mesh}"
+    assert str(workdir) in out and "polling on 8 x" in out
+
+
+def test_another_config_in_a_work_directory_is_one_message_and_nothing_is_touched(folder):
+    """Oracle: exit status 2, the difference by hand, no traceback, the directory's bytes."""
+    workdir = folder / "w"
+    assert launched(folder, "--config=tiny.py", f"--workdir={workdir}")[0] == 0
+    before = contents(workdir)
+    status, _, err = launched(folder, "--config=tiny.py", "--config.seed=5", f"--workdir={workdir}")
+    assert status == 2 and "config.seed: 0 -> 5" in err and "Traceback" not in err
+    assert contents(workdir) == before
+
+
+@pytest.mark.parametrize(
+    "args, words",
+    [
+        ("--config=tiny.py --config.stepps=3", "config.stepps is not a field; did you mean steps?"),
+        ("--config=tiny.py:stepps=3", "'stepps' is not a key; did you mean steps?"),
+        (
+            "--config=tiny.py --config.recipe=poling",
+            "'poling' is not a recipe; did you mean polling?",
+        ),
+        ("--config=tiny.py --config.steps=abc", "--config.steps=abc"),
+        ("--config=tinny.py", "No such file or directory: 'tinny.py'"),
+        ("--config=tiny.py --wrkdir=x", "'wrkdir'. Did you mean: workdir"),
+        ("--config=tiny.py steps=3", "steps=3 is no flag; use --config.FIELD=VALUE"),
+        ("--config=tiny.py --config.mesh={'exprt':2}", "config.mesh.exprt is not a field"),
+        ("--config=tiny.py --config.mesh={'expert':3}", "config.mesh.expert=3"),
+        ("--config=tiny.py --config.bad=settings", "config.rl.lr is not a field"),
+        ("--config=tiny.py --distributed", "--distributed: coordinator_address should be defined"),
+    ],
+)
+def test_a_mistake_is_one_message_exit_status_two_and_leaves_nothing(folder, args, words):
+    """Oracle: the words a reader needs, no traceback, no file in a work directory."""
+    status, _, err = launched(folder, *args.split())
+    assert status == 2 and words in err and "Traceback" not in err, err
+    assert not list(folder.glob("runs/tiny/*"))
+
+
+def test_an_error_out_of_a_library_keeps_its_traceback(folder):
+    """Oracle: a ValueError of numpy is not for the user to mend: status 1 and the line it is at."""
+    status, _, err = launched(folder, "--config=tiny.py", "--config.bad=library")
+    assert status == 1 and "Traceback" in err and "reshape(2)" in err
+
+
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_lets_the_recipe_save_and_leave_with_75(folder, signum):
+    """Oracle: the recipe's own file, written only where should_stop() said so."""
+    process = start(folder, "--config=tiny.py", "--config.wait=True")
+    assert any("under way" in line for line in process.stdout)
+    process.send_signal(signum)
+    process.communicate(timeout=60)
+    assert process.returncode == 75
+    assert int((folder / "runs" / "tiny" / "saved").read_text()) > 3
+
+
+def test_a_second_signal_acts_as_if_nobody_listened():
+    """Oracle: Python's own answer to Ctrl-C, KeyboardInterrupt; the first only sets the flag."""
+    stop = train.Stop()
+    assert not stop()
+    signal.raise_signal(signal.SIGINT)
+    assert stop()
+    with pytest.raises(KeyboardInterrupt):
+        signal.raise_signal(signal.SIGINT)
+
+
+def test_two_processes_make_one_mesh_and_one_work_directory(folder):
+    """Oracle: twice conftest's eight devices in each; JAX finds its peers as under Slurm."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    slurm = {
+        "JAX_COORDINATOR_PORT": port,
+        "SLURM_JOB_ID": "1",
+        "SLURM_STEP_NODELIST": "localhost",
+        "SLURM_NTASKS": "2",
+    }
+    processes = [
+        start(folder, "--config=tiny.py", "--distributed", SLURM_PROCID=i, SLURM_LOCALID=i, **slurm)
+        for i in "01"
+    ]
+    ends = [process.communicate(timeout=120) for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], ends
+    mesh = {"data": 16, "fsdp": 1, "expert": 1, "tensor": 1}
+    done = [(folder / "runs" / "tiny" / f"done{i}").read_text() for i in (0, 1)]
+    assert done == [f"3 {mesh}"] * 2
+    assert "polling on 16 x" in ends[0][0] and "polling" not in ends[1][0]
+
+
+def test_a_recipe_is_found_by_its_module_name(folder, monkeypatch):
+    """Oracle: the module's own function; a module without `run` is no recipe."""
+    monkeypatch.setattr(recipes, "__path__", [*recipes.__path__, str(folder / "plugins")])
+    assert train.find_recipe("polling").__module__ == "deepseek_jax.recipes.polling"
+    for name in ("settings", None, ""):
+        with pytest.raises(ValueError, match=r"is not a recipe; .*allowed: .*polling"):
+            train.find_recipe(name)

@@ -1,0 +1,94 @@
+import json
+
+import pytest
+from ml_collections import ConfigDict
+
+from launch import workdir
+from launch.workdir import claim_workdir, default_workdir, release_workdir
+
+
+def config(**fields):
+    return ConfigDict(dict(recipe="grpo", seed=0, rl=dict(lr=0.1, betas=(0.9, 0.95))) | fields)
+
+
+def contents(folder):
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize(
+    "path, seed, name",
+    [
+        ("configs/grpo_small.py", 0, "grpo_small"),
+        ("configs/grpo_small.py", None, "grpo_small"),
+        ("configs/grpo_small.py", 3, "grpo_small_seed3"),
+        ("configs/grpo_small.py:runlocal", 3, "grpo_small_runlocal_seed3"),
+        ("configs/grpo_small.py:runlocal,seed=3", 3, "grpo_small_runlocal,seed=3"),
+        ("/abs/x.py:a/../b c", 0, "x_a_.._b_c"),
+    ],
+)
+def test_the_default_name_says_config_argument_and_seed_once(path, seed, name):
+    """Oracle: by hand; no part of the argument can leave runs/."""
+    assert default_workdir(path, seed).parts == ("runs", name)
+
+
+def test_a_new_directory_is_claimed_with_its_config(tmp_path):
+    """Oracle: config.json read back equals the config, and nothing else is there."""
+    assert claim_workdir(tmp_path / "deep" / "run", config()) is True
+    saved = json.loads((tmp_path / "deep" / "run" / "config.json").read_text())
+    assert saved == {"recipe": "grpo", "seed": 0, "rl": {"lr": 0.1, "betas": [0.9, 0.95]}}
+    assert len(contents(tmp_path)) == 1
+
+
+def test_the_same_config_finds_its_directory_again(tmp_path):
+    """Oracle: no error, not new, and the file as it was."""
+    claim_workdir(tmp_path, config())
+    before = contents(tmp_path)
+    assert claim_workdir(tmp_path, config()) is False
+    assert contents(tmp_path) == before
+
+
+def test_another_config_is_refused_with_every_difference_and_nothing_is_touched(tmp_path):
+    """Oracle: the differing fields by hand, and the directory's bytes."""
+    claim_workdir(tmp_path, config(steps=5))
+    (tmp_path / "metrics.jsonl").write_text("{}\n")
+    before = contents(tmp_path)
+    with pytest.raises(ValueError) as error:
+        claim_workdir(tmp_path, config(rl=dict(lr=0.2, betas=(0.9, 0.95)), name="new"))
+    assert str(error.value).splitlines()[1:-1] == [
+        '  config.name: absent -> "new"',
+        "  config.rl.lr: 0.1 -> 0.2",
+        "  config.steps: 5 -> absent",
+    ]
+    assert "--workdir" in str(error.value) and str(tmp_path) in str(error.value)
+    assert contents(tmp_path) == before
+
+
+def test_a_block_that_becomes_a_number_is_a_difference(tmp_path):
+    """Oracle: the fields by hand."""
+    claim_workdir(tmp_path, config(mesh={}))
+    with pytest.raises(ValueError, match=r"config\.mesh: {} -> 1"):
+        claim_workdir(tmp_path, config(mesh=1))
+
+
+def test_a_failed_start_gives_the_directory_back(tmp_path):
+    """Oracle: another config may then claim the name."""
+    claim_workdir(tmp_path / "run", config())
+    release_workdir(tmp_path / "run")
+    assert not contents(tmp_path)
+    assert claim_workdir(tmp_path / "run", config(seed=1)) is True
+
+
+def test_a_directory_with_results_is_not_given_back(tmp_path):
+    """Oracle: its bytes."""
+    claim_workdir(tmp_path, config())
+    (tmp_path / "metrics.jsonl").write_text("{}\n")
+    before = contents(tmp_path)
+    release_workdir(tmp_path)
+    assert contents(tmp_path) == before
+
+
+def test_only_process_zero_writes(tmp_path, monkeypatch):
+    """Oracle: an empty directory, where this process believes it is number 1."""
+    monkeypatch.setattr(workdir.jax, "process_index", lambda: 1)
+    assert claim_workdir(tmp_path / "run", config()) is False
+    assert not list(tmp_path.iterdir())

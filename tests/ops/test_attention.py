@@ -1,0 +1,145 @@
+"""Attention against loops over single queries, and against its own other forms."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from deepseek_jax.ops.attention import attend, attend_branches, attend_cached, attend_latent
+
+SCALE = 0.7
+CLOSE = dict(atol=2e-6, rtol=2e-5)  # float32 rounding of sums over a few keys
+
+
+def normal(seed, *shape):
+    return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
+
+
+def one_query(q, keys, values):
+    """softmax(q . k * SCALE) v in float64, over keys [s x] and values [s u]."""
+    scores = keys.astype(np.float64) @ q.astype(np.float64) * SCALE
+    weights = np.exp(scores - scores.max())
+    return weights / weights.sum() @ values
+
+
+def loop_attend(q, k, v, segment_ids):
+    """attend by numpy: each query head reads key head i // (h / k) over what its token may see."""
+    b, t, h, _ = q.shape
+    out = np.zeros((b, t, h, v.shape[-1]))
+    for row, at, head in np.ndindex(b, t, h):
+        seen = [s for s in range(at + 1) if segment_ids[row, s] == segment_ids[row, at]]
+        of = head // (h // k.shape[2])
+        out[row, at, head] = one_query(q[row, at, head], k[row, seen, of], v[row, seen, of])
+    return out
+
+
+@pytest.mark.parametrize("key_heads", [1, 2, 4])
+def test_attend_is_softmax_over_what_comes_before_in_the_segment(key_heads):
+    """Oracle: the definition by a numpy loop; two packed documents, padding left and right."""
+    q, k, v = normal(0, 2, 9, 4, 6), normal(1, 2, 9, key_heads, 6), normal(2, 2, 9, key_heads, 5)
+    segment_ids = np.array([[1, 1, 1, 2, 2, 2, 2, 0, 0], [0, 0, 3, 3, 3, 3, 4, 4, 4]])
+    ours = attend(q, k, v, scale=SCALE, segment_ids=segment_ids)
+    np.testing.assert_allclose(ours, loop_attend(q, k, v, segment_ids), **CLOSE)
+
+
+def branch_rows():
+    """Two prompts of ragged length with three ragged completions each: q, k, v, segment_ids."""
+    prefix, branches, length = 5, 3, 4
+    t = prefix + branches * length
+    q, k, v = normal(3, 2, t, 4, 6), normal(4, 2, t, 2, 6), normal(5, 2, t, 2, 3)
+    seen = np.zeros((2, t), np.int32)
+    for row, (prompt_length, lengths) in enumerate([(5, (4, 1, 2)), (2, (3, 4, 0))]):
+        seen[row, :prompt_length] = 1
+        for i, own in enumerate(lengths):
+            seen[row, prefix + i * length : prefix + i * length + own] = 1
+    return q, k, v, seen, prefix, branches
+
+
+def rows_of_their_own(q, k, v, segment_ids, prefix, branches):
+    """The same tokens, one row [prefix, branch i] at a time through attend: [b t h u]."""
+    length = (q.shape[1] - prefix) // branches
+    pieces = []
+    for i in range(branches):
+        own = np.r_[:prefix, prefix + i * length : prefix + (i + 1) * length]
+        out = attend(q[:, own], k[:, own], v[:, own], scale=SCALE, segment_ids=segment_ids[:, own])
+        pieces += [out] if i == 0 else [out[:, prefix:]]
+    return jnp.concatenate(pieces, axis=1)
+
+
+def shared(q, k, v, segment_ids, prefix, branches):
+    return attend_branches(
+        q, k, v, scale=SCALE, segment_ids=segment_ids, prefix_length=prefix, branches=branches
+    )
+
+
+def test_branches_see_the_prefix_and_themselves():
+    """Oracle: a row of its own for each branch, by attend; padding in prefix and branches."""
+    q, k, v, seen, *layout = branch_rows()
+    real = seen[..., None, None] > 0
+    ours, theirs = (f(q, k, v, seen, *layout) * real for f in (shared, rows_of_their_own))
+    np.testing.assert_allclose(ours, theirs, **CLOSE)
+
+
+def test_branch_gradients_are_those_of_rows_of_their_own():
+    """Oracle: autodiff through a row of its own for each branch; the prefix's gradients add up."""
+    q, k, v, seen, *layout = branch_rows()
+    probe = normal(6, *q.shape[:3], v.shape[-1]) * (seen[..., None, None] > 0)
+
+    def gradients(form):
+        return jax.grad(lambda *qkv: (form(*qkv, seen, *layout) * probe).sum(), argnums=(0, 1, 2))(q, k, v)
+
+    for ours, theirs in zip(gradients(shared), gradients(rows_of_their_own), strict=True):
+        np.testing.assert_allclose(ours, theirs, **CLOSE)
+
+
+def test_padding_of_prefix_and_branches_reaches_no_real_token():
+    """Oracle: invariant: other keys and values there leave real outputs bit for bit as they were."""
+    q, k, v, seen, *layout = branch_rows()
+    padding = seen[..., None, None] == 0
+    ours = shared(q, k, v, seen, *layout)
+    other = shared(q, np.where(padding, 50, k), np.where(padding, -9, v), seen, *layout)
+    np.testing.assert_array_equal(np.where(padding, 0, ours), np.where(padding, 0, other))
+
+
+def test_attend_cached_is_one_query_over_the_masked_cache():
+    """Oracle: the definition by a numpy loop; the mask is no prefix, as in a ring of slots."""
+    q, k, v = normal(7, 2, 4, 6), normal(8, 2, 2, 7, 6), normal(9, 2, 2, 7, 5)
+    mask = np.array([[1, 0, 1, 1, 0, 0, 1], [0, 0, 0, 1, 0, 0, 0]], bool)
+    ours = attend_cached(q, k, v, scale=SCALE, mask=mask)
+    for row, head in np.ndindex(2, 4):
+        keys, values = k[row, head // 2, mask[row]], v[row, head // 2, mask[row]]
+        np.testing.assert_allclose(ours[row, head], one_query(q[row, head], keys, values), **CLOSE)
+
+
+def test_attend_latent_equals_attention_over_expanded_keys_and_values():
+    """Oracle: arXiv:2405.04434, eqs. 10-11 and 15-18, expanded per head, by the numpy loop."""
+    b, h, n, r, c, s, u = 2, 3, 4, 2, 5, 6, 3
+    q_nope, q_rope, c_kv, k_rope = normal(0, b, h, n), normal(1, b, h, r), normal(2, b, s, c), normal(3, b, s, r)
+    w_k, w_v = normal(4, c, h, n), normal(5, c, h, u)
+    mask = np.array([[1, 1, 1, 0, 0, 0], [1, 0, 1, 1, 1, 1]], bool)
+    latent = attend_latent(
+        np.einsum("bhn,chn->bhc", q_nope, w_k), q_rope, c_kv, k_rope, scale=SCALE, mask=mask
+    )
+    ours = np.einsum("bhc,chu->bhu", latent, w_v)
+    for row, head in np.ndindex(b, h):
+        keys = np.concatenate([c_kv[row] @ w_k[:, head], k_rope[row]], axis=-1)[mask[row]]
+        query = np.concatenate([q_nope[row, head], q_rope[row, head]])
+        exact = one_query(query, keys, (c_kv[row] @ w_v[:, head])[mask[row]])
+        np.testing.assert_allclose(ours[row, head], exact, atol=1e-5, rtol=1e-4)
+
+
+def test_a_query_that_may_see_nothing_stays_finite():
+    """Oracle: no NaN and no infinity, in values and gradients, under a mask without a True."""
+    mask = jnp.zeros((1, 4), bool)
+
+    def value(q, k, v):
+        return attend_cached(q, k, v, scale=SCALE, mask=mask).sum()
+
+    grads = jax.value_and_grad(value, argnums=(0, 1, 2))(
+        normal(0, 1, 2, 3), normal(1, 1, 1, 4, 3), normal(2, 1, 1, 4, 3)
+    )
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(grads))
+    latent = attend_latent(
+        normal(0, 1, 2, 3), normal(1, 1, 2, 2), normal(2, 1, 4, 3), normal(3, 1, 4, 2), scale=SCALE, mask=mask
+    )
+    assert np.isfinite(latent).all()

@@ -1,0 +1,132 @@
+"""The expert layout and the grouped product against loops over tokens and experts."""
+
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from deepseek_jax.ops import grouped_matmul as grouped
+
+M, A, E, D, F = 20, 2, 6, 5, 4
+# Token by token: spread out, all of a token's choices on one expert, and experts 0 and 5 idle.
+RNG = np.random.default_rng(0)
+SPLITS = {
+    "random": np.stack([RNG.permutation(E)[:A] for _ in range(M)]),
+    "one expert": np.full((M, A), 3),
+    "idle experts": np.stack([1 + RNG.permutation(4)[:A] for _ in range(M)]),
+}
+IMPLEMENTATIONS = [*(("blocks", block) for block in (1, 2, 8, 64)), ("ragged", 1), ("ragged", 8)]
+CLOSE = dict(rtol=1e-5, atol=1e-5)  # float32 rounding
+
+
+def inputs():
+    rng = np.random.default_rng(1)
+    shapes = (M, D), (E, D, F), (M, A)
+    return [rng.normal(size=shape).astype(np.float32) for shape in shapes]
+
+
+def mixture(x, kernel, weights, experts, implementation, block):
+    """Lay out, multiply, combine: what a layer of experts does, with one matrix an expert."""
+    layout = grouped.expert_layout(experts, E, block)
+    rows = grouped.rows_by_expert(x, layout)
+    out = grouped.grouped_matmul(
+        rows, kernel, layout.rows_per_expert, block=block, implementation=implementation
+    )
+    return grouped.combine(out, weights, layout)
+
+
+def dense(x, kernel, weights, experts):
+    """Every expert on every token, the chosen ones kept by one-hot weights."""
+    weight_me = (jax.nn.one_hot(experts, E) * weights[..., None]).sum(1)
+    return jnp.einsum("md,edf,me->mf", x, kernel, weight_me)
+
+
+@pytest.mark.parametrize("split", SPLITS)
+@pytest.mark.parametrize("implementation, block", IMPLEMENTATIONS)
+def test_every_token_reaches_all_its_experts(split, implementation, block):
+    """Oracle: a numpy loop over tokens and choices, in float64."""
+    experts, (x, kernel, weights) = SPLITS[split], inputs()
+    exact = np.zeros((M, F))
+    for token, choice in np.ndindex(M, A):
+        exact[token] += weights[token, choice] * (x[token].astype(float) @ kernel[experts[token, choice]])
+    np.testing.assert_allclose(mixture(x, kernel, weights, experts, implementation, block), exact, **CLOSE)
+
+
+@pytest.mark.parametrize("split", SPLITS)
+@pytest.mark.parametrize("implementation, block", IMPLEMENTATIONS)
+def test_gradients_are_those_of_the_dense_form(split, implementation, block):
+    """Oracle: autodiff of every expert on every token under one-hot weights."""
+    experts, arguments = SPLITS[split], inputs()
+    probe = np.random.default_rng(2).normal(size=(M, F)).astype(np.float32)
+
+    def gradients(form, *more):
+        value = lambda *a: (form(*a, experts, *more) * probe).sum()  # noqa: E731
+        return jax.grad(value, argnums=(0, 1, 2))(*arguments)
+
+    for ours, theirs in zip(gradients(mixture, implementation, block), gradients(dense), strict=True):
+        np.testing.assert_allclose(ours, theirs, **CLOSE)
+
+
+def test_the_default_implementation_here_is_blocks():
+    """Oracle: bit for bit the named one, on a CPU."""
+    x, kernel, weights = inputs()
+    both = [mixture(x, kernel, weights, SPLITS["random"], name, 8) for name in (None, "blocks")]
+    np.testing.assert_array_equal(*both)
+
+
+def check_layout(experts, n_routed_experts, block):
+    """Assert, by loops, that the layout holds each choice once, by expert, in whole blocks."""
+    layout = [np.asarray(a) for a in grouped.expert_layout(experts, n_routed_experts, block)]
+    token_of_row, row_of_choice, rows_per_expert = layout
+    assert len(token_of_row) % block == 0 and rows_per_expert.sum() <= len(token_of_row)
+    assert len(set(row_of_choice.ravel())) == experts.size
+    ends = np.cumsum(rows_per_expert)
+    for (token, _), row in np.ndenumerate(row_of_choice):
+        assert token_of_row[row] == token
+    for (token, choice), row in np.ndenumerate(row_of_choice):
+        assert np.searchsorted(ends, row, side="right") == experts[token, choice]
+    counts = np.bincount(experts.ravel(), minlength=n_routed_experts)
+    np.testing.assert_array_equal(rows_per_expert, -(-counts // block) * block)
+    assert (token_of_row == len(experts)).sum() == len(token_of_row) - experts.size
+
+
+@pytest.mark.parametrize("block", [1, 2, 4])
+def test_no_split_overflows_the_layout(block):
+    """Oracle: every way to send 4 choices to 3 experts, all 81, and the layout's own promises by loops."""
+    for flat in itertools.product(range(3), repeat=4):
+        check_layout(np.array(flat).reshape(4, 1), 3, block)
+
+
+@pytest.mark.parametrize("m, a, e, block", [(7, 2, 4, 8), (40, 3, 5, 8), (3, 2, 64, 4), (65, 1, 1, 64)])
+def test_the_worst_split_fits(m, a, e, block):
+    """Oracle: as many experts as can be left one row over a whole block, which pads the most."""
+    experts = np.zeros(m * a, int)
+    spread = min(e, m * a)
+    experts[:spread] = np.arange(spread)
+    check_layout(experts.reshape(m, a), e, block)
+
+
+def test_the_layouts_shapes_depend_on_shapes_alone():
+    """Oracle: one compilation serves every split."""
+    layout = jax.jit(grouped.expert_layout, static_argnums=(1, 2))
+    shapes = {tuple(a.shape for a in layout(experts, E, 8)) for experts in SPLITS.values()}
+    assert len(shapes) == 1 and layout._cache_size() == 1
+
+
+def test_blocks_are_about_an_experts_share():
+    """Oracle: by hand: the largest power of two up to choices / experts, 1 to 64."""
+    given = [(16, 8), (100, 8), (7, 8), (1, 256), (10**6, 8)]
+    assert [grouped.block_size(*x) for x in given] == [2, 8, 1, 1, 64]
+
+
+def test_gradients_arrive_in_their_operands_dtypes():
+    """Oracle: bfloat16 activations, float32 masters and float32 weights of the router."""
+    x, kernel, weights = inputs()
+
+    def value(x, kernel, weights):
+        return mixture(x, kernel, weights, SPLITS["random"], "blocks", 8).astype(jnp.float32).sum()
+
+    dtypes = [g.dtype for g in jax.grad(value, (0, 1, 2))(x.astype(jnp.bfloat16), kernel, weights)]
+    assert dtypes == [jnp.bfloat16, jnp.float32, jnp.float32]

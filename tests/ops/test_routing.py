@@ -1,0 +1,144 @@
+"""Routing against a loop over tokens, and the bias that balances it."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from deepseek_jax.ops.routing import expert_load, route, updated_bias
+
+V3 = dict(num_experts_per_tok=3, n_group=4, topk_group=2, routed_scaling_factor=2.5)
+V2 = dict(
+    num_experts_per_tok=3,
+    n_group=4,
+    topk_group=2,
+    scoring_func="softmax",
+    norm_topk_prob=False,
+    routed_scaling_factor=1.5,
+)
+PLAIN = dict(num_experts_per_tok=2)
+
+
+def random_logits(seed=0, m=64, e=16):
+    rng = np.random.default_rng(seed)
+    return rng.normal(size=(m, e)).astype(np.float32), (0.3 * rng.normal(size=e)).astype(np.float32)
+
+
+def loop_route(
+    logits,
+    bias,
+    *,
+    num_experts_per_tok,
+    n_group=1,
+    topk_group=1,
+    scoring_func="sigmoid",
+    norm_topk_prob=True,
+    routed_scaling_factor=1.0,
+):
+    """One token at a time, in float64, by sorting: (experts [m a], weights [m a])."""
+    experts, weights = [], []
+    for row in logits.astype(np.float64):
+        sigmoid = scoring_func == "sigmoid"
+        affinity = 1 / (1 + np.exp(-row)) if sigmoid else np.exp(row) / np.exp(row).sum()
+        choice = affinity + bias
+        groups = np.split(np.arange(len(row)), n_group)
+        scores = [np.sort(choice[group])[-(2 if sigmoid else 1) :].sum() for group in groups]
+        kept = np.concatenate([groups[g] for g in np.argsort(scores)[-topk_group:]])
+        chosen = kept[np.argsort(-choice[kept])][:num_experts_per_tok]
+        weight = affinity[chosen] / (affinity[chosen].sum() if norm_topk_prob else 1)
+        experts.append(chosen)
+        weights.append(weight * routed_scaling_factor)
+    return np.array(experts), np.array(weights)
+
+
+@pytest.mark.parametrize("settings", [V3, V2, PLAIN], ids=["V3", "V2", "one group"])
+def test_route_is_the_group_limited_choice(settings):
+    """Oracle: a numpy loop over tokens; weights to float32 rounding."""
+    logits, bias = random_logits()
+    bias = bias if settings is not V2 else 0 * bias
+    experts, weights = route(logits, bias if settings is not V2 else None, **settings)
+    exact_experts, exact_weights = loop_route(logits, bias, **settings)
+    np.testing.assert_array_equal(experts, exact_experts)
+    np.testing.assert_allclose(weights, exact_weights, rtol=1e-5)
+
+
+def test_the_bias_moves_the_choice_and_never_a_weight():
+    """Oracle: the sigmoid affinities, gathered by a numpy loop; a bias on all moves nothing."""
+    logits, bias = random_logits()
+    settings = V3 | dict(norm_topk_prob=False, routed_scaling_factor=1.0)
+    experts, weights = route(logits, bias, **settings)
+    affinity = 1 / (1 + np.exp(-logits))
+    gathered = [[affinity[token, e] for e in chosen] for token, chosen in enumerate(experts)]
+    np.testing.assert_allclose(weights, gathered, rtol=1e-6)
+    for same, shifted in zip(route(logits, bias, **V3), route(logits, bias + 0.5, **V3), strict=True):
+        np.testing.assert_array_equal(same, shifted)
+    assert (route(logits, 0 * bias, **V3)[0] != experts).any()
+
+
+def test_the_bias_gets_no_gradient_and_the_logits_get_the_weights_one():
+    """Oracle: zero; and float64 central differences of the loop, with the choice it makes fixed."""
+    logits, bias = random_logits(m=3)
+    probe = np.arange(9.0).reshape(3, 3)
+
+    def value(logits, bias):
+        return (route(logits, bias, **V3)[1] * probe).sum()
+
+    by_logits, by_bias = jax.grad(value, argnums=(0, 1))(logits, bias)
+    np.testing.assert_array_equal(by_bias, 0)
+    for at in np.ndindex(*logits.shape):
+        step = np.zeros(logits.shape)
+        step[at] = 1e-5
+        up, down = ((loop_route(logits + s, bias, **V3)[1] * probe).sum() for s in (step, -step))
+        assert by_logits[at] == pytest.approx((up - down) / 2e-5, abs=1e-4)
+
+
+@pytest.mark.parametrize("topk_group", [1, 2, 3])
+def test_a_token_reaches_at_most_topk_group_groups(topk_group):
+    """Oracle: the groups of the chosen experts, counted by numpy."""
+    logits, bias = random_logits()
+    experts, _ = route(logits, bias, **V3 | dict(topk_group=topk_group))
+    assert max(len(set(row // 4)) for row in np.asarray(experts)) <= topk_group
+
+
+def test_a_normalised_tokens_weights_sum_to_the_scaling_factor():
+    """Oracle: invariant: 2.5; also where every affinity is near zero (e^-20)."""
+    logits, bias = random_logits()
+    for shift in (0, -20):
+        weights = route(logits + np.float32(shift), bias, **V3)[1]
+        np.testing.assert_allclose(weights.sum(-1), 2.5, rtol=1e-5)
+
+
+def test_expert_load_counts_tokens():
+    """Oracle: numpy's bincount, over all tokens and over the counted ones alone."""
+    experts = np.random.default_rng(0).integers(0, 7, size=(50, 3))
+    counted = np.arange(50) % 3 > 0
+    np.testing.assert_array_equal(expert_load(experts, 8), np.bincount(experts.ravel(), minlength=8))
+    kept = np.bincount(experts[counted].ravel(), minlength=8)
+    np.testing.assert_array_equal(expert_load(experts, 8, counted), kept)
+
+
+def test_updated_bias_by_hand():
+    """Oracle: by hand: mean 2, so the overloaded goes down, the underloaded up, the mean one stays."""
+    bias, load = jnp.array([[0.5, 0.5, 0.5]] * 2), jnp.array([[3.0, 1.0, 2.0], [2.0, 2.0, 2.0]])
+    moved = updated_bias(bias, load, speed=0.25)
+    np.testing.assert_array_equal(moved, [[0.25, 0.75, 0.5], [0.5, 0.5, 0.5]])
+
+
+def test_updating_the_bias_balances_a_skewed_router():
+    """Oracle: MaxVio (arXiv:2408.15664) = max load / mean load - 1, which is 0 in perfect balance.
+
+    It starts above 2 and ends below 0.1: the bias then swings by its speed around balance.
+    """
+    rng = np.random.default_rng(0)
+    logits = rng.normal(size=(4096, 8)).astype(np.float32) + np.linspace(-2, 2, 8, dtype=np.float32)
+
+    @jax.jit
+    def step(bias):
+        load = expert_load(route(logits, bias, **PLAIN)[0], 8)
+        return updated_bias(bias, load, speed=0.002), load.max() / load.mean() - 1
+
+    bias, violations = jnp.zeros(8), []
+    for _ in range(400):
+        bias, violation = step(bias)
+        violations.append(float(violation))
+    assert violations[0] > 2 and violations[-1] < 0.1

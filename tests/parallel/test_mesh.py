@@ -1,0 +1,33 @@
+import pytest
+
+from deepseek_jax.parallel import MESH_AXES, make_mesh
+
+
+def test_minus_one_takes_the_devices_that_the_other_axes_leave():
+    """Oracle: 8 devices / (2 * 2) = 2, by hand."""
+    assert dict(make_mesh(fsdp=2, tensor=2).shape) == dict(data=2, fsdp=2, expert=1, tensor=2)
+    assert dict(make_mesh(data=1, expert=-1).shape) == dict(data=1, fsdp=1, expert=8, tensor=1)
+
+
+def test_every_device_lies_on_the_mesh_once_in_the_order_of_the_axes():
+    """Oracle: on one CPU host devices are laid out in order of id."""
+    mesh = make_mesh(data=1, fsdp=2, expert=2, tensor=2)
+    assert mesh.axis_names == MESH_AXES
+    assert [device.id for device in mesh.devices.flat] == list(range(8))
+
+
+@pytest.mark.parametrize(
+    ("sizes", "message"),
+    [
+        (dict(data=3), r"config.mesh.data=3.* make 3, which does not equal the 8 devices"),
+        (dict(data=4), r"make 4, which does not equal the 8 devices"),
+        (dict(tensor=3), r"config.mesh.tensor=3 make 3, which does not divide the 8 devices"),
+        (dict(tensor=16), r"make 16, which does not divide"),
+        (dict(data=0), r"config.mesh.data=0: give a positive size, or -1"),
+        (dict(fsdp=-1), r"config.mesh.data, config.mesh.fsdp are all -1"),
+    ],
+)
+def test_sizes_that_do_not_fit_the_devices_are_refused(sizes, message):
+    """Oracle: 8 devices, by hand; the message names the field."""
+    with pytest.raises(ValueError, match=message):
+        make_mesh(**sizes)

@@ -1,0 +1,164 @@
+"""Finding the final answer in a text, and comparing it."""
+
+import time
+from fractions import Fraction
+
+import pytest
+
+from deepseek_jax.rewards.answer import exact_answer, extract_answer, marked_answer, number
+
+HOSTILE = {
+    "import": "__import__('os').system('touch /tmp/deepseek_jax_was_here')",
+    "power_tower": "9**9**9",
+    "power_tower_of_fractions": "(1/3)**(9**9)",
+    "negative_tower": "2**-(9**9**9)",
+    "digits": "9" * 100_000,
+    "parentheses": "(" * 50_000 + ")" * 50_000,
+    "minuses": "-" * 99 + "1",
+    "deep": "(" * 45 + "1" + ")" * 45,
+    "boxes": "\\boxed{" * 15_000,
+    "nested_boxes": "\\boxed{" * 10_000 + "}" * 10_000,
+    "tags": "<answer>" * 12_000,
+    "closing_tags": "</answer>" * 12_000,
+    "hashes": "####" * 25_000,
+    "spaces": "1" + " " * 100_000 + "2",
+    "thousands": "1" + ",111" * 25_000 + "1",
+    "signs": "+-" * 50_000,
+    "lambda": "(lambda: 5)()",
+    "list": "[5]*9**9",
+    "names": "True",
+    "null": "5\x00",
+}
+
+
+@pytest.mark.parametrize(
+    "text, want",
+    [
+        (r"so the sum is \boxed{5}.", "5"),
+        (r"\boxed{3} is wrong, \boxed{ 4 } is right", "4"),
+        (r"\boxed{\frac{1}{2}} <answer>7</answer> #### 8 and 9", r"\frac{1}{2}"),
+        (r"\boxed{\{1, 2\}}", r"\{1, 2\}"),
+        (r"\boxed {6}", "6"),
+        (r"\boxed{4} no, \boxed{5", "4"),
+        (r"\boxed{} <answer>7</answer> #### 8", "7"),
+        ("<answer>3</answer> or <answer>7</answer> #### 8", "7"),
+        ("<answer> 7 </answer>, 8", "7"),
+        ("48/2 = <<48/2=24>>24\n#### 72", "72"),
+        ("#### 1,234\nThat is 5.", "1,234"),
+        ("#### 3\n#### $4", "$4"),
+        ("it costs $1,234.50.", "1,234.50"),
+        ("3 + 4 = 7", "7"),
+        ("11 - 5 = -6", "-6"),
+        ("11-5", "5"),
+        ("11 -5", "5"),
+        ("a half, or 1/2", "1/2"),
+        ("<think>\\boxed{3}, or 4?</think> <answer>5</answer>", "5"),
+        ("<think>3</think> 5", "5"),
+    ],
+)
+def test_extract_answer_takes_the_last_and_most_marked(text, want):
+    """Oracle: by hand."""
+    assert extract_answer(text) == want
+
+
+@pytest.mark.parametrize("text", ["", "no idea", "<think>5</think>", "\\boxed{x", "####", "-"])
+def test_no_answer_is_none(text):
+    """Oracle: by hand; none of these states one outside of its working."""
+    assert extract_answer(text) is None
+
+
+def test_an_unmarked_number_is_not_a_marked_answer():
+    """Oracle: by hand."""
+    assert marked_answer("the answer is 5") is None
+
+
+@pytest.mark.parametrize(
+    "text, want",
+    [
+        ("5", 5),
+        ("5.", 5),
+        ("$5", 5),
+        ("\\$5.00", 5),
+        ("007", 7),
+        ("-5", -5),
+        ("- 5", -5),
+        ("0.05", Fraction(1, 20)),
+        (".5", Fraction(1, 2)),
+        ("1/2", Fraction(1, 2)),
+        ("0.1 + 0.2", Fraction(3, 10)),
+        ("1,234,567", 1234567),
+        ("1,234.5", Fraction(2469, 2)),
+        ("2 * (3 + 4) - 1", 13),
+        ("2 ** 10", 1024),
+        ("2 ** -1", Fraction(1, 2)),
+        ("72 clips", 72),
+        ("72%", 72),
+        ("$72 per week.", 72),
+        ("1" * 30, int("1" * 30)),
+    ],
+)
+def test_number_is_exact(text, want):
+    """Oracle: by hand, as integers and fractions: 0.1 + 0.2 is 3/10, which floats miss."""
+    assert number(text) == want
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "x", "5x", "1 2", "1,23", "(1, 2)", "1/0", "5 -", "5//2", "1e5", "0x10", "1_0", "1j"],
+)
+def test_number_refuses_what_is_not_one(text):
+    """Oracle: by hand."""
+    assert number(text) is None
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_hostile_answers_are_inert_and_quick(name, tmp_path):
+    """Oracle: by hand, a wrong answer; 1 s is a thousand times what any of them takes linearly."""
+    text = HOSTILE[name].replace("/tmp/deepseek_jax_was_here", str(tmp_path / "was_here"))
+    start = time.perf_counter()
+    for completion in (text, f"\\boxed{{{text}}}", f"<answer>{text}</answer>", f"#### {text}"):
+        assert exact_answer(completion, {"question": "?", "answer": "3"}) == 0.0
+    assert time.perf_counter() - start < 1
+    assert not (tmp_path / "was_here").exists()
+
+
+@pytest.mark.parametrize("answer", ["1234", "1,234", "$1,234", "1234.0", "1234.", "1,234 clips"])
+@pytest.mark.parametrize("form", ["\\boxed{%s}", "<answer>%s</answer>", "#### %s", "it is %s"])
+@pytest.mark.parametrize("gold", ["1234", "1,234", "some working: 5\n#### 1,234"])
+def test_a_right_answer_scores_in_every_form(form, answer, gold):
+    """Oracle: by hand; a grader that misses one of these gives 0 to everything, in silence."""
+    assert exact_answer(form % answer, {"question": "?", "answer": gold}) == 1.0
+
+
+@pytest.mark.parametrize("answer", ["1235", "-1234", "1234.5", "1.234", "12345", "123", "1234/2"])
+@pytest.mark.parametrize("form", ["\\boxed{%s}", "<answer>%s</answer>", "#### %s", "it is %s"])
+def test_a_wrong_answer_scores_nothing_in_every_form(form, answer):
+    """Oracle: by hand."""
+    assert exact_answer(form % answer, {"question": "?", "answer": "1234"}) == 0.0
+
+
+@pytest.mark.parametrize(
+    "answer, gold, want",
+    [
+        ("0.5", "1/2", 1.0),
+        ("x^2 + 1", "X^2  +  1.", 1.0),
+        ("B", "b", 1.0),
+        ("B", "A", 0.0),
+        ("Monday", "Tuesday", 0.0),
+        ("5", "five", 0.0),
+    ],
+)
+def test_answers_compare_as_numbers_else_as_text(answer, gold, want):
+    """Oracle: by hand."""
+    assert exact_answer(f"\\boxed{{{answer}}}", {"question": "?", "answer": gold}) == want
+
+
+def test_no_answer_at_all_scores_nothing():
+    """Oracle: by hand."""
+    assert exact_answer("", {"question": "?", "answer": "5"}) == 0.0
+
+
+def test_an_empty_gold_answer_is_an_error():
+    """Oracle: by hand; as a score it would be a 0 for every completion."""
+    with pytest.raises(ValueError, match="'Add 2 to 3' has an empty answer"):
+        exact_answer("5", {"question": "Add 2 to 3", "answer": " "})

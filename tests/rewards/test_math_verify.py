@@ -1,0 +1,139 @@
+"""math-verify in real worker processes: verdicts, time limits, dead workers."""
+
+import math
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+
+from deepseek_jax.rewards.math_verify import MathVerifier
+
+ENDLESS = r"\boxed{9^{9^{9^9}}}"
+
+
+@pytest.fixture(scope="module")
+def verifier():
+    with MathVerifier(num_workers=1, time_limit_seconds=2.0) as verifier:
+        verifier.score(["1"], ["$x$"])  # starts the worker, for the tests that time it or kill it
+        yield verifier
+
+
+@pytest.mark.parametrize(
+    "gold, completion",
+    [
+        ("72", "<answer>72</answer>"),
+        ("72", r"\boxed{72}"),
+        ("72", "#### 72"),
+        ("72", "That makes $72$ clips."),
+        ("72", "That makes 72 clips."),
+        ("72", r"\boxed{72\text{ clips}}"),
+        ("#### 1,234", r"\boxed{1234}"),
+        ("1,234", "it is 1,234"),
+        (r"\frac{1}{2}", "<answer>0.5</answer>"),
+        (r"$\frac{1}{2}$", r"\boxed{\dfrac{2}{4}}"),
+        ("x^2+1", r"\boxed{1+x^2}"),
+        (r"\frac{\sqrt{2}}{2}", r"\boxed{\frac{1}{\sqrt 2}}"),
+        ("A", r"\boxed{A}"),
+        (r"\text{Monday}", r"<answer>\text{Monday}</answer>"),
+    ],
+)
+def test_equal_answers_score_1(verifier, gold, completion):
+    """Oracle: by hand; a grader that misses one of these gives 0 to everything, in silence."""
+    assert verifier.score([gold], [completion]) == [1.0]
+
+
+@pytest.mark.parametrize(
+    "gold, completion",
+    [
+        ("72", "<answer>73</answer>"),
+        ("72", r"<answer>73</answer>, not $72$"),
+        ("72", "no idea"),
+        ("72", ""),
+        (r"\frac{1}{2}", r"\boxed{\frac{1}{3}}"),
+        ("x^2+1", r"\boxed{x^2-1}"),
+        ("A", r"\boxed{B}"),
+    ],
+)
+def test_other_answers_score_0(verifier, gold, completion):
+    """Oracle: by hand."""
+    assert verifier.score([gold], [completion]) == [0.0]
+
+
+def test_scores_keep_the_order_of_the_completions(verifier):
+    """Oracle: i against i + i % 2, for golds whose equality only math-verify sees."""
+    golds = [rf"\frac{{{i}}}{{7}}" for i in range(40)]
+    completions = [rf"so \boxed{{\frac{{{2 * (i + i % 2)}}}{{14}}}}" for i in range(40)]
+    assert verifier.score(golds, completions) == [1.0, 0.0] * 20
+
+
+def test_hostile_text_is_not_run(verifier, tmp_path):
+    """Oracle: the file that it would make."""
+    touch = f"__import__('os').system('touch {tmp_path}/was_here')"
+    assert verifier.score(["1"] * 2, [touch, rf"\boxed{{{touch}}}"]) != [1.0, 1.0]
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_endless_answer_is_nan_and_counted_and_its_neighbours_are_scored(verifier):
+    """Oracle: by hand; the limit is 2 s."""
+    before, start = verifier.timeouts, time.perf_counter()
+    scores = verifier.score(["3"] * 3, [r"\boxed{\sqrt{9}}", ENDLESS, r"\boxed{\sqrt{8}}"])
+    assert (scores[0], math.isnan(scores[1]), scores[2]) == (1.0, True, 0.0)
+    assert verifier.timeouts == before + 1
+    assert time.perf_counter() - start < 20
+
+
+def test_a_worker_killed_between_batches_is_replaced(verifier):
+    """Oracle: the same verdicts as from a worker that lives."""
+    for process in multiprocessing.active_children():
+        os.kill(process.pid, signal.SIGKILL)
+        process.join()
+    before = verifier.timeouts
+    assert verifier.score(["3"] * 2, [r"\boxed{\sqrt{9}}", r"\boxed{\sqrt{8}}"]) == [1.0, 0.0]
+    assert verifier.timeouts == before
+
+
+def test_a_worker_killed_at_work_loses_no_other_verdict():
+    """Oracle: by hand. The only worker dies at the endless answer, with two more in the queue."""
+    others = set(multiprocessing.active_children())
+
+    def kill():
+        for process in set(multiprocessing.active_children()) - others:
+            os.kill(process.pid, signal.SIGKILL)
+
+    with MathVerifier(num_workers=1, time_limit_seconds=3.0) as verifier:
+        verifier.score(["1"], ["$x$"])
+        killer = threading.Timer(1.0, kill)
+        killer.start()
+        scores = verifier.score(["3"] * 3, [ENDLESS, r"\boxed{\sqrt{9}}", r"\boxed{\sqrt{8}}"])
+        killer.join()
+    assert (math.isnan(scores[0]), *scores[1:]) == (True, 1.0, 0.0)
+    assert verifier.timeouts == 1
+
+
+def test_a_step_that_no_signal_can_stop_ends_the_worker_and_not_the_run():
+    """Oracle: by hand. With the alarm ignored, only the watchdog at 2 x 0.5 + 1 s is left."""
+    with MathVerifier(num_workers=1, time_limit_seconds=0.5) as verifier:
+        verifier.score(["1"], ["$x$"])
+        verifier._pool.submit(signal.signal, signal.SIGALRM, signal.SIG_IGN).result()
+        start = time.perf_counter()
+        scores = verifier.score(["3"] * 2, [ENDLESS, r"\boxed{\sqrt{8}}"])
+        assert time.perf_counter() - start > 2
+    assert (math.isnan(scores[0]), scores[1]) == (True, 0.0)
+
+
+def test_the_module_that_workers_import_brings_no_jax():
+    """Oracle: sys.modules of a fresh interpreter."""
+    code = "import sys, deepseek_jax.rewards.math_verify; sys.exit('jax' in sys.modules)"
+    root = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+    assert subprocess.run([sys.executable, "-c", code], cwd=root).returncode == 0
+
+
+def test_lists_of_different_length_are_an_error(verifier):
+    """Oracle: zip(strict=True)."""
+    with pytest.raises(ValueError, match="shorter"):
+        verifier.score(["1", "2"], ["1"])

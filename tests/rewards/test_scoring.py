@@ -1,0 +1,128 @@
+"""Named rewards, weighted, with every failure counted and none turned into a 0."""
+
+import numpy as np
+import pytest
+
+from deepseek_jax.rewards import REWARDS, Rewards, scoring
+
+SUM = {"question": "What is 2 + 3?", "answer": "5"}
+NAME = {"question": "Name a day", "answer": "Monday"}  # `correct` raises: no integer
+
+
+@pytest.fixture
+def broken(monkeypatch):
+    """A reward `broken` that gives, or raises, what the example holds under "gives"."""
+
+    def reward(completion, example):
+        if isinstance(example["gives"], Exception):
+            raise example["gives"]
+        return example["gives"]
+
+    monkeypatch.setitem(scoring.REWARDS, "broken", reward)
+
+
+def test_the_total_is_the_weighted_sum_of_the_parts():
+    """Oracle: by hand: 6, 5 and 2 + 3 = 5, with weights 1 and 0.5."""
+    rewards = Rewards({"correct": 1, "correct_reasoning": 0.5})
+    scores = rewards.score([SUM] * 3, ["6", "5", "2 + 3 = 5"])
+    np.testing.assert_array_equal(scores.parts["correct"], np.float32([0, 1, 1]))
+    np.testing.assert_array_equal(scores.parts["correct_reasoning"], np.float32([0, 0, 1]))
+    np.testing.assert_array_equal(scores.total, np.float32([0, 1, 1.5]))
+    assert scores.total.dtype == np.float32
+    assert (scores.errors, scores.messages) == (0, [])
+
+
+@pytest.mark.parametrize(
+    "name, completion",
+    [
+        ("exact_answer", r"\boxed{5}"),
+        ("correct", "5"),
+        ("correct_reasoning", "2 + 3 = 5"),
+        ("correct_working", "It is 2 + 3 = 5."),
+        ("think_answer_format", "<think>2 + 3</think><answer>5</answer>"),
+        ("prefilled_think_answer_format", "2 + 3</think><answer>5</answer>"),
+        ("math_verify", r"\boxed{\frac{10}{2}}"),
+    ],
+)
+def test_every_reward_can_be_earned_by_its_name(name, completion):
+    """Oracle: by hand; a reward that nothing earns is the failure that nobody sees."""
+    assert name in REWARDS or name == "math_verify"
+    with Rewards({name: 2.0}) as rewards:
+        scores = rewards.score([SUM, SUM], [completion, "<think>"])
+    np.testing.assert_array_equal(scores.total, np.float32([2, 0]))
+
+
+@pytest.mark.parametrize(
+    "gives, shown",
+    [
+        (np.nan, "nan"),
+        (np.inf, "inf"),
+        (None, "None"),
+        ("1.0", "'1.0'"),
+        (KeyError("x"), "KeyError"),
+    ],
+)
+def test_a_failing_part_leaves_its_completion_unscored_and_is_reported(broken, gives, shown):
+    """Oracle: by hand; the other completion and the other part keep their scores."""
+    rewards = Rewards({"correct": 1.0, "broken": 1.0})
+    scores = rewards.score([SUM | {"gives": gives}, SUM | {"gives": 0.5}], ["5", "5"])
+    np.testing.assert_array_equal(scores.total, np.float32([np.nan, 1.5]))
+    np.testing.assert_array_equal(scores.parts["correct"], np.float32([1, 1]))
+    np.testing.assert_array_equal(scores.parts["broken"], np.float32([np.nan, 0.5]))
+    assert scores.errors == 1
+    assert "'broken'" in scores.messages[0] and shown in scores.messages[0]
+
+
+def test_only_the_first_messages_are_kept_and_all_errors_counted():
+    """Oracle: by hand, 20 of 21 fail."""
+    scores = Rewards({"correct": 1.0}).score([NAME] * 20 + [SUM], ["5"] * 21)
+    assert scores.errors == 20
+    assert 0 < len(scores.messages) < 20
+
+
+def test_a_completion_that_two_parts_fail_is_one_error():
+    """Oracle: by hand."""
+    scores = Rewards({"correct": 1.0, "correct_working": 1.0}).score([NAME, SUM], ["5", "5"])
+    assert scores.errors == 1 and len(scores.messages) == 2
+
+
+def test_no_scored_completion_at_all_is_an_error_with_the_first_message():
+    """Oracle: the message of the reward that raised."""
+    with pytest.raises(RuntimeError, match="none of 2 completions.*'Monday' of 'Name a day'"):
+        Rewards({"correct": 1.0}).score([NAME] * 2, ["5", "6"])
+
+
+def test_an_endless_answer_is_nan_through_the_whole_reward():
+    """Oracle: by hand; an endless answer is not scored, its neighbour is."""
+    with Rewards({"math_verify": 1.0}) as rewards:
+        scores = rewards.score([SUM] * 2, [r"\boxed{9^{9^{9^9}}}", r"\boxed{\frac{10}{2}}"])
+    np.testing.assert_array_equal(scores.total, np.float32([np.nan, 1]))
+    assert scores.errors == 1 and "'math_verify' failed with nan" in scores.messages[0]
+
+
+def test_an_empty_batch_scores_nothing():
+    """Oracle: by hand."""
+    scores = Rewards({"correct": 1.0}).score([], [])
+    assert scores.total.shape == (0,) and scores.errors == 0
+
+
+@pytest.mark.parametrize(
+    "weights, message",
+    [
+        ({}, "no reward: set config.rewards"),
+        ({"corect": 1.0}, "config.rewards.corect is unknown: did you mean 'correct'"),
+        ({"qqqqq": 1.0}, "config.rewards.qqqqq is unknown: Known: "),
+        ({"correct": float("nan")}, "config.rewards.correct=nan must be a finite number"),
+        ({"correct": "1"}, "config.rewards.correct='1' must be a finite number"),
+    ],
+)
+def test_wrong_weights_name_the_field(weights, message):
+    """Oracle: the field of the message."""
+    with pytest.raises(ValueError, match=message):
+        Rewards(weights)
+
+
+def test_lists_of_different_length_are_an_error():
+    """Oracle: the message."""
+    with pytest.raises(ValueError, match="2 examples for 1 completions"):
+        Rewards({"correct": 1.0}).score([SUM, SUM], ["5"])

@@ -1,0 +1,311 @@
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import grain
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from deepseek_jax.checkpoint.store import Store
+from deepseek_jax.training.loop import run
+from deepseek_jax.training.metrics import MetricsWriter
+from deepseek_jax.training.state import TrainState
+from deepseek_jax.training.step import make_train_step
+
+TX = optax.adam(0.1)
+
+
+def loss_fn(params, batch, rng):
+    """A noisy quadratic: depends on the parameters, the data's order and the random key."""
+    error = params["x"] - batch["values"] + 0.1 * jax.random.normal(rng, (4,))
+    return (error**2).mean(), {"error_max": jnp.abs(error).max()}
+
+
+TRAIN_STEP = jax.jit(make_train_step(loss_fn, TX), donate_argnums=0)
+
+
+class Numbers:
+    """Shuffled numbers through Grain, `updates` batches a step, NaN in `poisoned` steps."""
+
+    def __init__(self, updates=1, poisoned=()):
+        dataset = grain.MapDataset.source(range(64)).shuffle(seed=0).repeat().batch(4)
+        self.iterator = iter(dataset.to_iter_dataset())
+        self.updates, self.poisoned, self.seen = updates, poisoned, []
+
+    def next(self, state, step):
+        rows = [np.asarray(next(self.iterator), np.float32) for _ in range(self.updates)]
+        self.seen += [row.tolist() for row in rows]
+        if step in self.poisoned:
+            rows = [row * np.nan for row in rows]
+        return [{"values": row} for row in rows], {"tokens": 4.0 * self.updates}
+
+    def get_state(self):
+        return self.iterator.get_state()
+
+    def set_state(self, state):
+        self.iterator.set_state(state)
+
+
+def train(workdir, source=None, **settings):
+    """Six steps in workdir: (final state, source, metrics lines)."""
+    source = source or Numbers()
+    defaults = dict(num_steps=6, save_every=2, log_every=1, rng=jax.random.key(7))
+    writer = MetricsWriter(workdir)
+    state = TrainState.create({"x": jnp.zeros(4)}, TX)
+    try:
+        with Store(workdir / "checkpoints") as store:
+            state = run(
+                state,
+                TRAIN_STEP,
+                source,
+                store=store,
+                writer=writer,
+                phase="pretrain",
+                **(defaults | settings),
+            )
+    finally:
+        writer.close()
+    return state, source, lines_of(workdir)
+
+
+def lines_of(workdir):
+    return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+
+
+def timeless(lines):
+    """Metrics lines without clocks and memory."""
+    measured = ("seconds", "tokens_per_second", "host_peak_gib")
+    return [{k: v for k, v in line.items() if k not in measured} for line in lines]
+
+
+def assert_equal(state, wanted):
+    jax.tree.map(np.testing.assert_array_equal, state, wanted)
+
+
+def test_state_is_that_of_the_updates_alone(tmp_path):
+    """Oracle: the same jitted updates in a bare for loop, bit for bit."""
+    state, source, _ = train(tmp_path)
+    wanted = TrainState.create({"x": jnp.zeros(4)}, TX)
+    again = Numbers()
+    for step in range(6):
+        (batch,), _ = again.next(wanted, step)
+        wanted, _ = TRAIN_STEP(wanted, batch, jax.random.key(7))
+    assert_equal(state, wanted)
+    assert source.seen == again.seen
+
+
+@pytest.mark.parametrize("stop_after", [1, 2, 5])
+def test_a_stopped_run_that_resumes_equals_an_uninterrupted_one(tmp_path, capsys, stop_after):
+    """Oracle: the uninterrupted run: state, metrics and data, bit for bit; exit status 75."""
+    wanted, whole, wanted_lines = train(tmp_path / "whole")
+    asked = iter(range(1, 7))
+    first = Numbers()
+    with pytest.raises(SystemExit) as stopped:
+        train(tmp_path / "cut", first, should_stop=lambda: next(asked) == stop_after)
+    assert stopped.value.code == 75
+    state, second, lines = train(tmp_path / "cut")
+    assert_equal(state, wanted)
+    assert timeless(lines) == timeless(wanted_lines)
+    assert first.seen + second.seen == whole.seen
+    output = capsys.readouterr().out
+    assert f"told to stop; saved at step {stop_after} of 6" in output
+    assert f"resuming at step {stop_after} of 6" in output
+
+
+def test_a_run_killed_between_saves_repeats_the_steps_since_the_last(tmp_path):
+    """Oracle: the uninterrupted run, bit for bit, and no step logged twice."""
+
+    class Dies(Numbers):
+        def next(self, state, step):
+            if step == 5:
+                raise KeyboardInterrupt
+            return super().next(state, step)
+
+    wanted, _, wanted_lines = train(tmp_path / "whole")
+    with pytest.raises(KeyboardInterrupt):
+        train(tmp_path / "cut", Dies())
+    assert [line["step"] for line in lines_of(tmp_path / "cut")] == [0, 1, 2, 3, 4]
+    state, source, lines = train(tmp_path / "cut")
+    assert len(source.seen) == 2  # steps 4 and 5
+    assert_equal(state, wanted)
+    assert timeless(lines) == timeless(wanted_lines)
+
+
+def test_a_complete_run_returns_its_state_and_touches_nothing(tmp_path, capsys):
+    """Oracle: the first run's state, and its files' names and contents."""
+    wanted, _, _ = train(tmp_path)
+
+    def files():
+        return {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+
+    before = files()
+    state, source, _ = train(tmp_path)
+    assert_equal(state, wanted)
+    assert source.seen == [] and files() == before
+    assert "already complete, 6 steps" in capsys.readouterr().out
+
+
+def test_a_stop_in_the_last_step_is_a_complete_run(tmp_path):
+    """Oracle: no SystemExit, and the last step saved."""
+    state, _, _ = train(tmp_path, num_steps=1, should_stop=lambda: True)
+    assert state.step == 1
+    with Store(tmp_path / "checkpoints") as store:
+        assert store.latest_step() == 1
+
+
+def test_first_log_every_and_last_steps_are_written(tmp_path):
+    """Oracle: 0, 3 and the last of 0 to 5, by hand; the same lines of a run that logs all."""
+    _, _, every = train(tmp_path / "every")
+    _, _, lines = train(tmp_path / "some", log_every=3)
+    assert [line["step"] for line in lines] == [0, 3, 5]
+    assert timeless(lines) == [timeless(every)[step] for step in (0, 3, 5)]
+    assert all(line["host_peak_gib"] > 0 and line["seconds"] > 0 for line in lines)
+
+
+def test_throughput_counts_all_tokens_since_the_line_before(tmp_path):
+    """Oracle: tokens_per_second * seconds = 4 tokens a step, whatever the steps between lines."""
+    _, _, lines = train(tmp_path, log_every=3)
+    for line in lines:
+        np.testing.assert_allclose(line["tokens_per_second"] * line["seconds"], 4, rtol=1e-6)
+
+
+def test_metrics_of_several_updates_in_a_step_are_averaged_or_their_largest(tmp_path):
+    """Oracle: one update a step over the same batches, averaged two by two with numpy."""
+    _, _, single = train(tmp_path / "single")
+    state, _, double = train(tmp_path / "double", Numbers(updates=2), num_steps=3)
+    assert state.step == 6
+    for name, merge in dict(loss=np.mean, grad_norm=np.mean, error_max=np.max).items():
+        pairs = np.reshape([line[name] for line in single], (3, 2))
+        wanted = [merge(pair) for pair in pairs]
+        np.testing.assert_allclose([line[name] for line in double], wanted, rtol=1e-6)  # float32
+
+
+def test_a_skipped_update_is_counted_in_the_next_line(tmp_path):
+    """Oracle: steps 1 and 2 poisoned, lines at 0, 3 and 5."""
+    state, _, lines = train(tmp_path, Numbers(poisoned=(1, 2)), log_every=3)
+    assert [line["nonfinite"] for line in lines] == [0, 2, 0]
+    assert np.isfinite(state.params["x"]).all()
+
+
+@pytest.mark.parametrize("log_every", [1, 10])
+def test_three_skipped_updates_in_a_row_end_the_run(tmp_path, log_every):
+    """Oracle: steps 1 to 3 poisoned; nothing is saved after them."""
+    with pytest.raises(FloatingPointError, match="pretrain: gradients .* 3 updates in a row"):
+        train(tmp_path, Numbers(poisoned=(1, 2, 3)), log_every=log_every)
+    with Store(tmp_path / "checkpoints") as store:
+        assert store.latest_step() == 2
+
+
+def test_skipped_updates_that_are_not_in_a_row_go_on(tmp_path):
+    """Oracle: steps 0, 1, 3 and 4 poisoned, two in a row at most."""
+    _, _, lines = train(tmp_path, Numbers(poisoned=(0, 1, 3, 4)), log_every=6)
+    assert sum(line["nonfinite"] for line in lines) == 4
+
+
+def test_a_checkpoint_of_another_model_is_refused_and_stays(tmp_path):
+    """Oracle: the message names the parameter; the old run still loads."""
+    wanted, _, _ = train(tmp_path)
+    other = TrainState.create({"y": jnp.zeros(4)}, TX)
+    with Store(tmp_path / "checkpoints") as store:
+        with pytest.raises(ValueError, match="params/x is float32.* there and missing here|mu/x"):
+            run(
+                other,
+                TRAIN_STEP,
+                Numbers(),
+                num_steps=9,
+                store=store,
+                writer=MetricsWriter(tmp_path / "other"),
+                phase="pretrain",
+                save_every=1,
+                log_every=1,
+                rng=jax.random.key(0),
+            )
+    assert_equal(train(tmp_path)[0], wanted)
+
+
+@pytest.mark.parametrize("name", ["num_steps", "save_every", "log_every"])
+def test_an_interval_below_one_is_refused(tmp_path, name):
+    """Oracle: the message names it."""
+    with pytest.raises(ValueError, match=f"{name}=0 of phase 'pretrain' must be at least 1"):
+        train(tmp_path, **{name: 0})
+
+
+TWO_PROCESSES = """
+import sys
+from pathlib import Path
+import jax, jax.numpy as jnp, numpy as np, optax
+process, port, workdir = int(sys.argv[1]), sys.argv[2], Path(sys.argv[3])
+jax.distributed.initialize(f"127.0.0.1:{port}", num_processes=2, process_id=process)
+from jax.sharding import NamedSharding, PartitionSpec
+from deepseek_jax.checkpoint.store import Store
+from deepseek_jax.parallel import make_mesh, put_batch
+from deepseek_jax.training.loop import run
+from deepseek_jax.training.metrics import MetricsWriter
+from deepseek_jax.training.state import TrainState
+from deepseek_jax.training.step import make_train_step
+
+mesh, tx = make_mesh(), optax.sgd(0.1)
+whole = NamedSharding(mesh, PartitionSpec())
+
+class Rows:
+    def next(self, state, step):
+        rows = np.arange(8, dtype=np.float32) + 8 * process + step
+        return [put_batch(mesh, {"rows": rows})], {}
+    def get_state(self): return {}
+    def set_state(self, state): pass
+
+def loss_fn(params, batch, rng):
+    return ((params["x"] - batch["rows"]) ** 2).mean(), {}
+
+asked = iter(range(1, 9))
+train_step = jax.jit(make_train_step(loss_fn, tx), donate_argnums=0, out_shardings=whole)
+state = jax.jit(lambda: TrainState.create({"x": jnp.zeros(())}, tx), out_shardings=whole)()
+with Store(workdir / "checkpoints") as store:
+    state = run(
+        state, train_step, Rows(), num_steps=4, store=store, writer=MetricsWriter(workdir),
+        phase="pretrain", save_every=3, log_every=1, rng=jax.random.key(0),
+        should_stop=lambda: process == 1 and len(sys.argv) > 4 and next(asked) == 2,
+    )
+print("final", float(state.params["x"]))
+"""
+
+
+def two_processes(workdir, *more):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    env = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
+    started = [
+        subprocess.Popen(
+            [sys.executable, "-c", TWO_PROCESSES, str(process), port, str(workdir), *more],
+            env=env,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for process in range(2)
+    ]
+    outputs = [process.communicate(timeout=300)[0] for process in started]
+    return [process.returncode for process in started], outputs
+
+
+def test_a_stop_on_one_process_stops_and_saves_on_all(tmp_path):
+    """Oracle: x <- x - 0.2 (x - mean of 16 rows), four times, by hand in Python floats."""
+    codes, outputs = two_processes(tmp_path, "stop")
+    assert codes == [75, 75], outputs
+    codes, outputs = two_processes(tmp_path)
+    assert codes == [0, 0], outputs
+    assert "resuming at step 2 of 4" in outputs[0]
+    x = 0.0
+    for step in range(4):
+        x -= 0.2 * (x - (7.5 + step))
+    for output in outputs:
+        final = float(output.split("final ")[1].split()[0])
+        np.testing.assert_allclose(final, x, rtol=1e-6)  # float32
+    assert [line["step"] for line in lines_of(tmp_path)] == [0, 1, 2, 3]

@@ -1,0 +1,166 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from deepseek_jax.parallel import make_mesh, put_batch
+from deepseek_jax.training.state import TrainState
+from deepseek_jax.training.step import make_train_step, max_violation
+
+PROMPTS, GROUP, WIDTH, EXPERTS = 4, 4, 3, 5
+TX = optax.sgd(0.5)
+
+
+def loss_fn(params, batch, rng):
+    """Least squares on features of a completion and its prompt, one prompt to GROUP completions."""
+    prompts = jnp.repeat(batch["prompts"], GROUP, axis=0)
+    error = (prompts * batch["completions"]) @ params["kernel"] - batch["targets"]
+    load_e = jax.nn.one_hot(batch["experts"], EXPERTS).sum(0)
+    metrics = {
+        "error": jnp.abs(error).sum() / batch["num_completions"],
+        "error_max": jnp.abs(error).max(),
+        "expert_load": jnp.stack([load_e, load_e[::-1]]),
+    }
+    return (error**2).sum() / batch["num_completions"], metrics
+
+
+def make_batch():
+    rng = np.random.default_rng(0)
+    rows = PROMPTS * GROUP
+    return {
+        "prompts": rng.normal(size=(PROMPTS, WIDTH)).astype(np.float32),
+        "completions": rng.normal(size=(rows, WIDTH)).astype(np.float32),
+        "targets": rng.normal(size=rows).astype(np.float32),
+        "experts": rng.integers(0, EXPERTS, rows),
+        "num_completions": np.float32(rows),
+    }
+
+
+def make_state():
+    kernel = jnp.asarray([1.0, -2.0, 0.5])
+    bias = {"moe_layers": {"ffn": {"router_bias": jnp.full((2, EXPERTS), 0.25)}}}
+    return TrainState.create({"kernel": kernel} | bias, TX)
+
+
+def run(state=None, batch=None, **settings):
+    step = jax.jit(make_train_step(loss_fn, TX, **settings))
+    return step(state or make_state(), batch or make_batch(), jax.random.key(0))
+
+
+@pytest.mark.parametrize("micro_batches", [1, 2, 4])
+def test_gradients_and_metrics_are_those_of_the_whole_batch(micro_batches):
+    """Oracle: the least-squares gradient by numpy in float64, each prompt found by index."""
+    state, metrics = run(micro_batches=micro_batches)
+    batch, kernel = make_batch(), np.array([1.0, -2.0, 0.5])
+    completions = enumerate(batch["completions"])
+    features = np.array([batch["prompts"][i // GROUP] * x for i, x in completions])
+    error = features @ kernel - batch["targets"]
+    grad = 2 * features.T @ error / len(error)
+    close = dict(rtol=1e-5)  # float32 sums of 16 terms
+    np.testing.assert_allclose(state.params["kernel"], kernel - 0.5 * grad, **close)
+    np.testing.assert_allclose(metrics["loss"], (error**2).mean(), **close)
+    np.testing.assert_allclose(metrics["error"], np.abs(error).mean(), **close)
+    np.testing.assert_allclose(metrics["error_max"], np.abs(error).max(), **close)
+    np.testing.assert_allclose(metrics["grad_norm"], np.linalg.norm(grad), **close)
+    assert state.step == 1 and metrics["nonfinite"] == 0
+
+
+@pytest.mark.parametrize("micro_batches", [1, 2])
+def test_router_bias_moves_by_the_sign_of_the_load_of_the_whole_batch(micro_batches):
+    """Oracle: counts by numpy.bincount; bias + 0.1 * sign(mean - count), once an update."""
+    state, metrics = run(micro_batches=micro_batches, bias_update_speed=0.1)
+    load = np.bincount(make_batch()["experts"], minlength=EXPERTS)
+    wanted = 0.25 + 0.1 * np.sign(load.mean() - np.stack([load, load[::-1]]))
+    bias = state.params["moe_layers"]["ffn"]["router_bias"]
+    np.testing.assert_allclose(bias, wanted, rtol=1e-6)  # float32
+    np.testing.assert_allclose(metrics["max_vio"], load.max() / load.mean() - 1, rtol=1e-6)
+    assert "expert_load" not in metrics
+
+
+def test_router_bias_stays_without_a_speed():
+    """Oracle: the bias before."""
+    state, _ = run()
+    np.testing.assert_array_equal(state.params["moe_layers"]["ffn"]["router_bias"], 0.25)
+
+
+def test_max_violation_averages_layers():
+    """Oracle: by hand: 6 / 3 - 1 and 3 / 3 - 1."""
+    load = jnp.asarray([[6.0, 0.0, 3.0], [3.0, 3.0, 3.0]])
+    np.testing.assert_allclose(max_violation(load), 0.5, rtol=1e-6)  # float32
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_an_update_with_non_finite_gradients_changes_the_step_count_alone(bad):
+    """Oracle: the state before, optimizer moments and router bias included."""
+    tx = optax.adam(0.1)
+    before = TrainState.create(make_state().params, tx)
+    batch = make_batch()
+    batch["targets"][3] = bad
+    step = jax.jit(make_train_step(loss_fn, tx, bias_update_speed=0.1))
+    state, metrics = step(before, batch, jax.random.key(0))
+    assert metrics["nonfinite"] == 1 and state.step == 1
+    jax.tree.map(np.testing.assert_array_equal, state.replace(step=before.step), before)
+
+
+def test_rng_differs_by_update_and_by_micro_batch():
+    """Oracle: four draws, two updates of two micro-batches, all different."""
+
+    def noise(params, batch, rng):
+        draw = jax.random.uniform(rng)
+        return params["x"] * 0, {"sum": draw, "one_max": draw}
+
+    state = TrainState.create({"x": jnp.zeros(())}, TX)
+    step = jax.jit(make_train_step(noise, TX, micro_batches=2))
+    draws = set()
+    for _ in range(2):
+        state, metrics = step(state, {"rows": np.zeros(2)}, jax.random.key(0))
+        larger, total = float(metrics["one_max"]), float(metrics["sum"])
+        draws |= {round(larger, 5), round(total - larger, 5)}
+    assert len(draws) == 4
+
+
+def test_rows_that_do_not_split_into_micro_batches_are_refused():
+    """Oracle: 16 completions into 3; the message names the key and the setting."""
+    with pytest.raises(ValueError, match=r"batch\['completions'\] has 16 rows.*micro_batches=3"):
+        run(micro_batches=3)
+
+
+def test_a_bias_speed_without_experts_is_refused():
+    """Oracle: a loss that reports no expert_load."""
+
+    def dense(params, batch, rng):
+        return loss_fn(params, batch, rng)[0], {}
+
+    step = make_train_step(dense, TX, bias_update_speed=0.1)
+    with pytest.raises(ValueError, match="bias_update_speed=0.1 needs experts.*to 0"):
+        jax.eval_shape(step, make_state(), make_batch(), jax.random.key(0))
+
+
+@pytest.mark.parametrize("micro_batches", [1, 2])
+def test_a_sharded_update_equals_that_of_one_device(micro_batches):
+    """Oracle: the same update on one device; here rows are split in two, over four copies."""
+    wanted, wanted_metrics = run(micro_batches=micro_batches, bias_update_speed=0.1)
+    mesh = make_mesh(data=2, tensor=4)
+    with jax.set_mesh(mesh):
+        batch = put_batch(mesh, make_batch())
+        state, metrics = run(None, batch, micro_batches=micro_batches, bias_update_speed=0.1)
+    close = dict(rtol=1e-5, atol=1e-6)  # float32 sums in another order
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, **close), state, wanted)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, **close), metrics, wanted_metrics)
+
+
+def test_micro_batches_are_split_over_the_devices_and_not_dealt_out_to_them():
+    """Oracle: rows that a device sees at a time: 16 / 2 micro-batches / 4 devices, not 4 or 8."""
+
+    def loss(params, batch, rng):
+        hidden = jnp.tanh(batch["rows"] @ params["kernel"])
+        return (hidden**2).sum(), {}
+
+    mesh = make_mesh(data=4, tensor=2)
+    state = TrainState.create({"kernel": jnp.ones((WIDTH, 7))}, TX)
+    with jax.set_mesh(mesh):
+        batch = put_batch(mesh, {"rows": np.ones((16, WIDTH), np.float32)})
+        step = jax.jit(make_train_step(loss, TX, micro_batches=2))
+        program = step.lower(state, batch, jax.random.key(0)).compile().as_text()
+    assert "f32[2,7]" in program and "f32[4,7]" not in program and "f32[8,7]" not in program
