@@ -91,7 +91,7 @@ def deepseek_v3_tiny(vocab_size=32):
         q_lora_rank=32,
         kv_lora_rank=32,
         qk_nope_head_dim=16,
-        qk_rope_head_dim=16,
+        qk_rope_head_dim=32,
         v_head_dim=16,
         n_routed_experts=8,
         n_shared_experts=1,
@@ -102,6 +102,7 @@ def deepseek_v3_tiny(vocab_size=32):
         topk_group=2,
         routed_scaling_factor=1.0,
         max_position_embeddings=256,
+        initializer_range=0.1,
     )
 
 

@@ -150,6 +150,8 @@ def _join_peers():
 
 def main(argv):
     del argv  # parse_flags has read it
+    if flags.FLAGS["verbosity"].using_default_value:
+        logging.set_verbosity(logging.WARNING)  # else the checkpoint library tells of every file
     config = flags.FLAGS.config
     path = config_flags.get_config_filename(flags.FLAGS["config"])
     workdir = Path(flags.FLAGS.workdir or default_workdir(path, config.get("seed"))).resolve()
@@ -164,7 +166,8 @@ def main(argv):
         if jax.process_index() == 0:
             kind = mesh.devices.flat[0].device_kind
             print(f"{config.recipe} on {mesh.size} x {kind}; work directory {workdir}", flush=True)
-        run(config, mesh, workdir, Stop())
+        with jax.set_mesh(mesh):
+            run(config, mesh, workdir, Stop())
     except ValueError as error:
         if claimed:
             release_workdir(workdir)

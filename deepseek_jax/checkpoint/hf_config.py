@@ -23,7 +23,10 @@ FIXED = {
     "rope_interleave": True,
     "partial_rotary_factor": 1.0,
 }
-ROUTERS = {"deepseek_v3": ("sigmoid", ("noaux_tc",)), "deepseek_v2": ("softmax", ("greedy", "group_limited_greedy"))}
+ROUTERS = {
+    "deepseek_v3": ("sigmoid", ("noaux_tc",)),
+    "deepseek_v2": ("softmax", ("greedy", "group_limited_greedy")),
+}
 ALIASES = {"num_mtp_layers": "num_nextn_predict_layers"}  # ours: the released files' name
 FP8_QUANTIZATION = {
     "quant_method": "fp8",
@@ -41,7 +44,9 @@ def read_config(folder):
     """The ModelConfig of folder/config.json. Raises ValueError where parse_config does, or if there is none."""
     path = Path(folder) / "config.json"
     if not path.is_file():
-        raise ValueError(f"{path} does not exist; give a Hugging Face folder: config.json and safetensors")
+        raise ValueError(
+            f"{path} does not exist; give a Hugging Face folder: config.json and safetensors"
+        )
     return parse_config(json.loads(path.read_text()))
 
 
@@ -49,17 +54,28 @@ def parse_config(raw):
     """config.json, as a dict -> ModelConfig. Raises ValueError, with the field, for what we do not model."""
     family = raw.get("model_type")
     if family not in ARCHITECTURES:
-        raise ValueError(f"config.json: model_type={family!r} is not one of {sorted(ARCHITECTURES)}")
+        raise ValueError(
+            f"config.json: model_type={family!r} is not one of {sorted(ARCHITECTURES)}"
+        )
     raw = {ALIASES.get(key, key): value for key, value in raw.items()}
     _check_fixed(raw)
     fields = {name: raw[name] for name in FIELDS if raw.get(name) is not None}
-    missing = [f.name for f in dataclasses.fields(ModelConfig) if f.default is dataclasses.MISSING and f.name not in fields]
+    missing = [
+        f.name
+        for f in dataclasses.fields(ModelConfig)
+        if f.default is dataclasses.MISSING and f.name not in fields
+    ]
     if missing:
         raise ValueError(f"config.json of a {family} model lacks {', '.join(missing)}")
     if family in ROUTERS:
         fields |= _router(raw)
-        if fields.pop("num_key_value_heads", raw["num_attention_heads"]) != raw["num_attention_heads"]:
-            raise ValueError("config.json: num_key_value_heads must equal num_attention_heads in latent attention")
+        if (
+            fields.pop("num_key_value_heads", raw["num_attention_heads"])
+            != raw["num_attention_heads"]
+        ):
+            raise ValueError(
+                "config.json: num_key_value_heads must equal num_attention_heads in latent attention"
+            )
         fields.pop("head_dim", None)
     if isinstance(raw.get("eos_token_id"), list):
         fields["eos_token_id"] = tuple(raw["eos_token_id"])
@@ -77,7 +93,9 @@ def config_json(config, *, dtype, fp8=False, like=None):
     if like is None:
         written |= {"architectures": [ARCHITECTURES[config.model_type]], "use_cache": True}
     else:
-        written = _changed(config, written, like) | ({} if _is_fp8(like) else _dtype_json(name, like))
+        written = _changed(config, written, like) | (
+            {} if _is_fp8(like) else _dtype_json(name, like)
+        )
     return written | ({"quantization_config": FP8_QUANTIZATION} if fp8 else {})
 
 
@@ -87,7 +105,9 @@ def _check_fixed(raw):
             raise ValueError(f"config.json: {key}={raw[key]!r} is not modelled, only {value!r}")
     kinds = set(raw.get("layer_types") or ()) - {"full_attention"}
     if kinds:
-        raise ValueError(f"config.json: layer_types={sorted(kinds)} are not modelled, only 'full_attention'")
+        raise ValueError(
+            f"config.json: layer_types={sorted(kinds)} are not modelled, only 'full_attention'"
+        )
     quantization = raw.get("quantization_config") or FP8_QUANTIZATION
     for key in ("quant_method", "weight_block_size"):
         if quantization.get(key) != FP8_QUANTIZATION[key]:
@@ -106,7 +126,10 @@ def _router(raw):
             f"config.json: topk_method={method!r} with scoring_func={raw.get('scoring_func', scoring)!r} is not "
             f"modelled for {raw['model_type']}, only {', '.join(methods)} with {scoring!r}"
         )
-    fields = {"scoring_func": scoring, "norm_topk_prob": raw.get("norm_topk_prob", scoring == "sigmoid")}
+    fields = {
+        "scoring_func": scoring,
+        "norm_topk_prob": raw.get("norm_topk_prob", scoring == "sigmoid"),
+    }
     return fields | ({"n_group": 1, "topk_group": 1} if method == "greedy" else {})
 
 
@@ -116,9 +139,16 @@ def _rope(raw):
     theta = rope.pop("rope_theta", None) or raw.get("rope_theta") or 10000.0
     kind = rope.pop("type", None)
     kind = rope.pop("rope_type", None) or kind or "default"
-    unknown = {k: v for k, v in rope.items() if k not in ROPE_FIELDS and (k, v) not in (("partial_rotary_factor", 1.0), ("truncate", True))}
+    unknown = {
+        k: v
+        for k, v in rope.items()
+        if k not in ROPE_FIELDS
+        and (k, v) not in (("partial_rotary_factor", 1.0), ("truncate", True))
+    }
     if unknown:
-        raise ValueError(f"config.json: {unknown} in the RoPE parameters are not modelled, only {ROPE_FIELDS}")
+        raise ValueError(
+            f"config.json: {unknown} in the RoPE parameters are not modelled, only {ROPE_FIELDS}"
+        )
     scaling = None if kind == "default" else RopeScaling(rope_type=kind, **rope)
     return {"rope_theta": float(theta), "rope_scaling": scaling}
 
@@ -132,13 +162,18 @@ def _fields_json(config):
     fields |= {"hidden_act": "silu", "attention_dropout": 0.0}
     if config.rope_scaling:
         scaling = dataclasses.asdict(config.rope_scaling)
-        fields["rope_scaling"] = {name: value for name, value in scaling.items() if value is not None}
+        fields["rope_scaling"] = {
+            name: value for name, value in scaling.items() if value is not None
+        }
     if isinstance(config.eos_token_id, tuple):
         fields["eos_token_id"] = list(config.eos_token_id)
     if config.model_type != "qwen2":
         fields["attention_bias"] = False
     if config.is_mla:
-        fields |= {"num_key_value_heads": config.num_attention_heads, "q_lora_rank": config.q_lora_rank}
+        fields |= {
+            "num_key_value_heads": config.num_attention_heads,
+            "q_lora_rank": config.q_lora_rank,
+        }
         fields |= {"moe_layer_freq": 1}
         method = ROUTERS[config.model_type][1]
         fields["topk_method"] = method[-1] if config.n_group > 1 else method[0]

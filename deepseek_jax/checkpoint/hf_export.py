@@ -1,14 +1,10 @@
 """Parameters into a Hugging Face folder, one file at a time, whole or not at all."""
 
-import contextlib
 import functools
 import json
-import os
 import shutil
-import tempfile
 from pathlib import Path
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import ml_dtypes
@@ -16,12 +12,13 @@ import numpy as np
 from huggingface_hub import split_state_dict_into_shards_factory
 from safetensors.numpy import save_file
 
+from deepseek_jax.checkpoint.folder import check_new, whole_folder
 from deepseek_jax.checkpoint.fp8 import BLOCK, quantize
 from deepseek_jax.checkpoint.hf_config import config_json
 from deepseek_jax.checkpoint.hf_files import SCALE, HFFiles
 from deepseek_jax.checkpoint.hf_import import decode
 from deepseek_jax.checkpoint.hf_names import copies, is_projection, tensors
-from deepseek_jax.models import init_params
+from deepseek_jax.checkpoint.tree import checked_by_path
 
 FP8 = np.dtype(ml_dtypes.float8_e4m3fn)
 NOT_COPIED = ("*.safetensors", "*.safetensors.index.json", "config.json", "*.bin", "*.gguf")
@@ -38,9 +35,7 @@ def save_hf(folder, config, params, like=None, fp8=False, max_shard_size="5GB"):
     Raises ValueError before it writes anything: for a folder that has something in it, for params that are
     not config's, for a `like` of other shapes. What fails later leaves nothing behind.
     """
-    folder = Path(folder)
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise ValueError(f"{folder} is not empty; give a new folder, nothing is overwritten")
+    check_new(folder)
     export = _Export(config, params, HFFiles(like) if like else None, fp8)
     like_json = json.loads((Path(like) / "config.json").read_text()) if like else None
     text = config_json(config, dtype=export.dtype, fp8=fp8, like=like_json)
@@ -50,20 +45,26 @@ def save_hf(folder, config, params, like=None, fp8=False, max_shard_size="5GB"):
         filename_pattern="model{suffix}.safetensors",
         max_shard_size=max_shard_size,
     )
-    with _whole_folder(folder) as partial:
+    with whole_folder(folder) as partial:
         if like:
-            shutil.copytree(like, partial, dirs_exist_ok=True, ignore=shutil.ignore_patterns(*NOT_COPIED))
+            shutil.copytree(
+                like, partial, dirs_exist_ok=True, ignore=shutil.ignore_patterns(*NOT_COPIED)
+            )
         (partial / "config.json").write_text(json.dumps(text, indent=2) + "\n")
         for file, names in plan.filename_to_tensors.items():
-            save_file({name: export(name) for name in names}, partial / file, metadata={"format": "pt"})
+            save_file(
+                {name: export(name) for name in names}, partial / file, metadata={"format": "pt"}
+            )
         if plan.is_sharded:
             index = {"metadata": plan.metadata, "weight_map": plan.tensor_to_filename}
-            (partial / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n")
+            (partial / "model.safetensors.index.json").write_text(
+                json.dumps(index, indent=2) + "\n"
+            )
 
 
 def hf_tensors(config, params):
     """The parameters (or their gradients) as Hugging Face's tensors: yields (name, numpy array)."""
-    flat = _flatten(config, params)
+    flat = checked_by_path(config, params)
     for name, places in tensors(config).items():
         yield name, _gather(flat, places)
 
@@ -72,14 +73,18 @@ class _Export:
     """The tensors to be written: `plan`, their shapes and dtypes by name, and on call, each one's array."""
 
     def __init__(self, config, params, like, fp8):
-        self._flat, self._like, self._fp8 = _flatten(config, params), like, fp8
+        self._flat, self._like, self._fp8 = checked_by_path(config, params), like, fp8
         self.dtype = self._flat["embedding"].dtype
         self._places, self._originals = tensors(config), copies(config)
         self.plan = {}
         for name, places in self._places.items():
             self._plan(name, places)
         for name, original in self._originals.items():
-            if not config.tie_word_embeddings or name != "lm_head.weight" or (like and name in like):
+            if (
+                not config.tie_word_embeddings
+                or name != "lm_head.weight"
+                or (like and name in like)
+            ):
                 self.plan[name] = self.plan[original]
         self._encode = functools.lru_cache(maxsize=1)(self._encode)  # a scale follows its tensor
 
@@ -121,20 +126,6 @@ _decode = jax.jit(decode, static_argnums=2)
 _quantize = jax.jit(quantize)
 
 
-def _flatten(config, params):
-    """{path: array}, once the tree is seen to be config's."""
-    shapes = nn.unbox(jax.eval_shape(lambda rng: init_params(config, rng), jax.random.key(0)))
-    expected, given = (
-        {jax.tree_util.keystr(key, simple=True, separator="/"): leaf for key, leaf in jax.tree.leaves_with_path(tree)}
-        for tree in (shapes, params)
-    )
-    for path in sorted(expected.keys() | given.keys()):
-        want, have = (tree[path].shape if path in tree else "missing" for tree in (expected, given))
-        if want != have:
-            raise ValueError(f"parameter {path} is {have} in params and {want} by their ModelConfig")
-    return given
-
-
 def _gather(flat, places):
     """One tensor from the parts of the parameters that hold it."""
     parts = []
@@ -144,18 +135,6 @@ def _gather(flat, places):
     axis = places[0].turn.part[0]
     order = np.argsort([place.turn.part[1] for place in places])
     whole = np.concatenate([parts[i] for i in order], axis).reshape(places[0].turn.shape)
-    return np.ascontiguousarray(whole)  # safetensors would write a transposed view's memory as it lies
-
-
-@contextlib.contextmanager
-def _whole_folder(folder):
-    """A new folder beside `folder` that takes its place at the end, and goes if anything fails."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
-    try:
-        partial.chmod(0o755)
-        yield partial
-        os.replace(partial, folder)
-    except BaseException:
-        shutil.rmtree(partial)
-        raise
+    return np.ascontiguousarray(
+        whole
+    )  # safetensors would write a transposed view's memory as it lies

@@ -29,19 +29,27 @@ class HFFiles:
         try:
             found = get_local_safetensors_metadata(self.folder)
         except (NotASafetensorsRepoError, SafetensorsParsingError, FileNotFoundError) as error:
-            raise ValueError(f"{folder} holds no readable safetensors checkpoint: {error}") from error
+            raise ValueError(
+                f"{folder} holds no readable safetensors checkpoint: {error}"
+            ) from error
         self._info, self._file = {}, {}
         for file, metadata in found.files_metadata.items():
             self._check_length(file, metadata.tensors)
             for name, info in metadata.tensors.items():
                 if info.dtype not in DTYPES:
-                    raise ValueError(f"{name} in {self.folder / file} is {info.dtype}, not one of {[*DTYPES]}")
+                    raise ValueError(
+                        f"{name} in {self.folder / file} is {info.dtype}, not one of {[*DTYPES]}"
+                    )
                 self._info[name], self._file[name] = info, file
         for name, file in found.weight_map.items():
             if self._file.get(name) != file:
-                raise ValueError(f"{name} is missing from {self.folder / file}, where the index puts it")
+                raise ValueError(
+                    f"{name} is missing from {self.folder / file}, where the index puts it"
+                )
         fp8 = {name for name in self._info if self.dtype(name).itemsize == 1}
-        self.names = [name for name in self._info if not (name.endswith(SCALE) and name[: -len(SCALE)] in fp8)]
+        self.names = [
+            name for name in self._info if not (name.endswith(SCALE) and name[: -len(SCALE)] in fp8)
+        ]
         for name in fp8:
             self._check_scale(name)
 
@@ -83,7 +91,9 @@ class HFFiles:
 
     def _check_scale(self, name):
         if name + SCALE not in self._info:
-            raise ValueError(f"{name + SCALE} is missing: {name} in {self.where(name)} is FP8 and needs it")
+            raise ValueError(
+                f"{name + SCALE} is missing: {name} in {self.where(name)} is FP8 and needs it"
+            )
         expected = tuple(-(-size // 128) for size in self.shape(name))
         if self.shape(name + SCALE) != expected:
             raise ValueError(

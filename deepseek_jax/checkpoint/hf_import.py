@@ -2,9 +2,7 @@
 
 import dataclasses
 import functools
-from pathlib import Path
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,8 +11,7 @@ from deepseek_jax.checkpoint.fp8 import dequantize
 from deepseek_jax.checkpoint.hf_config import read_config
 from deepseek_jax.checkpoint.hf_files import HFFiles
 from deepseek_jax.checkpoint.hf_names import copies, tensors
-from deepseek_jax.models import init_params
-from deepseek_jax.parallel import logical_names, shardings
+from deepseek_jax.checkpoint.tree import abstract_params, compute_dtype, from_paths
 
 
 def load_hf(folder, dtype=None, mesh=None):
@@ -29,7 +26,10 @@ def load_hf(folder, dtype=None, mesh=None):
     wrongly shaped or cut short, or that should repeat another and does not: it names tensor and file.
     """
     config, files = read_config(folder), HFFiles(folder)
-    further = tuple(f"model.layers.{config.num_hidden_layers + i}." for i in range(config.num_nextn_predict_layers))
+    further = tuple(
+        f"model.layers.{config.num_hidden_layers + i}."
+        for i in range(config.num_nextn_predict_layers)
+    )
     if further and not any(name.startswith(further) for name in files.names):
         config = dataclasses.replace(config, num_nextn_predict_layers=0)
     places, repeated = tensors(config), copies(config)
@@ -42,21 +42,18 @@ def load_hf(folder, dtype=None, mesh=None):
 def load_tensors(config, source, dtype=None, mesh=None):
     """Fill the parameters from a source with dtype(name) and read(name) as HFFiles has: -> (config, params)."""
     places = tensors(config)
-    boxed = jax.eval_shape(lambda rng: init_params(config, rng), jax.random.key(0))
-    dtypes = _dtypes(places, source, dtype)
-    params = _empty(boxed, dtypes, mesh)
+    wanted = abstract_params(config, _dtypes(places, source, dtype), mesh)
+    params = {
+        path: jnp.zeros(leaf.shape, leaf.dtype, device=leaf.sharding)
+        for path, leaf in wanted.items()
+    }
     for name, parts in places.items():
         tensor, scale = source.read(name)
         for path, index, turn in parts:
-            write = _writer(turn, params[path].sharding if mesh else None)
+            write = _writer(turn, wanted[path].sharding)
             start = [0 if i is None else i for i in index]
             params[path] = jax.block_until_ready(write(params[path], tensor, scale, start))
-    compute = "bfloat16" if params["embedding"].dtype == jnp.bfloat16 else "float32"
-    tree = {}
-    for path, leaf in params.items():
-        *parents, last = path.split("/")
-        functools.reduce(lambda node, key: node.setdefault(key, {}), parents, tree)[last] = leaf
-    return dataclasses.replace(config, dtype=compute), tree
+    return dataclasses.replace(config, dtype=compute_dtype(params)), from_paths(params)
 
 
 def decode(tensor, scale, dtype):
@@ -87,23 +84,10 @@ def _dtypes(places, source, dtype):
             if part.path.endswith("router_bias"):
                 dtypes[part.path] = jnp.dtype(jnp.float32)
             else:
-                dtypes[part.path] = jnp.dtype(dtype or jnp.promote_types(own, dtypes.get(part.path, own)))
+                dtypes[part.path] = jnp.dtype(
+                    dtype or jnp.promote_types(own, dtypes.get(part.path, own))
+                )
     return dtypes
-
-
-def _empty(boxed, dtypes, mesh):
-    """Zeros for every parameter, in its place: {path: array}."""
-    shapes = nn.unbox(boxed)
-    where = jax.tree.map(lambda leaf: None, shapes)
-    if mesh:
-        where = shardings(mesh, logical_names(boxed), shapes)
-    flat = {}
-    for (key, leaf), place in zip(
-        jax.tree.leaves_with_path(shapes), jax.tree.leaves(where, is_leaf=lambda x: x is None), strict=True
-    ):
-        path = jax.tree_util.keystr(key, simple=True, separator="/")
-        flat[path] = jnp.zeros(leaf.shape, dtypes[path], device=place)
-    return flat
 
 
 def _check_names(config, files, places, repeated):
@@ -111,7 +95,9 @@ def _check_names(config, files, places, repeated):
     optional = {"lm_head.weight"} if config.tie_word_embeddings else set()
     for name in [*places, *repeated]:
         if name not in files and name not in optional:
-            raise ValueError(f"{name} is missing from {files.folder}, whose config.json says it is there")
+            raise ValueError(
+                f"{name} is missing from {files.folder}, whose config.json says it is there"
+            )
     for name in files.names:
         shape = files.shape(name)
         if name not in places and name not in repeated:

@@ -60,7 +60,11 @@ SHARED_EXPERTS = [
 MTP = [
     ("enorm.weight", "embedding_norm/scale", "d -> d"),
     ("hnorm.weight", "hidden_norm/scale", "d -> d"),
-    ("eh_proj.weight", "input", "d z -> z d"),  # z: the embedding's columns, then the hidden state's
+    (
+        "eh_proj.weight",
+        "input",
+        "d z -> z d",
+    ),  # z: the embedding's columns, then the hidden state's
     ("shared_head.norm.weight", "head_norm/scale", "d -> d"),
 ]
 EMBEDDING = [
@@ -113,7 +117,15 @@ def tensors(config):
     for layer in range(layers):
         is_moe = layer >= first_moe
         root, index = ("moe_layers", layer - first_moe) if is_moe else ("dense_layers", layer)
-        _add(places, config, is_moe, _layer(config, is_moe), f"model.layers.{layer}.", f"{root}/", l=index)
+        _add(
+            places,
+            config,
+            is_moe,
+            _layer(config, is_moe),
+            f"model.layers.{layer}.",
+            f"{root}/",
+            l=index,
+        )
     if not config.tie_word_embeddings:
         _add(places, config, False, HEAD, "", "")
     for depth in range(config.num_nextn_predict_layers):
@@ -140,7 +152,9 @@ def copies(config):
 
 def is_projection(name):
     """Whether the released FP8 checkpoints quantise this tensor: attention's and every MLP's matrices."""
-    return name.endswith(("_proj.weight", "_proj_with_mqa.weight")) and not name.endswith("eh_proj.weight")
+    return name.endswith(("_proj.weight", "_proj_with_mqa.weight")) and not name.endswith(
+        "eh_proj.weight"
+    )
 
 
 def _add(places, config, is_moe, table, prefix, root, **index):

@@ -67,7 +67,9 @@ def parse(spec, sizes):
     view = tuple(size(word) for word in axes)
     part, order, index = (0, 0, view[0]), [], []
     for word in right.split():
-        found = [i for i, axis in enumerate(axes) if word in (axis.replace("~", ""), *axis.split("+"))]
+        found = [
+            i for i, axis in enumerate(axes) if word in (axis.replace("~", ""), *axis.split("+"))
+        ]
         index.append(":" if found else int(word) if word.isdigit() else word)
         order += found
         if found and size(axes[found[0]]) != size(word):

@@ -6,7 +6,9 @@ from deepseek_jax.evaluation.accuracy import summarise
 from deepseek_jax.rollout import generate
 
 
-def evaluate(config, params, tokenizer, prompts, examples, rewards, *, accuracy, samples=3, **sampling):
+def evaluate(
+    config, params, tokenizer, prompts, examples, rewards, *, accuracy, samples=3, **sampling
+):
     """Answer each prompt once, and score the answers.
 
     prompts: lists of ids. examples: the questions, as rewards.score wants them. rewards: rewards.Rewards;
@@ -19,7 +21,9 @@ def evaluate(config, params, tokenizer, prompts, examples, rewards, *, accuracy,
     texts = completion_texts(tokenizer, rollout)
     scores = rewards.score(examples, texts)
     if scores.errors:
-        raise RuntimeError(f"{scores.errors} held-out answers could not be scored: {scores.messages[0]}")
+        raise RuntimeError(
+            f"{scores.errors} held-out answers could not be scored: {scores.messages[0]}"
+        )
     values = {
         "accuracy": scores.parts[accuracy],
         "reward": scores.total,

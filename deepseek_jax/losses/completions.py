@@ -20,8 +20,12 @@ def completion_logprobs(config, params, batch, *, temperature=1.0):
     b, t = batch["completion_ids"].shape
     n = b // p
     prompt_length_p = batch["prompt_mask"].sum(-1)
-    tokens = jnp.concatenate([batch["prompt_ids"], batch["completion_ids"].reshape(p, n * t)], axis=1)
-    segment_ids = jnp.concatenate([batch["prompt_mask"], batch["completion_mask"].reshape(p, n * t)], axis=1)
+    tokens = jnp.concatenate(
+        [batch["prompt_ids"], batch["completion_ids"].reshape(p, n * t)], axis=1
+    )
+    segment_ids = jnp.concatenate(
+        [batch["prompt_mask"], batch["completion_mask"].reshape(p, n * t)], axis=1
+    )
     after_prompt = prompt_length_p[:, None] + jnp.tile(jnp.arange(t), n)
     positions = jnp.concatenate([jnp.broadcast_to(jnp.arange(s), (p, s)), after_prompt], axis=1)
 

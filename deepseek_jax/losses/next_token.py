@@ -15,7 +15,11 @@ def next_token_loss(config, params, batch):
     expert_load float32[l e].
     """
     hidden_btd, load_le = hidden_states(
-        config, params, batch["tokens"], segment_ids=batch["segment_ids"], positions=batch["positions"]
+        config,
+        params,
+        batch["tokens"],
+        segment_ids=batch["segment_ids"],
+        positions=batch["positions"],
     )
     hidden_md = hidden_btd.reshape(-1, hidden_btd.shape[-1])
     targets_m, mask_m = batch["targets"].reshape(-1), batch["loss_mask"].reshape(-1)

@@ -18,7 +18,9 @@ class CacheWrite(NamedTuple):
 
     def __call__(self, cache, entry, *, axis):
         """Write entry, of length one along `axis`, into cache at index."""
-        return jax.lax.dynamic_update_slice_in_dim(cache, entry.astype(cache.dtype), self.index, axis)
+        return jax.lax.dynamic_update_slice_in_dim(
+            cache, entry.astype(cache.dtype), self.index, axis
+        )
 
 
 def empty_cache(config, batch_size, length, dtype):

@@ -2,7 +2,13 @@
 
 import dataclasses
 
-ATTENTION_OF = {"deepseek_v3": "mla", "deepseek_v2": "mla", "qwen2": "gqa", "qwen3": "gqa", "llama": "gqa"}
+ATTENTION_OF = {
+    "deepseek_v3": "mla",
+    "deepseek_v2": "mla",
+    "qwen2": "gqa",
+    "qwen3": "gqa",
+    "llama": "gqa",
+}
 ROPE_FIELDS = {
     "yarn": ("factor", "original_max_position_embeddings"),
     "llama3": ("factor", "original_max_position_embeddings", "low_freq_factor", "high_freq_factor"),
@@ -33,7 +39,9 @@ class RopeScaling:
             )
         missing = [name for name in ROPE_FIELDS[self.rope_type] if getattr(self, name) is None]
         if missing:
-            raise ValueError(f"rope_scaling of type {self.rope_type!r} lacks {missing}; set them in rope_scaling")
+            raise ValueError(
+                f"rope_scaling of type {self.rope_type!r} lacks {missing}; set them in rope_scaling"
+            )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,12 +107,16 @@ class ModelConfig:
         if self.n_routed_experts:
             self._check_experts()
         elif self.num_nextn_predict_layers:
-            raise ValueError("num_nextn_predict_layers needs n_routed_experts: the module's block is an MoE one")
+            raise ValueError(
+                "num_nextn_predict_layers needs n_routed_experts: the module's block is an MoE one"
+            )
 
     def _require(self, *names):
         missing = [name for name in names if not getattr(self, name)]
         if missing:
-            raise ValueError(f"model_type={self.model_type!r} needs model.{', model.'.join(missing)}")
+            raise ValueError(
+                f"model_type={self.model_type!r} needs model.{', model.'.join(missing)}"
+            )
 
     def _check_attention(self):
         if self.is_mla:
@@ -115,7 +127,9 @@ class ModelConfig:
                 f"num_key_value_heads={self.num_key_value_heads}; change model.num_key_value_heads"
             )
         if self.rope_dim % 2:
-            raise ValueError(f"rotary width {self.rope_dim} is odd; head_dim or qk_rope_head_dim must be even")
+            raise ValueError(
+                f"rotary width {self.rope_dim} is odd; head_dim or qk_rope_head_dim must be even"
+            )
 
     def _check_experts(self):
         self._require("num_experts_per_tok", "moe_intermediate_size")

@@ -73,7 +73,8 @@ class Decoder(nn.Module):
         if not cfg.tie_word_embeddings:
             self.head = weight(self, "head", vocab=v, embed=d)
         self.mtp = [
-            MultiTokenPrediction(cfg, DecoderLayer(cfg, is_moe=True)) for _ in range(cfg.num_nextn_predict_layers)
+            MultiTokenPrediction(cfg, DecoderLayer(cfg, is_moe=True))
+            for _ in range(cfg.num_nextn_predict_layers)
         ]
 
     def _stack(self, length, is_moe):
@@ -82,7 +83,9 @@ class Decoder(nn.Module):
         cfg = self.config
         layer = DecoderLayer
         if cfg.remat:
-            layer = nn.remat(layer, methods=["train"], static_argnums=(4,), prevent_cse=not cfg.scan_layers)
+            layer = nn.remat(
+                layer, methods=["train"], static_argnums=(4,), prevent_cse=not cfg.scan_layers
+            )
         scanned = nn.scan(
             layer,
             variable_axes={"params": 0},

@@ -34,7 +34,9 @@ class GroupedQueryAttention(nn.Module):
     def _project(self, x_btd, rope):
         q, k, v = (dot("btd,dhx->bthx", x_btd, w) for w in (self.w_q, self.w_k, self.w_v))
         if self.config.has_qkv_bias:
-            q, k, v = ((a + b.astype(a.dtype)) for a, b in ((q, self.b_q), (k, self.b_k), (v, self.b_v)))
+            q, k, v = (
+                (a + b.astype(a.dtype)) for a, b in ((q, self.b_q), (k, self.b_k), (v, self.b_v))
+            )
         if self.config.has_qk_norm:
             q, k = self.q_norm(q), self.k_norm(k)
         return apply_rope(q, *rope), apply_rope(k, *rope), v
@@ -46,14 +48,19 @@ class GroupedQueryAttention(nn.Module):
         if branches is None:
             out_bthx = attend(q, k, v, scale=scale, segment_ids=segment_ids)
         else:
-            out_bthx = attend_branches(q, k, v, scale=scale, segment_ids=segment_ids, **branches._asdict())
+            out_bthx = attend_branches(
+                q, k, v, scale=scale, segment_ids=segment_ids, **branches._asdict()
+            )
         remembered = {"k": jnp.swapaxes(k, 1, 2), "v": jnp.swapaxes(v, 1, 2)}
         return dot("bthx,hxd->btd", out_bthx, self.w_out), remembered
 
     def decode(self, x_bd, rope, cache, write):
         """Attend from one new token: x [b d] -> ([b d], cache with the token's k and v in it)."""
         q, k, v = (a[:, 0] for a in self._project(x_bd[:, None], rope))
-        cache = {"k": write(cache["k"], k[:, :, None], axis=2), "v": write(cache["v"], v[:, :, None], axis=2)}
+        cache = {
+            "k": write(cache["k"], k[:, :, None], axis=2),
+            "v": write(cache["v"], v[:, :, None], axis=2),
+        }
         scale = self.config.head_dim**-0.5
         out_bhx = attend_cached(q, cache["k"], cache["v"], scale=scale, mask=write.mask)
         return dot("bhx,hxd->bd", out_bhx, self.w_out), cache

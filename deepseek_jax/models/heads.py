@@ -15,7 +15,9 @@ def segment_positions(segment_ids):
     """Positions that restart at 0 where a segment begins: int32[b t] -> int32[b t]."""
     t = segment_ids.shape[1]
     index_t = jnp.arange(t, dtype=jnp.int32)
-    begins_bt = jnp.pad(segment_ids[:, 1:] != segment_ids[:, :-1], ((0, 0), (1, 0)), constant_values=True)
+    begins_bt = jnp.pad(
+        segment_ids[:, 1:] != segment_ids[:, :-1], ((0, 0), (1, 0)), constant_values=True
+    )
     start_bt = jnp.maximum.accumulate(jnp.where(begins_bt, index_t, 0), axis=1)
     return index_t - start_bt
 

@@ -16,7 +16,7 @@ def weight(module, name, *, init=None, **axes):
     default normal with the config's initializer_range.
     """
     init = init or nn.initializers.normal(module.config.initializer_range)
-    boxed = nn.with_partitioning(init, tuple(axes))
+    boxed = nn.with_logical_partitioning(init, tuple(axes))
     return module.param(name, boxed, tuple(axes.values()), jnp.float32)
 
 

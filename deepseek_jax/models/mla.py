@@ -19,7 +19,12 @@ class MultiHeadLatentAttention(nn.Module):
 
     def setup(self):
         cfg = self.config
-        d, h, c, r = cfg.hidden_size, cfg.num_attention_heads, cfg.kv_lora_rank, cfg.qk_rope_head_dim
+        d, h, c, r = (
+            cfg.hidden_size,
+            cfg.num_attention_heads,
+            cfg.kv_lora_rank,
+            cfg.qk_rope_head_dim,
+        )
         n, u, q_rank = cfg.qk_nope_head_dim, cfg.v_head_dim, cfg.q_lora_rank
         if q_rank:
             self.w_q_down = weight(self, "q_down", embed=d, q_lora=q_rank)
@@ -27,7 +32,9 @@ class MultiHeadLatentAttention(nn.Module):
             self.w_q_up = weight(self, "q_up", q_lora=q_rank, heads=h, head_dim=n + r)
         else:
             self.w_q = weight(self, "q", embed=d, heads=h, head_dim=n + r)
-        self.w_kv_down = weight(self, "kv_down", embed=d, kv_lora=c + r)  # the latent, then the shared key
+        self.w_kv_down = weight(
+            self, "kv_down", embed=d, kv_lora=c + r
+        )  # the latent, then the shared key
         self.kv_norm = RMSNorm(cfg, c, "kv_lora", LATENT_NORM_EPS)
         self.w_k_up = weight(self, "k_up", kv_lora=c, heads=h, head_dim=n)
         self.w_v_up = weight(self, "v_up", kv_lora=c, heads=h, head_dim=u)
@@ -37,14 +44,18 @@ class MultiHeadLatentAttention(nn.Module):
     def scale(self):
         cfg, scaling = self.config, self.config.rope_scaling
         scale = (cfg.qk_nope_head_dim + cfg.qk_rope_head_dim) ** -0.5
-        if scaling is not None and scaling.mscale_all_dim:  # in the released code alone, not in eq. 10
+        if (
+            scaling is not None and scaling.mscale_all_dim
+        ):  # in the released code alone, not in eq. 10
             scale *= yarn_mscale(scaling.factor, scaling.mscale_all_dim) ** 2
         return scale
 
     def _queries(self, x_btd, rope):
         """Eqs. 6-9: the part without and the part with position, [b t h n] and [b t h r]."""
         if self.config.q_lora_rank:
-            q_bthx = dot("btq,qhx->bthx", self.q_norm(dot("btd,dq->btq", x_btd, self.w_q_down)), self.w_q_up)
+            q_bthx = dot(
+                "btq,qhx->bthx", self.q_norm(dot("btd,dq->btq", x_btd, self.w_q_down)), self.w_q_up
+            )
         else:
             q_bthx = dot("btd,dhx->bthx", x_btd, self.w_q)
         q_nope, q_rope = jnp.split(q_bthx, [self.config.qk_nope_head_dim], axis=-1)
@@ -77,7 +88,10 @@ class MultiHeadLatentAttention(nn.Module):
         """Absorbed form, from one new token: x [b d] -> ([b d], cache with the token's latent in it)."""
         q_nope, q_rope = (a[:, 0] for a in self._queries(x_bd[:, None], rope))
         c_kv, k_rope = self._latent(x_bd[:, None], rope)
-        cache = {"c_kv": write(cache["c_kv"], c_kv, axis=1), "k_rope": write(cache["k_rope"], k_rope, axis=1)}
+        cache = {
+            "c_kv": write(cache["c_kv"], c_kv, axis=1),
+            "k_rope": write(cache["k_rope"], k_rope, axis=1),
+        }
         q_latent = dot("bhn,chn->bhc", q_nope, self.w_k_up)
         z_bhc = attend_latent(
             q_latent, q_rope, cache["c_kv"], cache["k_rope"], scale=self.scale, mask=write.mask

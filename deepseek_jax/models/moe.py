@@ -28,7 +28,9 @@ class MoE(nn.Module):
         w_down = weight(self, "down", experts=e, mlp=f, embed=d)
 
         x_md = x.reshape(-1, d)
-        logits_me = dot("md,de->me", x_md.astype(jnp.float32), w_router)  # routing is float32 in every dtype
+        logits_me = dot(
+            "md,de->me", x_md.astype(jnp.float32), w_router
+        )  # routing is float32 in every dtype
         experts_ma, weights_ma = route(
             logits_me,
             bias_e,
@@ -46,7 +48,9 @@ class MoE(nn.Module):
             rows_rd, w_gate_up.reshape(e, d, 2 * f), layout.rows_per_expert, block=block
         )
         gate_rf, up_rf = jnp.split(hidden_rzf, 2, axis=-1)
-        out_rd = grouped.grouped_matmul(nn.silu(gate_rf) * up_rf, w_down, layout.rows_per_expert, block=block)
+        out_rd = grouped.grouped_matmul(
+            nn.silu(gate_rf) * up_rf, w_down, layout.rows_per_expert, block=block
+        )
         y_md = grouped.combine(out_rd, weights_ma, layout)
         if cfg.n_shared_experts:
             y_md += GatedMLP(cfg, cfg.n_shared_experts * f, name="shared")(x_md)

@@ -45,7 +45,11 @@ def attend_branches(q, k, v, *, scale, segment_ids, prefix_length, branches):
         return a[:, :prefix_length], a[:, prefix_length:].reshape(b, branches, -1, *a.shape[2:])
 
     q_prefix, q_bnthx = split(q)
-    (k_prefix, k_bnskx), (v_prefix, v_bnsku), (seen_bs, seen_bns) = split(k), split(v), split(segment_ids)
+    (k_prefix, k_bnskx), (v_prefix, v_bnsku), (seen_bs, seen_bns) = (
+        split(k),
+        split(v),
+        split(segment_ids),
+    )
     prefix_bthu = attend(q_prefix, k_prefix, v_prefix, scale=scale, segment_ids=seen_bs)
 
     length = q_bnthx.shape[2]
@@ -54,7 +58,9 @@ def attend_branches(q, k, v, *, scale, segment_ids, prefix_length, branches):
     to_branch = dot("bntkgx,bnskx->bnkgts", q_bntkgx, k_bnskx, jnp.float32)
     before_ts = jnp.tril(jnp.ones((length, length), bool))
     see_prefix = jnp.broadcast_to((seen_bs > 0)[:, None, None, None, None], to_prefix.shape)
-    see_branch = before_ts & (seen_bns[:, :, None, None, None] == seen_bns[:, :, None, None, :, None])
+    see_branch = before_ts & (
+        seen_bns[:, :, None, None, None] == seen_bns[:, :, None, None, :, None]
+    )
     weights = _softmax(
         jnp.concatenate([to_prefix, to_branch], axis=-1) * scale,
         jnp.concatenate([see_prefix, jnp.broadcast_to(see_branch, to_branch.shape)], axis=-1),

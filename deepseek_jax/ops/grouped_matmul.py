@@ -30,7 +30,9 @@ def block_size(choices, n_routed_experts):
 def expert_layout(experts, n_routed_experts, block):
     """Lay out experts int32[m a] as ExpertLayout. The row count depends on shapes alone, never on the choices."""
     m, a = experts.shape
-    blocks = (m * a + min(n_routed_experts, m * a) * (block - 1)) // block  # the worst split over experts
+    blocks = (
+        m * a + min(n_routed_experts, m * a) * (block - 1)
+    ) // block  # the worst split over experts
     flat = experts.reshape(-1)
     order = jnp.argsort(flat, stable=True)
     count_e = jnp.zeros(n_routed_experts, jnp.int32).at[flat].add(1)
@@ -62,7 +64,9 @@ rows_by_expert.defvjp(lambda x, layout: (rows_by_expert(x, layout), layout), _ro
 def combine(rows, weights, layout):
     """Sum each token's expert outputs: rows [r d], weights float32[m a] -> [m d], weighted in float32."""
     chosen_mad = jnp.take(rows, layout.row_of_choice, axis=0)
-    return jnp.einsum("mad,ma->md", chosen_mad, weights, preferred_element_type=jnp.float32).astype(rows.dtype)
+    return jnp.einsum("mad,ma->md", chosen_mad, weights, preferred_element_type=jnp.float32).astype(
+        rows.dtype
+    )
 
 
 def _combine_forward(rows, weights, layout):
@@ -99,4 +103,6 @@ def grouped_matmul(rows, kernel, rows_per_expert, *, block, implementation=None)
     starts_n = jnp.arange(len(rows) // block) * block
     expert_n = jnp.minimum(jnp.searchsorted(ends, starts_n, side="right"), len(kernel) - 1)
     blocks_nbd = rows.reshape(-1, block, rows.shape[-1])
-    return dot("nbd,ndf->nbf", blocks_nbd, jnp.take(kernel, expert_n, axis=0)).reshape(len(rows), -1)
+    return dot("nbd,ndf->nbf", blocks_nbd, jnp.take(kernel, expert_n, axis=0)).reshape(
+        len(rows), -1
+    )

@@ -18,7 +18,11 @@ def yarn_frequencies(dim, theta, *, factor, original_max_position_embeddings, be
     """
 
     def pair_that_turns(times):
-        return dim * math.log(original_max_position_embeddings / (times * 2 * math.pi)) / (2 * math.log(theta))
+        return (
+            dim
+            * math.log(original_max_position_embeddings / (times * 2 * math.pi))
+            / (2 * math.log(theta))
+        )
 
     low = max(math.floor(pair_that_turns(beta_fast)), 0)
     high = min(math.ceil(pair_that_turns(beta_slow)), dim - 1)
@@ -57,4 +61,6 @@ def apply_rope(x, cos, sin):
     """
     first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
     cos, sin = cos[..., None, :], sin[..., None, :]
-    return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1).astype(x.dtype)
+    return jnp.concatenate(
+        [first * cos - second * sin, second * cos + first * sin], axis=-1
+    ).astype(x.dtype)

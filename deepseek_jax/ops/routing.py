@@ -29,7 +29,9 @@ def route(
         choice_mgx = choice_me.reshape(len(logits), n_group, -1)  # x: the experts of one group
         best = 2 if scoring_func == "sigmoid" else 1
         group_mg = jax.lax.top_k(choice_mgx, best)[0].sum(-1)
-        kept_mg = jax.nn.one_hot(jax.lax.top_k(group_mg, topk_group)[1], n_group, dtype=bool).any(-2)
+        kept_mg = jax.nn.one_hot(jax.lax.top_k(group_mg, topk_group)[1], n_group, dtype=bool).any(
+            -2
+        )
         choice_me = jnp.where(kept_mg[..., None], choice_mgx, -jnp.inf).reshape(logits.shape)
     experts_ma = jax.lax.top_k(jax.lax.stop_gradient(choice_me), num_experts_per_tok)[1]
     weights_ma = jnp.take_along_axis(affinity_me, experts_ma, axis=-1)

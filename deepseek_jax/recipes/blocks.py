@@ -5,7 +5,7 @@ from typing import Literal
 
 import jax
 
-from deepseek_jax.checkpoint import load_hf
+from deepseek_jax.checkpoint import load_gguf, load_hf
 from deepseek_jax.data.tokenizer import load_tokenizer, smollm2_gguf
 from deepseek_jax.models import ModelConfig, init_params
 from deepseek_jax.parallel.shard import init_sharded
@@ -71,6 +71,7 @@ def load_pretrained(init_from, overrides, mesh):
             )
     path = str(smollm2_gguf() if init_from == SMOLLM2 else init_from)
     tokenizer = load_tokenizer(path)
-    from deepseek_jax.checkpoint.gguf import load_gguf
-    config, params = (load_gguf if path.endswith(".gguf") else load_hf)(path, dtype="float32", mesh=mesh)
+    config, params = (load_gguf if path.endswith(".gguf") else load_hf)(
+        path, dtype="float32", mesh=mesh
+    )
     return dataclasses.replace(config, **overrides), params, tokenizer

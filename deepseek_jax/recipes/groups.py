@@ -27,7 +27,9 @@ class GroupSource:
         self.returned = None  # when the batch before was handed out, and its number of tokens
         temperature = settings.rollout.temperature
         self.score = jax.jit(
-            lambda params, batch: completion_logprobs(config, params, batch, temperature=temperature)[0]
+            lambda params, batch: completion_logprobs(
+                config, params, batch, temperature=temperature
+            )[0]
         )
 
     def get_state(self):
@@ -99,7 +101,9 @@ class GroupSource:
             max_completion_length=settings.rollout.max_completion_length,
             temperature=settings.rollout.temperature,
             eos_ids=(self.tokenizer.eos_id, *self.config.eos_ids),
-            seed=int(np.random.SeedSequence([settings.seed, step, number]).generate_state(1)[0] >> 1),
+            seed=int(
+                np.random.SeedSequence([settings.seed, step, number]).generate_state(1)[0] >> 1
+            ),
             slots=settings.rollout.slots,
         )
         texts = completion_texts(self.tokenizer, rollout)

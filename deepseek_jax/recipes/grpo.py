@@ -15,7 +15,12 @@ from rich.console import Console
 from deepseek_jax.checkpoint.store import Store
 from deepseek_jax.data.arithmetic import PROMPT_TEMPLATE
 from deepseek_jax.data.chat import render_prompt
-from deepseek_jax.data.tasks import QuestionStream, arithmetic_task, gsm8k_task, word_arithmetic_task
+from deepseek_jax.data.tasks import (
+    QuestionStream,
+    arithmetic_task,
+    gsm8k_task,
+    word_arithmetic_task,
+)
 from deepseek_jax.data.tokenizer import arithmetic_tokenizer
 from deepseek_jax.evaluation.held_out import evaluate
 from deepseek_jax.evaluation.report import before_after_table, plot_curves, sample_panel
@@ -33,7 +38,10 @@ from deepseek_jax.training.step import make_train_step
 
 PHASE = "grpo"
 TASKS = {"arithmetic": arithmetic_task, "word_arithmetic": word_arithmetic_task}
-LARGEST_GAP = {"float32": 1e-4, "bfloat16": 0.05}  # mean |old - sampler| log-prob that rounding explains
+LARGEST_GAP = {
+    "float32": 1e-4,
+    "bfloat16": 0.05,
+}  # mean |old - sampler| log-prob that rounding explains
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,9 +106,13 @@ class GrpoSettings:
 
     def __post_init__(self):
         if self.accuracy not in self.rewards:
-            raise ValueError(f"config.accuracy={self.accuracy!r} is none of config.rewards: {list(self.rewards)}")
+            raise ValueError(
+                f"config.accuracy={self.accuracy!r} is none of config.rewards: {list(self.rewards)}"
+            )
         if self.group_size < 2:
-            raise ValueError(f"config.group_size={self.group_size}: a group compares at least 2 completions")
+            raise ValueError(
+                f"config.group_size={self.group_size}: a group compares at least 2 completions"
+            )
         cuts = self.minibatches * self.micro_batches
         if self.prompts_per_step % cuts:
             raise ValueError(
@@ -109,11 +121,17 @@ class GrpoSettings:
                 f"set it to a multiple of {cuts}"
             )
         if not self.rollout.temperature > 0:
-            raise ValueError(f"config.rollout.temperature={self.rollout.temperature}: training samples, above 0")
+            raise ValueError(
+                f"config.rollout.temperature={self.rollout.temperature}: training samples, above 0"
+            )
         if self.loss.loss_type not in NORMALIZES_STD:
-            raise ValueError(f"config.loss.loss_type={self.loss.loss_type!r} is none of {list(NORMALIZES_STD)}")
+            raise ValueError(
+                f"config.loss.loss_type={self.loss.loss_type!r} is none of {list(NORMALIZES_STD)}"
+            )
         if (self.init_from is None) == (self.base is None):
-            raise ValueError("set either config.init_from, a checkpoint, or config.base, how to pre-train one")
+            raise ValueError(
+                "set either config.init_from, a checkpoint, or config.base, how to pre-train one"
+            )
 
 
 def run(config, mesh, workdir, should_stop):
@@ -128,7 +146,13 @@ def run(config, mesh, workdir, should_stop):
         measure = functools.partial(_measure, settings, policy, tokenizer, held_out, rewards)
         before = _remembered(workdir / "before.json", lambda: measure(params))
         source = functools.partial(
-            GroupSource, policy, tokenizer, QuestionStream(train, settings.seed), rewards, settings, mesh
+            GroupSource,
+            policy,
+            tokenizer,
+            QuestionStream(train, settings.seed),
+            rewards,
+            settings,
+            mesh,
         )
         params = _reinforce(settings, policy, params, source, mesh, workdir, writer, should_stop)
         after = _remembered(workdir / "after.json", lambda: measure(params))
@@ -141,7 +165,9 @@ def _task(settings):
     if data.path is not None:
         return gsm8k_task(data.path, data.num_held_out, seed=settings.seed)
     if data.task not in TASKS:
-        raise ValueError(f"config.data.task={data.task!r} is none of {list(TASKS)}; or set config.data.path")
+        raise ValueError(
+            f"config.data.task={data.task!r} is none of {list(TASKS)}; or set config.data.path"
+        )
     return TASKS[data.task](settings.seed, data.num_held_out)
 
 
@@ -172,7 +198,12 @@ def _with_prompts(examples, tokenizer, settings, kind):
     """The examples with their prompt_ids, without those whose prompt is too long, which are counted."""
     limit = settings.rollout.max_prompt_length
     rendered = [
-        example | {"prompt_ids": render_prompt(tokenizer, example["question"], template=settings.data.template)}
+        example
+        | {
+            "prompt_ids": render_prompt(
+                tokenizer, example["question"], template=settings.data.template
+            )
+        }
         for example in examples
     ]
     kept = [example for example in rendered if len(example["prompt_ids"]) <= limit]
@@ -184,7 +215,10 @@ def _with_prompts(examples, tokenizer, settings, kind):
         )
     if len(kept) < len(rendered):
         left_out = len(rendered) - len(kept)
-        print(f"{left_out} of {len(rendered)} {kind} prompts are longer than {limit} tokens: left out", flush=True)
+        print(
+            f"{left_out} of {len(rendered)} {kind} prompts are longer than {limit} tokens: left out",
+            flush=True,
+        )
     return kept
 
 
@@ -274,7 +308,9 @@ def _checking_first(train_step, allowed):
         if not checked:
             checked = True
             mean, largest = (float(metrics[f"sampler_gap_{name}"]) for name in ("mean", "max"))
-            print(f"|old - sampler| log-prob gap: mean {mean:.1e}, max {largest:.1e} nats", flush=True)
+            print(
+                f"|old - sampler| log-prob gap: mean {mean:.1e}, max {largest:.1e} nats", flush=True
+            )
             if not mean <= allowed:
                 raise ValueError(
                     f"the sampler's log-probabilities are off the trainer's by {mean:.1e} nats on average, "

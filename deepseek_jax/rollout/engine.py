@@ -53,7 +53,9 @@ def generate(
     fixed = config, sampling, tuple(eos_ids)
     requests = len(prompts) * n
     slots = min(slots, requests)
-    chunk_size = min(-(-slots // n), len(prompts))  # prompts prefilled together: what fills the slots
+    chunk_size = min(
+        -(-slots // n), len(prompts)
+    )  # prompts prefilled together: what fills the slots
     weights = decoding_weights(config, params)
     keys = _request_keys(prompts, n, seed)
     tokens, lengths = _pad_prompts(prompts, chunk_size)
@@ -102,7 +104,10 @@ def _collect(result, state, owner):
 def _empty_rollout(requests, length):
     shape = requests, length
     return Rollout(
-        np.zeros(shape, np.int32), np.zeros(shape, bool), np.zeros(shape, np.float32), np.zeros(requests, bool)
+        np.zeros(shape, np.int32),
+        np.zeros(shape, bool),
+        np.zeros(shape, np.float32),
+        np.zeros(requests, bool),
     )
 
 
@@ -119,7 +124,9 @@ def _request_keys(prompts, n, seed):
     digests = [zlib.crc32(np.asarray(prompt, np.int32).tobytes()) for prompt in prompts]
     digests = np.repeat(np.array(digests, np.uint32), n)
     base = jax.random.key(seed)
-    fold = jax.vmap(lambda digest, number: jax.random.fold_in(jax.random.fold_in(base, digest), number))
+    fold = jax.vmap(
+        lambda digest, number: jax.random.fold_in(jax.random.fold_in(base, digest), number)
+    )
     return fold(digests, np.array(numbers, np.uint32))
 
 
@@ -134,7 +141,11 @@ def _pad_prompts(prompts, chunk_size):
 
 
 def _check(config, prompts, max_completion_length, n, slots):
-    for name, value in (("max_completion_length", max_completion_length), ("n", n), ("slots", slots)):
+    for name, value in (
+        ("max_completion_length", max_completion_length),
+        ("n", n),
+        ("slots", slots),
+    ):
         if value < 1:
             raise ValueError(f"{name}={value} must be at least 1")
     if not len(prompts):
@@ -142,11 +153,15 @@ def _check(config, prompts, max_completion_length, n, slots):
     limit = config.max_position_embeddings - max_completion_length
     for index, prompt in enumerate(prompts):
         if not len(prompt):
-            raise ValueError(f"prompt {index} is empty; a prompt needs at least one token, such as the bos token")
+            raise ValueError(
+                f"prompt {index} is empty; a prompt needs at least one token, such as the bos token"
+            )
         if len(prompt) > limit:
             raise ValueError(
                 f"prompt {index} has {len(prompt)} tokens; max_position_embeddings={config.max_position_embeddings} "
                 f"less max_completion_length={max_completion_length} allows {limit}: shorten one of the two"
             )
         if min(prompt) < 0 or max(prompt) >= config.vocab_size:
-            raise ValueError(f"prompt {index} holds ids outside 0..{config.vocab_size - 1}; is the tokenizer the model's?")
+            raise ValueError(
+                f"prompt {index} holds ids outside 0..{config.vocab_size - 1}; is the tokenizer the model's?"
+            )

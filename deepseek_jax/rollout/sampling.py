@@ -25,7 +25,9 @@ class Sampling(NamedTuple):
         if not 0 < self.top_p <= 1:
             raise ValueError(f"top_p={self.top_p} must be above 0 and at most 1 (keep every token)")
         if not 0 <= self.top_k <= vocab_size:
-            raise ValueError(f"top_k={self.top_k} must be 0 (keep every token) to vocab_size={vocab_size}")
+            raise ValueError(
+                f"top_k={self.top_k} must be 0 (keep every token) to vocab_size={vocab_size}"
+            )
 
 
 def sampled_logits(logits, sampling):
@@ -60,7 +62,9 @@ def draw(uniform, probs):
     lane_b = (upto_bx <= target_b[:, None]).sum(-1)
     chosen_by = jnp.take_along_axis(probs_bxy, lane_b[:, None, None], axis=1)[:, 0]
     upto_by = jnp.cumsum(chosen_by, axis=-1)
-    before_b = jnp.take_along_axis(jnp.pad(upto_bx, ((0, 0), (1, 0))), lane_b[:, None], axis=1)[:, 0]
+    before_b = jnp.take_along_axis(jnp.pad(upto_bx, ((0, 0), (1, 0))), lane_b[:, None], axis=1)[
+        :, 0
+    ]
     target_b = jnp.minimum(target_b - before_b, jnp.nextafter(upto_by[:, -1], 0.0))
     return (lane_b * LANES + (upto_by <= target_b[:, None]).sum(-1)).astype(jnp.int32)
 

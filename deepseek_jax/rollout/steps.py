@@ -46,7 +46,10 @@ def decoding_weights(config, params):
 
     params = jax.tree_util.tree_map_with_path(cast, params)
     layers = []
-    for name, count in (("dense_layers", config.num_dense_layers), ("moe_layers", config.num_moe_layers)):
+    for name, count in (
+        ("dense_layers", config.num_dense_layers),
+        ("moe_layers", config.num_moe_layers),
+    ):
         layers += [jax.tree.map(lambda leaf, i=i: leaf[i], params[name]) for i in range(count)]
     return {
         "embedding": params["embedding"],
@@ -74,7 +77,9 @@ def prefill(config, weights, tokens, lengths):
     x_ptd = jnp.take(weights["embedding"], tokens, axis=0)
     caches = []
     for index, layer in enumerate(weights["layers"]):
-        x_ptd, _, remembered = _layer(config, index).apply({"params": layer}, x_ptd, rope, segment_ids)
+        x_ptd, _, remembered = _layer(config, index).apply(
+            {"params": layer}, x_ptd, rope, segment_ids
+        )
         caches.append(remembered)
     last_pd = jnp.take_along_axis(x_ptd, (lengths - 1)[:, None, None], axis=1)[:, 0]
     return caches, _logits(config, weights, last_pd)
@@ -113,12 +118,16 @@ def _accept(slots, tokens, logprobs, seats, eos_ids):
         ended=jnp.where(seats, stops | is_full, slots.ended),
         stopped=jnp.where(seats, stops, slots.stopped),
         tokens=slots.tokens.at[at].set(jnp.where(seats, tokens, slots.tokens[at]), mode="drop"),
-        logprobs=slots.logprobs.at[at].set(jnp.where(seats, logprobs, slots.logprobs[at]), mode="drop"),
+        logprobs=slots.logprobs.at[at].set(
+            jnp.where(seats, logprobs, slots.logprobs[at]), mode="drop"
+        ),
     )
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2), donate_argnums=3)
-def seat(config, sampling, eos_ids, slots, seats, prompts, prompt_caches, prompt_logits, lengths, keys):
+def seat(
+    config, sampling, eos_ids, slots, seats, prompts, prompt_caches, prompt_logits, lengths, keys
+):
     """Give the slots in seats: bool[b] a new request, and sample its first token from the prompt's logits.
 
     prompts: int32[b], which of the prefilled prompts; lengths: int32[b] of those; keys: typed[b].

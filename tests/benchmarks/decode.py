@@ -43,12 +43,19 @@ def measure(name, batch_size, dtype, rounds):
         assert out.shape == (batch_size, PROMPT + NEW)
 
     def ours():
-        out = generate(config, params, prompts.tolist(), max_completion_length=NEW, slots=batch_size)
+        out = generate(
+            config, params, prompts.tolist(), max_completion_length=NEW, slots=batch_size
+        )
         assert out.completion_mask.all()
 
     seconds = medians(interleave({"theirs": theirs, "ours": ours}, rounds))
     theirs, ours = (batch_size * NEW / seconds[who] for who in ("theirs", "ours"))
-    return [f"{name} {dtype} batch {batch_size}", f"{theirs:.0f}", f"{ours:.0f}", f"{ours / theirs:.2f}"]
+    return [
+        f"{name} {dtype} batch {batch_size}",
+        f"{theirs:.0f}",
+        f"{ours:.0f}",
+        f"{ours / theirs:.2f}",
+    ]
 
 
 def main():
@@ -56,9 +63,15 @@ def main():
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--only", default="")
     args = parser.parse_args()
-    rows = [measure(*case, args.rounds) for case in CASES if args.only in f"{case[0]} {case[2]} {case[1]}"]
+    rows = [
+        measure(*case, args.rounds)
+        for case in CASES
+        if args.only in f"{case[0]} {case[2]} {case[1]}"
+    ]
     print_table(
-        f"tokens/s, prompt {PROMPT}, {NEW} new tokens", ["case", "transformers", "deepseek_jax", "ratio"], rows
+        f"tokens/s, prompt {PROMPT}, {NEW} new tokens",
+        ["case", "transformers", "deepseek_jax", "ratio"],
+        rows,
     )
 
 

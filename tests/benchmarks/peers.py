@@ -56,7 +56,9 @@ def smollm2(dtype=torch.float32):
 
 def tiny_v3(dtype=torch.float32):
     """A DeepSeek-V3 of 4 layers and 16 experts, likewise."""
-    return _pair(transformers.DeepseekV3ForCausalLM, transformers.DeepseekV3Config(**TINY_V3), dtype)
+    return _pair(
+        transformers.DeepseekV3ForCausalLM, transformers.DeepseekV3Config(**TINY_V3), dtype
+    )
 
 
 def _pair(model_class, config, dtype):

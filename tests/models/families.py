@@ -1,7 +1,13 @@
 """Tiny Hugging Face checkpoints of every family, written by transformers with every parameter random."""
 
+import itertools
+import json
+from pathlib import Path
+
 import torch
 import transformers
+from safetensors.torch import save_file
+from transformers.modeling_layers import MtpLayer
 
 transformers.logging.set_verbosity_error()
 
@@ -25,7 +31,9 @@ LATENT = dict(
     first_k_dense_replace=1,
     num_key_value_heads=6,
 )
-YARN = dict(rope_type="yarn", factor=8.0, original_max_position_embeddings=32, beta_fast=32.0, beta_slow=1.0)
+YARN = dict(
+    rope_type="yarn", factor=8.0, original_max_position_embeddings=32, beta_fast=32.0, beta_slow=1.0
+)
 GROUPED = dict(num_key_value_heads=2)
 
 FAMILIES = {
@@ -87,20 +95,96 @@ FAMILIES = {
 def write_tiny_checkpoint(family, folder, seed=0):
     """Save a random float32 model of a family (a key of FAMILIES) to folder: -> the transformers model.
 
-    Norm scales are about one, biases and the router's correction bias are not zero, so that a parameter
-    which is ignored or misplaced shows in the logits.
+    No parameter is left at its initial value, so that one which is ignored or misplaced shows in the logits.
     """
     torch.manual_seed(seed)
     config = FAMILIES[family]()
     config._attn_implementation = "eager"
-    model = transformers.AutoModelForCausalLM.from_config(config).float().eval()
-    with torch.no_grad():
-        for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
-            if "norm" in name:
-                tensor.copy_(1 + 0.1 * torch.randn_like(tensor))
-            elif "correction_bias" in name:
-                tensor.copy_(0.1 * torch.randn_like(tensor))
-            elif "inv_freq" not in name:
-                tensor.copy_(0.1 * torch.randn_like(tensor))
+    model = _random(transformers.AutoModelForCausalLM.from_config(config).float().eval())
     model.save_pretrained(folder)
     return model
+
+
+def write_released_checkpoint(folder, seed=0, fp8=True):
+    """Write a tiny DeepSeek-V3 as it was released: -> (transformers model, its MtpLayer, {name: torch tensor}).
+
+    One multi-token prediction layer under the released names, bfloat16, and with fp8 the projections as
+    e4m3 with one scale for 128 x 128 of them, ragged last blocks, all scales in the second of two files.
+    Without fp8 everything is float32. The modules hold the numbers before any rounding.
+    """
+    config = FAMILIES["deepseek_v3"]()
+    config.hidden_size, config.v_head_dim, config.num_mtp_layers = 160, 20, 1
+    torch.manual_seed(seed)
+    config._attn_implementation = "eager"
+    model = _random(transformers.AutoModelForCausalLM.from_config(config).float().eval())
+    layer = len(model.model.layers)
+    block, norm = type(model.model.layers[-1]), type(model.model.norm)
+    mtp = _random(MtpLayer(config, block, norm, layer).float().eval())
+    tensors = {name: tensor.float() for name, tensor in _unfused(model.state_dict())}
+    for name, tensor in _unfused(mtp.state_dict()):
+        if name == "post_norm.weight":
+            name = "shared_head.norm.weight"
+        tensors[f"model.layers.{layer}.{name.removeprefix('mtp_block.')}"] = tensor.float()
+    tensors[f"model.layers.{layer}.embed_tokens.weight"] = tensors["model.embed_tokens.weight"].clone()
+    tensors[f"model.layers.{layer}.shared_head.head.weight"] = tensors["lm_head.weight"].clone()
+    scales = {}
+    if fp8:
+        for name, tensor in tensors.items():
+            if "_proj" in name and "eh_proj" not in name:
+                tensors[name], scales[f"{name}_scale_inv"] = _quantized(tensor)
+            elif "correction_bias" not in name:
+                tensors[name] = tensor.bfloat16()
+    _write(folder, config, tensors, scales)
+    return model, mtp, tensors | scales
+
+
+def _random(module):
+    """Every parameter random: norm scales about one, biases and the correction bias not zero."""
+    with torch.no_grad():
+        for name, tensor in [*module.named_parameters(), *module.named_buffers()]:
+            if "inv_freq" not in name:
+                tensor.copy_(0.1 * torch.randn_like(tensor) + ("norm" in name))
+    return module
+
+
+def _unfused(state):
+    """A state dict's tensors under checkpoint names: one tensor an expert and projection."""
+    for name, tensor in state.items():
+        prefix, fused, kind = name.partition("mlp.experts.")
+        if not fused:
+            yield name, tensor
+            continue
+        projections = ("gate_proj", "up_proj") if kind == "gate_up_proj" else ("down_proj",)
+        for expert, whole in enumerate(tensor):
+            for projection, part in zip(projections, whole.chunk(len(projections)), strict=True):
+                yield f"{prefix}{fused}{expert}.{projection}.weight", part.contiguous()
+
+
+def _quantized(tensor):
+    values = torch.empty_like(tensor, dtype=torch.float8_e4m3fn)
+    scale = torch.empty([-(-size // 128) for size in tensor.shape])
+    for i, j in itertools.product(*map(range, scale.shape)):
+        at = (slice(128 * i, 128 * (i + 1)), slice(128 * j, 128 * (j + 1)))
+        scale[i, j] = tensor[at].abs().max() / 448
+        values[at] = (tensor[at] / scale[i, j]).to(values.dtype)
+    return values, scale
+
+
+def _write(folder, config, tensors, scales):
+    raw = config.to_dict() | {"architectures": ["DeepseekV3ForCausalLM"], "torch_dtype": "bfloat16"}
+    files = [tensors, scales] if scales else [tensors]
+    weight_map = {}
+    for i, part in enumerate(files):
+        file = f"model-{i + 1:05}-of-{len(files):05}.safetensors"
+        save_file(part, Path(folder) / file, metadata={"format": "pt"})
+        weight_map |= dict.fromkeys(part, file)
+    if scales:
+        raw["quantization_config"] = {
+            "quant_method": "fp8",
+            "fmt": "e4m3",
+            "activation_scheme": "dynamic",
+            "weight_block_size": [128, 128],
+        }
+    (Path(folder) / "config.json").write_text(json.dumps(raw))
+    index = {"metadata": {}, "weight_map": weight_map}
+    (Path(folder) / "model.safetensors.index.json").write_text(json.dumps(index))

@@ -12,8 +12,9 @@ import transformers
 
 from deepseek_jax.checkpoint import hf_tensors, load_hf, save_hf
 from deepseek_jax.models import ModelConfig, forward
+from deepseek_jax.models.decoder import Decoder
 from deepseek_jax.ops.routing import route
-from tests.models.families import FAMILIES, write_tiny_checkpoint
+from tests.models.families import FAMILIES, write_released_checkpoint, write_tiny_checkpoint
 
 # Logits are of order one and both sides sum the same float32 products in different orders: measured 3e-6.
 LOGITS = 2e-5
@@ -76,7 +77,9 @@ def test_gradients_of_the_cross_entropy_agree(pair_of, family):
 
     model.zero_grad()
     logits = model(torch.tensor(tokens)).logits[:, :-1]
-    torch.nn.functional.cross_entropy(logits.flatten(0, 1), torch.tensor(tokens[:, 1:]).flatten()).backward()
+    torch.nn.functional.cross_entropy(
+        logits.flatten(0, 1), torch.tensor(tokens[:, 1:]).flatten()
+    ).backward()
     theirs = hf_gradients(model)
     ours = dict(hf_tensors(config, jax.jit(jax.grad(loss))(params)))
     biases = {name for name in ours if "correction_bias" in name}
@@ -94,7 +97,9 @@ def hf_gradients(model):
         prefix, is_fused, kind = name.partition("mlp.experts.")
         for expert, gradient in enumerate(parameter.grad.numpy()) if is_fused else ():
             projections = ("gate_proj", "up_proj") if kind == "gate_up_proj" else ("down_proj",)
-            for projection, part in zip(projections, np.split(gradient, len(projections)), strict=True):
+            for projection, part in zip(
+                projections, np.split(gradient, len(projections)), strict=True
+            ):
                 gradients[f"{prefix}{is_fused}{expert}.{projection}.weight"] = part
         if not is_fused:
             gradients[name] = parameter.grad.numpy()
@@ -185,18 +190,24 @@ def test_padding_agrees_with_an_attention_mask_in_transformers(pair_of, family, 
 
 
 @pytest.mark.parametrize("family", ["deepseek_v3", "qwen2"])
-@pytest.mark.parametrize("how", [dict(scan_layers=True), dict(remat=True), dict(scan_layers=True, remat=True)])
+@pytest.mark.parametrize(
+    "how", [dict(scan_layers=True), dict(remat=True), dict(scan_layers=True, remat=True)]
+)
 def test_scanned_and_rematerialised_layers_compute_the_same(pair_of, family, how):
     """Oracle: the unrolled decoder, logits and gradients. float32 sums may be fused in another order."""
     _, _, config, params, tokens = pair_of(family)
 
     def loss_and_gradients(config):
-        return jax.jit(jax.value_and_grad(lambda p: jnp.square(forward(config, p, tokens)).mean()))(params)
+        return jax.jit(jax.value_and_grad(lambda p: jnp.square(forward(config, p, tokens)).mean()))(
+            params
+        )
 
     loss, gradients = loss_and_gradients(config)
     other_loss, other_gradients = loss_and_gradients(dataclasses.replace(config, **how))
     np.testing.assert_allclose(loss, other_loss, rtol=1e-5)
-    for ours, theirs in zip(jax.tree.leaves(gradients), jax.tree.leaves(other_gradients), strict=True):
+    for ours, theirs in zip(
+        jax.tree.leaves(gradients), jax.tree.leaves(other_gradients), strict=True
+    ):
         np.testing.assert_allclose(ours, theirs, atol=1e-5 * np.abs(ours).max() + 1e-12, rtol=0)
 
 
@@ -211,3 +222,32 @@ def test_bfloat16_stays_near_float32(pair_of, family):
     rounded = logits_of(dataclasses.replace(config, dtype="bfloat16"), params, tokens)
     assert np.median(np.abs(exact - rounded)) < 0.02
     assert np.median(np.abs(exact - rounded)) > 1e-4  # it did compute in bfloat16
+
+
+def test_multi_token_prediction_agrees(tmp_path):
+    """Oracle: transformers' MtpLayer on the embeddings one ahead and the trunk's normed hidden states."""
+    model, mtp, _ = write_released_checkpoint(tmp_path, fp8=False)
+    config, params = load_hf(tmp_path)
+    tokens = np.random.default_rng(0).integers(0, 96, (2, 41))
+    with torch.no_grad():
+        trunk = model.model
+        hidden = trunk(torch.tensor(tokens[:, :-1])).last_hidden_state
+        theirs = mtp(
+            trunk.embed_tokens(torch.tensor(tokens[:, 1:])),
+            hidden,
+            position_embeddings=trunk.rotary_emb(hidden, torch.arange(40)[None]),
+            attention_mask=torch.full((40, 40), -1e9).triu(1)[None, None],
+            position_ids=None,
+            cache=None,
+        )
+    ones = jnp.ones((2, 40), jnp.int32)
+    ours = Decoder(config).apply(
+        {"params": params},
+        0,
+        jnp.asarray(hidden.numpy()),
+        tokens[:, 1:],
+        jnp.broadcast_to(jnp.arange(40), (2, 40)),
+        ones,
+        method="predict_further",
+    )
+    np.testing.assert_allclose(ours, theirs.numpy(), atol=LOGITS, rtol=0)

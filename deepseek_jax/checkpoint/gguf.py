@@ -1,0 +1,120 @@
+"""GGUF files of the Llama architecture, read through the gguf library."""
+
+from pathlib import Path
+
+import gguf
+import numpy as np
+
+from deepseek_jax.checkpoint.hf_import import load_tensors
+from deepseek_jax.checkpoint.hf_names import tensors
+from deepseek_jax.models import ModelConfig
+
+# ModelConfig's field: the key of the file's metadata. Those of OPTIONAL may be absent.
+FIELDS = {
+    "hidden_size": "llama.embedding_length",
+    "intermediate_size": "llama.feed_forward_length",
+    "num_hidden_layers": "llama.block_count",
+    "num_attention_heads": "llama.attention.head_count",
+    "max_position_embeddings": "llama.context_length",
+    "rms_norm_eps": "llama.attention.layer_norm_rms_epsilon",
+}
+OPTIONAL = {
+    "num_key_value_heads": "llama.attention.head_count_kv",
+    "head_dim": "llama.attention.key_length",
+    "rope_theta": "llama.rope.freq_base",
+    "bos_token_id": "tokenizer.ggml.bos_token_id",
+    "eos_token_id": "tokenizer.ggml.eos_token_id",
+}
+
+
+def load_gguf(path, dtype=None, mesh=None):
+    """Read a .gguf file: -> (ModelConfig, params), the tree of models.init_params, unboxed.
+
+    Weights are dequantised one tensor at a time. dtype: of the parameters, default float32. mesh: as in
+    load_hf. Raises ValueError for a file that is no GGUF or is cut short, for another architecture than
+    llama, for scaled RoPE, and for a tensor that is missing, extra or wrongly shaped: it names tensor and file.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ValueError(f"{path} does not exist; give a .gguf file")
+    try:
+        reader = gguf.GGUFReader(path)
+    except (ValueError, IndexError) as error:
+        raise ValueError(f"{path} is not a whole GGUF file: {error}") from error
+    config = _config(path, reader)
+    return load_tensors(config, _Tensors(path, reader, config), dtype, mesh)
+
+
+def unpermute(rows, heads):
+    """Undo llama.cpp's order of a query or key projection's rows: [heads x d] -> the same, half-split.
+
+    The converter puts rows i and i + x / 2 of a head, a rotary pair, side by side.
+    """
+    return rows.reshape(heads, -1, 2, rows.shape[1]).swapaxes(1, 2).reshape(rows.shape)
+
+
+def _config(path, reader):
+    read = {
+        key: field.contents()
+        for key, field in reader.fields.items()
+        if field.types[:1] != [gguf.GGUFValueType.ARRAY]
+    }
+    if read.get("general.architecture") != "llama":
+        raise ValueError(
+            f"{path}: general.architecture={read.get('general.architecture')!r}; only 'llama' is read"
+        )
+    scaling = read.get("llama.rope.scaling.type", "none")
+    if scaling != "none":
+        raise ValueError(
+            f"{path}: llama.rope.scaling.type={scaling!r} is not read; give the Hugging Face folder"
+        )
+    missing = [key for key in FIELDS.values() if key not in read]
+    if missing:
+        raise ValueError(f"{path} lacks the metadata {', '.join(missing)}")
+    names = [tensor.name for tensor in reader.tensors]
+    if "token_embd.weight" not in names:
+        raise ValueError(f"token_embd.weight is missing from {path}")
+    return ModelConfig(
+        model_type="llama",
+        vocab_size=int(reader.tensors[names.index("token_embd.weight")].shape[1]),
+        tie_word_embeddings="output.weight" not in names,
+        **{field: read[key] for field, key in (FIELDS | OPTIONAL).items() if key in read},
+    )
+
+
+class _Tensors:
+    """What load_tensors reads from: the file's tensors under their Hugging Face names."""
+
+    def __init__(self, path, reader, config):
+        stored = {tensor.name: tensor for tensor in reader.tensors}
+        gguf_name = gguf.get_tensor_name_map(
+            gguf.MODEL_ARCH.LLAMA, config.num_hidden_layers
+        ).get_name
+        self._stored = {}
+        for name, places in tensors(config).items():
+            ours = gguf_name(name, try_suffixes=(".weight",))
+            if ours not in stored:
+                raise ValueError(f"{ours} is missing from {path}, whose metadata say it is there")
+            tensor = self._stored[name] = stored.pop(ours)
+            shape = tuple(int(size) for size in reversed(tensor.shape))
+            if shape != places[0].turn.shape:
+                raise ValueError(
+                    f"{ours} in {path} has shape {list(shape)}; by the metadata it is {list(places[0].turn.shape)}"
+                )
+        if stored:
+            raise ValueError(f"{next(iter(stored))} in {path} is no tensor of a plain llama model")
+        self._heads = {
+            "self_attn.q_proj.weight": config.num_attention_heads,
+            "self_attn.k_proj.weight": config.num_key_value_heads,
+        }
+
+    def dtype(self, name):
+        return np.dtype(np.float32)
+
+    def read(self, name):
+        tensor = self._stored[name]
+        weights = gguf.quants.dequantize(tensor.data, tensor.tensor_type)
+        for suffix, heads in self._heads.items():
+            if name.endswith(suffix):
+                weights = unpermute(weights, heads)
+        return weights, None

@@ -1,0 +1,47 @@
+"""Parameters in an Orbax folder with Hugging Face's config.json beside them: fast, sharded, any mesh."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+from orbax.checkpoint import v1 as ocp
+
+from deepseek_jax.checkpoint.folder import check_new, whole_folder
+from deepseek_jax.checkpoint.hf_config import config_json, read_config
+from deepseek_jax.checkpoint.tree import abstract_params, checked_by_path, compute_dtype, from_paths
+
+
+def is_orbax(folder):
+    """Whether save_orbax wrote this folder."""
+    return ocp.is_orbax_checkpoint(Path(folder).absolute() / "params")
+
+
+def save_orbax(folder, config, params):
+    """Write folder/config.json and folder/params. Raises ValueError for a folder with something in it and
+    for params that are not config's; nothing half-written stays.
+    """
+    check_new(folder)
+    flat = checked_by_path(config, params)
+    text = config_json(config, dtype=flat["embedding"].dtype)
+    with whole_folder(folder) as partial:
+        ocp.save(partial / "params", params)
+        (partial / "config.json").write_text(json.dumps(text, indent=2) + "\n")
+
+
+def load_orbax(folder, dtype=None, mesh=None):
+    """Read what save_orbax wrote: -> (ModelConfig, params). dtype and mesh as in load_hf."""
+    config, path = read_config(folder), Path(folder).absolute() / "params"
+    saved = checked_by_path(config, ocp.metadata(path).metadata)
+    dtypes = {
+        name: jnp.dtype(leaf.dtype if dtype is None or name.endswith("router_bias") else dtype)
+        for name, leaf in saved.items()
+    }
+    place = None if mesh else jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    wanted = {
+        name: leaf.update(sharding=place) if place else leaf
+        for name, leaf in abstract_params(config, dtypes, mesh).items()
+    }
+    params = ocp.load(path, from_paths(wanted))
+    return dataclasses.replace(config, dtype=compute_dtype(params)), params

@@ -1,0 +1,56 @@
+"""Parameter trees by path: {"moe_layers/ffn/down": leaf, ...}, and what a config's tree must look like."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from flax.traverse_util import unflatten_dict
+
+from deepseek_jax.models import init_params
+from deepseek_jax.parallel import logical_names, shardings
+
+
+def by_path(tree):
+    """A tree of dicts -> {"a/b": leaf}."""
+    keystr = jax.tree_util.keystr
+    return {
+        keystr(key, simple=True, separator="/"): leaf
+        for key, leaf in jax.tree.leaves_with_path(tree)
+    }
+
+
+def from_paths(flat):
+    """The inverse of by_path."""
+    return unflatten_dict(flat, sep="/")
+
+
+def abstract_params(config, dtypes=None, mesh=None):
+    """{path: ShapeDtypeStruct} of the config's parameters, placed on mesh by parallel.RULES.
+
+    dtypes: {path: dtype}, default float32 all. Without a mesh the sharding is None.
+    """
+    boxed = jax.eval_shape(lambda rng: init_params(config, rng), jax.random.key(0))
+    shapes = nn.unbox(boxed)
+    places = by_path(shardings(mesh, logical_names(boxed), shapes)) if mesh else {}
+    return {
+        path: jax.ShapeDtypeStruct(
+            leaf.shape, dtypes[path] if dtypes else jnp.float32, sharding=places.get(path)
+        )
+        for path, leaf in by_path(shapes).items()
+    }
+
+
+def checked_by_path(config, params):
+    """by_path(params), once every shape is seen to be config's; else ValueError, with the path."""
+    expected, given = abstract_params(config), by_path(params)
+    for path in sorted(expected.keys() | given.keys()):
+        want, have = (tree[path].shape if path in tree else "missing" for tree in (expected, given))
+        if want != have:
+            raise ValueError(
+                f"parameter {path} is {have} in params and {want} by their ModelConfig"
+            )
+    return given
+
+
+def compute_dtype(params):
+    """The dtype to compute in: bfloat16 where the parameters are, else float32."""
+    return "bfloat16" if params["embedding"].dtype == jnp.bfloat16 else "float32"

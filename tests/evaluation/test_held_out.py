@@ -1,0 +1,84 @@
+"""Held-out scores against the same rollout scored by hand."""
+
+import flax.linen as nn
+import jax
+import numpy as np
+import pytest
+
+from configs import models
+from deepseek_jax.data.tasks import arithmetic_task
+from deepseek_jax.data.tokenizer import arithmetic_tokenizer
+from deepseek_jax.evaluation.accuracy import mean_interval, wilson_interval
+from deepseek_jax.evaluation.held_out import completion_texts, evaluate
+from deepseek_jax.models import ModelConfig, init_params
+from deepseek_jax.rewards import Rewards, scoring
+from deepseek_jax.rollout import Rollout, generate
+
+TOKENIZER = arithmetic_tokenizer()
+CONFIG = ModelConfig(**models.deepseek_v3_tiny(vocab_size=TOKENIZER.vocab_size))
+SAMPLING = dict(max_completion_length=12, temperature=1.0, eos_ids=(TOKENIZER.eos_id,), seed=0, slots=8)
+
+
+def even_length(completion, example):
+    """A reward that random completions earn about half of the time."""
+    return 1.0 - len(completion) % 2
+
+
+def raises(completion, example):
+    if len(completion) % 2:
+        raise ZeroDivisionError("odd")
+    return 1.0
+
+
+@pytest.fixture(scope="module")
+def params():
+    return nn.unbox(jax.jit(lambda rng: init_params(CONFIG, rng))(jax.random.key(0)))
+
+
+def evaluated(params, examples, weights, accuracy):
+    prompts = [TOKENIZER.encode(example["question"] + "\n") for example in examples]
+    with Rewards(weights) as rewards:
+        return prompts, evaluate(
+            CONFIG, params, TOKENIZER, prompts, examples, rewards, accuracy=accuracy, **SAMPLING
+        )
+
+
+def test_scores_are_those_of_the_rollout_scored_by_hand(params, monkeypatch):
+    """Oracle: generate with the same settings, each text scored here, and accuracy's intervals."""
+    monkeypatch.setitem(scoring.REWARDS, "even_length", even_length)
+    examples = arithmetic_task(0, 10).held_out
+    weights = {"even_length": 2.0, "correct": 1.0}
+    prompts, result = evaluated(params, examples, weights, "even_length")
+
+    rollout = generate(CONFIG, params, prompts, **SAMPLING)
+    texts = completion_texts(TOKENIZER, rollout)
+    even = [even_length(text, None) for text in texts]
+    right = [text.strip() == example["answer"] for text, example in zip(texts, examples, strict=True)]
+    assert not any(right)  # a random model: so that `correct` is known without its rule
+    scores = result["scores"]
+    assert 0 < sum(even) < 10
+    assert scores["accuracy"] == (np.mean(even), *wilson_interval(int(sum(even)), 10))
+    assert scores["correct"] == (0, *wilson_interval(0, 10))
+    np.testing.assert_allclose(scores["reward"], mean_interval(2 * np.array(even)))
+    np.testing.assert_allclose(scores["completion_length"], mean_interval(rollout.completion_mask.sum(1)))
+    assert scores["truncated"][0] == rollout.truncated.mean()
+    assert "even_length" not in scores
+    assert result["samples"] == [
+        {"prompt": examples[i]["question"], "completion": texts[i], "reward": 2 * even[i]} for i in range(3)
+    ]
+
+
+def test_an_answer_that_cannot_be_scored_is_an_error_and_no_zero(params, monkeypatch):
+    """Oracle: the message names how many, and the reward's own exception."""
+    monkeypatch.setitem(scoring.REWARDS, "raises", raises)
+    with pytest.raises(RuntimeError, match=r"\d+ held-out answers could not be scored: .*ZeroDivisionError"):
+        evaluated(params, arithmetic_task(0, 10).held_out, {"raises": 1.0}, "raises")
+
+
+def test_completion_texts_leave_out_the_end_token_and_what_lies_behind_it():
+    """Oracle: by hand, the second row empty."""
+    twelve = TOKENIZER.encode("1 + 2")
+    ids = np.array([[*twelve, TOKENIZER.eos_id, 0], [0, 5, 5, 5, 5]], np.int32)
+    mask = np.arange(5) < np.array([[4], [0]])
+    rollout = Rollout(ids, mask, np.zeros((2, 5), np.float32), np.zeros(2, bool))
+    assert completion_texts(TOKENIZER, rollout) == ["1 + 2", ""]

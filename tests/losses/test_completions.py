@@ -1,0 +1,104 @@
+"""A prompt shared by its completions against one row for each of them."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from deepseek_jax.losses.completions import completion_logprobs
+from deepseek_jax.models import forward
+from tests.tiny import CONFIGS, VOCAB, tiny_model
+
+TEMPERATURE = 0.7
+PROMPTS = (5, 2)  # lengths; the room is 6
+COMPLETIONS = (4, 1, 3, 2, 4, 3)  # lengths, three a prompt; the room is 4
+ROOM, LENGTH = 6, 4
+
+
+def make_batch(fill=0):
+    """Ragged prompts and completions, right-padded with tokens of `fill`."""
+    rng = np.random.default_rng(0)
+    prompt_mask = np.arange(ROOM) < np.array(PROMPTS)[:, None]
+    completion_mask = np.arange(LENGTH) < np.array(COMPLETIONS)[:, None]
+    prompt_ids, completion_ids = (rng.integers(0, VOCAB, m.shape) for m in (prompt_mask, completion_mask))
+    return {
+        "prompt_ids": np.where(prompt_mask, prompt_ids, fill).astype(np.int32),
+        "prompt_mask": prompt_mask,
+        "completion_ids": np.where(completion_mask, completion_ids, fill).astype(np.int32),
+        "completion_mask": completion_mask,
+    }
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def unshared(config, params, batch):
+    """(logprobs, entropy) [b t] through models.forward, [prompt, completion] a row of its own."""
+    rows = jnp.zeros((len(COMPLETIONS), ROOM + LENGTH), jnp.int32)
+    at = np.zeros((len(COMPLETIONS), LENGTH), np.int32)  # what predicts each completion token
+    for i, length in enumerate(COMPLETIONS):
+        prompt = batch["prompt_ids"][i // 3, : PROMPTS[i // 3]]
+        row = jnp.concatenate([prompt, batch["completion_ids"][i, :length]])
+        rows = rows.at[i, : len(row)].set(row)
+        at[i] = len(prompt) - 1 + np.arange(LENGTH)
+    lengths = [PROMPTS[i // 3] + length for i, length in enumerate(COMPLETIONS)]
+    segment_ids = (np.arange(rows.shape[1]) < np.array(lengths)[:, None]).astype(np.int32)
+    logits = forward(config, params, rows, segment_ids=segment_ids) / TEMPERATURE
+    logp = jax.nn.log_softmax(jnp.take_along_axis(logits, at[..., None], axis=1))
+    chosen = jnp.take_along_axis(logp, batch["completion_ids"][..., None], axis=-1)[..., 0]
+    return chosen, -(jnp.exp(logp) * logp).sum(-1)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def shared(config, params, batch):
+    return completion_logprobs(config, params, batch, temperature=TEMPERATURE)[:2]
+
+
+@pytest.fixture(scope="module", params=CONFIGS)
+def model(request):
+    return tiny_model(request.param)
+
+
+def test_logprobs_and_entropy_are_those_of_rows_of_their_own(model):
+    """Oracle: models.forward on every [prompt, completion]; 1e-5: float32 sums in another order."""
+    batch = make_batch()
+    mask = batch["completion_mask"]
+    for ours, theirs in zip(shared(*model, batch), unshared(*model, batch), strict=True):
+        np.testing.assert_allclose(ours[mask], theirs[mask], atol=1e-5, rtol=1e-5)
+
+
+def test_gradients_are_those_of_rows_of_their_own(model):
+    """Oracle: autodiff through models.forward; within 1e-5 of each tensor's largest gradient."""
+    config, params = model
+    batch = make_batch()
+    probe = np.random.default_rng(1).normal(size=(len(COMPLETIONS), LENGTH)) * batch["completion_mask"]
+
+    def gradients(form):
+        return jax.grad(lambda params: (form(config, params, batch)[0] * probe).sum())(params)
+
+    def compare(path, ours, theirs):
+        error, size = np.abs(ours - theirs).max(), np.abs(theirs).max()
+        assert error <= 1e-5 * size, f"{jax.tree_util.keystr(path)}: {error} of {size}"
+        return size > 0
+
+    moved = jax.tree.map_with_path(compare, gradients(shared), gradients(unshared))
+    still = [path for path, nonzero in jax.tree.leaves_with_path(moved) if not nonzero]
+    assert all("router_bias" in jax.tree_util.keystr(path) for path in still)
+
+
+def test_what_padding_holds_changes_nothing(model):
+    """Oracle: invariant: other tokens under the masks, the same results bit for bit where they are True."""
+    mask = make_batch()["completion_mask"]
+    results = [shared(*model, make_batch(fill)) for fill in (0, VOCAB - 1)]
+    for one, other in zip(*results, strict=True):
+        np.testing.assert_array_equal(one[mask], other[mask])
+
+
+def test_expert_load_counts_real_tokens_once():
+    """Oracle: by hand: 7 prompt tokens, once a group, and 17 completion tokens, 2 experts each.
+
+    A model without experts has none.
+    """
+    load = completion_logprobs(*tiny_model("mla_moe"), make_batch())[2]
+    assert load.shape == (1, 8) and load.sum() == (7 + 17) * 2
+    assert completion_logprobs(*tiny_model("gqa"), make_batch())[2] is None

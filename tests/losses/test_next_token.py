@@ -1,0 +1,74 @@
+"""The pre-training loss against numpy over the model's own logits."""
+
+import jax
+import numpy as np
+import pytest
+
+from deepseek_jax.losses.next_token import next_token_loss
+from deepseek_jax.models import forward
+from tests.tiny import CONFIGS, VOCAB, tiny_model
+
+
+loss_of = jax.jit(next_token_loss, static_argnums=0)
+logits_of = jax.jit(forward, static_argnums=0)
+
+
+def make_batch():
+    """Four rows of two packed documents each; padding at the end, and no target across documents."""
+    rng = np.random.default_rng(0)
+    tokens = rng.integers(0, VOCAB, (4, 10))
+    segment_ids = np.array([[1] * 4 + [2] * 6, [1] * 7 + [2] * 3, [1] * 3 + [2] * 2 + [0] * 5, [1] * 10])
+    targets = np.roll(tokens, -1, axis=1)
+    mask = (segment_ids > 0) & (segment_ids == np.roll(segment_ids, -1, axis=1))
+    mask[:, -1] = False
+    positions = [[np.sum(row[:i] == row[i]) for i in range(10)] for row in segment_ids]
+    arrays = dict(tokens=tokens, targets=targets, segment_ids=segment_ids, positions=np.array(positions))
+    batch = {name: array.astype(np.int32) for name, array in arrays.items()}
+    return batch | {"loss_mask": mask, "normalizer": np.float32(mask.sum())}
+
+
+@pytest.fixture(scope="module", params=CONFIGS)
+def model(request):
+    return tiny_model(request.param)
+
+
+@pytest.fixture
+def loss(model):
+    return lambda batch: loss_of(*model, batch)
+
+
+def test_loss_and_entropy_are_means_over_masked_targets(model, loss):
+    """Oracle: numpy's log-softmax of models.forward, a loop over tokens; 1e-5 is float32 rounding."""
+    batch = make_batch()
+    logits = np.asarray(logits_of(*model, batch["tokens"], segment_ids=batch["segment_ids"]), np.float64)
+    logp = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+    losses, entropies = [], []
+    for row, at in zip(*np.nonzero(batch["loss_mask"]), strict=True):
+        losses.append(-logp[row, at, batch["targets"][row, at]])
+        entropies.append(-(np.exp(logp[row, at]) * logp[row, at]).sum())
+    value, metrics = loss(batch)
+    np.testing.assert_allclose(value, np.mean(losses), rtol=1e-5)
+    np.testing.assert_allclose(metrics["entropy"], np.mean(entropies), rtol=1e-5)
+
+
+def test_micro_batches_add_up_to_the_batch(loss):
+    """Oracle: the whole batch: each part is divided by the whole batch's normalizer."""
+    batch = make_batch()
+    rows = [{k: v[i : i + 2] if v.ndim else v for k, v in batch.items()} for i in (0, 2)]
+    parts = jax.tree.map(lambda a, b: a + b, *(loss(part) for part in rows))
+    for whole, summed in zip(jax.tree.leaves(loss(batch)), jax.tree.leaves(parts), strict=True):
+        np.testing.assert_allclose(summed, whole, rtol=1e-5)
+
+
+def test_targets_outside_the_mask_do_not_count(loss):
+    """Oracle: invariant: the same loss, bit for bit."""
+    batch = make_batch()
+    other = np.where(batch["loss_mask"], batch["targets"], VOCAB - 1 - batch["targets"])
+    assert loss(batch)[0] == loss(batch | {"targets": other})[0]
+
+
+def test_expert_load_counts_tokens_that_are_not_padding():
+    """Oracle: by hand: 35 of 40 tokens are real, 2 experts each. A model without experts reports none."""
+    _, metrics = loss_of(*tiny_model("mla_moe"), make_batch())
+    assert metrics["expert_load"].sum() == 35 * 2
+    assert loss_of(*tiny_model("gqa"), make_batch())[1].keys() == {"entropy"}

@@ -1,0 +1,222 @@
+"""The rollout engine against transformers, against models.forward, and against itself."""
+
+import dataclasses
+import functools
+import heapq
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+
+from deepseek_jax.checkpoint import load_hf
+from deepseek_jax.models import forward
+from deepseek_jax.rollout import engine, generate, steps
+from tests.models.families import FAMILIES, write_tiny_checkpoint
+from tests.tiny import CONFIGS, VOCAB, tiny_model
+
+RNG = np.random.default_rng(0)
+PROMPTS = [RNG.integers(0, VOCAB, length).tolist() for length in (3, 14, 1, 9, 6)]
+EOS = (3, 11, 19, 42)  # likely enough that completions end at all lengths
+LENGTH, N = 12, 2
+SAMPLED = dict(max_completion_length=LENGTH, n=N, temperature=0.8, eos_ids=EOS, seed=5, slots=3)
+logits_of = jax.jit(forward, static_argnums=0)
+
+
+@functools.cache
+def rolled_out(kind):
+    """PROMPTS, two completions each in three slots: every slot is refilled."""
+    return generate(*tiny_model(kind), PROMPTS, **SAMPLED)
+
+
+def assert_same(ours, theirs):
+    for name in ("completion_ids", "completion_mask", "truncated"):
+        np.testing.assert_array_equal(getattr(ours, name), getattr(theirs, name))
+    # Float32 sums of another batch size may be grouped otherwise.
+    np.testing.assert_allclose(ours.sampler_logprobs, theirs.sampler_logprobs, atol=1e-5)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_greedy_continuations_are_those_of_transformers(family, tmp_path):
+    """Oracle: transformers.generate, 32 tokens, prompt by prompt; two prompts pass the original context."""
+    model = write_tiny_checkpoint(family, tmp_path)
+    model.generation_config.eos_token_id = None
+    rng = np.random.default_rng(0)
+    prompts = [rng.integers(0, 96, length).tolist() for length in (4, 40, 21)]
+    rollout = generate(
+        *load_hf(tmp_path), prompts, max_completion_length=32, temperature=0.0, slots=2
+    )
+    for prompt, ids in zip(prompts, rollout.completion_ids, strict=True):
+        tokens = torch.tensor([prompt])
+        out = model.generate(
+            tokens, attention_mask=torch.ones_like(tokens), max_new_tokens=32, do_sample=False, pad_token_id=0
+        )
+        np.testing.assert_array_equal(ids, out[0, len(prompt) :])
+
+
+def teacher_forced(config, params, prompts, rollout, temperature):
+    """float32[b t]: models.forward's log-probabilities of the sampled tokens, whole rows at once."""
+    n = len(rollout.completion_ids) // len(prompts)
+    rows = np.zeros((len(rollout.completion_ids), 16 + LENGTH), np.int32)
+    segment_ids, at = np.zeros_like(rows), np.zeros((len(rows), LENGTH), int)
+    for i, (ids, mask) in enumerate(zip(rollout.completion_ids, rollout.completion_mask, strict=True)):
+        prompt = prompts[i // n]
+        row = [*prompt, *ids[mask]]
+        rows[i, : len(row)], segment_ids[i, : len(row)] = row, 1
+        at[i] = len(prompt) - 1 + np.arange(LENGTH)
+    logits = logits_of(config, params, rows, segment_ids=segment_ids)
+    logp = jax.nn.log_softmax(jnp.take_along_axis(logits, at[..., None], axis=1) / temperature)
+    return np.asarray(jnp.take_along_axis(logp, rollout.completion_ids[..., None], axis=-1)[..., 0])
+
+
+@pytest.mark.parametrize("kind", CONFIGS)
+def test_sampler_logprobs_are_those_of_a_teacher_forced_forward(kind):
+    """Oracle: models.forward over [prompt, completion], to 1e-5 in float32; ragged, slots refilled."""
+    rollout = rolled_out(kind)
+    mask = rollout.completion_mask
+    assert len(set(mask.sum(1))) > 3 and len(mask) > SAMPLED["slots"]
+    exact = teacher_forced(*tiny_model(kind), PROMPTS, rollout, SAMPLED["temperature"])
+    np.testing.assert_allclose(rollout.sampler_logprobs[mask], exact[mask], atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("kind", CONFIGS)
+@pytest.mark.parametrize("slots", [1, 100])
+def test_what_is_sampled_does_not_depend_on_the_number_of_slots(kind, slots):
+    """Oracle: the same requests over three slots."""
+    assert_same(generate(*tiny_model(kind), PROMPTS, **SAMPLED | dict(slots=slots)), rolled_out(kind))
+
+
+@pytest.mark.parametrize("kind", CONFIGS)
+def test_a_prompt_is_answered_alike_alone_and_among_others(kind):
+    """Oracle: that prompt's rows among the others'."""
+    among = rolled_out(kind)
+    alone = generate(*tiny_model(kind), PROMPTS[3:4], **SAMPLED)
+    assert_same(alone, engine.Rollout(*(rows[3 * N : 4 * N] for rows in among)))
+
+
+def test_the_order_of_prompts_changes_no_completion():
+    """Oracle: the same prompts in their first order."""
+    turned = generate(*tiny_model("mla_moe"), PROMPTS[::-1], **SAMPLED)
+    rows = np.arange(len(PROMPTS) * N).reshape(-1, N)[::-1].reshape(-1)
+    assert_same(turned, engine.Rollout(*(array[rows] for array in rolled_out("mla_moe"))))
+
+
+def test_completions_of_a_prompt_differ_and_so_do_those_of_another_seed():
+    """Oracle: no two rows alike of 40 tokens' worth of entropy; the same seed repeats them all."""
+    many = dict(max_completion_length=LENGTH, n=6)
+    rows = [
+        tuple(ids)
+        for seed in (1, 2)
+        for ids in generate(*tiny_model("gqa"), PROMPTS[:1], seed=seed, **many).completion_ids
+    ]
+    assert len(set(rows)) == 12
+    again = generate(*tiny_model("gqa"), PROMPTS[:1], seed=1, **many).completion_ids
+    np.testing.assert_array_equal(again, rows[:6])
+
+
+def test_a_repeated_prompt_gets_the_completions_that_a_larger_group_would():
+    """Oracle: one prompt with n=4, against itself twice with n=2: numbers go on counting."""
+    model = tiny_model("gqa")
+    twice = generate(*model, [PROMPTS[0], PROMPTS[0]], **SAMPLED)
+    assert_same(twice, generate(*model, PROMPTS[:1], **SAMPLED | dict(n=4)))
+    assert len({tuple(ids) for ids in twice.completion_ids}) == 4
+
+
+@pytest.mark.parametrize("eos_ids", [EOS, (0,)], ids=["several", "the id that pads"])
+def test_a_completion_ends_with_its_first_end_token(eos_ids):
+    """Oracle: the rollout without end tokens, cut by hand behind the first; past it all is zero."""
+    free = dict(SAMPLED, n=8, seed=1)
+    prompts = [[0, 7, 0], PROMPTS[1]]  # a prompt may hold the id that pads
+    whole = generate(*tiny_model("gqa"), prompts, **free | dict(eos_ids=()))
+    cut = generate(*tiny_model("gqa"), prompts, **free | dict(eos_ids=eos_ids))
+    assert whole.completion_mask.all() and whole.truncated.all()
+    is_end = np.isin(whole.completion_ids, eos_ids)
+    mask = np.cumsum(is_end, axis=1) - is_end == 0
+    np.testing.assert_array_equal(cut.completion_mask, mask)
+    np.testing.assert_array_equal(cut.completion_ids, np.where(mask, whole.completion_ids, 0))
+    np.testing.assert_allclose(cut.sampler_logprobs, np.where(mask, whole.sampler_logprobs, 0), atol=1e-5)
+    np.testing.assert_array_equal(cut.truncated, ~is_end.any(1))
+    assert 0 < cut.truncated.sum() < len(mask)
+
+
+def test_prompts_of_other_lengths_in_the_bucket_compile_nothing():
+    """Oracle: the number of compiled versions that jit holds of each part."""
+    parts = (steps.decoding_weights, steps.empty_slots, steps.prefill, steps.seat, steps.decode)
+    rolled_out("gqa")
+    before = [part._cache_size() for part in parts]
+    others = [[1] * length for length in (16, 2, 5, 1, 11)]
+    generate(*tiny_model("gqa"), others, **SAMPLED | dict(seed=9))
+    assert [part._cache_size() for part in parts] == before
+
+
+@pytest.mark.parametrize("n, slots, rows", [(4, 4, 5), (4, 8, 6), (2, 100, 5)])
+def test_a_prompt_is_prefilled_once_for_its_whole_group(monkeypatch, n, slots, rows):
+    """Oracle: by hand: five prompts, one or two at a time (the last pair padded), or all at once."""
+    prefilled = []
+
+    def counting(config, weights, tokens, lengths):
+        prefilled.append(tokens.shape[0])
+        return steps.prefill(config, weights, tokens, lengths)
+
+    monkeypatch.setattr(engine, "prefill", counting)
+    generate(*tiny_model("gqa"), PROMPTS, max_completion_length=2, n=n, slots=slots)
+    assert sum(prefilled) == rows
+
+
+def test_a_long_completion_does_not_idle_the_other_slots(monkeypatch):
+    """Oracle: list scheduling by hand: a slot that ends takes the next request at once.
+
+    A completion of length L takes L - 1 steps, for its first token comes from the prompt's logits.
+    """
+    at_step = []
+
+    def watching(*arguments):
+        state = steps.decode(*arguments)
+        at_step.append(int(state.step))
+        return state
+
+    monkeypatch.setattr(engine, "decode", watching)
+    settings = dict(SAMPLED, n=4, slots=2, max_completion_length=40, eos_ids=range(0, VOCAB, 6))
+    rollout = generate(*tiny_model("gqa"), PROMPTS, **settings)
+    lengths = rollout.completion_mask.sum(1) - 1
+    busy_until = [0, 0]
+    for length in lengths:
+        heapq.heappush(busy_until, heapq.heappop(busy_until) + length)
+    assert at_step[-1] == max(busy_until)
+    in_pairs = lengths.reshape(-1, 2).max(1).sum()  # what waiting for the longer one would take
+    assert at_step[-1] < 0.8 * in_pairs < lengths.sum()
+
+
+def test_bfloat16_decodes_what_it_would_score():
+    """Oracle: models.forward in bfloat16: mean gap below 0.05 nats, of the rounding of two ways."""
+    config, params = tiny_model("mla_moe")
+    config = dataclasses.replace(config, dtype="bfloat16")
+    rollout = generate(config, params, PROMPTS, **SAMPLED)
+    exact = teacher_forced(config, params, PROMPTS, rollout, SAMPLED["temperature"])
+    gap = np.abs(rollout.sampler_logprobs - exact)[rollout.completion_mask]
+    assert 0 < gap.mean() < 0.05
+
+
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        (dict(prompts=[]), "prompts is empty"),
+        (dict(prompts=[[1], []]), "prompt 1 is empty; a prompt needs at least one token"),
+        (dict(prompts=[[1] * 117]), "prompt 0 has 117 tokens; max_position_embeddings=128 less"),
+        (dict(prompts=[[1, VOCAB]]), "prompt 0 holds ids outside 0..49"),
+        (dict(prompts=[[1], [-1]]), "prompt 1 holds ids outside 0..49"),
+        (dict(max_completion_length=0), "max_completion_length=0 must be at least 1"),
+        (dict(n=0), "n=0 must be at least 1"),
+        (dict(slots=0), "slots=0 must be at least 1"),
+        (dict(temperature=-1), "temperature=-1.0 must be 0 (greedy) or above"),
+        (dict(top_p=0), "top_p=0.0 must be above 0"),
+        (dict(top_k=51), "top_k=51 must be 0 (keep every token) to vocab_size=50"),
+    ],
+)
+def test_a_mistake_is_named(change, words):
+    """Oracle: the words a reader needs."""
+    arguments = dict(prompts=[[1]], max_completion_length=LENGTH) | change
+    with pytest.raises(ValueError) as error:
+        generate(*tiny_model("gqa"), **arguments)
+    assert words in str(error.value)

@@ -1,0 +1,55 @@
+"""Tiny models for tests, with every parameter random: no scale is one, no bias zero."""
+
+import functools
+
+import flax.linen as nn
+import jax
+
+from deepseek_jax.models import ModelConfig, init_params
+
+VOCAB = 50
+SIZES = dict(
+    vocab_size=VOCAB,
+    hidden_size=24,
+    intermediate_size=32,
+    num_attention_heads=4,
+    num_hidden_layers=2,
+    max_position_embeddings=128,
+)
+CONFIGS = {
+    "gqa": ModelConfig(model_type="qwen2", num_key_value_heads=2, tie_word_embeddings=True, **SIZES),
+    "mla_moe": ModelConfig(
+        model_type="deepseek_v3",
+        q_lora_rank=12,
+        kv_lora_rank=10,
+        qk_nope_head_dim=8,
+        qk_rope_head_dim=4,
+        v_head_dim=6,
+        n_routed_experts=8,
+        n_shared_experts=1,
+        num_experts_per_tok=2,
+        moe_intermediate_size=16,
+        first_k_dense_replace=1,
+        n_group=4,
+        topk_group=2,
+        routed_scaling_factor=2.5,
+        **SIZES,
+    ),
+}
+
+
+@functools.cache
+def tiny_model(kind):
+    """(ModelConfig, float32 params) of a key of CONFIGS; logits spread over a few units."""
+    config = CONFIGS[kind]
+
+    @jax.jit
+    def make(rng):
+        params = nn.unbox(init_params(config, rng))
+        leaves, tree = jax.tree.flatten(params)
+        keys = jax.random.split(rng, len(leaves))
+        return tree.unflatten(
+            [x + 0.2 * jax.random.normal(key, x.shape) for x, key in zip(leaves, keys, strict=True)]
+        )
+
+    return config, make(jax.random.key(0))
