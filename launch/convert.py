@@ -6,7 +6,8 @@
 Reads a Hugging Face folder, a .gguf file, or what --format=orbax writes: an Orbax checkpoint of the
 parameters with config.json beside it. Writes a Hugging Face folder, or that. --like names the Hugging Face
 folder that the parameters come from: its dtypes, tokenizer and further config fields are kept, and its
-unchanged tensors byte for byte. A mistake is one message and exit status 2; nothing half-written stays.
+unchanged tensors byte for byte. A .gguf file's own tokenizer goes along. A mistake is one message and exit
+status 2; nothing half-written stays.
 """
 
 import sys
@@ -15,6 +16,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a checkout runs uninstalled
 
 import jax
+import transformers
 from absl import app, flags
 
 from deepseek_jax import checkpoint
@@ -46,8 +48,12 @@ def convert(source, target, *, form="hf", like=None, fp8=False, dtype=None):
         config, params = checkpoint.load_hf(source, dtype)
     if form == "orbax":
         checkpoint.save_orbax(target, config, params)
-    else:
-        checkpoint.save_hf(target, config, params, like=like, fp8=fp8)
+        return config, params
+    checkpoint.save_hf(target, config, params, like=like, fp8=fp8)
+    if source.suffix == ".gguf":
+        transformers.AutoTokenizer.from_pretrained(
+            source.parent, gguf_file=source.name
+        ).save_pretrained(target)
     return config, params
 
 

@@ -17,7 +17,9 @@ SIZES = dict(
     max_position_embeddings=128,
 )
 CONFIGS = {
-    "gqa": ModelConfig(model_type="qwen2", num_key_value_heads=2, tie_word_embeddings=True, **SIZES),
+    "gqa": ModelConfig(
+        model_type="qwen2", num_key_value_heads=2, tie_word_embeddings=True, **SIZES
+    ),
     "mla_moe": ModelConfig(
         model_type="deepseek_v3",
         q_lora_rank=12,

@@ -1,4 +1,4 @@
-"""FP8 weights as DeepSeek-V3 stores them: e4m3 values, one scale for 128 x 128 of them (arXiv:2412.19437, 3.3)."""
+"""FP8 weights as DeepSeek-V3 stores them: e4m3, one scale for 128 x 128 of them (arXiv:2412.19437, 3.3)."""
 
 import jax.numpy as jnp
 
@@ -7,7 +7,7 @@ MAX = 448.0  # the largest finite e4m3
 
 
 def dequantize(values, scale):
-    """values: float8_e4m3fn[i j]; scale: float32[ceil(i / 128), ceil(j / 128)] -> float32[i j], their product."""
+    """float8_e4m3fn[i j] times its blocks' scale, float32[ceil(i / 128), ceil(j / 128)] -> float32[i j]."""
     i, j = values.shape
     scale_ij = jnp.repeat(jnp.repeat(scale, BLOCK, axis=0)[:i], BLOCK, axis=1)[:, :j]
     return values.astype(jnp.float32) * scale_ij

@@ -32,7 +32,7 @@ def load_gguf(path, dtype=None, mesh=None):
 
     Weights are dequantised one tensor at a time. dtype: of the parameters, default float32. mesh: as in
     load_hf. Raises ValueError for a file that is no GGUF or is cut short, for another architecture than
-    llama, for scaled RoPE, and for a tensor that is missing, extra or wrongly shaped: it names tensor and file.
+    llama, for scaled RoPE, and for a tensor that is missing, extra or wrongly shaped, naming it and the file.
     """
     path = Path(path)
     if not path.is_file():
@@ -99,7 +99,8 @@ class _Tensors:
             shape = tuple(int(size) for size in reversed(tensor.shape))
             if shape != places[0].turn.shape:
                 raise ValueError(
-                    f"{ours} in {path} has shape {list(shape)}; by the metadata it is {list(places[0].turn.shape)}"
+                    f"{ours} in {path} has shape {list(shape)}; "
+                    f"by the metadata it is {list(places[0].turn.shape)}"
                 )
         if stored:
             raise ValueError(f"{next(iter(stored))} in {path} is no tensor of a plain llama model")

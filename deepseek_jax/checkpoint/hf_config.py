@@ -41,7 +41,7 @@ ROPE_FIELDS = [f.name for f in dataclasses.fields(RopeScaling)]
 
 
 def read_config(folder):
-    """The ModelConfig of folder/config.json. Raises ValueError where parse_config does, or if there is none."""
+    """The ModelConfig of folder/config.json. Raises ValueError if there is none, and as parse_config does."""
     path = Path(folder) / "config.json"
     if not path.is_file():
         raise ValueError(
@@ -60,23 +60,17 @@ def parse_config(raw):
     raw = {ALIASES.get(key, key): value for key, value in raw.items()}
     _check_fixed(raw)
     fields = {name: raw[name] for name in FIELDS if raw.get(name) is not None}
-    missing = [
-        f.name
-        for f in dataclasses.fields(ModelConfig)
-        if f.default is dataclasses.MISSING and f.name not in fields
-    ]
+    missing = [name for name in _required(raw) if name not in fields]
     if missing:
         raise ValueError(f"config.json of a {family} model lacks {', '.join(missing)}")
     if family in ROUTERS:
         fields |= _router(raw)
-        if (
-            fields.pop("num_key_value_heads", raw["num_attention_heads"])
-            != raw["num_attention_heads"]
-        ):
+        heads = raw["num_attention_heads"]
+        if fields.pop("num_key_value_heads", heads) != heads:
             raise ValueError(
-                "config.json: num_key_value_heads must equal num_attention_heads in latent attention"
+                f"config.json: latent attention has num_key_value_heads=num_attention_heads={heads}"
             )
-        fields.pop("head_dim", None)
+        fields.pop("head_dim", None)  # transformers writes qk_rope_head_dim there
     if isinstance(raw.get("eos_token_id"), list):
         fields["eos_token_id"] = tuple(raw["eos_token_id"])
     return ModelConfig(**fields | _rope(raw))
@@ -86,17 +80,23 @@ def config_json(config, *, dtype, fp8=False, like=None):
     """ModelConfig -> config.json's dict, in the spelling that transformers 4 and 5 both read.
 
     dtype: of the parameters. fp8: whether projections are quantised. like: another config.json's dict, whose
-    fields stay as they are, in its spelling, except for those that config changes.
+    fields stay as they are, dtype and spelling included, except for those that config changes.
     """
-    name = str(dtype)
-    written = _fields_json(config) | {"torch_dtype": name}
+    written = _fields_json(config)
     if like is None:
-        written |= {"architectures": [ARCHITECTURES[config.model_type]], "use_cache": True}
+        written |= {"architectures": [ARCHITECTURES[config.model_type]], "torch_dtype": str(dtype)}
     else:
-        written = _changed(config, written, like) | (
-            {} if _is_fp8(like) else _dtype_json(name, like)
-        )
+        written = _changed(config, written, like)
     return written | ({"quantization_config": FP8_QUANTIZATION} if fp8 else {})
+
+
+def _required(raw):
+    """Fields without which config.json says too little: where transformers' defaults are not ours."""
+    required = [f.name for f in dataclasses.fields(ModelConfig) if f.default is dataclasses.MISSING]
+    if raw.get("n_routed_experts"):
+        required += ["num_experts_per_tok", "first_k_dense_replace", "routed_scaling_factor"]
+        required += ["n_group", "topk_group"] if raw["model_type"] == "deepseek_v3" else []
+    return required + (["head_dim"] if raw["model_type"] == "qwen3" else [])
 
 
 def _check_fixed(raw):
@@ -123,8 +123,8 @@ def _router(raw):
     method = raw.get("topk_method") or methods[0]
     if method not in methods or raw.get("scoring_func", scoring) != scoring:
         raise ValueError(
-            f"config.json: topk_method={method!r} with scoring_func={raw.get('scoring_func', scoring)!r} is not "
-            f"modelled for {raw['model_type']}, only {', '.join(methods)} with {scoring!r}"
+            f"config.json: topk_method={method!r} with scoring_func={raw.get('scoring_func', scoring)!r} "
+            f"is not modelled for {raw['model_type']}, only {', '.join(methods)} with {scoring!r}"
         )
     fields = {
         "scoring_func": scoring,
@@ -139,12 +139,13 @@ def _rope(raw):
     theta = rope.pop("rope_theta", None) or raw.get("rope_theta") or 10000.0
     kind = rope.pop("type", None)
     kind = rope.pop("rope_type", None) or kind or "default"
-    unknown = {
-        k: v
-        for k, v in rope.items()
-        if k not in ROPE_FIELDS
-        and (k, v) not in (("partial_rotary_factor", 1.0), ("truncate", True))
-    }
+    for key, value in {
+        "partial_rotary_factor": 1.0,
+        "truncate": True,
+    }.items():  # what we do, said aloud
+        if rope.get(key) == value:
+            del rope[key]
+    unknown = {key: value for key, value in rope.items() if key not in ROPE_FIELDS}
     if unknown:
         raise ValueError(
             f"config.json: {unknown} in the RoPE parameters are not modelled, only {ROPE_FIELDS}"
@@ -170,11 +171,8 @@ def _fields_json(config):
     if config.model_type != "qwen2":
         fields["attention_bias"] = False
     if config.is_mla:
-        fields |= {
-            "num_key_value_heads": config.num_attention_heads,
-            "q_lora_rank": config.q_lora_rank,
-        }
-        fields |= {"moe_layer_freq": 1}
+        fields |= {"num_key_value_heads": config.num_attention_heads, "moe_layer_freq": 1}
+        fields["q_lora_rank"] = config.q_lora_rank  # null says that there is none
         method = ROUTERS[config.model_type][1]
         fields["topk_method"] = method[-1] if config.n_group > 1 else method[0]
     return fields
@@ -193,11 +191,3 @@ def _changed(config, written, like):
     for name in changed - {"rope_theta", "rope_scaling"}:
         result[names.get(name, name)] = written.get(name)
     return result
-
-
-def _is_fp8(raw):
-    return "quantization_config" in raw
-
-
-def _dtype_json(name, like):
-    return {"dtype" if "dtype" in like else "torch_dtype": name}

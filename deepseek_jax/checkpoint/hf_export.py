@@ -99,8 +99,8 @@ class _Export:
             dtype = self._like.dtype(name)
             if self._like.shape(name) != shape:
                 raise ValueError(
-                    f"{name} has shape {list(shape)}, in {self._like.where(name)} {list(self._like.shape(name))}; "
-                    "`like` must be the folder that the parameters came from"
+                    f"{name} has shape {list(shape)}, but {list(self._like.shape(name))} in "
+                    f"{self._like.where(name)}; `like` must be the folder that the parameters came from"
                 )
         if self._fp8 and is_projection(name):
             dtype = FP8

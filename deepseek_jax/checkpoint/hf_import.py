@@ -40,7 +40,7 @@ def load_hf(folder, dtype=None, mesh=None):
 
 
 def load_tensors(config, source, dtype=None, mesh=None):
-    """Fill the parameters from a source with dtype(name) and read(name) as HFFiles has: -> (config, params)."""
+    """Fill the parameters from a source with HFFiles' dtype(name) and read(name): -> (config, params)."""
     places = tensors(config)
     wanted = abstract_params(config, _dtypes(places, source, dtype), mesh)
     params = {
@@ -108,7 +108,8 @@ def _check_names(config, files, places, repeated):
         expected = places[repeated.get(name, name)][0].turn.shape
         if shape != expected:
             raise ValueError(
-                f"{name} in {files.where(name)} has shape {list(shape)}; by config.json it is {list(expected)}"
+                f"{name} in {files.where(name)} has shape {list(shape)}; "
+                f"by config.json it is {list(expected)}"
             )
 
 

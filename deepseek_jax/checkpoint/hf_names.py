@@ -152,16 +152,14 @@ def copies(config):
 
 def is_projection(name):
     """Whether the released FP8 checkpoints quantise this tensor: attention's and every MLP's matrices."""
-    return name.endswith(("_proj.weight", "_proj_with_mqa.weight")) and not name.endswith(
-        "eh_proj.weight"
-    )
+    return "eh_proj" not in name and name.endswith(("_proj.weight", "_proj_with_mqa.weight"))
 
 
 def _add(places, config, is_moe, table, prefix, root, **index):
-    """Put the table's tensors at the index (l=layer in its stack) into places, one name an expert."""
+    """Enter a table's tensors in places, one name an expert. index: l=the layer's place in its stack."""
     sizes = tuple(_sizes(config, is_moe).items())
     for name, path, spec in table:
-        turn = _turn(f"{spec.replace('-> ', '-> l ')}" if index else spec, sizes)
+        turn = _turn(spec.replace("-> ", "-> l ") if index else spec, sizes)
         for expert in range(config.n_routed_experts) if "{e}" in name else [None]:
             at = dict(index, e=expert)
             where = tuple(None if i == ":" else at.get(i, i) for i in turn.index)

@@ -19,12 +19,12 @@ def blocks(shape):
 
 
 def test_scales_are_the_blocks_largest_magnitude_over_448():
-    """Oracle: a numpy loop over blocks, the last of them ragged in both directions."""
+    """Oracle: a numpy loop over blocks, the last ones ragged. The compiler may divide off by an ulp."""
     w = weights((300, 130))
     _, scale = quantize(jnp.asarray(w))
     assert scale.shape == (3, 2)
     for at, block in blocks(w.shape):
-        assert scale[at] == np.abs(w[block]).max() / np.float32(448)
+        np.testing.assert_allclose(scale[at], np.abs(w[block]).max() / 448, rtol=2e-7)
 
 
 def test_values_round_as_torch_rounds_to_e4m3():

@@ -94,7 +94,7 @@ def test_bfloat16_round_trip_without_like_is_byte_identical(tmp_path):
 
 @pytest.mark.parametrize("family", ["deepseek_v3", "qwen3"])
 def test_fp8_export_loads_in_transformers_with_our_logits(family, tmp_path):
-    """Oracle: transformers, dequantising what we wrote, against our own import of it; float32 order of sums."""
+    """Oracle: transformers, dequantising what we wrote, against our import of it; sums in another order."""
     write_tiny_checkpoint(family, tmp_path / "a")
     save_hf(tmp_path / "b", *load_hf(tmp_path / "a"), fp8=True)
     kinds = {name: dtype for name, (dtype, _, _) in stored(tmp_path / "b").items()}

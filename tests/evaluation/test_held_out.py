@@ -16,7 +16,9 @@ from deepseek_jax.rollout import Rollout, generate
 
 TOKENIZER = arithmetic_tokenizer()
 CONFIG = ModelConfig(**models.deepseek_v3_tiny(vocab_size=TOKENIZER.vocab_size))
-SAMPLING = dict(max_completion_length=12, temperature=1.0, eos_ids=(TOKENIZER.eos_id,), seed=0, slots=8)
+SAMPLING = dict(
+    max_completion_length=12, temperature=1.0, eos_ids=(TOKENIZER.eos_id,), seed=0, slots=8
+)
 
 
 def even_length(completion, example):
@@ -53,25 +55,32 @@ def test_scores_are_those_of_the_rollout_scored_by_hand(params, monkeypatch):
     rollout = generate(CONFIG, params, prompts, **SAMPLING)
     texts = completion_texts(TOKENIZER, rollout)
     even = [even_length(text, None) for text in texts]
-    right = [text.strip() == example["answer"] for text, example in zip(texts, examples, strict=True)]
+    right = [
+        text.strip() == example["answer"] for text, example in zip(texts, examples, strict=True)
+    ]
     assert not any(right)  # a random model: so that `correct` is known without its rule
     scores = result["scores"]
     assert 0 < sum(even) < 10
     assert scores["accuracy"] == (np.mean(even), *wilson_interval(int(sum(even)), 10))
     assert scores["correct"] == (0, *wilson_interval(0, 10))
     np.testing.assert_allclose(scores["reward"], mean_interval(2 * np.array(even)))
-    np.testing.assert_allclose(scores["completion_length"], mean_interval(rollout.completion_mask.sum(1)))
+    np.testing.assert_allclose(
+        scores["completion_length"], mean_interval(rollout.completion_mask.sum(1))
+    )
     assert scores["truncated"][0] == rollout.truncated.mean()
     assert "even_length" not in scores
     assert result["samples"] == [
-        {"prompt": examples[i]["question"], "completion": texts[i], "reward": 2 * even[i]} for i in range(3)
+        {"prompt": examples[i]["question"], "completion": texts[i], "reward": 2 * even[i]}
+        for i in range(3)
     ]
 
 
 def test_an_answer_that_cannot_be_scored_is_an_error_and_no_zero(params, monkeypatch):
     """Oracle: the message names how many, and the reward's own exception."""
     monkeypatch.setitem(scoring.REWARDS, "raises", raises)
-    with pytest.raises(RuntimeError, match=r"\d+ held-out answers could not be scored: .*ZeroDivisionError"):
+    with pytest.raises(
+        RuntimeError, match=r"\d+ held-out answers could not be scored: .*ZeroDivisionError"
+    ):
         evaluated(params, arithmetic_task(0, 10).held_out, {"raises": 1.0}, "raises")
 
 

@@ -22,7 +22,9 @@ def make_batch(fill=0):
     rng = np.random.default_rng(0)
     prompt_mask = np.arange(ROOM) < np.array(PROMPTS)[:, None]
     completion_mask = np.arange(LENGTH) < np.array(COMPLETIONS)[:, None]
-    prompt_ids, completion_ids = (rng.integers(0, VOCAB, m.shape) for m in (prompt_mask, completion_mask))
+    prompt_ids, completion_ids = (
+        rng.integers(0, VOCAB, m.shape) for m in (prompt_mask, completion_mask)
+    )
     return {
         "prompt_ids": np.where(prompt_mask, prompt_ids, fill).astype(np.int32),
         "prompt_mask": prompt_mask,
@@ -71,7 +73,9 @@ def test_gradients_are_those_of_rows_of_their_own(model):
     """Oracle: autodiff through models.forward; within 1e-5 of each tensor's largest gradient."""
     config, params = model
     batch = make_batch()
-    probe = np.random.default_rng(1).normal(size=(len(COMPLETIONS), LENGTH)) * batch["completion_mask"]
+    probe = (
+        np.random.default_rng(1).normal(size=(len(COMPLETIONS), LENGTH)) * batch["completion_mask"]
+    )
 
     def gradients(form):
         return jax.grad(lambda params: (form(config, params, batch)[0] * probe).sum())(params)

@@ -8,7 +8,6 @@ from deepseek_jax.losses.next_token import next_token_loss
 from deepseek_jax.models import forward
 from tests.tiny import CONFIGS, VOCAB, tiny_model
 
-
 loss_of = jax.jit(next_token_loss, static_argnums=0)
 logits_of = jax.jit(forward, static_argnums=0)
 
@@ -17,12 +16,16 @@ def make_batch():
     """Four rows of two packed documents each; padding at the end, and no target across documents."""
     rng = np.random.default_rng(0)
     tokens = rng.integers(0, VOCAB, (4, 10))
-    segment_ids = np.array([[1] * 4 + [2] * 6, [1] * 7 + [2] * 3, [1] * 3 + [2] * 2 + [0] * 5, [1] * 10])
+    segment_ids = np.array(
+        [[1] * 4 + [2] * 6, [1] * 7 + [2] * 3, [1] * 3 + [2] * 2 + [0] * 5, [1] * 10]
+    )
     targets = np.roll(tokens, -1, axis=1)
     mask = (segment_ids > 0) & (segment_ids == np.roll(segment_ids, -1, axis=1))
     mask[:, -1] = False
     positions = [[np.sum(row[:i] == row[i]) for i in range(10)] for row in segment_ids]
-    arrays = dict(tokens=tokens, targets=targets, segment_ids=segment_ids, positions=np.array(positions))
+    arrays = dict(
+        tokens=tokens, targets=targets, segment_ids=segment_ids, positions=np.array(positions)
+    )
     batch = {name: array.astype(np.int32) for name, array in arrays.items()}
     return batch | {"loss_mask": mask, "normalizer": np.float32(mask.sum())}
 
@@ -40,7 +43,9 @@ def loss(model):
 def test_loss_and_entropy_are_means_over_masked_targets(model, loss):
     """Oracle: numpy's log-softmax of models.forward, a loop over tokens; 1e-5 is float32 rounding."""
     batch = make_batch()
-    logits = np.asarray(logits_of(*model, batch["tokens"], segment_ids=batch["segment_ids"]), np.float64)
+    logits = np.asarray(
+        logits_of(*model, batch["tokens"], segment_ids=batch["segment_ids"]), np.float64
+    )
     logp = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
     losses, entropies = [], []
     for row, at in zip(*np.nonzero(batch["loss_mask"]), strict=True):

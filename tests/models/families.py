@@ -106,7 +106,7 @@ def write_tiny_checkpoint(family, folder, seed=0):
 
 
 def write_released_checkpoint(folder, seed=0, fp8=True):
-    """Write a tiny DeepSeek-V3 as it was released: -> (transformers model, its MtpLayer, {name: torch tensor}).
+    """Write a tiny DeepSeek-V3 as released: -> (transformers model, its MtpLayer, {name: torch tensor}).
 
     One multi-token prediction layer under the released names, bfloat16, and with fp8 the projections as
     e4m3 with one scale for 128 x 128 of them, ragged last blocks, all scales in the second of two files.
@@ -125,7 +125,9 @@ def write_released_checkpoint(folder, seed=0, fp8=True):
         if name == "post_norm.weight":
             name = "shared_head.norm.weight"
         tensors[f"model.layers.{layer}.{name.removeprefix('mtp_block.')}"] = tensor.float()
-    tensors[f"model.layers.{layer}.embed_tokens.weight"] = tensors["model.embed_tokens.weight"].clone()
+    tensors[f"model.layers.{layer}.embed_tokens.weight"] = tensors[
+        "model.embed_tokens.weight"
+    ].clone()
     tensors[f"model.layers.{layer}.shared_head.head.weight"] = tensors["lm_head.weight"].clone()
     scales = {}
     if fp8:

@@ -146,7 +146,7 @@ def test_chosen_experts_are_identical(pair_of, family):
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_exported_folder_loads_in_transformers_with_the_same_logits(pair_of, family, tmp_path):
-    """Oracle: the transformers model that the checkpoint came from; the tensors are equal, so are the logits."""
+    """Oracle: the transformers model that the checkpoint came from: equal tensors, equal logits."""
     model, _, config, params, tokens = pair_of(family)
     save_hf(tmp_path / "out", config, params)
     again = transformers.AutoModelForCausalLM.from_pretrained(

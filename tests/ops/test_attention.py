@@ -86,7 +86,9 @@ def test_branch_gradients_are_those_of_rows_of_their_own():
     probe = normal(6, *q.shape[:3], v.shape[-1]) * (seen[..., None, None] > 0)
 
     def gradients(form):
-        return jax.grad(lambda *qkv: (form(*qkv, seen, *layout) * probe).sum(), argnums=(0, 1, 2))(q, k, v)
+        return jax.grad(lambda *qkv: (form(*qkv, seen, *layout) * probe).sum(), argnums=(0, 1, 2))(
+            q, k, v
+        )
 
     for ours, theirs in zip(gradients(shared), gradients(rows_of_their_own), strict=True):
         np.testing.assert_allclose(ours, theirs, **CLOSE)
@@ -114,7 +116,12 @@ def test_attend_cached_is_one_query_over_the_masked_cache():
 def test_attend_latent_equals_attention_over_expanded_keys_and_values():
     """Oracle: arXiv:2405.04434, eqs. 10-11 and 15-18, expanded per head, by the numpy loop."""
     b, h, n, r, c, s, u = 2, 3, 4, 2, 5, 6, 3
-    q_nope, q_rope, c_kv, k_rope = normal(0, b, h, n), normal(1, b, h, r), normal(2, b, s, c), normal(3, b, s, r)
+    q_nope, q_rope, c_kv, k_rope = (
+        normal(0, b, h, n),
+        normal(1, b, h, r),
+        normal(2, b, s, c),
+        normal(3, b, s, r),
+    )
     w_k, w_v = normal(4, c, h, n), normal(5, c, h, u)
     mask = np.array([[1, 1, 1, 0, 0, 0], [1, 0, 1, 1, 1, 1]], bool)
     latent = attend_latent(
@@ -140,6 +147,11 @@ def test_a_query_that_may_see_nothing_stays_finite():
     )
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(grads))
     latent = attend_latent(
-        normal(0, 1, 2, 3), normal(1, 1, 2, 2), normal(2, 1, 4, 3), normal(3, 1, 4, 2), scale=SCALE, mask=mask
+        normal(0, 1, 2, 3),
+        normal(1, 1, 2, 2),
+        normal(2, 1, 4, 3),
+        normal(3, 1, 4, 2),
+        scale=SCALE,
+        mask=mask,
     )
     assert np.isfinite(latent).all()

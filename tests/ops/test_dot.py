@@ -12,7 +12,9 @@ import deepseek_jax
 from deepseek_jax.ops.dot import dot
 
 SOURCES = Path(deepseek_jax.__file__).parent.rglob("*.py")
-SPECS = sorted({s for path in SOURCES for s in re.findall(r'\bdot\(\s*"([^"]+)"', path.read_text())})
+SPECS = sorted(
+    {s for path in SOURCES for s in re.findall(r'\bdot\(\s*"([^"]+)"', path.read_text())}
+)
 
 
 def operands(spec, dtype=np.float32):
@@ -47,7 +49,9 @@ def test_float32_values_and_gradients_are_those_of_einsum(spec):
     out, pullback = jax.vjp(lambda x, w: dot(spec, x, w), x, w)
     exact = np.einsum(spec, np.asarray(x, np.float64), np.asarray(w, np.float64))
     assert relative_error(out, exact) < 1e-5
-    for ours, theirs in zip(pullback(cotangent), exact_gradients(spec, x, w, cotangent), strict=True):
+    for ours, theirs in zip(
+        pullback(cotangent), exact_gradients(spec, x, w, cotangent), strict=True
+    ):
         assert relative_error(ours, theirs) < 1e-5
 
 

@@ -50,8 +50,12 @@ def test_every_token_reaches_all_its_experts(split, implementation, block):
     experts, (x, kernel, weights) = SPLITS[split], inputs()
     exact = np.zeros((M, F))
     for token, choice in np.ndindex(M, A):
-        exact[token] += weights[token, choice] * (x[token].astype(float) @ kernel[experts[token, choice]])
-    np.testing.assert_allclose(mixture(x, kernel, weights, experts, implementation, block), exact, **CLOSE)
+        exact[token] += weights[token, choice] * (
+            x[token].astype(float) @ kernel[experts[token, choice]]
+        )
+    np.testing.assert_allclose(
+        mixture(x, kernel, weights, experts, implementation, block), exact, **CLOSE
+    )
 
 
 @pytest.mark.parametrize("split", SPLITS)
@@ -65,7 +69,9 @@ def test_gradients_are_those_of_the_dense_form(split, implementation, block):
         value = lambda *a: (form(*a, experts, *more) * probe).sum()  # noqa: E731
         return jax.grad(value, argnums=(0, 1, 2))(*arguments)
 
-    for ours, theirs in zip(gradients(mixture, implementation, block), gradients(dense), strict=True):
+    for ours, theirs in zip(
+        gradients(mixture, implementation, block), gradients(dense), strict=True
+    ):
         np.testing.assert_allclose(ours, theirs, **CLOSE)
 
 
@@ -99,7 +105,9 @@ def test_no_split_overflows_the_layout(block):
         check_layout(np.array(flat).reshape(4, 1), 3, block)
 
 
-@pytest.mark.parametrize("m, a, e, block", [(7, 2, 4, 8), (40, 3, 5, 8), (3, 2, 64, 4), (65, 1, 1, 64)])
+@pytest.mark.parametrize(
+    "m, a, e, block", [(7, 2, 4, 8), (40, 3, 5, 8), (3, 2, 64, 4), (65, 1, 1, 64)]
+)
 def test_the_worst_split_fits(m, a, e, block):
     """Oracle: as many experts as can be left one row over a whole block, which pads the most."""
     experts = np.zeros(m * a, int)

@@ -37,12 +37,16 @@ def test_gradients_are_those_of_the_full_softmax(chunk_size):
     probe = jnp.linspace(-1, 1, M)
 
     def chunked(hidden, head):
-        return (token_logprobs(hidden, head, targets, temperature=0.6, chunk_size=chunk_size)[0] * probe).sum()
+        return (
+            token_logprobs(hidden, head, targets, temperature=0.6, chunk_size=chunk_size)[0] * probe
+        ).sum()
 
     def full(hidden, head):
         return (jax.nn.log_softmax(hidden @ head.T / 0.6)[jnp.arange(M), targets] * probe).sum()
 
-    for ours, theirs in zip(*(jax.grad(f, (0, 1))(hidden, head) for f in (chunked, full)), strict=True):
+    for ours, theirs in zip(
+        *(jax.grad(f, (0, 1))(hidden, head) for f in (chunked, full)), strict=True
+    ):
         np.testing.assert_allclose(ours, theirs, atol=1e-5)
 
 
@@ -84,5 +88,7 @@ def test_the_default_chunk_bounds_the_logits_alive():
     def value(hidden, head, targets):
         return token_logprobs(hidden, head, targets)[0].sum()
 
-    lowered = jax.jit(value).lower(*(jax.ShapeDtypeStruct(a.shape, a.dtype) for a in inputs(m, 1, v)))
+    lowered = jax.jit(value).lower(
+        *(jax.ShapeDtypeStruct(a.shape, a.dtype) for a in inputs(m, 1, v))
+    )
     assert lowered.compile().memory_analysis().temp_size_in_bytes < 0.75 * m * v * 4

@@ -61,7 +61,9 @@ def test_llama3_frequencies_are_the_published_ones():
     """Oracle: by hand for Llama-3.1: pairs 0-28 kept, 29-34 blended by these ratios, 35-63 over 8."""
     ratio = rope.llama3_frequencies(128, 5e5, **LLAMA31) / rope.rope_frequencies(128, 5e5)
     np.testing.assert_array_equal(ratio[:29], 1)
-    np.testing.assert_allclose(ratio[29:35], [0.8282, 0.6437, 0.4935, 0.3711, 0.2714, 0.1902], atol=5e-5)
+    np.testing.assert_allclose(
+        ratio[29:35], [0.8282, 0.6437, 0.4935, 0.3711, 0.2714, 0.1902], atol=5e-5
+    )
     np.testing.assert_allclose(ratio[35:], 1 / 8, rtol=1e-6)
 
 
@@ -82,7 +84,11 @@ def test_apply_rope_rotates_the_pair_i_and_i_plus_half():
     positions = np.array([[0, 1, 2, 3, 4], [7, 8, 0, 1, 300]])
     frequencies = rope.rope_frequencies(8, 100.0)
     cos, sin = rope.rope_tables(jnp.asarray(positions), frequencies, 1.5)
-    turned = (x[..., :4] + 1j * x[..., 4:]) * 1.5 * np.exp(1j * positions[..., None] * frequencies)[:, :, None]
+    turned = (
+        (x[..., :4] + 1j * x[..., 4:])
+        * 1.5
+        * np.exp(1j * positions[..., None] * frequencies)[:, :, None]
+    )
     ours = rope.apply_rope(jnp.asarray(x), cos, sin)
     np.testing.assert_allclose(ours, np.concatenate([turned.real, turned.imag], -1), atol=1e-4)
 

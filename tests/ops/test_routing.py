@@ -70,7 +70,9 @@ def test_the_bias_moves_the_choice_and_never_a_weight():
     affinity = 1 / (1 + np.exp(-logits))
     gathered = [[affinity[token, e] for e in chosen] for token, chosen in enumerate(experts)]
     np.testing.assert_allclose(weights, gathered, rtol=1e-6)
-    for same, shifted in zip(route(logits, bias, **V3), route(logits, bias + 0.5, **V3), strict=True):
+    for same, shifted in zip(
+        route(logits, bias, **V3), route(logits, bias + 0.5, **V3), strict=True
+    ):
         np.testing.assert_array_equal(same, shifted)
     assert (route(logits, 0 * bias, **V3)[0] != experts).any()
 
@@ -112,7 +114,9 @@ def test_expert_load_counts_tokens():
     """Oracle: numpy's bincount, over all tokens and over the counted ones alone."""
     experts = np.random.default_rng(0).integers(0, 7, size=(50, 3))
     counted = np.arange(50) % 3 > 0
-    np.testing.assert_array_equal(expert_load(experts, 8), np.bincount(experts.ravel(), minlength=8))
+    np.testing.assert_array_equal(
+        expert_load(experts, 8), np.bincount(experts.ravel(), minlength=8)
+    )
     kept = np.bincount(experts[counted].ravel(), minlength=8)
     np.testing.assert_array_equal(expert_load(experts, 8, counted), kept)
 

@@ -50,7 +50,11 @@ def test_greedy_continuations_are_those_of_transformers(family, tmp_path):
     for prompt, ids in zip(prompts, rollout.completion_ids, strict=True):
         tokens = torch.tensor([prompt])
         out = model.generate(
-            tokens, attention_mask=torch.ones_like(tokens), max_new_tokens=32, do_sample=False, pad_token_id=0
+            tokens,
+            attention_mask=torch.ones_like(tokens),
+            max_new_tokens=32,
+            do_sample=False,
+            pad_token_id=0,
         )
         np.testing.assert_array_equal(ids, out[0, len(prompt) :])
 
@@ -60,7 +64,9 @@ def teacher_forced(config, params, prompts, rollout, temperature):
     n = len(rollout.completion_ids) // len(prompts)
     rows = np.zeros((len(rollout.completion_ids), 16 + LENGTH), np.int32)
     segment_ids, at = np.zeros_like(rows), np.zeros((len(rows), LENGTH), int)
-    for i, (ids, mask) in enumerate(zip(rollout.completion_ids, rollout.completion_mask, strict=True)):
+    for i, (ids, mask) in enumerate(
+        zip(rollout.completion_ids, rollout.completion_mask, strict=True)
+    ):
         prompt = prompts[i // n]
         row = [*prompt, *ids[mask]]
         rows[i, : len(row)], segment_ids[i, : len(row)] = row, 1
@@ -84,7 +90,9 @@ def test_sampler_logprobs_are_those_of_a_teacher_forced_forward(kind):
 @pytest.mark.parametrize("slots", [1, 100])
 def test_what_is_sampled_does_not_depend_on_the_number_of_slots(kind, slots):
     """Oracle: the same requests over three slots."""
-    assert_same(generate(*tiny_model(kind), PROMPTS, **SAMPLED | dict(slots=slots)), rolled_out(kind))
+    assert_same(
+        generate(*tiny_model(kind), PROMPTS, **SAMPLED | dict(slots=slots)), rolled_out(kind)
+    )
 
 
 @pytest.mark.parametrize("kind", CONFIGS)
@@ -135,7 +143,9 @@ def test_a_completion_ends_with_its_first_end_token(eos_ids):
     mask = np.cumsum(is_end, axis=1) - is_end == 0
     np.testing.assert_array_equal(cut.completion_mask, mask)
     np.testing.assert_array_equal(cut.completion_ids, np.where(mask, whole.completion_ids, 0))
-    np.testing.assert_allclose(cut.sampler_logprobs, np.where(mask, whole.sampler_logprobs, 0), atol=1e-5)
+    np.testing.assert_allclose(
+        cut.sampler_logprobs, np.where(mask, whole.sampler_logprobs, 0), atol=1e-5
+    )
     np.testing.assert_array_equal(cut.truncated, ~is_end.any(1))
     assert 0 < cut.truncated.sum() < len(mask)
 

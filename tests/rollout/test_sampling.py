@@ -29,7 +29,11 @@ def filtered(logits, sampling):
         kept = order[: sampling.top_k or len(row)]
         probs = np.exp(row[kept] - row.max())
         probs /= probs.sum()
-        size = 1 + np.searchsorted(np.cumsum(probs), sampling.top_p) if sampling.top_p < 1 else len(kept)
+        size = (
+            1 + np.searchsorted(np.cumsum(probs), sampling.top_p)
+            if sampling.top_p < 1
+            else len(kept)
+        )
         out = np.zeros(len(row))
         out[kept[:size]] = probs[:size] / probs[:size].sum()
         rows.append(out)
@@ -90,7 +94,10 @@ def test_tokens_come_as_often_as_their_probabilities_say(v):
     seen = np.append(counts[likely], counts[~likely].sum())
     expected = np.append(probs[likely] * n, probs[~likely].sum() * n)
     kept = expected > 0
-    assert scipy.stats.chisquare(seen[kept], expected[kept] * seen.sum() / expected.sum()).pvalue > 1e-4
+    assert (
+        scipy.stats.chisquare(seen[kept], expected[kept] * seen.sum() / expected.sum()).pvalue
+        > 1e-4
+    )
 
 
 @pytest.mark.parametrize("v", [3, 128, 130, 1000])

@@ -1,0 +1,205 @@
+"""A whole GRPO step against TRL: generate, score, update, with KL 0.04; SmolLM2-135M's shape, interleaved.
+
+python -m tests.benchmarks.grpo_step [--rounds 3] [--ours-only]     # the second to read our memory alone
+"""
+
+import argparse
+import dataclasses
+import resource
+import statistics
+import tempfile
+import time
+
+import jax
+import numpy as np
+
+from deepseek_jax.data.tasks import QuestionStream
+from deepseek_jax.data.tokenizer import load_tokenizer, smollm2_gguf
+from deepseek_jax.losses.completions import completion_logprobs
+from deepseek_jax.losses.grpo import grpo_loss
+from deepseek_jax.parallel import make_mesh
+from deepseek_jax.recipes.grpo import GrpoSettings
+from deepseek_jax.recipes.groups import GroupSource
+from deepseek_jax.recipes.settings import build
+from deepseek_jax.rewards import Rewards
+from deepseek_jax.training.state import TrainState
+from deepseek_jax.training.step import make_train_step
+from tests.benchmarks.peers import print_table, smollm2
+
+PROMPTS, GROUP, PROMPT, COMPLETION = 4, 8, 55, 64
+KL_COEF = 0.04
+SETTINGS = dict(
+    recipe="grpo",
+    seed=0,
+    num_steps=100,
+    prompts_per_step=PROMPTS,
+    group_size=GROUP,
+    accuracy="exact_answer",
+    rewards=dict(exact_answer=1.0),
+    data=dict(),
+    rollout=dict(max_prompt_length=PROMPT, max_completion_length=COMPLETION, slots=PROMPTS * GROUP),
+    loss=dict(kl_coef=KL_COEF),
+    optimizer=dict(learning_rate=1e-6),
+    init_from="random weights",
+)
+
+
+def questions(tokenizer):
+    """Word problems whose prompts have PROMPT tokens each."""
+    text = "Tom has 3 apples and buys 8 more, then gives some away to each of his friends. " * 9
+    ids = tokenizer.encode(text)
+    return [tokenizer.decode(ids[i : i + PROMPT]) for i in range(64)], [
+        ids[i : i + PROMPT] for i in range(64)
+    ]
+
+
+def our_step(config, params, tokenizer, prompts, dtype):
+    """A function that makes one GRPO step of ours: -> {"generate": s, "score": s, "update": s}."""
+    config = dataclasses.replace(config, dtype=dtype, remat=True)
+    settings = build(GrpoSettings, SETTINGS, "config")
+
+    def loss_fn(params, batch, rng):
+        logprobs, entropy, _ = completion_logprobs(config, params, batch)
+        loss = dataclasses.asdict(settings.loss)
+        return grpo_loss(logprobs, entropy, batch, max_completion_length=COMPLETION, **loss)
+
+    tx = settings.optimizer.make(settings.num_steps)
+    train_step = jax.jit(make_train_step(loss_fn, tx), donate_argnums=0)
+    examples = [{"question": "q", "answer": "1", "prompt_ids": ids} for ids in prompts]
+    source = GroupSource(
+        config,
+        tokenizer,
+        QuestionStream(examples, 0),
+        Rewards(settings.rewards),
+        settings,
+        make_mesh(),
+        params,
+    )
+    state = [TrainState.create(jax.tree.map(np.asarray, params), tx)]
+    rng, steps = jax.random.key(0), iter(range(1000))
+
+    def run():
+        began = time.perf_counter()
+        batches, metrics = source.next(state[0], next(steps))
+        jax.block_until_ready(batches)
+        scored = time.perf_counter()
+        state[0], _ = train_step(state[0], batches[0], rng)
+        jax.block_until_ready(state[0])
+        ended = time.perf_counter()
+        generate = metrics["rollout_seconds"]
+        return {
+            "generate": generate,
+            "score": scored - began - generate,
+            "update": ended - scored,
+            "all": ended - began,
+        }
+
+    return run
+
+
+def trl_trainer(model, tokenizer, texts, steps, callback):
+    """TRL's trainer on the same model, prompts, sizes and KL; callback.on_step_end after each step."""
+    import datasets
+    import trl
+
+    args = trl.GRPOConfig(
+        output_dir=tempfile.mkdtemp(),
+        per_device_train_batch_size=PROMPTS * GROUP,
+        num_generations=GROUP,
+        max_completion_length=COMPLETION,
+        beta=KL_COEF,
+        learning_rate=1e-6,
+        max_steps=steps,
+        bf16=False,
+        use_cpu=True,
+        gradient_checkpointing=False,
+        report_to=[],
+        save_strategy="no",
+        logging_strategy="no",
+        disable_tqdm=True,
+    )
+    return trl.GRPOTrainer(
+        model=model,
+        args=args,
+        reward_funcs=lambda completions, **_: [float(i % 2) for i in range(len(completions))],
+        train_dataset=datasets.Dataset.from_dict({"prompt": texts}),
+        processing_class=tokenizer.chat,
+        callbacks=[callback],
+    )
+
+
+def against_trl(model, tokenizer, texts, ours, rounds):
+    """Run TRL step by step, and each of ours after each of its steps: name -> list of dicts of seconds."""
+    import transformers
+
+    seconds = {name: [] for name in ("TRL", *ours)}
+
+    class Interleave(transformers.TrainerCallback):
+        def on_train_begin(self, *args, **kwargs):
+            self.began = time.perf_counter()
+
+        def on_step_end(self, *args, **kwargs):
+            seconds["TRL"].append({"all": time.perf_counter() - self.began})
+            for name, step in ours.items():
+                seconds[name].append(step())
+            self.began = time.perf_counter()
+
+    trl_trainer(model, tokenizer, texts, rounds + 1, Interleave()).train()
+    return {name: values[1:] for name, values in seconds.items()}  # the first one warms up
+
+
+def useful_flops(config):
+    """What the step has to multiply and add, times two: the body and head matrices, attention left out."""
+    body = 106_203_456 - 61 * config.hidden_size  # SmolLM2-135M without embedding and norms
+    head = config.vocab_size * config.hidden_size
+    completions = PROMPTS * GROUP * COMPLETION
+    tokens = PROMPTS * PROMPT + completions
+    forward = 2 * (tokens * body + completions * head)
+    return {"generate": forward, "score": forward, "update": 3 * forward}
+
+
+def peak_flops():
+    """Multiply-adds of this machine's best float32 matrix product a second, times two."""
+    x = jax.numpy.ones((4096, 4096))
+    product = jax.jit(lambda x: x @ x)
+    product(x).block_until_ready()
+    best = float("inf")
+    for _ in range(5):
+        began = time.perf_counter()
+        product(x).block_until_ready()
+        best = min(best, time.perf_counter() - began)
+    return 2 * 4096**3 / best
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--ours-only", choices=["float32", "bfloat16"])
+    args = parser.parse_args()
+    tokenizer = load_tokenizer(smollm2_gguf())
+    model, config, params = smollm2()
+    texts, prompts = questions(tokenizer)
+    if args.ours_only:
+        del model
+        step = our_step(config, params, tokenizer, prompts, args.ours_only)
+        seconds = {args.ours_only: [step() for _ in range(args.rounds + 1)][1:]}
+    else:
+        ours = {
+            dtype: our_step(config, params, tokenizer, prompts, dtype)
+            for dtype in ("float32", "bfloat16")
+        }
+        seconds = against_trl(model, tokenizer, texts, ours, args.rounds)
+    bound = sum(useful_flops(config).values()) / peak_flops()
+    rows = []
+    for name, steps in seconds.items():
+        medians = {k: statistics.median(step[k] for step in steps) for k in steps[0]}
+        ratio = statistics.median(s["all"] for s in seconds["TRL"]) / medians["all"] if "TRL" in seconds else 0
+        parts = [f"{medians[k]:.1f}" if k in medians else "" for k in ("generate", "score", "update", "all")]
+        rows.append([name, *parts, f"{ratio:.2f}", f"{bound / medians['all']:.0%}"])
+    columns = ["", "generate s", "score s", "update s", "all s", "ratio", "float32 bound / all"]
+    print_table(f"GRPO step, {PROMPTS} x {GROUP} x {COMPLETION} tokens; bound {bound:.1f} s", columns, rows)
+    print(f"peak memory of this process: {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20:.1f} GiB")
+
+
+if __name__ == "__main__":
+    main()

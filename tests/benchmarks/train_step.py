@@ -1,0 +1,82 @@
+"""A training step against PyTorch: SmolLM2-135M's shape, 8 x 256 tokens, AdamW, float32, interleaved.
+
+python -m tests.benchmarks.train_step [--rounds 5]
+"""
+
+import argparse
+import dataclasses
+
+import jax
+import numpy as np
+import torch
+
+from deepseek_jax.losses.next_token import next_token_loss
+from deepseek_jax.recipes.blocks import OptimizerSettings
+from deepseek_jax.training.state import TrainState
+from deepseek_jax.training.step import make_train_step
+from tests.benchmarks.peers import interleave, medians, print_table, smollm2
+
+ROWS, LENGTH = 8, 256
+OPTIMIZER = OptimizerSettings(learning_rate=1e-4, weight_decay=0.01)
+
+
+def torch_step(model, tokens):
+    """A function that makes one update of a transformers model."""
+    model.train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, weight_decay=0.01, betas=(0.9, 0.95))
+    inputs = torch.from_numpy(tokens)
+
+    def step():
+        model(inputs, labels=inputs).loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return step
+
+
+def jax_step(config, params, tokens):
+    """A function that makes one update of ours."""
+    tx = OPTIMIZER.make(1000)
+    step = make_train_step(lambda params, batch, rng: next_token_loss(config, params, batch), tx)
+    step = jax.jit(step, donate_argnums=0)
+    mask = np.ones(tokens.shape, bool)
+    mask[:, -1] = False
+    batch = {
+        "tokens": tokens.astype(np.int32),
+        "targets": np.roll(tokens, -1, axis=1).astype(np.int32),
+        "loss_mask": mask,
+        "segment_ids": np.ones(tokens.shape, np.int32),
+        "positions": np.broadcast_to(np.arange(tokens.shape[1], dtype=np.int32), tokens.shape),
+        "normalizer": np.float32(mask.sum()),
+    }
+    rng, state = jax.random.key(0), [TrainState.create(params, tx)]
+
+    def run():
+        state[0], metrics = step(state[0], batch, rng)
+        jax.block_until_ready((state[0], metrics))
+
+    return run
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=5)
+    args = parser.parse_args()
+    model, config, params = smollm2()
+    tokens = np.random.default_rng(0).integers(0, config.vocab_size, (ROWS, LENGTH))
+    contestants = {"transformers": torch_step(model, tokens)}
+    for remat in (False, True):
+        contestants[f"deepseek_jax, remat={remat}"] = jax_step(
+            dataclasses.replace(config, remat=remat), jax.tree.map(np.asarray, params), tokens
+        )
+    seconds = medians(interleave(contestants, args.rounds))
+    rows = [
+        [name, f"{s:.2f}", f"{ROWS * LENGTH / s:.0f}", f"{seconds['transformers'] / s:.2f}"]
+        for name, s in seconds.items()
+    ]
+    print_table(f"one update of {ROWS} x {LENGTH} tokens, float32", ["", "s", "tokens/s", "ratio"], rows)
+
+
+if __name__ == "__main__":
+    main()

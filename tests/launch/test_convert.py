@@ -1,0 +1,81 @@
+"""The convert command, from the outside and from within."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import pytest
+
+from deepseek_jax.checkpoint import load_hf
+from deepseek_jax.data.tokenizer import load_tokenizer, smollm2_gguf
+from launch.convert import convert
+from tests.models.families import write_released_checkpoint, write_tiny_checkpoint
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def weights(folder):
+    return (folder / "model.safetensors").read_bytes()
+
+
+def test_to_orbax_and_back_is_the_same_file(tmp_path):
+    """Oracle: a conversion to Hugging Face that took no turn through Orbax."""
+    write_tiny_checkpoint("deepseek_v3", tmp_path / "hf")
+    convert(tmp_path / "hf", tmp_path / "once")
+    convert(tmp_path / "hf", tmp_path / "orbax", form="orbax")
+    convert(tmp_path / "orbax", tmp_path / "back")
+    assert weights(tmp_path / "back") == weights(tmp_path / "once")
+    assert (tmp_path / "back" / "config.json").read_text() == (
+        tmp_path / "once" / "config.json"
+    ).read_text()
+
+
+def test_orbax_to_hf_like_the_released_folder_restores_its_fp8(tmp_path):
+    """Oracle: a conversion that never left the released folder."""
+    (tmp_path / "hf").mkdir()
+    write_released_checkpoint(tmp_path / "hf")
+    convert(tmp_path / "hf", tmp_path / "once", like=tmp_path / "hf")
+    convert(tmp_path / "hf", tmp_path / "orbax", form="orbax")
+    convert(tmp_path / "orbax", tmp_path / "back", like=tmp_path / "hf")
+    assert weights(tmp_path / "back") == weights(tmp_path / "once")
+
+
+def test_like_has_no_meaning_for_orbax(tmp_path):
+    """Oracle: an error that names the flags, before anything is read."""
+    with pytest.raises(ValueError, match="--like and --fp8"):
+        convert(tmp_path, tmp_path / "out", form="orbax", like=tmp_path)
+
+
+@pytest.mark.slow
+def test_a_gguf_file_becomes_a_folder_with_its_tokenizer(tmp_path):
+    """Oracle: the file's own import and tokenizer."""
+    path = smollm2_gguf()
+    _, params = convert(path, tmp_path / "hf", dtype="bfloat16")
+    _, again = load_hf(tmp_path / "hf")
+    assert jax.tree.all(jax.tree.map(lambda a, b: bool((a == b).all()), params, again))
+    ids = [load_tokenizer(p).encode("1 + 2 = 3, naïve?") for p in (path, tmp_path / "hf")]
+    assert ids[0] == ids[1]
+
+
+def run(*arguments):
+    return subprocess.run(
+        [sys.executable, "launch/convert.py", *arguments], cwd=ROOT, capture_output=True, text=True
+    )
+
+
+def test_the_command_writes_what_the_function_does(tmp_path):
+    """Oracle: convert() with the same arguments."""
+    write_tiny_checkpoint("qwen3", tmp_path / "hf")
+    done = run(f"--from={tmp_path / 'hf'}", f"--to={tmp_path / 'a'}", "--dtype=bfloat16", "--fp8")
+    assert done.returncode == 0, done.stderr
+    assert "qwen3" in done.stdout
+    convert(tmp_path / "hf", tmp_path / "b", fp8=True, dtype="bfloat16")
+    assert weights(tmp_path / "a") == weights(tmp_path / "b")
+
+
+def test_a_mistake_is_one_message_and_status_2(tmp_path):
+    """Oracle: by hand: a folder without config.json; no traceback."""
+    done = run(f"--from={tmp_path}", f"--to={tmp_path / 'a'}")
+    assert done.returncode == 2
+    assert "config.json does not exist" in done.stderr and "Traceback" not in done.stderr
