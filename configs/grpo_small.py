@@ -12,7 +12,7 @@ from configs.common import parse_arg
 def get_config(arg=None):
     arg = parse_arg(arg, seed=0)
     c = ConfigDict(
-        dict(recipe="grpo", seed=arg.seed, num_steps=160, prompts_per_step=16, group_size=8)
+        dict(recipe="grpo", seed=arg.seed, num_steps=200, prompts_per_step=16, group_size=8)
     )
     c.model = models.deepseek_v3_tiny(vocab_size=21)
     c.base = dict(num_documents=60_000, sequence_length=64, batch_size=32, num_steps=1800)
@@ -24,6 +24,6 @@ def get_config(arg=None):
     c.rewards = dict(correct=1.0, correct_reasoning=1.0)  # 6 earns 0, 5 earns 1, 2 + 3 = 5 earns 2
     c.rollout = dict(max_prompt_length=16, max_completion_length=48, temperature=1.0, slots=128)
     c.loss = dict(loss_type="grpo", clip_eps=0.2, kl_coef=0.0)
-    c.optimizer = dict(learning_rate=1e-4)
+    c.optimizer = dict(learning_rate=2e-4)
     c.save_every = 40
     return c

@@ -118,6 +118,19 @@ def test_the_largest_uniform_number_draws_the_last_likely_token():
     assert draw(jnp.array([0.0], jnp.float32), probs)[0] == 0
 
 
+@pytest.mark.parametrize("v", [128, 300])
+def test_sums_that_round_differently_never_draw_a_zero(v):
+    """Oracle: the drawn tokens' own probabilities, over 2000 rows with zeros in front and behind.
+
+    A lane is summed twice, at once and token by token; the largest number can lie between the two.
+    """
+    rng = np.random.default_rng(0)
+    probs = rng.gamma(0.3, size=(2000, v)) * (np.abs(np.arange(v) - v / 2) < v / 3)
+    probs = jnp.float32(probs / probs.sum(1, keepdims=True))
+    tokens = draw(jnp.full(2000, 1 - 2**-24, jnp.float32), probs)
+    assert (jnp.take_along_axis(probs, tokens[:, None], axis=1) > 0).all() and tokens.max() < v
+
+
 def test_draw_inverts_the_cumulative_distribution():
     """Oracle: numpy's searchsorted over the float64 cumulative sum, away from its steps by 1e-6."""
     rng = np.random.default_rng(0)
