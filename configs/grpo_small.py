@@ -15,7 +15,7 @@ def get_config(arg=None):
         dict(recipe="grpo", seed=arg.seed, num_steps=200, prompts_per_step=16, group_size=8)
     )
     c.model = models.deepseek_v3_tiny(vocab_size=21)
-    c.base = dict(num_documents=60_000, sequence_length=64, batch_size=32, num_steps=1800)
+    c.base = dict(num_documents=60_000, sequence_length=64, batch_size=32, num_steps=2400)
     c.base.optimizer = dict(
         learning_rate=5e-3, schedule="cosine", warmup_steps=30, weight_decay=0.05
     )

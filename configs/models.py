@@ -1,4 +1,6 @@
-"""Named sizes, as plain dicts of ModelConfig's fields. Published ones are the released config.json's values."""
+"""Named sizes, as plain dicts of ModelConfig's fields. Published ones are the released
+config.json's values.
+"""
 
 YARN = dict(
     rope_type="yarn",
@@ -80,14 +82,16 @@ def deepseek_v2_lite():
 
 
 def deepseek_v3_tiny(vocab_size=32):
-    """DeepSeek-V3's architecture in miniature: latent attention, one dense and one MoE layer. A laptop trains it."""
+    """DeepSeek-V3's architecture in miniature: latent attention, one dense and one MoE layer. A
+    laptop trains it.
+    """
     return dict(
         model_type="deepseek_v3",
         vocab_size=vocab_size,
         hidden_size=64,
         intermediate_size=256,
         num_hidden_layers=2,
-        num_attention_heads=4,
+        num_attention_heads=8,
         q_lora_rank=32,
         kv_lora_rank=32,
         qk_nope_head_dim=16,
@@ -103,6 +107,7 @@ def deepseek_v3_tiny(vocab_size=32):
         routed_scaling_factor=1.0,
         max_position_embeddings=256,
         initializer_range=0.1,
+        rope_theta=100.0,  # turns within tens of positions, all that it ever sees
     )
 
 

@@ -16,10 +16,10 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a checkout runs uninstalled
 
 import jax
-import transformers
 from absl import app, flags
 
 from deepseek_jax import checkpoint
+from deepseek_jax.data.gguf_tokenizer import gguf_tokenizer
 
 FROM = flags.DEFINE_string(
     "from", None, "Hugging Face folder, .gguf file or Orbax folder.", required=True
@@ -40,8 +40,11 @@ def convert(source, target, *, form="hf", like=None, fp8=False, dtype=None):
         raise ValueError(
             "--like and --fp8 say how to write a Hugging Face folder; leave them out of --format=orbax"
         )
+    tokenizer = None
     if source.suffix == ".gguf":
         config, params = checkpoint.load_gguf(source, dtype)
+        if form == "hf":
+            tokenizer = gguf_tokenizer(source)  # here: its errors come before anything is written
     elif checkpoint.is_orbax(source):
         config, params = checkpoint.load_orbax(source, dtype)
     else:
@@ -50,10 +53,8 @@ def convert(source, target, *, form="hf", like=None, fp8=False, dtype=None):
         checkpoint.save_orbax(target, config, params)
         return config, params
     checkpoint.save_hf(target, config, params, like=like, fp8=fp8)
-    if source.suffix == ".gguf":
-        transformers.AutoTokenizer.from_pretrained(
-            source.parent, gguf_file=source.name
-        ).save_pretrained(target)
+    if tokenizer is not None:
+        tokenizer.save_pretrained(target)
     return config, params
 
 

@@ -6,6 +6,8 @@
 Run it again to go on from the last checkpoint, or to hear that the run is complete. SIGTERM or
 Ctrl-C saves after the step at hand and exits with 75 (start me again); a second one leaves at once.
 A mistake in the config or the work directory is one message and exit status 2.
+
+The worker processes of a reward import this file again: what needs jax is imported where it is used.
 """
 
 import dataclasses
@@ -18,14 +20,11 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a checkout runs uninstalled
 
-import jax
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
 from deepseek_jax import recipes
-from deepseek_jax.parallel.mesh import make_mesh
 from deepseek_jax.recipes import settings
-from launch.workdir import claim_workdir, default_workdir, release_workdir
 
 ROOT = Path(__file__).resolve().parents[1]
 USER_ERROR = 2
@@ -142,6 +141,8 @@ def _raised_here(error):
 
 
 def _join_peers():
+    import jax
+
     try:
         jax.distributed.initialize()
     except ValueError as error:  # JAX recognises none of the clusters that it knows
@@ -149,6 +150,11 @@ def _join_peers():
 
 
 def main(argv):
+    import jax
+
+    from deepseek_jax.parallel.mesh import make_mesh
+    from launch.workdir import claim_workdir, default_workdir, release_workdir
+
     del argv  # parse_flags has read it
     if flags.FLAGS["verbosity"].using_default_value:
         logging.set_verbosity(logging.WARNING)  # else the checkpoint library tells of every file

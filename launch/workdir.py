@@ -24,7 +24,8 @@ def claim_workdir(workdir, config):
     """Mark a work directory as this config's, by config.json in it, or see that it is already.
 
     Returns whether this call (process 0 alone writes) made the mark. Raises ValueError where the
-    directory belongs to another config, listing the fields that differ; it is then left as it is.
+    directory belongs to another config, listing the fields that differ, and where it has something in it
+    but no config.json; it is then left as it is.
     """
     marker, new = workdir / "config.json", json.loads(config.to_json())
     if marker.exists():
@@ -38,8 +39,13 @@ def claim_workdir(workdir, config):
         return False
     if jax.process_index() != 0:
         return False
+    fresh = workdir / "config.json.tmp"  # which a claim that was cut short leaves
+    if workdir.exists() and (not workdir.is_dir() or set(workdir.iterdir()) - {fresh}):
+        raise ValueError(
+            f"--workdir={workdir} is not empty and has no config.json, so it is no run's directory, "
+            "and is left as it is; give a new or an empty --workdir"
+        )
     workdir.mkdir(parents=True, exist_ok=True)
-    fresh = workdir / "config.json.tmp"
     fresh.write_text(json.dumps(new, indent=2) + "\n")
     os.replace(fresh, marker)
     return True

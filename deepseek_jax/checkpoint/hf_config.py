@@ -41,34 +41,47 @@ ROPE_FIELDS = [f.name for f in dataclasses.fields(RopeScaling)]
 
 
 def read_config(folder):
-    """The ModelConfig of folder/config.json. Raises ValueError if there is none, and as parse_config does."""
+    """The ModelConfig of folder/config.json. Its ValueErrors, parse_config's too, name the path."""
+    raw = read_json(folder)
+    try:
+        return parse_config(raw)
+    except ValueError as error:
+        raise ValueError(f"{Path(folder) / 'config.json'}: {error}") from error
+
+
+def read_json(folder):
+    """folder/config.json as a dict. Raises ValueError, with the path, if there is none or it is not one."""
     path = Path(folder) / "config.json"
     if not path.is_file():
         raise ValueError(
             f"{path} does not exist; give a Hugging Face folder: config.json and safetensors"
         )
-    return parse_config(json.loads(path.read_text()))
+    try:
+        raw = json.loads(path.read_text())
+    except ValueError as error:
+        raise ValueError(f"{path} is not JSON: {error}") from error
+    if not isinstance(raw, dict):
+        raise ValueError(f"{path} holds a {type(raw).__name__}; it must be an object with fields")
+    return raw
 
 
 def parse_config(raw):
     """config.json, as a dict -> ModelConfig. Raises ValueError, with the field, for what we do not model."""
     family = raw.get("model_type")
     if family not in ARCHITECTURES:
-        raise ValueError(
-            f"config.json: model_type={family!r} is not one of {sorted(ARCHITECTURES)}"
-        )
+        raise ValueError(f"model_type={family!r} is not one of {sorted(ARCHITECTURES)}")
     raw = {ALIASES.get(key, key): value for key, value in raw.items()}
     _check_fixed(raw)
     fields = {name: raw[name] for name in FIELDS if raw.get(name) is not None}
     missing = [name for name in _required(raw) if name not in fields]
     if missing:
-        raise ValueError(f"config.json of a {family} model lacks {', '.join(missing)}")
+        raise ValueError(f"a {family} model lacks {', '.join(missing)}")
     if family in ROUTERS:
         fields |= _router(raw)
         heads = raw["num_attention_heads"]
         if fields.pop("num_key_value_heads", heads) != heads:
             raise ValueError(
-                f"config.json: latent attention has num_key_value_heads=num_attention_heads={heads}"
+                f"latent attention has num_key_value_heads=num_attention_heads={heads}"
             )
         fields.pop("head_dim", None)  # transformers writes qk_rope_head_dim there
     if isinstance(raw.get("eos_token_id"), list):
@@ -102,17 +115,15 @@ def _required(raw):
 def _check_fixed(raw):
     for key, value in FIXED.items():
         if raw.get(key) not in (value, None):
-            raise ValueError(f"config.json: {key}={raw[key]!r} is not modelled, only {value!r}")
+            raise ValueError(f"{key}={raw[key]!r} is not modelled, only {value!r}")
     kinds = set(raw.get("layer_types") or ()) - {"full_attention"}
     if kinds:
-        raise ValueError(
-            f"config.json: layer_types={sorted(kinds)} are not modelled, only 'full_attention'"
-        )
+        raise ValueError(f"layer_types={sorted(kinds)} are not modelled, only 'full_attention'")
     quantization = raw.get("quantization_config") or FP8_QUANTIZATION
     for key in ("quant_method", "weight_block_size"):
         if quantization.get(key) != FP8_QUANTIZATION[key]:
             raise ValueError(
-                f"config.json: quantization_config.{key}={quantization.get(key)!r} is not read, "
+                f"quantization_config.{key}={quantization.get(key)!r} is not read, "
                 f"only {FP8_QUANTIZATION[key]!r}; dequantise the checkpoint first"
             )
 
@@ -123,7 +134,7 @@ def _router(raw):
     method = raw.get("topk_method") or methods[0]
     if method not in methods or raw.get("scoring_func", scoring) != scoring:
         raise ValueError(
-            f"config.json: topk_method={method!r} with scoring_func={raw.get('scoring_func', scoring)!r} "
+            f"topk_method={method!r} with scoring_func={raw.get('scoring_func', scoring)!r} "
             f"is not modelled for {raw['model_type']}, only {', '.join(methods)} with {scoring!r}"
         )
     fields = {
@@ -147,8 +158,10 @@ def _rope(raw):
             del rope[key]
     unknown = {key: value for key, value in rope.items() if key not in ROPE_FIELDS}
     if unknown:
+        raise ValueError(f"{unknown} in the RoPE parameters are not modelled, only {ROPE_FIELDS}")
+    if kind != "default" and rope.get("factor") is None:
         raise ValueError(
-            f"config.json: {unknown} in the RoPE parameters are not modelled, only {ROPE_FIELDS}"
+            f"the RoPE parameters of type {kind!r} lack factor; set it beside rope_type"
         )
     scaling = None if kind == "default" else RopeScaling(rope_type=kind, **rope)
     return {"rope_theta": float(theta), "rope_scaling": scaling}

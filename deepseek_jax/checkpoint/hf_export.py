@@ -14,14 +14,15 @@ from safetensors.numpy import save_file
 
 from deepseek_jax.checkpoint.folder import check_new, whole_folder
 from deepseek_jax.checkpoint.fp8 import BLOCK, quantize
-from deepseek_jax.checkpoint.hf_config import config_json
+from deepseek_jax.checkpoint.hf_config import config_json, read_config, read_json
 from deepseek_jax.checkpoint.hf_files import SCALE, HFFiles
 from deepseek_jax.checkpoint.hf_import import decode
 from deepseek_jax.checkpoint.hf_names import copies, is_projection, tensors
 from deepseek_jax.checkpoint.tree import checked_by_path
 
 FP8 = np.dtype(ml_dtypes.float8_e4m3fn)
-NOT_COPIED = ("*.safetensors", "*.safetensors.index.json", "config.json", "*.bin", "*.gguf")
+COPIED = ("*.json", "*.jinja", "*.txt", "*.model", "LICENSE*", "README*")  # no weights, no code
+NOT_COPIED = ("config.json", "*.index.json")
 
 
 def save_hf(folder, config, params, like=None, fp8=False, max_shard_size="5GB"):
@@ -30,14 +31,16 @@ def save_hf(folder, config, params, like=None, fp8=False, max_shard_size="5GB"):
     params: the tree of models.init_params, unboxed, in any float dtypes; each tensor keeps its own. like:
     the Hugging Face folder that params came from. Then each tensor gets the dtype it has there, those that
     are unchanged get their very bytes (FP8 scales included), config.json keeps the fields that we do not
-    model, and the other files (tokenizer, generation_config.json) are copied. fp8 quantises what DeepSeek-V3
-    does: the projections. max_shard_size: of a file, an int of bytes or a str such as "5GB".
+    model, and the files of COPIED beside it (tokenizer, generation_config.json) are copied. fp8 quantises
+    what DeepSeek-V3 does: the projections. max_shard_size: of a file, an int of bytes or a str such as "5GB".
     Raises ValueError before it writes anything: for a folder that has something in it, for params that are
     not config's, for a `like` of other shapes. What fails later leaves nothing behind.
     """
     check_new(folder)
     export = _Export(config, params, HFFiles(like) if like else None, fp8)
-    like_json = json.loads((Path(like) / "config.json").read_text()) if like else None
+    if like:
+        read_config(like)  # for its errors, which name the file
+    like_json = read_json(like) if like else None
     text = config_json(config, dtype=export.dtype, fp8=fp8, like=like_json)
     plan = split_state_dict_into_shards_factory(
         export.plan,
@@ -47,9 +50,7 @@ def save_hf(folder, config, params, like=None, fp8=False, max_shard_size="5GB"):
     )
     with whole_folder(folder) as partial:
         if like:
-            shutil.copytree(
-                like, partial, dirs_exist_ok=True, ignore=shutil.ignore_patterns(*NOT_COPIED)
-            )
+            _copy_side_files(Path(like), partial)
         (partial / "config.json").write_text(json.dumps(text, indent=2) + "\n")
         for file, names in plan.filename_to_tensors.items():
             save_file(
@@ -67,6 +68,13 @@ def hf_tensors(config, params):
     flat = checked_by_path(config, params)
     for name, places in tensors(config).items():
         yield name, _gather(flat, places)
+
+
+def _copy_side_files(like, folder):
+    for path in like.iterdir():
+        kept, left = (any(map(path.match, names)) for names in (COPIED, NOT_COPIED))
+        if path.is_file() and kept and not left:
+            shutil.copy2(path, folder)
 
 
 class _Export:

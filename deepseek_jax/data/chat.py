@@ -26,7 +26,7 @@ def render_prompt(tokenizer, question, *, template):
     template = R1_ZERO_TEMPLATE if template == "r1_zero" else template
     if "{question}" not in template:
         raise ValueError(
-            f"template={template!r} has no place for the question; "
+            f"config.data.template={template!r} has no place for the question; "
             'set it to "chat", to "r1_zero" or to a text that contains {question}.'
         )
     bos = [] if tokenizer.bos_id is None else [tokenizer.bos_id]
@@ -36,7 +36,7 @@ def render_prompt(tokenizer, question, *, template):
 def _render_chat(tokenizer, question):
     if tokenizer.chat is None:
         raise ValueError(
-            'template="chat", but this tokenizer has no chat template; '
+            'config.data.template="chat", but this tokenizer has no chat template; '
             'set it to "r1_zero" or to a text that contains {question}.'
         )
     messages = [{"role": "user", "content": question}]

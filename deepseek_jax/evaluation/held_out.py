@@ -1,8 +1,11 @@
 """How a policy answers questions that it was not trained on."""
 
+import dataclasses
+
 import numpy as np
 
 from deepseek_jax.evaluation.accuracy import summarise
+from deepseek_jax.parallel.processes import from_first, say
 from deepseek_jax.rollout import generate
 
 
@@ -14,31 +17,48 @@ def evaluate(
     prompts: lists of ids. examples: the questions, as rewards.score wants them. rewards: rewards.Rewards;
     accuracy: the name of the part that says whether an answer is right. sampling: what rollout.generate
     takes. Returns a dict that JSON can say: scores, name -> [mean, low, high] with 95% intervals, of
-    accuracy, reward, each part, completion_length in tokens and truncated; and samples, the first few
-    prompts and completions with their rewards. Raises RuntimeError if an answer could not be scored.
+    accuracy, reward, each part, completion_length in tokens and truncated; unscored, how many answers could
+    not be scored, which the first three kinds leave out; and samples, the first few prompts and completions
+    with their rewards, None where there is none. Raises RuntimeError if no answer could be scored.
     """
     rollout = generate(config, params, prompts, **sampling)
     texts = completion_texts(tokenizer, rollout)
-    scores = rewards.score(examples, texts)
+    scores = score(rewards, examples, texts)
     if scores.errors:
-        raise RuntimeError(
-            f"{scores.errors} held-out answers could not be scored: {scores.messages[0]}"
+        say(
+            f"{scores.errors} of {len(texts)} held-out answers could not be scored and are left out: "
+            f"{scores.messages[0]}"
         )
+    scored = ~np.isnan(scores.total)
     values = {
-        "accuracy": scores.parts[accuracy],
-        "reward": scores.total,
-        **{name: part for name, part in scores.parts.items() if name != accuracy},
+        "accuracy": scores.parts[accuracy][scored],
+        "reward": scores.total[scored],
+        **{name: part[scored] for name, part in scores.parts.items() if name != accuracy},
         "completion_length": rollout.completion_mask.sum(1),
         "truncated": rollout.truncated,
     }
     shown = zip(examples, texts, scores.total.tolist(), strict=True)
     return {
         "scores": summarise({name: _share_or_number(v) for name, v in values.items()}),
+        "unscored": scores.errors,
         "samples": [
-            {"prompt": example["question"], "completion": text, "reward": reward}
+            {
+                "prompt": example["question"],
+                "completion": text,
+                "reward": None if np.isnan(reward) else reward,
+            }
             for example, text, reward in list(shown)[:samples]
         ],
     }
+
+
+def score(rewards, examples, texts):
+    """rewards.score(examples, texts) as process 0 has it: a reward that runs out of time may do so on one
+    process alone, and the others must not learn from another number.
+    """
+    scores = rewards.score(examples, texts)
+    total, parts, errors = from_first((scores.total, scores.parts, np.int32(scores.errors)))
+    return dataclasses.replace(scores, total=total, parts=parts, errors=int(errors))
 
 
 def completion_texts(tokenizer, rollout):

@@ -63,7 +63,7 @@ def grpo_loss(
       num_tokens, num_completions float32[] of the WHOLE global batch, so that micro-batches add up;
       old_logprobs float32[b t], absent while the policy has not moved (the ratio is exactly 1);
       ref_logprobs float32[b t], needed if kl_coef > 0. Masked positions may hold anything, even
-      NaN; a completion without tokens or with a NaN advantage contributes nothing.
+      NaN; a completion without tokens contributes nothing.
     loss_type: a key of NORMALIZES_STD; it chooses the ratio and the normaliser.
     clip_eps, clip_eps_high: the ratio is clipped to [1 - clip_eps, 1 + clip_eps_high]; without the
       second, both are clip_eps. max_completion_length: the constant divisor of dr_grpo.
@@ -73,7 +73,7 @@ def grpo_loss(
     add up as well, but for `sampler_gap_max`. Raises ValueError for settings that do not fit.
     """
     _check_settings(loss_type, clip_eps, clip_eps_high, max_completion_length, importance_cap)
-    mask_bt = batch["completion_mask"] & ~jnp.isnan(batch["advantages"])[:, None]
+    mask_bt = batch["completion_mask"]
     advantage_b1 = jnp.where(mask_bt.any(-1), batch["advantages"], 0.0)[:, None]
     # Masked first: what padding holds must reach neither the value nor, as 0 * NaN, the gradient.
     logprobs, sampler_bt = _masked(logprobs, mask_bt), _masked(batch["sampler_logprobs"], mask_bt)

@@ -34,13 +34,13 @@ class RopeScaling:
     def __post_init__(self):
         if self.rope_type not in ROPE_FIELDS:
             raise ValueError(
-                f"rope_scaling.rope_type={self.rope_type!r} is not one of {sorted(ROPE_FIELDS)}; "
-                "for plain rotary positions leave rope_scaling out"
+                f"model.rope_scaling.rope_type={self.rope_type!r} is not one of {sorted(ROPE_FIELDS)}; "
+                "for plain rotary positions leave model.rope_scaling out"
             )
         missing = [name for name in ROPE_FIELDS[self.rope_type] if getattr(self, name) is None]
         if missing:
             raise ValueError(
-                f"rope_scaling of type {self.rope_type!r} lacks {missing}; set them in rope_scaling"
+                f"rope_scaling of type {self.rope_type!r} lacks {missing}; set them in model.rope_scaling"
             )
 
 
@@ -96,9 +96,17 @@ class ModelConfig:
 
     def __post_init__(self):
         if self.model_type not in ATTENTION_OF:
-            raise ValueError(f"model_type={self.model_type!r} is not one of {sorted(ATTENTION_OF)}")
+            raise ValueError(
+                f"model.model_type={self.model_type!r} is not one of {sorted(ATTENTION_OF)}"
+            )
         for name in ("num_key_value_heads", "head_dim"):
             if getattr(self, name) is None and not self.is_mla:
+                if name == "head_dim" and self.hidden_size % self.num_attention_heads:
+                    raise ValueError(
+                        f"model.hidden_size={self.hidden_size} is not a multiple of "
+                        f"model.num_attention_heads={self.num_attention_heads}; "
+                        "change one of them, or set model.head_dim"
+                    )
                 default = (self.num_attention_heads, self.hidden_size // self.num_attention_heads)
                 object.__setattr__(self, name, default[name == "head_dim"])
         if self.dtype not in ("float32", "bfloat16"):
@@ -108,14 +116,15 @@ class ModelConfig:
             self._check_experts()
         elif self.num_nextn_predict_layers:
             raise ValueError(
-                "num_nextn_predict_layers needs n_routed_experts: the module's block is an MoE one"
+                "model.num_nextn_predict_layers needs model.n_routed_experts: "
+                "the module's block is an MoE one"
             )
 
     def _require(self, *names):
         missing = [name for name in names if not getattr(self, name)]
         if missing:
             raise ValueError(
-                f"model_type={self.model_type!r} needs model.{', model.'.join(missing)}"
+                f"model.model_type={self.model_type!r} needs model.{', model.'.join(missing)}"
             )
 
     def _check_attention(self):
@@ -123,33 +132,40 @@ class ModelConfig:
             self._require("kv_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim")
         elif self.num_attention_heads % self.num_key_value_heads:
             raise ValueError(
-                f"num_attention_heads={self.num_attention_heads} is not a multiple of "
-                f"num_key_value_heads={self.num_key_value_heads}; change model.num_key_value_heads"
+                f"model.num_attention_heads={self.num_attention_heads} is not a multiple of "
+                f"model.num_key_value_heads={self.num_key_value_heads}; change model.num_key_value_heads"
             )
         if self.rope_dim % 2:
             raise ValueError(
-                f"rotary width {self.rope_dim} is odd; head_dim or qk_rope_head_dim must be even"
+                f"rotary width {self.rope_dim} is odd; model.head_dim or model.qk_rope_head_dim must be even"
             )
 
     def _check_experts(self):
         self._require("num_experts_per_tok", "moe_intermediate_size")
         e, g = self.n_routed_experts, self.n_group
         if self.scoring_func not in ("sigmoid", "softmax"):
-            raise ValueError(f"scoring_func={self.scoring_func!r} is not 'sigmoid' or 'softmax'")
+            raise ValueError(
+                f"model.scoring_func={self.scoring_func!r} is not 'sigmoid' or 'softmax'"
+            )
         if e % g or self.topk_group > g:
             raise ValueError(
-                f"n_routed_experts={e} must divide into n_group={g}, of which topk_group={self.topk_group} are kept"
+                f"model.n_routed_experts={e} must divide into model.n_group={g}, of which "
+                f"model.topk_group={self.topk_group} are kept"
             )
         if self.num_experts_per_tok > e // g * self.topk_group:
             raise ValueError(
-                f"num_experts_per_tok={self.num_experts_per_tok} exceeds the {e // g * self.topk_group} experts of "
-                f"topk_group={self.topk_group} groups; lower it or raise model.topk_group"
+                f"model.num_experts_per_tok={self.num_experts_per_tok} exceeds the "
+                f"{e // g * self.topk_group} experts of model.topk_group={self.topk_group} groups; "
+                "lower it or raise model.topk_group"
             )
         if self.scoring_func == "sigmoid" and g > 1 and e // g < 2:
-            raise ValueError(f"a group scores by its best two experts; n_group={g} leaves {e // g}")
+            raise ValueError(
+                f"a group scores by its best two experts; model.n_group={g} leaves {e // g}"
+            )
         if not 0 <= self.first_k_dense_replace <= self.num_hidden_layers:
             raise ValueError(
-                f"first_k_dense_replace={self.first_k_dense_replace} is not within 0..{self.num_hidden_layers}"
+                f"model.first_k_dense_replace={self.first_k_dense_replace} is not within "
+                f"0..{self.num_hidden_layers}"
             )
 
     @property

@@ -58,7 +58,9 @@ class GatedMLP(nn.Module):
 
 
 def position_tables(config, positions):
-    """Cosines and sines for positions int32[...] under the config's RoPE scaling: two float32[..., rope_dim / 2]."""
+    """Cosines and sines for positions int32[...] under the config's RoPE scaling: two
+    float32[..., rope_dim / 2].
+    """
     dim, theta, scaling = config.rope_dim, config.rope_theta, config.rope_scaling
     if scaling is None:
         return rope.rope_tables(positions, rope.rope_frequencies(dim, theta))

@@ -13,7 +13,9 @@ LATENT_NORM_EPS = 1e-6  # the released code's, whatever rms_norm_eps says
 
 
 class MultiHeadLatentAttention(nn.Module):
-    """Keys and values from one low-rank latent a token; expanded for training and prefill, absorbed to decode."""
+    """Keys and values from one low-rank latent a token; expanded for training and prefill,
+    absorbed to decode.
+    """
 
     config: ModelConfig
 

@@ -17,7 +17,9 @@ class MoE(nn.Module):
 
     @nn.compact
     def __call__(self, x, counted=None):
-        """x [... d] -> ([... d], expert_load float32[e]: tokens per expert, those in counted bool[...] alone)."""
+        """x [... d] -> ([... d], expert_load float32[e]: tokens per expert, those in counted
+        bool[...] alone).
+        """
         cfg = self.config
         e, d, f = cfg.n_routed_experts, cfg.hidden_size, cfg.moe_intermediate_size
         w_router = weight(self, "router", embed=d, experts=e)

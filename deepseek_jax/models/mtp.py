@@ -1,4 +1,6 @@
-"""Multi-token prediction: one more block that foresees the token after next (arXiv:2412.19437, section 2.2)."""
+"""Multi-token prediction: one more block that foresees the token after next (arXiv:2412.19437,
+section 2.2).
+"""
 
 import flax.linen as nn
 import jax.numpy as jnp

@@ -84,8 +84,8 @@ def attend_cached(q, k, v, *, scale, mask):
 
 
 def attend_latent(q_latent, q_rope, c_kv, k_rope, *, scale, mask):
-    """Absorbed multi-head latent attention: queries already multiplied into the latent space (arXiv:2405.04434,
-    appendix C), so that keys and values are never expanded.
+    """Absorbed multi-head latent attention: queries already multiplied into the latent space
+    (arXiv:2405.04434, appendix C), so that keys and values are never expanded.
 
     q_latent: [b h c], q_rope: [b h r], c_kv: [b s c], k_rope: [b s r], mask: bool[b s].
     Returns the attended latents [b h c] in c_kv's dtype, to be expanded by the value up-projection.

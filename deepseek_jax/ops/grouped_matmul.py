@@ -28,7 +28,9 @@ def block_size(choices, n_routed_experts):
 
 
 def expert_layout(experts, n_routed_experts, block):
-    """Lay out experts int32[m a] as ExpertLayout. The row count depends on shapes alone, never on the choices."""
+    """Lay out experts int32[m a] as ExpertLayout. The row count depends on shapes alone, never
+    on the choices.
+    """
     m, a = experts.shape
     blocks = (
         m * a + min(n_routed_experts, m * a) * (block - 1)

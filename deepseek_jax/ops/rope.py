@@ -49,7 +49,9 @@ def llama3_frequencies(
 
 
 def rope_tables(positions, frequencies, amplitude=1.0):
-    """Cosines and sines of positions int32[...] times frequencies: two float32[..., dim / 2], times amplitude."""
+    """Cosines and sines of positions int32[...] times frequencies: two float32[..., dim / 2],
+    times amplitude.
+    """
     angles = positions[..., None].astype(jnp.float32) * jnp.asarray(frequencies, jnp.float32)
     return jnp.cos(angles) * amplitude, jnp.sin(angles) * amplitude
 

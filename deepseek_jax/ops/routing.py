@@ -15,7 +15,8 @@ def route(
     norm_topk_prob=True,
     routed_scaling_factor=1.0,
 ):
-    """Choose each token's experts, group-limited (arXiv:2412.19437, eqs. 13-16; arXiv:2405.04434, section 2.2).
+    """Choose each token's experts, group-limited (arXiv:2412.19437, eqs. 13-16;
+    arXiv:2405.04434, section 2.2).
 
     logits: float32[m e]. bias: float32[e] moves the choice and never the weight, so it gets no gradient;
     None where the router has none (DeepSeek-V2). A group scores by its best two experts under "sigmoid"
@@ -49,7 +50,8 @@ def expert_load(experts, n_routed_experts, counted=None):
 
 
 def updated_bias(bias, load, *, speed):
-    """Push an overloaded expert's bias down by speed and an underloaded one's up (arXiv:2412.19437, section 2.1.2).
+    """Push an overloaded expert's bias down by speed and an underloaded one's up
+    (arXiv:2412.19437, section 2.1.2).
 
     bias: float32[... e]; load: float32[... e], tokens per expert over the whole global batch.
     """

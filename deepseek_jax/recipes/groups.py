@@ -5,10 +5,11 @@ import time
 import jax
 import numpy as np
 
-from deepseek_jax.evaluation.held_out import completion_texts
+from deepseek_jax.evaluation.held_out import completion_texts, score
 from deepseek_jax.losses.completions import completion_logprobs
 from deepseek_jax.losses.grpo import NORMALIZES_STD, group_advantages
 from deepseek_jax.parallel import put_batch
+from deepseek_jax.parallel.processes import say
 from deepseek_jax.rollout import generate
 
 BUCKET = 16  # lengths of prompts and completions in a batch grow in these steps: few compilations
@@ -41,14 +42,18 @@ class GroupSource:
         self.questions.position = state["position"]
 
     def next(self, state, step):
-        """Roll out, score and cut into the step's updates: -> (list of batches, metrics)."""
+        """Roll out, score and cut into the step's updates: -> (list of batches, metrics).
+
+        update_seconds and update_tokens_per_second are of the update before, which ends here: a run's
+        first step has none.
+        """
         metrics = self._time_of_update(state)
         began = time.perf_counter()
-        groups, sampling_metrics = self._sample(state.params, step)
+        groups, sampled, sampling_metrics = self._sample(state.params, step)
         seconds = time.perf_counter() - began
         batch = self._batch(groups)
         tokens = float(batch["completion_mask"].sum())
-        metrics |= self._describe(groups) | sampling_metrics | {"tokens": tokens}
+        metrics |= self._describe(sampled) | sampling_metrics | {"tokens": tokens}
         metrics["rollout_seconds"] = seconds
         metrics["rollout_tokens_per_second"] = sampling_metrics["sampled_tokens"] / seconds
         batches = self._updates(state.params, batch)
@@ -67,27 +72,27 @@ class GroupSource:
     def _sample(self, params, step):
         """Groups for one step. Dynamic sampling (arXiv:2503.14476, section 3.2) draws further questions in
         place of groups whose rewards are all equal, in at most max_sampling_rounds rounds.
+        Returns (groups to learn from, all groups sampled, metrics).
         """
         wanted, rounds = self.settings.prompts_per_step, self.settings.max_sampling_rounds
-        kept, equal, sampled_tokens, errors, seen = [], [], 0, 0, 0
+        kept, equal, sampled, errors = [], [], [], 0
         for number in range(rounds):
             groups, scores = self._round(params, step, number)
-            sampled_tokens += sum(group["mask"].sum() for group in groups)
+            sampled += groups
             errors += scores.errors
-            seen += len(groups)
             for group in groups:
                 (equal if _all_equal(group["rewards"]) else kept).append(group)
             if len(kept) >= wanted:
                 break
         metrics = {
-            "all_equal_share": len(equal) / seen,
+            "all_equal_share": len(equal) / len(sampled),
             "reward_errors": float(errors),
-            "sampled_tokens": float(sampled_tokens),
+            "sampled_tokens": float(sum(group["mask"].sum() for group in sampled)),
         }
         if rounds > 1:
             metrics["sampling_rounds"] = float(number + 1)
-            return (kept + equal)[:wanted], metrics
-        return groups, metrics
+            groups = (kept + equal)[:wanted]
+        return groups, sampled, metrics
 
     def _round(self, params, step, number):
         """One batch of questions, each with its group."""
@@ -107,9 +112,9 @@ class GroupSource:
             slots=settings.rollout.slots,
         )
         texts = completion_texts(self.tokenizer, rollout)
-        scores = self.rewards.score([e for e in examples for _ in range(n)], texts)
+        scores = score(self.rewards, [e for e in examples for _ in range(n)], texts)
         for message in scores.messages:
-            print(f"step {step}: {message} The completion is left out of its group.", flush=True)
+            say(f"step {step}: {message} The completion is left out of its group.")
         groups = []
         for index, example in enumerate(examples):
             rows = slice(index * n, (index + 1) * n)
@@ -127,7 +132,10 @@ class GroupSource:
         return groups, scores
 
     def _batch(self, groups):
-        """The groups as arrays of bucketed length, completions of a group adjacent."""
+        """The groups as arrays of bucketed length, completions of a group adjacent.
+
+        A completion that could not be scored loses its tokens, and so its part in the loss.
+        """
         mask = np.concatenate([group["mask"] for group in groups])
         t = min(_bucket(mask.sum(1).max()), mask.shape[1])
         rewards = np.concatenate([group["rewards"] for group in groups])
@@ -145,7 +153,7 @@ class GroupSource:
             "prompt_ids": prompt_ids,
             "prompt_mask": np.arange(prompt_ids.shape[1]) < lengths,
             "completion_ids": np.concatenate([group["ids"] for group in groups])[:, :t],
-            "completion_mask": mask[:, :t],
+            "completion_mask": (mask & ~np.isnan(rewards)[:, None])[:, :t],
             "sampler_logprobs": np.concatenate([group["logprobs"] for group in groups])[:, :t],
             "advantages": np.asarray(advantages),
         }
@@ -166,12 +174,12 @@ class GroupSource:
 
     def _with_totals(self, batch):
         mask = batch["completion_mask"]
-        totals = {"num_tokens": mask.sum(), "num_completions": len(mask)}
+        totals = {"num_tokens": mask.sum(), "num_completions": mask.any(1).sum()}
         batch = _local_rows(batch)
         return batch | {name: np.float32(total) for name, total in totals.items()}
 
     def _describe(self, groups):
-        """What the step's rollouts were like. Rewards that could not be had are left out of the means."""
+        """What all the step's rollouts were like. Rewards that could not be had are left out of the means."""
         rewards = np.stack([group["rewards"] for group in groups])
         lengths = np.concatenate([group["mask"].sum(1) for group in groups])
         metrics = {

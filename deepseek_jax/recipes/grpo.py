@@ -7,9 +7,11 @@ import dataclasses
 import functools
 import json
 import os
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from rich.console import Console
 
 from deepseek_jax.checkpoint.store import Store
@@ -26,10 +28,12 @@ from deepseek_jax.evaluation.held_out import evaluate
 from deepseek_jax.evaluation.report import before_after_table, plot_curves, sample_panel
 from deepseek_jax.losses.completions import completion_logprobs
 from deepseek_jax.losses.grpo import NORMALIZES_STD, grpo_loss
+from deepseek_jax.parallel.processes import barrier, first_process, from_first, say
+from deepseek_jax.parallel.shard import batch_parts
 from deepseek_jax.recipes.blocks import OptimizerSettings, build_model, load_pretrained
 from deepseek_jax.recipes.groups import GroupSource
 from deepseek_jax.recipes.pretrain import PretrainSettings, train_base
-from deepseek_jax.recipes.settings import build
+from deepseek_jax.recipes.settings import build, check_counts
 from deepseek_jax.rewards import Rewards
 from deepseek_jax.training.loop import run as run_loop
 from deepseek_jax.training.metrics import MetricsWriter
@@ -56,6 +60,12 @@ class DataSettings:
     template: str = PROMPT_TEMPLATE
     num_held_out: int = 256
 
+    def __post_init__(self):
+        if self.num_held_out < 2:
+            raise ValueError(
+                f"config.data.num_held_out={self.num_held_out}: an interval needs at least 2 answers"
+            )
+
 
 @dataclasses.dataclass(frozen=True)
 class RolloutSettings:
@@ -71,11 +81,19 @@ class RolloutSettings:
 class LossSettings:
     """See losses.grpo.grpo_loss. kl_coef 0 holds no reference."""
 
-    loss_type: str = "grpo"
+    loss_type: Literal[tuple(NORMALIZES_STD)] = "grpo"
     clip_eps: float = 0.2
     clip_eps_high: float | None = None
     kl_coef: float = 0.0
     importance_cap: float | None = None
+
+    def __post_init__(self):
+        for name in ("clip_eps", "clip_eps_high", "importance_cap"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise ValueError(f"config.loss.{name}={value} must be above 0")
+        if not self.kl_coef >= 0:
+            raise ValueError(f"config.loss.kl_coef={self.kl_coef} must be at least 0")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,6 +123,9 @@ class GrpoSettings:
     log_every: int = 1
 
     def __post_init__(self):
+        for name, block in {"": self, ".rollout": self.rollout, ".base": self.base}.items():
+            if block is not None:
+                check_counts(block, f"config{name}")
         if self.accuracy not in self.rewards:
             raise ValueError(
                 f"config.accuracy={self.accuracy!r} is none of config.rewards: {list(self.rewards)}"
@@ -124,25 +145,41 @@ class GrpoSettings:
             raise ValueError(
                 f"config.rollout.temperature={self.rollout.temperature}: training samples, above 0"
             )
-        if self.loss.loss_type not in NORMALIZES_STD:
-            raise ValueError(
-                f"config.loss.loss_type={self.loss.loss_type!r} is none of {list(NORMALIZES_STD)}"
-            )
         if (self.init_from is None) == (self.base is None):
             raise ValueError(
                 "set either config.init_from, a checkpoint, or config.base, how to pre-train one"
             )
+        self.make_optimizer()  # for what it raises
+        if self.base is not None:
+            self.base.make_optimizer()
+
+    def make_optimizer(self):
+        """The optax transformation of the whole reinforcement learning."""
+        return self.optimizer.make(self.num_steps * self.minibatches * self.epochs)
 
 
 def run(config, mesh, workdir, should_stop):
     """Run the recipe in workdir, or what is left of it. config: ConfigDict of GrpoSettings' fields."""
     settings = build(GrpoSettings, config, "config")
+    _check_rows(settings, mesh)
     writer = MetricsWriter(workdir)
     with Rewards(settings.rewards) as rewards:
         task = _task(settings)
-        policy, params, tokenizer = _starting_policy(settings, mesh, workdir, writer, should_stop)
+        policy, params, tokenizer = _starting_policy(settings, mesh)
         train = _with_prompts(task.train, tokenizer, settings, "training")
         held_out = _with_prompts(task.held_out, tokenizer, settings, "held-out")
+        _check_length(settings, policy, train + held_out)
+        if params is None:
+            params = train_base(
+                policy,
+                settings.base,
+                tokenizer,
+                mesh,
+                workdir,
+                seed=settings.seed,
+                writer=writer,
+                should_stop=should_stop,
+            )
         measure = functools.partial(_measure, settings, policy, tokenizer, held_out, rewards)
         before = _remembered(workdir / "before.json", lambda: measure(params))
         source = functools.partial(
@@ -171,8 +208,38 @@ def _task(settings):
     return TASKS[data.task](settings.seed, data.num_held_out)
 
 
-def _starting_policy(settings, mesh, workdir, writer, should_stop):
-    """(ModelConfig, params, Tokenizer): read from init_from, or pre-trained here."""
+def _check_rows(settings, mesh):
+    """Every micro-batch must split over the mesh in whole groups."""
+    parts = batch_parts(mesh)
+    sizes = {"prompts_per_step": settings.minibatches * settings.micro_batches}
+    values = {"prompts_per_step": settings.prompts_per_step}
+    if settings.base is not None:
+        sizes["base.batch_size"] = settings.base.micro_batches
+        values["base.batch_size"] = settings.base.batch_size
+    for name, cuts in sizes.items():
+        if values[name] % (cuts * parts):
+            raise ValueError(
+                f"config.{name}={values[name]} in {cuts} micro-batches does not split over the "
+                f"{parts} parts of config.mesh (data x fsdp x expert); "
+                f"set config.{name} to a multiple of {cuts * parts}"
+            )
+
+
+def _check_length(settings, policy, examples):
+    """The positions that prompts and completions take must be some that the model knows."""
+    longest = max(len(example["prompt_ids"]) for example in examples)
+    completion, limit = settings.rollout.max_completion_length, policy.max_position_embeddings
+    if longest + completion > limit:
+        raise ValueError(
+            f"config.rollout.max_completion_length={completion} behind the longest prompt's {longest} "
+            f"tokens is beyond the model's max_position_embeddings={limit}; "
+            f"lower it to {limit - longest} or less, or "
+            "config.rollout.max_prompt_length"
+        )
+
+
+def _starting_policy(settings, mesh):
+    """(ModelConfig, params, Tokenizer): read from init_from; params None where they are to be pre-trained."""
     if settings.init_from is not None:
         return load_pretrained(settings.init_from, settings.model, mesh)
     tokenizer = arithmetic_tokenizer()
@@ -181,17 +248,17 @@ def _starting_policy(settings, mesh, workdir, writer, should_stop):
         raise ValueError(
             f"config.model.vocab_size={policy.vocab_size} is below the tokenizer's {tokenizer.vocab_size}"
         )
-    params = train_base(
-        policy,
-        settings.base,
-        tokenizer,
-        mesh,
-        workdir,
-        seed=settings.seed,
-        writer=writer,
-        should_stop=should_stop,
-    )
-    return policy, params, tokenizer
+    if settings.base.sequence_length > policy.max_position_embeddings:
+        raise ValueError(
+            f"config.base.sequence_length={settings.base.sequence_length} is beyond "
+            f"config.model.max_position_embeddings={policy.max_position_embeddings}"
+        )
+    if settings.base.bias_update_speed and not (policy.num_moe_layers and policy.has_router_bias):
+        raise ValueError(
+            f"config.base.bias_update_speed={settings.base.bias_update_speed} moves a router's bias, "
+            "and this model has none; set it to 0"
+        )
+    return policy, None, tokenizer
 
 
 def _with_prompts(examples, tokenizer, settings, kind):
@@ -215,9 +282,8 @@ def _with_prompts(examples, tokenizer, settings, kind):
         )
     if len(kept) < len(rendered):
         left_out = len(rendered) - len(kept)
-        print(
-            f"{left_out} of {len(rendered)} {kind} prompts are longer than {limit} tokens: left out",
-            flush=True,
+        say(
+            f"{left_out} of {len(rendered)} {kind} prompts are longer than {limit} tokens: left out"
         )
     return kept
 
@@ -244,10 +310,14 @@ def _measure(settings, policy, tokenizer, held_out, rewards, params):
 
 
 def _remembered(path, measure):
-    """What was measured before, from its file, else measured now and written to it."""
-    if not path.exists():
+    """What was measured before, from its file, else measured now and written to it.
+
+    Process 0 says which: measuring takes all processes.
+    """
+    barrier(f"before {path.name} is looked for")
+    if not from_first(np.asarray(path.exists())):
         measured = measure()
-        if jax.process_index() == 0:
+        if first_process():
             fresh = path.with_suffix(".tmp")
             fresh.write_text(json.dumps(measured, indent=1))
             os.replace(fresh, path)
@@ -256,7 +326,10 @@ def _remembered(path, measure):
 
 
 def _reinforce(settings, policy, params, source, mesh, workdir, writer, should_stop):
-    """The reinforcement learning itself: -> params. Resumes from workdir/grpo."""
+    """The reinforcement learning itself: -> params. Resumes from workdir/grpo.
+
+    The params given are used up, unless kl_coef keeps them as the reference.
+    """
 
     def loss_fn(params, batch, rng):
         logprobs, entropy, load_le = completion_logprobs(
@@ -271,15 +344,18 @@ def _reinforce(settings, policy, params, source, mesh, workdir, writer, should_s
         )
         return loss, metrics if load_le is None else metrics | {"expert_load": load_le}
 
-    tx = settings.optimizer.make(settings.num_steps * settings.minibatches * settings.epochs)
+    tx = settings.make_optimizer()
     placed = state_shardings(mesh, jax.tree.map(lambda leaf: leaf.sharding, params), params, tx)
-    create = jax.jit(functools.partial(TrainState.create, tx=tx), out_shardings=placed)
+    create = functools.partial(TrainState.create, tx=tx)
+    create = jax.jit(
+        create, out_shardings=placed, donate_argnums=0
+    )  # no second copy of the weights
     train_step = make_train_step(loss_fn, tx, micro_batches=settings.micro_batches)
     train_step = jax.jit(train_step, donate_argnums=0, out_shardings=(placed, None))
     reference = params if settings.loss.kl_coef else None
     with Store(workdir / PHASE) as store:
         state = run_loop(
-            create(jax.tree.map(jnp.copy, params) if settings.loss.kl_coef else params),
+            create(params if reference is None else jax.tree.map(jnp.copy, params)),
             _checking_first(train_step, LARGEST_GAP[policy.dtype]),
             source(reference),
             num_steps=settings.num_steps,
@@ -308,9 +384,7 @@ def _checking_first(train_step, allowed):
         if not checked:
             checked = True
             mean, largest = (float(metrics[f"sampler_gap_{name}"]) for name in ("mean", "max"))
-            print(
-                f"|old - sampler| log-prob gap: mean {mean:.1e}, max {largest:.1e} nats", flush=True
-            )
+            say(f"|old - sampler| log-prob gap: mean {mean:.1e}, max {largest:.1e} nats")
             if not mean <= allowed:
                 raise ValueError(
                     f"the sampler's log-probabilities are off the trainer's by {mean:.1e} nats on average, "
@@ -323,7 +397,7 @@ def _checking_first(train_step, allowed):
 
 def _report(workdir, before, after):
     """Print the table and samples, draw the curves. Process 0 alone."""
-    if jax.process_index() != 0:
+    if not first_process():
         return
     plot_curves(workdir / "metrics.jsonl", workdir / "curves.png", phase=PHASE)
     forms = {
@@ -340,9 +414,9 @@ def _report(workdir, before, after):
                 {
                     "prompt": old["prompt"],
                     "before": old["completion"],
-                    "before_reward": old["reward"],
+                    "before_reward": np.nan if old["reward"] is None else old["reward"],
                     "after": new["completion"],
-                    "after_reward": new["reward"],
+                    "after_reward": np.nan if new["reward"] is None else new["reward"],
                 }
                 for old, new in pairs
             ]

@@ -10,6 +10,7 @@ from deepseek_jax.data.packing import pack
 from deepseek_jax.data.sources import arithmetic_corpus
 from deepseek_jax.losses.next_token import next_token_loss
 from deepseek_jax.parallel import put_batch
+from deepseek_jax.parallel.processes import from_each, total
 from deepseek_jax.recipes.blocks import OptimizerSettings, random_params
 from deepseek_jax.training.loop import run as run_loop
 from deepseek_jax.training.state import TrainState, state_shardings
@@ -30,9 +31,27 @@ class PretrainSettings:
     save_every: int = 500
     log_every: int = 25
 
+    def __post_init__(self):
+        if self.sequence_length < 2:
+            raise ValueError(
+                f"config.base.sequence_length={self.sequence_length} leaves nothing to predict; "
+                "set it to at least 2"
+            )
+        if self.bias_update_speed < 0:
+            raise ValueError(
+                f"config.base.bias_update_speed={self.bias_update_speed} must be at least 0"
+            )
+
+    def make_optimizer(self):
+        """The optax transformation of the whole pre-training."""
+        return self.optimizer.make(self.num_steps, "config.base.optimizer")
+
 
 class PackedDocuments:
-    """The loop's source of language-modelling batches: a Grain iterator whose place is saved."""
+    """The loop's source of language-modelling batches: a Grain iterator whose place is saved.
+
+    dataset: data.packing.pack's, of this process's share of the documents.
+    """
 
     def __init__(self, dataset, mesh):
         self.iterator, self.mesh = iter(dataset), mesh
@@ -40,15 +59,22 @@ class PackedDocuments:
     def next(self, state, step):
         """One batch on the mesh, and how many tokens it predicts."""
         batch = next(self.iterator)
+        batch["normalizer"] = total(batch["normalizer"])
         return [put_batch(self.mesh, batch)], {"tokens": float(batch["normalizer"])}
 
     def get_state(self):
-        """Where the iterator stands."""
-        return self.iterator.get_state()
+        """Where the iterator of each process stands."""
+        return {"processes": from_each(self.iterator.get_state())}
 
     def set_state(self, state):
-        """Go on from there."""
-        self.iterator.set_state(state)
+        """Go on from there. Raises ValueError for the state of another number of processes."""
+        places = state["processes"]
+        if len(places) != jax.process_count():
+            raise ValueError(
+                f"the base was being pre-trained by {len(places)} processes, and now there are "
+                f"{jax.process_count()}; start as many as before, or give another --workdir"
+            )
+        self.iterator.set_state(places[jax.process_index()])
 
 
 def train_base(config, settings, tokenizer, mesh, workdir, *, seed, writer, should_stop):
@@ -63,8 +89,10 @@ def train_base(config, settings, tokenizer, mesh, workdir, *, seed, writer, shou
         sequence_length=settings.sequence_length,
         batch_size=settings.batch_size,
         seed=seed,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
     )
-    tx = settings.optimizer.make(settings.num_steps)
+    tx = settings.make_optimizer()
     params, places = random_params(config, mesh, seed)
     placed = state_shardings(mesh, places, params, tx)
     train_step = make_train_step(
@@ -73,9 +101,13 @@ def train_base(config, settings, tokenizer, mesh, workdir, *, seed, writer, shou
         micro_batches=settings.micro_batches,
         bias_update_speed=settings.bias_update_speed,
     )
+    create = functools.partial(TrainState.create, tx=tx)
+    create = jax.jit(
+        create, out_shardings=placed, donate_argnums=0
+    )  # the state's are the only weights
     with Store(workdir / "pretrain") as store:
         state = run_loop(
-            jax.jit(functools.partial(TrainState.create, tx=tx), out_shardings=placed)(params),
+            create(params),
             jax.jit(train_step, donate_argnums=0, out_shardings=(placed, None)),
             PackedDocuments(batches, mesh),
             num_steps=settings.num_steps,

@@ -32,6 +32,14 @@ def build(cls, block, path):
     return cls(**checked)
 
 
+def check_counts(settings, path):
+    """Raise ValueError, naming the field, for an int of the dataclass that is below 1; a seed may be 0."""
+    for field in dataclasses.fields(settings):
+        value = getattr(settings, field.name)
+        if type(value) is int and field.name != "seed" and value < 1:
+            raise ValueError(f"{path}.{field.name}={value} must be at least 1")
+
+
 def suggest(name, allowed):
     """The end of an error about an unknown name: the nearest of the allowed ones, then all."""
     allowed = list(allowed)

@@ -45,7 +45,8 @@ def generate(
     takes the next request. A prompt is prefilled once for all its completions. What is sampled depends on
     seed, the prompt and the completion's number among all of that prompt, and on nothing else in the call
     (in float32; lower precisions round differently in another batch). Raises ValueError on a prompt that is
-    empty, out of vocabulary, or too long for max_position_embeddings. Returns Rollout of len(prompts) * n rows.
+    empty, out of vocabulary, or too long for max_position_embeddings. Returns Rollout of
+    len(prompts) * n rows.
     """
     sampling = Sampling(float(temperature), float(top_p), top_k)
     sampling.check(config.vocab_size)
@@ -158,7 +159,8 @@ def _check(config, prompts, max_completion_length, n, slots):
             )
         if len(prompt) > limit:
             raise ValueError(
-                f"prompt {index} has {len(prompt)} tokens; max_position_embeddings={config.max_position_embeddings} "
+                f"prompt {index} has {len(prompt)} tokens; "
+                f"max_position_embeddings={config.max_position_embeddings} "
                 f"less max_completion_length={max_completion_length} allows {limit}: shorten one of the two"
             )
         if min(prompt) < 0 or max(prompt) >= config.vocab_size:

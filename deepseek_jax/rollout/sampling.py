@@ -31,7 +31,8 @@ class Sampling(NamedTuple):
 
 
 def sampled_logits(logits, sampling):
-    """Logits of the distribution that is sampled: over temperature, then top-k, then top-p (arXiv:1904.09751).
+    """Logits of the distribution that is sampled: over temperature, then top-k, then top-p
+    (arXiv:1904.09751).
 
     logits: float32[b v]. A token stays in the nucleus if those likelier than it hold less than top_p.
     Greedy decoding leaves them as they are.

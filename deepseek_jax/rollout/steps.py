@@ -70,7 +70,9 @@ def _logits(config, weights, x_bd):
 
 @functools.partial(jax.jit, static_argnums=0)
 def prefill(config, weights, tokens, lengths):
-    """Run prompts: tokens int32[p t], right-padded, lengths int32[p] -> (caches a layer, logits float32[p v])."""
+    """Run prompts: tokens int32[p t], right-padded, lengths int32[p] -> (caches a layer, logits
+    float32[p v]).
+    """
     t = tokens.shape[1]
     segment_ids = (jnp.arange(t) < lengths[:, None]).astype(jnp.int32)
     rope = position_tables(config, jnp.broadcast_to(jnp.arange(t), tokens.shape))

@@ -7,22 +7,30 @@ SCHEDULES = ("constant", "cosine")
 
 
 def make_schedule(
-    learning_rate, *, schedule="constant", warmup_steps=0, num_steps, final_fraction=0.1
+    learning_rate,
+    *,
+    schedule="constant",
+    warmup_steps=0,
+    num_steps,
+    final_fraction=0.1,
+    path="config.optimizer",
 ):
     """The learning rate of update i, counted from 0: a function int32[] -> float32[].
 
     Rises in a straight line from learning_rate / (warmup_steps + 1) at update 0, so that no update
     is wasted, to learning_rate at update warmup_steps. Then "constant" stays, and "cosine" falls by
     half a cosine (arXiv:1608.03983) to final_fraction * learning_rate at update num_steps.
-    Raises ValueError for an unknown schedule, a rate below zero, or a warm-up that does not end.
+    path: the config block that these stand in, for messages. Raises ValueError for an unknown
+    schedule, a rate below zero, or a warm-up that does not end.
     """
     if schedule not in SCHEDULES:
-        raise ValueError(f"schedule={schedule!r} is unknown; set it to one of {SCHEDULES}")
+        raise ValueError(f"{path}.schedule={schedule!r} is unknown; set it to one of {SCHEDULES}")
     if learning_rate < 0:
-        raise ValueError(f"learning_rate={learning_rate} must not be below 0")
+        raise ValueError(f"{path}.learning_rate={learning_rate} must not be below 0")
     if not 0 <= warmup_steps < num_steps:
         raise ValueError(
-            f"warmup_steps={warmup_steps} must be at least 0 and below num_steps={num_steps}"
+            f"{path}.warmup_steps={warmup_steps} must be at least 0 and below num_steps={num_steps}, "
+            "all its updates"
         )
     start = learning_rate / (warmup_steps + 1)
     if schedule == "constant":
@@ -35,7 +43,9 @@ def make_optimizer(schedule, *, b1, b2, weight_decay, max_grad_norm, eps=1e-8):
     """Clip by global norm, then AdamW (arXiv:1711.05101): an optax transformation.
 
     Weight decay, multiplied by the learning rate, skips norm scales and biases. Leaves named
-    router_bias keep no moments and are never changed here: expert loads move them, in the step.
+    router_bias keep no moments and are never changed here: expert loads move them, in the step. So do
+    all leaves below a name that begins with mtp_: no loss here trains multi-token prediction yet, and decay
+    alone would wear a checkpoint's weights away.
     """
     trained = optax.chain(
         optax.clip_by_global_norm(max_grad_norm),
@@ -52,8 +62,12 @@ def _decays(params):
 
 def _labels(params):
     return jax.tree.map_with_path(
-        lambda path, _: "frozen" if _name(path) == "router_bias" else "trained", params
+        lambda path, _: "frozen" if _is_frozen(path) else "trained", params
     )
+
+
+def _is_frozen(path):
+    return _name(path) == "router_bias" or path[0].key.startswith("mtp_")
 
 
 def _name(path):

@@ -99,7 +99,7 @@ def _move_router_bias(params, load_le, speed):
     if load_le is None:
         raise ValueError(
             f"bias_update_speed={speed} needs experts, and this model reports no expert_load; "
-            "set bias_update_speed to 0"
+            "set config.base.bias_update_speed to 0"
         )
     layers = params["moe_layers"]
     bias = updated_bias(layers["ffn"]["router_bias"], load_le, speed=speed)

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from deepseek_jax.rollout import generate
-from tests.benchmarks.peers import interleave, medians, print_table, smollm2, tiny_v3
+from tests.benchmarks.peers import interleave, medians, smollm2, tiny_v3
 
 PROMPT, NEW = 64, 64
 CASES = (
@@ -63,16 +63,10 @@ def main():
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--only", default="")
     args = parser.parse_args()
-    rows = [
-        measure(*case, args.rounds)
-        for case in CASES
-        if args.only in f"{case[0]} {case[2]} {case[1]}"
-    ]
-    print_table(
-        f"tokens/s, prompt {PROMPT}, {NEW} new tokens",
-        ["case", "transformers", "deepseek_jax", "ratio"],
-        rows,
-    )
+    print(f"prompt {PROMPT}, {NEW} new tokens; case: transformers tokens/s, ours, ratio", flush=True)
+    for case in CASES:
+        if args.only in f"{case[0]} {case[2]} {case[1]}":
+            print(" | ".join(measure(*case, args.rounds)), flush=True)
 
 
 if __name__ == "__main__":

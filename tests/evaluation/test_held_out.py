@@ -75,12 +75,26 @@ def test_scores_are_those_of_the_rollout_scored_by_hand(params, monkeypatch):
     ]
 
 
-def test_an_answer_that_cannot_be_scored_is_an_error_and_no_zero(params, monkeypatch):
-    """Oracle: the message names how many, and the reward's own exception."""
+def test_answers_that_cannot_be_scored_are_left_out_and_counted(params, monkeypatch, capsys):
+    """Oracle: by hand: the texts of odd length are not scored, and all others earn 1."""
     monkeypatch.setitem(scoring.REWARDS, "raises", raises)
-    with pytest.raises(
-        RuntimeError, match=r"\d+ held-out answers could not be scored: .*ZeroDivisionError"
-    ):
+    examples = arithmetic_task(0, 10).held_out
+    prompts, result = evaluated(params, examples, {"raises": 1.0}, "raises")
+    texts = completion_texts(TOKENIZER, generate(CONFIG, params, prompts, **SAMPLING))
+    odd = [len(text) % 2 == 1 for text in texts]
+    assert 0 < sum(odd) < 10
+    assert result["unscored"] == sum(odd)
+    assert result["scores"]["accuracy"] == (1.0, *wilson_interval(10 - sum(odd), 10 - sum(odd)))
+    assert [s["reward"] for s in result["samples"]] == [None if o else 1.0 for o in odd[:3]]
+    said = capsys.readouterr().out
+    assert f"{sum(odd)} of 10 held-out answers could not be scored" in said
+    assert "ZeroDivisionError" in said
+
+
+def test_answers_none_of_which_can_be_scored_are_an_error_and_no_zero(params, monkeypatch):
+    """Oracle: the message holds the reward's own exception."""
+    monkeypatch.setitem(scoring.REWARDS, "raises", lambda completion, example: 1 / 0)
+    with pytest.raises(RuntimeError, match="none of 10 .*ZeroDivisionError"):
         evaluated(params, arithmetic_task(0, 10).held_out, {"raises": 1.0}, "raises")
 
 

@@ -47,6 +47,19 @@ def run(config, mesh, workdir, should_stop):
             print("under way", flush=True)
     (workdir / f"done{jax.process_index()}").write_text(f"{step} {dict(mesh.shape)}")
 '''
+WORKERS = '''
+"""Asks a worker process of math-verify what it has imported."""
+import sys
+from deepseek_jax.rewards.math_verify import MathVerifier
+
+def run(config, mesh, workdir, should_stop):
+    with MathVerifier(num_workers=1) as verifier:
+        assert verifier.score(["1"], ["$x$"]) == [0.0]  # starts the worker
+        modules = verifier._pool.submit(eval, "list(__import__('sys').modules)").result()
+    main = sys.modules["__main__"].__file__
+    (workdir / "modules").write_text("\\n".join(modules))
+    (workdir / "main").write_text(main)
+'''
 LAUNCH = f"""
 import runpy, sys
 sys.path.insert(0, {str(ROOT)!r})
@@ -61,6 +74,7 @@ def folder(tmp_path):
     """A directory to start from, with a config, a recipe and a way to launch."""
     (tmp_path / "plugins").mkdir()
     (tmp_path / "plugins" / "polling.py").write_text(RECIPE)
+    (tmp_path / "plugins" / "workers.py").write_text(WORKERS)
     (tmp_path / "tiny.py").write_text(CONFIG)
     (tmp_path / "launch_here.py").write_text(LAUNCH)
     return tmp_path
@@ -159,6 +173,16 @@ def test_a_second_signal_acts_as_if_nobody_listened():
     assert stop()
     with pytest.raises(KeyboardInterrupt):
         signal.raise_signal(signal.SIGINT)
+
+
+def test_a_reward_worker_imports_the_main_script_and_no_jax(folder):
+    """Oracle: sys.modules of the worker; __mp_main__ there is launch/train.py, imported again."""
+    status, _, err = launched(folder, "--config=tiny.py", "--config.recipe=workers")
+    assert status == 0, err
+    modules = set((folder / "runs" / "tiny" / "modules").read_text().splitlines())
+    assert (folder / "runs" / "tiny" / "main").read_text().endswith("launch/train.py")
+    assert {"__mp_main__", "absl.app"} <= modules
+    assert not {"jax", "jaxlib", "flax", "orbax", "transformers"} & modules
 
 
 def test_two_processes_make_one_mesh_and_one_work_directory(folder):

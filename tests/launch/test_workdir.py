@@ -63,6 +63,25 @@ def test_another_config_is_refused_with_every_difference_and_nothing_is_touched(
     assert contents(tmp_path) == before
 
 
+@pytest.mark.parametrize("name", ["notes.txt", "inner/notes.txt", "../run"])
+def test_a_directory_of_something_else_is_refused_and_left_untouched(tmp_path, name):
+    """Oracle: the message names the flag, and the bytes stay; a file in the directory's place too."""
+    file = (tmp_path / "run" / name).resolve()
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text("mine")
+    before = contents(tmp_path)
+    with pytest.raises(ValueError, match=f"--workdir={tmp_path / 'run'} is not empty"):
+        claim_workdir(tmp_path / "run", config())
+    assert contents(tmp_path) == before
+
+
+def test_a_claim_that_was_cut_short_can_be_made_again(tmp_path):
+    """Oracle: config.json alone, though a half-written one lay there."""
+    (tmp_path / "config.json.tmp").write_text('{"rec')
+    assert claim_workdir(tmp_path, config()) is True
+    assert [path.name for path in tmp_path.iterdir()] == ["config.json"]
+
+
 def test_a_block_that_becomes_a_number_is_a_difference(tmp_path):
     """Oracle: the fields by hand."""
     claim_workdir(tmp_path, config(mesh={}))

@@ -222,21 +222,6 @@ def test_clip_eps_of_10_clips_only_gains_above_a_ratio_of_11():
 
 
 @pytest.mark.parametrize("loss_type", LOSS_TYPES)
-def test_a_nan_advantage_counts_as_no_completion(loss_type):
-    """Oracle: the same batch with that completion masked out."""
-    logprobs, entropy, batch = make_batch()
-    settings = dict(loss_type=loss_type, kl_coef=0.1)
-    mask = batch["completion_mask"].copy()
-    mask[2] = False
-    want = loss_and_grad(logprobs, entropy, batch | dict(completion_mask=mask), **settings)
-    advantages = batch["advantages"].copy()
-    advantages[2] = np.nan
-    got = loss_and_grad(logprobs, entropy, batch | dict(advantages=advantages), **settings)
-    assert (got[0], got[2]) == (want[0], want[2])
-    np.testing.assert_array_equal(got[1], want[1])
-
-
-@pytest.mark.parametrize("loss_type", LOSS_TYPES)
 def test_a_batch_of_padding_alone_is_zero(loss_type):
     """Oracle: by hand, an empty sum; its normalisers are 0 too."""
     logprobs, entropy, batch = make_batch(lengths=(0,) * 8)

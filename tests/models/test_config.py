@@ -34,6 +34,7 @@ LLAMA = dict(
         (TINY, dict(first_k_dense_replace=3), ["first_k_dense_replace=3", "0..2"]),
         (LLAMA, dict(num_key_value_heads=3), ["num_attention_heads=4", "num_key_value_heads=3"]),
         (LLAMA, dict(head_dim=7), ["7", "even"]),
+        (LLAMA, dict(hidden_size=26), ["model.hidden_size=26", "model.num_attention_heads=4"]),
         (LLAMA, dict(num_nextn_predict_layers=1), ["num_nextn_predict_layers", "n_routed_experts"]),
     ],
 )

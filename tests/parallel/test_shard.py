@@ -21,6 +21,7 @@ from deepseek_jax.parallel import (
     put_batch,
     shardings,
 )
+from deepseek_jax.parallel.shard import batch_parts
 
 TINY = ModelConfig(**models.deepseek_v3_tiny() | dict(num_nextn_predict_layers=1))
 AXES = {"experts": ("layers", "experts", "embed", "mlp"), "scale": ("embed",)}
@@ -129,6 +130,11 @@ def test_put_batch_refuses_rows_that_do_not_split():
         "batch['tokens']: axis batch of size 6 does not split over config.mesh.data=4, "
         "config.mesh.fsdp=2; set their product to a divisor of 6"
     )
+
+
+def test_batch_parts_is_what_the_rows_split_into():
+    """Oracle: by hand, 2 * 2 of eight devices; tensor holds copies."""
+    assert batch_parts(make_mesh(data=2, fsdp=2, tensor=2)) == 4
 
 
 def test_constrain_places_under_a_mesh_and_changes_nothing_without():

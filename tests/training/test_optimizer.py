@@ -58,6 +58,19 @@ def test_router_bias_has_no_moments_and_never_moves():
     np.testing.assert_array_equal(after, params["layer"]["router_bias"])
 
 
+def test_multi_token_prediction_keeps_its_weights_and_has_no_moments():
+    """Oracle: the weights before, which decay alone would move; the paths of the state's arrays."""
+    tx = make_optimizer(make_schedule(0.01, num_steps=10), **SETTINGS)
+    params = parameters() | {"mtp_0": parameters()["layer"]}
+    opt_state = tx.init(params)
+    paths = [jax.tree_util.keystr(p) for p, _ in jax.tree_util.tree_leaves_with_path(opt_state)]
+    assert not any("mtp_0" in path for path in paths)
+    updates, _ = tx.update(jax.tree.map(jnp.zeros_like, params), opt_state, params)
+    after = optax.apply_updates(params, updates)
+    jax.tree.map(np.testing.assert_array_equal, after["mtp_0"], params["mtp_0"])
+    assert (after["layer"]["kernel"] != params["layer"]["kernel"]).all()
+
+
 @pytest.mark.parametrize(
     ("schedule", "wanted"),
     [

@@ -1,0 +1,84 @@
+"""The tokenizer that a .gguf file holds: byte-level BPE, built from the file's metadata."""
+
+import gguf
+import tokenizers
+
+PREFIX = "tokenizer.ggml."
+NEEDED = ("model", "pre", "tokens", "merges", "token_type", "eos_token_id")
+
+
+def gguf_tokenizer(path):
+    """The transformers tokenizer of a .gguf file, chat template included, for use or save_pretrained.
+
+    The metadata say how text is first cut; "smollm" is read: digits singly, the rest as in GPT-2. That is
+    llama.cpp's reading. transformers' own, which needs PyTorch, cuts as GPT-2 alone: it parts the last of
+    several white spaces before a digit from the others.
+    Raises ValueError for a file that is no GGUF or is cut short, for one without a tokenizer, and for
+    another model than byte-level BPE or another first cut, naming what the file says.
+    """
+    import transformers  # here: seconds to import, and the small world does without
+
+    metadata = _metadata(path)
+    special = {
+        name: metadata["tokens"][metadata[key]]
+        for name, key in {
+            "bos_token": "bos_token_id",
+            "eos_token": "eos_token_id",
+            "unk_token": "unknown_token_id",
+            "pad_token": "padding_token_id",
+        }.items()
+        if key in metadata
+    }
+    backend = _backend(metadata)
+    if metadata.get("add_bos_token"):
+        bos = special["bos_token"]
+        backend.post_processor = tokenizers.processors.TemplateProcessing(
+            single=[bos, "$A"], special_tokens=[(bos, metadata["bos_token_id"])]
+        )
+    return transformers.PreTrainedTokenizerFast(
+        tokenizer_object=backend, chat_template=metadata["chat_template"], **special
+    )
+
+
+def _backend(metadata):
+    """The tokenizers.Tokenizer; control and user-defined tokens are found whole in a text."""
+    tokens = metadata["tokens"]
+    vocabulary = {token: i for i, token in enumerate(tokens)}
+    merges = [tuple(merge.split(" ")) for merge in metadata["merges"]]
+    backend = tokenizers.Tokenizer(tokenizers.models.BPE(vocabulary, merges))
+    digits = tokenizers.pre_tokenizers.Digits(individual_digits=True)
+    gpt2 = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.pre_tokenizer = tokenizers.pre_tokenizers.Sequence([digits, gpt2])
+    backend.decoder = tokenizers.decoders.ByteLevel()
+    for kind, add in (
+        (gguf.TokenType.CONTROL, backend.add_special_tokens),
+        (gguf.TokenType.USER_DEFINED, backend.add_tokens),
+    ):
+        whole = [t for t, k in zip(tokens, metadata["token_type"], strict=True) if k == kind]
+        add([tokenizers.AddedToken(token, normalized=False) for token in whole])
+    return backend
+
+
+def _metadata(path):
+    """What the file says of its tokenizer, by the key's last part; chat_template is None without one."""
+    try:
+        fields = gguf.GGUFReader(path).fields
+    except (ValueError, IndexError) as error:
+        raise ValueError(f"{path} is not a whole GGUF file: {error}") from error
+    metadata = {
+        key.removeprefix(PREFIX): field.contents()
+        for key, field in fields.items()
+        if key.startswith(PREFIX)
+    }
+    for key, allowed in (("model", "gpt2"), ("pre", "smollm")):
+        if metadata.get(key, allowed) != allowed:
+            raise ValueError(
+                f"{path}: {PREFIX}{key}={metadata[key]!r} is not read, only {allowed!r}; "
+                "give the Hugging Face folder"
+            )
+    needed = NEEDED + (("bos_token_id",) if metadata.get("add_bos_token") else ())
+    missing = [PREFIX + key for key in needed if key not in metadata]
+    if missing:
+        raise ValueError(f"{path} lacks the metadata {', '.join(missing)}")
+    template = fields.get("tokenizer.chat_template")
+    return metadata | {"chat_template": template and template.contents()}
