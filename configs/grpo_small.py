@@ -17,7 +17,7 @@ def get_config(arg=None):
     c.model = models.deepseek_v3_tiny(vocab_size=21)
     c.base = dict(num_documents=60_000, sequence_length=64, batch_size=32, num_steps=2400)
     c.base.optimizer = dict(
-        learning_rate=5e-3, schedule="cosine", warmup_steps=30, weight_decay=0.05
+        learning_rate=3e-3, schedule="cosine", warmup_steps=30, weight_decay=0.05
     )
     c.data = dict(task="arithmetic", num_held_out=256)
     c.accuracy = "correct"
