@@ -19,7 +19,7 @@ from deepseek_jax.losses.completions import completion_logprobs
 from deepseek_jax.losses.grpo import grpo_loss
 from deepseek_jax.parallel import make_mesh
 from deepseek_jax.recipes.groups import GroupSource
-from deepseek_jax.recipes.grpo import GrpoSettings
+from deepseek_jax.recipes.grpo_settings import GrpoSettings
 from deepseek_jax.recipes.settings import build
 from deepseek_jax.rewards import Rewards
 from deepseek_jax.training.state import TrainState

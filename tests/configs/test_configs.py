@@ -11,7 +11,7 @@ import pytest
 from configs import models
 from deepseek_jax.parallel import MESH_AXES
 from deepseek_jax.recipes.blocks import RunSettings, build_model
-from deepseek_jax.recipes.grpo import TASKS, GrpoSettings
+from deepseek_jax.recipes.grpo_settings import TASKS, GrpoSettings
 from deepseek_jax.recipes.settings import build
 from deepseek_jax.rewards import Rewards
 

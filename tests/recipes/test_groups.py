@@ -13,7 +13,7 @@ from deepseek_jax.models import init_params
 from deepseek_jax.parallel import make_mesh
 from deepseek_jax.recipes import groups
 from deepseek_jax.recipes.blocks import build_model
-from deepseek_jax.recipes.grpo import GrpoSettings
+from deepseek_jax.recipes.grpo_settings import GrpoSettings
 from deepseek_jax.recipes.settings import build
 from deepseek_jax.rewards import Rewards, scoring
 from deepseek_jax.rollout import generate
