@@ -91,6 +91,8 @@ def parse_flags(argv):
         if isinstance(error, (LookupError, AttributeError)) and "get_config" in _functions(error):
             raise  # a slip in the config file, for its author
         fail(_flag_message(error, argv))
+    if flags.FLAGS["verbosity"].using_default_value:
+        flags.FLAGS.verbosity = logging.ERROR  # the libraries tell of every file and of themselves
     return rest
 
 
@@ -156,8 +158,6 @@ def main(argv):
     from launch.workdir import claim_workdir, default_workdir, release_workdir
 
     del argv  # parse_flags has read it
-    if flags.FLAGS["verbosity"].using_default_value:
-        logging.set_verbosity(logging.WARNING)  # else the checkpoint library tells of every file
     config = flags.FLAGS.config
     path = config_flags.get_config_filename(flags.FLAGS["config"])
     workdir = Path(flags.FLAGS.workdir or default_workdir(path, config.get("seed"))).resolve()

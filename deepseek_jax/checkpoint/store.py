@@ -19,11 +19,11 @@ class Store:
         self.folder = Path(folder).resolve()
         registry = ocp.handlers.local_registry()
         registry.add(ocp.handlers.JsonHandler, checkpointable_name="data")
+        context = ocp.Context()
+        context.checkpointables.registry = registry
         self._checkpointer = ocp.training.Checkpointer(
             self.folder,
-            context=ocp.Context(
-                checkpointables_options=ocp.options.CheckpointablesOptions(registry=registry)
-            ),
+            context=context,
             save_decision_policy=ocp.training.save_decision_policies.FixedIntervalPolicy(1),
             preservation_policy=ocp.training.preservation_policies.LatestN(keep),
         )

@@ -1,5 +1,6 @@
 """What decoding remembers: a cache a layer, and where the next token is written in it."""
 
+import functools
 from typing import NamedTuple
 
 import jax
@@ -17,10 +18,16 @@ class CacheWrite(NamedTuple):
     mask: jax.Array
 
     def __call__(self, cache, entry, *, axis):
-        """Write entry, of length one along `axis`, into cache at index."""
-        return jax.lax.dynamic_update_slice_in_dim(
-            cache, entry.astype(cache.dtype), self.index, axis
+        """Write entry, of length one along `axis`, into cache at index.
+
+        The bits are moved as integers: in bfloat16 a CPU would convert the whole cache there and back.
+        """
+        bits = jnp.dtype(f"uint{8 * cache.dtype.itemsize}")
+        as_bits = functools.partial(jax.lax.bitcast_convert_type, new_dtype=bits)
+        written = jax.lax.dynamic_update_slice_in_dim(
+            as_bits(cache), as_bits(entry.astype(cache.dtype)), self.index, axis
         )
+        return jax.lax.bitcast_convert_type(written, cache.dtype)
 
 
 def empty_cache(config, batch_size, length, dtype):

@@ -41,8 +41,13 @@ class RMSNorm(nn.Module):
         return rms_norm(x, scale, self.eps or self.config.rms_norm_eps)
 
 
+def swiglu(gate, up):
+    """silu(gate) * up (arXiv:2002.05202), in float32 and rounded to their dtype once."""
+    return (nn.silu(gate.astype(jnp.float32)) * up.astype(jnp.float32)).astype(gate.dtype)
+
+
 class GatedMLP(nn.Module):
-    """SwiGLU (arXiv:2002.05202): down(silu(gate(x)) * up(x)), gate and up in one product."""
+    """down(swiglu(gate(x), up(x))), gate and up in one product."""
 
     config: ModelConfig
     width: int
@@ -54,7 +59,7 @@ class GatedMLP(nn.Module):
         w_down = weight(self, "down", mlp=self.width, embed=d)
         x_md = x.reshape(-1, d)
         gate_mf, up_mf = jnp.unstack(dot("md,dzf->mzf", x_md, w_gate_up), axis=1)
-        return dot("mf,fd->md", nn.silu(gate_mf) * up_mf, w_down).reshape(x.shape)
+        return dot("mf,fd->md", swiglu(gate_mf, up_mf), w_down).reshape(x.shape)
 
 
 def position_tables(config, positions):

@@ -4,7 +4,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from deepseek_jax.models.config import ModelConfig
-from deepseek_jax.models.layers import GatedMLP, weight
+from deepseek_jax.models.layers import GatedMLP, swiglu, weight
 from deepseek_jax.ops import grouped_matmul as grouped
 from deepseek_jax.ops.dot import dot
 from deepseek_jax.ops.routing import expert_load, route
@@ -51,7 +51,7 @@ class MoE(nn.Module):
         )
         gate_rf, up_rf = jnp.split(hidden_rzf, 2, axis=-1)
         out_rd = grouped.grouped_matmul(
-            nn.silu(gate_rf) * up_rf, w_down, layout.rows_per_expert, block=block
+            swiglu(gate_rf, up_rf), w_down, layout.rows_per_expert, block=block
         )
         y_md = grouped.combine(out_rd, weights_ma, layout)
         if cfg.n_shared_experts:

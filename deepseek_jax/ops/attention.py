@@ -22,13 +22,13 @@ def attend(q, k, v, *, scale, segment_ids):
     segment_ids: int32[b t]. scale: what scores are multiplied by. Scores and softmax are float32.
     Returns [b t h u] in v's dtype.
     """
-    b, t, h, x = q.shape
-    q_btkgx = q.reshape(b, t, k.shape[2], -1, x)
-    scores_bkgts = dot("btkgx,bskx->bkgts", q_btkgx, k, jnp.float32) * scale
+    t, g = q.shape[1], q.shape[2] // k.shape[2]
     before_ts = jnp.tril(jnp.ones((t, t), bool))
     mask_bts = before_ts & (segment_ids[:, :, None] == segment_ids[:, None, :])
-    weights_bkgts = _softmax(scores_bkgts, mask_bts[:, None, None], v.dtype)
-    return dot("bkgts,bsku->btkgu", weights_bkgts, v).reshape(b, t, h, -1)
+    k_bksx, v_bksu = jnp.swapaxes(k, 1, 2), jnp.swapaxes(v, 1, 2)
+    scores_bkms = dot("bkmx,bksx->bkms", _by_key_head(q, g), k_bksx, jnp.float32) * scale
+    weights_bkms = _masked_softmax(scores_bkms, mask_bts[:, None, None], v.dtype)
+    return _by_token(dot("bkms,bksu->bkmu", weights_bkms, v_bksu), g)
 
 
 def attend_branches(q, k, v, *, scale, segment_ids, prefix_length, branches):
@@ -38,37 +38,54 @@ def attend_branches(q, k, v, *, scale, segment_ids, prefix_length, branches):
     prefix_length + branches * length of a branch; segment_ids: int32[b t], 0 on padding, 1 elsewhere.
     Equal to n rows [prefix, branch i] of their own. Returns [b t h u] in v's dtype.
     """
-    b, _, h, x = q.shape
-    heads = k.shape[2]
+    b, g = len(q), q.shape[2] // k.shape[2]
 
     def split(a):
         return a[:, :prefix_length], a[:, prefix_length:].reshape(b, branches, -1, *a.shape[2:])
 
-    q_prefix, q_bnthx = split(q)
-    (k_prefix, k_bnskx), (v_prefix, v_bnsku), (seen_bs, seen_bns) = (
-        split(k),
-        split(v),
-        split(segment_ids),
-    )
+    (q_prefix, q_bnthx), (k_prefix, k_bnskx), (v_prefix, v_bnsku) = split(q), split(k), split(v)
+    seen_bs, seen_bns = split(segment_ids)
     prefix_bthu = attend(q_prefix, k_prefix, v_prefix, scale=scale, segment_ids=seen_bs)
 
+    q_bknmx = jnp.moveaxis(_by_key_head(q_bnthx, g), 2, 1)
+    k_bksx, v_bksu = jnp.swapaxes(k_prefix, 1, 2), jnp.swapaxes(v_prefix, 1, 2)
+    k_bknsx, v_bknsu = jnp.moveaxis(k_bnskx, 3, 1), jnp.moveaxis(v_bnsku, 3, 1)
+    to_prefix = dot("bknmx,bksx->bknms", q_bknmx, k_bksx, jnp.float32)
+    to_branch = dot("bknmx,bknsx->bknms", q_bknmx, k_bknsx, jnp.float32)
     length = q_bnthx.shape[2]
-    q_bntkgx = q_bnthx.reshape(b, branches, length, heads, -1, x)
-    to_prefix = dot("bntkgx,bskx->bnkgts", q_bntkgx, k_prefix, jnp.float32)
-    to_branch = dot("bntkgx,bnskx->bnkgts", q_bntkgx, k_bnskx, jnp.float32)
     before_ts = jnp.tril(jnp.ones((length, length), bool))
-    see_prefix = jnp.broadcast_to((seen_bs > 0)[:, None, None, None, None], to_prefix.shape)
-    see_branch = before_ts & (
-        seen_bns[:, :, None, None, None] == seen_bns[:, :, None, None, :, None]
+    see_branch = before_ts & (seen_bns[:, :, :, None] == seen_bns[:, :, None, :])
+    see_prefix = jnp.broadcast_to(
+        (seen_bs > 0)[:, None, None], (*see_branch.shape[:-1], prefix_length)
     )
-    weights = _softmax(
+    weights_bknms = _masked_softmax(
         jnp.concatenate([to_prefix, to_branch], axis=-1) * scale,
-        jnp.concatenate([see_prefix, jnp.broadcast_to(see_branch, to_branch.shape)], axis=-1),
+        jnp.concatenate([see_prefix, see_branch], axis=-1)[:, None, :, None],
         v.dtype,
     )
-    out = dot("bnkgts,bsku->bntkgu", weights[..., :prefix_length], v_prefix)
-    out += dot("bnkgts,bnsku->bntkgu", weights[..., prefix_length:], v_bnsku)
-    return jnp.concatenate([prefix_bthu, out.reshape(b, branches * length, h, -1)], axis=1)
+    out_bknmu = dot("bknms,bksu->bknmu", weights_bknms[..., :prefix_length], v_bksu)
+    out_bknmu += dot("bknms,bknsu->bknmu", weights_bknms[..., prefix_length:], v_bknsu)
+    out_bnthu = _by_token(jnp.moveaxis(out_bknmu, 1, 2), g)
+    return jnp.concatenate([prefix_bthu, out_bnthu.reshape(b, -1, *out_bnthu.shape[3:])], axis=1)
+
+
+def _by_key_head(q, g):
+    """[... t h x] -> [... k m x], m = g * t: one matrix of queries a key head, as products want them."""
+    *b, t, h, x = q.shape
+    return jnp.moveaxis(q.reshape(*b, t, h // g, g, x), -4, -2).reshape(*b, h // g, g * t, x)
+
+
+def _by_token(out, g):
+    """The inverse of _by_key_head."""
+    *b, k, m, u = out.shape
+    return jnp.moveaxis(out.reshape(*b, k, g, m // g, u), -2, -4).reshape(*b, m // g, k * g, u)
+
+
+def _masked_softmax(scores, mask, dtype):
+    """Over scores float32[... m s], m = g * t, where mask bool[... g t s] allows."""
+    *rest, m, s = scores.shape
+    apart = scores.reshape(*rest, -1, mask.shape[-2], s)
+    return _softmax(apart, mask, dtype).reshape(*rest, m, s)
 
 
 def attend_cached(q, k, v, *, scale, mask):

@@ -7,7 +7,14 @@ import jax
 import numpy as np
 
 from deepseek_jax.rollout.sampling import Sampling
-from deepseek_jax.rollout.steps import decode, decoding_weights, empty_slots, prefill, seat
+from deepseek_jax.rollout.steps import (
+    decode,
+    decoding_weights,
+    empty_slots,
+    prefill,
+    rotations,
+    seat,
+)
 
 PROMPT_BUCKET = 16  # prompt room grows in these steps, so that few lengths compile anew
 
@@ -61,6 +68,7 @@ def generate(
     keys = _request_keys(prompts, n, seed)
     tokens, lengths = _pad_prompts(prompts, chunk_size)
     state = empty_slots(config, slots, tokens.shape[1], max_completion_length)
+    tables = rotations(config, tokens.shape[1] + max_completion_length)
     result = _empty_rollout(requests, max_completion_length)
     owner = np.full(slots, -1)  # the request in each slot
     seated, prefilled_chunk = 0, None
@@ -70,7 +78,7 @@ def generate(
             chunk = seated // (n * chunk_size)
             if chunk != prefilled_chunk:
                 rows = slice(chunk * chunk_size, (chunk + 1) * chunk_size)
-                prefilled = prefill(config, weights, tokens[rows], lengths[rows])
+                prefilled = prefill(config, weights, tables, tokens[rows], lengths[rows])
                 prefilled_chunk = chunk
             count = min(len(free), requests - seated, (chunk + 1) * n * chunk_size - seated)
             request = np.zeros(slots, int)
@@ -82,7 +90,7 @@ def generate(
             )
             seated += count
         elif (owner >= 0).any():
-            state = decode(*fixed, weights, state, seated < requests)
+            state = decode(*fixed, weights, tables, state, seated < requests)
         else:
             return result
         _collect(result, state, owner)

@@ -68,14 +68,23 @@ def _logits(config, weights, x_bd):
     return dot("bd,vd->bv", normed, weights["head"], jnp.float32)
 
 
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def rotations(config, room):
+    """RoPE's tables of positions 0 to room - 1, for prefill and decode: two float32[room, rope_dim / 2].
+
+    Made apart from them, because XLA would move cosines and sines into every layer's rotation.
+    """
+    return position_tables(config, jnp.arange(room))
+
+
 @functools.partial(jax.jit, static_argnums=0)
-def prefill(config, weights, tokens, lengths):
+def prefill(config, weights, tables, tokens, lengths):
     """Run prompts: tokens int32[p t], right-padded, lengths int32[p] -> (caches a layer, logits
     float32[p v]).
     """
     t = tokens.shape[1]
     segment_ids = (jnp.arange(t) < lengths[:, None]).astype(jnp.int32)
-    rope = position_tables(config, jnp.broadcast_to(jnp.arange(t), tokens.shape))
+    rope = [table[:t] for table in tables]
     x_ptd = jnp.take(weights["embedding"], tokens, axis=0)
     caches = []
     for index, layer in enumerate(weights["layers"]):
@@ -154,8 +163,8 @@ def seat(
     return _accept(slots, tokens, logprobs, seats, eos_ids)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1, 2), donate_argnums=4)
-def decode(config, sampling, eos_ids, weights, slots, stop_when_one_ends):
+@functools.partial(jax.jit, static_argnums=(0, 1, 2), donate_argnums=5)
+def decode(config, sampling, eos_ids, weights, tables, slots, stop_when_one_ends):
     """Sample token after token until every slot has ended, or one has if stop_when_one_ends: bool[]."""
     completion_room = slots.tokens.shape[1]
     room = slots.caches[0]["c_kv" if config.is_mla else "k"].shape[token_axis(config)]
@@ -173,7 +182,7 @@ def decode(config, sampling, eos_ids, weights, slots, stop_when_one_ends):
         seen = jnp.concatenate([seen_prompt, age_t < slots.length[:, None]], axis=1)
         write = CacheWrite(prompt_room + slots.step % completion_room, seen)
         positions = slots.prompt_length + slots.length - 1
-        rope = position_tables(config, positions[:, None])
+        rope = [jnp.take(table, positions[:, None], axis=0, mode="clip") for table in tables]
         x_bd = jnp.take(weights["embedding"], slots.last_token, axis=0)
         caches = []
         for index, layer in enumerate(weights["layers"]):

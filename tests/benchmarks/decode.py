@@ -10,7 +10,8 @@ import numpy as np
 import torch
 
 from deepseek_jax.rollout import generate
-from tests.benchmarks.peers import interleave, medians, smollm2, tiny_v3
+from tests.benchmarks.peers import small_v3, smollm2, tiny_v3
+from tests.benchmarks.timing import interleave, medians
 
 PROMPT, NEW = 64, 64
 CASES = (
@@ -20,12 +21,15 @@ CASES = (
     ("smollm2", 32, "float32"),
     ("smollm2", 32, "bfloat16"),
     ("tiny_v3", 8, "float32"),
+    ("tiny_v3", 8, "bfloat16"),
+    ("small_v3", 8, "float32"),
 )
+MODELS = {"smollm2": smollm2, "tiny_v3": tiny_v3, "small_v3": small_v3}
 
 
 def measure(name, batch_size, dtype, rounds):
     """[case, transformers tokens/s, ours, ratio] as strings; medians over rounds."""
-    model, config, params = {"smollm2": smollm2, "tiny_v3": tiny_v3}[name](getattr(torch, dtype))
+    model, config, params = MODELS[name](getattr(torch, dtype))
     config = dataclasses.replace(config, dtype=dtype)
     prompts = np.random.default_rng(0).integers(0, config.vocab_size, (batch_size, PROMPT))
     inputs = torch.from_numpy(prompts)
@@ -63,7 +67,9 @@ def main():
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--only", default="")
     args = parser.parse_args()
-    print(f"prompt {PROMPT}, {NEW} new tokens; case: transformers tokens/s, ours, ratio", flush=True)
+    print(
+        f"prompt {PROMPT}, {NEW} new tokens; case: transformers tokens/s, ours, ratio", flush=True
+    )
     for case in CASES:
         if args.only in f"{case[0]} {case[2]} {case[1]}":
             print(" | ".join(measure(*case, args.rounds)), flush=True)

@@ -1,6 +1,7 @@
 """A whole GRPO step against TRL: generate, score, update, with KL 0.04; SmolLM2-135M's shape, interleaved.
 
-python -m tests.benchmarks.grpo_step [--rounds 3] [--ours-only]     # the second to read our memory alone
+python -m tests.benchmarks.grpo_step [--rounds 3]
+python -m tests.benchmarks.grpo_step --ours-only float32     # our memory alone: no PyTorch in the process
 """
 
 import argparse
@@ -11,20 +12,21 @@ import tempfile
 import time
 
 import jax
-import numpy as np
 
+from configs import models
 from deepseek_jax.data.tasks import QuestionStream
 from deepseek_jax.data.tokenizer import load_tokenizer, smollm2_gguf
 from deepseek_jax.losses.completions import completion_logprobs
 from deepseek_jax.losses.grpo import grpo_loss
 from deepseek_jax.parallel import make_mesh
+from deepseek_jax.recipes.blocks import build_model, random_params
 from deepseek_jax.recipes.groups import GroupSource
 from deepseek_jax.recipes.grpo_settings import GrpoSettings
 from deepseek_jax.recipes.settings import build
 from deepseek_jax.rewards import Rewards
-from deepseek_jax.training.state import TrainState
+from deepseek_jax.training.state import TrainState, state_shardings
 from deepseek_jax.training.step import make_train_step
-from tests.benchmarks.peers import print_table, smollm2
+from tests.benchmarks.timing import print_table
 
 PROMPTS, GROUP, PROMPT, COMPLETION = 4, 8, 55, 64
 KL_COEF = 0.04
@@ -53,10 +55,12 @@ def questions(tokenizer):
     ]
 
 
-def our_step(config, params, tokenizer, prompts, dtype):
-    """A function that makes one GRPO step of ours: -> {"generate": s, "score": s, "update": s}."""
-    config = dataclasses.replace(config, dtype=dtype, remat=True, scan_layers=True)
+def our_step(dtype, tokenizer, prompts):
+    """A function that makes one GRPO step of ours: -> {"generate": s, "score": s, "update": s, "all": s}."""
+    config = build_model(dict(models.smollm2_135m(), dtype=dtype, remat=True, scan_layers=True))
     settings = build(GrpoSettings, SETTINGS, "config")
+    mesh = make_mesh()
+    reference, places = random_params(config, mesh, seed=0)
 
     def loss_fn(params, batch, rng):
         logprobs, entropy, _ = completion_logprobs(config, params, batch)
@@ -64,27 +68,25 @@ def our_step(config, params, tokenizer, prompts, dtype):
         return grpo_loss(logprobs, entropy, batch, max_completion_length=COMPLETION, **loss)
 
     tx = settings.optimizer.make(settings.num_steps)
-    train_step = jax.jit(make_train_step(loss_fn, tx), donate_argnums=0)
-    examples = [{"question": "q", "answer": "1", "prompt_ids": ids} for ids in prompts]
-    source = GroupSource(
-        config,
-        tokenizer,
-        QuestionStream(examples, 0),
-        Rewards(settings.rewards),
-        settings,
-        make_mesh(),
-        params,
+    placed = state_shardings(mesh, places, reference, tx)
+    create = jax.jit(lambda params: TrainState.create(params, tx), out_shardings=placed)
+    train_step = jax.jit(
+        make_train_step(loss_fn, tx), donate_argnums=0, out_shardings=(placed, None)
     )
-    state = [TrainState.create(jax.tree.map(np.asarray, params), tx)]
-    rng, steps = jax.random.key(0), iter(range(1000))
+    examples = [{"question": "q", "answer": "1", "prompt_ids": ids} for ids in prompts]
+    questions = QuestionStream(examples, 0)
+    rewards = Rewards(settings.rewards)
+    source = GroupSource(config, tokenizer, questions, rewards, settings, mesh, reference)
+    state, rng, steps = [create(reference)], jax.random.key(0), iter(range(1000))
 
     def run():
         began = time.perf_counter()
-        batches, metrics = source.next(state[0], next(steps))
-        jax.block_until_ready(batches)
-        scored = time.perf_counter()
-        state[0], _ = train_step(state[0], batches[0], rng)
-        jax.block_until_ready(state[0])
+        with jax.set_mesh(mesh):
+            batches, metrics = source.next(state[0], next(steps))
+            jax.block_until_ready(batches)
+            scored = time.perf_counter()
+            state[0], _ = train_step(state[0], batches[0], rng)
+            jax.block_until_ready(state[0])
         ended = time.perf_counter()
         generate = metrics["rollout_seconds"]
         return {
@@ -97,13 +99,16 @@ def our_step(config, params, tokenizer, prompts, dtype):
     return run
 
 
-def trl_trainer(model, tokenizer, texts, steps, callback):
-    """TRL's trainer on the same model, prompts, sizes and KL; callback.on_step_end after each step."""
+def trl_trainer(tokenizer, texts, steps, callback, folder):
+    """TRL's trainer on the same shapes, prompts, sizes and KL; callback.on_step_end after each step."""
     import datasets
     import trl
 
+    from tests.benchmarks.peers import smollm2
+
+    smollm2()[0].save_pretrained(folder)  # TRL reads policy and reference from a folder
     args = trl.GRPOConfig(
-        output_dir=tempfile.mkdtemp(),
+        output_dir=folder,
         per_device_train_batch_size=PROMPTS * GROUP,
         num_generations=GROUP,
         max_completion_length=COMPLETION,
@@ -119,7 +124,7 @@ def trl_trainer(model, tokenizer, texts, steps, callback):
         disable_tqdm=True,
     )
     return trl.GRPOTrainer(
-        model=model,
+        model=folder,
         args=args,
         reward_funcs=lambda completions, **_: [float(i % 2) for i in range(len(completions))],
         train_dataset=datasets.Dataset.from_dict({"prompt": texts}),
@@ -128,7 +133,7 @@ def trl_trainer(model, tokenizer, texts, steps, callback):
     )
 
 
-def against_trl(model, tokenizer, texts, ours, rounds):
+def against_trl(tokenizer, texts, ours, rounds):
     """Run TRL step by step, and each of ours after each of its steps: name -> list of dicts of seconds."""
     import transformers
 
@@ -144,18 +149,20 @@ def against_trl(model, tokenizer, texts, ours, rounds):
                 seconds[name].append(step())
             self.began = time.perf_counter()
 
-    trl_trainer(model, tokenizer, texts, rounds + 1, Interleave()).train()
+    with tempfile.TemporaryDirectory() as folder:
+        trl_trainer(tokenizer, texts, rounds + 1, Interleave(), folder).train()
     return {name: values[1:] for name, values in seconds.items()}  # the first one warms up
 
 
-def useful_flops(config):
+def useful_flops():
     """What the step has to multiply and add, times two: the body and head matrices, attention left out."""
-    body = 106_203_456 - 61 * config.hidden_size  # SmolLM2-135M without embedding and norms
-    head = config.vocab_size * config.hidden_size
+    sizes = models.smollm2_135m()
+    body = 106_203_456 - 61 * sizes["hidden_size"]  # SmolLM2-135M without embedding and norms
+    head = sizes["vocab_size"] * sizes["hidden_size"]
     completions = PROMPTS * GROUP * COMPLETION
     tokens = PROMPTS * PROMPT + completions
     forward = 2 * (tokens * body + completions * head)
-    return {"generate": forward, "score": forward, "update": 3 * forward}
+    return forward * (1 + 1 + 3)  # generate, score by the reference, update
 
 
 def peak_flops():
@@ -177,24 +184,24 @@ def main():
     parser.add_argument("--ours-only", choices=["float32", "bfloat16"])
     args = parser.parse_args()
     tokenizer = load_tokenizer(smollm2_gguf())
-    model, config, params = smollm2()
     texts, prompts = questions(tokenizer)
+    dtypes = [args.ours_only] if args.ours_only else ["float32", "bfloat16"]
+    ours = {dtype: our_step(dtype, tokenizer, prompts) for dtype in dtypes}
     if args.ours_only:
-        del model
-        step = our_step(config, params, tokenizer, prompts, args.ours_only)
-        seconds = {args.ours_only: [step() for _ in range(args.rounds + 1)][1:]}
-    else:
-        ours = {
-            dtype: our_step(config, params, tokenizer, prompts, dtype)
-            for dtype in ("float32", "bfloat16")
+        seconds = {
+            name: [step() for _ in range(args.rounds + 1)][1:] for name, step in ours.items()
         }
-        seconds = against_trl(model, tokenizer, texts, ours, args.rounds)
-    bound = sum(useful_flops(config).values()) / peak_flops()
+    else:
+        seconds = against_trl(tokenizer, texts, ours, args.rounds)
+    bound = useful_flops() / peak_flops()
     rows = []
     for name, steps in seconds.items():
         medians = {k: statistics.median(step[k] for step in steps) for k in steps[0]}
         peer = statistics.median(step["all"] for step in seconds.get("TRL", steps))
-        parts = [f"{medians[k]:.1f}" if k in medians else "" for k in ("generate", "score", "update", "all")]
+        parts = [
+            f"{medians[k]:.1f}" if k in medians else ""
+            for k in ("generate", "score", "update", "all")
+        ]
         rows.append([name, *parts, f"{peer / medians['all']:.2f}", f"{bound / medians['all']:.0%}"])
     columns = ["", "generate s", "score s", "update s", "all s", "ratio", "float32 bound / all"]
     title = f"GRPO step, {PROMPTS} x {GROUP} x {COMPLETION} tokens; bound {bound:.1f} s"

@@ -7,6 +7,7 @@ import argparse
 import dataclasses
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import torch
 
@@ -14,7 +15,8 @@ from deepseek_jax.losses.next_token import next_token_loss
 from deepseek_jax.recipes.blocks import OptimizerSettings
 from deepseek_jax.training.state import TrainState
 from deepseek_jax.training.step import make_train_step
-from tests.benchmarks.peers import interleave, medians, print_table, smollm2
+from tests.benchmarks.peers import smollm2
+from tests.benchmarks.timing import interleave, medians, print_table
 
 ROWS, LENGTH = 8, 256
 OPTIMIZER = OptimizerSettings(learning_rate=1e-4, weight_decay=0.01)
@@ -68,14 +70,18 @@ def main():
     contestants = {"transformers": torch_step(model, tokens)}
     for remat in (False, True):
         contestants[f"deepseek_jax, remat={remat}"] = jax_step(
-            dataclasses.replace(config, remat=remat), jax.tree.map(np.asarray, params), tokens
+            dataclasses.replace(config, remat=remat, scan_layers=True),
+            jax.tree.map(jnp.copy, params),  # an update uses its own up
+            tokens,
         )
     seconds = medians(interleave(contestants, args.rounds))
     rows = [
         [name, f"{s:.2f}", f"{ROWS * LENGTH / s:.0f}", f"{seconds['transformers'] / s:.2f}"]
         for name, s in seconds.items()
     ]
-    print_table(f"one update of {ROWS} x {LENGTH} tokens, float32", ["", "s", "tokens/s", "ratio"], rows)
+    print_table(
+        f"one update of {ROWS} x {LENGTH} tokens, float32", ["", "s", "tokens/s", "ratio"], rows
+    )
 
 
 if __name__ == "__main__":

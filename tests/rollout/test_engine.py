@@ -152,7 +152,14 @@ def test_a_completion_ends_with_its_first_end_token(eos_ids):
 
 def test_prompts_of_other_lengths_in_the_bucket_compile_nothing():
     """Oracle: the number of compiled versions that jit holds of each part."""
-    parts = (steps.decoding_weights, steps.empty_slots, steps.prefill, steps.seat, steps.decode)
+    parts = (
+        steps.decoding_weights,
+        steps.empty_slots,
+        steps.rotations,
+        steps.prefill,
+        steps.seat,
+        steps.decode,
+    )
     rolled_out("gqa")
     before = [part._cache_size() for part in parts]
     others = [[1] * length for length in (16, 2, 5, 1, 11)]
@@ -165,9 +172,9 @@ def test_a_prompt_is_prefilled_once_for_its_whole_group(monkeypatch, n, slots, r
     """Oracle: by hand: five prompts, one or two at a time (the last pair padded), or all at once."""
     prefilled = []
 
-    def counting(config, weights, tokens, lengths):
+    def counting(config, weights, tables, tokens, lengths):
         prefilled.append(tokens.shape[0])
-        return steps.prefill(config, weights, tokens, lengths)
+        return steps.prefill(config, weights, tables, tokens, lengths)
 
     monkeypatch.setattr(engine, "prefill", counting)
     generate(*tiny_model("gqa"), PROMPTS, max_completion_length=2, n=n, slots=slots)

@@ -1,0 +1,35 @@
+"""What the benchmarks share: interleaved timing, medians, a table."""
+
+import statistics
+import time
+
+from rich.console import Console
+from rich.table import Table
+
+
+def interleave(contestants, rounds):
+    """Time functions in turn, after one warm-up each: name -> seconds of every round."""
+    for run in contestants.values():
+        run()
+    seconds = {name: [] for name in contestants}
+    for _ in range(rounds):
+        for name, run in contestants.items():
+            began = time.perf_counter()
+            run()
+            seconds[name].append(time.perf_counter() - began)
+    return seconds
+
+
+def medians(seconds):
+    """name -> median seconds."""
+    return {name: statistics.median(values) for name, values in seconds.items()}
+
+
+def print_table(title, columns, rows):
+    """One rich table; rows of strings."""
+    table = Table(title=title)
+    for column in columns:
+        table.add_column(column, justify="right")
+    for row in rows:
+        table.add_row(*row)
+    Console(width=110).print(table)
