@@ -25,6 +25,7 @@ RECIPE = '''
 """Counts its steps in a file, and leaves with 75 when told to stop."""
 import dataclasses, time
 import jax, numpy as np
+from absl import logging
 from deepseek_jax.recipes import settings
 
 @dataclasses.dataclass(frozen=True)
@@ -36,6 +37,7 @@ def run(config, mesh, workdir, should_stop):
         settings.build(Nothing, {"lr": 1}, "config.rl")
     if config.bad == "library":
         np.zeros(3).reshape(2)
+    logging.info("a library tells of a file")
     step = 0
     while step < config.steps or config.wait:
         step += 1
@@ -110,6 +112,14 @@ def test_a_recipe_gets_the_overridden_config_the_mesh_and_its_work_directory(fol
     mesh = {"data": 4, "fsdp": 1, "expert": 2, "tensor": 1}
     assert (workdir / "done0").read_text() == f"4 {mesh}"
     assert str(workdir) in out and "polling on 8 x" in out
+
+
+def test_what_libraries_tell_is_shown_only_when_asked_for(folder):
+    """Oracle: by hand: absl's own default would show it."""
+    _, out, err = launched(folder, "--config=tiny.py")
+    assert "a library tells" not in out + err
+    _, out, err = launched(folder, "--config=tiny.py", "--workdir=other", "--verbosity=0")
+    assert "a library tells" in err
 
 
 def test_another_config_in_a_work_directory_is_one_message_and_nothing_is_touched(folder):
