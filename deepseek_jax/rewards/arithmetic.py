@@ -76,16 +76,35 @@ def correct_working(completion, example):
     """
     if not correct(completion, example):
         return 0.0
-    equations = _equations(completion)
-    if not equations:
+    true = _true_equations(completion)
+    if not true:
         return 0.0
-    values = [[number("".join(side)) for side in sides] for sides in equations]
-    if any(None in sides or len(set(sides)) > 1 for sides in values):
-        return 0.0
-    left = [token for sides in equations for side in sides[:-1] for token in side]
+    left, results = true
     used = Counter(number(token) for token in left if token[-1].isdigit())
-    complete = used >= Counter(_operands(example)) and _answer(example) in [v[-1] for v in values]
+    complete = used >= Counter(_operands(example)) and _answer(example) in results
     return float(complete and _operators_allowed(set(left) & set("+-*/"), example))
+
+
+def true_equations(completion, example):
+    """1.0 if `completion` states equations, every one true, on a number of the question; else 0.0.
+
+    Not whether the answer is right: a part of the reward where right answers are rare.
+    """
+    true = _true_equations(completion)
+    if not true:
+        return 0.0
+    used = {number(token) for token in true[0] if token[-1].isdigit()}
+    return float(not used.isdisjoint(_operands(example)))
+
+
+def _true_equations(text):
+    """(tokens of the equations' left sides, their results); None unless some are stated and all true."""
+    equations = _equations(text)
+    values = [[number("".join(side)) for side in sides] for sides in equations]
+    if not equations or any(None in sides or len(set(sides)) > 1 for sides in values):
+        return None
+    left = [token for sides in equations for side in sides[:-1] for token in side]
+    return left, [sides[-1] for sides in values]
 
 
 def _equations(text):

@@ -7,7 +7,12 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from deepseek_jax.rewards.answer import exact_answer
-from deepseek_jax.rewards.arithmetic import correct, correct_reasoning, correct_working
+from deepseek_jax.rewards.arithmetic import (
+    correct,
+    correct_reasoning,
+    correct_working,
+    true_equations,
+)
 from deepseek_jax.rewards.format import prefilled_think_answer_format, think_answer_format
 from deepseek_jax.rewards.math_verify import MathVerifier
 
@@ -17,6 +22,7 @@ REWARDS = {
     "correct": correct,
     "correct_reasoning": correct_reasoning,
     "correct_working": correct_working,
+    "true_equations": true_equations,
     "think_answer_format": think_answer_format,
     "prefilled_think_answer_format": prefilled_think_answer_format,
 }

@@ -64,6 +64,14 @@ def test_the_small_runs_seed_is_its_argument():
     assert load(path).seed == 0 and load(path, "seed=3").seed == 3
 
 
+def test_gsm8k_asks_for_longer_answers_and_pays_for_true_working():
+    """Oracle: by hand."""
+    path = ROOT / "configs" / "grpo_smollm2.py"
+    plain, gsm8k = load(path), load(path, "gsm8k")
+    assert plain.rollout.max_completion_length < gsm8k.rollout.max_completion_length
+    assert set(gsm8k.rewards) - set(plain.rewards) == {"true_equations"}
+
+
 def test_configs_do_without_jax():
     """Oracle: sys.modules of a fresh interpreter that has read every experiment."""
     names = ", ".join(f"configs.{path.stem}" for path in EXPERIMENTS)

@@ -5,7 +5,12 @@ import time
 
 import pytest
 
-from deepseek_jax.rewards.arithmetic import correct, correct_reasoning, correct_working
+from deepseek_jax.rewards.arithmetic import (
+    correct,
+    correct_reasoning,
+    correct_working,
+    true_equations,
+)
 
 
 def ask(*operands, sign="+"):
@@ -125,6 +130,22 @@ def test_wrong_answers_score_0(completion):
 def test_other_operators_and_the_question_s_own(example, completion, want):
     """Oracle: by hand; 2 * 2 = 4 is true and yet no reason for 2 + 2."""
     assert graded(completion, example) == want
+
+
+@pytest.mark.parametrize(
+    "completion, want",
+    [
+        ("So 3 + 8 = 11 in all.", 1),
+        ("3 + 8 = 11 and 2 * 11 = 22.", 1),  # true, if not what was asked
+        ("3 + 8 = 11 and 11 + 5 = 17.", 0),
+        ("1 + 1 = 2", 0),  # on no number of the question
+        ("16", 0),
+        ("", 0),
+    ],
+)
+def test_true_equations_count_whatever_the_answer(completion, want):
+    """Oracle: by hand, for 3 + 8 + 5."""
+    assert true_equations(completion, ask(3, 8, 5)) == want
 
 
 def test_operands_come_from_the_example_where_the_question_spells_them_out():
