@@ -1,6 +1,5 @@
 """What decoding remembers: a cache a layer, and where the next token is written in it."""
 
-import functools
 from typing import NamedTuple
 
 import jax
@@ -20,14 +19,13 @@ class CacheWrite(NamedTuple):
     def __call__(self, cache, entry, *, axis):
         """Write entry, of length one along `axis`, into cache at index.
 
-        The bits are moved as integers: in bfloat16 a CPU would convert the whole cache there and back.
+        A bfloat16's bits are moved as an integer: a CPU would convert the whole cache there and back.
         """
-        bits = jnp.dtype(f"uint{8 * cache.dtype.itemsize}")
-        as_bits = functools.partial(jax.lax.bitcast_convert_type, new_dtype=bits)
+        bits = jnp.uint16 if cache.dtype == jnp.bfloat16 else cache.dtype
         written = jax.lax.dynamic_update_slice_in_dim(
-            as_bits(cache), as_bits(entry.astype(cache.dtype)), self.index, axis
+            cache.view(bits), entry.astype(cache.dtype).view(bits), self.index, axis
         )
-        return jax.lax.bitcast_convert_type(written, cache.dtype)
+        return written.view(cache.dtype)
 
 
 def empty_cache(config, batch_size, length, dtype):
