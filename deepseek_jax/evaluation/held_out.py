@@ -27,7 +27,7 @@ def evaluate(
     if scores.errors:
         say(
             f"{scores.errors} of {len(texts)} held-out answers could not be scored and are left out: "
-            f"{scores.messages[0]}"
+            f"{''.join(scores.messages[:1])}"
         )
     scored = ~np.isnan(scores.total)
     values = {
@@ -55,10 +55,14 @@ def evaluate(
 def score(rewards, examples, texts):
     """rewards.score(examples, texts) as process 0 has it: a reward that runs out of time may do so on one
     process alone, and the others must not learn from another number.
+
+    Raises RuntimeError, on every process or on none, if no completion could be scored.
     """
     scores = rewards.score(examples, texts)
     total, parts, errors = from_first((scores.total, scores.parts, np.int32(scores.errors)))
-    return dataclasses.replace(scores, total=total, parts=parts, errors=int(errors))
+    scores = dataclasses.replace(scores, total=total, parts=parts, errors=int(errors))
+    scores.require_one()
+    return scores
 
 
 def completion_texts(tokenizer, rollout):

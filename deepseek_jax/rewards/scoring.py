@@ -39,6 +39,12 @@ class Scores:
     errors: int = 0  # completions whose total is NaN
     messages: list[str] = field(default_factory=list)  # about the first few failures
 
+    def require_one(self):
+        """Raise RuntimeError, with the first message, if no completion at all could be scored."""
+        if len(self.total) and self.errors == len(self.total):
+            first = "".join(self.messages[:1])
+            raise RuntimeError(f"none of {self.errors} completions could be scored. {first}")
+
 
 class Rewards:
     """Rewards by name, with weights: Rewards({"correct": 1.0, "correct_reasoning": 1.0}).
@@ -76,8 +82,7 @@ class Rewards:
     def score(self, examples, completions):
         """Score completions[i] (str) against examples[i], a Mapping with "question" and "answer".
 
-        Returns Scores. Raises ValueError if the lists differ in length, and RuntimeError with the
-        first message if no completion at all could be scored.
+        Returns Scores. Raises ValueError if the lists differ in length.
         """
         if len(examples) != len(completions):
             raise ValueError(f"{len(examples)} examples for {len(completions)} completions.")
@@ -85,8 +90,6 @@ class Rewards:
         parts = {name: self._part(name, examples, completions, messages) for name in self.weights}
         total = sum(weight * parts[name] for name, weight in self.weights.items())
         errors = int(np.isnan(total).sum())
-        if completions and errors == len(completions):
-            raise RuntimeError(f"none of {errors} completions could be scored. {messages[0]}")
         return Scores(total.astype(np.float32), parts, errors, messages[:MAX_MESSAGES])
 
     def _part(self, name, examples, completions, messages):

@@ -8,6 +8,7 @@ import pytest
 from configs import models
 from deepseek_jax.data.tasks import arithmetic_task
 from deepseek_jax.data.tokenizer import arithmetic_tokenizer
+from deepseek_jax.evaluation import held_out
 from deepseek_jax.evaluation.accuracy import mean_interval, wilson_interval
 from deepseek_jax.evaluation.held_out import completion_texts, evaluate
 from deepseek_jax.models import ModelConfig, init_params
@@ -96,6 +97,21 @@ def test_answers_none_of_which_can_be_scored_are_an_error_and_no_zero(params, mo
     monkeypatch.setitem(scoring.REWARDS, "raises", lambda completion, example: 1 / 0)
     with pytest.raises(RuntimeError, match="none of 10 .*ZeroDivisionError"):
         evaluated(params, arithmetic_task(0, 10).held_out, {"raises": 1.0}, "raises")
+
+
+@pytest.mark.parametrize("fails_here", [True, False])
+def test_processes_agree_on_whether_nothing_could_be_scored(monkeypatch, fails_here):
+    """Oracle: by hand: what process 0 found decides, whatever this process found, so that none hangs."""
+    elsewhere = np.float32([1.0]) if fails_here else np.float32([np.nan])
+    theirs = elsewhere, {"correct": elsewhere}, np.int32(not fails_here)
+    monkeypatch.setattr(held_out, "from_first", lambda ours: theirs)
+    example = {"question": "2 + 3", "answer": "Monday" if fails_here else "5"}
+    rewards = Rewards({"correct": 1.0})
+    if fails_here:
+        assert held_out.score(rewards, [example], ["5"]).total == [1.0]
+    else:
+        with pytest.raises(RuntimeError, match="none of 1 completions"):
+            held_out.score(rewards, [example], ["5"])
 
 
 def test_completion_texts_leave_out_the_end_token_and_what_lies_behind_it():

@@ -89,7 +89,7 @@ def test_a_completion_that_two_parts_fail_is_one_error():
 def test_no_scored_completion_at_all_is_an_error_with_the_first_message():
     """Oracle: the message of the reward that raised."""
     with pytest.raises(RuntimeError, match="none of 2 completions.*'Monday' of 'Name a day'"):
-        Rewards({"correct": 1.0}).score([NAME] * 2, ["5", "6"])
+        Rewards({"correct": 1.0}).score([NAME] * 2, ["5", "6"]).require_one()
 
 
 def test_an_endless_answer_is_nan_through_the_whole_reward():
