@@ -32,7 +32,6 @@ class Task:
     the list of int that the question names.
     """
 
-    name: str
     train: list
     held_out: list
 
@@ -52,7 +51,7 @@ def arithmetic_task(seed, num_held_out=256):
     for count, share in zip(counts, shares, strict=True):
         train += _draw(rng, _tuples(count, held_out=False), len(smallest))
         kept += _draw(rng, _tuples(count, held_out=True), share)
-    return Task("arithmetic", [_sum_example(x) for x in train], [_sum_example(x) for x in kept])
+    return Task([_sum_example(x) for x in train], [_sum_example(x) for x in kept])
 
 
 def word_arithmetic_task(seed, num_held_out=256):
@@ -70,7 +69,7 @@ def word_arithmetic_task(seed, num_held_out=256):
         a, b = operands
         if a > b:
             examples += [_word_example(rng, form, operands, a - b) for form in DIFFERENCE_FORMS]
-    return Task("word_arithmetic", train, _draw(rng, kept, num_held_out))
+    return Task(train, _draw(rng, kept, num_held_out))
 
 
 def gsm8k_task(path, num_held_out=256, *, seed=0):
@@ -87,7 +86,7 @@ def gsm8k_task(path, num_held_out=256, *, seed=0):
         )
     order = np.random.default_rng(seed).permutation(len(examples))
     kept = [examples[i] for i in order[:num_held_out]]
-    return Task("gsm8k", [examples[i] for i in order[num_held_out:]], kept)
+    return Task([examples[i] for i in order[num_held_out:]], kept)
 
 
 class QuestionStream:

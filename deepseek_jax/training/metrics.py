@@ -24,14 +24,14 @@ CONSOLE_SECONDS = 2.0  # between lines: a faster run shows fewer, though always 
 class MetricsWriter:
     """Writes each step's metrics once, across restarts.
 
-    workdir/name.jsonl: one object a line, {"step": int, "phase": str, metric: float or null, ...}.
+    workdir/metrics.jsonl: one object a line, {"step": int, "phase": str, metric: float or null, ...}.
     workdir/tensorboard/phase: one TensorBoard run per phase ("pretrain", "grpo", ...).
     Nothing is created before `start`. On processes other than 0 every method returns at once.
     """
 
-    def __init__(self, workdir, name="metrics"):
+    def __init__(self, workdir):
         self.workdir = Path(workdir)
-        self.path = self.workdir / f"{name}.jsonl"
+        self.path = self.workdir / "metrics.jsonl"
         self._boards = {}
         self._console = Console(highlight=False)
         self._waiting, self._shown_at = None, -math.inf

@@ -150,16 +150,6 @@ def test_nothing_is_created_before_a_phase_starts(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_a_second_writer_of_a_directory_can_have_its_own_file(tmp_path):
-    """Oracle: the two file names."""
-    writer = MetricsWriter(tmp_path, name="evaluation")
-    writer.start("heldout", 0)
-    writer.write(0, {"accuracy": 1.0}, phase="heldout")
-    writer.close()
-    assert [r["accuracy"] for r in read_metrics(tmp_path / "evaluation.jsonl", "heldout")] == [1.0]
-    assert not (tmp_path / "metrics.jsonl").exists()
-
-
 def test_other_processes_write_nothing(tmp_path, monkeypatch):
     """Oracle: an empty directory, where this process believes it is number 1."""
     monkeypatch.setattr(metrics.jax, "process_index", lambda: 1)
