@@ -8,22 +8,15 @@ import transformers
 from configs import models
 from deepseek_jax.checkpoint import load_hf
 
-SMOLLM2 = dict(
-    vocab_size=49152,
-    hidden_size=576,
-    intermediate_size=1536,
-    num_hidden_layers=30,
-    num_attention_heads=9,
-    num_key_value_heads=3,
-    max_position_embeddings=8192,
-    rope_theta=1e5,
-    tie_word_embeddings=True,
-    bos_token_id=None,
-    eos_token_id=None,
-)
-TINY_V3 = {
-    name: size for name, size in models.deepseek_v3_tiny().items() if name != "model_type"
-} | dict(num_key_value_heads=8, num_mtp_layers=0, bos_token_id=None, eos_token_id=None)
+
+def _for_transformers(sizes, **more):
+    """A block of configs/models.py as the arguments of transformers' config, without end tokens."""
+    own = {name: size for name, size in sizes.items() if name != "model_type"}
+    return own | dict(bos_token_id=None, eos_token_id=None) | more
+
+
+SMOLLM2 = _for_transformers(models.smollm2_135m())
+TINY_V3 = _for_transformers(models.deepseek_v3_tiny(), num_key_value_heads=8, num_mtp_layers=0)
 SMALL_V3 = TINY_V3 | dict(
     vocab_size=8192,
     hidden_size=256,
