@@ -177,12 +177,19 @@ def test_a_signal_lets_the_recipe_save_and_leave_with_75(folder, signum):
 
 def test_a_second_signal_acts_as_if_nobody_listened():
     """Oracle: Python's own answer to Ctrl-C, KeyboardInterrupt; the first only sets the flag."""
-    stop = train.Stop()
-    assert not stop()
-    signal.raise_signal(signal.SIGINT)
-    assert stop()
-    with pytest.raises(KeyboardInterrupt):
+    # A shell that starts pytest in the background has it ignore SIGINT
+    before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        stop = train.Stop()
+        assert not stop()
         signal.raise_signal(signal.SIGINT)
+        assert stop()
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+    finally:
+        for number, handler in zip((signal.SIGINT, signal.SIGTERM), before, strict=True):
+            signal.signal(number, handler)
 
 
 def test_a_reward_worker_imports_the_main_script_and_no_jax(folder):
