@@ -26,9 +26,8 @@ def get_config(arg=None):
     c.accuracy = "exact_answer"
     c.rewards = dict(exact_answer=1.0, correct_working=1.0)
     c.rollout = dict(max_prompt_length=256, max_completion_length=48, temperature=1.0, slots=32)
-    if (
-        arg.gsm8k
-    ):  # longer answers, and right ones so rare at this size that true working counts too
+    if arg.gsm8k:
+        # Answers are longer, and right ones so rare at this size that true working counts too
         c.rewards.true_equations = 0.5
         c.rollout.update(max_completion_length=128, temperature=0.6)
     c.loss = dict(loss_type="grpo", clip_eps=0.2, kl_coef=0.0)

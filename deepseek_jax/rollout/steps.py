@@ -80,7 +80,7 @@ def rotations(config, room):
 @functools.partial(jax.jit, static_argnums=0)
 def prefill(config, weights, tables, tokens, lengths):
     """Run prompts: tokens int32[p t], right-padded, lengths int32[p] -> (caches a layer, logits
-    float32[p v]).
+    float32[p v]). tables: of `rotations`.
     """
     t = tokens.shape[1]
     segment_ids = (jnp.arange(t) < lengths[:, None]).astype(jnp.int32)

@@ -114,7 +114,7 @@ def test_a_repeated_embedding_that_differs_is_an_error(tmp_path):
         load_hf(tmp_path)
 
 
-def expect_fault(folder, *words):
+def assert_fault_names(folder, *words):
     with pytest.raises(ValueError) as error:
         load_hf(folder)
     for word in words:
@@ -126,7 +126,7 @@ def test_missing_tensor_is_named(tiny):
     folder, file, stored = tiny
     del stored[DOWN]
     save_file(stored, file)
-    expect_fault(folder, DOWN, "missing", folder)
+    assert_fault_names(folder, DOWN, "missing", folder)
 
 
 def test_extra_tensor_is_named(tiny):
@@ -134,14 +134,14 @@ def test_extra_tensor_is_named(tiny):
     folder, file, stored = tiny
     extra = "model.layers.1.mlp.experts.16.down_proj.weight"
     save_file(stored | {extra: stored[DOWN].clone()}, file)
-    expect_fault(folder, extra, file)
+    assert_fault_names(folder, extra, file)
 
 
 def test_wrong_shape_is_named(tiny):
     """Oracle: name, file, both shapes; a transposed matrix has the right number of elements."""
     folder, file, stored = tiny
     save_file(stored | {DOWN: stored[DOWN].T.contiguous()}, file)
-    expect_fault(folder, DOWN, file, [24, 48], [48, 24])
+    assert_fault_names(folder, DOWN, file, [24, 48], [48, 24])
 
 
 def test_truncated_tensor_is_named(tiny):
@@ -149,7 +149,7 @@ def test_truncated_tensor_is_named(tiny):
     folder, file, stored = tiny
     save_file({"model.embed_tokens.weight": stored["model.embed_tokens.weight"]}, file)
     file.write_bytes(file.read_bytes()[:-5])
-    expect_fault(folder, "model.embed_tokens.weight", "truncated", file)
+    assert_fault_names(folder, "model.embed_tokens.weight", "truncated", file)
 
 
 def test_missing_shard_is_named(released, tmp_path):
@@ -157,7 +157,7 @@ def test_missing_shard_is_named(released, tmp_path):
     for path in released[0].iterdir():
         if "00002-of" not in path.name:
             (tmp_path / path.name).write_bytes(path.read_bytes())
-    expect_fault(tmp_path, "model-00002-of-00002.safetensors")
+    assert_fault_names(tmp_path, "model-00002-of-00002.safetensors")
 
 
 def test_missing_scale_is_named(released, tmp_path):
@@ -166,7 +166,7 @@ def test_missing_scale_is_named(released, tmp_path):
     stored = {name: tensor for name, tensor in released[1].items() if name != scale}
     save_file(stored, tmp_path / "model.safetensors")
     (tmp_path / "config.json").write_text((released[0] / "config.json").read_text())
-    expect_fault(tmp_path, scale, tmp_path / "model.safetensors")
+    assert_fault_names(tmp_path, scale, tmp_path / "model.safetensors")
 
 
 def test_scale_of_another_shape_is_named(released, tmp_path):
@@ -174,14 +174,14 @@ def test_scale_of_another_shape_is_named(released, tmp_path):
     scale = "model.layers.0.self_attn.kv_b_proj.weight_scale_inv"
     save_file(released[1] | {scale: torch.ones(1, 1)}, tmp_path / "model.safetensors")
     (tmp_path / "config.json").write_text((released[0] / "config.json").read_text())
-    expect_fault(tmp_path, scale, tmp_path / "model.safetensors", (1, 1), (2, 1))
+    assert_fault_names(tmp_path, scale, tmp_path / "model.safetensors", (1, 1), (2, 1))
 
 
 def test_unreadable_dtype_is_named(tiny):
     """Oracle: name, file, the dtype and those that are read."""
     folder, file, stored = tiny
     save_file(stored | {DOWN: stored[DOWN].to(torch.int64)}, file)
-    expect_fault(folder, DOWN, file, "I64", "BF16")
+    assert_fault_names(folder, DOWN, file, "I64", "BF16")
 
 
 MEASURE = """

@@ -1,11 +1,6 @@
 """The source of the base's batches, read by one process and by two."""
 
 import json
-import os
-import socket
-import subprocess
-import sys
-from pathlib import Path
 
 import jax
 import numpy as np
@@ -18,6 +13,7 @@ from deepseek_jax.losses.next_token import next_token_loss
 from deepseek_jax.models import ModelConfig
 from deepseek_jax.recipes.blocks import random_params
 from deepseek_jax.recipes.pretrain import PackedDocuments
+from tests.processes import run_two
 from tests.recipes.small import one_device
 
 TOKENIZER = arithmetic_tokenizer()
@@ -57,23 +53,8 @@ print("result", json.dumps([float(loss), metrics["tokens"]]))
 
 def two_processes():
     """[loss, tokens] of the first batch, as each of two processes has them, with a device each."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    flags = os.environ["XLA_FLAGS"] + " --xla_force_host_platform_device_count=1"
-    env = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2]), "XLA_FLAGS": flags}
-    started = [
-        subprocess.Popen(
-            [sys.executable, "-c", ONE_OF_TWO, str(process), port],
-            env=env,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for process in range(2)
-    ]
-    outputs = [process.communicate(timeout=300)[0] for process in started]
-    assert [process.returncode for process in started] == [0, 0], outputs
+    statuses, outputs = run_two(ONE_OF_TWO, xla_flags="--xla_force_host_platform_device_count=1")
+    assert statuses == [0, 0], outputs
     return [json.loads(output.split("result ")[1].splitlines()[0]) for output in outputs]
 
 

@@ -1,9 +1,4 @@
 import json
-import os
-import socket
-import subprocess
-import sys
-from pathlib import Path
 
 import grain
 import jax
@@ -17,6 +12,7 @@ from deepseek_jax.training.loop import run
 from deepseek_jax.training.metrics import MetricsWriter
 from deepseek_jax.training.state import TrainState
 from deepseek_jax.training.step import make_train_step
+from tests.processes import run_two
 
 TX = optax.adam(0.1)
 
@@ -276,30 +272,11 @@ print("final", float(state.params["x"]))
 """
 
 
-def two_processes(workdir, *more):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    env = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
-    started = [
-        subprocess.Popen(
-            [sys.executable, "-c", TWO_PROCESSES, str(process), port, str(workdir), *more],
-            env=env,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for process in range(2)
-    ]
-    outputs = [process.communicate(timeout=300)[0] for process in started]
-    return [process.returncode for process in started], outputs
-
-
 def test_a_stop_on_one_process_stops_and_saves_on_all(tmp_path):
     """Oracle: x <- x - 0.2 (x - mean of 16 rows), four times, by hand in Python floats."""
-    codes, outputs = two_processes(tmp_path, "stop")
+    codes, outputs = run_two(TWO_PROCESSES, tmp_path, "stop")
     assert codes == [75, 75], outputs
-    codes, outputs = two_processes(tmp_path)
+    codes, outputs = run_two(TWO_PROCESSES, tmp_path)
     assert codes == [0, 0], outputs
     assert "resuming at step 2 of 4" in outputs[0]
     x = 0.0
