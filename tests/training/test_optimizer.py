@@ -1,10 +1,17 @@
 import jax
 import jax.numpy as jnp
+import ml_dtypes
 import numpy as np
 import optax
 import pytest
+from jax.sharding import PartitionSpec as P
 
-from deepseek_jax.training.optimizer import make_optimizer, make_schedule
+from deepseek_jax.checkpoint.store import Store
+from deepseek_jax.parallel import make_mesh, shardings
+from deepseek_jax.training.optimizer import make_optimizer
+from deepseek_jax.training.schedule import make_schedule
+from deepseek_jax.training.state import TrainState, state_shardings
+from tests.tiny import tiny_model
 
 SETTINGS = dict(b1=0.9, b2=0.95, weight_decay=0.1, max_grad_norm=1.0)
 
@@ -58,48 +65,121 @@ def test_router_bias_has_no_moments_and_never_moves():
     np.testing.assert_array_equal(after, params["layer"]["router_bias"])
 
 
-def test_multi_token_prediction_keeps_its_weights_and_has_no_moments():
-    """Oracle: the weights before, which decay alone would move; the paths of the state's arrays."""
-    tx = make_optimizer(make_schedule(0.01, num_steps=10), **SETTINGS)
-    params = parameters() | {"mtp_0": parameters()["layer"]}
+@pytest.mark.parametrize("trains_mtp", [False, True])
+def test_multi_token_prediction_moves_only_where_a_loss_trains_it(trains_mtp):
+    """Oracle: paths of the state's arrays; the weights before, which decay alone would move, but never
+    scales and biases.
+    """
+    tx = make_optimizer(make_schedule(0.01, num_steps=10), **SETTINGS, trains_mtp=trains_mtp)
+    params = parameters() | {"mtp_0": {"block": parameters()["layer"]}}
     opt_state = tx.init(params)
     paths = [jax.tree_util.keystr(p) for p, _ in jax.tree_util.tree_leaves_with_path(opt_state)]
-    assert not any("mtp_0" in path for path in paths)
+    assert sum("mtp_0" in path for path in paths) == 2 * 3 * trains_mtp  # all but router_bias
     updates, _ = tx.update(jax.tree.map(jnp.zeros_like, params), opt_state, params)
     after = optax.apply_updates(params, updates)
-    jax.tree.map(np.testing.assert_array_equal, after["mtp_0"], params["mtp_0"])
     assert (after["layer"]["kernel"] != params["layer"]["kernel"]).all()
+    before, after = params["mtp_0"]["block"], after["mtp_0"]["block"]
+    moved = {name for name, x in after.items() if (x != before[name]).any()}
+    assert moved == ({"kernel"} if trains_mtp else set())
 
 
-@pytest.mark.parametrize(
-    ("schedule", "wanted"),
-    [
-        ("constant", {0: 0.25, 1: 0.5, 3: 1.0, 13: 1.0}),
-        ("cosine", {0: 0.25, 1: 0.5, 3: 1.0, 8: 0.55, 13: 0.1, 20: 0.1}),
-    ],
-)
-def test_schedule_rises_linearly_then_holds_or_falls_to_the_final_fraction(schedule, wanted):
-    """Oracle: by hand: (i + 1) / (3 + 1) up to i = 3; half-way down the cosine (1 + 0.1) / 2."""
-    rate = make_schedule(2.0, schedule=schedule, warmup_steps=3, num_steps=13)
-    for step, value in wanted.items():
-        np.testing.assert_allclose(rate(step), 2.0 * value, rtol=1e-6)  # float32
+@pytest.mark.parametrize("kind", ["gqa", "mla_moe"])
+def test_matrices_alone_decay_in_a_whole_model(kind):
+    """Oracle: without a gradient, exactly the parameters that are at least matrices within a layer move."""
+    config, params = tiny_model(kind)
+    tx = make_optimizer(make_schedule(0.01, num_steps=10), **SETTINGS)
+    updates, _ = tx.update(jax.tree.map(jnp.zeros_like, params), tx.init(params), params)
+    for path, update in jax.tree_util.tree_leaves_with_path(updates):
+        stacked = path[0].key.endswith("layers")  # leading axis: layers
+        matrix = update.ndim - stacked >= 2 and not path[-1].key.endswith("bias")
+        assert (update != 0).any() == matrix, jax.tree_util.keystr(path)
 
 
-def test_schedule_without_warm_up_starts_at_the_full_rate():
-    """Oracle: the learning rate itself."""
-    for schedule in ("constant", "cosine"):
-        assert float(make_schedule(0.5, schedule=schedule, num_steps=4)(0)) == 0.5
+def twenty_updates(tx, *, jit):
+    """The gradients, and params and optimizer state after each of 20 updates."""
+    rng = np.random.default_rng(2)
+    params = parameters()
+    update = jax.jit(tx.update) if jit else tx.update
+    opt_state, history = tx.init(params), []
+    for _ in range(20):
+        grads = jax.tree.map(
+            lambda x: rng.normal(scale=rng.choice([1e-4, 1.0]), size=x.shape).astype(np.float32),
+            params,
+        )
+        updates, opt_state = update(grads, opt_state, params)
+        params = optax.apply_updates(params, updates)
+        history.append((grads["layer"], params["layer"], opt_state))
+    return history
 
 
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        (dict(schedule="linear"), "schedule='linear' is unknown.*'constant', 'cosine'"),
-        (dict(learning_rate=-1.0), "learning_rate=-1.0"),
-        (dict(warmup_steps=10), "warmup_steps=10 must be at least 0 and below num_steps=10"),
-    ],
-)
-def test_schedule_refuses_what_makes_no_sense(change, message):
-    """Oracle: the message names what was given."""
-    with pytest.raises(ValueError, match=message):
-        make_schedule(**(dict(learning_rate=0.1, num_steps=10) | change))
+def moments(opt_state):
+    (adam,) = [
+        x
+        for x in jax.tree.leaves(opt_state, is_leaf=lambda x: isinstance(x, optax.ScaleByAdamState))
+        if isinstance(x, optax.ScaleByAdamState)
+    ]
+    return adam.mu["layer"], adam.nu["layer"]
+
+
+@pytest.mark.parametrize("jit", [False, True])
+def test_bfloat16_moments_are_float32_arithmetic_rounded_once_an_update(jit):
+    """Oracle: numpy in float32, moments kept as ml_dtypes.bfloat16 between updates. Operation by
+    operation, moments agree bit for bit; under jit XLA may fuse a multiply and an add into one rounding,
+    which moves a few by one bfloat16 step, and what follows from them by as much.
+    """
+    settings = SETTINGS | dict(max_grad_norm=1e6, moment_dtype="bfloat16")
+    tx = make_optimizer(make_schedule(0.01, num_steps=20), **settings)
+    f32, bf16 = np.float32, ml_dtypes.bfloat16
+    wanted = parameters()["layer"]
+    mu = {name: np.zeros(x.shape, bf16) for name, x in wanted.items()}
+    nu = {name: np.zeros(x.shape, bf16) for name, x in wanted.items()}
+    for step, (grads, params, opt_state) in enumerate(twenty_updates(tx, jit=jit)):
+        got_mu, got_nu = moments(opt_state)
+        for name in ("kernel", "scale", "q_bias"):
+            g = grads[name]
+            m = f32(1 - 0.9) * g + f32(0.9) * mu[name].astype(f32)
+            v = f32(1 - 0.95) * (g * g) + f32(0.95) * nu[name].astype(f32)
+            direction = (m / f32(1 - 0.9 ** (step + 1))) / (
+                np.sqrt(v / f32(1 - 0.95 ** (step + 1))) + f32(1e-8)
+            )
+            decay = f32(0.1) * wanted[name] if name == "kernel" else 0
+            wanted[name] = wanted[name] - f32(0.01) * (direction + decay)
+            mu[name], nu[name] = m.astype(bf16), v.astype(bf16)
+            for got, want in ((got_mu[name], mu[name]), (got_nu[name], nu[name])):
+                assert got.dtype == jnp.bfloat16
+                if jit:
+                    np.testing.assert_allclose(got.astype(f32), want.astype(f32), rtol=2**-7)
+                else:
+                    np.testing.assert_array_equal(got, want)
+            # 20 updates of 0.01, each off by float32 rounding, or by a bfloat16 step of a moment
+            atol = 20 * 0.01 * (2**-7 if jit else 1e-6)
+            np.testing.assert_allclose(params[name], wanted[name], atol=atol)
+
+
+def test_a_state_of_bfloat16_moments_is_placed_saved_and_restored(tmp_path):
+    """Oracle: the state before; bfloat16[8, 4] moments where the parameter lies, and none of router_bias."""
+    mesh = make_mesh(data=1, fsdp=4, tensor=2)
+    params = {"kernel": jnp.arange(32.0).reshape(8, 4), "router_bias": jnp.ones(4)}
+    placed = shardings(mesh, {"kernel": ("embed", "mlp"), "router_bias": ("experts",)}, params)
+    tx = make_optimizer(
+        make_schedule(0.1, num_steps=2), **SETTINGS, moment_dtype="bfloat16", trains_mtp=True
+    )
+    wanted = state_shardings(mesh, placed, params, tx)
+
+    def start(params):
+        state = TrainState.create(params, tx)
+        _, opt_state = tx.update(params, state.opt_state, params)
+        return state.replace(opt_state=opt_state)
+
+    state = jax.jit(start, out_shardings=wanted)(params)
+    with Store(tmp_path) as store:
+        store.save(1, {"state": state, "data": {}})
+        restored = store.restore(1, jax.tree.map(jnp.zeros_like, state))["state"]
+    leaves = jax.tree_util.tree_leaves_with_path(restored)
+    found = {jax.tree_util.keystr(path): leaf for path, leaf in leaves}
+    kept = [leaf for path, leaf in found.items() if "mu" in path or "nu" in path]
+    assert [leaf.dtype for leaf in kept] == [jnp.bfloat16] * 2
+    assert [leaf.sharding.spec for leaf in kept] == [P("fsdp", "tensor")] * 2
+    assert all((leaf != 0).sum() == 31 for leaf in kept)  # all but the first, whose gradient is 0
+    jax.tree.map(np.testing.assert_array_equal, restored, state)
+    assert jax.tree.map(lambda x: x.dtype, restored) == jax.tree.map(lambda x: x.dtype, state)

@@ -4,7 +4,8 @@ import numpy as np
 from jax.sharding import PartitionSpec as P
 
 from deepseek_jax.parallel import make_mesh, shardings
-from deepseek_jax.training.optimizer import make_optimizer, make_schedule
+from deepseek_jax.training.optimizer import make_optimizer
+from deepseek_jax.training.schedule import make_schedule
 from deepseek_jax.training.state import TrainState, state_shardings
 
 

@@ -1,0 +1,95 @@
+"""config.optimizer, from its block to the updates it makes."""
+
+import jax
+import jax.numpy as jnp
+import ml_dtypes
+import numpy as np
+import pytest
+from ml_collections import ConfigDict
+
+from deepseek_jax.recipes.blocks import OptimizerSettings
+from deepseek_jax.recipes.settings import build
+
+PHASES = [
+    dict(kind="linear", steps=2, to=2),
+    dict(kind="constant", steps=1),
+    dict(kind="constant", steps=2, to=0.5),
+]
+
+
+def settings(**block):
+    return build(OptimizerSettings, ConfigDict(block), "config.optimizer")
+
+
+@pytest.mark.parametrize(("moment_dtype", "rtol"), [("float32", 1e-6), ("bfloat16", 0.02)])
+def test_phases_of_a_config_become_its_learning_rates(moment_dtype, rtol):
+    """Oracle: by hand; Adam moves by the rate itself where every gradient is 1 (arXiv:1412.6980, section
+    2.1). A bfloat16 moment is off by up to 2**-9 in each of the four roundings before the last update.
+    """
+    tx = settings(phases=PHASES, max_grad_norm=9, moment_dtype=moment_dtype).make(5)
+    params = {"w": jnp.ones(())}
+    state, moved = tx.init(params), []
+    for _ in range(5):
+        updates, state = tx.update(params, state, params)
+        moved.append(-updates["w"])
+    np.testing.assert_allclose(moved, [0, 1, 2, 0.5, 0.5], rtol=rtol)
+    dtypes = {leaf.dtype.name for leaf in jax.tree.leaves(state) if leaf.dtype != jnp.int32}
+    assert dtypes == {moment_dtype}
+
+
+def test_multi_token_prediction_is_trained_where_asked():
+    """Oracle: by hand: 0.5, the rate, where every gradient is 1."""
+    params = {"mtp_0": {"kernel": jnp.ones(())}}
+    for trains_mtp, moved in ((False, 0), (True, -0.5)):
+        tx = settings(learning_rate=0.5).make(1, trains_mtp=trains_mtp)
+        updates, _ = tx.update(params, tx.init(params), params)
+        np.testing.assert_allclose(updates["mtp_0"]["kernel"], moved, rtol=1e-6)  # float32
+
+
+@pytest.mark.parametrize(
+    ("block", "words"),
+    [
+        (dict(), "config.optimizer lacks a schedule; set config.optimizer.learning_rate, or"),
+        (
+            dict(phases=PHASES, learning_rate=0.1),
+            "learning_rate=0.1 and config.optimizer.phases are",
+        ),
+        (
+            dict(phases=PHASES, schedule="cosine"),
+            "schedule='cosine' and config.optimizer.phases are",
+        ),
+        (dict(phases=PHASES, warmup_steps=1), "warmup_steps=1 and config.optimizer.phases are two"),
+        (dict(phases=PHASES, final_fraction=0), "final_fraction=0.0 and config.optimizer.phases"),
+        (dict(phases=PHASES[:2]), "phases take 3 updates in all, 2 fewer than the 5"),
+        (dict(phases=[dict(kind="linear", to=1.0)]), "config.optimizer.phases[0] lacks steps"),
+        (dict(phases=[dict(PHASES[0], too=1)]), "phases[0].too is not a field; did you mean to?"),
+        (
+            dict(phases=[dict(PHASES[0], kind="liner")]),
+            "phases[0].kind='liner' is not allowed; did",
+        ),
+        (dict(phases=[dict(PHASES[0], steps=2.0)]), "phases[0].steps=2.0 (float) must be a int"),
+        (dict(learning_rate=0.1, moment_dtype="float16"), "moment_dtype='float16' is not allowed"),
+        (dict(learning_rate=0.1, moment_dtype="bfloat16", b2=0.999), "b2=0.999 decays a moment by"),
+        (dict(learning_rate=0.1, moment_dtype="bfloat16", b1=0.997), "b1=0.997 decays a moment by"),
+    ],
+)
+def test_a_block_that_makes_no_sense_is_refused_before_anything_compiles(block, words):
+    """Oracle: the words a reader needs."""
+    with pytest.raises(ValueError) as error:
+        settings(**block).make(5)
+    assert words in str(error.value)
+
+
+def test_a_bfloat16_moment_can_decay_at_any_rate_that_is_allowed():
+    """Oracle: every bfloat16 in [1, 2) by numpy, without a gradient: it must come out smaller. At 0.999
+    none does; just above the limit, some stay.
+    """
+    moment = (np.arange(128, dtype=np.float32) / 128 + 1).astype(ml_dtypes.bfloat16)
+
+    def stay(b):
+        return (np.float32(b) * moment.astype(np.float32)).astype(ml_dtypes.bfloat16) == moment
+
+    limit = 1 - 2**-8
+    settings(learning_rate=0.1, moment_dtype="bfloat16", b1=limit, b2=limit).make(5)
+    assert not stay(limit).any()
+    assert stay(0.999).all() and stay(0.9962).any()
