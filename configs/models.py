@@ -47,7 +47,7 @@ def deepseek_v3():
         eos_token_id=1,
         dtype="bfloat16",
         scan_layers=True,
-        remat=True,
+        remat="full",
     )
 
 
@@ -77,7 +77,7 @@ def deepseek_v2_lite():
         eos_token_id=100001,
         dtype="bfloat16",
         scan_layers=True,
-        remat=True,
+        remat="full",
     )
 
 
@@ -124,7 +124,7 @@ def _qwen2(hidden_size, intermediate_size, layers, heads, kv_heads, vocab_size=1
         eos_token_id=151643,
         dtype="bfloat16",
         scan_layers=True,
-        remat=True,
+        remat="full",
         **more,
     )
 
@@ -176,7 +176,7 @@ def qwen3_0_6b():
         eos_token_id=151645,
         dtype="bfloat16",
         scan_layers=True,
-        remat=True,
+        remat="full",
     )
 
 
@@ -197,7 +197,7 @@ def _llama3(hidden_size, intermediate_size, layers, heads):
         eos_token_id=128001,
         dtype="bfloat16",
         scan_layers=True,
-        remat=True,
+        remat="full",
     )
 
 

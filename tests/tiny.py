@@ -16,34 +16,38 @@ SIZES = dict(
     num_hidden_layers=2,
     max_position_embeddings=128,
 )
+MLA_MOE = dict(
+    model_type="deepseek_v3",
+    q_lora_rank=12,
+    kv_lora_rank=10,
+    qk_nope_head_dim=8,
+    qk_rope_head_dim=4,
+    v_head_dim=6,
+    n_routed_experts=8,
+    n_shared_experts=1,
+    num_experts_per_tok=2,
+    moe_intermediate_size=16,
+    first_k_dense_replace=1,
+    n_group=4,
+    topk_group=2,
+    routed_scaling_factor=2.5,
+    **SIZES,
+)
 CONFIGS = {
     "gqa": ModelConfig(
         model_type="qwen2", num_key_value_heads=2, tie_word_embeddings=True, **SIZES
     ),
-    "mla_moe": ModelConfig(
-        model_type="deepseek_v3",
-        q_lora_rank=12,
-        kv_lora_rank=10,
-        qk_nope_head_dim=8,
-        qk_rope_head_dim=4,
-        v_head_dim=6,
-        n_routed_experts=8,
-        n_shared_experts=1,
-        num_experts_per_tok=2,
-        moe_intermediate_size=16,
-        first_k_dense_replace=1,
-        n_group=4,
-        topk_group=2,
-        routed_scaling_factor=2.5,
-        **SIZES,
-    ),
+    "mla_moe": ModelConfig(**MLA_MOE),
 }
+
+
+MTP = ModelConfig(**MLA_MOE | dict(num_nextn_predict_layers=2))
 
 
 @functools.cache
 def tiny_model(kind):
-    """(ModelConfig, float32 params) of a key of CONFIGS; logits spread over a few units."""
-    config = CONFIGS[kind]
+    """(ModelConfig, float32 params) of a key of CONFIGS, or "mtp"; logits spread over a few units."""
+    config = MTP if kind == "mtp" else CONFIGS[kind]
 
     @jax.jit
     def make(rng):

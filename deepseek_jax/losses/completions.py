@@ -7,7 +7,7 @@ from deepseek_jax.ops.logprobs import token_logprobs
 
 
 def completion_logprobs(config, params, batch, *, temperature=1.0):
-    """Score each completion's tokens: (logprobs float32[b t], entropy float32[b t], expert_load or None).
+    """Score each completion's tokens: (logprobs float32[b t], entropy float32[b t], Routing or None).
 
     batch: prompt_ids int32[p s] and prompt_mask bool[p s], right-padded; completion_ids int32[b t] and
     completion_mask bool[b t], right-padded, those of one prompt adjacent and b / p to each. A prompt and
@@ -29,7 +29,7 @@ def completion_logprobs(config, params, batch, *, temperature=1.0):
     after_prompt = prompt_length_p[:, None] + jnp.tile(jnp.arange(t), n)
     positions = jnp.concatenate([jnp.broadcast_to(jnp.arange(s), (p, s)), after_prompt], axis=1)
 
-    hidden, load_le = hidden_states(
+    hidden, routing = hidden_states(
         config,
         params,
         tokens,
@@ -47,4 +47,4 @@ def completion_logprobs(config, params, batch, *, temperature=1.0):
         batch["completion_ids"].reshape(-1),
         temperature=temperature,
     )
-    return logprobs.reshape(b, t), entropy.reshape(b, t), load_le
+    return logprobs.reshape(b, t), entropy.reshape(b, t), routing

@@ -1,20 +1,26 @@
-"""Cross-entropy of the next token, over packed documents."""
+"""Cross-entropy of the next token, over packed documents, with what V3's pre-training adds to it."""
 
 import jax.numpy as jnp
 
+from deepseek_jax.losses.multi_token import multi_token_losses
 from deepseek_jax.models import head_weight, hidden_states
 from deepseek_jax.ops.logprobs import token_logprobs
 
 
-def next_token_loss(config, params, batch):
-    """Negative log-likelihood, in nats a token, of the targets under loss_mask.
+def next_token_loss(config, params, batch, *, balance_weight=0.0, mtp_weight=None):
+    """Negative log-likelihood, in nats a token, of the targets under loss_mask, plus the weighted rest:
+    the sequence-wise balance loss of every MoE layer (arXiv:2412.19437, eqs. 17-20) and multi-token
+    prediction (eqs. 24-25).
 
-    batch: tokens, targets, segment_ids, positions int32[b t]; loss_mask bool[b t]; normalizer float32[],
-    the number of True in loss_mask over the whole global batch, so that micro-batches add up.
-    Returns (loss float32[], metrics): entropy float32[] in nats and, where experts are routed,
-    expert_load float32[l e].
+    batch: tokens, targets, segment_ids, positions int32[b t]; loss_mask bool[b t]; normalizer and num_tokens
+    float32[], the numbers of True in loss_mask and of real tokens over the whole global batch, so that
+    micro-batches add up. mtp_weight: float or float32[]; None leaves the modules out.
+    Returns (loss float32[], metrics): next_token_loss and entropy, float32[] in nats; where experts are
+    routed, balance_loss, 1 being uniform, averaged over layers, and expert_load, a dict from a key of params
+    to float32[l e] (moe_layers) or float32[e] (mtp_0, ...); with mtp_weight, mtp_loss in nats, averaged over
+    the modules, each summed over its targets and divided by normalizer as published.
     """
-    hidden_btd, load_le = hidden_states(
+    hidden_btd, routing = hidden_states(
         config,
         params,
         batch["tokens"],
@@ -28,7 +34,18 @@ def next_token_loss(config, params, batch):
     def mean(x_m):
         return jnp.where(mask_m, x_m, 0.0).sum() / batch["normalizer"]
 
-    metrics = {"entropy": mean(entropy_m)}
-    if load_le is not None:
-        metrics["expert_load"] = load_le
-    return -mean(logprobs_m), metrics
+    loss = -mean(logprobs_m)
+    metrics = {"next_token_loss": loss, "entropy": mean(entropy_m)}
+    routings = {} if routing is None else {"moe_layers": routing}
+    if mtp_weight is not None:
+        losses, further = multi_token_losses(config, params, batch, hidden_btd)
+        metrics["mtp_loss"] = sum(losses) / len(losses)
+        loss += mtp_weight * metrics["mtp_loss"]
+        routings |= further
+    if routings:
+        balance_l = jnp.concatenate([r.balance.reshape(-1) for r in routings.values()])
+        balance_l /= batch["num_tokens"]
+        metrics["balance_loss"] = balance_l.mean()
+        loss += balance_weight * balance_l.sum()
+        metrics["expert_load"] = {name: r.load for name, r in routings.items()}
+    return loss, metrics

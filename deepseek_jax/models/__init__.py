@@ -2,15 +2,18 @@
 
 from deepseek_jax.models.config import ModelConfig, RopeScaling
 from deepseek_jax.models.decoder import Branches, count_params, init_params
-from deepseek_jax.models.heads import forward, head_weight, hidden_states
+from deepseek_jax.models.heads import forward, head_weight, hidden_states, predict_further
+from deepseek_jax.models.moe import Routing
 
 __all__ = [
     "Branches",
     "ModelConfig",
     "RopeScaling",
+    "Routing",
     "count_params",
     "forward",
     "head_weight",
     "hidden_states",
     "init_params",
+    "predict_further",
 ]

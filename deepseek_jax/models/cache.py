@@ -28,6 +28,25 @@ class CacheWrite(NamedTuple):
         return written.view(cache.dtype)
 
 
+class PositionWrite(NamedTuple):
+    """As CacheWrite, but every sequence writes where its own positions say, one token a position.
+
+    index: int32[b t]; what lies past the cache's end is dropped. mask: bool[b t s], the slots that each of
+    the t tokens may see.
+    """
+
+    index: jax.Array
+    mask: jax.Array
+
+    def __call__(self, cache, entry, *, axis):
+        """Write entry [b t ...] into cache [b s ...] at index."""
+        assert axis == 1
+        bits = jnp.uint16 if cache.dtype == jnp.bfloat16 else cache.dtype  # as in CacheWrite
+        at = jnp.arange(len(self.index))[:, None], self.index
+        written = cache.view(bits).at[at].set(entry.astype(cache.dtype).view(bits), mode="drop")
+        return written.view(cache.dtype)
+
+
 def empty_cache(config, batch_size, length, dtype):
     """Zeros for one layer: MLA keeps kv_lora_rank + qk_rope_head_dim numbers a token, GQA its k and v heads.
 

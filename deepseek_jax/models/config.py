@@ -16,6 +16,16 @@ ROPE_FIELDS = {
 }
 
 
+# What the backward pass of a layer recomputes, instead of keeping it from the forward pass
+REMAT_POLICIES = {
+    "none": "nothing",
+    "full": "the whole layer, from its input",
+    "dots": "all but the results of its products with weights",
+    "selective": "norms, SwiGLU, attention and its up-projections (arXiv:2412.19437, section 3.2.3)",
+    "offload": "the whole layer, from its input, which waits in the host's memory",
+}
+
+
 @dataclasses.dataclass(frozen=True)
 class RopeScaling:
     """How rotary frequencies reach past the original context: Hugging Face's rope_scaling, by its names."""
@@ -50,7 +60,8 @@ class ModelConfig:
 
     The last three fields say how to run it, not what it is: dtype is the compute dtype ("float32" or
     "bfloat16"; parameters keep their own), scan_layers compiles one layer instead of all (fast to compile,
-    as on TPU) and remat recomputes each layer in the backward pass. They leave the parameters as they are.
+    as on TPU) and remat says what the backward pass recomputes, a key of REMAT_POLICIES. They leave the
+    parameters as they are.
     """
 
     model_type: str
@@ -92,7 +103,7 @@ class ModelConfig:
     # How to run it
     dtype: str = "float32"
     scan_layers: bool = False
-    remat: bool = False
+    remat: str = "none"
 
     def __post_init__(self):
         if self.model_type not in ATTENTION_OF:
@@ -111,6 +122,10 @@ class ModelConfig:
                 object.__setattr__(self, name, default[name == "head_dim"])
         if self.dtype not in ("float32", "bfloat16"):
             raise ValueError(f"model.dtype={self.dtype!r} is not 'float32' or 'bfloat16'")
+        if self.remat not in REMAT_POLICIES:
+            raise ValueError(
+                f"model.remat={self.remat!r} is not one of {', '.join(REMAT_POLICIES)}"
+            )
         self._check_attention()
         if self.n_routed_experts:
             self._check_experts()

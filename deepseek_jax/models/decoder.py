@@ -5,6 +5,7 @@ from typing import NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
 from deepseek_jax.models.config import ModelConfig
 from deepseek_jax.models.gqa import GroupedQueryAttention
@@ -34,28 +35,60 @@ class DecoderLayer(nn.Module):
         self.ffn_norm = RMSNorm(cfg, cfg.hidden_size)
         self.ffn = MoE(cfg) if self.is_moe else GatedMLP(cfg, cfg.intermediate_size)
 
-    def _feed_forward(self, x, counted=None):
+    def _feed_forward(self, x, segment_ids=None):
         if self.is_moe:
-            y, load_e = self.ffn(self.ffn_norm(x), counted)
-            return x + y, load_e
+            y, routing = self.ffn(self.ffn_norm(x), segment_ids)
+            return x + y, routing
         return x + self.ffn(self.ffn_norm(x)), None
 
     def __call__(self, x_btd, rope, segment_ids, branches=None):
-        """x [b t d] -> (x [b t d], expert_load float32[e] or None, what decoding remembers)."""
+        """x [b t d] -> (x [b t d], Routing or None, what decoding remembers)."""
         y_btd, remembered = self.attention(self.attention_norm(x_btd), rope, segment_ids, branches)
-        x_btd, load_e = self._feed_forward(x_btd + y_btd, segment_ids > 0)
-        return x_btd, load_e, remembered
+        x_btd, routing = self._feed_forward(x_btd + y_btd, segment_ids)
+        return x_btd, routing, remembered
 
     def train(self, x_btd, rope, segment_ids, branches):
         """__call__ as lax.scan wants it, remembering nothing."""
-        x_btd, load_e, _ = self(x_btd, rope, segment_ids, branches)
-        return x_btd, load_e
+        x_btd = checkpoint_name(x_btd, "layer_input")
+        x_btd, routing, _ = self(x_btd, rope, segment_ids, branches)
+        return x_btd, routing
 
     def decode(self, x_bd, rope, cache, write):
         """One new token a sequence: x [b d] -> (x [b d], cache)."""
         y_bd, cache = self.attention.decode(self.attention_norm(x_bd), rope, cache, write)
         x_bd, _ = self._feed_forward(x_bd + y_bd)
         return x_bd, cache
+
+    def extend(self, x_btd, rope, cache, write):
+        """t new tokens a sequence, in latent attention alone: x [b t d] -> (x [b t d], cache)."""
+        y_btd, cache = self.attention.extend(self.attention_norm(x_btd), rope, cache, write)
+        return self._feed_forward(x_btd + y_btd)[0], cache
+
+
+POLICIES = {
+    "full": None,
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "selective": jax.checkpoint_policies.save_only_these_names("kept"),
+    "offload": jax.checkpoint_policies.save_and_offload_only_these_names(
+        names_which_can_be_saved=[],
+        names_which_can_be_offloaded=["layer_input"],
+        offload_src="device",
+        offload_dst="pinned_host",
+    ),
+}
+
+
+def _training_layer(config):
+    """DecoderLayer, whose `train` recomputes what config.remat says."""
+    if config.remat == "none":
+        return DecoderLayer
+    return nn.remat(
+        DecoderLayer,
+        methods=["train"],
+        static_argnums=(4,),
+        prevent_cse=not config.scan_layers,
+        policy=POLICIES[config.remat],
+    )
 
 
 class Decoder(nn.Module):
@@ -73,7 +106,7 @@ class Decoder(nn.Module):
         if not cfg.tie_word_embeddings:
             self.head = weight(self, "head", vocab=v, embed=d)
         self.mtp = [
-            MultiTokenPrediction(cfg, DecoderLayer(cfg, is_moe=True))
+            MultiTokenPrediction(cfg, _training_layer(cfg)(cfg, is_moe=True))
             for _ in range(cfg.num_nextn_predict_layers)
         ]
 
@@ -81,13 +114,8 @@ class Decoder(nn.Module):
         if not length:
             return None
         cfg = self.config
-        layer = DecoderLayer
-        if cfg.remat:
-            layer = nn.remat(
-                layer, methods=["train"], static_argnums=(4,), prevent_cse=not cfg.scan_layers
-            )
         scanned = nn.scan(
-            layer,
+            _training_layer(cfg),
             variable_axes={"params": 0},
             split_rngs={"params": True},
             in_axes=nn.broadcast,
@@ -99,18 +127,22 @@ class Decoder(nn.Module):
         return scanned(cfg, is_moe)
 
     def __call__(self, tokens, positions, segment_ids, branches=None):
-        """int32[b t] each -> (hidden [b t d] after the final norm, expert_load float32[l e] or None)."""
+        """int32[b t] each -> (hidden [b t d] after the final norm, Routing of each MoE layer or None)."""
         rope = position_tables(self.config, positions)
         x_btd = jnp.take(self.embedding, tokens, axis=0).astype(self.config.dtype)
-        load_le = None
+        routing = None
         if self.dense_layers is not None:
             x_btd, _ = self.dense_layers.train(x_btd, rope, segment_ids, branches)
         if self.moe_layers is not None:
-            x_btd, load_le = self.moe_layers.train(x_btd, rope, segment_ids, branches)
-        return self.final_norm(x_btd), load_le
+            x_btd, routing = self.moe_layers.train(x_btd, rope, segment_ids, branches)
+        return self.final_norm(x_btd), routing
 
     def predict_further(self, depth, hidden_btd, next_tokens, positions, segment_ids):
-        """Hidden states of multi-token prediction module `depth` (arXiv:2412.19437, eqs. 21-22): [b t d]."""
+        """Multi-token prediction module `depth`, from 0 (arXiv:2412.19437, eqs. 21-22).
+
+        hidden_btd: after the final norm, or what module depth - 1 gave. next_tokens: int32[b t], those
+        depth + 1 ahead. Returns (hidden [b t d] for the head, Routing).
+        """
         embedding_btd = jnp.take(self.embedding, next_tokens, axis=0).astype(hidden_btd.dtype)
         rope = position_tables(self.config, positions)
         return self.mtp[depth](embedding_btd, hidden_btd, rope, segment_ids)

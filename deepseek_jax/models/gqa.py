@@ -2,6 +2,7 @@
 
 import flax.linen as nn
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
 from deepseek_jax.models.config import ModelConfig
 from deepseek_jax.models.layers import RMSNorm, weight
@@ -32,7 +33,8 @@ class GroupedQueryAttention(nn.Module):
             self.k_norm = RMSNorm(cfg, x, "head_dim")
 
     def _project(self, x_btd, rope):
-        q, k, v = (dot("btd,dhx->bthx", x_btd, w) for w in (self.w_q, self.w_k, self.w_v))
+        products = (dot("btd,dhx->bthx", x_btd, w) for w in (self.w_q, self.w_k, self.w_v))
+        q, k, v = (checkpoint_name(product, "kept") for product in products)
         if self.config.has_qkv_bias:
             q, k, v = (
                 (a + b.astype(a.dtype)) for a, b in ((q, self.b_q), (k, self.b_k), (v, self.b_v))
@@ -52,6 +54,7 @@ class GroupedQueryAttention(nn.Module):
                 q, k, v, scale=scale, segment_ids=segment_ids, **branches._asdict()
             )
         remembered = {"k": jnp.swapaxes(k, 1, 2), "v": jnp.swapaxes(v, 1, 2)}
+        out_bthx = checkpoint_name(out_bthx, "kept")
         return dot("bthx,hxd->btd", out_bthx, self.w_out), remembered
 
     def decode(self, x_bd, rope, cache, write):

@@ -23,17 +23,28 @@ def segment_positions(segment_ids):
 
 
 def hidden_states(config, params, tokens, *, segment_ids=None, positions=None, branches=None):
-    """Run the decoder: tokens int32[b t] -> (hidden [b t d] after the final norm, expert_load float32[l e]).
+    """Run the decoder: tokens int32[b t] -> (hidden [b t d] after the final norm, models.Routing).
 
     segment_ids: int32[b t], 0 on padding, one number a packed document elsewhere; default one document.
     positions: int32[b t]; default counts from 0 in each segment. branches: a models.Branches layout.
-    expert_load is None where no layer routes, and counts real tokens only.
+    Routing has a leading axis of MoE layers and counts real tokens only; None where no layer routes.
     """
     if segment_ids is None:
         segment_ids = jnp.ones_like(tokens)
     if positions is None:
         positions = segment_positions(segment_ids)
     return Decoder(config).apply({"params": params}, tokens, positions, segment_ids, branches)
+
+
+def predict_further(config, params, depth, hidden, next_tokens, *, segment_ids, positions):
+    """Multi-token prediction module `depth`, from 0 (arXiv:2412.19437, section 2.2).
+
+    hidden: [b t d], what hidden_states gave, or the module before. next_tokens: int32[b t], the tokens
+    depth + 1 ahead; where there is none in the document, segment_ids int32[b t] is to be 0. positions:
+    int32[b t] of hidden. Returns (hidden [b t d] for the head that hidden_states' goes to, models.Routing).
+    """
+    arguments = depth, hidden, next_tokens, positions, segment_ids
+    return Decoder(config).apply({"params": params}, *arguments, method="predict_further")
 
 
 def forward(config, params, tokens, *, segment_ids=None, positions=None):

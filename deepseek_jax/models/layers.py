@@ -3,6 +3,7 @@
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
 from deepseek_jax.models.config import ModelConfig
 from deepseek_jax.ops import rope
@@ -58,7 +59,8 @@ class GatedMLP(nn.Module):
         w_gate_up = weight(self, "gate_up", embed=d, gate_up=2, mlp=self.width)
         w_down = weight(self, "down", mlp=self.width, embed=d)
         x_md = x.reshape(-1, d)
-        gate_mf, up_mf = jnp.unstack(dot("md,dzf->mzf", x_md, w_gate_up), axis=1)
+        hidden_mzf = checkpoint_name(dot("md,dzf->mzf", x_md, w_gate_up), "kept")
+        gate_mf, up_mf = jnp.unstack(hidden_mzf, axis=1)
         return dot("mf,fd->md", swiglu(gate_mf, up_mf), w_down).reshape(x.shape)
 
 

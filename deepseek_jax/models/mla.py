@@ -1,7 +1,9 @@
 """Multi-head latent attention (arXiv:2405.04434, section 2.1; arXiv:2412.19437, eqs. 1-11)."""
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
 from deepseek_jax.models.config import ModelConfig
 from deepseek_jax.models.layers import RMSNorm, weight
@@ -55,9 +57,8 @@ class MultiHeadLatentAttention(nn.Module):
     def _queries(self, x_btd, rope):
         """Eqs. 6-9: the part without and the part with position, [b t h n] and [b t h r]."""
         if self.config.q_lora_rank:
-            q_bthx = dot(
-                "btq,qhx->bthx", self.q_norm(dot("btd,dq->btq", x_btd, self.w_q_down)), self.w_q_up
-            )
+            down_btq = checkpoint_name(dot("btd,dq->btq", x_btd, self.w_q_down), "kept")
+            q_bthx = dot("btq,qhx->bthx", self.q_norm(down_btq), self.w_q_up)
         else:
             q_bthx = dot("btd,dhx->bthx", x_btd, self.w_q)
         q_nope, q_rope = jnp.split(q_bthx, [self.config.qk_nope_head_dim], axis=-1)
@@ -65,7 +66,7 @@ class MultiHeadLatentAttention(nn.Module):
 
     def _latent(self, x_btd, rope):
         """Eqs. 1 and 3: all that the cache keeps, c_kv [b t c] and k_rope [b t r]."""
-        down = dot("btd,dc->btc", x_btd, self.w_kv_down)
+        down = checkpoint_name(dot("btd,dc->btc", x_btd, self.w_kv_down), "kept")
         c_kv, k_rope = jnp.split(down, [self.config.kv_lora_rank], axis=-1)
         return self.kv_norm(c_kv), apply_rope(k_rope[:, :, None], *rope)[:, :, 0]
 
@@ -84,6 +85,7 @@ class MultiHeadLatentAttention(nn.Module):
             out_bthu = attend_branches(
                 q, k, v, scale=self.scale, segment_ids=segment_ids, **branches._asdict()
             )
+        out_bthu = checkpoint_name(out_bthu, "kept")
         return dot("bthu,hud->btd", out_bthu, self.w_out), {"c_kv": c_kv, "k_rope": k_rope}
 
     def decode(self, x_bd, rope, cache, write):
@@ -99,3 +101,23 @@ class MultiHeadLatentAttention(nn.Module):
             q_latent, q_rope, cache["c_kv"], cache["k_rope"], scale=self.scale, mask=write.mask
         )
         return dot("bhu,hud->bd", dot("bhc,chu->bhu", z_bhc, self.w_v_up), self.w_out), cache
+
+    def extend(self, x_btd, rope, cache, write):
+        """Absorbed form, from t new tokens a sequence: x [b t d] -> ([b t d], cache with their latents in it).
+
+        write: as CacheWrite, but of entries [b t ...], and with mask bool[b t s].
+        """
+        q_nope, q_rope = self._queries(x_btd, rope)
+        c_kv, k_rope = self._latent(x_btd, rope)
+        cache = {
+            "c_kv": write(cache["c_kv"], c_kv, axis=1),
+            "k_rope": write(cache["k_rope"], k_rope, axis=1),
+        }
+
+        def attend_from(q_latent, q_rope, mask):
+            latents = cache["c_kv"], cache["k_rope"]
+            return attend_latent(q_latent, q_rope, *latents, scale=self.scale, mask=mask)
+
+        q_latent = dot("bthn,chn->bthc", q_nope, self.w_k_up)
+        z_bthc = jax.vmap(attend_from, in_axes=1, out_axes=1)(q_latent, q_rope, write.mask)
+        return dot("bthu,hud->btd", dot("bthc,chu->bthu", z_bthc, self.w_v_up), self.w_out), cache

@@ -1,13 +1,27 @@
 """DeepSeekMoE: shared experts for every token, routed ones for those that choose them (arXiv:2401.06066)."""
 
+from typing import NamedTuple
+
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
 from deepseek_jax.models.config import ModelConfig
 from deepseek_jax.models.layers import GatedMLP, swiglu, weight
 from deepseek_jax.ops import grouped_matmul as grouped
 from deepseek_jax.ops.dot import dot
-from deepseek_jax.ops.routing import expert_load, route
+from deepseek_jax.ops.routing import affinities, expert_load, route, sequence_balance
+
+
+class Routing(NamedTuple):
+    """What routing did, in one layer, or in each with a leading axis l.
+
+    load: float32[e], real tokens per expert. balance: float32[], see ops.routing.sequence_balance.
+    """
+
+    load: jax.Array
+    balance: jax.Array
 
 
 class MoE(nn.Module):
@@ -16,9 +30,10 @@ class MoE(nn.Module):
     config: ModelConfig
 
     @nn.compact
-    def __call__(self, x, counted=None):
-        """x [... d] -> ([... d], expert_load float32[e]: tokens per expert, those in counted
-        bool[...] alone).
+    def __call__(self, x, segment_ids=None):
+        """x [b t d] -> ([b t d], Routing of the tokens whose segment_ids int32[b t] is not 0).
+
+        Without segment_ids x is [... d], and in place of Routing comes None.
         """
         cfg = self.config
         e, d, f = cfg.n_routed_experts, cfg.hidden_size, cfg.moe_intermediate_size
@@ -49,6 +64,7 @@ class MoE(nn.Module):
         hidden_rzf = grouped.grouped_matmul(
             rows_rd, w_gate_up.reshape(e, d, 2 * f), layout.rows_per_expert, block=block
         )
+        hidden_rzf = checkpoint_name(hidden_rzf, "kept")
         gate_rf, up_rf = jnp.split(hidden_rzf, 2, axis=-1)
         out_rd = grouped.grouped_matmul(
             swiglu(gate_rf, up_rf), w_down, layout.rows_per_expert, block=block
@@ -56,5 +72,13 @@ class MoE(nn.Module):
         y_md = grouped.combine(out_rd, weights_ma, layout)
         if cfg.n_shared_experts:
             y_md += GatedMLP(cfg, cfg.n_shared_experts * f, name="shared")(x_md)
-        counted = None if counted is None else counted.reshape(-1)
-        return y_md.reshape(x.shape), expert_load(experts_ma, e, counted)
+        routing = None
+        if segment_ids is not None:
+            affinity_me = affinities(logits_me, cfg.scoring_func)
+            balance = sequence_balance(
+                affinity_me.reshape(*segment_ids.shape, e),
+                segment_ids,
+                num_experts_per_tok=cfg.num_experts_per_tok,
+            )
+            routing = Routing(expert_load(experts_ma, e, segment_ids.reshape(-1) > 0), balance)
+        return y_md.reshape(x.shape), routing

@@ -18,7 +18,9 @@ class MultiTokenPrediction(nn.Module):
 
     @nn.compact
     def __call__(self, embedding_btd, hidden_btd, rope, segment_ids):
-        """The next token's embedding and this one's hidden state, both [b t d] -> normed hidden [b t d]."""
+        """A later token's embedding and this one's hidden state, both [b t d] -> (normed hidden [b t d],
+        the block's Routing).
+        """
         d = self.config.hidden_size
         w_input = weight(self, "input", embed_and_hidden=2 * d, embed=d)
         normed = [
@@ -26,5 +28,5 @@ class MultiTokenPrediction(nn.Module):
             RMSNorm(self.config, d, name="hidden_norm")(hidden_btd),
         ]
         x_btd = dot("btz,zd->btd", jnp.concatenate(normed, axis=-1), w_input)
-        x_btd, _, _ = self.block(x_btd, rope, segment_ids)
-        return RMSNorm(self.config, d, name="head_norm")(x_btd)
+        x_btd, routing = self.block.train(x_btd, rope, segment_ids, None)
+        return RMSNorm(self.config, d, name="head_norm")(x_btd), routing

@@ -24,7 +24,7 @@ def route(
     routed_scaling_factor, a factor of the released code that is not in these equations.
     Returns experts: int32[m a], best first, and weights: float32[m a].
     """
-    affinity_me = (jax.nn.sigmoid if scoring_func == "sigmoid" else jax.nn.softmax)(logits)
+    affinity_me = affinities(logits, scoring_func)
     choice_me = affinity_me if bias is None else affinity_me + jax.lax.stop_gradient(bias)
     if n_group > 1:
         choice_mgx = choice_me.reshape(len(logits), n_group, -1)  # x: the experts of one group
@@ -41,12 +41,44 @@ def route(
     return experts_ma, weights_ma * routed_scaling_factor
 
 
+def affinities(logits, scoring_func):
+    """Token-to-expert scores, float32[... e], of the router's logits: "sigmoid" (V3) or "softmax" (V2)."""
+    return (jax.nn.sigmoid if scoring_func == "sigmoid" else jax.nn.softmax)(logits)
+
+
 def expert_load(experts, n_routed_experts, counted=None):
     """How many tokens each expert gets: experts int32[m a] -> float32[e]. counted: bool[m], default all."""
     chosen_mae = jax.nn.one_hot(experts, n_routed_experts)
     if counted is not None:
         chosen_mae = chosen_mae * counted[:, None, None]
     return chosen_mae.sum((0, 1))
+
+
+def sequence_balance(affinity, segment_ids, *, num_experts_per_tok):
+    """The sequence-wise balance loss (arXiv:2412.19437, eqs. 17-20) before its weight, a document a sequence.
+
+    affinity: float32[b t e], what `route` scores tokens by. segment_ids: int32[b t], 0 on padding, one run a
+    packed document. Returns float32[]: the sum over documents of length * sum_i(f_i * P_i), so that dividing
+    by the number of real tokens weighs documents by length; a perfectly uniform router gives 1 then. As
+    printed, f counts each token's best experts by affinity alone, without the bias and the groups; only P
+    carries a gradient.
+    """
+    b, t, e = affinity.shape
+    best_bta = jax.lax.top_k(jax.lax.stop_gradient(affinity), num_experts_per_tok)[1]
+    chosen_bte = jax.nn.one_hot(best_bta, e).sum(2)
+    share_bte = affinity / affinity.sum(-1, keepdims=True)
+    before_bt = jnp.pad(segment_ids[:, :-1], ((0, 0), (1, 0)))
+    document_bt = jnp.cumsum(segment_ids != before_bt, axis=1)  # by row, whatever numbers they bear
+    document_bt = jnp.where(
+        segment_ids > 0, document_bt, t + 1
+    )  # padding: out of range, so dropped
+
+    def per_document(x_btz):
+        return jax.vmap(lambda x, i: jax.ops.segment_sum(x, i, t + 1))(x_btz, document_bt)
+
+    length_bn1 = jnp.maximum(per_document(jnp.ones((b, t, 1))), 1)  # n: document
+    products_bne = per_document(chosen_bte) * per_document(share_bte) / length_bn1
+    return products_bne.sum() * e / num_experts_per_tok
 
 
 def updated_bias(bias, load, *, speed):

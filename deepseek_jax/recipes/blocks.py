@@ -8,6 +8,7 @@ import jax
 from deepseek_jax.checkpoint import load_gguf, load_hf
 from deepseek_jax.data.tokenizer import load_tokenizer, smollm2_gguf
 from deepseek_jax.models import ModelConfig, init_params
+from deepseek_jax.models.config import REMAT_POLICIES
 from deepseek_jax.parallel.shard import init_sharded
 from deepseek_jax.recipes.settings import build
 from deepseek_jax.training.optimizer import make_optimizer
@@ -22,7 +23,7 @@ class RunSettings:
 
     dtype: Literal["float32", "bfloat16"] = "float32"
     scan_layers: bool = False
-    remat: bool = False
+    remat: Literal[tuple(REMAT_POLICIES)] = "none"
 
 
 @dataclasses.dataclass(frozen=True)

@@ -213,7 +213,7 @@ def _reinforce(settings, policy, params, source, mesh, workdir, writer, should_s
     """
 
     def loss_fn(params, batch, rng):
-        logprobs, entropy, load_le = completion_logprobs(
+        logprobs, entropy, routing = completion_logprobs(
             policy, params, batch, temperature=settings.rollout.temperature
         )
         loss, metrics = grpo_loss(
@@ -223,7 +223,9 @@ def _reinforce(settings, policy, params, source, mesh, workdir, writer, should_s
             max_completion_length=settings.rollout.max_completion_length,
             **dataclasses.asdict(settings.loss),
         )
-        return loss, metrics if load_le is None else metrics | {"expert_load": load_le}
+        if routing is not None:
+            metrics["expert_load"] = {"moe_layers": routing.load}
+        return loss, metrics
 
     tx = settings.make_optimizer()
     placed = state_shardings(mesh, jax.tree.map(lambda leaf: leaf.sharding, params), params, tx)

@@ -4,6 +4,7 @@ import dataclasses
 import functools
 
 import jax
+import optax
 
 from deepseek_jax.checkpoint.store import Store
 from deepseek_jax.data.packing import pack
@@ -99,7 +100,9 @@ def train_base(config, settings, tokenizer, mesh, workdir, *, seed, writer, shou
         lambda params, batch, rng: next_token_loss(config, params, batch),
         tx,
         micro_batches=settings.micro_batches,
-        bias_update_speed=settings.bias_update_speed,
+        bias_update_speed=optax.constant_schedule(settings.bias_update_speed)
+        if settings.bias_update_speed
+        else None,
     )
     create = functools.partial(TrainState.create, tx=tx)
     create = jax.jit(

@@ -8,15 +8,16 @@ from deepseek_jax.ops.routing import updated_bias
 from deepseek_jax.parallel import constrain
 
 
-def make_train_step(loss_fn, tx, *, micro_batches=1, bias_update_speed=0.0):
+def make_train_step(loss_fn, tx, *, micro_batches=1, bias_update_speed=None):
     """Build train_step(state, batch, rng) -> (state, metrics), to be jitted once with donation.
 
     loss_fn(params, batch, rng) -> (loss, metrics), both divided by totals of the whole batch, so
     that those of micro-batches add up (of names ending in _max the largest counts). batch: a dict
     of arrays; micro_batches cuts each along its own leading axis, and scalars go to all.
-    The metric expert_load, float32[l e] tokens per expert, is taken out: with bias_update_speed > 0
-    it moves params["moe_layers"]["ffn"]["router_bias"] once an update (arXiv:2412.19437, section
-    2.1.2), and it is reported as max_vio, see max_violation.
+    The metric expert_load, a dict from a key of params to float32[l e] or float32[e] tokens per
+    expert, is taken out. With bias_update_speed, a function of the update count, it moves the
+    router_bias below that key once an update (arXiv:2412.19437, section 2.1.2), and it is reported,
+    see load_metrics.
     Also reported: loss, grad_norm (before clipping) and nonfinite, 1.0 where the gradients' norm is
     not finite: then the update is skipped, and parameters and optimizer stay as they were.
     Raises ValueError at tracing for rows that do not split, or a bias speed without expert_load.
@@ -31,9 +32,10 @@ def make_train_step(loss_fn, tx, *, micro_batches=1, bias_update_speed=0.0):
         updates, opt_state = tx.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
 
-        load_le = metrics.get("expert_load")
-        if bias_update_speed:
-            params = _move_router_bias(params, load_le, bias_update_speed)
+        metrics = dict(metrics)
+        loads = metrics.pop("expert_load", None)
+        if bias_update_speed is not None:
+            params = _move_router_biases(params, loads, bias_update_speed(state.step))
         grad_norm = optax.tree.norm(grads)
         finite = jnp.isfinite(grad_norm)
         params, opt_state = jax.tree.map(
@@ -42,21 +44,32 @@ def make_train_step(loss_fn, tx, *, micro_batches=1, bias_update_speed=0.0):
             (state.params, state.opt_state),
         )
 
-        metrics = {name: value for name, value in metrics.items() if name != "expert_load"}
-        if load_le is not None:
-            metrics["max_vio"] = max_violation(load_le)
+        metrics |= load_metrics(loads or {})
         metrics |= {"loss": loss, "grad_norm": grad_norm, "nonfinite": 1.0 - finite}
         return state.replace(step=state.step + 1, params=params, opt_state=opt_state), metrics
 
     return train_step
 
 
-def max_violation(load):
-    """MaxVio (arXiv:2408.15664), averaged over layers: max(load) / mean(load) - 1.
+def load_metrics(loads):
+    """How evenly each layer's experts are used: -> dict of float32[]. loads: the metric expert_load.
 
-    load: float32[l e], tokens per expert -> float32[]; 0 is perfect balance.
+    max_vio/LAYER: MaxVio (arXiv:2408.15664), max(load) / mean(load) - 1, 0 in perfect balance.
+    load_entropy/LAYER: entropy of the load in nats, log(e) in perfect balance. LAYER is moe_0, ... or mtp_0,
+    ...; max_vio is the mean over all.
     """
-    return jnp.mean(load.max(-1) / load.mean(-1) - 1)
+    layers = {}
+    for name, load in loads.items():
+        stacked = {f"moe_{i}": load_e for i, load_e in enumerate(load)}
+        layers |= stacked if load.ndim == 2 else {name: load}
+    violations = {f"max_vio/{name}": x.max() / x.mean() - 1 for name, x in layers.items()}
+    entropies = {f"load_entropy/{name}": _entropy(x / x.sum()) for name, x in layers.items()}
+    mean = {"max_vio": sum(violations.values()) / len(violations)} if layers else {}
+    return mean | violations | entropies
+
+
+def _entropy(share_e):
+    return -jax.scipy.special.xlogy(share_e, share_e).sum()
 
 
 def _accumulated(gradients, micro_batches):
@@ -75,7 +88,7 @@ def _accumulated(gradients, micro_batches):
         zeros = jax.tree.map(lambda p: jnp.zeros(p.shape, jnp.float32), params)
         grads, (loss, metrics) = jax.lax.scan(body, zeros, (jnp.arange(micro_batches), rows))
         metrics = {
-            name: value.max(0) if name.endswith("_max") else value.sum(0)
+            name: value.max(0) if name.endswith("_max") else jax.tree.map(lambda x: x.sum(0), value)
             for name, value in metrics.items()
         }
         return (loss.sum(), metrics), grads
@@ -95,12 +108,16 @@ def _split(name, array, micro_batches):
     return constrain(split, (None, "batch"))  # else the devices would share out the micro-batches
 
 
-def _move_router_bias(params, load_le, speed):
-    if load_le is None:
+def _move_router_biases(params, loads, speed):
+    if not loads:
         raise ValueError(
-            f"bias_update_speed={speed} needs experts, and this model reports no expert_load; "
-            "set config.base.bias_update_speed to 0"
+            "a bias_update_speed needs experts, and this model reports no expert_load; "
+            "set bias_update_speed to 0"
         )
-    layers = params["moe_layers"]
-    bias = updated_bias(layers["ffn"]["router_bias"], load_le, speed=speed)
-    return params | {"moe_layers": layers | {"ffn": layers["ffn"] | {"router_bias": bias}}}
+
+    def move(path, leaf):
+        name, last = path[0].key, path[-1].key
+        moves = last == "router_bias" and name in loads
+        return updated_bias(leaf, loads[name], speed=speed) if moves else leaf
+
+    return jax.tree.map_with_path(move, params)

@@ -57,7 +57,7 @@ def questions(tokenizer):
 
 def our_step(dtype, tokenizer, prompts):
     """A function that makes one GRPO step of ours: -> {"generate": s, "score": s, "update": s, "all": s}."""
-    config = build_model(dict(models.smollm2_135m(), dtype=dtype, remat=True, scan_layers=True))
+    config = build_model(dict(models.smollm2_135m(), dtype=dtype, remat="full", scan_layers=True))
     settings = build(GrpoSettings, SETTINGS, "config")
     mesh = make_mesh()
     reference, places = random_params(config, mesh, seed=0)

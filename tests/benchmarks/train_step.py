@@ -68,7 +68,7 @@ def main():
     model, config, params = smollm2()
     tokens = np.random.default_rng(0).integers(0, config.vocab_size, (ROWS, LENGTH))
     contestants = {"transformers": torch_step(model, tokens)}
-    for remat in (False, True):
+    for remat in ("none", "full"):
         contestants[f"deepseek_jax, remat={remat}"] = jax_step(
             dataclasses.replace(config, remat=remat, scan_layers=True),
             jax.tree.map(jnp.copy, params),  # an update uses its own up

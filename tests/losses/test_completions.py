@@ -103,6 +103,6 @@ def test_expert_load_counts_real_tokens_once():
 
     A model without experts has none.
     """
-    load = completion_logprobs(*tiny_model("mla_moe"), make_batch())[2]
+    load = completion_logprobs(*tiny_model("mla_moe"), make_batch())[2].load
     assert load.shape == (1, 8) and load.sum() == (7 + 17) * 2
     assert completion_logprobs(*tiny_model("gqa"), make_batch())[2] is None

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from deepseek_jax.losses.next_token import next_token_loss
-from deepseek_jax.models import forward
+from deepseek_jax.models import forward, hidden_states
 from tests.tiny import CONFIGS, VOCAB, tiny_model
 
 loss_of = jax.jit(next_token_loss, static_argnums=0)
@@ -27,7 +27,8 @@ def make_batch():
         tokens=tokens, targets=targets, segment_ids=segment_ids, positions=np.array(positions)
     )
     batch = {name: array.astype(np.int32) for name, array in arrays.items()}
-    return batch | {"loss_mask": mask, "normalizer": np.float32(mask.sum())}
+    counts = {"normalizer": mask.sum(), "num_tokens": (segment_ids > 0).sum()}
+    return batch | {"loss_mask": mask} | {k: np.float32(v) for k, v in counts.items()}
 
 
 @pytest.fixture(scope="module", params=CONFIGS)
@@ -75,5 +76,16 @@ def test_targets_outside_the_mask_do_not_count(loss):
 def test_expert_load_counts_tokens_that_are_not_padding():
     """Oracle: by hand: 35 of 40 tokens are real, 2 experts each. A model without experts reports none."""
     _, metrics = loss_of(*tiny_model("mla_moe"), make_batch())
-    assert metrics["expert_load"].sum() == 35 * 2
-    assert loss_of(*tiny_model("gqa"), make_batch())[1].keys() == {"entropy"}
+    assert metrics["expert_load"]["moe_layers"].sum() == 35 * 2
+    assert loss_of(*tiny_model("gqa"), make_batch())[1].keys() == {"next_token_loss", "entropy"}
+
+
+def test_balance_loss_is_added_a_layer_and_its_mean_reported():
+    """Oracle: ops.routing.sequence_balance, itself held to a loop, over the tokens that are not padding."""
+    model, batch = tiny_model("mla_moe"), make_batch()
+    _, routing = hidden_states(*model, batch["tokens"], segment_ids=batch["segment_ids"])
+    assert routing.balance.shape == (1,)
+    plain, _ = loss_of(*model, batch)
+    value, metrics = loss_of(*model, batch, balance_weight=0.5)
+    np.testing.assert_allclose(metrics["balance_loss"], routing.balance[0] / 35, rtol=1e-5)
+    np.testing.assert_allclose(value - plain, 0.5 * metrics["balance_loss"], rtol=1e-4)

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from deepseek_jax.ops.routing import expert_load, route, updated_bias
+from deepseek_jax.ops.routing import expert_load, route, sequence_balance, updated_bias
 
 V3 = dict(num_experts_per_tok=3, n_group=4, topk_group=2, routed_scaling_factor=2.5)
 V2 = dict(
@@ -146,3 +146,46 @@ def test_updating_the_bias_balances_a_skewed_router():
         bias, violation = step(bias)
         violations.append(float(violation))
     assert violations[0] > 2 and violations[-1] < 0.1
+
+
+def test_sequence_balance_by_the_printed_equations():
+    """Oracle: eqs. 17-20 as a numpy loop over documents and experts; 1e-5 is float32 rounding."""
+    rng = np.random.default_rng(0)
+    affinity = rng.uniform(0.01, 1, (2, 9, 6)).astype(np.float32)
+    segments = np.array([[7, 7, 7, 2, 2, 2, 2, 0, 0], [0, 1, 1, 1, 1, 1, 1, 1, 1]])
+    wanted = 0.0
+    for row, ids in zip(affinity, segments, strict=True):
+        for document in set(ids) - {0}:
+            s = row[ids == document]
+            t = len(s)
+            best = np.argsort(-s, axis=1)[:, :2]
+            for i in range(6):
+                f = 6 / (2 * t) * np.sum(best == i)
+                p = np.mean([s[j, i] / s[j].sum() for j in range(t)])
+                wanted += t * f * p
+    value = sequence_balance(affinity, segments, num_experts_per_tok=2)
+    np.testing.assert_allclose(value, wanted, rtol=1e-5)
+
+
+def test_sequence_balance_of_a_uniform_router_is_one_a_token():
+    """Oracle: by hand: every f times P is 1 / e where loads and shares are even."""
+    affinity = np.full((1, 6, 3), 0.4, np.float32)
+    affinity += (
+        1e-6 * np.eye(3, dtype=np.float32)[np.arange(6) % 3]
+    )  # each expert best for two tokens
+    value = sequence_balance(affinity, np.ones((1, 6), np.int32), num_experts_per_tok=1)
+    np.testing.assert_allclose(value / 6, 1, rtol=1e-5)
+
+
+def test_only_the_shares_of_sequence_balance_carry_a_gradient():
+    """Oracle: the derivative by hand: sum over documents of f_i / a share's own derivative."""
+    rng = np.random.default_rng(1)
+    affinity = rng.uniform(0.1, 1, (1, 5, 4)).astype(np.float32)
+    ones = np.ones((1, 5), np.int32)
+    gradient = jax.grad(lambda s: sequence_balance(s, ones, num_experts_per_tok=2))(affinity)[0]
+    s = affinity[0].astype(np.float64)
+    best = np.argsort(-s, axis=1)[:, :2]
+    f = np.array([4 / (2 * 5) * np.sum(best == i) for i in range(4)])
+    total = s.sum(1, keepdims=True)
+    wanted = (f - (s @ f)[:, None] / total) / total  # T * P_i is the plain sum of shares
+    np.testing.assert_allclose(gradient, wanted, rtol=1e-4, atol=1e-6)

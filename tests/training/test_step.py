@@ -6,7 +6,7 @@ import pytest
 
 from deepseek_jax.parallel import make_mesh, put_batch
 from deepseek_jax.training.state import TrainState
-from deepseek_jax.training.step import make_train_step, max_violation
+from deepseek_jax.training.step import load_metrics, make_train_step
 
 PROMPTS, GROUP, WIDTH, EXPERTS = 4, 4, 3, 5
 TX = optax.sgd(0.5)
@@ -20,7 +20,7 @@ def loss_fn(params, batch, rng):
     metrics = {
         "error": jnp.abs(error).sum() / batch["num_completions"],
         "error_max": jnp.abs(error).max(),
-        "expert_load": jnp.stack([load_e, load_e[::-1]]),
+        "expert_load": {"moe_layers": jnp.stack([load_e, load_e[::-1]]), "mtp_0": 2 * load_e},
     }
     return (error**2).sum() / batch["num_completions"], metrics
 
@@ -39,11 +39,17 @@ def make_batch():
 
 def make_state():
     kernel = jnp.asarray([1.0, -2.0, 0.5])
-    bias = {"moe_layers": {"ffn": {"router_bias": jnp.full((2, EXPERTS), 0.25)}}}
+    bias = {
+        "moe_layers": {"ffn": {"router_bias": jnp.full((2, EXPERTS), 0.25)}},
+        "mtp_0": {"block": {"ffn": {"router_bias": jnp.full(EXPERTS, 0.5)}}},
+        "mtp_1": {"block": {"ffn": {"router_bias": jnp.full(EXPERTS, 0.5)}}},
+    }
     return TrainState.create({"kernel": kernel} | bias, TX)
 
 
 def run(state=None, batch=None, **settings):
+    if "speed" in settings:
+        settings["bias_update_speed"] = optax.constant_schedule(settings.pop("speed"))
     step = jax.jit(make_train_step(loss_fn, TX, **settings))
     return step(state or make_state(), batch or make_batch(), jax.random.key(0))
 
@@ -68,12 +74,17 @@ def test_gradients_and_metrics_are_those_of_the_whole_batch(micro_batches):
 
 @pytest.mark.parametrize("micro_batches", [1, 2])
 def test_router_bias_moves_by_the_sign_of_the_load_of_the_whole_batch(micro_batches):
-    """Oracle: counts by numpy.bincount; bias + 0.1 * sign(mean - count), once an update."""
-    state, metrics = run(micro_batches=micro_batches, bias_update_speed=0.1)
+    """Oracle: counts by numpy.bincount; bias + 0.1 * sign(mean - count), once an update; a module whose
+    load the loss does not report keeps its bias.
+    """
+    state, metrics = run(micro_batches=micro_batches, speed=0.1)
     load = np.bincount(make_batch()["experts"], minlength=EXPERTS)
     wanted = 0.25 + 0.1 * np.sign(load.mean() - np.stack([load, load[::-1]]))
     bias = state.params["moe_layers"]["ffn"]["router_bias"]
     np.testing.assert_allclose(bias, wanted, rtol=1e-6)  # float32
+    mtp = [state.params[f"mtp_{i}"]["block"]["ffn"]["router_bias"] for i in (0, 1)]
+    np.testing.assert_allclose(mtp[0], wanted[0] + 0.25, rtol=1e-6)
+    np.testing.assert_array_equal(mtp[1], 0.5)
     np.testing.assert_allclose(metrics["max_vio"], load.max() / load.mean() - 1, rtol=1e-6)
     assert "expert_load" not in metrics
 
@@ -84,10 +95,32 @@ def test_router_bias_stays_without_a_speed():
     np.testing.assert_array_equal(state.params["moe_layers"]["ffn"]["router_bias"], 0.25)
 
 
-def test_max_violation_averages_layers():
-    """Oracle: by hand: 6 / 3 - 1 and 3 / 3 - 1."""
-    load = jnp.asarray([[6.0, 0.0, 3.0], [3.0, 3.0, 3.0]])
-    np.testing.assert_allclose(max_violation(load), 0.5, rtol=1e-6)  # float32
+def test_load_metrics_tell_of_every_layer():
+    """Oracle: by hand: MaxVio 6 / 3 - 1, 3 / 3 - 1 and 4 / 2 - 1; the entropy of the shares, term by term."""
+    loads = {
+        "moe_layers": jnp.asarray([[6.0, 0.0, 3.0], [3.0, 3.0, 3.0]]),
+        "mtp_0": jnp.asarray([4.0, 1.0, 1.0]),
+    }
+    wanted = {"max_vio": 2 / 3, "max_vio/moe_0": 1, "max_vio/moe_1": 0, "max_vio/mtp_0": 1}
+    wanted["load_entropy/moe_0"] = np.log(3) - 2 / 3 * np.log(2)
+    wanted["load_entropy/moe_1"] = np.log(3)
+    wanted["load_entropy/mtp_0"] = 2 / 3 * np.log(1.5) + 1 / 3 * np.log(6)
+    metrics = load_metrics(loads)
+    assert metrics.keys() == wanted.keys()
+    for name, value in wanted.items():
+        np.testing.assert_allclose(metrics[name], value, rtol=1e-6, atol=1e-7)  # float32
+    assert load_metrics({}) == {}
+
+
+def test_the_bias_speed_follows_the_update_count():
+    """Oracle: by hand: 0.1 at update 0, nothing from update 1 on."""
+    speed = optax.piecewise_constant_schedule(0.1, {1: 0.0})
+    step = jax.jit(make_train_step(loss_fn, TX, bias_update_speed=speed))
+    first, _ = step(make_state(), make_batch(), jax.random.key(0))
+    second, _ = step(first, make_batch(), jax.random.key(0))
+    biases = [s.params["moe_layers"]["ffn"]["router_bias"] for s in (make_state(), first, second)]
+    assert np.abs(biases[1] - biases[0]).max() > 0.09
+    np.testing.assert_array_equal(biases[2], biases[1])
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
@@ -97,7 +130,7 @@ def test_an_update_with_non_finite_gradients_changes_the_step_count_alone(bad):
     before = TrainState.create(make_state().params, tx)
     batch = make_batch()
     batch["targets"][3] = bad
-    step = jax.jit(make_train_step(loss_fn, tx, bias_update_speed=0.1))
+    step = jax.jit(make_train_step(loss_fn, tx, bias_update_speed=optax.constant_schedule(0.1)))
     state, metrics = step(before, batch, jax.random.key(0))
     assert metrics["nonfinite"] == 1 and state.step == 1
     jax.tree.map(np.testing.assert_array_equal, state.replace(step=before.step), before)
@@ -132,19 +165,19 @@ def test_a_bias_speed_without_experts_is_refused():
     def dense(params, batch, rng):
         return loss_fn(params, batch, rng)[0], {}
 
-    step = make_train_step(dense, TX, bias_update_speed=0.1)
-    with pytest.raises(ValueError, match="bias_update_speed=0.1 needs experts.*to 0"):
+    step = make_train_step(dense, TX, bias_update_speed=optax.constant_schedule(0.1))
+    with pytest.raises(ValueError, match="a bias_update_speed needs experts.*to 0"):
         jax.eval_shape(step, make_state(), make_batch(), jax.random.key(0))
 
 
 @pytest.mark.parametrize("micro_batches", [1, 2])
 def test_a_sharded_update_equals_that_of_one_device(micro_batches):
     """Oracle: the same update on one device; here rows are split in two, over four copies."""
-    wanted, wanted_metrics = run(micro_batches=micro_batches, bias_update_speed=0.1)
+    wanted, wanted_metrics = run(micro_batches=micro_batches, speed=0.1)
     mesh = make_mesh(data=2, tensor=4)
     with jax.set_mesh(mesh):
         batch = put_batch(mesh, make_batch())
-        state, metrics = run(None, batch, micro_batches=micro_batches, bias_update_speed=0.1)
+        state, metrics = run(None, batch, micro_batches=micro_batches, speed=0.1)
     close = dict(rtol=1e-5, atol=1e-6)  # float32 sums in another order
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, **close), state, wanted)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, **close), metrics, wanted_metrics)

@@ -1,0 +1,47 @@
+"""Multi-token prediction: module k at token i foresees token i + k + 1 (arXiv:2412.19437, section 2.2)."""
+
+import jax.numpy as jnp
+
+from deepseek_jax.models import head_weight, predict_further
+from deepseek_jax.ops.logprobs import token_logprobs
+
+
+def multi_token_losses(config, params, batch, hidden):
+    """Negative log-likelihood of each module's targets (arXiv:2412.19437, eq. 24).
+
+    batch: as in next_token_loss. hidden: [b t d] after the final norm, which module 1 starts from, as the
+    released code does. A token counts where all that its module reads and predicts is of its own document.
+    Returns (list of float32[], by module, in nats and divided by batch["normalizer"]; dict from the module's
+    key in params to its models.Routing). Raises ValueError for a model without modules.
+    """
+    if not config.num_nextn_predict_layers:
+        raise ValueError(
+            "a multi-token prediction weight needs modules: set model.num_nextn_predict_layers to at "
+            "least 1, or the weight to 0"
+        )
+    losses, routings = [], {}
+    for depth in range(config.num_nextn_predict_layers):
+        ahead = depth + 1
+        same_bt = _ahead(batch["segment_ids"], ahead, 0) == batch["segment_ids"]
+        hidden, routings[f"mtp_{depth}"] = predict_further(
+            config,
+            params,
+            depth,
+            hidden,
+            _ahead(batch["tokens"], ahead, 0),
+            segment_ids=jnp.where(same_bt, batch["segment_ids"], 0),
+            positions=batch["positions"],
+        )
+        mask_m = (same_bt & _ahead(batch["loss_mask"], ahead, False)).reshape(-1)
+        logprobs_m, _ = token_logprobs(
+            hidden.reshape(-1, hidden.shape[-1]),
+            head_weight(config, params),
+            _ahead(batch["targets"], ahead, 0).reshape(-1),
+        )
+        losses.append(-jnp.where(mask_m, logprobs_m, 0.0).sum() / batch["normalizer"])
+    return losses, routings
+
+
+def _ahead(array_bt, ahead, fill):
+    """The entry `ahead` tokens later in its row; `fill` past the end."""
+    return jnp.pad(array_bt[:, ahead:], ((0, 0), (0, ahead)), constant_values=fill)
