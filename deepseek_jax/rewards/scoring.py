@@ -14,7 +14,14 @@ from deepseek_jax.rewards.arithmetic import (
     true_equations,
 )
 from deepseek_jax.rewards.format import prefilled_think_answer_format, think_answer_format
+from deepseek_jax.rewards.language import (
+    check_language,
+    language_consistency,
+    language_consistency_en,
+    language_consistency_zh,
+)
 from deepseek_jax.rewards.math_verify import MathVerifier
+from deepseek_jax.rewards.program import ProgramVerifier, check_test_cases
 
 # name in config.rewards -> fn(completion: str, example: Mapping) -> float
 REWARDS = {
@@ -25,8 +32,14 @@ REWARDS = {
     "true_equations": true_equations,
     "think_answer_format": think_answer_format,
     "prefilled_think_answer_format": prefilled_think_answer_format,
+    "language_consistency": language_consistency,
+    "language_consistency_en": language_consistency_en,
+    "language_consistency_zh": language_consistency_zh,
 }
-MATH_VERIFY = "math_verify"  # the one reward that scores a whole batch: it has a pool of workers
+# The rewards that score a whole batch, in a pool of workers, and the field that they compare with.
+VERIFIERS = {"math_verify": (MathVerifier, "answer"), "program": (ProgramVerifier, "test_cases")}
+# The fields that not every example has: fn(example), which raises ValueError.
+CHECKS = {"language_consistency": check_language, "program": check_test_cases}
 MAX_MESSAGES = 5
 
 
@@ -51,11 +64,12 @@ class Rewards:
 
     A part fails on a completion if it raises or gives anything but a finite number. Then the total
     is NaN, "not scored": never a 0 that would pass for a wrong answer.
-    Raises ValueError for no rewards, an unknown name, or a weight that is not finite.
+    Raises ValueError for no rewards, an unknown name, a weight that is not finite, or where a
+    verifier lacks a package or a sandbox.
     """
 
     def __init__(self, weights):
-        known = [*REWARDS, MATH_VERIFY]
+        known = [*REWARDS, *VERIFIERS]
         self.weights = dict(weights)
         if not self.weights:
             raise ValueError(f"no reward: set config.rewards.NAME=WEIGHT, NAME of {known}.")
@@ -66,7 +80,7 @@ class Rewards:
                 raise ValueError(f"config.rewards.{name} is unknown: {hint}Known: {known}.")
             if not _is_finite(weight):
                 raise ValueError(f"config.rewards.{name}={weight!r} must be a finite number.")
-        self._verifier = MathVerifier() if MATH_VERIFY in self.weights else None
+        self._verifiers = {name: VERIFIERS[name][0]() for name in self.weights if name in VERIFIERS}
 
     def __enter__(self):
         return self
@@ -75,17 +89,24 @@ class Rewards:
         self.close()
 
     def close(self):
-        """End the worker processes of math_verify, if there are any."""
-        if self._verifier is not None:
-            self._verifier.close()
+        """End the worker processes of the verifiers, if there are any."""
+        for verifier in self._verifiers.values():
+            verifier.close()
+
+    def check(self, examples):
+        """Raise ValueError if an example lacks what one of the rewards reads, before a run starts."""
+        for name in self.weights.keys() & CHECKS.keys():
+            for example in examples:
+                CHECKS[name](example)
 
     def score(self, examples, completions):
         """Score completions[i] (str) against examples[i], a Mapping with "question" and "answer".
 
-        Returns Scores. Raises ValueError if the lists differ in length.
+        Returns Scores. Raises ValueError if the lists differ in length, or as check() does.
         """
         if len(examples) != len(completions):
             raise ValueError(f"{len(examples)} examples for {len(completions)} completions.")
+        self.check(examples)
         messages = []
         parts = {name: self._part(name, examples, completions, messages) for name in self.weights}
         total = sum(weight * parts[name] for name, weight in self.weights.items())
@@ -94,8 +115,9 @@ class Rewards:
 
     def _part(self, name, examples, completions, messages):
         """float32[b]: one reward of every completion; NaN, and a message, where it fails."""
-        if name == MATH_VERIFY:
-            values = self._verifier.score([e["answer"] for e in examples], completions)
+        if name in self._verifiers:
+            field = VERIFIERS[name][1]
+            values = self._verifiers[name].score([e[field] for e in examples], completions)
         else:
             values = [
                 _call(REWARDS[name], completion, example)

@@ -4,8 +4,10 @@ import numpy as np
 import pytest
 
 from deepseek_jax.rewards import REWARDS, Rewards, scoring
+from deepseek_jax.rewards.program import ProgramVerifier
 
-SUM = {"question": "What is 2 + 3?", "answer": "5"}
+SUM = {"question": "What is 2 + 3?", "answer": "5", "language": "en"}
+SUM |= {"test_cases": [{"input": "", "output": "5"}]}
 NAME = {"question": "Name a day", "answer": "Monday"}  # `correct` raises: no integer
 
 
@@ -41,12 +43,16 @@ def test_the_total_is_the_weighted_sum_of_the_parts():
         ("correct_working", "It is 2 + 3 = 5."),
         ("think_answer_format", "<think>2 + 3</think><answer>5</answer>"),
         ("prefilled_think_answer_format", "2 + 3</think><answer>5</answer>"),
+        ("language_consistency", "two and three"),
+        ("language_consistency_en", "two and three"),
+        ("language_consistency_zh", "二加三"),
         ("math_verify", r"\boxed{\frac{10}{2}}"),
+        ("program", "```python\nprint(2 + 3)\n```"),
     ],
 )
 def test_every_reward_can_be_earned_by_its_name(name, completion):
     """Oracle: by hand; a reward that nothing earns is the failure that nobody sees."""
-    assert name in REWARDS or name == "math_verify"
+    assert name in REWARDS or name in scoring.VERIFIERS
     with Rewards({name: 2.0}) as rewards:
         scores = rewards.score([SUM, SUM], [completion, "<think>"])
     np.testing.assert_array_equal(scores.total, np.float32([2, 0]))
@@ -98,6 +104,35 @@ def test_an_endless_answer_is_nan_through_the_whole_reward():
         scores = rewards.score([SUM] * 2, [r"\boxed{9^{9^{9^9}}}", r"\boxed{\frac{10}{2}}"])
     np.testing.assert_array_equal(scores.total, np.float32([np.nan, 1]))
     assert scores.errors == 1 and "'math_verify' failed with nan" in scores.messages[0]
+
+
+@pytest.mark.parametrize(
+    "name, message",
+    [
+        ("language_consistency", r"language_consistency needs a 'language', one of \['en', 'zh'\]"),
+        ("program", "config.rewards.program needs 'test_cases' with every question"),
+    ],
+)
+def test_what_a_reward_reads_and_the_data_lack_is_an_error_before_a_run(name, message):
+    """Oracle: the message, from check() and, where nobody called it, from score()."""
+    with Rewards({name: 1.0, "correct": 1.0}) as rewards:
+        rewards.check([SUM, SUM])
+        with pytest.raises(ValueError, match=f"{message}.*Name a day.*config.data"):
+            rewards.check([SUM, NAME])
+        with pytest.raises(ValueError, match=message):
+            rewards.score([SUM, NAME], ["5", "5"])
+
+
+def test_a_part_without_a_verdict_says_why():
+    """Oracle: by hand; a module that monty has not gives no verdict, its neighbour has one."""
+    with Rewards({"program": 1.0}) as rewards:
+        rewards._verifiers["program"] = ProgramVerifier(sandbox="pydantic-monty", num_workers=1)
+        texts = ["```python\nimport heapq\n```", "```python\nprint(5)\n```"]
+        scores = rewards.score([SUM] * 2, texts)
+    np.testing.assert_array_equal(scores.total, np.float32([np.nan, 1]))
+    assert (
+        "'program' failed with SandboxError" in scores.messages[0] and "heapq" in scores.messages[0]
+    )
 
 
 def test_an_empty_batch_scores_nothing():

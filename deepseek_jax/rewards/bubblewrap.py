@@ -1,0 +1,109 @@
+"""Programs in bubblewrap: all of CPython, in Linux namespaces with no network and no files of ours.
+
+It needs `bwrap` (Debian and Ubuntu: apt install bubblewrap) and a kernel that lets it make them.
+"""
+
+import json
+import math
+import os
+import shutil
+import subprocess
+import tempfile
+
+from deepseek_jax.rewards.sandbox import (
+    CRASHED,
+    MAX_MEMORY_BYTES,
+    MAX_OUTPUT_BYTES,
+    TIME_LIMIT,
+    SandboxError,
+)
+
+MAX_PROCESSES = 128
+NOBODY = "65534"
+INSIDE = "/usr/bin:/usr/local/bin"  # where the sandbox has its programs from
+
+
+class BubblewrapSandbox:
+    """Runs each program in a fresh sandbox, with the Python under /usr."""
+
+    name = "bubblewrap"
+
+    def __init__(self):
+        where = {"bwrap": None, "prlimit": INSIDE, "python3": INSIDE}
+        if os.geteuid() == 0:  # no limit on processes holds for root
+            where["setpriv"] = None
+        self._tools = {tool: shutil.which(tool, path=path) for tool, path in where.items()}
+        missing = [tool for tool, path in self._tools.items() if path is None]
+        if missing:
+            raise SandboxError(f"there is no {' and no '.join(missing)}; apt install bubblewrap")
+
+    def close(self):
+        """Nothing outlives its program."""
+
+    def run(self, program, stdin, seconds):
+        """-> (what `program` printed, None or how it failed: CRASHED or TIME_LIMIT).
+
+        Raises SandboxError where bubblewrap itself fails.
+        """
+        with (
+            _file(program) as source,
+            _file(stdin) as given,
+            _file() as printed,  # in a file under a size limit: an endless print fills no memory
+            _file() as complaints,
+            _file() as status,
+        ):
+            process = subprocess.Popen(
+                self._command(source.fileno(), status.fileno(), seconds),
+                stdin=given,
+                stdout=printed,
+                stderr=complaints,
+                pass_fds=(source.fileno(), status.fileno()),
+                env={},
+            )
+            try:
+                process.wait(timeout=seconds)
+            except subprocess.TimeoutExpired:
+                if not _text(status):
+                    raise SandboxError(f"{self.name} did not start in {seconds} s") from None
+                return _text(printed), TIME_LIMIT
+            finally:
+                process.kill()  # and with it, by --die-with-parent, all that runs inside
+                process.wait()
+            exit_codes = [json.loads(x).get("exit-code") for x in _text(status).splitlines()]
+            if not exit_codes or exit_codes[-1] is None:
+                raise SandboxError(f"{self.name} did not run: {_text(complaints)[:200]!r}")
+            return _text(printed), None if exit_codes[-1] == 0 else CRASHED
+
+    def _command(self, source, status, seconds):
+        user = []
+        if "setpriv" in self._tools:
+            user = [self._tools["setpriv"], f"--reuid={NOBODY}", f"--regid={NOBODY}"]
+            user += ["--clear-groups", "--no-new-privs"]
+        limits = {"as": MAX_MEMORY_BYTES, "fsize": MAX_OUTPUT_BYTES, "core": 0}
+        limits |= {"cpu": math.ceil(seconds) + 1, "nproc": MAX_PROCESSES}
+        return [
+            *user,
+            self._tools["bwrap"],
+            *"--unshare-all --die-with-parent --new-session --clearenv".split(),
+            *"--setenv PATH /usr/bin --ro-bind /usr /usr --symlink usr/lib /lib".split(),
+            *"--symlink usr/lib64 /lib64 --symlink usr/bin /bin --proc /proc".split(),
+            *"--dev /dev --remount-ro /dev --size 16777216 --tmpfs /tmp --perms 0444".split(),
+            *f"--ro-bind-data {source} /tmp/main.py --chdir /tmp --uid {NOBODY} --gid".split(),
+            *f"{NOBODY} --cap-drop ALL --json-status-fd {status}".split(),
+            # Inside, where Linux 5.14 and later count a sandbox's processes and not the user's.
+            self._tools["prlimit"],
+            *(f"--{name}={value}" for name, value in limits.items()),
+            *f"{self._tools['python3']} -I /tmp/main.py".split(),
+        ]
+
+
+def _file(text=""):
+    file = tempfile.TemporaryFile()
+    file.write(text.encode("utf-8", "replace"))
+    file.seek(0)
+    return file
+
+
+def _text(file):
+    file.seek(0)
+    return file.read(MAX_OUTPUT_BYTES).decode("utf-8", "replace")

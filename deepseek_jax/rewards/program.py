@@ -1,0 +1,169 @@
+"""Does the program that a completion ends with pass its test cases, run in a sandbox.
+
+example["test_cases"], a list of
+- {"input": str, "output": str}: what the program prints on that standard input, compared line by
+  line but for white space at the ends of lines and of the text. The outputs never enter the sandbox.
+- str: assert statements about what the program defines. They run behind it in the same process, where
+  an object that equals everything passes: give inputs and outputs where both are to be had.
+"""
+
+import ast
+import atexit
+import os
+import secrets
+import textwrap
+import time
+from collections import Counter
+
+from deepseek_jax.rewards.bubblewrap import BubblewrapSandbox
+from deepseek_jax.rewards.monty import MontySandbox
+from deepseek_jax.rewards.sandbox import TIME_LIMIT, SandboxError
+from deepseek_jax.rewards.workers import WorkerPool
+
+PASSED, WRONG, NO_PROGRAM, ERROR = "passed", "wrong", "no_program", "error"
+# Tried in this order: bubblewrap runs all of Python, monty runs wherever its wheel installs.
+SANDBOXES = {sandbox.name: sandbox for sandbox in (BubblewrapSandbox, MontySandbox)}
+LABELS = ("python", "python3", "py")
+
+
+class ProgramVerifier(WorkerPool):
+    """Scores programs in `num_workers` processes (as many as CPUs), each with a sandbox.
+
+    time_limit_seconds: for all cases of a completion together. outcomes: a Counter of how they
+    ended: passed, wrong, crashed, time_limit, no_program, and error where the sandbox failed.
+    Raises ValueError where no sandbox works; see `find_sandbox`.
+    """
+
+    def __init__(self, *, sandbox=None, num_workers=None, time_limit_seconds=10.0):
+        self.sandbox = find_sandbox() if sandbox is None else find_sandbox([sandbox])
+        super().__init__(
+            _judge,
+            _start_worker,
+            self.sandbox,
+            num_workers=num_workers or os.cpu_count() or 1,
+            wall_limit_seconds=2 * time_limit_seconds + 5,
+        )
+        self.time_limit_seconds = time_limit_seconds
+        self.outcomes = Counter()
+
+    def score(self, test_cases, completions):
+        """Run the program of each completion (str) on its list of test cases, see check_test_cases.
+
+        Returns a list: 1.0 if every case passes; 0.0 if not, or there is no program, or it crashed or
+        hung; the exception where there is no verdict, since the sandbox failed.
+        """
+        outcomes, jobs = {}, {}
+        for i, (cases, completion) in enumerate(zip(test_cases, completions, strict=True)):
+            program = extract_program(completion)
+            if program is None:
+                outcomes[i] = NO_PROGRAM
+            else:
+                jobs[i] = (program, cases, self.time_limit_seconds)
+        lost = SandboxError("the process that ran the sandbox died, or hung")
+        outcomes |= dict.fromkeys(jobs, lost) | self.run(jobs)
+        failed = [isinstance(outcomes[i], BaseException) for i in range(len(outcomes))]
+        self.outcomes.update(ERROR if bad else outcomes[i] for i, bad in enumerate(failed))
+        return [
+            outcomes[i] if bad else float(outcomes[i] == PASSED) for i, bad in enumerate(failed)
+        ]
+
+
+def find_sandbox(names=tuple(SANDBOXES)):
+    """The first of `names` whose sandbox runs a program here.
+
+    Raises ValueError, with what is wrong with each, where none does.
+    """
+    reasons = []
+    for name in names:
+        try:
+            sandbox = SANDBOXES[name]()
+            try:
+                printed, failure = sandbox.run("print(int(input()) + 1)", "41\n", 10.0)
+            finally:
+                sandbox.close()
+            if (printed.strip(), failure) == ("42", None):
+                return name
+            reasons.append(f"{name}: a program that prints 42 printed {printed!r} ({failure})")
+        except (SandboxError, OSError) as error:
+            reasons.append(f"{name}: {error}")
+    raise ValueError(
+        "the reward 'program' runs what a model wrote and needs a sandbox: pip install "
+        f"pydantic-monty, or take it out of config.rewards. {'; '.join(reasons)}."
+    )
+
+
+def extract_program(completion):
+    """The last closed ```python block behind a last </think> (str), or None."""
+    text = completion.rpartition("</think>")[2]
+    text = text.replace("<answer>", "\n").replace("</answer>", "\n")
+    program, label, block = None, None, []
+    for line in text.split("\n"):
+        fence = line.strip()
+        if label is not None and fence == "```":
+            if label in LABELS:
+                program = textwrap.dedent("\n".join(block))
+            label = None
+        elif fence.startswith("```"):
+            label, block = fence.removeprefix("```").strip().lower(), []
+        else:
+            block.append(line)
+    return program
+
+
+def check_test_cases(example):
+    """Raise ValueError unless example["test_cases"] can tell a right program from an empty one."""
+    cases = example.get("test_cases")
+    if not isinstance(cases, (list, tuple)) or not cases or not all(map(_is_case, cases)):
+        wrong = f"has {cases!r:.200}"
+    elif not any(isinstance(case, str) or case["output"].strip() for case in cases):
+        wrong = "expects no output in any case, which an empty program gives"
+    else:
+        return
+    raise ValueError(
+        "config.rewards.program needs 'test_cases' with every question, a list of "
+        '{"input": str, "output": str} or of assert statements; '
+        f"{example.get('question')!r} {wrong}. Mend config.data, or take program out of config.rewards."
+    )
+
+
+def _is_case(case):
+    if not isinstance(case, str):
+        return isinstance(case, dict) and all(
+            isinstance(case.get(k), str) for k in ("input", "output")
+        )
+    try:
+        return any(isinstance(node, ast.Assert) for node in ast.walk(ast.parse(case)))
+    except (SyntaxError, ValueError):
+        return False
+
+
+_sandbox = None  # of a worker process
+
+
+def _start_worker(name):
+    global _sandbox
+    _sandbox = SANDBOXES[name]()
+    atexit.register(_sandbox.close)
+
+
+def _judge(program, cases, time_limit_seconds):
+    """How the program does on the cases, up to the first that it fails. Runs in a worker."""
+    deadline = time.monotonic() + time_limit_seconds
+    runs = [(program, case["input"], case["output"]) for case in cases if not isinstance(case, str)]
+    asserts = [case for case in cases if isinstance(case, str)]
+    if asserts:  # that the asserts were reached and held shows in a word that cannot be guessed
+        word = secrets.token_hex(16)
+        runs.append(("\n".join([program, "", *asserts, "print()", f"print({word!r})"]), "", word))
+    for source, stdin, expected in runs:
+        left = deadline - time.monotonic()
+        printed, failure = _sandbox.run(source, stdin, left) if left > 0 else ("", TIME_LIMIT)
+        if failure is not None:
+            return failure
+        shown = _lines(printed)[-1:] if asserts and expected == word else _lines(printed)
+        if shown != _lines(expected):
+            return WRONG
+    return PASSED
+
+
+def _lines(text):
+    return [line.rstrip() for line in text.rstrip().split("\n")]

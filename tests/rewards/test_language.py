@@ -1,0 +1,134 @@
+"""The share of words in the target language, by cases that a reader can count."""
+
+import time
+
+import pytest
+
+from deepseek_jax.rewards.language import (
+    IGNORED,
+    chain_of_thought,
+    language_consistency,
+    language_consistency_en,
+    language_consistency_zh,
+    language_share,
+)
+
+
+@pytest.mark.parametrize(
+    "text, en, zh",
+    [
+        ("we add two numbers", 1.0, 0.0),
+        ("我们把两个数相加", 0.0, 1.0),
+        ("we 相加 two numbers", 3 / 5, 2 / 5),  # three words, two characters
+        ("我们 add 两个数", 1 / 6, 5 / 6),
+        ("So x = 3，所以 y = 4", 1 / 3, 2 / 3),  # single letters and digits are mathematics
+        ("don't, isn’t", 1.0, 0.0),
+        ("мы add числа", 1 / 3, 0.0),
+        ("これは test です", 1 / 6, 0.0),  # 5 kana, a character each
+        ("これは漢字", 0.0, 2 / 5),  # 2 of the 5 are Han
+        ("더하면 five", 1 / 2, 0.0),
+        ("naïve café", 1.0, 0.0),
+        ("𝑥 plus 𝒚", 1.0, 0.0),
+        ("x1 and f_n and 5km and 2nd", 1.0, 0.0),
+        ("取 sin 和 log", 0.0, 1.0),
+        ("a I α", 0.0, 0.0),
+    ],
+)
+def test_words_are_counted_by_script(text, en, zh):
+    """Oracle: counted by hand."""
+    assert language_share(text, "en") == pytest.approx(en)
+    assert language_share(text, "zh") == pytest.approx(zh)
+
+
+@pytest.mark.parametrize(
+    "ignored",
+    [
+        r"$\frac{apples}{trees}$",
+        r"$$ total = price $$",
+        r"\( speed \)",
+        "\\[ speed\n\\times time \\]",
+        r"\begin{align} speed &= way \end{align}",
+        r"\sqrt{4} \cdot \alpha",
+        "`print(total)`",
+        "```python\nprint(total)\n```",
+        "```\nnever closed",
+        "12 + 30.5 = 42,5",
+        "<think>",
+        "<answer></answer>",
+    ],
+)
+def test_mathematics_code_and_tags_are_not_words(ignored):
+    """Oracle: by hand; two characters of Chinese are left, before it."""
+    assert language_share(f"所以 {ignored}", "zh") == 1.0
+    assert language_share(f"所以 {ignored}", "en") == 0.0
+
+
+def test_prices_are_prose():
+    """Oracle: 7 English words and 2 characters; as one formula only "each" would be left."""
+    text = "it costs $5 and then 所以 another $6 each"
+    assert language_share(text, "en") == pytest.approx(6 / 8)
+    assert IGNORED.sub("", text) == text
+
+
+@pytest.mark.parametrize(
+    "completion, thought",
+    [
+        ("<think>a</think>b", "a"),
+        ("a</think>b", "a"),
+        ("<think>a", "a"),
+        ("x<think>a</think>b", "a"),
+        ("<think></think>b", ""),
+        ("a b", "a b"),
+        ("", ""),
+    ],
+)
+def test_the_chain_of_thought_is_what_the_tags_hold(completion, thought):
+    """Oracle: by hand."""
+    assert chain_of_thought(completion) == thought
+
+
+@pytest.mark.parametrize(
+    "completion", ["", "<think></think>所以", "<think>$x$ 2 + 3</think>", "```"]
+)
+@pytest.mark.parametrize("reward", [language_consistency_en, language_consistency_zh])
+def test_a_thought_without_words_earns_nothing(reward, completion):
+    """Oracle: the docstring: no 1.0 for not thinking."""
+    assert reward(completion, {}) == 0.0
+
+
+def test_the_answer_is_not_the_thought():
+    """Oracle: by hand."""
+    assert language_consistency_en("<think>we add</think> 所以", {}) == 1.0
+
+
+@pytest.mark.parametrize("language, words", [("en", ["word"] * 20), ("zh", ["字"] * 20)])
+def test_each_foreign_word_lowers_the_share(language, words):
+    """Oracle: (20 - n) / 20 when n words of 20 are replaced."""
+    foreign = {"en": "字", "zh": "word"}[language]
+    for n in range(21):
+        text = " ".join([foreign] * n + words[n:])
+        assert language_share(text, language) == pytest.approx((20 - n) / 20)
+
+
+def test_the_example_names_the_language():
+    """Oracle: the two rewards that name theirs."""
+    text = "<think>we 相加 two numbers</think>"
+    for language, reward in (("en", language_consistency_en), ("zh", language_consistency_zh)):
+        assert language_consistency(text, {"language": language}) == reward(text, {}) > 0
+
+
+@pytest.mark.parametrize("example, shown", [({}, "None"), ({"language": "English"}, "'English'")])
+def test_an_unknown_language_is_an_error(example, shown):
+    """Oracle: the message."""
+    with pytest.raises(ValueError, match=rf"one of \['en', 'zh'\].* has {shown}"):
+        language_consistency("we add", example)
+
+
+@pytest.mark.parametrize(
+    "piece", ["$a", r"\[", r"\(", "```", "`", r"\begin{a}", "$$", "a'", "a1", "é"]
+)
+def test_time_is_linear_in_hostile_text(piece):
+    """Oracle: the clock; a quadratic scan of 400,000 characters takes minutes, a linear one 0.2 s."""
+    start = time.perf_counter()
+    language_share(piece * (400_000 // len(piece)), "en")
+    assert time.perf_counter() - start < 5

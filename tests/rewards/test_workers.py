@@ -1,0 +1,46 @@
+"""Calls in processes that may be lost: what comes back, and how long it takes."""
+
+import math
+import os
+import time
+
+from deepseek_jax.rewards.workers import WorkerPool
+
+
+def pool(work, wall_limit_seconds=10.0):
+    return WorkerPool(work, int, num_workers=1, wall_limit_seconds=wall_limit_seconds)
+
+
+def test_results_come_back_under_their_keys():
+    """Oracle: math.sqrt here."""
+    with pool(math.sqrt) as workers:
+        assert workers.run({x: (x,) for x in range(20)}) == {x: math.sqrt(x) for x in range(20)}
+        assert workers.run({}) == {}
+
+
+def test_what_a_call_raises_is_its_result():
+    """Oracle: math.sqrt(-1) raises ValueError here too."""
+    with pool(math.sqrt) as workers:
+        results = workers.run({"bad": (-1,), "good": (4,)})
+    assert isinstance(results["bad"], ValueError) and results["good"] == 2.0
+
+
+def test_a_call_that_hangs_ends_at_the_wall_limit_and_loses_no_other():
+    """Oracle: the clock: two walls of 1 s, as it runs once with others and once alone, not 60 s."""
+    start = time.perf_counter()
+    with pool(time.sleep, wall_limit_seconds=1.0) as workers:
+        assert workers.run({"hangs": (60,), "a": (0,), "b": (0,)}) == {"a": None, "b": None}
+    assert 2 < time.perf_counter() - start < 20
+
+
+def test_a_call_that_ends_its_process_loses_no_other():
+    """Oracle: by hand; the TypeError of os._exit("x") is the one result that a call can give."""
+    with pool(os._exit) as workers:
+        assert workers.run({"dies": (3,), "wrong": ("x",)}).keys() == {"wrong"}
+        assert isinstance(workers.run({"wrong": ("x",)})["wrong"], TypeError)
+
+
+def test_a_start_that_fails_gives_no_results_and_does_not_hang():
+    """Oracle: by hand; int("x") raises in every worker."""
+    with WorkerPool(abs, int, "x", num_workers=1, wall_limit_seconds=5.0) as workers:
+        assert workers.run({"a": (1,)}) == {}
