@@ -5,6 +5,9 @@ from functools import partial
 import grain
 import numpy as np
 
+from deepseek_jax.data.infill import check_fim_rate, fill_in_the_middle
+from deepseek_jax.data.mixture import Mixture
+
 BLOCK = 64  # documents read at once: one by one, reading costs more than all the rest
 PACKING_BINS = 128  # rows filled side by side: more of them leave less padding
 BATCHES_AHEAD = 8  # made by a thread while the accelerator works
@@ -18,31 +21,58 @@ def pack(
     batch_size,
     seed,
     num_epochs=None,
+    packing=True,
+    fim_rate=0.0,
     process_index=0,
     process_count=1,
 ):
     """Language-modelling batches of documents, shuffled by `seed`, as a grain.IterDataset.
 
-    source: random access to {"text": str or UTF-8 bytes}, as sources.arithmetic_corpus() or a
-    list. Each document ends in eos and is one segment. One longer than a row becomes several,
-    each starting with the last token of the one before, so that every token but a document's
-    first is predicted once an epoch. num_epochs: None repeats for ever, in another order each
-    time; a finite run fills its last batch with padding. The iterators resume exactly by
-    get_state(), which is JSON, and set_state(); close() ends the thread that reads ahead.
-    batch_size counts the rows of all processes: each packs every process_count-th document into its
-    share of the rows, and the normalizer is its own.
+    source: a Mixture, or random access to {"text": str or UTF-8 bytes}, as
+    sources.arithmetic_corpus() or a list. Each document ends in eos and is one segment. One longer
+    than a row becomes several, each starting with the last token of the one before, so that every
+    token but a document's first is predicted once an epoch. packing=False: a document a row, cut to
+    its length. fim_rate: share of the documents that are learned as prefix, suffix, middle
+    (infill.fill_in_the_middle), others in each epoch. num_epochs: None repeats for ever, in another
+    order each time; a finite run, of one source, fills its last batch with padding. The iterators
+    resume exactly by get_state(), which is JSON, and set_state(); close() ends the thread that reads
+    ahead. batch_size counts the rows of all processes: each packs every process_count-th document
+    of every source into its share of the rows; normalizer and num_tokens are its own.
 
-    Batches are numpy: tokens, targets, segment_ids, positions int32[b t], loss_mask bool[b t],
-    and normalizer float32[], the number of True in loss_mask. Segments count from 1, positions
-    from 0; padding is segment 0. loss_mask is False where the next token is another document's.
-    Raises ValueError for a source with less than a document a process, a row without room for a target,
-    and rows that do not split over the processes.
+    Batches are numpy: tokens, targets, segment_ids, positions int32[b t], loss_mask bool[b t];
+    float32[], normalizer, the number of True in loss_mask, and num_tokens, that of tokens which are
+    no padding. Segments count from 1, positions from 0; padding is segment 0. loss_mask is False
+    where the next token is another document's.
+    Raises ValueError for a source with less than a document a process, a row without room for a
+    target, rows that do not split over the processes, and as Mixture.order and check_fim_rate do.
     """
-    if len(source) < process_count:
-        raise ValueError(
-            f"there are no documents for some of {process_count} processes; the source has "
-            f"{len(source)}, and each needs one."
-        )
+    _check_rows(sequence_length, batch_size, process_count)
+    check_fim_rate(fim_rate, tokenizer)
+    mixture = source if isinstance(source, Mixture) else Mixture((source,), (1,))
+    documents = mixture.order(
+        seed, num_epochs=num_epochs, process_index=process_index, process_count=process_count
+    )
+    to_ids = partial(_read, source=mixture, tokenizer=tokenizer, fim_rate=fim_rate, seed=seed)
+    in_this_thread = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
+    segments = grain.experimental.FlatMapIterDataset(
+        documents.batch(BLOCK).map(to_ids).to_iter_dataset(in_this_thread),
+        _Split(sequence_length) if packing else _Cut(sequence_length),
+    )
+    rows = grain.experimental.FirstFitPackIterDataset(
+        segments,
+        length_struct={"tokens": sequence_length},
+        num_packing_bins=PACKING_BINS,
+        max_sequences_per_bin=None if packing else 1,
+        seed=seed,
+    )
+    batch_size //= process_count
+    pad_rows = partial(grain.experimental.batch_and_pad, batch_size=batch_size)
+    batches = rows.batch(batch_size, batch_fn=pad_rows)
+    batches = batches.map(partial(_finish, pad_id=tokenizer.pad_id))
+    return grain.experimental.ThreadPrefetchIterDataset(batches, prefetch_buffer_size=BATCHES_AHEAD)
+
+
+def _check_rows(sequence_length, batch_size, process_count):
     if sequence_length < 2 or batch_size < 1:
         raise ValueError(
             f"sequence_length={sequence_length} and batch_size={batch_size} leave nothing to "
@@ -53,34 +83,26 @@ def pack(
             f"config.base.batch_size={batch_size} does not split over {process_count} processes; "
             f"set it to a multiple of {process_count}."
         )
-    batch_size //= process_count
-    documents = grain.MapDataset.range(process_index, len(source), process_count)
-    blocks = documents.shuffle(seed).repeat(num_epochs).batch(BLOCK)
-    blocks = blocks.map(partial(_read, source=source, tokenizer=tokenizer))
-    in_this_thread = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
-    segments = grain.experimental.FlatMapIterDataset(
-        blocks.to_iter_dataset(in_this_thread), _Split(sequence_length)
-    )
-    rows = grain.experimental.FirstFitPackIterDataset(
-        segments,
-        length_struct={"tokens": sequence_length},
-        num_packing_bins=PACKING_BINS,
-        seed=seed,
-    )
-    pad_rows = partial(grain.experimental.batch_and_pad, batch_size=batch_size)
-    batches = rows.batch(batch_size, batch_fn=pad_rows)
-    batches = batches.map(partial(_finish, pad_id=tokenizer.pad_id))
-    return grain.experimental.ThreadPrefetchIterDataset(batches, prefetch_buffer_size=BATCHES_AHEAD)
 
 
-def _read(indices, *, source, tokenizer):
-    """The documents at `indices` as a list of int32 arrays, each with its eos."""
-    indices = indices.tolist()
-    many = getattr(source, "__getitems__", None)
-    documents = many(indices) if many else [source[i] for i in indices]
-    texts = [document["text"] for document in documents]
-    texts = [text.decode() if isinstance(text, bytes) else text for text in texts]
-    return [np.array([*tokenizer.encode(text), tokenizer.eos_id], np.int32) for text in texts]
+def _read(draws, *, source, tokenizer, fim_rate, seed):
+    """Documents as a list of int32 arrays, each with its eos. draws: int64[n 2], epoch and document."""
+    draws = draws.tolist()
+    documents = source.__getitems__([index for _, index in draws])
+    ids = []
+    for (epoch, index), document in zip(draws, documents, strict=True):
+        text = _text(document["text"], index)
+        own_seed = (seed, epoch, index)  # the same whatever the processes and the place resumed at
+        body = fill_in_the_middle(text, tokenizer, rate=fim_rate, seed=own_seed)
+        ids.append(np.array([*body, tokenizer.eos_id], np.int32))
+    return ids
+
+
+def _text(text, index):
+    try:
+        return text.decode() if isinstance(text, bytes) else text
+    except UnicodeDecodeError as error:
+        raise ValueError(f"document {index} of the data is not UTF-8 text: {error}") from error
 
 
 class _Split(grain.experimental.FlatMapTransform):
@@ -97,6 +119,13 @@ class _Split(grain.experimental.FlatMapTransform):
         ]
 
 
+class _Cut(_Split):
+    """Documents to one segment each, of the first `length` tokens."""
+
+    def flat_map(self, element):
+        return [{"tokens": document[: self.length]} for document in element if len(document) > 1]
+
+
 def _finish(batch, *, pad_id):
     """Targets and their mask: the next token of the row, where it is of the same segment."""
     segments = batch["tokens_segment_ids"]
@@ -110,4 +139,5 @@ def _finish(batch, *, pad_id):
         "segment_ids": segments,
         "positions": batch["tokens_positions"],
         "normalizer": np.float32(loss_mask.sum()),
+        "num_tokens": np.float32((segments > 0).sum()),
     }

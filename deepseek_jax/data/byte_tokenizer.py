@@ -1,0 +1,26 @@
+"""A tokenizer of bytes, for tiny runs on any text."""
+
+import tokenizers
+
+from deepseek_jax.data.tokenizer import Tokenizer
+
+SPECIAL = ("<pad>", "<eos>", "<fim_begin>", "<fim_hole>", "<fim_end>")
+
+
+def byte_tokenizer():
+    """A byte of UTF-8 is a token, and its value the id; then pad, eos and three of fill-in-the-middle.
+
+    261 ids. Any text is encoded and comes back exactly, the names of the special tokens included;
+    bytes that are no UTF-8 are decoded to U+FFFD.
+    """
+    byte_level = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    characters = sorted(byte_level.alphabet())  # one for each byte: itself, else from U+0100 on
+    plain = [ord(c) for c in characters if ord(c) < 256]
+    others = [byte for byte in range(256) if byte not in plain]
+    vocabulary = dict(zip(characters, plain + others, strict=True))
+    backend = tokenizers.Tokenizer(tokenizers.models.BPE(vocabulary, []))
+    backend.pre_tokenizer, backend.decoder = byte_level, tokenizers.decoders.ByteLevel()
+    backend.add_special_tokens(list(SPECIAL))
+    backend.encode_special_tokens = True  # "<eos>" in a text is text
+    pad_id, eos_id, *fim_ids = map(backend.token_to_id, SPECIAL)
+    return Tokenizer(backend, eos_id=eos_id, pad_id=pad_id, fim_ids=tuple(fim_ids))

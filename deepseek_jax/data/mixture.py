@@ -1,0 +1,90 @@
+"""Several sources of documents, read side by side in shares that their weights say."""
+
+import math
+from dataclasses import dataclass
+from functools import cached_property, partial
+
+import grain
+import numpy as np
+
+from deepseek_jax.data.sources import read
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """Documents of several sources; one follows another in a single count of documents.
+
+    sources: random access to {"text": str or UTF-8 bytes}. weights: the source's shares of the
+    documents, not of the tokens; they need not add up to 1. Grain turns them into whole numbers,
+    100 the least, so that a share may be off by a hundredth of itself.
+    Raises ValueError unless each source has a weight, finite and above 0.
+    """
+
+    sources: tuple
+    weights: tuple
+
+    def __post_init__(self):
+        if len(self.sources) != len(self.weights) or not self.sources:
+            raise ValueError(
+                f"{len(self.sources)} sources and {len(self.weights)} weights are no mixture; "
+                "set config.data.weights to one weight for each source."
+            )
+        for weight in self.weights:
+            if not (math.isfinite(weight) and weight > 0):
+                raise ValueError(
+                    f"config.data.weights={self.weights}: {weight} is no share; set each weight "
+                    "above 0, and leave out the source that should not be read."
+                )
+
+    @cached_property
+    def starts(self):
+        """int64[sources + 1]: where the documents of each source begin in the count, and its end."""
+        return np.cumsum([0, *map(len, self.sources)])
+
+    def __len__(self):
+        return int(self.starts[-1])
+
+    def __getitem__(self, index):
+        return self.__getitems__([index])[0]
+
+    def __getitems__(self, indices):
+        indices = np.asarray(indices)
+        owners = np.searchsorted(self.starts, indices, side="right") - 1
+        documents = [None] * len(indices)
+        for owner in np.unique(owners).tolist():
+            places = np.flatnonzero(owners == owner)
+            own = (indices[places] - self.starts[owner]).tolist()
+            for place, document in zip(places, read(self.sources[owner], own), strict=True):
+                documents[place] = document
+        return documents
+
+    def order(self, seed, *, num_epochs=None, process_index=0, process_count=1):
+        """In which order one process reads: -> grain.MapDataset of int64[2], epoch and document.
+
+        Each source is shuffled by `seed` and repeated on its own, in another order each epoch, and
+        each process has every process_count-th document of each. num_epochs: None repeats for
+        ever; a number is for one source alone, since several would end at different times.
+        Raises ValueError otherwise, and for a source with less than a document a process.
+        """
+        if num_epochs is not None and len(self.sources) > 1:
+            raise ValueError(
+                f"num_epochs={num_epochs} of {len(self.sources)} sources has no one end; read a "
+                "mixture without num_epochs, or its sources one by one."
+            )
+        streams = []
+        for number, (start, end) in enumerate(zip(self.starts, self.starts[1:], strict=False)):
+            if end - start < process_count:
+                raise ValueError(
+                    f"there are no documents for some of {process_count} processes; source {number} "
+                    f"has {end - start}, and each needs one."
+                )
+            share = grain.MapDataset.range(start + process_index, end, process_count)
+            # Grain's epochs take the seeds that follow, so those of the sources stand far apart.
+            shuffled = share.shuffle((seed + (number << 16)) % 2**32)
+            with_epoch = partial(_with_epoch, length=len(share))
+            streams.append(shuffled.repeat(num_epochs).map_with_index(with_epoch))
+        return streams[0] if len(streams) == 1 else grain.MapDataset.mix(streams, self.weights)
+
+
+def _with_epoch(position, document, *, length):
+    return np.array([position // length, document])
