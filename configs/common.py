@@ -57,8 +57,8 @@ def batch_ramp(start, end, *, quantum, ramp_tokens, sequence_length):
     for rise in range(rises):
         sequences = start + rise * quantum
         left = (rise + 1) * ramp_tokens - tokens * rises  # of this share, times rises
-        updates = max(0, -(-left // (sequences * sequence_length * rises)))
-        if updates:
+        updates = -(-left // (sequences * sequence_length * rises))
+        if updates:  # else the update before reached past this share
             stages.append((update, sequences))
         update += updates
         tokens += updates * sequences * sequence_length

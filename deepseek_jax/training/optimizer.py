@@ -22,13 +22,13 @@ def make_optimizer(
     biases. Leaves named router_bias keep no moments and are never changed here: expert loads move
     them, in the step. So do, unless trains_mtp, all leaves below a name that begins with mtp_: where
     no loss trains multi-token prediction, decay alone would wear a checkpoint's weights away.
-    moment_dtype: "bfloat16" stores both moments so (arXiv:2412.19437, section 3.3.3), each rounded to
-    nearest once an update; the arithmetic and the parameters are float32, and the update itself is
-    made of the moments before they are rounded.
+    moment_dtype: "bfloat16" stores both moments so (arXiv:2412.19437, section 3.3.3), see scale_by_adam.
     """
-    adamw = optax.adamw(schedule, b1=b1, b2=b2, eps=eps, weight_decay=weight_decay, mask=_decays)
     trained = optax.chain(
-        optax.clip_by_global_norm(max_grad_norm), _moments_stored_in(moment_dtype, adamw)
+        clip_by_global_norm(max_grad_norm),
+        scale_by_adam(b1, b2, eps, moment_dtype),
+        optax.add_decayed_weights(weight_decay, mask=_decays),
+        optax.scale_by_learning_rate(schedule),
     )
 
     def labels(params):
@@ -39,23 +39,47 @@ def make_optimizer(
     return optax.partition({"trained": trained, "frozen": optax.set_to_zero()}, labels)
 
 
-def _moments_stored_in(dtype, tx):
-    """tx, which sees float32, with the floats of its state in dtype. optax's mu_dtype is of one moment."""
+def clip_by_global_norm(max_norm):
+    """Scale all gradients down to this norm together (arXiv:1211.5063): an optax transformation.
+
+    optax's own divides each gradient, which XLA does not fuse into what follows: one more copy of all
+    of them. Here one factor multiplies them, 1 exactly up to max_norm.
+    """
+
+    def update(grads, state, params=None):
+        factor = jnp.minimum(1.0, max_norm / optax.tree.norm(grads))
+        return jax.tree.map(lambda g: g * factor, grads), state
+
+    return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
+
+
+def scale_by_adam(b1, b2, eps, moment_dtype):
+    """Adam's direction (arXiv:1412.6980), as optax's, with both moments stored in moment_dtype; its mu_dtype
+    is of the mean alone.
+
+    The arithmetic is float32. Each moment is rounded to nearest once an update, and the direction is of
+    the moments as stored: then nothing reads the old ones, and the new take their place in memory.
+    """
 
     def init(params):
-        return _cast(tx.init(params), dtype)
+        mean, square = (optax.tree.zeros_like(params, dtype=moment_dtype) for _ in range(2))
+        return optax.ScaleByAdamState(jnp.zeros((), jnp.int32), mean, square)
 
-    def update(grads, state, params):
-        updates, state = tx.update(grads, _cast(state, jnp.float32), params)
-        return updates, _cast(state, dtype)
+    def moment(decay, old, sample):
+        return ((1 - decay) * sample + decay * old.astype(jnp.float32)).astype(moment_dtype)
+
+    def update(grads, state, params=None):
+        count = optax.safe_increment(state.count)
+        mean = jax.tree.map(lambda old, g: moment(b1, old, g), state.mu, grads)
+        square = jax.tree.map(lambda old, g: moment(b2, old, g * g), state.nu, grads)
+
+        def direction(m, v):
+            m = m.astype(jnp.float32) / (1 - b1**count)
+            return m / (jnp.sqrt(v.astype(jnp.float32) / (1 - b2**count)) + eps)
+
+        return jax.tree.map(direction, mean, square), optax.ScaleByAdamState(count, mean, square)
 
     return optax.GradientTransformation(init, update)
-
-
-def _cast(state, dtype):
-    return jax.tree.map(
-        lambda x: x.astype(dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x, state
-    )
 
 
 def _decays(params):

@@ -139,12 +139,12 @@ def test_bfloat16_moments_are_float32_arithmetic_rounded_once_an_update(jit):
             g = grads[name]
             m = f32(1 - 0.9) * g + f32(0.9) * mu[name].astype(f32)
             v = f32(1 - 0.95) * (g * g) + f32(0.95) * nu[name].astype(f32)
-            direction = (m / f32(1 - 0.9 ** (step + 1))) / (
-                np.sqrt(v / f32(1 - 0.95 ** (step + 1))) + f32(1e-8)
+            mu[name], nu[name] = m.astype(bf16), v.astype(bf16)
+            direction = (mu[name].astype(f32) / f32(1 - 0.9 ** (step + 1))) / (
+                np.sqrt(nu[name].astype(f32) / f32(1 - 0.95 ** (step + 1))) + f32(1e-8)
             )
             decay = f32(0.1) * wanted[name] if name == "kernel" else 0
             wanted[name] = wanted[name] - f32(0.01) * (direction + decay)
-            mu[name], nu[name] = m.astype(bf16), v.astype(bf16)
             for got, want in ((got_mu[name], mu[name]), (got_nu[name], nu[name])):
                 assert got.dtype == jnp.bfloat16
                 if jit:
@@ -154,6 +154,42 @@ def test_bfloat16_moments_are_float32_arithmetic_rounded_once_an_update(jit):
             # 20 updates of 0.01, each off by float32 rounding, or by a bfloat16 step of a moment
             atol = 20 * 0.01 * (2**-7 if jit else 1e-6)
             np.testing.assert_allclose(params[name], wanted[name], atol=atol)
+
+
+@pytest.mark.parametrize("moment_dtype", ["float32", "bfloat16"])
+def test_an_update_copies_nothing_that_it_replaces(moment_dtype):
+    """Oracle: XLA's own account of its temporaries, in parts of one of the three donated parameters."""
+    tx = make_optimizer(make_schedule(0.01, num_steps=10), **SETTINGS, moment_dtype=moment_dtype)
+    params = {name: jnp.zeros((64, 4096)) for name in "abc"}
+
+    def update(params, opt_state, grads):
+        updates, opt_state = tx.update(grads, opt_state, params)
+        return optax.apply_updates(params, updates), opt_state
+
+    compiled = (
+        jax.jit(update, donate_argnums=(0, 1)).lower(params, tx.init(params), params).compile()
+    )
+    memory = compiled.memory_analysis()
+    assert memory.temp_size_in_bytes < 0.1 * params["a"].nbytes
+
+
+def test_numbers_are_optaxs_own():
+    """Oracle: optax's chain, ten jitted updates, clipped; the clip alone may round otherwise."""
+    schedule = make_schedule(0.01, warmup_steps=3, num_steps=10)
+    ours = make_optimizer(schedule, **SETTINGS)
+    theirs = optax.chain(
+        optax.clip_by_global_norm(1.0),
+        optax.adamw(schedule, b1=0.9, b2=0.95, weight_decay=0.1),
+    )
+    results = []
+    for tx in (ours, theirs):
+        params = {"layer": {"kernel": parameters()["layer"]["kernel"]}}
+        opt_state, update = tx.init(params), jax.jit(tx.update)
+        for grad in np.random.default_rng(3).normal(size=(10, 3, 4)).astype(np.float32):
+            updates, opt_state = update({"layer": {"kernel": grad}}, opt_state, params)
+            params = optax.apply_updates(params, updates)
+        results.append(params["layer"]["kernel"])
+    np.testing.assert_allclose(*results, atol=1e-6)  # float32
 
 
 def test_a_state_of_bfloat16_moments_is_placed_saved_and_restored(tmp_path):
@@ -166,15 +202,15 @@ def test_a_state_of_bfloat16_moments_is_placed_saved_and_restored(tmp_path):
     )
     wanted = state_shardings(mesh, placed, params, tx)
 
-    def start(params):
-        state = TrainState.create(params, tx)
+    def update(state):
         _, opt_state = tx.update(params, state.opt_state, params)
         return state.replace(opt_state=opt_state)
 
-    state = jax.jit(start, out_shardings=wanted)(params)
+    fresh = jax.jit(lambda: TrainState.create(params, tx), out_shardings=wanted)()
+    state = jax.jit(update, out_shardings=wanted)(fresh)
     with Store(tmp_path) as store:
         store.save(1, {"state": state, "data": {}})
-        restored = store.restore(1, jax.tree.map(jnp.zeros_like, state))["state"]
+        restored = store.restore(1, fresh)["state"]
     leaves = jax.tree_util.tree_leaves_with_path(restored)
     found = {jax.tree_util.keystr(path): leaf for path, leaf in leaves}
     kept = [leaf for path, leaf in found.items() if "mu" in path or "nu" in path]
