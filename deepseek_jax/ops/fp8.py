@@ -1,0 +1,190 @@
+"""DeepSeek-V3's FP8 products for training: E4M3 everywhere, a scale a tile (arXiv:2412.19437, section 3.3).
+
+Operands are rounded to E4M3 with their scales and multiplied in float32, on any chip: up to float32
+rounding what FP8 units compute that promote partial sums to float32 every 128 terms. It saves no time.
+Our own because qwix 0.1.8's differentiable product tiles both operands alike (either weights in 128 x 1
+or activations in 128 x 128), and its quantiser refuses sizes that 128 does not divide and turns infinity
+into NaN.
+"""
+
+import functools
+import math
+import re
+
+import jax
+import jax.numpy as jnp
+
+from deepseek_jax.ops.grouped_matmul import grouped_matmul
+
+MAX = 448.0  # the largest finite e4m3
+LARGEST = 2.0**127  # magnitudes saturate here: float32's own maximum may round up to infinity
+ROW, COLUMN, BLOCK = (1, 128), (128, 1), (128, 128)  # of activations and gradients; of weights
+
+# Operands carry 28 bits of value times scale, of which a TPU's or GPU's default product drops most.
+_einsum = functools.partial(jnp.einsum, precision=jax.lax.Precision.HIGHEST)
+
+
+def quantize(x, tile, *, power_of_two=False):
+    """float[... i j] -> (float8_e4m3fn[... i j], float32[... ceil(i / tile[0]) ceil(j / tile[1])]).
+
+    A tile's scale is its largest magnitude over 448, and 1 where it is all zeros; not the released inference
+    kernel's floor of 1e-4 / 448, under which small gradients would vanish. power_of_two rounds scales up to
+    powers of two. Tiles cut off by an edge count as padded with zeros; infinity saturates, NaN stays NaN.
+    """
+    x = jnp.clip(x.astype(jnp.float32), -LARGEST, LARGEST)
+    (*lead, i, j), (a, b) = x.shape, tile
+    padded = jnp.pad(jnp.abs(x), [(0, 0)] * len(lead) + [(0, -i % a), (0, -j % b)])
+    amax = padded.reshape(*lead, -(-i // a), a, -(-j // b), b).max((-3, -1))
+    scale = _scale(amax, power_of_two)
+    return (x / _spread(scale, tile, x.shape)).astype(jnp.float8_e4m3fn), scale
+
+
+def dequantize(values, scale, tile):
+    """What quantize returned, and its tile -> float32[... i j]. weight_scale_inv is a scale in BLOCK."""
+    return values.astype(jnp.float32) * _spread(scale, tile, values.shape)
+
+
+def _scale(amax, power_of_two):
+    smallest = jnp.finfo(jnp.float32).tiny  # chips flush what is below it to zero
+    scale = jnp.where(amax > 0, jnp.maximum(amax / MAX, smallest), 1.0)
+    if power_of_two:  # any mantissa bit carries into the exponent
+        bits = jax.lax.bitcast_convert_type(scale, jnp.int32)
+        scale = jax.lax.bitcast_convert_type((bits + 0x7FFFFF) & ~0x7FFFFF, jnp.float32)
+    return scale
+
+
+def _spread(scale, tile, shape):
+    full = jnp.repeat(jnp.repeat(scale, tile[0], axis=-2), tile[1], axis=-1)
+    return full[..., : shape[-2], : shape[-1]]
+
+
+def _rounded(x, tile, power_of_two=False):
+    return dequantize(*quantize(x, tile, power_of_two=power_of_two), tile)
+
+
+def fp8_dot(spec, x, w, out_dtype=None, *, power_of_two=False):
+    """ops.dot.dot with E4M3 operands in the product and in both of its gradients.
+
+    Letters in x, w and the result are batch; else those that w shares with x flatten, in w's order, to the
+    contracted k, x's other ones to the tokens m and w's other ones to n. Fprop and Dgrad take x and dy in
+    tiles of 1 x 128, along k and along n, and w[k n] in blocks of 128 x 128; Wgrad takes x and dy in tiles
+    of 128 tokens. x is kept in FP8 for it, so that it rounds Fprop's rounded x once more (section 3.5.2).
+    power_of_two: x's scales round up to powers of two in Fprop and in Wgrad, so that the second rounding
+    is exact but for underflow (published for the inputs of the Linear after attention and of the MoE
+    up-projection).
+    """
+    out = _dot(spec, power_of_two, x.astype(jnp.float32), w)
+    return out.astype(out_dtype or x.dtype)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _dot(spec, power_of_two, x, w):
+    return _dot_forward(spec, power_of_two, x, w)[0]
+
+
+def _dot_forward(spec, power_of_two, x, w):
+    of_x, of_w, of_y = _groups(spec)
+    kept = quantize(_matrix(x, *of_x), ROW, power_of_two=power_of_two)
+    y = _einsum("bmk,bkn->bmn", dequantize(*kept, ROW), _rounded(_matrix(w, *of_w), BLOCK))
+    return _tensor(y, *of_y, _sizes(of_x, x) | _sizes(of_w, w)), (kept, w)
+
+
+def _dot_backward(spec, power_of_two, saved, dy):
+    (kept, w), (of_x, of_w, of_y) = saved, _groups(spec)
+    sizes = _sizes(of_w, w) | _sizes(of_y, dy)
+    dy_bmn, w_bkn = _matrix(dy, *of_y), _rounded(_matrix(w, *of_w), BLOCK)
+    dx = _einsum("bmn,bkn->bmk", _rounded(dy_bmn, ROW), w_bkn)
+    x_bmk = _rounded(dequantize(*kept, ROW), COLUMN, power_of_two)
+    dw = _einsum("bmk,bmn->bkn", x_bmk, _rounded(dy_bmn, COLUMN))
+    return _tensor(dx, *of_x, sizes), _tensor(dw, *of_w, sizes).astype(w.dtype)
+
+
+_dot.defvjp(_dot_forward, _dot_backward)
+
+
+def _groups(spec):
+    """For x, w and the result: its letters, and the same grouped to the three axes of a batched matrix."""
+    left, right, result = re.split(",|->", spec)
+    batch = "".join(c for c in right if c in left and c in result)
+    k = "".join(c for c in right if c not in result)
+    m = "".join(c for c in left if c not in right)
+    n = "".join(c for c in right if c not in left)
+    return (left, (batch, m, k)), (right, (batch, k, n)), (result, (batch, m, n))
+
+
+def _sizes(of, array):
+    return dict(zip(of[0], array.shape, strict=True))
+
+
+def _matrix(array, letters, groups):
+    shape = [math.prod(array.shape[letters.index(c)] for c in group) for group in groups]
+    return array.transpose([letters.index(c) for c in "".join(groups)]).reshape(shape)
+
+
+def _tensor(matrix, letters, groups, sizes):
+    order = "".join(groups)
+    return matrix.reshape([sizes[c] for c in order]).transpose([order.index(c) for c in letters])
+
+
+def grouped_fp8(rows, kernel, rows_per_expert, *, block, implementation=None, power_of_two=False):
+    """ops.grouped_matmul.grouped_matmul with fp8_dot's numerics: one fp8_dot an expert.
+
+    Each expert's matrix is rounded once, before any block of rows gathers it, and Wgrad's tiles of 128
+    tokens start anew with every expert. Rows past the sum of rows_per_expert share none with an expert.
+    """
+    out = _grouped(
+        block, implementation, power_of_two, rows.astype(jnp.float32), kernel, rows_per_expert
+    )
+    return out.astype(rows.dtype)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
+def _grouped(block, implementation, power_of_two, rows, kernel, rows_per_expert):
+    return _grouped_forward(block, implementation, power_of_two, rows, kernel, rows_per_expert)[0]
+
+
+def _grouped_forward(block, implementation, power_of_two, rows, kernel, rows_per_expert):
+    kept = quantize(rows, ROW, power_of_two=power_of_two)
+    with jax.default_matmul_precision("highest"):
+        out = grouped_matmul(
+            dequantize(*kept, ROW),
+            _rounded(kernel, BLOCK),
+            rows_per_expert,
+            block=block,
+            implementation=implementation,
+        )
+    return out, (kept, kernel, rows_per_expert)
+
+
+def _grouped_backward(block, implementation, power_of_two, saved, dy):
+    kept, kernel, rows_per_expert = saved
+    product = functools.partial(
+        grouped_matmul, rows_per_expert=rows_per_expert, block=block, implementation=implementation
+    )
+    tokens = functools.partial(_rounded_by_tokens, rows_per_expert=rows_per_expert, block=block)
+    rows = dequantize(*kept, ROW)
+    # The product is bilinear: the gradient by one operand depends on the other one alone.
+    with jax.default_matmul_precision("highest"):
+        _, dgrad = jax.vjp(lambda rows: product(rows, _rounded(kernel, BLOCK)), rows)
+        _, wgrad = jax.vjp(
+            lambda kernel: product(tokens(rows, power_of_two), kernel), kernel.astype(jnp.float32)
+        )
+        d_rows, d_kernel = dgrad(_rounded(dy, ROW))[0], wgrad(tokens(dy))[0]
+    return d_rows, d_kernel.astype(kernel.dtype), None
+
+
+_grouped.defvjp(_grouped_forward, _grouped_backward)
+
+
+def _rounded_by_tokens(rows, power_of_two=False, *, rows_per_expert, block):
+    """rows [r d], rounded in tiles of 128 x 1 that no two experts share."""
+    step = math.gcd(block, COLUMN[0])  # experts and their tiles start at multiples of it
+    ends = jnp.cumsum(rows_per_expert)
+    first_n = jnp.arange(0, len(rows), step)
+    start_n = jnp.pad(ends, (1, 0))[jnp.searchsorted(ends, first_n, side="right")]
+    tile_n = jnp.cumsum((first_n - start_n) % COLUMN[0] == 0) - 1
+    rows = jnp.clip(rows, -LARGEST, LARGEST)
+    amax_nd = jnp.abs(rows).reshape(-1, step, rows.shape[-1]).max(1)
+    amax_nd = jax.ops.segment_max(amax_nd, tile_n, len(first_n), indices_are_sorted=True)[tile_n]
+    scale = jnp.repeat(_scale(amax_nd, power_of_two), step, axis=0)
+    return (rows / scale).astype(jnp.float8_e4m3fn).astype(jnp.float32) * scale

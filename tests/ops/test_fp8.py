@@ -1,0 +1,323 @@
+"""FP8 products against numpy loops over tiles, with PyTorch's float8 as the rounding."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+
+from deepseek_jax.checkpoint import fp8 as stored
+from deepseek_jax.ops import grouped_matmul as grouped
+from deepseek_jax.ops.dot import dot
+from deepseek_jax.ops.fp8 import dequantize, fp8_dot, grouped_fp8, quantize
+
+ROW, COLUMN, BLOCK = (1, 128), (128, 1), (128, 128)
+
+# spec, sizes, and by hand: x as b|m k, w as b|k n and the result as b|m n, flattened letter by letter
+PRODUCTS = [
+    ("md,dv->mv", dict(m=150, d=576, v=192), ("m d", "d v", "m v")),
+    ("mf,fd->md", dict(m=24, f=24, d=140), ("m f", "f d", "m d")),
+    ("btd,dhx->bthx", dict(b=2, t=90, d=192, h=3, x=48), ("bt d", "d hx", "bt hx")),
+    ("md,dzf->mzf", dict(m=7, d=128, z=2, f=96), ("m d", "d zf", "m zf")),
+    ("bthu,hud->btd", dict(b=2, t=5, h=8, u=24, d=130), ("bt hu", "hu d", "bt d")),
+    ("nbd,ndf->nbf", dict(n=3, b=9, d=192, f=150), ("n|b d", "n|d f", "n|b f")),
+    ("bhu,chu->bhc", dict(b=140, h=2, u=24, c=150), ("h|b u", "h|u c", "h|b c")),
+    ("tuh,hud->td", dict(t=4, u=10, h=20, d=9), ("t hu", "hu d", "t d")),
+]
+SPECS = [spec for spec, _, _ in PRODUCTS]
+
+
+def wide(shape, seed=0):
+    """Random float32 over ten decades: a scale of its own for every tile, and E4M3's subnormals."""
+    rng = np.random.default_rng(seed)
+    return (rng.standard_normal(shape) * 10 ** rng.uniform(-6, 4, shape)).astype(np.float32)
+
+
+def outliers(shape, seed=0):
+    """Normal values but for one token and one channel."""
+    x = np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
+    x[0] *= 30
+    x[..., 1] *= 20
+    return x
+
+
+def rounded(matrix, tile, power_of_two=False):
+    """A float32 matrix through E4M3, one tile after another: numpy scales and PyTorch rounds.
+
+    The compiler divides by 448 through its reciprocal: an ulp, that a value halfway between two can feel.
+    """
+    out, (a, b) = np.zeros_like(matrix), tile
+    for i, j in np.ndindex(-(-matrix.shape[0] // a), -(-matrix.shape[1] // b)):
+        at = slice(i * a, i * a + a), slice(j * b, j * b + b)
+        amax = np.abs(matrix[at]).max()
+        scale = amax * np.float32(1 / 448) if amax else np.float32(1)
+        if power_of_two:
+            scale = np.float32(2.0 ** np.ceil(np.log2(np.float64(scale))))
+        q = torch.tensor(matrix[at] / scale).clamp(-448, 448).to(torch.float8_e4m3fn)
+        out[at] = q.float().numpy() * scale
+    return out
+
+
+def three_products(x, w, dy, power_of_two):
+    """Fprop, Dgrad and Wgrad of x [m k], w [k n] and dy [m n], accumulated in float64."""
+    x_row, w_block = rounded(x, ROW, power_of_two), rounded(w, BLOCK)
+    x_column = rounded(x_row, COLUMN, power_of_two)
+    dy_row, dy_column = rounded(dy, ROW), rounded(dy, COLUMN)
+    factors = (x_row, w_block), (dy_row, w_block.T), (x_column.T, dy_column)
+    return [a.astype(np.float64) @ b.astype(np.float64) for a, b in factors]
+
+
+def matrices(array, letters, form):
+    """`array` as [batch, rows, columns], by the form written in PRODUCTS."""
+    batch, _, form = form.rpartition("|")
+    rows, columns = form.split(" ")
+    array = np.einsum(f"{letters}->{batch}{rows}{columns}", np.asarray(array))
+    count = np.prod(array.shape[: len(batch)], dtype=int)
+    return array.reshape(count, np.prod(array.shape[len(batch) :][: len(rows)]), -1)
+
+
+def operands(spec, make):
+    """x, w and a cotangent of the result, their letters, and their forms."""
+    sizes, forms = next((sizes, forms) for s, sizes, forms in PRODUCTS if s == spec)
+    letters = spec.replace("->", ",").split(",")
+    arrays = [make([sizes[c] for c in group], seed) for seed, group in enumerate(letters)]
+    return arrays, letters, forms
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def value_and_gradients(product, x, w, dy):
+    out, pullback = jax.vjp(product, x, w)
+    return out, *pullback(dy.astype(out.dtype))
+
+
+def assert_close(ours, exact):
+    """To float32's rounding of sums of at most 576 terms."""
+    np.testing.assert_allclose(ours, exact, rtol=1e-5, atol=2e-6 * np.abs(exact).max())
+
+
+@pytest.mark.parametrize("power_of_two", [False, True])
+@pytest.mark.parametrize("spec", SPECS)
+def test_all_three_products_are_those_of_a_loop_over_tiles(spec, power_of_two):
+    """Oracle: numpy loops over 1 x 128, 128 x 1 and 128 x 128, PyTorch's rounding, float64 sums."""
+    arrays, letters, forms = operands(spec, outliers)
+    ours = value_and_gradients(functools.partial(fp8_dot, spec, power_of_two=power_of_two), *arrays)
+    each_batch = zip(*map(matrices, arrays, letters, forms), strict=True)
+    exact = zip(*(three_products(*batch, power_of_two) for batch in each_batch), strict=True)
+    for our, theirs, i in zip(ours, exact, (2, 0, 1), strict=True):  # the result, x, w
+        assert_close(matrices(our, letters[i], forms[i]), np.stack(theirs))
+
+
+@pytest.mark.parametrize("spec", SPECS)
+def test_it_stands_in_for_the_unquantised_product(spec):
+    """Oracle: ops.dot.dot's shapes and dtypes; bfloat16 x, float32 w, either result."""
+    (x, w, dy), _, _ = operands(spec, outliers)
+    x = jnp.asarray(x, jnp.bfloat16)
+    for out_dtype in (None, jnp.float32):
+        ours, theirs = (
+            jax.eval_shape(lambda *a, f=f: value_and_gradients(f, *a), x, w, dy)
+            for f in (
+                lambda x, w: fp8_dot(spec, x, w, out_dtype),  # noqa: B023
+                lambda x, w: dot(spec, x, w, out_dtype),  # noqa: B023
+            )
+        )
+        assert [(a.shape, a.dtype) for a in ours] == [(a.shape, a.dtype) for a in theirs]
+
+
+def test_the_error_is_that_of_four_significant_bits():
+    """Oracle: steps of 1/8 err by 1/8 / sqrt(12) rms, over significands log-uniform in [1, 2) 2.65%: sqrt(2)
+    times that for a product, up to sqrt(3) where one operand is rounded twice. At worst 1/16 a rounding.
+    """
+    rng = np.random.default_rng(0)
+    x, w, dy = (
+        rng.standard_normal(s).astype(np.float32) for s in [(256, 640), (640, 384), (256, 384)]
+    )
+    ours = value_and_gradients(functools.partial(fp8_dot, "mk,kn->mn"), x, w, dy)
+    pairs = (x, w, 2), (dy, w.T, 2), (x.T, dy, 3)
+    for our, (a, b, roundings) in zip(ours, pairs, strict=True):
+        error = np.asarray(our, np.float64) - a @ b
+        assert (
+            0.95 * 2**0.5
+            < np.linalg.norm(error) / np.linalg.norm(a @ b) / 0.0265
+            < 1.05 * roundings**0.5
+        )
+        worst = (1 + 1 / 16) ** roundings - 1
+        assert (np.abs(error) <= worst * (np.abs(a) @ np.abs(b)) + 0.1).all()
+
+
+@pytest.mark.parametrize("tile", [ROW, COLUMN, BLOCK], ids=["row", "column", "block"])
+@pytest.mark.parametrize("shape", [(256, 384), (24, 576), (192, 24), (1, 1)])
+@pytest.mark.parametrize("power_of_two", [False, True])
+def test_a_round_trip_is_that_of_a_loop_over_tiles(shape, tile, power_of_two):
+    """Oracle: the same loop, bit for bit, below a leading axis."""
+    x = wide((2, *shape))
+    exact = np.stack([rounded(part, tile, power_of_two) for part in x])
+
+    def round_trip(x):
+        return dequantize(*quantize(x, tile, power_of_two=power_of_two), tile)
+
+    np.testing.assert_array_equal(jax.jit(round_trip)(x), exact)
+
+
+@pytest.mark.parametrize("shape", [(256, 384), (576, 192), (24, 140)])
+def test_weight_blocks_are_those_of_a_checkpoint(shape):
+    """Oracle: checkpoint.fp8, held to PyTorch by its own tests: values and scales, both ways, bit for bit."""
+    w = wide(shape)
+    for ours, theirs in zip(quantize(w, BLOCK), stored.quantize(w), strict=True):
+        np.testing.assert_array_equal(
+            np.asarray(ours).view(np.uint8), np.asarray(theirs).view(np.uint8)
+        )
+    values, scale = stored.quantize(w)
+    scale = wide(scale.shape, seed=1)
+    np.testing.assert_array_equal(
+        dequantize(values, scale, BLOCK), stored.dequantize(values, scale)
+    )
+
+
+def test_the_product_multiplies_with_weights_as_a_checkpoint_stores_them():
+    """Oracle: q * weight_scale_inv, read off bit for bit by unit vectors: E4M3 holds 1 at a scale of 2^-8."""
+    w = wide((300, 200))
+    out = fp8_dot("mk,kn->mn", jnp.eye(300), w, power_of_two=True)
+    np.testing.assert_array_equal(out, stored.dequantize(*stored.quantize(w)))
+
+
+def test_power_of_two_scales_make_the_second_rounding_exact():
+    """Oracle: Wgrad of Fprop's x itself, in numpy; 1/4 to 4 is normal under either tile's scale."""
+    rng = np.random.default_rng(0)
+    x = (2 ** rng.uniform(-2, 2, (200, 150)) * rng.choice([-1, 1], (200, 150))).astype(np.float32)
+    w, dy = outliers((150, 30), 1), outliers((200, 30), 2)
+    _, _, dw = value_and_gradients(
+        functools.partial(fp8_dot, "mk,kn->mn", power_of_two=True), x, w, dy
+    )
+    exact = rounded(x, ROW, True).T.astype(np.float64) @ rounded(dy, COLUMN)
+    assert_close(dw, exact)
+
+
+@pytest.mark.parametrize("amax", [448, 448.0001, 449, 1, 0.875, 0.8751, 2**-125, 3e38])
+def test_a_power_of_two_scale_is_the_smallest_that_fits(amax):
+    """Oracle: by hand: 448 scale holds the largest magnitude, to float32's rounding; 224 scale does not."""
+    _, scale = quantize(jnp.full((1, 1), amax), ROW, power_of_two=True)
+    scale = float(scale[0, 0])
+    assert np.frexp(scale)[0] == 0.5 and (scale == 2**-126 or 224 * scale < min(amax, 2.0**127))
+    assert min(amax, 2.0**127) <= 448 * scale * (1 + 2**-23)
+
+
+@pytest.mark.parametrize("power_of_two", [False, True])
+@pytest.mark.parametrize("compiled", [False, True])
+def test_extreme_tiles_stay_finite(compiled, power_of_two):
+    """Oracle: by hand. Zeros stay zeros at scale 1; where the scale would be subnormal the error is at most
+    2^-125; infinity saturates at 2^127.
+    """
+    x = np.zeros((6, 256), np.float32)
+    x[1, :2] = 1e-45, -1e-38
+    x[2, :2] = 1e-36, 2e-36
+    x[3, :3] = np.inf, -np.inf, 1e30
+    x[4] = -np.inf
+    x[5, :2] = np.finfo(np.float32).max, 1
+    for tile in (ROW, COLUMN, BLOCK):
+        form = functools.partial(quantize, tile=tile, power_of_two=power_of_two)
+        values, scale = (jax.jit(form) if compiled else form)(x)
+        out = np.asarray(dequantize(values, scale, tile))
+        assert np.isfinite(out).all() and (np.asarray(scale) >= 2.0**-126).all()
+        np.testing.assert_allclose(out[3:5, 0], [2.0**127, -(2.0**127)], rtol=1e-6)
+    values, scale = quantize(x, ROW, power_of_two=power_of_two)
+    out = np.asarray(dequantize(values, scale, ROW))
+    assert scale[0, 0] == scale[3, 1] == 1 and not out[0].any()
+    np.testing.assert_allclose(out[1:3], x[1:3], rtol=1 / 16, atol=2.0**-125)
+
+
+def test_gradients_survive_what_the_product_cannot_hold():
+    """Oracle: by hand. Infinite and zero operands give no NaN, and a NaN is not hidden."""
+    x, w, dy = (
+        np.zeros((3, 200), np.float32),
+        np.zeros((200, 5), np.float32),
+        np.ones((3, 5), np.float32),
+    )
+    x[0, 0], x[1, 0], w[0, 0], dy[2, 0] = np.inf, 1e-42, 1e-3, np.inf
+    for value in value_and_gradients(functools.partial(fp8_dot, "mk,kn->mn"), x, w, dy):
+        assert np.isfinite(value).all()
+    x[2, 7] = np.nan
+    out = np.asarray(fp8_dot("mk,kn->mn", x, w))
+    assert np.isnan(out[2]).all() and np.isfinite(out[:2]).all()
+
+
+def test_small_gradients_keep_their_precision():
+    """Oracle: linearity: dy and 2^-30 dy give gradients 2^-30 apart, bit for bit; a floor would end that."""
+    arrays = x, w, dy = [outliers(s, i) for i, s in enumerate([(40, 200), (200, 30), (40, 30)])]
+    product = functools.partial(fp8_dot, "mk,kn->mn")
+    tiny = value_and_gradients(product, x, w, dy * np.float32(2.0**-30))
+    for ours, theirs in zip(tiny[1:], value_and_gradients(product, *arrays)[1:], strict=True):
+        np.testing.assert_array_equal(ours * 2.0**30, theirs)
+
+
+EXPERTS, D, F = 5, 192, 140
+# Token by token: spread out; one expert with several tiles of 128 rows and a part; two experts idle.
+CHOICES = {
+    "random": np.random.default_rng(0).integers(EXPERTS, size=(90, 2)),
+    "crowded": np.repeat([[3, 3], [1, 4]], [90, 7], axis=0),
+}
+
+
+@pytest.mark.parametrize("power_of_two", [False, True])
+@pytest.mark.parametrize(
+    "implementation, block, split",
+    [
+        ("blocks", 1, "random"),
+        ("blocks", 8, "crowded"),
+        ("blocks", 64, "random"),
+        ("blocks", 64, "crowded"),
+        ("ragged", 8, "crowded"),
+    ],
+)
+def test_the_grouped_product_is_one_product_an_expert(implementation, block, split, power_of_two):
+    """Oracle: the loop over tiles, on each expert's own rows."""
+    layout = grouped.expert_layout(CHOICES[split], EXPERTS, block)
+    tokens = outliers((len(CHOICES[split]), D), 0)
+    rows = np.array(grouped.rows_by_expert(tokens, layout))
+    dy = np.array(grouped.rows_by_expert(outliers((len(tokens), F), 2), layout))
+    kernel, ends = outliers((EXPERTS, D, F), 1), np.cumsum(layout.rows_per_expert)
+    rows[ends[-1] :] = 1e6  # nobody's
+    product = functools.partial(
+        grouped_fp8,
+        rows_per_expert=layout.rows_per_expert,
+        block=block,
+        implementation=implementation,
+        power_of_two=power_of_two,
+    )
+    out, d_rows, d_kernel = jax.jit(functools.partial(value_and_gradients, product))(
+        rows, kernel, dy
+    )
+    for e, (start, end) in enumerate(zip([0, *ends[:-1]], ends, strict=True)):
+        exact = three_products(rows[start:end], kernel[e], dy[start:end], power_of_two)
+        for ours, theirs in zip(
+            (out[start:end], d_rows[start:end], d_kernel[e]), exact, strict=True
+        ):
+            if theirs.size:
+                assert_close(ours, theirs)
+    assert np.isfinite(out).all()
+
+
+def test_infinite_rows_and_gradients_give_no_nan_in_the_grouped_product():
+    """Oracle: by hand: they saturate at 2^127, and so does all that they meet."""
+    rows, dy = np.zeros((64, D), np.float32), np.zeros((64, F), np.float32)
+    rows[1, 1], dy[9, 9] = np.inf, -np.inf
+    form = functools.partial(grouped_fp8, rows_per_expert=jnp.array([8, 0, 16, 40, 0]), block=8)
+    kernel = np.full((EXPERTS, D, F), 1e-3, np.float32)
+    for value in jax.jit(functools.partial(value_and_gradients, form))(rows, kernel, dy):
+        assert np.isfinite(value).all()
+
+
+def test_the_grouped_product_keeps_grouped_matmuls_dtypes():
+    """Oracle: grouped_matmul's shapes and dtypes, of bfloat16 rows and float32 kernels."""
+    rows, kernel = jnp.zeros((64, D), jnp.bfloat16), jnp.zeros((EXPERTS, D, F))
+    counts = jnp.array([8, 0, 16, 40, 0])
+
+    def shapes(product):
+        form = functools.partial(product, rows_per_expert=counts, block=8)
+        return jax.eval_shape(
+            functools.partial(value_and_gradients, form), rows, kernel, jnp.zeros((64, F))
+        )
+
+    ours, theirs = shapes(grouped_fp8), shapes(grouped.grouped_matmul)
+    assert [(a.shape, a.dtype) for a in ours] == [(a.shape, a.dtype) for a in theirs]
