@@ -6,8 +6,10 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
+from deepseek_jax.rollout import speculative as drafting
 from deepseek_jax.rollout.sampling import Sampling
 from deepseek_jax.rollout.steps import (
+    Parts,
     decode,
     decoding_weights,
     empty_slots,
@@ -24,12 +26,28 @@ class Rollout(NamedTuple):
 
     completion_ids: int32[b t], 0 past the end. completion_mask: bool[b t], True on sampled tokens, the end
     token too. sampler_logprobs: float32[b t], nats, 0 past the end. truncated: bool[b], no end token came.
+    drafted, accepted: int32[b], tokens that speculative decoding drafted, and those of them that it kept.
     """
 
     completion_ids: np.ndarray
     completion_mask: np.ndarray
     sampler_logprobs: np.ndarray
     truncated: np.ndarray
+    drafted: np.ndarray | None = None
+    accepted: np.ndarray | None = None
+
+    @property
+    def acceptance_rate(self):
+        """The share of drafted tokens that were kept; nan where none was drafted."""
+        return _ratio(self.accepted.sum(), self.drafted.sum())
+
+    @property
+    def tokens_per_step(self):
+        """What a completion gained by a step of the model, which drafts once; nan where none was drafted.
+
+        The first token is left out, for it comes from the prompt's logits.
+        """
+        return _ratio((self.completion_mask.sum(1) - 1).sum(), self.drafted.sum())
 
 
 def generate(
@@ -45,29 +63,35 @@ def generate(
     eos_ids=(),
     seed=0,
     slots=32,
+    speculative=False,
 ):
     """Sample n completions of every prompt.
 
     prompts: lists of token ids. eos_ids end a completion. slots: how many decode at once; one that ends
     takes the next request. A prompt is prefilled once for all its completions. What is sampled depends on
     seed, the prompt and the completion's number among all of that prompt, and on nothing else in the call
-    (in float32; lower precisions round differently in another batch). Raises ValueError on a prompt that is
-    empty, out of vocabulary, or too long for max_position_embeddings. Returns Rollout of
-    len(prompts) * n rows.
+    (in float32; lower precisions round differently in another batch). speculative: draft tokens with the
+    model's multi-token prediction module, which changes the draws and not their distribution. Raises
+    ValueError on a prompt that is empty, out of vocabulary, or too long for max_position_embeddings, and on
+    speculative=True without such a module. Returns Rollout of len(prompts) * n rows.
     """
     sampling = Sampling(float(temperature), float(top_p), top_k)
     sampling.check(config.vocab_size)
     _check(config, prompts, max_completion_length, n, slots)
+    parts = Parts(decoding_weights, empty_slots, prefill, seat, decode)
+    if speculative:
+        drafting.check(config)
+        parts = drafting.PARTS
     fixed = config, sampling, tuple(eos_ids)
     requests = len(prompts) * n
     slots = min(slots, requests)
     chunk_size = min(
         -(-slots // n), len(prompts)
     )  # prompts prefilled together: what fills the slots
-    weights = decoding_weights(config, params)
+    weights = parts.decoding_weights(config, params)
     keys = _request_keys(prompts, n, seed)
     tokens, lengths = _pad_prompts(prompts, chunk_size)
-    state = empty_slots(config, slots, tokens.shape[1], max_completion_length)
+    state = parts.empty_slots(config, slots, tokens.shape[1], max_completion_length)
     tables = rotations(config, tokens.shape[1] + max_completion_length)
     result = _empty_rollout(requests, max_completion_length)
     owner = np.full(slots, -1)  # the request in each slot
@@ -78,19 +102,19 @@ def generate(
             chunk = seated // (n * chunk_size)
             if chunk != prefilled_chunk:
                 rows = slice(chunk * chunk_size, (chunk + 1) * chunk_size)
-                prefilled = prefill(config, weights, tables, tokens[rows], lengths[rows])
+                prefilled = parts.prefill(config, weights, tables, tokens[rows], lengths[rows])
                 prefilled_chunk = chunk
             count = min(len(free), requests - seated, (chunk + 1) * n * chunk_size - seated)
             request = np.zeros(slots, int)
             request[free[:count]] = owner[free[:count]] = np.arange(seated, seated + count)
             filled = np.isin(np.arange(slots), free[:count])
             prompt = np.where(filled, request // n - chunk * chunk_size, 0)
-            state = seat(
+            state = parts.seat(
                 *fixed, state, filled, prompt, *prefilled, lengths[request // n], keys[request]
             )
             seated += count
         elif (owner >= 0).any():
-            state = decode(*fixed, weights, tables, state, seated < requests)
+            state = parts.decode(*fixed, weights, tables, state, seated < requests)
         else:
             return result
         _collect(result, state, owner)
@@ -107,6 +131,9 @@ def _collect(result, state, owner):
     result.completion_ids[request] = np.where(sampled, np.asarray(state.tokens)[slot], 0)
     result.sampler_logprobs[request] = np.where(sampled, np.asarray(state.logprobs)[slot], 0)
     result.truncated[request] = ~np.asarray(state.stopped)[slot]
+    if state.drafting is not None:
+        result.drafted[request] = np.asarray(state.drafting.drafted)[slot]
+        result.accepted[request] = np.asarray(state.drafting.accepted)[slot]
     owner[slot] = -1
 
 
@@ -117,7 +144,13 @@ def _empty_rollout(requests, length):
         np.zeros(shape, bool),
         np.zeros(shape, np.float32),
         np.zeros(requests, bool),
+        np.zeros(requests, np.int32),
+        np.zeros(requests, np.int32),
     )
+
+
+def _ratio(part, whole):
+    return float(part / whole) if whole else float("nan")
 
 
 def _request_keys(prompts, n, seed):

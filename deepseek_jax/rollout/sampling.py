@@ -83,3 +83,32 @@ def sample(keys, logits, sampling):
         uniform_b = jax.vmap(jax.random.uniform)(keys)
         tokens_b = draw(uniform_b, jnp.exp(logprobs_bv))
     return tokens_b, jnp.take_along_axis(logprobs_bv, tokens_b[:, None], axis=-1)[:, 0]
+
+
+def distribution(logits, sampling):
+    """What is sampled from logits float32[b v], and what `sample` says of it: probs, logprobs float32[b v].
+
+    Greedy decoding puts all probability on one token, while its logprobs are under temperature 1.
+    """
+    logits_bv = sampled_logits(logits, sampling)
+    logprobs_bv = jax.nn.log_softmax(logits_bv, axis=-1)
+    if sampling.temperature == 0:
+        return jax.nn.one_hot(jnp.argmax(logits_bv, axis=-1), logits.shape[1]), logprobs_bv
+    return jnp.exp(logprobs_bv), logprobs_bv
+
+
+def verify(uniform, draft, draft_probs, probs):
+    """Speculative sampling (arXiv:2211.17192, algorithm 1, and arXiv:2302.01318): one draft a sequence.
+
+    uniform: float32[b 2] in [0, 1). draft: int32[b], drawn from draft_probs float32[b v]. probs:
+    float32[b 2 v], the model's for the draft's place and, if the draft holds, for the place after it.
+    Returns accepted bool[b], with probability min(1, p / q), and int32[b], the token that follows the
+    draft, or stands in its place, then drawn from norm(max(p - q, 0)).
+    """
+    p_bv, after_bv = probs[:, 0], probs[:, 1]
+    p_b, q_b = (jnp.take_along_axis(a, draft[:, None], axis=1)[:, 0] for a in (p_bv, draft_probs))
+    accepted_b = uniform[:, 0] * q_b < p_b
+    residual_bv = jnp.maximum(p_bv - draft_probs, 0)
+    is_empty_b1 = residual_bv.sum(-1, keepdims=True) == 0  # by rounding alone, where p is q
+    residual_bv = jnp.where(is_empty_b1, p_bv, residual_bv)
+    return accepted_b, draw(uniform[:, 1], jnp.where(accepted_b[:, None], after_bv, residual_bv))

@@ -5,6 +5,7 @@ stand in a ring, and the mask, not the order, says which are its own. So a slot 
 """
 
 import functools
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -16,6 +17,16 @@ from deepseek_jax.models.heads import head_weight
 from deepseek_jax.models.layers import position_tables, rms_norm
 from deepseek_jax.ops.dot import dot
 from deepseek_jax.rollout.sampling import sample
+
+
+class Parts(NamedTuple):
+    """What a way of decoding is made of, in the order of use: this module's functions, or their like."""
+
+    decoding_weights: Callable
+    empty_slots: Callable
+    prefill: Callable
+    seat: Callable
+    decode: Callable
 
 
 class Slots(NamedTuple):
@@ -31,6 +42,17 @@ class Slots(NamedTuple):
     stopped: jax.Array  # bool[b], by an end token and not for want of room
     tokens: jax.Array  # int32[b t]
     logprobs: jax.Array  # float32[b t]
+    drafting: tuple | None = None  # speculative.Drafting, where tokens are drafted
+
+
+def cast(config, params):
+    """To the compute dtype, all but router weights and their bias."""
+
+    def cast_leaf(path, leaf):
+        keep = any("router" in str(part) for part in path)
+        return leaf if keep else leaf.astype(config.dtype)
+
+    return jax.tree_util.tree_map_with_path(cast_leaf, params)
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -39,12 +61,7 @@ def decoding_weights(config, params):
 
     Router weights and their bias stay float32, as routing does.
     """
-
-    def cast(path, leaf):
-        keep = any("router" in str(part) for part in path)
-        return leaf if keep else leaf.astype(config.dtype)
-
-    params = jax.tree_util.tree_map_with_path(cast, params)
+    params = cast(config, params)
     layers = []
     for name, count in (
         ("dense_layers", config.num_dense_layers),
@@ -59,7 +76,8 @@ def decoding_weights(config, params):
     }
 
 
-def _layer(config, index):
+def layer_at(config, index):
+    """The module of layer `index`, without its weights."""
     return DecoderLayer(config, is_moe=index >= config.num_dense_layers)
 
 
@@ -82,18 +100,24 @@ def prefill(config, weights, tables, tokens, lengths):
     """Run prompts: tokens int32[p t], right-padded, lengths int32[p] -> (caches a layer, logits
     float32[p v]). tables: of `rotations`.
     """
+    caches, x_ptd = run_prompts(config, weights, tables, tokens, lengths)
+    last_pd = jnp.take_along_axis(x_ptd, (lengths - 1)[:, None, None], axis=1)[:, 0]
+    return caches, _logits(config, weights, last_pd)
+
+
+def run_prompts(config, weights, tables, tokens, lengths):
+    """`prefill` up to the final norm -> (caches a layer, x [p t d])."""
     t = tokens.shape[1]
     segment_ids = (jnp.arange(t) < lengths[:, None]).astype(jnp.int32)
     rope = [table[:t] for table in tables]
     x_ptd = jnp.take(weights["embedding"], tokens, axis=0)
     caches = []
     for index, layer in enumerate(weights["layers"]):
-        x_ptd, _, remembered = _layer(config, index).apply(
+        x_ptd, _, remembered = layer_at(config, index).apply(
             {"params": layer}, x_ptd, rope, segment_ids
         )
         caches.append(remembered)
-    last_pd = jnp.take_along_axis(x_ptd, (lengths - 1)[:, None, None], axis=1)[:, 0]
-    return caches, _logits(config, weights, last_pd)
+    return caches, x_ptd
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
@@ -117,7 +141,7 @@ def empty_slots(config, count, prompt_room, completion_room):
     )
 
 
-def _accept(slots, tokens, logprobs, seats, eos_ids):
+def append(slots, tokens, logprobs, seats, eos_ids):
     """Append a sampled token to each slot of seats: bool[b]."""
     at = jnp.arange(len(tokens)), slots.length
     length = slots.length + seats
@@ -160,7 +184,7 @@ def seat(
     )
     step_keys = jax.vmap(jax.random.fold_in)(slots.keys, slots.length)
     tokens, logprobs = sample(step_keys, prompt_logits[prompts], sampling)
-    return _accept(slots, tokens, logprobs, seats, eos_ids)
+    return append(slots, tokens, logprobs, seats, eos_ids)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2), donate_argnums=5)
@@ -169,11 +193,6 @@ def decode(config, sampling, eos_ids, weights, tables, slots, stop_when_one_ends
     completion_room = slots.tokens.shape[1]
     room = slots.caches[0]["c_kv" if config.is_mla else "k"].shape[token_axis(config)]
     prompt_room = room - completion_room
-    ended_before = slots.ended
-
-    def keep_on(slots):
-        one_ended = jnp.any(slots.ended & ~ended_before)
-        return jnp.any(~slots.ended) & ~(stop_when_one_ends & one_ended)
 
     def body(slots):
         active = ~slots.ended
@@ -186,13 +205,24 @@ def decode(config, sampling, eos_ids, weights, tables, slots, stop_when_one_ends
         x_bd = jnp.take(weights["embedding"], slots.last_token, axis=0)
         caches = []
         for index, layer in enumerate(weights["layers"]):
-            x_bd, cache = _layer(config, index).apply(
+            x_bd, cache = layer_at(config, index).apply(
                 {"params": layer}, x_bd, rope, slots.caches[index], write, method="decode"
             )
             caches.append(cache)
         step_keys = jax.vmap(jax.random.fold_in)(slots.keys, slots.length)
         tokens, logprobs = sample(step_keys, _logits(config, weights, x_bd), sampling)
         slots = slots._replace(caches=caches, step=slots.step + 1)
-        return _accept(slots, tokens, logprobs, active, eos_ids)
+        return append(slots, tokens, logprobs, active, eos_ids)
+
+    return repeat(body, slots, stop_when_one_ends)
+
+
+def repeat(body, slots, stop_when_one_ends):
+    """Run body: Slots -> Slots until every slot has ended, or one has if stop_when_one_ends: bool[]."""
+    ended_before = slots.ended
+
+    def keep_on(slots):
+        one_ended = jnp.any(slots.ended & ~ended_before)
+        return jnp.any(~slots.ended) & ~(stop_when_one_ends & one_ended)
 
     return jax.lax.while_loop(keep_on, body, slots)

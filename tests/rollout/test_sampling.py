@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from deepseek_jax.rollout.sampling import Sampling, draw, sample, sampled_logits
+from deepseek_jax.rollout.sampling import Sampling, draw, sample, sampled_logits, verify
 
 FILTERS = [
     Sampling(),
@@ -161,3 +161,39 @@ def test_a_setting_that_no_distribution_has_is_refused(settings, words):
     with pytest.raises(ValueError) as error:
         Sampling(**settings).check(40)
     assert words in str(error.value)
+
+
+@pytest.mark.parametrize("sharpness", [0.0, 0.3, 3.0])
+def test_verified_drafts_and_their_replacements_are_distributed_as_the_model_says(sharpness):
+    """Oracle: the theorem of arXiv:2211.17192, appendix A.1: p itself, and sum(min(p, q)) drafts accepted.
+
+    Every draft with its probability, every uniform pair of a 200 by 200 grid: exact to about a cell, 1/200.
+    """
+    rng = np.random.default_rng(0)
+    logits = rng.normal(size=(3, 6))
+    logits[1] = logits[0] + sharpness * rng.normal(size=6)
+    logits[0, 2] = logits[1, 4] = -np.inf  # each has a token that the other lacks
+    p, q, after = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
+    grid = (np.arange(200) + 0.5) / 200
+    uniform = np.stack(np.meshgrid(grid, grid), axis=-1).reshape(-1, 2).astype(np.float32)
+    came, kept, followed = np.zeros(6), 0.0, np.zeros(6)
+    for draft in np.flatnonzero(q):
+        rows = [np.float32([a] * len(uniform)) for a in (q, [p, after])]
+        accepted, tokens = jax.jit(verify)(uniform, np.full(len(uniform), draft), *rows)
+        kept += q[draft] * np.mean(accepted)
+        first = np.where(accepted, draft, tokens)
+        came += q[draft] * np.bincount(first, minlength=6) / len(uniform)
+        followed += q[draft] * np.bincount(tokens[accepted], minlength=6) / len(uniform)
+    np.testing.assert_allclose(came, p, atol=0.01)
+    np.testing.assert_allclose(kept, np.minimum(p, q).sum(), atol=0.01)
+    np.testing.assert_allclose(followed / kept, after, atol=0.01)
+    assert came[2] == 0 and 0.2 < kept < 0.999
+
+
+def test_a_draft_from_the_model_itself_is_accepted_at_the_largest_uniform_number():
+    """Oracle: by hand: p is q; and where q is larger by a rounding, the replacement is a likely token."""
+    p = jnp.array([[0.0, 0.25, 0.75, 0.0]], jnp.float32)
+    probs, largest = jnp.stack([p, p], axis=1), jnp.full((1, 2), 1 - 2**-24, jnp.float32)
+    assert verify(largest, jnp.array([1]), p, probs)[0].all()
+    accepted, token = verify(largest, jnp.array([1]), jnp.nextafter(p, 1.0), probs)
+    assert not accepted.any() and p[0, token[0]] > 0

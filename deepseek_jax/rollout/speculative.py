@@ -1,0 +1,204 @@
+"""Speculative decoding: multi-token prediction drafts a token, the model verifies it and draws one more
+(arXiv:2412.19437, sections 2.2 and 5.4.3), as exactly as it would alone (arXiv:2211.17192, arXiv:2302.01318).
+
+Sequences of a batch gain one token a step, or two, so here a token's cache index is its position. What a
+rejected draft has left in the caches is overwritten by the next step, before any query sees it.
+Letter z: the last token and the draft, or whatever comes of them.
+"""
+
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from deepseek_jax.models.cache import PositionWrite, empty_cache
+from deepseek_jax.models.decoder import DecoderLayer
+from deepseek_jax.models.layers import rms_norm
+from deepseek_jax.ops.dot import dot
+from deepseek_jax.rollout import steps
+from deepseek_jax.rollout.sampling import distribution, draw, verify
+
+
+class Drafting(NamedTuple):
+    """What drafting adds to Slots, b wide. The module's own cache is the last of Slots.caches.
+
+    The module runs on pairs: a token's hidden state, and the token after it. Two come of every step, the
+    second of them void where the draft was rejected.
+    """
+
+    hidden: jax.Array  # [b z d], after the final norm
+    next_tokens: jax.Array  # int32[b z]
+    fresh: jax.Array  # int32[b], the pairs that are not void: 1 or 2
+    drafted: jax.Array  # int32[b], tokens drafted so far, which is steps of the model
+    accepted: jax.Array  # int32[b], of those
+
+
+def check(config):
+    """Raise ValueError for a model that cannot draft."""
+    if not (config.is_mla and config.num_nextn_predict_layers):
+        raise ValueError(
+            f"speculative=True drafts with a multi-token prediction module, and a model with "
+            f"model.model_type={config.model_type!r} and "
+            f"model.num_nextn_predict_layers={config.num_nextn_predict_layers} has none that can; "
+            "it takes deepseek_v3 or deepseek_v2 with at least 1. Decode with speculative=False"
+        )
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def decoding_weights(config, params):
+    """steps.decoding_weights, and those of the first multi-token prediction module."""
+    return steps.decoding_weights(config, params) | {"mtp": steps.cast(config, params["mtp_0"])}
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
+def empty_slots(config, count, prompt_room, completion_room):
+    """steps.empty_slots, with one cache more."""
+    slots = steps.empty_slots(config, count, prompt_room, completion_room)
+    cache = empty_cache(config, count, prompt_room + completion_room, config.dtype)
+    zeros_b = jnp.zeros(count, jnp.int32)
+    drafting = Drafting(
+        hidden=jnp.zeros((count, 2, config.hidden_size), config.dtype),
+        next_tokens=jnp.zeros((count, 2), jnp.int32),
+        fresh=zeros_b,
+        drafted=zeros_b,
+        accepted=zeros_b,
+    )
+    return slots._replace(caches=[*slots.caches, cache], drafting=drafting)
+
+
+def _block(config):
+    return DecoderLayer(config, is_moe=True)
+
+
+def _block_input(config, weights, hidden_btd, next_tokens):
+    """Eq. 21 of arXiv:2412.19437, in the order of models.mtp: [b t d]."""
+    mtp, eps = weights["mtp"], config.rms_norm_eps
+    embedding_btd = jnp.take(weights["embedding"], next_tokens, axis=0)
+    normed = [
+        rms_norm(embedding_btd, mtp["embedding_norm"]["scale"], eps),
+        rms_norm(hidden_btd, mtp["hidden_norm"]["scale"], eps),
+    ]
+    return dot("btz,zd->btd", jnp.concatenate(normed, axis=-1), mtp["input"])
+
+
+def _logits(weights, hidden_md):
+    return dot("md,vd->mv", hidden_md, weights["head"], jnp.float32)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def prefill(config, weights, tables, tokens, lengths):
+    """steps.prefill -> (caches, the module's too, logits float32[p v], hidden [p d] of the last token).
+
+    The last token's pair has to wait for the completion's first token: what stands at its index, and
+    behind it, is overwritten.
+    """
+    caches, x_ptd = steps.run_prompts(config, weights, tables, tokens, lengths)
+    hidden_ptd = rms_norm(x_ptd, weights["final_norm"], config.rms_norm_eps)
+    t = tokens.shape[1]
+    pairs = hidden_ptd, jnp.pad(tokens[:, 1:], ((0, 0), (0, 1)))
+    _, _, cache = _block(config).apply(
+        {"params": weights["mtp"]["block"]},
+        _block_input(config, weights, *pairs),
+        [table[:t] for table in tables],
+        (jnp.arange(t) < lengths[:, None]).astype(jnp.int32),
+    )
+    last_pd = jnp.take_along_axis(hidden_ptd, (lengths - 1)[:, None, None], axis=1)[:, 0]
+    return [*caches, cache], _logits(weights, last_pd), last_pd
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2), donate_argnums=3)
+def seat(
+    config, sampling, eos_ids, slots, seats, prompts, caches, logits, last_hidden, lengths, keys
+):
+    """steps.seat, and the first pair to draft from: last_hidden [p d] of `prefill`."""
+    slots = steps.seat(
+        config, sampling, eos_ids, slots, seats, prompts, caches, logits, lengths, keys
+    )
+    old = slots.drafting
+    hidden_b1d, token_b1 = last_hidden[prompts][:, None], slots.last_token[:, None]
+    drafting = Drafting(
+        hidden=jnp.where(seats[:, None, None], hidden_b1d, old.hidden),  # twice: one is void
+        next_tokens=jnp.where(seats[:, None], token_b1, old.next_tokens),
+        fresh=jnp.where(seats, 1, old.fresh),
+        drafted=jnp.where(seats, 0, old.drafted),
+        accepted=jnp.where(seats, 0, old.accepted),
+    )
+    return slots._replace(drafting=drafting)
+
+
+def _two_from(tables, start, room):
+    """Rotations of positions start int32[b] and the next, and the write there."""
+    index_bz = start[:, None] + jnp.arange(2)
+    rope = [jnp.take(table, index_bz, axis=0, mode="clip") for table in tables]
+    return rope, PositionWrite(index_bz, jnp.arange(room) <= index_bz[..., None])
+
+
+def _draft(config, weights, drafting, cache, rope, write):
+    """Run the module on both pairs -> (logits float32[b v] after the last that is not void, cache)."""
+    x_bzd = _block_input(config, weights, drafting.hidden, drafting.next_tokens)
+    block = {"params": weights["mtp"]["block"]}
+    x_bzd, cache = _block(config).apply(block, x_bzd, rope, cache, write, method="extend")
+    last_bd = jnp.take_along_axis(x_bzd, (drafting.fresh - 1)[:, None, None], axis=1)[:, 0]
+    normed_bd = rms_norm(last_bd, weights["mtp"]["head_norm"]["scale"], config.rms_norm_eps)
+    return _logits(weights, normed_bd), cache
+
+
+def _run(config, weights, tokens, caches, rope, write):
+    """Run the model on two tokens a sequence: int32[b z] -> (hidden [b z d], caches)."""
+    x_bzd = jnp.take(weights["embedding"], tokens, axis=0)
+    written = []
+    for index, (layer, cache) in enumerate(zip(weights["layers"], caches, strict=True)):
+        x_bzd, cache = steps.layer_at(config, index).apply(
+            {"params": layer}, x_bzd, rope, cache, write, method="extend"
+        )
+        written.append(cache)
+    return rms_norm(x_bzd, weights["final_norm"], config.rms_norm_eps), written
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2), donate_argnums=5)
+def decode(config, sampling, eos_ids, weights, tables, slots, stop_when_one_ends):
+    """steps.decode, one token a step or two."""
+    room = slots.caches[0]["c_kv"].shape[1]
+    b, v, d = len(slots.ended), config.vocab_size, config.hidden_size
+
+    def body(slots):
+        *caches, draft_cache = slots.caches
+        drafting, active_b = slots.drafting, ~slots.ended
+        keys = jax.vmap(jax.random.fold_in)(slots.keys, slots.length)
+        uniform_b3 = jax.vmap(lambda key: jax.random.uniform(key, 3))(keys)
+        position_b = slots.prompt_length + slots.length - 1  # of last_token, in no cache yet
+
+        at_pairs = _two_from(tables, position_b - drafting.fresh, room)
+        logits_bv, draft_cache = _draft(config, weights, drafting, draft_cache, *at_pairs)
+        draft_probs_bv, _ = distribution(logits_bv, sampling)
+        draft_b = draw(uniform_b3[:, 0], draft_probs_bv)
+
+        tokens_bz = jnp.stack([slots.last_token, draft_b], axis=1)
+        at_tokens = _two_from(tables, position_b, room)
+        hidden_bzd, caches = _run(config, weights, tokens_bz, caches, *at_tokens)
+        probs, logprobs = distribution(_logits(weights, hidden_bzd.reshape(-1, d)), sampling)
+        accepted_b, token_b = verify(
+            uniform_b3[:, 1:], draft_b, draft_probs_bv, probs.reshape(b, 2, v)
+        )
+        next_bz = jnp.stack([jnp.where(accepted_b, draft_b, token_b), token_b], axis=1)
+        logprobs_bz = jnp.take_along_axis(logprobs, next_bz.reshape(-1, 1), axis=1).reshape(b, 2)
+
+        slots = slots._replace(caches=[*caches, draft_cache], step=slots.step + 1)
+        for z, gained_b in enumerate((active_b, active_b & accepted_b)):
+            gained_b &= ~slots.ended  # the first of two may be an end token
+            slots = steps.append(slots, next_bz[:, z], logprobs_bz[:, z], gained_b, eos_ids)
+        return slots._replace(
+            drafting=Drafting(
+                hidden=hidden_bzd,
+                next_tokens=next_bz,
+                fresh=1 + accepted_b,
+                drafted=drafting.drafted + active_b,
+                accepted=drafting.accepted + (active_b & accepted_b),
+            )
+        )
+
+    return steps.repeat(body, slots, stop_when_one_ends)
+
+
+PARTS = steps.Parts(decoding_weights, empty_slots, prefill, seat, decode)
