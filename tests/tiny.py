@@ -51,11 +51,15 @@ def tiny_model(kind):
 
     @jax.jit
     def make(rng):
-        params = nn.unbox(init_params(config, rng))
-        leaves, tree = jax.tree.flatten(params)
-        keys = jax.random.split(rng, len(leaves))
-        return tree.unflatten(
-            [x + 0.2 * jax.random.normal(key, x.shape) for x, key in zip(leaves, keys, strict=True)]
-        )
+        return nn.unbox(random_leaves(init_params(config, rng), rng))
 
     return config, make(jax.random.key(0))
+
+
+def random_leaves(params, rng):
+    """The same tree with normal noise of size 0.2 on every leaf, boxed or not."""
+    leaves, tree = jax.tree.flatten(params)
+    keys = jax.random.split(rng, len(leaves))
+    return tree.unflatten(
+        [x + 0.2 * jax.random.normal(key, x.shape) for x, key in zip(leaves, keys, strict=True)]
+    )

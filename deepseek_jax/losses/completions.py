@@ -1,9 +1,12 @@
 """Log-probabilities of completions, with the prompt of each group computed once."""
 
+import functools
+
 import jax.numpy as jnp
 
 from deepseek_jax.models import Branches, head_weight, hidden_states
 from deepseek_jax.ops.logprobs import token_logprobs
+from deepseek_jax.parallel.tokens import over_tokens
 
 
 def completion_logprobs(config, params, batch, *, temperature=1.0):
@@ -41,10 +44,10 @@ def completion_logprobs(config, params, batch, *, temperature=1.0):
     last_pd = jnp.take_along_axis(hidden, (prompt_length_p - 1)[:, None, None], axis=1)
     last_pn1d = jnp.broadcast_to(last_pd[:, None], (p, n, 1, d))
     before_pntd = jnp.concatenate([last_pn1d, hidden[:, s:].reshape(p, n, t, d)[:, :, :-1]], axis=2)
-    logprobs, entropy = token_logprobs(
-        before_pntd.reshape(-1, d),
+    logprobs, entropy = over_tokens(
+        functools.partial(token_logprobs, temperature=temperature),
+        before_pntd.reshape(b, t, d),
         head_weight(config, params),
-        batch["completion_ids"].reshape(-1),
-        temperature=temperature,
+        batch["completion_ids"],
     )
-    return logprobs.reshape(b, t), entropy.reshape(b, t), routing
+    return logprobs, entropy, routing

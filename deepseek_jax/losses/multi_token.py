@@ -4,6 +4,7 @@ import jax.numpy as jnp
 
 from deepseek_jax.models import head_weight, predict_further
 from deepseek_jax.ops.logprobs import token_logprobs
+from deepseek_jax.parallel.tokens import over_tokens
 
 
 def multi_token_losses(config, params, batch, hidden):
@@ -32,13 +33,12 @@ def multi_token_losses(config, params, batch, hidden):
             segment_ids=jnp.where(same_bt, batch["segment_ids"], 0),
             positions=batch["positions"],
         )
-        mask_m = (same_bt & _ahead(batch["loss_mask"], ahead, False)).reshape(-1)
-        logprobs_m, _ = token_logprobs(
-            hidden.reshape(-1, hidden.shape[-1]),
-            head_weight(config, params),
-            _ahead(batch["targets"], ahead, 0).reshape(-1),
+        targets_bt = _ahead(batch["targets"], ahead, 0)
+        logprobs_bt, _ = over_tokens(
+            token_logprobs, hidden, head_weight(config, params), targets_bt
         )
-        losses.append(-jnp.where(mask_m, logprobs_m, 0.0).sum() / batch["normalizer"])
+        mask_bt = same_bt & _ahead(batch["loss_mask"], ahead, False)
+        losses.append(-jnp.where(mask_bt, logprobs_bt, 0.0).sum() / batch["normalizer"])
     return losses, routings
 
 

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 from deepseek_jax.losses.multi_token import multi_token_losses
 from deepseek_jax.models import head_weight, hidden_states
 from deepseek_jax.ops.logprobs import token_logprobs
+from deepseek_jax.parallel.tokens import over_tokens
 
 
 def next_token_loss(config, params, batch, *, balance_weight=0.0, mtp_weight=None):
@@ -27,15 +28,14 @@ def next_token_loss(config, params, batch, *, balance_weight=0.0, mtp_weight=Non
         segment_ids=batch["segment_ids"],
         positions=batch["positions"],
     )
-    hidden_md = hidden_btd.reshape(-1, hidden_btd.shape[-1])
-    targets_m, mask_m = batch["targets"].reshape(-1), batch["loss_mask"].reshape(-1)
-    logprobs_m, entropy_m = token_logprobs(hidden_md, head_weight(config, params), targets_m)
+    head = head_weight(config, params)
+    logprobs_bt, entropy_bt = over_tokens(token_logprobs, hidden_btd, head, batch["targets"])
 
-    def mean(x_m):
-        return jnp.where(mask_m, x_m, 0.0).sum() / batch["normalizer"]
+    def mean(x_bt):
+        return jnp.where(batch["loss_mask"], x_bt, 0.0).sum() / batch["normalizer"]
 
-    loss = -mean(logprobs_m)
-    metrics = {"next_token_loss": loss, "entropy": mean(entropy_m)}
+    loss = -mean(logprobs_bt)
+    metrics = {"next_token_loss": loss, "entropy": mean(entropy_bt)}
     routings = {} if routing is None else {"moe_layers": routing}
     if mtp_weight is not None:
         losses, further = multi_token_losses(config, params, batch, hidden_btd)

@@ -58,10 +58,11 @@ class RopeScaling:
 class ModelConfig:
     """One decoder: DeepSeek-V3 and V2, Qwen2 and Qwen3, Llama. Field names are Hugging Face's.
 
-    The last three fields say how to run it, not what it is: dtype is the compute dtype ("float32" or
+    The last fields say how to run it, not what it is: dtype is the compute dtype ("float32" or
     "bfloat16"; parameters keep their own), scan_layers compiles one layer instead of all (fast to compile,
-    as on TPU) and remat says what the backward pass recomputes, a key of REMAT_POLICIES. They leave the
-    parameters as they are.
+    as on TPU), remat says what the backward pass recomputes, a key of REMAT_POLICIES, and
+    pipeline_micro_batches into how many parts the rows are cut that pass through a mesh's pipeline stages
+    (default: as many as there are stages). They leave the parameters as they are.
     """
 
     model_type: str
@@ -104,6 +105,7 @@ class ModelConfig:
     dtype: str = "float32"
     scan_layers: bool = False
     remat: str = "none"
+    pipeline_micro_batches: int | None = None
 
     def __post_init__(self):
         if self.model_type not in ATTENTION_OF:

@@ -13,6 +13,10 @@ from deepseek_jax.models.layers import GatedMLP, RMSNorm, position_tables, weigh
 from deepseek_jax.models.mla import MultiHeadLatentAttention
 from deepseek_jax.models.moe import MoE
 from deepseek_jax.models.mtp import MultiTokenPrediction
+from deepseek_jax.parallel import constrain
+from deepseek_jax.parallel.pipeline import pipeline, pipeline_stages
+
+ROWS = ("batch", "seq", None)  # where x [b t d] lies between layers
 
 
 class Branches(NamedTuple):
@@ -49,9 +53,9 @@ class DecoderLayer(nn.Module):
 
     def train(self, x_btd, rope, segment_ids, branches):
         """__call__ as lax.scan wants it, remembering nothing."""
-        x_btd = checkpoint_name(x_btd, "layer_input")
+        x_btd = checkpoint_name(constrain(x_btd, ROWS), "layer_input")
         x_btd, routing, _ = self(x_btd, rope, segment_ids, branches)
-        return x_btd, routing
+        return constrain(x_btd, ROWS), routing
 
     def decode(self, x_bd, rope, cache, write):
         """One new token a sequence: x [b d] -> (x [b d], cache)."""
@@ -114,6 +118,7 @@ class Decoder(nn.Module):
         if not length:
             return None
         cfg = self.config
+        name = "layers" if is_moe or not cfg.num_moe_layers else "first_layers"
         scanned = nn.scan(
             _training_layer(cfg),
             variable_axes={"params": 0},
@@ -121,7 +126,7 @@ class Decoder(nn.Module):
             in_axes=nn.broadcast,
             length=length,
             unroll=1 if cfg.scan_layers else length,
-            metadata_params={nn.PARTITION_NAME: "layers"},
+            metadata_params={nn.PARTITION_NAME: name},
             methods=["train"],
         )
         return scanned(cfg, is_moe)
@@ -131,11 +136,29 @@ class Decoder(nn.Module):
         rope = position_tables(self.config, positions)
         x_btd = jnp.take(self.embedding, tokens, axis=0).astype(self.config.dtype)
         routing = None
-        if self.dense_layers is not None:
-            x_btd, _ = self.dense_layers.train(x_btd, rope, segment_ids, branches)
-        if self.moe_layers is not None:
-            x_btd, routing = self.moe_layers.train(x_btd, rope, segment_ids, branches)
+        for stack in filter(None, (self.dense_layers, self.moe_layers)):
+            in_stages = stack is (self.moe_layers or self.dense_layers) and pipeline_stages() > 1
+            run = self._train_in_stages if in_stages and not self.is_initializing() else _train
+            x_btd, routing = run(stack, x_btd, rope, segment_ids, branches)
         return self.final_norm(x_btd), routing
+
+    def _train_in_stages(self, stack, x_btd, rope, segment_ids, branches):
+        """stack.train, its layers dealt out to the stages of the mesh's pipeline."""
+        cfg = self.config
+        layer = _training_layer(cfg)(cfg, stack is self.moe_layers, parent=None)
+
+        def run_stage(params, carried):
+            def one_layer(x_btd, layer_params):
+                arguments = x_btd, carried["rope"], carried["segment_ids"], branches
+                return layer.apply({"params": layer_params}, *arguments, method="train")
+
+            unroll = 1 if cfg.scan_layers else len(jax.tree.leaves(params)[0])
+            x_btd, routing = jax.lax.scan(one_layer, carried["x"], params, unroll=unroll)
+            return carried | {"x": x_btd}, routing
+
+        carried = {"x": x_btd, "rope": rope, "segment_ids": segment_ids}
+        micro_batches = cfg.pipeline_micro_batches or pipeline_stages()
+        return pipeline(run_stage, stack.variables["params"], carried, micro_batches)
 
     def predict_further(self, depth, hidden_btd, next_tokens, positions, segment_ids):
         """Multi-token prediction module `depth`, from 0 (arXiv:2412.19437, eqs. 21-22).
@@ -153,6 +176,10 @@ class Decoder(nn.Module):
         hidden, _ = self(tokens, ones, ones)
         for depth in range(self.config.num_nextn_predict_layers):
             self.predict_further(depth, hidden, tokens, ones, ones)
+
+
+def _train(stack, x_btd, rope, segment_ids, branches):
+    return stack.train(x_btd, rope, segment_ids, branches)
 
 
 def init_params(config, rng):

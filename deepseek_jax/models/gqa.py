@@ -9,6 +9,7 @@ from deepseek_jax.models.layers import RMSNorm, weight
 from deepseek_jax.ops.attention import attend, attend_branches, attend_cached
 from deepseek_jax.ops.dot import dot
 from deepseek_jax.ops.rope import apply_rope
+from deepseek_jax.parallel import constrain
 
 
 class GroupedQueryAttention(nn.Module):
@@ -46,6 +47,7 @@ class GroupedQueryAttention(nn.Module):
     def __call__(self, x_btd, rope, segment_ids, branches=None):
         """Attend within a row: x [b t d] -> ([b t d], what decoding remembers: k and v, [b k t x])."""
         q, k, v = self._project(x_btd, rope)
+        k, v = (constrain(part, ("batch", None, "kv_heads", None)) for part in (k, v))
         scale = self.config.head_dim**-0.5
         if branches is None:
             out_bthx = attend(q, k, v, scale=scale, segment_ids=segment_ids)

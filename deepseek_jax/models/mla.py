@@ -10,6 +10,7 @@ from deepseek_jax.models.layers import RMSNorm, weight
 from deepseek_jax.ops.attention import attend, attend_branches, attend_latent
 from deepseek_jax.ops.dot import dot
 from deepseek_jax.ops.rope import apply_rope, yarn_mscale
+from deepseek_jax.parallel import constrain
 
 LATENT_NORM_EPS = 1e-6  # the released code's, whatever rms_norm_eps says
 
@@ -73,7 +74,9 @@ class MultiHeadLatentAttention(nn.Module):
     def __call__(self, x_btd, rope, segment_ids, branches=None):
         """Expanded form: x [b t d] -> ([b t d], what decoding remembers: c_kv [b t c], k_rope [b t r])."""
         q_nope, q_rope = self._queries(x_btd, rope)
-        c_kv, k_rope = self._latent(x_btd, rope)
+        # What other devices' tokens need of this one's is its latent, the smallest thing to send
+        latent = self._latent(x_btd, rope)
+        c_kv, k_rope = (constrain(part, ("batch", None, None)) for part in latent)
         k_nope = dot("btc,chn->bthn", c_kv, self.w_k_up)
         v = dot("btc,chu->bthu", c_kv, self.w_v_up)
         k_rope_bthr = jnp.broadcast_to(k_rope[:, :, None], q_rope.shape)

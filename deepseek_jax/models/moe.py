@@ -12,6 +12,7 @@ from deepseek_jax.models.layers import GatedMLP, swiglu, weight
 from deepseek_jax.ops import grouped_matmul as grouped
 from deepseek_jax.ops.dot import dot
 from deepseek_jax.ops.routing import affinities, expert_load, route, sequence_balance
+from deepseek_jax.parallel.dispatch import expert_parallel
 
 
 class Routing(NamedTuple):
@@ -58,20 +59,17 @@ class MoE(nn.Module):
             norm_topk_prob=cfg.norm_topk_prob,
             routed_scaling_factor=cfg.routed_scaling_factor,
         )
-        block = grouped.block_size(experts_ma.size, e)
-        layout = grouped.expert_layout(experts_ma, e, block)
-        rows_rd = grouped.rows_by_expert(x_md, layout)
-        hidden_rzf = grouped.grouped_matmul(
-            rows_rd, w_gate_up.reshape(e, d, 2 * f), layout.rows_per_expert, block=block
-        )
-        hidden_rzf = checkpoint_name(hidden_rzf, "kept")
-        gate_rf, up_rf = jnp.split(hidden_rzf, 2, axis=-1)
-        out_rd = grouped.grouped_matmul(
-            swiglu(gate_rf, up_rf), w_down, layout.rows_per_expert, block=block
-        )
-        y_md = grouped.combine(out_rd, weights_ma, layout)
+        rows = x if x.ndim == 3 else x[:, None]
+        y = expert_parallel(
+            run_experts,
+            rows,
+            experts_ma.reshape(*rows.shape[:2], -1),
+            weights_ma.reshape(*rows.shape[:2], -1),
+            (w_gate_up, w_down),
+            (("experts", "embed", "gate_up", "mlp"), ("experts", "mlp", "embed")),
+        ).reshape(x.shape)
         if cfg.n_shared_experts:
-            y_md += GatedMLP(cfg, cfg.n_shared_experts * f, name="shared")(x_md)
+            y += GatedMLP(cfg, cfg.n_shared_experts * f, name="shared")(x)
         routing = None
         if segment_ids is not None:
             affinity_me = affinities(logits_me, cfg.scoring_func)
@@ -81,4 +79,23 @@ class MoE(nn.Module):
                 num_experts_per_tok=cfg.num_experts_per_tok,
             )
             routing = Routing(expert_load(experts_ma, e, segment_ids.reshape(-1) > 0), balance)
-        return y_md.reshape(x.shape), routing
+        return y, routing
+
+
+def run_experts(x_md, experts_ma, weights_ma, kernels):
+    """Each token's weighted sum over its experts' gated MLPs: x [m d], experts int32[m a], weights
+    float32[m a] -> [m d]. kernels: gate and up [e d 2 f], down [e f d].
+    """
+    w_gate_up, w_down = kernels
+    e, d = w_gate_up.shape[:2]
+    block = grouped.block_size(experts_ma.size, e)
+    layout = grouped.expert_layout(experts_ma, e, block)
+    rows_rd = grouped.rows_by_expert(x_md, layout)
+    hidden_rz = grouped.grouped_matmul(
+        rows_rd, w_gate_up.reshape(e, d, -1), layout.rows_per_expert, block=block
+    )
+    gate_rf, up_rf = jnp.split(checkpoint_name(hidden_rz, "kept"), 2, axis=-1)
+    out_rd = grouped.grouped_matmul(
+        swiglu(gate_rf, up_rf), w_down, layout.rows_per_expert, block=block
+    )
+    return grouped.combine(out_rd, weights_ma, layout)

@@ -29,21 +29,43 @@ def block_size(choices, n_routed_experts):
 
 def expert_layout(experts, n_routed_experts, block):
     """Lay out experts int32[m a] as ExpertLayout. The row count depends on shapes alone, never
-    on the choices.
+    on the choices. An id of n_routed_experts is no expert: its rows come behind all others, and no product
+    of theirs means anything.
     """
     m, a = experts.shape
     blocks = (
         m * a + min(n_routed_experts, m * a) * (block - 1)
     ) // block  # the worst split over experts
-    flat = experts.reshape(-1)
+    count_z = counts(experts, n_routed_experts + 1)  # z: the experts, and none
+    rows_e = -(-count_z[:-1] // block) * block
+    first_z = jnp.cumsum(jnp.pad(rows_e, (1, 0)))
+    return _laid_out(experts, count_z, rows_e, first_z, blocks * block)
+
+
+def capacity_layout(groups, n_groups, capacity):
+    """Lay out groups int32[m a] as ExpertLayout with `capacity` rows to each of n_groups, which the caller
+    knows to suffice.
+    """
+    rows_n = jnp.full(n_groups, capacity, jnp.int32)
+    count_n = counts(groups, n_groups)
+    return _laid_out(groups, count_n, rows_n, jnp.arange(n_groups) * capacity, n_groups * capacity)
+
+
+def counts(groups, n_groups):
+    """How often each group is chosen: int32[...] below n_groups -> int32[n_groups]."""
+    return jnp.zeros(n_groups, jnp.int32).at[groups.reshape(-1)].add(1)
+
+
+def _laid_out(groups, count_n, rows_n, first_n, rows):
+    """ExpertLayout of groups int32[m a], group n in order from row first_n[n] on, of `rows` in all."""
+    m, a = groups.shape
+    flat = groups.reshape(-1)
     order = jnp.argsort(flat, stable=True)
-    count_e = jnp.zeros(n_routed_experts, jnp.int32).at[flat].add(1)
-    rows_e = -(-count_e // block) * block
-    shift_e = (jnp.cumsum(rows_e) - rows_e) - (jnp.cumsum(count_e) - count_e)
-    row_of_sorted = jnp.arange(m * a, dtype=jnp.int32) + shift_e[flat[order]].astype(jnp.int32)
-    token_of_row = jnp.full(blocks * block, m, jnp.int32).at[row_of_sorted].set(order // a)
+    shift_n = first_n - (jnp.cumsum(count_n) - count_n)
+    row_of_sorted = jnp.arange(m * a, dtype=jnp.int32) + shift_n[flat[order]].astype(jnp.int32)
+    token_of_row = jnp.full(rows, m, jnp.int32).at[row_of_sorted].set(order // a)
     row_of_choice = jnp.zeros(m * a, jnp.int32).at[order].set(row_of_sorted).reshape(m, a)
-    return ExpertLayout(token_of_row, row_of_choice, rows_e)
+    return ExpertLayout(token_of_row, row_of_choice, rows_n)
 
 
 @jax.custom_vjp

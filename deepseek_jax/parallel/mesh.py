@@ -1,40 +1,69 @@
-"""From four numbers of a config to a Mesh over every device."""
+"""From a few numbers of a config to a Mesh over every device."""
+
+import math
 
 import jax
-from jax.sharding import AxisType
+from jax.experimental import mesh_utils
+from jax.sharding import AxisType, Mesh
 
 from deepseek_jax.parallel.rules import MESH_AXES
 
 
-def make_mesh(data=-1, fsdp=1, expert=1, tensor=1):
-    """Lay the devices of all processes out on MESH_AXES: the arguments are the axes' sizes.
+def make_mesh(
+    *, slices=1, pipeline=1, data=-1, fsdp=1, expert=1, context=1, tensor=1, devices=None
+):
+    """Lay devices out on MESH_AXES: the arguments are the axes' sizes, slices that of the axis "slice".
 
-    One size may be -1: whatever the others leave. Axes are Auto: the compiler places whatever no
-    sharding names. Raises ValueError unless the sizes' product is the number of devices.
+    One size may be -1: whatever the others leave. slices counts the groups of devices that only a
+    data-centre network joins: TPU slices, or, where devices know of none, the processes; within one process
+    devices are taken in order. devices: default all of all processes. Axes are Auto: the compiler places
+    whatever no sharding names. Raises ValueError unless the sizes' product is the number of devices.
     """
-    sizes = dict(zip(MESH_AXES, (data, fsdp, expert, tensor), strict=True))
+    devices = jax.devices() if devices is None else devices
+    sizes = (slices, pipeline, data, fsdp, expert, context, tensor)
+    sizes = _filled(dict(zip(MESH_AXES, sizes, strict=True)), len(devices))
+    shape = tuple(sizes.values())
+    groups = {getattr(device, "slice_index", device.process_index) for device in devices}
+    if slices > 1 and len(groups) > 1:
+        if len(groups) != slices:
+            raise ValueError(
+                f"config.mesh.slices={slices}, but the devices form {len(groups)} slices; set it to that, "
+                "or to 1 to treat them as one"
+            )
+        placed = mesh_utils.create_hybrid_device_mesh(
+            (1, *shape[1:]),
+            (slices,) + (1,) * (len(shape) - 1),
+            devices,
+            process_is_granule=not hasattr(devices[0], "slice_index"),
+        )
+    else:
+        placed = mesh_utils.create_device_mesh(shape, devices)
+    return Mesh(placed, MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES))
+
+
+def _filled(sizes, devices):
+    """The axes' sizes with the one that is -1 worked out."""
     for axis, size in sizes.items():
         if size != -1 and size < 1:
-            raise ValueError(f"config.mesh.{axis}={size}: give a positive size, or -1 for the rest")
+            raise ValueError(f"{mesh_field(axis)}={size}: give a positive size, or -1 for the rest")
     free = [axis for axis, size in sizes.items() if size == -1]
     if len(free) > 1:
         raise ValueError(f"{_fields(free)} are all -1; only one axis can take what is left")
-
-    devices, product = jax.device_count(), 1
-    for size in sizes.values():
-        product *= abs(size)
+    product = math.prod(abs(size) for size in sizes.values())
     if devices % product or (not free and devices != product):
-        fixed = [axis for axis in MESH_AXES if axis not in free]
+        fixed = {axis: size for axis, size in sizes.items() if axis not in free}
         verb = "divide" if free else "equal"
         raise ValueError(
             f"{_fields(fixed, sizes)} make {product}, which does not {verb} the {devices} devices; "
             "change one of them, or set one to -1"
         )
-    for axis in free:
-        sizes[axis] = devices // product
-    auto = (AxisType.Auto,) * len(MESH_AXES)
-    return jax.make_mesh(tuple(sizes.values()), MESH_AXES, axis_types=auto)
+    return sizes | {axis: devices // product for axis in free}
+
+
+def mesh_field(axis):
+    """The config field that gives a mesh axis its size."""
+    return f"config.mesh.{'slices' if axis == 'slice' else axis}"
 
 
 def _fields(axes, sizes=None):
-    return ", ".join(f"config.mesh.{a}" + (f"={sizes[a]}" if sizes else "") for a in axes)
+    return ", ".join(mesh_field(a) + (f"={sizes[a]}" if sizes else "") for a in axes)

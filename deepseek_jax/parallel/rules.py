@@ -1,11 +1,19 @@
 """THE table: which mesh axis splits each logical axis. A new strategy is a new table."""
 
-MESH_AXES = ("data", "fsdp", "expert", "tensor")  # slowest link to fastest
+# Slowest link to fastest. slice: over the data-centre network; pipeline: stages of layers; context: tokens of
+# a row; the others as everywhere.
+MESH_AXES = ("slice", "pipeline", "data", "fsdp", "expert", "context", "tensor")
 
 RULES = dict(
-    batch=("data", "fsdp", "expert"),
-    seq=None,
-    layers=None,
+    batch=("slice", "data", "fsdp", "expert"),
+    seq="context",
+    seq_of_head=(
+        "context",
+        "tensor",
+        "pipeline",
+    ),  # the output head's tokens: nobody does them twice
+    layers="pipeline",
+    first_layers=None,  # the dense ones before DeepSeek's MoE layers: on every stage
     embed="fsdp",
     embed_and_hidden=None,  # what an MTP module projects down to embed
     q_lora=None,

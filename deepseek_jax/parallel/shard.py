@@ -6,6 +6,7 @@ import flax.linen as nn
 import jax
 from jax.sharding import NamedSharding, PartitionSpec
 
+from deepseek_jax.parallel.mesh import mesh_field
 from deepseek_jax.parallel.rules import RULES
 
 
@@ -72,28 +73,48 @@ def init_sharded(mesh, init, rng):
 
 
 def batch_sharding(mesh):
-    """Rows of a batch over every axis but tensor, the rest whole. For arrays of rank one and up."""
+    """Rows of a batch over the table's axes for them, the rest whole. For arrays of rank one and up."""
     return NamedSharding(mesh, partition_spec(("batch",)))
 
 
 def batch_parts(mesh):
     """How many parts the mesh splits the rows of a batch into: their number must be a multiple of it."""
-    return _parts(mesh, batch_sharding(mesh).spec[0])
+    return axis_parts(mesh, batch_sharding(mesh).spec[0])
+
+
+def batch_share(mesh):
+    """Which share of a batch's rows this process gives: -> (its index, number of shares).
+
+    Processes whose devices hold the same rows (another pipeline stage of them, say) give the same share.
+    """
+    sharding = batch_sharding(mesh)
+    parts = batch_parts(mesh)
+    rows = {}
+    for device, (part,) in sharding.devices_indices_map((parts,)).items():
+        rows.setdefault(device.process_index, set()).add(part.start or 0)
+    shares = sorted({tuple(sorted(held)) for held in rows.values()})
+    if sum(map(len, shares)) != parts:
+        raise ValueError(
+            "the processes hold overlapping parts of a batch's rows; order config.mesh so that the devices "
+            "of one process make up whole parts of slices x data x fsdp x expert"
+        )
+    return shares.index(tuple(sorted(rows[jax.process_index()]))), len(shares)
 
 
 def put_batch(mesh, batch):
     """Move a batch, a dict of numpy arrays, onto the mesh: rows split, scalars everywhere.
 
-    Every process gives its own share of the rows, and gets the global array; scalars, totals of the
-    global batch, must be the same on all. Raises ValueError, naming key and config field, where the
+    Every process gives its share of the rows, see batch_share, and gets the global array; scalars, totals
+    of the global batch, must be the same on all. Raises ValueError, naming key and config field, where the
     rows do not split evenly.
     """
     rows, everywhere = batch_sharding(mesh), NamedSharding(mesh, PartitionSpec())
+    _, shares = batch_share(mesh)
 
     def put(name, value):
         if not value.shape:
             return jax.make_array_from_process_local_data(everywhere, value)
-        size = value.shape[0] * jax.process_count()
+        size = value.shape[0] * shares
         _check_splits(mesh, f"batch[{name!r}]: axis batch", size, rows.spec[0])
         return jax.make_array_from_process_local_data(rows, value)
 
@@ -103,26 +124,47 @@ def put_batch(mesh, batch):
 def constrain(array, names):
     """Hold a traced array to the place of its logical axis names, on the mesh of `jax.set_mesh`.
 
-    Outside any mesh the array comes back as it is.
+    A dimension that does not split over its mesh axes stays whole. Outside any mesh the array comes back as
+    it is.
     """
-    mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty:
+    mesh = current_mesh()
+    if mesh is None:
         return array
-    return jax.lax.with_sharding_constraint(array, NamedSharding(mesh, partition_spec(names)))
+    spec = PartitionSpec(*_that_split(mesh, array.shape, partition_spec(names)))
+    return jax.lax.with_sharding_constraint(array, NamedSharding(mesh, spec))
+
+
+def current_mesh():
+    """The mesh of `jax.set_mesh`, None outside of one, or where it is of one device."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return None if mesh.empty or mesh.size == 1 else mesh
+
+
+def _that_split(mesh, shape, spec):
+    pairs = zip(shape, spec, strict=False)  # a spec may leave the last dimensions out
+    return [entry if size % axis_parts(mesh, entry) == 0 else None for size, entry in pairs]
+
+
+def check_splits(mesh, what, size, name):
+    """Raise ValueError, naming the config field, where `what` of this size does not split as logical axis
+    `name` asks.
+    """
+    _check_splits(mesh, what, size, partition_spec((name,))[0])
 
 
 def _check_splits(mesh, what, size, entry):
-    if size % _parts(mesh, entry):
+    if size % axis_parts(mesh, entry):
         split = [axis for axis in _mesh_axes(entry) if mesh.shape[axis] > 1]
-        fields = ", ".join(f"config.mesh.{axis}={mesh.shape[axis]}" for axis in split)
-        subject = "their product" if len(split) > 1 else f"config.mesh.{split[0]}"
+        fields = ", ".join(f"{mesh_field(axis)}={mesh.shape[axis]}" for axis in split)
+        subject = "their product" if len(split) > 1 else mesh_field(split[0])
         raise ValueError(
             f"{what} of size {size} does not split over {fields}; "
             f"set {subject} to a divisor of {size}"
         )
 
 
-def _parts(mesh, entry):
+def axis_parts(mesh, entry):
+    """Into how many parts an entry of a PartitionSpec splits its dimension."""
     return math.prod(mesh.shape[axis] for axis in _mesh_axes(entry))
 
 

@@ -29,20 +29,20 @@ def make_train_step(loss_fn, tx, *, micro_batches=1, bias_update_speed=None):
     def train_step(state, batch, rng):
         rng = jax.random.fold_in(rng, state.step)
         (loss, metrics), grads = gradients(state.params, batch, rng)
-        updates, opt_state = tx.update(grads, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
-
         metrics = dict(metrics)
         loads = metrics.pop("expert_load", None)
-        if bias_update_speed is not None:
-            params = _move_router_biases(params, loads, bias_update_speed(state.step))
         grad_norm = optax.tree.norm(grads)
         finite = jnp.isfinite(grad_norm)
-        params, opt_state = jax.tree.map(
-            lambda new, old: jnp.where(finite, new, old),
-            (params, opt_state),
-            (state.params, state.opt_state),
-        )
+
+        def update():
+            updates, opt_state = tx.update(grads, state.opt_state, state.params)
+            params = optax.apply_updates(state.params, updates)
+            if bias_update_speed is not None:
+                params = _move_router_biases(params, loads, bias_update_speed(state.step))
+            return params, opt_state
+
+        # A branch, not a select: its old moments would have to outlive the new ones
+        params, opt_state = jax.lax.cond(finite, update, lambda: (state.params, state.opt_state))
 
         metrics |= load_metrics(loads or {})
         metrics |= {"loss": loss, "grad_norm": grad_norm, "nonfinite": 1.0 - finite}

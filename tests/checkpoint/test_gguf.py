@@ -73,7 +73,7 @@ def test_tiny_file_equals_the_folder_it_was_made_from(tiny, tmp_path, mesh):
     """Oracle: the Hugging Face folder's import, exactly: float32 is stored as it is."""
     config, params = tiny
     write_gguf(tmp_path / "a.gguf", config, params)
-    again, read = load_gguf(tmp_path / "a.gguf", mesh=make_mesh(4, 2) if mesh else None)
+    again, read = load_gguf(tmp_path / "a.gguf", mesh=make_mesh(data=4, fsdp=2) if mesh else None)
     assert again.rms_norm_eps == np.float32(config.rms_norm_eps)  # GGUF keeps it in float32
     for path, leaf in by_path(read).items():
         np.testing.assert_array_equal(leaf, by_path(params)[path], err_msg=path)

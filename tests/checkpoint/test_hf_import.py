@@ -77,7 +77,7 @@ def test_multi_token_prediction_layers_that_the_files_leave_out_are_left_out(tin
 def test_parameters_land_sharded_on_a_mesh(released):
     """Oracle: the unsharded load; and the rules: experts over expert, mlp over tensor, embed over fsdp."""
     config, whole = load_hf(released[0])
-    same, sharded = load_hf(released[0], mesh=make_mesh(1, 2, 2, 2))
+    same, sharded = load_hf(released[0], mesh=make_mesh(fsdp=2, expert=2, tensor=2))
     assert same == config
     for path, leaf in by_path(sharded).items():
         np.testing.assert_array_equal(leaf, by_path(whole)[path], err_msg=path)

@@ -26,11 +26,11 @@ def params():
     return from_paths({path: draw(path, leaf) for path, leaf in abstract_params(CONFIG).items()})
 
 
-@pytest.mark.parametrize("mesh", [None, (1, 2, 2, 2)])
+@pytest.mark.parametrize("mesh", [None, dict(fsdp=2, expert=2, tensor=2)])
 def test_parameters_come_back_exactly(params, tmp_path, mesh):
     """Oracle: what was saved, dtypes included; on a mesh, by the sharding rules."""
     save_orbax(tmp_path / "out", CONFIG, params)
-    config, read = load_orbax(tmp_path / "out", mesh=mesh and make_mesh(*mesh))
+    config, read = load_orbax(tmp_path / "out", mesh=mesh and make_mesh(**mesh))
     assert config.dtype == "bfloat16" and config.n_routed_experts == CONFIG.n_routed_experts
     for path, leaf in by_path(read).items():
         assert leaf.dtype == by_path(params)[path].dtype

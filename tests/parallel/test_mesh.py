@@ -5,8 +5,10 @@ from deepseek_jax.parallel import MESH_AXES, make_mesh
 
 def test_minus_one_takes_the_devices_that_the_other_axes_leave():
     """Oracle: 8 devices / (2 * 2) = 2, by hand."""
-    assert dict(make_mesh(fsdp=2, tensor=2).shape) == dict(data=2, fsdp=2, expert=1, tensor=2)
-    assert dict(make_mesh(data=1, expert=-1).shape) == dict(data=1, fsdp=1, expert=8, tensor=1)
+    ones = dict.fromkeys(MESH_AXES, 1)
+    assert dict(make_mesh(fsdp=2, tensor=2).shape) == ones | dict(data=2, fsdp=2, tensor=2)
+    assert dict(make_mesh(data=1, expert=-1).shape) == ones | dict(expert=8)
+    assert dict(make_mesh(slices=2, pipeline=2).shape) == ones | dict(slice=2, pipeline=2, data=2)
 
 
 def test_every_device_lies_on_the_mesh_once_in_the_order_of_the_axes():
@@ -24,6 +26,7 @@ def test_every_device_lies_on_the_mesh_once_in_the_order_of_the_axes():
         (dict(tensor=3), r"config.mesh.tensor=3 make 3, which does not divide the 8 devices"),
         (dict(tensor=16), r"make 16, which does not divide"),
         (dict(data=0), r"config.mesh.data=0: give a positive size, or -1"),
+        (dict(slices=3), r"config.mesh.slices=3.* make 3, which does not divide"),
         (dict(fsdp=-1), r"config.mesh.data, config.mesh.fsdp are all -1"),
     ],
 )

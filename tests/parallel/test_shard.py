@@ -39,15 +39,16 @@ def test_every_row_of_the_table_names_mesh_axes():
 
 def test_partition_spec_reads_the_table():
     """Oracle: the rows of RULES, by hand."""
-    assert partition_spec(("layers", "embed", "heads")) == P(None, "fsdp", "tensor")
-    assert partition_spec(("batch", "seq", None)) == P(("data", "fsdp", "expert"), None, None)
+    assert partition_spec(("first_layers", "embed", "heads")) == P(None, "fsdp", "tensor")
+    rows = ("slice", "data", "fsdp", "expert")
+    assert partition_spec(("batch", "seq", None)) == P(rows, "context", None)
 
 
 def test_a_mesh_axis_used_twice_splits_the_first_dimension_only():
     """Oracle: a device axis cannot split one array twice; by hand."""
     assert partition_spec(("embed", "embed")) == P("fsdp", None)
-    assert partition_spec(("experts", "batch")) == P("expert", ("data", "fsdp"))
-    assert partition_spec(("batch", "experts")) == P(("data", "fsdp", "expert"), None)
+    assert partition_spec(("experts", "batch")) == P("expert", ("slice", "data", "fsdp"))
+    assert partition_spec(("batch", "experts")) == P(("slice", "data", "fsdp", "expert"), None)
 
 
 def test_an_unknown_logical_axis_is_refused():
@@ -88,7 +89,7 @@ def test_sharded_parameters_hold_their_own_slice_on_every_device():
     host = np.arange(3 * 4 * 8 * 6, dtype=np.float32).reshape(3, 4, 8, 6)
     array = jax.device_put(host, shardings(mesh, AXES, SHAPES)["experts"])
     for shard in array.addressable_shards:
-        _, fsdp, expert, tensor = (int(i[0]) for i in np.nonzero(mesh.devices == shard.device))
+        _, _, _, fsdp, expert, _, tensor = (int(i[0]) for i in np.nonzero(mesh.devices == shard.device))
         wanted = host[:, 2 * expert :][:, :2, 4 * fsdp :][:, :, :4, 3 * tensor :][..., :3]
         np.testing.assert_array_equal(shard.data, wanted)
 

@@ -1,0 +1,79 @@
+"""Layers in stages along the mesh axis "pipeline", micro-batches passing from one to the next.
+
+Every stage runs at once, as one program over a leading axis of stages: what a stage gave goes to the next
+by a collective permute. The schedule is GPipe's (arXiv:1811.06965): of n + stages - 1 turns each stage idles
+in stages - 1.
+"""
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import NamedSharding, PartitionSpec
+
+from deepseek_jax.parallel.shard import current_mesh, partition_spec
+
+
+def pipeline_stages():
+    """How many stages the mesh of `jax.set_mesh` has; 1 outside of any."""
+    mesh = current_mesh()
+    return 1 if mesh is None else mesh.shape["pipeline"]
+
+
+def pipeline(run_stage, params, carried, micro_batches):
+    """Run a stack of layers over carried["x"]: -> (x [b t d], what each layer told of all rows).
+
+    run_stage(params, carried) -> (carried, told): some of the layers, in order. params: a tree of arrays with
+    a leading axis of layers, in order. carried: a dict of arrays with b rows, x [b t d] among them; run_stage
+    changes x alone. told: a tree with a leading axis of those layers, which adds up over rows.
+    Raises ValueError, naming the field, for layers or rows that do not split.
+    """
+    mesh, stages = current_mesh(), pipeline_stages()
+    layers, rows = len(jax.tree.leaves(params)[0]), len(carried["x"])
+    if layers % stages:
+        raise ValueError(
+            f"{layers} layers do not split over config.mesh.pipeline={stages}; "
+            f"set config.mesh.pipeline to a divisor of {layers}"
+        )
+    if rows % micro_batches:
+        raise ValueError(
+            f"{rows} rows at a time do not split into model.pipeline_micro_batches={micro_batches}; "
+            f"set model.pipeline_micro_batches to a divisor of {rows}"
+        )
+
+    def by_stage(leaf):
+        return _along(mesh, leaf.reshape(stages, layers // stages, *leaf.shape[1:]), ())
+
+    def by_micro_batch(array):  # rows dealt out in turn, so that each device's own stay with it
+        dealt = array.reshape(rows // micro_batches, micro_batches, *array.shape[1:])
+        return jnp.swapaxes(dealt, 0, 1)
+
+    params = jax.tree.map(by_stage, params)
+    inputs = jax.tree.map(by_micro_batch, carried)
+    everyone = jax.vmap(run_stage, spmd_axis_name="pipeline")
+    stage_s = jnp.arange(stages)
+
+    def turn(state, index):
+        fresh = jax.tree.map(lambda x: x[jnp.minimum(index, micro_batches - 1)], inputs)
+        state = jax.tree.map(lambda s, f: jnp.where(_like(stage_s == 0, s), f, s), state, fresh)
+        state = jax.tree.map(lambda s: _along(mesh, s, ("batch", "seq")), state)
+        state, told = everyone(params, state)
+        busy_s = (index >= stage_s) & (index < stage_s + micro_batches)
+        told = jax.tree.map(lambda x: jnp.where(_like(busy_s, x), x, 0), told)
+        passed = jax.tree.map(lambda s: jnp.roll(s, 1, axis=0), state)
+        return passed, (state["x"][-1], told)
+
+    empty = jax.tree.map(lambda x: jnp.zeros((stages, *x.shape[1:]), x.dtype), inputs)
+    _, (x_nbtd, told) = jax.lax.scan(turn, empty, jnp.arange(micro_batches + stages - 1))
+    x_btd = jnp.swapaxes(x_nbtd[stages - 1 :], 0, 1).reshape(carried["x"].shape)
+    told = jax.tree.map(lambda x: x.sum(0).reshape(layers, *x.shape[3:]), told)
+    return x_btd, told
+
+
+def _like(flag_s, array):
+    return flag_s.reshape(-1, *(1,) * (array.ndim - 1))
+
+
+def _along(mesh, array, names):
+    """Hold axis 0 to the stages and those after it to their logical names, as far as given."""
+    spec = ["pipeline", *partition_spec(names)][: array.ndim]
+    spec += [PartitionSpec.UNCONSTRAINED] * (array.ndim - len(spec))
+    return jax.lax.with_sharding_constraint(array, NamedSharding(mesh, PartitionSpec(*spec)))
