@@ -13,12 +13,12 @@ from huggingface_hub import split_state_dict_into_shards_factory
 from safetensors.numpy import save_file
 
 from deepseek_jax.checkpoint.folder import check_new, whole_folder
-from deepseek_jax.checkpoint.fp8 import BLOCK, quantize
 from deepseek_jax.checkpoint.hf_config import config_json, read_config, read_json
 from deepseek_jax.checkpoint.hf_files import SCALE, HFFiles
 from deepseek_jax.checkpoint.hf_import import decode
 from deepseek_jax.checkpoint.hf_names import copies, is_projection, tensors
 from deepseek_jax.checkpoint.tree import checked_by_path
+from deepseek_jax.ops.fp8 import BLOCK, quantize
 
 FP8 = np.dtype(ml_dtypes.float8_e4m3fn)
 COPIED = ("*.json", "*.jinja", "*.txt", "*.model", "LICENSE*", "README*")  # no weights, no code
@@ -114,7 +114,7 @@ class _Export:
             dtype = FP8
         self.plan[name] = jax.ShapeDtypeStruct(shape, dtype)
         if dtype == FP8:
-            blocks = [-(-size // BLOCK) for size in shape]
+            blocks = [-(-size // block) for size, block in zip(shape, BLOCK, strict=True)]
             self.plan[name + SCALE] = jax.ShapeDtypeStruct(blocks, jnp.float32)
 
     def _encode(self, name):
@@ -131,7 +131,7 @@ class _Export:
 
 
 _decode = jax.jit(decode, static_argnums=2)
-_quantize = jax.jit(quantize)
+_quantize = jax.jit(lambda weights: quantize(weights, BLOCK))
 
 
 def _gather(flat, places):

@@ -7,11 +7,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from deepseek_jax.checkpoint.fp8 import dequantize
 from deepseek_jax.checkpoint.hf_config import read_config
 from deepseek_jax.checkpoint.hf_files import HFFiles
 from deepseek_jax.checkpoint.hf_names import copies, tensors
 from deepseek_jax.checkpoint.tree import abstract_params, compute_dtype, from_paths
+from deepseek_jax.ops.fp8 import BLOCK, dequantize
 
 
 def load_hf(folder, dtype=None, mesh=None):
@@ -58,7 +58,7 @@ def load_tensors(config, source, dtype=None, mesh=None):
 
 def decode(tensor, scale, dtype):
     """A stored tensor in the dtype of a parameter: FP8 times its scale in float32, then cast."""
-    return (tensor if scale is None else dequantize(tensor, scale)).astype(dtype)
+    return (tensor if scale is None else dequantize(tensor, scale, BLOCK)).astype(dtype)
 
 
 @functools.cache

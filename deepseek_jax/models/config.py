@@ -58,11 +58,12 @@ class RopeScaling:
 class ModelConfig:
     """One decoder: DeepSeek-V3 and V2, Qwen2 and Qwen3, Llama. Field names are Hugging Face's.
 
-    The last fields say how to run it, not what it is: dtype is the compute dtype ("float32" or
-    "bfloat16"; parameters keep their own), scan_layers compiles one layer instead of all (fast to compile,
-    as on TPU), remat says what the backward pass recomputes, a key of REMAT_POLICIES, and
-    pipeline_micro_batches into how many parts the rows are cut that pass through a mesh's pipeline stages
-    (default: as many as there are stages). They leave the parameters as they are.
+    The last fields say how to run it, not what it is, and leave the parameters as they are: dtype is the
+    compute dtype ("float32" or "bfloat16"; parameters keep their own), scan_layers compiles one layer instead
+    of all (fast to compile, as on TPU), fp8 rounds the operands of the Linear layers' products to E4M3,
+    forward and backward (arXiv:2412.19437, section 3.3), remat says what the backward pass recomputes, a key
+    of REMAT_POLICIES, and pipeline_micro_batches into how many parts the rows are cut that pass through a
+    mesh's pipeline stages (default: as many as there are stages).
     """
 
     model_type: str
@@ -104,6 +105,7 @@ class ModelConfig:
     # How to run it
     dtype: str = "float32"
     scan_layers: bool = False
+    fp8: bool = False
     remat: str = "none"
     pipeline_micro_batches: int | None = None
 

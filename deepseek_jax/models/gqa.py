@@ -1,13 +1,14 @@
 """Grouped-query attention (arXiv:2305.13245), as Qwen and Llama use it."""
 
+import functools
+
 import flax.linen as nn
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
 from deepseek_jax.models.config import ModelConfig
-from deepseek_jax.models.layers import RMSNorm, weight
+from deepseek_jax.models.layers import RMSNorm, linear, weight
 from deepseek_jax.ops.attention import attend, attend_branches, attend_cached
-from deepseek_jax.ops.dot import dot
 from deepseek_jax.ops.rope import apply_rope
 from deepseek_jax.parallel import constrain
 
@@ -24,6 +25,7 @@ class GroupedQueryAttention(nn.Module):
         self.w_k = weight(self, "k", embed=d, kv_heads=k, head_dim=x)
         self.w_v = weight(self, "v", embed=d, kv_heads=k, head_dim=x)
         self.w_out = weight(self, "out", heads=h, head_dim=x, embed=d)
+        self.linear = functools.partial(linear, cfg)
         if cfg.has_qkv_bias:
             zeros = nn.initializers.zeros
             self.b_q = weight(self, "q_bias", init=zeros, heads=h, head_dim=x)
@@ -33,8 +35,12 @@ class GroupedQueryAttention(nn.Module):
             self.q_norm = RMSNorm(cfg, x, "head_dim")
             self.k_norm = RMSNorm(cfg, x, "head_dim")
 
+    def _out(self, spec, attended):
+        return self.linear(spec, attended, self.w_out, power_of_two=True)
+
     def _project(self, x_btd, rope):
-        products = (dot("btd,dhx->bthx", x_btd, w) for w in (self.w_q, self.w_k, self.w_v))
+        weights = self.w_q, self.w_k, self.w_v
+        products = (self.linear("btd,dhx->bthx", x_btd, w) for w in weights)
         q, k, v = (checkpoint_name(product, "kept") for product in products)
         if self.config.has_qkv_bias:
             q, k, v = (
@@ -57,7 +63,7 @@ class GroupedQueryAttention(nn.Module):
             )
         remembered = {"k": jnp.swapaxes(k, 1, 2), "v": jnp.swapaxes(v, 1, 2)}
         out_bthx = checkpoint_name(out_bthx, "kept")
-        return dot("bthx,hxd->btd", out_bthx, self.w_out), remembered
+        return self._out("bthx,hxd->btd", out_bthx), remembered
 
     def decode(self, x_bd, rope, cache, write):
         """Attend from one new token: x [b d] -> ([b d], cache with the token's k and v in it)."""
@@ -68,4 +74,4 @@ class GroupedQueryAttention(nn.Module):
         }
         scale = self.config.head_dim**-0.5
         out_bhx = attend_cached(q, cache["k"], cache["v"], scale=scale, mask=write.mask)
-        return dot("bhx,hxd->bd", out_bhx, self.w_out), cache
+        return self._out("bhx,hxd->bd", out_bhx), cache

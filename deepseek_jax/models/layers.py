@@ -8,6 +8,7 @@ from jax.ad_checkpoint import checkpoint_name
 from deepseek_jax.models.config import ModelConfig
 from deepseek_jax.ops import rope
 from deepseek_jax.ops.dot import dot
+from deepseek_jax.ops.fp8 import fp8_dot
 
 
 def weight(module, name, *, init=None, **axes):
@@ -47,6 +48,15 @@ def swiglu(gate, up):
     return (nn.silu(gate.astype(jnp.float32)) * up.astype(jnp.float32)).astype(gate.dtype)
 
 
+def linear(config, spec, x, w, *, power_of_two=False):
+    """The product of a Linear layer, as ops.dot.dot: under config.fp8 in FP8, see ops.fp8.fp8_dot. Embedding,
+    output head, router and attention's own products do not come here (arXiv:2412.19437, section 3.3.1).
+    """
+    if config.fp8:
+        return fp8_dot(spec, x, w, power_of_two=power_of_two)
+    return dot(spec, x, w)
+
+
 class GatedMLP(nn.Module):
     """down(swiglu(gate(x), up(x))), gate and up in one product."""
 
@@ -59,9 +69,10 @@ class GatedMLP(nn.Module):
         w_gate_up = weight(self, "gate_up", embed=d, gate_up=2, mlp=self.width)
         w_down = weight(self, "down", mlp=self.width, embed=d)
         x_md = x.reshape(-1, d)
-        hidden_mzf = checkpoint_name(dot("md,dzf->mzf", x_md, w_gate_up), "kept")
+        hidden_mzf = checkpoint_name(linear(self.config, "md,dzf->mzf", x_md, w_gate_up), "kept")
         gate_mf, up_mf = jnp.unstack(hidden_mzf, axis=1)
-        return dot("mf,fd->md", swiglu(gate_mf, up_mf), w_down).reshape(x.shape)
+        out_md = linear(self.config, "mf,fd->md", swiglu(gate_mf, up_mf), w_down)
+        return out_md.reshape(x.shape)
 
 
 def position_tables(config, positions):

@@ -1,12 +1,14 @@
 """Multi-head latent attention (arXiv:2405.04434, section 2.1; arXiv:2412.19437, eqs. 1-11)."""
 
+import functools
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
 from deepseek_jax.models.config import ModelConfig
-from deepseek_jax.models.layers import RMSNorm, weight
+from deepseek_jax.models.layers import RMSNorm, linear, weight
 from deepseek_jax.ops.attention import attend, attend_branches, attend_latent
 from deepseek_jax.ops.dot import dot
 from deepseek_jax.ops.rope import apply_rope, yarn_mscale
@@ -44,6 +46,7 @@ class MultiHeadLatentAttention(nn.Module):
         self.w_k_up = weight(self, "k_up", kv_lora=c, heads=h, head_dim=n)
         self.w_v_up = weight(self, "v_up", kv_lora=c, heads=h, head_dim=u)
         self.w_out = weight(self, "out", heads=h, head_dim=u, embed=d)
+        self.linear = functools.partial(linear, cfg)
 
     @property
     def scale(self):
@@ -55,19 +58,22 @@ class MultiHeadLatentAttention(nn.Module):
             scale *= yarn_mscale(scaling.factor, scaling.mscale_all_dim) ** 2
         return scale
 
+    def _out(self, spec, attended):
+        return self.linear(spec, attended, self.w_out, power_of_two=True)
+
     def _queries(self, x_btd, rope):
         """Eqs. 6-9: the part without and the part with position, [b t h n] and [b t h r]."""
         if self.config.q_lora_rank:
-            down_btq = checkpoint_name(dot("btd,dq->btq", x_btd, self.w_q_down), "kept")
-            q_bthx = dot("btq,qhx->bthx", self.q_norm(down_btq), self.w_q_up)
+            down_btq = checkpoint_name(self.linear("btd,dq->btq", x_btd, self.w_q_down), "kept")
+            q_bthx = self.linear("btq,qhx->bthx", self.q_norm(down_btq), self.w_q_up)
         else:
-            q_bthx = dot("btd,dhx->bthx", x_btd, self.w_q)
+            q_bthx = self.linear("btd,dhx->bthx", x_btd, self.w_q)
         q_nope, q_rope = jnp.split(q_bthx, [self.config.qk_nope_head_dim], axis=-1)
         return q_nope, apply_rope(q_rope, *rope)
 
     def _latent(self, x_btd, rope):
         """Eqs. 1 and 3: all that the cache keeps, c_kv [b t c] and k_rope [b t r]."""
-        down = checkpoint_name(dot("btd,dc->btc", x_btd, self.w_kv_down), "kept")
+        down = checkpoint_name(self.linear("btd,dc->btc", x_btd, self.w_kv_down), "kept")
         c_kv, k_rope = jnp.split(down, [self.config.kv_lora_rank], axis=-1)
         return self.kv_norm(c_kv), apply_rope(k_rope[:, :, None], *rope)[:, :, 0]
 
@@ -77,8 +83,8 @@ class MultiHeadLatentAttention(nn.Module):
         # What other devices' tokens need of this one's is its latent, the smallest thing to send
         latent = self._latent(x_btd, rope)
         c_kv, k_rope = (constrain(part, ("batch", None, None)) for part in latent)
-        k_nope = dot("btc,chn->bthn", c_kv, self.w_k_up)
-        v = dot("btc,chu->bthu", c_kv, self.w_v_up)
+        k_nope = self.linear("btc,chn->bthn", c_kv, self.w_k_up)
+        v = self.linear("btc,chu->bthu", c_kv, self.w_v_up)
         k_rope_bthr = jnp.broadcast_to(k_rope[:, :, None], q_rope.shape)
         q = jnp.concatenate([q_nope, q_rope], axis=-1)
         k = jnp.concatenate([k_nope, k_rope_bthr], axis=-1)
@@ -89,7 +95,7 @@ class MultiHeadLatentAttention(nn.Module):
                 q, k, v, scale=self.scale, segment_ids=segment_ids, **branches._asdict()
             )
         out_bthu = checkpoint_name(out_bthu, "kept")
-        return dot("bthu,hud->btd", out_bthu, self.w_out), {"c_kv": c_kv, "k_rope": k_rope}
+        return self._out("bthu,hud->btd", out_bthu), {"c_kv": c_kv, "k_rope": k_rope}
 
     def decode(self, x_bd, rope, cache, write):
         """Absorbed form, from one new token: x [b d] -> ([b d], cache with the token's latent in it)."""
@@ -103,10 +109,10 @@ class MultiHeadLatentAttention(nn.Module):
         z_bhc = attend_latent(
             q_latent, q_rope, cache["c_kv"], cache["k_rope"], scale=self.scale, mask=write.mask
         )
-        return dot("bhu,hud->bd", dot("bhc,chu->bhu", z_bhc, self.w_v_up), self.w_out), cache
+        return self._out("bhu,hud->bd", dot("bhc,chu->bhu", z_bhc, self.w_v_up)), cache
 
     def extend(self, x_btd, rope, cache, write):
-        """Absorbed form, from t new tokens a sequence: x [b t d] -> ([b t d], cache with their latents in it).
+        """decode from t new tokens a sequence: x [b t d] -> ([b t d], cache with their latents in it).
 
         write: as CacheWrite, but of entries [b t ...], and with mask bool[b t s].
         """
@@ -123,4 +129,4 @@ class MultiHeadLatentAttention(nn.Module):
 
         q_latent = dot("bthn,chn->bthc", q_nope, self.w_k_up)
         z_bthc = jax.vmap(attend_from, in_axes=1, out_axes=1)(q_latent, q_rope, write.mask)
-        return dot("bthu,hud->btd", dot("bthc,chu->bthu", z_bthc, self.w_v_up), self.w_out), cache
+        return self._out("bthu,hud->btd", dot("bthc,chu->bthu", z_bthc, self.w_v_up)), cache

@@ -1,5 +1,6 @@
 """DeepSeekMoE: shared experts for every token, routed ones for those that choose them (arXiv:2401.06066)."""
 
+import functools
 from typing import NamedTuple
 
 import flax.linen as nn
@@ -11,6 +12,7 @@ from deepseek_jax.models.config import ModelConfig
 from deepseek_jax.models.layers import GatedMLP, swiglu, weight
 from deepseek_jax.ops import grouped_matmul as grouped
 from deepseek_jax.ops.dot import dot
+from deepseek_jax.ops.fp8 import grouped_fp8
 from deepseek_jax.ops.routing import affinities, expert_load, route, sequence_balance
 from deepseek_jax.parallel.dispatch import expert_parallel
 
@@ -61,7 +63,7 @@ class MoE(nn.Module):
         )
         rows = x if x.ndim == 3 else x[:, None]
         y = expert_parallel(
-            run_experts,
+            functools.partial(run_experts, fp8=cfg.fp8),
             rows,
             experts_ma.reshape(*rows.shape[:2], -1),
             weights_ma.reshape(*rows.shape[:2], -1),
@@ -82,20 +84,19 @@ class MoE(nn.Module):
         return y, routing
 
 
-def run_experts(x_md, experts_ma, weights_ma, kernels):
+def run_experts(x_md, experts_ma, weights_ma, kernels, *, fp8):
     """Each token's weighted sum over its experts' gated MLPs: x [m d], experts int32[m a], weights
-    float32[m a] -> [m d]. kernels: gate and up [e d 2 f], down [e f d].
+    float32[m a] -> [m d]. kernels: gate and up [e d 2 f], down [e f d]. fp8: see ModelConfig.
     """
+    matmul, up_matmul = grouped.grouped_matmul, grouped.grouped_matmul
+    if fp8:
+        matmul, up_matmul = grouped_fp8, functools.partial(grouped_fp8, power_of_two=True)
     w_gate_up, w_down = kernels
     e, d = w_gate_up.shape[:2]
     block = grouped.block_size(experts_ma.size, e)
     layout = grouped.expert_layout(experts_ma, e, block)
     rows_rd = grouped.rows_by_expert(x_md, layout)
-    hidden_rz = grouped.grouped_matmul(
-        rows_rd, w_gate_up.reshape(e, d, -1), layout.rows_per_expert, block=block
-    )
+    hidden_rz = up_matmul(rows_rd, w_gate_up.reshape(e, d, -1), layout.rows_per_expert, block=block)
     gate_rf, up_rf = jnp.split(checkpoint_name(hidden_rz, "kept"), 2, axis=-1)
-    out_rd = grouped.grouped_matmul(
-        swiglu(gate_rf, up_rf), w_down, layout.rows_per_expert, block=block
-    )
+    out_rd = matmul(swiglu(gate_rf, up_rf), w_down, layout.rows_per_expert, block=block)
     return grouped.combine(out_rd, weights_ma, layout)

@@ -6,27 +6,40 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from deepseek_jax.models.config import ModelConfig
-from deepseek_jax.models.layers import RMSNorm, weight
-from deepseek_jax.ops.dot import dot
+from deepseek_jax.models.layers import RMSNorm, linear, weight
 
 
 class MultiTokenPrediction(nn.Module):
-    """Eqs. 21-22, with the released checkpoint's input order, [embedding; hidden], not the paper's."""
+    """Eqs. 21-22, with the released checkpoint's input order, [embedding; hidden], not the paper's.
+
+    Every method takes a later token's embedding and this one's hidden state, both [b t d].
+    """
 
     config: ModelConfig
     block: nn.Module
 
-    @nn.compact
+    def setup(self):
+        cfg, d = self.config, self.config.hidden_size
+        self.w_input = weight(self, "input", embed_and_hidden=2 * d, embed=d)
+        self.embedding_norm = RMSNorm(cfg, d)
+        self.hidden_norm = RMSNorm(cfg, d)
+        self.head_norm = RMSNorm(cfg, d)
+
+    def _input(self, embedding_btd, hidden_btd):
+        normed = self.embedding_norm(embedding_btd), self.hidden_norm(hidden_btd)
+        return linear(self.config, "btz,zd->btd", jnp.concatenate(normed, axis=-1), self.w_input)
+
     def __call__(self, embedding_btd, hidden_btd, rope, segment_ids):
-        """A later token's embedding and this one's hidden state, both [b t d] -> (normed hidden [b t d],
-        the block's Routing).
-        """
-        d = self.config.hidden_size
-        w_input = weight(self, "input", embed_and_hidden=2 * d, embed=d)
-        normed = [
-            RMSNorm(self.config, d, name="embedding_norm")(embedding_btd),
-            RMSNorm(self.config, d, name="hidden_norm")(hidden_btd),
-        ]
-        x_btd = dot("btz,zd->btd", jnp.concatenate(normed, axis=-1), w_input)
+        """-> (normed hidden [b t d], the block's Routing)."""
+        x_btd = self._input(embedding_btd, hidden_btd)
         x_btd, routing = self.block.train(x_btd, rope, segment_ids, None)
-        return RMSNorm(self.config, d, name="head_norm")(x_btd), routing
+        return self.head_norm(x_btd), routing
+
+    def prefill(self, embedding_btd, hidden_btd, rope, segment_ids):
+        """-> what decoding remembers."""
+        return self.block(self._input(embedding_btd, hidden_btd), rope, segment_ids)[2]
+
+    def extend(self, embedding_btd, hidden_btd, rope, cache, write):
+        """-> (normed hidden [b t d], cache), as DecoderLayer.extend."""
+        x_btd, cache = self.block.extend(self._input(embedding_btd, hidden_btd), rope, cache, write)
+        return self.head_norm(x_btd), cache

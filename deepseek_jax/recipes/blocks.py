@@ -23,6 +23,7 @@ class RunSettings:
 
     dtype: Literal["float32", "bfloat16"] = "float32"
     scan_layers: bool = False
+    fp8: bool = False
     remat: Literal[tuple(REMAT_POLICIES)] = "none"
     pipeline_micro_batches: int | None = None
 

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from deepseek_jax.models.cache import PositionWrite, empty_cache
 from deepseek_jax.models.decoder import DecoderLayer
 from deepseek_jax.models.layers import rms_norm
+from deepseek_jax.models.mtp import MultiTokenPrediction
 from deepseek_jax.ops.dot import dot
 from deepseek_jax.rollout import steps
 from deepseek_jax.rollout.sampling import distribution, draw, verify
@@ -67,19 +68,12 @@ def empty_slots(config, count, prompt_room, completion_room):
     return slots._replace(caches=[*slots.caches, cache], drafting=drafting)
 
 
-def _block(config):
-    return DecoderLayer(config, is_moe=True)
-
-
-def _block_input(config, weights, hidden_btd, next_tokens):
-    """Eq. 21 of arXiv:2412.19437, in the order of models.mtp: [b t d]."""
-    mtp, eps = weights["mtp"], config.rms_norm_eps
+def _apply_module(method, config, weights, hidden_btd, next_tokens, *args):
+    """A method of the multi-token prediction module, on pairs."""
+    module = MultiTokenPrediction(config, DecoderLayer(config, is_moe=True))
     embedding_btd = jnp.take(weights["embedding"], next_tokens, axis=0)
-    normed = [
-        rms_norm(embedding_btd, mtp["embedding_norm"]["scale"], eps),
-        rms_norm(hidden_btd, mtp["hidden_norm"]["scale"], eps),
-    ]
-    return dot("btz,zd->btd", jnp.concatenate(normed, axis=-1), mtp["input"])
+    arguments = embedding_btd, hidden_btd, *args
+    return module.apply({"params": weights["mtp"]}, *arguments, method=method)
 
 
 def _logits(weights, hidden_md):
@@ -96,10 +90,12 @@ def prefill(config, weights, tables, tokens, lengths):
     caches, x_ptd = steps.run_prompts(config, weights, tables, tokens, lengths)
     hidden_ptd = rms_norm(x_ptd, weights["final_norm"], config.rms_norm_eps)
     t = tokens.shape[1]
-    pairs = hidden_ptd, jnp.pad(tokens[:, 1:], ((0, 0), (0, 1)))
-    _, _, cache = _block(config).apply(
-        {"params": weights["mtp"]["block"]},
-        _block_input(config, weights, *pairs),
+    cache = _apply_module(
+        "prefill",
+        config,
+        weights,
+        hidden_ptd,
+        jnp.pad(tokens[:, 1:], ((0, 0), (0, 1))),
         [table[:t] for table in tables],
         (jnp.arange(t) < lengths[:, None]).astype(jnp.int32),
     )
@@ -136,12 +132,10 @@ def _two_from(tables, start, room):
 
 def _draft(config, weights, drafting, cache, rope, write):
     """Run the module on both pairs -> (logits float32[b v] after the last that is not void, cache)."""
-    x_bzd = _block_input(config, weights, drafting.hidden, drafting.next_tokens)
-    block = {"params": weights["mtp"]["block"]}
-    x_bzd, cache = _block(config).apply(block, x_bzd, rope, cache, write, method="extend")
-    last_bd = jnp.take_along_axis(x_bzd, (drafting.fresh - 1)[:, None, None], axis=1)[:, 0]
-    normed_bd = rms_norm(last_bd, weights["mtp"]["head_norm"]["scale"], config.rms_norm_eps)
-    return _logits(weights, normed_bd), cache
+    pairs = drafting.hidden, drafting.next_tokens
+    hidden_bzd, cache = _apply_module("extend", config, weights, *pairs, rope, cache, write)
+    last_bd = jnp.take_along_axis(hidden_bzd, (drafting.fresh - 1)[:, None, None], axis=1)[:, 0]
+    return _logits(weights, last_bd), cache
 
 
 def _run(config, weights, tokens, caches, rope, write):

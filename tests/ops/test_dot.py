@@ -12,9 +12,8 @@ import deepseek_jax
 from deepseek_jax.ops.dot import dot
 
 SOURCES = Path(deepseek_jax.__file__).parent.rglob("*.py")
-SPECS = sorted(
-    {s for path in SOURCES for s in re.findall(r'\bdot\(\s*"([^"]+)"', path.read_text())}
-)
+CALL = r'\b(?:dot|linear|_out)\((?:self\.config, )?\s*"([^"]+)"'
+SPECS = sorted({s for path in SOURCES for s in re.findall(CALL, path.read_text())})
 
 
 def operands(spec, dtype=np.float32):

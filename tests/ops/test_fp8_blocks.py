@@ -1,10 +1,18 @@
-"""Block scales against numpy loops and PyTorch's own float8."""
+"""Weights in blocks, as checkpoints store them, against numpy loops and PyTorch's own float8."""
 
 import jax.numpy as jnp
 import numpy as np
 import torch
 
-from deepseek_jax.checkpoint.fp8 import dequantize, quantize
+from deepseek_jax.ops import fp8
+
+
+def quantize(w):
+    return fp8.quantize(w, fp8.BLOCK)
+
+
+def dequantize(values, scale):
+    return fp8.dequantize(values, scale, fp8.BLOCK)
 
 
 def weights(shape, seed=0):
