@@ -1,24 +1,44 @@
 """Tokens to the devices that hold their experts, and back (arXiv:2412.19437, section 3.2)."""
 
+import functools
+import math
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
-from deepseek_jax.ops.grouped_matmul import capacity_layout, combine, rows_by_expert
+from deepseek_jax.ops.grouped_matmul import (
+    capacity_layout,
+    combine,
+    expert_layout,
+    rows_by_expert,
+)
 from deepseek_jax.parallel.shard import axis_parts, current_mesh, partition_spec
 
 
-def expert_parallel(run_experts, x, experts, weights, kernels, kernel_axes):
+def expert_parallel(
+    run_experts, x, experts, weights, kernels, kernel_axes, *, buffer=None, implementation=None
+):
     """run_experts over the mesh of `jax.set_mesh`: each device its own tokens and its own experts.
 
     run_experts(x [m d], experts int32[m a], weights float32[m a], kernels) -> [m d], a pure function of
     tokens and of a tuple of kernels that lead with an axis of experts; linear in the kernels' split "mlp"
     axis. x: [b t d]; experts: int32[b t a]; weights: float32[b t a]. kernel_axes: each kernel's logical
-    names. Tokens travel along the mesh axis "expert" by all_to_all, every choice one row, with room for the
-    worst case: none is ever dropped. Without a mesh, or where rows or tokens do not split (a rollout's),
-    run_experts runs as it is, and the compiler places it. Returns [b t d].
+    names. Tokens travel along the mesh axis "expert", every choice one row; none is ever dropped.
+    implementation: "padded" is all_to_all with room for the worst case in every block sent; "ragged" is
+    jax.lax.ragged_all_to_all, which sends the rows alone, into a receive buffer. buffer bounds that one:
+    float, at least 1, a multiple of the balanced share of m * a rows a device; where more come, the result
+    is NaN on all devices along the axis, and so is the gradient of weights: the step is skipped. None is
+    room for the worst case.
+    implementation=None takes "ragged" where the default backend is a TPU (a CPU has none), else "padded".
+    Without a mesh, or where rows or tokens do not split (a rollout's), run_experts runs as it is, and the
+    compiler places it. Returns [b t d].
     """
     mesh = current_mesh()
+    if implementation is None:
+        implementation = "ragged" if jax.default_backend() == "tpu" else "padded"
+    exchanged = {"padded": _padded, "ragged": functools.partial(_ragged, buffer=buffer)}
 
     def local(x_btd, experts_bta, weights_bta, kernels):
         a = experts_bta.shape[-1]
@@ -30,7 +50,7 @@ def expert_parallel(run_experts, x, experts, weights, kernels, kernel_axes):
         if mesh is None or mesh.shape["expert"] == 1:
             y_md = run_experts(*arrays, kernels)
         else:
-            y_md = _exchanged(run_experts, *arrays, kernels)
+            y_md = exchanged[implementation](run_experts, *arrays, kernels)
         if mesh is not None and mesh.shape["tensor"] > 1:
             y_md = jax.lax.psum(y_md.astype(jnp.float32), "tensor").astype(y_md.dtype)
         return y_md.reshape(x_btd.shape)
@@ -48,7 +68,7 @@ def expert_parallel(run_experts, x, experts, weights, kernels, kernel_axes):
     )(x, experts, weights, kernels)
 
 
-def _exchanged(run_experts, x_md, experts_ma, weights_ma, kernels):
+def _padded(run_experts, x_md, experts_ma, weights_ma, kernels):
     """run_experts on this device's experts, for the tokens of all devices along the axis "expert"."""
     shards, held = jax.lax.axis_size("expert"), len(kernels[0])
     capacity = len(x_md) * min(experts_ma.shape[1], held)  # if all went to one device
@@ -66,6 +86,86 @@ def _exchanged(run_experts, x_md, experts_ma, weights_ma, kernels):
 def _to_peers(rows):
     """Row block i of every device to device i along the axis "expert"; its own inverse."""
     return jax.lax.all_to_all(rows, "expert", split_axis=0, concat_axis=0, tiled=True)
+
+
+def _ragged(run_experts, x_md, experts_ma, weights_ma, kernels, buffer):
+    """As _padded, in rows without padding."""
+    shards, held = jax.lax.axis_size("expert"), len(kernels[0])
+    device = jax.lax.axis_index("expert")
+    layout = expert_layout(experts_ma, shards * held, 1)  # sorted by expert is sorted by device too
+    count_sse = jax.lax.all_gather(layout.rows_per_expert.reshape(shards, held), "expert")
+    rows = receive_rows(experts_ma.shape, shards, held, buffer)
+    there, back, fits = exchange_plan(count_sse.sum(-1), device, rows)
+
+    # The rows of each peer come by expert; those that nothing fills are for none
+    count_se = jnp.where(fits, count_sse[:, device], 0).reshape(-1)
+    expert_r = jnp.repeat(
+        jnp.append(jnp.tile(jnp.arange(held, dtype=jnp.int32), shards), held),
+        jnp.append(count_se, rows - count_se.sum()),
+        total_repeat_length=rows,
+    )
+    received_rd = _send(experts_ma.size, rows, rows_by_expert(x_md, layout), there, back)
+    done_rd = run_experts(received_rd, expert_r[:, None], jnp.ones((rows, 1)), kernels)
+    returned_rd = _send(rows, experts_ma.size, done_rd, back, there)
+    # A factor, not a select, through which the gradients would be zeros
+    verdict = jnp.where(fits, 1.0, jnp.nan).astype(x_md.dtype)
+    return combine(returned_rd, weights_ma, layout) * verdict
+
+
+def receive_rows(choices, shards, held, buffer):
+    """How many rows a device has room for, of choices (m, a) on each of `shards` that hold `held` experts."""
+    m, a = choices
+    worst = shards * m * min(a, held)
+    return worst if buffer is None else min(math.ceil(buffer * m * a), worst)
+
+
+class Sending(NamedTuple):
+    """int32[shards] each, as jax.lax.ragged_all_to_all takes them: where the rows for each peer begin here,
+    their numbers, where they begin there, and how many rows each peer sends.
+    """
+
+    input_offsets: jax.Array
+    send_sizes: jax.Array
+    output_offsets: jax.Array
+    recv_sizes: jax.Array
+
+
+def exchange_plan(count, device, room):
+    """Who sends what where: -> (Sending there, Sending back again, bool[] whether all have room).
+
+    count: int32[shards shards], rows of each device, sorted by peer, for each peer; device: which of them
+    this is; room: rows that each can receive. Rows received lie by sender. Without room nobody sends any.
+    """
+    fits = (count.sum(0) <= room).all()
+    count = jnp.where(fits, count, 0)
+    start = jnp.cumsum(count, axis=1) - count  # of a sender's rows, where each peer's begin
+    place = jnp.cumsum(count, axis=0) - count  # of a receiver's room, where each peer's begin
+    sent, received = count[device], count[:, device]
+    there = Sending(start[device], sent, place[device], received)
+    back = Sending(place[:, device], received, start[:, device], sent)
+    return there, back, fits
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _send(rows, room, rows_rd, there, back):
+    """Send each peer its part of rows_rd [rows d]: -> what comes, [room d], zeros behind it.
+
+    Its gradient goes the way back, where autodiff would first ask the peers again where that is.
+    """
+    received_rd = jnp.zeros((room, *rows_rd.shape[1:]), rows_rd.dtype)
+    return jax.lax.ragged_all_to_all(rows_rd, received_rd, *there, axis_name="expert")
+
+
+def _send_forward(rows, room, rows_rd, there, back):
+    return _send(rows, room, rows_rd, there, back), (there, back)
+
+
+def _send_backward(rows, room, saved, cotangent):
+    there, back = saved
+    return _send(room, rows, cotangent, back, there), None, None
+
+
+_send.defvjp(_send_forward, _send_backward)
 
 
 def _splits(mesh, shape, spec):

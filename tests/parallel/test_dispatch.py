@@ -1,0 +1,241 @@
+"""The exchange of tokens between devices against loops over tokens and experts that know of no devices."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from deepseek_jax.ops import grouped_matmul as grouped
+from deepseek_jax.parallel import make_mesh
+from deepseek_jax.parallel.dispatch import exchange_plan, expert_parallel, receive_rows
+from deepseek_jax.training.state import TrainState
+from deepseek_jax.training.step import make_train_step
+
+B, T, A, E, D, F = 8, 4, 2, 16, 6, 4
+MESHES = {
+    "expert": dict(data=1, expert=8),
+    "fsdp, expert, tensor": dict(data=1, fsdp=2, expert=2, tensor=2),
+    "expert, context": dict(data=1, expert=4, context=2),
+}
+RNG = np.random.default_rng(0)
+ROUTES = {
+    "random": np.stack([RNG.permutation(E)[:A] for _ in range(B * T)]),
+    "balanced": np.arange(B * T * A) % E,
+    "all to the first device": np.tile([1, 0], (B * T, 1)),
+    "all to the last device": np.tile([E - 2, E - 1], (B * T, 1)),
+}
+ROUTES = {name: experts.reshape(B, T, A).astype(np.int32) for name, experts in ROUTES.items()}
+AXES = ("experts", "embed", "mlp"), ("experts", "mlp", "embed")
+CLOSE = dict(rtol=1e-5, atol=1e-5)  # float32 rounding
+
+
+def inputs():
+    """x, weights, (up, down)."""
+    rng = np.random.default_rng(1)
+    shapes = (B, T, D), (B, T, A), (E, D, F), (E, F, D)
+    x, weights, up, down = (rng.normal(size=shape).astype(np.float32) for shape in shapes)
+    return x, weights, (up, down)
+
+
+def run_experts(x_md, experts_ma, weights_ma, kernels):
+    """down(tanh(up(x))) of each chosen expert, weighted."""
+    up, down = kernels
+    layout = grouped.expert_layout(experts_ma, len(up), 2)
+    rows = grouped.rows_by_expert(x_md, layout)
+    rows = jnp.tanh(grouped.grouped_matmul(rows, up, layout.rows_per_expert, block=2))
+    rows = grouped.grouped_matmul(rows, down, layout.rows_per_expert, block=2)
+    return grouped.combine(rows, weights_ma, layout)
+
+
+def dense(x, experts, weights, kernels):
+    """Every expert on every token, the chosen ones kept by one-hot weights."""
+    up, down = kernels
+    weight_bte = (jax.nn.one_hot(experts, E) * weights[..., None]).sum(-2)
+    hidden = jnp.tanh(jnp.einsum("btd,edf->btef", x, up))
+    return jnp.einsum("btef,efd,bte->btd", hidden, down, weight_bte)
+
+
+def probe(y):
+    """A scalar that every output moves differently."""
+    return (y * jnp.cos(jnp.arange(y.size).reshape(y.shape))).sum()
+
+
+@functools.cache
+def on_mesh(mesh, implementation, buffer):
+    """A compiled (x, experts, weights, kernels) -> (y, gradients of x, weights and kernels)."""
+    mesh = make_mesh(**MESHES[mesh])
+
+    def run(x, experts, weights, kernels):
+        def loss(x, weights, kernels):
+            options = dict(buffer=buffer, implementation=implementation)
+            y = expert_parallel(run_experts, x, experts, weights, kernels, AXES, **options)
+            return probe(y), y
+
+        gradients, y = jax.grad(loss, argnums=(0, 1, 2), has_aux=True)(x, weights, kernels)
+        return y, gradients
+
+    compiled = jax.jit(run)
+
+    def run_under_mesh(*arguments):
+        with jax.set_mesh(mesh):
+            return compiled(*arguments)
+
+    return run_under_mesh
+
+
+def exchanged(mesh, implementation, route, buffer=None):
+    x, weights, kernels = inputs()
+    return on_mesh(mesh, implementation, buffer)(x, ROUTES[route], weights, kernels)
+
+
+def ragged_all_to_all(
+    operand, output, input_offsets, send_sizes, output_offsets, recv_sizes, *, axis_name
+):
+    """What the documentation of jax.lax.ragged_all_to_all says, by all_gather, for a CPU that lacks it."""
+    gather = functools.partial(jax.lax.all_gather, axis_name=axis_name)
+    operands, begins, places, sizes = map(
+        gather, (operand, input_offsets, output_offsets, send_sizes)
+    )
+    device, row_r = jax.lax.axis_index(axis_name), jnp.arange(len(output))
+    for peer in range(len(recv_sizes)):
+        nth_r = row_r - places[peer, device]
+        sent = jnp.take(operands[peer], nth_r + begins[peer, device], axis=0, mode="clip")
+        arrives_r = (nth_r >= 0) & (nth_r < jnp.minimum(recv_sizes[peer], sizes[peer, device]))
+        output = jnp.where(arrives_r[:, None], sent, output)
+    return output
+
+
+@pytest.fixture
+def ragged(monkeypatch):
+    monkeypatch.setattr(jax.lax, "ragged_all_to_all", ragged_all_to_all)
+
+
+@pytest.mark.parametrize("route", ROUTES)
+@pytest.mark.parametrize("implementation", ["padded", "ragged"])
+@pytest.mark.parametrize("mesh", MESHES)
+def test_every_token_reaches_all_its_experts_and_comes_back(mesh, implementation, route, ragged):
+    """Oracles: a numpy loop over tokens and choices in float64; gradients of every expert on every token."""
+    x, weights, (up, down) = inputs()
+    y, gradients = exchanged(mesh, implementation, route)
+    exact = np.zeros((B, T, D))
+    for b, t, choice in np.ndindex(B, T, A):
+        expert = ROUTES[route][b, t, choice]
+        hidden = np.tanh(x[b, t].astype(float) @ up[expert])
+        exact[b, t] += weights[b, t, choice] * (hidden @ down[expert])
+    np.testing.assert_allclose(y, exact, **CLOSE)
+
+    def loss(x, weights, kernels):
+        return probe(dense(x, ROUTES[route], weights, kernels))
+
+    wanted = jax.grad(loss, argnums=(0, 1, 2))(x, weights, (up, down))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, **CLOSE), gradients, wanted)
+
+
+@pytest.mark.parametrize("rows, tokens", [(3, T), (B, 3), (1, 1)])
+def test_rows_or_tokens_that_do_not_split_run_whole(rows, tokens):
+    """Oracle: every expert on every token; the program has no exchange in it."""
+    x, weights, kernels = inputs()
+    arrays = x[:rows, :tokens], ROUTES["random"][:rows, :tokens], weights[:rows, :tokens]
+    with jax.set_mesh(make_mesh(**MESHES["expert, context"])):
+        run = jax.jit(lambda *arrays: expert_parallel(run_experts, *arrays, AXES))
+        assert "all_to_all" not in run.lower(*arrays, kernels).as_text()
+        np.testing.assert_allclose(run(*arrays, kernels), dense(*arrays, kernels), **CLOSE)
+
+
+def test_rows_that_split_are_exchanged():
+    """Oracle: the program has the exchange that the test above finds missing."""
+    x, weights, kernels = inputs()
+    with jax.set_mesh(make_mesh(**MESHES["expert, context"])):
+        run = jax.jit(lambda *arrays: expert_parallel(run_experts, *arrays, AXES))
+        assert "all_to_all" in run.lower(x, ROUTES["random"], weights, kernels).as_text()
+
+
+def test_a_bounded_buffer_that_suffices_changes_nothing(ragged):
+    """Oracle: the padded exchange. Balanced tokens fill a buffer of 1.0 to the last row."""
+    ours = exchanged("expert", "ragged", "balanced", 1.0)
+    wanted = exchanged("expert", "padded", "balanced")
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, **CLOSE), ours, wanted)
+
+
+def test_a_bounded_buffer_that_overflows_makes_all_of_it_nan(ragged):
+    """Oracle: 8 devices send 8 rows each to the last one, which has room from 8.0 balanced shares on."""
+    y, (_, of_weights, _) = exchanged("expert", "ragged", "all to the last device", 7.8)
+    assert np.isnan(y).all() and np.isnan(of_weights).all()
+    assert np.isfinite(exchanged("expert", "ragged", "all to the last device", 8.0)[0]).all()
+
+
+def test_an_overflow_is_a_skipped_step(ragged):
+    """Oracle: the metric nonfinite, and parameters as they were."""
+    x, weights, kernels = inputs()
+
+    def loss_fn(params, batch, rng):
+        arrays = x, batch["experts"], params["weights"], params["kernels"]
+        y = expert_parallel(run_experts, *arrays, AXES, buffer=1.0, implementation="ragged")
+        return (y**2).sum(), {}
+
+    tx = optax.sgd(0.1)
+    params = jax.tree.map(jnp.asarray, {"weights": weights, "kernels": kernels})
+    state = TrainState.create(params, tx)
+    with jax.set_mesh(make_mesh(**MESHES["expert"])):
+        step = jax.jit(make_train_step(loss_fn, tx))
+        for route, nonfinite in (("all to the first device", 1), ("balanced", 0)):
+            after, metrics = step(state, {"experts": ROUTES[route]}, jax.random.key(0))
+            assert metrics["nonfinite"] == nonfinite
+            same = jax.tree.map(lambda a, b: (a == b).all(), after.params, state.params)
+            assert all(jax.tree.leaves(same)) == bool(nonfinite)
+
+
+def emulated(operands, room, sendings):
+    """The SEND and RECEIVE of jax.lax.ragged_all_to_all's documentation, over lists by device; -1 elsewhere.
+
+    Raises AssertionError for sizes that disagree, and for rows outside of an operand or a result.
+    """
+    results = [np.full(room_of, -1) for room_of in room]
+    for source, sending in enumerate(sendings):
+        for target, (begin, size, place, _) in enumerate(zip(*sending, strict=True)):
+            assert sendings[target].recv_sizes[source] == size
+            assert 0 <= begin and begin + size <= len(operands[source])
+            assert 0 <= place and place + size <= room[target]
+            results[target][place : place + size] = operands[source][begin : begin + size]
+    return results
+
+
+@pytest.mark.parametrize("shards", [1, 2, 3, 8])
+def test_a_plan_sends_every_row_to_its_peer_and_back_to_its_place(shards):
+    """Oracle: numpy's concatenation by sender, through the documented semantics of the collective."""
+    rng = np.random.default_rng(shards)
+    for count in (rng.integers(0, 5, (shards, shards)), np.eye(shards, dtype=int) * 3):
+        room = int(count.sum(0).max())
+        plans = [exchange_plan(jnp.asarray(count), device, room) for device in range(shards)]
+        assert all(fits for _, _, fits in plans)
+        there, back = ([jax.tree.map(np.asarray, plan[i]) for plan in plans] for i in range(2))
+        rows = [1000 * device + np.arange(count[device].sum()) for device in range(shards)]
+        parts = [np.split(r, np.cumsum(n)[:-1]) for r, n in zip(rows, count, strict=True)]
+        received = emulated(rows, [room] * shards, there)
+        for target in range(shards):
+            wanted = np.concatenate([parts[source][target] for source in range(shards)])
+            np.testing.assert_array_equal(received[target][: len(wanted)], wanted)
+            assert (received[target][len(wanted) :] == -1).all()
+        returned = emulated(received, [len(r) for r in rows], back)
+        jax.tree.map(np.testing.assert_array_equal, returned, rows)
+
+
+def test_a_plan_without_room_sends_nothing():
+    """Oracle: device 1 gets 2 + 3 rows, one more than it has room for, by hand."""
+    count = jnp.array([[1, 2], [0, 3]])
+    for device in range(2):
+        there, back, fits = exchange_plan(count, device, 4)
+        assert not fits
+        assert not any(x.any() for sending in (there, back) for x in sending)
+        assert exchange_plan(count, device, 5)[2]
+
+
+def test_room_is_a_multiple_of_the_balanced_share_and_never_more_than_the_worst_case():
+    """Oracle: by hand: 10 tokens of 4 choices on each of 8 devices."""
+    assert receive_rows((10, 4), 8, 16, None) == 8 * 10 * 4
+    assert receive_rows((10, 4), 8, 2, None) == 8 * 10 * 2  # no token chooses an expert twice
+    assert receive_rows((10, 4), 8, 16, 1.26) == 51
+    assert receive_rows((10, 4), 8, 2, 100.0) == 160

@@ -1,0 +1,64 @@
+"""The train step compiled for TPUs, without one: what the compiler makes of it there."""
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+COMPILE = """
+import json
+import jax
+from jax.experimental import topologies
+topology = topologies.get_topology_desc(platform="tpu", topology_name="v5p:2x2x1")
+jax.default_backend = lambda: "tpu"  # the ops choose for the machine that will run the program
+from deepseek_jax.models import ModelConfig
+from deepseek_jax.parallel import batch_sharding, logical_names, make_mesh, shardings
+from deepseek_jax.training.state import TrainState, state_shardings
+from tests.parallel.updates import GRADIENTS, V3, boxed_shapes, host_params, make_batch, make_step
+
+mesh = make_mesh(data=1, expert=4, devices=topology.devices)
+params = host_params()
+places = shardings(mesh, logical_names(boxed_shapes()), params)
+placed = state_shardings(mesh, places, params, GRADIENTS)
+everywhere, rows = placed.step, batch_sharding(mesh)
+
+def described(tree, places):
+    return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), tree, places)
+
+state = described(jax.eval_shape(lambda: TrainState.create(params, GRADIENTS)), placed)
+batch = make_batch(packed=True)
+batch = described(batch, {name: rows if x.ndim else everywhere for name, x in batch.items()})
+rng = described(jax.eval_shape(lambda: jax.random.key(0)), everywhere)
+step = make_step(ModelConfig(**V3, scan_layers=True), micro_batches=1)
+with jax.set_mesh(mesh):
+    traced = jax.jit(step, out_shardings=(placed, None)).trace(state, batch, rng)
+    program = traced.lower(lowering_platforms=("tpu",)).compile()
+text = program.as_text()
+found = {name: text.count(f" {name}(") for name in ("ragged-all-to-all", "all-to-all")}
+print("result", json.dumps(found))
+"""
+
+
+@pytest.mark.skipif(
+    importlib.util.find_spec("libtpu") is None,
+    reason="compiling for a TPU needs the wheel libtpu (0.0.42 belongs to jax 0.10.2)",
+)
+def test_tokens_travel_by_a_ragged_exchange_on_tpu():
+    """Oracle: the compiler's own program for four v5p chips: in the scanned layer and in the multi-token
+    block, one ragged exchange there and one back, forward and backward; none that is padded.
+    """
+    env = os.environ | {
+        "PYTHONPATH": str(Path(__file__).parents[2]),
+        "TPU_SKIP_MDS_QUERY": "1",  # ask no cloud what machine this is
+        "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # libtpu locks the whole machine otherwise
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", COMPILE], env=env, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    found = json.loads(done.stdout.split("result ")[1])
+    assert found == {"ragged-all-to-all": 2 * 2 * 2, "all-to-all": 0}
