@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
 
-from deepseek_jax.parallel.shard import current_mesh, partition_spec
+from deepseek_jax.parallel.shard import check_splits, current_mesh, partition_spec
 
 
 def pipeline_stages():
@@ -38,6 +38,9 @@ def pipeline(run_stage, params, carried, micro_batches):
             f"{rows} rows at a time do not split into model.pipeline_micro_batches={micro_batches}; "
             f"set model.pipeline_micro_batches to a divisor of {rows}"
         )
+    what = f"{rows} rows at a time in model.pipeline_micro_batches={micro_batches} parts: axis"
+    check_splits(mesh, f"{what} batch", rows // micro_batches, "batch")
+    check_splits(mesh, f"{what} seq", carried["x"].shape[1], "seq")
 
     def by_stage(leaf):
         return _along(mesh, leaf.reshape(stages, layers // stages, *leaf.shape[1:]), ())
@@ -61,8 +64,9 @@ def pipeline(run_stage, params, carried, micro_batches):
         passed = jax.tree.map(lambda s: jnp.roll(s, 1, axis=0), state)
         return passed, (state["x"][-1], told)
 
-    empty = jax.tree.map(lambda x: jnp.zeros((stages, *x.shape[1:]), x.dtype), inputs)
-    _, (x_nbtd, told) = jax.lax.scan(turn, empty, jnp.arange(micro_batches + stages - 1))
+    # Idle stages work on rows that could be: on zeros a layer may divide by zero, and gradients be NaN
+    idle = jax.tree.map(lambda x: jnp.broadcast_to(x[0], (stages, *x.shape[1:])), inputs)
+    _, (x_nbtd, told) = jax.lax.scan(turn, idle, jnp.arange(micro_batches + stages - 1))
     x_btd = jnp.swapaxes(x_nbtd[stages - 1 :], 0, 1).reshape(carried["x"].shape)
     told = jax.tree.map(lambda x: x.sum(0).reshape(layers, *x.shape[3:]), told)
     return x_btd, told

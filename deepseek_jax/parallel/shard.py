@@ -152,6 +152,29 @@ def check_splits(mesh, what, size, name):
     _check_splits(mesh, what, size, partition_spec((name,))[0])
 
 
+def check_batch(mesh, rows, sequence_length, *, micro_batches=1, pipeline_micro_batches=None):
+    """Raise ValueError, naming the config fields, unless a batch splits over the mesh wherever it is cut.
+
+    rows: of the global batch; micro_batches cuts them, as training.step does, and a mesh with a pipeline cuts
+    each part again, into pipeline_micro_batches, as ModelConfig says. What does not split is not wrong but
+    slow: every device would do the work of several.
+    """
+    stages = mesh.shape["pipeline"]
+    cuts = {"micro_batches": micro_batches}
+    if stages > 1:
+        cuts["model.pipeline_micro_batches"] = pipeline_micro_batches or stages
+    cuts |= {mesh_field(axis): mesh.shape[axis] for axis in _mesh_axes(RULES["batch"])}
+    cuts = {field: parts for field, parts in cuts.items() if parts > 1}
+    parts = math.prod(cuts.values())
+    if rows % parts:
+        product = " x ".join(f"{field}={size}" for field, size in cuts.items())
+        raise ValueError(
+            f"a batch of {rows} rows does not split into {product}; set the number of rows to a multiple of "
+            f"{parts}, or lower one of these"
+        )
+    check_splits(mesh, "sequence_length", sequence_length, "seq")
+
+
 def _check_splits(mesh, what, size, entry):
     if size % axis_parts(mesh, entry):
         split = [axis for axis in _mesh_axes(entry) if mesh.shape[axis] > 1]

@@ -21,7 +21,7 @@ from deepseek_jax.parallel import (
     put_batch,
     shardings,
 )
-from deepseek_jax.parallel.shard import batch_parts
+from deepseek_jax.parallel.shard import batch_parts, batch_share, check_batch
 
 TINY = ModelConfig(**models.deepseek_v3_tiny() | dict(num_nextn_predict_layers=1))
 AXES = {"experts": ("layers", "experts", "embed", "mlp"), "scale": ("embed",)}
@@ -89,7 +89,9 @@ def test_sharded_parameters_hold_their_own_slice_on_every_device():
     host = np.arange(3 * 4 * 8 * 6, dtype=np.float32).reshape(3, 4, 8, 6)
     array = jax.device_put(host, shardings(mesh, AXES, SHAPES)["experts"])
     for shard in array.addressable_shards:
-        _, _, _, fsdp, expert, _, tensor = (int(i[0]) for i in np.nonzero(mesh.devices == shard.device))
+        _, _, _, fsdp, expert, _, tensor = (
+            int(i[0]) for i in np.nonzero(mesh.devices == shard.device)
+        )
         wanted = host[:, 2 * expert :][:, :2, 4 * fsdp :][:, :, :4, 3 * tensor :][..., :3]
         np.testing.assert_array_equal(shard.data, wanted)
 
@@ -170,3 +172,76 @@ def test_sharded_init_makes_the_parameters_of_an_unsharded_one_in_their_places()
     )
     same = jax.tree.map(lambda x, s: x.sharding.is_equivalent_to(s, x.ndim), params, places)
     assert all(jax.tree.leaves(same))
+
+
+@pytest.mark.parametrize(
+    ("sizes", "changes", "message"),
+    [
+        (
+            dict(tensor=8),
+            dict(num_attention_heads=4),
+            r"axis heads of size 4 .*config.mesh.tensor=8",
+        ),
+        (
+            dict(expert=8),
+            dict(n_routed_experts=12),
+            r"axis experts of size 12 .*config.mesh.expert=8",
+        ),
+        (dict(pipeline=8), {}, r"moe_layers/.*axis layers of size \d+ .*config.mesh.pipeline=8"),
+        (dict(fsdp=8), dict(hidden_size=36), r"axis embed of size 36 .*config.mesh.fsdp=8"),
+    ],
+)
+def test_a_model_that_does_not_split_is_refused_before_anything_compiles(sizes, changes, message):
+    """Oracle: remainders by hand; the init was traced once, for its shapes, and not again to be compiled."""
+    config = ModelConfig(**models.deepseek_v3_tiny() | changes)
+    traced = []
+
+    def init(rng):
+        traced.append(rng)
+        return init_params(config, rng)
+
+    with pytest.raises(ValueError, match=message):
+        init_sharded(make_mesh(**dict(data=1) | sizes), init, jax.random.key(0))
+    assert len(traced) == 1
+
+
+def test_a_process_alone_gives_all_rows():
+    """Oracle: one process, one share."""
+    assert batch_share(make_mesh(pipeline=2, data=2, tensor=2)) == (0, 1)
+
+
+def test_a_batch_that_splits_wherever_it_is_cut_passes():
+    """Oracle: 32 = 2 micro-batches * 4 of the pipeline * 2 * 2, by hand."""
+    mesh = make_mesh(pipeline=2, data=2, expert=2)
+    check_batch(mesh, 32, 7, micro_batches=2, pipeline_micro_batches=4)
+    check_batch(mesh, 8, 7)  # as many micro-batches as stages
+
+
+@pytest.mark.parametrize(
+    ("sizes", "rows", "cuts", "message"),
+    [
+        (
+            dict(data=4, fsdp=2),
+            12,
+            {},
+            r"12 rows .*config.mesh.data=4 x config.mesh.fsdp=2; .* of 8",
+        ),
+        (
+            dict(data=8),
+            8,
+            dict(micro_batches=2),
+            r"into micro_batches=2 x config.mesh.data=8; .* of 16",
+        ),
+        (
+            dict(pipeline=2, data=4),
+            8,
+            dict(pipeline_micro_batches=4),
+            r"model.pipeline_micro_batches=4 x config.mesh.data=4; .* of 16",
+        ),
+        (dict(context=8, data=1), 8, {}, r"sequence_length of size 12 .*config.mesh.context=8"),
+    ],
+)
+def test_a_batch_that_does_not_split_names_the_fields(sizes, rows, cuts, message):
+    """Oracle: remainders by hand."""
+    with pytest.raises(ValueError, match=message):
+        check_batch(make_mesh(**sizes), rows, 12, **cuts)

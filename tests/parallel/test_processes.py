@@ -1,0 +1,71 @@
+"""Two processes of four devices each: the same update as one device's, whatever axis crosses between them."""
+
+import pickle
+
+import jax
+import numpy as np
+
+from tests.parallel.updates import plain
+from tests.processes import run_two
+
+MESHES = {
+    "data, expert": dict(data=2, expert=4),
+    "slices": dict(slices=2, data=2, expert=2),
+    "pipeline": dict(pipeline=2, data=2, expert=2),
+}
+CROSSING = {"data, expert": ("data", "expert"), "slices": ("slice",), "pipeline": ("pipeline",)}
+SHARES = {"data, expert": 2, "slices": 2, "pipeline": 1}
+
+ONE_OF_TWO = """
+import pickle, sys
+import jax
+import jax.numpy as jnp
+import numpy as np
+process, port, wanted = int(sys.argv[1]), sys.argv[2], sys.argv[3]
+jax.distributed.initialize(f"127.0.0.1:{port}", num_processes=2, process_id=process)
+from deepseek_jax.parallel import make_mesh, put_batch
+from deepseek_jax.parallel.shard import batch_share
+from tests.parallel.test_processes import CROSSING, MESHES, SHARES, axes_that_cross
+from tests.parallel.updates import check, one_update
+
+with open(wanted, "rb") as file:
+    wanted = pickle.load(file)
+for name, sizes in MESHES.items():
+    devices = jax.devices()
+    if name == "data, expert":
+        devices = [*devices[:2], *devices[4:], *devices[2:4]]  # else data alone would cross
+    mesh = make_mesh(**sizes, devices=devices)
+    assert axes_that_cross(mesh) == set(CROSSING[name]), axes_that_cross(mesh)
+    share, shares = batch_share(mesh)
+    assert shares == SHARES[name], (share, shares)
+    rows = put_batch(mesh, {"row": 2.0 ** np.arange(16).reshape(shares, -1)[share]})["row"]
+    assert rows.shape == (16,) and jax.jit(jnp.sum)(rows) == 2**16 - 1  # each row once
+    check(*one_update(mesh, micro_batches=1, packed=True, remat="none", scan_layers=False), wanted)
+    print("equal", name, flush=True)
+"""
+
+
+def axes_that_cross(mesh):
+    """The mesh axes along which devices of both processes lie."""
+    owner = np.vectorize(lambda device: device.process_index)(mesh.devices)
+    return {
+        axis
+        for number, axis in enumerate(mesh.axis_names)
+        if (owner.max(number) != owner.min(number)).any()
+    }
+
+
+def test_two_processes_make_the_update_of_one_device(tmp_path):
+    """Oracle: the plain path on one device, see updates.check; a mesh where the exchange of experts and the
+    sums over data cross, one of two slices, one whose pipeline crosses, where both processes hold all rows.
+    """
+    wanted = tmp_path / "wanted"
+    wanted.write_bytes(pickle.dumps(jax.tree.map(np.asarray, plain())))
+    codes, outputs = run_two(
+        ONE_OF_TWO, wanted, xla_flags="--xla_force_host_platform_device_count=4"
+    )
+    assert codes == [0, 0], outputs
+    for output in outputs:
+        assert [line for line in output.splitlines() if line.startswith("equal")] == [
+            f"equal {name}" for name in MESHES
+        ]
