@@ -1,0 +1,104 @@
+"""A teacher's soft targets, over the student's vocabulary, and the hard ones (arXiv:1503.02531)."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+
+from deepseek_jax.losses.chunks import map_chunks
+from deepseek_jax.losses.divergences import check_divergence, divergence_from_logprobs
+from deepseek_jax.losses.top_k import dropped_mass_bound, split_tail, teacher_buckets
+from deepseek_jax.ops.dot import dot
+
+STATIC = ("divergence", "temperature", "beta", "chunk_size")
+
+
+def soft_loss(logits, teacher_logits, *, divergence, temperature, beta=None):
+    """temperature**2 D(p, q) of the two softmaxes of logits / temperature: float[... v] -> float32[...].
+
+    The factor keeps gradients of one scale whatever the temperature; for forward_kl the gradient in a logit
+    is temperature (q - p). Divergences other than forward_kl were published without it. The teacher gets no
+    gradient. Raises ValueError as check_divergence does.
+    """
+    check_divergence(divergence, beta=beta, temperature=temperature)
+    teacher_logits = jax.lax.stop_gradient(teacher_logits).astype(jnp.float32)
+    logp = jax.nn.log_softmax(teacher_logits / temperature)
+    logq = jax.nn.log_softmax(logits.astype(jnp.float32) / temperature)
+    return temperature**2 * divergence_from_logprobs(logp, logq, divergence=divergence, beta=beta)
+
+
+def hard_loss(logits, targets):
+    """Negative log-likelihood at temperature 1: float32[m v], int32[m] -> float32[m], nats."""
+    logprobs_mv = jax.nn.log_softmax(logits)
+    return -jnp.take_along_axis(logprobs_mv, targets[:, None], axis=-1)[:, 0]
+
+
+@functools.partial(jax.jit, static_argnames=STATIC)
+def dense_distillation(
+    hidden,
+    head,
+    targets,
+    teacher,
+    teacher_head=None,
+    *,
+    divergence,
+    temperature,
+    beta=None,
+    chunk_size=None,
+):
+    """Student against every token of the teacher: (soft float32[m], hard float32[m]), nats.
+
+    hidden: [m d], after the final norm; head: [v d]; targets: int32[m], the tokens that hidden predicts.
+    teacher: [m d'], the same places' hidden states, with teacher_head [v d']; or, without one, logits [m v].
+    soft: soft_loss under temperature. hard: hard_loss. Works through chunk_size tokens at a time and
+    recomputes their logits for the gradient, which reaches hidden and head alone. Raises ValueError for
+    vocabularies of two sizes and as check_divergence does.
+    """
+    teacher, teacher_head = jax.lax.stop_gradient((teacher, teacher_head))
+    v = len(head)
+    teacher_v = teacher.shape[-1] if teacher_head is None else len(teacher_head)
+    if teacher_v != v:
+        raise ValueError(
+            f"the teacher has {teacher_v} logits and the student {v}; cut both heads to the tokens "
+            "they share (config.loss.vocab_size), or set config.loss.cross_tokenizer for two tokenizers"
+        )
+
+    def of_chunk(arrays):
+        hidden_md, targets_m, teacher_m = arrays
+        logits_mv = dot("md,vd->mv", hidden_md, head, jnp.float32)
+        if teacher_head is not None:
+            teacher_m = dot("md,vd->mv", teacher_m, teacher_head, jnp.float32)
+        settings = dict(divergence=divergence, temperature=temperature, beta=beta)
+        return soft_loss(logits_mv, teacher_m, **settings), hard_loss(logits_mv, targets_m)
+
+    arrays = (hidden, targets, teacher)
+    return map_chunks(of_chunk, arrays, width=2 * v, chunk_size=chunk_size)
+
+
+@functools.partial(jax.jit, static_argnames=STATIC)
+def top_k_distillation(
+    hidden, head, targets, teacher, *, divergence, temperature, beta=None, chunk_size=None
+):
+    """Student against the teacher's likeliest tokens: (soft, hard, soft_bound), float32[m] each, nats.
+
+    hidden, head, targets, hard and memory: as for dense_distillation. teacher: TopK under this very
+    temperature. soft: temperature**2 D over k + 1 buckets, the last one all that the teacher dropped, against
+    all that the student gives to the same tokens; never above soft_loss over all v tokens, which lies within
+    soft_bound of it (dropped_mass_bound; inf for reverse_kl), and equal to it for k = v. Without that last
+    bucket the student would have to forget all other tokens. Raises ValueError as check_divergence does.
+    """
+    check_divergence(divergence, beta=beta, temperature=temperature)
+    teacher = jax.lax.stop_gradient(teacher)
+    kind = dict(divergence=divergence, beta=beta)
+
+    def of_chunk(arrays):
+        hidden_md, targets_m, teacher_m = arrays
+        logits_mv = dot("md,vd->mv", hidden_md, head, jnp.float32)
+        student_m = split_tail(logits_mv / temperature, teacher_m.ids)
+        soft_m = divergence_from_logprobs(teacher_buckets(teacher_m), student_m.joined(), **kind)
+        bound_m = dropped_mass_bound(teacher_m, student_m, len(head), **kind)
+        scale = temperature**2
+        return scale * soft_m, hard_loss(logits_mv, targets_m), scale * bound_m
+
+    arrays = (hidden, targets, teacher)
+    return map_chunks(of_chunk, arrays, width=len(head), chunk_size=chunk_size)
