@@ -111,6 +111,35 @@ def deepseek_v3_tiny(vocab_size=32):
     )
 
 
+def deepseek_v3_mini(vocab_size=264):
+    """DeepSeek-V3's architecture with all that pre-training uses: three layers, two of them of experts in
+    groups, and a multi-token prediction module. A laptop trains it on bytes in minutes.
+    """
+    return dict(
+        model_type="deepseek_v3",
+        vocab_size=vocab_size,
+        hidden_size=128,
+        intermediate_size=384,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        q_lora_rank=64,
+        kv_lora_rank=64,
+        qk_nope_head_dim=32,
+        qk_rope_head_dim=32,
+        v_head_dim=32,
+        n_routed_experts=8,
+        n_shared_experts=1,
+        num_experts_per_tok=2,
+        moe_intermediate_size=128,
+        first_k_dense_replace=1,
+        n_group=4,
+        topk_group=2,
+        routed_scaling_factor=2.5,
+        num_nextn_predict_layers=1,
+        max_position_embeddings=1024,
+    )
+
+
 def _qwen2(hidden_size, intermediate_size, layers, heads, kv_heads, vocab_size=152064, **more):
     return dict(
         model_type="qwen2",

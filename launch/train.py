@@ -34,9 +34,12 @@ USER_ERROR = 2
 class MeshSettings:
     """config.mesh: the size of each mesh axis, one of them -1 for what is left of the devices."""
 
+    slices: int = 1
+    pipeline: int = 1
     data: int = -1
     fsdp: int = 1
     expert: int = 1
+    context: int = 1
     tensor: int = 1
 
 

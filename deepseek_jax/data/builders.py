@@ -1,9 +1,13 @@
-"""Corpora that are built on disk, through TFDS and without TensorFlow: the small world's, a jsonl file's."""
+"""Corpora that are built on disk, through TFDS and without TensorFlow: the small world's, a jsonl file's,
+Python's own source.
+"""
 
 import hashlib
 import inspect
 import json
 import re
+import sys
+import sysconfig
 from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
@@ -81,6 +85,38 @@ class JsonlCorpus(TextBuilder):
             if re.search("[\ud800-\udfff]", text):
                 raise ValueError(f"{place} has half of a surrogate pair, which is no character.")
             yield number, {"text": text}
+
+
+@dataclass
+class PythonConfig(tfds.core.BuilderConfig):
+    """The modules at the top of this Python's standard library. Its name spells version and number."""
+
+    name: str = ""
+
+    def __post_init__(self):
+        version = "_".join(map(str, sys.version_info[:3]))
+        self.name = f"python_{version}_{len(python_modules())}_modules"
+
+
+class PythonCorpus(TextBuilder):
+    """The source of each module: real text that every machine has."""
+
+    def _generate_examples(self):
+        for path in python_modules():
+            yield path.name, {"text": path.read_text(encoding="utf-8")}
+
+
+def python_modules():
+    """Paths of the standard library's top modules, those in UTF-8, in order of name."""
+    folder = Path(sysconfig.get_path("stdlib"))
+    return sorted(path for path in folder.glob("*.py") if _is_text(path))
+
+
+def _is_text(path):
+    try:
+        return bool(path.read_text(encoding="utf-8").strip())
+    except ValueError:
+        return False
 
 
 def build(builder, config, data_dir):

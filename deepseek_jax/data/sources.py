@@ -11,6 +11,8 @@ from deepseek_jax.data.builders import (
     ArithmeticCorpus,
     JsonlConfig,
     JsonlCorpus,
+    PythonConfig,
+    PythonCorpus,
     build,
     json_lines,
 )
@@ -30,6 +32,11 @@ def arithmetic_corpus(data_dir, *, num_documents, seed, mix=None):
     mix = arithmetic.CorpusMix() if mix is None else mix
     config = ArithmeticConfig(num_documents=num_documents, seed=seed, mix=mix)
     return build(ArithmeticCorpus, config, data_dir)
+
+
+def python_documents(data_dir):
+    """Random access to the source of Python's standard modules, {"text": bytes}, built under `data_dir`."""
+    return build(PythonCorpus, PythonConfig(), data_dir)
 
 
 def jsonl_documents(path, data_dir):

@@ -68,17 +68,31 @@ def _printable(text):
     return Text(shown.strip("\n"))
 
 
-def plot_curves(metrics_path, png_path, *, phase):
-    """Draw the reward, accuracy and completion length of one phase against its steps, as a PNG.
+def loss_table(losses):
+    """A rich Table of the stages of a pre-training: name -> (sequence length, before, after), the last two
+    (mean, low, high) of the held-out loss in nats a token.
+    """
+    table = Table(title="held-out loss, nats a token", box=SIMPLE_HEAD, show_edge=False)
+    table.add_column("stage")
+    for name in ("tokens a row", "before", "after"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for name, (length, before, after) in losses.items():
+        table.add_row(name, str(length), _cell(before, ".3f"), _cell(after, ".3f"))
+    return table
+
+
+def plot_curves(metrics_path, png_path, *, phase, names=CURVES):
+    """Draw the curves called `names` of one phase against its steps, as a PNG.
 
     metrics_path: a MetricsWriter file. A curve that the phase did not log has no panel; a null is a
     gap in its curve.
     Raises ValueError where the phase logged none of them.
     """
     records = read_metrics(metrics_path, phase)
-    names = [name for name in CURVES if any(name in record for record in records)]
+    wanted = names
+    names = [name for name in wanted if any(name in record for record in records)]
     if not names:
-        raise ValueError(f"{metrics_path} holds none of {', '.join(CURVES)} for phase {phase!r}")
+        raise ValueError(f"{metrics_path} holds none of {', '.join(wanted)} for phase {phase!r}")
     figure = Figure(figsize=(4.2 * len(names), 3.2), layout="constrained")
     FigureCanvasAgg(figure)  # no display, and none of pyplot's global state
     for axes, name in zip(figure.subplots(1, len(names), squeeze=False)[0], names, strict=True):

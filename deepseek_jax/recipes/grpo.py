@@ -5,8 +5,6 @@ base -> measure on held-out questions -> sample groups, reward, update -> measur
 
 import dataclasses
 import functools
-import json
-import os
 
 import jax
 import jax.numpy as jnp
@@ -21,12 +19,13 @@ from deepseek_jax.evaluation.held_out import evaluate
 from deepseek_jax.evaluation.report import before_after_table, plot_curves, sample_panel
 from deepseek_jax.losses.completions import completion_logprobs
 from deepseek_jax.losses.grpo import grpo_loss
-from deepseek_jax.parallel.processes import barrier, first_process, from_first, say
+from deepseek_jax.parallel.processes import first_process, say
 from deepseek_jax.parallel.shard import batch_parts
 from deepseek_jax.recipes.blocks import build_model, load_pretrained
 from deepseek_jax.recipes.groups import GroupSource
 from deepseek_jax.recipes.grpo_settings import TASKS, GrpoSettings
 from deepseek_jax.recipes.pretrain import train_base
+from deepseek_jax.recipes.remembered import remembered
 from deepseek_jax.recipes.settings import build
 from deepseek_jax.rewards import Rewards
 from deepseek_jax.training.loop import run as run_loop
@@ -62,7 +61,7 @@ def run(config, mesh, workdir, should_stop):
                 should_stop=should_stop,
             )
         measure = functools.partial(_measure, settings, policy, tokenizer, held_out, rewards)
-        before = _remembered(workdir / "before.json", lambda: measure(params))
+        before = remembered(workdir / "before.json", lambda: measure(params))
         source = functools.partial(
             GroupSource,
             policy,
@@ -73,7 +72,7 @@ def run(config, mesh, workdir, should_stop):
             mesh,
         )
         params = _reinforce(settings, policy, params, source, mesh, workdir, writer, should_stop)
-        after = _remembered(workdir / "after.json", lambda: measure(params))
+        after = remembered(workdir / "after.json", lambda: measure(params))
     writer.close()
     _report(workdir, before, after)
 
@@ -92,18 +91,13 @@ def _task(settings):
 def _check_rows(settings, mesh):
     """Every micro-batch must split over the mesh in whole groups."""
     parts = batch_parts(mesh)
-    sizes = {"prompts_per_step": settings.minibatches * settings.micro_batches}
-    values = {"prompts_per_step": settings.prompts_per_step}
-    if settings.base is not None:
-        sizes["base.batch_size"] = settings.base.micro_batches
-        values["base.batch_size"] = settings.base.batch_size
-    for name, cuts in sizes.items():
-        if values[name] % (cuts * parts):
-            raise ValueError(
-                f"config.{name}={values[name]} in {cuts} micro-batches does not split over the "
-                f"{parts} parts of config.mesh (data x fsdp x expert); "
-                f"set config.{name} to a multiple of {cuts * parts}"
-            )
+    cuts = settings.minibatches * settings.micro_batches
+    if settings.prompts_per_step % (cuts * parts):
+        raise ValueError(
+            f"config.prompts_per_step={settings.prompts_per_step} in {cuts} micro-batches does not split "
+            f"over the {parts} parts of config.mesh (slices x data x fsdp x expert); "
+            f"set config.prompts_per_step to a multiple of {cuts * parts}"
+        )
 
 
 def _check_length(settings, policy, examples):
@@ -129,16 +123,7 @@ def _starting_policy(settings, mesh):
         raise ValueError(
             f"config.model.vocab_size={policy.vocab_size} is below the tokenizer's {tokenizer.vocab_size}"
         )
-    if settings.base.sequence_length > policy.max_position_embeddings:
-        raise ValueError(
-            f"config.base.sequence_length={settings.base.sequence_length} is beyond "
-            f"config.model.max_position_embeddings={policy.max_position_embeddings}"
-        )
-    if settings.base.bias_update_speed and not (policy.num_moe_layers and policy.has_router_bias):
-        raise ValueError(
-            f"config.base.bias_update_speed={settings.base.bias_update_speed} moves a router's bias, "
-            "and this model has none; set it to 0"
-        )
+    settings.base.check("config.base", policy, mesh)
     return policy, None, tokenizer
 
 
@@ -188,22 +173,6 @@ def _measure(settings, policy, tokenizer, held_out, rewards, params):
         )
         for name, temperature in (("sampled", settings.rollout.temperature), ("greedy", 0.0))
     }
-
-
-def _remembered(path, measure):
-    """What was measured before, from its file, else measured now and written to it.
-
-    Process 0 says which: measuring takes all processes.
-    """
-    barrier(f"before {path.name} is looked for")
-    if not from_first(np.asarray(path.exists())):
-        measured = measure()
-        if first_process():
-            fresh = path.with_suffix(".tmp")
-            fresh.write_text(json.dumps(measured, indent=1))
-            os.replace(fresh, path)
-        return measured
-    return json.loads(path.read_text())
 
 
 def _reinforce(settings, policy, params, source, mesh, workdir, writer, should_stop):

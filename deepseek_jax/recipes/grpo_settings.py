@@ -7,7 +7,7 @@ from deepseek_jax.data.arithmetic import PROMPT_TEMPLATE
 from deepseek_jax.data.tasks import arithmetic_task, word_arithmetic_task
 from deepseek_jax.losses.grpo import NORMALIZES_STD
 from deepseek_jax.recipes.blocks import OptimizerSettings
-from deepseek_jax.recipes.pretrain import PretrainSettings
+from deepseek_jax.recipes.pretrain_settings import BaseSettings
 from deepseek_jax.recipes.settings import check_counts
 
 TASKS = {"arithmetic": arithmetic_task, "word_arithmetic": word_arithmetic_task}
@@ -79,7 +79,7 @@ class GrpoSettings:
     model: dict = dataclasses.field(default_factory=dict)
     mesh: dict = dataclasses.field(default_factory=dict)
     init_from: str | None = None
-    base: PretrainSettings | None = None
+    base: BaseSettings | None = None
     minibatches: int = 1
     epochs: int = 1
     micro_batches: int = 1
@@ -116,7 +116,7 @@ class GrpoSettings:
             )
         self.make_optimizer()  # for what it raises
         if self.base is not None:
-            self.base.make_optimizer()
+            self.base.optimizer.make(self.base.num_steps, "config.base.optimizer")
 
     def make_optimizer(self):
         """The optax transformation of the whole reinforcement learning."""

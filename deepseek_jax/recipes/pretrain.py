@@ -1,125 +1,252 @@
-"""Pre-train a base model on a corpus of packed documents."""
+"""Pre-train a base model, in stages, on packed documents (arXiv:2412.19437, section 4), told in order.
+
+documents -> random parameters, or a checkpoint's -> each stage -> held-out losses, and how far multi-token
+prediction speeds decoding up -> report.
+"""
 
 import dataclasses
 import functools
+import itertools
 
 import jax
-import optax
+from rich.console import Console
 
+from deepseek_jax.checkpoint import is_orbax, load_hf, load_orbax, save_orbax
 from deepseek_jax.checkpoint.store import Store
-from deepseek_jax.data.packing import pack
 from deepseek_jax.data.sources import arithmetic_corpus
+from deepseek_jax.evaluation.perplexity import held_out_loss
+from deepseek_jax.evaluation.report import loss_table, plot_curves
 from deepseek_jax.losses.next_token import next_token_loss
 from deepseek_jax.parallel import put_batch
-from deepseek_jax.parallel.processes import from_each, total
-from deepseek_jax.recipes.blocks import OptimizerSettings, random_params
+from deepseek_jax.parallel.processes import first_process, say
+from deepseek_jax.recipes.blocks import build_model, random_params
+from deepseek_jax.recipes.corpus import (
+    PackedDocuments,
+    corpus_tokenizer,
+    joined,
+    open_corpus,
+    packed,
+)
+from deepseek_jax.recipes.pretrain_settings import PretrainSettings, schedule_of, switched_on
+from deepseek_jax.recipes.remembered import remembered
+from deepseek_jax.recipes.settings import build
+from deepseek_jax.rollout import generate
 from deepseek_jax.training.loop import run as run_loop
+from deepseek_jax.training.metrics import MetricsWriter
 from deepseek_jax.training.state import TrainState, state_shardings
 from deepseek_jax.training.step import make_train_step
 
-
-@dataclasses.dataclass(frozen=True)
-class PretrainSettings:
-    """How the base is made. bias_update_speed moves the router's balancing bias each step."""
-
-    num_documents: int
-    sequence_length: int
-    batch_size: int
-    num_steps: int
-    optimizer: OptimizerSettings
-    bias_update_speed: float = 0.001
-    micro_batches: int = 1
-    save_every: int = 500
-    log_every: int = 25
-
-    def __post_init__(self):
-        if self.sequence_length < 2:
-            raise ValueError(
-                f"config.base.sequence_length={self.sequence_length} leaves nothing to predict; "
-                "set it to at least 2"
-            )
-        if self.bias_update_speed < 0:
-            raise ValueError(
-                f"config.base.bias_update_speed={self.bias_update_speed} must be at least 0"
-            )
-
-    def make_optimizer(self):
-        """The optax transformation of the whole pre-training."""
-        return self.optimizer.make(self.num_steps, "config.base.optimizer")
+CURVES = ("next_token_loss", "held_out_loss", "mtp_loss", "max_vio")
+PROMPT_TOKENS, DRAFT_TOKENS, DRAFT_PROMPTS = 32, 64, 8  # how speculative decoding is measured
 
 
-class PackedDocuments:
-    """The loop's source of language-modelling batches: a Grain iterator whose place is saved.
+def run(config, mesh, workdir, should_stop):
+    """Run the recipe in workdir, or what is left of it. config: ConfigDict of PretrainSettings' fields."""
+    settings = build(PretrainSettings, config, "config")
+    tokenizer = corpus_tokenizer(settings.data.tokenizer)
+    model, params = _starting_point(settings, mesh)
+    stages = settings.built_stages(model, mesh)
+    if tokenizer.vocab_size > model.vocab_size:
+        raise ValueError(
+            f"config.model.vocab_size={model.vocab_size} is below the tokenizer's {tokenizer.vocab_size}"
+        )
+    train, held_out = open_corpus(settings.data, workdir / "data", settings.seed)
+    options = dict(fim_rate=settings.data.fim_rate, packing=settings.data.packing)
+    writer, losses = MetricsWriter(workdir), {}
+    if params is None:
+        params, _ = random_params(model, mesh, settings.seed)
+    for index, (name, stage) in enumerate(stages):
+        model = stage.model(model)
+        measure = _held_out(model, stage, settings.data, held_out, tokenizer, mesh, settings.seed)
+        before = remembered(workdir / f"{name}_before.json", lambda m=measure, p=params: m(p))
+        params = train_stage(
+            model,
+            stage,
+            train,
+            tokenizer,
+            params,
+            mesh,
+            workdir,
+            name=name,
+            path=f"config.stages.{name}",
+            seed=settings.seed + index,
+            writer=writer,
+            should_stop=should_stop,
+            evaluate=lambda p, m=measure: {"held_out_loss": m(p)[0]},
+            **options,
+        )
+        after = remembered(workdir / f"{name}_after.json", lambda m=measure, p=params: m(p))
+        losses[name] = (stage.sequence_length, before, after)
+    writer.close()
+    drafts = None
+    if any(switched_on(stage.mtp_weight) for _, stage in stages) and model.is_mla:
+        drafts = remembered(
+            workdir / "drafts.json", lambda: _drafting(model, params, held_out, tokenizer)
+        )
+    _finish(workdir, model, params, losses, drafts)
 
-    dataset: data.packing.pack's, of this process's share of the documents.
+
+def _starting_point(settings, mesh):
+    """(ModelConfig, params of a checkpoint, or None)."""
+    if settings.init_from is None:
+        return build_model(settings.model), None
+    load = load_orbax if is_orbax(settings.init_from) else load_hf
+    config, params = load(settings.init_from, dtype="float32", mesh=mesh)
+    return dataclasses.replace(config, **settings.model), params
+
+
+def train_stage(
+    model,
+    stage,
+    documents,
+    tokenizer,
+    params,
+    mesh,
+    workdir,
+    *,
+    name,
+    path,
+    seed,
+    writer,
+    should_stop,
+    evaluate=None,
+    **options,
+):
+    """Train params, which are used up, over one stage: -> params. Resumes from workdir/name.
+
+    model: ModelConfig. stage: StageSettings, of the config block `path`. documents: a source of data.sources,
+    or a Mixture. options: of data.packing.pack. evaluate: see PackedDocuments.
     """
+    trains_mtp = switched_on(stage.mtp_weight)
+    tx = stage.optimizer.make(stage.num_steps, f"{path}.optimizer", trains_mtp=trains_mtp)
+    placed = state_shardings(mesh, jax.tree.map(lambda leaf: leaf.sharding, params), params, tx)
+    create = functools.partial(TrainState.create, tx=tx)
+    create = jax.jit(
+        create, out_shardings=placed, donate_argnums=0
+    )  # no second copy of the weights
+    quantum = stage.quantum()
+    batches = packed(
+        documents,
+        tokenizer,
+        mesh,
+        sequence_length=stage.sequence_length,
+        batch_size=quantum,
+        seed=seed,
+        **options,
+    )
+    source = PackedDocuments(
+        batches,
+        mesh,
+        batch_sizes=stage.batch_sizes(),
+        quantum=quantum,
+        scalars={"mtp_weight": schedule_of(stage.mtp_weight, f"{path}.mtp_weight")}
+        if trains_mtp
+        else {},
+        evaluate=evaluate,
+        eval_every=stage.eval_every,
+    )
+    with Store(workdir / name) as store:
+        state = run_loop(
+            create(params),
+            _step_of_any_size(model, stage, tx, placed, path),
+            source,
+            num_steps=stage.num_steps,
+            store=store,
+            writer=writer,
+            phase=name,
+            save_every=stage.save_every,
+            log_every=stage.log_every,
+            rng=jax.random.key(seed),
+            should_stop=should_stop,
+        )
+    return state.params
 
-    def __init__(self, dataset, mesh):
-        self.iterator, self.mesh = iter(dataset), mesh
 
-    def next(self, state, step):
-        """One batch on the mesh, and how many tokens it predicts."""
-        batch = next(self.iterator)
-        batch["normalizer"] = total(batch["normalizer"])
-        return [put_batch(self.mesh, batch)], {"tokens": float(batch["normalizer"])}
+def _step_of_any_size(model, stage, tx, placed, path):
+    """train_step(state, batch, rng), with as many micro-batches as a batch of its rows takes."""
 
-    def get_state(self):
-        """Where the iterator of each process stands."""
-        return {"processes": from_each(self.iterator.get_state())}
+    def loss_fn(params, batch, rng):
+        weight = batch.get("mtp_weight")
+        return next_token_loss(
+            model, params, batch, balance_weight=stage.balance_weight, mtp_weight=weight
+        )
 
-    def set_state(self, state):
-        """Go on from there. Raises ValueError for the state of another number of processes."""
-        places = state["processes"]
-        if len(places) != jax.process_count():
-            raise ValueError(
-                f"the base was being pre-trained by {len(places)} processes, and now there are "
-                f"{jax.process_count()}; start as many as before, or give another --workdir"
-            )
-        self.iterator.set_state(places[jax.process_index()])
+    speed = None
+    if switched_on(stage.bias_update_speed):
+        speed = schedule_of(stage.bias_update_speed, f"{path}.bias_update_speed")
+
+    @functools.cache
+    def jitted(rows):
+        micro_batches = rows // (stage.micro_batch_size or rows)
+        step = make_train_step(loss_fn, tx, micro_batches=micro_batches, bias_update_speed=speed)
+        return jax.jit(step, donate_argnums=0, out_shardings=(placed, None))
+
+    return lambda state, batch, rng: jitted(len(batch["tokens"]))(state, batch, rng)
+
+
+def _held_out(model, stage, data, documents, tokenizer, mesh, seed):
+    """A function from params to the held-out loss, [mean, low, high] in nats a token, without FIM."""
+    rows = packed(
+        documents,
+        tokenizer,
+        mesh,
+        sequence_length=stage.sequence_length,
+        batch_size=stage.micro_batch_size or stage.quantum(),
+        seed=seed,
+    )
+    taken = list(itertools.islice(iter(rows), data.eval_batches))
+    batches = [put_batch(mesh, joined(mesh, [batch])) for batch in taken]
+    loss_fn = jax.jit(lambda params, batch: next_token_loss(model, params, batch)[0])
+    return lambda params: list(held_out_loss(loss_fn, params, batches))
+
+
+def _drafting(model, params, documents, tokenizer):
+    """How speculative decoding fares on the beginnings of held-out documents, greedily."""
+    texts = [documents[i]["text"] for i in range(len(documents))]
+    ids = [tokenizer.encode(text.decode() if isinstance(text, bytes) else text) for text in texts]
+    prompts = [x[:PROMPT_TOKENS] for x in ids if len(x) > PROMPT_TOKENS][:DRAFT_PROMPTS]
+    if not prompts:
+        return None
+    options = dict(max_completion_length=DRAFT_TOKENS, temperature=0.0, eos_ids=(tokenizer.eos_id,))
+    rollout = generate(model, params, prompts, speculative=True, **options)
+    return {"acceptance": rollout.acceptance_rate, "tokens_per_step": rollout.tokens_per_step}
+
+
+def _finish(workdir, model, params, losses, drafts):
+    """Leave the parameters in workdir/params, and print the report. Process 0 alone prints."""
+    if not is_orbax(workdir / "params"):
+        save_orbax(workdir / "params", model, params)
+    if not first_process():
+        return
+    for name in losses:
+        plot_curves(workdir / "metrics.jsonl", workdir / f"{name}.png", phase=name, names=CURVES)
+    Console().print(loss_table(losses))
+    if drafts is not None:
+        say(
+            f"multi-token prediction drafts a token a step, {drafts['acceptance']:.0%} are accepted: "
+            f"{drafts['tokens_per_step']:.2f} tokens a step"
+        )
+    say(f"complete; parameters for launch/convert.py are in {workdir / 'params'}")
 
 
 def train_base(config, settings, tokenizer, mesh, workdir, *, seed, writer, should_stop):
     """Pre-train `config` on the small world's corpus: -> params. Resumes from workdir/pretrain.
 
-    config: ModelConfig. settings: PretrainSettings. The corpus is built in workdir/data.
+    config: ModelConfig. settings: BaseSettings. The corpus is built in workdir/data.
     """
     corpus = arithmetic_corpus(workdir / "data", num_documents=settings.num_documents, seed=seed)
-    batches = pack(
+    params, _ = random_params(config, mesh, seed)
+    return train_stage(
+        config,
+        settings,
         corpus,
         tokenizer,
-        sequence_length=settings.sequence_length,
-        batch_size=settings.batch_size,
+        params,
+        mesh,
+        workdir,
+        name="pretrain",
+        path="config.base",
         seed=seed,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
+        writer=writer,
+        should_stop=should_stop,
     )
-    tx = settings.make_optimizer()
-    params, places = random_params(config, mesh, seed)
-    placed = state_shardings(mesh, places, params, tx)
-    train_step = make_train_step(
-        lambda params, batch, rng: next_token_loss(config, params, batch),
-        tx,
-        micro_batches=settings.micro_batches,
-        bias_update_speed=optax.constant_schedule(settings.bias_update_speed)
-        if settings.bias_update_speed
-        else None,
-    )
-    create = functools.partial(TrainState.create, tx=tx)
-    create = jax.jit(
-        create, out_shardings=placed, donate_argnums=0
-    )  # the state's are the only weights
-    with Store(workdir / "pretrain") as store:
-        state = run_loop(
-            create(params),
-            jax.jit(train_step, donate_argnums=0, out_shardings=(placed, None)),
-            PackedDocuments(batches, mesh),
-            num_steps=settings.num_steps,
-            store=store,
-            writer=writer,
-            phase="pretrain",
-            save_every=settings.save_every,
-            log_every=settings.log_every,
-            rng=jax.random.key(seed),
-            should_stop=should_stop,
-        )
-    return state.params

@@ -14,7 +14,7 @@ from tensorboardX import SummaryWriter
 
 # What the console shows, where a phase logs it; the files hold everything.
 HEADLINE = (
-    *("loss", "reward", "accuracy", "completion_length"),
+    *("loss", "held_out_loss", "mtp_loss", "reward", "accuracy", "completion_length"),
     *("kl", "entropy", "grad_norm", "tokens_per_second"),
 )
 CONSOLE_METRICS = 6  # on a line

@@ -6,17 +6,23 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax
+import numpy as np
 import pytest
 
 from configs import models
-from deepseek_jax.parallel import MESH_AXES
+from deepseek_jax.parallel import make_mesh
 from deepseek_jax.recipes.blocks import RunSettings, build_model
 from deepseek_jax.recipes.grpo_settings import TASKS, GrpoSettings
+from deepseek_jax.recipes.pretrain_settings import PretrainSettings
 from deepseek_jax.recipes.settings import build
 from deepseek_jax.rewards import Rewards
+from deepseek_jax.training.schedule import join_phases, stage_at
+from launch.train import MeshSettings
 
 ROOT = Path(__file__).resolve().parents[2]
-SETTINGS = {"grpo": GrpoSettings}
+SETTINGS = {"grpo": GrpoSettings, "pretrain": PretrainSettings}
+ONE_DEVICE = make_mesh(data=1, devices=jax.devices()[:1])
 SHARED = ("__init__", "common", "models")
 EXPERIMENTS = sorted(path for path in (ROOT / "configs").glob("*.py") if path.stem not in SHARED)
 SIZES = sorted(name for name, _ in inspect.getmembers(models, inspect.isfunction) if name[0] != "_")
@@ -31,9 +37,13 @@ def test_an_experiments_numbers_are_its_recipes_settings(path):
     """Oracle: the recipe's dataclass, which knows every field, its type and what goes together."""
     config = load(path)
     settings = build(SETTINGS[config.recipe], config, "config")
-    assert settings.seed == config.seed and set(settings.mesh) <= set(MESH_AXES)
-    Rewards(settings.rewards).close()
-    assert settings.data.path is not None or settings.data.task in TASKS
+    assert settings.seed == config.seed
+    build(MeshSettings, settings.mesh, "config.mesh")
+    if config.recipe == "grpo":
+        Rewards(settings.rewards).close()
+        assert settings.data.path is not None or settings.data.task in TASKS
+    if config.recipe == "pretrain":
+        settings.built_stages(build_model(settings.model), ONE_DEVICE)
     if settings.init_from is None:
         build_model(settings.model)
     else:
@@ -70,6 +80,36 @@ def test_gsm8k_asks_for_longer_answers_and_pays_for_true_working():
     plain, gsm8k = load(path), load(path, "gsm8k")
     assert plain.rollout.max_completion_length < gsm8k.rollout.max_completion_length
     assert set(gsm8k.rewards) - set(plain.rewards) == {"true_equations"}
+
+
+def test_v3s_run_is_the_published_one():
+    """Oracle: arXiv:2412.19437, section 4.2, in tokens: warm-up of 2000 updates, the peak until 10T, a cosine
+    to 14.3T, 333B at 2.2e-5 and 167B at 7.3e-6; the bias still from 14.3T on; 14.8T tokens in all, within one
+    batch; and the 4K model knows nothing of YaRN.
+    """
+    config = load(ROOT / "configs" / "pretrain_v3.py")
+    stages = build(PretrainSettings, config, "config").built_stages(
+        build_model(config.model), ONE_DEVICE
+    )
+    (_, first), (_, second), (_, third) = stages
+    sizes = [stage_at(first.batch_sizes(), update) for update in range(first.num_steps)]
+    tokens = 4096 * np.cumsum([0, *sizes])
+    assert sizes[0] == 3072 and sizes[-1] == 15360
+    assert 14.8e12 <= tokens[-1] < 14.8e12 + 4096 * 15360
+    rate = join_phases(first.optimizer.phases, num_steps=first.num_steps)
+    for position, wanted in (
+        (0, 0.0),
+        (2000, 2.2e-4),
+        (np.searchsorted(tokens, 9.99e12), 2.2e-4),
+        (np.searchsorted(tokens, 12.15e12), 1.21e-4),
+        (np.searchsorted(tokens, 14.31e12), 2.2e-5),
+        (np.searchsorted(tokens, 14.64e12), 7.3e-6),
+    ):
+        np.testing.assert_allclose(rate(position), wanted, rtol=1e-3)
+    assert np.searchsorted(tokens, 14.3e12) == first.bias_update_speed[1][0]
+    assert np.searchsorted(tokens, 10e12) == first.mtp_weight[1][0]
+    assert build_model(config.model).rope_scaling is None and second.rope_scaling["factor"] == 40
+    assert (second.sequence_length, third.sequence_length) == (32 * 1024, 128 * 1024)
 
 
 def test_configs_do_without_jax():

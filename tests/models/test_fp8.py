@@ -42,7 +42,7 @@ def test_every_linear_rounds_both_its_operands_and_nothing_else(kind, linears):
 def test_fp8_errs_by_a_few_percent(kind):
     """Oracle: the float32 loss and gradients. An operand rounds by 2.6% rms, and a gradient goes through some
     twenty products, each with two, and through choices of experts: it is to keep its direction within a
-    cosine of 0.9, where a wrong scale or transposition would leave none.
+    cosine of 0.8, where a wrong scale or transposition would leave none.
     """
     config, params = tiny_model(kind)
     batch, mtp_weight = make_batch(), 0.3 if kind == "mtp" else None
@@ -57,4 +57,4 @@ def test_fp8_errs_by_a_few_percent(kind):
     exact, rounded = gradients(config), gradients(dataclasses.replace(config, fp8=True))
     assert 1e-5 < abs(rounded[0] / exact[0] - 1) < 0.02
     norms = jnp.linalg.norm(exact[1]) * jnp.linalg.norm(rounded[1])
-    assert 0.9 < exact[1] @ rounded[1] / norms < 0.9999
+    assert 0.8 < exact[1] @ rounded[1] / norms < 0.9999

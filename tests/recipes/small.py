@@ -1,10 +1,9 @@
 """configs/grpo_small.py, shrunk until a test can run it, and one device to run it on."""
 
 import jax
-from jax.sharding import AxisType
 
 from configs.grpo_small import get_config
-from deepseek_jax.parallel import MESH_AXES
+from deepseek_jax.parallel import make_mesh
 
 
 def small_config(**fields):
@@ -22,6 +21,4 @@ def small_config(**fields):
 
 def one_device():
     """A mesh of a single one of conftest's eight devices."""
-    return jax.make_mesh(
-        (1, 1, 1, 1), MESH_AXES, axis_types=(AxisType.Auto,) * 4, devices=jax.devices()[:1]
-    )
+    return make_mesh(data=1, devices=jax.devices()[:1])

@@ -1,4 +1,4 @@
-"""The source of the base's batches, read by one process and by two."""
+"""Pre-training in stages, shrunk until a test can run it."""
 
 import json
 
@@ -6,81 +6,134 @@ import jax
 import numpy as np
 import pytest
 
-from configs import models
-from deepseek_jax.data.packing import pack
-from deepseek_jax.data.tokenizer import arithmetic_tokenizer
-from deepseek_jax.losses.next_token import next_token_loss
-from deepseek_jax.models import ModelConfig
-from deepseek_jax.recipes.blocks import random_params
-from deepseek_jax.recipes.pretrain import PackedDocuments
-from tests.processes import run_two
+from configs.pretrain_small import get_config
+from deepseek_jax.checkpoint import load_orbax
+from deepseek_jax.recipes import pretrain
 from tests.recipes.small import one_device
 
-TOKENIZER = arithmetic_tokenizer()
-CONFIG = ModelConfig(**models.deepseek_v3_tiny(vocab_size=TOKENIZER.vocab_size))
-DOCUMENTS = [{"text": f"{a} + {b} = {a + b}"} for a in range(1, 10) for b in range(1, 10)]
-PACKING = dict(sequence_length=16, batch_size=4, seed=0)
 
-ONE_OF_TWO = """
-import json, sys
-import jax
-process, port = int(sys.argv[1]), sys.argv[2]
-jax.distributed.initialize(f"127.0.0.1:{port}", num_processes=2, process_id=process)
-from deepseek_jax.data.packing import pack
-from deepseek_jax.losses.next_token import next_token_loss
-from deepseek_jax.parallel import make_mesh
-from deepseek_jax.recipes.blocks import random_params
-from deepseek_jax.recipes.pretrain import PackedDocuments
-from tests.recipes.test_pretrain import CONFIG, DOCUMENTS, PACKING, TOKENIZER
-
-mesh = make_mesh()
-share = dict(process_index=process, process_count=2)
-source = PackedDocuments(pack(DOCUMENTS, TOKENIZER, **PACKING, **share), mesh)
-start = source.get_state()
-(batch,), metrics = source.next(None, 0)
-moved = source.get_state()
-source.next(None, 1)
-source.set_state(start)
-(again,), _ = source.next(None, 0)
-assert (jax.jit(lambda a, b: (a == b).all())(batch["tokens"], again["tokens"])).item()
-assert len(moved["processes"]) == 2 and source.get_state() == moved
-with jax.set_mesh(mesh):
-    params, _ = random_params(CONFIG, mesh, 0)
-    loss, _ = jax.jit(lambda params, batch: next_token_loss(CONFIG, params, batch))(params, batch)
-print("result", json.dumps([float(loss), metrics["tokens"]]))
-"""
+def small_config(**fields):
+    """Two stages of 4 and 2 updates; fields: others of the first stage."""
+    config = get_config()
+    sizes = dict(hidden_size=32, num_attention_heads=2, q_lora_rank=16, kv_lora_rank=16)
+    sizes |= dict(intermediate_size=64, moe_intermediate_size=32, fp8=False)
+    config.model.update(sizes)
+    config.data.update(
+        dict(sources=("arithmetic",), weights=(1.0,), num_documents=300, eval_batches=2)
+    )
+    optimizer = dict(phases=[dict(kind="constant", steps=4, to=1e-3)], moment_dtype="bfloat16")
+    first = dict(batch_size=((0, 2), (2, 4)), sequence_length=64, num_steps=4, optimizer=optimizer)
+    first |= dict(
+        bias_update_speed=((0, 0.01), (3, 0.0)), mtp_weight=((0, 0.3), (2, 0.1)), micro_batch_size=2
+    )
+    config.stages["1_pretrain"].update(first | fields)
+    config.stages["2_long_context"].update(dict(batch_size=2, sequence_length=96, num_steps=2))
+    for stage in config.stages.values():
+        stage.update(dict(log_every=1, save_every=1, eval_every=2))
+    return config
 
 
-def two_processes():
-    """[loss, tokens] of the first batch, as each of two processes has them, with a device each."""
-    statuses, outputs = run_two(ONE_OF_TWO, xla_flags="--xla_force_host_platform_device_count=1")
-    assert statuses == [0, 0], outputs
-    return [json.loads(output.split("result ")[1].splitlines()[0]) for output in outputs]
+def run(workdir, config, should_stop=lambda: False):
+    mesh = one_device()
+    with jax.set_mesh(mesh):
+        pretrain.run(config, mesh, workdir, should_stop)
+    return load_orbax(workdir / "params")
 
 
-def test_two_processes_give_the_loss_that_one_has_of_both_shares():
-    """Oracle: the rows of both shares, put together by numpy, on one device; both resume where they were."""
-    shares = [
-        next(iter(pack(DOCUMENTS, TOKENIZER, **PACKING, process_index=i, process_count=2)))
-        for i in range(2)
+def stop_after(updates):
+    """should_stop, which says so at its updates-th asking and again every time after."""
+    asked = iter(range(1000))
+    return lambda: next(asked) >= updates - 1
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("whole")
+    return workdir, run(workdir, small_config())
+
+
+def records(workdir):
+    lines = (workdir / "metrics.jsonl").read_text().splitlines()
+    return {(r["phase"], r["step"]): r for r in map(json.loads, lines)}
+
+
+@pytest.mark.parametrize("updates", [1, 3, 5])
+def test_a_stopped_run_goes_on_to_the_same_end(whole, tmp_path, updates):
+    """Oracle: the run that was never stopped, bit for bit: parameters, biases and losses; stopped within the
+    smaller batches, within the larger ones, and within the second stage.
+    """
+    with pytest.raises(SystemExit):
+        run(tmp_path, small_config(), stop_after(updates))
+    _, params = run(tmp_path, small_config())
+    jax.tree.map(np.testing.assert_array_equal, params, whole[1][1])
+    ours, theirs = records(tmp_path), records(whole[0])
+    assert ours.keys() == theirs.keys()
+    assert all(ours[key]["loss"] == theirs[key]["loss"] for key in theirs)
+
+
+def test_a_stage_is_told_its_own_numbers(whole):
+    """Oracle: by hand: rows 2, 2, 4, 4 of 64 tokens, then 2 of 96; the loss is the next token's, 0.3 or 0.1
+    of multi-token prediction's and 1e-4 of the three layers' balance.
+    """
+    found = records(whole[0])
+    assert sorted(found) == [("1_pretrain", i) for i in range(4)] + [
+        ("2_long_context", i) for i in (0, 1)
     ]
-    assert not np.array_equal(shares[0]["tokens"], shares[1]["tokens"])
-    batch = {
-        name: np.concatenate([s[name] for s in shares]) for name in shares[0] if name[0] != "n"
-    }
-    batch["normalizer"] = np.float32(batch["loss_mask"].sum())
-    assert batch["tokens"].shape == (4, 16)
-    params, _ = random_params(CONFIG, one_device(), 0)
-    wanted = float(next_token_loss(CONFIG, params, batch)[0])
-    for loss, tokens in two_processes():
-        np.testing.assert_allclose(loss, wanted, rtol=1e-5)  # float32, summed in another order
-        assert tokens == batch["normalizer"]
+    for (phase, step), record in found.items():
+        rows, length = ((2, 64), (4, 64))[step >= 2] if phase == "1_pretrain" else (2, 96)
+        assert 0.7 * rows * length < record["tokens"] < rows * length
+        weight = 0.3 if phase == "1_pretrain" and step < 2 else 0.1
+        parts = (
+            record["next_token_loss"] + weight * record["mtp_loss"] + 3e-4 * record["balance_loss"]
+        )
+        np.testing.assert_allclose(record["loss"], parts, rtol=1e-5)
+        assert {
+            "max_vio/moe_0",
+            "max_vio/moe_1",
+            "max_vio/mtp_0",
+            "load_entropy/mtp_0",
+        } <= record.keys()
+        assert ("held_out_loss" in record) == (step % 2 == 0)
 
 
-def test_the_place_of_another_number_of_processes_is_refused():
-    """Oracle: the message names both numbers."""
-    source = PackedDocuments(pack(DOCUMENTS, TOKENIZER, **PACKING), one_device())
-    state = source.get_state()["processes"]
-    assert len(state) == jax.process_count() == 1
-    with pytest.raises(ValueError, match="by 2 processes, and now there are 1"):
-        source.set_state({"processes": state * 2})
+def test_the_last_stage_reads_longer_rows_through_yarn(whole):
+    """Oracle: the config's own numbers, in the model that was left behind."""
+    _, (config, params) = whole
+    assert config.rope_scaling.rope_type == "yarn" and config.rope_scaling.factor == 4
+    assert params["mtp_0"]["block"]["ffn"]["router_bias"].any()
+
+
+def test_a_run_starts_from_what_another_left(whole, tmp_path):
+    """Oracle: the first update's loss: that of the parameters left behind on the first batch."""
+    config = small_config()
+    config.init_from = str(whole[0] / "params")
+    config.model = dict(num_nextn_predict_layers=1)
+    run(tmp_path, config)
+    assert (
+        records(tmp_path)[("1_pretrain", 0)]["loss"]
+        < records(whole[0])[("1_pretrain", 3)]["loss"] + 0.5
+    )
+    assert (
+        records(tmp_path)[("1_pretrain", 0)]["loss"]
+        < records(whole[0])[("1_pretrain", 0)]["loss"] - 0.1
+    )
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        (dict(sequence_length=1), "config.stages.1_pretrain.sequence_length=1 leaves nothing"),
+        (dict(sequence_length=2000), "is beyond config.model.max_position_embeddings=1024"),
+        (dict(micro_batch_size=3), "batch_size=((0, 2), (2, 4)) does not split into"),
+        (dict(batch_size=((1, 2),)), "first updates ints that begin at 0 and rise"),
+        (dict(mtp_weight=-0.1), "config.stages.1_pretrain.mtp_weight=-0.1 must be at least 0"),
+        (dict(num_steps=5), "config.stages.1_pretrain.optimizer.phases take 4 updates in all"),
+        (dict(rope_scaling=dict(rope_type="yarn", factor=2.0)), "lacks ['original_max_position"),
+    ],
+)
+def test_a_mistake_is_named_before_anything_is_written(tmp_path, fields, words):
+    """Oracle: the words a reader needs, and an empty work directory."""
+    with pytest.raises(ValueError) as error:
+        run(tmp_path, small_config(**fields))
+    assert words in str(error.value)
+    assert not list(tmp_path.iterdir())

@@ -1,0 +1,124 @@
+"""The source of the base's batches, read by one process and by two."""
+
+import itertools
+import json
+from types import SimpleNamespace
+
+import jax
+import numpy as np
+import pytest
+
+from configs import models
+from deepseek_jax.data.packing import pack
+from deepseek_jax.data.tokenizer import arithmetic_tokenizer
+from deepseek_jax.losses.next_token import next_token_loss
+from deepseek_jax.models import ModelConfig
+from deepseek_jax.recipes.blocks import random_params
+from deepseek_jax.recipes.corpus import PackedDocuments
+from tests.processes import run_two
+from tests.recipes.small import one_device
+
+TOKENIZER = arithmetic_tokenizer()
+CONFIG = ModelConfig(**models.deepseek_v3_tiny(vocab_size=TOKENIZER.vocab_size))
+DOCUMENTS = [{"text": f"{a} + {b} = {a + b}"} for a in range(1, 10) for b in range(1, 10)]
+PACKING = dict(sequence_length=16, batch_size=4, seed=0)
+
+ONE_OF_TWO = """
+import json, sys
+import jax
+process, port = int(sys.argv[1]), sys.argv[2]
+jax.distributed.initialize(f"127.0.0.1:{port}", num_processes=2, process_id=process)
+from deepseek_jax.losses.next_token import next_token_loss
+from deepseek_jax.parallel import make_mesh
+from deepseek_jax.recipes.blocks import random_params
+from deepseek_jax.recipes.corpus import packed
+from tests.recipes.test_corpus import CONFIG, DOCUMENTS, PACKING, TOKENIZER, make_source
+
+mesh = make_mesh()
+source = make_source(packed(DOCUMENTS, TOKENIZER, mesh, **PACKING), mesh)
+start = source.get_state()
+(batch,), metrics = source.next(None, 0)
+moved = source.get_state()
+source.next(None, 1)
+source.set_state(start)
+(again,), _ = source.next(None, 0)
+assert (jax.jit(lambda a, b: (a == b).all())(batch["tokens"], again["tokens"])).item()
+assert len(moved["processes"]) == 2 and source.get_state() == moved
+with jax.set_mesh(mesh):
+    params, _ = random_params(CONFIG, mesh, 0)
+    loss, _ = jax.jit(lambda params, batch: next_token_loss(CONFIG, params, batch))(params, batch)
+print("result", json.dumps([float(loss), metrics["tokens"]]))
+"""
+
+
+def make_source(batches, mesh, batch_sizes=((0, 4),), **more):
+    settings = dict(quantum=4, scalars={}, evaluate=None, eval_every=1) | more
+    return PackedDocuments(batches, mesh, batch_sizes=batch_sizes, **settings)
+
+
+def two_processes():
+    """[loss, tokens] of the first batch, as each of two processes has them, with a device each."""
+    statuses, outputs = run_two(ONE_OF_TWO, xla_flags="--xla_force_host_platform_device_count=1")
+    assert statuses == [0, 0], outputs
+    return [json.loads(output.split("result ")[1].splitlines()[0]) for output in outputs]
+
+
+def test_two_processes_give_the_loss_that_one_has_of_both_shares():
+    """Oracle: the rows of both shares, put together by numpy, on one device; both resume where they were."""
+    shares = [
+        next(iter(pack(DOCUMENTS, TOKENIZER, **PACKING, process_index=i, process_count=2)))
+        for i in range(2)
+    ]
+    assert not np.array_equal(shares[0]["tokens"], shares[1]["tokens"])
+    batch = {
+        name: np.concatenate([s[name] for s in shares]) for name in shares[0] if name[0] != "n"
+    }
+    batch["normalizer"] = np.float32(batch["loss_mask"].sum())
+    batch["num_tokens"] = np.float32((batch["segment_ids"] > 0).sum())
+    assert batch["tokens"].shape == (4, 16)
+    params, _ = random_params(CONFIG, one_device(), 0)
+    wanted = float(next_token_loss(CONFIG, params, batch)[0])
+    for loss, tokens in two_processes():
+        np.testing.assert_allclose(loss, wanted, rtol=1e-5)  # float32, summed in another order
+        assert tokens == batch["normalizer"]
+
+
+def test_the_place_of_another_number_of_processes_is_refused():
+    """Oracle: the message names both numbers."""
+    source = make_source(pack(DOCUMENTS, TOKENIZER, **PACKING), one_device())
+    state = source.get_state()["processes"]
+    assert len(state) == jax.process_count() == 1
+    with pytest.raises(ValueError, match="by 2 processes, and now there are 1"):
+        source.set_state({"processes": state * 2})
+
+
+def test_a_growing_batch_takes_more_of_the_same_stream():
+    """Oracle: the rows of `pack`, in order: 4, 4, 8, 8; scalars follow the update count; held-out losses are
+    measured every second update.
+    """
+    pieces = list(itertools.islice(pack(DOCUMENTS, TOKENIZER, **PACKING), 6))
+    asked = []
+
+    def evaluate(params):
+        asked.append(params)
+        return {"held_out_loss": 1.5}
+
+    source = make_source(
+        pack(DOCUMENTS, TOKENIZER, **PACKING),
+        one_device(),
+        batch_sizes=((0, 4), (2, 8)),
+        scalars={"mtp_weight": lambda step: 0.3 - 0.1 * step},
+        evaluate=evaluate,
+        eval_every=2,
+    )
+    state = SimpleNamespace(params="params")
+    for step, wanted in enumerate((pieces[:1], pieces[1:2], pieces[2:4], pieces[4:])):
+        (batch,), metrics = source.next(state, step)
+        rows = np.concatenate([piece["tokens"] for piece in wanted])
+        np.testing.assert_array_equal(batch["tokens"], rows)
+        total = sum(piece["normalizer"] for piece in wanted)
+        assert batch["normalizer"] == metrics["tokens"] == total
+        assert batch["num_tokens"] == (batch["segment_ids"] > 0).sum()
+        np.testing.assert_allclose(batch["mtp_weight"], 0.3 - 0.1 * step, rtol=1e-6)
+        assert ("held_out_loss" in metrics) == (step % 2 == 0)
+    assert asked == ["params"] * 2
