@@ -140,7 +140,8 @@ def load_jsonl_questions(path):
     """Questions of a jsonl file in GSM8K's format (arXiv:2110.14168): dicts of question, answer.
 
     A line is {"question": "...", "answer": "<working> #### 1,072"}. The answer kept is the text
-    after the last ####, without commas: "1072". Raises ValueError naming the file and the line
+    after the last ####, without commas: "1072". A line may carry what rewards read: "language", as
+    rewards.language says, and "test_cases", as rewards.program, with which it needs no answer. Raises ValueError naming the file and the line
     that is not so, or the file that is missing or holds no question.
     """
     _check_file(path)
@@ -156,11 +157,13 @@ def _check_file(path):
 
 
 def _parse_question(place, record):
-    for key in ("question", "answer"):
+    more = {key: record[key] for key in ("language", "test_cases") if key in record}
+    needed = ("question",) if "test_cases" in more else ("question", "answer")
+    for key in needed:
         if not isinstance(record.get(key), str) or not record[key].strip():
             raise ValueError(f"{place} has no text under {key!r}; it has {sorted(record)}.")
-    _, mark, answer = record["answer"].rpartition("####")
+    _, mark, answer = record.get("answer", "").rpartition("####")
     answer = answer.strip().replace(",", "")
-    if not mark or not answer:
+    if "answer" in needed and not (mark and answer):
         raise ValueError(f"{place}: the answer has no final '#### <answer>'.")
-    return {"question": record["question"], "answer": answer}
+    return {"question": record["question"], "answer": answer} | more

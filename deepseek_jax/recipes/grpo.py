@@ -45,6 +45,7 @@ def run(config, mesh, workdir, should_stop):
     writer = MetricsWriter(workdir)
     with Rewards(settings.rewards) as rewards:
         task = _task(settings)
+        rewards.check([*task.train, *task.held_out])
         policy, params, tokenizer = _starting_policy(settings, mesh)
         train = _with_prompts(task.train, tokenizer, settings, "training")
         held_out = _with_prompts(task.held_out, tokenizer, settings, "held-out")

@@ -230,3 +230,17 @@ def test_a_missing_or_empty_file_of_questions_is_refused(tmp_path):
         load_jsonl_questions(tmp_path / "absent.jsonl")
     with pytest.raises(ValueError, match="empty.jsonl holds no questions"):
         load_jsonl_questions(write_lines(tmp_path / "empty.jsonl", ""))
+
+
+def test_a_question_carries_what_rewards_read(tmp_path):
+    """Oracle: the fields as written; a program's question has cases in place of an answer."""
+    cases = [{"input": "1 2", "output": "3"}]
+    path = write_lines(
+        tmp_path / "programs.jsonl",
+        json.dumps({"question": "Add.", "test_cases": cases}),
+        json.dumps({"question": "1+1?", "answer": "2 #### 2", "language": "zh"}),
+    )
+    assert load_jsonl_questions(path) == [
+        {"question": "Add.", "answer": "", "test_cases": cases},
+        {"question": "1+1?", "answer": "2", "language": "zh"},
+    ]
