@@ -35,7 +35,7 @@ def get_config(arg=None):
     long["rope_scaling"] = dict(models.YARN, factor=4.0, original_max_position_embeddings=256)
     long["rope_scaling"] |= dict(mscale=1.0, mscale_all_dim=1.0)
     long["optimizer"] = dict(learning_rate=2e-4, weight_decay=0.1, moment_dtype="bfloat16")
-    c.stages = {"1_pretrain": short, "2_long_context": long}
+    c.stages = {"stage_1": short, "stage_2_long": long}
     for stage in c.stages.values():
         stage.update(dict(balance_weight=1e-4, log_every=10, eval_every=100, save_every=100))
     return c

@@ -48,8 +48,8 @@ def get_config(arg=None):
     pretrain |= dict(optimizer=optimizer | dict(phases=phases))
     pretrain |= dict(mtp_weight=((0, 0.3), (after(10 * TERA), 0.1)))
     pretrain |= dict(bias_update_speed=((0, 0.001), (after(14_300 * GIGA), 0.0)))
-    c.stages = {"1_pretrain": pretrain}
-    for name, length, rows in (("2_32k", 32_768, 1920), ("3_128k", 131_072, 480)):
+    c.stages = {"stage_1": pretrain}
+    for name, length, rows in (("stage_2_32k", 32_768, 1920), ("stage_3_128k", 131_072, 480)):
         c.stages[name] = dict(
             sequence_length=length,
             batch_size=rows,

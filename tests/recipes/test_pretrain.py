@@ -26,8 +26,8 @@ def small_config(**fields):
     first |= dict(
         bias_update_speed=((0, 0.01), (3, 0.0)), mtp_weight=((0, 0.3), (2, 0.1)), micro_batch_size=2
     )
-    config.stages["1_pretrain"].update(first | fields)
-    config.stages["2_long_context"].update(dict(batch_size=2, sequence_length=96, num_steps=2))
+    config.stages["stage_1"].update(first | fields)
+    config.stages["stage_2_long"].update(dict(batch_size=2, sequence_length=96, num_steps=2))
     for stage in config.stages.values():
         stage.update(dict(log_every=1, save_every=1, eval_every=2))
     return config
@@ -76,13 +76,13 @@ def test_a_stage_is_told_its_own_numbers(whole):
     of multi-token prediction's and 1e-4 of the three layers' balance.
     """
     found = records(whole[0])
-    assert sorted(found) == [("1_pretrain", i) for i in range(4)] + [
-        ("2_long_context", i) for i in (0, 1)
+    assert sorted(found) == [("stage_1", i) for i in range(4)] + [
+        ("stage_2_long", i) for i in (0, 1)
     ]
     for (phase, step), record in found.items():
-        rows, length = ((2, 64), (4, 64))[step >= 2] if phase == "1_pretrain" else (2, 96)
+        rows, length = ((2, 64), (4, 64))[step >= 2] if phase == "stage_1" else (2, 96)
         assert 0.7 * rows * length < record["tokens"] < rows * length
-        weight = 0.3 if phase == "1_pretrain" and step < 2 else 0.1
+        weight = 0.3 if phase == "stage_1" and step < 2 else 0.1
         parts = (
             record["next_token_loss"] + weight * record["mtp_loss"] + 3e-4 * record["balance_loss"]
         )
@@ -110,24 +110,22 @@ def test_a_run_starts_from_what_another_left(whole, tmp_path):
     config.model = dict(num_nextn_predict_layers=1)
     run(tmp_path, config)
     assert (
-        records(tmp_path)[("1_pretrain", 0)]["loss"]
-        < records(whole[0])[("1_pretrain", 3)]["loss"] + 0.5
+        records(tmp_path)[("stage_1", 0)]["loss"] < records(whole[0])[("stage_1", 3)]["loss"] + 0.5
     )
     assert (
-        records(tmp_path)[("1_pretrain", 0)]["loss"]
-        < records(whole[0])[("1_pretrain", 0)]["loss"] - 0.1
+        records(tmp_path)[("stage_1", 0)]["loss"] < records(whole[0])[("stage_1", 0)]["loss"] - 0.1
     )
 
 
 @pytest.mark.parametrize(
     ("fields", "words"),
     [
-        (dict(sequence_length=1), "config.stages.1_pretrain.sequence_length=1 leaves nothing"),
+        (dict(sequence_length=1), "config.stages.stage_1.sequence_length=1 leaves nothing"),
         (dict(sequence_length=2000), "is beyond config.model.max_position_embeddings=1024"),
         (dict(micro_batch_size=3), "batch_size=((0, 2), (2, 4)) does not split into"),
         (dict(batch_size=((1, 2),)), "first updates ints that begin at 0 and rise"),
-        (dict(mtp_weight=-0.1), "config.stages.1_pretrain.mtp_weight=-0.1 must be at least 0"),
-        (dict(num_steps=5), "config.stages.1_pretrain.optimizer.phases take 4 updates in all"),
+        (dict(mtp_weight=-0.1), "config.stages.stage_1.mtp_weight=-0.1 must be at least 0"),
+        (dict(num_steps=5), "config.stages.stage_1.optimizer.phases take 4 updates in all"),
         (dict(rope_scaling=dict(rope_type="yarn", factor=2.0)), "lacks ['original_max_position"),
     ],
 )
