@@ -1,0 +1,52 @@
+"""Is a puzzle of the bilingual small world solved: a chain of + and -, or a countdown.
+
+example: "answer" (str) is an integer for a chain, and for a countdown an expression of the given
+numbers, such as "9 - 4 + 2", whose value is the target.
+"""
+
+import re
+from collections import Counter
+
+from deepseek_jax.rewards.answer import gold_answer, marked_answer
+
+MAX_DIGITS = 9  # of a number; a longer one is no answer
+EXPRESSION = re.compile(
+    rf"(?<!\d)\d{{1,{MAX_DIGITS}}}(?!\d)(?: ?[+-] ?\d{{1,{MAX_DIGITS}}}(?!\d))*"
+)
+TERM = re.compile(r"([+-]?) ?(\d+)")
+
+
+def puzzle_answer(completion, example):
+    """1.0 if the final answer of `completion` solves the puzzle, else 0.0.
+
+    The final answer is what <answer> tags hold, else the last number or expression behind the last
+    </think>. A chain asks for a number: the chain copied as an answer is none. A countdown asks for
+    + and - over exactly the given numbers, in whatever order, that make the target. Nothing is
+    evaluated as Python. Raises ValueError for an example without such an answer.
+    """
+    gold = _terms(gold_answer(example))
+    if gold is None:
+        raise ValueError(
+            f"the answer {example['answer']!r} of {example.get('question')!r} is no number and no "
+            "expression of + and -; use exact_answer in config.rewards."
+        )
+    answer = _terms(final_expression(completion))
+    if answer is None or sum(answer) != sum(gold):
+        return 0.0
+    return float(Counter(map(abs, answer)) == Counter(map(abs, gold)))
+
+
+def final_expression(completion):
+    """What the <answer> tags hold, else the last expression behind the last </think>, or None."""
+    text = completion.rpartition("</think>")[2]
+    if "<answer>" in text:
+        return marked_answer(text)
+    found = EXPRESSION.findall(text)
+    return found[-1] if found else None
+
+
+def _terms(text):
+    """The signed numbers of "9 - 4 + 2", [9, -4, 2]; None if `text` is nothing of that kind."""
+    if text is None or not EXPRESSION.fullmatch(text.strip()):
+        return None
+    return [int(sign + number) for sign, number in TERM.findall(text)]
