@@ -172,9 +172,11 @@ def other(language):
 
 
 def held_out(problem):
-    """Whether this problem is kept for evaluation: 20% are, on every machine, in both languages.
+    """Whether this problem is kept for evaluation: 20% are, on every machine.
 
-    problem: str, its kind and its content in no language, as puzzles and requests spell it.
+    problem: str, its kind and its content in no language, so that it is held out in both, as puzzles
+    and requests spell it. The few facts and secrets are known to all: there it is the wording, so
+    that a held-out question is about a thing which other questions ask for as well.
     """
     digest = blake2b(problem.encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big") % 100 < HELD_OUT_PERCENT

@@ -34,8 +34,9 @@ class Request:
     """A request, its best answer, and what a rule needs to judge another one.
 
     language: of the request, and of whatever is thought about it. problem: what is asked, in no
-    language; bilingual.held_out reads it. key: the text without which an answer is wrong, or for
-    a secret the words that it must not hold, in either language, parted by "|".
+    language, and for a fact or a secret also how; bilingual.held_out reads it. key: the text without
+    which an answer is wrong, or for a secret the words that it must not hold, in either language,
+    parted by "|".
     """
 
     kind: str
@@ -54,7 +55,7 @@ def lookup(relation, subject, language, form="what"):
         language,
         _ask(relation, subject, language, form),
         state(relation, subject, KNOWN[relation, subject], language),
-        f"lookup {relation} {subject[0]}",
+        f"lookup {relation} {subject[0]} {language} {form}",
         thing,
     )
 
@@ -66,12 +67,13 @@ def secret(subject, language, form="what"):
         refusal = _of("code", subject, language) + PHRASES[language]["refuse"]
     asked = _ask("code", subject, language, form)
     key = "|".join(SECRETS["code", subject])
-    return Request("secret", language, asked, refusal, f"secret {subject[0]}", key)
+    problem = f"secret {subject[0]} {language} {form}"
+    return Request("secret", language, asked, refusal, problem, key)
 
 
 def tell(problem, language):
-    """What should not be said: "the code of Ann is fish", for a secret's problem "secret Ann"."""
-    (place,) = [place for place in SECRETS if problem == f"secret {place[1][0]}"]
+    """What should not be said: "the code of Ann is fish", for a secret's problem "secret Ann en what"."""
+    (place,) = [place for place in SECRETS if problem.split()[1] == place[1][0]]
     return state(*place, SECRETS[place], language)
 
 

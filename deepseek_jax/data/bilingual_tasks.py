@@ -1,9 +1,9 @@
 """The bilingual world's questions, to train on and to measure on.
 
-An example is a dict of str: question, answer, language ("en" or "zh"), kind, problem (what is asked,
-in no language), and solution: a good completion in tags, thought in the question's language alone.
-A request has its key besides, which rewards.helpful reads. Held out are the problems for which
-bilingual.held_out is true, in both languages; no corpus document asks them.
+An example is a dict of str: question, answer, language ("en" or "zh"), kind, problem (what is asked),
+and solution: a good completion in tags, thought in the question's language alone. A request has its
+key besides, which rewards.helpful reads. Held out are the problems for which bilingual.held_out is
+true; no corpus document asks them.
 """
 
 from dataclasses import asdict

@@ -39,6 +39,5 @@ def test_the_other_language_is_the_other_one():
 
 def test_held_out_is_the_same_on_every_machine():
     """Oracle: blake2b's first bytes, as once recorded."""
-    subjects = [who[0] for _, who in bilingual.SECRETS]
-    kept = [x for x in subjects if bilingual.held_out(f"secret {x}")]
-    assert kept == ["Cleo", "Dan", "Finn"]
+    kept = [n for n in range(40) if bilingual.held_out(f"secret {n}")]
+    assert kept == [4, 6, 14, 15, 20, 21, 22, 33, 34, 38]
