@@ -46,33 +46,52 @@ def pack(
     Raises ValueError for a source with less than a document a process, a row without room for a
     target, rows that do not split over the processes, and as Mixture.order and check_fim_rate do.
     """
-    _check_rows(sequence_length, batch_size, process_count)
+    check_rows(sequence_length, batch_size, process_count)
     check_fim_rate(fim_rate, tokenizer)
     mixture = source if isinstance(source, Mixture) else Mixture((source,), (1,))
     documents = mixture.order(
         seed, num_epochs=num_epochs, process_index=process_index, process_count=process_count
     )
     to_ids = partial(_read, source=mixture, tokenizer=tokenizer, fim_rate=fim_rate, seed=seed)
-    in_this_thread = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
-    segments = grain.experimental.FlatMapIterDataset(
-        documents.batch(BLOCK).map(to_ids).to_iter_dataset(in_this_thread),
+    return pack_segments(
+        documents.batch(BLOCK).map(to_ids),
         _Split(sequence_length) if packing else _Cut(sequence_length),
+        features=("tokens",),
+        sequence_length=sequence_length,
+        batch_size=batch_size // process_count,
+        seed=seed,
+        packing=packing,
+        pad_id=tokenizer.pad_id,
     )
+
+
+def pack_segments(
+    blocks, to_segments, *, features, sequence_length, batch_size, seed, packing, pad_id
+):
+    """Segments to rows, first fit, and rows to batches: -> grain.IterDataset of them, as of pack.
+
+    blocks: a grain.MapDataset, of whose elements to_segments, a grain FlatMapTransform, makes dicts of
+    `features`, arrays of one length up to sequence_length: tokens, int32, and optionally weights, float32,
+    how much it counts to predict the token, 0 for not at all. The batches then have loss_weights too,
+    float32[b t]; their loss_mask is False where that is 0, and normalizer is its sum. batch_size: rows of
+    this process. packing=False: a segment a row.
+    """
+    in_this_thread = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
     rows = grain.experimental.FirstFitPackIterDataset(
-        segments,
-        length_struct={"tokens": sequence_length},
+        grain.experimental.FlatMapIterDataset(blocks.to_iter_dataset(in_this_thread), to_segments),
+        length_struct=dict.fromkeys(features, sequence_length),
         num_packing_bins=PACKING_BINS,
         max_sequences_per_bin=None if packing else 1,
         seed=seed,
     )
-    batch_size //= process_count
     pad_rows = partial(grain.experimental.batch_and_pad, batch_size=batch_size)
     batches = rows.batch(batch_size, batch_fn=pad_rows)
-    batches = batches.map(partial(_finish, pad_id=tokenizer.pad_id))
+    batches = batches.map(partial(_finish, pad_id=pad_id))
     return grain.experimental.ThreadPrefetchIterDataset(batches, prefetch_buffer_size=BATCHES_AHEAD)
 
 
-def _check_rows(sequence_length, batch_size, process_count):
+def check_rows(sequence_length, batch_size, process_count, field="config.base.batch_size"):
+    """Raise ValueError for rows without room for a target, or that do not split over the processes."""
     if sequence_length < 2 or batch_size < 1:
         raise ValueError(
             f"sequence_length={sequence_length} and batch_size={batch_size} leave nothing to "
@@ -80,7 +99,7 @@ def _check_rows(sequence_length, batch_size, process_count):
         )
     if batch_size % process_count:
         raise ValueError(
-            f"config.base.batch_size={batch_size} does not split over {process_count} processes; "
+            f"{field}={batch_size} does not split over {process_count} processes; "
             f"set it to a multiple of {process_count}."
         )
 
@@ -127,17 +146,20 @@ class _Cut(_Split):
 
 
 def _finish(batch, *, pad_id):
-    """Targets and their mask: the next token of the row, where it is of the same segment."""
+    """Targets and their mask: the next token of the row, where it is of the same segment and counts."""
     segments = batch["tokens_segment_ids"]
     tokens = np.where(segments > 0, batch["tokens"], pad_id).astype(np.int32)
-    loss_mask = np.zeros(tokens.shape, bool)
-    loss_mask[:, :-1] = (segments[:, :-1] == segments[:, 1:]) & (segments[:, 1:] > 0)
+    weights = batch.get("weights", np.ones(tokens.shape, np.float32))
+    same = (segments[:, :-1] == segments[:, 1:]) & (segments[:, 1:] > 0)
+    loss_weights = np.zeros(tokens.shape, np.float32)
+    loss_weights[:, :-1] = np.where(same, weights[:, 1:], 0)
+    loss_mask = loss_weights > 0
     return {
         "tokens": tokens,
         "targets": np.where(loss_mask, np.roll(tokens, -1, axis=1), pad_id).astype(np.int32),
         "loss_mask": loss_mask,
         "segment_ids": segments,
         "positions": batch["tokens_positions"],
-        "normalizer": np.float32(loss_mask.sum()),
+        "normalizer": np.float32(loss_weights.sum(dtype=np.float64)),
         "num_tokens": np.float32((segments > 0).sum()),
-    }
+    } | ({"loss_weights": loss_weights} if "weights" in batch else {})

@@ -16,12 +16,13 @@ from deepseek_jax.recipes.blocks import RunSettings, build_model
 from deepseek_jax.recipes.grpo_settings import TASKS, GrpoSettings
 from deepseek_jax.recipes.pretrain_settings import PretrainSettings
 from deepseek_jax.recipes.settings import build
+from deepseek_jax.recipes.sft_settings import SftSettings
 from deepseek_jax.rewards import Rewards
 from deepseek_jax.training.schedule import join_phases, stage_at
 from launch.train import MeshSettings
 
 ROOT = Path(__file__).resolve().parents[2]
-SETTINGS = {"grpo": GrpoSettings, "pretrain": PretrainSettings}
+SETTINGS = {"grpo": GrpoSettings, "pretrain": PretrainSettings, "sft": SftSettings}
 ONE_DEVICE = make_mesh(data=1, devices=jax.devices()[:1])
 SHARED = ("__init__", "common", "models")
 EXPERIMENTS = sorted(path for path in (ROOT / "configs").glob("*.py") if path.stem not in SHARED)
@@ -39,7 +40,7 @@ def test_an_experiments_numbers_are_its_recipes_settings(path):
     settings = build(SETTINGS[config.recipe], config, "config")
     assert settings.seed == config.seed
     build(MeshSettings, settings.mesh, "config.mesh")
-    if config.recipe == "grpo":
+    if config.recipe in ("grpo", "sft"):
         Rewards(settings.rewards).close()
         assert settings.data.path is not None or settings.data.task in TASKS
     if config.recipe == "pretrain":

@@ -73,6 +73,29 @@ def test_targets_outside_the_mask_do_not_count(loss):
     assert loss(batch)[0] == loss(batch | {"targets": other})[0]
 
 
+def test_weights_count_a_target_as_often_as_they_say(loss):
+    """Oracle: the loss of each row alone: as if a row that weighs 3 stood there thrice. All of one weight
+    change nothing; a weight outside the mask neither.
+    """
+    batch = make_batch()
+    counts = batch["loss_mask"].sum(1)
+    alone = []
+    for row in range(4):
+        own = {k: v[row : row + 1] if v.ndim else v for k, v in batch.items()}
+        alone.append(loss(own | {"normalizer": np.float32(counts[row])})[0])
+    weights = np.array([1.0, 3.0, 0.5, 2.0])
+    wanted = np.average(alone, weights=weights * counts)
+    weight_bt = np.where(batch["loss_mask"], weights[:, None], 7).astype(np.float32)
+    weighted = batch | {
+        "loss_weights": weight_bt,
+        "normalizer": np.float32((weights * counts).sum()),
+    }
+    np.testing.assert_allclose(loss(weighted)[0], wanted, rtol=1e-5)
+    same = {"loss_weights": np.full((4, 10), 0.25, np.float32)}
+    same["normalizer"] = np.float32(0.25 * counts.sum())
+    np.testing.assert_allclose(loss(batch | same)[0], loss(batch)[0], rtol=1e-6)
+
+
 def test_expert_load_counts_tokens_that_are_not_padding():
     """Oracle: by hand: 35 of 40 tokens are real, 2 experts each. A model without experts reports none."""
     _, metrics = loss_of(*tiny_model("mla_moe"), make_batch())

@@ -1,0 +1,171 @@
+"""Conversations to learn from: of a jsonl file, of a TFDS dataset, or of a small world's worked sums."""
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import tensorflow_datasets as tfds
+
+from deepseek_jax.data import arithmetic
+from deepseek_jax.data.builders import JsonlConfig, TextBuilder, build, json_lines
+from deepseek_jax.data.sources import RANDOM_ACCESS_FORMATS, read
+
+ROLES = ("system", "user", "assistant")
+
+
+def read_conversations(path, data_dir, split="train"):
+    """Random access to the conversations, as of parse_conversation, of a jsonl file or a TFDS dataset.
+
+    A line of the file is {"messages": [{"role": "user", "content": "..."}, ...], "weight": 1.0}; weight
+    is optional, and other keys are left out. The file is written under data_dir as a dataset, in an order
+    of TFDS's own, on the first call and whenever its content is another: see builders.build. A dataset is
+    the folder of one version, with a feature messages: Sequence({"role": Text(), "content": Text()}) and
+    optionally a scalar weight. split: one of its own, slices too.
+    Raises ValueError where there is neither, for a split that is not there or empty, for another feature,
+    and, naming file and line, for a record that is no conversation.
+    """
+    if Path(path).is_dir():
+        return _tfds_conversations(path, split)
+    if not Path(path).is_file():
+        raise ValueError(f"nothing at {path}; set config.data.path to a jsonl file or TFDS folder.")
+    if split != "train":
+        raise ValueError(f"config.data.split={split!r}, but {path} is a file; leave it at 'train'.")
+    if next(json_lines(path), None) is None:
+        raise ValueError(f"{path} holds no conversations; give a jsonl file with one on each line.")
+    return Conversations(build(MessagesCorpus, JsonlConfig(path=str(path)), data_dir), path)
+
+
+def parse_conversation(place, record):
+    """{"messages": [{"role": str, "content": str}, ...], "weight": float} of a record, checked.
+
+    An optional system message, then user and assistant by turns, the assistant last. weight: how much its
+    tokens count, 1.0 where none is given. Raises ValueError, with the place, where it is otherwise.
+    """
+    messages = record.get("messages")
+    if not isinstance(messages, list) or not messages:
+        raise ValueError(f"{place} has no list under 'messages'; it has {sorted(record)}.")
+    messages = [_parse_message(f"{place}, message {i}", m) for i, m in enumerate(messages, 1)]
+    roles = [message["role"] for message in messages]
+    turns = roles[1:] if roles[0] == "system" else roles
+    if not turns or len(turns) % 2 or turns != ["user", "assistant"] * (len(turns) // 2):
+        raise ValueError(
+            f"{place} has the roles {', '.join(roles)}; after a system message, if there is one, user "
+            "and assistant must take turns, the assistant last."
+        )
+    return {"messages": messages, "weight": _parse_weight(place, record.get("weight", 1.0))}
+
+
+def worked_conversations(examples):
+    """Conversations of data.tasks' examples of sums and differences: the question, its working for an answer.
+
+    Each keeps its example's fields, by which an answer is scored.
+    """
+    return [example | _worked(example) for example in examples]
+
+
+class MessagesCorpus(TextBuilder):
+    """The conversations of a jsonl file; see read_conversations."""
+
+    def _info(self):
+        text = tfds.features.Text()
+        message = {"role": text, "content": text}
+        features = {"messages": tfds.features.Sequence(message), "weight": np.float32}
+        return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(features))
+
+    def _generate_examples(self):
+        lines = json_lines(self.builder_config.path)
+        for number, (place, record) in enumerate(lines):
+            yield number, parse_conversation(place, record)
+
+
+class Conversations:
+    """Conversations of a TFDS source, parsed as they are read. path: where they come from, for messages."""
+
+    def __init__(self, source, path):
+        self._source, self._path = source, path
+
+    def __len__(self):
+        return len(self._source)
+
+    def __getitem__(self, index):
+        return self.__getitems__([index])[0]
+
+    def __getitems__(self, indices):
+        pairs = zip(indices, read(self._source, indices), strict=True)
+        return [parse_conversation(f"{self._path}, record {i}", _outside_in(r)) for i, r in pairs]
+
+
+def _outside_in(record):
+    """A record whose messages are a list of dicts again: TFDS turns a sequence of dicts inside out."""
+    messages = record["messages"]
+    rows = zip(*messages.values(), strict=True)
+    return record | {"messages": [dict(zip(messages, row, strict=True)) for row in rows]}
+
+
+def _tfds_conversations(path, split):
+    if not (Path(path) / "dataset_info.json").is_file():
+        raise ValueError(
+            f"no TFDS dataset in {path}: there is no dataset_info.json; set config.data.path to the "
+            "folder of a version, as DATA_DIR/NAME/1.0.0, or to a jsonl file."
+        )
+    builder = tfds.builder_from_directory(path)
+    features = builder.info.features
+    fields = getattr(features["messages"] if "messages" in features else None, "feature", None)
+    if not isinstance(fields, tfds.features.FeaturesDict) or not {"role", "content"} <= {*fields}:
+        raise ValueError(
+            f"{path} has no feature messages: Sequence of role and content; it has "
+            f"{', '.join(features)}."
+        )
+    file_format = builder.info.file_format.value
+    if file_format != RANDOM_ACCESS_FORMATS[0]:
+        raise ValueError(f"{path} is stored as {file_format}; prepare it as array_record.")
+    try:
+        source = builder.as_data_source(split=split)
+    except ValueError as error:
+        raise ValueError(
+            f"{path} has no split {split!r}; set config.data.split to one of "
+            f"{', '.join(builder.info.splits)}, or to a slice: {error}"
+        ) from error
+    if not len(source):
+        raise ValueError(f"config.data.split={split!r} of {path} holds no conversations.")
+    return Conversations(source, path)
+
+
+def _parse_message(place, message):
+    if not isinstance(message, Mapping):
+        raise ValueError(f"{place} is no object with role and content: {str(message)[:80]}")
+    role, content = (_text(place, key, message.get(key)) for key in ("role", "content"))
+    if role not in ROLES:
+        raise ValueError(f"{place} has the role {role!r}; allowed: {', '.join(ROLES)}.")
+    return {"role": role, "content": content}
+
+
+def _text(place, key, value):
+    try:
+        value = value.decode() if isinstance(value, bytes) else value
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{place}: its {key} is not UTF-8 text: {error}") from error
+    if not isinstance(value, str) or not value.strip():
+        raise ValueError(f"{place} has no text under {key!r}.")
+    if re.search("[\ud800-\udfff]", value):
+        raise ValueError(f"{place} has half of a surrogate pair, which is no character.")
+    return value
+
+
+def _parse_weight(place, weight):
+    number = isinstance(weight, (int, float, np.number)) and not isinstance(weight, bool)
+    range32 = np.finfo(np.float32)  # what it is used in
+    if not number or not float(range32.tiny) <= weight <= float(range32.max):
+        raise ValueError(f"{place} has weight={weight!r}; set a finite number above 0.")
+    return float(weight)
+
+
+def _worked(example):
+    operands, answer = example["operands"], example["answer"]
+    is_sum = sum(operands) == int(answer)
+    working = (
+        arithmetic.worked(operands) if is_sum else f"{' - '.join(map(str, operands))} = {answer}"
+    )
+    turns = zip(ROLES[1:], (example["question"], working), strict=True)
+    return {"messages": [{"role": role, "content": text} for role, text in turns], "weight": 1.0}

@@ -1,0 +1,106 @@
+"""What a config of supervised fine-tuning may say: each block a dataclass, checked when built."""
+
+import dataclasses
+
+from deepseek_jax.data.arithmetic import PROMPT_TEMPLATE
+from deepseek_jax.recipes.blocks import OptimizerSettings
+from deepseek_jax.recipes.pretrain_settings import BaseSettings
+from deepseek_jax.recipes.settings import check_counts
+
+
+@dataclasses.dataclass(frozen=True)
+class DataSettings:
+    """The conversations: task names a small world, whose sums are answered by their working; path, a jsonl
+    file or a TFDS dataset and its split, takes its place.
+
+    template: "chat", "r1_zero" or a text with {question} in it; see data.conversations. packing: several
+    conversations to a row.
+    """
+
+    task: str = "arithmetic"
+    path: str | None = None
+    split: str = "train"
+    template: str = PROMPT_TEMPLATE
+    packing: bool = True
+    num_held_out: int = 256
+
+    def __post_init__(self):
+        if self.num_held_out < 2:
+            raise ValueError(
+                f"config.data.num_held_out={self.num_held_out}: an interval needs at least 2 conversations"
+            )
+
+
+@dataclasses.dataclass(frozen=True)
+class AnswerSettings:
+    """How held-out prompts are answered before and after: num_prompts of them, sampled and greedily."""
+
+    max_completion_length: int
+    num_prompts: int = 64
+    temperature: float = 1.0
+    slots: int = 32
+
+    def __post_init__(self):
+        if self.num_prompts < 2:
+            raise ValueError(
+                f"config.answers.num_prompts={self.num_prompts}: an interval needs at least 2 answers"
+            )
+        if not self.temperature > 0:
+            raise ValueError(
+                f"config.answers.temperature={self.temperature} must be above 0; greedy comes beside it"
+            )
+
+
+@dataclasses.dataclass(frozen=True)
+class SftSettings:
+    """A whole config of this recipe. accuracy: the reward that says whether an answer is right.
+
+    A step is batch_size rows of sequence_length tokens; longer conversations are left out. The held-out loss
+    is measured before every eval_every-th step, before and after.
+    """
+
+    recipe: str
+    seed: int
+    num_steps: int
+    batch_size: int
+    sequence_length: int
+    accuracy: str
+    rewards: dict
+    data: DataSettings
+    answers: AnswerSettings
+    optimizer: OptimizerSettings
+    model: dict = dataclasses.field(default_factory=dict)
+    mesh: dict = dataclasses.field(default_factory=dict)
+    init_from: str | None = None
+    base: BaseSettings | None = None
+    micro_batches: int = 1
+    eval_every: int = 50
+    save_every: int = 50
+    log_every: int = 1
+
+    def __post_init__(self):
+        for name, block in {"": self, ".data": self.data, ".answers": self.answers}.items():
+            check_counts(block, f"config{name}")
+        if self.sequence_length < 2:
+            raise ValueError(
+                f"config.sequence_length={self.sequence_length} leaves nothing to predict; "
+                "set it to at least 2"
+            )
+        if self.eval_every % self.log_every:
+            raise ValueError(
+                f"config.eval_every={self.eval_every} falls on steps that are not logged; set it to a "
+                f"multiple of config.log_every={self.log_every}"
+            )
+        if self.accuracy not in self.rewards:
+            raise ValueError(
+                f"config.accuracy={self.accuracy!r} is none of config.rewards: {list(self.rewards)}"
+            )
+        if (self.init_from is None) == (self.base is None):
+            raise ValueError(
+                "set either config.init_from, a checkpoint, or config.base, how to pre-train one"
+            )
+        self.make_optimizer()  # for what it raises
+
+    def make_optimizer(self):
+        """The optax transformation of the whole fine-tuning."""
+        return self.optimizer.make(self.num_steps)

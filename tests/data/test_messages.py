@@ -1,0 +1,173 @@
+"""Conversations read from files and datasets, against what was written there."""
+
+import json
+
+import numpy as np
+import pytest
+import tensorflow_datasets as tfds
+
+from deepseek_jax.data.messages import (
+    parse_conversation,
+    read_conversations,
+    worked_conversations,
+)
+from deepseek_jax.data.tasks import arithmetic_task, word_arithmetic_task
+from deepseek_jax.rewards.arithmetic import correct_reasoning, correct_working
+from tests.turns import turns
+
+RECORDS = [
+    {"messages": turns("2 + 3?", "<think>\nGröße 5\n</think>\n\n5"), "weight": 0.25},
+    {"messages": turns("a", "b", "c", "d", system="Be brief."), "source": "left out"},
+    {"messages": turns(" spaces are kept ", "\n\nyes\n")},
+]
+WANTED = [{"messages": r["messages"], "weight": r.get("weight", 1.0)} for r in RECORDS]
+
+
+def write(path, records):
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    return path
+
+
+def everything(source):
+    return sorted((source[i] for i in range(len(source))), key=repr)
+
+
+def test_a_jsonl_file_gives_its_conversations_as_they_stand(tmp_path):
+    """Oracle: the records that were written; 0.25 is exact in float32."""
+    path = write(tmp_path / "my.jsonl", RECORDS)
+    source = read_conversations(path, tmp_path / "data")
+    assert everything(source) == sorted(WANTED, key=repr)
+    assert source.__getitems__([2, 0]) == [source[2], source[0]]
+
+
+def test_an_edited_file_is_read_anew(tmp_path):
+    """Oracle: the records of each writing."""
+    path = write(tmp_path / "my.jsonl", RECORDS)
+    assert len(read_conversations(path, tmp_path / "data")) == 3
+    write(path, RECORDS[:1])
+    assert everything(read_conversations(path, tmp_path / "data")) == WANTED[:1]
+
+
+class Chats(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+    """A dataset as someone else would prepare it, without weights and with a field of its own."""
+
+    VERSION = tfds.core.Version("2.0.0")
+    url_infos = None
+    field = "messages"
+
+    def _info(self):
+        text = tfds.features.Text()
+        message = {"content": text, "role": text, "name": text}
+        features = {self.field: tfds.features.Sequence(message), "id": np.int32}
+        return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(features))
+
+    def _split_generators(self, dl_manager):
+        return {"test": self._generate_examples()}
+
+    def _generate_examples(self):
+        for i, record in enumerate(RECORDS):
+            messages = [m | {"name": "x"} for m in record["messages"]]
+            yield i, {self.field: messages, "id": i}
+
+
+class OtherFeature(Chats, skip_registration=True):
+    field = "chat"
+
+
+def prepare(builder, folder):
+    builder = builder(data_dir=folder, file_format="array_record")
+    builder.download_and_prepare()
+    return builder.data_path
+
+
+def test_a_prepared_dataset_gives_its_conversations(tmp_path):
+    """Oracle: the records that it was made of; without weights each counts once; a slice."""
+    folder = prepare(Chats, tmp_path)
+    source = read_conversations(folder, None, "test")
+    wanted = [{"messages": record["messages"], "weight": 1.0} for record in RECORDS]
+    assert everything(source) == sorted(wanted, key=repr)
+    assert len(read_conversations(folder, None, "test[:2]")) == 2
+
+
+def test_a_dataset_that_does_not_fit_is_refused(tmp_path):
+    """Oracle: the words a reader needs."""
+    folder = prepare(Chats, tmp_path)
+    with pytest.raises(ValueError, match="no split 'train'; set config.data.split to one of test"):
+        read_conversations(folder, None)
+    with pytest.raises(ValueError, match="no TFDS dataset in"):
+        read_conversations(tmp_path, None)
+    with pytest.raises(ValueError, match="no feature messages: Sequence of role and content"):
+        read_conversations(prepare(OtherFeature, tmp_path), None, "test")
+    with pytest.raises(ValueError, match="nothing at"):
+        read_conversations(tmp_path / "absent.jsonl", None)
+
+
+GOOD = {"messages": turns("a", "b")}
+
+
+@pytest.mark.parametrize(
+    "line, words",
+    [
+        ("{", "is not JSON"),
+        ("[1]", "is not a JSON object"),
+        ('{"text": "a"}', r"no list under 'messages'; it has \['text'\]"),
+        ('{"messages": []}', "no list under 'messages'"),
+        ('{"messages": {"role": "user"}}', "no list under 'messages'"),
+        ('{"messages": ["hello"]}', "message 1 is no object with role and content"),
+        ({"messages": turns("a", "b", "c")}, "roles user, assistant, user;"),
+        ({"messages": turns("a", "b")[::-1]}, "roles assistant, user;"),
+        ({"messages": turns(system="s")}, "roles system;"),
+        ({"messages": [*turns("a", "b"), *turns(system="s")]}, "roles user, assistant, system;"),
+        (
+            {"messages": [{"role": "tool", "content": "a"}]},
+            "message 1 has the role 'tool'; allowed",
+        ),
+        ({"messages": turns("a", " \n")}, "message 2 has no text under 'content'"),
+        ({"messages": [{"role": "user"}]}, "message 1 has no text under 'content'"),
+        ({"messages": turns("a", "\ud800")}, "half of a surrogate pair"),
+        (GOOD | {"weight": 0}, "weight=0; set a finite number above 0"),
+        (GOOD | {"weight": -1.0}, "weight=-1.0"),
+        (GOOD | {"weight": float("nan")}, "weight=nan"),
+        (GOOD | {"weight": 1e39}, r"weight=1e\+39"),  # infinite in float32
+        (GOOD | {"weight": True}, "weight=True"),
+        (GOOD | {"weight": "1"}, "weight='1'"),
+        (GOOD | {"weight": None}, "weight=None"),
+    ],
+)
+def test_a_bad_line_is_named(tmp_path, line, words):
+    """Oracle: file, line and the words a reader needs."""
+    text = line if isinstance(line, str) else json.dumps(line)
+    path = tmp_path / "my.jsonl"
+    path.write_text(f"{json.dumps(GOOD)}\n\n{text}\n")
+    with pytest.raises(ValueError, match=words) as error:
+        read_conversations(path, tmp_path / "data")
+    assert f"{path}, line 3" in str(error.value)
+
+
+def test_files_without_conversations_and_splits_of_a_file_are_refused(tmp_path):
+    """Oracle: the words a reader needs."""
+    path = write(tmp_path / "my.jsonl", [])
+    with pytest.raises(ValueError, match="holds no conversations"):
+        read_conversations(path, tmp_path / "data")
+    with pytest.raises(ValueError, match="config.data.split='test'"):
+        read_conversations(path, tmp_path / "data", "test")
+
+
+def test_bytes_that_are_no_text_are_named():
+    """Oracle: the place and the message."""
+    record = {"messages": turns(b"a", b"\xff")}
+    with pytest.raises(ValueError, match="here, message 2: its content is not UTF-8"):
+        parse_conversation("here", record)
+
+
+@pytest.mark.parametrize(
+    "task, reward", [(arithmetic_task, correct_reasoning), (word_arithmetic_task, correct_working)]
+)
+def test_a_small_worlds_answers_are_right_workings(task, reward):
+    """Oracle: the rewards' own strict graders, on every conversation."""
+    conversations = worked_conversations(task(0, 20).train)
+    for conversation in conversations:
+        question, answer = conversation["messages"]
+        assert question == {"role": "user", "content": conversation["question"]}
+        assert answer["role"] == "assistant" and reward(answer["content"], conversation) == 1.0
+        assert parse_conversation("here", conversation).items() <= conversation.items()
