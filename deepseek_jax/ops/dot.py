@@ -5,6 +5,8 @@ import functools
 import jax
 import jax.numpy as jnp
 
+from deepseek_jax.ops.platform import platform
+
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 3))
 def dot(spec, x, w, out_dtype=None):
@@ -35,9 +37,7 @@ def _backward(spec, out_dtype, saved, cotangent):
     cotangent = cotangent.astype(x.dtype)
     product = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
     dx = product(f"{result},{right}->{left}", cotangent, w.astype(x.dtype))
-    if (
-        jax.default_backend() == "cpu"
-    ):  # it lacks bfloat16 into float32 in some of these layouts, at no gain
+    if platform() == "cpu":  # it lacks bfloat16 into float32 in some of these layouts, at no gain
         x, cotangent = x.astype(jnp.float32), cotangent.astype(jnp.float32)
     dw = product(f"{left},{result}->{right}", x, cotangent)
     return dx.astype(saved[0].dtype), dw.astype(w.dtype)

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from deepseek_jax.ops.dot import dot
+from deepseek_jax.ops.platform import platform
 
 MAX_BLOCK = 64  # rows of one expert multiplied at once where the matrix unit is a CPU's
 
@@ -115,10 +116,10 @@ def grouped_matmul(rows, kernel, rows_per_expert, *, block, implementation=None)
     rows_per_expert: int32[e], multiples of block; rows past their sum come out as some finite value.
     implementation: "blocks" gathers one matrix per block of rows, and costs what the active rows cost;
     "ragged" is jax.lax.ragged_dot, a grouped kernel on TPU but dense over the experts on a CPU.
-    None takes "ragged" where the default backend is a TPU and "blocks" elsewhere.
+    None takes "ragged" where the program is for a TPU and "blocks" elsewhere.
     """
     if implementation is None:
-        implementation = "ragged" if jax.default_backend() == "tpu" else "blocks"
+        implementation = "ragged" if platform() == "tpu" else "blocks"
     if implementation == "ragged":
         kernel = kernel.astype(rows.dtype)
         out = jax.lax.ragged_dot(rows, kernel, rows_per_expert, preferred_element_type=jnp.float32)

@@ -14,6 +14,7 @@ from deepseek_jax.ops.grouped_matmul import (
     expert_layout,
     rows_by_expert,
 )
+from deepseek_jax.ops.platform import platform
 from deepseek_jax.parallel.shard import axis_parts, current_mesh, partition_spec
 
 
@@ -31,13 +32,13 @@ def expert_parallel(
     float, at least 1, a multiple of the balanced share of m * a rows a device; where more come, the result
     is NaN on all devices along the axis, and so is the gradient of weights: the step is skipped. None is
     room for the worst case.
-    implementation=None takes "ragged" where the default backend is a TPU (a CPU has none), else "padded".
+    implementation=None takes "ragged" where the program is for a TPU (a CPU has none), else "padded".
     Without a mesh, or where rows or tokens do not split (a rollout's), run_experts runs as it is, and the
     compiler places it. Returns [b t d].
     """
     mesh = current_mesh()
     if implementation is None:
-        implementation = "ragged" if jax.default_backend() == "tpu" else "padded"
+        implementation = "ragged" if platform() == "tpu" else "padded"
     exchanged = {"padded": _padded, "ragged": functools.partial(_ragged, buffer=buffer)}
 
     def local(x_btd, experts_bta, weights_bta, kernels):
