@@ -1,0 +1,92 @@
+"""Floating-point operations of an update: those a program carries out, and those the model needs."""
+
+import math
+
+import flax.linen as nn
+import jax
+from jax.extend.core import jaxprs_in_params
+
+from deepseek_jax.models import init_params
+from deepseek_jax.parallel import logical_names
+
+UNKNOWN_TRIPS = ("while", "pallas_call")
+
+
+def matmul_flops(jaxpr):
+    """Multiplications and additions of every matrix product in a jaxpr, over all devices: int.
+
+    jaxpr: of `jax.make_jaxpr(f)(...)` or `jitted.trace(...).jaxpr`. A scan counts its body as often as it
+    runs, a cond its dearest branch, and the body of a shard_map, which is one device's, once for each device
+    along its manual axes. A ragged product counts each row once, as a grouped kernel computes it. What remat
+    computes again counts again. Raises ValueError for products under a loop of unknown length.
+    """
+    jaxpr = getattr(jaxpr, "jaxpr", jaxpr)
+    return sum(_of_equation(equation) for equation in jaxpr.eqns)
+
+
+def _of_equation(equation):
+    name, params = equation.primitive.name, equation.params
+    if name == "dot_general":
+        return _of_dot(equation, params["dimension_numbers"], groups=())
+    if name == "ragged_dot_general":
+        numbers = params["ragged_dot_dimension_numbers"]
+        return _of_dot(equation, numbers.dot_dimension_numbers, numbers.rhs_group_dimensions)
+    inside = [matmul_flops(body) for body in jaxprs_in_params(params)]
+    if name == "cond":
+        return max(inside)
+    if name in UNKNOWN_TRIPS and any(inside):
+        raise ValueError(f"a {name} with matrix products runs as often as its data say; use a scan")
+    return sum(inside) * _times(name, params)
+
+
+def _of_dot(equation, dimension_numbers, groups):
+    """2 m k n, and for each index of the batch dimensions."""
+    left, right = (variable.aval.shape for variable in equation.invars[:2])
+    (_, contracted), (_, batch) = dimension_numbers
+    inner = {*contracted, *batch, *groups}
+    return 2 * math.prod(left) * math.prod(n for i, n in enumerate(right) if i not in inner)
+
+
+def _times(name, params):
+    if name == "scan":
+        return params["length"]
+    if name == "shard_map":
+        return math.prod(params["mesh"].shape[axis] for axis in params["newly_manual_axes"])
+    return 1
+
+
+def useful_flops(config, sequence_length, *, trains_mtp):
+    """What one token of a full row needs, forward and backward: float.
+
+    6 for each weight that it meets in a product (one forward, two backward, of two operations each), and as
+    many for each score and for each value that it weights; a query sees half of its row on average. Nothing
+    is counted twice, whatever the program recomputes. config: ModelConfig. trains_mtp: whether a loss trains
+    the multi-token prediction modules, whose layer and head then count as well.
+    """
+    depths = config.num_nextn_predict_layers if trains_mtp else 0
+    if config.is_mla:
+        width = config.qk_nope_head_dim + config.qk_rope_head_dim + config.v_head_dim
+    else:
+        width = 2 * config.head_dim
+    attention = (config.num_hidden_layers + depths) * config.num_attention_heads * width
+    return 6 * (active_weights(config, depths) + attention * sequence_length / 2)
+
+
+def active_weights(config, depths=0):
+    """How many weights a token meets in matrix products: those of the first `depths` multi-token prediction
+    modules and of all else, of routed experts its own, and the head once for each prediction.
+    """
+    boxed = jax.eval_shape(lambda: init_params(config, jax.random.key(0)))
+    used = {name: part for name, part in boxed.items() if name not in ("embedding", "head")}
+    for depth in range(depths, config.num_nextn_predict_layers):
+        del used[f"mtp_{depth}"]
+    names = jax.tree.leaves(logical_names(used), is_leaf=lambda x: isinstance(x, tuple))
+    total = (1 + depths) * config.vocab_size * config.hidden_size
+    for (path, leaf), axes in zip(jax.tree.leaves_with_path(nn.unbox(used)), names, strict=True):
+        name, weights = path[-1].key, leaf.size
+        if name == "scale" or name.endswith("bias"):
+            continue
+        if "experts" in axes and name != "router":
+            weights = weights // config.n_routed_experts * config.num_experts_per_tok
+        total += weights
+    return total
