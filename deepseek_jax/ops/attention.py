@@ -3,11 +3,17 @@
 Letters beyond the shared ones: g query heads of one key head, x a query or key head's width, n a branch.
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from deepseek_jax.ops.dot import dot
+from deepseek_jax.ops.platform import platform
 
+LONG = 1024  # tokens of a row up to which all scores at once are the faster form
+BLOCK = 512
 MASKED = -1e30  # finite: a row with nothing to see stays finite too
 
 
@@ -15,20 +21,141 @@ def _softmax(scores, mask, dtype):
     return jax.nn.softmax(jnp.where(mask, scores, MASKED), axis=-1).astype(dtype)
 
 
-def attend(q, k, v, *, scale, segment_ids):
+def attend(q, k, v, *, scale, segment_ids, implementation=None):
     """Each token sees itself and the tokens before it in its own segment.
 
     q: [b t h x], k: [b t k x], v: [b t k u], where query head i reads key head i // (h / k).
     segment_ids: int32[b t]. scale: what scores are multiplied by. Scores and softmax are float32.
-    Returns [b t h u] in v's dtype.
+    implementation: "whole" holds all scores, float32[b h t t], at once; "blockwise" those of a block of
+    queries against a block of keys, computed anew for the gradient, and leaves out the blocks that come
+    after; None takes it where t is above LONG. Returns [b t h u] in v's dtype.
     """
     t, g = q.shape[1], q.shape[2] // k.shape[2]
+    if implementation == "blockwise" or (implementation is None and t > LONG):
+        return _attend_blockwise(q, k, v, segment_ids, scale)
     before_ts = jnp.tril(jnp.ones((t, t), bool))
     mask_bts = before_ts & (segment_ids[:, :, None] == segment_ids[:, None, :])
     k_bksx, v_bksu = jnp.swapaxes(k, 1, 2), jnp.swapaxes(v, 1, 2)
     scores_bkms = dot("bkmx,bksx->bkms", _by_key_head(q, g), k_bksx, jnp.float32) * scale
     weights_bkms = _masked_softmax(scores_bkms, mask_bts[:, None, None], v.dtype)
     return _by_token(dot("bkms,bksu->bkmu", weights_bkms, v_bksu), g)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
+def _attend_blockwise(q, k, v, segment_ids, scale):
+    """attend by an online softmax over blocks of keys (arXiv:2205.14135): no product is of more than BLOCK
+    queries and BLOCK keys.
+    """
+    return _blockwise_forward(q, k, v, segment_ids, scale)[0]
+
+
+def _blockwise_forward(q, k, v, segment_ids, scale):
+    t, g = q.shape[1], q.shape[2] // k.shape[2]
+    blocks = _Blocks(q, k, v, segment_ids, scale)
+    n, b, heads, m, _ = blocks.q.shape
+    shape = (b, heads, m, 1)
+    fresh = jnp.full(shape, MASKED), jnp.zeros(shape), jnp.zeros((b, heads, m, v.shape[-1]))
+
+    def step(carry, pair):
+        (largest, total, sum_bkmu), out_nbkmu, normalizer_nbkm1 = carry
+        i, j = pair
+        largest, total, sum_bkmu = jax.tree.map(
+            lambda new, old: jnp.where(j == i, new, old), fresh, (largest, total, sum_bkmu)
+        )
+        scores_bkms = blocks.scores(i, j)
+        above = jnp.maximum(largest, scores_bkms.max(-1, keepdims=True))
+        weights_bkms, shrunk = jnp.exp(scores_bkms - above), jnp.exp(largest - above)
+        total = shrunk * total + weights_bkms.sum(-1, keepdims=True)
+        values = dot("bkms,bksu->bkmu", weights_bkms.astype(v.dtype), blocks.v[j], jnp.float32)
+        sum_bkmu = shrunk * sum_bkmu + values
+        # Written after each block of keys: what the last one leaves is the whole
+        out_nbkmu = out_nbkmu.at[i].set((sum_bkmu / total).astype(v.dtype))
+        normalizer_nbkm1 = normalizer_nbkm1.at[i].set(above + jnp.log(total))
+        return ((above, total, sum_bkmu), out_nbkmu, normalizer_nbkm1), None
+
+    out_nbkmu = jnp.zeros((n, b, heads, m, v.shape[-1]), v.dtype)
+    init = fresh, out_nbkmu, jnp.zeros((n, *shape))
+    (_, out_nbkmu, normalizer_nbkm1), _ = jax.lax.scan(step, init, _pairs(n))
+    out = _joined(_by_token(out_nbkmu, g), t)
+    return out, (q, k, v, segment_ids, out, normalizer_nbkm1)
+
+
+def _blockwise_backward(scale, saved, cotangent):
+    q, k, v, segment_ids, out, normalizer_nbkm1 = saved
+    t, g = q.shape[1], q.shape[2] // k.shape[2]
+    blocks = _Blocks(q, k, v, segment_ids, scale)
+    d_out = _by_key_head(_split(cotangent), g)
+    # How much all weights of a query together would move its scores (arXiv:2205.14135, appendix B.4)
+    product = cotangent.astype(jnp.float32) * out.astype(jnp.float32)
+    drift_nbkm1 = _by_key_head(_split(product.sum(-1, keepdims=True)), g)
+
+    def step(carry, pair):
+        d_q, d_k, d_v = carry
+        i, j = pair
+        weights_bkms = jnp.exp(blocks.scores(i, j) - normalizer_nbkm1[i])
+        d_v = d_v.at[j].add(_transposed(weights_bkms.astype(v.dtype), d_out[i]))
+        d_weights = dot("bkmu,bksu->bkms", d_out[i], blocks.v[j], jnp.float32)
+        d_scores = (weights_bkms * (d_weights - drift_nbkm1[i]) * scale).astype(q.dtype)
+        d_q = d_q.at[i].add(dot("bkms,bksx->bkmx", d_scores, blocks.k[j], jnp.float32))
+        d_k = d_k.at[j].add(_transposed(d_scores, blocks.q[i]))
+        return (d_q, d_k, d_v), None
+
+    init = tuple(jnp.zeros(x.shape, jnp.float32) for x in (blocks.q, blocks.k, blocks.v))
+    (d_q, d_k, d_v), _ = jax.lax.scan(step, init, _pairs(len(blocks.q)))
+    d_k, d_v = (_joined(jnp.swapaxes(x, 2, 3), t) for x in (d_k, d_v))
+    d_q = _joined(_by_token(d_q, g), t)
+    return d_q.astype(q.dtype), d_k.astype(k.dtype), d_v.astype(v.dtype), None
+
+
+_attend_blockwise.defvjp(_blockwise_forward, _blockwise_backward)
+
+
+class _Blocks:
+    """Operands of attend, cut along t: q [n b k m x] with m = g * BLOCK, k [n b k s x], v [n b k s u]."""
+
+    def __init__(self, q, k, v, segment_ids, scale):
+        self.g, self.scale = q.shape[2] // k.shape[2], scale
+        self.q = _by_key_head(_split(q), self.g)
+        self.k, self.v = (jnp.swapaxes(_split(x), 2, 3) for x in (k, v))
+        self.segments = _split(segment_ids)
+
+    def scores(self, i, j):
+        """float32[b k m s] of the queries of block i and the keys of block j, MASKED where none is seen."""
+        scores_bkms = dot("bkmx,bksx->bkms", self.q[i], self.k[j], jnp.float32) * self.scale
+        t = self.segments.shape[-1]
+        at_t, at_s = i * t + jnp.arange(t), j * t + jnp.arange(t)
+        mask_bts = self.segments[i][:, :, None] == self.segments[j][:, None, :]
+        mask_bts &= at_t[:, None] >= at_s
+        return jnp.where(jnp.tile(mask_bts, (1, self.g, 1))[:, None], scores_bkms, MASKED)
+
+
+def _pairs(n):
+    """(blocks of queries, blocks of keys), int32[pairs] each: the block itself, of which a query sees some
+    key, and then those before it.
+    """
+    i, j = np.array([(i, j) for i in range(n) for j in range(i, -1, -1)], np.int32).T
+    return i, j
+
+
+def _split(array):
+    """[b t ...] -> [n b BLOCK ...], zeros behind the end: keys that no query before them sees."""
+    b, t, *rest = array.shape
+    block = min(BLOCK, t)
+    padded = jnp.pad(array, [(0, 0), (0, -t % block)] + [(0, 0)] * len(rest))
+    return jnp.moveaxis(padded.reshape(b, -1, block, *rest), 1, 0)
+
+
+def _joined(blocks, t):
+    """The inverse of _split."""
+    n, b, s, *rest = blocks.shape
+    return jnp.moveaxis(blocks, 0, 1).reshape(b, n * s, *rest)[:, :t]
+
+
+def _transposed(left_bkms, right_bkmz):
+    """Sum over queries: -> float32[b k s z]."""
+    if platform() == "cpu":  # see ops.dot
+        left_bkms, right_bkmz = left_bkms.astype(jnp.float32), right_bkmz.astype(jnp.float32)
+    return jnp.einsum("bkms,bkmz->bksz", left_bkms, right_bkmz, preferred_element_type=jnp.float32)
 
 
 def attend_branches(q, k, v, *, scale, segment_ids, prefix_length, branches):

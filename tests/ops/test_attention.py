@@ -5,7 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from deepseek_jax.ops import attention
 from deepseek_jax.ops.attention import attend, attend_branches, attend_cached, attend_latent
+from deepseek_jax.training.flops import matmul_flops
 
 SCALE = 0.7
 CLOSE = dict(atol=2e-6, rtol=2e-5)  # float32 rounding of sums over a few keys
@@ -40,6 +42,84 @@ def test_attend_is_softmax_over_what_comes_before_in_the_segment(key_heads):
     segment_ids = np.array([[1, 1, 1, 2, 2, 2, 2, 0, 0], [0, 0, 3, 3, 3, 3, 4, 4, 4]])
     ours = attend(q, k, v, scale=SCALE, segment_ids=segment_ids)
     np.testing.assert_allclose(ours, loop_attend(q, k, v, segment_ids), **CLOSE)
+
+
+def forms(monkeypatch, *arrays, **options):
+    """(outputs and gradients of attend whole, those blockwise) for blocks of 8, as two flat lists."""
+    monkeypatch.setattr(attention, "BLOCK", 8)
+    probe = normal(10, *arrays[0].shape[:3], arrays[2].shape[-1])
+
+    def results(implementation):
+        def loss(q, k, v):
+            out = attend(q, k, v, scale=SCALE, implementation=implementation, **options)
+            return (out * probe).sum(), out
+
+        grads, out = jax.jit(jax.grad(loss, argnums=(0, 1, 2), has_aux=True))(*arrays)
+        return [out, *grads]
+
+    return results("whole"), results("blockwise")
+
+
+@pytest.mark.parametrize("key_heads", [1, 2, 4])
+@pytest.mark.parametrize("t", [5, 8, 24, 29])
+def test_blockwise_attention_is_the_whole_one(monkeypatch, t, key_heads):
+    """Oracle: the plain form and autodiff through it; rows shorter than a block, of whole blocks, and not;
+    packed documents that begin and end within blocks, padding on both sides, values narrower than keys.
+    """
+    arrays = normal(0, 2, t, 4, 6), normal(1, 2, t, key_heads, 6), normal(2, 2, t, key_heads, 5)
+    cuts = np.arange(t)
+    segment_ids = np.stack([1 + (cuts > 2) + (cuts > 17), (cuts > 0) * (cuts < 21)]).astype(int)
+    whole, blockwise = forms(monkeypatch, *arrays, segment_ids=segment_ids)
+    for ours, theirs in zip(blockwise, whole, strict=True):
+        np.testing.assert_allclose(ours, theirs, atol=1e-5, rtol=1e-5)
+
+
+def test_blockwise_attention_in_bfloat16_is_as_near_the_truth_as_the_whole_one(monkeypatch):
+    """Oracle: the plain form in float32: blockwise errs at most twice as much as whole does."""
+    arrays = normal(0, 2, 29, 4, 6), normal(1, 2, 29, 2, 6), normal(2, 2, 29, 2, 5)
+    options = dict(segment_ids=np.ones((2, 29), int))
+    rounded = [jnp.asarray(x, jnp.bfloat16) for x in arrays]
+    exact, _ = forms(monkeypatch, *(x.astype(jnp.float32) for x in rounded), **options)
+    whole, blockwise = forms(monkeypatch, *rounded, **options)
+    for ours, theirs, true in zip(blockwise, whole, exact, strict=True):
+        assert ours.dtype == theirs.dtype == jnp.bfloat16
+        assert np.abs(ours - true).max() < 2 * np.abs(theirs - true).max() + 1e-3
+
+
+def test_scores_beyond_the_range_of_exp_stay_exact_blockwise(monkeypatch):
+    """Oracle: the plain form: the largest score so far is taken off, in blocks that rise and that fall by
+    hundreds.
+    """
+    q, k, v = normal(0, 1, 24, 1, 6), normal(1, 1, 24, 1, 6), normal(2, 1, 24, 1, 5)
+    for sign in (1, -1):
+        slope = np.linspace(-300, 300, 24, dtype=np.float32)[None, :, None, None] * sign
+        steep = np.concatenate([np.ones_like(slope), q], -1), np.concatenate([slope, k], -1)
+        whole, blockwise = forms(monkeypatch, *steep, v, segment_ids=np.ones((1, 24), int))
+        for ours, theirs in zip(blockwise, whole, strict=True):
+            np.testing.assert_allclose(ours, theirs, atol=1e-3, rtol=1e-4)  # 300 x 300 x 2^-24: 5e-3
+
+
+def test_long_rows_are_attended_blockwise_and_half_their_scores_left_out():
+    """Oracle: the program itself: by default no array as large as all scores of a long row, and the products
+    of n (n + 1) / 2 blocks of n^2.
+    """
+    t = 4 * attention.BLOCK
+    assert t > attention.LONG
+    shapes = [jax.ShapeDtypeStruct((1, t, 2, 8), jnp.float32)] * 3
+    ids = jax.ShapeDtypeStruct((1, t), jnp.int32)
+
+    def traced(implementation):
+        def loss(q, k, v, ids):
+            options = dict(scale=SCALE, segment_ids=ids, implementation=implementation)
+            return attend(q, k, v, **options).sum()
+
+        return jax.jit(jax.grad(loss, argnums=(0, 1, 2))).trace(*shapes, ids)
+
+    default, whole = traced(None), traced("whole")
+    assert f"{t},{t}]" in str(whole.jaxpr) and f"{t},{t}]" not in str(default.jaxpr)
+    one_product = 2 * 2 * t * t * 8
+    assert matmul_flops(whole.jaxpr) == 6 * one_product
+    assert matmul_flops(default.jaxpr) == 7 * one_product * (4 + 1) / 8
 
 
 def branch_rows():
