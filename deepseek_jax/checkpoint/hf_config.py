@@ -34,7 +34,7 @@ FP8_QUANTIZATION = {
     "activation_scheme": "dynamic",
     "weight_block_size": [128, 128],
 }
-RUN_FIELDS = {"dtype", "scan_layers", "fp8", "remat", "pipeline_micro_batches"}
+RUN_FIELDS = {"dtype", "scan_layers", "fp8", "remat", "pipeline_micro_batches", "expert_buffer"}
 FIELDS = [f.name for f in dataclasses.fields(ModelConfig) if f.name not in RUN_FIELDS]
 MOE_FIELDS = FIELDS[FIELDS.index("n_routed_experts") : FIELDS.index("rope_theta")]
 ROPE_FIELDS = [f.name for f in dataclasses.fields(RopeScaling)]

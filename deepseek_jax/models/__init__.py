@@ -2,7 +2,13 @@
 
 from deepseek_jax.models.config import ModelConfig, RopeScaling
 from deepseek_jax.models.decoder import Branches, count_params, init_params
-from deepseek_jax.models.heads import forward, head_weight, hidden_states, predict_further
+from deepseek_jax.models.heads import (
+    forward,
+    head_weight,
+    hidden_states,
+    layer_states,
+    predict_further,
+)
 from deepseek_jax.models.moe import Routing
 
 __all__ = [
@@ -15,5 +21,6 @@ __all__ = [
     "head_weight",
     "hidden_states",
     "init_params",
+    "layer_states",
     "predict_further",
 ]

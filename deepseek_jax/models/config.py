@@ -63,7 +63,8 @@ class ModelConfig:
     of all (fast to compile, as on TPU), fp8 rounds the operands of the Linear layers' products to E4M3,
     forward and backward (arXiv:2412.19437, section 3.3), remat says what the backward pass recomputes, a key
     of REMAT_POLICIES, and pipeline_micro_batches into how many parts the rows are cut that pass through a
-    mesh's pipeline stages (default: as many as there are stages).
+    mesh's pipeline stages (default: as many as there are stages). expert_buffer bounds what a TPU has room to
+    receive for its experts, see parallel.dispatch.expert_parallel (default: the worst case).
     """
 
     model_type: str
@@ -108,6 +109,7 @@ class ModelConfig:
     fp8: bool = False
     remat: str = "none"
     pipeline_micro_batches: int | None = None
+    expert_buffer: float | None = None
 
     def __post_init__(self):
         if self.model_type not in ATTENTION_OF:
@@ -126,6 +128,10 @@ class ModelConfig:
                 object.__setattr__(self, name, default[name == "head_dim"])
         if self.dtype not in ("float32", "bfloat16"):
             raise ValueError(f"model.dtype={self.dtype!r} is not 'float32' or 'bfloat16'")
+        if self.expert_buffer is not None and not self.expert_buffer >= 1:
+            raise ValueError(
+                f"model.expert_buffer={self.expert_buffer} is below an even share; set it to at least 1"
+            )
         if self.remat not in REMAT_POLICIES:
             raise ValueError(
                 f"model.remat={self.remat!r} is not one of {', '.join(REMAT_POLICIES)}"

@@ -51,11 +51,15 @@ class DecoderLayer(nn.Module):
         x_btd, routing = self._feed_forward(x_btd + y_btd, segment_ids)
         return x_btd, routing, remembered
 
-    def train(self, x_btd, rope, segment_ids, branches):
-        """__call__ as lax.scan wants it, remembering nothing."""
+    def train(self, x_btd, rope, segment_ids, branches, keep):
+        """__call__ as lax.scan wants it, remembering nothing: -> (x [b t d], (Routing or None, x if keep)).
+
+        branches and keep are static.
+        """
         x_btd = checkpoint_name(constrain(x_btd, ROWS), "layer_input")
         x_btd, routing, _ = self(x_btd, rope, segment_ids, branches)
-        return constrain(x_btd, ROWS), routing
+        x_btd = constrain(x_btd, ROWS)
+        return x_btd, (routing, x_btd if keep else None)
 
     def decode(self, x_bd, rope, cache, write):
         """One new token a sequence: x [b d] -> (x [b d], cache)."""
@@ -89,7 +93,7 @@ def _training_layer(config):
     return nn.remat(
         DecoderLayer,
         methods=["train"],
-        static_argnums=(4,),
+        static_argnums=(4, 5),
         prevent_cse=not config.scan_layers,
         policy=POLICIES[config.remat],
     )
@@ -131,34 +135,42 @@ class Decoder(nn.Module):
         )
         return scanned(cfg, is_moe)
 
-    def __call__(self, tokens, positions, segment_ids, branches=None):
-        """int32[b t] each -> (hidden [b t d] after the final norm, Routing of each MoE layer or None)."""
+    def __call__(self, tokens, positions, segment_ids, branches=None, keep_layers=False):
+        """int32[b t] each -> (hidden [b t d] after the final norm, Routing of each MoE layer or None, the
+        residual stream behind each layer [l b t d] with keep_layers, else None).
+        """
         rope = position_tables(self.config, positions)
         x_btd = jnp.take(self.embedding, tokens, axis=0).astype(self.config.dtype)
-        routing = None
+        routing, kept = None, []
         for stack in filter(None, (self.dense_layers, self.moe_layers)):
             in_stages = stack is (self.moe_layers or self.dense_layers) and pipeline_stages() > 1
             run = self._train_in_stages if in_stages and not self.is_initializing() else _train
-            x_btd, routing = run(stack, x_btd, rope, segment_ids, branches)
-        return self.final_norm(x_btd), routing
+            x_btd, (routing, x_lbtd) = run(stack, x_btd, rope, segment_ids, branches, keep_layers)
+            kept.append(x_lbtd)
+        return self.final_norm(x_btd), routing, jnp.concatenate(kept) if keep_layers else None
 
-    def _train_in_stages(self, stack, x_btd, rope, segment_ids, branches):
+    def _train_in_stages(self, stack, x_btd, rope, segment_ids, branches, keep_layers):
         """stack.train, its layers dealt out to the stages of the mesh's pipeline."""
         cfg = self.config
+        if keep_layers:
+            raise ValueError(
+                "layers' hidden states do not leave the stages of a pipeline; set config.mesh.pipeline to 1"
+            )
         layer = _training_layer(cfg)(cfg, stack is self.moe_layers, parent=None)
 
         def run_stage(params, carried):
             def one_layer(x_btd, layer_params):
-                arguments = x_btd, carried["rope"], carried["segment_ids"], branches
+                arguments = x_btd, carried["rope"], carried["segment_ids"], branches, False
                 return layer.apply({"params": layer_params}, *arguments, method="train")
 
             unroll = 1 if cfg.scan_layers else len(jax.tree.leaves(params)[0])
-            x_btd, routing = jax.lax.scan(one_layer, carried["x"], params, unroll=unroll)
+            x_btd, (routing, _) = jax.lax.scan(one_layer, carried["x"], params, unroll=unroll)
             return carried | {"x": x_btd}, routing
 
         carried = {"x": x_btd, "rope": rope, "segment_ids": segment_ids}
         micro_batches = cfg.pipeline_micro_batches or pipeline_stages()
-        return pipeline(run_stage, stack.variables["params"], carried, micro_batches)
+        x_btd, routing = pipeline(run_stage, stack.variables["params"], carried, micro_batches)
+        return x_btd, (routing, None)
 
     def predict_further(self, depth, hidden_btd, next_tokens, positions, segment_ids):
         """Multi-token prediction module `depth`, from 0 (arXiv:2412.19437, eqs. 21-22).
@@ -173,13 +185,13 @@ class Decoder(nn.Module):
     def touch(self, tokens):
         """Call every part once, so that init creates every parameter."""
         ones = jnp.ones_like(tokens)
-        hidden, _ = self(tokens, ones, ones)
+        hidden, _, _ = self(tokens, ones, ones)
         for depth in range(self.config.num_nextn_predict_layers):
             self.predict_further(depth, hidden, tokens, ones, ones)
 
 
-def _train(stack, x_btd, rope, segment_ids, branches):
-    return stack.train(x_btd, rope, segment_ids, branches)
+def _train(stack, *arguments):
+    return stack.train(*arguments)
 
 
 def init_params(config, rng):

@@ -22,8 +22,16 @@ def segment_positions(segment_ids):
     return index_t - start_bt
 
 
-def hidden_states(config, params, tokens, *, segment_ids=None, positions=None, branches=None):
-    """Run the decoder: tokens int32[b t] -> (hidden [b t d] after the final norm, models.Routing).
+def hidden_states(config, params, tokens, **options):
+    """layer_states without the layers: -> (hidden [b t d] after the final norm, models.Routing)."""
+    return layer_states(config, params, tokens, keep_layers=False, **options)[:2]
+
+
+def layer_states(
+    config, params, tokens, *, segment_ids=None, positions=None, branches=None, keep_layers=True
+):
+    """Run the decoder: tokens int32[b t] -> (hidden [b t d] after the final norm, models.Routing, and
+    with keep_layers the residual stream behind each layer, [l b t d]).
 
     segment_ids: int32[b t], 0 on padding, one number a packed document elsewhere; default one document.
     positions: int32[b t]; default counts from 0 in each segment. branches: a models.Branches layout.
@@ -33,7 +41,8 @@ def hidden_states(config, params, tokens, *, segment_ids=None, positions=None, b
         segment_ids = jnp.ones_like(tokens)
     if positions is None:
         positions = segment_positions(segment_ids)
-    return Decoder(config).apply({"params": params}, tokens, positions, segment_ids, branches)
+    arguments = tokens, positions, segment_ids, branches, keep_layers
+    return Decoder(config).apply({"params": params}, *arguments)
 
 
 def predict_further(config, params, depth, hidden, next_tokens, *, segment_ids, positions):

@@ -68,11 +68,13 @@ class GatedMLP(nn.Module):
         d = self.config.hidden_size
         w_gate_up = weight(self, "gate_up", embed=d, gate_up=2, mlp=self.width)
         w_down = weight(self, "down", mlp=self.width, embed=d)
-        x_md = x.reshape(-1, d)
-        hidden_mzf = checkpoint_name(linear(self.config, "md,dzf->mzf", x_md, w_gate_up), "kept")
-        gate_mf, up_mf = jnp.unstack(hidden_mzf, axis=1)
-        out_md = linear(self.config, "mf,fd->md", swiglu(gate_mf, up_mf), w_down)
-        return out_md.reshape(x.shape)
+        x_btd = (
+            x if x.ndim == 3 else x[:, None]
+        )  # b and t stay apart: either may be split over devices
+        hidden = linear(self.config, "btd,dzf->btzf", x_btd, w_gate_up)
+        gate_btf, up_btf = jnp.unstack(checkpoint_name(hidden, "kept"), axis=2)
+        out_btd = linear(self.config, "btf,fd->btd", swiglu(gate_btf, up_btf), w_down)
+        return out_btd.reshape(x.shape)
 
 
 def position_tables(config, positions):

@@ -47,13 +47,11 @@ class MoE(nn.Module):
         w_gate_up = weight(self, "gate_up", experts=e, embed=d, gate_up=2, mlp=f)
         w_down = weight(self, "down", experts=e, mlp=f, embed=d)
 
-        x_md = x.reshape(-1, d)
-        logits_me = dot(
-            "md,de->me", x_md.astype(jnp.float32), w_router
-        )  # routing is float32 in every dtype
-        experts_ma, weights_ma = route(
-            logits_me,
-            bias_e,
+        x_btd = x if x.ndim == 3 else x[:, None]
+        # Routing is float32 in every dtype. b and t stay apart: either may be split over devices
+        logits_bte = dot("btd,de->bte", x_btd.astype(jnp.float32), w_router)
+        choose = functools.partial(
+            route,
             num_experts_per_tok=cfg.num_experts_per_tok,
             n_group=cfg.n_group,
             topk_group=cfg.topk_group,
@@ -61,26 +59,26 @@ class MoE(nn.Module):
             norm_topk_prob=cfg.norm_topk_prob,
             routed_scaling_factor=cfg.routed_scaling_factor,
         )
-        rows = x if x.ndim == 3 else x[:, None]
+        experts_bta, weights_bta = jax.vmap(choose, (0, None))(logits_bte, bias_e)
         y = expert_parallel(
             functools.partial(run_experts, fp8=cfg.fp8),
-            rows,
-            experts_ma.reshape(*rows.shape[:2], -1),
-            weights_ma.reshape(*rows.shape[:2], -1),
+            x_btd,
+            experts_bta,
+            weights_bta,
             (w_gate_up, w_down),
             (("experts", "embed", "gate_up", "mlp"), ("experts", "mlp", "embed")),
+            buffer=cfg.expert_buffer,
         ).reshape(x.shape)
         if cfg.n_shared_experts:
             y += GatedMLP(cfg, cfg.n_shared_experts * f, name="shared")(x)
         routing = None
         if segment_ids is not None:
-            affinity_me = affinities(logits_me, cfg.scoring_func)
             balance = sequence_balance(
-                affinity_me.reshape(*segment_ids.shape, e),
+                affinities(logits_bte, cfg.scoring_func),
                 segment_ids,
                 num_experts_per_tok=cfg.num_experts_per_tok,
             )
-            routing = Routing(expert_load(experts_ma, e, segment_ids.reshape(-1) > 0), balance)
+            routing = Routing(expert_load(experts_bta, e, segment_ids > 0), balance)
         return y, routing
 
 

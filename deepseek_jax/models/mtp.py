@@ -32,7 +32,7 @@ class MultiTokenPrediction(nn.Module):
     def __call__(self, embedding_btd, hidden_btd, rope, segment_ids):
         """-> (normed hidden [b t d], the block's Routing)."""
         x_btd = self._input(embedding_btd, hidden_btd)
-        x_btd, routing = self.block.train(x_btd, rope, segment_ids, None)
+        x_btd, (routing, _) = self.block.train(x_btd, rope, segment_ids, None, False)
         return self.head_norm(x_btd), routing
 
     def prefill(self, embedding_btd, hidden_btd, rope, segment_ids):

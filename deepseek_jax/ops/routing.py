@@ -47,11 +47,11 @@ def affinities(logits, scoring_func):
 
 
 def expert_load(experts, n_routed_experts, counted=None):
-    """How many tokens each expert gets: experts int32[m a] -> float32[e]. counted: bool[m], default all."""
-    chosen_mae = jax.nn.one_hot(experts, n_routed_experts)
+    """How many tokens each expert gets: experts int32[... a] -> float32[e]. counted: bool[...], default all."""
+    chosen = jax.nn.one_hot(experts, n_routed_experts)
     if counted is not None:
-        chosen_mae = chosen_mae * counted[:, None, None]
-    return chosen_mae.sum((0, 1))
+        chosen = chosen * counted[..., None, None]
+    return chosen.sum(range(chosen.ndim - 1))
 
 
 def sequence_balance(affinity, segment_ids, *, num_experts_per_tok):

@@ -26,6 +26,7 @@ class RunSettings:
     fp8: bool = False
     remat: Literal[tuple(REMAT_POLICIES)] = "none"
     pipeline_micro_batches: int | None = None
+    expert_buffer: float | None = None
 
 
 @dataclasses.dataclass(frozen=True)

@@ -4,7 +4,7 @@ import dataclasses
 import math
 
 from deepseek_jax.models import ModelConfig, RopeScaling
-from deepseek_jax.parallel.shard import check_splits
+from deepseek_jax.parallel.shard import check_batch
 from deepseek_jax.recipes.blocks import OptimizerSettings
 from deepseek_jax.recipes.settings import build, check_counts
 from deepseek_jax.training.schedule import stage_at, stepwise
@@ -79,9 +79,9 @@ class StageSettings:
                 f"{path}.balance_weight={self.balance_weight} must be at least 0, and 0 for a model "
                 "without experts"
             )
-        self._check_rows(path, mesh)
+        self._check_rows(path, model, mesh)
 
-    def _check_rows(self, path, mesh):
+    def _check_rows(self, path, model, mesh):
         stage_at(self.batch_sizes(), 0, f"{path}.batch_size")  # raises for stages that are none
         at_once = self.micro_batch_size or self.quantum()
         if self.quantum() % at_once:
@@ -89,9 +89,13 @@ class StageSettings:
                 f"{path}.batch_size={self.batch_size} does not split into "
                 f"{path}.micro_batch_size={at_once}; set that to a divisor of {self.quantum()}"
             )
+        micro_batches = model.pipeline_micro_batches
         name = "micro_batch_size" if self.micro_batch_size else "batch_size"
-        check_splits(mesh, f"{path}.{name}", at_once, "batch")
-        check_splits(mesh, f"{path}.sequence_length", self.sequence_length, "seq")
+        try:
+            check_batch(mesh, at_once, self.sequence_length, pipeline_micro_batches=micro_batches)
+        except ValueError as error:
+            numbers = f"{path}.{name}={at_once}, {path}.sequence_length={self.sequence_length}"
+            raise ValueError(f"{numbers}: {error}") from error
 
     def model(self, model):
         """The ModelConfig of this stage."""

@@ -13,7 +13,13 @@ import transformers
 
 from configs import models
 from deepseek_jax.checkpoint import hf_tensors, load_hf, save_hf
-from deepseek_jax.models import ModelConfig, forward, init_params, predict_further
+from deepseek_jax.models import (
+    ModelConfig,
+    forward,
+    init_params,
+    layer_states,
+    predict_further,
+)
 from deepseek_jax.models.config import REMAT_POLICIES
 from deepseek_jax.ops.routing import route
 from tests.models.families import FAMILIES, write_released_checkpoint, write_tiny_checkpoint
@@ -213,6 +219,20 @@ def test_scanned_and_rematerialised_layers_compute_the_same(pair_of, family, how
         jax.tree.leaves(gradients), jax.tree.leaves(other_gradients), strict=True
     ):
         np.testing.assert_allclose(ours, theirs, atol=1e-5 * np.abs(ours).max() + 1e-12, rtol=0)
+
+
+@pytest.mark.parametrize("family", ["deepseek_v3", "qwen2"])
+@pytest.mark.parametrize("how", [dict(), dict(scan_layers=True, remat="full")])
+def test_layer_states_agree(pair_of, family, how):
+    """Oracle: transformers' output_hidden_states, whose last one is behind the final norm."""
+    model, _, config, params, tokens = pair_of(family)
+    with torch.no_grad():
+        theirs = model(torch.tensor(tokens), output_hidden_states=True).hidden_states
+    run = jax.jit(layer_states, static_argnums=0)
+    hidden, _, x_lbtd = run(dataclasses.replace(config, **how), params, tokens)
+    assert len(x_lbtd) == config.num_hidden_layers
+    for ours, other in zip([*x_lbtd[:-1], hidden], theirs[1:], strict=True):
+        np.testing.assert_allclose(ours, other.numpy(), atol=LOGITS, rtol=1e-5)
 
 
 def test_each_remat_policy_keeps_what_it_says():
