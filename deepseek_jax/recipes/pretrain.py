@@ -7,20 +7,28 @@ prediction speeds decoding up -> report.
 import dataclasses
 import functools
 import itertools
+from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
+from jax.sharding import NamedSharding, PartitionSpec
 from rich.console import Console
 
 from deepseek_jax.checkpoint import is_orbax, load_hf, load_orbax, save_orbax
+from deepseek_jax.checkpoint.hf_config import read_config
 from deepseek_jax.checkpoint.store import Store
+from deepseek_jax.checkpoint.tree import abstract_params, from_paths
 from deepseek_jax.data.sources import arithmetic_corpus
 from deepseek_jax.evaluation.perplexity import held_out_loss
 from deepseek_jax.evaluation.report import loss_table, plot_curves
 from deepseek_jax.losses.next_token import next_token_loss
-from deepseek_jax.parallel import put_batch
+from deepseek_jax.models import ModelConfig
+from deepseek_jax.parallel import batch_sharding, put_batch
 from deepseek_jax.parallel.processes import first_process, say
 from deepseek_jax.recipes.blocks import build_model, random_params
 from deepseek_jax.recipes.corpus import (
+    TOTALS,
     PackedDocuments,
     corpus_tokenizer,
     joined,
@@ -117,13 +125,7 @@ def train_stage(
     model: ModelConfig. stage: StageSettings, of the config block `path`. documents: a source of data.sources,
     or a Mixture. options: of data.packing.pack. evaluate: see PackedDocuments.
     """
-    trains_mtp = switched_on(stage.mtp_weight)
-    tx = stage.optimizer.make(stage.num_steps, f"{path}.optimizer", trains_mtp=trains_mtp)
-    placed = state_shardings(mesh, jax.tree.map(lambda leaf: leaf.sharding, params), params, tx)
-    create = functools.partial(TrainState.create, tx=tx)
-    create = jax.jit(
-        create, out_shardings=placed, donate_argnums=0
-    )  # no second copy of the weights
+    create, step = _jitted(model, stage, params, mesh, path)
     quantum = stage.quantum()
     batches = packed(
         documents,
@@ -140,7 +142,7 @@ def train_stage(
         batch_sizes=stage.batch_sizes(),
         quantum=quantum,
         scalars={"mtp_weight": schedule_of(stage.mtp_weight, f"{path}.mtp_weight")}
-        if trains_mtp
+        if switched_on(stage.mtp_weight)
         else {},
         evaluate=evaluate,
         eval_every=stage.eval_every,
@@ -148,7 +150,7 @@ def train_stage(
     with Store(workdir / name) as store:
         state = run_loop(
             create(params),
-            _step_of_any_size(model, stage, tx, placed, path),
+            lambda state, batch, rng: step(len(batch["tokens"]))(state, batch, rng),
             source,
             num_steps=stage.num_steps,
             store=store,
@@ -162,8 +164,18 @@ def train_stage(
     return state.params
 
 
-def _step_of_any_size(model, stage, tx, placed, path):
-    """train_step(state, batch, rng), with as many micro-batches as a batch of its rows takes."""
+def _jitted(model, stage, params, mesh, path):
+    """(create, step) of a stage, jitted: create(params) uses them up, and gives the TrainState; step(rows) is
+    the train_step of a batch of so many, in as many micro-batches as that takes.
+
+    params: arrays, or ShapeDtypeStructs with shardings.
+    """
+    trains_mtp = switched_on(stage.mtp_weight)
+    tx = stage.optimizer.make(stage.num_steps, f"{path}.optimizer", trains_mtp=trains_mtp)
+    placed = state_shardings(mesh, jax.tree.map(lambda leaf: leaf.sharding, params), params, tx)
+    speed = None
+    if switched_on(stage.bias_update_speed):
+        speed = schedule_of(stage.bias_update_speed, f"{path}.bias_update_speed")
 
     def loss_fn(params, batch, rng):
         weight = batch.get("mtp_weight")
@@ -171,17 +183,57 @@ def _step_of_any_size(model, stage, tx, placed, path):
             model, params, batch, balance_weight=stage.balance_weight, mtp_weight=weight
         )
 
-    speed = None
-    if switched_on(stage.bias_update_speed):
-        speed = schedule_of(stage.bias_update_speed, f"{path}.bias_update_speed")
-
     @functools.cache
-    def jitted(rows):
+    def step(rows):
         micro_batches = rows // (stage.micro_batch_size or rows)
         step = make_train_step(loss_fn, tx, micro_batches=micro_batches, bias_update_speed=speed)
         return jax.jit(step, donate_argnums=0, out_shardings=(placed, None))
 
-    return lambda state, batch, rng: jitted(len(batch["tokens"]))(state, batch, rng)
+    create = functools.partial(TrainState.create, tx=tx)
+    # Donated: no second copy of the weights
+    return jax.jit(create, out_shardings=placed, donate_argnums=0), step
+
+
+class AbstractUpdate(NamedTuple):
+    """A stage's update: step, jitted, takes state and batch, here ShapeDtypeStructs with shardings, and a key."""
+
+    name: str
+    model: ModelConfig
+    step: Callable
+    state: TrainState
+    batch: dict
+
+
+def abstract_updates(config, mesh):
+    """The update of each stage, at its largest batch: [AbstractUpdate]. Makes no array and reads no data.
+
+    config: as of `run`, which raises the same ValueErrors. mesh: of devices that need not be there.
+    """
+    settings = build(PretrainSettings, config, "config")
+    if settings.init_from is None:
+        model = build_model(settings.model)
+    else:
+        model = dataclasses.replace(read_config(settings.init_from), **settings.model)
+    params = from_paths(abstract_params(model, mesh=mesh))
+    updates = []
+    for name, stage in settings.built_stages(model, mesh):
+        model = stage.model(model)
+        create, step = _jitted(model, stage, params, mesh, f"config.stages.{name}")
+        rows = max(rows for _, rows in stage.batch_sizes())
+        batch = _abstract_batch(mesh, rows, stage)
+        updates.append(AbstractUpdate(name, model, step(rows), create.eval_shape(params), batch))
+    return updates
+
+
+def _abstract_batch(mesh, rows, stage):
+    """A batch of train_stage's, as ShapeDtypeStructs where put_batch places them."""
+    shape, by_rows = (rows, stage.sequence_length), batch_sharding(mesh)
+    everywhere = NamedSharding(mesh, PartitionSpec())
+    dtypes = dict.fromkeys(("tokens", "targets", "segment_ids", "positions"), jnp.int32)
+    dtypes["loss_mask"] = jnp.bool
+    scalars = (*TOTALS, "mtp_weight") if switched_on(stage.mtp_weight) else TOTALS
+    batch = {n: jax.ShapeDtypeStruct(shape, dtypes[n], sharding=by_rows) for n in dtypes}
+    return batch | {n: jax.ShapeDtypeStruct((), jnp.float32, sharding=everywhere) for n in scalars}
 
 
 def _held_out(model, stage, data, documents, tokenizer, mesh, seed):
