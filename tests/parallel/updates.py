@@ -15,35 +15,18 @@ from deepseek_jax.parallel import logical_names, make_mesh, put_batch, shardings
 from deepseek_jax.parallel.shard import batch_share
 from deepseek_jax.training.state import TrainState, state_shardings
 from deepseek_jax.training.step import make_train_step
+from tests.tiny import MLA_MOE
 
-V3 = dict(
-    model_type="deepseek_v3",
+V3 = MLA_MOE | dict(
     vocab_size=32,
-    hidden_size=24,
-    intermediate_size=32,
     num_hidden_layers=3,
     num_attention_heads=8,
-    q_lora_rank=12,
-    kv_lora_rank=10,
-    qk_nope_head_dim=8,
-    qk_rope_head_dim=4,
-    v_head_dim=6,
-    n_routed_experts=8,
-    n_shared_experts=1,
-    num_experts_per_tok=2,
-    moe_intermediate_size=16,
-    first_k_dense_replace=1,
-    n_group=4,
-    topk_group=2,
-    routed_scaling_factor=2.5,
     num_nextn_predict_layers=1,
     max_position_embeddings=64,
 )
 SPEED = 0.01
-GRADIENTS = optax.chain(
-    optax.trace(decay=0.0), optax.set_to_zero()
-)  # its state is what it was given
-
+# Its state is what it was given
+GRADIENTS = optax.chain(optax.trace(decay=0.0), optax.set_to_zero())
 QUICK = {"xla_cpu_use_fusion_emitters": False}  # half the time to compile, for slower code
 
 

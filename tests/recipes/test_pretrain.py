@@ -104,7 +104,7 @@ def test_the_last_stage_reads_longer_rows_through_yarn(whole):
 
 
 def test_a_run_starts_from_what_another_left(whole, tmp_path):
-    """Oracle: the loss on the first batch, which the parameters left behind foresee better than random ones."""
+    """Oracle: the loss on the first batch, which the parameters left behind foresee better."""
     config = small_config()
     config.init_from = str(whole[0] / "params")
     config.model = dict(num_nextn_predict_layers=1)
