@@ -51,7 +51,9 @@ def _attend_blockwise(q, k, v, segment_ids, scale):
 
 def _blockwise_forward(q, k, v, segment_ids, scale):
     t, g = q.shape[1], q.shape[2] // k.shape[2]
-    blocks = _Blocks(q, k, v, segment_ids, scale)
+    # Tied to q: a scan over layers would make what hangs on none of them, all masks, ahead of its first layer
+    tied_q, tied_ids, pairs = jax.lax.optimization_barrier((q, segment_ids, _pairs(t)))
+    blocks = _Blocks(tied_q, k, v, tied_ids, scale)
     n, b, heads, m, _ = blocks.q.shape
     shape = (b, heads, m, 1)
     fresh = jnp.full(shape, MASKED), jnp.zeros(shape), jnp.zeros((b, heads, m, v.shape[-1]))
@@ -75,7 +77,7 @@ def _blockwise_forward(q, k, v, segment_ids, scale):
 
     out_nbkmu = jnp.zeros((n, b, heads, m, v.shape[-1]), v.dtype)
     init = fresh, out_nbkmu, jnp.zeros((n, *shape))
-    (_, out_nbkmu, normalizer_nbkm1), _ = jax.lax.scan(step, init, _pairs(n))
+    (_, out_nbkmu, normalizer_nbkm1), _ = jax.lax.scan(step, init, pairs)
     out = _joined(_by_token(out_nbkmu, g), t)
     return out, (q, k, v, segment_ids, out, normalizer_nbkm1)
 
@@ -101,7 +103,7 @@ def _blockwise_backward(scale, saved, cotangent):
         return (d_q, d_k, d_v), None
 
     init = tuple(jnp.zeros(x.shape, jnp.float32) for x in (blocks.q, blocks.k, blocks.v))
-    (d_q, d_k, d_v), _ = jax.lax.scan(step, init, _pairs(len(blocks.q)))
+    (d_q, d_k, d_v), _ = jax.lax.scan(step, init, _pairs(t))
     d_k, d_v = (_joined(jnp.swapaxes(x, 2, 3), t) for x in (d_k, d_v))
     d_q = _joined(_by_token(d_q, g), t)
     return d_q.astype(q.dtype), d_k.astype(k.dtype), d_v.astype(v.dtype), None
@@ -129,10 +131,11 @@ class _Blocks:
         return jnp.where(jnp.tile(mask_bts, (1, self.g, 1))[:, None], scores_bkms, MASKED)
 
 
-def _pairs(n):
+def _pairs(t):
     """(blocks of queries, blocks of keys), int32[pairs] each: the block itself, of which a query sees some
     key, and then those before it.
     """
+    n = -(-t // min(BLOCK, t))
     i, j = np.array([(i, j) for i in range(n) for j in range(i, -1, -1)], np.int32).T
     return i, j
 

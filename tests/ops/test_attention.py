@@ -1,5 +1,8 @@
 """Attention against loops over single queries, and against its own other forms."""
 
+import functools
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -96,7 +99,9 @@ def test_scores_beyond_the_range_of_exp_stay_exact_blockwise(monkeypatch):
         steep = np.concatenate([np.ones_like(slope), q], -1), np.concatenate([slope, k], -1)
         whole, blockwise = forms(monkeypatch, *steep, v, segment_ids=np.ones((1, 24), int))
         for ours, theirs in zip(blockwise, whole, strict=True):
-            np.testing.assert_allclose(ours, theirs, atol=1e-3, rtol=1e-4)  # 300 x 300 x 2^-24: 5e-3
+            np.testing.assert_allclose(
+                ours, theirs, atol=1e-3, rtol=1e-4
+            )  # 300 x 300 x 2^-24: 5e-3
 
 
 def test_long_rows_are_attended_blockwise_and_half_their_scores_left_out():
@@ -113,13 +118,32 @@ def test_long_rows_are_attended_blockwise_and_half_their_scores_left_out():
             options = dict(scale=SCALE, segment_ids=ids, implementation=implementation)
             return attend(q, k, v, **options).sum()
 
-        return jax.jit(jax.grad(loss, argnums=(0, 1, 2))).trace(*shapes, ids)
+        return jax.jit(jax.value_and_grad(loss, argnums=(0, 1, 2))).trace(*shapes, ids)
 
     default, whole = traced(None), traced("whole")
     assert f"{t},{t}]" in str(whole.jaxpr) and f"{t},{t}]" not in str(default.jaxpr)
     one_product = 2 * 2 * t * t * 8
     assert matmul_flops(whole.jaxpr) == 6 * one_product
     assert matmul_flops(default.jaxpr) == 7 * one_product * (4 + 1) / 8
+
+
+def test_a_scan_over_layers_keeps_no_masks_of_blocks(monkeypatch):
+    """Oracle: the gradient's program: no array with an entry for each pair of blocks and each key of a block,
+    which the masks of all pairs would be, made ahead of the first layer.
+    """
+    monkeypatch.setattr(attention, "BLOCK", 8)
+    ids = jnp.ones((1, 32), jnp.int32)  # 4 blocks, 10 pairs
+
+    @functools.partial(jax.checkpoint, prevent_cse=False)
+    def layer(x, w):
+        q = jnp.einsum("btd,dhx->bthx", x, w)
+        return x + attend(q, q, q, scale=SCALE, segment_ids=ids, implementation="blockwise").sum(
+            2
+        ), None
+
+    gradient = jax.grad(lambda ws, x: jax.lax.scan(layer, x, ws)[0].sum())
+    program = str(jax.make_jaxpr(gradient)(jnp.ones((2, 6, 2, 6)), jnp.ones((1, 32, 6))))
+    assert "scan[" in program and not re.search(r"\[10,[\d,]*8\]", program)
 
 
 def branch_rows():
