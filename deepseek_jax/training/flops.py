@@ -5,11 +5,10 @@ import math
 import flax.linen as nn
 import jax
 from jax.extend.core import jaxprs_in_params
+from jax.interpreters.partial_eval import dce_jaxpr
 
 from deepseek_jax.models import init_params
 from deepseek_jax.parallel import logical_names
-
-UNKNOWN_TRIPS = ("while", "pallas_call")
 
 
 def matmul_flops(jaxpr):
@@ -17,9 +16,16 @@ def matmul_flops(jaxpr):
 
     jaxpr: of `jax.make_jaxpr(f)(...)` or `jitted.trace(...).jaxpr`. A scan counts its body as often as it
     runs, a cond its dearest branch, and the body of a shard_map, which is one device's, once for each device
-    along its manual axes. A ragged product counts each row once, as a grouped kernel computes it. What remat
-    computes again counts again. Raises ValueError for products under a loop of unknown length.
+    along its manual axes. A ragged product counts each row once, as a grouped kernel computes it, filled or
+    not; a Pallas kernel what its cost_estimate says. What remat computes again counts again, what nothing
+    uses not at all. Raises ValueError for products under a loop of unknown length, and in a kernel without
+    an estimate.
     """
+    jaxpr = getattr(jaxpr, "jaxpr", jaxpr)
+    return _of_program(dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars))[0])
+
+
+def _of_program(jaxpr):
     jaxpr = getattr(jaxpr, "jaxpr", jaxpr)
     return sum(_of_equation(equation) for equation in jaxpr.eqns)
 
@@ -31,11 +37,16 @@ def _of_equation(equation):
     if name == "ragged_dot_general":
         numbers = params["ragged_dot_dimension_numbers"]
         return _of_dot(equation, numbers.dot_dimension_numbers, numbers.rhs_group_dimensions)
-    inside = [matmul_flops(body) for body in jaxprs_in_params(params)]
+    if name == "pallas_call" and params["cost_estimate"] is not None:
+        return params["cost_estimate"].flops
+    inside = [_of_program(body) for body in jaxprs_in_params(params)]
     if name == "cond":
         return max(inside)
-    if name in UNKNOWN_TRIPS and any(inside):
-        raise ValueError(f"a {name} with matrix products runs as often as its data say; use a scan")
+    if name in ("while", "pallas_call") and any(inside):
+        raise ValueError(
+            f"how often the matrix products of a {name} run, only its data say; use a scan, and give a "
+            "kernel a cost_estimate"
+        )
     return sum(inside) * _times(name, params)
 
 

@@ -7,6 +7,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import pytest
+from jax.experimental import pallas as pl
 from jax.sharding import PartitionSpec
 
 from deepseek_jax.losses.next_token import next_token_loss
@@ -46,11 +47,12 @@ WS = jnp.ones((4, 5, 5))
         (chain, (X, WS), CHAIN),
         (jax.grad(chain, argnums=(0, 1)), (X, WS), 3 * CHAIN),
         (jax.jit(lambda x, w: jax.jit(lambda x: x @ w)(x)), (X, W), XW),
+        (lambda x, w: jax.jit(lambda x: (x @ w, x @ w @ w.T))(x)[0], (X, W), XW),
         (lambda x, w: jax.lax.cond(x[0, 0] > 0, lambda: x @ w, lambda: x @ w @ w.T @ w), (X, W), 3 * XW),
     ],
 )  # fmt: skip
 def test_products_are_counted_as_often_as_they_run(program, arguments, by_hand):
-    """Oracle: by hand: 2 m k n a product, batched, differentiated, scanned, nested, chosen."""
+    """Oracle: by hand: 2 m k n a product, batched, differentiated, scanned, nested, dropped, chosen."""
     assert counted(program, *arguments) == by_hand
 
 
@@ -90,8 +92,24 @@ def test_a_product_that_runs_as_often_as_the_data_say_is_refused():
     def repeat(x, w, n):
         return jax.lax.while_loop(lambda c: c[0] < n, lambda c: (c[0] + 1, c[1] @ w), (0, x))
 
-    with pytest.raises(ValueError, match="a while with matrix products"):
+    with pytest.raises(ValueError, match="products of a while"):
         counted(repeat, X, jnp.ones((5, 5)), 3)
+
+
+def test_a_kernel_counts_what_it_says_itself_and_is_refused_where_it_says_nothing():
+    """Oracle: by hand: a grid of three, whose length the jaxpr of the body does not tell."""
+
+    def kernel(x_ref, w_ref, out_ref):
+        out_ref[...] = x_ref[...] @ w_ref[...]
+
+    def product(x, w, **options):
+        shape = jax.ShapeDtypeStruct((3, 7), jnp.float32)
+        return pl.pallas_call(kernel, out_shape=shape, grid=(3,), **options)(x, w)
+
+    estimate = pl.CostEstimate(flops=3 * XW, transcendentals=0, bytes_accessed=0)
+    assert counted(functools.partial(product, cost_estimate=estimate), X, W) == 3 * XW
+    with pytest.raises(ValueError, match="give a kernel a cost_estimate"):
+        counted(product, X, W)
 
 
 @pytest.mark.parametrize("remat", ["none", "full"])
