@@ -1,0 +1,98 @@
+"""What reward models are trained on: pairs of responses, and responses labelled safe or not."""
+
+import numpy as np
+
+from deepseek_jax.data.builders import json_lines
+from deepseek_jax.data.conversations import render_conversation
+from deepseek_jax.data.messages import parse_conversation
+
+# What is learned from -> the fields of a record that hold its responses, the better one first.
+RESPONSES = {"helpfulness": ("chosen", "rejected"), "safety": ("response",)}
+
+
+def parse_preference(kind, place, record):
+    """A record of a pair ("helpfulness") or of a labelled response ("safety"), checked: a dict of messages,
+    those before the response, responses, a list of str, weight, a float, and for a response safe, a bool.
+
+    record: "prompt", a str, or "messages", ending in a user's; "chosen" and "rejected", or "response" and
+    "safe"; optionally "weight". Raises ValueError, with the place, where it is otherwise, or where both
+    responses of a pair are the same.
+    """
+    messages = record.get("messages")
+    if ("prompt" in record) == (messages is not None):
+        raise ValueError(f"{place} needs either 'prompt' or 'messages'; it has {sorted(record)}.")
+    if messages is None:
+        messages = [{"role": "user", "content": record["prompt"]}]
+    if not isinstance(messages, list):
+        raise ValueError(f"{place} has no list under 'messages'.")
+    responses = []
+    for field in RESPONSES[kind]:
+        if not isinstance(record.get(field), str) or not record[field].strip():
+            raise ValueError(f"{place} has no text under {field!r}; it has {sorted(record)}.")
+        responses.append(record[field])
+        answered = [*messages, {"role": "assistant", "content": record[field]}]
+        parsed = parse_conversation(place, record | {"messages": answered})
+    if len(set(responses)) < len(responses):
+        raise ValueError(f"{place} chooses {responses[0][:80]!r} over itself.")
+    more = {}
+    if kind == "safety":
+        if not isinstance(record.get("safe"), bool):
+            raise ValueError(f"{place} has safe={record.get('safe')!r}; set true or false.")
+        more["safe"] = record["safe"]
+    parsed["messages"].pop()
+    return parsed | {"responses": responses} | more
+
+
+def read_preferences(kind, path, num_held_out, seed):
+    """(to train on, held out) of a jsonl file of records, as of parse_preference: lists.
+
+    Whole prompts are held out, chosen by seed, until they have num_held_out records or more. Raises
+    ValueError, naming the file, where that leaves none on one side, and as parse_preference does.
+    """
+    records = [parse_preference(kind, place, record) for place, record in json_lines(path)]
+    prompts = {}
+    for record in records:
+        prompts.setdefault(str(record["messages"]), []).append(record)
+    groups = list(prompts.values())
+    train, held_out = [], []
+    for index in np.random.default_rng(seed).permutation(len(groups)):
+        (held_out if len(held_out) < num_held_out else train).extend(groups[index])
+    if not train or len(held_out) < num_held_out:
+        raise ValueError(
+            f"{path} has {len(records)} records about {len(groups)} prompts, and "
+            f"config.data.num_held_out={num_held_out} leaves none to train on; lower it."
+        )
+    return train, held_out
+
+
+def small_world_preferences(kind, examples):
+    """Records, as of parse_preference, of the bilingual world's "preferences" or "safety" examples."""
+    records = []
+    for index, example in enumerate(examples):
+        fields = {"prompt": example["question"]}
+        if kind == "safety":
+            fields |= {"response": example["completion"], "safe": example["safe"] > 0.5}
+        else:
+            fields |= {"chosen": example["chosen"], "rejected": example["rejected"]}
+        records.append(parse_preference(kind, f"example {index}", fields))
+    return records
+
+
+def render_response(tokenizer, messages, response, *, template):
+    """Ids of a conversation that ends in this response and its end token: a list of int.
+
+    As data.conversations.render_conversation, which says what it raises.
+    """
+    answered = [*messages, {"role": "assistant", "content": response}]
+    return render_conversation(tokenizer, answered, template=template)[0]
+
+
+def render_record(tokenizer, record, index, *, template):
+    """The ids of each of a record's responses, as of render_response; errors name it by its index."""
+    try:
+        return [
+            render_response(tokenizer, record["messages"], response, template=template)
+            for response in record["responses"]
+        ]
+    except ValueError as error:
+        raise ValueError(f"record {index} of the data: {error}") from error

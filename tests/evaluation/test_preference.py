@@ -1,0 +1,73 @@
+"""What is reported of a reward model."""
+
+import numpy as np
+import scipy.stats
+from scipy.special import expit
+
+from deepseek_jax.evaluation.accuracy import wilson_interval
+from deepseek_jax.evaluation.preference import (
+    calibration_error,
+    correlation_interval,
+    label_report,
+    pair_report,
+)
+
+
+def test_pairs_are_counted_by_which_is_longer():
+    """Oracle: by hand: of five pairs three are right, a tie is wrong; of the two whose chosen response is
+    shorter one is right, of the two where it is longer as well.
+    """
+    report = pair_report([1.0, -2.0, 3.0, 0.0, 4.0], [-3, -1, 2, 5, 0])
+    assert report["accuracy"] == [3 / 5, *wilson_interval(3, 5)]
+    assert report["chosen_shorter"] == report["chosen_longer"] == [1 / 2, *wilson_interval(1, 2)]
+    assert report["pairs"] == 5
+    assert pair_report([1.0, 2.0, 3.0, 4.0], [2, 2, 2, 2])["chosen_shorter"] is None
+
+
+def test_the_length_correlation_is_pearsons_with_fishers_interval():
+    """Oracle: scipy.stats.pearsonr. A reward that is the length has 1, and one that knows nothing of it has 0
+    within its interval.
+    """
+    rng = np.random.default_rng(0)
+    lengths, noise = rng.normal(size=200), rng.normal(size=200)
+    for x in (noise, noise + lengths, -lengths):
+        wanted = scipy.stats.pearsonr(x, lengths)
+        have = correlation_interval(x, lengths)
+        np.testing.assert_allclose(have[0], wanted.statistic, atol=1e-12)
+        np.testing.assert_allclose(have[1:], wanted.confidence_interval(0.95), atol=1e-7)
+    assert correlation_interval(np.ones(5), np.arange(5)) is None
+
+
+def test_the_calibration_error_by_hand():
+    """Oracle: by hand: ten at 0.95 of which nine are true are off by 0.05, ten at 0.25 of which five are by
+    0.25; a probability of 1 is in the last bin.
+    """
+    probabilities = np.repeat([0.95, 0.25], 10)
+    outcomes = np.array([True] * 9 + [False] + [True] * 5 + [False] * 5)
+    np.testing.assert_allclose(calibration_error(probabilities, outcomes), 0.15)
+    assert calibration_error([1.0, 0.0], [True, False]) == 0
+
+
+def test_rewards_that_mean_what_they_say_are_calibrated_and_others_are_not():
+    """Oracle: pairs and labels drawn by the very probabilities, 20,000 of each: sampling alone is left, about
+    0.01; the same rewards five times as large say more than they know.
+    """
+    rng = np.random.default_rng(0)
+    rewards = rng.normal(size=20_000)
+    came_true = rng.random(20_000) < expit(rewards)
+    differences = np.where(came_true, rewards, -rewards)
+    lengths = rng.normal(size=20_000)
+    for report, boasting in (
+        (pair_report(differences, lengths), pair_report(5 * differences, lengths)),
+        (label_report(rewards, came_true), label_report(5 * rewards, came_true)),
+    ):
+        assert report["calibration_error"] < 0.015 < 0.15 < boasting["calibration_error"]
+        assert report["accuracy"] == boasting["accuracy"]
+
+
+def test_labels_are_counted_by_what_they_are():
+    """Oracle: by hand: three safe, two of them kept; two unsafe, one caught."""
+    report = label_report([1.0, 2.0, -1.0, -3.0, 0.5], [True, True, True, False, False])
+    assert report["accuracy"][0] == 3 / 5 and report["responses"] == 5
+    assert report["safe_kept"] == [2 / 3, *wilson_interval(2, 3)]
+    assert report["unsafe_caught"] == [1 / 2, *wilson_interval(1, 2)]

@@ -1,0 +1,79 @@
+"""The scalar head: what it reads, and where it lies."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+from jax.sharding import PartitionSpec
+
+from deepseek_jax.models import hidden_states
+from deepseek_jax.models.reward import predict_rewards, reward_config, reward_params
+from deepseek_jax.parallel import make_mesh
+from tests.tiny import tiny_model
+
+
+def one_device():
+    return make_mesh(devices=jax.devices()[:1])
+
+
+@pytest.mark.parametrize("kind", ["gqa", "mla_moe", "mtp"])
+def test_a_reward_is_the_head_of_the_last_real_tokens_state(kind):
+    """Oracle: numpy's product with the policy's own hidden states, position by position. The last token has
+    the id of the padding, 0, and so has one inside. Tolerance: float32's rounding.
+    """
+    config, params = tiny_model(kind)
+    tokens = np.int32([[5, 0, 7, 0, 0, 0], [9, 8, 7, 6, 5, 4], [3, 0, 0, 0, 0, 0]])
+    lengths = (4, 6, 1)
+    segment_ids = np.int32([[1] * n + [0] * (6 - n) for n in lengths])
+    hidden = np.asarray(hidden_states(config, params, tokens, segment_ids=segment_ids)[0])
+    model = reward_params(config, params, one_device(), jax.random.key(3))
+    rewards, _ = predict_rewards(reward_config(config), model, tokens, segment_ids)
+    head = jax.tree.map(np.asarray, model["head"])
+    wanted = [
+        row[n - 1] @ head["weight"] + head["bias"] for row, n in zip(hidden, lengths, strict=True)
+    ]
+    np.testing.assert_allclose(rewards, wanted, rtol=1e-5, atol=1e-6)
+    assert len(set(np.round(wanted, 6))) == 3 and rewards.dtype == np.float32
+
+
+def test_a_reward_model_has_no_output_head_and_no_multi_token_prediction():
+    """Oracle: the names of the policy's parameters; what nothing reads would be stored, and decayed."""
+    config, params = tiny_model("mtp")
+    model = reward_params(config, params, one_device(), jax.random.key(3))
+    left_out = params.keys() - model["decoder"].keys()
+    assert left_out == {"head", *(name for name in params if name.startswith("mtp_"))}
+    assert len(left_out) == 3
+
+
+def test_padding_and_other_rows_change_no_reward():
+    """Oracle: the same rows in another order, other ids in the padding. Tolerance: float32's rounding."""
+    config, params = tiny_model("mla_moe")
+    config = dataclasses.replace(config, scan_layers=True)
+    model = reward_params(config, params, one_device(), jax.random.key(3))
+    rng = np.random.default_rng(0)
+    tokens = rng.integers(0, 50, (4, 12)).astype(np.int32)
+    segment_ids = (np.arange(12) < np.array([[3], [12], [7], [1]])).astype(np.int32)
+    score = jax.jit(lambda *args: predict_rewards(reward_config(config), model, *args)[0])
+    other = np.where(segment_ids, tokens, 49)[::-1]
+    want, have = score(tokens, segment_ids), score(other, segment_ids[::-1])
+    np.testing.assert_allclose(have[::-1], want, rtol=1e-5, atol=1e-6)
+
+
+def test_a_sharded_reward_model_gives_the_same_rewards():
+    """Oracle: one device; and the table of parallel.rules by hand: the head's weight lies as embed does, over
+    fsdp. Tolerance: float32, in another order of sums.
+    """
+    config, params = tiny_model("mla_moe")
+    tokens = np.random.default_rng(0).integers(0, 50, (4, 8)).astype(np.int32)
+    segment_ids = (np.arange(8) < np.array([[3], [8], [7], [1]])).astype(np.int32)
+    mesh = make_mesh(devices=jax.devices()[:4], fsdp=4)
+    rewards = []
+    for where in (one_device(), mesh):
+        model = reward_params(config, params, where, jax.random.key(3))
+        with jax.set_mesh(where):
+            score = jax.jit(lambda m, *a: predict_rewards(reward_config(config), m, *a)[0])
+            rewards.append(np.asarray(score(model, tokens, segment_ids)))
+    assert model["head"]["weight"].sharding.spec == PartitionSpec("fsdp")
+    assert model["head"]["bias"].sharding.spec == PartitionSpec()
+    np.testing.assert_allclose(*rewards, rtol=1e-5, atol=1e-6)
