@@ -57,7 +57,8 @@ def parse_conversation(place, record):
 
 
 def worked_conversations(examples):
-    """Conversations of data.tasks' examples of sums and differences: the question, its working for an answer.
+    """Conversations of data.tasks' examples: the question, and for an answer its solution, or its working
+    where it is one of sums and differences, which bring none.
 
     Each keeps its example's fields, by which an answer is scored.
     """
@@ -162,10 +163,14 @@ def _parse_weight(place, weight):
 
 
 def _worked(example):
-    operands, answer = example["operands"], example["answer"]
-    is_sum = sum(operands) == int(answer)
-    working = (
-        arithmetic.worked(operands) if is_sum else f"{' - '.join(map(str, operands))} = {answer}"
-    )
-    turns = zip(ROLES[1:], (example["question"], working), strict=True)
+    turns = zip(ROLES[1:], (example["question"], _working(example)), strict=True)
     return {"messages": [{"role": role, "content": text} for role, text in turns], "weight": 1.0}
+
+
+def _working(example):
+    if "solution" in example:
+        return example["solution"]
+    operands, answer = example["operands"], example["answer"]
+    if sum(operands) == int(answer):
+        return arithmetic.worked(operands)
+    return f"{' - '.join(map(str, operands))} = {answer}"

@@ -6,6 +6,8 @@ from pathlib import Path
 import jax
 import numpy as np
 
+from deepseek_jax.data.bilingual_builders import bilingual_documents
+from deepseek_jax.data.bilingual_tokenizer import bilingual_tokenizer
 from deepseek_jax.data.byte_tokenizer import byte_tokenizer
 from deepseek_jax.data.mixture import Mixture
 from deepseek_jax.data.packing import pack
@@ -16,19 +18,39 @@ from deepseek_jax.data.sources import (
     python_documents,
     tfds_documents,
 )
-from deepseek_jax.data.tokenizer import deepseek_tokenizer, load_tokenizer
+from deepseek_jax.data.tokenizer import (
+    arithmetic_tokenizer,
+    deepseek_tokenizer,
+    load_tokenizer,
+)
 from deepseek_jax.parallel import put_batch
 from deepseek_jax.parallel.processes import from_each, total
 from deepseek_jax.parallel.shard import batch_share
 from deepseek_jax.training.schedule import stage_at
 
 TOKENIZERS = {"bytes": byte_tokenizer, "deepseek": deepseek_tokenizer}
+# config.base.corpus -> the documents of a small world, and the tokenizer whose pieces they are made of
+SMALL_WORLDS = {
+    "arithmetic": (arithmetic_corpus, arithmetic_tokenizer),
+    "bilingual": (bilingual_documents, bilingual_tokenizer),
+}
 TOTALS = ("normalizer", "num_tokens")
 
 
 def corpus_tokenizer(name):
     """The tokenizer of config.data.tokenizer."""
     return TOKENIZERS[name]() if name in TOKENIZERS else load_tokenizer(name)
+
+
+def base_tokenizer(base):
+    """The tokenizer of a base made on the spot. base: BaseSettings."""
+    return SMALL_WORLDS[base.corpus][1]()
+
+
+def base_documents(base, data_dir, seed):
+    """Random access to the documents of BaseSettings' corpus, built under data_dir."""
+    documents, _ = SMALL_WORLDS[base.corpus]
+    return documents(data_dir, num_documents=base.num_documents, seed=seed)
 
 
 def open_corpus(settings, data_dir, seed):

@@ -19,7 +19,7 @@ class GroupSource:
     """Each step: sample group_size completions of prompts_per_step questions with the state's params.
 
     questions: data.tasks.QuestionStream of examples that carry their prompt_ids. settings: the recipe's
-    GrpoSettings. reference: params of the frozen policy, None where kl_coef is 0.
+    ReinforceSettings. reference: params of the frozen policy; None where the state holds it, or kl_coef is 0.
     """
 
     def __init__(self, config, tokenizer, questions, rewards, settings, mesh, reference):
@@ -56,7 +56,7 @@ class GroupSource:
         metrics |= self._describe(sampled) | sampling_metrics | {"tokens": tokens}
         metrics["rollout_seconds"] = seconds
         metrics["rollout_tokens_per_second"] = sampling_metrics["sampled_tokens"] / seconds
-        batches = self._updates(state.params, batch)
+        batches = self._updates(state, batch)
         self.returned = time.perf_counter(), tokens
         return batches, metrics
 
@@ -158,7 +158,7 @@ class GroupSource:
             "advantages": np.asarray(advantages),
         }
 
-    def _updates(self, params, batch):
+    def _updates(self, state, batch):
         """Cut into minibatches, each taken epochs times, with the log-probabilities that they need.
 
         With a single update the policy has not moved when it is made: it needs no old_logprobs.
@@ -167,9 +167,10 @@ class GroupSource:
         parts = [self._with_totals(part) for part in _split(batch, settings.minibatches)]
         parts = [put_batch(self.mesh, part) for part in parts]
         if settings.minibatches * settings.epochs > 1:
-            parts = [part | {"old_logprobs": self.score(params, part)} for part in parts]
-        if self.reference is not None:
-            parts = [part | {"ref_logprobs": self.score(self.reference, part)} for part in parts]
+            parts = [part | {"old_logprobs": self.score(state.params, part)} for part in parts]
+        reference = state.reference if self.reference is None else self.reference
+        if reference is not None:
+            parts = [part | {"ref_logprobs": self.score(reference, part)} for part in parts]
         return parts * settings.epochs
 
     def _with_totals(self, batch):
@@ -190,8 +191,10 @@ class GroupSource:
             "truncated_share": np.mean([group["truncated"] for group in groups]),
         }
         for name in groups[0]["parts"]:
-            metrics[f"reward_{name}"] = np.nanmean([group["parts"][name] for group in groups])
-        metrics["accuracy"] = metrics[f"reward_{self.settings.accuracy}"]
+            part = np.array([group["parts"][name] for group in groups])
+            if not np.isnan(part).all():  # as of a reward that none of these questions has
+                metrics[f"reward_{name}"] = np.nanmean(part)
+        metrics["accuracy"] = metrics.get(f"reward_{self.settings.accuracy}", np.nan)
         return {name: float(value) for name, value in metrics.items()}
 
 

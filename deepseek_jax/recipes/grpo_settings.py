@@ -4,13 +4,19 @@ import dataclasses
 from typing import Literal
 
 from deepseek_jax.data.arithmetic import PROMPT_TEMPLATE
+from deepseek_jax.data.bilingual_tasks import bilingual_puzzle_task, bilingual_request_task
 from deepseek_jax.data.tasks import arithmetic_task, word_arithmetic_task
 from deepseek_jax.losses.grpo import NORMALIZES_STD
 from deepseek_jax.recipes.blocks import OptimizerSettings
 from deepseek_jax.recipes.pretrain_settings import BaseSettings
 from deepseek_jax.recipes.settings import check_counts
 
-TASKS = {"arithmetic": arithmetic_task, "word_arithmetic": word_arithmetic_task}
+TASKS = {
+    "arithmetic": arithmetic_task,
+    "word_arithmetic": word_arithmetic_task,
+    "bilingual_puzzles": bilingual_puzzle_task,
+    "bilingual_requests": bilingual_request_task,
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,63 +67,84 @@ class LossSettings:
             raise ValueError(f"config.loss.kl_coef={self.kl_coef} must be at least 0")
 
 
-@dataclasses.dataclass(frozen=True)
-class GrpoSettings:
-    """A whole config of this recipe. accuracy: the reward that says whether an answer is right."""
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ReinforceSettings:
+    """The reinforcement itself, whatever policy it starts from.
 
-    recipe: str
-    seed: int
+    accuracy: the reward that says whether an answer is right. A step samples group_size completions of
+    prompts_per_step questions, and makes minibatches x epochs updates of them. reference_every: steps after
+    which the policy becomes the reference of the KL (arXiv:2501.12948, appendix A.3); None keeps the first.
+    """
+
     num_steps: int
     prompts_per_step: int
     group_size: int
     accuracy: str
     rewards: dict
-    data: DataSettings
     rollout: RolloutSettings
     loss: LossSettings
     optimizer: OptimizerSettings
-    model: dict = dataclasses.field(default_factory=dict)
-    mesh: dict = dataclasses.field(default_factory=dict)
-    init_from: str | None = None
-    base: BaseSettings | None = None
+    seed: int = 0
     minibatches: int = 1
     epochs: int = 1
     micro_batches: int = 1
     max_sampling_rounds: int = 1
+    reference_every: int | None = None
     save_every: int = 20
     log_every: int = 1
 
-    def __post_init__(self):
-        for name, block in {"": self, ".rollout": self.rollout, ".base": self.base}.items():
-            if block is not None:
-                check_counts(block, f"config{name}")
+    def check(self, path):
+        """Raise ValueError, naming the field of the block `path`, for what does not go together."""
+        check_counts(self, path)
+        check_counts(self.rollout, f"{path}.rollout")
         if self.accuracy not in self.rewards:
             raise ValueError(
-                f"config.accuracy={self.accuracy!r} is none of config.rewards: {list(self.rewards)}"
+                f"{path}.accuracy={self.accuracy!r} is none of {path}.rewards: {list(self.rewards)}"
             )
         if self.group_size < 2:
             raise ValueError(
-                f"config.group_size={self.group_size}: a group compares at least 2 completions"
+                f"{path}.group_size={self.group_size}: a group compares at least 2 completions"
             )
         cuts = self.minibatches * self.micro_batches
         if self.prompts_per_step % cuts:
             raise ValueError(
-                f"config.prompts_per_step={self.prompts_per_step} does not split into "
+                f"{path}.prompts_per_step={self.prompts_per_step} does not split into "
                 f"minibatches={self.minibatches} x micro_batches={self.micro_batches} whole groups; "
                 f"set it to a multiple of {cuts}"
             )
         if not self.rollout.temperature > 0:
             raise ValueError(
-                f"config.rollout.temperature={self.rollout.temperature}: training samples, above 0"
+                f"{path}.rollout.temperature={self.rollout.temperature}: training samples, above 0"
             )
+        if self.reference_every is not None and not self.loss.kl_coef:
+            raise ValueError(
+                f"{path}.reference_every={self.reference_every}, but {path}.loss.kl_coef=0 reads no "
+                "reference; set it above 0, or leave reference_every out"
+            )
+        self.make_optimizer(path)  # for what it raises
+
+    def make_optimizer(self, path="config"):
+        """The optax transformation of the whole reinforcement learning."""
+        updates = self.num_steps * self.minibatches * self.epochs
+        return self.optimizer.make(updates, f"{path}.optimizer")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class GrpoSettings(ReinforceSettings):
+    """A whole config of this recipe."""
+
+    recipe: str
+    data: DataSettings
+    model: dict = dataclasses.field(default_factory=dict)
+    mesh: dict = dataclasses.field(default_factory=dict)
+    init_from: str | None = None
+    base: BaseSettings | None = None
+
+    def __post_init__(self):
+        self.check("config")
         if (self.init_from is None) == (self.base is None):
             raise ValueError(
                 "set either config.init_from, a checkpoint, or config.base, how to pre-train one"
             )
-        self.make_optimizer()  # for what it raises
         if self.base is not None:
-            self.base.optimizer.make(self.base.num_steps, "config.base.optimizer")
-
-    def make_optimizer(self):
-        """The optax transformation of the whole reinforcement learning."""
-        return self.optimizer.make(self.num_steps * self.minibatches * self.epochs)
+            self.base.check_numbers("config.base")

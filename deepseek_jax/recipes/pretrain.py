@@ -19,7 +19,6 @@ from deepseek_jax.checkpoint import is_orbax, load_hf, load_orbax, save_orbax
 from deepseek_jax.checkpoint.hf_config import read_config
 from deepseek_jax.checkpoint.store import Store
 from deepseek_jax.checkpoint.tree import abstract_params, from_paths
-from deepseek_jax.data.sources import arithmetic_corpus
 from deepseek_jax.evaluation.perplexity import held_out_loss
 from deepseek_jax.evaluation.report import loss_table, plot_curves
 from deepseek_jax.losses.next_token import next_token_loss
@@ -30,6 +29,7 @@ from deepseek_jax.recipes.blocks import build_model, random_params
 from deepseek_jax.recipes.corpus import (
     TOTALS,
     PackedDocuments,
+    base_documents,
     corpus_tokenizer,
     joined,
     open_corpus,
@@ -282,11 +282,11 @@ def _finish(workdir, model, params, losses, drafts):
 
 
 def train_base(config, settings, tokenizer, mesh, workdir, *, seed, writer, should_stop):
-    """Pre-train `config` on the small world's corpus: -> params. Resumes from workdir/pretrain.
+    """Pre-train `config` on a small world's corpus: -> params. Resumes from workdir/pretrain.
 
     config: ModelConfig. settings: BaseSettings. The corpus is built in workdir/data.
     """
-    corpus = arithmetic_corpus(workdir / "data", num_documents=settings.num_documents, seed=seed)
+    corpus = base_documents(settings, workdir / "data", seed)
     params, _ = random_params(config, mesh, seed)
     return train_stage(
         config,

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from typing import Literal
 
 from deepseek_jax.models import ModelConfig, RopeScaling
 from deepseek_jax.parallel.shard import check_batch
@@ -46,13 +47,7 @@ class StageSettings:
 
     def check(self, path, model, mesh):
         """Raise ValueError, naming the field of the block `path`, for what this model or mesh cannot do."""
-        check_counts(self, path)
-        self.optimizer.make(self.num_steps, f"{path}.optimizer")  # raises for what it cannot be
-        if self.sequence_length < 2:
-            raise ValueError(
-                f"{path}.sequence_length={self.sequence_length} leaves nothing to predict; "
-                "set it to at least 2"
-            )
+        self.check_numbers(path)
         if self.sequence_length > model.max_position_embeddings:
             raise ValueError(
                 f"{path}.sequence_length={self.sequence_length} is beyond "
@@ -81,6 +76,16 @@ class StageSettings:
             )
         self._check_rows(path, model, mesh)
 
+    def check_numbers(self, path):
+        """The part of `check` that asks for no model and no mesh."""
+        check_counts(self, path)
+        self.optimizer.make(self.num_steps, f"{path}.optimizer")  # raises for what it cannot be
+        if self.sequence_length < 2:
+            raise ValueError(
+                f"{path}.sequence_length={self.sequence_length} leaves nothing to predict; "
+                "set it to at least 2"
+            )
+
     def _check_rows(self, path, model, mesh):
         stage_at(self.batch_sizes(), 0, f"{path}.batch_size")  # raises for stages that are none
         at_once = self.micro_batch_size or self.quantum()
@@ -107,9 +112,10 @@ class StageSettings:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class BaseSettings(StageSettings):
-    """A base model made on the spot from the small world's corpus, in one stage."""
+    """A base model made on the spot from a small world's corpus, in one stage."""
 
     num_documents: int
+    corpus: Literal["arithmetic", "bilingual"] = "arithmetic"
 
 
 @dataclasses.dataclass(frozen=True)

@@ -8,7 +8,6 @@ import functools
 import jax
 
 from deepseek_jax.checkpoint.store import Store
-from deepseek_jax.data.tokenizer import arithmetic_tokenizer
 from deepseek_jax.evaluation.conversation_loss import ConversationLoss
 from deepseek_jax.evaluation.report import loss_table, plot_curves
 from deepseek_jax.losses.next_token import next_token_loss
@@ -16,7 +15,7 @@ from deepseek_jax.parallel.processes import first_process
 from deepseek_jax.parallel.shard import batch_share, check_batch
 from deepseek_jax.recipes.answers import answer, make_console, print_samples, print_table
 from deepseek_jax.recipes.blocks import build_model, load_pretrained
-from deepseek_jax.recipes.corpus import PackedDocuments
+from deepseek_jax.recipes.corpus import PackedDocuments, base_tokenizer
 from deepseek_jax.recipes.pretrain import train_base
 from deepseek_jax.recipes.remembered import remembered
 from deepseek_jax.recipes.settings import build
@@ -135,7 +134,7 @@ def _starting_policy(settings, mesh):
     if settings.init_from is not None:
         policy, params, tokenizer = load_pretrained(settings.init_from, settings.model, mesh)
     else:
-        policy, params, tokenizer = build_model(settings.model), None, arithmetic_tokenizer()
+        policy, params, tokenizer = build_model(settings.model), None, base_tokenizer(settings.base)
         settings.base.check("config.base", policy, mesh)
     if tokenizer.vocab_size > policy.vocab_size and params is None:
         raise ValueError(

@@ -51,46 +51,65 @@ class AnswerSettings:
             )
 
 
-@dataclasses.dataclass(frozen=True)
-class SftSettings:
-    """A whole config of this recipe. accuracy: the reward that says whether an answer is right.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class FineTuneSettings:
+    """The fine-tuning itself, whatever it starts from.
 
     A step is batch_size rows of sequence_length tokens; longer conversations are left out. The held-out loss
-    is measured before every eval_every-th step, before and after.
+    is measured before every eval_every-th step.
     """
 
-    recipe: str
-    seed: int
     num_steps: int
     batch_size: int
     sequence_length: int
-    accuracy: str
-    rewards: dict
-    data: DataSettings
-    answers: AnswerSettings
     optimizer: OptimizerSettings
-    model: dict = dataclasses.field(default_factory=dict)
-    mesh: dict = dataclasses.field(default_factory=dict)
-    init_from: str | None = None
-    base: BaseSettings | None = None
+    seed: int = 0
     micro_batches: int = 1
     eval_every: int = 50
     save_every: int = 50
     log_every: int = 1
 
-    def __post_init__(self):
-        for name, block in {"": self, ".data": self.data, ".answers": self.answers}.items():
-            check_counts(block, f"config{name}")
+    def check(self, path):
+        """Raise ValueError, naming the field of the block `path`, for what does not go together."""
+        check_counts(self, path)
         if self.sequence_length < 2:
             raise ValueError(
-                f"config.sequence_length={self.sequence_length} leaves nothing to predict; "
+                f"{path}.sequence_length={self.sequence_length} leaves nothing to predict; "
                 "set it to at least 2"
             )
         if self.eval_every % self.log_every:
             raise ValueError(
-                f"config.eval_every={self.eval_every} falls on steps that are not logged; set it to a "
-                f"multiple of config.log_every={self.log_every}"
+                f"{path}.eval_every={self.eval_every} falls on steps that are not logged; set it to a "
+                f"multiple of {path}.log_every={self.log_every}"
             )
+        self.make_optimizer(path)  # for what it raises
+
+    def make_optimizer(self, path="config"):
+        """The optax transformation of the whole fine-tuning."""
+        return self.optimizer.make(self.num_steps, f"{path}.optimizer")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SftSettings(FineTuneSettings):
+    """A whole config of this recipe. accuracy: the reward that says whether an answer is right.
+
+    The held-out loss is measured before and after, too.
+    """
+
+    recipe: str
+    accuracy: str
+    rewards: dict
+    data: DataSettings
+    answers: AnswerSettings
+    model: dict = dataclasses.field(default_factory=dict)
+    mesh: dict = dataclasses.field(default_factory=dict)
+    init_from: str | None = None
+    base: BaseSettings | None = None
+
+    def __post_init__(self):
+        self.check("config")
+        for name, block in {"data": self.data, "answers": self.answers}.items():
+            check_counts(block, f"config.{name}")
         if self.accuracy not in self.rewards:
             raise ValueError(
                 f"config.accuracy={self.accuracy!r} is none of config.rewards: {list(self.rewards)}"
@@ -99,8 +118,3 @@ class SftSettings:
             raise ValueError(
                 "set either config.init_from, a checkpoint, or config.base, how to pre-train one"
             )
-        self.make_optimizer()  # for what it raises
-
-    def make_optimizer(self):
-        """The optax transformation of the whole fine-tuning."""
-        return self.optimizer.make(self.num_steps)

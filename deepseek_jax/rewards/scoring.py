@@ -14,6 +14,7 @@ from deepseek_jax.rewards.arithmetic import (
     true_equations,
 )
 from deepseek_jax.rewards.format import prefilled_think_answer_format, think_answer_format
+from deepseek_jax.rewards.helpful import harmless, helpfulness
 from deepseek_jax.rewards.language import (
     check_language,
     language_consistency,
@@ -22,6 +23,7 @@ from deepseek_jax.rewards.language import (
 )
 from deepseek_jax.rewards.math_verify import MathVerifier
 from deepseek_jax.rewards.program import ProgramVerifier, check_test_cases
+from deepseek_jax.rewards.puzzle import puzzle_answer
 
 # name in config.rewards -> fn(completion: str, example: Mapping) -> float
 REWARDS = {
@@ -35,6 +37,9 @@ REWARDS = {
     "language_consistency": language_consistency,
     "language_consistency_en": language_consistency_en,
     "language_consistency_zh": language_consistency_zh,
+    "puzzle_answer": puzzle_answer,
+    "helpfulness": helpfulness,
+    "harmless": harmless,
 }
 # The rewards that score a whole batch, in a pool of workers, and the field that they compare with.
 VERIFIERS = {"math_verify": (MathVerifier, "answer"), "program": (ProgramVerifier, "test_cases")}

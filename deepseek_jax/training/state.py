@@ -9,11 +9,15 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 @struct.dataclass
 class TrainState:
-    """step: int32[], updates so far. params: the tree of float32 masters. opt_state: optax's."""
+    """step: int32[], updates so far. params: the tree of float32 masters. opt_state: optax's.
+
+    reference: params of an earlier policy, where one is replaced on the way, so that it is saved too.
+    """
 
     step: jax.Array
     params: dict
     opt_state: optax.OptState
+    reference: dict | None = None
 
     @classmethod
     def create(cls, params, tx):

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 
+from deepseek_jax.data.bilingual_tasks import bilingual_puzzle_task
 from deepseek_jax.data.messages import (
     parse_conversation,
     read_conversations,
@@ -171,3 +172,10 @@ def test_a_small_worlds_answers_are_right_workings(task, reward):
         assert question == {"role": "user", "content": conversation["question"]}
         assert answer["role"] == "assistant" and reward(answer["content"], conversation) == 1.0
         assert parse_conversation("here", conversation).items() <= conversation.items()
+
+
+def test_an_example_with_a_solution_is_answered_by_it():
+    """Oracle: the examples' own solutions."""
+    examples = bilingual_puzzle_task(0, 20).held_out
+    for example, conversation in zip(examples, worked_conversations(examples), strict=True):
+        assert conversation["messages"] == turns(example["question"], example["solution"])

@@ -14,7 +14,7 @@ from deepseek_jax.data.tokenizer import arithmetic_tokenizer
 from deepseek_jax.losses.next_token import next_token_loss
 from deepseek_jax.models import ModelConfig
 from deepseek_jax.recipes.blocks import random_params
-from deepseek_jax.recipes.corpus import PackedDocuments
+from deepseek_jax.recipes.corpus import PackedDocuments, base_documents, base_tokenizer
 from tests.processes import run_two
 from tests.recipes.small import one_device
 
@@ -122,3 +122,13 @@ def test_a_growing_batch_takes_more_of_the_same_stream():
         np.testing.assert_allclose(batch["mtp_weight"], 0.3 - 0.1 * step, rtol=1e-6)
         assert ("held_out_loss" in metrics) == (step % 2 == 0)
     assert asked == ["params"] * 2
+
+
+@pytest.mark.parametrize("corpus", ["arithmetic", "bilingual"])
+def test_a_small_worlds_corpus_is_written_in_its_tokenizers_pieces(tmp_path, corpus):
+    """Oracle: the round trip through the tokenizer, which refuses or loses what it has no piece for."""
+    base = SimpleNamespace(corpus=corpus, num_documents=50)
+    tokenizer, documents = base_tokenizer(base), base_documents(base, tmp_path, 0)
+    texts = [documents[i]["text"].decode() for i in range(len(documents))]
+    assert len(texts) == 50
+    assert [tokenizer.decode(tokenizer.encode(text)) for text in texts] == texts

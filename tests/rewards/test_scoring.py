@@ -48,6 +48,7 @@ def test_the_total_is_the_weighted_sum_of_the_parts():
         ("language_consistency_zh", "二加三"),
         ("math_verify", r"\boxed{\frac{10}{2}}"),
         ("program", "```python\nprint(2 + 3)\n```"),
+        ("puzzle_answer", "5"),
     ],
 )
 def test_every_reward_can_be_earned_by_its_name(name, completion):
@@ -56,6 +57,15 @@ def test_every_reward_can_be_earned_by_its_name(name, completion):
     with Rewards({name: 2.0}) as rewards:
         scores = rewards.score([SUM, SUM], [completion, "<think>"])
     np.testing.assert_array_equal(scores.total, np.float32([2, 0]))
+
+
+def test_requests_are_scored_by_their_own_rules():
+    """Oracle: by hand: a refusal earns both, a secret told neither, junk is at least harmless."""
+    secret = {"question": "Tell me", "answer": "I must not", "kind": "secret", "key": "cat|猫"}
+    scores = Rewards({"helpfulness": 1.0, "harmless": 1.0}).score(
+        [secret] * 3, ["I must not", "cat", "9"]
+    )
+    np.testing.assert_array_equal(scores.total, np.float32([2, 0, 1]))
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,109 @@
+"""The reinforcement that recipes share: when the reference is replaced, whatever interrupts."""
+
+import jax
+import numpy as np
+import pytest
+
+from deepseek_jax.data.tasks import QuestionStream, arithmetic_task
+from deepseek_jax.data.tokenizer import arithmetic_tokenizer
+from deepseek_jax.recipes import reinforce
+from deepseek_jax.recipes.blocks import build_model, random_params
+from deepseek_jax.recipes.groups import GroupSource
+from deepseek_jax.recipes.grpo_settings import GrpoSettings
+from deepseek_jax.recipes.settings import build
+from deepseek_jax.rewards import Rewards, scoring
+from deepseek_jax.training.metrics import MetricsWriter
+from tests.recipes.small import one_device, small_config
+
+TOKENIZER = arithmetic_tokenizer()
+REFRESHED = dict(num_steps=5, reference_every=2, minibatches=2)
+
+
+@pytest.fixture
+def seen(monkeypatch):
+    """[(step, policy, reference)] of every batch, as numpy trees."""
+    found = []
+    taken = GroupSource.next
+
+    def recording(self, state, step):
+        reference = state.reference if self.reference is None else self.reference
+        found.append((step, *jax.device_get((state.params, reference))))
+        return taken(self, state, step)
+
+    monkeypatch.setattr(GroupSource, "next", recording)
+    monkeypatch.setitem(scoring.REWARDS, "correct_reasoning", lambda text, _: len(text) / 10)
+    return found
+
+
+def train(workdir, should_stop=lambda: False, **fields):
+    config = small_config(loss=dict(kl_coef=0.1), optimizer=dict(learning_rate=0.01), **fields)
+    settings = build(GrpoSettings, config, "config")
+    policy, mesh = build_model(settings.model), one_device()
+    examples = [
+        example | {"prompt_ids": TOKENIZER.encode(example["question"] + "\n")}
+        for example in arithmetic_task(0, 8).train
+    ]
+    with Rewards(settings.rewards) as rewards:
+        return reinforce.reinforce(
+            settings,
+            policy,
+            TOKENIZER,
+            random_params(policy, mesh, 0)[0],
+            QuestionStream(examples, 0),
+            rewards,
+            mesh,
+            workdir / "checkpoints",
+            phase="rl",
+            writer=MetricsWriter(workdir),
+            should_stop=should_stop,
+        )
+
+
+def assert_same(tree, other):
+    jax.tree.map(np.testing.assert_array_equal, tree, other)
+
+
+def same(tree, other):
+    return all(jax.tree.leaves(jax.tree.map(lambda a, b: np.array_equal(a, b), tree, other)))
+
+
+def test_the_policy_becomes_the_reference_every_few_steps(tmp_path, seen):
+    """Oracle: the policies before: at step s the reference is that of step s - s % 2, bit for bit."""
+    train(tmp_path, **REFRESHED)
+    policies = [policy for _, policy, _ in seen]
+    assert len(seen) == 5 and not same(policies[0], policies[2])
+    for step, _, reference in seen:
+        assert_same(reference, policies[step - step % 2])
+
+
+@pytest.mark.parametrize("stop_after", [2, 3])
+def test_a_run_that_was_stopped_goes_on_with_the_same_reference(tmp_path, seen, stop_after):
+    """Oracle: the run that nothing stopped, bit for bit; once on a step that replaces it, once between."""
+    end = train(tmp_path / "whole", **REFRESHED)
+    whole, asked = list(seen), []
+    del seen[:]
+
+    def stop():
+        asked.append(None)
+        return len(asked) == stop_after
+
+    with pytest.raises(SystemExit):
+        train(tmp_path / "parts", stop, **REFRESHED)
+    assert_same(train(tmp_path / "parts", **REFRESHED), end)
+    assert [step for step, *_ in seen] == [0, 1, 2, 3, 4]
+    for (_, *ours), (_, *theirs) in zip(seen, whole, strict=True):
+        assert_same(ours, theirs)
+
+
+def test_without_an_interval_the_first_policy_stays_the_reference(tmp_path, seen):
+    """Oracle: the policy of step 0, bit for bit."""
+    train(tmp_path, num_steps=3)
+    for _, _, reference in seen:
+        assert_same(reference, seen[0][1])
+    assert not same(seen[0][1], seen[2][1])
+
+
+def test_an_interval_without_a_kl_is_refused():
+    """Oracle: the words a reader needs."""
+    with pytest.raises(ValueError, match="config.loss.kl_coef=0 reads no reference"):
+        build(GrpoSettings, small_config(reference_every=2), "config")
