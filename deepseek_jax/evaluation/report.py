@@ -81,6 +81,29 @@ def loss_table(losses):
     return table
 
 
+def stages_table(stages, forms, names):
+    """A rich Table: one row a stage, one column a score, under each mean its 95% interval.
+
+    stages: title -> {score: (mean, low, high)}. forms: score -> the format of its numbers; names: score ->
+    the column's title. A score that a stage lacks is left blank.
+    """
+    table = Table(
+        title="held-out prompts, stage by stage",
+        caption="under each mean its 95% interval",
+        box=SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+        pad_edge=False,
+        show_edge=False,
+    )
+    table.add_column("stage")
+    for score in forms:
+        table.add_column(names[score], justify="right", no_wrap=True)
+    for title, scores in stages.items():
+        cells = [_cell(scores[s], form) if s in scores else "" for s, form in forms.items()]
+        table.add_row(title, *cells)
+    return table
+
+
 def plot_curves(metrics_path, png_path, *, phase, names=CURVES):
     """Draw the curves called `names` of one phase against its steps, as a PNG.
 

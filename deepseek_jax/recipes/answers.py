@@ -37,9 +37,9 @@ def print_samples(console, before, after):
     console.print(sample_panel(samples))
 
 
-def make_console():
-    """A console that only process 0 writes to."""
-    return Console(quiet=not first_process())
+def make_console(width=None):
+    """A console that only process 0 writes to, of so many columns, or as many as the terminal has."""
+    return Console(quiet=not first_process(), width=width)
 
 
 def _sample(when, sample):

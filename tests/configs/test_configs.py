@@ -15,6 +15,7 @@ from deepseek_jax.parallel import make_mesh
 from deepseek_jax.recipes.blocks import RunSettings, build_model
 from deepseek_jax.recipes.grpo_settings import TASKS, GrpoSettings
 from deepseek_jax.recipes.pretrain_settings import PretrainSettings
+from deepseek_jax.recipes.r1_settings import R1Settings
 from deepseek_jax.recipes.settings import build
 from deepseek_jax.recipes.sft_settings import SftSettings
 from deepseek_jax.rewards import Rewards
@@ -22,7 +23,12 @@ from deepseek_jax.training.schedule import join_phases, stage_at
 from launch.train import MeshSettings
 
 ROOT = Path(__file__).resolve().parents[2]
-SETTINGS = {"grpo": GrpoSettings, "pretrain": PretrainSettings, "sft": SftSettings}
+SETTINGS = {
+    "grpo": GrpoSettings,
+    "pretrain": PretrainSettings,
+    "r1": R1Settings,
+    "sft": SftSettings,
+}
 ONE_DEVICE = make_mesh(data=1, devices=jax.devices()[:1])
 SHARED = ("__init__", "common", "models")
 EXPERIMENTS = sorted(path for path in (ROOT / "configs").glob("*.py") if path.stem not in SHARED)
@@ -45,7 +51,11 @@ def test_an_experiments_numbers_are_its_recipes_settings(path):
         assert settings.data.path is not None or settings.data.task in TASKS
     if config.recipe == "pretrain":
         settings.built_stages(build_model(settings.model), ONE_DEVICE)
-    if settings.init_from is None:
+    if config.recipe == "r1":
+        for stage in (settings.zero, settings.reasoning, settings.scenarios):
+            Rewards(stage.rewards).close()
+        Rewards(settings.scenarios.general_rewards).close()
+    if getattr(settings, "init_from", None) is None:
         build_model(settings.model)
     else:
         build(RunSettings, settings.model, "config.model")
@@ -111,6 +121,20 @@ def test_v3s_run_is_the_published_one():
     assert np.searchsorted(tokens, 10e12) == first.mtp_weight[1][0]
     assert build_model(config.model).rope_scaling is None and second.rope_scaling["factor"] == 40
     assert (second.sequence_length, third.sequence_length) == (32 * 1024, 128 * 1024)
+
+
+def test_r1_zeros_run_is_the_published_one():
+    """Oracle: arXiv:2501.12948, section 2.1 and appendix A.3: 10,400 updates on 512 completions, 16 of a
+    question; rollouts of 8,192 completions in 16 parts; the reference replaced every 400 updates.
+    """
+    settings = build(GrpoSettings, load(ROOT / "configs" / "r1_zero.py"), "config")
+    sampled = settings.prompts_per_step * settings.group_size
+    assert sampled == 8192 and sampled / settings.minibatches == 512 and settings.group_size == 16
+    assert settings.num_steps * settings.minibatches * settings.epochs == 10_400
+    assert settings.reference_every * settings.minibatches * settings.epochs == 400
+    assert settings.optimizer.learning_rate == 3e-6 and settings.loss.kl_coef == 0.001
+    assert settings.rollout.temperature == 1.0 and settings.rollout.max_completion_length == 32768
+    assert set(settings.rewards.values()) == {1.0}
 
 
 def test_configs_do_without_jax():

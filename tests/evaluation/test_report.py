@@ -6,7 +6,12 @@ import pytest
 from matplotlib.image import imread
 from rich.console import Console
 
-from deepseek_jax.evaluation.report import before_after_table, plot_curves, sample_panel
+from deepseek_jax.evaluation.report import (
+    before_after_table,
+    plot_curves,
+    sample_panel,
+    stages_table,
+)
 
 
 def rendered(renderable):
@@ -43,6 +48,23 @@ def test_the_table_shows_each_interval_whole():
     text = rendered(before_after_table({"accuracy": ".1%"}, BEFORE, AFTER))
     for interval in ("21.2% to 31.9%", "90.5% to 96.4%", "33.0% to 44.8%", "98.5% to 100.0%"):
         assert interval in text and max(map(len, text.splitlines())) <= 80
+
+
+def test_the_stages_stand_below_each_other_with_what_each_was_measured_by():
+    """Oracle: the rows written by hand; what a stage lacks is blank."""
+    stages = {"base": {"a": (0.5, 0.25, 0.75)}, "R1": {"a": (1, 0.9, 1), "b": (23.04, 20, 26)}}
+    text = rendered(stages_table(stages, {"a": ".1%", "b": ".1f"}, {"a": "pass@1", "b": "length"}))
+    rows = [line.split() for line in text.splitlines()]
+    assert rows[1] == ["stage", "pass@1", "length"]
+    assert ["base", "50.0%"] in rows and ["R1", "100.0%", "23.0"] in rows
+    assert ["25.0%", "to", "75.0%"] in rows and [
+        "90.0%",
+        "to",
+        "100.0%",
+        "20.0",
+        "to",
+        "26.0",
+    ] in rows
 
 
 def sample(before, after):

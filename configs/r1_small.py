@@ -1,0 +1,46 @@
+"""R1 in miniature: R1-Zero and the four stages, from one tiny DeepSeek-V3 that mixes two languages.
+
+python launch/train.py --config=configs/r1_small.py          # or configs/r1_small.py:seed=1
+"""
+
+from ml_collections import ConfigDict
+
+from configs import models, r1_zero_small
+from configs.common import parse_arg
+
+LENGTH = 64  # tokens of a completion, and of a row
+
+
+def get_config(arg=None):
+    arg = parse_arg(arg, seed=0)
+    zero = r1_zero_small.get_config(arg=f"seed={arg.seed}")
+    c = ConfigDict(dict(recipe="r1", seed=arg.seed))
+    c.model = models.deepseek_v3_tiny(vocab_size=r1_zero_small.VOCAB_SIZE)
+    c.base = zero.base
+    names = "num_steps prompts_per_step group_size accuracy rewards rollout loss optimizer"
+    c.zero = {name: zero[name] for name in (*names.split(), "save_every", "log_every")}
+
+    rows = dict(batch_size=16, sequence_length=LENGTH, eval_every=20, log_every=5)
+    c.cold_start = dict(rows, num_steps=60, data=dict(num_puzzles=400))
+    c.cold_start.optimizer = dict(learning_rate=1e-3, schedule="cosine", warmup_steps=5)
+
+    c.reasoning = c.zero.copy_and_resolve_references()
+    c.reasoning.num_steps = 60
+    c.reasoning.rewards.language_consistency = 1.0
+    c.reasoning.loss.kl_coef = 0.001
+    c.reasoning.reference_every = 20
+
+    c.rejection = dict(num_prompts=1000, samples_per_prompt=4, max_per_prompt=2, temperature=1.0)
+    c.rejection.max_completion_length = LENGTH
+    c.sft = dict(rows, num_steps=300, data=dict(num_requests=1200))
+    c.sft.optimizer = dict(learning_rate=2e-3, schedule="cosine", warmup_steps=5)
+
+    c.scenarios = c.reasoning.copy_and_resolve_references()
+    c.scenarios.num_steps, c.scenarios.general_steps, c.scenarios.general_per_step = 80, 40, 8
+    c.scenarios.rollout.temperature = 0.7
+    c.scenarios.general_rewards = dict(
+        helpfulness=1.0, harmless=1.0, think_answer_format=1.0, language_consistency=1.0
+    )
+    c.evaluation = dict(num_puzzles=128, num_requests=96, samples=16, temperature=1.0)
+    c.evaluation.max_completion_length = LENGTH
+    return c

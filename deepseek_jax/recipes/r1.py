@@ -1,0 +1,130 @@
+"""R1-Zero, and R1 in its four stages (arXiv:2501.12948), from one base model, on the bilingual small world.
+
+base -> R1-Zero: reinforcement alone, for right answers and their layout
+base -> 1 cold-start fine-tuning -> Dev1 -> 2 reasoning reinforcement, for one language too -> Dev2
+        -> rejection sampling, and everyday requests beside it
+base -> 3 fine-tuning on that -> Dev3 -> 4 reinforcement for all scenarios -> R1
+Every policy is measured on held-out puzzles and requests.
+"""
+
+import json
+
+from deepseek_jax.data.bilingual_tasks import bilingual_puzzle_task, bilingual_request_task
+from deepseek_jax.data.chat import render_prompt
+from deepseek_jax.evaluation.report import stages_table
+from deepseek_jax.parallel.processes import say
+from deepseek_jax.recipes.answers import make_console
+from deepseek_jax.recipes.blocks import build_model
+from deepseek_jax.recipes.corpus import base_tokenizer
+from deepseek_jax.recipes.r1_settings import TEMPLATE, R1Settings
+from deepseek_jax.recipes.r1_stages import Stages
+from deepseek_jax.recipes.reinforce import check_length, check_rows, fitting
+from deepseek_jax.recipes.remembered import remembered
+from deepseek_jax.recipes.settings import build
+from deepseek_jax.recipes.stage_scores import FORMS, measure
+from deepseek_jax.rewards import Rewards
+from deepseek_jax.training.metrics import MetricsWriter
+
+REINFORCED = ("zero", "reasoning", "scenarios")
+
+
+def run(config, mesh, workdir, should_stop):
+    """Run the recipe in workdir, or what is left of it. config: ConfigDict of R1Settings' fields.
+
+    Each stage has a folder with stage.json, what it was made from (see lineage), and params, which
+    launch/convert.py reads.
+    """
+    settings = build(R1Settings, config, "config")
+    tokenizer, policy = base_tokenizer(settings.base), build_model(settings.model)
+    _check(settings, policy, tokenizer, mesh)
+    puzzles, requests = _tasks(settings, policy, tokenizer)
+    writer = MetricsWriter(workdir)
+    stages = Stages(settings, policy, tokenizer, mesh, workdir, writer, should_stop)
+    scores = {}
+
+    def measured(title, stage):
+        scores[title] = _measured(stages, stage, puzzles.held_out, requests.held_out)
+        return stage
+
+    base = measured("base", stages.base())
+    measured("R1-Zero", stages.zero(base, puzzles.train))
+    dev1 = measured("Dev1", stages.cold_start(base, puzzles, requests))
+    dev2 = measured("Dev2", stages.reasoning(dev1, puzzles.train))
+    accepted = stages.rejection(dev2, puzzles.train)
+    dev3 = measured("Dev3", stages.sft(base, accepted, puzzles, requests))
+    measured("R1", stages.scenarios(dev3, puzzles.train, requests.train))
+    writer.close()
+    samples = settings.evaluation.samples
+    names = {name: name.replace("@k", f"@{samples}") for name in FORMS}
+    make_console(width=110).print(stages_table(scores, FORMS, names))
+    say(f"complete; each stage's stage.json, params and checkpoints are in its folder of {workdir}")
+
+
+def _check(settings, policy, tokenizer, mesh):
+    """Raise ValueError for what cannot be run, before anything is."""
+    if tokenizer.vocab_size > policy.vocab_size:
+        raise ValueError(
+            f"config.model.vocab_size={policy.vocab_size} is below the tokenizer's {tokenizer.vocab_size}"
+        )
+    settings.base.check("config.base", policy, mesh)
+    for name in REINFORCED:
+        stage = getattr(settings, name)
+        check_rows(stage, mesh, f"config.{name}")
+        Rewards(stage.rewards).close()
+    Rewards(settings.scenarios.general_rewards).close()
+
+
+def _tasks(settings, policy, tokenizer):
+    """(puzzles, requests): Tasks whose examples carry their prompt_ids.
+
+    Raises ValueError where a stage has no room for them, or asks for more than there are.
+    """
+    evaluation, seed = settings.evaluation, settings.seed
+    puzzles = bilingual_puzzle_task(seed, evaluation.num_puzzles)
+    requests = bilingual_request_task(seed, evaluation.num_requests)
+    for examples in (puzzles.train, puzzles.held_out, requests.train, requests.held_out):
+        for example in examples:
+            prompt_ids = render_prompt(tokenizer, example["question"], template=TEMPLATE)
+            example["prompt_ids"] = prompt_ids
+    for name in REINFORCED:
+        rollout, path = getattr(settings, name).rollout, f"config.{name}.rollout"
+        for task in (puzzles, requests):
+            check_length(rollout, policy, fitting(task.train, rollout, "training", path), path)
+    shown = {"cold_start": settings.cold_start.data, "sft": settings.sft.data}
+    wanted = {f"{name}.data.num_puzzles": data.num_puzzles for name, data in shown.items()}
+    wanted |= {"rejection.num_prompts": settings.rejection.num_prompts}
+    _check_numbers(wanted, len(puzzles.train), "puzzles")
+    wanted = {f"{name}.data.num_requests": data.num_requests for name, data in shown.items()}
+    _check_numbers(wanted, len(requests.train), "requests")
+    return puzzles, requests
+
+
+def _check_numbers(wanted, available, what):
+    for field, number in wanted.items():
+        if not 0 <= number <= available:
+            raise ValueError(
+                f"config.{field}={number} must be within 0..{available}, the {what} to train on"
+            )
+
+
+def _measured(stages, stage, puzzles, requests):
+    """The scores of a stage's policy, measured once for its hash and the evaluation's settings."""
+    settings, seed = stages.settings.evaluation, stages.settings.seed
+
+    def answer():
+        params = stages.params(stage)
+        questions = puzzles, requests
+        return measure(stages.policy, params, stages.tokenizer, *questions, settings, seed=seed)
+
+    def make(folder):
+        found = remembered(folder / "scores.json", answer)
+        for name, interval in found["scores"].items():
+            mean, low, high = (format(value, FORMS[name]) for value in interval)
+            say(f"  {stage.name} {name}: {mean} ({low} to {high})")
+        for sample in found["samples"]:
+            say(f"  {sample['prompt']!r} -> {sample['completion']!r}")
+
+    inputs = {"settings": stages.settings_of(settings) | {"seed": seed}, "parent": stage.hash}
+    inputs["data"] = [puzzles, requests]
+    made = stages.make(f"measured/{stage.name}", inputs, make)
+    return json.loads((made.folder / "scores.json").read_text())["scores"]

@@ -1,0 +1,122 @@
+"""What a config of R1's stages may say: each block a dataclass, checked when built."""
+
+import dataclasses
+from typing import ClassVar
+
+from deepseek_jax.recipes.grpo_settings import ReinforceSettings
+from deepseek_jax.recipes.pretrain_settings import BaseSettings
+from deepseek_jax.recipes.settings import check_counts
+from deepseek_jax.recipes.sft_settings import FineTuneSettings
+
+TEMPLATE = "r1_zero"  # of every prompt, in every stage
+
+
+@dataclasses.dataclass(frozen=True)
+class ConversationSettings:
+    """How many puzzles and requests of the bilingual world are shown with their good solutions."""
+
+    template: ClassVar[str] = TEMPLATE
+    packing: ClassVar[bool] = True
+    num_puzzles: int = 0
+    num_requests: int = 0
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class R1FineTuneSettings(FineTuneSettings):
+    """A stage of fine-tuning. data: its conversations; stage 3 adds those that rejection sampling accepts."""
+
+    data: ConversationSettings
+
+
+@dataclasses.dataclass(frozen=True)
+class RejectionSettings:
+    """Completions of stage 2's policy: samples_per_prompt of each of num_prompts puzzles, of which at most
+    max_per_prompt good ones are kept.
+    """
+
+    num_prompts: int
+    samples_per_prompt: int
+    max_per_prompt: int
+    max_completion_length: int
+    temperature: float = 1.0
+    slots: int = 128
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ScenarioSettings(ReinforceSettings):
+    """Stage 4. In its last general_steps, general_per_step of a step's questions are everyday requests, paid
+    by general_rewards; `rewards` are those of the puzzles.
+    """
+
+    general_steps: int
+    general_per_step: int
+    general_rewards: dict
+
+    def check(self, path):
+        """As ReinforceSettings."""
+        super().check(path)
+        if self.general_steps > self.num_steps:
+            raise ValueError(
+                f"{path}.general_steps={self.general_steps} is above {path}.num_steps={self.num_steps}"
+            )
+        if self.general_per_step >= self.prompts_per_step:
+            raise ValueError(
+                f"{path}.general_per_step={self.general_per_step} leaves no puzzles of "
+                f"{path}.prompts_per_step={self.prompts_per_step}; lower it"
+            )
+        if self.max_sampling_rounds > 1:
+            raise ValueError(
+                f"{path}.max_sampling_rounds={self.max_sampling_rounds}: a step of this stage has its own "
+                "share of requests, which further rounds would shift; leave it at 1"
+            )
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluationSettings:
+    """How every stage's policy is measured: samples of each of the held-out puzzles and requests."""
+
+    max_completion_length: int
+    num_puzzles: int = 128
+    num_requests: int = 96
+    samples: int = 16
+    temperature: float = 1.0
+    slots: int = 128
+
+    def __post_init__(self):
+        check_counts(self, "config.evaluation")
+        for name in ("num_puzzles", "num_requests"):
+            if getattr(self, name) < 2:
+                raise ValueError(
+                    f"config.evaluation.{name}={getattr(self, name)}: an interval needs at least 2 prompts"
+                )
+
+
+@dataclasses.dataclass(frozen=True)
+class R1Settings:
+    """A whole config of this recipe. The stages' own seeds follow from seed."""
+
+    recipe: str
+    seed: int
+    model: dict
+    base: BaseSettings
+    zero: ReinforceSettings
+    cold_start: R1FineTuneSettings
+    reasoning: ReinforceSettings
+    rejection: RejectionSettings
+    sft: R1FineTuneSettings
+    scenarios: ScenarioSettings
+    evaluation: EvaluationSettings
+    mesh: dict = dataclasses.field(default_factory=dict)
+
+    def __post_init__(self):
+        self.base.check_numbers("config.base")
+        for name in ("zero", "cold_start", "reasoning", "sft", "scenarios"):
+            getattr(self, name).check(f"config.{name}")
+        check_counts(self.rejection, "config.rejection")
+        if self.base.corpus != "bilingual":
+            raise ValueError(
+                f"config.base.corpus={self.base.corpus!r}: the stages ask the puzzles and requests of the "
+                "bilingual world; set it to 'bilingual'"
+            )
+        if self.cold_start.data.num_puzzles + self.cold_start.data.num_requests < 2:
+            raise ValueError("config.cold_start.data names fewer than 2 conversations; raise one")

@@ -1,0 +1,212 @@
+"""The stages of R1 (arXiv:2501.12948, sections 2 and 3), each from the results of earlier ones to its own."""
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+from jax.sharding import Mesh
+
+from deepseek_jax.checkpoint import is_orbax, load_orbax, save_orbax
+from deepseek_jax.data.messages import worked_conversations
+from deepseek_jax.data.tasks import QuestionStream
+from deepseek_jax.data.tokenizer import Tokenizer
+from deepseek_jax.evaluation.conversation_loss import ConversationLoss
+from deepseek_jax.models import ModelConfig
+from deepseek_jax.parallel.shard import batch_share
+from deepseek_jax.recipes.lineage import run_stage
+from deepseek_jax.recipes.pretrain import train_base
+from deepseek_jax.recipes.r1_settings import TEMPLATE, R1Settings
+from deepseek_jax.recipes.reinforce import fitting, reinforce
+from deepseek_jax.recipes.rejection import read_accepted, sample_accepted
+from deepseek_jax.recipes.scenarios import ScenarioRewards, ScenarioStream
+from deepseek_jax.recipes.sft import fine_tune, packed_conversations
+from deepseek_jax.recipes.sft_data import check_conversations, packed
+from deepseek_jax.rewards import Rewards
+from deepseek_jax.training.metrics import MetricsWriter
+
+ORDER = ("base", "zero", "cold_start", "reasoning", "rejection", "sft", "scenarios")
+
+
+class Stage(NamedTuple):
+    """What a stage has made: its folder, and the hash of all that went into it."""
+
+    name: str
+    hash: str
+    folder: Path
+
+
+@dataclasses.dataclass(frozen=True)
+class Stages:
+    """The stages as methods: earlier Stages and examples in, a Stage out; done once each, see lineage.
+
+    Examples, and the Tasks that hold them, are those of data.bilingual_tasks, with their prompt_ids.
+    """
+
+    settings: R1Settings
+    policy: ModelConfig
+    tokenizer: Tokenizer
+    mesh: Mesh
+    workdir: Path
+    writer: MetricsWriter
+    should_stop: Callable
+
+    def base(self):
+        """Pre-trained on the small world's corpus."""
+        base, seed = self.settings.base, self.settings.seed
+
+        def train(folder):
+            running = dict(writer=self.writer, should_stop=self.should_stop)
+            return train_base(
+                self.policy, base, self.tokenizer, self.mesh, folder, seed=seed, **running
+            )
+
+        return self._trained("base", {"settings": self.settings_of(base) | {"seed": seed}}, train)
+
+    def zero(self, base, puzzles):
+        """R1-Zero: nothing but reinforcement, by rules."""
+        return self._reinforced_on_puzzles("zero", base, puzzles)
+
+    def cold_start(self, base, puzzles, requests):
+        """Dev1: the base on some readable solutions, each thought in one language."""
+        shown = self.settings.cold_start.data
+        examples = puzzles.train[: shown.num_puzzles] + requests.train[: shown.num_requests]
+        return self._fine_tuned("cold_start", {"parent": base.hash}, base, examples, puzzles)
+
+    def reasoning(self, dev1, puzzles):
+        """Dev2: reinforcement, whose rewards count the language of the thought too."""
+        return self._reinforced_on_puzzles("reasoning", dev1, puzzles)
+
+    def rejection(self, dev2, puzzles):
+        """accepted.jsonl: those of Dev2's completions that are worth learning."""
+        settings = self.settings.rejection
+        asked = puzzles[: settings.num_prompts]
+
+        def make(folder):
+            path = folder / "accepted.jsonl"
+            if not path.exists():
+                policy, seed = self.policy, self._seed("rejection")
+                params = self.params(dev2)
+                sample_accepted(settings, policy, params, self.tokenizer, asked, path, seed=seed)
+
+        inputs = {"settings": self.settings_of(settings) | {"seed": self._seed("rejection")}}
+        return self.make("rejection", inputs | {"parent": dev2.hash, "data": asked}, make)
+
+    def sft(self, base, accepted, puzzles, requests):
+        """Dev3: the base again, on what was accepted and on good answers to requests."""
+        shown = self.settings.sft.data
+        examples = read_accepted(accepted.folder / "accepted.jsonl")
+        examples += puzzles.train[: shown.num_puzzles] + requests.train[: shown.num_requests]
+        parents = {"parent": base.hash, "accepted": accepted.hash}
+        return self._fine_tuned("sft", parents, base, examples, puzzles)
+
+    def scenarios(self, dev3, puzzles, requests):
+        """R1: reinforcement on puzzles, by rules, and in the last steps on requests as well."""
+        settings = self._with_seed("scenarios")
+
+        def train(folder):
+            seed = settings.seed
+            stream = ScenarioStream(
+                *(QuestionStream(_asked(e, settings), seed) for e in (puzzles, requests)),
+                first=(settings.num_steps - settings.general_steps) * settings.prompts_per_step,
+                per_step=settings.prompts_per_step,
+                general_per_step=settings.general_per_step,
+            )
+            with (
+                Rewards(settings.rewards) as reasoning,
+                Rewards(settings.general_rewards) as general,
+            ):
+                rewards = ScenarioRewards({"reasoning": reasoning, "general": general})
+                return self._reinforce("scenarios", settings, dev3, stream, rewards, folder)
+
+        inputs = {"settings": self.settings_of(settings), "parent": dev3.hash}
+        return self._trained("scenarios", inputs | {"data": [puzzles, requests]}, train)
+
+    def params(self, stage):
+        """A stage's parameters, read anew: whoever trains them uses them up."""
+        return load_orbax(stage.folder / "params", mesh=self.mesh)[1]
+
+    def settings_of(self, block):
+        """A block's numbers, and the model that they are about, as JSON can say them."""
+        shared = {"model": dataclasses.asdict(self.policy), "template": TEMPLATE}
+        return {"block": dataclasses.asdict(block)} | shared
+
+    def make(self, name, inputs, make):
+        """run_stage in this run's folder: -> Stage."""
+        own = run_stage(self.workdir, name, inputs, make)
+        return Stage(name, own, self.workdir / name)
+
+    def _trained(self, name, inputs, train):
+        """A stage whose result is parameters: what train(folder) returns, in folder/params."""
+
+        def make(folder):
+            if not is_orbax(folder / "params"):
+                save_orbax(folder / "params", self.policy, train(folder))
+
+        return self.make(name, inputs, make)
+
+    def _reinforced_on_puzzles(self, name, parent, puzzles):
+        settings = self._with_seed(name)
+
+        def train(folder):
+            stream = QuestionStream(_asked(puzzles, settings), settings.seed)
+            with Rewards(settings.rewards) as rewards:
+                return self._reinforce(name, settings, parent, stream, rewards, folder)
+
+        inputs = {"settings": self.settings_of(settings), "parent": parent.hash, "data": puzzles}
+        return self._trained(name, inputs, train)
+
+    def _reinforce(self, name, settings, parent, stream, rewards, folder):
+        return reinforce(
+            settings,
+            self.policy,
+            self.tokenizer,
+            self.params(parent),
+            stream,
+            rewards,
+            self.mesh,
+            folder / "checkpoints",
+            phase=name,
+            writer=self.writer,
+            should_stop=self.should_stop,
+        )
+
+    def _fine_tuned(self, name, parents, base, examples, puzzles):
+        """Learn from the examples' solutions; the held-out loss is of held-out puzzles'."""
+        settings = self._with_seed(name)
+
+        def train(folder):
+            conversations = worked_conversations(examples)
+            _, shares = batch_share(self.mesh)
+            checked = settings, self.policy, self.tokenizer, conversations
+            check_conversations(*checked, f"{name} training", shares)
+            held_out = worked_conversations(puzzles.held_out)
+            batches = packed(settings, self.tokenizer, held_out, num_epochs=1)
+            loss_of = ConversationLoss(self.policy, list(batches), self.mesh)
+            return fine_tune(
+                settings,
+                self.policy,
+                self.params(base),
+                packed_conversations(settings, self.tokenizer, conversations, loss_of, self.mesh),
+                self.mesh,
+                folder / "checkpoints",
+                writer=self.writer,
+                should_stop=self.should_stop,
+                phase=name,
+            )
+
+        inputs = {"settings": self.settings_of(settings)} | parents
+        data = [[example["question"], example["solution"]] for example in examples]
+        return self._trained(name, inputs | {"data": data}, train)
+
+    def _with_seed(self, name):
+        return dataclasses.replace(getattr(self.settings, name), seed=self._seed(name))
+
+    def _seed(self, name):
+        """A seed of a stage's own, so that its questions and draws are not those of another."""
+        return len(ORDER) * self.settings.seed + ORDER.index(name)
+
+
+def _asked(examples, settings):
+    """The examples whose prompts are not too long for this stage."""
+    return fitting(examples, settings.rollout, "training", "config.rollout")

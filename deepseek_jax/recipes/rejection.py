@@ -1,0 +1,95 @@
+"""Rejection sampling (arXiv:2501.12948, appendix B.3.3): of a policy's completions, those worth learning.
+
+A completion is kept if it is right, laid out as asked and thought in the question's language alone, and if
+it is not there already.
+"""
+
+import json
+import os
+from collections import Counter
+
+import numpy as np
+
+from deepseek_jax.evaluation.held_out import completion_texts
+from deepseek_jax.parallel.processes import barrier, first_process, say
+from deepseek_jax.rewards.format import think_answer_format
+from deepseek_jax.rewards.language import language_consistency
+from deepseek_jax.rewards.puzzle import puzzle_answer
+from deepseek_jax.rollout import generate
+
+# Why a completion is rejected: the first of these rules that does not give it a whole 1.
+RULES = {
+    "wrong": puzzle_answer,
+    "badly laid out": think_answer_format,
+    "in mixed languages": language_consistency,
+}
+
+
+def accepted(examples, completions, *, max_per_prompt):
+    """The completions worth learning: -> (list of (index, completion), Counter of what became of all).
+
+    examples[i], a puzzle, was answered by completions[i]; of a question's, at most max_per_prompt are kept,
+    the first ones. The Counter's keys are "kept", those of RULES, "repeated" and "more than enough".
+    """
+    kept, fates, by_question = [], Counter(), {}
+    for index, (example, text) in enumerate(zip(examples, completions, strict=True)):
+        fate = next((why for why, rule in RULES.items() if rule(text, example) < 1), None)
+        of_question = by_question.setdefault(example["question"], [])
+        if fate is None and text in of_question:
+            fate = "repeated"
+        if fate is None and len(of_question) >= max_per_prompt:
+            fate = "more than enough"
+        if fate is None:
+            of_question.append(text)
+            kept.append((index, text))
+        fates[fate or "kept"] += 1
+    return kept, fates
+
+
+def sample_accepted(settings, policy, params, tokenizer, examples, path, *, seed):
+    """Answer the examples, which carry their prompt_ids, and write what is accepted to path, a jsonl file.
+
+    settings: RejectionSettings. Raises ValueError where nothing is accepted.
+    """
+    n = settings.samples_per_prompt
+    rollout = generate(
+        policy,
+        params,
+        [example["prompt_ids"] for example in examples],
+        n=n,
+        max_completion_length=settings.max_completion_length,
+        temperature=settings.temperature,
+        eos_ids=(tokenizer.eos_id, *policy.eos_ids),
+        seed=seed,
+        slots=settings.slots,
+    )
+    texts = completion_texts(tokenizer, rollout)
+    repeated = [example for example in examples for _ in range(n)]
+    ended = np.flatnonzero(~rollout.truncated)  # what broke off teaches to break off
+    kept, fates = accepted(
+        [repeated[i] for i in ended],
+        [texts[i] for i in ended],
+        max_per_prompt=settings.max_per_prompt,
+    )
+    fates["unfinished"] = len(texts) - len(ended)
+    shown = ", ".join(f"{count} {fate}" for fate, count in fates.most_common())
+    say(f"rejection sampling: {len(texts)} completions of {len(examples)} prompts: {shown}")
+    if not kept:
+        raise ValueError(
+            f"none of {len(texts)} sampled completions was accepted ({shown}); raise "
+            "config.rejection.num_prompts, or train the policy longer: config.reasoning.num_steps"
+        )
+    lines = [
+        {"question": repeated[ended[index]]["question"], "solution": text} for index, text in kept
+    ]
+    barrier("what was accepted is written")
+    if first_process():
+        fresh = path.with_suffix(".tmp")
+        fresh.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
+        os.replace(fresh, path)
+    barrier("what was accepted is there")
+
+
+def read_accepted(path):
+    """The examples, dicts of question and solution, that sample_accepted wrote."""
+    return [json.loads(line) for line in path.read_text().splitlines()]

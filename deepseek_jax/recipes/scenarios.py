@@ -1,0 +1,69 @@
+"""Reinforcement for all scenarios (arXiv:2501.12948, section 3.2.2): what is asked when, and what pays.
+
+Reasoning questions come throughout and are paid by rules; everyday requests, whose rewards a policy learns
+to please, only in the last steps.
+"""
+
+import numpy as np
+
+from deepseek_jax.rewards import Scores
+
+SCENARIOS = ("reasoning", "general")
+
+
+class ScenarioStream:
+    """Examples without end: reasoning alone at first, then so many general ones at the end of each step's.
+
+    reasoning, general: data.tasks.QuestionStream. first: how many questions come before the first step with
+    general ones. per_step, general_per_step: questions. Each example says its scenario. position, how many
+    were taken so far, is all of the state.
+    """
+
+    def __init__(self, reasoning, general, *, first, per_step, general_per_step):
+        assert first % per_step == 0 and 0 < general_per_step < per_step
+        self.streams = dict(zip(SCENARIOS, (reasoning, general), strict=True))
+        self.first, self.per_step, self.general_per_step = first, per_step, general_per_step
+        self.position = 0
+
+    def take(self, n):
+        """The next n examples, as a list."""
+        start, self.position = self.position, self.position + n
+        return [self._example(index) for index in range(start, self.position)]
+
+    def _example(self, index):
+        scenario, number = self._place(index)
+        stream = self.streams[scenario]
+        stream.position = number
+        return stream.take(1)[0] | {"scenario": scenario}
+
+    def _place(self, index):
+        """(scenario of the index-th question, its number among that scenario's)"""
+        reasoning_per_step = self.per_step - self.general_per_step
+        if index < self.first:
+            return "reasoning", index
+        step, place = divmod(index - self.first, self.per_step)
+        if place < reasoning_per_step:
+            return "reasoning", self.first + step * reasoning_per_step + place
+        return "general", step * self.general_per_step + place - reasoning_per_step
+
+
+class ScenarioRewards:
+    """Scores like rewards.Rewards, each example by the Rewards of its scenario: a dict of both."""
+
+    def __init__(self, rewards):
+        self.rewards = rewards
+
+    def score(self, examples, completions):
+        """Scores of all; a part that an example's scenario does not have is NaN there, and no error."""
+        names = dict.fromkeys(name for rewards in self.rewards.values() for name in rewards.weights)
+        total = np.full(len(examples), np.nan, np.float32)
+        parts = {name: total.copy() for name in names}
+        errors, messages = 0, []
+        for scenario, rewards in self.rewards.items():
+            rows = [i for i, example in enumerate(examples) if example["scenario"] == scenario]
+            scores = rewards.score([examples[i] for i in rows], [completions[i] for i in rows])
+            total[rows] = scores.total
+            for name, part in scores.parts.items():
+                parts[name][rows] = part
+            errors, messages = errors + scores.errors, messages + scores.messages
+        return Scores(total, parts, errors, messages)

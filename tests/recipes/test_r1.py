@@ -1,0 +1,206 @@
+"""R1's stages at toy size: what is run again and what is not, and that stopping changes nothing."""
+
+import json
+import shutil
+
+import jax
+import numpy as np
+import pytest
+
+from configs.r1_small import get_config
+from deepseek_jax.checkpoint import load_orbax
+from deepseek_jax.data.bilingual_tokenizer import bilingual_tokenizer
+from deepseek_jax.recipes import r1, rejection
+from deepseek_jax.recipes.lineage import content_hash
+from deepseek_jax.recipes.r1_stages import ORDER
+from deepseek_jax.rewards import scoring
+from deepseek_jax.training.metrics import read_metrics
+from tests.recipes.small import one_device
+
+PHASES = ("pretrain", "zero", "cold_start", "reasoning", "sft", "scenarios")
+MEASURED = ("base", "zero", "cold_start", "reasoning", "sft", "scenarios")
+STEPS = 2  # of every stage
+
+
+def small_config():
+    """Two steps of everything."""
+    config = get_config()
+    config.base.update(dict(num_documents=300, batch_size=4, num_steps=STEPS))
+    config.base.optimizer.warmup_steps = 1
+    for name in ("zero", "reasoning", "scenarios"):
+        stage = config[name]
+        stage.update(dict(num_steps=STEPS, prompts_per_step=2, group_size=2, save_every=1))
+        stage.log_every = 1
+        stage.rollout.update(dict(max_completion_length=16, slots=4))
+    config.reasoning.reference_every = config.scenarios.reference_every = 1
+    config.scenarios.update(dict(general_steps=1, general_per_step=1))
+    for name in ("cold_start", "sft"):
+        config[name].update(dict(num_steps=STEPS, batch_size=4, eval_every=1, log_every=1))
+        config[name].optimizer.warmup_steps = 1
+    config.cold_start.data.num_puzzles = 40
+    config.sft.data.num_requests = 40
+    config.rejection.update(dict(num_prompts=16, samples_per_prompt=4, max_completion_length=48))
+    evaluation = dict(num_puzzles=8, num_requests=16, samples=2, max_completion_length=8, slots=8)
+    config.evaluation.update(evaluation)
+    return config
+
+
+def tellable(text, example):
+    """What two steps of pre-training can already do: say something that can be taught on."""
+    try:
+        return float(len(bilingual_tokenizer().encode(text)) > 0)
+    except Exception:  # pieces that run together
+        return 0.0
+
+
+@pytest.fixture(scope="module", autouse=True)
+def rules_that_a_beginner_meets():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(rejection, "RULES", {"untellable": tellable})
+        patch.setitem(scoring.REWARDS, "think_answer_format", lambda text, _: len(text) / 10)
+        yield
+
+
+def run(workdir, should_stop=lambda: False, config=None):
+    mesh = one_device()
+    with jax.set_mesh(mesh):
+        r1.run(config or small_config(), mesh, workdir, should_stop)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """The work directory of a run that nothing interrupted."""
+    workdir = tmp_path_factory.mktemp("finished")
+    run(workdir)
+    return workdir
+
+
+def records(workdir):
+    return {
+        name: json.loads((workdir / name / "stage.json").read_text())
+        for name in (*ORDER, *(f"measured/{stage}" for stage in MEASURED))
+    }
+
+
+def params(workdir, name):
+    return load_orbax(workdir / name / "params", mesh=one_device())[1]
+
+
+def assert_same(workdir, other):
+    for name in MEASURED:
+        jax.tree.map(np.testing.assert_array_equal, params(workdir, name), params(other, name))
+        ours, theirs = (
+            json.loads((w / "measured" / name / "scores.json").read_text())
+            for w in (workdir, other)
+        )
+        assert ours == theirs
+    assert records(workdir) == records(other)
+
+
+def logged(workdir):
+    return {p: [r["step"] for r in read_metrics(workdir / "metrics.jsonl", p)] for p in PHASES}
+
+
+class Killed(BaseException):
+    """What no recipe catches."""
+
+
+def test_a_run_leaves_every_stage_with_its_parents_scores_and_metrics(finished):
+    """Oracle: by hand: the pipeline's arrows (stage 3 begins at the base again); the steps of the config."""
+    found = records(finished)
+    arrows = dict(zero="base", cold_start="base", reasoning="cold_start", rejection="reasoning")
+    arrows |= dict(sft="base", scenarios="sft")
+    for child, parent in arrows.items():
+        assert found[child]["inputs"]["parent"] == content_hash(found[parent]["hash"])
+    assert found["sft"]["inputs"]["accepted"] == content_hash(found["rejection"]["hash"])
+    assert len({record["hash"] for record in found.values()}) == len(found)
+    assert all(record["complete"] for record in found.values())
+    assert logged(finished) == dict.fromkeys(PHASES, [0, 1])
+    first, last = read_metrics(finished / "metrics.jsonl", "scenarios")
+    assert "reward_helpfulness" in last and "reward_helpfulness" not in first
+    trees = [params(finished, name) for name in MEASURED]
+    for i, tree in enumerate(trees):
+        for other in trees[:i]:
+            assert any(jax.tree.leaves(jax.tree.map(lambda a, b: (a != b).any(), tree, other)))
+
+
+def test_running_again_runs_no_stage(finished, capsys):
+    """Oracle: every file's bytes before; the lines that say so."""
+    before = {path: path.read_bytes() for path in finished.rglob("*") if path.is_file()}
+    run(finished)
+    assert {path: path.read_bytes() for path in finished.rglob("*") if path.is_file()} == before
+    assert capsys.readouterr().out.count("unchanged") == len(ORDER) + len(MEASURED)
+
+
+def test_a_changed_setting_of_stage_2_reruns_it_and_what_follows(finished, tmp_path):
+    """Oracle: the hashes and modification times of the run before; stage 1, R1-Zero and the base stay."""
+    shutil.copytree(finished, tmp_path, dirs_exist_ok=True)
+    before = records(tmp_path)
+    times = {name: (tmp_path / name / "stage.json").stat().st_mtime_ns for name in before}
+    config = small_config()
+    config.reasoning.optimizer.learning_rate = 1e-3
+    run(tmp_path, config=config)
+    rerun = {"reasoning", "rejection", "sft", "scenarios"}
+    rerun |= {f"measured/{name}" for name in rerun & set(MEASURED)}
+    after = records(tmp_path)
+    assert {name for name in before if before[name] != after[name]} == rerun
+    touched = {n for n in times if (tmp_path / n / "stage.json").stat().st_mtime_ns != times[n]}
+    assert touched == rerun
+    assert logged(tmp_path) == dict.fromkeys(PHASES, [0, 1])
+
+
+def test_a_run_killed_again_and_again_ends_like_one_that_was_not(finished, tmp_path):
+    """Oracle: every stage's parameters and scores of the run that nothing interrupted, bit for bit. Killed in
+    the middle of R1-Zero, of stage 2, and of stage 4; what was done is not done again: 12 steps in all, and
+    one more for each that was lost.
+    """
+    asked = []
+
+    def kill_at(step):
+        def should_stop():
+            asked.append(None)
+            if len(asked) == step:
+                raise Killed
+            return False
+
+        return should_stop
+
+    for step in (4, 9, 14):
+        with pytest.raises(Killed):
+            run(tmp_path, kill_at(step))
+    run(tmp_path, kill_at(None))
+    assert len(asked) == len(PHASES) * STEPS + 3
+    assert_same(tmp_path, finished)
+
+
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        (lambda c: c.base.update(corpus="arithmetic"), "config.base.corpus='arithmetic'"),
+        (lambda c: c.zero.update(group_size=1), "config.zero.group_size=1"),
+        (lambda c: c.sft.update(eval_every=3, log_every=2), "config.sft.eval_every=3 falls on"),
+        (
+            lambda c: c.scenarios.update(general_steps=3),
+            "config.scenarios.general_steps=3 is above",
+        ),
+        (lambda c: c.scenarios.update(general_per_step=2), "leaves no puzzles"),
+        (lambda c: c.model.update(vocab_size=100), "config.model.vocab_size=100 is below"),
+        (
+            lambda c: c.rejection.update(num_prompts=5000),
+            "config.rejection.num_prompts=5000 must be within 0..4096",
+        ),
+        (
+            lambda c: c.reasoning.rollout.update(max_prompt_length=4),
+            "config.reasoning.rollout.max_prompt",
+        ),
+        (lambda c: c.zero.rewards.update(puzzle_answer=float("nan")), "must be a finite number"),
+    ],
+)
+def test_a_mistake_is_named_before_anything_is_written(tmp_path, change, words):
+    """Oracle: the words a reader needs, and an empty work directory."""
+    config = small_config()
+    change(config)
+    with pytest.raises(ValueError) as error:
+        run(tmp_path, config=config)
+    assert words in str(error.value)
+    assert not list(tmp_path.iterdir())
