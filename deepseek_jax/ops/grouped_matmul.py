@@ -4,10 +4,18 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.experimental.pallas.ops.tpu.megablox.gmm import tgmm
 
 from deepseek_jax.ops.dot import dot
 from deepseek_jax.ops.platform import platform
 
+ALONG_COLUMNS = jax.lax.RaggedDotDimensionNumbers((((1,), (2,)), ((), ())), (0,), (0,))
+OVER_ROWS = jax.lax.RaggedDotDimensionNumbers((((0,), (0,)), ((), ())), (0,), ())
+TILES = (
+    512,
+    512,
+    512,
+)  # of rows and of either's columns: in float32 too within 16 MiB of vector memory
 MAX_BLOCK = 64  # rows of one expert multiplied at once where the matrix unit is a CPU's
 
 
@@ -115,15 +123,14 @@ def grouped_matmul(rows, kernel, rows_per_expert, *, block, implementation=None)
 
     rows_per_expert: int32[e], multiples of block; rows past their sum come out as some finite value.
     implementation: "blocks" gathers one matrix per block of rows, and costs what the active rows cost;
-    "ragged" is jax.lax.ragged_dot, a grouped kernel on TPU but dense over the experts on a CPU.
+    "ragged" is jax.lax.ragged_dot, a grouped kernel on TPU but dense over the experts on a CPU; its gradients
+    are products at the rows' precision.
     None takes "ragged" where the program is for a TPU and "blocks" elsewhere.
     """
     if implementation is None:
         implementation = "ragged" if platform() == "tpu" else "blocks"
     if implementation == "ragged":
-        kernel = kernel.astype(rows.dtype)
-        out = jax.lax.ragged_dot(rows, kernel, rows_per_expert, preferred_element_type=jnp.float32)
-        return out.astype(rows.dtype)
+        return _ragged(rows, kernel, rows_per_expert)
     ends = jnp.cumsum(rows_per_expert)
     starts_n = jnp.arange(len(rows) // block) * block
     expert_n = jnp.minimum(jnp.searchsorted(ends, starts_n, side="right"), len(kernel) - 1)
@@ -131,3 +138,48 @@ def grouped_matmul(rows, kernel, rows_per_expert, *, block, implementation=None)
     return dot("nbd,ndf->nbf", blocks_nbd, jnp.take(kernel, expert_n, axis=0)).reshape(
         len(rows), -1
     )
+
+
+@jax.custom_vjp
+def _ragged(rows, kernel, rows_per_expert):
+    kernel = kernel.astype(rows.dtype)
+    out = jax.lax.ragged_dot(rows, kernel, rows_per_expert, preferred_element_type=jnp.float32)
+    return out.astype(rows.dtype)
+
+
+def _ragged_backward(saved, cotangent):
+    rows, kernel, rows_per_expert = saved
+    cotangent = cotangent.astype(rows.dtype)
+    d_rows = jax.lax.ragged_dot_general(
+        cotangent,
+        kernel.astype(rows.dtype),
+        rows_per_expert,
+        ALONG_COLUMNS,
+        preferred_element_type=jnp.float32,
+    )
+    d_kernel = product_over_rows(rows, cotangent, rows_per_expert)
+    return d_rows.astype(rows.dtype), d_kernel.astype(kernel.dtype), None
+
+
+_ragged.defvjp(lambda *arrays: (_ragged(*arrays), arrays), _ragged_backward)
+
+
+def product_over_rows(left, right, rows_per_expert, *, implementation=None):
+    """Each expert's own rows of both, multiplied over them: left [r d], right [r f] -> float32[e d f].
+
+    implementation: "ragged" is jax.lax.ragged_dot_general, which XLA makes dense over the experts, in memory
+    too, on TPU as elsewhere; "megablox" and "interpreted" are JAX's Pallas kernel for TPU (arXiv:2211.15841),
+    run there and emulated. None takes "megablox" where the program is for a TPU and "ragged" elsewhere.
+    """
+    if implementation is None:
+        implementation = "megablox" if platform() == "tpu" else "ragged"
+    if implementation == "ragged":
+        return jax.lax.ragged_dot_general(
+            left, right, rows_per_expert, OVER_ROWS, preferred_element_type=jnp.float32
+        )
+    tile, *tiles = (
+        min(tile, n) for tile, n in zip(TILES, (*left.shape, right.shape[1]), strict=True)
+    )
+    left, right = (jnp.pad(x, ((0, -len(x) % tile), (0, 0))) for x in (left, right))
+    interpret = implementation == "interpreted"
+    return tgmm(left.T, right, rows_per_expert, jnp.float32, (tile, *tiles), interpret=interpret)
