@@ -15,7 +15,8 @@ def pair_report(differences, length_differences):
     same, in tokens. accuracy: the share above 0, a tie being wrong; chosen_shorter and chosen_longer: the
     same of those pairs alone, None where there are none. length_correlation: Pearson's, of the two arguments;
     near 0 where length tells nothing; None where one of them does not vary. calibration_error: of
-    sigmoid(difference), each pair taken in both orders, as it has none of its own; no interval.
+    sigmoid(difference), each pair taken in both orders, as it has none of its own; no interval. The
+    intervals are of independent pairs: several about one prompt know less than they say.
     """
     differences = np.asarray(differences, np.float64)
     lengths = np.asarray(length_differences, np.float64)

@@ -1,4 +1,4 @@
-"""Text in, float out: rules that score a completion. Plain Python, nothing here imports jax."""
+"""Text in, float out: rules that score a completion. Plain Python; model.py alone imports jax."""
 
 from deepseek_jax.rewards.scoring import REWARDS, Rewards, Scores
 

@@ -69,12 +69,15 @@ class Rewards:
 
     A part fails on a completion if it raises or gives anything but a finite number. Then the total
     is NaN, "not scored": never a 0 that would pass for a wrong answer.
-    Raises ValueError for no rewards, an unknown name, a weight that is not finite, or where a
-    verifier lacks a package or a sandbox.
+    models: further parts by name, trained ones: rewards.model.RewardModel, or whatever has its
+    score(examples, completions).
+    Raises ValueError for no rewards, an unknown name, a model by the name of another reward or
+    without a weight, a weight that is not finite, or where a verifier lacks a package or a sandbox.
     """
 
-    def __init__(self, weights):
-        known = [*REWARDS, *VERIFIERS]
+    def __init__(self, weights, models=None):
+        self._models = dict(models or {})
+        known = [*REWARDS, *VERIFIERS, *self._models]
         self.weights = dict(weights)
         if not self.weights:
             raise ValueError(f"no reward: set config.rewards.NAME=WEIGHT, NAME of {known}.")
@@ -85,6 +88,13 @@ class Rewards:
                 raise ValueError(f"config.rewards.{name} is unknown: {hint}Known: {known}.")
             if not _is_finite(weight):
                 raise ValueError(f"config.rewards.{name}={weight!r} must be a finite number.")
+        for name in self._models:
+            if known.count(name) > 1:
+                raise ValueError(f"config.reward_models.{name} is a reward's name; choose another.")
+            if name not in self.weights:
+                raise ValueError(
+                    f"config.reward_models.{name} is not used; set config.rewards.{name}=WEIGHT."
+                )
         self._verifiers = {name: VERIFIERS[name][0]() for name in self.weights if name in VERIFIERS}
 
     def __enter__(self):
@@ -123,6 +133,8 @@ class Rewards:
         if name in self._verifiers:
             field = VERIFIERS[name][1]
             values = self._verifiers[name].score([e[field] for e in examples], completions)
+        elif name in self._models:
+            values = self._models[name].score(examples, completions)
         else:
             values = [
                 _call(REWARDS[name], completion, example)

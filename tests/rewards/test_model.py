@@ -1,0 +1,119 @@
+"""A reward model among the rewards. The model is real and random: what it says is compared, not judged."""
+
+import functools
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+from jax.sharding import NamedSharding
+
+from deepseek_jax.data.preferences import render_response
+from deepseek_jax.data.tokenizer import arithmetic_tokenizer
+from deepseek_jax.models.reward import predict_rewards, reward_config, reward_params
+from deepseek_jax.parallel import make_mesh
+from deepseek_jax.rewards import Rewards
+from deepseek_jax.rewards.model import RewardModel
+from tests.tiny import tiny_model
+
+QUESTIONS = [
+    "What is 2 + 3?",
+    "What is 4 + 4?",
+    "What is 1 + 1 + 1?",
+    "What is 4 + 1?",
+    "What is 5 + 6?",
+]
+COMPLETIONS = ["2 + 3 = 5", "8", "", "4 + 1 = 5", "5 + 6 = 11"]
+EXAMPLES = [{"question": question, "answer": "5"} for question in QUESTIONS]
+
+
+def ids(question, text):
+    tokenizer = arithmetic_tokenizer()
+    return [*tokenizer.encode(f"{question}\n{text}"), tokenizer.eos_id]
+
+
+@functools.cache
+def parts(devices=1):
+    """(ModelConfig, params, mesh) of a reward model."""
+    config, params = tiny_model("mla_moe")
+    mesh = make_mesh(devices=jax.devices()[:devices], fsdp=devices)
+    model = reward_params(config, params, make_mesh(devices=jax.devices()[:1]), jax.random.key(3))
+    return reward_config(config), jax.device_put(model, NamedSharding(mesh, jax.P())), mesh
+
+
+def reward_model(kind="helpfulness", devices=1, batch_size=4):
+    config, params, mesh = parts(devices)
+
+    def render(example, text):
+        messages = [{"role": "user", "content": example["question"]}]
+        return render_response(arithmetic_tokenizer(), messages, text, template="{question}\n")
+
+    return RewardModel(config, params, render, mesh, kind=kind, batch_size=batch_size)
+
+
+def alone(question, text):
+    """The reward of one response, in a row of its own length."""
+    config, params, _ = parts()
+    tokens = np.int32([ids(question, text)])
+    return float(predict_rewards(config, params, tokens, np.ones_like(tokens))[0][0])
+
+
+@pytest.mark.parametrize("devices, batch_size", [(1, 4), (2, 4), (1, 8)])
+def test_completions_are_scored_in_batches_as_each_would_be_alone(devices, batch_size):
+    """Oracle: each response in a row of its own; five of them are more than a batch, or fewer. Tolerance:
+    float32, in another order of sums.
+    """
+    model = reward_model(devices=devices, batch_size=batch_size)
+    wanted = [alone(*pair) for pair in zip(QUESTIONS, COMPLETIONS, strict=True)]
+    have = model.score(EXAMPLES, COMPLETIONS)
+    np.testing.assert_allclose(have, wanted, rtol=1e-4, atol=1e-5)
+    assert len(set(np.round(wanted, 4))) == 5
+
+
+def test_safety_is_a_probability_of_all_that_was_said_and_helpfulness_is_the_readers():
+    """Oracle: the logistic function of the same response alone, by numpy; the tokenizer has no tags, so that
+    safety, which reads them, cannot say anything of a thought.
+    """
+    (safe,) = reward_model("safety").score(EXAMPLES[:1], ["2 + 3 = 5"])
+    np.testing.assert_allclose(safe, 1 / (1 + np.exp(-alone(QUESTIONS[0], "2 + 3 = 5"))), rtol=1e-4)
+    thought = "<think>2 + 3</think><answer>5</answer>"
+    (helpful,) = reward_model().score(EXAMPLES[:1], [thought])
+    np.testing.assert_allclose(helpful, alone(QUESTIONS[0], "5"), rtol=1e-4)
+    assert isinstance(reward_model("safety").score(EXAMPLES[:1], [thought])[0], ValueError)
+
+
+def test_a_reward_model_is_weighed_beside_rules():
+    """Oracle: by hand from the parts; what cannot be read is not scored, and is counted: words that the
+    tokenizer lacks, and more tokens than the model has positions (128).
+    """
+    rewards = Rewards({"correct": 1.0, "liked": 0.5}, models={"liked": reward_model()})
+    completions = ["5", "five", "1" * 200, "2 + 3 = 5", "6"]
+    scores = rewards.score(EXAMPLES, completions)
+    np.testing.assert_array_equal(np.isnan(scores.total), [False, True, True, False, False])
+    good = ~np.isnan(scores.total)
+    total = scores.parts["correct"] + 0.5 * scores.parts["liked"]
+    np.testing.assert_allclose(scores.total[good], total[good], rtol=1e-6)
+    np.testing.assert_allclose(scores.parts["liked"][0], alone(QUESTIONS[0], "5"), rtol=1e-4)
+    assert scores.errors == 2
+    assert any("128 positions" in message for message in scores.messages)
+
+
+@pytest.mark.parametrize(
+    "weights, name, wrong",
+    [
+        ({"correct": 1.0}, "liked", "set config.rewards.liked=WEIGHT"),
+        ({"correct": 1.0}, "correct", "choose another"),
+        ({"lked": 1.0}, "liked", "did you mean 'liked'"),
+    ],
+)
+def test_a_model_needs_a_name_and_a_weight_of_its_own(weights, name, wrong):
+    """Oracle: by hand."""
+    with pytest.raises(ValueError, match=wrong):
+        Rewards(weights, models={name: reward_model()})
+
+
+def test_rewards_do_without_jax_until_a_model_is_asked_for():
+    """Oracle: sys.modules of a fresh interpreter, as a worker process is."""
+    program = "import sys, deepseek_jax.rewards.program; sys.exit('jax' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", program], timeout=60).returncode == 0
