@@ -116,7 +116,7 @@ def compiled(update, mesh):
         try:
             return lowered.compile(), traced.jaxpr
         except jax.errors.JaxRuntimeError as error:
-            if "RESOURCE_EXHAUSTED" not in str(error):
+            if "out of memory on HBM" not in str(error):
                 raise
             return _first_line(error), traced.jaxpr
 
