@@ -1,0 +1,104 @@
+"""What a config of a reward model's training may say, and what one of a run that uses reward models."""
+
+import dataclasses
+from typing import Literal
+
+from deepseek_jax.data.preferences import RESPONSES
+from deepseek_jax.recipes.blocks import OptimizerSettings
+from deepseek_jax.recipes.pretrain_settings import BaseSettings
+from deepseek_jax.recipes.settings import build, check_counts
+
+QUESTION_LINE = "{question}\n"
+
+
+@dataclasses.dataclass(frozen=True)
+class DataSettings:
+    """The preferences: num_train records of the bilingual small world, or path, a jsonl file, which num_train
+    says nothing of. template: as in supervised fine-tuning.
+    """
+
+    path: str | None = None
+    template: str = QUESTION_LINE
+    num_train: int = 4096
+    num_held_out: int = 512
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PreferenceSettings:
+    """What the trainings on preferences have in common."""
+
+    recipe: str
+    seed: int
+    num_steps: int
+    batch_size: int
+    sequence_length: int
+    data: DataSettings
+    optimizer: OptimizerSettings
+    model: dict = dataclasses.field(default_factory=dict)
+    mesh: dict = dataclasses.field(default_factory=dict)
+    init_from: str | None = None
+    base: BaseSettings | None = None
+    micro_batches: int = 1
+    save_every: int = 50
+    log_every: int = 1
+
+    def __post_init__(self):
+        check_counts(self, "config")
+        check_counts(self.data, "config.data")
+        if (self.init_from is None) == (self.base is None):
+            raise ValueError(
+                "set either config.init_from, a checkpoint, or config.base, how to pre-train one"
+            )
+        self.make_optimizer()  # for what it raises
+
+    def make_optimizer(self):
+        """The optax transformation of the whole training."""
+        return self.optimizer.make(self.num_steps)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RewardModelSettings(PreferenceSettings):
+    """A config of recipes.reward_model. kind: "helpfulness", of pairs, or "safety", of labelled responses.
+
+    A step is batch_size pairs or responses; those longer than sequence_length tokens are left out.
+    """
+
+    kind: Literal[tuple(RESPONSES)]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class JudgeSettings(PreferenceSettings):
+    """A whole config of recipes.judge, whose pairs are the bilingual small world's.
+
+    A step is batch_size rows of sequence_length tokens, of several judgements each. A verdict, with its
+    reasoning, has up to max_completion_length tokens; slots of them are written at once.
+    """
+
+    max_completion_length: int = 24
+    slots: int = 128
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.data.path is not None:
+            raise ValueError(
+                f"config.data.path={self.data.path!r}: judgements are written for the small world's pairs "
+                "alone; give conversations with judgements of your own to recipe='sft'"
+            )
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelRewardSettings:
+    """config.reward_models.NAME: the folder params that recipes.reward_model or recipes.judge left, and how
+    many rows are read, or judgements written, at once.
+    """
+
+    path: str
+    batch_size: int = 64
+
+
+def model_reward_settings(blocks):
+    """{NAME: ModelRewardSettings} of config.reward_models."""
+    return {
+        name: build(ModelRewardSettings, block, f"config.reward_models.{name}")
+        for name, block in blocks.items()
+    }

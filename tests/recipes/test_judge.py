@@ -1,0 +1,84 @@
+"""The judge's recipe at toy size: what it leaves behind is asked as it was measured."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from configs.judge_small import get_config
+from deepseek_jax.data.bilingual_builders import bilingual_examples
+from deepseek_jax.parallel import make_mesh
+from deepseek_jax.recipes import judge
+from deepseek_jax.recipes.model_rewards import load_model_rewards
+from deepseek_jax.rewards import Rewards
+from deepseek_jax.training.metrics import read_metrics
+
+SIZES = dict(num_train=16, num_held_out=6)
+
+
+def run(workdir, should_stop=lambda: False, **fields):
+    config = get_config()
+    config.update(dict(num_steps=60, batch_size=4, save_every=20, log_every=20))
+    config.base.update(dict(num_documents=200, batch_size=8, num_steps=2))
+    config.base.optimizer.warmup_steps = 1
+    config.optimizer.warmup_steps = 0
+    config.data.update(SIZES)
+    config.unlock()
+    config.update(fields)
+    mesh = make_mesh(devices=jax.devices()[:1])
+    with jax.set_mesh(mesh):
+        judge.run(config, mesh, workdir, should_stop)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """The work directory of a run that was stopped after its first step, and run again."""
+    workdir = tmp_path_factory.mktemp("finished")
+    with pytest.raises(SystemExit):
+        run(workdir, should_stop=lambda: True)
+    run(workdir)
+    return workdir
+
+
+def test_a_judge_learns_to_give_verdicts(finished):
+    """Oracle: a base that saw two updates gives none; sixty updates on sixteen judgements teach their form,
+    so that most pairs have two verdicts, right or not.
+    """
+    before, after = (json.loads((finished / f"{n}.json").read_text()) for n in ("before", "after"))
+    assert before["no_verdict"][0] == 1.0 and before["accuracy"][0] == 0.0
+    assert after["no_verdict"][0] < 0.5 and after["pairs"] == 6
+    losses = [record["loss"] for record in read_metrics(finished / "metrics.jsonl", "judge")]
+    assert losses[-1] < losses[0] / 2
+
+
+def test_the_judge_rewards_completions_of_another_run(finished):
+    """Oracle: the run's own verdicts on the held-out pairs: against the rejected answer as a reference, the
+    chosen one earns 1 where it won in both orders.
+    """
+    mesh = make_mesh(devices=jax.devices()[:1])
+    block = dict(path=str(finished / "params"), batch_size=8)
+    models = load_model_rewards({"judged": block}, mesh)
+    task = bilingual_examples("preferences", finished / "data", seed=0, **SIZES)
+    examples = [{"question": e["question"], "answer": e["rejected"]} for e in task.held_out]
+    with Rewards({"judged": 1.0}, models=models) as rewards:
+        scores = rewards.score(examples, [e["chosen"] for e in task.held_out])
+    after = json.loads((finished / "after.json").read_text())
+    both = sum(after["accuracy_of_both"][:1]) * after["pairs"]
+    settled = scores.total[~np.isnan(scores.total)]
+    assert set(settled) <= {0.0, 0.5, 1.0} and len(settled) > 3
+    assert round(both) <= np.sum(settled == 1.0) <= round(both + 6 * after["no_verdict"][0])
+
+
+@pytest.mark.parametrize(
+    "fields, wrong",
+    [
+        (dict(sequence_length=32), "config.sequence_length=32 is below the .* tokens"),
+        (dict(data=dict(path="pairs.jsonl")), "config.data.path='pairs.jsonl': judgements"),
+    ],
+)
+def test_a_mistake_is_told_before_anything_is_trained(fields, wrong, tmp_path):
+    """Oracle: by hand; nothing was pre-trained."""
+    with pytest.raises(ValueError, match=wrong):
+        run(tmp_path, **fields)
+    assert not (tmp_path / "pretrain").exists()
