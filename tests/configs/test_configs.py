@@ -16,6 +16,7 @@ from deepseek_jax.recipes.blocks import RunSettings, build_model
 from deepseek_jax.recipes.grpo_settings import TASKS, GrpoSettings
 from deepseek_jax.recipes.pretrain_settings import PretrainSettings
 from deepseek_jax.recipes.r1_settings import R1Settings
+from deepseek_jax.recipes.reward_model_settings import JudgeSettings, RewardModelSettings
 from deepseek_jax.recipes.settings import build
 from deepseek_jax.recipes.sft_settings import SftSettings
 from deepseek_jax.rewards import Rewards
@@ -25,8 +26,10 @@ from launch.train import MeshSettings
 ROOT = Path(__file__).resolve().parents[2]
 SETTINGS = {
     "grpo": GrpoSettings,
+    "judge": JudgeSettings,
     "pretrain": PretrainSettings,
     "r1": R1Settings,
+    "reward_model": RewardModelSettings,
     "sft": SftSettings,
 }
 ONE_DEVICE = make_mesh(data=1, devices=jax.devices()[:1])
