@@ -15,6 +15,7 @@ from deepseek_jax.parallel.processes import first_process
 from deepseek_jax.recipes.blocks import build_model, load_pretrained
 from deepseek_jax.recipes.corpus import base_tokenizer
 from deepseek_jax.recipes.grpo_settings import TASKS, GrpoSettings
+from deepseek_jax.recipes.model_rewards import load_model_rewards
 from deepseek_jax.recipes.pretrain import train_base
 from deepseek_jax.recipes.reinforce import check_length, check_rows, reinforce, with_prompts
 from deepseek_jax.recipes.remembered import remembered
@@ -30,7 +31,8 @@ def run(config, mesh, workdir, should_stop):
     settings = build(GrpoSettings, config, "config")
     check_rows(settings, mesh)
     writer = MetricsWriter(workdir)
-    with Rewards(settings.rewards) as rewards:
+    models = load_model_rewards(settings.reward_models, mesh)
+    with Rewards(settings.rewards, models=models) as rewards:
         task = _task(settings)
         rewards.check([*task.train, *task.held_out])
         policy, params, tokenizer = _starting_policy(settings, mesh)

@@ -131,12 +131,15 @@ class ReinforceSettings:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class GrpoSettings(ReinforceSettings):
-    """A whole config of this recipe."""
+    """A whole config of this recipe. reward_models: trained ones, as reward_model_settings says, for rewards
+    of their names.
+    """
 
     recipe: str
     data: DataSettings
     model: dict = dataclasses.field(default_factory=dict)
     mesh: dict = dataclasses.field(default_factory=dict)
+    reward_models: dict = dataclasses.field(default_factory=dict)
     init_from: str | None = None
     base: BaseSettings | None = None
 

@@ -195,7 +195,7 @@ def _jitted(model, stage, params, mesh, path):
 
 
 class AbstractUpdate(NamedTuple):
-    """A stage's update: step, jitted, takes state and batch, here ShapeDtypeStructs with shardings, and a key."""
+    """A stage's update: step, jitted, takes state, batch and a key; here they are shapes with shardings."""
 
     name: str
     model: ModelConfig

@@ -16,6 +16,7 @@ from deepseek_jax.parallel.shard import batch_share, check_batch
 from deepseek_jax.recipes.answers import answer, make_console, print_samples, print_table
 from deepseek_jax.recipes.blocks import build_model, load_pretrained
 from deepseek_jax.recipes.corpus import PackedDocuments, base_tokenizer
+from deepseek_jax.recipes.model_rewards import load_model_rewards
 from deepseek_jax.recipes.pretrain import train_base
 from deepseek_jax.recipes.remembered import remembered
 from deepseek_jax.recipes.settings import build
@@ -41,7 +42,8 @@ def run(config, mesh, workdir, should_stop):
     settings = build(SftSettings, config, "config")
     _check_rows(settings, mesh)
     running = dict(writer=MetricsWriter(workdir), should_stop=should_stop)
-    with Rewards(settings.rewards) as rewards:
+    models = load_model_rewards(settings.reward_models, mesh)
+    with Rewards(settings.rewards, models=models) as rewards:
         policy, params, tokenizer = _starting_policy(settings, mesh)
         train, held_out = load_conversations(settings, workdir / "data")
         _, shares = batch_share(mesh)

@@ -93,7 +93,7 @@ class FineTuneSettings:
 class SftSettings(FineTuneSettings):
     """A whole config of this recipe. accuracy: the reward that says whether an answer is right.
 
-    The held-out loss is measured before and after, too.
+    The held-out loss is measured before and after, too. reward_models: as in a GRPO config.
     """
 
     recipe: str
@@ -103,6 +103,7 @@ class SftSettings(FineTuneSettings):
     answers: AnswerSettings
     model: dict = dataclasses.field(default_factory=dict)
     mesh: dict = dataclasses.field(default_factory=dict)
+    reward_models: dict = dataclasses.field(default_factory=dict)
     init_from: str | None = None
     base: BaseSettings | None = None
 
