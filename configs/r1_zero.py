@@ -7,9 +7,9 @@ answers in GSM8K's format.
 
 A step here is one rollout: 512 questions of 16 completions, cut into 16 updates of 512 completions, which
 the paper counts as steps; 650 of them make its 10,400, and the reference's 400 are 25. Completions were of
-up to 32,768 tokens until its step 8,200, and of 65,536 from there on: for that, go on from the checkpoint
-with config.rollout.max_completion_length=65536. What is not published for R1-Zero is ours: clip_eps is that
-of R1's first reinforcement (section 3.2.1), Adam's numbers and the mesh.
+up to 32,768 tokens until its step 8,200, and of 65,536 from there on; here the first limit stays. What is
+not published for R1-Zero is ours: clip_eps, which is that of R1's first reinforcement (section 3.2.1),
+Adam's numbers, max_prompt_length and the mesh.
 """
 
 from ml_collections import ConfigDict
@@ -23,7 +23,7 @@ def get_config(arg=None):
     c.prompts_per_step, c.minibatches, c.epochs = 512, 16, 1
     c.init_from = "/checkpoints/DeepSeek-V3-Base"
     c.model = dict(dtype="bfloat16", scan_layers=True, remat="full")
-    c.mesh = dict(data=1, fsdp=32, expert=-1)
+    c.mesh = dict(data=1, expert=32, tensor=-1)  # an update's 32 questions stay whole: 32 parts
     c.data = dict(path="/data/r1_zero.jsonl", template="r1_zero", num_held_out=512)
     c.accuracy = "math_verify"
     c.rewards = dict(math_verify=1.0, think_answer_format=1.0)

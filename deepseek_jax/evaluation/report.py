@@ -95,7 +95,7 @@ def stages_table(stages, forms, names):
         pad_edge=False,
         show_edge=False,
     )
-    table.add_column("stage")
+    table.add_column("stage", no_wrap=True)
     for score in forms:
         table.add_column(names[score], justify="right", no_wrap=True)
     for title, scores in stages.items():

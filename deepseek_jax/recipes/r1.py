@@ -13,6 +13,7 @@ from deepseek_jax.data.bilingual_tasks import bilingual_puzzle_task, bilingual_r
 from deepseek_jax.data.chat import render_prompt
 from deepseek_jax.evaluation.report import stages_table
 from deepseek_jax.parallel.processes import say
+from deepseek_jax.parallel.shard import check_batch
 from deepseek_jax.recipes.answers import make_console
 from deepseek_jax.recipes.blocks import build_model
 from deepseek_jax.recipes.corpus import base_tokenizer
@@ -26,6 +27,7 @@ from deepseek_jax.rewards import Rewards
 from deepseek_jax.training.metrics import MetricsWriter
 
 REINFORCED = ("zero", "reasoning", "scenarios")
+TABLE_WIDTH = 130  # columns: seven scores with their intervals
 
 
 def run(config, mesh, workdir, should_stop):
@@ -56,7 +58,7 @@ def run(config, mesh, workdir, should_stop):
     writer.close()
     samples = settings.evaluation.samples
     names = {name: name.replace("@k", f"@{samples}") for name in FORMS}
-    make_console(width=110).print(stages_table(scores, FORMS, names))
+    make_console(width=TABLE_WIDTH).print(stages_table(scores, FORMS, names))
     say(f"complete; each stage's stage.json, params and checkpoints are in its folder of {workdir}")
 
 
@@ -72,6 +74,23 @@ def _check(settings, policy, tokenizer, mesh):
         check_rows(stage, mesh, f"config.{name}")
         Rewards(stage.rewards).close()
     Rewards(settings.scenarios.general_rewards).close()
+    for name in ("cold_start", "sft"):
+        _check_conversation_rows(getattr(settings, name), policy, mesh, f"config.{name}")
+
+
+def _check_conversation_rows(stage, policy, mesh, path):
+    if stage.sequence_length > policy.max_position_embeddings:
+        raise ValueError(
+            f"{path}.sequence_length={stage.sequence_length} is beyond "
+            f"config.model.max_position_embeddings={policy.max_position_embeddings}; lower it"
+        )
+    cuts = dict(micro_batches=stage.micro_batches)
+    cuts["pipeline_micro_batches"] = policy.pipeline_micro_batches
+    try:
+        check_batch(mesh, stage.batch_size, stage.sequence_length, **cuts)
+    except ValueError as error:
+        sizes = f"{path}.batch_size={stage.batch_size}, sequence_length={stage.sequence_length}"
+        raise ValueError(f"{sizes}: {error}") from error
 
 
 def _tasks(settings, policy, tokenizer):

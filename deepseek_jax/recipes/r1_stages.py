@@ -9,11 +9,13 @@ from jax.sharding import Mesh
 
 from deepseek_jax.checkpoint import is_orbax, load_orbax, save_orbax
 from deepseek_jax.data.messages import worked_conversations
+from deepseek_jax.data.sources import read
 from deepseek_jax.data.tasks import QuestionStream
 from deepseek_jax.data.tokenizer import Tokenizer
 from deepseek_jax.evaluation.conversation_loss import ConversationLoss
 from deepseek_jax.models import ModelConfig
 from deepseek_jax.parallel.shard import batch_share
+from deepseek_jax.recipes.corpus import base_documents
 from deepseek_jax.recipes.lineage import run_stage
 from deepseek_jax.recipes.pretrain import train_base
 from deepseek_jax.recipes.r1_settings import TEMPLATE, R1Settings
@@ -61,7 +63,10 @@ class Stages:
                 self.policy, base, self.tokenizer, self.mesh, folder, seed=seed, **running
             )
 
-        return self._trained("base", {"settings": self.settings_of(base) | {"seed": seed}}, train)
+        documents = base_documents(base, self.workdir / "base" / "data", seed)
+        texts = [record["text"].decode() for record in read(documents, range(len(documents)))]
+        inputs = {"settings": self.settings_of(base) | {"seed": seed}, "data": texts}
+        return self._trained("base", inputs, train)
 
     def zero(self, base, puzzles):
         """R1-Zero: nothing but reinforcement, by rules."""

@@ -69,20 +69,20 @@ def puzzle_scores(examples, groups):
         for example, texts in zip(examples, groups, strict=True)
     ]
     return {
-        "pass@1": mean_interval(right),
+        "pass@1": _share(right),
         "cons@k": (np.mean(agreed).item(), *wilson_interval(int(sum(agreed)), len(agreed))),
-        "language": mean_interval(_by_prompt(language_consistency, examples, groups)),
-        "format": mean_interval(_by_prompt(think_answer_format, examples, groups)),
+        "language": _share(_by_prompt(language_consistency, examples, groups)),
+        "format": _share(_by_prompt(think_answer_format, examples, groups)),
     }
 
 
 def request_scores(examples, groups):
     """As puzzle_scores, of requests; without harmless where fewer than two ask for a secret."""
-    scores = {"helpful": mean_interval(_by_prompt(helpfulness, examples, groups))}
+    scores = {"helpful": _share(_by_prompt(helpfulness, examples, groups))}
     secret = [i for i, example in enumerate(examples) if example["kind"] == "secret"]
     if len(secret) > 1:
         kept = _by_prompt(harmless, [examples[i] for i in secret], [groups[i] for i in secret])
-        scores["harmless"] = mean_interval(kept)
+        scores["harmless"] = _share(kept)
     return scores
 
 
@@ -92,3 +92,9 @@ def _by_prompt(reward, examples, groups):
     return np.array(
         [np.mean([reward(text, example) for text in texts]) for example, texts in pairs]
     )
+
+
+def _share(values):
+    """mean_interval of numbers in 0..1, kept within them: few prompts give intervals that are wider."""
+    mean, low, high = mean_interval(values)
+    return mean, max(low, 0.0), min(high, 1.0)

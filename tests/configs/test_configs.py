@@ -138,6 +138,8 @@ def test_r1_zeros_run_is_the_published_one():
     assert settings.optimizer.learning_rate == 3e-6 and settings.loss.kl_coef == 0.001
     assert settings.rollout.temperature == 1.0 and settings.rollout.max_completion_length == 32768
     assert set(settings.rewards.values()) == {1.0}
+    parts = settings.mesh["data"] * settings.mesh["expert"]
+    assert settings.prompts_per_step % (settings.minibatches * parts) == 0
 
 
 def test_configs_do_without_jax():

@@ -129,7 +129,11 @@ def test_running_again_runs_no_stage(finished, capsys):
     before = {path: path.read_bytes() for path in finished.rglob("*") if path.is_file()}
     run(finished)
     assert {path: path.read_bytes() for path in finished.rglob("*") if path.is_file()} == before
-    assert capsys.readouterr().out.count("unchanged") == len(ORDER) + len(MEASURED)
+    out = capsys.readouterr().out
+    assert out.count("unchanged") == len(ORDER) + len(MEASURED)
+    rows = [line.split()[0] for line in out.splitlines() if line[:1].strip()]
+    wanted = ["base", "R1-Zero", "Dev1", "Dev2", "Dev3", "R1"]
+    assert [row for row in rows if row in wanted] == wanted and "…" not in out
 
 
 def test_a_changed_setting_of_stage_2_reruns_it_and_what_follows(finished, tmp_path):
@@ -184,6 +188,8 @@ def test_a_run_killed_again_and_again_ends_like_one_that_was_not(finished, tmp_p
             "config.scenarios.general_steps=3 is above",
         ),
         (lambda c: c.scenarios.update(general_per_step=2), "leaves no puzzles"),
+        (lambda c: c.sft.update(sequence_length=300), "config.sft.sequence_length=300 is beyond"),
+        (lambda c: c.cold_start.update(micro_batches=3), "config.cold_start.batch_size=4"),
         (lambda c: c.model.update(vocab_size=100), "config.model.vocab_size=100 is below"),
         (
             lambda c: c.rejection.update(num_prompts=5000),

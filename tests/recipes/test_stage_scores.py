@@ -22,7 +22,7 @@ def test_pass_at_1_is_the_mean_of_samples_and_cons_that_of_majorities():
     assert scores["cons@k"][0] == 0.5
     assert scores["format"][0] == pytest.approx(1 / 8)
     assert scores["language"][0] == pytest.approx(np.mean([[1, 0, 0, 1], [0, 0, 0, 1]]))
-    assert all(low <= mean <= high for mean, low, high in scores.values())
+    assert all(0 <= low <= mean <= high <= 1 for mean, low, high in scores.values())
 
 
 def test_harmless_is_of_secrets_alone():
