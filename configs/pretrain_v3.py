@@ -4,9 +4,9 @@ section 4).
 python launch/train.py --config=configs/pretrain_v3.py --distributed
 python launch/plan.py --config=configs/pretrain_v3.py --topology=v5p:8x8x16       # does it fit?
 
-config.data.sources are to be yours.
-
-What is not published is ours: Adam's eps, the steps of the batch's growth, the mesh.
+With :context=32k or :context=128k, and --config.init_from=WORKDIR/params of the run before, a long context.
+config.data.sources are to be yours. :fp8 rounds as published; before TPU7x no TPU gains by it. What is not
+published is ours: Adam's eps, the steps of the batch's growth, the meshes, of 1024 chips each.
 """
 
 from ml_collections import ConfigDict
@@ -17,48 +17,67 @@ from configs.common import batch_ramp, parse_arg, updates_until
 TERA, GIGA = 10**12, 10**9
 LENGTH = 4096
 LAST_RATE = 7.3e-6
+OPTIMIZER = dict(weight_decay=0.1, max_grad_norm=1.0, moment_dtype="bfloat16")
 
 
 def get_config(arg=None):
-    arg = parse_arg(arg, seed=0)
+    arg = parse_arg(arg, seed=0, context="4k", fp8=False)
     c = ConfigDict(dict(recipe="pretrain", seed=arg.seed))
-    c.model = models.deepseek_v3() | dict(rope_scaling=None, initializer_range=0.006, fp8=True)
+    c.model = models.deepseek_v3() | dict(rope_scaling=None, initializer_range=0.006, fp8=arg.fp8)
+    c.model.expert_buffer = 2.0
     c.data = dict(sources=("/data/text/1.0.0",), tokenizer="deepseek", fim_rate=0.1)
-    c.mesh = dict(data=1, fsdp=32, expert=32)
-
-    stages = batch_ramp(3072, 15360, quantum=3072, ramp_tokens=469 * GIGA, sequence_length=LENGTH)
-
-    def after(tokens):
-        return updates_until(tokens, stages, sequence_length=LENGTH)
-
-    optimizer = dict(weight_decay=0.1, max_grad_norm=1.0, moment_dtype="bfloat16")
-    ends = [2000, *map(after, (10 * TERA, 14_300 * GIGA, 14_633 * GIGA, 14_800 * GIGA))]
-    lengths = [end - start for start, end in zip([0, *ends[:-1]], ends, strict=True)]
-    kinds = (
-        ("linear", 2.2e-4),
-        ("constant", None),
-        ("cosine", 2.2e-5),
-        ("constant", None),
-        ("constant", LAST_RATE),
-    )
-    phases = [dict(kind=k, steps=n, to=to) for (k, to), n in zip(kinds, lengths, strict=True)]
-    pretrain = dict(
-        sequence_length=LENGTH, batch_size=stages, num_steps=ends[-1], micro_batch_size=1024
-    )
-    pretrain |= dict(optimizer=optimizer | dict(phases=phases))
-    pretrain |= dict(mtp_weight=((0, 0.3), (after(10 * TERA), 0.1)))
-    pretrain |= dict(bias_update_speed=((0, 0.001), (after(14_300 * GIGA), 0.0)))
-    c.stages = {"stage_1": pretrain}
-    for name, length, rows in (("stage_2_32k", 32_768, 1920), ("stage_3_128k", 131_072, 480)):
-        c.stages[name] = dict(
-            sequence_length=length,
-            batch_size=rows,
-            num_steps=1000,
-            optimizer=optimizer | dict(learning_rate=LAST_RATE),
-            mtp_weight=0.1,
-            bias_update_speed=0.0,
-            rope_scaling=dict(models.YARN, mscale=1.0, mscale_all_dim=1.0),
-        )
+    if arg.context == "4k":
+        c.mesh = dict(data=1, fsdp=32, expert=32)
+        c.stages = dict(stage_1=from_scratch())
+    elif arg.context == "32k":
+        c.mesh = dict(data=1, fsdp=4, expert=32, context=8)
+        c.stages = dict(stage_2_32k=long_context(32_768, rows=1920, at_once=128))
+    elif arg.context == "128k":
+        c.mesh = dict(data=1, expert=32, context=32)
+        c.stages = dict(stage_3_128k=long_context(131_072, rows=480, at_once=32))
+    else:
+        raise ValueError(f"context={arg.context!r} is not published; allowed: 4k, 32k, 128k")
     for stage in c.stages.values():
         stage.update(dict(balance_weight=1e-4, log_every=10, eval_every=1000, save_every=1000))
     return c
+
+
+def from_scratch():
+    """Everything in updates, which the growing batch makes of the published tokens."""
+    rows = batch_ramp(3072, 15360, quantum=3072, ramp_tokens=469 * GIGA, sequence_length=LENGTH)
+
+    def after(tokens):
+        return updates_until(tokens, rows, sequence_length=LENGTH)
+
+    ends = [2000, *map(after, (10 * TERA, 14_300 * GIGA, 14_633 * GIGA, 14_800 * GIGA))]
+    steps = [end - start for start, end in zip([0, *ends[:-1]], ends, strict=True)]
+    phases = [
+        dict(kind="linear", steps=steps[0], to=2.2e-4),
+        dict(kind="constant", steps=steps[1]),
+        dict(kind="cosine", steps=steps[2], to=2.2e-5),
+        dict(kind="constant", steps=steps[3]),
+        dict(kind="constant", steps=steps[4], to=LAST_RATE),
+    ]
+    return dict(
+        sequence_length=LENGTH,
+        batch_size=rows,
+        micro_batch_size=1024,
+        num_steps=ends[-1],
+        optimizer=OPTIMIZER | dict(phases=phases),
+        mtp_weight=((0, 0.3), (after(10 * TERA), 0.1)),
+        bias_update_speed=((0, 0.001), (after(14_300 * GIGA), 0.0)),
+    )
+
+
+def long_context(length, rows, at_once):
+    """1000 updates at the last rate, under YaRN."""
+    return dict(
+        sequence_length=length,
+        batch_size=rows,
+        micro_batch_size=at_once,
+        num_steps=1000,
+        optimizer=OPTIMIZER | dict(learning_rate=LAST_RATE),
+        mtp_weight=0.1,
+        bias_update_speed=0.0,
+        rope_scaling=dict(models.YARN, mscale=1.0, mscale_all_dim=1.0),
+    )

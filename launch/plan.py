@@ -193,7 +193,7 @@ def main(argv):
         updates = planned_updates(config, mesh, flags.FLAGS.stage)
         fits = [report(update, mesh) for update in updates]
     except ValueError as error:
-        if not train._raised_here(error):
+        if not train.raised_here(error):
             raise
         train.fail(error)
     sys.exit(0 if all(fits) else 1)

@@ -138,7 +138,7 @@ def fail(message):
     sys.exit(USER_ERROR)
 
 
-def _raised_here(error):
+def raised_here(error):
     """Whether this project raised it: a ValueError out of a library deserves its traceback."""
     *_, (last, _) = traceback.walk_tb(error.__traceback__)
     source = Path(last.f_code.co_filename).resolve()
@@ -180,7 +180,7 @@ def main(argv):
     except ValueError as error:
         if claimed:
             release_workdir(workdir)
-        if not _raised_here(error):
+        if not raised_here(error):
             raise
         logging.debug("raised here:", exc_info=error)  # --verbosity=1 shows it
         fail(error)

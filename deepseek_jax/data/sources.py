@@ -141,8 +141,9 @@ def load_jsonl_questions(path):
 
     A line is {"question": "...", "answer": "<working> #### 1,072"}. The answer kept is the text
     after the last ####, without commas: "1072". A line may carry what rewards read: "language", as
-    rewards.language says, and "test_cases", as rewards.program, with which it needs no answer. Raises ValueError naming the file and the line
-    that is not so, or the file that is missing or holds no question.
+    rewards.language says, and "test_cases", as rewards.program, with which it needs no answer.
+    Raises ValueError naming the file and the line that is not so, or the file that is missing or
+    holds no question.
     """
     _check_file(path)
     examples = [_parse_question(place, record) for place, record in json_lines(path)]

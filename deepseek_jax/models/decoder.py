@@ -140,7 +140,7 @@ class Decoder(nn.Module):
         residual stream behind each layer [l b t d] with keep_layers, else None).
         """
         rope = position_tables(self.config, positions)
-        x_btd = jnp.take(self.embedding, tokens, axis=0).astype(self.config.dtype)
+        x_btd = self._embed(tokens)
         routing, kept = None, []
         for stack in filter(None, (self.dense_layers, self.moe_layers)):
             in_stages = stack is (self.moe_layers or self.dense_layers) and pipeline_stages() > 1
@@ -148,6 +148,12 @@ class Decoder(nn.Module):
             x_btd, (routing, x_lbtd) = run(stack, x_btd, rope, segment_ids, branches, keep_layers)
             kept.append(x_lbtd)
         return self.final_norm(x_btd), routing, jnp.concatenate(kept) if keep_layers else None
+
+    def _embed(self, tokens):
+        table_vd = constrain(
+            self.embedding, (None, None)
+        )  # whole, so that each device looks up its own
+        return jnp.take(table_vd, tokens, axis=0).astype(self.config.dtype)
 
     def _train_in_stages(self, stack, x_btd, rope, segment_ids, branches, keep_layers):
         """stack.train, its layers dealt out to the stages of the mesh's pipeline."""
@@ -178,7 +184,7 @@ class Decoder(nn.Module):
         hidden_btd: after the final norm, or what module depth - 1 gave. next_tokens: int32[b t], those
         depth + 1 ahead. Returns (hidden [b t d] for the head, Routing).
         """
-        embedding_btd = jnp.take(self.embedding, next_tokens, axis=0).astype(hidden_btd.dtype)
+        embedding_btd = self._embed(next_tokens)
         rope = position_tables(self.config, positions)
         return self.mtp[depth](embedding_btd, hidden_btd, rope, segment_ids)
 

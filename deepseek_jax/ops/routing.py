@@ -47,7 +47,7 @@ def affinities(logits, scoring_func):
 
 
 def expert_load(experts, n_routed_experts, counted=None):
-    """How many tokens each expert gets: experts int32[... a] -> float32[e]. counted: bool[...], default all."""
+    """Tokens per expert: experts int32[... a] -> float32[e]. counted: bool[...], default all."""
     chosen = jax.nn.one_hot(experts, n_routed_experts)
     if counted is not None:
         chosen = chosen * counted[..., None, None]

@@ -35,9 +35,10 @@ def make_mesh(
             (slices,) + (1,) * (len(shape) - 1),
             devices,
             process_is_granule=not hasattr(devices[0], "slice_index"),
+            allow_split_physical_axes=True,
         )
     else:
-        placed = mesh_utils.create_device_mesh(shape, devices)
+        placed = mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
     return Mesh(placed, MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES))
 
 

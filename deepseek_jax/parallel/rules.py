@@ -14,10 +14,10 @@ RULES = dict(
     ),  # the output head's tokens: nobody does them twice
     layers="pipeline",
     first_layers=None,  # the dense ones before DeepSeek's MoE layers: on every stage
-    embed="fsdp",
+    embed=("fsdp", "context"),
     embed_and_hidden=None,  # what an MTP module projects down to embed
-    q_lora=None,
-    kv_lora=None,
+    q_lora="fsdp",
+    kv_lora="fsdp",
     heads="tensor",
     kv_heads="tensor",
     head_dim=None,

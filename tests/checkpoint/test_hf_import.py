@@ -82,7 +82,7 @@ def test_parameters_land_sharded_on_a_mesh(released):
     for path, leaf in by_path(sharded).items():
         np.testing.assert_array_equal(leaf, by_path(whole)[path], err_msg=path)
     gate_up = sharded["moe_layers"]["ffn"]["gate_up"]
-    assert gate_up.sharding.spec == jax.P("pipeline", "expert", "fsdp", None, "tensor")
+    assert gate_up.sharding.spec == jax.P("pipeline", "expert", ("fsdp", "context"), None, "tensor")
     assert gate_up.addressable_shards[0].data.size == gate_up.size // 8
 
 

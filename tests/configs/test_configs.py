@@ -2,6 +2,7 @@
 
 import importlib
 import inspect
+import math
 import subprocess
 import sys
 from pathlib import Path
@@ -101,11 +102,12 @@ def test_v3s_run_is_the_published_one():
     to 14.3T, 333B at 2.2e-5 and 167B at 7.3e-6; the bias still from 14.3T on; 14.8T tokens in all, within one
     batch; and the 4K model knows nothing of YaRN.
     """
-    config = load(ROOT / "configs" / "pretrain_v3.py")
+    path = ROOT / "configs" / "pretrain_v3.py"
+    config = load(path)
     stages = build(PretrainSettings, config, "config").built_stages(
         build_model(config.model), ONE_DEVICE
     )
-    (_, first), (_, second), (_, third) = stages
+    ((_, first),) = stages
     sizes = [stage_at(first.batch_sizes(), update) for update in range(first.num_steps)]
     tokens = 4096 * np.cumsum([0, *sizes])
     assert sizes[0] == 3072 and sizes[-1] == 15360
@@ -122,8 +124,14 @@ def test_v3s_run_is_the_published_one():
         np.testing.assert_allclose(rate(position), wanted, rtol=1e-3)
     assert np.searchsorted(tokens, 14.3e12) == first.bias_update_speed[1][0]
     assert np.searchsorted(tokens, 10e12) == first.mtp_weight[1][0]
-    assert build_model(config.model).rope_scaling is None and second.rope_scaling["factor"] == 40
-    assert (second.sequence_length, third.sequence_length) == (32 * 1024, 128 * 1024)
+    assert build_model(config.model).rope_scaling is None
+    for context, length, rows in (("32k", 32 * 1024, 1920), ("128k", 128 * 1024, 480)):
+        longer = load(path, f"context={context}")
+        chips = [longer.mesh.get(axis, 1) for axis in ("data", "fsdp", "expert", "context")]
+        (stage,) = longer.stages.values()
+        assert (stage.sequence_length, stage.batch_size, stage.num_steps) == (length, rows, 1000)
+        assert stage.rope_scaling.factor == 40 and math.prod(chips) == 1024
+        assert stage.micro_batch_size % math.prod(chips[:3]) == length % chips[3] == 0
 
 
 def test_r1_zeros_run_is_the_published_one():

@@ -39,14 +39,16 @@ def test_every_row_of_the_table_names_mesh_axes():
 
 def test_partition_spec_reads_the_table():
     """Oracle: the rows of RULES, by hand."""
-    assert partition_spec(("first_layers", "embed", "heads")) == P(None, "fsdp", "tensor")
+    assert partition_spec(("first_layers", "embed", "heads")) == P(
+        None, ("fsdp", "context"), "tensor"
+    )
     rows = ("slice", "data", "fsdp", "expert")
     assert partition_spec(("batch", "seq", None)) == P(rows, "context", None)
 
 
 def test_a_mesh_axis_used_twice_splits_the_first_dimension_only():
     """Oracle: a device axis cannot split one array twice; by hand."""
-    assert partition_spec(("embed", "embed")) == P("fsdp", None)
+    assert partition_spec(("embed", "embed")) == P(("fsdp", "context"), None)
     assert partition_spec(("experts", "batch")) == P("expert", ("slice", "data", "fsdp"))
     assert partition_spec(("batch", "experts")) == P(("slice", "data", "fsdp", "expert"), None)
 

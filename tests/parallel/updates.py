@@ -21,6 +21,8 @@ V3 = MLA_MOE | dict(
     vocab_size=32,
     num_hidden_layers=3,
     num_attention_heads=8,
+    q_lora_rank=16,
+    kv_lora_rank=16,
     num_nextn_predict_layers=1,
     max_position_embeddings=64,
 )
