@@ -171,7 +171,8 @@ def main(argv):
         run = find_recipe(config.get("recipe"))
         axes = settings.build(MeshSettings, config.get("mesh", {}), "config.mesh")
         mesh = make_mesh(**dataclasses.asdict(axes))
-        claimed = claim_workdir(workdir, config)
+        redoes = getattr(sys.modules[run.__module__], "REDOES_WHAT_CHANGED", False)
+        claimed = claim_workdir(workdir, config, may_change=redoes)
         if jax.process_index() == 0:
             kind = mesh.devices.flat[0].device_kind
             print(f"{config.recipe} on {mesh.size} x {kind}; work directory {workdir}", flush=True)

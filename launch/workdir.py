@@ -20,17 +20,20 @@ def default_workdir(config_path, seed):
     return Path("runs") / re.sub(r"[^\w=.,+-]", "_", name)
 
 
-def claim_workdir(workdir, config):
+def claim_workdir(workdir, config, may_change=False):
     """Mark a work directory as this config's, by config.json in it, or see that it is already.
 
-    Returns whether this call (process 0 alone writes) made the mark. Raises ValueError where the
-    directory belongs to another config, listing the fields that differ, and where it has something in it
-    but no config.json; it is then left as it is.
+    may_change: another config of the same recipe takes the mark over, for a recipe that tells by itself
+    what it has to do again. Returns whether this call (process 0 alone writes) made the mark. Raises
+    ValueError where the directory belongs to another config, listing the fields that differ, and where
+    it has something in it but no config.json; it is then left as it is.
     """
     marker, new = workdir / "config.json", json.loads(config.to_json())
     if marker.exists():
         old = json.loads(marker.read_text())
-        if old != new:
+        if may_change and old.get("recipe") == new.get("recipe"):
+            _write(marker, new)
+        elif old != new:
             raise ValueError(
                 f"{workdir} belongs to another config, and is left as it is:\n  "
                 + "\n  ".join(_differences(old, new))
@@ -46,9 +49,15 @@ def claim_workdir(workdir, config):
             "and is left as it is; give a new or an empty --workdir"
         )
     workdir.mkdir(parents=True, exist_ok=True)
-    fresh.write_text(json.dumps(new, indent=2) + "\n")
-    os.replace(fresh, marker)
+    _write(marker, new)
     return True
+
+
+def _write(marker, config):
+    if jax.process_index() == 0:
+        fresh = marker.with_name("config.json.tmp")
+        fresh.write_text(json.dumps(config, indent=2) + "\n")
+        os.replace(fresh, marker)
 
 
 def release_workdir(workdir):

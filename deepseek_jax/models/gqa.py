@@ -11,6 +11,7 @@ from deepseek_jax.models.layers import RMSNorm, linear, weight
 from deepseek_jax.ops.attention import attend, attend_branches, attend_cached
 from deepseek_jax.ops.rope import apply_rope
 from deepseek_jax.parallel import constrain
+from deepseek_jax.parallel.context import by_heads
 
 
 class GroupedQueryAttention(nn.Module):
@@ -53,7 +54,8 @@ class GroupedQueryAttention(nn.Module):
     def __call__(self, x_btd, rope, segment_ids, branches=None):
         """Attend within a row: x [b t d] -> ([b t d], what decoding remembers: k and v, [b k t x])."""
         q, k, v = self._project(x_btd, rope)
-        k, v = (constrain(part, ("batch", None, "kv_heads", None)) for part in (k, v))
+        remembered = {"k": jnp.swapaxes(k, 1, 2), "v": jnp.swapaxes(v, 1, 2)}
+        q, k, v = by_heads(q, k, v)
         scale = self.config.head_dim**-0.5
         if branches is None:
             out_bthx = attend(q, k, v, scale=scale, segment_ids=segment_ids)
@@ -61,8 +63,7 @@ class GroupedQueryAttention(nn.Module):
             out_bthx = attend_branches(
                 q, k, v, scale=scale, segment_ids=segment_ids, **branches._asdict()
             )
-        remembered = {"k": jnp.swapaxes(k, 1, 2), "v": jnp.swapaxes(v, 1, 2)}
-        out_bthx = checkpoint_name(out_bthx, "kept")
+        out_bthx = checkpoint_name(constrain(out_bthx, ("batch", "seq", "heads", None)), "kept")
         return self._out("bthx,hxd->btd", out_bthx), remembered
 
     def decode(self, x_bd, rope, cache, write):

@@ -13,6 +13,7 @@ from deepseek_jax.ops.attention import attend, attend_branches, attend_latent
 from deepseek_jax.ops.dot import dot
 from deepseek_jax.ops.rope import apply_rope, yarn_mscale
 from deepseek_jax.parallel import constrain
+from deepseek_jax.parallel.context import by_heads
 
 LATENT_NORM_EPS = 1e-6  # the released code's, whatever rms_norm_eps says
 
@@ -88,13 +89,14 @@ class MultiHeadLatentAttention(nn.Module):
         k_rope_bthr = jnp.broadcast_to(k_rope[:, :, None], q_rope.shape)
         q = jnp.concatenate([q_nope, q_rope], axis=-1)
         k = jnp.concatenate([k_nope, k_rope_bthr], axis=-1)
+        q, k, v = by_heads(q, k, v)
         if branches is None:
             out_bthu = attend(q, k, v, scale=self.scale, segment_ids=segment_ids)
         else:
             out_bthu = attend_branches(
                 q, k, v, scale=self.scale, segment_ids=segment_ids, **branches._asdict()
             )
-        out_bthu = checkpoint_name(out_bthu, "kept")
+        out_bthu = checkpoint_name(constrain(out_bthu, ("batch", "seq", "heads", None)), "kept")
         return self._out("bthu,hud->btd", out_bthu), {"c_kv": c_kv, "k_rope": k_rope}
 
     def decode(self, x_bd, rope, cache, write):

@@ -20,6 +20,7 @@ RULES = dict(
     kv_lora="fsdp",
     heads="tensor",
     kv_heads="tensor",
+    attention_heads=("tensor", "context"),  # within attention, which needs whole rows
     head_dim=None,
     gate_up=None,  # the two halves of a gated MLP's first product
     mlp="tensor",

@@ -5,7 +5,7 @@ import math
 from typing import Literal
 
 from deepseek_jax.models import ModelConfig, RopeScaling
-from deepseek_jax.parallel.shard import check_batch
+from deepseek_jax.parallel.shard import check_batch, check_splits
 from deepseek_jax.recipes.blocks import OptimizerSettings
 from deepseek_jax.recipes.settings import build, check_counts
 from deepseek_jax.training.schedule import stage_at, stepwise
@@ -75,6 +75,9 @@ class StageSettings:
                 "without experts"
             )
         self._check_rows(path, model, mesh)
+        if model.is_mla and mesh.shape["context"] > 1:
+            heads = "config.model.num_attention_heads"
+            check_splits(mesh, heads, model.num_attention_heads, "attention_heads")
 
     def check_numbers(self, path):
         """The part of `check` that asks for no model and no mesh."""

@@ -26,6 +26,7 @@ from deepseek_jax.recipes.stage_scores import FORMS, measure
 from deepseek_jax.rewards import Rewards
 from deepseek_jax.training.metrics import MetricsWriter
 
+REDOES_WHAT_CHANGED = True  # and what follows from it: another config may go on in the same workdir
 REINFORCED = ("zero", "reasoning", "scenarios")
 TABLE_WIDTH = 130  # columns: seven scores with their intervals
 

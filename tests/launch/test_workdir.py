@@ -63,6 +63,17 @@ def test_another_config_is_refused_with_every_difference_and_nothing_is_touched(
     assert contents(tmp_path) == before
 
 
+def test_a_recipe_that_redoes_what_changed_takes_its_directory_over(tmp_path):
+    """Oracle: the new config in the file; another recipe's directory is refused all the same."""
+    claim_workdir(tmp_path, config(recipe="r1", steps=5), may_change=True)
+    assert claim_workdir(tmp_path, config(recipe="r1", steps=6), may_change=True) is False
+    assert json.loads((tmp_path / "config.json").read_text())["steps"] == 6
+    before = contents(tmp_path)
+    with pytest.raises(ValueError, match="belongs to another config"):
+        claim_workdir(tmp_path, config(recipe="grpo", steps=6), may_change=True)
+    assert contents(tmp_path) == before
+
+
 @pytest.mark.parametrize("name", ["notes.txt", "inner/notes.txt", "../run"])
 def test_a_directory_of_something_else_is_refused_and_left_untouched(tmp_path, name):
     """Oracle: the message names the flag, and the bytes stay; a file in the directory's place too."""
