@@ -3,8 +3,11 @@
 Subprocesses that a test starts inherit all of it. Level 0 is for correctness, never for timings.
 """
 
+import gc
 import os
 from pathlib import Path
+
+import pytest
 
 XLA_FLAGS = (
     "--xla_force_host_platform_device_count=8",
@@ -23,3 +26,13 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test downloads anything
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def forget_programs():
+    """Let go of what a module compiled: every program holds memory maps, of which a process has 65530."""
+    yield
+    import jax  # here: a plugin must not import it before the environment above is set
+
+    jax.clear_caches()
+    gc.collect()

@@ -17,11 +17,11 @@ def test_a_reward_model_comes_back_on_another_mesh(kind, tmp_path):
     model = reward_params(config, params, make_mesh(devices=jax.devices()[:1]), jax.random.key(3))
     about = {"kind": "safety", "template": "{question}\n"}
     save_reward_model(tmp_path / "it", reward_config(config), model, about)
-    mesh = make_mesh(devices=jax.devices()[:4], fsdp=4)
+    mesh = make_mesh(devices=jax.devices()[:4], fsdp=2)
     restored = load_reward_model(tmp_path / "it", mesh)
     assert restored[0] == reward_config(config) and restored[2] == about
     jax.tree.map(np.testing.assert_array_equal, restored[1], model)
-    assert restored[1]["head"]["weight"].sharding.spec == jax.P("fsdp")
+    assert restored[1]["head"]["weight"].sharding.spec == jax.P(("fsdp", "context"))
     with pytest.raises(ValueError, match="not empty"):
         save_reward_model(tmp_path / "it", reward_config(config), model, about)
 

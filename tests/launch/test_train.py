@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from deepseek_jax import recipes
+from deepseek_jax.parallel import MESH_AXES
 from launch import train
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -109,7 +110,7 @@ def test_a_recipe_gets_the_overridden_config_the_mesh_and_its_work_directory(fol
     status, out, err = launched(folder, "--config=tiny.py:steps=4", "--config.mesh={'expert': 2}")
     assert status == 0, err
     workdir = folder / "runs" / "tiny_steps=4"
-    mesh = {"data": 4, "fsdp": 1, "expert": 2, "tensor": 1}
+    mesh = dict.fromkeys(MESH_AXES, 1) | {"data": 4, "expert": 2}
     assert (workdir / "done0").read_text() == f"4 {mesh}"
     assert str(workdir) in out and "polling on 8 x" in out
 
@@ -219,7 +220,7 @@ def test_two_processes_make_one_mesh_and_one_work_directory(folder):
     ]
     ends = [process.communicate(timeout=120) for process in processes]
     assert [process.returncode for process in processes] == [0, 0], ends
-    mesh = {"data": 16, "fsdp": 1, "expert": 1, "tensor": 1}
+    mesh = dict.fromkeys(MESH_AXES, 1) | {"data": 16}
     done = [(folder / "runs" / "tiny" / f"done{i}").read_text() for i in (0, 1)]
     assert done == [f"3 {mesh}"] * 2
     assert "polling on 16 x" in ends[0][0] and "polling" not in ends[1][0]

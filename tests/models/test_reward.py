@@ -67,13 +67,13 @@ def test_a_sharded_reward_model_gives_the_same_rewards():
     config, params = tiny_model("mla_moe")
     tokens = np.random.default_rng(0).integers(0, 50, (4, 8)).astype(np.int32)
     segment_ids = (np.arange(8) < np.array([[3], [8], [7], [1]])).astype(np.int32)
-    mesh = make_mesh(devices=jax.devices()[:4], fsdp=4)
+    mesh = make_mesh(devices=jax.devices()[:4], fsdp=2)
     rewards = []
     for where in (one_device(), mesh):
         model = reward_params(config, params, where, jax.random.key(3))
         with jax.set_mesh(where):
             score = jax.jit(lambda m, *a: predict_rewards(reward_config(config), m, *a)[0])
             rewards.append(np.asarray(score(model, tokens, segment_ids)))
-    assert model["head"]["weight"].sharding.spec == PartitionSpec("fsdp")
+    assert model["head"]["weight"].sharding.spec == PartitionSpec(("fsdp", "context"))
     assert model["head"]["bias"].sharding.spec == PartitionSpec()
     np.testing.assert_allclose(*rewards, rtol=1e-5, atol=1e-6)

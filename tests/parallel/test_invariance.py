@@ -38,9 +38,10 @@ def combinations():
 
 
 def chosen():
-    """Each value of each factor alone, and for every mesh one combination of all the others."""
+    """For every mesh one combination of all the other factors, and each value of those alone."""
     for name, values in FACTORS.items():
-        yield from (PLAIN | {name: value} for value in values if value != PLAIN[name])
+        others = values if name != "mesh" else ()
+        yield from (PLAIN | {name: value} for value in others if value != PLAIN[name])
     for index, mesh in enumerate(MESHES):
         micro_batches = (2, 4)[index % 2]
         yield dict(

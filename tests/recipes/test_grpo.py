@@ -213,10 +213,6 @@ def test_a_run_with_a_reference_and_several_updates_reports_its_kl(with_base):
             "config.loss.loss_type='gpro' is not allowed; did you mean",
         ),
         (dict(num_steps=0), "config.num_steps=0 must be at least 1"),
-        (
-            dict(reward_models=dict(liked=dict(path="nowhere"))),
-            "config.reward_models.liked.path='nowhere'",
-        ),
         (dict(rollout=dict(slots=0)), "config.rollout.slots=0 must be at least 1"),
         (dict(base=dict(batch_size=0)), "config.base.batch_size=0 must be at least 1"),
         (dict(base=dict(sequence_length=1)), "config.base.sequence_length=1 leaves nothing"),
@@ -283,6 +279,10 @@ def test_a_policy_from_nowhere_is_refused():
         (
             dict(model=dict(n_groups=4)),
             "config.model.n_groups is not a field; did you mean n_group?",
+        ),
+        (
+            dict(reward_models=dict(liked=dict(path="nowhere"))),
+            "config.reward_models.liked.path='nowhere'",
         ),
     ],
 )

@@ -153,6 +153,7 @@ def test_a_changed_setting_of_stage_2_reruns_it_and_what_follows(finished, tmp_p
     assert logged(tmp_path) == dict.fromkeys(PHASES, [0, 1])
 
 
+@pytest.mark.slow
 def test_a_run_killed_again_and_again_ends_like_one_that_was_not(finished, tmp_path):
     """Oracle: every stage's parameters and scores of the run that nothing interrupted, bit for bit. Killed in
     the middle of R1-Zero, of stage 2, and of stage 4; what was done is not done again: 12 steps in all, and

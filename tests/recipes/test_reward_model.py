@@ -95,6 +95,7 @@ def test_stopped_after_a_step_it_ends_where_it_would_have(finished, tmp_path):
     assert records(tmp_path) == records(finished)
 
 
+@pytest.mark.slow
 def test_a_mesh_of_four_learns_the_same(finished, tmp_path):
     """Oracle: one device. Tolerance: float32, in another order of sums, over four updates from the same base;
     micro-batches too.

@@ -149,6 +149,7 @@ def test_micro_batches_change_nothing_and_a_conversation_a_row_only_the_order(
     assert (ours[0]["tokens"] < theirs[0]["tokens"] / 1.5) == ("data" in fields)
 
 
+@pytest.mark.slow
 def test_eight_devices_learn_what_one_does(finished, with_base):
     """Oracle: the run on one device, whose base it starts from, up to the order of float32 sums."""
     run(with_base, mesh=make_mesh(data=2, fsdp=2, expert=2))
