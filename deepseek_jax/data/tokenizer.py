@@ -65,10 +65,16 @@ def arithmetic_tokenizer():
     and its worked answer about 22. Text that is not made of arithmetic.PIECES is a ValueError,
     the names of the special tokens included.
     """
-    model = tokenizers.models.WordLevel({piece: i for i, piece in enumerate(arithmetic.PIECES)})
+    return closed_tokenizer(arithmetic.PIECES)
+
+
+def closed_tokenizer(pieces):
+    """A token for each of pieces, the longest that fits, then <pad> and <eos>. Other text is a ValueError."""
+    model = tokenizers.models.WordLevel({piece: i for i, piece in enumerate(pieces)})
     backend = tokenizers.Tokenizer(model)
-    pieces = tokenizers.Regex("|".join(map(re.escape, arithmetic.PIECES)))
-    backend.pre_tokenizer = tokenizers.pre_tokenizers.Split(pieces, "isolated")
+    longest_first = sorted(pieces, key=len, reverse=True)
+    pattern = tokenizers.Regex("|".join(map(re.escape, longest_first)))
+    backend.pre_tokenizer = tokenizers.pre_tokenizers.Split(pattern, "isolated")
     backend.decoder = tokenizers.decoders.Fuse()
     backend.add_special_tokens(["<pad>", "<eos>"])
     backend.encode_special_tokens = True  # "<eos>" in a text is text, and so an error here

@@ -150,9 +150,8 @@ class Decoder(nn.Module):
         return self.final_norm(x_btd), routing, jnp.concatenate(kept) if keep_layers else None
 
     def _embed(self, tokens):
-        table_vd = constrain(
-            self.embedding, (None, None)
-        )  # whole, so that each device looks up its own
+        # Whole, so that each device looks up its own tokens
+        table_vd = constrain(self.embedding, (None, None))
         return jnp.take(table_vd, tokens, axis=0).astype(self.config.dtype)
 
     def _train_in_stages(self, stack, x_btd, rope, segment_ids, branches, keep_layers):

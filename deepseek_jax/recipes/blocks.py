@@ -104,6 +104,14 @@ class OptimizerSettings:
                 )
 
 
+def check_one_start(settings):
+    """Raise ValueError unless just one of init_from and base is set."""
+    if (settings.init_from is None) == (settings.base is None):
+        raise ValueError(
+            "set either config.init_from, a checkpoint, or config.base, how to pre-train one"
+        )
+
+
 def build_model(block, path="config.model"):
     """A ModelConfig from its block; rope_scaling, where there is one, from its own."""
     return build(ModelConfig, block, path)

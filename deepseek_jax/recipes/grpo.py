@@ -12,14 +12,13 @@ from deepseek_jax.data.tasks import QuestionStream, gsm8k_task
 from deepseek_jax.evaluation.held_out import evaluate
 from deepseek_jax.evaluation.report import before_after_table, plot_curves, sample_panel
 from deepseek_jax.parallel.processes import first_process
-from deepseek_jax.recipes.blocks import build_model, load_pretrained
-from deepseek_jax.recipes.corpus import base_tokenizer
 from deepseek_jax.recipes.grpo_settings import TASKS, GrpoSettings
 from deepseek_jax.recipes.model_rewards import load_model_rewards
 from deepseek_jax.recipes.pretrain import train_base
 from deepseek_jax.recipes.reinforce import check_length, check_rows, reinforce, with_prompts
 from deepseek_jax.recipes.remembered import remembered
 from deepseek_jax.recipes.settings import build
+from deepseek_jax.recipes.start import starting_policy
 from deepseek_jax.rewards import Rewards
 from deepseek_jax.training.metrics import MetricsWriter
 
@@ -35,7 +34,7 @@ def run(config, mesh, workdir, should_stop):
     with Rewards(settings.rewards, models=models) as rewards:
         task = _task(settings)
         rewards.check([*task.train, *task.held_out])
-        policy, params, tokenizer = _starting_policy(settings, mesh)
+        policy, params, tokenizer = starting_policy(settings, mesh)
         template, rollout = settings.data.template, settings.rollout
         train = with_prompts(task.train, tokenizer, template, rollout, "training")
         held_out = with_prompts(task.held_out, tokenizer, template, rollout, "held-out")
@@ -80,20 +79,6 @@ def _task(settings):
             f"config.data.task={data.task!r} is none of {list(TASKS)}; or set config.data.path"
         )
     return TASKS[data.task](settings.seed, data.num_held_out)
-
-
-def _starting_policy(settings, mesh):
-    """(ModelConfig, params, Tokenizer): read from init_from; params None where they are to be pre-trained."""
-    if settings.init_from is not None:
-        return load_pretrained(settings.init_from, settings.model, mesh)
-    tokenizer = base_tokenizer(settings.base)
-    policy = build_model(settings.model)
-    if tokenizer.vocab_size > policy.vocab_size:
-        raise ValueError(
-            f"config.model.vocab_size={policy.vocab_size} is below the tokenizer's {tokenizer.vocab_size}"
-        )
-    settings.base.check("config.base", policy, mesh)
-    return policy, None, tokenizer
 
 
 def _measure(settings, policy, tokenizer, held_out, rewards, params):

@@ -7,7 +7,7 @@ from deepseek_jax.data.arithmetic import PROMPT_TEMPLATE
 from deepseek_jax.data.bilingual_tasks import bilingual_puzzle_task, bilingual_request_task
 from deepseek_jax.data.tasks import arithmetic_task, word_arithmetic_task
 from deepseek_jax.losses.grpo import NORMALIZES_STD
-from deepseek_jax.recipes.blocks import OptimizerSettings
+from deepseek_jax.recipes.blocks import OptimizerSettings, check_one_start
 from deepseek_jax.recipes.pretrain_settings import BaseSettings
 from deepseek_jax.recipes.settings import check_counts
 
@@ -145,9 +145,6 @@ class GrpoSettings(ReinforceSettings):
 
     def __post_init__(self):
         self.check("config")
-        if (self.init_from is None) == (self.base is None):
-            raise ValueError(
-                "set either config.init_from, a checkpoint, or config.base, how to pre-train one"
-            )
+        check_one_start(self)
         if self.base is not None:
             self.base.check_numbers("config.base")

@@ -22,10 +22,11 @@ from deepseek_jax.recipes.corpus import PackedDocuments
 from deepseek_jax.recipes.model_rewards import JUDGE, make_judge
 from deepseek_jax.recipes.pretrain import train_base
 from deepseek_jax.recipes.remembered import remembered
-from deepseek_jax.recipes.reward_model import check_rows, report_table, starting_policy
+from deepseek_jax.recipes.reward_model import report_table
 from deepseek_jax.recipes.reward_model_settings import JudgeSettings
 from deepseek_jax.recipes.settings import build
 from deepseek_jax.recipes.sft import fine_tune
+from deepseek_jax.recipes.start import check_positions, check_rows, starting_policy
 from deepseek_jax.training.metrics import MetricsWriter
 
 PHASE = "judge"
@@ -39,6 +40,7 @@ def run(config, mesh, workdir, should_stop):
     settings = build(JudgeSettings, config, "config")
     check_rows(settings, mesh)
     policy, params, tokenizer = starting_policy(settings, mesh)
+    check_positions(settings, policy)
     sizes = dict(num_train=settings.data.num_train, num_held_out=settings.data.num_held_out)
     task = bilingual_examples("preferences", workdir / "data", seed=settings.seed, **sizes)
     conversations = judge_conversations(task.train, settings.seed)

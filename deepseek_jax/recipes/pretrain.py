@@ -17,7 +17,6 @@ from rich.console import Console
 
 from deepseek_jax.checkpoint import is_orbax, load_hf, load_orbax, save_orbax
 from deepseek_jax.checkpoint.hf_config import read_config
-from deepseek_jax.checkpoint.store import Store
 from deepseek_jax.checkpoint.tree import abstract_params, from_paths
 from deepseek_jax.evaluation.perplexity import held_out_loss
 from deepseek_jax.evaluation.report import loss_table, plot_curves
@@ -35,13 +34,13 @@ from deepseek_jax.recipes.corpus import (
     open_corpus,
     packed,
 )
+from deepseek_jax.recipes.phase import jitted_step, run_phase, state_maker
 from deepseek_jax.recipes.pretrain_settings import PretrainSettings, schedule_of, switched_on
 from deepseek_jax.recipes.remembered import remembered
 from deepseek_jax.recipes.settings import build
 from deepseek_jax.rollout import generate
-from deepseek_jax.training.loop import run as run_loop
 from deepseek_jax.training.metrics import MetricsWriter
-from deepseek_jax.training.state import TrainState, state_shardings
+from deepseek_jax.training.state import TrainState
 from deepseek_jax.training.step import make_train_step
 
 CURVES = ("next_token_loss", "held_out_loss", "mtp_loss", "max_vio")
@@ -147,21 +146,17 @@ def train_stage(
         evaluate=evaluate,
         eval_every=stage.eval_every,
     )
-    with Store(workdir / name) as store:
-        state = run_loop(
-            create(params),
-            lambda state, batch, rng: step(len(batch["tokens"]))(state, batch, rng),
-            source,
-            num_steps=stage.num_steps,
-            store=store,
-            writer=writer,
-            phase=name,
-            save_every=stage.save_every,
-            log_every=stage.log_every,
-            rng=jax.random.key(seed),
-            should_stop=should_stop,
-        )
-    return state.params
+    return run_phase(
+        stage,
+        create(params),
+        lambda state, batch, rng: step(len(batch["tokens"]))(state, batch, rng),
+        source,
+        workdir / name,
+        phase=name,
+        seed=seed,
+        writer=writer,
+        should_stop=should_stop,
+    )
 
 
 def _jitted(model, stage, params, mesh, path):
@@ -172,7 +167,7 @@ def _jitted(model, stage, params, mesh, path):
     """
     trains_mtp = switched_on(stage.mtp_weight)
     tx = stage.optimizer.make(stage.num_steps, f"{path}.optimizer", trains_mtp=trains_mtp)
-    placed = state_shardings(mesh, jax.tree.map(lambda leaf: leaf.sharding, params), params, tx)
+    create, placed = state_maker(params, tx, mesh)
     speed = None
     if switched_on(stage.bias_update_speed):
         speed = schedule_of(stage.bias_update_speed, f"{path}.bias_update_speed")
@@ -187,11 +182,9 @@ def _jitted(model, stage, params, mesh, path):
     def step(rows):
         micro_batches = rows // (stage.micro_batch_size or rows)
         step = make_train_step(loss_fn, tx, micro_batches=micro_batches, bias_update_speed=speed)
-        return jax.jit(step, donate_argnums=0, out_shardings=(placed, None))
+        return jitted_step(step, placed)
 
-    create = functools.partial(TrainState.create, tx=tx)
-    # Donated: no second copy of the weights
-    return jax.jit(create, out_shardings=placed, donate_argnums=0), step
+    return create, step
 
 
 class AbstractUpdate(NamedTuple):
@@ -246,7 +239,9 @@ def _held_out(model, stage, data, documents, tokenizer, mesh, seed):
         batch_size=stage.micro_batch_size or stage.quantum(),
         seed=seed,
     )
-    taken = list(itertools.islice(iter(rows), data.eval_batches))
+    iterator = iter(rows)
+    taken = list(itertools.islice(iterator, data.eval_batches))
+    iterator.close()  # else its thread would go on reading ahead
     batches = [put_batch(mesh, joined(mesh, [batch])) for batch in taken]
     loss_fn = jax.jit(lambda params, batch: next_token_loss(model, params, batch)[0])
     return lambda params: list(held_out_loss(loss_fn, params, batches))

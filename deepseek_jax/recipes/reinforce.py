@@ -4,20 +4,17 @@ questions with their prompts -> groups of completions, rewards and advantages ->
 """
 
 import dataclasses
-import functools
 
 import jax
 import jax.numpy as jnp
 
-from deepseek_jax.checkpoint.store import Store
 from deepseek_jax.data.chat import render_prompt
 from deepseek_jax.losses.completions import completion_logprobs
 from deepseek_jax.losses.grpo import grpo_loss
 from deepseek_jax.parallel.processes import say
 from deepseek_jax.parallel.shard import batch_parts
 from deepseek_jax.recipes.groups import GroupSource
-from deepseek_jax.training.loop import run as run_loop
-from deepseek_jax.training.state import TrainState, state_shardings
+from deepseek_jax.recipes.phase import jitted_step, run_phase, state_maker
 from deepseek_jax.training.step import make_train_step
 
 # Mean |old - sampler| log-probability, in nats, that rounding explains.
@@ -44,36 +41,28 @@ def reinforce(
     examples that carry their prompt_ids. rewards: rewards.Rewards, or what scores like it.
     """
     tx = settings.make_optimizer()
-    placed = state_shardings(mesh, jax.tree.map(lambda leaf: leaf.sharding, params), params, tx)
-    create = functools.partial(TrainState.create, tx=tx)
-    # Donated: no second copy of the weights
-    create = jax.jit(create, out_shardings=placed, donate_argnums=0)
+    create, placed = state_maker(params, tx, mesh)
     frozen = saved = None
     if settings.loss.kl_coef and settings.reference_every is None:
         frozen, params = params, jax.tree.map(jnp.copy, params)
     elif settings.loss.kl_coef:
         saved, placed = jax.tree.map(jnp.copy, params), placed.replace(reference=placed.params)
     step = make_train_step(_loss_fn(settings, policy), tx, micro_batches=settings.micro_batches)
-    step = jax.jit(step, donate_argnums=0, out_shardings=(placed, None))
-    step = _checking_first(step, LARGEST_GAP[policy.dtype])
+    step = _checking_first(jitted_step(step, placed), LARGEST_GAP[policy.dtype])
     if saved is not None:
         step = _refreshing(step, settings.reference_every * settings.minibatches * settings.epochs)
     source = GroupSource(policy, tokenizer, questions, rewards, settings, mesh, frozen)
-    with Store(folder) as store:
-        state = run_loop(
-            create(params).replace(reference=saved),
-            step,
-            source,
-            num_steps=settings.num_steps,
-            store=store,
-            writer=writer,
-            phase=phase,
-            save_every=settings.save_every,
-            log_every=settings.log_every,
-            rng=jax.random.key(settings.seed),
-            should_stop=should_stop,
-        )
-    return state.params
+    return run_phase(
+        settings,
+        create(params).replace(reference=saved),
+        step,
+        source,
+        folder,
+        phase=phase,
+        seed=settings.seed,
+        writer=writer,
+        should_stop=should_stop,
+    )
 
 
 def _loss_fn(settings, policy):

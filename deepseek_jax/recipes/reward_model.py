@@ -12,16 +12,13 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from deepseek_jax.checkpoint.reward_params import save_reward_model
-from deepseek_jax.checkpoint.store import Store
 from deepseek_jax.evaluation.preference import label_report, pair_report
 from deepseek_jax.evaluation.report import plot_curves
 from deepseek_jax.losses.preference import batch_rewards, reward_loss
 from deepseek_jax.models.reward import reward_config, reward_params
 from deepseek_jax.parallel.processes import first_process
-from deepseek_jax.parallel.shard import check_batch
 from deepseek_jax.recipes.answers import make_console
-from deepseek_jax.recipes.blocks import build_model, load_pretrained
-from deepseek_jax.recipes.corpus import base_tokenizer
+from deepseek_jax.recipes.phase import fit
 from deepseek_jax.recipes.pretrain import train_base
 from deepseek_jax.recipes.remembered import remembered
 from deepseek_jax.recipes.reward_data import (
@@ -35,10 +32,8 @@ from deepseek_jax.recipes.reward_data import (
 )
 from deepseek_jax.recipes.reward_model_settings import RewardModelSettings
 from deepseek_jax.recipes.settings import build
-from deepseek_jax.training.loop import run as run_loop
+from deepseek_jax.recipes.start import check_positions, check_rows, starting_policy
 from deepseek_jax.training.metrics import MetricsWriter
-from deepseek_jax.training.state import TrainState, state_shardings
-from deepseek_jax.training.step import make_train_step
 
 PHASE = "reward_model"
 CURVES = ("loss", "accuracy", "margin", "safe_probability", "grad_norm")
@@ -52,6 +47,7 @@ def run(config, mesh, workdir, should_stop):
     settings = build(RewardModelSettings, config, "config")
     check_rows(settings, mesh)
     policy, params, tokenizer = starting_policy(settings, mesh)
+    check_positions(settings, policy)
     records = load_preferences(settings, workdir / "data")
     train, held_out = (
         with_ids(settings, policy, tokenizer, *pair)
@@ -66,76 +62,19 @@ def run(config, mesh, workdir, should_stop):
     measure = functools.partial(_measure, model, settings, held_out, mesh)
     before = remembered(workdir / "before.json", lambda: measure(params))
     source = PreferenceSource(train, settings, mesh)
-    params = _train(settings, model, params, source, mesh, workdir / PHASE, **running)
+    params = fit(
+        settings,
+        lambda params, batch, rng: reward_loss(model, params, batch),
+        params,
+        source,
+        mesh,
+        workdir / PHASE,
+        phase=PHASE,
+        **running,
+    )
     after = remembered(workdir / "after.json", lambda: measure(params))
     running["writer"].close()
     _finish(settings, workdir, model, params, before, after)
-
-
-def _train(settings, config, params, source, mesh, folder, *, writer, should_stop):
-    """The training itself: -> params. Resumes from folder; the params given are used up.
-
-    Router biases stay as they are.
-    """
-    tx = settings.make_optimizer()
-    placed = state_shardings(mesh, jax.tree.map(lambda leaf: leaf.sharding, params), params, tx)
-    create = functools.partial(TrainState.create, tx=tx)
-    create = jax.jit(create, out_shardings=placed, donate_argnums=0)  # the weights are held once
-    train_step = make_train_step(
-        lambda params, batch, rng: reward_loss(config, params, batch),
-        tx,
-        micro_batches=settings.micro_batches,
-    )
-    with Store(folder) as store:
-        state = run_loop(
-            create(params),
-            jax.jit(train_step, donate_argnums=0, out_shardings=(placed, None)),
-            source,
-            num_steps=settings.num_steps,
-            store=store,
-            writer=writer,
-            phase=PHASE,
-            save_every=settings.save_every,
-            log_every=settings.log_every,
-            rng=jax.random.key(settings.seed),
-            should_stop=should_stop,
-        )
-    return state.params
-
-
-def check_rows(settings, mesh):
-    """Raise ValueError, naming the fields, unless a step's rows split over the mesh."""
-    try:
-        check_batch(
-            mesh,
-            settings.batch_size,
-            settings.sequence_length,
-            micro_batches=settings.micro_batches,
-            pipeline_micro_batches=settings.model.get("pipeline_micro_batches"),
-        )
-    except ValueError as error:
-        sizes = f"batch_size={settings.batch_size}, sequence_length={settings.sequence_length}"
-        raise ValueError(f"config: {sizes}: {error}") from error
-
-
-def starting_policy(settings, mesh):
-    """(ModelConfig, params, Tokenizer): read from init_from; params None where they are to be pre-trained."""
-    if settings.init_from is not None:
-        policy, params, tokenizer = load_pretrained(settings.init_from, settings.model, mesh)
-    else:
-        policy, params, tokenizer = build_model(settings.model), None, base_tokenizer(settings.base)
-        settings.base.check("config.base", policy, mesh)
-        if tokenizer.vocab_size > policy.vocab_size:
-            raise ValueError(
-                f"config.model.vocab_size={policy.vocab_size} is below the tokenizer's "
-                f"{tokenizer.vocab_size}"
-            )
-    if settings.sequence_length > policy.max_position_embeddings:
-        raise ValueError(
-            f"config.sequence_length={settings.sequence_length} is beyond the model's "
-            f"max_position_embeddings={policy.max_position_embeddings}; lower it"
-        )
-    return policy, params, tokenizer
 
 
 def _measure(config, settings, held_out, mesh, params):

@@ -4,7 +4,7 @@ import dataclasses
 from typing import Literal
 
 from deepseek_jax.data.preferences import RESPONSES
-from deepseek_jax.recipes.blocks import OptimizerSettings
+from deepseek_jax.recipes.blocks import OptimizerSettings, check_one_start
 from deepseek_jax.recipes.pretrain_settings import BaseSettings
 from deepseek_jax.recipes.settings import build, check_counts
 
@@ -45,10 +45,7 @@ class PreferenceSettings:
     def __post_init__(self):
         check_counts(self, "config")
         check_counts(self.data, "config.data")
-        if (self.init_from is None) == (self.base is None):
-            raise ValueError(
-                "set either config.init_from, a checkpoint, or config.base, how to pre-train one"
-            )
+        check_one_start(self)
         self.make_optimizer()  # for what it raises
 
     def make_optimizer(self):

@@ -84,12 +84,14 @@ def _checked_union(value, args, path):
     options = [option for option in args if option is not types.NoneType]
     if len(options) == 1:  # its own error says more than ours would
         return _checked(value, options[0], path)
+    errors = []
     for option in options:
         try:
             return _checked(value, option, path)
-        except ValueError:
-            continue
-    raise ValueError(f"{_shown(path, value)} must be {' or '.join(map(_wanted, args))}")
+        except ValueError as error:
+            errors.append(error)
+    wanted = " or ".join(map(_wanted, args))
+    raise ValueError(f"{_shown(path, value)} must be {wanted}") from errors[-1]
 
 
 def _checked_tuple(value, args, path):

@@ -5,18 +5,15 @@ base -> loss and answers on held-out conversations -> fine-tune -> measure again
 
 import functools
 
-import jax
-
-from deepseek_jax.checkpoint.store import Store
 from deepseek_jax.evaluation.conversation_loss import ConversationLoss
 from deepseek_jax.evaluation.report import loss_table, plot_curves
 from deepseek_jax.losses.next_token import next_token_loss
 from deepseek_jax.parallel.processes import first_process
-from deepseek_jax.parallel.shard import batch_share, check_batch
+from deepseek_jax.parallel.shard import batch_share
 from deepseek_jax.recipes.answers import answer, make_console, print_samples, print_table
-from deepseek_jax.recipes.blocks import build_model, load_pretrained
-from deepseek_jax.recipes.corpus import PackedDocuments, base_tokenizer
+from deepseek_jax.recipes.corpus import PackedDocuments
 from deepseek_jax.recipes.model_rewards import load_model_rewards
+from deepseek_jax.recipes.phase import fit
 from deepseek_jax.recipes.pretrain import train_base
 from deepseek_jax.recipes.remembered import remembered
 from deepseek_jax.recipes.settings import build
@@ -27,11 +24,9 @@ from deepseek_jax.recipes.sft_data import (
     packed,
 )
 from deepseek_jax.recipes.sft_settings import SftSettings
+from deepseek_jax.recipes.start import check_positions, check_rows, starting_policy
 from deepseek_jax.rewards import Rewards
-from deepseek_jax.training.loop import run as run_loop
 from deepseek_jax.training.metrics import MetricsWriter
-from deepseek_jax.training.state import TrainState, state_shardings
-from deepseek_jax.training.step import make_train_step
 
 PHASE = "sft"
 CURVES = ("loss", "held_out_loss", "grad_norm")
@@ -40,11 +35,12 @@ CURVES = ("loss", "held_out_loss", "grad_norm")
 def run(config, mesh, workdir, should_stop):
     """Run the recipe in workdir, or what is left of it. config: ConfigDict of SftSettings' fields."""
     settings = build(SftSettings, config, "config")
-    _check_rows(settings, mesh)
+    check_rows(settings, mesh)
     running = dict(writer=MetricsWriter(workdir), should_stop=should_stop)
     models = load_model_rewards(settings.reward_models, mesh)
     with Rewards(settings.rewards, models=models) as rewards:
-        policy, params, tokenizer = _starting_policy(settings, mesh)
+        policy, params, tokenizer = starting_policy(settings, mesh)
+        check_positions(settings, policy)
         train, held_out = load_conversations(settings, workdir / "data")
         _, shares = batch_share(mesh)
         check_conversations(settings, policy, tokenizer, train, "training", shares)
@@ -91,63 +87,12 @@ def fine_tune(settings, policy, params, source, mesh, folder, *, writer, should_
     settings: SftSettings. policy: ModelConfig. source: packed_conversations'. What no gradient moves stays as
     it is: router biases, and multi-token prediction modules, whose loss is not taken.
     """
-    tx = settings.make_optimizer()
-    placed = state_shardings(mesh, jax.tree.map(lambda leaf: leaf.sharding, params), params, tx)
-    create = functools.partial(TrainState.create, tx=tx)
-    create = jax.jit(create, out_shardings=placed, donate_argnums=0)  # the weights are held once
-    train_step = make_train_step(
-        lambda params, batch, rng: next_token_loss(policy, params, batch),
-        tx,
-        micro_batches=settings.micro_batches,
-    )
-    with Store(folder) as store:
-        state = run_loop(
-            create(params),
-            jax.jit(train_step, donate_argnums=0, out_shardings=(placed, None)),
-            source,
-            num_steps=settings.num_steps,
-            store=store,
-            writer=writer,
-            phase=phase,
-            save_every=settings.save_every,
-            log_every=settings.log_every,
-            rng=jax.random.key(settings.seed),
-            should_stop=should_stop,
-        )
-    return state.params
+    running = dict(phase=phase, writer=writer, should_stop=should_stop)
 
+    def loss_fn(params, batch, rng):
+        return next_token_loss(policy, params, batch)
 
-def _check_rows(settings, mesh):
-    try:
-        check_batch(
-            mesh,
-            settings.batch_size,
-            settings.sequence_length,
-            micro_batches=settings.micro_batches,
-            pipeline_micro_batches=settings.model.get("pipeline_micro_batches"),
-        )
-    except ValueError as error:
-        sizes = f"batch_size={settings.batch_size}, sequence_length={settings.sequence_length}"
-        raise ValueError(f"config: {sizes}: {error}") from error
-
-
-def _starting_policy(settings, mesh):
-    """(ModelConfig, params, Tokenizer): read from init_from; params None where they are to be pre-trained."""
-    if settings.init_from is not None:
-        policy, params, tokenizer = load_pretrained(settings.init_from, settings.model, mesh)
-    else:
-        policy, params, tokenizer = build_model(settings.model), None, base_tokenizer(settings.base)
-        settings.base.check("config.base", policy, mesh)
-    if tokenizer.vocab_size > policy.vocab_size and params is None:
-        raise ValueError(
-            f"config.model.vocab_size={policy.vocab_size} is below the tokenizer's {tokenizer.vocab_size}"
-        )
-    if settings.sequence_length > policy.max_position_embeddings:
-        raise ValueError(
-            f"config.sequence_length={settings.sequence_length} is beyond the model's "
-            f"max_position_embeddings={policy.max_position_embeddings}; lower it"
-        )
-    return policy, params, tokenizer
+    return fit(settings, loss_fn, params, source, mesh, folder, **running)
 
 
 def _measure(settings, policy, tokenizer, prompts, examples, end_id, rewards, loss_of, params):

@@ -3,7 +3,7 @@
 import dataclasses
 
 from deepseek_jax.data.arithmetic import PROMPT_TEMPLATE
-from deepseek_jax.recipes.blocks import OptimizerSettings
+from deepseek_jax.recipes.blocks import OptimizerSettings, check_one_start
 from deepseek_jax.recipes.pretrain_settings import BaseSettings
 from deepseek_jax.recipes.settings import check_counts
 
@@ -115,7 +115,4 @@ class SftSettings(FineTuneSettings):
             raise ValueError(
                 f"config.accuracy={self.accuracy!r} is none of config.rewards: {list(self.rewards)}"
             )
-        if (self.init_from is None) == (self.base is None):
-            raise ValueError(
-                "set either config.init_from, a checkpoint, or config.base, how to pre-train one"
-            )
+        check_one_start(self)

@@ -1,7 +1,7 @@
 """Rules that know how good an answer to an everyday request of the bilingual small world is.
 
 They are the truth that reward models are trained on and measured against, as human or model judges
-are elsewhere (arXiv:2501.12948, section 3.1); a policy is not trained on them.
+are elsewhere (arXiv:2501.12948, section 3.1). The last stage of recipes.r1 is rewarded by them directly.
 example: "answer", the best one; "key", the text without which an answer is wrong, or, of kind
 "secret", the words that nothing may hold, in either language, parted by "|"; "kind".
 """

@@ -63,7 +63,7 @@ class WorkerPool:
                     _watched, self.wall_limit_seconds, self._work, args
                 )
         except BrokenProcessPool:
-            pass  # those that got in say so too
+            pass  # not lost: those that got in fail alike, the rest have no result, and run() has all again
         wait(futures.values())
         results = {key: future.exception() or future.result() for key, future in futures.items()}
         results = {k: r for k, r in results.items() if not isinstance(r, BrokenProcessPool)}
