@@ -1,0 +1,177 @@
+"""A distillation step against PyTorch: SmolLM2-135M's shape teaches one of half its width, 4 x 128 tokens,
+soft targets at temperature 2 and hard ones, AdamW, float32, interleaved.
+
+python -m tests.benchmarks.distill_step [--rounds 5]
+python -m tests.benchmarks.distill_step --memory     # temporary bytes of the loss alone: nothing is timed
+"""
+
+import argparse
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from deepseek_jax.losses.distillation import combine_terms, token_mean
+from deepseek_jax.losses.logit_distillation import dense_distillation, top_k_distillation
+from deepseek_jax.losses.top_k import top_k_logprobs
+from deepseek_jax.models import head_weight, hidden_states
+from deepseek_jax.recipes.blocks import OptimizerSettings
+from deepseek_jax.training.state import TrainState
+from deepseek_jax.training.step import make_train_step
+from tests.benchmarks.peers import smollm2, smollm2_half
+from tests.benchmarks.timing import interleave, medians, print_table
+
+ROWS, LENGTH, TEMPERATURE, K = 4, 128, 2.0, 64
+WEIGHTS = {"soft": 0.5, "hard": 0.5}
+KIND = dict(divergence="forward_kl", temperature=TEMPERATURE)
+OPTIMIZER = OptimizerSettings(learning_rate=1e-4, weight_decay=0.01)
+
+
+def torch_step(teacher, student, tokens):
+    """A function that makes one update of a transformers model, and says its losses before."""
+    student.train()
+    optimizer = torch.optim.AdamW(
+        student.parameters(), lr=1e-4, weight_decay=0.01, betas=(0.9, 0.95)
+    )
+    inputs = torch.from_numpy(tokens)
+
+    def step():
+        with torch.no_grad():
+            taught = teacher(inputs).logits[:, :-1].flatten(0, 1)
+        logits = student(inputs).logits[:, :-1].flatten(0, 1)
+        logq, logp = (F.log_softmax(x / TEMPERATURE, -1) for x in (logits, taught))
+        soft = TEMPERATURE**2 * F.kl_div(logq, logp, reduction="batchmean", log_target=True)
+        hard = F.cross_entropy(logits, inputs[:, 1:].flatten())
+        (WEIGHTS["soft"] * soft + WEIGHTS["hard"] * hard).backward()
+        torch.nn.utils.clip_grad_norm_(student.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        return {"soft": soft.item(), "hard": hard.item()}
+
+    return step
+
+
+def jax_step(config, params, tokens, teach, loss):
+    """The same of ours. teach() -> what loss(hidden, head, targets, **taught) takes of the teacher."""
+    tx = OPTIMIZER.make(1000)
+    mask = np.ones(tokens.shape, bool)
+    mask[:, -1] = False
+    fixed = {
+        "tokens": tokens.astype(np.int32),
+        "targets": np.roll(tokens, -1, axis=1).astype(np.int32),
+        "loss_mask": mask,
+    }
+
+    def loss_fn(params, batch, rng):
+        hidden_btd, _ = hidden_states(config, params, batch["tokens"])
+        hidden_md = hidden_btd.reshape(-1, hidden_btd.shape[-1])
+        targets_m, head = batch["targets"].reshape(-1), head_weight(config, params)
+        soft_m, hard_m, *_ = loss(hidden_md, head, targets_m, **batch["taught"], **KIND)
+        mask_m = batch["loss_mask"].reshape(-1)
+        terms = {"soft": soft_m, "hard": hard_m}
+        means = {name: token_mean(x, mask_m, mask_m.sum()) for name, x in terms.items()}
+        return combine_terms(WEIGHTS, means)
+
+    step = jax.jit(make_train_step(loss_fn, tx), donate_argnums=0)
+    rng = jax.random.key(0)
+    state = [TrainState.create(jax.tree.map(jnp.copy, params), tx)]  # an update uses its own up
+
+    def run():
+        state[0], metrics = step(state[0], fixed | {"taught": teach()}, rng)
+        jax.block_until_ready(state[0])
+        return {name: float(metrics[name]) for name in WEIGHTS}
+
+    return run
+
+
+def teachers(config, params, tokens):
+    """(a function that runs the teacher, one that has its k likeliest tokens at hand)."""
+    tokens, head = jnp.asarray(tokens, jnp.int32), head_weight(config, params)
+
+    @jax.jit
+    def hidden(params):
+        hidden_btd, _ = hidden_states(config, params, tokens)
+        return hidden_btd.reshape(-1, hidden_btd.shape[-1])
+
+    def online():
+        return {"teacher": hidden(params), "teacher_head": head}
+
+    cached = jax.device_get(top_k_logprobs(hidden(params), head, K, TEMPERATURE))
+    return online, lambda: {"teacher": cached}
+
+
+def check_losses(contestants, steps=3):
+    """Some updates of each: the losses of the first two have to be the same, step by step; the third learns
+    from less, and its soft loss lies below.
+    """
+    theirs, online, cached = ([step() for _ in range(steps)] for step in contestants.values())
+    for name in WEIGHTS:
+        wanted, found = ([losses[name] for losses in run] for run in (theirs, online))
+        np.testing.assert_allclose(found, wanted, rtol=1e-3)  # float32 products in another order
+    assert cached[0]["soft"] <= online[0]["soft"]
+    np.testing.assert_allclose(cached[0]["hard"], online[0]["hard"], rtol=1e-6)
+    print(
+        "soft, hard of", steps, "updates:", *(f"{x['soft']:.4f}, {x['hard']:.4f};" for x in online)
+    )
+
+
+def memory():
+    """Temporary bytes of the dense loss with its gradient, beside those of one array of all its logits."""
+    rows = []
+    for v in (12288, 49152):
+        for m in (512, 2048):
+            shapes = (m, 288), (v, 288), (m,), (m, 576), (v, 576)
+            dtypes = [jnp.int32 if len(shape) == 1 else jnp.float32 for shape in shapes]
+            arguments = map(jax.ShapeDtypeStruct, shapes, dtypes)
+
+            def value(hidden, head, *rest):
+                soft, hard = dense_distillation(hidden, head, *rest, **KIND)
+                return (soft + hard).sum()
+
+            program = jax.jit(jax.grad(value, (0, 1))).lower(*arguments).compile()
+            found = program.memory_analysis().temp_size_in_bytes
+            rows.append([f"{v:,}", f"{m:,}", f"{4 * v * m / 2**20:,.0f}", f"{found / 2**20:,.0f}"])
+    title = "the dense loss and its gradient, MiB"
+    print_table(title, ["vocabulary", "tokens", "tokens x vocabulary x 4 B", "temporaries"], rows)
+
+
+def time_steps(rounds):
+    tokens = np.random.default_rng(0).integers(0, 49152, (ROWS, LENGTH))
+    teacher, teacher_config, teacher_params = smollm2()
+    student, config, params = smollm2_half()
+    teacher_config = dataclasses.replace(teacher_config, scan_layers=True)
+    online, cached = teachers(teacher_config, teacher_params, tokens)
+    ours = jax_step(config, params, tokens, online, dense_distillation)
+    from_cache = jax_step(config, params, tokens, cached, top_k_distillation)
+    contestants = {
+        "transformers": torch_step(teacher, student, tokens),
+        "deepseek_jax, teacher online": ours,
+        f"deepseek_jax, top {K} cached": from_cache,
+    }
+    check_losses(contestants)
+    seconds = medians(interleave(contestants, rounds))
+    of_torch, of_online = list(seconds.values())[:2]
+    rows = [
+        [name, f"{s:.2f}", f"{of_torch / s:.2f}", f"{s / of_online:.2f}"]
+        for name, s in seconds.items()
+    ]
+    title = f"one update of {ROWS} x {LENGTH} tokens, float32"
+    print_table(title, ["", "s", "times as fast as transformers", "time / online"], rows)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--memory", action="store_true")
+    args = parser.parse_args()
+    if args.memory:
+        memory()
+    else:
+        time_steps(args.rounds)
+
+
+if __name__ == "__main__":
+    main()
