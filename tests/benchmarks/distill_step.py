@@ -14,7 +14,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from deepseek_jax.losses.distillation import combine_terms, token_mean
+from deepseek_jax.losses.distillation import token_mean
 from deepseek_jax.losses.logit_distillation import dense_distillation, top_k_distillation
 from deepseek_jax.losses.top_k import top_k_logprobs
 from deepseek_jax.models import head_weight, hidden_states
@@ -69,11 +69,12 @@ def jax_step(config, params, tokens, teach, loss):
         hidden_btd, _ = hidden_states(config, params, batch["tokens"])
         hidden_md = hidden_btd.reshape(-1, hidden_btd.shape[-1])
         targets_m, head = batch["targets"].reshape(-1), head_weight(config, params)
-        soft_m, hard_m, *_ = loss(hidden_md, head, targets_m, **batch["taught"], **KIND)
         mask_m = batch["loss_mask"].reshape(-1)
+        weights = [weight * mask_m / mask_m.sum() for weight in WEIGHTS.values()]
+        taught = batch["taught"] | KIND
+        total, soft_m, hard_m, *_ = loss(hidden_md, head, targets_m, weights=weights, **taught)
         terms = {"soft": soft_m, "hard": hard_m}
-        means = {name: token_mean(x, mask_m, mask_m.sum()) for name, x in terms.items()}
-        return combine_terms(WEIGHTS, means)
+        return total.sum(), {name: token_mean(x, mask_m, mask_m.sum()) for name, x in terms.items()}
 
     step = jax.jit(make_train_step(loss_fn, tx), donate_argnums=0)
     rng = jax.random.key(0)
@@ -128,8 +129,9 @@ def memory():
             arguments = map(jax.ShapeDtypeStruct, shapes, dtypes)
 
             def value(hidden, head, *rest):
-                soft, hard = dense_distillation(hidden, head, *rest, **KIND)
-                return (soft + hard).sum()
+                weights = [jnp.ones(len(hidden))] * 2
+                total, *_ = dense_distillation(hidden, head, *rest, weights, **KIND)
+                return total.sum()
 
             program = jax.jit(jax.grad(value, (0, 1))).lower(*arguments).compile()
             found = program.memory_analysis().temp_size_in_bytes
@@ -142,7 +144,9 @@ def time_steps(rounds):
     tokens = np.random.default_rng(0).integers(0, 49152, (ROWS, LENGTH))
     teacher, teacher_config, teacher_params = smollm2()
     student, config, params = smollm2_half()
-    teacher_config = dataclasses.replace(teacher_config, scan_layers=True)
+    teacher_config, config = (
+        dataclasses.replace(c, scan_layers=True) for c in (teacher_config, config)
+    )
     online, cached = teachers(teacher_config, teacher_params, tokens)
     ours = jax_step(config, params, tokens, online, dense_distillation)
     from_cache = jax_step(config, params, tokens, cached, top_k_distillation)
