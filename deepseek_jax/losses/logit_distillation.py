@@ -53,14 +53,14 @@ def dense_distillation(
 ):
     """Student against every token of the teacher: (soft float32[m], hard float32[m]), nats.
 
+    With weights, float32[m] twice, what soft and hard of each token count in the loss: (total, soft, hard),
+    of which total alone has a gradient, and nothing is recomputed for it; see chunks.weigh_chunks.
+
     hidden: [m d], after the final norm; head: [v d]; targets: int32[m], the tokens that hidden predicts.
     teacher: [m d'], the same places' hidden states, with teacher_head [v d']; or, without one, logits [m v].
     soft: soft_loss under temperature. hard: hard_loss. Works through chunk_size tokens at a time and
     recomputes their logits for the gradient, which reaches hidden and head alone. Raises ValueError for
     vocabularies of two sizes and as check_divergence does.
-
-    weights: float32[m] twice, what soft and hard of each token count in the loss. With them the result is
-    (total, soft, hard), and nothing is recomputed: see chunks.weigh_chunks.
     """
     check_divergence(divergence, beta=beta, temperature=temperature)
     teacher, teacher_head = jax.lax.stop_gradient((teacher, teacher_head))

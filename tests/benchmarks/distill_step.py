@@ -104,19 +104,23 @@ def teachers(config, params, tokens):
     return online, lambda: {"teacher": cached}
 
 
-def check_losses(contestants, steps=3):
-    """Some updates of each: the losses of the first two have to be the same, step by step; the third learns
-    from less, and its soft loss lies below.
+def check_losses(contestants, steps=2):
+    """Some updates of each: their losses have to be those of PyTorch, step by step, up to float32 products in
+    another order; up to 3% in bfloat16, and of the soft ones up to what lies outside the top k.
     """
-    theirs, online, cached = ([step() for _ in range(steps)] for step in contestants.values())
-    for name in WEIGHTS:
-        wanted, found = ([losses[name] for losses in run] for run in (theirs, online))
-        np.testing.assert_allclose(found, wanted, rtol=1e-3)  # float32 products in another order
-    assert cached[0]["soft"] <= online[0]["soft"]
-    np.testing.assert_allclose(cached[0]["hard"], online[0]["hard"], rtol=1e-6)
-    print(
-        "soft, hard of", steps, "updates:", *(f"{x['soft']:.4f}, {x['hard']:.4f};" for x in online)
-    )
+    print(f"soft and hard loss, {steps} updates")
+    found = {}
+    for name, step in contestants.items():
+        found[name] = [step() for _ in range(steps)]
+        print(name, *(f"{x['soft']:.4f} {x['hard']:.4f}" for x in found[name]), sep=" | ")
+    wanted, *ours = found.values()
+    for losses, tolerance in zip(ours, (1e-3, 1e-3, 3e-2), strict=True):
+        for before, after in zip(wanted, losses, strict=True):
+            np.testing.assert_allclose(after["hard"], before["hard"], rtol=tolerance)
+            if losses is ours[1]:
+                assert 0 < after["soft"] <= before["soft"]
+            else:
+                np.testing.assert_allclose(after["soft"], before["soft"], rtol=tolerance)
 
 
 def memory():
@@ -142,28 +146,34 @@ def memory():
 
 def time_steps(rounds):
     tokens = np.random.default_rng(0).integers(0, 49152, (ROWS, LENGTH))
-    teacher, teacher_config, teacher_params = smollm2()
-    student, config, params = smollm2_half()
-    teacher_config, config = (
-        dataclasses.replace(c, scan_layers=True) for c in (teacher_config, config)
-    )
-    online, cached = teachers(teacher_config, teacher_params, tokens)
-    ours = jax_step(config, params, tokens, online, dense_distillation)
-    from_cache = jax_step(config, params, tokens, cached, top_k_distillation)
-    contestants = {
-        "transformers": torch_step(teacher, student, tokens),
-        "deepseek_jax, teacher online": ours,
-        f"deepseek_jax, top {K} cached": from_cache,
-    }
+    of_teacher, of_student = smollm2(), smollm2_half()
+    contestants = {"transformers": torch_step(of_teacher[0], of_student[0], tokens)}
+    for dtype in ("float32", "bfloat16"):
+        scanned = dict(scan_layers=True, dtype=dtype)
+        teacher, student = (
+            dataclasses.replace(of[1], **scanned) for of in (of_teacher, of_student)
+        )
+        online, cached = teachers(teacher, of_teacher[2], tokens)
+        ours = student, of_student[2], tokens
+        contestants[f"teacher online, {dtype}"] = jax_step(*ours, online, dense_distillation)
+        if dtype == "float32":
+            contestants[f"top {K} cached, {dtype}"] = jax_step(*ours, cached, top_k_distillation)
     check_losses(contestants)
-    seconds = medians(interleave(contestants, rounds))
-    of_torch, of_online = list(seconds.values())[:2]
+    seconds = interleave(contestants, rounds)
+    middle = medians(seconds)
+    of_torch, of_online, *_ = middle.values()
     rows = [
-        [name, f"{s:.2f}", f"{of_torch / s:.2f}", f"{s / of_online:.2f}"]
-        for name, s in seconds.items()
+        [
+            name,
+            f"{s:.2f}",
+            f"{min(seconds[name]):.2f}",
+            f"{of_torch / s:.2f}",
+            f"{s / of_online:.2f}",
+        ]
+        for name, s in middle.items()
     ]
-    title = f"one update of {ROWS} x {LENGTH} tokens, float32"
-    print_table(title, ["", "s", "times as fast as transformers", "time / online"], rows)
+    title = f"one update of {ROWS} x {LENGTH} tokens"
+    print_table(title, ["", "s", "least s", "transformers / this", "this / online"], rows)
 
 
 def main():
