@@ -20,6 +20,7 @@ from ml_collections import config_flags
 
 from deepseek_jax.recipes import settings
 from launch import train
+from launch.chips import DEVICES, GIB
 
 LIBTPU = "libtpu==0.0.42"  # what jax 0.10.2 names as its own
 EXAMPLES = "v5e:2x2, v5e:16x16, v5p:2x2x1, v5p:8x8x16, v6e:16x16, tpu7x:2x2x1"
@@ -29,25 +30,6 @@ ENVIRONMENT = {
     "TPU_ACCELERATOR_TYPE": "v5litepod-1",  # nor wonder: it is the topology that counts
     "TPU_WORKER_HOSTNAMES": "localhost",
     "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # libtpu locks the whole machine otherwise
-}
-GIB = 2**30
-
-
-@dataclasses.dataclass(frozen=True)
-class Chip:
-    """What a JAX device has: memory in bytes, and dense bfloat16 operations a second."""
-
-    hbm_bytes: int
-    flops_per_second: float
-
-
-# By device_kind, from Google Cloud's pages on each version (cloud.google.com/tpu/docs/v5e, v5p, v6e, tpu7x).
-# Half a chip is a device of TPU7x.
-CHIPS = {
-    "TPU v5 lite": Chip(16 * GIB, 197e12),
-    "TPU v5": Chip(95 * GIB, 459e12),
-    "TPU v6 lite": Chip(32 * GIB, 918e12),
-    "TPU7x": Chip(96 * GIB, 2307e12 / 2),
 }
 
 
@@ -75,7 +57,7 @@ def slice_mesh(topology, block):
             f"--topology={topology} is none that libtpu knows: {_first_line(error)}; examples: {EXAMPLES}"
         ) from error
     kind = described.devices[0].device_kind
-    if kind not in CHIPS:
+    if kind not in DEVICES:
         raise ValueError(
             f"--topology={topology} is of {kind}, whose memory and speed are not known here; "
             f"examples: {EXAMPLES}"
@@ -128,7 +110,7 @@ def report(update, mesh):
 
     program, jaxpr = compiled(update, mesh)
     device = mesh.devices.flat[0]
-    chip, (rows, length) = CHIPS[device.device_kind], update.batch["tokens"].shape
+    chip, (rows, length) = DEVICES[device.device_kind], update.batch["tokens"].shape
     axes = " ".join(f"{axis}={size}" for axis, size in mesh.shape.items() if size > 1)
     table = Table("for each device, an update", "", title=update.name)
     table.add_row("devices", f"{mesh.size} x {device.device_kind} {axes}")

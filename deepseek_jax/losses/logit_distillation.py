@@ -5,7 +5,7 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from deepseek_jax.losses.chunks import map_chunks
+from deepseek_jax.losses.chunks import map_chunks, weigh_chunks
 from deepseek_jax.losses.divergences import check_divergence, divergence_from_logprobs
 from deepseek_jax.losses.top_k import dropped_mass_bound, split_tail, teacher_buckets
 from deepseek_jax.ops.dot import dot
@@ -21,10 +21,14 @@ def soft_loss(logits, teacher_logits, *, divergence, temperature, beta=None):
     gradient. Raises ValueError as check_divergence does.
     """
     check_divergence(divergence, beta=beta, temperature=temperature)
+    return _soft_loss(logits, teacher_logits, temperature, divergence=divergence, beta=beta)
+
+
+def _soft_loss(logits, teacher_logits, temperature, **kind):
     teacher_logits = jax.lax.stop_gradient(teacher_logits).astype(jnp.float32)
     logp = jax.nn.log_softmax(teacher_logits / temperature)
     logq = jax.nn.log_softmax(logits.astype(jnp.float32) / temperature)
-    return temperature**2 * divergence_from_logprobs(logp, logq, divergence=divergence, beta=beta)
+    return temperature**2 * divergence_from_logprobs(logp, logq, **kind)
 
 
 def hard_loss(logits, targets):
@@ -40,6 +44,7 @@ def dense_distillation(
     targets,
     teacher,
     teacher_head=None,
+    weights=None,
     *,
     divergence,
     temperature,
@@ -48,12 +53,16 @@ def dense_distillation(
 ):
     """Student against every token of the teacher: (soft float32[m], hard float32[m]), nats.
 
+    With weights, float32[m] twice, what soft and hard of each token count in the loss: (total, soft, hard),
+    of which total alone has a gradient, and nothing is recomputed for it; see chunks.weigh_chunks.
+
     hidden: [m d], after the final norm; head: [v d]; targets: int32[m], the tokens that hidden predicts.
     teacher: [m d'], the same places' hidden states, with teacher_head [v d']; or, without one, logits [m v].
     soft: soft_loss under temperature. hard: hard_loss. Works through chunk_size tokens at a time and
     recomputes their logits for the gradient, which reaches hidden and head alone. Raises ValueError for
     vocabularies of two sizes and as check_divergence does.
     """
+    check_divergence(divergence, beta=beta, temperature=temperature)
     teacher, teacher_head = jax.lax.stop_gradient((teacher, teacher_head))
     v = len(head)
     teacher_v = teacher.shape[-1] if teacher_head is None else len(teacher_head)
@@ -63,36 +72,46 @@ def dense_distillation(
             "they share (config.loss.vocab_size), or set config.loss.cross_tokenizer for two tokenizers"
         )
 
-    def of_chunk(arrays):
-        hidden_md, targets_m, teacher_m = arrays
+    def of_chunk(hidden_md, head, arrays, whole):
+        (targets_m, teacher_m), (teacher_head, temperature) = arrays, whole
         logits_mv = dot("md,vd->mv", hidden_md, head, jnp.float32)
         if teacher_head is not None:
             teacher_m = dot("md,vd->mv", teacher_m, teacher_head, jnp.float32)
-        settings = dict(divergence=divergence, temperature=temperature, beta=beta)
-        return soft_loss(logits_mv, teacher_m, **settings), hard_loss(logits_mv, targets_m)
+        soft_m = _soft_loss(logits_mv, teacher_m, temperature, divergence=divergence, beta=beta)
+        return soft_m, hard_loss(logits_mv, targets_m)
 
-    arrays = (hidden, targets, teacher)
-    return map_chunks(of_chunk, arrays, width=2 * v, chunk_size=chunk_size)
+    whole, sizes = (teacher_head, temperature), dict(width=2 * v, chunk_size=chunk_size)
+    return _over_chunks(of_chunk, hidden, head, (targets, teacher), whole, weights, **sizes)
 
 
 @functools.partial(jax.jit, static_argnames=STATIC)
 def top_k_distillation(
-    hidden, head, targets, teacher, *, divergence, temperature, beta=None, chunk_size=None
+    hidden,
+    head,
+    targets,
+    teacher,
+    weights=None,
+    *,
+    divergence,
+    temperature,
+    beta=None,
+    chunk_size=None,
 ):
     """Student against the teacher's likeliest tokens: (soft, hard, soft_bound), float32[m] each, nats.
 
-    hidden, head, targets, hard and memory: as for dense_distillation. teacher: TopK under this very
+    hidden, head, targets, weights, hard and memory: as for dense_distillation. teacher: TopK under this very
     temperature. soft: temperature**2 D over k + 1 buckets, the last one all that the teacher dropped, against
     all that the student gives to the same tokens; never above soft_loss over all v tokens, which lies within
     soft_bound of it (dropped_mass_bound; inf for reverse_kl), and equal to it for k = v. Without that last
     bucket the student would have to forget all other tokens. Raises ValueError as check_divergence does.
     """
     check_divergence(divergence, beta=beta, temperature=temperature)
+    check_divergence(divergence, beta=beta, temperature=temperature)
     teacher = jax.lax.stop_gradient(teacher)
     kind = dict(divergence=divergence, beta=beta)
 
-    def of_chunk(arrays):
-        hidden_md, targets_m, teacher_m = arrays
+    def of_chunk(hidden_md, head, arrays, temperature):
+        targets_m, teacher_m = arrays
         logits_mv = dot("md,vd->mv", hidden_md, head, jnp.float32)
         student_m = split_tail(logits_mv / temperature, teacher_m.ids)
         soft_m = divergence_from_logprobs(teacher_buckets(teacher_m), student_m.joined(), **kind)
@@ -100,5 +119,17 @@ def top_k_distillation(
         scale = temperature**2
         return scale * soft_m, hard_loss(logits_mv, targets_m), scale * bound_m
 
-    arrays = (hidden, targets, teacher)
-    return map_chunks(of_chunk, arrays, width=len(head), chunk_size=chunk_size)
+    if weights is not None:
+        weights = *weights, None
+    sizes = dict(width=len(head), chunk_size=chunk_size)
+    return _over_chunks(of_chunk, hidden, head, (targets, teacher), temperature, weights, **sizes)
+
+
+def _over_chunks(of_chunk, hidden, head, arrays, whole, weights, **sizes):
+    if weights is not None:
+        return weigh_chunks(of_chunk, hidden, head, arrays, whole, weights, **sizes)
+
+    def recomputed(chunk):
+        return of_chunk(chunk[0], head, chunk[1], whole)
+
+    return map_chunks(recomputed, (hidden, arrays), **sizes)

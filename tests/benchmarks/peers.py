@@ -38,6 +38,12 @@ def smollm2(dtype=torch.float32):
     return _pair(transformers.LlamaForCausalLM, transformers.LlamaConfig(**SMOLLM2), dtype)
 
 
+def smollm2_half(dtype=torch.float32):
+    """SmolLM2-135M at half its width: 288, in 9 heads of 32, 3 of keys and values; likewise."""
+    sizes = SMOLLM2 | dict(hidden_size=288, intermediate_size=768)
+    return _pair(transformers.LlamaForCausalLM, transformers.LlamaConfig(**sizes), dtype)
+
+
 def tiny_v3(dtype=torch.float32):
     """The tiny DeepSeek-V3 of configs/models.py, likewise."""
     return _pair(

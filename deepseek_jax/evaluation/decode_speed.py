@@ -1,0 +1,36 @@
+"""How fast models decode on this machine, one beside the other."""
+
+import statistics
+import time
+
+import numpy as np
+
+from deepseek_jax.rollout import generate
+
+PROMPT = 16
+
+
+def decode_speeds(models, *, batch_size, new_tokens, repeats):
+    """Median tokens a second of rollout.generate, prefill of PROMPT tokens included: dict name -> float.
+
+    models: dict name -> (ModelConfig, params). Each is compiled and run once, and then they take turns, so
+    that what else the machine does falls on all. Raises ValueError as generate does.
+    """
+    seconds = {name: [] for name in models}
+    for repeat in range(repeats + 1):
+        for name, (config, params) in models.items():
+            prompts = np.random.default_rng(repeat).integers(
+                0, config.vocab_size, (batch_size, PROMPT)
+            )
+            began = time.perf_counter()
+            rollout = generate(
+                config,
+                params,
+                prompts.tolist(),
+                max_completion_length=new_tokens,
+                slots=batch_size,
+            )
+            assert rollout.completion_mask.all()  # no end token: all are of one length
+            if repeat:
+                seconds[name].append(time.perf_counter() - began)
+    return {name: batch_size * new_tokens / statistics.median(s) for name, s in seconds.items()}

@@ -1,0 +1,38 @@
+"""TPU chips by name: what fits in one, and what it reads and computes in a second."""
+
+import dataclasses
+
+GIB = 2**30
+
+
+@dataclasses.dataclass(frozen=True)
+class Chip:
+    """A chip, in bytes, bytes a second and dense bfloat16 operations a second. devices: what JAX calls
+    device_kind is one of so many parts of it.
+    """
+
+    device_kind: str
+    hbm_bytes: int
+    hbm_bytes_per_second: float
+    flops_per_second: float
+    devices: int = 1
+
+    def device(self):
+        """The share of one JAX device."""
+        return dataclasses.replace(
+            self,
+            hbm_bytes=self.hbm_bytes // self.devices,
+            hbm_bytes_per_second=self.hbm_bytes_per_second / self.devices,
+            flops_per_second=self.flops_per_second / self.devices,
+            devices=1,
+        )
+
+
+# From Google Cloud's page on each version: docs.cloud.google.com/tpu/docs/v5e, v5p, v6e, tpu7x
+CHIPS = {
+    "v5e": Chip("TPU v5 lite", 16 * GIB, 819e9, 197e12),
+    "v5p": Chip("TPU v5", 95 * GIB, 2765e9, 459e12),
+    "v6e": Chip("TPU v6 lite", 32 * GIB, 1638e9, 918e12),
+    "tpu7x": Chip("TPU7x", 192 * GIB, 7380e9, 2307e12, devices=2),
+}
+DEVICES = {chip.device_kind: chip.device() for chip in CHIPS.values()}

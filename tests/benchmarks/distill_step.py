@@ -1,0 +1,191 @@
+"""A distillation step against PyTorch: SmolLM2-135M's shape teaches one of half its width, 4 x 128 tokens,
+soft targets at temperature 2 and hard ones, AdamW, float32, interleaved.
+
+python -m tests.benchmarks.distill_step [--rounds 5]
+python -m tests.benchmarks.distill_step --memory     # temporary bytes of the loss alone: nothing is timed
+"""
+
+import argparse
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from deepseek_jax.losses.distillation import token_mean
+from deepseek_jax.losses.logit_distillation import dense_distillation, top_k_distillation
+from deepseek_jax.losses.top_k import top_k_logprobs
+from deepseek_jax.models import head_weight, hidden_states
+from deepseek_jax.recipes.blocks import OptimizerSettings
+from deepseek_jax.training.state import TrainState
+from deepseek_jax.training.step import make_train_step
+from tests.benchmarks.peers import smollm2, smollm2_half
+from tests.benchmarks.timing import interleave, medians, print_table
+
+ROWS, LENGTH, TEMPERATURE, K = 4, 128, 2.0, 64
+WEIGHTS = {"soft": 0.5, "hard": 0.5}
+KIND = dict(divergence="forward_kl", temperature=TEMPERATURE)
+OPTIMIZER = OptimizerSettings(learning_rate=1e-4, weight_decay=0.01)
+
+
+def torch_step(teacher, student, tokens):
+    """A function that makes one update of a transformers model, and says its losses before."""
+    student.train()
+    optimizer = torch.optim.AdamW(
+        student.parameters(), lr=1e-4, weight_decay=0.01, betas=(0.9, 0.95)
+    )
+    inputs = torch.from_numpy(tokens)
+
+    def step():
+        with torch.no_grad():
+            taught = teacher(inputs).logits[:, :-1].flatten(0, 1)
+        logits = student(inputs).logits[:, :-1].flatten(0, 1)
+        logq, logp = (F.log_softmax(x / TEMPERATURE, -1) for x in (logits, taught))
+        soft = TEMPERATURE**2 * F.kl_div(logq, logp, reduction="batchmean", log_target=True)
+        hard = F.cross_entropy(logits, inputs[:, 1:].flatten())
+        (WEIGHTS["soft"] * soft + WEIGHTS["hard"] * hard).backward()
+        torch.nn.utils.clip_grad_norm_(student.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        return {"soft": soft.item(), "hard": hard.item()}
+
+    return step
+
+
+def jax_step(config, params, tokens, teach, loss):
+    """The same of ours. teach() -> what loss(hidden, head, targets, **taught) takes of the teacher."""
+    tx = OPTIMIZER.make(1000)
+    mask = np.ones(tokens.shape, bool)
+    mask[:, -1] = False
+    fixed = {
+        "tokens": tokens.astype(np.int32),
+        "targets": np.roll(tokens, -1, axis=1).astype(np.int32),
+        "loss_mask": mask,
+    }
+
+    def loss_fn(params, batch, rng):
+        hidden_btd, _ = hidden_states(config, params, batch["tokens"])
+        hidden_md = hidden_btd.reshape(-1, hidden_btd.shape[-1])
+        targets_m, head = batch["targets"].reshape(-1), head_weight(config, params)
+        mask_m = batch["loss_mask"].reshape(-1)
+        weights = [weight * mask_m / mask_m.sum() for weight in WEIGHTS.values()]
+        taught = batch["taught"] | KIND
+        total, soft_m, hard_m, *_ = loss(hidden_md, head, targets_m, weights=weights, **taught)
+        terms = {"soft": soft_m, "hard": hard_m}
+        return total.sum(), {name: token_mean(x, mask_m, mask_m.sum()) for name, x in terms.items()}
+
+    step = jax.jit(make_train_step(loss_fn, tx), donate_argnums=0)
+    rng = jax.random.key(0)
+    state = [TrainState.create(jax.tree.map(jnp.copy, params), tx)]  # an update uses its own up
+
+    def run():
+        state[0], metrics = step(state[0], fixed | {"taught": teach()}, rng)
+        jax.block_until_ready(state[0])
+        return {name: float(metrics[name]) for name in WEIGHTS}
+
+    return run
+
+
+def teachers(config, params, tokens):
+    """(a function that runs the teacher, one that has its k likeliest tokens at hand)."""
+    tokens, head = jnp.asarray(tokens, jnp.int32), head_weight(config, params)
+
+    @jax.jit
+    def hidden(params):
+        hidden_btd, _ = hidden_states(config, params, tokens)
+        return hidden_btd.reshape(-1, hidden_btd.shape[-1])
+
+    def online():
+        return {"teacher": hidden(params), "teacher_head": head}
+
+    cached = jax.device_get(top_k_logprobs(hidden(params), head, K, TEMPERATURE))
+    return online, lambda: {"teacher": cached}
+
+
+def check_losses(contestants, steps=2):
+    """Some updates of each: their losses have to be those of PyTorch, step by step, up to float32 products in
+    another order; up to 3% in bfloat16, and of the soft ones up to what lies outside the top k.
+    """
+    print(f"soft and hard loss, {steps} updates")
+    found = {}
+    for name, step in contestants.items():
+        found[name] = [step() for _ in range(steps)]
+        print(name, *(f"{x['soft']:.4f} {x['hard']:.4f}" for x in found[name]), sep=" | ")
+    wanted, *ours = found.values()
+    for losses, tolerance in zip(ours, (1e-3, 1e-3, 3e-2), strict=True):
+        for before, after in zip(wanted, losses, strict=True):
+            np.testing.assert_allclose(after["hard"], before["hard"], rtol=tolerance)
+            if losses is ours[1]:
+                assert 0 < after["soft"] <= before["soft"]
+            else:
+                np.testing.assert_allclose(after["soft"], before["soft"], rtol=tolerance)
+
+
+def memory():
+    """Temporary bytes of the dense loss with its gradient, beside those of one array of all its logits."""
+    rows = []
+    for v in (12288, 49152):
+        for m in (512, 2048):
+            shapes = (m, 288), (v, 288), (m,), (m, 576), (v, 576)
+            dtypes = [jnp.int32 if len(shape) == 1 else jnp.float32 for shape in shapes]
+            arguments = map(jax.ShapeDtypeStruct, shapes, dtypes)
+
+            def value(hidden, head, *rest):
+                weights = [jnp.ones(len(hidden))] * 2
+                total, *_ = dense_distillation(hidden, head, *rest, weights, **KIND)
+                return total.sum()
+
+            program = jax.jit(jax.grad(value, (0, 1))).lower(*arguments).compile()
+            found = program.memory_analysis().temp_size_in_bytes
+            rows.append([f"{v:,}", f"{m:,}", f"{4 * v * m / 2**20:,.0f}", f"{found / 2**20:,.0f}"])
+    title = "the dense loss and its gradient, MiB"
+    print_table(title, ["vocabulary", "tokens", "tokens x vocabulary x 4 B", "temporaries"], rows)
+
+
+def time_steps(rounds):
+    tokens = np.random.default_rng(0).integers(0, 49152, (ROWS, LENGTH))
+    of_teacher, of_student = smollm2(), smollm2_half()
+    contestants = {"transformers": torch_step(of_teacher[0], of_student[0], tokens)}
+    for dtype in ("float32", "bfloat16"):
+        scanned = dict(scan_layers=True, dtype=dtype)
+        teacher, student = (
+            dataclasses.replace(of[1], **scanned) for of in (of_teacher, of_student)
+        )
+        online, cached = teachers(teacher, of_teacher[2], tokens)
+        ours = student, of_student[2], tokens
+        contestants[f"teacher online, {dtype}"] = jax_step(*ours, online, dense_distillation)
+        if dtype == "float32":
+            contestants[f"top {K} cached, {dtype}"] = jax_step(*ours, cached, top_k_distillation)
+    check_losses(contestants)
+    seconds = interleave(contestants, rounds)
+    middle = medians(seconds)
+    of_torch, of_online, *_ = middle.values()
+    rows = [
+        [
+            name,
+            f"{s:.2f}",
+            f"{min(seconds[name]):.2f}",
+            f"{of_torch / s:.2f}",
+            f"{s / of_online:.2f}",
+        ]
+        for name, s in middle.items()
+    ]
+    title = f"one update of {ROWS} x {LENGTH} tokens"
+    print_table(title, ["", "s", "least s", "transformers / this", "this / online"], rows)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--memory", action="store_true")
+    args = parser.parse_args()
+    if args.memory:
+        memory()
+    else:
+        time_steps(args.rounds)
+
+
+if __name__ == "__main__":
+    main()

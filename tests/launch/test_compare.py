@@ -1,0 +1,59 @@
+"""launch/compare.py as a user starts it."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from launch.chips import CHIPS, DEVICES
+from launch.compare import check_workload, named_models
+
+SCRIPT = Path(__file__).resolve().parents[2] / "launch" / "compare.py"
+
+
+def compared(*args):
+    return subprocess.run(
+        [sys.executable, SCRIPT, *args], capture_output=True, text=True, timeout=300
+    )
+
+
+def test_models_are_compared():
+    """Oracle: SmolLM2-135M's published count; its cache, 30 layers of 3 heads of 64, twice, in bfloat16; and
+    its batch 1 on 819 GB/s: 2 B a weight and 128 tokens of cache.
+    """
+    models = "--models=smollm2_135m,deepseek_v3_tiny"
+    done = compared(models, "--tpu=v5e", "--context_length=128", "--batch_size=4")
+    assert done.returncode == 0, done.stderr
+    cells = re.findall(r"^smollm2_135m +(.*)$", done.stdout, re.MULTILINE)
+    assert cells[0].split()[0] == "134,515,008"
+    assert cells[0].split()[-1] == f"{30 * 2 * 3 * 64 * 2:,}"
+    bound = 819e9 / (2 * 134_515_008 + 128 * 23_040)
+    assert cells[1].split()[:3] == ["1", "1", f"{bound:,.1f}"]
+
+
+def test_a_mistake_is_one_message_and_exit_status_two():
+    """Oracle: the words a reader needs, no traceback."""
+    done = compared("--tpu=v5")
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    assert "--tpu=v5 is none; did you mean v5p?" in done.stderr and "tpu7x" in done.stderr
+
+
+def test_mistakes_name_what_is_allowed():
+    """Oracle: the words a reader needs."""
+    with pytest.raises(ValueError, match="deepseek_r1 is none; did you mean deepseek_v3"):
+        named_models(["deepseek_r1"])
+    models = named_models(["deepseek_v3_tiny"])
+    with pytest.raises(ValueError, match="--context_length=512 is more than the 256 of deepseek"):
+        check_workload(models, 1, 512)
+    with pytest.raises(ValueError, match="--batch_size=0 must be at least 1"):
+        check_workload(models, 0, 128)
+
+
+def test_a_device_is_its_share_of_a_chip():
+    """Oracle: TPU7x by hand: two devices of 96 GiB and 3,690 GB/s; a v5p is one."""
+    half = DEVICES["TPU7x"]
+    assert half.hbm_bytes == 96 * 2**30 and half.hbm_bytes_per_second == 3690e9
+    assert half.flops_per_second == 2307e12 / 2
+    assert DEVICES["TPU v5"] == CHIPS["v5p"]
