@@ -32,6 +32,7 @@ from deepseek_jax.training.loop import STOPPED
 
 RESULTS = "results.json"
 THINK = "<think>\n"
+TABLE_WIDTH = 130  # columns: six scores with their intervals
 
 
 def run(config, mesh, workdir, should_stop):
@@ -177,7 +178,7 @@ def _answer(settings, policy, problems, rules):
 
 
 def _report(problems, workdir):
-    scores, console = task_scores(problems), make_console()
+    scores, console = task_scores(problems), make_console(width=TABLE_WIDTH)
     forms = {name: ".1f" if name == "length" else ".1%" for of in scores.values() for name in of}
     names = {name: name for name in forms}
     console.print(
@@ -199,7 +200,8 @@ def check_against(config, path):
 def report_against(workdir, path):
     """Print the comparison of a finished run with the results.json at path, problem by problem."""
     ours, theirs = map(_read_problems, (workdir / RESULTS, path))
-    make_console().print(comparison_table(compared_tasks(ours, theirs)))
+    console = make_console(width=TABLE_WIDTH)
+    console.print(comparison_table(compared_tasks(ours, theirs)))
 
 
 def _read_problems(path):
