@@ -62,7 +62,8 @@ def tiny_model(kind):
 def save_tiny_model(folder):
     """Write a "gqa" model of the small world of sums as a recipe does: -> (ModelConfig, params)."""
     config = dataclasses.replace(CONFIGS["gqa"], vocab_size=arithmetic_tokenizer().vocab_size)
-    params = nn.unbox(random_leaves(init_params(config, jax.random.key(0)), jax.random.key(0)))
+    make = jax.jit(lambda rng: nn.unbox(random_leaves(init_params(config, rng), rng)))
+    params = make(jax.random.key(0))
     save_orbax(folder, config, params)
     return config, params
 

@@ -155,10 +155,9 @@ def test_results_of_another_state_of_the_checkpoint_are_refused_and_kept(
 def test_the_default_length_is_what_room_the_model_has(saved, tmp_path, monkeypatch):
     """Oracle: by hand: max_position_embeddings less the longest prompt, four operands of 9 tokens."""
     monkeypatch.setattr(evaluate, "_answer", lambda settings, *rest: exit(str(settings)))
-    with pytest.raises(
-        SystemExit, match=f"max_completion_length={MODEL.max_position_embeddings - 9}"
-    ):
-        run(checkpoint, tmp_path, max_completion_length=None)
+    room = saved[1].max_position_embeddings - 9
+    with pytest.raises(SystemExit, match=f"max_completion_length={room},"):
+        run(saved[0], tmp_path, max_completion_length=None)
 
 
 @pytest.mark.parametrize(
