@@ -25,7 +25,6 @@ from ml_collections import ConfigDict
 from configs.common import parse_arg
 from deepseek_jax.recipes.evaluate_settings import EvaluateSettings
 from launch import train
-from launch.workdir import default_workdir
 
 # The fields of EvaluateSettings, which say more about them
 FIELDS = {
@@ -75,6 +74,8 @@ def parse_flags(argv):
 
 
 def main(argv):
+    from launch.workdir import default_workdir
+
     del argv  # parse_flags has read it
     given = flags.FLAGS
     config = ConfigDict(dict(recipe="evaluate") | {name: given[name].value for name in FIELDS})

@@ -66,6 +66,12 @@ def test_a_mistake_is_one_message_exit_status_two_and_leaves_nothing(tmp_path, a
     assert not list(tmp_path.glob("runs/*/*"))
 
 
+def test_a_worker_that_imports_the_command_again_gets_no_jax():
+    """Oracle: sys.modules of a fresh interpreter that has read it."""
+    program = "import sys, launch.evaluate; sys.exit('jax' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", program], cwd=ROOT, timeout=120).returncode == 0
+
+
 def test_every_setting_is_a_flag():
     """Oracle: the recipe's fields, but its name and the mesh, which has a flag of its own form."""
     assert FIELDS.keys() == EvaluateSettings.__dataclass_fields__.keys() - {"recipe", "mesh"}
