@@ -55,7 +55,6 @@ def test_a_checkpoint_is_measured_told_again_and_compared(checkpoint, tmp_path):
     "args, words",
     [
         ("--checkpoint=nowhere --data=arithmetic", "--checkpoint='nowhere': there is nothing"),
-        ("--checkpoint=x --data=arithmetic --against=nowhere", "nowhere is no results.json"),
         ("--checkpoint=x --data=arithmetic samples=3", "samples=3 is no flag; use --FLAG=VALUE"),
     ],
 )
