@@ -84,14 +84,14 @@ def main(argv):
     try:
         config.mesh = parse_arg(given.mesh, **dataclasses.asdict(train.MeshSettings()))
         if given.against is not None:
-            from deepseek_jax.recipes.evaluate import check_against
+            from deepseek_jax.recipes.evaluate_report import check_against
 
             check_against(config, given.against)
     except ValueError as error:
         train.fail(_by_flag(error))
     train.start(config, workdir, distributed=given.distributed, shown=_by_flag)
     if given.against is not None:
-        from deepseek_jax.recipes.evaluate import report_against
+        from deepseek_jax.recipes.evaluate_report import report_against
 
         report_against(workdir, given.against)
 

@@ -4,7 +4,6 @@ problems -> k samples of each, judged, some problems at a time -> results.json -
 """
 
 import dataclasses
-import json
 import shutil
 from pathlib import Path
 
@@ -14,12 +13,10 @@ from deepseek_jax.checkpoint import is_orbax
 from deepseek_jax.data.chat import render_prompt
 from deepseek_jax.data.tokenizer import smollm2_gguf
 from deepseek_jax.evaluation.held_out import completion_texts
-from deepseek_jax.evaluation.problem_scores import compared_tasks, in_order, task_scores
-from deepseek_jax.evaluation.report import comparison_table, stages_table
 from deepseek_jax.parallel.processes import barrier, first_process, say, total
-from deepseek_jax.recipes.answers import make_console
 from deepseek_jax.recipes.blocks import SMOLLM2
 from deepseek_jax.recipes.evaluate_problems import WORLDS, Rules, load_problems
+from deepseek_jax.recipes.evaluate_report import RESULTS, report
 from deepseek_jax.recipes.evaluate_settings import MAX_COMPLETION_LENGTH, EvaluateSettings
 from deepseek_jax.recipes.lineage import content_hash
 from deepseek_jax.recipes.reinforce import check_length
@@ -30,9 +27,7 @@ from deepseek_jax.rollout import generate
 from deepseek_jax.rollout.sampling import Sampling
 from deepseek_jax.training.loop import STOPPED
 
-RESULTS = "results.json"
 THINK = "<think>\n"
-TABLE_WIDTH = 130  # columns: six scores with their intervals
 
 
 def run(config, mesh, workdir, should_stop):
@@ -62,7 +57,7 @@ def run(config, mesh, workdir, should_stop):
     barrier("the results are there")
     if first_process():
         shutil.rmtree(workdir / "parts", ignore_errors=True)
-    _report(results["problems"], workdir)
+    report(results["problems"], workdir)
 
 
 def files_hash(checkpoint):
@@ -175,41 +170,3 @@ def _answer(settings, policy, problems, rules):
         }
         for problem, verdict, row in zip(problems, judged, rows, strict=True)
     ]
-
-
-def _report(problems, workdir):
-    scores, console = task_scores(problems), make_console(width=TABLE_WIDTH)
-    forms = {name: ".1f" if name == "length" else ".1%" for of in scores.values() for name in of}
-    names = {name: name for name in forms}
-    console.print(
-        stages_table(scores, forms, names, title="scores of problems", first_column="task")
-    )
-    unscored = sum(problem["unscored"] for problem in problems)
-    if unscored:
-        samples = sum(len(problem["correct"]) for problem in problems)
-        console.print(f"{unscored} of {samples} answers had no verdict and count as wrong")
-    console.print(f"complete; prompts, completions and verdicts are in {workdir / RESULTS}")
-
-
-def check_against(config, path):
-    """Raise ValueError unless path is a results.json on the problems of this config."""
-    problems = load_problems(build(EvaluateSettings, config, "config"))
-    in_order([problem | {"gold": problem["answer"]} for problem in problems], _read_problems(path))
-
-
-def report_against(workdir, path):
-    """Print the comparison of a finished run with the results.json at path, problem by problem."""
-    ours, theirs = map(_read_problems, (workdir / RESULTS, path))
-    console = make_console(width=TABLE_WIDTH)
-    console.print(comparison_table(compared_tasks(ours, theirs)))
-
-
-def _read_problems(path):
-    try:
-        results = json.loads(Path(path).read_text())
-        if "made_of" in results and "problems" in results:
-            return results["problems"]
-        error = "it has no problems"
-    except (OSError, ValueError) as cause:
-        error = cause
-    raise ValueError(f"{path} is no results.json of an evaluation: {error}")

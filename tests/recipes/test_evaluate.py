@@ -12,7 +12,7 @@ from deepseek_jax.data.arithmetic import PROMPT_TEMPLATE
 from deepseek_jax.data.tasks import arithmetic_task
 from deepseek_jax.data.tokenizer import arithmetic_tokenizer
 from deepseek_jax.evaluation.held_out import completion_texts
-from deepseek_jax.recipes import evaluate, evaluate_problems
+from deepseek_jax.recipes import evaluate, evaluate_problems, evaluate_report
 from deepseek_jax.recipes.evaluate_problems import World
 from deepseek_jax.rewards import scoring
 from deepseek_jax.rollout import generate
@@ -201,11 +201,11 @@ def test_thinking_starts_the_completion_and_is_not_asked_for_twice():
 def test_runs_on_other_problems_are_refused_before_anything_is_sampled(finished, checkpoint):
     """Oracle: the words a reader needs: four of the six questions, and a file that is no run's."""
     config = dict(recipe="evaluate", checkpoint=str(checkpoint), data=["arithmetic"])
-    evaluate.check_against(config | dict(num_problems=6), finished / "results.json")
+    evaluate_report.check_against(config | dict(num_problems=6), finished / "results.json")
     with pytest.raises(ValueError, match="not the same problems"):
-        evaluate.check_against(config | dict(num_problems=4), finished / "results.json")
+        evaluate_report.check_against(config | dict(num_problems=4), finished / "results.json")
     with pytest.raises(ValueError, match="is no results.json of an evaluation"):
-        evaluate.check_against(config, checkpoint / "config.json")
+        evaluate_report.check_against(config, checkpoint / "config.json")
 
 
 def test_two_runs_are_compared_problem_by_problem(finished, tmp_path, capsys):
@@ -214,9 +214,9 @@ def test_two_runs_are_compared_problem_by_problem(finished, tmp_path, capsys):
     for problem in theirs["problems"]:
         problem["correct"] = [False] * 3
     (tmp_path / "results.json").write_text(json.dumps(theirs))
-    evaluate.report_against(finished, tmp_path / "results.json")
+    evaluate_report.report_against(finished, tmp_path / "results.json")
     shown = capsys.readouterr().out
     share = np.mean([p["correct"] for p in results(finished)["problems"]])
     assert f"+{share:.1%}" in shown
-    evaluate.report_against(finished, finished / "results.json")
+    evaluate_report.report_against(finished, finished / "results.json")
     assert capsys.readouterr().out.count("no difference shown") == 2
