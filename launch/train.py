@@ -94,9 +94,14 @@ def parse_flags(argv):
         if isinstance(error, (LookupError, AttributeError)) and "get_config" in _functions(error):
             raise  # a slip in the config file, for its author
         fail(_flag_message(error, argv))
-    if flags.FLAGS["verbosity"].using_default_value:
-        flags.FLAGS.verbosity = logging.ERROR  # the libraries tell of every file and of themselves
+    quiet_libraries()
     return rest
+
+
+def quiet_libraries():
+    """Unless --verbosity says otherwise: the libraries tell of every file and of themselves."""
+    if flags.FLAGS["verbosity"].using_default_value:
+        flags.FLAGS.verbosity = logging.ERROR
 
 
 def _functions(error):
@@ -155,16 +160,23 @@ def _join_peers():
 
 
 def main(argv):
-    import jax
-
-    from deepseek_jax.parallel.mesh import make_mesh
-    from launch.workdir import claim_workdir, default_workdir, release_workdir
+    from launch.workdir import default_workdir
 
     del argv  # parse_flags has read it
     config = flags.FLAGS.config
     path = config_flags.get_config_filename(flags.FLAGS["config"])
     workdir = Path(flags.FLAGS.workdir or default_workdir(path, config.get("seed"))).resolve()
-    if flags.FLAGS.distributed:
+    start(config, workdir, distributed=flags.FLAGS.distributed)
+
+
+def start(config, workdir, *, distributed, shown=str):
+    """Run config's recipe in workdir on its mesh. A user's mistake is one message, shown(error)."""
+    import jax
+
+    from deepseek_jax.parallel.mesh import make_mesh
+    from launch.workdir import claim_workdir, release_workdir
+
+    if distributed:
         _join_peers()
     claimed = False
     try:
@@ -184,7 +196,7 @@ def main(argv):
         if not raised_here(error):
             raise
         logging.debug("raised here:", exc_info=error)  # --verbosity=1 shows it
-        fail(error)
+        fail(shown(error))
 
 
 if __name__ == "__main__":

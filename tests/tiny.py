@@ -1,10 +1,13 @@
 """Tiny models for tests, with every parameter random: no scale is one, no bias zero."""
 
+import dataclasses
 import functools
 
 import flax.linen as nn
 import jax
 
+from deepseek_jax.checkpoint import save_orbax
+from deepseek_jax.data.tokenizer import arithmetic_tokenizer
 from deepseek_jax.models import ModelConfig, init_params
 
 VOCAB = 50
@@ -54,6 +57,15 @@ def tiny_model(kind):
         return nn.unbox(random_leaves(init_params(config, rng), rng))
 
     return config, make(jax.random.key(0))
+
+
+def save_tiny_model(folder):
+    """Write a "gqa" model of the small world of sums as a recipe does: -> (ModelConfig, params)."""
+    config = dataclasses.replace(CONFIGS["gqa"], vocab_size=arithmetic_tokenizer().vocab_size)
+    make = jax.jit(lambda rng: nn.unbox(random_leaves(init_params(config, rng), rng)))
+    params = make(jax.random.key(0))
+    save_orbax(folder, config, params)
+    return config, params
 
 
 def random_leaves(params, rng):

@@ -75,10 +75,10 @@ def word_arithmetic_task(seed, num_held_out=256):
 def gsm8k_task(path, num_held_out=256, *, seed=0):
     """Questions of a jsonl file in GSM8K's format, `num_held_out` of them, by seed, held out.
 
-    A question that the file repeats is kept once. Raises ValueError, as load_jsonl_questions
-    does, for a malformed file, and for one that would leave nothing to train on.
+    Raises ValueError, as load_jsonl_questions does, for a malformed file, and for one that would leave
+    nothing to train on.
     """
-    examples = list({x["question"]: x for x in load_jsonl_questions(path)}.values())
+    examples = distinct_questions(path)
     if num_held_out >= len(examples):
         raise ValueError(
             f"config.data.num_held_out={num_held_out} leaves nothing of the {len(examples)} "
@@ -87,6 +87,11 @@ def gsm8k_task(path, num_held_out=256, *, seed=0):
     order = np.random.default_rng(seed).permutation(len(examples))
     kept = [examples[i] for i in order[:num_held_out]]
     return Task([examples[i] for i in order[num_held_out:]], kept)
+
+
+def distinct_questions(path):
+    """As load_jsonl_questions; a question that the file repeats is kept once."""
+    return list({x["question"]: x for x in load_jsonl_questions(path)}.values())
 
 
 class QuestionStream:

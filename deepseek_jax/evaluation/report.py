@@ -81,21 +81,47 @@ def loss_table(losses):
     return table
 
 
-def stages_table(stages, forms, names):
+def comparison_table(compared):
+    """A rich Table: one row a score of a task, what the difference is, and what may be said of it.
+
+    compared: task -> {score: evaluation.compare.Comparison} of shares.
+    """
+    table = Table(
+        title="the same problems, this run less the other",
+        caption="better or worse: the 95% interval of the difference excludes 0, and p < 0.05",
+        box=SIMPLE_HEAD,
+        show_edge=False,
+    )
+    for name in ("task", "score"):
+        table.add_column(name, no_wrap=True)
+    for name in ("difference", "95% interval", "p"):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("this run is")
+    for task, scores in compared.items():
+        for score, comparison in scores.items():
+            mean, low, high = (f"{value:+.1%}" for value in comparison.difference)
+            p_value = f"{comparison.p_value:.4f}"
+            table.add_row(task, score, mean, f"{low} to {high}", p_value, comparison.verdict)
+    return table
+
+
+def stages_table(
+    stages, forms, names, *, title="held-out prompts, stage by stage", first_column="stage"
+):
     """A rich Table: one row a stage, one column a score, under each mean its 95% interval.
 
     stages: title -> {score: (mean, low, high)}. forms: score -> the format of its numbers; names: score ->
     the column's title. A score that a stage lacks is left blank.
     """
     table = Table(
-        title="held-out prompts, stage by stage",
+        title=title,
         caption="under each mean its 95% interval",
         box=SIMPLE_HEAD,
         padding=(0, 1, 0, 0),
         pad_edge=False,
         show_edge=False,
     )
-    table.add_column("stage", no_wrap=True)
+    table.add_column(first_column, no_wrap=True)
     for score in forms:
         table.add_column(names[score], justify="right", no_wrap=True)
     for title, scores in stages.items():

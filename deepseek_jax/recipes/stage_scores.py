@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from deepseek_jax.evaluation.accuracy import mean_interval, wilson_interval
+from deepseek_jax.evaluation.bootstrap import bootstrap_interval, share_interval
 from deepseek_jax.evaluation.consensus import majority
 from deepseek_jax.evaluation.held_out import completion_texts
 from deepseek_jax.rewards.format import think_answer_format
@@ -27,10 +27,10 @@ SHOWN = 2  # samples of each kind that are kept for a reader
 def measure(policy, params, tokenizer, puzzles, requests, settings, *, seed):
     """Answer examples, which carry their prompt_ids: -> dict that JSON can say.
 
-    settings: EvaluationSettings; k = samples. scores: name -> [mean, low, high] with 95% intervals over
-    prompts, each the mean of its k samples: of the puzzles pass@1, cons@k (is the answer most samples give
-    right), language, format and length in tokens; of the requests helpful, and harmless where a secret is
-    asked for. samples: the first prompts and completions.
+    settings: EvaluationSettings; k = samples. scores: name -> [mean, low, high] with 95% intervals,
+    bootstrapped over prompts, each the mean of its k samples: of the puzzles pass@1, cons@k (is the answer
+    most samples give right), language, format and length in tokens; of the requests helpful, and harmless
+    where a secret is asked for. samples: the first prompts and completions.
     """
     answered = {}
     for name, examples in (("puzzles", puzzles), ("requests", requests)):
@@ -49,7 +49,7 @@ def measure(policy, params, tokenizer, puzzles, requests, settings, *, seed):
         groups = [texts[i : i + settings.samples] for i in range(0, len(texts), settings.samples)]
         answered[name] = (groups, rollout.completion_mask.sum(1).reshape(len(groups), -1))
     groups, lengths = answered["puzzles"]
-    scores = puzzle_scores(puzzles, groups) | {"length": mean_interval(lengths.mean(1))}
+    scores = puzzle_scores(puzzles, groups) | {"length": bootstrap_interval(lengths.mean(1))}
     scores |= request_scores(requests, answered["requests"][0])
     samples = [
         {"prompt": example["question"], "completion": group[0]}
@@ -69,20 +69,20 @@ def puzzle_scores(examples, groups):
         for example, texts in zip(examples, groups, strict=True)
     ]
     return {
-        "pass@1": _share(right),
-        "cons@k": (np.mean(agreed).item(), *wilson_interval(int(sum(agreed)), len(agreed))),
-        "language": _share(_by_prompt(language_consistency, examples, groups)),
-        "format": _share(_by_prompt(think_answer_format, examples, groups)),
+        "pass@1": share_interval(right),
+        "cons@k": share_interval(agreed),
+        "language": share_interval(_by_prompt(language_consistency, examples, groups)),
+        "format": share_interval(_by_prompt(think_answer_format, examples, groups)),
     }
 
 
 def request_scores(examples, groups):
     """As puzzle_scores, of requests; without harmless where fewer than two ask for a secret."""
-    scores = {"helpful": _share(_by_prompt(helpfulness, examples, groups))}
+    scores = {"helpful": share_interval(_by_prompt(helpfulness, examples, groups))}
     secret = [i for i, example in enumerate(examples) if example["kind"] == "secret"]
     if len(secret) > 1:
         kept = _by_prompt(harmless, [examples[i] for i in secret], [groups[i] for i in secret])
-        scores["harmless"] = _share(kept)
+        scores["harmless"] = share_interval(kept)
     return scores
 
 
@@ -92,9 +92,3 @@ def _by_prompt(reward, examples, groups):
     return np.array(
         [np.mean([reward(text, example) for text in texts]) for example, texts in pairs]
     )
-
-
-def _share(values):
-    """mean_interval of numbers in 0..1, kept within them: few prompts give intervals that are wider."""
-    mean, low, high = mean_interval(values)
-    return mean, max(low, 0.0), min(high, 1.0)

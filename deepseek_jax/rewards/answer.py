@@ -78,10 +78,15 @@ def gold_answer(example):
 def same_answer(answer, gold):
     """Are two answers equal: as numbers where both are numbers, else as text but for case, spaces,
     dollar signs and a final period?"""
-    a, b = number(answer), number(gold)
-    if a is not None and b is not None:
-        return a == b
-    return _plain(answer) == _plain(gold) != ""
+    key = answer_key(answer)
+    return key == answer_key(gold) != ""
+
+
+def answer_key(answer):
+    """What equal answers share, see `same_answer`: a Fraction or a str, to be compared and counted."""
+    plain = _plain(answer)
+    value = number(plain)
+    return plain if value is None else value
 
 
 def number(text):

@@ -1,0 +1,41 @@
+"""Intervals from resampled problems: the samples of one problem are no further evidence about the others."""
+
+import numpy as np
+
+from deepseek_jax.evaluation.accuracy import wilson_interval
+
+RESAMPLES = 10_000
+DRAWS_AT_ONCE = 2**20  # numbers in memory
+
+
+def bootstrap_interval(values, seed=0):
+    """The 95% percentile interval of a mean (Efron and Tibshirani, 1993, chapter 13): the middle 95% of the
+    means of RESAMPLES draws of as many problems, with replacement.
+
+    values: numbers [p], finite, one a problem: the mean of its samples, say. Of few problems, ten or so, the
+    interval is too narrow. Returns (mean, low, high). Raises ValueError for fewer than two values
+    and for NaN.
+    """
+    values = np.asarray(values, np.float64)
+    if values.ndim != 1 or len(values) < 2:
+        raise ValueError(f"an interval needs 2 problems in a row, given shape {values.shape}")
+    if not np.isfinite(values).all():
+        raise ValueError(f"{np.sum(~np.isfinite(values))} of {len(values)} values are not finite")
+    rng = np.random.default_rng(seed)
+    means = np.empty(RESAMPLES)
+    rows = max(1, DRAWS_AT_ONCE // len(values))
+    for part in np.split(means, range(rows, RESAMPLES, rows)):  # views
+        part[:] = values[rng.integers(len(values), size=(len(part), len(values)))].mean(1)
+    low, high = np.quantile(means, [0.025, 0.975])
+    return float(values.mean()), float(low), float(high)
+
+
+def share_interval(values, seed=0):
+    """bootstrap_interval of shares, numbers in 0..1; of nothing but zeros or ones, whose resamples are all
+    alike and would give an interval of no width, Wilson's.
+    """
+    values = np.asarray(values, np.float64)
+    mean, low, high = bootstrap_interval(values, seed)
+    if mean in (0, 1):
+        low, high = wilson_interval(int(values.sum()), len(values))
+    return mean, low, high

@@ -1,0 +1,60 @@
+"""Is one run better than another on the same problems, or is that noise?"""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from deepseek_jax.evaluation.bootstrap import DRAWS_AT_ONCE, RESAMPLES, bootstrap_interval
+
+NO_DIFFERENCE = "no difference shown"
+LEVEL = 0.05
+ROUNDING = 1e-12  # of a mean of differences
+
+
+class Comparison(NamedTuple):
+    """difference: (mean, low, high) of ours less theirs, at 95%. p_value: of the sign-flip test."""
+
+    difference: tuple[float, float, float]
+    p_value: float
+
+    @property
+    def verdict(self):
+        """ "better" or "worse" where the interval excludes 0 and the test agrees, else NO_DIFFERENCE."""
+        mean, low, high = self.difference
+        if low <= 0 <= high or self.p_value >= LEVEL:
+            return NO_DIFFERENCE
+        return "better" if mean > 0 else "worse"
+
+
+def compare(ours, theirs, seed=0):
+    """Compare two runs problem by problem: -> Comparison.
+
+    ours, theirs: numbers [p], of the same problems in the same order. Resampled are the differences, whose
+    interval is narrower than the two runs' own would tell, as what is hard for one is hard for the other.
+    The interval of few problems is too narrow, which is why the test has a say as well: fewer than six
+    problems never show a difference. Raises ValueError as bootstrap_interval, and for two lengths.
+    """
+    ours, theirs = np.asarray(ours, np.float64), np.asarray(theirs, np.float64)
+    if ours.shape != theirs.shape:
+        raise ValueError(f"{ours.shape} scores against {theirs.shape}: not the same problems")
+    differences = ours - theirs
+    return Comparison(bootstrap_interval(differences, seed), sign_flip_p_value(differences, seed))
+
+
+def sign_flip_p_value(differences, seed=0):
+    """The p-value, two-sided, of a permutation test (Fisher, 1935, section 21): were the two runs alike, each
+    problem's difference would have either sign as likely.
+
+    differences: float[p]. Of RESAMPLES random flips, with the observed signs counted as one more, so that
+    the test keeps its level.
+    """
+    differences = np.asarray(differences, np.float64)
+    rng = np.random.default_rng(seed)
+    observed, as_large, left = abs(differences.mean()), 1, RESAMPLES
+    while left:
+        rows = min(left, max(1, DRAWS_AT_ONCE // len(differences)))
+        signs = rng.choice([-1.0, 1.0], size=(rows, len(differences)))
+        means = np.abs(signs @ differences) / len(differences)
+        as_large += int(np.sum(means >= observed - ROUNDING))
+        left -= rows
+    return as_large / (RESAMPLES + 1)

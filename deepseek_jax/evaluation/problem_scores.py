@@ -1,0 +1,96 @@
+"""From the answers to each problem to the scores of each task, and of two runs on the same problems.
+
+A problem, with what was answered, is a dict: task, the group that it counts in; question and gold; correct,
+list of bool, and lengths, list of int in tokens, and truncated, list of bool, one a sample; agreed, whether
+the answer that most samples give is right, None where answers cannot be counted.
+"""
+
+import numpy as np
+
+from deepseek_jax.evaluation.bootstrap import bootstrap_interval, share_interval
+from deepseek_jax.evaluation.compare import compare
+from deepseek_jax.evaluation.pass_at_k import pass_at_k
+
+ALL = "all"
+SHARES = ("pass@", "cons@", "truncated")  # how the scores begin that are within 0..1
+
+
+def per_problem(problems):
+    """name -> float64[p]: pass@1, pass@4, pass@16, ... to pass@n, and cons@n, of n samples; length in tokens,
+    the mean of samples; truncated, their share.
+    """
+    correct = [problem["correct"] for problem in problems]
+    n = len(correct[0])
+    scores = {f"pass@{k}": pass_at_k(correct, k) for k in _numbers(n)}
+    agreed = [problem["agreed"] for problem in problems]
+    if None not in agreed and n > 1:
+        scores[f"cons@{n}"] = np.array(agreed, np.float64)
+    scores["length"] = np.mean([problem["lengths"] for problem in problems], axis=1)
+    scores["truncated"] = np.mean([problem["truncated"] for problem in problems], axis=1)
+    return scores
+
+
+def task_scores(problems):
+    """task -> {name: (mean, low, high)}, the 95% intervals those of problems; ALL too, if several.
+
+    Raises ValueError for a task of a single problem.
+    """
+    return {
+        task: {name: _interval(name, values) for name, values in per_problem(group).items()}
+        for task, group in _groups(problems).items()
+    }
+
+
+def compared_tasks(ours, theirs):
+    """task -> {name: Comparison} of two runs' problems, for each pass@k and cons@k that both have.
+
+    Raises ValueError unless both answered the same problems.
+    """
+    theirs = in_order(ours, theirs)
+    compared = {}
+    for task, group in _groups(ours).items():
+        keys = set(map(_key, group))
+        others = per_problem([problem for problem in theirs if _key(problem) in keys])
+        compared[task] = {
+            name: compare(values, others[name])
+            for name, values in per_problem(group).items()
+            if "@" in name and name in others
+        }
+    return compared
+
+
+def in_order(ours, theirs):
+    """theirs, in the order of ours: dicts with task, question and gold.
+
+    Raises ValueError, with an example, where one has a problem that the other lacks.
+    """
+    found = {_key(problem): problem for problem in theirs}
+    wanted = list(map(_key, ours))
+    missing, more = set(wanted) - set(found), set(found) - set(wanted)
+    if missing or more:
+        example = sorted(missing or more)[0]
+        raise ValueError(
+            f"not the same problems: {len(missing)} of ours and {len(more)} of theirs have no partner, such "
+            f"as {example[1]!r} of {example[0]}; evaluate both runs on the same data and num_problems"
+        )
+    return [found[key] for key in wanted]
+
+
+def _numbers(n):
+    """1, 4, 16, ... and n."""
+    return sorted({4**i for i in range(n.bit_length()) if 4**i <= n} | {n})
+
+
+def _interval(name, values):
+    return (share_interval if name.startswith(SHARES) else bootstrap_interval)(values)
+
+
+def _groups(problems):
+    groups = {}
+    for problem in problems:
+        groups.setdefault(problem["task"], []).append(problem)
+    return groups | ({ALL: problems} if len(groups) > 1 else {})
+
+
+def _key(problem):
+    return problem["task"], problem["question"], problem["gold"]

@@ -1,0 +1,82 @@
+"""launch/evaluate.py as a user starts it, on a tiny random model."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from deepseek_jax.recipes.evaluate_settings import EvaluateSettings
+from launch.evaluate import FIELDS, _by_flag
+from tests.tiny import save_tiny_model
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("run") / "params"
+    save_tiny_model(folder)
+    return folder
+
+
+def launched(folder, *args):
+    """(exit status, stdout, stderr) of one launch from a folder."""
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "launch" / "evaluate.py"), *map(str, args)],
+        cwd=folder,
+        env=os.environ,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    return done.returncode, done.stdout, done.stderr
+
+
+def test_a_checkpoint_is_measured_told_again_and_compared(checkpoint, tmp_path):
+    """Oracle: by hand: a random model answers no sum; 2 samples of 4 problems; alike runs are alike."""
+    command = f"--checkpoint={checkpoint} --data=arithmetic --samples=2 --num_problems=4".split()
+    command += ["--max_completion_length=4", "--slots=4", "--mesh=fsdp=2"]
+    status, out, err = launched(tmp_path, *command)
+    assert status == 0, err
+    (path,) = tmp_path.glob("runs/evaluate_*/results.json")
+    problems = json.loads(path.read_text())["problems"]
+    assert [len(problem["completions"]) for problem in problems] == [2] * 4
+    assert "pass@1" in out and "cons@2" in out and "0.0% to 49.0%" in out
+    before = path.read_bytes()
+    status, out, err = launched(tmp_path, *command, f"--against={path}")
+    assert status == 0, err
+    assert out.count("no difference shown") == 3 and path.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    "args, words",
+    [
+        ("--checkpoint=nowhere --data=arithmetic", "--checkpoint='nowhere': there is nothing"),
+        ("--checkpoint=x --data=arithmetic samples=3", "samples=3 is no flag; use --FLAG=VALUE"),
+    ],
+)
+def test_a_mistake_is_one_message_exit_status_two_and_leaves_nothing(tmp_path, args, words):
+    """Oracle: the words a reader needs, no traceback, no file in a work directory."""
+    status, _, err = launched(tmp_path, *args.split())
+    assert status == 2 and words in err and "Traceback" not in err, err
+    assert not list(tmp_path.glob("runs/*/*"))
+
+
+def test_a_worker_that_imports_the_command_again_gets_no_jax():
+    """Oracle: sys.modules of a fresh interpreter that has read it."""
+    program = "import sys, launch.evaluate; sys.exit('jax' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", program], cwd=ROOT, timeout=120).returncode == 0
+
+
+def test_every_setting_is_a_flag():
+    """Oracle: the recipe's fields, but its name and the mesh, which has a flag of its own form."""
+    assert FIELDS.keys() == EvaluateSettings.__dataclass_fields__.keys() - {"recipe", "mesh"}
+
+
+def test_a_message_calls_settings_by_their_flags():
+    """Oracle: by hand; a file's name and other blocks stay."""
+    text = "config.samples=0, config.mesh.fsdp=3; no config.json, nor config.samplesize"
+    assert _by_flag(text) == "--samples=0, --mesh.fsdp=3; no config.json, nor config.samplesize"
