@@ -75,8 +75,9 @@
       part.style.width = percent(share);
       bar.append(part);
     });
-    const said = Object.entries(shares).map(([language, share]) => `${language} ${percent(share)}`).join(" · ");
-    return element("span", "languages", bar, said);
+    const said = Object.entries(shares).filter(([, share]) => share > 0)
+      .map(([language, share]) => `${language} ${percent(share)}`);
+    return element("span", "languages", bar, said.join(" · ") || "no words");
   }
 
   function card({ completion, times }) {

@@ -174,8 +174,8 @@ def _samples(samples):
         "a bar shows which languages the thought's words are of.</p>"
         f'<form id="filters">{"".join(selects)}'
         '<label>text <input type="search" name="text"></label>'
-        '<label>reward from <input type="number" name="low" step="any"></label>'
-        '<label>to <input type="number" name="high" step="any"></label>'
+        '<span><label>reward from <input type="number" name="low" step="any"></label> '
+        '<label>to <input type="number" name="high" step="any"></label></span>'
         '<button type="reset">Reset</button></form>'
         '<p id="count" role="status"></p><div id="groups"></div>'
         '<button type="button" id="more" hidden>Show more</button>'
