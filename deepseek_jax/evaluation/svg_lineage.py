@@ -3,17 +3,17 @@
 import html
 
 BOX, GAP, ARC = (
-    (124, 40),
-    (44, 22),
-    16,
-)  # of a stage; between stages; how high a column more is passed over
+    (112, 40),
+    (28, 22),
+    14,
+)  # of a stage; between stages; an arc's height for each column
 
 
 def lineage_graph(stages):
     """An <svg> of report_page's stages that have begun, in columns by how many lie before them.
 
-    In a column the stage that most depends on comes first, so that the longest way is straight. What passes
-    over columns is an arc above them.
+    In a column the stage that the longest way goes on from comes first, so that this way is straight. What
+    passes over columns is an arc above them, or from a lower row one that comes up to the stage.
     """
     stages = [stage for stage in stages if stage["hash"] is not None]
     made_from = {s["name"]: [p for _, p in s["inputs"].values() if p is not None] for s in stages}
@@ -47,7 +47,10 @@ def _longest(name, onward):
 
 def _edge(parent, child):
     (x, y), (to_x, to_y) = parent, child
-    if to_x - x > BOX[0] + GAP[0]:
+    if to_x - x > BOX[0] + GAP[0] and to_y < y:
+        x, y, to_x, to_y = x + BOX[0], y + BOX[1] / 2, to_x + BOX[0] / 2, to_y + BOX[1]
+        path = f"M{x} {y}C{to_x - BOX[0]} {y} {to_x} {y} {to_x} {to_y}"
+    elif to_x - x > BOX[0] + GAP[0]:
         x, to_x = x + BOX[0] * 3 / 4, to_x + BOX[0] / 4
         peak = min(y, to_y) - ARC * (to_x - x) / (BOX[0] + GAP[0]) * 4 / 3
         path = f"M{x} {y}C{x} {peak:.0f} {to_x} {peak:.0f} {to_x} {to_y}"

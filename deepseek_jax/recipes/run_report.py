@@ -67,12 +67,12 @@ def _lineage(workdir, stages):
 def _curves(workdir, told):
     """report_page's curves: a phase by its stage's title, first those that are not called like a stage."""
     phases = read_phases(workdir / "metrics.jsonl")
-    names = [stage["name"] for stage in told]
-    curves = {phase: records for phase, records in phases.items() if phase not in names}
+    headings = {}
     for stage in told:
-        if stage["name"] in phases:
-            outdated = ", outdated" if stage["state"] == "outdated" else ""
-            curves[f"{stage['title']} ({stage['name']}{outdated})"] = phases[stage["name"]]
+        outdated = ", outdated" if stage["state"] == "outdated" else ""
+        headings[stage["name"].replace("/", "_")] = f"{stage['title']} ({stage['name']}{outdated})"
+    curves = {phase: records for phase, records in phases.items() if phase not in headings}
+    curves |= {headings[phase]: phases[phase] for phase in headings if phase in phases}
     return curves
 
 
