@@ -1,5 +1,6 @@
 """The page of a run: what stands in it, and, in a browser, that it can be browsed and cannot be commanded."""
 
+import json
 import re
 import shutil
 
@@ -91,6 +92,14 @@ def test_the_page_refers_to_nothing_outside_itself():
     assert "http" not in text.replace("http-equiv", "") and "default-src 'none'" in text
 
 
+def test_what_a_model_wrote_is_nowhere_markup():
+    """Oracle: no tag of it is in the page, of which a JSON parser reads it back whole."""
+    text = page()
+    assert "<img" not in text and text.count("<script") == 2
+    data = re.search('id="samples-data">(.*?)</script>', text)[1]
+    assert json.loads(data) == SAMPLES
+
+
 @pytest.fixture(scope="module")
 def browser(tmp_path_factory):
     """Chromium without a window."""
@@ -100,18 +109,9 @@ def browser(tmp_path_factory):
 
     options = webdriver.ChromeOptions()
     options.binary_location = CHROMIUM
-    for flag in (
-        *(
-            "headless=new",
-            "no-sandbox",
-            "disable-gpu",
-            "disable-quic",
-            "no-first-run",
-            "disable-sync",
-        ),
-        *("disable-background-networking", "disable-component-update", "disable-dev-shm-usage"),
-        f"user-data-dir={tmp_path_factory.mktemp('chromium')}",
-    ):
+    flags = "headless=new no-sandbox disable-gpu disable-quic no-first-run disable-sync"
+    flags += " disable-background-networking disable-component-update disable-dev-shm-usage"
+    for flag in (*flags.split(), f"user-data-dir={tmp_path_factory.mktemp('chromium')}"):
         options.add_argument(f"--{flag}")
     options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
     driver = webdriver.Chrome(options, webdriver.ChromeService(DRIVER))

@@ -6,7 +6,9 @@ from deepseek_jax.evaluation.svg_lineage import lineage_graph
 
 
 def test_in_the_graph_a_stage_stands_to_the_right_of_all_that_it_was_made_from():
-    """Oracle: the places of the boxes, read by an XML parser; R1's arrows by hand. What has not begun is not there."""
+    """Oracle: the places of the boxes, read by an XML parser; R1's arrows by hand. What has not begun is
+    not there.
+    """
     made_from = {
         "base": [],
         "zero": ["base"],
