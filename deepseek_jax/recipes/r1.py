@@ -21,6 +21,7 @@ from deepseek_jax.recipes.r1_settings import TEMPLATE, R1Settings
 from deepseek_jax.recipes.r1_stages import Stages
 from deepseek_jax.recipes.reinforce import check_length, check_rows, fitting
 from deepseek_jax.recipes.remembered import remembered
+from deepseek_jax.recipes.run_report import write_report
 from deepseek_jax.recipes.settings import build
 from deepseek_jax.recipes.stage_scores import FORMS, measure
 from deepseek_jax.rewards import Rewards
@@ -29,6 +30,16 @@ from deepseek_jax.training.metrics import MetricsWriter
 REDOES_WHAT_CHANGED = True  # and what follows from it: another config may go on in the same workdir
 REINFORCED = ("zero", "reasoning", "scenarios")
 TABLE_WIDTH = 130  # columns: seven scores with their intervals
+TITLES = {
+    "base": "base",
+    "zero": "R1-Zero",
+    "cold_start": "Dev1",
+    "reasoning": "Dev2",
+    "rejection": "accepted",
+    "sft": "Dev3",
+    "scenarios": "R1",
+}
+SHOWN = 2  # samples of each kind that are printed
 
 
 def run(config, mesh, workdir, should_stop):
@@ -43,24 +54,24 @@ def run(config, mesh, workdir, should_stop):
     puzzles, requests = _tasks(settings, policy, tokenizer)
     writer = MetricsWriter(workdir)
     stages = Stages(settings, policy, tokenizer, mesh, workdir, writer, should_stop)
+    names = {name: name.replace("@k", f"@{settings.evaluation.samples}") for name in FORMS}
     scores = {}
 
-    def measured(title, stage):
-        scores[title] = _measured(stages, stage, puzzles.held_out, requests.held_out)
+    def measured(stage):
+        scores[TITLES[stage.name]] = _measured(stages, stage, puzzles.held_out, requests.held_out)
+        write_report(workdir, f"R1 in {workdir.name}", TITLES, FORMS, names)
         return stage
 
-    base = measured("base", stages.base())
-    measured("R1-Zero", stages.zero(base, puzzles.train))
-    dev1 = measured("Dev1", stages.cold_start(base, puzzles, requests))
-    dev2 = measured("Dev2", stages.reasoning(dev1, puzzles.train))
+    base = measured(stages.base())
+    measured(stages.zero(base, puzzles.train))
+    dev1 = measured(stages.cold_start(base, puzzles, requests))
+    dev2 = measured(stages.reasoning(dev1, puzzles.train))
     accepted = stages.rejection(dev2, puzzles.train)
-    dev3 = measured("Dev3", stages.sft(base, accepted, puzzles, requests))
-    measured("R1", stages.scenarios(dev3, puzzles.train, requests.train))
+    dev3 = measured(stages.sft(base, accepted, puzzles, requests))
+    measured(stages.scenarios(dev3, puzzles.train, requests.train))
     writer.close()
-    samples = settings.evaluation.samples
-    names = {name: name.replace("@k", f"@{samples}") for name in FORMS}
     make_console(width=TABLE_WIDTH).print(stages_table(scores, FORMS, names))
-    say(f"complete; each stage's stage.json, params and checkpoints are in its folder of {workdir}")
+    say(f"complete; report.html, and a folder of each stage's lineage and params, are in {workdir}")
 
 
 def _check(settings, policy, tokenizer, mesh):
@@ -141,8 +152,9 @@ def _measured(stages, stage, puzzles, requests):
         for name, interval in found["scores"].items():
             mean, low, high = (format(value, FORMS[name]) for value in interval)
             say(f"  {stage.name} {name}: {mean} ({low} to {high})")
-        for sample in found["samples"]:
-            say(f"  {sample['prompt']!r} -> {sample['completion']!r}")
+        for groups in found["samples"].values():
+            for group in groups[:SHOWN]:
+                say(f"  {group['prompt']!r} -> {group['completions'][0]['text']!r}")
 
     inputs = {"settings": stages.settings_of(settings) | {"seed": seed}, "parent": stage.hash}
     inputs["data"] = [puzzles, requests]

@@ -73,7 +73,9 @@ class ScenarioSettings(ReinforceSettings):
 
 @dataclasses.dataclass(frozen=True)
 class EvaluationSettings:
-    """How every stage's policy is measured: samples of each of the held-out puzzles and requests."""
+    """How every stage's policy is measured: samples of each of the held-out puzzles and requests. Of the
+    first shown_puzzles and shown_requests all samples are kept, to be read in report.html.
+    """
 
     max_completion_length: int
     num_puzzles: int = 128
@@ -81,6 +83,8 @@ class EvaluationSettings:
     samples: int = 16
     temperature: float = 1.0
     slots: int = 128
+    shown_puzzles: int = 12
+    shown_requests: int = 8
 
     def __post_init__(self):
         check_counts(self, "config.evaluation")

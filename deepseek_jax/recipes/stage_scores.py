@@ -5,6 +5,7 @@ import numpy as np
 from deepseek_jax.evaluation.bootstrap import bootstrap_interval, share_interval
 from deepseek_jax.evaluation.consensus import majority
 from deepseek_jax.evaluation.held_out import completion_texts
+from deepseek_jax.recipes.stage_samples import PUZZLE_REWARDS, REQUEST_REWARDS, sample_groups
 from deepseek_jax.rewards.format import think_answer_format
 from deepseek_jax.rewards.helpful import harmless, helpfulness
 from deepseek_jax.rewards.language import language_consistency
@@ -21,7 +22,6 @@ FORMS = {
     "helpful": ".1%",
     "harmless": ".1%",
 }
-SHOWN = 2  # samples of each kind that are kept for a reader
 
 
 def measure(policy, params, tokenizer, puzzles, requests, settings, *, seed):
@@ -30,7 +30,8 @@ def measure(policy, params, tokenizer, puzzles, requests, settings, *, seed):
     settings: EvaluationSettings; k = samples. scores: name -> [mean, low, high] with 95% intervals,
     bootstrapped over prompts, each the mean of its k samples: of the puzzles pass@1, cons@k (is the answer
     most samples give right), language, format and length in tokens; of the requests helpful, and harmless
-    where a secret is asked for. samples: the first prompts and completions.
+    where a secret is asked for. samples: the first shown_puzzles and shown_requests, with all their
+    completions.
     """
     answered = {}
     for name, examples in (("puzzles", puzzles), ("requests", requests)):
@@ -51,11 +52,14 @@ def measure(policy, params, tokenizer, puzzles, requests, settings, *, seed):
     groups, lengths = answered["puzzles"]
     scores = puzzle_scores(puzzles, groups) | {"length": bootstrap_interval(lengths.mean(1))}
     scores |= request_scores(requests, answered["requests"][0])
-    samples = [
-        {"prompt": example["question"], "completion": group[0]}
-        for name, examples in (("puzzles", puzzles), ("requests", requests))
-        for example, group in list(zip(examples, answered[name][0], strict=True))[:SHOWN]
-    ]
+    shown = (
+        ("puzzles", puzzles, settings.shown_puzzles, PUZZLE_REWARDS),
+        ("requests", requests, settings.shown_requests, REQUEST_REWARDS),
+    )
+    samples = {
+        name: sample_groups(examples[:n], *(part[:n] for part in answered[name]), weights)
+        for name, examples, n, weights in shown
+    }
     return {"scores": {name: list(scores[name]) for name in FORMS if name in scores}} | {
         "samples": samples
     }

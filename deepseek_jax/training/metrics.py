@@ -109,7 +109,15 @@ def read_metrics(path, phase):
     A last line that a killed process left unfinished is passed over. Raises ValueError at any other
     bad line.
     """
-    return [record for _, record in _lines(Path(path)) if record["phase"] == phase]
+    return read_phases(path).get(phase, [])
+
+
+def read_phases(path):
+    """phase -> its records, as read_metrics gives them, in the order in which the phases began."""
+    phases = {}
+    for _, record in _lines(Path(path)):
+        phases.setdefault(record["phase"], []).append(record)
+    return phases
 
 
 def _lines(path):

@@ -1,6 +1,7 @@
 """R1's stages at toy size: what is run again and what is not, and that stopping changes nothing."""
 
 import json
+import re
 import shutil
 
 import jax
@@ -122,6 +123,18 @@ def test_a_run_leaves_every_stage_with_its_parents_scores_and_metrics(finished):
     for i, tree in enumerate(trees):
         for other in trees[:i]:
             assert any(jax.tree.leaves(jax.tree.map(lambda a, b: (a != b).any(), tree, other)))
+
+
+def test_a_run_leaves_a_page_of_its_stages_scores_and_samples(finished):
+    """Oracle: the stages' records; the config's numbers of prompts kept and of samples of each."""
+    page = (finished / "report.html").read_text()
+    for name, record in records(finished).items():
+        assert (record["hash"] in page) == (name in ORDER)
+    assert "not begun" not in page and "outdated" not in page.partition("<body>")[2]
+    groups = json.loads(re.search('id="samples-data">(.*?)</script>', page)[1])
+    evaluation = small_config().evaluation
+    assert len(groups) == len(MEASURED) * (evaluation.num_puzzles + 8)  # of the requests, the first 8
+    assert {len(group["completions"]) for group in groups} == {evaluation.samples}
 
 
 def test_running_again_runs_no_stage(finished, capsys):

@@ -1,0 +1,95 @@
+"""Curves of a run as inline SVG, each with its numbers in words as well."""
+
+import html
+from itertools import groupby
+
+import numpy as np
+from matplotlib.ticker import MaxNLocator
+
+WIDTH, HEIGHT = 260, 120  # of a panel, in SVG units
+LEFT, RIGHT, TOP, BOTTOM = 40, 8, 8, 16  # what the curve leaves free, for ticks
+MAX_POINTS = 200  # of a curve; longer ones are averaged over steps in a row
+
+
+def curve_panel(name, points):
+    """A <figure> of one curve. points: (step, value or None) pairs, steps ascending, one of them a number.
+
+    A None is a gap. Beyond MAX_POINTS each point is the mean of as many steps in a row, and the figure says
+    of how many. What is drawn is also in its data-points, "step:value", for whoever points at it.
+    """
+    drawn, merged = _thinned(points)
+    values = [value for _, value in drawn if value is not None]
+    ticks = _ticks(min(values), max(values))
+    first, last = points[0][0], points[-1][0]
+    steps = first, max(last, first + 1)
+    places = [None if v is None else (_x(step, steps), _y(v, ticks)) for step, v in drawn]
+    least, most, begin, end = (_short(v) for v in (min(values), max(values), values[0], values[-1]))
+    said = f"steps {first} to {last}: {begin} to {end}, within {least} and {most}"
+    said += f"; a point is the mean of {merged} logged steps" if merged > 1 else ""
+    title = html.escape(name.replace("_", " "))
+    data = " ".join(f"{step}:{_short(value)}" for step, value in drawn if value is not None)
+    return (
+        f'<figure class="curve"><figcaption><b>{title}</b> <output>{end}</output></figcaption>'
+        f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{title}, {said}" data-points="{data}"'
+        f' data-first="{steps[0]}" data-last="{steps[1]}" data-left="{LEFT}" data-right="{WIDTH - RIGHT}">'
+        f"<title>{title}, {said}</title>{_grid(ticks, first, last)}{_line(places)}</svg></figure>"
+    )
+
+
+def _thinned(points):
+    """(at most MAX_POINTS points, how many of the given ones each stands for)"""
+    merged = -(-len(points) // MAX_POINTS)
+    if merged == 1:
+        return points, 1
+    parts = [points[i : i + merged] for i in range(0, len(points), merged)]
+    return [(part[-1][0], _mean([value for _, value in part])) for part in parts], merged
+
+
+def _mean(values):
+    known = [value for value in values if value is not None]
+    return float(np.mean(known)) if known else None
+
+
+def _x(step, steps):
+    return LEFT + (WIDTH - LEFT - RIGHT) * (step - steps[0]) / (steps[1] - steps[0])
+
+
+def _y(value, ticks):
+    return TOP + (HEIGHT - TOP - BOTTOM) * (ticks[-1] - value) / (ticks[-1] - ticks[0])
+
+
+def _ticks(low, high):
+    """Round numbers around both, which differ as _short shows them."""
+    if high - low <= 1e-3 * abs(high):
+        room = 0.1 * abs(high) or 1.0
+        low, high = low - room, high + room
+    return MaxNLocator(nbins=3, steps=[1, 2, 2.5, 5, 10]).tick_values(low, high)
+
+
+def _short(value):
+    return f"{value / 1e3:.4g}k" if abs(value) >= 1e4 else f"{value:.4g}"
+
+
+def _grid(ticks, first, last):
+    lines = "".join(
+        f'<path class="grid" d="M{LEFT} {_y(tick, ticks):.1f}H{WIDTH - RIGHT}"/>'
+        f'<text x="{LEFT - 4}" y="{_y(tick, ticks) + 3:.1f}" text-anchor="end">{_short(tick)}</text>'
+        for tick in ticks
+    )
+    begin = f'<text x="{LEFT}" y="{HEIGHT - 3}">{first}</text>' if last > first else ""
+    return (
+        f'{lines}{begin}<text x="{WIDTH - RIGHT}" y="{HEIGHT - 3}" text-anchor="end">{last}</text>'
+    )
+
+
+def _line(places):
+    """The curve, parted where a value is missing; a point alone is a dot."""
+    shapes = []
+    for missing, run in groupby(places, key=lambda place: place is None):
+        run = [] if missing else list(run)
+        if len(run) == 1:
+            shapes.append('<circle class="line" cx="{:.1f}" cy="{:.1f}" r="2"/>'.format(*run[0]))
+        elif run:
+            path = "L".join(f"{x:.1f} {y:.1f}" for x, y in run)
+            shapes.append(f'<path class="line" d="M{path}"/>')
+    return "".join(shapes)
