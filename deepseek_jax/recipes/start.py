@@ -1,8 +1,13 @@
 """What a run starts from: a checkpoint, or a base that is to be pre-trained first."""
 
+import dataclasses
+
+from deepseek_jax.checkpoint import is_orbax, load_orbax
 from deepseek_jax.parallel.shard import check_batch
-from deepseek_jax.recipes.blocks import build_model, load_pretrained
-from deepseek_jax.recipes.corpus import base_tokenizer
+from deepseek_jax.recipes.blocks import RunSettings, build_model, load_pretrained
+from deepseek_jax.recipes.corpus import SMALL_WORLDS, base_tokenizer
+from deepseek_jax.recipes.model_rewards import named_tokenizer
+from deepseek_jax.recipes.settings import build
 
 
 def starting_policy(settings, mesh):
@@ -43,3 +48,22 @@ def check_positions(settings, policy):
             f"config.sequence_length={settings.sequence_length} is beyond the model's "
             f"max_position_embeddings={policy.max_position_embeddings}; lower it"
         )
+
+
+def load_policy(init_from, overrides, mesh, tokenizer=None):
+    """(ModelConfig, params, Tokenizer) of a policy that is not trained: its weights in config.model.dtype.
+
+    init_from, overrides: as of blocks.load_pretrained; or what checkpoint.save_orbax wrote, whose tokenizer,
+    a small world's name or a Hugging Face folder, must be given. Raises ValueError as load_pretrained does.
+    """
+    if not is_orbax(init_from):
+        return load_pretrained(init_from, overrides, mesh, trained=False)
+    if tokenizer is None:
+        raise ValueError(
+            f"config.init_from={init_from!r} has no tokenizer with it; set config.tokenizer to one of "
+            f"{list(SMALL_WORLDS)}, or to a Hugging Face folder"
+        )
+    how = build(RunSettings, overrides, "config.model")
+    config, params = load_orbax(init_from, dtype=how.dtype, mesh=mesh)
+    config = dataclasses.replace(config, **dataclasses.asdict(how))
+    return config, params, named_tokenizer(tokenizer)
