@@ -9,7 +9,16 @@ from deepseek_jax.data.ngrams import ngrams, units
 NUM_PERMUTATIONS = (
     256  # the estimate of a similarity J is off by sqrt(J (1 - J) / 256), 0.02 at 0.9
 )
-ROWS = (1, 2, 4, 8, 16, 32, 64, 128)  # of a band: two texts are compared if they agree on all of one
+ROWS = (
+    1,
+    2,
+    4,
+    8,
+    16,
+    32,
+    64,
+    128,
+)  # of a band: two texts are compared if they agree on all of one
 MISSED = 1e-3  # of the pairs at the threshold, those that may go uncompared
 
 

@@ -67,8 +67,9 @@ def render_question(tokenizer, example, *, template, opening=""):
         rendered = render_conversation(tokenizer, [*messages, reply], template=template)
         ids = last_prompt(*rendered)
     opened = tokenizer.encode(opening) if opening else []
-    if opened and ids[-len(opened) :] == opened:
-        return ids
+    for size in range(len(opened), 0, -1):  # of it, what the template has written
+        if ids[-size:] == opened[:size]:
+            return ids + opened[size:]
     if template == "chat" and tokenizer.decode(ids[-4:]).rstrip().endswith("<think>"):
         raise ValueError(
             f"the chat template opens the answer with <think>, and config.data.opening={opening!r} does "

@@ -41,7 +41,9 @@ def test_ten_words_in_a_row_are_a_leak_and_nine_are_not():
     """Oracle: by hand, with the published length."""
     told = "one two three four five six seven eight nine ten eleven twelve"
     evaluation = Evaluation([told], [], 10)
-    assert evaluation.shares_a_run("It began: TWO three, four five six seven eight nine ten eleven!")
+    assert evaluation.shares_a_run(
+        "It began: TWO three, four five six seven eight nine ten eleven!"
+    )
     assert not evaluation.shares_a_run("two three four five six seven eight nine ten no eleven")
 
 
