@@ -26,7 +26,7 @@ from deepseek_jax.recipes.pretrain import train_base
 from deepseek_jax.recipes.settings import build
 from deepseek_jax.recipes.sift import write_sifted
 from deepseek_jax.recipes.start import starting_policy
-from deepseek_jax.recipes.teacher import Teacher
+from deepseek_jax.recipes.teacher import Teacher, with_prompts
 from deepseek_jax.rewards import Rewards
 from deepseek_jax.training.metrics import MetricsWriter
 
@@ -46,7 +46,7 @@ def run(config, mesh, workdir, should_stop):
         rewards.check(questions)
         measured_on = _measured_on(settings, held_out)
         evaluation = Evaluation(*measured_on, settings.keep.ngram) if any(measured_on) else None
-        checkpoint, tokenizer, parent = _checkpoint(settings, mesh, workdir, should_stop)
+        checkpoint, tokenizer, parent = _checkpoint(settings, mesh, workdir, should_stop, questions)
         with jax.set_mesh(own):
             teacher = Teacher(settings, checkpoint, tokenizer, own, should_stop)
 
@@ -101,12 +101,16 @@ def _measured_on(settings, held_out):
     return [example["question"] for example in examples], solutions
 
 
-def _checkpoint(settings, mesh, workdir, should_stop):
-    """(the teacher's checkpoint, the name of its tokenizer, what stands for it in the lineage)."""
+def _checkpoint(settings, mesh, workdir, should_stop, questions):
+    """(the teacher's checkpoint, the name of its tokenizer, what stands for it in the lineage).
+
+    A base is pre-trained on the mesh of all processes. questions: looked at before that.
+    """
     if settings.init_from is not None:
         named = {"init_from": settings.init_from, "model": settings.model}
         return settings.init_from, settings.tokenizer, named
     policy, _, tokenizer = starting_policy(settings, mesh)
+    with_prompts(settings, policy, tokenizer, questions)  # for what it raises
     base, seed, params = settings.base, settings.seed, workdir / "base" / "params"
 
     def train(folder):

@@ -13,15 +13,6 @@ from deepseek_jax.recipes.generate_settings import TOTAL
 from deepseek_jax.recipes.teacher import read_rows
 from deepseek_jax.rewards.answer import extract_answer
 
-# A fate, and the field that decides it; those of config.keep.at_least name themselves.
-FIELDS = {
-    "unfinished": "config.sampling.max_completion_length",
-    "unscored": "config.rewards",
-    "inconsistent": "config.augment",
-    "contaminated": "config.keep.decontaminate",
-    "near-duplicate": "config.keep.near_duplicates",
-}
-
 
 def write_sifted(settings, samples, evaluation, folder):
     """Write the dataset, and folder/fates.json: origin -> {fate: completions}. samples: folder of chunks."""
@@ -43,20 +34,26 @@ class Sift:
     """
 
     def __init__(self, settings, evaluation):
-        keep = settings.keep
+        keep, opening = settings.keep, settings.data.opening
         self.accuracy = settings.accuracy
         rules = {
             "unfinished": lambda text, e: not e["sample"]["finished"],
+            "empty": lambda text, e: not text.removeprefix(opening).strip(),
             "unscored": lambda text, e: e["sample"]["reward"] is None,
         }
-        self.fields = dict(FIELDS)
+        fields = ("config.sampling.max_completion_length", "config.data.template", "config.rewards")
+        self.fields = dict(
+            zip(rules, fields, strict=True)
+        )  # what decides a fate, in the filters' order
         for name, least in keep.at_least.items():
             rules[f"{name} below {least}"] = _below(name, least)
             self.fields[f"{name} below {least}"] = f"config.keep.at_least.{name}={least}"
         rules["inconsistent"] = lambda text, e: not e["agreed"]
+        self.fields["inconsistent"] = "config.augment"
         last = {}
         if evaluation is not None:
             last["contaminated"] = lambda text, e: evaluation.shares_a_run(_whole(text, e))
+            self.fields["contaminated"] = "config.keep.decontaminate"
         if keep.near_duplicates is not None:
             near = NearDuplicates(keep.near_duplicates, keep.shingle)
             last["near-duplicate"] = lambda text, e: not near.is_new(_whole(text, e))
@@ -79,13 +76,17 @@ class Sift:
                     kept += 1
                     yield _record(example, sample)
         if not kept:
-            fates = sum((sieve.fates for sieve in self.sieves.values()), start=Counter())
-            shown = ", ".join(f"{count} {fate}" for fate, count in fates.most_common())
-            field = self.fields[fates.most_common(1)[0][0]]
-            raise ValueError(
-                f"{field} leaves nothing: none of {fates.total()} completions is kept ({shown}). What was "
-                "sampled stays: change the field, and start again in the same work directory"
-            )
+            raise ValueError(self._nothing_kept())
+
+    def _nothing_kept(self):
+        """Which fields removed everything; the last filter that had anything to remove comes first."""
+        fates = sum((sieve.fates for sieve in self.sieves.values()), start=Counter())
+        asked = [why for why in self.fields if why in fates]  # in the order of the filters
+        removed = ", ".join(f"{fates[why]} {why} ({self.fields[why]})" for why in reversed(asked))
+        return (
+            f"{self.fields[asked[-1]]} leaves nothing of {fates.total()} completions: {removed}. What was "
+            "sampled stays: change the field, and start again in the same work directory"
+        )
 
 
 def majority_is_right(samples, accuracy):

@@ -50,7 +50,8 @@ class Teacher:
         before and however many processes share the work (in float32; see rollout.generate). Prompts that are
         too long are left out, and counted. Stops, on should_stop, with SystemExit(STOPPED) behind a chunk.
         """
-        fits = self._rendered(examples)
+        policy, _, tokenizer = self.loaded
+        fits = with_prompts(self.settings, policy, tokenizer, examples)
         paths = chunk_paths(folder, len(fits), self.settings.chunk_size)
         folder.mkdir(parents=True, exist_ok=True)
         for number in range(jax.process_index(), len(paths), jax.process_count()):
@@ -65,15 +66,6 @@ class Teacher:
                 raise SystemExit(STOPPED)
         barrier(f"{folder} is answered")
         return paths
-
-    def _rendered(self, examples):
-        policy, _, tokenizer = self.loaded
-        data, sampling, path = self.settings.data, self.settings.sampling, "config.sampling"
-        render = functools.partial(render_question, template=data.template, opening=data.opening)
-        prompts = [example | {"prompt_ids": render(tokenizer, example)} for example in examples]
-        fits = fitting(prompts, sampling, "generation", path)
-        check_length(sampling, policy, fits, path)
-        return fits
 
     def _rows(self, examples, n, rewards):
         policy, params, tokenizer = self.loaded
@@ -106,6 +98,20 @@ class Teacher:
         groups = [samples[i : i + n] for i in range(0, len(samples), n)]
         pairs = zip(told, groups, strict=True)
         return [{"example": example, "samples": group} for example, group in pairs]
+
+
+def with_prompts(settings, policy, tokenizer, examples):
+    """The examples with their prompt_ids, without those whose prompt is too long, which are counted.
+
+    Raises ValueError as render_question does, where none is left, and where prompt and completion go beyond
+    the positions that the model knows.
+    """
+    data, path = settings.data, "config.sampling"
+    render = functools.partial(render_question, template=data.template, opening=data.opening)
+    prompts = [example | {"prompt_ids": render(tokenizer, example)} for example in examples]
+    fits = fitting(prompts, settings.sampling, "generation", path)
+    check_length(settings.sampling, policy, fits, path)
+    return fits
 
 
 def chunk_paths(folder, num_prompts, chunk_size):

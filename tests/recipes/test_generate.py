@@ -37,7 +37,8 @@ def small_config(**fields):
     config.keep = dict(at_least={}, max_per_prompt=4)
     config.chunk_size = 3
     config.unlock()
-    config.update(fields)
+    for name, value in fields.items():
+        config[name] = value  # a block as a whole
     return config
 
 
@@ -74,7 +75,7 @@ def test_a_run_writes_its_dataset_and_says_what_became_of_the_rest(finished):
     assert len(rows) == 12 and {row["example"]["origin"] for row in rows} == {"source", "numbers"}
     wanted = set()
     for row in rows:
-        texts = dict.fromkeys(s["text"] for s in row["samples"] if s["finished"])
+        texts = dict.fromkeys(s["text"] for s in row["samples"] if s["finished"] and s["text"])
         wanted |= {(row["example"]["question"], text) for text in list(texts)[:4]}
         for sample in row["samples"]:
             assert sample["reward"] == correct(sample["text"], row["example"])
@@ -122,8 +123,7 @@ def test_torn_from_a_chunk_it_does_that_one_again_and_no_other(finished, with_ba
 
 def test_another_filter_goes_on_from_the_samples_that_are_there(finished, with_base):
     """Oracle: the samples' bytes; the message of a filter that leaves nothing, and the run after it."""
-    for name in ("samples",):
-        shutil.copytree(finished / name, with_base / name)
+    shutil.copytree(finished / "samples", with_base / "samples")
     keep = dict(max_per_prompt=4, at_least=dict(correct=2.0))
     with pytest.raises(ValueError, match="config.keep.at_least.correct=2.0 leaves nothing"):
         run(with_base, keep=keep)

@@ -43,6 +43,7 @@ def test_each_filter_removes_what_it_should(tmp_path):
     rows = [
         sample("9 kept"),
         sample("9 broke off", finished=False),
+        sample(" \n"),
         sample("9 unscored", reward=None, right=None),
         sample("10", right=0.0),
         sample("9 kept"),
@@ -56,10 +57,17 @@ def test_each_filter_removes_what_it_should(tmp_path):
     records = list(sift.records(written(tmp_path / "s", ("source", rows), ("names", rows[:1]))))
     assert [record["messages"][1]["content"] for record in records] == [
         rows[0]["text"],
-        rows[6]["text"],
+        rows[7]["text"],
         rows[0]["text"],
     ]
-    fates = ["unfinished", "unscored", "puzzle_answer below 1.0", "repeated", "contaminated"]
+    fates = [
+        "unfinished",
+        "empty",
+        "unscored",
+        "puzzle_answer below 1.0",
+        "repeated",
+        "contaminated",
+    ]
     wanted = dict.fromkeys(fates, 1) | {"kept": 2, "more than enough": 2}
     assert sift.sieves["source"].fates == wanted
     assert sift.sieves["names"].fates == {"kept": 1}
@@ -109,7 +117,7 @@ def test_a_filter_that_rejects_everything_names_its_field_and_writes_nothing(
 ):
     """Oracle: the message, and the folder."""
     folder = written(tmp_path / "samples", ("source", samples))
-    with pytest.raises(ValueError, match=f"{field} leaves nothing: none of 1 completions is kept"):
+    with pytest.raises(ValueError, match=f"{field} leaves nothing of 1 completions: 1 "):
         write_sifted(settings(**keep), folder, Evaluation(["0?"], [], 10), tmp_path / "dataset")
     assert not list((tmp_path / "dataset").rglob("dataset_info.json"))
 
