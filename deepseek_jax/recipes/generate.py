@@ -14,7 +14,7 @@ from deepseek_jax.data.generated import dataset_folder
 from deepseek_jax.data.ngrams import Evaluation
 from deepseek_jax.data.questions import distinct, read_questions
 from deepseek_jax.evaluation.report import fates_table
-from deepseek_jax.parallel.mesh import local_mesh
+from deepseek_jax.parallel.mesh import group_mesh
 from deepseek_jax.parallel.processes import first_process, say
 from deepseek_jax.recipes.answers import make_console
 from deepseek_jax.recipes.augment import augmented
@@ -36,10 +36,11 @@ REDOES_WHAT_CHANGED = True  # other filters go on from the samples that are ther
 def run(config, mesh, workdir, should_stop):
     """Run the recipe in workdir, or what is left of it. config: ConfigDict of GenerateSettings' fields.
 
-    Each of several processes answers its own share of the prompts, on a mesh of its own devices.
+    Each of several processes, or groups of config.teacher_processes, answers its own share of the prompts, on
+    a mesh of its own devices.
     """
     settings = build(GenerateSettings, config, "config")
-    own = local_mesh(mesh)
+    own = group_mesh(mesh, settings.teacher_processes)
     models = load_model_rewards(settings.reward_models, own)
     with Rewards(settings.rewards, models=models) as rewards:
         questions, held_out = _questions(settings)

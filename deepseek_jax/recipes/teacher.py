@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 
 from deepseek_jax.data.questions import render_question
 from deepseek_jax.evaluation.held_out import completion_texts
-from deepseek_jax.parallel.processes import barrier, say
+from deepseek_jax.parallel.processes import any_on, barrier, say
 from deepseek_jax.recipes.generate_settings import GenerateSettings
 from deepseek_jax.recipes.reinforce import check_length, fitting
 from deepseek_jax.recipes.start import load_policy
@@ -23,16 +23,16 @@ from deepseek_jax.training.loop import STOPPED
 
 @dataclasses.dataclass(frozen=True)
 class Teacher:
-    """Answers as GenerateSettings say, each process other chunks, on devices of its own.
+    """Answers as GenerateSettings say, each group of processes other chunks, on devices of its own.
 
-    checkpoint: what load_policy reads, and its tokenizer: not before there is something to answer. Every
-    process holds the whole teacher on its devices.
+    checkpoint: what load_policy reads, and its tokenizer: not before there is something to answer. mesh: of
+    the group's devices, which hold a whole teacher.
     """
 
     settings: GenerateSettings
     checkpoint: str
     tokenizer_name: str | None
-    mesh: Mesh  # of this process's devices
+    mesh: Mesh
     should_stop: Callable
 
     @functools.cached_property
@@ -54,14 +54,17 @@ class Teacher:
         fits = with_prompts(self.settings, policy, tokenizer, examples)
         paths = chunk_paths(folder, len(fits), self.settings.chunk_size)
         folder.mkdir(parents=True, exist_ok=True)
-        for number in range(jax.process_index(), len(paths), jax.process_count()):
-            if paths[number].exists():
-                continue
+        left = [number for number, path in enumerate(paths) if not path.exists()]
+        barrier(f"{folder}: all have seen what is there")
+        group, place = divmod(jax.process_index(), self.settings.teacher_processes)
+        own = left[group :: jax.process_count() // self.settings.teacher_processes]
+        for done, number in enumerate(own, start=1):
             start = number * self.settings.chunk_size
             rows = self._rows(fits[start : start + self.settings.chunk_size], n, rewards)
-            _write_whole(paths[number], rows)
+            if place == 0:
+                _write_whole(paths[number], rows)
             say(f"{folder.name}: {paths[number].stem}{_summary(rows, rewards)}")
-            if self.should_stop() and number + jax.process_count() < len(paths):
+            if any_on(self.mesh, self.should_stop()) and done < len(own):
                 say(f"{folder.name}: told to stop; this chunk is written. Run again to go on.")
                 raise SystemExit(STOPPED)
         barrier(f"{folder} is answered")

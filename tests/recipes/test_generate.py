@@ -13,6 +13,7 @@ import pytest
 
 from configs.generate_small import get_config
 from deepseek_jax.data.messages import read_conversations
+from deepseek_jax.data.sources import tfds_source
 from deepseek_jax.parallel import make_mesh
 from deepseek_jax.recipes import generate, teacher
 from deepseek_jax.recipes.teacher import chunk_paths, read_rows
@@ -49,9 +50,14 @@ def run(workdir, should_stop=lambda: False, **fields):
 
 
 def made(workdir):
-    """The bytes of everything but the teacher's base: name -> bytes."""
+    """Everything but the teacher's base: name -> bytes, and of the dataset its records in their order: the
+    fields of one are in an order of their own in every process that writes them.
+    """
     paths = [p for name in ("samples", "dataset") for p in (workdir / name).rglob("*")]
-    return {str(p.relative_to(workdir)): p.read_bytes() for p in paths if p.is_file()}
+    files = {str(p.relative_to(workdir)): p for p in paths if p.is_file()}
+    told = {name: p.read_bytes() for name, p in files.items() if "array_record" not in name}
+    source, _ = tfds_source(workdir / DATASET)
+    return told | {"records": [repr(source[i]) for i in range(len(source))]}
 
 
 @pytest.fixture(scope="module")
@@ -184,25 +190,27 @@ ONE_OF_TWO = """
 import pathlib, sys
 import jax
 process, port, workdir = int(sys.argv[1]), sys.argv[2], pathlib.Path(sys.argv[3])
+together = int(sys.argv[4])
 jax.distributed.initialize(f"127.0.0.1:{port}", num_processes=2, process_id=process)
 from deepseek_jax.parallel import make_mesh
 from deepseek_jax.recipes import generate
 from tests.recipes.test_generate import small_config
 mesh = make_mesh()
 with jax.set_mesh(mesh):
-    generate.run(small_config(chunk_size=2), mesh, workdir, lambda: False)
-print("chunks", process, flush=True)
+    config = small_config(chunk_size=2, teacher_processes=together)
+    generate.run(config, mesh, workdir, lambda: False)
 """
 
 
 @pytest.mark.slow
-def test_two_processes_write_what_one_writes(finished, tmp_path):
-    """Oracle: the bytes of one process's run over the same teacher."""
+@pytest.mark.parametrize("together", [1, 2])
+def test_two_processes_write_what_one_writes(finished, tmp_path, together):
+    """Oracle: one process's run over the same teacher, of which each process has one, or both share it."""
     both, alone = tmp_path / "both", tmp_path / "alone"
     for workdir in (both, alone):
         shutil.copytree(finished / "base", workdir / "base")
     flags = "--xla_force_host_platform_device_count=1"
-    statuses, outputs = run_two(ONE_OF_TWO, both, xla_flags=flags)
+    statuses, outputs = run_two(ONE_OF_TWO, both, together, xla_flags=flags)
     assert statuses == [0, 0], outputs
     run(alone, chunk_size=2)
     assert made(both) == made(alone)
