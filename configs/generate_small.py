@@ -13,14 +13,15 @@ from configs.common import parse_arg
 
 def get_config(arg=None):
     arg = parse_arg(arg, seed=0, teacher="")
-    c = ConfigDict(dict(recipe="generate", seed=arg.seed, chunk_size=64))
+    c = ConfigDict(dict(recipe="generate", seed=arg.seed, chunk_size=32))
     if arg.teacher:
         c.init_from, c.tokenizer = arg.teacher, "bilingual"
     else:
         c.model = models.deepseek_v3_tiny(vocab_size=r1_zero_small.VOCAB_SIZE)
         c.base = r1_zero_small.get_config().base
-        c.base.corpus, c.base.num_steps = "bilingual_teaching", 1500
-    c.data = dict(task="bilingual_puzzles", template="r1_zero", num_prompts=256, num_held_out=256)
+        c.base.corpus, c.base.num_steps = "bilingual_teaching", 700
+        c.base.num_documents = 20_000
+    c.data = dict(task="bilingual_puzzles", template="r1_zero", num_prompts=192, num_held_out=256)
     c.augment = dict(
         numbers=1,
         paraphrase=dict(en="{question}, or ", zh="{question}，改"),
