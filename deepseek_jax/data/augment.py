@@ -36,7 +36,8 @@ def vary_numbers(rng, example):
     operands = [int(x) for x in re.findall(r"\d+", example["question"])]
     if example["question"] != arithmetic.question(operands):
         raise ValueError(
-            f"other numbers in {example['question'][:80]!r}: its answer cannot be computed; known are {KNOWN}"
+            f"other numbers in {example['question'][:80]!r}: its answer cannot be computed, known are "
+            f"{KNOWN}; leave out config.augment.numbers"
         )
     while True:
         drawn = arithmetic.draw_operands(rng)
@@ -52,7 +53,8 @@ def vary_names(rng, example):
     words = _words(example["question"])
     if words is None:
         raise ValueError(
-            f"other names in {example['question'][:80]!r}: they are known in sums and differences in words"
+            f"other names in {example['question'][:80]!r}: they are known in sums and differences in words; "
+            "leave out config.augment.names"
         )
     form, fields = words
     if "name" not in fields:
