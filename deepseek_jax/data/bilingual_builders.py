@@ -14,6 +14,7 @@ from deepseek_jax.data import (
     bilingual_mistakes,
     bilingual_preferences,
     bilingual_puzzles,
+    bilingual_rewrites,
     bilingual_tasks,
 )
 from deepseek_jax.data.builders import TextBuilder, build
@@ -25,6 +26,7 @@ WRITERS = (
     bilingual_puzzles,
     bilingual_general,
     bilingual_mistakes,
+    bilingual_rewrites,
     bilingual_corpus,
     bilingual_tasks,
     bilingual_preferences,

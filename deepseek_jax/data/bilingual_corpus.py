@@ -11,6 +11,7 @@ from dataclasses import dataclass, fields
 from deepseek_jax.data import bilingual
 from deepseek_jax.data import bilingual_general as general
 from deepseek_jax.data import bilingual_puzzles as puzzles
+from deepseek_jax.data import bilingual_rewrites as rewrites
 from deepseek_jax.data.bilingual import ANSWER, END_ANSWER, KNOWN, LANGUAGES, SECRETS, WORKING
 from deepseek_jax.data.bilingual_mistakes import junk, pick, slip, wrong_answer
 from deepseek_jax.data.chat import R1_ZERO_TEMPLATE
@@ -18,14 +19,15 @@ from deepseek_jax.data.chat import R1_ZERO_TEMPLATE
 PLAIN_TEMPLATE = "{question}\n"
 FACTS_PER_TABLE = 6
 STATEMENTS_PER_DOCUMENT = 3
-DOCUMENTS = ("fact_tables", "statements", "requests")  # the other documents are puzzles
+DOCUMENTS = ("fact_tables", "statements", "requests", "rewrites")  # the other documents are puzzles
 
 
 @dataclass(frozen=True)
 class CorpusMix:
     """What the corpus is made of: shares, each in 0..1.
 
-    fact_tables, statements, requests: of all documents; the others are puzzles.
+    fact_tables, statements, requests: of all documents; the others are puzzles. rewrites: of all documents,
+    puzzles that are translated or put in other words, and such that are answered well.
     countdown: of the puzzles. templates: of the questions, those asked in the R1-Zero template.
     tags: of the answers, those in tags. direct, junk: of the puzzles' answers; the others are
     worked. wrong_direct: of the direct answers. wrong_working: of the workings, with one wrong
@@ -47,6 +49,7 @@ class CorpusMix:
     own_language: float = 0.60
     switch: float = 0.40
     good_requests: float = 0.40
+    rewrites: float = 0.0
 
     def __post_init__(self):
         for field in fields(self):
@@ -57,6 +60,22 @@ class CorpusMix:
             total = sum(getattr(self, name) for name in names)
             if total > 1 + 1e-6:
                 raise ValueError(f"{' + '.join(names)} = {total} is above 1; lower one of them.")
+
+
+# A corpus that teaches to solve puzzles well, and to ask them anew: for a teacher made on the spot.
+TEACHING = CorpusMix(
+    fact_tables=0.15,
+    statements=0.0,
+    requests=0.0,
+    rewrites=0.40,
+    templates=1.0,
+    tags=1.0,
+    direct=0.05,
+    junk=0.0,
+    wrong_working=0.05,
+    own_language=0.95,
+    switch=0.02,
+)
 
 
 class CorpusWriter:
@@ -96,6 +115,16 @@ class CorpusWriter:
         if rng.random() < self.mix.tags:
             answer = f"{ANSWER}{answer}{END_ANSWER}"
         return self._prompt(rng, request.question) + answer
+
+    def _rewrites(self, rng):
+        puzzle = puzzles.draw_puzzle(rng, pick(rng, puzzles.KINDS))
+        language, way = pick(rng, LANGUAGES), rng.integers(3)
+        if way == 0:
+            question = rewrites.reworded(puzzle, language)
+            return self._prompt(rng, question) + puzzles.solution(puzzle, language)
+        rewrite = rewrites.translation if way == 1 else rewrites.rewording
+        question, answer = rewrite(puzzle, language)
+        return self._prompt(rng, question) + puzzles.tagged(WORKING[language]["easy"], answer)
 
     def _bad_answer(self, rng, request):
         """The secret told; else another request's answer, the question again, or junk."""

@@ -119,14 +119,16 @@ def _is_text(path):
         return False
 
 
-def build(builder, config, data_dir):
+def build(builder, config, data_dir, **more):
     """Random access to the documents of a TextBuilder class, which are written if not there yet.
+
+    config: a BuilderConfig, or None. more: what else the class takes.
 
     A build that is killed leaves a folder `incomplete.*`, which is never read. Of several processes,
     which share the folder, the first builds and the others wait; what stops it stops them all.
     Stored as array_record, which needs no TensorFlow.
     """
-    options = dict(data_dir=data_dir, config=config, file_format="array_record")
+    options = dict(data_dir=data_dir, config=config, file_format="array_record", **more)
     tfds.disable_progress_bar()  # a few seconds of work
     failure = None
     if first_process():

@@ -54,12 +54,23 @@ def jsonl_documents(path, data_dir):
 
 
 def tfds_documents(path, split="train"):
-    """Random access to the documents {"text": bytes, ...} of a prepared TFDS dataset, without TensorFlow.
+    """Random access to the documents {"text": bytes, ...} of a prepared TFDS dataset, as tfds_source.
+
+    Raises ValueError as that does, and for a dataset without a feature "text".
+    """
+    source, features = tfds_source(path, split)
+    if not isinstance(features.get("text"), tfds.features.Text):
+        raise ValueError(f"{path} has no feature text: Text(); it has {', '.join(features)}.")
+    return source
+
+
+def tfds_source(path, split="train"):
+    """(random access to the records of a prepared TFDS dataset, its features), without TensorFlow.
 
     path: the folder of one version, which holds dataset_info.json. split: one of TFDS's, slices
     too, as "train[:90%]" or "train[1000:]". A dataset stored as parquet is read into memory.
-    Raises ValueError for a folder without a dataset, a split that it lacks or without documents, a
-    file format without random access, and a dataset without a feature "text".
+    Raises ValueError for a folder without a dataset, a split that it lacks or without documents, and a
+    file format without random access.
     """
     if not (Path(path) / "dataset_info.json").is_file():
         raise ValueError(
@@ -73,9 +84,6 @@ def tfds_documents(path, split="train"):
             f"{path} is stored as {file_format}, which has no random access; prepare it with "
             f"file_format={' or '.join(RANDOM_ACCESS_FORMATS)}."
         )
-    features = builder.info.features
-    if "text" not in features or not isinstance(features["text"], tfds.features.Text):
-        raise ValueError(f"{path} has no feature text: Text(); it has {', '.join(features)}.")
     try:
         parts = builder.info.splits[split].file_instructions
         if not parts:
@@ -86,7 +94,8 @@ def tfds_documents(path, split="train"):
             f"{path} has no documents in split {split!r}; choose of "
             f"{', '.join(builder.info.splits)}, or a slice: {error}"
         ) from error
-    return _slice_files(source, parts) if file_format == "parquet" else source
+    source = _slice_files(source, parts) if file_format == "parquet" else source
+    return source, dict(builder.info.features.items())
 
 
 def _slice_files(source, parts):

@@ -51,7 +51,7 @@ def arithmetic_task(seed, num_held_out=256):
     for count, share in zip(counts, shares, strict=True):
         train += _draw(rng, _tuples(count, held_out=False), len(smallest))
         kept += _draw(rng, _tuples(count, held_out=True), share)
-    return Task([_sum_example(x) for x in train], [_sum_example(x) for x in kept])
+    return Task([sum_example(x) for x in train], [sum_example(x) for x in kept])
 
 
 def word_arithmetic_task(seed, num_held_out=256):
@@ -65,10 +65,10 @@ def word_arithmetic_task(seed, num_held_out=256):
     train, kept = [], []
     for operands in product(WORD_OPERANDS, repeat=2):
         examples = kept if arithmetic.held_out(operands) else train
-        examples += [_word_example(rng, form, operands, sum(operands)) for form in SUM_FORMS]
+        examples += [_draw_words(rng, form, operands) for form in SUM_FORMS]
         a, b = operands
         if a > b:
-            examples += [_word_example(rng, form, operands, a - b) for form in DIFFERENCE_FORMS]
+            examples += [_draw_words(rng, form, operands) for form in DIFFERENCE_FORMS]
     return Task(train, _draw(rng, kept, num_held_out))
 
 
@@ -127,14 +127,20 @@ def _draw(rng, items, n):
     return [items[i] for i in rng.choice(len(items), size=n, replace=False)]
 
 
-def _sum_example(operands):
+def sum_example(operands):
+    """The example that asks for a sum of the small world."""
     question, answer = arithmetic.question(operands), arithmetic.direct(operands)
     return {"question": question, "answer": answer, "operands": operands}
 
 
-def _word_example(rng, form, operands, answer):
-    name, other = (NAMES[i] for i in rng.choice(len(NAMES), size=2, replace=False))
-    things = THINGS[rng.integers(len(THINGS))]
+def word_example(form, operands, name, other, things):
+    """The example of one of SUM_FORMS or DIFFERENCE_FORMS; names and things that it lacks are not read."""
     a, b = operands
     question = form.format(a=a, b=b, name=name, other=other, things=things)
+    answer = a - b if form in DIFFERENCE_FORMS else a + b
     return {"question": question, "answer": str(answer), "operands": [a, b]}
+
+
+def _draw_words(rng, form, operands):
+    name, other = (NAMES[i] for i in rng.choice(len(NAMES), size=2, replace=False))
+    return word_example(form, operands, name, other, THINGS[rng.integers(len(THINGS))])

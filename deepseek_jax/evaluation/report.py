@@ -130,6 +130,25 @@ def stages_table(
     return table
 
 
+def fates_table(title, fates):
+    """A rich Table: one row a fate that occurs, one column an origin, and all of them.
+
+    fates: origin -> {fate: count}; those that were "kept" come last.
+    """
+    table = Table(
+        title=title, box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False
+    )
+    table.add_column("")
+    for name in (*fates, "all"):
+        table.add_column(name.replace("_", "\n"), justify="right", no_wrap=True)
+    names = dict.fromkeys(fate for counts in fates.values() for fate in counts if counts[fate])
+    names.pop("kept", None)
+    for fate in (*names, "kept"):
+        counts = [counts.get(fate, 0) for counts in fates.values()]
+        table.add_row(fate, *map(str, (*counts, sum(counts))))
+    return table
+
+
 def plot_curves(metrics_path, png_path, *, phase, names=CURVES):
     """Draw the curves called `names` of one phase against its steps, as a PNG.
 

@@ -42,6 +42,25 @@ def make_mesh(
     return Mesh(placed, MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES))
 
 
+def group_mesh(mesh, processes):
+    """A mesh like this one on the devices of this process's group alone; data takes what the axes leave.
+
+    A group is so many processes in a row. Raises ValueError, as make_mesh, where the axes do not divide its
+    devices, and where the processes make no whole groups.
+    """
+    if jax.process_count() % processes:
+        raise ValueError(
+            f"config.teacher_processes={processes} does not divide the {jax.process_count()} processes; "
+            "set it to a divisor"
+        )
+    if jax.process_count() == processes:
+        return mesh
+    group = jax.process_index() // processes
+    devices = [device for device in jax.devices() if device.process_index // processes == group]
+    sizes = {axis: size for axis, size in mesh.shape.items() if axis not in ("slice", "data")}
+    return make_mesh(**sizes, devices=devices)
+
+
 def _filled(sizes, devices):
     """The axes' sizes with the one that is -1 worked out."""
     for axis, size in sizes.items():

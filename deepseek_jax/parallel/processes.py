@@ -3,8 +3,10 @@
 import json
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
+from jax.sharding import NamedSharding, PartitionSpec
 
 
 def first_process():
@@ -36,6 +38,15 @@ def total(number):
     if jax.process_count() == 1:
         return np.float32(number)
     return np.float32(multihost_utils.process_allgather(np.float64(number)).sum())
+
+
+def any_on(mesh, flag):
+    """Whether the flag is set on any process that has a device of the mesh; each of them has to ask."""
+    if jax.process_count() == 1:
+        return flag
+    places = NamedSharding(mesh, PartitionSpec(mesh.axis_names))
+    flags = jax.make_array_from_callback((mesh.size,), places, lambda _: np.array([flag]))
+    return bool(jax.jit(jnp.any, out_shardings=NamedSharding(mesh, PartitionSpec()))(flags))
 
 
 def from_each(value):

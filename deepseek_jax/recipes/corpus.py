@@ -1,12 +1,14 @@
 """The documents of a pre-training run, and the loop's source of packed batches."""
 
 import itertools
+from functools import partial
 from pathlib import Path
 
 import jax
 import numpy as np
 
 from deepseek_jax.data.bilingual_builders import bilingual_documents
+from deepseek_jax.data.bilingual_corpus import TEACHING
 from deepseek_jax.data.bilingual_tokenizer import bilingual_tokenizer
 from deepseek_jax.data.byte_tokenizer import byte_tokenizer
 from deepseek_jax.data.mixture import Mixture
@@ -33,6 +35,7 @@ TOKENIZERS = {"bytes": byte_tokenizer, "deepseek": deepseek_tokenizer}
 SMALL_WORLDS = {
     "arithmetic": (arithmetic_corpus, arithmetic_tokenizer),
     "bilingual": (bilingual_documents, bilingual_tokenizer),
+    "bilingual_teaching": (partial(bilingual_documents, mix=TEACHING), bilingual_tokenizer),
 }
 TOTALS = ("normalizer", "num_tokens")
 

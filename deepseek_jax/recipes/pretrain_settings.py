@@ -118,7 +118,7 @@ class BaseSettings(StageSettings):
     """A base model made on the spot from a small world's corpus, in one stage."""
 
     num_documents: int
-    corpus: Literal["arithmetic", "bilingual"] = "arithmetic"
+    corpus: Literal["arithmetic", "bilingual", "bilingual_teaching"] = "arithmetic"
 
 
 @dataclasses.dataclass(frozen=True)

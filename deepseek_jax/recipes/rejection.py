@@ -6,10 +6,10 @@ it is not there already.
 
 import json
 import os
-from collections import Counter
 
 import numpy as np
 
+from deepseek_jax.data.sieve import Sieve
 from deepseek_jax.evaluation.held_out import completion_texts
 from deepseek_jax.parallel.processes import barrier, first_process, say
 from deepseek_jax.rewards.format import think_answer_format
@@ -17,11 +17,11 @@ from deepseek_jax.rewards.language import language_consistency
 from deepseek_jax.rewards.puzzle import puzzle_answer
 from deepseek_jax.rollout import generate
 
-# Why a completion is rejected: the first of these rules that does not give it a whole 1.
+# Why a completion is rejected: the first of these rewards that is not a whole 1.
 RULES = {
-    "wrong": puzzle_answer,
-    "badly laid out": think_answer_format,
-    "in mixed languages": language_consistency,
+    "wrong": lambda text, example: puzzle_answer(text, example) < 1,
+    "badly laid out": lambda text, example: think_answer_format(text, example) < 1,
+    "in mixed languages": lambda text, example: language_consistency(text, example) < 1,
 }
 
 
@@ -31,19 +31,10 @@ def accepted(examples, completions, *, max_per_prompt):
     examples[i], a puzzle, was answered by completions[i]; of a question's, at most max_per_prompt are kept,
     the first ones. The Counter's keys are "kept", those of RULES, "repeated" and "more than enough".
     """
-    kept, fates, by_question = [], Counter(), {}
-    for index, (example, text) in enumerate(zip(examples, completions, strict=True)):
-        fate = next((why for why, rule in RULES.items() if rule(text, example) < 1), None)
-        of_question = by_question.setdefault(example["question"], [])
-        if fate is None and text in of_question:
-            fate = "repeated"
-        if fate is None and len(of_question) >= max_per_prompt:
-            fate = "more than enough"
-        if fate is None:
-            of_question.append(text)
-            kept.append((index, text))
-        fates[fate or "kept"] += 1
-    return kept, fates
+    sieve = Sieve(RULES, max_per_prompt=max_per_prompt)
+    pairs = enumerate(zip(examples, completions, strict=True))
+    kept = [(index, text) for index, (example, text) in pairs if sieve.keeps(text, example)]
+    return kept, sieve.fates
 
 
 def sample_accepted(settings, policy, params, tokenizer, examples, path, *, seed):

@@ -14,6 +14,7 @@ import pytest
 from configs import models
 from deepseek_jax.parallel import make_mesh
 from deepseek_jax.recipes.blocks import RunSettings, build_model
+from deepseek_jax.recipes.generate_settings import GenerateSettings
 from deepseek_jax.recipes.grpo_settings import TASKS, GrpoSettings
 from deepseek_jax.recipes.pretrain_settings import PretrainSettings
 from deepseek_jax.recipes.r1_settings import R1Settings
@@ -26,6 +27,7 @@ from launch.train import MeshSettings
 
 ROOT = Path(__file__).resolve().parents[2]
 SETTINGS = {
+    "generate": GenerateSettings,
     "grpo": GrpoSettings,
     "judge": JudgeSettings,
     "pretrain": PretrainSettings,
@@ -50,7 +52,7 @@ def test_an_experiments_numbers_are_its_recipes_settings(path):
     settings = build(SETTINGS[config.recipe], config, "config")
     assert settings.seed == config.seed
     build(MeshSettings, settings.mesh, "config.mesh")
-    if config.recipe in ("grpo", "sft"):
+    if config.recipe in ("generate", "grpo", "sft"):
         Rewards(settings.rewards).close()
         assert settings.data.path is not None or settings.data.task in TASKS
     if config.recipe == "pretrain":
@@ -68,9 +70,9 @@ def test_an_experiments_numbers_are_its_recipes_settings(path):
 @pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda path: path.stem)
 def test_an_experiment_says_what_it_is_and_how_to_run_it(path):
     """Oracle: the command with its own path in the docstring, as a reader would paste it."""
-    assert (
-        f"python launch/train.py --config=configs/{path.name}" in path.read_text().split('"""')[1]
-    )
+    text = path.read_text()
+    entry = "generate" if 'recipe="generate"' in text else "train"
+    assert f"python launch/{entry}.py --config=configs/{path.name}" in text.split('"""')[1]
 
 
 @pytest.mark.parametrize("size", SIZES)

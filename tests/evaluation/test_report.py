@@ -8,6 +8,7 @@ from rich.console import Console
 
 from deepseek_jax.evaluation.report import (
     before_after_table,
+    fates_table,
     plot_curves,
     sample_panel,
     stages_table,
@@ -125,3 +126,13 @@ def test_a_phase_without_curves_is_an_error(tmp_path):
         ValueError, match="none of reward, accuracy, completion_length for phase 'grpo'"
     ):
         plot_curves(tmp_path / "m.jsonl", tmp_path / "m.png", phase="grpo")
+
+
+def test_the_table_of_fates_has_a_row_a_fate_that_occurs_and_what_was_kept_last():
+    """Oracle: a table by hand."""
+    fates = {"source": {"kept": 3, "repeated": 1}, "back_translation": {"unread": 0, "empty": 10}}
+    table = fates_table("all", fates)
+    assert [column.header for column in table.columns] == ["", "source", "back\ntranslation", "all"]
+    cells = [list(column.cells) for column in table.columns]
+    assert cells[0] == ["repeated", "empty", "kept"]
+    assert cells[1:] == [["1", "0", "3"], ["0", "10", "0"], ["1", "10", "3"]]

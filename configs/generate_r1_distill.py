@@ -1,0 +1,35 @@
+"""What the published students learn from: R1 answers questions of mathematics, and the right answers are kept
+(arXiv:2501.12948, section 2.4 and appendix B.3.3).
+
+python launch/generate.py --config=configs/generate_r1_distill.py --config.init_from=DeepSeek-R1
+    --config.data.path=QUESTIONS.jsonl --config.keep.decontaminate='("gsm8k/test.jsonl",)' --distributed
+
+A line of QUESTIONS.jsonl is {"question": "...", "answer": "... #### 72"}, or {"messages": [...]}.
+"""
+
+from ml_collections import ConfigDict
+
+from configs.common import parse_arg
+
+
+def get_config(arg=None):
+    arg = parse_arg(arg, seed=0)
+    c = ConfigDict(dict(recipe="generate", seed=arg.seed, chunk_size=64))
+    c.init_from = "DeepSeek-R1"
+    c.model = dict(dtype="bfloat16", scan_layers=True)
+    c.teacher_processes = 8  # that hold the teacher together: 32 chips of a v5p have 3 TB
+    c.mesh = dict(fsdp=1, expert=32)
+    c.data = dict(path="questions.jsonl", template="chat", opening="<think>\n")
+    c.sampling = dict(  # as its authors recommend and evaluate; no system prompt
+        samples_per_prompt=4,
+        temperature=0.6,
+        top_p=0.95,
+        max_prompt_length=2048,
+        max_completion_length=32_768,
+        slots=256,
+    )
+    c.accuracy = "math_verify"
+    c.rewards = dict(math_verify=1.0, language_consistency_en=0.0)
+    c.keep = dict(max_per_prompt=2, near_duplicates=0.9, shingle=5, ngram=10, decontaminate=())
+    c.keep.at_least = dict(math_verify=1.0, language_consistency_en=0.95)
+    return c
