@@ -34,7 +34,7 @@ STUDENTS = [
     f"r1_distill_{name}"
     for name in ("qwen_1_5b", "qwen_7b", "llama_8b", "qwen_14b", "qwen_32b", "llama_70b")
 ]
-SMALL = ("deepseek_v3_tiny", "deepseek_v3_mini", "qwen2_tiny", "llama_tiny")  # for --measure
+SMALL = ("deepseek_v3_tiny", "deepseek_v3_mini", "smollm2_135m")  # for --measure
 MEASURED = dict(batch_size=8, new_tokens=128, repeats=5)
 
 
