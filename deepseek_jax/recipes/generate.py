@@ -109,7 +109,8 @@ def _measured_on(settings, held_out):
 def _checkpoint(settings, mesh, workdir, should_stop, questions):
     """(the teacher's checkpoint, the name of its tokenizer, what stands for it in the lineage).
 
-    For a checkpoint that is its path: whoever writes others there has to take another workdir. A base is pre-trained on the mesh of all processes. questions: looked at before that.
+    For a checkpoint that is its path: whoever writes others there has to take another workdir. A base is
+    pre-trained on the mesh of all processes. questions: looked at before that.
     """
     if settings.init_from is not None:
         named = {"init_from": settings.init_from, "model": settings.model}
