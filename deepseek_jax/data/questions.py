@@ -38,6 +38,21 @@ def read_questions(path, split="train"):
     return distinct(load_jsonl_questions(path))
 
 
+def evaluation_texts(name):
+    """(questions, solutions), lists of str, of an evaluation set: the solutions with their working.
+
+    name: a jsonl file, or a TFDS dataset and one of its splits, "FOLDER@test". As of read_questions.
+    """
+    path, _, split = name.rpartition("@") if "@" in name else (name, "", "train")
+    examples = read_questions(path, split)
+    questions = [example["question"] for example in examples]
+    if (
+        Path(path).is_file() and "messages" not in examples[0]
+    ):  # read_questions leaves the working out
+        return questions, [str(record.get("answer", "")) for _, record in json_lines(path)]
+    return questions, [example.get("answer", "") for example in examples]
+
+
 def distinct(examples):
     """The examples without those that ask what an earlier one asks, as a list."""
     first = {}

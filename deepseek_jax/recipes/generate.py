@@ -12,7 +12,7 @@ import jax
 from deepseek_jax.checkpoint import is_orbax, save_orbax
 from deepseek_jax.data.generated import dataset_folder
 from deepseek_jax.data.ngrams import Evaluation
-from deepseek_jax.data.questions import distinct, read_questions
+from deepseek_jax.data.questions import distinct, evaluation_texts, read_questions
 from deepseek_jax.evaluation.report import fates_table
 from deepseek_jax.parallel.mesh import group_mesh
 from deepseek_jax.parallel.processes import first_process, say
@@ -95,17 +95,22 @@ def _questions(settings):
 
 def _measured_on(settings, held_out):
     """(questions, solutions) of the evaluation sets that config.keep.decontaminate names."""
-    examples = []
+    questions, solutions = [], []
     for name in settings.keep.decontaminate:
-        examples += held_out if name == "held_out" else read_questions(name)
-    solutions = [str(e.get("solution", e.get("answer", ""))) for e in examples]
-    return [example["question"] for example in examples], solutions
+        if name == "held_out":
+            asked = [example["question"] for example in held_out]
+            worked = [example.get("solution", example["answer"]) for example in held_out]
+        else:
+            asked, worked = evaluation_texts(name)
+        questions, solutions = questions + asked, solutions + worked
+    return questions, solutions
 
 
 def _checkpoint(settings, mesh, workdir, should_stop, questions):
     """(the teacher's checkpoint, the name of its tokenizer, what stands for it in the lineage).
 
-    A base is pre-trained on the mesh of all processes. questions: looked at before that.
+    For a checkpoint that is its path: whoever writes others there has to take another workdir. A base is
+    pre-trained on the mesh of all processes. questions: looked at before that.
     """
     if settings.init_from is not None:
         named = {"init_from": settings.init_from, "model": settings.model}

@@ -83,8 +83,9 @@ class KeepSettings:
     """Which completions are kept. at_least: reward -> the least it must be, TOTAL for the weighted sum.
 
     near_duplicates: the Jaccard similarity of texts, by runs of `shingle` units, from which one is dropped;
-    None keeps all. decontaminate: "held_out" for a task's own held-out questions, else jsonl files and TFDS
-    folders; whatever shares a run of ngram units with their questions or answers is dropped (data.ngrams).
+    None keeps all. decontaminate: "held_out" for a task's own held-out questions, else jsonl files and splits
+    of TFDS datasets, "FOLDER@test"; whatever shares a run of ngram units with their questions or solutions is
+    dropped (data.ngrams).
     """
 
     at_least: dict

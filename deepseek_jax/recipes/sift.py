@@ -42,9 +42,8 @@ class Sift:
             "unscored": lambda text, e: e["sample"]["reward"] is None,
         }
         fields = ("config.sampling.max_completion_length", "config.data.template", "config.rewards")
-        self.fields = dict(
-            zip(rules, fields, strict=True)
-        )  # what decides a fate, in the filters' order
+        # What decides a fate, in the order of the filters
+        self.fields = dict(zip(rules, fields, strict=True))
         for name, least in keep.at_least.items():
             rules[f"{name} below {least}"] = _below(name, least)
             self.fields[f"{name} below {least}"] = f"config.keep.at_least.{name}={least}"
@@ -63,7 +62,7 @@ class Sift:
     def records(self, samples):
         """The records of generated.TeacherConversations, one by one, of a folder of chunks.
 
-        Raises ValueError, naming the field that rejected most, where nothing is kept.
+        Raises ValueError, naming the fields that removed it, where nothing is kept.
         """
         kept = 0
         for row in read_rows(samples):

@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 import jax
 import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
 
 from deepseek_jax.rollout import speculative as drafting
 from deepseek_jax.rollout.sampling import Sampling
@@ -122,19 +123,27 @@ def generate(
 
 def _collect(result, state, owner):
     """Copy the completions of slots that have ended to their requests' rows, and free the slots."""
-    slot = np.flatnonzero(np.asarray(state.ended) & (owner >= 0))
+    slot = np.flatnonzero(_whole(state.ended) & (owner >= 0))
     if not len(slot):
         return
-    request, length = owner[slot], np.asarray(state.length)[slot]
+    request, length = owner[slot], _whole(state.length)[slot]
     sampled = np.arange(result.completion_ids.shape[1]) < length[:, None]
     result.completion_mask[request] = sampled
-    result.completion_ids[request] = np.where(sampled, np.asarray(state.tokens)[slot], 0)
-    result.sampler_logprobs[request] = np.where(sampled, np.asarray(state.logprobs)[slot], 0)
-    result.truncated[request] = ~np.asarray(state.stopped)[slot]
+    result.completion_ids[request] = np.where(sampled, _whole(state.tokens)[slot], 0)
+    result.sampler_logprobs[request] = np.where(sampled, _whole(state.logprobs)[slot], 0)
+    result.truncated[request] = ~_whole(state.stopped)[slot]
     if state.drafting is not None:
-        result.drafted[request] = np.asarray(state.drafting.drafted)[slot]
-        result.accepted[request] = np.asarray(state.drafting.accepted)[slot]
+        result.drafted[request] = _whole(state.drafting.drafted)[slot]
+        result.accepted[request] = _whole(state.drafting.accepted)[slot]
     owner[slot] = -1
+
+
+def _whole(array):
+    """An array as numpy, wherever its mesh has put it: on devices of other processes too."""
+    if not (array.is_fully_addressable or array.is_fully_replicated):
+        everywhere = NamedSharding(array.sharding.mesh, PartitionSpec())
+        array = jax.jit(lambda whole: whole, out_shardings=everywhere)(array)
+    return np.asarray(array)
 
 
 def _empty_rollout(requests, length):

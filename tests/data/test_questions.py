@@ -8,7 +8,7 @@ import pytest
 import tensorflow_datasets as tfds
 
 from deepseek_jax.data.chat import render_prompt
-from deepseek_jax.data.questions import read_questions, render_question
+from deepseek_jax.data.questions import evaluation_texts, read_questions, render_question
 from tests.turns import turns
 
 THINK = "<think>\n"
@@ -73,6 +73,20 @@ def test_a_dataset_gives_the_questions_of_its_split(tmp_path):
     assert found == [{"question": f"question {i}", "answer": f"answer {i}"} for i in range(2)]
     with pytest.raises(ValueError, match="choose of"):
         read_questions(path, "validation")
+
+
+def test_an_evaluation_sets_solutions_keep_their_working(tmp_path):
+    """Oracle: by hand, of each kind of source."""
+    line = {"question": "3 men?", "answer": "1 + 2 = 3 #### 3"}
+    assert evaluation_texts(str(write(tmp_path / "q.jsonl", [line, line]))) == (
+        ["3 men?"],
+        [line["answer"]] * 2,
+    )
+    chat = write(tmp_path / "c.jsonl", [{"messages": turns("Hi", "1 + 2 = 3")}])
+    assert evaluation_texts(str(chat)) == (["Hi"], ["1 + 2 = 3"])
+    questions, solutions = evaluation_texts(f"{prepared(tmp_path, Asked.fields)}@test")
+    assert sorted(questions) == ["question 0", "question 1"]
+    assert sorted(solutions) == ["answer 0", "answer 1"]
 
 
 def test_a_dataset_without_questions_is_refused(tmp_path):
