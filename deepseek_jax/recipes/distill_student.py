@@ -1,0 +1,185 @@
+"""One student: its batches, with or without the teacher's targets from disk, its watch, and its training."""
+
+import dataclasses
+from pathlib import Path
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from deepseek_jax.data.cached_targets import pack_targets, write_targets
+from deepseek_jax.data.conversations import pack_conversations
+from deepseek_jax.evaluation.conversation_loss import ConversationLoss
+from deepseek_jax.losses.objective import Objective
+from deepseek_jax.losses.top_k import top_k_logprobs
+from deepseek_jax.models import head_weight, hidden_states
+from deepseek_jax.parallel import put_batch
+from deepseek_jax.parallel.shard import batch_share
+from deepseek_jax.recipes.distill_data import mixed
+from deepseek_jax.recipes.distill_settings import DistillSettings, StudentSettings
+from deepseek_jax.recipes.distill_source import (
+    HELD_OUT_LOSS,
+    DistillSource,
+    OnPolicyRows,
+    TaskWatch,
+    prompts_of,
+)
+from deepseek_jax.recipes.distill_update import train_student
+
+MOST_PROMPTS = 4096  # that on-policy rows are drawn from
+
+
+@dataclasses.dataclass(frozen=True)
+class StudentRun:
+    """A student's training in folder. tasks: name -> distill_data.TransferTask."""
+
+    settings: DistillSettings
+    name: str
+    student: StudentSettings
+    tasks: dict
+    mesh: Mesh
+    folder: Path
+
+    def train(self, start, taught, *, writer, should_stop):
+        """(ModelConfig, params) of the student. start: (ModelConfig, params, Tokenizer), whose params are used
+        up; taught: the teacher's, or None where no term asks it.
+        """
+        policy, params, tokenizer = start
+        objective = self.objective(policy, taught)
+        watch = self._watch(policy, tokenizer)
+        source = DistillSource(
+            self._batches(tokenizer, taught),
+            self.mesh,
+            watch=watch,
+            sampler=self._sampler(policy, tokenizer),
+            batch_sizes=((0, self.student.batch_size),),
+            quantum=self.student.batch_size,
+            scalars={
+                "temperature": self.student.loss.temperature_at,
+                HELD_OUT_LOSS: lambda step: watch.latest,
+            },
+            eval_every=self.student.eval_every,
+        )
+        return policy, train_student(
+            self.student,
+            objective,
+            params,
+            {} if taught is None else taught[1],
+            source,
+            self.mesh,
+            self.folder / "checkpoints",
+            phase=self.name,
+            writer=writer,
+            should_stop=should_stop,
+        )
+
+    def objective(self, policy, taught):
+        """losses.objective.Objective of config.students.NAME.loss."""
+        loss, on_policy = self.student.loss, self.student.loss.on_policy
+        sampled = {}
+        if on_policy is not None:
+            sampled = dict(on_policy_divergence=on_policy.divergence, on_policy_beta=on_policy.beta)
+        return Objective(
+            student=policy,
+            teacher=None if taught is None else taught[0],
+            weights={name: weight for name, weight in loss.weights.items() if weight},
+            divergence=loss.divergence,
+            beta=loss.beta,
+            relation_heads=loss.relation_heads,
+            vocab_size=loss.vocab_size,
+            micro_batches=self.student.micro_batches,
+            **sampled,
+        )
+
+    def _packing(self, **more):
+        share, shares = batch_share(self.mesh)
+        return dict(
+            sequence_length=self.student.sequence_length,
+            batch_size=self.student.batch_size,
+            seed=self.student.seed,
+            packing=self.settings.packing,
+            process_index=share,
+            process_count=shares,
+        ) | dict(more)
+
+    def _batches(self, tokenizer, taught):
+        temperature = self.settings.mixing_temperature
+        sources = [task.train for task in self.tasks.values()]
+        if self.student.loss.top_k is None:
+            options = self._packing(template=self.settings.template)
+            return pack_conversations(mixed(sources, temperature), tokenizer, **options)
+        cached = [
+            self._cached(name, task.train, tokenizer, taught) for name, task in self.tasks.items()
+        ]
+        return pack_targets(mixed(cached, temperature), pad_id=tokenizer.pad_id, **self._packing())
+
+    def _cached(self, name, conversations, tokenizer, taught):
+        """The texts of a task with the teacher's top k, written to folder/targets/TASK first."""
+        if jax.process_count() > 1:
+            raise ValueError(
+                f"config.students.{self.name}.loss.top_k={self.student.loss.top_k}: one process writes the "
+                "teacher's targets; train on one, or set it to None"
+            )
+        config, params, _ = taught
+        loss, k = self.student.loss, self.student.loss.top_k
+
+        @jax.jit
+        def top_k(params, batch):
+            options = {name: batch[name] for name in ("segment_ids", "positions")}
+            hidden_btd, _ = hidden_states(config, params, batch["tokens"], **options)
+            head = head_weight(config, params)[: loss.vocab_size]
+            flat = hidden_btd.reshape(-1, hidden_btd.shape[-1])
+            return top_k_logprobs(flat, head, k, loss.temperature)
+
+        def records():
+            one_a_row = self._packing(packing=False, template=self.settings.template)
+            one_a_row |= dict(num_epochs=1, process_index=0, process_count=1)
+            for batch in pack_conversations(conversations, tokenizer, **one_a_row):
+                found = jax.device_get(top_k(params, put_batch(self.mesh, batch)))
+                yield from cut_targets(batch, found)
+
+        return write_targets(records, k, self.folder / "targets" / name)
+
+    def _watch(self, policy, tokenizer):
+        options = self._packing(template=self.settings.template, num_epochs=1)
+        options |= dict(process_index=0, process_count=1)
+        batches = {
+            name: list(pack_conversations(task.held_out, tokenizer, **options))
+            for name, task in self.tasks.items()
+        }
+        return TaskWatch(ConversationLoss(policy, [], self.mesh), batches, self.name)
+
+    def _sampler(self, policy, tokenizer):
+        on_policy = self.student.loss.on_policy
+        if on_policy is None:
+            return None
+        prompts = []
+        for task in self.tasks.values():
+            prompts += prompts_of(task.train, tokenizer, self.settings.template, MOST_PROMPTS)
+        return OnPolicyRows(
+            policy,
+            prompts,
+            on_policy,
+            eos_ids=(tokenizer.eos_id, *policy.eos_ids),
+            sequence_length=self.student.sequence_length,
+            seed=self.student.seed,
+        )
+
+
+def cut_targets(batch, found):
+    """The records of data.cached_targets of a batch with one text a row. found: TopK of all its tokens."""
+    b, t = batch["tokens"].shape
+    ids, logprobs, dropped = (x.reshape(b, t, *x.shape[1:]) for x in found)
+    weights = np.roll(
+        batch["loss_weights"], 1, axis=1
+    )  # of a token, not of the place that predicts it
+    for row in range(b):
+        n = int((batch["segment_ids"][row] > 0).sum())
+        if n:
+            yield {
+                "tokens": batch["tokens"][row, :n],
+                "weights": weights[row, :n],
+                "top_ids": ids[row, :n],
+                "top_logprobs": logprobs[row, :n],
+                "dropped": dropped[row, :n],
+            }
