@@ -67,9 +67,9 @@ def pack_conversations(
 ):
     """Batches of conversations, whole ones and each a segment of its own, as a grain.IterDataset.
 
-    source: a Mixture of conversations, or random access to them, as of data.messages. One longer than a row is left out. Loss is
-    on the assistant's tokens, each of which counts as much as its conversation's weight: see
-    packing.pack_segments; all else as in packing.pack.
+    source: a Mixture of conversations, or random access to them, as of data.messages. One longer than a row
+    is left out. Loss is on the assistant's tokens, each of which counts as much as its conversation's weight:
+    see packing.pack_segments; all else as in packing.pack.
     Raises ValueError as these do, and render_conversation, with the conversation's number.
     """
     check_rows(sequence_length, batch_size, process_count, "config.batch_size")

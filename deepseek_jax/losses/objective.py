@@ -165,8 +165,10 @@ def token_weights(batch):
 
 
 def l2_penalty(params):
-    """Half the sum of the squares of what weight decay would decay, so that its gradient is the weight itself:
-    float32[]. Projections, which are dropped after training, do not count."""
+    """Half the sum of the squares of what weight decay would decay: float32[]. Its gradient is the weight.
+
+    Projections, which are dropped after training, do not count.
+    """
     params = {name: leaf for name, leaf in params.items() if name != PROJECTIONS}
     masked = jax.tree.map(
         lambda leaf, use: jnp.square(leaf).sum() if use else jnp.float32(0), params, decays(params)

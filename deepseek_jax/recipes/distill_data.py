@@ -17,8 +17,10 @@ REWARDS = {"sum": puzzle_answer, "countdown": puzzle_answer, "requests": helpful
 
 
 class TransferTask(NamedTuple):
-    """train, held_out: random access to conversations, whose weight is the task's as well. questions: examples
-    to answer, with reward(text, example) -> share of a right answer; none of a task that is read from a path.
+    """train, held_out: random access to conversations; of train the weight is the task's as well.
+
+    questions: examples to answer, and reward(text, example) -> float, 1 for a right answer; none of a task
+    that is read from a path.
     """
 
     train: object

@@ -37,6 +37,6 @@ def answer_tasks(settings, tasks, policy, params, tokenizer):
 
 
 def intervals(found):
-    """{task: (mean, low, high), ..., "all": ...} of answer_tasks' shares, with 95% intervals over questions."""
+    """{task: (mean, low, high), ..., "all": ...} of answer_tasks' shares, at 95% over questions."""
     everything = {"all": sum(found.values(), [])} if len(found) > 1 else {}
     return {name: share_interval(shares) for name, shares in (found | everything).items()}

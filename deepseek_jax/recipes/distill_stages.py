@@ -140,7 +140,7 @@ class DistillStages:
         return self._trained(name, inputs, train, like=start)
 
     def measured(self, made, texts, measure):
-        """What measure(policy, params, tokenizer) says of a policy, measured once for it and the questions."""
+        """What measure(policy, params, tokenizer) says, measured once for this policy and these questions."""
 
         def make(folder):
             found = measure(*made.load(self.mesh, trained=False))

@@ -41,8 +41,10 @@ class StudentRun:
     folder: Path
 
     def train(self, start, taught, *, writer, should_stop):
-        """(ModelConfig, params) of the student. start: (ModelConfig, params, Tokenizer), whose params are used
-        up; taught: the teacher's, or None where no term asks it.
+        """(ModelConfig, params) of the student.
+
+        start: (ModelConfig, params, Tokenizer), whose params are used up; taught: the teacher's, or None
+        where no term asks it.
         """
         policy, params, tokenizer = start
         objective = self.objective(policy, taught)
