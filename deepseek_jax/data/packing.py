@@ -74,7 +74,7 @@ def pack_segments(
     `features`, arrays of one length up to sequence_length: tokens, int32, and optionally weights, float32,
     how much it counts to predict the token, 0 for not at all. The batches then have loss_weights too,
     float32[b t]; their loss_mask is False where that is 0, and normalizer is its sum. Other features, of
-    any length and [length ...] each, come along as they are, and FEATURE_segment_ids beside them.
+    any length and [length ...] each, come along as they are, those of tokens with their segment_ids.
     batch_size: rows of this process. packing=False: a segment a row.
     """
     in_this_thread = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
@@ -156,18 +156,19 @@ def _finish(batch, *, pad_id, others):
     loss_weights = np.zeros(tokens.shape, np.float32)
     loss_weights[:, :-1] = np.where(same, weights[:, 1:], 0)
     loss_mask = loss_weights > 0
-    kept = {name: batch[name] for name in others}
-    kept |= {f"{name}_segment_ids": batch[f"{name}_segment_ids"] for name in others}
-    return (
-        kept
-        | {
-            "tokens": tokens,
-            "targets": np.where(loss_mask, np.roll(tokens, -1, axis=1), pad_id).astype(np.int32),
-            "loss_mask": loss_mask,
-            "segment_ids": segments,
-            "positions": batch["tokens_positions"],
-            "normalizer": np.float32(loss_weights.sum(dtype=np.float64)),
-            "num_tokens": np.float32((segments > 0).sum()),
-        }
-        | ({"loss_weights": loss_weights} if "weights" in batch else {})
-    )
+    finished = {name: batch[name] for name in others}
+    finished |= {
+        f"{name}_segment_ids": batch[f"{name}_segment_ids"]
+        for name in others
+        if name.endswith("tokens")
+    }
+    finished |= {
+        "tokens": tokens,
+        "targets": np.where(loss_mask, np.roll(tokens, -1, axis=1), pad_id).astype(np.int32),
+        "loss_mask": loss_mask,
+        "segment_ids": segments,
+        "positions": batch["tokens_positions"],
+        "normalizer": np.float32(loss_weights.sum(dtype=np.float64)),
+        "num_tokens": np.float32((segments > 0).sum()),
+    }
+    return finished | ({"loss_weights": loss_weights} if "weights" in batch else {})

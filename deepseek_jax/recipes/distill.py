@@ -13,6 +13,7 @@ from rich.console import Console
 from deepseek_jax.checkpoint.hf_config import read_config
 from deepseek_jax.evaluation.report import stages_table
 from deepseek_jax.parallel.processes import first_process, say
+from deepseek_jax.parallel.shard import check_batch
 from deepseek_jax.recipes import distill_compute
 from deepseek_jax.recipes.answers import make_console
 from deepseek_jax.recipes.distill_data import small_world, transfer_tasks
@@ -21,11 +22,13 @@ from deepseek_jax.recipes.distill_scores import answer_tasks, intervals
 from deepseek_jax.recipes.distill_settings import DistillSettings
 from deepseek_jax.recipes.distill_stages import DistillStages
 from deepseek_jax.recipes.lineage import content_hash
+from deepseek_jax.recipes.reinforce import check_rows
 from deepseek_jax.recipes.settings import build
 from deepseek_jax.training.metrics import MetricsWriter
 
 REDOES_WHAT_CHANGED = True  # and what follows from it: another config may go on in the same workdir
 TABLE_WIDTH = 120  # columns
+FEWEST = 2  # questions that the small world holds out where none are asked
 
 
 def run(config, mesh, workdir, should_stop):
@@ -36,7 +39,10 @@ def run(config, mesh, workdir, should_stop):
     right answers of each question; compute, student -> floating-point operations; comparisons.
     """
     settings = build(DistillSettings, config, "config")
-    world = small_world(settings.seed, settings.evaluation.num_questions)
+    _check_rows(settings, mesh)
+    world = small_world(
+        settings.seed, settings.evaluation.num_questions if settings.evaluation else FEWEST
+    )
     writer = MetricsWriter(workdir)
     stages = DistillStages(settings, world, mesh, workdir, writer, should_stop)
     teacher = None if settings.teacher is None else stages.teacher()
@@ -67,6 +73,19 @@ def run(config, mesh, workdir, should_stop):
     say(
         f"complete; metrics.jsonl, and a folder of each stage's lineage and params, are in {workdir}"
     )
+
+
+def _check_rows(settings, mesh):
+    """Raise ValueError, naming the fields, unless every student's rows split over the mesh."""
+    for name, student in settings.built_students().items():
+        cuts = dict(micro_batches=student.micro_batches)
+        try:
+            check_batch(mesh, student.batch_size, student.sequence_length, **cuts)
+        except ValueError as error:
+            sizes = f"batch_size={student.batch_size}, sequence_length={student.sequence_length}"
+            raise ValueError(f"config.students.{name}.{sizes}: {error}") from error
+    for name, student in settings.built_reinforced().items():
+        check_rows(student, mesh, f"config.reinforced.{name}")
 
 
 def report_sweep(folder, workdirs):

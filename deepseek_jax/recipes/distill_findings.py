@@ -31,9 +31,9 @@ def findings(workdirs):
     """The comparisons of finished runs of recipes.distill, which agree in them: -> list of Finding.
 
     Ours won, or lost, if over the questions of all runs the 95% interval of the differences excludes 0 and
-    the sign-flip test agrees (evaluation.compare), and if every single run's mean difference has that sign. The
-    interval is of questions: what another seed would change shows in by_run. Raises ValueError, naming the
-    folder, for a run that is not finished and one with other comparisons.
+    the sign-flip test agrees (evaluation.compare), and if every single run's mean difference has that sign.
+    The interval is of questions: what another seed would change shows in by_run. Raises ValueError, naming
+    the folder, for a run that is not finished and one with other comparisons.
     """
     runs = [_read(workdir) for workdir in workdirs]
     comparisons = runs[0]["comparisons"]
@@ -47,8 +47,8 @@ def findings_table(found, num_runs):
     """A rich Table of findings over so many runs."""
     table = Table(
         title=f"right answers to the same held-out questions, {num_runs} run{'s' * (num_runs > 1)}",
-        caption="this less that, and the difference's 95% interval. Won or lost: the interval excludes 0, the "
-        "sign-flip test agrees, and so does the sign of every run. Compute: of this by that",
+        caption="this less that, and the difference's 95% interval. Won or lost: the interval excludes 0, "
+        "the sign-flip test agrees, and so does the sign of every run. Compute: of this by that",
         box=SIMPLE_HEAD,
         padding=(0, 1, 0, 0),
         pad_edge=False,

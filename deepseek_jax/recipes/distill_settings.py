@@ -47,12 +47,25 @@ class TeacherSettings:
 class StartSettings:
     """What students start from: init_from, as config.init_from of other recipes; else a model, pre-trained by
     base, or random without one. tokenizer: a small world's name, of a model made here.
+    max_position_embeddings: of a checkpoint that is to learn longer rows than it declares; None for its own.
     """
 
     model: dict = dataclasses.field(default_factory=dict)
     init_from: str | None = None
     base: BaseSettings | None = None
     tokenizer: str = "bilingual"
+    max_position_embeddings: int | None = None
+
+    def check(self, path):
+        """Raise ValueError, naming the field of the block `path`, for what does not go together."""
+        if self.init_from is None and self.max_position_embeddings is not None:
+            raise ValueError(
+                f"{path}.max_position_embeddings is of a checkpoint, init_from; set {path}.model's own"
+            )
+        if self.base is not None:
+            self.base.check_numbers(f"{path}.base")
+            if self.init_from is not None:
+                raise ValueError(f"{path}.base would pre-train what init_from reads; keep one")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,10 +129,12 @@ class LossSettings:
         if not any(self.weights.get(name) for name in (*OF_DATA, "on_policy")):
             raise ValueError(f"{path}.weights={self.weights} leaves nothing to learn")
         for _, temperature in self.temperatures():
-            check_divergence(self.divergence, beta=self.beta, temperature=temperature)
+            _check_divergence(path, self.divergence, self.beta, temperature)
         if self.on_policy is not None:
-            kind = dict(beta=self.on_policy.beta, temperature=self.on_policy.temperature)
-            check_divergence(self.on_policy.divergence, **kind)
+            on_policy = self.on_policy
+            kind = on_policy.divergence, on_policy.beta, on_policy.temperature
+            _check_divergence(f"{path}.on_policy", *kind)
+            check_counts(on_policy, f"{path}.on_policy")
         if bool(self.weights.get("on_policy")) != (self.on_policy is not None):
             raise ValueError(
                 f"{path}.weights.on_policy={self.weights.get('on_policy', 0)} and {path}.on_policy="
@@ -244,7 +259,7 @@ class DistillSettings:
     tasks: dict
     starts: dict
     students: dict
-    evaluation: ScoreSettings
+    evaluation: ScoreSettings | None = None
     teacher: TeacherSettings | None = None
     text: RejectionSettings | None = None
     reinforced: dict = dataclasses.field(default_factory=dict)
@@ -254,7 +269,8 @@ class DistillSettings:
     mesh: dict = dataclasses.field(default_factory=dict)
 
     def __post_init__(self):
-        check_counts(self.evaluation, "config.evaluation")
+        if self.evaluation is not None:
+            check_counts(self.evaluation, "config.evaluation")
         if not self.mixing_temperature > 0:
             raise ValueError(f"config.mixing_temperature={self.mixing_temperature} must be above 0")
         if not self.students:
@@ -265,6 +281,12 @@ class DistillSettings:
                     f"config.tasks.{name} has no path, and is no task of the small world; "
                     f"{suggest(name, SMALL_TASKS)}"
                 )
+            if task.path is None and self.evaluation is None:
+                raise ValueError(
+                    f"config.tasks.{name} has questions to be measured by; set config.evaluation"
+                )
+        for name, start in self.built(StartSettings, "starts").items():
+            start.check(f"config.starts.{name}")
         learners = self.built_students() | self.built_reinforced()
         for name, student in learners.items():
             group = "reinforced" if name in self.reinforced else "students"
@@ -307,3 +329,11 @@ class DistillSettings:
 
     def _seeded(self, blocks):
         return {k: dataclasses.replace(block, seed=self.seed) for k, block in blocks.items()}
+
+
+def _check_divergence(path, divergence, beta, temperature):
+    """As losses.divergences.check_divergence, of the block `path`."""
+    try:
+        check_divergence(divergence, beta=beta, temperature=temperature)
+    except ValueError as error:
+        raise ValueError(str(error).replace("config.loss", path)) from error

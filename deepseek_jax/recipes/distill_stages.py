@@ -33,7 +33,8 @@ from deepseek_jax.training.metrics import MetricsWriter
 class Made(NamedTuple):
     """A policy that is there: the hash of all that went into it, and where its parameters lie.
 
-    model: of RunSettings, how to run it. tokenizer: as model_rewards.named_tokenizer takes it.
+    model: of RunSettings, how to run it. tokenizer: as model_rewards.named_tokenizer takes it. positions:
+    max_position_embeddings in place of the checkpoint's own, or None.
     """
 
     name: str
@@ -41,14 +42,23 @@ class Made(NamedTuple):
     path: Path
     model: dict
     tokenizer: str
+    positions: int | None = None
 
     def load(self, mesh, *, trained=True):
         """(ModelConfig, params, Tokenizer), anew each time: whoever trains params uses them up."""
-        if not trained or not is_orbax(self.path):
-            options = (self.model, mesh, self.tokenizer) if not trained else (self.model, mesh)
-            return (load_pretrained if trained else load_policy)(str(self.path), *options)
-        config, params = load_orbax(self.path, mesh=mesh)
-        return dataclasses.replace(config, **self.model), params, named_tokenizer(self.tokenizer)
+        if not trained:
+            return load_policy(str(self.path), self.model, mesh, self.tokenizer)
+        if is_orbax(self.path):
+            config, params = load_orbax(self.path, mesh=mesh)
+            config, tokenizer = (
+                dataclasses.replace(config, **self.model),
+                named_tokenizer(self.tokenizer),
+            )
+        else:
+            config, params, tokenizer = load_pretrained(str(self.path), self.model, mesh)
+        if self.positions is not None:
+            config = dataclasses.replace(config, max_position_embeddings=self.positions)
+        return config, params, tokenizer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,8 +111,9 @@ class DistillStages:
         start = self.settings.built(StartSettings, "starts")[name]
         if start.init_from is None:
             return self._pretrained(f"start_{name}", start)
-        own = content_hash([start.init_from, start.model])
-        return Made(f"start_{name}", own, Path(start.init_from), start.model, start.init_from)
+        own = content_hash(dataclasses.asdict(start))
+        given = Path(start.init_from), start.model, start.init_from, start.max_position_embeddings
+        return Made(f"start_{name}", own, *given)
 
     def student(self, name, student, start, texts, teacher):
         """A student that learns from texts, and from the teacher what its terms ask.

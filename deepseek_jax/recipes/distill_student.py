@@ -47,6 +47,12 @@ class StudentRun:
         where no term asks it.
         """
         policy, params, tokenizer = start
+        if self.student.sequence_length > policy.max_position_embeddings:
+            raise ValueError(
+                f"config.students.{self.name}.sequence_length={self.student.sequence_length} is beyond the "
+                f"{policy.max_position_embeddings} positions of its start; lower it, or raise "
+                f"config.starts.{self.student.start}.max_position_embeddings"
+            )
         objective = self.objective(policy, taught)
         watch = self._watch(policy, tokenizer)
         source = DistillSource(

@@ -42,7 +42,8 @@ def train_student(
         if not checked:
             checked = True
             if int(state.step) == 0:
-                check_first(objective, state.params, batch, teacher_params)
+                path = f"config.students.{phase}.loss"
+                check_first(objective, state.params, batch, teacher_params, path)
         return update(state, batch, rng, teacher_params)
 
     params = run_phase(
@@ -59,9 +60,9 @@ def train_student(
     return without_projections(params)
 
 
-def check_first(objective, params, batch, teacher_params):
-    """Raise ValueError, naming config.loss.weights.TERM, for a term that counts and yet does nothing: its
-    value is 0 or not finite, or its gradient in the student's own parameters.
+def check_first(objective, params, batch, teacher_params, path):
+    """Raise ValueError, naming its weight in the block `path`, for a term that counts and yet does nothing:
+    its value is 0 or not finite, or its gradient in the student's own parameters.
     """
 
     @jax.jit
@@ -76,7 +77,7 @@ def check_first(objective, params, batch, teacher_params):
     values, norms = jax.device_get(measure(params, batch, teacher_params))
     shown = (f"{name} {value:.4g} (gradient {norms[name]:.3g})" for name, value in values.items())
     say(f"terms at the first update: {', '.join(shown)}")
-    check_terms(objective.weights, values, norms)
+    check_terms(objective.weights, values, norms, path)
 
 
 def _projections(objective, mesh, seed):
