@@ -2,8 +2,8 @@
 teacher's text alone, sequence-level distillation, without logits and without reinforcement.
 
 About 804,745 texts, two epochs of the published two to three; rows of 32,768 tokens, 64 a step, one text
-each; the learning rate falls by a cosine to a tenth. Warm-up, weight decay, Adam's numbers and packing are not
-published: there is none of the first two, the third are ours, and without packing a step is 64 texts.
+each; the learning rate falls by a cosine to a tenth. Warm-up, weight decay, Adam's numbers and packing are
+not published: there is none of the first two, the third are ours, and without packing a step is 64 texts.
 
 The texts are what launch/generate.py writes from R1, here in two tasks; the students' starts are Hugging Face
 folders, whose tokenizer_config.json has the chat template that the student is to have.
@@ -31,7 +31,7 @@ def published(arg, init_from, *, learning_rate, mesh, positions=None):
         start["max_position_embeddings"] = positions
     c.starts = dict(start=start)
     student = dict(start="start", batch_size=BATCH_SIZE, sequence_length=LENGTH)
-    student["num_steps"] = EPOCHS * NUM_TEXTS // BATCH_SIZE
+    student["num_steps"] = -(-EPOCHS * NUM_TEXTS // BATCH_SIZE)
     student["loss"] = dict(weights=dict(hard=1.0))
     student["optimizer"] = dict(learning_rate=learning_rate, schedule="cosine", final_fraction=0.1)
     student.update(eval_every=500, save_every=500, log_every=10)

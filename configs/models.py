@@ -144,8 +144,8 @@ def _tiny_student(model_type, vocab_size, **more):
     return dict(
         model_type=model_type,
         vocab_size=vocab_size,
-        hidden_size=48,
-        intermediate_size=128,
+        hidden_size=64,
+        intermediate_size=192,
         num_hidden_layers=2,
         num_attention_heads=4,
         num_key_value_heads=2,
@@ -161,7 +161,7 @@ def qwen2_tiny(vocab_size=32):
     """Qwen2's architecture in miniature, grouped queries and biases on q, k and v: a student of
     deepseek_v3_tiny.
     """
-    return _tiny_student("qwen2", vocab_size, tie_word_embeddings=True)
+    return _tiny_student("qwen2", vocab_size)
 
 
 def llama_tiny(vocab_size=32):

@@ -54,7 +54,7 @@ class Objective:
 
     A batch: as in next_token_loss, with temperature float32[]; for soft from a cache top_ids int32[b t k],
     top_logprobs float32[b t k] and dropped float32[b t]; for matched and sorted teacher_tokens and
-    teacher_segment_ids int32[b s], teacher_index int32[b t], the teacher's token beside each of the
+    teacher_tokens_segment_ids int32[b s], teacher_index int32[b t], the teacher's token beside each of the
     student's in the same row, -1 for none, and exact bool[b t]; for on_policy the rows that were sampled,
     tokens, ..., normalizer, under SAMPLED + key.
     """
@@ -214,7 +214,7 @@ def _cross_terms(objective, student, teacher_params, batch):
         config,
         teacher_params,
         batch["teacher_tokens"],
-        segment_ids=batch["teacher_segment_ids"],
+        segment_ids=batch["teacher_tokens_segment_ids"],
         keep_layers=False,
     )
     beside_bt = jnp.roll(batch["teacher_index"], -1, axis=1)  # of the target, not of the token

@@ -46,7 +46,7 @@ class TeacherSettings:
 @dataclasses.dataclass(frozen=True)
 class StartSettings:
     """What students start from: init_from, as config.init_from of other recipes; else a model, pre-trained by
-    base, or random without one. tokenizer: a small world's name, of a model made here.
+    base, or random without one. tokenizer: of a model made here, as model_rewards.named_tokenizer takes it.
     max_position_embeddings: of a checkpoint that is to learn longer rows than it declares; None for its own.
     """
 
@@ -107,6 +107,7 @@ class LossSettings:
     temperature: of the teacher's and student's distributions, or pairs (update, temperature), joined by
     straight lines. top_k: soft is of so many of the teacher's likeliest tokens, from a cache on disk.
     vocab_size: the tokens that teacher and student share, where their embeddings have rows beyond.
+    same_tokens: of matched, (student's, teacher's) spellings of one thing, besides the end tokens.
     """
 
     weights: dict
@@ -116,6 +117,7 @@ class LossSettings:
     top_k: int | None = None
     relation_heads: int = 1
     vocab_size: int | None = None
+    same_tokens: tuple[tuple[str, str], ...] = ()
     on_policy: OnPolicySettings | None = None
 
     def check(self, path):

@@ -167,6 +167,11 @@ class DistillStages:
     def _pretrained(self, name, start):
         """A model of StartSettings, pre-trained on the spot, or random."""
         policy, tokenizer = build_model(start.model), named_tokenizer(start.tokenizer)
+        if tokenizer.vocab_size > policy.vocab_size:
+            raise ValueError(
+                f"{name}: model.vocab_size={policy.vocab_size} is below the tokenizer's "
+                f"{tokenizer.vocab_size}; raise it"
+            )
         seed = self.settings.seed
 
         def train(folder):

@@ -9,8 +9,10 @@ from jax.sharding import Mesh
 
 from deepseek_jax.data.cached_targets import pack_targets, write_targets
 from deepseek_jax.data.conversations import pack_conversations
+from deepseek_jax.data.paired_conversations import pack_paired
 from deepseek_jax.evaluation.conversation_loss import ConversationLoss
 from deepseek_jax.losses.objective import Objective
+from deepseek_jax.losses.token_alignment import shared_vocabulary
 from deepseek_jax.losses.top_k import top_k_logprobs
 from deepseek_jax.models import head_weight, hidden_states
 from deepseek_jax.parallel import put_batch
@@ -53,7 +55,7 @@ class StudentRun:
                 f"{policy.max_position_embeddings} positions of its start; lower it, or raise "
                 f"config.starts.{self.student.start}.max_position_embeddings"
             )
-        objective = self.objective(policy, taught)
+        objective = self.objective(policy, tokenizer, taught)
         watch = self._watch(policy, tokenizer)
         source = DistillSource(
             self._batches(tokenizer, taught),
@@ -81,12 +83,16 @@ class StudentRun:
             should_stop=should_stop,
         )
 
-    def objective(self, policy, taught):
-        """losses.objective.Objective of config.students.NAME.loss."""
+    def objective(self, policy, tokenizer, taught):
+        """losses.objective.Objective of config.students.NAME.loss. Raises ValueError where the teacher's
+        tokenizer is another and terms compare token by token.
+        """
         loss, on_policy = self.student.loss, self.student.loss.on_policy
         sampled = {}
         if on_policy is not None:
             sampled = dict(on_policy_divergence=on_policy.divergence, on_policy_beta=on_policy.beta)
+        if taught is not None:
+            sampled["shared"] = self._shared(tokenizer, taught[2])
         return Objective(
             student=policy,
             teacher=None if taught is None else taught[0],
@@ -98,6 +104,23 @@ class StudentRun:
             micro_batches=self.student.micro_batches,
             **sampled,
         )
+
+    def _shared(self, tokenizer, teacher_tokenizer):
+        """shared_vocabulary's pairs as tuples; () where no term wants them."""
+        loss = self.student.loss
+        own, theirs = (t.backend.get_vocab(True) for t in (tokenizer, teacher_tokenizer))
+        if loss.needs("matched", "sorted"):
+            ends = tokenizer.eos_id, teacher_tokenizer.eos_id
+            spelled = zip((tokenizer, teacher_tokenizer), ends, strict=True)
+            end = tuple(t.backend.id_to_token(i) for t, i in spelled)
+            pairs = shared_vocabulary(own, theirs, (end, *loss.same_tokens))
+            return tuple(tuple(ids.tolist()) for ids in pairs)
+        if own != theirs:
+            raise ValueError(
+                f"config.students.{self.name}.loss.weights compares token by token, and the start's "
+                "tokenizer is not the teacher's; give weights to matched, sorted and hard in place of the others"
+            )
+        return ()
 
     def _packing(self, **more):
         share, shares = batch_share(self.mesh)
@@ -113,8 +136,10 @@ class StudentRun:
     def _batches(self, tokenizer, taught):
         temperature = self.settings.mixing_temperature
         sources = [task.train for task in self.tasks.values()]
+        options = self._packing(template=self.settings.template)
+        if self.student.loss.needs("matched", "sorted"):
+            return pack_paired(mixed(sources, temperature), tokenizer, taught[2], **options)
         if self.student.loss.top_k is None:
-            options = self._packing(template=self.settings.template)
             return pack_conversations(mixed(sources, temperature), tokenizer, **options)
         cached = [
             self._cached(name, task.train, tokenizer, taught) for name, task in self.tasks.items()

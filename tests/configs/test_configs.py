@@ -172,8 +172,8 @@ def test_r1_zeros_run_is_the_published_one():
     ],
 )
 def test_a_distilled_students_run_is_the_published_one(name, start, rate):
-    """Oracle: arXiv:2501.12948, appendices B.3.3 and B.4.3: 804,745 texts, 2 to 3 epochs, batches of 64, rows of
-    32,768 tokens, a cosine from the table's rate to a tenth of it, the teacher's text and nothing else of it.
+    """Oracle: arXiv:2501.12948, appendices B.3.3 and B.4.3: 804,745 texts, 2 to 3 epochs, batches of 64, rows
+    of 32,768 tokens, a cosine from the table's rate to a tenth of it, and of the teacher its text alone.
     """
     config = load(ROOT / "configs" / f"distill_{name}.py")
     settings = build(DistillSettings, config, "config")
