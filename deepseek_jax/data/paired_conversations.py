@@ -45,8 +45,8 @@ def pack_paired(
     process_index=0,
     process_count=1,
 ):
-    """conversations.pack_conversations, a conversation a row, with the teacher's tokens of the same text: batches
-    have teacher_tokens, teacher_tokens_segment_ids and teacher_index, int32[b t], and exact, bool[b t].
+    """conversations.pack_conversations, a conversation a row, with the teacher's tokens of the same text:
+    batches have teacher_tokens, teacher_tokens_segment_ids, teacher_index, int32[b t], and exact, bool[b t].
 
     source: a Mixture of conversations. One longer than a row in the tokens of either is left out. Raises
     ValueError for packing=True, under which a place in a row would not be one in its text.

@@ -118,7 +118,7 @@ class StudentRun:
         if own != theirs:
             raise ValueError(
                 f"config.students.{self.name}.loss.weights compares token by token, and the start's "
-                "tokenizer is not the teacher's; give weights to matched, sorted and hard in place of the others"
+                "tokenizer is not the teacher's; give matched, sorted and hard weights, and no others"
             )
         return ()
 

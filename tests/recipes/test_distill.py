@@ -55,8 +55,8 @@ def small_config(files, **fields):
     student = config.students.qwen
     student.update(dict(num_steps=4, batch_size=4, sequence_length=16, eval_every=2, save_every=2))
     student.update(dict(log_every=1))
-    student.loss.weights = TERMS
-    student.loss.temperature = ((0, 2.0), (4, 1.0))
+    loss = dict(weights=TERMS, temperature=((0, 2.0), (4, 1.0)))
+    student.loss = student.loss.to_dict() | loss
     student.optimizer.warmup_steps = 1
     config.students = dict(qwen=student)
     config.unlock()
