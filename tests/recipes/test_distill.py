@@ -12,6 +12,7 @@ from deepseek_jax.data.bilingual_tokenizer import bilingual_tokenizer
 from deepseek_jax.data.conversations import pack_conversations
 from deepseek_jax.evaluation.conversation_loss import ConversationLoss
 from deepseek_jax.losses.objective import PROJECTIONS, SAMPLED, Objective
+from deepseek_jax.parallel import make_mesh
 from deepseek_jax.recipes import distill
 from deepseek_jax.recipes.blocks import build_model, random_params
 from deepseek_jax.recipes.distill_data import mixed
@@ -51,9 +52,9 @@ def small_config(files, **fields):
     config.text = None
     config.template = "{question} = "
     config.tasks = dict(a=dict(path=texts, num_held_out=4), b=dict(path=texts, num_held_out=4))
-    config.starts = dict(qwen=dict(model=config.starts.qwen.model))
+    config.starts = dict(qwen=dict(model=config.starts.qwen.model.to_dict(), tokenizer="bilingual"))
     student = config.students.qwen
-    student.update(dict(num_steps=4, batch_size=4, sequence_length=16, eval_every=2, save_every=2))
+    student.update(dict(num_steps=4, batch_size=8, sequence_length=16, eval_every=2, save_every=2))
     student.update(dict(log_every=1))
     loss = dict(weights=TERMS, temperature=((0, 2.0), (4, 1.0)))
     student.loss = student.loss.to_dict() | loss
@@ -64,8 +65,8 @@ def small_config(files, **fields):
     return config
 
 
-def run(folder, config):
-    mesh = one_device()
+def run(folder, config, mesh=None):
+    mesh = mesh or one_device()
     with jax.set_mesh(mesh):
         distill.run(config, mesh, folder, lambda: False)
 
@@ -110,6 +111,54 @@ def test_a_run_that_is_stopped_goes_on_as_if_it_had_not_been(finished, files, tm
     ours, theirs = (read_metrics(f / "metrics.jsonl", "qwen") for f in (tmp_path, finished))
     for one, other in zip(ours, theirs, strict=True):
         np.testing.assert_allclose([one[n] for n in names], [other[n] for n in names], rtol=1e-5)
+
+
+@pytest.mark.slow
+def test_eight_devices_learn_what_one_does(finished, files, tmp_path):
+    """Oracle: the run on one device, up to the order of float32 sums."""
+    run(tmp_path, small_config(files), make_mesh(data=2, fsdp=2, expert=2))
+    ours, theirs = (read_metrics(f / "metrics.jsonl", "qwen") for f in (tmp_path, finished))
+    for one, other in zip(ours, theirs, strict=True):
+        for name in (*TERMS, "loss", "grad_norm"):
+            np.testing.assert_allclose(one[name], other[name], rtol=1e-3, err_msg=name)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "fields",
+    [
+        dict(weights=dict(soft=0.5, hard=0.5), top_k=8),
+        dict(
+            weights=dict(on_policy=1.0, hard=0.5),
+            on_policy=dict(prompts=8, max_completion_length=8),
+        ),
+    ],
+)
+def test_a_cache_and_the_students_own_samples_train_it_too(files, tmp_path, fields):
+    """Oracle: the loss falls, and is the weighted sum of its terms."""
+    config = small_config(files)
+    config.students.qwen.loss = fields
+    config.students.qwen.num_steps, config.students.qwen.micro_batches = 12, 2
+    run(tmp_path, config)
+    records = read_metrics(tmp_path / "metrics.jsonl", "qwen")
+    for record in records:
+        total = sum(weight * record[name] for name, weight in fields["weights"].items())
+        np.testing.assert_allclose(record["loss"], total, rtol=1e-4)
+    assert records[-1]["loss"] < 0.8 * records[0]["loss"]
+
+
+@pytest.mark.slow
+def test_a_student_that_spells_learns_from_one_that_reads_words(files, tmp_path):
+    """Oracle: as above, of a student with another tokenizer; one text a row."""
+    config = small_config(files, packing=False)
+    config.starts.qwen.update(tokenizer="letters")
+    weights = dict(matched=0.5, sorted=0.5, hard=0.5)
+    config.students.qwen.loss = dict(weights=weights, temperature=2.0)
+    config.students.qwen.num_steps = 12
+    run(tmp_path, config)
+    records = read_metrics(tmp_path / "metrics.jsonl", "qwen")
+    assert all(records[0][name] > 0 for name in weights)
+    assert records[-1]["loss"] < 0.8 * records[0]["loss"]
 
 
 def test_a_term_that_does_nothing_stops_the_run():
