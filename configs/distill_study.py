@@ -7,7 +7,7 @@ python launch/sweep.py --config=configs/distill_study.py --sweep=configs/sweeps/
 from configs import distill_small, models, r1_zero_small
 from configs.common import parse_arg
 
-NUM_STEPS = 150  # of every distilled student, on batches of one size
+NUM_STEPS = 250  # of every distilled student, on batches of one size
 SOFT_HARD = dict(soft=0.5, hard=0.5)
 
 
@@ -24,7 +24,7 @@ def get_config(arg=None):
         "on_policy": dict(weights=dict(on_policy=1.0), temperature=1.0),
     }
     arms["on_policy"]["on_policy"] = dict(
-        prompts=16, max_completion_length=48, divergence="reverse_kl", slots=16
+        prompts=20, max_completion_length=48, divergence="reverse_kl", slots=20
     )
     c.students = {
         name: distill_small.student("qwen", num_steps=NUM_STEPS, **loss)
@@ -46,5 +46,5 @@ def reinforcement(seed):
     zero = r1_zero_small.get_config(f"seed={seed}")
     names = "prompts_per_step group_size accuracy rewards rollout loss optimizer".split()
     how = {name: zero[name] for name in names}
-    how.update(start="qwen", num_steps=40, save_every=40, log_every=1)
+    how.update(start="qwen", num_steps=100, save_every=50, log_every=1)
     return how

@@ -169,6 +169,29 @@ def test_a_cache_of_all_tokens_is_the_teacher_at_hand():
     np.testing.assert_allclose(after, before, rtol=1e-6)
 
 
+def test_two_tokenizers_that_are_one_give_the_soft_loss():
+    """Oracle: numpy's soft term: the same tokens on both sides, each beside itself, in a vocabulary that is
+    shared whole. Where none is exact, sorted takes the place of matched, which is left with nothing.
+    """
+    batch = whole_batch()
+    beside = np.where(batch["segment_ids"] > 0, np.arange(T), -1).astype(np.int32)
+    batch |= {
+        "teacher_tokens": batch["tokens"],
+        "teacher_tokens_segment_ids": batch["segment_ids"],
+        "teacher_index": beside,
+        "exact": np.ones((B, T), bool),
+    }
+    shared = (tuple(range(VOCAB)),) * 2
+    made = objective(weights=dict(matched=0.5, sorted=0.5), shared=shared)
+    terms = jax.jit(made.terms)
+    soft, _ = expected_logit_terms(batch, forward_kl)
+    found = terms(STUDENT[1], batch, TEACHER[1])
+    np.testing.assert_allclose(found["matched"], soft, rtol=1e-4)
+    assert found["sorted"] == 0
+    found = terms(STUDENT[1], batch | {"exact": np.zeros((B, T), bool)}, TEACHER[1])
+    assert found["matched"] == 0 and found["sorted"] > 0
+
+
 def test_hard_alone_asks_no_teacher():
     """Oracle: numpy's cross-entropy, and no teacher to be had."""
     batch = whole_batch()
