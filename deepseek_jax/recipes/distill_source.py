@@ -33,13 +33,13 @@ class TaskWatch:
     def __call__(self, params):
         """Measure: -> {held_out_loss, held_out_loss/TASK, regressed/TASK: 1.0 for one that did}."""
         params, metrics = without_projections(params), {}
+        self.evaluations += 1
         for task, batches in self.batches.items():
             losses = self.loss_of.by_conversation(params, batches)
             metrics[f"{HELD_OUT_LOSS}/{task}"] = float(losses.mean())
             metrics[f"regressed/{task}"] = float(self._regressed(task, losses))
         means = [metrics[f"{HELD_OUT_LOSS}/{task}"] for task in self.batches]
         self.latest = metrics[HELD_OUT_LOSS] = float(np.mean(means))
-        self.evaluations += 1
         return metrics
 
     def _regressed(self, task, losses):
