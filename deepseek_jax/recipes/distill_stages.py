@@ -110,10 +110,10 @@ class DistillStages:
         """What the students of this name start from."""
         start = self.settings.built(StartSettings, "starts")[name]
         if start.init_from is None:
-            return self._pretrained(f"start_{name}", start)
+            return self._pretrained(f"starts/{name}", start)
         own = content_hash(dataclasses.asdict(start))
         given = Path(start.init_from), start.model, start.init_from, start.max_position_embeddings
-        return Made(f"start_{name}", own, *given)
+        return Made(f"starts/{name}", own, *given)
 
     def student(self, name, student, start, texts, teacher):
         """A student that learns from texts, and from the teacher what its terms ask.
@@ -130,7 +130,7 @@ class DistillStages:
             student_of = StudentRun(self.settings, name, student, tasks, self.mesh, folder)
             return student_of.train(start.load(self.mesh), taught, **self._running())
 
-        return self._trained(name, inputs, train, like=start)
+        return self._trained(f"students/{name}", inputs, train, like=start)
 
     def reinforced(self, name, settings, start):
         """A student that learns from rewards alone, on the puzzles that the others have texts of."""
@@ -148,7 +148,7 @@ class DistillStages:
                 folder = folder / "checkpoints"
                 return policy, reinforce(*made, folder, phase=name, **self._running())
 
-        return self._trained(name, inputs, train, like=start)
+        return self._trained(f"reinforced/{name}", inputs, train, like=start)
 
     def measured(self, made, texts, measure):
         """What measure(policy, params, tokenizer) says, measured once for this policy and these questions."""
@@ -178,7 +178,9 @@ class DistillStages:
             if start.base is None:
                 return policy, random_params(policy, self.mesh, seed)[0]
             made = policy, start.base, tokenizer, self.mesh, folder
-            return policy, train_base(*made, seed=seed, name=f"pretrain_{name}", **self._running())
+            return policy, train_base(
+                *made, seed=seed, name=f"pretrain_{Path(name).name}", **self._running()
+            )
 
         how = {f.name for f in dataclasses.fields(RunSettings)} & start.model.keys()
         how = {name: start.model[name] for name in how}

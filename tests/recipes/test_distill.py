@@ -88,7 +88,7 @@ def test_every_term_is_logged_and_projections_are_dropped(finished, files):
     for name in ("a", "b"):
         assert f"held_out_loss/{name}" in records[0] and f"held_out_loss/{name}" not in records[1]
     _, student = load_orbax(finished / "students" / "qwen" / "params")
-    config, _ = load_orbax(finished / "start_qwen" / "params")
+    config, _ = load_orbax(finished / "starts" / "qwen" / "params")
     assert PROJECTIONS not in student and config.model_type == "qwen2"
 
 
