@@ -17,6 +17,7 @@ from deepseek_jax.parallel.shard import check_batch
 from deepseek_jax.recipes.answers import make_console
 from deepseek_jax.recipes.blocks import build_model
 from deepseek_jax.recipes.corpus import base_tokenizer
+from deepseek_jax.recipes.r1_findings import TABLE_WIDTH, report_sweep
 from deepseek_jax.recipes.r1_settings import TEMPLATE, R1Settings
 from deepseek_jax.recipes.r1_stages import Stages
 from deepseek_jax.recipes.reinforce import check_length, check_rows, fitting
@@ -29,7 +30,6 @@ from deepseek_jax.training.metrics import MetricsWriter
 
 REDOES_WHAT_CHANGED = True  # and what follows from it: another config may go on in the same workdir
 REINFORCED = ("zero", "reasoning", "scenarios")
-TABLE_WIDTH = 130  # columns: seven scores with their intervals
 TITLES = {
     "base": "base",
     "zero": "R1-Zero",
@@ -71,6 +71,7 @@ def run(config, mesh, workdir, should_stop):
     measured(stages.scenarios(dev3, puzzles.train, requests.train))
     writer.close()
     make_console(width=TABLE_WIDTH).print(stages_table(scores, FORMS, names))
+    report_sweep(workdir, [workdir])  # one run's findings: how far they hold, several runs tell
     say(f"complete; report.html, and a folder of each stage's lineage and params, are in {workdir}")
 
 
