@@ -5,10 +5,15 @@ from typing import ClassVar
 
 from deepseek_jax.recipes.grpo_settings import ReinforceSettings
 from deepseek_jax.recipes.pretrain_settings import BaseSettings
+from deepseek_jax.recipes.reward_model_settings import RewardTrainingSettings
 from deepseek_jax.recipes.settings import check_counts
 from deepseek_jax.recipes.sft_settings import FineTuneSettings
 
 TEMPLATE = "r1_zero"  # of every prompt, in every stage
+REWARD_MODELS = (
+    "helpfulness_model",
+    "safety_model",
+)  # the blocks, stages and rewards of these names
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,15 +28,15 @@ class ConversationSettings:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class R1FineTuneSettings(FineTuneSettings):
-    """A stage of fine-tuning. data: its conversations; stage 3 adds those that rejection sampling accepts."""
+    """A stage of fine-tuning. data: its conversations, beside the completions that sampling accepted."""
 
     data: ConversationSettings
 
 
 @dataclasses.dataclass(frozen=True)
 class RejectionSettings:
-    """Completions of stage 2's policy: samples_per_prompt of each of num_prompts puzzles, of which at most
-    max_per_prompt good ones are kept.
+    """Completions of a policy to be learned from: samples_per_prompt of each of num_prompts puzzles, of which
+    at most max_per_prompt good ones are kept.
     """
 
     num_prompts: int
@@ -45,7 +50,7 @@ class RejectionSettings:
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ScenarioSettings(ReinforceSettings):
     """Stage 4. In its last general_steps, general_per_step of a step's questions are everyday requests, paid
-    by general_rewards; `rewards` are those of the puzzles.
+    by general_rewards, REWARD_MODELS among them; `rewards` are those of the puzzles.
     """
 
     general_steps: int
@@ -104,8 +109,11 @@ class R1Settings:
     model: dict
     base: BaseSettings
     zero: ReinforceSettings
+    traces: RejectionSettings
     cold_start: R1FineTuneSettings
     reasoning: ReinforceSettings
+    helpfulness_model: RewardTrainingSettings
+    safety_model: RewardTrainingSettings
     rejection: RejectionSettings
     sft: R1FineTuneSettings
     scenarios: ScenarioSettings
@@ -114,13 +122,19 @@ class R1Settings:
 
     def __post_init__(self):
         self.base.check_numbers("config.base")
-        for name in ("zero", "cold_start", "reasoning", "sft", "scenarios"):
+        for name in ("zero", "cold_start", "reasoning", *REWARD_MODELS, "sft", "scenarios"):
             getattr(self, name).check(f"config.{name}")
-        check_counts(self.rejection, "config.rejection")
+        for name in ("traces", "rejection"):
+            check_counts(getattr(self, name), f"config.{name}")
         if self.base.corpus != "bilingual":
             raise ValueError(
                 f"config.base.corpus={self.base.corpus!r}: the stages ask the puzzles and requests of the "
                 "bilingual world; set it to 'bilingual'"
             )
-        if self.cold_start.data.num_puzzles + self.cold_start.data.num_requests < 2:
-            raise ValueError("config.cold_start.data names fewer than 2 conversations; raise one")
+        for name in REWARD_MODELS:
+            data = getattr(self, name).data
+            if data.path is not None or data.template != TEMPLATE:
+                raise ValueError(
+                    f"config.{name}.data: path={data.path!r}, template={data.template!r}: its preferences "
+                    f"are about the bilingual world's requests; leave path out, set template to {TEMPLATE!r}"
+                )

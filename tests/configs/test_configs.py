@@ -17,7 +17,7 @@ from deepseek_jax.recipes.blocks import RunSettings, build_model
 from deepseek_jax.recipes.generate_settings import GenerateSettings
 from deepseek_jax.recipes.grpo_settings import TASKS, GrpoSettings
 from deepseek_jax.recipes.pretrain_settings import PretrainSettings
-from deepseek_jax.recipes.r1_settings import R1Settings
+from deepseek_jax.recipes.r1_settings import REWARD_MODELS, R1Settings
 from deepseek_jax.recipes.reward_model_settings import JudgeSettings, RewardModelSettings
 from deepseek_jax.recipes.settings import build
 from deepseek_jax.recipes.sft_settings import SftSettings
@@ -60,7 +60,7 @@ def test_an_experiments_numbers_are_its_recipes_settings(path):
     if config.recipe == "r1":
         for stage in (settings.zero, settings.reasoning, settings.scenarios):
             Rewards(stage.rewards).close()
-        Rewards(settings.scenarios.general_rewards).close()
+        Rewards(settings.scenarios.general_rewards, models=dict.fromkeys(REWARD_MODELS)).close()
     if getattr(settings, "init_from", None) is None:
         build_model(settings.model)
     else:
