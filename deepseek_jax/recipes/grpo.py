@@ -8,6 +8,7 @@ import functools
 import numpy as np
 from rich.console import Console
 
+from deepseek_jax.checkpoint import is_orbax, save_orbax
 from deepseek_jax.data.tasks import QuestionStream, gsm8k_task
 from deepseek_jax.evaluation.held_out import evaluate
 from deepseek_jax.evaluation.report import before_after_table, plot_curves, sample_panel
@@ -26,7 +27,10 @@ PHASE = "grpo"
 
 
 def run(config, mesh, workdir, should_stop):
-    """Run the recipe in workdir, or what is left of it. config: ConfigDict of GrpoSettings' fields."""
+    """Run the recipe in workdir, or what is left of it. config: ConfigDict of GrpoSettings' fields.
+
+    Leaves the policy in workdir/params, which launch/evaluate.py and launch/convert.py read.
+    """
     settings = build(GrpoSettings, config, "config")
     check_rows(settings, mesh)
     writer = MetricsWriter(workdir)
@@ -67,6 +71,8 @@ def run(config, mesh, workdir, should_stop):
         )
         after = remembered(workdir / "after.json", lambda: measure(params))
     writer.close()
+    if not is_orbax(workdir / "params"):
+        save_orbax(workdir / "params", policy, params)
     _report(workdir, before, after)
 
 
@@ -129,4 +135,4 @@ def _report(workdir, before, after):
             ]
         )
     )
-    console.print(f"complete; metrics, curves.png, tensorboard and checkpoints are in {workdir}")
+    console.print(f"complete; params, metrics, curves.png, tensorboard and checkpoints are in {workdir}")

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from orbax.checkpoint import v1 as ocp
 
+from deepseek_jax.checkpoint import load_orbax
 from deepseek_jax.checkpoint.store import Store
 from deepseek_jax.parallel import make_mesh
 from deepseek_jax.recipes import groups, grpo, pretrain
@@ -131,6 +132,12 @@ def test_reinforcing_moves_the_parameters_but_not_the_router_bias(finished):
     assert np.abs(bias[0]).max() > 0
     moved = jax.tree.map(lambda a, b: bool((a != b).any()), base, end)
     assert all(jax.tree.leaves(moved))
+
+
+def test_the_policy_that_a_run_leaves_is_its_last(finished):
+    """Oracle: the checkpoint after the last step."""
+    saved = ocp.load_checkpointables(finished / "grpo" / f"{STEPS_OF['grpo']}")["state"]["params"]
+    jax.tree.map(np.testing.assert_array_equal, load_orbax(finished / "params")[1], saved)
 
 
 def test_running_again_says_complete_and_changes_nothing(finished, capsys):
