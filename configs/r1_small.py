@@ -45,9 +45,9 @@ def get_config(arg=None):
     )
 
     c.scenarios = c.reasoning.copy_and_resolve_references()
-    c.scenarios.num_steps, c.scenarios.general_steps, c.scenarios.general_per_step = 80, 40, 8
-    c.scenarios.rollout.temperature = 0.7
-    c.scenarios.general_rewards = dict(
+    c.scenarios.num_steps, c.scenarios.rollout.temperature = 80, 0.7
+    c.scenarios.general = dict(num_steps=40, per_step=8)
+    c.scenarios.general.rewards = dict(
         helpfulness_model=1.0, safety_model=1.0, think_answer_format=1.0, language_consistency=1.0
     )
     c.evaluation = dict(num_puzzles=128, num_requests=96, samples=16, temperature=1.0)

@@ -27,9 +27,9 @@ from deepseek_jax.recipes.reinforce import check_length, check_rows, fitting
 from deepseek_jax.recipes.remembered import remembered
 from deepseek_jax.recipes.reward_model import reward_model_table
 from deepseek_jax.recipes.run_report import write_report
+from deepseek_jax.recipes.scenarios import scenario_rewards
 from deepseek_jax.recipes.settings import build
 from deepseek_jax.recipes.stage_scores import FORMS, measure
-from deepseek_jax.rewards import Rewards
 from deepseek_jax.training.metrics import MetricsWriter
 
 REDOES_WHAT_CHANGED = True  # and what follows from it: another config may go on in the same workdir
@@ -96,9 +96,9 @@ def _check(settings, policy, tokenizer, mesh):
     for name in REINFORCED:
         stage = getattr(settings, name)
         check_rows(stage, mesh, f"config.{name}")
-        Rewards(stage.rewards).close()
-    models = dict.fromkeys(REWARD_MODELS)  # to be trained
-    Rewards(settings.scenarios.general_rewards, models=models).close()
+        models = dict.fromkeys(REWARD_MODELS if stage.general else ())  # to be trained
+        with scenario_rewards(stage, models):
+            pass
     for name in ("cold_start", "sft", *REWARD_MODELS):
         _check_fitted_rows(getattr(settings, name), policy, mesh, f"config.{name}")
 

@@ -47,35 +47,6 @@ class RejectionSettings:
     slots: int = 128
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class ScenarioSettings(ReinforceSettings):
-    """Stage 4. In its last general_steps, general_per_step of a step's questions are everyday requests, paid
-    by general_rewards, REWARD_MODELS among them; `rewards` are those of the puzzles.
-    """
-
-    general_steps: int
-    general_per_step: int
-    general_rewards: dict
-
-    def check(self, path):
-        """As ReinforceSettings."""
-        super().check(path)
-        if self.general_steps > self.num_steps:
-            raise ValueError(
-                f"{path}.general_steps={self.general_steps} is above {path}.num_steps={self.num_steps}"
-            )
-        if self.general_per_step >= self.prompts_per_step:
-            raise ValueError(
-                f"{path}.general_per_step={self.general_per_step} leaves no puzzles of "
-                f"{path}.prompts_per_step={self.prompts_per_step}; lower it"
-            )
-        if self.max_sampling_rounds > 1:
-            raise ValueError(
-                f"{path}.max_sampling_rounds={self.max_sampling_rounds}: a step of this stage has its own "
-                "share of requests, which further rounds would shift; leave it at 1"
-            )
-
-
 @dataclasses.dataclass(frozen=True)
 class EvaluationSettings:
     """How every stage's policy is measured: samples of each of the held-out puzzles and requests. Of the
@@ -102,7 +73,9 @@ class EvaluationSettings:
 
 @dataclasses.dataclass(frozen=True)
 class R1Settings:
-    """A whole config of this recipe. The stages' own seeds follow from seed."""
+    """A whole config of this recipe. The stages' own seeds follow from seed. Of the reinforcements scenarios,
+    and no other, has general questions, paid by REWARD_MODELS among others.
+    """
 
     recipe: str
     seed: int
@@ -116,7 +89,7 @@ class R1Settings:
     safety_model: RewardTrainingSettings
     rejection: RejectionSettings
     sft: R1FineTuneSettings
-    scenarios: ScenarioSettings
+    scenarios: ReinforceSettings
     evaluation: EvaluationSettings
     mesh: dict = dataclasses.field(default_factory=dict)
 
@@ -131,6 +104,13 @@ class R1Settings:
                 f"config.base.corpus={self.base.corpus!r}: the stages ask the puzzles and requests of the "
                 "bilingual world; set it to 'bilingual'"
             )
+        for name in ("zero", "reasoning", "scenarios"):
+            general = getattr(self, name).general
+            if (general is None) == (name == "scenarios") or (general and general.path is not None):
+                raise ValueError(
+                    f"config.{name}.general={general}: stage 4 asks general questions, the bilingual world's "
+                    "requests, and no other stage does; set config.scenarios.general, without a path"
+                )
         for name in REWARD_MODELS:
             data = getattr(self, name).data
             if data.path is not None or data.template != TEMPLATE:

@@ -10,7 +10,6 @@ from jax.sharding import Mesh
 from deepseek_jax.checkpoint import is_orbax, load_orbax, save_orbax
 from deepseek_jax.data.messages import worked_conversations
 from deepseek_jax.data.sources import read
-from deepseek_jax.data.tasks import QuestionStream
 from deepseek_jax.data.tokenizer import Tokenizer
 from deepseek_jax.evaluation.conversation_loss import ConversationLoss
 from deepseek_jax.models import ModelConfig
@@ -24,10 +23,9 @@ from deepseek_jax.recipes.reinforce import fitting, reinforce
 from deepseek_jax.recipes.rejection import read_accepted, sample_accepted
 from deepseek_jax.recipes.reward_data import load_preferences, with_ids
 from deepseek_jax.recipes.reward_model import train_reward_model
-from deepseek_jax.recipes.scenarios import ScenarioRewards, ScenarioStream
+from deepseek_jax.recipes.scenarios import ScenarioRewards, scenario_questions, scenario_rewards
 from deepseek_jax.recipes.sft import fine_tune, packed_conversations
 from deepseek_jax.recipes.sft_data import check_conversations, packed
-from deepseek_jax.rewards import Rewards
 from deepseek_jax.training.metrics import MetricsWriter
 
 ORDER = ("base", "zero", "traces", "cold_start", "reasoning", "rejection", "sft")
@@ -74,7 +72,7 @@ class Stages:
 
     def zero(self, base, puzzles):
         """R1-Zero: nothing but reinforcement, by rules."""
-        return self._reinforced_on_puzzles("zero", base, puzzles)
+        return self._reinforced("zero", base, puzzles)
 
     def traces(self, zero, puzzles):
         """accepted.jsonl: R1-Zero's completions that are right and readable: each thought in one language."""
@@ -86,7 +84,7 @@ class Stages:
 
     def reasoning(self, dev1, puzzles):
         """Dev2: reinforcement, whose rewards count the language of the thought too."""
-        return self._reinforced_on_puzzles("reasoning", dev1, puzzles)
+        return self._reinforced("reasoning", dev1, puzzles)
 
     def rejection(self, dev2, puzzles):
         """accepted.jsonl: those of Dev2's completions that are worth learning."""
@@ -129,28 +127,7 @@ class Stages:
         """R1: reinforcement on puzzles, by rules, and in the last steps on requests as well, by the reward
         models. reward_models: the Stages of REWARD_MODELS.
         """
-        settings = self._with_seed("scenarios")
-        paths = {model.name: {"path": str(model.folder / "params")} for model in reward_models}
-
-        def train(folder):
-            seed = settings.seed
-            stream = ScenarioStream(
-                *(QuestionStream(_asked(e, settings), seed) for e in (puzzles, requests)),
-                first=(settings.num_steps - settings.general_steps) * settings.prompts_per_step,
-                per_step=settings.prompts_per_step,
-                general_per_step=settings.general_per_step,
-            )
-            models = load_model_rewards(paths, self.mesh)
-            with (
-                Rewards(settings.rewards) as reasoning,
-                Rewards(settings.general_rewards, models=models) as general,
-            ):
-                rewards = ScenarioRewards({"reasoning": reasoning, "general": general})
-                return self._reinforce("scenarios", settings, dev3, stream, rewards, folder)
-
-        inputs = {"settings": self.settings_of(settings), "parent": dev3.hash}
-        inputs |= {model.name: model.hash for model in reward_models}
-        return self._trained("scenarios", inputs | {"data": [puzzles, requests]}, train)
+        return self._reinforced("scenarios", dev3, puzzles, requests, reward_models)
 
     def params(self, stage):
         """A stage's parameters, read anew: whoever trains them uses them up."""
@@ -175,31 +152,31 @@ class Stages:
 
         return self.make(name, inputs, make)
 
-    def _reinforced_on_puzzles(self, name, parent, puzzles):
+    def _reinforced(self, name, parent, puzzles, requests=(), reward_models=()):
+        """A stage of reinforcement: settings.general's questions are the requests."""
         settings = self._with_seed(name)
+        paths = {model.name: {"path": str(model.folder / "params")} for model in reward_models}
 
         def train(folder):
-            stream = QuestionStream(_asked(puzzles, settings), settings.seed)
-            with Rewards(settings.rewards) as rewards:
-                return self._reinforce(name, settings, parent, stream, rewards, folder)
+            asked = (_asked(e, settings) if e else e for e in (puzzles, requests))
+            with scenario_rewards(settings, load_model_rewards(paths, self.mesh)) as rewards:
+                return reinforce(
+                    settings,
+                    self.policy,
+                    self.tokenizer,
+                    self.params(parent),
+                    scenario_questions(settings, *asked),
+                    ScenarioRewards(rewards),
+                    self.mesh,
+                    folder / "checkpoints",
+                    phase=name,
+                    writer=self.writer,
+                    should_stop=self.should_stop,
+                )
 
-        inputs = {"settings": self.settings_of(settings), "parent": parent.hash, "data": puzzles}
-        return self._trained(name, inputs, train)
-
-    def _reinforce(self, name, settings, parent, stream, rewards, folder):
-        return reinforce(
-            settings,
-            self.policy,
-            self.tokenizer,
-            self.params(parent),
-            stream,
-            rewards,
-            self.mesh,
-            folder / "checkpoints",
-            phase=name,
-            writer=self.writer,
-            should_stop=self.should_stop,
-        )
+        inputs = {"settings": self.settings_of(settings), "parent": parent.hash}
+        inputs |= {model.name: model.hash for model in reward_models}
+        return self._trained(name, inputs | {"data": [puzzles, requests]}, train)
 
     def _accepted(self, name, parent, puzzles):
         """A stage whose result is accepted.jsonl, of a policy's completions."""

@@ -133,4 +133,6 @@ def _report(workdir, sequence_length, before, after):
     console.print(f"over {tokens} tokens of {conversations} held-out conversations")
     print_table(console, before["answers"], after["answers"])
     print_samples(console, before["answers"]["sampled"], after["answers"]["sampled"])
-    console.print(f"complete; params, metrics, curves.png, tensorboard and checkpoints are in {workdir}")
+    console.print(
+        f"complete; params, metrics, curves.png, tensorboard and checkpoints are in {workdir}"
+    )

@@ -19,6 +19,7 @@ from deepseek_jax.recipes.grpo_settings import TASKS, GrpoSettings
 from deepseek_jax.recipes.pretrain_settings import PretrainSettings
 from deepseek_jax.recipes.r1_settings import REWARD_MODELS, R1Settings
 from deepseek_jax.recipes.reward_model_settings import JudgeSettings, RewardModelSettings
+from deepseek_jax.recipes.scenarios import scenario_rewards
 from deepseek_jax.recipes.settings import build
 from deepseek_jax.recipes.sft_settings import SftSettings
 from deepseek_jax.rewards import Rewards
@@ -59,8 +60,8 @@ def test_an_experiments_numbers_are_its_recipes_settings(path):
         settings.built_stages(build_model(settings.model), ONE_DEVICE)
     if config.recipe == "r1":
         for stage in (settings.zero, settings.reasoning, settings.scenarios):
-            Rewards(stage.rewards).close()
-        Rewards(settings.scenarios.general_rewards, models=dict.fromkeys(REWARD_MODELS)).close()
+            with scenario_rewards(stage, dict.fromkeys(REWARD_MODELS if stage.general else ())):
+                pass
     if getattr(settings, "init_from", None) is None:
         build_model(settings.model)
     else:

@@ -37,7 +37,7 @@ def small_config():
         stage.log_every = 1
         stage.rollout.update(dict(max_completion_length=16, slots=4))
     config.reasoning.reference_every = config.scenarios.reference_every = 1
-    config.scenarios.update(dict(general_steps=1, general_per_step=1))
+    config.scenarios.general.update(dict(num_steps=1, per_step=1))
     for name in ("cold_start", "sft"):
         config[name].update(dict(num_steps=STEPS, batch_size=4, eval_every=1, log_every=1))
         config[name].optimizer.warmup_steps = 1
@@ -212,10 +212,11 @@ def test_a_run_killed_again_and_again_ends_like_one_that_was_not(finished, tmp_p
         (lambda c: c.zero.update(group_size=1), "config.zero.group_size=1"),
         (lambda c: c.sft.update(eval_every=3, log_every=2), "config.sft.eval_every=3 falls on"),
         (
-            lambda c: c.scenarios.update(general_steps=3),
-            "config.scenarios.general_steps=3 is above",
+            lambda c: c.scenarios.general.update(num_steps=3),
+            "config.scenarios.general.num_steps=3 is above",
         ),
-        (lambda c: c.scenarios.update(general_per_step=2), "leaves no puzzles"),
+        (lambda c: c.scenarios.general.update(per_step=2), "leaves no other questions"),
+        (lambda c: c.update(scenarios=c.zero), "config.scenarios.general=None: stage 4 asks"),
         (lambda c: c.safety_model.data.update(template="{question}"), "config.safety_model.data"),
         (lambda c: c.sft.update(sequence_length=300), "config.sft.sequence_length=300 is beyond"),
         (lambda c: c.cold_start.update(micro_batches=3), "config.cold_start.batch_size=4"),
