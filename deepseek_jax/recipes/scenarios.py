@@ -15,8 +15,8 @@ SCENARIOS = ("reasoning", "general")
 
 
 def scenario_questions(settings, reasoning, general):
-    """The stream of a reinforcement's questions. settings: ReinforceSettings. reasoning, general: examples; the
-    latter are asked where settings.general is set.
+    """The stream of a reinforcement's questions. settings: ReinforceSettings. reasoning, general: examples;
+    the latter are asked where settings.general is set.
     """
     if settings.general is None:
         return QuestionStream(reasoning, settings.seed)
