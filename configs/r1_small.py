@@ -22,13 +22,13 @@ def get_config(arg=None):
 
     samples = dict(num_prompts=1000, samples_per_prompt=4, temperature=1.0)
     samples["max_completion_length"] = LENGTH
-    c.traces = dict(samples, max_per_prompt=1)
+    c.traces = dict(samples, samples_per_prompt=8, max_per_prompt=1)
     rows = dict(batch_size=16, sequence_length=LENGTH, eval_every=20, log_every=5)
     c.cold_start = dict(rows, num_steps=60, data=dict())
     c.cold_start.optimizer = dict(learning_rate=1e-3, schedule="cosine", warmup_steps=5)
 
     c.reasoning = c.zero.copy_and_resolve_references()
-    c.reasoning.num_steps = 60
+    c.reasoning.num_steps = 100
     c.reasoning.rewards.language_consistency = 1.0
     c.reasoning.loss.kl_coef = 0.001
     c.reasoning.reference_every = 20
