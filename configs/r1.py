@@ -9,11 +9,12 @@ python launch/train.py --config=configs/r1.py:stage=helpfulness --distributed   
 python launch/train.py --config=configs/r1.py:stage=scenarios --distributed        # 4 -> R1
 
 The paths are to be yours: /checkpoints/NAME is what launch/convert.py made of the stage before's params (a
-reward model stays as its run left it), and /data/NAME.jsonl holds conversations, questions with their language,
-or preferences. What was not published is ours: the number of cold-start conversations, the steps of stage 2,
-which ran until it converged, Adam's numbers, packing, the prompts' length, the general prompts' share of a
-step, and the mesh. All stages keep R1-Zero's template. A step of reinforcement here is one rollout, 16 of the
-paper's (see configs/r1_zero.py): stage 4's 1,700, the last 400 with general prompts, are 106 and 25.
+reward model stays as its run left it), and /data/NAME.jsonl holds conversations, questions that name their
+language, or preferences. What was not published is ours: the number of cold-start conversations, the steps
+of stage 2, which ran until it converged, Adam's numbers, packing, the prompts' length, the general prompts'
+share of a step, and the mesh. All stages keep R1-Zero's template. A step of reinforcement here is one
+rollout, 16 of the paper's (see configs/r1_zero.py): stage 4's 1,700, the last 400 with general prompts, are
+106 and 25.
 """
 
 from functools import partial

@@ -64,9 +64,12 @@ def run(config, mesh, workdir, should_stop):
     names = {name: name.replace("@k", f"@{settings.evaluation.samples}") for name in FORMS}
     scores = {}
 
+    def report():
+        write_report(workdir, f"R1 in {workdir.name}", TITLES, FORMS, names)
+
     def measured(stage):
         scores[TITLES[stage.name]] = _measured(stages, stage, puzzles.held_out, requests.held_out)
-        write_report(workdir, f"R1 in {workdir.name}", TITLES, FORMS, names)
+        report()
         return stage
 
     base = measured(stages.base())
@@ -82,7 +85,8 @@ def run(config, mesh, workdir, should_stop):
     measured(stages.scenarios(dev3, models, puzzles.train, requests.train))
     writer.close()
     make_console(width=TABLE_WIDTH).print(stages_table(scores, FORMS, names))
-    report_sweep(workdir, [workdir])  # one run's findings: how far they hold, several runs tell
+    report_sweep(workdir, [workdir])  # of one run: how far its findings hold, several tell
+    report()
     say(f"complete; report.html, and a folder of each stage's lineage and params, are in {workdir}")
 
 

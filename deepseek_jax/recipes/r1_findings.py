@@ -18,6 +18,7 @@ from deepseek_jax.parallel.processes import first_process
 from deepseek_jax.recipes.stage_scores import FORMS
 
 REPRODUCED, NOT_REPRODUCED = "reproduced", "not reproduced at this scale"
+HEADS = ("finding", "this", "that", "difference", "margin", "each run", "verdict")
 TABLE_WIDTH = 130  # columns
 WHOLE = 1.0  # in place of a stage and its score
 
@@ -87,10 +88,30 @@ def findings(workdirs, claims=CLAIMS):
     return [_test(claim, runs) for claim in claims]
 
 
-def findings_table(found, num_runs, k):
-    """A rich Table of findings over so many runs. k: of cons@k."""
+def report_sweep(folder, workdirs):
+    """Print the findings over finished runs, and write them to folder/findings.txt and findings.json."""
+    if not first_process():
+        return
+    found = findings(workdirs)
+    k = json.loads((workdirs[0] / "measured" / "base" / "scores.json").read_text())["k"]
+    rows = [_cells(finding, k) for finding in found]
+    told = {"heads": HEADS, "rows": rows, "findings": [_as_json(finding) for finding in found]}
+    (folder / "findings.json").write_text(json.dumps(told, indent=1) + "\n")
+    table = _table(f"findings of {len(workdirs)} run{'s' if len(workdirs) > 1 else ''}", rows)
+    Console(width=TABLE_WIDTH).print(table)
+    with open(folder / "findings.txt", "w") as file:
+        Console(width=TABLE_WIDTH, file=file).print(table)
+
+
+def _as_json(finding):
+    claim, means, comparison, by_run, reproduced = finding
+    numbers = dict(means=means, difference=comparison.difference, p_value=comparison.p_value)
+    return claim._asdict() | numbers | {"by_run": by_run, "reproduced": reproduced}
+
+
+def _table(title, rows):
     table = Table(
-        title=f"findings of {num_runs} run{'s' if num_runs > 1 else ''}",
+        title=title,
         caption="held-out prompts of every run: this, less that, and the difference's 95% interval. "
         "Reproduced: the interval is above the margin, and so is every run's own difference",
         box=SIMPLE_HEAD,
@@ -98,43 +119,12 @@ def findings_table(found, num_runs, k):
         pad_edge=False,
         show_edge=False,
     )
-    table.add_column("finding")
-    for name in ("this", "that", "difference", "margin", "each run"):
-        table.add_column(name, justify="right", no_wrap=name != "each run")
-    table.add_column("")
-    for finding in found:
-        table.add_row(*_cells(finding, k))
+    for name in HEADS:
+        words = name in ("finding", "each run", "verdict")
+        table.add_column(name, justify="left" if words else "right", no_wrap=not words)
+    for row in rows:
+        table.add_row(*row)
     return table
-
-
-def report_sweep(folder, workdirs):
-    """Print the findings over finished runs, and write them to folder/findings.txt and findings.json."""
-    if not first_process():
-        return
-    found = findings(workdirs)
-    k = json.loads((workdirs[0] / "measured" / "base" / "scores.json").read_text())["k"]
-    table = findings_table(found, len(workdirs), k)
-    Console(width=TABLE_WIDTH).print(table)
-    with open(folder / "findings.txt", "w") as file:
-        Console(width=TABLE_WIDTH, file=file).print(table)
-    (folder / "findings.json").write_text(json.dumps(_as_json(found), indent=1) + "\n")
-
-
-def _as_json(found):
-    return [
-        {
-            "finding": claim.text,
-            "ours": claim.ours,
-            "theirs": claim.theirs,
-            "margin": claim.margin,
-            "means": means,
-            "difference": comparison.difference,
-            "p_value": comparison.p_value,
-            "by_run": by_run,
-            "reproduced": reproduced,
-        }
-        for claim, means, comparison, by_run, reproduced in found
-    ]
 
 
 def _values(workdir):

@@ -69,8 +69,8 @@ def test_findings_are_printed_and_kept(tmp_path, capsys):
     printed = capsys.readouterr().out
     assert "findings of 2 runs" in printed and "…" not in printed and "cons@16" in printed
     assert (tmp_path / "findings.txt").read_text() == printed
-    kept = json.loads((tmp_path / "findings.json").read_text())
-    assert [row["finding"] for row in kept] == [claim.text for claim in CLAIMS]
+    kept = json.loads((tmp_path / "findings.json").read_text())["findings"]
+    assert [row["text"] for row in kept] == [claim.text for claim in CLAIMS]
     expected = [claim.margin < 0 or claim.ours == 1.0 for claim in CLAIMS]
     assert [row["reproduced"] for row in kept] == expected
 
