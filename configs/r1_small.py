@@ -34,15 +34,14 @@ def get_config(arg=None):
     c.reasoning.reference_every = 20
 
     c.rejection = dict(samples, max_per_prompt=2)
-    c.sft = dict(rows, num_steps=200, data=dict(num_requests=1200))
+    c.sft = dict(rows, num_steps=300, data=dict(num_requests=1200))
     c.sft.optimizer = dict(learning_rate=2e-3, schedule="cosine", warmup_steps=5)
 
     pairs = dict(num_steps=200, batch_size=32, sequence_length=LENGTH, log_every=10)
     pairs["data"] = dict(template="r1_zero", num_train=4096, num_held_out=512)
     pairs["optimizer"] = dict(learning_rate=1e-3, schedule="cosine", warmup_steps=10)
-    c.helpfulness_model, c.safety_model = (
-        dict(pairs, kind=kind) for kind in ("helpfulness", "safety")
-    )
+    c.helpfulness_model = dict(pairs, kind="helpfulness")
+    c.safety_model = dict(pairs, kind="safety", num_steps=100)
 
     c.scenarios = c.reasoning.copy_and_resolve_references()
     c.scenarios.num_steps, c.scenarios.rollout.temperature = 80, 0.7
