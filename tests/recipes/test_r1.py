@@ -158,7 +158,8 @@ def test_running_again_runs_no_stage(finished, capsys):
     assert {path: path.read_bytes() for path in finished.rglob("*") if path.is_file()} == before
     out = capsys.readouterr().out
     assert out.count("unchanged") == len(ORDER) + len(MEASURED)
-    rows = [line.split()[0] for line in out.splitlines() if line[:1].strip()]
+    table = out.partition("findings of 1 run")[0]
+    rows = [line.split()[0] for line in table.splitlines() if line[:1].strip()]
     wanted = ["base", "R1-Zero", "Dev1", "Dev2", "Dev3", "R1"]
     assert [row for row in rows if row in wanted] == wanted and "…" not in out
 
