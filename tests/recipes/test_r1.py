@@ -217,7 +217,7 @@ def test_a_run_killed_again_and_again_ends_like_one_that_was_not(finished, tmp_p
             "config.scenarios.general.num_steps=3 is above",
         ),
         (lambda c: c.scenarios.general.update(per_step=2), "leaves no other questions"),
-        (lambda c: c.update(scenarios=c.zero), "config.scenarios.general=None: stage 4 asks"),
+        (lambda c: c.zero.update(general=c.scenarios.general), "config.zero.general=General"),
         (lambda c: c.safety_model.data.update(template="{question}"), "config.safety_model.data"),
         (lambda c: c.sft.update(sequence_length=300), "config.sft.sequence_length=300 is beyond"),
         (lambda c: c.cold_start.update(micro_batches=3), "config.cold_start.batch_size=4"),
