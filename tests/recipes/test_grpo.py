@@ -214,7 +214,7 @@ def test_general_questions_come_in_the_last_steps_with_rewards_of_their_own(with
     run(with_base, general=dict(num_steps=1, per_step=1, path=str(path), rewards=rewards))
     first, last = read_metrics(with_base / "metrics.jsonl", "grpo")
     assert "reward_exact_answer" in last and "reward_exact_answer" not in first
-    assert "reward_correct" in last and last["unscored"] == 0
+    assert "reward_correct" in last and last["reward_errors"] == 0
 
 
 @pytest.mark.parametrize(
