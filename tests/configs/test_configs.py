@@ -14,6 +14,7 @@ import pytest
 from configs import models, r1, v3_post_training
 from deepseek_jax.parallel import make_mesh
 from deepseek_jax.recipes.blocks import RunSettings, build_model
+from deepseek_jax.recipes.distill_settings import DistillSettings, StartSettings
 from deepseek_jax.recipes.generate_settings import GenerateSettings
 from deepseek_jax.recipes.grpo_settings import TASKS, GrpoSettings
 from deepseek_jax.recipes.pretrain_settings import PretrainSettings
@@ -28,6 +29,7 @@ from launch.train import MeshSettings
 
 ROOT = Path(__file__).resolve().parents[2]
 SETTINGS = {
+    "distill": DistillSettings,
     "generate": GenerateSettings,
     "grpo": GrpoSettings,
     "judge": JudgeSettings,
@@ -37,7 +39,7 @@ SETTINGS = {
     "sft": SftSettings,
 }
 ONE_DEVICE = make_mesh(data=1, devices=jax.devices()[:1])
-SHARED = ("__init__", "common", "models")
+SHARED = ("__init__", "common", "distill_published", "models")
 EXPERIMENTS = sorted(path for path in (ROOT / "configs").glob("*.py") if path.stem not in SHARED)
 SIZES = sorted(name for name, _ in inspect.getmembers(models, inspect.isfunction) if name[0] != "_")
 
@@ -73,6 +75,12 @@ def test_an_experiments_numbers_are_its_recipes_settings(path, arg):
         for stage in (settings.zero, settings.reasoning, settings.scenarios):
             with scenario_rewards(stage, dict.fromkeys(REWARD_MODELS if stage.general else ())):
                 pass
+    if config.recipe == "distill":
+        for start in settings.built(StartSettings, "starts").values():
+            build(RunSettings, start.model, "model") if start.init_from else build_model(
+                start.model
+            )
+        return
     if getattr(settings, "init_from", None) is None:
         build_model(settings.model)
     else:
@@ -164,6 +172,33 @@ def test_r1_zeros_run_is_the_published_one():
     assert settings.prompts_per_step % (settings.minibatches * parts) == 0
 
 
+@pytest.mark.parametrize(
+    "name, start, rate",
+    [
+        ("qwen_1_5b", "Qwen2.5-Math-1.5B", 1e-4),
+        ("qwen_7b", "Qwen2.5-Math-7B", 8e-5),
+        ("qwen_14b", "Qwen2.5-14B", 7e-5),
+        ("qwen_32b", "Qwen2.5-32B", 6e-5),
+        ("llama_8b", "Llama-3.1-8B", 5e-5),
+        ("llama_70b", "Llama-3.3-70B-Instruct", 2e-5),
+    ],
+)
+def test_a_distilled_students_run_is_the_published_one(name, start, rate):
+    """Oracle: arXiv:2501.12948, appendices B.3.3 and B.4.3: 804,745 texts, 2 to 3 epochs, batches of 64, rows
+    of 32,768 tokens, a cosine from the table's rate to a tenth of it, and of the teacher its text alone.
+    """
+    config = load(ROOT / "configs" / f"distill_{name}.py")
+    settings = build(DistillSettings, config, "config")
+    (student,) = settings.built_students().values()
+    assert settings.starts["start"]["init_from"].endswith(f"/{start}") and settings.teacher is None
+    assert 2 <= student.num_steps * student.batch_size / 804_745 <= 3
+    assert (student.batch_size, student.sequence_length) == (64, 32768)
+    assert student.loss.weights == {"hard": 1.0}
+    optimizer = student.optimizer
+    assert (optimizer.schedule, optimizer.final_fraction) == ("cosine", 0.1)
+    assert optimizer.learning_rate == rate and not settings.packing
+
+
 def test_r1s_stages_are_the_published_ones():
     """Oracle: arXiv:2501.12948, by hand: sections 3.1 and 3.2, appendix B.4.2, table 5 (804,745 conversations
     of 5,355.3 tokens, two epochs); updates on 512 completions, 1,700 of them in stage 4 and the last 400 with
@@ -185,7 +220,11 @@ def test_r1s_stages_are_the_published_ones():
     assert last.general.num_steps * last.minibatches == 400
     for kind, steps in (("helpfulness", 257), ("safety", 414)):
         model = configs[kind]
-        assert (model.batch_size, model.num_steps, model.optimizer.learning_rate) == (256, steps, 6e-6)
+        assert (model.batch_size, model.num_steps, model.optimizer.learning_rate) == (
+            256,
+            steps,
+            6e-6,
+        )
 
 
 def test_v3s_fine_tuning_is_the_published_one():
