@@ -109,15 +109,16 @@ def run_all(runs, workdir, arguments, jobs, should_stop):
     for name in statuses:
         print(f"{name}: complete, not run again", flush=True)
     waiting = [run for run in runs if run.name not in statuses]
-    running = {}
+    running, told = {}, False
     while running or (waiting and not should_stop()):
         while waiting and len(running) < jobs and not should_stop():
             run = waiting.pop(0)
             running[run.name] = run, _start(run, workdir, arguments), time.monotonic()
-        for name, (run, process, began) in list(running.items()):
-            if should_stop() and process.returncode is None:
+        if should_stop() and not told:
+            told = True
+            for _, process, _ in running.values():
                 process.send_signal(signal.SIGTERM)
-                process.wait()
+        for name, (run, process, began) in list(running.items()):
             if process.poll() is not None:
                 statuses[name] = process.returncode
                 del running[name]

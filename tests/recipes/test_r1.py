@@ -164,6 +164,7 @@ def test_running_again_runs_no_stage(finished, capsys):
     assert [row for row in rows if row in wanted] == wanted and "…" not in out
 
 
+@pytest.mark.slow
 def test_a_changed_setting_of_stage_2_reruns_it_and_what_follows(finished, tmp_path):
     """Oracle: the hashes and modification times of the run before; stage 1, R1-Zero and the base stay."""
     shutil.copytree(finished, tmp_path, dirs_exist_ok=True)
