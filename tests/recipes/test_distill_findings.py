@@ -84,7 +84,7 @@ def test_compute_is_counted_by_pass(tmp_path):
     }
     np.testing.assert_allclose(found["hard"], rows * own + 1000 * taught / 3)
     np.testing.assert_allclose(found["soft_hard"] - found["hard"], rows * taught / 3)
-    np.testing.assert_allclose(found["top_k"] - found["hard"], 640 * taught / 3)
+    np.testing.assert_allclose(found["top_8"] - found["hard"], 640 * taught / 3)
     on_policy = arms["on_policy"].loss.on_policy
     sampled = on_policy.prompts * distill_study.NUM_STEPS
     wanted = sampled * (64 * (own + taught / 3) + on_policy.max_completion_length * own / 3)
@@ -106,7 +106,7 @@ def test_the_study_runs_and_tells_what_it_found(tmp_path, capsys):
     arms here, and of reinforcement: the rest are others of the same recipe.
     """
     config = distill_study.get_config()
-    for name in ("features", "on_policy", "top_k"):
+    for name in ("features", "on_policy", "top_8", "top_32"):
         del config.students[name]
     pairs = {title: pair for title, pair in config.comparisons.items() if set(pair) <= ARMS}
     config.comparisons = ConfigDict(pairs)
