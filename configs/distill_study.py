@@ -14,7 +14,8 @@ SOFT_HARD = dict(soft=0.5, hard=0.5)
 def get_config(arg=None):
     arg = parse_arg(arg, seed=0)
     c = distill_small.get_config(f"seed={arg.seed}")
-    c.text.num_prompts = 512
+    c.teacher, c.text.num_prompts = distill_small.made_teacher(num_requests=0), 512
+    del c.tasks["requests"]
     c.starts = {"qwen": distill_small.start(models.qwen2_tiny(distill_small.VOCAB_SIZE))}
     arms = {
         "soft_hard": dict(weights=SOFT_HARD),

@@ -1,6 +1,7 @@
 """Distillation at toy size: a whole run, and its parts where they can be had alone."""
 
 import json
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -15,7 +16,7 @@ from deepseek_jax.losses.objective import PROJECTIONS, SAMPLED, Objective
 from deepseek_jax.parallel import make_mesh
 from deepseek_jax.recipes import distill
 from deepseek_jax.recipes.blocks import build_model, random_params
-from deepseek_jax.recipes.distill_data import mixed
+from deepseek_jax.recipes.distill_data import mixed, texts_hash
 from deepseek_jax.recipes.distill_settings import DistillSettings
 from deepseek_jax.recipes.distill_source import OnPolicyRows, TaskWatch, sampled_rows
 from deepseek_jax.recipes.distill_update import check_first
@@ -97,10 +98,17 @@ def test_every_term_is_logged_the_rate_follows_and_projections_are_dropped(finis
 
 
 def test_what_is_unchanged_is_not_made_again(finished, files, capsys):
-    """Oracle: what the run says: other weights change the student, and not its start."""
+    """Oracle: what the run says of its two stages; and the hash of texts, by the content of their file."""
     run(finished, small_config(files))
     said = capsys.readouterr().out
     assert said.count("not run again") == 2 and "complete" in said
+    settings = build(DistillSettings, small_config(files), "config")
+    before, path = texts_hash(settings, None), Path(files[1])
+    text = path.read_text()
+    path.write_text(text.replace("13", "14"))
+    assert texts_hash(settings, None) != before
+    path.write_text(text)
+    assert texts_hash(settings, None) == before
 
 
 def test_a_run_that_is_stopped_goes_on_as_if_it_had_not_been(finished, files, tmp_path):
