@@ -11,7 +11,7 @@ import json
 from rich.console import Console
 
 from deepseek_jax.checkpoint.hf_config import read_config
-from deepseek_jax.evaluation.report import stages_table
+from deepseek_jax.evaluation.report import plot_curves, stages_table
 from deepseek_jax.parallel.processes import first_process, say
 from deepseek_jax.parallel.shard import check_batch
 from deepseek_jax.recipes import distill_compute
@@ -27,6 +27,7 @@ from deepseek_jax.training.metrics import MetricsWriter
 
 REDOES_WHAT_CHANGED = True  # and what follows from it: another config may go on in the same workdir
 TABLE_WIDTH = 120  # columns
+CURVES = ("loss", "held_out_loss", "soft", "hard", "on_policy")
 FEWEST = 2  # questions that the small world holds out where none are asked
 
 
@@ -60,6 +61,10 @@ def run(config, mesh, workdir, should_stop):
         students[name] = stages.reinforced(name, student, starts[student.start])
         answers |= _measured(settings, stages, {name: students[name]}, texts)
     writer.close()
+    if first_process():
+        for name in settings.students:
+            path = workdir / f"{name}.png"
+            plot_curves(workdir / "metrics.jsonl", path, phase=name, names=CURVES)
     if answers and first_process():
         compute = (
             _compute(settings, students, teacher, tasks, workdir) if settings.comparisons else {}
