@@ -75,7 +75,7 @@ def run(config, mesh, workdir, should_stop):
         if settings.comparisons:
             report_sweep(workdir, [workdir])
     say(
-        f"complete; metrics.jsonl, and a folder of each stage's lineage and params, are in {workdir}"
+        f"complete; metrics, curves, and a folder of each stage's lineage and params are in {workdir}"
     )
 
 

@@ -94,6 +94,7 @@ def test_every_term_is_logged_the_rate_follows_and_projections_are_dropped(finis
         assert f"held_out_loss/{name}" in records[0] and f"held_out_loss/{name}" not in records[1]
     _, student = load_orbax(finished / "students" / "qwen" / "params")
     config, _ = load_orbax(finished / "starts" / "qwen" / "params")
+    assert (finished / "qwen.png").exists()
     assert PROJECTIONS not in student and config.model_type == "qwen2"
 
 
