@@ -62,21 +62,16 @@ def run(config, mesh, workdir, should_stop):
         answers |= _measured(settings, stages, {name: students[name]}, texts)
     writer.close()
     if first_process():
-        for name in settings.students:
-            path = workdir / f"{name}.png"
-            plot_curves(workdir / "metrics.jsonl", path, phase=name, names=CURVES)
+        _plot(settings, workdir)
     if answers and first_process():
-        compute = (
-            _compute(settings, students, teacher, tasks, workdir) if settings.comparisons else {}
-        )
-        found = {"answers": answers, "compute": compute, "comparisons": settings.comparisons}
+        found = {"answers": answers, "compute": {}, "comparisons": settings.comparisons}
+        if settings.comparisons:
+            found["compute"] = _compute(settings, students, teacher, tasks, workdir)
         (workdir / FILE).write_text(json.dumps(found))
         _report(answers)
         if settings.comparisons:
             report_sweep(workdir, [workdir])
-    say(
-        f"complete; metrics, curves, and a folder of each stage's lineage and params are in {workdir}"
-    )
+    say(f"complete; metrics, curves, and a folder of each stage with its params are in {workdir}")
 
 
 def _check_rows(settings, mesh):
@@ -133,6 +128,13 @@ def _compute(settings, students, teacher, tasks, workdir):
         metrics, config = workdir / "metrics.jsonl", read_config(students[name].path)
         counts[name] = distill_compute.reinforced(student, config, metrics, name)
     return counts
+
+
+def _plot(settings, workdir):
+    """The curves of each distilled student, workdir/NAME.png."""
+    for name in settings.students:
+        path = workdir / f"{name}.png"
+        plot_curves(workdir / "metrics.jsonl", path, phase=name, names=CURVES)
 
 
 def _report(answers):
