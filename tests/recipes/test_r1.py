@@ -120,7 +120,7 @@ def test_a_run_leaves_every_stage_with_its_parents_scores_and_metrics(finished):
     found = records(finished)
     arrows = dict(zero="base", traces="zero", cold_start="base", reasoning="cold_start")
     arrows |= dict(rejection="reasoning", sft="base", scenarios="sft")
-    arrows |= dict.fromkeys(REWARD_MODELS, "cold_start")
+    arrows |= dict.fromkeys(REWARD_MODELS, "sft")
     for child, parent in arrows.items():
         assert found[child]["inputs"]["parent"] == content_hash(found[parent]["hash"])
     more = [("cold_start", "accepted", "traces"), ("sft", "accepted", "rejection")]
@@ -173,7 +173,7 @@ def test_a_changed_setting_of_stage_2_reruns_it_and_what_follows(finished, tmp_p
     config = small_config()
     config.reasoning.optimizer.learning_rate = 1e-3
     run(tmp_path, config=config)
-    rerun = {"reasoning", "rejection", "sft", "scenarios"}
+    rerun = {"reasoning", "rejection", "sft", *REWARD_MODELS, "scenarios"}
     rerun |= {f"measured/{name}" for name in rerun & set(MEASURED)}
     after = records(tmp_path)
     assert {name for name in before if before[name] != after[name]} == rerun
