@@ -12,8 +12,9 @@ import numpy as np
 from deepseek_jax.ops.dot import dot
 from deepseek_jax.ops.platform import platform
 
-LONG = 1024  # tokens of a row up to which all scores at once are the faster form
-BLOCK = 512
+# Tokens of a row up to which all scores at once are the faster form, and of a block: a CPU's cache holds few
+LONG = {"cpu": 128, "gpu": 1024, "tpu": 1024}
+BLOCK = {"cpu": 128, "gpu": 512, "tpu": 512}
 MASKED = -1e30  # finite: a row with nothing to see stays finite too
 
 
@@ -31,7 +32,7 @@ def attend(q, k, v, *, scale, segment_ids, implementation=None):
     after; None takes it where t is above LONG. Returns [b t h u] in v's dtype.
     """
     t, g = q.shape[1], q.shape[2] // k.shape[2]
-    if implementation == "blockwise" or (implementation is None and t > LONG):
+    if implementation == "blockwise" or (implementation is None and t > LONG[platform()]):
         return _attend_blockwise(q, k, v, segment_ids, scale)
     before_ts = jnp.tril(jnp.ones((t, t), bool))
     mask_bts = before_ts & (segment_ids[:, :, None] == segment_ids[:, None, :])
@@ -135,15 +136,19 @@ def _pairs(t):
     """(blocks of queries, blocks of keys), int32[pairs] each: the block itself, of which a query sees some
     key, and then those before it.
     """
-    n = -(-t // min(BLOCK, t))
+    n = -(-t // _block(t))
     i, j = np.array([(i, j) for i in range(n) for j in range(i, -1, -1)], np.int32).T
     return i, j
+
+
+def _block(t):
+    return min(BLOCK[platform()], t)
 
 
 def _split(array):
     """[b t ...] -> [n b BLOCK ...], zeros behind the end: keys that no query before them sees."""
     b, t, *rest = array.shape
-    block = min(BLOCK, t)
+    block = _block(t)
     padded = jnp.pad(array, [(0, 0), (0, -t % block)] + [(0, 0)] * len(rest))
     return jnp.moveaxis(padded.reshape(b, -1, block, *rest), 1, 0)
 

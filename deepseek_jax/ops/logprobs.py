@@ -14,8 +14,8 @@ def token_logprobs(hidden, head, targets, *, temperature=1.0, chunk_size=None):
     hidden: [m d], after the final norm. head: [v d]. targets: int32[m]. temperature divides the logits, as
     it does when sampling. Returns logprobs, float32[m] in nats, and entropy, float32[m] in nats, which
     carries no gradient. Works through chunk_size tokens at a time (default: what keeps LOGITS_ALIVE) and
-    recomputes their logits for the gradient, so that at most chunk_size * v of them are alive; equal
-    to a full log-softmax.
+    recomputes their logits for the gradient, where there is more than one chunk, so that at most
+    chunk_size * v of them are alive; equal to a full log-softmax.
     """
     m = len(targets)
     chunk = min(chunk_size or max(LOGITS_ALIVE // len(head), 1), m)
@@ -24,7 +24,6 @@ def token_logprobs(hidden, head, targets, *, temperature=1.0, chunk_size=None):
     hidden = jnp.pad(hidden, ((0, padding), (0, 0))).reshape(-1, chunk, hidden.shape[-1])
     targets = jnp.pad(targets, (0, padding)).reshape(-1, chunk)
 
-    @jax.checkpoint
     def of_chunk(inputs):
         hidden_md, target_m = inputs
         logits_mv = dot("md,vd->mv", hidden_md, head, jnp.float32) / temperature
@@ -34,5 +33,7 @@ def token_logprobs(hidden, head, targets, *, temperature=1.0, chunk_size=None):
         mean_logit_m = (jnp.exp(fixed_mv - fixed_m[:, None]) * fixed_mv).sum(-1)
         return chosen_m - normalizer_m, fixed_m - mean_logit_m
 
+    if len(hidden) > 1:
+        of_chunk = jax.checkpoint(of_chunk)
     logprobs, entropy = jax.lax.map(of_chunk, (hidden, targets))
     return logprobs.reshape(-1)[:m], entropy.reshape(-1)[:m]

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 
 from deepseek_jax.ops.platform import platform
 
-SMALLEST, LARGEST = 8, 64  # rows of a large piece
+SMALLEST, LARGEST = 8, 256  # rows of a large piece
 
 
 def product_by_expert(spec, rows, kernel, rows_per_expert):
@@ -47,9 +47,9 @@ def sum_by_expert(left, right, rows_per_expert):
 
 
 def piece_sizes(rows, n_experts):
-    """Rows of a large piece and of a small one: about an expert's share, a power of two, and a quarter."""
+    """Rows of a large piece, a power of two about half an expert's share, and of a small one, a quarter."""
     share = max(rows // n_experts, 1)
-    large = min(max(1 << (share.bit_length() - 1), SMALLEST), LARGEST)
+    large = min(max(1 << share.bit_length() >> 2, SMALLEST), LARGEST)
     return min(large, rows), min(large // 4, rows)
 
 

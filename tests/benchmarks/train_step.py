@@ -1,6 +1,7 @@
-"""A training step against PyTorch: SmolLM2-135M's shape, 8 x 256 tokens, AdamW, float32, interleaved.
+"""A training step against PyTorch: 8 x 256 tokens, AdamW, float32, interleaved; SmolLM2-135M's shape, and a
+DeepSeek-V3 of 4 layers and 16 experts, four a token.
 
-python -m tests.benchmarks.train_step [--rounds 5]
+python -m tests.benchmarks.train_step [--rounds 5] [--model smollm2 small_v3]
 """
 
 import argparse
@@ -15,9 +16,10 @@ from deepseek_jax.losses.next_token import next_token_loss
 from deepseek_jax.recipes.blocks import OptimizerSettings
 from deepseek_jax.training.state import TrainState
 from deepseek_jax.training.step import make_train_step
-from tests.benchmarks.peers import smollm2
+from tests.benchmarks.peers import small_v3, smollm2
 from tests.benchmarks.timing import interleave, medians, print_table
 
+PEERS = {"smollm2": smollm2, "small_v3": small_v3}
 ROWS, LENGTH = 8, 256
 OPTIMIZER = OptimizerSettings(learning_rate=1e-4, weight_decay=0.01)
 
@@ -51,6 +53,7 @@ def jax_step(config, params, tokens):
         "segment_ids": np.ones(tokens.shape, np.int32),
         "positions": np.broadcast_to(np.arange(tokens.shape[1], dtype=np.int32), tokens.shape),
         "normalizer": np.float32(mask.sum()),
+        "num_tokens": np.float32(tokens.size),
     }
     rng, state = jax.random.key(0), [TrainState.create(params, tx)]
 
@@ -61,11 +64,9 @@ def jax_step(config, params, tokens):
     return run
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=5)
-    args = parser.parse_args()
-    model, config, params = smollm2()
+def measure(title, peer, rounds):
+    """Print one table of a peer of tests.benchmarks.peers."""
+    model, config, params = peer
     tokens = np.random.default_rng(0).integers(0, config.vocab_size, (ROWS, LENGTH))
     contestants = {"transformers": torch_step(model, tokens)}
     for remat in ("none", "full"):
@@ -74,14 +75,22 @@ def main():
             jax.tree.map(jnp.copy, params),  # an update uses its own up
             tokens,
         )
-    seconds = medians(interleave(contestants, args.rounds))
+    seconds = medians(interleave(contestants, rounds))
     rows = [
         [name, f"{s:.2f}", f"{ROWS * LENGTH / s:.0f}", f"{seconds['transformers'] / s:.2f}"]
         for name, s in seconds.items()
     ]
-    print_table(
-        f"one update of {ROWS} x {LENGTH} tokens, float32", ["", "s", "tokens/s", "ratio"], rows
-    )
+    title = f"{title}, one update of {ROWS} x {LENGTH} tokens, float32"
+    print_table(title, ["", "s", "tokens/s", "ratio"], rows)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--model", choices=PEERS, nargs="+", default=list(PEERS))
+    args = parser.parse_args()
+    for name in args.model:
+        measure(name, PEERS[name](), args.rounds)
 
 
 if __name__ == "__main__":

@@ -49,7 +49,7 @@ def test_attend_is_softmax_over_what_comes_before_in_the_segment(key_heads):
 
 def forms(monkeypatch, *arrays, **options):
     """(outputs and gradients of attend whole, those blockwise) for blocks of 8, as two flat lists."""
-    monkeypatch.setattr(attention, "BLOCK", 8)
+    monkeypatch.setitem(attention.BLOCK, "cpu", 8)
     probe = normal(10, *arrays[0].shape[:3], arrays[2].shape[-1])
 
     def results(implementation):
@@ -108,8 +108,8 @@ def test_long_rows_are_attended_blockwise_and_half_their_scores_left_out():
     """Oracle: the program itself: by default no array as large as all scores of a long row, and the products
     of n (n + 1) / 2 blocks of n^2.
     """
-    t = 4 * attention.BLOCK
-    assert t > attention.LONG
+    t = 4 * attention.BLOCK["cpu"]
+    assert t > attention.LONG["cpu"]
     shapes = [jax.ShapeDtypeStruct((1, t, 2, 8), jnp.float32)] * 3
     ids = jax.ShapeDtypeStruct((1, t), jnp.int32)
 
@@ -131,7 +131,7 @@ def test_a_scan_over_layers_keeps_no_masks_of_blocks(monkeypatch):
     """Oracle: the gradient's program: no array with an entry for each pair of blocks and each key of a block,
     which the masks of all pairs would be, made ahead of the first layer.
     """
-    monkeypatch.setattr(attention, "BLOCK", 8)
+    monkeypatch.setitem(attention.BLOCK, "cpu", 8)
     ids = jnp.ones((1, 32), jnp.int32)  # 4 blocks, 10 pairs
 
     @functools.partial(jax.checkpoint, prevent_cse=False)

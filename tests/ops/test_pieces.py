@@ -28,9 +28,9 @@ def owners(split):
 
 
 def test_sizes_have_large_and_small_pieces_here():
-    """Oracle: by hand: 37 rows of three experts, a share of 12; few rows; many."""
+    """Oracle: by hand: 37 rows of three experts, a share of 12; few rows; a share of 128; many."""
     given = [(R, E), (3, 8), (8192, 64), (10**6, 8)]
-    assert [pieces.piece_sizes(*x) for x in given] == [(8, 2), (3, 2), (64, 16), (64, 16)]
+    assert [pieces.piece_sizes(*x) for x in given] == [(8, 2), (3, 2), (64, 16), (256, 64)]
 
 
 def test_each_row_meets_its_experts_matrix_however_they_are_split(arrays):
