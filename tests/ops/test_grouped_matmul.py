@@ -100,11 +100,15 @@ def test_the_product_over_rows_is_each_experts_own(monkeypatch, implementation, 
     np.testing.assert_allclose(ours, exact, **CLOSE)
 
 
-def test_the_default_implementation_here_is_blocks():
-    """Oracle: bit for bit the named one, on a CPU."""
+def test_the_default_implementation_here_copies_few_matrices(monkeypatch):
+    """Oracle: bit for bit the named one, on a CPU: 10 blocks of 20 elements each."""
     x, kernel, weights = inputs()
-    both = [mixture(x, kernel, weights, SPLITS["random"], name, 8) for name in (None, "blocks")]
-    np.testing.assert_array_equal(*both)
+    layout = grouped.expert_layout(SPLITS["random"], E, 8)
+    assert len(layout.token_of_row) // 8 * kernel[0].size == 200
+    for allowed, name in ((200, "blocks"), (199, "pieces")):
+        monkeypatch.setattr(grouped, "COPIED", allowed)
+        both = [mixture(x, kernel, weights, SPLITS["random"], i, 8) for i in (None, name)]
+        np.testing.assert_array_equal(*both)
 
 
 def check_layout(experts, n_routed_experts, block):
