@@ -24,7 +24,8 @@ def get_config(arg=None):
     c.teacher = dict(path=arg.teacher) if arg.teacher else made_teacher()
     c.text = dict(num_prompts=1536, samples_per_prompt=4, max_per_prompt=1, temperature=1.0)
     c.text.max_completion_length = LENGTH
-    c.tasks = dict(sum=dict(weight=1.0), countdown=dict(weight=1.0))
+    # Puzzles in the teacher's words; requests, which have one good answer, in the world's own
+    c.tasks = dict(sum=dict(weight=1.0), countdown=dict(weight=1.0), requests=dict(weight=0.5))
     c.mixing_temperature = 2.0  # the task with fewer texts is drawn more often than they are
     c.packing = not arg.letters
     c.starts = {
@@ -41,8 +42,8 @@ def get_config(arg=None):
     return c
 
 
-def made_teacher():
-    """A teacher from nothing: the teaching corpus, then worked puzzles."""
+def made_teacher(num_requests=1000):
+    """A teacher from nothing: the teaching corpus, then worked puzzles and good answers to requests."""
     base = dict(
         corpus="bilingual_teaching",
         num_documents=20_000,
@@ -54,7 +55,7 @@ def made_teacher():
         learning_rate=3e-3, schedule="cosine", warmup_steps=30, weight_decay=0.05
     )
     fine_tune = dict(batch_size=16, sequence_length=LENGTH, num_steps=100, log_every=5)
-    fine_tune["data"] = dict(num_puzzles=2000)
+    fine_tune["data"] = dict(num_puzzles=2000, num_requests=num_requests)
     fine_tune["eval_every"] = 50
     fine_tune["optimizer"] = dict(learning_rate=1e-3, schedule="cosine", warmup_steps=5)
     model = models.deepseek_v3_tiny(vocab_size=VOCAB_SIZE)

@@ -16,12 +16,11 @@ from deepseek_jax.parallel.processes import first_process, say
 from deepseek_jax.parallel.shard import check_batch
 from deepseek_jax.recipes import distill_compute
 from deepseek_jax.recipes.answers import make_console
-from deepseek_jax.recipes.distill_data import small_world, transfer_tasks
+from deepseek_jax.recipes.distill_data import small_world, texts_hash, transfer_tasks
 from deepseek_jax.recipes.distill_findings import FILE, as_json, findings, findings_table
 from deepseek_jax.recipes.distill_scores import answer_tasks, intervals
 from deepseek_jax.recipes.distill_settings import DistillSettings
 from deepseek_jax.recipes.distill_stages import DistillStages
-from deepseek_jax.recipes.lineage import content_hash
 from deepseek_jax.recipes.reinforce import check_rows
 from deepseek_jax.recipes.settings import build
 from deepseek_jax.training.metrics import MetricsWriter
@@ -48,7 +47,7 @@ def run(config, mesh, workdir, should_stop):
     teacher = None if settings.teacher is None else stages.teacher()
     digest, accepted = (None, None) if settings.text is None else stages.text(teacher)
     tasks = transfer_tasks(settings, world, accepted, workdir / "data")
-    texts = content_hash([settings.tasks, digest, settings.seed]), tasks
+    texts = texts_hash(settings, digest), tasks
     starts = {name: stages.start(name) for name in settings.starts}
     made = {} if teacher is None else {"teacher": teacher}
     made |= {f"start {name}": start for name, start in starts.items()}

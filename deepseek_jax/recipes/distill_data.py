@@ -1,6 +1,7 @@
 """What students learn from, task by task: texts, and questions by which they are measured."""
 
 import dataclasses
+from pathlib import Path
 from typing import NamedTuple
 
 from deepseek_jax.data.bilingual_tasks import bilingual_puzzle_task, bilingual_request_task
@@ -10,6 +11,7 @@ from deepseek_jax.data.mixture import Mixture
 from deepseek_jax.data.sources import hold_out, read
 from deepseek_jax.data.tasks import Task
 from deepseek_jax.recipes.distill_settings import TaskSettings
+from deepseek_jax.recipes.lineage import content_hash
 from deepseek_jax.rewards.helpful import helpfulness
 from deepseek_jax.rewards.puzzle import puzzle_answer
 
@@ -82,6 +84,18 @@ def transfer_tasks(settings, world, accepted, folder):
             REWARDS[name],
         )
     return tasks
+
+
+def texts_hash(settings, digest):
+    """What the tasks' texts are, by content: the hash of the settings, of the teacher's (digest), and of the
+    files that they are read from; of a TFDS dataset, of its dataset_info.json.
+    """
+    paths = [
+        Path(task.path) for task in settings.built(TaskSettings, "tasks").values() if task.path
+    ]
+    files = [path / "dataset_info.json" if path.is_dir() else path for path in paths]
+    contents = [content_hash(file.read_text(encoding="utf-8")) for file in files if file.is_file()]
+    return content_hash([settings.tasks, digest, settings.seed, contents])
 
 
 def mixed(sources, temperature):

@@ -124,6 +124,7 @@ class DistillStages:
         teacher = teacher if student.loss.asks_teacher() else None
         inputs = {"settings": self._about(student), "texts": digest, "parent": start.hash}
         inputs["teacher"] = None if teacher is None else teacher.hash
+        inputs["batches"] = [self.settings.mixing_temperature, self.settings.packing]
 
         def train(folder):
             taught = None if teacher is None else teacher.load(self.mesh, trained=False)

@@ -49,6 +49,7 @@ RUNS = [(path, None) for path in EXPERIMENTS] + [
     for name, stages in {"r1": r1.STAGES, "v3_post_training": v3_post_training.STAGES}.items()
     for stage in stages
 ]
+RUNS.append((ROOT / "configs" / "distill_small.py", "letters"))
 
 
 def load(path, arg=None):
