@@ -147,7 +147,9 @@ def test_a_run_leaves_a_page_of_its_stages_scores_and_samples(finished):
     assert "not begun" not in page and "outdated" not in page.partition("<body>")[2]
     groups = json.loads(re.search('id="samples-data">(.*?)</script>', page)[1])
     evaluation = small_config().evaluation
-    assert len(groups) == len(MEASURED) * (evaluation.num_puzzles + 8)  # of the requests, the first 8
+    assert len(groups) == len(MEASURED) * (
+        evaluation.num_puzzles + 8
+    )  # of the requests, the first 8
     assert {len(group["completions"]) for group in groups} == {evaluation.samples}
 
 
