@@ -34,7 +34,7 @@ def get_config(arg=None):
     c.reasoning.reference_every = 20
 
     c.rejection = dict(samples, max_per_prompt=2)
-    c.sft = dict(rows, num_steps=200, data=dict(num_requests=1200))
+    c.sft = dict(rows, num_steps=300, data=dict(num_requests=1200))
     c.sft.optimizer = dict(learning_rate=2e-3, schedule="cosine", warmup_steps=5)
 
     pairs = dict(num_steps=200, batch_size=32, sequence_length=LENGTH, log_every=10)
@@ -45,7 +45,7 @@ def get_config(arg=None):
 
     c.scenarios = c.reasoning.copy_and_resolve_references()
     c.scenarios.num_steps, c.scenarios.rollout.temperature = 80, 0.7
-    c.scenarios.general = dict(num_steps=50, per_step=12)
+    c.scenarios.general = dict(num_steps=20, per_step=8)  # published: 400 of 1,700
     c.scenarios.general.rewards = dict(
         helpfulness_model=1.0, safety_model=1.0, think_answer_format=1.0, language_consistency=1.0
     )

@@ -1,6 +1,7 @@
 """One matrix product per expert over rows laid out by expert, dropless, at the cost of the active experts."""
 
 import functools
+import math
 from typing import NamedTuple
 
 import jax
@@ -19,7 +20,9 @@ TILES = (
     512,
 )  # of rows and of either's columns: in float32 too within 16 MiB of vector memory
 MAX_BLOCK = 8  # rows that an expert's are padded to a multiple of
-MANY = 16  # rows a mean expert, from which on a copy of its matrix for each block costs more than a loop
+COPIED = (
+    2**20
+)  # elements of matrices copied for all blocks, up to which a loop over experts saves nothing
 
 
 class ExpertLayout(NamedTuple):
@@ -125,14 +128,16 @@ def grouped_matmul(rows, kernel, rows_per_expert, *, block, implementation=None)
     """Multiply each row by its expert's matrix: rows [r d], kernel [e d f], sorted by expert -> [r f].
 
     rows_per_expert: int32[e], multiples of block; rows past their sum come out as some finite value.
-    implementation: "blocks" copies one matrix for each block of rows, which suits few rows; "pieces" goes
-    from expert to expert, see ops.pieces; both cost what the rows cost. "ragged" is jax.lax.ragged_dot, a
-    grouped kernel on TPU but dense over the experts on a CPU. Gradients are products at the rows' precision.
-    None takes "ragged" where the program is for a TPU, elsewhere "pieces" from MANY rows an expert on.
+    implementation: "blocks" copies one matrix for each block of rows; "pieces" goes from expert to expert,
+    see ops.pieces; both cost what the rows cost. "ragged" is jax.lax.ragged_dot, a grouped kernel on TPU but
+    dense over the experts on a CPU. Gradients are products at the rows' precision.
+    None takes "ragged" where the program is for a TPU, elsewhere "blocks" where they copy no more than COPIED
+    elements, since it compiles sooner, and "pieces" where they would.
     """
     if implementation is None:
-        few = len(rows) < MANY * len(kernel)
-        implementation = "ragged" if platform() == "tpu" else "blocks" if few else "pieces"
+        copied = len(rows) // block * math.prod(kernel.shape[1:])
+        on_cpu = "blocks" if copied <= COPIED else "pieces"
+        implementation = "ragged" if platform() == "tpu" else on_cpu
     if implementation != "blocks":
         return _grouped(implementation, rows, kernel, rows_per_expert)
     ends = jnp.cumsum(rows_per_expert)

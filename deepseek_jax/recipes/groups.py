@@ -9,6 +9,7 @@ from deepseek_jax.evaluation.held_out import completion_texts, score
 from deepseek_jax.losses.completions import completion_logprobs
 from deepseek_jax.losses.grpo import NORMALIZES_STD, group_advantages
 from deepseek_jax.parallel import put_batch
+from deepseek_jax.parallel.host_memory import return_freed_memory
 from deepseek_jax.parallel.processes import say
 from deepseek_jax.rollout import generate
 
@@ -51,6 +52,7 @@ class GroupSource:
         began = time.perf_counter()
         groups, sampled, sampling_metrics = self._sample(state.params, step)
         seconds = time.perf_counter() - began
+        return_freed_memory()  # caches and decoding weights
         batch = self._batch(groups)
         tokens = float(batch["completion_mask"].sum())
         metrics |= self._describe(sampled) | sampling_metrics | {"tokens": tokens}
@@ -67,6 +69,7 @@ class GroupSource:
         jax.block_until_ready(state.params)
         began, tokens = self.returned
         seconds = time.perf_counter() - began
+        return_freed_memory()  # activations and gradients
         return {"update_seconds": seconds, "update_tokens_per_second": tokens / seconds}
 
     def _sample(self, params, step):

@@ -5,7 +5,7 @@ base -> 1 cold-start fine-tuning, on R1-Zero's readable traces -> Dev1
      -> 2 reasoning reinforcement, for one language too -> Dev2
         -> rejection sampling, and everyday requests beside it
 base -> 3 fine-tuning on that -> Dev3
-        Dev1 -> two reward models, of helpfulness and of safety
+        Dev3 -> two reward models, of helpfulness and of safety
      -> 4 reinforcement for all scenarios, by rules and by the reward models -> R1
 Every policy is measured on held-out puzzles and requests.
 """
@@ -79,7 +79,7 @@ def run(config, mesh, workdir, should_stop):
     dev2 = measured(stages.reasoning(dev1, puzzles.train))
     accepted = stages.rejection(dev2, puzzles.train)
     dev3 = measured(stages.sft(base, accepted, puzzles, requests))
-    models = [stages.reward_model(name, dev1) for name in REWARD_MODELS]
+    models = [stages.reward_model(name, dev3) for name in REWARD_MODELS]
     for model in models:
         make_console().print(reward_model_table(f"{model.name}, held out", model.folder))
     measured(stages.scenarios(dev3, models, puzzles.train, requests.train))

@@ -59,6 +59,7 @@ CLAIMS = (
         ("zero", "helpful"),
         0.20,
     ),
+    Claim("its last stage adds to that (over Dev3)", ("scenarios", "helpful"), ("sft", "helpful")),
     Claim("R1-Zero: cons@k exceeds pass@1", ("zero", "cons@k"), ("zero", "pass@1")),
     Claim("R1: cons@k exceeds pass@1", ("scenarios", "cons@k"), ("scenarios", "pass@1")),
 )

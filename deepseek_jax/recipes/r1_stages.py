@@ -94,8 +94,8 @@ class Stages:
         """Dev3: the base again, on what was accepted and on good answers to requests."""
         return self._fine_tuned("sft", base, accepted, puzzles, requests)
 
-    def reward_model(self, name, dev1):
-        """One of REWARD_MODELS, from the fine-tuned policy: which answers to requests are better, or safe."""
+    def reward_model(self, name, dev3):
+        """One of REWARD_MODELS, from the policy that has seen requests: which answers are better, or safe."""
         settings = self._with_seed(name)
         records = load_preferences(settings, self.workdir / name / "data")
 
@@ -109,7 +109,7 @@ class Stages:
             train_reward_model(
                 settings,
                 self.policy,
-                self.params(dev1),
+                self.params(dev3),
                 self.settings.base.corpus,
                 train,
                 held_out,
@@ -120,7 +120,7 @@ class Stages:
                 should_stop=self.should_stop,
             )
 
-        inputs = {"settings": self.settings_of(settings), "parent": dev1.hash}
+        inputs = {"settings": self.settings_of(settings), "parent": dev3.hash}
         return self.make(name, inputs | {"data": records}, make)
 
     def scenarios(self, dev3, reward_models, puzzles, requests):

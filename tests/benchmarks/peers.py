@@ -44,11 +44,10 @@ def smollm2_half(dtype=torch.float32):
     return _pair(transformers.LlamaForCausalLM, transformers.LlamaConfig(**sizes), dtype)
 
 
-def tiny_v3(dtype=torch.float32):
-    """The tiny DeepSeek-V3 of configs/models.py, likewise."""
-    return _pair(
-        transformers.DeepseekV3ForCausalLM, transformers.DeepseekV3Config(**TINY_V3), dtype
-    )
+def tiny_v3(dtype=torch.float32, **sizes):
+    """The tiny DeepSeek-V3 of configs/models.py, with other sizes if given, likewise."""
+    config = transformers.DeepseekV3Config(**TINY_V3 | sizes)
+    return _pair(transformers.DeepseekV3ForCausalLM, config, dtype)
 
 
 def small_v3(dtype=torch.float32):

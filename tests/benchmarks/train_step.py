@@ -1,11 +1,12 @@
-"""A training step against PyTorch: 8 x 256 tokens, AdamW, float32, interleaved; SmolLM2-135M's shape, and a
-DeepSeek-V3 of 4 layers and 16 experts, four a token.
+"""A training step against PyTorch: 8 x 256 tokens, AdamW, float32, interleaved; SmolLM2-135M's shape, and
+DeepSeek-V3s of 4 layers and 16 experts, four a token: the tiny one (width 64) and a small one (256).
 
-python -m tests.benchmarks.train_step [--rounds 5] [--model smollm2 small_v3]
+python -m tests.benchmarks.train_step [--rounds 5] [--model smollm2 tiny_v3 small_v3]
 """
 
 import argparse
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -16,10 +17,15 @@ from deepseek_jax.losses.next_token import next_token_loss
 from deepseek_jax.recipes.blocks import OptimizerSettings
 from deepseek_jax.training.state import TrainState
 from deepseek_jax.training.step import make_train_step
-from tests.benchmarks.peers import small_v3, smollm2
+from tests.benchmarks.peers import small_v3, smollm2, tiny_v3
 from tests.benchmarks.timing import interleave, medians, print_table
 
-PEERS = {"smollm2": smollm2, "small_v3": small_v3}
+SIXTEEN = dict(num_hidden_layers=4, n_routed_experts=16, num_experts_per_tok=4)
+PEERS = {
+    "smollm2": smollm2,
+    "tiny_v3": functools.partial(tiny_v3, **SIXTEEN),
+    "small_v3": small_v3,
+}
 ROWS, LENGTH = 8, 256
 OPTIMIZER = OptimizerSettings(learning_rate=1e-4, weight_decay=0.01)
 

@@ -100,11 +100,15 @@ def test_the_product_over_rows_is_each_experts_own(monkeypatch, implementation, 
     np.testing.assert_allclose(ours, exact, **CLOSE)
 
 
-def test_the_default_implementation_here_is_blocks():
-    """Oracle: bit for bit the named one, on a CPU."""
+def test_the_default_implementation_here_copies_few_matrices(monkeypatch):
+    """Oracle: bit for bit the named one, on a CPU: 10 blocks of 20 elements each."""
     x, kernel, weights = inputs()
-    both = [mixture(x, kernel, weights, SPLITS["random"], name, 8) for name in (None, "blocks")]
-    np.testing.assert_array_equal(*both)
+    layout = grouped.expert_layout(SPLITS["random"], E, 8)
+    assert len(layout.token_of_row) // 8 * kernel[0].size == 200
+    for allowed, name in ((200, "blocks"), (199, "pieces")):
+        monkeypatch.setattr(grouped, "COPIED", allowed)
+        both = [mixture(x, kernel, weights, SPLITS["random"], i, 8) for i in (None, name)]
+        np.testing.assert_array_equal(*both)
 
 
 def check_layout(experts, n_routed_experts, block):
@@ -175,7 +179,7 @@ import jax, jax.numpy as jnp
 from jax.experimental import topologies
 from deepseek_jax.ops.grouped_matmul import grouped_matmul
 r, d, f, e = 4096, 512, 768, 8
-for name in ("v5e:2x2", "v5p:2x2x1"):
+for name in ("v5p:2x2x1", "v5e:2x2", "v6e:2x2", "tpu7x:2x2x1"):
     device = topologies.get_topology_desc(platform="tpu", topology_name=name).devices[0]
     place = jax.sharding.SingleDeviceSharding(device)
     shapes = ((r, d), jnp.bfloat16), ((e, d, f), jnp.float32), ((e,), jnp.int32)
@@ -208,4 +212,4 @@ def test_on_tpu_product_and_gradients_cost_what_their_rows_cost():
     )
     assert done.returncode == 0, done.stderr[-3000:]
     times = [float(line.split()[1]) for line in done.stdout.splitlines() if "times" in line]
-    assert len(times) == 2 and all(1 <= t < 1.125 for t in times), times
+    assert len(times) == 4 and all(1 <= t < 1.125 for t in times), times

@@ -121,19 +121,24 @@ def plain():
     """What every other way must equal: (metrics, gradients, parameters after) as numpy, of one device."""
     mesh = make_mesh(data=1, devices=jax.local_devices()[:1])
     metrics, state = one_update(mesh, micro_batches=1, packed=True, remat="none", scan_layers=False)
+    return on_host(metrics, state)
+
+
+def on_host(metrics, state):
+    """(metrics, gradients, parameters after) of an update, as numpy."""
     return jax.device_get((metrics, state.opt_state[0].trace, state.params))
 
 
-def check(metrics, state, wanted):
-    """Hold an update, as far as this process has it, to `wanted`, plain()'s. 1e-5 of each tensor's largest:
-    float32 sums in another order; counts and biases exactly.
+def check(metrics, state, wanted, rtol=1e-5):
+    """Hold an update, as far as this process has it, to `wanted`, as plain() gives it. rtol, of each tensor's
+    largest: float32 sums in another order; counts and biases exactly.
     """
     wanted_metrics, wanted_gradients, wanted_params = wanted
     assert metrics.keys() == wanted_metrics.keys()
     for name, value in metrics.items():
         exact = name.startswith(("max_vio", "load_entropy"))  # counts are whole numbers
-        rtol = 1e-6 if exact else 1e-5
-        np.testing.assert_allclose(value, wanted_metrics[name], rtol=rtol, err_msg=name)
+        near = 1e-6 if exact else rtol
+        np.testing.assert_allclose(value, wanted_metrics[name], rtol=near, err_msg=name)
 
     def compare(path, ours, theirs, tolerance):
         for shard in ours.addressable_shards:
@@ -141,6 +146,6 @@ def check(metrics, state, wanted):
             assert error <= tolerance * np.abs(theirs).max(), (jax.tree_util.keystr(path), error)
 
     gradients = state.opt_state[0].trace
-    jax.tree.map_with_path(functools.partial(compare, tolerance=1e-5), gradients, wanted_gradients)
+    jax.tree.map_with_path(functools.partial(compare, tolerance=rtol), gradients, wanted_gradients)
     # Nothing else moves the parameters: the biases have moved
     jax.tree.map_with_path(functools.partial(compare, tolerance=0), state.params, wanted_params)

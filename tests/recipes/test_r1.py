@@ -27,7 +27,7 @@ STEPS = 2  # of every stage
 
 
 def small_config():
-    """Two steps of everything."""
+    """Two steps of everything; as many programs alike as can be, since compiling them is most of the time."""
     config = get_config()
     config.base.update(dict(num_documents=300, batch_size=4, num_steps=STEPS))
     config.base.optimizer.warmup_steps = 1
@@ -35,12 +35,12 @@ def small_config():
         stage = config[name]
         stage.update(dict(num_steps=STEPS, prompts_per_step=2, group_size=2, save_every=1))
         stage.log_every = 1
-        stage.rollout.update(dict(max_completion_length=16, slots=4))
-    config.reasoning.reference_every = config.scenarios.reference_every = 1
+        stage.rollout.update(dict(max_completion_length=16, slots=4, temperature=1.0))
+        stage.loss.kl_coef, stage.reference_every = 0.001, 1
     config.scenarios.general.update(dict(num_steps=1, per_step=1))
     for name in ("cold_start", "sft"):
         config[name].update(dict(num_steps=STEPS, batch_size=4, eval_every=1, log_every=1))
-        config[name].optimizer.warmup_steps = 1
+        config[name].optimizer.update(dict(learning_rate=1e-3, warmup_steps=1))
     for name in REWARD_MODELS:
         config[name].update(dict(num_steps=STEPS, batch_size=4, log_every=1))
         config[name].data.update(dict(num_train=16, num_held_out=8))
@@ -48,9 +48,9 @@ def small_config():
     config.cold_start.data.num_puzzles = 40
     config.sft.data.num_requests = 40
     for name in ("traces", "rejection"):
-        sampled = dict(num_prompts=16, samples_per_prompt=4, max_completion_length=48)
+        sampled = dict(num_prompts=16, samples_per_prompt=4, max_completion_length=48, slots=4)
         config[name].update(sampled)
-    evaluation = dict(num_puzzles=8, num_requests=16, samples=2, max_completion_length=8, slots=8)
+    evaluation = dict(num_puzzles=8, num_requests=16, samples=2, max_completion_length=16, slots=4)
     config.evaluation.update(evaluation)
     return config
 
@@ -120,7 +120,7 @@ def test_a_run_leaves_every_stage_with_its_parents_scores_and_metrics(finished):
     found = records(finished)
     arrows = dict(zero="base", traces="zero", cold_start="base", reasoning="cold_start")
     arrows |= dict(rejection="reasoning", sft="base", scenarios="sft")
-    arrows |= dict.fromkeys(REWARD_MODELS, "cold_start")
+    arrows |= dict.fromkeys(REWARD_MODELS, "sft")
     for child, parent in arrows.items():
         assert found[child]["inputs"]["parent"] == content_hash(found[parent]["hash"])
     more = [("cold_start", "accepted", "traces"), ("sft", "accepted", "rejection")]
@@ -147,7 +147,9 @@ def test_a_run_leaves_a_page_of_its_stages_scores_and_samples(finished):
     assert "not begun" not in page and "outdated" not in page.partition("<body>")[2]
     groups = json.loads(re.search('id="samples-data">(.*?)</script>', page)[1])
     evaluation = small_config().evaluation
-    assert len(groups) == len(MEASURED) * (evaluation.num_puzzles + 8)  # of the requests, the first 8
+    assert len(groups) == len(MEASURED) * (
+        evaluation.num_puzzles + 8
+    )  # of the requests, the first 8
     assert {len(group["completions"]) for group in groups} == {evaluation.samples}
 
 
@@ -173,7 +175,7 @@ def test_a_changed_setting_of_stage_2_reruns_it_and_what_follows(finished, tmp_p
     config = small_config()
     config.reasoning.optimizer.learning_rate = 1e-3
     run(tmp_path, config=config)
-    rerun = {"reasoning", "rejection", "sft", "scenarios"}
+    rerun = {"reasoning", "rejection", "sft", *REWARD_MODELS, "scenarios"}
     rerun |= {f"measured/{name}" for name in rerun & set(MEASURED)}
     after = records(tmp_path)
     assert {name for name in before if before[name] != after[name]} == rerun

@@ -7,7 +7,7 @@ import pytest
 
 from deepseek_jax.recipes.r1_findings import CLAIMS, Claim, findings, report_sweep
 
-STAGES = ("base", "zero", "reasoning", "scenarios")
+STAGES = ("base", "zero", "reasoning", "sft", "scenarios")
 SCORES = ("pass@1", "cons@k", "language", "length", "helpful")
 PROMPTS = 40
 ABOVE = Claim("R1-Zero is better", ("zero", "pass@1"), ("base", "pass@1"), 0.2)
@@ -77,5 +77,5 @@ def test_findings_are_printed_and_kept(tmp_path, capsys):
 
 def test_a_run_that_is_not_finished_is_named(tmp_path):
     """Oracle: the words a reader needs."""
-    with pytest.raises(ValueError, match="has not measured base, reasoning, scenarios, zero"):
+    with pytest.raises(ValueError, match="has not measured base, reasoning, scenarios, sft, zero"):
         findings([tmp_path])
