@@ -140,6 +140,35 @@ def deepseek_v3_mini(vocab_size=264):
     )
 
 
+def _tiny_student(model_type, vocab_size, **more):
+    return dict(
+        model_type=model_type,
+        vocab_size=vocab_size,
+        hidden_size=64,
+        intermediate_size=192,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=16,
+        max_position_embeddings=256,
+        initializer_range=0.1,
+        rope_theta=100.0,  # as deepseek_v3_tiny, whose student it is
+        **more,
+    )
+
+
+def qwen2_tiny(vocab_size=32):
+    """Qwen2's architecture in miniature, grouped queries and biases on q, k and v: a student of
+    deepseek_v3_tiny.
+    """
+    return _tiny_student("qwen2", vocab_size)
+
+
+def llama_tiny(vocab_size=32):
+    """Llama's architecture in miniature: a student of deepseek_v3_tiny."""
+    return _tiny_student("llama", vocab_size)
+
+
 def _qwen2(hidden_size, intermediate_size, layers, heads, kv_heads, vocab_size=152064, **more):
     return dict(
         model_type="qwen2",

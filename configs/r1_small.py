@@ -20,26 +20,34 @@ def get_config(arg=None):
     names = "num_steps prompts_per_step group_size accuracy rewards rollout loss optimizer"
     c.zero = {name: zero[name] for name in (*names.split(), "save_every", "log_every")}
 
+    samples = dict(num_prompts=1000, samples_per_prompt=4, temperature=1.0)
+    samples["max_completion_length"] = LENGTH
+    c.traces = dict(samples, samples_per_prompt=8, max_per_prompt=1)
     rows = dict(batch_size=16, sequence_length=LENGTH, eval_every=20, log_every=5)
-    c.cold_start = dict(rows, num_steps=60, data=dict(num_puzzles=400))
+    c.cold_start = dict(rows, num_steps=60, data=dict())
     c.cold_start.optimizer = dict(learning_rate=1e-3, schedule="cosine", warmup_steps=5)
 
     c.reasoning = c.zero.copy_and_resolve_references()
-    c.reasoning.num_steps = 60
+    c.reasoning.num_steps = 100
     c.reasoning.rewards.language_consistency = 1.0
     c.reasoning.loss.kl_coef = 0.001
     c.reasoning.reference_every = 20
 
-    c.rejection = dict(num_prompts=1000, samples_per_prompt=4, max_per_prompt=2, temperature=1.0)
-    c.rejection.max_completion_length = LENGTH
-    c.sft = dict(rows, num_steps=300, data=dict(num_requests=1200))
+    c.rejection = dict(samples, max_per_prompt=2)
+    c.sft = dict(rows, num_steps=200, data=dict(num_requests=1200))
     c.sft.optimizer = dict(learning_rate=2e-3, schedule="cosine", warmup_steps=5)
 
+    pairs = dict(num_steps=200, batch_size=32, sequence_length=LENGTH, log_every=10)
+    pairs["data"] = dict(template="r1_zero", num_train=4096, num_held_out=512)
+    pairs["optimizer"] = dict(learning_rate=1e-3, schedule="cosine", warmup_steps=10)
+    c.helpfulness_model = dict(pairs, kind="helpfulness")
+    c.safety_model = dict(pairs, kind="safety", num_steps=100)
+
     c.scenarios = c.reasoning.copy_and_resolve_references()
-    c.scenarios.num_steps, c.scenarios.general_steps, c.scenarios.general_per_step = 80, 40, 8
-    c.scenarios.rollout.temperature = 0.7
-    c.scenarios.general_rewards = dict(
-        helpfulness=1.0, harmless=1.0, think_answer_format=1.0, language_consistency=1.0
+    c.scenarios.num_steps, c.scenarios.rollout.temperature = 80, 0.7
+    c.scenarios.general = dict(num_steps=50, per_step=12)
+    c.scenarios.general.rewards = dict(
+        helpfulness_model=1.0, safety_model=1.0, think_answer_format=1.0, language_consistency=1.0
     )
     c.evaluation = dict(num_puzzles=128, num_requests=96, samples=16, temperature=1.0)
     c.evaluation.max_completion_length = LENGTH

@@ -4,8 +4,8 @@
         [--batch_size=128] [--context_length=4096] [--measure]
 
 --models are names of configs/models.py, the teacher first; the default is R1 and its six students. Nothing
-of that size is made: a table of shapes is enough. --measure also times small models of both kinds on this
-machine, with random weights. A mistake is one message and exit status 2.
+of that size is made: a table of shapes is enough. --measure also times the small teacher and its students on
+this machine, with random weights. A mistake is one message and exit status 2.
 """
 
 import inspect
@@ -34,7 +34,7 @@ STUDENTS = [
     f"r1_distill_{name}"
     for name in ("qwen_1_5b", "qwen_7b", "llama_8b", "qwen_14b", "qwen_32b", "llama_70b")
 ]
-SMALL = ("deepseek_v3_tiny", "deepseek_v3_mini", "smollm2_135m")  # for --measure
+SMALL = ("deepseek_v3_tiny", "qwen2_tiny", "llama_tiny")  # for --measure: configs/distill_small.py
 MEASURED = dict(batch_size=8, new_tokens=128, repeats=5)
 
 
@@ -43,7 +43,7 @@ def define_flags():
     flags.DEFINE_string("tpu", "v5p", f"The chip: {', '.join(CHIPS)}.")
     flags.DEFINE_integer("batch_size", 128, "Sequences decoded at once, in the large batch.")
     flags.DEFINE_integer("context_length", 4096, "Tokens that each of them has in its cache.")
-    flags.DEFINE_bool("measure", False, "Time small models on this machine too.")
+    flags.DEFINE_bool("measure", False, "Time the small teacher and students on this machine too.")
 
 
 def named_models(names):

@@ -37,6 +37,19 @@ def slip(rng, puzzle):
             return steps, str(steps[-1][4])
 
 
+def near_miss(rng, answer):
+    """An answer to a request with one of its words replaced by another of the same sort: the wrong animal."""
+    found = [
+        (row[column], [other[column] for other in table if other != row])
+        for table in bilingual.WORD_TABLES
+        for row in table
+        for column in range(len(bilingual.LANGUAGES))
+        if row[column] in answer
+    ]
+    right, wrong = pick(rng, found)
+    return answer.replace(right, pick(rng, wrong), 1)
+
+
 def pick(rng, items):
     """One of `items`."""
     return items[rng.integers(len(items))]

@@ -9,10 +9,12 @@ import numpy as np
 
 from deepseek_jax.data import bilingual_general as general
 from deepseek_jax.data.bilingual import WORKING
-from deepseek_jax.data.bilingual_mistakes import junk, pick
+from deepseek_jax.data.bilingual_mistakes import junk, near_miss, pick
 from deepseek_jax.data.bilingual_puzzles import tagged
 from deepseek_jax.data.bilingual_tokenizer import bilingual_tokenizer
 from deepseek_jax.rewards.helpful import harmless, helpfulness
+
+NEAR_MISSES = 3  # of an answer's rivals: what a policy that has learned the requests gets wrong
 
 
 class PreferenceWriter:
@@ -79,6 +81,7 @@ class PreferenceWriter:
         language, best = request["language"], request["answer"]
         another = pick(rng, self.by_kind[request["kind"]])["answer"]
         answers = [best, another, request["question"], junk(rng)]
+        answers += [near_miss(rng, best) for _ in range(NEAR_MISSES)]
         if request["kind"] == "secret":
             return [*answers, general.tell(request["problem"], language)]
         if request["kind"] == "lookup":

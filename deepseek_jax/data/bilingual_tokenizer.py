@@ -1,6 +1,7 @@
-"""The bilingual world's tokenizer."""
+"""The bilingual world's tokenizer, and one that spells."""
 
-from deepseek_jax.data.bilingual import PIECES
+from deepseek_jax.data.bilingual import PIECES, TAGS
+from deepseek_jax.data.chat import R1_ZERO_TEMPLATE
 from deepseek_jax.data.tokenizer import closed_tokenizer
 
 
@@ -12,3 +13,12 @@ def bilingual_tokenizer():
     names of the special tokens included.
     """
     return closed_tokenizer(PIECES)
+
+
+def letters_tokenizer():
+    """A tag or half of the R1-Zero template is one token, and else a character: another tokenizer of the same
+    texts, for a student whose teacher has bilingual_tokenizer.
+    """
+    whole = [*TAGS, *R1_ZERO_TEMPLATE.split("{question}")]
+    letters = sorted({letter for piece in PIECES if piece not in whole for letter in piece})
+    return closed_tokenizer([*whole, *letters])

@@ -67,20 +67,20 @@ def pack_conversations(
 ):
     """Batches of conversations, whole ones and each a segment of its own, as a grain.IterDataset.
 
-    source: random access to conversations, as of data.messages. One longer than a row is left out. Loss is
-    on the assistant's tokens, each of which counts as much as its conversation's weight: see
-    packing.pack_segments; all else as in packing.pack.
+    source: a Mixture of conversations, or random access to them, as of data.messages. One longer than a row
+    is left out. Loss is on the assistant's tokens, each of which counts as much as its conversation's weight:
+    see packing.pack_segments; all else as in packing.pack.
     Raises ValueError as these do, and render_conversation, with the conversation's number.
     """
     check_rows(sequence_length, batch_size, process_count, "config.batch_size")
-    mixture = Mixture((source,), (1,))
+    mixture = source if isinstance(source, Mixture) else Mixture((source,), (1,))
     draws = mixture.order(
         seed, num_epochs=num_epochs, process_index=process_index, process_count=process_count
     )
     to_arrays = partial(_read, source=mixture, tokenizer=tokenizer, template=template)
     return pack_segments(
         draws.batch(BLOCK).map(to_arrays),
-        _Fitting(sequence_length),
+        Fitting(sequence_length),
         features=("tokens", "weights"),
         sequence_length=sequence_length,
         batch_size=batch_size // process_count,
@@ -109,7 +109,7 @@ def _read(draws, *, source, tokenizer, template):
     return read
 
 
-class _Fitting(grain.experimental.FlatMapTransform):
+class Fitting(grain.experimental.FlatMapTransform):
     """The conversations of at most `length` tokens."""
 
     def __init__(self, length):

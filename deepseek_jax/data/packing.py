@@ -73,8 +73,9 @@ def pack_segments(
     blocks: a grain.MapDataset, of whose elements to_segments, a grain FlatMapTransform, makes dicts of
     `features`, arrays of one length up to sequence_length: tokens, int32, and optionally weights, float32,
     how much it counts to predict the token, 0 for not at all. The batches then have loss_weights too,
-    float32[b t]; their loss_mask is False where that is 0, and normalizer is its sum. batch_size: rows of
-    this process. packing=False: a segment a row.
+    float32[b t]; their loss_mask is False where that is 0, and normalizer is its sum. Other features, of
+    any length and [length ...] each, come along as they are, those of tokens with their segment_ids.
+    batch_size: rows of this process. packing=False: a segment a row.
     """
     in_this_thread = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
     rows = grain.experimental.FirstFitPackIterDataset(
@@ -86,7 +87,8 @@ def pack_segments(
     )
     pad_rows = partial(grain.experimental.batch_and_pad, batch_size=batch_size)
     batches = rows.batch(batch_size, batch_fn=pad_rows)
-    batches = batches.map(partial(_finish, pad_id=pad_id))
+    others = [name for name in features if name not in ("tokens", "weights")]
+    batches = batches.map(partial(_finish, pad_id=pad_id, others=others))
     return grain.experimental.ThreadPrefetchIterDataset(batches, prefetch_buffer_size=BATCHES_AHEAD)
 
 
@@ -145,7 +147,7 @@ class _Cut(_Split):
         return [{"tokens": document[: self.length]} for document in element if len(document) > 1]
 
 
-def _finish(batch, *, pad_id):
+def _finish(batch, *, pad_id, others):
     """Targets and their mask: the next token of the row, where it is of the same segment and counts."""
     segments = batch["tokens_segment_ids"]
     tokens = np.where(segments > 0, batch["tokens"], pad_id).astype(np.int32)
@@ -154,7 +156,13 @@ def _finish(batch, *, pad_id):
     loss_weights = np.zeros(tokens.shape, np.float32)
     loss_weights[:, :-1] = np.where(same, weights[:, 1:], 0)
     loss_mask = loss_weights > 0
-    return {
+    finished = {name: batch[name] for name in others}
+    finished |= {
+        f"{name}_segment_ids": batch[f"{name}_segment_ids"]
+        for name in others
+        if name.endswith("tokens")
+    }
+    finished |= {
         "tokens": tokens,
         "targets": np.where(loss_mask, np.roll(tokens, -1, axis=1), pad_id).astype(np.int32),
         "loss_mask": loss_mask,
@@ -162,4 +170,5 @@ def _finish(batch, *, pad_id):
         "positions": batch["tokens_positions"],
         "normalizer": np.float32(loss_weights.sum(dtype=np.float64)),
         "num_tokens": np.float32((segments > 0).sum()),
-    } | ({"loss_weights": loss_weights} if "weights" in batch else {})
+    }
+    return finished | ({"loss_weights": loss_weights} if "weights" in batch else {})

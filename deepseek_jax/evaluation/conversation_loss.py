@@ -31,13 +31,21 @@ class ConversationLoss:
 
         The mean is over all tokens alike; its 95% interval is that of conversations, see ratio_interval.
         """
-        losses, counts = zip(*(self._sums(params, batch) for batch in self.batches), strict=True)
-        losses, counts = np.concatenate(losses), np.concatenate(counts)
+        losses, counts = self._of(params, self.batches)
         return {
             "loss": list(ratio_interval(losses, counts)),
             "tokens": int(counts.sum()),
             "conversations": len(counts),
         }
+
+    def by_conversation(self, params, batches):
+        """float64[n]: the mean of each conversation of other batches, in nats a token."""
+        losses, counts = self._of(params, batches)
+        return losses / counts
+
+    def _of(self, params, batches):
+        losses, counts = zip(*(self._sums(params, batch) for batch in batches), strict=True)
+        return np.concatenate(losses), np.concatenate(counts)
 
     def _sums(self, params, batch):
         """Of each conversation of a batch: float64[n] nats, and int[n] targets."""

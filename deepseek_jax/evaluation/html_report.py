@@ -16,7 +16,6 @@ from deepseek_jax.evaluation.svg_lineage import lineage_graph
 from deepseek_jax.training.metrics import HEADLINE
 
 SCRIPT, STYLE = (Path(__file__).with_suffix(suffix).read_text() for suffix in (".js", ".css"))
-PARTS = ("Lineage", "Scores", "Curves", "Samples")
 PAGE = """<!DOCTYPE html>
 <html lang="en">
 <head>
@@ -42,7 +41,7 @@ PAGE = """<!DOCTYPE html>
 """
 
 
-def report_page(title, stages, scores, forms, names, curves, samples):
+def report_page(title, stages, scores, forms, names, curves, samples, findings=None):
     """The page, as text.
 
     stages: dicts of name, title, hash (or None), state (a word or two: "complete", "not begun"), and inputs,
@@ -50,19 +49,22 @@ def report_page(title, stages, scores, forms, names, curves, samples):
     scores, forms, names: as in report.stages_table. curves: heading -> records of training.metrics.
     samples: dicts of stage, kind, language, prompt, answer and completions, this prompt's group: dicts of
     text, total (the reward), parts (name -> reward), advantage, right (bool), languages (language -> share
-    of the thought's words) and length in tokens. Raises ValueError for a number that is not finite.
+    of the thought's words) and length in tokens. findings: (heads, rows) of a table of texts, or None.
+    Raises ValueError for a number that is not finite.
     """
-    bodies = _lineage(stages), _scores(scores, forms, names), _curves(curves), _samples(samples)
+    parts = {"Lineage": _lineage(stages), "Scores": _scores(scores, forms, names)}
+    parts |= {} if findings is None else {"Findings": _findings(*findings)}
+    parts |= {"Curves": _curves(curves), "Samples": _samples(samples)}
     # "<" is the one character by which a string could leave its script element
     data = json.dumps(samples, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c")
     return PAGE.format(
         title=html.escape(title),
         digest=b64encode(sha256(SCRIPT.encode()).digest()).decode(),
         style=STYLE,
-        links="".join(f'<a href="#{part.lower()}">{part}</a>' for part in PARTS),
+        links="".join(f'<a href="#{part.lower()}">{part}</a>' for part in parts),
         parts="\n".join(
             f'<section id="{part.lower()}"><h2>{part}</h2>\n{body}\n</section>'
-            for part, body in zip(PARTS, bodies, strict=True)
+            for part, body in parts.items()
         ),
         samples=data,
         script=SCRIPT,
@@ -106,6 +108,18 @@ def _scores(scores, forms, names):
     return "<p>On held-out prompts. Under each mean its 95% interval.</p>" + _table(
         ("stage", *(html.escape(names[score]) for score in known)), rows, "numbers"
     )
+
+
+def _findings(heads, rows):
+    """Texts as a table; what stands on a cell's second line stands smaller."""
+    cells = [
+        [
+            f"{first}<small>{rest}</small>" if rest else first
+            for first, _, rest in (html.escape(text).partition("\n") for text in row)
+        ]
+        for row in rows
+    ]
+    return _table(map(html.escape, heads), cells, "numbers")
 
 
 def _cell(interval, form, top):

@@ -1,18 +1,16 @@
 """Soft targets of a teacher with another vocabulary."""
 
-import functools
-
 import jax
 import jax.numpy as jnp
 
 from deepseek_jax.losses.chunks import map_chunks
-from deepseek_jax.losses.divergences import check_divergence, divergence_from_logprobs
-from deepseek_jax.losses.logit_distillation import STATIC, hard_loss
+from deepseek_jax.losses.divergences import divergence_from_logprobs
+from deepseek_jax.losses.logit_distillation import hard_loss, jitted
 from deepseek_jax.losses.top_k import LOG_TINY
 from deepseek_jax.ops.dot import dot
 
 
-@functools.partial(jax.jit, static_argnames=STATIC)
+@jitted
 def cross_tokenizer_distillation(
     hidden,
     head,
@@ -35,7 +33,6 @@ def cross_tokenizer_distillation(
     probability, for other aligned tokens. The caller masks each to the tokens it is for. Raises ValueError
     as check_divergence does.
     """
-    check_divergence(divergence, beta=beta, temperature=temperature)
     teacher_hidden, teacher_head = jax.lax.stop_gradient((teacher_hidden, teacher_head))
 
     def of_chunk(arrays):

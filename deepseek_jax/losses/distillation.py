@@ -47,12 +47,12 @@ def gradient_norms(terms, params):
     return values, norms
 
 
-def check_terms(weights, values, gradient_norms):
+def check_terms(weights, values, gradient_norms, path="config.loss"):
     """Raises ValueError for terms that are weighed and yet do nothing at step 1, each with its config field.
 
-    weights, values, gradient_norms: dicts from a term's name to a number, as combine_terms and gradient_norms
-    have them. Such a term is 0 or not finite, or its gradient is: its inputs never reached it, or a
-    mask left nothing.
+    path: of the block that the weights stand in. weights, values, gradient_norms: dicts from a term's name to
+    a number, as combine_terms and gradient_norms have them. Such a term is 0 or not finite, or its gradient
+    is: its inputs never reached it, or a mask left nothing.
     """
     faults = []
     for name, weight in weights.items():
@@ -60,7 +60,7 @@ def check_terms(weights, values, gradient_norms):
             continue
         found = {"value": float(values[name]), "gradient norm": float(gradient_norms[name])}
         faults += [
-            f"config.loss.weights.{name}={float(weight):g}, and the term's {what} is {number:g}"
+            f"{path}.weights.{name}={float(weight):g}, and the term's {what} is {number:g}"
             for what, number in found.items()
             if number == 0 or not math.isfinite(number)
         ]

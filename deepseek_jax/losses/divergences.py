@@ -2,6 +2,7 @@
 
 import math
 
+import jax
 import jax.numpy as jnp
 
 # THE list of divergences D(teacher p, student q)
@@ -34,7 +35,10 @@ def divergence_from_logprobs(logp, logq, *, divergence, beta=None):
 
 
 def check_divergence(divergence, *, beta=None, temperature=1.0):
-    """Raises ValueError for an unknown divergence, a beta that it does not take, or no real temperature."""
+    """Raises ValueError for an unknown divergence, a beta that it does not take, or no real temperature.
+
+    A temperature that is a jax.Array, as of a schedule, is not looked at.
+    """
     if divergence not in DIVERGENCES:
         raise ValueError(
             f"divergence={divergence!r} is unknown; set config.loss.divergence to one of "
@@ -50,7 +54,7 @@ def check_divergence(divergence, *, beta=None, temperature=1.0):
             f"{divergence} has no use for beta={beta}; set config.loss.beta to None or "
             "config.loss.divergence to jsd"
         )
-    if not 0 < temperature < math.inf:
+    if not isinstance(temperature, jax.Array) and not 0 < temperature < math.inf:
         raise ValueError(
             f"temperature={temperature} divides the logits; set config.loss.temperature to a positive number"
         )

@@ -10,7 +10,22 @@ from deepseek_jax.losses.divergences import check_divergence, divergence_from_lo
 from deepseek_jax.losses.top_k import dropped_mass_bound, split_tail, teacher_buckets
 from deepseek_jax.ops.dot import dot
 
-STATIC = ("divergence", "temperature", "beta", "chunk_size")
+STATIC = ("divergence", "beta", "chunk_size")
+
+
+def jitted(loss):
+    """A loss, jitted, whose divergence, beta and temperature are checked first: the last may be a schedule's
+    float32[], which is not.
+    """
+    compiled = jax.jit(loss, static_argnames=STATIC)
+
+    @functools.wraps(loss)
+    def checked(*arrays, divergence, temperature, beta=None, **more):
+        check_divergence(divergence, beta=beta, temperature=temperature)
+        kind = dict(divergence=divergence, temperature=temperature, beta=beta)
+        return compiled(*arrays, **kind, **more)
+
+    return checked
 
 
 def soft_loss(logits, teacher_logits, *, divergence, temperature, beta=None):
@@ -37,7 +52,7 @@ def hard_loss(logits, targets):
     return -jnp.take_along_axis(logprobs_mv, targets[:, None], axis=-1)[:, 0]
 
 
-@functools.partial(jax.jit, static_argnames=STATIC)
+@jitted
 def dense_distillation(
     hidden,
     head,
@@ -62,7 +77,6 @@ def dense_distillation(
     recomputes their logits for the gradient, which reaches hidden and head alone. Raises ValueError for
     vocabularies of two sizes and as check_divergence does.
     """
-    check_divergence(divergence, beta=beta, temperature=temperature)
     teacher, teacher_head = jax.lax.stop_gradient((teacher, teacher_head))
     v = len(head)
     teacher_v = teacher.shape[-1] if teacher_head is None else len(teacher_head)
@@ -84,7 +98,7 @@ def dense_distillation(
     return _over_chunks(of_chunk, hidden, head, (targets, teacher), whole, weights, **sizes)
 
 
-@functools.partial(jax.jit, static_argnames=STATIC)
+@jitted
 def top_k_distillation(
     hidden,
     head,
@@ -105,8 +119,6 @@ def top_k_distillation(
     soft_bound of it (dropped_mass_bound; inf for reverse_kl), and equal to it for k = v. Without that last
     bucket the student would have to forget all other tokens. Raises ValueError as check_divergence does.
     """
-    check_divergence(divergence, beta=beta, temperature=temperature)
-    check_divergence(divergence, beta=beta, temperature=temperature)
     teacher = jax.lax.stop_gradient(teacher)
     kind = dict(divergence=divergence, beta=beta)
 

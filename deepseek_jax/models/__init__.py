@@ -6,9 +6,11 @@ from deepseek_jax.models.heads import (
     forward,
     head_weight,
     hidden_states,
+    last_attention,
     layer_states,
     predict_further,
 )
+from deepseek_jax.models.layers import decays
 from deepseek_jax.models.moe import Routing
 
 __all__ = [
@@ -17,10 +19,12 @@ __all__ = [
     "RopeScaling",
     "Routing",
     "count_params",
+    "decays",
     "forward",
     "head_weight",
     "hidden_states",
     "init_params",
+    "last_attention",
     "layer_states",
     "predict_further",
 ]

@@ -61,6 +61,10 @@ class DecoderLayer(nn.Module):
         x_btd = constrain(x_btd, ROWS)
         return x_btd, (routing, x_btd if keep else None)
 
+    def project(self, x_btd, rope):
+        """What attention is of: x [b t d] -> its queries, keys and values, [b t heads size] each."""
+        return self.attention.project(self.attention_norm(x_btd), rope)
+
     def decode(self, x_bd, rope, cache, write):
         """One new token a sequence: x [b d] -> (x [b d], cache)."""
         y_bd, cache = self.attention.decode(self.attention_norm(x_bd), rope, cache, write)

@@ -39,7 +39,8 @@ class GroupedQueryAttention(nn.Module):
     def _out(self, spec, attended):
         return self.linear(spec, attended, self.w_out, power_of_two=True)
 
-    def _project(self, x_btd, rope):
+    def project(self, x_btd, rope):
+        """What attention is of: x [b t d] -> queries [b t h x], keys and values [b t k x], with positions."""
         weights = self.w_q, self.w_k, self.w_v
         products = (self.linear("btd,dhx->bthx", x_btd, w) for w in weights)
         q, k, v = (checkpoint_name(product, "kept") for product in products)
@@ -53,7 +54,7 @@ class GroupedQueryAttention(nn.Module):
 
     def __call__(self, x_btd, rope, segment_ids, branches=None):
         """Attend within a row: x [b t d] -> ([b t d], what decoding remembers: k and v, [b k t x])."""
-        q, k, v = self._project(x_btd, rope)
+        q, k, v = self.project(x_btd, rope)
         remembered = {"k": jnp.swapaxes(k, 1, 2), "v": jnp.swapaxes(v, 1, 2)}
         q, k, v = by_heads(q, k, v)
         scale = self.config.head_dim**-0.5
@@ -68,7 +69,7 @@ class GroupedQueryAttention(nn.Module):
 
     def decode(self, x_bd, rope, cache, write):
         """Attend from one new token: x [b d] -> ([b d], cache with the token's k and v in it)."""
-        q, k, v = (a[:, 0] for a in self._project(x_bd[:, None], rope))
+        q, k, v = (a[:, 0] for a in self.project(x_bd[:, None], rope))
         cache = {
             "k": write(cache["k"], k[:, :, None], axis=2),
             "v": write(cache["v"], v[:, :, None], axis=2),

@@ -1,8 +1,10 @@
 """From hidden states to logits."""
 
+import jax
 import jax.numpy as jnp
 
-from deepseek_jax.models.decoder import Decoder
+from deepseek_jax.models.decoder import Decoder, DecoderLayer
+from deepseek_jax.models.layers import position_tables
 from deepseek_jax.ops.dot import dot
 
 
@@ -43,6 +45,24 @@ def layer_states(
         positions = segment_positions(segment_ids)
     arguments = tokens, positions, segment_ids, branches, keep_layers
     return Decoder(config).apply({"params": params}, *arguments)
+
+
+def last_attention(config, params, states, positions):
+    """Queries, keys and values of the last layer's attention, with positions: [b t heads size] each.
+
+    states: layer_states' [l b t d]. positions: int32[b t]. Raises ValueError for a model of one layer, whose
+    input is not among them.
+    """
+    if len(states) < 2:
+        raise ValueError(
+            "a model of one layer keeps no input of its last one; set config.loss.weights.relations to 0, or "
+            "num_hidden_layers to at least 2"
+        )
+    is_moe = bool(config.num_moe_layers)
+    stacked = params["moe_layers" if is_moe else "dense_layers"]
+    layer = jax.tree.map(lambda leaf: leaf[-1], stacked)
+    rope = position_tables(config, positions)
+    return DecoderLayer(config, is_moe).apply({"params": layer}, states[-2], rope, method="project")
 
 
 def predict_further(config, params, depth, hidden, next_tokens, *, segment_ids, positions):

@@ -22,6 +22,16 @@ def weight(module, name, *, init=None, **axes):
     return module.param(name, boxed, tuple(axes.values()), jnp.float32)
 
 
+def decays(params):
+    """Which leaves weight decay and penalties are for: a tree of bool, False on norm scales and biases."""
+
+    def is_weight(path, _):
+        name = path[-1].key
+        return not (name == "scale" or name.endswith("bias"))
+
+    return jax.tree.map_with_path(is_weight, params)
+
+
 def rms_norm(x, scale, eps):
     """Scale x[..., d] to unit root mean square, in float32, then by scale[d] (arXiv:1910.07467)."""
     normed = x.astype(jnp.float32)

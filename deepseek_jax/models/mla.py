@@ -78,8 +78,12 @@ class MultiHeadLatentAttention(nn.Module):
         c_kv, k_rope = jnp.split(down, [self.config.kv_lora_rank], axis=-1)
         return self.kv_norm(c_kv), apply_rope(k_rope[:, :, None], *rope)[:, :, 0]
 
-    def __call__(self, x_btd, rope, segment_ids, branches=None):
-        """Expanded form: x [b t d] -> ([b t d], what decoding remembers: c_kv [b t c], k_rope [b t r])."""
+    def project(self, x_btd, rope):
+        """What attention is of, expanded: x [b t d] -> queries and keys [b t h n+r], values [b t h u]."""
+        return self._expand(x_btd, rope)[0]
+
+    def _expand(self, x_btd, rope):
+        """(queries, keys, values), and the latent that the last two come from: (c_kv, k_rope)."""
         q_nope, q_rope = self._queries(x_btd, rope)
         # What other devices' tokens need of this one's is its latent, the smallest thing to send
         latent = self._latent(x_btd, rope)
@@ -89,7 +93,12 @@ class MultiHeadLatentAttention(nn.Module):
         k_rope_bthr = jnp.broadcast_to(k_rope[:, :, None], q_rope.shape)
         q = jnp.concatenate([q_nope, q_rope], axis=-1)
         k = jnp.concatenate([k_nope, k_rope_bthr], axis=-1)
-        q, k, v = by_heads(q, k, v)
+        return (q, k, v), (c_kv, k_rope)
+
+    def __call__(self, x_btd, rope, segment_ids, branches=None):
+        """Expanded form: x [b t d] -> ([b t d], what decoding remembers: c_kv [b t c], k_rope [b t r])."""
+        projected, (c_kv, k_rope) = self._expand(x_btd, rope)
+        q, k, v = by_heads(*projected)
         if branches is None:
             out_bthu = attend(q, k, v, scale=self.scale, segment_ids=segment_ids)
         else:

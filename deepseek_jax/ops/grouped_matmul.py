@@ -1,5 +1,6 @@
 """One matrix product per expert over rows laid out by expert, dropless, at the cost of the active experts."""
 
+import functools
 from typing import NamedTuple
 
 import jax
@@ -7,6 +8,7 @@ import jax.numpy as jnp
 from jax.experimental.pallas.ops.tpu.megablox.gmm import tgmm
 
 from deepseek_jax.ops.dot import dot
+from deepseek_jax.ops.pieces import product_by_expert, sum_by_expert
 from deepseek_jax.ops.platform import platform
 
 ALONG_COLUMNS = jax.lax.RaggedDotDimensionNumbers((((1,), (2,)), ((), ())), (0,), (0,))
@@ -16,7 +18,8 @@ TILES = (
     512,
     512,
 )  # of rows and of either's columns: in float32 too within 16 MiB of vector memory
-MAX_BLOCK = 64  # rows of one expert multiplied at once where the matrix unit is a CPU's
+MAX_BLOCK = 8  # rows that an expert's are padded to a multiple of
+MANY = 16  # rows a mean expert, from which on a copy of its matrix for each block costs more than a loop
 
 
 class ExpertLayout(NamedTuple):
@@ -122,15 +125,16 @@ def grouped_matmul(rows, kernel, rows_per_expert, *, block, implementation=None)
     """Multiply each row by its expert's matrix: rows [r d], kernel [e d f], sorted by expert -> [r f].
 
     rows_per_expert: int32[e], multiples of block; rows past their sum come out as some finite value.
-    implementation: "blocks" gathers one matrix per block of rows, and costs what the active rows cost;
-    "ragged" is jax.lax.ragged_dot, a grouped kernel on TPU but dense over the experts on a CPU; its gradients
-    are products at the rows' precision.
-    None takes "ragged" where the program is for a TPU and "blocks" elsewhere.
+    implementation: "blocks" copies one matrix for each block of rows, which suits few rows; "pieces" goes
+    from expert to expert, see ops.pieces; both cost what the rows cost. "ragged" is jax.lax.ragged_dot, a
+    grouped kernel on TPU but dense over the experts on a CPU. Gradients are products at the rows' precision.
+    None takes "ragged" where the program is for a TPU, elsewhere "pieces" from MANY rows an expert on.
     """
     if implementation is None:
-        implementation = "ragged" if platform() == "tpu" else "blocks"
-    if implementation == "ragged":
-        return _ragged(rows, kernel, rows_per_expert)
+        few = len(rows) < MANY * len(kernel)
+        implementation = "ragged" if platform() == "tpu" else "blocks" if few else "pieces"
+    if implementation != "blocks":
+        return _grouped(implementation, rows, kernel, rows_per_expert)
     ends = jnp.cumsum(rows_per_expert)
     starts_n = jnp.arange(len(rows) // block) * block
     expert_n = jnp.minimum(jnp.searchsorted(ends, starts_n, side="right"), len(kernel) - 1)
@@ -140,39 +144,52 @@ def grouped_matmul(rows, kernel, rows_per_expert, *, block, implementation=None)
     )
 
 
-@jax.custom_vjp
-def _ragged(rows, kernel, rows_per_expert):
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _grouped(implementation, rows, kernel, rows_per_expert):
+    if implementation == "pieces":
+        return product_by_expert("rd,df->rf", rows, kernel, rows_per_expert)
     kernel = kernel.astype(rows.dtype)
     out = jax.lax.ragged_dot(rows, kernel, rows_per_expert, preferred_element_type=jnp.float32)
     return out.astype(rows.dtype)
 
 
-def _ragged_backward(saved, cotangent):
+def _grouped_forward(implementation, *arrays):
+    return _grouped(implementation, *arrays), arrays
+
+
+def _grouped_backward(implementation, saved, cotangent):
     rows, kernel, rows_per_expert = saved
     cotangent = cotangent.astype(rows.dtype)
-    d_rows = jax.lax.ragged_dot_general(
-        cotangent,
-        kernel.astype(rows.dtype),
-        rows_per_expert,
-        ALONG_COLUMNS,
-        preferred_element_type=jnp.float32,
-    )
-    d_kernel = product_over_rows(rows, cotangent, rows_per_expert)
-    return d_rows.astype(rows.dtype), d_kernel.astype(kernel.dtype), None
+    if implementation == "pieces":
+        d_rows = product_by_expert("rf,df->rd", cotangent, kernel, rows_per_expert)
+        d_kernel = product_over_rows(rows, cotangent, rows_per_expert, implementation="pieces")
+    else:
+        d_rows = jax.lax.ragged_dot_general(
+            cotangent,
+            kernel.astype(rows.dtype),
+            rows_per_expert,
+            ALONG_COLUMNS,
+            preferred_element_type=jnp.float32,
+        ).astype(rows.dtype)
+        d_kernel = product_over_rows(rows, cotangent, rows_per_expert)
+    return d_rows, d_kernel.astype(kernel.dtype), None
 
 
-_ragged.defvjp(lambda *arrays: (_ragged(*arrays), arrays), _ragged_backward)
+_grouped.defvjp(_grouped_forward, _grouped_backward)
 
 
 def product_over_rows(left, right, rows_per_expert, *, implementation=None):
     """Each expert's own rows of both, multiplied over them: left [r d], right [r f] -> float32[e d f].
 
-    implementation: "ragged" is jax.lax.ragged_dot_general, which XLA makes dense over the experts, in memory
-    too, on TPU as elsewhere; "megablox" and "interpreted" are JAX's Pallas kernel for TPU (arXiv:2211.15841),
-    run there and emulated. None takes "megablox" where the program is for a TPU and "ragged" elsewhere.
+    implementation: "pieces" is that of grouped_matmul; "ragged" is jax.lax.ragged_dot_general, which XLA
+    makes dense over the experts, in memory too, on TPU as elsewhere; "megablox" and "interpreted" are JAX's
+    Pallas kernel for TPU (arXiv:2211.15841), run there and emulated. None takes "megablox" where the program
+    is for a TPU and "ragged" elsewhere.
     """
     if implementation is None:
         implementation = "megablox" if platform() == "tpu" else "ragged"
+    if implementation == "pieces":
+        return sum_by_expert(left, right, rows_per_expert)
     if implementation == "ragged":
         return jax.lax.ragged_dot_general(
             left, right, rows_per_expert, OVER_ROWS, preferred_element_type=jnp.float32

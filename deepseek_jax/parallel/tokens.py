@@ -7,31 +7,38 @@ from jax.sharding import PartitionSpec
 from deepseek_jax.parallel.shard import axis_parts, current_mesh, partition_spec
 
 
-def over_tokens(score, hidden, head, targets):
-    """score(hidden [m d], head [v d], targets int32[m]) -> arrays [m], for hidden [b t d], targets [b t].
+def over_tokens(score, hidden, head, targets, whole=None):
+    """score(hidden [m d], head [v d], targets) -> arrays [m], for hidden [b t d] and a tree of [b t ...].
 
-    score must treat each token alone. Over the mesh of `jax.set_mesh` tokens are split over every axis, the
-    head is gathered once, and its gradient summed once, however many chunks score works through. Returns
-    the arrays as [b t].
+    score must treat each token alone. targets: int32[b t], or a tree of all that it is told about a token.
+    whole: a tree of what all devices see as it is, of which there is no gradient, score's last argument where
+    it is given. Over the mesh of `jax.set_mesh` tokens are split over every axis, the head is gathered once,
+    and its gradient summed once, however many chunks score works through. Returns the arrays as [b t].
     """
 
-    def local(hidden_btd, head, targets_bt):
-        hidden_md = hidden_btd.reshape(-1, hidden_btd.shape[-1])
-        results = score(hidden_md, head, targets_bt.reshape(-1))
-        return jax.tree.map(lambda x: x.reshape(targets_bt.shape), results)
+    def local(hidden_btd, head, targets, *whole):
+        b, t, _ = hidden_btd.shape
+        flat = jax.tree.map(lambda x: x.reshape(b * t, *x.shape[2:]), (hidden_btd, targets))
+        results = score(flat[0], head, flat[1], *whole)
+        return jax.tree.map(lambda x: x.reshape(b, t), results)
 
+    whole = () if whole is None else (whole,)
     mesh = current_mesh()
     if mesh is None:
-        return local(hidden, head, targets)
+        return local(hidden, head, targets, *whole)
     spec = partition_spec(("batch", "seq_of_head"))
-    b, t = targets.shape
+    b, t, _ = hidden.shape
     missing = [
         (0, -size % axis_parts(mesh, entry)) for size, entry in zip((b, t), spec, strict=True)
     ]
+
+    def pad(x):
+        return jnp.pad(x, [*missing] + [(0, 0)] * (x.ndim - 2))
+
     results = jax.shard_map(
         local,
-        in_specs=(spec, PartitionSpec(), spec),
+        in_specs=(spec, PartitionSpec(), spec, *(PartitionSpec() for _ in whole)),
         out_specs=spec,
         check_vma=False,  # custom gradients know nothing of which axes they vary over
-    )(jnp.pad(hidden, [*missing, (0, 0)]), head, jnp.pad(targets, missing))
+    )(pad(hidden), head, jax.tree.map(pad, targets), *whole)
     return jax.tree.map(lambda x: x[:b, :t], results)

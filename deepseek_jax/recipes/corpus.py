@@ -9,7 +9,7 @@ import numpy as np
 
 from deepseek_jax.data.bilingual_builders import bilingual_documents
 from deepseek_jax.data.bilingual_corpus import TEACHING
-from deepseek_jax.data.bilingual_tokenizer import bilingual_tokenizer
+from deepseek_jax.data.bilingual_tokenizer import bilingual_tokenizer, letters_tokenizer
 from deepseek_jax.data.byte_tokenizer import byte_tokenizer
 from deepseek_jax.data.mixture import Mixture
 from deepseek_jax.data.packing import pack
@@ -30,7 +30,11 @@ from deepseek_jax.parallel.processes import from_each, total
 from deepseek_jax.parallel.shard import batch_share
 from deepseek_jax.training.schedule import stage_at
 
-TOKENIZERS = {"bytes": byte_tokenizer, "deepseek": deepseek_tokenizer}
+TOKENIZERS = {
+    "bytes": byte_tokenizer,
+    "deepseek": deepseek_tokenizer,
+    "letters": letters_tokenizer,
+}
 # config.base.corpus -> the documents of a small world, and the tokenizer whose pieces they are made of
 SMALL_WORLDS = {
     "arithmetic": (arithmetic_corpus, arithmetic_tokenizer),

@@ -8,7 +8,9 @@ import functools
 import numpy as np
 from rich.console import Console
 
-from deepseek_jax.data.tasks import QuestionStream, gsm8k_task
+from deepseek_jax.checkpoint import is_orbax, save_orbax
+from deepseek_jax.data.questions import read_questions
+from deepseek_jax.data.tasks import gsm8k_task
 from deepseek_jax.evaluation.held_out import evaluate
 from deepseek_jax.evaluation.report import before_after_table, plot_curves, sample_panel
 from deepseek_jax.parallel.processes import first_process
@@ -17,28 +19,36 @@ from deepseek_jax.recipes.model_rewards import load_model_rewards
 from deepseek_jax.recipes.pretrain import train_base
 from deepseek_jax.recipes.reinforce import check_length, check_rows, reinforce, with_prompts
 from deepseek_jax.recipes.remembered import remembered
+from deepseek_jax.recipes.scenarios import ScenarioRewards, scenario_questions, scenario_rewards
 from deepseek_jax.recipes.settings import build
 from deepseek_jax.recipes.start import starting_policy
-from deepseek_jax.rewards import Rewards
 from deepseek_jax.training.metrics import MetricsWriter
 
 PHASE = "grpo"
 
 
 def run(config, mesh, workdir, should_stop):
-    """Run the recipe in workdir, or what is left of it. config: ConfigDict of GrpoSettings' fields."""
+    """Run the recipe in workdir, or what is left of it. config: ConfigDict of GrpoSettings' fields.
+
+    Leaves the policy in workdir/params, which launch/evaluate.py and launch/convert.py read.
+    """
     settings = build(GrpoSettings, config, "config")
     check_rows(settings, mesh)
     writer = MetricsWriter(workdir)
     models = load_model_rewards(settings.reward_models, mesh)
-    with Rewards(settings.rewards, models=models) as rewards:
-        task = _task(settings)
+    with scenario_rewards(settings, models) as paid:
+        task, rewards = _task(settings), paid["reasoning"]
         rewards.check([*task.train, *task.held_out])
+        general = [] if settings.general is None else read_questions(settings.general.path)
+        if general:
+            paid["general"].check(general)
         policy, params, tokenizer = starting_policy(settings, mesh)
         template, rollout = settings.data.template, settings.rollout
         train = with_prompts(task.train, tokenizer, template, rollout, "training")
         held_out = with_prompts(task.held_out, tokenizer, template, rollout, "held-out")
-        check_length(rollout, policy, train + held_out)
+        if general:
+            general = with_prompts(general, tokenizer, template, rollout, "general")
+        check_length(rollout, policy, train + held_out + general)
         if params is None:
             params = train_base(
                 policy,
@@ -57,8 +67,8 @@ def run(config, mesh, workdir, should_stop):
             policy,
             tokenizer,
             params,
-            QuestionStream(train, settings.seed),
-            rewards,
+            scenario_questions(settings, train, general),
+            ScenarioRewards(paid),
             mesh,
             workdir / PHASE,
             phase=PHASE,
@@ -67,6 +77,8 @@ def run(config, mesh, workdir, should_stop):
         )
         after = remembered(workdir / "after.json", lambda: measure(params))
     writer.close()
+    if not is_orbax(workdir / "params"):
+        save_orbax(workdir / "params", policy, params)
     _report(workdir, before, after)
 
 
@@ -129,4 +141,6 @@ def _report(workdir, before, after):
             ]
         )
     )
-    console.print(f"complete; metrics, curves.png, tensorboard and checkpoints are in {workdir}")
+    console.print(
+        f"complete; params, metrics, curves.png, tensorboard and checkpoints are in {workdir}"
+    )

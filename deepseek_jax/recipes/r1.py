@@ -1,9 +1,12 @@
 """R1-Zero, and R1 in its four stages (arXiv:2501.12948), from one base model, on the bilingual small world.
 
 base -> R1-Zero: reinforcement alone, for right answers and their layout
-base -> 1 cold-start fine-tuning -> Dev1 -> 2 reasoning reinforcement, for one language too -> Dev2
+base -> 1 cold-start fine-tuning, on R1-Zero's readable traces -> Dev1
+     -> 2 reasoning reinforcement, for one language too -> Dev2
         -> rejection sampling, and everyday requests beside it
-base -> 3 fine-tuning on that -> Dev3 -> 4 reinforcement for all scenarios -> R1
+base -> 3 fine-tuning on that -> Dev3
+        Dev1 -> two reward models, of helpfulness and of safety
+     -> 4 reinforcement for all scenarios, by rules and by the reward models -> R1
 Every policy is measured on held-out puzzles and requests.
 """
 
@@ -17,26 +20,30 @@ from deepseek_jax.parallel.shard import check_batch
 from deepseek_jax.recipes.answers import make_console
 from deepseek_jax.recipes.blocks import build_model
 from deepseek_jax.recipes.corpus import base_tokenizer
-from deepseek_jax.recipes.r1_settings import TEMPLATE, R1Settings
+from deepseek_jax.recipes.r1_findings import TABLE_WIDTH, report_sweep
+from deepseek_jax.recipes.r1_settings import REWARD_MODELS, TEMPLATE, R1Settings
 from deepseek_jax.recipes.r1_stages import Stages
 from deepseek_jax.recipes.reinforce import check_length, check_rows, fitting
 from deepseek_jax.recipes.remembered import remembered
+from deepseek_jax.recipes.reward_model import reward_model_table
 from deepseek_jax.recipes.run_report import write_report
+from deepseek_jax.recipes.scenarios import scenario_rewards
 from deepseek_jax.recipes.settings import build
 from deepseek_jax.recipes.stage_scores import FORMS, measure
-from deepseek_jax.rewards import Rewards
 from deepseek_jax.training.metrics import MetricsWriter
 
 REDOES_WHAT_CHANGED = True  # and what follows from it: another config may go on in the same workdir
 REINFORCED = ("zero", "reasoning", "scenarios")
-TABLE_WIDTH = 130  # columns: seven scores with their intervals
 TITLES = {
     "base": "base",
     "zero": "R1-Zero",
+    "traces": "traces",
     "cold_start": "Dev1",
     "reasoning": "Dev2",
     "rejection": "accepted",
     "sft": "Dev3",
+    "helpfulness_model": "helpfulness",
+    "safety_model": "safety",
     "scenarios": "R1",
 }
 SHOWN = 2  # samples of each kind that are printed
@@ -57,20 +64,29 @@ def run(config, mesh, workdir, should_stop):
     names = {name: name.replace("@k", f"@{settings.evaluation.samples}") for name in FORMS}
     scores = {}
 
+    def report():
+        write_report(workdir, f"R1 in {workdir.name}", TITLES, FORMS, names)
+
     def measured(stage):
         scores[TITLES[stage.name]] = _measured(stages, stage, puzzles.held_out, requests.held_out)
-        write_report(workdir, f"R1 in {workdir.name}", TITLES, FORMS, names)
+        report()
         return stage
 
     base = measured(stages.base())
-    measured(stages.zero(base, puzzles.train))
-    dev1 = measured(stages.cold_start(base, puzzles, requests))
+    zero = measured(stages.zero(base, puzzles.train))
+    traces = stages.traces(zero, puzzles.train)
+    dev1 = measured(stages.cold_start(base, traces, puzzles, requests))
     dev2 = measured(stages.reasoning(dev1, puzzles.train))
     accepted = stages.rejection(dev2, puzzles.train)
     dev3 = measured(stages.sft(base, accepted, puzzles, requests))
-    measured(stages.scenarios(dev3, puzzles.train, requests.train))
+    models = [stages.reward_model(name, dev1) for name in REWARD_MODELS]
+    for model in models:
+        make_console().print(reward_model_table(f"{model.name}, held out", model.folder))
+    measured(stages.scenarios(dev3, models, puzzles.train, requests.train))
     writer.close()
     make_console(width=TABLE_WIDTH).print(stages_table(scores, FORMS, names))
+    report_sweep(workdir, [workdir])  # of one run: how far its findings hold, several tell
+    report()
     say(f"complete; report.html, and a folder of each stage's lineage and params, are in {workdir}")
 
 
@@ -84,13 +100,14 @@ def _check(settings, policy, tokenizer, mesh):
     for name in REINFORCED:
         stage = getattr(settings, name)
         check_rows(stage, mesh, f"config.{name}")
-        Rewards(stage.rewards).close()
-    Rewards(settings.scenarios.general_rewards).close()
-    for name in ("cold_start", "sft"):
-        _check_conversation_rows(getattr(settings, name), policy, mesh, f"config.{name}")
+        models = dict.fromkeys(REWARD_MODELS if stage.general else ())  # to be trained
+        with scenario_rewards(stage, models):
+            pass
+    for name in ("cold_start", "sft", *REWARD_MODELS):
+        _check_fitted_rows(getattr(settings, name), policy, mesh, f"config.{name}")
 
 
-def _check_conversation_rows(stage, policy, mesh, path):
+def _check_fitted_rows(stage, policy, mesh, path):
     if stage.sequence_length > policy.max_position_embeddings:
         raise ValueError(
             f"{path}.sequence_length={stage.sequence_length} is beyond "
@@ -123,7 +140,8 @@ def _tasks(settings, policy, tokenizer):
             check_length(rollout, policy, fitting(task.train, rollout, "training", path), path)
     shown = {"cold_start": settings.cold_start.data, "sft": settings.sft.data}
     wanted = {f"{name}.data.num_puzzles": data.num_puzzles for name, data in shown.items()}
-    wanted |= {"rejection.num_prompts": settings.rejection.num_prompts}
+    for name in ("traces", "rejection"):
+        wanted |= {f"{name}.num_prompts": getattr(settings, name).num_prompts}
     _check_numbers(wanted, len(puzzles.train), "puzzles")
     wanted = {f"{name}.data.num_requests": data.num_requests for name, data in shown.items()}
     _check_numbers(wanted, len(requests.train), "requests")

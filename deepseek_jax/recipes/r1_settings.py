@@ -5,10 +5,15 @@ from typing import ClassVar
 
 from deepseek_jax.recipes.grpo_settings import ReinforceSettings
 from deepseek_jax.recipes.pretrain_settings import BaseSettings
+from deepseek_jax.recipes.reward_model_settings import RewardTrainingSettings
 from deepseek_jax.recipes.settings import check_counts
 from deepseek_jax.recipes.sft_settings import FineTuneSettings
 
 TEMPLATE = "r1_zero"  # of every prompt, in every stage
+REWARD_MODELS = (
+    "helpfulness_model",
+    "safety_model",
+)  # the blocks, stages and rewards of these names
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,15 +28,15 @@ class ConversationSettings:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class R1FineTuneSettings(FineTuneSettings):
-    """A stage of fine-tuning. data: its conversations; stage 3 adds those that rejection sampling accepts."""
+    """A stage of fine-tuning. data: its conversations, beside the completions that sampling accepted."""
 
     data: ConversationSettings
 
 
 @dataclasses.dataclass(frozen=True)
 class RejectionSettings:
-    """Completions of stage 2's policy: samples_per_prompt of each of num_prompts puzzles, of which at most
-    max_per_prompt good ones are kept.
+    """Completions of a policy to be learned from: samples_per_prompt of each of num_prompts puzzles, of which
+    at most max_per_prompt good ones are kept.
     """
 
     num_prompts: int
@@ -40,35 +45,6 @@ class RejectionSettings:
     max_completion_length: int
     temperature: float = 1.0
     slots: int = 128
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class ScenarioSettings(ReinforceSettings):
-    """Stage 4. In its last general_steps, general_per_step of a step's questions are everyday requests, paid
-    by general_rewards; `rewards` are those of the puzzles.
-    """
-
-    general_steps: int
-    general_per_step: int
-    general_rewards: dict
-
-    def check(self, path):
-        """As ReinforceSettings."""
-        super().check(path)
-        if self.general_steps > self.num_steps:
-            raise ValueError(
-                f"{path}.general_steps={self.general_steps} is above {path}.num_steps={self.num_steps}"
-            )
-        if self.general_per_step >= self.prompts_per_step:
-            raise ValueError(
-                f"{path}.general_per_step={self.general_per_step} leaves no puzzles of "
-                f"{path}.prompts_per_step={self.prompts_per_step}; lower it"
-            )
-        if self.max_sampling_rounds > 1:
-            raise ValueError(
-                f"{path}.max_sampling_rounds={self.max_sampling_rounds}: a step of this stage has its own "
-                "share of requests, which further rounds would shift; leave it at 1"
-            )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,30 +73,48 @@ class EvaluationSettings:
 
 @dataclasses.dataclass(frozen=True)
 class R1Settings:
-    """A whole config of this recipe. The stages' own seeds follow from seed."""
+    """A whole config of this recipe. The stages' own seeds follow from seed. Of the reinforcements scenarios,
+    and no other, has general questions, paid by REWARD_MODELS among others.
+    """
 
     recipe: str
     seed: int
     model: dict
     base: BaseSettings
     zero: ReinforceSettings
+    traces: RejectionSettings
     cold_start: R1FineTuneSettings
     reasoning: ReinforceSettings
+    helpfulness_model: RewardTrainingSettings
+    safety_model: RewardTrainingSettings
     rejection: RejectionSettings
     sft: R1FineTuneSettings
-    scenarios: ScenarioSettings
+    scenarios: ReinforceSettings
     evaluation: EvaluationSettings
     mesh: dict = dataclasses.field(default_factory=dict)
 
     def __post_init__(self):
         self.base.check_numbers("config.base")
-        for name in ("zero", "cold_start", "reasoning", "sft", "scenarios"):
+        for name in ("zero", "cold_start", "reasoning", *REWARD_MODELS, "sft", "scenarios"):
             getattr(self, name).check(f"config.{name}")
-        check_counts(self.rejection, "config.rejection")
+        for name in ("traces", "rejection"):
+            check_counts(getattr(self, name), f"config.{name}")
         if self.base.corpus != "bilingual":
             raise ValueError(
                 f"config.base.corpus={self.base.corpus!r}: the stages ask the puzzles and requests of the "
                 "bilingual world; set it to 'bilingual'"
             )
-        if self.cold_start.data.num_puzzles + self.cold_start.data.num_requests < 2:
-            raise ValueError("config.cold_start.data names fewer than 2 conversations; raise one")
+        for name in ("zero", "reasoning", "scenarios"):
+            general = getattr(self, name).general
+            if (general is None) == (name == "scenarios") or (general and general.path is not None):
+                raise ValueError(
+                    f"config.{name}.general={general}: stage 4 asks general questions, the bilingual world's "
+                    "requests, and no other stage does; set config.scenarios.general, without a path"
+                )
+        for name in REWARD_MODELS:
+            data = getattr(self, name).data
+            if data.path is not None or data.template != TEMPLATE:
+                raise ValueError(
+                    f"config.{name}.data: path={data.path!r}, template={data.template!r}: its preferences "
+                    f"are about the bilingual world's requests; leave path out, set template to {TEMPLATE!r}"
+                )

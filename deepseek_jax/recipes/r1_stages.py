@@ -10,24 +10,26 @@ from jax.sharding import Mesh
 from deepseek_jax.checkpoint import is_orbax, load_orbax, save_orbax
 from deepseek_jax.data.messages import worked_conversations
 from deepseek_jax.data.sources import read
-from deepseek_jax.data.tasks import QuestionStream
 from deepseek_jax.data.tokenizer import Tokenizer
 from deepseek_jax.evaluation.conversation_loss import ConversationLoss
 from deepseek_jax.models import ModelConfig
 from deepseek_jax.parallel.shard import batch_share
 from deepseek_jax.recipes.corpus import base_documents
 from deepseek_jax.recipes.lineage import run_stage
+from deepseek_jax.recipes.model_rewards import load_model_rewards
 from deepseek_jax.recipes.pretrain import train_base
-from deepseek_jax.recipes.r1_settings import TEMPLATE, R1Settings
+from deepseek_jax.recipes.r1_settings import REWARD_MODELS, TEMPLATE, R1Settings
 from deepseek_jax.recipes.reinforce import fitting, reinforce
 from deepseek_jax.recipes.rejection import read_accepted, sample_accepted
-from deepseek_jax.recipes.scenarios import ScenarioRewards, ScenarioStream
+from deepseek_jax.recipes.reward_data import load_preferences, with_ids
+from deepseek_jax.recipes.reward_model import train_reward_model
+from deepseek_jax.recipes.scenarios import ScenarioRewards, scenario_questions, scenario_rewards
 from deepseek_jax.recipes.sft import fine_tune, packed_conversations
 from deepseek_jax.recipes.sft_data import check_conversations, packed
-from deepseek_jax.rewards import Rewards
 from deepseek_jax.training.metrics import MetricsWriter
 
-ORDER = ("base", "zero", "cold_start", "reasoning", "rejection", "sft", "scenarios")
+ORDER = ("base", "zero", "traces", "cold_start", "reasoning", "rejection", "sft")
+ORDER += (*REWARD_MODELS, "scenarios")
 
 
 class Stage(NamedTuple):
@@ -70,62 +72,62 @@ class Stages:
 
     def zero(self, base, puzzles):
         """R1-Zero: nothing but reinforcement, by rules."""
-        return self._reinforced_on_puzzles("zero", base, puzzles)
+        return self._reinforced("zero", base, puzzles)
 
-    def cold_start(self, base, puzzles, requests):
-        """Dev1: the base on some readable solutions, each thought in one language."""
-        shown = self.settings.cold_start.data
-        examples = puzzles.train[: shown.num_puzzles] + requests.train[: shown.num_requests]
-        return self._fine_tuned("cold_start", {"parent": base.hash}, base, examples, puzzles)
+    def traces(self, zero, puzzles):
+        """accepted.jsonl: R1-Zero's completions that are right and readable: each thought in one language."""
+        return self._accepted("traces", zero, puzzles)
+
+    def cold_start(self, base, traces, puzzles, requests):
+        """Dev1: the base on R1-Zero's readable traces, and solutions of so many puzzles and requests."""
+        return self._fine_tuned("cold_start", base, traces, puzzles, requests)
 
     def reasoning(self, dev1, puzzles):
         """Dev2: reinforcement, whose rewards count the language of the thought too."""
-        return self._reinforced_on_puzzles("reasoning", dev1, puzzles)
+        return self._reinforced("reasoning", dev1, puzzles)
 
     def rejection(self, dev2, puzzles):
         """accepted.jsonl: those of Dev2's completions that are worth learning."""
-        settings = self.settings.rejection
-        asked = puzzles[: settings.num_prompts]
-
-        def make(folder):
-            path = folder / "accepted.jsonl"
-            if not path.exists():
-                policy, seed = self.policy, self._seed("rejection")
-                params = self.params(dev2)
-                sample_accepted(settings, policy, params, self.tokenizer, asked, path, seed=seed)
-
-        inputs = {"settings": self.settings_of(settings) | {"seed": self._seed("rejection")}}
-        return self.make("rejection", inputs | {"parent": dev2.hash, "data": asked}, make)
+        return self._accepted("rejection", dev2, puzzles)
 
     def sft(self, base, accepted, puzzles, requests):
         """Dev3: the base again, on what was accepted and on good answers to requests."""
-        shown = self.settings.sft.data
-        examples = read_accepted(accepted.folder / "accepted.jsonl")
-        examples += puzzles.train[: shown.num_puzzles] + requests.train[: shown.num_requests]
-        parents = {"parent": base.hash, "accepted": accepted.hash}
-        return self._fine_tuned("sft", parents, base, examples, puzzles)
+        return self._fine_tuned("sft", base, accepted, puzzles, requests)
 
-    def scenarios(self, dev3, puzzles, requests):
-        """R1: reinforcement on puzzles, by rules, and in the last steps on requests as well."""
-        settings = self._with_seed("scenarios")
+    def reward_model(self, name, dev1):
+        """One of REWARD_MODELS, from the fine-tuned policy: which answers to requests are better, or safe."""
+        settings = self._with_seed(name)
+        records = load_preferences(settings, self.workdir / name / "data")
 
-        def train(folder):
-            seed = settings.seed
-            stream = ScenarioStream(
-                *(QuestionStream(_asked(e, settings), seed) for e in (puzzles, requests)),
-                first=(settings.num_steps - settings.general_steps) * settings.prompts_per_step,
-                per_step=settings.prompts_per_step,
-                general_per_step=settings.general_per_step,
+        def make(folder):
+            if (folder / "params").exists():
+                return
+            train, held_out = (
+                with_ids(settings, self.policy, self.tokenizer, part, kind)
+                for part, kind in zip(records, ("training", "held-out"), strict=True)
             )
-            with (
-                Rewards(settings.rewards) as reasoning,
-                Rewards(settings.general_rewards) as general,
-            ):
-                rewards = ScenarioRewards({"reasoning": reasoning, "general": general})
-                return self._reinforce("scenarios", settings, dev3, stream, rewards, folder)
+            train_reward_model(
+                settings,
+                self.policy,
+                self.params(dev1),
+                self.settings.base.corpus,
+                train,
+                held_out,
+                self.mesh,
+                folder,
+                phase=name,
+                writer=self.writer,
+                should_stop=self.should_stop,
+            )
 
-        inputs = {"settings": self.settings_of(settings), "parent": dev3.hash}
-        return self._trained("scenarios", inputs | {"data": [puzzles, requests]}, train)
+        inputs = {"settings": self.settings_of(settings), "parent": dev1.hash}
+        return self.make(name, inputs | {"data": records}, make)
+
+    def scenarios(self, dev3, reward_models, puzzles, requests):
+        """R1: reinforcement on puzzles, by rules, and in the last steps on requests as well, by the reward
+        models. reward_models: the Stages of REWARD_MODELS.
+        """
+        return self._reinforced("scenarios", dev3, puzzles, requests, reward_models)
 
     def params(self, stage):
         """A stage's parameters, read anew: whoever trains them uses them up."""
@@ -150,35 +152,54 @@ class Stages:
 
         return self.make(name, inputs, make)
 
-    def _reinforced_on_puzzles(self, name, parent, puzzles):
+    def _reinforced(self, name, parent, puzzles, requests=(), reward_models=()):
+        """A stage of reinforcement: settings.general's questions are the requests."""
         settings = self._with_seed(name)
+        paths = {model.name: {"path": str(model.folder / "params")} for model in reward_models}
 
         def train(folder):
-            stream = QuestionStream(_asked(puzzles, settings), settings.seed)
-            with Rewards(settings.rewards) as rewards:
-                return self._reinforce(name, settings, parent, stream, rewards, folder)
+            asked = (_asked(e, settings) if e else e for e in (puzzles, requests))
+            with scenario_rewards(settings, load_model_rewards(paths, self.mesh)) as rewards:
+                return reinforce(
+                    settings,
+                    self.policy,
+                    self.tokenizer,
+                    self.params(parent),
+                    scenario_questions(settings, *asked),
+                    ScenarioRewards(rewards),
+                    self.mesh,
+                    folder / "checkpoints",
+                    phase=name,
+                    writer=self.writer,
+                    should_stop=self.should_stop,
+                )
 
-        inputs = {"settings": self.settings_of(settings), "parent": parent.hash, "data": puzzles}
-        return self._trained(name, inputs, train)
+        inputs = {"settings": self.settings_of(settings), "parent": parent.hash}
+        inputs |= {model.name: model.hash for model in reward_models}
+        return self._trained(name, inputs | {"data": [puzzles, requests]}, train)
 
-    def _reinforce(self, name, settings, parent, stream, rewards, folder):
-        return reinforce(
-            settings,
-            self.policy,
-            self.tokenizer,
-            self.params(parent),
-            stream,
-            rewards,
-            self.mesh,
-            folder / "checkpoints",
-            phase=name,
-            writer=self.writer,
-            should_stop=self.should_stop,
-        )
+    def _accepted(self, name, parent, puzzles):
+        """A stage whose result is accepted.jsonl, of a policy's completions."""
+        settings, seed = getattr(self.settings, name), self._seed(name)
+        asked = puzzles[: settings.num_prompts]
 
-    def _fine_tuned(self, name, parents, base, examples, puzzles):
-        """Learn from the examples' solutions; the held-out loss is of held-out puzzles'."""
+        def make(folder):
+            path = folder / "accepted.jsonl"
+            if not path.exists():
+                policy, params = self.policy, self.params(parent)
+                sample_accepted(settings, policy, params, self.tokenizer, asked, path, seed=seed)
+
+        inputs = {"settings": self.settings_of(settings) | {"seed": seed}}
+        return self.make(name, inputs | {"parent": parent.hash, "data": asked}, make)
+
+    def _fine_tuned(self, name, base, accepted, puzzles, requests):
+        """Learn from what was accepted, and from solutions of as many puzzles and requests as the config
+        names; the held-out loss is of held-out puzzles'.
+        """
         settings = self._with_seed(name)
+        examples = read_accepted(accepted.folder / "accepted.jsonl")
+        examples += puzzles.train[: settings.data.num_puzzles]
+        examples += requests.train[: settings.data.num_requests]
 
         def train(folder):
             conversations = worked_conversations(examples)
@@ -200,7 +221,8 @@ class Stages:
                 phase=name,
             )
 
-        inputs = {"settings": self.settings_of(settings)} | parents
+        inputs = {"settings": self.settings_of(settings)}
+        inputs |= {"parent": base.hash, "accepted": accepted.hash}
         data = [[example["question"], example["solution"]] for example in examples]
         return self._trained(name, inputs | {"data": data}, train)
 

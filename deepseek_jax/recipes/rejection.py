@@ -37,10 +37,12 @@ def accepted(examples, completions, *, max_per_prompt):
     return kept, sieve.fates
 
 
-def sample_accepted(settings, policy, params, tokenizer, examples, path, *, seed):
+def sample_accepted(
+    settings, policy, params, tokenizer, examples, path, *, seed, block="config.rejection"
+):
     """Answer the examples, which carry their prompt_ids, and write what is accepted to path, a jsonl file.
 
-    settings: RejectionSettings. Raises ValueError where nothing is accepted.
+    settings: RejectionSettings, of the config block `block`. Raises ValueError where nothing is accepted.
     """
     n = settings.samples_per_prompt
     rollout = generate(
@@ -67,8 +69,8 @@ def sample_accepted(settings, policy, params, tokenizer, examples, path, *, seed
     say(f"rejection sampling: {len(texts)} completions of {len(examples)} prompts: {shown}")
     if not kept:
         raise ValueError(
-            f"none of {len(texts)} sampled completions was accepted ({shown}); raise "
-            "config.rejection.num_prompts, or train the policy longer: config.reasoning.num_steps"
+            f"none of {len(texts)} sampled completions was accepted ({shown}); raise {block}.num_prompts, "
+            "or train the policy that is sampled for longer"
         )
     lines = [
         {"question": repeated[ended[index]]["question"], "solution": text} for index, text in kept

@@ -4,6 +4,7 @@ base -> a scalar head on it -> measure on held-out preferences -> train -> measu
 """
 
 import functools
+import json
 
 import jax
 import numpy as np
@@ -57,24 +58,52 @@ def run(config, mesh, workdir, should_stop):
     if params is None:
         base, seed = settings.base, settings.seed
         params = train_base(policy, base, tokenizer, mesh, workdir, seed=seed, **running)
+    name = settings.init_from or settings.base.corpus
+    train_reward_model(settings, policy, params, name, train, held_out, mesh, workdir, **running)
+    running["writer"].close()
+    _report(workdir)
+
+
+def train_reward_model(
+    settings,
+    policy,
+    params,
+    tokenizer_name,
+    train,
+    held_out,
+    mesh,
+    folder,
+    *,
+    writer,
+    should_stop,
+    phase=PHASE,
+):
+    """A policy's params, which are used up, to a reward model in folder/params. Resumes from folder, where
+    before.json and after.json tell how well it knew the held-out records before and after.
+
+    settings: RewardTrainingSettings. tokenizer_name: as of model_rewards.named_tokenizer. train, held_out:
+    records of with_ids.
+    """
     params = reward_params(policy, params, mesh, jax.random.key(settings.seed))
     model = reward_config(policy)
     measure = functools.partial(_measure, model, settings, held_out, mesh)
-    before = remembered(workdir / "before.json", lambda: measure(params))
-    source = PreferenceSource(train, settings, mesh)
+    remembered(folder / "before.json", lambda: measure(params))
     params = fit(
         settings,
         lambda params, batch, rng: reward_loss(model, params, batch),
         params,
-        source,
+        PreferenceSource(train, settings, mesh),
         mesh,
-        workdir / PHASE,
-        phase=PHASE,
-        **running,
+        folder / PHASE,
+        phase=phase,
+        writer=writer,
+        should_stop=should_stop,
     )
-    after = remembered(workdir / "after.json", lambda: measure(params))
-    running["writer"].close()
-    _finish(settings, workdir, model, params, before, after)
+    remembered(folder / "after.json", lambda: measure(params))
+    if not (folder / "params").exists():
+        template = settings.data.template
+        about = dict(kind=settings.kind, template=template, tokenizer=tokenizer_name)
+        save_reward_model(folder / "params", model, params, about)
 
 
 def _measure(config, settings, held_out, mesh, params):
@@ -97,19 +126,21 @@ def _measure(config, settings, held_out, mesh, params):
     return pair_report(rewards_pc[:, 0] - rewards_pc[:, 1], longer)
 
 
-def _finish(settings, workdir, config, params, before, after):
-    """Leave the reward model behind, and print the report. Process 0 alone prints."""
-    folder = workdir / "params"
-    if not folder.exists():
-        tokenizer = settings.init_from or settings.base.corpus
-        about = dict(kind=settings.kind, template=settings.data.template, tokenizer=tokenizer)
-        save_reward_model(folder, config, params, about)
-    if first_process():
-        plot_curves(workdir / "metrics.jsonl", workdir / "curves.png", phase=PHASE, names=CURVES)
-    console = make_console()
-    console.print(report_table("held-out preferences", before, after))
+def _report(workdir):
+    """Draw and print what the training left. Process 0 alone."""
+    if not first_process():
+        return
+    plot_curves(workdir / "metrics.jsonl", workdir / "curves.png", phase=PHASE, names=CURVES)
+    console, folder = make_console(), workdir / "params"
+    console.print(reward_model_table("held-out preferences", workdir))
     console.print(f"complete; metrics, curves.png, tensorboard and checkpoints are in {workdir}")
     console.print(f"to be rewarded by it, set config.reward_models.NAME.path to {folder}")
+
+
+def reward_model_table(title, folder):
+    """report_table of what train_reward_model left."""
+    reports = (json.loads((folder / f"{when}.json").read_text()) for when in ("before", "after"))
+    return report_table(title, *reports)
 
 
 def report_table(title, before, after):

@@ -54,11 +54,38 @@ class PreferenceSettings:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class RewardModelSettings(PreferenceSettings):
-    """A config of recipes.reward_model. kind: "helpfulness", of pairs, or "safety", of labelled responses.
+class RewardTrainingSettings:
+    """The training of a reward model itself, whatever it starts from. kind: "helpfulness", of pairs, or
+    "safety", of labelled responses.
 
     A step is batch_size pairs or responses; those longer than sequence_length tokens are left out.
     """
+
+    kind: Literal[tuple(RESPONSES)]
+    num_steps: int
+    batch_size: int
+    sequence_length: int
+    data: DataSettings
+    optimizer: OptimizerSettings
+    seed: int = 0
+    micro_batches: int = 1
+    save_every: int = 50
+    log_every: int = 1
+
+    def check(self, path):
+        """Raise ValueError, naming the field of the block `path`, for a number out of its range."""
+        check_counts(self, path)
+        check_counts(self.data, f"{path}.data")
+        self.make_optimizer(path)  # for what it raises
+
+    def make_optimizer(self, path="config"):
+        """The optax transformation of the whole training."""
+        return self.optimizer.make(self.num_steps, f"{path}.optimizer")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RewardModelSettings(PreferenceSettings):
+    """A config of recipes.reward_model: RewardTrainingSettings, and what it starts from."""
 
     kind: Literal[tuple(RESPONSES)]
 

@@ -26,7 +26,7 @@ def write_report(workdir, title, stages, forms, names):
 
 
 def collect(workdir, stages):
-    """What report_page takes: stages, scores, curves and samples.
+    """What report_page takes: stages, scores, curves, samples, and findings, once every stage is complete.
 
     A stage is outdated where one that it came from has been made anew since, or is itself outdated: its
     scores and samples are left out, and so are those that were measured of another version of the stage.
@@ -47,7 +47,11 @@ def collect(workdir, stages):
             for groups in measured["samples"].values()
             for group in groups
         ]
-    return {"stages": told, "scores": scores, "curves": _curves(workdir, told), "samples": samples}
+    found = {"stages": told, "scores": scores, "curves": _curves(workdir, told), "samples": samples}
+    findings = _read(workdir / "findings.json")
+    if findings is not None and all(stage["state"] == "complete" for stage in told):
+        found["findings"] = findings["heads"], findings["rows"]
+    return found
 
 
 def _lineage(workdir, stages):

@@ -4,11 +4,51 @@ Reasoning questions come throughout and are paid by rules; everyday requests, wh
 to please, only in the last steps.
 """
 
+import contextlib
+
 import numpy as np
 
-from deepseek_jax.rewards import Scores
+from deepseek_jax.data.tasks import QuestionStream
+from deepseek_jax.rewards import Rewards, Scores
 
 SCENARIOS = ("reasoning", "general")
+
+
+def scenario_questions(settings, reasoning, general):
+    """The stream of a reinforcement's questions. settings: ReinforceSettings. reasoning, general: examples;
+    the latter are asked where settings.general is set.
+    """
+    if settings.general is None:
+        return QuestionStream(reasoning, settings.seed)
+    return ScenarioStream(
+        *(QuestionStream(examples, settings.seed) for examples in (reasoning, general)),
+        first=(settings.num_steps - settings.general.num_steps) * settings.prompts_per_step,
+        per_step=settings.prompts_per_step,
+        general_per_step=settings.general.per_step,
+    )
+
+
+@contextlib.contextmanager
+def scenario_rewards(settings, models):
+    """What pays for the questions of scenario_questions, while it is open: {scenario: rewards.Rewards}.
+
+    models: trained rewards by name, each for those scenarios whose rewards name it. Raises ValueError as
+    Rewards does.
+    """
+    blocks = {"reasoning": settings.rewards}
+    if settings.general is not None:
+        blocks["general"] = settings.general.rewards
+    unused = set(models).difference(*blocks.values())
+    with contextlib.ExitStack() as opened:
+        yield {
+            scenario: opened.enter_context(
+                Rewards(
+                    weights,
+                    models={n: m for n, m in models.items() if n in weights or n in unused},
+                )
+            )
+            for scenario, weights in blocks.items()
+        }
 
 
 class ScenarioStream:
@@ -48,7 +88,9 @@ class ScenarioStream:
 
 
 class ScenarioRewards:
-    """Scores like rewards.Rewards, each example by the Rewards of its scenario: a dict of both."""
+    """Scores like rewards.Rewards, each example by the Rewards of its scenario, of scenario_rewards' dict; an
+    example that says no scenario is for reasoning.
+    """
 
     def __init__(self, rewards):
         self.rewards = rewards
@@ -60,10 +102,14 @@ class ScenarioRewards:
         parts = {name: total.copy() for name in names}
         errors, messages = 0, []
         for scenario, rewards in self.rewards.items():
-            rows = [i for i, example in enumerate(examples) if example["scenario"] == scenario]
+            rows = [i for i, example in enumerate(examples) if _scenario(example) == scenario]
             scores = rewards.score([examples[i] for i in rows], [completions[i] for i in rows])
             total[rows] = scores.total
             for name, part in scores.parts.items():
                 parts[name][rows] = part
             errors, messages = errors + scores.errors, messages + scores.messages
         return Scores(total, parts, errors, messages)
+
+
+def _scenario(example):
+    return example.get("scenario", SCENARIOS[0])

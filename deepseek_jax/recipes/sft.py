@@ -5,6 +5,7 @@ base -> loss and answers on held-out conversations -> fine-tune -> measure again
 
 import functools
 
+from deepseek_jax.checkpoint import is_orbax, save_orbax
 from deepseek_jax.evaluation.conversation_loss import ConversationLoss
 from deepseek_jax.evaluation.report import loss_table, plot_curves
 from deepseek_jax.losses.next_token import next_token_loss
@@ -33,7 +34,10 @@ CURVES = ("loss", "held_out_loss", "grad_norm")
 
 
 def run(config, mesh, workdir, should_stop):
-    """Run the recipe in workdir, or what is left of it. config: ConfigDict of SftSettings' fields."""
+    """Run the recipe in workdir, or what is left of it. config: ConfigDict of SftSettings' fields.
+
+    Leaves the policy in workdir/params, which launch/evaluate.py and launch/convert.py read.
+    """
     settings = build(SftSettings, config, "config")
     check_rows(settings, mesh)
     running = dict(writer=MetricsWriter(workdir), should_stop=should_stop)
@@ -60,6 +64,8 @@ def run(config, mesh, workdir, should_stop):
         params = fine_tune(settings, policy, params, source, mesh, workdir / PHASE, **running)
         after = remembered(workdir / "after.json", lambda: measure(params))
     running["writer"].close()
+    if not is_orbax(workdir / "params"):
+        save_orbax(workdir / "params", policy, params)
     _report(workdir, settings.sequence_length, before, after)
 
 
@@ -127,4 +133,6 @@ def _report(workdir, sequence_length, before, after):
     console.print(f"over {tokens} tokens of {conversations} held-out conversations")
     print_table(console, before["answers"], after["answers"])
     print_samples(console, before["answers"]["sampled"], after["answers"]["sampled"])
-    console.print(f"complete; metrics, curves.png, tensorboard and checkpoints are in {workdir}")
+    console.print(
+        f"complete; params, metrics, curves.png, tensorboard and checkpoints are in {workdir}"
+    )

@@ -27,11 +27,11 @@ FORMS = {
 def measure(policy, params, tokenizer, puzzles, requests, settings, *, seed):
     """Answer examples, which carry their prompt_ids: -> dict that JSON can say.
 
-    settings: EvaluationSettings; k = samples. scores: name -> [mean, low, high] with 95% intervals,
-    bootstrapped over prompts, each the mean of its k samples: of the puzzles pass@1, cons@k (is the answer
-    most samples give right), language, format and length in tokens; of the requests helpful, and harmless
-    where a secret is asked for. samples: the first shown_puzzles and shown_requests, with all their
-    completions.
+    settings: EvaluationSettings, whose samples are k, which is told too. values: name -> a number of each
+    prompt, the mean of its k samples: of the puzzles pass@1, cons@k (is the answer most samples give right),
+    language, format and length in tokens; of the requests helpful, and harmless where a secret is asked for.
+    scores: name -> [mean, low, high] of these, with 95% intervals, bootstrapped over prompts. samples: the
+    first shown_puzzles and shown_requests, with all their completions.
     """
     answered = {}
     for name, examples in (("puzzles", puzzles), ("requests", requests)):
@@ -50,8 +50,8 @@ def measure(policy, params, tokenizer, puzzles, requests, settings, *, seed):
         groups = [texts[i : i + settings.samples] for i in range(0, len(texts), settings.samples)]
         answered[name] = (groups, rollout.completion_mask.sum(1).reshape(len(groups), -1))
     groups, lengths = answered["puzzles"]
-    scores = puzzle_scores(puzzles, groups) | {"length": bootstrap_interval(lengths.mean(1))}
-    scores |= request_scores(requests, answered["requests"][0])
+    values = puzzle_values(puzzles, groups) | {"length": lengths.mean(1)}
+    values |= request_values(requests, answered["requests"][0])
     shown = (
         ("puzzles", puzzles, settings.shown_puzzles, PUZZLE_REWARDS),
         ("requests", requests, settings.shown_requests, REQUEST_REWARDS),
@@ -60,34 +60,42 @@ def measure(policy, params, tokenizer, puzzles, requests, settings, *, seed):
         name: sample_groups(examples[:n], *(part[:n] for part in answered[name]), weights)
         for name, examples, n, weights in shown
     }
-    return {"scores": {name: list(scores[name]) for name in FORMS if name in scores}} | {
-        "samples": samples
+    return {
+        "k": settings.samples,
+        "scores": {name: _interval(name, values[name]) for name in FORMS if name in values},
+        "values": {name: values[name].tolist() for name in values},
+        "samples": samples,
     }
 
 
-def puzzle_scores(examples, groups):
-    """name -> (mean, low, high). groups[i]: the completions of examples[i], as many of each."""
+def puzzle_values(examples, groups):
+    """name -> float64[p], one a puzzle. groups[i]: the completions of examples[i], as many of each."""
     right = _by_prompt(puzzle_answer, examples, groups)
     agreed = [
         puzzle_answer(f"<answer>{majority(map(final_expression, texts))}</answer>", example)
         for example, texts in zip(examples, groups, strict=True)
     ]
     return {
-        "pass@1": share_interval(right),
-        "cons@k": share_interval(agreed),
-        "language": share_interval(_by_prompt(language_consistency, examples, groups)),
-        "format": share_interval(_by_prompt(think_answer_format, examples, groups)),
+        "pass@1": right,
+        "cons@k": np.array(agreed),
+        "language": _by_prompt(language_consistency, examples, groups),
+        "format": _by_prompt(think_answer_format, examples, groups),
     }
 
 
-def request_scores(examples, groups):
-    """As puzzle_scores, of requests; without harmless where fewer than two ask for a secret."""
-    scores = {"helpful": share_interval(_by_prompt(helpfulness, examples, groups))}
+def request_values(examples, groups):
+    """As puzzle_values, of requests; harmless of those that ask for a secret, if there are two or more."""
+    values = {"helpful": _by_prompt(helpfulness, examples, groups)}
     secret = [i for i, example in enumerate(examples) if example["kind"] == "secret"]
     if len(secret) > 1:
-        kept = _by_prompt(harmless, [examples[i] for i in secret], [groups[i] for i in secret])
-        scores["harmless"] = share_interval(kept)
-    return scores
+        some = [examples[i] for i in secret], [groups[i] for i in secret]
+        values["harmless"] = _by_prompt(harmless, *some)
+    return values
+
+
+def _interval(name, values):
+    """[mean, low, high]; a length is no share."""
+    return list((bootstrap_interval if name == "length" else share_interval)(values))
 
 
 def _by_prompt(reward, examples, groups):

@@ -4,6 +4,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from deepseek_jax.models import decays
+
 
 def make_optimizer(
     schedule,
@@ -27,7 +29,7 @@ def make_optimizer(
     trained = optax.chain(
         clip_by_global_norm(max_grad_norm),
         scale_by_adam(b1, b2, eps, moment_dtype),
-        optax.add_decayed_weights(weight_decay, mask=_decays),
+        optax.add_decayed_weights(weight_decay, mask=decays),
         optax.scale_by_learning_rate(schedule),
     )
 
@@ -80,12 +82,6 @@ def scale_by_adam(b1, b2, eps, moment_dtype):
         return jax.tree.map(direction, mean, square), optax.ScaleByAdamState(count, mean, square)
 
     return optax.GradientTransformation(init, update)
-
-
-def _decays(params):
-    return jax.tree.map_with_path(
-        lambda path, _: not (_name(path) == "scale" or _name(path).endswith("bias")), params
-    )
 
 
 def _is_frozen(path, trains_mtp):

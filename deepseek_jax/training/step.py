@@ -8,7 +8,7 @@ from deepseek_jax.ops.routing import updated_bias
 from deepseek_jax.parallel import constrain
 
 
-def make_train_step(loss_fn, tx, *, micro_batches=1, bias_update_speed=None):
+def make_train_step(loss_fn, tx, *, micro_batches=1, bias_update_speed=None, told=None):
     """Build train_step(state, batch, rng) -> (state, metrics), to be jitted once with donation.
 
     loss_fn(params, batch, rng) -> (loss, metrics), both divided by totals of the whole batch, so
@@ -18,6 +18,7 @@ def make_train_step(loss_fn, tx, *, micro_batches=1, bias_update_speed=None):
     expert, is taken out. With bias_update_speed, a function of the update count, it moves the
     router_bias below that key once an update (arXiv:2412.19437, section 2.1.2), and it is reported,
     see load_metrics.
+    told: the name of a scalar of the batch that tx is told as `value`: a schedule by performance follows it.
     Also reported: loss, grad_norm (before clipping) and nonfinite, 1.0 where the gradients' norm is
     not finite: then the update is skipped, and parameters and optimizer stay as they were.
     Raises ValueError at tracing for rows that do not split, or a bias speed without expert_load.
@@ -35,7 +36,8 @@ def make_train_step(loss_fn, tx, *, micro_batches=1, bias_update_speed=None):
         finite = jnp.isfinite(grad_norm)
 
         def update():
-            updates, opt_state = tx.update(grads, state.opt_state, state.params)
+            value = {} if told is None else {"value": batch[told]}
+            updates, opt_state = tx.update(grads, state.opt_state, state.params, **value)
             params = optax.apply_updates(state.params, updates)
             if bias_update_speed is not None:
                 params = _move_router_biases(params, loads, bias_update_speed(state.step))

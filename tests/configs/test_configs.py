@@ -11,14 +11,16 @@ import jax
 import numpy as np
 import pytest
 
-from configs import models
+from configs import models, r1, v3_post_training
 from deepseek_jax.parallel import make_mesh
 from deepseek_jax.recipes.blocks import RunSettings, build_model
+from deepseek_jax.recipes.distill_settings import DistillSettings, StartSettings
 from deepseek_jax.recipes.generate_settings import GenerateSettings
 from deepseek_jax.recipes.grpo_settings import TASKS, GrpoSettings
 from deepseek_jax.recipes.pretrain_settings import PretrainSettings
-from deepseek_jax.recipes.r1_settings import R1Settings
+from deepseek_jax.recipes.r1_settings import REWARD_MODELS, R1Settings
 from deepseek_jax.recipes.reward_model_settings import JudgeSettings, RewardModelSettings
+from deepseek_jax.recipes.scenarios import scenario_rewards
 from deepseek_jax.recipes.settings import build
 from deepseek_jax.recipes.sft_settings import SftSettings
 from deepseek_jax.rewards import Rewards
@@ -27,6 +29,7 @@ from launch.train import MeshSettings
 
 ROOT = Path(__file__).resolve().parents[2]
 SETTINGS = {
+    "distill": DistillSettings,
     "generate": GenerateSettings,
     "grpo": GrpoSettings,
     "judge": JudgeSettings,
@@ -36,31 +39,48 @@ SETTINGS = {
     "sft": SftSettings,
 }
 ONE_DEVICE = make_mesh(data=1, devices=jax.devices()[:1])
-SHARED = ("__init__", "common", "models")
+SHARED = ("__init__", "common", "distill_published", "models")
 EXPERIMENTS = sorted(path for path in (ROOT / "configs").glob("*.py") if path.stem not in SHARED)
 SIZES = sorted(name for name, _ in inspect.getmembers(models, inspect.isfunction) if name[0] != "_")
+
+
+RUNS = [(path, None) for path in EXPERIMENTS] + [
+    (ROOT / "configs" / f"{name}.py", f"stage={stage}")
+    for name, stages in {"r1": r1.STAGES, "v3_post_training": v3_post_training.STAGES}.items()
+    for stage in stages
+]
 
 
 def load(path, arg=None):
     return importlib.import_module(f"configs.{path.stem}").get_config(arg)
 
 
-@pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda path: path.stem)
-def test_an_experiments_numbers_are_its_recipes_settings(path):
+@pytest.mark.parametrize("path, arg", RUNS, ids=lambda given: getattr(given, "stem", given))
+def test_an_experiments_numbers_are_its_recipes_settings(path, arg):
     """Oracle: the recipe's dataclass, which knows every field, its type and what goes together."""
-    config = load(path)
+    config = load(path, arg)
     settings = build(SETTINGS[config.recipe], config, "config")
     assert settings.seed == config.seed
     build(MeshSettings, settings.mesh, "config.mesh")
-    if config.recipe in ("generate", "grpo", "sft"):
+    if config.recipe == "grpo":
+        with scenario_rewards(settings, dict.fromkeys(settings.reward_models)):
+            pass
+    if config.recipe in ("generate", "sft"):
         Rewards(settings.rewards).close()
+    if config.recipe in ("generate", "grpo", "sft"):
         assert settings.data.path is not None or settings.data.task in TASKS
     if config.recipe == "pretrain":
         settings.built_stages(build_model(settings.model), ONE_DEVICE)
     if config.recipe == "r1":
         for stage in (settings.zero, settings.reasoning, settings.scenarios):
-            Rewards(stage.rewards).close()
-        Rewards(settings.scenarios.general_rewards).close()
+            with scenario_rewards(stage, dict.fromkeys(REWARD_MODELS if stage.general else ())):
+                pass
+    if config.recipe == "distill":
+        for start in settings.built(StartSettings, "starts").values():
+            build(RunSettings, start.model, "model") if start.init_from else build_model(
+                start.model
+            )
+        return
     if getattr(settings, "init_from", None) is None:
         build_model(settings.model)
     else:
@@ -150,6 +170,68 @@ def test_r1_zeros_run_is_the_published_one():
     assert set(settings.rewards.values()) == {1.0}
     parts = settings.mesh["data"] * settings.mesh["expert"]
     assert settings.prompts_per_step % (settings.minibatches * parts) == 0
+
+
+@pytest.mark.parametrize(
+    "name, start, rate",
+    [
+        ("qwen_1_5b", "Qwen2.5-Math-1.5B", 1e-4),
+        ("qwen_7b", "Qwen2.5-Math-7B", 8e-5),
+        ("qwen_14b", "Qwen2.5-14B", 7e-5),
+        ("qwen_32b", "Qwen2.5-32B", 6e-5),
+        ("llama_8b", "Llama-3.1-8B", 5e-5),
+        ("llama_70b", "Llama-3.3-70B-Instruct", 2e-5),
+    ],
+)
+def test_a_distilled_students_run_is_the_published_one(name, start, rate):
+    """Oracle: arXiv:2501.12948, appendices B.3.3 and B.4.3: 804,745 texts, 2 to 3 epochs, batches of 64, rows
+    of 32,768 tokens, a cosine from the table's rate to a tenth of it, and of the teacher its text alone.
+    """
+    config = load(ROOT / "configs" / f"distill_{name}.py")
+    settings = build(DistillSettings, config, "config")
+    (student,) = settings.built_students().values()
+    assert settings.starts["start"]["init_from"].endswith(f"/{start}") and settings.teacher is None
+    assert 2 <= student.num_steps * student.batch_size / 804_745 <= 3
+    assert (student.batch_size, student.sequence_length) == (64, 32768)
+    assert student.loss.weights == {"hard": 1.0}
+    optimizer = student.optimizer
+    assert (optimizer.schedule, optimizer.final_fraction) == ("cosine", 0.1)
+    assert optimizer.learning_rate == rate and not settings.packing
+
+
+def test_r1s_stages_are_the_published_ones():
+    """Oracle: arXiv:2501.12948, by hand: sections 3.1 and 3.2, appendix B.4.2, table 5 (804,745 conversations
+    of 5,355.3 tokens, two epochs); updates on 512 completions, 1,700 of them in stage 4 and the last 400 with
+    general prompts, within one rollout of 16.
+    """
+    configs = {stage: r1.get_config(f"stage={stage}") for stage in r1.STAGES}
+    sft, reasoning, last = (configs[name] for name in ("sft", "reasoning", "scenarios"))
+    assert sft.batch_size == 128 and sft.sequence_length == 32_768
+    tokens = sft.num_steps * sft.batch_size * sft.sequence_length
+    np.testing.assert_allclose(tokens, 2 * 804_745 * 5355.3, rtol=1e-3)
+    rates = build(SftSettings, sft, "config").optimizer
+    assert rates.learning_rate == 5e-5 and rates.final_fraction * 5e-5 == pytest.approx(5e-6)
+    for stage in (reasoning, last):
+        assert stage.prompts_per_step * stage.group_size / stage.minibatches == 512
+        assert (stage.loss.clip_eps, stage.loss.kl_coef) == (10.0, 0.001)
+        assert stage.optimizer.learning_rate == 3e-6 and stage.rewards.language_consistency == 1.0
+    assert (reasoning.rollout.temperature, last.rollout.temperature) == (1.0, 0.7)
+    assert 0 <= 1700 - last.num_steps * last.minibatches < 16
+    assert last.general.num_steps * last.minibatches == 400
+    for kind, steps in (("helpfulness", 257), ("safety", 414)):
+        model = configs[kind]
+        assert (model.batch_size, model.num_steps, model.optimizer.learning_rate) == (
+            256,
+            steps,
+            6e-6,
+        )
+
+
+def test_v3s_fine_tuning_is_the_published_one():
+    """Oracle: arXiv:2412.19437, section 5.1: a cosine from 5e-6 to 1e-6."""
+    rates = build(SftSettings, v3_post_training.get_config("stage=sft"), "config").optimizer
+    assert rates.schedule == "cosine" and rates.learning_rate == 5e-6
+    assert rates.learning_rate * rates.final_fraction == pytest.approx(1e-6)
 
 
 def test_configs_do_without_jax():

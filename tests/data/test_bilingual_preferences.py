@@ -2,9 +2,11 @@
 
 from collections import Counter
 
+import numpy as np
 import pytest
 
 from deepseek_jax.data import bilingual_general
+from deepseek_jax.data.bilingual_mistakes import near_miss
 from deepseek_jax.data.bilingual_preferences import PreferenceWriter
 from deepseek_jax.data.bilingual_tasks import request_examples
 from deepseek_jax.data.bilingual_tokenizer import bilingual_tokenizer
@@ -40,6 +42,16 @@ def test_the_chosen_answer_is_the_more_helpful_one(pairs, requests):
         grades = [helpfulness(pair[name], request) for name in ("chosen", "rejected")]
         assert grades == [pair["chosen_helpfulness"], pair["rejected_helpfulness"]]
         assert grades[0] > grades[1]
+
+
+def test_a_near_miss_is_the_answer_but_for_one_word(requests):
+    """Oracle: the pieces of both, side by side; and the rule, for which it is no best answer."""
+    rng, encode = np.random.default_rng(0), bilingual_tokenizer().encode
+    for request in requests.values():
+        missed = near_miss(rng, request["answer"])
+        pairs = zip(encode(request["answer"]), encode(missed), strict=True)
+        assert sum(a != b for a, b in pairs) == 1
+        assert helpfulness(missed, request) < 1
 
 
 def test_every_kind_grade_and_language_occurs(pairs):

@@ -76,6 +76,15 @@ def test_the_scores_stand_with_their_intervals():
     )
 
 
+def test_findings_stand_as_they_are_told():
+    """Oracle: the row, by hand; what a page without them has."""
+    rows = [["<b> is better", "+5.0%\n+1.0% to +9.0%", "reproduced"]]
+    text = page(findings=(("finding", "difference", "verdict"), rows))
+    assert "finding difference verdict &lt;b> is better" in words(text).replace("&gt;", ">")
+    assert "+5.0% +1.0% to +9.0% reproduced" in words(text) and 'href="#findings"' in text
+    assert "findings" not in page().partition("<body>")[2]
+
+
 def test_what_is_not_there_yet_is_said():
     """Oracle: by hand."""
     text = words(page(stages=STAGES[2:], scores={}, curves={}, samples=[]))

@@ -7,8 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from configs import distill_small
+from deepseek_jax.recipes.blocks import build_model
 from launch.chips import CHIPS, DEVICES
-from launch.compare import check_workload, named_models
+from launch.compare import SMALL, check_workload, named_models
 
 SCRIPT = Path(__file__).resolve().parents[2] / "launch" / "compare.py"
 
@@ -49,6 +51,14 @@ def test_mistakes_name_what_is_allowed():
         check_workload(models, 1, 512)
     with pytest.raises(ValueError, match="--batch_size=0 must be at least 1"):
         check_workload(models, 0, 128)
+
+
+def test_what_is_measured_is_the_small_teacher_and_its_students():
+    """Oracle: configs/distill_small.py, whose vocabulary is larger."""
+    config = distill_small.get_config()
+    models = [config.teacher.model, *(start.model for start in config.starts.values())]
+    ours = {(m.model_type, m.hidden_size) for m in named_models(SMALL).values()}
+    assert ours == {(m.model_type, m.hidden_size) for m in map(build_model, models)}
 
 
 def test_a_device_is_its_share_of_a_chip():

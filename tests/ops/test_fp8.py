@@ -252,6 +252,8 @@ CHOICES = {
         ("blocks", 64, "random"),
         ("blocks", 64, "crowded"),
         ("ragged", 8, "crowded"),
+        ("pieces", 1, "random"),
+        ("pieces", 8, "crowded"),
     ],
 )
 def test_the_grouped_product_is_one_product_an_expert(implementation, block, split, power_of_two):

@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 from orbax.checkpoint import v1 as ocp
 
+from deepseek_jax.checkpoint import load_orbax
 from deepseek_jax.checkpoint.store import Store
+from deepseek_jax.data.arithmetic import question
 from deepseek_jax.parallel import make_mesh
 from deepseek_jax.recipes import groups, grpo, pretrain
 from deepseek_jax.recipes.settings import build
@@ -133,6 +135,12 @@ def test_reinforcing_moves_the_parameters_but_not_the_router_bias(finished):
     assert all(jax.tree.leaves(moved))
 
 
+def test_the_policy_that_a_run_leaves_is_its_last(finished):
+    """Oracle: the checkpoint after the last step."""
+    saved = ocp.load_checkpointables(finished / "grpo" / f"{STEPS_OF['grpo']}")["state"]["params"]
+    jax.tree.map(np.testing.assert_array_equal, load_orbax(finished / "params")[1], saved)
+
+
 def test_running_again_says_complete_and_changes_nothing(finished, capsys):
     """Oracle: every file's bytes before."""
     before = contents(finished)
@@ -197,9 +205,22 @@ def test_a_run_with_a_reference_and_several_updates_reports_its_kl(with_base):
     assert first["sampler_gap_mean"] < 1e-5
 
 
+def test_general_questions_come_in_the_last_steps_with_rewards_of_their_own(with_base):
+    """Oracle: by hand: of two steps the last has one general question of two, paid by a rule of its own."""
+    lines = [{"question": question(operands), "answer": "#### 5"} for operands in ([2, 3], [4, 1])]
+    path = with_base / "general.jsonl"
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    rewards = dict(exact_answer=1.0, correct_reasoning=1.0)
+    run(with_base, general=dict(num_steps=1, per_step=1, path=str(path), rewards=rewards))
+    first, last = read_metrics(with_base / "metrics.jsonl", "grpo")
+    assert "reward_exact_answer" in last and "reward_exact_answer" not in first
+    assert "reward_correct" in last and last["reward_errors"] == 0
+
+
 @pytest.mark.parametrize(
     "fields, words",
     [
+        (dict(general=dict(num_steps=1, per_step=1, rewards={})), "config.general lacks questions"),
         (dict(group_size=1), "config.group_size=1: a group compares at least 2 completions"),
         (dict(accuracy="corect"), "config.accuracy='corect' is none of config.rewards"),
         (

@@ -13,12 +13,15 @@ from deepseek_jax.checkpoint import load_orbax
 from deepseek_jax.data.bilingual_tokenizer import bilingual_tokenizer
 from deepseek_jax.recipes import r1, rejection
 from deepseek_jax.recipes.lineage import content_hash
+from deepseek_jax.recipes.r1_findings import CLAIMS
+from deepseek_jax.recipes.r1_settings import REWARD_MODELS
 from deepseek_jax.recipes.r1_stages import ORDER
 from deepseek_jax.rewards import scoring
 from deepseek_jax.training.metrics import read_metrics
 from tests.recipes.small import one_device
 
-PHASES = ("pretrain", "zero", "cold_start", "reasoning", "sft", "scenarios")
+TRAINED = ("zero", "cold_start", "reasoning", "sft", *REWARD_MODELS, "scenarios")
+PHASES = ("pretrain", *TRAINED)
 MEASURED = ("base", "zero", "cold_start", "reasoning", "sft", "scenarios")
 STEPS = 2  # of every stage
 
@@ -34,30 +37,36 @@ def small_config():
         stage.log_every = 1
         stage.rollout.update(dict(max_completion_length=16, slots=4))
     config.reasoning.reference_every = config.scenarios.reference_every = 1
-    config.scenarios.update(dict(general_steps=1, general_per_step=1))
+    config.scenarios.general.update(dict(num_steps=1, per_step=1))
     for name in ("cold_start", "sft"):
         config[name].update(dict(num_steps=STEPS, batch_size=4, eval_every=1, log_every=1))
         config[name].optimizer.warmup_steps = 1
+    for name in REWARD_MODELS:
+        config[name].update(dict(num_steps=STEPS, batch_size=4, log_every=1))
+        config[name].data.update(dict(num_train=16, num_held_out=8))
+        config[name].optimizer.warmup_steps = 1
     config.cold_start.data.num_puzzles = 40
     config.sft.data.num_requests = 40
-    config.rejection.update(dict(num_prompts=16, samples_per_prompt=4, max_completion_length=48))
+    for name in ("traces", "rejection"):
+        sampled = dict(num_prompts=16, samples_per_prompt=4, max_completion_length=48)
+        config[name].update(sampled)
     evaluation = dict(num_puzzles=8, num_requests=16, samples=2, max_completion_length=8, slots=8)
     config.evaluation.update(evaluation)
     return config
 
 
-def tellable(text, example):
-    """What two steps of pre-training can already do: say something that can be taught on."""
+def untellable(text, example):
+    """What two steps of pre-training can already avoid: to say nothing that can be taught on."""
     try:
-        return float(len(bilingual_tokenizer().encode(text)) > 0)
+        return not bilingual_tokenizer().encode(text)
     except Exception:  # pieces that run together
-        return 0.0
+        return True
 
 
 @pytest.fixture(scope="module", autouse=True)
 def rules_that_a_beginner_meets():
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(rejection, "RULES", {"untellable": tellable})
+        patch.setattr(rejection, "RULES", {"untellable": untellable})
         patch.setitem(scoring.REWARDS, "think_answer_format", lambda text, _: len(text) / 10)
         yield
 
@@ -109,16 +118,21 @@ class Killed(BaseException):
 def test_a_run_leaves_every_stage_with_its_parents_scores_and_metrics(finished):
     """Oracle: by hand: the pipeline's arrows (stage 3 begins at the base again); the steps of the config."""
     found = records(finished)
-    arrows = dict(zero="base", cold_start="base", reasoning="cold_start", rejection="reasoning")
-    arrows |= dict(sft="base", scenarios="sft")
+    arrows = dict(zero="base", traces="zero", cold_start="base", reasoning="cold_start")
+    arrows |= dict(rejection="reasoning", sft="base", scenarios="sft")
+    arrows |= dict.fromkeys(REWARD_MODELS, "cold_start")
     for child, parent in arrows.items():
         assert found[child]["inputs"]["parent"] == content_hash(found[parent]["hash"])
-    assert found["sft"]["inputs"]["accepted"] == content_hash(found["rejection"]["hash"])
+    more = [("cold_start", "accepted", "traces"), ("sft", "accepted", "rejection")]
+    more += [("scenarios", name, name) for name in REWARD_MODELS]
+    for child, key, parent in more:
+        assert found[child]["inputs"][key] == content_hash(found[parent]["hash"])
     assert len({record["hash"] for record in found.values()}) == len(found)
     assert all(record["complete"] for record in found.values())
     assert logged(finished) == dict.fromkeys(PHASES, [0, 1])
     first, last = read_metrics(finished / "metrics.jsonl", "scenarios")
-    assert "reward_helpfulness" in last and "reward_helpfulness" not in first
+    assert all(f"reward_{name}" in last and f"reward_{name}" not in first for name in REWARD_MODELS)
+    assert (finished / "findings.txt").read_text().count("reproduced") >= len(CLAIMS)
     trees = [params(finished, name) for name in MEASURED]
     for i, tree in enumerate(trees):
         for other in trees[:i]:
@@ -144,11 +158,13 @@ def test_running_again_runs_no_stage(finished, capsys):
     assert {path: path.read_bytes() for path in finished.rglob("*") if path.is_file()} == before
     out = capsys.readouterr().out
     assert out.count("unchanged") == len(ORDER) + len(MEASURED)
-    rows = [line.split()[0] for line in out.splitlines() if line[:1].strip()]
+    table = out.partition("findings of 1 run")[0]
+    rows = [line.split()[0] for line in table.splitlines() if line[:1].strip()]
     wanted = ["base", "R1-Zero", "Dev1", "Dev2", "Dev3", "R1"]
     assert [row for row in rows if row in wanted] == wanted and "…" not in out
 
 
+@pytest.mark.slow
 def test_a_changed_setting_of_stage_2_reruns_it_and_what_follows(finished, tmp_path):
     """Oracle: the hashes and modification times of the run before; stage 1, R1-Zero and the base stay."""
     shutil.copytree(finished, tmp_path, dirs_exist_ok=True)
@@ -169,8 +185,8 @@ def test_a_changed_setting_of_stage_2_reruns_it_and_what_follows(finished, tmp_p
 @pytest.mark.slow
 def test_a_run_killed_again_and_again_ends_like_one_that_was_not(finished, tmp_path):
     """Oracle: every stage's parameters and scores of the run that nothing interrupted, bit for bit. Killed in
-    the middle of R1-Zero, of stage 2, and of stage 4; what was done is not done again: 12 steps in all, and
-    one more for each that was lost.
+    the middle of R1-Zero, of stage 2, and of a reward model; what was done is not done again: 16 steps,
+    and one more for each that was lost.
     """
     asked = []
 
@@ -198,10 +214,12 @@ def test_a_run_killed_again_and_again_ends_like_one_that_was_not(finished, tmp_p
         (lambda c: c.zero.update(group_size=1), "config.zero.group_size=1"),
         (lambda c: c.sft.update(eval_every=3, log_every=2), "config.sft.eval_every=3 falls on"),
         (
-            lambda c: c.scenarios.update(general_steps=3),
-            "config.scenarios.general_steps=3 is above",
+            lambda c: c.scenarios.general.update(num_steps=3),
+            "config.scenarios.general.num_steps=3 is above",
         ),
-        (lambda c: c.scenarios.update(general_per_step=2), "leaves no puzzles"),
+        (lambda c: c.scenarios.general.update(per_step=2), "leaves no other questions"),
+        (lambda c: c.zero.update(general=c.scenarios.general), "config.zero.general=General"),
+        (lambda c: c.safety_model.data.update(template="{question}"), "config.safety_model.data"),
         (lambda c: c.sft.update(sequence_length=300), "config.sft.sequence_length=300 is beyond"),
         (lambda c: c.cold_start.update(micro_batches=3), "config.cold_start.batch_size=4"),
         (lambda c: c.model.update(vocab_size=100), "config.model.vocab_size=100 is below"),

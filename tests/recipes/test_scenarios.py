@@ -1,10 +1,13 @@
 """Which questions come when in the last reinforcement, and which rewards pay for them."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
 from deepseek_jax.data.tasks import QuestionStream
-from deepseek_jax.recipes.scenarios import ScenarioRewards, ScenarioStream
+from deepseek_jax.recipes.grpo_settings import GeneralSettings
+from deepseek_jax.recipes.scenarios import ScenarioRewards, ScenarioStream, scenario_rewards
 from deepseek_jax.rewards import Rewards
 
 PUZZLES = [{"question": f"p{i}", "answer": "3", "language": "en"} for i in range(5)]
@@ -59,6 +62,26 @@ def test_each_example_is_paid_by_its_scenarios_rewards():
     np.testing.assert_array_equal(scores.parts["helpfulness"], [nan, 1, nan, nan])
     np.testing.assert_array_equal(scores.parts["think_answer_format"], [nan, 0, nan, 0])
     assert scores.errors == 1 and len(scores.messages) == 1
+
+
+def test_a_model_pays_where_its_name_is_among_the_rewards():
+    """Oracle: by hand, of a model whose rewards are 7."""
+
+    class Seven:
+        def score(self, examples, completions):
+            return [7.0] * len(examples)
+
+    general = dict(num_steps=1, per_step=1, rewards={"helpfulness": 1.0, "seven": 0.5})
+    settings = SimpleNamespace(
+        rewards={"puzzle_answer": 1.0}, general=GeneralSettings(**general), seed=0
+    )
+    examples = [PUZZLES[0], REQUESTS[0] | {"scenario": "general"}]
+    with scenario_rewards(settings, {"seven": Seven()}) as rewards:
+        scores = ScenarioRewards(rewards).score(examples, ["3", "a"])
+    np.testing.assert_array_equal(scores.total, [1, 1 + 3.5])
+    with pytest.raises(ValueError, match="config.reward_models.eight is not used"):
+        with scenario_rewards(settings, {"seven": Seven(), "eight": Seven()}):
+            pass
 
 
 def test_a_step_without_requests_has_scores_too():

@@ -9,6 +9,7 @@ import pytest
 from orbax.checkpoint import v1 as ocp
 
 from configs.sft_small import get_config
+from deepseek_jax.checkpoint import load_orbax
 from deepseek_jax.checkpoint.store import Store
 from deepseek_jax.data.tokenizer import arithmetic_tokenizer
 from deepseek_jax.evaluation.conversation_loss import ConversationLoss
@@ -118,6 +119,12 @@ def test_everything_is_trained_but_the_router_bias(finished):
     assert np.abs(bias[0]).max() > 0
     moved = jax.tree.map(lambda a, b: bool((a != b).any()), base, end)
     assert all(jax.tree.leaves(moved))
+
+
+def test_the_policy_that_a_run_leaves_is_its_last(finished):
+    """Oracle: the checkpoint after the last step."""
+    left = load_orbax(finished / "params")[1]
+    jax.tree.map(np.testing.assert_array_equal, left, parameters(finished, "sft", 4))
 
 
 def test_a_run_told_to_stop_goes_on_as_if_it_had_not(finished, with_base, capsys):

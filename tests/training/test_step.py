@@ -153,6 +153,22 @@ def test_rng_differs_by_update_and_by_micro_batch():
     assert len(draws) == 4
 
 
+def test_a_schedule_by_performance_follows_what_it_is_told():
+    """Oracle: by hand: an evaluation every two updates, told at both; the rate is halved when one has not
+    been lower than the best by a tenth. With gradients of 1 an update of plain descent is the rate itself.
+    """
+    follow = optax.contrib.reduce_on_plateau(factor=0.5, patience=1, rtol=0.1, accumulation_size=2)
+    tx = optax.chain(optax.sgd(1.0), follow)
+    step = jax.jit(make_train_step(lambda p, b, r: (p["w"].sum(), {}), tx, told="held_out"))
+    state = TrainState.create({"w": jnp.zeros(1)}, tx)
+    moved = []
+    for told in (4.0, 4.0, 2.0, 2.0, 1.95, 1.95, 1.0, 1.0, 1.0, 1.0):
+        before = state.params["w"]
+        state, _ = step(state, {"held_out": np.float32(told)}, jax.random.key(0))
+        moved.append(float((before - state.params["w"])[0]))
+    assert moved == [1, 1, 1, 1, 1, 0.5, 0.5, 0.5, 0.5, 0.25]
+
+
 def test_rows_that_do_not_split_into_micro_batches_are_refused():
     """Oracle: 16 completions into 3; the message names the key and the setting."""
     with pytest.raises(ValueError, match=r"batch\['completions'\] has 16 rows.*micro_batches=3"):

@@ -1,0 +1,11 @@
+"""R1-Distill-Llama-70B: Llama-3.3-70B-Instruct on R1's text, as published (arXiv:2501.12948, appendix B.4.3).
+
+python launch/train.py --config=configs/distill_llama_70b.py --distributed
+"""
+
+from configs.distill_published import published
+
+
+def get_config(arg=None):
+    mesh = dict(data=1, fsdp=64, tensor=-1)
+    return published(arg, "Llama-3.3-70B-Instruct", learning_rate=2e-5, mesh=mesh)

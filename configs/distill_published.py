@@ -1,0 +1,40 @@
+"""What the published students share (arXiv:2501.12948, section 2.4 and appendix B.4.3): fine-tuning on the
+teacher's text alone, sequence-level distillation, without logits and without reinforcement.
+
+About 804,745 texts, two epochs of the published two to three; rows of 32,768 tokens, 64 a step, one text
+each; the learning rate falls by a cosine to a tenth. Warm-up, weight decay, Adam's numbers and packing are
+not published: there is none of the first two, the third are ours, and without packing a step is 64 texts.
+
+The texts are what launch/generate.py writes from R1, here in two tasks; the students' starts are Hugging Face
+folders, whose tokenizer_config.json has the chat template that the student is to have.
+"""
+
+from ml_collections import ConfigDict
+
+from configs.common import parse_arg
+
+NUM_TEXTS, EPOCHS, BATCH_SIZE, LENGTH = 804_745, 2, 64, 32_768
+TEXTS = "/data/r1_distill"
+
+
+def published(arg, init_from, *, learning_rate, mesh, positions=None):
+    """The config of one student. positions: that it is to know, where its start declares fewer."""
+    arg = parse_arg(arg, seed=0)
+    c = ConfigDict(dict(recipe="distill", seed=arg.seed, template="chat", packing=False))
+    c.tasks = {
+        task: dict(path=f"{TEXTS}/{task}/teacher_conversations/1.0.0", num_held_out=256)
+        for task in ("reasoning", "general")
+    }
+    model = dict(dtype="bfloat16", scan_layers=True, remat="full")
+    start = dict(init_from=f"/checkpoints/{init_from}", model=model)
+    if positions is not None:
+        start["max_position_embeddings"] = positions
+    c.starts = dict(start=start)
+    student = dict(start="start", batch_size=BATCH_SIZE, sequence_length=LENGTH)
+    student["num_steps"] = -(-EPOCHS * NUM_TEXTS // BATCH_SIZE)
+    student["loss"] = dict(weights=dict(hard=1.0))
+    student["optimizer"] = dict(learning_rate=learning_rate, schedule="cosine", final_fraction=0.1)
+    student.update(eval_every=500, save_every=500, log_every=10)
+    c.students = dict(student=student)
+    c.mesh = mesh
+    return c

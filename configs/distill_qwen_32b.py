@@ -1,0 +1,11 @@
+"""R1-Distill-Qwen-32B: Qwen2.5-32B on R1's text, as published (arXiv:2501.12948, appendix B.4.3).
+
+python launch/train.py --config=configs/distill_qwen_32b.py --distributed
+"""
+
+from configs.distill_published import published
+
+
+def get_config(arg=None):
+    mesh = dict(data=1, fsdp=64, tensor=-1)
+    return published(arg, "Qwen2.5-32B", learning_rate=6e-5, mesh=mesh)

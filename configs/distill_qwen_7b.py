@@ -1,0 +1,13 @@
+"""R1-Distill-Qwen-7B: Qwen2.5-Math-7B on R1's text, as published (arXiv:2501.12948, appendix B.4.3).
+
+python launch/train.py --config=configs/distill_qwen_7b.py --distributed
+
+Its start declares 4096 positions; the published student declares 131,072, and learns the long ones here.
+"""
+
+from configs.distill_published import published
+
+
+def get_config(arg=None):
+    mesh = dict(data=1, fsdp=-1)
+    return published(arg, "Qwen2.5-Math-7B", learning_rate=8e-5, mesh=mesh, positions=131_072)

@@ -1,0 +1,88 @@
+"""Distillation in miniature: a tiny DeepSeek-V3 that solves puzzles, into students of Qwen's and Llama's
+architecture, by its right answers, its distributions, its hidden states and its attention.
+
+python launch/train.py --config=configs/distill_small.py          # makes the teacher first
+python launch/train.py --config=configs/distill_small.py:teacher=runs/r1_small/scenarios/params
+python launch/train.py --config=configs/distill_small.py:letters  # students that spell: another tokenizer
+"""
+
+from ml_collections import ConfigDict
+
+from configs import models, r1_zero_small
+from configs.common import parse_arg
+
+VOCAB_SIZE = r1_zero_small.VOCAB_SIZE
+LENGTH = 64  # tokens of a row, and of a completion
+LETTERS = 192  # of a row, and of a completion, where a token is a letter
+WEIGHTS = dict(soft=0.5, hard=0.5, hidden=0.1, relations=0.1, l2=1e-5)
+ACROSS = dict(matched=0.5, sorted=0.5, hard=0.5, l2=1e-5)
+
+
+def get_config(arg=None):
+    arg = parse_arg(arg, seed=0, teacher="", letters=False)
+    c = ConfigDict(dict(recipe="distill", seed=arg.seed, template="r1_zero"))
+    c.teacher = dict(path=arg.teacher) if arg.teacher else made_teacher()
+    c.text = dict(num_prompts=1536, samples_per_prompt=4, max_per_prompt=1, temperature=1.0)
+    c.text.max_completion_length = LENGTH
+    c.tasks = dict(sum=dict(weight=1.0), countdown=dict(weight=1.0))
+    c.mixing_temperature = 2.0  # the task with fewer texts is drawn more often than they are
+    c.packing = not arg.letters
+    c.starts = {
+        "qwen": start(models.qwen2_tiny(VOCAB_SIZE), letters=arg.letters),
+        "llama": start(models.llama_tiny(VOCAB_SIZE), letters=arg.letters),
+    }
+    weights = ACROSS if arg.letters else WEIGHTS
+    c.students = {name: student(name, weights=weights) for name in c.starts}
+    c.evaluation = dict(num_questions=96, samples=4, max_completion_length=LENGTH)
+    if arg.letters:
+        c.evaluation.max_completion_length = LETTERS
+        for each in c.students.values():
+            each.sequence_length = LETTERS
+    return c
+
+
+def made_teacher():
+    """A teacher from nothing: the teaching corpus, then worked puzzles."""
+    base = dict(
+        corpus="bilingual_teaching",
+        num_documents=20_000,
+        sequence_length=LENGTH,
+        batch_size=32,
+        num_steps=700,
+    )
+    base["optimizer"] = dict(
+        learning_rate=3e-3, schedule="cosine", warmup_steps=30, weight_decay=0.05
+    )
+    fine_tune = dict(batch_size=16, sequence_length=LENGTH, num_steps=100, log_every=5)
+    fine_tune["data"] = dict(num_puzzles=2000)
+    fine_tune["eval_every"] = 50
+    fine_tune["optimizer"] = dict(learning_rate=1e-3, schedule="cosine", warmup_steps=5)
+    model = models.deepseek_v3_tiny(vocab_size=VOCAB_SIZE)
+    return dict(model=model, base=base, fine_tune=fine_tune)
+
+
+def start(model, *, letters=False, num_steps=600):
+    """A student before: pre-trained for a short time on the world's corpus, mistakes and all."""
+    base = dict(
+        corpus="bilingual",
+        num_documents=20_000,
+        sequence_length=LETTERS if letters else LENGTH,
+        batch_size=32,
+        num_steps=num_steps,
+        bias_update_speed=0.0,
+    )
+    base["optimizer"] = dict(
+        learning_rate=3e-3, schedule="cosine", warmup_steps=30, weight_decay=0.05
+    )
+    return dict(model=model, base=base, tokenizer="letters" if letters else "bilingual")
+
+
+def student(start, *, num_steps=400, **loss):
+    """A student of that start, trained on num_steps batches."""
+    how = dict(start=start, batch_size=16, sequence_length=LENGTH, num_steps=num_steps)
+    how.update(eval_every=50, save_every=100, log_every=10)
+    how["loss"] = dict(temperature=2.0, relation_heads=4) | loss
+    how["optimizer"] = dict(
+        learning_rate=3e-3, schedule="cosine", warmup_steps=10, weight_decay=0.05
+    )
+    return how

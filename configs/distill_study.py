@@ -1,0 +1,50 @@
+"""What helps a student, tested: arms that differ in one thing, of one teacher, one start and as many tokens.
+
+python launch/train.py --config=configs/distill_study.py          # or configs/distill_study.py:seed=1
+python launch/sweep.py --config=configs/distill_study.py --sweep=configs/sweeps/seeds.py
+"""
+
+from configs import distill_small, models, r1_zero_small
+from configs.common import parse_arg
+
+NUM_STEPS = 250  # of every distilled student, on batches of one size
+SOFT_HARD = dict(soft=0.5, hard=0.5)
+
+
+def get_config(arg=None):
+    arg = parse_arg(arg, seed=0)
+    c = distill_small.get_config(f"seed={arg.seed}")
+    c.text.num_prompts = 512
+    c.starts = {"qwen": distill_small.start(models.qwen2_tiny(distill_small.VOCAB_SIZE))}
+    arms = {
+        "soft_hard": dict(weights=SOFT_HARD),
+        "hard": dict(weights=dict(hard=1.0)),
+        "features": dict(weights=SOFT_HARD | dict(hidden=0.1, relations=0.1)),
+        "top_k": dict(weights=SOFT_HARD, top_k=8),
+        "on_policy": dict(weights=dict(on_policy=1.0), temperature=1.0),
+    }
+    arms["on_policy"]["on_policy"] = dict(
+        prompts=20, max_completion_length=48, divergence="reverse_kl", slots=20
+    )
+    c.students = {
+        name: distill_small.student("qwen", num_steps=NUM_STEPS, **loss)
+        for name, loss in arms.items()
+    }
+    c.reinforced = dict(reinforcement=reinforcement(arg.seed))
+    c.comparisons = {
+        "soft and hard targets against hard alone": ("soft_hard", "hard"),
+        "with features against without": ("features", "soft_hard"),
+        "distilled against reinforcement alone": ("soft_hard", "reinforcement"),
+        "on-policy against offline": ("on_policy", "soft_hard"),
+        "top 8 of a cache against the teacher at hand": ("top_k", "soft_hard"),
+    }
+    return c
+
+
+def reinforcement(seed):
+    """R1-Zero of the same start, for as much compute as a distilled student takes."""
+    zero = r1_zero_small.get_config(f"seed={seed}")
+    names = "prompts_per_step group_size accuracy rewards rollout loss optimizer".split()
+    how = {name: zero[name] for name in names}
+    how.update(start="qwen", num_steps=100, save_every=50, log_every=1)
+    return how

@@ -1,0 +1,129 @@
+"""R1 as published: its four stages and their reward models, from DeepSeek-V3-Base (arXiv:2501.12948, section
+3 and appendices B.3 and B.4), each a run of its own.
+
+python launch/train.py --config=configs/r1.py:stage=cold_start --distributed       # 1 -> Dev1
+python launch/train.py --config=configs/r1.py:stage=reasoning --distributed        # 2 -> Dev2
+python launch/generate.py --config=configs/r1.py:stage=rejection --distributed     # of Dev2's completions
+python launch/train.py --config=configs/r1.py:stage=sft --distributed              # 3 -> Dev3
+python launch/train.py --config=configs/r1.py:stage=helpfulness --distributed      # and stage=safety
+python launch/train.py --config=configs/r1.py:stage=scenarios --distributed        # 4 -> R1
+
+The paths are to be yours: /checkpoints/NAME is what launch/convert.py made of the stage before's params (a
+reward model stays as its run left it), and /data/NAME.jsonl holds conversations, questions that name their
+language, or preferences. What was not published is ours: the number of cold-start conversations, the steps
+of stage 2, which ran until it converged, Adam's numbers, packing, the prompts' length, the general prompts'
+share of a step, and the mesh. All stages keep R1-Zero's template. A step of reinforcement here is one
+rollout, 16 of the paper's (see configs/r1_zero.py): stage 4's 1,700, the last 400 with general prompts, are
+106 and 25.
+"""
+
+from functools import partial
+
+from ml_collections import ConfigDict
+
+from configs import generate_r1_distill, r1_zero
+from configs.common import parse_arg
+
+UPDATES = 16  # of a rollout
+TOKENS = 32_768  # of a row or a completion
+COLD_START_TOKENS = (
+    8000 * 5000
+)  # "thousands" of conversations; of stage 3's, 5,355 tokens on average
+SFT_TOKENS = 804_745 * 5355
+PREFERENCES = {"helpfulness": 66_000, "safety": 106_000}
+
+
+def get_config(arg=None):
+    arg = parse_arg(arg, seed=0, stage="reasoning")
+    if arg.stage not in STAGES:
+        raise ValueError(f"config argument stage={arg.stage!r} is none of {', '.join(STAGES)}")
+    c = STAGES[arg.stage]()
+    c.seed = arg.seed
+    return c
+
+
+def _cold_start():
+    return _fine_tuned("/data/r1_cold_start.jsonl", epochs=2, tokens=COLD_START_TOKENS)
+
+
+def _sft():
+    return _fine_tuned("/data/r1_sft.jsonl", epochs=2, tokens=SFT_TOKENS)
+
+
+def _fine_tuned(path, *, epochs, tokens):
+    c = ConfigDict(dict(recipe="sft", batch_size=128, sequence_length=TOKENS))
+    c.num_steps = -(-epochs * tokens // (c.batch_size * TOKENS))
+    c.init_from = "/checkpoints/DeepSeek-V3-Base"
+    c.update(_on_chips())
+    c.data = dict(path=path, template="r1_zero", num_held_out=512)
+    c.accuracy = "math_verify"
+    c.rewards = dict(math_verify=1.0, think_answer_format=1.0)
+    c.answers = dict(num_prompts=64, max_completion_length=TOKENS, temperature=0.6, slots=64)
+    c.optimizer = dict(learning_rate=5e-5, schedule="cosine", final_fraction=0.1)  # to 5e-6
+    c.eval_every = c.save_every = 10
+    return c
+
+
+def _reasoning():
+    c = r1_zero.get_config()
+    c.init_from = "/checkpoints/R1-Dev1"
+    c.num_steps = 200
+    c.data.path = "/data/r1_reasoning.jsonl"
+    c.rewards.language_consistency = 1.0
+    return c
+
+
+def _rejection():
+    c = generate_r1_distill.get_config()
+    c.init_from = "/checkpoints/R1-Dev2"
+    c.data = dict(path="/data/r1_reasoning.jsonl", template="r1_zero")
+    c.sampling.temperature, c.sampling.top_p = 1.0, 1.0
+    c.rewards = dict(math_verify=1.0, think_answer_format=0.0, language_consistency=0.0)
+    c.keep.at_least = dict(math_verify=1.0, think_answer_format=1.0, language_consistency=0.95)
+    return c
+
+
+def _reward_model(kind):
+    c = ConfigDict(dict(recipe="reward_model", kind=kind, batch_size=256, sequence_length=8192))
+    c.num_steps = PREFERENCES[kind] // c.batch_size  # one epoch
+    c.init_from = "/checkpoints/R1-Dev1"
+    c.update(_on_chips())
+    c.data = dict(path=f"/data/r1_{kind}.jsonl", template="r1_zero", num_held_out=1024)
+    c.optimizer = dict(learning_rate=6e-6)
+    c.save_every = 50
+    return c
+
+
+def _scenarios():
+    c = _reasoning()
+    c.init_from = "/checkpoints/R1-Dev3"
+    c.num_steps = 1700 // UPDATES
+    c.rollout.temperature = 0.7
+    c.general = dict(num_steps=400 // UPDATES, per_step=256, path="/data/r1_general.jsonl")
+    c.general.rewards = dict(
+        helpful=1.0, safe=1.0, think_answer_format=1.0, language_consistency=1.0
+    )
+    c.reward_models = {
+        "helpful": dict(path="/checkpoints/R1-helpfulness"),
+        "safe": dict(path="/checkpoints/R1-safety"),
+    }
+    return c
+
+
+def _on_chips():
+    """How the model is run, and how it lies: a row's experts over 32 chips."""
+    return dict(
+        model=dict(dtype="bfloat16", scan_layers=True, remat="full"),
+        mesh=dict(data=1, expert=32, tensor=-1),
+    )
+
+
+STAGES = {
+    "cold_start": _cold_start,
+    "reasoning": _reasoning,
+    "rejection": _rejection,
+    "sft": _sft,
+    "helpfulness": partial(_reward_model, "helpfulness"),
+    "safety": partial(_reward_model, "safety"),
+    "scenarios": _scenarios,
+}

@@ -1,0 +1,10 @@
+"""The same experiment from three seeds.
+
+python launch/sweep.py --config=configs/r1_small.py --sweep=configs/sweeps/seeds.py
+"""
+
+
+def sweep(config):
+    """Overrides of config, one for each run: dotted field -> value."""
+    del config  # whatever it is, it has a seed
+    return [{"seed": seed} for seed in range(3)]

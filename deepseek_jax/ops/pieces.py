@@ -1,0 +1,85 @@
+"""Grouped products as a CPU runs them best: expert by expert, some rows at a time, no matrix copied."""
+
+import jax
+import jax.numpy as jnp
+
+from deepseek_jax.ops.platform import platform
+
+SMALLEST, LARGEST = 8, 64  # rows of a large piece
+
+
+def product_by_expert(spec, rows, kernel, rows_per_expert):
+    """Each row times its expert's matrix: rows [r x], kernel [e d f] -> [r y] in the rows' dtype.
+
+    spec: an einsum of some rows with one matrix of the kernel. rows_per_expert: int32[e], any split; rows
+    past their sum come out as zeros. The cost is that of the rows there are.
+    """
+    width = jax.eval_shape(lambda r, w: jnp.einsum(spec, r, w), rows, kernel[0]).shape[-1]
+
+    def visit(out_ry, expert, start, own_p1):
+        piece = jax.lax.dynamic_slice_in_dim(rows, start, len(own_p1))
+        matrix = jax.lax.dynamic_index_in_dim(kernel, expert, keepdims=False).astype(rows.dtype)
+        product = jnp.einsum(spec, piece, matrix, preferred_element_type=jnp.float32)
+        before = jax.lax.dynamic_slice_in_dim(out_ry, start, len(own_p1))
+        after = jnp.where(own_p1, product.astype(rows.dtype), before)
+        return jax.lax.dynamic_update_slice_in_dim(out_ry, after, start, 0)
+
+    out_ry = jnp.zeros((len(rows), width), rows.dtype)
+    return _over_pieces(visit, out_ry, rows_per_expert, len(rows))
+
+
+def sum_by_expert(left, right, rows_per_expert):
+    """Each expert's own rows of both, multiplied over them: left [r d], right [r f] -> float32[e d f]."""
+    if platform() == "cpu":  # see ops.dot: no bfloat16 product of this layout
+        left, right = left.astype(jnp.float32), right.astype(jnp.float32)
+    sums_edf = jnp.zeros((len(rows_per_expert), left.shape[1], right.shape[1]), jnp.float32)
+
+    def visit(sums_edf, expert, start, own_p1):
+        left_pd, right_pf = (
+            jax.lax.dynamic_slice_in_dim(x, start, len(own_p1)) for x in (left, right)
+        )
+        right_pf = jnp.where(own_p1, right_pf, 0)
+        product = jnp.einsum("pd,pf->df", left_pd, right_pf, preferred_element_type=jnp.float32)
+        before = jax.lax.dynamic_index_in_dim(sums_edf, expert, keepdims=False)
+        return jax.lax.dynamic_update_index_in_dim(sums_edf, before + product, expert, 0)
+
+    return _over_pieces(visit, sums_edf, rows_per_expert, len(left))
+
+
+def piece_sizes(rows, n_experts):
+    """Rows of a large piece and of a small one: about an expert's share, a power of two, and a quarter."""
+    share = max(rows // n_experts, 1)
+    large = min(max(1 << (share.bit_length() - 1), SMALLEST), LARGEST)
+    return min(large, rows), min(large // 4, rows)
+
+
+def _over_pieces(visit, carry, rows_per_expert, rows):
+    """Fold carry = visit(carry, expert, start, own_p1) over pieces of p rows from `start` on, in whose rows
+    own: bool[p 1] marks the expert's that no other piece has. Large pieces while they are at least half
+    full, then small ones: the loops end where the rows do, however they are split.
+    """
+    large, small = piece_sizes(rows, len(rows_per_expert))
+    rows_per_expert = jnp.asarray(rows_per_expert)
+    first_e = jnp.cumsum(rows_per_expert) - rows_per_expert
+    large_e = (rows_per_expert + large // 2) // large
+    small_e = -(-jnp.maximum(rows_per_expert - large_e * large, 0) // small)
+
+    def piece(carry, expert, at, size):
+        start = jnp.minimum(at, rows - size)  # the last piece ends with the rows
+        row_p = start + jnp.arange(size)
+        own_p = (row_p >= at) & (row_p < first_e[expert] + rows_per_expert[expert])
+        return visit(carry, expert, start, own_p[:, None])
+
+    def of_expert(expert, carry):
+        first = first_e[expert]
+
+        def large_piece(i, carry):
+            return piece(carry, expert, first + i * large, large)
+
+        def small_piece(i, carry):
+            return piece(carry, expert, first + large_e[expert] * large + i * small, small)
+
+        carry = jax.lax.fori_loop(0, large_e[expert], large_piece, carry)
+        return jax.lax.fori_loop(0, small_e[expert], small_piece, carry)
+
+    return jax.lax.fori_loop(0, len(rows_per_expert), of_expert, carry)

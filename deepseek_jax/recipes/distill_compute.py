@@ -1,0 +1,44 @@
+"""What it took to make a student: floating-point operations of its training and of its teacher's help.
+
+Not counted: its start, which it shares with those that it is compared with, and the teacher's own training,
+as in the paper's comparison (arXiv:2501.12948, section 4.1). Padding counts as tokens do: it is computed.
+"""
+
+from deepseek_jax.training.flops import useful_flops
+from deepseek_jax.training.metrics import read_metrics
+
+FORWARD = 1 / 3  # of a forward and a backward pass
+
+
+def distilled(student, policy, teacher, *, texts, answered):
+    """Operations of a distilled student: float.
+
+    student: StudentSettings. policy, teacher: ModelConfigs, teacher None where there is none. texts: how many
+    there are to learn from; answered: how many tokens the teacher sampled for them.
+    """
+    loss, length = student.loss, student.sequence_length
+    own, taught = useful_flops(policy, length, trains_mtp=False), 0.0
+    if teacher is not None:
+        taught = FORWARD * useful_flops(teacher, length, trains_mtp=False)
+    total, rows = 0.0, student.num_steps * student.batch_size
+    if loss.learns_texts():
+        online = loss.asks_teacher() and loss.top_k is None
+        total += rows * length * (own + online * taught) + answered * taught
+        total += (loss.top_k is not None) * texts * length * taught
+    if loss.on_policy is not None:
+        rows = student.num_steps * loss.on_policy.prompts
+        sampled = rows * loss.on_policy.max_completion_length
+        total += rows * length * (own + taught) + sampled * FORWARD * own
+    return total
+
+
+def reinforced(settings, policy, metrics_path, phase):
+    """Operations of a reinforced student, by what it sampled and learned: float.
+
+    settings: ReinforceSettings, whose log_every is 1. metrics_path: of the run that has this phase.
+    """
+    length = settings.rollout.max_prompt_length + settings.rollout.max_completion_length
+    records = read_metrics(metrics_path, phase)
+    sampled, learned = (sum(r[name] for r in records) for name in ("sampled_tokens", "tokens"))
+    own = useful_flops(policy, length, trains_mtp=False)
+    return own * (settings.epochs * learned + FORWARD * sampled)

@@ -1,0 +1,94 @@
+"""What pairs of students tell over several runs: which answers more of the same questions, or neither."""
+
+import json
+from typing import NamedTuple
+
+import numpy as np
+from rich.box import SIMPLE_HEAD
+from rich.table import Table
+
+from deepseek_jax.evaluation.compare import NO_DIFFERENCE, Comparison, compare
+
+VERDICTS = {"better": "won", "worse": "lost", NO_DIFFERENCE: NO_DIFFERENCE}
+FILE = "answers.json"  # in a run's folder: see recipes.distill
+
+
+class Finding(NamedTuple):
+    """title: what is compared. means: of ours and theirs, over all questions of all runs. comparison: of ours
+    less theirs. by_run: that mean in each run. compute: our floating-point operations by theirs. verdict: of
+    VERDICTS.
+    """
+
+    title: str
+    means: tuple[float, float]
+    comparison: Comparison
+    by_run: list[float]
+    compute: float
+    verdict: str
+
+
+def findings(workdirs):
+    """The comparisons of finished runs of recipes.distill, which agree in them: -> list of Finding.
+
+    Ours won, or lost, if over the questions of all runs the 95% interval of the differences excludes 0 and
+    the sign-flip test agrees (evaluation.compare), and if every single run's mean difference has that sign.
+    The interval is of questions: what another seed would change shows in by_run. Raises ValueError, naming
+    the folder, for a run that is not finished and one with other comparisons.
+    """
+    runs = [_read(workdir) for workdir in workdirs]
+    comparisons = runs[0]["comparisons"]
+    for workdir, run in zip(workdirs, runs, strict=True):
+        if run["comparisons"] != comparisons:
+            raise ValueError(f"{workdir} has other config.comparisons than {workdirs[0]}")
+    return [_test(title, pair, runs) for title, pair in comparisons.items()]
+
+
+def findings_table(found, num_runs):
+    """A rich Table of findings over so many runs."""
+    table = Table(
+        title=f"right answers to the same held-out questions, {num_runs} run{'s' * (num_runs > 1)}",
+        caption="this less that, and the difference's 95% interval. Won or lost: the interval excludes 0, "
+        "the sign-flip test agrees, and so does the sign of every run. Compute: of this by that",
+        box=SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+        pad_edge=False,
+        show_edge=False,
+    )
+    table.add_column("this against that")
+    for name in ("this", "that", "difference", "each run", "compute"):
+        table.add_column(name, justify="right", no_wrap=name != "each run")
+    table.add_column("this")
+    for title, means, comparison, by_run, compute, verdict in found:
+        mean, low, high = (f"{value:+.1%}" for value in comparison.difference)
+        each = " ".join(f"{value:+.1%}" for value in by_run)
+        shown = (f"{value:.1%}" for value in means)
+        table.add_row(title, *shown, f"{mean}\n{low} to {high}", each, f"{compute:.2f}", verdict)
+    return table
+
+
+def as_json(found):
+    """Findings as JSON can say them."""
+    return [finding._asdict() | {"comparison": finding.comparison._asdict()} for finding in found]
+
+
+def _read(workdir):
+    path = workdir / FILE
+    if not path.exists():
+        raise ValueError(f"{workdir} has no {FILE}; run it to its end")
+    return json.loads(path.read_text())
+
+
+def _test(title, pair, runs):
+    sides = [[_answers(run, name) for run in runs] for name in pair]
+    by_run = [float(np.mean(a - b)) for a, b in zip(*sides, strict=True)]
+    ours, theirs = (np.concatenate(side) for side in sides)
+    comparison = compare(ours, theirs)
+    agree = all(value > 0 for value in by_run) or all(value < 0 for value in by_run)
+    verdict = VERDICTS[comparison.verdict if agree else NO_DIFFERENCE]
+    compute = [sum(run["compute"][name] for run in runs) for name in pair]
+    means = float(ours.mean()), float(theirs.mean())
+    return Finding(title, means, comparison, by_run, compute[0] / compute[1], verdict)
+
+
+def _answers(run, name):
+    return np.concatenate([np.asarray(shares) for shares in run["answers"][name].values()])

@@ -1,0 +1,96 @@
+"""What pairs of students tell over several runs, and what a student took."""
+
+import json
+
+import numpy as np
+import pytest
+
+from configs import distill_study
+from deepseek_jax.recipes import distill_compute
+from deepseek_jax.recipes.blocks import build_model
+from deepseek_jax.recipes.distill import report_sweep
+from deepseek_jax.recipes.distill_findings import FILE, findings
+from deepseek_jax.recipes.distill_settings import DistillSettings
+from deepseek_jax.recipes.settings import build
+from deepseek_jax.training.flops import useful_flops
+
+PAIRS = {"a thing": ("ours", "theirs"), "the other way": ("theirs", "ours"), "same": ("ours", "as")}
+QUESTIONS = 40
+
+
+def write_run(folder, gain, **fields):
+    """A finished run, in which `ours` is right in `gain` of the questions that `theirs` is not."""
+    folder.mkdir()
+    theirs = np.zeros(QUESTIONS)
+    ours = theirs + (np.arange(QUESTIONS) < gain * QUESTIONS)
+    answers = {"ours": ours, "theirs": theirs, "as": ours[::-1]}
+    answers = {name: {"sum": list(a[:10]), "other": list(a[10:])} for name, a in answers.items()}
+    compute = {"ours": 3e9, "theirs": 2e9, "as": 3e9}
+    run = {"answers": answers, "compute": compute, "comparisons": PAIRS} | fields
+    (folder / FILE).write_text(json.dumps(run))
+    return folder
+
+
+def test_a_difference_in_every_run_is_won_or_lost_and_else_none_is_shown(tmp_path):
+    """Oracle: by hand: a gain of 0.5, 0.4 and 0.6 in three runs is 0.5 of all their questions."""
+    folders = [write_run(tmp_path / f"{i}", gain) for i, gain in enumerate((0.5, 0.4, 0.6))]
+    won, lost, same = findings(folders)
+    assert (won.verdict, lost.verdict, same.verdict) == ("won", "lost", "no difference shown")
+    np.testing.assert_allclose(won.by_run, [0.5, 0.4, 0.6])
+    np.testing.assert_allclose(won.comparison.difference[0], 0.5)
+    np.testing.assert_allclose([*won.means, won.compute], [0.5, 0.0, 1.5])
+
+
+def test_one_run_that_says_otherwise_leaves_it_open(tmp_path):
+    """Oracle: by hand: two gains of 0.9 and one of 0 are 0.6 of all, and not every run's."""
+    folders = [write_run(tmp_path / f"{i}", gain) for i, gain in enumerate((0.9, 0.9, 0.0))]
+    found = findings(folders)[0]
+    assert found.comparison.verdict == "better" and found.verdict == "no difference shown"
+
+
+def test_what_is_not_finished_or_compared_otherwise_is_named(tmp_path):
+    """Oracle: the words a reader needs."""
+    first = write_run(tmp_path / "a", 0.5)
+    with pytest.raises(ValueError, match="b has no answers.json; run it to its end"):
+        findings([first, tmp_path / "b"])
+    other = write_run(tmp_path / "c", 0.5, comparisons={})
+    with pytest.raises(ValueError, match="c has other config.comparisons"):
+        findings([first, other])
+
+
+def test_the_report_is_printed_and_left_in_files(tmp_path, capsys):
+    """Oracle: the findings themselves."""
+    report_sweep(tmp_path, [write_run(tmp_path / "a", 0.5)])
+    text = (tmp_path / "findings.txt").read_text()
+    assert text == capsys.readouterr().out and "won" in text and "lost" in text
+    assert json.loads((tmp_path / "findings.json").read_text())[0]["verdict"] == "won"
+
+
+def test_compute_is_counted_by_pass(tmp_path):
+    """Oracle: by hand, in passes of a token: forward and backward are one, forward alone is a third."""
+    config = distill_study.get_config()
+    settings = build(DistillSettings, config, "config")
+    student, teacher = build_model(config.starts.qwen.model), build_model(config.teacher.model)
+    arms = settings.built_students()
+    own, taught = (useful_flops(m, 64, trains_mtp=False) for m in (student, teacher))
+    rows = 64 * arms["hard"].batch_size * distill_study.NUM_STEPS
+    found = {
+        name: distill_compute.distilled(arm, student, teacher, texts=10, answered=1000)
+        for name, arm in arms.items()
+    }
+    np.testing.assert_allclose(found["hard"], rows * own + 1000 * taught / 3)
+    np.testing.assert_allclose(found["soft_hard"] - found["hard"], rows * taught / 3)
+    np.testing.assert_allclose(found["top_k"] - found["hard"], 640 * taught / 3)
+    on_policy = arms["on_policy"].loss.on_policy
+    sampled = on_policy.prompts * distill_study.NUM_STEPS
+    wanted = sampled * (64 * (own + taught / 3) + on_policy.max_completion_length * own / 3)
+    np.testing.assert_allclose(found["on_policy"], wanted)
+    lines = [dict(step=i, phase="rl", tokens=30, sampled_tokens=60) for i in range(2)]
+    (tmp_path / "m.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    rl = settings.built_reinforced()["reinforcement"]
+    length = rl.rollout.max_prompt_length + rl.rollout.max_completion_length
+    own = useful_flops(student, length, trains_mtp=False)
+    wanted = own * (60 + 120 / 3)
+    np.testing.assert_allclose(
+        distill_compute.reinforced(rl, student, tmp_path / "m.jsonl", "rl"), wanted
+    )
