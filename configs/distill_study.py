@@ -20,7 +20,8 @@ def get_config(arg=None):
         "soft_hard": dict(weights=SOFT_HARD),
         "hard": dict(weights=dict(hard=1.0)),
         "features": dict(weights=SOFT_HARD | dict(hidden=0.1, relations=0.1)),
-        "top_k": dict(weights=SOFT_HARD, top_k=8),
+        "top_8": dict(weights=SOFT_HARD, top_k=8),
+        "top_32": dict(weights=SOFT_HARD, top_k=32),
         "on_policy": dict(weights=dict(on_policy=1.0), temperature=1.0),
     }
     arms["on_policy"]["on_policy"] = dict(
@@ -36,7 +37,8 @@ def get_config(arg=None):
         "with features against without": ("features", "soft_hard"),
         "distilled against reinforcement alone": ("soft_hard", "reinforcement"),
         "on-policy against offline": ("on_policy", "soft_hard"),
-        "top 8 of a cache against the teacher at hand": ("top_k", "soft_hard"),
+        "top 8 of a cache against the teacher at hand": ("top_8", "soft_hard"),
+        "top 32 of a cache against the teacher at hand": ("top_32", "soft_hard"),
     }
     return c
 
@@ -46,5 +48,6 @@ def reinforcement(seed):
     zero = r1_zero_small.get_config(f"seed={seed}")
     names = "prompts_per_step group_size accuracy rewards rollout loss optimizer".split()
     how = {name: zero[name] for name in names}
-    how.update(start="qwen", num_steps=100, save_every=50, log_every=1)
+    how.update(start="qwen", num_steps=110, prompts_per_step=32, save_every=55, log_every=1)
+    how["rollout"].slots = 256
     return how

@@ -30,6 +30,7 @@ TERMS = {
 OF_DATA = ("soft", "hard", "hidden", "relations", "matched", "sorted")  # need the batch's own rows
 OF_TEACHER = ("soft", "hidden", "relations", "matched", "sorted", "on_policy")
 PROJECTIONS = "projections"  # in the student's params while it is trained, see init_projections
+CACHED = ("top_ids", "top_logprobs", "dropped")  # batch keys of the teacher's TopK
 SAMPLED = "sampled_"  # in front of a batch key: of the rows that the student sampled
 
 
@@ -94,7 +95,9 @@ class Objective:
             student = self._show(self.student, params, batch, self._student_layers())
             teacher = self._teacher(teacher_params, batch)
             if self._has("soft", "hard"):
-                found = _logit_terms(self, student, teacher, batch, fast)
+                cached = [batch[name] for name in CACHED if name in batch]
+                source = TopK(*cached) if cached else teacher
+                found = _logit_terms(self, student, source, batch, fast)
                 summed, terms = (found, {}) if fast else (None, found)
             terms |= self._feature_terms(params, student, teacher, batch)
             if self._has("matched", "sorted"):
@@ -125,13 +128,12 @@ class Objective:
         return range(self.student.num_hidden_layers) if self._has("hidden", "relations") else None
 
     def _teacher(self, teacher_params, batch):
-        """Shown of the teacher, the TopK that a cache put into the batch, or None where no term asks."""
-        if "top_ids" in batch:
-            return TopK(batch["top_ids"], batch["top_logprobs"], batch["dropped"])
-        if not self._has("soft", "hidden", "relations"):
+        """Shown of the teacher, or None where no term asks one at hand."""
+        features = self._has("hidden", "relations")
+        if not features and (not self._has("soft") or CACHED[0] in batch):
             return None
         layers = None
-        if self._has("hidden", "relations"):
+        if features:
             layers = layer_map(self.student.num_hidden_layers, self.teacher.num_hidden_layers)
         return self._show(self.teacher, teacher_params, batch, layers)
 

@@ -4,6 +4,7 @@ Not counted: its start, which it shares with those that it is compared with, and
 as in the paper's comparison (arXiv:2501.12948, section 4.1). Padding counts as tokens do: it is computed.
 """
 
+from deepseek_jax.recipes.distill_loss_settings import CROSS
 from deepseek_jax.training.flops import useful_flops
 from deepseek_jax.training.metrics import read_metrics
 
@@ -22,7 +23,8 @@ def distilled(student, policy, teacher, *, texts, answered):
         taught = FORWARD * useful_flops(teacher, length, trains_mtp=False)
     total, rows = 0.0, student.num_steps * student.batch_size
     if loss.learns_texts():
-        online = loss.asks_teacher() and loss.top_k is None
+        online = loss.needs("hidden", "relations", *CROSS)
+        online |= loss.needs("soft") and loss.top_k is None
         total += rows * length * (own + online * taught) + answered * taught
         total += (loss.top_k is not None) * texts * length * taught
     if loss.on_policy is not None:

@@ -4,7 +4,6 @@ import dataclasses
 from pathlib import Path
 
 import jax
-import numpy as np
 from jax.sharding import Mesh
 
 from deepseek_jax.data.cached_targets import pack_targets, write_targets
@@ -13,10 +12,8 @@ from deepseek_jax.data.paired_conversations import pack_paired
 from deepseek_jax.evaluation.conversation_loss import ConversationLoss
 from deepseek_jax.losses.objective import Objective
 from deepseek_jax.losses.token_alignment import shared_vocabulary
-from deepseek_jax.losses.top_k import top_k_logprobs
-from deepseek_jax.models import head_weight, hidden_states
-from deepseek_jax.parallel import put_batch
 from deepseek_jax.parallel.shard import batch_share
+from deepseek_jax.recipes.distill_cache import top_k_records
 from deepseek_jax.recipes.distill_data import mixed
 from deepseek_jax.recipes.distill_settings import DistillSettings, StudentSettings
 from deepseek_jax.recipes.distill_source import (
@@ -148,30 +145,17 @@ class StudentRun:
 
     def _cached(self, name, conversations, tokenizer, taught):
         """The texts of a task with the teacher's top k, written to folder/targets/TASK first."""
+        loss = self.student.loss
         if jax.process_count() > 1:
             raise ValueError(
-                f"config.students.{self.name}.loss.top_k={self.student.loss.top_k}: one process writes the "
-                "teacher's targets; train on one, or set it to None"
+                f"config.students.{self.name}.loss.top_k={loss.top_k}: one process writes the teacher's "
+                "targets; train on one, or set it to None"
             )
-        config, params, _ = taught
-        loss, k = self.student.loss, self.student.loss.top_k
-
-        @jax.jit
-        def top_k(params, batch):
-            options = {name: batch[name] for name in ("segment_ids", "positions")}
-            hidden_btd, _ = hidden_states(config, params, batch["tokens"], **options)
-            head = head_weight(config, params)[: loss.vocab_size]
-            flat = hidden_btd.reshape(-1, hidden_btd.shape[-1])
-            return top_k_logprobs(flat, head, k, loss.temperature)
-
-        def records():
-            one_a_row = self._packing(packing=False, template=self.settings.template)
-            one_a_row |= dict(num_epochs=1, process_index=0, process_count=1)
-            for batch in pack_conversations(conversations, tokenizer, **one_a_row):
-                found = jax.device_get(top_k(params, put_batch(self.mesh, batch)))
-                yield from cut_targets(batch, found)
-
-        return write_targets(records, k, self.folder / "targets" / name)
+        rows = self._packing(packing=False, template=self.settings.template, num_epochs=1)
+        batches = pack_conversations(conversations, tokenizer, **rows)
+        options = dict(vocab_size=loss.vocab_size, temperature=loss.temperature)
+        records = top_k_records(*taught[:2], batches, loss.top_k, **options)
+        return write_targets(records, loss.top_k, self.folder / "targets" / name)
 
     def _watch(self, policy, tokenizer):
         options = self._packing(template=self.settings.template, num_epochs=1)
@@ -197,22 +181,3 @@ class StudentRun:
             sequence_length=self.student.sequence_length,
             seed=self.student.seed,
         )
-
-
-def cut_targets(batch, found):
-    """The records of data.cached_targets of a batch with one text a row. found: TopK of all its tokens."""
-    b, t = batch["tokens"].shape
-    ids, logprobs, dropped = (x.reshape(b, t, *x.shape[1:]) for x in found)
-    weights = np.roll(
-        batch["loss_weights"], 1, axis=1
-    )  # of a token, not of the place that predicts it
-    for row in range(b):
-        n = int((batch["segment_ids"][row] > 0).sum())
-        if n:
-            yield {
-                "tokens": batch["tokens"][row, :n],
-                "weights": weights[row, :n],
-                "top_ids": ids[row, :n],
-                "top_logprobs": logprobs[row, :n],
-                "dropped": dropped[row, :n],
-            }

@@ -32,7 +32,12 @@ def train_student(
             return objective.loss(params, batch, teacher_params)
 
         step = make_train_step(loss_fn, tx, micro_batches=settings.micro_batches, told=told)
-        return step(state, batch, rng)
+        state, metrics = step(state, batch, rng)
+        if told is not None:
+            metrics["plateau_scale"] = state.opt_state[
+                -1
+            ].scale  # of the learning rate, from here on
+        return state, metrics
 
     update = jax.jit(train_step, donate_argnums=0, out_shardings=(placed, None))
     checked = False

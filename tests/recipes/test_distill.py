@@ -53,12 +53,13 @@ def small_config(files, **fields):
     config.template = "{question} = "
     config.tasks = dict(a=dict(path=texts, num_held_out=4), b=dict(path=texts, num_held_out=4))
     config.starts = dict(qwen=dict(model=config.starts.qwen.model.to_dict(), tokenizer="bilingual"))
-    student = config.students.qwen
+    student = config.students.qwen.unlock()
     student.update(dict(num_steps=4, batch_size=8, sequence_length=16, eval_every=2, save_every=2))
     student.update(dict(log_every=1))
     loss = dict(weights=TERMS, temperature=((0, 2.0), (4, 1.0)))
     student.loss = student.loss.to_dict() | loss
     student.optimizer.warmup_steps = 1
+    student.plateau = dict(factor=0.5, patience=1, rtol=0.9)  # which is never reached
     config.students = dict(qwen=student)
     config.unlock()
     config.update(fields)
@@ -78,13 +79,16 @@ def finished(files, tmp_path_factory):
     return folder
 
 
-def test_every_term_is_logged_and_projections_are_dropped(finished, files):
-    """Oracle: the weights, which the loss must be the sum of; the tree of the start."""
+def test_every_term_is_logged_the_rate_follows_and_projections_are_dropped(finished, files):
+    """Oracle: the weights, which the loss must be the sum of; the tree of the start; and by hand, two
+    evaluations of two updates each, the second not lower by nine tenths.
+    """
     records = read_metrics(finished / "metrics.jsonl", "qwen")
     assert [record["step"] for record in records] == [0, 1, 2, 3]
     for record in records:
         total = sum(weight * record[name] for name, weight in TERMS.items())
         np.testing.assert_allclose(record["loss"], total, rtol=1e-4)
+    assert [record["plateau_scale"] for record in records] == [1, 1, 1, 0.5]
     for name in ("a", "b"):
         assert f"held_out_loss/{name}" in records[0] and f"held_out_loss/{name}" not in records[1]
     _, student = load_orbax(finished / "students" / "qwen" / "params")

@@ -2,20 +2,24 @@
 
 import json
 
+import jax
 import numpy as np
 import pytest
+from ml_collections import ConfigDict
 
 from configs import distill_study
-from deepseek_jax.recipes import distill_compute
+from deepseek_jax.recipes import distill, distill_compute
 from deepseek_jax.recipes.blocks import build_model
 from deepseek_jax.recipes.distill import report_sweep
 from deepseek_jax.recipes.distill_findings import FILE, findings
 from deepseek_jax.recipes.distill_settings import DistillSettings
 from deepseek_jax.recipes.settings import build
 from deepseek_jax.training.flops import useful_flops
+from tests.recipes.small import one_device
 
 PAIRS = {"a thing": ("ours", "theirs"), "the other way": ("theirs", "ours"), "same": ("ours", "as")}
 QUESTIONS = 40
+ARMS = {"hard", "soft_hard", "reinforcement"}
 
 
 def write_run(folder, gain, **fields):
@@ -80,7 +84,7 @@ def test_compute_is_counted_by_pass(tmp_path):
     }
     np.testing.assert_allclose(found["hard"], rows * own + 1000 * taught / 3)
     np.testing.assert_allclose(found["soft_hard"] - found["hard"], rows * taught / 3)
-    np.testing.assert_allclose(found["top_k"] - found["hard"], 640 * taught / 3)
+    np.testing.assert_allclose(found["top_8"] - found["hard"], 640 * taught / 3)
     on_policy = arms["on_policy"].loss.on_policy
     sampled = on_policy.prompts * distill_study.NUM_STEPS
     wanted = sampled * (64 * (own + taught / 3) + on_policy.max_completion_length * own / 3)
@@ -94,3 +98,39 @@ def test_compute_is_counted_by_pass(tmp_path):
     np.testing.assert_allclose(
         distill_compute.reinforced(rl, student, tmp_path / "m.jsonl", "rl"), wanted
     )
+
+
+@pytest.mark.slow
+def test_the_study_runs_and_tells_what_it_found(tmp_path, capsys):
+    """Oracle: its config: every arm is measured on the same questions, and every comparison has a row. Of two
+    arms here, and of reinforcement: the rest are others of the same recipe.
+    """
+    config = distill_study.get_config()
+    for name in ("features", "on_policy", "top_8", "top_32"):
+        del config.students[name]
+    pairs = {title: pair for title, pair in config.comparisons.items() if set(pair) <= ARMS}
+    config.comparisons = ConfigDict(pairs)
+    config.teacher.base.update(dict(num_documents=400, num_steps=4, batch_size=8))
+    config.teacher.base.optimizer.warmup_steps = 1
+    config.teacher.fine_tune.update(dict(num_steps=6, eval_every=5))
+    config.starts.qwen.base.update(dict(num_documents=400, num_steps=4, batch_size=8))
+    config.starts.qwen.base.optimizer.warmup_steps = 1
+    with config.ignore_type():
+        config.text = None  # such a teacher is never right
+    for student in config.students.values():
+        student.update(dict(num_steps=2, batch_size=4, eval_every=2, log_every=1))
+        student.optimizer.warmup_steps = 1
+    reinforcement = config.reinforced.reinforcement
+    reinforcement.update(dict(num_steps=1, prompts_per_step=2, group_size=4))
+    reinforcement.rollout.max_completion_length = 8
+    config.evaluation.update(dict(num_questions=4, samples=1, max_completion_length=8))
+    mesh = one_device()
+    with jax.set_mesh(mesh):
+        distill.run(config, mesh, tmp_path, lambda: False)
+    run = json.loads((tmp_path / FILE).read_text())
+    policies = {"teacher", "start qwen", *config.students, "reinforcement"}
+    assert set(run["answers"]) == policies
+    assert all(list(map(len, a.values())) == [4, 4] for a in run["answers"].values())
+    assert all(operations > 0 for operations in run["compute"].values())
+    told = [finding["title"] for finding in json.loads((tmp_path / "findings.json").read_text())]
+    assert told == list(config.comparisons) and "no difference shown" in capsys.readouterr().out
