@@ -7,6 +7,7 @@ import grain
 import numpy as np
 
 from deepseek_jax.data import arithmetic
+from deepseek_jax.data.questions import distinct
 from deepseek_jax.data.sources import load_jsonl_questions
 
 NAMES = ("Tom", "Mia", "Ben", "Ana", "Sam", "Eva")
@@ -78,7 +79,7 @@ def gsm8k_task(path, num_held_out=256, *, seed=0):
     Raises ValueError, as load_jsonl_questions does, for a malformed file, and for one that would leave
     nothing to train on.
     """
-    examples = distinct_questions(path)
+    examples = distinct(load_jsonl_questions(path))
     if num_held_out >= len(examples):
         raise ValueError(
             f"config.data.num_held_out={num_held_out} leaves nothing of the {len(examples)} "
@@ -87,11 +88,6 @@ def gsm8k_task(path, num_held_out=256, *, seed=0):
     order = np.random.default_rng(seed).permutation(len(examples))
     kept = [examples[i] for i in order[:num_held_out]]
     return Task([examples[i] for i in order[num_held_out:]], kept)
-
-
-def distinct_questions(path):
-    """As load_jsonl_questions; a question that the file repeats is kept once."""
-    return list({x["question"]: x for x in load_jsonl_questions(path)}.values())
 
 
 class QuestionStream:

@@ -9,7 +9,8 @@ from typing import NamedTuple
 import numpy as np
 
 from deepseek_jax.data.arithmetic import PROMPT_TEMPLATE
-from deepseek_jax.data.tasks import distinct_questions
+from deepseek_jax.data.questions import distinct
+from deepseek_jax.data.sources import load_jsonl_questions
 from deepseek_jax.evaluation.consensus import majority
 from deepseek_jax.parallel.processes import from_first, say
 from deepseek_jax.recipes.grpo_settings import TASKS
@@ -97,7 +98,7 @@ def _kind(name, example):
 
 
 def _of_file(name, settings):
-    examples = distinct_questions(name)
+    examples = distinct(load_jsonl_questions(name))
     number = len(examples) if settings.num_problems is None else settings.num_problems
     if not 2 <= number <= len(examples):
         raise ValueError(

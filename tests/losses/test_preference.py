@@ -12,6 +12,7 @@ from deepseek_jax.models.reward import init_reward_head, predict_rewards, reward
 from deepseek_jax.training.optimizer import make_optimizer
 from deepseek_jax.training.state import TrainState
 from deepseek_jax.training.step import make_train_step
+from tests.quick import others_slow
 from tests.tiny import random_leaves, tiny_model
 
 WEIGHTS = np.float32([1, 0.5, 2, 0])
@@ -89,7 +90,7 @@ def test_pointwise_loss_and_gradient_are_torchs_bce_with_logits():
 
 
 @pytest.mark.parametrize("kind", ["gqa", "mla_moe"])
-@pytest.mark.parametrize("responses", [1, 2])
+@pytest.mark.parametrize("responses", others_slow([1, 2], 2))
 def test_a_batch_is_scored_response_by_response(kind, responses):
     """Oracle: the same loss of rewards had one response at a time, without padding. Tolerance: float32, in
     another order of sums.

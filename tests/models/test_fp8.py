@@ -10,6 +10,7 @@ import pytest
 from deepseek_jax.losses.next_token import next_token_loss
 from deepseek_jax.models import forward
 from tests.losses.test_next_token import make_batch
+from tests.quick import others_slow
 from tests.tiny import VOCAB, tiny_model
 
 TOKENS = np.random.default_rng(0).integers(0, VOCAB, (2, 9))
@@ -38,7 +39,7 @@ def test_every_linear_rounds_both_its_operands_and_nothing_else(kind, linears):
     assert roundings(program.jaxpr) == 2 * linears
 
 
-@pytest.mark.parametrize("kind", ["mtp", "gqa"])
+@pytest.mark.parametrize("kind", others_slow(["mtp", "gqa"], "gqa"))
 def test_fp8_errs_by_a_few_percent(kind):
     """Oracle: the float32 loss and gradients. An operand rounds by 2.6% rms, and a gradient goes through some
     twenty products, each with two, and through choices of experts: it is to keep its direction within a

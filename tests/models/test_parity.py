@@ -23,6 +23,7 @@ from deepseek_jax.models import (
 from deepseek_jax.models.config import REMAT_POLICIES
 from deepseek_jax.ops.routing import route
 from tests.models.families import FAMILIES, write_released_checkpoint, write_tiny_checkpoint
+from tests.quick import others_slow
 
 # Logits are of order one and both sides sum the same float32 products in different orders: measured 3e-6.
 LOGITS = 2e-5
@@ -197,7 +198,7 @@ def test_padding_agrees_with_an_attention_mask_in_transformers(pair_of, family, 
     np.testing.assert_allclose(ours[mask > 0], theirs[mask > 0], atol=LOGITS, rtol=0)
 
 
-@pytest.mark.parametrize("family", ["deepseek_v3", "qwen2"])
+@pytest.mark.parametrize("family", others_slow(["deepseek_v3", "qwen2"], "deepseek_v3"))
 @pytest.mark.parametrize(
     "how",
     [dict(remat="full")] + [dict(scan_layers=True, remat=policy) for policy in REMAT_POLICIES],
@@ -234,6 +235,7 @@ def test_layer_states_agree(pair_of, family, how):
         np.testing.assert_allclose(ours, other.numpy(), atol=LOGITS, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_each_remat_policy_keeps_what_it_says():
     """Oracle: what jax keeps between the passes (bytes XLA needs), on 4 layers and 512 tokens: everything,
     then the selected products, then a layer's input alone; under offload that one is on the host.
@@ -254,7 +256,7 @@ def test_each_remat_policy_keeps_what_it_says():
     assert "<host>[4,8,64,64]" in str(gradient("offload").jaxpr)  # each layer's input
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", others_slow(FAMILIES, "deepseek_v3", "llama"))
 def test_bfloat16_stays_near_float32(pair_of, family):
     """Oracle: the float32 logits, of order one. bfloat16 rounds to 2^-9, over three layers' few roundings.
 

@@ -22,6 +22,7 @@ MESHES = {
     "fsdp, expert, tensor": dict(fsdp=2, expert=2, tensor=2),
     "slices, pipeline, expert, context": dict(slices=1, pipeline=2, data=1, expert=2, context=2),
 }
+MIXED = list(MESHES)[-2:]
 PLAIN = dict(mesh="one device", micro_batches=1, packed=True, remat="none", scan_layers=False)
 FACTORS = dict(
     mesh=list(MESHES),
@@ -38,15 +39,13 @@ def combinations():
 
 
 def chosen():
-    """For every mesh one combination of all the other factors, and each value of those alone."""
+    """Each mesh of several axes with all the other factors changed, and each value of those alone."""
     for name, values in FACTORS.items():
         others = values if name != "mesh" else ()
         yield from (PLAIN | {name: value} for value in others if value != PLAIN[name])
-    for index, mesh in enumerate(MESHES):
-        micro_batches = (2, 4)[index % 2]
-        yield dict(
-            mesh=mesh, micro_batches=micro_batches, packed=False, remat="full", scan_layers=True
-        )
+    for mesh, micro_batches in zip(MIXED, (4, 2), strict=True):
+        others = dict(packed=False, remat="full", scan_layers=True)
+        yield dict(mesh=mesh, micro_batches=micro_batches, **others)
 
 
 def name_of(how):

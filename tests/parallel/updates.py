@@ -29,7 +29,6 @@ V3 = MLA_MOE | dict(
 SPEED = 0.01
 # Its state is what it was given
 GRADIENTS = optax.chain(optax.trace(decay=0.0), optax.set_to_zero())
-QUICK = {"xla_cpu_use_fusion_emitters": False}  # half the time to compile, for slower code
 
 
 def documents():
@@ -97,7 +96,7 @@ def one_update(mesh, *, micro_batches, packed, remat, scan_layers):
             jax.tree.map(np.asarray, TrainState.create(host, GRADIENTS)),
             placed,
         )
-        step = jax.jit(step, out_shardings=(placed, None), compiler_options=QUICK)
+        step = jax.jit(step, out_shardings=(placed, None))
         state, metrics = step(state, put_batch(mesh, batch), jax.random.key(0))
         return metrics, state
 

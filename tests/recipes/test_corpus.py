@@ -63,6 +63,7 @@ def two_processes():
     return [json.loads(output.split("result ")[1].splitlines()[0]) for output in outputs]
 
 
+@pytest.mark.slow
 def test_two_processes_give_the_loss_that_one_has_of_both_shares():
     """Oracle: the rows of both shares, put together by numpy, on one device; both resume where they were."""
     shares = [

@@ -9,6 +9,7 @@ import pytest
 from configs.pretrain_small import get_config
 from deepseek_jax.checkpoint import load_orbax
 from deepseek_jax.recipes import pretrain
+from tests.quick import others_slow
 from tests.recipes.small import one_device
 
 
@@ -57,7 +58,7 @@ def records(workdir):
     return {(r["phase"], r["step"]): r for r in map(json.loads, lines)}
 
 
-@pytest.mark.parametrize("updates", [3, 5])
+@pytest.mark.parametrize("updates", others_slow([3, 5], 5))
 def test_a_stopped_run_goes_on_to_the_same_end(whole, tmp_path, updates):
     """Oracle: the run that was never stopped, bit for bit: parameters, biases and losses; stopped within the
     larger batches, and within the second stage; evaluated twice as often, for that moves nothing.
@@ -106,6 +107,7 @@ def test_the_last_stage_reads_longer_rows_through_yarn(whole):
     assert params["mtp_0"]["block"]["ffn"]["router_bias"].any()
 
 
+@pytest.mark.slow
 def test_a_run_starts_from_what_another_left(whole, tmp_path):
     """Oracle: the loss on the first batch, which the parameters left behind foresee better."""
     config = small_config()

@@ -13,6 +13,7 @@ from deepseek_jax.recipes.grpo_settings import GrpoSettings
 from deepseek_jax.recipes.settings import build
 from deepseek_jax.rewards import Rewards, scoring
 from deepseek_jax.training.metrics import MetricsWriter
+from tests.quick import others_slow
 from tests.recipes.small import one_device, small_config
 
 TOKENIZER = arithmetic_tokenizer()
@@ -76,7 +77,7 @@ def test_the_policy_becomes_the_reference_every_few_steps(tmp_path, seen):
         assert_same(reference, policies[step - step % 2])
 
 
-@pytest.mark.parametrize("stop_after", [2, 3])
+@pytest.mark.parametrize("stop_after", others_slow([2, 3], 3))
 def test_a_run_that_was_stopped_goes_on_with_the_same_reference(tmp_path, seen, stop_after):
     """Oracle: the run that nothing stopped, bit for bit; once on a step that replaces it, once between."""
     end = train(tmp_path / "whole", **REFRESHED)

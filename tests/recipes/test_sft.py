@@ -22,6 +22,7 @@ from deepseek_jax.recipes.sft_settings import SftSettings
 from deepseek_jax.training.metrics import read_metrics
 from deepseek_jax.training.state import TrainState
 from tests.processes import run_two
+from tests.quick import others_slow
 from tests.turns import turns
 
 CLOCKS = ("seconds", "per_second", "gib")  # metrics that no two runs share
@@ -142,7 +143,10 @@ def test_a_run_told_to_stop_goes_on_as_if_it_had_not(finished, with_base, capsys
     assert "sft: already complete" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("fields", [dict(micro_batches=2), dict(data=dict(packing=False))])
+@pytest.mark.parametrize(
+    "fields",
+    others_slow([dict(micro_batches=2), dict(data=dict(packing=False))], dict(micro_batches=2)),
+)
 def test_micro_batches_change_nothing_and_a_conversation_a_row_only_the_order(
     finished, with_base, fields
 ):
@@ -198,6 +202,7 @@ def losses_on(mesh):
     return [float(loss), metrics["tokens"], metrics["held_out_loss"]]
 
 
+@pytest.mark.slow
 def test_two_processes_give_the_losses_that_one_has_of_both_shares():
     """Oracle: the rows of both shares, put together by numpy, on one device."""
     statuses, outputs = run_two(ONE_OF_TWO, xla_flags="--xla_force_host_platform_device_count=1")

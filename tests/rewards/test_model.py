@@ -15,6 +15,7 @@ from deepseek_jax.models.reward import predict_rewards, reward_config, reward_pa
 from deepseek_jax.parallel import make_mesh
 from deepseek_jax.rewards import Rewards
 from deepseek_jax.rewards.model import RewardModel
+from tests.quick import others_slow
 from tests.tiny import tiny_model
 
 QUESTIONS = [
@@ -59,7 +60,7 @@ def alone(question, text):
     return float(predict_rewards(config, params, tokens, np.ones_like(tokens))[0][0])
 
 
-@pytest.mark.parametrize("devices, batch_size", [(1, 4), (2, 4), (1, 8)])
+@pytest.mark.parametrize("devices, batch_size", others_slow([(1, 4), (2, 4), (1, 8)], (2, 4)))
 def test_completions_are_scored_in_batches_as_each_would_be_alone(devices, batch_size):
     """Oracle: each response in a row of its own; five of them are more than a batch, or fewer. Tolerance:
     float32, in another order of sums.

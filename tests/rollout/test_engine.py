@@ -14,6 +14,7 @@ from deepseek_jax.checkpoint import load_hf
 from deepseek_jax.models import forward
 from deepseek_jax.rollout import engine, generate, steps
 from tests.models.families import FAMILIES, write_tiny_checkpoint
+from tests.quick import others_slow
 from tests.tiny import CONFIGS, VOCAB, tiny_model
 
 RNG = np.random.default_rng(0)
@@ -37,7 +38,7 @@ def assert_same(ours, theirs):
     np.testing.assert_allclose(ours.sampler_logprobs, theirs.sampler_logprobs, atol=1e-5)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", others_slow(FAMILIES, "deepseek_v3", "qwen2"))
 def test_greedy_continuations_are_those_of_transformers(family, tmp_path):
     """Oracle: transformers.generate, 32 tokens, prompt by prompt; two prompts pass the original context."""
     model = write_tiny_checkpoint(family, tmp_path)
@@ -205,6 +206,7 @@ def test_a_long_completion_does_not_idle_the_other_slots(monkeypatch):
     assert at_step[-1] < 0.8 * in_pairs < lengths.sum()
 
 
+@pytest.mark.slow
 def test_bfloat16_decodes_what_it_would_score():
     """Oracle: models.forward in bfloat16: mean gap below 0.05 nats, of the rounding of two ways."""
     config, params = tiny_model("mla_moe")
