@@ -5,4 +5,5 @@ import pytest
 
 def others_slow(values, *quick):
     """The values for parametrize, those that are not among `quick` marked slow."""
-    return [v if v in quick else pytest.param(v, marks=pytest.mark.slow) for v in values]
+    rows = [(v, v if isinstance(v, tuple) else (v,)) for v in values]
+    return [v if v in quick else pytest.param(*row, marks=pytest.mark.slow) for v, row in rows]
