@@ -10,6 +10,7 @@ import pytest
 from configs.reward_model_small import get_config
 from deepseek_jax.checkpoint.store import Store
 from deepseek_jax.data.bilingual_builders import bilingual_examples
+from deepseek_jax.data.chat import R1_ZERO_TEMPLATE
 from deepseek_jax.data.preferences import small_world_preferences
 from deepseek_jax.parallel import make_mesh
 from deepseek_jax.recipes import reward_model
@@ -110,9 +111,9 @@ def test_a_mesh_of_four_learns_the_same(finished, tmp_path):
 
 
 def test_what_it_leaves_rewards_completions_of_another_run(finished):
-    """Oracle: the run's own report: how many held-out pairs have a chosen response that earns more. One
-    rejected response quotes the R1-Zero template, which is no piece of this world once the thought in it is
-    taken out: it is not scored.
+    """Oracle: the run's own report: how many held-out pairs have a chosen response that earns more. A
+    response that quotes the R1-Zero template, which is no piece of this world once the thought in it is taken
+    out, is not scored.
     """
     mesh = make_mesh(devices=jax.devices()[:2])
     models = load_model_rewards({"liked": dict(path=str(finished / "params"), batch_size=8)}, mesh)
@@ -124,10 +125,11 @@ def test_what_it_leaves_rewards_completions_of_another_run(finished):
             rewards.score(task.held_out, [e[name] for e in task.held_out]).total
             for name in ("chosen", "rejected")
         )
-    quoting = np.array(["A conversation" in e["rejected"] for e in task.held_out])
-    np.testing.assert_array_equal(np.isnan(rejected), quoting)
+        quotes = [R1_ZERO_TEMPLATE, task.held_out[1]["chosen"]]
+        quoting = rewards.score(task.held_out[:2], quotes).total
+    np.testing.assert_array_equal(np.isnan(quoting), [True, False])
     right = round(12 * measured(finished, "after")["accuracy"][0])
-    assert quoting.sum() == 1 and right - 1 <= np.sum(chosen > rejected) <= right
+    assert np.sum(chosen > rejected) == right
     (conversation, *_) = small_world_preferences("helpfulness", task.held_out)
     same = models["liked"].score([conversation], [task.held_out[0]["chosen"]])
     np.testing.assert_allclose(2 * same[0], chosen[0], rtol=1e-4)
