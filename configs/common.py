@@ -35,6 +35,20 @@ def parse_arg(arg, **defaults):
     return parsed
 
 
+def stage_config(stages, arg, *, default):
+    """The config of one of several stages, by a config argument of "stage=NAME,seed=N".
+
+    stages: name -> a function that makes the stage's ConfigDict. default: the stage that is not named.
+    Raises ValueError as parse_arg, and for a stage that is none of them.
+    """
+    arg = parse_arg(arg, seed=0, stage=default)
+    if arg.stage not in stages:
+        raise ValueError(f"config argument stage={arg.stage!r} is none of {', '.join(stages)}")
+    config = stages[arg.stage]()
+    config.seed = arg.seed
+    return config
+
+
 def batch_ramp(start, end, *, quantum, ramp_tokens, sequence_length):
     """The sequences of each update, in stages: ((first update, sequences), ...), the last for good.
 

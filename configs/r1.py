@@ -22,24 +22,18 @@ from functools import partial
 from ml_collections import ConfigDict
 
 from configs import generate_r1_distill, r1_zero
-from configs.common import parse_arg
+from configs.common import stage_config
 
 UPDATES = 16  # of a rollout
 TOKENS = 32_768  # of a row or a completion
-COLD_START_TOKENS = (
-    8000 * 5000
-)  # "thousands" of conversations; of stage 3's, 5,355 tokens on average
+COLD_START_TOKENS = 8000 * 5000  # "thousands" of conversations
+# 5,355 tokens on average
 SFT_TOKENS = 804_745 * 5355
 PREFERENCES = {"helpfulness": 66_000, "safety": 106_000}
 
 
 def get_config(arg=None):
-    arg = parse_arg(arg, seed=0, stage="reasoning")
-    if arg.stage not in STAGES:
-        raise ValueError(f"config argument stage={arg.stage!r} is none of {', '.join(STAGES)}")
-    c = STAGES[arg.stage]()
-    c.seed = arg.seed
-    return c
+    return stage_config(STAGES, arg, default="reasoning")
 
 
 def _cold_start():

@@ -12,18 +12,13 @@ is ours: R1's numbers where there are some, and conversations of 1,000 tokens on
 """
 
 from configs import r1
-from configs.common import parse_arg
+from configs.common import stage_config
 
 SFT_TOKENS = 1_500_000 * 1000
 
 
 def get_config(arg=None):
-    arg = parse_arg(arg, seed=0, stage="sft")
-    if arg.stage not in STAGES:
-        raise ValueError(f"config argument stage={arg.stage!r} is none of {', '.join(STAGES)}")
-    c = STAGES[arg.stage]()
-    c.seed = arg.seed
-    return c
+    return stage_config(STAGES, arg, default="sft")
 
 
 def _sft():

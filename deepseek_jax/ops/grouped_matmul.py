@@ -14,15 +14,11 @@ from deepseek_jax.ops.platform import platform
 
 ALONG_COLUMNS = jax.lax.RaggedDotDimensionNumbers((((1,), (2,)), ((), ())), (0,), (0,))
 OVER_ROWS = jax.lax.RaggedDotDimensionNumbers((((0,), (0,)), ((), ())), (0,), ())
-TILES = (
-    512,
-    512,
-    512,
-)  # of rows and of either's columns: in float32 too within 16 MiB of vector memory
+# Of rows and of either's columns: in float32 too within 16 MiB of vector memory
+TILES = (512, 512, 512)
 MAX_BLOCK = 8  # rows that an expert's are padded to a multiple of
-COPIED = (
-    2**20
-)  # elements of matrices copied for all blocks, up to which a loop over experts saves nothing
+# Elements of matrices copied for all blocks, up to which a loop over experts saves nothing
+COPIED = 2**20
 
 
 class ExpertLayout(NamedTuple):
