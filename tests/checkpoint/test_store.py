@@ -97,6 +97,8 @@ store = Store(sys.argv[1])
 store.save(1, {"state": {"x": jnp.ones(3)}, "data": {"step": 1}})
 store.wait()
 store.save(2, {"state": {"x": jnp.arange(5e6)}, "data": {"step": 2}})
+while not any(name.startswith("2") for name in os.listdir(sys.argv[1])):
+    pass  # the thread that writes has not begun
 os.kill(os.getpid(), signal.SIGKILL)
 """
 
