@@ -1,7 +1,23 @@
 """This process's own memory, which arrays on a CPU share with everything else."""
 
 import ctypes
-import functools
+
+# glibc's malloc.h: what mallopt sets
+M_TRIM_THRESHOLD, M_MMAP_MAX, M_ARENA_MAX = -1, -4, -8
+LARGEST = 2**31 - 1  # a C int
+
+
+def keep_freed_memory():
+    """Let what freed arrays leave serve the next ones, where the C library is glibc; before any thread runs.
+
+    Its default is to map a large array's memory anew each time and to unmap it after, so that each step of
+    a CPU's training pays for hundreds of thousands of page faults. Elsewhere it does nothing.
+    """
+    libc = _glibc()
+    if libc is not None:
+        libc.mallopt(M_ARENA_MAX, 1)  # another thread's own heap would map large arrays after all
+        libc.mallopt(M_MMAP_MAX, 0)
+        libc.mallopt(M_TRIM_THRESHOLD, LARGEST)
 
 
 def return_freed_memory():
@@ -10,14 +26,14 @@ def return_freed_memory():
     It keeps holes between what still lives, and a phase with arrays of other sizes, an update after a
     rollout, takes fresh memory instead of filling them. Elsewhere it does nothing.
     """
-    trim = _malloc_trim()
-    if trim is not None:
-        trim(0)
+    libc = _glibc()
+    if libc is not None:
+        libc.malloc_trim(0)
 
 
-@functools.cache
-def _malloc_trim():
+def _glibc():
     try:
-        return ctypes.CDLL(None).malloc_trim
-    except (AttributeError, OSError, TypeError):  # no glibc; Windows knows no None
+        libc = ctypes.CDLL(None)
+    except (OSError, TypeError):  # Windows knows no None
         return None
+    return libc if hasattr(libc, "malloc_trim") else None
