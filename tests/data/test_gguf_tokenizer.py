@@ -10,6 +10,7 @@ import transformers
 
 from deepseek_jax.data.gguf_tokenizer import gguf_tokenizer
 from deepseek_jax.data.tokenizer import load_tokenizer, smollm2_gguf
+from tests.quick import others_slow
 
 ROOT = Path(__file__).resolve().parents[2]
 TEXTS = (
@@ -141,18 +142,24 @@ def test_a_file_that_is_no_gguf_is_refused(tmp_path):
         gguf_tokenizer(tmp_path / "a.gguf")
 
 
-def test_a_gguf_file_is_read_without_pytorch():
-    """Oracle: a process in which `import torch` fails; the weights, the tokenizer and its chat."""
-    code = """if True:
-    import sys
-    sys.modules["torch"] = None
-    from deepseek_jax.checkpoint import load_gguf
-    from deepseek_jax.data.chat import render_prompt
-    from deepseek_jax.data.tokenizer import load_tokenizer, smollm2_gguf
-    tokenizer = load_tokenizer(smollm2_gguf())
-    assert len(render_prompt(tokenizer, "What is 2 + 3?", template="chat")) > 20
+WITHOUT_PYTORCH = """
+import sys
+sys.modules["torch"] = None
+from deepseek_jax.checkpoint import load_gguf
+from deepseek_jax.data.chat import render_prompt
+from deepseek_jax.data.tokenizer import load_tokenizer, smollm2_gguf
+tokenizer = load_tokenizer(smollm2_gguf())
+assert len(render_prompt(tokenizer, "What is 2 + 3?", template="chat")) > 20
+if sys.argv[1] == "weights":
     config, params = load_gguf(smollm2_gguf(), dtype="bfloat16")
     assert tokenizer.vocab_size == config.vocab_size == len(params["embedding"])
-    """
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+"""
+
+
+@pytest.mark.parametrize("what", others_slow(["chat", "weights"], "chat"))
+def test_a_gguf_file_is_read_without_pytorch(what):
+    """Oracle: a process in which `import torch` fails; the tokenizer and its chat, and the weights."""
+    done = subprocess.run(
+        [sys.executable, "-c", WITHOUT_PYTORCH, what], cwd=ROOT, capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr
