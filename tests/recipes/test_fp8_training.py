@@ -1,6 +1,10 @@
-"""FP8 against bfloat16 over a whole small run."""
+"""FP8 against bfloat16 over whole small runs."""
 
 import json
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -10,13 +14,14 @@ from configs.pretrain_small import get_config
 from deepseek_jax.recipes import pretrain
 from tests.recipes.small import one_device
 
+ROOT = Path(__file__).resolve().parents[2]
 STEPS = 300
 RATE = 3e-4  # at three times this, bfloat16 and float32 drift 0.3% apart themselves
 
 
-def final_losses(workdir, fp8):
+def final_losses(workdir, seed, fp8):
     """The mean next-token loss of the last 50 of 300 updates, and the held-out loss, both in nats."""
-    config = get_config(f"fp8={fp8}")
+    config = get_config(f"seed={seed},fp8={fp8}")
     config.model.dtype = "bfloat16"
     phases = [
         dict(kind="linear", steps=30, to=RATE),
@@ -39,9 +44,34 @@ def final_losses(workdir, fp8):
     return last, json.loads((workdir / "stage_1_after.json").read_text())[0]
 
 
+ALONE = """
+import json, sys
+from pathlib import Path
+from tests.recipes.test_fp8_training import final_losses
+workdir, seed, fp8 = sys.argv[1:]
+print(json.dumps(final_losses(Path(workdir), int(seed), fp8 == "True")))
+"""
+
+
+def final_losses_at_full_speed(workdir, seed, fp8):
+    """final_losses in a process that compiles as a user's does: as other tests do, it takes half an hour."""
+    command = [sys.executable, "-c", ALONE, str(workdir), str(seed), str(fp8)]
+    environment = os.environ | dict(XLA_FLAGS="")
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
+
+
 @pytest.mark.slow
 def test_300_updates_in_fp8_stay_within_a_quarter_percent(tmp_path):
-    """Oracle: the run in bfloat16, same data; 0.25% is the published gap (arXiv:2412.19437, 3.3)."""
-    bf16, fp8 = (final_losses(tmp_path / str(fp8), fp8) for fp8 in (False, True))
+    """Oracle: the runs in bfloat16, same data; 0.25% is the published gap (arXiv:2412.19437, 3.3). Means of
+    two seeds: bfloat16 compiled in two ways, or against float32, differs by 0.3% in one.
+    """
+    bf16, fp8 = (
+        np.mean(
+            [final_losses_at_full_speed(tmp_path / f"{s}_{fp8}", s, fp8) for s in (0, 1)], axis=0
+        )
+        for fp8 in (False, True)
+    )
     print("last 50 updates, held out: bfloat16", bf16, "FP8", fp8)
     np.testing.assert_allclose(fp8, bf16, rtol=0.0025)
