@@ -27,7 +27,7 @@ from configs.common import stage_config
 UPDATES = 16  # of a rollout
 TOKENS = 32_768  # of a row or a completion
 COLD_START_TOKENS = 8000 * 5000  # "thousands" of conversations
-# 5,355 tokens on average
+# Stage 3's conversations, of 5,355 tokens on average
 SFT_TOKENS = 804_745 * 5355
 PREFERENCES = {"helpfulness": 66_000, "safety": 106_000}
 

@@ -54,7 +54,7 @@ print(json.dumps(final_losses(Path(workdir), int(seed), fp8 == "True")))
 
 
 def final_losses_at_full_speed(workdir, seed, fp8):
-    """final_losses in a process that compiles as a user's does: as other tests do, it takes half an hour."""
+    """final_losses in a process that compiles for speed, as a user's does: tests' own way takes longer."""
     command = [sys.executable, "-c", ALONE, str(workdir), str(seed), str(fp8)]
     environment = os.environ | dict(XLA_FLAGS="")
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
