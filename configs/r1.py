@@ -62,6 +62,7 @@ def _reasoning():
     c = r1_zero.get_config()
     c.init_from = "/checkpoints/R1-Dev1"
     c.num_steps = 200
+    c.rollout = dict(c.rollout, max_completion_length=TOKENS)  # from the first step to the last
     c.data.path = "/data/r1_reasoning.jsonl"
     c.rewards.language_consistency = 1.0
     return c

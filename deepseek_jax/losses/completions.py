@@ -1,7 +1,5 @@
 """Log-probabilities of completions, with the prompt of each group computed once."""
 
-import functools
-
 import jax.numpy as jnp
 
 from deepseek_jax.models import Branches, head_weight, hidden_states
@@ -16,8 +14,8 @@ def completion_logprobs(config, params, batch, *, temperature=1.0):
     completion_mask bool[b t], right-padded, those of one prompt adjacent and b / p to each. A prompt and
     its completions are one row, [prompt, completion 1, ...], in which a completion sees the prompt and
     itself; logits are made where they predict a completion's token and nowhere else. Both results are in
-    nats under temperature, and mean nothing where completion_mask is False. Equal, gradients too, to
-    scoring every [prompt, completion] in a row of its own.
+    nats under temperature, a number or float32[], and mean nothing where completion_mask is False. Equal,
+    gradients too, to scoring every [prompt, completion] in a row of its own.
     """
     p, s = batch["prompt_ids"].shape
     b, t = batch["completion_ids"].shape
@@ -45,9 +43,14 @@ def completion_logprobs(config, params, batch, *, temperature=1.0):
     last_pn1d = jnp.broadcast_to(last_pd[:, None], (p, n, 1, d))
     before_pntd = jnp.concatenate([last_pn1d, hidden[:, s:].reshape(p, n, t, d)[:, :, :-1]], axis=2)
     logprobs, entropy = over_tokens(
-        functools.partial(token_logprobs, temperature=temperature),
+        _token_logprobs,
         before_pntd.reshape(b, t, d),
         head_weight(config, params),
         batch["completion_ids"],
+        temperature,
     )
     return logprobs, entropy, routing
+
+
+def _token_logprobs(hidden_md, head_vd, target_m, temperature):
+    return token_logprobs(hidden_md, head_vd, target_m, temperature=temperature)

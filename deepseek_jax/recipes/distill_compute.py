@@ -39,7 +39,7 @@ def reinforced(settings, policy, metrics_path, phase):
 
     settings: ReinforceSettings, whose log_every is 1. metrics_path: of the run that has this phase.
     """
-    length = settings.rollout.max_prompt_length + settings.rollout.max_completion_length
+    length = settings.rollout.max_prompt_length + settings.rollout.longest()
     records = read_metrics(metrics_path, phase)
     sampled, learned = (sum(r[name] for r in records) for name in ("sampled_tokens", "tokens"))
     own = useful_flops(policy, length, trains_mtp=False)

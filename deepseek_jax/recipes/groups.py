@@ -27,10 +27,9 @@ class GroupSource:
         self.config, self.tokenizer, self.questions = config, tokenizer, questions
         self.rewards, self.settings, self.mesh, self.reference = rewards, settings, mesh, reference
         self.returned = None  # when the batch before was handed out, and its number of tokens
-        temperature = settings.rollout.temperature
         self.score = jax.jit(
             lambda params, batch: completion_logprobs(
-                config, params, batch, temperature=temperature
+                config, params, batch, temperature=batch["temperature"]
             )[0]
         )
 
@@ -58,7 +57,7 @@ class GroupSource:
         metrics |= self._describe(sampled) | sampling_metrics | {"tokens": tokens}
         metrics["rollout_seconds"] = seconds
         metrics["rollout_tokens_per_second"] = sampling_metrics["sampled_tokens"] / seconds
-        batches = self._updates(state, batch)
+        batches = self._updates(state, batch, self.settings.rollout.temperature_at(step))
         self.returned = time.perf_counter(), tokens
         return batches, metrics
 
@@ -106,8 +105,8 @@ class GroupSource:
             params,
             [example["prompt_ids"] for example in examples],
             n=n,
-            max_completion_length=settings.rollout.max_completion_length,
-            temperature=settings.rollout.temperature,
+            max_completion_length=settings.rollout.length_at(step),
+            temperature=settings.rollout.temperature_at(step),
             eos_ids=(self.tokenizer.eos_id, *self.config.eos_ids),
             seed=int(
                 np.random.SeedSequence([settings.seed, step, number]).generate_state(1)[0] >> 1
@@ -161,14 +160,16 @@ class GroupSource:
             "advantages": np.asarray(advantages),
         }
 
-    def _updates(self, state, batch):
-        """Cut into minibatches, each taken epochs times, with the log-probabilities that they need.
+    def _updates(self, state, batch, temperature):
+        """Cut into minibatches, each taken epochs times, with the temperature that they were sampled at and the
+        log-probabilities that they need.
 
         With a single update the policy has not moved when it is made: it needs no old_logprobs.
         """
         settings = self.settings
         parts = [self._with_totals(part) for part in _split(batch, settings.minibatches)]
-        parts = [put_batch(self.mesh, part) for part in parts]
+        scalars = {"temperature": np.float32(temperature)}
+        parts = [put_batch(self.mesh, part | scalars) for part in parts]
         if settings.minibatches * settings.epochs > 1:
             parts = [part | {"old_logprobs": self.score(state.params, part)} for part in parts]
         reference = state.reference if self.reference is None else self.reference

@@ -94,7 +94,8 @@ def _task(settings):
 
 
 def _measure(settings, policy, tokenizer, held_out, rewards, params):
-    """Answer the held-out questions, sampled as in training and greedily."""
+    """Answer the held-out questions, sampled as training does in the end and greedily."""
+    last = settings.rollout.temperature_at(settings.num_steps)
     return {
         name: evaluate(
             policy,
@@ -104,13 +105,13 @@ def _measure(settings, policy, tokenizer, held_out, rewards, params):
             held_out,
             rewards,
             accuracy=settings.accuracy,
-            max_completion_length=settings.rollout.max_completion_length,
+            max_completion_length=settings.rollout.longest(),
             temperature=temperature,
             eos_ids=(tokenizer.eos_id, *policy.eos_ids),
             seed=settings.seed,
             slots=settings.rollout.slots,
         )
-        for name, temperature in (("sampled", settings.rollout.temperature), ("greedy", 0.0))
+        for name, temperature in (("sampled", last), ("greedy", 0.0))
     }
 
 

@@ -40,12 +40,53 @@ class DataSettings:
 
 @dataclasses.dataclass(frozen=True)
 class RolloutSettings:
-    """Sampling. Questions whose prompt is longer than max_prompt_length are left out, and counted."""
+    """Sampling. Questions whose prompt is longer than max_prompt_length are left out, and counted.
+
+    max_completion_length, temperature: a number, or pairs (step, number), each of which holds from its step
+    on, as R1-Zero's limit of 32,768 tokens that became 65,536 (arXiv:2501.12948, section 2.3).
+    """
 
     max_prompt_length: int
-    max_completion_length: int
-    temperature: float = 1.0
+    max_completion_length: int | tuple[tuple[int, int], ...]
+    temperature: float | tuple[tuple[int, float], ...] = 1.0
     slots: int = 32
+
+    def check(self, path):
+        """Raise ValueError, naming the field of the block `path`, for a number out of its range."""
+        check_counts(self, path)
+        for name in ("max_completion_length", "temperature"):
+            steps = [step for step, _ in _pairs(getattr(self, name))]
+            if not steps or steps[0] != 0 or steps != sorted(set(steps)):
+                raise ValueError(
+                    f"{path}.{name}={getattr(self, name)}: pairs (step, number) begin with step 0, and each "
+                    "step is later than the one before"
+                )
+        for _, length in _pairs(self.max_completion_length):
+            if length < 1:
+                raise ValueError(f"{path}.max_completion_length={length} must be at least 1")
+        for _, temperature in _pairs(self.temperature):
+            if not temperature > 0:
+                raise ValueError(f"{path}.temperature={temperature}: training samples, above 0")
+
+    def length_at(self, step):
+        """The most tokens of a completion at a step."""
+        return _held(self.max_completion_length, step)
+
+    def longest(self):
+        """The most tokens of a completion at any step."""
+        return max(length for _, length in _pairs(self.max_completion_length))
+
+    def temperature_at(self, step):
+        """The temperature of a step."""
+        return _held(self.temperature, step)
+
+
+def _pairs(given):
+    return given if isinstance(given, tuple) else ((0, given),)
+
+
+def _held(given, step):
+    return [number for since, number in _pairs(given) if since <= step][-1]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -130,7 +171,7 @@ class ReinforceSettings:
     def check(self, path):
         """Raise ValueError, naming the field of the block `path`, for what does not go together."""
         check_counts(self, path)
-        check_counts(self.rollout, f"{path}.rollout")
+        self.rollout.check(f"{path}.rollout")
         if self.accuracy not in self.rewards:
             raise ValueError(
                 f"{path}.accuracy={self.accuracy!r} is none of {path}.rewards: {list(self.rewards)}"
@@ -145,10 +186,6 @@ class ReinforceSettings:
                 f"{path}.prompts_per_step={self.prompts_per_step} does not split into "
                 f"minibatches={self.minibatches} x micro_batches={self.micro_batches} whole groups; "
                 f"set it to a multiple of {cuts}"
-            )
-        if not self.rollout.temperature > 0:
-            raise ValueError(
-                f"{path}.rollout.temperature={self.rollout.temperature}: training samples, above 0"
             )
         if self.reference_every is not None and not self.loss.kl_coef:
             raise ValueError(

@@ -68,13 +68,13 @@ def reinforce(
 def _loss_fn(settings, policy):
     def loss_fn(params, batch, rng):
         logprobs, entropy, routing = completion_logprobs(
-            policy, params, batch, temperature=settings.rollout.temperature
+            policy, params, batch, temperature=batch["temperature"]
         )
         loss, metrics = grpo_loss(
             logprobs,
             entropy,
             batch,
-            max_completion_length=settings.rollout.max_completion_length,
+            max_completion_length=settings.rollout.longest(),
             **dataclasses.asdict(settings.loss),
         )
         if routing is not None:
@@ -146,7 +146,7 @@ def check_length(rollout, policy, examples, path="config.rollout"):
     rollout: RolloutSettings, of the config block `path`. examples: with their prompt_ids.
     """
     longest = max(len(example["prompt_ids"]) for example in examples)
-    completion, limit = rollout.max_completion_length, policy.max_position_embeddings
+    completion, limit = rollout.longest(), policy.max_position_embeddings
     if longest + completion > limit:
         raise ValueError(
             f"{path}.max_completion_length={completion} behind the longest prompt's {longest} "

@@ -15,7 +15,8 @@ def small_config(**fields):
     config.data.num_held_out = 8
     config.rollout.update(dict(max_completion_length=12, slots=8))
     config.unlock()
-    config.update(fields)
+    with config.ignore_type():  # pairs in the place of a number
+        config.update(fields)
     return config
 
 

@@ -127,6 +127,26 @@ def test_a_single_update_carries_no_logprobs_but_the_samplers(state, rewarded_by
     assert not batch.keys() & {"old_logprobs", "ref_logprobs"}
 
 
+def test_length_and_temperature_change_at_their_steps(state, rewarded_by, rollouts):
+    """Oracle: the pairs by hand; and the trainer's log-probabilities, which agree with the sampler's (1e-5 nats:
+    rounding) only under the temperature that was sampled at.
+    """
+    rewarded_by(by_length)
+    rollout = dict(
+        max_completion_length=((0, 4), (2, 12)), temperature=((0, 1.0), (1, 0.5)), slots=8
+    )
+    source = make_source(minibatches=2, rollout=rollout)
+    for step, (length, temperature) in enumerate([(4, 1.0), (4, 0.5), (12, 0.5), (12, 0.5)]):
+        batches, _ = source.next(state, step)
+        assert rollouts[step].completion_ids.shape[1] == length
+        for batch in batches:
+            assert batch["temperature"] == temperature
+            gap = np.abs(batch["old_logprobs"] - batch["sampler_logprobs"])
+            assert gap[np.asarray(batch["completion_mask"])].max() < 1e-5
+            other = source.score(state.params, batch | {"temperature": np.float32(0.7)})
+            assert np.abs(other - batch["sampler_logprobs"]).max() > 1e-2
+
+
 def test_minibatches_are_whole_groups_taken_once_an_epoch(state, rewarded_by, rollouts):
     """Oracle: the halves of the rollout, in turn, twice; totals are those of the half."""
     rewarded_by(by_length)

@@ -230,6 +230,22 @@ def test_general_questions_come_in_the_last_steps_with_rewards_of_their_own(with
         (dict(micro_batches=4), "set it to a multiple of 4"),
         (dict(rollout=dict(temperature=0.0)), "config.rollout.temperature=0.0: training samples"),
         (
+            dict(rollout=dict(temperature=((0, 1.0), (5, -1.0)))),
+            "config.rollout.temperature=-1.0: training samples",
+        ),
+        (
+            dict(rollout=dict(max_completion_length=((1, 8), (2, 16)))),
+            "config.rollout.max_completion_length=((1, 8), (2, 16)): pairs (step, number) begin",
+        ),
+        (
+            dict(rollout=dict(max_completion_length=((0, 8), (0, 16)))),
+            "each step is later than the one before",
+        ),
+        (
+            dict(rollout=dict(max_completion_length=((0, 0),))),
+            "config.rollout.max_completion_length=0 must be at least 1",
+        ),
+        (
             dict(loss=dict(loss_type="gpro")),
             "config.loss.loss_type='gpro' is not allowed; did you mean",
         ),
