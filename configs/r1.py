@@ -4,17 +4,19 @@
 python launch/train.py --config=configs/r1.py:stage=cold_start --distributed       # 1 -> Dev1
 python launch/train.py --config=configs/r1.py:stage=reasoning --distributed        # 2 -> Dev2
 python launch/generate.py --config=configs/r1.py:stage=rejection --distributed     # of Dev2's completions
+python launch/generate.py --config=configs/r1.py:stage=judged --distributed        # where no rule checks them
 python launch/train.py --config=configs/r1.py:stage=sft --distributed              # 3 -> Dev3
 python launch/train.py --config=configs/r1.py:stage=helpfulness --distributed      # and stage=safety
 python launch/train.py --config=configs/r1.py:stage=scenarios --distributed        # 4 -> R1
 
 The paths are to be yours: /checkpoints/NAME is what launch/convert.py made of the stage before's params (a
 reward model stays as its run left it), and /data/NAME.jsonl holds conversations, questions that name their
-language, or preferences. What was not published is ours: the number of cold-start conversations, the steps
-of stage 2, which ran until it converged, Adam's numbers, packing, the prompts' length, the general prompts'
-share of a step, and the mesh. All stages keep R1-Zero's template. A step of reinforcement here is one
-rollout, 16 of the paper's (see configs/r1_zero.py): stage 4's 1,700, the last 400 with general prompts, are
-106 and 25.
+language, or preferences. The judge is what recipe="sft" makes of judgements, with a judge.json in its params:
+the template, tokenizer and max_completion_length it is asked with. What was not published is ours: the number
+of cold-start conversations, the steps of stage 2, which ran until it converged, Adam's numbers, packing, the
+prompts' length, the general prompts' share of a step, and the mesh. All stages keep R1-Zero's template. A
+step of reinforcement here is one rollout, 16 of the paper's (see configs/r1_zero.py): stage 4's 1,700, the
+last 400 with general prompts, are 106 and 25.
 """
 
 from functools import partial
@@ -78,6 +80,15 @@ def _rejection():
     return c
 
 
+def _judged():
+    c = _rejection()
+    c.data.path, c.accuracy = "/data/r1_unchecked.jsonl", "judge"
+    c.reward_models = {"judge": dict(path="/checkpoints/R1-judge")}
+    c.rewards = dict(judge=1.0, think_answer_format=0.0, language_consistency=0.0)
+    c.keep.at_least = dict(judge=0.5, think_answer_format=1.0, language_consistency=0.95)
+    return c
+
+
 def _reward_model(kind):
     c = ConfigDict(dict(recipe="reward_model", kind=kind, batch_size=256, sequence_length=8192))
     c.num_steps = PREFERENCES[kind] // c.batch_size  # one epoch
@@ -117,6 +128,7 @@ STAGES = {
     "cold_start": _cold_start,
     "reasoning": _reasoning,
     "rejection": _rejection,
+    "judged": _judged,
     "sft": _sft,
     "helpfulness": partial(_reward_model, "helpfulness"),
     "safety": partial(_reward_model, "safety"),

@@ -34,12 +34,15 @@ def get_config(arg=None):
     c.reasoning.reference_every = 20
 
     c.rejection = dict(samples, max_per_prompt=2)
+    c.judged = dict(samples, num_prompts=256, max_per_prompt=1)
     c.sft = dict(rows, num_steps=300, data=dict(num_requests=1200))
     c.sft.optimizer = dict(learning_rate=2e-3, schedule="cosine", warmup_steps=5)
 
     pairs = dict(num_steps=200, batch_size=32, sequence_length=LENGTH, log_every=10)
     pairs["data"] = dict(template="r1_zero", num_train=4096, num_held_out=512)
     pairs["optimizer"] = dict(learning_rate=1e-3, schedule="cosine", warmup_steps=10)
+    c.judge = dict(pairs, num_steps=300)
+    c.judge.data.num_train, c.judge.optimizer.learning_rate = 8192, 3e-3
     c.helpfulness_model = dict(pairs, kind="helpfulness")
     c.safety_model = dict(pairs, kind="safety", num_steps=100)
 

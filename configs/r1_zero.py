@@ -7,8 +7,9 @@ answers in GSM8K's format.
 
 A step here is one rollout: 512 questions of 16 completions, cut into 16 updates of 512 completions, which
 the paper counts as steps; 650 of them make its 10,400, the reference's 400 are 25, and its step 8,200, from
-which on completions may have 65,536 tokens, is the 512th. What is not published for R1-Zero is ours: clip_eps,
-which is that of R1's first reinforcement (section 3.2.1), Adam's numbers, max_prompt_length and the mesh.
+which on completions may have 65,536 tokens, is the 512th. What is not published for R1-Zero is ours:
+clip_eps, which is that of R1's first reinforcement (section 3.2.1), Adam's numbers, max_prompt_length and
+the mesh.
 """
 
 from ml_collections import ConfigDict

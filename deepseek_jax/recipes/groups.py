@@ -161,8 +161,8 @@ class GroupSource:
         }
 
     def _updates(self, state, batch, temperature):
-        """Cut into minibatches, each taken epochs times, with the temperature that they were sampled at and the
-        log-probabilities that they need.
+        """Cut into minibatches, each taken epochs times, with the temperature that they were sampled at and
+        the log-probabilities that they need.
 
         With a single update the policy has not moved when it is made: it needs no old_logprobs.
         """

@@ -22,7 +22,7 @@ from deepseek_jax.recipes.corpus import PackedDocuments
 from deepseek_jax.recipes.model_rewards import JUDGE, make_judge
 from deepseek_jax.recipes.pretrain import train_base
 from deepseek_jax.recipes.remembered import remembered
-from deepseek_jax.recipes.reward_model import report_table
+from deepseek_jax.recipes.reward_model import reward_model_table
 from deepseek_jax.recipes.reward_model_settings import JudgeSettings
 from deepseek_jax.recipes.settings import build
 from deepseek_jax.recipes.sft import fine_tune
@@ -41,39 +41,74 @@ def run(config, mesh, workdir, should_stop):
     check_rows(settings, mesh)
     policy, params, tokenizer = starting_policy(settings, mesh)
     check_positions(settings, policy)
-    sizes = dict(num_train=settings.data.num_train, num_held_out=settings.data.num_held_out)
-    task = bilingual_examples("preferences", workdir / "data", seed=settings.seed, **sizes)
-    conversations = judge_conversations(task.train, settings.seed)
-    _check_lengths(settings, tokenizer, conversations)
+    pairs = judged_pairs(settings, workdir / "data")
+    check_lengths(settings, tokenizer, pairs, "config")
     running = dict(writer=MetricsWriter(workdir), should_stop=should_stop)
     if params is None:
         base, seed = settings.base, settings.seed
         params = train_base(policy, base, tokenizer, mesh, workdir, seed=seed, **running)
-    tokenizer_name = settings.init_from or settings.base.corpus
-    about = dict(
-        template=settings.data.template,
-        tokenizer=tokenizer_name,
-        max_completion_length=settings.max_completion_length,
-    )
-    measure = functools.partial(_measure, policy, tokenizer, about, settings.slots, task.held_out)
-    before = remembered(workdir / "before.json", lambda: measure(params))
-    source = _packed(settings, tokenizer, conversations, mesh)
-    params = fine_tune(
-        settings, policy, params, source, mesh, workdir / PHASE, phase=PHASE, **running
-    )
-    after = remembered(workdir / "after.json", lambda: measure(params))
+    start = dict(tokenizer=tokenizer, tokenizer_name=settings.init_from or settings.base.corpus)
+    train_judge(settings, policy, params, pairs, mesh, workdir, **start, **running)
     running["writer"].close()
-    _finish(workdir, policy, params, about, before, after)
+    _report(workdir)
 
 
-def _check_lengths(settings, tokenizer, conversations):
+def judged_pairs(settings, folder):
+    """The bilingual world's pairs to learn from and held out, written below `folder` as a dataset: a Task.
+
+    settings: JudgeTrainingSettings.
+    """
+    sizes = dict(num_train=settings.data.num_train, num_held_out=settings.data.num_held_out)
+    return bilingual_examples("preferences", folder, seed=settings.seed, **sizes)
+
+
+def check_lengths(settings, tokenizer, pairs, path):
+    """Raise ValueError where a judgement does not fit a row. settings: of the config block `path`."""
+    conversations = judge_conversations(pairs.train, settings.seed)
     template, limit = settings.data.template, settings.sequence_length
     render = functools.partial(render_numbered, tokenizer, template=template)
     longest = max(len(render(c, i)[0]) for i, c in enumerate(conversations))
     if longest > limit:
         raise ValueError(
-            f"config.sequence_length={limit} is below the {longest} tokens of the longest judgement; raise it"
+            f"{path}.sequence_length={limit} is below the {longest} tokens of the longest judgement; raise it"
         )
+
+
+def train_judge(
+    settings,
+    policy,
+    params,
+    pairs,
+    mesh,
+    folder,
+    *,
+    tokenizer,
+    tokenizer_name,
+    writer,
+    should_stop,
+    phase=PHASE,
+):
+    """A policy's params, which are used up, to a judge in folder/params. Resumes from folder, where
+    before.json and after.json tell what it said of the held-out pairs before and after.
+
+    settings: JudgeTrainingSettings. pairs: judged_pairs'. tokenizer_name: as of
+    model_rewards.named_tokenizer.
+    """
+    about = dict(
+        template=settings.data.template,
+        tokenizer=tokenizer_name,
+        max_completion_length=settings.max_completion_length,
+    )
+    measure = functools.partial(_measure, policy, tokenizer, about, settings.slots, pairs.held_out)
+    remembered(folder / "before.json", lambda: measure(params))
+    source = _packed(settings, tokenizer, judge_conversations(pairs.train, settings.seed), mesh)
+    running = dict(phase=phase, writer=writer, should_stop=should_stop)
+    params = fine_tune(settings, policy, params, source, mesh, folder / PHASE, **running)
+    remembered(folder / "after.json", lambda: measure(params))
+    if not (folder / "params").exists():
+        save_orbax(folder / "params", policy, params)
+    if first_process():
+        (folder / "params" / JUDGE).write_text(json.dumps(about, indent=2) + "\n")
 
 
 def _packed(settings, tokenizer, conversations, mesh):
@@ -126,15 +161,12 @@ def _measure(policy, tokenizer, about, slots, examples, params):
     }
 
 
-def _finish(workdir, policy, params, about, before, after):
-    """Leave the judge behind, and print the report. Process 0 alone prints."""
-    folder = workdir / "params"
-    if not folder.exists():
-        save_orbax(folder, policy, params)
-    if first_process():
-        (folder / JUDGE).write_text(json.dumps(about, indent=2) + "\n")
-        plot_curves(workdir / "metrics.jsonl", workdir / "curves.png", phase=PHASE, names=("loss",))
-    console = make_console()
-    console.print(report_table("verdicts on held-out pairs", before, after))
+def _report(workdir):
+    """Draw and print what the training left. Process 0 alone."""
+    if not first_process():
+        return
+    plot_curves(workdir / "metrics.jsonl", workdir / "curves.png", phase=PHASE, names=("loss",))
+    console, folder = make_console(), workdir / "params"
+    console.print(reward_model_table("verdicts on held-out pairs", workdir))
     console.print(f"complete; metrics, curves.png, tensorboard and checkpoints are in {workdir}")
     console.print(f"to be rewarded by it, set config.reward_models.NAME.path to {folder}")

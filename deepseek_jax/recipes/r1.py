@@ -3,8 +3,8 @@
 base -> R1-Zero: reinforcement alone, for right answers and their layout
 base -> 1 cold-start fine-tuning, on R1-Zero's readable traces -> Dev1
      -> 2 reasoning reinforcement, for one language too -> Dev2
-        -> rejection sampling, and everyday requests beside it
-base -> 3 fine-tuning on that -> Dev3
+        -> rejection sampling: by rules on puzzles, by a judge, the base taught to judge, on requests
+base -> 3 fine-tuning on that, and on good answers to requests -> Dev3
         Dev3 -> two reward models, of helpfulness and of safety
      -> 4 reinforcement for all scenarios, by rules and by the reward models -> R1
 Every policy is measured on held-out puzzles and requests.
@@ -21,7 +21,12 @@ from deepseek_jax.recipes.answers import make_console
 from deepseek_jax.recipes.blocks import build_model
 from deepseek_jax.recipes.corpus import base_tokenizer
 from deepseek_jax.recipes.r1_findings import TABLE_WIDTH, report_sweep
-from deepseek_jax.recipes.r1_settings import REWARD_MODELS, TEMPLATE, R1Settings
+from deepseek_jax.recipes.r1_settings import (
+    PREFERENCE_STAGES,
+    REWARD_MODELS,
+    TEMPLATE,
+    R1Settings,
+)
 from deepseek_jax.recipes.r1_stages import Stages
 from deepseek_jax.recipes.reinforce import check_length, check_rows, fitting
 from deepseek_jax.recipes.remembered import remembered
@@ -40,7 +45,9 @@ TITLES = {
     "traces": "traces",
     "cold_start": "Dev1",
     "reasoning": "Dev2",
+    "judge": "judge",
     "rejection": "accepted",
+    "judged": "judged",
     "sft": "Dev3",
     "helpfulness_model": "helpfulness",
     "safety_model": "safety",
@@ -61,6 +68,7 @@ def run(config, mesh, workdir, should_stop):
     puzzles, requests = _tasks(settings, policy, tokenizer)
     writer = MetricsWriter(workdir)
     stages = Stages(settings, policy, tokenizer, mesh, workdir, writer, should_stop)
+    stages.judged_pairs()  # for what it raises
     names = {name: name.replace("@k", f"@{settings.evaluation.samples}") for name in FORMS}
     scores = {}
 
@@ -77,10 +85,12 @@ def run(config, mesh, workdir, should_stop):
     traces = stages.traces(zero, puzzles.train)
     dev1 = measured(stages.cold_start(base, traces, puzzles, requests))
     dev2 = measured(stages.reasoning(dev1, puzzles.train))
+    judge = stages.judge(base)
     accepted = stages.rejection(dev2, puzzles.train)
-    dev3 = measured(stages.sft(base, accepted, puzzles, requests))
+    judged = stages.judged(dev2, judge, requests.train)
+    dev3 = measured(stages.sft(base, accepted, judged, puzzles, requests))
     models = [stages.reward_model(name, dev3) for name in REWARD_MODELS]
-    for model in models:
+    for model in (judge, *models):
         make_console().print(reward_model_table(f"{model.name}, held out", model.folder))
     measured(stages.scenarios(dev3, models, puzzles.train, requests.train))
     writer.close()
@@ -103,7 +113,7 @@ def _check(settings, policy, tokenizer, mesh):
         models = dict.fromkeys(REWARD_MODELS if stage.general else ())  # to be trained
         with scenario_rewards(stage, models):
             pass
-    for name in ("cold_start", "sft", *REWARD_MODELS):
+    for name in ("cold_start", "sft", *PREFERENCE_STAGES):
         _check_fitted_rows(getattr(settings, name), policy, mesh, f"config.{name}")
 
 
@@ -145,6 +155,9 @@ def _tasks(settings, policy, tokenizer):
     _check_numbers(wanted, len(puzzles.train), "puzzles")
     wanted = {f"{name}.data.num_requests": data.num_requests for name, data in shown.items()}
     _check_numbers(wanted, len(requests.train), "requests")
+    unanswered = len(requests.train) - max(wanted.values())
+    wanted = {"judged.num_prompts": settings.judged.num_prompts}
+    _check_numbers(wanted, unanswered, "requests whose answers are not shown")
     return puzzles, requests
 
 

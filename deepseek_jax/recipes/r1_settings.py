@@ -5,15 +5,17 @@ from typing import ClassVar
 
 from deepseek_jax.recipes.grpo_settings import ReinforceSettings
 from deepseek_jax.recipes.pretrain_settings import BaseSettings
-from deepseek_jax.recipes.reward_model_settings import RewardTrainingSettings
+from deepseek_jax.recipes.reward_model_settings import (
+    JudgeTrainingSettings,
+    RewardTrainingSettings,
+)
 from deepseek_jax.recipes.settings import check_counts
 from deepseek_jax.recipes.sft_settings import FineTuneSettings
 
 TEMPLATE = "r1_zero"  # of every prompt, in every stage
-REWARD_MODELS = (
-    "helpfulness_model",
-    "safety_model",
-)  # the blocks, stages and rewards of these names
+# The blocks and stages, and of the first two the rewards, of these names
+REWARD_MODELS = ("helpfulness_model", "safety_model")
+PREFERENCE_STAGES = (*REWARD_MODELS, "judge")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,7 +37,7 @@ class R1FineTuneSettings(FineTuneSettings):
 
 @dataclasses.dataclass(frozen=True)
 class RejectionSettings:
-    """Completions of a policy to be learned from: samples_per_prompt of each of num_prompts puzzles, of which
+    """Completions of a policy to be learned from: samples_per_prompt of each of num_prompts prompts, of which
     at most max_per_prompt good ones are kept.
     """
 
@@ -73,7 +75,8 @@ class EvaluationSettings:
 
 @dataclasses.dataclass(frozen=True)
 class R1Settings:
-    """A whole config of this recipe. The stages' own seeds follow from seed. Of the reinforcements scenarios,
+    """A whole config of this recipe. The stages' own seeds follow from seed. traces and rejection sample
+    answers to puzzles, judged to requests, which no conversation answers. Of the reinforcements scenarios,
     and no other, has general questions, paid by REWARD_MODELS among others.
     """
 
@@ -85,9 +88,11 @@ class R1Settings:
     traces: RejectionSettings
     cold_start: R1FineTuneSettings
     reasoning: ReinforceSettings
+    judge: JudgeTrainingSettings
+    rejection: RejectionSettings
+    judged: RejectionSettings
     helpfulness_model: RewardTrainingSettings
     safety_model: RewardTrainingSettings
-    rejection: RejectionSettings
     sft: R1FineTuneSettings
     scenarios: ReinforceSettings
     evaluation: EvaluationSettings
@@ -95,9 +100,9 @@ class R1Settings:
 
     def __post_init__(self):
         self.base.check_numbers("config.base")
-        for name in ("zero", "cold_start", "reasoning", *REWARD_MODELS, "sft", "scenarios"):
+        for name in ("zero", "cold_start", "reasoning", "sft", *PREFERENCE_STAGES, "scenarios"):
             getattr(self, name).check(f"config.{name}")
-        for name in ("traces", "rejection"):
+        for name in ("traces", "rejection", "judged"):
             check_counts(getattr(self, name), f"config.{name}")
         if self.base.corpus != "bilingual":
             raise ValueError(
@@ -111,7 +116,7 @@ class R1Settings:
                     f"config.{name}.general={general}: stage 4 asks general questions, the bilingual world's "
                     "requests, and no other stage does; set config.scenarios.general, without a path"
                 )
-        for name in REWARD_MODELS:
+        for name in PREFERENCE_STAGES:
             data = getattr(self, name).data
             if data.path is not None or data.template != TEMPLATE:
                 raise ValueError(

@@ -15,8 +15,9 @@ from deepseek_jax.evaluation.conversation_loss import ConversationLoss
 from deepseek_jax.models import ModelConfig
 from deepseek_jax.parallel.shard import batch_share
 from deepseek_jax.recipes.corpus import base_documents
+from deepseek_jax.recipes.judge import check_lengths, judged_pairs, train_judge
 from deepseek_jax.recipes.lineage import run_stage
-from deepseek_jax.recipes.model_rewards import load_model_rewards
+from deepseek_jax.recipes.model_rewards import JUDGE, load_model_rewards
 from deepseek_jax.recipes.pretrain import train_base
 from deepseek_jax.recipes.r1_settings import REWARD_MODELS, TEMPLATE, R1Settings
 from deepseek_jax.recipes.reinforce import fitting, reinforce
@@ -28,7 +29,7 @@ from deepseek_jax.recipes.sft import fine_tune, packed_conversations
 from deepseek_jax.recipes.sft_data import check_conversations, packed
 from deepseek_jax.training.metrics import MetricsWriter
 
-ORDER = ("base", "zero", "traces", "cold_start", "reasoning", "rejection", "sft")
+ORDER = ("base", "zero", "traces", "cold_start", "reasoning", "judge", "rejection", "judged", "sft")
 ORDER += (*REWARD_MODELS, "scenarios")
 
 
@@ -80,19 +81,49 @@ class Stages:
 
     def cold_start(self, base, traces, puzzles, requests):
         """Dev1: the base on R1-Zero's readable traces, and solutions of so many puzzles and requests."""
-        return self._fine_tuned("cold_start", base, traces, puzzles, requests)
+        return self._fine_tuned("cold_start", base, [traces], puzzles, requests)
 
     def reasoning(self, dev1, puzzles):
         """Dev2: reinforcement, whose rewards count the language of the thought too."""
         return self._reinforced("reasoning", dev1, puzzles)
 
+    def judged_pairs(self):
+        """(settings, pairs) of the judge's training. Raises ValueError where one does not fit a row."""
+        settings = self._with_seed("judge")
+        pairs = judged_pairs(settings, self.workdir / "judge" / "data")
+        check_lengths(settings, self.tokenizer, pairs, "config.judge")
+        return settings, pairs
+
+    def judge(self, base):
+        """The judge of answers that no rule checks: the base, taught to compare two."""
+        settings, pairs = self.judged_pairs()
+        start = dict(tokenizer=self.tokenizer, tokenizer_name=self.settings.base.corpus)
+        running = dict(phase="judge", writer=self.writer, should_stop=self.should_stop)
+
+        def make(folder):
+            if (folder / "params" / JUDGE).exists():
+                return
+            params = self.params(base)
+            train_judge(settings, self.policy, params, pairs, self.mesh, folder, **start, **running)
+
+        inputs = {"settings": self.settings_of(settings), "parent": base.hash}
+        data = [pairs.train, pairs.held_out]
+        return self.make("judge", inputs | {"data": data}, make)
+
     def rejection(self, dev2, puzzles):
-        """accepted.jsonl: those of Dev2's completions that are worth learning."""
+        """accepted.jsonl: those of Dev2's completions of puzzles that are worth learning."""
         return self._accepted("rejection", dev2, puzzles)
 
-    def sft(self, base, accepted, puzzles, requests):
+    def judged(self, dev2, judge, requests):
+        """accepted.jsonl: those of Dev2's answers to requests that the judge finds as good as the reference.
+        The last requests are asked: the first ones are those whose good answers are shown.
+        """
+        asked = requests[-self.settings.judged.num_prompts :]
+        return self._accepted("judged", dev2, asked, judge)
+
+    def sft(self, base, rejection, judged, puzzles, requests):
         """Dev3: the base again, on what was accepted and on good answers to requests."""
-        return self._fine_tuned("sft", base, accepted, puzzles, requests)
+        return self._fine_tuned("sft", base, [rejection, judged], puzzles, requests)
 
     def reward_model(self, name, dev3):
         """One of REWARD_MODELS, from the policy that has seen requests: which answers are better, or safe."""
@@ -155,11 +186,12 @@ class Stages:
     def _reinforced(self, name, parent, puzzles, requests=(), reward_models=()):
         """A stage of reinforcement: settings.general's questions are the requests."""
         settings = self._with_seed(name)
-        paths = {model.name: {"path": str(model.folder / "params")} for model in reward_models}
 
         def train(folder):
             asked = (_asked(e, settings) if e else e for e in (puzzles, requests))
-            with scenario_rewards(settings, load_model_rewards(paths, self.mesh)) as rewards:
+            with scenario_rewards(
+                settings, load_model_rewards(_paths(reward_models), self.mesh)
+            ) as rewards:
                 return reinforce(
                     settings,
                     self.policy,
@@ -178,26 +210,31 @@ class Stages:
         inputs |= {model.name: model.hash for model in reward_models}
         return self._trained(name, inputs | {"data": [puzzles, requests]}, train)
 
-    def _accepted(self, name, parent, puzzles):
-        """A stage whose result is accepted.jsonl, of a policy's completions."""
+    def _accepted(self, name, parent, examples, judge=None):
+        """A stage whose result is accepted.jsonl, of a policy's completions. judge: the Stage of one."""
         settings, seed = getattr(self.settings, name), self._seed(name)
-        asked = puzzles[: settings.num_prompts]
+        asked = examples[: settings.num_prompts]
+        judges = [] if judge is None else [judge]
 
         def make(folder):
             path = folder / "accepted.jsonl"
-            if not path.exists():
-                policy, params = self.policy, self.params(parent)
-                sample_accepted(settings, policy, params, self.tokenizer, asked, path, seed=seed)
+            if path.exists():
+                return
+            models = load_model_rewards(_paths(judges), self.mesh)
+            options = dict(seed=seed, block=f"config.{name}", judge=models.get("judge"))
+            policy, params = self.policy, self.params(parent)
+            sample_accepted(settings, policy, params, self.tokenizer, asked, path, **options)
 
-        inputs = {"settings": self.settings_of(settings) | {"seed": seed}}
-        return self.make(name, inputs | {"parent": parent.hash, "data": asked}, make)
+        inputs = {"settings": self.settings_of(settings) | {"seed": seed}, "parent": parent.hash}
+        inputs |= {stage.name: stage.hash for stage in judges}
+        return self.make(name, inputs | {"data": asked}, make)
 
-    def _fine_tuned(self, name, base, accepted, puzzles, requests):
-        """Learn from what was accepted, and from solutions of as many puzzles and requests as the config
-        names; the held-out loss is of held-out puzzles'.
+    def _fine_tuned(self, name, base, sampled, puzzles, requests):
+        """Learn from what was accepted in the stages `sampled`, and from solutions of as many puzzles and
+        requests as the config names; the held-out loss is of held-out puzzles'.
         """
         settings = self._with_seed(name)
-        examples = read_accepted(accepted.folder / "accepted.jsonl")
+        examples = [e for stage in sampled for e in read_accepted(stage.folder / "accepted.jsonl")]
         examples += puzzles.train[: settings.data.num_puzzles]
         examples += requests.train[: settings.data.num_requests]
 
@@ -221,8 +258,8 @@ class Stages:
                 phase=name,
             )
 
-        inputs = {"settings": self.settings_of(settings)}
-        inputs |= {"parent": base.hash, "accepted": accepted.hash}
+        inputs = {"settings": self.settings_of(settings), "parent": base.hash}
+        inputs |= {stage.name: stage.hash for stage in sampled}
         data = [[example["question"], example["solution"]] for example in examples]
         return self._trained(name, inputs | {"data": data}, train)
 
@@ -232,6 +269,11 @@ class Stages:
     def _seed(self, name):
         """A seed of a stage's own, so that its questions and draws are not those of another."""
         return len(ORDER) * self.settings.seed + ORDER.index(name)
+
+
+def _paths(stages):
+    """config.reward_models of what these stages left."""
+    return {stage.name: {"path": str(stage.folder / "params")} for stage in stages}
 
 
 def _asked(examples, settings):

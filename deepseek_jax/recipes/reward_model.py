@@ -138,13 +138,10 @@ def _report(workdir):
 
 
 def reward_model_table(title, folder):
-    """report_table of what train_reward_model left."""
-    reports = (json.loads((folder / f"{when}.json").read_text()) for when in ("before", "after"))
-    return report_table(title, *reports)
-
-
-def report_table(title, before, after):
-    """A rich Table of two reports: dicts of [mean, low, high], of numbers, and of None."""
+    """A rich Table of folder's before.json and after.json: dicts of [mean, low, high], numbers and None."""
+    before, after = (
+        json.loads((folder / f"{when}.json").read_text()) for when in ("before", "after")
+    )
     table = Table(title=title, box=SIMPLE_HEAD, show_edge=False)
     table.add_column("score")
     for name in ("before", "after"):

@@ -24,44 +24,9 @@ class DataSettings:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class PreferenceSettings:
-    """What the trainings on preferences have in common."""
+class TrainingSettings:
+    """A training on preferences itself, whatever it starts from."""
 
-    recipe: str
-    seed: int
-    num_steps: int
-    batch_size: int
-    sequence_length: int
-    data: DataSettings
-    optimizer: OptimizerSettings
-    model: dict = dataclasses.field(default_factory=dict)
-    mesh: dict = dataclasses.field(default_factory=dict)
-    init_from: str | None = None
-    base: BaseSettings | None = None
-    micro_batches: int = 1
-    save_every: int = 50
-    log_every: int = 1
-
-    def __post_init__(self):
-        check_counts(self, "config")
-        check_counts(self.data, "config.data")
-        check_one_start(self)
-        self.make_optimizer()  # for what it raises
-
-    def make_optimizer(self):
-        """The optax transformation of the whole training."""
-        return self.optimizer.make(self.num_steps)
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class RewardTrainingSettings:
-    """The training of a reward model itself, whatever it starts from. kind: "helpfulness", of pairs, or
-    "safety", of labelled responses.
-
-    A step is batch_size pairs or responses; those longer than sequence_length tokens are left out.
-    """
-
-    kind: Literal[tuple(RESPONSES)]
     num_steps: int
     batch_size: int
     sequence_length: int
@@ -84,15 +49,18 @@ class RewardTrainingSettings:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class RewardModelSettings(PreferenceSettings):
-    """A config of recipes.reward_model: RewardTrainingSettings, and what it starts from."""
+class RewardTrainingSettings(TrainingSettings):
+    """The training of a reward model. kind: "helpfulness", of pairs, or "safety", of labelled responses.
+
+    A step is batch_size pairs or responses; those longer than sequence_length tokens are left out.
+    """
 
     kind: Literal[tuple(RESPONSES)]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class JudgeSettings(PreferenceSettings):
-    """A whole config of recipes.judge, whose pairs are the bilingual small world's.
+class JudgeTrainingSettings(TrainingSettings):
+    """The training of a judge.
 
     A step is batch_size rows of sequence_length tokens, of several judgements each. A verdict, with its
     reasoning, has up to max_completion_length tokens; slots of them are written at once.
@@ -101,13 +69,39 @@ class JudgeSettings(PreferenceSettings):
     max_completion_length: int = 24
     slots: int = 128
 
-    def __post_init__(self):
-        super().__post_init__()
+    def check(self, path):
+        """As TrainingSettings, and for preferences other than the bilingual small world's."""
+        super().check(path)
         if self.data.path is not None:
             raise ValueError(
-                f"config.data.path={self.data.path!r}: judgements are written for the small world's pairs "
+                f"{path}.data.path={self.data.path!r}: judgements are written for the small world's pairs "
                 "alone; give conversations with judgements of your own to recipe='sft'"
             )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PreferenceRun(TrainingSettings):
+    """A config's other fields: what the training starts from."""
+
+    recipe: str
+    model: dict = dataclasses.field(default_factory=dict)
+    mesh: dict = dataclasses.field(default_factory=dict)
+    init_from: str | None = None
+    base: BaseSettings | None = None
+
+    def __post_init__(self):
+        self.check("config")
+        check_one_start(self)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RewardModelSettings(PreferenceRun, RewardTrainingSettings):
+    """A whole config of recipes.reward_model."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class JudgeSettings(PreferenceRun, JudgeTrainingSettings):
+    """A whole config of recipes.judge."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -67,7 +67,7 @@ def test_an_experiments_numbers_are_its_recipes_settings(path, arg):
         with scenario_rewards(settings, dict.fromkeys(settings.reward_models)):
             pass
     if config.recipe in ("generate", "sft"):
-        Rewards(settings.rewards).close()
+        Rewards(settings.rewards, models=dict.fromkeys(settings.reward_models)).close()
     if config.recipe in ("generate", "grpo", "sft"):
         assert settings.data.path is not None or settings.data.task in TASKS
     if config.recipe == "pretrain":
@@ -159,8 +159,8 @@ def test_v3s_run_is_the_published_one():
 
 def test_r1_zeros_run_is_the_published_one():
     """Oracle: arXiv:2501.12948, section 2.1 and appendix A.3: 10,400 updates on 512 completions, 16 of a
-    question; rollouts of 8,192 completions in 16 parts; the reference replaced every 400 updates; up to 32,768
-    tokens until about update 8,200 and 65,536 from there on.
+    question; rollouts of 8,192 completions in 16 parts; the reference replaced every 400 updates; up to
+    32,768 tokens until about update 8,200 and 65,536 from there on.
     """
     settings = build(GrpoSettings, load(ROOT / "configs" / "r1_zero.py"), "config")
     sampled = settings.prompts_per_step * settings.group_size

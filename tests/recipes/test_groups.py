@@ -128,8 +128,8 @@ def test_a_single_update_carries_no_logprobs_but_the_samplers(state, rewarded_by
 
 
 def test_length_and_temperature_change_at_their_steps(state, rewarded_by, rollouts):
-    """Oracle: the pairs by hand; and the trainer's log-probabilities, which agree with the sampler's (1e-5 nats:
-    rounding) only under the temperature that was sampled at.
+    """Oracle: the pairs by hand; and the trainer's log-probabilities, which agree with the sampler's (1e-5
+    nats: rounding) only under the temperature that was sampled at.
     """
     rewarded_by(by_length)
     rollout = dict(

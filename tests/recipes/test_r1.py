@@ -20,7 +20,7 @@ from deepseek_jax.rewards import scoring
 from deepseek_jax.training.metrics import read_metrics
 from tests.recipes.small import one_device
 
-TRAINED = ("zero", "cold_start", "reasoning", "sft", *REWARD_MODELS, "scenarios")
+TRAINED = ("zero", "cold_start", "reasoning", "judge", "sft", *REWARD_MODELS, "scenarios")
 PHASES = ("pretrain", *TRAINED)
 MEASURED = ("base", "zero", "cold_start", "reasoning", "sft", "scenarios")
 STEPS = 2  # of every stage
@@ -41,13 +41,13 @@ def small_config():
     for name in ("cold_start", "sft"):
         config[name].update(dict(num_steps=STEPS, batch_size=4, eval_every=1, log_every=1))
         config[name].optimizer.update(dict(learning_rate=1e-3, warmup_steps=1))
-    for name in REWARD_MODELS:
+    for name in (*REWARD_MODELS, "judge"):
         config[name].update(dict(num_steps=STEPS, batch_size=4, log_every=1))
         config[name].data.update(dict(num_train=16, num_held_out=8))
         config[name].optimizer.warmup_steps = 1
     config.cold_start.data.num_puzzles = 40
     config.sft.data.num_requests = 40
-    for name in ("traces", "rejection"):
+    for name in ("traces", "rejection", "judged"):
         sampled = dict(num_prompts=16, samples_per_prompt=4, max_completion_length=48, slots=4)
         config[name].update(sampled)
     evaluation = dict(num_puzzles=8, num_requests=16, samples=2, max_completion_length=16, slots=4)
@@ -120,13 +120,14 @@ def test_a_run_leaves_every_stage_with_its_parents_scores_and_metrics(finished):
     found = records(finished)
     arrows = dict(zero="base", traces="zero", cold_start="base", reasoning="cold_start")
     arrows |= dict(rejection="reasoning", sft="base", scenarios="sft")
+    arrows |= dict(judge="base", judged="reasoning")
     arrows |= dict.fromkeys(REWARD_MODELS, "sft")
     for child, parent in arrows.items():
         assert found[child]["inputs"]["parent"] == content_hash(found[parent]["hash"])
-    more = [("cold_start", "accepted", "traces"), ("sft", "accepted", "rejection")]
-    more += [("scenarios", name, name) for name in REWARD_MODELS]
-    for child, key, parent in more:
-        assert found[child]["inputs"][key] == content_hash(found[parent]["hash"])
+    more = [("cold_start", "traces"), ("judged", "judge"), ("sft", "rejection"), ("sft", "judged")]
+    more += [("scenarios", name) for name in REWARD_MODELS]
+    for child, parent in more:
+        assert found[child]["inputs"][parent] == content_hash(found[parent]["hash"])
     assert len({record["hash"] for record in found.values()}) == len(found)
     assert all(record["complete"] for record in found.values())
     assert logged(finished) == dict.fromkeys(PHASES, [0, 1])
@@ -175,7 +176,7 @@ def test_a_changed_setting_of_stage_2_reruns_it_and_what_follows(finished, tmp_p
     config = small_config()
     config.reasoning.optimizer.learning_rate = 1e-3
     run(tmp_path, config=config)
-    rerun = {"reasoning", "rejection", "sft", *REWARD_MODELS, "scenarios"}
+    rerun = {"reasoning", "rejection", "judged", "sft", *REWARD_MODELS, "scenarios"}
     rerun |= {f"measured/{name}" for name in rerun & set(MEASURED)}
     after = records(tmp_path)
     assert {name for name in before if before[name] != after[name]} == rerun
@@ -187,7 +188,7 @@ def test_a_changed_setting_of_stage_2_reruns_it_and_what_follows(finished, tmp_p
 @pytest.mark.slow
 def test_a_run_killed_again_and_again_ends_like_one_that_was_not(finished, tmp_path):
     """Oracle: every stage's parameters and scores of the run that nothing interrupted, bit for bit. Killed in
-    the middle of R1-Zero, of stage 2, and of a reward model; what was done is not done again: 16 steps,
+    the middle of R1-Zero, of stage 2, and of stage 3; what was done is not done again: 18 steps,
     and for each kill the one that was lost, and one more if its save had not ended.
     """
     asked = []
@@ -222,6 +223,11 @@ def test_a_run_killed_again_and_again_ends_like_one_that_was_not(finished, tmp_p
         (lambda c: c.scenarios.general.update(per_step=2), "leaves no other questions"),
         (lambda c: c.zero.update(general=c.scenarios.general), "config.zero.general=General"),
         (lambda c: c.safety_model.data.update(template="{question}"), "config.safety_model.data"),
+        (lambda c: c.judge.data.update(template="{question}"), "config.judge.data"),
+        (
+            lambda c: c.judged.update(num_prompts=2030),
+            "config.judged.num_prompts=2030 must be within 0..2008, the requests whose answers are not",
+        ),
         (lambda c: c.sft.update(sequence_length=300), "config.sft.sequence_length=300 is beyond"),
         (lambda c: c.cold_start.update(micro_batches=3), "config.cold_start.batch_size=4"),
         (lambda c: c.model.update(vocab_size=100), "config.model.vocab_size=100 is below"),
@@ -244,3 +250,12 @@ def test_a_mistake_is_named_before_anything_is_written(tmp_path, change, words):
         run(tmp_path, config=config)
     assert words in str(error.value)
     assert not list(tmp_path.iterdir())
+
+
+def test_judgements_longer_than_a_row_are_named_before_anything_is_trained(tmp_path):
+    """Oracle: the words a reader needs, and no stage begun."""
+    config = small_config()
+    config.judge.sequence_length = 16
+    with pytest.raises(ValueError, match="config.judge.sequence_length=16 is below"):
+        run(tmp_path, config=config)
+    assert not list(tmp_path.glob("*/stage.json"))
