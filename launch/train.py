@@ -173,11 +173,12 @@ def start(config, workdir, *, distributed, shown=str):
     """Run config's recipe in workdir on its mesh. A user's mistake is one message, shown(error)."""
     import jax
 
-    from deepseek_jax.parallel.host_memory import keep_freed_memory
+    from deepseek_jax.parallel.host_memory import keep_freed_memory, return_compilers_memory
     from deepseek_jax.parallel.mesh import make_mesh
     from launch.workdir import claim_workdir, release_workdir
 
     keep_freed_memory()
+    return_compilers_memory()
     if distributed:
         _join_peers()
     claimed = False

@@ -19,6 +19,7 @@ from deepseek_jax.data.tokenizer import load_tokenizer, smollm2_gguf
 from deepseek_jax.losses.completions import completion_logprobs
 from deepseek_jax.losses.grpo import grpo_loss
 from deepseek_jax.parallel import make_mesh
+from deepseek_jax.parallel.host_memory import return_compilers_memory
 from deepseek_jax.recipes.blocks import build_model, random_params
 from deepseek_jax.recipes.groups import GroupSource
 from deepseek_jax.recipes.grpo_settings import GrpoSettings
@@ -183,6 +184,7 @@ def main():
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--ours-only", choices=["float32", "bfloat16"])
     args = parser.parse_args()
+    return_compilers_memory()
     tokenizer = load_tokenizer(smollm2_gguf())
     texts, prompts = questions(tokenizer)
     dtypes = [args.ours_only] if args.ours_only else ["float32", "bfloat16"]
