@@ -12,6 +12,7 @@ The worker processes of a reward import this file again: what needs jax is impor
 
 import dataclasses
 import importlib
+import os
 import shlex
 import signal
 import sys
@@ -170,7 +171,13 @@ def main(argv):
 
 
 def start(config, workdir, *, distributed, shown=str):
-    """Run config's recipe in workdir on its mesh. A user's mistake is one message, shown(error)."""
+    """Run config's recipe in workdir on its mesh. A user's mistake is one message, shown(error).
+
+    config.xla_flags go before those of the environment, which win, and are read when devices are first
+    asked for.
+    """
+    given = os.environ.get("XLA_FLAGS", "")
+    os.environ["XLA_FLAGS"] = f"{config.get('xla_flags', '')} {given}".strip()
     import jax
 
     from deepseek_jax.parallel.host_memory import keep_freed_memory, return_compilers_memory

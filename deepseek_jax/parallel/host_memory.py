@@ -8,6 +8,7 @@ import jax
 M_TRIM_THRESHOLD, M_MMAP_MAX, M_ARENA_MAX = -1, -4, -8
 LARGEST = 2**31 - 1  # a C int
 COMPILED = "/jax/core/compile/backend_compile_duration"  # the event that jax tells of
+LONG = 1.0  # seconds
 
 
 def keep_freed_memory():
@@ -35,12 +36,12 @@ def return_freed_memory():
 
 
 def return_compilers_memory():
-    """From now on, return_freed_memory behind every compilation: what the compiler leaves, a quarter of a
-    GiB for a training step of 30 layers, would stand beside the program's own arrays.
+    """From now on, return_freed_memory behind every long compilation: what the compiler leaves, a quarter of
+    a GiB for a training step of 30 layers, would stand beside the program's own arrays.
     """
 
     def listen(event, duration, **_):
-        if event == COMPILED:
+        if event == COMPILED and duration > LONG:
             return_freed_memory()
 
     jax.monitoring.register_event_duration_secs_listener(listen)

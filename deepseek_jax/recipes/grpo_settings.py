@@ -205,7 +205,7 @@ class ReinforceSettings:
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class GrpoSettings(ReinforceSettings):
     """A whole config of this recipe. reward_models: trained ones, as reward_model_settings says, for rewards
-    of their names.
+    of their names. xla_flags: the compiler's, which launch/train.py sets.
     """
 
     recipe: str
@@ -215,6 +215,7 @@ class GrpoSettings(ReinforceSettings):
     reward_models: dict = dataclasses.field(default_factory=dict)
     init_from: str | None = None
     base: BaseSettings | None = None
+    xla_flags: str = ""
 
     def __post_init__(self):
         self.check("config")

@@ -60,7 +60,7 @@ def resident():
         return int(file.read().split()[1]) * 4096
 
 def chain(x):
-    for i in range(60):
+    for i in range(400):
         x = jnp.sin(x @ x) + jnp.sort(x, axis=i % 2)
     return x
 
