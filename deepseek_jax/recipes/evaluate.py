@@ -129,7 +129,7 @@ def _with_length(settings, policy, problems):
         room = policy.max_position_embeddings - longest
         length = max(1, min(MAX_COMPLETION_LENGTH, room))
         settings = dataclasses.replace(settings, max_completion_length=length)
-    check_length(settings, policy, problems, path="config")
+    check_length(settings.max_completion_length, policy, problems, path="config")
     say(
         f"{len(problems)} problems, {settings.samples} samples of each, up to "
         f"{settings.max_completion_length} tokens"

@@ -48,7 +48,7 @@ def run(config, mesh, workdir, should_stop):
         held_out = with_prompts(task.held_out, tokenizer, template, rollout, "held-out")
         if general:
             general = with_prompts(general, tokenizer, template, rollout, "general")
-        check_length(rollout, policy, train + held_out + general)
+        check_length(rollout.longest(), policy, train + held_out + general)
         if params is None:
             params = train_base(
                 policy,

@@ -147,7 +147,8 @@ def _tasks(settings, policy, tokenizer):
     for name in REINFORCED:
         rollout, path = getattr(settings, name).rollout, f"config.{name}.rollout"
         for task in (puzzles, requests):
-            check_length(rollout, policy, fitting(task.train, rollout, "training", path), path)
+            asked = fitting(task.train, rollout, "training", path)
+            check_length(rollout.longest(), policy, asked, path)
     shown = {"cold_start": settings.cold_start.data, "sft": settings.sft.data}
     wanted = {f"{name}.data.num_puzzles": data.num_puzzles for name, data in shown.items()}
     for name in ("traces", "rejection"):

@@ -140,13 +140,14 @@ def check_rows(settings, mesh, path="config"):
         )
 
 
-def check_length(rollout, policy, examples, path="config.rollout"):
+def check_length(completion, policy, examples, path="config.rollout"):
     """Raise ValueError unless the model knows the positions that prompts and completions take.
 
-    rollout: RolloutSettings, of the config block `path`. examples: with their prompt_ids.
+    completion: the most tokens of one, max_completion_length of the config block `path`. examples: with their
+    prompt_ids.
     """
     longest = max(len(example["prompt_ids"]) for example in examples)
-    completion, limit = rollout.longest(), policy.max_position_embeddings
+    limit = policy.max_position_embeddings
     if longest + completion > limit:
         raise ValueError(
             f"{path}.max_completion_length={completion} behind the longest prompt's {longest} "

@@ -113,7 +113,7 @@ def with_prompts(settings, policy, tokenizer, examples):
     render = functools.partial(render_question, template=data.template, opening=data.opening)
     prompts = [example | {"prompt_ids": render(tokenizer, example)} for example in examples]
     fits = fitting(prompts, settings.sampling, "generation", path)
-    check_length(settings.sampling, policy, fits, path)
+    check_length(settings.sampling.max_completion_length, policy, fits, path)
     return fits
 
 
