@@ -43,7 +43,7 @@ class RolloutSettings:
     """Sampling. Questions whose prompt is longer than max_prompt_length are left out, and counted.
 
     max_completion_length, temperature: a number, or pairs (step, number), each of which holds from its step
-    on, as R1-Zero's limit of 32,768 tokens that became 65,536 (arXiv:2501.12948, section 2.3).
+    on, as R1-Zero's limit of 32,768 tokens that became 65,536 (arXiv:2501.12948, section 2).
     """
 
     max_prompt_length: int

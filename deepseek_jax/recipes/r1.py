@@ -68,7 +68,7 @@ def run(config, mesh, workdir, should_stop):
     puzzles, requests = _tasks(settings, policy, tokenizer)
     writer = MetricsWriter(workdir)
     stages = Stages(settings, policy, tokenizer, mesh, workdir, writer, should_stop)
-    stages.judged_pairs()  # for what it raises
+    pairs = stages.judged_pairs()  # before anything is trained, for what it raises
     names = {name: name.replace("@k", f"@{settings.evaluation.samples}") for name in FORMS}
     scores = {}
 
@@ -85,7 +85,7 @@ def run(config, mesh, workdir, should_stop):
     traces = stages.traces(zero, puzzles.train)
     dev1 = measured(stages.cold_start(base, traces, puzzles, requests))
     dev2 = measured(stages.reasoning(dev1, puzzles.train))
-    judge = stages.judge(base)
+    judge = stages.judge(base, pairs)
     accepted = stages.rejection(dev2, puzzles.train)
     judged = stages.judged(dev2, judge, requests.train)
     dev3 = measured(stages.sft(base, accepted, judged, puzzles, requests))

@@ -88,15 +88,15 @@ class Stages:
         return self._reinforced("reasoning", dev1, puzzles)
 
     def judged_pairs(self):
-        """(settings, pairs) of the judge's training. Raises ValueError where one does not fit a row."""
+        """What the judge learns from: a Task of pairs. Raises ValueError where one does not fit a row."""
         settings = self._with_seed("judge")
         pairs = judged_pairs(settings, self.workdir / "judge" / "data")
         check_lengths(settings, self.tokenizer, pairs, "config.judge")
-        return settings, pairs
+        return pairs
 
-    def judge(self, base):
-        """The judge of answers that no rule checks: the base, taught to compare two."""
-        settings, pairs = self.judged_pairs()
+    def judge(self, base, pairs):
+        """The judge of answers that no rule checks: the base, taught to compare two. pairs: judged_pairs'."""
+        settings = self._with_seed("judge")
         start = dict(tokenizer=self.tokenizer, tokenizer_name=self.settings.base.corpus)
         running = dict(phase="judge", writer=self.writer, should_stop=self.should_stop)
 

@@ -17,6 +17,8 @@ from deepseek_jax.rewards.language import language_consistency
 from deepseek_jax.rewards.puzzle import puzzle_answer
 from deepseek_jax.rollout import generate
 
+AS_GOOD = 0.5  # what rewards.judge.Judge gives the reference itself
+
 # Why a completion is rejected: the first of these rewards that is not a whole 1.
 LAYOUT = {
     "badly laid out": lambda text, example: think_answer_format(text, example) < 1,
@@ -28,7 +30,6 @@ JUDGED = LAYOUT | {
     "without a verdict": lambda _, example: isinstance(example["judged"], ValueError),
     "judged worse than the reference": lambda _, example: example["judged"] < AS_GOOD,
 }
-AS_GOOD = 0.5  # what rewards.judge.Judge gives the reference itself
 
 
 def accepted(examples, completions, *, max_per_prompt, judge=None):

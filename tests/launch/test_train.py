@@ -14,13 +14,15 @@ from deepseek_jax.parallel import MESH_AXES
 from launch import train
 
 ROOT = Path(__file__).resolve().parents[2]
+COUNT = "--xla_force_host_platform_device_count={}"
 CONFIG = """
 from ml_collections import ConfigDict
 from configs.common import parse_arg
 
 def get_config(arg=None):
     arg = parse_arg(arg, steps=3)
-    return ConfigDict(dict(recipe="polling", seed=0, steps=arg.steps, wait=False, bad="", mesh={}))
+    return ConfigDict(dict(recipe="polling", seed=0, steps=arg.steps, wait=False, bad="", mesh={},
+                           xla_flags=""))
 """
 RECIPE = '''
 """Counts its steps in a file, and leaves with 75 when told to stop."""
@@ -113,6 +115,18 @@ def test_a_recipe_gets_the_overridden_config_the_mesh_and_its_work_directory(fol
     mesh = dict.fromkeys(MESH_AXES, 1) | {"data": 4, "expert": 2}
     assert (workdir / "done0").read_text() == f"4 {mesh}"
     assert str(workdir) in out and "polling on 8 x" in out
+
+
+@pytest.mark.parametrize("environment, devices", [("", 3), (COUNT.format(2), 2)])
+def test_a_configs_compiler_flags_are_set_unless_the_environment_says_otherwise(
+    folder, environment, devices
+):
+    """Oracle: the number of devices that the compiler's own flag asks for, in the line that names them."""
+    process = start(
+        folder, "--config=tiny.py", f"--config.xla_flags={COUNT.format(3)}", XLA_FLAGS=environment
+    )
+    out, err = process.communicate()
+    assert f"polling on {devices} x cpu" in out, err
 
 
 def test_what_libraries_tell_is_shown_only_when_asked_for(folder):
