@@ -7,7 +7,7 @@ from jax.ad_checkpoint import checkpoint_name
 
 from deepseek_jax.models.config import ModelConfig
 from deepseek_jax.ops import rope
-from deepseek_jax.ops.dot import dot
+from deepseek_jax.ops.dot import InputsLast, dot
 from deepseek_jax.ops.fp8 import fp8_dot
 
 
@@ -15,8 +15,10 @@ def weight(module, name, *, init=None, **axes):
     """Declare a float32 parameter of `module`: one keyword a dimension, logical axis = size, in order.
 
     The axis names reach the sharding rules through the parameter's metadata. init: a Flax initializer;
-    default normal with the config's initializer_range.
+    default normal with the config's initializer_range. Decoding may give an InputsLast in its place.
     """
+    if isinstance(given := module.get_variable("params", name), InputsLast):
+        return given
     init = init or nn.initializers.normal(module.config.initializer_range)
     boxed = nn.with_logical_partitioning(init, tuple(axes))
     return module.param(name, boxed, tuple(axes.values()), jnp.float32)
@@ -64,6 +66,8 @@ def linear(config, spec, x, w, *, power_of_two=False):
     """
     if config.fp8:
         return fp8_dot(spec, x, w, power_of_two=power_of_two)
+    if isinstance(w, InputsLast):
+        return w.dot(spec, x)
     return dot(spec, x, w)
 
 

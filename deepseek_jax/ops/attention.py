@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from deepseek_jax.ops.dot import dot
+from deepseek_jax.ops.dot import dot, few_rows_dot
 from deepseek_jax.ops.platform import platform
 
 # Tokens of a row up to which all scores at once are the faster form, and of a block: a CPU's cache holds few
@@ -230,7 +230,7 @@ def attend_cached(q, k, v, *, scale, mask):
     """
     b, h, x = q.shape
     q_bkgx = q.reshape(b, k.shape[1], -1, x)
-    scores_bkgs = dot("bkgx,bksx->bkgs", q_bkgx, k, jnp.float32) * scale
+    scores_bkgs = few_rows_dot("bkgx,bksx->bkgs", q_bkgx, k, jnp.float32) * scale
     weights_bkgs = _softmax(scores_bkgs, mask[:, None, None], v.dtype)
     return dot("bkgs,bksu->bkgu", weights_bkgs, v).reshape(b, h, -1)
 

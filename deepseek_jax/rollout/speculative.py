@@ -16,7 +16,6 @@ from deepseek_jax.models.cache import PositionWrite, empty_cache
 from deepseek_jax.models.decoder import DecoderLayer
 from deepseek_jax.models.layers import rms_norm
 from deepseek_jax.models.mtp import MultiTokenPrediction
-from deepseek_jax.ops.dot import dot
 from deepseek_jax.rollout import steps
 from deepseek_jax.rollout.sampling import distribution, draw, verify
 
@@ -76,10 +75,6 @@ def _apply_module(method, config, weights, hidden_btd, next_tokens, *args):
     return module.apply({"params": weights["mtp"]}, *arguments, method=method)
 
 
-def _logits(weights, hidden_md):
-    return dot("md,vd->mv", hidden_md, weights["head"], jnp.float32)
-
-
 @functools.partial(jax.jit, static_argnums=0)
 def prefill(config, weights, tables, tokens, lengths):
     """steps.prefill -> (caches, the module's too, logits float32[p v], hidden [p d] of the last token).
@@ -100,7 +95,7 @@ def prefill(config, weights, tables, tokens, lengths):
         (jnp.arange(t) < lengths[:, None]).astype(jnp.int32),
     )
     last_pd = jnp.take_along_axis(hidden_ptd, (lengths - 1)[:, None, None], axis=1)[:, 0]
-    return [*caches, cache], _logits(weights, last_pd), last_pd
+    return [*caches, cache], steps.logits(config, weights, last_pd), last_pd
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2), donate_argnums=3)
@@ -135,7 +130,7 @@ def _draft(config, weights, drafting, cache, rope, write):
     pairs = drafting.hidden, drafting.next_tokens
     hidden_bzd, cache = _apply_module("extend", config, weights, *pairs, rope, cache, write)
     last_bd = jnp.take_along_axis(hidden_bzd, (drafting.fresh - 1)[:, None, None], axis=1)[:, 0]
-    return _logits(weights, last_bd), cache
+    return steps.logits(config, weights, last_bd), cache
 
 
 def _run(config, weights, tokens, caches, rope, write):
@@ -171,7 +166,7 @@ def decode(config, sampling, eos_ids, weights, tables, slots, stop_when_one_ends
         tokens_bz = jnp.stack([slots.last_token, draft_b], axis=1)
         at_tokens = _two_from(tables, position_b, room)
         hidden_bzd, caches = _run(config, weights, tokens_bz, caches, *at_tokens)
-        probs, logprobs = distribution(_logits(weights, hidden_bzd.reshape(-1, d)), sampling)
+        probs, logprobs = distribution(steps.logits(config, weights, hidden_bzd.reshape(-1, d)), sampling)
         accepted_b, token_b = verify(
             uniform_b3[:, 1:], draft_b, draft_probs_bv, probs.reshape(b, 2, v)
         )

@@ -15,8 +15,12 @@ from deepseek_jax.models.cache import CacheWrite, empty_cache, token_axis
 from deepseek_jax.models.decoder import DecoderLayer
 from deepseek_jax.models.heads import head_weight
 from deepseek_jax.models.layers import position_tables, rms_norm
-from deepseek_jax.ops.dot import dot
+from deepseek_jax.ops.dot import InputsLast, few_rows_dot
+from deepseek_jax.ops.platform import platform
 from deepseek_jax.rollout.sampling import sample
+
+# A Linear layer's axes that a product contracts, its first ones
+NUM_INPUTS = dict(q=1, k=1, v=1, q_down=1, q_up=1, kv_down=1, out=2, gate_up=1, down=1)
 
 
 class Parts(NamedTuple):
@@ -68,12 +72,18 @@ def decoding_weights(config, params):
         ("moe_layers", config.num_moe_layers),
     ):
         layers += [jax.tree.map(lambda leaf, i=i: leaf[i], params[name]) for i in range(count)]
-    return {
-        "embedding": params["embedding"],
-        "layers": layers,
-        "final_norm": params["final_norm"]["scale"],
-        "head": head_weight(config, params),
-    }
+    if platform() == "cpu" and config.dtype == "float32" and not config.fp8:
+        layers = [jax.tree.map_with_path(_inputs_last, layer) for layer in layers]
+    vocabulary = {name: params[name] for name in ("embedding", "head") if name in params}
+    return vocabulary | {"layers": layers, "final_norm": params["final_norm"]["scale"]}
+
+
+def _inputs_last(path, leaf):
+    """An InputsLast of a weight that models.layers.linear multiplies by, anything else as it is."""
+    name = path[-1].key
+    num_inputs = NUM_INPUTS.get(name)
+    is_of_experts = leaf.ndim == {"gate_up": 4, "down": 3}.get(name)
+    return leaf if num_inputs is None or is_of_experts else InputsLast.of(leaf, num_inputs)
 
 
 def layer_at(config, index):
@@ -81,9 +91,13 @@ def layer_at(config, index):
     return DecoderLayer(config, is_moe=index >= config.num_dense_layers)
 
 
-def _logits(config, weights, x_bd):
-    normed = rms_norm(x_bd, weights["final_norm"], config.rms_norm_eps)
-    return dot("bd,vd->bv", normed, weights["head"], jnp.float32)
+def logits(config, weights, hidden_md):
+    """Hidden states behind the final norm [m d] -> float32[m v]."""
+    return few_rows_dot("md,vd->mv", hidden_md, head_weight(config, weights), jnp.float32)
+
+
+def _logits_of_stream(config, weights, x_bd):
+    return logits(config, weights, rms_norm(x_bd, weights["final_norm"], config.rms_norm_eps))
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
@@ -102,7 +116,7 @@ def prefill(config, weights, tables, tokens, lengths):
     """
     caches, x_ptd = run_prompts(config, weights, tables, tokens, lengths)
     last_pd = jnp.take_along_axis(x_ptd, (lengths - 1)[:, None, None], axis=1)[:, 0]
-    return caches, _logits(config, weights, last_pd)
+    return caches, _logits_of_stream(config, weights, last_pd)
 
 
 def run_prompts(config, weights, tables, tokens, lengths):
@@ -210,7 +224,7 @@ def decode(config, sampling, eos_ids, weights, tables, slots, stop_when_one_ends
             )
             caches.append(cache)
         step_keys = jax.vmap(jax.random.fold_in)(slots.keys, slots.length)
-        tokens, logprobs = sample(step_keys, _logits(config, weights, x_bd), sampling)
+        tokens, logprobs = sample(step_keys, _logits_of_stream(config, weights, x_bd), sampling)
         slots = slots._replace(caches=caches, step=slots.step + 1)
         return append(slots, tokens, logprobs, active, eos_ids)
 
