@@ -1,4 +1,6 @@
-"""The one matrix product: low precision in, float32 accumulation, gradients at the same precision."""
+"""The one matrix product: low precision in, float32 accumulation, gradients at the same precision;
+and its form for the few rows of decoding.
+"""
 
 import dataclasses
 import functools

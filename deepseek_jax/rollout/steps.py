@@ -19,7 +19,7 @@ from deepseek_jax.ops.dot import InputsLast, few_rows_dot
 from deepseek_jax.ops.platform import platform
 from deepseek_jax.rollout.sampling import sample
 
-# A Linear layer's axes that a product contracts, its first ones
+# How many of a Linear layer's axes a product contracts: its first ones
 NUM_INPUTS = dict(q=1, k=1, v=1, q_down=1, q_up=1, kv_down=1, out=2, gate_up=1, down=1)
 
 
@@ -63,7 +63,8 @@ def cast(config, params):
 def decoding_weights(config, params):
     """Unstack the layers and cast to the compute dtype, once a rollout: decoding runs fastest unrolled.
 
-    Router weights and their bias stay float32, as routing does.
+    Router weights and their bias stay float32, as routing does. In float32 on a CPU the weights of Linear
+    layers come as ops.dot.InputsLast.
     """
     params = cast(config, params)
     layers = []
