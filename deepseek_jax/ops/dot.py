@@ -37,8 +37,7 @@ def _forward(spec, x, w, out_dtype):
 
 def _backward(spec, out_dtype, saved, cotangent):
     x, w = saved
-    operands, result = spec.split("->")
-    left, right = operands.split(",")
+    left, right, result = re.split(",|->", spec)
     cotangent = cotangent.astype(x.dtype)
     product = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
     dx = product(f"{result},{right}->{left}", cotangent, w.astype(x.dtype))
