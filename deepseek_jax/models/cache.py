@@ -6,6 +6,13 @@ import jax
 import jax.numpy as jnp
 
 
+def bits(array):
+    """A bfloat16's bits as integers, to gather from or write into; any other array as it is. A CPU would
+    convert the whole array there and back. `view` makes bfloat16 of them again.
+    """
+    return array.view(jnp.uint16) if array.dtype == jnp.bfloat16 else array
+
+
 class CacheWrite(NamedTuple):
     """One decoding step's place in the caches.
 
@@ -17,13 +24,9 @@ class CacheWrite(NamedTuple):
     mask: jax.Array
 
     def __call__(self, cache, entry, *, axis):
-        """Write entry, of length one along `axis`, into cache at index.
-
-        A bfloat16's bits are moved as an integer: a CPU would convert the whole cache there and back.
-        """
-        bits = jnp.uint16 if cache.dtype == jnp.bfloat16 else cache.dtype
+        """Write entry, of length one along `axis`, into cache at index."""
         written = jax.lax.dynamic_update_slice_in_dim(
-            cache.view(bits), entry.astype(cache.dtype).view(bits), self.index, axis
+            bits(cache), bits(entry.astype(cache.dtype)), self.index, axis
         )
         return written.view(cache.dtype)
 
@@ -41,9 +44,8 @@ class PositionWrite(NamedTuple):
     def __call__(self, cache, entry, *, axis):
         """Write entry [b t ...] into cache [b s ...] at index."""
         assert axis == 1
-        bits = jnp.uint16 if cache.dtype == jnp.bfloat16 else cache.dtype  # as in CacheWrite
         at = jnp.arange(len(self.index))[:, None], self.index
-        written = cache.view(bits).at[at].set(entry.astype(cache.dtype).view(bits), mode="drop")
+        written = bits(cache).at[at].set(bits(entry.astype(cache.dtype)), mode="drop")
         return written.view(cache.dtype)
 
 

@@ -86,7 +86,13 @@ class InputsLast:
         return cls(jnp.moveaxis(w, range(num_inputs), range(-num_inputs, 0)))
 
     def dot(self, spec, x):
-        """`dot` by the spec for the weight as it was."""
-        left, right, result = re.split(",|->", spec)
-        inputs_last = "".join(sorted(right, key=left.__contains__))
-        return few_rows_dot(f"{left},{inputs_last}->{result}", x, self.array)
+        """`dot` by the spec for the weight as it was, whose contracted axes are x's last and in x's order.
+
+        Both go in as matrices: XLA's CPU compiler copies a weight of more axes before many rows' product.
+        """
+        left, right, _ = re.split(",|->", spec)
+        num_inputs = len(set(left) & set(right))
+        rows, outputs = x.shape[:-num_inputs], self.array.shape[:-num_inputs]
+        inputs = math.prod(x.shape[-num_inputs:])
+        out = few_rows_dot("md,vd->mv", x.reshape(-1, inputs), self.array.reshape(-1, inputs))
+        return out.reshape(*rows, *outputs)

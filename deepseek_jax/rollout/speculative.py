@@ -70,7 +70,7 @@ def empty_slots(config, count, prompt_room, completion_room):
 def _apply_module(method, config, weights, hidden_btd, next_tokens, *args):
     """A method of the multi-token prediction module, on pairs."""
     module = MultiTokenPrediction(config, DecoderLayer(config, is_moe=True))
-    embedding_btd = jnp.take(weights["embedding"], next_tokens, axis=0)
+    embedding_btd = steps.embed(weights, next_tokens)
     arguments = embedding_btd, hidden_btd, *args
     return module.apply({"params": weights["mtp"]}, *arguments, method=method)
 
@@ -135,7 +135,7 @@ def _draft(config, weights, drafting, cache, rope, write):
 
 def _run(config, weights, tokens, caches, rope, write):
     """Run the model on two tokens a sequence: int32[b z] -> (hidden [b z d], caches)."""
-    x_bzd = jnp.take(weights["embedding"], tokens, axis=0)
+    x_bzd = steps.embed(weights, tokens)
     written = []
     for index, (layer, cache) in enumerate(zip(weights["layers"], caches, strict=True)):
         x_bzd, cache = steps.layer_at(config, index).apply(
@@ -166,7 +166,9 @@ def decode(config, sampling, eos_ids, weights, tables, slots, stop_when_one_ends
         tokens_bz = jnp.stack([slots.last_token, draft_b], axis=1)
         at_tokens = _two_from(tables, position_b, room)
         hidden_bzd, caches = _run(config, weights, tokens_bz, caches, *at_tokens)
-        probs, logprobs = distribution(steps.logits(config, weights, hidden_bzd.reshape(-1, d)), sampling)
+        probs, logprobs = distribution(
+            steps.logits(config, weights, hidden_bzd.reshape(-1, d)), sampling
+        )
         accepted_b, token_b = verify(
             uniform_b3[:, 1:], draft_b, draft_probs_bv, probs.reshape(b, 2, v)
         )

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from deepseek_jax.models.cache import CacheWrite, empty_cache, token_axis
+from deepseek_jax.models.cache import CacheWrite, bits, empty_cache, token_axis
 from deepseek_jax.models.decoder import DecoderLayer
 from deepseek_jax.models.heads import head_weight
 from deepseek_jax.models.layers import position_tables, rms_norm
@@ -66,17 +66,18 @@ def decoding_weights(config, params):
     Router weights and their bias stay float32, as routing does. In float32 on a CPU the weights of Linear
     layers come as ops.dot.InputsLast.
     """
-    params = cast(config, params)
     layers = []
     for name, count in (
         ("dense_layers", config.num_dense_layers),
         ("moe_layers", config.num_moe_layers),
     ):
         layers += [jax.tree.map(lambda leaf, i=i: leaf[i], params[name]) for i in range(count)]
+    layers = cast(config, layers)  # behind the cut, so that a CPU does both at once
     if platform() == "cpu" and config.dtype == "float32" and not config.fp8:
         layers = [jax.tree.map_with_path(_inputs_last, layer) for layer in layers]
     vocabulary = {name: params[name] for name in ("embedding", "head") if name in params}
-    return vocabulary | {"layers": layers, "final_norm": params["final_norm"]["scale"]}
+    rest = cast(config, vocabulary | {"final_norm": params["final_norm"]["scale"]})
+    return rest | {"layers": layers}
 
 
 def _inputs_last(path, leaf):
@@ -90,6 +91,12 @@ def _inputs_last(path, leaf):
 def layer_at(config, index):
     """The module of layer `index`, without its weights."""
     return DecoderLayer(config, is_moe=index >= config.num_dense_layers)
+
+
+def embed(weights, tokens):
+    """int32[...] -> [... d]"""
+    table_vd = weights["embedding"]
+    return jnp.take(bits(table_vd), tokens, axis=0).view(table_vd.dtype)
 
 
 def logits(config, weights, hidden_md):
@@ -125,7 +132,7 @@ def run_prompts(config, weights, tables, tokens, lengths):
     t = tokens.shape[1]
     segment_ids = (jnp.arange(t) < lengths[:, None]).astype(jnp.int32)
     rope = [table[:t] for table in tables]
-    x_ptd = jnp.take(weights["embedding"], tokens, axis=0)
+    x_ptd = embed(weights, tokens)
     caches = []
     for index, layer in enumerate(weights["layers"]):
         x_ptd, _, remembered = layer_at(config, index).apply(
@@ -217,7 +224,7 @@ def decode(config, sampling, eos_ids, weights, tables, slots, stop_when_one_ends
         write = CacheWrite(prompt_room + slots.step % completion_room, seen)
         positions = slots.prompt_length + slots.length - 1
         rope = [jnp.take(table, positions[:, None], axis=0, mode="clip") for table in tables]
-        x_bd = jnp.take(weights["embedding"], slots.last_token, axis=0)
+        x_bd = embed(weights, slots.last_token)
         caches = []
         for index, layer in enumerate(weights["layers"]):
             x_bd, cache = layer_at(config, index).apply(
