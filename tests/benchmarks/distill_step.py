@@ -19,10 +19,11 @@ from deepseek_jax.losses.logit_distillation import dense_distillation, top_k_dis
 from deepseek_jax.losses.top_k import top_k_logprobs
 from deepseek_jax.models import head_weight, hidden_states
 from deepseek_jax.recipes.blocks import OptimizerSettings
+from deepseek_jax.training.flops import useful_flops
 from deepseek_jax.training.state import TrainState
 from deepseek_jax.training.step import make_train_step
 from tests.benchmarks.peers import smollm2, smollm2_half
-from tests.benchmarks.timing import interleave, medians, print_table
+from tests.benchmarks.timing import interleave, medians, peak_flops, print_table
 
 ROWS, LENGTH, TEMPERATURE, K = 4, 128, 2.0, 64
 WEIGHTS = {"soft": 0.5, "hard": 0.5}
@@ -163,6 +164,13 @@ def time_steps(rounds):
     seconds = interleave(contestants, rounds)
     middle = medians(seconds)
     of_torch, of_online, *_ = middle.values()
+    # The student's products forward and backward, the teacher's forward, a third
+    a_student, a_teacher = (
+        useful_flops(of[1], LENGTH, trains_mtp=False) for of in (of_student, of_teacher)
+    )
+    bound = ROWS * LENGTH * (a_student + a_teacher / 3) / peak_flops()
+    name = "online products at this CPU's best rate, float32"
+    middle[name], seconds[name] = bound, [bound]
     rows = [
         [
             name,

@@ -27,7 +27,7 @@ from deepseek_jax.recipes.settings import build
 from deepseek_jax.rewards import Rewards
 from deepseek_jax.training.state import TrainState, state_shardings
 from deepseek_jax.training.step import make_train_step
-from tests.benchmarks.timing import print_table
+from tests.benchmarks.timing import peak_flops, print_table
 
 PROMPTS, GROUP, PROMPT, COMPLETION = 4, 8, 55, 64
 KL_COEF = 0.04
@@ -164,19 +164,6 @@ def useful_flops():
     tokens = PROMPTS * PROMPT + completions
     forward = 2 * (tokens * body + completions * head)
     return forward * (1 + 1 + 3)  # generate, score by the reference, update
-
-
-def peak_flops():
-    """Multiply-adds of this machine's best float32 matrix product a second, times two."""
-    x = jax.numpy.ones((4096, 4096))
-    product = jax.jit(lambda x: x @ x)
-    product(x).block_until_ready()
-    best = float("inf")
-    for _ in range(5):
-        began = time.perf_counter()
-        product(x).block_until_ready()
-        best = min(best, time.perf_counter() - began)
-    return 2 * 4096**3 / best
 
 
 def main():

@@ -1,8 +1,9 @@
-"""What the benchmarks share: interleaved timing, medians, a table."""
+"""What the benchmarks share: interleaved timing, medians, the machine's best product, a table."""
 
 import statistics
 import time
 
+import jax
 from rich.console import Console
 from rich.table import Table
 
@@ -23,6 +24,21 @@ def interleave(contestants, rounds):
 def medians(seconds):
     """name -> median seconds."""
     return {name: statistics.median(values) for name, values in seconds.items()}
+
+
+def peak_flops():
+    """Multiply-adds of this machine's best float32 matrix product a second, times two: no step that makes its
+    products in float32 takes less than its own divided by it.
+    """
+    x = jax.numpy.ones((4096, 4096))
+    product = jax.jit(lambda x: x @ x)
+    product(x).block_until_ready()
+    best = float("inf")
+    for _ in range(5):
+        began = time.perf_counter()
+        product(x).block_until_ready()
+        best = min(best, time.perf_counter() - began)
+    return 2 * 4096**3 / best
 
 
 def print_table(title, columns, rows):

@@ -15,10 +15,11 @@ import torch
 
 from deepseek_jax.losses.next_token import next_token_loss
 from deepseek_jax.recipes.blocks import OptimizerSettings
+from deepseek_jax.training.flops import useful_flops
 from deepseek_jax.training.state import TrainState
 from deepseek_jax.training.step import make_train_step
 from tests.benchmarks.peers import small_v3, smollm2, tiny_v3
-from tests.benchmarks.timing import interleave, medians, print_table
+from tests.benchmarks.timing import interleave, medians, peak_flops, print_table
 
 SIXTEEN = dict(num_hidden_layers=4, n_routed_experts=16, num_experts_per_tok=4)
 PEERS = {
@@ -82,12 +83,21 @@ def measure(title, peer, rounds):
             tokens,
         )
     seconds = medians(interleave(contestants, rounds))
+    seconds["products at this CPU's best rate"] = bound = (
+        ROWS * LENGTH * useful_flops(config, LENGTH, trains_mtp=False) / peak_flops()
+    )
     rows = [
-        [name, f"{s:.2f}", f"{ROWS * LENGTH / s:.0f}", f"{seconds['transformers'] / s:.2f}"]
+        [
+            name,
+            f"{s:.2f}",
+            f"{ROWS * LENGTH / s:.0f}",
+            f"{seconds['transformers'] / s:.2f}",
+            f"{bound / s:.0%}",
+        ]
         for name, s in seconds.items()
     ]
     title = f"{title}, one update of {ROWS} x {LENGTH} tokens, float32"
-    print_table(title, ["", "s", "tokens/s", "ratio"], rows)
+    print_table(title, ["", "s", "tokens/s", "ratio", "bound / s"], rows)
 
 
 def main():

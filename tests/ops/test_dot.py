@@ -114,6 +114,13 @@ def test_a_weight_kept_inputs_last_multiplies_as_it_did(spec, num_inputs, rows):
     assert relative_error(out, exact) < 1e-5
 
 
+def test_a_weight_kept_inputs_last_is_not_copied_for_many_rows():
+    """Oracle: the compiled program, which reads the weight where it lies: nothing is copied or transposed."""
+    x, w = jnp.ones((2, FEW, 48)), InputsLast.of(jnp.ones((48, 8, 16)), 1)
+    program = jax.jit(lambda x, w: w.dot("btd,dhx->bthx", x)).lower(x, w).compile().as_text()
+    assert "dot(" in program and not re.search(r"(copy|transpose)\(", program)
+
+
 def test_the_compiler_leaves_a_tall_product_tall():
     """Oracle: the compiled program's own product, whose result is [outputs rows] and not [rows outputs]."""
     x, w = jnp.ones((8, 32)), jnp.ones((96, 32))
