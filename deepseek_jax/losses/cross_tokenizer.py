@@ -8,6 +8,7 @@ from deepseek_jax.losses.divergences import divergence_from_logprobs
 from deepseek_jax.losses.logit_distillation import hard_loss, jitted
 from deepseek_jax.losses.top_k import LOG_TINY
 from deepseek_jax.ops.dot import dot
+from deepseek_jax.ops.logprobs import log_softmax
 
 
 @jitted
@@ -84,7 +85,7 @@ def sorted_probability_loss(logits, teacher_logits):
 
 def _shared_buckets(logits_mv, ids_n):
     """Log-probabilities of ids_n and of all the others together, [m n+1]; LOG_TINY where there are none."""
-    logprobs_mv = jax.nn.log_softmax(logits_mv)
+    logprobs_mv = log_softmax(logits_mv)
     shared_mn = logprobs_mv[:, ids_n]
     v = logits_mv.shape[-1]
     if len(ids_n) == v:

@@ -9,6 +9,7 @@ from deepseek_jax.losses.chunks import map_chunks, weigh_chunks
 from deepseek_jax.losses.divergences import check_divergence, divergence_from_logprobs
 from deepseek_jax.losses.top_k import dropped_mass_bound, split_tail, teacher_buckets
 from deepseek_jax.ops.dot import dot
+from deepseek_jax.ops.logprobs import log_softmax
 
 STATIC = ("divergence", "beta", "chunk_size")
 
@@ -41,15 +42,15 @@ def soft_loss(logits, teacher_logits, *, divergence, temperature, beta=None):
 
 def _soft_loss(logits, teacher_logits, temperature, **kind):
     teacher_logits = jax.lax.stop_gradient(teacher_logits).astype(jnp.float32)
-    logp = jax.nn.log_softmax(teacher_logits / temperature)
-    logq = jax.nn.log_softmax(logits.astype(jnp.float32) / temperature)
+    logp = log_softmax(teacher_logits / temperature)
+    logq = log_softmax(logits.astype(jnp.float32) / temperature)
     return temperature**2 * divergence_from_logprobs(logp, logq, **kind)
 
 
 def hard_loss(logits, targets):
     """Negative log-likelihood at temperature 1: float32[m v], int32[m] -> float32[m], nats."""
-    logprobs_mv = jax.nn.log_softmax(logits)
-    return -jnp.take_along_axis(logprobs_mv, targets[:, None], axis=-1)[:, 0]
+    chosen_m = jnp.take_along_axis(logits, targets[:, None], axis=-1)[:, 0]
+    return jax.nn.logsumexp(logits, axis=-1) - chosen_m
 
 
 @jitted

@@ -10,6 +10,7 @@ import numpy as np
 
 from deepseek_jax.losses.chunks import map_chunks
 from deepseek_jax.ops.dot import dot
+from deepseek_jax.ops.logprobs import log_softmax
 
 LOG_TINY = math.log(np.finfo(np.float32).tiny)  # a dropped mass below 1.2e-38 counts as that
 
@@ -69,7 +70,7 @@ def split_tail(logits, ids):
     The tail is summed itself, not taken from 1, where a small one would be lost to rounding. Without other
     ids, k = v, tail and smallest are LOG_TINY.
     """
-    logprobs_mv = jax.nn.log_softmax(logits)
+    logprobs_mv = log_softmax(logits)
     kept_mk = jnp.take_along_axis(logprobs_mv, ids, axis=-1)
     if ids.shape[1] == logits.shape[1]:
         nothing_m = jnp.full(len(ids), LOG_TINY)
