@@ -134,7 +134,7 @@ def top_k_distillation(
 
     if weights is not None:
         weights = *weights, None
-    sizes = dict(width=len(head), chunk_size=chunk_size)
+    sizes = dict(width=2 * len(head), chunk_size=chunk_size)  # logits, and their log-probabilities
     return _over_chunks(of_chunk, hidden, head, (targets, teacher), temperature, weights, **sizes)
 
 
