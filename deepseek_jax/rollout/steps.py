@@ -94,7 +94,7 @@ def layer_at(config, index):
 
 
 def embed(weights, tokens):
-    """int32[...] -> [... d]"""
+    """The embedding's rows of tokens: int32[...] -> [... d]."""
     table_vd = weights["embedding"]
     return jnp.take(bits(table_vd), tokens, axis=0).view(table_vd.dtype)
 
