@@ -151,7 +151,7 @@ def time_steps(rounds):
     of_teacher, of_student = smollm2(), smollm2_half()
     contestants = {"transformers": torch_step(of_teacher[0], of_student[0], tokens)}
     for dtype in ("float32", "bfloat16"):
-        scanned = dict(scan_layers=True, remat="full", dtype=dtype)
+        scanned = dict(scan_layers=True, remat="selective", dtype=dtype)
         teacher, student = (
             dataclasses.replace(of[1], **scanned) for of in (of_teacher, of_student)
         )

@@ -76,7 +76,7 @@ def measure(title, peer, rounds):
     model, config, params = peer
     tokens = np.random.default_rng(0).integers(0, config.vocab_size, (ROWS, LENGTH))
     contestants = {"transformers": torch_step(model, tokens)}
-    for remat in ("none", "full"):
+    for remat in ("none", "selective", "full"):
         contestants[f"deepseek_jax, remat={remat}"] = jax_step(
             dataclasses.replace(config, remat=remat, scan_layers=True),
             jax.tree.map(jnp.copy, params),  # an update uses its own up
