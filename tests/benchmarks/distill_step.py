@@ -146,6 +146,14 @@ def memory():
     print_table(title, ["vocabulary", "tokens", "tokens x vocabulary x 4 B", "temporaries"], rows)
 
 
+def useful_step_flops(teacher, student):
+    """Those of the student, forward and backward, and of the teacher's forward, a third of as much."""
+    of_teacher, of_student = (
+        useful_flops(config, LENGTH, trains_mtp=False) for config in (teacher, student)
+    )
+    return ROWS * LENGTH * (of_teacher / 3 + of_student)
+
+
 def time_steps(rounds):
     tokens = np.random.default_rng(0).integers(0, 49152, (ROWS, LENGTH))
     of_teacher, of_student = smollm2(), smollm2_half()
@@ -164,13 +172,9 @@ def time_steps(rounds):
     seconds = interleave(contestants, rounds)
     middle = medians(seconds)
     of_torch, of_online, *_ = middle.values()
-    # The student's products forward and backward, the teacher's forward, a third
-    a_student, a_teacher = (
-        useful_flops(of[1], LENGTH, trains_mtp=False) for of in (of_student, of_teacher)
-    )
-    bound = ROWS * LENGTH * (a_student + a_teacher / 3) / peak_flops()
-    name = "online products at this CPU's best rate, float32"
-    middle[name], seconds[name] = bound, [bound]
+    bound = useful_step_flops(of_teacher[1], of_student[1]) / peak_flops()
+    products = "online products at this CPU's best rate, float32"
+    middle[products], seconds[products] = bound, [bound]
     rows = [
         [
             name,

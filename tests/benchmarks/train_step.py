@@ -83,9 +83,8 @@ def measure(title, peer, rounds):
             tokens,
         )
     seconds = medians(interleave(contestants, rounds))
-    seconds["products at this CPU's best rate"] = bound = (
-        ROWS * LENGTH * useful_flops(config, LENGTH, trains_mtp=False) / peak_flops()
-    )
+    flops = ROWS * LENGTH * useful_flops(config, LENGTH, trains_mtp=False)
+    bound = seconds["products at this CPU's best rate"] = flops / peak_flops()
     rows = [
         [
             name,
