@@ -5,6 +5,8 @@ import math
 import jax
 import jax.numpy as jnp
 
+from deepseek_jax.ops.logprobs import log_softmax
+
 # THE list of divergences D(teacher p, student q)
 DIVERGENCES = (
     "forward_kl",  # KL(p || q): the student has to cover all that the teacher would say (arXiv:1503.02531)
@@ -32,6 +34,30 @@ def divergence_from_logprobs(logp, logq, *, divergence, beta=None):
         return kl(logq, logp)
     logm = jnp.logaddexp(logp + math.log(beta), logq + math.log1p(-beta))
     return beta * kl(logp, logm) + (1 - beta) * kl(logq, logm)
+
+
+def divergence_from_logits(p, q, *, divergence, beta=None):
+    """divergence_from_logprobs of two softmaxes, of the teacher's logits and the student's, float32[... v] ->
+    float32[...]. A KL of them takes fewer passes over v than its two log-softmaxes would.
+    """
+    if divergence not in ("forward_kl", "reverse_kl"):
+        return divergence_from_logprobs(
+            log_softmax(p), log_softmax(q), divergence=divergence, beta=beta
+        )
+    check_divergence(divergence, beta=beta)
+    if divergence == "reverse_kl":
+        p, q = q, p
+    exp_p, sum_p, log_sum_p = _exponentials(p)
+    *_, log_sum_q = _exponentials(q)
+    return (exp_p * (p - q)).sum(-1) / sum_p - log_sum_p + log_sum_q
+
+
+def _exponentials(logits):
+    """exp(logits - the largest) [... v], their sum and the logarithm of the sum of exp(logits), [...]."""
+    largest = jax.lax.stop_gradient(logits.max(-1, keepdims=True))
+    exponentials = jnp.exp(logits - largest)
+    total = exponentials.sum(-1)
+    return exponentials, total, jnp.log(total) + largest[..., 0]
 
 
 def check_divergence(divergence, *, beta=None, temperature=1.0):

@@ -6,10 +6,13 @@ import jax
 import jax.numpy as jnp
 
 from deepseek_jax.losses.chunks import map_chunks, weigh_chunks
-from deepseek_jax.losses.divergences import check_divergence, divergence_from_logprobs
+from deepseek_jax.losses.divergences import (
+    check_divergence,
+    divergence_from_logits,
+    divergence_from_logprobs,
+)
 from deepseek_jax.losses.top_k import dropped_mass_bound, split_tail, teacher_buckets
 from deepseek_jax.ops.dot import dot
-from deepseek_jax.ops.logprobs import log_softmax
 
 STATIC = ("divergence", "beta", "chunk_size")
 
@@ -42,9 +45,8 @@ def soft_loss(logits, teacher_logits, *, divergence, temperature, beta=None):
 
 def _soft_loss(logits, teacher_logits, temperature, **kind):
     teacher_logits = jax.lax.stop_gradient(teacher_logits).astype(jnp.float32)
-    logp = log_softmax(teacher_logits / temperature)
-    logq = log_softmax(logits.astype(jnp.float32) / temperature)
-    return temperature**2 * divergence_from_logprobs(logp, logq, **kind)
+    p, q = teacher_logits / temperature, logits.astype(jnp.float32) / temperature
+    return temperature**2 * divergence_from_logits(p, q, **kind)
 
 
 def hard_loss(logits, targets):
@@ -134,7 +136,7 @@ def top_k_distillation(
 
     if weights is not None:
         weights = *weights, None
-    sizes = dict(width=2 * len(head), chunk_size=chunk_size)  # logits, and their log-probabilities
+    sizes = dict(width=2 * len(head), chunk_size=chunk_size)  # logits, and those of the tail
     return _over_chunks(of_chunk, hidden, head, (targets, teacher), temperature, weights, **sizes)
 
 

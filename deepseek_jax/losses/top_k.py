@@ -70,15 +70,15 @@ def split_tail(logits, ids):
     The tail is summed itself, not taken from 1, where a small one would be lost to rounding. Without other
     ids, k = v, tail and smallest are LOG_TINY.
     """
-    logprobs_mv = log_softmax(logits)
-    kept_mk = jnp.take_along_axis(logprobs_mv, ids, axis=-1)
+    kept_mk = jnp.take_along_axis(logits, ids, axis=-1)
     if ids.shape[1] == logits.shape[1]:
         nothing_m = jnp.full(len(ids), LOG_TINY)
-        return Buckets(kept_mk, nothing_m, nothing_m)
+        return Buckets(log_softmax(kept_mk), nothing_m, nothing_m)
     is_kept_mv = jnp.zeros(logits.shape, bool).at[jnp.arange(len(ids))[:, None], ids].set(True)
-    tail_m = jax.nn.logsumexp(jnp.where(is_kept_mv, -jnp.inf, logprobs_mv), axis=-1)
-    smallest_m = jnp.where(is_kept_mv, jnp.inf, logprobs_mv).min(-1)
-    return Buckets(kept_mk, tail_m, smallest_m)
+    tail_m = jax.nn.logsumexp(jnp.where(is_kept_mv, -jnp.inf, logits), axis=-1)
+    smallest_m = jnp.where(is_kept_mv, jnp.inf, logits).min(-1)
+    whole_m = jnp.logaddexp(jax.nn.logsumexp(kept_mk, axis=-1), tail_m)
+    return Buckets(kept_mk - whole_m[:, None], tail_m - whole_m, smallest_m - whole_m)
 
 
 def teacher_buckets(teacher):

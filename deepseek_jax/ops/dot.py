@@ -37,14 +37,30 @@ def _forward(spec, x, w, out_dtype):
 
 def _backward(spec, out_dtype, saved, cotangent):
     x, w = saved
-    left, right, result = re.split(",|->", spec)
     cotangent = cotangent.astype(x.dtype)
+    if platform() == "cpu":
+        spec, x, w, cotangent = _with_a_matrix(spec, x, w, cotangent)
+    left, right, result = re.split(",|->", spec)
     product = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
     dx = product(f"{result},{right}->{left}", cotangent, w.astype(x.dtype))
     if platform() == "cpu":  # it lacks bfloat16 into float32 in some of these layouts, at no gain
         x, cotangent = x.astype(jnp.float32), cotangent.astype(jnp.float32)
     dw = product(f"{left},{result}->{right}", x, cotangent)
-    return dx.astype(saved[0].dtype), dw.astype(w.dtype)
+    return tuple(d.reshape(a.shape).astype(a.dtype) for d, a in zip((dx, dw), saved, strict=True))
+
+
+def _with_a_matrix(spec, x, w, cotangent):
+    """The product of a Linear layer, in which w's inputs and its outputs are one axis each: to transpose a
+    weight of more axes XLA's CPU compiler copies it. Any other product as given.
+    """
+    left, right, result = re.split(",|->", spec)
+    inputs = "".join(letter for letter in left if letter not in result)
+    rows, outputs = left.removesuffix(inputs), right.removeprefix(inputs)
+    if (left, right, result) != (rows + inputs, inputs + outputs, rows + outputs):
+        return spec, x, w, cotangent
+    x, cotangent = (a.reshape(*a.shape[: len(rows)], -1) for a in (x, cotangent))
+    spec = f"{rows}{inputs[0]},{inputs[0]}{outputs[0]}->{rows}{outputs[0]}"
+    return spec, x, w.reshape(x.shape[-1], -1), cotangent
 
 
 dot.defvjp(_forward, _backward)

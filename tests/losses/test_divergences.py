@@ -6,7 +6,11 @@ import numpy as np
 import pytest
 import torch
 
-from deepseek_jax.losses.divergences import check_divergence, divergence_from_logprobs
+from deepseek_jax.losses.divergences import (
+    check_divergence,
+    divergence_from_logits,
+    divergence_from_logprobs,
+)
 
 ALL = [("forward_kl", None), ("reverse_kl", None), ("jsd", 0.5), ("jsd", 0.1), ("jsd", 0.9)]
 
@@ -43,6 +47,33 @@ def test_kl_and_its_gradient_are_torchs(divergence):
     np.testing.assert_allclose(ours(jnp.float32(logq)), theirs.detach(), rtol=1e-5, atol=1e-5)
     gradient = jax.grad(lambda q: ours(q).sum())(jnp.float32(logq))
     np.testing.assert_allclose(gradient, student.grad, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("shift", [0.0, 50.0])
+@pytest.mark.parametrize("divergence, beta", ALL)
+def test_a_divergence_from_logits_is_that_of_their_softmaxes(divergence, beta, shift):
+    """Oracle: torch's log_softmax, kl_div and autograd, in float64; the
+    student's logits may all lie `shift` higher. 3e-5: float32 rounding of values up to 20 and of the shift.
+    """
+    p, q = np.random.default_rng(2).normal(size=(2, 50, 17)) * 3
+    student = torch.tensor(q, requires_grad=True)
+    logp, logq = torch.log_softmax(torch.tensor(p), -1), torch.log_softmax(student, -1)
+    if divergence == "jsd":
+        logm = torch.logaddexp(logp + np.log(beta), logq + np.log(1 - beta))
+        halves = (beta, logm, logp), (1 - beta, logm, logq)
+    else:
+        halves = ((1.0, logq, logp) if divergence == "forward_kl" else (1.0, logp, logq),)
+    kl_div = torch.nn.functional.kl_div
+    theirs = sum(share * kl_div(a, b, reduction="none", log_target=True) for share, a, b in halves)
+    theirs.sum().backward()
+
+    def ours(q):
+        return divergence_from_logits(jnp.float32(p), q, divergence=divergence, beta=beta)
+
+    q = jnp.float32(q) + shift
+    np.testing.assert_allclose(ours(q), theirs.sum(-1).detach(), rtol=1e-5, atol=3e-5)
+    gradient = jax.grad(lambda q: ours(q).sum())(q)
+    np.testing.assert_allclose(gradient, student.grad, rtol=1e-5, atol=3e-5)
 
 
 @pytest.mark.parametrize("beta", [0.02, 0.5, 0.7])
@@ -84,11 +115,8 @@ def test_equal_distributions_are_at_distance_and_gradient_zero(divergence, beta)
     """Oracle: 0, and for the gradient in logits 0 up to 1e-6 of rounding."""
     logits = jnp.float32(np.random.default_rng(1).normal(size=(20, 9)) * 5)
 
-    def value(logits):
-        logp = jax.lax.stop_gradient(jax.nn.log_softmax(logits))
-        return divergence_from_logprobs(
-            logp, jax.nn.log_softmax(logits), divergence=divergence, beta=beta
-        ).sum()
+    def value(student):
+        return divergence_from_logits(logits, student, divergence=divergence, beta=beta).sum()
 
     found, gradient = jax.value_and_grad(value)(logits)
     np.testing.assert_allclose(found, 0, atol=2e-6)  # logaddexp rounds once in each of 180 entries

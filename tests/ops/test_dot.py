@@ -81,6 +81,18 @@ def test_bfloat16_products_accumulate_in_float32():
     assert dot("md,nd->mn", ones, ones, jnp.float32)[0, 0] == 1024
 
 
+def test_a_weight_is_not_copied_for_the_gradient_of_what_it_multiplied():
+    """Oracle: the compiled program, which reads the weight where it lies: nothing is copied or transposed."""
+    w, cotangent = jnp.ones((48, 2, 16)), jnp.ones((2, 64, 2, 16))
+
+    def gradient(w, cotangent):
+        x = jnp.zeros((2, 64, 48))
+        return jax.vjp(lambda x: dot("btd,dzf->btzf", x, w), x)[1](cotangent)
+
+    program = jax.jit(gradient).lower(w, cotangent).compile().as_text()
+    assert "dot(" in program and not re.search(r" (copy|transpose)\(", program)
+
+
 @pytest.mark.parametrize("rows", [1, 8, FEW, FEW + 1])
 @pytest.mark.parametrize("dtype, tolerance", [("float32", 1e-5), ("bfloat16", 1e-2)])
 @pytest.mark.parametrize("spec", ["md,vd->mv", "bkmx,bksx->bkms"])
