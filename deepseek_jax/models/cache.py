@@ -24,10 +24,10 @@ class CacheWrite(NamedTuple):
     index: jax.Array
     mask: jax.Array
 
-    def __call__(self, cache, entry, *, axis):
-        """Write entry, of length one along `axis`, into cache at index."""
+    def __call__(self, cache, entry):
+        """Write entry [... 1 x] into cache [... s x] at index."""
         written = jax.lax.dynamic_update_slice_in_dim(
-            bits(cache), bits(entry.astype(cache.dtype)), self.index, axis
+            bits(cache), bits(entry.astype(cache.dtype)), self.index, axis=1
         )
         return written.view(cache.dtype)
 
@@ -42,9 +42,8 @@ class PositionWrite(NamedTuple):
     index: jax.Array
     mask: jax.Array
 
-    def __call__(self, cache, entry, *, axis):
+    def __call__(self, cache, entry):
         """Write entry [b t ...] into cache [b s ...] at index."""
-        assert axis == 1
         at = jnp.arange(len(self.index))[:, None], self.index
         written = bits(cache).at[at].set(bits(entry.astype(cache.dtype)), mode="drop")
         return written.view(cache.dtype)
@@ -53,7 +52,9 @@ class PositionWrite(NamedTuple):
 def empty_cache(config, batch_size, length, dtype):
     """Zeros for one layer: MLA keeps kv_lora_rank + qk_rope_head_dim numbers a token, GQA its k and v heads.
 
-    c_kv [b s c] and k_rope [b s r], or k and v [b k s x], head-major, which CPU decoding reads fastest.
+    c_kv [b s c] and k_rope [b s r], or k and v [z s x], where z are the key heads of one sequence after those
+    of another. Head-major is what a CPU reads fastest; and an axis b of one sequence is taken off before a
+    product, upon which XLA's CPU compiler would copy the cache at each step.
     """
     if config.is_mla:
         shapes = {
@@ -61,11 +62,6 @@ def empty_cache(config, batch_size, length, dtype):
             "k_rope": (batch_size, length, config.qk_rope_head_dim),
         }
     else:
-        shape = (batch_size, config.num_key_value_heads, length, config.head_dim)
+        shape = (batch_size * config.num_key_value_heads, length, config.head_dim)
         shapes = {"k": shape, "v": shape}
     return {name: jnp.zeros(shape, dtype) for name, shape in shapes.items()}
-
-
-def token_axis(config):
-    """The axis of a cache array that counts tokens."""
-    return 1 if config.is_mla else 2

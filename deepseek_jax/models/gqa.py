@@ -53,9 +53,9 @@ class GroupedQueryAttention(nn.Module):
         return apply_rope(q, *rope), apply_rope(k, *rope), v
 
     def __call__(self, x_btd, rope, segment_ids, branches=None):
-        """Attend within a row: x [b t d] -> ([b t d], what decoding remembers: k and v, [b k t x])."""
+        """Attend within a row: x [b t d] -> ([b t d], what decoding remembers: k and v, [z t x])."""
         q, k, v = self.project(x_btd, rope)
-        remembered = {"k": jnp.swapaxes(k, 1, 2), "v": jnp.swapaxes(v, 1, 2)}
+        remembered = {"k": _by_head(k), "v": _by_head(v)}
         q, k, v = by_heads(q, k, v)
         scale = self.config.head_dim**-0.5
         if branches is None:
@@ -69,11 +69,13 @@ class GroupedQueryAttention(nn.Module):
 
     def decode(self, x_bd, rope, cache, write):
         """Attend from one new token: x [b d] -> ([b d], cache with the token's k and v in it)."""
-        q, k, v = (a[:, 0] for a in self.project(x_bd[:, None], rope))
-        cache = {
-            "k": write(cache["k"], k[:, :, None], axis=2),
-            "v": write(cache["v"], v[:, :, None], axis=2),
-        }
+        q, k, v = self.project(x_bd[:, None], rope)
+        cache = {"k": write(cache["k"], _by_head(k)), "v": write(cache["v"], _by_head(v))}
         scale = self.config.head_dim**-0.5
-        out_bhx = attend_cached(q, cache["k"], cache["v"], scale=scale, mask=write.mask)
+        out_bhx = attend_cached(q[:, 0], cache["k"], cache["v"], scale=scale, mask=write.mask)
         return self._out("bhx,hxd->bd", out_bhx), cache
+
+
+def _by_head(a):
+    """[b t k x] -> [z t x], as caches have it."""
+    return jnp.swapaxes(a, 1, 2).reshape(-1, a.shape[1], a.shape[3])

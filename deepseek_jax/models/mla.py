@@ -113,8 +113,8 @@ class MultiHeadLatentAttention(nn.Module):
         q_nope, q_rope = (a[:, 0] for a in self._queries(x_bd[:, None], rope))
         c_kv, k_rope = self._latent(x_bd[:, None], rope)
         cache = {
-            "c_kv": write(cache["c_kv"], c_kv, axis=1),
-            "k_rope": write(cache["k_rope"], k_rope, axis=1),
+            "c_kv": write(cache["c_kv"], c_kv),
+            "k_rope": write(cache["k_rope"], k_rope),
         }
         q_latent = dot("bhn,chn->bhc", q_nope, self.w_k_up)
         z_bhc = attend_latent(
@@ -130,8 +130,8 @@ class MultiHeadLatentAttention(nn.Module):
         q_nope, q_rope = self._queries(x_btd, rope)
         c_kv, k_rope = self._latent(x_btd, rope)
         cache = {
-            "c_kv": write(cache["c_kv"], c_kv, axis=1),
-            "k_rope": write(cache["k_rope"], k_rope, axis=1),
+            "c_kv": write(cache["c_kv"], c_kv),
+            "k_rope": write(cache["k_rope"], k_rope),
         }
 
         def attend_from(q_latent, q_rope, mask):

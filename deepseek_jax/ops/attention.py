@@ -224,15 +224,16 @@ def _masked_softmax(scores, mask, dtype):
 
 
 def attend_cached(q, k, v, *, scale, mask):
-    """One query per sequence against its cache: q [b h x], k [b k s x], v [b k s u], mask bool[b s].
+    """One query per sequence against its cache: q [b h x], k [z s x], v [z s u], mask bool[b s]. z: the key
+    heads of one sequence after those of another.
 
     Returns [b h u] in v's dtype.
     """
     b, h, x = q.shape
-    q_bkgx = q.reshape(b, k.shape[1], -1, x)
-    scores_bkgs = few_rows_dot("bkgx,bksx->bkgs", q_bkgx, k, jnp.float32) * scale
-    weights_bkgs = _softmax(scores_bkgs, mask[:, None, None], v.dtype)
-    return dot("bkgs,bksu->bkgu", weights_bkgs, v).reshape(b, h, -1)
+    scores_zgs = few_rows_dot("zgx,zsx->zgs", q.reshape(len(k), -1, x), k, jnp.float32) * scale
+    mask_zs = jnp.repeat(mask, len(k) // b, axis=0)
+    weights_zgs = _softmax(scores_zgs, mask_zs[:, None], v.dtype)
+    return dot("zgs,zsu->zgu", weights_zgs, v).reshape(b, h, -1)
 
 
 def attend_latent(q_latent, q_rope, c_kv, k_rope, *, scale, mask):

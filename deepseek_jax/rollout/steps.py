@@ -11,7 +11,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from deepseek_jax.models.cache import CacheWrite, bits, empty_cache, token_axis
+from deepseek_jax.models.cache import CacheWrite, bits, empty_cache
 from deepseek_jax.models.decoder import DecoderLayer
 from deepseek_jax.models.heads import head_weight
 from deepseek_jax.models.layers import position_tables, rms_norm
@@ -189,14 +189,13 @@ def seat(
 
     prompts: int32[b], which of the prefilled prompts; lengths: int32[b] of those; keys: typed[b].
     """
-    axis = token_axis(config)
 
     def copy_prompt(cache, prompt_cache):
-        room = prompt_cache.shape[axis]
-        old = jax.lax.slice_in_dim(cache, 0, room, axis=axis)
-        chosen = seats.reshape(-1, *[1] * (cache.ndim - 1))
-        new = jnp.where(chosen, jnp.take(prompt_cache, prompts, axis=0), old)
-        return jax.lax.dynamic_update_slice_in_dim(cache, new, 0, axis)
+        room = prompt_cache.shape[1]
+        new = jnp.take(_apart(prompt_cache, len(prompt_logits)), prompts, axis=0)
+        old = _apart(cache[:, :room], len(seats))
+        new = jnp.where(seats[:, None, None, None], new, old).reshape(-1, room, cache.shape[-1])
+        return jax.lax.dynamic_update_slice_in_dim(cache, new, 0, axis=1)
 
     slots = slots._replace(
         caches=jax.tree.map(copy_prompt, slots.caches, prompt_caches),
@@ -209,11 +208,16 @@ def seat(
     return append(slots, tokens, logprobs, seats, eos_ids)
 
 
+def _apart(cache, count):
+    """Caches of count sequences, [z s x] or, of no heads, [b s x] -> [b k s x]."""
+    return cache.reshape(count, -1, *cache.shape[1:])
+
+
 @functools.partial(jax.jit, static_argnums=(0, 1, 2), donate_argnums=5)
 def decode(config, sampling, eos_ids, weights, tables, slots, stop_when_one_ends):
     """Sample token after token until every slot has ended, or one has if stop_when_one_ends: bool[]."""
     completion_room = slots.tokens.shape[1]
-    room = slots.caches[0]["c_kv" if config.is_mla else "k"].shape[token_axis(config)]
+    room = slots.caches[0]["c_kv" if config.is_mla else "k"].shape[1]
     prompt_room = room - completion_room
 
     def body(slots):

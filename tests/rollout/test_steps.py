@@ -1,10 +1,15 @@
 """The compiled parts of a rollout, apart from their use by the engine."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
-from deepseek_jax.rollout.steps import embed
+from deepseek_jax.rollout.sampling import Sampling
+from deepseek_jax.rollout.steps import decode, decoding_weights, embed, empty_slots, rotations
+from tests.tiny import tiny_model
 
 
 def test_embeddings_are_gathered_bit_by_bit_and_never_all_converted():
@@ -21,3 +26,18 @@ def test_embeddings_are_gathered_bit_by_bit_and_never_all_converted():
     arguments = jnp.asarray(table), jnp.zeros((5, 8), table.dtype)
     np.testing.assert_array_equal(np.asarray(walk(*arguments)), table[:35:7])
     assert "f32[50,8]" not in walk.lower(*arguments).compile().as_text()
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_a_step_writes_into_the_caches_where_they_lie(count):
+    """Oracle: the compiled loop, which neither copies a cache nor makes another form of it, for one sequence
+    as for two.
+    """
+    config, params = tiny_model("gqa")
+    weights = decoding_weights(config, params)
+    slots = empty_slots(config, count, 24, 40)
+    arguments = weights, rotations(config, 64), slots, False
+    program = decode.lower(config, Sampling(), (), *arguments).compile().as_text()
+    cache = ",".join(map(str, slots.caches[0]["k"].shape))
+    made = re.findall(rf"= f32\[(?:1,)*{cache}\]\S* ([\w-]+)\(", program)
+    assert "fusion" in made and not {"copy", "transpose"} & set(made)
