@@ -52,9 +52,9 @@ class PositionWrite(NamedTuple):
 def empty_cache(config, batch_size, length, dtype):
     """Zeros for one layer: MLA keeps kv_lora_rank + qk_rope_head_dim numbers a token, GQA its k and v heads.
 
-    c_kv [b s c] and k_rope [b s r], or k and v [z s x], where z are the key heads of one sequence after those
-    of another. Head-major is what a CPU reads fastest; and an axis b of one sequence is taken off before a
-    product, upon which XLA's CPU compiler would copy the cache at each step.
+    c_kv [b s c] and k_rope [b s r], or k and v [z s x], where z are the sequences of one key head after those
+    of another, so that devices may share out the heads. A CPU reads head-major caches fastest; and an axis b
+    of one sequence is taken off before a product, upon which XLA's CPU compiler copies the cache each step.
     """
     if config.is_mla:
         shapes = {
@@ -62,6 +62,6 @@ def empty_cache(config, batch_size, length, dtype):
             "k_rope": (batch_size, length, config.qk_rope_head_dim),
         }
     else:
-        shape = (batch_size * config.num_key_value_heads, length, config.head_dim)
+        shape = (config.num_key_value_heads * batch_size, length, config.head_dim)
         shapes = {"k": shape, "v": shape}
     return {name: jnp.zeros(shape, dtype) for name, shape in shapes.items()}

@@ -78,4 +78,4 @@ class GroupedQueryAttention(nn.Module):
 
 def _by_head(a):
     """[b t k x] -> [z t x], as caches have it."""
-    return jnp.swapaxes(a, 1, 2).reshape(-1, a.shape[1], a.shape[3])
+    return jnp.moveaxis(a, 2, 0).reshape(-1, a.shape[1], a.shape[3])

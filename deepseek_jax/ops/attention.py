@@ -224,16 +224,18 @@ def _masked_softmax(scores, mask, dtype):
 
 
 def attend_cached(q, k, v, *, scale, mask):
-    """One query per sequence against its cache: q [b h x], k [z s x], v [z s u], mask bool[b s]. z: the key
-    heads of one sequence after those of another.
+    """One query per sequence against its cache: q [b h x], k [z s x], v [z s u], mask bool[b s]. z: the
+    sequences of one key head after those of another.
 
     Returns [b h u] in v's dtype.
     """
     b, h, x = q.shape
-    scores_zgs = few_rows_dot("zgx,zsx->zgs", q.reshape(len(k), -1, x), k, jnp.float32) * scale
-    mask_zs = jnp.repeat(mask, len(k) // b, axis=0)
-    weights_zgs = _softmax(scores_zgs, mask_zs[:, None], v.dtype)
-    return dot("zgs,zsu->zgu", weights_zgs, v).reshape(b, h, -1)
+    heads = len(k) // b
+    q_zgx = jnp.swapaxes(q.reshape(b, heads, -1, x), 0, 1).reshape(len(k), -1, x)
+    scores_zgs = few_rows_dot("zgx,zsx->zgs", q_zgx, k, jnp.float32) * scale
+    weights_zgs = _softmax(scores_zgs, jnp.tile(mask, (heads, 1))[:, None], v.dtype)
+    out_zgu = dot("zgs,zsu->zgu", weights_zgs, v)
+    return jnp.swapaxes(out_zgu.reshape(heads, b, *out_zgu.shape[1:]), 0, 1).reshape(b, h, -1)
 
 
 def attend_latent(q_latent, q_rope, c_kv, k_rope, *, scale, mask):

@@ -192,9 +192,9 @@ def seat(
 
     def copy_prompt(cache, prompt_cache):
         room = prompt_cache.shape[1]
-        new = jnp.take(_apart(prompt_cache, len(prompt_logits)), prompts, axis=0)
+        new = jnp.take(_apart(prompt_cache, len(prompt_logits)), prompts, axis=1)
         old = _apart(cache[:, :room], len(seats))
-        new = jnp.where(seats[:, None, None, None], new, old).reshape(-1, room, cache.shape[-1])
+        new = jnp.where(seats[:, None, None], new, old).reshape(-1, room, cache.shape[-1])
         return jax.lax.dynamic_update_slice_in_dim(cache, new, 0, axis=1)
 
     slots = slots._replace(
@@ -209,8 +209,8 @@ def seat(
 
 
 def _apart(cache, count):
-    """Caches of count sequences, [z s x] or, of no heads, [b s x] -> [b k s x]."""
-    return cache.reshape(count, -1, *cache.shape[1:])
+    """Caches of count sequences, [z s x] or, of no heads, [b s x] -> [k b s x]."""
+    return cache.reshape(-1, count, *cache.shape[1:])
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2), donate_argnums=5)

@@ -213,7 +213,7 @@ def test_attend_cached_is_one_query_over_the_masked_cache():
     mask = np.array([[1, 0, 1, 1, 0, 0, 1], [0, 0, 0, 1, 0, 0, 0]], bool)
     ours = attend_cached(q, k, v, scale=SCALE, mask=mask)
     for row, head in np.ndindex(2, 4):
-        at = 2 * row + head // 2, mask[row]  # two key heads a sequence
+        at = 2 * (head // 2) + row, mask[row]  # two sequences a key head
         keys, values = k[at], v[at]
         np.testing.assert_allclose(ours[row, head], one_query(q[row, head], keys, values), **CLOSE)
 
