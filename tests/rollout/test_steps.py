@@ -7,6 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from deepseek_jax.checkpoint import load_hf, save_hf
+from deepseek_jax.parallel import make_mesh
 from deepseek_jax.rollout.sampling import Sampling
 from deepseek_jax.rollout.steps import decode, decoding_weights, embed, empty_slots, rotations
 from tests.tiny import tiny_model
@@ -41,3 +43,16 @@ def test_a_step_writes_into_the_caches_where_they_lie(count):
     cache = ",".join(map(str, slots.caches[0]["k"].shape))
     made = re.findall(rf"= f32\[(?:1,)*{cache}\]\S* ([\w-]+)\(", program)
     assert "fusion" in made and not {"copy", "transpose"} & set(made)
+
+
+def test_devices_that_share_out_heads_share_out_their_caches(tmp_path):
+    """Oracle: the compiled loop: of two key heads of four sequences a tensor axis of two gives each device
+    one, in what comes in, what goes out and what is made between.
+    """
+    save_hf(tmp_path, *tiny_model("gqa"))
+    config, params = load_hf(tmp_path, mesh=make_mesh(tensor=2, data=4))
+    arguments = decoding_weights(config, params), rotations(config, 64)
+    slots = empty_slots(config, 4, 24, 40)
+    assert slots.caches[0]["k"].shape == (2 * 4, 64, 6)
+    program = decode.lower(config, Sampling(), (), *arguments, slots, False).compile().as_text()
+    assert "f32[4,64,6]" in program and "f32[8,64,6]" not in program
