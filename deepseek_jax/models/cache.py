@@ -25,7 +25,7 @@ class CacheWrite(NamedTuple):
     mask: jax.Array
 
     def __call__(self, cache, entry):
-        """Write entry [... 1 x] into cache [... s x] at index."""
+        """Write entry [b 1 x] or [z 1 x] into cache [b s x] or [z s x] at index."""
         written = jax.lax.dynamic_update_slice_in_dim(
             bits(cache), bits(entry.astype(cache.dtype)), self.index, axis=1
         )
