@@ -38,13 +38,13 @@ def divergence_from_logprobs(logp, logq, *, divergence, beta=None):
 
 def divergence_from_logits(p, q, *, divergence, beta=None):
     """divergence_from_logprobs of two softmaxes, of the teacher's logits and the student's, float32[... v] ->
-    float32[...]. A KL of them takes fewer passes over v than its two log-softmaxes would.
+    float32[...]. A KL of them takes fewer passes over v than its two log-softmaxes would. Raises ValueError
+    as check_divergence does.
     """
-    if divergence not in ("forward_kl", "reverse_kl"):
-        return divergence_from_logprobs(
-            log_softmax(p), log_softmax(q), divergence=divergence, beta=beta
-        )
     check_divergence(divergence, beta=beta)
+    if divergence == "jsd":
+        logp, logq = log_softmax(p), log_softmax(q)
+        return divergence_from_logprobs(logp, logq, divergence=divergence, beta=beta)
     if divergence == "reverse_kl":
         p, q = q, p
     exp_p, sum_p, log_sum_p = _exponentials(p)

@@ -52,8 +52,8 @@ def test_kl_and_its_gradient_are_torchs(divergence):
 @pytest.mark.parametrize("shift", [0.0, 50.0])
 @pytest.mark.parametrize("divergence, beta", ALL)
 def test_a_divergence_from_logits_is_that_of_their_softmaxes(divergence, beta, shift):
-    """Oracle: torch's log_softmax, kl_div and autograd, in float64; the
-    student's logits may all lie `shift` higher. 3e-5: float32 rounding of values up to 20 and of the shift.
+    """Oracle: torch's log_softmax, kl_div and autograd, in float64; the student's logits may all lie `shift`
+    higher. 3e-5: float32 rounding of values up to 20 and of the shift.
     """
     p, q = np.random.default_rng(2).normal(size=(2, 50, 17)) * 3
     student = torch.tensor(q, requires_grad=True)
