@@ -182,27 +182,25 @@ def start(config, workdir, *, distributed, shown=str):
 
     from deepseek_jax.parallel.host_memory import keep_freed_memory, return_compilers_memory
     from deepseek_jax.parallel.mesh import make_mesh
-    from launch.workdir import claim_workdir, release_workdir
+    from launch.workdir import claim_workdir
 
     keep_freed_memory()
     return_compilers_memory()
     if distributed:
         _join_peers()
-    claimed = False
     try:
         run = find_recipe(config.get("recipe"))
         axes = settings.build(MeshSettings, config.get("mesh", {}), "config.mesh")
         mesh = make_mesh(**dataclasses.asdict(axes))
         redoes = getattr(sys.modules[run.__module__], "REDOES_WHAT_CHANGED", False)
-        claimed = claim_workdir(workdir, config, may_change=redoes)
-        if jax.process_index() == 0:
-            kind = mesh.devices.flat[0].device_kind
-            print(f"{config.recipe} on {mesh.size} x {kind}; work directory {workdir}", flush=True)
-        with jax.set_mesh(mesh):
+        with claim_workdir(workdir, config, may_change=redoes), jax.set_mesh(mesh):
+            if jax.process_index() == 0:
+                kind = mesh.devices.flat[0].device_kind
+                print(
+                    f"{config.recipe} on {mesh.size} x {kind}; work directory {workdir}", flush=True
+                )
             run(config, mesh, workdir, Stop())
     except ValueError as error:
-        if claimed:
-            release_workdir(workdir)
         if not raised_here(error):
             raise
         logging.debug("raised here:", exc_info=error)  # --verbosity=1 shows it

@@ -1,11 +1,16 @@
 """Whose work directory is it? Each holds the config.json of the one run that it belongs to."""
 
+import contextlib
+import fcntl
 import json
 import os
 import re
 from pathlib import Path
 
 import jax
+
+MARKER = "config.json"
+FRESH = f"{MARKER}.tmp"  # which a claim that was cut short leaves
 
 
 def default_workdir(config_path, seed):
@@ -20,50 +25,74 @@ def default_workdir(config_path, seed):
     return Path("runs") / re.sub(r"[^\w=.,+-]", "_", name)
 
 
+@contextlib.contextmanager
 def claim_workdir(workdir, config, may_change=False):
-    """Mark a work directory as this config's, by config.json in it, or see that it is already.
+    """Have a work directory to oneself: mark it as this config's, or see that it is already, and lock it.
 
-    may_change: another config of the same recipe takes the mark over, for a recipe that tells by itself
-    what it has to do again. Returns whether this call (process 0 alone writes) made the mark. Raises
-    ValueError where the directory belongs to another config, listing the fields that differ, and where
-    it has something in it but no config.json; it is then left as it is.
+    The mark is config.json, which process 0 alone writes, as it alone locks. It goes again where the body
+    raises before it left anything else: a mended config may want the name. The lock ends with the process,
+    however that ends. may_change: another config of the same recipe takes the mark over, for a recipe that
+    tells by itself what it has to do again. Raises ValueError where another process is at work in the
+    directory, where it belongs to another config, listing the fields that differ, where it has something in
+    it but no config.json, and where there is no making it; what is there is then left as it is.
     """
-    marker, new = workdir / "config.json", json.loads(config.to_json())
-    if marker.exists():
-        old = json.loads(marker.read_text())
-        if may_change and old.get("recipe") == new.get("recipe"):
-            _write(marker, new)
-        elif old != new:
-            raise ValueError(
-                f"{workdir} belongs to another config, and is left as it is:\n  "
-                + "\n  ".join(_differences(old, new))
-                + "\ngive another --workdir, or set these fields back"
-            )
-        return False
     if jax.process_index() != 0:
-        return False
-    fresh = workdir / "config.json.tmp"  # which a claim that was cut short leaves
-    if workdir.exists() and (not workdir.is_dir() or set(workdir.iterdir()) - {fresh}):
+        _owner(workdir, config, may_change)
+        yield
+        return
+    with _locked(workdir):
+        old, new = _owner(workdir, config, may_change), json.loads(config.to_json())
+        if old is None and set(os.listdir(workdir)) - {FRESH}:
+            raise ValueError(
+                f"--workdir={workdir} is not empty and has no {MARKER}, so it is no run's directory, "
+                "and is left as it is; give a new or an empty --workdir"
+            )
+        if old != new:
+            (workdir / FRESH).write_text(json.dumps(new, indent=2) + "\n")
+            os.replace(workdir / FRESH, workdir / MARKER)
+        try:
+            yield
+        except Exception:
+            if old is None and os.listdir(workdir) == [MARKER]:
+                (workdir / MARKER).unlink()
+            raise
+
+
+@contextlib.contextmanager
+def _locked(workdir):
+    """Lock the directory itself, made if need be, so that no lock file stays."""
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        folder = os.open(workdir, os.O_RDONLY)
+    except OSError as error:
+        raise ValueError(f"--workdir={workdir} can be no directory: {error}") from error
+    try:
+        try:
+            fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ValueError(
+                f"another process is at work in {workdir}; wait until it ends, or give another --workdir"
+            ) from None
+        except OSError:
+            pass  # a file system that locks nothing
+        yield
+    finally:
+        os.close(folder)
+
+
+def _owner(workdir, config, may_change):
+    """The config that the directory belongs to, or None. Raises ValueError where config may not have it."""
+    marker, new = workdir / MARKER, json.loads(config.to_json())
+    if not marker.exists():
+        return None
+    old = json.loads(marker.read_text())
+    if old != new and not (may_change and old.get("recipe") == new.get("recipe")):
         raise ValueError(
-            f"--workdir={workdir} is not empty and has no config.json, so it is no run's directory, "
-            "and is left as it is; give a new or an empty --workdir"
+            f"{workdir} belongs to another config, and is left as it is:\n  "
+            + "\n  ".join(_differences(old, new))
+            + "\ngive another --workdir, or set these fields back"
         )
-    workdir.mkdir(parents=True, exist_ok=True)
-    _write(marker, new)
-    return True
-
-
-def _write(marker, config):
-    if jax.process_index() == 0:
-        fresh = marker.with_name("config.json.tmp")
-        fresh.write_text(json.dumps(config, indent=2) + "\n")
-        os.replace(fresh, marker)
-
-
-def release_workdir(workdir):
-    """Undo the claim of a run that failed before it left anything: a mended config may want it."""
-    if os.listdir(workdir) == ["config.json"]:
-        (workdir / "config.json").unlink()
+    return old
 
 
 def _differences(old, new):

@@ -190,6 +190,24 @@ def test_a_signal_lets_the_recipe_save_and_leave_with_75(folder, signum):
     assert int((folder / "runs" / "tiny" / "saved").read_text()) > 3
 
 
+def test_a_work_directory_has_one_process_at_a_time(folder):
+    """Oracle: status 2 and the directory's bytes while the first runs; none once it was killed."""
+    args = "--config=tiny.py", "--config.wait=True"
+    first = start(folder, *args)
+    assert any("under way" in line for line in first.stdout)
+    before = contents(folder / "runs")
+    status, _, err = launched(folder, *args)
+    assert status == 2 and f"another process is at work in {folder / 'runs' / 'tiny'}" in err
+    assert contents(folder / "runs") == before
+    first.kill()
+    first.communicate()
+    again = start(folder, *args)
+    assert any("under way" in line for line in again.stdout)
+    again.terminate()
+    again.communicate(timeout=60)
+    assert again.returncode == 75
+
+
 def test_a_second_signal_acts_as_if_nobody_listened():
     """Oracle: Python's own answer to Ctrl-C, KeyboardInterrupt; the first only sets the flag."""
     # A shell that starts pytest in the background has it ignore SIGINT

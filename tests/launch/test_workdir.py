@@ -1,14 +1,21 @@
+import errno
 import json
 
 import pytest
 from ml_collections import ConfigDict
 
 from launch import workdir
-from launch.workdir import claim_workdir, default_workdir, release_workdir
+from launch.workdir import claim_workdir, default_workdir
 
 
 def config(**fields):
     return ConfigDict(dict(recipe="grpo", seed=0, rl=dict(lr=0.1, betas=(0.9, 0.95))) | fields)
+
+
+def claim(folder, config, **how):
+    """Begin a run there and end it."""
+    with claim_workdir(folder, config, **how):
+        pass
 
 
 def contents(folder):
@@ -33,27 +40,27 @@ def test_the_default_name_says_config_argument_and_seed_once(path, seed, name):
 
 def test_a_new_directory_is_claimed_with_its_config(tmp_path):
     """Oracle: config.json read back equals the config, and nothing else is there."""
-    assert claim_workdir(tmp_path / "deep" / "run", config()) is True
+    claim(tmp_path / "deep" / "run", config())
     saved = json.loads((tmp_path / "deep" / "run" / "config.json").read_text())
     assert saved == {"recipe": "grpo", "seed": 0, "rl": {"lr": 0.1, "betas": [0.9, 0.95]}}
     assert len(contents(tmp_path)) == 1
 
 
 def test_the_same_config_finds_its_directory_again(tmp_path):
-    """Oracle: no error, not new, and the file as it was."""
-    claim_workdir(tmp_path, config())
+    """Oracle: no error, and the file as it was."""
+    claim(tmp_path, config())
     before = contents(tmp_path)
-    assert claim_workdir(tmp_path, config()) is False
+    claim(tmp_path, config())
     assert contents(tmp_path) == before
 
 
 def test_another_config_is_refused_with_every_difference_and_nothing_is_touched(tmp_path):
     """Oracle: the differing fields by hand, and the directory's bytes."""
-    claim_workdir(tmp_path, config(steps=5))
+    claim(tmp_path, config(steps=5))
     (tmp_path / "metrics.jsonl").write_text("{}\n")
     before = contents(tmp_path)
     with pytest.raises(ValueError) as error:
-        claim_workdir(tmp_path, config(rl=dict(lr=0.2, betas=(0.9, 0.95)), name="new"))
+        claim(tmp_path, config(rl=dict(lr=0.2, betas=(0.9, 0.95)), name="new"))
     assert str(error.value).splitlines()[1:-1] == [
         '  config.name: absent -> "new"',
         "  config.rl.lr: 0.1 -> 0.2",
@@ -65,60 +72,92 @@ def test_another_config_is_refused_with_every_difference_and_nothing_is_touched(
 
 def test_a_recipe_that_redoes_what_changed_takes_its_directory_over(tmp_path):
     """Oracle: the new config in the file; another recipe's directory is refused all the same."""
-    claim_workdir(tmp_path, config(recipe="r1", steps=5), may_change=True)
-    assert claim_workdir(tmp_path, config(recipe="r1", steps=6), may_change=True) is False
+    claim(tmp_path, config(recipe="r1", steps=5), may_change=True)
+    claim(tmp_path, config(recipe="r1", steps=6), may_change=True)
     assert json.loads((tmp_path / "config.json").read_text())["steps"] == 6
     before = contents(tmp_path)
     with pytest.raises(ValueError, match="belongs to another config"):
-        claim_workdir(tmp_path, config(recipe="grpo", steps=6), may_change=True)
+        claim(tmp_path, config(recipe="grpo", steps=6), may_change=True)
     assert contents(tmp_path) == before
 
 
-@pytest.mark.parametrize("name", ["notes.txt", "inner/notes.txt", "../run"])
-def test_a_directory_of_something_else_is_refused_and_left_untouched(tmp_path, name):
+@pytest.mark.parametrize(
+    "name, words",
+    [
+        ("notes.txt", "is not empty"),
+        ("inner/notes.txt", "is not empty"),
+        ("../run", "can be no directory: .*File exists"),
+    ],
+)
+def test_a_directory_of_something_else_is_refused_and_left_untouched(tmp_path, name, words):
     """Oracle: the message names the flag, and the bytes stay; a file in the directory's place too."""
     file = (tmp_path / "run" / name).resolve()
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text("mine")
     before = contents(tmp_path)
-    with pytest.raises(ValueError, match=f"--workdir={tmp_path / 'run'} is not empty"):
-        claim_workdir(tmp_path / "run", config())
+    with pytest.raises(ValueError, match=f"--workdir={tmp_path / 'run'} {words}"):
+        claim(tmp_path / "run", config())
     assert contents(tmp_path) == before
 
 
 def test_a_claim_that_was_cut_short_can_be_made_again(tmp_path):
     """Oracle: config.json alone, though a half-written one lay there."""
     (tmp_path / "config.json.tmp").write_text('{"rec')
-    assert claim_workdir(tmp_path, config()) is True
+    claim(tmp_path, config())
     assert [path.name for path in tmp_path.iterdir()] == ["config.json"]
 
 
 def test_a_block_that_becomes_a_number_is_a_difference(tmp_path):
     """Oracle: the fields by hand."""
-    claim_workdir(tmp_path, config(mesh={}))
+    claim(tmp_path, config(mesh={}))
     with pytest.raises(ValueError, match=r"config\.mesh: {} -> 1"):
-        claim_workdir(tmp_path, config(mesh=1))
+        claim(tmp_path, config(mesh=1))
 
 
 def test_a_failed_start_gives_the_directory_back(tmp_path):
     """Oracle: another config may then claim the name."""
-    claim_workdir(tmp_path / "run", config())
-    release_workdir(tmp_path / "run")
+    with pytest.raises(KeyError), claim_workdir(tmp_path / "run", config()):
+        raise KeyError("a field")
     assert not contents(tmp_path)
-    assert claim_workdir(tmp_path / "run", config(seed=1)) is True
+    claim(tmp_path / "run", config(seed=1))
+    assert contents(tmp_path)
 
 
-def test_a_directory_with_results_is_not_given_back(tmp_path):
-    """Oracle: its bytes."""
-    claim_workdir(tmp_path, config())
-    (tmp_path / "metrics.jsonl").write_text("{}\n")
-    before = contents(tmp_path)
-    release_workdir(tmp_path)
-    assert contents(tmp_path) == before
+@pytest.mark.parametrize("left", ["in an earlier run", "before it failed"])
+def test_a_directory_with_results_is_not_given_back(tmp_path, left):
+    """Oracle: its files by name."""
+    if left == "in an earlier run":
+        claim(tmp_path, config())
+    with pytest.raises(KeyError), claim_workdir(tmp_path, config()):
+        if left == "before it failed":
+            (tmp_path / "metrics.jsonl").write_text("{}\n")
+        raise KeyError("a field")
+    assert (tmp_path / "config.json").exists()
+
+
+def test_a_directory_belongs_to_one_run_at_a_time(tmp_path):
+    """Oracle: refused as long as the first is at work, even with a config that may take the mark over."""
+    with claim_workdir(tmp_path, config()):
+        before = contents(tmp_path)
+        with pytest.raises(ValueError, match=f"another process is at work in {tmp_path}"):
+            claim(tmp_path, config(seed=1), may_change=True)
+        assert contents(tmp_path) == before
+    claim(tmp_path, config(seed=1), may_change=True)
+
+
+def test_a_file_system_without_locks_serves_too(tmp_path, monkeypatch):
+    """Oracle: the mark is made; the error is the one of a network file system that locks no directory."""
+
+    def flock(folder, how):
+        raise OSError(errno.EBADF, "Bad file descriptor")
+
+    monkeypatch.setattr(workdir.fcntl, "flock", flock)
+    claim(tmp_path, config())
+    assert (tmp_path / "config.json").exists()
 
 
 def test_only_process_zero_writes(tmp_path, monkeypatch):
     """Oracle: an empty directory, where this process believes it is number 1."""
     monkeypatch.setattr(workdir.jax, "process_index", lambda: 1)
-    assert claim_workdir(tmp_path / "run", config()) is False
+    claim(tmp_path / "run", config())
     assert not list(tmp_path.iterdir())
