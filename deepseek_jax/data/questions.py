@@ -57,7 +57,7 @@ def distinct(examples):
     """The examples without those that ask what an earlier one asks, as a list."""
     first = {}
     for example in examples:
-        first.setdefault(_key(example), example)
+        first.setdefault(asked_key(example), example)
     return list(first.values())
 
 
@@ -93,7 +93,8 @@ def render_question(tokenizer, example, *, template, opening=""):
     return ids + opened
 
 
-def _key(example):
+def asked_key(example):
+    """What two examples that ask the same have in common: all that is said before the answer, hashable."""
     return tuple((message["role"], message["content"]) for message in asked_messages(example))
 
 

@@ -3,6 +3,8 @@
 from collections import Counter
 from hashlib import blake2b
 
+from deepseek_jax.data.questions import asked_key
+
 REPEATED, ENOUGH = "repeated", "more than enough"
 
 
@@ -17,17 +19,17 @@ class Sieve:
     def __init__(self, rules, *, max_per_prompt, last=None):
         self.rules, self.max_per_prompt, self.last = rules, max_per_prompt, last or {}
         self.fates = Counter()
-        self._kept = {}  # question -> digests of the texts kept
+        self._kept = {}  # what was asked -> digests of the texts kept
 
     def keeps(self, text, example):
-        """Whether the text is kept. example: has its question, and whatever the rules read."""
+        """Whether the text is kept. example: of data.questions, with whatever the rules read."""
         why = self._why_not(text, example)
         self.fates[why or "kept"] += 1
         return why is None
 
     def _why_not(self, text, example):
         digest = blake2b(text.encode(), digest_size=16).digest()
-        of_question = self._kept.setdefault(example["question"], set())
+        of_question = self._kept.setdefault(asked_key(example), set())
         why = _first(self.rules, text, example)
         if why is None and digest in of_question:
             why = REPEATED

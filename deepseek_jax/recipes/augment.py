@@ -91,7 +91,7 @@ def _varied(examples, vary, count, seed, fates):
 
 def _rewritten(origin, examples, prompts, ask, screen):
     """The examples as the teacher puts them, asked once each by their language's prompt."""
-    of_language = [(e, e.get("language", "en")) for e in examples]
+    of_language = [(e, _language(e)) for e in examples]
     asked = [
         {
             "question": prompts[language].replace("{question}", e["question"]),
@@ -118,6 +118,12 @@ def _rewritten(origin, examples, prompts, ask, screen):
             fates["in another language"] += 1
         else:
             told = asked_messages(example)[:-1] + [{"role": "user", "content": text}]
-            variant = example | {"question": text, "messages": told, "origin": origin}
-            variants.append(variant | ({"language": language} if "language" in example else {}))
+            more = {"question": text, "messages": told, "origin": origin, "language": language}
+            variants.append(example | more)
     return screen.pass_on(variants)
+
+
+def _language(example):
+    """The language of a question: what the example says, else that of most of its words."""
+    said = example.get("language")
+    return said or max(LANGUAGES, key=lambda name: language_share(example["question"], name))

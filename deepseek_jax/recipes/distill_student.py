@@ -153,7 +153,7 @@ class StudentRun:
             )
         rows = self._packing(packing=False, template=self.settings.template, num_epochs=1)
         batches = pack_conversations(conversations, tokenizer, **rows)
-        options = dict(vocab_size=loss.vocab_size, temperature=loss.temperature)
+        options = dict(vocab_size=loss.vocab_size, temperature=loss.temperature_at(0))
         records = top_k_records(*taught[:2], batches, loss.top_k, **options)
         return write_targets(records, loss.top_k, self.folder / "targets" / name)
 

@@ -9,9 +9,9 @@ from deepseek_jax.data.questions import asked_messages
 from deepseek_jax.data.sieve import Sieve
 from deepseek_jax.evaluation.consensus import majority
 from deepseek_jax.recipes.augment import REWRITTEN
+from deepseek_jax.recipes.evaluate_problems import NUMBERS, READINGS
 from deepseek_jax.recipes.generate_settings import TOTAL
 from deepseek_jax.recipes.teacher import read_rows
-from deepseek_jax.rewards.answer import extract_answer
 
 
 def write_sifted(settings, samples, evaluation, folder):
@@ -89,11 +89,16 @@ class Sift:
 
 
 def majority_is_right(samples, accuracy):
-    """Whether the answer that most of the samples give is right, by the reward `accuracy`."""
-    answers = [extract_answer(sample["text"]) if sample["finished"] else None for sample in samples]
-    chosen = majority(answers)
-    pairs = zip(samples, answers, strict=True)
-    return any(a == chosen and s["parts"][accuracy] == 1 for s, a in pairs if a is not None)
+    """Whether the answer that most of the samples give is right, by the reward `accuracy`.
+
+    Spellings of one answer vote for the same, as that reward's Reading has it.
+    """
+    reading = READINGS.get(accuracy, NUMBERS)
+    found = [reading.find(sample["text"]) if sample["finished"] else None for sample in samples]
+    keys = [None if answer is None else reading.key(answer) for answer in found]
+    chosen = majority(keys)
+    pairs = zip(samples, keys, strict=True)
+    return any(k == chosen and s["parts"][accuracy] == 1 for s, k in pairs if k is not None)
 
 
 def _below(name, least):

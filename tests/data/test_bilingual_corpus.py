@@ -194,7 +194,10 @@ def test_a_mix_without_mistakes_solves_every_puzzle_in_its_own_language():
     [
         ({"wrong_direct": -0.1}, "wrong_direct=-0.1 is not a share"),
         ({"switch": 1.2}, "switch=1.2 is not a share"),
-        ({"fact_tables": 0.9}, r"fact_tables \+ statements \+ requests \+ rewrites = .* is above 1"),
+        (
+            {"fact_tables": 0.9},
+            r"fact_tables \+ statements \+ requests \+ rewrites = .* is above 1",
+        ),
         ({"direct": 0.6, "junk": 0.5}, r"direct \+ junk = 1.1 is above 1"),
     ],
 )

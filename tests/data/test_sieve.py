@@ -30,3 +30,12 @@ def test_each_completion_has_one_fate_and_kept_ones_alone_count_towards_the_limi
         assert sieve.keeps(text, {"question": question}) == (fate == "kept")
         assert sieve.fates - before == {fate: 1}
     assert asked == ["one", "one", "two", "three", "five"]  # none of what the others rejected
+
+
+def test_conversations_that_end_in_one_question_are_not_one_prompt():
+    """Oracle: by hand: what was said before differs, so each keeps as much as it may."""
+    sieve = Sieve({}, max_per_prompt=1)
+    for before in ("The sky is blue.", "Grass is green."):
+        said = [{"role": "user", "content": before}, {"role": "assistant", "content": "Yes."}]
+        example = {"question": "Why?", "messages": [*said, {"role": "user", "content": "Why?"}]}
+        assert sieve.keeps("Light.", example) and not sieve.keeps("Water.", example)

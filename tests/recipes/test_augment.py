@@ -91,6 +91,22 @@ def test_a_translation_changes_language_and_is_translated_back(tmp_path):
     assert +fates["back_translation"] == {"repeated": 1, "kept": 1}
 
 
+def test_a_question_that_does_not_say_its_language_is_translated_back_all_the_same(tmp_path):
+    """Oracle: as above: the script says in which language a question is."""
+    replies = {
+        "Say in Chinese: What is 4 + 5 + 6?": "4 + 5 + 6等于多少？",
+        "用英文说：4 + 5 + 6等于多少？": "Tell me 4 + 5 + 6.",
+    }
+    made = settings(translate={"en": "Say in Chinese: {question}", "zh": "用英文说：{question}"})
+    silent = {key: value for key, value in ENGLISH.items() if key != "language"}
+    examples, _ = augmented(made, [silent], None, teacher(tmp_path, replies))
+    kept = [(e["origin"], e["question"], e["language"]) for e in examples[1:]]
+    assert kept == [
+        ("translation", "4 + 5 + 6等于多少？", "zh"),
+        ("back_translation", "Tell me 4 + 5 + 6.", "en"),
+    ]
+
+
 def test_variants_by_rule_are_new_answered_and_in_no_evaluation_set():
     """Oracle: sets of questions; the answers' own are in tests/data/test_augment.py."""
     questions = word_arithmetic_task(0).train[:60]

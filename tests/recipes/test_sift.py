@@ -99,6 +99,16 @@ def test_a_paraphrase_that_most_samples_answer_otherwise_is_dropped_whole(tmp_pa
     assert not majority_is_right([sample("9", finished=False)], "puzzle_answer")
 
 
+def test_two_spellings_of_an_answer_vote_together():
+    """Oracle: by hand: a half is said twice, in two spellings, and so outvotes what comes first."""
+    halves = [sample(f"<answer>{x}</answer>") for x in ("0.5", "1/2")]
+    wrong = sample("<answer>2</answer>", right=0.0)
+    assert majority_is_right([wrong, *halves], "puzzle_answer") is False
+    for each in (*halves, wrong):
+        each["parts"]["math_verify"] = each["parts"]["puzzle_answer"]
+    assert majority_is_right([wrong, *halves], "math_verify")
+
+
 @pytest.mark.parametrize(
     ("samples", "keep", "field"),
     [
