@@ -1,16 +1,20 @@
 """Distillation in miniature: a tiny DeepSeek-V3 that solves puzzles, into students of Qwen's and Llama's
 architecture, by its right answers, its distributions, its hidden states and its attention.
 
-python launch/train.py --config=configs/distill_small.py          # makes the teacher first
-python launch/train.py --config=configs/distill_small.py:teacher=runs/r1_small/scenarios/params
-python launch/train.py --config=configs/distill_small.py:letters  # students that spell: another tokenizer
+python launch/train.py --config=configs/distill_small.py   # of the R1 in runs/r1_small, if it is there
+python launch/train.py --config=configs/distill_small.py:teacher=FOLDER   # of another; made: made first
+python launch/train.py --config=configs/distill_small.py:letters   # students that spell
 """
+
+from pathlib import Path
 
 from ml_collections import ConfigDict
 
 from configs import models, r1_zero_small
 from configs.common import parse_arg
 
+R1 = "runs/r1_small/scenarios/params"  # what configs/r1_small.py leaves
+MADE = "made"
 VOCAB_SIZE = r1_zero_small.VOCAB_SIZE
 LENGTH = 64  # tokens of a row, and of a completion
 LETTERS = 192  # of a row, and of a completion, where a token is a letter
@@ -21,7 +25,8 @@ ACROSS = dict(matched=0.5, sorted=0.5, hard=0.5, l2=1e-5)
 def get_config(arg=None):
     arg = parse_arg(arg, seed=0, teacher="", letters=False)
     c = ConfigDict(dict(recipe="distill", seed=arg.seed, template="r1_zero"))
-    c.teacher = dict(path=arg.teacher) if arg.teacher else made_teacher()
+    teacher = arg.teacher or (R1 if Path(R1).is_dir() else MADE)
+    c.teacher = made_teacher() if teacher == MADE else dict(path=teacher)
     c.text = dict(num_prompts=1536, samples_per_prompt=4, max_per_prompt=1, temperature=1.0)
     c.text.max_completion_length = LENGTH
     # Puzzles in the teacher's words; requests, which have one good answer, in the world's own

@@ -16,7 +16,8 @@ class CachedTargets(TextBuilder):
     """Records of FEATURES: tokens int32[n] and weights float32[n] of a text; top_ids int32[n k], top_logprobs
     float32[n k] and dropped float32[n] of losses.top_k.TopK at each of its tokens, which predicts the next.
 
-    records: a function without arguments that gives them, dicts, one by one.
+    records: a function without arguments that gives them, dicts, one by one; stored in that order, so that a
+    seed draws the same texts of them as of the conversations they stand for.
     """
 
     def __init__(self, records=None, k=1, **kwargs):
@@ -34,7 +35,8 @@ class CachedTargets(TextBuilder):
             "top_logprobs": array(np.float32, self._k),
             "dropped": array(np.float32),
         }
-        return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(features))
+        features = tfds.features.FeaturesDict(features)
+        return tfds.core.DatasetInfo(builder=self, features=features, disable_shuffling=True)
 
     def _generate_examples(self):
         yield from enumerate(self._records())

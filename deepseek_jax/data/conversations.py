@@ -98,25 +98,36 @@ def render_numbered(tokenizer, record, index, *, template):
         raise ValueError(f"conversation {index} of the data: {error}") from error
 
 
+def weighed_tokens(tokenizer, record, index, *, template):
+    """A conversation as a dict of tokens int32[n] and weights float32[n], what it counts to predict each."""
+    ids, is_target = render_numbered(tokenizer, record, index, template=template)
+    weights = np.where(is_target, np.float32(record["weight"]), np.float32(0))
+    return {"tokens": np.array(ids, np.int32), "weights": weights}
+
+
+def end_of_turn(tokenizer, template):
+    """The id with which an assistant's turn ends, as render_conversation puts it there."""
+    if template != "chat":
+        return tokenizer.eos_id
+    turns = [{"role": role, "content": "?"} for role in ("user", "assistant")]
+    return _chat_contexts(tokenizer, turns, template)[1]
+
+
 def _read(draws, *, source, tokenizer, template):
     """Conversations as dicts of tokens int32[n] and weights float32[n]. draws: int64[n 2]."""
     indices = draws[:, 1].tolist()
-    read = []
-    for index, record in zip(indices, source.__getitems__(indices), strict=True):
-        ids, is_target = render_numbered(tokenizer, record, index, template=template)
-        weights = np.where(is_target, np.float32(record["weight"]), np.float32(0))
-        read.append({"tokens": np.array(ids, np.int32), "weights": weights})
-    return read
+    records = zip(indices, source.__getitems__(indices), strict=True)
+    return [weighed_tokens(tokenizer, r, index, template=template) for index, r in records]
 
 
 class Fitting(grain.experimental.FlatMapTransform):
-    """The conversations of at most `length` tokens."""
+    """The conversations of at most `length` tokens, and of any at all."""
 
     def __init__(self, length):
         self.length = length
 
     def flat_map(self, element):
-        return [x for x in element if len(x["tokens"]) <= self.length]
+        return [x for x in element if 0 < len(x["tokens"]) <= self.length]
 
 
 def _chat_contexts(tokenizer, messages, template):

@@ -12,6 +12,7 @@ from deepseek_jax.data.builders import JsonlConfig, TextBuilder, build, json_lin
 from deepseek_jax.data.sources import RANDOM_ACCESS_FORMATS, read
 
 ROLES = ("system", "user", "assistant")
+DERIVED_FROM = "derived_from"
 
 
 def read_conversations(path, data_dir, split="train"):
@@ -94,7 +95,23 @@ class Conversations:
 
     def __getitems__(self, indices):
         pairs = zip(indices, read(self._source, indices), strict=True)
-        return [parse_conversation(f"{self._path}, record {i}", _outside_in(r)) for i, r in pairs]
+        return [self._parsed(*pair) for pair in pairs]
+
+    def _parsed(self, index, record):
+        parsed = parse_conversation(f"{self._path}, record {index}", _outside_in(record))
+        if record.get(DERIVED_FROM):
+            parsed[DERIVED_FROM] = record[DERIVED_FROM].decode()
+        return parsed
+
+
+def what_it_answers(conversation):
+    """What conversations share that answer one question, or another form of one: hashable.
+
+    What it was derived_from, where a record says so, as those of data.generated do; else all that was said
+    before the last answer.
+    """
+    origin = conversation.get(DERIVED_FROM)
+    return origin or tuple((m["role"], m["content"]) for m in conversation["messages"][:-1])
 
 
 def _outside_in(record):

@@ -18,6 +18,7 @@ from deepseek_jax.data.builders import (
 )
 
 RANDOM_ACCESS_FORMATS = ("array_record", "parquet")
+READ_AT_ONCE = 1024
 
 
 def arithmetic_corpus(data_dir, *, num_documents, seed, mix=None):
@@ -107,11 +108,12 @@ def _slice_files(source, parts):
     return Documents(source, np.concatenate(indices).tolist())
 
 
-def hold_out(source, num_held_out):
+def hold_out(source, num_held_out, key=None):
     """Part a source in two that share no document: -> (all but the last num_held_out, those).
 
-    A text that the source itself repeats may stand on both sides. The sources above are shuffled
-    on disk, so that their last documents are like the others.
+    A text that the source itself repeats may stand on both sides. key(record) -> what is to stand on one side
+    alone, such as what a conversation answers: of the first part, records are left out that share it with one
+    held out. The sources above are shuffled on disk, so that their last documents are like the others.
     Raises ValueError unless both parts have a document.
     """
     if not 0 < num_held_out < len(source):
@@ -120,7 +122,24 @@ def hold_out(source, num_held_out):
             f"one side; set it within 1..{len(source) - 1}."
         )
     border = len(source) - num_held_out
-    return Documents(source, range(border)), Documents(source, range(border, len(source)))
+    held_out = Documents(source, range(border, len(source)))
+    if key is None:
+        return Documents(source, range(border)), held_out
+    kept_out = {key(record) for record in _each(held_out)}
+    shown = enumerate(_each(Documents(source, range(border))))
+    indices = [i for i, record in shown if key(record) not in kept_out]
+    if not indices:
+        raise ValueError(
+            f"config.data.num_held_out={num_held_out} of {len(source)} records holds out something of what "
+            "each of the others is about; lower it."
+        )
+    return Documents(source, indices), held_out
+
+
+def _each(source):
+    """The records of a source, one by one, read by the block."""
+    for start in range(0, len(source), READ_AT_ONCE):
+        yield from read(source, list(range(start, min(start + READ_AT_ONCE, len(source)))))
 
 
 class Documents:

@@ -31,6 +31,7 @@ OF_DATA = ("soft", "hard", "hidden", "relations", "matched", "sorted")  # need t
 OF_TEACHER = ("soft", "hidden", "relations", "matched", "sorted", "on_policy")
 PROJECTIONS = "projections"  # in the student's params while it is trained, see init_projections
 CACHED = ("top_ids", "top_logprobs", "dropped")  # batch keys of the teacher's TopK
+BOUND = "soft_bound"  # metric: of a teacher's top k, see top_k.dropped_mass_bound
 SAMPLED = "sampled_"  # in front of a batch key: of the rows that the student sampled
 
 
@@ -73,7 +74,8 @@ class Objective:
     micro_batches: int = 1
 
     def loss(self, params, batch, teacher_params):
-        """(loss float32[], metrics): the weighted sum, and each term before its weight.
+        """(loss float32[], metrics): the weighted sum, and each term before its weight; of soft from a cache
+        soft_bound as well, by how much at most it is below the soft term of all tokens.
 
         soft and hard get their gradient from the same pass as their value, see chunks.weigh_chunks.
         """
@@ -201,16 +203,19 @@ def _logit_terms(objective, student, teacher, batch, fast):
         weights = [w * tokens["weight"] if w else None for w in counts] if fast else None
         taught = tokens["teacher"]
         results = score(hidden, head, tokens["targets"], taught, weights=weights, **whole, **kind)
-        return results[:3] if fast else (jnp.zeros(len(hidden)), *results[:2])
+        return results if fast else (jnp.zeros(len(hidden)), *results)
 
     total, *found = over_tokens(of_tokens, student.hidden, student.head, tokens, whole)
-    found = dict(zip(("soft", "hard"), found, strict=True))
+    found = dict(zip(("soft", "hard", BOUND), found, strict=False))
     terms = {name: (weight_bt * found[name]).sum() for name in names}
-    return (total.sum(), terms) if fast else terms
+    if not fast:
+        return terms
+    shown = terms | ({BOUND: (weight_bt * found[BOUND]).sum()} if BOUND in found else {})
+    return total.sum(), shown
 
 
 def _cross_terms(objective, student, teacher_params, batch):
-    """matched and sorted, those that count, each a mean over its own tokens."""
+    """matched and sorted, those that count: sums over their own tokens, divided by all learned ones."""
     config = objective.teacher
     hidden_bsd, _, _ = layer_states(
         config,

@@ -35,12 +35,16 @@ def distilled(student, policy, teacher, *, texts, answered):
 
 
 def reinforced(settings, policy, metrics_path, phase):
-    """Operations of a reinforced student, by what it sampled and learned: float.
+    """Operations of a reinforced student: of reading prompts, sampling, and learning: float.
 
-    settings: ReinforceSettings, whose log_every is 1. metrics_path: of the run that has this phase.
+    settings: ReinforceSettings, whose log_every is 1. metrics_path: of the run that has this phase. A pass
+    over the batch, forward alone, for old log-probabilities and one for the reference's are counted where the
+    settings ask for them.
     """
     length = settings.rollout.max_prompt_length + settings.rollout.longest()
     records = read_metrics(metrics_path, phase)
-    sampled, learned = (sum(r[name] for r in records) for name in ("sampled_tokens", "tokens"))
+    names = ("positions", "prefilled_positions", "sampled_tokens")
+    learned, prefilled, sampled = (sum(record[name] for record in records) for name in names)
+    scored = (settings.minibatches * settings.epochs > 1) + (settings.loss.kl_coef > 0)
     own = useful_flops(policy, length, trains_mtp=False)
-    return own * (settings.epochs * learned + FORWARD * sampled)
+    return own * (settings.epochs * learned + FORWARD * (scored * learned + prefilled + sampled))

@@ -6,7 +6,11 @@ from typing import NamedTuple
 
 from deepseek_jax.data.bilingual_tasks import bilingual_puzzle_task, bilingual_request_task
 from deepseek_jax.data.chat import render_prompt
-from deepseek_jax.data.messages import read_conversations, worked_conversations
+from deepseek_jax.data.messages import (
+    read_conversations,
+    what_it_answers,
+    worked_conversations,
+)
 from deepseek_jax.data.mixture import Mixture
 from deepseek_jax.data.sources import hold_out, read
 from deepseek_jax.data.tasks import Task
@@ -65,7 +69,7 @@ def transfer_tasks(settings, world, accepted, folder):
     for name, task in settings.built(TaskSettings, "tasks").items():
         if task.path is not None:
             source = read_conversations(task.path, folder, task.split)
-            train, held_out = hold_out(source, task.num_held_out)
+            train, held_out = hold_out(source, task.num_held_out, what_it_answers)
             tasks[name] = TransferTask(Weighted(train, task.weight), held_out, [])
             continue
         examples = _of_kind(world, name)

@@ -80,6 +80,11 @@ class LossSettings:
                 f"{path}.top_k={self.top_k} keeps soft targets of one temperature: give {path}.weights.soft "
                 f"a weight and {path}.temperature one number, or set top_k to None"
             )
+        if self.divergence == "reverse_kl":
+            raise ValueError(
+                f"{path}.top_k={self.top_k} hides what the student may like and its teacher does not: of "
+                f"{path}.divergence='reverse_kl' any amount; set it to forward_kl or jsd, or top_k to None"
+            )
 
     def needs(self, *names):
         """Whether one of these terms counts."""

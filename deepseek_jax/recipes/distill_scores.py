@@ -5,6 +5,7 @@ import numpy as np
 from deepseek_jax.evaluation.bootstrap import share_interval
 from deepseek_jax.evaluation.held_out import completion_texts
 from deepseek_jax.recipes.distill_data import prompted
+from deepseek_jax.recipes.start import ending_turns
 from deepseek_jax.rollout import generate
 
 
@@ -14,6 +15,7 @@ def answer_tasks(settings, tasks, policy, params, tokenizer):
     settings: DistillSettings. tasks: name -> TransferTask; one without questions is left out.
     """
     sampling, found = settings.evaluation, {}
+    policy = ending_turns(policy, tokenizer, settings.template)
     for name, task in tasks.items():
         if not task.questions:
             continue

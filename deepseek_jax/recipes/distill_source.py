@@ -129,21 +129,30 @@ def sampled_rows(pairs, length):
 
 
 class DistillSource(PackedDocuments):
-    """PackedDocuments, with the rows of OnPolicyRows where there are any, and a TaskWatch that goes along."""
+    """PackedDocuments, with the rows of OnPolicyRows where there are any, and a TaskWatch that goes along.
 
-    def __init__(self, dataset, mesh, *, watch, sampler=None, **options):
+    scalars: with a temperature, which is logged. learns_texts: whether a term needs the packed texts.
+    """
+
+    def __init__(self, dataset, mesh, *, watch, sampler=None, learns_texts=True, **options):
         super().__init__(dataset, mesh, evaluate=watch, **options)
-        self.watch, self.sampler = watch, sampler
+        self.watch, self.sampler, self.learns_texts = watch, sampler, learns_texts
 
     def next(self, state, step):
-        """As PackedDocuments. tokens: those learned, of texts and of what was sampled."""
+        """As PackedDocuments. tokens: those learned, of the texts where a term needs them and of what was
+        sampled, of which sampled_tokens are.
+        """
         (batch,), metrics = super().next(state, step)
+        metrics["temperature"] = self.scalars["temperature"](step)
+        if not self.learns_texts:
+            metrics["tokens"] = 0.0
         if self.sampler is None:
             return [batch], metrics
         sampled = self.sampler(without_projections(state.params), step)
         share, shares = batch_share(self.mesh)
         part = {k: np.split(v, shares)[share] if v.ndim else v for k, v in sampled.items()}
         metrics["sampled_tokens"] = float(sampled[f"{SAMPLED}normalizer"])
+        metrics["tokens"] += metrics["sampled_tokens"]
         return [batch | put_batch(self.mesh, part)], metrics
 
     def get_state(self):

@@ -9,6 +9,7 @@ from typing import NamedTuple
 from jax.sharding import Mesh
 
 from deepseek_jax.checkpoint import is_orbax, load_orbax, save_orbax
+from deepseek_jax.checkpoint.folder import fingerprint
 from deepseek_jax.data.messages import worked_conversations
 from deepseek_jax.data.tasks import QuestionStream
 from deepseek_jax.evaluation.conversation_loss import ConversationLoss
@@ -24,7 +25,7 @@ from deepseek_jax.recipes.pretrain import train_base
 from deepseek_jax.recipes.reinforce import fitting, reinforce
 from deepseek_jax.recipes.rejection import read_accepted, sample_accepted
 from deepseek_jax.recipes.sft import fine_tune, packed_conversations
-from deepseek_jax.recipes.sft_data import check_conversations, packed
+from deepseek_jax.recipes.sft_data import check_conversations, packed, rows_of
 from deepseek_jax.recipes.start import load_policy
 from deepseek_jax.rewards import Rewards
 from deepseek_jax.training.metrics import MetricsWriter
@@ -83,11 +84,8 @@ class DistillStages:
                 model=teacher.model, base=teacher.base, tokenizer=teacher.tokenizer
             )
             return self._taught(teacher.fine_tune, self._pretrained("teacher_base", start))
-        path = Path(teacher.path)
-        record = path.parent / "stage.json"  # where a recipe of stages left it
-        content = json.loads(record.read_text()) if record.exists() else str(path)
-        own = content_hash([content, teacher.model])
-        return Made("teacher", own, path, teacher.model, teacher.tokenizer)
+        own = content_hash([fingerprint(teacher.path), teacher.tokenizer, teacher.model])
+        return Made("teacher", own, Path(teacher.path), teacher.model, teacher.tokenizer)
 
     def text(self, teacher):
         """The right answers of the teacher to puzzles: (their hash, dicts of question and solution)."""
@@ -111,7 +109,7 @@ class DistillStages:
         start = self.settings.built(StartSettings, "starts")[name]
         if start.init_from is None:
             return self._pretrained(f"starts/{name}", start)
-        own = content_hash(dataclasses.asdict(start))
+        own = content_hash([fingerprint(start.init_from), dataclasses.asdict(start)])
         given = Path(start.init_from), start.model, start.init_from, start.max_position_embeddings
         return Made(f"starts/{name}", own, *given)
 
@@ -199,7 +197,8 @@ class DistillStages:
         def train(folder):
             policy, params, tokenizer = base.load(self.mesh)
             _, shares = batch_share(self.mesh)
-            check_conversations(settings, policy, tokenizer, conversations, "teacher's", shares)
+            checked = policy, tokenizer, conversations, "teacher's", shares
+            check_conversations(*checked, rows_of(settings), "config.teacher.fine_tune")
             batches = list(packed(settings, tokenizer, held_out, num_epochs=1))
             loss_of = ConversationLoss(policy, batches, self.mesh)
             source = packed_conversations(settings, tokenizer, conversations, loss_of, self.mesh)

@@ -1,13 +1,14 @@
 """One student: its batches, with or without the teacher's targets from disk, its watch, and its training."""
 
 import dataclasses
+import functools
 from pathlib import Path
 
 import jax
 from jax.sharding import Mesh
 
 from deepseek_jax.data.cached_targets import pack_targets, write_targets
-from deepseek_jax.data.conversations import pack_conversations
+from deepseek_jax.data.conversations import pack_conversations, weighed_tokens
 from deepseek_jax.data.paired_conversations import pack_paired
 from deepseek_jax.evaluation.conversation_loss import ConversationLoss
 from deepseek_jax.losses.objective import Objective
@@ -24,6 +25,8 @@ from deepseek_jax.recipes.distill_source import (
     prompts_of,
 )
 from deepseek_jax.recipes.distill_update import train_student
+from deepseek_jax.recipes.sft_data import check_conversations
+from deepseek_jax.recipes.start import ending_turns
 
 MOST_PROMPTS = 4096  # that on-policy rows are drawn from
 
@@ -46,12 +49,14 @@ class StudentRun:
         where no term asks it.
         """
         policy, params, tokenizer = start
+        policy = ending_turns(policy, tokenizer, self.settings.template)
         if self.student.sequence_length > policy.max_position_embeddings:
             raise ValueError(
                 f"config.students.{self.name}.sequence_length={self.student.sequence_length} is beyond the "
                 f"{policy.max_position_embeddings} positions of its start; lower it, or raise "
                 f"config.starts.{self.student.start}.max_position_embeddings"
             )
+        self.check_texts(policy, tokenizer)
         objective = self.objective(policy, tokenizer, taught)
         watch = self._watch(policy, tokenizer)
         source = DistillSource(
@@ -66,8 +71,9 @@ class StudentRun:
                 HELD_OUT_LOSS: lambda step: watch.latest,
             },
             eval_every=self.student.eval_every,
+            learns_texts=self.student.loss.learns_texts(),
         )
-        return policy, train_student(
+        params = train_student(
             self.student,
             objective,
             params,
@@ -79,6 +85,22 @@ class StudentRun:
             writer=writer,
             should_stop=should_stop,
         )
+        end = self.student.num_steps
+        writer.start(self.name, end)  # a run cut short here measures again
+        writer.write(end, watch(params), phase=self.name)
+        return policy, params
+
+    def check_texts(self, policy, tokenizer):
+        """As sft_data.check_conversations, of the texts of every task."""
+        _, shares = batch_share(self.mesh)
+        rows = self._rows() | {"template": self.settings.template}
+        for name, task in self.tasks.items():
+            for part, count, kind in (
+                (task.train, shares, f"{name} training"),
+                (task.held_out, 1, f"{name} held-out"),
+            ):
+                checked = policy, tokenizer, part, kind, count, rows
+                check_conversations(*checked, f"config.students.{self.name}")
 
     def objective(self, policy, tokenizer, taught):
         """losses.objective.Objective of config.students.NAME.loss. Raises ValueError where the teacher's
@@ -119,16 +141,17 @@ class StudentRun:
             )
         return ()
 
+    def _rows(self):
+        return {
+            "sequence_length": self.student.sequence_length,
+            "batch_size": self.student.batch_size,
+            "packing": self.settings.packing,
+        }
+
     def _packing(self, **more):
         share, shares = batch_share(self.mesh)
-        return dict(
-            sequence_length=self.student.sequence_length,
-            batch_size=self.student.batch_size,
-            seed=self.student.seed,
-            packing=self.settings.packing,
-            process_index=share,
-            process_count=shares,
-        ) | dict(more)
+        own = dict(seed=self.student.seed, process_index=share, process_count=shares)
+        return self._rows() | own | more
 
     def _batches(self, tokenizer, taught):
         temperature = self.settings.mixing_temperature
@@ -151,10 +174,17 @@ class StudentRun:
                 f"config.students.{self.name}.loss.top_k={loss.top_k}: one process writes the teacher's "
                 "targets; train on one, or set it to None"
             )
-        rows = self._packing(packing=False, template=self.settings.template, num_epochs=1)
-        batches = pack_conversations(conversations, tokenizer, **rows)
-        options = dict(vocab_size=loss.vocab_size, temperature=loss.temperature_at(0))
-        records = top_k_records(*taught[:2], batches, loss.top_k, **options)
+        render = functools.partial(weighed_tokens, tokenizer, template=self.settings.template)
+        texts = (render(conversations[i], i) for i in range(len(conversations)))
+        records = top_k_records(
+            *taught[:2],
+            texts,
+            loss.top_k,
+            sequence_length=self.student.sequence_length,
+            batch_size=self.student.batch_size,
+            vocab_size=loss.vocab_size,
+            temperature=loss.temperature_at(0),
+        )
         return write_targets(records, loss.top_k, self.folder / "targets" / name)
 
     def _watch(self, policy, tokenizer):

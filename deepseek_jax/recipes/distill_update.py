@@ -9,7 +9,7 @@ from deepseek_jax.losses.objective import PROJECTIONS
 from deepseek_jax.parallel.processes import say
 from deepseek_jax.recipes.distill_source import HELD_OUT_LOSS, without_projections
 from deepseek_jax.recipes.phase import run_phase, state_maker
-from deepseek_jax.training.step import make_train_step
+from deepseek_jax.training.step import make_train_step, over_micro_batches
 
 
 def train_student(
@@ -48,7 +48,8 @@ def train_student(
             checked = True
             if int(state.step) == 0:
                 path = f"config.students.{phase}.loss"
-                check_first(objective, state.params, batch, teacher_params, path)
+                parts = settings.micro_batches
+                check_first(objective, state.params, batch, teacher_params, path, parts)
         return update(state, batch, rng, teacher_params)
 
     params = run_phase(
@@ -65,24 +66,32 @@ def train_student(
     return without_projections(params)
 
 
-def check_first(objective, params, batch, teacher_params, path):
+def check_first(objective, params, batch, teacher_params, path, micro_batches=1):
     """Raise ValueError, naming its weight in the block `path`, for a term that counts and yet does nothing:
     its value is 0 or not finite, or its gradient in the student's own parameters.
+
+    Takes the memory of an update: one micro-batch after another, whose values add up; of their gradients the
+    largest norm counts. Returns the values by name.
     """
 
     @jax.jit
     def measure(params, batch, teacher_params):
         projections = {k: v for k, v in params.items() if k == PROJECTIONS}
 
-        def terms(own):
-            return objective.terms(own | projections, batch, teacher_params)
+        def of_part(part):
+            def terms(own):
+                return objective.terms(own | projections, part, teacher_params)
 
-        return gradient_norms(terms, without_projections(params))
+            return gradient_norms(terms, without_projections(params))
+
+        values, norms = over_micro_batches(of_part, batch, micro_batches)
+        return jax.tree.map(lambda x: x.sum(), values), jax.tree.map(lambda x: x.max(), norms)
 
     values, norms = jax.device_get(measure(params, batch, teacher_params))
     shown = (f"{name} {value:.4g} (gradient {norms[name]:.3g})" for name, value in values.items())
     say(f"terms at the first update: {', '.join(shown)}")
     check_terms(objective.weights, values, norms, path)
+    return values
 
 
 def _projections(objective, mesh, seed):

@@ -10,6 +10,7 @@ import json
 import jax
 
 from deepseek_jax.checkpoint import is_orbax, save_orbax
+from deepseek_jax.checkpoint.folder import fingerprint
 from deepseek_jax.data.generated import dataset_folder
 from deepseek_jax.data.ngrams import Evaluation
 from deepseek_jax.data.questions import distinct, evaluation_texts, read_questions
@@ -109,11 +110,11 @@ def _measured_on(settings, held_out):
 def _checkpoint(settings, mesh, workdir, should_stop, questions):
     """(the teacher's checkpoint, the name of its tokenizer, what stands for it in the lineage).
 
-    For a checkpoint that is its path: whoever writes others there has to take another workdir. A base is
-    pre-trained on the mesh of all processes. questions: looked at before that.
+    A base is pre-trained on the mesh of all processes. questions: looked at before that.
     """
     if settings.init_from is not None:
-        named = {"init_from": settings.init_from, "model": settings.model}
+        named = {"init_from": fingerprint(settings.init_from), "model": settings.model}
+        named["tokenizer"] = settings.tokenizer
         return settings.init_from, settings.tokenizer, named
     policy, _, tokenizer = starting_policy(settings, mesh)
     with_prompts(settings, policy, tokenizer, questions)  # for what it raises

@@ -26,7 +26,7 @@ from deepseek_jax.recipes.reward_data import load_preferences, with_ids
 from deepseek_jax.recipes.reward_model import train_reward_model
 from deepseek_jax.recipes.scenarios import ScenarioRewards, scenario_questions, scenario_rewards
 from deepseek_jax.recipes.sft import fine_tune, packed_conversations
-from deepseek_jax.recipes.sft_data import check_conversations, packed
+from deepseek_jax.recipes.sft_data import check_conversations, packed, rows_of
 from deepseek_jax.training.metrics import MetricsWriter
 
 ORDER = ("base", "zero", "traces", "cold_start", "reasoning", "judge", "rejection", "judged", "sft")
@@ -241,8 +241,8 @@ class Stages:
         def train(folder):
             conversations = worked_conversations(examples)
             _, shares = batch_share(self.mesh)
-            checked = settings, self.policy, self.tokenizer, conversations
-            check_conversations(*checked, f"{name} training", shares)
+            checked = self.policy, self.tokenizer, conversations, f"{name} training", shares
+            check_conversations(*checked, rows_of(settings), f"config.{name}")
             held_out = worked_conversations(puzzles.held_out)
             batches = packed(settings, self.tokenizer, held_out, num_epochs=1)
             loss_of = ConversationLoss(self.policy, list(batches), self.mesh)

@@ -23,9 +23,15 @@ from deepseek_jax.recipes.sft_data import (
     held_out_prompts,
     load_conversations,
     packed,
+    rows_of,
 )
 from deepseek_jax.recipes.sft_settings import SftSettings
-from deepseek_jax.recipes.start import check_positions, check_rows, starting_policy
+from deepseek_jax.recipes.start import (
+    check_positions,
+    check_rows,
+    ending_turns,
+    starting_policy,
+)
 from deepseek_jax.rewards import Rewards
 from deepseek_jax.training.metrics import MetricsWriter
 
@@ -44,12 +50,14 @@ def run(config, mesh, workdir, should_stop):
     models = load_model_rewards(settings.reward_models, mesh)
     with Rewards(settings.rewards, models=models) as rewards:
         policy, params, tokenizer = starting_policy(settings, mesh)
+        policy = ending_turns(policy, tokenizer, settings.data.template)
         check_positions(settings, policy)
         train, held_out = load_conversations(settings, workdir / "data")
         _, shares = batch_share(mesh)
-        check_conversations(settings, policy, tokenizer, train, "training", shares)
-        check_conversations(settings, policy, tokenizer, held_out, "held-out", 1)
-        prompts, examples, end_id = held_out_prompts(settings, policy, tokenizer, held_out)
+        rows = rows_of(settings)
+        check_conversations(policy, tokenizer, train, "training", shares, rows)
+        check_conversations(policy, tokenizer, held_out, "held-out", 1, rows)
+        prompts, examples = held_out_prompts(settings, policy, tokenizer, held_out)
         rewards.check(examples)
         if params is None:
             base, seed = settings.base, settings.seed
@@ -57,7 +65,7 @@ def run(config, mesh, workdir, should_stop):
         batches = packed(settings, tokenizer, held_out, num_epochs=1)
         loss_of = ConversationLoss(policy, list(batches), mesh)
         measure = functools.partial(
-            _measure, settings, policy, tokenizer, prompts, examples, end_id, rewards, loss_of
+            _measure, settings, policy, tokenizer, prompts, examples, rewards, loss_of
         )
         before = remembered(workdir / "before.json", lambda: measure(params))
         source = packed_conversations(settings, tokenizer, train, loss_of, mesh)
@@ -101,7 +109,7 @@ def fine_tune(settings, policy, params, source, mesh, folder, *, writer, should_
     return fit(settings, loss_fn, params, source, mesh, folder, **running)
 
 
-def _measure(settings, policy, tokenizer, prompts, examples, end_id, rewards, loss_of, params):
+def _measure(settings, policy, tokenizer, prompts, examples, rewards, loss_of, params):
     """The held-out conversations' loss, and the scores of answers to their last questions."""
     return {
         "loss": loss_of(params),
@@ -115,7 +123,7 @@ def _measure(settings, policy, tokenizer, prompts, examples, end_id, rewards, lo
             accuracy=settings.accuracy,
             temperature=settings.answers.temperature,
             max_completion_length=settings.answers.max_completion_length,
-            eos_ids=(tokenizer.eos_id, end_id, *policy.eos_ids),
+            eos_ids=(tokenizer.eos_id, *policy.eos_ids),
             seed=settings.seed,
             slots=settings.answers.slots,
         ),

@@ -3,7 +3,11 @@
 import numpy as np
 
 from deepseek_jax.data.conversations import last_prompt, pack_conversations, render_numbered
-from deepseek_jax.data.messages import read_conversations, worked_conversations
+from deepseek_jax.data.messages import (
+    read_conversations,
+    what_it_answers,
+    worked_conversations,
+)
 from deepseek_jax.data.sources import hold_out
 from deepseek_jax.parallel.processes import say
 from deepseek_jax.recipes.grpo_settings import TASKS
@@ -19,7 +23,7 @@ def load_conversations(settings, folder):
     data = settings.data
     if data.path is not None:
         source = read_conversations(data.path, folder, data.split)
-        return hold_out(source, data.num_held_out)
+        return hold_out(source, data.num_held_out, what_it_answers)
     if data.task not in TASKS:
         raise ValueError(
             f"config.data.task={data.task!r} is none of {list(TASKS)}; or set config.data.path"
@@ -28,13 +32,14 @@ def load_conversations(settings, folder):
     return worked_conversations(task.train), worked_conversations(task.held_out)
 
 
-def check_conversations(settings, config, tokenizer, source, kind, shares):
+def check_conversations(config, tokenizer, source, kind, shares, rows, path="config"):
     """Render the first CHECKED conversations, and say what they are like and how many are too long.
 
-    Raises ValueError where one cannot be rendered or goes beyond the model's vocabulary, and where one of
-    `shares` that the processes read would have none that fits a row: it would search for ever.
+    rows: of rows_of, from the config block `path`. Raises ValueError where one cannot be rendered or goes
+    beyond the model's vocabulary, and where one of `shares` that the processes read would have none that fits
+    a row: it would search for ever.
     """
-    template, length = settings.data.template, settings.sequence_length
+    template, length = rows["template"], rows["sequence_length"]
     lengths, targets = [], []
     for index in range(min(len(source), CHECKED)):
         ids, is_target = render_numbered(tokenizer, source[index], index, template=template)
@@ -50,22 +55,22 @@ def check_conversations(settings, config, tokenizer, source, kind, shares):
     if not all(fits[share::shares].any() for share in range(shares)):
         raise ValueError(
             f"only {fits.sum()} of the first {len(fits)} {kind} conversations fit in "
-            f"config.sequence_length={length}; the shortest has {lengths.min()} tokens"
+            f"{path}.sequence_length={length}; the shortest has {lengths.min()} tokens"
         )
     fitting = lengths[fits]
-    rows = fits.mean() * len(source) * (fitting.mean() / length if settings.data.packing else 1)
+    filled = fits.mean() * len(source) * (fitting.mean() / length if rows["packing"] else 1)
     say(
         f"{len(source)} {kind} conversations; {len(fits)} looked at: {fitting.mean():.1f} tokens on average, "
         f"{targets[fits].mean():.1f} of them learned, {(~fits).sum()} longer than {length} and left out; "
-        f"about {rows / settings.batch_size:.1f} batches"
+        f"about {filled / rows['batch_size']:.1f} batches"
     )
 
 
 def held_out_prompts(settings, config, tokenizer, source):
-    """(prompts, examples, end_id): what is asked of the first held-out conversations that fit a row.
+    """(prompts, examples): what is asked of the first held-out conversations that fit a row.
 
     prompts: ids up to the last assistant's text. examples: by which an answer is scored; of conversations
-    that bring no question and answer of their own, the last two messages. end_id ends an answer.
+    that bring no question and answer of their own, the last two messages.
     Raises ValueError where prompt and answer go beyond the positions that the model knows.
     """
     prompts, examples = [], []
@@ -89,18 +94,19 @@ def held_out_prompts(settings, config, tokenizer, source):
             f"{settings.answers.max_completion_length} behind the longest prompt makes {longest} tokens, "
             f"beyond the model's max_position_embeddings={config.max_position_embeddings}; lower it"
         )
-    return prompts, examples, ids[-1]
+    return prompts, examples
+
+
+def rows_of(settings):
+    """The rows that settings ask for, as data.conversations.pack_conversations takes them."""
+    return {
+        "template": settings.data.template,
+        "sequence_length": settings.sequence_length,
+        "batch_size": settings.batch_size,
+        "packing": settings.data.packing,
+    }
 
 
 def packed(settings, tokenizer, source, **kwargs):
     """data.conversations.pack_conversations as the settings say."""
-    return pack_conversations(
-        source,
-        tokenizer,
-        template=settings.data.template,
-        sequence_length=settings.sequence_length,
-        batch_size=settings.batch_size,
-        seed=settings.seed,
-        packing=settings.data.packing,
-        **kwargs,
-    )
+    return pack_conversations(source, tokenizer, seed=settings.seed, **rows_of(settings), **kwargs)

@@ -3,6 +3,7 @@
 import dataclasses
 
 from deepseek_jax.checkpoint import is_orbax, load_orbax
+from deepseek_jax.data.conversations import end_of_turn
 from deepseek_jax.parallel.shard import check_batch
 from deepseek_jax.recipes.blocks import RunSettings, build_model, load_pretrained
 from deepseek_jax.recipes.corpus import SMALL_WORLDS, base_tokenizer
@@ -24,6 +25,18 @@ def starting_policy(settings, mesh):
         )
     settings.base.check("config.base", policy, mesh)
     return policy, None, tokenizer
+
+
+def ending_turns(policy, tokenizer, template):
+    """The ModelConfig with the token that ends an assistant's turn under this template among its eos_ids.
+
+    A base's tokenizer ends documents, not turns: sampled after fine-tuning on a chat template, such a policy
+    would go on behind its answer.
+    """
+    end_id = end_of_turn(tokenizer, template)
+    if end_id in policy.eos_ids:
+        return policy
+    return dataclasses.replace(policy, eos_token_id=(*policy.eos_ids, end_id))
 
 
 def check_rows(settings, mesh):

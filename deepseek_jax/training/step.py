@@ -78,8 +78,7 @@ def _accumulated(gradients, micro_batches):
     """The same function, run on one micro-batch after another; gradients add up in float32."""
 
     def run(params, batch, rng):
-        rows = {name: _split(name, x, micro_batches) for name, x in batch.items() if x.ndim}
-        scalars = {name: x for name, x in batch.items() if not x.ndim}
+        rows, scalars = _cut(batch, micro_batches)
 
         def body(total, xs):
             index, micro = xs
@@ -96,6 +95,18 @@ def _accumulated(gradients, micro_batches):
         return (loss.sum(), metrics), grads
 
     return run
+
+
+def over_micro_batches(function, batch, micro_batches):
+    """function(part of a batch), one after the other as make_train_step cuts them: its results, stacked."""
+    rows, scalars = _cut(batch, micro_batches)
+    return jax.lax.map(lambda micro: function(micro | scalars), rows)
+
+
+def _cut(batch, micro_batches):
+    """(arrays [micro_batches, b / micro_batches, ...], scalars) of a batch, by name."""
+    rows = {name: _split(name, x, micro_batches) for name, x in batch.items() if x.ndim}
+    return rows, {name: x for name, x in batch.items() if not x.ndim}
 
 
 def _split(name, array, micro_batches):

@@ -11,6 +11,7 @@ import pytest
 from deepseek_jax.data.byte_tokenizer import byte_tokenizer
 from deepseek_jax.data.chat import R1_ZERO_TEMPLATE, render_prompt
 from deepseek_jax.data.conversations import (
+    end_of_turn,
     last_prompt,
     pack_conversations,
     render_conversation,
@@ -164,6 +165,12 @@ def test_what_cannot_be_rendered_is_refused(messages, template, words):
     """Oracle: the words a reader needs."""
     with pytest.raises(ValueError, match=words):
         render_conversation(BYTES, messages, template=template)
+
+
+def test_a_turn_ends_as_the_template_has_it(smollm2):
+    """Oracle: SmolLM2's own special token; a template of text ends with the tokenizer's eos."""
+    assert end_of_turn(smollm2, "chat") == smollm2.backend.token_to_id("<|im_end|>")
+    assert end_of_turn(BYTES, QUESTION) == BYTES.eos_id
 
 
 def test_an_end_token_within_a_text_is_refused(smollm2):

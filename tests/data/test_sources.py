@@ -177,6 +177,18 @@ def test_held_out_documents_are_the_last_and_the_others_stay(tmp_path):
                 part[len(part)]
 
 
+def test_what_shares_a_key_with_a_held_out_document_is_left_out():
+    """Oracle: by hand: the last two are held out, and with them the first, which is about the same as one."""
+    source = [{"text": text, "about": about} for text, about in ("ax", "by", "cz", "dx", "ez")]
+    train, held = hold_out(source, 1, lambda record: record["about"])
+    assert [record["text"] for record in train] == ["a", "b", "d"]
+    train, held = hold_out(source, 2, lambda record: record["about"])
+    assert [record["text"] for record in train] == ["b"]
+    assert [record["text"] for record in held] == ["d", "e"]
+    with pytest.raises(ValueError, match="config.data.num_held_out=1 of 4 records holds out"):
+        hold_out(source[:1] * 4, 1, lambda record: record["about"])
+
+
 @pytest.mark.parametrize("num_held_out", [0, -1, 5, 6])
 def test_holding_out_nothing_or_everything_is_refused(num_held_out):
     """Oracle: the message names the field and the bounds."""

@@ -8,7 +8,9 @@ from pathlib import Path
 import pytest
 
 from configs import distill_small
+from deepseek_jax.models import count_params
 from deepseek_jax.recipes.blocks import build_model
+from launch import compare
 from launch.chips import CHIPS, DEVICES
 from launch.compare import SMALL, check_workload, named_models
 
@@ -55,10 +57,33 @@ def test_mistakes_name_what_is_allowed():
 
 def test_what_is_measured_is_the_small_teacher_and_its_students():
     """Oracle: configs/distill_small.py, whose vocabulary is larger."""
-    config = distill_small.get_config()
+    config = distill_small.get_config("teacher=made")
     models = [config.teacher.model, *(start.model for start in config.starts.values())]
     ours = {(m.model_type, m.hidden_size) for m in named_models(SMALL).values()}
     assert ours == {(m.model_type, m.hidden_size) for m in map(build_model, models)}
+
+
+def test_the_small_models_are_timed_in_turn(monkeypatch):
+    """Oracle: their parameters, and a speed above 0 of each; the first's ratio is 1."""
+    monkeypatch.setitem(compare.MEASURED, "new_tokens", 4)
+    monkeypatch.setitem(compare.MEASURED, "repeats", 1)
+    models = named_models(SMALL)
+    table = compare.measured(models)
+    names, parameters, _, speeds, ratios = (list(column.cells) for column in table.columns)
+    assert names == list(SMALL)
+    assert parameters == [f"{count_params(config):,}" for config in models.values()]
+    assert all(float(speed.replace(",", "")) > 0 for speed in speeds) and float(ratios[0]) == 1
+
+
+def test_what_is_claimed_is_said_to_hold_or_not():
+    """Oracle: by hand: 671,026,419,200 parameters over the 7,615,616,512 of Qwen2.5-7B; and nothing of the
+    speed of a student that is not there.
+    """
+    done = compared("--models=deepseek_v3,r1_distill_qwen_7b")
+    assert done.returncode == 0, done.stderr
+    claim = re.search(r"all parameters +95.9 +(\S+) +(\S.*\S)", done.stdout)
+    assert claim.groups() == (f"{671_026_419_200 / 7_615_616_512:.3g}", "holds")
+    assert "inference speed" not in done.stdout
 
 
 def test_a_device_is_its_share_of_a_chip():

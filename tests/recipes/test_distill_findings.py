@@ -1,5 +1,7 @@
 """What pairs of students tell over several runs, and what a student took."""
 
+import dataclasses
+import functools
 import json
 
 import jax
@@ -89,15 +91,19 @@ def test_compute_is_counted_by_pass(tmp_path):
     sampled = on_policy.prompts * distill_study.NUM_STEPS
     wanted = sampled * (64 * (own + taught / 3) + on_policy.max_completion_length * own / 3)
     np.testing.assert_allclose(found["on_policy"], wanted)
-    lines = [dict(step=i, phase="rl", tokens=30, sampled_tokens=60) for i in range(2)]
+    line = dict(phase="rl", positions=50, prefilled_positions=20, sampled_tokens=60)
+    lines = [dict(step=i, **line) for i in range(2)]
     (tmp_path / "m.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     rl = settings.built_reinforced()["reinforcement"]
     length = rl.rollout.max_prompt_length + rl.rollout.max_completion_length
     own = useful_flops(student, length, trains_mtp=False)
-    wanted = own * (60 + 120 / 3)
-    np.testing.assert_allclose(
-        distill_compute.reinforced(rl, student, tmp_path / "m.jsonl", "rl"), wanted
-    )
+    counted = functools.partial(distill_compute.reinforced, policy=student, phase="rl")
+    counted = functools.partial(counted, metrics_path=tmp_path / "m.jsonl")
+    np.testing.assert_allclose(counted(rl), own * (100 + (40 + 120) / 3))
+    # Two epochs, whose old log-probabilities take a forward pass, and the reference's another
+    more = dict(epochs=2, loss=dataclasses.replace(rl.loss, kl_coef=0.1))
+    twice = dataclasses.replace(rl, **more)
+    np.testing.assert_allclose(counted(twice), own * (200 + (2 * 100 + 40 + 120) / 3))
 
 
 @pytest.mark.slow
