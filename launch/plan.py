@@ -16,7 +16,6 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a checkout runs uninstalled
 
 from absl import app, flags
-from ml_collections import config_flags
 
 from deepseek_jax.recipes import settings
 from launch import train
@@ -34,7 +33,7 @@ ENVIRONMENT = {
 
 
 def define_flags():
-    config_flags.DEFINE_config_file("config", None, "The experiment: FILE.py or FILE.py:ARG.")
+    train.define_config()
     flags.DEFINE_string("topology", None, f"The TPU slice, as in {EXAMPLES}.")
     flags.DEFINE_string("stage", None, "The one stage to plan; default all.")
     flags.mark_flags_as_required(["config", "topology"])

@@ -46,7 +46,7 @@ class Run(NamedTuple):
 
 
 def define_flags():
-    config_flags.DEFINE_config_file("config", None, "The experiment: FILE.py or FILE.py:ARG.")
+    train.define_config()
     flags.DEFINE_string("sweep", None, "FILE.py with sweep(config) -> a list of overrides.")
     flags.DEFINE_string("workdir", None, "Where the runs are kept; default runs/CONFIG_SWEEP.")
     flags.DEFINE_integer("jobs", 1, "Runs at a time.", lower_bound=1)
@@ -94,7 +94,10 @@ def _override(config, field, value):
     for block in blocks:
         config = config[block]
     if last not in config:
-        raise LookupError(f"{last!r} is no field; {settings.suggest(last, config)}")
+        raise LookupError(
+            f"{last!r} is no field of the config; {settings.suggest(last, config)}; a default that the file "
+            f"does not spell out comes in by --config.{field}=VALUE"
+        )
     config[last] = value
 
 

@@ -74,8 +74,16 @@ def find_recipe(name):
     return importlib.import_module(f"{recipes.__name__}.{name}").run
 
 
+def define_config():
+    """--config, whose fields can be overridden, those that the file leaves at a recipe's default too."""
+    # Unknown ones are for the recipe to find: settings.build knows every block and its fields
+    unlocked = dict(lock_config=False, accept_new_attributes=True)
+    told = "The experiment: FILE.py or FILE.py:ARG."
+    config_flags.DEFINE_config_file("config", None, told, **unlocked)
+
+
 def define_flags():
-    config_flags.DEFINE_config_file("config", None, "The experiment: FILE.py or FILE.py:ARG.")
+    define_config()
     flags.DEFINE_string("workdir", None, "Where the run is kept; default runs/FILE_ARG_seedN.")
     flags.DEFINE_bool("distributed", False, "Run as one of several processes (Slurm, GKE, TPU).")
     flags.mark_flag_as_required("config")
@@ -119,11 +127,11 @@ def _flag_message(error, argv):
         # get_config's ValueError comes wrapped, its traceback in the message: take its own words
         own = isinstance(cause, ValueError) and "Error whilst parsing config" in str(error)
         return str(cause if own else error)
-    return _unknown_override(argv)
+    return _unknown_block(argv)
 
 
-def _unknown_override(argv):
-    """What is wrong with the first --config.FIELD that the config does not have."""
+def _unknown_block(argv):
+    """What is wrong with the first --config.BLOCK.FIELD whose block the config does not have."""
     known = flags.FlagValues()
     flags.DEFINE_string("config", None, "", flag_values=known)
     known(argv, known_only=True)
@@ -133,9 +141,10 @@ def _unknown_override(argv):
         for part in name.split(".")[1:] if name.startswith("config.") else ():
             fields = block if isinstance(block, ConfigDict) else {}
             if part not in fields:
-                return f"{path}.{part} is not a field; {settings.suggest(part, fields)}"
+                whole = f"give it whole, as --{path}.{part}=\"{{'FIELD': VALUE}}\""
+                return f"{path}.{part} is no block of the file; {whole}; {settings.suggest(part, fields)}"
             block, path = block[part], f"{path}.{part}"
-    raise AssertionError("config_flags refused an override that names a field")
+    raise AssertionError("config_flags refused an override of a block that is there")
 
 
 def fail(message):

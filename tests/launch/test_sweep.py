@@ -112,7 +112,7 @@ def test_mistakes_name_what_is_wrong(tmp_path):
     """Oracle: the words a reader needs."""
     config = ConfigDict(dict(seed=7))
     for overrides, words in (
-        ([{"sed": 1}], "'sed' is no field; did you mean seed"),
+        ([{"sed": 1}], "'sed' is no field of the config; did you mean seed"),
         ([{"seed": "one"}], "--sweep: seed=one"),
         ([{"seed": 1}, {"seed": 1}], "overrides of its own"),
         ([{}], "overrides of its own"),

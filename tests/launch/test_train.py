@@ -14,6 +14,9 @@ from deepseek_jax.parallel import MESH_AXES
 from launch import train
 
 ROOT = Path(__file__).resolve().parents[2]
+SMALL = (
+    ROOT / "configs" / "grpo_small.py"
+)  # which leaves minibatches and clip_eps_high at their defaults
 COUNT = "--xla_force_host_platform_device_count={}"
 CONFIG = """
 from ml_collections import ConfigDict
@@ -150,7 +153,13 @@ def test_another_config_in_a_work_directory_is_one_message_and_nothing_is_touche
 @pytest.mark.parametrize(
     "args, words",
     [
-        ("--config=tiny.py --config.stepps=3", "config.stepps is not a field; did you mean steps?"),
+        (
+            "--config=tiny.py --config.mesg.x=3",
+            "config.mesg is no block of the file; give it whole",
+        ),
+        (f"--config={SMALL} --config.num_step=3", "config.num_step is not a field; did you mean"),
+        (f"--config={SMALL} --config.minibatches=3", "does not split into minibatches=3"),
+        (f"--config={SMALL} --config.loss.clip_eps_high=0", "config.loss.clip_eps_high=0.0"),
         ("--config=tiny.py:stepps=3", "'stepps' is not a key; did you mean steps?"),
         (
             "--config=tiny.py --config.recipe=poling",
@@ -170,7 +179,7 @@ def test_a_mistake_is_one_message_exit_status_two_and_leaves_nothing(folder, arg
     """Oracle: the words a reader needs, no traceback, no file in a work directory."""
     status, _, err = launched(folder, *args.split())
     assert status == 2 and words in err and "Traceback" not in err, err
-    assert not list(folder.glob("runs/tiny/*"))
+    assert not list(folder.glob("runs/*/*"))
 
 
 def test_an_error_out_of_a_library_keeps_its_traceback(folder):
