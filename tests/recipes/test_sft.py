@@ -225,10 +225,10 @@ def test_two_processes_give_the_losses_that_one_has_of_both_shares():
 
 
 def write_conversations(path, weight):
-    """Ten questions, answered in two ways each: what says 2 weighs `weight`, 3 one."""
+    """Twenty questions, answered in two ways each: what says 2 weighs `weight`, 3 one."""
     lines = []
     for k in range(40):
-        messages = turns(f"What is {k // 4} + 1 + 1?", "23"[k % 2])
+        messages = turns(f"What is 1 + {k // 8} + {k // 2 % 4}?", "23"[k % 2])
         lines.append(json.dumps({"messages": messages, "weight": [weight, 1.0][k % 2]}))
     path.write_text("\n".join(lines))
     return str(path)
