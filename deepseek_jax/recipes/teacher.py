@@ -12,11 +12,11 @@ import numpy as np
 from jax.sharding import Mesh
 
 from deepseek_jax.data.questions import render_question
-from deepseek_jax.evaluation.held_out import completion_texts
 from deepseek_jax.parallel.processes import any_on, barrier, say
 from deepseek_jax.recipes.generate_settings import GenerateSettings
 from deepseek_jax.recipes.reinforce import check_length, fitting
-from deepseek_jax.recipes.start import load_policy
+from deepseek_jax.recipes.sample_log import SampleLog
+from deepseek_jax.recipes.start import ending_turns, load_policy
 from deepseek_jax.rollout import generate
 from deepseek_jax.training.loop import STOPPED
 
@@ -39,7 +39,10 @@ class Teacher:
     def loaded(self):
         """(ModelConfig, params, Tokenizer)."""
         overrides = {} if self.settings.base else self.settings.model
-        return load_policy(self.checkpoint, overrides, self.mesh, self.tokenizer_name)
+        policy, params, tokenizer = load_policy(
+            self.checkpoint, overrides, self.mesh, self.tokenizer_name
+        )
+        return ending_turns(policy, tokenizer, self.settings.data.template), params, tokenizer
 
     def answer(self, folder, examples, *, n, rewards=None):
         """Have every example answered n times, in files of `folder`; what is there already stays.
@@ -48,7 +51,8 @@ class Teacher:
         config.data.opening at its front; tokens, of the completion; finished; and where rewards are given,
         reward and parts, None where there is none. The same call writes the same bytes, whatever was there
         before and however many processes share the work (in float32; see rollout.generate). Prompts that are
-        too long are left out, and counted. Stops, on should_stop, with SystemExit(STOPPED) behind a chunk.
+        too long are left out, and counted. Stops, on should_stop, with SystemExit(STOPPED) once a completion
+        has ended: such ones lie in a SampleLog until their chunk is written, and are not sampled again.
         """
         policy, _, tokenizer = self.loaded
         fits = with_prompts(self.settings, policy, tokenizer, examples)
@@ -58,22 +62,36 @@ class Teacher:
         barrier(f"{folder}: all have seen what is there")
         group, place = divmod(jax.process_index(), self.settings.teacher_processes)
         own = left[group :: jax.process_count() // self.settings.teacher_processes]
-        for done, number in enumerate(own, start=1):
+        for number in own:
             start = number * self.settings.chunk_size
-            rows = self._rows(fits[start : start + self.settings.chunk_size], n, rewards)
+            log = SampleLog(paths[number].with_suffix(".ended"), writes=place == 0)
+            rows = self._rows(fits[start : start + self.settings.chunk_size], n, rewards, log)
             if place == 0:
                 _write_whole(paths[number], rows)
+            log.remove()
             say(f"{folder.name}: {paths[number].stem}{_summary(rows, rewards)}")
-            if any_on(self.mesh, self.should_stop()) and done < len(own):
-                say(f"{folder.name}: told to stop; this chunk is written. Run again to go on.")
-                raise SystemExit(STOPPED)
+            if number != own[-1]:
+                self._stop_if_told(log)
         barrier(f"{folder} is answered")
         return paths
 
-    def _rows(self, examples, n, rewards):
+    def _stop_if_told(self, log):
+        if any_on(self.mesh, self.should_stop()):
+            say(
+                f"{log.path.parent.name}: told to stop; what has ended is written. Run again to go on."
+            )
+            raise SystemExit(STOPPED)
+
+    def _rows(self, examples, n, rewards, log):
         policy, params, tokenizer = self.loaded
         sampling = self.settings.sampling
-        rollout = generate(
+
+        def keep(rows, rollout):
+            log.add(rows, rollout)
+            if len(log.done) < len(examples) * n:
+                self._stop_if_told(log)
+
+        generate(
             policy,
             params,
             [example["prompt_ids"] for example in examples],
@@ -84,16 +102,17 @@ class Teacher:
             eos_ids=(tokenizer.eos_id, *policy.eos_ids),
             seed=self.settings.seed,
             slots=sampling.slots,
+            done=list(log.done),
+            on_end=keep,
         )
         opening = self.settings.data.opening
         samples = [
-            {"text": opening + text, "tokens": int(mask.sum()), "finished": not truncated}
-            for text, mask, truncated in zip(
-                completion_texts(tokenizer, rollout),
-                rollout.completion_mask,
-                rollout.truncated.tolist(),
-                strict=True,
-            )
+            {
+                "text": opening + tokenizer.decode(line["ids"]),
+                "tokens": len(line["ids"]),
+                "finished": line["finished"],
+            }
+            for _, line in sorted(log.done.items())
         ]
         if rewards is not None:
             _score(samples, [example for example in examples for _ in range(n)], rewards)

@@ -65,6 +65,8 @@ def generate(
     seed=0,
     slots=32,
     speculative=False,
+    done=(),
+    on_end=None,
 ):
     """Sample n completions of every prompt.
 
@@ -72,9 +74,11 @@ def generate(
     takes the next request. A prompt is prefilled once for all its completions. What is sampled depends on
     seed, the prompt and the completion's number among all of that prompt, and on nothing else in the call
     (in float32; lower precisions round differently in another batch). speculative: draft tokens with the
-    model's multi-token prediction module, which changes the draws and not their distribution. Raises
-    ValueError on a prompt that is empty, out of vocabulary, or too long for max_position_embeddings, and on
-    speculative=True without such a module. Returns Rollout of len(prompts) * n rows.
+    model's multi-token prediction module, which changes the draws and not their distribution. done: rows that
+    are not sampled, and stay empty, for a caller that has them from an earlier call. on_end(rows, Rollout) is
+    told which rows have just ended, int[e], in the Rollout as it is by then. Raises ValueError on a prompt
+    that is empty, out of vocabulary, or too long for max_position_embeddings, and on speculative=True without
+    such a module. Returns Rollout of len(prompts) * n rows.
     """
     sampling = Sampling(float(temperature), float(top_p), top_k)
     sampling.check(config.vocab_size)
@@ -85,6 +89,10 @@ def generate(
         parts = drafting.PARTS
     fixed = config, sampling, tuple(eos_ids)
     requests = len(prompts) * n
+    left = np.setdiff1d(np.arange(requests), done)
+    result = _empty_rollout(requests, max_completion_length)
+    if not len(left):
+        return result
     slots = min(slots, requests)
     chunk_size = min(
         -(-slots // n), len(prompts)
@@ -94,20 +102,20 @@ def generate(
     tokens, lengths = _pad_prompts(prompts, chunk_size)
     state = parts.empty_slots(config, slots, tokens.shape[1], max_completion_length)
     tables = rotations(config, tokens.shape[1] + max_completion_length)
-    result = _empty_rollout(requests, max_completion_length)
     owner = np.full(slots, -1)  # the request in each slot
     seated, prefilled_chunk = 0, None
     while True:
         free = np.flatnonzero(owner < 0)
-        if seated < requests and len(free):
-            chunk = seated // (n * chunk_size)
+        if seated < len(left) and len(free):
+            chunk = left[seated] // (n * chunk_size)
             if chunk != prefilled_chunk:
                 rows = slice(chunk * chunk_size, (chunk + 1) * chunk_size)
                 prefilled = parts.prefill(config, weights, tables, tokens[rows], lengths[rows])
                 prefilled_chunk = chunk
-            count = min(len(free), requests - seated, (chunk + 1) * n * chunk_size - seated)
+            of_chunk = np.searchsorted(left, (chunk + 1) * n * chunk_size) - seated
+            count = min(len(free), of_chunk)
             request = np.zeros(slots, int)
-            request[free[:count]] = owner[free[:count]] = np.arange(seated, seated + count)
+            request[free[:count]] = owner[free[:count]] = left[seated : seated + count]
             filled = np.isin(np.arange(slots), free[:count])
             prompt = np.where(filled, request // n - chunk * chunk_size, 0)
             state = parts.seat(
@@ -115,17 +123,19 @@ def generate(
             )
             seated += count
         elif (owner >= 0).any():
-            state = parts.decode(*fixed, weights, tables, state, seated < requests)
+            state = parts.decode(*fixed, weights, tables, state, seated < len(left))
         else:
             return result
-        _collect(result, state, owner)
+        ended = _collect(result, state, owner)
+        if on_end is not None and len(ended):
+            on_end(ended, result)
 
 
 def _collect(result, state, owner):
-    """Copy the completions of slots that have ended to their requests' rows, and free the slots."""
+    """Copy the completions of slots that have ended to their requests' rows, and free the slots: -> these."""
     slot = np.flatnonzero(_whole(state.ended) & (owner >= 0))
     if not len(slot):
-        return
+        return slot
     request, length = owner[slot], _whole(state.length)[slot]
     sampled = np.arange(result.completion_ids.shape[1]) < length[:, None]
     result.completion_mask[request] = sampled
@@ -136,6 +146,7 @@ def _collect(result, state, owner):
         result.drafted[request] = _whole(state.drafting.drafted)[slot]
         result.accepted[request] = _whole(state.drafting.accepted)[slot]
     owner[slot] = -1
+    return request
 
 
 def _whole(array):

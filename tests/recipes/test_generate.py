@@ -16,6 +16,7 @@ from deepseek_jax.data.messages import read_conversations
 from deepseek_jax.data.sources import tfds_source
 from deepseek_jax.parallel import make_mesh
 from deepseek_jax.recipes import generate, teacher
+from deepseek_jax.recipes.sample_log import SampleLog
 from deepseek_jax.recipes.teacher import chunk_paths, read_rows
 from deepseek_jax.rewards.arithmetic import correct
 from deepseek_jax.training.loop import STOPPED
@@ -93,17 +94,31 @@ def test_a_run_writes_its_dataset_and_says_what_became_of_the_rest(finished):
     assert kept == len(wanted) and report["questions"]["numbers"] == {"kept": 6}
 
 
-def test_stopped_behind_each_chunk_it_ends_in_the_same_bytes(finished, with_base):
-    """Oracle: the bytes of the run that nothing interrupted; and of a complete one, run again."""
-    for done in (1, 2, 3):
+def test_stopped_behind_a_completion_it_ends_in_the_same_bytes_and_samples_none_twice(
+    finished, with_base, monkeypatch
+):
+    """Oracle: the bytes of the run that nothing interrupted, and of a complete one, run again; the number of
+    completions that ended: four chunks of three prompts, eight of each.
+    """
+    ended, add = [], SampleLog.add
+    monkeypatch.setattr(
+        SampleLog,
+        "add",
+        lambda log, rows, r: (ended.extend((log.path, row) for row in rows), add(log, rows, r)),
+    )
+    for _ in range(3):
+        before = len(ended)
         with pytest.raises(SystemExit) as stopped:
             run(with_base, should_stop=lambda: True)
-        assert stopped.value.code == STOPPED
-        assert len(list((with_base / "samples").glob("*.jsonl"))) == done
+        assert stopped.value.code == STOPPED and len(ended) > before
+        (log,) = (with_base / "samples").glob("*.ended")
+        with open(log, "a") as file:
+            file.write('{"row": 5, "ids": [1')  # as of a process that was killed
     run(with_base)
     assert made(with_base) == made(finished)
+    assert len(ended) == len(set(ended)) == 4 * 3 * 8
     run(with_base)
-    assert made(with_base) == made(finished)
+    assert made(with_base) == made(finished) and len(ended) == 4 * 3 * 8
 
 
 def test_torn_from_a_chunk_it_does_that_one_again_and_no_other(finished, with_base, monkeypatch):

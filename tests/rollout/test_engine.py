@@ -13,6 +13,7 @@ import torch
 from deepseek_jax.checkpoint import load_hf
 from deepseek_jax.models import forward
 from deepseek_jax.rollout import engine, generate, steps
+from deepseek_jax.rollout.engine import Rollout
 from tests.models.families import FAMILIES, write_tiny_checkpoint
 from tests.quick import others_slow
 from tests.tiny import CONFIGS, VOCAB, tiny_model
@@ -109,6 +110,23 @@ def test_the_order_of_prompts_changes_no_completion():
     turned = generate(*tiny_model("mla_moe"), PROMPTS[::-1], **SAMPLED)
     rows = np.arange(len(PROMPTS) * N).reshape(-1, N)[::-1].reshape(-1)
     assert_same(turned, engine.Rollout(*(array[rows] for array in rolled_out("mla_moe"))))
+
+
+@pytest.mark.parametrize("done", [(0, 3, 4, 8), tuple(range(9)), tuple(range(10))])
+def test_rows_that_are_there_are_left_out_and_the_others_stay_what_they_are(done):
+    """Oracle: the call that samples all, row by row; each other row is told of once, when it is there."""
+    whole, told = rolled_out("gqa"), {}
+
+    def on_end(rows, rollout):
+        assert not told.keys() & set(rows.tolist())
+        told.update({row: rollout.completion_ids[row].copy() for row in rows.tolist()})
+
+    rest = generate(*tiny_model("gqa"), PROMPTS, **SAMPLED, done=done, on_end=on_end)
+    left = sorted(set(range(N * len(PROMPTS))) - set(done))
+    assert sorted(told) == left and not rest.completion_mask[list(done)].any()
+    if left:
+        assert_same(*(Rollout(*(x[left] for x in rollout)) for rollout in (rest, whole)))
+        np.testing.assert_array_equal([told[row] for row in left], whole.completion_ids[left])
 
 
 def test_completions_of_a_prompt_differ_and_so_do_those_of_another_seed():
