@@ -1,5 +1,8 @@
 """A distillation objective: its terms, their weighted sum, and what each one's gradient reaches."""
 
+import dataclasses
+
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,8 +11,14 @@ import pytest
 from deepseek_jax.losses.feature_distillation import init_projections
 from deepseek_jax.losses.objective import PROJECTIONS, SAMPLED, Objective, l2_penalty
 from deepseek_jax.losses.top_k import top_k_logprobs
-from deepseek_jax.models import forward, head_weight, hidden_states
-from tests.tiny import VOCAB, tiny_model
+from deepseek_jax.models import (
+    forward,
+    head_weight,
+    hidden_states,
+    init_params,
+    layer_states,
+)
+from tests.tiny import VOCAB, random_leaves, tiny_model
 
 B, T, TEMPERATURE = 2, 9, 2.0
 WEIGHTS = dict(soft=0.5, hard=0.3, hidden=0.2, relations=0.1, on_policy=0.4, l2=1e-3)
@@ -130,6 +139,47 @@ def test_each_terms_gradient_reaches_only_what_it_should(found):
         assert own["embedding"].any(), name
     feed_forward = gradients["relations"][0]["dense_layers"]["ffn"]
     assert all(leaf[0].any() and not leaf[1].any() for leaf in jax.tree.leaves(feed_forward))
+
+
+def test_features_are_compared_between_the_layers_that_belong_together(found):
+    """Oracle: numpy's 2 - 2 cos of the layers picked by hand, the student's two beside the first and the last
+    of the teacher's, weighed as the batch says.
+    """
+    batch = whole_batch()
+    options = {name: batch[name] for name in ("segment_ids", "positions")}
+    deep = dataclasses.replace(TEACHER[0], num_hidden_layers=3)
+    rng = jax.random.key(1)
+    params = nn.unbox(random_leaves(init_params(deep, rng), rng))
+    made = objective(teacher=deep, weights=dict(hidden=1.0))
+    sizes = 2, STUDENT[0].hidden_size, deep.hidden_size
+    projections = init_projections(jax.random.key(3), *sizes) + 0.1
+    terms = jax.jit(made.terms)(STUDENT[1] | {PROJECTIONS: projections}, batch, params)
+    (_, _, own), (_, _, theirs) = (
+        layer_states(*model, batch["tokens"], **options) for model in (STUDENT, (deep, params))
+    )
+    assert len(own) == 2 and len(theirs) == 3
+    distances = []
+    for layer, other in ((0, 0), (1, 2)):
+        x, y = np.float64(own[layer]) @ np.float64(projections[layer]), np.float64(theirs[other])
+        norms = np.linalg.norm(x, axis=-1) * np.linalg.norm(y, axis=-1)
+        distances.append(2 - 2 * (x * y).sum(-1) / norms)
+    wanted = (batch["loss_weights"] / batch["normalizer"] * np.mean(distances, axis=0)).sum()
+    np.testing.assert_allclose(terms["hidden"], wanted, rtol=1e-4)
+
+
+def test_a_cache_tells_its_bound(found):
+    """Oracle: the loss's own definition: the soft term of all tokens lies within it above that of k."""
+    batch, (config, teacher) = whole_batch(), TEACHER
+    options = {name: batch[name] for name in ("segment_ids", "positions")}
+    hidden, _ = hidden_states(config, teacher, batch["tokens"], **options)
+    flat = hidden.reshape(-1, hidden.shape[-1])
+    top = top_k_logprobs(flat, head_weight(config, teacher), 5, TEMPERATURE)
+    names = ("top_ids", "top_logprobs", "dropped")
+    cached = {n: x.reshape(B, T, *x.shape[1:]) for n, x in zip(names, top, strict=True)}
+    made = objective(weights=dict(soft=1.0), teacher=None)
+    _, metrics = jax.jit(made.loss)(STUDENT[1], batch | cached, {})
+    whole = found[0]["soft"]
+    assert metrics["soft"] < whole < metrics["soft"] + metrics["soft_bound"]
 
 
 def test_the_penalty_pulls_weights_and_leaves_norms_and_biases():

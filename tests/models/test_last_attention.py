@@ -1,0 +1,44 @@
+"""What a model shows of its last attention, against transformers."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.masking_utils import eager_mask
+from transformers.models.qwen2.modeling_qwen2 import eager_attention_forward
+
+from deepseek_jax.checkpoint import load_hf
+from deepseek_jax.models import last_attention, layer_states
+from tests.models.families import write_tiny_checkpoint
+
+SEEN = []
+
+
+def spy(module, query, key, value, mask, **options):
+    """transformers' own attention, which remembers what each layer gives it: [b heads t size]."""
+    SEEN.append([x.detach().numpy().swapaxes(1, 2) for x in (query, key, value)])
+    return eager_attention_forward(module, query, key, value, mask, **options)
+
+
+@pytest.mark.parametrize("family", ["qwen2", "deepseek_v3"])
+def test_the_last_attention_is_of_the_last_layers_input(family, tmp_path):
+    """Oracle: what transformers' last layer hands to its attention, by the products of each token with all
+    others, which no order of rotary pairs changes; 1e-4: float32 rounding through the layers.
+    """
+    model = write_tiny_checkpoint(family, tmp_path)
+    AttentionInterface.register("spy", spy)
+    AttentionMaskInterface.register("spy", eager_mask)
+    model.set_attn_implementation("spy")
+    tokens = np.random.default_rng(0).integers(0, 96, (2, 7))
+    SEEN.clear()
+    model(torch.from_numpy(tokens))
+    config, params = load_hf(tmp_path)
+    assert len(SEEN) == config.num_hidden_layers
+    positions = jnp.broadcast_to(jnp.arange(7), (2, 7))
+    _, _, states = layer_states(config, params, jnp.asarray(tokens), positions=positions)
+    for ours, theirs in zip(
+        last_attention(config, params, states, positions), SEEN[-1], strict=True
+    ):
+        found, wanted = (np.einsum("bthx,bshx->bhts", x, x) for x in (ours, theirs))
+        np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-4)
