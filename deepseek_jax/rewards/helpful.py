@@ -8,6 +8,8 @@ example: "answer", the best one; "key", the text without which an answer is wron
 
 import re
 
+from deepseek_jax.rewards.answer import final_text
+
 LEVELS = 3  # a helpfulness is one of 0, 1/3, 2/3, 1
 TAGS = re.compile(r"</?(?:think|answer)>")
 WORD = re.compile(r"[A-Za-z]+|\d+|[\u4e00-\u9fff]")
@@ -15,7 +17,7 @@ WORD = re.compile(r"[A-Za-z]+|\d+|[\u4e00-\u9fff]")
 
 def summary(completion):
     """What is for the reader: the text behind the last </think>, without tags."""
-    return TAGS.sub("", completion.rpartition("</think>")[2]).strip()
+    return TAGS.sub("", final_text(completion)).strip()
 
 
 def helpfulness(completion, example):

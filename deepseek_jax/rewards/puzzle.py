@@ -7,7 +7,7 @@ numbers, such as "9 - 4 + 2", whose value is the target.
 import re
 from collections import Counter
 
-from deepseek_jax.rewards.answer import gold_answer, marked_answer
+from deepseek_jax.rewards.answer import final_text, gold_answer, marked_answer
 
 MAX_DIGITS = 9  # of a number; a longer one is no answer
 EXPRESSION = re.compile(
@@ -38,7 +38,7 @@ def puzzle_answer(completion, example):
 
 def final_expression(completion):
     """What the <answer> tags hold, else the last expression behind the last </think>, or None."""
-    text = completion.rpartition("</think>")[2]
+    text = final_text(completion)
     if "<answer>" in text:
         return marked_answer(text)
     found = EXPRESSION.findall(text)
