@@ -74,11 +74,11 @@ def exact_answer(completion, example):
 def gold_answer(example):
     """Return example["answer"] (str), without the working that may precede a mark.
 
-    Raises ValueError where it is empty: every completion would be wrong.
+    Raises ValueError where it is absent or empty: every completion would be wrong.
     """
-    gold = str(example["answer"])
+    gold = str(example.get("answer", ""))
     gold = marked_answer(gold) or gold.strip()
-    if not gold:
+    if not _plain(gold):
         raise ValueError(f"{example.get('question')!r} has an empty answer; mend config.data.")
     return gold
 

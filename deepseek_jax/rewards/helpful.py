@@ -15,6 +15,16 @@ TAGS = re.compile(r"</?(?:think|answer)>")
 WORD = re.compile(r"[A-Za-z]+|\d+|[\u4e00-\u9fff]")
 
 
+def check_request(example):
+    """Raise ValueError unless the example says the best answer, its key and its kind."""
+    missing = [name for name in ("answer", "key", "kind") if name not in example]
+    if missing:
+        raise ValueError(
+            f"{example.get('question')!r} has no {' and no '.join(map(repr, missing))}, which every request "
+            "of the bilingual small world has. Mend config.data, or use exact_answer in config.rewards."
+        )
+
+
 def summary(completion):
     """What is for the reader: the text behind the last </think>, without tags."""
     return TAGS.sub("", final_text(completion)).strip()

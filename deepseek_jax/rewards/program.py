@@ -121,7 +121,7 @@ def check_test_cases(example):
     else:
         return
     raise ValueError(
-        "config.rewards.program needs 'test_cases' with every question, a list of "
+        "every question needs 'test_cases', a list of "
         '{"input": str, "output": str} or of assert statements; '
         f"{example.get('question')!r} {wrong}. Mend config.data, or take program out of config.rewards."
     )

@@ -24,16 +24,16 @@ def puzzle_answer(completion, example):
     + and - over exactly the given numbers, in whatever order, that make the target. Nothing is
     evaluated as Python. Raises ValueError for an example without such an answer.
     """
-    gold = _terms(gold_answer(example))
-    if gold is None:
-        raise ValueError(
-            f"the answer {example['answer']!r} of {example.get('question')!r} is no number and no "
-            "expression of + and -; use exact_answer in config.rewards."
-        )
+    gold = _solution(example)
     answer = _terms(final_expression(completion))
     if answer is None or sum(answer) != sum(gold):
         return 0.0
     return float(Counter(map(abs, answer)) == Counter(map(abs, gold)))
+
+
+def check_puzzle(example):
+    """Raise ValueError unless example["answer"] is a number, or an expression of + and -."""
+    _solution(example)
 
 
 def final_expression(completion):
@@ -43,6 +43,17 @@ def final_expression(completion):
         return marked_answer(text)
     found = EXPRESSION.findall(text)
     return found[-1] if found else None
+
+
+def _solution(example):
+    """The signed numbers of example["answer"]."""
+    gold = _terms(gold_answer(example))
+    if gold is None:
+        raise ValueError(
+            f"the answer {example['answer']!r} of {example.get('question')!r} is no number and no "
+            "expression of + and -; use exact_answer or math_verify in config.rewards."
+        )
+    return gold
 
 
 def _terms(text):
