@@ -73,7 +73,9 @@ class GroupSource:
 
     def _sample(self, params, step):
         """Groups for one step. Dynamic sampling (arXiv:2503.14476, section 3.2) draws further questions in
-        place of groups whose rewards are all equal, in at most max_sampling_rounds rounds.
+        place of groups whose rewards are all equal, in at most max_sampling_rounds rounds. What is missing
+        then are equal groups after all, equal_groups_used of them: they have no gradient and count in the
+        loss's mean, so that the step's update is smaller by their share.
         Returns (groups to learn from, all groups sampled, metrics).
         """
         wanted, rounds = self.settings.prompts_per_step, self.settings.max_sampling_rounds
@@ -92,8 +94,13 @@ class GroupSource:
             "sampled_tokens": float(sum(group["mask"].sum() for group in sampled)),
         }
         if rounds > 1:
-            metrics["sampling_rounds"] = float(number + 1)
-            groups = (kept + equal)[:wanted]
+            groups, used = (kept + equal)[:wanted], max(wanted - len(kept), 0)
+            metrics |= {"sampling_rounds": float(number + 1), "equal_groups_used": float(used)}
+            if used:
+                say(
+                    f"step {step}: {used} of {wanted} groups have nothing to learn from, their rewards being "
+                    f"all equal after max_sampling_rounds={rounds}"
+                )
         return groups, sampled, metrics
 
     def _round(self, params, step, number):

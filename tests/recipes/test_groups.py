@@ -183,7 +183,7 @@ def test_a_reference_scores_the_completions(state, rewarded_by):
     assert gaps[0] < 1e-5 and gaps[1] > 1e-3
 
 
-def test_dynamic_sampling_draws_on_until_enough_groups_differ(state, rewarded_by, rollouts):
+def test_dynamic_sampling_draws_on_until_enough_groups_differ(state, rewarded_by, rollouts, capsys):
     """Oracle: the stream, read by hand in rounds of four, for questions whose groups differ."""
     rewarded_by(lambda text, example: len(text) * operand_sum_is_even(example) * 1.0)
     source, stream = (
@@ -197,6 +197,7 @@ def test_dynamic_sampling_draws_on_until_enough_groups_differ(state, rewarded_by
         kept = [example for example in seen if operand_sum_is_even(example)]
     assert questions_of(batch) == kept[:4] and len(seen) > 4
     assert metrics["sampling_rounds"] == len(seen) / 4
+    assert metrics["equal_groups_used"] == 0 and "nothing to learn" not in capsys.readouterr().out
     assert metrics["all_equal_share"] == (len(seen) - len(kept)) / len(seen)
     assert metrics["sampled_tokens"] > metrics["tokens"] == batch["num_tokens"]
     lengths = np.concatenate([rollout.completion_mask.sum(1) for rollout in rollouts])
@@ -212,15 +213,30 @@ def test_dynamic_sampling_draws_on_until_enough_groups_differ(state, rewarded_by
     assert source.get_state() == {"position": len(seen)}
 
 
-def test_dynamic_sampling_falls_back_to_equal_groups_after_its_rounds(state, rewarded_by):
+def test_dynamic_sampling_falls_back_to_equal_groups_after_its_rounds(state, rewarded_by, capsys):
     """Oracle: by hand: no group differs in three rounds; the first two stand, with nothing to learn."""
     rewarded_by(lambda text, example: 1.0)
     source = make_source(max_sampling_rounds=3)
     (batch,), metrics = source.next(state, 0)
+    assert metrics["equal_groups_used"] == 2
+    said = capsys.readouterr().out
+    assert said.count("step 0: 2 of 2 groups have nothing to learn from") == 1
     assert metrics["sampling_rounds"] == 3 and metrics["all_equal_share"] == 1
     assert questions_of(batch) == QuestionStream(EXAMPLES, 0).take(2)
     np.testing.assert_array_equal(batch["advantages"], 0)
     assert source.get_state() == {"position": 6}
+
+
+def test_equal_groups_that_fill_a_batch_are_counted_beside_those_that_differ(state, rewarded_by):
+    """Oracle: the stream, read by hand for two rounds of four: the equal groups needed to make up four."""
+    first = QuestionStream(EXAMPLES, 0).take(8)
+    differs = first[0]["question"], first[5]["question"]
+    rewarded_by(lambda text, example: len(text) * (example["question"] in differs) * 1.0)
+    (batch,), metrics = make_source(prompts_per_step=4, max_sampling_rounds=2).next(state, 0)
+    kept = [example for example in first if example["question"] in differs]
+    equal = [example for example in first if example["question"] not in differs]
+    assert questions_of(batch) == (kept + equal)[:4] and len(kept) < 4
+    assert metrics["equal_groups_used"] == 4 - len(kept)
 
 
 def test_a_completion_that_cannot_be_scored_is_left_out_and_counted(
