@@ -1,5 +1,7 @@
 """From questions to batches: what the rollouts, rewards and totals of a step become."""
 
+from types import SimpleNamespace
+
 import flax.linen as nn
 import jax
 import numpy as np
@@ -237,6 +239,63 @@ def test_equal_groups_that_fill_a_batch_are_counted_beside_those_that_differ(sta
     equal = [example for example in first if example["question"] not in differs]
     assert questions_of(batch) == (kept + equal)[:4] and len(kept) < 4
     assert metrics["equal_groups_used"] == 4 - len(kept)
+
+
+def test_sampling_and_grading_and_updates_are_timed_apart(state, rewarded_by, monkeypatch):
+    """Oracle: by hand, of a clock that generation moves by 5 s, each reward by 0.25 s and the updates by 2 s:
+    two rounds of eight completions, whose tokens are learned in two epochs.
+    """
+    now = [0.0]
+
+    def moves(seconds, function):
+        def moving(*arguments, **settings):
+            now[0] += seconds
+            return function(*arguments, **settings)
+
+        return moving
+
+    monkeypatch.setattr(groups, "time", SimpleNamespace(perf_counter=lambda: now[0]))
+    monkeypatch.setattr(groups, "generate", moves(5, generate))
+    rewarded_by(moves(0.25, lambda text, example: 1.0))
+    source = make_source(max_sampling_rounds=2, epochs=2)
+    _, first = source.next(state, 0)
+    now[0] += 2
+    _, second = source.next(state, 1)
+    assert not first.keys() & {"update_seconds", "update_tokens_per_second"}
+    for metrics in (first, second):
+        assert metrics["rollout_seconds"] == 10 and metrics["reward_seconds"] == 4
+        assert metrics["rollout_tokens_per_second"] == metrics["sampled_tokens"] / 10
+    assert second["update_seconds"] == 2
+    assert second["update_tokens_per_second"] == 2 * first["tokens"] / 2
+
+
+def test_positions_count_padding_and_prompts_once(state, rewarded_by, rollouts):
+    """Oracle: by hand: prompts of 17 and 3 tokens are padded to 32, and prefilled in each of three rounds
+    for all four completions; those are as long as the longest, up to a multiple of 16 or the limit of 20.
+    """
+    rewarded_by(lambda text, example: 1.0)
+    rollout = dict(max_prompt_length=32, max_completion_length=20)
+    source = make_source(max_sampling_rounds=3, rollout=rollout)
+    source.questions = QuestionStream(
+        [
+            EXAMPLES[i] | {"prompt_ids": EXAMPLES[i]["prompt_ids"][:1] * n}
+            for i, n in ((0, 17), (1, 3))
+        ],
+        seed=0,
+    )
+    (batch,), metrics = source.next(state, 0)
+    longest = rollouts[0].completion_mask.sum(1).max()
+    assert metrics["prefilled_positions"] == 3 * 2 * 32
+    assert metrics["positions"] == 2 * 32 + 8 * (16 if longest <= 16 else 20)
+    assert batch["prompt_ids"].size + batch["completion_ids"].size == metrics["positions"]
+
+
+def test_positions_are_those_of_the_batch_before_it_is_cut(state, rewarded_by):
+    """Oracle: the sizes of both minibatches, each learned twice."""
+    rewarded_by(by_length)
+    batches, metrics = make_source(minibatches=2, epochs=2).next(state, 0)
+    sizes = [batch["prompt_ids"].size + batch["completion_ids"].size for batch in batches]
+    assert len(batches) == 4 and metrics["positions"] == sum(sizes) / 2
 
 
 def test_a_completion_that_cannot_be_scored_is_left_out_and_counted(
