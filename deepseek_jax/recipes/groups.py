@@ -12,6 +12,7 @@ from deepseek_jax.losses.grpo import NORMALIZES_STD, group_advantages
 from deepseek_jax.parallel import put_batch
 from deepseek_jax.parallel.host_memory import return_freed_memory
 from deepseek_jax.parallel.processes import say
+from deepseek_jax.parallel.shard import batch_share
 from deepseek_jax.rollout import generate
 from deepseek_jax.rollout.engine import PROMPT_BUCKET
 
@@ -192,7 +193,7 @@ class GroupSource:
     def _with_totals(self, batch):
         mask = batch["completion_mask"]
         totals = {"num_tokens": mask.sum(), "num_completions": mask.any(1).sum()}
-        batch = _local_rows(batch)
+        batch = _local_rows(self.mesh, batch)
         return batch | {name: np.float32(total) for name, total in totals.items()}
 
     def _describe(self, groups):
@@ -253,7 +254,7 @@ def _split(batch, parts):
     return [{name: piece[i] for name, piece in pieces.items()} for i in range(parts)]
 
 
-def _local_rows(batch):
-    """This process's share of a batch that every process has made alike."""
-    count, index = jax.process_count(), jax.process_index()
-    return {name: np.split(array, count)[index] for name, array in batch.items()}
+def _local_rows(mesh, batch):
+    """The rows that this process gives put_batch, of a batch that every process has made alike."""
+    share, shares = batch_share(mesh)
+    return {name: np.split(array, shares)[share] for name, array in batch.items()}

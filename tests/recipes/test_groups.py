@@ -20,6 +20,7 @@ from deepseek_jax.recipes.settings import build
 from deepseek_jax.rewards import Rewards, scoring
 from deepseek_jax.rollout import generate
 from deepseek_jax.training.state import TrainState
+from tests.processes import run_two
 from tests.recipes.small import one_device, small_config
 
 TOKENIZER = arithmetic_tokenizer()
@@ -28,6 +29,30 @@ EXAMPLES = [
     for example in arithmetic_task(0, 8).train
 ]
 POLICY = build_model(small_config().model.to_dict())
+
+ONE_OF_TWO = """
+import sys
+from types import SimpleNamespace
+import jax
+import numpy as np
+jax.distributed.initialize(f"127.0.0.1:{sys.argv[2]}", num_processes=2, process_id=int(sys.argv[1]))
+from deepseek_jax.parallel import make_mesh
+from tests.recipes.test_groups import make_source
+
+rng = np.random.default_rng(0)
+whole = {"prompt_ids": rng.integers(0, 21, (4, 16), np.int32), "advantages": np.float32(np.arange(16))}
+whole |= {"completion_ids": rng.integers(0, 21, (16, 12), np.int32)}
+whole |= {"completion_mask": rng.random((16, 12)) < 0.5}
+for sizes in (dict(data=2), dict(pipeline=2)):
+    source = make_source(prompts_per_step=4, mesh=make_mesh(**sizes))
+    (batch,) = source._updates(SimpleNamespace(params=None, reference=None), whole, 1.0)
+    everywhere = jax.NamedSharding(source.mesh, jax.P())
+    for name, array in whole.items():
+        put = jax.jit(lambda x: x, out_shardings=everywhere)(batch[name])
+        np.testing.assert_array_equal(np.asarray(put), array, err_msg=name)
+    assert batch["num_tokens"] == whole["completion_mask"].sum()
+    print("equal", *sizes, flush=True)
+"""
 
 
 @pytest.fixture(scope="module")
@@ -351,3 +376,14 @@ def test_eight_devices_get_the_batch_that_one_gets(state, rewarded_by):
     for name in one:
         np.testing.assert_array_equal(eight[name], one[name])
     assert len(eight["completion_ids"].sharding.device_set) == 8
+
+
+def test_two_processes_get_the_batch_that_each_has_made():
+    """Oracle: that batch, gathered from both: where its rows are split over them, and where each process
+    holds another stage of the pipeline and so all rows.
+    """
+    codes, outputs = run_two(ONE_OF_TWO, xla_flags="--xla_force_host_platform_device_count=1")
+    assert codes == [0, 0], outputs
+    for output in outputs:
+        lines = [line for line in output.splitlines() if line.startswith("equal")]
+        assert lines == ["equal data", "equal pipeline"]
