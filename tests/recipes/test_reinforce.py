@@ -6,12 +6,13 @@ import pytest
 
 from deepseek_jax.data.tasks import QuestionStream, arithmetic_task
 from deepseek_jax.data.tokenizer import arithmetic_tokenizer
-from deepseek_jax.recipes import reinforce
+from deepseek_jax.recipes import groups, reinforce
 from deepseek_jax.recipes.blocks import build_model, random_params
 from deepseek_jax.recipes.groups import GroupSource
 from deepseek_jax.recipes.grpo_settings import GrpoSettings
 from deepseek_jax.recipes.settings import build
 from deepseek_jax.rewards import Rewards, scoring
+from deepseek_jax.rollout import generate
 from deepseek_jax.training.metrics import MetricsWriter
 from tests.quick import others_slow
 from tests.recipes.small import one_device, small_config
@@ -108,3 +109,51 @@ def test_an_interval_without_a_kl_is_refused():
     """Oracle: the words a reader needs."""
     with pytest.raises(ValueError, match="config.loss.kl_coef=0 reads no reference"):
         build(GrpoSettings, small_config(reference_every=2), "config")
+
+
+def test_one_wrong_token_of_the_sampler_stops_a_run_at_its_first_step(
+    tmp_path, monkeypatch, capsys
+):
+    """Oracle: by hand: 0.05 nats planted in one of some hundred tokens, which their mean does not show."""
+
+    def off_at_one_token(*arguments, **settings):
+        rollout = generate(*arguments, **settings)
+        rollout.sampler_logprobs[3, 0] -= 0.05
+        assert 0.05 / rollout.completion_mask.sum() < reinforce.LARGEST_GAP["float32"]["mean"]
+        return rollout
+
+    monkeypatch.setattr(groups, "generate", off_at_one_token)
+    monkeypatch.setitem(scoring.REWARDS, "correct_reasoning", lambda text, _: len(text) / 10)
+    with pytest.raises(
+        ValueError, match="off the trainer's by 5.0e-02 nats at one token, .* 0.01;"
+    ):
+        train(tmp_path, num_steps=1, prompts_per_step=16, group_size=8)
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if "log-prob gap" in line]
+    assert line.startswith("|old - sampler| log-prob gap: mean ")
+    assert line.endswith("e-05, max 5.0e-02 nats")
+
+
+@pytest.mark.parametrize(
+    "dtype, mean, largest, fault",
+    [
+        ("float32", 7.5e-5, 0.15, "1.5e-01 nats at one token"),
+        ("float32", 2e-4, 2e-4, "2.0e-04 nats on average"),
+        ("float32", np.nan, 0.0, "nan nats on average"),
+        ("float32", 0.0, np.nan, "nan nats at one token"),
+        ("float32", 4e-7, 3e-5, None),
+        ("bfloat16", 0.06, 0.5, "6.0e-02 nats on average"),
+        ("bfloat16", 0.01, 3.2, None),
+    ],
+)
+def test_a_gap_that_rounding_does_not_explain_is_an_error_once(dtype, mean, largest, fault):
+    """Oracle: by hand; what real runs show passes: in bfloat16 single tokens that go to other experts."""
+    metrics = {"sampler_gap_mean": mean, "sampler_gap_max": largest}
+    step = reinforce._checking_first(
+        lambda state, batch, rng: (state, metrics), reinforce.LARGEST_GAP[dtype]
+    )
+    if fault is None:
+        assert step("state", {}, None) == ("state", metrics)
+    else:
+        with pytest.raises(ValueError, match=fault):
+            step("state", {}, None)
+    assert step("state", {}, None) == ("state", metrics)  # the policy has moved: not asked again
