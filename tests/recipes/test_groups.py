@@ -136,6 +136,19 @@ def test_a_batch_holds_the_rollout_as_it_was_sampled(state, rewarded_by, rollout
     assert metrics["truncated_share"] == rollout.truncated.mean()
 
 
+@pytest.mark.parametrize("loss_type, divides", [("dr_grpo", False), ("gspo", True)])
+def test_advantages_divide_by_the_groups_std_where_the_loss_type_does(
+    state, rewarded_by, loss_type, divides
+):
+    """Oracle: by hand, of rewards 0, 1, ... 7: dr_grpo's are centred alone, gspo's over 1.29."""
+    numbers = iter(range(8))
+    rewarded_by(lambda text, example: float(next(numbers)))
+    (batch,), _ = make_source(loss=dict(loss_type=loss_type)).next(state, 0)
+    centred = np.float32([-1.5, -0.5, 0.5, 1.5] * 2)
+    expected = centred / np.sqrt(5 / 3) if divides else centred
+    np.testing.assert_allclose(batch["advantages"], expected, rtol=1e-5)
+
+
 def test_a_batch_holds_the_questions_of_the_stream(state, rewarded_by):
     """Oracle: another stream of the same seed; prompts padded on the right to a bucket of 16."""
     rewarded_by(by_length)
