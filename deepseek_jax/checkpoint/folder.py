@@ -7,6 +7,8 @@ import tempfile
 from hashlib import blake2b
 from pathlib import Path
 
+from deepseek_jax.parallel.processes import barrier, first_process, from_each
+
 ENDS = 2**16  # bytes of a file's beginning and of its end: other weights differ in them
 
 
@@ -42,14 +44,27 @@ def _digest_ends(digest, path):
 
 @contextlib.contextmanager
 def whole_folder(folder):
-    """Yield a new folder beside `folder` that takes its place at the end, and goes if anything fails."""
+    """Yield a new folder beside `folder` that takes its place at the end, and goes if anything fails.
+
+    The processes of a run enter together, on a file system that they share, and get the same folder, which
+    process 0 makes: it takes its place once all of them are done with it.
+    """
     folder = Path(folder).absolute()
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
+    partial = Path(from_each(_new_beside(folder) if first_process() else None)[0])
     try:
-        partial.chmod(0o755)
         yield partial
-        os.replace(partial, folder)
+        barrier(f"all have written {folder}")
+        if first_process():
+            os.replace(partial, folder)
+        barrier(f"{folder} is there")
     except BaseException:
-        shutil.rmtree(partial)
+        shutil.rmtree(partial, ignore_errors=True)  # another process may be at it too
         raise
+
+
+def _new_beside(folder):
+    """The path of a new folder with a name of its own beside `folder`: str."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    partial = tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}.")
+    os.chmod(partial, 0o755)
+    return partial

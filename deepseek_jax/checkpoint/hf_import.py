@@ -6,6 +6,7 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+from huggingface_hub.constants import SAFETENSORS_INDEX_FILE, SAFETENSORS_SINGLE_FILE
 
 from deepseek_jax.checkpoint.hf_config import read_config
 from deepseek_jax.checkpoint.hf_files import HFFiles
@@ -96,7 +97,8 @@ def _check_names(config, files, places, repeated):
     for name in [*places, *repeated]:
         if name not in files and name not in optional:
             raise ValueError(
-                f"{name} is missing from {files.folder}, whose config.json says it is there"
+                f"{name} is missing from {_contents(files)}, though by config.json the model has it; "
+                "complete the download or correct config.json"
             )
     for name in files.names:
         shape = files.shape(name)
@@ -111,6 +113,12 @@ def _check_names(config, files, places, repeated):
                 f"{name} in {files.where(name)} has shape {list(shape)}; "
                 f"by config.json it is {list(expected)}"
             )
+
+
+def _contents(files):
+    """The path of what lists the folder's tensors: its one file, or the index of several."""
+    one = files.folder / SAFETENSORS_SINGLE_FILE
+    return one if one.exists() else files.folder / SAFETENSORS_INDEX_FILE
 
 
 def _check_copy(files, name, original):

@@ -11,6 +11,7 @@ from orbax.checkpoint import v1 as ocp
 from deepseek_jax.checkpoint.folder import check_new, whole_folder
 from deepseek_jax.checkpoint.hf_config import config_json, read_config
 from deepseek_jax.checkpoint.tree import abstract_params, checked_by_path, compute_dtype, from_paths
+from deepseek_jax.parallel.processes import first_process
 
 
 def is_orbax(folder):
@@ -20,14 +21,15 @@ def is_orbax(folder):
 
 def save_orbax(folder, config, params):
     """Write folder/config.json and folder/params. Raises ValueError for a folder with something in it and
-    for params that are not config's; nothing half-written stays.
+    for params that are not config's; nothing half-written stays. The processes of a run call it together.
     """
     check_new(folder)
     flat = checked_by_path(config, params)
     text = config_json(config, dtype=flat["embedding"].dtype)
     with whole_folder(folder) as partial:
         ocp.save(partial / "params", params)
-        (partial / "config.json").write_text(json.dumps(text, indent=2) + "\n")
+        if first_process():
+            (partial / "config.json").write_text(json.dumps(text, indent=2) + "\n")
 
 
 def load_orbax(folder, dtype=None, mesh=None):

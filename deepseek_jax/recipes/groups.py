@@ -1,6 +1,7 @@
 """The loop's source of GRPO batches: questions to rollouts, rewards and advantages."""
 
 import time
+from collections import Counter
 
 import jax
 import numpy as np
@@ -11,7 +12,9 @@ from deepseek_jax.losses.grpo import NORMALIZES_STD, group_advantages
 from deepseek_jax.parallel import put_batch
 from deepseek_jax.parallel.host_memory import return_freed_memory
 from deepseek_jax.parallel.processes import say
+from deepseek_jax.parallel.shard import batch_share
 from deepseek_jax.rollout import generate
+from deepseek_jax.rollout.engine import PROMPT_BUCKET
 
 BUCKET = 16  # lengths of prompts and completions in a batch grow in these steps: few compilations
 
@@ -26,7 +29,7 @@ class GroupSource:
     def __init__(self, config, tokenizer, questions, rewards, settings, mesh, reference):
         self.config, self.tokenizer, self.questions = config, tokenizer, questions
         self.rewards, self.settings, self.mesh, self.reference = rewards, settings, mesh, reference
-        self.returned = None  # when the batch before was handed out, and its number of tokens
+        self.returned = None  # when the batch before was handed out, and its tokens times epochs
         self.score = jax.jit(
             lambda params, batch: completion_logprobs(
                 config, params, batch, temperature=batch["temperature"]
@@ -44,25 +47,27 @@ class GroupSource:
     def next(self, state, step):
         """Roll out, score and cut into the step's updates: -> (list of batches, metrics).
 
-        update_seconds and update_tokens_per_second are of the update before, which ends here: a run's
-        first step has none.
+        Of all the step's rounds: rollout_seconds and rollout_tokens_per_second are the engine's alone,
+        reward_seconds what it took to read and grade the completions, prefilled_positions those of the
+        engine's padded prompts, each once for its whole group. positions: prompts and completions with
+        their padding, which one pass over the step's batch computes.
+        update_seconds and update_tokens_per_second are of the updates before, which end here: a run's first
+        step has none. They include what the loop does between two steps, logging and saving, and what the
+        device had still to do of old_logprobs and ref_logprobs; a token counts once an epoch.
         """
         metrics = self._time_of_update(state)
-        began = time.perf_counter()
         groups, sampled, sampling_metrics = self._sample(state.params, step)
-        seconds = time.perf_counter() - began
         return_freed_memory()  # caches and decoding weights
         batch = self._batch(groups)
         tokens = float(batch["completion_mask"].sum())
         metrics |= self._describe(sampled) | sampling_metrics | {"tokens": tokens}
-        metrics["rollout_seconds"] = seconds
-        metrics["rollout_tokens_per_second"] = sampling_metrics["sampled_tokens"] / seconds
+        metrics["positions"] = float(batch["prompt_ids"].size + batch["completion_ids"].size)
         batches = self._updates(state, batch, self.settings.rollout.temperature_at(step))
-        self.returned = time.perf_counter(), tokens
+        self.returned = time.perf_counter(), tokens * self.settings.epochs
         return batches, metrics
 
     def _time_of_update(self, state):
-        """How long the update before took, which the device may not have finished when it returned."""
+        """How long the updates before took, which the device may not have finished when they returned."""
         if self.returned is None:
             return {}
         jax.block_until_ready(state.params)
@@ -73,38 +78,63 @@ class GroupSource:
 
     def _sample(self, params, step):
         """Groups for one step. Dynamic sampling (arXiv:2503.14476, section 3.2) draws further questions in
-        place of groups whose rewards are all equal, in at most max_sampling_rounds rounds.
+        place of groups whose rewards are all equal, in at most max_sampling_rounds rounds. What is missing
+        then are equal groups after all, equal_groups_used of them: rewards give them no gradient, and
+        they count in the loss's mean, so that the step's update is smaller by their share.
         Returns (groups to learn from, all groups sampled, metrics).
         """
         wanted, rounds = self.settings.prompts_per_step, self.settings.max_sampling_rounds
-        kept, equal, sampled, errors = [], [], [], 0
+        kept, equal, sampled, counts = [], [], [], Counter()
         for number in range(rounds):
-            groups, scores = self._round(params, step, number)
+            groups, counted = self._round(params, step, number)
             sampled += groups
-            errors += scores.errors
+            counts.update(counted)
             for group in groups:
                 (equal if _all_equal(group["rewards"]) else kept).append(group)
             if len(kept) >= wanted:
                 break
-        metrics = {
-            "all_equal_share": len(equal) / len(sampled),
-            "reward_errors": float(errors),
-            "sampled_tokens": float(sum(group["mask"].sum() for group in sampled)),
-        }
+        metrics = {name: float(count) for name, count in counts.items()}
+        metrics["all_equal_share"] = len(equal) / len(sampled)
+        metrics["rollout_tokens_per_second"] = counts["sampled_tokens"] / counts["rollout_seconds"]
         if rounds > 1:
-            metrics["sampling_rounds"] = float(number + 1)
-            groups = (kept + equal)[:wanted]
+            groups, used = (kept + equal)[:wanted], max(wanted - len(kept), 0)
+            metrics |= {"sampling_rounds": float(number + 1), "equal_groups_used": float(used)}
+            if used:
+                say(
+                    f"step {step}: {used} of {wanted} groups have nothing to learn from, their rewards being "
+                    f"all equal after max_sampling_rounds={rounds}"
+                )
         return groups, sampled, metrics
 
     def _round(self, params, step, number):
-        """One batch of questions, each with its group."""
-        settings, n = self.settings, self.settings.group_size
-        examples = self.questions.take(settings.prompts_per_step)
-        rollout = generate(
+        """One batch of questions, each with its group: -> (groups, metrics that add up over rounds)."""
+        n = self.settings.group_size
+        examples = self.questions.take(self.settings.prompts_per_step)
+        prompts = [example["prompt_ids"] for example in examples]
+        began = time.perf_counter()
+        rollout = self._rollout(params, prompts, step, number)
+        generated = time.perf_counter()
+        texts = completion_texts(self.tokenizer, rollout)
+        scores = score(self.rewards, [e for e in examples for _ in range(n)], texts)
+        counted = {
+            "rollout_seconds": generated - began,
+            "reward_seconds": time.perf_counter() - generated,
+            "reward_errors": scores.errors,
+            "sampled_tokens": rollout.completion_mask.sum(),
+            "prefilled_positions": len(prompts) * _bucket(max(map(len, prompts)), PROMPT_BUCKET),
+        }
+        for message in scores.messages:
+            say(f"step {step}: {message} The completion is left out of its group.")
+        return _groups(prompts, rollout, scores, n), counted
+
+    def _rollout(self, params, prompts, step, number):
+        """What the engine samples in a step's round of this number: its Rollout."""
+        settings = self.settings
+        return generate(
             self.config,
             params,
-            [example["prompt_ids"] for example in examples],
-            n=n,
+            prompts,
+            n=settings.group_size,
             max_completion_length=settings.rollout.length_at(step),
             temperature=settings.rollout.temperature_at(step),
             eos_ids=(self.tokenizer.eos_id, *self.config.eos_ids),
@@ -113,25 +143,6 @@ class GroupSource:
             ),
             slots=settings.rollout.slots,
         )
-        texts = completion_texts(self.tokenizer, rollout)
-        scores = score(self.rewards, [e for e in examples for _ in range(n)], texts)
-        for message in scores.messages:
-            say(f"step {step}: {message} The completion is left out of its group.")
-        groups = []
-        for index, example in enumerate(examples):
-            rows = slice(index * n, (index + 1) * n)
-            groups.append(
-                {
-                    "prompt_ids": example["prompt_ids"],
-                    "rewards": scores.total[rows],
-                    "parts": {name: part[rows] for name, part in scores.parts.items()},
-                    "ids": rollout.completion_ids[rows],
-                    "mask": rollout.completion_mask[rows],
-                    "logprobs": rollout.sampler_logprobs[rows],
-                    "truncated": rollout.truncated[rows],
-                }
-            )
-        return groups, scores
 
     def _batch(self, groups):
         """The groups as arrays of bucketed length, completions of a group adjacent.
@@ -180,7 +191,7 @@ class GroupSource:
     def _with_totals(self, batch):
         mask = batch["completion_mask"]
         totals = {"num_tokens": mask.sum(), "num_completions": mask.any(1).sum()}
-        batch = _local_rows(batch)
+        batch = _local_rows(self.mesh, batch)
         return batch | {name: np.float32(total) for name, total in totals.items()}
 
     def _describe(self, groups):
@@ -202,6 +213,25 @@ class GroupSource:
         return {name: float(value) for name, value in metrics.items()}
 
 
+def _groups(prompts, rollout, scores, n):
+    """A dict a prompt, of its rows of the Rollout and of the Scores."""
+    groups = []
+    for index, prompt in enumerate(prompts):
+        rows = slice(index * n, (index + 1) * n)
+        groups.append(
+            {
+                "prompt_ids": prompt,
+                "rewards": scores.total[rows],
+                "parts": {name: part[rows] for name, part in scores.parts.items()},
+                "ids": rollout.completion_ids[rows],
+                "mask": rollout.completion_mask[rows],
+                "logprobs": rollout.sampler_logprobs[rows],
+                "truncated": rollout.truncated[rows],
+            }
+        )
+    return groups
+
+
 def _all_equal(rewards):
     scored = rewards[~np.isnan(rewards)]
     return len(scored) == 0 or scored.min() == scored.max()
@@ -212,8 +242,8 @@ def _std(rewards):
     return scored.std(ddof=1) if len(scored) > 1 else np.nan
 
 
-def _bucket(length):
-    return -(-int(length) // BUCKET) * BUCKET
+def _bucket(length, step=BUCKET):
+    return -(-int(length) // step) * step
 
 
 def _split(batch, parts):
@@ -222,7 +252,7 @@ def _split(batch, parts):
     return [{name: piece[i] for name, piece in pieces.items()} for i in range(parts)]
 
 
-def _local_rows(batch):
-    """This process's share of a batch that every process has made alike."""
-    count, index = jax.process_count(), jax.process_index()
-    return {name: np.split(array, count)[index] for name, array in batch.items()}
+def _local_rows(mesh, batch):
+    """The rows that this process gives put_batch, of a batch that every process has made alike."""
+    share, shares = batch_share(mesh)
+    return {name: np.split(array, shares)[share] for name, array in batch.items()}

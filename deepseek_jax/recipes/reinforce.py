@@ -4,6 +4,7 @@ questions with their prompts -> groups of completions, rewards and advantages ->
 """
 
 import dataclasses
+import math
 
 import jax
 import jax.numpy as jnp
@@ -17,8 +18,13 @@ from deepseek_jax.recipes.groups import GroupSource
 from deepseek_jax.recipes.phase import jitted_step, run_phase, state_maker
 from deepseek_jax.training.step import make_train_step
 
-# Mean |old - sampler| log-probability, in nats, that rounding explains.
-LARGEST_GAP = {"float32": 1e-4, "bfloat16": 0.05}
+# |old - sampler| log-probability, in nats, that rounding explains: the mean over tokens, and any one of them.
+# Runs in float32 show 4e-7 and 3e-5. In bfloat16 a token whose experts are nearly equal may go to others, and
+# be off by nats.
+LARGEST_GAP = {
+    "float32": {"mean": 1e-4, "max": 1e-2},
+    "bfloat16": {"mean": 0.05, "max": math.inf},
+}
 
 
 def reinforce(
@@ -104,7 +110,8 @@ def _checking_first(train_step, allowed):
     """train_step, which at its first call compares the sampler's log-probabilities with its own.
 
     They differ by rounding alone, unless sampler and trainer disagree about weights, positions, masks or
-    the temperature: then every ratio is wrong, and nothing else would tell.
+    the temperature: then ratios are wrong, and nothing else would tell. Where few tokens are, as at one
+    position, the mean may hide it. allowed: of LARGEST_GAP.
     """
     checked = False
 
@@ -113,13 +120,16 @@ def _checking_first(train_step, allowed):
         state, metrics = train_step(state, batch, rng)
         if not checked:
             checked = True
-            mean, largest = (float(metrics[f"sampler_gap_{name}"]) for name in ("mean", "max"))
-            say(f"|old - sampler| log-prob gap: mean {mean:.1e}, max {largest:.1e} nats")
-            if not mean <= allowed:
-                raise ValueError(
-                    f"the sampler's log-probabilities are off the trainer's by {mean:.1e} nats on average, "
-                    f"where rounding explains {allowed}; nothing of this step was saved"
-                )
+            found = {name: float(metrics[f"sampler_gap_{name}"]) for name in allowed}
+            shown = ", ".join(f"{name} {gap:.1e}" for name, gap in found.items())
+            say(f"|old - sampler| log-prob gap: {shown} nats")
+            for name, gap in found.items():
+                if not gap <= allowed[name]:
+                    where = {"mean": "on average", "max": "at one token"}[name]
+                    raise ValueError(
+                        f"the sampler's log-probabilities are off the trainer's by {gap:.1e} nats {where}, "
+                        f"where rounding explains {allowed[name]}; nothing of this step was saved"
+                    )
         return state, metrics
 
     return step

@@ -32,8 +32,16 @@ def extract_answer(text):
     marked = marked_answer(text)
     if marked is not None:
         return marked
-    numbers = LAST_NUMBER.findall(text.rpartition("</think>")[2])
+    numbers = LAST_NUMBER.findall(final_text(text))
     return numbers[-1] if numbers else None
+
+
+def final_text(text):
+    """What stands behind the last `</think>` (str): all of `text` where there is none.
+
+    THE rule of every reward that reads an answer: what a model thinks on the way earns nothing.
+    """
+    return text.rpartition("</think>")[2]
 
 
 def marked_answer(text):
@@ -42,7 +50,7 @@ def marked_answer(text):
     In this order: the last complete \boxed{...}, the last <answer>...</answer>, and what follows
     the last "####" on its line (GSM8K, arXiv:2110.14168). Linear in the length of the text.
     """
-    text = text.rpartition("</think>")[2]
+    text = final_text(text)
     end = text.rfind("</answer>")
     start = text.rfind("<answer>", 0, max(end, 0))
     candidates = [
@@ -66,11 +74,11 @@ def exact_answer(completion, example):
 def gold_answer(example):
     """Return example["answer"] (str), without the working that may precede a mark.
 
-    Raises ValueError where it is empty: every completion would be wrong.
+    Raises ValueError where it is absent or empty: every completion would be wrong.
     """
-    gold = str(example["answer"])
+    gold = str(example.get("answer", ""))
     gold = marked_answer(gold) or gold.strip()
-    if not gold:
+    if not _plain(gold):
         raise ValueError(f"{example.get('question')!r} has an empty answer; mend config.data.")
     return gold
 

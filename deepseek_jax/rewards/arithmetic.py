@@ -33,6 +33,11 @@ def correct(completion, example):
     return float(_last_integer(completion) == _answer(example))
 
 
+def check_integer(example):
+    """Raise ValueError unless example["answer"] is an integer."""
+    _answer(example)
+
+
 def correct_reasoning(completion, example):
     """1.0 if `completion` is right and nothing but a chain of right steps; else 0.0.
 
@@ -41,14 +46,9 @@ def correct_reasoning(completion, example):
     operands of a step; the last result is the answer. `Answer: 16`, `A: 16` or `So the answer is
     16.` may follow. The steps may use only the question's operators, where it shows any (`2 * 2 =
     4` is no reason for 2 + 2); beside - also +.
-    Raises ValueError if the question has fewer than two integers.
+    Raises ValueError as check_chain does.
     """
-    operands = _operands(example)
-    if len(operands) < 2 or any(x != int(x) for x in operands):
-        raise ValueError(
-            f"correct_reasoning needs two or more integers in {example['question']!r}; give "
-            "example['operands'], or use correct_working in config.rewards."
-        )
+    operands = _chain_operands(example)
     if not correct(completion, example):
         return 0.0
     text = FINAL_ANSWER.sub("", completion.strip().rstrip(".")).rstrip(" .")
@@ -65,6 +65,12 @@ def correct_reasoning(completion, example):
         available[c] += 1
     used_up = +available == Counter([_answer(example)])
     return float(used_up and _operators_allowed({s[2] for s in steps}, example))
+
+
+def check_chain(example):
+    """Raise ValueError unless the question has two or more integers and an integer for an answer."""
+    _chain_operands(example)
+    _answer(example)
 
 
 def correct_working(completion, example):
@@ -138,9 +144,19 @@ def _answer(example):
     if value is None or value.denominator != 1:
         raise ValueError(
             f"the answer {gold!r} of {example.get('question')!r} is not an integer; use "
-            "exact_answer in config.rewards."
+            "exact_answer or math_verify in config.rewards."
         )
     return int(value)
+
+
+def _chain_operands(example):
+    operands = _operands(example)
+    if len(operands) < 2 or any(x != int(x) for x in operands):
+        raise ValueError(
+            f"correct_reasoning needs two or more integers in {example['question']!r}; give "
+            "example['operands'], or use correct_working in config.rewards."
+        )
+    return operands
 
 
 def _last_integer(text):

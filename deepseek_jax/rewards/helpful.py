@@ -8,14 +8,26 @@ example: "answer", the best one; "key", the text without which an answer is wron
 
 import re
 
+from deepseek_jax.rewards.answer import final_text
+
 LEVELS = 3  # a helpfulness is one of 0, 1/3, 2/3, 1
 TAGS = re.compile(r"</?(?:think|answer)>")
 WORD = re.compile(r"[A-Za-z]+|\d+|[\u4e00-\u9fff]")
 
 
+def check_request(example):
+    """Raise ValueError unless the example says the best answer, its key and its kind."""
+    missing = [name for name in ("answer", "key", "kind") if name not in example]
+    if missing:
+        raise ValueError(
+            f"{example.get('question')!r} has no {' and no '.join(map(repr, missing))}, which every request "
+            "of the bilingual small world has. Mend config.data, or use exact_answer in config.rewards."
+        )
+
+
 def summary(completion):
     """What is for the reader: the text behind the last </think>, without tags."""
-    return TAGS.sub("", completion.rpartition("</think>")[2]).strip()
+    return TAGS.sub("", final_text(completion)).strip()
 
 
 def helpfulness(completion, example):

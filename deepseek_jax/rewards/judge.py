@@ -4,7 +4,7 @@ As a judge of pairs arXiv:2501.12948, section 3.1, and as a reward with its reas
 arXiv:2412.19437, section 5.2.1. Plain Python: whoever builds a Judge says how the policy is asked.
 """
 
-from deepseek_jax.rewards.answer import marked_answer
+from deepseek_jax.rewards.answer import final_text, marked_answer
 from deepseek_jax.rewards.helpful import TAGS
 
 VERDICTS = {"1": 1, "2": 2}
@@ -15,7 +15,7 @@ def reader_text(completion):
 
     Spaces stay: in a closed vocabulary they belong to a word, which would not be one without them.
     """
-    return TAGS.sub("", completion.rpartition("</think>")[2]).strip("\n")
+    return TAGS.sub("", final_text(completion)).strip("\n")
 
 
 def judge_question(question, first, second):

@@ -63,8 +63,8 @@ def check_language(example):
     language = example.get("language")
     if language not in LANGUAGES:
         raise ValueError(
-            f"config.rewards.language_consistency needs a 'language', one of {list(LANGUAGES)}, "
-            f"with every question; {example.get('question')!r} has {language!r}. Mend config.data, "
+            f"every question needs a 'language', one of {list(LANGUAGES)}; "
+            f"{example.get('question')!r} has {language!r}. Mend config.data, "
             "or name the language: config.rewards.language_consistency_en."
         )
 

@@ -9,7 +9,7 @@ import logging
 import math
 import signal
 
-from deepseek_jax.rewards.answer import gold_answer, marked_answer, same_answer
+from deepseek_jax.rewards.answer import final_text, gold_answer, marked_answer, same_answer
 from deepseek_jax.rewards.workers import WorkerPool
 
 
@@ -39,7 +39,7 @@ class MathVerifier(WorkerPool):
         r"""Compare each completion's answer with its gold answer.
 
         golds, completions: lists of str. A completion's answer is the one it marks (\boxed{...},
-        <answer>, ####), else whatever math-verify finds in its text.
+        <answer>, ####), else whatever math-verify finds behind its last </think>.
         Returns a list of float: 1.0 equal, 0.0 not, NaN without a verdict (see `timeouts`).
         """
         scores, pairs = {}, {}
@@ -48,7 +48,7 @@ class MathVerifier(WorkerPool):
             if answer is not None and same_answer(answer, gold):
                 scores[i] = 1.0  # also what math-verify cannot read, such as the option A
             else:
-                answer = completion if answer is None else _as_math(answer)
+                answer = final_text(completion) if answer is None else _as_math(answer)
                 pairs[i] = (_as_math(gold), answer, self.time_limit_seconds)
         verdicts = self.run(pairs)
         scores |= {i: verdicts.get(i, math.nan) for i in pairs}

@@ -15,6 +15,7 @@ import textwrap
 import time
 from collections import Counter
 
+from deepseek_jax.rewards.answer import final_text
 from deepseek_jax.rewards.bubblewrap import BubblewrapSandbox
 from deepseek_jax.rewards.monty import MontySandbox
 from deepseek_jax.rewards.sandbox import TIME_LIMIT, SandboxError
@@ -94,7 +95,7 @@ def find_sandbox(names=tuple(SANDBOXES)):
 
 def extract_program(completion):
     """The last closed ```python block behind a last </think> (str), or None."""
-    text = completion.rpartition("</think>")[2]
+    text = final_text(completion)
     text = text.replace("<answer>", "\n").replace("</answer>", "\n")
     program, label, block = None, None, []
     for line in text.split("\n"):
@@ -120,7 +121,7 @@ def check_test_cases(example):
     else:
         return
     raise ValueError(
-        "config.rewards.program needs 'test_cases' with every question, a list of "
+        "every question needs 'test_cases', a list of "
         '{"input": str, "output": str} or of assert statements; '
         f"{example.get('question')!r} {wrong}. Mend config.data, or take program out of config.rewards."
     )

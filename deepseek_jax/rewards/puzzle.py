@@ -7,7 +7,7 @@ numbers, such as "9 - 4 + 2", whose value is the target.
 import re
 from collections import Counter
 
-from deepseek_jax.rewards.answer import gold_answer, marked_answer
+from deepseek_jax.rewards.answer import final_text, gold_answer, marked_answer
 
 MAX_DIGITS = 9  # of a number; a longer one is no answer
 EXPRESSION = re.compile(
@@ -24,25 +24,36 @@ def puzzle_answer(completion, example):
     + and - over exactly the given numbers, in whatever order, that make the target. Nothing is
     evaluated as Python. Raises ValueError for an example without such an answer.
     """
-    gold = _terms(gold_answer(example))
-    if gold is None:
-        raise ValueError(
-            f"the answer {example['answer']!r} of {example.get('question')!r} is no number and no "
-            "expression of + and -; use exact_answer in config.rewards."
-        )
+    gold = _solution(example)
     answer = _terms(final_expression(completion))
     if answer is None or sum(answer) != sum(gold):
         return 0.0
     return float(Counter(map(abs, answer)) == Counter(map(abs, gold)))
 
 
+def check_puzzle(example):
+    """Raise ValueError unless example["answer"] is a number, or an expression of + and -."""
+    _solution(example)
+
+
 def final_expression(completion):
     """What the <answer> tags hold, else the last expression behind the last </think>, or None."""
-    text = completion.rpartition("</think>")[2]
+    text = final_text(completion)
     if "<answer>" in text:
         return marked_answer(text)
     found = EXPRESSION.findall(text)
     return found[-1] if found else None
+
+
+def _solution(example):
+    """The signed numbers of example["answer"]."""
+    gold = _terms(gold_answer(example))
+    if gold is None:
+        raise ValueError(
+            f"the answer {example['answer']!r} of {example.get('question')!r} is no number and no "
+            "expression of + and -; use exact_answer or math_verify in config.rewards."
+        )
+    return gold
 
 
 def _terms(text):

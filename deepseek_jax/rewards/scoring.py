@@ -6,15 +6,17 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from deepseek_jax.rewards.answer import exact_answer
+from deepseek_jax.rewards.answer import exact_answer, gold_answer
 from deepseek_jax.rewards.arithmetic import (
+    check_chain,
+    check_integer,
     correct,
     correct_reasoning,
     correct_working,
     true_equations,
 )
 from deepseek_jax.rewards.format import prefilled_think_answer_format, think_answer_format
-from deepseek_jax.rewards.helpful import harmless, helpfulness
+from deepseek_jax.rewards.helpful import check_request, harmless, helpfulness
 from deepseek_jax.rewards.language import (
     check_language,
     language_consistency,
@@ -23,7 +25,7 @@ from deepseek_jax.rewards.language import (
 )
 from deepseek_jax.rewards.math_verify import MathVerifier
 from deepseek_jax.rewards.program import ProgramVerifier, check_test_cases
-from deepseek_jax.rewards.puzzle import puzzle_answer
+from deepseek_jax.rewards.puzzle import check_puzzle, puzzle_answer
 
 # name in config.rewards -> fn(completion: str, example: Mapping) -> float
 REWARDS = {
@@ -43,8 +45,19 @@ REWARDS = {
 }
 # The rewards that score a whole batch, in a pool of workers, and the field that they compare with.
 VERIFIERS = {"math_verify": (MathVerifier, "answer"), "program": (ProgramVerifier, "test_cases")}
-# The fields that not every example has: fn(example), which raises ValueError.
-CHECKS = {"language_consistency": check_language, "program": check_test_cases}
+# What an example must have for a reward to score it at all: fn(example), which raises ValueError.
+CHECKS = {
+    "exact_answer": gold_answer,
+    "math_verify": gold_answer,
+    "correct": check_integer,
+    "correct_reasoning": check_chain,
+    "correct_working": check_integer,
+    "puzzle_answer": check_puzzle,
+    "language_consistency": check_language,
+    "program": check_test_cases,
+    "helpfulness": check_request,
+    "harmless": check_request,
+}
 MAX_MESSAGES = 5
 
 
@@ -109,10 +122,16 @@ class Rewards:
             verifier.close()
 
     def check(self, examples):
-        """Raise ValueError if an example lacks what one of the rewards reads, before a run starts."""
-        for name in self.weights.keys() & CHECKS.keys():
-            for example in examples:
-                CHECKS[name](example)
+        """Raise ValueError if one of the rewards cannot score an example, before a run starts.
+
+        It names the reward, the question and what it lacks: no completion could ever be scored.
+        """
+        for name in self.weights:
+            for example in examples if name in CHECKS else ():
+                try:
+                    CHECKS[name](example)
+                except ValueError as error:
+                    raise ValueError(f"config.rewards.{name}: {error}") from None
 
     def score(self, examples, completions):
         """Score completions[i] (str) against examples[i], a Mapping with "question" and "answer".

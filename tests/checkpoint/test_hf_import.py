@@ -1,6 +1,7 @@
 """Hugging Face folders in: released formats, placement, memory, and every way a file can be wrong."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -122,11 +123,26 @@ def assert_fault_names(folder, *words):
 
 
 def test_missing_tensor_is_named(tiny):
-    """Oracle: its name and the folder."""
+    """Oracle: its name and the one file."""
     folder, file, stored = tiny
     del stored[DOWN]
     save_file(stored, file)
-    assert_fault_names(folder, DOWN, "missing", folder)
+    assert_fault_names(folder, DOWN, "missing", file)
+
+
+@pytest.mark.parametrize("listed", [True, False])
+def test_a_tensor_missing_from_one_of_several_files_is_named(released, tmp_path, listed):
+    """Oracle: its name and the file in which the index puts it, or the index where that lacks it too."""
+    shutil.copytree(released[0], tmp_path, dirs_exist_ok=True)
+    path = tmp_path / "model.safetensors.index.json"
+    index = json.loads(path.read_text())
+    name = "model.norm.weight"
+    file = tmp_path / index["weight_map"][name]
+    save_file({k: v for k, v in load_file(file).items() if k != name}, file)
+    if not listed:
+        del index["weight_map"][name]
+        path.write_text(json.dumps(index))
+    assert_fault_names(tmp_path, name, "missing", file if listed else path)
 
 
 def test_extra_tensor_is_named(tiny):

@@ -6,12 +6,30 @@ import numpy as np
 import pytest
 
 from configs import models
-from deepseek_jax.checkpoint import is_orbax, load_orbax, save_orbax
+from deepseek_jax.checkpoint import is_orbax, load_orbax, orbax_params, save_orbax
 from deepseek_jax.checkpoint.tree import abstract_params, by_path, from_paths
 from deepseek_jax.models import ModelConfig
 from deepseek_jax.parallel import make_mesh
+from deepseek_jax.recipes.blocks import random_params
+from tests.processes import run_two
 
 CONFIG = ModelConfig(**models.deepseek_v3_tiny())
+MESH = dict(fsdp=2, expert=2, tensor=2)
+
+ONE_OF_TWO = """
+import sys
+from pathlib import Path
+import jax
+jax.distributed.initialize(f"127.0.0.1:{sys.argv[2]}", num_processes=2, process_id=int(sys.argv[1]))
+from deepseek_jax.checkpoint import is_orbax, save_orbax
+from deepseek_jax.parallel import make_mesh
+from deepseek_jax.recipes.blocks import random_params
+from tests.checkpoint.test_orbax_params import CONFIG, MESH
+
+folder = Path(sys.argv[3]) / "runs" / "out"
+save_orbax(folder, CONFIG, random_params(CONFIG, make_mesh(**MESH), 0)[0])
+assert is_orbax(folder) and (folder / "config.json").is_file()
+"""
 
 
 @pytest.fixture
@@ -26,7 +44,7 @@ def params():
     return from_paths({path: draw(path, leaf) for path, leaf in abstract_params(CONFIG).items()})
 
 
-@pytest.mark.parametrize("mesh", [None, dict(fsdp=2, expert=2, tensor=2)])
+@pytest.mark.parametrize("mesh", [None, MESH])
 def test_parameters_come_back_exactly(params, tmp_path, mesh):
     """Oracle: what was saved, dtypes included; on a mesh, by the sharding rules."""
     save_orbax(tmp_path / "out", CONFIG, params)
@@ -46,6 +64,33 @@ def test_dtype_is_as_asked_but_for_the_router_bias(params, tmp_path):
     assert config.dtype == "bfloat16"
     for path, leaf in by_path(read).items():
         assert leaf.dtype == (jnp.float32 if path.endswith("router_bias") else jnp.bfloat16)
+
+
+def test_two_processes_write_one_folder(tmp_path):
+    """Oracle: the same parameters, made by one process; no other folder is left beside it."""
+    codes, outputs = run_two(
+        ONE_OF_TWO, tmp_path, xla_flags="--xla_force_host_platform_device_count=4"
+    )
+    assert codes == [0, 0], outputs
+    assert [path.name for path in (tmp_path / "runs").iterdir()] == ["out"]
+    _, read = load_orbax(tmp_path / "runs" / "out")
+    made = random_params(CONFIG, make_mesh(**MESH), 0)[0]
+    jax.tree.map(np.testing.assert_array_equal, read, made)
+
+
+def test_nothing_is_left_when_writing_fails(params, tmp_path, monkeypatch):
+    """Oracle: an empty parent folder after the disk fills up behind the parameters."""
+    real = orbax_params.ocp.save
+
+    def full_disk(path, tree):
+        real(path, tree)
+        assert any(tmp_path.rglob("params"))
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(orbax_params.ocp, "save", full_disk)
+    with pytest.raises(OSError, match="No space"):
+        save_orbax(tmp_path / "out", CONFIG, params)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_only_what_it_wrote_is_orbax(params, tmp_path):

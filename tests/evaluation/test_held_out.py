@@ -103,15 +103,16 @@ def test_answers_none_of_which_can_be_scored_are_an_error_and_no_zero(params, mo
 def test_processes_agree_on_whether_nothing_could_be_scored(monkeypatch, fails_here):
     """Oracle: by hand: what process 0 found decides, whatever this process found, so that none hangs."""
     elsewhere = np.float32([1.0]) if fails_here else np.float32([np.nan])
-    theirs = elsewhere, {"correct": elsewhere}, np.int32(not fails_here)
+    theirs = elsewhere, {"raises": elsewhere}, np.int32(not fails_here)
     monkeypatch.setattr(held_out, "from_first", lambda ours: theirs)
-    example = {"question": "2 + 3", "answer": "Monday" if fails_here else "5"}
-    rewards = Rewards({"correct": 1.0})
+    monkeypatch.setitem(scoring.REWARDS, "raises", raises)
+    example, text = {"question": "2 + 3", "answer": "5"}, "5" if fails_here else "55"
+    rewards = Rewards({"raises": 1.0})
     if fails_here:
-        assert held_out.score(rewards, [example], ["5"]).total == [1.0]
+        assert held_out.score(rewards, [example], [text]).total == [1.0]
     else:
         with pytest.raises(RuntimeError, match="none of 1 completions"):
-            held_out.score(rewards, [example], ["5"])
+            held_out.score(rewards, [example], [text])
 
 
 def test_completion_texts_leave_out_the_end_token_and_what_lies_behind_it():

@@ -122,7 +122,7 @@ def test_an_answer_without_a_verdict_counts_as_wrong_and_is_told(monkeypatch, ca
         return 1.0 / (completion != "x")
 
     monkeypatch.setitem(scoring.REWARDS, "helpfulness", fails_on_x)
-    problem = dict(rule="helpfulness", question="q", answer="a")
+    problem = dict(rule="helpfulness", question="q", answer="a", key="a", kind="lookup")
     with Rules([problem]) as rules:
         (judged,) = rules.judge([problem], [["y", "x"]])
     assert judged["correct"] == [True, False] and judged["unscored"] == 1

@@ -1,5 +1,7 @@
 """From questions to batches: what the rollouts, rewards and totals of a step become."""
 
+from types import SimpleNamespace
+
 import flax.linen as nn
 import jax
 import numpy as np
@@ -18,6 +20,7 @@ from deepseek_jax.recipes.settings import build
 from deepseek_jax.rewards import Rewards, scoring
 from deepseek_jax.rollout import generate
 from deepseek_jax.training.state import TrainState
+from tests.processes import run_two
 from tests.recipes.small import one_device, small_config
 
 TOKENIZER = arithmetic_tokenizer()
@@ -26,6 +29,30 @@ EXAMPLES = [
     for example in arithmetic_task(0, 8).train
 ]
 POLICY = build_model(small_config().model.to_dict())
+
+ONE_OF_TWO = """
+import sys
+from types import SimpleNamespace
+import jax
+import numpy as np
+jax.distributed.initialize(f"127.0.0.1:{sys.argv[2]}", num_processes=2, process_id=int(sys.argv[1]))
+from deepseek_jax.parallel import make_mesh
+from tests.recipes.test_groups import make_source
+
+rng = np.random.default_rng(0)
+whole = {"prompt_ids": rng.integers(0, 21, (4, 16), np.int32), "advantages": np.float32(np.arange(16))}
+whole |= {"completion_ids": rng.integers(0, 21, (16, 12), np.int32)}
+whole |= {"completion_mask": rng.random((16, 12)) < 0.5}
+for sizes in (dict(data=2), dict(pipeline=2)):
+    source = make_source(prompts_per_step=4, mesh=make_mesh(**sizes))
+    (batch,) = source._updates(SimpleNamespace(params=None, reference=None), whole, 1.0)
+    everywhere = jax.NamedSharding(source.mesh, jax.P())
+    for name, array in whole.items():
+        put = jax.jit(lambda x: x, out_shardings=everywhere)(batch[name])
+        np.testing.assert_array_equal(np.asarray(put), array, err_msg=name)
+    assert batch["num_tokens"] == whole["completion_mask"].sum()
+    print("equal", *sizes, flush=True)
+"""
 
 
 @pytest.fixture(scope="module")
@@ -109,6 +136,19 @@ def test_a_batch_holds_the_rollout_as_it_was_sampled(state, rewarded_by, rollout
     assert metrics["truncated_share"] == rollout.truncated.mean()
 
 
+@pytest.mark.parametrize("loss_type, divides", [("dr_grpo", False), ("gspo", True)])
+def test_advantages_divide_by_the_groups_std_where_the_loss_type_does(
+    state, rewarded_by, loss_type, divides
+):
+    """Oracle: by hand, of rewards 0, 1, ... 7: dr_grpo's are centred alone, gspo's over 1.29."""
+    numbers = iter(range(8))
+    rewarded_by(lambda text, example: float(next(numbers)))
+    (batch,), _ = make_source(loss=dict(loss_type=loss_type)).next(state, 0)
+    centred = np.float32([-1.5, -0.5, 0.5, 1.5] * 2)
+    expected = centred / np.sqrt(5 / 3) if divides else centred
+    np.testing.assert_allclose(batch["advantages"], expected, rtol=1e-5)
+
+
 def test_a_batch_holds_the_questions_of_the_stream(state, rewarded_by):
     """Oracle: another stream of the same seed; prompts padded on the right to a bucket of 16."""
     rewarded_by(by_length)
@@ -183,7 +223,7 @@ def test_a_reference_scores_the_completions(state, rewarded_by):
     assert gaps[0] < 1e-5 and gaps[1] > 1e-3
 
 
-def test_dynamic_sampling_draws_on_until_enough_groups_differ(state, rewarded_by, rollouts):
+def test_dynamic_sampling_draws_on_until_enough_groups_differ(state, rewarded_by, rollouts, capsys):
     """Oracle: the stream, read by hand in rounds of four, for questions whose groups differ."""
     rewarded_by(lambda text, example: len(text) * operand_sum_is_even(example) * 1.0)
     source, stream = (
@@ -197,6 +237,7 @@ def test_dynamic_sampling_draws_on_until_enough_groups_differ(state, rewarded_by
         kept = [example for example in seen if operand_sum_is_even(example)]
     assert questions_of(batch) == kept[:4] and len(seen) > 4
     assert metrics["sampling_rounds"] == len(seen) / 4
+    assert metrics["equal_groups_used"] == 0 and "nothing to learn" not in capsys.readouterr().out
     assert metrics["all_equal_share"] == (len(seen) - len(kept)) / len(seen)
     assert metrics["sampled_tokens"] > metrics["tokens"] == batch["num_tokens"]
     lengths = np.concatenate([rollout.completion_mask.sum(1) for rollout in rollouts])
@@ -212,15 +253,87 @@ def test_dynamic_sampling_draws_on_until_enough_groups_differ(state, rewarded_by
     assert source.get_state() == {"position": len(seen)}
 
 
-def test_dynamic_sampling_falls_back_to_equal_groups_after_its_rounds(state, rewarded_by):
+def test_dynamic_sampling_falls_back_to_equal_groups_after_its_rounds(state, rewarded_by, capsys):
     """Oracle: by hand: no group differs in three rounds; the first two stand, with nothing to learn."""
     rewarded_by(lambda text, example: 1.0)
     source = make_source(max_sampling_rounds=3)
     (batch,), metrics = source.next(state, 0)
+    assert metrics["equal_groups_used"] == 2
+    said = capsys.readouterr().out
+    assert said.count("step 0: 2 of 2 groups have nothing to learn from") == 1
     assert metrics["sampling_rounds"] == 3 and metrics["all_equal_share"] == 1
     assert questions_of(batch) == QuestionStream(EXAMPLES, 0).take(2)
     np.testing.assert_array_equal(batch["advantages"], 0)
     assert source.get_state() == {"position": 6}
+
+
+def test_equal_groups_that_fill_a_batch_are_counted_beside_those_that_differ(state, rewarded_by):
+    """Oracle: the stream, read by hand for two rounds of four: the equal groups needed to make up four."""
+    first = QuestionStream(EXAMPLES, 0).take(8)
+    differs = first[0]["question"], first[5]["question"]
+    rewarded_by(lambda text, example: len(text) * (example["question"] in differs) * 1.0)
+    (batch,), metrics = make_source(prompts_per_step=4, max_sampling_rounds=2).next(state, 0)
+    kept = [example for example in first if example["question"] in differs]
+    equal = [example for example in first if example["question"] not in differs]
+    assert questions_of(batch) == (kept + equal)[:4] and len(kept) < 4
+    assert metrics["equal_groups_used"] == 4 - len(kept)
+
+
+def test_sampling_and_grading_and_updates_are_timed_apart(state, rewarded_by, monkeypatch):
+    """Oracle: by hand, of a clock that generation moves by 5 s, each reward by 0.25 s and the updates by 2 s:
+    two rounds of eight completions, whose tokens are learned in two epochs.
+    """
+    now = [0.0]
+
+    def moves(seconds, function):
+        def moving(*arguments, **settings):
+            now[0] += seconds
+            return function(*arguments, **settings)
+
+        return moving
+
+    monkeypatch.setattr(groups, "time", SimpleNamespace(perf_counter=lambda: now[0]))
+    monkeypatch.setattr(groups, "generate", moves(5, generate))
+    rewarded_by(moves(0.25, lambda text, example: 1.0))
+    source = make_source(max_sampling_rounds=2, epochs=2)
+    _, first = source.next(state, 0)
+    now[0] += 2
+    _, second = source.next(state, 1)
+    assert not first.keys() & {"update_seconds", "update_tokens_per_second"}
+    for metrics in (first, second):
+        assert metrics["rollout_seconds"] == 10 and metrics["reward_seconds"] == 4
+        assert metrics["rollout_tokens_per_second"] == metrics["sampled_tokens"] / 10
+    assert second["update_seconds"] == 2
+    assert second["update_tokens_per_second"] == 2 * first["tokens"] / 2
+
+
+def test_positions_count_padding_and_prompts_once(state, rewarded_by, rollouts):
+    """Oracle: by hand: prompts of 17 and 3 tokens are padded to 32, and prefilled in each of three rounds
+    for all four completions; those are as long as the longest, up to a multiple of 16 or the limit of 20.
+    """
+    rewarded_by(lambda text, example: 1.0)
+    rollout = dict(max_prompt_length=32, max_completion_length=20)
+    source = make_source(max_sampling_rounds=3, rollout=rollout)
+    source.questions = QuestionStream(
+        [
+            EXAMPLES[i] | {"prompt_ids": EXAMPLES[i]["prompt_ids"][:1] * n}
+            for i, n in ((0, 17), (1, 3))
+        ],
+        seed=0,
+    )
+    (batch,), metrics = source.next(state, 0)
+    longest = rollouts[0].completion_mask.sum(1).max()
+    assert metrics["prefilled_positions"] == 3 * 2 * 32
+    assert metrics["positions"] == 2 * 32 + 8 * (16 if longest <= 16 else 20)
+    assert batch["prompt_ids"].size + batch["completion_ids"].size == metrics["positions"]
+
+
+def test_positions_are_those_of_the_batch_before_it_is_cut(state, rewarded_by):
+    """Oracle: the sizes of both minibatches, each learned twice."""
+    rewarded_by(by_length)
+    batches, metrics = make_source(minibatches=2, epochs=2).next(state, 0)
+    sizes = [batch["prompt_ids"].size + batch["completion_ids"].size for batch in batches]
+    assert len(batches) == 4 and metrics["positions"] == sum(sizes) / 2
 
 
 def test_a_completion_that_cannot_be_scored_is_left_out_and_counted(
@@ -276,3 +389,14 @@ def test_eight_devices_get_the_batch_that_one_gets(state, rewarded_by):
     for name in one:
         np.testing.assert_array_equal(eight[name], one[name])
     assert len(eight["completion_ids"].sharding.device_set) == 8
+
+
+def test_two_processes_get_the_batch_that_each_has_made():
+    """Oracle: that batch, gathered from both: where its rows are split over them, and where each process
+    holds another stage of the pipeline and so all rows.
+    """
+    codes, outputs = run_two(ONE_OF_TWO, xla_flags="--xla_force_host_platform_device_count=1")
+    assert codes == [0, 0], outputs
+    for output in outputs:
+        lines = [line for line in output.splitlines() if line.startswith("equal")]
+        assert lines == ["equal data", "equal pipeline"]

@@ -183,6 +183,24 @@ def test_a_run_told_to_stop_between_its_steps_goes_on_from_there(finished, with_
     assert (with_base / "after.json").read_bytes() == (finished / "after.json").read_bytes()
 
 
+def test_a_resumed_run_keeps_the_reference_of_its_start(with_base, tmp_path_factory):
+    """Oracle: the metrics of the run that nothing interrupted, digit for digit; and a KL at the second step,
+    which would be 0 to the policy that the run resumes with.
+    """
+    fields = dict(loss=dict(kl_coef=0.04), optimizer=dict(learning_rate=0.01))
+    whole = tmp_path_factory.mktemp("whole")
+    shutil.copytree(with_base, whole, dirs_exist_ok=True)
+    run(whole, **fields)
+    with pytest.raises(SystemExit):
+        run(with_base, lambda: True, **fields)
+    run(with_base, **fields)
+    ours, theirs = (
+        [r for r in records(folder) if r["phase"] == "grpo"] for folder in (with_base, whole)
+    )
+    assert ours == theirs
+    assert [line["step"] for line in ours] == [0, 1] and ours[1]["kl"] > 1e-4
+
+
 def test_a_sampler_with_other_weights_stops_the_run_at_its_first_step(with_base, monkeypatch):
     """Oracle: the message; nothing of the step is saved."""
 

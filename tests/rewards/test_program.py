@@ -282,7 +282,7 @@ def test_without_any_sandbox_there_is_no_run(monkeypatch):
 )
 def test_test_cases_that_test_nothing_are_an_error(cases):
     """Oracle: the message."""
-    with pytest.raises(ValueError, match="needs 'test_cases' with every question.*'Add'"):
+    with pytest.raises(ValueError, match="every question needs 'test_cases'.*'Add'"):
         check_test_cases({"question": "Add", "test_cases": cases})
 
 

@@ -8,7 +8,7 @@ from deepseek_jax.rewards.program import ProgramVerifier
 
 SUM = {"question": "What is 2 + 3?", "answer": "5", "language": "en"}
 SUM |= {"test_cases": [{"input": "", "output": "5"}]}
-NAME = {"question": "Name a day", "answer": "Monday"}  # `correct` raises: no integer
+NAME = {"question": "Name a day", "answer": "Monday"}
 
 
 @pytest.fixture
@@ -89,23 +89,27 @@ def test_a_failing_part_leaves_its_completion_unscored_and_is_reported(broken, g
     assert "'broken'" in scores.messages[0] and shown in scores.messages[0]
 
 
-def test_only_the_first_messages_are_kept_and_all_errors_counted():
+def test_only_the_first_messages_are_kept_and_all_errors_counted(broken):
     """Oracle: by hand, 20 of 21 fail."""
-    scores = Rewards({"correct": 1.0}).score([NAME] * 20 + [SUM], ["5"] * 21)
+    examples = [SUM | {"gives": gives} for gives in [None] * 20 + [1.0]]
+    scores = Rewards({"broken": 1.0}).score(examples, ["5"] * 21)
     assert scores.errors == 20
     assert 0 < len(scores.messages) < 20
 
 
-def test_a_completion_that_two_parts_fail_is_one_error():
+def test_a_completion_that_two_parts_fail_is_one_error(broken, monkeypatch):
     """Oracle: by hand."""
-    scores = Rewards({"correct": 1.0, "correct_working": 1.0}).score([NAME, SUM], ["5", "5"])
+    monkeypatch.setitem(scoring.REWARDS, "broken_too", scoring.REWARDS["broken"])
+    examples = [SUM | {"gives": gives} for gives in (None, 1.0)]
+    scores = Rewards({"broken": 1.0, "broken_too": 1.0}).score(examples, ["5", "5"])
     assert scores.errors == 1 and len(scores.messages) == 2
 
 
-def test_no_scored_completion_at_all_is_an_error_with_the_first_message():
+def test_no_scored_completion_at_all_is_an_error_with_the_first_message(broken):
     """Oracle: the message of the reward that raised."""
-    with pytest.raises(RuntimeError, match="none of 2 completions.*'Monday' of 'Name a day'"):
-        Rewards({"correct": 1.0}).score([NAME] * 2, ["5", "6"]).require_one()
+    examples = [NAME | {"gives": KeyError("week")}] * 2
+    with pytest.raises(RuntimeError, match="none of 2 completions.*KeyError.*'Name a day'"):
+        Rewards({"broken": 1.0}).score(examples, ["5", "6"]).require_one()
 
 
 def test_an_endless_answer_is_nan_through_the_whole_reward():
@@ -117,20 +121,37 @@ def test_an_endless_answer_is_nan_through_the_whole_reward():
 
 
 @pytest.mark.parametrize(
-    "name, message",
+    "name, changed, message",
     [
-        ("language_consistency", r"language_consistency needs a 'language', one of \['en', 'zh'\]"),
-        ("program", "config.rewards.program needs 'test_cases' with every question"),
+        (
+            "language_consistency",
+            {"language": "fr"},
+            r"needs a 'language', .*'en'.*{}.*config.data",
+        ),
+        ("program", {"test_cases": []}, "needs 'test_cases', .*{}.*config.data"),
+        ("correct", {"answer": "2/3"}, "'2/3' of {} is not an integer; use exact_answer"),
+        ("correct_working", {"answer": "Monday"}, "'Monday' of {} is not .* or math_verify"),
+        ("correct_reasoning", {"answer": "Monday"}, "'Monday' of {} is not .* or math_verify"),
+        ("correct_reasoning", {"operands": [2]}, "two or more integers in {}; .* correct_working"),
+        ("puzzle_answer", {"answer": "Monday"}, "'Monday' of {} is no number.*use exact_answer"),
+        ("exact_answer", {"answer": " $ "}, "{} has an empty answer; mend config.data"),
+        ("math_verify", {"answer": None}, "{} has an empty answer; mend config.data"),
+        ("helpfulness", {"key": None}, "{} has no 'key', .*use exact_answer"),
+        ("harmless", {"key": None, "kind": None}, "{} has no 'key' and no 'kind', .*config.data"),
     ],
 )
-def test_what_a_reward_reads_and_the_data_lack_is_an_error_before_a_run(name, message):
-    """Oracle: the message, from check() and, where nobody called it, from score()."""
-    with Rewards({name: 1.0, "correct": 1.0}) as rewards:
-        rewards.check([SUM, SUM])
-        with pytest.raises(ValueError, match=f"{message}.*Name a day.*config.data"):
-            rewards.check([SUM, NAME])
+def test_an_example_that_a_reward_cannot_score_is_an_error_before_a_run(name, changed, message):
+    """Oracle: the message, from check() and, where nobody called it, from score(); None: it is absent."""
+    example = {"question": "What is 2 + 3?", "answer": "5", "language": "en", "key": "5"}
+    example |= {"kind": "lookup", "test_cases": SUM["test_cases"]}
+    other = {k: v for k, v in (example | changed).items() if v is not None}
+    message = f"config.rewards.{name}: .*" + message.format(r"'What is 2 \+ 3\?'")
+    with Rewards({"think_answer_format": 1.0, name: 1.0}) as rewards:
+        rewards.check([example, example])
         with pytest.raises(ValueError, match=message):
-            rewards.score([SUM, NAME], ["5", "5"])
+            rewards.check([example, other])
+        with pytest.raises(ValueError, match=message):
+            rewards.score([example, other], ["5", "5"])
 
 
 def test_a_part_without_a_verdict_says_why():
