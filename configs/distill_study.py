@@ -49,6 +49,6 @@ def reinforcement(seed):
     zero = r1_zero_small.get_config(f"seed={seed}")
     names = "prompts_per_step group_size accuracy rewards rollout loss optimizer".split()
     how = {name: zero[name] for name in names}
-    how.update(start="qwen", num_steps=110, prompts_per_step=32, save_every=55, log_every=1)
+    how.update(start="qwen", num_steps=75, prompts_per_step=32, save_every=25, log_every=1)
     how["rollout"].slots = 256
     return how

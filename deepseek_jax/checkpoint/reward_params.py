@@ -11,6 +11,7 @@ from deepseek_jax.checkpoint.folder import check_new, whole_folder
 from deepseek_jax.checkpoint.orbax_params import load_orbax, save_orbax
 from deepseek_jax.models.reward import init_reward_head
 from deepseek_jax.parallel import logical_names, shardings
+from deepseek_jax.parallel.processes import first_process
 
 ABOUT = "reward_model.json"
 
@@ -25,7 +26,8 @@ def save_reward_model(folder, config, params, about):
     with whole_folder(folder) as partial:
         save_orbax(partial / "decoder", config, params["decoder"])
         ocp.save(partial / "head", params["head"])
-        (partial / ABOUT).write_text(json.dumps(about, indent=2) + "\n")
+        if first_process():
+            (partial / ABOUT).write_text(json.dumps(about, indent=2) + "\n")
 
 
 def load_reward_model(folder, mesh):

@@ -1,7 +1,8 @@
 """What it took to make a student: floating-point operations of its training and of its teacher's help.
 
 Not counted: its start, which it shares with those that it is compared with, and the teacher's own training,
-as in the paper's comparison (arXiv:2501.12948, section 4.1). Padding counts as tokens do: it is computed.
+as in the paper's comparison (arXiv:2501.12948, section 4.1). Of a distilled student padding counts, for it is
+computed; of a reinforced one only that of prompts, so that a comparison is in its favour.
 """
 
 from deepseek_jax.recipes.distill_loss_settings import CROSS
@@ -43,8 +44,9 @@ def reinforced(settings, policy, metrics_path, phase):
     """
     length = settings.rollout.max_prompt_length + settings.rollout.longest()
     records = read_metrics(metrics_path, phase)
-    names = ("positions", "prefilled_positions", "sampled_tokens")
-    learned, prefilled, sampled = (sum(record[name] for record in records) for name in names)
+    names = ("tokens", "prefilled_positions", "sampled_tokens")
+    tokens, prefilled, sampled = (sum(record[name] for record in records) for name in names)
+    learned = tokens + prefilled
     scored = (settings.minibatches * settings.epochs > 1) + (settings.loss.kl_coef > 0)
     own = useful_flops(policy, length, trains_mtp=False)
     return own * (settings.epochs * learned + FORWARD * (scored * learned + prefilled + sampled))

@@ -26,7 +26,7 @@ from deepseek_jax.recipes.reinforce import fitting, reinforce
 from deepseek_jax.recipes.rejection import read_accepted, sample_accepted
 from deepseek_jax.recipes.sft import fine_tune, packed_conversations
 from deepseek_jax.recipes.sft_data import check_conversations, packed, rows_of
-from deepseek_jax.recipes.start import load_policy
+from deepseek_jax.recipes.start import ending_turns, load_policy
 from deepseek_jax.rewards import Rewards
 from deepseek_jax.training.metrics import MetricsWriter
 
@@ -138,11 +138,13 @@ class DistillStages:
 
         def train(folder):
             policy, params, tokenizer = start.load(self.mesh)
+            policy = ending_turns(policy, tokenizer, self.settings.template)
             asked = prompted(puzzles, tokenizer, self.settings.template)
             path = f"config.reinforced.{name}.rollout"
             asked = fitting(asked, settings.rollout, "training", path)
             stream = QuestionStream(asked, settings.seed)
             with Rewards(settings.rewards) as rewards:
+                rewards.check(puzzles)
                 made = settings, policy, tokenizer, params, stream, rewards, self.mesh
                 folder = folder / "checkpoints"
                 return policy, reinforce(*made, folder, phase=name, **self._running())

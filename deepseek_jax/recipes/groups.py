@@ -49,8 +49,7 @@ class GroupSource:
 
         Of all the step's rounds: rollout_seconds and rollout_tokens_per_second are the engine's alone,
         reward_seconds what it took to read and grade the completions, prefilled_positions those of the
-        engine's padded prompts, each once for its whole group. positions: prompts and completions with
-        their padding, which one pass over the step's batch computes.
+        engine's padded prompts, each once for its whole group.
         update_seconds and update_tokens_per_second are of the updates before, which end here: a run's first
         step has none. They include what the loop does between two steps, logging and saving, and what the
         device had still to do of old_logprobs and ref_logprobs; a token counts once an epoch.
@@ -61,7 +60,6 @@ class GroupSource:
         batch = self._batch(groups)
         tokens = float(batch["completion_mask"].sum())
         metrics |= self._describe(sampled) | sampling_metrics | {"tokens": tokens}
-        metrics["positions"] = float(batch["prompt_ids"].size + batch["completion_ids"].size)
         batches = self._updates(state, batch, self.settings.rollout.temperature_at(step))
         self.returned = time.perf_counter(), tokens * self.settings.epochs
         return batches, metrics

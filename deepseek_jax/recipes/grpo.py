@@ -21,7 +21,7 @@ from deepseek_jax.recipes.reinforce import check_length, check_rows, reinforce, 
 from deepseek_jax.recipes.remembered import remembered
 from deepseek_jax.recipes.scenarios import ScenarioRewards, scenario_questions, scenario_rewards
 from deepseek_jax.recipes.settings import build
-from deepseek_jax.recipes.start import starting_policy
+from deepseek_jax.recipes.start import ending_turns, starting_policy
 from deepseek_jax.training.metrics import MetricsWriter
 
 PHASE = "grpo"
@@ -44,6 +44,7 @@ def run(config, mesh, workdir, should_stop):
             paid["general"].check(general)
         policy, params, tokenizer = starting_policy(settings, mesh)
         template, rollout = settings.data.template, settings.rollout
+        policy = ending_turns(policy, tokenizer, template)
         train = with_prompts(task.train, tokenizer, template, rollout, "training")
         held_out = with_prompts(task.held_out, tokenizer, template, rollout, "held-out")
         if general:

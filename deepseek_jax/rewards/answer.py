@@ -37,11 +37,12 @@ def extract_answer(text):
 
 
 def final_text(text):
-    """What stands behind the last `</think>` (str): all of `text` where there is none.
+    """What stands behind the last `</think>` (str): all of `text` where there is none; and of that what
+    stands before a `<think>`, which nothing closes.
 
     THE rule of every reward that reads an answer: what a model thinks on the way earns nothing.
     """
-    return text.rpartition("</think>")[2]
+    return text.rpartition("</think>")[2].partition("<think>")[0]
 
 
 def marked_answer(text):

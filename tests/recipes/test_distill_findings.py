@@ -91,7 +91,7 @@ def test_compute_is_counted_by_pass(tmp_path):
     sampled = on_policy.prompts * distill_study.NUM_STEPS
     wanted = sampled * (64 * (own + taught / 3) + on_policy.max_completion_length * own / 3)
     np.testing.assert_allclose(found["on_policy"], wanted)
-    line = dict(phase="rl", positions=50, prefilled_positions=20, sampled_tokens=60)
+    line = dict(phase="rl", tokens=30, prefilled_positions=20, sampled_tokens=60)
     lines = [dict(step=i, **line) for i in range(2)]
     (tmp_path / "m.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     rl = settings.built_reinforced()["reinforcement"]

@@ -307,9 +307,9 @@ def test_sampling_and_grading_and_updates_are_timed_apart(state, rewarded_by, mo
     assert second["update_tokens_per_second"] == 2 * first["tokens"] / 2
 
 
-def test_positions_count_padding_and_prompts_once(state, rewarded_by, rollouts):
+def test_prompts_are_prefilled_once_for_their_group(state, rewarded_by):
     """Oracle: by hand: prompts of 17 and 3 tokens are padded to 32, and prefilled in each of three rounds
-    for all four completions; those are as long as the longest, up to a multiple of 16 or the limit of 20.
+    for all four completions.
     """
     rewarded_by(lambda text, example: 1.0)
     rollout = dict(max_prompt_length=32, max_completion_length=20)
@@ -321,19 +321,8 @@ def test_positions_count_padding_and_prompts_once(state, rewarded_by, rollouts):
         ],
         seed=0,
     )
-    (batch,), metrics = source.next(state, 0)
-    longest = rollouts[0].completion_mask.sum(1).max()
+    _, metrics = source.next(state, 0)
     assert metrics["prefilled_positions"] == 3 * 2 * 32
-    assert metrics["positions"] == 2 * 32 + 8 * (16 if longest <= 16 else 20)
-    assert batch["prompt_ids"].size + batch["completion_ids"].size == metrics["positions"]
-
-
-def test_positions_are_those_of_the_batch_before_it_is_cut(state, rewarded_by):
-    """Oracle: the sizes of both minibatches, each learned twice."""
-    rewarded_by(by_length)
-    batches, metrics = make_source(minibatches=2, epochs=2).next(state, 0)
-    sizes = [batch["prompt_ids"].size + batch["completion_ids"].size for batch in batches]
-    assert len(batches) == 4 and metrics["positions"] == sum(sizes) / 2
 
 
 def test_a_completion_that_cannot_be_scored_is_left_out_and_counted(

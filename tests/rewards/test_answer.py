@@ -54,6 +54,7 @@ HOSTILE = {
         ("a half, or 1/2", "1/2"),
         ("<think>\\boxed{3}, or 4?</think> <answer>5</answer>", "5"),
         ("<think>3</think> 5", "5"),
+        ("<think>3</think> 5 <think> or 6", "5"),
     ],
 )
 def test_extract_answer_takes_the_last_and_most_marked(text, want):
@@ -61,7 +62,9 @@ def test_extract_answer_takes_the_last_and_most_marked(text, want):
     assert extract_answer(text) == want
 
 
-@pytest.mark.parametrize("text", ["", "no idea", "<think>5</think>", "\\boxed{x", "####", "-"])
+@pytest.mark.parametrize(
+    "text", ["", "no idea", "<think>5</think>", "<think>so 5", "\\boxed{x", "####", "-"]
+)
 def test_no_answer_is_none(text):
     """Oracle: by hand; none of these states one outside of its working."""
     assert extract_answer(text) is None
