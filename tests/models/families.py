@@ -92,13 +92,16 @@ FAMILIES = {
 }
 
 
-def write_tiny_checkpoint(family, folder, seed=0):
+def write_tiny_checkpoint(family, folder, seed=0, **fields):
     """Save a random float32 model of a family (a key of FAMILIES) to folder: -> the transformers model.
+
+    fields: of its config, in place of those there.
 
     No parameter is left at its initial value, so that one which is ignored or misplaced shows in the logits.
     """
     torch.manual_seed(seed)
     config = FAMILIES[family]()
+    config.update(fields)
     config._attn_implementation = "eager"
     model = _random(transformers.AutoModelForCausalLM.from_config(config).float().eval())
     model.save_pretrained(folder)
