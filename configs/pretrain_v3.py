@@ -9,7 +9,7 @@ config.data.sources are to be yours. :fp8 rounds as published; before TPU7x no T
 published is ours: Adam's eps, the steps of the batch's growth, the meshes, of 1024 chips each.
 """
 
-from ml_collections import ConfigDict
+from ml_collections import ConfigDict, config_dict
 
 from configs import models
 from configs.common import batch_ramp, parse_arg, updates_until
@@ -23,6 +23,7 @@ OPTIMIZER = dict(weight_decay=0.1, max_grad_norm=1.0, moment_dtype="bfloat16")
 def get_config(arg=None):
     arg = parse_arg(arg, seed=0, context="4k", fp8=False)
     c = ConfigDict(dict(recipe="pretrain", seed=arg.seed))
+    c.init_from = config_dict.placeholder(str)  # a long context starts from the run before
     c.model = models.deepseek_v3() | dict(rope_scaling=None, initializer_range=0.006, fp8=arg.fp8)
     c.model.expert_buffer = 2.0
     c.data = dict(sources=("/data/text/1.0.0",), tokenizer="deepseek", fim_rate=0.1)

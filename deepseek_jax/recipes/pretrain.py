@@ -50,6 +50,7 @@ PROMPT_TOKENS, DRAFT_TOKENS, DRAFT_PROMPTS = 32, 64, 8  # how speculative decodi
 def run(config, mesh, workdir, should_stop):
     """Run the recipe in workdir, or what is left of it. config: ConfigDict of PretrainSettings' fields."""
     settings = build(PretrainSettings, config, "config")
+    settings.check_start()
     tokenizer = corpus_tokenizer(settings.data.tokenizer)
     model, params = _starting_point(settings, mesh)
     stages = settings.built_stages(model, mesh)
@@ -200,7 +201,8 @@ class AbstractUpdate(NamedTuple):
 def abstract_updates(config, mesh):
     """The update of each stage, at its largest batch: [AbstractUpdate]. Makes no array and reads no data.
 
-    config: as of `run`, which raises the same ValueErrors. mesh: of devices that need not be there.
+    config: as of `run`, which raises the same ValueErrors, but a long context may start from nothing.
+    mesh: of devices that need not be there.
     """
     settings = build(PretrainSettings, config, "config")
     if settings.init_from is None:

@@ -163,6 +163,17 @@ class PretrainSettings:
     mesh: dict = dataclasses.field(default_factory=dict)
     init_from: str | None = None
 
+    def check_start(self):
+        """Raise ValueError for stages that would stretch the context of random parameters."""
+        first = min(self.stages, default=None)
+        if first is None or self.init_from is not None:
+            return
+        if build(StageSettings, self.stages[first], f"config.stages.{first}").rope_scaling:
+            raise ValueError(
+                f"config.init_from is None, and config.stages.{first}.rope_scaling stretches the context of "
+                "a trained model; set config.init_from to its folder, WORKDIR/params of the run before"
+            )
+
     def built_stages(self, model: ModelConfig, mesh):
         """[(name, StageSettings)], checked against model and mesh."""
         if not self.stages:

@@ -127,7 +127,6 @@ def test_a_run_starts_from_what_another_left(whole, tmp_path):
         (dict(batch_size=((1, 2),)), "first updates ints that begin at 0 and rise"),
         (dict(mtp_weight=((0, -0.1),)), "mtp_weight=((0, -0.1),) must be at least 0"),
         (dict(num_steps=5), "config.stages.stage_1.optimizer.phases take 4 updates in all"),
-        (dict(rope_scaling=dict(rope_type="yarn", factor=2.0)), "lacks ['original_max_position"),
     ],
 )
 def test_a_mistake_is_named_before_anything_is_written(tmp_path, fields, words):
@@ -135,4 +134,15 @@ def test_a_mistake_is_named_before_anything_is_written(tmp_path, fields, words):
     with pytest.raises(ValueError) as error:
         run(tmp_path, small_config(**fields))
     assert words in str(error.value)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_long_context_without_a_start_is_refused_before_anything_is_written(tmp_path):
+    """Oracle: the words a reader needs, and an empty work directory."""
+    config = small_config()
+    del config.stages["stage_1"]
+    with pytest.raises(
+        ValueError, match="config.init_from is None, and config.stages.stage_2_long.rope"
+    ):
+        run(tmp_path, config)
     assert not list(tmp_path.iterdir())
