@@ -27,6 +27,9 @@ def get_config(arg=None):
     c.model = models.deepseek_v3() | dict(rope_scaling=None, initializer_range=0.006, fp8=arg.fp8)
     c.model.expert_buffer = 2.0
     c.data = dict(sources=("/data/text/1.0.0",), tokenizer="deepseek", fim_rate=0.1)
+    c.data.num_held_out = (
+        50_000  # of about 700 tokens and more they fill eval_batches, each read once
+    )
     if arg.context == "4k":
         c.mesh = dict(data=1, fsdp=32, expert=32)
         c.stages = dict(stage_1=from_scratch())

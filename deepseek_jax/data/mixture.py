@@ -75,8 +75,8 @@ class Mixture:
         for number, (start, end) in enumerate(zip(self.starts, self.starts[1:], strict=False)):
             if end - start < process_count:
                 raise ValueError(
-                    f"there are no documents for some of {process_count} processes; source {number} "
-                    f"has {end - start}, and each needs one."
+                    f"there are no documents for some of {process_count} processes: source {number} has "
+                    f"{end - start}, and each needs one; give it more documents, or start fewer processes."
                 )
             share = grain.MapDataset.range(start + process_index, end, process_count)
             # Grain's epochs take the seeds that follow, so those of the sources stand far apart.

@@ -58,7 +58,7 @@ def run(config, mesh, workdir, should_stop):
         raise ValueError(
             f"config.model.vocab_size={model.vocab_size} is below the tokenizer's {tokenizer.vocab_size}"
         )
-    train, held_out = open_corpus(settings.data, workdir / "data", settings.seed)
+    train, held_out = open_corpus(settings.data, workdir / "data", settings.seed, mesh)
     options = dict(fim_rate=settings.data.fim_rate, packing=settings.data.packing)
     writer, losses = MetricsWriter(workdir), {}
     if params is None:

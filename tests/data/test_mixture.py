@@ -116,7 +116,7 @@ def test_a_mixture_of_nothing_or_with_a_source_too_small_is_refused():
         Mixture((), ())
     mixture = Mixture(([{"text": "a"}] * 5, [{"text": "b"}]), (1, 1))
     mixture.order(0, process_count=1)
-    with pytest.raises(ValueError, match="source 1 has 1, and each needs one"):
+    with pytest.raises(ValueError, match="source 1 has 1, and each needs one; give it more"):
         mixture.order(0, process_count=2)
 
 

@@ -13,8 +13,10 @@ from deepseek_jax.data.packing import pack
 from deepseek_jax.data.tokenizer import arithmetic_tokenizer
 from deepseek_jax.losses.next_token import next_token_loss
 from deepseek_jax.models import ModelConfig
+from deepseek_jax.recipes import corpus
 from deepseek_jax.recipes.blocks import random_params
 from deepseek_jax.recipes.corpus import PackedDocuments, base_documents, base_tokenizer
+from deepseek_jax.recipes.pretrain_settings import CorpusSettings
 from tests.processes import run_two
 from tests.recipes.small import one_device
 
@@ -133,3 +135,20 @@ def test_a_small_worlds_corpus_is_written_in_its_tokenizers_pieces(tmp_path, cor
     texts = [documents[i]["text"].decode() for i in range(len(documents))]
     assert len(texts) == 50
     assert [tokenizer.decode(tokenizer.encode(text)) for text in texts] == texts
+
+
+@pytest.mark.parametrize(
+    ("num_held_out", "words"),
+    [
+        (3, "config.data.num_held_out=3 documents .* too few for 4 processes .*at least 4"),
+        (8, "'arithmetic' of config.data.sources leaves 2 documents to train on, too few for 4"),
+    ],
+)
+def test_a_source_with_less_than_a_document_a_process_is_refused(
+    tmp_path, monkeypatch, num_held_out, words
+):
+    """Oracle: the field on whose side they lack: of ten documents for four processes, 3 | 7 and 8 | 2."""
+    monkeypatch.setattr(corpus, "batch_share", lambda mesh: (0, 4))
+    data = CorpusSettings(("arithmetic",), num_documents=10, num_held_out=num_held_out)
+    with pytest.raises(ValueError, match=words):
+        corpus.open_corpus(data, tmp_path, 0, one_device())
