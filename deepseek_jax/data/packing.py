@@ -34,7 +34,7 @@ def pack(
     token but a document's first is predicted once an epoch. packing=False: a document a row, cut to
     its length. fim_rate: share of the documents that are learned as prefix, suffix, middle
     (infill.fill_in_the_middle), others in each epoch. num_epochs: None repeats for ever, in another
-    order each time; a finite run, of one source, fills its last batch with padding. The iterators
+    order each time; a finite run, see Mixture.order, fills its last batch with padding. The iterators
     resume exactly by get_state(), which is JSON, and set_state(); close() ends the thread that reads
     ahead. batch_size counts the rows of all processes: each packs every process_count-th document
     of every source into its share of the rows; normalizer and num_tokens are its own.

@@ -6,7 +6,6 @@ prediction speeds decoding up -> report.
 
 import dataclasses
 import functools
-import itertools
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -22,7 +21,7 @@ from deepseek_jax.evaluation.perplexity import held_out_loss
 from deepseek_jax.evaluation.report import loss_table, plot_curves
 from deepseek_jax.losses.next_token import next_token_loss
 from deepseek_jax.models import ModelConfig
-from deepseek_jax.parallel import batch_sharding, put_batch
+from deepseek_jax.parallel import batch_sharding
 from deepseek_jax.parallel.processes import first_process, say
 from deepseek_jax.recipes.blocks import build_model, random_params
 from deepseek_jax.recipes.corpus import (
@@ -30,7 +29,7 @@ from deepseek_jax.recipes.corpus import (
     PackedDocuments,
     base_documents,
     corpus_tokenizer,
-    joined,
+    held_out_batches,
     open_corpus,
     packed,
 )
@@ -61,11 +60,16 @@ def run(config, mesh, workdir, should_stop):
     train, held_out = open_corpus(settings.data, workdir / "data", settings.seed, mesh)
     options = dict(fim_rate=settings.data.fim_rate, packing=settings.data.packing)
     writer, losses = MetricsWriter(workdir), {}
+    measures = [
+        _held_out(
+            stage.model(model), stage, settings.data, held_out, tokenizer, mesh, settings.seed
+        )
+        for _, stage in stages
+    ]
     if params is None:
         params, _ = random_params(model, mesh, settings.seed)
-    for index, (name, stage) in enumerate(stages):
+    for index, ((name, stage), measure) in enumerate(zip(stages, measures, strict=True)):
         model = stage.model(model)
-        measure = _held_out(model, stage, settings.data, held_out, tokenizer, mesh, settings.seed)
         before = remembered(workdir / f"{name}_before.json", lambda m=measure, p=params: m(p))
         params = train_stage(
             model,
@@ -233,18 +237,15 @@ def _abstract_batch(mesh, rows, stage):
 
 def _held_out(model, stage, data, documents, tokenizer, mesh, seed):
     """A function from params to the held-out loss, [mean, low, high] in nats a token, without FIM."""
-    rows = packed(
+    batches = held_out_batches(
         documents,
         tokenizer,
         mesh,
-        sequence_length=stage.sequence_length,
+        data,
         batch_size=stage.micro_batch_size or stage.quantum(),
+        sequence_length=stage.sequence_length,
         seed=seed,
     )
-    iterator = iter(rows)
-    taken = list(itertools.islice(iterator, data.eval_batches))
-    iterator.close()  # else its thread would go on reading ahead
-    batches = [put_batch(mesh, joined(mesh, [batch])) for batch in taken]
     loss_fn = jax.jit(lambda params, batch: next_token_loss(model, params, batch)[0])
     return lambda params: list(held_out_loss(loss_fn, params, batches))
 

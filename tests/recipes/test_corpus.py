@@ -2,6 +2,7 @@
 
 import itertools
 import json
+from collections import Counter
 from types import SimpleNamespace
 
 import jax
@@ -9,6 +10,8 @@ import numpy as np
 import pytest
 
 from configs import models
+from deepseek_jax.data.byte_tokenizer import byte_tokenizer
+from deepseek_jax.data.mixture import Mixture
 from deepseek_jax.data.packing import pack
 from deepseek_jax.data.tokenizer import arithmetic_tokenizer
 from deepseek_jax.losses.next_token import next_token_loss
@@ -152,3 +155,46 @@ def test_a_source_with_less_than_a_document_a_process_is_refused(
     data = CorpusSettings(("arithmetic",), num_documents=10, num_held_out=num_held_out)
     with pytest.raises(ValueError, match=words):
         corpus.open_corpus(data, tmp_path, 0, one_device())
+
+
+SUMS, DIFFERENCES = (
+    [{"text": f"{a}{sign}{b}"} for a in range(1, 10) for b in range(1, 10)] for sign in "+-"
+)
+
+
+def held_out(eval_batches, **sizes):
+    mixture = Mixture((SUMS, DIFFERENCES), (1.0, 3.0))
+    data = CorpusSettings(("sums", "differences"), eval_batches=eval_batches, num_held_out=81)
+    sizes = dict(batch_size=4, sequence_length=12, seed=0) | sizes
+    return corpus.held_out_batches(mixture, byte_tokenizer(), one_device(), data, **sizes)
+
+
+@pytest.mark.parametrize("shares", [1, 2])
+def test_an_evaluation_reads_no_document_twice(monkeypatch, shares):
+    """Oracle: the segments of all batches, of all processes, counted, against the documents themselves; of 81
+    documents each, in shares of 1:3, the second source ends all at 108. A row holds three of 3 bytes and eos.
+    """
+    seen = Counter()
+    for index in range(shares):
+        monkeypatch.setattr(corpus, "batch_share", lambda mesh, i=index: (i, shares))
+        monkeypatch.setattr(corpus, "joined", lambda mesh, pieces: pieces[0])
+        for batch in held_out(8 // shares, batch_size=4 * shares):
+            for row, segments in zip(batch["tokens"], batch["segment_ids"], strict=True):
+                seen.update(tuple(row[segments == s].tolist()) for s in (1, 2, 3))
+    seen.pop((), None)  # a row of the last documents may have room for more
+    documents = {(*d["text"].encode(), byte_tokenizer().eos_id) for d in SUMS + DIFFERENCES}
+    assert set(seen) <= documents and set(seen.values()) == {1} and 94 <= len(seen) <= 96
+
+
+def test_held_out_documents_that_do_not_fill_the_batches_are_refused():
+    """Oracle: the fields and, by hand, the number that 108 documents fill: 36 rows, nine batches of four."""
+    assert len(held_out(9)) == 9
+    with pytest.raises(ValueError, match="num_held_out=81 .* fill 9 batches .*eval_batches=10"):
+        held_out(10)
+
+
+def test_every_process_evaluates_on_as_many_batches(monkeypatch):
+    """Oracle: another process with a batch less, which makes this one raise too, not wait for it for ever."""
+    monkeypatch.setattr(corpus, "from_each", lambda number: [number, number - 1])
+    with pytest.raises(ValueError, match="fill 8 batches"):
+        held_out(9)
