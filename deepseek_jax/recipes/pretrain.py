@@ -6,6 +6,7 @@ prediction speeds decoding up -> report.
 
 import dataclasses
 import functools
+import itertools
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -90,12 +91,14 @@ def run(config, mesh, workdir, should_stop):
         after = remembered(workdir / f"{name}_after.json", lambda m=measure, p=params: m(p))
         losses[name] = (stage.sequence_length, before, after)
     writer.close()
+    if not is_orbax(workdir / "params"):
+        save_orbax(workdir / "params", model, params)
     drafts = None
     if any(switched_on(stage.mtp_weight) for _, stage in stages) and model.is_mla:
         drafts = remembered(
             workdir / "drafts.json", lambda: _drafting(model, params, held_out, tokenizer)
         )
-    _finish(workdir, model, params, losses, drafts)
+    _report(workdir, losses, drafts)
 
 
 def _starting_point(settings, mesh):
@@ -251,21 +254,25 @@ def _held_out(model, stage, data, documents, tokenizer, mesh, seed):
 
 
 def _drafting(model, params, documents, tokenizer):
-    """How speculative decoding fares on the beginnings of held-out documents, greedily."""
-    texts = [documents[i]["text"] for i in range(len(documents))]
-    ids = [tokenizer.encode(text.decode() if isinstance(text, bytes) else text) for text in texts]
-    prompts = [x[:PROMPT_TOKENS] for x in ids if len(x) > PROMPT_TOKENS][:DRAFT_PROMPTS]
+    """How speculative decoding fares on the beginnings of held-out documents, greedily.
+
+    A model of few positions has shorter prompts, and shorter completions.
+    """
+    prompt_length = min(PROMPT_TOKENS, model.max_position_embeddings // 2)
+    length = min(DRAFT_TOKENS, model.max_position_embeddings - prompt_length)
+    texts = (documents[i]["text"] for i in range(len(documents)))
+    ids = (tokenizer.encode(text.decode() if isinstance(text, bytes) else text) for text in texts)
+    prompts = (x[:prompt_length] for x in ids if len(x) > prompt_length)
+    prompts = list(itertools.islice(prompts, DRAFT_PROMPTS))
     if not prompts:
         return None
-    options = dict(max_completion_length=DRAFT_TOKENS, temperature=0.0, eos_ids=(tokenizer.eos_id,))
+    options = dict(max_completion_length=length, temperature=0.0, eos_ids=(tokenizer.eos_id,))
     rollout = generate(model, params, prompts, speculative=True, **options)
     return {"acceptance": rollout.acceptance_rate, "tokens_per_step": rollout.tokens_per_step}
 
 
-def _finish(workdir, model, params, losses, drafts):
-    """Leave the parameters in workdir/params, and print the report. Process 0 alone prints."""
-    if not is_orbax(workdir / "params"):
-        save_orbax(workdir / "params", model, params)
+def _report(workdir, losses, drafts):
+    """Print what came of it all. Process 0 alone prints."""
     if not first_process():
         return
     for name in losses:

@@ -107,6 +107,26 @@ def test_the_last_stage_reads_longer_rows_through_yarn(whole):
     assert params["mtp_0"]["block"]["ffn"]["router_bias"].any()
 
 
+def test_what_was_trained_is_left_behind_though_drafting_fails(tmp_path, monkeypatch):
+    """Oracle: the folder of the parameters after a failure; the run goes on from there, and drafts within the
+    model's 48 positions, which have no room for 32 tokens of a prompt and 64 more.
+    """
+    config = small_config(sequence_length=48)
+    config.model.max_position_embeddings = 48
+    del config.stages["stage_2_long"]
+
+    def fail(*arguments, **options):
+        raise RuntimeError("no memory for caches")
+
+    with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="no memory"):
+        patch.setattr(pretrain, "generate", fail)
+        run(tmp_path, config)
+    assert load_orbax(tmp_path / "params")[0].max_position_embeddings == 48
+    assert not (tmp_path / "drafts.json").exists()
+    run(tmp_path, config)
+    assert json.loads((tmp_path / "drafts.json").read_text())["tokens_per_step"] >= 1
+
+
 @pytest.mark.slow
 def test_a_run_starts_from_what_another_left(whole, tmp_path):
     """Oracle: the loss on the first batch, which the parameters left behind foresee better."""
