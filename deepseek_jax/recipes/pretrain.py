@@ -4,7 +4,6 @@ documents -> random parameters, or a checkpoint's -> each stage -> held-out loss
 prediction speeds decoding up -> report.
 """
 
-import dataclasses
 import functools
 import itertools
 from collections.abc import Callable
@@ -17,7 +16,7 @@ from rich.console import Console
 
 from deepseek_jax.checkpoint import is_orbax, load_hf, load_orbax, save_orbax
 from deepseek_jax.checkpoint.hf_config import read_config
-from deepseek_jax.checkpoint.tree import abstract_params, from_paths
+from deepseek_jax.checkpoint.tree import abstract_params, checked_by_path, from_paths
 from deepseek_jax.evaluation.perplexity import held_out_loss
 from deepseek_jax.evaluation.report import loss_table, plot_curves
 from deepseek_jax.losses.next_token import next_token_loss
@@ -102,12 +101,21 @@ def run(config, mesh, workdir, should_stop):
 
 
 def _starting_point(settings, mesh):
-    """(ModelConfig, params of a checkpoint, or None)."""
+    """(ModelConfig, params of a checkpoint, or None). Raises ValueError for a config of other parameters."""
     if settings.init_from is None:
         return build_model(settings.model), None
+    settings.overridden(read_config(settings.init_from))  # raises before much is read
     load = load_orbax if is_orbax(settings.init_from) else load_hf
     config, params = load(settings.init_from, dtype="float32", mesh=mesh)
-    return dataclasses.replace(config, **settings.model), params
+    model = settings.overridden(config)
+    try:
+        checked_by_path(model, params)
+    except ValueError as error:
+        raise ValueError(
+            f"config.model is of another size than config.init_from={settings.init_from}: {error}; leave the "
+            "fields out that say how large it is"
+        ) from error
+    return model, params
 
 
 def train_stage(
@@ -215,7 +223,7 @@ def abstract_updates(config, mesh):
     if settings.init_from is None:
         model = build_model(settings.model)
     else:
-        model = dataclasses.replace(read_config(settings.init_from), **settings.model)
+        model = settings.overridden(read_config(settings.init_from))
     params = from_paths(abstract_params(model, mesh=mesh))
     updates = []
     for name, stage in settings.built_stages(model, mesh):

@@ -152,7 +152,8 @@ class CorpusSettings:
 class PretrainSettings:
     """A whole config of this recipe. stages: blocks of StageSettings by name, run in the order of the names.
 
-    init_from: a Hugging Face folder, or what save_orbax wrote, in place of random parameters.
+    init_from: a Hugging Face folder, or what save_orbax wrote, in place of random parameters; model then
+    needs only the fields of ModelConfig that are to be others than the checkpoint's.
     """
 
     recipe: str
@@ -173,6 +174,10 @@ class PretrainSettings:
                 f"config.init_from is None, and config.stages.{first}.rope_scaling stretches the context of "
                 "a trained model; set config.init_from to its folder, WORKDIR/params of the run before"
             )
+
+    def overridden(self, checkpoint: ModelConfig):
+        """The ModelConfig of init_from with the fields that config.model gives in place of its own."""
+        return build(ModelConfig, vars(checkpoint) | self.model, "config.model")
 
     def built_stages(self, model: ModelConfig, mesh):
         """[(name, StageSettings)], checked against model and mesh."""

@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 
 from configs.pretrain_small import get_config
-from deepseek_jax.checkpoint import load_orbax
+from deepseek_jax.checkpoint import load_orbax, save_orbax
 from deepseek_jax.recipes import pretrain
+from deepseek_jax.recipes.blocks import build_model, random_params
 from tests.quick import others_slow
 from tests.recipes.small import one_device
 
@@ -166,3 +167,48 @@ def test_a_long_context_without_a_start_is_refused_before_anything_is_written(tm
     ):
         run(tmp_path, config)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    """A folder of random parameters of small_config's model."""
+    folder = tmp_path_factory.mktemp("start") / "params"
+    model = build_model(small_config().model)
+    save_orbax(folder, model, random_params(model, one_device(), 0)[0])
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("block", "words"),
+    [
+        (dict(remat="all"), "model.remat='all' is not one of"),
+        (
+            dict(scan_layer=True),
+            "config.model.scan_layer is not a field; did you mean scan_layers?",
+        ),
+        (dict(fp8="yes"), "config.model.fp8='yes' (str) must be a bool"),
+        (dict(rope_scaling=dict(rope_type="yarn", fctor=2.0)), "config.model.rope_scaling.fctor"),
+        (dict(hidden_size=64), "config.model is of another size than config.init_from="),
+        (dict(num_nextn_predict_layers=2), "parameter mtp_1/block/attention"),
+    ],
+)
+def test_a_mistake_beside_a_checkpoint_is_named(checkpoint, tmp_path, block, words):
+    """Oracle: the words a reader needs, and an empty work directory."""
+    config = small_config()
+    config.init_from, config.model = str(checkpoint), block
+    with pytest.raises(ValueError) as error:
+        run(tmp_path, config)
+    assert words in str(error.value)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_checkpoints_model_is_overridden_field_by_field(checkpoint):
+    """Oracle: the block and the checkpoint's own numbers; a nested block becomes a dataclass, for which a
+    program can be compiled, and not for a dict.
+    """
+    config = small_config()
+    yarn = dict(rope_type="yarn", factor=4.0, original_max_position_embeddings=256)
+    config.init_from, config.model = str(checkpoint), dict(dtype="bfloat16", rope_scaling=yarn)
+    (update, _) = pretrain.abstract_updates(config, one_device())
+    wanted = build_model(dict(small_config().model, dtype="bfloat16", rope_scaling=yarn))
+    assert update.model == wanted and hash(update.model) == hash(wanted)
