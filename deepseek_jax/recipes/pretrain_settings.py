@@ -88,6 +88,11 @@ class StageSettings:
                 f"{path}.sequence_length={self.sequence_length} leaves nothing to predict; "
                 "set it to at least 2"
             )
+        if self.eval_every % self.log_every:
+            raise ValueError(
+                f"{path}.eval_every={self.eval_every} falls on steps that are not logged; set it to a "
+                f"multiple of {path}.log_every={self.log_every}"
+            )
 
     def _check_rows(self, path, model, mesh):
         stage_at(self.batch_sizes(), 0, f"{path}.batch_size")  # raises for stages that are none

@@ -28,10 +28,11 @@ def small_config(**fields):
     first |= dict(
         bias_update_speed=((0, 0.01), (3, 0.0)), mtp_weight=((0, 0.3), (2, 0.1)), micro_batch_size=2
     )
-    config.stages["stage_1"].update(first | fields)
+    config.stages["stage_1"].update(first)
     config.stages["stage_2_long"].update(dict(batch_size=2, sequence_length=96, num_steps=2))
     for stage in config.stages.values():
         stage.update(dict(log_every=1, save_every=1, eval_every=2))
+    config.stages["stage_1"].update(fields)
     return config
 
 
@@ -147,6 +148,10 @@ def test_a_run_starts_from_what_another_left(whole, tmp_path):
         (dict(micro_batch_size=3), "batch_size=((0, 2), (2, 4)) does not split into"),
         (dict(batch_size=((1, 2),)), "first updates ints that begin at 0 and rise"),
         (dict(mtp_weight=((0, -0.1),)), "mtp_weight=((0, -0.1),) must be at least 0"),
+        (
+            dict(eval_every=3, log_every=2),
+            "stage_1.eval_every=3 falls on steps that are not logged",
+        ),
         (dict(num_steps=5), "config.stages.stage_1.optimizer.phases take 4 updates in all"),
     ],
 )
