@@ -42,6 +42,8 @@ class DecoderLayer(nn.Module):
     def _feed_forward(self, x, segment_ids=None):
         if self.is_moe:
             y, routing = self.ffn(self.ffn_norm(x), segment_ids)
+            if routing is not None:  # of tokens that are NaN, behind a layer that overflowed, none
+                routing = routing._replace(load=routing.load + 0 * routing.balance)
             return x + y, routing
         return x + self.ffn(self.ffn_norm(x)), None
 
