@@ -47,9 +47,7 @@ def remats(jaxpr, loop=1):
 
 @pytest.mark.parametrize("scan_layers", [False, True])
 def test_only_layers_in_a_loop_may_be_looked_up_instead_of_recomputed(scan_layers):
-    """Oracle: the program: a stack of one dense layer, one of two with experts, and the multi-token block, once
-    forward and once backward.
-    """
+    """Oracle: the program: a stack of one dense layer, one of two with experts, and the multi-token block."""
     config = ModelConfig(**V3, remat="full", scan_layers=scan_layers)
 
     def loss(params, batch):
