@@ -60,16 +60,15 @@ def run(config, mesh, workdir, should_stop):
     train, held_out = open_corpus(settings.data, workdir / "data", settings.seed, mesh)
     options = dict(fim_rate=settings.data.fim_rate, packing=settings.data.packing)
     writer, losses = MetricsWriter(workdir), {}
+    models = settings.models(model, stages)
     measures = [
-        _held_out(
-            stage.model(model), stage, settings.data, held_out, tokenizer, mesh, settings.seed
-        )
-        for _, stage in stages
+        _held_out(scaled, stage, settings.data, held_out, tokenizer, mesh, settings.seed)
+        for scaled, (_, stage) in zip(models, stages, strict=True)
     ]
     if params is None:
         params, _ = random_params(model, mesh, settings.seed)
-    for index, ((name, stage), measure) in enumerate(zip(stages, measures, strict=True)):
-        model = stage.model(model)
+    told = zip(stages, models, measures, strict=True)
+    for index, ((name, stage), model, measure) in enumerate(told):
         before = remembered(workdir / f"{name}_before.json", lambda m=measure, p=params: m(p))
         params = train_stage(
             model,
@@ -226,12 +225,12 @@ def abstract_updates(config, mesh):
         model = settings.overridden(read_config(settings.init_from))
     params = from_paths(abstract_params(model, mesh=mesh))
     updates = []
-    for name, stage in settings.built_stages(model, mesh):
-        model = stage.model(model)
-        create, step = _jitted(model, stage, params, mesh, f"config.stages.{name}")
+    stages = settings.built_stages(model, mesh)
+    for (name, stage), scaled in zip(stages, settings.models(model, stages), strict=True):
+        create, step = _jitted(scaled, stage, params, mesh, f"config.stages.{name}")
         rows = max(rows for _, rows in stage.batch_sizes())
         batch = _abstract_batch(mesh, rows, stage)
-        updates.append(AbstractUpdate(name, model, step(rows), create.eval_shape(params), batch))
+        updates.append(AbstractUpdate(name, scaled, step(rows), create.eval_shape(params), batch))
     return updates
 
 

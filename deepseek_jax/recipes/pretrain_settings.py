@@ -110,11 +110,14 @@ class StageSettings:
             numbers = f"{path}.{name}={at_once}, {path}.sequence_length={self.sequence_length}"
             raise ValueError(f"{numbers}: {error}") from error
 
-    def model(self, model):
-        """The ModelConfig of this stage."""
+    def model(self, model, path):
+        """The ModelConfig of this stage, of the block `path`."""
         if self.rope_scaling is None:
             return model
-        scaling = build(RopeScaling, self.rope_scaling, "rope_scaling")
+        try:
+            scaling = build(RopeScaling, self.rope_scaling, "rope_scaling")
+        except ValueError as error:
+            raise ValueError(f"{path}.rope_scaling: {error}") from error
         return dataclasses.replace(model, rope_scaling=scaling)
 
 
@@ -195,9 +198,17 @@ class PretrainSettings:
         for name in sorted(self.stages):
             path = f"config.stages.{name}"
             stage = build(StageSettings, self.stages[name], path)
-            stage.check(path, stage.model(model), mesh)
+            stage.check(path, stage.model(model, path), mesh)
             stages.append((name, stage))
         return stages
+
+    def models(self, model, stages):
+        """The ModelConfig of each of built_stages: a stage without a scaling keeps that of the one before."""
+        scaled = []
+        for name, stage in stages:
+            model = stage.model(model, f"config.stages.{name}")
+            scaled.append(model)
+        return scaled
 
 
 def schedule_of(numbers, path):

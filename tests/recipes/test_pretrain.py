@@ -174,6 +174,24 @@ def test_a_long_context_without_a_start_is_refused_before_anything_is_written(tm
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize(
+    ("scaling", "words"),
+    [
+        (dict(rope_type="yarn", factor=2.0), "lacks ['original_max_position_embeddings']"),
+        (dict(rope_type="yarm", factor=2.0), "rope_scaling.rope_type='yarm' is not one of"),
+        (dict(rope_type="yarn", fctor=2.0), "rope_scaling.fctor is not a field"),
+    ],
+)
+def test_a_stages_own_scaling_is_named_by_its_block(tmp_path, scaling, words):
+    """Oracle: the block and the words a reader needs, and an empty work directory."""
+    config = small_config()
+    config.stages["stage_2_long"].rope_scaling = scaling
+    with pytest.raises(ValueError) as error:
+        run(tmp_path, config)
+    assert str(error.value).startswith("config.stages.stage_2_long.rope_scaling: ")
+    assert words in str(error.value) and not list(tmp_path.iterdir())
+
+
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
     """A folder of random parameters of small_config's model."""
