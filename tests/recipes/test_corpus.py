@@ -198,3 +198,22 @@ def test_every_process_evaluates_on_as_many_batches(monkeypatch):
     monkeypatch.setattr(corpus, "from_each", lambda number: [number, number - 1])
     with pytest.raises(ValueError, match="fill 8 batches"):
         held_out(9)
+
+
+def test_totals_count_rows_once_that_two_processes_give(monkeypatch):
+    """Oracle: by hand: four processes, two to a share, of which one counts 30 tokens and the other 70;
+    rows of two pieces lie one under the other.
+    """
+    tokens = np.arange(8, dtype=np.int32).reshape(2, 2, 2)
+    pieces = [
+        {"tokens": rows, "normalizer": np.float32(n), "num_tokens": np.float32(n + 1)}
+        for rows, n in zip(tokens, (10, 20), strict=True)
+    ]
+    others = {30.0: 70.0, 32.0: 72.0}
+    monkeypatch.setattr(corpus, "batch_share", lambda mesh: (0, 2))
+    monkeypatch.setattr(jax, "process_count", lambda: 4)
+    monkeypatch.setattr(corpus, "total", lambda n: np.float32(2 * n + 2 * others[float(n)]))
+    batch = corpus.joined(None, pieces)
+    assert (batch["normalizer"], batch["num_tokens"]) == (100, 104)
+    assert all(batch[name].dtype == np.float32 for name in corpus.TOTALS)
+    np.testing.assert_array_equal(batch["tokens"], tokens.reshape(4, 2))

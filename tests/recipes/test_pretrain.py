@@ -1,5 +1,6 @@
 """Pre-training in stages, shrunk until a test can run it."""
 
+import dataclasses
 import json
 
 import jax
@@ -8,8 +9,13 @@ import pytest
 
 from configs.pretrain_small import get_config
 from deepseek_jax.checkpoint import load_orbax, save_orbax
+from deepseek_jax.losses.next_token import next_token_loss
+from deepseek_jax.models import RopeScaling
 from deepseek_jax.recipes import pretrain
 from deepseek_jax.recipes.blocks import build_model, random_params
+from deepseek_jax.recipes.corpus import corpus_tokenizer, open_corpus, packed
+from deepseek_jax.recipes.pretrain_settings import PretrainSettings
+from deepseek_jax.recipes.settings import build
 from tests.quick import others_slow
 from tests.recipes.small import one_device
 
@@ -107,6 +113,33 @@ def test_the_last_stage_reads_longer_rows_through_yarn(whole):
     _, (config, params) = whole
     assert config.rope_scaling.rope_type == "yarn" and config.rope_scaling.factor == 4
     assert params["mtp_0"]["block"]["ffn"]["router_bias"].any()
+
+
+def test_a_long_context_is_trained_under_its_own_scaling(tmp_path):
+    """Oracle: the loss of the parameters that it starts from, on its first batch, by a forward pass of the
+    model with YaRN's frequencies; the same without gives another. Large parameters, for attention to see
+    positions.
+    """
+    config, mesh = small_config(), one_device()
+    plain = build_model(dict(config.model, initializer_range=0.3))
+    params, _ = random_params(plain, mesh, 0)
+    save_orbax(tmp_path / "start", plain, params)
+    config.init_from, config.model = str(tmp_path / "start"), {}
+    del config.stages["stage_1"]
+    config.stages["stage_2_long"].update(dict(num_steps=1, mtp_weight=0.0))
+    run(tmp_path, config)
+    found = records(tmp_path)[("stage_2_long", 0)]["next_token_loss"]
+
+    settings = build(PretrainSettings, config, "config")
+    train, _ = open_corpus(settings.data, tmp_path / "data", settings.seed, mesh)
+    rows = dict(sequence_length=96, batch_size=2, seed=settings.seed, fim_rate=0.1)
+    batch = next(iter(packed(train, corpus_tokenizer("bytes"), mesh, **rows)))
+    yarn = RopeScaling(**config.stages["stage_2_long"].rope_scaling)
+    scaled = dataclasses.replace(plain, rope_scaling=yarn)
+    loss = jax.jit(next_token_loss, static_argnums=0)
+    losses = [float(loss(model, params, batch)[0]) for model in (scaled, plain)]
+    np.testing.assert_allclose(found, losses[0], rtol=1e-5)  # float32, compiled apart
+    assert abs(losses[1] - found) > 1e-3
 
 
 def test_what_was_trained_is_left_behind_though_drafting_fails(tmp_path, monkeypatch):
