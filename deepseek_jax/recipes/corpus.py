@@ -101,15 +101,13 @@ def packed(documents, tokenizer, mesh, **options):
 
 
 def held_out_batches(documents, tokenizer, mesh, settings, *, batch_size, sequence_length, seed):
-    """settings.eval_batches batches on the mesh, of documents that are read once at most, so that what is
-    measured on one knows nothing of another. settings: CorpusSettings.
+    """settings.eval_batches batches on the mesh, of documents that are read once at most, and as far apart as
+    they allow, so that what is measured on one knows little of another. settings: CorpusSettings.
 
     Raises ValueError, naming the field, where the documents of some process do not fill them.
     """
     sizes = dict(batch_size=batch_size, sequence_length=sequence_length)
-    iterator = iter(packed(documents, tokenizer, mesh, num_epochs=1, seed=seed, **sizes))
-    batches = list(itertools.islice(iterator, settings.eval_batches))
-    iterator.close()  # else its thread would go on reading ahead
+    batches = packed(documents, tokenizer, mesh, num_epochs=1, seed=seed, **sizes)
     full = [batch for batch in batches if batch["segment_ids"][:, 0].all()]  # but perhaps the last
     fewest = min(from_each(len(full)))
     if fewest < settings.eval_batches:
@@ -118,7 +116,8 @@ def held_out_batches(documents, tokenizer, mesh, settings, *, batch_size, sequen
             f"{fewest} batches of {batch_size} rows of {sequence_length} tokens; hold out more of them, or "
             f"lower config.data.eval_batches={settings.eval_batches}"
         )
-    return [put_batch(mesh, joined(mesh, [batch])) for batch in full]
+    taken = full[:: len(full) // settings.eval_batches][: settings.eval_batches]
+    return [put_batch(mesh, joined(mesh, [batch])) for batch in taken]
 
 
 class PackedDocuments:

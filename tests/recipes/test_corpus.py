@@ -186,6 +186,18 @@ def test_an_evaluation_reads_no_document_twice(monkeypatch, shares):
     assert set(seen) <= documents and set(seen.values()) == {1} and 94 <= len(seen) <= 96
 
 
+def test_an_evaluation_is_spread_over_documents_longer_than_a_batch():
+    """Oracle: by hand: ten documents of a letter each, of 201 tokens in batches of two rows of 20: five
+    batches and more of each, so that of ten every document has one, or one and its neighbour two.
+    """
+    documents = [{"text": letter * 200} for letter in "abcdefghij"]
+    data = CorpusSettings(("letters",), eval_batches=10, num_held_out=10)
+    sizes = dict(batch_size=2, sequence_length=20, seed=0)
+    batches = corpus.held_out_batches(documents, byte_tokenizer(), one_device(), data, **sizes)
+    letters = {int(token) for batch in batches for token in np.ravel(batch["tokens"])}
+    assert len(batches) == 10 and len(letters & set(b"abcdefghij")) >= 8
+
+
 def test_held_out_documents_that_do_not_fill_the_batches_are_refused():
     """Oracle: the fields and, by hand, the number that 108 documents fill: 36 rows, nine batches of four."""
     assert len(held_out(9)) == 9
