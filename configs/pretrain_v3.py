@@ -5,8 +5,12 @@ python launch/train.py --config=configs/pretrain_v3.py --distributed
 python launch/plan.py --config=configs/pretrain_v3.py --topology=v5p:8x8x16       # does it fit?
 
 With :context=32k or :context=128k, and --config.init_from=WORKDIR/params of the run before, a long context.
-config.data.sources are to be yours. :fp8 rounds as published; before TPU7x no TPU gains by it. What is not
-published is ours: Adam's eps, the steps of the batch's growth, the meshes, of 1024 chips each.
+config.data.sources are to be yours. What is not published is ours: Adam's eps, the steps of the batch's
+growth, the meshes, of 1024 chips each. Three things are not as published. Documents of a row do not attend to
+each other, where the paper masks none of them, and the balance loss is taken of a document, not of a packed
+row, so that it changes nothing what is packed with what. And products are of bfloat16: :fp8 rounds their
+operands as published, but multiplies them in float32 whatever the chip (ops/fp8.py), which costs time and
+saves none.
 """
 
 from ml_collections import ConfigDict, config_dict
