@@ -17,7 +17,7 @@ def get_config(arg=None):
     c.data = dict(
         sources=("python", "arithmetic"), weights=(1.0, 3.0), tokenizer="bytes", fim_rate=0.1
     )
-    c.data.num_held_out = 20
+    c.data.num_held_out, c.data.eval_batches = 32, 16
 
     short, long = dict(sequence_length=256), dict(sequence_length=1024)
     short["batch_size"] = batch_ramp(8, 16, quantum=8, ramp_tokens=300_000, **short)

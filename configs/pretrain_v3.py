@@ -5,11 +5,15 @@ python launch/train.py --config=configs/pretrain_v3.py --distributed
 python launch/plan.py --config=configs/pretrain_v3.py --topology=v5p:8x8x16       # does it fit?
 
 With :context=32k or :context=128k, and --config.init_from=WORKDIR/params of the run before, a long context.
-config.data.sources are to be yours. :fp8 rounds as published; before TPU7x no TPU gains by it. What is not
-published is ours: Adam's eps, the steps of the batch's growth, the meshes, of 1024 chips each.
+config.data.sources are to be yours. What is not published is ours: Adam's eps, the steps of the batch's
+growth, the meshes, of 1024 chips each. Three things are not as published. Documents of a row do not attend to
+each other, where the paper masks none of them, and the balance loss is taken of a document, not of a packed
+row, so that it changes nothing what is packed with what. And products are of bfloat16: :fp8 rounds their
+operands as published, but multiplies them in float32 whatever the chip (ops/fp8.py), which costs time and
+saves none.
 """
 
-from ml_collections import ConfigDict
+from ml_collections import ConfigDict, config_dict
 
 from configs import models
 from configs.common import batch_ramp, parse_arg, updates_until
@@ -23,9 +27,13 @@ OPTIMIZER = dict(weight_decay=0.1, max_grad_norm=1.0, moment_dtype="bfloat16")
 def get_config(arg=None):
     arg = parse_arg(arg, seed=0, context="4k", fp8=False)
     c = ConfigDict(dict(recipe="pretrain", seed=arg.seed))
+    c.init_from = config_dict.placeholder(str)  # a long context starts from the run before
     c.model = models.deepseek_v3() | dict(rope_scaling=None, initializer_range=0.006, fp8=arg.fp8)
     c.model.expert_buffer = 2.0
     c.data = dict(sources=("/data/text/1.0.0",), tokenizer="deepseek", fim_rate=0.1)
+    c.data.num_held_out = (
+        50_000  # of about 700 tokens and more they fill eval_batches, each read once
+    )
     if arg.context == "4k":
         c.mesh = dict(data=1, fsdp=32, expert=32)
         c.stages = dict(stage_1=from_scratch())

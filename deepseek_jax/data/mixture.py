@@ -63,20 +63,16 @@ class Mixture:
 
         Each source is shuffled by `seed` and repeated on its own, in another order each epoch, and
         each process has every process_count-th document of each. num_epochs: None repeats for
-        ever; a number is for one source alone, since several would end at different times.
-        Raises ValueError otherwise, and for a source with less than a document a process.
+        ever; a number ends all where the first source has been read so often, and no document
+        is read more often than that.
+        Raises ValueError for a source with less than a document a process.
         """
-        if num_epochs is not None and len(self.sources) > 1:
-            raise ValueError(
-                f"num_epochs={num_epochs} of {len(self.sources)} sources has no one end; read a "
-                "mixture without num_epochs, or its sources one by one."
-            )
         streams = []
         for number, (start, end) in enumerate(zip(self.starts, self.starts[1:], strict=False)):
             if end - start < process_count:
                 raise ValueError(
-                    f"there are no documents for some of {process_count} processes; source {number} "
-                    f"has {end - start}, and each needs one."
+                    f"there are no documents for some of {process_count} processes: source {number} has "
+                    f"{end - start}, and each needs one; give it more documents, or start fewer processes."
                 )
             share = grain.MapDataset.range(start + process_index, end, process_count)
             # Grain's epochs take the seeds that follow, so those of the sources stand far apart.

@@ -31,13 +31,14 @@ def pack(
     source: a Mixture, or random access to {"text": str or UTF-8 bytes}, as
     sources.arithmetic_corpus() or a list. Each document ends in eos and is one segment. One longer
     than a row becomes several, each starting with the last token of the one before, so that every
-    token but a document's first is predicted once an epoch. packing=False: a document a row, cut to
-    its length. fim_rate: share of the documents that are learned as prefix, suffix, middle
-    (infill.fill_in_the_middle), others in each epoch. num_epochs: None repeats for ever, in another
-    order each time; a finite run, of one source, fills its last batch with padding. The iterators
-    resume exactly by get_state(), which is JSON, and set_state(); close() ends the thread that reads
-    ahead. batch_size counts the rows of all processes: each packs every process_count-th document
-    of every source into its share of the rows; normalizer and num_tokens are its own.
+    token but a document's first is predicted once an epoch. packing=False: a document a row, the
+    first of those segments. fim_rate: share of the documents, and of a longer one's segments, that
+    are learned as prefix, suffix, middle (infill.fill_in_the_middle), others in each epoch.
+    num_epochs: None repeats for ever, in another order each time; a finite run, see Mixture.order,
+    fills its last batch with padding. The iterators resume exactly by get_state(), which is JSON,
+    and set_state(); close() ends the thread that reads ahead. batch_size counts the rows of all
+    processes: each packs every process_count-th document of every source into its share of the
+    rows; normalizer and num_tokens are its own.
 
     Batches are numpy: tokens, targets, segment_ids, positions int32[b t], loss_mask bool[b t];
     float32[], normalizer, the number of True in loss_mask, and num_tokens, that of tokens which are
@@ -52,10 +53,11 @@ def pack(
     documents = mixture.order(
         seed, num_epochs=num_epochs, process_index=process_index, process_count=process_count
     )
-    to_ids = partial(_read, source=mixture, tokenizer=tokenizer, fim_rate=fim_rate, seed=seed)
+    how = dict(tokenizer=tokenizer, length=sequence_length, fim_rate=fim_rate, seed=seed)
+    to_ids = partial(_read, source=mixture, **how)
     return pack_segments(
         documents.batch(BLOCK).map(to_ids),
-        _Split(sequence_length) if packing else _Cut(sequence_length),
+        _Segments() if packing else _FirstSegments(),
         features=("tokens",),
         sequence_length=sequence_length,
         batch_size=batch_size // process_count,
@@ -106,17 +108,17 @@ def check_rows(sequence_length, batch_size, process_count, field="config.base.ba
         )
 
 
-def _read(draws, *, source, tokenizer, fim_rate, seed):
-    """Documents as a list of int32 arrays, each with its eos. draws: int64[n 2], epoch and document."""
+def _read(draws, *, source, tokenizer, length, fim_rate, seed):
+    """Documents, each a list of its segments, int32[up to length]. draws: int64[n 2], epoch and document."""
     draws = draws.tolist()
     documents = source.__getitems__([index for _, index in draws])
-    ids = []
+    read = []
     for (epoch, index), document in zip(draws, documents, strict=True):
         text = _text(document["text"], index)
         own_seed = (seed, epoch, index)  # the same whatever the processes and the place resumed at
-        body = fill_in_the_middle(text, tokenizer, rate=fim_rate, seed=own_seed)
-        ids.append(np.array([*body, tokenizer.eos_id], np.int32))
-    return ids
+        segments = fill_in_the_middle(text, tokenizer, length=length, rate=fim_rate, seed=own_seed)
+        read.append([np.array(segment, np.int32) for segment in segments])
+    return read
 
 
 def _text(text, index):
@@ -126,25 +128,18 @@ def _text(text, index):
         raise ValueError(f"document {index} of the data is not UTF-8 text: {error}") from error
 
 
-class _Split(grain.experimental.FlatMapTransform):
-    """Documents to segments of at most `length` tokens, each of which overlaps the next by one."""
-
-    def __init__(self, length):
-        self.length = length
+class _Segments(grain.experimental.FlatMapTransform):
+    """The segments of several documents."""
 
     def flat_map(self, element):
-        return [
-            {"tokens": document[start : start + self.length]}
-            for document in element
-            for start in range(0, len(document) - 1, self.length - 1)  # none if eos is all
-        ]
+        return [{"tokens": segment} for document in element for segment in document]
 
 
-class _Cut(_Split):
-    """Documents to one segment each, of the first `length` tokens."""
+class _FirstSegments(grain.experimental.FlatMapTransform):
+    """The first segment of each of several documents."""
 
     def flat_map(self, element):
-        return [{"tokens": document[: self.length]} for document in element if len(document) > 1]
+        return [{"tokens": segment} for document in element for segment in document[:1]]
 
 
 def _finish(batch, *, pad_id, others):

@@ -48,7 +48,7 @@ def jsonl_documents(path, data_dir):
     Raises ValueError for a missing file, a file without documents, and, naming file and line, a
     line that is no JSON object with a text.
     """
-    _check_file(path)
+    _check_file(path, "config.data.sources")
     if next(json_lines(path), None) is None:
         raise ValueError(f"{path} holds no documents; give a jsonl file with one on each line.")
     return build(JsonlCorpus, JsonlConfig(path=str(path)), data_dir)
@@ -59,23 +59,24 @@ def tfds_documents(path, split="train"):
 
     Raises ValueError as that does, and for a dataset without a feature "text".
     """
-    source, features = tfds_source(path, split)
+    source, features = tfds_source(path, split, field="config.data.sources")
     if not isinstance(features.get("text"), tfds.features.Text):
         raise ValueError(f"{path} has no feature text: Text(); it has {', '.join(features)}.")
     return source
 
 
-def tfds_source(path, split="train"):
+def tfds_source(path, split="train", field="config.data.path"):
     """(random access to the records of a prepared TFDS dataset, its features), without TensorFlow.
 
     path: the folder of one version, which holds dataset_info.json. split: one of TFDS's, slices
-    too, as "train[:90%]" or "train[1000:]". A dataset stored as parquet is read into memory.
+    too, as "train[:90%]" or "train[1000:]". field: of the config, that gave the path, for messages.
+    A dataset stored as parquet is read into memory.
     Raises ValueError for a folder without a dataset, a split that it lacks or without documents, and a
     file format without random access.
     """
     if not (Path(path) / "dataset_info.json").is_file():
         raise ValueError(
-            f"no TFDS dataset in {path}: there is no dataset_info.json; set config.data.path to the "
+            f"no TFDS dataset in {path}: there is no dataset_info.json; set {field} to the "
             "folder of a version, as DATA_DIR/NAME/1.0.0."
         )
     builder = tfds.builder_from_directory(path)
@@ -173,16 +174,16 @@ def load_jsonl_questions(path):
     Raises ValueError naming the file and the line that is not so, or the file that is missing or
     holds no question.
     """
-    _check_file(path)
+    _check_file(path, "config.data.path")
     examples = [_parse_question(place, record) for place, record in json_lines(path)]
     if not examples:
         raise ValueError(f"{path} holds no questions; give a jsonl file with one on each line.")
     return examples
 
 
-def _check_file(path):
+def _check_file(path, field):
     if not Path(path).is_file():
-        raise ValueError(f"there is no file {path}; set config.data.path to a jsonl file.")
+        raise ValueError(f"there is no file {path}; set {field} to a jsonl file.")
 
 
 def _parse_question(place, record):

@@ -44,13 +44,13 @@ class RopeScaling:
     def __post_init__(self):
         if self.rope_type not in ROPE_FIELDS:
             raise ValueError(
-                f"model.rope_scaling.rope_type={self.rope_type!r} is not one of {sorted(ROPE_FIELDS)}; "
-                "for plain rotary positions leave model.rope_scaling out"
+                f"rope_scaling.rope_type={self.rope_type!r} is not one of {sorted(ROPE_FIELDS)}; "
+                "for plain rotary positions leave rope_scaling out"
             )
         missing = [name for name in ROPE_FIELDS[self.rope_type] if getattr(self, name) is None]
         if missing:
             raise ValueError(
-                f"rope_scaling of type {self.rope_type!r} lacks {missing}; set them in model.rope_scaling"
+                f"rope_scaling of type {self.rope_type!r} lacks {missing}; set them there"
             )
 
 

@@ -42,6 +42,8 @@ class DecoderLayer(nn.Module):
     def _feed_forward(self, x, segment_ids=None):
         if self.is_moe:
             y, routing = self.ffn(self.ffn_norm(x), segment_ids)
+            if routing is not None:  # of tokens that are NaN, behind a layer that overflowed, none
+                routing = routing._replace(load=routing.load + 0 * routing.balance)
             return x + y, routing
         return x + self.ffn(self.ffn_norm(x)), None
 
@@ -90,15 +92,19 @@ POLICIES = {
 }
 
 
-def _training_layer(config):
-    """DecoderLayer, whose `train` recomputes what config.remat says."""
+def _training_layer(config, looped=False):
+    """DecoderLayer, whose `train` recomputes what config.remat says.
+
+    looped: its backward pass is another loop of the program than its forward pass, so that the compiler
+    cannot find what is recomputed to be there already, and need not be kept from looking.
+    """
     if config.remat == "none":
         return DecoderLayer
     return nn.remat(
         DecoderLayer,
         methods=["train"],
         static_argnums=(4, 5),
-        prevent_cse=not config.scan_layers,
+        prevent_cse=not looped,
         policy=POLICIES[config.remat],
     )
 
@@ -127,8 +133,9 @@ class Decoder(nn.Module):
             return None
         cfg = self.config
         name = "layers" if is_moe or not cfg.num_moe_layers else "first_layers"
+        looped = cfg.scan_layers and length > 1  # XLA unrolls a loop of one turn
         scanned = nn.scan(
-            _training_layer(cfg),
+            _training_layer(cfg, looped),
             variable_axes={"params": 0},
             split_rngs={"params": True},
             in_axes=nn.broadcast,
@@ -165,7 +172,7 @@ class Decoder(nn.Module):
             raise ValueError(
                 "layers' hidden states do not leave the stages of a pipeline; set config.mesh.pipeline to 1"
             )
-        layer = _training_layer(cfg)(cfg, stack is self.moe_layers, parent=None)
+        layer = _training_layer(cfg, looped=True)(cfg, stack is self.moe_layers, parent=None)
 
         def run_stage(params, carried):
             def one_layer(x_btd, layer_params):

@@ -62,13 +62,22 @@ def _rounded(x, tile, power_of_two=False):
     return dequantize(*quantize(x, tile, power_of_two=power_of_two), tile)
 
 
+def _rounded_apart(x, tile, parts):
+    """x [... i j] of `parts` matrices side by side, rounded in tiles that no two of them share."""
+    *lead, j = x.shape
+    apart = jnp.moveaxis(x.reshape(*lead, parts, j // parts), -2, -3)
+    return jnp.moveaxis(_rounded(apart, tile), -3, -2).reshape(x.shape)
+
+
 def fp8_dot(spec, x, w, out_dtype=None, *, power_of_two=False):
     """ops.dot.dot with E4M3 operands in the product and in both of its gradients.
 
     Letters in x, w and the result are batch; else those that w shares with x flatten, in w's order, to the
-    contracted k, x's other ones to the tokens m and w's other ones to n. Fprop and Dgrad take x and dy in
-    tiles of 1 x 128, along k and along n, and w[k n] in blocks of 128 x 128; Wgrad takes x and dy in tiles
-    of 128 tokens. x is kept in FP8 for it, so that it rounds Fprop's rounded x once more (section 3.5.2).
+    contracted k, x's other ones to the tokens m and w's other ones to n. A letter z that begins n counts the
+    weights of as many Linear layers side by side, gate and up, which share no tile. Fprop and Dgrad take x
+    and dy in tiles of 1 x 128, along k and along n, and w[k n] in blocks of 128 x 128; Wgrad takes x and dy
+    in tiles of 128 tokens. x is kept in FP8 for it, so that it rounds Fprop's rounded x once more (section
+    3.5.2).
     power_of_two: x's scales round up to powers of two in Fprop and in Wgrad, so that the second rounding
     is exact but for underflow (published for the inputs of the Linear after attention and of the MoE
     up-projection).
@@ -85,15 +94,17 @@ def _dot(spec, power_of_two, x, w):
 def _dot_forward(spec, power_of_two, x, w):
     of_x, of_w, of_y = _groups(spec)
     kept = quantize(_matrix(x, *of_x), ROW, power_of_two=power_of_two)
-    y = _einsum("bmk,bkn->bmn", dequantize(*kept, ROW), _rounded(_matrix(w, *of_w), BLOCK))
+    w_bkn = _rounded_apart(_matrix(w, *of_w), BLOCK, _parts(of_w, w))
+    y = _einsum("bmk,bkn->bmn", dequantize(*kept, ROW), w_bkn)
     return _tensor(y, *of_y, _sizes(of_x, x) | _sizes(of_w, w)), (kept, w)
 
 
 def _dot_backward(spec, power_of_two, saved, dy):
     (kept, w), (of_x, of_w, of_y) = saved, _groups(spec)
     sizes = _sizes(of_w, w) | _sizes(of_y, dy)
-    dy_bmn, w_bkn = _matrix(dy, *of_y), _rounded(_matrix(w, *of_w), BLOCK)
-    dx = _einsum("bmn,bkn->bmk", _rounded(dy_bmn, ROW), w_bkn)
+    parts, dy_bmn = _parts(of_w, w), _matrix(dy, *of_y)
+    w_bkn = _rounded_apart(_matrix(w, *of_w), BLOCK, parts)
+    dx = _einsum("bmn,bkn->bmk", _rounded_apart(dy_bmn, ROW, parts), w_bkn)
     x_bmk = _rounded(dequantize(*kept, ROW), COLUMN, power_of_two)
     dw = _einsum("bmk,bmn->bkn", x_bmk, _rounded(dy_bmn, COLUMN))
     return _tensor(dx, *of_x, sizes), _tensor(dw, *of_w, sizes).astype(w.dtype)
@@ -112,6 +123,12 @@ def _groups(spec):
     return (left, (batch, m, k)), (right, (batch, k, n)), (result, (batch, m, n))
 
 
+def _parts(of_w, w):
+    """How many Linear layers' weights lie side by side in w."""
+    _, (_, _, n) = of_w
+    return _sizes(of_w, w)["z"] if n.startswith("z") and n != "z" else 1
+
+
 def _sizes(of, array):
     return dict(zip(of[0], array.shape, strict=True))
 
@@ -126,29 +143,38 @@ def _tensor(matrix, letters, groups, sizes):
     return matrix.reshape([sizes[c] for c in order]).transpose([order.index(c) for c in letters])
 
 
-def grouped_fp8(rows, kernel, rows_per_expert, *, block, implementation=None, power_of_two=False):
-    """ops.grouped_matmul.grouped_matmul with fp8_dot's numerics: one fp8_dot an expert.
+def grouped_fp8(
+    rows, kernel, rows_per_expert, *, block, implementation=None, power_of_two=False, parts=1
+):
+    """ops.grouped_matmul.grouped_matmul with fp8_dot's numerics: one fp8_dot an expert, or `parts`, where the
+    columns of kernel [e d n] are those of as many Linear layers side by side.
 
     Each expert's matrix is rounded once, before any block of rows gathers it, and Wgrad's tiles of 128
     tokens start anew with every expert. Rows past the sum of rows_per_expert share none with an expert.
     """
     out = _grouped(
-        block, implementation, power_of_two, rows.astype(jnp.float32), kernel, rows_per_expert
+        (block, implementation),
+        power_of_two,
+        parts,
+        rows.astype(jnp.float32),
+        kernel,
+        rows_per_expert,
     )
     return out.astype(rows.dtype)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
-def _grouped(block, implementation, power_of_two, rows, kernel, rows_per_expert):
-    return _grouped_forward(block, implementation, power_of_two, rows, kernel, rows_per_expert)[0]
+def _grouped(how, power_of_two, parts, rows, kernel, rows_per_expert):
+    return _grouped_forward(how, power_of_two, parts, rows, kernel, rows_per_expert)[0]
 
 
-def _grouped_forward(block, implementation, power_of_two, rows, kernel, rows_per_expert):
+def _grouped_forward(how, power_of_two, parts, rows, kernel, rows_per_expert):
+    block, implementation = how
     kept = quantize(rows, ROW, power_of_two=power_of_two)
     with jax.default_matmul_precision("highest"):
         out = grouped_matmul(
             dequantize(*kept, ROW),
-            _rounded(kernel, BLOCK),
+            _rounded_apart(kernel, BLOCK, parts),
             rows_per_expert,
             block=block,
             implementation=implementation,
@@ -156,8 +182,8 @@ def _grouped_forward(block, implementation, power_of_two, rows, kernel, rows_per
     return out, (kept, kernel, rows_per_expert)
 
 
-def _grouped_backward(block, implementation, power_of_two, saved, dy):
-    kept, kernel, rows_per_expert = saved
+def _grouped_backward(how, power_of_two, parts, saved, dy):
+    (block, implementation), (kept, kernel, rows_per_expert) = how, saved
     product = functools.partial(
         grouped_matmul, rows_per_expert=rows_per_expert, block=block, implementation=implementation
     )
@@ -165,11 +191,12 @@ def _grouped_backward(block, implementation, power_of_two, saved, dy):
     rows = dequantize(*kept, ROW)
     # The product is bilinear: the gradient by one operand depends on the other one alone.
     with jax.default_matmul_precision("highest"):
-        _, dgrad = jax.vjp(lambda rows: product(rows, _rounded(kernel, BLOCK)), rows)
+        _, dgrad = jax.vjp(lambda rows: product(rows, _rounded_apart(kernel, BLOCK, parts)), rows)
         _, wgrad = jax.vjp(
             lambda kernel: product(tokens(rows, power_of_two), kernel), kernel.astype(jnp.float32)
         )
-        d_rows, d_kernel = dgrad(_rounded(dy, ROW))[0], wgrad(tokens(dy))[0]
+        d_rows = dgrad(_rounded_apart(dy, ROW, parts))[0]
+        d_kernel = wgrad(tokens(dy))[0]
     return d_rows, d_kernel.astype(kernel.dtype), None
 
 

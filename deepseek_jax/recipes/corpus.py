@@ -60,11 +60,27 @@ def base_documents(base, data_dir, seed):
     return documents(data_dir, num_documents=base.num_documents, seed=seed)
 
 
-def open_corpus(settings, data_dir, seed):
-    """Read CorpusSettings' sources: -> (Mixture to train on, Mixture of held-out documents)."""
+def open_corpus(settings, data_dir, seed, mesh):
+    """Read CorpusSettings' sources: -> (Mixture to train on, Mixture of held-out documents).
+
+    Raises ValueError, naming the field, where a source has less than a document on either side for each
+    process of the mesh that reads its own.
+    """
+    _, shares = batch_share(mesh)
+    if settings.num_held_out < shares:
+        raise ValueError(
+            f"config.data.num_held_out={settings.num_held_out} documents of a source are too few for "
+            f"{shares} processes that each read their own; set it to at least {shares}"
+        )
     weights = settings.weights or (1.0,) * len(settings.sources)
     sources = [_open(name, settings, data_dir, seed) for name in settings.sources]
     train, held_out = zip(*(hold_out(s, settings.num_held_out) for s in sources), strict=True)
+    for name, source in zip(settings.sources, train, strict=True):
+        if len(source) < shares:
+            raise ValueError(
+                f"{name!r} of config.data.sources leaves {len(source)} documents to train on, too few for "
+                f"{shares} processes that each read their own; give a larger source"
+            )
     return Mixture(train, weights), Mixture(held_out, weights)
 
 
@@ -82,6 +98,26 @@ def packed(documents, tokenizer, mesh, **options):
     """data.packing.pack of this process's share of the documents and rows."""
     index, count = batch_share(mesh)
     return pack(documents, tokenizer, process_index=index, process_count=count, **options)
+
+
+def held_out_batches(documents, tokenizer, mesh, settings, *, batch_size, sequence_length, seed):
+    """settings.eval_batches batches on the mesh, of documents that are read once at most, and as far apart as
+    they allow, so that what is measured on one knows little of another. settings: CorpusSettings.
+
+    Raises ValueError, naming the field, where the documents of some process do not fill them.
+    """
+    sizes = dict(batch_size=batch_size, sequence_length=sequence_length)
+    batches = packed(documents, tokenizer, mesh, num_epochs=1, seed=seed, **sizes)
+    full = [batch for batch in batches if batch["segment_ids"][:, 0].all()]  # but perhaps the last
+    fewest = min(from_each(len(full)))
+    if fewest < settings.eval_batches:
+        raise ValueError(
+            f"config.data.num_held_out={settings.num_held_out} documents of a source, each read once, fill "
+            f"{fewest} batches of {batch_size} rows of {sequence_length} tokens; hold out more of them, or "
+            f"lower config.data.eval_batches={settings.eval_batches}"
+        )
+    taken = full[:: len(full) // settings.eval_batches][: settings.eval_batches]
+    return [put_batch(mesh, joined(mesh, [batch])) for batch in taken]
 
 
 class PackedDocuments:

@@ -4,7 +4,6 @@ documents -> random parameters, or a checkpoint's -> each stage -> held-out loss
 prediction speeds decoding up -> report.
 """
 
-import dataclasses
 import functools
 import itertools
 from collections.abc import Callable
@@ -17,12 +16,12 @@ from rich.console import Console
 
 from deepseek_jax.checkpoint import is_orbax, load_hf, load_orbax, save_orbax
 from deepseek_jax.checkpoint.hf_config import read_config
-from deepseek_jax.checkpoint.tree import abstract_params, from_paths
+from deepseek_jax.checkpoint.tree import abstract_params, checked_by_path, from_paths
 from deepseek_jax.evaluation.perplexity import held_out_loss
 from deepseek_jax.evaluation.report import loss_table, plot_curves
 from deepseek_jax.losses.next_token import next_token_loss
 from deepseek_jax.models import ModelConfig
-from deepseek_jax.parallel import batch_sharding, put_batch
+from deepseek_jax.parallel import batch_sharding
 from deepseek_jax.parallel.processes import first_process, say
 from deepseek_jax.recipes.blocks import build_model, random_params
 from deepseek_jax.recipes.corpus import (
@@ -30,7 +29,7 @@ from deepseek_jax.recipes.corpus import (
     PackedDocuments,
     base_documents,
     corpus_tokenizer,
-    joined,
+    held_out_batches,
     open_corpus,
     packed,
 )
@@ -50,6 +49,7 @@ PROMPT_TOKENS, DRAFT_TOKENS, DRAFT_PROMPTS = 32, 64, 8  # how speculative decodi
 def run(config, mesh, workdir, should_stop):
     """Run the recipe in workdir, or what is left of it. config: ConfigDict of PretrainSettings' fields."""
     settings = build(PretrainSettings, config, "config")
+    settings.check_start()
     tokenizer = corpus_tokenizer(settings.data.tokenizer)
     model, params = _starting_point(settings, mesh)
     stages = settings.built_stages(model, mesh)
@@ -57,14 +57,18 @@ def run(config, mesh, workdir, should_stop):
         raise ValueError(
             f"config.model.vocab_size={model.vocab_size} is below the tokenizer's {tokenizer.vocab_size}"
         )
-    train, held_out = open_corpus(settings.data, workdir / "data", settings.seed)
+    train, held_out = open_corpus(settings.data, workdir / "data", settings.seed, mesh)
     options = dict(fim_rate=settings.data.fim_rate, packing=settings.data.packing)
     writer, losses = MetricsWriter(workdir), {}
+    models = settings.models(model, stages)
+    measures = [
+        _held_out(scaled, stage, settings.data, held_out, tokenizer, mesh, settings.seed)
+        for scaled, (_, stage) in zip(models, stages, strict=True)
+    ]
     if params is None:
         params, _ = random_params(model, mesh, settings.seed)
-    for index, (name, stage) in enumerate(stages):
-        model = stage.model(model)
-        measure = _held_out(model, stage, settings.data, held_out, tokenizer, mesh, settings.seed)
+    told = zip(stages, models, measures, strict=True)
+    for index, ((name, stage), model, measure) in enumerate(told):
         before = remembered(workdir / f"{name}_before.json", lambda m=measure, p=params: m(p))
         params = train_stage(
             model,
@@ -85,21 +89,32 @@ def run(config, mesh, workdir, should_stop):
         after = remembered(workdir / f"{name}_after.json", lambda m=measure, p=params: m(p))
         losses[name] = (stage.sequence_length, before, after)
     writer.close()
+    if not is_orbax(workdir / "params"):
+        save_orbax(workdir / "params", model, params)
     drafts = None
     if any(switched_on(stage.mtp_weight) for _, stage in stages) and model.is_mla:
         drafts = remembered(
             workdir / "drafts.json", lambda: _drafting(model, params, held_out, tokenizer)
         )
-    _finish(workdir, model, params, losses, drafts)
+    _report(workdir, losses, drafts)
 
 
 def _starting_point(settings, mesh):
-    """(ModelConfig, params of a checkpoint, or None)."""
+    """(ModelConfig, params of a checkpoint, or None). Raises ValueError for a config of other parameters."""
     if settings.init_from is None:
         return build_model(settings.model), None
+    settings.overridden(read_config(settings.init_from))  # raises before much is read
     load = load_orbax if is_orbax(settings.init_from) else load_hf
     config, params = load(settings.init_from, dtype="float32", mesh=mesh)
-    return dataclasses.replace(config, **settings.model), params
+    model = settings.overridden(config)
+    try:
+        checked_by_path(model, params)
+    except ValueError as error:
+        raise ValueError(
+            f"config.model is of another size than config.init_from={settings.init_from}: {error}; leave the "
+            "fields out that say how large it is"
+        ) from error
+    return model, params
 
 
 def train_stage(
@@ -200,21 +215,22 @@ class AbstractUpdate(NamedTuple):
 def abstract_updates(config, mesh):
     """The update of each stage, at its largest batch: [AbstractUpdate]. Makes no array and reads no data.
 
-    config: as of `run`, which raises the same ValueErrors. mesh: of devices that need not be there.
+    config: as of `run`, which raises the same ValueErrors, but a long context may start from nothing.
+    mesh: of devices that need not be there.
     """
     settings = build(PretrainSettings, config, "config")
     if settings.init_from is None:
         model = build_model(settings.model)
     else:
-        model = dataclasses.replace(read_config(settings.init_from), **settings.model)
+        model = settings.overridden(read_config(settings.init_from))
     params = from_paths(abstract_params(model, mesh=mesh))
     updates = []
-    for name, stage in settings.built_stages(model, mesh):
-        model = stage.model(model)
-        create, step = _jitted(model, stage, params, mesh, f"config.stages.{name}")
+    stages = settings.built_stages(model, mesh)
+    for (name, stage), scaled in zip(stages, settings.models(model, stages), strict=True):
+        create, step = _jitted(scaled, stage, params, mesh, f"config.stages.{name}")
         rows = max(rows for _, rows in stage.batch_sizes())
         batch = _abstract_batch(mesh, rows, stage)
-        updates.append(AbstractUpdate(name, model, step(rows), create.eval_shape(params), batch))
+        updates.append(AbstractUpdate(name, scaled, step(rows), create.eval_shape(params), batch))
     return updates
 
 
@@ -231,38 +247,39 @@ def _abstract_batch(mesh, rows, stage):
 
 def _held_out(model, stage, data, documents, tokenizer, mesh, seed):
     """A function from params to the held-out loss, [mean, low, high] in nats a token, without FIM."""
-    rows = packed(
+    batches = held_out_batches(
         documents,
         tokenizer,
         mesh,
-        sequence_length=stage.sequence_length,
+        data,
         batch_size=stage.micro_batch_size or stage.quantum(),
+        sequence_length=stage.sequence_length,
         seed=seed,
     )
-    iterator = iter(rows)
-    taken = list(itertools.islice(iterator, data.eval_batches))
-    iterator.close()  # else its thread would go on reading ahead
-    batches = [put_batch(mesh, joined(mesh, [batch])) for batch in taken]
     loss_fn = jax.jit(lambda params, batch: next_token_loss(model, params, batch)[0])
     return lambda params: list(held_out_loss(loss_fn, params, batches))
 
 
 def _drafting(model, params, documents, tokenizer):
-    """How speculative decoding fares on the beginnings of held-out documents, greedily."""
-    texts = [documents[i]["text"] for i in range(len(documents))]
-    ids = [tokenizer.encode(text.decode() if isinstance(text, bytes) else text) for text in texts]
-    prompts = [x[:PROMPT_TOKENS] for x in ids if len(x) > PROMPT_TOKENS][:DRAFT_PROMPTS]
+    """How speculative decoding fares on the beginnings of held-out documents, greedily.
+
+    A model of few positions has shorter prompts, and shorter completions.
+    """
+    prompt_length = min(PROMPT_TOKENS, model.max_position_embeddings // 2)
+    length = min(DRAFT_TOKENS, model.max_position_embeddings - prompt_length)
+    texts = (documents[i]["text"] for i in range(len(documents)))
+    ids = (tokenizer.encode(text.decode() if isinstance(text, bytes) else text) for text in texts)
+    prompts = (x[:prompt_length] for x in ids if len(x) > prompt_length)
+    prompts = list(itertools.islice(prompts, DRAFT_PROMPTS))
     if not prompts:
         return None
-    options = dict(max_completion_length=DRAFT_TOKENS, temperature=0.0, eos_ids=(tokenizer.eos_id,))
+    options = dict(max_completion_length=length, temperature=0.0, eos_ids=(tokenizer.eos_id,))
     rollout = generate(model, params, prompts, speculative=True, **options)
     return {"acceptance": rollout.acceptance_rate, "tokens_per_step": rollout.tokens_per_step}
 
 
-def _finish(workdir, model, params, losses, drafts):
-    """Leave the parameters in workdir/params, and print the report. Process 0 alone prints."""
-    if not is_orbax(workdir / "params"):
-        save_orbax(workdir / "params", model, params)
+def _report(workdir, losses, drafts):
+    """Print what came of it all. Process 0 alone prints."""
     if not first_process():
         return
     for name in losses:

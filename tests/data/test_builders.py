@@ -86,7 +86,7 @@ def test_a_malformed_line_is_refused_with_file_and_number_each_time(tmp_path, li
 
 def test_a_missing_file_and_one_without_documents_are_refused(tmp_path):
     """Oracle: the message names the file."""
-    with pytest.raises(ValueError, match="no file .*absent.jsonl; set config.data.path"):
+    with pytest.raises(ValueError, match="no file .*absent.jsonl; set config.data.sources"):
         jsonl_documents(tmp_path / "absent.jsonl", tmp_path)
     path = write_lines(tmp_path / "empty.jsonl", b"", b"")
     with pytest.raises(ValueError, match="empty.jsonl holds no documents"):

@@ -12,7 +12,7 @@ from deepseek_jax.data.byte_tokenizer import byte_tokenizer
 from deepseek_jax.data.mixture import Mixture
 from deepseek_jax.data.packing import pack
 from deepseek_jax.data.sources import arithmetic_corpus
-from deepseek_jax.data.tokenizer import Tokenizer, arithmetic_tokenizer
+from deepseek_jax.data.tokenizer import Tokenizer, arithmetic_tokenizer, closed_tokenizer
 
 TOKENIZER = arithmetic_tokenizer()
 
@@ -143,6 +143,11 @@ def make_mixture():
     return Mixture(SOURCES, (3, 2, 1))
 
 
+def long_documents():
+    """Forty documents of 30 to 460 bytes."""
+    return [{"text": (f"{n:02d} é " * 80)[: 25 + 9 * n]} for n in range(40)]
+
+
 def take_segments(batches, n):
     return [
         segment for batch in itertools.islice(iter(batches), n) for segment in read_segments(batch)
@@ -150,7 +155,7 @@ def take_segments(batches, n):
 
 
 @pytest.mark.parametrize("process", [(0, 1), (1, 2)])
-@pytest.mark.parametrize("kind", ["one", "mixture", "a document a row"])
+@pytest.mark.parametrize("kind", ["one", "mixture", "a document a row", "longer than a row"])
 def test_a_resumed_iterator_yields_what_the_uninterrupted_one_would(kind, process):
     """Oracle: the uninterrupted run, across epochs' ends; the state went through JSON."""
     index, count = process
@@ -160,6 +165,8 @@ def test_a_resumed_iterator_yields_what_the_uninterrupted_one_would(kind, proces
     def start():
         if kind == "one":
             return iter(pack(make_documents(150), TOKENIZER, **settings))
+        if kind == "longer than a row":
+            return iter(pack(long_documents(), BYTES, **settings, fim_rate=0.5))
         packing = kind == "mixture"
         return iter(pack(make_mixture(), BYTES, **settings, fim_rate=0.5, packing=packing))
 
@@ -247,6 +254,75 @@ def test_fill_in_the_middle_keeps_every_document_and_takes_others_each_epoch():
     assert abs(chosen.total() - 4000 * rate) < tolerance
     twice = sum(count == 2 for count in chosen.values())
     assert abs(twice - 2000 * rate**2) < 5 * np.sqrt(2000 * rate**2)  # the epochs are independent
+
+
+def places():
+    """(tokenizer, documents) of 30 to 460 characters no two of which are the same: an id is a place."""
+    lengths = [30 + 11 * n for n in range(40)]
+    characters = [chr(0x4E00 + i) for i in range(sum(lengths))]
+    plain = closed_tokenizer(characters)
+    fim_ids = tuple(range(len(characters) + 2, len(characters) + 5))
+    tokenizer = Tokenizer(plain.backend, plain.eos_id, plain.pad_id, fim_ids=fim_ids)
+    ends = np.cumsum(lengths).tolist()
+    texts = ["".join(characters[end - n : end]) for n, end in zip(lengths, ends, strict=True)]
+    return tokenizer, [{"text": text} for text in texts]
+
+
+@pytest.mark.parametrize("process_count", [1, 2])
+def test_pieces_of_long_documents_are_rearranged_each_by_itself_and_nothing_is_lost(process_count):
+    """Oracle: places that follow each other, once the parts between three markers are put back by hand; in
+    two epochs each place but a document's first, and each document's end, predicted twice; 5 standard
+    deviations.
+    """
+    (tokenizer, documents), rate = places(), 0.3
+    begin, hole, end = tokenizer.fim_ids
+    predicted, rearranged = Counter(), []
+    settings = dict(sequence_length=48, batch_size=8, seed=0, fim_rate=rate, num_epochs=2)
+    for index in range(process_count):
+        share = dict(process_index=index, process_count=process_count)
+        for segment in take_segments(pack(documents, tokenizer, **settings, **share), None):
+            ids = [i for i in segment if i < tokenizer.pad_id]
+            if segment[0] == begin:
+                h, e = segment.index(hole), segment.index(end)
+                ids = [*segment[1:h], *segment[e + 1 : -1], *segment[h + 1 : e]]
+                assert len(ids) + 4 == len(segment) and segment[-1] == tokenizer.eos_id
+            assert ids == list(range(ids[0], ids[0] + len(ids)))
+            predicted.update(ids if segment[0] == begin else ids[1:])
+            predicted.update([-ids[-1]] * (segment[-1] == tokenizer.eos_id))
+            rearranged.append(segment[0] == begin)
+    lasts = np.cumsum([len(d["text"]) for d in documents]) - 1
+    assert all(predicted[-last] == 2 for last in lasts.tolist())
+    firsts = {0, *(lasts[:-1] + 1).tolist()}
+    for place in range(lasts[-1] + 1):
+        assert predicted[place] <= 2 if place in firsts else predicted[place] == 2
+    n = len(rearranged)
+    assert n > 400 and abs(sum(rearranged) - n * rate) < 5 * np.sqrt(n * rate * (1 - rate))
+
+
+def test_a_long_document_is_rearranged_alike_by_any_number_of_processes():
+    """Oracle: the segments of one process, as a set of tuples, against those of two."""
+    settings = dict(sequence_length=48, batch_size=8, seed=0, fim_rate=0.5, num_epochs=1)
+
+    def read(count):
+        shares = [
+            pack(long_documents(), BYTES, **settings, process_index=i, process_count=count)
+            for i in range(count)
+        ]
+        return sorted(s for batches in shares for batch in batches for s in read_segments(batch))
+
+    assert read(1) == read(2)
+
+
+def test_a_document_a_row_is_rearranged_from_what_the_row_has_room_for():
+    """Oracle: each row put back by hand: its document, or the first 36 characters of a longer one."""
+    documents = [{"text": "".join(f"{n:02d}-{i:02d} " for i in range(n))} for n in range(3, 40)]
+    settings = dict(sequence_length=48, batch_size=8, seed=0, fim_rate=1.0, num_epochs=1)
+    batches = pack(documents, BYTES, **settings, packing=False)
+    found = [restore(segment) for batch in batches for segment in read_segments(batch)]
+    assert all(rearranged for _, rearranged in found)
+    wanted = [d["text"].encode() for d in documents]
+    wanted = [text if len(text) <= 44 else text[:36] for text in wanted]
+    assert sorted(text for text, _ in found) == sorted(wanted)
 
 
 def test_a_document_a_row_is_cut_to_the_row():

@@ -17,6 +17,7 @@ from deepseek_jax.data.sources import (
     hold_out,
     load_jsonl_questions,
     tfds_documents,
+    tfds_source,
 )
 
 DEFAULT_MIX = CorpusMix()
@@ -150,8 +151,10 @@ def test_a_split_without_documents_is_refused(pages, split):
 
 def test_a_folder_or_a_dataset_of_another_kind_is_refused(tmp_path):
     """Oracle: the message says what is missing; a format without random access, as its info says."""
-    with pytest.raises(ValueError, match="no dataset_info.json; set config.data.path"):
+    with pytest.raises(ValueError, match="no dataset_info.json; set config.data.sources"):
         tfds_documents(tmp_path)
+    with pytest.raises(ValueError, match="no dataset_info.json; set config.data.path"):
+        tfds_source(tmp_path)
     books = prepare(Books, tmp_path, "array_record")
     with pytest.raises(ValueError, match=r"no feature text: Text\(\); it has .*book_text"):
         tfds_documents(books)
@@ -238,7 +241,7 @@ def test_a_malformed_line_is_refused_with_file_and_number(tmp_path, line, compla
 
 def test_a_missing_or_empty_file_of_questions_is_refused(tmp_path):
     """Oracle: the message names the file."""
-    with pytest.raises(ValueError, match="no file .*absent.jsonl"):
+    with pytest.raises(ValueError, match="no file .*absent.jsonl; set config.data.path"):
         load_jsonl_questions(tmp_path / "absent.jsonl")
     with pytest.raises(ValueError, match="empty.jsonl holds no questions"):
         load_jsonl_questions(write_lines(tmp_path / "empty.jsonl", ""))

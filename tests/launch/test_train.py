@@ -182,6 +182,19 @@ def test_a_mistake_is_one_message_exit_status_two_and_leaves_nothing(folder, arg
     assert not list(folder.glob("runs/*/*"))
 
 
+@pytest.mark.parametrize("folder_of_start", [None, "runs/v3/params"])
+def test_v3s_long_context_takes_its_start_from_the_command_line(folder_of_start):
+    """Oracle: the flag, read back from the config as a recipe gets it; without the flag there is no start."""
+    config = f"--config={ROOT / 'configs' / 'pretrain_v3.py'}:context=32k"
+    given = [f"--config.init_from={folder_of_start}"] if folder_of_start else []
+    program = "import sys; from absl import flags; from launch import train; train.define_flags()"
+    program += "; train.parse_flags(sys.argv); print(flags.FLAGS.config.init_from)"
+    done = subprocess.run(
+        [sys.executable, "-c", program, config, *given], cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.stdout.strip() == str(folder_of_start), done.stderr
+
+
 def test_an_error_out_of_a_library_keeps_its_traceback(folder):
     """Oracle: a ValueError of numpy is not for the user to mend: status 1 and the line it is at."""
     status, _, err = launched(folder, "--config=tiny.py", "--config.bad=library")

@@ -19,7 +19,7 @@ PRODUCTS = [
     ("md,dv->mv", dict(m=150, d=576, v=192), ("m d", "d v", "m v")),
     ("mf,fd->md", dict(m=24, f=24, d=140), ("m f", "f d", "m d")),
     ("btd,dhx->bthx", dict(b=2, t=90, d=192, h=3, x=48), ("bt d", "d hx", "bt hx")),
-    ("md,dzf->mzf", dict(m=7, d=128, z=2, f=96), ("m d", "d zf", "m zf")),
+    ("md,dzf->mzf", dict(m=7, d=128, z=2, f=256), ("m d", "d zf", "m zf")),
     ("bthu,hud->btd", dict(b=2, t=5, h=8, u=24, d=130), ("bt hu", "hu d", "bt d")),
     ("nbd,ndf->nbf", dict(n=3, b=9, d=192, f=150), ("n|b d", "n|d f", "n|b f")),
     ("bhu,chu->bhc", dict(b=140, h=2, u=24, c=150), ("h|b u", "h|u c", "h|b c")),
@@ -235,6 +235,18 @@ def test_small_gradients_keep_their_precision():
         np.testing.assert_array_equal(ours * 2.0**30, theirs)
 
 
+@pytest.mark.parametrize("f", [96, 256])
+def test_gate_and_up_share_no_tile(f):
+    """Oracle: the products of each alone; as dx their sum, in float32."""
+    x, w, dy = (outliers(shape, i) for i, shape in enumerate([(7, 192), (192, 2, f), (7, 2, f)]))
+    out, dx, dw = value_and_gradients(functools.partial(fp8_dot, "md,dzf->mzf"), x, w, dy)
+    alone = functools.partial(fp8_dot, "md,df->mf")
+    each = [value_and_gradients(alone, x, w[:, z], dy[:, z]) for z in (0, 1)]
+    assert_close(out, np.stack([out for out, _, _ in each], 1))
+    assert_close(dx, each[0][1] + each[1][1])
+    assert_close(dw, np.stack([dw for _, _, dw in each], 1))
+
+
 EXPERTS, D, F = 5, 192, 140
 # Token by token: spread out; one expert with several tiles of 128 rows and a part; two experts idle.
 CHOICES = {
@@ -282,6 +294,22 @@ def test_the_grouped_product_is_one_product_an_expert(implementation, block, spl
             if theirs.size:
                 assert_close(ours, theirs)
     assert np.isfinite(out).all()
+
+
+@pytest.mark.parametrize("f", [96, 256])
+def test_an_experts_gate_and_up_share_no_tile(f):
+    """Oracle: the grouped product of each alone; as the rows' gradient their sum, in float32."""
+    rows_per_expert = jnp.array([8, 0, 16, 40, 0])
+    rows, dy = outliers((64, D), 0), outliers((64, 2 * f), 2)
+    kernel = outliers((EXPERTS, D, 2 * f), 1)
+    product = functools.partial(grouped_fp8, rows_per_expert=rows_per_expert, block=8)
+    both = functools.partial(product, parts=2)
+    out, d_rows, d_kernel = value_and_gradients(both, rows, kernel, dy)
+    halves = slice(f), slice(f, None)
+    each = [value_and_gradients(product, rows, kernel[..., z], dy[..., z]) for z in halves]
+    assert_close(out, np.concatenate([out for out, _, _ in each], -1))
+    assert_close(d_rows, each[0][1] + each[1][1])
+    assert_close(d_kernel, np.concatenate([d for _, _, d in each], -1))
 
 
 def test_infinite_rows_and_gradients_give_no_nan_in_the_grouped_product():

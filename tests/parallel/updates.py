@@ -102,10 +102,11 @@ def one_update(mesh, *, micro_batches, packed, remat, scan_layers):
 
 
 def make_step(config, micro_batches):
-    """make_train_step of the update."""
+    """make_train_step of the update, which tells each expert's tokens too."""
 
     def loss_fn(params, batch, rng):
-        return next_token_loss(config, params, batch, balance_weight=0.01, mtp_weight=0.3)
+        loss, metrics = next_token_loss(config, params, batch, balance_weight=0.01, mtp_weight=0.3)
+        return loss, metrics | {"counts": metrics["expert_load"]}
 
     return make_train_step(
         loss_fn,
@@ -135,16 +136,18 @@ def check(metrics, state, wanted, rtol=1e-5):
     wanted_metrics, wanted_gradients, wanted_params = wanted
     assert metrics.keys() == wanted_metrics.keys()
     for name, value in metrics.items():
-        exact = name.startswith(("max_vio", "load_entropy"))  # counts are whole numbers
-        near = 1e-6 if exact else rtol
-        np.testing.assert_allclose(value, wanted_metrics[name], rtol=near, err_msg=name)
+        if name != "counts":
+            near = 1e-6 if name.startswith(("max_vio", "load_entropy")) else rtol  # of counts
+            np.testing.assert_allclose(value, wanted_metrics[name], rtol=near, err_msg=name)
 
     def compare(path, ours, theirs, tolerance):
         for shard in ours.addressable_shards:
             error = np.abs(shard.data - theirs[shard.index]).max()
             assert error <= tolerance * np.abs(theirs).max(), (jax.tree_util.keystr(path), error)
 
+    exactly = functools.partial(compare, tolerance=0)
+    jax.tree.map_with_path(exactly, metrics["counts"], wanted_metrics["counts"])
     gradients = state.opt_state[0].trace
     jax.tree.map_with_path(functools.partial(compare, tolerance=rtol), gradients, wanted_gradients)
     # Nothing else moves the parameters: the biases have moved
-    jax.tree.map_with_path(functools.partial(compare, tolerance=0), state.params, wanted_params)
+    jax.tree.map_with_path(exactly, state.params, wanted_params)

@@ -35,6 +35,7 @@ def final_losses(workdir, seed, fp8):
     stage.optimizer.phases = phases
     del config.stages.stage_2_long
     config.data.update(dict(sources=("arithmetic",), weights=(1.0,), eval_batches=16))
+    config.data.num_held_out = 1000
     mesh = one_device()
     with jax.set_mesh(mesh):
         pretrain.run(config, mesh, workdir, lambda: False)

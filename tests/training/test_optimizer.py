@@ -219,3 +219,36 @@ def test_a_state_of_bfloat16_moments_is_placed_saved_and_restored(tmp_path):
     assert all((leaf != 0).sum() == 31 for leaf in kept)  # all but the first, whose gradient is 0
     jax.tree.map(np.testing.assert_array_equal, restored, state)
     assert jax.tree.map(lambda x: x.dtype, restored) == jax.tree.map(lambda x: x.dtype, state)
+
+
+@pytest.mark.parametrize("max_grad_norm", [0.5, 1e6])
+def test_a_sharded_update_is_clipped_by_the_norm_of_all_gradients(max_grad_norm):
+    """Oracle: the update on one device; the norm of 40 is clipped to 0.5, or not at all. Each device has an
+    eighth of the kernel and half of the scale.
+    """
+    rng = np.random.default_rng(0)
+    params, grads = (
+        {"kernel": rng.normal(size=(16, 96)), "scale": rng.normal(size=8)} for _ in range(2)
+    )
+    params, grads = jax.tree.map(np.float32, (params, grads))
+    settings = SETTINGS | dict(max_grad_norm=max_grad_norm)
+    tx = make_optimizer(optax.constant_schedule(0.1), **settings)
+
+    def two_updates(params, grads):
+        opt_state = tx.init(params)
+        for scale in (1.0, -0.3):
+            scaled = jax.tree.map(lambda g: scale * g, grads)  # noqa: B023
+            updates, opt_state = tx.update(scaled, opt_state, params)
+            params = optax.apply_updates(params, updates)
+        return params, optax.tree.norm(grads)
+
+    wanted, norm = jax.jit(two_updates)(params, grads)
+    assert 35 < norm < 45
+    mesh = make_mesh(data=1, fsdp=4, tensor=2)
+    places = shardings(mesh, {"kernel": ("embed", "mlp"), "scale": ("mlp",)}, params)
+    with jax.set_mesh(mesh):
+        sharded = jax.device_put((params, grads), (places, places))
+        found, _ = jax.jit(two_updates)(*sharded)
+    assert found["kernel"].sharding.shard_shape((16, 96)) == (4, 48)
+    close = dict(rtol=1e-6, atol=1e-6)  # float32 sums in another order
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, **close), found, wanted)

@@ -5,6 +5,7 @@ import optax
 import pytest
 
 from deepseek_jax.parallel import make_mesh, put_batch
+from deepseek_jax.training.optimizer import make_optimizer
 from deepseek_jax.training.state import TrainState
 from deepseek_jax.training.step import load_metrics, make_train_step
 
@@ -125,15 +126,58 @@ def test_the_bias_speed_follows_the_update_count():
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 def test_an_update_with_non_finite_gradients_changes_the_step_count_alone(bad):
-    """Oracle: the state before, optimizer moments and router bias included."""
+    """Oracle: the state before, optimizer moments and their count included."""
     tx = optax.adam(0.1)
     before = TrainState.create(make_state().params, tx)
-    batch = make_batch()
-    batch["targets"][3] = bad
-    step = jax.jit(make_train_step(loss_fn, tx, bias_update_speed=optax.constant_schedule(0.1)))
-    state, metrics = step(before, batch, jax.random.key(0))
+    step = jax.jit(make_train_step(loss_fn, tx))
+    state, metrics = step(before, spoilt_batch(bad), jax.random.key(0))
     assert metrics["nonfinite"] == 1 and state.step == 1
     jax.tree.map(np.testing.assert_array_equal, state.replace(step=before.step), before)
+
+
+def spoilt_batch(bad):
+    """Targets that spoil the loss and leave the loads as they are."""
+    batch = make_batch()
+    batch["targets"][3] = bad
+    return batch
+
+
+def test_after_a_skipped_update_the_rate_is_that_of_the_step_count():
+    """Oracle: by hand: rates of 1, 0.5, 0.25 an update; the second is skipped, and the third moves by 0.25
+    times Adam's direction, which for gradients of one sign is 1 if its moments have counted two updates.
+    """
+    schedule = optax.exponential_decay(1.0, 1, 0.5)
+    tx = make_optimizer(schedule, b1=0.9, b2=0.95, weight_decay=0.0, max_grad_norm=1e9)
+    step = jax.jit(make_train_step(lambda p, batch, rng: (batch["sign"] * p["w"].sum(), {}), tx))
+    state = TrainState.create({"w": jnp.zeros(3)}, tx)
+    places = []
+    for sign in (1.0, np.nan, 1.0):
+        state, _ = step(state, {"sign": np.float32(sign)}, jax.random.key(0))
+        places.append(np.asarray(state.params["w"]))
+    np.testing.assert_allclose(places, [[-1.0] * 3, [-1.0] * 3, [-1.25] * 3], rtol=1e-6)
+
+
+def test_a_skipped_update_moves_the_biases_of_layers_whose_load_is_finite():
+    """Oracle: the biases after the same batch with a finite loss; those of the layer without a count as
+    before, and all other parameters.
+    """
+
+    def overflowing(params, batch, rng):
+        loss, metrics = loss_fn(params, batch, rng)
+        loads = metrics["expert_load"]
+        loads["moe_layers"] = loads["moe_layers"].at[1, 2].set(jnp.nan)
+        return loss, metrics
+
+    speed = optax.constant_schedule(0.1)
+    step = jax.jit(make_train_step(overflowing, TX, bias_update_speed=speed))
+    state, metrics = step(make_state(), spoilt_batch(np.nan), jax.random.key(0))
+    wanted, _ = run(speed=0.1)
+    assert metrics["nonfinite"] == 1
+    np.testing.assert_array_equal(state.params["kernel"], make_state().params["kernel"])
+    biases, theirs = (s.params["moe_layers"]["ffn"]["router_bias"] for s in (state, wanted))
+    np.testing.assert_array_equal(biases, [theirs[0], [0.25] * EXPERTS])
+    for name in ("mtp_0", "mtp_1"):
+        jax.tree.map(np.testing.assert_array_equal, state.params[name], wanted.params[name])
 
 
 def test_rng_differs_by_update_and_by_micro_batch():

@@ -1,0 +1,58 @@
+"""The residual stack: what it recomputes, and what it tells of layers that overflowed."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.extend.core import jaxprs_in_params
+
+from deepseek_jax.losses.next_token import next_token_loss
+from deepseek_jax.models import ModelConfig, hidden_states
+from tests.parallel.updates import V3, boxed_shapes, make_batch
+from tests.tiny import MLA_MOE, tiny_model
+
+
+def test_behind_a_layer_that_gave_nan_no_load_is_a_number():
+    """Oracle: the loads of the same tokens through sound layers: two of three count numbers."""
+    config, params = tiny_model("mla_moe")
+    config = ModelConfig(**MLA_MOE | dict(num_hidden_layers=4))
+    params = params | {
+        "moe_layers": jax.tree.map(lambda x: jnp.concatenate([x] * 3), params["moe_layers"])
+    }
+    tokens = np.random.default_rng(0).integers(0, 50, (2, 7))
+    ones = np.ones_like(tokens)
+
+    def loads(params):
+        return hidden_states(config, params, tokens, segment_ids=ones, positions=ones)[1].load
+
+    wanted = loads(params)
+    down = params["moe_layers"]["ffn"]["down"].at[1].set(jnp.nan)
+    params["moe_layers"]["ffn"]["down"] = down
+    found = loads(params)
+    np.testing.assert_array_equal(found[:2], wanted[:2])
+    assert np.isnan(found[2]).all() and wanted.sum() == 3 * 2 * 14
+
+
+def remats(jaxpr, loop=1):
+    """(turns of the innermost loop around it, prevent_cse) of every recomputed part of a program."""
+    for eqn in jaxpr.eqns:
+        if eqn.primitive.name in ("checkpoint", "remat2"):
+            yield loop, eqn.params["prevent_cse"]
+        turns = eqn.params["length"] if eqn.primitive.name == "scan" else loop
+        turns = 1 if turns == eqn.params.get("unroll") else turns
+        for inner in jaxprs_in_params(eqn.params):
+            yield from remats(inner, turns)
+
+
+@pytest.mark.parametrize("scan_layers", [False, True])
+def test_only_layers_in_a_loop_may_be_looked_up_instead_of_recomputed(scan_layers):
+    """Oracle: the program: a stack of one dense layer, one of two with experts, and the multi-token block."""
+    config = ModelConfig(**V3, remat="full", scan_layers=scan_layers)
+
+    def loss(params, batch):
+        return next_token_loss(config, params, batch, mtp_weight=0.3)[0]
+
+    program = jax.make_jaxpr(jax.grad(loss))(nn.unbox(boxed_shapes()), make_batch(packed=True))
+    found = set(remats(program.jaxpr))
+    assert found == ({(1, True), (2, False)} if scan_layers else {(1, True)})
