@@ -165,16 +165,17 @@ def read(source, indices):
     return many(indices) if many else [source[i] for i in indices]
 
 
-def load_jsonl_questions(path):
+def load_jsonl_questions(path, field="config.data.path"):
     """Questions of a jsonl file in GSM8K's format (arXiv:2110.14168): dicts of question, answer.
 
     A line is {"question": "...", "answer": "<working> #### 1,072"}. The answer kept is the text
     after the last ####, without commas: "1072". A line may carry what rewards read: "language", as
     rewards.language says, and "test_cases", as rewards.program, with which it needs no answer.
+    field: of the config, that gave the path.
     Raises ValueError naming the file and the line that is not so, or the file that is missing or
     holds no question.
     """
-    _check_file(path, "config.data.path")
+    _check_file(path, field)
     examples = [_parse_question(place, record) for place, record in json_lines(path)]
     if not examples:
         raise ValueError(f"{path} holds no questions; give a jsonl file with one on each line.")

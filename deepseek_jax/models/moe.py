@@ -88,7 +88,8 @@ def run_experts(x_md, experts_ma, weights_ma, kernels, *, fp8):
     """
     matmul, up_matmul = grouped.grouped_matmul, grouped.grouped_matmul
     if fp8:
-        matmul, up_matmul = grouped_fp8, functools.partial(grouped_fp8, power_of_two=True)
+        matmul = grouped_fp8
+        up_matmul = functools.partial(grouped_fp8, power_of_two=True, parts=2)  # gate, and up
     w_gate_up, w_down = kernels
     e, d = w_gate_up.shape[:2]
     block = grouped.block_size(experts_ma.size, e)

@@ -98,7 +98,7 @@ def _kind(name, example):
 
 
 def _of_file(name, settings):
-    examples = distinct(load_jsonl_questions(name))
+    examples = distinct(load_jsonl_questions(name, "config.data"))
     number = len(examples) if settings.num_problems is None else settings.num_problems
     if not 2 <= number <= len(examples):
         raise ValueError(
