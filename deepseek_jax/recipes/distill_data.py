@@ -25,8 +25,8 @@ REWARDS = {"sum": puzzle_answer, "countdown": puzzle_answer, "requests": helpful
 class TransferTask(NamedTuple):
     """train, held_out: random access to conversations; of train the weight is the task's as well.
 
-    questions: examples to answer, and reward(text, example) -> float, 1 for a right answer; none of a task
-    that is read from a path.
+    questions: examples to answer, and reward(text, example) -> float, 1 for a right answer, or in between for
+    one that helps in part; none of a task that is read from a path.
     """
 
     train: object

@@ -10,7 +10,8 @@ from deepseek_jax.rollout import generate
 
 
 def answer_tasks(settings, tasks, policy, params, tokenizer):
-    """task -> [share of right samples] of each of its questions, in order: what JSON can say.
+    """task -> [mean reward of the samples] of each of its questions, in order: what JSON can say. It is the
+    share of right ones where answers are right or wrong.
 
     settings: DistillSettings. tasks: name -> TransferTask; one without questions is left out.
     """
