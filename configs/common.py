@@ -3,10 +3,19 @@ updates where a paper counts tokens.
 """
 
 import difflib
+from importlib.metadata import version
 
 from ml_collections import ConfigDict
 
 BOOLS = {"true": True, "false": False}
+
+
+def without_fusion_emitters():
+    """The flag of XLA's CPU compiler for its older emitters of fused loops, "" where there is none any more:
+    jaxlib 0.11.1 took it out, and a process that is given an unknown flag is aborted.
+    """
+    numbers = tuple(int(part) for part in version("jaxlib").split(".")[:3])
+    return "--xla_cpu_use_fusion_emitters=false" if numbers < (0, 11, 1) else ""
 
 
 def parse_arg(arg, **defaults):

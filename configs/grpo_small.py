@@ -6,7 +6,7 @@ python launch/train.py --config=configs/grpo_small.py          # or configs/grpo
 from ml_collections import ConfigDict
 
 from configs import models
-from configs.common import parse_arg
+from configs.common import parse_arg, without_fusion_emitters
 
 
 def get_config(arg=None):
@@ -26,5 +26,5 @@ def get_config(arg=None):
     c.loss = dict(loss_type="grpo", clip_eps=0.2, kl_coef=0.0)
     c.optimizer = dict(learning_rate=2e-4)
     c.save_every = 40
-    c.xla_flags = "--xla_cpu_use_fusion_emitters=false"  # programs of this size: 10 to 25% faster
+    c.xla_flags = without_fusion_emitters()  # programs of this size: 10 to 25% faster
     return c

@@ -9,11 +9,13 @@ from pathlib import Path
 
 import pytest
 
+from configs.common import without_fusion_emitters
+
 XLA_FLAGS = (
     "--xla_force_host_platform_device_count=8",
     "--xla_backend_optimization_level=0",  # compiling, not running, is most of a small test's time
     "--xla_llvm_disable_expensive_passes=true",
-    "--xla_cpu_use_fusion_emitters=false",  # two thirds of the time, for slower code
+    without_fusion_emitters(),  # two thirds of the time, for slower code
     "--xla_cpu_parallel_codegen_split_count=1",
     # Eight device threads share few cores: one that comes late to a collective must not abort us.
     "--xla_cpu_collective_call_warn_stuck_timeout_seconds=120",
