@@ -60,7 +60,7 @@ def claim_workdir(workdir, config, may_change=False):
 
 @contextlib.contextmanager
 def _locked(workdir):
-    """Lock the directory itself, made if need be, so that no lock file stays."""
+    """Lock the directory itself, made if need be, so that no lock file stays; say so where it has no locks."""
     try:
         workdir.mkdir(parents=True, exist_ok=True)
         folder = os.open(workdir, os.O_RDONLY)
@@ -73,8 +73,11 @@ def _locked(workdir):
             raise ValueError(
                 f"another process is at work in {workdir}; wait until it ends, or give another --workdir"
             ) from None
-        except OSError:
-            pass  # a file system that locks nothing
+        except OSError as error:  # as on some network file systems
+            print(
+                f"{workdir} cannot be locked ({error}): see to it that no other run uses it",
+                flush=True,
+            )
         yield
     finally:
         os.close(folder)

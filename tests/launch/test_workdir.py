@@ -145,8 +145,8 @@ def test_a_directory_belongs_to_one_run_at_a_time(tmp_path):
     claim(tmp_path, config(seed=1), may_change=True)
 
 
-def test_a_file_system_without_locks_serves_too(tmp_path, monkeypatch):
-    """Oracle: the mark is made; the error is the one of a network file system that locks no directory."""
+def test_a_file_system_without_locks_serves_too_and_is_named(tmp_path, monkeypatch, capsys):
+    """Oracle: the mark is made, and the error told: that of a network file system that locks no directory."""
 
     def flock(folder, how):
         raise OSError(errno.EBADF, "Bad file descriptor")
@@ -154,6 +154,7 @@ def test_a_file_system_without_locks_serves_too(tmp_path, monkeypatch):
     monkeypatch.setattr(workdir.fcntl, "flock", flock)
     claim(tmp_path, config())
     assert (tmp_path / "config.json").exists()
+    assert f"{tmp_path} cannot be locked ([Errno {errno.EBADF}]" in capsys.readouterr().out
 
 
 def test_only_process_zero_writes(tmp_path, monkeypatch):
