@@ -60,7 +60,7 @@ def claim_workdir(workdir, config, may_change=False):
 
 @contextlib.contextmanager
 def _locked(workdir):
-    """Lock the directory itself, made if need be, so that no lock file stays; say so where it has no locks."""
+    """Lock the directory itself, made if need be, so that no lock file stays; say where that cannot be."""
     try:
         workdir.mkdir(parents=True, exist_ok=True)
         folder = os.open(workdir, os.O_RDONLY)

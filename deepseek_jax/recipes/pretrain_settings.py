@@ -7,7 +7,7 @@ from typing import Literal
 from deepseek_jax.models import ModelConfig, RopeScaling
 from deepseek_jax.parallel.shard import check_batch, check_splits
 from deepseek_jax.recipes.blocks import OptimizerSettings
-from deepseek_jax.recipes.settings import build, check_counts
+from deepseek_jax.recipes.settings import build, check_counts, check_evaluations
 from deepseek_jax.training.schedule import stage_at, stepwise
 
 Stepped = tuple[tuple[int, float], ...]
@@ -88,11 +88,7 @@ class StageSettings:
                 f"{path}.sequence_length={self.sequence_length} leaves nothing to predict; "
                 "set it to at least 2"
             )
-        if self.eval_every % self.log_every:
-            raise ValueError(
-                f"{path}.eval_every={self.eval_every} falls on steps that are not logged; set it to a "
-                f"multiple of {path}.log_every={self.log_every}"
-            )
+        check_evaluations(self, path)
 
     def _check_rows(self, path, model, mesh):
         stage_at(self.batch_sizes(), 0, f"{path}.batch_size")  # raises for stages that are none

@@ -40,6 +40,15 @@ def check_counts(settings, path):
             raise ValueError(f"{path}.{field.name}={value} must be at least 1")
 
 
+def check_evaluations(settings, path):
+    """Raise ValueError where an evaluation would fall on a step that is not logged, and be lost."""
+    if settings.eval_every % settings.log_every:
+        raise ValueError(
+            f"{path}.eval_every={settings.eval_every} falls on steps that are not logged; set it to a "
+            f"multiple of {path}.log_every={settings.log_every}"
+        )
+
+
 def suggest(name, allowed):
     """The end of an error about an unknown name: the nearest of the allowed ones, then all."""
     allowed = list(allowed)

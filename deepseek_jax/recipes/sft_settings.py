@@ -5,7 +5,7 @@ import dataclasses
 from deepseek_jax.data.arithmetic import PROMPT_TEMPLATE
 from deepseek_jax.recipes.blocks import OptimizerSettings, check_one_start
 from deepseek_jax.recipes.pretrain_settings import BaseSettings
-from deepseek_jax.recipes.settings import check_counts
+from deepseek_jax.recipes.settings import check_counts, check_evaluations
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,11 +77,7 @@ class FineTuneSettings:
                 f"{path}.sequence_length={self.sequence_length} leaves nothing to predict; "
                 "set it to at least 2"
             )
-        if self.eval_every % self.log_every:
-            raise ValueError(
-                f"{path}.eval_every={self.eval_every} falls on steps that are not logged; set it to a "
-                f"multiple of {path}.log_every={self.log_every}"
-            )
+        check_evaluations(self, path)
         self.make_optimizer(path)  # for what it raises
 
     def make_optimizer(self, path="config"):
