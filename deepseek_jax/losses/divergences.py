@@ -5,7 +5,7 @@ import math
 import jax
 import jax.numpy as jnp
 
-from deepseek_jax.ops.logprobs import log_softmax
+from deepseek_jax.ops.logprobs import exponentials, log_softmax
 
 # THE list of divergences D(teacher p, student q)
 DIVERGENCES = (
@@ -36,28 +36,20 @@ def divergence_from_logprobs(logp, logq, *, divergence, beta=None):
     return beta * kl(logp, logm) + (1 - beta) * kl(logq, logm)
 
 
-def divergence_from_logits(p, q, *, divergence, beta=None):
-    """divergence_from_logprobs of two softmaxes, of the teacher's logits and the student's, float32[... v] ->
-    float32[...]. A KL of them takes fewer passes over v than its two log-softmaxes would. Raises ValueError
-    as check_divergence does.
+def divergence_from_logits(p, q, *, divergence, temperature=1.0, beta=None):
+    """divergence_from_logprobs of two softmaxes, of the teacher's logits and the student's, float32[... v],
+    each over temperature -> float32[...]. A KL of them takes fewer passes over v than its two log-softmaxes
+    would. Raises ValueError as check_divergence does.
     """
-    check_divergence(divergence, beta=beta)
+    check_divergence(divergence, beta=beta, temperature=temperature)
     if divergence == "jsd":
-        logp, logq = log_softmax(p), log_softmax(q)
+        logp, logq = log_softmax(p / temperature), log_softmax(q / temperature)
         return divergence_from_logprobs(logp, logq, divergence=divergence, beta=beta)
     if divergence == "reverse_kl":
         p, q = q, p
-    exp_p, sum_p, log_sum_p = _exponentials(p)
-    *_, log_sum_q = _exponentials(q)
-    return (exp_p * (p - q)).sum(-1) / sum_p - log_sum_p + log_sum_q
-
-
-def _exponentials(logits):
-    """exp(logits - the largest) [... v], their sum and the logarithm of the sum of exp(logits), [...]."""
-    largest = jax.lax.stop_gradient(logits.max(-1, keepdims=True))
-    exponentials = jnp.exp(logits - largest)
-    total = exponentials.sum(-1)
-    return exponentials, total, jnp.log(total) + largest[..., 0]
+    exp_p, sum_p, log_sum_p = exponentials(p, temperature)
+    *_, log_sum_q = exponentials(q, temperature)
+    return (exp_p * (p - q)).sum(-1) / (sum_p * temperature) - log_sum_p + log_sum_q
 
 
 def check_divergence(divergence, *, beta=None, temperature=1.0):

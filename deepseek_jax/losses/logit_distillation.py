@@ -13,6 +13,7 @@ from deepseek_jax.losses.divergences import (
 )
 from deepseek_jax.losses.top_k import dropped_mass_bound, split_tail, teacher_buckets
 from deepseek_jax.ops.dot import dot
+from deepseek_jax.ops.logprobs import exponentials
 
 STATIC = ("divergence", "beta", "chunk_size")
 
@@ -39,20 +40,16 @@ def soft_loss(logits, teacher_logits, *, divergence, temperature, beta=None):
     is temperature (q - p). Divergences other than forward_kl were published without it. The teacher gets no
     gradient. Raises ValueError as check_divergence does.
     """
-    check_divergence(divergence, beta=beta, temperature=temperature)
-    return _soft_loss(logits, teacher_logits, temperature, divergence=divergence, beta=beta)
-
-
-def _soft_loss(logits, teacher_logits, temperature, **kind):
-    teacher_logits = jax.lax.stop_gradient(teacher_logits).astype(jnp.float32)
-    p, q = teacher_logits / temperature, logits.astype(jnp.float32) / temperature
+    p, q = jax.lax.stop_gradient(teacher_logits).astype(jnp.float32), logits.astype(jnp.float32)
+    kind = dict(divergence=divergence, temperature=temperature, beta=beta)
     return temperature**2 * divergence_from_logits(p, q, **kind)
 
 
 def hard_loss(logits, targets):
     """Negative log-likelihood at temperature 1: float32[m v], int32[m] -> float32[m], nats."""
     chosen_m = jnp.take_along_axis(logits, targets[:, None], axis=-1)[:, 0]
-    return jax.nn.logsumexp(logits, axis=-1) - chosen_m
+    *_, normalizer_m = exponentials(logits)
+    return normalizer_m - chosen_m
 
 
 @jitted
@@ -94,8 +91,8 @@ def dense_distillation(
         logits_mv = dot("md,vd->mv", hidden_md, head, jnp.float32)
         if teacher_head is not None:
             teacher_m = dot("md,vd->mv", teacher_m, teacher_head, jnp.float32)
-        soft_m = _soft_loss(logits_mv, teacher_m, temperature, divergence=divergence, beta=beta)
-        return soft_m, hard_loss(logits_mv, targets_m)
+        kind = dict(divergence=divergence, temperature=temperature, beta=beta)
+        return soft_loss(logits_mv, teacher_m, **kind), hard_loss(logits_mv, targets_m)
 
     whole, sizes = (teacher_head, temperature), dict(width=2 * v, chunk_size=chunk_size)
     return _over_chunks(of_chunk, hidden, head, (targets, teacher), whole, weights, **sizes)
@@ -128,7 +125,7 @@ def top_k_distillation(
     def of_chunk(hidden_md, head, arrays, temperature):
         targets_m, teacher_m = arrays
         logits_mv = dot("md,vd->mv", hidden_md, head, jnp.float32)
-        student_m = split_tail(logits_mv / temperature, teacher_m.ids)
+        student_m = split_tail(logits_mv, teacher_m.ids, temperature)
         soft_m = divergence_from_logprobs(teacher_buckets(teacher_m), student_m.joined(), **kind)
         bound_m = dropped_mass_bound(teacher_m, student_m, len(head), **kind)
         scale = temperature**2

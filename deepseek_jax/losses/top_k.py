@@ -10,9 +10,10 @@ import numpy as np
 
 from deepseek_jax.losses.chunks import map_chunks
 from deepseek_jax.ops.dot import dot
-from deepseek_jax.ops.logprobs import log_softmax
+from deepseek_jax.ops.logprobs import exponentials, log_softmax
 
-LOG_TINY = math.log(np.finfo(np.float32).tiny)  # a dropped mass below 1.2e-38 counts as that
+TINY = float(np.finfo(np.float32).tiny)  # a dropped mass below 1.2e-38 counts as that
+LOG_TINY = math.log(TINY)
 
 
 class TopK(NamedTuple):
@@ -54,9 +55,9 @@ def top_k_logprobs(hidden, head, k, temperature=1.0, *, chunk_size=None):
         )
 
     def of_chunk(hidden_md):
-        logits_mv = dot("md,vd->mv", hidden_md, head, jnp.float32) / temperature
+        logits_mv = dot("md,vd->mv", hidden_md, head, jnp.float32)
         ids_mk = jax.lax.top_k(logits_mv, k)[1].astype(jnp.int32)
-        kept = split_tail(logits_mv, ids_mk)
+        kept = split_tail(logits_mv, ids_mk, temperature)
         dropped_m = jnp.exp(kept.tail) if k < v else jnp.zeros_like(kept.tail)
         return TopK(ids_mk, kept.logprobs, dropped_m)
 
@@ -64,21 +65,22 @@ def top_k_logprobs(hidden, head, k, temperature=1.0, *, chunk_size=None):
     return map_chunks(of_chunk, hidden, width=v, chunk_size=chunk_size)
 
 
-def split_tail(logits, ids):
-    """Buckets of softmax(logits): logits float32[m v], ids int32[m k], distinct in their row.
+def split_tail(logits, ids, temperature=1.0):
+    """Buckets of softmax(logits / temperature): logits float32[m v], ids int32[m k], distinct in their row.
 
-    The tail is summed itself, not taken from 1, where a small one would be lost to rounding. Without other
-    ids, k = v, tail and smallest are LOG_TINY.
+    The tail is summed itself, not taken from 1, where a small one would be lost to rounding; one below
+    1.2e-38 of the likeliest token counts as that. Without other ids, k = v, tail and smallest are LOG_TINY.
     """
-    kept_mk = jnp.take_along_axis(logits, ids, axis=-1)
+    kept_mk = jnp.take_along_axis(logits, ids, axis=-1) / temperature
     if ids.shape[1] == logits.shape[1]:
         nothing_m = jnp.full(len(ids), LOG_TINY)
         return Buckets(log_softmax(kept_mk), nothing_m, nothing_m)
     is_kept_mv = jnp.zeros(logits.shape, bool).at[jnp.arange(len(ids))[:, None], ids].set(True)
-    tail_m = jax.nn.logsumexp(jnp.where(is_kept_mv, -jnp.inf, logits), axis=-1)
-    smallest_m = jnp.where(is_kept_mv, jnp.inf, logits).min(-1)
-    whole_m = jnp.logaddexp(jax.nn.logsumexp(kept_mk, axis=-1), tail_m)
-    return Buckets(kept_mk - whole_m[:, None], tail_m - whole_m, smallest_m - whole_m)
+    each_mv, total_m, normalizer_m = exponentials(logits, temperature)
+    others_m = jnp.where(is_kept_mv, 0.0, each_mv).sum(-1)
+    tail_m = jnp.log(jnp.maximum(others_m, TINY)) - jnp.log(total_m)
+    smallest_m = jnp.where(is_kept_mv, jnp.inf, logits).min(-1) / temperature
+    return Buckets(kept_mk - normalizer_m[:, None], tail_m, smallest_m - normalizer_m)
 
 
 def teacher_buckets(teacher):

@@ -17,6 +17,18 @@ def log_softmax(logits):
     return logits - jax.nn.logsumexp(logits, axis=-1, keepdims=True)
 
 
+def exponentials(logits, temperature=1.0):
+    """exp((logits - the largest) / temperature) [... v], their sum and the logarithm of the sum of
+    exp(logits / temperature), [...]: logits float32[... v].
+
+    The temperature is in the exponents alone: divided by it first, logits would be written out once more.
+    """
+    largest = jax.lax.stop_gradient(logits.max(-1, keepdims=True))
+    each = jnp.exp((logits - largest) * (1 / temperature))
+    total = each.sum(-1)
+    return each, total, jnp.log(total) + largest[..., 0] / temperature
+
+
 def token_logprobs(hidden, head, targets, *, temperature=1.0, chunk_size=None):
     """Log-probability of each target token, and the entropy of the distribution it was drawn from.
 

@@ -49,15 +49,16 @@ def test_kl_and_its_gradient_are_torchs(divergence):
     np.testing.assert_allclose(gradient, student.grad, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
 @pytest.mark.parametrize("shift", [0.0, 50.0])
 @pytest.mark.parametrize("divergence, beta", ALL)
-def test_a_divergence_from_logits_is_that_of_their_softmaxes(divergence, beta, shift):
+def test_a_divergence_from_logits_is_that_of_their_softmaxes(divergence, beta, shift, temperature):
     """Oracle: torch's log_softmax, kl_div and autograd, in float64; the student's logits may all lie `shift`
-    higher. 3e-5: float32 rounding of values up to 20 and of the shift.
+    higher. 3e-5: float32 rounding of values up to 20 and of the shift, which a temperature below 1 enlarges.
     """
     p, q = np.random.default_rng(2).normal(size=(2, 50, 17)) * 3
     student = torch.tensor(q, requires_grad=True)
-    logp, logq = torch.log_softmax(torch.tensor(p), -1), torch.log_softmax(student, -1)
+    logp, logq = (torch.log_softmax(x / temperature, -1) for x in (torch.tensor(p), student))
     if divergence == "jsd":
         logm = torch.logaddexp(logp + np.log(beta), logq + np.log(1 - beta))
         halves = (beta, logm, logp), (1 - beta, logm, logq)
@@ -68,12 +69,14 @@ def test_a_divergence_from_logits_is_that_of_their_softmaxes(divergence, beta, s
     theirs.sum().backward()
 
     def ours(q):
-        return divergence_from_logits(jnp.float32(p), q, divergence=divergence, beta=beta)
+        kind = dict(divergence=divergence, temperature=temperature, beta=beta)
+        return divergence_from_logits(jnp.float32(p), q, **kind)
 
     q = jnp.float32(q) + shift
-    np.testing.assert_allclose(ours(q), theirs.sum(-1).detach(), rtol=1e-5, atol=3e-5)
+    near = dict(rtol=1e-5, atol=3e-5 / temperature)
+    np.testing.assert_allclose(ours(q), theirs.sum(-1).detach(), **near)
     gradient = jax.grad(lambda q: ours(q).sum())(q)
-    np.testing.assert_allclose(gradient, student.grad, rtol=1e-5, atol=3e-5)
+    np.testing.assert_allclose(gradient, student.grad, **near)
 
 
 @pytest.mark.parametrize("beta", [0.02, 0.5, 0.7])

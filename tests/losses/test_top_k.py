@@ -37,6 +37,17 @@ def test_a_small_dropped_mass_keeps_its_digits():
     np.testing.assert_allclose(found.dropped, 9 * np.exp(-40.0), rtol=1e-5)
 
 
+def test_a_tail_that_no_float32_holds_stays_finite_and_so_does_its_gradient():
+    """Oracle: by hand: tokens at e^-200 of the first count as the least normal number, whatever they do."""
+
+    def tail(logits):
+        return split_tail(logits, jnp.array([[0]]), 0.5).tail[0]
+
+    found, gradient = jax.value_and_grad(tail)(jnp.array([[100.0, 0.0, 0.0]]))
+    np.testing.assert_allclose(found, np.log(np.finfo(np.float32).tiny), rtol=1e-6)
+    assert jnp.isfinite(gradient).all()
+
+
 def test_extraction_never_holds_the_logits():
     """Oracle: the compiler's temporary bytes, under a quarter of the 16 MiB of [m v] float32."""
     m, v = 1024, 4096
