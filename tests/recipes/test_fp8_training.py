@@ -66,13 +66,13 @@ def final_losses_at_full_speed(workdir, seed, fp8):
 @pytest.mark.slow
 def test_300_updates_in_fp8_stay_within_a_quarter_percent(tmp_path):
     """Oracle: the runs in bfloat16, same data; 0.25% is the published gap (arXiv:2412.19437, 3.3). Means of
-    two seeds: bfloat16 compiled in two ways, or against float32, differs by 0.3% in one.
+    four seeds: one seed's gap is anything from -0.3% to 0.7%, as a run's path is chaotic, and bfloat16
+    compiled in two ways, or against float32, differs by 0.3% too.
     """
-    bf16, fp8 = (
-        np.mean(
-            [final_losses_at_full_speed(tmp_path / f"{s}_{fp8}", s, fp8) for s in (0, 1)], axis=0
-        )
-        for fp8 in (False, True)
-    )
-    print("last 50 updates, held out: bfloat16", bf16, "FP8", fp8)
-    np.testing.assert_allclose(fp8, bf16, rtol=0.0025)
+
+    def final(fp8):
+        runs = [final_losses_at_full_speed(tmp_path / f"{s}_{fp8}", s, fp8) for s in range(4)]
+        print(f"last 50 updates and held out, of each seed, {fp8=}:", runs)
+        return np.mean(runs, axis=0)
+
+    np.testing.assert_allclose(final(fp8=True), final(fp8=False), rtol=0.0025)
