@@ -5,13 +5,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-
-def bits(array):
-    """A bfloat16 array's bits as uint16[...], to gather from or write into; any other array as it is.
-
-    A CPU would make float32 of the whole array for that. The result's `view` makes bfloat16 of them again.
-    """
-    return array.view(jnp.uint16) if array.dtype == jnp.bfloat16 else array
+from deepseek_jax.ops.bits import bits
 
 
 class CacheWrite(NamedTuple):

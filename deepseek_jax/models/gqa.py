@@ -4,11 +4,11 @@ import functools
 
 import flax.linen as nn
 import jax.numpy as jnp
-from jax.ad_checkpoint import checkpoint_name
 
 from deepseek_jax.models.config import ModelConfig
 from deepseek_jax.models.layers import RMSNorm, linear, weight
 from deepseek_jax.ops.attention import attend, attend_branches, attend_cached
+from deepseek_jax.ops.bits import kept
 from deepseek_jax.ops.rope import apply_rope
 from deepseek_jax.parallel import constrain
 from deepseek_jax.parallel.context import by_heads
@@ -43,7 +43,7 @@ class GroupedQueryAttention(nn.Module):
         """What attention is of: x [b t d] -> queries [b t h x], keys and values [b t k x], with positions."""
         weights = self.w_q, self.w_k, self.w_v
         products = (self.linear("btd,dhx->bthx", x_btd, w) for w in weights)
-        q, k, v = (checkpoint_name(product, "kept") for product in products)
+        q, k, v = map(kept, products)
         if self.config.has_qkv_bias:
             q, k, v = (
                 (a + b.astype(a.dtype)) for a, b in ((q, self.b_q), (k, self.b_k), (v, self.b_v))
@@ -64,7 +64,7 @@ class GroupedQueryAttention(nn.Module):
             out_bthx = attend_branches(
                 q, k, v, scale=scale, segment_ids=segment_ids, **branches._asdict()
             )
-        out_bthx = checkpoint_name(constrain(out_bthx, ("batch", "seq", "heads", None)), "kept")
+        out_bthx = kept(constrain(out_bthx, ("batch", "seq", "heads", None)))
         return self._out("bthx,hxd->btd", out_bthx), remembered
 
     def decode(self, x_bd, rope, cache, write):

@@ -3,10 +3,10 @@
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jax.ad_checkpoint import checkpoint_name
 
 from deepseek_jax.models.config import ModelConfig
 from deepseek_jax.ops import rope
+from deepseek_jax.ops.bits import kept
 from deepseek_jax.ops.dot import InputsLast, dot
 from deepseek_jax.ops.fp8 import fp8_dot
 
@@ -86,7 +86,7 @@ class GatedMLP(nn.Module):
             x if x.ndim == 3 else x[:, None]
         )  # b and t stay apart: either may be split over devices
         hidden = linear(self.config, "btd,dzf->btzf", x_btd, w_gate_up)
-        gate_btf, up_btf = jnp.unstack(checkpoint_name(hidden, "kept"), axis=2)
+        gate_btf, up_btf = jnp.unstack(kept(hidden), axis=2)
         out_btd = linear(self.config, "btf,fd->btd", swiglu(gate_btf, up_btf), w_down)
         return out_btd.reshape(x.shape)
 

@@ -6,11 +6,11 @@ from typing import NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jax.ad_checkpoint import checkpoint_name
 
 from deepseek_jax.models.config import ModelConfig
 from deepseek_jax.models.layers import GatedMLP, swiglu, weight
 from deepseek_jax.ops import grouped_matmul as grouped
+from deepseek_jax.ops.bits import kept
 from deepseek_jax.ops.dot import dot
 from deepseek_jax.ops.fp8 import grouped_fp8
 from deepseek_jax.ops.routing import affinities, expert_load, route, sequence_balance
@@ -96,6 +96,6 @@ def run_experts(x_md, experts_ma, weights_ma, kernels, *, fp8):
     layout = grouped.expert_layout(experts_ma, e, block)
     rows_rd = grouped.rows_by_expert(x_md, layout)
     hidden_rz = up_matmul(rows_rd, w_gate_up.reshape(e, d, -1), layout.rows_per_expert, block=block)
-    gate_rf, up_rf = jnp.split(checkpoint_name(hidden_rz, "kept"), 2, axis=-1)
+    gate_rf, up_rf = jnp.split(kept(hidden_rz), 2, axis=-1)
     out_rd = matmul(swiglu(gate_rf, up_rf), w_down, layout.rows_per_expert, block=block)
     return grouped.combine(out_rd, weights_ma, layout)

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from deepseek_jax.ops.dot import dot, few_rows_dot
+from deepseek_jax.ops.dot import dot, few_rows_dot, sum_over_rows
 from deepseek_jax.ops.platform import platform
 
 # Tokens of a row up to which all scores at once are the faster form, and of a block: a CPU's cache holds few
@@ -161,9 +161,7 @@ def _joined(blocks, t):
 
 def _transposed(left_bkms, right_bkmz):
     """Sum over queries: -> float32[b k s z]."""
-    if platform() == "cpu":  # see ops.dot
-        left_bkms, right_bkmz = left_bkms.astype(jnp.float32), right_bkmz.astype(jnp.float32)
-    return jnp.einsum("bkms,bkmz->bksz", left_bkms, right_bkmz, preferred_element_type=jnp.float32)
+    return sum_over_rows("bkms,bkmz->bksz", left_bkms, right_bkmz)
 
 
 def attend_branches(q, k, v, *, scale, segment_ids, prefix_length, branches):

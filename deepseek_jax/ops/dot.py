@@ -9,6 +9,7 @@ import re
 
 import jax
 import jax.numpy as jnp
+from jax.experimental.layout import Layout, with_layout_constraint
 
 from deepseek_jax.ops.platform import platform
 
@@ -41,11 +42,13 @@ def _backward(spec, out_dtype, saved, cotangent):
     if platform() == "cpu":
         spec, x, w, cotangent = _with_a_matrix(spec, x, w, cotangent)
     left, right, result = re.split(",|->", spec)
-    product = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
-    dx = product(f"{result},{right}->{left}", cotangent, w.astype(x.dtype))
-    if platform() == "cpu":  # it lacks bfloat16 into float32 in some of these layouts, at no gain
-        x, cotangent = x.astype(jnp.float32), cotangent.astype(jnp.float32)
-    dw = product(f"{left},{result}->{right}", x, cotangent)
+    dx = jnp.einsum(
+        f"{result},{right}->{left}",
+        cotangent,
+        w.astype(x.dtype),
+        preferred_element_type=jnp.float32,
+    )
+    dw = sum_over_rows(f"{left},{result}->{right}", x, cotangent)
     return tuple(d.reshape(a.shape).astype(a.dtype) for d, a in zip((dx, dw), saved, strict=True))
 
 
@@ -64,6 +67,21 @@ def _with_a_matrix(spec, x, w, cotangent):
 
 
 dot.defvjp(_forward, _backward)
+
+
+def sum_over_rows(spec, left, right):
+    """The product of a gradient, whose contracted axes are not left's last: einsum of two operands of one
+    dtype, accumulated in and returned as float32.
+
+    XLA's CPU compiler has a bfloat16 product of rows that lie contiguously alone, so left is turned first.
+    """
+    if platform() == "cpu" and left.dtype == jnp.bfloat16:
+        before, others, result = re.split(",|->", spec)
+        turned = "".join(sorted(before, key=lambda letter: letter not in result))
+        left = jnp.einsum(f"{before}->{turned}", left)
+        left = with_layout_constraint(left, Layout(tuple(range(left.ndim))))  # not merged again
+        spec = f"{turned},{others}->{result}"
+    return jnp.einsum(spec, left, right, preferred_element_type=jnp.float32)
 
 
 FEW = 64  # rows of x, those of a batch that decodes

@@ -3,7 +3,8 @@
 import jax
 import jax.numpy as jnp
 
-from deepseek_jax.ops.platform import platform
+from deepseek_jax.ops.bits import bits
+from deepseek_jax.ops.dot import sum_over_rows
 
 SMALLEST, LARGEST = 8, 256  # rows of a large piece
 
@@ -17,29 +18,28 @@ def product_by_expert(spec, rows, kernel, rows_per_expert):
     width = jax.eval_shape(lambda r, w: jnp.einsum(spec, r, w), rows, kernel[0]).shape[-1]
 
     def visit(out_ry, expert, start, own_p1):
-        piece = jax.lax.dynamic_slice_in_dim(rows, start, len(own_p1))
+        piece = jax.lax.dynamic_slice_in_dim(bits(rows), start, len(own_p1)).view(rows.dtype)
         matrix = jax.lax.dynamic_index_in_dim(kernel, expert, keepdims=False).astype(rows.dtype)
         product = jnp.einsum(spec, piece, matrix, preferred_element_type=jnp.float32)
         before = jax.lax.dynamic_slice_in_dim(out_ry, start, len(own_p1))
-        after = jnp.where(own_p1, product.astype(rows.dtype), before)
+        after = jnp.where(own_p1, bits(product.astype(rows.dtype)), before)
         return jax.lax.dynamic_update_slice_in_dim(out_ry, after, start, 0)
 
-    out_ry = jnp.zeros((len(rows), width), rows.dtype)
-    return _over_pieces(visit, out_ry, rows_per_expert, len(rows))
+    out_ry = bits(jnp.zeros((len(rows), width), rows.dtype))
+    return _over_pieces(visit, out_ry, rows_per_expert, len(rows)).view(rows.dtype)
 
 
 def sum_by_expert(left, right, rows_per_expert):
     """Each expert's own rows of both, multiplied over them: left [r d], right [r f] -> float32[e d f]."""
-    if platform() == "cpu":  # see ops.dot: no bfloat16 product of this layout
-        left, right = left.astype(jnp.float32), right.astype(jnp.float32)
     sums_edf = jnp.zeros((len(rows_per_expert), left.shape[1], right.shape[1]), jnp.float32)
 
     def visit(sums_edf, expert, start, own_p1):
         left_pd, right_pf = (
-            jax.lax.dynamic_slice_in_dim(x, start, len(own_p1)) for x in (left, right)
+            jax.lax.dynamic_slice_in_dim(bits(x), start, len(own_p1)).view(x.dtype)
+            for x in (left, right)
         )
         right_pf = jnp.where(own_p1, right_pf, 0)
-        product = jnp.einsum("pd,pf->df", left_pd, right_pf, preferred_element_type=jnp.float32)
+        product = sum_over_rows("pd,pf->df", left_pd, right_pf)
         before = jax.lax.dynamic_index_in_dim(sums_edf, expert, keepdims=False)
         return jax.lax.dynamic_update_index_in_dim(sums_edf, before + product, expert, 0)
 

@@ -11,10 +11,11 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from deepseek_jax.models.cache import CacheWrite, bits, empty_cache
+from deepseek_jax.models.cache import CacheWrite, empty_cache
 from deepseek_jax.models.decoder import DecoderLayer
 from deepseek_jax.models.heads import head_weight
 from deepseek_jax.models.layers import position_tables, rms_norm
+from deepseek_jax.ops.bits import bits
 from deepseek_jax.ops.dot import InputsLast, few_rows_dot
 from deepseek_jax.ops.platform import platform
 from deepseek_jax.rollout.sampling import sample
