@@ -28,8 +28,24 @@ def dot(spec, x, w, out_dtype=None):
 
 
 def _product(spec, x, w, out_dtype):
-    out = jnp.einsum(spec, x, w.astype(x.dtype), preferred_element_type=jnp.float32)
-    return out.astype(out_dtype or x.dtype)
+    return _einsum(spec, x, w.astype(x.dtype)).astype(out_dtype or x.dtype)
+
+
+def _einsum(spec, left, right):
+    """jnp.einsum into float32. XLA's CPU compiler multiplies in float32 where bfloat16 operands of a batched
+    product do not lie as the spec has them: there they are copied so.
+    """
+    if platform() == "cpu" and left.dtype == jnp.bfloat16 and _batch(spec):
+        left, right = (
+            with_layout_constraint(a, Layout(tuple(range(a.ndim)))) for a in (left, right)
+        )
+    return jnp.einsum(spec, left, right, preferred_element_type=jnp.float32)
+
+
+def _batch(spec):
+    """The letters of an einsum of two operands that stand in both and in the result."""
+    left, right, result = re.split(",|->", spec)
+    return [letter for letter in left if letter in right and letter in result]
 
 
 def _forward(spec, x, w, out_dtype):
@@ -42,12 +58,7 @@ def _backward(spec, out_dtype, saved, cotangent):
     if platform() == "cpu":
         spec, x, w, cotangent = _with_a_matrix(spec, x, w, cotangent)
     left, right, result = re.split(",|->", spec)
-    dx = jnp.einsum(
-        f"{result},{right}->{left}",
-        cotangent,
-        w.astype(x.dtype),
-        preferred_element_type=jnp.float32,
-    )
+    dx = _einsum(f"{result},{right}->{left}", cotangent, w.astype(x.dtype))
     dw = sum_over_rows(f"{left},{result}->{right}", x, cotangent)
     return tuple(d.reshape(a.shape).astype(a.dtype) for d, a in zip((dx, dw), saved, strict=True))
 
@@ -73,15 +84,19 @@ def sum_over_rows(spec, left, right):
     """The product of a gradient, whose contracted axes are not left's last: einsum of two operands of one
     dtype, accumulated in and returned as float32.
 
-    XLA's CPU compiler has a bfloat16 product of rows that lie contiguously alone, so left is turned first.
+    XLA's CPU compiler has a bfloat16 product of rows that lie contiguously alone, so the operand whose axes
+    come first in the result is turned first.
     """
     if platform() == "cpu" and left.dtype == jnp.bfloat16:
-        before, others, result = re.split(",|->", spec)
-        turned = "".join(sorted(before, key=lambda letter: letter not in result))
-        left = jnp.einsum(f"{before}->{turned}", left)
+        first, second, result = re.split(",|->", spec)
+        batch = _batch(spec)
+        if result[len(batch)] in second:
+            first, second, left, right = second, first, right, left
+        turned = "".join(sorted(first, key=lambda letter: letter not in result))
+        left = jnp.einsum(f"{first}->{turned}", left)
         left = with_layout_constraint(left, Layout(tuple(range(left.ndim))))  # not merged again
-        spec = f"{turned},{others}->{result}"
-    return jnp.einsum(spec, left, right, preferred_element_type=jnp.float32)
+        spec = f"{turned},{second}->{result}"
+    return _einsum(spec, left, right)
 
 
 FEW = 64  # rows of x, those of a batch that decodes
