@@ -21,6 +21,10 @@ def kept(x):
     """x, named "kept" for a remat policy, and passed on unchanged with its gradient. On a CPU it is x's bits
     that are kept, for a scan over layers writes each layer's part into an array of all.
     """
+    return _name(x)
+
+
+def _name(x):
     if platform() != "cpu":
         return checkpoint_name(x, "kept")
     return checkpoint_name(bits(x), "kept").view(x.dtype)
@@ -28,4 +32,4 @@ def kept(x):
 
 @kept.defjvp
 def _kept_jvp(primals, tangents):
-    return kept(*primals), *tangents
+    return _name(*primals), *tangents  # in the open: a remat policy looks for the name

@@ -64,8 +64,8 @@ def cast(config, params):
 def decoding_weights(config, params):
     """Unstack the layers and cast to the compute dtype, once a rollout: decoding runs fastest unrolled.
 
-    Router weights and their bias stay float32, as routing does. In float32 on a CPU the weights of Linear
-    layers come as ops.dot.InputsLast.
+    Router weights and their bias stay float32, as routing does. On a CPU the weights of Linear layers come as
+    ops.dot.InputsLast.
     """
     layers = []
     for name, count in (
@@ -74,7 +74,7 @@ def decoding_weights(config, params):
     ):
         layers += [jax.tree.map(lambda leaf, i=i: leaf[i], params[name]) for i in range(count)]
     layers = cast(config, layers)  # behind the cut, so that a CPU does both at once
-    if platform() == "cpu" and config.dtype == "float32" and not config.fp8:
+    if platform() == "cpu" and not config.fp8:
         layers = [jax.tree.map_with_path(_inputs_last, layer) for layer in layers]
     vocabulary = {name: params[name] for name in ("embedding", "head") if name in params}
     rest = cast(config, vocabulary | {"final_norm": params["final_norm"]["scale"]})

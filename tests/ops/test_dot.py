@@ -1,5 +1,6 @@
 """The one matrix product, for every einsum that the package asks it for."""
 
+import functools
 import re
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 
 import deepseek_jax
-from deepseek_jax.ops.dot import FEW, InputsLast, dot, few_rows_dot
+from deepseek_jax.ops.dot import FEW, InputsLast, dot, few_rows_dot, sum_over_rows
 
 SOURCES = Path(deepseek_jax.__file__).parent.rglob("*.py")
 CALL = r'\b(?:dot|linear|_out)\((?:self\.config, )?\s*"([^"]+)"'
@@ -62,6 +63,53 @@ def test_bfloat16_gradients_stay_close_to_exact_ones(spec):
     exact = exact_gradients(spec, x, w, cotangent)
     for ours, theirs in zip(pullback(cotangent.astype(jnp.bfloat16)), exact, strict=True):
         assert relative_error(ours, theirs) < 0.01
+
+
+def multiplied_dtypes(function, *arrays):
+    """The dtypes of all that is multiplied in the compiled program."""
+    text = jax.jit(function).lower(*arrays).compile().as_text()
+    dtypes = dict(re.findall(r"%([\w.\-]+) = (\w+)\[", text))
+    found = re.findall(r" dot\(%([\w.\-]+), %([\w.\-]+)\)", text)
+    return {dtypes[name] for pair in found for name in pair}
+
+
+@pytest.mark.parametrize(
+    "spec, shape, other",
+    [
+        ("bts,sd->btd", (2, 64, 96), (96, 48)),
+        ("bthx,hxd->btd", (2, 64, 3, 32), (3, 32, 48)),
+        ("bkmx,bksx->bkms", (2, 64, 3, 32), (2, 48, 3, 32)),  # heads stand behind tokens before
+        ("bkms,bksu->bkmu", (2, 64, 3, 48), (2, 48, 3, 32)),
+    ],
+)
+def test_a_cpu_makes_no_float32_of_what_a_bfloat16_product_or_its_gradients_multiply(
+    spec, shape, other
+):
+    """Oracle: the compiled program's own products, where rows are not contiguous too."""
+    square = jnp.ones((64, 64), jnp.bfloat16)
+    plain = functools.partial(jnp.matmul, preferred_element_type=jnp.float32)
+    if multiplied_dtypes(plain, square, square) != {"bf16"}:
+        pytest.skip("XLA multiplies no bfloat16 on this CPU")
+    x, w = jnp.ones(shape, jnp.bfloat16), jnp.ones(other, jnp.bfloat16)
+    turned = spec.startswith("bk")
+
+    def value(x, w):
+        x, w = (jnp.swapaxes(a, 1, 2) if turned else a for a in (x, w))
+        return (2 * dot(spec, jnp.sin(x), jnp.sin(w), jnp.float32) ** 2).sum()
+
+    assert multiplied_dtypes(jax.grad(value, (0, 1)), x, w) == {"bf16"}
+
+
+@pytest.mark.parametrize("dtype, tolerance", [("float32", 1e-5), ("bfloat16", 1e-5)])
+@pytest.mark.parametrize(
+    "spec", ["md,mf->df", "bkms,bkmz->bksz", "bkmx,bkms->bksx", "mbd,fbm->bfd"]
+)
+def test_sums_over_rows_are_those_of_einsum(spec, dtype, tolerance):
+    """Oracle: numpy's einsum in float64 of the same numbers; what is left is float32 rounding of sums."""
+    left, right, _ = operands(spec, dtype)
+    out = jax.jit(lambda left, right: sum_over_rows(spec, left, right))(left, right)
+    exact = np.einsum(spec, np.asarray(left, np.float64), np.asarray(right, np.float64))
+    assert out.dtype == jnp.float32 and relative_error(out, exact) < tolerance
 
 
 def test_each_gradient_has_its_operands_dtype():
@@ -133,9 +181,10 @@ def test_a_weight_kept_inputs_last_is_not_copied_for_many_rows():
     assert "dot(" in program and not re.search(r"(copy|transpose)\(", program)
 
 
-def test_the_compiler_leaves_a_tall_product_tall():
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_the_compiler_leaves_a_tall_product_tall(dtype):
     """Oracle: the compiled program's own product, whose result is [outputs rows] and not [rows outputs]."""
-    x, w = jnp.ones((8, 32)), jnp.ones((96, 32))
+    x, w = jnp.ones((8, 32), dtype), jnp.ones((96, 32), dtype)
     program = jax.jit(lambda x, w: 2 * few_rows_dot("md,vd->mv", x, w)).lower(x, w).compile()
     products = re.findall(r"= (f32\[[\d,]+\])\S* dot\(", program.as_text())
     assert products == ["f32[96,8]"]
