@@ -8,6 +8,8 @@ from deepseek_jax.evaluation.accuracy import summarise
 from deepseek_jax.parallel.processes import from_first, say
 from deepseek_jax.rollout import generate
 
+TAIL = 16  # tokens that hold a <think> and a line break, be they bytes
+
 
 def evaluate(
     config, params, tokenizer, prompts, examples, rewards, *, accuracy, samples=3, **sampling
@@ -22,7 +24,7 @@ def evaluate(
     with their rewards, None where there is none. Raises RuntimeError if no answer could be scored.
     """
     rollout = generate(config, params, prompts, **sampling)
-    texts = completion_texts(tokenizer, rollout)
+    texts = completion_texts(tokenizer, prompts, rollout)
     scores = score(rewards, examples, texts)
     if scores.errors:
         say(
@@ -65,10 +67,23 @@ def score(rewards, examples, texts):
     return scores
 
 
-def completion_texts(tokenizer, rollout):
-    """The text of every completion of a rollout.Rollout, without special tokens."""
-    rows = zip(rollout.completion_ids, rollout.completion_mask, strict=True)
-    return [tokenizer.decode(ids[mask]) for ids, mask in rows]
+def completion_texts(tokenizer, prompts, rollout):
+    """The text of every completion of a rollout.Rollout of prompts, lists of ids, without special tokens.
+
+    A <think> that its prompt ends in, as some chat templates open every answer, stands at its front: without
+    it a completion that was cut off while it thought would pass for an answer, and none would be laid out as
+    asked.
+    """
+    n = len(rollout.completion_ids) // len(prompts)
+    opened = [_opened(tokenizer, ids) for ids in prompts for _ in range(n)]
+    rows = zip(opened, rollout.completion_ids, rollout.completion_mask, strict=True)
+    return [before + tokenizer.decode(ids[mask]) for before, ids, mask in rows]
+
+
+def _opened(tokenizer, prompt_ids):
+    """The <think> that a prompt ends in, with the white space behind it; else ""."""
+    _, tag, space = tokenizer.decode(prompt_ids[-TAIL:]).rpartition("<think>")
+    return tag + space if tag and not space.strip() else ""
 
 
 def _share_or_number(values):

@@ -21,10 +21,11 @@ def answer_tasks(settings, tasks, policy, params, tokenizer):
         if not task.questions:
             continue
         asked = prompted(task.questions, tokenizer, settings.template)
+        prompts = [example["prompt_ids"] for example in asked]
         rollout = generate(
             policy,
             params,
-            [example["prompt_ids"] for example in asked],
+            prompts,
             n=sampling.samples,
             max_completion_length=sampling.max_completion_length,
             temperature=sampling.temperature,
@@ -32,7 +33,7 @@ def answer_tasks(settings, tasks, policy, params, tokenizer):
             seed=settings.seed,
             slots=sampling.slots,
         )
-        texts = completion_texts(tokenizer, rollout)
+        texts = completion_texts(tokenizer, prompts, rollout)
         repeated = [example for example in asked for _ in range(sampling.samples)]
         right = [task.reward(text, e) for text, e in zip(texts, repeated, strict=True)]
         found[name] = np.reshape(right, (len(asked), -1)).mean(1).tolist()

@@ -140,10 +140,11 @@ def _with_length(settings, policy, problems):
 def _answer(settings, policy, problems, rules):
     """Answer some problems: -> a list of dicts, what results.json says of each."""
     config, params, tokenizer = policy
+    prompts = [problem["prompt_ids"] for problem in problems]
     rollout = generate(
         config,
         params,
-        [problem["prompt_ids"] for problem in problems],
+        prompts,
         n=settings.samples,
         max_completion_length=settings.max_completion_length,
         temperature=settings.temperature,
@@ -152,8 +153,7 @@ def _answer(settings, policy, problems, rules):
         seed=settings.seed,
         slots=settings.slots,
     )
-    start = THINK if settings.think else ""
-    texts = [start + text for text in completion_texts(tokenizer, rollout)]
+    texts = completion_texts(tokenizer, prompts, rollout)
     lengths, truncated = rollout.completion_mask.sum(1).tolist(), rollout.truncated.tolist()
     rows = [slice(i, i + settings.samples) for i in range(0, len(texts), settings.samples)]
     judged = rules.judge(problems, [texts[row] for row in rows])

@@ -112,7 +112,7 @@ class GroupSource:
         began = time.perf_counter()
         rollout = self._rollout(params, prompts, step, number)
         generated = time.perf_counter()
-        texts = completion_texts(self.tokenizer, rollout)
+        texts = completion_texts(self.tokenizer, prompts, rollout)
         scores = score(self.rewards, [e for e in examples for _ in range(n)], texts)
         counted = {
             "rollout_seconds": generated - began,

@@ -82,7 +82,7 @@ def make_judge(policy, params, tokenizer, about, slots):
             eos_ids=(tokenizer.eos_id, *policy.eos_ids),
             slots=slots,
         )
-        replies = iter(completion_texts(tokenizer, rollout))
+        replies = iter(completion_texts(tokenizer, asked, rollout))
         return [ids if isinstance(ids, ValueError) else next(replies) for ids in prompts]
 
     return Judge(ask)

@@ -75,10 +75,11 @@ def sample_accepted(
     nothing is accepted of what rules check; a judge may find nothing good enough.
     """
     n = settings.samples_per_prompt
+    prompts = [example["prompt_ids"] for example in examples]
     rollout = generate(
         policy,
         params,
-        [example["prompt_ids"] for example in examples],
+        prompts,
         n=n,
         max_completion_length=settings.max_completion_length,
         temperature=settings.temperature,
@@ -86,7 +87,7 @@ def sample_accepted(
         seed=seed,
         slots=settings.slots,
     )
-    texts = completion_texts(tokenizer, rollout)
+    texts = completion_texts(tokenizer, prompts, rollout)
     repeated = [example for example in examples for _ in range(n)]
     ended = np.flatnonzero(~rollout.truncated)  # what broke off teaches to break off
     kept, fates = accepted(

@@ -35,10 +35,11 @@ def measure(policy, params, tokenizer, puzzles, requests, settings, *, seed):
     """
     answered = {}
     for name, examples in (("puzzles", puzzles), ("requests", requests)):
+        prompts = [example["prompt_ids"] for example in examples]
         rollout = generate(
             policy,
             params,
-            [example["prompt_ids"] for example in examples],
+            prompts,
             n=settings.samples,
             max_completion_length=settings.max_completion_length,
             temperature=settings.temperature,
@@ -46,7 +47,7 @@ def measure(policy, params, tokenizer, puzzles, requests, settings, *, seed):
             seed=seed,
             slots=settings.slots,
         )
-        texts = completion_texts(tokenizer, rollout)
+        texts = completion_texts(tokenizer, prompts, rollout)
         groups = [texts[i : i + settings.samples] for i in range(0, len(texts), settings.samples)]
         answered[name] = (groups, rollout.completion_mask.sum(1).reshape(len(groups), -1))
     groups, lengths = answered["puzzles"]

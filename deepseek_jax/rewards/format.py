@@ -19,8 +19,3 @@ def think_answer_format(completion, example):
         pieces.append(piece.strip())
     before, thought, between, answer = pieces
     return float(bool(thought and answer) and not (before or between or rest.strip()))
-
-
-def prefilled_think_answer_format(completion, example):
-    """`think_answer_format` where the prompt already ends in <think>, so no completion opens it."""
-    return think_answer_format("<think>" + completion, example)

@@ -15,7 +15,7 @@ from deepseek_jax.rewards.arithmetic import (
     correct_working,
     true_equations,
 )
-from deepseek_jax.rewards.format import prefilled_think_answer_format, think_answer_format
+from deepseek_jax.rewards.format import think_answer_format
 from deepseek_jax.rewards.helpful import check_request, harmless, helpfulness
 from deepseek_jax.rewards.language import (
     check_language,
@@ -35,7 +35,6 @@ REWARDS = {
     "correct_working": correct_working,
     "true_equations": true_equations,
     "think_answer_format": think_answer_format,
-    "prefilled_think_answer_format": prefilled_think_answer_format,
     "language_consistency": language_consistency,
     "language_consistency_en": language_consistency_en,
     "language_consistency_zh": language_consistency_zh,

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from configs import models
+from deepseek_jax.data.byte_tokenizer import byte_tokenizer
 from deepseek_jax.data.tasks import arithmetic_task
 from deepseek_jax.data.tokenizer import arithmetic_tokenizer
 from deepseek_jax.evaluation import held_out
@@ -54,7 +55,7 @@ def test_scores_are_those_of_the_rollout_scored_by_hand(params, monkeypatch):
     prompts, result = evaluated(params, examples, weights, "even_length")
 
     rollout = generate(CONFIG, params, prompts, **SAMPLING)
-    texts = completion_texts(TOKENIZER, rollout)
+    texts = completion_texts(TOKENIZER, prompts, rollout)
     even = [even_length(text, None) for text in texts]
     right = [
         text.strip() == example["answer"] for text, example in zip(texts, examples, strict=True)
@@ -81,7 +82,7 @@ def test_answers_that_cannot_be_scored_are_left_out_and_counted(params, monkeypa
     monkeypatch.setitem(scoring.REWARDS, "raises", raises)
     examples = arithmetic_task(0, 10).held_out
     prompts, result = evaluated(params, examples, {"raises": 1.0}, "raises")
-    texts = completion_texts(TOKENIZER, generate(CONFIG, params, prompts, **SAMPLING))
+    texts = completion_texts(TOKENIZER, prompts, generate(CONFIG, params, prompts, **SAMPLING))
     odd = [len(text) % 2 == 1 for text in texts]
     assert 0 < sum(odd) < 10
     assert result["unscored"] == sum(odd)
@@ -121,4 +122,23 @@ def test_completion_texts_leave_out_the_end_token_and_what_lies_behind_it():
     ids = np.array([[*twelve, TOKENIZER.eos_id, 0], [0, 5, 5, 5, 5]], np.int32)
     mask = np.arange(5) < np.array([[4], [0]])
     rollout = Rollout(ids, mask, np.zeros((2, 5), np.float32), np.zeros(2, bool))
-    assert completion_texts(TOKENIZER, rollout) == ["1 + 2", ""]
+    assert completion_texts(TOKENIZER, [[5], [6]], rollout) == ["1 + 2", ""]
+    assert completion_texts(TOKENIZER, [[5]], rollout) == ["1 + 2", ""]  # two of one prompt
+
+
+@pytest.mark.parametrize("opened", ["<think>", "<think>\n", "<think>\n\n"])
+def test_a_completion_that_was_cut_off_within_the_thought_its_prompt_opened_earns_nothing(opened):
+    """Oracle: by hand: the same words as an answer, or as a thought that is not at its end."""
+    tokenizer = byte_tokenizer()
+    prompts = [tokenizer.encode("2 + 3?" + opened), tokenizer.encode("<think></think>2 + 3?")]
+    written = ["it is 5", "it is</think><answer>5</answer>"]
+    ids = [tokenizer.encode(text) for text in written] * 2  # both of each prompt
+    mask = np.arange(40) < np.array([[len(row)] for row in ids])
+    padded = np.array([row + [0] * (40 - len(row)) for row in ids], np.int32)
+    rollout = Rollout(padded, mask, np.zeros(mask.shape, np.float32), np.zeros(4, bool))
+    texts = completion_texts(tokenizer, prompts, rollout)
+    assert texts == [opened + text for text in written] + written
+    with Rewards({"exact_answer": 1.0, "think_answer_format": 1.0}) as rewards:
+        found = held_out.score(rewards, [{"question": "2 + 3?", "answer": "5"}] * 4, texts)
+    assert found.parts["exact_answer"].tolist() == [0, 1, 1, 1]
+    assert found.parts["think_answer_format"].tolist() == [0, 1, 0, 0]

@@ -73,7 +73,7 @@ def test_results_are_those_of_one_rollout_judged_by_hand(finished, saved):
     prompts = [TOKENIZER.encode(example["question"] + "\n") for example in EXAMPLES]
     sampling = dict(n=3, max_completion_length=12, temperature=0.6, top_p=0.95, seed=0, slots=4)
     rollout = generate(*saved[1:], prompts, eos_ids=(TOKENIZER.eos_id,), **sampling)
-    texts = completion_texts(TOKENIZER, rollout)
+    texts = completion_texts(TOKENIZER, prompts, rollout)
     problems = results(finished)["problems"]
     assert [text for p in problems for text in p["completions"]] == texts
     right = [even_length(text, None) == 1 for text in texts]

@@ -2,7 +2,7 @@
 
 import pytest
 
-from deepseek_jax.rewards.format import prefilled_think_answer_format, think_answer_format
+from deepseek_jax.rewards.format import think_answer_format
 
 GOOD = "<think> 2 + 3 = 5 </think> <answer> 5 </answer>"
 
@@ -39,11 +39,3 @@ def test_the_template_scores(text):
 def test_any_other_layout_does_not(text):
     """Oracle: by hand: a tag absent, twice or out of order, text outside, or nothing inside."""
     assert think_answer_format(text, {}) == 0.0
-
-
-def test_a_prefilled_think_tag_is_not_asked_for_again():
-    """Oracle: prompt and completion together are the template."""
-    completion = GOOD.removeprefix("<think>")
-    assert prefilled_think_answer_format(completion, {}) == 1.0
-    assert prefilled_think_answer_format(GOOD, {}) == 0.0
-    assert think_answer_format(completion, {}) == 0.0

@@ -42,7 +42,6 @@ def test_the_total_is_the_weighted_sum_of_the_parts():
         ("correct_reasoning", "2 + 3 = 5"),
         ("correct_working", "It is 2 + 3 = 5."),
         ("think_answer_format", "<think>2 + 3</think><answer>5</answer>"),
-        ("prefilled_think_answer_format", "2 + 3</think><answer>5</answer>"),
         ("language_consistency", "two and three"),
         ("language_consistency_en", "two and three"),
         ("language_consistency_zh", "二加三"),
