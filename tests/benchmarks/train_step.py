@@ -1,7 +1,8 @@
-"""A training step against PyTorch: 8 x 256 tokens, AdamW, float32, interleaved; SmolLM2-135M's shape, and
-DeepSeek-V3s of 4 layers and 16 experts, four a token: the tiny one (width 64) and a small one (256).
+"""A training step against PyTorch: 8 x 256 tokens, AdamW on float32 weights, interleaved; SmolLM2-135M's
+shape, and DeepSeek-V3s of 4 layers and 16 experts, four a token: the tiny one (width 64) and a small one
+(256). bfloat16 is that of products: ours, and PyTorch's autocast.
 
-python -m tests.benchmarks.train_step [--rounds 5] [--model smollm2 tiny_v3 small_v3]
+python -m tests.benchmarks.train_step [--rounds 5] [--model smollm2 tiny_v3 small_v3] [--dtype float32]
 """
 
 import argparse
@@ -27,18 +28,22 @@ PEERS = {
     "tiny_v3": functools.partial(tiny_v3, **SIXTEEN),
     "small_v3": small_v3,
 }
+FORMS = [dict(scan_layers=True, remat=remat) for remat in ("none", "selective", "full")]
+FORMS.append(dict(scan_layers=False, remat="none"))  # as XLA's CPU compiler runs a small model best
 ROWS, LENGTH = 8, 256
 OPTIMIZER = OptimizerSettings(learning_rate=1e-4, weight_decay=0.01)
 
 
-def torch_step(model, tokens):
+def torch_step(model, tokens, dtype):
     """A function that makes one update of a transformers model."""
     model.train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, weight_decay=0.01, betas=(0.9, 0.95))
     inputs = torch.from_numpy(tokens)
 
     def step():
-        model(inputs, labels=inputs).loss.backward()
+        with torch.autocast("cpu", getattr(torch, dtype), enabled=dtype != "float32"):
+            loss = model(inputs, labels=inputs).loss
+        loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()
@@ -71,20 +76,20 @@ def jax_step(config, params, tokens):
     return run
 
 
-def measure(title, peer, rounds):
+def measure(title, peer, dtype, rounds):
     """Print one table of a peer of tests.benchmarks.peers."""
     model, config, params = peer
     tokens = np.random.default_rng(0).integers(0, config.vocab_size, (ROWS, LENGTH))
-    contestants = {"transformers": torch_step(model, tokens)}
-    for remat in ("none", "selective", "full"):
-        contestants[f"deepseek_jax, remat={remat}"] = jax_step(
-            dataclasses.replace(config, remat=remat, scan_layers=True),
+    contestants = {"transformers": torch_step(model, tokens, dtype)}
+    for form in FORMS:
+        contestants["deepseek_jax, " + ", ".join(f"{k}={v}" for k, v in form.items())] = jax_step(
+            dataclasses.replace(config, dtype=dtype, **form),
             jax.tree.map(jnp.copy, params),  # an update uses its own up
             tokens,
         )
     seconds = medians(interleave(contestants, rounds))
     flops = ROWS * LENGTH * useful_flops(config, LENGTH, trains_mtp=False)
-    bound = seconds["products at this CPU's best rate"] = flops / peak_flops()
+    bound = seconds["products at this CPU's best float32 rate"] = flops / peak_flops()
     rows = [
         [
             name,
@@ -95,7 +100,7 @@ def measure(title, peer, rounds):
         ]
         for name, s in seconds.items()
     ]
-    title = f"{title}, one update of {ROWS} x {LENGTH} tokens, float32"
+    title = f"{title}, one update of {ROWS} x {LENGTH} tokens, {dtype}"
     print_table(title, ["", "s", "tokens/s", "ratio", "bound / s"], rows)
 
 
@@ -103,9 +108,11 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--model", choices=PEERS, nargs="+", default=list(PEERS))
+    parser.add_argument("--dtype", choices=["float32", "bfloat16"], nargs="+", default=["float32"])
     args = parser.parse_args()
     for name in args.model:
-        measure(name, PEERS[name](), args.rounds)
+        for dtype in args.dtype:
+            measure(name, PEERS[name](), dtype, args.rounds)
 
 
 if __name__ == "__main__":
