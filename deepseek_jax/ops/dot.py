@@ -35,11 +35,19 @@ def _einsum(spec, left, right):
     """jnp.einsum into float32. XLA's CPU compiler multiplies in float32 where bfloat16 operands of a batched
     product do not lie as the spec has them: there they are copied so.
     """
-    if platform() == "cpu" and left.dtype == jnp.bfloat16 and _batch(spec):
-        left, right = (
-            with_layout_constraint(a, Layout(tuple(range(a.ndim)))) for a in (left, right)
-        )
+    if _lies_as_told(left) and _batch(spec):
+        left, right = _in_rows(left), _in_rows(right)
     return jnp.einsum(spec, left, right, preferred_element_type=jnp.float32)
+
+
+def _lies_as_told(array):
+    """Is it bfloat16 on one CPU: of several, XLA's partitioner would gather what is told how to lie."""
+    on_one = jax.sharding.get_abstract_mesh().size <= 1  # 0 where there is none
+    return on_one and platform() == "cpu" and array.dtype == jnp.bfloat16
+
+
+def _in_rows(array):
+    return with_layout_constraint(array, Layout(tuple(range(array.ndim))))
 
 
 def _batch(spec):
@@ -87,14 +95,13 @@ def sum_over_rows(spec, left, right):
     XLA's CPU compiler has a bfloat16 product of rows that lie contiguously alone, so the operand whose axes
     come first in the result is turned first.
     """
-    if platform() == "cpu" and left.dtype == jnp.bfloat16:
+    if _lies_as_told(left):
         first, second, result = re.split(",|->", spec)
         batch = _batch(spec)
         if result[len(batch)] in second:
             first, second, left, right = second, first, right, left
         turned = "".join(sorted(first, key=lambda letter: letter not in result))
-        left = jnp.einsum(f"{first}->{turned}", left)
-        left = with_layout_constraint(left, Layout(tuple(range(left.ndim))))  # not merged again
+        left = _in_rows(jnp.einsum(f"{first}->{turned}", left))  # the compiler would merge it again
         spec = f"{turned},{second}->{result}"
     return _einsum(spec, left, right)
 

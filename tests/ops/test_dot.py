@@ -100,6 +100,21 @@ def test_a_cpu_makes_no_float32_of_what_a_bfloat16_product_or_its_gradients_mult
     assert multiplied_dtypes(jax.grad(value, (0, 1)), x, w) == {"bf16"}
 
 
+def test_several_devices_gather_nothing_for_a_bfloat16_product_of_their_own_parts():
+    """Oracle: the compiled program: attention's heads and rows stay where they are, forward and backward."""
+    sizes, kinds = (2, 4), (jax.sharding.AxisType.Auto,) * 2
+    mesh = jax.make_mesh(sizes, ("data", "tensor"), axis_types=kinds)
+    x, w = (jnp.ones((4, 4, length, 8), jnp.bfloat16) for length in (16, 24))
+
+    def value(x, w):
+        return (dot("bkmx,bksx->bkms", x, w, jnp.float32) ** 2).sum()
+
+    with jax.set_mesh(mesh):
+        x, w = (jax.device_put(a, jax.P("data", "tensor")) for a in (x, w))
+        program = jax.jit(jax.grad(value, (0, 1))).lower(x, w).compile().as_text()
+    assert " dot(" in program and "all-gather" not in program
+
+
 @pytest.mark.parametrize("dtype, tolerance", [("float32", 1e-5), ("bfloat16", 1e-5)])
 @pytest.mark.parametrize(
     "spec", ["md,mf->df", "bkms,bkmz->bksz", "bkmx,bkms->bksx", "mbd,fbm->bfd"]
