@@ -58,8 +58,8 @@ class Stop:
         self.asked = True
         for each, handler in self.previous.items():
             signal.signal(each, handler)  # a second signal acts as if this class were not here
-        name = signal.Signals(number).name
-        print(f"\n{name}: finishing the step, then saving; again to leave at once", flush=True)
+        told = f"\n{signal.Signals(number).name}: finishing the step, then saving; again to leave at once\n"
+        os.write(1, told.encode())  # print raises where the signal came amid another print
 
 
 def find_recipe(name):

@@ -1,5 +1,6 @@
 """launch/train.py as a user starts it, in processes of its own, with a small recipe beside ours."""
 
+import io
 import os
 import signal
 import socket
@@ -242,6 +243,30 @@ def test_a_second_signal_acts_as_if_nobody_listened():
         assert stop()
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)
+    finally:
+        for number, handler in zip((signal.SIGINT, signal.SIGTERM), before, strict=True):
+            signal.signal(number, handler)
+
+
+def test_a_signal_that_comes_amid_a_print_sets_the_flag_all_the_same(monkeypatch, capfd):
+    """Oracle: by hand: an output that is signalled while it writes, in which a print raises RuntimeError."""
+
+    class Signalled(io.RawIOBase):
+        def writable(self):
+            return True
+
+        def write(self, data):
+            if not stop():  # a second one would end this process
+                signal.raise_signal(signal.SIGTERM)
+            return len(data)
+
+    before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    try:
+        stop = train.Stop()
+        with monkeypatch.context() as patched:
+            patched.setattr("sys.stdout", io.TextIOWrapper(io.BufferedWriter(Signalled())))
+            print("a step's line", flush=True)
+        assert stop() and "SIGTERM: finishing the step" in capfd.readouterr().out
     finally:
         for number, handler in zip((signal.SIGINT, signal.SIGTERM), before, strict=True):
             signal.signal(number, handler)
