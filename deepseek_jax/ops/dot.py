@@ -35,15 +35,14 @@ def _einsum(spec, left, right):
     """jnp.einsum into float32. XLA's CPU compiler multiplies in float32 where bfloat16 operands of a batched
     product do not lie as the spec has them: there they are copied so.
     """
-    if _lies_as_told(left) and _batch(spec):
+    if left.dtype == jnp.bfloat16 and _batch(spec) and _on_one_cpu():
         left, right = _in_rows(left), _in_rows(right)
     return jnp.einsum(spec, left, right, preferred_element_type=jnp.float32)
 
 
-def _lies_as_told(array):
-    """Is it bfloat16 on one CPU: of several, XLA's partitioner would gather what is told how to lie."""
-    on_one = jax.sharding.get_abstract_mesh().size <= 1  # 0 where there is none
-    return on_one and platform() == "cpu" and array.dtype == jnp.bfloat16
+def _on_one_cpu():
+    """May arrays be told how to lie: of several devices, XLA's partitioner would gather them for it."""
+    return platform() == "cpu" and jax.sharding.get_abstract_mesh().size <= 1  # 0: there is no mesh
 
 
 def _in_rows(array):
@@ -92,10 +91,13 @@ def sum_over_rows(spec, left, right):
     """The product of a gradient, whose contracted axes are not left's last: einsum of two operands of one
     dtype, accumulated in and returned as float32.
 
-    XLA's CPU compiler has a bfloat16 product of rows that lie contiguously alone, so the operand whose axes
-    come first in the result is turned first.
+    XLA's CPU compiler makes an operand turned round, with all that it is made of, element by element: a
+    SwiGLU takes it ten times as long that way, so operands are written out as they lie. Its bfloat16 product
+    is of rows that lie contiguously alone, so there the one whose axes come first in the result is turned.
     """
-    if _lies_as_told(left):
+    if _on_one_cpu() and left.dtype == jnp.float32:
+        left, right = _in_rows(left), _in_rows(right)
+    elif _on_one_cpu() and left.dtype == jnp.bfloat16:
         first, second, result = re.split(",|->", spec)
         batch = _batch(spec)
         if result[len(batch)] in second:
