@@ -8,7 +8,7 @@ from deepseek_jax.losses.divergences import divergence_from_logprobs
 from deepseek_jax.losses.logit_distillation import hard_loss, jitted
 from deepseek_jax.losses.top_k import LOG_TINY
 from deepseek_jax.ops.dot import dot
-from deepseek_jax.ops.logprobs import log_softmax
+from deepseek_jax.ops.vocabulary import log_softmax
 
 
 @jitted

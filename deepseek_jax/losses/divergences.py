@@ -5,7 +5,15 @@ import math
 import jax
 import jax.numpy as jnp
 
-from deepseek_jax.ops.logprobs import exponentials, log_softmax
+from deepseek_jax.ops.vocabulary import (
+    exponential,
+    exponential_sum,
+    largest,
+    log_softmax,
+    log_total,
+    unshifted_log,
+    vocabulary_sum,
+)
 
 # THE list of divergences D(teacher p, student q)
 DIVERGENCES = (
@@ -47,9 +55,16 @@ def divergence_from_logits(p, q, *, divergence, temperature=1.0, beta=None):
         return divergence_from_logprobs(logp, logq, divergence=divergence, beta=beta)
     if divergence == "reverse_kl":
         p, q = q, p
-    exp_p, sum_p, log_sum_p = exponentials(p, temperature)
-    *_, log_sum_q = exponentials(q, temperature)
-    return (exp_p * (p - q)).sum(-1) / (sum_p * temperature) - log_sum_p + log_sum_q
+    most = largest(p)
+    moved = vocabulary_sum(_weighted_difference, (p, q), (most, temperature))
+    total = exponential_sum(p, most, temperature)
+    log_ratio = log_total(q, temperature) - unshifted_log(total, most, temperature)
+    return moved / (total * temperature) + log_ratio
+
+
+def _weighted_difference(arrays, rows):
+    p, q = arrays
+    return exponential(p, *rows) * (p - q)
 
 
 def check_divergence(divergence, *, beta=None, temperature=1.0):

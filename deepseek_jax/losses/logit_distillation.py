@@ -13,7 +13,7 @@ from deepseek_jax.losses.divergences import (
 )
 from deepseek_jax.losses.top_k import dropped_mass_bound, split_tail, teacher_buckets
 from deepseek_jax.ops.dot import dot
-from deepseek_jax.ops.logprobs import exponentials
+from deepseek_jax.ops.vocabulary import log_total
 
 STATIC = ("divergence", "beta", "chunk_size")
 
@@ -47,9 +47,8 @@ def soft_loss(logits, teacher_logits, *, divergence, temperature, beta=None):
 
 def hard_loss(logits, targets):
     """Negative log-likelihood at temperature 1: float32[m v], int32[m] -> float32[m], nats."""
-    chosen_m = jnp.take_along_axis(logits, targets[:, None], axis=-1)[:, 0]
-    *_, normalizer_m = exponentials(logits)
-    return normalizer_m - chosen_m
+    target_m = jnp.take_along_axis(logits, targets[:, None], axis=-1)[:, 0]
+    return log_total(logits) - target_m
 
 
 @jitted

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from deepseek_jax.losses.top_k import TopK, dropped_mass_bound, split_tail, top_k_logprobs
+from deepseek_jax.ops.vocabulary import COLUMNS
 
 BOUNDED = [("forward_kl", None), ("jsd", 0.5), ("jsd", 0.05), ("jsd", 0.95)]
 
@@ -16,11 +17,11 @@ def softmax(logits):
 
 
 @pytest.mark.parametrize("chunk_size", [None, 4])
-@pytest.mark.parametrize("k", [1, 5, 40, 41])
-def test_extraction_is_numpys(k, chunk_size):
+@pytest.mark.parametrize("v, k", [(41, 1), (41, 5), (41, 40), (41, 41), (2 * COLUMNS + 3, 5)])
+def test_extraction_is_numpys(v, k, chunk_size):
     """Oracle: numpy's sort and sums in float64; 1e-5 relative: float32 rounding, of the tail too."""
     rng = np.random.default_rng(0)
-    hidden, head = np.float32(rng.normal(size=(30, 8))), np.float32(rng.normal(size=(41, 8)) * 2)
+    hidden, head = np.float32(rng.normal(size=(30, 8))), np.float32(rng.normal(size=(v, 8)) * 2)
     found = top_k_logprobs(jnp.array(hidden), jnp.array(head), k, 0.7, chunk_size=chunk_size)
     p = softmax(hidden.astype(float) @ head.astype(float).T / 0.7)
     order = np.argsort(-p, axis=-1)
