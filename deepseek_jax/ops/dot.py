@@ -64,7 +64,8 @@ def _backward(spec, out_dtype, saved, cotangent):
     cotangent = cotangent.astype(x.dtype)
     if platform() == "cpu":
         spec, x, w, cotangent = _with_a_matrix(spec, x, w, cotangent)
-        cotangent = _in_rows(cotangent) if _on_one_cpu() else cotangent
+        if _on_one_cpu():
+            cotangent = _in_rows(cotangent)  # made once, where each of the two products would make it
     left, right, result = re.split(",|->", spec)
     dx = _einsum(f"{result},{right}->{left}", cotangent, w.astype(x.dtype))
     dw = sum_over_rows(f"{left},{result}->{right}", x, cotangent)

@@ -46,7 +46,7 @@ def test_the_largest_is_numpys_wherever_it_stands(v, place):
 @pytest.mark.parametrize("v", SIZES)
 def test_the_total_and_its_gradient_are_the_exact_ones(v, temperature):
     """Oracle: numpy in float64: log of a sum of exponentials, and softmax / temperature as its gradient;
-    1e-6 of the logits and of the softmax is float32 rounding.
+    2e-6 of the total and 2e-5 of the softmax, whose exponents reach 20, is float32 rounding.
     """
     logits = 3 * np.random.default_rng(v).normal(size=(M, v))
     exponents = np.exp(logits / temperature)
