@@ -65,7 +65,8 @@ def _backward(spec, out_dtype, saved, cotangent):
     if platform() == "cpu":
         spec, x, w, cotangent = _with_a_matrix(spec, x, w, cotangent)
         if _on_one_cpu():
-            cotangent = _in_rows(cotangent)  # made once, where each of the two products would make it
+            # Made once, where each of the two products would make it
+            cotangent = _in_rows(cotangent)
     left, right, result = re.split(",|->", spec)
     dx = _einsum(f"{result},{right}->{left}", cotangent, w.astype(x.dtype))
     dw = sum_over_rows(f"{left},{result}->{right}", x, cotangent)
