@@ -22,9 +22,13 @@ class GroupedQueryAttention(nn.Module):
     def setup(self):
         cfg = self.config
         d, h, k, x = cfg.hidden_size, cfg.num_attention_heads, cfg.num_key_value_heads, cfg.head_dim
-        self.w_q = weight(self, "q", embed=d, heads=h, head_dim=x)
-        self.w_k = weight(self, "k", embed=d, kv_heads=k, head_dim=x)
-        self.w_v = weight(self, "v", embed=d, kv_heads=k, head_dim=x)
+        self.w_qkv = self.get_variable(
+            "params", "qkv"
+        )  # decoding may give it in place of the three
+        if self.w_qkv is None:
+            self.w_q = weight(self, "q", embed=d, heads=h, head_dim=x)
+            self.w_k = weight(self, "k", embed=d, kv_heads=k, head_dim=x)
+            self.w_v = weight(self, "v", embed=d, kv_heads=k, head_dim=x)
         self.w_out = weight(self, "out", heads=h, head_dim=x, embed=d)
         self.linear = functools.partial(linear, cfg)
         if cfg.has_qkv_bias:
@@ -39,11 +43,16 @@ class GroupedQueryAttention(nn.Module):
     def _out(self, spec, attended):
         return self.linear(spec, attended, self.w_out, power_of_two=True)
 
+    def _products(self, x_btd):
+        spec = "btd,dhx->bthx"
+        if self.w_qkv is None:
+            return [self.linear(spec, x_btd, w) for w in (self.w_q, self.w_k, self.w_v)]
+        h, k = self.config.num_attention_heads, self.config.num_key_value_heads
+        return jnp.split(self.linear(spec, x_btd, self.w_qkv), (h, h + k), axis=2)
+
     def project(self, x_btd, rope):
         """What attention is of: x [b t d] -> queries [b t h x], keys and values [b t k x], with positions."""
-        weights = self.w_q, self.w_k, self.w_v
-        products = (self.linear("btd,dhx->bthx", x_btd, w) for w in weights)
-        q, k, v = map(kept, products)
+        q, k, v = map(kept, self._products(x_btd))
         if self.config.has_qkv_bias:
             q, k, v = (
                 (a + b.astype(a.dtype)) for a, b in ((q, self.b_q), (k, self.b_k), (v, self.b_v))

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax.experimental.layout import Layout, with_layout_constraint
 
-from deepseek_jax.ops.platform import platform
+from deepseek_jax.ops.platform import on_one_cpu, platform
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 3))
@@ -35,14 +35,9 @@ def _einsum(spec, left, right):
     """jnp.einsum into float32. XLA's CPU compiler multiplies in float32 where bfloat16 operands of a batched
     product do not lie as the spec has them: there they are copied so.
     """
-    if left.dtype == jnp.bfloat16 and _batch(spec) and _on_one_cpu():
+    if left.dtype == jnp.bfloat16 and _batch(spec) and on_one_cpu():
         left, right = _in_rows(left), _in_rows(right)
     return jnp.einsum(spec, left, right, preferred_element_type=jnp.float32)
-
-
-def _on_one_cpu():
-    """May arrays be told how to lie: of several devices, XLA's partitioner would gather them for it."""
-    return platform() == "cpu" and jax.sharding.get_abstract_mesh().size <= 1  # 0: there is no mesh
 
 
 def _in_rows(array):
@@ -64,7 +59,7 @@ def _backward(spec, out_dtype, saved, cotangent):
     cotangent = cotangent.astype(x.dtype)
     if platform() == "cpu":
         spec, x, w, cotangent = _with_a_matrix(spec, x, w, cotangent)
-        if _on_one_cpu():
+        if on_one_cpu():
             # Made once, where each of the two products would make it
             cotangent = _in_rows(cotangent)
     left, right, result = re.split(",|->", spec)
@@ -98,9 +93,9 @@ def sum_over_rows(spec, left, right):
     SwiGLU takes it ten times as long that way, so operands are written out as they lie. Its bfloat16 product
     is of rows that lie contiguously alone, so there the one whose axes come first in the result is turned.
     """
-    if _on_one_cpu() and left.dtype == jnp.float32:
+    if on_one_cpu() and left.dtype == jnp.float32:
         left, right = _in_rows(left), _in_rows(right)
-    elif _on_one_cpu() and left.dtype == jnp.bfloat16:
+    elif on_one_cpu() and left.dtype == jnp.bfloat16:
         first, second, result = re.split(",|->", spec)
         batch = _batch(spec)
         if result[len(batch)] in second:
@@ -112,24 +107,27 @@ def sum_over_rows(spec, left, right):
 
 
 FEW = 64  # rows of x, those of a batch that decodes
+SHORT = 768  # inputs of a weight whose rows a CPU reads from memory slowly, several of them at once
 
 
 def few_rows_dot(spec, x, w, out_dtype=None):
     """`dot` of few rows of x with a w whose contracted axes are its last, in spec too; without gradients.
 
     XLA's CPU compiler multiplies a tall matrix by 8 or 32 columns 1.2 to 2 times as fast as as many rows by a
-    wide one, so there w comes first, and a barrier keeps the product from being turned round. One column of
+    wide one, so there w comes first, and a barrier keeps the product from being turned round. Not so by over
+    16 columns where w's rows are SHORT and float32: those it reads faster all in order. One column of
     bfloat16 takes it ten times as long as two, so there are two.
     """
     left, right, result = re.split(",|->", spec)
     rows = [letter for letter in left if letter not in right]
+    batch = _batch(spec)
     count = math.prod(x.shape[left.index(letter)] for letter in rows)
-    if platform() != "cpu" or count > FEW:
+    in_order = x.dtype == jnp.float32 and count > 16 and w.shape[-1] < SHORT and not batch
+    if platform() != "cpu" or count > FEW or in_order:
         return _product(spec, x, w, out_dtype)
     if count == 1 and x.dtype == jnp.bfloat16:
         twice = few_rows_dot(spec, jnp.repeat(x, 2, left.index(rows[0])), w, out_dtype)
         return jax.lax.slice_in_dim(twice, 0, 1, axis=result.index(rows[0]))
-    batch = [letter for letter in right if letter in left and letter in result]
     outputs = [letter for letter in right if letter not in left]
     tall = "".join(batch + outputs + rows)
     out = _product(f"{right},{left}->{tall}", w.astype(x.dtype), x, out_dtype)
@@ -149,6 +147,11 @@ class InputsLast:
     def of(cls, w, num_inputs):
         """From w, whose first num_inputs axes a product contracts."""
         return cls(jnp.moveaxis(w, range(num_inputs), range(-num_inputs, 0)))
+
+    @classmethod
+    def join(cls, weights):
+        """One of several of the same inputs: their outputs one after another, on the first axis."""
+        return cls(jnp.concatenate([w.array for w in weights]))
 
     def dot(self, spec, x):
         """`dot` by the spec for the weight as it was, whose contracted axes are x's last and in x's order.

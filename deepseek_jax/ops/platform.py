@@ -13,3 +13,8 @@ def platform():
     if device is None:
         return jax.default_backend()
     return device if isinstance(device, str) else device.platform
+
+
+def on_one_cpu():
+    """May arrays be told how to lie, or be joined? On several devices XLA's partitioner would gather them."""
+    return platform() == "cpu" and jax.sharding.get_abstract_mesh().size <= 1  # 0: there is no mesh

@@ -17,7 +17,7 @@ from deepseek_jax.models.heads import head_weight
 from deepseek_jax.models.layers import position_tables, rms_norm
 from deepseek_jax.ops.bits import bits
 from deepseek_jax.ops.dot import InputsLast, few_rows_dot
-from deepseek_jax.ops.platform import platform
+from deepseek_jax.ops.platform import on_one_cpu, platform
 from deepseek_jax.rollout.sampling import sample
 
 # How many of a Linear layer's axes a product contracts: its first ones
@@ -65,7 +65,7 @@ def decoding_weights(config, params):
     """Unstack the layers and cast to the compute dtype, once a rollout: decoding runs fastest unrolled.
 
     Router weights and their bias stay float32, as routing does. On a CPU the weights of Linear layers come as
-    ops.dot.InputsLast.
+    ops.dot.InputsLast; on one alone, those of queries, keys and values of grouped-query attention as one.
     """
     layers = []
     for name, count in (
@@ -76,6 +76,8 @@ def decoding_weights(config, params):
     layers = cast(config, layers)  # behind the cut, so that a CPU does both at once
     if platform() == "cpu" and not config.fp8:
         layers = [jax.tree.map_with_path(_inputs_last, layer) for layer in layers]
+        if on_one_cpu() and not config.is_mla:
+            layers = [layer | {"attention": _joined(layer["attention"])} for layer in layers]
     vocabulary = {name: params[name] for name in ("embedding", "head") if name in params}
     rest = cast(config, vocabulary | {"final_norm": params["final_norm"]["scale"]})
     return rest | {"layers": layers}
@@ -87,6 +89,12 @@ def _inputs_last(path, leaf):
     num_inputs = NUM_INPUTS.get(name)
     is_of_experts = leaf.ndim == {"gate_up": 4, "down": 3}.get(name)
     return leaf if num_inputs is None or is_of_experts else InputsLast.of(leaf, num_inputs)
+
+
+def _joined(attention):
+    """The weights of grouped-query attention with q, k and v as one, qkv."""
+    rest = {name: leaf for name, leaf in attention.items() if name not in ("q", "k", "v")}
+    return rest | {"qkv": InputsLast.join([attention[name] for name in ("q", "k", "v")])}
 
 
 def layer_at(config, index):

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import deepseek_jax
-from deepseek_jax.ops.dot import FEW, InputsLast, dot, few_rows_dot, sum_over_rows
+from deepseek_jax.ops.dot import FEW, SHORT, InputsLast, dot, few_rows_dot, sum_over_rows
 
 SOURCES = Path(deepseek_jax.__file__).parent.rglob("*.py")
 CALL = r'\b(?:dot|linear|_out)\((?:self\.config, )?\s*"([^"]+)"'
@@ -221,10 +221,21 @@ def test_a_weight_kept_inputs_last_is_not_copied_for_many_rows():
     assert "dot(" in program and not re.search(r"(copy|transpose)\(", program)
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_the_compiler_leaves_a_tall_product_tall(dtype):
-    """Oracle: the compiled program's own product, whose result is [outputs rows] and not [rows outputs]."""
-    x, w = jnp.ones((8, 32), dtype), jnp.ones((96, 32), dtype)
+@pytest.mark.parametrize(
+    "dtype, rows, inputs, result",
+    [
+        ("float32", 8, 32, "f32[96,8]"),
+        ("bfloat16", 8, 32, "f32[96,8]"),
+        ("float32", 32, SHORT, "f32[96,32]"),
+        ("bfloat16", 32, 32, "f32[96,32]"),
+        ("float32", 32, SHORT - 1, "f32[32,96]"),
+    ],
+)
+def test_the_compiler_multiplies_as_told(dtype, rows, inputs, result):
+    """Oracle: the compiled program's own product, whose result is [outputs rows], or [rows outputs] where
+    that is faster.
+    """
+    x, w = jnp.ones((rows, inputs), dtype), jnp.ones((96, inputs), dtype)
     program = jax.jit(lambda x, w: 2 * few_rows_dot("md,vd->mv", x, w)).lower(x, w).compile()
     products = re.findall(r"= (f32\[[\d,]+\])\S* dot\(", program.as_text())
-    assert products == ["f32[96,8]"]
+    assert products == [result]

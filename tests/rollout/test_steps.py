@@ -30,6 +30,24 @@ def test_embeddings_are_gathered_bit_by_bit_and_never_all_converted():
     assert "f32[50,8]" not in walk.lower(*arguments).compile().as_text()
 
 
+def test_queries_keys_and_values_are_one_product_on_one_cpu():
+    """Oracle: the three weights, of which the joined one has every output in order; and the compiled loop,
+    which has one such product a layer and none of keys alone. Other tests hold what it decodes to a forward.
+    """
+    config, params = tiny_model("gqa")
+    weights = decoding_weights(config, params)
+    attention = weights["layers"][0]["attention"]
+    apart = [params["dense_layers"]["attention"][name][0] for name in ("q", "k", "v")]
+    rows = np.concatenate([w.reshape(config.hidden_size, -1) for w in apart], axis=1).T
+    joined = attention["qkv"].array
+    np.testing.assert_array_equal(joined.reshape(rows.shape), rows)
+    arguments = weights, rotations(config, 64), empty_slots(config, 4, 24, 40), False
+    program = decode.lower(config, Sampling(), (), *arguments).compile().as_text()
+    products = re.findall(r"f32\[(\d+),4\]\S* dot\(", program)
+    assert products.count(str(len(rows))) == config.num_hidden_layers
+    assert str(apart[1][0].size) not in products
+
+
 @pytest.mark.parametrize("count", [1, 2])
 def test_a_step_writes_into_the_caches_where_they_lie(count):
     """Oracle: the compiled loop, which neither copies a cache nor makes another form of it, for one sequence
