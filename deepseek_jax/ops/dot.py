@@ -107,7 +107,8 @@ def sum_over_rows(spec, left, right):
 
 
 FEW = 64  # rows of x, those of a batch that decodes
-SHORT = 768  # inputs of a weight whose rows a CPU reads from memory slowly, several of them at once
+# Inputs below which, and elements above which, a CPU reads a weight's rows slowly, several of them at once
+SHORT, LARGE = 768, 2**18
 
 
 def few_rows_dot(spec, x, w, out_dtype=None):
@@ -115,15 +116,15 @@ def few_rows_dot(spec, x, w, out_dtype=None):
 
     XLA's CPU compiler multiplies a tall matrix by 8 or 32 columns 1.2 to 2 times as fast as as many rows by a
     wide one, so there w comes first, and a barrier keeps the product from being turned round. Not so by over
-    16 columns where w's rows are SHORT and float32: those it reads faster all in order. One column of
-    bfloat16 takes it ten times as long as two, so there are two.
+    16 columns where w is float32 and LARGE and its rows SHORT: those it reads faster one after another. One
+    column of bfloat16 takes it ten times as long as two, so there are two.
     """
     left, right, result = re.split(",|->", spec)
     rows = [letter for letter in left if letter not in right]
     batch = _batch(spec)
     count = math.prod(x.shape[left.index(letter)] for letter in rows)
-    in_order = x.dtype == jnp.float32 and count > 16 and w.shape[-1] < SHORT and not batch
-    if platform() != "cpu" or count > FEW or in_order:
+    in_order = count > 16 and w.shape[-1] < SHORT and w.size > LARGE and not batch
+    if platform() != "cpu" or count > FEW or (in_order and x.dtype == jnp.float32):
         return _product(spec, x, w, out_dtype)
     if count == 1 and x.dtype == jnp.bfloat16:
         twice = few_rows_dot(spec, jnp.repeat(x, 2, left.index(rows[0])), w, out_dtype)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import deepseek_jax
-from deepseek_jax.ops.dot import FEW, SHORT, InputsLast, dot, few_rows_dot, sum_over_rows
+from deepseek_jax.ops.dot import FEW, LARGE, SHORT, InputsLast, dot, few_rows_dot, sum_over_rows
 
 SOURCES = Path(deepseek_jax.__file__).parent.rglob("*.py")
 CALL = r'\b(?:dot|linear|_out)\((?:self\.config, )?\s*"([^"]+)"'
@@ -222,20 +222,21 @@ def test_a_weight_kept_inputs_last_is_not_copied_for_many_rows():
 
 
 @pytest.mark.parametrize(
-    "dtype, rows, inputs, result",
+    "dtype, rows, inputs, is_tall",
     [
-        ("float32", 8, 32, "f32[96,8]"),
-        ("bfloat16", 8, 32, "f32[96,8]"),
-        ("float32", 32, SHORT, "f32[96,32]"),
-        ("bfloat16", 32, 32, "f32[96,32]"),
-        ("float32", 32, SHORT - 1, "f32[32,96]"),
+        ("float32", 8, SHORT - 1, True),
+        ("bfloat16", 8, SHORT - 1, True),
+        ("float32", 32, SHORT - 1, False),
+        ("bfloat16", 32, SHORT - 1, True),
+        ("float32", 32, SHORT, True),
+        ("float32", 32, LARGE // 512, True),
     ],
 )
-def test_the_compiler_multiplies_as_told(dtype, rows, inputs, result):
+def test_the_compiler_multiplies_in_the_order_that_it_is_told(dtype, rows, inputs, is_tall):
     """Oracle: the compiled program's own product, whose result is [outputs rows], or [rows outputs] where
-    that is faster.
+    that is the faster one.
     """
-    x, w = jnp.ones((rows, inputs), dtype), jnp.ones((96, inputs), dtype)
+    x, w = jnp.ones((rows, inputs), dtype), jnp.ones((512, inputs), dtype)
     program = jax.jit(lambda x, w: 2 * few_rows_dot("md,vd->mv", x, w)).lower(x, w).compile()
     products = re.findall(r"= (f32\[[\d,]+\])\S* dot\(", program.as_text())
-    assert products == [result]
+    assert products == [f"f32[512,{rows}]" if is_tall else f"f32[{rows},512]"]
