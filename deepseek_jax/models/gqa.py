@@ -22,9 +22,8 @@ class GroupedQueryAttention(nn.Module):
     def setup(self):
         cfg = self.config
         d, h, k, x = cfg.hidden_size, cfg.num_attention_heads, cfg.num_key_value_heads, cfg.head_dim
-        self.w_qkv = self.get_variable(
-            "params", "qkv"
-        )  # decoding may give it in place of the three
+        # Decoding may give it in place of the three
+        self.w_qkv = self.get_variable("params", "qkv")
         if self.w_qkv is None:
             self.w_q = weight(self, "q", embed=d, heads=h, head_dim=x)
             self.w_k = weight(self, "k", embed=d, kv_heads=k, head_dim=x)
