@@ -123,8 +123,8 @@ def few_rows_dot(spec, x, w, out_dtype=None):
     rows = [letter for letter in left if letter not in right]
     batch = _batch(spec)
     count = math.prod(x.shape[left.index(letter)] for letter in rows)
-    in_order = count > 16 and w.shape[-1] < SHORT and w.size > LARGE and not batch
-    if platform() != "cpu" or count > FEW or (in_order and x.dtype == jnp.float32):
+    reads_slowly = x.dtype == jnp.float32 and w.shape[-1] < SHORT and w.size > LARGE
+    if platform() != "cpu" or count > FEW or (reads_slowly and count > 16 and not batch):
         return _product(spec, x, w, out_dtype)
     if count == 1 and x.dtype == jnp.bfloat16:
         twice = few_rows_dot(spec, jnp.repeat(x, 2, left.index(rows[0])), w, out_dtype)

@@ -68,9 +68,13 @@ def test_devices_that_share_out_heads_share_out_their_caches(tmp_path):
     one, in what comes in, what goes out and what is made between.
     """
     save_hf(tmp_path, *tiny_model("gqa"))
-    config, params = load_hf(tmp_path, mesh=make_mesh(tensor=2, data=4))
-    arguments = decoding_weights(config, params), rotations(config, 64)
+    mesh = make_mesh(tensor=2, data=4)
+    config, params = load_hf(tmp_path, mesh=mesh)
     slots = empty_slots(config, 4, 24, 40)
     assert slots.caches[0]["k"].shape == (2 * 4, 64, 6)
-    program = decode.lower(config, Sampling(), (), *arguments, slots, False).compile().as_text()
+    with jax.set_mesh(mesh):
+        weights = decoding_weights(config, params)
+        arguments = weights, rotations(config, 64), slots, False
+        program = decode.lower(config, Sampling(), (), *arguments).compile().as_text()
+    assert {"q", "k", "v"} < weights["layers"][0]["attention"].keys()  # each shared out by itself
     assert "f32[4,64,6]" in program and "f32[8,64,6]" not in program
