@@ -10,11 +10,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from deepseek_jax.ops.dot import dot, few_rows_dot, sum_over_rows
-from deepseek_jax.ops.platform import platform
+from deepseek_jax.ops.platform import on_one_cpu, platform
 
 # Tokens of a row up to which all scores at once are the faster form, and of a block: a CPU's cache holds few
 LONG = {"cpu": 128, "gpu": 1024, "tpu": 1024}
 BLOCK = {"cpu": 128, "gpu": 512, "tpu": 512}
+UNROLLED = 3  # pairs of blocks, those of a row of two
 MASKED = -1e30  # finite: a row with nothing to see stays finite too
 
 
@@ -78,7 +79,7 @@ def _blockwise_forward(q, k, v, segment_ids, scale):
 
     out_nbkmu = jnp.zeros((n, b, heads, m, v.shape[-1]), v.dtype)
     init = fresh, out_nbkmu, jnp.zeros((n, *shape))
-    (_, out_nbkmu, normalizer_nbkm1), _ = jax.lax.scan(step, init, pairs)
+    (_, out_nbkmu, normalizer_nbkm1), _ = _over(pairs, step, init)
     out = _joined(_by_token(out_nbkmu, g), t)
     return out, (q, k, v, segment_ids, out, normalizer_nbkm1)
 
@@ -104,7 +105,7 @@ def _blockwise_backward(scale, saved, cotangent):
         return (d_q, d_k, d_v), None
 
     init = tuple(jnp.zeros(x.shape, jnp.float32) for x in (blocks.q, blocks.k, blocks.v))
-    (d_q, d_k, d_v), _ = jax.lax.scan(step, init, _pairs(t))
+    (d_q, d_k, d_v), _ = _over(_pairs(t), step, init)
     d_k, d_v = (_joined(jnp.swapaxes(x, 2, 3), t) for x in (d_k, d_v))
     d_q = _joined(_by_token(d_q, g), t)
     return d_q.astype(q.dtype), d_k.astype(k.dtype), d_v.astype(v.dtype), None
@@ -139,6 +140,14 @@ def _pairs(t):
     n = -(-t // _block(t))
     i, j = np.array([(i, j) for i in range(n) for j in range(i, -1, -1)], np.int32).T
     return i, j
+
+
+def _over(pairs, step, init):
+    """jax.lax.scan of step over pairs. On one CPU device few are unrolled: XLA's compiler gives a batched
+    product of small matrices one core, and runs steps of a loop one after another, but operations outside it
+    side by side.
+    """
+    return jax.lax.scan(step, init, pairs, unroll=on_one_cpu() and len(pairs[0]) <= UNROLLED)
 
 
 def _block(t):

@@ -64,10 +64,11 @@ def forms(monkeypatch, *arrays, **options):
 
 
 @pytest.mark.parametrize("key_heads", [1, 2, 4])
-@pytest.mark.parametrize("t", [5, 8, 24, 29])
+@pytest.mark.parametrize("t", [5, 8, 13, 24, 29])
 def test_blockwise_attention_is_the_whole_one(monkeypatch, t, key_heads):
-    """Oracle: the plain form and autodiff through it; rows shorter than a block, of whole blocks, and not;
-    packed documents that begin and end within blocks, padding on both sides, values narrower than keys.
+    """Oracle: the plain form and autodiff through it; rows shorter than a block, of whole blocks, and not, of
+    few pairs of blocks, which are unrolled, and of more; packed documents that begin and end within blocks,
+    padding on both sides, values narrower than keys.
     """
     arrays = normal(0, 2, t, 4, 6), normal(1, 2, t, key_heads, 6), normal(2, 2, t, key_heads, 5)
     cuts = np.arange(t)
