@@ -143,9 +143,8 @@ def _pairs(t):
 
 
 def _over(pairs, step, init):
-    """jax.lax.scan of step over pairs. On one CPU device few are unrolled: XLA's compiler gives a batched
-    product of small matrices one core, and runs steps of a loop one after another, but operations outside it
-    side by side.
+    """jax.lax.scan of step over pairs. On one CPU device few are unrolled: XLA gives a batched product of small
+    matrices one core, and others beside it where more than 8 operations are ready, as few are within a loop.
     """
     return jax.lax.scan(step, init, pairs, unroll=on_one_cpu() and len(pairs[0]) <= UNROLLED)
 
