@@ -143,8 +143,8 @@ def _pairs(t):
 
 
 def _over(pairs, step, init):
-    """jax.lax.scan of step over pairs. On one CPU device few are unrolled: XLA gives a batched product of small
-    matrices one core, and others beside it where more than 8 operations are ready, as few are within a loop.
+    """jax.lax.scan of step over pairs. On one CPU device few are unrolled: XLA gives a batched product of
+    small matrices one core, and operations to another where more than 8 are ready, which a loop's seldom are.
     """
     return jax.lax.scan(step, init, pairs, unroll=on_one_cpu() and len(pairs[0]) <= UNROLLED)
 
