@@ -69,7 +69,11 @@ def init_sharded(mesh, init, rng):
     """
     boxed = jax.eval_shape(init, rng)
     places = shardings(mesh, logical_names(boxed), nn.unbox(boxed))
-    return jax.jit(lambda rng: nn.unbox(init(rng)), out_shardings=places)(rng), places
+    on_cpu = mesh.devices.flat[0].platform == "cpu"
+    # Run once: XLA's CPU compiler spends most of its time on making random numbers fast
+    options = {"xla_backend_optimization_level": 0} if on_cpu else None
+    make = jax.jit(lambda rng: nn.unbox(init(rng)), out_shardings=places, compiler_options=options)
+    return make(rng), places
 
 
 def batch_sharding(mesh):
