@@ -1,13 +1,12 @@
 """A distillation step against PyTorch: SmolLM2-135M's shape teaches one of half its width, 4 x 128 tokens,
-soft targets at temperature 2 and hard ones, AdamW on float32 weights, interleaved; in float32, and with
-products in bfloat16 (PyTorch's autocast).
+soft targets at temperature 2 and hard ones, AdamW on float32 weights, interleaved. bfloat16 is that of
+products: ours, and PyTorch's autocast.
 
-python -m tests.benchmarks.distill_step [--rounds 5]
+python -m tests.benchmarks.distill_step [--rounds 15] [--dtype float32 bfloat16]
 python -m tests.benchmarks.distill_step --memory     # temporary bytes of the loss alone: nothing is timed
 """
 
 import argparse
-import copy
 import dataclasses
 
 import jax
@@ -30,7 +29,7 @@ from tests.benchmarks.timing import interleave, medians, peak_flops, print_table
 ROWS, LENGTH, TEMPERATURE, K = 4, 128, 2.0, 64
 WEIGHTS = {"soft": 0.5, "hard": 0.5}
 KIND = dict(divergence="forward_kl", temperature=TEMPERATURE)
-ONLINE, CACHED = "teacher online", f"top {K} cached"
+TRANSFORMERS, ONLINE, CACHED = "transformers", "teacher online", f"top {K} cached"
 OPTIMIZER = OptimizerSettings(learning_rate=1e-4, weight_decay=0.01)
 
 
@@ -110,27 +109,24 @@ def teachers(config, params, tokens):
     return online, lambda: {"teacher": cached}
 
 
-def check_losses(contestants, steps=2):
-    """Some updates of each: online losses have to be those of PyTorch in float32, step by step, up to float32
+def check_losses(contestants, dtype, steps=2):
+    """Some updates of each: online losses have to be those of PyTorch, step by step, in float32 up to float32
     products in another order, in bfloat16 up to 3%; before its first update a cache's hard loss is theirs as
     well, up to as much, and its soft one, which sees k + 1 buckets, no more than theirs.
     """
-    print(f"soft and hard loss, {steps} updates")
+    print(f"soft and hard loss, {steps} updates, {dtype}")
     found = {}
     for name, step in contestants.items():
         found[name] = [step() for _ in range(steps)]
         shown = (f"{losses['soft']:.4f} {losses['hard']:.4f}" for losses in found[name])
-        print(", ".join(name), *shown, sep=" | ", flush=True)
-    wanted = found["transformers", "float32"]
-    for (who, dtype), ours in found.items():
-        close = dict(rtol=1e-3 if dtype == "float32" else 3e-2)
-        if who != CACHED:
-            for one, other in zip(ours, wanted, strict=True):
-                for name in WEIGHTS:
-                    np.testing.assert_allclose(one[name], other[name], **close)
-        else:
-            np.testing.assert_allclose(ours[0]["hard"], wanted[0]["hard"], **close)
-            assert 0 < ours[0]["soft"] <= wanted[0]["soft"]
+        print(name, *shown, sep=" | ", flush=True)
+    close = dict(rtol=1e-3 if dtype == "float32" else 3e-2)
+    wanted, online, cached = (found[name] for name in (TRANSFORMERS, ONLINE, CACHED))
+    for ours, theirs in zip(online, wanted, strict=True):
+        for name in WEIGHTS:
+            np.testing.assert_allclose(ours[name], theirs[name], **close)
+    np.testing.assert_allclose(cached[0]["hard"], wanted[0]["hard"], **close)
+    assert 0 < cached[0]["soft"] <= wanted[0]["soft"]
 
 
 def memory():
@@ -162,52 +158,51 @@ def useful_step_flops(teacher, student):
     return ROWS * LENGTH * (of_teacher / 3 + of_student)
 
 
-def time_steps(rounds):
+def measure(dtype, rounds):
+    """Print one table, of steps whose products are in dtype."""
     tokens = np.random.default_rng(0).integers(0, 49152, (ROWS, LENGTH))
-    of_teacher, of_student = smollm2(), smollm2_half()
-    contestants = {}
-    for dtype in ("float32", "bfloat16"):
-        student = copy.deepcopy(of_student[0])
-        contestants["transformers", dtype] = torch_step(of_teacher[0], student, tokens, dtype)
-        scanned = dict(scan_layers=True, remat="selective", dtype=dtype)
-        teacher, student = (
-            dataclasses.replace(of[1], **scanned) for of in (of_teacher, of_student)
-        )
-        online, cached = teachers(teacher, of_teacher[2], tokens)
-        ours = student, of_student[2], tokens
-        contestants[ONLINE, dtype] = jax_step(*ours, online, dense_distillation)
-        contestants[CACHED, dtype] = jax_step(*ours, cached, top_k_distillation)
-    check_losses(contestants)
+    scanned = dict(scan_layers=True, remat="selective", dtype=dtype)
+    (teacher, teacher_config, teacher_params), (student, config, params) = smollm2(), smollm2_half()
+    online, cached = teachers(
+        dataclasses.replace(teacher_config, **scanned), teacher_params, tokens
+    )
+    ours = dataclasses.replace(config, **scanned), params, tokens
+    contestants = {
+        TRANSFORMERS: torch_step(teacher, student, tokens, dtype),
+        ONLINE: jax_step(*ours, online, dense_distillation),
+        CACHED: jax_step(*ours, cached, top_k_distillation),
+    }
+    check_losses(contestants, dtype)
     seconds = interleave(contestants, rounds)
+    bound = useful_step_flops(teacher_config, config) / peak_flops()
+    seconds["online products at this CPU's best float32 rate"] = [bound]
     middle = medians(seconds)
-    bound = useful_step_flops(of_teacher[1], of_student[1]) / peak_flops()
-    products = "online products at this CPU's best rate", "float32"
-    middle[products], seconds[products] = bound, [bound]
     rows = [
         [
-            ", ".join((who, dtype)),
+            name,
             f"{s:.2f}",
-            f"{min(seconds[who, dtype]):.2f}",
-            f"{middle['transformers', 'float32'] / s:.2f}",
-            f"{middle['transformers', dtype] / s:.2f}",
-            f"{s / middle[ONLINE, dtype]:.2f}",
+            f"{min(seconds[name]):.2f}",
+            f"{middle[TRANSFORMERS] / s:.2f}",
+            f"{s / middle[ONLINE]:.2f}",
         ]
-        for (who, dtype), s in middle.items()
+        for name, s in middle.items()
     ]
-    title = f"one update of {ROWS} x {LENGTH} tokens"
-    ratios = ["transformers float32 / this", "its own dtype / this", "this / online"]
-    print_table(title, ["", "s", "least s", *ratios], rows)
+    title = f"one update of {ROWS} x {LENGTH} tokens, {dtype}"
+    print_table(title, ["", "s", "least s", "transformers / this", "this / online"], rows)
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=5)
+    dtypes = ["float32", "bfloat16"]
+    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--dtype", choices=dtypes, nargs="+", default=dtypes)
     parser.add_argument("--memory", action="store_true")
     args = parser.parse_args()
     if args.memory:
         memory()
     else:
-        time_steps(args.rounds)
+        for dtype in args.dtype:
+            measure(dtype, args.rounds)
 
 
 if __name__ == "__main__":
