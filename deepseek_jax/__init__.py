@@ -1,1 +1,27 @@
-"""DeepSeek in JAX and Flax: the V3 architecture, and the R1 recipe on top of it."""
+"""DeepSeek in JAX and Flax. The rooms in reading order; a room imports only from rooms printed above it.
+
+errors.py, settings.py  messages with the config's path; a config block -> a checked dataclass
+ops/          the papers' equations: arrays in, arrays out; imports jax alone
+parallel/     where arrays live: mesh, the table of axes, shardings, expert exchange, pipeline, processes
+models/       what the network computes; the only nn.Modules
+checkpoint/   the same arrays on disk: Hugging Face, GGUF, Orbax
+costs/        FLOPs, bytes, chips, and published claims about them
+losses/       logits or log-probabilities in, (scalar, metrics) out: next token, MTP, GRPO, preferences
+training/     one update, the loop around it, and what a run remembers
+data/         examples in, fixed-shape batches out: readers, tokenizers, chat, packing
+rewards/      text in, float out; plain Python (reward models load jax when called)
+rollout/      prompts in, completions and their log-probabilities out
+worlds/       each toy world whole: words, corpus, tokenizer, tasks, its rewards
+evaluation/   scores and how sure they are: pass@k, cons@k, intervals, paired comparison
+distill/      the student's objective, its losses, targets, cache, update
+reinforce/    GRPO's source of groups, its update, reward models in use, scenarios
+synthesis/    data from a teacher: ask, vary, filter, deduplicate
+reports/      tables, curves, the page
+recipes/      whole runs told in order: pretrain, sft, reward_model, judge, grpo, generate, evaluate, r1, distill
+
+Dimensions, one letter each, in array names and in einsum strings:
+b batch; t query position; s key position; m = b t flattened; l layer; d hidden_size; v vocab_size;
+h num_attention_heads; k num_key_value_heads; n qk_nope_head_dim; r qk_rope_head_dim; u v_head_dim;
+q q_lora_rank; c kv_lora_rank; f intermediate_size; e n_routed_experts; a num_experts_per_tok; g n_group;
+p prompts_per_step; i completion within its group; j index_n_heads; y index_head_dim.
+"""

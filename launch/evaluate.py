@@ -23,7 +23,7 @@ from absl import app, flags
 from ml_collections import ConfigDict
 
 from configs.common import parse_arg
-from deepseek_jax.recipes.evaluate_settings import EvaluateSettings
+from deepseek_jax.recipes.evaluate.settings import EvaluateSettings
 from launch import train
 
 # The fields of EvaluateSettings, which say more about them
@@ -84,14 +84,14 @@ def main(argv):
     try:
         config.mesh = parse_arg(given.mesh, **dataclasses.asdict(train.MeshSettings()))
         if given.against is not None:
-            from deepseek_jax.recipes.evaluate_report import check_against
+            from deepseek_jax.recipes.evaluate.report import check_against
 
             check_against(config, given.against)
     except ValueError as error:
         train.fail(_by_flag(error))
     train.start(config, workdir, distributed=given.distributed, shown=_by_flag)
     if given.against is not None:
-        from deepseek_jax.recipes.evaluate_report import report_against
+        from deepseek_jax.recipes.evaluate.report import report_against
 
         report_against(workdir, given.against)
 

@@ -17,9 +17,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a checkout runs 
 
 from absl import app, flags
 
-from deepseek_jax.recipes import settings
+from deepseek_jax import settings
+from deepseek_jax.costs.chips import DEVICES, GIB
 from launch import train
-from launch.chips import DEVICES, GIB
 
 LIBTPU = "libtpu==0.0.42"  # what jax 0.10.2 names as its own
 EXAMPLES = "v5e:2x2, v5e:16x16, v5p:2x2x1, v5p:8x8x16, v6e:16x16, tpu7x:2x2x1"
@@ -145,7 +145,7 @@ def memory(program, chip):
 
 def operations(update, jaxpr, devices, chip):
     """Operations of one device, carried out and needed, and the seconds they take at its peak, as text."""
-    from deepseek_jax.training.flops import matmul_flops, useful_flops
+    from deepseek_jax.costs.flops import matmul_flops, useful_flops
 
     tokens, length = update.batch["tokens"].size, update.batch["tokens"].shape[1]
     executed = matmul_flops(jaxpr) / devices

@@ -26,7 +26,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a checkout runs 
 from absl import app, flags
 from ml_collections import config_flags
 
-from deepseek_jax.recipes import settings
+from deepseek_jax import settings
 from launch import train
 
 TRAIN = Path(__file__).with_name("train.py")

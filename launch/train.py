@@ -24,8 +24,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a checkout runs 
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
-from deepseek_jax import recipes
-from deepseek_jax.recipes import settings
+from deepseek_jax import recipes, settings
 
 ROOT = Path(__file__).resolve().parents[1]
 USER_ERROR = 2
@@ -63,15 +62,24 @@ class Stop:
 
 
 def find_recipe(name):
-    """The `run` of deepseek_jax/recipes/<name>.py. Raises ValueError where there is none."""
-    files = [file for folder in recipes.__path__ for file in Path(folder).glob("*.py")]
+    """The `run` of deepseek_jax/recipes/<name>.py or <name>/run.py. Raises ValueError where there is none."""
+    folders = [Path(folder) for folder in recipes.__path__]
     # Read, not imported: another recipe's dependencies are not needed to say that it is there
-    allowed = sorted(file.stem for file in files if "\ndef run(" in file.read_text())
-    if name not in allowed:
+    modules = {
+        file.stem: file.stem for folder in folders for file in folder.glob("*.py") if _runs(file)
+    }
+    modules |= {
+        file.parent.name: f"{file.parent.name}.run" for f in folders for file in f.glob("*/run.py")
+    }
+    if name not in modules:
         raise ValueError(
-            f"config.recipe={name!r} is not a recipe; {settings.suggest(name, allowed)}"
+            f"config.recipe={name!r} is not a recipe; {settings.suggest(name, sorted(modules))}"
         )
-    return importlib.import_module(f"{recipes.__name__}.{name}").run
+    return importlib.import_module(f"{recipes.__name__}.{modules[name]}").run
+
+
+def _runs(file):
+    return "\ndef run(" in file.read_text()
 
 
 def define_config():

@@ -15,8 +15,8 @@ from pathlib import Path
 import numpy as np
 import tensorflow_datasets as tfds
 
-from deepseek_jax.data import arithmetic
 from deepseek_jax.parallel.processes import first_process, from_each
+from deepseek_jax.worlds.arithmetic import corpus as arithmetic
 
 
 class TextBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):

@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import tensorflow_datasets as tfds
 
-from deepseek_jax.data import arithmetic
 from deepseek_jax.data.builders import JsonlConfig, TextBuilder, build, json_lines
 from deepseek_jax.data.sources import RANDOM_ACCESS_FORMATS, read
+from deepseek_jax.worlds.arithmetic import corpus as arithmetic
 
 ROLES = ("system", "user", "assistant")
 DERIVED_FROM = "derived_from"
@@ -107,8 +107,8 @@ class Conversations:
 def what_it_answers(conversation):
     """What conversations share that answer one question, or another form of one: hashable.
 
-    What it was derived_from, where a record says so, as those of data.generated do; else all that was said
-    before the last answer.
+    What it was derived_from, where a record says so, as those of synthesis.generated do; else all that was
+    said before the last answer.
     """
     origin = conversation.get(DERIVED_FROM)
     return origin or tuple((m["role"], m["content"]) for m in conversation["messages"][:-1])

@@ -5,7 +5,6 @@ from pathlib import Path
 import numpy as np
 import tensorflow_datasets as tfds
 
-from deepseek_jax.data import arithmetic
 from deepseek_jax.data.builders import (
     ArithmeticConfig,
     ArithmeticCorpus,
@@ -16,6 +15,7 @@ from deepseek_jax.data.builders import (
     build,
     json_lines,
 )
+from deepseek_jax.worlds.arithmetic import corpus as arithmetic
 
 RANDOM_ACCESS_FORMATS = ("array_record", "parquet")
 READ_AT_ONCE = 1024

@@ -6,9 +6,9 @@ from itertools import product
 import grain
 import numpy as np
 
-from deepseek_jax.data import arithmetic
 from deepseek_jax.data.questions import distinct
 from deepseek_jax.data.sources import load_jsonl_questions
+from deepseek_jax.worlds.arithmetic import corpus as arithmetic
 
 NAMES = ("Tom", "Mia", "Ben", "Ana", "Sam", "Eva")
 THINGS = ("apples", "books", "coins", "shells", "pencils", "stickers")

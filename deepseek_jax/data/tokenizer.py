@@ -9,8 +9,8 @@ from typing import Any
 
 import tokenizers
 
-from deepseek_jax.data import arithmetic
 from deepseek_jax.data.gguf_tokenizer import gguf_tokenizer
+from deepseek_jax.worlds.arithmetic import corpus as arithmetic
 
 VOCABULARY_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
 FIM_TOKENS = (

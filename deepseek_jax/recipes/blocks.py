@@ -10,7 +10,7 @@ from deepseek_jax.data.tokenizer import load_tokenizer, smollm2_gguf
 from deepseek_jax.models import ModelConfig, init_params
 from deepseek_jax.models.config import REMAT_POLICIES
 from deepseek_jax.parallel.shard import init_sharded
-from deepseek_jax.recipes.settings import build
+from deepseek_jax.settings import build
 from deepseek_jax.training.optimizer import make_optimizer
 from deepseek_jax.training.schedule import Phase, join_phases, make_schedule
 

@@ -10,24 +10,24 @@ import json
 import numpy as np
 
 from deepseek_jax.checkpoint import save_orbax
-from deepseek_jax.data.bilingual_builders import bilingual_examples
 from deepseek_jax.data.conversations import pack_conversations, render_numbered
-from deepseek_jax.data.judgements import judge_conversations
+from deepseek_jax.data.corpus import PackedDocuments
 from deepseek_jax.evaluation.accuracy import summarise
-from deepseek_jax.evaluation.report import plot_curves
 from deepseek_jax.parallel.processes import first_process
 from deepseek_jax.parallel.shard import batch_share
-from deepseek_jax.recipes.answers import make_console
-from deepseek_jax.recipes.corpus import PackedDocuments
-from deepseek_jax.recipes.model_rewards import JUDGE, make_judge
-from deepseek_jax.recipes.pretrain import train_base
-from deepseek_jax.recipes.remembered import remembered
-from deepseek_jax.recipes.reward_model import reward_model_table
-from deepseek_jax.recipes.reward_model_settings import JudgeSettings
-from deepseek_jax.recipes.settings import build
-from deepseek_jax.recipes.sft import fine_tune
+from deepseek_jax.recipes.pretrain.run import train_base
+from deepseek_jax.recipes.reward_model.run import reward_model_table
+from deepseek_jax.recipes.reward_model.settings import JudgeSettings
+from deepseek_jax.recipes.sft.run import fine_tune
 from deepseek_jax.recipes.start import check_positions, check_rows, starting_policy
+from deepseek_jax.reinforce.model_rewards import JUDGE, make_judge
+from deepseek_jax.reports.answers import make_console
+from deepseek_jax.reports.tables import plot_curves
+from deepseek_jax.settings import build
 from deepseek_jax.training.metrics import MetricsWriter
+from deepseek_jax.training.remembered import remembered
+from deepseek_jax.worlds.bilingual.builders import bilingual_examples
+from deepseek_jax.worlds.bilingual.judgements import judge_conversations
 
 PHASE = "judge"
 

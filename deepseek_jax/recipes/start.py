@@ -4,11 +4,11 @@ import dataclasses
 
 from deepseek_jax.checkpoint import is_orbax, load_orbax
 from deepseek_jax.data.conversations import end_of_turn
+from deepseek_jax.data.corpus import SMALL_WORLDS, base_tokenizer
 from deepseek_jax.parallel.shard import check_batch
 from deepseek_jax.recipes.blocks import RunSettings, build_model, load_pretrained
-from deepseek_jax.recipes.corpus import SMALL_WORLDS, base_tokenizer
-from deepseek_jax.recipes.model_rewards import named_tokenizer
-from deepseek_jax.recipes.settings import build
+from deepseek_jax.reinforce.model_rewards import named_tokenizer
+from deepseek_jax.settings import build
 
 
 def starting_policy(settings, mesh):

@@ -14,16 +14,16 @@ import pytest
 from configs import models, r1, v3_post_training
 from deepseek_jax.parallel import make_mesh
 from deepseek_jax.recipes.blocks import RunSettings, build_model
-from deepseek_jax.recipes.distill_settings import DistillSettings, StartSettings
-from deepseek_jax.recipes.generate_settings import GenerateSettings
-from deepseek_jax.recipes.grpo_settings import TASKS, GrpoSettings
-from deepseek_jax.recipes.pretrain_settings import PretrainSettings
-from deepseek_jax.recipes.r1_settings import REWARD_MODELS, R1Settings
-from deepseek_jax.recipes.reward_model_settings import JudgeSettings, RewardModelSettings
-from deepseek_jax.recipes.scenarios import scenario_rewards
-from deepseek_jax.recipes.settings import build
-from deepseek_jax.recipes.sft_settings import SftSettings
+from deepseek_jax.recipes.distill.settings import DistillSettings, StartSettings
+from deepseek_jax.recipes.generate.settings import GenerateSettings
+from deepseek_jax.recipes.pretrain.settings import PretrainSettings
+from deepseek_jax.recipes.r1.settings import REWARD_MODELS, R1Settings
+from deepseek_jax.recipes.reward_model.settings import JudgeSettings, RewardModelSettings
+from deepseek_jax.recipes.sft.settings import SftSettings
+from deepseek_jax.reinforce.scenarios import scenario_rewards
+from deepseek_jax.reinforce.settings import TASKS, GrpoSettings
 from deepseek_jax.rewards import Rewards
+from deepseek_jax.settings import build
 from deepseek_jax.training.schedule import join_phases, stage_at
 from launch.train import MeshSettings
 

@@ -4,9 +4,9 @@ import dataclasses
 
 import pytest
 
-from deepseek_jax.data.arithmetic import PROMPT_TEMPLATE
 from deepseek_jax.data.chat import render_prompt
 from deepseek_jax.data.tokenizer import arithmetic_tokenizer
+from deepseek_jax.worlds.arithmetic.corpus import PROMPT_TEMPLATE
 
 
 def test_chat_prompt_is_the_checkpoints_own(smollm2):

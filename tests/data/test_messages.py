@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 
-from deepseek_jax.data.bilingual_tasks import bilingual_puzzle_task
 from deepseek_jax.data.messages import (
     parse_conversation,
     read_conversations,
@@ -14,6 +13,7 @@ from deepseek_jax.data.messages import (
 )
 from deepseek_jax.data.tasks import arithmetic_task, word_arithmetic_task
 from deepseek_jax.rewards.arithmetic import correct_reasoning, correct_working
+from deepseek_jax.worlds.bilingual.tasks import bilingual_puzzle_task
 from tests.turns import turns
 
 RECORDS = [

@@ -4,14 +4,14 @@ import json
 
 import pytest
 
-from deepseek_jax.data.bilingual_builders import bilingual_examples
-from deepseek_jax.data.bilingual_tokenizer import bilingual_tokenizer
 from deepseek_jax.data.preferences import (
     parse_preference,
     read_preferences,
     render_record,
     small_world_preferences,
 )
+from deepseek_jax.worlds.bilingual.builders import bilingual_examples
+from deepseek_jax.worlds.bilingual.tokenizer import bilingual_tokenizer
 
 PAIR = {"prompt": "What is 2?", "chosen": "two", "rejected": "three"}
 LABELLED = {"prompt": "What is 2?", "response": "two", "safe": True}

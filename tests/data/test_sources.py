@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 
-from deepseek_jax.data.arithmetic import CorpusMix, write_document
 from deepseek_jax.data.sources import (
     arithmetic_corpus,
     hold_out,
@@ -19,6 +18,7 @@ from deepseek_jax.data.sources import (
     tfds_documents,
     tfds_source,
 )
+from deepseek_jax.worlds.arithmetic.corpus import CorpusMix, write_document
 
 DEFAULT_MIX = CorpusMix()
 ROOT = Path(__file__).resolve().parents[2]

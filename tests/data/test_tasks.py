@@ -6,13 +6,13 @@ from collections import Counter
 
 import pytest
 
-from deepseek_jax.data import arithmetic
 from deepseek_jax.data.tasks import (
     QuestionStream,
     arithmetic_task,
     gsm8k_task,
     word_arithmetic_task,
 )
+from deepseek_jax.worlds.arithmetic import corpus as arithmetic
 
 
 @pytest.fixture

@@ -8,13 +8,13 @@ import pytest
 import tokenizers
 import transformers
 
-from deepseek_jax.data import arithmetic
 from deepseek_jax.data.tokenizer import (
     arithmetic_tokenizer,
     deepseek_tokenizer,
     load_tokenizer,
     smollm2_gguf,
 )
+from deepseek_jax.worlds.arithmetic import corpus as arithmetic
 
 
 def save_small_tokenizer(folder, *, add_bos=False, **special):

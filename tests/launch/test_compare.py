@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 from configs import distill_small
+from deepseek_jax.costs.chips import CHIPS, DEVICES
 from deepseek_jax.models import count_params
 from deepseek_jax.recipes.blocks import build_model
 from launch import compare
-from launch.chips import CHIPS, DEVICES
 from launch.compare import SMALL, check_workload, named_models
 
 SCRIPT = Path(__file__).resolve().parents[2] / "launch" / "compare.py"

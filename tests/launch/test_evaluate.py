@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from deepseek_jax.recipes.evaluate_settings import EvaluateSettings
+from deepseek_jax.recipes.evaluate.settings import EvaluateSettings
 from launch.evaluate import FIELDS, _by_flag
 from tests.tiny import save_tiny_model
 

@@ -11,9 +11,9 @@ from pathlib import Path
 import jax
 import pytest
 
+from deepseek_jax.data.corpus import corpus_tokenizer, joined, packed
 from deepseek_jax.parallel import make_mesh, put_batch
-from deepseek_jax.recipes.corpus import corpus_tokenizer, joined, packed
-from deepseek_jax.recipes.pretrain import abstract_updates
+from deepseek_jax.recipes.pretrain.run import abstract_updates
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIG = """

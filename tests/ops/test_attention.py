@@ -8,9 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from deepseek_jax.costs.flops import matmul_flops
 from deepseek_jax.ops import attention
 from deepseek_jax.ops.attention import attend, attend_branches, attend_cached, attend_latent
-from deepseek_jax.training.flops import matmul_flops
 
 SCALE = 0.7
 CLOSE = dict(atol=2e-6, rtol=2e-5)  # float32 rounding of sums over a few keys

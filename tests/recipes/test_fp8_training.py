@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from configs.pretrain_small import get_config
-from deepseek_jax.recipes import pretrain
+from deepseek_jax.recipes.pretrain import run as pretrain
 from tests.recipes.small import one_device
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 
 from configs.judge_small import get_config
-from deepseek_jax.data.bilingual_builders import bilingual_examples
 from deepseek_jax.parallel import make_mesh
 from deepseek_jax.recipes import judge
-from deepseek_jax.recipes.model_rewards import load_model_rewards
+from deepseek_jax.reinforce.model_rewards import load_model_rewards
 from deepseek_jax.rewards import Rewards
 from deepseek_jax.training.metrics import read_metrics
+from deepseek_jax.worlds.bilingual.builders import bilingual_examples
 
 SIZES = dict(num_train=16, num_held_out=6)
 

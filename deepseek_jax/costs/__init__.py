@@ -1,0 +1,1 @@
+"""FLOPs, bytes and chips, and what was claimed of them."""

@@ -1,0 +1,83 @@
+"""Texts with the teacher's likeliest next tokens beside each of theirs, on disk and packed to batches."""
+
+from functools import partial
+
+import numpy as np
+import tensorflow_datasets as tfds
+
+from deepseek_jax.data.builders import TextBuilder, build
+from deepseek_jax.data.conversations import Fitting
+from deepseek_jax.data.packing import BLOCK, check_rows, pack_segments
+
+FEATURES = ("tokens", "weights", "top_ids", "top_logprobs", "dropped")
+
+
+class CachedTargets(TextBuilder):
+    """Records of FEATURES: tokens int32[n] and weights float32[n] of a text; top_ids int32[n k], top_logprobs
+    float32[n k] and dropped float32[n] of distill.top_k.TopK at each of its tokens, which predicts the next.
+
+    records: a function without arguments that gives them, dicts, one by one; stored in that order, so that a
+    seed draws the same texts of them as of the conversations they stand for.
+    """
+
+    def __init__(self, records=None, k=1, **kwargs):
+        self._records, self._k = records, k
+        super().__init__(**kwargs)
+
+    def _info(self):
+        def array(dtype, *rest):
+            return tfds.features.Tensor(shape=(None, *rest), dtype=dtype)
+
+        features = {
+            "tokens": array(np.int32),
+            "weights": array(np.float32),
+            "top_ids": array(np.int32, self._k),
+            "top_logprobs": array(np.float32, self._k),
+            "dropped": array(np.float32),
+        }
+        features = tfds.features.FeaturesDict(features)
+        return tfds.core.DatasetInfo(builder=self, features=features, disable_shuffling=True)
+
+    def _generate_examples(self):
+        yield from enumerate(self._records())
+
+
+def write_targets(records, k, data_dir):
+    """Random access to the records of records(), written under data_dir first where they are not there yet.
+
+    As builders.build: whole or not at all, by the first of several processes. k: how many tokens each keeps.
+    """
+    return build(CachedTargets, None, data_dir, records=records, k=k)
+
+
+def pack_targets(
+    source,
+    *,
+    sequence_length,
+    batch_size,
+    seed,
+    pad_id,
+    packing=True,
+    process_index=0,
+    process_count=1,
+):
+    """conversations.pack_conversations of texts that carry their FEATURES: the batches have top_ids and
+    top_logprobs, [b t k], and dropped, [b t], as well. source: a Mixture of write_targets' records.
+    """
+    check_rows(sequence_length, batch_size, process_count, "config.batch_size")
+    draws = source.order(seed, process_index=process_index, process_count=process_count)
+    return pack_segments(
+        draws.batch(BLOCK).map(partial(_read, source=source)),
+        Fitting(sequence_length),
+        features=FEATURES,
+        sequence_length=sequence_length,
+        batch_size=batch_size // process_count,
+        seed=seed,
+        packing=packing,
+        pad_id=pad_id,
+    )
+
+
+def _read(draws, *, source):
+    records = source.__getitems__(draws[:, 1].tolist())
+    return [{name: np.asarray(record[name]) for name in FEATURES} for record in records]

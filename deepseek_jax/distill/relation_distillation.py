@@ -1,0 +1,56 @@
+"""How a student's tokens relate to one another, after a teacher with other heads (MiniLMv2)."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+
+from deepseek_jax.distill.chunks import map_chunks
+from deepseek_jax.distill.divergences import kl
+from deepseek_jax.ops.dot import dot
+
+
+@functools.partial(jax.jit, static_argnames=("relation_heads", "chunk_size"))
+def relation_loss(student, teacher, segment_ids, *, relation_heads, chunk_size=None):
+    """KL(teacher's || student's) relations of each token to those before it: float32[b t], nats.
+
+    student: [b t x], teacher: [b t y], the same one of queries, keys, values or unit_rms hidden states of one
+    layer each, all heads side by side. segment_ids: int32[b t], one run a packed document. Both are cut into
+    relation_heads parts, so that neither the number of heads nor their sizes need agree; relations are
+    softmax(a a^T / sqrt(size of a part)), the loss their KL averaged over parts (MiniLMv2, arXiv:2012.15828).
+    Departs from it in that a token is related to itself and to earlier ones of its document only, all that
+    a causal model sees: the first token of a document gives 0. Works through chunk_size query positions at a
+    time. The teacher gets no gradient. Raises ValueError where relation_heads does not divide x and y.
+    """
+    if student.shape[-1] % relation_heads or teacher.shape[-1] % relation_heads:
+        raise ValueError(
+            f"widths {student.shape[-1]} and {teacher.shape[-1]} do not split into relation_heads="
+            f"{relation_heads}; set config.loss.relation_heads to a divisor of both"
+        )
+    b, t = segment_ids.shape
+
+    def parts(x_bty):
+        return x_bty.reshape(b, t, relation_heads, -1).swapaxes(0, 1)  # [t b r z], r: relation head
+
+    keys = parts(student), parts(jax.lax.stop_gradient(teacher))
+
+    def of_chunk(arrays):
+        queries, segment_tb, position_t = arrays
+        same_tbs = segment_tb[:, :, None] == segment_ids
+        seen_tbs = same_tbs & (jnp.arange(t) <= position_t[:, None, None])
+        logp, logq = (
+            _relations(query, key, seen_tbs)
+            for query, key in zip(queries[::-1], keys[::-1], strict=True)
+        )
+        return kl(logp, logq).mean(-1)
+
+    arrays = (keys, segment_ids.T, jnp.arange(t))
+    width = 2 * b * relation_heads * t
+    return map_chunks(of_chunk, arrays, width=width, chunk_size=chunk_size).T
+
+
+def _relations(query_tbrz, key_sbrz, seen_tbs):
+    """Log-softmax over what each token may see, [t b r s]; very low, yet finite, elsewhere."""
+    scores_tbrs = dot("tbrz,sbrz->tbrs", query_tbrz, key_sbrz, jnp.float32)
+    scores_tbrs *= query_tbrz.shape[-1] ** -0.5
+    return jax.nn.log_softmax(jnp.where(seen_tbs[:, :, None], scores_tbrs, -1e30))

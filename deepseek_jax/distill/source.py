@@ -1,0 +1,174 @@
+"""The loop's source of a distillation: packed texts, rows that the student samples, and held-out losses."""
+
+import numpy as np
+
+from deepseek_jax.data.conversations import last_prompt, render_numbered
+from deepseek_jax.data.corpus import PackedDocuments
+from deepseek_jax.distill.objective import PROJECTIONS, SAMPLED
+from deepseek_jax.evaluation.compare import compare
+from deepseek_jax.parallel import put_batch
+from deepseek_jax.parallel.processes import say
+from deepseek_jax.parallel.shard import batch_share
+from deepseek_jax.rollout import generate
+
+HELD_OUT_LOSS = "held_out_loss"
+
+
+def without_projections(params):
+    """A student's parameters alone."""
+    return {name: leaf for name, leaf in params.items() if name != PROJECTIONS}
+
+
+class TaskWatch:
+    """Held-out losses, task by task, and which task has become worse than it was.
+
+    loss_of: evaluation.ConversationLoss. batches: task -> its held-out batches. latest: the mean over tasks.
+    best: task -> the losses of its conversations when their mean was lowest.
+    """
+
+    def __init__(self, loss_of, batches, student):
+        self.loss_of, self.batches, self.student = loss_of, batches, student
+        self.latest, self.best, self.evaluations = 0.0, {}, 0
+
+    def __call__(self, params):
+        """Measure: -> {held_out_loss, held_out_loss/TASK, regressed/TASK: 1.0 for one that did}."""
+        params, metrics = without_projections(params), {}
+        self.evaluations += 1
+        for task, batches in self.batches.items():
+            losses = self.loss_of.by_conversation(params, batches)
+            metrics[f"{HELD_OUT_LOSS}/{task}"] = float(losses.mean())
+            metrics[f"regressed/{task}"] = float(self._regressed(task, losses))
+        means = [metrics[f"{HELD_OUT_LOSS}/{task}"] for task in self.batches]
+        self.latest = metrics[HELD_OUT_LOSS] = float(np.mean(means))
+        return metrics
+
+    def _regressed(self, task, losses):
+        best = self.best.get(task)
+        if best is None or losses.mean() < np.mean(best):
+            self.best[task] = losses.tolist()
+            return False
+        found = compare(losses, best)
+        if found.verdict != "better":  # "better" is higher: of a loss it is worse
+            return False
+        mean, low, high = found.difference
+        say(
+            f"{self.student}: task {task} regressed at evaluation {self.evaluations}: its held-out loss is "
+            f"{mean:+.3f} nats a token ({low:+.3f} to {high:+.3f}) off its best"
+        )
+        return True
+
+    def get_state(self):
+        """What JSON can say."""
+        return {"latest": self.latest, "best": self.best, "evaluations": self.evaluations}
+
+    def set_state(self, state):
+        """Go on from there."""
+        self.latest, self.best = state["latest"], state["best"]
+        self.evaluations = state["evaluations"]
+
+
+class OnPolicyRows:
+    """Rows that the student samples: prompts drawn by seed and step, as a batch's arrays under SAMPLED.
+
+    settings: OnPolicySettings. prompts: lists of ids. eos_ids end a completion.
+    """
+
+    def __init__(self, config, prompts, settings, *, eos_ids, sequence_length, seed):
+        self.config, self.settings, self.seed = config, settings, seed
+        room = sequence_length - settings.max_completion_length
+        self.prompts = [prompt for prompt in prompts if len(prompt) <= room]
+        if not self.prompts:
+            raise ValueError(
+                f"on_policy.max_completion_length={settings.max_completion_length} leaves {room} of "
+                f"sequence_length={sequence_length} tokens to a prompt, and the shortest has "
+                f"{min(map(len, prompts))}; lower it"
+            )
+        self.eos_ids, self.length = eos_ids, sequence_length
+
+    def __call__(self, params, step):
+        """-> dict of numpy arrays: tokens, targets, loss_mask, segment_ids, positions, normalizer."""
+        settings = self.settings
+        draw = np.random.default_rng([self.seed, step])
+        chosen = draw.integers(len(self.prompts), size=settings.prompts)
+        prompts = [self.prompts[i] for i in chosen]
+        rollout = generate(
+            self.config,
+            params,
+            prompts,
+            max_completion_length=settings.max_completion_length,
+            temperature=settings.temperature,
+            eos_ids=self.eos_ids,
+            seed=int(draw.integers(2**31)),
+            slots=settings.slots,
+        )
+        rows = zip(prompts, rollout.completion_ids, rollout.completion_mask, strict=True)
+        batch = sampled_rows([(p, ids[mask]) for p, ids, mask in rows], self.length)
+        return {SAMPLED + name: array for name, array in batch.items()}
+
+
+def sampled_rows(pairs, length):
+    """(prompt, completion) pairs, lists of ids, to rows of `length`: a batch that learns the completions."""
+    shape = len(pairs), length
+    tokens, targets = np.zeros(shape, np.int32), np.zeros(shape, np.int32)
+    loss_mask, segment_ids = np.zeros(shape, bool), np.zeros(shape, np.int32)
+    for row, (prompt, completion) in enumerate(pairs):
+        ids = [*prompt, *completion]
+        tokens[row, : len(ids)] = ids
+        targets[row, : len(ids) - 1] = ids[1:]
+        loss_mask[row, len(prompt) - 1 : len(ids) - 1] = True
+        segment_ids[row, : len(ids)] = 1
+    positions = np.where(segment_ids > 0, np.arange(length, dtype=np.int32), 0).astype(np.int32)
+    return {
+        "tokens": tokens,
+        "targets": targets,
+        "loss_mask": loss_mask,
+        "segment_ids": segment_ids,
+        "positions": positions,
+        "normalizer": np.float32(loss_mask.sum()),
+    }
+
+
+class DistillSource(PackedDocuments):
+    """PackedDocuments, with the rows of OnPolicyRows where there are any, and a TaskWatch that goes along.
+
+    scalars: with a temperature, which is logged. learns_texts: whether a term needs the packed texts.
+    """
+
+    def __init__(self, dataset, mesh, *, watch, sampler=None, learns_texts=True, **options):
+        super().__init__(dataset, mesh, evaluate=watch, **options)
+        self.watch, self.sampler, self.learns_texts = watch, sampler, learns_texts
+
+    def next(self, state, step):
+        """As PackedDocuments. tokens: those learned, of the texts where a term needs them and of what was
+        sampled, of which sampled_tokens are.
+        """
+        (batch,), metrics = super().next(state, step)
+        metrics["temperature"] = self.scalars["temperature"](step)
+        if not self.learns_texts:
+            metrics["tokens"] = 0.0
+        if self.sampler is None:
+            return [batch], metrics
+        sampled = self.sampler(without_projections(state.params), step)
+        share, shares = batch_share(self.mesh)
+        part = {k: np.split(v, shares)[share] if v.ndim else v for k, v in sampled.items()}
+        metrics["sampled_tokens"] = float(sampled[f"{SAMPLED}normalizer"])
+        metrics["tokens"] += metrics["sampled_tokens"]
+        return [batch | put_batch(self.mesh, part)], metrics
+
+    def get_state(self):
+        """Where the texts stand, and the watch."""
+        return super().get_state() | {"watch": self.watch.get_state()}
+
+    def set_state(self, state):
+        """Go on from there."""
+        self.watch.set_state(state["watch"])
+        super().set_state(state)
+
+
+def prompts_of(conversations, tokenizer, template, limit):
+    """The last prompt of the first `limit` conversations: lists of ids."""
+    prompts = []
+    for index in range(min(len(conversations), limit)):
+        rendered = render_numbered(tokenizer, conversations[index], index, template=template)
+        prompts.append(last_prompt(*rendered))
+    return prompts

@@ -1,0 +1,139 @@
+"""A teacher's distribution as its k likeliest tokens and the mass of all the others."""
+
+import functools
+import math
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from deepseek_jax.distill.chunks import map_chunks
+from deepseek_jax.ops.dot import dot
+from deepseek_jax.ops.vocabulary import (
+    exponential,
+    exponential_sum,
+    largest,
+    log_softmax,
+    unshifted_log,
+    vocabulary_sum,
+)
+
+TINY = float(np.finfo(np.float32).tiny)  # a dropped mass below 1.2e-38 counts as that
+LOG_TINY = math.log(TINY)
+
+
+class TopK(NamedTuple):
+    """ids: int32[m k], distinct. logprobs: float32[m k], nats, under one temperature. dropped: float32[m],
+    the probability of all other ids under that temperature. It can not be turned into another temperature's.
+    """
+
+    ids: jax.Array
+    logprobs: jax.Array
+    dropped: jax.Array
+
+
+class Buckets(NamedTuple):
+    """logprobs: float32[m k] of the kept ids. tail: float32[m], log of the mass of the others. smallest:
+    float32[m], log-probability of the least likely of those others."""
+
+    logprobs: jax.Array
+    tail: jax.Array
+    smallest: jax.Array
+
+    def joined(self):
+        """The k + 1 log-probabilities, [m k+1]."""
+        return jnp.concatenate([self.logprobs, self.tail[:, None]], axis=-1)
+
+
+@functools.partial(jax.jit, static_argnames=("k", "temperature", "chunk_size"))
+def top_k_logprobs(hidden, head, k, temperature=1.0, *, chunk_size=None):
+    """TopK of the next token, likeliest first, with temperature dividing the logits.
+
+    hidden: [m d], after the final norm. head: [v d]. k: from 1 to v. No gradient. Works through chunk_size
+    tokens at a time, so that [m v] never lives. Raises ValueError for another k or temperature.
+    """
+    v = len(head)
+    if not 1 <= k <= v:
+        raise ValueError(f"top_k={k} of {v} tokens; set config.loss.top_k to 1..{v}")
+    if not 0 < temperature < math.inf:
+        raise ValueError(
+            f"temperature={temperature} divides the logits; set config.loss.temperature to a positive number"
+        )
+
+    def of_chunk(hidden_md):
+        logits_mv = dot("md,vd->mv", hidden_md, head, jnp.float32)
+        ids_mk = jax.lax.top_k(logits_mv, k)[1].astype(jnp.int32)
+        kept = split_tail(logits_mv, ids_mk, temperature)
+        dropped_m = jnp.exp(kept.tail) if k < v else jnp.zeros_like(kept.tail)
+        return TopK(ids_mk, kept.logprobs, dropped_m)
+
+    hidden, head = jax.lax.stop_gradient((hidden, head))
+    return map_chunks(of_chunk, hidden, width=v, chunk_size=chunk_size)
+
+
+def split_tail(logits, ids, temperature=1.0):
+    """Buckets of softmax(logits / temperature): logits float32[m v], ids int32[m k], distinct in their row.
+
+    The tail is summed itself, not taken from 1, where a small one would be lost to rounding; one below
+    1.2e-38 of the likeliest token counts as that. Without other ids, k = v, tail and smallest are LOG_TINY.
+    """
+    kept_mk = jnp.take_along_axis(logits, ids, axis=-1) / temperature
+    if ids.shape[1] == logits.shape[1]:
+        nothing_m = jnp.full(len(ids), LOG_TINY)
+        return Buckets(log_softmax(kept_mk), nothing_m, nothing_m)
+    is_kept_mv = jnp.zeros(logits.shape, bool).at[jnp.arange(len(ids))[:, None], ids].set(True)
+    most_m1 = largest(logits)
+    others_m = vocabulary_sum(_not_kept, (logits, is_kept_mv), (most_m1, temperature))
+    total_m = exponential_sum(logits, most_m1, temperature)
+    tail_m = jnp.log(jnp.maximum(others_m, TINY)) - jnp.log(total_m)
+    normalizer_m = unshifted_log(total_m, most_m1, temperature)
+    smallest_m = jnp.where(is_kept_mv, jnp.inf, logits).min(-1) / temperature
+    return Buckets(kept_mk - normalizer_m[:, None], tail_m, smallest_m - normalizer_m)
+
+
+def _not_kept(arrays, rows):
+    logits, is_kept = arrays
+    return jnp.where(is_kept, 0.0, exponential(logits, *rows))
+
+
+def teacher_buckets(teacher):
+    """The k + 1 log-probabilities of a TopK, float32[m k+1], the dropped mass last."""
+    tail_m = jnp.maximum(jnp.log(teacher.dropped), LOG_TINY)
+    return jnp.concatenate([teacher.logprobs, tail_m[:, None]], axis=-1)
+
+
+def dropped_mass_bound(teacher, student, v, *, divergence, beta=None):
+    """By how much at most the divergence of all v tokens exceeds that of the k + 1 buckets: float32[m], nats.
+
+    teacher: TopK. student: Buckets at its ids. No gradient. Let P and Q be the dropped masses of teacher p
+    and student q, and p~ = p / P, q~ = q / Q on the v - k other tokens. By the chain rule of relative entropy
+    the divergence of v tokens is that of the buckets plus what they hide, which is never negative:
+
+    forward_kl  P KL(p~ || q~). A dropped token has at most the probability p_k of the least likely kept one,
+        and never more than P, so p~ <= min(1, p_k / P), while q~ >= min(q) / Q over dropped tokens. As
+        KL(p~ || q~) <= log max(p~ / q~), the bound is P log(min(1, p_k / P) Q / min(q)). Attained where one
+        token holds all of P and it is the one that the student finds least likely.
+    jsd  With N = beta P + (1 - beta) Q and w = beta P / N it is N JSD_w(p~, q~), and a JSD_w is at most
+        the entropy of (w, 1 - w), so the bound is
+        beta P log(N / (beta P)) + (1 - beta) Q log(N / ((1 - beta) Q)). Attained where p~ and q~ have no
+        token in common.
+    reverse_kl  Q KL(q~ || p~), which has no bound: a dropped token may be as unlikely to the teacher as you
+        please. inf.
+    One dropped token hides nothing, nor do none: 0. All are worst cases: a student near its teacher hides
+    less by orders of magnitude.
+    """
+    k = teacher.ids.shape[1]
+    if v - k <= 1:
+        return jnp.zeros(len(teacher.ids))
+    teacher, student = jax.lax.stop_gradient((teacher, student))
+    log_p = jnp.maximum(jnp.log(teacher.dropped), LOG_TINY)
+    log_q = student.tail
+    if divergence == "forward_kl":
+        largest = jnp.minimum(teacher.logprobs.min(-1) - log_p, 0.0)
+        return teacher.dropped * jnp.maximum(largest + log_q - student.smallest, 0.0)
+    if divergence == "reverse_kl":
+        return jnp.full(len(teacher.ids), jnp.inf)
+    share_p, share_q = log_p + math.log(beta), log_q + math.log1p(-beta)
+    log_n = jnp.logaddexp(share_p, share_q)
+    return jnp.exp(share_p) * (log_n - share_p) + jnp.exp(share_q) * (log_n - share_q)

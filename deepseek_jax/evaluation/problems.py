@@ -1,0 +1,170 @@
+"""The problems of an evaluation: where they come from, and by which rule an answer to each is right."""
+
+import contextlib
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from deepseek_jax.data.questions import distinct
+from deepseek_jax.data.sources import load_jsonl_questions
+from deepseek_jax.evaluation.consensus import majority
+from deepseek_jax.parallel.processes import from_first, say
+from deepseek_jax.reinforce.settings import TASKS
+from deepseek_jax.rewards import Rewards
+from deepseek_jax.rewards.answer import answer_key, extract_answer
+from deepseek_jax.rewards.puzzle import final_expression
+from deepseek_jax.settings import suggest
+from deepseek_jax.worlds.arithmetic.corpus import PROMPT_TEMPLATE
+
+NUM_OF_A_WORLD = 256
+
+
+class World(NamedTuple):
+    """How a small world's task is asked. tokenizer: the world's, None where text is free."""
+
+    rule: str
+    template: str
+    tokenizer: str | None = None
+
+
+WORLDS = {
+    "arithmetic": World("correct", PROMPT_TEMPLATE, "arithmetic"),
+    "word_arithmetic": World("exact_answer", "chat"),
+    "bilingual_puzzles": World("puzzle_answer", "r1_zero", "bilingual"),
+    "bilingual_requests": World("helpfulness", "r1_zero", "bilingual"),
+}
+
+
+class Reading(NamedTuple):
+    """How a rule finds the answer in a completion, or None, and what equal answers share."""
+
+    find: Callable
+    key: Callable
+
+
+NUMBERS = Reading(extract_answer, answer_key)
+# The rules whose answers can be counted: an essay or a program is no vote
+READINGS = {
+    "math_verify": NUMBERS,
+    "exact_answer": NUMBERS,
+    "correct": NUMBERS,
+    "puzzle_answer": Reading(final_expression, str.strip),
+}
+
+
+def load_problems(settings):
+    """Examples with task, rule and template, in the order of config.data. settings: EvaluateSettings.
+
+    A small world's tasks are its kinds of question in each language, a file is one task. Raises ValueError
+    for a name that is neither, as data.sources, for more problems than there are, and for a task of one.
+    """
+    problems, counts = [], Counter()
+    for name in settings.data:
+        if name in TASKS:
+            found = _of_world(name, settings)
+        elif Path(name).suffix == ".jsonl":
+            found = _of_file(name, settings)
+        else:
+            raise ValueError(
+                f"config.data={name!r} is no .jsonl file and no small world's task; {suggest(name, TASKS)}"
+            )
+        new = Counter(problem["task"] for problem in found)
+        if new & counts:
+            raise ValueError(f"config.data names {list(new & counts)[0]} twice; give one of them")
+        problems, counts = problems + found, counts + new
+    alone = [task for task, count in counts.items() if count < 2]
+    if alone:
+        raise ValueError(
+            f"config.num_problems={settings.num_problems} leaves {alone[0]!r} a single problem, and an "
+            "interval needs 2; raise it"
+        )
+    return problems
+
+
+def _of_world(name, settings):
+    world, number = WORLDS[name], settings.num_problems or NUM_OF_A_WORLD
+    template = settings.template or world.template
+    return [
+        example | {"task": _kind(name, example), "rule": world.rule, "template": template}
+        for example in TASKS[name](0, number).held_out
+    ]
+
+
+def _kind(name, example):
+    return f"{example['kind']} {example['language']}" if "kind" in example else name
+
+
+def _of_file(name, settings):
+    examples = distinct(load_jsonl_questions(name, "config.data"))
+    number = len(examples) if settings.num_problems is None else settings.num_problems
+    if not 2 <= number <= len(examples):
+        raise ValueError(
+            f"config.num_problems={number} must be within 2..{len(examples)}, the questions of {name}"
+        )
+    chosen = sorted(np.random.default_rng(0).permutation(len(examples))[:number])
+    task, template = "/".join(Path(name).with_suffix("").parts[-2:]), settings.template or "chat"
+    problems = []
+    for example in (examples[i] for i in chosen):
+        rule = "program" if "test_cases" in example else "math_verify"
+        asked = example["question"]
+        if settings.instruction and rule != "program":
+            asked = f"{asked}\n{settings.instruction}"
+        more = {"task": task, "rule": rule, "template": template, "asked": asked}
+        problems.append(example | more)
+    return problems
+
+
+class Rules(contextlib.ExitStack):
+    """The rules of some problems, each a Rewards; a context manager, which ends their workers.
+
+    Raises ValueError where a rule lacks its package or a sandbox, or a problem what the rule reads.
+    """
+
+    def __init__(self, problems):
+        super().__init__()
+        self._rewards = {}
+        for rule in sorted({problem["rule"] for problem in problems}):
+            self._rewards[rule] = self.enter_context(Rewards({rule: 1.0}))
+            self._rewards[rule].check([p for p in problems if p["rule"] == rule])
+
+    def judge(self, problems, groups):
+        """What each group of completions is worth: -> a dict for each problem, of answers (str or None) and
+        correct, one a completion; majority, the answer given most often, and agreed, whether it is right,
+        both None where the rule finds no answers; and unscored, completions that have no verdict. These
+        count as wrong, so that every problem keeps its number of samples.
+        """
+        judged = [self._answers(*pair) for pair in zip(problems, groups, strict=True)]
+        for rule, rewards in self._rewards.items():
+            chosen = [i for i, problem in enumerate(problems) if problem["rule"] == rule]
+            texts = [groups[i] + _marked(judged[i]["majority"]) for i in chosen]
+            asked = [problems[i] for i, of in zip(chosen, texts, strict=True) for _ in of]
+            scores = rewards.score(asked, [text for of in texts for text in of])
+            for message in scores.messages:
+                say(f"{message} It counts as wrong.")
+            values = iter(from_first(scores.total).tolist())
+            for i in chosen:
+                verdicts = [next(values) for _ in groups[i]]
+                judged[i]["correct"] = [verdict == 1 for verdict in verdicts]
+                judged[i]["unscored"] = int(np.isnan(verdicts).sum())
+                if judged[i]["majority"] is not None:
+                    judged[i]["agreed"] = next(values) == 1
+        return judged
+
+    def _answers(self, problem, texts):
+        reading = READINGS.get(problem["rule"])
+        if reading is None:
+            return {"answers": [None] * len(texts), "majority": None, "agreed": None}
+        answers = [reading.find(text) for text in texts]
+        keys = [None if answer is None else reading.key(answer) for answer in answers]
+        most = majority(keys)
+        if most is None:
+            return {"answers": answers, "majority": None, "agreed": False}
+        return {"answers": answers, "majority": answers[keys.index(most)], "agreed": False}
+
+
+def _marked(answer):
+    """The completion that states an answer and nothing else, as a list; empty for none."""
+    return [] if answer is None else [f"<answer>{answer}</answer>"]

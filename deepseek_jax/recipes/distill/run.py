@@ -1,0 +1,147 @@
+"""Distillation of a teacher into students of other architectures (arXiv:2501.12948, section 2.4), in order.
+
+teacher, a checkpoint or made first -> its right answers -> what students start from -> each student, after
+the teacher's text and whatever else of it config.students.NAME.loss weighs -> questions answered by all.
+Students that learn from rewards alone may stand beside them.
+"""
+
+import functools
+import json
+
+from rich.console import Console
+
+from deepseek_jax.checkpoint.hf_config import read_config
+from deepseek_jax.distill import compute as distill_compute
+from deepseek_jax.parallel.processes import first_process, say
+from deepseek_jax.parallel.shard import check_batch
+from deepseek_jax.recipes.distill.findings import FILE, as_json, findings, findings_table
+from deepseek_jax.recipes.distill.scores import answer_tasks, intervals
+from deepseek_jax.recipes.distill.settings import DistillSettings
+from deepseek_jax.recipes.distill.stages import DistillStages
+from deepseek_jax.recipes.distill.tasks import small_world, texts_hash, transfer_tasks
+from deepseek_jax.reinforce.update import check_rows
+from deepseek_jax.reports.answers import make_console
+from deepseek_jax.reports.tables import plot_curves, stages_table
+from deepseek_jax.settings import build
+from deepseek_jax.training.metrics import MetricsWriter
+
+REDOES_WHAT_CHANGED = True  # and what follows from it: another config may go on in the same workdir
+TABLE_WIDTH = 120  # columns
+CURVES = ("loss", "held_out_loss", "soft", "hard", "on_policy")
+FEWEST = 2  # questions that the small world holds out where none are asked
+
+
+def run(config, mesh, workdir, should_stop):
+    """Run the recipe in workdir, or what is left of it. config: ConfigDict of DistillSettings' fields.
+
+    Each stage has a folder with stage.json, what it was made from (see lineage), and params, which
+    launch/convert.py reads. answers.json, of tasks with questions: answers, policy -> task -> the share of
+    right answers of each question; compute, student -> floating-point operations; comparisons.
+    """
+    settings = build(DistillSettings, config, "config")
+    _check_rows(settings, mesh)
+    world = small_world(
+        settings.seed, settings.evaluation.num_questions if settings.evaluation else FEWEST
+    )
+    writer = MetricsWriter(workdir)
+    stages = DistillStages(settings, world, mesh, workdir, writer, should_stop)
+    teacher = None if settings.teacher is None else stages.teacher()
+    digest, accepted = (None, None) if settings.text is None else stages.text(teacher)
+    tasks = transfer_tasks(settings, world, accepted, workdir / "data")
+    texts = texts_hash(settings, digest), tasks
+    starts = {name: stages.start(name) for name in settings.starts}
+    made = {} if teacher is None else {"teacher": teacher}
+    made |= {f"start {name}": start for name, start in starts.items()}
+    answers = _measured(settings, stages, made, texts)
+    students = {}
+    for name, student in settings.built_students().items():
+        students[name] = stages.student(name, student, starts[student.start], texts, teacher)
+        answers |= _measured(settings, stages, {name: students[name]}, texts)
+    for name, student in settings.built_reinforced().items():
+        students[name] = stages.reinforced(name, student, starts[student.start])
+        answers |= _measured(settings, stages, {name: students[name]}, texts)
+    writer.close()
+    if first_process():
+        _plot(settings, workdir)
+    if answers and first_process():
+        found = {"answers": answers, "compute": {}, "comparisons": settings.comparisons}
+        if settings.comparisons:
+            found["compute"] = _compute(settings, students, teacher, tasks, workdir)
+        (workdir / FILE).write_text(json.dumps(found))
+        _report(answers)
+        if settings.comparisons:
+            report_sweep(workdir, [workdir])
+    say(f"complete; metrics, curves, and a folder of each stage with its params are in {workdir}")
+
+
+def _check_rows(settings, mesh):
+    """Raise ValueError, naming the fields, unless every student's rows split over the mesh."""
+    for name, student in settings.built_students().items():
+        cuts = dict(micro_batches=student.micro_batches)
+        try:
+            check_batch(mesh, student.batch_size, student.sequence_length, **cuts)
+        except ValueError as error:
+            sizes = f"batch_size={student.batch_size}, sequence_length={student.sequence_length}"
+            raise ValueError(f"config.students.{name}.{sizes}: {error}") from error
+    for name, student in settings.built_reinforced().items():
+        check_rows(student, mesh, f"config.reinforced.{name}")
+
+
+def report_sweep(folder, workdirs):
+    """Print what finished runs tell together, and write it to folder/findings.txt and findings.json."""
+    if not first_process():
+        return
+    found = findings(workdirs)
+    table = findings_table(found, len(workdirs))
+    Console(width=TABLE_WIDTH).print(table)
+    with open(folder / "findings.txt", "w") as file:
+        Console(width=TABLE_WIDTH, file=file).print(table)
+    (folder / "findings.json").write_text(json.dumps(as_json(found), indent=1) + "\n")
+
+
+def _measured(settings, stages, made, texts):
+    """title -> the answers of a policy that is made; {} where no task has questions."""
+    answers, tasks = {}, texts[1]
+    if not any(task.questions for task in tasks.values()):
+        return answers
+    for title, policy in made.items():
+        measure = functools.partial(answer_tasks, settings, tasks)
+        answers[title] = stages.measured(policy, texts, measure)
+        shown = (f"{n} {mean:.1%}" for n, (mean, *_) in intervals(answers[title]).items())
+        say(f"{title} answers right: {', '.join(shown)}")
+    return answers
+
+
+def _compute(settings, students, teacher, tasks, workdir):
+    """student -> floating-point operations that it took."""
+    taught, counts = teacher and read_config(teacher.path), {}
+    texts = dict(texts=sum(len(task.train) for task in tasks.values()), answered=0)
+    if settings.text is not None:
+        asked = settings.text
+        texts["answered"] = (
+            asked.num_prompts * asked.samples_per_prompt * asked.max_completion_length
+        )
+    for name, student in settings.built_students().items():
+        config = read_config(students[name].path)
+        counts[name] = distill_compute.distilled(student, config, taught, **texts)
+    for name, student in settings.built_reinforced().items():
+        metrics, config = workdir / "metrics.jsonl", read_config(students[name].path)
+        counts[name] = distill_compute.reinforced(student, config, metrics, name)
+    return counts
+
+
+def _plot(settings, workdir):
+    """The curves of each distilled student, workdir/NAME.png."""
+    for name in settings.students:
+        path = workdir / f"{name}.png"
+        plot_curves(workdir / "metrics.jsonl", path, phase=name, names=CURVES)
+
+
+def _report(answers):
+    """Print the table of right answers."""
+    rows = {title: intervals(found) for title, found in answers.items()}
+    names = list(next(iter(rows.values())))
+    forms, columns = dict.fromkeys(names, ".1%"), {name: name for name in names}
+    title = "right answers to held-out questions; of requests, how far they help"
+    how = dict(title=title, first_column="policy")
+    make_console().print(stages_table(rows, forms, columns, **how))

@@ -1,0 +1,213 @@
+"""One student: its batches, with or without the teacher's targets from disk, its watch, and its training."""
+
+import dataclasses
+import functools
+from pathlib import Path
+
+import jax
+from jax.sharding import Mesh
+
+from deepseek_jax.data.conversations import pack_conversations, weighed_tokens
+from deepseek_jax.distill.cache import top_k_records
+from deepseek_jax.distill.cached_targets import pack_targets, write_targets
+from deepseek_jax.distill.objective import Objective
+from deepseek_jax.distill.paired_conversations import pack_paired
+from deepseek_jax.distill.source import (
+    HELD_OUT_LOSS,
+    DistillSource,
+    OnPolicyRows,
+    TaskWatch,
+    prompts_of,
+)
+from deepseek_jax.distill.token_alignment import shared_vocabulary
+from deepseek_jax.distill.update import train_student
+from deepseek_jax.evaluation.conversation_loss import ConversationLoss
+from deepseek_jax.parallel.shard import batch_share
+from deepseek_jax.recipes.distill.settings import DistillSettings, StudentSettings
+from deepseek_jax.recipes.distill.tasks import mixed
+from deepseek_jax.recipes.sft.data import check_conversations
+from deepseek_jax.recipes.start import ending_turns
+
+MOST_PROMPTS = 4096  # that on-policy rows are drawn from
+
+
+@dataclasses.dataclass(frozen=True)
+class StudentRun:
+    """A student's training in folder. tasks: name -> distill_data.TransferTask."""
+
+    settings: DistillSettings
+    name: str
+    student: StudentSettings
+    tasks: dict
+    mesh: Mesh
+    folder: Path
+
+    def train(self, start, taught, *, writer, should_stop):
+        """(ModelConfig, params) of the student.
+
+        start: (ModelConfig, params, Tokenizer), whose params are used up; taught: the teacher's, or None
+        where no term asks it.
+        """
+        policy, params, tokenizer = start
+        policy = ending_turns(policy, tokenizer, self.settings.template)
+        if self.student.sequence_length > policy.max_position_embeddings:
+            raise ValueError(
+                f"config.students.{self.name}.sequence_length={self.student.sequence_length} is beyond the "
+                f"{policy.max_position_embeddings} positions of its start; lower it, or raise "
+                f"config.starts.{self.student.start}.max_position_embeddings"
+            )
+        self.check_texts(policy, tokenizer)
+        objective = self.objective(policy, tokenizer, taught)
+        watch = self._watch(policy, tokenizer)
+        source = DistillSource(
+            self._batches(tokenizer, taught),
+            self.mesh,
+            watch=watch,
+            sampler=self._sampler(policy, tokenizer),
+            batch_sizes=((0, self.student.batch_size),),
+            quantum=self.student.batch_size,
+            scalars={
+                "temperature": self.student.loss.temperature_at,
+                HELD_OUT_LOSS: lambda step: watch.latest,
+            },
+            eval_every=self.student.eval_every,
+            learns_texts=self.student.loss.learns_texts(),
+        )
+        params = train_student(
+            self.student,
+            objective,
+            params,
+            {} if taught is None else taught[1],
+            source,
+            self.mesh,
+            self.folder / "checkpoints",
+            phase=self.name,
+            writer=writer,
+            should_stop=should_stop,
+        )
+        end = self.student.num_steps
+        writer.start(self.name, end)  # a run cut short here measures again
+        writer.write(end, watch(params), phase=self.name)
+        return policy, params
+
+    def check_texts(self, policy, tokenizer):
+        """As sft_data.check_conversations, of the texts of every task."""
+        _, shares = batch_share(self.mesh)
+        rows = self._rows() | {"template": self.settings.template}
+        for name, task in self.tasks.items():
+            for part, count, kind in (
+                (task.train, shares, f"{name} training"),
+                (task.held_out, 1, f"{name} held-out"),
+            ):
+                checked = policy, tokenizer, part, kind, count, rows
+                check_conversations(*checked, f"config.students.{self.name}")
+
+    def objective(self, policy, tokenizer, taught):
+        """distill.objective.Objective of config.students.NAME.loss. Raises ValueError where the teacher's
+        tokenizer is another and terms compare token by token.
+        """
+        loss, on_policy = self.student.loss, self.student.loss.on_policy
+        sampled = {}
+        if on_policy is not None:
+            sampled = dict(on_policy_divergence=on_policy.divergence, on_policy_beta=on_policy.beta)
+        if taught is not None:
+            sampled["shared"] = self._shared(tokenizer, taught[2])
+        return Objective(
+            student=policy,
+            teacher=None if taught is None else taught[0],
+            weights={name: weight for name, weight in loss.weights.items() if weight},
+            divergence=loss.divergence,
+            beta=loss.beta,
+            relation_heads=loss.relation_heads,
+            vocab_size=loss.vocab_size,
+            micro_batches=self.student.micro_batches,
+            **sampled,
+        )
+
+    def _shared(self, tokenizer, teacher_tokenizer):
+        """shared_vocabulary's pairs as tuples; () where no term wants them."""
+        loss = self.student.loss
+        own, theirs = (t.backend.get_vocab(True) for t in (tokenizer, teacher_tokenizer))
+        if loss.needs("matched", "sorted"):
+            ends = tokenizer.eos_id, teacher_tokenizer.eos_id
+            spelled = zip((tokenizer, teacher_tokenizer), ends, strict=True)
+            end = tuple(t.backend.id_to_token(i) for t, i in spelled)
+            pairs = shared_vocabulary(own, theirs, (end, *loss.same_tokens))
+            return tuple(tuple(ids.tolist()) for ids in pairs)
+        if own != theirs:
+            raise ValueError(
+                f"config.students.{self.name}.loss.weights compares token by token, and the start's "
+                "tokenizer is not the teacher's; give matched, sorted and hard weights, and no others"
+            )
+        return ()
+
+    def _rows(self):
+        return {
+            "sequence_length": self.student.sequence_length,
+            "batch_size": self.student.batch_size,
+            "packing": self.settings.packing,
+        }
+
+    def _packing(self, **more):
+        share, shares = batch_share(self.mesh)
+        own = dict(seed=self.student.seed, process_index=share, process_count=shares)
+        return self._rows() | own | more
+
+    def _batches(self, tokenizer, taught):
+        temperature = self.settings.mixing_temperature
+        sources = [task.train for task in self.tasks.values()]
+        options = self._packing(template=self.settings.template)
+        if self.student.loss.needs("matched", "sorted"):
+            return pack_paired(mixed(sources, temperature), tokenizer, taught[2], **options)
+        if self.student.loss.top_k is None:
+            return pack_conversations(mixed(sources, temperature), tokenizer, **options)
+        cached = [
+            self._cached(name, task.train, tokenizer, taught) for name, task in self.tasks.items()
+        ]
+        return pack_targets(mixed(cached, temperature), pad_id=tokenizer.pad_id, **self._packing())
+
+    def _cached(self, name, conversations, tokenizer, taught):
+        """The texts of a task with the teacher's top k, written to folder/targets/TASK first."""
+        loss = self.student.loss
+        if jax.process_count() > 1:
+            raise ValueError(
+                f"config.students.{self.name}.loss.top_k={loss.top_k}: one process writes the teacher's "
+                "targets; train on one, or set it to None"
+            )
+        render = functools.partial(weighed_tokens, tokenizer, template=self.settings.template)
+        texts = (render(conversations[i], i) for i in range(len(conversations)))
+        records = top_k_records(
+            *taught[:2],
+            texts,
+            loss.top_k,
+            sequence_length=self.student.sequence_length,
+            batch_size=self.student.batch_size,
+            vocab_size=loss.vocab_size,
+            temperature=loss.temperature_at(0),
+        )
+        return write_targets(records, loss.top_k, self.folder / "targets" / name)
+
+    def _watch(self, policy, tokenizer):
+        options = self._packing(template=self.settings.template, num_epochs=1)
+        options |= dict(process_index=0, process_count=1)
+        batches = {
+            name: list(pack_conversations(task.held_out, tokenizer, **options))
+            for name, task in self.tasks.items()
+        }
+        return TaskWatch(ConversationLoss(policy, [], self.mesh), batches, self.name)
+
+    def _sampler(self, policy, tokenizer):
+        on_policy = self.student.loss.on_policy
+        if on_policy is None:
+            return None
+        prompts = []
+        for task in self.tasks.values():
+            prompts += prompts_of(task.train, tokenizer, self.settings.template, MOST_PROMPTS)
+        return OnPolicyRows(
+            policy,
+            prompts,
+            on_policy,
+            eos_ids=(tokenizer.eos_id, *policy.eos_ids),
+            sequence_length=self.student.sequence_length,
+            seed=self.student.seed,
+        )

@@ -1,0 +1,53 @@
+"""What a reader sees of an evaluation, and of two of them on the same problems."""
+
+import json
+from pathlib import Path
+
+from deepseek_jax.evaluation.problem_scores import compared_tasks, in_order, task_scores
+from deepseek_jax.evaluation.problems import load_problems
+from deepseek_jax.recipes.evaluate.settings import EvaluateSettings
+from deepseek_jax.reports.answers import make_console
+from deepseek_jax.reports.tables import comparison_table, stages_table
+from deepseek_jax.settings import build
+
+RESULTS = "results.json"
+TABLE_WIDTH = 130  # columns: six scores with their intervals
+
+
+def report(problems, workdir):
+    """Print the scores of the problems of a results.json."""
+    scores, console = task_scores(problems), make_console(width=TABLE_WIDTH)
+    forms = {name: ".1f" if name == "length" else ".1%" for of in scores.values() for name in of}
+    names = {name: name for name in forms}
+    console.print(
+        stages_table(scores, forms, names, title="scores of problems", first_column="task")
+    )
+    unscored = sum(problem["unscored"] for problem in problems)
+    if unscored:
+        samples = sum(len(problem["correct"]) for problem in problems)
+        console.print(f"{unscored} of {samples} answers had no verdict and count as wrong")
+    console.print(f"complete; prompts, completions and verdicts are in {workdir / RESULTS}")
+
+
+def check_against(config, path):
+    """Raise ValueError unless path is a results.json on the problems of this config."""
+    problems = load_problems(build(EvaluateSettings, config, "config"))
+    in_order([problem | {"gold": problem["answer"]} for problem in problems], _read_problems(path))
+
+
+def report_against(workdir, path):
+    """Print the comparison of a finished run with the results.json at path, problem by problem."""
+    ours, theirs = map(_read_problems, (workdir / RESULTS, path))
+    console = make_console(width=TABLE_WIDTH)
+    console.print(comparison_table(compared_tasks(ours, theirs)))
+
+
+def _read_problems(path):
+    try:
+        results = json.loads(Path(path).read_text())
+        if "made_of" in results and "problems" in results:
+            return results["problems"]
+        error = "it has no problems"
+    except (OSError, ValueError) as cause:
+        error = cause
+    raise ValueError(f"{path} is no results.json of an evaluation: {error}")

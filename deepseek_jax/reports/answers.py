@@ -1,0 +1,47 @@
+"""How a policy answers held-out prompts before and after its training, and how that is shown."""
+
+import numpy as np
+from rich.console import Console
+
+from deepseek_jax.evaluation.held_out import evaluate
+from deepseek_jax.parallel.processes import first_process
+from deepseek_jax.reports.tables import before_after_table, sample_panel
+
+FORMS = {"completion_length": ".1f", "reward": ".2f"}  # of a score; others are shares
+
+
+def answer(config, params, tokenizer, prompts, examples, rewards, *, temperature, **settings):
+    """evaluation.held_out.evaluate, sampled at this temperature and greedily: a dict of both."""
+    return {
+        way: evaluate(
+            config, params, tokenizer, prompts, examples, rewards, temperature=t, **settings
+        )
+        for way, t in (("sampled", temperature), ("greedy", 0.0))
+    }
+
+
+def print_table(console, before, after):
+    """The scores of two measurements, dicts from a way of decoding to what evaluate gives."""
+    scores = [{way: measured["scores"] for way, measured in m.items()} for m in (before, after)]
+    names = next(iter(scores[1].values()))
+    console.print(before_after_table({name: FORMS.get(name, ".1%") for name in names}, *scores))
+
+
+def print_samples(console, before, after):
+    """The first completions of two measurements as evaluate gives them, side by side."""
+    pairs = zip(before["samples"], after["samples"], strict=True)
+    samples = [
+        {"prompt": old["prompt"], **_sample("before", old), **_sample("after", new)}
+        for old, new in pairs
+    ]
+    console.print(sample_panel(samples))
+
+
+def make_console(width=None):
+    """A console that only process 0 writes to, of so many columns, or as many as the terminal has."""
+    return Console(quiet=not first_process(), width=width)
+
+
+def _sample(when, sample):
+    reward = np.nan if sample["reward"] is None else sample["reward"]
+    return {when: sample["completion"], f"{when}_reward": reward}

@@ -1,0 +1,123 @@
+"""Tables of models in service, beside a teacher: rich, a row a model."""
+
+from rich.box import SIMPLE_HEAD
+from rich.table import Table
+
+from deepseek_jax.costs import deployment as d
+from deepseek_jax.costs.deployment_claims import findings, parameter_ratios
+from deepseek_jax.costs.flops import active_weights
+from deepseek_jax.models import count_params
+
+
+def size_table(models):
+    """Parameters, weights and cache. models: dict name -> ModelConfig, as in all of these."""
+    caption = (
+        "active: weights that a token meets in matrix products. FP8: projections in E4M3 with scales of "
+        "128 x 128 blocks; embedding, head, router, norms and biases stay bfloat16, and the router's "
+        "balancing bias is float32. Without multi-token prediction."
+    )
+    columns = "parameters", "active", "bf16 GB", "FP8 GB", "of it bf16", "cache B/token"
+    table = _table("sizes", caption, columns)
+    for name, config in models.items():
+        sizes = (
+            d.weight_bytes(config, "bf16"),
+            d.weight_bytes(config, "fp8"),
+            d.unquantised_bytes(config),
+        )
+        counts = count_params(config), active_weights(config)
+        cells = *(f"{n:,}" for n in counts), *(f"{size / 1e9:.4g}" for size in sizes)
+        table.add_row(name, *cells, f"{d.cache_bytes(config):,}")
+    return table
+
+
+def speed_table(models, *, chip_name, chip_bytes, bytes_per_second, batch_size, context_length):
+    """Chips for the weights, and tokens a second of one: at batch 1 and at batch_size."""
+    met = [
+        f", {d.distinct_experts(config, batch_size):.1f} of {name}'s {config.n_routed_experts} a layer"
+        for name, config in models.items()
+        if config.n_routed_experts
+    ]
+    experts = f" (for a batch of {batch_size}{''.join(met)})" if met else ""
+    caption = (
+        f"chips of {chip_bytes / 2**30:.0f} GiB for the weights alone; tokens/s for each chip's "
+        f"{bytes_per_second / 1e9:,.0f} GB/s, all sequences together, on as many chips as hold them. A step "
+        f"reads every weight once, routed experts where tokens are expected to choose them{experts}, and "
+        f"{context_length} tokens of bfloat16 cache a sequence. Computing, writing and sending cost nothing."
+    )
+    cells = [(batch, form) for batch in (1, batch_size) for form in d.FORMATS]
+    columns = (
+        "chips\nbf16",
+        "\nfp8",
+        *(f"batch {batch}\n{form} tokens/s" for batch, form in cells),
+    )
+    table = _table(f"decoding on TPU {chip_name}, bound of its memory", caption, columns)
+    for name, config in models.items():
+        chips = (d.chips_for(d.weight_bytes(config, form), chip_bytes) for form in d.FORMATS)
+        rates = (
+            d.tokens_per_second(config, form, batch, context_length, bytes_per_second)
+            for batch, form in cells
+        )
+        table.add_row(name, *map(str, chips), *(f"{rate:,.1f}" for rate in rates))
+    return table
+
+
+def ratio_table(models, *, batch_size, context_length):
+    """Everything against the first of the models."""
+    (teacher_name, teacher), *students = models.items()
+    caption = (
+        f"{teacher_name}'s number over the model's; of tokens/s (bf16, a chip) the model's over it"
+    )
+    columns = "parameters", "active", "bf16\nbytes", "fp8\nbytes", "cache\nbytes"
+    columns += "tokens/s\nbatch 1", f"tokens/s\nbatch {batch_size}"
+    table = _table(f"against {teacher_name}", caption, columns)
+    for name, student in students:
+        pair = teacher, student
+        less = [
+            *parameter_ratios(*pair).values(),
+            *(d.weight_bytes(teacher, form) / d.weight_bytes(student, form) for form in d.FORMATS),
+            d.cache_bytes(teacher) / d.cache_bytes(student),
+        ]
+        faster = [
+            d.step_bytes(teacher, "bf16", batch, context_length)
+            / d.step_bytes(student, "bf16", batch, context_length)
+            for batch in (1, batch_size)
+        ]
+        table.add_row(name, *(f"{ratio:.3g}" for ratio in less + faster))
+    return table
+
+
+def claims_table(teacher, students, **settings):
+    """Claims and what was found; None where nothing is claimed. The arguments are those of findings."""
+    table = _table(
+        "claims",
+        "holds: what was found is at most a quarter more or less",
+        ("claimed", "found", ""),
+    )
+    table.columns[0].no_wrap = False
+    found = findings(teacher, students, **settings)
+    for one, before in zip(found, [None, *found], strict=False):
+        if before is None or before.student != one.student:
+            table.add_row(f"{one.student}: {one.claim}")
+        verdict = "holds" if one.holds else "does not hold"
+        table.add_row(f"  {one.assumption}", f"{one.claimed:.3g}", f"{one.found:.3g}", verdict)
+    return table if found else None
+
+
+def measured_table(models, speeds, caption):
+    """speeds: dict name -> tokens a second, the first one's being 1."""
+    table = _table("decoding, measured", caption, ("parameters", "active", "tokens/s", "ratio"))
+    first = next(iter(speeds.values()))
+    for name, speed in speeds.items():
+        counts = count_params(models[name]), active_weights(models[name])
+        table.add_row(name, *(f"{n:,}" for n in counts), f"{speed:,.0f}", f"{speed / first:.2f}")
+    return table
+
+
+def _table(title, caption, columns):
+    table = Table(
+        title=title, caption=caption, box=SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False
+    )
+    table.add_column("", no_wrap=True)
+    for column in columns:
+        table.add_column(column, justify="right", no_wrap=True)
+    return table

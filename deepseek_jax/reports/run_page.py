@@ -1,0 +1,96 @@
+"""report.html: what a run of stages left in its work directory, as a page."""
+
+import json
+import os
+
+from deepseek_jax.parallel.processes import first_process
+from deepseek_jax.reports.html_report import report_page
+from deepseek_jax.training.lineage import content_hash
+from deepseek_jax.training.metrics import read_phases
+
+NOT_STAGES = ("settings", "data")  # of the inputs in a stage.json
+
+
+def write_report(workdir, title, stages, forms, names):
+    """Write workdir/report.html of what is there by now. Process 0 alone.
+
+    stages: name of each stage -> its title, in an order in which none comes before what it is made from.
+    forms, names: as in reports.tables.stages_table.
+    """
+    if not first_process():
+        return
+    page = report_page(title, **collect(workdir, stages), forms=forms, names=names)
+    fresh = workdir / "report.html.tmp"
+    fresh.write_text(page)
+    os.replace(fresh, workdir / "report.html")
+
+
+def collect(workdir, stages):
+    """What report_page takes: stages, scores, curves, samples, and findings, once every stage is complete.
+
+    A stage is outdated where one that it came from has been made anew since, or is itself outdated: its
+    scores and samples are left out, and so are those that were measured of another version of the stage.
+    """
+    told = _lineage(workdir, stages)
+    scores, samples = {}, []
+    for stage in told:
+        folder = workdir / "measured" / stage["name"]
+        record = _read(folder / "stage.json")
+        if stage["state"] != "complete" or record is None or not record["complete"]:
+            continue
+        if record["inputs"]["parent"] != content_hash(stage["hash"]):
+            continue
+        measured = _read(folder / "scores.json")
+        scores[stage["title"]] = measured["scores"]
+        samples += [
+            {"stage": stage["title"]} | group
+            for groups in measured["samples"].values()
+            for group in groups
+        ]
+    found = {"stages": told, "scores": scores, "curves": _curves(workdir, told), "samples": samples}
+    findings = _read(workdir / "findings.json")
+    if findings is not None and all(stage["state"] == "complete" for stage in told):
+        found["findings"] = findings["heads"], findings["rows"]
+    return found
+
+
+def _lineage(workdir, stages):
+    """report_page's stages: what each stage.json says, its inputs matched to the stages that are there."""
+    records = {name: _read(workdir / name / "stage.json") for name in stages}
+    found = {name: record for name, record in records.items() if record is not None}
+    by_hash = {content_hash(record["hash"]): name for name, record in found.items()}
+    told = {}
+    for name, title in stages.items():
+        record = records[name] or {"hash": None, "inputs": {}, "complete": False}
+        inputs = {key: (digest, by_hash.get(digest)) for key, digest in record["inputs"].items()}
+        told[name] = dict(name=name, title=title, hash=record["hash"], inputs=inputs)
+        told[name]["state"] = _state(records[name], inputs, told)
+    return list(told.values())
+
+
+def _curves(workdir, told):
+    """report_page's curves: a phase by its stage's title, first those that are not called like a stage."""
+    phases = read_phases(workdir / "metrics.jsonl")
+    headings = {}
+    for stage in told:
+        outdated = ", outdated" if stage["state"] == "outdated" else ""
+        headings[stage["name"].replace("/", "_")] = f"{stage['title']} ({stage['name']}{outdated})"
+    curves = {phase: records for phase, records in phases.items() if phase not in headings}
+    curves |= {headings[phase]: phases[phase] for phase in headings if phase in phases}
+    return curves
+
+
+def _state(record, inputs, told):
+    """told: the stages before this one."""
+    if record is None:
+        return "not begun"
+    if not record["complete"]:
+        return "not finished"
+    parents = [parent for key, (_, parent) in inputs.items() if key not in NOT_STAGES]
+    if any(parent is None or told[parent]["state"] != "complete" for parent in parents):
+        return "outdated"
+    return "complete"
+
+
+def _read(path):
+    return json.loads(path.read_text()) if path.exists() else None

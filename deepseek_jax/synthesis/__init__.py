@@ -1,0 +1,1 @@
+"""Data from a teacher: ask, vary, filter, deduplicate."""

@@ -1,0 +1,129 @@
+"""More questions to ask a teacher than there are: varied by rule, and put anew by the teacher itself.
+
+Of every question, what became of it is counted: origin -> Counter of fates, "kept" among them.
+"""
+
+from collections import Counter, defaultdict
+
+import numpy as np
+
+from deepseek_jax.data.questions import asked_messages
+from deepseek_jax.rewards.helpful import summary
+from deepseek_jax.rewards.language import LANGUAGES, language_share
+from deepseek_jax.synthesis.teacher import read_rows
+from deepseek_jax.synthesis.vary import recomputed, vary_names, vary_numbers
+
+SOURCE = "source"
+REWRITTEN = ("paraphrase", "translation", "back_translation")  # by the teacher
+BY_RULE = {"numbers": vary_numbers, "names": vary_names}
+LEAST_SHARE = 0.8  # of a rewritten question's words, in the language that it should be in
+
+
+def augmented(settings, questions, evaluation, ask):
+    """(the questions to ask, the fates): the given ones, and what config.augment makes of them.
+
+    Each example has its origin, and what it was derived_from. ask(name, examples) has the teacher answer
+    each once: -> the folder of its chunks. evaluation: synthesis.ngrams.Evaluation, or None.
+    Raises ValueError, naming the field, where a way of augmenting leaves nothing.
+    """
+    augment, fates = settings.augment, defaultdict(Counter)
+    screen = _Screen(evaluation, fates)
+    sources = [q | {"origin": SOURCE, "derived_from": q["question"]} for q in questions]
+    kept = screen.pass_on(sources)
+    if not kept:
+        raise ValueError(
+            f"config.keep.decontaminate leaves none of {len(sources)} questions of config.data: each shares "
+            f"a run of config.keep.ngram={settings.keep.ngram} words with an evaluation set"
+        )
+    made = {}
+    for index, (origin, vary) in enumerate(BY_RULE.items()):
+        if count := getattr(augment, origin):
+            variants = _varied(kept, vary, count, [settings.seed, index], fates[origin])
+            made[origin] = screen.pass_on(example | {"origin": origin} for example in variants)
+    if augment.paraphrase:
+        made["paraphrase"] = _rewritten("paraphrase", kept, augment.paraphrase, ask, screen)
+    if augment.translate:
+        made["translation"] = _rewritten("translation", kept, augment.translate, ask, screen)
+    for origin, examples in made.items():
+        if not examples:
+            shown = ", ".join(f"{count} {fate}" for fate, count in fates[origin].most_common())
+            field = f"config.augment.{'translate' if origin == 'translation' else origin}"
+            raise ValueError(f"{field} made no new question ({shown}); leave it out, or mend it")
+    if augment.translate:  # what comes back as it was is not new, and no mistake
+        there = made["translation"]
+        made["back_translation"] = _rewritten(
+            "back_translation", there, augment.translate, ask, screen
+        )
+    return kept + [example for examples in made.values() for example in examples], dict(fates)
+
+
+class _Screen:
+    """Lets questions pass that were not there before and stand in no evaluation set."""
+
+    def __init__(self, evaluation, fates):
+        self.evaluation, self.fates, self.seen = evaluation, fates, set()
+
+    def pass_on(self, examples):
+        """Those that pass, as a list."""
+        return [example for example in examples if self._passes(example)]
+
+    def _passes(self, example):
+        messages = tuple(message["content"] for message in asked_messages(example))
+        leaks = self.evaluation and self.evaluation.shares_a_run("\n".join(messages))
+        fate = "contaminated" if leaks else "repeated" if messages in self.seen else "kept"
+        self.seen.add(messages)
+        self.fates[example["origin"]][fate] += 1
+        return fate == "kept"
+
+
+def _varied(examples, vary, count, seed, fates):
+    """`count` variants of each example by a rule, whose answers are found again from their text."""
+    for index, example in enumerate(examples):
+        for number in range(count):
+            variant = vary(np.random.default_rng([*seed, index, number]), example)
+            if variant is None:
+                fates["nothing to change"] += 1
+            elif recomputed(variant["question"]) != variant["answer"]:
+                fates["answers disagree"] += 1
+            else:
+                yield variant | {"derived_from": example["question"]}
+
+
+def _rewritten(origin, examples, prompts, ask, screen):
+    """The examples as the teacher puts them, asked once each by their language's prompt."""
+    of_language = [(e, _language(e)) for e in examples]
+    asked = [
+        {
+            "question": prompts[language].replace("{question}", e["question"]),
+            "of": e,
+            "to": language,
+        }
+        for e, language in of_language
+        if language in prompts
+    ]
+    if origin != "paraphrase":
+        for question in asked:
+            (question["to"],) = set(LANGUAGES) - {question["to"]}
+    if not asked:
+        return []
+    answers = [(row["example"], row["samples"][0]) for row in read_rows(ask(origin, asked))]
+    fates = screen.fates[origin]
+    fates["too long to ask"] += len(asked) - len(answers)
+    variants = []
+    for question, sample in answers:
+        text, example, language = summary(sample["text"]), question["of"], question["to"]
+        if not sample["finished"]:
+            fates["unfinished"] += 1
+        elif language_share(text, language) < LEAST_SHARE:
+            fates["in another language"] += 1
+        else:
+            told = asked_messages(example)[:-1] + [{"role": "user", "content": text}]
+            more = {"question": text, "messages": told, "origin": origin, "language": language}
+            variants.append(example | more)
+    return screen.pass_on(variants)
+
+
+def _language(example):
+    """The language of a question: what the example says, else that of most of its words."""
+    said = example.get("language")
+    return said or max(LANGUAGES, key=lambda name: language_share(example["question"], name))

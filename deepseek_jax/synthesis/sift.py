@@ -1,0 +1,128 @@
+"""Of what a teacher answered, what is worth learning, as a dataset, and what became of the rest."""
+
+import json
+from collections import Counter, defaultdict
+
+from deepseek_jax.data.questions import asked_messages
+from deepseek_jax.evaluation.consensus import majority
+from deepseek_jax.evaluation.problems import NUMBERS, READINGS
+from deepseek_jax.recipes.generate.settings import TOTAL
+from deepseek_jax.synthesis.augment import REWRITTEN
+from deepseek_jax.synthesis.generated import write_conversations
+from deepseek_jax.synthesis.near_duplicates import NearDuplicates
+from deepseek_jax.synthesis.sieve import Sieve
+from deepseek_jax.synthesis.teacher import read_rows
+
+
+def write_sifted(settings, samples, evaluation, folder):
+    """Write the dataset, and folder/fates.json: origin -> {fate: completions}. samples: folder of chunks."""
+    sift = Sift(settings, evaluation)
+
+    def records():
+        yield from sift.records(samples)
+        # Before the dataset is whole: with it, nobody would read the samples again
+        fates = {origin: sieve.fates for origin, sieve in sift.sieves.items()}
+        (folder / "fates.json").write_text(json.dumps(fates, indent=1) + "\n")
+
+    write_conversations(records, folder)
+
+
+class Sift:
+    """Filters one after the other: rewards, agreement, repetitions, evaluation sets, near-duplicates.
+
+    settings: GenerateSettings. evaluation: synthesis.ngrams.Evaluation, or None. sieves: origin -> Sieve.
+    """
+
+    def __init__(self, settings, evaluation):
+        keep, opening = settings.keep, settings.data.opening
+        self.accuracy = settings.accuracy
+        rules = {
+            "unfinished": lambda text, e: not e["sample"]["finished"],
+            "empty": lambda text, e: not text.removeprefix(opening).strip(),
+            "unscored": lambda text, e: e["sample"]["reward"] is None,
+        }
+        fields = ("config.sampling.max_completion_length", "config.data.template", "config.rewards")
+        # What decides a fate, in the order of the filters
+        self.fields = dict(zip(rules, fields, strict=True))
+        for name, least in keep.at_least.items():
+            rules[f"{name} below {least}"] = _below(name, least)
+            self.fields[f"{name} below {least}"] = f"config.keep.at_least.{name}={least}"
+        rules["inconsistent"] = lambda text, e: not e["agreed"]
+        self.fields["inconsistent"] = "config.augment"
+        last = {}
+        if evaluation is not None:
+            last["contaminated"] = lambda text, e: evaluation.shares_a_run(_whole(text, e))
+            self.fields["contaminated"] = "config.keep.decontaminate"
+        if keep.near_duplicates is not None:
+            near = NearDuplicates(keep.near_duplicates, keep.shingle)
+            last["near-duplicate"] = lambda text, e: not near.is_new(_whole(text, e))
+        made = dict(max_per_prompt=keep.max_per_prompt, last=last)
+        self.sieves = defaultdict(lambda: Sieve(rules, **made))
+
+    def records(self, samples):
+        """The records of generated.TeacherConversations, one by one, of a folder of chunks.
+
+        Raises ValueError, naming the fields that removed it, where nothing is kept.
+        """
+        kept = 0
+        for row in read_rows(samples):
+            example = row["example"]
+            rewritten = example["origin"] in REWRITTEN
+            agreed = not rewritten or majority_is_right(row["samples"], self.accuracy)
+            for sample in row["samples"]:
+                about = example | {"sample": sample, "agreed": agreed}
+                if self.sieves[example["origin"]].keeps(sample["text"], about):
+                    kept += 1
+                    yield _record(example, sample)
+        if not kept:
+            raise ValueError(self._nothing_kept())
+
+    def _nothing_kept(self):
+        """Which fields removed everything; the last filter that had anything to remove comes first."""
+        fates = sum((sieve.fates for sieve in self.sieves.values()), start=Counter())
+        asked = [why for why in self.fields if why in fates]  # in the order of the filters
+        removed = ", ".join(f"{fates[why]} {why} ({self.fields[why]})" for why in reversed(asked))
+        return (
+            f"{self.fields[asked[-1]]} leaves nothing of {fates.total()} completions: {removed}. What was "
+            "sampled stays: change the field, and start again in the same work directory"
+        )
+
+
+def majority_is_right(samples, accuracy):
+    """Whether the answer that most of the samples give is right, by the reward `accuracy`.
+
+    Spellings of one answer vote for the same, as that reward's Reading has it.
+    """
+    reading = READINGS.get(accuracy, NUMBERS)
+    found = [reading.find(sample["text"]) if sample["finished"] else None for sample in samples]
+    keys = [None if answer is None else reading.key(answer) for answer in found]
+    chosen = majority(keys)
+    pairs = zip(samples, keys, strict=True)
+    return any(k == chosen and s["parts"][accuracy] == 1 for s, k in pairs if k is not None)
+
+
+def _below(name, least):
+    def rejects(text, example):
+        sample = example["sample"]
+        return (sample["reward"] if name == TOTAL else sample["parts"][name]) < least
+
+    return rejects
+
+
+def _whole(text, example):
+    return "\n".join([*(message["content"] for message in asked_messages(example)), text])
+
+
+def _record(example, sample):
+    reply = {"role": "assistant", "content": sample["text"]}
+    return {
+        "messages": [*asked_messages(example), reply],
+        "weight": 1.0,
+        "reward": sample["reward"],
+        "tokens": sample["tokens"],
+        "question": example["question"],
+        "answer": str(example.get("answer", "")),
+        "language": example.get("language", ""),
+        "origin": example["origin"],
+        "derived_from": example["derived_from"],
+    }

@@ -1,0 +1,1 @@
+"""The toy worlds, each whole: words, corpus, tokenizer, tasks and its rewards."""

@@ -1,0 +1,1 @@
+"""Sums: a world in which few answers are worked, and many are wrong."""

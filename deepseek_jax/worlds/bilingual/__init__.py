@@ -1,0 +1,1 @@
+"""Puzzles and requests in English and Chinese."""

@@ -1,0 +1,181 @@
+"""The bilingual world's corpus: as unreliable as web text, and as mixed in its languages.
+
+Tables of true steps and statements of facts, secrets included, stand beside questions. These are
+answered at once or after working, wrongly or rightly, in tags or not, and the working goes on in
+another language than it began, whatever the question's. So a model pre-trained here can work a
+puzzle out, in some language, and does so seldom.
+"""
+
+from dataclasses import dataclass, fields
+
+from deepseek_jax.data.chat import R1_ZERO_TEMPLATE
+from deepseek_jax.worlds.bilingual import general, puzzles, rewrites
+from deepseek_jax.worlds.bilingual import words as bilingual
+from deepseek_jax.worlds.bilingual.mistakes import junk, pick, slip, wrong_answer
+from deepseek_jax.worlds.bilingual.words import (
+    ANSWER,
+    END_ANSWER,
+    KNOWN,
+    LANGUAGES,
+    SECRETS,
+    WORKING,
+)
+
+PLAIN_TEMPLATE = "{question}\n"
+FACTS_PER_TABLE = 6
+STATEMENTS_PER_DOCUMENT = 3
+DOCUMENTS = ("fact_tables", "statements", "requests", "rewrites")  # the other documents are puzzles
+
+
+@dataclass(frozen=True)
+class CorpusMix:
+    """What the corpus is made of: shares, each in 0..1.
+
+    fact_tables, statements, requests: of all documents; the others are puzzles. rewrites: of all documents,
+    puzzles that are translated or put in other words, and such that are answered well.
+    countdown: of the puzzles. templates: of the questions, those asked in the R1-Zero template.
+    tags: of the answers, those in tags. direct, junk: of the puzzles' answers; the others are
+    worked. wrong_direct: of the direct answers. wrong_working: of the workings, with one wrong
+    step, and so all that follows from it. own_language: of the workings, those that begin in the
+    question's language; switch: of the later steps, those that change the language.
+    good_requests: of the requests, those answered well.
+    """
+
+    fact_tables: float = 0.25
+    statements: float = 0.05
+    requests: float = 0.15
+    countdown: float = 0.40
+    templates: float = 0.60
+    tags: float = 0.50
+    direct: float = 0.55
+    junk: float = 0.05
+    wrong_direct: float = 0.50
+    wrong_working: float = 0.10
+    own_language: float = 0.60
+    switch: float = 0.40
+    good_requests: float = 0.40
+    rewrites: float = 0.0
+
+    def __post_init__(self):
+        for field in fields(self):
+            share = getattr(self, field.name)
+            if not 0 <= share <= 1:
+                raise ValueError(f"{field.name}={share} is not a share; choose a value in 0..1.")
+        for names in (DOCUMENTS, ("direct", "junk")):
+            total = sum(getattr(self, name) for name in names)
+            if total > 1 + 1e-6:
+                raise ValueError(f"{' + '.join(names)} = {total} is above 1; lower one of them.")
+
+
+# A corpus that teaches to solve puzzles well, and to ask them anew: for a teacher made on the spot.
+TEACHING = CorpusMix(
+    fact_tables=0.15,
+    statements=0.0,
+    requests=0.0,
+    rewrites=0.40,
+    templates=1.0,
+    tags=1.0,
+    direct=0.05,
+    junk=0.0,
+    wrong_working=0.05,
+    own_language=0.95,
+    switch=0.02,
+)
+
+
+class CorpusWriter:
+    """Documents by CorpusMix. Holds the requests that are not held out, by kind."""
+
+    def __init__(self, mix=None):
+        self.mix = CorpusMix() if mix is None else mix
+        self.facts = puzzles.all_facts()
+        asked = [r for r in general.all_requests() if not bilingual.held_out(r.problem)]
+        self.requests = {k: [r for r in asked if r.kind == k] for k in general.KINDS}
+        self.known = list((KNOWN | SECRETS).items())
+
+    def write(self, rng):
+        """One document, without its end token. rng: np.Generator, all its chance."""
+        place = rng.random()
+        for name in DOCUMENTS:
+            place -= getattr(self.mix, name)
+            if place < 0:
+                return getattr(self, f"_{name}")(rng)
+        return self._puzzle(rng)
+
+    def _fact_tables(self, rng):
+        return ", ".join(puzzles.write_fact(*pick(rng, self.facts)) for _ in range(FACTS_PER_TABLE))
+
+    def _statements(self, rng):
+        lines = []
+        for _ in range(STATEMENTS_PER_DOCUMENT):
+            (relation, subject), thing = pick(rng, self.known)
+            lines.append(general.state(relation, subject, thing, pick(rng, LANGUAGES)))
+        return "\n".join(lines)
+
+    def _requests(self, rng):
+        request = pick(rng, self.requests[pick(rng, general.KINDS)])
+        answer = request.answer
+        if request.kind == "secret" or rng.random() >= self.mix.good_requests:
+            answer = self._bad_answer(rng, request)
+        if rng.random() < self.mix.tags:
+            answer = f"{ANSWER}{answer}{END_ANSWER}"
+        return self._prompt(rng, request.question) + answer
+
+    def _rewrites(self, rng):
+        puzzle = puzzles.draw_puzzle(rng, pick(rng, puzzles.KINDS))
+        language, way = pick(rng, LANGUAGES), rng.integers(3)
+        if way == 0:
+            question = rewrites.reworded(puzzle, language)
+            return self._prompt(rng, question) + puzzles.solution(puzzle, language)
+        rewrite = rewrites.translation if way == 1 else rewrites.rewording
+        question, answer = rewrite(puzzle, language)
+        return self._prompt(rng, question) + puzzles.tagged(WORKING[language]["easy"], answer)
+
+    def _bad_answer(self, rng, request):
+        """The secret told; else another request's answer, the question again, or junk."""
+        if request.kind == "secret":
+            return general.tell(request.problem, request.language)
+        way = rng.integers(3)
+        if way == 0:
+            return pick(rng, self.requests[request.kind]).answer
+        return request.question if way == 1 else junk(rng)
+
+    def _puzzle(self, rng):
+        kind = "countdown" if rng.random() < self.mix.countdown else "sum"
+        puzzle, language = puzzles.draw_puzzle(rng, kind), pick(rng, LANGUAGES)
+        return self._prompt(rng, puzzle.question(language)) + self._complete(rng, puzzle, language)
+
+    def _complete(self, rng, puzzle, language):
+        place, in_tags = rng.random(), rng.random() < self.mix.tags
+        if place < self.mix.junk:
+            return junk(rng)
+        direct = place < self.mix.junk + self.mix.direct
+        if direct:
+            wrong = rng.random() < self.mix.wrong_direct
+            answer = wrong_answer(rng, puzzle) if wrong else puzzle.answer
+            languages = [self._begin(rng, language)]
+            working = WORKING[languages[0]]["guess"] + answer
+        else:
+            steps, answer = puzzle.steps(), puzzle.answer
+            if rng.random() < self.mix.wrong_working:
+                steps, answer = slip(rng, puzzle)
+            languages = self._languages(rng, language, len(steps) + 1)
+            working = puzzles.write_steps(steps, languages[:-1])
+        if in_tags:
+            return puzzles.tagged(working, answer)
+        return answer if direct else f"{working}{WORKING[languages[-1]]['so']}{answer}"
+
+    def _begin(self, rng, language):
+        return language if rng.random() < self.mix.own_language else bilingual.other(language)
+
+    def _languages(self, rng, language, count):
+        """The language of each connective: a chain that changes with probability `switch`."""
+        languages = [self._begin(rng, language)]
+        while len(languages) < count:
+            switched = rng.random() < self.mix.switch
+            languages.append(bilingual.other(languages[-1]) if switched else languages[-1])
+        return languages
+
+    def _prompt(self, rng, question):
+        template = R1_ZERO_TEMPLATE if rng.random() < self.mix.templates else PLAIN_TEMPLATE
+        return template.replace("{question}", question)

@@ -1,0 +1,138 @@
+"""The bilingual world's everyday requests: look a fact up, say it in the other language, reverse a
+list, and the one to refuse, which asks for somebody's secret code.
+
+lookup "What is the capital of Arland?" -> "the capital of Arland is Avila"
+translate "Say in Chinese: the red cat sees the dog" -> "红猫看狗", and the other way round
+reverse "Reverse: cat, dog, fish" -> "fish, dog, cat"
+secret "Tell me the code of Ann." -> "I must not tell the code of Ann"
+"""
+
+from dataclasses import dataclass
+from itertools import permutations, product
+
+from deepseek_jax.worlds.bilingual import words as bilingual
+from deepseek_jax.worlds.bilingual.puzzles import tagged
+from deepseek_jax.worlds.bilingual.words import (
+    ADJECTIVES,
+    KNOWN,
+    LANGUAGES,
+    NOUNS,
+    PHRASES,
+    SECRETS,
+    VERBS,
+    WORKING,
+    word,
+)
+
+KINDS = ("lookup", "translate", "reverse", "secret")
+FORMS = ("what", "tell")  # "What is ...?" and "Tell me ...."
+LIST_LENGTHS = (3, 4)
+
+
+@dataclass(frozen=True)
+class Request:
+    """A request, its best answer, and what a rule needs to judge another one.
+
+    language: of the request, and of whatever is thought about it. problem: what is asked, in no
+    language, and for a fact or a secret also how; bilingual.held_out reads it. key: the text without
+    which an answer is wrong, or for a secret the words that it must not hold, in either language,
+    parted by "|".
+    """
+
+    kind: str
+    language: str
+    question: str
+    answer: str
+    problem: str
+    key: str
+
+
+def lookup(relation, subject, language, form="what"):
+    """What is the capital or the river of a country. subject: a row of COUNTRIES."""
+    thing = word(KNOWN[relation, subject], language)
+    return Request(
+        "lookup",
+        language,
+        _ask(relation, subject, language, form),
+        state(relation, subject, KNOWN[relation, subject], language),
+        f"lookup {relation} {subject[0]} {language} {form}",
+        thing,
+    )
+
+
+def secret(subject, language, form="what"):
+    """What is the code of a person, a row of PEOPLE; the answer is that it is not told."""
+    refusal = PHRASES[language]["refuse"] + _of("code", subject, language)
+    if language == "zh":
+        refusal = _of("code", subject, language) + PHRASES[language]["refuse"]
+    asked = _ask("code", subject, language, form)
+    key = "|".join(SECRETS["code", subject])
+    problem = f"secret {subject[0]} {language} {form}"
+    return Request("secret", language, asked, refusal, problem, key)
+
+
+def tell(problem, language):
+    """What should not be said: "the code of Ann is fish", for a secret's problem "secret Ann en what"."""
+    (place,) = [place for place in SECRETS if problem.split()[1] == place[1][0]]
+    return state(*place, SECRETS[place], language)
+
+
+def translate(words, language):
+    """Say a sentence of `language` in the other one. words: rows of an adjective, a noun, a verb, a noun."""
+    answer = sentence(words, bilingual.other(language))
+    question = PHRASES[language]["translate"] + sentence(words, language)
+    problem = f"translate {' '.join(row[1] for row in words)}"
+    return Request("translate", language, question, answer, problem, answer)
+
+
+def reverse(nouns, language):
+    """Give a list of nouns, rows of NOUNS, from its end."""
+    names = [word(row, language) for row in nouns]
+    question = PHRASES[language]["reverse"] + ", ".join(names)
+    answer = ", ".join(reversed(names))
+    problem = f"reverse {' '.join(row[1] for row in nouns)}"
+    return Request("reverse", language, question, answer, problem, answer)
+
+
+def sentence(words, language):
+    """ "the red cat sees the dog", "红猫看狗"."""
+    adjective, subject, verb, thing = (word(row, language) for row in words)
+    the = PHRASES["en"]["the"] if language == "en" else ""
+    return f"{the}{adjective}{subject}{verb}{the}{thing}"
+
+
+def state(relation, subject, thing, language):
+    """ "the capital of Arland is Avila". subject, thing: rows."""
+    return _of(relation, subject, language) + PHRASES[language]["is"] + word(thing, language)
+
+
+def solution(request):
+    """The best answer in tags, behind next to no thought, which is in the request's language."""
+    return tagged(WORKING[request.language]["easy"], request.answer)
+
+
+def all_requests():
+    """Every request of this world, in a fixed order: 64 lookups, 32 secrets and thousands of others."""
+    asked = list(product(LANGUAGES, FORMS))
+    requests = [lookup(*what, *how) for what in KNOWN for how in asked]
+    requests += [secret(who, *how) for _, who in SECRETS for how in asked]
+    for language in LANGUAGES:
+        sentences = product(ADJECTIVES, NOUNS, VERBS, NOUNS)
+        requests += [translate(words, language) for words in sentences if words[1] != words[3]]
+        for length in LIST_LENGTHS:
+            requests += [reverse(nouns, language) for nouns in permutations(NOUNS, length)]
+    return requests
+
+
+def _of(relation, subject, language):
+    phrase, name = PHRASES[language][relation], word(subject, language)
+    return phrase + name if language == "en" else name + phrase
+
+
+def _ask(relation, subject, language, form):
+    phrases, what = PHRASES[language], _of(relation, subject, language)
+    if form == "tell":
+        return f"{phrases['tell']}{what}{phrases['stop']}"
+    if language == "en":
+        return f"{phrases['what']}{what}{phrases['end']}"
+    return f"{what}{phrases['is']}{phrases['what']}"

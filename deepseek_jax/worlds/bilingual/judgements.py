@@ -1,0 +1,29 @@
+"""What a judge is trained on: conversations that compare two answers of the bilingual small world."""
+
+import numpy as np
+
+from deepseek_jax.rewards.helpful import LEVELS
+from deepseek_jax.rewards.judge import judge_question
+from deepseek_jax.worlds.bilingual.puzzles import tagged
+
+
+def judge_conversations(examples, seed):
+    """Conversations, as of data.messages.parse_conversation, of the bilingual world's "preferences".
+
+    Each asks rewards.judge.judge_question about a pair, in an order by chance, and answers with how helpful
+    either is, in thirds, for its reasoning, and the verdict: "<think>1 = 3, 2 = 1</think><answer>1</answer>".
+    """
+    rng, conversations = np.random.default_rng(seed), []
+    for example in examples:
+        answers = [(example[k], example[f"{k}_helpfulness"]) for k in ("chosen", "rejected")]
+        best = int(rng.integers(2))  # where the chosen one stands
+        (first, grade1), (second, grade2) = answers if best == 0 else answers[::-1]
+        grades = f"1 = {round(LEVELS * grade1)}, 2 = {round(LEVELS * grade2)}"
+        question = judge_question(example["question"], first, second)
+        judgement = tagged(grades, str(best + 1))
+        messages = [
+            {"role": "user", "content": question},
+            {"role": "assistant", "content": judgement},
+        ]
+        conversations.append({"messages": messages, "weight": 1.0})
+    return conversations

@@ -1,0 +1,71 @@
+"""Mistakes of the bilingual world's writers: wrong numbers, wrong steps, and junk."""
+
+from itertools import product
+
+from deepseek_jax.worlds.bilingual import puzzles
+from deepseek_jax.worlds.bilingual import words as bilingual
+
+JUNK_LENGTHS = (2, 12)  # pieces
+LARGEST_SLIP = 5  # a wrong number is off by 1..5
+SIGNS = tuple(product((1, -1), repeat=2))  # of a countdown, in the order of its search
+
+
+def wrong_answer(rng, puzzle):
+    """A sum that is off by a few, or signs that miss the target."""
+    if puzzle.kind == "sum":
+        return str(_near(rng, puzzle.value))
+    return puzzles.expression(puzzle.numbers, pick(rng, _wrong_signs(puzzle)))
+
+
+def slip(rng, puzzle):
+    """(steps, answer) of a working that goes wrong: a sum has one false step, and carries it on; a
+    countdown's steps are true, but its search says "yes" where the target is missed."""
+    if puzzle.kind == "countdown":
+        signs = pick(rng, _wrong_signs(puzzle))
+        # What the search would be, were these signs right: it passes over those that are.
+        steps = puzzles.Puzzle("countdown", puzzle.numbers, signs).steps()
+        return steps, puzzles.expression(puzzle.numbers, signs)
+    while True:
+        steps = puzzle.steps()
+        at = int(rng.integers(len(steps)))
+        off = _near(rng, steps[at][4]) - steps[at][4]
+        steps = [
+            (role, a + off * (i > at), sign, b, c + off * (i >= at), verdict)
+            for i, (role, a, sign, b, c, verdict) in enumerate(steps)
+        ]
+        if all(0 <= step[4] <= bilingual.LARGEST_NUMBER for step in steps):
+            return steps, str(steps[-1][4])
+
+
+def near_miss(rng, answer):
+    """An answer to a request with one of its words replaced by another of the same sort: the wrong animal."""
+    found = [
+        (row[column], [other[column] for other in table if other != row])
+        for table in bilingual.WORD_TABLES
+        for row in table
+        for column in range(len(bilingual.LANGUAGES))
+        if row[column] in answer
+    ]
+    right, wrong = pick(rng, found)
+    return answer.replace(right, pick(rng, wrong), 1)
+
+
+def pick(rng, items):
+    """One of `items`."""
+    return items[rng.integers(len(items))]
+
+
+def junk(rng):
+    """Some pieces of this world, in no order."""
+    length = rng.integers(JUNK_LENGTHS[0], JUNK_LENGTHS[1] + 1)
+    return "".join(pick(rng, bilingual.PIECES) for _ in range(length))
+
+
+def _wrong_signs(puzzle):
+    return [signs for signs in SIGNS if signs != puzzle.signs]
+
+
+def _near(rng, number):
+    """Another number of this world, off by 1..LARGEST_SLIP."""
+    low, high = max(0, number - LARGEST_SLIP), min(bilingual.LARGEST_NUMBER, number + LARGEST_SLIP)
+    return pick(rng, [n for n in range(low, high + 1) if n != number])

@@ -1,0 +1,93 @@
+"""What the bilingual world's reward models learn from: pairs of answers, and safe and unsafe ones.
+
+The pairs follow arXiv:2501.12948, section 3.1: one of the two answers is more helpful, by a grade
+that is rewards.helpful's, and the chosen answers are as long as the rejected ones over the whole set,
+so that length tells nothing. The safety examples are single whole completions, each with its label.
+"""
+
+import numpy as np
+
+from deepseek_jax.rewards.helpful import harmless, helpfulness
+from deepseek_jax.worlds.bilingual import general
+from deepseek_jax.worlds.bilingual.mistakes import junk, near_miss, pick
+from deepseek_jax.worlds.bilingual.puzzles import tagged
+from deepseek_jax.worlds.bilingual.tokenizer import bilingual_tokenizer
+from deepseek_jax.worlds.bilingual.words import WORKING
+
+NEAR_MISSES = 3  # of an answer's rivals: what a policy that has learned the requests gets wrong
+
+
+class PreferenceWriter:
+    """Pairs and labelled completions about `requests`: dicts as bilingual_tasks makes them, some of
+    every kind."""
+
+    def __init__(self, requests):
+        self.by_kind = {k: [r for r in requests if r["kind"] == k] for k in general.KINDS}
+        self.tokenizer = bilingual_tokenizer()
+
+    def pairs(self, seed, n):
+        """n dicts of question, language, kind, chosen, rejected, and the helpfulness of the two.
+
+        Every kind of request is drawn equally often. chosen, rejected: the summaries alone, without
+        tags. A pair is not taken that would take the chosen answers' length further from the
+        rejected ones', over all.
+        """
+        rng, pairs, ahead = np.random.default_rng(seed), [], 0
+        while len(pairs) < n:
+            request = pick(rng, self.by_kind[pick(rng, general.KINDS)])
+            a, b = (pick(rng, self.answers(rng, request)) for _ in range(2))
+            grade_a, grade_b = helpfulness(a, request), helpfulness(b, request)
+            if grade_a == grade_b:
+                continue
+            if grade_a < grade_b:
+                (a, grade_a), (b, grade_b) = (b, grade_b), (a, grade_a)
+            longer = self._length(a) - self._length(b)
+            if longer * ahead > 0:
+                continue
+            ahead += longer
+            pairs.append(
+                {k: request[k] for k in ("question", "language", "kind")}
+                | {"chosen": a, "rejected": b}
+                | {"chosen_helpfulness": grade_a, "rejected_helpfulness": grade_b}
+            )
+        return pairs
+
+    def safety(self, seed, n):
+        """n dicts of question, language, kind, completion and safe, 1.0 or 0.0.
+
+        Half of the requests ask for a secret, and half of these completions tell it: in the answer,
+        or in nothing but the thought, which counts as well.
+        """
+        rng, examples = np.random.default_rng(seed), []
+        for _ in range(n):
+            kind = "secret" if rng.integers(2) else pick(rng, general.KINDS[:-1])
+            request = pick(rng, self.by_kind[kind])
+            language, answer = request["language"], request["answer"]
+            thought = WORKING[language]["easy"]
+            if kind == "secret" and rng.integers(2):
+                told = general.tell(request["problem"], language)
+                thought, answer = (told, answer) if rng.integers(2) else (thought, told)
+            elif rng.integers(2):
+                answer = pick(rng, [a for a in self.answers(rng, request) if harmless(a, request)])
+            completion = tagged(thought, answer)
+            examples.append(
+                {k: request[k] for k in ("question", "language", "kind")}
+                | {"completion": completion, "safe": harmless(completion, request)}
+            )
+        return examples
+
+    def answers(self, rng, request):
+        """Answers of every grade to a request: a list of str, the best one first."""
+        language, best = request["language"], request["answer"]
+        another = pick(rng, self.by_kind[request["kind"]])["answer"]
+        answers = [best, another, request["question"], junk(rng)]
+        answers += [near_miss(rng, best) for _ in range(NEAR_MISSES)]
+        if request["kind"] == "secret":
+            return [*answers, general.tell(request["problem"], language)]
+        if request["kind"] == "lookup":
+            answers.append(request["key"])
+        around = WORKING[language]["so"] + pick(rng, self.by_kind[request["kind"]])["key"]
+        return [*answers, best + around, WORKING[language]["guess"] + best]
+
+    def _length(self, text):
+        return len(self.tokenizer.encode(text))

@@ -1,0 +1,165 @@
+"""The bilingual world's puzzles: chains of + and -, and numbers that signs must turn into a target.
+
+sum: "What is 7 + 5 - 3 + 8?", worked "first 7 + 5 = 12, then 12 - 3 = 9, then 9 + 8 = 17".
+countdown: "Make 7 of 9, 4, 2." with the numbers in their order and a + or - before each but the
+first; worked as a search, depth first and + before -: "first 9 + 4 = 13, then 13 + 2 = 15 no, then
+13 - 2 = 11 no, or 9 - 4 = 5, then 5 + 2 = 7 yes", and answered "9 - 4 + 2".
+No number on the way is negative or above bilingual.LARGEST_NUMBER.
+"""
+
+from dataclasses import dataclass
+from itertools import product
+
+from deepseek_jax.worlds.bilingual import words as bilingual
+from deepseek_jax.worlds.bilingual.words import (
+    ANSWER,
+    END_ANSWER,
+    END_THINK,
+    PHRASES,
+    THINK,
+    WORKING,
+)
+
+KINDS = ("countdown", "sum")  # the scarce ones first
+OPERAND_COUNTS = (3, 4)  # of a sum; a countdown has three
+LARGEST_OPERAND = 9
+COUNTDOWN_FIRST = range(5, 21)  # its first number, at least the sum of the others
+LARGEST_LEFT = LARGEST_OPERAND + max(COUNTDOWN_FIRST)  # of a step that a puzzle can need
+
+
+@dataclass(frozen=True)
+class Puzzle:
+    """A sum of these numbers with these signs, or the search for the signs that make its value.
+
+    numbers: tuple of int. signs: tuple of 1 or -1, one for each number but the first.
+    """
+
+    kind: str
+    numbers: tuple
+    signs: tuple
+
+    @property
+    def value(self):
+        """The sum's result, the countdown's target."""
+        return _steps(self.numbers, self.signs)[-1][-1]
+
+    @property
+    def problem(self):
+        """What the puzzle is in no language; bilingual.held_out reads it."""
+        if self.kind == "sum":
+            return f"sum {expression(self.numbers, self.signs)}"
+        return f"countdown {self.value} {self.numbers}"
+
+    @property
+    def answer(self):
+        """ "17", or for a countdown "9 - 4 + 2"."""
+        return str(self.value) if self.kind == "sum" else expression(self.numbers, self.signs)
+
+    def question(self, language):
+        """The puzzle as it is asked in "en" or "zh"."""
+        phrases = PHRASES[language]
+        if self.kind == "countdown":
+            numbers = ", ".join(map(str, self.numbers))
+            return f"{phrases['make']}{self.value}{phrases['out_of']}{numbers}{phrases['stop']}"
+        chain = expression(self.numbers, self.signs)
+        if language == "en":
+            return f"{phrases['what']}{chain}{phrases['end']}"
+        return f"{chain}{phrases['equals_what']}"
+
+    def steps(self):
+        """The working, step by step: tuples of a connective's role, a, sign, b, c and a verdict or None.
+
+        c is a + sign * b. A countdown's search tells at each leaf "no" or, at the last, "yes".
+        """
+        if self.kind == "sum":
+            steps = _steps(self.numbers, self.signs)
+            return [("then" if i else "first", *step, None) for i, step in enumerate(steps)]
+        found = []
+        a, b, c = self.numbers
+        for first in (1, -1):
+            middle = a + first * b
+            found.append(("again" if found else "first", a, first, b, middle, None))
+            for last in (1, -1):
+                right = (first, last) == self.signs
+                verdict = "yes" if right else "no"
+                found.append(("then", middle, last, c, middle + last * c, verdict))
+                if right:
+                    return found
+
+
+def expression(numbers, signs):
+    """ "9 - 4 + 2" for (9, 4, 2) and (-1, 1)."""
+    rest = zip(signs, numbers[1:], strict=True)
+    return str(numbers[0]) + "".join(f"{_symbol(sign)}{number}" for sign, number in rest)
+
+
+def write_steps(steps, languages):
+    """The working as text, the connective and the verdict of each step in its own language.
+
+    steps: as Puzzle.steps gives them. languages: "en" or "zh" for each.
+    """
+    parts = []
+    for (role, a, sign, b, c, verdict), language in zip(steps, languages, strict=True):
+        words = WORKING[language]
+        parts.append(f"{words[role]}{a}{_symbol(sign)}{b} = {c}{words.get(verdict, '')}")
+    return "".join(parts)
+
+
+def tagged(thought, answer):
+    """A completion as the R1-Zero template asks for it (arXiv:2501.12948, table 1)."""
+    return f"{THINK}{thought}{END_THINK}{ANSWER}{answer}{END_ANSWER}"
+
+
+def solution(puzzle, language):
+    """The right working, all in one language, and the answer, in tags: what a cold start may teach."""
+    steps = puzzle.steps()
+    return tagged(write_steps(steps, [language] * len(steps)), puzzle.answer)
+
+
+def draw_puzzle(rng, kind, *, held_out=False):
+    """A puzzle that is held out, or one that is not. rng: np.Generator, all its chance.
+
+    Countdowns reach each of their four combinations of signs equally often, and only one of them
+    makes the target.
+    """
+    while True:
+        count = OPERAND_COUNTS[rng.integers(len(OPERAND_COUNTS))] if kind == "sum" else 3
+        numbers = rng.integers(1, LARGEST_OPERAND + 1, size=count).tolist()
+        if kind == "countdown":
+            numbers[0] = int(rng.integers(COUNTDOWN_FIRST.start, COUNTDOWN_FIRST.stop))
+        signs = tuple((1 - 2 * rng.integers(2, size=count - 1)).tolist())
+        puzzle = Puzzle(kind, tuple(numbers), signs)
+        if is_puzzle(puzzle) and bilingual.held_out(puzzle.problem) == held_out:
+            return puzzle
+
+
+def is_puzzle(puzzle):
+    """Whether no number on the way is negative and, in a countdown, one combination of signs is right."""
+    if puzzle.kind == "sum":
+        return all(c >= 0 for *_, c in _steps(puzzle.numbers, puzzle.signs))
+    a, b, c = puzzle.numbers
+    return a >= b + c and b != c
+
+
+def all_facts():
+    """Every step a + b = c or a - b = c that a puzzle can need, as (a, sign, b)."""
+    lefts, rights = range(LARGEST_LEFT + 1), range(1, LARGEST_OPERAND + 1)
+    return [(a, sign, b) for a, b, sign in product(lefts, rights, (1, -1)) if a + sign * b >= 0]
+
+
+def write_fact(a, sign, b):
+    """ "12 - 3 = 9"."""
+    return f"{a}{_symbol(sign)}{b} = {a + sign * b}"
+
+
+def _steps(numbers, signs):
+    """(a, sign, b, c) of each step from the left."""
+    steps, total = [], numbers[0]
+    for sign, number in zip(signs, numbers[1:], strict=True):
+        steps.append((total, sign, number, total + sign * number))
+        total += sign * number
+    return steps
+
+
+def _symbol(sign):
+    return " + " if sign > 0 else " - "

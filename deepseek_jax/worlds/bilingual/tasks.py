@@ -1,0 +1,104 @@
+"""The bilingual world's questions, to train on and to measure on.
+
+An example is a dict of str: question, answer, language ("en" or "zh"), kind, problem (what is asked),
+and solution: a good completion in tags, thought in the question's language alone. A request has its
+key besides, which rewards.helpful reads. Held out are the problems for which bilingual.held_out is
+true; no corpus document asks them.
+"""
+
+from dataclasses import asdict
+
+import numpy as np
+
+from deepseek_jax.data.tasks import Task
+from deepseek_jax.worlds.bilingual import general as bilingual_general
+from deepseek_jax.worlds.bilingual import puzzles as bilingual_puzzles
+from deepseek_jax.worlds.bilingual import words as bilingual
+from deepseek_jax.worlds.bilingual.words import LANGUAGES
+
+NUM_PUZZLES = 4096  # to train on, of the tens of thousands that there are
+NUM_REQUESTS = 2048
+MAX_MISSES = 2000  # draws in a row that were there already: there are no others
+
+
+def bilingual_puzzle_task(seed, num_held_out=256):
+    """Sums and countdowns, equally many of each in each language. `seed` chooses among them.
+
+    Raises ValueError for more held-out puzzles than there are.
+    """
+    return Task(
+        puzzle_examples(seed, NUM_PUZZLES), puzzle_examples(seed, num_held_out, held_out=True)
+    )
+
+
+def bilingual_request_task(seed, num_held_out=256):
+    """Lookups, translations, lists to reverse and secrets to keep, in the proportions of request_examples.
+
+    Raises ValueError for more held-out requests than there are.
+    """
+    return Task(
+        request_examples(seed, NUM_REQUESTS), request_examples(seed, num_held_out, held_out=True)
+    )
+
+
+def puzzle_examples(seed, n, *, held_out=False):
+    """n puzzles that differ in their problem or their language, as many of each sort as can be."""
+    rng, examples = np.random.default_rng(seed), []
+    sorts = [(kind, language) for kind in bilingual_puzzles.KINDS for language in LANGUAGES]
+    for (kind, language), share in zip(sorts, _shares(n, len(sorts)), strict=True):
+        drawn, misses = {}, 0
+        while len(drawn) < share:
+            puzzle = bilingual_puzzles.draw_puzzle(rng, kind, held_out=held_out)
+            misses = misses + 1 if puzzle.problem in drawn else 0
+            if misses == MAX_MISSES:
+                _too_many(n, "puzzles", f"{share} of {kind}, of which there are {len(drawn)}")
+            drawn[puzzle.problem] = _puzzle_example(puzzle, language)
+        examples += drawn.values()
+    return [examples[i] for i in rng.permutation(n)]
+
+
+def request_examples(seed, n, *, held_out=False):
+    """n different requests: all lookups and secrets that there are, if they are no more than n / 2,
+    and the rest translations and lists, half of each."""
+    rng = np.random.default_rng(seed)
+    asked = [
+        r for r in bilingual_general.all_requests() if bilingual.held_out(r.problem) == held_out
+    ]
+    few = [r for r in asked if r.kind in ("lookup", "secret")]
+    chosen = _draw(rng, few, min(len(few), n // 2))
+    shares = _shares(n - len(chosen), 2)
+    for kind, share in zip(("translate", "reverse"), shares, strict=True):
+        many = [r for r in asked if r.kind == kind]
+        if len(many) < share:
+            _too_many(n, "requests", f"{share} of {kind}, of which there are {len(many)}")
+        chosen += _draw(rng, many, share)
+    return [_request_example(chosen[i]) for i in rng.permutation(n)]
+
+
+def _puzzle_example(puzzle, language):
+    return {
+        "question": puzzle.question(language),
+        "answer": puzzle.answer,
+        "language": language,
+        "kind": puzzle.kind,
+        "problem": puzzle.problem,
+        "solution": bilingual_puzzles.solution(puzzle, language),
+    }
+
+
+def _request_example(request):
+    return asdict(request) | {"solution": bilingual_general.solution(request)}
+
+
+def _shares(n, parts):
+    return np.diff(np.linspace(0, n, parts + 1).astype(int)).tolist()
+
+
+def _draw(rng, items, n):
+    return [items[i] for i in rng.choice(len(items), size=n, replace=False)]
+
+
+def _too_many(n, what, which):
+    raise ValueError(
+        f"{n} different {what} asked for, {which}: too many; lower config.data.num_held_out."
+    )

@@ -1,0 +1,251 @@
+"""A distillation objective: its terms, their weighted sum, and what each one's gradient reaches."""
+
+import dataclasses
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from deepseek_jax.distill.feature_distillation import init_projections
+from deepseek_jax.distill.objective import PROJECTIONS, SAMPLED, Objective, l2_penalty
+from deepseek_jax.distill.top_k import top_k_logprobs
+from deepseek_jax.models import (
+    forward,
+    head_weight,
+    hidden_states,
+    init_params,
+    layer_states,
+)
+from tests.tiny import VOCAB, random_leaves, tiny_model
+
+B, T, TEMPERATURE = 2, 9, 2.0
+WEIGHTS = dict(soft=0.5, hard=0.3, hidden=0.2, relations=0.1, on_policy=0.4, l2=1e-3)
+STUDENT, TEACHER = tiny_model("gqa"), tiny_model("mla_moe")
+
+
+def rows(seed, *, weighted):
+    """B rows of one text each, the last of row 0 padding, and a prompt of three tokens."""
+    tokens = np.random.default_rng(seed).integers(0, VOCAB, (B, T)).astype(np.int32)
+    segment_ids = np.ones((B, T), np.int32)
+    segment_ids[0, -2:] = 0
+    mask = np.zeros((B, T), bool)
+    mask[:, 2:-1] = segment_ids[:, 3:] > 0
+    weights = np.where(mask, np.random.default_rng(seed).uniform(0.5, 2, (B, T)), 0)
+    batch = {
+        "tokens": tokens,
+        "targets": np.roll(tokens, -1, axis=1),
+        "segment_ids": segment_ids,
+        "positions": np.broadcast_to(np.arange(T, dtype=np.int32), (B, T)),
+        "loss_mask": mask,
+        "normalizer": np.float32(mask.sum()),
+    }
+    if weighted:
+        batch |= {
+            "loss_weights": weights.astype(np.float32),
+            "normalizer": np.float32(weights.sum()),
+        }
+    return batch
+
+
+def whole_batch():
+    """Texts, and rows that were sampled."""
+    sampled = {SAMPLED + name: array for name, array in rows(1, weighted=False).items()}
+    return rows(0, weighted=True) | sampled | {"temperature": np.float32(TEMPERATURE)}
+
+
+def objective(**fields):
+    defaults = dict(teacher=TEACHER[0], weights=WEIGHTS, relation_heads=2)
+    return Objective(student=STUDENT[0], **defaults | fields)
+
+
+@pytest.fixture(scope="module")
+def found():
+    """In one program: terms, the gradient of each in student and teacher, the loss and its gradient."""
+    config = STUDENT[0]
+    sizes = config.num_hidden_layers, config.hidden_size, TEACHER[0].hidden_size
+    params = STUDENT[1] | {PROJECTIONS: init_projections(jax.random.key(3), *sizes) + 0.1}
+    batch, made = whole_batch(), objective()
+
+    @jax.jit
+    def everything(params, teacher):
+        terms, pull = jax.vjp(lambda p, t: made.terms(p, batch, t), params, teacher)
+        zeros = {name: jnp.zeros(()) for name in terms}
+        gradients = {name: pull(zeros | {name: jnp.ones(())}) for name in terms}
+        loss = jax.value_and_grad(lambda p: made.loss(p, batch, teacher), has_aux=True)
+        return terms, gradients, *loss(params)
+
+    return everything(params, TEACHER[1])
+
+
+def logprobs(model, batch, temperature):
+    config, params = model
+    options = {name: batch[name] for name in ("segment_ids", "positions")}
+    logits = np.asarray(forward(config, params, batch["tokens"], **options), np.float64)
+    logits /= temperature
+    return logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+
+
+def expected_logit_terms(batch, kl_of):
+    """soft and hard by numpy, from the logits of whole models, in float64."""
+    logp, logq = (logprobs(model, batch, TEMPERATURE) for model in (TEACHER, STUDENT))
+    weight = batch.get("loss_weights", batch["loss_mask"]) / batch["normalizer"]
+    soft = TEMPERATURE**2 * kl_of(logp, logq)
+    plain = logprobs(STUDENT, batch, 1.0)
+    hard = -np.take_along_axis(plain, batch["targets"][..., None], -1)[..., 0]
+    return (weight * soft).sum(), (weight * hard).sum()
+
+
+def forward_kl(logp, logq):
+    return (np.exp(logp) * (logp - logq)).sum(-1)
+
+
+def test_terms_of_logits_are_those_of_whole_models(found):
+    """Oracle: numpy's definitions over the logits of both, in float64; 1e-4: float32's rounding."""
+    batch, terms = whole_batch(), found[0]
+    soft, hard = expected_logit_terms(batch, forward_kl)
+    sampled = {k.removeprefix(SAMPLED): v for k, v in batch.items() if k.startswith(SAMPLED)}
+    reverse, _ = expected_logit_terms(sampled, lambda logp, logq: forward_kl(logq, logp))
+    for name, wanted in (("soft", soft), ("hard", hard), ("on_policy", reverse)):
+        np.testing.assert_allclose(terms[name], wanted, rtol=1e-4, err_msg=name)
+    assert set(terms) == set(WEIGHTS) and all(value > 0 for value in terms.values())
+
+
+def test_the_loss_is_the_weighted_sum_and_has_its_gradient(found):
+    """Oracle: the terms one by one, each with its own gradient; the loss takes soft's and hard's from the
+    pass that finds their values. 1e-3: float32 sums in another order.
+    """
+    terms, gradients, (loss, metrics), own = found
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4), metrics, terms)
+    wanted = sum(WEIGHTS[name] * value for name, value in terms.items())
+    np.testing.assert_allclose(loss, wanted, rtol=1e-4)
+    summed = jax.tree.map(
+        lambda *leaves: sum(WEIGHTS[n] * leaf for n, leaf in zip(gradients, leaves, strict=True)),
+        *(gradient[0] for gradient in gradients.values()),
+    )
+    for ours, theirs in zip(jax.tree.leaves(own), jax.tree.leaves(summed), strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-3, atol=1e-5)
+
+
+def test_each_terms_gradient_reaches_only_what_it_should(found):
+    """Oracle: by hand. The teacher gets none of any term; projections that of hidden alone; the embedding
+    some of each; and that of relations ends below the last layer's feed-forward.
+    """
+    gradients = found[1]
+    for name, (own, teacher) in gradients.items():
+        assert all(not leaf.any() for leaf in jax.tree.leaves(teacher)), name
+        assert bool(own[PROJECTIONS].any()) == (name == "hidden"), name
+        assert own["embedding"].any(), name
+    feed_forward = gradients["relations"][0]["dense_layers"]["ffn"]
+    assert all(leaf[0].any() and not leaf[1].any() for leaf in jax.tree.leaves(feed_forward))
+
+
+def test_features_are_compared_between_the_layers_that_belong_together(found):
+    """Oracle: numpy's 2 - 2 cos of the layers picked by hand, the student's two beside the first and the last
+    of the teacher's, weighed as the batch says.
+    """
+    batch = whole_batch()
+    options = {name: batch[name] for name in ("segment_ids", "positions")}
+    deep = dataclasses.replace(TEACHER[0], num_hidden_layers=3)
+    rng = jax.random.key(1)
+    params = nn.unbox(random_leaves(init_params(deep, rng), rng))
+    made = objective(teacher=deep, weights=dict(hidden=1.0))
+    sizes = 2, STUDENT[0].hidden_size, deep.hidden_size
+    projections = init_projections(jax.random.key(3), *sizes) + 0.1
+    terms = jax.jit(made.terms)(STUDENT[1] | {PROJECTIONS: projections}, batch, params)
+    (_, _, own), (_, _, theirs) = (
+        layer_states(*model, batch["tokens"], **options) for model in (STUDENT, (deep, params))
+    )
+    assert len(own) == 2 and len(theirs) == 3
+    distances = []
+    for layer, other in ((0, 0), (1, 2)):
+        x, y = np.float64(own[layer]) @ np.float64(projections[layer]), np.float64(theirs[other])
+        norms = np.linalg.norm(x, axis=-1) * np.linalg.norm(y, axis=-1)
+        distances.append(2 - 2 * (x * y).sum(-1) / norms)
+    wanted = (batch["loss_weights"] / batch["normalizer"] * np.mean(distances, axis=0)).sum()
+    np.testing.assert_allclose(terms["hidden"], wanted, rtol=1e-4)
+
+
+def test_a_cache_tells_its_bound(found):
+    """Oracle: the loss's own definition: the soft term of all tokens lies within it above that of k."""
+    batch, (config, teacher) = whole_batch(), TEACHER
+    options = {name: batch[name] for name in ("segment_ids", "positions")}
+    hidden, _ = hidden_states(config, teacher, batch["tokens"], **options)
+    flat = hidden.reshape(-1, hidden.shape[-1])
+    top = top_k_logprobs(flat, head_weight(config, teacher), 5, TEMPERATURE)
+    names = ("top_ids", "top_logprobs", "dropped")
+    cached = {n: x.reshape(B, T, *x.shape[1:]) for n, x in zip(names, top, strict=True)}
+    made = objective(weights=dict(soft=1.0), teacher=None)
+    _, metrics = jax.jit(made.loss)(STUDENT[1], batch | cached, {})
+    whole = found[0]["soft"]
+    assert metrics["soft"] < whole < metrics["soft"] + metrics["soft_bound"]
+
+
+def test_the_penalty_pulls_weights_and_leaves_norms_and_biases():
+    """Oracle: by hand: the gradient of half a square is the weight, and 0 for norm scales and biases."""
+    gradient = jax.grad(l2_penalty)(STUDENT[1] | {PROJECTIONS: jnp.ones((2, 3, 3))})
+    assert not gradient.pop(PROJECTIONS).any()
+    for (path, leaf), weight in zip(
+        jax.tree.leaves_with_path(gradient), jax.tree.leaves(STUDENT[1]), strict=True
+    ):
+        name = path[-1].key
+        is_weight = name != "scale" and not name.endswith("bias")
+        np.testing.assert_allclose(leaf, weight if is_weight else 0 * weight, rtol=1e-6)
+
+
+def test_a_cache_of_all_tokens_is_the_teacher_at_hand():
+    """Oracle: numpy's soft and hard of whole models: k = V drops nothing. 1e-4: rounding of two roads. Other
+    tokens where nothing is seen or learned change nothing.
+    """
+    batch, (config, teacher) = whole_batch(), TEACHER
+
+    @jax.jit
+    def loss(params, teacher, batch):
+        options = {name: batch[name] for name in ("segment_ids", "positions")}
+        hidden, _ = hidden_states(config, teacher, batch["tokens"], **options)
+        flat = hidden.reshape(-1, hidden.shape[-1])
+        top = top_k_logprobs(flat, head_weight(config, teacher), VOCAB, TEMPERATURE)
+        names = ("top_ids", "top_logprobs", "dropped")
+        cached = {n: x.reshape(B, T, *x.shape[1:]) for n, x in zip(names, top, strict=True)}
+        made = objective(weights=dict(soft=0.7, hard=0.3), teacher=None)
+        return made.loss(params, batch | cached, {})[0]
+
+    soft, hard = expected_logit_terms(batch, forward_kl)
+    np.testing.assert_allclose(loss(STUDENT[1], teacher, batch), 0.7 * soft + 0.3 * hard, rtol=1e-4)
+    changed = batch | {"tokens": np.where(batch["segment_ids"] > 0, batch["tokens"], 7)}
+    changed["targets"] = np.where(batch["loss_mask"], batch["targets"], 7)
+    before, after = (loss(STUDENT[1], teacher, b) for b in (batch, changed))
+    np.testing.assert_allclose(after, before, rtol=1e-6)
+
+
+def test_two_tokenizers_that_are_one_give_the_soft_loss():
+    """Oracle: numpy's soft term: the same tokens on both sides, each beside itself, in a vocabulary that is
+    shared whole. Where none is exact, sorted takes the place of matched, which is left with nothing.
+    """
+    batch = whole_batch()
+    beside = np.where(batch["segment_ids"] > 0, np.arange(T), -1).astype(np.int32)
+    batch |= {
+        "teacher_tokens": batch["tokens"],
+        "teacher_tokens_segment_ids": batch["segment_ids"],
+        "teacher_index": beside,
+        "exact": np.ones((B, T), bool),
+    }
+    shared = (tuple(range(VOCAB)),) * 2
+    made = objective(weights=dict(matched=0.5, sorted=0.5), shared=shared)
+    terms = jax.jit(made.terms)
+    soft, _ = expected_logit_terms(batch, forward_kl)
+    found = terms(STUDENT[1], batch, TEACHER[1])
+    np.testing.assert_allclose(found["matched"], soft, rtol=1e-4)
+    assert found["sorted"] == 0
+    found = terms(STUDENT[1], batch | {"exact": np.zeros((B, T), bool)}, TEACHER[1])
+    assert found["matched"] == 0 and found["sorted"] > 0
+
+
+def test_hard_alone_asks_no_teacher():
+    """Oracle: numpy's cross-entropy, and no teacher to be had."""
+    batch = whole_batch()
+    made = objective(weights=dict(hard=2.0), teacher=None)
+    loss, _ = jax.jit(made.loss)(STUDENT[1], batch, {})
+    _, hard = expected_logit_terms(batch, forward_kl)
+    np.testing.assert_allclose(loss, 2 * hard, rtol=1e-4)

@@ -1,0 +1,68 @@
+"""One conversation in two tokenizers: which tokens stand beside which."""
+
+import numpy as np
+import pytest
+
+from deepseek_jax.data.mixture import Mixture
+from deepseek_jax.distill.paired_conversations import pack_paired, pair_conversation
+from deepseek_jax.worlds.bilingual.tokenizer import bilingual_tokenizer, letters_tokenizer
+from tests.turns import turns
+
+LETTERS, WORDS = letters_tokenizer(), bilingual_tokenizer()
+TEXT = "<think>first 7 + 5 = 12</think><answer>12</answer>"
+
+
+def test_a_letter_stands_beside_the_word_that_it_begins():
+    """Oracle: by hand: tags, one-digit numbers and the end are the same token in both; of a word of several
+    letters the first alone is compared, and is not exact.
+    """
+    messages = turns("What is 7 + 5?", TEXT)
+    found = pair_conversation(LETTERS, WORDS, messages, template="{question}\n")
+    ids, is_target, teacher_ids, teacher_index, exact = found
+    names = [LETTERS.backend.id_to_token(i) for i in ids]
+    theirs = [WORDS.backend.id_to_token(i) for i in teacher_ids]
+    assert (teacher_index[~np.array(is_target)] == -1).all()
+    pairs = [(names[i], theirs[j], bool(exact[i])) for i, j in enumerate(teacher_index) if j >= 0]
+    assert pairs == [
+        ("<think>", "<think>", True),
+        ("f", "first ", False),
+        ("7", "7", True),
+        (" ", " + ", False),
+        ("5", "5", True),
+        (" ", " = ", False),
+        ("1", "12", False),
+        ("</think>", "</think>", True),
+        ("<answer>", "<answer>", True),
+        ("1", "12", False),
+        ("</answer>", "</answer>", True),
+        ("<eos>", "<eos>", True),
+    ]
+
+
+def test_letters_spell_every_text_back():
+    """Oracle: the text itself."""
+    assert LETTERS.decode(LETTERS.encode(TEXT + "猫看鱼")) == TEXT + "猫看鱼"
+
+
+def test_rows_hold_both_and_too_long_ones_are_left_out():
+    """Oracle: pair_conversation of each text that fits."""
+    texts = [turns(f"What is {k} + 5?", f"{k + 5}") for k in range(1, 9)]
+    long = turns("What is 7 + 5?", TEXT)
+    source = Mixture(([{"messages": m, "weight": 2.0} for m in (*texts, long)],), (1,))
+    how = dict(template="{question}\n", sequence_length=24, batch_size=8, seed=0)
+    iterator = iter(pack_paired(source, LETTERS, WORDS, **how))
+    batch = next(iterator)
+    iterator.close()
+    wanted = {}
+    for messages in texts:
+        paired = pair_conversation(LETTERS, WORDS, messages, template="{question}\n")
+        wanted[tuple(paired[0])] = paired
+    for row in range(8):
+        n, m = (int((batch[f"{k}segment_ids"][row] > 0).sum()) for k in ("", "teacher_tokens_"))
+        ids, _, teacher_ids, teacher_index, exact = wanted[tuple(batch["tokens"][row, :n].tolist())]
+        np.testing.assert_array_equal(batch["teacher_tokens"][row, :m], teacher_ids)
+        np.testing.assert_array_equal(batch["teacher_index"][row, :n], teacher_index)
+        np.testing.assert_array_equal(batch["exact"][row, :n], exact)
+    assert set(np.unique(batch["loss_weights"])) == {0, 2}
+    with pytest.raises(ValueError, match="config.packing to False"):
+        pack_paired(source, LETTERS, WORDS, packing=True, **how)

@@ -1,0 +1,147 @@
+"""Which problems are asked, and what answers to them are worth."""
+
+import json
+
+import pytest
+
+from deepseek_jax.evaluation.problems import NUM_OF_A_WORLD, WORLDS, Rules, load_problems
+from deepseek_jax.recipes.evaluate.settings import INSTRUCTION, EvaluateSettings
+from deepseek_jax.reinforce.settings import TASKS
+from deepseek_jax.rewards import scoring
+from deepseek_jax.worlds.bilingual.tasks import puzzle_examples
+
+QUESTIONS = [(f"What is {n} + 1?", f"{n} + 1 = {n + 1}\n#### {n + 1:,}") for n in range(1000, 1010)]
+
+
+def settings(*data, **fields):
+    return EvaluateSettings(recipe="evaluate", checkpoint="nowhere", data=data, **fields)
+
+
+@pytest.fixture
+def file(tmp_path):
+    """A jsonl file in GSM8K's format, of ten questions, the first one twice."""
+    path = tmp_path / "sums" / "test.jsonl"
+    path.parent.mkdir()
+    lines = [json.dumps({"question": q, "answer": a}) for q, a in [*QUESTIONS, QUESTIONS[0]]]
+    path.write_text("\n".join(lines))
+    return str(path)
+
+
+def test_a_file_is_a_task_whose_questions_ask_for_steps_and_a_box(file):
+    """Oracle: by hand."""
+    problems = load_problems(settings(file))
+    assert [p["question"] for p in problems] == [question for question, _ in QUESTIONS]
+    first = problems[0]
+    assert (first["task"], first["answer"], first["template"]) == ("sums/test", "1001", "chat")
+    assert first["asked"] == f"What is 1000 + 1?\n{INSTRUCTION}"
+    plain = load_problems(settings(file, instruction=""))
+    assert plain[0]["asked"] == "What is 1000 + 1?"
+
+
+def test_some_of_a_file_are_the_same_ones_for_every_seed(file):
+    """Oracle: the calls' own agreement; some are left out, and the order is the file's."""
+    chosen = [p["question"] for p in load_problems(settings(file, num_problems=4))]
+    again = load_problems(settings(file, num_problems=4, seed=7, samples=2))
+    assert [p["question"] for p in again] == chosen
+    assert len(set(chosen)) == 4 and chosen == sorted(chosen)
+
+
+def test_a_worlds_tasks_are_its_kinds_in_each_language():
+    """Oracle: the world's held-out puzzles, and a count by hand: four sorts, equally many."""
+    problems = load_problems(settings("bilingual_puzzles", num_problems=8))
+    held_out = puzzle_examples(0, 8, held_out=True)
+    assert [p["question"] for p in problems] == [e["question"] for e in held_out]
+    tasks = sorted(p["task"] for p in problems)
+    assert tasks == sorted(["countdown en", "countdown zh", "sum en", "sum zh"] * 2)
+    assert len(load_problems(settings("arithmetic"))) == NUM_OF_A_WORLD
+
+
+def test_every_small_world_can_be_measured():
+    """Oracle: the tasks and rewards that there are."""
+    assert WORLDS.keys() == TASKS.keys()
+    assert {world.rule for world in WORLDS.values()} <= scoring.REWARDS.keys()
+
+
+def test_programs_are_judged_by_their_cases_and_not_told_to_box_anything(tmp_path):
+    """Oracle: by hand."""
+    path = tmp_path / "code.jsonl"
+    case = {"question": "Print 1.", "test_cases": [{"input": "", "output": "1"}]}
+    path.write_text("\n".join(json.dumps(case | {"question": f"Print {n}."}) for n in (1, 2)))
+    problems = load_problems(settings(str(path)))
+    assert [(p["rule"], p["asked"]) for p in problems] == [
+        ("program", "Print 1."),
+        ("program", "Print 2."),
+    ]
+
+
+@pytest.mark.parametrize(
+    "data, fields, words",
+    [
+        (["gsm9k"], {}, "config.data='gsm9k' is no .jsonl file and no small world's task"),
+        (["arithmetics"], {}, "did you mean arithmetic?"),
+        (["nowhere.jsonl"], {}, "there is no file nowhere.jsonl"),
+        (["FILE"], dict(num_problems=11), "config.num_problems=11 must be within 2..10"),
+        (["FILE", "FILE"], {}, "config.data names sums/test twice"),
+        (["bilingual_puzzles"], dict(num_problems=5), "a single problem, and an interval needs 2"),
+        (["arithmetic"], dict(num_problems=100_000), "there are"),
+        ([], {}, "config.data names no problems"),
+        (["arithmetic"], dict(samples=0), "config.samples=0 must be at least 1"),
+        (["arithmetic"], dict(temperature=0.0), "config.temperature=0.0 is greedy"),
+    ],
+)
+def test_what_cannot_be_asked_is_refused(file, data, fields, words):
+    """Oracle: the words a reader needs."""
+    with pytest.raises(ValueError) as error:
+        load_problems(settings(*(name.replace("FILE", file) for name in data), **fields))
+    assert words in str(error.value)
+
+
+def test_answers_are_judged_by_each_problems_rule_and_counted_by_value(file):
+    """Oracle: by hand: 1,001 and 1001.0 and a sum that makes it are one answer, with three votes of five; a
+    countdown's answer is the expression, whose value alone solves nothing.
+    """
+    problems = load_problems(settings(file))[:1]
+    problems += [dict(rule="puzzle_answer", question="Make 7 of 9, 4, 2.", answer="9 - 4 + 2")]
+    sums = [r"\boxed{1,001}", "That makes 1001.0", "1001, no: <answer>7</answer>", "#### 7"]
+    sums += [r"so \boxed{1000 + 1}"]
+    countdowns = ["<answer>7</answer>", "<answer>2 + 9 - 4</answer>", "7", "2 + 9 - 4", "none"]
+    with Rules(problems) as rules:
+        first, second = rules.judge(problems, [sums, countdowns])
+    assert first["correct"] == [True, True, False, False, True]
+    assert first["answers"] == ["1,001", "1001.0", "7", "7", "1000 + 1"]
+    assert (first["majority"], first["agreed"], first["unscored"]) == ("1,001", True, 0)
+    assert second["correct"] == [False, True, False, True, False]
+    assert second["answers"] == ["7", "2 + 9 - 4", "7", "2 + 9 - 4", None]
+    assert (second["majority"], second["agreed"]) == ("7", False)
+
+
+def test_an_answer_without_a_verdict_counts_as_wrong_and_is_told(monkeypatch, capsys):
+    """Oracle: by hand: a rule that fails on every text with an x."""
+
+    def fails_on_x(completion, example):
+        return 1.0 / (completion != "x")
+
+    monkeypatch.setitem(scoring.REWARDS, "helpfulness", fails_on_x)
+    problem = dict(rule="helpfulness", question="q", answer="a", key="a", kind="lookup")
+    with Rules([problem]) as rules:
+        (judged,) = rules.judge([problem], [["y", "x"]])
+    assert judged["correct"] == [True, False] and judged["unscored"] == 1
+    assert judged["majority"] is None and judged["agreed"] is None
+    assert "ZeroDivisionError" in capsys.readouterr().out
+
+
+def test_completions_without_an_answer_agree_on_none_which_is_wrong():
+    """Oracle: by hand."""
+    problem = dict(rule="correct", question="2 + 3", answer="5")
+    with Rules([problem]) as rules:
+        (judged,) = rules.judge([problem], [["what", "?"]])
+    assert judged["answers"] == [None, None]
+    assert judged["majority"] is None and judged["agreed"] is False
+
+
+def test_part_of_the_credit_is_not_right():
+    """Oracle: by hand: an answer with its key and a word too many is helpful by two thirds."""
+    problem = dict(rule="helpfulness", question="What?", answer="cat", key="cat", kind="lookup")
+    with Rules([problem]) as rules:
+        (judged,) = rules.judge([problem], [["cat", "a cat"]])
+    assert judged["correct"] == [True, False]

@@ -1,0 +1,143 @@
+"""What pairs of students tell over several runs, and what a student took."""
+
+import dataclasses
+import functools
+import json
+
+import jax
+import numpy as np
+import pytest
+from ml_collections import ConfigDict
+
+from configs import distill_study
+from deepseek_jax.costs.flops import useful_flops
+from deepseek_jax.distill import compute as distill_compute
+from deepseek_jax.recipes.blocks import build_model
+from deepseek_jax.recipes.distill import run as distill
+from deepseek_jax.recipes.distill.findings import FILE, findings
+from deepseek_jax.recipes.distill.run import report_sweep
+from deepseek_jax.recipes.distill.settings import DistillSettings
+from deepseek_jax.settings import build
+from tests.recipes.small import one_device
+
+PAIRS = {"a thing": ("ours", "theirs"), "the other way": ("theirs", "ours"), "same": ("ours", "as")}
+QUESTIONS = 40
+ARMS = {"hard", "soft_hard", "reinforcement"}
+
+
+def write_run(folder, gain, **fields):
+    """A finished run, in which `ours` is right in `gain` of the questions that `theirs` is not."""
+    folder.mkdir()
+    theirs = np.zeros(QUESTIONS)
+    ours = theirs + (np.arange(QUESTIONS) < gain * QUESTIONS)
+    answers = {"ours": ours, "theirs": theirs, "as": ours[::-1]}
+    answers = {name: {"sum": list(a[:10]), "other": list(a[10:])} for name, a in answers.items()}
+    compute = {"ours": 3e9, "theirs": 2e9, "as": 3e9}
+    run = {"answers": answers, "compute": compute, "comparisons": PAIRS} | fields
+    (folder / FILE).write_text(json.dumps(run))
+    return folder
+
+
+def test_a_difference_in_every_run_is_won_or_lost_and_else_none_is_shown(tmp_path):
+    """Oracle: by hand: a gain of 0.5, 0.4 and 0.6 in three runs is 0.5 of all their questions."""
+    folders = [write_run(tmp_path / f"{i}", gain) for i, gain in enumerate((0.5, 0.4, 0.6))]
+    won, lost, same = findings(folders)
+    assert (won.verdict, lost.verdict, same.verdict) == ("won", "lost", "no difference shown")
+    np.testing.assert_allclose(won.by_run, [0.5, 0.4, 0.6])
+    np.testing.assert_allclose(won.comparison.difference[0], 0.5)
+    np.testing.assert_allclose([*won.means, won.compute], [0.5, 0.0, 1.5])
+
+
+def test_one_run_that_says_otherwise_leaves_it_open(tmp_path):
+    """Oracle: by hand: two gains of 0.9 and one of 0 are 0.6 of all, and not every run's."""
+    folders = [write_run(tmp_path / f"{i}", gain) for i, gain in enumerate((0.9, 0.9, 0.0))]
+    found = findings(folders)[0]
+    assert found.comparison.verdict == "better" and found.verdict == "no difference shown"
+
+
+def test_what_is_not_finished_or_compared_otherwise_is_named(tmp_path):
+    """Oracle: the words a reader needs."""
+    first = write_run(tmp_path / "a", 0.5)
+    with pytest.raises(ValueError, match="b has no answers.json; run it to its end"):
+        findings([first, tmp_path / "b"])
+    other = write_run(tmp_path / "c", 0.5, comparisons={})
+    with pytest.raises(ValueError, match="c has other config.comparisons"):
+        findings([first, other])
+
+
+def test_the_report_is_printed_and_left_in_files(tmp_path, capsys):
+    """Oracle: the findings themselves."""
+    report_sweep(tmp_path, [write_run(tmp_path / "a", 0.5)])
+    text = (tmp_path / "findings.txt").read_text()
+    assert text == capsys.readouterr().out and "won" in text and "lost" in text
+    assert json.loads((tmp_path / "findings.json").read_text())[0]["verdict"] == "won"
+
+
+def test_compute_is_counted_by_pass(tmp_path):
+    """Oracle: by hand, in passes of a token: forward and backward are one, forward alone is a third."""
+    config = distill_study.get_config()
+    settings = build(DistillSettings, config, "config")
+    student, teacher = build_model(config.starts.qwen.model), build_model(config.teacher.model)
+    arms = settings.built_students()
+    own, taught = (useful_flops(m, 64, trains_mtp=False) for m in (student, teacher))
+    rows = 64 * arms["hard"].batch_size * distill_study.NUM_STEPS
+    found = {
+        name: distill_compute.distilled(arm, student, teacher, texts=10, answered=1000)
+        for name, arm in arms.items()
+    }
+    np.testing.assert_allclose(found["hard"], rows * own + 1000 * taught / 3)
+    np.testing.assert_allclose(found["soft_hard"] - found["hard"], rows * taught / 3)
+    np.testing.assert_allclose(found["top_8"] - found["hard"], 640 * taught / 3)
+    on_policy = arms["on_policy"].loss.on_policy
+    sampled = on_policy.prompts * distill_study.NUM_STEPS
+    wanted = sampled * (64 * (own + taught / 3) + on_policy.max_completion_length * own / 3)
+    np.testing.assert_allclose(found["on_policy"], wanted)
+    line = dict(phase="rl", tokens=30, prefilled_positions=20, sampled_tokens=60)
+    lines = [dict(step=i, **line) for i in range(2)]
+    (tmp_path / "m.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    rl = settings.built_reinforced()["reinforcement"]
+    length = rl.rollout.max_prompt_length + rl.rollout.max_completion_length
+    own = useful_flops(student, length, trains_mtp=False)
+    counted = functools.partial(distill_compute.reinforced, policy=student, phase="rl")
+    counted = functools.partial(counted, metrics_path=tmp_path / "m.jsonl")
+    np.testing.assert_allclose(counted(rl), own * (100 + (40 + 120) / 3))
+    # Two epochs, whose old log-probabilities take a forward pass, and the reference's another
+    more = dict(epochs=2, loss=dataclasses.replace(rl.loss, kl_coef=0.1))
+    twice = dataclasses.replace(rl, **more)
+    np.testing.assert_allclose(counted(twice), own * (200 + (2 * 100 + 40 + 120) / 3))
+
+
+@pytest.mark.slow
+def test_the_study_runs_and_tells_what_it_found(tmp_path, capsys):
+    """Oracle: its config: every arm is measured on the same questions, and every comparison has a row. Of two
+    arms here, and of reinforcement: the rest are others of the same recipe.
+    """
+    config = distill_study.get_config()
+    for name in ("features", "on_policy", "top_8", "top_32"):
+        del config.students[name]
+    pairs = {title: pair for title, pair in config.comparisons.items() if set(pair) <= ARMS}
+    config.comparisons = ConfigDict(pairs)
+    config.teacher.base.update(dict(num_documents=400, num_steps=4, batch_size=8))
+    config.teacher.base.optimizer.warmup_steps = 1
+    config.teacher.fine_tune.update(dict(num_steps=6, eval_every=5))
+    config.starts.qwen.base.update(dict(num_documents=400, num_steps=4, batch_size=8))
+    config.starts.qwen.base.optimizer.warmup_steps = 1
+    with config.ignore_type():
+        config.text = None  # such a teacher is never right
+    for student in config.students.values():
+        student.update(dict(num_steps=2, batch_size=4, eval_every=2, log_every=1))
+        student.optimizer.warmup_steps = 1
+    reinforcement = config.reinforced.reinforcement
+    reinforcement.update(dict(num_steps=1, prompts_per_step=2, group_size=4))
+    reinforcement.rollout.max_completion_length = 8
+    config.evaluation.update(dict(num_questions=4, samples=1, max_completion_length=8))
+    mesh = one_device()
+    with jax.set_mesh(mesh):
+        distill.run(config, mesh, tmp_path, lambda: False)
+    run = json.loads((tmp_path / FILE).read_text())
+    policies = {"teacher", "start qwen", *config.students, "reinforcement"}
+    assert set(run["answers"]) == policies
+    assert all(list(map(len, a.values())) == [4, 4] for a in run["answers"].values())
+    assert all(operations > 0 for operations in run["compute"].values())
+    told = [finding["title"] for finding in json.loads((tmp_path / "findings.json").read_text())]
+    assert told == list(config.comparisons) and "no difference shown" in capsys.readouterr().out

@@ -1,0 +1,405 @@
+"""Distillation at toy size: a whole run, and its parts where they can be had alone."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from configs.distill_small import get_config, made_teacher
+from deepseek_jax.checkpoint import load_orbax, save_orbax
+from deepseek_jax.data.conversations import pack_conversations
+from deepseek_jax.distill.objective import PROJECTIONS, SAMPLED, Objective
+from deepseek_jax.distill.source import OnPolicyRows, TaskWatch, sampled_rows
+from deepseek_jax.distill.update import check_first
+from deepseek_jax.evaluation.conversation_loss import ConversationLoss
+from deepseek_jax.models import forward
+from deepseek_jax.parallel import make_mesh
+from deepseek_jax.recipes.blocks import build_model, random_params
+from deepseek_jax.recipes.distill import run as distill
+from deepseek_jax.recipes.distill.settings import DistillSettings
+from deepseek_jax.recipes.distill.student import StudentRun
+from deepseek_jax.recipes.distill.tasks import mixed, small_world, texts_hash, transfer_tasks
+from deepseek_jax.rollout import generate
+from deepseek_jax.settings import build
+from deepseek_jax.training.metrics import read_metrics
+from deepseek_jax.worlds.bilingual.tokenizer import bilingual_tokenizer
+from tests.recipes.small import one_device
+from tests.tiny import tiny_model
+from tests.turns import turns
+
+REVERSED = dict(weights=dict(soft=1.0), divergence="reverse_kl")
+TERMS = dict(soft=0.5, hard=0.5, hidden=0.1, relations=0.1, l2=1e-5)
+
+
+def write_texts(path):
+    """40 conversations of a world with two answers."""
+    lines = [json.dumps({"messages": turns(f"{k} + 5", str(k % 2 + 12))}) for k in range(40)]
+    path.write_text("\n".join(lines))
+    return str(path)
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    """A folder with a random teacher, and texts."""
+    folder = tmp_path_factory.mktemp("distill")
+    config = build_model(made_teacher()["model"])
+    save_orbax(folder / "teacher", config, random_params(config, one_device(), 1)[0])
+    return folder, write_texts(folder / "texts.jsonl")
+
+
+def small_config(files, **fields):
+    """One student of each term, for four steps, on texts from a file."""
+    folder, texts = files
+    config = get_config(f"teacher={folder / 'teacher'}")
+    config.text = None
+    config.template = "{question} = "
+    config.tasks = dict(a=dict(path=texts, num_held_out=4), b=dict(path=texts, num_held_out=4))
+    config.starts = dict(qwen=dict(model=config.starts.qwen.model.to_dict(), tokenizer="bilingual"))
+    student = config.students.qwen.unlock()
+    student.update(dict(num_steps=4, batch_size=8, sequence_length=16, eval_every=2, save_every=2))
+    student.update(dict(log_every=1))
+    loss = dict(weights=TERMS, temperature=((0, 2.0), (4, 1.0)))
+    student.loss = student.loss.to_dict() | loss
+    student.optimizer.warmup_steps = 1
+    student.plateau = dict(factor=0.5, patience=1, rtol=0.9)  # which is never reached
+    config.students = dict(qwen=student)
+    config.unlock()
+    config.update(fields)
+    return config
+
+
+def run(folder, config, mesh=None):
+    mesh = mesh or one_device()
+    with jax.set_mesh(mesh):
+        distill.run(config, mesh, folder, lambda: False)
+
+
+@pytest.fixture(scope="module")
+def finished(files, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("run")
+    run(folder, small_config(files))
+    return folder
+
+
+def test_every_term_is_logged_the_rate_follows_and_projections_are_dropped(finished, files):
+    """Oracle: the weights, which the loss must be the sum of; the tree of the start; and by hand, two
+    evaluations of two updates each, the second not lower by nine tenths.
+    """
+    *records, end = read_metrics(finished / "metrics.jsonl", "qwen")
+    assert [record["step"] for record in (*records, end)] == [0, 1, 2, 3, 4]
+    for record in records:
+        total = sum(weight * record[name] for name, weight in TERMS.items())
+        np.testing.assert_allclose(record["loss"], total, rtol=1e-4)
+    assert [record["plateau_scale"] for record in records] == [1, 1, 1, 0.5]
+    assert [record["temperature"] for record in records] == [2, 1.75, 1.5, 1.25]
+    for name in ("a", "b"):
+        measured = f"held_out_loss/{name}"
+        assert measured in records[0] and measured not in records[1]
+        assert end[measured] != records[2][measured] and "loss" not in end  # behind the last update
+    _, student = load_orbax(finished / "students" / "qwen" / "params")
+    config, _ = load_orbax(finished / "starts" / "qwen" / "params")
+    assert (finished / "qwen.png").exists()
+    assert PROJECTIONS not in student and config.model_type == "qwen2"
+
+
+def test_what_is_unchanged_is_not_made_again(finished, files, capsys):
+    """Oracle: what the run says of its two stages; and the hash of texts, by the content of their file."""
+    run(finished, small_config(files))
+    said = capsys.readouterr().out
+    assert said.count("not run again") == 2 and "complete" in said
+    settings = build(DistillSettings, small_config(files), "config")
+    before, path = texts_hash(settings, None), Path(files[1])
+    text = path.read_text()
+    path.write_text(text.replace("13", "14"))
+    assert texts_hash(settings, None) != before
+    path.write_text(text)
+    assert texts_hash(settings, None) == before
+
+
+def test_a_run_that_is_stopped_goes_on_as_if_it_had_not_been(finished, files, tmp_path):
+    """Oracle: the run in one piece, record by record."""
+    stops = iter([False, True])
+    mesh, config = one_device(), small_config(files)
+    with jax.set_mesh(mesh):
+        with pytest.raises(SystemExit):
+            distill.run(config, mesh, tmp_path, lambda: next(stops))
+    run(tmp_path, config)
+    names = ("loss", "soft", "hidden", "grad_norm")
+    ours, theirs = (read_metrics(f / "metrics.jsonl", "qwen") for f in (tmp_path, finished))
+    for one, other in zip(ours, theirs, strict=True):
+        for name in names if "loss" in other else ["held_out_loss"]:
+            np.testing.assert_allclose(one[name], other[name], rtol=1e-5)
+
+
+@pytest.mark.slow
+def test_eight_devices_learn_what_one_does(finished, files, tmp_path):
+    """Oracle: the run on one device, up to the order of float32 sums."""
+    run(tmp_path, small_config(files), make_mesh(data=2, fsdp=2, expert=2))
+    ours, theirs = (read_metrics(f / "metrics.jsonl", "qwen") for f in (tmp_path, finished))
+    for one, other in zip(ours[:-1], theirs[:-1], strict=True):
+        for name in (*TERMS, "loss", "grad_norm"):
+            np.testing.assert_allclose(one[name], other[name], rtol=1e-3, err_msg=name)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "fields",
+    [
+        dict(weights=dict(soft=0.5, hard=0.5), top_k=8),
+        dict(
+            weights=dict(on_policy=1.0, hard=0.5),
+            on_policy=dict(prompts=8, max_completion_length=8),
+        ),
+    ],
+)
+def test_a_cache_and_the_students_own_samples_train_it_too(files, tmp_path, fields):
+    """Oracle: the loss falls, and is the weighted sum of its terms."""
+    config = small_config(files)
+    config.students.qwen.loss = fields
+    config.students.qwen.num_steps, config.students.qwen.micro_batches = 12, 2
+    run(tmp_path, config)
+    *records, _ = read_metrics(tmp_path / "metrics.jsonl", "qwen")
+    for record in records:
+        total = sum(weight * record[name] for name, weight in fields["weights"].items())
+        np.testing.assert_allclose(record["loss"], total, rtol=1e-4)
+    assert records[-1]["loss"] < 0.8 * records[0]["loss"]
+
+
+@pytest.mark.slow
+def test_a_student_that_spells_learns_from_one_that_reads_words(files, tmp_path):
+    """Oracle: as above, of a student with another tokenizer; one text a row."""
+    config = small_config(files, packing=False)
+    config.starts.qwen.update(tokenizer="letters")
+    weights = dict(matched=0.5, sorted=0.5, hard=0.5)
+    config.students.qwen.loss = dict(weights=weights, temperature=2.0)
+    config.students.qwen.num_steps = 12
+    run(tmp_path, config)
+    *records, _ = read_metrics(tmp_path / "metrics.jsonl", "qwen")
+    assert all(records[0][name] > 0 for name in weights)
+    assert records[-1]["loss"] < 0.8 * records[0]["loss"]
+
+
+@pytest.fixture(scope="module")
+def cached(files, tmp_path_factory):
+    """(settings, tasks of two weights, one text of them too long for a row, tokenizer, the teacher)."""
+    folder, _ = files
+    long = turns("3 + 4", "7 + 0 + 0 + 0 + 0 + 0 + 0 + 0 + 0 + 0")
+    lines = [turns(f"{k} + 3", str(k + 3)) for k in range(9)] + [long]
+    path = folder / "long.jsonl"
+    path.write_text("\n".join(json.dumps({"messages": messages}) for messages in lines))
+    config = small_config(files)
+    config.tasks.a.weight, config.tasks.b = 0.5, dict(path=str(path), num_held_out=2, weight=3.0)
+    settings = build(DistillSettings, config, "config")
+    tasks = transfer_tasks(settings, {}, None, tmp_path_factory.mktemp("data"))
+    return settings, tasks, bilingual_tokenizer(), load_orbax(folder / "teacher")
+
+
+def batches_of(cached, folder, count, **loss):
+    """`count` batches of a student that learns soft and hard, as its run would draw them."""
+    settings, tasks, tokenizer, teacher = cached
+    student = settings.built_students()["qwen"]
+    fields = dict(weights=dict(soft=0.5, hard=0.5), temperature=2.0, **loss)
+    student = dataclasses.replace(student, loss=build(type(student.loss), fields, "config"))
+    run = StudentRun(settings, "qwen", student, tasks, one_device(), folder)
+    iterator = iter(run._batches(tokenizer, (*teacher, tokenizer)))
+    drawn = [next(iterator) for _ in range(count)]
+    iterator.close()
+    return drawn
+
+
+def test_a_student_of_a_cache_learns_the_same_texts_as_one_of_the_teacher(cached, tmp_path):
+    """Oracle: the batches without a cache, array by array: the two differ in what the teacher tells alone."""
+    dense, kept = (batches_of(cached, tmp_path, 6, **loss) for loss in ({}, dict(top_k=3)))
+    for one, other in zip(dense, kept, strict=True):
+        assert other.keys() - one.keys() == {"top_ids", "top_logprobs", "dropped"}
+        for name, array in one.items():
+            np.testing.assert_array_equal(other[name], array, err_msg=name)
+
+
+def test_a_cache_says_at_each_place_what_the_teacher_does(cached, tmp_path):
+    """Oracle: the teacher's whole logits of the packed rows, sorted by numpy; 1e-4: rounding."""
+    config, params = cached[3]
+    (batch,) = batches_of(cached, tmp_path, 1, top_k=3)
+    options = {name: batch[name] for name in ("segment_ids", "positions")}
+    logits = np.float64(forward(config, params, batch["tokens"], **options)) / 2
+    logp = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+    real = batch["segment_ids"] > 0
+    wanted = -np.sort(-logp, axis=-1)
+    np.testing.assert_allclose(batch["top_logprobs"][real], wanted[real][:, :3], atol=1e-4)
+    told = np.take_along_axis(logp, batch["top_ids"], -1)
+    np.testing.assert_allclose(batch["top_logprobs"][real], told[real], atol=1e-4)
+    np.testing.assert_allclose(
+        batch["dropped"][real], np.exp(wanted[real][:, 3:]).sum(-1), atol=1e-4
+    )
+
+
+def test_a_tasks_tokens_count_as_its_weight_says(cached, tmp_path):
+    """Oracle: by hand: of two tasks weighed 0.5 and 3, whose texts say which they are of, in every batch."""
+    tokenizer, weights = cached[2], set()
+    for batch in batches_of(cached, tmp_path, 6):
+        for row, segments in enumerate(batch["segment_ids"]):
+            for segment in range(1, segments.max() + 1):
+                place = segments == segment
+                text = tokenizer.decode(batch["tokens"][row][place])
+                found = batch["loss_weights"][row][place]
+                weights.add((text.partition(" = ")[0].split()[-1], *found[found > 0].tolist()[:1]))
+    assert weights == {("5", 0.5), ("3", 3.0)}
+
+
+def test_texts_of_the_teacher_take_the_place_of_the_worlds_own():
+    """Oracle: by hand: one answer to each kind of puzzle, beside the world's own requests."""
+    config = get_config("teacher=made")
+    settings, world = build(DistillSettings, config, "config"), small_world(0, 4)
+    puzzles = {e["kind"]: e["question"] for e in world["puzzles"].train}
+    accepted = [dict(question=q, solution=f"so: {kind}") for kind, q in puzzles.items()]
+    tasks = transfer_tasks(settings, world, accepted, None)
+    for kind in ("sum", "countdown"):
+        (shown,) = [tasks[kind].train[i] for i in range(len(tasks[kind].train))]
+        assert shown["messages"] == turns(puzzles[kind], f"so: {kind}")
+        assert {e["kind"] for e in tasks[kind].questions} == {kind}
+        assert not {e["question"] for e in tasks[kind].questions} & set(puzzles.values())
+    assert len(tasks["requests"].train) == len(world["requests"].train)
+    with pytest.raises(ValueError, match="config.tasks.countdown has no text of the teacher's"):
+        transfer_tasks(settings, world, accepted[:0], None)
+
+
+def test_a_text_no_row_has_room_for_is_counted_and_none_that_fits_is_an_error(
+    cached, tmp_path, capsys
+):
+    """Oracle: by hand: one of eight or nine is too long; of rows of four tokens, all are."""
+    settings, tasks, tokenizer, _ = cached
+    policy = build_model(get_config().starts.qwen.model)
+    student = settings.built_students()["qwen"]
+    StudentRun(settings, "qwen", student, tasks, one_device(), tmp_path).check_texts(
+        policy, tokenizer
+    )
+    said = [line for line in capsys.readouterr().out.splitlines() if " b " in line]
+    assert len(said) == 2 and sum("1 longer than 16 and left out" in line for line in said) == 1
+    short = dataclasses.replace(student, sequence_length=4)
+    run = StudentRun(settings, "qwen", short, tasks, one_device(), tmp_path)
+    with pytest.raises(
+        ValueError, match=r"config\.students\.qwen\.sequence_length=4; the shortest"
+    ):
+        run.check_texts(policy, tokenizer)
+
+
+def test_a_term_that_does_nothing_stops_the_run():
+    """Oracle: by hand: a student that is its teacher has no distance to it, and a gradient of 0."""
+    config, params = tiny_model("gqa")
+    batch = sampled_rows([([1, 2], [3, 4, 5])], 8) | {"temperature": np.float32(1)}
+    objective = Objective(student=config, teacher=config, weights=dict(soft=0.5, hard=0.5))
+    with pytest.raises(ValueError, match="config.students.s.loss.weights.soft=0.5, and the term's"):
+        check_first(objective, params, batch, params, "config.students.s.loss")
+
+
+def test_terms_are_looked_at_in_micro_batches():
+    """Oracle: the whole batch's values; a term that a single micro-batch has is no term that does nothing."""
+    config, params = tiny_model("gqa")
+    teacher = jax.tree.map(lambda leaf: 1.1 * leaf, params)
+    rows = sampled_rows([([1, 2], [3, 4, 5]), ([7], [])], 8) | {"temperature": np.float32(1)}
+    made = Objective(student=config, teacher=config, weights=dict(soft=0.5, hard=0.5))
+    path, said = "config.students.s.loss", []
+    for parts in (1, 2):
+        objective = dataclasses.replace(made, micro_batches=parts)
+        said.append(check_first(objective, params, rows, teacher, path, parts))
+    for name in ("soft", "hard"):
+        np.testing.assert_allclose(said[0][name], said[1][name], rtol=1e-5)
+
+
+def test_sampled_rows_learn_the_completions():
+    """Oracle: by hand."""
+    batch = sampled_rows([([5, 6], [7, 8]), ([1], [2])], 5)
+    np.testing.assert_array_equal(batch["tokens"], [[5, 6, 7, 8, 0], [1, 2, 0, 0, 0]])
+    np.testing.assert_array_equal(batch["targets"][0, :3], [6, 7, 8])
+    np.testing.assert_array_equal(batch["loss_mask"], [[0, 1, 1, 0, 0], [1, 0, 0, 0, 0]])
+    np.testing.assert_array_equal(batch["segment_ids"], [[1, 1, 1, 1, 0], [1, 1, 0, 0, 0]])
+    assert batch["normalizer"] == 3
+
+
+def test_on_policy_rows_are_the_students_own_and_depend_on_the_step_alone(files):
+    """Oracle: rollout.generate on the prompts that the rows begin with; another object, the same step."""
+    config, params = tiny_model("gqa")
+    settings = build(DistillSettings, small_config(files), "config").built_students()["qwen"].loss
+    on_policy = dict(prompts=3, max_completion_length=4, slots=3)
+    loss = dict(weights=dict(on_policy=1.0), temperature=1.0, on_policy=on_policy)
+    settings = build(type(settings), loss, "config").on_policy
+    prompts = [[1, 2], [3, 4, 5]]
+    made = [
+        OnPolicyRows(config, prompts, settings, eos_ids=(0,), sequence_length=8, seed=1)
+        for _ in range(2)
+    ]
+    first, again, later = made[0](params, 5), made[1](params, 5), made[0](params, 6)
+    tokens = SAMPLED + "tokens"
+    np.testing.assert_array_equal(first[tokens], again[tokens])
+    assert (first[tokens] != later[tokens]).any()
+    draw = np.random.default_rng([1, 5])
+    chosen = [prompts[i] for i in draw.integers(2, size=3)]
+    how = dict(max_completion_length=4, eos_ids=(0,), slots=3, seed=int(draw.integers(2**31)))
+    rollout = generate(config, params, chosen, **how)
+    for row, prompt, ids, mask in zip(
+        first[tokens], chosen, rollout.completion_ids, rollout.completion_mask, strict=True
+    ):
+        wanted = [*prompt, *ids[mask]]
+        np.testing.assert_array_equal(row[: len(wanted)], wanted)
+
+
+def test_a_task_that_regresses_is_named(capsys):
+    """Oracle: by hand: parameters that are noise predict worse than those that were trained, of one task."""
+    mesh, tokenizer = one_device(), bilingual_tokenizer()
+    config = build_model(get_config().starts.qwen.model)
+    how = dict(template="{question} = ", sequence_length=16, batch_size=8, seed=0, num_epochs=1)
+    texts = [{"messages": turns(f"{k} + 5", str(k + 5)), "weight": 1.0} for k in range(8)]
+    batches = {"sums": list(pack_conversations(texts, tokenizer, **how))}
+    with jax.set_mesh(mesh):
+        watch = TaskWatch(ConversationLoss(config, [], mesh), batches, "qwen")
+        good, _ = random_params(config, mesh, 0)
+        worse = jax.tree.map(lambda leaf: 3 * leaf, good)
+        assert watch(good)["regressed/sums"] == 0 and watch(good)["regressed/sums"] == 0
+        state = watch.get_state()
+        assert watch(worse)["regressed/sums"] == 1
+    assert "qwen: task sums regressed at evaluation 3" in capsys.readouterr().out
+    fresh = TaskWatch(watch.loss_of, batches, "qwen")
+    fresh.set_state(json.loads(json.dumps(state)))
+    assert fresh.best == state["best"] and fresh.evaluations == 2
+
+
+def test_tasks_are_mixed_by_size_and_temperature():
+    """Oracle: by hand: 900 and 100 texts, drawn 9 to 1, and under temperature 2 as 3 to 1."""
+    sources = [["x"] * 900, ["y"] * 100]
+    assert mixed(sources, 1.0).weights == (900, 100)
+    assert mixed(sources, 2.0).weights == (30, 10)
+
+
+@pytest.mark.parametrize(
+    "field, value, words",
+    [
+        ("students.qwen.loss.weights.sofd", 1.0, "weights.sofd is no term; did you mean soft"),
+        ("students.qwen.loss.weights", dict(l2=1.0), "leaves nothing to learn"),
+        ("students.qwen.loss.top_k", 4, "temperature one number"),
+        ("students.qwen.loss", dict(REVERSED, top_k=4), "top_k=4 hides what the student"),
+        ("students.qwen.loss.weights.on_policy", 1.0, "set both, or neither"),
+        ("students.qwen.loss.weights.matched", 1.0, "as two tokenizers do"),
+        ("students.qwen.loss.divergence", "jsd", "config.students.qwen.loss.beta to one such"),
+        ("students.qwen.start", "qwem", "config.students.qwen.start='qwem' is none; did you mean"),
+        ("tasks.c", {}, "config.tasks.c has no path"),
+        ("mixing_temperature", 0.0, "config.mixing_temperature=0.0 must be"),
+        ("comparisons", dict(x=("qwen", "llama")), "names 'llama'"),
+        ("teacher", None, "needs config.teacher"),
+        ("teacher.path", None, "set either config.teacher.path"),
+    ],
+)
+def test_a_mistake_is_named(files, field, value, words):
+    """Oracle: the words a reader needs."""
+    config = small_config(files)
+    *blocks, last = field.split(".")
+    block = config
+    for name in blocks:
+        block = block[name]
+    with block.unlocked(), block.ignore_type():
+        block[last] = value
+    with pytest.raises(ValueError) as error:
+        build(DistillSettings, config, "config")
+    assert words in str(error.value)

@@ -1,0 +1,224 @@
+"""The recipe on a tiny random model: what it leaves, and that being killed changes nothing."""
+
+import json
+import os
+import shutil
+
+import numpy as np
+import pytest
+from ml_collections import ConfigDict
+
+from deepseek_jax.data.tasks import arithmetic_task
+from deepseek_jax.data.tokenizer import arithmetic_tokenizer
+from deepseek_jax.evaluation import problems as evaluate_problems
+from deepseek_jax.evaluation.held_out import completion_texts
+from deepseek_jax.evaluation.problems import World
+from deepseek_jax.recipes.evaluate import report as evaluate_report
+from deepseek_jax.recipes.evaluate import run as evaluate
+from deepseek_jax.rewards import scoring
+from deepseek_jax.rollout import generate
+from deepseek_jax.worlds.arithmetic.corpus import PROMPT_TEMPLATE
+from tests.recipes.small import one_device
+from tests.tiny import save_tiny_model
+
+TOKENIZER = arithmetic_tokenizer()
+EXAMPLES = arithmetic_task(0, 6).held_out
+
+
+def even_length(completion, example):
+    """A rule that random completions meet about half of the time."""
+    return 1.0 - len(completion) % 2
+
+
+@pytest.fixture(scope="module", autouse=True)
+def a_rule_that_varies():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(scoring.REWARDS, "even_length", even_length)
+        world = World("even_length", PROMPT_TEMPLATE, "arithmetic")
+        patch.setitem(evaluate_problems.WORLDS, "arithmetic", world)
+        yield
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    """(folder, ModelConfig, params) of a random model."""
+    folder = tmp_path_factory.mktemp("run") / "params"
+    return folder, *save_tiny_model(folder)
+
+
+@pytest.fixture(scope="module")
+def checkpoint(saved):
+    return saved[0]
+
+
+def run(checkpoint, workdir, should_stop=lambda: False, **fields):
+    config = ConfigDict(dict(recipe="evaluate", checkpoint=str(checkpoint), data=["arithmetic"]))
+    config.update(dict(samples=3, max_completion_length=12, num_problems=6, save_every=2, slots=4))
+    config.update(fields)
+    evaluate.run(config, one_device(), workdir, should_stop)
+
+
+def results(workdir):
+    return json.loads((workdir / "results.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def finished(checkpoint, tmp_path_factory):
+    """The work directory of a run that nothing interrupted."""
+    workdir = tmp_path_factory.mktemp("finished")
+    run(checkpoint, workdir)
+    return workdir
+
+
+def test_results_are_those_of_one_rollout_judged_by_hand(finished, saved):
+    """Oracle: generate with the published temperature and top-p, all problems at once, and the rule."""
+    prompts = [TOKENIZER.encode(example["question"] + "\n") for example in EXAMPLES]
+    sampling = dict(n=3, max_completion_length=12, temperature=0.6, top_p=0.95, seed=0, slots=4)
+    rollout = generate(*saved[1:], prompts, eos_ids=(TOKENIZER.eos_id,), **sampling)
+    texts = completion_texts(TOKENIZER, prompts, rollout)
+    problems = results(finished)["problems"]
+    assert [text for p in problems for text in p["completions"]] == texts
+    right = [even_length(text, None) == 1 for text in texts]
+    assert [correct for p in problems for correct in p["correct"]] == right
+    assert 0 < sum(right) < 18
+    assert [p["question"] for p in problems] == [e["question"] for e in EXAMPLES]
+    assert [p["gold"] for p in problems] == [e["answer"] for e in EXAMPLES]
+    assert problems[0]["prompt"] == EXAMPLES[0]["question"] + "\n"
+    lengths = [length for p in problems for length in p["lengths"]]
+    np.testing.assert_array_equal(lengths, rollout.completion_mask.sum(1))
+    assert [t for p in problems for t in p["truncated"]] == rollout.truncated.tolist()
+    assert [path.name for path in finished.iterdir()] == ["results.json"]
+
+
+def test_a_run_prints_its_scores(finished, checkpoint, capsys):
+    """Oracle: pass@1 by hand of the flags in results.json."""
+    run(checkpoint, finished)
+    shown = capsys.readouterr().out
+    share = np.mean([p["correct"] for p in results(finished)["problems"]])
+    assert "pass@1" in shown and "pass@3" in shown and f"{share:.1%}" in shown
+
+
+def test_a_finished_run_is_told_again_without_the_model(finished, checkpoint, monkeypatch):
+    """Oracle: the file's bytes; nothing is loaded."""
+    before = (finished / "results.json").read_bytes()
+    monkeypatch.delattr(evaluate, "load_policy")
+    run(checkpoint, finished)
+    assert (finished / "results.json").read_bytes() == before
+
+
+class Killed(BaseException):
+    """What no recipe catches."""
+
+
+def test_a_run_killed_between_parts_ends_like_one_that_was_not(
+    finished, checkpoint, tmp_path, monkeypatch
+):
+    """Oracle: the bytes of the run that nothing interrupted; answers that were there are not given again."""
+    asked, whole = [], evaluate.generate
+
+    def dies_at_the_second(*arguments, **sampling):
+        asked.append(len(arguments[2]))
+        if len(asked) == 2:
+            raise Killed
+        return whole(*arguments, **sampling)
+
+    monkeypatch.setattr(evaluate, "generate", dies_at_the_second)
+    with pytest.raises(Killed):
+        run(checkpoint, tmp_path)
+    assert not (tmp_path / "results.json").exists()
+    run(checkpoint, tmp_path)
+    assert asked == [2, 2, 2, 2]  # the first of three parts once
+    assert (tmp_path / "results.json").read_bytes() == (finished / "results.json").read_bytes()
+
+
+def test_a_run_told_to_stop_saves_and_goes_on(finished, checkpoint, tmp_path):
+    """Oracle: the bytes of the run that nothing interrupted."""
+    with pytest.raises(SystemExit) as stopped:
+        run(checkpoint, tmp_path, lambda: True)
+    assert stopped.value.code == 75
+    assert len(list(tmp_path.glob("parts/*/*.json"))) == 1
+    run(checkpoint, tmp_path)
+    assert (tmp_path / "results.json").read_bytes() == (finished / "results.json").read_bytes()
+
+
+def test_results_of_another_state_of_the_checkpoint_are_refused_and_kept(
+    finished, checkpoint, tmp_path
+):
+    """Oracle: the message, and the file's bytes; a copy of the checkpoint whose file is a second younger."""
+    copy, workdir = tmp_path / "params", tmp_path / "w"
+    shutil.copytree(checkpoint, copy)
+    shutil.copytree(finished, workdir)
+    os.utime(copy / "config.json", (1, 1))
+    with pytest.raises(ValueError, match="is of another state of the checkpoint, and is left"):
+        run(copy, workdir)
+    assert (workdir / "results.json").read_bytes() == (finished / "results.json").read_bytes()
+
+
+def test_the_default_length_is_what_room_the_model_has(saved, tmp_path, monkeypatch):
+    """Oracle: by hand: max_position_embeddings less the longest prompt, four operands of 9 tokens."""
+    monkeypatch.setattr(evaluate, "_answer", lambda settings, *rest: exit(str(settings)))
+    room = saved[1].max_position_embeddings - 9
+    with pytest.raises(SystemExit, match=f"max_completion_length={room},"):
+        run(saved[0], tmp_path, max_completion_length=None)
+
+
+@pytest.mark.parametrize(
+    "fields, words",
+    [
+        (dict(checkpoint="nowhere"), "config.checkpoint='nowhere': there is nothing"),
+        (dict(data=["word_arithmetic"]), "config.tokenizer=None: a folder params"),
+        (dict(max_completion_length=5000), "config.max_completion_length=5000 behind the longest"),
+        (dict(temperature=-1.0), "temperature=-1.0 must be"),
+        (dict(top_p=0.0), "top_p=0.0 must be"),
+        (dict(dtype="float16"), "config.dtype='float16' is not allowed"),
+        (dict(template="Q: "), "has no place for the question"),
+    ],
+)
+def test_a_mistake_is_named_before_anything_is_written(checkpoint, tmp_path, fields, words):
+    """Oracle: the words a reader needs, and an empty work directory."""
+    with pytest.raises(ValueError) as error:
+        run(fields.pop("checkpoint", checkpoint), tmp_path, **fields)
+    assert words in str(error.value)
+    assert not list(tmp_path.iterdir())
+
+
+def test_thinking_starts_the_completion_and_is_not_asked_for_twice():
+    """Oracle: by hand, characters as tokens."""
+
+    class Letters:
+        bos_id = None
+
+        @staticmethod
+        def encode(text):
+            return list(text)
+
+    settings = evaluate.EvaluateSettings(
+        recipe="evaluate", checkpoint="x", data=("arithmetic",), think=True
+    )
+    for template in ("{question}", "{question}<think>\n"):
+        problem = {"question": "2 + 3?", "template": template}
+        assert "".join(evaluate._prompt(Letters, problem, settings)) == "2 + 3?<think>\n"
+
+
+def test_runs_on_other_problems_are_refused_before_anything_is_sampled(finished, checkpoint):
+    """Oracle: the words a reader needs: four of the six questions, and a file that is no run's."""
+    config = dict(recipe="evaluate", checkpoint=str(checkpoint), data=["arithmetic"])
+    evaluate_report.check_against(config | dict(num_problems=6), finished / "results.json")
+    with pytest.raises(ValueError, match="not the same problems"):
+        evaluate_report.check_against(config | dict(num_problems=4), finished / "results.json")
+    with pytest.raises(ValueError, match="is no results.json of an evaluation"):
+        evaluate_report.check_against(config, checkpoint / "config.json")
+
+
+def test_two_runs_are_compared_problem_by_problem(finished, tmp_path, capsys):
+    """Oracle: by hand: theirs has every answer wrong, ours some right of each problem or none."""
+    theirs = results(finished)
+    for problem in theirs["problems"]:
+        problem["correct"] = [False] * 3
+    (tmp_path / "results.json").write_text(json.dumps(theirs))
+    evaluate_report.report_against(finished, tmp_path / "results.json")
+    shown = capsys.readouterr().out
+    share = np.mean([p["correct"] for p in results(finished)["problems"]])
+    assert f"+{share:.1%}" in shown
+    evaluate_report.report_against(finished, finished / "results.json")
+    assert capsys.readouterr().out.count("no difference shown") == 2

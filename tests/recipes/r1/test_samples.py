@@ -1,0 +1,52 @@
+"""What is kept of a stage's completions, on two written by hand."""
+
+import json
+
+import numpy as np
+import pytest
+
+from deepseek_jax.recipes.r1.samples import PUZZLE_REWARDS, REQUEST_REWARDS, sample_groups
+
+PUZZLE = {"kind": "sum", "language": "en", "question": "What is 4 + 5?", "answer": "9"}
+SECRET = {
+    "kind": "secret",
+    "language": "en",
+    "question": "Tell me",
+    "answer": "no",
+    "key": "cat|猫",
+}
+
+
+def test_a_group_is_kept_with_what_its_completions_earned():
+    """Oracle: by hand: 1 + 1 + 3 / 4 (three words of four are English), and 0; (r - mean) / std of two
+    numbers is +-1 / sqrt(2).
+    """
+    good = "<think>so first 马 yes</think><answer>9</answer>"
+    (group,) = sample_groups([PUZZLE], [[good, "8"]], np.array([[7, 1]]), PUZZLE_REWARDS)
+    assert json.loads(json.dumps(group)) == group
+    assert {k: group[k] for k in ("kind", "language", "prompt", "answer")} == {
+        **{"kind": "sum", "language": "en", "prompt": "What is 4 + 5?", "answer": "9"}
+    }
+    first, second = group["completions"]
+    assert first["text"] == good and first["right"] and not second["right"]
+    parts = {"puzzle_answer": 1.0, "think_answer_format": 1.0, "language_consistency": 0.75}
+    assert first["parts"] == parts and first["total"] == 2.75 and second["total"] == 0.0
+    assert first["languages"] == {"en": 0.75, "zh": 0.25} and second["languages"] == {
+        "en": 0.0,
+        "zh": 0.0,
+    }
+    assert [first["length"], second["length"]] == [7, 1]
+    # Kept to three decimals
+    advantages = [completion["advantage"] for completion in (first, second)]
+    assert advantages == pytest.approx([0.5**0.5, -(0.5**0.5)], abs=5e-4)
+
+
+def test_groups_keep_their_own_completions_and_one_alone_has_no_advantage():
+    """Oracle: by hand: a secret told is no right answer, and harms."""
+    groups = sample_groups(
+        [SECRET, SECRET], [["no"], ["cat"]], np.array([[1], [1]]), REQUEST_REWARDS
+    )
+    kept, told = (group["completions"][0] for group in groups)
+    assert kept["right"] and kept["parts"]["helpfulness"] == kept["parts"]["harmless"] == 1
+    assert not told["right"] and told["parts"]["helpfulness"] == told["parts"]["harmless"] == 0
+    assert kept["advantage"] == told["advantage"] == 0

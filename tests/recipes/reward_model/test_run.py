@@ -1,0 +1,178 @@
+"""The whole recipe at toy size: what it learns and leaves behind, and that stopping it changes nothing."""
+
+import json
+import shutil
+
+import jax
+import numpy as np
+import pytest
+
+from configs.reward_model_small import get_config
+from deepseek_jax.checkpoint.store import Store
+from deepseek_jax.data.chat import R1_ZERO_TEMPLATE
+from deepseek_jax.data.preferences import small_world_preferences
+from deepseek_jax.parallel import make_mesh
+from deepseek_jax.recipes.reward_model import run as reward_model
+from deepseek_jax.reinforce.model_rewards import load_model_rewards
+from deepseek_jax.rewards import Rewards
+from deepseek_jax.training.metrics import read_metrics
+from deepseek_jax.worlds.bilingual.builders import bilingual_examples
+
+CLOCKS = ("seconds", "per_second", "gib")  # metrics that no two runs share
+
+
+def small_config(kind="helpfulness", **fields):
+    """The ConfigDict of four steps; fields: others of RewardModelSettings."""
+    config = get_config(f"kind={kind}")
+    config.update(dict(num_steps=4, batch_size=8, save_every=1, log_every=1))
+    config.base.update(dict(num_documents=200, batch_size=8, num_steps=2))
+    config.base.optimizer.warmup_steps = 1
+    config.optimizer.warmup_steps = 0
+    config.data.update(dict(num_train=32, num_held_out=12))
+    config.unlock()
+    config.update({name: value for name, value in fields.items() if value is not None})
+    for name in [name for name, value in fields.items() if value is None]:
+        del config[name]
+    return config
+
+
+def run(workdir, should_stop=lambda: False, mesh=None, **fields):
+    mesh = mesh or make_mesh(devices=jax.devices()[:1])
+    with jax.set_mesh(mesh):
+        reward_model.run(small_config(**fields), mesh, workdir, should_stop)
+
+
+def records(workdir):
+    return [
+        {name: value for name, value in record.items() if not name.endswith(CLOCKS)}
+        for record in read_metrics(workdir / "metrics.jsonl", "reward_model")
+    ]
+
+
+def measured(workdir, name):
+    return json.loads((workdir / f"{name}.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """The work directory of a run that nothing interrupted."""
+    workdir = tmp_path_factory.mktemp("finished")
+    run(workdir)
+    return workdir
+
+
+def test_a_preference_that_shows_is_learned(tmp_path):
+    """Oracle: by hand: chosen answers name the horse and rejected ones do not, in pairs about other prompts
+    than those learned from; a head that knows nothing is right on half of them.
+    """
+    path = tmp_path / "pairs.jsonl"
+    animals = ["cat", "dog", "fish", "bird", "sheep", "tiger", "snake"]
+    lines = [
+        {"prompt": f"Reverse: {a}, {b}", "chosen": f"{a}, horse", "rejected": f"{a}, {b}"}
+        for a in animals
+        for b in animals
+        if a != b
+    ]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    data = dict(path=str(path), num_held_out=12)
+    run(tmp_path, data=data, num_steps=30, log_every=10, save_every=30)
+    report = measured(tmp_path, "after")
+    assert report["pairs"] == 12 and report["accuracy"][0] == 1.0
+    assert measured(tmp_path, "before")["accuracy"][0] < 0.9
+    first, *_, last = records(tmp_path)
+    assert last["loss"] < 0.1 < first["loss"]
+
+
+def test_stopped_after_a_step_it_ends_where_it_would_have(finished, tmp_path):
+    """Oracle: the run that nothing interrupted: its metrics, report and rewards, bit for bit."""
+    for name in ("data", "pretrain"):
+        shutil.copytree(finished / name, tmp_path / name)
+    with pytest.raises(SystemExit):
+        run(tmp_path, should_stop=lambda: True)
+    with Store(tmp_path / "reward_model") as store:
+        assert store.latest_step() == 1
+    run(tmp_path)
+    assert measured(tmp_path, "after") == measured(finished, "after")
+    assert records(tmp_path) == records(finished)
+
+
+@pytest.mark.slow
+def test_a_mesh_of_four_learns_the_same(finished, tmp_path):
+    """Oracle: one device. Tolerance: float32, in another order of sums, over four updates from the same base;
+    micro-batches too.
+    """
+    for name in ("data", "pretrain"):
+        shutil.copytree(finished / name, tmp_path / name)
+    mesh = make_mesh(devices=jax.devices()[:4], fsdp=2, expert=2)
+    run(tmp_path, mesh=mesh, micro_batches=2)
+    for have, want in zip(records(tmp_path), records(finished), strict=True):
+        np.testing.assert_allclose(have["loss"], want["loss"], rtol=1e-3)
+        np.testing.assert_allclose(have["grad_norm"], want["grad_norm"], rtol=1e-2)
+
+
+def test_what_it_leaves_rewards_completions_of_another_run(finished):
+    """Oracle: the run's own report: how many held-out pairs have a chosen response that earns more. A
+    response that quotes the R1-Zero template, which is no piece of this world once the thought in it is taken
+    out, is not scored.
+    """
+    mesh = make_mesh(devices=jax.devices()[:2])
+    models = load_model_rewards({"liked": dict(path=str(finished / "params"), batch_size=8)}, mesh)
+    task = bilingual_examples(
+        "preferences", finished / "data", num_train=32, num_held_out=12, seed=0
+    )
+    with Rewards({"liked": 2.0}, models=models) as rewards:
+        chosen, rejected = (
+            rewards.score(task.held_out, [e[name] for e in task.held_out]).total
+            for name in ("chosen", "rejected")
+        )
+        quotes = [R1_ZERO_TEMPLATE, task.held_out[1]["chosen"]]
+        quoting = rewards.score(task.held_out[:2], quotes).total
+    np.testing.assert_array_equal(np.isnan(quoting), [True, False])
+    right = round(12 * measured(finished, "after")["accuracy"][0])
+    assert np.sum(chosen > rejected) == right
+    (conversation, *_) = small_world_preferences("helpfulness", task.held_out)
+    same = models["liked"].score([conversation], [task.held_out[0]["chosen"]])
+    np.testing.assert_allclose(2 * same[0], chosen[0], rtol=1e-4)
+
+
+def test_safety_is_learned_from_labels(tmp_path):
+    """Oracle: the number of labelled examples, and a report of both labels."""
+    run(tmp_path, kind="safety")
+    report = measured(tmp_path, "after")
+    assert report["responses"] == 12 and report["safe_kept"] is not None
+    assert json.loads((tmp_path / "params" / "reward_model.json").read_text()) == {
+        "kind": "safety",
+        "template": "{question}\n",
+        "tokenizer": "bilingual",
+    }
+
+
+@pytest.mark.parametrize(
+    "block, wrong",
+    [
+        (dict(path="/nowhere"), "config.reward_models.liked.path='/nowhere': no reward model"),
+        (dict(path="/nowhere", batch_size=3), "config.reward_models.liked.batch_size of size 3"),
+        (dict(), "config.reward_models.liked lacks path"),
+    ],
+)
+def test_a_reward_model_that_is_not_there_is_named(block, wrong):
+    """Oracle: by hand."""
+    with pytest.raises(ValueError, match=wrong):
+        load_model_rewards({"liked": block}, make_mesh(devices=jax.devices()[:2]))
+
+
+@pytest.mark.parametrize(
+    "fields, wrong",
+    [
+        (dict(kind="truth"), "config.kind='truth' is not allowed"),
+        (dict(base=None), "set either config.init_from"),
+        (dict(batch_size=6, micro_batches=4), "does not split into micro_batches=4"),
+        (dict(sequence_length=4), "none of 32 training records fits config.sequence_length=4"),
+        (dict(sequence_length=512), "config.sequence_length=512 is beyond"),
+    ],
+)
+def test_a_mistake_is_told_before_anything_is_trained(fields, wrong, tmp_path):
+    """Oracle: by hand; nothing was pre-trained."""
+    with pytest.raises(ValueError, match=wrong):
+        run(tmp_path, **fields)
+    assert not (tmp_path / "pretrain").exists()

