@@ -1,0 +1,34 @@
+"""Messages that say what was given, what is allowed, and which field of the config to change."""
+
+import contextlib
+import difflib
+import re
+
+FIELD = re.compile(
+    r"[A-Za-z_]\w*(?:[.\[][^\s=]*)?="
+)  # a message that begins with an argument's name
+
+
+@contextlib.contextmanager
+def at(path):
+    """Put the config's path before the message of a ValueError that the body raises.
+
+    Rooms below the recipes name their argument: "clip_eps=0 must be above 0". Within at("config.loss") that
+    reads "config.loss.clip_eps=0 must be above 0". Any other message follows the path and a colon. Where
+    several are nested, the paths join.
+    """
+    try:
+        yield
+    except ValueError as error:
+        has_path = getattr(error, "has_path", False) or FIELD.match(str(error))
+        error.args = (f"{path}{'.' if has_path else ': '}{error}",)
+        error.has_path = True
+        raise
+
+
+def suggest(name, allowed):
+    """The end of a message about an unknown name: the nearest of the allowed ones, then all of them."""
+    allowed = list(map(str, allowed))
+    close = difflib.get_close_matches(str(name), allowed, n=1)
+    hint = f"did you mean {close[0]}? " if close else ""
+    return f"{hint}allowed: {', '.join(allowed) or 'none'}"
