@@ -17,7 +17,7 @@ distill/      the student's objective, its losses, targets, cache, update
 reinforce/    GRPO's source of groups, its update, reward models in use, scenarios
 synthesis/    data from a teacher: ask, vary, filter, deduplicate
 reports/      tables, curves, the page
-recipes/      whole runs told in order: pretrain, sft, reward_model, judge, grpo, generate, evaluate, r1, distill
+recipes/      whole runs in order: pretrain, sft, reward_model, judge, grpo, r1, distill, generate, evaluate
 
 Dimensions, one letter each, in array names and in einsum strings:
 b batch; t query position; s key position; m = b t flattened; l layer; d hidden_size; v vocab_size;
