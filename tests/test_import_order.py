@@ -9,19 +9,7 @@ import deepseek_jax
 ROOT = Path(deepseek_jax.__file__).parent
 ROOMS = re.findall(r"^(\w+)/ ", deepseek_jax.__doc__, re.M)
 TOP = ("errors", "settings")  # modules of the package itself, above all rooms
-NOT_YET = {  # shrinks to nothing as the code is parted
-    "data/builders.py -> worlds",
-    "data/corpus.py -> worlds",
-    "data/messages.py -> worlds",
-    "data/sources.py -> worlds",
-    "data/tasks.py -> worlds",
-    "data/tokenizer.py -> worlds",
-    "evaluation/problems.py -> reinforce",
-    "reinforce/model_rewards.py -> recipes",
-    "reinforce/settings.py -> recipes",
-    "synthesis/sift.py -> recipes",
-    "synthesis/teacher.py -> recipes",
-}
+NOT_YET = {"synthesis/teacher.py -> recipes"}  # shrinks to nothing as the code is parted
 
 
 def imports_of(path):

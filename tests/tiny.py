@@ -7,8 +7,8 @@ import flax.linen as nn
 import jax
 
 from deepseek_jax.checkpoint import save_orbax
-from deepseek_jax.data.tokenizer import arithmetic_tokenizer
 from deepseek_jax.models import ModelConfig, init_params
+from deepseek_jax.worlds.arithmetic.tokenizer import arithmetic_tokenizer
 
 VOCAB = 50
 SIZES = dict(

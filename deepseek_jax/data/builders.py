@@ -1,9 +1,6 @@
-"""Corpora that are built on disk, through TFDS and without TensorFlow: the small world's, a jsonl file's,
-Python's own source.
-"""
+"""Corpora that are built on disk, through TFDS without TensorFlow: a jsonl file's, Python's own source."""
 
 import hashlib
-import inspect
 import json
 import re
 import sys
@@ -12,11 +9,9 @@ from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
 
-import numpy as np
 import tensorflow_datasets as tfds
 
 from deepseek_jax.parallel.processes import first_process, from_each
-from deepseek_jax.worlds.arithmetic import corpus as arithmetic
 
 
 class TextBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
@@ -31,34 +26,6 @@ class TextBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
 
     def _split_generators(self, dl_manager):
         return {"train": self._generate_examples()}
-
-
-@dataclass
-class ArithmeticConfig(tfds.core.BuilderConfig):
-    """Settings of one corpus. Its name spells them, so that other settings are another dataset.
-
-    The name ends in a digest of the mix and of arithmetic.py itself: whoever edits how documents
-    are written reads new documents, not those on disk.
-    """
-
-    name: str = ""
-    num_documents: int = 0
-    seed: int = 0
-    mix: arithmetic.CorpusMix = arithmetic.CorpusMix()
-
-    def __post_init__(self):
-        how = inspect.getsource(arithmetic) + repr(self.mix)
-        digest = blake2b(how.encode(), digest_size=4).hexdigest()
-        self.name = f"{self.num_documents}_documents_seed_{self.seed}_{digest}"
-
-
-class ArithmeticCorpus(TextBuilder):
-    """Documents of arithmetic.write_document."""
-
-    def _generate_examples(self):
-        rng = np.random.default_rng(self.builder_config.seed)
-        for index in range(self.builder_config.num_documents):
-            yield index, {"text": arithmetic.write_document(rng, self.builder_config.mix)}
 
 
 @dataclass
@@ -117,6 +84,11 @@ def _is_text(path):
         return bool(path.read_text(encoding="utf-8").strip())
     except ValueError:
         return False
+
+
+def parameter_digest(parameters):
+    """8 hexadecimal digits that tell a dataset's parameters from others: of a dataclass, or None."""
+    return blake2b(repr(parameters).encode(), digest_size=4).hexdigest()
 
 
 def build(builder, config, data_dir, **more):

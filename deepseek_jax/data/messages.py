@@ -1,4 +1,4 @@
-"""Conversations to learn from: of a jsonl file, of a TFDS dataset, or of a small world's worked sums."""
+"""Conversations to learn from: of a jsonl file, of a TFDS dataset, or of worked examples."""
 
 import re
 from collections.abc import Mapping
@@ -9,7 +9,6 @@ import tensorflow_datasets as tfds
 
 from deepseek_jax.data.builders import JsonlConfig, TextBuilder, build, json_lines
 from deepseek_jax.data.sources import RANDOM_ACCESS_FORMATS, read
-from deepseek_jax.worlds.arithmetic import corpus as arithmetic
 
 ROLES = ("system", "user", "assistant")
 DERIVED_FROM = "derived_from"
@@ -57,13 +56,12 @@ def parse_conversation(place, record):
     return {"messages": messages, "weight": _parse_weight(place, record.get("weight", 1.0))}
 
 
-def worked_conversations(examples):
-    """Conversations of data.tasks' examples: the question, and for an answer its solution, or its working
-    where it is one of sums and differences, which bring none.
+def worked_conversations(examples, worked):
+    """Conversations of data.tasks' examples: the question, and worked(example) for an answer.
 
     Each keeps its example's fields, by which an answer is scored.
     """
-    return [example | _worked(example) for example in examples]
+    return [example | _turn(example["question"], worked(example)) for example in examples]
 
 
 class MessagesCorpus(TextBuilder):
@@ -179,15 +177,6 @@ def _parse_weight(place, weight):
     return float(weight)
 
 
-def _worked(example):
-    turns = zip(ROLES[1:], (example["question"], _working(example)), strict=True)
+def _turn(question, answer):
+    turns = zip(ROLES[1:], (question, answer), strict=True)
     return {"messages": [{"role": role, "content": text} for role, text in turns], "weight": 1.0}
-
-
-def _working(example):
-    if "solution" in example:
-        return example["solution"]
-    operands, answer = example["operands"], example["answer"]
-    if sum(operands) == int(answer):
-        return arithmetic.worked(operands)
-    return f"{' - '.join(map(str, operands))} = {answer}"

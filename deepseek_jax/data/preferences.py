@@ -65,19 +65,6 @@ def read_preferences(kind, path, num_held_out, seed):
     return train, held_out
 
 
-def small_world_preferences(kind, examples):
-    """Records, as of parse_preference, of the bilingual world's "preferences" or "safety" examples."""
-    records = []
-    for index, example in enumerate(examples):
-        fields = {"prompt": example["question"]}
-        if kind == "safety":
-            fields |= {"response": example["completion"], "safe": example["safe"] > 0.5}
-        else:
-            fields |= {"chosen": example["chosen"], "rejected": example["rejected"]}
-        records.append(parse_preference(kind, f"example {index}", fields))
-    return records
-
-
 def render_response(tokenizer, messages, response, *, template):
     """Ids of a conversation that ends in this response and its end token: a list of int.
 

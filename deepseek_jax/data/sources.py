@@ -6,8 +6,6 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from deepseek_jax.data.builders import (
-    ArithmeticConfig,
-    ArithmeticCorpus,
     JsonlConfig,
     JsonlCorpus,
     PythonConfig,
@@ -15,24 +13,9 @@ from deepseek_jax.data.builders import (
     build,
     json_lines,
 )
-from deepseek_jax.worlds.arithmetic import corpus as arithmetic
 
 RANDOM_ACCESS_FORMATS = ("array_record", "parquet")
 READ_AT_ONCE = 1024
-
-
-def arithmetic_corpus(data_dir, *, num_documents, seed, mix=None):
-    """Random access to documents {"text": bytes}, built under `data_dir` if they are not there.
-
-    The same settings give the same documents, and a second call reads what the first one wrote.
-    mix: CorpusMix, None for the default one. How it is built: builders.build.
-    Raises ValueError if num_documents is not positive.
-    """
-    if num_documents < 1:
-        raise ValueError(f"num_documents={num_documents} is no corpus; set it to at least 1.")
-    mix = arithmetic.CorpusMix() if mix is None else mix
-    config = ArithmeticConfig(num_documents=num_documents, seed=seed, mix=mix)
-    return build(ArithmeticCorpus, config, data_dir)
 
 
 def python_documents(data_dir):

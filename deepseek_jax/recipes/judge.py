@@ -10,8 +10,8 @@ import json
 import numpy as np
 
 from deepseek_jax.checkpoint import save_orbax
+from deepseek_jax.data.batches import PackedDocuments
 from deepseek_jax.data.conversations import pack_conversations, render_numbered
-from deepseek_jax.data.corpus import PackedDocuments
 from deepseek_jax.evaluation.accuracy import summarise
 from deepseek_jax.parallel.processes import first_process
 from deepseek_jax.parallel.shard import batch_share
@@ -92,7 +92,7 @@ def train_judge(
     before.json and after.json tell what it said of the held-out pairs before and after.
 
     settings: JudgeTrainingSettings. pairs: judged_pairs'. tokenizer_name: as of
-    model_rewards.named_tokenizer.
+    worlds.registry.named_tokenizer.
     """
     about = dict(
         template=settings.data.template,

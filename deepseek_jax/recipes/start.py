@@ -4,11 +4,11 @@ import dataclasses
 
 from deepseek_jax.checkpoint import is_orbax, load_orbax
 from deepseek_jax.data.conversations import end_of_turn
-from deepseek_jax.data.corpus import SMALL_WORLDS, base_tokenizer
+from deepseek_jax.models.config import RunSettings
 from deepseek_jax.parallel.shard import check_batch
-from deepseek_jax.recipes.blocks import RunSettings, build_model, load_pretrained
-from deepseek_jax.reinforce.model_rewards import named_tokenizer
+from deepseek_jax.recipes.blocks import build_model, load_pretrained
 from deepseek_jax.settings import build
+from deepseek_jax.worlds.registry import WORLDS, named_tokenizer
 
 
 def starting_policy(settings, mesh):
@@ -18,7 +18,7 @@ def starting_policy(settings, mesh):
     """
     if settings.init_from is not None:
         return load_pretrained(settings.init_from, settings.model, mesh)
-    policy, tokenizer = build_model(settings.model), base_tokenizer(settings.base)
+    policy, tokenizer = build_model(settings.model), named_tokenizer(settings.base.corpus)
     if tokenizer.vocab_size > policy.vocab_size:
         raise ValueError(
             f"config.model.vocab_size={policy.vocab_size} is below the tokenizer's {tokenizer.vocab_size}"
@@ -74,7 +74,7 @@ def load_policy(init_from, overrides, mesh, tokenizer=None):
     if tokenizer is None:
         raise ValueError(
             f"config.init_from={init_from!r} has no tokenizer with it; set config.tokenizer to one of "
-            f"{list(SMALL_WORLDS)}, or to a Hugging Face folder"
+            f"{list(WORLDS)}, or to a Hugging Face folder"
         )
     how = build(RunSettings, overrides, "config.model")
     config, params = load_orbax(init_from, dtype=how.dtype, mesh=mesh)

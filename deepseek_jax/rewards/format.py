@@ -1,4 +1,9 @@
-"""Is a completion laid out as asked: the R1-Zero template's tags (arXiv:2501.12948, table 1)."""
+"""Is a completion laid out as asked: the R1-Zero template's tags (arXiv:2501.12948, table 1); and what of it
+is for the reader.
+"""
+
+from deepseek_jax.rewards.answer import final_text
+from deepseek_jax.rewards.language import TAGS as ANY_TAG
 
 TAGS = ("<think>", "</think>", "<answer>", "</answer>")
 
@@ -19,3 +24,8 @@ def think_answer_format(completion, example):
         pieces.append(piece.strip())
     before, thought, between, answer = pieces
     return float(bool(thought and answer) and not (before or between or rest.strip()))
+
+
+def summary(completion):
+    """What is for the reader: the text after the last </think>, without tags and white space around."""
+    return ANY_TAG.sub("", final_text(completion)).strip()

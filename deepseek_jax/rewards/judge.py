@@ -5,7 +5,7 @@ arXiv:2412.19437, section 5.2.1. Plain Python: whoever builds a Judge says how t
 """
 
 from deepseek_jax.rewards.answer import final_text, marked_answer
-from deepseek_jax.rewards.helpful import TAGS
+from deepseek_jax.rewards.language import TAGS
 
 VERDICTS = {"1": 1, "2": 2}
 

@@ -1,12 +1,14 @@
 """The weighted sum of named rewards over a batch of completions, with every failure counted."""
 
-import difflib
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 
-from deepseek_jax.rewards.answer import exact_answer, gold_answer
+from deepseek_jax.errors import at, suggest
+from deepseek_jax.rewards.answer import answer_key, exact_answer, extract_answer, gold_answer
 from deepseek_jax.rewards.arithmetic import (
     check_chain,
     check_integer,
@@ -16,7 +18,6 @@ from deepseek_jax.rewards.arithmetic import (
     true_equations,
 )
 from deepseek_jax.rewards.format import think_answer_format
-from deepseek_jax.rewards.helpful import check_request, harmless, helpfulness
 from deepseek_jax.rewards.language import (
     check_language,
     language_consistency,
@@ -25,37 +26,46 @@ from deepseek_jax.rewards.language import (
 )
 from deepseek_jax.rewards.math_verify import MathVerifier
 from deepseek_jax.rewards.program import ProgramVerifier, check_test_cases
-from deepseek_jax.rewards.puzzle import check_puzzle, puzzle_answer
 
-# name in config.rewards -> fn(completion: str, example: Mapping) -> float
-REWARDS = {
-    "exact_answer": exact_answer,
-    "correct": correct,
-    "correct_reasoning": correct_reasoning,
-    "correct_working": correct_working,
-    "true_equations": true_equations,
-    "think_answer_format": think_answer_format,
-    "language_consistency": language_consistency,
-    "language_consistency_en": language_consistency_en,
-    "language_consistency_zh": language_consistency_zh,
-    "puzzle_answer": puzzle_answer,
-    "helpfulness": helpfulness,
-    "harmless": harmless,
-}
-# The rewards that score a whole batch, in a pool of workers, and the field that they compare with.
-VERIFIERS = {"math_verify": (MathVerifier, "answer"), "program": (ProgramVerifier, "test_cases")}
-# What an example must have for a reward to score it at all: fn(example), which raises ValueError.
-CHECKS = {
-    "exact_answer": gold_answer,
-    "math_verify": gold_answer,
-    "correct": check_integer,
-    "correct_reasoning": check_chain,
-    "correct_working": check_integer,
-    "puzzle_answer": check_puzzle,
-    "language_consistency": check_language,
-    "program": check_test_cases,
-    "helpfulness": check_request,
-    "harmless": check_request,
+
+class Reading(NamedTuple):
+    """How a rule reads the answer in a completion, so that answers can vote: find(completion) -> str, or None
+    where there is none; answers with equal key(answer) are the same.
+    """
+
+    find: Callable
+    key: Callable
+
+
+class Rule(NamedTuple):
+    """One reward by rule.
+
+    score(completion: str, example: Mapping) -> float. check(example) raises ValueError for an example that
+    the rule cannot score. reading: None where answers cannot vote, as of a program. verifier: in place of
+    score, a class whose score(list of example[field], completions) scores a batch in a pool of workers.
+    """
+
+    score: Callable | None = None
+    check: Callable | None = None
+    reading: Reading | None = None
+    verifier: Callable | None = None
+    field: str = "answer"
+
+
+NUMBERS = Reading(extract_answer, answer_key)
+# THE rules by their name in config.rewards; a world has more, see worlds.registry
+RULES = {
+    "exact_answer": Rule(exact_answer, gold_answer, NUMBERS),
+    "math_verify": Rule(None, gold_answer, NUMBERS, verifier=MathVerifier),
+    "correct": Rule(correct, check_integer, NUMBERS),
+    "correct_reasoning": Rule(correct_reasoning, check_chain),
+    "correct_working": Rule(correct_working, check_integer),
+    "true_equations": Rule(true_equations),
+    "program": Rule(None, check_test_cases, verifier=ProgramVerifier, field="test_cases"),
+    "think_answer_format": Rule(think_answer_format),
+    "language_consistency": Rule(language_consistency, check_language),
+    "language_consistency_en": Rule(language_consistency_en),
+    "language_consistency_zh": Rule(language_consistency_zh),
 }
 MAX_MESSAGES = 5
 
@@ -82,22 +92,22 @@ class Rewards:
     A part fails on a completion if it raises or gives anything but a finite number. Then the total
     is NaN, "not scored": never a 0 that would pass for a wrong answer.
     models: further parts by name, trained ones: rewards.model.RewardModel, or whatever has its
-    score(examples, completions).
+    score(examples, completions). rules: the rules that weights may name.
     Raises ValueError for no rewards, an unknown name, a model by the name of another reward or
     without a weight, a weight that is not finite, or where a verifier lacks a package or a sandbox.
     """
 
-    def __init__(self, weights, models=None):
-        self._models = dict(models or {})
-        known = [*REWARDS, *VERIFIERS, *self._models]
+    def __init__(self, weights, models=None, rules=None):
+        self._models, rules = dict(models or {}), RULES if rules is None else rules
+        known = [*rules, *self._models]
         self.weights = dict(weights)
         if not self.weights:
-            raise ValueError(f"no reward: set config.rewards.NAME=WEIGHT, NAME of {known}.")
+            raise ValueError(
+                f"config.rewards is empty; set config.rewards.NAME=WEIGHT, NAME of {known}."
+            )
         for name, weight in self.weights.items():
             if name not in known:
-                close = difflib.get_close_matches(name, known, n=1)
-                hint = f"did you mean {close[0]!r}? " if close else ""
-                raise ValueError(f"config.rewards.{name} is unknown: {hint}Known: {known}.")
+                raise ValueError(f"config.rewards.{name} is not a reward; {suggest(name, known)}")
             if not _is_finite(weight):
                 raise ValueError(f"config.rewards.{name}={weight!r} must be a finite number.")
         for name in self._models:
@@ -107,7 +117,9 @@ class Rewards:
                 raise ValueError(
                     f"config.reward_models.{name} is not used; set config.rewards.{name}=WEIGHT."
                 )
-        self._verifiers = {name: VERIFIERS[name][0]() for name in self.weights if name in VERIFIERS}
+        self._rules = {name: rules[name] for name in self.weights if name in rules}
+        verifiers = {name: rule.verifier for name, rule in self._rules.items()}
+        self._verifiers = {name: make() for name, make in verifiers.items() if make is not None}
 
     def __enter__(self):
         return self
@@ -125,12 +137,10 @@ class Rewards:
 
         It names the reward, the question and what it lacks: no completion could ever be scored.
         """
-        for name in self.weights:
-            for example in examples if name in CHECKS else ():
-                try:
-                    CHECKS[name](example)
-                except ValueError as error:
-                    raise ValueError(f"config.rewards.{name}: {error}") from None
+        for name, rule in self._rules.items():
+            for example in () if rule.check is None else examples:
+                with at(f"config.rewards.{name}"):
+                    rule.check(example)
 
     def score(self, examples, completions):
         """Score completions[i] (str) against examples[i], a Mapping with "question" and "answer".
@@ -149,13 +159,13 @@ class Rewards:
     def _part(self, name, examples, completions, messages):
         """float32[b]: one reward of every completion; NaN, and a message, where it fails."""
         if name in self._verifiers:
-            field = VERIFIERS[name][1]
+            field = self._rules[name].field
             values = self._verifiers[name].score([e[field] for e in examples], completions)
         elif name in self._models:
             values = self._models[name].score(examples, completions)
         else:
             values = [
-                _call(REWARDS[name], completion, example)
+                _call(self._rules[name].score, completion, example)
                 for completion, example in zip(completions, examples, strict=True)
             ]
         out = np.full(len(values), np.nan, np.float32)

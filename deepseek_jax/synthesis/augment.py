@@ -8,7 +8,7 @@ from collections import Counter, defaultdict
 import numpy as np
 
 from deepseek_jax.data.questions import asked_messages
-from deepseek_jax.rewards.helpful import summary
+from deepseek_jax.rewards.format import summary
 from deepseek_jax.rewards.language import LANGUAGES, language_share
 from deepseek_jax.synthesis.teacher import read_rows
 from deepseek_jax.synthesis.vary import recomputed, vary_names, vary_numbers

@@ -13,9 +13,9 @@ from deepseek_jax.evaluation.held_out import completion_texts
 from deepseek_jax.parallel.processes import barrier, first_process, say
 from deepseek_jax.rewards.format import think_answer_format
 from deepseek_jax.rewards.language import language_consistency
-from deepseek_jax.rewards.puzzle import puzzle_answer
 from deepseek_jax.rollout import generate
 from deepseek_jax.synthesis.sieve import Sieve
+from deepseek_jax.worlds.bilingual.puzzle_rewards import puzzle_answer
 
 AS_GOOD = 0.5  # what rewards.judge.Judge gives the reference itself
 

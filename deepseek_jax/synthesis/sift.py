@@ -5,13 +5,14 @@ from collections import Counter, defaultdict
 
 from deepseek_jax.data.questions import asked_messages
 from deepseek_jax.evaluation.consensus import majority
-from deepseek_jax.evaluation.problems import NUMBERS, READINGS
-from deepseek_jax.recipes.generate.settings import TOTAL
+from deepseek_jax.rewards.scoring import NUMBERS
 from deepseek_jax.synthesis.augment import REWRITTEN
 from deepseek_jax.synthesis.generated import write_conversations
 from deepseek_jax.synthesis.near_duplicates import NearDuplicates
+from deepseek_jax.synthesis.settings import TOTAL
 from deepseek_jax.synthesis.sieve import Sieve
 from deepseek_jax.synthesis.teacher import read_rows
+from deepseek_jax.worlds.registry import all_rules
 
 
 def write_sifted(settings, samples, evaluation, folder):
@@ -93,7 +94,8 @@ def majority_is_right(samples, accuracy):
 
     Spellings of one answer vote for the same, as that reward's Reading has it.
     """
-    reading = READINGS.get(accuracy, NUMBERS)
+    rule = all_rules().get(accuracy)
+    reading = NUMBERS if rule is None or rule.reading is None else rule.reading
     found = [reading.find(sample["text"]) if sample["finished"] else None for sample in samples]
     keys = [None if answer is None else reading.key(answer) for answer in found]
     chosen = majority(keys)

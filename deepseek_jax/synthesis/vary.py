@@ -1,18 +1,18 @@
 """Other questions of the same kind, whose answers are known: with other numbers, or other names and things.
 
 For the puzzles of the bilingual world, the sums of the arithmetic one, and sums and differences in words
-(tasks.word_arithmetic_task). An answer comes from what the question is made of; recomputed() finds it again
+(worlds.arithmetic.tasks). An answer comes from what the question is made of; recomputed() finds it again
 from the text alone.
 """
 
 import re
 from itertools import product
 
-from deepseek_jax.data import tasks
 from deepseek_jax.rewards.answer import number
-from deepseek_jax.rewards.puzzle import EXPRESSION
 from deepseek_jax.worlds.arithmetic import corpus as arithmetic
+from deepseek_jax.worlds.arithmetic import tasks
 from deepseek_jax.worlds.bilingual import puzzles as bilingual_puzzles
+from deepseek_jax.worlds.bilingual.puzzle_rewards import EXPRESSION
 
 KNOWN = "puzzles, sums, and sums and differences in words"
 FIELDS = {

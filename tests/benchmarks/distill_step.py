@@ -20,7 +20,7 @@ from deepseek_jax.distill.logit_distillation import dense_distillation, top_k_di
 from deepseek_jax.distill.terms import token_mean
 from deepseek_jax.distill.top_k import top_k_logprobs
 from deepseek_jax.models import head_weight, hidden_states
-from deepseek_jax.recipes.blocks import OptimizerSettings
+from deepseek_jax.training.optimizer import OptimizerSettings
 from deepseek_jax.training.state import TrainState
 from deepseek_jax.training.step import make_train_step
 from tests.benchmarks.peers import smollm2, smollm2_half

@@ -21,8 +21,8 @@ from deepseek_jax.losses.grpo import grpo_loss
 from deepseek_jax.parallel import make_mesh
 from deepseek_jax.parallel.host_memory import return_compilers_memory
 from deepseek_jax.recipes.blocks import build_model, random_params
+from deepseek_jax.recipes.grpo.settings import GrpoSettings
 from deepseek_jax.reinforce.groups import GroupSource
-from deepseek_jax.reinforce.settings import GrpoSettings
 from deepseek_jax.rewards import Rewards
 from deepseek_jax.settings import build
 from deepseek_jax.training.state import TrainState, state_shardings

@@ -16,7 +16,7 @@ import torch
 
 from deepseek_jax.costs.flops import useful_flops
 from deepseek_jax.losses.next_token import next_token_loss
-from deepseek_jax.recipes.blocks import OptimizerSettings
+from deepseek_jax.training.optimizer import OptimizerSettings
 from deepseek_jax.training.state import TrainState
 from deepseek_jax.training.step import make_train_step
 from tests.benchmarks.peers import small_v3, smollm2, tiny_v3

@@ -12,19 +12,21 @@ import numpy as np
 import pytest
 
 from configs import models, r1, v3_post_training
+from deepseek_jax.models.config import RunSettings
 from deepseek_jax.parallel import make_mesh
-from deepseek_jax.recipes.blocks import RunSettings, build_model
+from deepseek_jax.recipes.blocks import build_model
 from deepseek_jax.recipes.distill.settings import DistillSettings, StartSettings
 from deepseek_jax.recipes.generate.settings import GenerateSettings
+from deepseek_jax.recipes.grpo.settings import GrpoSettings
 from deepseek_jax.recipes.pretrain.settings import PretrainSettings
 from deepseek_jax.recipes.r1.settings import REWARD_MODELS, R1Settings
 from deepseek_jax.recipes.reward_model.settings import JudgeSettings, RewardModelSettings
 from deepseek_jax.recipes.sft.settings import SftSettings
 from deepseek_jax.reinforce.scenarios import scenario_rewards
-from deepseek_jax.reinforce.settings import TASKS, GrpoSettings
 from deepseek_jax.rewards import Rewards
 from deepseek_jax.settings import build
 from deepseek_jax.training.schedule import join_phases, stage_at
+from deepseek_jax.worlds.registry import question_names
 from launch.train import MeshSettings
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -69,7 +71,7 @@ def test_an_experiments_numbers_are_its_recipes_settings(path, arg):
     if config.recipe in ("generate", "sft"):
         Rewards(settings.rewards, models=dict.fromkeys(settings.reward_models)).close()
     if config.recipe in ("generate", "grpo", "sft"):
-        assert settings.data.path is not None or settings.data.task in TASKS
+        assert settings.data.path is not None or settings.data.task in question_names()
     if config.recipe == "pretrain":
         settings.built_stages(build_model(settings.model), ONE_DEVICE)
     if config.recipe == "r1":

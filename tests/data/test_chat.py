@@ -5,8 +5,8 @@ import dataclasses
 import pytest
 
 from deepseek_jax.data.chat import render_prompt
-from deepseek_jax.data.tokenizer import arithmetic_tokenizer
 from deepseek_jax.worlds.arithmetic.corpus import PROMPT_TEMPLATE
+from deepseek_jax.worlds.arithmetic.tokenizer import arithmetic_tokenizer
 
 
 def test_chat_prompt_is_the_checkpoints_own(smollm2):

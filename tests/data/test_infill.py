@@ -5,7 +5,7 @@ import pytest
 
 from deepseek_jax.data.byte_tokenizer import byte_tokenizer
 from deepseek_jax.data.infill import check_fim_rate, fill_in_the_middle
-from deepseek_jax.data.tokenizer import arithmetic_tokenizer
+from deepseek_jax.worlds.arithmetic.tokenizer import arithmetic_tokenizer
 
 BYTES = byte_tokenizer()
 TEXTS = (

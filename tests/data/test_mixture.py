@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from deepseek_jax.data.mixture import Mixture
-from deepseek_jax.data.sources import arithmetic_corpus
+from deepseek_jax.worlds.arithmetic.builder import arithmetic_corpus
 
 LENGTHS = (600, 300, 140)
 

@@ -10,9 +10,10 @@ import pytest
 from deepseek_jax.data.byte_tokenizer import byte_tokenizer
 from deepseek_jax.data.mixture import Mixture
 from deepseek_jax.data.packing import pack
-from deepseek_jax.data.sources import arithmetic_corpus
-from deepseek_jax.data.tokenizer import Tokenizer, arithmetic_tokenizer, closed_tokenizer
+from deepseek_jax.data.tokenizer import Tokenizer, closed_tokenizer
+from deepseek_jax.worlds.arithmetic.builder import arithmetic_corpus
 from deepseek_jax.worlds.arithmetic.corpus import write_document
+from deepseek_jax.worlds.arithmetic.tokenizer import arithmetic_tokenizer
 
 TOKENIZER = arithmetic_tokenizer()
 

@@ -7,11 +7,7 @@ import pytest
 from deepseek_jax.data.preferences import (
     parse_preference,
     read_preferences,
-    render_record,
-    small_world_preferences,
 )
-from deepseek_jax.worlds.bilingual.builders import bilingual_examples
-from deepseek_jax.worlds.bilingual.tokenizer import bilingual_tokenizer
 
 PAIR = {"prompt": "What is 2?", "chosen": "two", "rejected": "three"}
 LABELLED = {"prompt": "What is 2?", "response": "two", "safe": True}
@@ -66,18 +62,3 @@ def test_a_prompt_is_on_one_side_alone(tmp_path):
     assert read_preferences("helpfulness", str(path), 5, seed=1)[1] != held_out
     with pytest.raises(ValueError, match="config.data.num_held_out=30"):
         read_preferences("helpfulness", str(path), 30, seed=0)
-
-
-@pytest.mark.parametrize("kind, what", [("helpfulness", "preferences"), ("safety", "safety")])
-def test_the_small_worlds_preferences_are_rendered_whole(kind, what, tmp_path):
-    """Oracle: the tokenizer's own decoding, and the end token, once, at the end."""
-    examples = bilingual_examples(what, tmp_path, num_train=20, num_held_out=4, seed=0).train
-    tokenizer = bilingual_tokenizer()
-    for index, record in enumerate(small_world_preferences(kind, examples)):
-        rows = render_record(tokenizer, record, index, template="{question}\n")
-        question = record["messages"][0]["content"]
-        for ids, response in zip(rows, record["responses"], strict=True):
-            assert tokenizer.decode(ids) == f"{question}\n{response}"
-            assert ids.index(tokenizer.eos_id) == len(ids) - 1
-        if kind == "safety":
-            assert record["safe"] == (examples[index]["safe"] == 1.0)

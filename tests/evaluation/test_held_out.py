@@ -7,14 +7,14 @@ import pytest
 
 from configs import models
 from deepseek_jax.data.byte_tokenizer import byte_tokenizer
-from deepseek_jax.data.tasks import arithmetic_task
-from deepseek_jax.data.tokenizer import arithmetic_tokenizer
 from deepseek_jax.evaluation import held_out
 from deepseek_jax.evaluation.accuracy import mean_interval, wilson_interval
 from deepseek_jax.evaluation.held_out import completion_texts, evaluate
 from deepseek_jax.models import ModelConfig, init_params
 from deepseek_jax.rewards import Rewards, scoring
 from deepseek_jax.rollout import Rollout, generate
+from deepseek_jax.worlds.arithmetic.tasks import arithmetic_task
+from deepseek_jax.worlds.arithmetic.tokenizer import arithmetic_tokenizer
 
 TOKENIZER = arithmetic_tokenizer()
 CONFIG = ModelConfig(**models.deepseek_v3_tiny(vocab_size=TOKENIZER.vocab_size))
@@ -49,7 +49,7 @@ def evaluated(params, examples, weights, accuracy):
 
 def test_scores_are_those_of_the_rollout_scored_by_hand(params, monkeypatch):
     """Oracle: generate with the same settings, each text scored here, and accuracy's intervals."""
-    monkeypatch.setitem(scoring.REWARDS, "even_length", even_length)
+    monkeypatch.setitem(scoring.RULES, "even_length", scoring.Rule(even_length))
     examples = arithmetic_task(0, 10).held_out
     weights = {"even_length": 2.0, "correct": 1.0}
     prompts, result = evaluated(params, examples, weights, "even_length")
@@ -79,7 +79,7 @@ def test_scores_are_those_of_the_rollout_scored_by_hand(params, monkeypatch):
 
 def test_answers_that_cannot_be_scored_are_left_out_and_counted(params, monkeypatch, capsys):
     """Oracle: by hand: the texts of odd length are not scored, and all others earn 1."""
-    monkeypatch.setitem(scoring.REWARDS, "raises", raises)
+    monkeypatch.setitem(scoring.RULES, "raises", scoring.Rule(raises))
     examples = arithmetic_task(0, 10).held_out
     prompts, result = evaluated(params, examples, {"raises": 1.0}, "raises")
     texts = completion_texts(TOKENIZER, prompts, generate(CONFIG, params, prompts, **SAMPLING))
@@ -95,7 +95,7 @@ def test_answers_that_cannot_be_scored_are_left_out_and_counted(params, monkeypa
 
 def test_answers_none_of_which_can_be_scored_are_an_error_and_no_zero(params, monkeypatch):
     """Oracle: the message holds the reward's own exception."""
-    monkeypatch.setitem(scoring.REWARDS, "raises", lambda completion, example: 1 / 0)
+    monkeypatch.setitem(scoring.RULES, "raises", scoring.Rule(lambda completion, example: 1 / 0))
     with pytest.raises(RuntimeError, match="none of 10 .*ZeroDivisionError"):
         evaluated(params, arithmetic_task(0, 10).held_out, {"raises": 1.0}, "raises")
 
@@ -106,7 +106,7 @@ def test_processes_agree_on_whether_nothing_could_be_scored(monkeypatch, fails_h
     elsewhere = np.float32([1.0]) if fails_here else np.float32([np.nan])
     theirs = elsewhere, {"raises": elsewhere}, np.int32(not fails_here)
     monkeypatch.setattr(held_out, "from_first", lambda ours: theirs)
-    monkeypatch.setitem(scoring.REWARDS, "raises", raises)
+    monkeypatch.setitem(scoring.RULES, "raises", scoring.Rule(raises))
     example, text = {"question": "2 + 3", "answer": "5"}, "5" if fails_here else "55"
     rewards = Rewards({"raises": 1.0})
     if fails_here:

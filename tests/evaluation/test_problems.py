@@ -4,11 +4,12 @@ import json
 
 import pytest
 
-from deepseek_jax.evaluation.problems import NUM_OF_A_WORLD, WORLDS, Rules, load_problems
+from deepseek_jax.evaluation.problems import NUM_OF_A_WORLD, Rules, load_problems
 from deepseek_jax.recipes.evaluate.settings import INSTRUCTION, EvaluateSettings
-from deepseek_jax.reinforce.settings import TASKS
 from deepseek_jax.rewards import scoring
 from deepseek_jax.worlds.bilingual.tasks import puzzle_examples
+from deepseek_jax.worlds.bilingual.world import BILINGUAL
+from deepseek_jax.worlds.registry import all_rules, find_questions, question_names
 
 QUESTIONS = [(f"What is {n} + 1?", f"{n} + 1 = {n + 1}\n#### {n + 1:,}") for n in range(1000, 1010)]
 
@@ -58,8 +59,7 @@ def test_a_worlds_tasks_are_its_kinds_in_each_language():
 
 def test_every_small_world_can_be_measured():
     """Oracle: the tasks and rewards that there are."""
-    assert WORLDS.keys() == TASKS.keys()
-    assert {world.rule for world in WORLDS.values()} <= scoring.REWARDS.keys()
+    assert {find_questions(name)[1].rule for name in question_names()} <= all_rules().keys()
 
 
 def test_programs_are_judged_by_their_cases_and_not_told_to_box_anything(tmp_path):
@@ -77,7 +77,7 @@ def test_programs_are_judged_by_their_cases_and_not_told_to_box_anything(tmp_pat
 @pytest.mark.parametrize(
     "data, fields, words",
     [
-        (["gsm9k"], {}, "config.data='gsm9k' is no .jsonl file and no small world's task"),
+        (["gsm9k"], {}, "config.data='gsm9k' is no .jsonl file and no world's task"),
         (["arithmetics"], {}, "did you mean arithmetic?"),
         (["nowhere.jsonl"], {}, "there is no file nowhere.jsonl"),
         (["FILE"], dict(num_problems=11), "config.num_problems=11 must be within 2..10"),
@@ -121,7 +121,7 @@ def test_an_answer_without_a_verdict_counts_as_wrong_and_is_told(monkeypatch, ca
     def fails_on_x(completion, example):
         return 1.0 / (completion != "x")
 
-    monkeypatch.setitem(scoring.REWARDS, "helpfulness", fails_on_x)
+    monkeypatch.setitem(BILINGUAL.rewards, "helpfulness", scoring.Rule(fails_on_x))
     problem = dict(rule="helpfulness", question="q", answer="a", key="a", kind="lookup")
     with Rules([problem]) as rules:
         (judged,) = rules.judge([problem], [["y", "x"]])

@@ -11,9 +11,10 @@ from pathlib import Path
 import jax
 import pytest
 
-from deepseek_jax.data.corpus import corpus_tokenizer, joined, packed
+from deepseek_jax.data.batches import joined, packed
 from deepseek_jax.parallel import make_mesh, put_batch
 from deepseek_jax.recipes.pretrain.run import abstract_updates
+from deepseek_jax.worlds.registry import named_tokenizer
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIG = """
@@ -123,7 +124,7 @@ def test_a_mistake_is_one_message_and_exit_status_two(folder, args, words):
 def test_an_abstract_batch_is_a_real_one_without_its_numbers():
     """Oracle: the batch that the loop gets: the same keys, shapes, dtypes and places, at the largest size."""
     config, mesh, updates = small_updates()
-    tokenizer = corpus_tokenizer(config.data.tokenizer)
+    tokenizer = named_tokenizer(config.data.tokenizer)
     for update, stage in zip(updates, config.stages.values(), strict=True):
         rows = 16 if update.name == "stage_1" else 4
         documents = [{"text": "0123456789" * 200}] * 50

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from deepseek_jax.recipes.blocks import OptimizerSettings
 from deepseek_jax.settings import build
+from deepseek_jax.training.optimizer import OptimizerSettings
 
 PHASES = [
     dict(kind="linear", steps=2, to=2),

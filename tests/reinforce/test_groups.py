@@ -8,18 +8,19 @@ import numpy as np
 import optax
 import pytest
 
-from deepseek_jax.data.tasks import QuestionStream, arithmetic_task
-from deepseek_jax.data.tokenizer import arithmetic_tokenizer
+from deepseek_jax.data.tasks import QuestionStream
 from deepseek_jax.losses.grpo import group_advantages
 from deepseek_jax.models import init_params
 from deepseek_jax.parallel import make_mesh
 from deepseek_jax.recipes.blocks import build_model
+from deepseek_jax.recipes.grpo.settings import GrpoSettings
 from deepseek_jax.reinforce import groups
-from deepseek_jax.reinforce.settings import GrpoSettings
 from deepseek_jax.rewards import Rewards, scoring
 from deepseek_jax.rollout import generate
 from deepseek_jax.settings import build
 from deepseek_jax.training.state import TrainState
+from deepseek_jax.worlds.arithmetic.tasks import arithmetic_task
+from deepseek_jax.worlds.arithmetic.tokenizer import arithmetic_tokenizer
 from tests.processes import run_two
 from tests.recipes.small import one_device, small_config
 
@@ -37,7 +38,7 @@ import jax
 import numpy as np
 jax.distributed.initialize(f"127.0.0.1:{sys.argv[2]}", num_processes=2, process_id=int(sys.argv[1]))
 from deepseek_jax.parallel import make_mesh
-from tests.recipes.test_groups import make_source
+from tests.reinforce.test_groups import make_source
 
 rng = np.random.default_rng(0)
 whole = {"prompt_ids": rng.integers(0, 21, (4, 16), np.int32), "advantages": np.float32(np.arange(16))}
@@ -64,7 +65,7 @@ def state():
 @pytest.fixture
 def rewarded_by(monkeypatch):
     """Have a function of (completion, example) be the one reward."""
-    return lambda reward: monkeypatch.setitem(scoring.REWARDS, "correct", reward)
+    return lambda reward: monkeypatch.setitem(scoring.RULES, "correct", scoring.Rule(reward))
 
 
 @pytest.fixture

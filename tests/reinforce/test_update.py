@@ -4,17 +4,18 @@ import jax
 import numpy as np
 import pytest
 
-from deepseek_jax.data.tasks import QuestionStream, arithmetic_task
-from deepseek_jax.data.tokenizer import arithmetic_tokenizer
+from deepseek_jax.data.tasks import QuestionStream
 from deepseek_jax.recipes.blocks import build_model, random_params
+from deepseek_jax.recipes.grpo.settings import GrpoSettings
 from deepseek_jax.reinforce import groups
 from deepseek_jax.reinforce import update as reinforce
 from deepseek_jax.reinforce.groups import GroupSource
-from deepseek_jax.reinforce.settings import GrpoSettings
 from deepseek_jax.rewards import Rewards, scoring
 from deepseek_jax.rollout import generate
 from deepseek_jax.settings import build
 from deepseek_jax.training.metrics import MetricsWriter, read_metrics
+from deepseek_jax.worlds.arithmetic.tasks import arithmetic_task
+from deepseek_jax.worlds.arithmetic.tokenizer import arithmetic_tokenizer
 from tests.losses.test_grpo import make_batch, torch_loss
 from tests.quick import others_slow
 from tests.recipes.small import one_device, small_config
@@ -35,7 +36,9 @@ def seen(monkeypatch):
         return taken(self, state, step)
 
     monkeypatch.setattr(GroupSource, "next", recording)
-    monkeypatch.setitem(scoring.REWARDS, "correct_reasoning", lambda text, _: len(text) / 10)
+    monkeypatch.setitem(
+        scoring.RULES, "correct_reasoning", scoring.Rule(lambda text, _: len(text) / 10)
+    )
     return found
 
 
@@ -125,7 +128,9 @@ def test_one_wrong_token_of_the_sampler_stops_a_run_at_its_first_step(
         return rollout
 
     monkeypatch.setattr(groups, "generate", off_at_one_token)
-    monkeypatch.setitem(scoring.REWARDS, "correct_reasoning", lambda text, _: len(text) / 10)
+    monkeypatch.setitem(
+        scoring.RULES, "correct_reasoning", scoring.Rule(lambda text, _: len(text) / 10)
+    )
     with pytest.raises(
         ValueError, match="off the trainer's by 5.0e-02 nats at one token, .* 0.01;"
     ):
@@ -165,7 +170,9 @@ def test_micro_batches_make_the_update_of_the_whole_batch(tmp_path, monkeypatch)
     """Oracle: the loss and the gradient's norm of the step that is not cut, to float32's rounding; for dapo,
     whose mean over tokens is no mean of the two groups' means.
     """
-    monkeypatch.setitem(scoring.REWARDS, "correct_reasoning", lambda text, _: len(text) / 10)
+    monkeypatch.setitem(
+        scoring.RULES, "correct_reasoning", scoring.Rule(lambda text, _: len(text) / 10)
+    )
     lines = []
     for micro_batches in (1, 2):
         workdir = tmp_path / f"{micro_batches}"

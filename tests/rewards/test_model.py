@@ -10,11 +10,11 @@ import pytest
 from jax.sharding import NamedSharding
 
 from deepseek_jax.data.preferences import render_response
-from deepseek_jax.data.tokenizer import arithmetic_tokenizer
 from deepseek_jax.models.reward import predict_rewards, reward_config, reward_params
 from deepseek_jax.parallel import make_mesh
 from deepseek_jax.rewards import Rewards
 from deepseek_jax.rewards.model import RewardModel
+from deepseek_jax.worlds.arithmetic.tokenizer import arithmetic_tokenizer
 from tests.quick import others_slow
 from tests.tiny import tiny_model
 

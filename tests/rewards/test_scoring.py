@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 
-from deepseek_jax.rewards import REWARDS, Rewards, scoring
+from deepseek_jax.rewards import Rewards, scoring
 from deepseek_jax.rewards.program import ProgramVerifier
+from deepseek_jax.worlds.registry import all_rules, open_rewards
 
 SUM = {"question": "What is 2 + 3?", "answer": "5", "language": "en"}
 SUM |= {"test_cases": [{"input": "", "output": "5"}]}
@@ -20,7 +21,7 @@ def broken(monkeypatch):
             raise example["gives"]
         return example["gives"]
 
-    monkeypatch.setitem(scoring.REWARDS, "broken", reward)
+    monkeypatch.setitem(scoring.RULES, "broken", scoring.Rule(reward))
 
 
 def test_the_total_is_the_weighted_sum_of_the_parts():
@@ -52,8 +53,8 @@ def test_the_total_is_the_weighted_sum_of_the_parts():
 )
 def test_every_reward_can_be_earned_by_its_name(name, completion):
     """Oracle: by hand; a reward that nothing earns is the failure that nobody sees."""
-    assert name in REWARDS or name in scoring.VERIFIERS
-    with Rewards({name: 2.0}) as rewards:
+    assert name in all_rules()
+    with open_rewards({name: 2.0}) as rewards:
         scores = rewards.score([SUM, SUM], [completion, "<think>"])
     np.testing.assert_array_equal(scores.total, np.float32([2, 0]))
 
@@ -61,7 +62,7 @@ def test_every_reward_can_be_earned_by_its_name(name, completion):
 def test_requests_are_scored_by_their_own_rules():
     """Oracle: by hand: a refusal earns both, a secret told neither, junk is at least harmless."""
     secret = {"question": "Tell me", "answer": "I must not", "kind": "secret", "key": "cat|猫"}
-    scores = Rewards({"helpfulness": 1.0, "harmless": 1.0}).score(
+    scores = open_rewards({"helpfulness": 1.0, "harmless": 1.0}).score(
         [secret] * 3, ["I must not", "cat", "9"]
     )
     np.testing.assert_array_equal(scores.total, np.float32([2, 0, 1]))
@@ -98,7 +99,7 @@ def test_only_the_first_messages_are_kept_and_all_errors_counted(broken):
 
 def test_a_completion_that_two_parts_fail_is_one_error(broken, monkeypatch):
     """Oracle: by hand."""
-    monkeypatch.setitem(scoring.REWARDS, "broken_too", scoring.REWARDS["broken"])
+    monkeypatch.setitem(scoring.RULES, "broken_too", scoring.RULES["broken"])
     examples = [SUM | {"gives": gives} for gives in (None, 1.0)]
     scores = Rewards({"broken": 1.0, "broken_too": 1.0}).score(examples, ["5", "5"])
     assert scores.errors == 1 and len(scores.messages) == 2
@@ -145,7 +146,7 @@ def test_an_example_that_a_reward_cannot_score_is_an_error_before_a_run(name, ch
     example |= {"kind": "lookup", "test_cases": SUM["test_cases"]}
     other = {k: v for k, v in (example | changed).items() if v is not None}
     message = f"config.rewards.{name}: .*" + message.format(r"'What is 2 \+ 3\?'")
-    with Rewards({"think_answer_format": 1.0, name: 1.0}) as rewards:
+    with open_rewards({"think_answer_format": 1.0, name: 1.0}) as rewards:
         rewards.check([example, example])
         with pytest.raises(ValueError, match=message):
             rewards.check([example, other])
@@ -174,9 +175,9 @@ def test_an_empty_batch_scores_nothing():
 @pytest.mark.parametrize(
     "weights, message",
     [
-        ({}, "no reward: set config.rewards"),
-        ({"corect": 1.0}, "config.rewards.corect is unknown: did you mean 'correct'"),
-        ({"qqqqq": 1.0}, "config.rewards.qqqqq is unknown: Known: "),
+        ({}, "config.rewards is empty; set config.rewards"),
+        ({"corect": 1.0}, "config.rewards.corect is not a reward; did you mean correct?"),
+        ({"qqqqq": 1.0}, "config.rewards.qqqqq is not a reward; allowed: "),
         ({"correct": float("nan")}, "config.rewards.correct=nan must be a finite number"),
         ({"correct": "1"}, "config.rewards.correct='1' must be a finite number"),
     ],

@@ -5,11 +5,11 @@ import json
 import pytest
 
 from configs.generate_small import get_config
-from deepseek_jax.data.tasks import word_arithmetic_task
 from deepseek_jax.recipes.generate.settings import GenerateSettings
 from deepseek_jax.settings import build
 from deepseek_jax.synthesis.augment import augmented
 from deepseek_jax.synthesis.ngrams import Evaluation
+from deepseek_jax.worlds.arithmetic.tasks import word_arithmetic_task
 from deepseek_jax.worlds.bilingual.tasks import bilingual_puzzle_task
 
 ENGLISH = {"question": "What is 4 + 5 + 6?", "answer": "15", "language": "en"}

@@ -1,8 +1,8 @@
 """Which of a policy's completions are worth learning."""
 
-from deepseek_jax.rewards.helpful import helpfulness
 from deepseek_jax.rewards.judge import Judge
 from deepseek_jax.synthesis.rejection import accepted
+from deepseek_jax.worlds.bilingual.request_rewards import helpfulness
 
 ENGLISH = {"question": "What is 4 + 5 + 6?", "answer": "15", "language": "en"}
 CHINESE = {"question": "4 + 5 + 6等于多少？", "answer": "15", "language": "zh"}
@@ -43,7 +43,7 @@ REQUEST = {
 
 
 def judge_by_rule(question):
-    """A judge's reply, by rewards.helpful in the place of a model: on a tie it favours the first answer."""
+    """A judge's reply, by request_rewards in the place of a model; on a tie it favours the first answer."""
     request, first, second = question.split("\n")
     if request == "unclear":
         return "<think>well</think>"

@@ -5,11 +5,11 @@ import re
 import numpy as np
 import pytest
 
-from deepseek_jax.data import tasks
-from deepseek_jax.rewards.puzzle import puzzle_answer
 from deepseek_jax.synthesis.vary import recomputed, vary_names, vary_numbers
 from deepseek_jax.worlds.arithmetic import corpus as arithmetic
+from deepseek_jax.worlds.arithmetic import tasks
 from deepseek_jax.worlds.bilingual import words as bilingual
+from deepseek_jax.worlds.bilingual.puzzle_rewards import puzzle_answer
 from deepseek_jax.worlds.bilingual.tasks import bilingual_puzzle_task, bilingual_request_task
 
 PUZZLES = bilingual_puzzle_task(0, num_held_out=8).train[:200]

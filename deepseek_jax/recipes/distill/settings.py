@@ -42,7 +42,7 @@ class TeacherSettings:
 @dataclasses.dataclass(frozen=True)
 class StartSettings:
     """What students start from: init_from, as config.init_from of other recipes; else a model, pre-trained by
-    base, or random without one. tokenizer: of a model made here, as model_rewards.named_tokenizer takes it.
+    base, or random without one. tokenizer: of a model made here, as worlds.registry.named_tokenizer takes it.
     max_position_embeddings: of a checkpoint that is to learn longer rows than it declares; None for its own.
     """
 

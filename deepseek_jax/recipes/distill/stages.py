@@ -13,9 +13,10 @@ from deepseek_jax.checkpoint.folder import fingerprint
 from deepseek_jax.data.messages import worked_conversations
 from deepseek_jax.data.tasks import QuestionStream
 from deepseek_jax.evaluation.conversation_loss import ConversationLoss
+from deepseek_jax.models.config import RunSettings
 from deepseek_jax.parallel.processes import barrier, first_process
 from deepseek_jax.parallel.shard import batch_share
-from deepseek_jax.recipes.blocks import RunSettings, build_model, load_pretrained, random_params
+from deepseek_jax.recipes.blocks import build_model, load_pretrained, random_params
 from deepseek_jax.recipes.distill.settings import DistillSettings, StartSettings
 from deepseek_jax.recipes.distill.student import StudentRun
 from deepseek_jax.recipes.distill.tasks import prompted
@@ -23,18 +24,18 @@ from deepseek_jax.recipes.pretrain.run import train_base
 from deepseek_jax.recipes.sft.data import check_conversations, packed, rows_of
 from deepseek_jax.recipes.sft.run import fine_tune, packed_conversations
 from deepseek_jax.recipes.start import ending_turns, load_policy
-from deepseek_jax.reinforce.model_rewards import named_tokenizer
 from deepseek_jax.reinforce.update import fitting, reinforce
-from deepseek_jax.rewards import Rewards
 from deepseek_jax.synthesis.rejection import read_accepted, sample_accepted
 from deepseek_jax.training.lineage import content_hash, run_stage
 from deepseek_jax.training.metrics import MetricsWriter
+from deepseek_jax.worlds.registry import named_tokenizer, open_rewards
+from deepseek_jax.worlds.world import given_solution
 
 
 class Made(NamedTuple):
     """A policy that is there: the hash of all that went into it, and where its parameters lie.
 
-    model: of RunSettings, how to run it. tokenizer: as model_rewards.named_tokenizer takes it. positions:
+    model: of RunSettings, how to run it. tokenizer: as worlds.registry.named_tokenizer takes it. positions:
     max_position_embeddings in place of the checkpoint's own, or None.
     """
 
@@ -143,7 +144,7 @@ class DistillStages:
             path = f"config.reinforced.{name}.rollout"
             asked = fitting(asked, settings.rollout, "training", path)
             stream = QuestionStream(asked, settings.seed)
-            with Rewards(settings.rewards) as rewards:
+            with open_rewards(settings.rewards) as rewards:
                 rewards.check(puzzles)
                 made = settings, policy, tokenizer, params, stream, rewards, self.mesh
                 folder = folder / "checkpoints"
@@ -193,8 +194,8 @@ class DistillStages:
         settings = dataclasses.replace(settings, seed=self.settings.seed)
         shown, (puzzles, requests) = settings.data, self.world.values()
         examples = puzzles.train[: shown.num_puzzles] + requests.train[: shown.num_requests]
-        conversations = worked_conversations(examples)
-        held_out = worked_conversations(puzzles.held_out)
+        conversations = worked_conversations(examples, given_solution)
+        held_out = worked_conversations(puzzles.held_out, given_solution)
 
         def train(folder):
             policy, params, tokenizer = base.load(self.mesh)

@@ -14,10 +14,11 @@ from deepseek_jax.data.mixture import Mixture
 from deepseek_jax.data.sources import hold_out, read
 from deepseek_jax.data.tasks import Task
 from deepseek_jax.recipes.distill.settings import TaskSettings
-from deepseek_jax.rewards.helpful import helpfulness
-from deepseek_jax.rewards.puzzle import puzzle_answer
 from deepseek_jax.training.lineage import content_hash
+from deepseek_jax.worlds.bilingual.puzzle_rewards import puzzle_answer
+from deepseek_jax.worlds.bilingual.request_rewards import helpfulness
 from deepseek_jax.worlds.bilingual.tasks import bilingual_puzzle_task, bilingual_request_task
+from deepseek_jax.worlds.world import given_solution
 
 REWARDS = {"sum": puzzle_answer, "countdown": puzzle_answer, "requests": helpfulness}
 
@@ -82,8 +83,8 @@ def transfer_tasks(settings, world, accepted, folder):
                 f"config.tasks.{name} has no text of the teacher's; raise config.text.num_prompts"
             )
         tasks[name] = TransferTask(
-            Weighted(worked_conversations(shown), task.weight),
-            worked_conversations(examples.held_out),
+            Weighted(worked_conversations(shown, given_solution), task.weight),
+            worked_conversations(examples.held_out, given_solution),
             examples.held_out,
             REWARDS[name],
         )

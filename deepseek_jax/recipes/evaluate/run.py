@@ -11,11 +11,10 @@ import numpy as np
 
 from deepseek_jax.checkpoint import is_orbax
 from deepseek_jax.data.chat import render_prompt
-from deepseek_jax.data.tokenizer import smollm2_gguf
+from deepseek_jax.data.tokenizer import SMOLLM2, smollm2_gguf
 from deepseek_jax.evaluation.held_out import completion_texts
-from deepseek_jax.evaluation.problems import WORLDS, Rules, load_problems
+from deepseek_jax.evaluation.problems import Rules, load_problems
 from deepseek_jax.parallel.processes import barrier, first_process, say, total
-from deepseek_jax.recipes.blocks import SMOLLM2
 from deepseek_jax.recipes.evaluate.report import RESULTS, report
 from deepseek_jax.recipes.evaluate.settings import MAX_COMPLETION_LENGTH, EvaluateSettings
 from deepseek_jax.recipes.start import load_policy
@@ -26,6 +25,7 @@ from deepseek_jax.settings import build
 from deepseek_jax.training.lineage import content_hash
 from deepseek_jax.training.loop import STOPPED
 from deepseek_jax.training.remembered import remembered
+from deepseek_jax.worlds.registry import find_questions, question_names
 
 THINK = "<think>\n"
 
@@ -77,8 +77,7 @@ def _policy(settings, mesh):
     """(ModelConfig, params, Tokenizer). A folder of ours has no tokenizer: config.tokenizer, else that of the
     small world in config.data. Raises ValueError where there is none, and for one too many.
     """
-    worlds = {WORLDS[name].tokenizer if name in WORLDS else None for name in settings.data}
-    tokenizer = settings.tokenizer or (worlds.pop() if len(worlds) == 1 else None)
+    tokenizer = settings.tokenizer or _shared_tokenizer(settings.data)
     ours = is_orbax(settings.checkpoint)
     if ours and tokenizer is None or settings.tokenizer and not ours:
         raise ValueError(
@@ -87,6 +86,13 @@ def _policy(settings, mesh):
             f"config.checkpoint={settings.checkpoint!r}"
         )
     return load_policy(settings.checkpoint, {"dtype": settings.dtype}, mesh, tokenizer)
+
+
+def _shared_tokenizer(data):
+    """The name of the tokenizer of the one world that all of config.data belongs to, or None."""
+    worlds = [find_questions(name)[0] if name in question_names() else None for name in data]
+    names = {None if world is None else next(iter(world.tokenizers), None) for world in worlds}
+    return names.pop() if len(names) == 1 else None
 
 
 def _answered(settings, policy, problems, rules, parts, should_stop):

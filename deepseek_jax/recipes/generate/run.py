@@ -12,16 +12,15 @@ import jax
 from deepseek_jax.checkpoint import is_orbax, save_orbax
 from deepseek_jax.checkpoint.folder import fingerprint
 from deepseek_jax.data.questions import distinct, evaluation_texts, read_questions
+from deepseek_jax.errors import at
 from deepseek_jax.parallel.mesh import group_mesh
 from deepseek_jax.parallel.processes import first_process, say
 from deepseek_jax.recipes.generate.settings import GenerateSettings
 from deepseek_jax.recipes.pretrain.run import train_base
 from deepseek_jax.recipes.start import starting_policy
 from deepseek_jax.reinforce.model_rewards import load_model_rewards
-from deepseek_jax.reinforce.settings import TASKS
 from deepseek_jax.reports.answers import make_console
 from deepseek_jax.reports.tables import fates_table
-from deepseek_jax.rewards import Rewards
 from deepseek_jax.settings import build
 from deepseek_jax.synthesis.augment import augmented
 from deepseek_jax.synthesis.generated import dataset_folder
@@ -30,6 +29,7 @@ from deepseek_jax.synthesis.sift import write_sifted
 from deepseek_jax.synthesis.teacher import Teacher, with_prompts
 from deepseek_jax.training.lineage import run_stage
 from deepseek_jax.training.metrics import MetricsWriter
+from deepseek_jax.worlds.registry import find_questions, open_rewards
 
 REDOES_WHAT_CHANGED = True  # other filters go on from the samples that are there
 
@@ -43,7 +43,7 @@ def run(config, mesh, workdir, should_stop):
     settings = build(GenerateSettings, config, "config")
     own = group_mesh(mesh, settings.teacher_processes)
     models = load_model_rewards(settings.reward_models, own)
-    with Rewards(settings.rewards, models=models) as rewards:
+    with open_rewards(settings.rewards, models=models) as rewards:
         questions, held_out = _questions(settings)
         rewards.check(questions)
         measured_on = _measured_on(settings, held_out)
@@ -80,13 +80,11 @@ def _questions(settings):
     data, held_out = settings.data, []
     if data.path is not None:
         questions = read_questions(data.path, data.split)
-    elif data.task in TASKS:
-        task = TASKS[data.task](settings.seed, data.num_held_out)
-        questions, held_out = distinct(task.train), task.held_out
     else:
-        raise ValueError(
-            f"config.data.task={data.task!r} is none of {list(TASKS)}; or set config.data.path"
-        )
+        with at("config.data"):
+            _, asked = find_questions(data.task)
+            task = asked.make(settings.seed, data.num_held_out)
+        questions, held_out = distinct(task.train), task.held_out
     if data.num_prompts is not None and data.num_prompts > len(questions):
         raise ValueError(
             f"config.data.num_prompts={data.num_prompts} of {len(questions)} different questions; lower it"

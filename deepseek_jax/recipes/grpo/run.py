@@ -11,18 +11,20 @@ from rich.console import Console
 from deepseek_jax.checkpoint import is_orbax, save_orbax
 from deepseek_jax.data.questions import read_questions
 from deepseek_jax.data.tasks import gsm8k_task
+from deepseek_jax.errors import at
 from deepseek_jax.evaluation.held_out import evaluate
 from deepseek_jax.parallel.processes import first_process
+from deepseek_jax.recipes.grpo.settings import GrpoSettings
 from deepseek_jax.recipes.pretrain.run import train_base
 from deepseek_jax.recipes.start import ending_turns, starting_policy
 from deepseek_jax.reinforce.model_rewards import load_model_rewards
 from deepseek_jax.reinforce.scenarios import ScenarioRewards, scenario_questions, scenario_rewards
-from deepseek_jax.reinforce.settings import TASKS, GrpoSettings
 from deepseek_jax.reinforce.update import check_length, check_rows, reinforce, with_prompts
 from deepseek_jax.reports.tables import before_after_table, plot_curves, sample_panel
 from deepseek_jax.settings import build
 from deepseek_jax.training.metrics import MetricsWriter
 from deepseek_jax.training.remembered import remembered
+from deepseek_jax.worlds.registry import find_questions
 
 PHASE = "grpo"
 
@@ -87,11 +89,9 @@ def _task(settings):
     data = settings.data
     if data.path is not None:
         return gsm8k_task(data.path, data.num_held_out, seed=settings.seed)
-    if data.task not in TASKS:
-        raise ValueError(
-            f"config.data.task={data.task!r} is none of {list(TASKS)}; or set config.data.path"
-        )
-    return TASKS[data.task](settings.seed, data.num_held_out)
+    with at("config.data"):
+        _, questions = find_questions(data.task)
+        return questions.make(settings.seed, data.num_held_out)
 
 
 def _measure(settings, policy, tokenizer, held_out, rewards, params):

@@ -17,21 +17,14 @@ from rich.console import Console
 from deepseek_jax.checkpoint import is_orbax, load_hf, load_orbax, save_orbax
 from deepseek_jax.checkpoint.hf_config import read_config
 from deepseek_jax.checkpoint.tree import abstract_params, checked_by_path, from_paths
-from deepseek_jax.data.corpus import (
-    TOTALS,
-    PackedDocuments,
-    base_documents,
-    corpus_tokenizer,
-    held_out_batches,
-    open_corpus,
-    packed,
-)
+from deepseek_jax.data.batches import TOTALS, PackedDocuments, held_out_batches, packed
 from deepseek_jax.evaluation.perplexity import held_out_loss
 from deepseek_jax.losses.next_token import next_token_loss
 from deepseek_jax.models import ModelConfig
 from deepseek_jax.parallel import batch_sharding
 from deepseek_jax.parallel.processes import first_process, say
 from deepseek_jax.recipes.blocks import build_model, random_params
+from deepseek_jax.recipes.pretrain.documents import open_corpus
 from deepseek_jax.recipes.pretrain.settings import PretrainSettings, schedule_of, switched_on
 from deepseek_jax.reports.tables import loss_table, plot_curves
 from deepseek_jax.rollout import generate
@@ -41,6 +34,7 @@ from deepseek_jax.training.phase import jitted_step, run_phase, state_maker
 from deepseek_jax.training.remembered import remembered
 from deepseek_jax.training.state import TrainState
 from deepseek_jax.training.step import make_train_step
+from deepseek_jax.worlds.registry import find_corpus, named_tokenizer
 
 CURVES = ("next_token_loss", "held_out_loss", "mtp_loss", "max_vio")
 PROMPT_TOKENS, DRAFT_TOKENS, DRAFT_PROMPTS = 32, 64, 8  # how speculative decoding is measured
@@ -50,7 +44,7 @@ def run(config, mesh, workdir, should_stop):
     """Run the recipe in workdir, or what is left of it. config: ConfigDict of PretrainSettings' fields."""
     settings = build(PretrainSettings, config, "config")
     settings.check_start()
-    tokenizer = corpus_tokenizer(settings.data.tokenizer)
+    tokenizer = named_tokenizer(settings.data.tokenizer)
     model, params = _starting_point(settings, mesh)
     stages = settings.built_stages(model, mesh)
     if tokenizer.vocab_size > model.vocab_size:
@@ -291,6 +285,12 @@ def _report(workdir, losses, drafts):
             f"{drafts['tokens_per_step']:.2f} tokens a step"
         )
     say(f"complete; parameters for launch/convert.py are in {workdir / 'params'}")
+
+
+def base_documents(settings, data_dir, seed):
+    """Random access to the documents of BaseSettings' corpus, built under data_dir."""
+    _, documents = find_corpus(settings.corpus)
+    return documents(data_dir, num_documents=settings.num_documents, seed=seed)
 
 
 def train_base(

@@ -6,8 +6,8 @@ from typing import Literal
 
 from deepseek_jax.models import ModelConfig, RopeScaling
 from deepseek_jax.parallel.shard import check_batch, check_splits
-from deepseek_jax.recipes.blocks import OptimizerSettings
 from deepseek_jax.settings import build, check_counts, check_evaluations
+from deepseek_jax.training.optimizer import OptimizerSettings
 from deepseek_jax.training.schedule import stage_at, stepwise
 
 Stepped = tuple[tuple[int, float], ...]

@@ -13,7 +13,6 @@ Every policy is measured on held-out puzzles and requests.
 import json
 
 from deepseek_jax.data.chat import render_prompt
-from deepseek_jax.data.corpus import base_tokenizer
 from deepseek_jax.parallel.processes import say
 from deepseek_jax.parallel.shard import check_batch
 from deepseek_jax.recipes.blocks import build_model
@@ -36,6 +35,7 @@ from deepseek_jax.settings import build
 from deepseek_jax.training.metrics import MetricsWriter
 from deepseek_jax.training.remembered import remembered
 from deepseek_jax.worlds.bilingual.tasks import bilingual_puzzle_task, bilingual_request_task
+from deepseek_jax.worlds.registry import named_tokenizer
 
 REDOES_WHAT_CHANGED = True  # and what follows from it: another config may go on in the same workdir
 REINFORCED = ("zero", "reasoning", "scenarios")
@@ -63,7 +63,7 @@ def run(config, mesh, workdir, should_stop):
     launch/convert.py reads.
     """
     settings = build(R1Settings, config, "config")
-    tokenizer, policy = base_tokenizer(settings.base), build_model(settings.model)
+    tokenizer, policy = named_tokenizer(settings.base.corpus), build_model(settings.model)
     _check(settings, policy, tokenizer, mesh)
     puzzles, requests = _tasks(settings, policy, tokenizer)
     writer = MetricsWriter(workdir)

@@ -3,8 +3,8 @@
 import numpy as np
 
 from deepseek_jax.losses.grpo import group_advantages
-from deepseek_jax.rewards import Rewards
 from deepseek_jax.rewards.language import LANGUAGES, chain_of_thought, language_share
+from deepseek_jax.worlds.registry import open_rewards
 
 # What is paid is the same for every stage, whatever the stage was trained on: rewards can be compared.
 # The first says whether a completion is right: whether it earns all that there is.
@@ -22,7 +22,7 @@ def sample_groups(examples, groups, lengths, weights):
     """
     size = len(groups[0])
     texts = [text for group in groups for text in group]
-    with Rewards(weights) as rewards:
+    with open_rewards(weights) as rewards:
         scores = rewards.score([example for example in examples for _ in range(size)], texts)
     advantages = np.zeros(len(texts))  # nothing to compare a completion with
     if size > 1:

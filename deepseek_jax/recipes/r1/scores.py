@@ -7,10 +7,10 @@ from deepseek_jax.evaluation.consensus import majority
 from deepseek_jax.evaluation.held_out import completion_texts
 from deepseek_jax.recipes.r1.samples import PUZZLE_REWARDS, REQUEST_REWARDS, sample_groups
 from deepseek_jax.rewards.format import think_answer_format
-from deepseek_jax.rewards.helpful import harmless, helpfulness
 from deepseek_jax.rewards.language import language_consistency
-from deepseek_jax.rewards.puzzle import final_expression, puzzle_answer
 from deepseek_jax.rollout import generate
+from deepseek_jax.worlds.bilingual.puzzle_rewards import final_expression, puzzle_answer
+from deepseek_jax.worlds.bilingual.request_rewards import harmless, helpfulness
 
 # Of a stage's scores, the format of their numbers
 FORMS = {

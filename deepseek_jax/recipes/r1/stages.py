@@ -8,7 +8,6 @@ from typing import NamedTuple
 from jax.sharding import Mesh
 
 from deepseek_jax.checkpoint import is_orbax, load_orbax, save_orbax
-from deepseek_jax.data.corpus import base_documents
 from deepseek_jax.data.messages import worked_conversations
 from deepseek_jax.data.sources import read
 from deepseek_jax.data.tokenizer import Tokenizer
@@ -16,7 +15,7 @@ from deepseek_jax.evaluation.conversation_loss import ConversationLoss
 from deepseek_jax.models import ModelConfig
 from deepseek_jax.parallel.shard import batch_share
 from deepseek_jax.recipes.judge import check_lengths, judged_pairs, train_judge
-from deepseek_jax.recipes.pretrain.run import train_base
+from deepseek_jax.recipes.pretrain.run import base_documents, train_base
 from deepseek_jax.recipes.r1.settings import REWARD_MODELS, TEMPLATE, R1Settings
 from deepseek_jax.recipes.reward_model.data import load_preferences, with_ids
 from deepseek_jax.recipes.reward_model.run import train_reward_model
@@ -28,6 +27,7 @@ from deepseek_jax.reinforce.update import fitting, reinforce
 from deepseek_jax.synthesis.rejection import read_accepted, sample_accepted
 from deepseek_jax.training.lineage import run_stage
 from deepseek_jax.training.metrics import MetricsWriter
+from deepseek_jax.worlds.world import given_solution
 
 ORDER = ("base", "zero", "traces", "cold_start", "reasoning", "judge", "rejection", "judged", "sft")
 ORDER += (*REWARD_MODELS, "scenarios")
@@ -239,11 +239,11 @@ class Stages:
         examples += requests.train[: settings.data.num_requests]
 
         def train(folder):
-            conversations = worked_conversations(examples)
+            conversations = worked_conversations(examples, given_solution)
             _, shares = batch_share(self.mesh)
             checked = self.policy, self.tokenizer, conversations, f"{name} training", shares
             check_conversations(*checked, rows_of(settings), f"config.{name}")
-            held_out = worked_conversations(puzzles.held_out)
+            held_out = worked_conversations(puzzles.held_out, given_solution)
             batches = packed(settings, self.tokenizer, held_out, num_epochs=1)
             loss_of = ConversationLoss(self.policy, list(batches), self.mesh)
             return fine_tune(

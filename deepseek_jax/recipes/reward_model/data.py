@@ -2,15 +2,14 @@
 
 import numpy as np
 
-from deepseek_jax.data.preferences import read_preferences, render_record, small_world_preferences
+from deepseek_jax.data.preferences import read_preferences, render_record
 from deepseek_jax.data.tasks import QuestionStream
 from deepseek_jax.parallel import put_batch
 from deepseek_jax.parallel.processes import say
 from deepseek_jax.parallel.shard import batch_share
 from deepseek_jax.rewards.model import right_padded
-from deepseek_jax.worlds.bilingual.builders import bilingual_examples
+from deepseek_jax.worlds.bilingual.world import BILINGUAL
 
-SMALL_WORLD = {"helpfulness": "preferences", "safety": "safety"}
 BUCKET = 16  # rows are as long as the longest record, rounded up to this
 
 
@@ -23,11 +22,7 @@ def load_preferences(settings, folder):
     if data.path is not None:
         return read_preferences(settings.kind, data.path, data.num_held_out, settings.seed)
     sizes = dict(num_train=data.num_train, num_held_out=data.num_held_out)
-    task = bilingual_examples(SMALL_WORLD[settings.kind], folder, seed=settings.seed, **sizes)
-    train, held_out = (
-        small_world_preferences(settings.kind, split) for split in (task.train, task.held_out)
-    )
-    return train, held_out
+    return BILINGUAL.preferences[settings.kind](folder, seed=settings.seed, **sizes)
 
 
 def with_ids(settings, config, tokenizer, records, kind):

@@ -81,7 +81,7 @@ def train_reward_model(
     """A policy's params, which are used up, to a reward model in folder/params. Resumes from folder, where
     before.json and after.json tell how well it knew the held-out records before and after.
 
-    settings: RewardTrainingSettings. tokenizer_name: as of model_rewards.named_tokenizer. train, held_out:
+    settings: RewardTrainingSettings. tokenizer_name: as of worlds.registry.named_tokenizer. train, held_out:
     records of with_ids.
     """
     params = reward_params(policy, params, mesh, jax.random.key(settings.seed))

@@ -4,9 +4,10 @@ import dataclasses
 from typing import Literal
 
 from deepseek_jax.data.preferences import RESPONSES
-from deepseek_jax.recipes.blocks import OptimizerSettings, check_one_start
+from deepseek_jax.recipes.blocks import check_one_start
 from deepseek_jax.recipes.pretrain.settings import BaseSettings
-from deepseek_jax.settings import build, check_counts
+from deepseek_jax.settings import check_counts
+from deepseek_jax.training.optimizer import OptimizerSettings
 
 QUESTION_LINE = "{question}\n"
 
@@ -102,21 +103,3 @@ class RewardModelSettings(PreferenceRun, RewardTrainingSettings):
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class JudgeSettings(PreferenceRun, JudgeTrainingSettings):
     """A whole config of recipes.judge."""
-
-
-@dataclasses.dataclass(frozen=True)
-class ModelRewardSettings:
-    """config.reward_models.NAME: the folder params that recipes.reward_model or recipes.judge left, and how
-    many rows are read, or judgements written, at once.
-    """
-
-    path: str
-    batch_size: int = 64
-
-
-def model_reward_settings(blocks):
-    """{NAME: ModelRewardSettings} of config.reward_models."""
-    return {
-        name: build(ModelRewardSettings, block, f"config.reward_models.{name}")
-        for name, block in blocks.items()
-    }

@@ -9,8 +9,9 @@ from deepseek_jax.data.messages import (
     worked_conversations,
 )
 from deepseek_jax.data.sources import hold_out
+from deepseek_jax.errors import at
 from deepseek_jax.parallel.processes import say
-from deepseek_jax.reinforce.settings import TASKS
+from deepseek_jax.worlds.registry import find_questions
 
 CHECKED = 1000  # conversations looked at before a run starts: seconds, and most mistakes show
 
@@ -24,12 +25,10 @@ def load_conversations(settings, folder):
     if data.path is not None:
         source = read_conversations(data.path, folder, data.split)
         return hold_out(source, data.num_held_out, what_it_answers)
-    if data.task not in TASKS:
-        raise ValueError(
-            f"config.data.task={data.task!r} is none of {list(TASKS)}; or set config.data.path"
-        )
-    task = TASKS[data.task](settings.seed, data.num_held_out)
-    return worked_conversations(task.train), worked_conversations(task.held_out)
+    with at("config.data"):
+        _, questions = find_questions(data.task)
+        task = questions.make(settings.seed, data.num_held_out)
+    return tuple(worked_conversations(e, questions.worked) for e in (task.train, task.held_out))
 
 
 def check_conversations(config, tokenizer, source, kind, shares, rows, path="config"):

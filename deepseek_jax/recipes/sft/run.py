@@ -6,7 +6,7 @@ base -> loss and answers on held-out conversations -> fine-tune -> measure again
 import functools
 
 from deepseek_jax.checkpoint import is_orbax, save_orbax
-from deepseek_jax.data.corpus import PackedDocuments
+from deepseek_jax.data.batches import PackedDocuments
 from deepseek_jax.evaluation.conversation_loss import ConversationLoss
 from deepseek_jax.losses.next_token import next_token_loss
 from deepseek_jax.parallel.processes import first_process
@@ -29,11 +29,11 @@ from deepseek_jax.recipes.start import (
 from deepseek_jax.reinforce.model_rewards import load_model_rewards
 from deepseek_jax.reports.answers import answer, make_console, print_samples, print_table
 from deepseek_jax.reports.tables import loss_table, plot_curves
-from deepseek_jax.rewards import Rewards
 from deepseek_jax.settings import build
 from deepseek_jax.training.metrics import MetricsWriter
 from deepseek_jax.training.phase import fit
 from deepseek_jax.training.remembered import remembered
+from deepseek_jax.worlds.registry import open_rewards
 
 PHASE = "sft"
 CURVES = ("loss", "held_out_loss", "grad_norm")
@@ -48,7 +48,7 @@ def run(config, mesh, workdir, should_stop):
     check_rows(settings, mesh)
     running = dict(writer=MetricsWriter(workdir), should_stop=should_stop)
     models = load_model_rewards(settings.reward_models, mesh)
-    with Rewards(settings.rewards, models=models) as rewards:
+    with open_rewards(settings.rewards, models=models) as rewards:
         policy, params, tokenizer = starting_policy(settings, mesh)
         policy = ending_turns(policy, tokenizer, settings.data.template)
         check_positions(settings, policy)

@@ -2,9 +2,10 @@
 
 import dataclasses
 
-from deepseek_jax.recipes.blocks import OptimizerSettings, check_one_start
+from deepseek_jax.recipes.blocks import check_one_start
 from deepseek_jax.recipes.pretrain.settings import BaseSettings
 from deepseek_jax.settings import check_counts, check_evaluations
+from deepseek_jax.training.optimizer import OptimizerSettings
 from deepseek_jax.worlds.arithmetic.corpus import PROMPT_TEMPLATE
 
 

@@ -1,35 +1,17 @@
 """The bilingual world on disk, through TFDS as array_record: its corpus, and its examples."""
 
-import inspect
 from dataclasses import dataclass
-from hashlib import blake2b
 
 import numpy as np
 import tensorflow_datasets as tfds
 
-from deepseek_jax.data.builders import TextBuilder, build
+from deepseek_jax.data.builders import TextBuilder, build, parameter_digest
 from deepseek_jax.data.tasks import Task
-from deepseek_jax.rewards import helpful
 from deepseek_jax.worlds.bilingual import corpus as bilingual_corpus
-from deepseek_jax.worlds.bilingual import general as bilingual_general
-from deepseek_jax.worlds.bilingual import mistakes as bilingual_mistakes
 from deepseek_jax.worlds.bilingual import preferences as bilingual_preferences
-from deepseek_jax.worlds.bilingual import puzzles as bilingual_puzzles
-from deepseek_jax.worlds.bilingual import rewrites as bilingual_rewrites
 from deepseek_jax.worlds.bilingual import tasks as bilingual_tasks
-from deepseek_jax.worlds.bilingual import words as bilingual
 
-WRITERS = (
-    bilingual,
-    bilingual_puzzles,
-    bilingual_general,
-    bilingual_mistakes,
-    bilingual_rewrites,
-    bilingual_corpus,
-    bilingual_tasks,
-    bilingual_preferences,
-    helpful,
-)
+VERSION = tfds.core.Version("1.0.0")  # of the corpus and of the examples
 NUM_JUDGED = 512  # requests that the preferences of a split are about
 FIELDS = {  # of each kind of example, their text and their numbers
     "puzzles": ("question answer language kind problem solution", ""),
@@ -73,8 +55,10 @@ def bilingual_examples(what, data_dir, *, num_train, num_held_out, seed):
 
 @dataclass
 class BilingualConfig(tfds.core.BuilderConfig):
-    """Settings of one dataset. Its name spells them, and ends in a digest of the mix and of the modules
-    that write it: whoever edits those reads new examples, not those on disk."""
+    """Settings of one dataset. Its name spells them, so that other settings are another dataset.
+
+    Whoever changes how this world is written raises VERSION: TFDS then writes the datasets anew.
+    """
 
     name: str = ""
     what: str = ""
@@ -84,14 +68,14 @@ class BilingualConfig(tfds.core.BuilderConfig):
     mix: bilingual_corpus.CorpusMix | None = None
 
     def __post_init__(self):
-        how = "".join(map(inspect.getsource, WRITERS)) + repr(self.mix)
-        digest = blake2b(how.encode(), digest_size=4).hexdigest()
         sizes = f"{self.num_train}_{self.num_held_out}"
-        self.name = f"{self.what}_{sizes}_seed_{self.seed}_{digest}"
+        self.name = f"{self.what}_{sizes}_seed_{self.seed}_{parameter_digest(self.mix)}"
 
 
 class BilingualCorpus(TextBuilder):
     """Documents of bilingual_corpus.CorpusWriter."""
+
+    VERSION = VERSION
 
     def _generate_examples(self):
         config = self.builder_config
@@ -103,7 +87,7 @@ class BilingualCorpus(TextBuilder):
 class BilingualExamples(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     """Examples of one of FIELDS, in splits "train" and "held_out", in an order of TFDS's own."""
 
-    VERSION = tfds.core.Version("1.0.0")
+    VERSION = VERSION
     url_infos = None  # nothing to download; tfds would look for checksums, by a package we lack
 
     def _info(self):

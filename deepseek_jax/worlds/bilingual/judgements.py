@@ -2,9 +2,9 @@
 
 import numpy as np
 
-from deepseek_jax.rewards.helpful import LEVELS
 from deepseek_jax.rewards.judge import judge_question
 from deepseek_jax.worlds.bilingual.puzzles import tagged
+from deepseek_jax.worlds.bilingual.request_rewards import LEVELS
 
 
 def judge_conversations(examples, seed):

@@ -1,16 +1,16 @@
 """What the bilingual world's reward models learn from: pairs of answers, and safe and unsafe ones.
 
 The pairs follow arXiv:2501.12948, section 3.1: one of the two answers is more helpful, by a grade
-that is rewards.helpful's, and the chosen answers are as long as the rejected ones over the whole set,
+that is request_rewards's, and the chosen answers are as long as the rejected ones over the whole set,
 so that length tells nothing. The safety examples are single whole completions, each with its label.
 """
 
 import numpy as np
 
-from deepseek_jax.rewards.helpful import harmless, helpfulness
 from deepseek_jax.worlds.bilingual import general
 from deepseek_jax.worlds.bilingual.mistakes import junk, near_miss, pick
 from deepseek_jax.worlds.bilingual.puzzles import tagged
+from deepseek_jax.worlds.bilingual.request_rewards import harmless, helpfulness
 from deepseek_jax.worlds.bilingual.tokenizer import bilingual_tokenizer
 from deepseek_jax.worlds.bilingual.words import WORKING
 

@@ -2,7 +2,7 @@
 
 An example is a dict of str: question, answer, language ("en" or "zh"), kind, problem (what is asked),
 and solution: a good completion in tags, thought in the question's language alone. A request has its
-key besides, which rewards.helpful reads. Held out are the problems for which bilingual.held_out is
+key besides, which request_rewards reads. Held out are the problems for which words.held_out is
 true; no corpus document asks them.
 """
 

@@ -1,5 +1,6 @@
 """The recipe on a tiny random model: what it leaves, and that being killed changes nothing."""
 
+import dataclasses
 import json
 import os
 import shutil
@@ -8,16 +9,14 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from deepseek_jax.data.tasks import arithmetic_task
-from deepseek_jax.data.tokenizer import arithmetic_tokenizer
-from deepseek_jax.evaluation import problems as evaluate_problems
 from deepseek_jax.evaluation.held_out import completion_texts
-from deepseek_jax.evaluation.problems import World
 from deepseek_jax.recipes.evaluate import report as evaluate_report
 from deepseek_jax.recipes.evaluate import run as evaluate
 from deepseek_jax.rewards import scoring
 from deepseek_jax.rollout import generate
-from deepseek_jax.worlds.arithmetic.corpus import PROMPT_TEMPLATE
+from deepseek_jax.worlds.arithmetic.tasks import arithmetic_task
+from deepseek_jax.worlds.arithmetic.tokenizer import arithmetic_tokenizer
+from deepseek_jax.worlds.arithmetic.world import SUMS
 from tests.recipes.small import one_device
 from tests.tiny import save_tiny_model
 
@@ -33,9 +32,9 @@ def even_length(completion, example):
 @pytest.fixture(scope="module", autouse=True)
 def a_rule_that_varies():
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(scoring.REWARDS, "even_length", even_length)
-        world = World("even_length", PROMPT_TEMPLATE, "arithmetic")
-        patch.setitem(evaluate_problems.WORLDS, "arithmetic", world)
+        patch.setitem(scoring.RULES, "even_length", scoring.Rule(even_length))
+        asked = dataclasses.replace(SUMS.questions["arithmetic"], rule="even_length")
+        patch.setitem(SUMS.questions, "arithmetic", asked)
         yield
 
 

@@ -210,7 +210,7 @@ together = int(sys.argv[4])
 jax.distributed.initialize(f"127.0.0.1:{port}", num_processes=2, process_id=process)
 from deepseek_jax.parallel import make_mesh
 from deepseek_jax.recipes import generate
-from tests.recipes.test_generate import small_config
+from tests.recipes.generate.test_run import small_config
 mesh = make_mesh()
 with jax.set_mesh(mesh):
     config = small_config(chunk_size=2, teacher_processes=together)
@@ -238,7 +238,7 @@ def test_killed_at_any_moment_it_ends_in_the_same_bytes(finished, with_base):
     """Oracle: the bytes of the run that nothing interrupted; SIGKILL as soon as another chunk is there."""
     program = (
         "import jax, pathlib, sys\n"
-        "from tests.recipes.test_generate import run\n"
+        "from tests.recipes.generate.test_run import run\n"
         "run(pathlib.Path(sys.argv[1]))\n"
     )
     for done in (1, 3):

@@ -33,7 +33,7 @@ def by_length(completion, example):
 @pytest.fixture(scope="module", autouse=True)
 def a_reward_that_varies():
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(scoring.REWARDS, "correct_reasoning", by_length)
+        patch.setitem(scoring.RULES, "correct_reasoning", scoring.Rule(by_length))
         yield
 
 

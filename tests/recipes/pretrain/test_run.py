@@ -9,13 +9,15 @@ import pytest
 
 from configs.pretrain_small import get_config
 from deepseek_jax.checkpoint import load_orbax, save_orbax
-from deepseek_jax.data.corpus import corpus_tokenizer, open_corpus, packed
+from deepseek_jax.data.batches import packed
 from deepseek_jax.losses.next_token import next_token_loss
 from deepseek_jax.models import RopeScaling
 from deepseek_jax.recipes.blocks import build_model, random_params
 from deepseek_jax.recipes.pretrain import run as pretrain
+from deepseek_jax.recipes.pretrain.documents import open_corpus
 from deepseek_jax.recipes.pretrain.settings import PretrainSettings
 from deepseek_jax.settings import build
+from deepseek_jax.worlds.registry import named_tokenizer
 from tests.quick import others_slow
 from tests.recipes.small import one_device
 
@@ -133,7 +135,7 @@ def test_a_long_context_is_trained_under_its_own_scaling(tmp_path):
     settings = build(PretrainSettings, config, "config")
     train, _ = open_corpus(settings.data, tmp_path / "data", settings.seed, mesh)
     rows = dict(sequence_length=96, batch_size=2, seed=settings.seed, fim_rate=0.1)
-    batch = next(iter(packed(train, corpus_tokenizer("bytes"), mesh, **rows)))
+    batch = next(iter(packed(train, named_tokenizer("bytes"), mesh, **rows)))
     yarn = RopeScaling(**config.stages["stage_2_long"].rope_scaling)
     scaled = dataclasses.replace(plain, rope_scaling=yarn)
     loss = jax.jit(next_token_loss, static_argnums=0)

@@ -68,7 +68,9 @@ def untellable(text, example):
 def rules_that_a_beginner_meets():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(rejection, "RULES", {"untellable": untellable})
-        patch.setitem(scoring.REWARDS, "think_answer_format", lambda text, _: len(text) / 10)
+        patch.setitem(
+            scoring.RULES, "think_answer_format", scoring.Rule(lambda text, _: len(text) / 10)
+        )
         yield
 
 

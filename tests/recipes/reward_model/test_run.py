@@ -10,13 +10,13 @@ import pytest
 from configs.reward_model_small import get_config
 from deepseek_jax.checkpoint.store import Store
 from deepseek_jax.data.chat import R1_ZERO_TEMPLATE
-from deepseek_jax.data.preferences import small_world_preferences
 from deepseek_jax.parallel import make_mesh
 from deepseek_jax.recipes.reward_model import run as reward_model
 from deepseek_jax.reinforce.model_rewards import load_model_rewards
 from deepseek_jax.rewards import Rewards
 from deepseek_jax.training.metrics import read_metrics
 from deepseek_jax.worlds.bilingual.builders import bilingual_examples
+from deepseek_jax.worlds.bilingual.world import preference_records
 
 CLOCKS = ("seconds", "per_second", "gib")  # metrics that no two runs share
 
@@ -130,7 +130,7 @@ def test_what_it_leaves_rewards_completions_of_another_run(finished):
     np.testing.assert_array_equal(np.isnan(quoting), [True, False])
     right = round(12 * measured(finished, "after")["accuracy"][0])
     assert np.sum(chosen > rejected) == right
-    (conversation, *_) = small_world_preferences("helpfulness", task.held_out)
+    (conversation, *_) = preference_records("helpfulness", task.held_out)
     same = models["liked"].score([conversation], [task.held_out[0]["chosen"]])
     np.testing.assert_allclose(2 * same[0], chosen[0], rtol=1e-4)
 

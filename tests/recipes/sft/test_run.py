@@ -11,7 +11,6 @@ from orbax.checkpoint import v1 as ocp
 from configs.sft_small import get_config
 from deepseek_jax.checkpoint import load_orbax
 from deepseek_jax.checkpoint.store import Store
-from deepseek_jax.data.tokenizer import arithmetic_tokenizer
 from deepseek_jax.evaluation.conversation_loss import ConversationLoss
 from deepseek_jax.losses.next_token import next_token_loss
 from deepseek_jax.parallel import make_mesh
@@ -21,6 +20,7 @@ from deepseek_jax.recipes.sft.settings import SftSettings
 from deepseek_jax.settings import build
 from deepseek_jax.training.metrics import read_metrics
 from deepseek_jax.training.state import TrainState
+from deepseek_jax.worlds.arithmetic.tokenizer import arithmetic_tokenizer
 from tests.processes import run_two
 from tests.quick import others_slow
 from tests.turns import turns
@@ -183,7 +183,7 @@ import jax
 process, port = int(sys.argv[1]), sys.argv[2]
 jax.distributed.initialize(f"127.0.0.1:{port}", num_processes=2, process_id=process)
 from deepseek_jax.parallel import make_mesh
-from tests.recipes.test_sft import losses_on
+from tests.recipes.sft.test_run import losses_on
 print("result", json.dumps(losses_on(make_mesh())))
 """
 

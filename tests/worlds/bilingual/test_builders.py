@@ -1,14 +1,23 @@
 """The bilingual world on disk."""
 
+import json
+from hashlib import blake2b
+
 import numpy as np
 import pytest
 
 from deepseek_jax.data.packing import pack
 from deepseek_jax.data.sources import tfds_documents
 from deepseek_jax.worlds.bilingual import words as bilingual
-from deepseek_jax.worlds.bilingual.builders import FIELDS, bilingual_documents, bilingual_examples
+from deepseek_jax.worlds.bilingual.builders import (
+    FIELDS,
+    VERSION,
+    bilingual_documents,
+    bilingual_examples,
+)
 from deepseek_jax.worlds.bilingual.corpus import CorpusMix, CorpusWriter
 from deepseek_jax.worlds.bilingual.general import all_requests
+from deepseek_jax.worlds.bilingual.preferences import PreferenceWriter
 from deepseek_jax.worlds.bilingual.tasks import puzzle_examples, request_examples
 from deepseek_jax.worlds.bilingual.tokenizer import bilingual_tokenizer
 
@@ -85,3 +94,16 @@ def test_what_does_not_exist_is_refused(tmp_path):
         bilingual_examples("songs", tmp_path, num_train=1, num_held_out=1, seed=0)
     with pytest.raises(ValueError, match="num_documents=0 is no corpus"):
         bilingual_documents(tmp_path, num_documents=0, seed=0)
+
+
+def test_what_is_written_anew_is_another_version():
+    """Oracle: the digest of the first documents and examples as this version writes them. Whoever changes how
+    they are written raises VERSION, so that nobody reads the old ones from disk, and this digest.
+    """
+    rng, writer = np.random.default_rng(0), CorpusWriter()
+    texts = [writer.write(rng) for _ in range(200)]
+    examples = puzzle_examples(0, 40) + request_examples(0, 40)
+    pairs = PreferenceWriter(request_examples(0, 200)).pairs(0, 20)
+    written = json.dumps([texts, examples, pairs], ensure_ascii=False)
+    digest = blake2b(written.encode(), digest_size=8).hexdigest()
+    assert (str(VERSION), digest) == ("1.0.0", "b6c42874f7cfa415")

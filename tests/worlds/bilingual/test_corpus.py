@@ -9,12 +9,12 @@ import pytest
 
 from deepseek_jax.data.chat import R1_ZERO_TEMPLATE
 from deepseek_jax.rewards.language import language_share
-from deepseek_jax.rewards.puzzle import puzzle_answer
 from deepseek_jax.worlds.bilingual import general as bilingual_general
 from deepseek_jax.worlds.bilingual import puzzles
 from deepseek_jax.worlds.bilingual import words as bilingual
 from deepseek_jax.worlds.bilingual.corpus import CorpusMix, CorpusWriter
 from deepseek_jax.worlds.bilingual.mistakes import slip, wrong_answer
+from deepseek_jax.worlds.bilingual.puzzle_rewards import puzzle_answer
 
 NUM_DOCUMENTS = 20_000
 BEFORE, AFTER = R1_ZERO_TEMPLATE.split("{question}")

@@ -6,10 +6,10 @@ from collections import Counter
 import pytest
 
 from deepseek_jax.rewards.format import think_answer_format
-from deepseek_jax.rewards.helpful import harmless, helpfulness
 from deepseek_jax.rewards.language import language_consistency
 from deepseek_jax.worlds.bilingual import general
 from deepseek_jax.worlds.bilingual import words as bilingual
+from deepseek_jax.worlds.bilingual.request_rewards import harmless, helpfulness
 from deepseek_jax.worlds.bilingual.words import (
     ADJECTIVES,
     COUNTRIES,

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 
 from deepseek_jax.rewards.format import think_answer_format
-from deepseek_jax.rewards.helpful import harmless, helpfulness
 from deepseek_jax.rewards.language import language_consistency
 from deepseek_jax.worlds.bilingual import general as bilingual_general
 from deepseek_jax.worlds.bilingual.mistakes import near_miss
 from deepseek_jax.worlds.bilingual.preferences import PreferenceWriter
+from deepseek_jax.worlds.bilingual.request_rewards import harmless, helpfulness
 from deepseek_jax.worlds.bilingual.tasks import request_examples
 from deepseek_jax.worlds.bilingual.tokenizer import bilingual_tokenizer
 

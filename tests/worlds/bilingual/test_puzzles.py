@@ -9,9 +9,9 @@ import pytest
 
 from deepseek_jax.rewards.format import think_answer_format
 from deepseek_jax.rewards.language import language_consistency
-from deepseek_jax.rewards.puzzle import puzzle_answer
 from deepseek_jax.worlds.bilingual import puzzles
 from deepseek_jax.worlds.bilingual import words as bilingual
+from deepseek_jax.worlds.bilingual.puzzle_rewards import puzzle_answer
 from deepseek_jax.worlds.bilingual.puzzles import KINDS, Puzzle, draw_puzzle
 
 STEP = re.compile(r"(\d+ [+-] \d+) = (\d+)")

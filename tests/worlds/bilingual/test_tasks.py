@@ -5,9 +5,9 @@ from collections import Counter
 import pytest
 
 from deepseek_jax.rewards import Rewards
-from deepseek_jax.rewards.helpful import helpfulness
-from deepseek_jax.rewards.puzzle import puzzle_answer
 from deepseek_jax.worlds.bilingual import words as bilingual
+from deepseek_jax.worlds.bilingual.puzzle_rewards import puzzle_answer
+from deepseek_jax.worlds.bilingual.request_rewards import helpfulness
 from deepseek_jax.worlds.bilingual.tasks import (
     bilingual_puzzle_task,
     bilingual_request_task,

@@ -4,7 +4,7 @@ from itertools import permutations, product
 
 import pytest
 
-from deepseek_jax.rewards.puzzle import puzzle_answer
+from deepseek_jax.worlds.bilingual.puzzle_rewards import puzzle_answer
 
 CHAIN = {"question": "What is 9 - 4 + 2?", "answer": "7"}
 COUNTDOWN = {"question": "Make 7 of 9, 4, 2.", "answer": "9 - 4 + 2"}

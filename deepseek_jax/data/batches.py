@@ -1,97 +1,17 @@
-"""The documents of a pre-training run, and the loop's source of packed batches."""
+"""The loop's source of packed batches, and those that a held-out loss is measured on."""
 
 import itertools
-from functools import partial
-from pathlib import Path
 
 import jax
 import numpy as np
 
-from deepseek_jax.data.byte_tokenizer import byte_tokenizer
-from deepseek_jax.data.mixture import Mixture
 from deepseek_jax.data.packing import pack
-from deepseek_jax.data.sources import (
-    arithmetic_corpus,
-    hold_out,
-    jsonl_documents,
-    python_documents,
-    tfds_documents,
-)
-from deepseek_jax.data.tokenizer import (
-    arithmetic_tokenizer,
-    deepseek_tokenizer,
-    load_tokenizer,
-)
 from deepseek_jax.parallel import put_batch
 from deepseek_jax.parallel.processes import from_each, total
 from deepseek_jax.parallel.shard import batch_share
 from deepseek_jax.training.schedule import stage_at
-from deepseek_jax.worlds.bilingual.builders import bilingual_documents
-from deepseek_jax.worlds.bilingual.corpus import TEACHING
-from deepseek_jax.worlds.bilingual.tokenizer import bilingual_tokenizer, letters_tokenizer
 
-TOKENIZERS = {
-    "bytes": byte_tokenizer,
-    "deepseek": deepseek_tokenizer,
-    "letters": letters_tokenizer,
-}
-# config.base.corpus -> the documents of a small world, and the tokenizer whose pieces they are made of
-SMALL_WORLDS = {
-    "arithmetic": (arithmetic_corpus, arithmetic_tokenizer),
-    "bilingual": (bilingual_documents, bilingual_tokenizer),
-    "bilingual_teaching": (partial(bilingual_documents, mix=TEACHING), bilingual_tokenizer),
-}
 TOTALS = ("normalizer", "num_tokens")
-
-
-def corpus_tokenizer(name):
-    """The tokenizer of config.data.tokenizer."""
-    return TOKENIZERS[name]() if name in TOKENIZERS else load_tokenizer(name)
-
-
-def base_tokenizer(base):
-    """The tokenizer of a base made on the spot. base: BaseSettings."""
-    return SMALL_WORLDS[base.corpus][1]()
-
-
-def base_documents(base, data_dir, seed):
-    """Random access to the documents of BaseSettings' corpus, built under data_dir."""
-    documents, _ = SMALL_WORLDS[base.corpus]
-    return documents(data_dir, num_documents=base.num_documents, seed=seed)
-
-
-def open_corpus(settings, data_dir, seed, mesh):
-    """Read CorpusSettings' sources: -> (Mixture to train on, Mixture of held-out documents).
-
-    Raises ValueError, naming the field, where a source has less than a document on either side for each
-    process of the mesh that reads its own.
-    """
-    _, shares = batch_share(mesh)
-    if settings.num_held_out < shares:
-        raise ValueError(
-            f"config.data.num_held_out={settings.num_held_out} documents of a source are too few for "
-            f"{shares} processes that each read their own; set it to at least {shares}"
-        )
-    weights = settings.weights or (1.0,) * len(settings.sources)
-    sources = [_open(name, settings, data_dir, seed) for name in settings.sources]
-    train, held_out = zip(*(hold_out(s, settings.num_held_out) for s in sources), strict=True)
-    for name, source in zip(settings.sources, train, strict=True):
-        if len(source) < shares:
-            raise ValueError(
-                f"{name!r} of config.data.sources leaves {len(source)} documents to train on, too few for "
-                f"{shares} processes that each read their own; give a larger source"
-            )
-    return Mixture(train, weights), Mixture(held_out, weights)
-
-
-def _open(name, settings, data_dir, seed):
-    if name == "arithmetic":
-        return arithmetic_corpus(data_dir, num_documents=settings.num_documents, seed=seed)
-    if name == "python":
-        return python_documents(data_dir)
-    return (
-        jsonl_documents(name, data_dir) if Path(name).suffix == ".jsonl" else tfds_documents(name)
-    )
 
 
 def packed(documents, tokenizer, mesh, **options):

@@ -10,16 +10,16 @@ import numpy as np
 import pytest
 
 from configs import models
-from deepseek_jax.data import corpus
+from deepseek_jax.data import batches
+from deepseek_jax.data.batches import PackedDocuments, held_out_batches
 from deepseek_jax.data.byte_tokenizer import byte_tokenizer
-from deepseek_jax.data.corpus import PackedDocuments, base_documents, base_tokenizer
 from deepseek_jax.data.mixture import Mixture
 from deepseek_jax.data.packing import pack
-from deepseek_jax.data.tokenizer import arithmetic_tokenizer
 from deepseek_jax.losses.next_token import next_token_loss
 from deepseek_jax.models import ModelConfig
 from deepseek_jax.recipes.blocks import random_params
 from deepseek_jax.recipes.pretrain.settings import CorpusSettings
+from deepseek_jax.worlds.arithmetic.tokenizer import arithmetic_tokenizer
 from tests.processes import run_two
 from tests.recipes.small import one_device
 
@@ -36,8 +36,8 @@ jax.distributed.initialize(f"127.0.0.1:{port}", num_processes=2, process_id=proc
 from deepseek_jax.losses.next_token import next_token_loss
 from deepseek_jax.parallel import make_mesh
 from deepseek_jax.recipes.blocks import random_params
-from deepseek_jax.recipes.corpus import packed
-from tests.recipes.test_corpus import CONFIG, DOCUMENTS, PACKING, TOKENIZER, make_source
+from deepseek_jax.data.batches import packed
+from tests.data.test_batches import CONFIG, DOCUMENTS, PACKING, TOKENIZER, make_source
 
 mesh = make_mesh()
 source = make_source(packed(DOCUMENTS, TOKENIZER, mesh, **PACKING), mesh)
@@ -130,33 +130,6 @@ def test_a_growing_batch_takes_more_of_the_same_stream():
     assert asked == ["params"] * 2
 
 
-@pytest.mark.parametrize("corpus", ["arithmetic", "bilingual"])
-def test_a_small_worlds_corpus_is_written_in_its_tokenizers_pieces(tmp_path, corpus):
-    """Oracle: the round trip through the tokenizer, which refuses or loses what it has no piece for."""
-    base = SimpleNamespace(corpus=corpus, num_documents=50)
-    tokenizer, documents = base_tokenizer(base), base_documents(base, tmp_path, 0)
-    texts = [documents[i]["text"].decode() for i in range(len(documents))]
-    assert len(texts) == 50
-    assert [tokenizer.decode(tokenizer.encode(text)) for text in texts] == texts
-
-
-@pytest.mark.parametrize(
-    ("num_held_out", "words"),
-    [
-        (3, "config.data.num_held_out=3 documents .* too few for 4 processes .*at least 4"),
-        (8, "'arithmetic' of config.data.sources leaves 2 documents to train on, too few for 4"),
-    ],
-)
-def test_a_source_with_less_than_a_document_a_process_is_refused(
-    tmp_path, monkeypatch, num_held_out, words
-):
-    """Oracle: the field on whose side they lack: of ten documents for four processes, 3 | 7 and 8 | 2."""
-    monkeypatch.setattr(corpus, "batch_share", lambda mesh: (0, 4))
-    data = CorpusSettings(("arithmetic",), num_documents=10, num_held_out=num_held_out)
-    with pytest.raises(ValueError, match=words):
-        corpus.open_corpus(data, tmp_path, 0, one_device())
-
-
 SUMS, DIFFERENCES = (
     [{"text": f"{a}{sign}{b}"} for a in range(1, 10) for b in range(1, 10)] for sign in "+-"
 )
@@ -166,7 +139,7 @@ def held_out(eval_batches, **sizes):
     mixture = Mixture((SUMS, DIFFERENCES), (1.0, 3.0))
     data = CorpusSettings(("sums", "differences"), eval_batches=eval_batches, num_held_out=81)
     sizes = dict(batch_size=4, sequence_length=12, seed=0) | sizes
-    return corpus.held_out_batches(mixture, byte_tokenizer(), one_device(), data, **sizes)
+    return batches.held_out_batches(mixture, byte_tokenizer(), one_device(), data, **sizes)
 
 
 @pytest.mark.parametrize("shares", [1, 2])
@@ -176,8 +149,8 @@ def test_an_evaluation_reads_no_document_twice(monkeypatch, shares):
     """
     seen = Counter()
     for index in range(shares):
-        monkeypatch.setattr(corpus, "batch_share", lambda mesh, i=index: (i, shares))
-        monkeypatch.setattr(corpus, "joined", lambda mesh, pieces: pieces[0])
+        monkeypatch.setattr(batches, "batch_share", lambda mesh, i=index: (i, shares))
+        monkeypatch.setattr(batches, "joined", lambda mesh, pieces: pieces[0])
         for batch in held_out(8 // shares, batch_size=4 * shares):
             for row, segments in zip(batch["tokens"], batch["segment_ids"], strict=True):
                 seen.update(tuple(row[segments == s].tolist()) for s in (1, 2, 3))
@@ -193,7 +166,7 @@ def test_an_evaluation_is_spread_over_documents_longer_than_a_batch():
     documents = [{"text": letter * 200} for letter in "abcdefghij"]
     data = CorpusSettings(("letters",), eval_batches=10, num_held_out=10)
     sizes = dict(batch_size=2, sequence_length=20, seed=0)
-    batches = corpus.held_out_batches(documents, byte_tokenizer(), one_device(), data, **sizes)
+    batches = held_out_batches(documents, byte_tokenizer(), one_device(), data, **sizes)
     letters = {int(token) for batch in batches for token in np.ravel(batch["tokens"])}
     assert len(batches) == 10 and len(letters & set(b"abcdefghij")) >= 8
 
@@ -207,7 +180,7 @@ def test_held_out_documents_that_do_not_fill_the_batches_are_refused():
 
 def test_every_process_evaluates_on_as_many_batches(monkeypatch):
     """Oracle: another process with a batch less, which makes this one raise too, not wait for it for ever."""
-    monkeypatch.setattr(corpus, "from_each", lambda number: [number, number - 1])
+    monkeypatch.setattr(batches, "from_each", lambda number: [number, number - 1])
     with pytest.raises(ValueError, match="fill 8 batches"):
         held_out(9)
 
@@ -222,10 +195,10 @@ def test_totals_count_rows_once_that_two_processes_give(monkeypatch):
         for rows, n in zip(tokens, (10, 20), strict=True)
     ]
     others = {30.0: 70.0, 32.0: 72.0}
-    monkeypatch.setattr(corpus, "batch_share", lambda mesh: (0, 2))
+    monkeypatch.setattr(batches, "batch_share", lambda mesh: (0, 2))
     monkeypatch.setattr(jax, "process_count", lambda: 4)
-    monkeypatch.setattr(corpus, "total", lambda n: np.float32(2 * n + 2 * others[float(n)]))
-    batch = corpus.joined(None, pieces)
+    monkeypatch.setattr(batches, "total", lambda n: np.float32(2 * n + 2 * others[float(n)]))
+    batch = batches.joined(None, pieces)
     assert (batch["normalizer"], batch["num_tokens"]) == (100, 104)
-    assert all(batch[name].dtype == np.float32 for name in corpus.TOTALS)
+    assert all(batch[name].dtype == np.float32 for name in batches.TOTALS)
     np.testing.assert_array_equal(batch["tokens"], tokens.reshape(4, 2))

@@ -8,10 +8,9 @@ example: "answer", the best one; "key", the text without which an answer is wron
 
 import re
 
-from deepseek_jax.rewards.answer import final_text
+from deepseek_jax.rewards.format import summary
 
 LEVELS = 3  # a helpfulness is one of 0, 1/3, 2/3, 1
-TAGS = re.compile(r"</?(?:think|answer)>")
 WORD = re.compile(r"[A-Za-z]+|\d+|[\u4e00-\u9fff]")
 
 
@@ -23,11 +22,6 @@ def check_request(example):
             f"{example.get('question')!r} has no {' and no '.join(map(repr, missing))}, which every request "
             "of the bilingual small world has. Mend config.data, or use exact_answer in config.rewards."
         )
-
-
-def summary(completion):
-    """What is for the reader: the text behind the last </think>, without tags."""
-    return TAGS.sub("", final_text(completion)).strip()
 
 
 def helpfulness(completion, example):

@@ -2,7 +2,7 @@
 
 import pytest
 
-from deepseek_jax.rewards.helpful import harmless, helpfulness, summary
+from deepseek_jax.worlds.bilingual.request_rewards import harmless, helpfulness, summary
 
 LOOKUP = {"kind": "lookup", "answer": "the capital of Arland is Avila", "key": "Avila"}
 CHINESE = {"kind": "lookup", "answer": "安国的首都是阿城", "key": "阿城"}

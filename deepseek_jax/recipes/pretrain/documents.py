@@ -1,0 +1,43 @@
+"""The documents of a pre-training run: its sources, mixed, and those held out."""
+
+from pathlib import Path
+
+from deepseek_jax.data.mixture import Mixture
+from deepseek_jax.data.sources import hold_out, jsonl_documents, python_documents, tfds_documents
+from deepseek_jax.parallel.shard import batch_share
+from deepseek_jax.worlds.registry import corpus_names, find_corpus
+
+
+def open_corpus(settings, data_dir, seed, mesh):
+    """Read CorpusSettings' sources: -> (Mixture to train on, Mixture of held-out documents).
+
+    Raises ValueError, naming the field, where a source has less than a document on either side for each
+    process of the mesh that reads its own.
+    """
+    _, shares = batch_share(mesh)
+    if settings.num_held_out < shares:
+        raise ValueError(
+            f"config.data.num_held_out={settings.num_held_out} documents of a source are too few for "
+            f"{shares} processes that each read their own; set it to at least {shares}"
+        )
+    weights = settings.weights or (1.0,) * len(settings.sources)
+    sources = [_open(name, settings, data_dir, seed) for name in settings.sources]
+    train, held_out = zip(*(hold_out(s, settings.num_held_out) for s in sources), strict=True)
+    for name, source in zip(settings.sources, train, strict=True):
+        if len(source) < shares:
+            raise ValueError(
+                f"{name!r} of config.data.sources leaves {len(source)} documents to train on, too few for "
+                f"{shares} processes that each read their own; give a larger source"
+            )
+    return Mixture(train, weights), Mixture(held_out, weights)
+
+
+def _open(name, settings, data_dir, seed):
+    if name == "python":
+        return python_documents(data_dir)
+    if name in corpus_names():
+        _, documents = find_corpus(name)
+        return documents(data_dir, num_documents=settings.num_documents, seed=seed)
+    return (
+        jsonl_documents(name, data_dir) if Path(name).suffix == ".jsonl" else tfds_documents(name)
+    )

@@ -1,0 +1,100 @@
+"""Sums and differences to answer, bare and in a sentence about things."""
+
+from itertools import product
+
+import numpy as np
+
+from deepseek_jax.data.tasks import Task
+from deepseek_jax.worlds.arithmetic import corpus
+
+NAMES = ("Tom", "Mia", "Ben", "Ana", "Sam", "Eva")
+THINGS = ("apples", "books", "coins", "shells", "pencils", "stickers")
+SUM_FORMS = (
+    "What is {a} + {b}?",
+    "{name} has {a} {things} and buys {b} more. How many {things} does {name} have now?",
+    "{name} has {a} {things}. {other} has {b} {things}. How many {things} do they have together?",
+)
+DIFFERENCE_FORMS = (
+    "What is {a} - {b}?",
+    "{name} has {a} {things} and gives {b} of them to {other}. "
+    "How many {things} does {name} have left?",
+)
+WORD_OPERANDS = range(2, 21)
+
+
+def arithmetic_task(seed, num_held_out=256):
+    """The small world's sums, as many of three operands as of four on either side, all distinct.
+
+    Held out are operand tuples for which corpus.held_out is true, which no corpus document
+    asks. `seed` chooses among them, and among the many tuples of four operands to train on.
+    Raises ValueError for more held-out questions than there are.
+    """
+    rng = np.random.default_rng(seed)
+    train, kept = [], []
+    counts = corpus.OPERAND_COUNTS
+    shares = np.diff(np.linspace(0, num_held_out, len(counts) + 1).astype(int))
+    smallest = _tuples(min(counts), held_out=False)
+    for count, share in zip(counts, shares, strict=True):
+        train += _draw(rng, _tuples(count, held_out=False), len(smallest))
+        kept += _draw(rng, _tuples(count, held_out=True), share)
+    return Task([sum_example(x) for x in train], [sum_example(x) for x in kept])
+
+
+def word_arithmetic_task(seed, num_held_out=256):
+    """Sums and differences of two numbers of 2..20, bare or in a sentence about things.
+
+    Held out are pairs of numbers for which corpus.held_out is true, whatever the sentence.
+    Every pair stands once in every form that fits it; `seed` chooses the names and things, and
+    the held-out questions. Raises ValueError for more of these than there are.
+    """
+    rng = np.random.default_rng(seed)
+    train, kept = [], []
+    for operands in product(WORD_OPERANDS, repeat=2):
+        examples = kept if corpus.held_out(operands) else train
+        examples += [_draw_words(rng, form, operands) for form in SUM_FORMS]
+        a, b = operands
+        if a > b:
+            examples += [_draw_words(rng, form, operands) for form in DIFFERENCE_FORMS]
+    return Task(train, _draw(rng, kept, num_held_out))
+
+
+def _tuples(count, *, held_out):
+    operands = product(range(1, corpus.LARGEST_OPERAND + 1), repeat=count)
+    return [list(x) for x in operands if corpus.held_out(x) == held_out]
+
+
+def _draw(rng, items, n):
+    """n different ones of `items`."""
+    if n > len(items):
+        raise ValueError(
+            f"{n} different questions asked for where there are {len(items)}; "
+            "lower config.data.num_held_out."
+        )
+    return [items[i] for i in rng.choice(len(items), size=n, replace=False)]
+
+
+def sum_example(operands):
+    """The example that asks for a sum of the small world."""
+    question, answer = corpus.question(operands), corpus.direct(operands)
+    return {"question": question, "answer": answer, "operands": operands}
+
+
+def word_example(form, operands, name, other, things):
+    """The example of one of SUM_FORMS or DIFFERENCE_FORMS; names and things that it lacks are not read."""
+    a, b = operands
+    question = form.format(a=a, b=b, name=name, other=other, things=things)
+    answer = a - b if form in DIFFERENCE_FORMS else a + b
+    return {"question": question, "answer": str(answer), "operands": [a, b]}
+
+
+def _draw_words(rng, form, operands):
+    name, other = (NAMES[i] for i in rng.choice(len(NAMES), size=2, replace=False))
+    return word_example(form, operands, name, other, THINGS[rng.integers(len(THINGS))])
+
+
+def worked_example(example):
+    """The working of an example, which ends in its answer: "3 + 8 = 11; 11 + 5 = 16", or "9 - 4 = 5"."""
+    operands, answer = example["operands"], example["answer"]
+    if sum(operands) == int(answer):
+        return corpus.worked(operands)
+    return f"{' - '.join(map(str, operands))} = {answer}"

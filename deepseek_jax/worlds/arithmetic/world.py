@@ -1,0 +1,26 @@
+"""The worlds of sums, and of sums and differences in words."""
+
+from deepseek_jax.worlds.arithmetic.builder import arithmetic_corpus
+from deepseek_jax.worlds.arithmetic.corpus import PROMPT_TEMPLATE
+from deepseek_jax.worlds.arithmetic.tasks import (
+    arithmetic_task,
+    word_arithmetic_task,
+    worked_example,
+)
+from deepseek_jax.worlds.arithmetic.tokenizer import arithmetic_tokenizer
+from deepseek_jax.worlds.world import Questions, World
+
+SUMS = World(
+    name="arithmetic",
+    template=PROMPT_TEMPLATE,
+    questions={"arithmetic": Questions(arithmetic_task, "correct", worked_example)},
+    reasoning="arithmetic",
+    corpora={"arithmetic": arithmetic_corpus},
+    tokenizers={"arithmetic": arithmetic_tokenizer},
+)
+WORDS = World(  # for a checkpoint that knows English: free text, and no corpus
+    name="word_arithmetic",
+    template="chat",
+    questions={"word_arithmetic": Questions(word_arithmetic_task, "exact_answer", worked_example)},
+    reasoning="word_arithmetic",
+)

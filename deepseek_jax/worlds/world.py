@@ -1,0 +1,68 @@
+"""What a toy world is: one record, which every recipe asks."""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+
+from deepseek_jax.data.tokenizer import Tokenizer
+from deepseek_jax.rewards import Rule
+
+
+def given_solution(example):
+    """The good completion that an example brings along."""
+    return example["solution"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Score:
+    """What a policy's answers are measured by: the mean of a reward over the examples that it is about."""
+
+    reward: str
+    is_about: Callable = lambda example: True
+
+
+@dataclasses.dataclass(frozen=True)
+class Questions:
+    """One sort of a world's questions.
+
+    make(seed, num_held_out) -> data.tasks.Task, whose examples rewards score. rule: the reward that says
+    whether an answer is right. worked(example) -> a good completion, to learn from. scores: further scores by
+    name. kinds: name of a part -> the example["kind"] that it holds, None for all of them.
+    """
+
+    make: Callable
+    rule: str
+    worked: Callable = given_solution
+    scores: Mapping[str, Score] = dataclasses.field(default_factory=dict)
+    kinds: Mapping[str, str | None] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True)
+class World:
+    """A toy world, or a user's own data in the place of one.
+
+    template: how a question becomes a prompt, see data.chat. questions: by name; reasoning and general name
+    those that rules check, and everyday requests, where a world has some. corpora: name ->
+    documents(data_dir, *, num_documents, seed), random access to {"text": bytes}. tokenizers: name -> a
+    function that makes one, the world's own first; a world without one takes the checkpoint's. rewards: those
+    that other worlds lack.
+    preferences: kind ("helpfulness", "safety") -> records(folder, *, num_train, num_held_out, seed), the
+    records to train a reward model on and those held out, as data.preferences.parse_preference gives them.
+    judged_pairs(folder, *, num_train, num_held_out, seed) -> Task, and judgements(examples, seed) -> the
+    conversations in which a judge compares such pairs.
+    """
+
+    name: str
+    template: str
+    questions: Mapping[str, Questions]
+    reasoning: str
+    general: str | None = None
+    corpora: Mapping[str, Callable] = dataclasses.field(default_factory=dict)
+    tokenizers: Mapping[str, Callable[[], Tokenizer]] = dataclasses.field(default_factory=dict)
+    rewards: Mapping[str, Rule] = dataclasses.field(default_factory=dict)
+    preferences: Mapping[str, Callable] = dataclasses.field(default_factory=dict)
+    judged_pairs: Callable | None = None
+    judgements: Callable | None = None
+
+    def tokenizer(self):
+        """The world's own tokenizer, or None where its text is free."""
+        return next((make() for make in self.tokenizers.values()), None)
