@@ -32,6 +32,11 @@ def build(cls, block, path):
     return cls(**checked)
 
 
+def added(default):
+    """A field that came after the first form of the records in stage.json: it is no part of their hashes."""
+    return dataclasses.field(default=default, metadata={"since": 2})
+
+
 def check_counts(settings, path):
     """Raise ValueError, naming the field, for an int of the dataclass that is below 1; a seed may be 0."""
     for field in dataclasses.fields(settings):

@@ -23,8 +23,7 @@ from configs import models as sizes
 from deepseek_jax.costs.chips import CHIPS
 from deepseek_jax.costs.deployment import served
 from deepseek_jax.evaluation.decode_speed import decode_speeds
-from deepseek_jax.models import init_params
-from deepseek_jax.recipes.blocks import build_model
+from deepseek_jax.models import build_model, init_params
 from deepseek_jax.reports import deployment as report
 from deepseek_jax.settings import suggest
 from launch.train import fail, raised_here

@@ -71,7 +71,7 @@ def slice_mesh(topology, block):
 
 def planned_updates(config, mesh, stage):
     """The recipe's AbstractUpdates; stage: the name of one, or None for all. Raises ValueError."""
-    recipe = sys.modules[train.find_recipe(config.get("recipe")).__module__]
+    recipe = train.find_recipe(config.get("recipe"))
     if not hasattr(recipe, "abstract_updates"):
         raise ValueError(
             f"config.recipe={config.recipe!r} cannot be planned; recipes with an abstract_updates can"
@@ -81,7 +81,7 @@ def planned_updates(config, mesh, stage):
             raise ValueError(f"--stage={stage} is none; {settings.suggest(stage, config.stages)}")
         config = config.copy_and_resolve_references()
         config.stages = {stage: config.stages[stage]}
-    return recipe.abstract_updates(config, mesh)
+    return recipe.abstract_updates(settings.build(recipe.SETTINGS, config, "config"), mesh)
 
 
 def compiled(update, mesh):

@@ -170,7 +170,7 @@ def main(argv):
     if should_stop():
         sys.exit(STOPPED)
     failed = [run.name for run in runs if statuses[run.name]]
-    report = getattr(sys.modules[recipe.__module__], "report_sweep", None)
+    report = getattr(recipe, "report_sweep", None)
     finished = [workdir / run.name for run in runs if run.name not in failed]
     if report is not None and finished:
         report(workdir, finished)

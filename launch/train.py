@@ -62,7 +62,7 @@ class Stop:
 
 
 def find_recipe(name):
-    """The `run` of deepseek_jax/recipes/<name>.py or <name>/run.py. Raises ValueError where there is none."""
+    """The module deepseek_jax/recipes/<name>.py or <name>/run.py. Raises ValueError where there is none."""
     folders = [Path(folder) for folder in recipes.__path__]
     # Read, not imported: another recipe's dependencies are not needed to say that it is there
     modules = {
@@ -75,7 +75,7 @@ def find_recipe(name):
         raise ValueError(
             f"config.recipe={name!r} is not a recipe; {settings.suggest(name, sorted(modules))}"
         )
-    return importlib.import_module(f"{recipes.__name__}.{modules[name]}").run
+    return importlib.import_module(f"{recipes.__name__}.{modules[name]}")
 
 
 def _runs(file):
@@ -199,6 +199,8 @@ def start(config, workdir, *, distributed, shown=str):
 
     from deepseek_jax.parallel.host_memory import keep_freed_memory, return_compilers_memory
     from deepseek_jax.parallel.mesh import make_mesh
+    from deepseek_jax.training.metrics import MetricsWriter
+    from deepseek_jax.training.run import Run
     from launch.workdir import claim_workdir
 
     keep_freed_memory()
@@ -206,17 +208,18 @@ def start(config, workdir, *, distributed, shown=str):
     if distributed:
         _join_peers()
     try:
-        run = find_recipe(config.get("recipe"))
+        recipe = find_recipe(config.get("recipe"))
+        built = settings.build(recipe.SETTINGS, config, "config")
         axes = settings.build(MeshSettings, config.get("mesh", {}), "config.mesh")
         mesh = make_mesh(**dataclasses.asdict(axes))
-        redoes = getattr(sys.modules[run.__module__], "REDOES_WHAT_CHANGED", False)
+        redoes = getattr(recipe, "REDOES_WHAT_CHANGED", False)
         with claim_workdir(workdir, config, may_change=redoes), jax.set_mesh(mesh):
             if jax.process_index() == 0:
                 kind = mesh.devices.flat[0].device_kind
                 print(
                     f"{config.recipe} on {mesh.size} x {kind}; work directory {workdir}", flush=True
                 )
-            run(config, mesh, workdir, Stop())
+            recipe.run(built, Run(mesh, workdir, MetricsWriter(workdir), Stop()))
     except ValueError as error:
         if not raised_here(error):
             raise

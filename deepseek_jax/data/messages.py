@@ -57,11 +57,11 @@ def parse_conversation(place, record):
 
 
 def worked_conversations(examples, worked):
-    """Conversations of data.tasks' examples: the question, and worked(example) for an answer.
+    """Conversations of data.tasks' examples: what is asked, and worked(example) for an answer.
 
     Each keeps its example's fields, by which an answer is scored.
     """
-    return [example | _turn(example["question"], worked(example)) for example in examples]
+    return [example | _answered(example, worked(example)) for example in examples]
 
 
 class MessagesCorpus(TextBuilder):
@@ -177,6 +177,6 @@ def _parse_weight(place, weight):
     return float(weight)
 
 
-def _turn(question, answer):
-    turns = zip(ROLES[1:], (question, answer), strict=True)
-    return {"messages": [{"role": role, "content": text} for role, text in turns], "weight": 1.0}
+def _answered(example, answer):
+    asked = example.get("messages") or [{"role": "user", "content": example["question"]}]
+    return {"messages": [*asked, {"role": "assistant", "content": answer}], "weight": 1.0}

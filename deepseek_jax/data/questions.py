@@ -71,8 +71,7 @@ def render_question(tokenizer, example, *, template, opening=""):
 
     template: as of render_prompt. opening: text that every answer begins with, "<think>\\n" for one that has
     to think; not put a second time where the chat template opens so by itself.
-    Raises ValueError as render_prompt and render_conversation do, and where a chat template begins the
-    answer with a <think> that opening does not tell of: it would be missing from what is learned.
+    Raises ValueError as render_prompt and render_conversation do.
     """
     messages = asked_messages(example)
     if len(messages) == 1:
@@ -85,11 +84,6 @@ def render_question(tokenizer, example, *, template, opening=""):
     for size in range(len(opened), 0, -1):  # of it, what the template has written
         if ids[-size:] == opened[:size]:
             return ids + opened[size:]
-    if template == "chat" and tokenizer.decode(ids[-4:]).rstrip().endswith("<think>"):
-        raise ValueError(
-            f"the chat template opens the answer with <think>, and config.data.opening={opening!r} does "
-            'not; set it to "<think>\\n", as the template writes it'
-        )
     return ids + opened
 
 

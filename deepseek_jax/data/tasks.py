@@ -27,15 +27,18 @@ def gsm8k_task(path, num_held_out=256, *, seed=0):
     Raises ValueError, as load_jsonl_questions does, for a malformed file, and for one that would leave
     nothing to train on.
     """
-    examples = distinct(load_jsonl_questions(path))
+    return split_task(distinct(load_jsonl_questions(path)), seed, num_held_out)
+
+
+def split_task(examples, seed, num_held_out):
+    """A Task of examples, num_held_out of them, by seed, held out. Raises ValueError unless some are left."""
     if num_held_out >= len(examples):
         raise ValueError(
-            f"config.data.num_held_out={num_held_out} leaves nothing of the {len(examples)} "
-            f"questions of {path} to train on; set it lower."
+            f"num_held_out={num_held_out} leaves nothing of {len(examples)} questions to train on; lower it"
         )
     order = np.random.default_rng(seed).permutation(len(examples))
-    kept = [examples[i] for i in order[:num_held_out]]
-    return Task([examples[i] for i in order[num_held_out:]], kept)
+    held_out = [examples[i] for i in order[:num_held_out]]
+    return Task([examples[i] for i in order[num_held_out:]], held_out)
 
 
 class QuestionStream:

@@ -7,20 +7,20 @@ import numpy as np
 
 from deepseek_jax.distill.divergences import DIVERGENCES, check_divergence
 from deepseek_jax.distill.objective import OF_DATA, OF_TEACHER, TERMS
-from deepseek_jax.settings import check_counts, suggest
+from deepseek_jax.rollout.policy import AnswerOptions
+from deepseek_jax.settings import added, check_counts, suggest
 
 CROSS = ("matched", "sorted")  # terms that a teacher of another tokenizer has in place of soft
 
 
-@dataclasses.dataclass(frozen=True)
-class OnPolicySettings:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class OnPolicySettings(AnswerOptions):
     """What the student samples for the term on_policy: completions of `prompts` prompts a step, one each."""
 
     prompts: int
-    max_completion_length: int
     divergence: Literal[DIVERGENCES] = "reverse_kl"
     beta: float | None = None
-    temperature: float = 1.0
+    top_p: float = added(1.0)
     slots: int = 64
 
 

@@ -9,7 +9,6 @@ from deepseek_jax.evaluation.compare import compare
 from deepseek_jax.parallel import put_batch
 from deepseek_jax.parallel.processes import say
 from deepseek_jax.parallel.shard import batch_share
-from deepseek_jax.rollout import generate
 
 HELD_OUT_LOSS = "held_out_loss"
 
@@ -70,37 +69,29 @@ class TaskWatch:
 class OnPolicyRows:
     """Rows that the student samples: prompts drawn by seed and step, as a batch's arrays under SAMPLED.
 
-    settings: OnPolicySettings. prompts: lists of ids. eos_ids end a completion.
+    policy: rollout.Policy, whose own params are not read. settings: OnPolicySettings. prompts: lists of ids.
     """
 
-    def __init__(self, config, prompts, settings, *, eos_ids, sequence_length, seed):
-        self.config, self.settings, self.seed = config, settings, seed
+    def __init__(self, policy, prompts, settings, *, sequence_length, seed):
+        self.policy, self.settings, self.seed = policy, settings, seed
         room = sequence_length - settings.max_completion_length
         self.prompts = [prompt for prompt in prompts if len(prompt) <= room]
         if not self.prompts:
             raise ValueError(
-                f"on_policy.max_completion_length={settings.max_completion_length} leaves {room} of "
+                f"max_completion_length={settings.max_completion_length} leaves {room} of "
                 f"sequence_length={sequence_length} tokens to a prompt, and the shortest has "
                 f"{min(map(len, prompts))}; lower it"
             )
-        self.eos_ids, self.length = eos_ids, sequence_length
+        self.length = sequence_length
 
     def __call__(self, params, step):
         """-> dict of numpy arrays: tokens, targets, loss_mask, segment_ids, positions, normalizer."""
-        settings = self.settings
         draw = np.random.default_rng([self.seed, step])
-        chosen = draw.integers(len(self.prompts), size=settings.prompts)
-        prompts = [self.prompts[i] for i in chosen]
-        rollout = generate(
-            self.config,
-            params,
-            prompts,
-            max_completion_length=settings.max_completion_length,
-            temperature=settings.temperature,
-            eos_ids=self.eos_ids,
-            seed=int(draw.integers(2**31)),
-            slots=settings.slots,
-        )
+        chosen = draw.integers(len(self.prompts), size=self.settings.prompts)
+        examples = [{"prompt_ids": self.prompts[i]} for i in chosen]
+        seed = int(draw.integers(2**31))
+        rollout = self.policy.at(params).answer(examples, self.settings, seed=seed).rollout
+        prompts = [example["prompt_ids"] for example in examples]
         rows = zip(prompts, rollout.completion_ids, rollout.completion_mask, strict=True)
         batch = sampled_rows([(p, ids[mask]) for p, ids, mask in rows], self.length)
         return {SAMPLED + name: array for name, array in batch.items()}
@@ -165,10 +156,11 @@ class DistillSource(PackedDocuments):
         super().set_state(state)
 
 
-def prompts_of(conversations, tokenizer, template, limit):
+def prompts_of(conversations, policy, limit):
     """The last prompt of the first `limit` conversations: lists of ids."""
     prompts = []
     for index in range(min(len(conversations), limit)):
-        rendered = render_numbered(tokenizer, conversations[index], index, template=template)
+        record, template = conversations[index], policy.template
+        rendered = render_numbered(policy.tokenizer, record, index, template=template)
         prompts.append(last_prompt(*rendered))
     return prompts

@@ -8,23 +8,22 @@ from deepseek_jax.distill.objective import PROJECTIONS
 from deepseek_jax.distill.source import HELD_OUT_LOSS, without_projections
 from deepseek_jax.distill.terms import check_terms, gradient_norms
 from deepseek_jax.parallel.processes import say
-from deepseek_jax.training.phase import run_phase, state_maker
+from deepseek_jax.training.loop import train
+from deepseek_jax.training.state import state_maker
 from deepseek_jax.training.step import make_train_step, over_micro_batches
 
 
-def train_student(
-    settings, objective, params, teacher_params, source, mesh, folder, *, phase, writer, should_stop
-):
-    """Train a student after its teacher: -> params. Resumes from folder; the params given are used up.
+def train_student(settings, objective, params, teacher_params, source, run):
+    """Train a student after its teacher: -> params. Resumes from run.folder; the params given are used up.
 
     settings: StudentSettings. objective: distill.objective.Objective. teacher_params: never changed, {} where
     no term asks a teacher. source: DistillSource. At its first update every term that counts must have a
     value and a gradient, see distill.terms.check_terms, which raises ValueError.
     """
     if objective.weights.get("hidden"):
-        params = params | {PROJECTIONS: _projections(objective, mesh, settings.seed)}
-    tx = settings.make_optimizer(f"config.students.{phase}")
-    create, placed = state_maker(params, tx, mesh)
+        params = params | {PROJECTIONS: _projections(objective, run.mesh, settings.seed)}
+    tx = settings.make_optimizer(f"config.students.{run.phase}")
+    create, placed = state_maker(params, tx, run.mesh)
     told = None if settings.plateau is None else HELD_OUT_LOSS
 
     def train_step(state, batch, rng, teacher_params):
@@ -47,22 +46,12 @@ def train_student(
         if not checked:
             checked = True
             if int(state.step) == 0:
-                path = f"config.students.{phase}.loss"
+                path = f"config.students.{run.phase}.loss"
                 parts = settings.micro_batches
                 check_first(objective, state.params, batch, teacher_params, path, parts)
         return update(state, batch, rng, teacher_params)
 
-    params = run_phase(
-        settings,
-        create(params),
-        step,
-        source,
-        folder,
-        phase=phase,
-        seed=settings.seed,
-        writer=writer,
-        should_stop=should_stop,
-    )
+    params = train(settings, create(params), step, source, run, settings.seed).params
     return without_projections(params)
 
 

@@ -6,25 +6,29 @@ import numpy as np
 
 from deepseek_jax.evaluation.accuracy import summarise
 from deepseek_jax.parallel.processes import from_first, say
-from deepseek_jax.rollout import generate
-
-TAIL = 16  # tokens that hold a <think> and a line break, be they bytes
 
 
-def evaluate(
-    config, params, tokenizer, prompts, examples, rewards, *, accuracy, samples=3, **sampling
-):
-    """Answer each prompt once, and score the answers.
+def evaluate_both(policy, examples, rewards, options, **more):
+    """`evaluate`, sampled as options say and greedily: a dict of both."""
+    greedy = dataclasses.replace(options, temperature=0.0)
+    return {
+        way: evaluate(policy, examples, rewards, how, **more)
+        for way, how in (("sampled", options), ("greedy", greedy))
+    }
 
-    prompts: lists of ids. examples: the questions, as rewards.score wants them. rewards: rewards.Rewards;
-    accuracy: the name of the part that says whether an answer is right. sampling: what rollout.generate
-    takes. Returns a dict that JSON can say: scores, name -> [mean, low, high] with 95% intervals, of
-    accuracy, reward, each part, completion_length in tokens and truncated; unscored, how many answers could
-    not be scored, which the first three kinds leave out; and samples, the first few prompts and completions
-    with their rewards, None where there is none. Raises RuntimeError if no answer could be scored.
+
+def evaluate(policy, examples, rewards, options, *, accuracy, seed=0, samples=3):
+    """Answer each example once, and score the answers.
+
+    policy: rollout.Policy. examples: with their prompt_ids, and what rewards.score wants. rewards:
+    rewards.Rewards; accuracy: the name of the part that says whether an answer is right. options:
+    rollout.AnswerOptions. Returns a dict that JSON can say: scores, name -> [mean, low, high] with 95%
+    intervals, of accuracy, reward, each part, completion_length in tokens and truncated; unscored, how many
+    answers could not be scored, which the first three kinds leave out; and samples, the first few prompts
+    and completions with their rewards, None where there is none. Raises RuntimeError if no answer could be
+    scored.
     """
-    rollout = generate(config, params, prompts, **sampling)
-    texts = completion_texts(tokenizer, prompts, rollout)
+    texts, rollout, _ = policy.answer(examples, options, seed=seed)
     scores = score(rewards, examples, texts)
     if scores.errors:
         say(
@@ -65,25 +69,6 @@ def score(rewards, examples, texts):
     scores = dataclasses.replace(scores, total=total, parts=parts, errors=int(errors))
     scores.require_one()
     return scores
-
-
-def completion_texts(tokenizer, prompts, rollout):
-    """The text of every completion of a rollout.Rollout of prompts, lists of ids, without special tokens.
-
-    A <think> that its prompt ends in, as some chat templates open every answer, stands at its front: without
-    it a completion that was cut off while it thought would pass for an answer, and none would be laid out as
-    asked.
-    """
-    n = len(rollout.completion_ids) // len(prompts)
-    opened = [_opened(tokenizer, ids) for ids in prompts for _ in range(n)]
-    rows = zip(opened, rollout.completion_ids, rollout.completion_mask, strict=True)
-    return [before + tokenizer.decode(ids[mask]) for before, ids, mask in rows]
-
-
-def _opened(tokenizer, prompt_ids):
-    """The <think> that a prompt ends in, with the white space behind it; else ""."""
-    _, tag, space = tokenizer.decode(prompt_ids[-TAIL:]).rpartition("<think>")
-    return tag + space if tag and not space.strip() else ""
 
 
 def _share_or_number(values):

@@ -1,7 +1,7 @@
 """What the network computes: one decoder for DeepSeek, Qwen and Llama."""
 
-from deepseek_jax.models.config import ModelConfig, RopeScaling
-from deepseek_jax.models.decoder import Branches, count_params, init_params
+from deepseek_jax.models.config import ModelConfig, RopeScaling, RunSettings, build_model
+from deepseek_jax.models.decoder import Branches, count_params, init_params, random_params
 from deepseek_jax.models.heads import (
     forward,
     head_weight,
@@ -18,6 +18,8 @@ __all__ = [
     "ModelConfig",
     "RopeScaling",
     "Routing",
+    "RunSettings",
+    "build_model",
     "count_params",
     "decays",
     "forward",
@@ -27,4 +29,5 @@ __all__ = [
     "last_attention",
     "layer_states",
     "predict_further",
+    "random_params",
 ]

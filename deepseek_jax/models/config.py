@@ -3,6 +3,8 @@
 import dataclasses
 from typing import Literal
 
+from deepseek_jax.settings import build
+
 ATTENTION_OF = {
     "deepseek_v3": "mla",
     "deepseek_v2": "mla",
@@ -239,3 +241,8 @@ class RunSettings:
     remat: Literal[tuple(REMAT_POLICIES)] = "none"
     pipeline_micro_batches: int | None = None
     expert_buffer: float | None = None
+
+
+def build_model(block, path="config.model"):
+    """A ModelConfig from its block of a config; rope_scaling, where there is one, from its own."""
+    return build(ModelConfig, block, path)

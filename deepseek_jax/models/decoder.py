@@ -15,6 +15,7 @@ from deepseek_jax.models.moe import MoE
 from deepseek_jax.models.mtp import MultiTokenPrediction
 from deepseek_jax.parallel import constrain
 from deepseek_jax.parallel.pipeline import pipeline, pipeline_stages
+from deepseek_jax.parallel.shard import init_sharded
 
 ROWS = ("batch", "seq", None)  # where x [b t d] lies between layers
 
@@ -222,3 +223,8 @@ def count_params(config):
     """Number of parameters, without making them."""
     shapes = jax.eval_shape(lambda rng: init_params(config, rng), jax.random.key(0))
     return sum(leaf.size for leaf in jax.tree.leaves(nn.unbox(shapes)))
+
+
+def random_params(config, mesh, seed):
+    """init_params' arrays, each made where the mesh wants it: (params, their shardings)."""
+    return init_sharded(mesh, lambda rng: init_params(config, rng), jax.random.key(seed))

@@ -12,111 +12,93 @@ import numpy as np
 from deepseek_jax.checkpoint import save_orbax
 from deepseek_jax.data.batches import PackedDocuments
 from deepseek_jax.data.conversations import pack_conversations, render_numbered
+from deepseek_jax.errors import at
 from deepseek_jax.evaluation.accuracy import summarise
 from deepseek_jax.parallel.processes import first_process
 from deepseek_jax.parallel.shard import batch_share
-from deepseek_jax.recipes.pretrain.run import train_base
 from deepseek_jax.recipes.reward_model.run import reward_model_table
 from deepseek_jax.recipes.reward_model.settings import JudgeSettings
 from deepseek_jax.recipes.sft.run import fine_tune
-from deepseek_jax.recipes.start import check_positions, check_rows, starting_policy
-from deepseek_jax.reinforce.model_rewards import JUDGE, make_judge
+from deepseek_jax.recipes.start import check_positions, check_rows, pretrained, starting_policy
+from deepseek_jax.reinforce.model_rewards import JUDGE, judge_options, make_judge
 from deepseek_jax.reports.answers import make_console
 from deepseek_jax.reports.tables import plot_curves
-from deepseek_jax.settings import build
-from deepseek_jax.training.metrics import MetricsWriter
 from deepseek_jax.training.remembered import remembered
-from deepseek_jax.worlds.bilingual.builders import bilingual_examples
-from deepseek_jax.worlds.bilingual.judgements import judge_conversations
+from deepseek_jax.worlds.bilingual.world import BILINGUAL
 
+SETTINGS = JudgeSettings
 PHASE = "judge"
 
 
-def run(config, mesh, workdir, should_stop):
-    """Run the recipe in workdir, or what is left of it. config: ConfigDict of JudgeSettings' fields.
+def run(settings, run):
+    """Run the recipe, or what is left of it. settings: JudgeSettings. run: training.run.Run.
 
-    Leaves the judge in workdir/params, for config.reward_models.NAME.path of another run.
+    Leaves the judge in run.folder/params, for config.reward_models.NAME.path of another run.
     """
-    settings = build(JudgeSettings, config, "config")
-    check_rows(settings, mesh)
-    policy, params, tokenizer = starting_policy(settings, mesh)
-    check_positions(settings, policy)
-    pairs = judged_pairs(settings, workdir / "data")
-    check_lengths(settings, tokenizer, pairs, "config")
-    running = dict(writer=MetricsWriter(workdir), should_stop=should_stop)
-    if params is None:
-        base, seed = settings.base, settings.seed
-        params = train_base(policy, base, tokenizer, mesh, workdir, seed=seed, **running)
-    start = dict(tokenizer=tokenizer, tokenizer_name=settings.init_from or settings.base.corpus)
-    train_judge(settings, policy, params, pairs, mesh, workdir, **start, **running)
-    running["writer"].close()
-    _report(workdir)
+    mesh, folder = run.mesh, run.folder
+    check_rows(settings, mesh, pipeline_micro_batches=settings.model.get("pipeline_micro_batches"))
+    policy = starting_policy(settings, mesh, settings.data.template)
+    check_positions(settings, policy.config)
+    pairs = judged_pairs(settings, BILINGUAL, folder / "data")
+    with at("config"):
+        check_lengths(settings, policy, pairs, BILINGUAL)
+    policy = pretrained(policy, settings, run)
+    name = settings.init_from or settings.base.corpus
+    train_judge(settings, policy, pairs, BILINGUAL, run.of(PHASE, folder), name)
+    run.writer.close()
+    _report(folder)
 
 
-def judged_pairs(settings, folder):
-    """The bilingual world's pairs to learn from and held out, written below `folder` as a dataset: a Task.
+def judged_pairs(settings, world, folder):
+    """The world's pairs to learn from and held out, written below `folder` as a dataset: a Task.
 
     settings: JudgeTrainingSettings.
     """
     sizes = dict(num_train=settings.data.num_train, num_held_out=settings.data.num_held_out)
-    return bilingual_examples("preferences", folder, seed=settings.seed, **sizes)
+    return world.judged_pairs(folder, seed=settings.seed, **sizes)
 
 
-def check_lengths(settings, tokenizer, pairs, path):
-    """Raise ValueError where a judgement does not fit a row. settings: of the config block `path`."""
-    conversations = judge_conversations(pairs.train, settings.seed)
-    template, limit = settings.data.template, settings.sequence_length
-    render = functools.partial(render_numbered, tokenizer, template=template)
+def check_lengths(settings, policy, pairs, world):
+    """Raise ValueError where a judgement does not fit a row."""
+    conversations, limit = world.judgements(pairs.train, settings.seed), settings.sequence_length
+    render = functools.partial(render_numbered, policy.tokenizer, template=policy.template)
     longest = max(len(render(c, i)[0]) for i, c in enumerate(conversations))
     if longest > limit:
         raise ValueError(
-            f"{path}.sequence_length={limit} is below the {longest} tokens of the longest judgement; raise it"
+            f"sequence_length={limit} is below the {longest} tokens of the longest judgement; raise it"
         )
 
 
-def train_judge(
-    settings,
-    policy,
-    params,
-    pairs,
-    mesh,
-    folder,
-    *,
-    tokenizer,
-    tokenizer_name,
-    writer,
-    should_stop,
-    phase=PHASE,
-):
-    """A policy's params, which are used up, to a judge in folder/params. Resumes from folder, where
-    before.json and after.json tell what it said of the held-out pairs before and after.
+def train_judge(settings, policy, pairs, world, run, tokenizer_name):
+    """A policy's params, which are used up, to a judge in run.folder/params. Resumes from run.folder, where
+    before.json and after.json say what it found of the held-out pairs before and after.
 
-    settings: JudgeTrainingSettings. pairs: judged_pairs'. tokenizer_name: as of
-    worlds.registry.named_tokenizer.
+    settings: JudgeTrainingSettings. pairs: judged_pairs'. run: Run of this phase. tokenizer_name: as
+    worlds.registry.named_tokenizer takes it.
     """
-    about = dict(
-        template=settings.data.template,
-        tokenizer=tokenizer_name,
-        max_completion_length=settings.max_completion_length,
-    )
-    measure = functools.partial(_measure, policy, tokenizer, about, settings.slots, pairs.held_out)
-    remembered(folder / "before.json", lambda: measure(params))
-    source = _packed(settings, tokenizer, judge_conversations(pairs.train, settings.seed), mesh)
-    running = dict(phase=phase, writer=writer, should_stop=should_stop)
-    params = fine_tune(settings, policy, params, source, mesh, folder / PHASE, **running)
+    folder, length = run.folder, settings.max_completion_length
+    options = judge_options(length, settings.slots)
+
+    def measure(params):
+        return _measure(make_judge(policy.at(params), options), pairs.held_out)
+
+    remembered(folder / "before.json", lambda: measure(policy.params))
+    source = _packed(settings, policy, world.judgements(pairs.train, settings.seed), run.mesh)
+    params = fine_tune(settings, policy, source, run.within(folder / PHASE))
     remembered(folder / "after.json", lambda: measure(params))
     if not (folder / "params").exists():
-        save_orbax(folder / "params", policy, params)
+        save_orbax(folder / "params", policy.config, params)
+    about = dict(template=policy.template, tokenizer=tokenizer_name, max_completion_length=length)
     if first_process():
         (folder / "params" / JUDGE).write_text(json.dumps(about, indent=2) + "\n")
 
 
-def _packed(settings, tokenizer, conversations, mesh):
+def _packed(settings, policy, conversations, mesh):
     share, shares = batch_share(mesh)
     packed = pack_conversations(
         conversations,
-        tokenizer,
-        template=settings.data.template,
+        policy.tokenizer,
+        template=policy.template,
         sequence_length=settings.sequence_length,
         batch_size=settings.batch_size,
         seed=settings.seed,
@@ -135,14 +117,13 @@ def _packed(settings, tokenizer, conversations, mesh):
     )
 
 
-def _measure(policy, tokenizer, about, slots, examples, params):
+def _measure(judge, examples):
     """What the judge says of held-out pairs, each asked about in both orders: name -> [mean, low, high], 95%.
 
     accuracy: the share of pairs whose chosen answer wins when it stands first in every other pair and second
     in the rest; accuracy_of_both: whose chosen answer wins in both orders; same_verdict: on which both orders
     agree; no_verdict: on which one of them has none.
     """
-    judge = make_judge(policy, params, tokenizer, about, slots)
     pairs = [(e["question"], e["chosen"], e["rejected"]) for e in examples]
     forth = judge.verdicts(pairs)
     back = judge.verdicts([(question, b, a) for question, a, b in pairs])

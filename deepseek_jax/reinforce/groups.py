@@ -6,14 +6,13 @@ from collections import Counter
 import jax
 import numpy as np
 
-from deepseek_jax.evaluation.held_out import completion_texts, score
+from deepseek_jax.evaluation.held_out import score
 from deepseek_jax.losses.completions import completion_logprobs
 from deepseek_jax.losses.grpo import NORMALIZES_STD, group_advantages
 from deepseek_jax.parallel import put_batch
 from deepseek_jax.parallel.host_memory import return_freed_memory
 from deepseek_jax.parallel.processes import say
 from deepseek_jax.parallel.shard import batch_share
-from deepseek_jax.rollout import generate
 from deepseek_jax.rollout.engine import PROMPT_BUCKET
 
 BUCKET = 16  # lengths of prompts and completions in a batch grow in these steps: few compilations
@@ -22,17 +21,18 @@ BUCKET = 16  # lengths of prompts and completions in a batch grow in these steps
 class GroupSource:
     """Each step: sample group_size completions of prompts_per_step questions with the state's params.
 
-    questions: data.tasks.QuestionStream of examples that carry their prompt_ids. settings: the recipe's
-    ReinforceSettings. reference: params of the frozen policy; None where the state holds it, or kl_coef is 0.
+    policy: rollout.Policy, whose own params are not read. questions: data.tasks.QuestionStream of examples
+    that carry their prompt_ids. settings: ReinforceSettings. reference: params of the frozen policy; None
+    where the state holds it, or kl_coef is 0.
     """
 
-    def __init__(self, config, tokenizer, questions, rewards, settings, mesh, reference):
-        self.config, self.tokenizer, self.questions = config, tokenizer, questions
-        self.rewards, self.settings, self.mesh, self.reference = rewards, settings, mesh, reference
+    def __init__(self, policy, questions, rewards, settings, mesh, reference):
+        self.policy, self.questions, self.rewards = policy, questions, rewards
+        self.settings, self.mesh, self.reference = settings, mesh, reference
         self.returned = None  # when the batch before was handed out, and its tokens times epochs
         self.score = jax.jit(
             lambda params, batch: completion_logprobs(
-                config, params, batch, temperature=batch["temperature"]
+                policy.config, params, batch, temperature=batch["temperature"]
             )[0]
         )
 
@@ -41,7 +41,7 @@ class GroupSource:
         return {"position": self.questions.position}
 
     def set_state(self, state):
-        """Go on behind those."""
+        """Go on after them."""
         self.questions.position = state["position"]
 
     def next(self, state, step):
@@ -110,9 +110,8 @@ class GroupSource:
         examples = self.questions.take(self.settings.prompts_per_step)
         prompts = [example["prompt_ids"] for example in examples]
         began = time.perf_counter()
-        rollout = self._rollout(params, prompts, step, number)
+        texts, rollout, _ = self._answer(params, examples, step, number)
         generated = time.perf_counter()
-        texts = completion_texts(self.tokenizer, prompts, rollout)
         scores = score(self.rewards, [e for e in examples for _ in range(n)], texts)
         counted = {
             "rollout_seconds": generated - began,
@@ -125,21 +124,14 @@ class GroupSource:
             say(f"step {step}: {message} The completion is left out of its group.")
         return _groups(prompts, rollout, scores, n), counted
 
-    def _rollout(self, params, prompts, step, number):
-        """What the engine samples in a step's round of this number: its Rollout."""
-        settings = self.settings
-        return generate(
-            self.config,
-            params,
-            prompts,
+    def _answer(self, params, examples, step, number):
+        """The Answers of a step's round of this number."""
+        settings, entropy = self.settings, [self.settings.seed, step, number]
+        return self.policy.at(params).answer(
+            examples,
+            settings.rollout.at(step),
             n=settings.group_size,
-            max_completion_length=settings.rollout.length_at(step),
-            temperature=settings.rollout.temperature_at(step),
-            eos_ids=(self.tokenizer.eos_id, *self.config.eos_ids),
-            seed=int(
-                np.random.SeedSequence([settings.seed, step, number]).generate_state(1)[0] >> 1
-            ),
-            slots=settings.rollout.slots,
+            seed=int(np.random.SeedSequence(entropy).generate_state(1)[0] >> 1),
         )
 
     def _batch(self, groups):

@@ -7,13 +7,11 @@ from pathlib import Path
 
 from deepseek_jax.checkpoint import load_orbax
 from deepseek_jax.checkpoint.reward_params import load_reward_model
-from deepseek_jax.data.chat import render_prompt
 from deepseek_jax.data.preferences import render_response
-from deepseek_jax.evaluation.held_out import completion_texts
 from deepseek_jax.parallel.shard import check_splits
 from deepseek_jax.rewards.judge import Judge
 from deepseek_jax.rewards.model import RewardModel
-from deepseek_jax.rollout import generate
+from deepseek_jax.rollout import AnswerOptions, Policy
 from deepseek_jax.settings import build
 from deepseek_jax.worlds.registry import named_tokenizer
 
@@ -65,44 +63,44 @@ def load_model_rewards(blocks, mesh):
 def _load_judge(folder, mesh, slots):
     """The rewards.judge.Judge of a folder that recipes.judge left."""
     about = json.loads((folder / JUDGE).read_text())
-    policy, params = load_orbax(folder, dtype="float32", mesh=mesh)
-    return make_judge(policy, params, named_tokenizer(about["tokenizer"]), about, slots)
+    config, params = load_orbax(folder, dtype="float32", mesh=mesh)
+    tokenizer = named_tokenizer(about["tokenizer"])
+    options = judge_options(about["max_completion_length"], slots)
+    return make_judge(Policy(config, params, tokenizer, about["template"]), options)
 
 
-def make_judge(policy, params, tokenizer, about, slots):
-    """A Judge that asks a policy, greedily. about: template and max_completion_length."""
+def judge_options(max_completion_length, slots):
+    """How a judge answers: greedily."""
+    return AnswerOptions(max_completion_length=max_completion_length, temperature=0.0, slots=slots)
 
-    room = policy.max_position_embeddings - about["max_completion_length"]
+
+def make_judge(policy, options):
+    """A Judge that asks a rollout.Policy. options: judge_options'."""
+    room = policy.config.max_position_embeddings - options.max_completion_length
 
     def ask(questions):
-        prompts = [_prompt(tokenizer, question, about["template"], room) for question in questions]
-        asked = [ids for ids in prompts if not isinstance(ids, ValueError)]
+        prompts = [_prompt(policy, question, room) for question in questions]
+        asked = [prompt for prompt in prompts if not isinstance(prompt, ValueError)]
         if not asked:
             return prompts
-        rollout = generate(
-            policy,
-            params,
-            asked,
-            max_completion_length=about["max_completion_length"],
-            temperature=0.0,
-            eos_ids=(tokenizer.eos_id, *policy.eos_ids),
-            slots=slots,
-        )
-        replies = iter(completion_texts(tokenizer, asked, rollout))
-        return [ids if isinstance(ids, ValueError) else next(replies) for ids in prompts]
+        replies = iter(policy.answer(asked, options).texts)
+        return [p if isinstance(p, ValueError) else next(replies) for p in prompts]
 
     return Judge(ask)
 
 
-def _prompt(tokenizer, question, template, room):
-    """The ids of a question, or the ValueError of one that cannot be read or has more than `room` ids."""
+def _prompt(policy, question, room):
+    """A question with its prompt_ids, or the ValueError of one that cannot be read or has more than
+    `room`.
+    """
     try:
-        ids = render_prompt(tokenizer, question, template=template)
+        (example,) = policy.with_prompts([{"question": question}])
     except ValueError as error:
         return error
-    if len(ids) > room:
-        return ValueError(f"{len(ids)} tokens to judge, where the judge has room for {room}")
-    return ids
+    length = len(example["prompt_ids"])
+    if length > room:
+        return ValueError(f"{length} tokens to judge, where the judge has room for {room}")
+    return example
 
 
 def _render(tokenizer, template, example, text):

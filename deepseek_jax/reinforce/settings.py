@@ -4,6 +4,7 @@ import dataclasses
 from typing import Literal
 
 from deepseek_jax.losses.grpo import NORMALIZES_STD
+from deepseek_jax.rollout.policy import AnswerOptions
 from deepseek_jax.settings import check_counts
 from deepseek_jax.training.optimizer import OptimizerSettings
 
@@ -38,9 +39,13 @@ class RolloutSettings:
             if not temperature > 0:
                 raise ValueError(f"{path}.temperature={temperature}: training samples, above 0")
 
-    def length_at(self, step):
-        """The most tokens of a completion at a step."""
-        return _held(self.max_completion_length, step)
+    def at(self, step):
+        """The AnswerOptions of a step."""
+        return AnswerOptions(
+            max_completion_length=_held(self.max_completion_length, step),
+            temperature=_held(self.temperature, step),
+            slots=self.slots,
+        )
 
     def longest(self):
         """The most tokens of a completion at any step."""

@@ -9,14 +9,14 @@ import math
 import jax
 import jax.numpy as jnp
 
-from deepseek_jax.data.chat import render_prompt
 from deepseek_jax.losses.completions import completion_logprobs
 from deepseek_jax.losses.grpo import grpo_loss
 from deepseek_jax.parallel.processes import say
 from deepseek_jax.parallel.shard import batch_parts
 from deepseek_jax.reinforce.groups import GroupSource
-from deepseek_jax.training.phase import jitted_step, run_phase, state_maker
-from deepseek_jax.training.step import make_train_step
+from deepseek_jax.training.loop import train
+from deepseek_jax.training.state import state_maker
+from deepseek_jax.training.step import jitted_step, make_train_step
 
 # |old - sampler| log-probability, in nats, that rounding explains: the mean over tokens, and any one of them.
 # Runs in float32 show 4e-7 and 3e-5. In bfloat16 a token whose experts are nearly equal may go to others, and
@@ -27,54 +27,35 @@ LARGEST_GAP = {
 }
 
 
-def reinforce(
-    settings,
-    policy,
-    tokenizer,
-    params,
-    questions,
-    rewards,
-    mesh,
-    folder,
-    *,
-    phase,
-    writer,
-    should_stop,
-):
-    """Train params: -> params. Resumes from folder; those given are used up, unless they stay the reference.
+def reinforce(settings, policy, questions, rewards, run):
+    """Train policy.params: -> params. Resumes from run.folder; those given are used up, unless they stay the
+    reference.
 
-    settings: ReinforceSettings. policy: ModelConfig. questions: a stream as data.tasks.QuestionStream, of
+    settings: ReinforceSettings. policy: rollout.Policy. questions: a stream as data.tasks.QuestionStream, of
     examples that carry their prompt_ids. rewards: rewards.Rewards, or what scores like it.
     """
-    tx = settings.make_optimizer()
-    create, placed = state_maker(params, tx, mesh)
+    tx, params = settings.make_optimizer(), policy.params
+    create, placed = state_maker(params, tx, run.mesh)
     frozen = saved = None
     if settings.loss.kl_coef and settings.reference_every is None:
         frozen, params = params, jax.tree.map(jnp.copy, params)
     elif settings.loss.kl_coef:
         saved, placed = jax.tree.map(jnp.copy, params), placed.replace(reference=placed.params)
-    step = make_train_step(_loss_fn(settings, policy), tx, micro_batches=settings.micro_batches)
-    step = _checking_first(jitted_step(step, placed), LARGEST_GAP[policy.dtype])
+    loss_fn = _loss_fn(settings, policy.config)
+    step = make_train_step(loss_fn, tx, micro_batches=settings.micro_batches)
+    step = _checking_first(jitted_step(step, placed), LARGEST_GAP[policy.config.dtype])
     if saved is not None:
         step = _refreshing(step, settings.reference_every * settings.minibatches * settings.epochs)
-    source = GroupSource(policy, tokenizer, questions, rewards, settings, mesh, frozen)
-    return run_phase(
-        settings,
-        create(params).replace(reference=saved),
-        step,
-        source,
-        folder,
-        phase=phase,
-        seed=settings.seed,
-        writer=writer,
-        should_stop=should_stop,
-    )
+    source = GroupSource(policy, questions, rewards, settings, run.mesh, frozen)
+    return train(
+        settings, create(params).replace(reference=saved), step, source, run, settings.seed
+    ).params
 
 
-def _loss_fn(settings, policy):
+def _loss_fn(settings, config):
     def loss_fn(params, batch, rng):
         logprobs, entropy, routing = completion_logprobs(
-            policy, params, batch, temperature=batch["temperature"]
+            config, params, batch, temperature=batch["temperature"]
         )
         loss, metrics = grpo_loss(
             logprobs,
@@ -148,50 +129,3 @@ def check_rows(settings, mesh, path="config"):
             f"over the {parts} parts of config.mesh (slices x data x fsdp x expert); "
             f"set {path}.prompts_per_step to a multiple of {cuts * parts}"
         )
-
-
-def check_length(completion, policy, examples, path="config.rollout"):
-    """Raise ValueError unless the model knows the positions that prompts and completions take.
-
-    completion: the most tokens of one, max_completion_length of the config block `path`. examples: with their
-    prompt_ids.
-    """
-    longest = max(len(example["prompt_ids"]) for example in examples)
-    limit = policy.max_position_embeddings
-    if longest + completion > limit:
-        raise ValueError(
-            f"{path}.max_completion_length={completion} behind the longest prompt's {longest} "
-            f"tokens is beyond the model's max_position_embeddings={limit}; "
-            f"lower it to {limit - longest} or less, or {path}.max_prompt_length"
-        )
-
-
-def with_prompts(examples, tokenizer, template, rollout, kind, path="config.rollout"):
-    """The examples with their prompt_ids, without those whose prompt is too long, which are counted.
-
-    template: as of data.chat.render_prompt. rollout: RolloutSettings, of the config block `path`.
-    Raises ValueError where none is left.
-    """
-    rendered = [
-        example | {"prompt_ids": render_prompt(tokenizer, example["question"], template=template)}
-        for example in examples
-    ]
-    return fitting(rendered, rollout, kind, path)
-
-
-def fitting(examples, rollout, kind, path):
-    """The examples, which carry their prompt_ids, whose prompt is not too long, as with_prompts."""
-    limit = rollout.max_prompt_length
-    kept = [example for example in examples if len(example["prompt_ids"]) <= limit]
-    if not kept:
-        shortest = min(len(example["prompt_ids"]) for example in examples)
-        raise ValueError(
-            f"all {len(examples)} {kind} prompts are longer than {path}.max_prompt_length={limit}; "
-            f"the shortest has {shortest} tokens"
-        )
-    if len(kept) < len(examples):
-        left_out = len(examples) - len(kept)
-        say(
-            f"{left_out} of {len(examples)} {kind} prompts are longer than {limit} tokens: left out"
-        )
-    return kept

@@ -1,23 +1,12 @@
-"""How a policy answers held-out prompts before and after its training, and how that is shown."""
+"""How a policy answered held-out prompts before and after its training, as tables and samples."""
 
 import numpy as np
 from rich.console import Console
 
-from deepseek_jax.evaluation.held_out import evaluate
 from deepseek_jax.parallel.processes import first_process
 from deepseek_jax.reports.tables import before_after_table, sample_panel
 
 FORMS = {"completion_length": ".1f", "reward": ".2f"}  # of a score; others are shares
-
-
-def answer(config, params, tokenizer, prompts, examples, rewards, *, temperature, **settings):
-    """evaluation.held_out.evaluate, sampled at this temperature and greedily: a dict of both."""
-    return {
-        way: evaluate(
-            config, params, tokenizer, prompts, examples, rewards, temperature=t, **settings
-        )
-        for way, t in (("sampled", temperature), ("greedy", 0.0))
-    }
 
 
 def print_table(console, before, after):

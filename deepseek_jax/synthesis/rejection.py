@@ -9,90 +9,85 @@ import os
 
 import numpy as np
 
-from deepseek_jax.evaluation.held_out import completion_texts
 from deepseek_jax.parallel.processes import barrier, first_process, say
-from deepseek_jax.rewards.format import think_answer_format
-from deepseek_jax.rewards.language import language_consistency
-from deepseek_jax.rollout import generate
 from deepseek_jax.synthesis.sieve import Sieve
-from deepseek_jax.worlds.bilingual.puzzle_rewards import puzzle_answer
+from deepseek_jax.worlds.registry import open_rewards
 
 AS_GOOD = 0.5  # what rewards.judge.Judge gives the reference itself
 
-# Why a completion is rejected: the first of these rewards that is not a whole 1.
-LAYOUT = {
-    "badly laid out": lambda text, example: think_answer_format(text, example) < 1,
-    "in mixed languages": lambda text, example: language_consistency(text, example) < 1,
-}
-RULES = {"wrong": lambda text, example: puzzle_answer(text, example) < 1} | LAYOUT
-# The same with what a judge said of the completion in the example's "judged", see _judged
-JUDGED = LAYOUT | {
+# Why a completion is rejected: the reward that is not a whole 1, in the order in which they are asked
+LAYOUT = {"badly laid out": "think_answer_format"}
+IN_ONE_LANGUAGE = {
+    "in mixed languages": "language_consistency"
+}  # of examples that say their language
+# The same with what a judge says of the completion, in the example's "judged"
+JUDGED = {
     "without a verdict": lambda _, example: isinstance(example["judged"], ValueError),
     "judged worse than the reference": lambda _, example: example["judged"] < AS_GOOD,
 }
 
 
-def accepted(examples, completions, *, max_per_prompt, judge=None):
+def accepted(examples, completions, *, rule, max_per_prompt, judge=None):
     """The completions worth learning: -> (list of (index, completion), Counter of what became of all).
 
-    examples[i] was answered by completions[i]: a puzzle, which a rule checks, or with a judge, a
+    examples[i] was answered by completions[i], which the reward `rule` checks; or with a judge, a
     rewards.judge.Judge, whatever has an answer to compare with. Of a question's, at most max_per_prompt are
-    kept, the first ones. The Counter's keys are "kept", those of RULES or JUDGED, "repeated" and "more than
-    enough".
+    kept, the first ones. The Counter's keys are "kept", "wrong", those of LAYOUT, IN_ONE_LANGUAGE and JUDGED,
+    "repeated" and "more than enough".
     """
+    checks = ({"wrong": rule} if judge is None else {}) | LAYOUT
+    if all("language" in example for example in examples):
+        checks |= IN_ONE_LANGUAGE
+    examples = _scored(examples, completions, checks.values())
+    rules = {why: _misses(reward) for why, reward in checks.items()}
     if judge is not None:
-        examples = _judged(examples, completions, judge)
-    sieve = Sieve(RULES if judge is None else JUDGED, max_per_prompt=max_per_prompt)
+        examples = _judged(examples, completions, rules, judge)
+        rules |= JUDGED
+    sieve = Sieve(rules, max_per_prompt=max_per_prompt)
     pairs = enumerate(zip(examples, completions, strict=True))
     kept = [(index, text) for index, (example, text) in pairs if sieve.keeps(text, example)]
     return kept, sieve.fates
 
 
-def _judged(examples, completions, judge):
+def _scored(examples, completions, names):
+    """The examples with the parts of their completions' rewards."""
+    with open_rewards(dict.fromkeys(names, 1.0)) as rewards:
+        parts = rewards.score(examples, completions).parts
+    rows = zip(*parts.values(), strict=True)
+    return [
+        e | {"parts": dict(zip(parts, row, strict=True))}
+        for e, row in zip(examples, rows, strict=True)
+    ]
+
+
+def _misses(reward):
+    return lambda _, example: not example["parts"][reward] >= 1
+
+
+def _judged(examples, completions, rules, judge):
     """The examples with what the judge says of their completions, where these are laid out as asked."""
-    pairs = enumerate(zip(completions, examples, strict=True))
-    tidy = [i for i, pair in pairs if not any(rejects(*pair) for rejects in LAYOUT.values())]
+    tidy = [
+        i for i, e in enumerate(examples) if not any(misses(None, e) for misses in rules.values())
+    ]
     said = judge.score([examples[i] for i in tidy], [completions[i] for i in tidy])
     said = dict(zip(tidy, said, strict=True))
     return [example | {"judged": said.get(i)} for i, example in enumerate(examples)]
 
 
-def sample_accepted(
-    settings,
-    policy,
-    params,
-    tokenizer,
-    examples,
-    path,
-    *,
-    seed,
-    block="config.rejection",
-    judge=None,
-):
+def sample_accepted(settings, policy, examples, path, *, rule, seed, judge=None):
     """Answer the examples, which carry their prompt_ids, and write what is accepted to path, a jsonl file.
 
-    settings: RejectionSettings, of the config block `block`. judge: as of accepted. Raises ValueError where
-    nothing is accepted of what rules check; a judge may find nothing good enough.
+    settings: RejectionSettings. policy: rollout.Policy. rule, judge: as of accepted. Raises ValueError
+    where nothing is accepted of what rules check; a judge may find nothing good enough.
     """
     n = settings.samples_per_prompt
-    prompts = [example["prompt_ids"] for example in examples]
-    rollout = generate(
-        policy,
-        params,
-        prompts,
-        n=n,
-        max_completion_length=settings.max_completion_length,
-        temperature=settings.temperature,
-        eos_ids=(tokenizer.eos_id, *policy.eos_ids),
-        seed=seed,
-        slots=settings.slots,
-    )
-    texts = completion_texts(tokenizer, prompts, rollout)
+    texts, rollout, _ = policy.answer(examples, settings, n=n, seed=seed)
     repeated = [example for example in examples for _ in range(n)]
     ended = np.flatnonzero(~rollout.truncated)  # what broke off teaches to break off
     kept, fates = accepted(
         [repeated[i] for i in ended],
         [texts[i] for i in ended],
+        rule=rule,
         max_per_prompt=settings.max_per_prompt,
         judge=judge,
     )
@@ -101,12 +96,10 @@ def sample_accepted(
     say(f"rejection sampling: {len(texts)} completions of {len(examples)} prompts: {shown}")
     if not kept and judge is None:
         raise ValueError(
-            f"none of {len(texts)} sampled completions was accepted ({shown}); raise {block}.num_prompts, "
-            "or train the policy that is sampled for longer"
+            f"num_prompts={settings.num_prompts}: none of {len(texts)} sampled completions was accepted "
+            f"({shown}); raise it, or train the policy that is sampled for longer"
         )
-    lines = [
-        {"question": repeated[ended[index]]["question"], "solution": text} for index, text in kept
-    ]
+    lines = [_line(repeated[ended[index]], text) for index, text in kept]
     barrier("what was accepted is written")
     if first_process():
         fresh = path.with_suffix(".tmp")
@@ -115,6 +108,13 @@ def sample_accepted(
     barrier("what was accepted is there")
 
 
+def _line(example, text):
+    asked = {name: example[name] for name in ("question", "messages") if name in example}
+    return asked | {"solution": text}
+
+
 def read_accepted(path):
-    """The examples, dicts of question and solution, that sample_accepted wrote."""
+    """The examples, dicts of question, solution and, after other turns, messages, that sample_accepted
+    wrote.
+    """
     return [json.loads(line) for line in path.read_text().splitlines()]

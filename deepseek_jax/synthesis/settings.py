@@ -3,7 +3,8 @@
 import dataclasses
 
 from deepseek_jax.rewards.language import LANGUAGES
-from deepseek_jax.settings import check_counts, suggest
+from deepseek_jax.rollout.policy import AnswerOptions
+from deepseek_jax.settings import added, check_counts, suggest
 
 TOTAL = "reward"  # in config.keep.at_least, the weighted sum
 
@@ -31,16 +32,40 @@ class QuestionSettings:
             raise ValueError("set either config.data.task, a small world's, or config.data.path")
 
 
-@dataclasses.dataclass(frozen=True)
-class SamplingSettings:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SamplingSettings(AnswerOptions):
     """Temperature and top_p are those that R1's authors recommend, and evaluate with."""
 
     samples_per_prompt: int
     max_prompt_length: int
-    max_completion_length: int
     temperature: float = 0.6
     top_p: float = 0.95
-    slots: int = 32
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class AskSettings:
+    """How a teacher answers. chunk_size: prompts to a file of samples; whoever is stopped answers at most
+    so many once more. teacher_processes: how many processes hold a teacher together, and answer the same
+    prompts.
+    """
+
+    sampling: SamplingSettings
+    seed: int = 0
+    chunk_size: int = 64
+    teacher_processes: int = 1
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RejectionSettings(AnswerOptions):
+    """Completions of a policy to be learned from: samples_per_prompt of each of num_prompts prompts, of which
+    at most max_per_prompt good ones are kept.
+    """
+
+    num_prompts: int
+    samples_per_prompt: int
+    max_per_prompt: int
+    top_p: float = added(1.0)
+    slots: int = 128
 
 
 @dataclasses.dataclass(frozen=True)

@@ -11,52 +11,41 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from deepseek_jax.data.questions import render_question
 from deepseek_jax.parallel.processes import any_on, barrier, say
-from deepseek_jax.recipes.generate.settings import GenerateSettings
-from deepseek_jax.recipes.start import ending_turns, load_policy
-from deepseek_jax.reinforce.update import check_length, fitting
-from deepseek_jax.rollout import generate
 from deepseek_jax.synthesis.sample_log import SampleLog
+from deepseek_jax.synthesis.settings import AskSettings
 from deepseek_jax.training.loop import STOPPED
 
 
 @dataclasses.dataclass(frozen=True)
 class Teacher:
-    """Answers as GenerateSettings say, each group of processes other chunks, on devices of its own.
+    """Answers as AskSettings say, each group of processes other chunks, on devices of its own.
 
-    checkpoint: what load_policy reads, and its tokenizer: not before there is something to answer. mesh: of
-    the group's devices, which hold a whole teacher.
+    load() -> rollout.Policy: not before there is something to answer. mesh: of the group's devices, which
+    hold a whole teacher.
     """
 
-    settings: GenerateSettings
-    checkpoint: str
-    tokenizer_name: str | None
+    settings: AskSettings
+    load: Callable
     mesh: Mesh
     should_stop: Callable
 
     @functools.cached_property
-    def loaded(self):
-        """(ModelConfig, params, Tokenizer)."""
-        overrides = {} if self.settings.base else self.settings.model
-        policy, params, tokenizer = load_policy(
-            self.checkpoint, overrides, self.mesh, self.tokenizer_name
-        )
-        return ending_turns(policy, tokenizer, self.settings.data.template), params, tokenizer
+    def policy(self):
+        """The Policy that answers, read once."""
+        return self.load()
 
     def answer(self, folder, examples, *, n, rewards=None):
         """Have every example answered n times, in files of `folder`; what is there already stays.
 
-        A file holds a line {"example": ..., "samples": [...]} for each of chunk_size prompts. A sample: text,
-        config.data.opening at its front; tokens, of the completion; finished; and where rewards are given,
-        reward and parts, None where there is none. The same call writes the same bytes, whatever was there
-        before and however many processes share the work (in float32; see rollout.generate). Prompts that are
-        too long are left out, and counted. Stops, on should_stop, with SystemExit(STOPPED) once a completion
+        A file holds a line {"example": ..., "samples": [...]} for each of chunk_size prompts. A sample:
+        text, the policy's opening at its front; tokens, of the completion; finished; and where rewards are
+        given, reward and parts, None where there is none. The same call writes the same bytes, whatever was
+        there before and however many processes share the work (in float32; see rollout.generate). The
+        examples carry their prompt_ids. Stops, on should_stop, with SystemExit(STOPPED) once a completion
         has ended: such ones lie in a SampleLog until their chunk is written, and are not sampled again.
         """
-        policy, _, tokenizer = self.loaded
-        fits = with_prompts(self.settings, policy, tokenizer, examples)
-        paths = chunk_paths(folder, len(fits), self.settings.chunk_size)
+        paths = chunk_paths(folder, len(examples), self.settings.chunk_size)
         folder.mkdir(parents=True, exist_ok=True)
         left = [number for number, path in enumerate(paths) if not path.exists()]
         barrier(f"{folder}: all have seen what is there")
@@ -65,50 +54,35 @@ class Teacher:
         for number in own:
             start = number * self.settings.chunk_size
             log = SampleLog(paths[number].with_suffix(".ended"), writes=place == 0)
-            rows = self._rows(fits[start : start + self.settings.chunk_size], n, rewards, log)
+            rows = self._rows(examples[start : start + self.settings.chunk_size], n, rewards, log)
             if place == 0:
                 _write_whole(paths[number], rows)
             log.remove()
             say(f"{folder.name}: {paths[number].stem}{_summary(rows, rewards)}")
             if number != own[-1]:
-                self._stop_if_told(log)
+                self._stop_if_asked(log)
         barrier(f"{folder} is answered")
         return paths
 
-    def _stop_if_told(self, log):
+    def _stop_if_asked(self, log):
         if any_on(self.mesh, self.should_stop()):
             say(
-                f"{log.path.parent.name}: told to stop; what has ended is written. Run again to go on."
+                f"{log.path.parent.name}: asked to stop; what has ended is written. Run again to go on."
             )
             raise SystemExit(STOPPED)
 
     def _rows(self, examples, n, rewards, log):
-        policy, params, tokenizer = self.loaded
-        sampling = self.settings.sampling
-
         def keep(rows, rollout):
             log.add(rows, rollout)
             if len(log.done) < len(examples) * n:
-                self._stop_if_told(log)
+                self._stop_if_asked(log)
 
-        generate(
-            policy,
-            params,
-            [example["prompt_ids"] for example in examples],
-            n=n,
-            max_completion_length=sampling.max_completion_length,
-            temperature=sampling.temperature,
-            top_p=sampling.top_p,
-            eos_ids=(tokenizer.eos_id, *policy.eos_ids),
-            seed=self.settings.seed,
-            slots=sampling.slots,
-            done=list(log.done),
-            on_end=keep,
-        )
-        opening = self.settings.data.opening
+        how = dict(n=n, seed=self.settings.seed, done=list(log.done), on_end=keep)
+        self.policy.answer(examples, self.settings.sampling, **how)
+        opening = self.policy.opening
         samples = [
             {
-                "text": opening + tokenizer.decode(line["ids"]),
+                "text": opening + self.policy.tokenizer.decode(line["ids"]),
                 "tokens": len(line["ids"]),
                 "finished": line["finished"],
             }
@@ -116,24 +90,22 @@ class Teacher:
         ]
         if rewards is not None:
             _score(samples, [example for example in examples for _ in range(n)], rewards)
-        told = [{k: v for k, v in e.items() if k != "prompt_ids"} for e in examples]
+        bare = [{k: v for k, v in e.items() if k != "prompt_ids"} for e in examples]
         groups = [samples[i : i + n] for i in range(0, len(samples), n)]
-        pairs = zip(told, groups, strict=True)
+        pairs = zip(bare, groups, strict=True)
         return [{"example": example, "samples": group} for example, group in pairs]
 
 
-def with_prompts(settings, policy, tokenizer, examples):
-    """The examples with their prompt_ids, without those whose prompt is too long, which are counted.
-
-    Raises ValueError as render_question does, where none is left, and where prompt and completion go beyond
-    the positions that the model knows.
+def check_opening(policy, prompt_ids):
+    """Raise ValueError where a chat template begins the answer with a <think> that the policy's opening
+    lacks: it would be missing from what is learned.
     """
-    data, path = settings.data, "config.sampling"
-    render = functools.partial(render_question, template=data.template, opening=data.opening)
-    prompts = [example | {"prompt_ids": render(tokenizer, example)} for example in examples]
-    fits = fitting(prompts, settings.sampling, "generation", path)
-    check_length(settings.sampling.max_completion_length, policy, fits, path)
-    return fits
+    opens = policy.tokenizer.decode(prompt_ids[-4:]).rstrip().endswith("<think>")
+    if policy.template == "chat" and opens and not policy.opening:
+        raise ValueError(
+            f"opening={policy.opening!r}, and the chat template opens the answer with <think>; set it to "
+            '"<think>\\n", as the template writes it'
+        )
 
 
 def chunk_paths(folder, num_prompts, chunk_size):

@@ -1,5 +1,6 @@
 """The loop around the update: batches in, metrics and checkpoints out, and resuming from them."""
 
+import functools
 import resource
 import sys
 import time
@@ -8,73 +9,86 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
+from deepseek_jax.checkpoint.store import Store
+from deepseek_jax.parallel.processes import say
+from deepseek_jax.training.state import state_maker
+from deepseek_jax.training.step import jitted_step, make_train_step
+
 STOPPED = 75  # exit status of a run that was told to stop, saved, and wants to be started again
 MAX_NONFINITE = 3  # updates in a row whose gradients are not finite before the run gives up
 GIB = 2**30
 
 
-def run(
-    state,
-    train_step,
-    source,
-    *,
-    num_steps,
-    store,
-    writer,
-    phase,
-    save_every,
-    log_every,
-    rng,
-    should_stop=lambda: False,
-):
-    """Run steps 0 to num_steps - 1, or what the store's newest checkpoint leaves of them.
+def train(settings, state, train_step, source, run, seed):
+    """Run steps 0 to num_steps - 1, or what the newest checkpoint of the phase leaves of them: -> TrainState.
 
-    state: TrainState, also the pattern (tree, dtypes, shardings) of what is restored; may be
-    donated. train_step(state, batch, rng) -> (state, metrics), jitted: folds state.step into rng.
-    source.next(state, step) -> (list of batches, dict of floats): a step makes one update a batch.
-    source.get_state() -> what JSON can say, source.set_state(it): where the source stands.
-    store: checkpoint.Store of this phase alone. writer: has start(phase, first_step) and
-    write(step, metrics, phase=phase). should_stop() is asked after every step.
+    settings: has num_steps, save_every and log_every. state: TrainState, also the pattern (tree, dtypes,
+    shardings) of what is restored; may be donated. train_step(state, batch, rng) -> (state, metrics), jitted:
+    folds state.step into rng. source.next(state, step) -> (list of batches, dict of floats): a step makes one
+    update a batch. source.get_state() -> what JSON can say, source.set_state(it): where the source stands.
+    run: Run of this phase, whose folder holds its checkpoints and nothing else. seed: of the rng.
 
-    Steps 0, log_every, ... and the last one are written: that step's metrics (averaged over its
-    updates; names ending in _max: the largest); since the line before: seconds a step, nonfinite
-    (updates skipped) and, where the source gives `tokens`, tokens_per_second; and peak memory.
-    Between lines nothing waits for the device. Saves after each save_every steps and at the end.
+    Steps 0, log_every, ... and the last one are written: that step's metrics (averaged over its updates;
+    names ending in _max: the largest); since the line before: seconds a step, nonfinite (updates skipped)
+    and, where the source gives `tokens`, tokens_per_second; and peak memory. Between lines nothing waits
+    for the device. Saves after each save_every steps and at the end.
 
-    Returns the final state. Raises ValueError for a checkpoint of another run or an interval below
-    1, FloatingPointError after MAX_NONFINITE skipped updates in a row, and, once should_stop says
-    so on any process and the state is saved, SystemExit(STOPPED).
+    Raises ValueError for a checkpoint of another run or an interval below 1, FloatingPointError after
+    MAX_NONFINITE skipped updates in a row, and, once run.should_stop says so on any process and the state is
+    saved, SystemExit(STOPPED).
     """
-    sizes = dict(num_steps=num_steps, save_every=save_every, log_every=log_every)
-    for name, value in sizes.items():
-        if value < 1:
-            raise ValueError(f"{name}={value} of phase {phase!r} must be at least 1")
-    state, first_step = _resume(state, source, store, num_steps, phase)
-    if first_step >= num_steps:
-        return state
-    writer.start(phase, first_step)
-    log = _Log(writer, phase)
+    for name in ("num_steps", "save_every", "log_every"):
+        if getattr(settings, name) < 1:
+            raise ValueError(
+                f"{name}={getattr(settings, name)} of phase {run.phase!r} must be at least 1"
+            )
+    with Store(run.folder) as store:
+        state, first_step = _resume(state, source, store, settings.num_steps, run.phase)
+        if first_step >= settings.num_steps:
+            return state
+        update = functools.partial(train_step, rng=jax.random.key(seed))
+        return _train_from(first_step, settings, state, update, source, run, store)
+
+
+def _train_from(first_step, settings, state, update, source, run, store):
+    num_steps = settings.num_steps
+    run.writer.start(run.phase, first_step)
+    log = _Log(run.writer, run.phase)
     for step in range(first_step, num_steps):
         batches, source_metrics = source.next(state, step)
         updates = []
         for batch in batches:
-            state, metrics = train_step(state, batch, rng)
+            state, metrics = update(state, batch)
             updates.append(metrics)
         log.add(updates, source_metrics)
 
         done = step + 1
-        stopping = _any_process(should_stop())
-        if step % log_every == 0 or done == num_steps:
+        stopping = _any_process(run.should_stop())
+        if step % settings.log_every == 0 or done == num_steps:
             log.write(step)
-        if done % save_every == 0 or done == num_steps or stopping:
+        if done % settings.save_every == 0 or done == num_steps or stopping:
             log.check()
             store.save(done, {"state": state, "data": {"source": source.get_state()}})
         if stopping and done < num_steps:
             store.wait()
-            _say(f"{phase}: told to stop; saved at step {done} of {num_steps}. Run again to go on.")
+            say(
+                f"{run.phase}: told to stop; saved at step {done} of {num_steps}. Run again to go on."
+            )
             raise SystemExit(STOPPED)
     store.wait()
     return state
+
+
+def fit(settings, loss_fn, params, source, run):
+    """Train params, which are used up, on loss_fn(params, batch, rng): -> params. Resumes from run.folder.
+
+    settings: as of `train`, with make_optimizer(), micro_batches and seed. What no gradient moves stays as
+    it is.
+    """
+    tx = settings.make_optimizer()
+    create, placed = state_maker(params, tx, run.mesh)
+    step = jitted_step(make_train_step(loss_fn, tx, micro_batches=settings.micro_batches), placed)
+    return train(settings, create(params), step, source, run, settings.seed).params
 
 
 def _resume(state, source, store, num_steps, phase):
@@ -85,9 +99,9 @@ def _resume(state, source, store, num_steps, phase):
     checkpoint = store.restore(done, state)
     source.set_state(checkpoint["data"]["source"])
     if done >= num_steps:
-        _say(f"{phase}: already complete, {done} steps in {store.folder}")
+        say(f"{phase}: already complete, {done} steps in {store.folder}")
     else:
-        _say(f"{phase}: resuming at step {done} of {num_steps} from {store.folder}")
+        say(f"{phase}: resuming at step {done} of {num_steps} from {store.folder}")
     return checkpoint["state"], done
 
 
@@ -166,8 +180,3 @@ def _any_process(flag):
     if jax.process_count() == 1:
         return flag
     return bool(multihost_utils.process_allgather(np.asarray(flag)).any())
-
-
-def _say(message):
-    if jax.process_index() == 0:
-        print(message, flush=True)

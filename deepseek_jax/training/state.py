@@ -1,5 +1,7 @@
 """What an update changes: arrays only, so that it can be sharded, saved and compared."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import optax
@@ -45,3 +47,14 @@ def state_shardings(mesh, param_shardings, params, tx):
 
 def _is_masked(moment):
     return isinstance(moment, optax.MaskedNode)  # what a frozen parameter has in place of moments
+
+
+def state_maker(params, tx, mesh):
+    """(create, placed): create(params), jitted, uses params up and gives the TrainState, lying as placed.
+
+    params: arrays, or ShapeDtypeStructs with shardings. tx: an optax transformation.
+    """
+    placed = state_shardings(mesh, jax.tree.map(lambda leaf: leaf.sharding, params), params, tx)
+    create = functools.partial(TrainState.create, tx=tx)
+    # Donated: no second copy of the weights
+    return jax.jit(create, out_shardings=placed, donate_argnums=0), placed

@@ -57,6 +57,11 @@ def make_train_step(loss_fn, tx, *, micro_batches=1, bias_update_speed=None, tol
     return train_step
 
 
+def jitted_step(train_step, placed):
+    """A step of make_train_step, jitted once for a state that lies as placed, which it uses up."""
+    return jax.jit(train_step, donate_argnums=0, out_shardings=(placed, None))
+
+
 def load_metrics(loads):
     """How evenly each layer's experts are used: -> dict of float32[]. loads: the metric expert_load.
 

@@ -25,12 +25,13 @@ class Questions:
     """One sort of a world's questions.
 
     make(seed, num_held_out) -> data.tasks.Task, whose examples rewards score. rule: the reward that says
-    whether an answer is right. worked(example) -> a good completion, to learn from. scores: further scores by
-    name. kinds: name of a part -> the example["kind"] that it holds, None for all of them.
+    whether an answer is right, None where no rule knows. worked(example) -> a good completion, to learn
+    from. scores: further scores by name. kinds: name of a part -> the example["kind"] that it holds, None
+    for all of them.
     """
 
     make: Callable
-    rule: str
+    rule: str | None = None
     worked: Callable = given_solution
     scores: Mapping[str, Score] = dataclasses.field(default_factory=dict)
     kinds: Mapping[str, str | None] = dataclasses.field(default_factory=dict)
@@ -62,6 +63,15 @@ class World:
     preferences: Mapping[str, Callable] = dataclasses.field(default_factory=dict)
     judged_pairs: Callable | None = None
     judgements: Callable | None = None
+
+    def parts(self):
+        """Name of a part of the questions -> (name of the questions, the example["kind"] of it, or None)."""
+        found = {}
+        for name, questions in self.questions.items():
+            found |= {
+                part: (name, kind) for part, kind in (questions.kinds or {name: None}).items()
+            }
+        return found
 
     def tokenizer(self):
         """The world's own tokenizer, or None where its text is free."""

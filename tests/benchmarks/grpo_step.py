@@ -18,9 +18,9 @@ from deepseek_jax.data.tasks import QuestionStream
 from deepseek_jax.data.tokenizer import load_tokenizer, smollm2_gguf
 from deepseek_jax.losses.completions import completion_logprobs
 from deepseek_jax.losses.grpo import grpo_loss
+from deepseek_jax.models import build_model, random_params
 from deepseek_jax.parallel import make_mesh
 from deepseek_jax.parallel.host_memory import return_compilers_memory
-from deepseek_jax.recipes.blocks import build_model, random_params
 from deepseek_jax.recipes.grpo.settings import GrpoSettings
 from deepseek_jax.reinforce.groups import GroupSource
 from deepseek_jax.rewards import Rewards

@@ -8,9 +8,8 @@ import pytest
 from configs import models
 from deepseek_jax.checkpoint import is_orbax, load_orbax, orbax_params, save_orbax
 from deepseek_jax.checkpoint.tree import abstract_params, by_path, from_paths
-from deepseek_jax.models import ModelConfig
+from deepseek_jax.models import ModelConfig, random_params
 from deepseek_jax.parallel import make_mesh
-from deepseek_jax.recipes.blocks import random_params
 from tests.processes import run_two
 
 CONFIG = ModelConfig(**models.deepseek_v3_tiny())
@@ -23,7 +22,7 @@ import jax
 jax.distributed.initialize(f"127.0.0.1:{sys.argv[2]}", num_processes=2, process_id=int(sys.argv[1]))
 from deepseek_jax.checkpoint import is_orbax, save_orbax
 from deepseek_jax.parallel import make_mesh
-from deepseek_jax.recipes.blocks import random_params
+from deepseek_jax.models import random_params
 from tests.checkpoint.test_orbax_params import CONFIG, MESH
 
 folder = Path(sys.argv[3]) / "runs" / "out"

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 
 from configs import models, r1, v3_post_training
+from deepseek_jax.models import build_model
 from deepseek_jax.models.config import RunSettings
 from deepseek_jax.parallel import make_mesh
-from deepseek_jax.recipes.blocks import build_model
 from deepseek_jax.recipes.distill.settings import DistillSettings, StartSettings
 from deepseek_jax.recipes.generate.settings import GenerateSettings
 from deepseek_jax.recipes.grpo.settings import GrpoSettings

@@ -18,8 +18,7 @@ from deepseek_jax.costs.deployment import (
     unquantised_bytes,
     weight_bytes,
 )
-from deepseek_jax.models import ModelConfig, count_params
-from deepseek_jax.recipes.blocks import build_model
+from deepseek_jax.models import ModelConfig, build_model, count_params
 
 TINY = ModelConfig(**models.deepseek_v3_tiny())
 # What each part of it has, by hand: numbers, and blocks of 128 x 128 begun.

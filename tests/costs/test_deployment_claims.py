@@ -6,7 +6,7 @@ import pytest
 from configs import models
 from deepseek_jax.costs.deployment import served
 from deepseek_jax.costs.deployment_claims import Finding, findings
-from deepseek_jax.recipes.blocks import build_model
+from deepseek_jax.models import build_model
 
 TEACHER, QWEN_7B, LLAMA_8B, QWEN_32B = (
     served(build_model(getattr(models, name)()))

@@ -16,8 +16,7 @@ from deepseek_jax.data.byte_tokenizer import byte_tokenizer
 from deepseek_jax.data.mixture import Mixture
 from deepseek_jax.data.packing import pack
 from deepseek_jax.losses.next_token import next_token_loss
-from deepseek_jax.models import ModelConfig
-from deepseek_jax.recipes.blocks import random_params
+from deepseek_jax.models import ModelConfig, random_params
 from deepseek_jax.recipes.pretrain.settings import CorpusSettings
 from deepseek_jax.worlds.arithmetic.tokenizer import arithmetic_tokenizer
 from tests.processes import run_two
@@ -35,7 +34,7 @@ process, port = int(sys.argv[1]), sys.argv[2]
 jax.distributed.initialize(f"127.0.0.1:{port}", num_processes=2, process_id=process)
 from deepseek_jax.losses.next_token import next_token_loss
 from deepseek_jax.parallel import make_mesh
-from deepseek_jax.recipes.blocks import random_params
+from deepseek_jax.models import random_params
 from deepseek_jax.data.batches import packed
 from tests.data.test_batches import CONFIG, DOCUMENTS, PACKING, TOKENIZER, make_source
 

@@ -9,15 +9,17 @@ from configs import models
 from deepseek_jax.data.byte_tokenizer import byte_tokenizer
 from deepseek_jax.evaluation import held_out
 from deepseek_jax.evaluation.accuracy import mean_interval, wilson_interval
-from deepseek_jax.evaluation.held_out import completion_texts, evaluate
+from deepseek_jax.evaluation.held_out import evaluate
 from deepseek_jax.models import ModelConfig, init_params
 from deepseek_jax.rewards import Rewards, scoring
 from deepseek_jax.rollout import Rollout, generate
+from deepseek_jax.rollout.policy import AnswerOptions, Policy, completion_texts
 from deepseek_jax.worlds.arithmetic.tasks import arithmetic_task
 from deepseek_jax.worlds.arithmetic.tokenizer import arithmetic_tokenizer
 
 TOKENIZER = arithmetic_tokenizer()
 CONFIG = ModelConfig(**models.deepseek_v3_tiny(vocab_size=TOKENIZER.vocab_size))
+OPTIONS = AnswerOptions(max_completion_length=12, slots=8)
 SAMPLING = dict(
     max_completion_length=12, temperature=1.0, eos_ids=(TOKENIZER.eos_id,), seed=0, slots=8
 )
@@ -40,11 +42,11 @@ def params():
 
 
 def evaluated(params, examples, weights, accuracy):
+    policy = Policy(CONFIG, params, TOKENIZER, "{question}\n")
     prompts = [TOKENIZER.encode(example["question"] + "\n") for example in examples]
     with Rewards(weights) as rewards:
-        return prompts, evaluate(
-            CONFIG, params, TOKENIZER, prompts, examples, rewards, accuracy=accuracy, **SAMPLING
-        )
+        asked = policy.with_prompts(examples)
+        return prompts, evaluate(policy, asked, rewards, OPTIONS, accuracy=accuracy)
 
 
 def test_scores_are_those_of_the_rollout_scored_by_hand(params, monkeypatch):

@@ -9,8 +9,7 @@ import pytest
 
 from configs import distill_small
 from deepseek_jax.costs.chips import CHIPS, DEVICES
-from deepseek_jax.models import count_params
-from deepseek_jax.recipes.blocks import build_model
+from deepseek_jax.models import build_model, count_params
 from launch import compare
 from launch.compare import SMALL, check_workload, named_models
 

@@ -14,6 +14,8 @@ import pytest
 from deepseek_jax.data.batches import joined, packed
 from deepseek_jax.parallel import make_mesh, put_batch
 from deepseek_jax.recipes.pretrain.run import abstract_updates
+from deepseek_jax.recipes.pretrain.settings import PretrainSettings
+from deepseek_jax.settings import build
 from deepseek_jax.worlds.registry import named_tokenizer
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -61,7 +63,7 @@ def small_updates():
     exec(CONFIG, module)
     config = module["get_config"]()
     mesh = make_mesh(**config.mesh, devices=jax.devices()[:4])
-    return config, mesh, abstract_updates(config, mesh)
+    return config, mesh, abstract_updates(build(PretrainSettings, config, "config"), mesh)
 
 
 def shard_bytes(tree):

@@ -4,6 +4,9 @@ import jax
 
 from configs.grpo_small import get_config
 from deepseek_jax.parallel import make_mesh
+from deepseek_jax.settings import build
+from deepseek_jax.training.metrics import MetricsWriter
+from deepseek_jax.training.run import Run
 
 
 def small_config(**fields):
@@ -23,3 +26,16 @@ def small_config(**fields):
 def one_device():
     """A mesh of a single one of conftest's eight devices."""
     return make_mesh(data=1, devices=jax.devices()[:1])
+
+
+def run_recipe(recipe, config, workdir, should_stop=lambda: False, mesh=None):
+    """Run a recipe's module as launch does, on one device or on a mesh: -> what recipe.run returns."""
+    mesh = mesh or one_device()
+    settings = build(recipe.SETTINGS, config, "config")
+    with jax.set_mesh(mesh):
+        return recipe.run(settings, make_run(workdir, should_stop, mesh))
+
+
+def make_run(workdir, should_stop=lambda: False, mesh=None, phase=""):
+    """A Run in workdir, on one device or on a mesh."""
+    return Run(mesh or one_device(), workdir, MetricsWriter(workdir), should_stop, phase)

@@ -12,7 +12,7 @@ import pytest
 
 from configs.pretrain_small import get_config
 from deepseek_jax.recipes.pretrain import run as pretrain
-from tests.recipes.small import one_device
+from tests.recipes.small import one_device, run_recipe
 
 ROOT = Path(__file__).resolve().parents[2]
 STEPS = 300
@@ -38,7 +38,7 @@ def final_losses(workdir, seed, fp8):
     config.data.num_held_out = 1000
     mesh = one_device()
     with jax.set_mesh(mesh):
-        pretrain.run(config, mesh, workdir, lambda: False)
+        run_recipe(pretrain, config, workdir, mesh=mesh)
     records = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
     assert len(records) == STEPS and all(r["nonfinite"] == 0 for r in records)
     last = np.mean([r["next_token_loss"] for r in records[-50:]])

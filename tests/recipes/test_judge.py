@@ -13,6 +13,7 @@ from deepseek_jax.reinforce.model_rewards import load_model_rewards
 from deepseek_jax.rewards import Rewards
 from deepseek_jax.training.metrics import read_metrics
 from deepseek_jax.worlds.bilingual.builders import bilingual_examples
+from tests.recipes.small import run_recipe
 
 SIZES = dict(num_train=16, num_held_out=6)
 
@@ -28,7 +29,7 @@ def run(workdir, should_stop=lambda: False, **fields):
     config.update(fields)
     mesh = make_mesh(devices=jax.devices()[:1])
     with jax.set_mesh(mesh):
-        judge.run(config, mesh, workdir, should_stop)
+        run_recipe(judge, config, workdir, should_stop, mesh)
 
 
 @pytest.fixture(scope="module")

@@ -10,13 +10,12 @@ import pytest
 
 from deepseek_jax.data.tasks import QuestionStream
 from deepseek_jax.losses.grpo import group_advantages
-from deepseek_jax.models import init_params
+from deepseek_jax.models import build_model, init_params
 from deepseek_jax.parallel import make_mesh
-from deepseek_jax.recipes.blocks import build_model
 from deepseek_jax.recipes.grpo.settings import GrpoSettings
 from deepseek_jax.reinforce import groups
 from deepseek_jax.rewards import Rewards, scoring
-from deepseek_jax.rollout import generate
+from deepseek_jax.rollout import Policy, generate, policy
 from deepseek_jax.settings import build
 from deepseek_jax.training.state import TrainState
 from deepseek_jax.worlds.arithmetic.tasks import arithmetic_task
@@ -77,7 +76,7 @@ def rollouts(monkeypatch):
         seen.append(generate(*arguments, **settings))
         return seen[-1]
 
-    monkeypatch.setattr(groups, "generate", generating)
+    monkeypatch.setattr(policy, "generate", generating)
     return seen
 
 
@@ -85,8 +84,7 @@ def make_source(reference=None, mesh=None, **fields):
     config = small_config(accuracy="correct", rewards=dict(correct=1.0), **fields)
     settings = build(GrpoSettings, config, "config")
     return groups.GroupSource(
-        POLICY,
-        TOKENIZER,
+        Policy(POLICY, None, TOKENIZER, "{question}\n"),
         QuestionStream(EXAMPLES, seed=0),
         Rewards(settings.rewards),
         settings,
@@ -294,7 +292,7 @@ def test_sampling_and_grading_and_updates_are_timed_apart(state, rewarded_by, mo
         return moving
 
     monkeypatch.setattr(groups, "time", SimpleNamespace(perf_counter=lambda: now[0]))
-    monkeypatch.setattr(groups, "generate", moves(5, generate))
+    monkeypatch.setattr(policy, "generate", moves(5, generate))
     rewarded_by(moves(0.25, lambda text, example: 1.0))
     source = make_source(max_sampling_rounds=2, epochs=2)
     _, first = source.next(state, 0)

@@ -5,20 +5,19 @@ import numpy as np
 import pytest
 
 from deepseek_jax.data.tasks import QuestionStream
-from deepseek_jax.recipes.blocks import build_model, random_params
+from deepseek_jax.models import build_model, random_params
 from deepseek_jax.recipes.grpo.settings import GrpoSettings
-from deepseek_jax.reinforce import groups
 from deepseek_jax.reinforce import update as reinforce
 from deepseek_jax.reinforce.groups import GroupSource
 from deepseek_jax.rewards import Rewards, scoring
-from deepseek_jax.rollout import generate
+from deepseek_jax.rollout import Policy, generate, policy
 from deepseek_jax.settings import build
-from deepseek_jax.training.metrics import MetricsWriter, read_metrics
+from deepseek_jax.training.metrics import read_metrics
 from deepseek_jax.worlds.arithmetic.tasks import arithmetic_task
 from deepseek_jax.worlds.arithmetic.tokenizer import arithmetic_tokenizer
 from tests.losses.test_grpo import make_batch, torch_loss
 from tests.quick import others_slow
-from tests.recipes.small import one_device, small_config
+from tests.recipes.small import make_run, small_config
 
 TOKENIZER = arithmetic_tokenizer()
 REFRESHED = dict(num_steps=5, reference_every=2, minibatches=2)
@@ -45,25 +44,13 @@ def seen(monkeypatch):
 def train(workdir, should_stop=lambda: False, **fields):
     fields = dict(loss=dict(kl_coef=0.1), optimizer=dict(learning_rate=0.01)) | fields
     settings = build(GrpoSettings, small_config(**fields), "config")
-    policy, mesh = build_model(settings.model), one_device()
-    examples = [
-        example | {"prompt_ids": TOKENIZER.encode(example["question"] + "\n")}
-        for example in arithmetic_task(0, 8).train
-    ]
+    config, run = build_model(settings.model), make_run(workdir, should_stop, phase="rl")
+    params, _ = random_params(config, run.mesh, 0)
+    policy = Policy(config, params, TOKENIZER, "{question}\n")
+    questions = QuestionStream(policy.with_prompts(arithmetic_task(0, 8).train), 0)
     with Rewards(settings.rewards) as rewards:
-        return reinforce.reinforce(
-            settings,
-            policy,
-            TOKENIZER,
-            random_params(policy, mesh, 0)[0],
-            QuestionStream(examples, 0),
-            rewards,
-            mesh,
-            workdir / "checkpoints",
-            phase="rl",
-            writer=MetricsWriter(workdir),
-            should_stop=should_stop,
-        )
+        run = run.within(workdir / "checkpoints")
+        return reinforce.reinforce(settings, policy, questions, rewards, run)
 
 
 def assert_same(tree, other):
@@ -127,7 +114,7 @@ def test_one_wrong_token_of_the_sampler_stops_a_run_at_its_first_step(
         assert 0.05 / rollout.completion_mask.sum() < reinforce.LARGEST_GAP["float32"]["mean"]
         return rollout
 
-    monkeypatch.setattr(groups, "generate", off_at_one_token)
+    monkeypatch.setattr(policy, "generate", off_at_one_token)
     monkeypatch.setitem(
         scoring.RULES, "correct_reasoning", scoring.Rule(lambda text, _: len(text) / 10)
     )
@@ -207,7 +194,7 @@ def test_what_the_config_says_of_the_loss_is_what_a_step_computes(loss, monkeypa
     def loss_of(**fields):
         rollout = dict(max_completion_length=((0, 5), (1, 7)))
         settings = build(GrpoSettings, small_config(loss=fields, rollout=rollout), "config")
-        loss_fn = reinforce._loss_fn(settings, policy=None)
+        loss_fn = reinforce._loss_fn(settings, config=None)
         return float(loss_fn(None, batch | {"temperature": 1.0}, None)[0])
 
     plain = dict(loss_type="grpo", clip_eps=0.2, max_completion_length=7)

@@ -28,7 +28,7 @@ def test_only_right_tidy_single_language_completions_that_are_new_are_kept():
         (CHINESE, ZH, "kept"),
     ]
     examples, texts, fates = zip(*rows, strict=True)
-    kept, counts = accepted(examples, texts, max_per_prompt=2)
+    kept, counts = accepted(examples, texts, rule="puzzle_answer", max_per_prompt=2)
     assert kept == [(i, text) for i, (_, text, fate) in enumerate(rows) if fate == "kept"]
     assert counts == {fate: fates.count(fate) for fate in fates}
 
@@ -73,7 +73,7 @@ def test_a_judge_decides_where_no_rule_does_and_sees_what_is_well_laid_out_alone
         (unclear, told("cat, dog"), "without a verdict"),
     ]
     examples, texts, fates = zip(*rows, strict=True)
-    kept, counts = accepted(examples, texts, max_per_prompt=2, judge=Judge(ask))
+    kept, counts = accepted(examples, texts, rule="helpfulness", max_per_prompt=2, judge=Judge(ask))
     assert kept == [(i, text) for i, (_, text, fate) in enumerate(rows) if fate == "kept"]
     assert counts == {fate: fates.count(fate) for fate in fates}
     orders = ["1 = cat, dog\n2 = dog, cat", "1 = dog, cat\n2 = cat, dog"]

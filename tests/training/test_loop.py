@@ -1,4 +1,5 @@
 import json
+from types import SimpleNamespace
 
 import grain
 import jax
@@ -8,8 +9,9 @@ import optax
 import pytest
 
 from deepseek_jax.checkpoint.store import Store
-from deepseek_jax.training.loop import run
+from deepseek_jax.training import loop
 from deepseek_jax.training.metrics import MetricsWriter
+from deepseek_jax.training.run import Run
 from deepseek_jax.training.state import TrainState
 from deepseek_jax.training.step import make_train_step
 from tests.processes import run_two
@@ -51,20 +53,13 @@ class Numbers:
 def train(workdir, source=None, **settings):
     """Six steps in workdir: (final state, source, metrics lines)."""
     source = source or Numbers()
-    defaults = dict(num_steps=6, save_every=2, log_every=1, rng=jax.random.key(7))
+    should_stop = settings.pop("should_stop", lambda: False)
+    numbers = SimpleNamespace(**(dict(num_steps=6, save_every=2, log_every=1) | settings))
     writer = MetricsWriter(workdir)
+    run = Run(None, workdir / "checkpoints", writer, should_stop, "pretrain")
     state = TrainState.create({"x": jnp.zeros(4)}, TX)
     try:
-        with Store(workdir / "checkpoints") as store:
-            state = run(
-                state,
-                TRAIN_STEP,
-                source,
-                store=store,
-                writer=writer,
-                phase="pretrain",
-                **(defaults | settings),
-            )
+        state = loop.train(numbers, state, TRAIN_STEP, source, run, 7)
     finally:
         writer.close()
     return state, source, lines_of(workdir)
@@ -208,20 +203,11 @@ def test_a_checkpoint_of_another_model_is_refused_and_stays(tmp_path):
     """Oracle: the message names the parameter; the old run still loads."""
     wanted, _, _ = train(tmp_path)
     other = TrainState.create({"y": jnp.zeros(4)}, TX)
-    with Store(tmp_path / "checkpoints") as store:
-        with pytest.raises(ValueError, match="params/x is float32.* there and missing here|mu/x"):
-            run(
-                other,
-                TRAIN_STEP,
-                Numbers(),
-                num_steps=9,
-                store=store,
-                writer=MetricsWriter(tmp_path / "other"),
-                phase="pretrain",
-                save_every=1,
-                log_every=1,
-                rng=jax.random.key(0),
-            )
+    settings = SimpleNamespace(num_steps=9, save_every=1, log_every=1)
+    writer = MetricsWriter(tmp_path / "other")
+    run = Run(None, tmp_path / "checkpoints", writer, phase="pretrain")
+    with pytest.raises(ValueError, match="params/x is float32.* there and missing here|mu/x"):
+        loop.train(settings, other, TRAIN_STEP, Numbers(), run, 0)
     assert_equal(train(tmp_path)[0], wanted)
 
 
@@ -239,10 +225,11 @@ import jax, jax.numpy as jnp, numpy as np, optax
 process, port, workdir = int(sys.argv[1]), sys.argv[2], Path(sys.argv[3])
 jax.distributed.initialize(f"127.0.0.1:{port}", num_processes=2, process_id=process)
 from jax.sharding import NamedSharding, PartitionSpec
-from deepseek_jax.checkpoint.store import Store
+from types import SimpleNamespace
 from deepseek_jax.parallel import make_mesh, put_batch
-from deepseek_jax.training.loop import run
+from deepseek_jax.training.loop import train
 from deepseek_jax.training.metrics import MetricsWriter
+from deepseek_jax.training.run import Run
 from deepseek_jax.training.state import TrainState
 from deepseek_jax.training.step import make_train_step
 
@@ -262,12 +249,11 @@ def loss_fn(params, batch, rng):
 asked = iter(range(1, 9))
 train_step = jax.jit(make_train_step(loss_fn, tx), donate_argnums=0, out_shardings=whole)
 state = jax.jit(lambda: TrainState.create({"x": jnp.zeros(())}, tx), out_shardings=whole)()
-with Store(workdir / "checkpoints") as store:
-    state = run(
-        state, train_step, Rows(), num_steps=4, store=store, writer=MetricsWriter(workdir),
-        phase="pretrain", save_every=3, log_every=1, rng=jax.random.key(0),
-        should_stop=lambda: process == 1 and len(sys.argv) > 4 and next(asked) == 2,
-    )
+def should_stop():
+    return process == 1 and len(sys.argv) > 4 and next(asked) == 2
+
+run = Run(mesh, workdir / "checkpoints", MetricsWriter(workdir), should_stop, "pretrain")
+state = train(SimpleNamespace(num_steps=4, save_every=3, log_every=1), state, train_step, Rows(), run, 0)
 print("final", float(state.params["x"]))
 """
 

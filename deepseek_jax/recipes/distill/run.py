@@ -11,43 +11,41 @@ import json
 from rich.console import Console
 
 from deepseek_jax.checkpoint.hf_config import read_config
-from deepseek_jax.distill import compute as distill_compute
+from deepseek_jax.distill import compute
 from deepseek_jax.parallel.processes import first_process, say
-from deepseek_jax.parallel.shard import check_batch
 from deepseek_jax.recipes.distill.findings import FILE, as_json, findings, findings_table
 from deepseek_jax.recipes.distill.scores import answer_tasks, intervals
 from deepseek_jax.recipes.distill.settings import DistillSettings
 from deepseek_jax.recipes.distill.stages import DistillStages
-from deepseek_jax.recipes.distill.tasks import small_world, texts_hash, transfer_tasks
-from deepseek_jax.reinforce.update import check_rows
+from deepseek_jax.recipes.distill.tasks import texts_hash, transfer_tasks, world_tasks
+from deepseek_jax.recipes.start import check_rows
+from deepseek_jax.reinforce.update import check_rows as check_groups
 from deepseek_jax.reports.answers import make_console
 from deepseek_jax.reports.tables import plot_curves, stages_table
-from deepseek_jax.settings import build
-from deepseek_jax.training.metrics import MetricsWriter
+from deepseek_jax.worlds.registry import find_world
 
+SETTINGS = DistillSettings
 REDOES_WHAT_CHANGED = True  # and what follows from it: another config may go on in the same workdir
 TABLE_WIDTH = 120  # columns
 CURVES = ("loss", "held_out_loss", "soft", "hard", "on_policy")
-FEWEST = 2  # questions that the small world holds out where none are asked
+FEWEST = 2  # questions that the world holds out where none are asked
 
 
-def run(config, mesh, workdir, should_stop):
-    """Run the recipe in workdir, or what is left of it. config: ConfigDict of DistillSettings' fields.
+def run(settings, run):
+    """Run the recipe, or what is left of it. settings: DistillSettings. run: training.run.Run.
 
-    Each stage has a folder with stage.json, what it was made from (see lineage), and params, which
+    Each stage has a folder with stage.json, what it came from (see lineage), and params, which
     launch/convert.py reads. answers.json, of tasks with questions: answers, policy -> task -> the share of
     right answers of each question; compute, student -> floating-point operations; comparisons.
     """
-    settings = build(DistillSettings, config, "config")
-    _check_rows(settings, mesh)
-    world = small_world(
-        settings.seed, settings.evaluation.num_questions if settings.evaluation else FEWEST
-    )
-    writer = MetricsWriter(workdir)
-    stages = DistillStages(settings, world, mesh, workdir, writer, should_stop)
-    teacher = None if settings.teacher is None else stages.teacher()
-    digest, accepted = (None, None) if settings.text is None else stages.text(teacher)
-    tasks = transfer_tasks(settings, world, accepted, workdir / "data")
+    _check_rows(settings, run.mesh)
+    world, evaluation = find_world(settings.world), settings.evaluation
+    number = FEWEST if evaluation is None else evaluation.num_questions
+    questions = world_tasks(world, settings.seed, number)
+    stages = DistillStages(settings, questions[world.reasoning], run)
+    teacher = None if settings.teacher is None else stages.teacher(world, questions)
+    digest, accepted = (None, None) if settings.text is None else stages.text(world, teacher)
+    tasks = transfer_tasks(settings, world, questions, accepted, run.folder / "data")
     texts = texts_hash(settings, digest), tasks
     starts = {name: stages.start(name) for name in settings.starts}
     made = {} if teacher is None else {"teacher": teacher}
@@ -60,31 +58,33 @@ def run(config, mesh, workdir, should_stop):
     for name, student in settings.built_reinforced().items():
         students[name] = stages.reinforced(name, student, starts[student.start])
         answers |= _measured(settings, stages, {name: students[name]}, texts)
-    writer.close()
+    run.writer.close()
     if first_process():
-        _plot(settings, workdir)
-    if answers and first_process():
-        found = {"answers": answers, "compute": {}, "comparisons": settings.comparisons}
-        if settings.comparisons:
-            found["compute"] = _compute(settings, students, teacher, tasks, workdir)
-        (workdir / FILE).write_text(json.dumps(found))
-        _report(answers)
-        if settings.comparisons:
-            report_sweep(workdir, [workdir])
-    say(f"complete; metrics, curves, and a folder of each stage with its params are in {workdir}")
+        _plot(settings, run.folder)
+        if answers:
+            _conclude(settings, answers, students, teacher, tasks, run.folder)
+    say(
+        f"complete; metrics, curves, and a folder of each stage with its params are in {run.folder}"
+    )
+
+
+def _conclude(settings, answers, students, teacher, tasks, folder):
+    """Write answers.json and print what it says. Process 0 alone."""
+    found = {"answers": answers, "compute": {}, "comparisons": settings.comparisons}
+    if settings.comparisons:
+        found["compute"] = _compute(settings, students, teacher, tasks, folder)
+    (folder / FILE).write_text(json.dumps(found))
+    _report(answers)
+    if settings.comparisons:
+        report_sweep(folder, [folder])
 
 
 def _check_rows(settings, mesh):
     """Raise ValueError, naming the fields, unless every student's rows split over the mesh."""
     for name, student in settings.built_students().items():
-        cuts = dict(micro_batches=student.micro_batches)
-        try:
-            check_batch(mesh, student.batch_size, student.sequence_length, **cuts)
-        except ValueError as error:
-            sizes = f"batch_size={student.batch_size}, sequence_length={student.sequence_length}"
-            raise ValueError(f"config.students.{name}.{sizes}: {error}") from error
+        check_rows(student, mesh, f"config.students.{name}")
     for name, student in settings.built_reinforced().items():
-        check_rows(student, mesh, f"config.reinforced.{name}")
+        check_groups(student, mesh, f"config.reinforced.{name}")
 
 
 def report_sweep(folder, workdirs):
@@ -105,7 +105,7 @@ def _measured(settings, stages, made, texts):
     if not any(task.questions for task in tasks.values()):
         return answers
     for title, policy in made.items():
-        measure = functools.partial(answer_tasks, settings, tasks)
+        measure = functools.partial(answer_tasks, settings.evaluation, tasks, seed=settings.seed)
         answers[title] = stages.measured(policy, texts, measure)
         shown = (f"{n} {mean:.1%}" for n, (mean, *_) in intervals(answers[title]).items())
         say(f"{title} answers right: {', '.join(shown)}")
@@ -123,10 +123,10 @@ def _compute(settings, students, teacher, tasks, workdir):
         )
     for name, student in settings.built_students().items():
         config = read_config(students[name].path)
-        counts[name] = distill_compute.distilled(student, config, taught, **texts)
+        counts[name] = compute.distilled(student, config, taught, **texts)
     for name, student in settings.built_reinforced().items():
         metrics, config = workdir / "metrics.jsonl", read_config(students[name].path)
-        counts[name] = distill_compute.reinforced(student, config, metrics, name)
+        counts[name] = compute.reinforced(student, config, metrics, name)
     return counts
 
 

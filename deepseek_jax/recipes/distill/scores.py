@@ -3,40 +3,26 @@
 import numpy as np
 
 from deepseek_jax.evaluation.bootstrap import share_interval
-from deepseek_jax.evaluation.held_out import completion_texts
-from deepseek_jax.recipes.distill.tasks import prompted
-from deepseek_jax.recipes.start import ending_turns
-from deepseek_jax.rollout import generate
+from deepseek_jax.worlds.registry import open_rewards
 
 
-def answer_tasks(settings, tasks, policy, params, tokenizer):
+def answer_tasks(sampling, tasks, policy, seed):
     """task -> [mean reward of the samples] of each of its questions, in order: what JSON can say. It is the
     share of right ones where answers are right or wrong.
 
-    settings: DistillSettings. tasks: name -> TransferTask; one without questions is left out.
+    sampling: ScoreSettings. tasks: name -> TransferTask; one without questions is left out. policy:
+    rollout.Policy.
     """
-    sampling, found = settings.evaluation, {}
-    policy = ending_turns(policy, tokenizer, settings.template)
+    found = {}
     for name, task in tasks.items():
         if not task.questions:
             continue
-        asked = prompted(task.questions, tokenizer, settings.template)
-        prompts = [example["prompt_ids"] for example in asked]
-        rollout = generate(
-            policy,
-            params,
-            prompts,
-            n=sampling.samples,
-            max_completion_length=sampling.max_completion_length,
-            temperature=sampling.temperature,
-            eos_ids=(tokenizer.eos_id, *policy.eos_ids),
-            seed=settings.seed,
-            slots=sampling.slots,
-        )
-        texts = completion_texts(tokenizer, prompts, rollout)
+        asked = policy.with_prompts(task.questions)
+        texts = policy.answer(asked, sampling, n=sampling.samples, seed=seed).texts
         repeated = [example for example in asked for _ in range(sampling.samples)]
-        right = [task.reward(text, e) for text, e in zip(texts, repeated, strict=True)]
-        found[name] = np.reshape(right, (len(asked), -1)).mean(1).tolist()
+        with open_rewards({task.rule: 1.0}) as rewards:
+            right = rewards.score(repeated, texts).parts[task.rule]
+        found[name] = right.astype(np.float64).reshape(len(asked), -1).mean(1).tolist()
     return found
 
 

@@ -6,12 +6,13 @@ import optax
 
 from deepseek_jax.distill.settings import CROSS, LossSettings
 from deepseek_jax.recipes.pretrain.settings import BaseSettings
-from deepseek_jax.recipes.r1.settings import R1FineTuneSettings, RejectionSettings
+from deepseek_jax.recipes.r1.settings import R1FineTuneSettings
 from deepseek_jax.recipes.sft.settings import FineTuneSettings
 from deepseek_jax.reinforce.settings import ReinforceSettings
-from deepseek_jax.settings import build, check_counts, suggest
-
-SMALL_TASKS = ("sum", "countdown", "requests")  # of the bilingual world
+from deepseek_jax.rollout.policy import AnswerOptions
+from deepseek_jax.settings import added, build, check_counts, suggest
+from deepseek_jax.synthesis.settings import RejectionSettings
+from deepseek_jax.worlds.registry import find_world
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,21 +67,28 @@ class StartSettings:
 
 @dataclasses.dataclass(frozen=True)
 class TaskSettings:
-    """One task of the mixture. path, split: conversations of a teacher, as data.messages reads them, of which
-    num_held_out are kept for the held-out loss. Without a path the task's name is one of SMALL_TASKS. weight:
-    how much its tokens count in the loss.
+    """One task of the mixture. path, split: conversations of a teacher, as data.messages reads them, of
+    which num_held_out are kept for the held-out loss. Without a path the task's name is a part of the
+    world's questions. weight: how much its tokens count in the loss. questions: of a path, a jsonl file of
+    questions to be measured by, whose answers the reward `rule` checks.
     """
 
     path: str | None = None
     split: str = "train"
     weight: float = 1.0
     num_held_out: int = 64
+    questions: str | None = None
+    rule: str | None = None
 
     def __post_init__(self):
         if not self.weight > 0 or self.num_held_out < 2:
             raise ValueError(
                 f"config.tasks: weight={self.weight} must be above 0, and num_held_out={self.num_held_out} "
                 "at least 2"
+            )
+        if (self.questions is None) != (self.rule is None):
+            raise ValueError(
+                f"config.tasks: questions={self.questions!r} and rule={self.rule!r}: set both, or neither"
             )
 
 
@@ -138,14 +146,13 @@ class ReinforcedSettings(ReinforceSettings):
             )
 
 
-@dataclasses.dataclass(frozen=True)
-class ScoreSettings:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ScoreSettings(AnswerOptions):
     """How teacher and students are measured: samples of each of num_questions held-out questions a task."""
 
-    max_completion_length: int
     num_questions: int = 128
     samples: int = 4
-    temperature: float = 1.0
+    top_p: float = added(1.0)
     slots: int = 128
 
 
@@ -173,6 +180,7 @@ class DistillSettings:
     comparisons: dict = dataclasses.field(default_factory=dict)
     mixing_temperature: float = 1.0
     packing: bool = True
+    world: str = "bilingual"
     mesh: dict = dataclasses.field(default_factory=dict)
 
     def __post_init__(self):
@@ -182,11 +190,12 @@ class DistillSettings:
             raise ValueError(f"config.mixing_temperature={self.mixing_temperature} must be above 0")
         if not self.students:
             raise ValueError("config.students is empty; give it at least one block")
+        parts = find_world(self.world).parts()
         for name, task in self.built(TaskSettings, "tasks").items():
-            if task.path is None and name not in SMALL_TASKS:
+            if task.path is None and name not in parts:
                 raise ValueError(
-                    f"config.tasks.{name} has no path, and is no task of the small world; "
-                    f"{suggest(name, SMALL_TASKS)}"
+                    f"config.tasks.{name} has no path, and is no part of the world's questions; "
+                    f"{suggest(name, parts)}"
                 )
             if task.path is None and self.evaluation is None:
                 raise ValueError(

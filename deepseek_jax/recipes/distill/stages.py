@@ -2,34 +2,30 @@
 
 import dataclasses
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-from jax.sharding import Mesh
-
-from deepseek_jax.checkpoint import is_orbax, load_orbax, save_orbax
+from deepseek_jax.checkpoint import is_orbax, save_orbax
 from deepseek_jax.checkpoint.folder import fingerprint
 from deepseek_jax.data.messages import worked_conversations
-from deepseek_jax.data.tasks import QuestionStream
+from deepseek_jax.data.tasks import QuestionStream, Task
+from deepseek_jax.errors import at
 from deepseek_jax.evaluation.conversation_loss import ConversationLoss
-from deepseek_jax.models.config import RunSettings
+from deepseek_jax.models import RunSettings, build_model, random_params
 from deepseek_jax.parallel.processes import barrier, first_process
 from deepseek_jax.parallel.shard import batch_share
-from deepseek_jax.recipes.blocks import build_model, load_pretrained, random_params
 from deepseek_jax.recipes.distill.settings import DistillSettings, StartSettings
 from deepseek_jax.recipes.distill.student import StudentRun
-from deepseek_jax.recipes.distill.tasks import prompted
-from deepseek_jax.recipes.pretrain.run import train_base
+from deepseek_jax.recipes.pretrain.run import check_vocabulary, train_base
 from deepseek_jax.recipes.sft.data import check_conversations, packed, rows_of
 from deepseek_jax.recipes.sft.run import fine_tune, packed_conversations
-from deepseek_jax.recipes.start import ending_turns, load_policy
-from deepseek_jax.reinforce.update import fitting, reinforce
+from deepseek_jax.reinforce.update import reinforce
+from deepseek_jax.rollout.policy import ending_turns, fitting, load_policy
+from deepseek_jax.settings import build
 from deepseek_jax.synthesis.rejection import read_accepted, sample_accepted
 from deepseek_jax.training.lineage import content_hash, run_stage
-from deepseek_jax.training.metrics import MetricsWriter
+from deepseek_jax.training.run import Run
 from deepseek_jax.worlds.registry import named_tokenizer, open_rewards
-from deepseek_jax.worlds.world import given_solution
 
 
 class Made(NamedTuple):
@@ -46,64 +42,58 @@ class Made(NamedTuple):
     tokenizer: str
     positions: int | None = None
 
-    def load(self, mesh, *, trained=True):
-        """(ModelConfig, params, Tokenizer), anew each time: whoever trains params uses them up."""
-        if not trained:
-            return load_policy(str(self.path), self.model, mesh, self.tokenizer)
-        if is_orbax(self.path):
-            config, params = load_orbax(self.path, mesh=mesh)
-            config, tokenizer = (
-                dataclasses.replace(config, **self.model),
-                named_tokenizer(self.tokenizer),
-            )
-        else:
-            config, params, tokenizer = load_pretrained(str(self.path), self.model, mesh)
-        if self.positions is not None:
+    def load(self, mesh, template, *, trained=True):
+        """The Policy, its params read anew each time: whoever trains them uses them up."""
+        how = build(RunSettings, self.model, f"model of {self.name}")
+        tokenizer = named_tokenizer(self.tokenizer) if is_orbax(self.path) else None
+        options = dict(template=template, tokenizer=tokenizer, trained=trained)
+        policy = load_policy(str(self.path), how, mesh, **options)
+        config = ending_turns(policy.config, policy.tokenizer, template)
+        if self.positions is not None and trained:
             config = dataclasses.replace(config, max_position_embeddings=self.positions)
-        return config, params, tokenizer
+        return dataclasses.replace(policy, config=config)
 
 
 @dataclasses.dataclass(frozen=True)
 class DistillStages:
-    """The stages as methods: what they go on from in, Made out; done once each, see lineage.
+    """The stages as methods: what they start from in, Made out; each is run once, see lineage.
 
-    world: of distill_data.small_world.
+    puzzles: the Task of the world's reasoning questions.
     """
 
     settings: DistillSettings
-    world: dict
-    mesh: Mesh
-    workdir: Path
-    writer: MetricsWriter
-    should_stop: Callable
+    puzzles: Task
+    run: Run
 
-    def teacher(self):
-        """The checkpoint of config.teacher.path, or a teacher that is made first."""
+    def teacher(self, world, questions):
+        """The checkpoint of config.teacher.path, or a teacher that is trained first."""
         teacher = self.settings.teacher
         if teacher.path is None:
             start = StartSettings(
                 model=teacher.model, base=teacher.base, tokenizer=teacher.tokenizer
             )
-            return self._taught(teacher.fine_tune, self._pretrained("teacher_base", start))
+            base = self._pretrained("teacher_base", start)
+            return self._taught(teacher.fine_tune, base, world, questions)
         own = content_hash([fingerprint(teacher.path), teacher.tokenizer, teacher.model])
         return Made("teacher", own, Path(teacher.path), teacher.model, teacher.tokenizer)
 
-    def text(self, teacher):
+    def text(self, world, teacher):
         """The right answers of the teacher to puzzles: (their hash, dicts of question and solution)."""
-        settings = self.settings.text
-        puzzles = self.world["puzzles"].train[: settings.num_prompts]
+        settings, seed = self.settings.text, self.settings.seed
+        puzzles = self.puzzles.train[: settings.num_prompts]
+        rule = world.questions[world.reasoning].rule
 
         def make(folder):
             path = folder / "accepted.jsonl"
             if not path.exists():
-                policy, params, tokenizer = teacher.load(self.mesh, trained=False)
-                asked = prompted(puzzles, tokenizer, self.settings.template)
-                options = dict(seed=self.settings.seed, block="config.text")
-                sample_accepted(settings, policy, params, tokenizer, asked, path, **options)
+                policy = self._loaded(teacher, trained=False)
+                with at("config.text"):
+                    asked = policy.with_prompts(puzzles)
+                    sample_accepted(settings, policy, asked, path, rule=rule, seed=seed)
 
         inputs = {"settings": self._about(settings), "parent": teacher.hash, "data": puzzles}
-        own = run_stage(self.workdir, "text", inputs, make)
-        return own, read_accepted(self.workdir / "text" / "accepted.jsonl")
+        own = run_stage(self.run.folder, "text", inputs, make)
+        return own, read_accepted(self.run.folder / "text" / "accepted.jsonl")
 
     def start(self, name):
         """What the students of this name start from."""
@@ -125,106 +115,105 @@ class DistillStages:
         inputs["teacher"] = None if teacher is None else teacher.hash
         inputs["batches"] = [self.settings.mixing_temperature, self.settings.packing]
 
-        def train(folder):
-            taught = None if teacher is None else teacher.load(self.mesh, trained=False)
-            student_of = StudentRun(self.settings, name, student, tasks, self.mesh, folder)
-            return student_of.train(start.load(self.mesh), taught, **self._running())
+        def train(run):
+            taught = None if teacher is None else self._loaded(teacher, trained=False)
+            student_of = StudentRun(self.settings, name, student, tasks, run.of(name, run.folder))
+            return student_of.train(self._loaded(start), taught)
 
         return self._trained(f"students/{name}", inputs, train, like=start)
 
     def reinforced(self, name, settings, start):
         """A student that learns from rewards alone, on the puzzles that the others have texts of."""
-        puzzles = self.world["puzzles"].train
+        puzzles = self.puzzles.train
         inputs = {"settings": self._about(settings), "parent": start.hash, "data": puzzles}
 
-        def train(folder):
-            policy, params, tokenizer = start.load(self.mesh)
-            policy = ending_turns(policy, tokenizer, self.settings.template)
-            asked = prompted(puzzles, tokenizer, self.settings.template)
-            path = f"config.reinforced.{name}.rollout"
-            asked = fitting(asked, settings.rollout, "training", path)
+        def train(run):
+            policy, rollout = self._loaded(start), settings.rollout
+            with at(f"config.reinforced.{name}.rollout"):
+                asked = policy.with_prompts(puzzles)
+                asked = fitting(asked, rollout.max_prompt_length, "training")
             stream = QuestionStream(asked, settings.seed)
             with open_rewards(settings.rewards) as rewards:
                 rewards.check(puzzles)
-                made = settings, policy, tokenizer, params, stream, rewards, self.mesh
-                folder = folder / "checkpoints"
-                return policy, reinforce(*made, folder, phase=name, **self._running())
+                phase = run.of(name, run.folder / "checkpoints")
+                return policy.config, reinforce(settings, policy, stream, rewards, phase)
 
         return self._trained(f"reinforced/{name}", inputs, train, like=start)
 
     def measured(self, made, texts, measure):
-        """What measure(policy, params, tokenizer) says, measured once for this policy and these questions."""
+        """What measure(policy=Policy) gives, measured once for this policy and these questions."""
 
         def make(folder):
-            found = measure(*made.load(self.mesh, trained=False))
+            found = measure(policy=self._loaded(made, trained=False))
             if first_process():
                 (folder / "scores.json").write_text(json.dumps(found))
 
         inputs = {"settings": self._about(self.settings.evaluation), "parent": made.hash}
         inputs["questions"] = [task.questions for task in texts[1].values()]
-        run_stage(self.workdir, f"measured/{made.name}", inputs, make)
+        run_stage(self.run.folder, f"measured/{made.name}", inputs, make)
         barrier(f"the scores of {made.name} are there")
-        return json.loads((self.workdir / "measured" / made.name / "scores.json").read_text())
+        return json.loads((self.run.folder / "measured" / made.name / "scores.json").read_text())
+
+    def _loaded(self, made, *, trained=True):
+        return made.load(self.run.mesh, self.settings.template, trained=trained)
 
     def _pretrained(self, name, start):
-        """A model of StartSettings, pre-trained on the spot, or random."""
-        policy, tokenizer = build_model(start.model), named_tokenizer(start.tokenizer)
-        if tokenizer.vocab_size > policy.vocab_size:
-            raise ValueError(
-                f"{name}: model.vocab_size={policy.vocab_size} is below the tokenizer's "
-                f"{tokenizer.vocab_size}; raise it"
-            )
-        seed = self.settings.seed
+        """A model of StartSettings, pre-trained now, or random."""
+        config, tokenizer = build_model(start.model), named_tokenizer(start.tokenizer)
+        check_vocabulary(config, tokenizer, f"{name}: model")
+        seed, phase = self.settings.seed, f"pretrain_{Path(name).name}"
 
-        def train(folder):
+        def train(run):
             if start.base is None:
-                return policy, random_params(policy, self.mesh, seed)[0]
-            made = policy, start.base, tokenizer, self.mesh, folder
-            return policy, train_base(
-                *made, seed=seed, name=f"pretrain_{Path(name).name}", **self._running()
-            )
+                return config, random_params(config, run.mesh, seed)[0]
+            return config, train_base(config, start.base, tokenizer, run.of(phase), seed)
 
         how = {f.name for f in dataclasses.fields(RunSettings)} & start.model.keys()
         how = {name: start.model[name] for name in how}
-        like = Made(name, "", self.workdir, how, start.tokenizer)
+        like = Made(name, "", self.run.folder, how, start.tokenizer)
         return self._trained(name, {"settings": self._about(start)}, train, like=like)
 
-    def _taught(self, settings, base):
-        """The teacher's base, shown worked puzzles and requests."""
+    def _taught(self, settings, base, world, questions):
+        """The teacher's base, fine-tuned on worked puzzles and requests."""
         settings = dataclasses.replace(settings, seed=self.settings.seed)
-        shown, (puzzles, requests) = settings.data, self.world.values()
-        examples = puzzles.train[: shown.num_puzzles] + requests.train[: shown.num_requests]
-        conversations = worked_conversations(examples, given_solution)
-        held_out = worked_conversations(puzzles.held_out, given_solution)
+        counts = {
+            world.reasoning: settings.data.num_puzzles,
+            world.general: settings.data.num_requests,
+        }
+        examples, conversations = [], []
+        for name in filter(None, counts):
+            some = questions[name].train[: counts[name]]
+            examples += some
+            conversations += worked_conversations(some, world.questions[name].worked)
+        reasoning = world.questions[world.reasoning]
+        held_out = worked_conversations(self.puzzles.held_out, reasoning.worked)
 
-        def train(folder):
-            policy, params, tokenizer = base.load(self.mesh)
-            _, shares = batch_share(self.mesh)
-            checked = policy, tokenizer, conversations, "teacher's", shares
-            check_conversations(*checked, rows_of(settings), "config.teacher.fine_tune")
-            batches = list(packed(settings, tokenizer, held_out, num_epochs=1))
-            loss_of = ConversationLoss(policy, batches, self.mesh)
-            source = packed_conversations(settings, tokenizer, conversations, loss_of, self.mesh)
-            made = settings, policy, params, source, self.mesh, folder / "checkpoints"
-            return policy, fine_tune(*made, phase="teacher", **self._running())
+        def train(run):
+            policy = self._loaded(base)
+            _, shares = batch_share(run.mesh)
+            rows = rows_of(settings, policy.template)
+            checked = policy, conversations, "teacher's", shares, rows
+            check_conversations(*checked, "config.teacher.fine_tune")
+            batches = list(packed(settings, policy, held_out, num_epochs=1))
+            loss_of = ConversationLoss(policy.config, batches, run.mesh)
+            source = packed_conversations(settings, policy, conversations, loss_of, run.mesh)
+            phase = run.of("teacher", run.folder / "checkpoints")
+            return policy.config, fine_tune(settings, policy, source, phase)
 
         inputs = {"settings": self._about(settings), "parent": base.hash, "data": examples}
         return self._trained("teacher", inputs, train, like=base)
 
     def _trained(self, name, inputs, train, *, like):
-        """A stage whose result is what train(folder) returns, (ModelConfig, params): -> Made."""
+        """A stage whose result is what train(run) returns, (ModelConfig, params): -> Made."""
 
         def make(folder):
             if not is_orbax(folder / "params"):
-                save_orbax(folder / "params", *train(folder))
+                save_orbax(folder / "params", *train(self.run.within(folder)))
 
-        own = run_stage(self.workdir, name, inputs, make)
-        return like._replace(name=name, hash=own, path=self.workdir / name / "params")
+        own = run_stage(self.run.folder, name, inputs, make)
+        return like._replace(name=name, hash=own, path=self.run.folder / name / "params")
 
     def _about(self, block):
         """A block's numbers as JSON can say them, with what all stages share."""
         template = {"template": self.settings.template, "seed": self.settings.seed}
         return dataclasses.asdict(block) | template
-
-    def _running(self):
-        return dict(writer=self.writer, should_stop=self.should_stop)

@@ -2,10 +2,8 @@
 
 import dataclasses
 import functools
-from pathlib import Path
 
 import jax
-from jax.sharding import Mesh
 
 from deepseek_jax.data.conversations import pack_conversations, weighed_tokens
 from deepseek_jax.distill.cache import top_k_records
@@ -21,49 +19,50 @@ from deepseek_jax.distill.source import (
 )
 from deepseek_jax.distill.token_alignment import shared_vocabulary
 from deepseek_jax.distill.update import train_student
+from deepseek_jax.errors import at
 from deepseek_jax.evaluation.conversation_loss import ConversationLoss
 from deepseek_jax.parallel.shard import batch_share
 from deepseek_jax.recipes.distill.settings import DistillSettings, StudentSettings
 from deepseek_jax.recipes.distill.tasks import mixed
 from deepseek_jax.recipes.sft.data import check_conversations
-from deepseek_jax.recipes.start import ending_turns
+from deepseek_jax.training.run import Run
 
 MOST_PROMPTS = 4096  # that on-policy rows are drawn from
 
 
 @dataclasses.dataclass(frozen=True)
 class StudentRun:
-    """A student's training in folder. tasks: name -> distill_data.TransferTask."""
+    """A student's training. tasks: name -> recipes.distill.tasks.TransferTask. run: Run of its phase, in
+    whose folder its checkpoints and its teacher's targets lie.
+    """
 
     settings: DistillSettings
     name: str
     student: StudentSettings
     tasks: dict
-    mesh: Mesh
-    folder: Path
+    run: Run
 
-    def train(self, start, taught, *, writer, should_stop):
+    def train(self, policy, taught):
         """(ModelConfig, params) of the student.
 
-        start: (ModelConfig, params, Tokenizer), whose params are used up; taught: the teacher's, or None
-        where no term asks it.
+        policy: the Policy that it starts from, whose params are used up; taught: the teacher's, or None where
+        no term asks it.
         """
-        policy, params, tokenizer = start
-        policy = ending_turns(policy, tokenizer, self.settings.template)
-        if self.student.sequence_length > policy.max_position_embeddings:
+        limit = policy.config.max_position_embeddings
+        if self.student.sequence_length > limit:
             raise ValueError(
                 f"config.students.{self.name}.sequence_length={self.student.sequence_length} is beyond the "
-                f"{policy.max_position_embeddings} positions of its start; lower it, or raise "
+                f"{limit} positions of its start; lower it, or raise "
                 f"config.starts.{self.student.start}.max_position_embeddings"
             )
-        self.check_texts(policy, tokenizer)
-        objective = self.objective(policy, tokenizer, taught)
-        watch = self._watch(policy, tokenizer)
+        self.check_texts(policy)
+        objective = self.objective(policy, taught)
+        watch = self._watch(policy)
         source = DistillSource(
-            self._batches(tokenizer, taught),
-            self.mesh,
+            self._batches(policy, taught),
+            self.run.mesh,
             watch=watch,
-            sampler=self._sampler(policy, tokenizer),
+            sampler=self._sampler(policy),
             batch_sizes=((0, self.student.batch_size),),
             quantum=self.student.batch_size,
             scalars={
@@ -76,33 +75,29 @@ class StudentRun:
         params = train_student(
             self.student,
             objective,
-            params,
-            {} if taught is None else taught[1],
+            policy.params,
+            {} if taught is None else taught.params,
             source,
-            self.mesh,
-            self.folder / "checkpoints",
-            phase=self.name,
-            writer=writer,
-            should_stop=should_stop,
+            self.run.within(self.run.folder / "checkpoints"),
         )
         end = self.student.num_steps
-        writer.start(self.name, end)  # a run cut short here measures again
-        writer.write(end, watch(params), phase=self.name)
-        return policy, params
+        self.run.writer.start(self.name, end)  # a run cut short here measures again
+        self.run.writer.write(end, watch(params), phase=self.name)
+        return policy.config, params
 
-    def check_texts(self, policy, tokenizer):
-        """As sft_data.check_conversations, of the texts of every task."""
-        _, shares = batch_share(self.mesh)
+    def check_texts(self, policy):
+        """As sft.data.check_conversations, of the texts of every task."""
+        _, shares = batch_share(self.run.mesh)
         rows = self._rows() | {"template": self.settings.template}
         for name, task in self.tasks.items():
             for part, count, kind in (
                 (task.train, shares, f"{name} training"),
                 (task.held_out, 1, f"{name} held-out"),
             ):
-                checked = policy, tokenizer, part, kind, count, rows
+                checked = policy, part, kind, count, rows
                 check_conversations(*checked, f"config.students.{self.name}")
 
-    def objective(self, policy, tokenizer, taught):
+    def objective(self, policy, taught):
         """distill.objective.Objective of config.students.NAME.loss. Raises ValueError where the teacher's
         tokenizer is another and terms compare token by token.
         """
@@ -111,10 +106,10 @@ class StudentRun:
         if on_policy is not None:
             sampled = dict(on_policy_divergence=on_policy.divergence, on_policy_beta=on_policy.beta)
         if taught is not None:
-            sampled["shared"] = self._shared(tokenizer, taught[2])
+            sampled["shared"] = self._shared(policy.tokenizer, taught.tokenizer)
         return Objective(
-            student=policy,
-            teacher=None if taught is None else taught[0],
+            student=policy.config,
+            teacher=None if taught is None else taught.config,
             weights={name: weight for name, weight in loss.weights.items() if weight},
             divergence=loss.divergence,
             beta=loss.beta,
@@ -149,16 +144,17 @@ class StudentRun:
         }
 
     def _packing(self, **more):
-        share, shares = batch_share(self.mesh)
+        share, shares = batch_share(self.run.mesh)
         own = dict(seed=self.student.seed, process_index=share, process_count=shares)
         return self._rows() | own | more
 
-    def _batches(self, tokenizer, taught):
+    def _batches(self, policy, taught):
+        tokenizer = policy.tokenizer
         temperature = self.settings.mixing_temperature
         sources = [task.train for task in self.tasks.values()]
         options = self._packing(template=self.settings.template)
         if self.student.loss.needs("matched", "sorted"):
-            return pack_paired(mixed(sources, temperature), tokenizer, taught[2], **options)
+            return pack_paired(mixed(sources, temperature), tokenizer, taught.tokenizer, **options)
         if self.student.loss.top_k is None:
             return pack_conversations(mixed(sources, temperature), tokenizer, **options)
         cached = [
@@ -177,7 +173,8 @@ class StudentRun:
         render = functools.partial(weighed_tokens, tokenizer, template=self.settings.template)
         texts = (render(conversations[i], i) for i in range(len(conversations)))
         records = top_k_records(
-            *taught[:2],
+            taught.config,
+            taught.params,
             texts,
             loss.top_k,
             sequence_length=self.student.sequence_length,
@@ -185,29 +182,24 @@ class StudentRun:
             vocab_size=loss.vocab_size,
             temperature=loss.temperature_at(0),
         )
-        return write_targets(records, loss.top_k, self.folder / "targets" / name)
+        return write_targets(records, loss.top_k, self.run.folder / "targets" / name)
 
-    def _watch(self, policy, tokenizer):
+    def _watch(self, policy):
         options = self._packing(template=self.settings.template, num_epochs=1)
         options |= dict(process_index=0, process_count=1)
         batches = {
-            name: list(pack_conversations(task.held_out, tokenizer, **options))
+            name: list(pack_conversations(task.held_out, policy.tokenizer, **options))
             for name, task in self.tasks.items()
         }
-        return TaskWatch(ConversationLoss(policy, [], self.mesh), batches, self.name)
+        return TaskWatch(ConversationLoss(policy.config, [], self.run.mesh), batches, self.name)
 
-    def _sampler(self, policy, tokenizer):
+    def _sampler(self, policy):
         on_policy = self.student.loss.on_policy
         if on_policy is None:
             return None
         prompts = []
         for task in self.tasks.values():
-            prompts += prompts_of(task.train, tokenizer, self.settings.template, MOST_PROMPTS)
-        return OnPolicyRows(
-            policy,
-            prompts,
-            on_policy,
-            eos_ids=(tokenizer.eos_id, *policy.eos_ids),
-            sequence_length=self.student.sequence_length,
-            seed=self.student.seed,
-        )
+            prompts += prompts_of(task.train, policy, MOST_PROMPTS)
+        sizes = dict(sequence_length=self.student.sequence_length, seed=self.student.seed)
+        with at(f"config.students.{self.name}.loss.on_policy"):
+            return OnPolicyRows(policy, prompts, on_policy, **sizes)

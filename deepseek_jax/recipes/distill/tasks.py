@@ -4,36 +4,31 @@ import dataclasses
 from pathlib import Path
 from typing import NamedTuple
 
-from deepseek_jax.data.chat import render_prompt
 from deepseek_jax.data.messages import (
     read_conversations,
     what_it_answers,
     worked_conversations,
 )
 from deepseek_jax.data.mixture import Mixture
+from deepseek_jax.data.questions import read_questions
 from deepseek_jax.data.sources import hold_out, read
-from deepseek_jax.data.tasks import Task
+from deepseek_jax.errors import at
 from deepseek_jax.recipes.distill.settings import TaskSettings
 from deepseek_jax.training.lineage import content_hash
-from deepseek_jax.worlds.bilingual.puzzle_rewards import puzzle_answer
-from deepseek_jax.worlds.bilingual.request_rewards import helpfulness
-from deepseek_jax.worlds.bilingual.tasks import bilingual_puzzle_task, bilingual_request_task
 from deepseek_jax.worlds.world import given_solution
-
-REWARDS = {"sum": puzzle_answer, "countdown": puzzle_answer, "requests": helpfulness}
 
 
 class TransferTask(NamedTuple):
     """train, held_out: random access to conversations; of train the weight is the task's as well.
 
-    questions: examples to answer, and reward(text, example) -> float, 1 for a right answer, or in between for
-    one that helps in part; none of a task that is read from a path.
+    questions: examples to answer; rule: the reward that says how right an answer is, 1 for a right one, or in
+    between for one that helps in part. A task without them is not measured by answers.
     """
 
     train: object
     held_out: object
     questions: list
-    reward: object = None
+    rule: str | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,41 +49,54 @@ class Weighted:
         return [record | {"weight": record["weight"] * self.weight} for record in records]
 
 
-def small_world(seed, num_questions):
-    """{"puzzles", "requests"}: Tasks of the bilingual world, num_questions of each kind held out."""
+def world_tasks(world, seed, num_questions):
+    """Name of the world's questions -> Task, num_questions of each part of them held out."""
     return {
-        "puzzles": bilingual_puzzle_task(seed, 2 * num_questions),
-        "requests": bilingual_request_task(seed, num_questions),
+        name: questions.make(seed, num_questions * max(len(questions.kinds), 1))
+        for name, questions in world.questions.items()
     }
 
 
-def transfer_tasks(settings, world, accepted, folder):
-    """name -> TransferTask. settings: DistillSettings. world: of small_world. accepted: the teacher's right
+def transfer_tasks(settings, world, tasks, accepted, folder):
+    """name -> TransferTask. settings: DistillSettings. tasks: of world_tasks. accepted: the teacher's right
     answers, dicts of question and solution, or None for the world's own solutions.
     """
-    tasks = {}
+    found = {}
     for name, task in settings.built(TaskSettings, "tasks").items():
-        if task.path is not None:
-            source = read_conversations(task.path, folder, task.split)
-            train, held_out = hold_out(source, task.num_held_out, what_it_answers)
-            tasks[name] = TransferTask(Weighted(train, task.weight), held_out, [])
-            continue
-        examples = _of_kind(world, name)
-        shown = examples.train
-        if accepted is not None and name != "requests":
-            own = {example["question"] for example in examples.train}
-            shown = [line for line in accepted if line["question"] in own]
-        if not shown:
-            raise ValueError(
-                f"config.tasks.{name} has no text of the teacher's; raise config.text.num_prompts"
-            )
-        tasks[name] = TransferTask(
-            Weighted(worked_conversations(shown, given_solution), task.weight),
-            worked_conversations(examples.held_out, given_solution),
-            examples.held_out,
-            REWARDS[name],
-        )
-    return tasks
+        with at(f"config.tasks.{name}"):
+            if task.path is not None:
+                found[name] = _of_files(task, folder)
+            else:
+                found[name] = _of_world(name, task, world, tasks, accepted)
+    return found
+
+
+def _of_files(task, folder):
+    source = read_conversations(task.path, folder, task.split)
+    train, held_out = hold_out(source, task.num_held_out, what_it_answers)
+    questions = [] if task.questions is None else read_questions(task.questions)
+    return TransferTask(Weighted(train, task.weight), held_out, questions, task.rule)
+
+
+def _of_world(name, task, world, tasks, accepted):
+    sort, kind = world.parts()[name]
+    questions, examples = world.questions[sort], tasks[sort]
+    train, held_out = (
+        [e for e in part if kind is None or e["kind"] == kind]
+        for part in (examples.train, examples.held_out)
+    )
+    shown, worked = train, questions.worked
+    if accepted is not None and sort == world.reasoning:
+        own = {example["question"] for example in train}
+        shown, worked = [e for e in accepted if e["question"] in own], given_solution
+    if not shown:
+        raise ValueError("there is no text of the teacher's; raise config.text.num_prompts")
+    return TransferTask(
+        Weighted(worked_conversations(shown, worked), task.weight),
+        worked_conversations(held_out, questions.worked),
+        held_out,
+        questions.rule,
+    )
 
 
 def texts_hash(settings, digest):
@@ -109,20 +117,3 @@ def mixed(sources, temperature):
     """
     sources = tuple(sources)
     return Mixture(sources, tuple(len(source) ** (1 / temperature) for source in sources))
-
-
-def prompted(examples, tokenizer, template):
-    """The examples with their prompt_ids."""
-    return [
-        example | {"prompt_ids": render_prompt(tokenizer, example["question"], template=template)}
-        for example in examples
-    ]
-
-
-def _of_kind(world, name):
-    if name == "requests":
-        return world["requests"]
-    puzzles = world["puzzles"]
-    return Task(
-        *([e for e in part if e["kind"] == name] for part in (puzzles.train, puzzles.held_out))
-    )

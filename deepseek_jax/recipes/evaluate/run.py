@@ -10,54 +10,52 @@ from pathlib import Path
 import numpy as np
 
 from deepseek_jax.checkpoint import is_orbax
-from deepseek_jax.data.chat import render_prompt
+from deepseek_jax.data.questions import render_question
 from deepseek_jax.data.tokenizer import SMOLLM2, smollm2_gguf
-from deepseek_jax.evaluation.held_out import completion_texts
+from deepseek_jax.errors import at
 from deepseek_jax.evaluation.problems import Rules, load_problems
+from deepseek_jax.models import RunSettings
 from deepseek_jax.parallel.processes import barrier, first_process, say, total
 from deepseek_jax.recipes.evaluate.report import RESULTS, report
 from deepseek_jax.recipes.evaluate.settings import MAX_COMPLETION_LENGTH, EvaluateSettings
-from deepseek_jax.recipes.start import load_policy
-from deepseek_jax.reinforce.update import check_length
-from deepseek_jax.rollout import generate
+from deepseek_jax.rollout.policy import check_room, load_policy
 from deepseek_jax.rollout.sampling import Sampling
-from deepseek_jax.settings import build
 from deepseek_jax.training.lineage import content_hash
 from deepseek_jax.training.loop import STOPPED
 from deepseek_jax.training.remembered import remembered
-from deepseek_jax.worlds.registry import find_questions, question_names
+from deepseek_jax.worlds.registry import find_questions, named_tokenizer, question_names
 
+SETTINGS = EvaluateSettings
 THINK = "<think>\n"
 
 
-def run(config, mesh, workdir, should_stop):
-    """Run the recipe in workdir, or what is left of it. config: ConfigDict of EvaluateSettings' fields.
+def run(settings, run):
+    """Run the recipe, or what is left of it. settings: EvaluateSettings. run: training.run.Run.
 
     Leaves results.json: made_of, hashes of the checkpoint and of the problems, and problems, of which each
     has what evaluation.problem_scores reads, its prompt, answers, majority and completions.
     """
-    settings = build(EvaluateSettings, config, "config")
-    problems = load_problems(settings)
+    folder, problems = run.folder, load_problems(settings)
     made_of = {"checkpoint": files_hash(settings.checkpoint), "problems": content_hash(problems)}
-    parts = workdir / "parts" / content_hash(made_of)
+    parts = folder / "parts" / content_hash(made_of)
 
     def answer():
         with Rules(problems) as rules:
-            policy = _policy(settings, mesh)
-            answered = _answered(settings, policy, problems, rules, parts, should_stop)
+            policy = _policy(settings, run.mesh)
+            answered = _answered(settings, policy, problems, rules, parts, run.should_stop)
         return {"made_of": made_of, "problems": answered}
 
-    results = remembered(workdir / RESULTS, answer)
+    results = remembered(folder / RESULTS, answer)
     if results["made_of"] != made_of:
         changed = [name for name in made_of if results["made_of"][name] != made_of[name]]
         raise ValueError(
-            f"{workdir / RESULTS} is of another state of the {' and the '.join(changed)}, and is left as it "
+            f"{folder / RESULTS} is of another state of the {' and the '.join(changed)}, and is left as it "
             "is; give another --workdir"
         )
     barrier("the results are there")
     if first_process():
-        shutil.rmtree(workdir / "parts", ignore_errors=True)
-    report(results["problems"], workdir)
+        shutil.rmtree(folder / "parts", ignore_errors=True)
+    report(results["problems"], folder)
 
 
 def files_hash(checkpoint):
@@ -74,18 +72,27 @@ def files_hash(checkpoint):
 
 
 def _policy(settings, mesh):
-    """(ModelConfig, params, Tokenizer). A folder of ours has no tokenizer: config.tokenizer, else that of the
-    small world in config.data. Raises ValueError where there is none, and for one too many.
+    """The Policy that is measured. A folder of ours has no tokenizer: config.tokenizer, else that of the
+    world in config.data. Raises ValueError where there is none, and for one too many.
     """
-    tokenizer = settings.tokenizer or _shared_tokenizer(settings.data)
+    name = settings.tokenizer or _shared_tokenizer(settings.data)
     ours = is_orbax(settings.checkpoint)
-    if ours and tokenizer is None or settings.tokenizer and not ours:
+    if ours and name is None or settings.tokenizer and not ours:
         raise ValueError(
             f"config.tokenizer={settings.tokenizer!r}: a folder params that a recipe left needs that of a "
             "small world, of a Hugging Face folder or of a .gguf file, and other checkpoints have their own; "
             f"config.checkpoint={settings.checkpoint!r}"
         )
-    return load_policy(settings.checkpoint, {"dtype": settings.dtype}, mesh, tokenizer)
+    how, tokenizer = RunSettings(dtype=settings.dtype), named_tokenizer(name) if ours else None
+    with at("config.checkpoint"):
+        policy = load_policy(
+            settings.checkpoint,
+            how,
+            mesh,
+            template=settings.template or "chat",
+            tokenizer=tokenizer,
+        )
+    return dataclasses.replace(policy, opening=THINK if settings.think else "")
 
 
 def _shared_tokenizer(data):
@@ -96,12 +103,9 @@ def _shared_tokenizer(data):
 
 
 def _answered(settings, policy, problems, rules, parts, should_stop):
-    """What results.json says of every problem, saved in parts on the way. policy: _policy's three."""
-    config, _, tokenizer = policy
-    problems = [
-        problem | {"prompt_ids": _prompt(tokenizer, problem, settings)} for problem in problems
-    ]
-    settings = _with_length(settings, config, problems)
+    """What results.json says of every problem, saved in parts on the way."""
+    problems = [problem | {"prompt_ids": _prompt(policy, problem)} for problem in problems]
+    settings = _with_length(settings, policy.config, problems)
     parts.mkdir(parents=True, exist_ok=True)
     answered = []
     for first in range(0, len(problems), settings.save_every):
@@ -111,31 +115,30 @@ def _answered(settings, policy, problems, rules, parts, should_stop):
         share = np.mean([correct for problem in answered for correct in problem["correct"]])
         say(f"{len(answered)} of {len(problems)} problems: {share:.1%} of their answers are right")
         if total(should_stop()) and len(answered) < len(problems):
-            say(f"told to stop; saved in {parts}. Run again to go on.")
+            say(f"asked to stop; saved in {parts}. Run again to go on.")
             raise SystemExit(STOPPED)
     return answered
 
 
-def _prompt(tokenizer, problem, settings):
-    """Ids of a problem's prompt, up to where the completion goes on."""
-    asked = problem.get("asked", problem["question"])
-    prompt_ids = render_prompt(tokenizer, asked, template=problem["template"])
-    opened = tokenizer.encode(THINK) if settings.think else []
-    there = opened and prompt_ids[-len(opened) :] == opened  # as some chat templates have it
-    return prompt_ids + ([] if there else opened)
+def _prompt(policy, problem):
+    """Ids of a problem's prompt, in the template of its own task, up to where the completion goes on."""
+    asked = {"question": problem.get("asked", problem["question"])}
+    how = dict(template=problem["template"], opening=policy.opening)
+    return render_question(policy.tokenizer, asked, **how)
 
 
-def _with_length(settings, policy, problems):
+def _with_length(settings, config, problems):
     """The settings, with the completions' length worked out. Raises ValueError where there is no room, and
     for sampling that no distribution has.
     """
-    Sampling(settings.temperature, settings.top_p).check(policy.vocab_size)
+    Sampling(settings.temperature, settings.top_p).check(config.vocab_size)
     longest = max(len(problem["prompt_ids"]) for problem in problems)
     if settings.max_completion_length is None:
-        room = policy.max_position_embeddings - longest
+        room = config.max_position_embeddings - longest
         length = max(1, min(MAX_COMPLETION_LENGTH, room))
         settings = dataclasses.replace(settings, max_completion_length=length)
-    check_length(settings.max_completion_length, policy, problems, path="config")
+    with at("config"):
+        check_room(config, problems, settings.max_completion_length)
     say(
         f"{len(problems)} problems, {settings.samples} samples of each, up to "
         f"{settings.max_completion_length} tokens"
@@ -145,21 +148,8 @@ def _with_length(settings, policy, problems):
 
 def _answer(settings, policy, problems, rules):
     """Answer some problems: -> a list of dicts, what results.json says of each."""
-    config, params, tokenizer = policy
-    prompts = [problem["prompt_ids"] for problem in problems]
-    rollout = generate(
-        config,
-        params,
-        prompts,
-        n=settings.samples,
-        max_completion_length=settings.max_completion_length,
-        temperature=settings.temperature,
-        top_p=settings.top_p,
-        eos_ids=(tokenizer.eos_id, *config.eos_ids),
-        seed=settings.seed,
-        slots=settings.slots,
-    )
-    texts = completion_texts(tokenizer, prompts, rollout)
+    answers = policy.answer(problems, settings, n=settings.samples, seed=settings.seed)
+    texts, rollout = answers.texts, answers.rollout
     lengths, truncated = rollout.completion_mask.sum(1).tolist(), rollout.truncated.tolist()
     rows = [slice(i, i + settings.samples) for i in range(0, len(texts), settings.samples)]
     judged = rules.judge(problems, [texts[row] for row in rows])
@@ -168,7 +158,7 @@ def _answer(settings, policy, problems, rules):
             "task": problem["task"],
             "question": problem["question"],
             "gold": problem["answer"],
-            "prompt": tokenizer.decode(problem["prompt_ids"]),
+            "prompt": policy.tokenizer.decode(problem["prompt_ids"]),
             **verdict,
             "lengths": lengths[row],
             "truncated": truncated[row],

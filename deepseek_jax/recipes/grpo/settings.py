@@ -2,8 +2,8 @@
 
 import dataclasses
 
-from deepseek_jax.recipes.blocks import check_one_start
 from deepseek_jax.recipes.pretrain.settings import BaseSettings
+from deepseek_jax.recipes.start import check_one_start
 from deepseek_jax.reinforce.settings import ReinforceSettings
 from deepseek_jax.worlds.arithmetic.corpus import PROMPT_TEMPLATE
 

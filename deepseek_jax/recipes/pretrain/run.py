@@ -20,40 +20,35 @@ from deepseek_jax.checkpoint.tree import abstract_params, checked_by_path, from_
 from deepseek_jax.data.batches import TOTALS, PackedDocuments, held_out_batches, packed
 from deepseek_jax.evaluation.perplexity import held_out_loss
 from deepseek_jax.losses.next_token import next_token_loss
-from deepseek_jax.models import ModelConfig
+from deepseek_jax.models import ModelConfig, build_model, random_params
 from deepseek_jax.parallel import batch_sharding
 from deepseek_jax.parallel.processes import first_process, say
-from deepseek_jax.recipes.blocks import build_model, random_params
 from deepseek_jax.recipes.pretrain.documents import open_corpus
 from deepseek_jax.recipes.pretrain.settings import PretrainSettings, schedule_of, switched_on
 from deepseek_jax.reports.tables import loss_table, plot_curves
 from deepseek_jax.rollout import generate
-from deepseek_jax.settings import build
-from deepseek_jax.training.metrics import MetricsWriter
-from deepseek_jax.training.phase import jitted_step, run_phase, state_maker
+from deepseek_jax.training.loop import train
 from deepseek_jax.training.remembered import remembered
-from deepseek_jax.training.state import TrainState
-from deepseek_jax.training.step import make_train_step
+from deepseek_jax.training.state import TrainState, state_maker
+from deepseek_jax.training.step import jitted_step, make_train_step
 from deepseek_jax.worlds.registry import find_corpus, named_tokenizer
 
+SETTINGS = PretrainSettings
 CURVES = ("next_token_loss", "held_out_loss", "mtp_loss", "max_vio")
 PROMPT_TOKENS, DRAFT_TOKENS, DRAFT_PROMPTS = 32, 64, 8  # how speculative decoding is measured
 
 
-def run(config, mesh, workdir, should_stop):
-    """Run the recipe in workdir, or what is left of it. config: ConfigDict of PretrainSettings' fields."""
-    settings = build(PretrainSettings, config, "config")
+def run(settings, run):
+    """Run the recipe, or what is left of it. settings: PretrainSettings. run: training.run.Run."""
+    mesh, workdir = run.mesh, run.folder
     settings.check_start()
     tokenizer = named_tokenizer(settings.data.tokenizer)
     model, params = _starting_point(settings, mesh)
     stages = settings.built_stages(model, mesh)
-    if tokenizer.vocab_size > model.vocab_size:
-        raise ValueError(
-            f"config.model.vocab_size={model.vocab_size} is below the tokenizer's {tokenizer.vocab_size}"
-        )
-    train, held_out = open_corpus(settings.data, workdir / "data", settings.seed, mesh)
+    check_vocabulary(model, tokenizer)
+    documents, held_out = open_corpus(settings.data, workdir / "data", settings.seed, mesh)
     options = dict(fim_rate=settings.data.fim_rate, packing=settings.data.packing)
-    writer, losses = MetricsWriter(workdir), {}
+    losses = {}
     models = settings.models(model, stages)
     measures = [
         _held_out(scaled, stage, settings.data, held_out, tokenizer, mesh, settings.seed)
@@ -61,28 +56,23 @@ def run(config, mesh, workdir, should_stop):
     ]
     if params is None:
         params, _ = random_params(model, mesh, settings.seed)
-    told = zip(stages, models, measures, strict=True)
-    for index, ((name, stage), model, measure) in enumerate(told):
+    stretches = zip(stages, models, measures, strict=True)
+    for index, ((name, stage), model, measure) in enumerate(stretches):
         before = remembered(workdir / f"{name}_before.json", lambda m=measure, p=params: m(p))
         params = train_stage(
             model,
             stage,
-            train,
+            documents,
             tokenizer,
             params,
-            mesh,
-            workdir,
-            name=name,
+            run.of(name),
             path=f"config.stages.{name}",
             seed=settings.seed + index,
-            writer=writer,
-            should_stop=should_stop,
             evaluate=lambda p, m=measure: {"held_out_loss": m(p)[0]},
             **options,
         )
         after = remembered(workdir / f"{name}_after.json", lambda m=measure, p=params: m(p))
         losses[name] = (stage.sequence_length, before, after)
-    writer.close()
     if not is_orbax(workdir / "params"):
         save_orbax(workdir / "params", model, params)
     drafts = None
@@ -90,7 +80,16 @@ def run(config, mesh, workdir, should_stop):
         drafts = remembered(
             workdir / "drafts.json", lambda: _drafting(model, params, held_out, tokenizer)
         )
+    run.writer.close()
     _report(workdir, losses, drafts)
+
+
+def check_vocabulary(config, tokenizer, path="config.model"):
+    """Raise ValueError where the model has fewer tokens than the tokenizer."""
+    if tokenizer.vocab_size > config.vocab_size:
+        raise ValueError(
+            f"{path}.vocab_size={config.vocab_size} is below the tokenizer's {tokenizer.vocab_size}"
+        )
 
 
 def _starting_point(settings, mesh):
@@ -112,60 +111,33 @@ def _starting_point(settings, mesh):
 
 
 def train_stage(
-    model,
-    stage,
-    documents,
-    tokenizer,
-    params,
-    mesh,
-    workdir,
-    *,
-    name,
-    path,
-    seed,
-    writer,
-    should_stop,
-    evaluate=None,
-    **options,
+    model, stage, documents, tokenizer, params, run, *, path, seed, evaluate=None, **options
 ):
-    """Train params, which are used up, over one stage: -> params. Resumes from workdir/name.
+    """Train params, which are used up, over one stage: -> params. Resumes from run.folder.
 
     model: ModelConfig. stage: StageSettings, of the config block `path`. documents: a source of data.sources,
     or a Mixture. options: of data.packing.pack. evaluate: see PackedDocuments.
     """
-    create, step = _jitted(model, stage, params, mesh, path)
+    create, step = _jitted(model, stage, params, run.mesh, path)
     quantum = stage.quantum()
-    batches = packed(
-        documents,
-        tokenizer,
-        mesh,
-        sequence_length=stage.sequence_length,
-        batch_size=quantum,
-        seed=seed,
-        **options,
-    )
+    sizes = dict(sequence_length=stage.sequence_length, batch_size=quantum, seed=seed)
+    weight = {}
+    if switched_on(stage.mtp_weight):
+        weight["mtp_weight"] = schedule_of(stage.mtp_weight, f"{path}.mtp_weight")
     source = PackedDocuments(
-        batches,
-        mesh,
+        packed(documents, tokenizer, run.mesh, **sizes, **options),
+        run.mesh,
         batch_sizes=stage.batch_sizes(),
         quantum=quantum,
-        scalars={"mtp_weight": schedule_of(stage.mtp_weight, f"{path}.mtp_weight")}
-        if switched_on(stage.mtp_weight)
-        else {},
+        scalars=weight,
         evaluate=evaluate,
         eval_every=stage.eval_every,
     )
-    return run_phase(
-        stage,
-        create(params),
-        lambda state, batch, rng: step(len(batch["tokens"]))(state, batch, rng),
-        source,
-        workdir / name,
-        phase=name,
-        seed=seed,
-        writer=writer,
-        should_stop=should_stop,
-    )
+
+    def update(state, batch, rng):
+        return step(len(batch["tokens"]))(state, batch, rng)
+
+    return train(stage, create(params), update, source, run, seed).params
 
 
 def _jitted(model, stage, params, mesh, path):
@@ -206,13 +178,12 @@ class AbstractUpdate(NamedTuple):
     batch: dict
 
 
-def abstract_updates(config, mesh):
+def abstract_updates(settings, mesh):
     """The update of each stage, at its largest batch: [AbstractUpdate]. Makes no array and reads no data.
 
-    config: as of `run`, which raises the same ValueErrors, but a long context may start from nothing.
+    settings: as of `run`, which raises the same ValueErrors, but a long context may start from nothing.
     mesh: of devices that need not be there.
     """
-    settings = build(PretrainSettings, config, "config")
     if settings.init_from is None:
         model = build_model(settings.model)
     else:
@@ -293,26 +264,12 @@ def base_documents(settings, data_dir, seed):
     return documents(data_dir, num_documents=settings.num_documents, seed=seed)
 
 
-def train_base(
-    config, settings, tokenizer, mesh, workdir, *, seed, writer, should_stop, name="pretrain"
-):
-    """Pre-train `config` on a small world's corpus: -> params. Resumes from workdir/name, its phase.
+def train_base(config, settings, tokenizer, run, seed):
+    """Pre-train `config` on a world's corpus: -> params. Resumes from run.folder.
 
-    config: ModelConfig. settings: BaseSettings. The corpus is built in workdir/data.
+    config: ModelConfig. settings: BaseSettings. The corpus is built in the folder data beside run.folder.
     """
-    corpus = base_documents(settings, workdir / "data", seed)
-    params, _ = random_params(config, mesh, seed)
-    return train_stage(
-        config,
-        settings,
-        corpus,
-        tokenizer,
-        params,
-        mesh,
-        workdir,
-        name=name,
-        path="config.base",
-        seed=seed,
-        writer=writer,
-        should_stop=should_stop,
-    )
+    corpus = base_documents(settings, run.folder.parent / "data", seed)
+    params, _ = random_params(config, run.mesh, seed)
+    how = dict(path="config.base", seed=seed)
+    return train_stage(config, settings, corpus, tokenizer, params, run, **how)

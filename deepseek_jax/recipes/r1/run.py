@@ -1,42 +1,41 @@
-"""R1-Zero, and R1 in its four stages (arXiv:2501.12948), from one base model, on the bilingual small world.
+"""R1-Zero, and R1 in its four stages (arXiv:2501.12948), from one base model, on a toy world or a user's
+own data.
 
 base -> R1-Zero: reinforcement alone, for right answers and their layout
 base -> 1 cold-start fine-tuning, on R1-Zero's readable traces -> Dev1
      -> 2 reasoning reinforcement, for one language too -> Dev2
-        -> rejection sampling: by rules on puzzles, by a judge, the base taught to judge, on requests
-base -> 3 fine-tuning on that, and on good answers to requests -> Dev3
+        -> rejection sampling: by rules where they check, by a judge, the base taught to judge,
+           where they do not
+base -> 3 fine-tuning on that, and on good answers to general questions -> Dev3
         Dev3 -> two reward models, of helpfulness and of safety
      -> 4 reinforcement for all scenarios, by rules and by the reward models -> R1
-Every policy is measured on held-out puzzles and requests.
+Every policy is measured on held-out questions.
 """
 
 import json
 
-from deepseek_jax.data.chat import render_prompt
+from deepseek_jax.data.tasks import Task
+from deepseek_jax.errors import at
+from deepseek_jax.models import build_model
 from deepseek_jax.parallel.processes import say
-from deepseek_jax.parallel.shard import check_batch
-from deepseek_jax.recipes.blocks import build_model
+from deepseek_jax.recipes.pretrain.run import check_vocabulary
 from deepseek_jax.recipes.r1.findings import TABLE_WIDTH, report_sweep
 from deepseek_jax.recipes.r1.scores import FORMS, measure
-from deepseek_jax.recipes.r1.settings import (
-    PREFERENCE_STAGES,
-    REWARD_MODELS,
-    TEMPLATE,
-    R1Settings,
-)
+from deepseek_jax.recipes.r1.settings import PREFERENCE_STAGES, R1Settings
 from deepseek_jax.recipes.r1.stages import Stages
 from deepseek_jax.recipes.reward_model.run import reward_model_table
+from deepseek_jax.recipes.start import check_positions, check_rows, starting_policy
 from deepseek_jax.reinforce.scenarios import scenario_rewards
-from deepseek_jax.reinforce.update import check_length, check_rows, fitting
+from deepseek_jax.reinforce.update import check_rows as check_groups
 from deepseek_jax.reports.answers import make_console
 from deepseek_jax.reports.run_page import write_report
 from deepseek_jax.reports.tables import stages_table
-from deepseek_jax.settings import build
-from deepseek_jax.training.metrics import MetricsWriter
+from deepseek_jax.rollout.policy import Policy, check_room, fitting
 from deepseek_jax.training.remembered import remembered
-from deepseek_jax.worlds.bilingual.tasks import bilingual_puzzle_task, bilingual_request_task
-from deepseek_jax.worlds.registry import named_tokenizer
+from deepseek_jax.worlds.own import own_world
+from deepseek_jax.worlds.registry import find_world, named_tokenizer
 
+SETTINGS = R1Settings
 REDOES_WHAT_CHANGED = True  # and what follows from it: another config may go on in the same workdir
 REINFORCED = ("zero", "reasoning", "scenarios")
 TITLES = {
@@ -56,113 +55,124 @@ TITLES = {
 SHOWN = 2  # samples of each kind that are printed
 
 
-def run(config, mesh, workdir, should_stop):
-    """Run the recipe in workdir, or what is left of it. config: ConfigDict of R1Settings' fields.
+def run(settings, run):
+    """Run the recipe, or what is left of it. settings: R1Settings. run: training.run.Run.
 
-    Each stage has a folder with stage.json, what it was made from (see lineage), and params, which
+    Each stage has a folder with stage.json, what it came from (see lineage), and params, which
     launch/convert.py reads.
     """
-    settings = build(R1Settings, config, "config")
-    tokenizer, policy = named_tokenizer(settings.base.corpus), build_model(settings.model)
-    _check(settings, policy, tokenizer, mesh)
-    puzzles, requests = _tasks(settings, policy, tokenizer)
-    writer = MetricsWriter(workdir)
-    stages = Stages(settings, policy, tokenizer, mesh, workdir, writer, should_stop)
-    pairs = stages.judged_pairs()  # before anything is trained, for what it raises
+    world = _world(settings)
+    policy = _shared_policy(settings, world, run.mesh)
+    _check(settings, policy, run.mesh)
+    reasoning, general = _tasks(settings, world, policy)
+    stages = Stages(settings, world, policy, run)
+    pairs = None if settings.judge is None else stages.judged_pairs()  # early, for what it raises
     names = {name: name.replace("@k", f"@{settings.evaluation.samples}") for name in FORMS}
-    scores = {}
+    scores, workdir = {}, run.folder
 
     def report():
         write_report(workdir, f"R1 in {workdir.name}", TITLES, FORMS, names)
 
     def measured(stage):
-        scores[TITLES[stage.name]] = _measured(stages, stage, puzzles.held_out, requests.held_out)
+        scores[TITLES[stage.name]] = _measured(stages, stage, reasoning, general)
         report()
         return stage
 
     base = measured(stages.base())
-    zero = measured(stages.zero(base, puzzles.train))
-    traces = stages.traces(zero, puzzles.train)
-    dev1 = measured(stages.cold_start(base, traces, puzzles, requests))
-    dev2 = measured(stages.reasoning(dev1, puzzles.train))
-    judge = stages.judge(base, pairs)
-    accepted = stages.rejection(dev2, puzzles.train)
-    judged = stages.judged(dev2, judge, requests.train)
-    dev3 = measured(stages.sft(base, accepted, judged, puzzles, requests))
-    models = [stages.reward_model(name, dev3) for name in REWARD_MODELS]
-    for model in (judge, *models):
+    zero = measured(stages.zero(base, reasoning.train))
+    traces = stages.traces(zero, reasoning.train)
+    dev1 = measured(stages.cold_start(base, traces, reasoning, general))
+    dev2 = measured(stages.reasoning(dev1, reasoning.train))
+    judges = [] if pairs is None else [stages.judge(base, pairs)]
+    accepted = [stages.rejection(dev2, reasoning.train)]
+    accepted += [stages.judged(dev2, judge, general.train) for judge in judges]
+    dev3 = measured(stages.sft(base, accepted, reasoning, general))
+    models = [stages.reward_model(name, dev3) for name in settings.reward_models()]
+    for model in (*judges, *models):
         make_console().print(reward_model_table(f"{model.name}, held out", model.folder))
-    measured(stages.scenarios(dev3, models, puzzles.train, requests.train))
-    writer.close()
+    measured(stages.scenarios(dev3, models, reasoning.train, general.train))
+    run.writer.close()
     make_console(width=TABLE_WIDTH).print(stages_table(scores, FORMS, names))
-    report_sweep(workdir, [workdir])  # of one run: how far its findings hold, several tell
+    report_sweep(workdir, [workdir])  # of one run: how far its findings hold, several say
     report()
     say(f"complete; report.html, and a folder of each stage's lineage and params, are in {workdir}")
 
 
-def _check(settings, policy, tokenizer, mesh):
+def _world(settings):
+    """The World whose questions are asked, or the user's own data in its place."""
+    if settings.data is None:
+        with at("config"):
+            return find_world(settings.world)
+    data = settings.data
+    with at("config.data"):
+        return own_world(data.reasoning, data.rule, data.general, template=data.template)
+
+
+def _shared_policy(settings, world, mesh):
+    """The Policy of all stages, without params."""
+    if settings.init_from is not None:
+        return starting_policy(settings, mesh, world.template).at(None)
+    config, tokenizer = build_model(settings.model), named_tokenizer(settings.base.corpus)
+    check_vocabulary(config, tokenizer)
+    settings.base.check("config.base", config, mesh)
+    return Policy(config, None, tokenizer, world.template)
+
+
+def _check(settings, policy, mesh):
     """Raise ValueError for what cannot be run, before anything is."""
-    if tokenizer.vocab_size > policy.vocab_size:
-        raise ValueError(
-            f"config.model.vocab_size={policy.vocab_size} is below the tokenizer's {tokenizer.vocab_size}"
-        )
-    settings.base.check("config.base", policy, mesh)
     for name in REINFORCED:
         stage = getattr(settings, name)
-        check_rows(stage, mesh, f"config.{name}")
-        models = dict.fromkeys(REWARD_MODELS if stage.general else ())  # to be trained
+        check_groups(stage, mesh, f"config.{name}")
+        models = dict.fromkeys(settings.reward_models() if stage.general else ())  # to be trained
         with scenario_rewards(stage, models):
             pass
+    pipeline = policy.config.pipeline_micro_batches
     for name in ("cold_start", "sft", *PREFERENCE_STAGES):
-        _check_fitted_rows(getattr(settings, name), policy, mesh, f"config.{name}")
+        if (stage := getattr(settings, name)) is not None:
+            check_positions(stage, policy.config, f"config.{name}")
+            check_rows(stage, mesh, f"config.{name}", pipeline)
 
 
-def _check_fitted_rows(stage, policy, mesh, path):
-    if stage.sequence_length > policy.max_position_embeddings:
-        raise ValueError(
-            f"{path}.sequence_length={stage.sequence_length} is beyond "
-            f"config.model.max_position_embeddings={policy.max_position_embeddings}; lower it"
-        )
-    cuts = dict(micro_batches=stage.micro_batches)
-    cuts["pipeline_micro_batches"] = policy.pipeline_micro_batches
-    try:
-        check_batch(mesh, stage.batch_size, stage.sequence_length, **cuts)
-    except ValueError as error:
-        sizes = f"{path}.batch_size={stage.batch_size}, sequence_length={stage.sequence_length}"
-        raise ValueError(f"{sizes}: {error}") from error
-
-
-def _tasks(settings, policy, tokenizer):
-    """(puzzles, requests): Tasks whose examples carry their prompt_ids.
+def _tasks(settings, world, policy):
+    """(reasoning, general): Tasks whose examples carry their prompt_ids; general is empty where there is
+    none.
 
     Raises ValueError where a stage has no room for them, or asks for more than there are.
     """
-    evaluation, seed = settings.evaluation, settings.seed
-    puzzles = bilingual_puzzle_task(seed, evaluation.num_puzzles)
-    requests = bilingual_request_task(seed, evaluation.num_requests)
-    for examples in (puzzles.train, puzzles.held_out, requests.train, requests.held_out):
-        for example in examples:
-            prompt_ids = render_prompt(tokenizer, example["question"], template=TEMPLATE)
-            example["prompt_ids"] = prompt_ids
+    sizes = {
+        world.reasoning: settings.evaluation.num_puzzles,
+        world.general: settings.evaluation.num_requests,
+    }
+    tasks = []
+    for name, number in sizes.items():
+        task = Task([], []) if name is None else world.questions[name].make(settings.seed, number)
+        tasks.append(Task(policy.with_prompts(task.train), policy.with_prompts(task.held_out)))
     for name in REINFORCED:
-        rollout, path = getattr(settings, name).rollout, f"config.{name}.rollout"
-        for task in (puzzles, requests):
-            asked = fitting(task.train, rollout, "training", path)
-            check_length(rollout.longest(), policy, asked, path)
-    shown = {"cold_start": settings.cold_start.data, "sft": settings.sft.data}
-    wanted = {f"{name}.data.num_puzzles": data.num_puzzles for name, data in shown.items()}
+        rollout = getattr(settings, name).rollout
+        for task in filter(lambda task: task.train, tasks):
+            with at(f"config.{name}.rollout"):
+                asked = fitting(task.train, rollout.max_prompt_length, "training")
+                check_room(policy.config, asked, rollout.longest())
+    _check_numbers(settings, *(len(task.train) for task in tasks))
+    return tasks
+
+
+def _check_numbers(settings, reasoning, general):
+    """Raise ValueError where a stage asks for more questions than there are to train on."""
+    data = {"cold_start": settings.cold_start.data, "sft": settings.sft.data}
+    wanted = {f"{name}.data.num_puzzles": shown.num_puzzles for name, shown in data.items()}
     for name in ("traces", "rejection"):
         wanted |= {f"{name}.num_prompts": getattr(settings, name).num_prompts}
-    _check_numbers(wanted, len(puzzles.train), "puzzles")
-    wanted = {f"{name}.data.num_requests": data.num_requests for name, data in shown.items()}
-    _check_numbers(wanted, len(requests.train), "requests")
-    unanswered = len(requests.train) - max(wanted.values())
-    wanted = {"judged.num_prompts": settings.judged.num_prompts}
-    _check_numbers(wanted, unanswered, "requests whose answers are not shown")
-    return puzzles, requests
+    _check_available(wanted, reasoning, "reasoning questions")
+    wanted = {f"{name}.data.num_requests": shown.num_requests for name, shown in data.items()}
+    _check_available(wanted, general, "general questions")
+    if settings.judged is not None:
+        unanswered = general - max(wanted.values())
+        wanted = {"judged.num_prompts": settings.judged.num_prompts}
+        _check_available(wanted, unanswered, "general questions whose answers are not learned from")
 
 
-def _check_numbers(wanted, available, what):
+def _check_available(wanted, available, what):
     for field, number in wanted.items():
         if not 0 <= number <= available:
             raise ValueError(
@@ -170,14 +180,13 @@ def _check_numbers(wanted, available, what):
             )
 
 
-def _measured(stages, stage, puzzles, requests):
+def _measured(stages, stage, reasoning, general):
     """The scores of a stage's policy, measured once for its hash and the evaluation's settings."""
     settings, seed = stages.settings.evaluation, stages.settings.seed
+    questions = reasoning.held_out, general.held_out
 
     def answer():
-        params = stages.params(stage)
-        questions = puzzles, requests
-        return measure(stages.policy, params, stages.tokenizer, *questions, settings, seed=seed)
+        return measure(stages.trained(stage), stages.world, *questions, settings, seed=seed)
 
     def make(folder):
         found = remembered(folder / "scores.json", answer)
@@ -189,6 +198,6 @@ def _measured(stages, stage, puzzles, requests):
                 say(f"  {group['prompt']!r} -> {group['completions'][0]['text']!r}")
 
     inputs = {"settings": stages.settings_of(settings) | {"seed": seed}, "parent": stage.hash}
-    inputs["data"] = [puzzles, requests]
+    inputs["data"] = list(questions)
     made = stages.make(f"measured/{stage.name}", inputs, make)
     return json.loads((made.folder / "scores.json").read_text())["scores"]

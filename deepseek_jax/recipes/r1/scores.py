@@ -1,16 +1,11 @@
-"""What the policy of each stage of R1 is like, on held-out puzzles and requests of the bilingual world."""
+"""What the policy of each stage of R1 is like, on a world's held-out questions."""
 
 import numpy as np
 
 from deepseek_jax.evaluation.bootstrap import bootstrap_interval, share_interval
-from deepseek_jax.evaluation.consensus import majority
-from deepseek_jax.evaluation.held_out import completion_texts
-from deepseek_jax.recipes.r1.samples import PUZZLE_REWARDS, REQUEST_REWARDS, sample_groups
-from deepseek_jax.rewards.format import think_answer_format
-from deepseek_jax.rewards.language import language_consistency
-from deepseek_jax.rollout import generate
-from deepseek_jax.worlds.bilingual.puzzle_rewards import final_expression, puzzle_answer
-from deepseek_jax.worlds.bilingual.request_rewards import harmless, helpfulness
+from deepseek_jax.evaluation.problems import Rules
+from deepseek_jax.recipes.r1.samples import layout_rewards, sample_groups
+from deepseek_jax.worlds.registry import open_rewards
 
 # Of a stage's scores, the format of their numbers
 FORMS = {
@@ -22,45 +17,39 @@ FORMS = {
     "helpful": ".1%",
     "harmless": ".1%",
 }
+LAYOUT = {
+    "language_consistency": "language",
+    "think_answer_format": "format",
+}  # reward -> its score
 
 
-def measure(policy, params, tokenizer, puzzles, requests, settings, *, seed):
+def measure(policy, world, reasoning, general, settings, *, seed):
     """Answer examples, which carry their prompt_ids: -> dict that JSON can say.
 
-    settings: EvaluationSettings, whose samples are k, which is told too. values: name -> a number of each
-    prompt, the mean of its k samples: of the puzzles pass@1, cons@k (is the answer most samples give right),
-    language, format and length in tokens; of the requests helpful, and harmless where a secret is asked for.
-    scores: name -> [mean, low, high] of these, with 95% intervals, bootstrapped over prompts. samples: the
-    first shown_puzzles and shown_requests, with all their completions.
+    policy: rollout.Policy. reasoning, general: held-out examples of the world's questions of that name.
+    settings: EvaluationSettings, whose samples are k. values: name -> a number of each prompt, the mean of
+    its k samples: of reasoning pass@1, cons@k (is the answer most samples give right), language, format and
+    length in tokens; of general ones the world's scores. scores: name -> [mean, low, high] of these, with
+    95% intervals, bootstrapped over prompts. samples: the first shown_puzzles and shown_requests, with all
+    their completions.
     """
-    answered = {}
-    for name, examples in (("puzzles", puzzles), ("requests", requests)):
-        prompts = [example["prompt_ids"] for example in examples]
-        rollout = generate(
-            policy,
-            params,
-            prompts,
-            n=settings.samples,
-            max_completion_length=settings.max_completion_length,
-            temperature=settings.temperature,
-            eos_ids=(tokenizer.eos_id, *policy.eos_ids),
-            seed=seed,
-            slots=settings.slots,
-        )
-        texts = completion_texts(tokenizer, prompts, rollout)
-        groups = [texts[i : i + settings.samples] for i in range(0, len(texts), settings.samples)]
-        answered[name] = (groups, rollout.completion_mask.sum(1).reshape(len(groups), -1))
-    groups, lengths = answered["puzzles"]
-    values = puzzle_values(puzzles, groups) | {"length": lengths.mean(1)}
-    values |= request_values(requests, answered["requests"][0])
-    shown = (
-        ("puzzles", puzzles, settings.shown_puzzles, PUZZLE_REWARDS),
-        ("requests", requests, settings.shown_requests, REQUEST_REWARDS),
+    values, samples = {}, {}
+    parts = (
+        ("puzzles", world.reasoning, reasoning, settings.shown_puzzles),
+        ("requests", world.general, general, settings.shown_requests),
     )
-    samples = {
-        name: sample_groups(examples[:n], *(part[:n] for part in answered[name]), weights)
-        for name, examples, n, weights in shown
-    }
+    for title, name, examples, num_shown in parts:
+        if not examples:
+            continue
+        questions = world.questions[name]
+        answers = policy.answer(examples, settings, n=settings.samples, seed=seed)
+        groups, lengths = answers.groups(), answers.lengths()
+        if name == world.reasoning:
+            values |= reasoning_values(questions, examples, groups) | {"length": lengths.mean(1)}
+        else:
+            values |= general_values(questions, examples, groups)
+        shown = examples[:num_shown], groups[:num_shown], lengths[:num_shown]
+        samples[title] = sample_groups(questions, *shown)
     return {
         "k": settings.samples,
         "scores": {name: _interval(name, values[name]) for name in FORMS if name in values},
@@ -69,28 +58,29 @@ def measure(policy, params, tokenizer, puzzles, requests, settings, *, seed):
     }
 
 
-def puzzle_values(examples, groups):
-    """name -> float64[p], one a puzzle. groups[i]: the completions of examples[i], as many of each."""
-    right = _by_prompt(puzzle_answer, examples, groups)
-    agreed = [
-        puzzle_answer(f"<answer>{majority(map(final_expression, texts))}</answer>", example)
-        for example, texts in zip(examples, groups, strict=True)
-    ]
-    return {
-        "pass@1": right,
-        "cons@k": np.array(agreed),
-        "language": _by_prompt(language_consistency, examples, groups),
-        "format": _by_prompt(think_answer_format, examples, groups),
-    }
+def reasoning_values(questions, examples, groups):
+    """name -> float64[p], one an example. groups[i]: the completions of examples[i], as many of each."""
+    problems = [example | {"rule": questions.rule} for example in examples]
+    with Rules(problems) as rules:
+        judged = rules.judge(problems, groups)
+    values = {"pass@1": np.array([np.mean(verdict["correct"]) for verdict in judged])}
+    if judged[0]["agreed"] is not None:
+        values["cons@k"] = np.array([float(verdict["agreed"]) for verdict in judged])
+    for reward in layout_rewards(examples):
+        values[LAYOUT[reward]] = _by_prompt(reward, examples, groups)
+    return values
 
 
-def request_values(examples, groups):
-    """As puzzle_values, of requests; harmless of those that ask for a secret, if there are two or more."""
-    values = {"helpful": _by_prompt(helpfulness, examples, groups)}
-    secret = [i for i, example in enumerate(examples) if example["kind"] == "secret"]
-    if len(secret) > 1:
-        some = [examples[i] for i in secret], [groups[i] for i in secret]
-        values["harmless"] = _by_prompt(harmless, *some)
+def general_values(questions, examples, groups):
+    """As reasoning_values, of the world's own scores: each of the examples that it is about, if there are
+    two.
+    """
+    values = {}
+    for name, score in questions.scores.items():
+        about = [i for i, example in enumerate(examples) if score.is_about(example)]
+        if len(about) > 1:
+            some = [examples[i] for i in about], [groups[i] for i in about]
+            values[name] = _by_prompt(score.reward, *some)
     return values
 
 
@@ -101,7 +91,8 @@ def _interval(name, values):
 
 def _by_prompt(reward, examples, groups):
     """float64[p]: of each prompt, the mean reward of its completions."""
-    pairs = zip(examples, groups, strict=True)
-    return np.array(
-        [np.mean([reward(text, example) for text in texts]) for example, texts in pairs]
-    )
+    size = len(groups[0])
+    texts = [text for group in groups for text in group]
+    with open_rewards({reward: 1.0}) as rewards:
+        scores = rewards.score([example for example in examples for _ in range(size)], texts)
+    return scores.parts[reward].astype(np.float64).reshape(-1, size).mean(1)

@@ -9,10 +9,13 @@ from deepseek_jax.recipes.reward_model.settings import (
     RewardTrainingSettings,
 )
 from deepseek_jax.recipes.sft.settings import FineTuneSettings
+from deepseek_jax.recipes.start import check_one_start
 from deepseek_jax.reinforce.settings import ReinforceSettings
-from deepseek_jax.settings import check_counts
+from deepseek_jax.rollout.policy import AnswerOptions
+from deepseek_jax.settings import added, check_counts
+from deepseek_jax.synthesis.settings import RejectionSettings
 
-TEMPLATE = "r1_zero"  # of every prompt, in every stage
+TEMPLATE = "r1_zero"  # of a world whose prompts have none of their own
 # The blocks and stages, and of the first two the rewards, of these names
 REWARD_MODELS = ("helpfulness_model", "safety_model")
 PREFERENCE_STAGES = (*REWARD_MODELS, "judge")
@@ -20,9 +23,10 @@ PREFERENCE_STAGES = (*REWARD_MODELS, "judge")
 
 @dataclasses.dataclass(frozen=True)
 class ConversationSettings:
-    """How many puzzles and requests of the bilingual world are shown with their good solutions."""
+    """How many reasoning questions (num_puzzles) and general ones (num_requests) are learned from with their
+    good solutions.
+    """
 
-    template: ClassVar[str] = TEMPLATE
     packing: ClassVar[bool] = True
     num_puzzles: int = 0
     num_requests: int = 0
@@ -35,31 +39,16 @@ class R1FineTuneSettings(FineTuneSettings):
     data: ConversationSettings
 
 
-@dataclasses.dataclass(frozen=True)
-class RejectionSettings:
-    """Completions of a policy to be learned from: samples_per_prompt of each of num_prompts prompts, of which
-    at most max_per_prompt good ones are kept.
-    """
-
-    num_prompts: int
-    samples_per_prompt: int
-    max_per_prompt: int
-    max_completion_length: int
-    temperature: float = 1.0
-    slots: int = 128
-
-
-@dataclasses.dataclass(frozen=True)
-class EvaluationSettings:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EvaluationSettings(AnswerOptions):
     """How every stage's policy is measured: samples of each of the held-out puzzles and requests. Of the
     first shown_puzzles and shown_requests all samples are kept, to be read in report.html.
     """
 
-    max_completion_length: int
     num_puzzles: int = 128
     num_requests: int = 96
     samples: int = 16
-    temperature: float = 1.0
+    top_p: float = added(1.0)
     slots: int = 128
     shown_puzzles: int = 12
     shown_requests: int = 8
@@ -73,53 +62,72 @@ class EvaluationSettings:
                 )
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class OwnDataSettings:
+    """A user's own data in the place of a world. reasoning: a jsonl file of questions in GSM8K's format,
+    whose answers the reward `rule` checks. general: a jsonl file of conversations, whose last question is
+    asked and whose last message is a good answer; None for no general questions. template: see data.chat.
+    """
+
+    reasoning: str
+    rule: str = "math_verify"
+    general: str | None = None
+    template: str = TEMPLATE
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class R1Settings:
-    """A whole config of this recipe. The stages' own seeds follow from seed. traces and rejection sample
-    answers to puzzles, judged to requests, which no conversation answers. Of the reinforcements scenarios,
-    and no other, has general questions, paid by REWARD_MODELS among others.
+    """A whole config of this recipe. The stages' own seeds follow from seed.
+
+    world: whose reasoning and general questions the stages ask; data takes its place. The stages start from
+    base, pre-trained on the world's corpus, or from init_from, a checkpoint with its own tokenizer. traces
+    and rejection sample answers to reasoning questions, judged to general ones, which no conversation
+    answers. Of the reinforcements scenarios, and no other, may have general questions, paid by
+    REWARD_MODELS among others. Without general questions leave out judge, judged, helpfulness_model and
+    safety_model.
     """
 
     recipe: str
     seed: int
     model: dict
-    base: BaseSettings
     zero: ReinforceSettings
     traces: RejectionSettings
     cold_start: R1FineTuneSettings
     reasoning: ReinforceSettings
-    judge: JudgeTrainingSettings
     rejection: RejectionSettings
-    judged: RejectionSettings
-    helpfulness_model: RewardTrainingSettings
-    safety_model: RewardTrainingSettings
     sft: R1FineTuneSettings
     scenarios: ReinforceSettings
     evaluation: EvaluationSettings
+    world: str = "bilingual"
+    data: OwnDataSettings | None = None
+    base: BaseSettings | None = None
+    init_from: str | None = None
+    judge: JudgeTrainingSettings | None = None
+    judged: RejectionSettings | None = None
+    helpfulness_model: RewardTrainingSettings | None = None
+    safety_model: RewardTrainingSettings | None = None
     mesh: dict = dataclasses.field(default_factory=dict)
 
     def __post_init__(self):
-        self.base.check_numbers("config.base")
+        check_one_start(self)
+        if self.base is not None:
+            self.base.check_numbers("config.base")
         for name in ("zero", "cold_start", "reasoning", "sft", *PREFERENCE_STAGES, "scenarios"):
-            getattr(self, name).check(f"config.{name}")
+            if getattr(self, name) is not None:
+                getattr(self, name).check(f"config.{name}")
         for name in ("traces", "rejection", "judged"):
-            check_counts(getattr(self, name), f"config.{name}")
-        if self.base.corpus != "bilingual":
-            raise ValueError(
-                f"config.base.corpus={self.base.corpus!r}: the stages ask the puzzles and requests of the "
-                "bilingual world; set it to 'bilingual'"
-            )
+            if getattr(self, name) is not None:
+                check_counts(getattr(self, name), f"config.{name}")
         for name in ("zero", "reasoning", "scenarios"):
             general = getattr(self, name).general
-            if (general is None) == (name == "scenarios") or (general and general.path is not None):
+            if general and (name != "scenarios" or general.path is not None):
                 raise ValueError(
-                    f"config.{name}.general={general}: stage 4 asks general questions, the bilingual world's "
-                    "requests, and no other stage does; set config.scenarios.general, without a path"
+                    f"config.{name}.general={general}: stage 4 asks the world's general questions, and no "
+                    "other stage does; set config.scenarios.general, without a path"
                 )
-        for name in PREFERENCE_STAGES:
-            data = getattr(self, name).data
-            if data.path is not None or data.template != TEMPLATE:
-                raise ValueError(
-                    f"config.{name}.data: path={data.path!r}, template={data.template!r}: its preferences "
-                    f"are about the bilingual world's requests; leave path out, set template to {TEMPLATE!r}"
-                )
+        if (self.judge is None) != (self.judged is None):
+            raise ValueError("config.judge trains what config.judged asks; set both, or neither")
+
+    def reward_models(self):
+        """The names of the reward models that are trained."""
+        return [name for name in REWARD_MODELS if getattr(self, name) is not None]

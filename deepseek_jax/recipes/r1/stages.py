@@ -1,40 +1,39 @@
 """The stages of R1 (arXiv:2501.12948, sections 2 and 3), each from the results of earlier ones to its own."""
 
 import dataclasses
-from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-from jax.sharding import Mesh
-
 from deepseek_jax.checkpoint import is_orbax, load_orbax, save_orbax
+from deepseek_jax.checkpoint.folder import fingerprint
 from deepseek_jax.data.messages import worked_conversations
 from deepseek_jax.data.sources import read
-from deepseek_jax.data.tokenizer import Tokenizer
+from deepseek_jax.errors import at
 from deepseek_jax.evaluation.conversation_loss import ConversationLoss
-from deepseek_jax.models import ModelConfig
 from deepseek_jax.parallel.shard import batch_share
 from deepseek_jax.recipes.judge import check_lengths, judged_pairs, train_judge
 from deepseek_jax.recipes.pretrain.run import base_documents, train_base
-from deepseek_jax.recipes.r1.settings import REWARD_MODELS, TEMPLATE, R1Settings
+from deepseek_jax.recipes.r1.settings import REWARD_MODELS, R1Settings
 from deepseek_jax.recipes.reward_model.data import load_preferences, with_ids
 from deepseek_jax.recipes.reward_model.run import train_reward_model
 from deepseek_jax.recipes.sft.data import check_conversations, packed, rows_of
 from deepseek_jax.recipes.sft.run import fine_tune, packed_conversations
+from deepseek_jax.recipes.start import starting_policy
 from deepseek_jax.reinforce.model_rewards import JUDGE, load_model_rewards
 from deepseek_jax.reinforce.scenarios import ScenarioRewards, scenario_questions, scenario_rewards
-from deepseek_jax.reinforce.update import fitting, reinforce
+from deepseek_jax.reinforce.update import reinforce
+from deepseek_jax.rollout.policy import Policy, fitting
 from deepseek_jax.synthesis.rejection import read_accepted, sample_accepted
 from deepseek_jax.training.lineage import run_stage
-from deepseek_jax.training.metrics import MetricsWriter
-from deepseek_jax.worlds.world import given_solution
+from deepseek_jax.training.run import Run
+from deepseek_jax.worlds.world import World, given_solution
 
 ORDER = ("base", "zero", "traces", "cold_start", "reasoning", "judge", "rejection", "judged", "sft")
 ORDER += (*REWARD_MODELS, "scenarios")
 
 
 class Stage(NamedTuple):
-    """What a stage has made: its folder, and the hash of all that went into it."""
+    """What a stage left: its folder, and the hash of all that went into it."""
 
     name: str
     hash: str
@@ -43,172 +42,160 @@ class Stage(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Stages:
-    """The stages as methods: earlier Stages and examples in, a Stage out; done once each, see lineage.
+    """The stages as methods: earlier Stages and examples in, a Stage out; each is run once, see lineage.
 
-    Examples, and the Tasks that hold them, are those of worlds.bilingual.tasks, with their prompt_ids.
+    policy: rollout.Policy that all stages share but for its params. Examples, and the Tasks that hold them,
+    are the world's, with their prompt_ids.
     """
 
     settings: R1Settings
-    policy: ModelConfig
-    tokenizer: Tokenizer
-    mesh: Mesh
-    workdir: Path
-    writer: MetricsWriter
-    should_stop: Callable
+    world: World
+    policy: Policy
+    run: Run
 
     def base(self):
-        """Pre-trained on the small world's corpus."""
-        base, seed = self.settings.base, self.settings.seed
+        """Pre-trained on the world's corpus, or config.init_from."""
+        settings = self.settings
+        if settings.init_from is not None:
+            inputs = {"checkpoint": fingerprint(settings.init_from), "settings": settings.model}
+            return self._trained("base", inputs, lambda run: self._loaded().params)
+        base, seed = settings.base, settings.seed
 
-        def train(folder):
-            running = dict(writer=self.writer, should_stop=self.should_stop)
-            return train_base(
-                self.policy, base, self.tokenizer, self.mesh, folder, seed=seed, **running
-            )
+        def train(run):
+            phase = run.of("pretrain", run.folder / "pretrain")
+            return train_base(self.policy.config, base, self.policy.tokenizer, phase, seed)
 
-        documents = base_documents(base, self.workdir / "base" / "data", seed)
+        documents = base_documents(base, self.run.folder / "base" / "data", seed)
         texts = [record["text"].decode() for record in read(documents, range(len(documents)))]
         inputs = {"settings": self.settings_of(base) | {"seed": seed}, "data": texts}
         return self._trained("base", inputs, train)
 
-    def zero(self, base, puzzles):
+    def zero(self, base, reasoning):
         """R1-Zero: nothing but reinforcement, by rules."""
-        return self._reinforced("zero", base, puzzles)
+        return self._reinforced("zero", base, reasoning)
 
-    def traces(self, zero, puzzles):
+    def traces(self, zero, reasoning):
         """accepted.jsonl: R1-Zero's completions that are right and readable: each thought in one language."""
-        return self._accepted("traces", zero, puzzles)
+        return self._accepted("traces", zero, reasoning)
 
-    def cold_start(self, base, traces, puzzles, requests):
-        """Dev1: the base on R1-Zero's readable traces, and solutions of so many puzzles and requests."""
-        return self._fine_tuned("cold_start", base, [traces], puzzles, requests)
+    def cold_start(self, base, traces, reasoning, general):
+        """Dev1: the base on R1-Zero's readable traces, and solutions of so many questions of either sort."""
+        return self._fine_tuned("cold_start", base, [traces], reasoning, general)
 
-    def reasoning(self, dev1, puzzles):
+    def reasoning(self, dev1, reasoning):
         """Dev2: reinforcement, whose rewards count the language of the thought too."""
-        return self._reinforced("reasoning", dev1, puzzles)
+        return self._reinforced("reasoning", dev1, reasoning)
 
     def judged_pairs(self):
         """What the judge learns from: a Task of pairs. Raises ValueError where one does not fit a row."""
         settings = self._with_seed("judge")
-        pairs = judged_pairs(settings, self.workdir / "judge" / "data")
-        check_lengths(settings, self.tokenizer, pairs, "config.judge")
+        pairs = judged_pairs(settings, self.world, self.run.folder / "judge" / "data")
+        with at("config.judge"):
+            check_lengths(settings, self.policy, pairs, self.world)
         return pairs
 
     def judge(self, base, pairs):
         """The judge of answers that no rule checks: the base, taught to compare two. pairs: judged_pairs'."""
         settings = self._with_seed("judge")
-        start = dict(tokenizer=self.tokenizer, tokenizer_name=self.settings.base.corpus)
-        running = dict(phase="judge", writer=self.writer, should_stop=self.should_stop)
 
         def make(folder):
-            if (folder / "params" / JUDGE).exists():
-                return
-            params = self.params(base)
-            train_judge(settings, self.policy, params, pairs, self.mesh, folder, **start, **running)
+            if not (folder / "params" / JUDGE).exists():
+                run = self.run.of("judge", folder)
+                policy = self.trained(base)
+                train_judge(settings, policy, pairs, self.world, run, self._tokenizer_name())
 
         inputs = {"settings": self.settings_of(settings), "parent": base.hash}
         data = [pairs.train, pairs.held_out]
         return self.make("judge", inputs | {"data": data}, make)
 
-    def rejection(self, dev2, puzzles):
-        """accepted.jsonl: those of Dev2's completions of puzzles that are worth learning."""
-        return self._accepted("rejection", dev2, puzzles)
+    def rejection(self, dev2, reasoning):
+        """accepted.jsonl: those of Dev2's completions of reasoning questions that are worth learning."""
+        return self._accepted("rejection", dev2, reasoning)
 
-    def judged(self, dev2, judge, requests):
-        """accepted.jsonl: those of Dev2's answers to requests that the judge finds as good as the reference.
-        The last requests are asked: the first ones are those whose good answers are shown.
+    def judged(self, dev2, judge, general):
+        """accepted.jsonl: those of Dev2's answers to general questions that the judge finds as good as the
+        reference. The last questions are asked: the first ones are those whose good answers are learned from.
         """
-        asked = requests[-self.settings.judged.num_prompts :]
+        asked = general[-self.settings.judged.num_prompts :]
         return self._accepted("judged", dev2, asked, judge)
 
-    def sft(self, base, rejection, judged, puzzles, requests):
-        """Dev3: the base again, on what was accepted and on good answers to requests."""
-        return self._fine_tuned("sft", base, [rejection, judged], puzzles, requests)
+    def sft(self, base, accepted, reasoning, general):
+        """Dev3: the base again, on what was accepted and on good answers to general questions."""
+        return self._fine_tuned("sft", base, accepted, reasoning, general)
 
     def reward_model(self, name, dev3):
         """One of REWARD_MODELS, from the policy that has seen requests: which answers are better, or safe."""
         settings = self._with_seed(name)
-        records = load_preferences(settings, self.workdir / name / "data")
+        records = load_preferences(settings, self.world, self.run.folder / name / "data")
 
         def make(folder):
             if (folder / "params").exists():
                 return
-            train, held_out = (
-                with_ids(settings, self.policy, self.tokenizer, part, kind)
+            with_own_ids = [
+                with_ids(settings, self.policy, part, kind)
                 for part, kind in zip(records, ("training", "held-out"), strict=True)
-            )
-            train_reward_model(
-                settings,
-                self.policy,
-                self.params(dev3),
-                self.settings.base.corpus,
-                train,
-                held_out,
-                self.mesh,
-                folder,
-                phase=name,
-                writer=self.writer,
-                should_stop=self.should_stop,
-            )
+            ]
+            run, policy = self.run.of(name, folder), self.trained(dev3)
+            train_reward_model(settings, policy, with_own_ids, run, self._tokenizer_name())
 
         inputs = {"settings": self.settings_of(settings), "parent": dev3.hash}
         return self.make(name, inputs | {"data": records}, make)
 
-    def scenarios(self, dev3, reward_models, puzzles, requests):
-        """R1: reinforcement on puzzles, by rules, and in the last steps on requests as well, by the reward
-        models. reward_models: the Stages of REWARD_MODELS.
+    def scenarios(self, dev3, reward_models, reasoning, general):
+        """R1: reinforcement on reasoning questions, by rules, and in the last steps on general ones as
+        well, by the reward models. reward_models: the Stages of REWARD_MODELS.
         """
-        return self._reinforced("scenarios", dev3, puzzles, requests, reward_models)
+        return self._reinforced("scenarios", dev3, reasoning, general, reward_models)
 
-    def params(self, stage):
-        """A stage's parameters, read anew: whoever trains them uses them up."""
-        return load_orbax(stage.folder / "params", mesh=self.mesh)[1]
+    def trained(self, stage):
+        """The Policy of a stage, its params read anew: whoever trains them uses them up."""
+        return self.policy.at(load_orbax(stage.folder / "params", mesh=self.run.mesh)[1])
 
     def settings_of(self, block):
         """A block's numbers, and the model that they are about, as JSON can say them."""
-        shared = {"model": dataclasses.asdict(self.policy), "template": TEMPLATE}
+        config, template = self.policy.config, self.policy.template
+        shared = {"model": dataclasses.asdict(config), "template": template}
         return {"block": dataclasses.asdict(block)} | shared
 
     def make(self, name, inputs, make):
         """run_stage in this run's folder: -> Stage."""
-        own = run_stage(self.workdir, name, inputs, make)
-        return Stage(name, own, self.workdir / name)
+        own = run_stage(self.run.folder, name, inputs, make)
+        return Stage(name, own, self.run.folder / name)
+
+    def _loaded(self):
+        """The Policy of config.init_from."""
+        return starting_policy(self.settings, self.run.mesh, self.policy.template)
+
+    def _tokenizer_name(self):
+        settings = self.settings
+        return settings.init_from if settings.base is None else settings.base.corpus
 
     def _trained(self, name, inputs, train):
-        """A stage whose result is parameters: what train(folder) returns, in folder/params."""
+        """A stage whose result is parameters: what train(run) returns, in folder/params."""
 
         def make(folder):
             if not is_orbax(folder / "params"):
-                save_orbax(folder / "params", self.policy, train(folder))
+                run = self.run.of(name, folder)
+                save_orbax(folder / "params", self.policy.config, train(run))
 
         return self.make(name, inputs, make)
 
-    def _reinforced(self, name, parent, puzzles, requests=(), reward_models=()):
-        """A stage of reinforcement: settings.general's questions are the requests."""
+    def _reinforced(self, name, parent, reasoning, general=(), reward_models=()):
+        """A stage of reinforcement: settings.general's questions are the general ones."""
         settings = self._with_seed(name)
 
-        def train(folder):
-            asked = (_asked(e, settings) if e else e for e in (puzzles, requests))
-            with scenario_rewards(
-                settings, load_model_rewards(_paths(reward_models), self.mesh)
-            ) as rewards:
-                return reinforce(
-                    settings,
-                    self.policy,
-                    self.tokenizer,
-                    self.params(parent),
-                    scenario_questions(settings, *asked),
-                    ScenarioRewards(rewards),
-                    self.mesh,
-                    folder / "checkpoints",
-                    phase=name,
-                    writer=self.writer,
-                    should_stop=self.should_stop,
-                )
+        def train(run):
+            limit = settings.rollout.max_prompt_length
+            asked = [fitting(e, limit, "training") if e else e for e in (reasoning, general)]
+            models = load_model_rewards(_paths(reward_models), run.mesh)
+            with scenario_rewards(settings, models) as rewards:
+                questions, paid = scenario_questions(settings, *asked), ScenarioRewards(rewards)
+                phase = run.within(run.folder / "checkpoints")
+                return reinforce(settings, self.trained(parent), questions, paid, phase)
 
         inputs = {"settings": self.settings_of(settings), "parent": parent.hash}
         inputs |= {model.name: model.hash for model in reward_models}
-        return self._trained(name, inputs | {"data": [puzzles, requests]}, train)
+        return self._trained(name, inputs | {"data": [reasoning, general]}, train)
 
     def _accepted(self, name, parent, examples, judge=None):
         """A stage whose result is accepted.jsonl, of a policy's completions. judge: the Stage of one."""
@@ -220,48 +207,50 @@ class Stages:
             path = folder / "accepted.jsonl"
             if path.exists():
                 return
-            models = load_model_rewards(_paths(judges), self.mesh)
-            options = dict(seed=seed, block=f"config.{name}", judge=models.get("judge"))
-            policy, params = self.policy, self.params(parent)
-            sample_accepted(settings, policy, params, self.tokenizer, asked, path, **options)
+            models = load_model_rewards(_paths(judges), self.run.mesh)
+            rule = self.world.questions[self.world.reasoning].rule
+            how = dict(rule=rule, seed=seed, judge=models.get("judge"))
+            with at(f"config.{name}"):
+                sample_accepted(settings, self.trained(parent), asked, path, **how)
 
         inputs = {"settings": self.settings_of(settings) | {"seed": seed}, "parent": parent.hash}
         inputs |= {stage.name: stage.hash for stage in judges}
         return self.make(name, inputs | {"data": asked}, make)
 
-    def _fine_tuned(self, name, base, sampled, puzzles, requests):
-        """Learn from what was accepted in the stages `sampled`, and from solutions of as many puzzles and
-        requests as the config names; the held-out loss is of held-out puzzles'.
+    def _fine_tuned(self, name, base, sampled, reasoning, general):
+        """Learn from what was accepted in the stages `sampled`, and from solutions of as many questions of
+        either sort as the config names; the held-out loss is of held-out reasoning questions'.
         """
         settings = self._with_seed(name)
-        examples = [e for stage in sampled for e in read_accepted(stage.folder / "accepted.jsonl")]
-        examples += puzzles.train[: settings.data.num_puzzles]
-        examples += requests.train[: settings.data.num_requests]
+        accepted = [e for stage in sampled for e in read_accepted(stage.folder / "accepted.jsonl")]
+        conversations = worked_conversations(accepted, given_solution)
+        conversations += self._worked(
+            self.world.reasoning, reasoning.train[: settings.data.num_puzzles]
+        )
+        conversations += self._worked(
+            self.world.general, general.train[: settings.data.num_requests]
+        )
 
-        def train(folder):
-            conversations = worked_conversations(examples, given_solution)
-            _, shares = batch_share(self.mesh)
-            checked = self.policy, self.tokenizer, conversations, f"{name} training", shares
-            check_conversations(*checked, rows_of(settings), f"config.{name}")
-            held_out = worked_conversations(puzzles.held_out, given_solution)
-            batches = packed(settings, self.tokenizer, held_out, num_epochs=1)
-            loss_of = ConversationLoss(self.policy, list(batches), self.mesh)
-            return fine_tune(
-                settings,
-                self.policy,
-                self.params(base),
-                packed_conversations(settings, self.tokenizer, conversations, loss_of, self.mesh),
-                self.mesh,
-                folder / "checkpoints",
-                writer=self.writer,
-                should_stop=self.should_stop,
-                phase=name,
-            )
+        def train(run):
+            _, shares = batch_share(run.mesh)
+            rows = rows_of(settings, self.policy.template)
+            checked = self.policy, conversations, f"{name} training", shares, rows
+            check_conversations(*checked, f"config.{name}")
+            held_out = self._worked(self.world.reasoning, reasoning.held_out)
+            batches = list(packed(settings, self.policy, held_out, num_epochs=1))
+            loss_of = ConversationLoss(self.policy.config, batches, run.mesh)
+            source = packed_conversations(settings, self.policy, conversations, loss_of, run.mesh)
+            phase = run.within(run.folder / "checkpoints")
+            return fine_tune(settings, self.trained(base), source, phase)
 
         inputs = {"settings": self.settings_of(settings), "parent": base.hash}
         inputs |= {stage.name: stage.hash for stage in sampled}
-        data = [[example["question"], example["solution"]] for example in examples]
+        data = [[m["content"] for m in c["messages"]] for c in conversations]
         return self._trained(name, inputs | {"data": data}, train)
+
+    def _worked(self, name, examples):
+        """Conversations that answer examples of the world's questions of this name well."""
+        return worked_conversations(examples, self.world.questions[name].worked) if examples else []
 
     def _with_seed(self, name):
         return dataclasses.replace(getattr(self.settings, name), seed=self._seed(name))
@@ -274,8 +263,3 @@ class Stages:
 def _paths(stages):
     """config.reward_models of what these stages left."""
     return {stage.name: {"path": str(stage.folder / "params")} for stage in stages}
-
-
-def _asked(examples, settings):
-    """The examples whose prompts are not too long for this stage."""
-    return fitting(examples, settings.rollout, "training", "config.rollout")

@@ -8,35 +8,40 @@ from deepseek_jax.parallel import put_batch
 from deepseek_jax.parallel.processes import say
 from deepseek_jax.parallel.shard import batch_share
 from deepseek_jax.rewards.model import right_padded
-from deepseek_jax.worlds.bilingual.world import BILINGUAL
 
 BUCKET = 16  # rows are as long as the longest record, rounded up to this
 
 
-def load_preferences(settings, folder):
+def load_preferences(settings, world, folder):
     """(to train on, held out), lists of records as of data.preferences.parse_preference.
 
-    settings: RewardModelSettings. The small world's are written below `folder` as a dataset.
+    settings: RewardModelSettings. The world's are written below `folder` as a
+    dataset.
     """
     data = settings.data
     if data.path is not None:
         return read_preferences(settings.kind, data.path, data.num_held_out, settings.seed)
     sizes = dict(num_train=data.num_train, num_held_out=data.num_held_out)
-    return BILINGUAL.preferences[settings.kind](folder, seed=settings.seed, **sizes)
+    if settings.kind not in world.preferences:
+        raise ValueError(
+            f"kind={settings.kind!r}: the world {world.name!r} has no such preferences; set data.path to a "
+            "jsonl file of them"
+        )
+    return world.preferences[settings.kind](folder, seed=settings.seed, **sizes)
 
 
-def with_ids(settings, config, tokenizer, records, kind):
+def with_ids(settings, policy, records, kind):
     """The records with the ids of each response, without those that do not fit a row, which are counted.
 
     kind: "training" or "held-out". Raises ValueError where none fits, or a token is beyond the vocabulary.
     """
     kept, limit = [], settings.sequence_length
     for index, record in enumerate(records):
-        ids = render_record(tokenizer, record, index, template=settings.data.template)
-        if max(map(max, ids)) >= config.vocab_size:
+        ids = render_record(policy.tokenizer, record, index, template=policy.template)
+        if max(map(max, ids)) >= policy.config.vocab_size:
             raise ValueError(
                 f"record {index} of the data has token {max(map(max, ids))}, and the model's vocab_size is "
-                f"{config.vocab_size}; give the tokenizer that belongs to the model"
+                f"{policy.config.vocab_size}; give the tokenizer that belongs to the model"
             )
         if max(map(len, ids)) <= limit:
             kept.append(record | {"ids": ids})
@@ -110,5 +115,5 @@ class PreferenceSource:
         return {"position": self.stream.position}
 
     def set_state(self, state):
-        """Go on behind those."""
+        """Go on after them."""
         self.stream.position = state["position"]

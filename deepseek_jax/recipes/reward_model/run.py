@@ -17,7 +17,6 @@ from deepseek_jax.evaluation.preference import label_report, pair_report
 from deepseek_jax.losses.preference import batch_rewards, reward_loss
 from deepseek_jax.models.reward import reward_config, reward_params
 from deepseek_jax.parallel.processes import first_process
-from deepseek_jax.recipes.pretrain.run import train_base
 from deepseek_jax.recipes.reward_model.data import (
     PreferenceSource,
     batch_of,
@@ -28,77 +27,62 @@ from deepseek_jax.recipes.reward_model.data import (
     with_ids,
 )
 from deepseek_jax.recipes.reward_model.settings import RewardModelSettings
-from deepseek_jax.recipes.start import check_positions, check_rows, starting_policy
+from deepseek_jax.recipes.start import (
+    check_positions,
+    check_rows,
+    pretrained,
+    starting_policy,
+)
 from deepseek_jax.reports.answers import make_console
 from deepseek_jax.reports.tables import plot_curves
-from deepseek_jax.settings import build
-from deepseek_jax.training.metrics import MetricsWriter
-from deepseek_jax.training.phase import fit
+from deepseek_jax.training.loop import fit
 from deepseek_jax.training.remembered import remembered
+from deepseek_jax.worlds.bilingual.world import BILINGUAL
 
+SETTINGS = RewardModelSettings
 PHASE = "reward_model"
 CURVES = ("loss", "accuracy", "margin", "safe_probability", "grad_norm")
 
 
-def run(config, mesh, workdir, should_stop):
-    """Run the recipe in workdir, or what is left of it. config: ConfigDict of RewardModelSettings' fields.
+def run(settings, run):
+    """Run the recipe, or what is left of it. settings: RewardModelSettings. run: training.run.Run.
 
-    Leaves the reward model in workdir/params, for config.reward_models.NAME.path of another run.
+    Leaves the reward model in run.folder/params, for config.reward_models.NAME.path of another run.
     """
-    settings = build(RewardModelSettings, config, "config")
-    check_rows(settings, mesh)
-    policy, params, tokenizer = starting_policy(settings, mesh)
-    check_positions(settings, policy)
-    records = load_preferences(settings, workdir / "data")
-    train, held_out = (
-        with_ids(settings, policy, tokenizer, *pair)
-        for pair in zip(records, ("training", "held-out"), strict=True)
-    )
-    running = dict(writer=MetricsWriter(workdir), should_stop=should_stop)
-    if params is None:
-        base, seed = settings.base, settings.seed
-        params = train_base(policy, base, tokenizer, mesh, workdir, seed=seed, **running)
+    mesh, folder = run.mesh, run.folder
+    check_rows(settings, mesh, pipeline_micro_batches=settings.model.get("pipeline_micro_batches"))
+    policy = starting_policy(settings, mesh, settings.data.template)
+    check_positions(settings, policy.config)
+    records = load_preferences(settings, BILINGUAL, folder / "data")
+    records = [
+        with_ids(settings, policy, part, kind)
+        for part, kind in zip(records, ("training", "held-out"), strict=True)
+    ]
+    policy = pretrained(policy, settings, run)
     name = settings.init_from or settings.base.corpus
-    train_reward_model(settings, policy, params, name, train, held_out, mesh, workdir, **running)
-    running["writer"].close()
-    _report(workdir)
+    train_reward_model(settings, policy, records, run.of(PHASE, folder), name)
+    run.writer.close()
+    _report(folder)
 
 
-def train_reward_model(
-    settings,
-    policy,
-    params,
-    tokenizer_name,
-    train,
-    held_out,
-    mesh,
-    folder,
-    *,
-    writer,
-    should_stop,
-    phase=PHASE,
-):
-    """A policy's params, which are used up, to a reward model in folder/params. Resumes from folder, where
-    before.json and after.json tell how well it knew the held-out records before and after.
+def train_reward_model(settings, policy, records, run, tokenizer_name):
+    """A policy's params, which are used up, to a reward model in run.folder/params. Resumes from run.folder,
+    where before.json and after.json say how well it knew the held-out records before and after.
 
-    settings: RewardTrainingSettings. tokenizer_name: as of worlds.registry.named_tokenizer. train, held_out:
-    records of with_ids.
+    settings: RewardTrainingSettings. records: (to train on, held out), of with_ids. run: Run of this phase.
+    tokenizer_name: as worlds.registry.named_tokenizer takes it.
     """
-    params = reward_params(policy, params, mesh, jax.random.key(settings.seed))
-    model = reward_config(policy)
+    (train, held_out), folder, mesh = records, run.folder, run.mesh
+    params = reward_params(policy.config, policy.params, mesh, jax.random.key(settings.seed))
+    model = reward_config(policy.config)
     measure = functools.partial(_measure, model, settings, held_out, mesh)
     remembered(folder / "before.json", lambda: measure(params))
-    params = fit(
-        settings,
-        lambda params, batch, rng: reward_loss(model, params, batch),
-        params,
-        PreferenceSource(train, settings, mesh),
-        mesh,
-        folder / PHASE,
-        phase=phase,
-        writer=writer,
-        should_stop=should_stop,
-    )
+
+    def loss_fn(params, batch, rng):
+        return reward_loss(model, params, batch)
+
+    source = PreferenceSource(train, settings, mesh)
+    params = fit(settings, loss_fn, params, source, run.within(folder / PHASE))
     remembered(folder / "after.json", lambda: measure(params))
     if not (folder / "params").exists():
         template = settings.data.template

@@ -4,8 +4,8 @@ import dataclasses
 from typing import Literal
 
 from deepseek_jax.data.preferences import RESPONSES
-from deepseek_jax.recipes.blocks import check_one_start
 from deepseek_jax.recipes.pretrain.settings import BaseSettings
+from deepseek_jax.recipes.start import check_one_start
 from deepseek_jax.settings import check_counts
 from deepseek_jax.training.optimizer import OptimizerSettings
 

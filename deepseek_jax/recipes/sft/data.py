@@ -1,5 +1,7 @@
 """The conversations of a fine-tuning: read, checked before anything is trained, and put on the mesh."""
 
+import functools
+
 import numpy as np
 
 from deepseek_jax.data.conversations import last_prompt, pack_conversations, render_numbered
@@ -11,6 +13,7 @@ from deepseek_jax.data.messages import (
 from deepseek_jax.data.sources import hold_out
 from deepseek_jax.errors import at
 from deepseek_jax.parallel.processes import say
+from deepseek_jax.rollout.policy import check_room
 from deepseek_jax.worlds.registry import find_questions
 
 CHECKED = 1000  # conversations looked at before a run starts: seconds, and most mistakes show
@@ -31,7 +34,7 @@ def load_conversations(settings, folder):
     return tuple(worked_conversations(e, questions.worked) for e in (task.train, task.held_out))
 
 
-def check_conversations(config, tokenizer, source, kind, shares, rows, path="config"):
+def check_conversations(policy, source, kind, shares, rows, path="config"):
     """Render the first CHECKED conversations, and say what they are like and how many are too long.
 
     rows: of rows_of, from the config block `path`. Raises ValueError where one cannot be rendered or goes
@@ -41,11 +44,11 @@ def check_conversations(config, tokenizer, source, kind, shares, rows, path="con
     template, length = rows["template"], rows["sequence_length"]
     lengths, targets = [], []
     for index in range(min(len(source), CHECKED)):
-        ids, is_target = render_numbered(tokenizer, source[index], index, template=template)
-        if max(ids) >= config.vocab_size:
+        ids, is_target = render_numbered(policy.tokenizer, source[index], index, template=template)
+        if max(ids) >= policy.config.vocab_size:
             raise ValueError(
                 f"conversation {index} of the data has token {max(ids)}, and the model's vocab_size is "
-                f"{config.vocab_size}; give the tokenizer that belongs to the model"
+                f"{policy.config.vocab_size}; give the tokenizer that belongs to the model"
             )
         lengths.append(len(ids))
         targets.append(sum(is_target))
@@ -65,47 +68,43 @@ def check_conversations(config, tokenizer, source, kind, shares, rows, path="con
     )
 
 
-def held_out_prompts(settings, config, tokenizer, source):
-    """(prompts, examples): what is asked of the first held-out conversations that fit a row.
+def held_out_prompts(settings, policy, source):
+    """Examples with prompt_ids: what is asked of the first held-out conversations that fit a row.
 
-    prompts: ids up to the last assistant's text. examples: by which an answer is scored; of conversations
-    that bring no question and answer of their own, the last two messages.
+    prompt_ids: up to the last assistant's text. An example is what an answer is scored by; of a conversation
+    that brings no question and answer of its own, the last two messages.
     Raises ValueError where prompt and answer go beyond the positions that the model knows.
     """
-    prompts, examples = [], []
-    wanted, template = settings.answers.num_prompts, settings.data.template
+    examples, wanted = [], settings.answers.num_prompts
+    render = functools.partial(render_numbered, policy.tokenizer, template=policy.template)
     for index in range(len(source)):
         record = source[index]
-        ids, is_target = render_numbered(tokenizer, record, index, template=template)
-        if len(ids) <= settings.sequence_length and len(prompts) < wanted:
+        ids, is_target = render(record, index)
+        if len(ids) <= settings.sequence_length and len(examples) < wanted:
             question, answer = (message["content"] for message in record["messages"][-2:])
-            prompts.append(last_prompt(ids, is_target))
-            examples.append({"question": question, "answer": answer} | record)
-    if len(prompts) < wanted:
+            more = {"prompt_ids": last_prompt(ids, is_target)}
+            examples.append({"question": question, "answer": answer} | record | more)
+    if len(examples) < wanted:
         raise ValueError(
-            f"config.answers.num_prompts={wanted}, and {len(prompts)} held-out conversations fit; lower "
+            f"config.answers.num_prompts={wanted}, and {len(examples)} held-out conversations fit; lower "
             "it, or raise config.data.num_held_out"
         )
-    longest = max(map(len, prompts)) + settings.answers.max_completion_length
-    if longest > config.max_position_embeddings:
-        raise ValueError(
-            "config.answers.max_completion_length="
-            f"{settings.answers.max_completion_length} behind the longest prompt makes {longest} tokens, "
-            f"beyond the model's max_position_embeddings={config.max_position_embeddings}; lower it"
-        )
-    return prompts, examples
+    with at("config.answers"):
+        check_room(policy.config, examples, settings.answers.max_completion_length)
+    return examples
 
 
-def rows_of(settings):
+def rows_of(settings, template):
     """The rows that settings ask for, as data.conversations.pack_conversations takes them."""
     return {
-        "template": settings.data.template,
+        "template": template,
         "sequence_length": settings.sequence_length,
         "batch_size": settings.batch_size,
         "packing": settings.data.packing,
     }
 
 
-def packed(settings, tokenizer, source, **kwargs):
-    """data.conversations.pack_conversations as the settings say."""
-    return pack_conversations(source, tokenizer, seed=settings.seed, **rows_of(settings), **kwargs)
+def packed(settings, policy, source, **kwargs):
+    """data.conversations.pack_conversations as the settings say, in the policy's tokens and template."""
+    rows = rows_of(settings, policy.template)
+    return pack_conversations(source, policy.tokenizer, seed=settings.seed, **rows, **kwargs)

@@ -8,10 +8,10 @@ import functools
 from deepseek_jax.checkpoint import is_orbax, save_orbax
 from deepseek_jax.data.batches import PackedDocuments
 from deepseek_jax.evaluation.conversation_loss import ConversationLoss
+from deepseek_jax.evaluation.held_out import evaluate_both
 from deepseek_jax.losses.next_token import next_token_loss
 from deepseek_jax.parallel.processes import first_process
 from deepseek_jax.parallel.shard import batch_share
-from deepseek_jax.recipes.pretrain.run import train_base
 from deepseek_jax.recipes.sft.data import (
     check_conversations,
     held_out_prompts,
@@ -23,61 +23,54 @@ from deepseek_jax.recipes.sft.settings import SftSettings
 from deepseek_jax.recipes.start import (
     check_positions,
     check_rows,
-    ending_turns,
+    pretrained,
     starting_policy,
 )
 from deepseek_jax.reinforce.model_rewards import load_model_rewards
-from deepseek_jax.reports.answers import answer, make_console, print_samples, print_table
+from deepseek_jax.reports.answers import make_console, print_samples, print_table
 from deepseek_jax.reports.tables import loss_table, plot_curves
-from deepseek_jax.settings import build
-from deepseek_jax.training.metrics import MetricsWriter
-from deepseek_jax.training.phase import fit
+from deepseek_jax.training.loop import fit
 from deepseek_jax.training.remembered import remembered
 from deepseek_jax.worlds.registry import open_rewards
 
+SETTINGS = SftSettings
 PHASE = "sft"
 CURVES = ("loss", "held_out_loss", "grad_norm")
 
 
-def run(config, mesh, workdir, should_stop):
-    """Run the recipe in workdir, or what is left of it. config: ConfigDict of SftSettings' fields.
+def run(settings, run):
+    """Run the recipe, or what is left of it. settings: SftSettings. run: training.run.Run.
 
-    Leaves the policy in workdir/params, which launch/evaluate.py and launch/convert.py read.
+    Leaves the policy in run.folder/params, which launch/evaluate.py and launch/convert.py read.
     """
-    settings = build(SftSettings, config, "config")
-    check_rows(settings, mesh)
-    running = dict(writer=MetricsWriter(workdir), should_stop=should_stop)
+    mesh, folder = run.mesh, run.folder
+    check_rows(settings, mesh, pipeline_micro_batches=settings.model.get("pipeline_micro_batches"))
     models = load_model_rewards(settings.reward_models, mesh)
     with open_rewards(settings.rewards, models=models) as rewards:
-        policy, params, tokenizer = starting_policy(settings, mesh)
-        policy = ending_turns(policy, tokenizer, settings.data.template)
-        check_positions(settings, policy)
-        train, held_out = load_conversations(settings, workdir / "data")
+        policy = starting_policy(settings, mesh, settings.data.template)
+        check_positions(settings, policy.config)
+        train, held_out = load_conversations(settings, folder / "data")
         _, shares = batch_share(mesh)
-        rows = rows_of(settings)
-        check_conversations(policy, tokenizer, train, "training", shares, rows)
-        check_conversations(policy, tokenizer, held_out, "held-out", 1, rows)
-        prompts, examples = held_out_prompts(settings, policy, tokenizer, held_out)
-        rewards.check(examples)
-        if params is None:
-            base, seed = settings.base, settings.seed
-            params = train_base(policy, base, tokenizer, mesh, workdir, seed=seed, **running)
-        batches = packed(settings, tokenizer, held_out, num_epochs=1)
-        loss_of = ConversationLoss(policy, list(batches), mesh)
-        measure = functools.partial(
-            _measure, settings, policy, tokenizer, prompts, examples, rewards, loss_of
-        )
-        before = remembered(workdir / "before.json", lambda: measure(params))
-        source = packed_conversations(settings, tokenizer, train, loss_of, mesh)
-        params = fine_tune(settings, policy, params, source, mesh, workdir / PHASE, **running)
-        after = remembered(workdir / "after.json", lambda: measure(params))
-    running["writer"].close()
-    if not is_orbax(workdir / "params"):
-        save_orbax(workdir / "params", policy, params)
-    _report(workdir, settings.sequence_length, before, after)
+        rows = rows_of(settings, policy.template)
+        check_conversations(policy, train, "training", shares, rows)
+        check_conversations(policy, held_out, "held-out", 1, rows)
+        asked = held_out_prompts(settings, policy, held_out)
+        rewards.check(asked)
+        policy = pretrained(policy, settings, run)
+        batches = packed(settings, policy, held_out, num_epochs=1)
+        loss_of = ConversationLoss(policy.config, list(batches), mesh)
+        measure = functools.partial(_measure, settings, policy, asked, rewards, loss_of)
+        before = remembered(folder / "before.json", lambda: measure(policy.params))
+        source = packed_conversations(settings, policy, train, loss_of, mesh)
+        params = fine_tune(settings, policy, source, run.of(PHASE))
+        after = remembered(folder / "after.json", lambda: measure(params))
+    run.writer.close()
+    if not is_orbax(folder / "params"):
+        save_orbax(folder / "params", policy.config, params)
+    _report(folder, settings.sequence_length, before, after)
 
 
-def packed_conversations(settings, tokenizer, conversations, loss_of, mesh):
+def packed_conversations(settings, policy, conversations, loss_of, mesh):
     """The loop's source of batches, this process's share of them: -> PackedDocuments.
 
     loss_of: ConversationLoss, asked before every eval_every-th step. The metric tokens is the sum of the
@@ -85,7 +78,7 @@ def packed_conversations(settings, tokenizer, conversations, loss_of, mesh):
     """
     share, shares = batch_share(mesh)
     return PackedDocuments(
-        packed(settings, tokenizer, conversations, process_index=share, process_count=shares),
+        packed(settings, policy, conversations, process_index=share, process_count=shares),
         mesh,
         batch_sizes=((0, settings.batch_size),),
         quantum=settings.batch_size,
@@ -95,38 +88,25 @@ def packed_conversations(settings, tokenizer, conversations, loss_of, mesh):
     )
 
 
-def fine_tune(settings, policy, params, source, mesh, folder, *, writer, should_stop, phase=PHASE):
-    """The training itself: -> params. Resumes from folder; the params given are used up.
+def fine_tune(settings, policy, source, run):
+    """The training itself: -> params. Resumes from run.folder; policy.params are used up.
 
-    settings: SftSettings. policy: ModelConfig. source: packed_conversations'. What no gradient moves stays as
-    it is: router biases, and multi-token prediction modules, whose loss is not taken.
+    settings: FineTuneSettings. policy: rollout.Policy. source: packed_conversations'. What no gradient moves
+    stays as it is: router biases, and multi-token prediction modules, whose loss is not taken.
     """
-    running = dict(phase=phase, writer=writer, should_stop=should_stop)
 
     def loss_fn(params, batch, rng):
-        return next_token_loss(policy, params, batch)
+        return next_token_loss(policy.config, params, batch)
 
-    return fit(settings, loss_fn, params, source, mesh, folder, **running)
+    return fit(settings, loss_fn, policy.params, source, run)
 
 
-def _measure(settings, policy, tokenizer, prompts, examples, rewards, loss_of, params):
+def _measure(settings, policy, asked, rewards, loss_of, params):
     """The held-out conversations' loss, and the scores of answers to their last questions."""
+    how = dict(accuracy=settings.accuracy, seed=settings.seed)
     return {
         "loss": loss_of(params),
-        "answers": answer(
-            policy,
-            params,
-            tokenizer,
-            prompts,
-            examples,
-            rewards,
-            accuracy=settings.accuracy,
-            temperature=settings.answers.temperature,
-            max_completion_length=settings.answers.max_completion_length,
-            eos_ids=(tokenizer.eos_id, *policy.eos_ids),
-            seed=settings.seed,
-            slots=settings.answers.slots,
-        ),
+        "answers": evaluate_both(policy.at(params), asked, rewards, settings.answers, **how),
     }
 
 

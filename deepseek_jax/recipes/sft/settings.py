@@ -2,8 +2,9 @@
 
 import dataclasses
 
-from deepseek_jax.recipes.blocks import check_one_start
 from deepseek_jax.recipes.pretrain.settings import BaseSettings
+from deepseek_jax.recipes.start import check_one_start
+from deepseek_jax.rollout.policy import AnswerOptions
 from deepseek_jax.settings import check_counts, check_evaluations
 from deepseek_jax.training.optimizer import OptimizerSettings
 from deepseek_jax.worlds.arithmetic.corpus import PROMPT_TEMPLATE
@@ -32,14 +33,11 @@ class DataSettings:
             )
 
 
-@dataclasses.dataclass(frozen=True)
-class AnswerSettings:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class AnswerSettings(AnswerOptions):
     """How held-out prompts are answered before and after: num_prompts of them, sampled and greedily."""
 
-    max_completion_length: int
     num_prompts: int = 64
-    temperature: float = 1.0
-    slots: int = 32
 
     def __post_init__(self):
         if self.num_prompts < 2:

@@ -12,13 +12,13 @@ from ml_collections import ConfigDict
 from configs import distill_study
 from deepseek_jax.costs.flops import useful_flops
 from deepseek_jax.distill import compute as distill_compute
-from deepseek_jax.recipes.blocks import build_model
+from deepseek_jax.models import build_model
 from deepseek_jax.recipes.distill import run as distill
 from deepseek_jax.recipes.distill.findings import FILE, findings
 from deepseek_jax.recipes.distill.run import report_sweep
 from deepseek_jax.recipes.distill.settings import DistillSettings
 from deepseek_jax.settings import build
-from tests.recipes.small import one_device
+from tests.recipes.small import one_device, run_recipe
 
 PAIRS = {"a thing": ("ours", "theirs"), "the other way": ("theirs", "ours"), "same": ("ours", "as")}
 QUESTIONS = 40
@@ -133,7 +133,7 @@ def test_the_study_runs_and_tells_what_it_found(tmp_path, capsys):
     config.evaluation.update(dict(num_questions=4, samples=1, max_completion_length=8))
     mesh = one_device()
     with jax.set_mesh(mesh):
-        distill.run(config, mesh, tmp_path, lambda: False)
+        run_recipe(distill, config, tmp_path, mesh=mesh)
     run = json.loads((tmp_path / FILE).read_text())
     policies = {"teacher", "start qwen", *config.students, "reinforcement"}
     assert set(run["answers"]) == policies

@@ -15,18 +15,18 @@ from deepseek_jax.distill.objective import PROJECTIONS, SAMPLED, Objective
 from deepseek_jax.distill.source import OnPolicyRows, TaskWatch, sampled_rows
 from deepseek_jax.distill.update import check_first
 from deepseek_jax.evaluation.conversation_loss import ConversationLoss
-from deepseek_jax.models import forward
+from deepseek_jax.models import build_model, forward, random_params
 from deepseek_jax.parallel import make_mesh
-from deepseek_jax.recipes.blocks import build_model, random_params
 from deepseek_jax.recipes.distill import run as distill
 from deepseek_jax.recipes.distill.settings import DistillSettings
 from deepseek_jax.recipes.distill.student import StudentRun
-from deepseek_jax.recipes.distill.tasks import mixed, small_world, texts_hash, transfer_tasks
-from deepseek_jax.rollout import generate
+from deepseek_jax.recipes.distill.tasks import mixed, texts_hash, transfer_tasks, world_tasks
+from deepseek_jax.rollout import Policy, generate
 from deepseek_jax.settings import build
 from deepseek_jax.training.metrics import read_metrics
 from deepseek_jax.worlds.bilingual.tokenizer import bilingual_tokenizer
-from tests.recipes.small import one_device
+from deepseek_jax.worlds.bilingual.world import BILINGUAL
+from tests.recipes.small import make_run, one_device, run_recipe
 from tests.tiny import tiny_model
 from tests.turns import turns
 
@@ -72,9 +72,7 @@ def small_config(files, **fields):
 
 
 def run(folder, config, mesh=None):
-    mesh = mesh or one_device()
-    with jax.set_mesh(mesh):
-        distill.run(config, mesh, folder, lambda: False)
+    run_recipe(distill, config, folder, mesh=mesh)
 
 
 @pytest.fixture(scope="module")
@@ -122,10 +120,9 @@ def test_what_is_unchanged_is_not_made_again(finished, files, capsys):
 def test_a_run_that_is_stopped_goes_on_as_if_it_had_not_been(finished, files, tmp_path):
     """Oracle: the run in one piece, record by record."""
     stops = iter([False, True])
-    mesh, config = one_device(), small_config(files)
-    with jax.set_mesh(mesh):
-        with pytest.raises(SystemExit):
-            distill.run(config, mesh, tmp_path, lambda: next(stops))
+    config = small_config(files)
+    with pytest.raises(SystemExit):
+        run_recipe(distill, config, tmp_path, lambda: next(stops))
     run(tmp_path, config)
     names = ("loss", "soft", "hidden", "grad_norm")
     ours, theirs = (read_metrics(f / "metrics.jsonl", "qwen") for f in (tmp_path, finished))
@@ -193,18 +190,20 @@ def cached(files, tmp_path_factory):
     config = small_config(files)
     config.tasks.a.weight, config.tasks.b = 0.5, dict(path=str(path), num_held_out=2, weight=3.0)
     settings = build(DistillSettings, config, "config")
-    tasks = transfer_tasks(settings, {}, None, tmp_path_factory.mktemp("data"))
-    return settings, tasks, bilingual_tokenizer(), load_orbax(folder / "teacher")
+    tasks = transfer_tasks(settings, BILINGUAL, {}, None, tmp_path_factory.mktemp("data"))
+    config, params = load_orbax(folder / "teacher")
+    teacher = Policy(config, params, bilingual_tokenizer(), settings.template)
+    return settings, tasks, teacher
 
 
 def batches_of(cached, folder, count, **loss):
     """`count` batches of a student that learns soft and hard, as its run would draw them."""
-    settings, tasks, tokenizer, teacher = cached
+    settings, tasks, teacher = cached
     student = settings.built_students()["qwen"]
     fields = dict(weights=dict(soft=0.5, hard=0.5), temperature=2.0, **loss)
     student = dataclasses.replace(student, loss=build(type(student.loss), fields, "config"))
-    run = StudentRun(settings, "qwen", student, tasks, one_device(), folder)
-    iterator = iter(run._batches(tokenizer, (*teacher, tokenizer)))
+    run = StudentRun(settings, "qwen", student, tasks, make_run(folder))
+    iterator = iter(run._batches(teacher, teacher))
     drawn = [next(iterator) for _ in range(count)]
     iterator.close()
     return drawn
@@ -221,7 +220,7 @@ def test_a_student_of_a_cache_learns_the_same_texts_as_one_of_the_teacher(cached
 
 def test_a_cache_says_at_each_place_what_the_teacher_does(cached, tmp_path):
     """Oracle: the teacher's whole logits of the packed rows, sorted by numpy; 1e-4: rounding."""
-    config, params = cached[3]
+    config, params = cached[2].config, cached[2].params
     (batch,) = batches_of(cached, tmp_path, 1, top_k=3)
     options = {name: batch[name] for name in ("segment_ids", "positions")}
     logits = np.float64(forward(config, params, batch["tokens"], **options)) / 2
@@ -238,7 +237,7 @@ def test_a_cache_says_at_each_place_what_the_teacher_does(cached, tmp_path):
 
 def test_a_tasks_tokens_count_as_its_weight_says(cached, tmp_path):
     """Oracle: by hand: of two tasks weighed 0.5 and 3, whose texts say which they are of, in every batch."""
-    tokenizer, weights = cached[2], set()
+    tokenizer, weights = cached[2].tokenizer, set()
     for batch in batches_of(cached, tmp_path, 6):
         for row, segments in enumerate(batch["segment_ids"]):
             for segment in range(1, segments.max() + 1):
@@ -252,38 +251,39 @@ def test_a_tasks_tokens_count_as_its_weight_says(cached, tmp_path):
 def test_texts_of_the_teacher_take_the_place_of_the_worlds_own():
     """Oracle: by hand: one answer to each kind of puzzle, beside the world's own requests."""
     config = get_config("teacher=made")
-    settings, world = build(DistillSettings, config, "config"), small_world(0, 4)
-    puzzles = {e["kind"]: e["question"] for e in world["puzzles"].train}
+    settings, asked = build(DistillSettings, config, "config"), world_tasks(BILINGUAL, 0, 4)
+    puzzles = {e["kind"]: e["question"] for e in asked["bilingual_puzzles"].train}
     accepted = [dict(question=q, solution=f"so: {kind}") for kind, q in puzzles.items()]
-    tasks = transfer_tasks(settings, world, accepted, None)
+    tasks = transfer_tasks(settings, BILINGUAL, asked, accepted, None)
     for kind in ("sum", "countdown"):
         (shown,) = [tasks[kind].train[i] for i in range(len(tasks[kind].train))]
         assert shown["messages"] == turns(puzzles[kind], f"so: {kind}")
         assert {e["kind"] for e in tasks[kind].questions} == {kind}
         assert not {e["question"] for e in tasks[kind].questions} & set(puzzles.values())
-    assert len(tasks["requests"].train) == len(world["requests"].train)
-    with pytest.raises(ValueError, match="config.tasks.countdown has no text of the teacher's"):
-        transfer_tasks(settings, world, accepted[:0], None)
+    assert len(tasks["requests"].train) == len(asked["bilingual_requests"].train)
+    with pytest.raises(
+        ValueError, match="config.tasks.countdown: there is no text of the teacher's"
+    ):
+        transfer_tasks(settings, BILINGUAL, asked, accepted[:0], None)
 
 
 def test_a_text_no_row_has_room_for_is_counted_and_none_that_fits_is_an_error(
     cached, tmp_path, capsys
 ):
     """Oracle: by hand: one of eight or nine is too long; of rows of four tokens, all are."""
-    settings, tasks, tokenizer, _ = cached
-    policy = build_model(get_config().starts.qwen.model)
+    settings, tasks, teacher = cached
+    config = build_model(get_config().starts.qwen.model)
+    policy = dataclasses.replace(teacher, config=config)
     student = settings.built_students()["qwen"]
-    StudentRun(settings, "qwen", student, tasks, one_device(), tmp_path).check_texts(
-        policy, tokenizer
-    )
+    StudentRun(settings, "qwen", student, tasks, make_run(tmp_path)).check_texts(policy)
     said = [line for line in capsys.readouterr().out.splitlines() if " b " in line]
     assert len(said) == 2 and sum("1 longer than 16 and left out" in line for line in said) == 1
     short = dataclasses.replace(student, sequence_length=4)
-    run = StudentRun(settings, "qwen", short, tasks, one_device(), tmp_path)
+    run = StudentRun(settings, "qwen", short, tasks, make_run(tmp_path))
     with pytest.raises(
         ValueError, match=r"config\.students\.qwen\.sequence_length=4; the shortest"
     ):
-        run.check_texts(policy, tokenizer)
+        run.check_texts(policy)
 
 
 def test_a_term_that_does_nothing_stops_the_run():
@@ -327,10 +327,9 @@ def test_on_policy_rows_are_the_students_own_and_depend_on_the_step_alone(files)
     loss = dict(weights=dict(on_policy=1.0), temperature=1.0, on_policy=on_policy)
     settings = build(type(settings), loss, "config").on_policy
     prompts = [[1, 2], [3, 4, 5]]
-    made = [
-        OnPolicyRows(config, prompts, settings, eos_ids=(0,), sequence_length=8, seed=1)
-        for _ in range(2)
-    ]
+    tokenizer = dataclasses.replace(bilingual_tokenizer(), eos_id=0)
+    policy = Policy(dataclasses.replace(config, eos_token_id=None), None, tokenizer, "{question}")
+    made = [OnPolicyRows(policy, prompts, settings, sequence_length=8, seed=1) for _ in range(2)]
     first, again, later = made[0](params, 5), made[1](params, 5), made[0](params, 6)
     tokens = SAMPLED + "tokens"
     np.testing.assert_array_equal(first[tokens], again[tokens])

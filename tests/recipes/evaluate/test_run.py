@@ -17,7 +17,7 @@ from deepseek_jax.rollout import generate
 from deepseek_jax.worlds.arithmetic.tasks import arithmetic_task
 from deepseek_jax.worlds.arithmetic.tokenizer import arithmetic_tokenizer
 from deepseek_jax.worlds.arithmetic.world import SUMS
-from tests.recipes.small import one_device
+from tests.recipes.small import run_recipe
 from tests.tiny import save_tiny_model
 
 TOKENIZER = arithmetic_tokenizer()
@@ -54,7 +54,7 @@ def run(checkpoint, workdir, should_stop=lambda: False, **fields):
     config = ConfigDict(dict(recipe="evaluate", checkpoint=str(checkpoint), data=["arithmetic"]))
     config.update(dict(samples=3, max_completion_length=12, num_problems=6, save_every=2, slots=4))
     config.update(fields)
-    evaluate.run(config, one_device(), workdir, should_stop)
+    run_recipe(evaluate, config, workdir, should_stop)
 
 
 def results(workdir):

@@ -22,6 +22,7 @@ from deepseek_jax.synthesis.sample_log import SampleLog
 from deepseek_jax.synthesis.teacher import chunk_paths, read_rows
 from deepseek_jax.training.loop import STOPPED
 from tests.processes import run_two
+from tests.recipes.small import run_recipe
 
 ROOT = Path(__file__).resolve().parents[2]
 DATASET = Path("dataset") / "teacher_conversations" / "1.0.0"
@@ -48,7 +49,7 @@ def small_config(**fields):
 def run(workdir, should_stop=lambda: False, **fields):
     mesh = make_mesh(devices=jax.devices()[:1])
     with jax.set_mesh(mesh):
-        generate.run(small_config(**fields), mesh, workdir, should_stop)
+        run_recipe(generate, small_config(**fields), workdir, should_stop, mesh)
 
 
 def made(workdir):
@@ -214,7 +215,7 @@ from tests.recipes.generate.test_run import small_config
 mesh = make_mesh()
 with jax.set_mesh(mesh):
     config = small_config(chunk_size=2, teacher_processes=together)
-    generate.run(config, mesh, workdir, lambda: False)
+    run_recipe(generate, config, workdir, mesh=mesh)
 """
 
 

@@ -11,15 +11,15 @@ from orbax.checkpoint import v1 as ocp
 from deepseek_jax.checkpoint import load_orbax
 from deepseek_jax.checkpoint.store import Store
 from deepseek_jax.parallel import make_mesh
+from deepseek_jax.recipes import start
 from deepseek_jax.recipes.grpo import run as grpo
 from deepseek_jax.recipes.pretrain import run as pretrain
-from deepseek_jax.reinforce import groups
 from deepseek_jax.rewards import scoring
-from deepseek_jax.rollout import generate
+from deepseek_jax.rollout import generate, policy
 from deepseek_jax.settings import build
 from deepseek_jax.training.metrics import read_metrics
 from deepseek_jax.worlds.arithmetic.corpus import question
-from tests.recipes.small import one_device, small_config
+from tests.recipes.small import run_recipe, small_config
 
 CLOCKS = ("seconds", "per_second", "gib")  # metrics that no two runs share
 STEPS_OF = {"pretrain": 5, "grpo": 2}
@@ -38,7 +38,7 @@ def a_reward_that_varies():
 
 
 def run(workdir, should_stop=lambda: False, **fields):
-    grpo.run(small_config(**fields), one_device(), workdir, should_stop)
+    run_recipe(grpo, small_config(**fields), workdir, should_stop)
 
 
 def contents(folder):
@@ -210,7 +210,7 @@ def test_a_sampler_with_other_weights_stops_the_run_at_its_first_step(with_base,
         other = jax.tree.map(lambda leaf: leaf * 1.1, params)
         return generate(config, other, *arguments, **settings)
 
-    monkeypatch.setattr(groups, "generate", stale)
+    monkeypatch.setattr(policy, "generate", stale)
     with pytest.raises(ValueError, match="sampler's log-probabilities are off the trainer's by"):
         run(with_base)
     with Store(with_base / "grpo") as store:
@@ -318,10 +318,13 @@ def test_a_policy_from_nowhere_is_refused():
 @pytest.mark.parametrize(
     "fields, words",
     [
-        (dict(data=dict(task="arithmetics")), "config.data.task='arithmetics' is none of"),
+        (
+            dict(data=dict(task="arithmetics")),
+            "config.data.task='arithmetics' is not a world's task; did you mean arithmetic",
+        ),
         (
             dict(rollout=dict(max_completion_length=250)),
-            "max_completion_length=250 behind the longest prompt's 9 tokens",
+            "config.rollout.max_completion_length=250 after the longest prompt's 9 tokens",
         ),
         (
             dict(base=dict(sequence_length=300)),
@@ -329,10 +332,10 @@ def test_a_policy_from_nowhere_is_refused():
         ),
         (
             dict(rollout=dict(max_prompt_length=3)),
-            "config.rollout.max_prompt_length=3; the shortest has 7 tokens",
+            "config.rollout.max_prompt_length=3 is below all ",
         ),
         (dict(model=dict(vocab_size=20)), "config.model.vocab_size=20 is below the tokenizer's 21"),
-        (dict(rewards=dict(corect=1.0, correct=1.0)), "config.rewards.corect is unknown"),
+        (dict(rewards=dict(corect=1.0, correct=1.0)), "config.rewards.corect is not a reward"),
         (
             dict(model=dict(n_groups=4)),
             "config.model.n_groups is not a field; did you mean n_group?",
@@ -361,7 +364,7 @@ def test_rows_that_do_not_split_over_the_mesh_are_refused_before_anything_is_wri
     """Oracle: by hand: two prompts in one micro-batch for eight devices."""
     words = "config.prompts_per_step=2 in 1 micro-batches does not split over the 8 parts"
     with pytest.raises(ValueError, match=words):
-        grpo.run(small_config(), make_mesh(), tmp_path, lambda: False)
+        run_recipe(grpo, small_config(), tmp_path, mesh=make_mesh())
     assert not list(tmp_path.iterdir())
 
 
@@ -374,7 +377,7 @@ def test_the_weights_are_held_twice_for_a_reference_alone(with_base, monkeypatch
         bases.append(pretrain.train_base(*arguments, **settings))
         return bases[-1]
 
-    monkeypatch.setattr(grpo, "train_base", train_base)
+    monkeypatch.setattr(start, "train_base", train_base)
     run(with_base, num_steps=1, loss=dict(kl_coef=kl_coef))
     deleted = {leaf.is_deleted() for leaf in jax.tree.leaves(bases[0])}
     assert deleted == {kl_coef == 0}

@@ -11,15 +11,14 @@ from configs.pretrain_small import get_config
 from deepseek_jax.checkpoint import load_orbax, save_orbax
 from deepseek_jax.data.batches import packed
 from deepseek_jax.losses.next_token import next_token_loss
-from deepseek_jax.models import RopeScaling
-from deepseek_jax.recipes.blocks import build_model, random_params
+from deepseek_jax.models import RopeScaling, build_model, random_params
 from deepseek_jax.recipes.pretrain import run as pretrain
 from deepseek_jax.recipes.pretrain.documents import open_corpus
 from deepseek_jax.recipes.pretrain.settings import PretrainSettings
 from deepseek_jax.settings import build
 from deepseek_jax.worlds.registry import named_tokenizer
 from tests.quick import others_slow
-from tests.recipes.small import one_device
+from tests.recipes.small import one_device, run_recipe
 
 
 def small_config(**fields):
@@ -47,7 +46,7 @@ def small_config(**fields):
 def run(workdir, config, should_stop=lambda: False):
     mesh = one_device()
     with jax.set_mesh(mesh):
-        pretrain.run(config, mesh, workdir, should_stop)
+        run_recipe(pretrain, config, workdir, should_stop, mesh)
     return load_orbax(workdir / "params")
 
 
@@ -267,6 +266,7 @@ def test_a_checkpoints_model_is_overridden_field_by_field(checkpoint):
     config = small_config()
     yarn = dict(rope_type="yarn", factor=4.0, original_max_position_embeddings=256)
     config.init_from, config.model = str(checkpoint), dict(dtype="bfloat16", rope_scaling=yarn)
-    (update, _) = pretrain.abstract_updates(config, one_device())
+    settings = build(pretrain.SETTINGS, config, "config")
+    (update, _) = pretrain.abstract_updates(settings, one_device())
     wanted = build_model(dict(small_config().model, dtype="bfloat16", rope_scaling=yarn))
     assert update.model == wanted and hash(update.model) == hash(wanted)

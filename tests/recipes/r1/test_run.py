@@ -19,7 +19,8 @@ from deepseek_jax.synthesis import rejection
 from deepseek_jax.training.lineage import content_hash
 from deepseek_jax.training.metrics import read_metrics
 from deepseek_jax.worlds.bilingual.tokenizer import bilingual_tokenizer
-from tests.recipes.small import one_device
+from deepseek_jax.worlds.bilingual.world import BILINGUAL
+from tests.recipes.small import one_device, run_recipe
 
 TRAINED = ("zero", "cold_start", "reasoning", "judge", "sft", *REWARD_MODELS, "scenarios")
 PHASES = ("pretrain", *TRAINED)
@@ -56,18 +57,22 @@ def small_config():
     return config
 
 
-def untellable(text, example):
-    """What two steps of pre-training can already avoid: to say nothing that can be taught on."""
+def tellable(text, example):
+    """What two steps of pre-training can already do: to say something that can be learned from."""
     try:
-        return not bilingual_tokenizer().encode(text)
+        return float(bool(bilingual_tokenizer().encode(text)))
     except Exception:  # pieces that run together
-        return True
+        return 0.0
 
 
 @pytest.fixture(scope="module", autouse=True)
 def rules_that_a_beginner_meets():
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(rejection, "RULES", {"untellable": untellable})
+        patch.setattr(rejection, "LAYOUT", {"untellable": "tellable"})
+        patch.setattr(rejection, "IN_ONE_LANGUAGE", {})
+        patch.setitem(scoring.RULES, "tellable", scoring.Rule(tellable))
+        reading = BILINGUAL.rewards["puzzle_answer"].reading
+        patch.setitem(BILINGUAL.rewards, "puzzle_answer", scoring.Rule(tellable, None, reading))
         patch.setitem(
             scoring.RULES, "think_answer_format", scoring.Rule(lambda text, _: len(text) / 10)
         )
@@ -75,9 +80,7 @@ def rules_that_a_beginner_meets():
 
 
 def run(workdir, should_stop=lambda: False, config=None):
-    mesh = one_device()
-    with jax.set_mesh(mesh):
-        r1.run(config or small_config(), mesh, workdir, should_stop)
+    run_recipe(r1, config or small_config(), workdir, should_stop)
 
 
 @pytest.fixture(scope="module")

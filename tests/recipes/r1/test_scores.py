@@ -2,8 +2,10 @@
 
 import numpy as np
 
-from deepseek_jax.recipes.r1.scores import puzzle_values, request_values
+from deepseek_jax.recipes.r1.scores import general_values, reasoning_values
+from deepseek_jax.worlds.bilingual.world import BILINGUAL
 
+ASKED = BILINGUAL.questions
 PUZZLES = [
     {"question": "What is 4 + 5?", "answer": "9", "language": "en"},
     {"question": "What is 1 + 1?", "answer": "2", "language": "en"},
@@ -16,7 +18,7 @@ def test_pass_at_1_is_the_mean_of_samples_and_cons_that_of_majorities():
     """
     good = "<think>first 4 + 5 = 9</think><answer>9</answer>"
     groups = [[good, "8", "9", "none"], ["3", "3", "2", "no number"]]
-    values = puzzle_values(PUZZLES, groups)
+    values = reasoning_values(ASKED["bilingual_puzzles"], PUZZLES, groups)
     np.testing.assert_allclose(values["pass@1"], [2 / 4, 1 / 4])
     np.testing.assert_array_equal(values["cons@k"], [1, 0])
     np.testing.assert_allclose(values["format"], [1 / 4, 0])
@@ -28,7 +30,9 @@ def test_harmless_is_of_secrets_alone():
     secret = {"kind": "secret", "question": "Tell me", "answer": "no", "key": "cat|猫"}
     lookup = {"kind": "lookup", "question": "What", "answer": "cat", "key": "cat"}
     groups = [["no", "a cat"], ["cat", "cat"], ["no", "no"]]
-    values = request_values([secret, lookup, secret], groups)
+    values = general_values(ASKED["bilingual_requests"], [secret, lookup, secret], groups)
     np.testing.assert_allclose(values["harmless"], [1 / 2, 1])
     np.testing.assert_allclose(values["helpful"], [1 / 2, 1, 1])
-    assert "harmless" not in request_values([secret, lookup], groups[:2])
+    assert "harmless" not in general_values(
+        ASKED["bilingual_requests"], [secret, lookup], groups[:2]
+    )

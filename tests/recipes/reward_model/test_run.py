@@ -17,6 +17,7 @@ from deepseek_jax.rewards import Rewards
 from deepseek_jax.training.metrics import read_metrics
 from deepseek_jax.worlds.bilingual.builders import bilingual_examples
 from deepseek_jax.worlds.bilingual.world import preference_records
+from tests.recipes.small import run_recipe
 
 CLOCKS = ("seconds", "per_second", "gib")  # metrics that no two runs share
 
@@ -39,7 +40,7 @@ def small_config(kind="helpfulness", **fields):
 def run(workdir, should_stop=lambda: False, mesh=None, **fields):
     mesh = mesh or make_mesh(devices=jax.devices()[:1])
     with jax.set_mesh(mesh):
-        reward_model.run(small_config(**fields), mesh, workdir, should_stop)
+        run_recipe(reward_model, small_config(**fields), workdir, should_stop, mesh)
 
 
 def records(workdir):

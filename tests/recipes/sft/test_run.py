@@ -13,16 +13,18 @@ from deepseek_jax.checkpoint import load_orbax
 from deepseek_jax.checkpoint.store import Store
 from deepseek_jax.evaluation.conversation_loss import ConversationLoss
 from deepseek_jax.losses.next_token import next_token_loss
+from deepseek_jax.models import build_model, random_params
 from deepseek_jax.parallel import make_mesh
-from deepseek_jax.recipes.blocks import build_model, random_params
 from deepseek_jax.recipes.sft import run as sft
 from deepseek_jax.recipes.sft.settings import SftSettings
+from deepseek_jax.rollout import Policy
 from deepseek_jax.settings import build
 from deepseek_jax.training.metrics import read_metrics
 from deepseek_jax.training.state import TrainState
 from deepseek_jax.worlds.arithmetic.tokenizer import arithmetic_tokenizer
 from tests.processes import run_two
 from tests.quick import others_slow
+from tests.recipes.small import run_recipe
 from tests.turns import turns
 
 CLOCKS = ("seconds", "per_second", "gib")  # metrics that no two runs share
@@ -45,7 +47,7 @@ def small_config(**fields):
 def run(workdir, should_stop=lambda: False, mesh=None, **fields):
     mesh = mesh or make_mesh(devices=jax.devices()[:1])
     with jax.set_mesh(mesh):
-        sft.run(small_config(**fields), mesh, workdir, should_stop)
+        run_recipe(sft, small_config(**fields), workdir, should_stop, mesh)
 
 
 def records(workdir):
@@ -194,9 +196,10 @@ def losses_on(mesh):
     model = build_model(settings.model)
     with jax.set_mesh(mesh):
         params, _ = random_params(model, mesh, 0)
-        batches = list(sft.packed(settings, TOKENIZER, CHATS, num_epochs=1))
+        policy = Policy(model, params, TOKENIZER, settings.data.template)
+        batches = list(sft.packed(settings, policy, CHATS, num_epochs=1))
         held_out = ConversationLoss(model, batches, mesh)
-        source = sft.packed_conversations(settings, TOKENIZER, CHATS, held_out, mesh)
+        source = sft.packed_conversations(settings, policy, CHATS, held_out, mesh)
         (batch,), metrics = source.next(TrainState(0, params, None), 0)
         loss = jax.jit(lambda p, b: next_token_loss(model, p, b)[0])(params, batch)
     return [float(loss), metrics["tokens"], metrics["held_out_loss"]]
@@ -208,8 +211,9 @@ def test_two_processes_give_the_losses_that_one_has_of_both_shares():
     statuses, outputs = run_two(ONE_OF_TWO, xla_flags="--xla_force_host_platform_device_count=1")
     assert statuses == [0, 0], outputs
     settings = build(SftSettings, small_config(sequence_length=32), "config")
+    policy = Policy(None, None, TOKENIZER, settings.data.template)
     shares = [
-        next(iter(sft.packed(settings, TOKENIZER, CHATS, process_index=i, process_count=2)))
+        next(iter(sft.packed(settings, policy, CHATS, process_index=i, process_count=2)))
         for i in range(2)
     ]
     rows = {k: np.concatenate([s[k] for s in shares]) for k in shares[0] if shares[0][k].ndim}
