@@ -89,7 +89,7 @@ def test_a_step_without_requests_has_scores_too():
     rewards = ScenarioRewards(
         {
             "reasoning": open_rewards({"puzzle_answer": 1.0}),
-            "general": Rewards({"helpfulness": 1.0}),
+            "general": open_rewards({"helpfulness": 1.0}),
         }
     )
     scores = rewards.score([PUZZLES[0] | {"scenario": "reasoning"}], ["3"])

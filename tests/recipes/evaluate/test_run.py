@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from deepseek_jax.evaluation.held_out import completion_texts
 from deepseek_jax.recipes.evaluate import report as evaluate_report
 from deepseek_jax.recipes.evaluate import run as evaluate
 from deepseek_jax.rewards import scoring
 from deepseek_jax.rollout import generate
+from deepseek_jax.rollout.policy import completion_texts
 from deepseek_jax.worlds.arithmetic.tasks import arithmetic_task
 from deepseek_jax.worlds.arithmetic.tokenizer import arithmetic_tokenizer
 from deepseek_jax.worlds.arithmetic.world import SUMS
