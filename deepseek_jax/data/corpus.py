@@ -22,6 +22,7 @@ from deepseek_jax.data.tokenizer import (
     deepseek_tokenizer,
     load_tokenizer,
 )
+from deepseek_jax.errors import at
 from deepseek_jax.parallel import put_batch
 from deepseek_jax.parallel.processes import from_each, total
 from deepseek_jax.parallel.shard import batch_share
@@ -73,8 +74,10 @@ def open_corpus(settings, data_dir, seed, mesh):
             f"{shares} processes that each read their own; set it to at least {shares}"
         )
     weights = settings.weights or (1.0,) * len(settings.sources)
-    sources = [_open(name, settings, data_dir, seed) for name in settings.sources]
-    train, held_out = zip(*(hold_out(s, settings.num_held_out) for s in sources), strict=True)
+    with at("config.data.sources", "path"):
+        sources = [_open(name, settings, data_dir, seed) for name in settings.sources]
+    with at("config.data"):
+        train, held_out = zip(*(hold_out(s, settings.num_held_out) for s in sources), strict=True)
     for name, source in zip(settings.sources, train, strict=True):
         if len(source) < shares:
             raise ValueError(

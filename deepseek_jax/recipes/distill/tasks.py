@@ -13,6 +13,7 @@ from deepseek_jax.data.messages import (
 from deepseek_jax.data.mixture import Mixture
 from deepseek_jax.data.sources import hold_out, read
 from deepseek_jax.data.tasks import Task
+from deepseek_jax.errors import at
 from deepseek_jax.recipes.distill.settings import TaskSettings
 from deepseek_jax.rewards.helpful import helpfulness
 from deepseek_jax.rewards.puzzle import puzzle_answer
@@ -68,8 +69,9 @@ def transfer_tasks(settings, world, accepted, folder):
     tasks = {}
     for name, task in settings.built(TaskSettings, "tasks").items():
         if task.path is not None:
-            source = read_conversations(task.path, folder, task.split)
-            train, held_out = hold_out(source, task.num_held_out, what_it_answers)
+            with at(f"config.tasks.{name}"):
+                source = read_conversations(task.path, folder, task.split)
+                train, held_out = hold_out(source, task.num_held_out, what_it_answers)
             tasks[name] = TransferTask(Weighted(train, task.weight), held_out, [])
             continue
         examples = _of_kind(world, name)

@@ -12,6 +12,7 @@ import jax
 from deepseek_jax.checkpoint import is_orbax, save_orbax
 from deepseek_jax.checkpoint.folder import fingerprint
 from deepseek_jax.data.questions import distinct, evaluation_texts, read_questions
+from deepseek_jax.errors import at
 from deepseek_jax.parallel.mesh import group_mesh
 from deepseek_jax.parallel.processes import first_process, say
 from deepseek_jax.recipes.generate.settings import GenerateSettings
@@ -31,6 +32,7 @@ from deepseek_jax.synthesis.teacher import Teacher, with_prompts
 from deepseek_jax.training.lineage import run_stage
 from deepseek_jax.training.metrics import MetricsWriter
 
+SETTINGS = GenerateSettings
 REDOES_WHAT_CHANGED = True  # other filters go on from the samples that are there
 
 
@@ -79,7 +81,8 @@ def _questions(settings):
     """(the questions to ask, the held-out ones of a task)."""
     data, held_out = settings.data, []
     if data.path is not None:
-        questions = read_questions(data.path, data.split)
+        with at("config.data"):
+            questions = read_questions(data.path, data.split)
     elif data.task in TASKS:
         task = TASKS[data.task](settings.seed, data.num_held_out)
         questions, held_out = distinct(task.train), task.held_out
@@ -102,7 +105,8 @@ def _measured_on(settings, held_out):
             asked = [example["question"] for example in held_out]
             worked = [example.get("solution", example["answer"]) for example in held_out]
         else:
-            asked, worked = evaluation_texts(name)
+            with at("config.keep.decontaminate", "path"):
+                asked, worked = evaluation_texts(name)
         questions, solutions = questions + asked, solutions + worked
     return questions, solutions
 

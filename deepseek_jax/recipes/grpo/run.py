@@ -11,6 +11,7 @@ from rich.console import Console
 from deepseek_jax.checkpoint import is_orbax, save_orbax
 from deepseek_jax.data.questions import read_questions
 from deepseek_jax.data.tasks import gsm8k_task
+from deepseek_jax.errors import at
 from deepseek_jax.evaluation.held_out import evaluate
 from deepseek_jax.parallel.processes import first_process
 from deepseek_jax.recipes.pretrain.run import train_base
@@ -24,6 +25,7 @@ from deepseek_jax.settings import build
 from deepseek_jax.training.metrics import MetricsWriter
 from deepseek_jax.training.remembered import remembered
 
+SETTINGS = GrpoSettings
 PHASE = "grpo"
 
 
@@ -39,7 +41,8 @@ def run(config, mesh, workdir, should_stop):
     with scenario_rewards(settings, models) as paid:
         task, rewards = _task(settings), paid["reasoning"]
         rewards.check([*task.train, *task.held_out])
-        general = [] if settings.general is None else read_questions(settings.general.path)
+        with at("config.general"):
+            general = [] if settings.general is None else read_questions(settings.general.path)
         if general:
             paid["general"].check(general)
         policy, params, tokenizer = starting_policy(settings, mesh)
@@ -86,7 +89,8 @@ def run(config, mesh, workdir, should_stop):
 def _task(settings):
     data = settings.data
     if data.path is not None:
-        return gsm8k_task(data.path, data.num_held_out, seed=settings.seed)
+        with at("config.data"):
+            return gsm8k_task(data.path, data.num_held_out, seed=settings.seed)
     if data.task not in TASKS:
         raise ValueError(
             f"config.data.task={data.task!r} is none of {list(TASKS)}; or set config.data.path"

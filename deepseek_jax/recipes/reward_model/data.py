@@ -4,6 +4,7 @@ import numpy as np
 
 from deepseek_jax.data.preferences import read_preferences, render_record, small_world_preferences
 from deepseek_jax.data.tasks import QuestionStream
+from deepseek_jax.errors import at
 from deepseek_jax.parallel import put_batch
 from deepseek_jax.parallel.processes import say
 from deepseek_jax.parallel.shard import batch_share
@@ -21,7 +22,8 @@ def load_preferences(settings, folder):
     """
     data = settings.data
     if data.path is not None:
-        return read_preferences(settings.kind, data.path, data.num_held_out, settings.seed)
+        with at("config.data"):
+            return read_preferences(settings.kind, data.path, data.num_held_out, settings.seed)
     sizes = dict(num_train=data.num_train, num_held_out=data.num_held_out)
     task = bilingual_examples(SMALL_WORLD[settings.kind], folder, seed=settings.seed, **sizes)
     train, held_out = (

@@ -9,6 +9,7 @@ from deepseek_jax.data.messages import (
     worked_conversations,
 )
 from deepseek_jax.data.sources import hold_out
+from deepseek_jax.errors import at
 from deepseek_jax.parallel.processes import say
 from deepseek_jax.reinforce.settings import TASKS
 
@@ -22,8 +23,9 @@ def load_conversations(settings, folder):
     """
     data = settings.data
     if data.path is not None:
-        source = read_conversations(data.path, folder, data.split)
-        return hold_out(source, data.num_held_out, what_it_answers)
+        with at("config.data"):
+            source = read_conversations(data.path, folder, data.split)
+            return hold_out(source, data.num_held_out, what_it_answers)
     if data.task not in TASKS:
         raise ValueError(
             f"config.data.task={data.task!r} is none of {list(TASKS)}; or set config.data.path"

@@ -270,7 +270,7 @@ def test_a_conversation_that_weighs_more_is_what_is_learned(with_base, tmp_path_
         ),
         (dict(optimizer=dict(warmup_steps=4)), "config.optimizer.warmup_steps=4 must be at least"),
         (dict(data=dict(task="sums")), "config.data.task='sums' is none of"),
-        (dict(data=dict(path="absent.jsonl")), "nothing at absent.jsonl"),
+        (dict(data=dict(path="absent.jsonl")), "config.data.path='absent.jsonl' does not exist"),
         (dict(data=dict(template="chat")), 'config.data.template="chat", but this tokenizer'),
         (
             dict(micro_batches=3),
