@@ -29,6 +29,7 @@ from deepseek_jax.training.remembered import remembered
 from deepseek_jax.worlds.bilingual.builders import bilingual_examples
 from deepseek_jax.worlds.bilingual.judgements import judge_conversations
 
+SETTINGS = JudgeSettings
 PHASE = "judge"
 
 

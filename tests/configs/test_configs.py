@@ -13,6 +13,7 @@ import pytest
 
 from configs import models, r1, v3_post_training
 from deepseek_jax.parallel import make_mesh
+from deepseek_jax.parallel.mesh import MeshSettings
 from deepseek_jax.recipes.blocks import RunSettings, build_model
 from deepseek_jax.recipes.distill.settings import DistillSettings, StartSettings
 from deepseek_jax.recipes.generate.settings import GenerateSettings
@@ -25,7 +26,6 @@ from deepseek_jax.reinforce.settings import TASKS, GrpoSettings
 from deepseek_jax.rewards import Rewards
 from deepseek_jax.settings import build
 from deepseek_jax.training.schedule import join_phases, stage_at
-from launch.train import MeshSettings
 
 ROOT = Path(__file__).resolve().parents[2]
 SETTINGS = {

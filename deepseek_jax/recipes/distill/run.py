@@ -25,6 +25,7 @@ from deepseek_jax.reports.tables import plot_curves, stages_table
 from deepseek_jax.settings import build
 from deepseek_jax.training.metrics import MetricsWriter
 
+SETTINGS = DistillSettings
 REDOES_WHAT_CHANGED = True  # and what follows from it: another config may go on in the same workdir
 TABLE_WIDTH = 120  # columns
 CURVES = ("loss", "held_out_loss", "soft", "hard", "on_policy")

@@ -27,6 +27,7 @@ from deepseek_jax.training.lineage import content_hash
 from deepseek_jax.training.loop import STOPPED
 from deepseek_jax.training.remembered import remembered
 
+SETTINGS = EvaluateSettings
 THINK = "<think>\n"
 
 

@@ -42,6 +42,7 @@ from deepseek_jax.training.remembered import remembered
 from deepseek_jax.training.state import TrainState
 from deepseek_jax.training.step import make_train_step
 
+SETTINGS = PretrainSettings
 CURVES = ("next_token_loss", "held_out_loss", "mtp_loss", "max_vio")
 PROMPT_TOKENS, DRAFT_TOKENS, DRAFT_PROMPTS = 32, 64, 8  # how speculative decoding is measured
 

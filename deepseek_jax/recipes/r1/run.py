@@ -37,6 +37,7 @@ from deepseek_jax.training.metrics import MetricsWriter
 from deepseek_jax.training.remembered import remembered
 from deepseek_jax.worlds.bilingual.tasks import bilingual_puzzle_task, bilingual_request_task
 
+SETTINGS = R1Settings
 REDOES_WHAT_CHANGED = True  # and what follows from it: another config may go on in the same workdir
 REINFORCED = ("zero", "reasoning", "scenarios")
 TITLES = {

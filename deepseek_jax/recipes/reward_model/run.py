@@ -36,6 +36,7 @@ from deepseek_jax.training.metrics import MetricsWriter
 from deepseek_jax.training.phase import fit
 from deepseek_jax.training.remembered import remembered
 
+SETTINGS = RewardModelSettings
 PHASE = "reward_model"
 CURVES = ("loss", "accuracy", "margin", "safe_probability", "grad_norm")
 

@@ -35,6 +35,7 @@ from deepseek_jax.training.metrics import MetricsWriter
 from deepseek_jax.training.phase import fit
 from deepseek_jax.training.remembered import remembered
 
+SETTINGS = SftSettings
 PHASE = "sft"
 CURVES = ("loss", "held_out_loss", "grad_norm")
 
