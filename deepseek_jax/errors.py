@@ -10,18 +10,24 @@ FIELD = re.compile(
 
 
 @contextlib.contextmanager
-def at(path):
+def at(path, argument=None):
     """Put the config's path before the message of a ValueError that the body raises.
 
     Rooms below the recipes name their argument: "clip_eps=0 must be above 0". Within at("config.loss") that
     reads "config.loss.clip_eps=0 must be above 0". Any other message follows the path and a colon. Where
-    several are nested, the paths join.
+    several are nested, the paths join. argument: the one whose value the field `path` gives, by another name:
+    "file=x is missing" within at("config.sources", "file") reads "config.sources=x is missing".
     """
     try:
         yield
     except ValueError as error:
-        has_path = getattr(error, "has_path", False) or FIELD.match(str(error))
-        error.args = (f"{path}{'.' if has_path else ': '}{error}",)
+        message = str(error)
+        has_path = getattr(error, "has_path", False) or FIELD.match(message)
+        if argument is not None and message.startswith(f"{argument}="):
+            message = path + message.removeprefix(argument)
+        else:
+            message = f"{path}{'.' if has_path else ': '}{message}"
+        error.args = (message,)
         error.has_path = True
         raise
 

@@ -1,10 +1,10 @@
-"""Have a teacher answer prompts, and keep what is worth learning from, as a dataset.
+"""Have a teacher answer prompts, and write the answers that are worth learning from as a dataset.
 
     python launch/generate.py --config=configs/generate_small.py[:ARG] [--config.FIELD=VALUE ...]
         [--workdir=FOLDER] [--distributed]
 
-As launch/train.py, for a config of the recipe "generate": run it again to go on behind the last file that
-is whole. With --distributed each process answers its own share of the prompts.
+As launch/train.py, for a config of the recipe "generate": run it again to resume after the last answer that
+was saved. With --distributed each process answers its own share of the prompts.
 """
 
 import sys
@@ -14,15 +14,20 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a checkout runs 
 
 from absl import app, flags
 
-from launch import train
+from launch import common
 
 
-def main(argv):
-    if flags.FLAGS.config.get("recipe") != "generate":
-        train.fail(f"config.recipe={flags.FLAGS.config.get('recipe')!r} is for launch/train.py")
-    train.main(argv)
+def define_flags():
+    common.define_config()
+    common.define_run("runs/FILE_ARG_seedN")
+
+
+def main(config):
+    if config.get("recipe") != "generate":
+        common.fail(f"config.recipe={config.get('recipe')!r} is for launch/train.py")
+    common.start(config, common.given_workdir(flags.FLAGS.config, config.get("seed")))
 
 
 if __name__ == "__main__":
-    train.define_flags()
-    app.run(main, flags_parser=train.parse_flags)
+    define_flags()
+    app.run(main, flags_parser=common.parse_config)

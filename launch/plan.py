@@ -1,10 +1,10 @@
-"""Compile an experiment's updates for a TPU slice that need not be there: do they fit, and what do they cost?
+"""Compile an experiment's updates for a TPU slice, on any machine: do they fit, and what do they cost?
 
     python launch/plan.py --config=configs/pretrain_v3.py[:ARG] --topology=v5p:8x8x16
         [--stage=NAME] [--config.FIELD=VALUE ...]
 
-Needs the wheel libtpu and no TPU; the largest models take minutes and a few gigabytes. A mistake is one
-message and exit status 2, a program that does not fit is exit status 1.
+It needs the wheel libtpu and no TPU. The largest models take minutes and a few gigabytes. A mistake is one
+message and exit status 2; a program that does not fit is exit status 1.
 """
 
 import dataclasses
@@ -17,76 +17,81 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a checkout runs 
 
 from absl import app, flags
 
-from deepseek_jax import settings
 from deepseek_jax.costs.chips import DEVICES, GIB
-from launch import train
+from deepseek_jax.errors import suggest
+from deepseek_jax.settings import build
+from launch import common
 
 LIBTPU = "libtpu==0.0.42"  # what jax 0.10.2 names as its own
 EXAMPLES = "v5e:2x2, v5e:16x16, v5p:2x2x1, v5p:8x8x16, v6e:16x16, tpu7x:2x2x1"
-ENVIRONMENT = {
-    "JAX_PLATFORMS": "cpu",  # whatever this machine has is not what is compiled for
-    "TPU_SKIP_MDS_QUERY": "1",  # ask no cloud what machine this is,
-    "TPU_ACCELERATOR_TYPE": "v5litepod-1",  # nor wonder: it is the topology that counts
+ENVIRONMENT = {  # set before jax is imported
+    # The program is compiled for the topology, not for this machine's devices
+    "JAX_PLATFORMS": "cpu",
+    # libtpu would ask the cloud what machine this is, and wait for an answer
+    "TPU_SKIP_MDS_QUERY": "1",
+    "TPU_ACCELERATOR_TYPE": "v5litepod-1",
     "TPU_WORKER_HOSTNAMES": "localhost",
-    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # libtpu locks the whole machine otherwise
+    # libtpu would lock the whole machine
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
 }
 
 
 def define_flags():
-    train.define_config()
-    flags.DEFINE_string("topology", None, f"The TPU slice, as in {EXAMPLES}.")
+    common.define_config()
+    flags.DEFINE_string("topology", None, f"The TPU slice, as in {EXAMPLES}.", required=True)
     flags.DEFINE_string("stage", None, "The one stage to plan; default all.")
-    flags.mark_flags_as_required(["config", "topology"])
 
 
 def slice_mesh(topology, block):
-    """A Mesh as config.mesh says, over the devices of the topology of this name. Raises ValueError."""
+    """The Mesh of config.mesh over the devices of a named topology. Raises ValueError."""
     import jax
     from jax.experimental import topologies
 
-    from deepseek_jax.parallel.mesh import make_mesh
+    from deepseek_jax.parallel.mesh import MeshSettings, make_mesh
 
-    axes = settings.build(train.MeshSettings, block, "config.mesh")
+    axes = build(MeshSettings, block, "config.mesh")
     try:
         described = topologies.get_topology_desc(
             platform="tpu", topology_name=topology, num_slices=axes.slices
         )
     except jax.errors.JaxRuntimeError as error:
         raise ValueError(
-            f"--topology={topology} is none that libtpu knows: {_first_line(error)}; examples: {EXAMPLES}"
+            f"--topology={topology} is unknown to libtpu: {_first_line(error)}; examples: {EXAMPLES}"
         ) from error
     kind = described.devices[0].device_kind
     if kind not in DEVICES:
         raise ValueError(
-            f"--topology={topology} is of {kind}, whose memory and speed are not known here; "
+            f"--topology={topology} has {kind} chips, whose memory and speed are not in costs/chips.py; "
             f"examples: {EXAMPLES}"
         )
     try:
         return make_mesh(**dataclasses.asdict(axes), devices=described.devices)
     except NotImplementedError as error:
         raise ValueError(
-            f"config.mesh does not lie on --topology={topology}: {_first_line(error)}"
+            f"config.mesh does not fit on --topology={topology}: {_first_line(error)}"
         ) from error
 
 
 def planned_updates(config, mesh, stage):
-    """The recipe's AbstractUpdates; stage: the name of one, or None for all. Raises ValueError."""
-    recipe = train.find_recipe(config.get("recipe"))
+    """The recipe's AbstractUpdates. stage: the name of one, or None for all. Raises ValueError."""
+    recipe = common.find_recipe(config.get("recipe"))
     if not hasattr(recipe, "abstract_updates"):
         raise ValueError(
-            f"config.recipe={config.recipe!r} cannot be planned; recipes with an abstract_updates can"
+            f"config.recipe={config.recipe!r} cannot be planned; only a recipe with abstract_updates can"
         )
     if stage is not None:
         if stage not in config.stages:
-            raise ValueError(f"--stage={stage} is none; {settings.suggest(stage, config.stages)}")
+            message = f"--stage={stage} is not in config.stages; {suggest(stage, config.stages)}"
+            raise ValueError(message)
         config = config.copy_and_resolve_references()
         config.stages = {stage: config.stages[stage]}
-    return recipe.abstract_updates(settings.build(recipe.SETTINGS, config, "config"), mesh)
+    return recipe.abstract_updates(build(recipe.SETTINGS, config, "config"), mesh)
 
 
 def compiled(update, mesh):
-    """(the program for the mesh's devices, its jaxpr); in place of the program the compiler's words where
-    their memory does not suffice.
+    """(the program for the mesh's devices, its jaxpr).
+
+    Where the devices have too little memory, the compiler's message stands in place of the program.
     """
     import jax
 
@@ -103,7 +108,7 @@ def compiled(update, mesh):
 
 
 def report(update, mesh):
-    """Compile an AbstractUpdate, and print what it takes; -> whether it fits."""
+    """Compile an AbstractUpdate and print what it needs: -> whether it fits."""
     from rich.console import Console
     from rich.table import Table
 
@@ -126,7 +131,7 @@ def report(update, mesh):
 
 
 def memory(program, chip):
-    """(Bytes of one device, by what they are for, as text; whether they fit)."""
+    """({what the bytes of one device are for: text}, whether they fit)."""
     found = program.memory_analysis()
     new = found.output_size_in_bytes - found.alias_size_in_bytes
     total = found.argument_size_in_bytes + new + found.temp_size_in_bytes
@@ -144,7 +149,7 @@ def memory(program, chip):
 
 
 def operations(update, jaxpr, devices, chip):
-    """Operations of one device, carried out and needed, and the seconds they take at its peak, as text."""
+    """{name: text}: the operations that one device carries out, those needed, and seconds at its peak."""
     from deepseek_jax.costs.flops import matmul_flops, useful_flops
 
     tokens, length = update.batch["tokens"].size, update.batch["tokens"].shape[1]
@@ -163,23 +168,17 @@ def _first_line(error):
     return str(error).splitlines()[0]
 
 
-def main(argv):
-    del argv  # parse_flags has read it
+def main(config):
     if importlib.util.find_spec("libtpu") is None:
-        train.fail(f"compiling for a TPU needs the wheel libtpu: pip install {LIBTPU}")
+        common.fail(f"compiling for a TPU needs the wheel libtpu: pip install {LIBTPU}")
     os.environ.update(ENVIRONMENT)
-    config = flags.FLAGS.config
-    try:
+    with common.one_message():
         mesh = slice_mesh(flags.FLAGS.topology, config.get("mesh", {}))
         updates = planned_updates(config, mesh, flags.FLAGS.stage)
         fits = [report(update, mesh) for update in updates]
-    except ValueError as error:
-        if not train.raised_here(error):
-            raise
-        train.fail(error)
     sys.exit(0 if all(fits) else 1)
 
 
 if __name__ == "__main__":
     define_flags()
-    app.run(main, flags_parser=train.parse_flags)
+    app.run(main, flags_parser=common.parse_config)

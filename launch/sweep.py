@@ -3,14 +3,14 @@
     python launch/sweep.py --config=configs/r1_small.py[:ARG] --sweep=configs/sweeps/seeds.py
         [--config.FIELD=VALUE ...] [--workdir=FOLDER] [--jobs=1]
 
---sweep is a file with sweep(config) -> a list of {"FIELD": VALUE}, dotted fields of the config, one a run.
-Every run is a launch/train.py of its own, in a folder of its own below --workdir, its output beside it in a
-file .log; --jobs of them run at a time. Run it again to go on: what is complete is not run again, unless its
-config has changed. A run that fails is named, the others go on, and the exit status is 1; SIGTERM or Ctrl-C
-is passed on, and the exit status is 75 (start me again). A mistake is one message and exit status 2.
+--sweep is a file with sweep(config) -> a list of {"FIELD": VALUE}, one a run; FIELD is a dotted field of the
+config. Each run is a launch/train.py of its own, in a folder of its own below --workdir; its output goes to
+NAME.log beside that folder. --jobs runs work at a time. Run it again to resume: a complete run is not run
+again, unless its config has changed. A run that fails is named, the others continue, and the exit status is
+1. SIGTERM or Ctrl-C is passed on to the runs, and the exit status is 75 (start me again). A mistake is one
+message and exit status 2.
 """
 
-import importlib.util
 import json
 import os
 import re
@@ -24,21 +24,20 @@ from typing import NamedTuple
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a checkout runs uninstalled
 
 from absl import app, flags
-from ml_collections import config_flags
 
-from deepseek_jax import settings
-from launch import train
+from deepseek_jax.settings import build
+from launch import common
+from launch.config_file import load_function, set_field, split_arguments
 
 TRAIN = Path(__file__).with_name("train.py")
-COMPLETE = (
-    "complete.json"  # in the sweep's folder: name of a run -> the config that it completed with
-)
+# In the sweep's folder: name of a run -> the config that it completed with
+COMPLETE = "complete.json"
 FAILED, STOPPED = 1, 75
 POLL_SECONDS = 0.1
 
 
 class Run(NamedTuple):
-    """One run of a sweep. config: what JSON can say, with its overrides."""
+    """One run of a sweep. config: a dict, with the run's overrides, as JSON reads it back."""
 
     name: str
     overrides: dict
@@ -46,39 +45,28 @@ class Run(NamedTuple):
 
 
 def define_flags():
-    train.define_config()
-    flags.DEFINE_string("sweep", None, "FILE.py with sweep(config) -> a list of overrides.")
-    flags.DEFINE_string("workdir", None, "Where the runs are kept; default runs/CONFIG_SWEEP.")
+    common.define_config()
+    meaning = "FILE.py with sweep(config) -> a list of overrides."
+    flags.DEFINE_string("sweep", None, meaning, required=True)
+    flags.DEFINE_string("workdir", None, "The folder of the runs; default runs/CONFIG_SWEEP.")
     flags.DEFINE_integer("jobs", 1, "Runs at a time.", lower_bound=1)
-    flags.mark_flags_as_required(["config", "sweep"])
 
 
-def load_sweep(path):
-    """The function `sweep` of a file. Raises ValueError where there is none."""
-    if not Path(path).is_file():
-        raise ValueError(f"--sweep={path} is no file; see configs/sweeps/")
-    spec = importlib.util.spec_from_file_location("sweep_file", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    if not hasattr(module, "sweep"):
-        raise ValueError(f"--sweep={path} has no function sweep(config)")
-    return module.sweep
-
-
-def sweep_runs(config, overrides):
+def sweep_runs(config, overrides, settings):
     """The runs of a sweep: list of Run. config: ConfigDict; overrides: list of {dotted field: value}.
 
-    Raises ValueError for no runs, two of one name, and a field that the config does not have or whose type
-    is another.
+    settings: the dataclass of the recipe's config. Raises ValueError where there are no runs, where two have
+    one name, and where a run's config is not one of the recipe's.
     """
     runs = []
     for fields in overrides:
-        name = re.sub(r"[^\w=.,+-]", "_", ",".join(f"{k}={v}" for k, v in fields.items()))
+        name = _file_name(",".join(f"{k}={v}" for k, v in fields.items()))
         changed = config.copy_and_resolve_references()
         try:
             for field, value in fields.items():
-                _override(changed, field, value)
-        except (LookupError, TypeError) as error:
+                set_field(changed, field, value)
+            build(settings, changed, "config")
+        except ValueError as error:
             raise ValueError(f"--sweep: {name}: {error}") from error
         runs.append(Run(name, fields, json.loads(changed.to_json())))
     names = [run.name for run in runs]
@@ -89,22 +77,14 @@ def sweep_runs(config, overrides):
     return runs
 
 
-def _override(config, field, value):
-    *blocks, last = field.split(".")
-    for block in blocks:
-        config = config[block]
-    if last not in config:
-        raise LookupError(
-            f"{last!r} is no field of the config; {settings.suggest(last, config)}; a default that the file "
-            f"does not spell out comes in by --config.{field}=VALUE"
-        )
-    config[last] = value
+def _file_name(text):
+    return re.sub(r"[^\w=.,+-]", "_", text)
 
 
 def run_all(runs, workdir, arguments, jobs, should_stop):
-    """Run what is not complete, `jobs` at a time: -> {name: exit status}, of complete ones 0.
+    """Run what is not complete, `jobs` at a time: -> {name: exit status}, 0 for a complete run.
 
-    arguments: of launch/train.py, but for the overrides and the work directory.
+    arguments: of every launch/train.py, before the run's own overrides and work directory.
     """
     workdir.mkdir(parents=True, exist_ok=True)
     complete = _complete(workdir)
@@ -112,13 +92,13 @@ def run_all(runs, workdir, arguments, jobs, should_stop):
     for name in statuses:
         print(f"{name}: complete, not run again", flush=True)
     waiting = [run for run in runs if run.name not in statuses]
-    running, told = {}, False
+    running, signalled = {}, False
     while running or (waiting and not should_stop()):
         while waiting and len(running) < jobs and not should_stop():
             run = waiting.pop(0)
             running[run.name] = run, _start(run, workdir, arguments), time.monotonic()
-        if should_stop() and not told:
-            told = True
+        if should_stop() and not signalled:
+            signalled = True
             for _, process, _ in running.values():
                 process.send_signal(signal.SIGTERM)
         for name, (run, process, began) in list(running.items()):
@@ -155,45 +135,37 @@ def _complete(workdir):
     return json.loads(path.read_text()) if path.exists() else {}
 
 
-def main(argv):
-    given, config = flags.FLAGS, flags.FLAGS.config
-    path = config_flags.get_config_filename(given["config"])
-    name = re.sub(r"[^\w=.,+-]", "_", f"{Path(path).stem}_{Path(given.sweep).stem}")
-    workdir = Path(given.workdir or Path("runs") / name).resolve()
+def main(given):
+    config, arguments = given
+    values = flags.FLAGS
+    name = f"{Path(values.config.partition(':')[0]).stem}_{Path(values.sweep).stem}"
+    workdir = Path(values.workdir or Path("runs") / _file_name(name)).resolve()
     try:
-        recipe = train.find_recipe(config.get("recipe"))
-        runs = sweep_runs(config, load_sweep(given.sweep)(config))
+        recipe = common.find_recipe(config.get("recipe"))
+        overrides = load_function(values.sweep, "sweep", "--sweep")(config)
+        runs = sweep_runs(config, overrides, recipe.SETTINGS)
     except ValueError as error:
-        train.fail(error)
-    should_stop = train.Stop()
-    statuses = run_all(runs, workdir, _config_arguments(argv), given.jobs, should_stop)
+        common.fail(error)
+    should_stop = common.Stop()
+    statuses = run_all(runs, workdir, arguments, values.jobs, should_stop)
     if should_stop():
         sys.exit(STOPPED)
     failed = [run.name for run in runs if statuses[run.name]]
-    report = getattr(recipe, "report_sweep", None)
     finished = [workdir / run.name for run in runs if run.name not in failed]
-    if report is not None and finished:
-        report(workdir, finished)
+    if hasattr(recipe, "report_sweep") and finished:
+        recipe.report_sweep(workdir, finished)
     if failed:
-        print(
-            f"error: {len(failed)} of {len(runs)} runs failed: {', '.join(failed)}", file=sys.stderr
-        )
+        message = f"error: {len(failed)} of {len(runs)} runs failed: {', '.join(failed)}"
+        print(message, file=sys.stderr)
         sys.exit(FAILED)
 
 
 def parse_flags(argv):
-    """As in launch/train.py; the arguments stay, to be handed on."""
-    train.parse_flags(argv)
-    return argv
-
-
-def _config_arguments(argv):
-    """Those of the arguments that are about the config, in the one form "--config...=VALUE"."""
-    arguments = [argument for argument in argv[1:] if argument.lstrip("-").startswith("config")]
-    for argument in arguments:
-        if "=" not in argument:
-            train.fail(f"{argument}: write it as {argument}=VALUE")
-    return arguments
+    """The config, and the arguments that give it to each run."""
+    config = common.parse_config(argv)
+    overrides, _ = split_arguments(flags.FLAGS.read_flags_from_files(argv, False))
+    set_by_user = [f"--config.{field}={text}" for field, text in overrides]
+    return config, [f"--config={flags.FLAGS.config}", *set_by_user]
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Whose work directory is it? Each holds the config.json of the one run that it belongs to."""
+"""The work directory of a run: its name, the config.json that says whose it is, and the lock on it."""
 
 import contextlib
 import fcntl
@@ -7,14 +7,12 @@ import os
 import re
 from pathlib import Path
 
-import jax
-
 MARKER = "config.json"
-FRESH = f"{MARKER}.tmp"  # which a claim that was cut short leaves
+FRESH = f"{MARKER}.tmp"  # a claim that was cut short leaves it
 
 
 def default_workdir(config_path, seed):
-    """runs/<config file>[_<arg>][_seed<N>]; N where it is not 0 and the arg does not say it.
+    """runs/<config file>[_<arg>][_seed<N>]; N unless it is 0 or the arg says it.
 
     config_path: the value of --config, as in "configs/grpo_small.py:runlocal".
     """
@@ -27,15 +25,17 @@ def default_workdir(config_path, seed):
 
 @contextlib.contextmanager
 def claim_workdir(workdir, config, may_change=False):
-    """Have a work directory to oneself: mark it as this config's, or see that it is already, and lock it.
+    """Lock a work directory for this process, and mark it as this config's.
 
-    The mark is config.json, which process 0 alone writes, as it alone locks. It goes again where the body
-    raises before it left anything else: a mended config may want the name. The lock ends with the process,
-    however that ends. may_change: another config of the same recipe takes the mark over, for a recipe that
-    tells by itself what it has to do again. Raises ValueError where another process is at work in the
-    directory, where it belongs to another config, listing the fields that differ, where it has something in
-    it but no config.json, and where there is no making it; what is there is then left as it is.
+    The mark is config.json. Process 0 alone writes it and locks the directory. The mark is removed where the
+    body raises before it wrote anything else, so that a mended config can have the name. The lock ends with
+    the process, however that ends. may_change: another config of the same recipe may replace the mark, for a
+    recipe that finds out by itself what it has to do again. Raises ValueError where another process holds
+    the directory, where it belongs to another config (the fields that differ are listed), where it has files
+    but no config.json, and where it cannot be made; what is there stays as it is.
     """
+    import jax  # here: launch/common.py does without it
+
     if jax.process_index() != 0:
         _owner(workdir, config, may_change)
         yield
@@ -44,8 +44,8 @@ def claim_workdir(workdir, config, may_change=False):
         old, new = _owner(workdir, config, may_change), json.loads(config.to_json())
         if old is None and set(os.listdir(workdir)) - {FRESH}:
             raise ValueError(
-                f"--workdir={workdir} is not empty and has no {MARKER}, so it is no run's directory, "
-                "and is left as it is; give a new or an empty --workdir"
+                f"--workdir={workdir} is not empty and has no {MARKER}: it is not a run's directory, and is "
+                "left as it is; give a new or an empty --workdir"
             )
         if old != new:
             (workdir / FRESH).write_text(json.dumps(new, indent=2) + "\n")
@@ -60,12 +60,12 @@ def claim_workdir(workdir, config, may_change=False):
 
 @contextlib.contextmanager
 def _locked(workdir):
-    """Lock the directory itself, made if need be, so that no lock file stays; say where that cannot be."""
+    """Make the directory and lock it. The lock is on the directory itself: no lock file stays."""
     try:
         workdir.mkdir(parents=True, exist_ok=True)
         folder = os.open(workdir, os.O_RDONLY)
     except OSError as error:
-        raise ValueError(f"--workdir={workdir} can be no directory: {error}") from error
+        raise ValueError(f"--workdir={workdir} cannot be a directory: {error}") from error
     try:
         try:
             fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -75,7 +75,7 @@ def _locked(workdir):
             ) from None
         except OSError as error:  # as on some network file systems
             print(
-                f"{workdir} cannot be locked ({error}): see to it that no other run uses it",
+                f"{workdir} cannot be locked ({error}): make sure that no other run uses it",
                 flush=True,
             )
         yield
@@ -84,7 +84,7 @@ def _locked(workdir):
 
 
 def _owner(workdir, config, may_change):
-    """The config that the directory belongs to, or None. Raises ValueError where config may not have it."""
+    """The config in the directory's mark, or None. Raises ValueError where `config` may not replace it."""
     marker, new = workdir / MARKER, json.loads(config.to_json())
     if not marker.exists():
         return None

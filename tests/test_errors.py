@@ -20,6 +20,18 @@ def test_a_path_joins_the_argument_that_a_message_begins_with(message, shown):
     assert str(caught.value) == shown
 
 
+def test_an_argument_that_a_field_gives_takes_the_fields_name():
+    """Oracle: by hand; another argument, and one whose name only begins so, keep their own."""
+    for message, shown in (
+        ("path='x' is missing", "config.keep.files='x' is missing"),
+        ("paths='x' is missing", "config.keep.files.paths='x' is missing"),
+        ("x.jsonl, line 2 is empty", "config.keep.files: x.jsonl, line 2 is empty"),
+    ):
+        with pytest.raises(ValueError) as caught, at("config.keep"), at("files", "path"):
+            raise ValueError(message)
+        assert str(caught.value) == shown
+
+
 def test_paths_nest():
     """Oracle: by hand, an inner block of an outer one."""
     with pytest.raises(ValueError, match="^config.base.optimizer.b1=2 must be below 1$"):

@@ -12,6 +12,9 @@ from deepseek_jax.data.sources import RANDOM_ACCESS_FORMATS, read
 
 ROLES = ("system", "user", "assistant")
 DERIVED_FROM = "derived_from"
+EXAMPLE = (  # a line of a jsonl file, for messages
+    '{"messages": [{"role": "user", "content": "2 + 3?"}, {"role": "assistant", "content": "5"}]}'
+)
 
 
 def read_conversations(path, data_dir, split="train"):
@@ -28,11 +31,16 @@ def read_conversations(path, data_dir, split="train"):
     if Path(path).is_dir():
         return _tfds_conversations(path, split)
     if not Path(path).is_file():
-        raise ValueError(f"nothing at {path}; set config.data.path to a jsonl file or TFDS folder.")
+        raise ValueError(
+            f"path='{path}' does not exist; set it to the folder of a TFDS dataset, or to a jsonl file of "
+            f"lines such as {EXAMPLE}"
+        )
     if split != "train":
-        raise ValueError(f"config.data.split={split!r}, but {path} is a file; leave it at 'train'.")
+        raise ValueError(
+            f"path='{path}' is a file, which has no split={split!r}; set split to 'train'"
+        )
     if next(json_lines(path), None) is None:
-        raise ValueError(f"{path} holds no conversations; give a jsonl file with one on each line.")
+        raise ValueError(f"path='{path}' holds no conversations; give lines such as {EXAMPLE}")
     return Conversations(build(MessagesCorpus, JsonlConfig(path=str(path)), data_dir), path)
 
 
@@ -122,29 +130,31 @@ def _outside_in(record):
 def _tfds_conversations(path, split):
     if not (Path(path) / "dataset_info.json").is_file():
         raise ValueError(
-            f"no TFDS dataset in {path}: there is no dataset_info.json; set config.data.path to the "
-            "folder of a version, as DATA_DIR/NAME/1.0.0, or to a jsonl file."
+            f"path='{path}' is not a TFDS dataset: there is no dataset_info.json; set it to the folder of a "
+            f"version, as DATA_DIR/NAME/1.0.0, or to a jsonl file of lines such as {EXAMPLE}"
         )
     builder = tfds.builder_from_directory(path)
     features = builder.info.features
     fields = getattr(features["messages"] if "messages" in features else None, "feature", None)
     if not isinstance(fields, tfds.features.FeaturesDict) or not {"role", "content"} <= {*fields}:
         raise ValueError(
-            f"{path} has no feature messages: Sequence of role and content; it has "
-            f"{', '.join(features)}."
+            f"path='{path}' has no feature messages: Sequence of role and content; it has "
+            f"{', '.join(features)}"
         )
     file_format = builder.info.file_format.value
     if file_format != RANDOM_ACCESS_FORMATS[0]:
-        raise ValueError(f"{path} is stored as {file_format}; prepare it as array_record.")
+        raise ValueError(f"path='{path}' is stored as {file_format}; prepare it as array_record")
     try:
         source = builder.as_data_source(split=split)
     except ValueError as error:
         raise ValueError(
-            f"{path} has no split {split!r}; set config.data.split to one of "
+            f"path='{path}' has no split={split!r}; set split to one of "
             f"{', '.join(builder.info.splits)}, or to a slice: {error}"
         ) from error
     if not len(source):
-        raise ValueError(f"config.data.split={split!r} of {path} holds no conversations.")
+        raise ValueError(
+            f"path='{path}' has no conversations in split={split!r}; set another split"
+        )
     return Conversations(source, path)
 
 

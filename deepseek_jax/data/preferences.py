@@ -1,5 +1,7 @@
 """What reward models are trained on: pairs of responses, and responses labelled safe or not."""
 
+from pathlib import Path
+
 import numpy as np
 
 from deepseek_jax.data.builders import json_lines
@@ -8,6 +10,10 @@ from deepseek_jax.data.messages import parse_conversation
 
 # What is learned from -> the fields of a record that hold its responses, the better one first.
 RESPONSES = {"helpfulness": ("chosen", "rejected"), "safety": ("response",)}
+EXAMPLES = {  # lines of a jsonl file, for messages
+    "helpfulness": '{"prompt": "2 + 3?", "chosen": "5", "rejected": "6"}',
+    "safety": '{"prompt": "2 + 3?", "response": "5", "safe": true}',
+}
 
 
 def parse_preference(kind, place, record):
@@ -47,8 +53,12 @@ def read_preferences(kind, path, num_held_out, seed):
     """(to train on, held out) of a jsonl file of records, as of parse_preference: lists.
 
     Whole prompts are held out, chosen by seed, until they have num_held_out records or more. Raises
-    ValueError, naming the file, where that leaves none on one side, and as parse_preference does.
+    ValueError for a missing file, where that leaves none on one side, and as parse_preference does.
     """
+    if not Path(path).is_file():
+        raise ValueError(
+            f"path='{path}' is not a file; set it to a jsonl file of lines such as {EXAMPLES[kind]}"
+        )
     records = [parse_preference(kind, place, record) for place, record in json_lines(path)]
     prompts = {}
     for record in records:
@@ -59,8 +69,8 @@ def read_preferences(kind, path, num_held_out, seed):
         (held_out if len(held_out) < num_held_out else train).extend(groups[index])
     if not train or len(held_out) < num_held_out:
         raise ValueError(
-            f"{path} has {len(records)} records about {len(groups)} prompts, and "
-            f"config.data.num_held_out={num_held_out} leaves none to train on; lower it."
+            f"num_held_out={num_held_out} of {len(records)} records about {len(groups)} prompts in {path} "
+            "leaves none to train on; lower it"
         )
     return train, held_out
 

@@ -29,7 +29,9 @@ def read_questions(path, split="train"):
     if Path(path).is_dir():
         return distinct(_of_dataset(path, split))
     if split != "train":
-        raise ValueError(f"config.data.split={split!r}, but {path} is a file; leave it at 'train'.")
+        raise ValueError(
+            f"path='{path}' is a file, which has no split={split!r}; set split to 'train'"
+        )
     if Path(path).is_file():
         first = next(json_lines(path), None)
         if first is not None and "messages" in first[1]:
@@ -105,7 +107,8 @@ def _of_dataset(path, split):
     kept = [name for name in READ if isinstance(features.get(name), tfds.features.Text)]
     if "question" not in kept:
         raise ValueError(
-            f"{path} has neither a feature messages nor question: Text(); it has {', '.join(features)}."
+            f"path='{path}' has neither a feature messages nor question: Text(); it has "
+            f"{', '.join(features)}"
         )
     records = read(source, list(range(len(source))))
     return ({name: record[name].decode() for name in kept} for record in records)

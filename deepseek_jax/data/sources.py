@@ -16,6 +16,9 @@ from deepseek_jax.data.builders import (
 
 RANDOM_ACCESS_FORMATS = ("array_record", "parquet")
 READ_AT_ONCE = 1024
+# A line of a jsonl file, for messages
+DOCUMENT = '{"text": "A document."}'
+QUESTION = '{"question": "2 + 3?", "answer": "2 + 3 = 5 #### 5"}'
 
 
 def python_documents(data_dir):
@@ -31,9 +34,9 @@ def jsonl_documents(path, data_dir):
     Raises ValueError for a missing file, a file without documents, and, naming file and line, a
     line that is no JSON object with a text.
     """
-    _check_file(path, "config.data.sources")
+    _check_file(path, DOCUMENT)
     if next(json_lines(path), None) is None:
-        raise ValueError(f"{path} holds no documents; give a jsonl file with one on each line.")
+        raise ValueError(f"path='{path}' holds no documents; give lines such as {DOCUMENT}")
     return build(JsonlCorpus, JsonlConfig(path=str(path)), data_dir)
 
 
@@ -42,32 +45,31 @@ def tfds_documents(path, split="train"):
 
     Raises ValueError as that does, and for a dataset without a feature "text".
     """
-    source, features = tfds_source(path, split, field="config.data.sources")
+    source, features = tfds_source(path, split)
     if not isinstance(features.get("text"), tfds.features.Text):
-        raise ValueError(f"{path} has no feature text: Text(); it has {', '.join(features)}.")
+        raise ValueError(f"path='{path}' has no feature text: Text(); it has {', '.join(features)}")
     return source
 
 
-def tfds_source(path, split="train", field="config.data.path"):
+def tfds_source(path, split="train"):
     """(random access to the records of a prepared TFDS dataset, its features), without TensorFlow.
 
     path: the folder of one version, which holds dataset_info.json. split: one of TFDS's, slices
-    too, as "train[:90%]" or "train[1000:]". field: of the config, that gave the path, for messages.
-    A dataset stored as parquet is read into memory.
+    too, as "train[:90%]" or "train[1000:]". A dataset stored as parquet is read into memory.
     Raises ValueError for a folder without a dataset, a split that it lacks or without documents, and a
     file format without random access.
     """
     if not (Path(path) / "dataset_info.json").is_file():
         raise ValueError(
-            f"no TFDS dataset in {path}: there is no dataset_info.json; set {field} to the "
-            "folder of a version, as DATA_DIR/NAME/1.0.0."
+            f"path='{path}' is not a TFDS dataset: there is no dataset_info.json; set it to the folder of a "
+            "version, as DATA_DIR/NAME/1.0.0, or to a jsonl file"
         )
     builder = tfds.builder_from_directory(path)
     file_format = builder.info.file_format.value
     if file_format not in RANDOM_ACCESS_FORMATS:
         raise ValueError(
-            f"{path} is stored as {file_format}, which has no random access; prepare it with "
-            f"file_format={' or '.join(RANDOM_ACCESS_FORMATS)}."
+            f"path='{path}' is stored as {file_format}, which has no random access; prepare it with "
+            f"file_format={' or '.join(RANDOM_ACCESS_FORMATS)}"
         )
     try:
         parts = builder.info.splits[split].file_instructions
@@ -76,7 +78,7 @@ def tfds_source(path, split="train", field="config.data.path"):
         source = builder.as_data_source(split=split)
     except ValueError as error:
         raise ValueError(
-            f"{path} has no documents in split {split!r}; choose of "
+            f"path='{path}' has no documents in split={split!r}; choose of "
             f"{', '.join(builder.info.splits)}, or a slice: {error}"
         ) from error
     source = _slice_files(source, parts) if file_format == "parquet" else source
@@ -102,8 +104,8 @@ def hold_out(source, num_held_out, key=None):
     """
     if not 0 < num_held_out < len(source):
         raise ValueError(
-            f"config.data.num_held_out={num_held_out} of {len(source)} documents leaves nothing on "
-            f"one side; set it within 1..{len(source) - 1}."
+            f"num_held_out={num_held_out} of {len(source)} documents leaves nothing on one side; set it "
+            f"within 1..{len(source) - 1}"
         )
     border = len(source) - num_held_out
     held_out = Documents(source, range(border, len(source)))
@@ -114,8 +116,8 @@ def hold_out(source, num_held_out, key=None):
     indices = [i for i, record in shown if key(record) not in kept_out]
     if not indices:
         raise ValueError(
-            f"config.data.num_held_out={num_held_out} of {len(source)} records holds out something of what "
-            "each of the others is about; lower it."
+            f"num_held_out={num_held_out} of {len(source)} records holds out something of what each of the "
+            "others is about; lower it"
         )
     return Documents(source, indices), held_out
 
@@ -148,26 +150,26 @@ def read(source, indices):
     return many(indices) if many else [source[i] for i in indices]
 
 
-def load_jsonl_questions(path, field="config.data.path"):
+def load_jsonl_questions(path):
     """Questions of a jsonl file in GSM8K's format (arXiv:2110.14168): dicts of question, answer.
 
     A line is {"question": "...", "answer": "<working> #### 1,072"}. The answer kept is the text
     after the last ####, without commas: "1072". A line may carry what rewards read: "language", as
     rewards.language says, and "test_cases", as rewards.program, with which it needs no answer.
-    field: of the config, that gave the path.
     Raises ValueError naming the file and the line that is not so, or the file that is missing or
     holds no question.
     """
-    _check_file(path, field)
+    _check_file(path, QUESTION)
     examples = [_parse_question(place, record) for place, record in json_lines(path)]
     if not examples:
-        raise ValueError(f"{path} holds no questions; give a jsonl file with one on each line.")
+        raise ValueError(f"path='{path}' holds no questions; give lines such as {QUESTION}")
     return examples
 
 
-def _check_file(path, field):
+def _check_file(path, example):
     if not Path(path).is_file():
-        raise ValueError(f"there is no file {path}; set {field} to a jsonl file.")
+        message = f"path='{path}' is not a file; set it to a jsonl file of lines such as {example}"
+        raise ValueError(message)
 
 
 def _parse_question(place, record):

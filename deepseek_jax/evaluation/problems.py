@@ -8,7 +8,7 @@ import numpy as np
 
 from deepseek_jax.data.questions import distinct
 from deepseek_jax.data.sources import load_jsonl_questions
-from deepseek_jax.errors import suggest
+from deepseek_jax.errors import at, suggest
 from deepseek_jax.evaluation.consensus import majority
 from deepseek_jax.parallel.processes import from_first, say
 from deepseek_jax.worlds.registry import all_rules, find_questions, open_rewards, question_names
@@ -60,7 +60,8 @@ def _kind(name, example):
 
 
 def _of_file(name, settings):
-    examples = distinct(load_jsonl_questions(name, "config.data"))
+    with at("config.data", "path"):
+        examples = distinct(load_jsonl_questions(name))
     number = len(examples) if settings.num_problems is None else settings.num_problems
     if not 2 <= number <= len(examples):
         raise ValueError(

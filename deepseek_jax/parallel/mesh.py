@@ -1,5 +1,6 @@
 """From a few numbers of a config to a Mesh over every device."""
 
+import dataclasses
 import math
 
 import jax
@@ -7,6 +8,19 @@ from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh
 
 from deepseek_jax.parallel.rules import MESH_AXES
+
+
+@dataclasses.dataclass(frozen=True)
+class MeshSettings:
+    """config.mesh, the arguments of make_mesh: the size of each axis; -1 takes the devices that are left."""
+
+    slices: int = 1
+    pipeline: int = 1
+    data: int = -1
+    fsdp: int = 1
+    expert: int = 1
+    context: int = 1
+    tensor: int = 1
 
 
 def make_mesh(

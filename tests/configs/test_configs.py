@@ -15,6 +15,7 @@ from configs import models, r1, v3_post_training
 from deepseek_jax.models import build_model
 from deepseek_jax.models.config import RunSettings
 from deepseek_jax.parallel import make_mesh
+from deepseek_jax.parallel.mesh import MeshSettings
 from deepseek_jax.recipes.distill.settings import DistillSettings, StartSettings
 from deepseek_jax.recipes.generate.settings import GenerateSettings
 from deepseek_jax.recipes.grpo.settings import GrpoSettings
@@ -27,7 +28,6 @@ from deepseek_jax.rewards import Rewards
 from deepseek_jax.settings import build
 from deepseek_jax.training.schedule import join_phases, stage_at
 from deepseek_jax.worlds.registry import question_names
-from launch.train import MeshSettings
 
 ROOT = Path(__file__).resolve().parents[2]
 SETTINGS = {

@@ -85,11 +85,14 @@ def test_a_malformed_line_is_refused_with_file_and_number_each_time(tmp_path, li
 
 
 def test_a_missing_file_and_one_without_documents_are_refused(tmp_path):
-    """Oracle: the message names the file."""
-    with pytest.raises(ValueError, match="no file .*absent.jsonl; set config.data.sources"):
+    """Oracle: the message names the file, and ends in a line that is read without complaint."""
+    with pytest.raises(ValueError, match="^path='.*absent.jsonl' is not a file") as error:
         jsonl_documents(tmp_path / "absent.jsonl", tmp_path)
+    line = str(error.value).partition("lines such as ")[2].encode()
+    path = write_lines(tmp_path / "example.jsonl", line)
+    assert texts(jsonl_documents(path, tmp_path)) == ["A document."]
     path = write_lines(tmp_path / "empty.jsonl", b"", b"")
-    with pytest.raises(ValueError, match="empty.jsonl holds no documents"):
+    with pytest.raises(ValueError, match="empty.jsonl' holds no documents"):
         jsonl_documents(path, tmp_path)
 
 

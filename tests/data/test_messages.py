@@ -92,14 +92,20 @@ def test_a_prepared_dataset_gives_its_conversations(tmp_path):
 def test_a_dataset_that_does_not_fit_is_refused(tmp_path):
     """Oracle: the words a reader needs."""
     folder = prepare(Chats, tmp_path)
-    with pytest.raises(ValueError, match="no split 'train'; set config.data.split to one of test"):
+    with pytest.raises(ValueError, match="^path=.* has no split='train'; set split to one of test"):
         read_conversations(folder, None)
-    with pytest.raises(ValueError, match="no TFDS dataset in"):
+    with pytest.raises(ValueError, match="^path=.* is not a TFDS dataset"):
         read_conversations(tmp_path, None)
     with pytest.raises(ValueError, match="no feature messages: Sequence of role and content"):
         read_conversations(prepare(OtherFeature, tmp_path), None, "test")
-    with pytest.raises(ValueError, match="nothing at"):
+
+
+def test_a_missing_file_is_refused_with_a_line_that_can_be_read(tmp_path):
+    """Oracle: the parser, which takes the example that the message ends in."""
+    with pytest.raises(ValueError, match="^path='.*absent.jsonl' does not exist") as error:
         read_conversations(tmp_path / "absent.jsonl", None)
+    line = str(error.value).partition("lines such as ")[2]
+    assert parse_conversation("example", json.loads(line))["messages"] == turns("2 + 3?", "5")
 
 
 GOOD = {"messages": turns("a", "b")}
@@ -149,7 +155,7 @@ def test_files_without_conversations_and_splits_of_a_file_are_refused(tmp_path):
     path = write(tmp_path / "my.jsonl", [])
     with pytest.raises(ValueError, match="holds no conversations"):
         read_conversations(path, tmp_path / "data")
-    with pytest.raises(ValueError, match="config.data.split='test'"):
+    with pytest.raises(ValueError, match="^path=.* is a file, which has no split='test'"):
         read_conversations(path, tmp_path / "data", "test")
 
 

@@ -5,6 +5,7 @@ import json
 import pytest
 
 from deepseek_jax.data.preferences import (
+    RESPONSES,
     parse_preference,
     read_preferences,
 )
@@ -60,5 +61,14 @@ def test_a_prompt_is_on_one_side_alone(tmp_path):
     prompts = [{r["messages"][0]["content"] for r in side} for side in (train, held_out)]
     assert not prompts[0] & prompts[1]
     assert read_preferences("helpfulness", str(path), 5, seed=1)[1] != held_out
-    with pytest.raises(ValueError, match="config.data.num_held_out=30"):
+    with pytest.raises(ValueError, match="^num_held_out=30"):
         read_preferences("helpfulness", str(path), 30, seed=0)
+
+
+@pytest.mark.parametrize("kind", RESPONSES)
+def test_a_missing_file_is_refused_with_a_line_that_can_be_read(kind, tmp_path):
+    """Oracle: the parser, which takes the example that the message ends in."""
+    with pytest.raises(ValueError, match="^path='.*absent.jsonl' is not a file") as error:
+        read_preferences(kind, tmp_path / "absent.jsonl", 5, seed=0)
+    line = str(error.value).partition("lines such as ")[2]
+    assert parse_preference(kind, "example", json.loads(line))["responses"][0] == "5"

@@ -79,7 +79,7 @@ def test_programs_are_judged_by_their_cases_and_not_told_to_box_anything(tmp_pat
     [
         (["gsm9k"], {}, "config.data='gsm9k' is no .jsonl file and no world's task"),
         (["arithmetics"], {}, "did you mean arithmetic?"),
-        (["nowhere.jsonl"], {}, "there is no file nowhere.jsonl"),
+        (["nowhere.jsonl"], {}, "config.data='nowhere.jsonl' is not a file"),
         (["FILE"], dict(num_problems=11), "config.num_problems=11 must be within 2..10"),
         (["FILE", "FILE"], {}, "config.data names sums/test twice"),
         (["bilingual_puzzles"], dict(num_problems=5), "a single problem, and an interval needs 2"),

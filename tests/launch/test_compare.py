@@ -1,5 +1,6 @@
 """launch/compare.py as a user starts it."""
 
+import os
 import re
 import subprocess
 import sys
@@ -16,9 +17,9 @@ from launch.compare import SMALL, check_workload, named_models
 SCRIPT = Path(__file__).resolve().parents[2] / "launch" / "compare.py"
 
 
-def compared(*args):
+def compared(*args, env=None):
     return subprocess.run(
-        [sys.executable, SCRIPT, *args], capture_output=True, text=True, timeout=300
+        [sys.executable, SCRIPT, *args], env=env, capture_output=True, text=True, timeout=300
     )
 
 
@@ -36,16 +37,27 @@ def test_models_are_compared():
     assert cells[1].split()[:3] == ["1", "1", f"{bound:,.1f}"]
 
 
+def test_nothing_is_said_of_accelerators_that_this_machine_lacks():
+    """Oracle: stderr is empty, in the environment of a user who has not chosen a platform."""
+    env = {name: value for name, value in os.environ.items() if name != "JAX_PLATFORMS"}
+    done = compared("--models=smollm2_135m", env=env)
+    assert done.returncode == 0 and done.stderr == ""
+
+
 def test_a_mistake_is_one_message_and_exit_status_two():
     """Oracle: the words a reader needs, no traceback."""
+    done = compared("--models", "qwen2_tiny", "more")
+    assert done.returncode == 2 and done.stderr == "error: more is not a flag; use --FLAG=VALUE\n"
     done = compared("--tpu=v5")
     assert done.returncode == 2 and "Traceback" not in done.stderr
-    assert "--tpu=v5 is none; did you mean v5p?" in done.stderr and "tpu7x" in done.stderr
+    assert (
+        "--tpu=v5 is not a known chip; did you mean v5p?" in done.stderr and "tpu7x" in done.stderr
+    )
 
 
 def test_mistakes_name_what_is_allowed():
     """Oracle: the words a reader needs."""
-    with pytest.raises(ValueError, match="deepseek_r1 is none; did you mean deepseek_v3"):
+    with pytest.raises(ValueError, match="deepseek_r1 is not in .*; did you mean deepseek_v3"):
         named_models(["deepseek_r1"])
     models = named_models(["deepseek_v3_tiny"])
     with pytest.raises(ValueError, match="--context_length=512 is more than the 256 of deepseek"):

@@ -79,3 +79,8 @@ def test_a_mistake_is_one_message_and_status_2(tmp_path):
     done = run(f"--from={tmp_path}", f"--to={tmp_path / 'a'}")
     assert done.returncode == 2
     assert "config.json does not exist" in done.stderr and "Traceback" not in done.stderr
+    assert done.stderr.startswith("error: ") and not (tmp_path / "a").exists()
+    done = run(f"--from={tmp_path}", f"--to={tmp_path / 'a'}", "--format=gguf")
+    assert (
+        done.returncode == 2 and "--format=gguf" in done.stderr and "Traceback" not in done.stderr
+    )

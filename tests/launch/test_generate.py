@@ -1,4 +1,4 @@
-"""The entry of data generation; the rest of it is launch/train.py's."""
+"""launch/generate.py as a user starts it; what it shares with launch/train.py is tested there."""
 
 import subprocess
 import sys

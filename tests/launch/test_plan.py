@@ -107,9 +107,9 @@ def test_without_libtpu_a_plan_says_what_to_install(folder):
 @pytest.mark.parametrize(
     ("args", "words"),
     [
-        ("--topology=v9:2x2", "--topology=v9:2x2 is none that libtpu knows"),
+        ("--topology=v9:2x2", "--topology=v9:2x2 is unknown to libtpu"),
         ("--topology=v5e:5x7", "examples: v5e:2x2, v5e:16x16, v5p:2x2x1"),
-        ("--topology=v4:2x2x1", "is of TPU v4, whose memory and speed are not known here"),
+        ("--topology=v4:2x2x1", "has TPU v4 chips, whose memory and speed are not in"),
         ("--topology=v5e:4x4", "which does not equal the 16 devices"),
         ("--topology=v5e:2x2 --stage=stage1", "did you mean stage_1?"),
         ("--topology=v5e:2x2 --config.recipe=grpo", "config.recipe='grpo' cannot be planned"),

@@ -1,5 +1,6 @@
 """launch/sweep.py as a user starts it, each run a launch/train.py of a small recipe beside ours."""
 
+import dataclasses
 import json
 import signal
 import subprocess
@@ -10,8 +11,24 @@ import pytest
 from ml_collections import ConfigDict
 
 from configs.sweeps.seeds import sweep as seeds
-from launch.sweep import load_sweep, sweep_runs
+from launch.sweep import sweep_runs
 from tests.launch.test_train import CONFIG, LAUNCH, RECIPE, ROOT
+
+
+@dataclasses.dataclass(frozen=True)
+class Zero:
+    num_steps: int
+    temperature: float = 1.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Small:
+    """The settings of a small config."""
+
+    recipe: str = "r1"
+    seed: int = 0
+    zero: Zero | None = None
+
 
 REPORT = """
 def report_sweep(folder, workdirs):
@@ -99,29 +116,42 @@ def test_sigterm_is_passed_on_and_asks_to_be_started_again(folder):
 def test_three_seeds_of_a_config():
     """Oracle: by hand: the config with another seed, and the given one as it was."""
     config = ConfigDict(dict(recipe="r1", seed=7, zero=dict(num_steps=3)))
-    runs = sweep_runs(config, seeds(config))
+    runs = sweep_runs(config, seeds(config), Small)
     assert [run.name for run in runs] == ["seed=0", "seed=1", "seed=2"]
     assert [run.config for run in runs] == [
         json.loads(config.to_json()) | {"seed": s} for s in range(3)
     ]
-    (run,) = sweep_runs(config, [{"zero.num_steps": 5}])
-    assert run.config["zero"] == {"num_steps": 5} and config.zero.num_steps == 3
+    (run,) = sweep_runs(config, [{"zero.num_steps": 5, "zero.temperature": 0.5}], Small)
+    assert run.config["zero"] == {"num_steps": 5, "temperature": 0.5}
+    assert config.zero == ConfigDict(dict(num_steps=3))
 
 
-def test_mistakes_name_what_is_wrong(tmp_path):
+def test_mistakes_name_what_is_wrong():
     """Oracle: the words a reader needs."""
     config = ConfigDict(dict(seed=7))
     for overrides, words in (
-        ([{"sed": 1}], "'sed' is no field of the config; did you mean seed"),
-        ([{"seed": "one"}], "--sweep: seed=one"),
+        ([{"sed": 1}], "--sweep: sed=1: config.sed is not a field; did you mean seed"),
+        ([{"seed": "one"}], r"--sweep: seed=one: config.seed='one' \(str\) must be a int"),
         ([{"seed": 1}, {"seed": 1}], "overrides of its own"),
         ([{}], "overrides of its own"),
         ([], "names no runs"),
     ):
         with pytest.raises(ValueError, match=words):
-            sweep_runs(config, overrides)
-    with pytest.raises(ValueError, match="nowhere.py is no file"):
-        load_sweep("nowhere.py")
-    (tmp_path / "empty.py").write_text("")
-    with pytest.raises(ValueError, match="has no function sweep"):
-        load_sweep(tmp_path / "empty.py")
+            sweep_runs(config, overrides, Small)
+
+
+@pytest.mark.parametrize(
+    "args, words",
+    [
+        ("--sweep=nowhere.py", "--sweep=nowhere.py: there is no such file"),
+        ("--sweep=tiny.py", "--sweep=tiny.py has no function sweep"),
+        ("--config.step=5", "--sweep: seed=1: config.step is not a field; did you mean steps?"),
+        ("--config.recipe=poling", "'poling' is not a recipe; did you mean polling?"),
+    ],
+)
+def test_a_mistake_is_one_message_exit_status_two_and_starts_no_run(folder, args, words):
+    """Oracle: the words a reader needs, no traceback, no folder of runs."""
+    sweep = start(folder, *args.split())
+    _, err = sweep.communicate(timeout=120)
+    assert sweep.returncode == 2 and words in err and "Traceback" not in err, err
+    assert not (folder / "out").exists()

@@ -1,6 +1,5 @@
 """launch/train.py as a user starts it, in processes of its own, with a small recipe beside ours."""
 
-import io
 import os
 import signal
 import socket
@@ -10,14 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from deepseek_jax import recipes
 from deepseek_jax.parallel import MESH_AXES
-from launch import train
 
 ROOT = Path(__file__).resolve().parents[2]
-SMALL = (
-    ROOT / "configs" / "grpo_small.py"
-)  # which leaves minibatches and clip_eps_high at their defaults
+# It leaves minibatches and clip_eps_high at their defaults
+SMALL = ROOT / "configs" / "grpo_small.py"
 COUNT = "--xla_force_host_platform_device_count={}"
 CONFIG = """
 from ml_collections import ConfigDict
@@ -33,41 +29,54 @@ RECIPE = '''
 import dataclasses, time
 import jax, numpy as np
 from absl import logging
-from deepseek_jax.recipes import settings
+from deepseek_jax.settings import build
 
 @dataclasses.dataclass(frozen=True)
 class Nothing:
     """No field at all."""
 
-def run(config, mesh, workdir, should_stop):
-    if config.bad == "settings":
-        settings.build(Nothing, {"lr": 1}, "config.rl")
-    if config.bad == "library":
+@dataclasses.dataclass(frozen=True)
+class Polling:
+    recipe: str
+    seed: int
+    steps: int
+    wait: bool
+    bad: str
+    mesh: dict
+    xla_flags: str
+
+SETTINGS = Polling
+
+def run(settings, run):
+    if settings.bad == "settings":
+        build(Nothing, {"lr": 1}, "config.rl")
+    if settings.bad == "library":
         np.zeros(3).reshape(2)
     logging.info("a library tells of a file")
     step = 0
-    while step < config.steps or config.wait:
+    while step < settings.steps or settings.wait:
         step += 1
-        if should_stop():
-            (workdir / "saved").write_text(str(step))
+        if run.should_stop():
+            (run.folder / "saved").write_text(str(step))
             raise SystemExit(75)
         time.sleep(0.01)
         if step == 3:
             print("under way", flush=True)
-    (workdir / f"done{jax.process_index()}").write_text(f"{step} {dict(mesh.shape)}")
+    (run.folder / f"done{jax.process_index()}").write_text(f"{step} {dict(run.mesh.shape)}")
 '''
 WORKERS = '''
 """Asks a worker process of math-verify what it has imported."""
 import sys
+from deepseek_jax.recipes.polling import SETTINGS
 from deepseek_jax.rewards.math_verify import MathVerifier
 
-def run(config, mesh, workdir, should_stop):
+def run(settings, run):
     with MathVerifier(num_workers=1) as verifier:
         assert verifier.score(["1"], ["$x$"]) == [0.0]  # starts the worker
         modules = verifier._pool.submit(eval, "list(__import__('sys').modules)").result()
     main = sys.modules["__main__"].__file__
-    (workdir / "modules").write_text("\\n".join(modules))
-    (workdir / "main").write_text(main)
+    (run.folder / "modules").write_text("\\n".join(modules))
+    (run.folder / "main").write_text(main)
 '''
 LAUNCH = f"""
 import runpy, sys
@@ -156,7 +165,7 @@ def test_another_config_in_a_work_directory_is_one_message_and_nothing_is_touche
     [
         (
             "--config=tiny.py --config.mesg.x=3",
-            "config.mesg is no block of the file; give it whole",
+            "config.mesg is not a field; did you mean mesh?",
         ),
         (f"--config={SMALL} --config.num_step=3", "config.num_step is not a field; did you mean"),
         (f"--config={SMALL} --config.minibatches=3", "does not split into minibatches=3"),
@@ -167,9 +176,12 @@ def test_another_config_in_a_work_directory_is_one_message_and_nothing_is_touche
             "'poling' is not a recipe; did you mean polling?",
         ),
         ("--config=tiny.py --config.steps=abc", "--config.steps=abc"),
-        ("--config=tinny.py", "No such file or directory: 'tinny.py'"),
+        ("--config=tiny.py --config.seed.x=3", "config.seed=0 is not a block with fields"),
+        ("--config=tiny.py --config.wait", "--config.wait has no value; write --config.wait=VALUE"),
+        ("--config=tinny.py", "--config=tinny.py: there is no such file"),
+        ("--config=plugins/polling.py", "plugins/polling.py has no function get_config"),
         ("--config=tiny.py --wrkdir=x", "'wrkdir'. Did you mean: workdir"),
-        ("--config=tiny.py steps=3", "steps=3 is no flag; use --config.FIELD=VALUE"),
+        ("--config=tiny.py steps=3", "steps=3 is not a flag; use --config.FIELD=VALUE"),
         ("--config=tiny.py --config.mesh={'exprt':2}", "config.mesh.exprt is not a field"),
         ("--config=tiny.py --config.mesh={'expert':3}", "config.mesh.expert=3"),
         ("--config=tiny.py --config.bad=settings", "config.rl.lr is not a field"),
@@ -183,17 +195,13 @@ def test_a_mistake_is_one_message_exit_status_two_and_leaves_nothing(folder, arg
     assert not list(folder.glob("runs/*/*"))
 
 
-@pytest.mark.parametrize("folder_of_start", [None, "runs/v3/params"])
-def test_v3s_long_context_takes_its_start_from_the_command_line(folder_of_start):
-    """Oracle: the flag, read back from the config as a recipe gets it; without the flag there is no start."""
-    config = f"--config={ROOT / 'configs' / 'pretrain_v3.py'}:context=32k"
-    given = [f"--config.init_from={folder_of_start}"] if folder_of_start else []
-    program = "import sys; from absl import flags; from launch import train; train.define_flags()"
-    program += "; train.parse_flags(sys.argv); print(flags.FLAGS.config.init_from)"
-    done = subprocess.run(
-        [sys.executable, "-c", program, config, *given], cwd=ROOT, capture_output=True, text=True
-    )
-    assert done.stdout.strip() == str(folder_of_start), done.stderr
+def test_a_misspelt_field_is_named_though_the_work_directory_has_another_config(folder):
+    """Oracle: the suggestion of a fresh run, and the directory's bytes."""
+    assert launched(folder, "--config=tiny.py")[0] == 0
+    before = contents(folder / "runs")
+    status, _, err = launched(folder, "--config=tiny.py", "--config.step=5")
+    assert status == 2 and "config.step is not a field; did you mean steps?" in err
+    assert "another config" not in err and contents(folder / "runs") == before
 
 
 def test_an_error_out_of_a_library_keeps_its_traceback(folder):
@@ -231,47 +239,6 @@ def test_a_work_directory_has_one_process_at_a_time(folder):
     assert again.returncode == 75
 
 
-def test_a_second_signal_acts_as_if_nobody_listened():
-    """Oracle: Python's own answer to Ctrl-C, KeyboardInterrupt; the first only sets the flag."""
-    # A shell that starts pytest in the background has it ignore SIGINT
-    before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    try:
-        stop = train.Stop()
-        assert not stop()
-        signal.raise_signal(signal.SIGINT)
-        assert stop()
-        with pytest.raises(KeyboardInterrupt):
-            signal.raise_signal(signal.SIGINT)
-    finally:
-        for number, handler in zip((signal.SIGINT, signal.SIGTERM), before, strict=True):
-            signal.signal(number, handler)
-
-
-def test_a_signal_that_comes_amid_a_print_sets_the_flag_all_the_same(monkeypatch, capfd):
-    """Oracle: by hand: an output that is signalled while it writes, in which a print raises RuntimeError."""
-
-    class Signalled(io.RawIOBase):
-        def writable(self):
-            return True
-
-        def write(self, data):
-            if not stop():  # a second one would end this process
-                signal.raise_signal(signal.SIGTERM)
-            return len(data)
-
-    before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
-    try:
-        stop = train.Stop()
-        with monkeypatch.context() as patched:
-            patched.setattr("sys.stdout", io.TextIOWrapper(io.BufferedWriter(Signalled())))
-            print("a step's line", flush=True)
-        assert stop() and "SIGTERM: finishing the step" in capfd.readouterr().out
-    finally:
-        for number, handler in zip((signal.SIGINT, signal.SIGTERM), before, strict=True):
-            signal.signal(number, handler)
-
-
 def test_a_reward_worker_imports_the_main_script_and_no_jax(folder):
     """Oracle: sys.modules of the worker; __mp_main__ there is launch/train.py, imported again."""
     status, _, err = launched(folder, "--config=tiny.py", "--config.recipe=workers")
@@ -303,12 +270,3 @@ def test_two_processes_make_one_mesh_and_one_work_directory(folder):
     done = [(folder / "runs" / "tiny" / f"done{i}").read_text() for i in (0, 1)]
     assert done == [f"3 {mesh}"] * 2
     assert "polling on 16 x" in ends[0][0] and "polling" not in ends[1][0]
-
-
-def test_a_recipe_is_found_by_its_module_name(folder, monkeypatch):
-    """Oracle: the module's own function; a module without `run` is no recipe."""
-    monkeypatch.setattr(recipes, "__path__", [*recipes.__path__, str(folder / "plugins")])
-    assert train.find_recipe("polling").__module__ == "deepseek_jax.recipes.polling"
-    for name in ("settings", None, ""):
-        with pytest.raises(ValueError, match=r"is not a recipe; .*allowed: .*polling"):
-            train.find_recipe(name)

@@ -1,6 +1,7 @@
 import errno
 import json
 
+import jax
 import pytest
 from ml_collections import ConfigDict
 
@@ -86,7 +87,7 @@ def test_a_recipe_that_redoes_what_changed_takes_its_directory_over(tmp_path):
     [
         ("notes.txt", "is not empty"),
         ("inner/notes.txt", "is not empty"),
-        ("../run", "can be no directory: .*File exists"),
+        ("../run", "cannot be a directory: .*File exists"),
     ],
 )
 def test_a_directory_of_something_else_is_refused_and_left_untouched(tmp_path, name, words):
@@ -159,6 +160,6 @@ def test_a_file_system_without_locks_serves_too_and_is_named(tmp_path, monkeypat
 
 def test_only_process_zero_writes(tmp_path, monkeypatch):
     """Oracle: an empty directory, where this process believes it is number 1."""
-    monkeypatch.setattr(workdir.jax, "process_index", lambda: 1)
+    monkeypatch.setattr(jax, "process_index", lambda: 1)
     claim(tmp_path / "run", config())
     assert not list(tmp_path.iterdir())

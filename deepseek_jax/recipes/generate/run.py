@@ -100,7 +100,8 @@ def _questions(settings):
     """(the questions to ask, the held-out ones of a task)."""
     data, held_out = settings.data, []
     if data.path is not None:
-        questions = read_questions(data.path, data.split)
+        with at("config.data"):
+            questions = read_questions(data.path, data.split)
     else:
         with at("config.data"):
             _, asked = find_questions(data.task)
@@ -121,7 +122,8 @@ def _measured_on(settings, held_out):
             asked = [example["question"] for example in held_out]
             worked = [example.get("solution", example["answer"]) for example in held_out]
         else:
-            asked, worked = evaluation_texts(name)
+            with at("config.keep.decontaminate", "path"):
+                asked, worked = evaluation_texts(name)
         questions, solutions = questions + asked, solutions + worked
     return questions, solutions
 

@@ -4,6 +4,7 @@ import numpy as np
 
 from deepseek_jax.data.preferences import read_preferences, render_record
 from deepseek_jax.data.tasks import QuestionStream
+from deepseek_jax.errors import at
 from deepseek_jax.parallel import put_batch
 from deepseek_jax.parallel.processes import say
 from deepseek_jax.parallel.shard import batch_share
@@ -20,7 +21,8 @@ def load_preferences(settings, world, folder):
     """
     data = settings.data
     if data.path is not None:
-        return read_preferences(settings.kind, data.path, data.num_held_out, settings.seed)
+        with at("config.data"):
+            return read_preferences(settings.kind, data.path, data.num_held_out, settings.seed)
     sizes = dict(num_train=data.num_train, num_held_out=data.num_held_out)
     if settings.kind not in world.preferences:
         raise ValueError(

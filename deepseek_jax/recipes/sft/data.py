@@ -26,8 +26,9 @@ def load_conversations(settings, folder):
     """
     data = settings.data
     if data.path is not None:
-        source = read_conversations(data.path, folder, data.split)
-        return hold_out(source, data.num_held_out, what_it_answers)
+        with at("config.data"):
+            source = read_conversations(data.path, folder, data.split)
+            return hold_out(source, data.num_held_out, what_it_answers)
     with at("config.data"):
         _, questions = find_questions(data.task)
         task = questions.make(settings.seed, data.num_held_out)

@@ -273,8 +273,8 @@ def test_a_conversation_that_weighs_more_is_what_is_learned(with_base, tmp_path_
             "set either config.init_from, a checkpoint, or config.base",
         ),
         (dict(optimizer=dict(warmup_steps=4)), "config.optimizer.warmup_steps=4 must be at least"),
-        (dict(data=dict(task="sums")), "config.data.task='sums' is none of"),
-        (dict(data=dict(path="absent.jsonl")), "nothing at absent.jsonl"),
+        (dict(data=dict(task="sums")), "config.data.task='sums' is not a world's task"),
+        (dict(data=dict(path="absent.jsonl")), "config.data.path='absent.jsonl' does not exist"),
         (dict(data=dict(template="chat")), 'config.data.template="chat", but this tokenizer'),
         (
             dict(micro_batches=3),
@@ -285,7 +285,7 @@ def test_a_conversation_that_weighs_more_is_what_is_learned(with_base, tmp_path_
         (dict(answers=dict(num_prompts=13)), "config.answers.num_prompts=13, and 12 held-out"),
         (dict(answers=dict(max_completion_length=250)), "lower it"),
         (dict(model=dict(vocab_size=20)), "config.model.vocab_size=20 is below the tokenizer's 21"),
-        (dict(rewards=dict(corect=1.0, correct=1.0)), "config.rewards.corect is unknown"),
+        (dict(rewards=dict(corect=1.0, correct=1.0)), "config.rewards.corect is not a reward"),
     ],
 )
 def test_a_mistake_is_named_before_anything_is_written(tmp_path, fields, words):

@@ -1,0 +1,174 @@
+"""What the programs share: flags, a user's mistakes, signals, and the start of a recipe.
+
+The worker processes of a reward import the program again: what needs jax is imported where it is used.
+"""
+
+import contextlib
+import dataclasses
+import importlib
+import os
+import shlex
+import signal
+import sys
+import traceback
+from pathlib import Path
+
+from absl import flags, logging
+
+from deepseek_jax import recipes
+from deepseek_jax.errors import suggest
+from deepseek_jax.settings import build
+from launch.config_file import load_config, split_arguments
+from launch.workdir import claim_workdir, default_workdir
+
+flags.disclaim_key_flags()  # --help lists what is defined here as the program's own
+ROOT = Path(__file__).resolve().parents[1]
+USER_ERROR = 2
+
+
+def define_config():
+    """Define --config. parse_config reads it, and the --config.FIELD=VALUE that go with it."""
+    meaning = "The experiment: FILE.py or FILE.py:ARG; --config.FIELD=VALUE sets a field of it."
+    flags.DEFINE_string("config", None, meaning, required=True)
+
+
+def define_run(default):
+    """Define the flags of a program that starts a recipe. default: of --workdir, for its help."""
+    flags.DEFINE_string("workdir", None, f"The folder of the run; default {default}.")
+    flags.DEFINE_bool("distributed", False, "Run as one of several processes (Slurm, GKE, TPU).")
+
+
+def parse_flags(argv):
+    """Parse a command line with absl: -> argv without flags. A mistake is one message and exit status 2."""
+    try:
+        rest = flags.FLAGS(argv)
+    except flags.Error as error:
+        fail(error)
+    if rest[1:]:
+        form = "--config.FIELD=VALUE" if "config" in flags.FLAGS else "--FLAG=VALUE"
+        fail(f"{shlex.join(rest[1:])} is not a flag; use {form}")
+    if flags.FLAGS["verbosity"].using_default_value:
+        flags.FLAGS.verbosity = logging.ERROR  # at INFO libraries report every file they touch
+    return rest
+
+
+def parse_config(argv):
+    """Parse the command line of a program with --config: -> its ConfigDict."""
+    try:
+        overrides, others = split_arguments(flags.FLAGS.read_flags_from_files(argv, False))
+        parse_flags(others)
+        return load_config(flags.FLAGS.config, overrides)
+    except (ValueError, flags.Error) as error:
+        fail(error)
+
+
+def fail(message):
+    """Print what the user can mend, and leave."""
+    print(f"error: {message}", file=sys.stderr, flush=True)
+    sys.exit(USER_ERROR)
+
+
+@contextlib.contextmanager
+def one_message(shown=str):
+    """A ValueError that this project raises in the body is one message, shown(error), and exit status 2.
+
+    One that a library raises keeps its traceback: no user can mend it.
+    """
+    try:
+        yield
+    except ValueError as error:
+        *_, (last, _) = traceback.walk_tb(error.__traceback__)
+        source = Path(last.f_code.co_filename).resolve()
+        ours = (ROOT / part for part in ("configs", "deepseek_jax", "launch"))
+        if not any(source.is_relative_to(part) for part in ours):
+            raise
+        logging.debug("raised here:", exc_info=error)  # --verbosity=1 shows it
+        fail(shown(error))
+
+
+class Stop:
+    """should_stop of a recipe, which asks it after every step: has a signal come?"""
+
+    def __init__(self):
+        self.asked = False
+        self.previous = {s: signal.signal(s, self._ask) for s in (signal.SIGINT, signal.SIGTERM)}
+
+    def __call__(self):
+        return self.asked
+
+    def _ask(self, number, frame):
+        self.asked = True
+        for each, handler in self.previous.items():
+            signal.signal(each, handler)  # a second signal acts as if this class did not exist
+        name = signal.Signals(number).name
+        message = f"\n{name}: finishing the step, then saving; again to leave at once\n"
+        os.write(1, message.encode())  # print raises where the signal interrupts another print
+
+
+def find_recipe(name):
+    """The module deepseek_jax/recipes/NAME.py or NAME/run.py, with its run and its SETTINGS.
+
+    Raises ValueError for another name.
+    """
+    folders = [Path(folder) for folder in recipes.__path__]
+    # Files are read, not imported: one recipe does not need the dependencies of another
+    files = [file for folder in folders for file in folder.glob("*.py") if _has_run(file)]
+    modules = {file.stem: file.stem for file in files}
+    for folder in folders:
+        modules |= {f.parent.name: f"{f.parent.name}.run" for f in folder.glob("*/run.py")}
+    if name not in modules:
+        raise ValueError(
+            f"config.recipe={name!r} is not a recipe; {suggest(name, sorted(modules))}"
+        )
+    return importlib.import_module(f"{recipes.__name__}.{modules[name]}")
+
+
+def _has_run(file):
+    return "\ndef run(" in file.read_text()
+
+
+def given_workdir(name, seed):
+    """--workdir, or the default folder of a run: see workdir.default_workdir."""
+    return Path(flags.FLAGS.workdir or default_workdir(name, seed)).resolve()
+
+
+def start(config, workdir, shown=str):
+    """Run config's recipe in workdir on its mesh. A user's mistake is one message, shown(error).
+
+    config.xla_flags go before those of the environment, which win. XLA reads both when devices are first
+    asked for.
+    """
+    given = os.environ.get("XLA_FLAGS", "")
+    os.environ["XLA_FLAGS"] = f"{config.get('xla_flags', '')} {given}".strip()
+    import jax
+
+    from deepseek_jax.parallel.host_memory import keep_freed_memory, return_compilers_memory
+    from deepseek_jax.parallel.mesh import MeshSettings, make_mesh
+    from deepseek_jax.training.metrics import MetricsWriter
+    from deepseek_jax.training.run import Run
+
+    keep_freed_memory()
+    return_compilers_memory()
+    if flags.FLAGS.distributed:
+        _join_peers()
+    with one_message(shown):
+        recipe = find_recipe(config.get("recipe"))
+        # First, so that a misspelt field is named even where the directory belongs to another config
+        settings = build(recipe.SETTINGS, config, "config")
+        axes = build(MeshSettings, config.get("mesh", {}), "config.mesh")
+        mesh = make_mesh(**dataclasses.asdict(axes))
+        redoes = getattr(recipe, "REDOES_WHAT_CHANGED", False)
+        with claim_workdir(workdir, config, may_change=redoes), jax.set_mesh(mesh):
+            if jax.process_index() == 0:
+                devices = f"{mesh.size} x {mesh.devices.flat[0].device_kind}"
+                print(f"{config.recipe} on {devices}; work directory {workdir}", flush=True)
+            recipe.run(settings, Run(mesh, workdir, MetricsWriter(workdir), Stop()))
+
+
+def _join_peers():
+    import jax
+
+    try:
+        jax.distributed.initialize()
+    except ValueError as error:  # JAX recognises none of the clusters that it knows
+        fail(f"--distributed: {error} Slurm, GKE and TPU pods are recognised; else leave it out")

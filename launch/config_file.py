@@ -1,0 +1,129 @@
+"""The config of a run: what FILE.py:ARG returns, with the fields that the command line sets.
+
+A field is set by --config.FIELD=VALUE. FIELD is dotted, as loss.clip_eps_high. VALUE is written as in Python:
+3, 1e-4, True, None, "['a.jsonl', 'b.jsonl']", "[[0, 1.0], [10, 0.7]]" or "{'fsdp': 4}"; a text alone needs no
+quotes. The config file need not have the field, nor its value be of the type that the file has there.
+"""
+
+import ast
+import importlib.util
+import inspect
+import re
+import sys
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+OVERRIDE = re.compile(r"--?config\.([^=]*)(=?)(.*)", re.DOTALL)
+BOOLS = {"true": True, "false": False}
+
+
+def split_arguments(argv):
+    """Part the arguments of a command line: -> ([(dotted field, text)] of --config.FIELD=VALUE, the others).
+
+    Raises ValueError for a field without a value.
+    """
+    overrides, others = [], []
+    for argument in argv:
+        match = OVERRIDE.fullmatch(argument)
+        if match is None:
+            others.append(argument)
+            continue
+        field, equals, text = match.groups()
+        if not field or not equals:
+            raise ValueError(f"{argument} has no value; write --config.{field or 'FIELD'}=VALUE")
+        overrides.append((field, text))
+    return overrides, others
+
+
+def load_config(name, overrides=()):
+    """The ConfigDict of "FILE.py" or "FILE.py:ARG", with overrides as of split_arguments.
+
+    Raises ValueError for a file without a get_config that returns one, as that does itself, and for an
+    override that cannot be read or that a later one would replace.
+    """
+    path, *arg = name.split(":", 1)
+    get_config = load_function(path, "get_config", "--config")
+    try:
+        inspect.signature(get_config).bind(*arg)
+    except TypeError as error:
+        raise ValueError(f"--config={name}: get_config does not fit: {error}") from error
+    config = get_config(*arg)
+    if not isinstance(config, ConfigDict):
+        raise ValueError(
+            f"--config={path}: get_config returned {config!r}; it must return a ConfigDict"
+        )
+    for index, (field, text) in enumerate(overrides):
+        inner = [name for name, _ in overrides[:index] if name.startswith(f"{field}.")]
+        if inner:
+            raise ValueError(f"--config.{field} would replace --config.{inner[0]}; give it first")
+        _override(config, field, text)
+    return config
+
+
+def load_function(path, name, flag):
+    """The function `name` of a Python file that a flag gives. Raises ValueError where there is none."""
+    if not Path(path).is_file():
+        raise ValueError(f"{flag}={path}: there is no such file")
+    spec = importlib.util.spec_from_file_location(f"{name}_file", path)
+    if spec is None:
+        raise ValueError(f"{flag}={path} is not a Python file")
+    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    if not hasattr(module, name):
+        raise ValueError(f"{flag}={path} has no function {name}")
+    return getattr(module, name)
+
+
+def set_field(config, field, value):
+    """Set a dotted field, whatever type it has; blocks that lead to it are added. Raises ValueError.
+
+    Only the recipe's settings know which fields there are: a wrong one is theirs to refuse.
+    """
+    block, name = _place(config, field)
+    _set(block, name, ConfigDict(value) if isinstance(value, dict) else value)
+
+
+def _override(config, field, text):
+    block, name = _place(config, field)
+    kind = block.get_type(name) if name in block else type(None)
+    set_field(config, field, _value(field, text, kind))
+
+
+def _place(config, field):
+    """(the block that holds a dotted field, the field's own name)."""
+    *outer, name = field.split(".")
+    block, path = config, "config"
+    for part in outer:
+        path = f"{path}.{part}"
+        if block.get(part) is None:
+            _set(block, part, ConfigDict())
+        block = block[part]
+        if not isinstance(block, ConfigDict):
+            raise ValueError(f"--config.{field}: {path}={block!r} is not a block with fields")
+    return block, name
+
+
+def _set(block, name, value):
+    with block.unlocked(), block.ignore_type():
+        block[name] = value
+
+
+def _value(field, text, kind):
+    """What the text of an override says, in place of a value of type `kind`; NoneType: of any type."""
+    if text == "None":
+        return None
+    if kind is str:
+        return text
+    if text.lower() in BOOLS:
+        return BOOLS[text.lower()]
+    try:
+        return ast.literal_eval(text)
+    except (SyntaxError, TypeError, ValueError) as error:
+        if kind is type(None):
+            return text
+        there = "block" if kind is ConfigDict else kind.__name__
+        raise ValueError(
+            f"--config.{field}={text} cannot be read, in place of a value of type {there}; write it as in "
+            "Python, with quotes around the texts of a list: 3, 1e-4, True, \"['a', 'b']\", \"{'a': 1}\""
+        ) from error

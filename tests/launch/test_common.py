@@ -1,0 +1,94 @@
+"""What the programs share, from within."""
+
+import io
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from deepseek_jax import recipes
+from launch import common
+from tests.launch.test_train import RECIPE, ROOT
+
+
+def test_a_second_signal_acts_as_if_nobody_listened():
+    """Oracle: Python's own answer to Ctrl-C, KeyboardInterrupt; the first only sets the flag."""
+    # A shell that starts pytest in the background has it ignore SIGINT
+    before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        stop = common.Stop()
+        assert not stop()
+        signal.raise_signal(signal.SIGINT)
+        assert stop()
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+    finally:
+        for number, handler in zip((signal.SIGINT, signal.SIGTERM), before, strict=True):
+            signal.signal(number, handler)
+
+
+def test_a_signal_that_comes_amid_a_print_sets_the_flag_all_the_same(monkeypatch, capfd):
+    """Oracle: by hand: an output that is signalled while it writes, in which a print raises RuntimeError."""
+
+    class Signalled(io.RawIOBase):
+        def writable(self):
+            return True
+
+        def write(self, data):
+            if not stop():  # a second one would end this process
+                signal.raise_signal(signal.SIGTERM)
+            return len(data)
+
+    before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    try:
+        stop = common.Stop()
+        with monkeypatch.context() as patched:
+            patched.setattr("sys.stdout", io.TextIOWrapper(io.BufferedWriter(Signalled())))
+            print("a step's line", flush=True)
+        assert stop() and "SIGTERM: finishing the step" in capfd.readouterr().out
+    finally:
+        for number, handler in zip((signal.SIGINT, signal.SIGTERM), before, strict=True):
+            signal.signal(number, handler)
+
+
+def test_a_recipe_is_found_by_the_name_of_its_module(tmp_path, monkeypatch):
+    """Oracle: the module's own function and settings; a module without `run` is no recipe."""
+    (tmp_path / "polling.py").write_text(RECIPE)
+    monkeypatch.setattr(recipes, "__path__", [*recipes.__path__, str(tmp_path)])
+    recipe = common.find_recipe("polling")
+    assert recipe.__name__ == "deepseek_jax.recipes.polling" and recipe.SETTINGS is recipe.Polling
+    for name in ("blocks", None, ""):
+        with pytest.raises(ValueError, match=r"is not a recipe; .*allowed: .*polling"):
+            common.find_recipe(name)
+
+
+def test_every_recipe_names_the_settings_of_its_config():
+    """Oracle: the nine recipes, by hand; each has a run and a dataclass with a field recipe."""
+    names = "distill evaluate generate grpo judge pretrain r1 reward_model sft".split()
+    with pytest.raises(ValueError, match=f"allowed: {', '.join(names)}$"):
+        common.find_recipe("")
+    for name in names:
+        recipe = common.find_recipe(name)
+        assert callable(recipe.run) and "recipe" in recipe.SETTINGS.__dataclass_fields__
+
+
+PROGRAMS = sorted(path.stem for path in (ROOT / "launch").glob("*.py") if path.stem != "__init__")
+
+
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_launch_is_imported_without_jax(name):
+    """Oracle: sys.modules of a fresh interpreter: a reward's worker imports the program again, and
+    launch/plan.py and compare.py set the environment before jax reads it.
+    """
+    program = f"import sys, launch.{name}; sys.exit('jax' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", program], cwd=ROOT, timeout=120).returncode == 0
+
+
+@pytest.mark.parametrize("name, flag", [("train", "--workdir"), ("sweep", "--config")])
+def test_a_programs_help_lists_the_flags_that_it_shares(name, flag):
+    """Oracle: the flag's name at the start of a line; plain --help is of the program's own flags alone."""
+    command = [sys.executable, ROOT / "launch" / f"{name}.py", "--help"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert f"\n  {flag}: " in done.stdout and "--verbosity" not in done.stdout

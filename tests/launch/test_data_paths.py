@@ -1,0 +1,70 @@
+"""A run whose data is not there: the field that gives it, and a line of the file that is wanted."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+CONVERSATION = '{"messages": [{"role": "user", "content": "2 + 3?"}, {"role": "assistant", '
+QUESTION = '{"question": "2 + 3?", "answer": "2 + 3 = 5 #### 5"}'
+GENERAL = "{'num_steps': 1, 'per_step': 1, 'rewards': {'correct': 1.0}, 'path': 'no.jsonl'}"
+SOURCES = "['arithmetic', 'no.jsonl']"
+PATH = "--config.data.path=no.jsonl"
+ASKED = ["--config.data.task=None", "--config.keep.decontaminate=()", PATH]
+
+
+@pytest.mark.parametrize(
+    "config, args, field, line",
+    [
+        ("distill_qwen_7b", [], "config.tasks.general.path='/data/r1_distill/", CONVERSATION),
+        ("sft_small", [PATH], "config.data.path='no.jsonl'", CONVERSATION),
+        ("grpo_small", [PATH], "config.data.path='no.jsonl'", QUESTION),
+        ("grpo_small", [f"--config.general={GENERAL}"], "config.general.path='no.jsonl'", QUESTION),
+        ("generate_small", ASKED, "config.data.path='no.jsonl'", QUESTION),
+        (
+            "generate_small",
+            ["--config.keep.decontaminate=['no.jsonl']"],
+            "config.keep.decontaminate='no.jsonl'",
+            QUESTION,
+        ),
+        ("reward_model_small", [PATH], "config.data.path='no.jsonl'", '"chosen": "5"'),
+        (
+            "pretrain_small",
+            [f"--config.data.sources={SOURCES}", "--config.mesh={'data': 4, 'tensor': 2}"],
+            "config.data.sources='no.jsonl'",
+            '{"text": "A document."}',
+        ),
+    ],
+)
+def test_missing_data_is_named_by_its_field_with_a_line_of_the_file(
+    tmp_path, config, args, field, line
+):
+    """Oracle: the field by hand; no traceback, exit status 2."""
+    file = ROOT / "configs" / f"{config}.py"
+    status, err = started("train", tmp_path, f"--config={file}", *args)
+    assert status == 2 and err.startswith(f"error: {field}") and line in err, err
+    assert "Traceback" not in err
+
+
+def test_missing_data_of_an_evaluation_is_named_by_its_flag_with_a_line_of_the_file(tmp_path):
+    """Oracle: by hand."""
+    status, err = started("evaluate", tmp_path, "--checkpoint=x", "--data=no.jsonl")
+    assert (
+        status == 2 and err.startswith("error: --data='no.jsonl' is not a file") and QUESTION in err
+    )
+
+
+def started(program, folder, *args):
+    """(exit status, stderr) of a program, started from a folder."""
+    done = subprocess.run(
+        [sys.executable, ROOT / "launch" / f"{program}.py", *args],
+        cwd=folder,
+        env=os.environ,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    return done.returncode, done.stderr
