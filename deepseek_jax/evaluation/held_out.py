@@ -6,11 +6,13 @@ import numpy as np
 
 from deepseek_jax.evaluation.accuracy import summarise
 from deepseek_jax.parallel.processes import from_first, say
+from deepseek_jax.rollout.policy import AnswerOptions
 
 
 def evaluate_both(policy, examples, rewards, options, **more):
     """`evaluate`, sampled as options say and greedily: a dict of both."""
-    greedy = dataclasses.replace(options, temperature=0.0)
+    sizes = dict(max_completion_length=options.max_completion_length, slots=options.slots)
+    greedy = AnswerOptions(temperature=0.0, **sizes)
     return {
         way: evaluate(policy, examples, rewards, how, **more)
         for way, how in (("sampled", options), ("greedy", greedy))

@@ -2,13 +2,13 @@
 
 import dataclasses
 import math
-from typing import Literal
 
 from deepseek_jax.models import ModelConfig, RopeScaling
 from deepseek_jax.parallel.shard import check_batch, check_splits
 from deepseek_jax.settings import build, check_counts, check_evaluations
 from deepseek_jax.training.optimizer import OptimizerSettings
 from deepseek_jax.training.schedule import stage_at, stepwise
+from deepseek_jax.worlds.registry import find_corpus
 
 Stepped = tuple[tuple[int, float], ...]
 
@@ -122,7 +122,10 @@ class BaseSettings(StageSettings):
     """A base model made on the spot from a small world's corpus, in one stage."""
 
     num_documents: int
-    corpus: Literal["arithmetic", "bilingual", "bilingual_teaching"] = "arithmetic"
+    corpus: str = "arithmetic"
+
+    def __post_init__(self):
+        find_corpus(self.corpus)  # raises for what is no corpus
 
 
 @dataclasses.dataclass(frozen=True)

@@ -92,7 +92,8 @@ def run(settings, run):
         make_console().print(reward_model_table(f"{model.name}, held out", model.folder))
     measured(stages.scenarios(dev3, models, reasoning.train, general.train))
     run.writer.close()
-    make_console(width=TABLE_WIDTH).print(stages_table(scores, FORMS, names))
+    forms = {name: form for name, form in FORMS.items() if any(name in s for s in scores.values())}
+    make_console(width=TABLE_WIDTH).print(stages_table(scores, forms, names))
     report_sweep(workdir, [workdir])  # of one run: how far its findings hold, several say
     report()
     say(f"complete; report.html, and a folder of each stage's lineage and params, are in {workdir}")

@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 from deepseek_jax.recipes.evaluate import report as evaluate_report
 from deepseek_jax.recipes.evaluate import run as evaluate
 from deepseek_jax.rewards import scoring
-from deepseek_jax.rollout import generate
+from deepseek_jax.rollout import Policy, generate, policy
 from deepseek_jax.rollout.policy import completion_texts
 from deepseek_jax.worlds.arithmetic.tasks import arithmetic_task
 from deepseek_jax.worlds.arithmetic.tokenizer import arithmetic_tokenizer
@@ -113,7 +113,7 @@ def test_a_run_killed_between_parts_ends_like_one_that_was_not(
     finished, checkpoint, tmp_path, monkeypatch
 ):
     """Oracle: the bytes of the run that nothing interrupted; answers that were there are not given again."""
-    asked, whole = [], evaluate.generate
+    asked, whole = [], policy.generate
 
     def dies_at_the_second(*arguments, **sampling):
         asked.append(len(arguments[2]))
@@ -121,7 +121,7 @@ def test_a_run_killed_between_parts_ends_like_one_that_was_not(
             raise Killed
         return whole(*arguments, **sampling)
 
-    monkeypatch.setattr(evaluate, "generate", dies_at_the_second)
+    monkeypatch.setattr(policy, "generate", dies_at_the_second)
     with pytest.raises(Killed):
         run(checkpoint, tmp_path)
     assert not (tmp_path / "results.json").exists()
@@ -191,12 +191,10 @@ def test_thinking_starts_the_completion_and_is_not_asked_for_twice():
         def encode(text):
             return list(text)
 
-    settings = evaluate.EvaluateSettings(
-        recipe="evaluate", checkpoint="x", data=("arithmetic",), think=True
-    )
+    asker = Policy(None, None, Letters, "chat", opening=evaluate.THINK)
     for template in ("{question}", "{question}<think>\n"):
         problem = {"question": "2 + 3?", "template": template}
-        assert "".join(evaluate._prompt(Letters, problem, settings)) == "2 + 3?<think>\n"
+        assert "".join(evaluate._prompt(asker, problem)) == "2 + 3?<think>\n"
 
 
 def test_runs_on_other_problems_are_refused_before_anything_is_sampled(finished, checkpoint):
