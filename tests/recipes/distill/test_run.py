@@ -286,7 +286,7 @@ def test_a_text_no_row_has_room_for_is_counted_and_none_that_fits_is_an_error(
 
 
 def test_a_loss_that_does_not_fit_the_teacher_is_named_with_its_path(cached, tmp_path):
-    """Oracle: by hand: a teacher with more tokens than the student, and a top_k above the number of tokens."""
+    """Oracle: by hand: a teacher of more tokens than the student, and a top_k above the number of tokens."""
     settings, tasks, tokenizer, (teacher, params) = cached
     student = settings.built_students()["qwen"]
     run = StudentRun(settings, "qwen", student, tasks, one_device(), tmp_path)
