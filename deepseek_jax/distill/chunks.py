@@ -1,77 +1,156 @@
-"""Per-token results without ever holding a [tokens, vocabulary] array."""
+"""Tokens a few at a time, so that no [tokens, vocabulary] array ever lives."""
 
 import functools
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec
 
+from deepseek_jax.ops.dot import dot
 from deepseek_jax.ops.logprobs import LOGITS_ALIVE
+from deepseek_jax.parallel.shard import current_mesh
+from deepseek_jax.parallel.tokens import token_shards
+
+
+class Outputs(NamedTuple):
+    """What logits are the product of. hidden: [b t d], after the final norm. head: [v d]."""
+
+    hidden: jax.Array
+    head: jax.Array
+
+
+class Term(NamedTuple):
+    """A loss of single tokens, and how much it counts.
+
+    loss: jax.tree_util.Partial, (student's logits float32[m v], against) -> float32[m], or a pair of that and
+    {name: float32[m]}, metrics. The arrays that it binds are the same for every token. share: float32[b t],
+    what each token counts in the means. weight: float, what the loss's mean counts in the total.
+    against: a tree of [b t ...], what the logits of each token are compared with; None for the teacher's
+    logits, float32[m v'].
+    """
+
+    loss: jax.tree_util.Partial
+    share: jax.Array
+    weight: float
+    against: tuple | jax.Array | None = None
+
+
+def mean_over_tokens(terms, student, teacher=None, *, chunk_size=None):
+    """(total float32[], {name: float32[]}): the weighted sum of the terms' means, and each mean.
+
+    terms: {name: Term}. student, teacher: Outputs; no teacher where no term is against its logits. A mean is
+    the sum over tokens of share times loss, or of share times a metric. Over the mesh of `jax.set_mesh`
+    tokens are split over every axis. Each head is gathered once, and the gradient of the student's is summed
+    once. Each device works through chunk_size tokens at a time (default: as many as have LOGITS_ALIVE
+    logits). The pass that computes a chunk's value also takes its gradient, so that no logits are computed
+    twice. Only the total has a gradient, in the student's hidden and head. Tokens of zeros with a
+    share of 0 fill up shards and chunks, so a loss has to be finite on them.
+    """
+    share = {name: term.share for name, term in terms.items()}
+    against = {name: term.against for name, term in terms.items()}
+    loss = {name: term.loss for name, term in terms.items()}
+    weight = {name: term.weight for name, term in terms.items()}
+    teacher = teacher or Outputs(None, None)
+    tokens = _Tokens(teacher.hidden, share, against)
+    whole = _Whole(teacher.head, loss, weight)
+
+    def of_device(hidden, head, tokens, whole):
+        flat = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), (hidden, tokens))
+        return _sums(chunk_size, flat[0], head, flat[1], whole)
+
+    mesh = current_mesh()
+    if mesh is None:
+        return of_device(student.hidden, student.head, tokens, whole)
+    (hidden, tokens), spec = token_shards(mesh, (student.hidden, tokens))
+    return jax.shard_map(
+        lambda *arrays: jax.lax.psum(of_device(*arrays), mesh.axis_names),
+        in_specs=(spec, PartitionSpec(), spec, PartitionSpec()),
+        out_specs=PartitionSpec(),
+        check_vma=False,  # custom gradients know nothing of which axes they vary over
+    )(hidden, student.head, tokens, whole)
+
+
+class _Tokens(NamedTuple):
+    """Trees of [b t ...], or of [m ...]: the teacher's hidden states, and each term's share and against."""
+
+    teacher_hidden: jax.Array | None
+    share: dict
+    against: dict
+
+
+class _Whole(NamedTuple):
+    """What every token sees: the teacher's head, and each term's loss and weight."""
+
+    teacher_head: jax.Array | None
+    loss: dict
+    weight: dict
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _sums(chunk_size, hidden, head, tokens, whole):
+    """What mean_over_tokens gives, of one device's tokens: hidden [m d], tokens a tree of [m ...]."""
+    chunks = _cut((hidden, tokens), _width(head, whole), chunk_size)
+    sums = jax.lax.map(lambda chunk: _chunk_sums(chunk[0], head, chunk[1], whole), chunks)
+    return jax.tree.map(lambda x: x.sum(0), sums)
+
+
+def _sums_and_gradient(chunk_size, hidden, head, tokens, whole):
+    with_gradient = jax.value_and_grad(_chunk_sums, argnums=(0, 1), has_aux=True)
+
+    def add(dhead, chunk):
+        sums, (dhidden_md, dw) = with_gradient(chunk[0], head, chunk[1], whole)
+        return dhead + dw, (sums, dhidden_md)
+
+    chunks = _cut((hidden, tokens), _width(head, whole), chunk_size)
+    dhead, (sums, dhidden) = jax.lax.scan(add, jnp.zeros_like(head), chunks)
+    dhidden = dhidden.reshape(-1, hidden.shape[-1])[: len(hidden)]
+    return jax.tree.map(lambda x: x.sum(0), sums), (dhidden, dhead)
+
+
+def _scaled_gradient(chunk_size, gradients, cotangents):
+    scale = cotangents[0]  # of the total; means have no gradient
+    return *((scale * g).astype(g.dtype) for g in gradients), None, None
+
+
+_sums.defvjp(_sums_and_gradient, _scaled_gradient)
+
+
+def _chunk_sums(hidden_md, head, tokens, whole):
+    logits_mv = dot("md,vd->mv", hidden_md, head, jnp.float32)
+    if whole.teacher_head is not None:
+        teacher_mv = dot("md,vd->mv", tokens.teacher_hidden, whole.teacher_head, jnp.float32)
+    total, sums = 0.0, {}
+    for name, loss in whole.loss.items():
+        against = tokens.against[name]
+        result = loss(logits_mv, teacher_mv if against is None else against)
+        loss_m, metrics = result if isinstance(result, tuple) else (result, {})
+        for key, value_m in {name: loss_m, **metrics}.items():
+            sums[key] = (tokens.share[name] * value_m).sum()
+        total += whole.weight[name] * sums[name]
+    return total, sums
+
+
+def _width(head, whole):
+    """How many numbers a token takes: its logits, and the teacher's or as many again."""
+    return len(head) + len(head if whole.teacher_head is None else whole.teacher_head)
 
 
 def map_chunks(of_chunk, arrays, *, width, chunk_size=None):
     """of_chunk(arrays), a few rows at a time: arrays and results are trees of [m ...], rows independent.
 
-    width: how many numbers of_chunk makes of one row; chunk_size rows are worked on at once (default: what
-    keeps LOGITS_ALIVE numbers). What of_chunk makes is recomputed for the gradient. Rows of zeros fill the
+    width: how many numbers of_chunk makes of one row; chunk_size rows are worked on at once (default: as many
+    as make LOGITS_ALIVE numbers). What of_chunk makes is recomputed for the gradient. Rows of zeros fill the
     last chunk, so of_chunk has to be finite on them.
     """
     m = len(jax.tree.leaves(arrays)[0])
-    cut = _cutter(m, width, chunk_size)
-    results = jax.lax.map(jax.checkpoint(of_chunk), jax.tree.map(cut, arrays))
+    results = jax.lax.map(jax.checkpoint(of_chunk), _cut(arrays, width, chunk_size))
     return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:])[:m], results)
 
 
-def weigh_chunks(of_chunk, hidden, head, arrays, whole, weights, *, width, chunk_size=None):
-    """A weighted sum of what of_chunk makes of rows, with its gradient from the same pass: none recomputed.
-
-    of_chunk(hidden [c d], head, arrays, whole) -> a tuple of float32[c], rows independent. hidden: [m d].
-    arrays: a tree of [m ...]; whole: a tree that every chunk sees. weights: for each result float32[m], or
-    None where it counts nothing. width, chunk_size and zeros: as in map_chunks. Returns (total, *results),
-    float32[m] each. total has the whole sum in its first row and 0 elsewhere, so that it can go where the
-    results go; it alone has a gradient, in hidden and head.
-    """
-    cut = _cutter(len(hidden), width, chunk_size)
-    return _weighed(of_chunk, cut, hidden, head, arrays, whole, weights)
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _weighed(of_chunk, cut, hidden, head, arrays, whole, weights):
-    chunks = jax.tree.map(cut, (hidden, arrays))
-    results = jax.lax.map(lambda xs: of_chunk(xs[0], head, xs[1], whole), chunks)
-    return _with_total(results, weights)
-
-
-def _weighed_forward(of_chunk, cut, hidden, head, arrays, whole, weights):
-    def body(dhead, chunk):
-        hidden_md, arrays, weights = chunk
-        results, pull = jax.vjp(lambda x, w: of_chunk(x, w, arrays, whole), hidden_md, head)
-        pairs = zip(weights, results, strict=True)
-        dhidden_md, dw = pull(tuple(jnp.zeros_like(r) if w is None else w for w, r in pairs))
-        return dhead + dw, (results, dhidden_md)
-
-    chunks = jax.tree.map(cut, (hidden, arrays, weights))
-    dhead, (results, dhidden) = jax.lax.scan(body, jnp.zeros_like(head), chunks)
-    dhidden = dhidden.reshape(-1, hidden.shape[-1])[: len(hidden)]
-    return _with_total(results, weights), (dhidden, dhead)
-
-
-def _weighed_backward(of_chunk, cut, gradients, cotangents):
-    scale = cotangents[0][0]  # of the total
-    return *((scale * g).astype(g.dtype) for g in gradients), None, None, None
-
-
-_weighed.defvjp(_weighed_forward, _weighed_backward)
-
-
-def _with_total(results, weights):
-    m = next(len(w) for w in weights if w is not None)
-    results = [x.reshape(-1)[:m] for x in results]
-    total = sum((w * x).sum() for w, x in zip(weights, results, strict=True) if w is not None)
-    return jnp.zeros(m).at[0].set(total), *results
-
-
-def _cutter(m, width, chunk_size):
-    """A function [m ...] -> [chunks, rows ...]."""
+def _cut(arrays, width, chunk_size):
+    """A tree of [m ...] -> the same of [chunks, rows ...]."""
+    m = len(jax.tree.leaves(arrays)[0])
     chunk = min(chunk_size or max(LOGITS_ALIVE // width, 1), m)
     chunk = -(-m // -(-m // chunk))  # even chunks: as few, with the least padding
 
@@ -79,4 +158,4 @@ def _cutter(m, width, chunk_size):
         padded = jnp.pad(x, [(0, -m % chunk)] + [(0, 0)] * (x.ndim - 1))
         return padded.reshape(-1, chunk, *x.shape[1:])
 
-    return cut
+    return jax.tree.map(cut, arrays)

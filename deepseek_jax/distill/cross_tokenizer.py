@@ -3,70 +3,30 @@
 import jax
 import jax.numpy as jnp
 
-from deepseek_jax.distill.chunks import map_chunks
-from deepseek_jax.distill.divergences import divergence_from_logprobs
-from deepseek_jax.distill.logit_distillation import hard_loss, jitted
+from deepseek_jax.distill.divergences import diverge
 from deepseek_jax.distill.top_k import LOG_TINY
-from deepseek_jax.ops.dot import dot
 from deepseek_jax.ops.vocabulary import log_softmax
 
 
-@jitted
-def cross_tokenizer_distillation(
-    hidden,
-    head,
-    targets,
-    teacher_hidden,
-    teacher_head,
-    shared,
-    *,
-    divergence,
-    temperature,
-    beta=None,
-    chunk_size=None,
-):
-    """Student against a teacher of another tokenizer: (matched, sorted, hard), float32[m] each.
-
-    hidden, head, targets, hard, memory and gradients: as for dense_distillation. teacher_hidden: [m d'], at
-    the place where the teacher predicts the token that align_tokens puts beside the student's target; any
-    finite row where there is none. shared: (int32[n], int32[n]), from shared_vocabulary.
-    matched: shared_vocabulary_loss, nats, for tokens that align exactly. sorted: sorted_probability_loss, in
-    probability, for other aligned tokens. The caller masks each to the tokens it is for. Raises ValueError
-    as check_divergence does.
-    """
-    teacher_hidden, teacher_head = jax.lax.stop_gradient((teacher_hidden, teacher_head))
-
-    def of_chunk(arrays):
-        hidden_md, targets_m, teacher_md = arrays
-        logits_mv = dot("md,vd->mv", hidden_md, head, jnp.float32)
-        teacher_mv = dot("md,vd->mv", teacher_md, teacher_head, jnp.float32)
-        settings = dict(divergence=divergence, temperature=temperature, beta=beta)
-        matched_m = shared_vocabulary_loss(logits_mv, teacher_mv, shared, **settings)
-        sorted_m = sorted_probability_loss(logits_mv, teacher_mv)
-        return matched_m, sorted_m, hard_loss(logits_mv, targets_m)
-
-    arrays = (hidden, targets, teacher_hidden)
-    width = 2 * (len(head) + len(teacher_head))
-    return map_chunks(of_chunk, arrays, width=width, chunk_size=chunk_size)
-
-
-def shared_vocabulary_loss(logits, teacher_logits, shared, *, divergence, temperature, beta=None):
+def shared_vocabulary_loss(logits, teacher_logits, temperature, shared, *, divergence, beta=None):
     """temperature**2 D over n shared tokens and one bucket for all others of each side: -> float32[m], nats.
 
-    logits: float32[m v]. teacher_logits: float32[m v']. shared: (int32[n], int32[n]), the same tokens' ids.
-    Equal to soft_loss where all tokens are shared. A student that spells a word the teacher has whole in
-    several tokens is right to give the first of them more than the teacher does; this loss does not know.
+    logits: float32[m v]. teacher_logits: float32[m v']. shared: (int32[n], int32[n]), the same tokens' ids,
+    from shared_vocabulary. divergence, beta: as in soft_loss, to which it is equal where all tokens are
+    shared. For tokens that align exactly. A student that spells a word the teacher has whole in several
+    tokens is right to give the first of them more than the teacher does; this loss does not know.
     """
     logp, logq = (
         _shared_buckets(logits_mv / temperature, ids_n)
         for logits_mv, ids_n in zip((teacher_logits, logits), shared[::-1], strict=True)
     )
-    return temperature**2 * divergence_from_logprobs(logp, logq, divergence=divergence, beta=beta)
+    return temperature**2 * diverge(logp, logq, divergence=divergence, beta=beta)
 
 
 def sorted_probability_loss(logits, teacher_logits):
     """Sum of |p_(i) - q_(i)| over probabilities in order of size: float32[m v], float32[m v'] -> float32[m].
 
+    For aligned tokens that do not align exactly.
     The distillation term of the universal logit distillation loss, at temperature 1 (arXiv:2402.12030):
     a Wasserstein distance in which all moves cost the same. The smaller vocabulary is filled up with zeros.
     Identities play no part, so it is 0 for any permutation of the teacher's distribution, and 2 at most.
@@ -75,9 +35,8 @@ def sorted_probability_loss(logits, teacher_logits):
 
     def in_order(logits_mv):
         missing = wider - logits_mv.shape[-1]
-        probabilities_mv = jnp.sort(
-            jax.nn.softmax(logits_mv), axis=-1
-        )  # ascending: zeros come first
+        # Ascending: the zeros come first
+        probabilities_mv = jnp.sort(jax.nn.softmax(logits_mv), axis=-1)
         return jnp.pad(probabilities_mv, ((0, 0), (missing, 0)))
 
     return jnp.abs(in_order(logits) - in_order(teacher_logits)).sum(-1)

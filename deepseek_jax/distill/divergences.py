@@ -1,8 +1,9 @@
-"""How far a student's distribution is from its teacher's: one number for each row of log-probabilities."""
+"""Losses of single tokens from a student's logits: how far its distribution is from its teacher's, or from
+the text's own token.
+"""
 
 import math
 
-import jax
 import jax.numpy as jnp
 
 from deepseek_jax.ops.vocabulary import (
@@ -15,79 +16,94 @@ from deepseek_jax.ops.vocabulary import (
     vocabulary_sum,
 )
 
-# THE list of divergences D(teacher p, student q)
-DIVERGENCES = (
-    "forward_kl",  # KL(p || q): the student has to cover all that the teacher would say (arXiv:1503.02531)
-    "reverse_kl",  # KL(q || p): the student has to avoid what the teacher would not (arXiv:2306.08543)
-    "jsd",  # beta KL(p || M) + (1 - beta) KL(q || M), M = beta p + (1 - beta) q (arXiv:2306.13649, eq. 1)
-)
 
+def soft_loss(logits, teacher_logits, temperature, *, divergence, beta=None):
+    """temperature**2 D(p, q) of the two softmaxes of logits / temperature: float[... v] -> float32[...].
 
-def kl(logp, logq):
-    """KL(p || q) in nats: float32[... v] of finite log-probabilities, twice -> float32[...]."""
-    return (jnp.exp(logp) * (logp - logq)).sum(-1)
-
-
-def divergence_from_logprobs(logp, logq, *, divergence, beta=None):
-    """D(p, q) in nats: teacher's and student's log-probabilities, float32[... v] -> float32[...].
-
-    divergence: one of DIVERGENCES. beta: the teacher's share of the mixture in "jsd", whose value vanishes
-    like beta KL(p || q) as beta goes to 0 and like (1 - beta) KL(q || p) as beta goes to 1.
-    Every entry has to be finite. Raises ValueError as check_divergence does.
+    In nats. divergence: a name of DIVERGENCES. beta: of jsd. The factor keeps gradients of one scale whatever
+    the temperature (arXiv:1503.02531); for forward_kl the gradient in a logit is temperature (q - p).
+    Divergences other than forward_kl were published without it.
     """
-    check_divergence(divergence, beta=beta)
-    if divergence == "forward_kl":
-        return kl(logp, logq)
-    if divergence == "reverse_kl":
-        return kl(logq, logp)
-    logm = jnp.logaddexp(logp + math.log(beta), logq + math.log1p(-beta))
-    return beta * kl(logp, logm) + (1 - beta) * kl(logq, logm)
+    p, q = teacher_logits.astype(jnp.float32), logits.astype(jnp.float32)
+    return temperature**2 * diverge(p, q, temperature, divergence=divergence, beta=beta)
 
 
-def divergence_from_logits(p, q, *, divergence, temperature=1.0, beta=None):
-    """divergence_from_logprobs of two softmaxes, of the teacher's logits and the student's, float32[... v],
-    each over temperature -> float32[...]. A KL of them takes fewer passes over v than its two log-softmaxes
-    would. Raises ValueError as check_divergence does.
+def hard_loss(logits, targets):
+    """Negative log-likelihood at temperature 1: float32[m v], int32[m] -> float32[m], nats."""
+    target_m = jnp.take_along_axis(logits, targets[:, None], axis=-1)[:, 0]
+    return log_total(logits) - target_m
+
+
+def diverge(p, q, temperature=1.0, *, divergence, beta=None):
+    """D(p, q) by its name in DIVERGENCES: float32[... v], twice -> float32[...]. beta: of jsd alone."""
+    of_jsd = {} if beta is None else {"beta": beta}
+    return DIVERGENCES[divergence](p, q, temperature, **of_jsd)
+
+
+def forward_kl(p, q, temperature=1.0):
+    """KL(p || q) in nats of the softmaxes of p / temperature and q / temperature: float32[... v], twice ->
+    float32[...]. p, q: the teacher's logits and the student's; log-probabilities are logits too.
+
+    Computed as the sum of softmax(p) (p - q), plus log(sum exp q) - log(sum exp p), which takes fewer passes
+    over v than two log-softmaxes would.
     """
-    check_divergence(divergence, beta=beta, temperature=temperature)
-    if divergence == "jsd":
-        logp, logq = log_softmax(p / temperature), log_softmax(q / temperature)
-        return divergence_from_logprobs(logp, logq, divergence=divergence, beta=beta)
-    if divergence == "reverse_kl":
-        p, q = q, p
     most = largest(p)
-    moved = vocabulary_sum(_weighted_difference, (p, q), (most, temperature))
+    moved = vocabulary_sum(
+        lambda logits, rows: exponential(logits[0], *rows) * (logits[0] - logits[1]),
+        (p, q),
+        (most, temperature),
+    )
     total = exponential_sum(p, most, temperature)
     log_ratio = log_total(q, temperature) - unshifted_log(total, most, temperature)
     return moved / (total * temperature) + log_ratio
 
 
-def _weighted_difference(arrays, rows):
-    p, q = arrays
-    return exponential(p, *rows) * (p - q)
+def reverse_kl(p, q, temperature=1.0):
+    """KL(q || p), otherwise as forward_kl."""
+    return forward_kl(q, p, temperature)
+
+
+def jsd(p, q, temperature=1.0, *, beta):
+    """Generalised Jensen-Shannon divergence (arXiv:2306.13649, eq. 1), otherwise as forward_kl:
+    beta KL(p || M) + (1 - beta) KL(q || M), where M = beta p + (1 - beta) q.
+
+    beta: the teacher's share of the mixture, between 0 and 1. The value vanishes like beta KL(p || q) as beta
+    goes to 0, and like (1 - beta) KL(q || p) as beta goes to 1.
+    """
+    logp, logq = log_softmax(p / temperature), log_softmax(q / temperature)
+    logm = jnp.logaddexp(logp + math.log(beta), logq + math.log1p(-beta))
+    of_teacher = (jnp.exp(logp) * (logp - logm)).sum(-1)
+    of_student = (jnp.exp(logq) * (logq - logm)).sum(-1)
+    return beta * of_teacher + (1 - beta) * of_student
+
+
+# THE table of divergences D(teacher p, student q)
+DIVERGENCES = {
+    # The student has to cover all that the teacher would say (arXiv:1503.02531)
+    "forward_kl": forward_kl,
+    # The student has to avoid what the teacher would not say (arXiv:2306.08543)
+    "reverse_kl": reverse_kl,
+    # Between the two, by beta (arXiv:2306.13649)
+    "jsd": jsd,
+}
 
 
 def check_divergence(divergence, *, beta=None, temperature=1.0):
-    """Raises ValueError for an unknown divergence, a beta that it does not take, or no real temperature.
-
-    A temperature that is a jax.Array, as of a schedule, is not looked at.
+    """Raise ValueError, naming the argument, for an unknown divergence, a beta that it does not take, or a
+    temperature that cannot divide logits.
     """
     if divergence not in DIVERGENCES:
-        raise ValueError(
-            f"divergence={divergence!r} is unknown; set config.loss.divergence to one of "
-            f"{', '.join(DIVERGENCES)}"
-        )
+        raise ValueError(f"divergence={divergence!r} must be one of {', '.join(DIVERGENCES)}")
     if divergence == "jsd" and not (beta is not None and 0 < beta < 1):
         raise ValueError(
-            f"jsd mixes teacher and student, and beta={beta} is no share between 0 and 1; set "
-            "config.loss.beta to one such as 0.5, or config.loss.divergence to forward_kl or reverse_kl"
+            f"beta={beta} must be between 0 and 1, such as 0.5: it is the teacher's share of the mixture of "
+            "jsd; or set divergence to forward_kl or reverse_kl"
         )
     if divergence != "jsd" and beta is not None:
         raise ValueError(
-            f"{divergence} has no use for beta={beta}; set config.loss.beta to None or "
-            "config.loss.divergence to jsd"
+            f"beta={beta} must be None for {divergence}, which mixes nothing; or set divergence to jsd"
         )
-    if not isinstance(temperature, jax.Array) and not 0 < temperature < math.inf:
+    if not 0 < temperature < math.inf:
         raise ValueError(
-            f"temperature={temperature} divides the logits; set config.loss.temperature to a positive number"
+            f"temperature={temperature} must be a positive number: it divides the logits"
         )

@@ -16,8 +16,7 @@ def layer_map(student_layers, teacher_layers):
     """
     if min(student_layers, teacher_layers) < 1:
         raise ValueError(
-            f"{student_layers} student and {teacher_layers} teacher layers; set "
-            "config.model.num_hidden_layers and config.teacher.num_hidden_layers to 1 or more"
+            f"student_layers={student_layers} and teacher_layers={teacher_layers} must be at least 1"
         )
     if student_layers == 1:
         return (teacher_layers - 1,)

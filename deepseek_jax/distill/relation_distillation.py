@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from deepseek_jax.distill.chunks import map_chunks
-from deepseek_jax.distill.divergences import kl
+from deepseek_jax.distill.divergences import forward_kl
 from deepseek_jax.ops.dot import dot
 
 
@@ -24,8 +24,8 @@ def relation_loss(student, teacher, segment_ids, *, relation_heads, chunk_size=N
     """
     if student.shape[-1] % relation_heads or teacher.shape[-1] % relation_heads:
         raise ValueError(
-            f"widths {student.shape[-1]} and {teacher.shape[-1]} do not split into relation_heads="
-            f"{relation_heads}; set config.loss.relation_heads to a divisor of both"
+            f"relation_heads={relation_heads} must divide both widths, {student.shape[-1]} of the student "
+            f"and {teacher.shape[-1]} of the teacher"
         )
     b, t = segment_ids.shape
 
@@ -38,19 +38,18 @@ def relation_loss(student, teacher, segment_ids, *, relation_heads, chunk_size=N
         queries, segment_tb, position_t = arrays
         same_tbs = segment_tb[:, :, None] == segment_ids
         seen_tbs = same_tbs & (jnp.arange(t) <= position_t[:, None, None])
-        logp, logq = (
-            _relations(query, key, seen_tbs)
-            for query, key in zip(queries[::-1], keys[::-1], strict=True)
+        student, teacher = (
+            _scores(query, key, seen_tbs) for query, key in zip(queries, keys, strict=True)
         )
-        return kl(logp, logq).mean(-1)
+        return forward_kl(teacher, student).mean(-1)
 
     arrays = (keys, segment_ids.T, jnp.arange(t))
     width = 2 * b * relation_heads * t
     return map_chunks(of_chunk, arrays, width=width, chunk_size=chunk_size).T
 
 
-def _relations(query_tbrz, key_sbrz, seen_tbs):
-    """Log-softmax over what each token may see, [t b r s]; very low, yet finite, elsewhere."""
+def _scores(query_tbrz, key_sbrz, seen_tbs):
+    """a a^T / sqrt(size) of what each token may see, [t b r s]; very low, yet finite, elsewhere."""
     scores_tbrs = dot("tbrz,sbrz->tbrs", query_tbrz, key_sbrz, jnp.float32)
     scores_tbrs *= query_tbrz.shape[-1] ** -0.5
-    return jax.nn.log_softmax(jnp.where(seen_tbs[:, :, None], scores_tbrs, -1e30))
+    return jnp.where(seen_tbs[:, :, None], scores_tbrs, -1e30)

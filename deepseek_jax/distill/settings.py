@@ -6,7 +6,8 @@ from typing import Literal
 import numpy as np
 
 from deepseek_jax.distill.divergences import DIVERGENCES, check_divergence
-from deepseek_jax.distill.objective import OF_DATA, OF_TEACHER, TERMS
+from deepseek_jax.distill.terms import OF_DATA, OF_TEACHER, TERMS
+from deepseek_jax.errors import at
 from deepseek_jax.rollout.policy import AnswerOptions
 from deepseek_jax.settings import added, check_counts, suggest
 
@@ -18,7 +19,7 @@ class OnPolicySettings(AnswerOptions):
     """What the student samples for the term on_policy: completions of `prompts` prompts a step, one each."""
 
     prompts: int
-    divergence: Literal[DIVERGENCES] = "reverse_kl"
+    divergence: Literal[tuple(DIVERGENCES)] = "reverse_kl"
     beta: float | None = None
     top_p: float = added(1.0)
     slots: int = 64
@@ -35,7 +36,7 @@ class LossSettings:
     """
 
     weights: dict
-    divergence: Literal[DIVERGENCES] = "forward_kl"
+    divergence: Literal[tuple(DIVERGENCES)] = "forward_kl"
     beta: float | None = None
     temperature: float | tuple[tuple[int, float], ...] = 1.0
     top_k: int | None = None
@@ -110,7 +111,5 @@ class LossSettings:
 
 def _check_divergence(path, divergence, beta, temperature):
     """As distill.divergences.check_divergence, of the block `path`."""
-    try:
+    with at(path):
         check_divergence(divergence, beta=beta, temperature=temperature)
-    except ValueError as error:
-        raise ValueError(str(error).replace("config.loss", path)) from error

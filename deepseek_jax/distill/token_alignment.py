@@ -44,20 +44,20 @@ def _boundaries(offsets):
     return {int(end): index for index, end in enumerate(ends)}  # of equal ends the last
 
 
-def shared_vocabulary(student, teacher, same=()):
+def shared_vocabulary(student, teacher, same_tokens=()):
     """The ids of tokens spelled alike: (student_ids int32[n], teacher_ids int32[n]), by student's id.
 
     student, teacher: dicts from a token's spelling to its id, both in one alphabet (byte-level BPE's of
-    DeepSeek, Qwen and Llama 3 are). same: further (student spelling, teacher spelling) pairs, such as the end
-    tokens; they go before equal spelling. Raises ValueError where no token is shared or one of `same` is
-    missing.
+    DeepSeek, Qwen and Llama 3 are). same_tokens: further (student spelling, teacher spelling) pairs, such as
+    the end tokens; they go before equal spelling. Raises ValueError where no token is shared or one of
+    same_tokens is missing.
     """
-    for mine, theirs in same:
+    for mine, theirs in same_tokens:
         if mine not in student or theirs not in teacher:
             raise ValueError(
-                f"{(mine, theirs)!r} are not tokens of student and teacher; correct config.loss.same_tokens"
+                f"same_tokens={(mine, theirs)!r} must be a token of the student and one of the teacher"
             )
-    pairs = {student[mine]: teacher[theirs] for mine, theirs in same}
+    pairs = {student[mine]: teacher[theirs] for mine, theirs in same_tokens}
     taken = set(pairs.values())
     for token, i in student.items():
         j = teacher.get(token)
@@ -66,7 +66,7 @@ def shared_vocabulary(student, teacher, same=()):
     if not pairs:
         raise ValueError(
             f"no token of the student's {len(student)} is spelled like one of the teacher's {len(teacher)}; "
-            "give both vocabularies in one alphabet, or set config.loss.weights.matched to 0"
+            "give both vocabularies in one alphabet, or set weights.matched to 0"
         )
     ids = np.array(sorted(pairs.items()), np.int32)
     return ids[:, 0], ids[:, 1]

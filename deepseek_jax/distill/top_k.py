@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from deepseek_jax.distill.chunks import map_chunks
+from deepseek_jax.distill.divergences import diverge
 from deepseek_jax.ops.dot import dot
 from deepseek_jax.ops.vocabulary import (
     exponential,
@@ -46,30 +47,47 @@ class Buckets(NamedTuple):
         return jnp.concatenate([self.logprobs, self.tail[:, None]], axis=-1)
 
 
-@functools.partial(jax.jit, static_argnames=("k", "temperature", "chunk_size"))
-def top_k_logprobs(hidden, head, k, temperature=1.0, *, chunk_size=None):
+@functools.partial(jax.jit, static_argnames=("top_k", "temperature", "chunk_size"))
+def top_k_logprobs(hidden, head, top_k, temperature=1.0, *, chunk_size=None):
     """TopK of the next token, likeliest first, with temperature dividing the logits.
 
-    hidden: [m d], after the final norm. head: [v d]. k: from 1 to v. No gradient. Works through chunk_size
-    tokens at a time, so that [m v] never lives. Raises ValueError for another k or temperature.
+    hidden: [m d], after the final norm. head: [v d]. top_k: from 1 to v. No gradient. Works through
+    chunk_size tokens at a time, so that [m v] never lives. Raises ValueError as check_top_k does.
     """
     v = len(head)
-    if not 1 <= k <= v:
-        raise ValueError(f"top_k={k} of {v} tokens; set config.loss.top_k to 1..{v}")
-    if not 0 < temperature < math.inf:
-        raise ValueError(
-            f"temperature={temperature} divides the logits; set config.loss.temperature to a positive number"
-        )
+    check_top_k(top_k, v)
 
     def of_chunk(hidden_md):
         logits_mv = dot("md,vd->mv", hidden_md, head, jnp.float32)
-        ids_mk = jax.lax.top_k(logits_mv, k)[1].astype(jnp.int32)
+        ids_mk = jax.lax.top_k(logits_mv, top_k)[1].astype(jnp.int32)
         kept = split_tail(logits_mv, ids_mk, temperature)
-        dropped_m = jnp.exp(kept.tail) if k < v else jnp.zeros_like(kept.tail)
+        dropped_m = jnp.exp(kept.tail) if top_k < v else jnp.zeros_like(kept.tail)
         return TopK(ids_mk, kept.logprobs, dropped_m)
 
     hidden, head = jax.lax.stop_gradient((hidden, head))
     return map_chunks(of_chunk, hidden, width=v, chunk_size=chunk_size)
+
+
+def check_top_k(top_k, v):
+    """Raise ValueError unless a vocabulary of v tokens has top_k of them."""
+    if not 1 <= top_k <= v:
+        raise ValueError(f"top_k={top_k} must be from 1 to {v}, the tokens of the vocabulary")
+
+
+def top_k_loss(logits, teacher, temperature, *, divergence, beta=None):
+    """temperature**2 D over k + 1 buckets, and soft_bound: float32[m v], TopK under this temperature ->
+    (float32[m], {"soft_bound": float32[m]}), nats.
+
+    The last bucket is all that the teacher dropped, against all that the student gives to the same tokens.
+    Without it the student would have to forget all other tokens. Never above soft_loss over all v tokens,
+    which lies within soft_bound of it (dropped_mass_bound), and equal to it for k = v. divergence, beta: as
+    in soft_loss.
+    """
+    student, v = split_tail(logits, teacher.ids, temperature), logits.shape[-1]
+    kind = dict(divergence=divergence, beta=beta)
+    loss_m = diverge(teacher_buckets(teacher), student.joined(), **kind)
+    bound_m = dropped_mass_bound(teacher, student, v, **kind)
+    return temperature**2 * loss_m, {"soft_bound": temperature**2 * bound_m}
 
 
 def split_tail(logits, ids, temperature=1.0):
@@ -106,7 +124,7 @@ def teacher_buckets(teacher):
 def dropped_mass_bound(teacher, student, v, *, divergence, beta=None):
     """By how much at most the divergence of all v tokens exceeds that of the k + 1 buckets: float32[m], nats.
 
-    teacher: TopK. student: Buckets at its ids. No gradient. Let P and Q be the dropped masses of teacher p
+    teacher: TopK. student: Buckets at its ids. Let P and Q be the dropped masses of teacher p
     and student q, and p~ = p / P, q~ = q / Q on the v - k other tokens. By the chain rule of relative entropy
     the divergence of v tokens is that of the buckets plus what they hide, which is never negative:
 
@@ -126,7 +144,6 @@ def dropped_mass_bound(teacher, student, v, *, divergence, beta=None):
     k = teacher.ids.shape[1]
     if v - k <= 1:
         return jnp.zeros(len(teacher.ids))
-    teacher, student = jax.lax.stop_gradient((teacher, student))
     log_p = jnp.maximum(jnp.log(teacher.dropped), LOG_TINY)
     log_q = student.tail
     if divergence == "forward_kl":

@@ -1,12 +1,17 @@
 """A student's training: the objective's update, with the teacher's parameters beside it, in the loop."""
 
+import dataclasses
+import functools
+
 import jax
+import optax
 from jax.sharding import NamedSharding, PartitionSpec
 
 from deepseek_jax.distill.feature_distillation import init_projections
 from deepseek_jax.distill.objective import PROJECTIONS
 from deepseek_jax.distill.source import HELD_OUT_LOSS, without_projections
-from deepseek_jax.distill.terms import check_terms, gradient_norms
+from deepseek_jax.distill.terms import check_terms
+from deepseek_jax.errors import at
 from deepseek_jax.parallel.processes import say
 from deepseek_jax.training.loop import train
 from deepseek_jax.training.state import state_maker
@@ -17,13 +22,31 @@ def train_student(settings, objective, params, teacher_params, source, run):
     """Train a student after its teacher: -> params. Resumes from run.folder; the params given are used up.
 
     settings: StudentSettings. objective: distill.objective.Objective. teacher_params: never changed, {} where
-    no term asks a teacher. source: DistillSource. At its first update every term that counts must have a
-    value and a gradient, see distill.terms.check_terms, which raises ValueError.
+    no term asks a teacher. source: DistillSource. Before the first update check_first raises ValueError for a
+    term that does nothing.
     """
     if objective.weights.get("hidden"):
         params = params | {PROJECTIONS: _projections(objective, run.mesh, settings.seed)}
     tx = settings.make_optimizer(f"config.students.{run.phase}")
     create, placed = state_maker(params, tx, run.mesh)
+    train_step = _train_step(settings, objective, tx)
+    update = jax.jit(train_step, donate_argnums=0, out_shardings=(placed, None))
+    resumed = False
+
+    def step(state, batch, rng):
+        nonlocal resumed
+        if not resumed and int(state.step) == 0:
+            with at(f"config.students.{run.phase}.loss"):
+                check_first(objective, state.params, batch, teacher_params)
+        resumed = True
+        return update(state, batch, rng, teacher_params)
+
+    params = train(settings, create(params), step, source, run, settings.seed).params
+    return without_projections(params)
+
+
+def _train_step(settings, objective, tx):
+    """train_step(state, batch, rng, teacher_params) -> (state, metrics), of the objective."""
     told = None if settings.plateau is None else HELD_OUT_LOSS
 
     def train_step(state, batch, rng, teacher_params):
@@ -33,53 +56,45 @@ def train_student(settings, objective, params, teacher_params, source, run):
         step = make_train_step(loss_fn, tx, micro_batches=settings.micro_batches, told=told)
         state, metrics = step(state, batch, rng)
         if told is not None:
-            metrics["plateau_scale"] = state.opt_state[
-                -1
-            ].scale  # of the learning rate, from here on
+            # Of the learning rate, from here on
+            metrics["plateau_scale"] = state.opt_state[-1].scale
         return state, metrics
 
-    update = jax.jit(train_step, donate_argnums=0, out_shardings=(placed, None))
-    checked = False
-
-    def step(state, batch, rng):
-        nonlocal checked
-        if not checked:
-            checked = True
-            if int(state.step) == 0:
-                path = f"config.students.{run.phase}.loss"
-                parts = settings.micro_batches
-                check_first(objective, state.params, batch, teacher_params, path, parts)
-        return update(state, batch, rng, teacher_params)
-
-    params = train(settings, create(params), step, source, run, settings.seed).params
-    return without_projections(params)
+    return train_step
 
 
-def check_first(objective, params, batch, teacher_params, path, micro_batches=1):
-    """Raise ValueError, naming its weight in the block `path`, for a term that counts and yet does nothing:
-    its value is 0 or not finite, or its gradient in the student's own parameters.
+def check_first(objective, params, batch, teacher_params):
+    """Raise ValueError, naming its weight, for a term that counts and yet does nothing: its value is 0 or not
+    finite, or its gradient in the student's own parameters.
 
-    Takes the memory of an update: one micro-batch after another, whose values add up; of their gradients the
-    largest norm counts. Returns the values by name.
+    A term is measured by the objective's own loss, in which no other term has a weight. That takes the memory
+    of an update: one micro-batch after another, whose values add up; of their gradients the largest norm
+    counts. Returns the values by name.
     """
+    projections = {name: leaf for name, leaf in params.items() if name == PROJECTIONS}
 
-    @jax.jit
-    def measure(params, batch, teacher_params):
-        projections = {k: v for k, v in params.items() if k == PROJECTIONS}
+    @functools.partial(jax.jit, static_argnums=0)
+    def measure(name, own, batch, projections, teacher_params):
+        alone = dataclasses.replace(objective, weights={name: 1.0})
 
         def of_part(part):
-            def terms(own):
-                return objective.terms(own | projections, part, teacher_params)
+            def loss(own):
+                return alone.loss(own | projections, part, teacher_params)
 
-            return gradient_norms(terms, without_projections(params))
+            (value, _), gradient = jax.value_and_grad(loss, has_aux=True)(own)
+            return value, optax.tree.norm(gradient)
 
-        values, norms = over_micro_batches(of_part, batch, micro_batches)
-        return jax.tree.map(lambda x: x.sum(), values), jax.tree.map(lambda x: x.max(), norms)
+        values, norms = over_micro_batches(of_part, batch, objective.micro_batches)
+        return values.sum(), norms.max()
 
-    values, norms = jax.device_get(measure(params, batch, teacher_params))
-    shown = (f"{name} {value:.4g} (gradient {norms[name]:.3g})" for name, value in values.items())
-    say(f"terms at the first update: {', '.join(shown)}")
-    check_terms(objective.weights, values, norms, path)
+    arrays = without_projections(params), batch, projections, teacher_params
+    weights = {name: weight for name, weight in objective.weights.items() if weight}
+    values, norms = {}, {}
+    for name in weights:
+        values[name], norms[name] = map(float, measure(name, *arrays))
+    listed = (f"{name} {value:.4g} (gradient {norms[name]:.3g})" for name, value in values.items())
+    say(f"terms at the first update: {', '.join(listed)}")
+    check_terms(weights, values, norms)
     return values
 
 

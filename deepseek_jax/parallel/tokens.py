@@ -26,19 +26,26 @@ def over_tokens(score, hidden, head, targets, whole=None):
     mesh = current_mesh()
     if mesh is None:
         return local(hidden, head, targets, *whole)
-    spec = partition_spec(("batch", "seq_of_head"))
     b, t, _ = hidden.shape
-    missing = [
-        (0, -size % axis_parts(mesh, entry)) for size, entry in zip((b, t), spec, strict=True)
-    ]
-
-    def pad(x):
-        return jnp.pad(x, [*missing] + [(0, 0)] * (x.ndim - 2))
-
+    (hidden, targets), spec = token_shards(mesh, (hidden, targets))
     results = jax.shard_map(
         local,
         in_specs=(spec, PartitionSpec(), spec, *(PartitionSpec() for _ in whole)),
         out_specs=spec,
         check_vma=False,  # custom gradients know nothing of which axes they vary over
-    )(pad(hidden), head, jax.tree.map(pad, targets), *whole)
+    )(hidden, head, targets, *whole)
     return jax.tree.map(lambda x: x[:b, :t], results)
+
+
+def token_shards(mesh, arrays):
+    """(arrays, PartitionSpec): a tree of [b t ...], filled up with zeros until its tokens split over every
+    axis of the mesh, and how they split.
+    """
+    spec = partition_spec(("batch", "seq_of_head"))
+
+    def fill(x):
+        sizes = zip(x.shape[:2], spec, strict=True)
+        missing = [(0, -size % axis_parts(mesh, entry)) for size, entry in sizes]
+        return jnp.pad(x, missing + [(0, 0)] * (x.ndim - 2))
+
+    return jax.tree.map(fill, arrays), spec

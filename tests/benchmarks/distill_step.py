@@ -8,17 +8,19 @@ python -m tests.benchmarks.distill_step --memory     # temporary bytes of the lo
 
 import argparse
 import dataclasses
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import torch
 import torch.nn.functional as F
+from jax.tree_util import Partial
 
 from deepseek_jax.costs.flops import useful_flops
-from deepseek_jax.distill.logit_distillation import dense_distillation, top_k_distillation
-from deepseek_jax.distill.terms import token_mean
-from deepseek_jax.distill.top_k import top_k_logprobs
+from deepseek_jax.distill.chunks import Outputs, Term, mean_over_tokens
+from deepseek_jax.distill.divergences import hard_loss, soft_loss
+from deepseek_jax.distill.top_k import top_k_logprobs, top_k_loss
 from deepseek_jax.models import head_weight, hidden_states
 from deepseek_jax.training.optimizer import OptimizerSettings
 from deepseek_jax.training.state import TrainState
@@ -28,7 +30,6 @@ from tests.benchmarks.timing import interleave, medians, peak_flops, print_table
 
 ROWS, LENGTH, TEMPERATURE, K = 4, 128, 2.0, 64
 WEIGHTS = {"soft": 0.5, "hard": 0.5}
-KIND = dict(divergence="forward_kl", temperature=TEMPERATURE)
 TRANSFORMERS, ONLINE, CACHED = "transformers", "teacher online", f"top {K} cached"
 OPTIMIZER = OptimizerSettings(learning_rate=1e-4, weight_decay=0.01)
 
@@ -59,8 +60,20 @@ def torch_step(teacher, student, tokens, dtype):
     return step
 
 
-def jax_step(config, params, tokens, teach, loss):
-    """The same of ours. teach() -> what loss(hidden, head, targets, **taught) takes of the teacher."""
+def soft_and_hard(targets, share, top_k=None):
+    """Terms of tokens [b t]: soft of the teacher's logits, or of its TopK, and hard."""
+
+    def compare(loss):
+        return Partial(partial(loss, divergence="forward_kl"), temperature=TEMPERATURE)
+
+    terms = {"hard": Term(Partial(hard_loss), share, WEIGHTS["hard"], targets)}
+    if top_k is None:
+        return terms | {"soft": Term(compare(soft_loss), share, WEIGHTS["soft"])}
+    return terms | {"soft": Term(compare(top_k_loss), share, WEIGHTS["soft"], top_k)}
+
+
+def jax_step(config, params, tokens, teach):
+    """The same of ours. teach() -> the teacher's Outputs or TopK at all tokens."""
     tx = OPTIMIZER.make(1000)
     mask = np.ones(tokens.shape, bool)
     mask[:, -1] = False
@@ -72,14 +85,11 @@ def jax_step(config, params, tokens, teach, loss):
 
     def loss_fn(params, batch, rng):
         hidden_btd, _ = hidden_states(config, params, batch["tokens"])
-        hidden_md = hidden_btd.reshape(-1, hidden_btd.shape[-1])
-        targets_m, head = batch["targets"].reshape(-1), head_weight(config, params)
-        mask_m = batch["loss_mask"].reshape(-1)
-        weights = [weight * mask_m / mask_m.sum() for weight in WEIGHTS.values()]
-        taught = batch["taught"] | KIND
-        total, soft_m, hard_m, *_ = loss(hidden_md, head, targets_m, weights=weights, **taught)
-        terms = {"soft": soft_m, "hard": hard_m}
-        return total.sum(), {name: token_mean(x, mask_m, mask_m.sum()) for name, x in terms.items()}
+        student, taught = Outputs(hidden_btd, head_weight(config, params)), batch["taught"]
+        share_bt = batch["loss_mask"] / batch["loss_mask"].sum()
+        if isinstance(taught, Outputs):
+            return mean_over_tokens(soft_and_hard(batch["targets"], share_bt), student, taught)
+        return mean_over_tokens(soft_and_hard(batch["targets"], share_bt, taught), student)
 
     step = jax.jit(make_train_step(loss_fn, tx), donate_argnums=0)
     rng = jax.random.key(0)
@@ -99,14 +109,12 @@ def teachers(config, params, tokens):
 
     @jax.jit
     def hidden(params):
-        hidden_btd, _ = hidden_states(config, params, tokens)
-        return hidden_btd.reshape(-1, hidden_btd.shape[-1])
+        return hidden_states(config, params, tokens)[0]
 
-    def online():
-        return {"teacher": hidden(params), "teacher_head": head}
-
-    cached = jax.device_get(top_k_logprobs(hidden(params), head, K, TEMPERATURE))
-    return online, lambda: {"teacher": cached}
+    flat = hidden(params).reshape(tokens.size, -1)
+    cached = jax.device_get(top_k_logprobs(flat, head, K, TEMPERATURE))
+    cached = jax.tree.map(lambda x: x.reshape(*tokens.shape, *x.shape[1:]), cached)
+    return lambda: Outputs(hidden(params), head), lambda: cached
 
 
 def check_losses(contestants, dtype, steps=2):
@@ -134,16 +142,15 @@ def memory():
     rows = []
     for v in (12288, 49152):
         for m in (512, 2048):
-            shapes = (m, 288), (v, 288), (m,), (m, 576), (v, 576)
-            dtypes = [jnp.int32 if len(shape) == 1 else jnp.float32 for shape in shapes]
-            arguments = map(jax.ShapeDtypeStruct, shapes, dtypes)
+            float32 = partial(jax.ShapeDtypeStruct, dtype=jnp.float32)
+            student, teacher = (Outputs(float32((1, m, d)), float32((v, d))) for d in (288, 576))
+            targets = jax.ShapeDtypeStruct((1, m), jnp.int32)
 
-            def value(hidden, head, *rest):
-                weights = [jnp.ones(len(hidden))] * 2
-                total, *_ = dense_distillation(hidden, head, *rest, weights, **KIND)
-                return total.sum()
+            def value(student, teacher, targets):
+                terms = soft_and_hard(targets, jnp.ones(targets.shape))
+                return mean_over_tokens(terms, student, teacher)[0]
 
-            program = jax.jit(jax.grad(value, (0, 1))).lower(*arguments).compile()
+            program = jax.jit(jax.grad(value)).lower(student, teacher, targets).compile()
             found = program.memory_analysis().temp_size_in_bytes
             rows.append([f"{v:,}", f"{m:,}", f"{4 * v * m / 2**20:,.0f}", f"{found / 2**20:,.0f}"])
     title = "the dense loss and its gradient, MiB"
@@ -169,8 +176,8 @@ def measure(dtype, rounds):
     ours = dataclasses.replace(config, **scanned), params, tokens
     contestants = {
         TRANSFORMERS: torch_step(teacher, student, tokens, dtype),
-        ONLINE: jax_step(*ours, online, dense_distillation),
-        CACHED: jax_step(*ours, cached, top_k_distillation),
+        ONLINE: jax_step(*ours, online),
+        CACHED: jax_step(*ours, cached),
     }
     check_losses(contestants, dtype)
     seconds = interleave(contestants, rounds)

@@ -1,18 +1,18 @@
 """Soft targets across two vocabularies."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.tree_util import Partial
 
-from deepseek_jax.distill.cross_tokenizer import (
-    cross_tokenizer_distillation,
-    shared_vocabulary_loss,
-    sorted_probability_loss,
-)
-from deepseek_jax.distill.logit_distillation import hard_loss, soft_loss
+from deepseek_jax.distill.chunks import Outputs, Term, mean_over_tokens
+from deepseek_jax.distill.cross_tokenizer import shared_vocabulary_loss, sorted_probability_loss
+from deepseek_jax.distill.divergences import hard_loss, soft_loss
+from tests.distill.test_chunks import largest_array
 from tests.distill.test_divergences import ALL
-from tests.distill.test_logit_distillation import largest_array
 from tests.distill.test_top_k import divergences, softmax
 
 M, V, TEACHER_V = 11, 13, 29
@@ -58,8 +58,8 @@ def test_the_matched_loss_is_the_divergence_of_shared_tokens_and_the_rest(diverg
     student, teacher = logits()
     q = bucketed(softmax(student.astype(float) / 2), SHARED[0])
     p = bucketed(softmax(teacher.astype(float) / 2), SHARED[1])
-    settings = dict(divergence=divergence, temperature=2.0, beta=beta)
-    found = shared_vocabulary_loss(jnp.array(student), jnp.array(teacher), SHARED, **settings)
+    kind = dict(divergence=divergence, beta=beta)
+    found = shared_vocabulary_loss(jnp.array(student), jnp.array(teacher), 2.0, SHARED, **kind)
     np.testing.assert_allclose(found, 4 * divergences(p, q, divergence, beta), rtol=1e-5, atol=1e-5)
 
 
@@ -68,17 +68,15 @@ def test_all_tokens_shared_are_the_dense_loss(divergence, beta):
     """Oracle: soft_loss on the teacher's logits in the student's order, with gradients; 1e-5: rounding."""
     student, teacher = logits(sizes=(V, V))
     order = np.random.default_rng(2).permutation(V)
-    shared = (
-        np.arange(V),
-        np.argsort(order),
-    )  # the student's token i is the teacher's token order^-1(i)
-    settings = dict(divergence=divergence, temperature=1.5, beta=beta)
+    # The student's token i is the teacher's token order^-1(i)
+    shared = np.arange(V), np.argsort(order)
+    kind = dict(divergence=divergence, beta=beta)
 
     def matched(student):
-        return shared_vocabulary_loss(student, teacher[:, order], shared, **settings)
+        return shared_vocabulary_loss(student, teacher[:, order], 1.5, shared, **kind)
 
     def dense(student):
-        return soft_loss(student, teacher, **settings)
+        return soft_loss(student, teacher, 1.5, **kind)
 
     student = jnp.array(student)
     np.testing.assert_allclose(matched(student), dense(student), rtol=1e-5, atol=1e-5)
@@ -95,67 +93,66 @@ def test_a_side_whose_tokens_are_all_shared_stays_finite():
     q = bucketed(softmax(np.asarray(student, float)), shared[0])
     p = softmax(np.asarray(teacher, float))
     wanted = (p * np.log(p / q[:, :4])).sum(-1)
-    found = shared_vocabulary_loss(
-        student, teacher, shared, divergence="forward_kl", temperature=1.0
-    )
+    found = shared_vocabulary_loss(student, teacher, 1.0, shared, divergence="forward_kl")
     np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-5)
     for divergence, beta in ALL:
-        settings = dict(divergence=divergence, temperature=1.0, beta=beta)
+        kind = dict(divergence=divergence, beta=beta)
         gradient = jax.grad(
-            lambda z, s=settings: shared_vocabulary_loss(z, teacher, shared, **s).sum()
+            lambda z, kind=kind: shared_vocabulary_loss(z, teacher, 1.0, shared, **kind).sum()
         )(student)
         assert np.isfinite(gradient).all()
 
 
-def weights_and_states(m=M, v=V, teacher_v=TEACHER_V):
+def outputs_and_terms(m=M, v=V, teacher_v=TEACHER_V, **kind):
+    """(Outputs of the student, of the teacher, terms at temperature 2 with shares that differ)."""
     rng = np.random.default_rng(4)
-    shapes = (m, 6), (v, 6), (m, 10), (teacher_v, 10)
+    shapes = (1, m, 6), (v, 6), (1, m, 10), (teacher_v, 10)
     hidden, head, teacher, teacher_head = (jnp.float32(rng.normal(size=s)) for s in shapes)
-    return hidden, head, jnp.asarray(rng.integers(0, v, m), jnp.int32), teacher, teacher_head
+    targets = jnp.asarray(rng.integers(0, v, (1, m)), jnp.int32)
+    shares = jnp.float32(rng.uniform(size=(3, 1, m)))
+    matched = functools.partial(shared_vocabulary_loss, **kind)
+    terms = {
+        "matched": Term(Partial(matched, temperature=2.0, shared=SHARED), shares[0], 0.5),
+        "sorted": Term(Partial(sorted_probability_loss), shares[1], 0.3),
+        "hard": Term(Partial(hard_loss), shares[2], 0.2, targets),
+    }
+    return Outputs(hidden, head), Outputs(teacher, teacher_head), terms
 
 
 @pytest.mark.parametrize("chunk_size", [None, 4])
 def test_chunks_give_the_losses_of_full_logits(chunk_size):
-    """Oracle: the three losses on full logits, values and gradients in hidden and head; 1e-5: rounding."""
-    hidden, head, targets, teacher, teacher_head = weights_and_states()
-    settings = dict(divergence="jsd", temperature=2.0, beta=0.3)
+    """Oracle: the three losses on full logits, values and gradient in hidden and head; 1e-5: rounding."""
+    kind = dict(divergence="jsd", beta=0.3)
+    student, teacher, terms = outputs_and_terms(**kind)
 
-    def chunked(hidden, head):
-        return cross_tokenizer_distillation(
-            hidden, head, targets, teacher, teacher_head, SHARED, **settings, chunk_size=chunk_size
-        )
+    def chunked(student):
+        return mean_over_tokens(terms, student, teacher, chunk_size=chunk_size)
 
-    def full(hidden, head):
-        z, v = hidden @ head.T, teacher @ teacher_head.T
-        matched = shared_vocabulary_loss(z, v, SHARED, **settings)
-        return matched, sorted_probability_loss(z, v), hard_loss(z, targets)
+    def full(student):
+        z, v = student.hidden[0] @ student.head.T, teacher.hidden[0] @ teacher.head.T
+        losses = {
+            "matched": shared_vocabulary_loss(z, v, 2.0, SHARED, **kind),
+            "sorted": sorted_probability_loss(z, v),
+            "hard": hard_loss(z, terms["hard"].against[0]),
+        }
+        means = {name: (terms[name].share[0] * loss).sum() for name, loss in losses.items()}
+        return sum(terms[name].weight * mean for name, mean in means.items()), means
 
-    for ours, theirs in zip(chunked(hidden, head), full(hidden, head), strict=True):
-        assert ours.dtype == jnp.float32
-        np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-5)
-    for term in range(3):
-        pairs = (
-            jax.grad(lambda *a, f=f, i=term: f(*a)[i].sum(), (0, 1))(hidden, head)
-            for f in (chunked, full)
-        )
-        for ours, theirs in zip(*pairs, strict=True):
-            assert jnp.abs(theirs).max() > 1e-3
-            np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=2e-5)
+    ours, theirs = (jax.value_and_grad(f, has_aux=True)(student) for f in (chunked, full))
+    for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
+        assert a.dtype == jnp.float32 and jnp.abs(b).max() > 1e-3
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=2e-5)
 
 
 def test_the_teacher_gets_no_gradient_and_no_large_array_lives():
     """Oracle: exactly 0 for both of the teacher's; no array of half the entries of [m v] in the jaxpr."""
     m, v = 512, 2048
-    hidden, head, targets, *teacher = weights_and_states(m, v, v + 100)
+    student, teacher, terms = outputs_and_terms(m, v, v + 100, divergence="forward_kl")
 
-    def value(hidden, teacher, teacher_head):
-        settings = dict(divergence="forward_kl", temperature=1.0, chunk_size=16)
-        losses = cross_tokenizer_distillation(
-            hidden, head, targets, teacher, teacher_head, SHARED, **settings
-        )
-        return sum(x.sum() for x in losses)
+    def value(student, teacher):
+        return mean_over_tokens(terms, student, teacher, chunk_size=16)[0]
 
-    gradient = jax.grad(value, (0, 1, 2))
-    of_student, *of_teacher = gradient(hidden, *teacher)
-    assert all((g == 0).all() for g in of_teacher) and jnp.abs(of_student).max() > 0
-    assert largest_array(jax.make_jaxpr(gradient)(hidden, *teacher).jaxpr) < m * v / 2
+    gradient = jax.grad(value, (0, 1))
+    of_student, of_teacher = gradient(student, teacher)
+    assert all((g == 0).all() for g in of_teacher) and jnp.abs(of_student.hidden).max() > 0
+    assert largest_array(jax.make_jaxpr(gradient)(student, teacher).jaxpr) < m * v / 2

@@ -1,4 +1,4 @@
-"""Divergences of two distributions."""
+"""Losses of single tokens: divergences of two distributions, and the text's own token."""
 
 import jax
 import jax.numpy as jnp
@@ -8,8 +8,11 @@ import torch
 
 from deepseek_jax.distill.divergences import (
     check_divergence,
-    divergence_from_logits,
-    divergence_from_logprobs,
+    diverge,
+    forward_kl,
+    hard_loss,
+    jsd,
+    soft_loss,
 )
 from deepseek_jax.ops.vocabulary import COLUMNS
 
@@ -31,20 +34,33 @@ def loop_jsd(logp, logq, beta):
     return total
 
 
+def torch_divergence(logp, logq, *, divergence, beta=None):
+    """D(p, q) by torch.nn.functional.kl_div(input, target) = KL(target || input)."""
+    if divergence == "jsd":
+        logm = torch.logaddexp(logp + np.log(beta), logq + np.log(1 - beta))
+        halves = (beta, logm, logp), (1 - beta, logm, logq)
+    else:
+        halves = ((1.0, logq, logp) if divergence == "forward_kl" else (1.0, logp, logq),)
+    kl_div = torch.nn.functional.kl_div
+    parts = (share * kl_div(a, b, reduction="none", log_target=True) for share, a, b in halves)
+    return sum(parts).sum(-1)
+
+
 @pytest.mark.parametrize("divergence", ["forward_kl", "reverse_kl"])
 def test_kl_and_its_gradient_are_torchs(divergence):
-    """Oracle: torch.nn.functional.kl_div(input, target) = KL(target || input) and autograd, in float64;
-    1e-5 is float32 rounding on values up to 20.
+    """Oracle: torch's kl_div of log-probabilities and autograd through a softmax, in float64; 1e-5 is float32
+    rounding on values up to 20.
     """
     logp, logq = random_logprobs()
+    student = torch.tensor(logq, requires_grad=True)
+    theirs = torch_divergence(
+        torch.tensor(logp), torch.log_softmax(student, -1), divergence=divergence
+    )
+    theirs.sum().backward()
 
     def ours(logq):
-        return divergence_from_logprobs(jnp.float32(logp), logq, divergence=divergence)
+        return diverge(jnp.float32(logp), logq, divergence=divergence)
 
-    teacher, student = torch.tensor(logp), torch.tensor(logq, requires_grad=True)
-    pair = (student, teacher) if divergence == "forward_kl" else (teacher, student)
-    theirs = torch.nn.functional.kl_div(*pair, reduction="none", log_target=True).sum(-1)
-    theirs.sum().backward()
     np.testing.assert_allclose(ours(jnp.float32(logq)), theirs.detach(), rtol=1e-5, atol=1e-5)
     gradient = jax.grad(lambda q: ours(q).sum())(jnp.float32(logq))
     np.testing.assert_allclose(gradient, student.grad, rtol=1e-5, atol=1e-5)
@@ -53,31 +69,22 @@ def test_kl_and_its_gradient_are_torchs(divergence):
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
 @pytest.mark.parametrize("v, shift", [(17, 0.0), (17, 50.0), (2 * COLUMNS + 3, 0.0)])
 @pytest.mark.parametrize("divergence, beta", ALL)
-def test_a_divergence_from_logits_is_that_of_their_softmaxes(
-    divergence, beta, v, shift, temperature
-):
+def test_a_divergence_of_logits_is_that_of_their_softmaxes(divergence, beta, v, shift, temperature):
     """Oracle: torch's log_softmax, kl_div and autograd, in float64; the student's logits may all lie `shift`
     higher. 3e-5: float32 rounding of values up to 20 and of the shift, which a temperature below 1 enlarges.
     """
     p, q = np.random.default_rng(2).normal(size=(2, 50, v)) * 3
-    student = torch.tensor(q, requires_grad=True)
+    student, kind = torch.tensor(q, requires_grad=True), dict(divergence=divergence, beta=beta)
     logp, logq = (torch.log_softmax(x / temperature, -1) for x in (torch.tensor(p), student))
-    if divergence == "jsd":
-        logm = torch.logaddexp(logp + np.log(beta), logq + np.log(1 - beta))
-        halves = (beta, logm, logp), (1 - beta, logm, logq)
-    else:
-        halves = ((1.0, logq, logp) if divergence == "forward_kl" else (1.0, logp, logq),)
-    kl_div = torch.nn.functional.kl_div
-    theirs = sum(share * kl_div(a, b, reduction="none", log_target=True) for share, a, b in halves)
+    theirs = torch_divergence(logp, logq, **kind)
     theirs.sum().backward()
 
     def ours(q):
-        kind = dict(divergence=divergence, temperature=temperature, beta=beta)
-        return divergence_from_logits(jnp.float32(p), q, **kind)
+        return diverge(jnp.float32(p), q, temperature, **kind)
 
     q = jnp.float32(q) + shift
     near = dict(rtol=1e-5, atol=3e-5 / temperature)
-    np.testing.assert_allclose(ours(q), theirs.sum(-1).detach(), **near)
+    np.testing.assert_allclose(ours(q), theirs.detach(), **near)
     gradient = jax.grad(lambda q: ours(q).sum())(q)
     np.testing.assert_allclose(gradient, student.grad, **near)
 
@@ -92,10 +99,10 @@ def test_a_cpu_writes_no_exponentials_of_a_kl_out(temperature):
 
     def usual(p, q):
         logp, logq = (jax.nn.log_softmax(x / temperature) for x in (p, q))
-        return divergence_from_logprobs(logp, logq, divergence="forward_kl")
+        return (jnp.exp(logp) * (logp - logq)).sum(-1)
 
     def ours(p, q):
-        return divergence_from_logits(p, q, divergence="forward_kl", temperature=temperature)
+        return forward_kl(p, q, temperature)
 
     usual, ours = (
         jax.jit(function).lower(*logits).compile().memory_analysis().temp_size_in_bytes
@@ -109,22 +116,18 @@ def test_jsd_is_the_definition(beta):
     """Oracle: a float64 loop over rows and tokens; 1e-5 is float32 rounding."""
     logp, logq = random_logprobs()
     wanted = [loop_jsd(*rows, beta) for rows in zip(logp, logq, strict=True)]
-    found = divergence_from_logprobs(
-        jnp.float32(logp), jnp.float32(logq), divergence="jsd", beta=beta
-    )
+    found = jsd(jnp.float32(logp), jnp.float32(logq), beta=beta)
     np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-6)
 
 
 def test_jsd_at_one_half_is_symmetric_and_at_most_log_two():
     """Oracle: both facts by hand; disjoint distributions (logits 60 apart) reach log 2. 1e-6: rounding."""
     logp, logq = jnp.float32(random_logprobs(scale=10.0))
-    there = divergence_from_logprobs(logp, logq, divergence="jsd", beta=0.5)
-    back = divergence_from_logprobs(logq, logp, divergence="jsd", beta=0.5)
+    there, back = jsd(logp, logq, beta=0.5), jsd(logq, logp, beta=0.5)
     np.testing.assert_allclose(there, back, atol=1e-6)
     assert (there <= np.log(2) + 1e-6).all()
-    far = jax.nn.log_softmax(jnp.array([60.0, 0.0]))
-    apart = divergence_from_logprobs(far, far[::-1], divergence="jsd", beta=0.5)
-    np.testing.assert_allclose(apart, np.log(2), rtol=1e-6)
+    far = jnp.array([60.0, 0.0])
+    np.testing.assert_allclose(jsd(far, far[::-1], beta=0.5), np.log(2), rtol=1e-6)
 
 
 @pytest.mark.parametrize("beta, limit", [(1e-3, "forward_kl"), (1 - 1e-3, "reverse_kl")])
@@ -133,9 +136,8 @@ def test_jsd_goes_over_into_either_kl(beta, limit):
     at 1e-3 is of that relative order times the ratios of the two, here up to e^3: 2%.
     """
     logp, logq = jnp.float32(random_logprobs(scale=0.5))
-    jsd = divergence_from_logprobs(logp, logq, divergence="jsd", beta=beta) / min(beta, 1 - beta)
-    kl = divergence_from_logprobs(logp, logq, divergence=limit)
-    np.testing.assert_allclose(jsd, kl, rtol=2e-2)
+    small = jsd(logp, logq, beta=beta) / min(beta, 1 - beta)
+    np.testing.assert_allclose(small, diverge(logp, logq, divergence=limit), rtol=2e-2)
 
 
 @pytest.mark.parametrize("divergence, beta", ALL)
@@ -144,27 +146,85 @@ def test_equal_distributions_are_at_distance_and_gradient_zero(divergence, beta)
     logits = jnp.float32(np.random.default_rng(1).normal(size=(20, 9)) * 5)
 
     def value(student):
-        return divergence_from_logits(logits, student, divergence=divergence, beta=beta).sum()
+        return diverge(logits, student, divergence=divergence, beta=beta).sum()
 
     found, gradient = jax.value_and_grad(value)(logits)
     np.testing.assert_allclose(found, 0, atol=2e-6)  # logaddexp rounds once in each of 180 entries
     np.testing.assert_allclose(gradient, 0, atol=1e-6)
 
 
+def test_the_soft_loss_by_hand():
+    """Oracle: by hand. Logits log 9 and 0 at temperature 2 are 3 : 1; the student's 0, 0 are 1 : 1 at any:
+    4 (3/4 log(3/2) + 1/4 log(1/2)) forward, 4 (1/2 log(2/3) + 1/2 log 2) reverse; gradient T (q - p) = +-1/2.
+    1e-6: rounding.
+    """
+    teacher, student = jnp.array([np.log(9.0), 0.0]), jnp.zeros(2)
+    forward = soft_loss(student, teacher, 2.0, divergence="forward_kl")
+    reverse = soft_loss(student, teacher, 2.0, divergence="reverse_kl")
+    np.testing.assert_allclose(forward, 3 * np.log(1.5) - np.log(2), rtol=1e-6)
+    np.testing.assert_allclose(reverse, 2 * np.log(4 / 3), rtol=1e-6)
+    gradient = jax.grad(soft_loss)(student, teacher, 2.0, divergence="forward_kl")
+    np.testing.assert_allclose(gradient, [-0.5, 0.5], rtol=1e-6)
+
+
+def test_the_scale_of_gradients_does_not_follow_the_temperature():
+    """Oracle: the limit of arXiv:1503.02531, eq. 4, times T^2: (z - v) / V for centred logits. At T = 100 and
+    logits of order 1 the next term is of order 1/100: 3%.
+    """
+    rng = np.random.default_rng(0)
+    student, teacher = rng.normal(size=(2, 10))
+    student, teacher = student - student.mean(), teacher - teacher.mean()
+    gradient = jax.grad(soft_loss)(
+        jnp.float32(student), jnp.float32(teacher), 100.0, divergence="forward_kl"
+    )
+    wanted = (student - teacher) / 10
+    np.testing.assert_allclose(gradient, wanted, atol=0.03 * np.abs(wanted).max())
+
+
+@pytest.mark.parametrize("divergence, beta", ALL)
+def test_a_soft_loss_of_certainty_stays_finite(divergence, beta):
+    """Oracle: by hand: logits +-1000: the KL to the certain student that disagrees is 2000, to itself 0;
+    every gradient is finite.
+    """
+    teacher = jnp.array([[1000.0, -1000.0, -1000.0]] * 2)
+    student = jnp.stack([teacher[0], -teacher[0]])
+
+    def value(student):
+        losses = soft_loss(student, teacher, 1.0, divergence=divergence, beta=beta)
+        return losses.sum(), losses
+
+    gradient, losses = jax.grad(value, has_aux=True)(student)
+    assert np.isfinite(gradient).all() and np.isfinite(losses).all()
+    if divergence == "forward_kl":
+        np.testing.assert_allclose(losses, [0, 2000 + np.log(2)], atol=1e-3)
+
+
+def test_the_hard_loss_is_cross_entropy():
+    """Oracle: torch's cross_entropy in float64, and by hand for certainty that errs; 1e-5: rounding."""
+    rng = np.random.default_rng(0)
+    logits, targets = np.float32(rng.normal(size=(23, 37)) * 3), rng.integers(0, 37, 23)
+    wanted = torch.nn.functional.cross_entropy(
+        torch.tensor(logits).double(), torch.tensor(targets), reduction="none"
+    )
+    np.testing.assert_allclose(hard_loss(jnp.array(logits), targets), wanted, rtol=1e-5)
+    certain = hard_loss(jnp.array([[-1000.0, 1000.0, 1000.0]]), jnp.array([0]))
+    np.testing.assert_allclose(certain, 2000 + np.log(2), rtol=1e-6)
+
+
 @pytest.mark.parametrize(
-    "settings, field",
+    "settings, argument",
     [
-        (dict(divergence="kl"), "config.loss.divergence"),
-        (dict(divergence="jsd"), "config.loss.beta"),
-        (dict(divergence="jsd", beta=1.0), "config.loss.beta"),
-        (dict(divergence="jsd", beta=0.0), "config.loss.beta"),
-        (dict(divergence="reverse_kl", beta=0.5), "config.loss.beta"),
-        (dict(divergence="forward_kl", temperature=0.0), "config.loss.temperature"),
-        (dict(divergence="forward_kl", temperature=float("nan")), "config.loss.temperature"),
-        (dict(divergence="forward_kl", temperature=float("inf")), "config.loss.temperature"),
+        (dict(divergence="kl"), "divergence='kl' must be"),
+        (dict(divergence="jsd"), "beta=None must be between"),
+        (dict(divergence="jsd", beta=1.0), "beta=1.0 must be between"),
+        (dict(divergence="jsd", beta=0.0), "beta=0.0 must be between"),
+        (dict(divergence="reverse_kl", beta=0.5), "beta=0.5 must be None"),
+        (dict(divergence="forward_kl", temperature=0.0), "temperature=0.0 must be"),
+        (dict(divergence="forward_kl", temperature=float("nan")), "temperature=nan must be"),
+        (dict(divergence="forward_kl", temperature=float("inf")), "temperature=inf must be"),
     ],
 )
-def test_settings_that_do_not_fit_name_their_field(settings, field):
-    """Oracle: the field, by hand."""
-    with pytest.raises(ValueError, match=field):
+def test_settings_that_do_not_fit_name_their_argument(settings, argument):
+    """Oracle: the argument that a message has to begin with, by hand."""
+    with pytest.raises(ValueError, match=f"^{argument}"):
         check_divergence(**settings)

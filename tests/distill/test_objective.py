@@ -1,6 +1,7 @@
 """A distillation objective: its terms, their weighted sum, and what each one's gradient reaches."""
 
 import dataclasses
+import functools
 
 import flax.linen as nn
 import jax
@@ -9,7 +10,13 @@ import numpy as np
 import pytest
 
 from deepseek_jax.distill.feature_distillation import init_projections
-from deepseek_jax.distill.objective import PROJECTIONS, SAMPLED, Objective, l2_penalty
+from deepseek_jax.distill.objective import (
+    PROJECTIONS,
+    SAMPLED,
+    Objective,
+    l2_penalty,
+    token_weights,
+)
 from deepseek_jax.distill.top_k import top_k_logprobs
 from deepseek_jax.models import (
     forward,
@@ -62,19 +69,25 @@ def objective(**fields):
 
 @pytest.fixture(scope="module")
 def found():
-    """In one program: terms, the gradient of each in student and teacher, the loss and its gradient."""
+    """In one program: each term by the loss of its weight alone, its gradient in student and teacher, and the
+    loss of all weights with its gradient.
+    """
     config = STUDENT[0]
     sizes = config.num_hidden_layers, config.hidden_size, TEACHER[0].hidden_size
     params = STUDENT[1] | {PROJECTIONS: init_projections(jax.random.key(3), *sizes) + 0.1}
-    batch, made = whole_batch(), objective()
+    batch = whole_batch()
+
+    def loss_of(weights, params, teacher):
+        return objective(weights=weights).loss(params, batch, teacher)
 
     @jax.jit
     def everything(params, teacher):
-        terms, pull = jax.vjp(lambda p, t: made.terms(p, batch, t), params, teacher)
-        zeros = {name: jnp.zeros(()) for name in terms}
-        gradients = {name: pull(zeros | {name: jnp.ones(())}) for name in terms}
-        loss = jax.value_and_grad(lambda p: made.loss(p, batch, teacher), has_aux=True)
-        return terms, gradients, *loss(params)
+        terms, gradients = {}, {}
+        for name in WEIGHTS:
+            alone = jax.value_and_grad(functools.partial(loss_of, {name: 1.0}), (0, 1), True)
+            (terms[name], _), gradients[name] = alone(params, teacher)
+        loss = jax.value_and_grad(functools.partial(loss_of, WEIGHTS), has_aux=True)
+        return terms, gradients, *loss(params, teacher)
 
     return everything(params, TEACHER[1])
 
@@ -109,12 +122,12 @@ def test_terms_of_logits_are_those_of_whole_models(found):
     reverse, _ = expected_logit_terms(sampled, lambda logp, logq: forward_kl(logq, logp))
     for name, wanted in (("soft", soft), ("hard", hard), ("on_policy", reverse)):
         np.testing.assert_allclose(terms[name], wanted, rtol=1e-4, err_msg=name)
-    assert set(terms) == set(WEIGHTS) and all(value > 0 for value in terms.values())
+    assert all(value > 0 for value in terms.values())
 
 
 def test_the_loss_is_the_weighted_sum_and_has_its_gradient(found):
-    """Oracle: the terms one by one, each with its own gradient; the loss takes soft's and hard's from the
-    pass that finds their values. 1e-3: float32 sums in another order.
+    """Oracle: the terms one by one, each with its own gradient, which are also the loss's metrics. 1e-3:
+    float32 sums in another order.
     """
     terms, gradients, (loss, metrics), own = found
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4), metrics, terms)
@@ -153,7 +166,7 @@ def test_features_are_compared_between_the_layers_that_belong_together(found):
     made = objective(teacher=deep, weights=dict(hidden=1.0))
     sizes = 2, STUDENT[0].hidden_size, deep.hidden_size
     projections = init_projections(jax.random.key(3), *sizes) + 0.1
-    terms = jax.jit(made.terms)(STUDENT[1] | {PROJECTIONS: projections}, batch, params)
+    _, terms = jax.jit(made.loss)(STUDENT[1] | {PROJECTIONS: projections}, batch, params)
     (_, _, own), (_, _, theirs) = (
         layer_states(*model, batch["tokens"], **options) for model in (STUDENT, (deep, params))
     )
@@ -233,19 +246,47 @@ def test_two_tokenizers_that_are_one_give_the_soft_loss():
     }
     shared = (tuple(range(VOCAB)),) * 2
     made = objective(weights=dict(matched=0.5, sorted=0.5), shared=shared)
-    terms = jax.jit(made.terms)
+    loss = jax.jit(made.loss)
     soft, _ = expected_logit_terms(batch, forward_kl)
-    found = terms(STUDENT[1], batch, TEACHER[1])
+    _, found = loss(STUDENT[1], batch, TEACHER[1])
     np.testing.assert_allclose(found["matched"], soft, rtol=1e-4)
     assert found["sorted"] == 0
-    found = terms(STUDENT[1], batch | {"exact": np.zeros((B, T), bool)}, TEACHER[1])
+    _, found = loss(STUDENT[1], batch | {"exact": np.zeros((B, T), bool)}, TEACHER[1])
     assert found["matched"] == 0 and found["sorted"] > 0
 
 
 def test_hard_alone_asks_no_teacher():
-    """Oracle: numpy's cross-entropy, and no teacher to be had."""
+    """Oracle: numpy's cross-entropy, and no teacher to be had; terms of weight 0 are left out."""
     batch = whole_batch()
-    made = objective(weights=dict(hard=2.0), teacher=None)
-    loss, _ = jax.jit(made.loss)(STUDENT[1], batch, {})
+    made = objective(weights=dict(hard=2.0, soft=0.0, hidden=0.0), teacher=None)
+    loss, metrics = jax.jit(made.loss)(STUDENT[1], batch, {})
     _, hard = expected_logit_terms(batch, forward_kl)
     np.testing.assert_allclose(loss, 2 * hard, rtol=1e-4)
+    assert set(metrics) == {"hard"}
+
+
+def test_weights_of_tokens_add_up_over_micro_batches():
+    """Oracle: numpy's weighted mean of random numbers over the whole batch; 0 where a mask leaves nothing."""
+    batch = whole_batch()
+    losses = np.float32(np.random.default_rng(0).normal(size=(B, T)))
+    parts = (
+        {name: x[row : row + 1] if np.ndim(x) else x for name, x in batch.items()}
+        for row in range(B)
+    )
+    total = sum((token_weights(part) * losses[row]).sum() for row, part in enumerate(parts))
+    wanted = np.average(losses, weights=np.where(batch["loss_mask"], batch["loss_weights"], 0))
+    np.testing.assert_allclose(total, wanted, rtol=1e-5)
+    nothing = dict(loss_mask=np.zeros((B, T), bool), normalizer=np.float32(0))
+    assert (token_weights(batch | nothing) == 0).all()
+
+
+@pytest.mark.parametrize("weights", [dict(soft=1.0), dict(on_policy=1.0)])
+def test_vocabularies_of_two_sizes_are_an_error(weights):
+    """Oracle: by hand: the argument and both sizes; cut to as many tokens, or of terms that compare no logits
+    one by one, they are none.
+    """
+    teacher = dataclasses.replace(TEACHER[0], vocab_size=VOCAB + 3)
+    with pytest.raises(ValueError, match=f"^vocab_size=None .* {VOCAB + 3} .* {VOCAB}: set"):
+        objective(teacher=teacher, weights=weights)
+    objective(teacher=teacher, weights=weights, vocab_size=VOCAB - 1)
+    objective(teacher=teacher, weights=dict(hidden=1.0, hard=1.0))

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from deepseek_jax.distill.relation_distillation import relation_loss
-from tests.distill.test_logit_distillation import largest_array
+from tests.distill.test_chunks import largest_array
 
 B, T, HEADS = 2, 9, 4
 SEGMENTS = np.array([[1, 1, 1, 1, 2, 2, 2, 0, 0], [1, 2, 2, 2, 2, 2, 2, 2, 2]], np.int32)
@@ -109,5 +109,5 @@ def test_relation_heads_have_to_divide_both_widths():
     """Oracle: the message, by hand: 8 divides 8 and not 20, 5 divides 20 and not 8."""
     student, teacher = features()
     for heads in (8, 5):
-        with pytest.raises(ValueError, match="config.loss.relation_heads"):
+        with pytest.raises(ValueError, match=f"^relation_heads={heads} must divide"):
             relation_loss(student, teacher, SEGMENTS, relation_heads=heads)

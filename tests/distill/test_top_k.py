@@ -5,8 +5,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from deepseek_jax.distill.top_k import TopK, dropped_mass_bound, split_tail, top_k_logprobs
+from deepseek_jax.distill.divergences import soft_loss
+from deepseek_jax.distill.top_k import (
+    TopK,
+    dropped_mass_bound,
+    split_tail,
+    top_k_logprobs,
+    top_k_loss,
+)
 from deepseek_jax.ops.vocabulary import COLUMNS
+from tests.distill.test_divergences import ALL
 
 BOUNDED = [("forward_kl", None), ("jsd", 0.5), ("jsd", 0.05), ("jsd", 0.95)]
 
@@ -57,12 +65,98 @@ def test_extraction_never_holds_the_logits():
     assert lowered.compile().memory_analysis().temp_size_in_bytes < m * v
 
 
-@pytest.mark.parametrize("k, temperature", [(0, 1.0), (10, 1.0), (2, 0.0), (2, -1.0)])
-def test_extraction_refuses_what_does_not_fit(k, temperature):
-    """Oracle: the field in the message, by hand."""
-    field = "config.loss.temperature" if k == 2 else "config.loss.top_k"
-    with pytest.raises(ValueError, match=field):
-        top_k_logprobs(jnp.ones((1, 2)), jnp.ones((9, 2)), k, temperature)
+@pytest.mark.parametrize("top_k", [0, 10])
+def test_extraction_refuses_more_tokens_than_there_are(top_k):
+    """Oracle: the argument and the limits in the message, by hand."""
+    with pytest.raises(ValueError, match=f"^top_k={top_k} must be from 1 to 9"):
+        top_k_logprobs(jnp.ones((1, 2)), jnp.ones((9, 2)), top_k)
+
+
+def logits_and_cache(k, temperature, m=23, v=37):
+    """(student's logits, teacher's logits, TopK of them): a head of one makes hidden states logits."""
+    student, teacher = jnp.float32(np.random.default_rng(0).normal(size=(2, m, v)) * 2)
+    return student, teacher, top_k_logprobs(teacher, jnp.eye(v), k, temperature)
+
+
+@pytest.mark.parametrize("divergence, beta", ALL)
+def test_the_loss_is_the_divergence_of_buckets(divergence, beta):
+    """Oracle: a loop over tokens, sets of ids and sums of probabilities, in float64; 1e-5: rounding."""
+    student, teacher, cache = logits_and_cache(5, 1.7)
+    wanted = []
+    pairs = zip(*(softmax(np.float64(x) / 1.7) for x in (student, teacher)), strict=True)
+    for q, p in pairs:
+        kept = np.argsort(-p)[:5]
+        p, q = (np.append(x[kept], np.delete(x, kept).sum()) for x in (p, q))
+        wanted.append(1.7**2 * divergences(p[None], q[None], divergence, beta)[0])
+    loss, _ = top_k_loss(student, cache, 1.7, divergence=divergence, beta=beta)
+    np.testing.assert_allclose(loss, wanted, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("divergence, beta", ALL)
+def test_the_dense_loss_lies_between_the_buckets_and_their_bound(divergence, beta):
+    """Oracle: soft_loss, over 2,000 tokens at another temperature than 1; 1e-4: rounding of both."""
+    student, teacher, cache = logits_and_cache(6, 2.5, m=2000)
+    kind = dict(divergence=divergence, beta=beta)
+    dense = soft_loss(student, teacher, 2.5, **kind)
+    loss, metrics = top_k_loss(student, cache, 2.5, **kind)
+    bound = metrics["soft_bound"]
+    assert (loss <= dense + 1e-4).all() and (dense <= loss + bound + 1e-4).all()
+    assert (dense - loss).mean() > 0.1
+
+
+@pytest.mark.parametrize("divergence, beta", ALL)
+def test_all_tokens_are_the_dense_loss(divergence, beta):
+    """Oracle: soft_loss, values and gradients, and a bound of 0; 2e-5: float32 rounding."""
+    student, teacher, cache = logits_and_cache(37, 0.8)
+    kind = dict(divergence=divergence, beta=beta)
+
+    def of_cache(student):
+        loss, metrics = top_k_loss(student, cache, 0.8, **kind)
+        return loss.sum(), (loss, metrics["soft_bound"])
+
+    def dense(student):
+        loss = soft_loss(student, teacher, 0.8, **kind)
+        return loss.sum(), (loss, jnp.zeros(len(student)))
+
+    ours, theirs = (jax.grad(f, has_aux=True)(student) for f in (of_cache, dense))
+    for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
+        np.testing.assert_allclose(a, b, rtol=2e-5, atol=2e-5)
+
+
+def test_the_gradient_leaves_the_shape_of_the_tail_alone():
+    """Oracle: by hand: the gradient of forward KL is q_i - p_i in the logit of a kept token and
+    q_i (Q - P) / Q in that of a dropped one.
+    """
+    v, k = 6, 2
+    logits = jnp.float32(np.random.default_rng(3).normal(size=(1, v)))
+    p = np.array([0.5, 0.2, 0.1, 0.1, 0.06, 0.04])
+    cache = TopK(jnp.array([[0, 1]]), jnp.log(jnp.float32(p[None, :k])), jnp.float32([0.3]))
+
+    def value(logits):
+        return top_k_loss(logits, cache, 1.0, divergence="forward_kl")[0].sum()
+
+    q = softmax(np.float64(logits[0]))
+    wanted = np.where(np.arange(v) < k, q - p, q * (q[k:].sum() - 0.3) / q[k:].sum())
+    np.testing.assert_allclose(jax.grad(value)(logits)[0], wanted, atol=1e-6)
+
+
+@pytest.mark.parametrize("divergence, beta", ALL)
+def test_a_cache_of_certainty_stays_finite(divergence, beta):
+    """Oracle: by hand: logits +-1000: the KL to the certain student that disagrees is 2000, to itself 0; the
+    tail dropped is an exact 0, and every gradient finite.
+    """
+    certain = jnp.array([[1000.0, -1000.0, -1000.0]])
+    cache = top_k_logprobs(jnp.repeat(certain, 2, 0), jnp.eye(3), 1)
+    assert (cache.dropped == 0).all()
+
+    def value(student):
+        losses, _ = top_k_loss(student, cache, 1.0, divergence=divergence, beta=beta)
+        return losses.sum(), losses
+
+    gradient, losses = jax.grad(value, has_aux=True)(jnp.concatenate([certain, -certain]))
+    assert np.isfinite(gradient).all() and np.isfinite(losses).all()
+    if divergence == "forward_kl":
+        np.testing.assert_allclose(losses, [0, 2000 + np.log(2)], atol=1e-3)
 
 
 def divergences(p, q, divergence, beta):

@@ -107,17 +107,18 @@ class StudentRun:
             sampled = dict(on_policy_divergence=on_policy.divergence, on_policy_beta=on_policy.beta)
         if taught is not None:
             sampled["shared"] = self._shared(policy.tokenizer, taught.tokenizer)
-        return Objective(
-            student=policy.config,
-            teacher=None if taught is None else taught.config,
-            weights={name: weight for name, weight in loss.weights.items() if weight},
-            divergence=loss.divergence,
-            beta=loss.beta,
-            relation_heads=loss.relation_heads,
-            vocab_size=loss.vocab_size,
-            micro_batches=self.student.micro_batches,
-            **sampled,
-        )
+        with at(f"config.students.{self.name}.loss"):
+            return Objective(
+                student=policy.config,
+                teacher=None if taught is None else taught.config,
+                weights={name: weight for name, weight in loss.weights.items() if weight},
+                divergence=loss.divergence,
+                beta=loss.beta,
+                relation_heads=loss.relation_heads,
+                vocab_size=loss.vocab_size,
+                micro_batches=self.student.micro_batches,
+                **sampled,
+            )
 
     def _shared(self, tokenizer, teacher_tokenizer):
         """shared_vocabulary's pairs as tuples; () where no term wants them."""
@@ -127,12 +128,13 @@ class StudentRun:
             ends = tokenizer.eos_id, teacher_tokenizer.eos_id
             spelled = zip((tokenizer, teacher_tokenizer), ends, strict=True)
             end = tuple(t.backend.id_to_token(i) for t, i in spelled)
-            pairs = shared_vocabulary(own, theirs, (end, *loss.same_tokens))
+            with at(f"config.students.{self.name}.loss"):
+                pairs = shared_vocabulary(own, theirs, (end, *loss.same_tokens))
             return tuple(tuple(ids.tolist()) for ids in pairs)
         if own != theirs:
             raise ValueError(
                 f"config.students.{self.name}.loss.weights compares token by token, and the start's "
-                "tokenizer is not the teacher's; give matched, sorted and hard weights, and no others"
+                "tokenizer is not the teacher's; set weights.matched, weights.sorted and weights.hard alone"
             )
         return ()
 
@@ -172,16 +174,17 @@ class StudentRun:
             )
         render = functools.partial(weighed_tokens, tokenizer, template=self.settings.template)
         texts = (render(conversations[i], i) for i in range(len(conversations)))
-        records = top_k_records(
-            taught.config,
-            taught.params,
-            texts,
-            loss.top_k,
-            sequence_length=self.student.sequence_length,
-            batch_size=self.student.batch_size,
-            vocab_size=loss.vocab_size,
-            temperature=loss.temperature_at(0),
-        )
+        with at(f"config.students.{self.name}.loss"):
+            records = top_k_records(
+                taught.config,
+                taught.params,
+                texts,
+                loss.top_k,
+                sequence_length=self.student.sequence_length,
+                batch_size=self.student.batch_size,
+                vocab_size=loss.vocab_size,
+                temperature=loss.temperature_at(0),
+            )
         return write_targets(records, loss.top_k, self.run.folder / "targets" / name)
 
     def _watch(self, policy):

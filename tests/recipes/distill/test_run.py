@@ -11,9 +11,8 @@ import pytest
 from configs.distill_small import get_config, made_teacher
 from deepseek_jax.checkpoint import load_orbax, save_orbax
 from deepseek_jax.data.conversations import pack_conversations
-from deepseek_jax.distill.objective import PROJECTIONS, SAMPLED, Objective
+from deepseek_jax.distill.objective import PROJECTIONS, SAMPLED
 from deepseek_jax.distill.source import OnPolicyRows, TaskWatch, sampled_rows
-from deepseek_jax.distill.update import check_first
 from deepseek_jax.evaluation.conversation_loss import ConversationLoss
 from deepseek_jax.models import build_model, forward, random_params
 from deepseek_jax.parallel import make_mesh
@@ -286,27 +285,18 @@ def test_a_text_no_row_has_room_for_is_counted_and_none_that_fits_is_an_error(
         run.check_texts(policy)
 
 
-def test_a_term_that_does_nothing_stops_the_run():
-    """Oracle: by hand: a student that is its teacher has no distance to it, and a gradient of 0."""
-    config, params = tiny_model("gqa")
-    batch = sampled_rows([([1, 2], [3, 4, 5])], 8) | {"temperature": np.float32(1)}
-    objective = Objective(student=config, teacher=config, weights=dict(soft=0.5, hard=0.5))
-    with pytest.raises(ValueError, match="config.students.s.loss.weights.soft=0.5, and the term's"):
-        check_first(objective, params, batch, params, "config.students.s.loss")
-
-
-def test_terms_are_looked_at_in_micro_batches():
-    """Oracle: the whole batch's values; a term that a single micro-batch has is no term that does nothing."""
-    config, params = tiny_model("gqa")
-    teacher = jax.tree.map(lambda leaf: 1.1 * leaf, params)
-    rows = sampled_rows([([1, 2], [3, 4, 5]), ([7], [])], 8) | {"temperature": np.float32(1)}
-    made = Objective(student=config, teacher=config, weights=dict(soft=0.5, hard=0.5))
-    path, said = "config.students.s.loss", []
-    for parts in (1, 2):
-        objective = dataclasses.replace(made, micro_batches=parts)
-        said.append(check_first(objective, params, rows, teacher, path, parts))
-    for name in ("soft", "hard"):
-        np.testing.assert_allclose(said[0][name], said[1][name], rtol=1e-5)
+def test_a_loss_that_does_not_fit_the_teacher_is_named_with_its_path(cached, tmp_path):
+    """Oracle: by hand: a teacher of more tokens than the student, and a top_k above the number of tokens."""
+    settings, tasks, teacher = cached
+    student = settings.built_students()["qwen"]
+    run = StudentRun(settings, "qwen", student, tasks, make_run(tmp_path))
+    config = dataclasses.replace(teacher.config, vocab_size=teacher.config.vocab_size + 1)
+    with pytest.raises(ValueError, match=r"^config\.students\.qwen\.loss\.vocab_size=None leaves"):
+        run.objective(teacher, dataclasses.replace(teacher, config=config))
+    with pytest.raises(
+        ValueError, match=r"^config\.students\.qwen\.loss\.top_k=9999 must be from 1"
+    ):
+        batches_of(cached, tmp_path, 1, top_k=9999)
 
 
 def test_sampled_rows_learn_the_completions():
@@ -381,7 +371,11 @@ def test_tasks_are_mixed_by_size_and_temperature():
         ("students.qwen.loss", dict(REVERSED, top_k=4), "top_k=4 hides what the student"),
         ("students.qwen.loss.weights.on_policy", 1.0, "set both, or neither"),
         ("students.qwen.loss.weights.matched", 1.0, "as two tokenizers do"),
-        ("students.qwen.loss.divergence", "jsd", "config.students.qwen.loss.beta to one such"),
+        (
+            "students.qwen.loss.divergence",
+            "jsd",
+            "config.students.qwen.loss.beta=None must be between",
+        ),
         ("students.qwen.start", "qwem", "config.students.qwen.start='qwem' is none; did you mean"),
         ("tasks.c", {}, "config.tasks.c has no path"),
         ("mixing_temperature", 0.0, "config.mixing_temperature=0.0 must be"),
