@@ -25,3 +25,36 @@ h num_attention_heads; k num_key_value_heads; n qk_nope_head_dim; r qk_rope_head
 q q_lora_rank; c kv_lora_rank; f intermediate_size; e n_routed_experts; a num_experts_per_tok; g n_group;
 p prompts_per_step; i completion within its group; j index_n_heads; y index_head_dim.
 """
+
+from deepseek_jax.lazy import lazy_names
+
+__getattr__, __dir__, __all__ = lazy_names(
+    __name__,
+    {
+        "ModelConfig": "models",
+        "Rewards": "rewards",
+        "TrainState": "training",
+        "completion_logprobs": "losses",
+        "completion_texts": "evaluation",
+        "count_params": "models",
+        "evaluate": "evaluation",
+        "forward": "models",
+        "generate": "rollout",
+        "group_advantages": "losses",
+        "grpo_loss": "losses",
+        "init_params": "models",
+        "load_gguf": "checkpoint",
+        "load_hf": "checkpoint",
+        "load_orbax": "checkpoint",
+        "load_tokenizer": "data",
+        "make_mesh": "parallel",
+        "make_optimizer": "training",
+        "make_train_step": "training",
+        "next_token_loss": "losses",
+        "pairwise_loss": "losses",
+        "pointwise_loss": "losses",
+        "render_prompt": "data",
+        "save_hf": "checkpoint",
+        "save_orbax": "checkpoint",
+    },
+)

@@ -1,5 +1,16 @@
 """Text in, float out: rules that score a completion. Plain Python; model.py alone imports jax."""
 
-from deepseek_jax.rewards.scoring import REWARDS, Rewards, Scores
+from deepseek_jax.lazy import lazy_names
 
-__all__ = ["REWARDS", "Rewards", "Scores"]
+__getattr__, __dir__, __all__ = lazy_names(
+    __name__,
+    {
+        "Judge": "judge",
+        "MathVerifier": "math_verify",
+        "ProgramVerifier": "program",
+        "REWARDS": "scoring",
+        "RewardModel": "model",
+        "Rewards": "scoring",
+        "Scores": "scoring",
+    },
+)
