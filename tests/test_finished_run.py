@@ -255,3 +255,14 @@ def test_fields_that_the_command_overrides_are_free(tmp_path, folder):
     assert renew(run, VERSION, folder).name == "grpo_smollm2_gsm8k.json"
     (row,) = rows_of(folder, "grpo_smollm2_gsm8k", "0")
     assert row["accuracy, sampled"] == {"before": [0.5] * 3, "after": [0.5] * 3}
+
+
+@pytest.mark.parametrize("missing", ["config.json", "metrics.jsonl", "after.json"])
+def test_a_run_that_is_not_finished_is_named_with_what_it_lacks(tmp_path, folder, missing):
+    """Oracle: the words a reader needs."""
+    run = write_run(tmp_path / "run", "judge_small", None, before={"pairs": 9}, after={"pairs": 9})
+    (run / missing).unlink()
+    with pytest.raises(
+        ValueError, match=f"run has no {missing}; give the folder of a finished run"
+    ):
+        renew(run, VERSION, folder)

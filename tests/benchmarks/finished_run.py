@@ -52,7 +52,7 @@ def training_minutes(workdir):
     line before.
     """
     seconds = 0.0
-    for records in read_phases(workdir / "metrics.jsonl").values():
+    for records in read_phases(_finished(workdir / "metrics.jsonl")).values():
         done = 0
         for record in records:
             if "seconds" in record:
@@ -82,8 +82,8 @@ def _pretrain(workdir, config):
         rows.append(row)
     if (workdir / "drafts.json").exists():
         drafts = _json(workdir / "drafts.json")
-        told = {"drafts accepted": drafts["acceptance"], "tokens a step": drafts["tokens_per_step"]}
-        rows.append({"stage": "speculative decoding"} | told)
+        row = {"drafts accepted": drafts["acceptance"], "tokens a step": drafts["tokens_per_step"]}
+        rows.append({"stage": "speculative decoding"} | row)
     return rows
 
 
@@ -95,7 +95,8 @@ def _preferences(workdir, config):
 
 def _distill(workdir, config):
     """A row for the teacher, and one for each student with what it started from."""
-    answers = {name: _shares(found) for name, found in _answers_of(workdir).items()}
+    found = _json(workdir / "answers.json")["answers"]
+    answers = {name: _shares(tasks) for name, tasks in found.items()}
     rows = [{"policy": "teacher"} | answers["teacher"]] if "teacher" in answers else []
     for block in ("students", "reinforced"):
         for name, student in config.get(block, {}).items():
@@ -157,18 +158,18 @@ def _before_and_after(workdir):
     return (_json(workdir / f"{when}.json") for when in ("before", "after"))
 
 
-def _answers_of(workdir):
-    return _json(workdir / "answers.json")["answers"]
-
-
 def _change(before, after):
     return {"before": before, "after": after}
 
 
 def _json(path):
+    return json.loads(_finished(path).read_text())
+
+
+def _finished(path):
     if not path.exists():
         raise ValueError(f"{path.parent} has no {path.name}; give the folder of a finished run")
-    return json.loads(path.read_text())
+    return path
 
 
 READERS = {
