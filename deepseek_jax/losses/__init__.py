@@ -1,20 +1,19 @@
 """Logits or log-probabilities in, (scalar, metrics) out."""
 
-from deepseek_jax.losses.completions import completion_logprobs
-from deepseek_jax.losses.grpo import NORMALIZES_STD, group_advantages, grpo_loss, k3_kl
-from deepseek_jax.losses.multi_token import multi_token_losses
-from deepseek_jax.losses.next_token import next_token_loss
-from deepseek_jax.losses.preference import pairwise_loss, pointwise_loss, reward_loss
+from deepseek_jax.lazy import lazy_names
 
-__all__ = [
-    "NORMALIZES_STD",
-    "completion_logprobs",
-    "group_advantages",
-    "grpo_loss",
-    "k3_kl",
-    "multi_token_losses",
-    "next_token_loss",
-    "pairwise_loss",
-    "pointwise_loss",
-    "reward_loss",
-]
+__getattr__, __dir__, __all__ = lazy_names(
+    __name__,
+    {
+        "NORMALIZES_STD": "grpo",
+        "completion_logprobs": "completions",
+        "group_advantages": "grpo",
+        "grpo_loss": "grpo",
+        "k3_kl": "grpo",
+        "multi_token_losses": "multi_token",
+        "next_token_loss": "next_token",
+        "pairwise_loss": "preference",
+        "pointwise_loss": "preference",
+        "reward_loss": "preference",
+    },
+)

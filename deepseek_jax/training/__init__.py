@@ -1,18 +1,16 @@
 """One update of the parameters, and the loop around it."""
 
-from deepseek_jax.training.metrics import MetricsWriter, read_metrics
-from deepseek_jax.training.optimizer import make_optimizer
-from deepseek_jax.training.phase import fit
-from deepseek_jax.training.schedule import make_schedule
-from deepseek_jax.training.state import TrainState
-from deepseek_jax.training.step import make_train_step
+from deepseek_jax.lazy import lazy_names
 
-__all__ = [
-    "MetricsWriter",
-    "TrainState",
-    "fit",
-    "make_optimizer",
-    "make_schedule",
-    "make_train_step",
-    "read_metrics",
-]
+__getattr__, __dir__, __all__ = lazy_names(
+    __name__,
+    {
+        "MetricsWriter": "metrics",
+        "TrainState": "state",
+        "fit": "phase",
+        "make_optimizer": "optimizer",
+        "make_schedule": "schedule",
+        "make_train_step": "step",
+        "read_metrics": "metrics",
+    },
+)
