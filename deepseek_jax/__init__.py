@@ -1,6 +1,6 @@
 """DeepSeek in JAX and Flax. The rooms in reading order; a room imports only from rooms printed above it.
 
-errors.py, settings.py  messages with the config's path; a config block -> a checked dataclass
+errors.py, lazy.py, settings.py: messages with the config's path; public names; a config block -> a dataclass
 ops/          the papers' equations: arrays in, arrays out; imports jax alone
 parallel/     where arrays live: mesh, the table of axes, shardings, expert exchange, pipeline, processes
 models/       what the network computes; the only nn.Modules
@@ -25,3 +25,40 @@ h num_attention_heads; k num_key_value_heads; n qk_nope_head_dim; r qk_rope_head
 q q_lora_rank; c kv_lora_rank; f intermediate_size; e n_routed_experts; a num_experts_per_tok; g n_group;
 p prompts_per_step; i completion within its group; j index_n_heads; y index_head_dim.
 """
+
+from deepseek_jax.lazy import lazy_names
+
+__getattr__, __dir__, __all__ = lazy_names(
+    __name__,
+    {
+        "AnswerOptions": "rollout",
+        "ModelConfig": "models",
+        "Policy": "rollout",
+        "Rewards": "rewards",
+        "Run": "training",
+        "TrainState": "training",
+        "completion_logprobs": "losses",
+        "completion_texts": "rollout",
+        "count_params": "models",
+        "evaluate": "evaluation",
+        "forward": "models",
+        "generate": "rollout",
+        "group_advantages": "losses",
+        "grpo_loss": "losses",
+        "init_params": "models",
+        "load_gguf": "checkpoint",
+        "load_hf": "checkpoint",
+        "load_orbax": "checkpoint",
+        "load_policy": "rollout",
+        "load_tokenizer": "data",
+        "make_mesh": "parallel",
+        "make_optimizer": "training",
+        "make_train_step": "training",
+        "next_token_loss": "losses",
+        "pairwise_loss": "losses",
+        "pointwise_loss": "losses",
+        "render_prompt": "data",
+        "save_hf": "checkpoint",
+        "save_orbax": "checkpoint",
+    },
+)

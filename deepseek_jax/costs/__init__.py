@@ -1,1 +1,17 @@
 """FLOPs, bytes and chips, and what was claimed of them."""
+
+from deepseek_jax.lazy import lazy_names
+
+__getattr__, __dir__, __all__ = lazy_names(
+    __name__,
+    {
+        "CHIPS": "chips",
+        "cache_bytes": "deployment",
+        "chips_for": "deployment",
+        "matmul_flops": "flops",
+        "step_bytes": "deployment",
+        "tokens_per_second": "deployment",
+        "useful_flops": "flops",
+        "weight_bytes": "deployment",
+    },
+)

@@ -1,1 +1,20 @@
 """Examples in, fixed-shape batches out: corpora, questions, tokenizers, prompts and packing."""
+
+from deepseek_jax.lazy import lazy_names
+
+__getattr__, __dir__, __all__ = lazy_names(
+    __name__,
+    {
+        "QuestionStream": "tasks",
+        "Task": "tasks",
+        "Tokenizer": "tokenizer",
+        "gsm8k_task": "tasks",
+        "load_tokenizer": "tokenizer",
+        "pack": "packing",
+        "pack_conversations": "conversations",
+        "read_conversations": "messages",
+        "read_questions": "questions",
+        "render_conversation": "conversations",
+        "render_prompt": "chat",
+    },
+)

@@ -1,1 +1,22 @@
 """A student after its teacher: the objective, its losses, targets, their cache, and the update."""
+
+from deepseek_jax.lazy import lazy_names
+
+__getattr__, __dir__, __all__ = lazy_names(
+    __name__,
+    {
+        "Objective": "objective",
+        "Term": "chunks",
+        "forward_kl": "divergences",
+        "hard_loss": "divergences",
+        "hidden_state_loss": "feature_distillation",
+        "jsd": "divergences",
+        "mean_over_tokens": "chunks",
+        "relation_loss": "relation_distillation",
+        "reverse_kl": "divergences",
+        "soft_loss": "divergences",
+        "top_k_logprobs": "top_k",
+        "top_k_loss": "top_k",
+        "train_student": "update",
+    },
+)

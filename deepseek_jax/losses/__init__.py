@@ -1,1 +1,19 @@
 """Logits or log-probabilities in, (scalar, metrics) out."""
+
+from deepseek_jax.lazy import lazy_names
+
+__getattr__, __dir__, __all__ = lazy_names(
+    __name__,
+    {
+        "NORMALIZES_STD": "grpo",
+        "completion_logprobs": "completions",
+        "group_advantages": "grpo",
+        "grpo_loss": "grpo",
+        "k3_kl": "grpo",
+        "multi_token_losses": "multi_token",
+        "next_token_loss": "next_token",
+        "pairwise_loss": "preference",
+        "pointwise_loss": "preference",
+        "reward_loss": "preference",
+    },
+)

@@ -1,1 +1,1 @@
-"""Whole runs, each told in order: a module with run(config, mesh, workdir, should_stop) is one."""
+"""Whole runs, each told in order: a module with SETTINGS and run(settings, run) is one."""

@@ -1,1 +1,15 @@
 """GRPO: the source of groups, the update, reward models in use, and scenarios."""
+
+from deepseek_jax.lazy import lazy_names
+
+__getattr__, __dir__, __all__ = lazy_names(
+    __name__,
+    {
+        "GroupSource": "groups",
+        "ReinforceSettings": "settings",
+        "RolloutSettings": "settings",
+        "ScenarioRewards": "scenarios",
+        "load_model_rewards": "model_rewards",
+        "reinforce": "update",
+    },
+)

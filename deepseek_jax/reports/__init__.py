@@ -1,1 +1,15 @@
 """Tables, curves and the page."""
+
+from deepseek_jax.lazy import lazy_names
+
+__getattr__, __dir__, __all__ = lazy_names(
+    __name__,
+    {
+        "before_after_table": "tables",
+        "loss_table": "tables",
+        "plot_curves": "tables",
+        "report_page": "html_report",
+        "stages_table": "tables",
+        "write_report": "run_page",
+    },
+)

@@ -1,5 +1,18 @@
 """Text in, float out: rules that score a completion. Plain Python; model.py alone imports jax."""
 
-from deepseek_jax.rewards.scoring import RULES, Reading, Rewards, Rule, Scores
+from deepseek_jax.lazy import lazy_names
 
-__all__ = ["RULES", "Reading", "Rewards", "Rule", "Scores"]
+__getattr__, __dir__, __all__ = lazy_names(
+    __name__,
+    {
+        "Judge": "judge",
+        "MathVerifier": "math_verify",
+        "ProgramVerifier": "program",
+        "RULES": "scoring",
+        "Reading": "scoring",
+        "RewardModel": "model",
+        "Rewards": "scoring",
+        "Rule": "scoring",
+        "Scores": "scoring",
+    },
+)

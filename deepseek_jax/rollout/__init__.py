@@ -1,6 +1,20 @@
 """Prompts in, completions and the log-probabilities they were sampled with out."""
 
 from deepseek_jax.rollout.engine import Rollout, generate
-from deepseek_jax.rollout.policy import AnswerOptions, Answers, Policy
+from deepseek_jax.rollout.policy import (
+    AnswerOptions,
+    Answers,
+    Policy,
+    completion_texts,
+    load_policy,
+)
 
-__all__ = ["AnswerOptions", "Answers", "Policy", "Rollout", "generate"]
+__all__ = [
+    "AnswerOptions",
+    "Answers",
+    "Policy",
+    "Rollout",
+    "completion_texts",
+    "generate",
+    "load_policy",
+]

@@ -1,1 +1,18 @@
 """One update of the parameters, and the loop around it."""
+
+from deepseek_jax.lazy import lazy_names
+
+__getattr__, __dir__, __all__ = lazy_names(
+    __name__,
+    {
+        "MetricsWriter": "metrics",
+        "Run": "run",
+        "TrainState": "state",
+        "fit": "loop",
+        "make_optimizer": "optimizer",
+        "make_schedule": "schedule",
+        "make_train_step": "step",
+        "read_metrics": "metrics",
+        "train": "loop",
+    },
+)

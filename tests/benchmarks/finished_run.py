@@ -1,0 +1,182 @@
+"""What a finished run of a recipe gave, read from the files that it left in its work directory.
+
+The numbers are the files' own. Minutes are those of the training steps, from metrics.jsonl: what a run does
+before, between and after them is not counted.
+"""
+
+import json
+
+from deepseek_jax.evaluation import share_interval
+from deepseek_jax.recipes.r1.scores import FORMS
+from deepseek_jax.training.metrics import read_phases
+from tests.benchmarks.run_config import experiment_of
+
+SWEEP = "complete.json"  # what launch/sweep.py leaves: name of a run -> its config
+
+
+def read(workdir, results):
+    """(name, rows) of a finished run, or of a sweep's runs, of one of the experiments.
+
+    results: name -> content of configs/results/NAME.json. Raises ValueError for a folder without a run, a run
+    that is not finished, and one whose config is that of no experiment.
+    """
+    if (workdir / SWEEP).exists():
+        runs = [workdir / name for name in _json(workdir / SWEEP)]
+    else:
+        runs = [workdir]
+    configs = [_json(run / "config.json") for run in runs]
+    names = {experiment_of(config, results) for run, config in zip(runs, configs, strict=True)}
+    if len(names) > 1:
+        raise ValueError(f"{workdir} has runs of several experiments: {', '.join(sorted(names))}")
+    name, recipe = names.pop(), configs[0]["recipe"]
+    if recipe == "r1":
+        return name, _with_facts(runs, configs, _claims(workdir))
+    if configs[0].get("comparisons"):
+        return name, _with_facts(runs, configs, _comparisons(workdir))
+    rows = []
+    for run, config in zip(runs, configs, strict=True):
+        rows += _with_facts([run], [config], READERS[recipe](run, config))
+    return name, rows
+
+
+def _with_facts(runs, configs, rows):
+    """The rows with the seeds and the minutes of the runs that they are of."""
+    seeds = ", ".join(str(seed) for seed in sorted(config["seed"] for config in configs))
+    minutes = sorted(map(training_minutes, runs))
+    ends = {"low": minutes[0], "high": minutes[-1]} if len(minutes) > 1 else minutes[0]
+    return [{"seed": seeds, "minutes": ends} | row for row in rows]
+
+
+def training_minutes(workdir):
+    """The minutes of a run's training steps. A line of metrics.jsonl has the mean seconds of a step since the
+    line before.
+    """
+    seconds = 0.0
+    for records in read_phases(_finished(workdir / "metrics.jsonl")).values():
+        done = 0
+        for record in records:
+            if "seconds" in record:
+                seconds += record["seconds"] * (record["step"] + 1 - done)
+                done = record["step"] + 1
+    return round(seconds / 60, 1)
+
+
+def _grpo(workdir, config):
+    """A row: the scores before and after of both ways of decoding."""
+    return [_answers(*_before_and_after(workdir))]
+
+
+def _sft(workdir, config):
+    """A row: the same, and the held-out loss."""
+    before, after = _before_and_after(workdir)
+    row = _answers(before["answers"], after["answers"])
+    return [row | {"held-out loss": _change(before["loss"]["loss"], after["loss"]["loss"])}]
+
+
+def _pretrain(workdir, config):
+    """A row for each stage, and one for what multi-token prediction drafts, where it does."""
+    rows = []
+    for name, stage in config["stages"].items():
+        loss = _change(*(_json(workdir / f"{name}_{when}.json") for when in ("before", "after")))
+        row = {"stage": name, "tokens a row": stage["sequence_length"], "held-out loss": loss}
+        rows.append(row)
+    if (workdir / "drafts.json").exists():
+        drafts = _json(workdir / "drafts.json")
+        row = {"drafts accepted": drafts["acceptance"], "tokens a step": drafts["tokens_per_step"]}
+        rows.append({"stage": "speculative decoding"} | row)
+    return rows
+
+
+def _preferences(workdir, config):
+    """A row: what a reward model or a judge says of held-out pairs."""
+    before, after = _before_and_after(workdir)
+    return [{name.replace("_", " "): _change(before[name], after[name]) for name in after}]
+
+
+def _distill(workdir, config):
+    """A row for the teacher, and one for each student with what it started from."""
+    found = _json(workdir / "answers.json")["answers"]
+    answers = {name: _shares(tasks) for name, tasks in found.items()}
+    rows = [{"policy": "teacher"} | answers["teacher"]] if "teacher" in answers else []
+    for block in ("students", "reinforced"):
+        for name, student in config.get(block, {}).items():
+            before, after = answers[f"start {student['start']}"], answers[name]
+            scores = {task: _change(before[task], after[task]) for task in after}
+            rows.append({"policy": name} | scores)
+    return rows
+
+
+def _claims(workdir):
+    """A row for each of R1's findings."""
+    found = _json(workdir / "findings.json")
+    rows = []
+    for cells, finding in zip(found["rows"], found["findings"], strict=True):
+        sides = finding["ours"], finding["theirs"]
+        score = next(side[1] for side in sides if isinstance(side, list))
+        row = {"finding": cells[0], "form": FORMS[score]} | _compared(finding)
+        rows.append(row | {"margin": finding["margin"], "verdict": cells[-1]})
+    return rows
+
+
+def _comparisons(workdir):
+    """A row for each of a distillation's comparisons."""
+    rows = []
+    for finding in _json(workdir / "findings.json"):
+        compared = _compared(finding | finding["comparison"])
+        own = {"compute": finding["compute"], "verdict": finding["verdict"]}
+        rows.append({"finding": finding["title"], "form": ".1%"} | compared | own)
+    return rows
+
+
+def _compared(finding):
+    this, that = finding["means"]
+    return {
+        "this": this,
+        "that": that,
+        "difference": finding["difference"],
+        "each run": {"by_run": finding["by_run"]},
+        "p value": finding["p_value"],
+    }
+
+
+def _answers(before, after):
+    """The scores of ways of decoding, as evaluation.held_out.evaluate gives them, before and after."""
+    return {
+        f"{name.replace('_', ' ')}, {way}": _change(before[way]["scores"][name], score)
+        for way, measured in after.items()
+        for name, score in measured["scores"].items()
+    }
+
+
+def _shares(tasks):
+    """Right answers of all tasks and of each, with intervals over questions, as the recipe prints them."""
+    found = {"right answers": sum(tasks.values(), [])} | tasks
+    return {name: list(share_interval(shares)) for name, shares in found.items()}
+
+
+def _before_and_after(workdir):
+    return (_json(workdir / f"{when}.json") for when in ("before", "after"))
+
+
+def _change(before, after):
+    return {"before": before, "after": after}
+
+
+def _json(path):
+    return json.loads(_finished(path).read_text())
+
+
+def _finished(path):
+    if not path.exists():
+        raise ValueError(f"{path.parent} has no {path.name}; give the folder of a finished run")
+    return path
+
+
+READERS = {
+    "distill": _distill,
+    "grpo": _grpo,
+    "judge": _preferences,
+    "pretrain": _pretrain,
+    "reward_model": _preferences,
+    "sft": _sft,
+}

@@ -1,0 +1,106 @@
+"""The content of configs/results/*.json as Markdown.
+
+A file is one experiment or benchmark: its command, its rows, the columns that the table has (name -> the
+format of its numbers, "{}" being the row's own "form"), its headlines, and caveats. A row is what one run
+gave: seed, version and minutes, and cells by name. A cell is a text, a number, [mean, low, high] with a 95%
+interval, {"before": ..., "after": ...}, {"low": ..., "high": ...} of several runs, or {"by_run": [...]}.
+"""
+
+import textwrap
+
+# Below the table where all rows share it, else a column
+OF_A_RUN = {
+    "machine": "{}",
+    "seed": "seed {}",
+    "minutes": "{} minutes",
+    "version": "version {}",
+}
+WIDTH = 110
+
+
+def cell_text(cell, form=""):
+    """A cell as a table shows it. form: of its numbers, as Python's format takes it."""
+    if cell is None or isinstance(cell, str):
+        return cell or ""
+    if isinstance(cell, list):
+        mean, low, high = (format(number, form) for number in cell)
+        return f"{mean} ({low} to {high})"
+    if isinstance(cell, dict):
+        parts = cell.get("by_run", list(cell.values()))
+        joint = " " if "by_run" in cell else " → " if "after" in cell else " to "
+        return joint.join(cell_text(part, form) for part in parts)
+    return format(cell, form) if form else str(cell)
+
+
+def table(result):
+    """The table of a file's rows. A column that no row fills is left out."""
+    rows = result["rows"]
+    columns = result["columns"] | dict.fromkeys(_differing(result), "")
+    columns = {name: form for name, form in columns.items() if any(name in row for row in rows)}
+    lines = [_line(columns), "|" + "---|" * len(columns)]
+    for row in rows:
+        own = row.get("form", "")
+        lines.append(_line(cell_text(row.get(n), f.replace("{}", own)) for n, f in columns.items()))
+    return "\n".join(lines)
+
+
+def block(result):
+    """What a guide shows of a file: the command, the table, and how to read it."""
+    columns = result["columns"].keys() | set(_differing(result))
+    shared = {"machine": result["machine"]} | result["rows"][0]
+    facts = [
+        text.format(cell_text(shared[name]))
+        for name, text in OF_A_RUN.items()
+        if name in shared and name not in columns
+    ]
+    paragraphs = [f"{'; '.join(facts)}.", *result["caveats"]]
+    wrapped = (textwrap.fill(text, WIDTH, break_on_hyphens=False) for text in paragraphs)
+    return "\n\n".join([f"```sh\n{result['command']}\n```", table(result), *wrapped])
+
+
+def summary(results):
+    """A table with one line for each experiment: its command, minutes, outcome and version."""
+    heads = ("experiment", "command", "minutes", "result", "version")
+    lines = [_line(heads), "|" + "---|" * len(heads)]
+    for name, result in results.items():
+        if "config" in result:
+            minutes, version = (_all_of(result, key) for key in ("minutes", "version"))
+            command = f"`{result['command'].removeprefix('python ')}`"
+            lines.append(_line((name, command, minutes, outcome(result), version)))
+    return "\n".join(lines)
+
+
+def outcome(result):
+    """A file's headline, the first one that its rows have: their means, or how many rows say what."""
+    rows, label = result["rows"], next(iter(result["columns"]))
+    name = next(name for name in result["headline"] if any(name in row for row in rows))
+    cells = {row[label]: row[name] for row in rows if name in row}
+    if all(isinstance(cell, str) for cell in cells.values()):
+        said = list(cells.values())
+        return ", ".join(f"{said.count(text)} {text}" for text in dict.fromkeys(said))
+    form = result["columns"][name]
+    means = {of: cell_text(_mean(cell), form) for of, cell in cells.items()}
+    if len(means) == 1:
+        return f"{name}: {next(iter(means.values()))}"
+    label = "seed " if label == "seed" else ""
+    return f"{name}: " + ", ".join(f"{text} ({label}{of})" for of, text in means.items())
+
+
+def _line(cells):
+    return f"| {' | '.join(cells)} |"
+
+
+def _mean(cell):
+    if isinstance(cell, dict):
+        return {name: _mean(part) for name, part in cell.items()}
+    return cell[0] if isinstance(cell, list) else cell
+
+
+def _differing(result):
+    """The facts of a run that are not the same in all rows."""
+    found = {name: {cell_text(row.get(name)) for row in result["rows"]} for name in OF_A_RUN}
+    return [name for name, values in found.items() if len(values) > 1]
+
+
+def _all_of(result, name):
+    return ", ".join(filter(None, dict.fromkeys(cell_text(r.get(name)) for r in result["rows"])))

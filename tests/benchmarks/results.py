@@ -1,0 +1,126 @@
+"""Write the tables of README.md and of the guides from configs/results/*.json.
+
+python -m tests.benchmarks.results                    # every table, between its markers
+python -m tests.benchmarks.results --check            # exit status 1 where a table is not that of its file
+python -m tests.benchmarks.results --from=WORKDIR     # first take in the numbers of a finished run or sweep
+
+A block of a guide begins with <!-- results: NAME -->, NAME.json being the file, and ends with <!-- end -->.
+The name "summary" has one line for each experiment. tests/benchmarks/result_tables.py says what a file holds.
+"""
+
+import argparse
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+from tests.benchmarks.result_tables import block, summary
+
+ROOT = Path(__file__).resolve().parents[2]
+FOLDER = ROOT / "configs" / "results"
+GUIDES = [ROOT / "README.md", ROOT / "configs" / "README.md", Path(__file__).with_name("README.md")]
+BLOCK = re.compile(r"(<!-- results: (\w+) -->\n).*?(<!-- end -->)", re.S)
+NUMBERS = re.compile(r"\[\s+((?:[-\d.e]+,?\s+)+)\]")
+
+
+def read_results(folder=FOLDER, guides=GUIDES):
+    """name -> the content of NAME.json, in the order in which the guides show them."""
+    shown = [name for guide in guides for _, name, _ in BLOCK.findall(guide.read_text())]
+    order = {name: index for index, name in reversed(list(enumerate(shown)))}
+    paths = sorted(folder.glob("*.json"), key=lambda path: order.get(path.stem, len(shown)))
+    return {path.stem: json.loads(path.read_text()) for path in paths}
+
+
+def as_text(result):
+    """A file's content as JSON with a line for each cell."""
+    text = json.dumps(result, indent=1, ensure_ascii=False)
+    return NUMBERS.sub(lambda found: f"[{' '.join(found[1].split())}]", text) + "\n"
+
+
+def rewritten(text, results):
+    """A guide's text with its blocks written anew. Raises ValueError for a block of no file."""
+
+    def write(found):
+        start, name, end = found.groups()
+        if name != "summary" and name not in results:
+            raise ValueError(
+                f"<!-- results: {name} --> is of no file; allowed: summary, {', '.join(results)}"
+            )
+        content = summary(results) if name == "summary" else block(results[name])
+        return f"{start}{content}\n{end}"
+
+    return BLOCK.sub(write, text)
+
+
+def update_guides(results, guides, *, check=False):
+    """Write the guides whose blocks are not those of their files: -> these guides. check: write nothing."""
+    stale = []
+    for guide in guides:
+        old = guide.read_text()
+        new = rewritten(old, results)
+        if new != old:
+            stale.append(guide)
+            if not check:
+                guide.write_text(new)
+    return stale
+
+
+def revision():
+    """The commit of this checkout with its date; "-dirty" where a tracked file has changed since."""
+
+    def git(*command):
+        return subprocess.check_output(["git", *command], cwd=ROOT, text=True).strip()
+
+    commit = git("describe", "--always", "--exclude=*", "--abbrev=7", "--dirty")
+    return f"{commit} ({git('log', '-1', '--format=%cs')})"
+
+
+def renew(workdir, version, folder=FOLDER):
+    """Put the rows of a finished run, or of a sweep of runs, in place of those of its seeds: -> the file.
+
+    Raises ValueError for a run that is not finished or has the config of no experiment, and where it has
+    some of a row's seeds and not all.
+    """
+    from tests.benchmarks import finished_run  # here: it imports jax, which tables do without
+
+    results = read_results(folder)
+    name, rows = finished_run.read(Path(workdir), results)
+    seeds = {seed for row in rows for seed in row["seed"].split(", ")}
+    kept = []
+    for row in results[name]["rows"]:
+        own = set(row["seed"].split(", "))
+        if own & seeds and own - seeds:
+            raise ValueError(
+                f"{workdir} has the seeds {', '.join(sorted(seeds))}, and {name}.json tells of "
+                f"{row['seed']} together; give the folder of a sweep over all of them"
+            )
+        kept += [] if own & seeds else [row]
+    rows = kept + [row | {"version": version} for row in rows]
+    results[name]["rows"] = sorted(rows, key=lambda row: row["seed"])
+    path = folder / f"{name}.json"
+    path.write_text(as_text(results[name]))
+    return path
+
+
+def main(arguments=None):
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--check", action="store_true")
+    parser.add_argument("--from", dest="workdir", metavar="WORKDIR")
+    parser.add_argument("--version", help="what gave the run; default: this checkout's commit")
+    given = parser.parse_args(arguments)
+    try:
+        if given.workdir is not None:
+            print(f"{renew(given.workdir, given.version or revision())}: renewed")
+        stale = update_guides(read_results(), GUIDES, check=given.check)
+    except ValueError as error:
+        sys.exit(f"error: {error}")
+    for guide in stale:
+        print(f"{guide.relative_to(ROOT)}: {'out of date' if given.check else 'written'}")
+    sys.exit(1 if given.check and stale else 0)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,103 @@
+"""The tables of the guides, from the results of experiments and benchmarks."""
+
+import re
+
+import pytest
+
+from tests.benchmarks.result_tables import cell_text, outcome, table
+from tests.benchmarks.results import (
+    BLOCK,
+    FOLDER,
+    GUIDES,
+    ROOT,
+    as_text,
+    main,
+    read_results,
+    revision,
+    rewritten,
+)
+
+
+def test_the_guides_tables_are_those_of_their_files():
+    """Oracle: the files, written out anew."""
+    with pytest.raises(SystemExit) as ended:
+        main(["--check"])
+    assert ended.value.code == 0
+
+
+def test_every_file_is_shown_once_and_says_what_gave_its_numbers():
+    """Oracle: the guides' markers; a commit with its date in every row; a config that is there."""
+    shown = [
+        n for guide in GUIDES for _, n, _ in BLOCK.findall(guide.read_text()) if n != "summary"
+    ]
+    results = read_results()
+    assert sorted(shown) == sorted(results)
+    for name, result in results.items():
+        assert {"command", "machine", "columns", "rows", "caveats"} <= result.keys(), name
+        assert all(
+            re.match(r"[0-9a-f]{7} \(20\d\d-\d\d-\d\d\)$", r["version"]) for r in result["rows"]
+        )
+        assert as_text(result) == (FOLDER / f"{name}.json").read_text()
+        if "config" in result:
+            assert (ROOT / result["config"].partition(":")[0]).is_file()
+            assert outcome(result) and all("seed" in row for row in result["rows"])
+
+
+def test_a_changed_number_changes_its_table_and_the_summary():
+    """Oracle: by hand: two blocks of the text show it; the rest stays."""
+    results = read_results()
+    blocks = [
+        f"<!-- results: {name} -->\n<!-- end -->" for name in ("summary", "judge_small", "moe")
+    ]
+    text = "\n".join(["before", *blocks, "after"])
+    old = rewritten(text, results)
+    assert old.startswith("before\n") and old.endswith("<!-- end -->\nafter")
+    results["judge_small"]["rows"][0]["accuracy"]["after"] = [0.5, 0.4, 0.6]
+    changed = [
+        (a, b)
+        for a, b in zip(old.split("\n"), rewritten(old, results).split("\n"), strict=True)
+        if a != b
+    ]
+    assert len(changed) == 2 and all("82.8%" in a and "50.0%" in b for a, b in changed)
+
+
+def test_a_block_of_no_file_is_named():
+    """Oracle: the words a reader needs."""
+    with pytest.raises(
+        ValueError, match="results: judge_smal --> is of no file; allowed: summary, "
+    ):
+        rewritten("<!-- results: judge_smal -->\n<!-- end -->", read_results())
+
+
+@pytest.mark.parametrize(
+    "cell, form, text",
+    [
+        (None, ".1%", ""),
+        ("won", ".1%", "won"),
+        (24, "", "24"),
+        (0.5, ".1%", "50.0%"),
+        ([0.5, 0.25, 0.75], ".0%", "50% (25% to 75%)"),
+        ({"before": 0.5, "after": [1.0, 0.9, 1.0]}, ".0%", "50% → 100% (90% to 100%)"),
+        ({"after": 0.5}, ".0%", "50%"),
+        ({"low": 1.2, "high": 2.0}, "", "1.2 to 2.0"),
+        ({"by_run": [0.1, -0.2, 0.3]}, "+.0%", "+10% -20% +30%"),
+    ],
+)
+def test_a_cell_is_written_by_its_kind(cell, form, text):
+    """Oracle: by hand."""
+    assert cell_text(cell, form) == text
+
+
+def test_a_table_has_the_columns_that_are_filled_and_those_facts_that_differ():
+    """Oracle: by hand: no row has a y; the versions differ, and the minutes do not."""
+    rows = [{"seed": s, "x": 0.5, "minutes": 3, "version": v} for s, v in (("0", "a"), ("1", "b"))]
+    result = {"columns": {"seed": "", "x": ".1f", "y": ""}, "rows": rows}
+    lines = ["| seed | x | version |", "|---|---|---|", "| 0 | 0.5 | a |", "| 1 | 0.5 | b |"]
+    assert table(result).split("\n") == lines
+
+
+def test_the_version_is_this_checkouts_commit():
+    """Oracle: its form; git is asked where there is one."""
+    if not (ROOT / ".git").exists():
+        pytest.skip("no git checkout")
+    assert re.match(r"[0-9a-f]{7,}(-dirty)? \(20\d\d-\d\d-\d\d\)$", revision())
