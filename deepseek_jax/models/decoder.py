@@ -226,5 +226,5 @@ def count_params(config):
 
 
 def random_params(config, mesh, seed):
-    """init_params' arrays, each made where the mesh wants it: (params, their shardings)."""
+    """init_params' arrays, each made where the mesh wants it."""
     return init_sharded(mesh, lambda rng: init_params(config, rng), jax.random.key(seed))

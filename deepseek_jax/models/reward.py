@@ -44,7 +44,7 @@ def reward_params(config, params, mesh, rng):
         for name, leaf in params.items()
         if name != "head" and not name.startswith("mtp_")
     }
-    head, _ = init_sharded(mesh, lambda rng: init_reward_head(config, rng), rng)
+    head = init_sharded(mesh, lambda rng: init_reward_head(config, rng), rng)
     return {"decoder": decoder, "head": head}
 
 

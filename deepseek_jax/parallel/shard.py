@@ -63,9 +63,9 @@ def shardings(mesh, names, shapes, rules=RULES):
 
 
 def init_sharded(mesh, init, rng):
-    """Run a Linen init so that each parameter is made where it will live: -> (params, shardings).
+    """Run a Linen init so that each parameter is made where it will live.
 
-    init(rng) gives the boxed tree of parameters; both results are trees without boxes.
+    init(rng) gives the boxed tree of parameters; the result is the tree without boxes.
     """
     boxed = jax.eval_shape(init, rng)
     places = shardings(mesh, logical_names(boxed), nn.unbox(boxed))
@@ -73,7 +73,7 @@ def init_sharded(mesh, init, rng):
     # Run once: XLA's CPU compiler spends most of its time on making random numbers fast
     options = {"xla_backend_optimization_level": 0} if on_cpu else None
     make = jax.jit(lambda rng: nn.unbox(init(rng)), out_shardings=places, compiler_options=options)
-    return make(rng), places
+    return make(rng)
 
 
 def batch_sharding(mesh):

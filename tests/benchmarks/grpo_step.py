@@ -12,6 +12,7 @@ import tempfile
 import time
 
 import jax
+import jax.numpy as jnp
 
 from configs import models
 from deepseek_jax.data.tasks import QuestionStream
@@ -24,9 +25,10 @@ from deepseek_jax.parallel.host_memory import return_compilers_memory
 from deepseek_jax.recipes.grpo.settings import GrpoSettings
 from deepseek_jax.reinforce.groups import GroupSource
 from deepseek_jax.rewards import Rewards
+from deepseek_jax.rollout import Policy
 from deepseek_jax.settings import build
-from deepseek_jax.training.state import TrainState, state_shardings
-from deepseek_jax.training.step import make_train_step
+from deepseek_jax.training.state import state_maker
+from deepseek_jax.training.step import jitted_step, make_train_step
 from tests.benchmarks.timing import peak_flops, print_table
 
 PROMPTS, GROUP, PROMPT, COMPLETION = 4, 8, 55, 64
@@ -61,7 +63,7 @@ def our_step(dtype, tokenizer, prompts):
     config = build_model(dict(models.smollm2_135m(), dtype=dtype, remat="full", scan_layers=True))
     settings = build(GrpoSettings, SETTINGS, "config")
     mesh = make_mesh()
-    reference, places = random_params(config, mesh, seed=0)
+    reference = random_params(config, mesh, seed=0)
 
     def loss_fn(params, batch, rng):
         logprobs, entropy, _ = completion_logprobs(config, params, batch)
@@ -69,16 +71,15 @@ def our_step(dtype, tokenizer, prompts):
         return grpo_loss(logprobs, entropy, batch, max_completion_length=COMPLETION, **loss)
 
     tx = settings.optimizer.make(settings.num_steps)
-    placed = state_shardings(mesh, places, reference, tx)
-    create = jax.jit(lambda params: TrainState.create(params, tx), out_shardings=placed)
-    train_step = jax.jit(
-        make_train_step(loss_fn, tx), donate_argnums=0, out_shardings=(placed, None)
-    )
+    create, placed = state_maker(reference, tx, mesh)
+    train_step = jitted_step(make_train_step(loss_fn, tx), placed)
     examples = [{"question": "q", "answer": "1", "prompt_ids": ids} for ids in prompts]
     questions = QuestionStream(examples, 0)
     rewards = Rewards(settings.rewards)
-    source = GroupSource(config, tokenizer, questions, rewards, settings, mesh, reference)
-    state, rng, steps = [create(reference)], jax.random.key(0), iter(range(1000))
+    policy = Policy(config, None, tokenizer, "{question}")
+    source = GroupSource(policy, questions, rewards, settings, mesh, reference)
+    state = [create(jax.tree.map(jnp.copy, reference))]  # the state's are used up by the update
+    rng, steps = jax.random.key(0), iter(range(1000))
 
     def run():
         began = time.perf_counter()

@@ -26,7 +26,7 @@ from deepseek_jax.models import random_params
 from tests.checkpoint.test_orbax_params import CONFIG, MESH
 
 folder = Path(sys.argv[3]) / "runs" / "out"
-save_orbax(folder, CONFIG, random_params(CONFIG, make_mesh(**MESH), 0)[0])
+save_orbax(folder, CONFIG, random_params(CONFIG, make_mesh(**MESH), 0))
 assert is_orbax(folder) and (folder / "config.json").is_file()
 """
 
@@ -73,7 +73,7 @@ def test_two_processes_write_one_folder(tmp_path):
     assert codes == [0, 0], outputs
     assert [path.name for path in (tmp_path / "runs").iterdir()] == ["out"]
     _, read = load_orbax(tmp_path / "runs" / "out")
-    made = random_params(CONFIG, make_mesh(**MESH), 0)[0]
+    made = random_params(CONFIG, make_mesh(**MESH), 0)
     jax.tree.map(np.testing.assert_array_equal, read, made)
 
 

@@ -49,7 +49,7 @@ source.set_state(start)
 assert (jax.jit(lambda a, b: (a == b).all())(batch["tokens"], again["tokens"])).item()
 assert len(moved["processes"]) == 2 and source.get_state() == moved
 with jax.set_mesh(mesh):
-    params, _ = random_params(CONFIG, mesh, 0)
+    params = random_params(CONFIG, mesh, 0)
     loss, _ = jax.jit(lambda params, batch: next_token_loss(CONFIG, params, batch))(params, batch)
 print("result", json.dumps([float(loss), metrics["tokens"]]))
 """
@@ -81,7 +81,7 @@ def test_two_processes_give_the_loss_that_one_has_of_both_shares():
     batch["normalizer"] = np.float32(batch["loss_mask"].sum())
     batch["num_tokens"] = np.float32((batch["segment_ids"] > 0).sum())
     assert batch["tokens"].shape == (4, 16)
-    params, _ = random_params(CONFIG, one_device(), 0)
+    params = random_params(CONFIG, one_device(), 0)
     wanted = float(next_token_loss(CONFIG, params, batch)[0])
     for loss, tokens in two_processes():
         np.testing.assert_allclose(loss, wanted, rtol=1e-5)  # float32, summed in another order

@@ -167,11 +167,14 @@ def test_every_axis_of_a_deepseek_model_has_a_row_and_its_experts_split_eight_wa
 def test_sharded_init_makes_the_parameters_of_an_unsharded_one_in_their_places():
     """Oracle: the same init on one device, same key."""
     init = functools.partial(init_params, TINY)
-    params, places = init_sharded(make_mesh(fsdp=2, expert=2, tensor=2), init, jax.random.key(3))
+    mesh = make_mesh(fsdp=2, expert=2, tensor=2)
+    params = init_sharded(mesh, init, jax.random.key(3))
     wanted = nn.unbox(jax.jit(init)(jax.random.key(3)))
     jax.tree.map(
         lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-7), params, wanted
     )
+    boxed = jax.eval_shape(init, jax.random.key(3))
+    places = shardings(mesh, logical_names(boxed), nn.unbox(boxed))
     same = jax.tree.map(lambda x, s: x.sharding.is_equivalent_to(s, x.ndim), params, places)
     assert all(jax.tree.leaves(same))
 

@@ -45,7 +45,7 @@ def train(workdir, should_stop=lambda: False, **fields):
     fields = dict(loss=dict(kl_coef=0.1), optimizer=dict(learning_rate=0.01)) | fields
     settings = build(GrpoSettings, small_config(**fields), "config")
     config, run = build_model(settings.model), make_run(workdir, should_stop, phase="rl")
-    params, _ = random_params(config, run.mesh, 0)
+    params = random_params(config, run.mesh, 0)
     policy = Policy(config, params, TOKENIZER, "{question}\n")
     questions = QuestionStream(policy.with_prompts(arithmetic_task(0, 8).train), 0)
     with Rewards(settings.rewards) as rewards:

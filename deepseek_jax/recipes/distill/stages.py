@@ -165,7 +165,7 @@ class DistillStages:
 
         def train(run):
             if start.base is None:
-                return config, random_params(config, run.mesh, seed)[0]
+                return config, random_params(config, run.mesh, seed)
             return config, train_base(config, start.base, tokenizer, run.of(phase), seed)
 
         how = {f.name for f in dataclasses.fields(RunSettings)} & start.model.keys()

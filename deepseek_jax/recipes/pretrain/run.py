@@ -55,7 +55,7 @@ def run(settings, run):
         for scaled, (_, stage) in zip(models, stages, strict=True)
     ]
     if params is None:
-        params, _ = random_params(model, mesh, settings.seed)
+        params = random_params(model, mesh, settings.seed)
     stretches = zip(stages, models, measures, strict=True)
     for index, ((name, stage), model, measure) in enumerate(stretches):
         before = remembered(workdir / f"{name}_before.json", lambda m=measure, p=params: m(p))
@@ -270,6 +270,6 @@ def train_base(config, settings, tokenizer, run, seed):
     config: ModelConfig. settings: BaseSettings. The corpus is built in the folder data beside run.folder.
     """
     corpus = base_documents(settings, run.folder.parent / "data", seed)
-    params, _ = random_params(config, run.mesh, seed)
+    params = random_params(config, run.mesh, seed)
     how = dict(path="config.base", seed=seed)
     return train_stage(config, settings, corpus, tokenizer, params, run, **how)

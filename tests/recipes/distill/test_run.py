@@ -45,7 +45,7 @@ def files(tmp_path_factory):
     """A folder with a random teacher, and texts."""
     folder = tmp_path_factory.mktemp("distill")
     config = build_model(made_teacher()["model"])
-    save_orbax(folder / "teacher", config, random_params(config, one_device(), 1)[0])
+    save_orbax(folder / "teacher", config, random_params(config, one_device(), 1))
     return folder, write_texts(folder / "texts.jsonl")
 
 
@@ -344,7 +344,7 @@ def test_a_task_that_regresses_is_named(capsys):
     batches = {"sums": list(pack_conversations(texts, tokenizer, **how))}
     with jax.set_mesh(mesh):
         watch = TaskWatch(ConversationLoss(config, [], mesh), batches, "qwen")
-        good, _ = random_params(config, mesh, 0)
+        good = random_params(config, mesh, 0)
         worse = jax.tree.map(lambda leaf: 3 * leaf, good)
         assert watch(good)["regressed/sums"] == 0 and watch(good)["regressed/sums"] == 0
         state = watch.get_state()

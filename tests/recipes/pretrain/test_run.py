@@ -123,7 +123,7 @@ def test_a_long_context_is_trained_under_its_own_scaling(tmp_path):
     """
     config, mesh = small_config(), one_device()
     plain = build_model(dict(config.model, initializer_range=0.3))
-    params, _ = random_params(plain, mesh, 0)
+    params = random_params(plain, mesh, 0)
     save_orbax(tmp_path / "start", plain, params)
     config.init_from, config.model = str(tmp_path / "start"), {}
     del config.stages["stage_1"]
@@ -231,7 +231,7 @@ def checkpoint(tmp_path_factory):
     """A folder of random parameters of small_config's model."""
     folder = tmp_path_factory.mktemp("start") / "params"
     model = build_model(small_config().model)
-    save_orbax(folder, model, random_params(model, one_device(), 0)[0])
+    save_orbax(folder, model, random_params(model, one_device(), 0))
     return folder
 
 

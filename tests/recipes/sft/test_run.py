@@ -195,7 +195,7 @@ def losses_on(mesh):
     settings = build(SftSettings, small_config(sequence_length=32), "config")
     model = build_model(settings.model)
     with jax.set_mesh(mesh):
-        params, _ = random_params(model, mesh, 0)
+        params = random_params(model, mesh, 0)
         policy = Policy(model, params, TOKENIZER, settings.data.template)
         batches = list(sft.packed(settings, policy, CHATS, num_epochs=1))
         held_out = ConversationLoss(model, batches, mesh)
@@ -219,7 +219,7 @@ def test_two_processes_give_the_losses_that_one_has_of_both_shares():
     rows = {k: np.concatenate([s[k] for s in shares]) for k in shares[0] if shares[0][k].ndim}
     rows |= {k: shares[0][k] + shares[1][k] for k in ("normalizer", "num_tokens")}
     model = build_model(settings.model)
-    params, _ = random_params(model, make_mesh(devices=jax.devices()[:1]), 0)
+    params = random_params(model, make_mesh(devices=jax.devices()[:1]), 0)
     loss = float(next_token_loss(model, params, rows)[0])
     held_out = losses_on(make_mesh(devices=jax.devices()[:1]))[2]
     for output in outputs:
