@@ -87,6 +87,7 @@ class _Whole(NamedTuple):
     weight: dict
 
 
+# Else the gradient of the loop would save every chunk's logits, or compute them again
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _sums(chunk_size, hidden, head, tokens, whole):
     """What mean_over_tokens gives, of one device's tokens: hidden [m d], tokens a tree of [m ...]."""
@@ -117,6 +118,7 @@ _sums.defvjp(_sums_and_gradient, _scaled_gradient)
 
 
 def _chunk_sums(hidden_md, head, tokens, whole):
+    """What mean_over_tokens gives, of tokens whose logits may all live at once."""
     logits_mv = dot("md,vd->mv", hidden_md, head, jnp.float32)
     if whole.teacher_head is not None:
         teacher_mv = dot("md,vd->mv", tokens.teacher_hidden, whole.teacher_head, jnp.float32)

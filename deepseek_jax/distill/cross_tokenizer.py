@@ -3,9 +3,34 @@
 import jax
 import jax.numpy as jnp
 
+from deepseek_jax.distill.chunks import Outputs
 from deepseek_jax.distill.divergences import diverge
 from deepseek_jax.distill.top_k import LOG_TINY
+from deepseek_jax.models import head_weight, layer_states
 from deepseek_jax.ops.vocabulary import log_softmax
+
+
+def place_beside(batch):
+    """Where the teacher predicts the token beside each target, in the same row: int32[b t], below 0 where it
+    predicts none, as the first token of its text. batch: teacher_index, as in Objective.
+    """
+    return jnp.roll(batch["teacher_index"], -1, axis=1) - 1  # of the target, not of the token
+
+
+def outputs_beside(config, params, batch):
+    """Outputs of a teacher at place_beside of each target, or at any place where there is none. batch:
+    teacher_tokens, teacher_tokens_segment_ids and teacher_index, as in Objective.
+    """
+    hidden_bsd, _, _ = layer_states(
+        config,
+        params,
+        batch["teacher_tokens"],
+        segment_ids=batch["teacher_tokens_segment_ids"],
+        keep_layers=False,
+    )
+    place_bt = jnp.maximum(place_beside(batch), 0)
+    hidden_btd = jnp.take_along_axis(hidden_bsd, place_bt[..., None], axis=1)
+    return Outputs(hidden_btd, head_weight(config, params))
 
 
 def shared_vocabulary_loss(logits, teacher_logits, temperature, shared, *, divergence, beta=None):

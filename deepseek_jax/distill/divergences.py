@@ -36,16 +36,17 @@ def hard_loss(logits, targets):
 
 def diverge(p, q, temperature=1.0, *, divergence, beta=None):
     """D(p, q) by its name in DIVERGENCES: float32[... v], twice -> float32[...]. beta: of jsd alone."""
-    of_jsd = {} if beta is None else {"beta": beta}
-    return DIVERGENCES[divergence](p, q, temperature, **of_jsd)
+    share = {} if beta is None else {"beta": beta}
+    return DIVERGENCES[divergence](p, q, temperature, **share)
 
 
 def forward_kl(p, q, temperature=1.0):
     """KL(p || q) in nats of the softmaxes of p / temperature and q / temperature: float32[... v], twice ->
-    float32[...]. p, q: the teacher's logits and the student's; log-probabilities are logits too.
+    float32[...]. The student has to cover all that the teacher would say (arXiv:1503.02531).
 
-    Computed as the sum of softmax(p) (p - q), plus log(sum exp q) - log(sum exp p), which takes fewer passes
-    over v than two log-softmaxes would.
+    p, q: the teacher's logits and the student's; log-probabilities are logits too. Computed as the sum of
+    softmax(p) (p - q), plus log(sum exp q) - log(sum exp p), which takes fewer passes over v than two
+    log-softmaxes would.
     """
     most = largest(p)
     moved = vocabulary_sum(
@@ -59,7 +60,9 @@ def forward_kl(p, q, temperature=1.0):
 
 
 def reverse_kl(p, q, temperature=1.0):
-    """KL(q || p), otherwise as forward_kl."""
+    """KL(q || p), otherwise as forward_kl. The student has to avoid what the teacher would not say
+    (arXiv:2306.08543).
+    """
     return forward_kl(q, p, temperature)
 
 
@@ -78,14 +81,7 @@ def jsd(p, q, temperature=1.0, *, beta):
 
 
 # THE table of divergences D(teacher p, student q)
-DIVERGENCES = {
-    # The student has to cover all that the teacher would say (arXiv:1503.02531)
-    "forward_kl": forward_kl,
-    # The student has to avoid what the teacher would not say (arXiv:2306.08543)
-    "reverse_kl": reverse_kl,
-    # Between the two, by beta (arXiv:2306.13649)
-    "jsd": jsd,
-}
+DIVERGENCES = {"forward_kl": forward_kl, "reverse_kl": reverse_kl, "jsd": jsd}
 
 
 def check_divergence(divergence, *, beta=None, temperature=1.0):

@@ -9,7 +9,12 @@ import jax.numpy as jnp
 from jax.tree_util import Partial
 
 from deepseek_jax.distill.chunks import Outputs, Term, mean_over_tokens
-from deepseek_jax.distill.cross_tokenizer import shared_vocabulary_loss, sorted_probability_loss
+from deepseek_jax.distill.cross_tokenizer import (
+    outputs_beside,
+    place_beside,
+    shared_vocabulary_loss,
+    sorted_probability_loss,
+)
 from deepseek_jax.distill.divergences import hard_loss, soft_loss
 from deepseek_jax.distill.feature_distillation import hidden_state_loss, layer_map
 from deepseek_jax.distill.relation_distillation import relation_loss
@@ -85,8 +90,8 @@ class Objective:
             if self._has(*OF_LOGITS):
                 terms = self._terms(batch)
                 compared = any(term.against is None for term in terms.values())
-                outputs = student.outputs, teacher.outputs if compared else None
-                parts.append(mean_over_tokens(terms, *outputs))
+                taught = teacher.outputs if compared else None
+                parts.append(mean_over_tokens(terms, student.outputs, taught))
             parts.append(self._features(params, student, teacher, batch))
         if self._has("on_policy"):
             parts.append(self._on_policy(params, batch, teacher_params))
@@ -106,11 +111,10 @@ class Objective:
         """Those of OF_LOGITS that count: {name: Term}."""
         share_bt, weights, terms = token_weights(batch), self.weights, {}
 
-        def compare(loss, **bound):
-            kind = dict(divergence=self.divergence, beta=self.beta)
-            return Partial(
-                functools.partial(loss, **kind), temperature=batch["temperature"], **bound
-            )
+        def compare(loss, **arrays):
+            # Arrays are bound by Partial, a tree whose leaves they are: loops and shards take them along
+            loss = functools.partial(loss, divergence=self.divergence, beta=self.beta)
+            return Partial(loss, temperature=batch["temperature"], **arrays)
 
         if self._has("soft") and CACHED[0] in batch:
             top_k = TopK(*(batch[name] for name in CACHED))
@@ -120,7 +124,7 @@ class Objective:
         if self._has("hard"):
             terms["hard"] = Term(Partial(hard_loss), share_bt, weights["hard"], batch["targets"])
         if self._has("matched", "sorted"):
-            aligned_bt, exact_bt = _beside(batch) >= 0, jnp.roll(batch["exact"], -1, axis=1)
+            aligned_bt, exact_bt = place_beside(batch) >= 0, jnp.roll(batch["exact"], -1, axis=1)
         if self._has("matched"):
             shared = tuple(jnp.array(ids, jnp.int32) for ids in self.shared)
             loss = compare(shared_vocabulary_loss, shared=shared)
@@ -159,10 +163,10 @@ class Objective:
     def _read_teacher(self, params, batch):
         """Reading of the teacher, or None where no term asks one at hand."""
         if self._has("matched", "sorted"):
-            return Reading(_outputs_beside(self.teacher, params, batch))
+            return Reading(outputs_beside(self.teacher, params, batch))
         if self._has(*OF_FEATURES):
-            sizes = self.student.num_hidden_layers, self.teacher.num_hidden_layers
-            return self._read(self.teacher, params, batch, layer_map(*sizes))
+            layers = layer_map(self.student.num_hidden_layers, self.teacher.num_hidden_layers)
+            return self._read(self.teacher, params, batch, layers)
         if self._has("soft") and CACHED[0] not in batch:
             return self._read(self.teacher, params, batch)
         return None
@@ -199,24 +203,3 @@ def l2_penalty(params):
         lambda leaf, use: jnp.square(leaf).sum() if use else jnp.float32(0), params, decays(params)
     )
     return 0.5 * sum(jax.tree.leaves(masked))
-
-
-def _beside(batch):
-    """Where the teacher predicts the token beside each target, in the same row: int32[b t], below 0 where it
-    predicts none, as the first token of its text.
-    """
-    return jnp.roll(batch["teacher_index"], -1, axis=1) - 1  # of the target, not of the token
-
-
-def _outputs_beside(config, params, batch):
-    """Outputs of a teacher of another tokenizer, where it predicts the token beside each target."""
-    hidden_bsd, _, _ = layer_states(
-        config,
-        params,
-        batch["teacher_tokens"],
-        segment_ids=batch["teacher_tokens_segment_ids"],
-        keep_layers=False,
-    )
-    before_bt = jnp.maximum(_beside(batch), 0)
-    hidden_btd = jnp.take_along_axis(hidden_bsd, before_bt[..., None], axis=1)
-    return Outputs(hidden_btd, head_weight(config, params))

@@ -31,14 +31,14 @@ def train_student(settings, objective, params, teacher_params, source, run):
     create, placed = state_maker(params, tx, run.mesh)
     train_step = _train_step(settings, objective, tx)
     update = jax.jit(train_step, donate_argnums=0, out_shardings=(placed, None))
-    resumed = False
+    started = False
 
     def step(state, batch, rng):
-        nonlocal resumed
-        if not resumed and int(state.step) == 0:
+        nonlocal started
+        if not started and int(state.step) == 0:
             with at(f"config.students.{run.phase}.loss"):
                 check_first(objective, state.params, batch, teacher_params)
-        resumed = True
+        started = True
         return update(state, batch, rng, teacher_params)
 
     params = train(settings, create(params), step, source, run, settings.seed).params
@@ -87,11 +87,12 @@ def check_first(objective, params, batch, teacher_params):
         values, norms = over_micro_batches(of_part, batch, objective.micro_batches)
         return values.sum(), norms.max()
 
-    arrays = without_projections(params), batch, projections, teacher_params
+    own = without_projections(params)
     weights = {name: weight for name, weight in objective.weights.items() if weight}
     values, norms = {}, {}
     for name in weights:
-        values[name], norms[name] = map(float, measure(name, *arrays))
+        value, norm = measure(name, own, batch, projections, teacher_params)
+        values[name], norms[name] = float(value), float(norm)
     listed = (f"{name} {value:.4g} (gradient {norms[name]:.3g})" for name, value in values.items())
     say(f"terms at the first update: {', '.join(listed)}")
     check_terms(weights, values, norms)
