@@ -9,7 +9,9 @@ __getattr__, __dir__, __all__ = lazy_names(
         "ReinforceSettings": "settings",
         "RolloutSettings": "settings",
         "ScenarioRewards": "scenarios",
+        "group_batch": "groups",
         "load_model_rewards": "model_rewards",
+        "make_groups": "groups",
         "reinforce": "update",
     },
 )

@@ -57,8 +57,9 @@ class GroupSource:
         metrics = self._time_of_update(state)
         groups, sampled, sampling_metrics = self._sample(state.params, step)
         return_freed_memory()  # caches and decoding weights
-        batch = self._batch(groups)
-        tokens = float(batch["completion_mask"].sum())
+        normalize_std = NORMALIZES_STD[self.settings.loss.loss_type]
+        batch = group_batch(groups, normalize_std=normalize_std)
+        tokens = float(batch["num_tokens"])
         metrics |= self._describe(sampled) | sampling_metrics | {"tokens": tokens}
         batches = self._updates(state, batch, self.settings.rollout.temperature_at(step))
         self.returned = time.perf_counter(), tokens * self.settings.epochs
@@ -110,19 +111,19 @@ class GroupSource:
         examples = self.questions.take(self.settings.prompts_per_step)
         prompts = [example["prompt_ids"] for example in examples]
         began = time.perf_counter()
-        texts, rollout, _ = self._answer(params, examples, step, number)
+        answers = self._answer(params, examples, step, number)
         generated = time.perf_counter()
-        scores = score(self.rewards, [e for e in examples for _ in range(n)], texts)
+        scores = score(self.rewards, [e for e in examples for _ in range(n)], answers.texts)
         counted = {
             "rollout_seconds": generated - began,
             "reward_seconds": time.perf_counter() - generated,
             "reward_errors": scores.errors,
-            "sampled_tokens": rollout.completion_mask.sum(),
+            "sampled_tokens": answers.rollout.completion_mask.sum(),
             "prefilled_positions": len(prompts) * _bucket(max(map(len, prompts)), PROMPT_BUCKET),
         }
         for message in scores.messages:
             say(f"step {step}: {message} The completion is left out of its group.")
-        return _groups(prompts, rollout, scores, n), counted
+        return make_groups(examples, answers, scores), counted
 
     def _answer(self, params, examples, step, number):
         """The Answers of a step's round of this number."""
@@ -134,33 +135,6 @@ class GroupSource:
             seed=int(np.random.SeedSequence(entropy).generate_state(1)[0] >> 1),
         )
 
-    def _batch(self, groups):
-        """The groups as arrays of bucketed length, completions of a group adjacent.
-
-        A completion that could not be scored loses its tokens, and so its part in the loss.
-        """
-        mask = np.concatenate([group["mask"] for group in groups])
-        t = min(_bucket(mask.sum(1).max()), mask.shape[1])
-        rewards = np.concatenate([group["rewards"] for group in groups])
-        prompts = [group["prompt_ids"] for group in groups]
-        prompt_ids = np.zeros((len(prompts), _bucket(max(map(len, prompts)))), np.int32)
-        for row, prompt in zip(prompt_ids, prompts, strict=True):
-            row[: len(prompt)] = prompt
-        lengths = np.array([[len(prompt)] for prompt in prompts])
-        advantages = group_advantages(
-            rewards,
-            group_size=self.settings.group_size,
-            normalize_std=NORMALIZES_STD[self.settings.loss.loss_type],
-        )
-        return {
-            "prompt_ids": prompt_ids,
-            "prompt_mask": np.arange(prompt_ids.shape[1]) < lengths,
-            "completion_ids": np.concatenate([group["ids"] for group in groups])[:, :t],
-            "completion_mask": (mask & ~np.isnan(rewards)[:, None])[:, :t],
-            "sampler_logprobs": np.concatenate([group["logprobs"] for group in groups])[:, :t],
-            "advantages": np.asarray(advantages),
-        }
-
     def _updates(self, state, batch, temperature):
         """Cut into minibatches, each taken epochs times, with the temperature that they were sampled at and
         the log-probabilities that they need.
@@ -168,21 +142,17 @@ class GroupSource:
         With a single update the policy has not moved when it is made: it needs no old_logprobs.
         """
         settings = self.settings
-        parts = [self._with_totals(part) for part in _split(batch, settings.minibatches)]
-        scalars = {"temperature": np.float32(temperature)}
-        parts = [put_batch(self.mesh, part | scalars) for part in parts]
+        sampled_at = {"temperature": np.float32(temperature)}
+        parts = [
+            put_batch(self.mesh, _local_rows(self.mesh, part) | _totals(part) | sampled_at)
+            for part in _split(batch, settings.minibatches)
+        ]
         if settings.minibatches * settings.epochs > 1:
             parts = [part | {"old_logprobs": self.score(state.params, part)} for part in parts]
         reference = state.reference if self.reference is None else self.reference
         if reference is not None:
             parts = [part | {"ref_logprobs": self.score(reference, part)} for part in parts]
         return parts * settings.epochs
-
-    def _with_totals(self, batch):
-        mask = batch["completion_mask"]
-        totals = {"num_tokens": mask.sum(), "num_completions": mask.any(1).sum()}
-        batch = _local_rows(self.mesh, batch)
-        return batch | {name: np.float32(total) for name, total in totals.items()}
 
     def _describe(self, groups):
         """What all the step's rollouts were like. Rewards that could not be had are left out of the means."""
@@ -203,14 +173,14 @@ class GroupSource:
         return {name: float(value) for name, value in metrics.items()}
 
 
-def _groups(prompts, rollout, scores, n):
-    """A dict a prompt, of its rows of the Rollout and of the Scores."""
-    groups = []
-    for index, prompt in enumerate(prompts):
+def make_groups(examples, answers, scores):
+    """A dict an example: its prompt, and its rows of rollout.Answers and of rewards.Scores."""
+    groups, n, rollout = [], answers.n, answers.rollout
+    for index, example in enumerate(examples):
         rows = slice(index * n, (index + 1) * n)
         groups.append(
             {
-                "prompt_ids": prompt,
+                "prompt_ids": example["prompt_ids"],
                 "rewards": scores.total[rows],
                 "parts": {name: part[rows] for name, part in scores.parts.items()},
                 "ids": rollout.completion_ids[rows],
@@ -220,6 +190,40 @@ def _groups(prompts, rollout, scores, n):
             }
         )
     return groups
+
+
+def group_batch(groups, *, normalize_std):
+    """The groups of make_groups as the batch that losses.grpo_loss takes, of numpy arrays.
+
+    Completions of a group are adjacent, and lengths are bucketed. A completion that could not be scored loses
+    its tokens, and so its part in the loss. normalize_std: see losses.group_advantages.
+    """
+    mask = np.concatenate([group["mask"] for group in groups])
+    t = min(_bucket(mask.sum(1).max()), mask.shape[1])
+    rewards = np.concatenate([group["rewards"] for group in groups])
+    prompts = [group["prompt_ids"] for group in groups]
+    prompt_ids = np.zeros((len(prompts), _bucket(max(map(len, prompts)))), np.int32)
+    for row, prompt in zip(prompt_ids, prompts, strict=True):
+        row[: len(prompt)] = prompt
+    lengths = np.array([[len(prompt)] for prompt in prompts])
+    group_size = len(rewards) // len(groups)
+    advantages = group_advantages(rewards, group_size=group_size, normalize_std=normalize_std)
+    batch = {
+        "prompt_ids": prompt_ids,
+        "prompt_mask": np.arange(prompt_ids.shape[1]) < lengths,
+        "completion_ids": np.concatenate([group["ids"] for group in groups])[:, :t],
+        "completion_mask": (mask & ~np.isnan(rewards)[:, None])[:, :t],
+        "sampler_logprobs": np.concatenate([group["logprobs"] for group in groups])[:, :t],
+        "advantages": np.asarray(advantages),
+    }
+    return batch | _totals(batch)
+
+
+def _totals(batch):
+    """What the loss divides by."""
+    mask = batch["completion_mask"]
+    totals = {"num_tokens": mask.sum(), "num_completions": mask.any(1).sum()}
+    return {name: np.float32(total) for name, total in totals.items()}
 
 
 def _all_equal(rewards):
@@ -238,7 +242,7 @@ def _bucket(length, step=BUCKET):
 
 def _split(batch, parts):
     """Consecutive rows, the same share of prompts and of completions, so that no group breaks."""
-    pieces = {name: np.split(array, parts) for name, array in batch.items()}
+    pieces = {name: np.split(array, parts) for name, array in batch.items() if array.ndim}
     return [{name: piece[i] for name, piece in pieces.items()} for i in range(parts)]
 
 
