@@ -26,7 +26,7 @@ from deepseek_jax.recipes.sft.run import fine_tune, packed_conversations
 from deepseek_jax.recipes.start import ending_turns, load_policy
 from deepseek_jax.reinforce.update import fitting, reinforce
 from deepseek_jax.synthesis.rejection import read_accepted, sample_accepted
-from deepseek_jax.training.lineage import content_hash, run_stage
+from deepseek_jax.training.lineage import Formerly, all_fields, content_hash, run_stage
 from deepseek_jax.training.metrics import MetricsWriter
 from deepseek_jax.worlds.registry import named_tokenizer, open_rewards
 from deepseek_jax.worlds.world import given_solution
@@ -110,7 +110,8 @@ class DistillStages:
         start = self.settings.built(StartSettings, "starts")[name]
         if start.init_from is None:
             return self._pretrained(f"starts/{name}", start)
-        own = content_hash([fingerprint(start.init_from), dataclasses.asdict(start)])
+        about = [fingerprint(start.init_from), start]
+        own = Formerly(content_hash(about), content_hash(about, whole=True))
         given = Path(start.init_from), start.model, start.init_from, start.max_position_embeddings
         return Made(f"starts/{name}", own, *given)
 
@@ -222,9 +223,9 @@ class DistillStages:
         return like._replace(name=name, hash=own, path=self.workdir / name / "params")
 
     def _about(self, block):
-        """A block's numbers as JSON can say them, with what all stages share."""
-        template = {"template": self.settings.template, "seed": self.settings.seed}
-        return dataclasses.asdict(block) | template
+        """A block's numbers for the lineage, with what all stages share."""
+        shared = {"template": self.settings.template, "seed": self.settings.seed}
+        return Formerly({"block": block} | shared, all_fields(block) | shared)
 
     def _running(self):
         return dict(writer=self.writer, should_stop=self.should_stop)

@@ -4,7 +4,6 @@ questions -> more of them, by rule and by the teacher -> n answers each, rewarde
 dataset for recipes.sft -> a report of what each filter removed.
 """
 
-import dataclasses
 import json
 
 import jax
@@ -64,7 +63,7 @@ def run(config, mesh, workdir, should_stop):
             asked = {}
             examples, fates = augmented(settings, questions, evaluation, ask)
             samples = ask("samples", examples, settings.sampling.samples_per_prompt, rewards)
-        inputs = {"settings": [dataclasses.asdict(settings.keep), settings.accuracy]}
+        inputs = {"settings": [settings.keep, settings.accuracy]}
         inputs |= {"parent": asked["samples"], "data": measured_on}
         run_stage(
             workdir,
@@ -125,7 +124,7 @@ def _checkpoint(settings, mesh, workdir, should_stop, questions):
             save_orbax(params, policy, train_base(policy, base, tokenizer, mesh, folder, **running))
             writer.close()
 
-    numbers = {"base": dataclasses.asdict(base), "model": dataclasses.asdict(policy), "seed": seed}
+    numbers = {"base": base, "model": policy, "seed": seed}
     return str(params), base.corpus, run_stage(workdir, "base", {"settings": numbers}, train)
 
 
@@ -135,7 +134,7 @@ def _sampling(settings, n, rewards):
     shown = {"template": data.template, "opening": data.opening, "seed": settings.seed, "n": n}
     if rewards is not None:
         shown |= {"rewards": settings.rewards, "models": settings.reward_models}
-    return shown | {"sampling": dataclasses.asdict(settings.sampling), "chunk": settings.chunk_size}
+    return shown | {"sampling": settings.sampling, "chunk": settings.chunk_size}
 
 
 def _report(workdir, fates):

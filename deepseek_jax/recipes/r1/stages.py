@@ -165,9 +165,8 @@ class Stages:
         return load_orbax(stage.folder / "params", mesh=self.mesh)[1]
 
     def settings_of(self, block):
-        """A block's numbers, and the model that they are about, as JSON can say them."""
-        shared = {"model": dataclasses.asdict(self.policy), "template": TEMPLATE}
-        return {"block": dataclasses.asdict(block)} | shared
+        """A block's numbers, and the model that they are about, for the lineage."""
+        return {"block": block, "model": self.policy, "template": TEMPLATE}
 
     def make(self, name, inputs, make):
         """run_stage in this run's folder: -> Stage."""
