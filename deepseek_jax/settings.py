@@ -20,34 +20,59 @@ class Between:
     open_low, open_high: the end itself is not in the range.
     """
 
-    low: float
+    low: float = -math.inf
     high: float = math.inf
     open_low: bool = False
     open_high: bool = False
 
     def holds(self, number):
         """Whether the number is in the range."""
-        high = (
-            number < self.high if self.open_high or self.high == math.inf else number <= self.high
-        )
-        return high and (number > self.low if self.open_low else number >= self.low)
+        above = number > self.low if self.open_low else number >= self.low
+        below = number < self.high if self.open_high else number <= self.high
+        return above and below and math.isfinite(number)
 
     def __str__(self):
         low = f"{'above' if self.open_low else 'at least'} {self.low}"
         if self.high == math.inf:
-            return low
+            return "a finite number" if self.low == -math.inf else low
         if not self.open_low and not self.open_high:
             return f"within {self.low}..{self.high}"
         return f"{low} and {'below' if self.open_high else 'at most'} {self.high}"
 
 
+class Rising:
+    """The range of pairs (step, number): there is one, the steps begin at 0 and rise."""
+
+    def holds(self, pairs):
+        """Whether these are such pairs."""
+        steps = [step for step, _ in pairs]
+        return steps[:1] == [0] and steps == sorted(set(steps))
+
+    def __str__(self):
+        return "pairs (step, number) whose steps begin at 0 and rise"
+
+
 Count = Annotated[int, Between(1)]
-Several = Annotated[int, Between(2)]  # an interval needs two values, and a group two members
+Several = Annotated[int, Between(2)]  # a group, an interval and a text to predict need two of them
 Natural = Annotated[int, Between(0)]
 Positive = Annotated[float, Between(0, open_low=True)]
 NonNegative = Annotated[float, Between(0)]
 Share = Annotated[float, Between(0, 1)]
+PositiveShare = Annotated[float, Between(0, 1, open_low=True)]
 Weights = dict[str, int | float]  # an int stays one: the hashes of stages are of what was written
+
+# A number, or pairs (first step, number), each of which holds from its step on
+Step = Annotated[int, Between(0, 2**31, open_high=True)]  # an int32
+CountBySteps = Count | Annotated[tuple[tuple[Step, Count], ...], Rising()]
+PositiveBySteps = Positive | Annotated[tuple[tuple[Step, Positive], ...], Rising()]
+NonNegativeBySteps = NonNegative | Annotated[tuple[tuple[Step, NonNegative], ...], Rising()]
+
+
+class Settings:
+    """The root of settings classes that are joined: each __post_init__ calls super's, and this ends them."""
+
+    def __post_init__(self):
+        pass
 
 
 def added(default):
@@ -69,23 +94,6 @@ def build(cls, block, path):
     except ValueError as error:
         error.has_path = True  # for errors.at: the message begins with one
         raise
-
-
-def check_counts(settings, path):
-    """Raise ValueError, naming the field, for an int of the dataclass that is below 1; a seed may be 0."""
-    for field in dataclasses.fields(settings):
-        value = getattr(settings, field.name)
-        if type(value) is int and field.name != "seed" and value < 1:
-            raise ValueError(f"{path}.{field.name}={value} must be at least 1")
-
-
-def check_evaluations(settings, path):
-    """Raise ValueError where an evaluation would fall on a step that is not logged, and be lost."""
-    if settings.eval_every % settings.log_every:
-        raise ValueError(
-            f"{path}.eval_every={settings.eval_every} falls on steps that are not logged; set it to a "
-            f"multiple of {path}.log_every={settings.log_every}"
-        )
 
 
 def _built(cls, block, path):
@@ -120,6 +128,14 @@ def _shown(path, value):
 
 def _checked(value, hint, path):
     """`value` as the type and range that `hint` asks for, or a ValueError that names the field."""
+    checked = _of_type(value, hint, path)
+    for allowed in getattr(hint, "__metadata__", (Between(),) if hint is float else ()):
+        if not allowed.holds(checked):
+            raise ValueError(f"{path}={value!r} must be {allowed}")
+    return checked
+
+
+def _of_type(value, hint, path):
     bare, origin, args = _parts(hint)
     if origin is typing.Union:
         return _checked_union(value, args, path)
@@ -136,9 +152,7 @@ def _checked(value, hint, path):
         return {name: _checked(entry, args[1], _below(path, name)) for name, entry in entries}
     if bare is dict:
         return value.to_dict() if isinstance(value, ConfigDict) else dict(value)
-    if bare in (int, float):
-        return _checked_number(value, hint, path)
-    return value
+    return float(value) if bare is float else value
 
 
 def _parts(hint):
@@ -164,17 +178,6 @@ def _is_a(value, hint):
 
 def _below(path, name):
     return f"{path}.{name}" if str(name).isidentifier() else f"{path}[{name!r}]"
-
-
-def _checked_number(value, hint, path):
-    bare, *_ = _parts(hint)
-    ranges = getattr(hint, "__metadata__", ())
-    for allowed in ranges:
-        if not allowed.holds(value):
-            raise ValueError(f"{path}={value} must be {allowed}")
-    if not math.isfinite(value):
-        raise ValueError(f"{path}={value} must be a finite number")
-    return bare(value)
 
 
 def _checked_union(value, args, path):

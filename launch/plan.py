@@ -19,6 +19,7 @@ from absl import app, flags
 
 from deepseek_jax import settings
 from deepseek_jax.costs.chips import DEVICES, GIB
+from deepseek_jax.errors import at
 from launch import train
 
 LIBTPU = "libtpu==0.0.42"  # what jax 0.10.2 names as its own
@@ -62,7 +63,8 @@ def slice_mesh(topology, block):
             f"examples: {EXAMPLES}"
         )
     try:
-        return make_mesh(**dataclasses.asdict(axes), devices=described.devices)
+        with at("config.mesh"):
+            return make_mesh(**dataclasses.asdict(axes), devices=described.devices)
     except NotImplementedError as error:
         raise ValueError(
             f"config.mesh does not lie on --topology={topology}: {_first_line(error)}"

@@ -25,6 +25,7 @@ from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
 from deepseek_jax import recipes, settings
+from deepseek_jax.errors import at
 
 ROOT = Path(__file__).resolve().parents[1]
 USER_ERROR = 2
@@ -208,7 +209,8 @@ def start(config, workdir, *, distributed, shown=str):
     try:
         run = find_recipe(config.get("recipe"))
         axes = settings.build(MeshSettings, config.get("mesh", {}), "config.mesh")
-        mesh = make_mesh(**dataclasses.asdict(axes))
+        with at("config.mesh"):
+            mesh = make_mesh(**dataclasses.asdict(axes))
         redoes = getattr(sys.modules[run.__module__], "REDOES_WHAT_CHANGED", False)
         with claim_workdir(workdir, config, may_change=redoes), jax.set_mesh(mesh):
             if jax.process_index() == 0:

@@ -30,7 +30,7 @@ def gsm8k_task(path, num_held_out=256, *, seed=0):
     examples = distinct(load_jsonl_questions(path))
     if num_held_out >= len(examples):
         raise ValueError(
-            f"config.data.num_held_out={num_held_out} leaves nothing of the {len(examples)} "
+            f"num_held_out={num_held_out} leaves nothing of the {len(examples)} "
             f"questions of {path} to train on; set it lower."
         )
     order = np.random.default_rng(seed).permutation(len(examples))

@@ -53,7 +53,7 @@ def pack_paired(
     """
     if packing:
         raise ValueError("two tokenizers align a text a row; set config.packing to False")
-    check_rows(sequence_length, batch_size, process_count, "config.batch_size")
+    check_rows(sequence_length, batch_size, process_count)
     draws = source.order(seed, process_index=process_index, process_count=process_count)
     pair = partial(_read, source=source, tokenizers=(tokenizer, teacher_tokenizer))
     return pack_segments(

@@ -23,7 +23,7 @@ def train_student(
     """
     if objective.weights.get("hidden"):
         params = params | {PROJECTIONS: _projections(objective, mesh, settings.seed)}
-    tx = settings.make_optimizer(f"config.students.{phase}")
+    tx = settings.make_optimizer()
     create, placed = state_maker(params, tx, mesh)
     told = None if settings.plateau is None else HELD_OUT_LOSS
 

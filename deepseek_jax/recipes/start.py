@@ -4,6 +4,7 @@ import dataclasses
 
 from deepseek_jax.checkpoint import is_orbax, load_orbax
 from deepseek_jax.data.conversations import end_of_turn
+from deepseek_jax.errors import at
 from deepseek_jax.models.config import RunSettings
 from deepseek_jax.parallel.shard import check_batch
 from deepseek_jax.recipes.blocks import build_model, load_pretrained
@@ -23,7 +24,8 @@ def starting_policy(settings, mesh):
         raise ValueError(
             f"config.model.vocab_size={policy.vocab_size} is below the tokenizer's {tokenizer.vocab_size}"
         )
-    settings.base.check("config.base", policy, mesh)
+    with at("config.base"):
+        settings.base.check(policy, mesh)
     return policy, None, tokenizer
 
 
@@ -76,7 +78,7 @@ def load_policy(init_from, overrides, mesh, tokenizer=None):
             f"config.init_from={init_from!r} has no tokenizer with it; set config.tokenizer to one of "
             f"{list(WORLDS)}, or to a Hugging Face folder"
         )
-    how = build(RunSettings, overrides, "config.model")
+    how = build(RunSettings, overrides, "model")
     config, params = load_orbax(init_from, dtype=how.dtype, mesh=mesh)
     config = dataclasses.replace(config, **dataclasses.asdict(how))
     return config, params, named_tokenizer(tokenizer)

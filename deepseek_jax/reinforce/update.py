@@ -135,59 +135,56 @@ def _checking_first(train_step, allowed):
     return step
 
 
-def check_rows(settings, mesh, path="config"):
+def check_rows(settings, mesh):
     """Raise ValueError unless every micro-batch splits over the mesh in whole groups.
 
-    settings: ReinforceSettings, of the config block `path`.
+    settings: ReinforceSettings.
     """
     parts = batch_parts(mesh)
     cuts = settings.minibatches * settings.micro_batches
     if settings.prompts_per_step % (cuts * parts):
         raise ValueError(
-            f"{path}.prompts_per_step={settings.prompts_per_step} in {cuts} micro-batches does not split "
-            f"over the {parts} parts of config.mesh (slices x data x fsdp x expert); "
-            f"set {path}.prompts_per_step to a multiple of {cuts * parts}"
+            f"prompts_per_step={settings.prompts_per_step} in {cuts} micro-batches does not split over the "
+            f"{parts} parts of the mesh (slices x data x fsdp x expert); set it to a multiple of "
+            f"{cuts * parts}"
         )
 
 
-def check_length(completion, policy, examples, path="config.rollout"):
+def check_length(completion, policy, examples):
     """Raise ValueError unless the model knows the positions that prompts and completions take.
 
-    completion: the most tokens of one, max_completion_length of the config block `path`. examples: with their
-    prompt_ids.
+    completion: the most tokens of one, max_completion_length. examples: with their prompt_ids.
     """
     longest = max(len(example["prompt_ids"]) for example in examples)
     limit = policy.max_position_embeddings
     if longest + completion > limit:
         raise ValueError(
-            f"{path}.max_completion_length={completion} behind the longest prompt's {longest} "
-            f"tokens is beyond the model's max_position_embeddings={limit}; "
-            f"lower it to {limit - longest} or less, or {path}.max_prompt_length"
+            f"max_completion_length={completion} after the longest prompt's {longest} tokens is beyond the "
+            f"model's max_position_embeddings={limit}; lower it to {limit - longest} or less, or "
+            "max_prompt_length"
         )
 
 
-def with_prompts(examples, tokenizer, template, rollout, kind, path="config.rollout"):
-    """The examples with their prompt_ids, without those whose prompt is too long, which are counted.
-
-    template: as of data.chat.render_prompt. rollout: RolloutSettings, of the config block `path`.
-    Raises ValueError where none is left.
-    """
-    rendered = [
+def with_prompts(examples, tokenizer, template):
+    """The examples with their prompt_ids. template: as of data.chat.render_prompt."""
+    return [
         example | {"prompt_ids": render_prompt(tokenizer, example["question"], template=template)}
         for example in examples
     ]
-    return fitting(rendered, rollout, kind, path)
 
 
-def fitting(examples, rollout, kind, path):
-    """The examples, which carry their prompt_ids, whose prompt is not too long, as with_prompts."""
+def fitting(examples, rollout, kind):
+    """The examples, which carry their prompt_ids, without those whose prompt is too long, which are counted.
+
+    rollout: has max_prompt_length. kind: of examples, for messages. Raises ValueError where none is left.
+    """
     limit = rollout.max_prompt_length
     kept = [example for example in examples if len(example["prompt_ids"]) <= limit]
     if not kept:
         shortest = min(len(example["prompt_ids"]) for example in examples)
         raise ValueError(
-            f"all {len(examples)} {kind} prompts are longer than {path}.max_prompt_length={limit}; "
-            f"the shortest has {shortest} tokens"
+            f"max_prompt_length={limit} is below all {len(examples)} {kind} prompts; the shortest has "
+            f"{shortest} tokens"
         )
     if len(kept) < len(examples):
         left_out = len(examples) - len(kept)

@@ -66,12 +66,11 @@ def sample_accepted(
     path,
     *,
     seed,
-    block="config.rejection",
     judge=None,
 ):
     """Answer the examples, which carry their prompt_ids, and write what is accepted to path, a jsonl file.
 
-    settings: RejectionSettings, of the config block `block`. judge: as of accepted. Raises ValueError where
+    settings: RejectionSettings. judge: as of accepted. Raises ValueError where
     nothing is accepted of what rules check; a judge may find nothing good enough.
     """
     n = settings.samples_per_prompt
@@ -101,8 +100,8 @@ def sample_accepted(
     say(f"rejection sampling: {len(texts)} completions of {len(examples)} prompts: {shown}")
     if not kept and judge is None:
         raise ValueError(
-            f"none of {len(texts)} sampled completions was accepted ({shown}); raise {block}.num_prompts, "
-            "or train the policy that is sampled for longer"
+            f"num_prompts={settings.num_prompts}: none of {len(texts)} sampled completions was accepted "
+            f"({shown}); raise it, or train the policy that is sampled for longer"
         )
     lines = [
         {"question": repeated[ended[index]]["question"], "solution": text} for index, text in kept

@@ -12,6 +12,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from deepseek_jax.data.questions import render_question
+from deepseek_jax.errors import at
 from deepseek_jax.parallel.processes import any_on, barrier, say
 from deepseek_jax.recipes.generate.settings import GenerateSettings
 from deepseek_jax.recipes.start import ending_turns, load_policy
@@ -128,11 +129,13 @@ def with_prompts(settings, policy, tokenizer, examples):
     Raises ValueError as render_question does, where none is left, and where prompt and completion go beyond
     the positions that the model knows.
     """
-    data, path = settings.data, "config.sampling"
+    data = settings.data
     render = functools.partial(render_question, template=data.template, opening=data.opening)
-    prompts = [example | {"prompt_ids": render(tokenizer, example)} for example in examples]
-    fits = fitting(prompts, settings.sampling, "generation", path)
-    check_length(settings.sampling.max_completion_length, policy, fits, path)
+    with at("data"):
+        prompts = [example | {"prompt_ids": render(tokenizer, example)} for example in examples]
+    with at("sampling"):
+        fits = fitting(prompts, settings.sampling, "generation")
+        check_length(settings.sampling.max_completion_length, policy, fits)
     return fits
 
 

@@ -29,7 +29,7 @@ def jitted_step(train_step, placed):
 def run_phase(settings, state, step, source, folder, *, phase, seed, writer, should_stop):
     """Run the loop over num_steps of settings: -> params. Resumes from folder.
 
-    settings: has num_steps, save_every and log_every. step(state, batch, rng), source: as in training.loop
+    settings: LoopSettings. step(state, batch, rng), source: as in training.loop.
     """
     with Store(folder) as store:
         state = run_loop(
@@ -51,7 +51,7 @@ def run_phase(settings, state, step, source, folder, *, phase, seed, writer, sho
 def fit(settings, loss_fn, params, source, mesh, folder, *, phase, writer, should_stop):
     """Train params, which are used up, on loss_fn(params, batch, rng): -> params. Resumes from folder.
 
-    settings: has make_optimizer(), micro_batches and seed too. What no gradient moves stays as it is.
+    settings: FitSettings. What no gradient moves stays as it is.
     """
     tx = settings.make_optimizer()
     create, placed = state_maker(params, tx, mesh)

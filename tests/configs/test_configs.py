@@ -12,10 +12,9 @@ import numpy as np
 import pytest
 
 from configs import models, r1, v3_post_training
-from deepseek_jax.models.config import RunSettings
 from deepseek_jax.parallel import make_mesh
 from deepseek_jax.recipes.blocks import build_model
-from deepseek_jax.recipes.distill.settings import DistillSettings, StartSettings
+from deepseek_jax.recipes.distill.settings import DistillSettings
 from deepseek_jax.recipes.generate.settings import GenerateSettings
 from deepseek_jax.recipes.grpo.settings import GrpoSettings
 from deepseek_jax.recipes.pretrain.settings import PretrainSettings
@@ -23,10 +22,9 @@ from deepseek_jax.recipes.r1.settings import REWARD_MODELS, R1Settings
 from deepseek_jax.recipes.reward_model.settings import JudgeSettings, RewardModelSettings
 from deepseek_jax.recipes.sft.settings import SftSettings
 from deepseek_jax.reinforce.scenarios import scenario_rewards
-from deepseek_jax.rewards import Rewards
 from deepseek_jax.settings import build
-from deepseek_jax.training.schedule import join_phases, stage_at
-from deepseek_jax.worlds.registry import question_names
+from deepseek_jax.training.schedule import join_phases, number_at
+from deepseek_jax.worlds.registry import open_rewards, question_names
 from launch.train import MeshSettings
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -69,25 +67,15 @@ def test_an_experiments_numbers_are_its_recipes_settings(path, arg):
         with scenario_rewards(settings, dict.fromkeys(settings.reward_models)):
             pass
     if config.recipe in ("generate", "sft"):
-        Rewards(settings.rewards, models=dict.fromkeys(settings.reward_models)).close()
+        open_rewards(settings.rewards, models=dict.fromkeys(settings.reward_models)).close()
     if config.recipe in ("generate", "grpo", "sft"):
         assert settings.data.path is not None or settings.data.task in question_names()
     if config.recipe == "pretrain":
-        settings.built_stages(build_model(settings.model), ONE_DEVICE)
+        settings.checked_stages(build_model(settings.model), ONE_DEVICE)
     if config.recipe == "r1":
         for stage in (settings.zero, settings.reasoning, settings.scenarios):
             with scenario_rewards(stage, dict.fromkeys(REWARD_MODELS if stage.general else ())):
                 pass
-    if config.recipe == "distill":
-        for start in settings.built(StartSettings, "starts").values():
-            build(RunSettings, start.model, "model") if start.init_from else build_model(
-                start.model
-            )
-        return
-    if getattr(settings, "init_from", None) is None:
-        build_model(settings.model)
-    else:
-        build(RunSettings, settings.model, "config.model")
 
 
 @pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda path: path.stem)
@@ -129,11 +117,10 @@ def test_v3s_run_is_the_published_one():
     """
     path = ROOT / "configs" / "pretrain_v3.py"
     config = load(path)
-    stages = build(PretrainSettings, config, "config").built_stages(
-        build_model(config.model), ONE_DEVICE
-    )
+    settings = build(PretrainSettings, config, "config")
+    stages = settings.checked_stages(build_model(config.model), ONE_DEVICE)
     ((_, first),) = stages
-    sizes = [stage_at(first.batch_sizes(), update) for update in range(first.num_steps)]
+    sizes = [number_at(first.batch_sizes(), update) for update in range(first.num_steps)]
     tokens = 4096 * np.cumsum([0, *sizes])
     assert sizes[0] == 3072 and sizes[-1] == 15360
     assert 14.8e12 <= tokens[-1] < 14.8e12 + 4096 * 15360
@@ -201,8 +188,8 @@ def test_a_distilled_students_run_is_the_published_one(name, start, rate):
     """
     config = load(ROOT / "configs" / f"distill_{name}.py")
     settings = build(DistillSettings, config, "config")
-    (student,) = settings.built_students().values()
-    assert settings.starts["start"]["init_from"].endswith(f"/{start}") and settings.teacher is None
+    (student,) = settings.students.values()
+    assert settings.starts["start"].init_from.endswith(f"/{start}") and settings.teacher is None
     assert 2 <= student.num_steps * student.batch_size / 804_745 <= 3
     assert (student.batch_size, student.sequence_length) == (64, 32768)
     assert student.loss.weights == {"hard": 1.0}

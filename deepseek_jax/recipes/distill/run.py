@@ -12,6 +12,7 @@ from rich.console import Console
 
 from deepseek_jax.checkpoint.hf_config import read_config
 from deepseek_jax.distill import compute as distill_compute
+from deepseek_jax.errors import at
 from deepseek_jax.parallel.processes import first_process, say
 from deepseek_jax.parallel.shard import check_batch
 from deepseek_jax.recipes.distill.findings import FILE, as_json, findings, findings_table
@@ -24,6 +25,7 @@ from deepseek_jax.reports.answers import make_console
 from deepseek_jax.reports.tables import plot_curves, stages_table
 from deepseek_jax.settings import build
 from deepseek_jax.training.metrics import MetricsWriter
+from deepseek_jax.worlds.registry import open_rewards
 
 REDOES_WHAT_CHANGED = True  # and what follows from it: another config may go on in the same workdir
 TABLE_WIDTH = 120  # columns
@@ -48,16 +50,16 @@ def run(config, mesh, workdir, should_stop):
     teacher = None if settings.teacher is None else stages.teacher()
     digest, accepted = (None, None) if settings.text is None else stages.text(teacher)
     tasks = transfer_tasks(settings, world, accepted, workdir / "data")
-    texts = texts_hash(settings, digest), tasks
+    texts = texts_hash(settings, digest, config.tasks.to_dict()), tasks
     starts = {name: stages.start(name) for name in settings.starts}
     made = {} if teacher is None else {"teacher": teacher}
     made |= {f"start {name}": start for name, start in starts.items()}
     answers = _measured(settings, stages, made, texts)
     students = {}
-    for name, student in settings.built_students().items():
+    for name, student in settings.seeded(settings.students).items():
         students[name] = stages.student(name, student, starts[student.start], texts, teacher)
         answers |= _measured(settings, stages, {name: students[name]}, texts)
-    for name, student in settings.built_reinforced().items():
+    for name, student in settings.seeded(settings.reinforced).items():
         students[name] = stages.reinforced(name, student, starts[student.start])
         answers |= _measured(settings, stages, {name: students[name]}, texts)
     writer.close()
@@ -75,16 +77,21 @@ def run(config, mesh, workdir, should_stop):
 
 
 def _check_rows(settings, mesh):
-    """Raise ValueError, naming the fields, unless every student's rows split over the mesh."""
-    for name, student in settings.built_students().items():
+    """Raise ValueError, naming the fields, unless every student's rows split over the mesh, and for rewards
+    that are not there.
+    """
+    for name, student in settings.seeded(settings.students).items():
         cuts = dict(micro_batches=student.micro_batches)
         try:
             check_batch(mesh, student.batch_size, student.sequence_length, **cuts)
         except ValueError as error:
             sizes = f"batch_size={student.batch_size}, sequence_length={student.sequence_length}"
             raise ValueError(f"config.students.{name}.{sizes}: {error}") from error
-    for name, student in settings.built_reinforced().items():
-        check_rows(student, mesh, f"config.reinforced.{name}")
+    for name, student in settings.seeded(settings.reinforced).items():
+        with at(f"config.reinforced.{name}"):
+            check_rows(student, mesh)
+        with at(f"config.reinforced.{name}.rewards"):
+            open_rewards(student.rewards).close()
 
 
 def report_sweep(folder, workdirs):
@@ -121,10 +128,10 @@ def _compute(settings, students, teacher, tasks, workdir):
         texts["answered"] = (
             asked.num_prompts * asked.samples_per_prompt * asked.max_completion_length
         )
-    for name, student in settings.built_students().items():
+    for name, student in settings.seeded(settings.students).items():
         config = read_config(students[name].path)
         counts[name] = distill_compute.distilled(student, config, taught, **texts)
-    for name, student in settings.built_reinforced().items():
+    for name, student in settings.seeded(settings.reinforced).items():
         metrics, config = workdir / "metrics.jsonl", read_config(students[name].path)
         counts[name] = distill_compute.reinforced(student, config, metrics, name)
     return counts

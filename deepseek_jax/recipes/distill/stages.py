@@ -12,6 +12,7 @@ from deepseek_jax.checkpoint import is_orbax, load_orbax, save_orbax
 from deepseek_jax.checkpoint.folder import fingerprint
 from deepseek_jax.data.messages import worked_conversations
 from deepseek_jax.data.tasks import QuestionStream
+from deepseek_jax.errors import at
 from deepseek_jax.evaluation.conversation_loss import ConversationLoss
 from deepseek_jax.models.config import RunSettings
 from deepseek_jax.parallel.processes import barrier, first_process
@@ -98,8 +99,9 @@ class DistillStages:
             if not path.exists():
                 policy, params, tokenizer = teacher.load(self.mesh, trained=False)
                 asked = prompted(puzzles, tokenizer, self.settings.template)
-                options = dict(seed=self.settings.seed, block="config.text")
-                sample_accepted(settings, policy, params, tokenizer, asked, path, **options)
+                options = dict(seed=self.settings.seed)
+                with at("config.text"):
+                    sample_accepted(settings, policy, params, tokenizer, asked, path, **options)
 
         inputs = {"settings": self._about(settings), "parent": teacher.hash, "data": puzzles}
         own = run_stage(self.workdir, "text", inputs, make)
@@ -107,7 +109,7 @@ class DistillStages:
 
     def start(self, name):
         """What the students of this name start from."""
-        start = self.settings.built(StartSettings, "starts")[name]
+        start = self.settings.starts[name]
         if start.init_from is None:
             return self._pretrained(f"starts/{name}", start)
         about = [fingerprint(start.init_from), start]
@@ -142,11 +144,12 @@ class DistillStages:
             policy, params, tokenizer = start.load(self.mesh)
             policy = ending_turns(policy, tokenizer, self.settings.template)
             asked = prompted(puzzles, tokenizer, self.settings.template)
-            path = f"config.reinforced.{name}.rollout"
-            asked = fitting(asked, settings.rollout, "training", path)
+            with at(f"config.reinforced.{name}.rollout"):
+                asked = fitting(asked, settings.rollout, "training")
             stream = QuestionStream(asked, settings.seed)
             with open_rewards(settings.rewards) as rewards:
-                rewards.check(puzzles)
+                with at(f"config.reinforced.{name}.rewards"):
+                    rewards.check(puzzles)
                 made = settings, policy, tokenizer, params, stream, rewards, self.mesh
                 folder = folder / "checkpoints"
                 return policy, reinforce(*made, folder, phase=name, **self._running())

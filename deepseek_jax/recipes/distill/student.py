@@ -21,6 +21,7 @@ from deepseek_jax.distill.source import (
 )
 from deepseek_jax.distill.token_alignment import shared_vocabulary
 from deepseek_jax.distill.update import train_student
+from deepseek_jax.errors import at
 from deepseek_jax.evaluation.conversation_loss import ConversationLoss
 from deepseek_jax.parallel.shard import batch_share
 from deepseek_jax.recipes.distill.settings import DistillSettings, StudentSettings
@@ -49,7 +50,8 @@ class StudentRun:
         where no term asks it.
         """
         policy, params, tokenizer = start
-        policy = ending_turns(policy, tokenizer, self.settings.template)
+        with at("config"):
+            policy = ending_turns(policy, tokenizer, self.settings.template)
         if self.student.sequence_length > policy.max_position_embeddings:
             raise ValueError(
                 f"config.students.{self.name}.sequence_length={self.student.sequence_length} is beyond the "

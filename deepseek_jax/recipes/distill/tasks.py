@@ -13,8 +13,8 @@ from deepseek_jax.data.messages import (
 from deepseek_jax.data.mixture import Mixture
 from deepseek_jax.data.sources import hold_out, read
 from deepseek_jax.data.tasks import Task
-from deepseek_jax.recipes.distill.settings import TaskSettings
-from deepseek_jax.training.lineage import content_hash
+from deepseek_jax.errors import at
+from deepseek_jax.training.lineage import Formerly, content_hash
 from deepseek_jax.worlds.bilingual.puzzle_rewards import puzzle_answer
 from deepseek_jax.worlds.bilingual.request_rewards import helpfulness
 from deepseek_jax.worlds.bilingual.tasks import bilingual_puzzle_task, bilingual_request_task
@@ -67,10 +67,11 @@ def transfer_tasks(settings, world, accepted, folder):
     answers, dicts of question and solution, or None for the world's own solutions.
     """
     tasks = {}
-    for name, task in settings.built(TaskSettings, "tasks").items():
+    for name, task in settings.tasks.items():
         if task.path is not None:
-            source = read_conversations(task.path, folder, task.split)
-            train, held_out = hold_out(source, task.num_held_out, what_it_answers)
+            with at(f"config.tasks.{name}"):
+                source = read_conversations(task.path, folder, task.split)
+                train, held_out = hold_out(source, task.num_held_out, what_it_answers)
             tasks[name] = TransferTask(Weighted(train, task.weight), held_out, [])
             continue
         examples = _of_kind(world, name)
@@ -91,16 +92,16 @@ def transfer_tasks(settings, world, accepted, folder):
     return tasks
 
 
-def texts_hash(settings, digest):
+def texts_hash(settings, digest, given):
     """What the tasks' texts are, by content: the hash of the settings, of the teacher's (digest), and of the
-    files that they are read from; of a TFDS dataset, of its dataset_info.json.
+    files that they are read from; of a TFDS dataset, of its dataset_info.json. given: the block tasks of the
+    config, which records without a format have as it is.
     """
-    paths = [
-        Path(task.path) for task in settings.built(TaskSettings, "tasks").values() if task.path
-    ]
+    paths = [Path(task.path) for task in settings.tasks.values() if task.path]
     files = [path / "dataset_info.json" if path.is_dir() else path for path in paths]
     contents = [content_hash(file.read_text(encoding="utf-8")) for file in files if file.is_file()]
-    return content_hash([settings.tasks, digest, settings.seed, contents])
+    more = [digest, settings.seed, contents]
+    return Formerly(content_hash([settings.tasks, *more]), content_hash([given, *more]))
 
 
 def mixed(sources, temperature):

@@ -12,6 +12,7 @@ import numpy as np
 from deepseek_jax.checkpoint import is_orbax
 from deepseek_jax.data.chat import render_prompt
 from deepseek_jax.data.tokenizer import SMOLLM2, smollm2_gguf
+from deepseek_jax.errors import at
 from deepseek_jax.evaluation.held_out import completion_texts
 from deepseek_jax.evaluation.problems import Rules, load_problems
 from deepseek_jax.parallel.processes import barrier, first_process, say, total
@@ -37,7 +38,8 @@ def run(config, mesh, workdir, should_stop):
     has what evaluation.problem_scores reads, its prompt, answers, majority and completions.
     """
     settings = build(EvaluateSettings, config, "config")
-    problems = load_problems(settings)
+    with at("config"):
+        problems = load_problems(settings)
     made_of = {"checkpoint": files_hash(settings.checkpoint), "problems": content_hash(problems)}
     parts = workdir / "parts" / content_hash(made_of)
 
@@ -135,7 +137,8 @@ def _with_length(settings, policy, problems):
         room = policy.max_position_embeddings - longest
         length = max(1, min(MAX_COMPLETION_LENGTH, room))
         settings = dataclasses.replace(settings, max_completion_length=length)
-    check_length(settings.max_completion_length, policy, problems, path="config")
+    with at("config"):
+        check_length(settings.max_completion_length, policy, problems)
     say(
         f"{len(problems)} problems, {settings.samples} samples of each, up to "
         f"{settings.max_completion_length} tokens"

@@ -26,7 +26,7 @@ from deepseek_jax.synthesis.generated import dataset_folder
 from deepseek_jax.synthesis.ngrams import Evaluation
 from deepseek_jax.synthesis.sift import write_sifted
 from deepseek_jax.synthesis.teacher import Teacher, with_prompts
-from deepseek_jax.training.lineage import run_stage
+from deepseek_jax.training.lineage import Formerly, run_stage
 from deepseek_jax.training.metrics import MetricsWriter
 from deepseek_jax.worlds.registry import find_questions, open_rewards
 
@@ -40,11 +40,16 @@ def run(config, mesh, workdir, should_stop):
     a mesh of its own devices.
     """
     settings = build(GenerateSettings, config, "config")
-    own = group_mesh(mesh, settings.teacher_processes)
-    models = load_model_rewards(settings.reward_models, own)
-    with open_rewards(settings.rewards, models=models) as rewards:
+    with at("config.teacher_processes"):
+        own = group_mesh(mesh, settings.teacher_processes)
+    with at("config.reward_models"):
+        models = load_model_rewards(settings.reward_models, own)
+    with at("config.rewards"):
+        rewards = open_rewards(settings.rewards, models=models)
+    with rewards:
         questions, held_out = _questions(settings)
-        rewards.check(questions)
+        with at("config.rewards"):
+            rewards.check(questions)
         measured_on = _measured_on(settings, held_out)
         evaluation = Evaluation(*measured_on, settings.keep.ngram) if any(measured_on) else None
         checkpoint, tokenizer, parent = _checkpoint(settings, mesh, workdir, should_stop, questions)
@@ -52,38 +57,41 @@ def run(config, mesh, workdir, should_stop):
             teacher = Teacher(settings, checkpoint, tokenizer, own, should_stop)
 
             def ask(name, examples, n=1, rewards=None):
-                inputs = {"settings": _sampling(settings, n, rewards), "parent": parent}
+                sampling = _sampling(settings, n, rewards, config.get("reward_models", {}))
+                inputs = {"settings": sampling, "parent": parent}
 
                 def make(folder):
-                    teacher.answer(folder, examples, n=n, rewards=rewards)
+                    with at("config"):
+                        teacher.answer(folder, examples, n=n, rewards=rewards)
 
                 asked[name] = run_stage(workdir, name, inputs | {"data": examples}, make)
                 return workdir / name
 
             asked = {}
-            examples, fates = augmented(settings, questions, evaluation, ask)
+            with at("config"):
+                examples, fates = augmented(settings, questions, evaluation, ask)
             samples = ask("samples", examples, settings.sampling.samples_per_prompt, rewards)
         inputs = {"settings": [settings.keep, settings.accuracy]}
         inputs |= {"parent": asked["samples"], "data": measured_on}
-        run_stage(
-            workdir,
-            "dataset",
-            inputs,
-            lambda folder: write_sifted(settings, samples, evaluation, folder),
-        )
+
+        def sift(folder):
+            with at("config"):
+                write_sifted(settings, samples, evaluation, folder)
+
+        run_stage(workdir, "dataset", inputs, sift)
     _report(workdir, fates)
 
 
 def _questions(settings):
     """(the questions to ask, the held-out ones of a task)."""
     data, held_out = settings.data, []
-    if data.path is not None:
-        questions = read_questions(data.path, data.split)
-    else:
-        with at("config.data"):
+    with at("config.data"):
+        if data.path is not None:
+            questions = read_questions(data.path, data.split)
+        else:
             _, asked = find_questions(data.task)
             task = asked.make(settings.seed, data.num_held_out)
-        questions, held_out = distinct(task.train), task.held_out
+            questions, held_out = distinct(task.train), task.held_out
     if data.num_prompts is not None and data.num_prompts > len(questions):
         raise ValueError(
             f"config.data.num_prompts={data.num_prompts} of {len(questions)} different questions; lower it"
@@ -114,7 +122,8 @@ def _checkpoint(settings, mesh, workdir, should_stop, questions):
         named["tokenizer"] = settings.tokenizer
         return settings.init_from, settings.tokenizer, named
     policy, _, tokenizer = starting_policy(settings, mesh)
-    with_prompts(settings, policy, tokenizer, questions)  # for what it raises
+    with at("config"):
+        with_prompts(settings, policy, tokenizer, questions)  # for what it raises
     base, seed, params = settings.base, settings.seed, workdir / "base" / "params"
 
     def train(folder):
@@ -128,12 +137,16 @@ def _checkpoint(settings, mesh, workdir, should_stop, questions):
     return str(params), base.corpus, run_stage(workdir, "base", {"settings": numbers}, train)
 
 
-def _sampling(settings, n, rewards):
-    """What the samples of a stage depend on, beside the teacher and the questions."""
+def _sampling(settings, n, rewards, reward_models):
+    """What the samples of a stage depend on, beside the teacher and the questions.
+
+    reward_models: the config's block, which records without a format have as it is.
+    """
     data = settings.data
     shown = {"template": data.template, "opening": data.opening, "seed": settings.seed, "n": n}
     if rewards is not None:
-        shown |= {"rewards": settings.rewards, "models": settings.reward_models}
+        models = Formerly(settings.reward_models, {n: dict(m) for n, m in reward_models.items()})
+        shown |= {"rewards": settings.rewards, "models": models}
     return shown | {"sampling": settings.sampling, "chunk": settings.chunk_size}
 
 

@@ -3,6 +3,7 @@
 base -> measure on held-out questions -> sample groups, reward, update -> measure again -> report.
 """
 
+import contextlib
 import functools
 
 import numpy as np
@@ -19,7 +20,13 @@ from deepseek_jax.recipes.pretrain.run import train_base
 from deepseek_jax.recipes.start import ending_turns, starting_policy
 from deepseek_jax.reinforce.model_rewards import load_model_rewards
 from deepseek_jax.reinforce.scenarios import ScenarioRewards, scenario_questions, scenario_rewards
-from deepseek_jax.reinforce.update import check_length, check_rows, reinforce, with_prompts
+from deepseek_jax.reinforce.update import (
+    check_length,
+    check_rows,
+    fitting,
+    reinforce,
+    with_prompts,
+)
 from deepseek_jax.reports.tables import before_after_table, plot_curves, sample_panel
 from deepseek_jax.settings import build
 from deepseek_jax.training.metrics import MetricsWriter
@@ -35,23 +42,31 @@ def run(config, mesh, workdir, should_stop):
     Leaves the policy in workdir/params, which launch/evaluate.py and launch/convert.py read.
     """
     settings = build(GrpoSettings, config, "config")
-    check_rows(settings, mesh)
+    with at("config"):
+        check_rows(settings, mesh)
     writer = MetricsWriter(workdir)
-    models = load_model_rewards(settings.reward_models, mesh)
-    with scenario_rewards(settings, models) as paid:
-        task, rewards = _task(settings), paid["reasoning"]
-        rewards.check([*task.train, *task.held_out])
-        general = [] if settings.general is None else read_questions(settings.general.path)
-        if general:
-            paid["general"].check(general)
+    with at("config.reward_models"):
+        models = load_model_rewards(settings.reward_models, mesh)
+    with contextlib.ExitStack() as opened:
+        with at("config"):
+            paid = opened.enter_context(scenario_rewards(settings, models))
+        task, rewards, general = _task(settings), paid["reasoning"], []
+        with at("config.rewards"):
+            rewards.check([*task.train, *task.held_out])
+        if settings.general is not None:
+            with at("config.general"):
+                general = read_questions(settings.general.path)
+            with at("config.general.rewards"):
+                paid["general"].check(general)
         policy, params, tokenizer = starting_policy(settings, mesh)
-        template, rollout = settings.data.template, settings.rollout
-        policy = ending_turns(policy, tokenizer, template)
-        train = with_prompts(task.train, tokenizer, template, rollout, "training")
-        held_out = with_prompts(task.held_out, tokenizer, template, rollout, "held-out")
+        with at("config.data"):
+            policy = ending_turns(policy, tokenizer, settings.data.template)
+        train = _asked(settings, tokenizer, task.train, "training")
+        held_out = _asked(settings, tokenizer, task.held_out, "held-out")
         if general:
-            general = with_prompts(general, tokenizer, template, rollout, "general")
-        check_length(rollout.longest(), policy, train + held_out + general)
+            general = _asked(settings, tokenizer, general, "general")
+        with at("config.rollout"):
+            check_length(settings.rollout.longest(), policy, train + held_out + general)
         if params is None:
             params = train_base(
                 policy,
@@ -87,11 +102,19 @@ def run(config, mesh, workdir, should_stop):
 
 def _task(settings):
     data = settings.data
-    if data.path is not None:
-        return gsm8k_task(data.path, data.num_held_out, seed=settings.seed)
     with at("config.data"):
+        if data.path is not None:
+            return gsm8k_task(data.path, data.num_held_out, seed=settings.seed)
         _, questions = find_questions(data.task)
         return questions.make(settings.seed, data.num_held_out)
+
+
+def _asked(settings, tokenizer, examples, kind):
+    """The examples with their prompt_ids, but for those whose prompt is too long."""
+    with at("config.data"):
+        prompted = with_prompts(examples, tokenizer, settings.data.template)
+    with at("config.rollout"):
+        return fitting(prompted, settings.rollout, kind)
 
 
 def _measure(settings, policy, tokenizer, held_out, rewards, params):

@@ -4,6 +4,7 @@ from pathlib import Path
 
 from deepseek_jax.data.mixture import Mixture
 from deepseek_jax.data.sources import hold_out, jsonl_documents, python_documents, tfds_documents
+from deepseek_jax.errors import at
 from deepseek_jax.parallel.shard import batch_share
 from deepseek_jax.worlds.registry import corpus_names, find_corpus
 
@@ -21,15 +22,17 @@ def open_corpus(settings, data_dir, seed, mesh):
             f"{shares} processes that each read their own; set it to at least {shares}"
         )
     weights = settings.weights or (1.0,) * len(settings.sources)
-    sources = [_open(name, settings, data_dir, seed) for name in settings.sources]
-    train, held_out = zip(*(hold_out(s, settings.num_held_out) for s in sources), strict=True)
+    with at("config.data"):
+        sources = [_open(name, settings, data_dir, seed) for name in settings.sources]
+        train, held_out = zip(*(hold_out(s, settings.num_held_out) for s in sources), strict=True)
     for name, source in zip(settings.sources, train, strict=True):
         if len(source) < shares:
             raise ValueError(
                 f"{name!r} of config.data.sources leaves {len(source)} documents to train on, too few for "
                 f"{shares} processes that each read their own; give a larger source"
             )
-    return Mixture(train, weights), Mixture(held_out, weights)
+    with at("config.data"):
+        return Mixture(train, weights), Mixture(held_out, weights)
 
 
 def _open(name, settings, data_dir, seed):

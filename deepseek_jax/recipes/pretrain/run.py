@@ -18,6 +18,8 @@ from deepseek_jax.checkpoint import is_orbax, load_hf, load_orbax, save_orbax
 from deepseek_jax.checkpoint.hf_config import read_config
 from deepseek_jax.checkpoint.tree import abstract_params, checked_by_path, from_paths
 from deepseek_jax.data.batches import TOTALS, PackedDocuments, held_out_batches, packed
+from deepseek_jax.data.infill import check_fim_rate
+from deepseek_jax.errors import at
 from deepseek_jax.evaluation.perplexity import held_out_loss
 from deepseek_jax.losses.next_token import next_token_loss
 from deepseek_jax.models import ModelConfig
@@ -25,13 +27,14 @@ from deepseek_jax.parallel import batch_sharding
 from deepseek_jax.parallel.processes import first_process, say
 from deepseek_jax.recipes.blocks import build_model, random_params
 from deepseek_jax.recipes.pretrain.documents import open_corpus
-from deepseek_jax.recipes.pretrain.settings import PretrainSettings, schedule_of, switched_on
+from deepseek_jax.recipes.pretrain.settings import PretrainSettings, switched_on
 from deepseek_jax.reports.tables import loss_table, plot_curves
 from deepseek_jax.rollout import generate
 from deepseek_jax.settings import build
 from deepseek_jax.training.metrics import MetricsWriter
 from deepseek_jax.training.phase import jitted_step, run_phase, state_maker
 from deepseek_jax.training.remembered import remembered
+from deepseek_jax.training.schedule import stepwise
 from deepseek_jax.training.state import TrainState
 from deepseek_jax.training.step import make_train_step
 from deepseek_jax.worlds.registry import find_corpus, named_tokenizer
@@ -43,10 +46,14 @@ PROMPT_TOKENS, DRAFT_TOKENS, DRAFT_PROMPTS = 32, 64, 8  # how speculative decodi
 def run(config, mesh, workdir, should_stop):
     """Run the recipe in workdir, or what is left of it. config: ConfigDict of PretrainSettings' fields."""
     settings = build(PretrainSettings, config, "config")
-    settings.check_start()
-    tokenizer = named_tokenizer(settings.data.tokenizer)
+    with at("config"):
+        settings.check_start()
+    with at("config.data"):
+        tokenizer = named_tokenizer(settings.data.tokenizer)
+        check_fim_rate(settings.data.fim_rate, tokenizer)
     model, params = _starting_point(settings, mesh)
-    stages = settings.built_stages(model, mesh)
+    with at("config"):
+        stages = settings.checked_stages(model, mesh)
     if tokenizer.vocab_size > model.vocab_size:
         raise ValueError(
             f"config.model.vocab_size={model.vocab_size} is below the tokenizer's {tokenizer.vocab_size}"
@@ -54,7 +61,7 @@ def run(config, mesh, workdir, should_stop):
     train, held_out = open_corpus(settings.data, workdir / "data", settings.seed, mesh)
     options = dict(fim_rate=settings.data.fim_rate, packing=settings.data.packing)
     writer, losses = MetricsWriter(workdir), {}
-    models = settings.models(model, stages)
+    models = settings.models(model)
     measures = [
         _held_out(scaled, stage, settings.data, held_out, tokenizer, mesh, settings.seed)
         for scaled, (_, stage) in zip(models, stages, strict=True)
@@ -73,7 +80,6 @@ def run(config, mesh, workdir, should_stop):
             mesh,
             workdir,
             name=name,
-            path=f"config.stages.{name}",
             seed=settings.seed + index,
             writer=writer,
             should_stop=should_stop,
@@ -121,7 +127,6 @@ def train_stage(
     workdir,
     *,
     name,
-    path,
     seed,
     writer,
     should_stop,
@@ -130,10 +135,10 @@ def train_stage(
 ):
     """Train params, which are used up, over one stage: -> params. Resumes from workdir/name.
 
-    model: ModelConfig. stage: StageSettings, of the config block `path`. documents: a source of data.sources,
+    model: ModelConfig. stage: StageSettings. documents: a source of data.sources,
     or a Mixture. options: of data.packing.pack. evaluate: see PackedDocuments.
     """
-    create, step = _jitted(model, stage, params, mesh, path)
+    create, step = _jitted(model, stage, params, mesh)
     quantum = stage.quantum()
     batches = packed(
         documents,
@@ -149,9 +154,7 @@ def train_stage(
         mesh,
         batch_sizes=stage.batch_sizes(),
         quantum=quantum,
-        scalars={"mtp_weight": schedule_of(stage.mtp_weight, f"{path}.mtp_weight")}
-        if switched_on(stage.mtp_weight)
-        else {},
+        scalars={"mtp_weight": stepwise(stage.mtp_weight)} if switched_on(stage.mtp_weight) else {},
         evaluate=evaluate,
         eval_every=stage.eval_every,
     )
@@ -168,18 +171,18 @@ def train_stage(
     )
 
 
-def _jitted(model, stage, params, mesh, path):
+def _jitted(model, stage, params, mesh):
     """(create, step) of a stage, jitted: create(params) uses them up, and gives the TrainState; step(rows) is
     the train_step of a batch of so many, in as many micro-batches as that takes.
 
     params: arrays, or ShapeDtypeStructs with shardings.
     """
     trains_mtp = switched_on(stage.mtp_weight)
-    tx = stage.optimizer.make(stage.num_steps, f"{path}.optimizer", trains_mtp=trains_mtp)
+    tx = stage.make_optimizer(trains_mtp=trains_mtp)
     create, placed = state_maker(params, tx, mesh)
     speed = None
     if switched_on(stage.bias_update_speed):
-        speed = schedule_of(stage.bias_update_speed, f"{path}.bias_update_speed")
+        speed = stepwise(stage.bias_update_speed)
 
     def loss_fn(params, batch, rng):
         weight = batch.get("mtp_weight")
@@ -219,9 +222,10 @@ def abstract_updates(config, mesh):
         model = settings.overridden(read_config(settings.init_from))
     params = from_paths(abstract_params(model, mesh=mesh))
     updates = []
-    stages = settings.built_stages(model, mesh)
-    for (name, stage), scaled in zip(stages, settings.models(model, stages), strict=True):
-        create, step = _jitted(scaled, stage, params, mesh, f"config.stages.{name}")
+    with at("config"):
+        stages = settings.checked_stages(model, mesh)
+    for (name, stage), scaled in zip(stages, settings.models(model), strict=True):
+        create, step = _jitted(scaled, stage, params, mesh)
         rows = max(rows for _, rows in stage.batch_sizes())
         batch = _abstract_batch(mesh, rows, stage)
         updates.append(AbstractUpdate(name, scaled, step(rows), create.eval_shape(params), batch))
@@ -241,15 +245,16 @@ def _abstract_batch(mesh, rows, stage):
 
 def _held_out(model, stage, data, documents, tokenizer, mesh, seed):
     """A function from params to the held-out loss, [mean, low, high] in nats a token, without FIM."""
-    batches = held_out_batches(
-        documents,
-        tokenizer,
-        mesh,
-        data,
-        batch_size=stage.micro_batch_size or stage.quantum(),
-        sequence_length=stage.sequence_length,
-        seed=seed,
-    )
+    with at("config.data"):
+        batches = held_out_batches(
+            documents,
+            tokenizer,
+            mesh,
+            data,
+            batch_size=stage.rows_at_once(),
+            sequence_length=stage.sequence_length,
+            seed=seed,
+        )
     loss_fn = jax.jit(lambda params, batch: next_token_loss(model, params, batch)[0])
     return lambda params: list(held_out_loss(loss_fn, params, batches))
 
@@ -311,7 +316,6 @@ def train_base(
         mesh,
         workdir,
         name=name,
-        path="config.base",
         seed=seed,
         writer=writer,
         should_stop=should_stop,

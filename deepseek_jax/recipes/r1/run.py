@@ -13,6 +13,7 @@ Every policy is measured on held-out puzzles and requests.
 import json
 
 from deepseek_jax.data.chat import render_prompt
+from deepseek_jax.errors import at
 from deepseek_jax.parallel.processes import say
 from deepseek_jax.parallel.shard import check_batch
 from deepseek_jax.recipes.blocks import build_model
@@ -106,13 +107,13 @@ def _check(settings, policy, tokenizer, mesh):
         raise ValueError(
             f"config.model.vocab_size={policy.vocab_size} is below the tokenizer's {tokenizer.vocab_size}"
         )
-    settings.base.check("config.base", policy, mesh)
+    with at("config.base"):
+        settings.base.check(policy, mesh)
     for name in REINFORCED:
         stage = getattr(settings, name)
-        check_rows(stage, mesh, f"config.{name}")
         models = dict.fromkeys(REWARD_MODELS if stage.general else ())  # to be trained
-        with scenario_rewards(stage, models):
-            pass
+        with at(f"config.{name}"), scenario_rewards(stage, models):
+            check_rows(stage, mesh)
     for name in ("cold_start", "sft", *PREFERENCE_STAGES):
         _check_fitted_rows(getattr(settings, name), policy, mesh, f"config.{name}")
 
@@ -145,10 +146,11 @@ def _tasks(settings, policy, tokenizer):
             prompt_ids = render_prompt(tokenizer, example["question"], template=TEMPLATE)
             example["prompt_ids"] = prompt_ids
     for name in REINFORCED:
-        rollout, path = getattr(settings, name).rollout, f"config.{name}.rollout"
+        rollout = getattr(settings, name).rollout
         for task in (puzzles, requests):
-            asked = fitting(task.train, rollout, "training", path)
-            check_length(rollout.longest(), policy, asked, path)
+            with at(f"config.{name}.rollout"):
+                asked = fitting(task.train, rollout, "training")
+                check_length(rollout.longest(), policy, asked)
     shown = {"cold_start": settings.cold_start.data, "sft": settings.sft.data}
     wanted = {f"{name}.data.num_puzzles": data.num_puzzles for name, data in shown.items()}
     for name in ("traces", "rejection"):

@@ -8,9 +8,10 @@ from deepseek_jax.recipes.reward_model.settings import (
     JudgeTrainingSettings,
     RewardTrainingSettings,
 )
+from deepseek_jax.recipes.settings import check_model
 from deepseek_jax.recipes.sft.settings import FineTuneSettings
 from deepseek_jax.reinforce.settings import ReinforceSettings
-from deepseek_jax.settings import check_counts
+from deepseek_jax.settings import Count, Natural, NonNegative, Several
 
 TEMPLATE = "r1_zero"  # of every prompt, in every stage
 # The blocks and stages, and of the first two the rewards, of these names
@@ -24,8 +25,8 @@ class ConversationSettings:
 
     template: ClassVar[str] = TEMPLATE
     packing: ClassVar[bool] = True
-    num_puzzles: int = 0
-    num_requests: int = 0
+    num_puzzles: Natural = 0
+    num_requests: Natural = 0
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -41,12 +42,12 @@ class RejectionSettings:
     at most max_per_prompt good ones are kept.
     """
 
-    num_prompts: int
-    samples_per_prompt: int
-    max_per_prompt: int
-    max_completion_length: int
-    temperature: float = 1.0
-    slots: int = 128
+    num_prompts: Count
+    samples_per_prompt: Count
+    max_per_prompt: Count
+    max_completion_length: Count
+    temperature: NonNegative = 1.0
+    slots: Count = 128
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,22 +56,14 @@ class EvaluationSettings:
     first shown_puzzles and shown_requests all samples are kept, to be read in report.html.
     """
 
-    max_completion_length: int
-    num_puzzles: int = 128
-    num_requests: int = 96
-    samples: int = 16
-    temperature: float = 1.0
-    slots: int = 128
-    shown_puzzles: int = 12
-    shown_requests: int = 8
-
-    def __post_init__(self):
-        check_counts(self, "config.evaluation")
-        for name in ("num_puzzles", "num_requests"):
-            if getattr(self, name) < 2:
-                raise ValueError(
-                    f"config.evaluation.{name}={getattr(self, name)}: an interval needs at least 2 prompts"
-                )
+    max_completion_length: Count
+    num_puzzles: Several = 128
+    num_requests: Several = 96
+    samples: Count = 16
+    temperature: NonNegative = 1.0
+    slots: Count = 128
+    shown_puzzles: Count = 12
+    shown_requests: Count = 8
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,7 +74,7 @@ class R1Settings:
     """
 
     recipe: str
-    seed: int
+    seed: Natural
     model: dict
     base: BaseSettings
     zero: ReinforceSettings
@@ -99,27 +92,24 @@ class R1Settings:
     mesh: dict = dataclasses.field(default_factory=dict)
 
     def __post_init__(self):
-        self.base.check_numbers("config.base")
-        for name in ("zero", "cold_start", "reasoning", "sft", *PREFERENCE_STAGES, "scenarios"):
-            getattr(self, name).check(f"config.{name}")
-        for name in ("traces", "rejection", "judged"):
-            check_counts(getattr(self, name), f"config.{name}")
+        check_model(self.model, None)
         if self.base.corpus != "bilingual":
             raise ValueError(
-                f"config.base.corpus={self.base.corpus!r}: the stages ask the puzzles and requests of the "
+                f"base.corpus={self.base.corpus!r}: the stages ask the puzzles and requests of the "
                 "bilingual world; set it to 'bilingual'"
             )
         for name in ("zero", "reasoning", "scenarios"):
             general = getattr(self, name).general
             if (general is None) == (name == "scenarios") or (general and general.path is not None):
                 raise ValueError(
-                    f"config.{name}.general={general}: stage 4 asks general questions, the bilingual world's "
-                    "requests, and no other stage does; set config.scenarios.general, without a path"
+                    f"{name}.general={general}: stage 4 asks general questions, the bilingual world's "
+                    "requests, and no other stage does; set scenarios.general, without a path"
                 )
         for name in PREFERENCE_STAGES:
             data = getattr(self, name).data
             if data.path is not None or data.template != TEMPLATE:
+                wrong = "template" if data.path is None else "path"
                 raise ValueError(
-                    f"config.{name}.data: path={data.path!r}, template={data.template!r}: its preferences "
-                    f"are about the bilingual world's requests; leave path out, set template to {TEMPLATE!r}"
+                    f"{name}.data.{wrong}={getattr(data, wrong)!r}: its preferences are about the bilingual "
+                    f"world's requests; leave path out, and set template to {TEMPLATE!r}"
                 )

@@ -11,6 +11,7 @@ from deepseek_jax.checkpoint import is_orbax, load_orbax, save_orbax
 from deepseek_jax.data.messages import worked_conversations
 from deepseek_jax.data.sources import read
 from deepseek_jax.data.tokenizer import Tokenizer
+from deepseek_jax.errors import at
 from deepseek_jax.evaluation.conversation_loss import ConversationLoss
 from deepseek_jax.models import ModelConfig
 from deepseek_jax.parallel.shard import batch_share
@@ -21,7 +22,7 @@ from deepseek_jax.recipes.reward_model.data import load_preferences, with_ids
 from deepseek_jax.recipes.reward_model.run import train_reward_model
 from deepseek_jax.recipes.sft.data import check_conversations, packed, rows_of
 from deepseek_jax.recipes.sft.run import fine_tune, packed_conversations
-from deepseek_jax.reinforce.model_rewards import JUDGE, load_model_rewards
+from deepseek_jax.reinforce.model_rewards import JUDGE, ModelRewardSettings, load_model_rewards
 from deepseek_jax.reinforce.scenarios import ScenarioRewards, scenario_questions, scenario_rewards
 from deepseek_jax.reinforce.update import fitting, reinforce
 from deepseek_jax.synthesis.rejection import read_accepted, sample_accepted
@@ -220,9 +221,10 @@ class Stages:
             if path.exists():
                 return
             models = load_model_rewards(_paths(judges), self.mesh)
-            options = dict(seed=seed, block=f"config.{name}", judge=models.get("judge"))
+            options = dict(seed=seed, judge=models.get("judge"))
             policy, params = self.policy, self.params(parent)
-            sample_accepted(settings, policy, params, self.tokenizer, asked, path, **options)
+            with at(f"config.{name}"):
+                sample_accepted(settings, policy, params, self.tokenizer, asked, path, **options)
 
         inputs = {"settings": self.settings_of(settings) | {"seed": seed}, "parent": parent.hash}
         inputs |= {stage.name: stage.hash for stage in judges}
@@ -271,10 +273,10 @@ class Stages:
 
 
 def _paths(stages):
-    """config.reward_models of what these stages left."""
-    return {stage.name: {"path": str(stage.folder / "params")} for stage in stages}
+    """{NAME: ModelRewardSettings} of what these stages left."""
+    return {stage.name: ModelRewardSettings(str(stage.folder / "params")) for stage in stages}
 
 
 def _asked(examples, settings):
     """The examples whose prompts are not too long for this stage."""
-    return fitting(examples, settings.rollout, "training", "config.rollout")
+    return fitting(examples, settings.rollout, "training")

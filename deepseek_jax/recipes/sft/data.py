@@ -22,10 +22,10 @@ def load_conversations(settings, folder):
     A jsonl file is written below `folder` as a dataset.
     """
     data = settings.data
-    if data.path is not None:
-        source = read_conversations(data.path, folder, data.split)
-        return hold_out(source, data.num_held_out, what_it_answers)
     with at("config.data"):
+        if data.path is not None:
+            source = read_conversations(data.path, folder, data.split)
+            return hold_out(source, data.num_held_out, what_it_answers)
         _, questions = find_questions(data.task)
         task = questions.make(settings.seed, data.num_held_out)
     return tuple(worked_conversations(e, questions.worked) for e in (task.train, task.held_out))

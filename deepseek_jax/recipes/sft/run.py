@@ -7,6 +7,7 @@ import functools
 
 from deepseek_jax.checkpoint import is_orbax, save_orbax
 from deepseek_jax.data.batches import PackedDocuments
+from deepseek_jax.errors import at
 from deepseek_jax.evaluation.conversation_loss import ConversationLoss
 from deepseek_jax.losses.next_token import next_token_loss
 from deepseek_jax.parallel.processes import first_process
@@ -47,10 +48,14 @@ def run(config, mesh, workdir, should_stop):
     settings = build(SftSettings, config, "config")
     check_rows(settings, mesh)
     running = dict(writer=MetricsWriter(workdir), should_stop=should_stop)
-    models = load_model_rewards(settings.reward_models, mesh)
-    with open_rewards(settings.rewards, models=models) as rewards:
+    with at("config.reward_models"):
+        models = load_model_rewards(settings.reward_models, mesh)
+    with at("config.rewards"):
+        rewards = open_rewards(settings.rewards, models=models)
+    with rewards:
         policy, params, tokenizer = starting_policy(settings, mesh)
-        policy = ending_turns(policy, tokenizer, settings.data.template)
+        with at("config.data"):
+            policy = ending_turns(policy, tokenizer, settings.data.template)
         check_positions(settings, policy)
         train, held_out = load_conversations(settings, workdir / "data")
         _, shares = batch_share(mesh)
@@ -58,7 +63,8 @@ def run(config, mesh, workdir, should_stop):
         check_conversations(policy, tokenizer, train, "training", shares, rows)
         check_conversations(policy, tokenizer, held_out, "held-out", 1, rows)
         prompts, examples = held_out_prompts(settings, policy, tokenizer, held_out)
-        rewards.check(examples)
+        with at("config.rewards"):
+            rewards.check(examples)
         if params is None:
             base, seed = settings.base, settings.seed
             params = train_base(policy, base, tokenizer, mesh, workdir, seed=seed, **running)
