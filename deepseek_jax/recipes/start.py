@@ -53,7 +53,7 @@ def check_rows(settings, mesh):
         )
     except ValueError as error:
         sizes = f"batch_size={settings.batch_size}, sequence_length={settings.sequence_length}"
-        raise ValueError(f"config: {sizes}: {error}") from error
+        raise ValueError(f"config.{sizes}: {error}") from error
 
 
 def check_positions(settings, policy):

@@ -41,14 +41,10 @@ def run(
     (updates skipped) and, where the source gives `tokens`, tokens_per_second; and peak memory.
     Between lines nothing waits for the device. Saves after each save_every steps and at the end.
 
-    Returns the final state. Raises ValueError for a checkpoint of another run or an interval below
-    1, FloatingPointError after MAX_NONFINITE skipped updates in a row, and, once should_stop says
-    so on any process and the state is saved, SystemExit(STOPPED).
+    Returns the final state. Raises ValueError for a checkpoint of another run, FloatingPointError after
+    MAX_NONFINITE skipped updates in a row, and, once should_stop says so on any process and the state is
+    saved, SystemExit(STOPPED).
     """
-    sizes = dict(num_steps=num_steps, save_every=save_every, log_every=log_every)
-    for name, value in sizes.items():
-        if value < 1:
-            raise ValueError(f"{name}={value} of phase {phase!r} must be at least 1")
     state, first_step = _resume(state, source, store, num_steps, phase)
     if first_step >= num_steps:
         return state

@@ -134,10 +134,11 @@ class Stages:
         def make(folder):
             if (folder / "params").exists():
                 return
-            train, held_out = (
-                with_ids(settings, self.policy, self.tokenizer, part, kind)
-                for part, kind in zip(records, ("training", "held-out"), strict=True)
-            )
+            with at(f"config.{name}"):
+                train, held_out = (
+                    with_ids(settings, self.policy, self.tokenizer, part, kind)
+                    for part, kind in zip(records, ("training", "held-out"), strict=True)
+                )
             train_reward_model(
                 settings,
                 self.policy,

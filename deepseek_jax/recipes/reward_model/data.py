@@ -42,7 +42,7 @@ def with_ids(settings, config, tokenizer, records, kind):
             kept.append(record | {"ids": ids})
     if not kept:
         raise ValueError(
-            f"none of {len(records)} {kind} records fits config.sequence_length={limit}; raise it"
+            f"sequence_length={limit}: none of {len(records)} {kind} records fits a row; raise it"
         )
     lengths = np.array([len(row) for record in kept for row in record["ids"]])
     message = f"{len(kept)} {kind} records, {lengths.mean():.1f} tokens a response with its prompt"

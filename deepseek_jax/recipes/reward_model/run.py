@@ -13,6 +13,7 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from deepseek_jax.checkpoint.reward_params import save_reward_model
+from deepseek_jax.errors import at
 from deepseek_jax.evaluation.preference import label_report, pair_report
 from deepseek_jax.losses.preference import batch_rewards, reward_loss
 from deepseek_jax.models.reward import reward_config, reward_params
@@ -49,11 +50,13 @@ def run(config, mesh, workdir, should_stop):
     check_rows(settings, mesh)
     policy, params, tokenizer = starting_policy(settings, mesh)
     check_positions(settings, policy)
-    records = load_preferences(settings, workdir / "data")
-    train, held_out = (
-        with_ids(settings, policy, tokenizer, *pair)
-        for pair in zip(records, ("training", "held-out"), strict=True)
-    )
+    with at("config.data"):
+        records = load_preferences(settings, workdir / "data")
+    with at("config"):
+        train, held_out = (
+            with_ids(settings, policy, tokenizer, *pair)
+            for pair in zip(records, ("training", "held-out"), strict=True)
+        )
     running = dict(writer=MetricsWriter(workdir), should_stop=should_stop)
     if params is None:
         base, seed = settings.base, settings.seed

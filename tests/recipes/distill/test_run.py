@@ -200,7 +200,7 @@ def cached(files, tmp_path_factory):
 def batches_of(cached, folder, count, **loss):
     """`count` batches of a student that learns soft and hard, as its run would draw them."""
     settings, tasks, tokenizer, teacher = cached
-    student = settings.built_students()["qwen"]
+    student = settings.students["qwen"]
     fields = dict(weights=dict(soft=0.5, hard=0.5), temperature=2.0, **loss)
     student = dataclasses.replace(student, loss=build(type(student.loss), fields, "config"))
     run = StudentRun(settings, "qwen", student, tasks, one_device(), folder)
@@ -272,7 +272,7 @@ def test_a_text_no_row_has_room_for_is_counted_and_none_that_fits_is_an_error(
     """Oracle: by hand: one of eight or nine is too long; of rows of four tokens, all are."""
     settings, tasks, tokenizer, _ = cached
     policy = build_model(get_config().starts.qwen.model)
-    student = settings.built_students()["qwen"]
+    student = settings.students["qwen"]
     StudentRun(settings, "qwen", student, tasks, one_device(), tmp_path).check_texts(
         policy, tokenizer
     )
@@ -322,7 +322,7 @@ def test_sampled_rows_learn_the_completions():
 def test_on_policy_rows_are_the_students_own_and_depend_on_the_step_alone(files):
     """Oracle: rollout.generate on the prompts that the rows begin with; another object, the same step."""
     config, params = tiny_model("gqa")
-    settings = build(DistillSettings, small_config(files), "config").built_students()["qwen"].loss
+    settings = build(DistillSettings, small_config(files), "config").students["qwen"].loss
     on_policy = dict(prompts=3, max_completion_length=4, slots=3)
     loss = dict(weights=dict(on_policy=1.0), temperature=1.0, on_policy=on_policy)
     settings = build(type(settings), loss, "config").on_policy
@@ -376,19 +376,31 @@ def test_tasks_are_mixed_by_size_and_temperature():
 @pytest.mark.parametrize(
     "field, value, words",
     [
-        ("students.qwen.loss.weights.sofd", 1.0, "weights.sofd is no term; did you mean soft"),
+        (
+            "students.qwen.loss.weights.sofd",
+            1.0,
+            "qwen.loss.weights.sofd=1.0 is not of a term; did you mean soft",
+        ),
         ("students.qwen.loss.weights", dict(l2=1.0), "leaves nothing to learn"),
         ("students.qwen.loss.top_k", 4, "temperature one number"),
         ("students.qwen.loss", dict(REVERSED, top_k=4), "top_k=4 hides what the student"),
         ("students.qwen.loss.weights.on_policy", 1.0, "set both, or neither"),
         ("students.qwen.loss.weights.matched", 1.0, "as two tokenizers do"),
-        ("students.qwen.loss.divergence", "jsd", "config.students.qwen.loss.beta to one such"),
-        ("students.qwen.start", "qwem", "config.students.qwen.start='qwem' is none; did you mean"),
-        ("tasks.c", {}, "config.tasks.c has no path"),
-        ("mixing_temperature", 0.0, "config.mixing_temperature=0.0 must be"),
-        ("comparisons", dict(x=("qwen", "llama")), "names 'llama'"),
-        ("teacher", None, "needs config.teacher"),
-        ("teacher.path", None, "set either config.teacher.path"),
+        ("students.qwen.loss.divergence", "jsd", "config.students.qwen.loss.divergence='jsd'"),
+        (
+            "students.qwen.start",
+            "qwem",
+            "config.students.qwen.start='qwem' is not one of starts; did you mean",
+        ),
+        ("tasks.c", {}, "config.tasks.c.path=None, and it is not a task"),
+        ("mixing_temperature", 0.0, "config.mixing_temperature=0.0 must be above 0"),
+        (
+            "comparisons",
+            dict(x=("qwen", "llama")),
+            "config.comparisons['x']=('qwen', 'llama'): 'llama' is not a student",
+        ),
+        ("teacher", None, ".loss.weights="),
+        ("teacher.path", None, "config.teacher.path=None: set either path"),
     ],
 )
 def test_a_mistake_is_named(files, field, value, words):
