@@ -1,16 +1,18 @@
 """What a student's block `loss` may say, checked when built."""
 
 import dataclasses
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
 
 from deepseek_jax.distill.divergences import DIVERGENCES, check_divergence
 from deepseek_jax.distill.objective import OF_DATA, OF_TEACHER, TERMS
 from deepseek_jax.errors import suggest
-from deepseek_jax.settings import Count, Natural, NonNegative, Positive
+from deepseek_jax.settings import Between, Count, Natural, NonNegative, Positive
 from deepseek_jax.training.schedule import pairs_of
 
+# The teacher's share of jsd's mixture
+Mixed = Annotated[float, Between(0, 1, open_low=True, open_high=True)]
 CROSS = ("matched", "sorted")  # terms that a teacher of another tokenizer has in place of soft
 
 
@@ -21,7 +23,7 @@ class OnPolicySettings:
     prompts: Count
     max_completion_length: Count
     divergence: Literal[DIVERGENCES] = "reverse_kl"
-    beta: float | None = None
+    beta: Mixed | None = None
     temperature: Positive = 1.0
     slots: Count = 64
 
@@ -41,7 +43,7 @@ class LossSettings:
 
     weights: dict[str, Natural | NonNegative]
     divergence: Literal[DIVERGENCES] = "forward_kl"
-    beta: float | None = None
+    beta: Mixed | None = None
     temperature: Positive | tuple[tuple[Natural, Positive], ...] = 1.0
     top_k: Count | None = None
     relation_heads: Count = 1

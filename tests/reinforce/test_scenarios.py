@@ -8,7 +8,7 @@ import pytest
 from deepseek_jax.data.tasks import QuestionStream
 from deepseek_jax.reinforce.scenarios import ScenarioRewards, ScenarioStream, scenario_rewards
 from deepseek_jax.reinforce.settings import GeneralSettings
-from deepseek_jax.rewards import Rewards
+from deepseek_jax.worlds.registry import open_rewards
 
 PUZZLES = [{"question": f"p{i}", "answer": "3", "language": "en"} for i in range(5)]
 REQUESTS = [{"question": f"r{i}", "answer": "a", "key": "a", "kind": "lookup"} for i in range(3)]
@@ -51,8 +51,8 @@ def test_each_example_is_paid_by_its_scenarios_rewards():
     ]
     rewards = ScenarioRewards(
         {
-            "reasoning": Rewards({"puzzle_answer": 2.0}),
-            "general": Rewards({"helpfulness": 3.0, "think_answer_format": 1.0}),
+            "reasoning": open_rewards({"puzzle_answer": 2.0}),
+            "general": open_rewards({"helpfulness": 3.0, "think_answer_format": 1.0}),
         }
     )
     scores = rewards.score(examples, ["3", "a", "4", "a"])
@@ -79,7 +79,7 @@ def test_a_model_pays_where_its_name_is_among_the_rewards():
     with scenario_rewards(settings, {"seven": Seven()}) as rewards:
         scores = ScenarioRewards(rewards).score(examples, ["3", "a"])
     np.testing.assert_array_equal(scores.total, [1, 1 + 3.5])
-    with pytest.raises(ValueError, match="config.reward_models.eight is not used"):
+    with pytest.raises(ValueError, match="^rewards: the reward model 'eight' is not used"):
         with scenario_rewards(settings, {"seven": Seven(), "eight": Seven()}):
             pass
 
@@ -87,7 +87,10 @@ def test_a_model_pays_where_its_name_is_among_the_rewards():
 def test_a_step_without_requests_has_scores_too():
     """Oracle: by hand."""
     rewards = ScenarioRewards(
-        {"reasoning": Rewards({"puzzle_answer": 1.0}), "general": Rewards({"helpfulness": 1.0})}
+        {
+            "reasoning": open_rewards({"puzzle_answer": 1.0}),
+            "general": open_rewards({"helpfulness": 1.0}),
+        }
     )
     scores = rewards.score([PUZZLES[0] | {"scenario": "reasoning"}], ["3"])
     assert scores.total == [1] and scores.errors == 0 and np.isnan(scores.parts["helpfulness"])
