@@ -66,7 +66,7 @@ def check_positions(settings, policy):
 
 
 def load_policy(init_from, overrides, mesh, tokenizer=None):
-    """(ModelConfig, params, Tokenizer) of a policy that is not trained: its weights in config.model.dtype.
+    """(ModelConfig, params, Tokenizer) of a policy that is not trained: its weights in the dtype of overrides.
 
     init_from, overrides: as of blocks.load_pretrained; or what checkpoint.save_orbax wrote, whose tokenizer,
     a small world's name or a Hugging Face folder, must be given. Raises ValueError as load_pretrained does.
@@ -75,7 +75,7 @@ def load_policy(init_from, overrides, mesh, tokenizer=None):
         return load_pretrained(init_from, overrides, mesh, trained=False)
     if tokenizer is None:
         raise ValueError(
-            f"config.init_from={init_from!r} has no tokenizer with it; set config.tokenizer to one of "
+            f"init_from={init_from!r} has no tokenizer with it; set tokenizer to one of "
             f"{list(WORLDS)}, or to a Hugging Face folder"
         )
     how = build(RunSettings, overrides, "model")

@@ -43,7 +43,9 @@ class Teacher:
         policy, params, tokenizer = load_policy(
             self.checkpoint, overrides, self.mesh, self.tokenizer_name
         )
-        return ending_turns(policy, tokenizer, self.settings.data.template), params, tokenizer
+        with at("data"):
+            policy = ending_turns(policy, tokenizer, self.settings.data.template)
+        return policy, params, tokenizer
 
     def answer(self, folder, examples, *, n, rewards=None):
         """Have every example answered n times, in files of `folder`; what is there already stays.

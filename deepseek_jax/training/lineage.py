@@ -2,7 +2,8 @@
 
 A stage's stage.json names the hashes of its inputs. Its own hash is of these, and an input of the stages
 that go on from it: a change reaches whatever depends on it, and nothing else. Of a dataclass, only what
-differs from its defaults is hashed: a new field with a default changes no hash, nor does another default.
+differs from its defaults is hashed, so that a new field with a default changes no hash. A default that
+becomes another changes none either: stages that were made with it stay as they are.
 """
 
 import dataclasses

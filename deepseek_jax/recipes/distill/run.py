@@ -80,14 +80,14 @@ def _check_rows(settings, mesh):
     """Raise ValueError, naming the fields, unless every student's rows split over the mesh, and for rewards
     that are not there.
     """
-    for name, student in settings.seeded(settings.students).items():
+    for name, student in settings.students.items():
         cuts = dict(micro_batches=student.micro_batches)
         try:
             check_batch(mesh, student.batch_size, student.sequence_length, **cuts)
         except ValueError as error:
             sizes = f"batch_size={student.batch_size}, sequence_length={student.sequence_length}"
             raise ValueError(f"config.students.{name}.{sizes}: {error}") from error
-    for name, student in settings.seeded(settings.reinforced).items():
+    for name, student in settings.reinforced.items():
         with at(f"config.reinforced.{name}"):
             check_rows(student, mesh)
         with at(f"config.reinforced.{name}.rewards"):
@@ -128,10 +128,10 @@ def _compute(settings, students, teacher, tasks, workdir):
         texts["answered"] = (
             asked.num_prompts * asked.samples_per_prompt * asked.max_completion_length
         )
-    for name, student in settings.seeded(settings.students).items():
+    for name, student in settings.students.items():
         config = read_config(students[name].path)
         counts[name] = distill_compute.distilled(student, config, taught, **texts)
-    for name, student in settings.seeded(settings.reinforced).items():
+    for name, student in settings.reinforced.items():
         metrics, config = workdir / "metrics.jsonl", read_config(students[name].path)
         counts[name] = distill_compute.reinforced(student, config, metrics, name)
     return counts

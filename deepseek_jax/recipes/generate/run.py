@@ -61,8 +61,7 @@ def run(config, mesh, workdir, should_stop):
                 inputs = {"settings": sampling, "parent": parent}
 
                 def make(folder):
-                    with at("config"):
-                        teacher.answer(folder, examples, n=n, rewards=rewards)
+                    teacher.answer(folder, examples, n=n, rewards=rewards)
 
                 asked[name] = run_stage(workdir, name, inputs | {"data": examples}, make)
                 return workdir / name
@@ -70,7 +69,7 @@ def run(config, mesh, workdir, should_stop):
             asked = {}
             with at("config"):
                 examples, fates = augmented(settings, questions, evaluation, ask)
-            samples = ask("samples", examples, settings.sampling.samples_per_prompt, rewards)
+                samples = ask("samples", examples, settings.sampling.samples_per_prompt, rewards)
         inputs = {"settings": [settings.keep, settings.accuracy]}
         inputs |= {"parent": asked["samples"], "data": measured_on}
 

@@ -48,8 +48,9 @@ def run(config, mesh, workdir, should_stop):
     settings = build(PretrainSettings, config, "config")
     with at("config"):
         settings.check_start()
-    with at("config.data"):
+    with at("config.data.tokenizer"):
         tokenizer = named_tokenizer(settings.data.tokenizer)
+    with at("config.data"):
         check_fim_rate(settings.data.fim_rate, tokenizer)
     model, params = _starting_point(settings, mesh)
     with at("config"):
