@@ -4,9 +4,8 @@ import contextlib
 import difflib
 import re
 
-FIELD = re.compile(
-    r"[A-Za-z_]\w*(?:[.\[][^\s=]*)?="
-)  # a message that begins with an argument's name
+# A message that begins with an argument's name
+FIELD = re.compile(r"[A-Za-z_]\w*(?:[.\[][^\s=]*)?=")
 
 
 @contextlib.contextmanager

@@ -1,22 +1,102 @@
-"""A block of the config -> a frozen dataclass, in which every field is known and of its type."""
+"""A block of the config -> a frozen dataclass: every field is known, of its type and in its range."""
 
 import dataclasses
-import difflib
+import functools
+import math
 import types
 import typing
 from collections.abc import Mapping
+from typing import Annotated, Literal
 
 from ml_collections import ConfigDict
 
+from deepseek_jax.errors import at, suggest
+
+
+@dataclasses.dataclass(frozen=True)
+class Between:
+    """The range of a field, as in Annotated[float, Between(0, 1)]. NaN and infinity are in no range.
+
+    open_low, open_high: the end itself is not in the range.
+    """
+
+    low: float = -math.inf
+    high: float = math.inf
+    open_low: bool = False
+    open_high: bool = False
+
+    def holds(self, number):
+        """Whether the number is in the range."""
+        above = number > self.low if self.open_low else number >= self.low
+        below = number < self.high if self.open_high else number <= self.high
+        return above and below and math.isfinite(number)
+
+    def __str__(self):
+        low = f"{'above' if self.open_low else 'at least'} {self.low}"
+        if self.high == math.inf:
+            return "a finite number" if self.low == -math.inf else low
+        if not self.open_low and not self.open_high:
+            return f"within {self.low}..{self.high}"
+        return f"{low} and {'below' if self.open_high else 'at most'} {self.high}"
+
+
+class Rising:
+    """The range of pairs (step, number): there is one, the steps begin at 0 and rise."""
+
+    def holds(self, pairs):
+        """Whether these are such pairs."""
+        steps = [step for step, _ in pairs]
+        return steps[:1] == [0] and steps == sorted(set(steps))
+
+    def __str__(self):
+        return "pairs (step, number) whose steps begin at 0 and rise"
+
+
+Count = Annotated[int, Between(1)]
+Several = Annotated[int, Between(2)]  # a group, an interval and a text to predict need two of them
+Natural = Annotated[int, Between(0)]
+Positive = Annotated[float, Between(0, open_low=True)]
+NonNegative = Annotated[float, Between(0)]
+Share = Annotated[float, Between(0, 1)]
+PositiveShare = Annotated[float, Between(0, 1, open_low=True)]
+Weights = dict[str, int | float]  # an int stays one: the hashes of stages are of what was written
+
+# A number, or pairs (first step, number), each of which holds from its step on
+Step = Annotated[int, Between(0, 2**31, open_high=True)]  # an int32
+CountBySteps = Count | Annotated[tuple[tuple[Step, Count], ...], Rising()]
+PositiveBySteps = Positive | Annotated[tuple[tuple[Step, Positive], ...], Rising()]
+NonNegativeBySteps = NonNegative | Annotated[tuple[tuple[Step, NonNegative], ...], Rising()]
+
+
+class Settings:
+    """The root of settings classes that are joined: each __post_init__ calls super's, and this ends them."""
+
+    def __post_init__(self):
+        pass
+
+
+def added(default):
+    """A field that lineage's first records did not know: training.lineage leaves it out of their hashes."""
+    return dataclasses.field(default=default, metadata={"since": 2})
+
 
 def build(cls, block, path):
-    """Build the dataclass `cls` from a config block, checking names and types.
+    """Build the dataclass `cls` from a config block, checking names, types and ranges.
 
     block: a ConfigDict or mapping; nested blocks become nested dataclasses, lists become tuples,
     an int may stand for a float (a bool for neither). path: where the block stands, as in
     "config.rl", for messages. Raises ValueError for an unknown field (with a suggestion), a missing
-    one and a value of another type.
+    one, a value of another type or out of the range that its annotation gives, and as the dataclass itself
+    does: its message begins with the field, relative to the block.
     """
+    try:
+        return _built(cls, block, path)
+    except ValueError as error:
+        error.has_path = True  # for errors.at: the message begins with one
+        raise
+
+
+def _built(cls, block, path):
     fields = {field.name: field for field in dataclasses.fields(cls) if field.init}
     if not isinstance(block, (Mapping, ConfigDict)):
         raise ValueError(f"{_shown(path, block)} must be a block with fields {', '.join(fields)}")
@@ -27,39 +107,15 @@ def build(cls, block, path):
     missing = [name for name, field in fields.items() if name not in given and _required(field)]
     if missing:
         raise ValueError(f"{path} lacks {', '.join(missing)}; set {path}.{missing[0]}")
-    hints = typing.get_type_hints(cls)
+    hints = _hints(cls)
     checked = {name: _checked(given[name], hints[name], f"{path}.{name}") for name in given}
-    return cls(**checked)
+    with at(path):
+        return cls(**checked)
 
 
-def added(default):
-    """A field that came after the first form of the records in stage.json: it is no part of their hashes."""
-    return dataclasses.field(default=default, metadata={"since": 2})
-
-
-def check_counts(settings, path):
-    """Raise ValueError, naming the field, for an int of the dataclass that is below 1; a seed may be 0."""
-    for field in dataclasses.fields(settings):
-        value = getattr(settings, field.name)
-        if type(value) is int and field.name != "seed" and value < 1:
-            raise ValueError(f"{path}.{field.name}={value} must be at least 1")
-
-
-def check_evaluations(settings, path):
-    """Raise ValueError where an evaluation would fall on a step that is not logged, and be lost."""
-    if settings.eval_every % settings.log_every:
-        raise ValueError(
-            f"{path}.eval_every={settings.eval_every} falls on steps that are not logged; set it to a "
-            f"multiple of {path}.log_every={settings.log_every}"
-        )
-
-
-def suggest(name, allowed):
-    """The end of an error about an unknown name: the nearest of the allowed ones, then all."""
-    allowed = list(allowed)
-    close = difflib.get_close_matches(str(name), allowed, n=1)
-    hint = f"did you mean {close[0]}? " if close else ""
-    return f"{hint}allowed: {', '.join(allowed) or 'none'}"
+@functools.cache
+def _hints(cls):
+    return typing.get_type_hints(cls, include_extras=True)
 
 
 def _required(field):
@@ -71,41 +127,69 @@ def _shown(path, value):
 
 
 def _checked(value, hint, path):
-    """`value` as the type that `hint` asks for, or a ValueError that names the field."""
-    origin, args = typing.get_origin(hint), typing.get_args(hint)
-    if origin in (typing.Union, types.UnionType):
+    """`value` as the type and range that `hint` asks for, or a ValueError that names the field."""
+    checked = _of_type(value, hint, path)
+    for allowed in getattr(hint, "__metadata__", (Between(),) if hint is float else ()):
+        if not allowed.holds(checked):
+            raise ValueError(f"{path}={value!r} must be {allowed}")
+    return checked
+
+
+def _of_type(value, hint, path):
+    bare, origin, args = _parts(hint)
+    if origin is typing.Union:
         return _checked_union(value, args, path)
-    if origin is typing.Literal:
-        if value not in args:
-            raise ValueError(f"{path}={value!r} is not allowed; {suggest(value, map(str, args))}")
-        return value
-    if dataclasses.is_dataclass(hint):
-        return value if isinstance(value, hint) else build(hint, value, path)
-    if origin is tuple and isinstance(value, (list, tuple)):
+    if origin is Literal and value not in args:
+        raise ValueError(f"{path}={value!r} is not allowed; {suggest(value, args)}")
+    if dataclasses.is_dataclass(bare):
+        return value if isinstance(value, bare) else build(bare, value, path)
+    if not _is_a(value, hint):
+        raise ValueError(f"{_shown(path, value)} must be {_wanted(hint)}")
+    if origin is tuple:
         return _checked_tuple(value, args, path)
-    if hint is dict and isinstance(value, (Mapping, ConfigDict)):
+    if origin is dict:
+        entries = value.items()
+        return {name: _checked(entry, args[1], _below(path, name)) for name, entry in entries}
+    if bare is dict:
         return value.to_dict() if isinstance(value, ConfigDict) else dict(value)
-    if hint is float and type(value) is int:
-        return float(value)
-    if hint is typing.Any or (type(hint) is type and type(value) is hint):
-        return value
-    raise ValueError(f"{_shown(path, value)} must be {_wanted(hint)}")
+    return float(value) if bare is float else value
+
+
+def _parts(hint):
+    """(the hint without its range, its origin, its arguments); a union's origin is typing.Union."""
+    bare = hint.__origin__ if typing.get_origin(hint) is Annotated else hint
+    origin = typing.get_origin(bare)
+    return bare, typing.Union if origin is types.UnionType else origin, typing.get_args(bare)
+
+
+def _is_a(value, hint):
+    """Whether a value is of the kind of a hint; what it holds may still be wrong."""
+    bare, origin, args = _parts(hint)
+    if origin is Literal:
+        return value in args
+    if origin is tuple:
+        return isinstance(value, (list, tuple))
+    if dict in (bare, origin) or dataclasses.is_dataclass(bare):
+        return isinstance(value, (Mapping, ConfigDict))
+    if bare is float:
+        return type(value) in (int, float)
+    return bare is typing.Any or type(value) is bare
+
+
+def _below(path, name):
+    return f"{path}.{name}" if str(name).isidentifier() else f"{path}[{name!r}]"
 
 
 def _checked_union(value, args, path):
     if value is None and types.NoneType in args:
         return None
     options = [option for option in args if option is not types.NoneType]
-    if len(options) == 1:  # its own error says more than ours would
-        return _checked(value, options[0], path)
-    errors = []
-    for option in options:
-        try:
-            return _checked(value, option, path)
-        except ValueError as error:
-            errors.append(error)
-    wanted = " or ".join(map(_wanted, args))
-    raise ValueError(f"{_shown(path, value)} must be {wanted}") from errors[-1]
+    # Of one option the own error says more than "must be this or that"
+    chosen = options if len(options) == 1 else [o for o in options if _is_a(value, o)]
+    if not chosen:
+        wanted = " or ".join(map(_wanted, args))
+        raise ValueError(f"{_shown(path, value)} must be {wanted}")
+    return _checked(value, chosen[0], path)
 
 
 def _checked_tuple(value, args, path):
@@ -118,6 +202,21 @@ def _checked_tuple(value, args, path):
 
 
 def _wanted(hint):
-    if hint is types.NoneType:
+    """A type in words: "an int", "a list of (int, float)"."""
+    name = _name(hint)
+    return name if name == "None" else f"{'an' if name[0] in 'aeiou' else 'a'} {name}"
+
+
+def _name(hint):
+    bare, origin, args = _parts(hint)
+    if bare is types.NoneType:
         return "None"
-    return f"a {hint.__name__}" if typing.get_origin(hint) is None else str(hint)
+    if origin is typing.Union:
+        return " or ".join(map(_name, args))
+    if origin is tuple and args[-1] is Ellipsis:
+        return f"list of {_name(args[0])}"
+    if origin is tuple:
+        return f"({', '.join(map(_name, args))})"
+    if dict in (bare, origin) or dataclasses.is_dataclass(bare):
+        return "block"
+    return bare.__name__

@@ -16,7 +16,7 @@ from pathlib import Path
 from absl import flags, logging
 
 from deepseek_jax import recipes
-from deepseek_jax.errors import suggest
+from deepseek_jax.errors import at, suggest
 from deepseek_jax.settings import build
 from launch.config_file import load_config, split_arguments
 from launch.workdir import claim_workdir, default_workdir
@@ -156,7 +156,8 @@ def start(config, workdir, shown=str):
         # First, so that a misspelt field is named even where the directory belongs to another config
         settings = build(recipe.SETTINGS, config, "config")
         axes = build(MeshSettings, config.get("mesh", {}), "config.mesh")
-        mesh = make_mesh(**dataclasses.asdict(axes))
+        with at("config.mesh"):
+            mesh = make_mesh(**dataclasses.asdict(axes))
         redoes = getattr(recipe, "REDOES_WHAT_CHANGED", False)
         with claim_workdir(workdir, config, may_change=redoes), jax.set_mesh(mesh):
             if jax.process_index() == 0:

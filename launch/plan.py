@@ -18,7 +18,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a checkout runs 
 from absl import app, flags
 
 from deepseek_jax.costs.chips import DEVICES, GIB
-from deepseek_jax.errors import suggest
+from deepseek_jax.errors import at, suggest
 from deepseek_jax.settings import build
 from launch import common
 
@@ -65,7 +65,8 @@ def slice_mesh(topology, block):
             f"examples: {EXAMPLES}"
         )
     try:
-        return make_mesh(**dataclasses.asdict(axes), devices=described.devices)
+        with at("config.mesh"):
+            return make_mesh(**dataclasses.asdict(axes), devices=described.devices)
     except NotImplementedError as error:
         raise ValueError(
             f"config.mesh does not fit on --topology={topology}: {_first_line(error)}"

@@ -9,7 +9,7 @@ from deepseek_jax.data.packing import pack
 from deepseek_jax.parallel import put_batch
 from deepseek_jax.parallel.processes import from_each, total
 from deepseek_jax.parallel.shard import batch_share
-from deepseek_jax.training.schedule import stage_at
+from deepseek_jax.training.schedule import number_at
 
 TOTALS = ("normalizer", "num_tokens")
 
@@ -32,9 +32,9 @@ def held_out_batches(documents, tokenizer, mesh, settings, *, batch_size, sequen
     fewest = min(from_each(len(full)))
     if fewest < settings.eval_batches:
         raise ValueError(
-            f"config.data.num_held_out={settings.num_held_out} documents of a source, each read once, fill "
-            f"{fewest} batches of {batch_size} rows of {sequence_length} tokens; hold out more of them, or "
-            f"lower config.data.eval_batches={settings.eval_batches}"
+            f"num_held_out={settings.num_held_out} documents of a source, each read once, fill {fewest} "
+            f"batches of {batch_size} rows of {sequence_length} tokens; hold out more of them, or lower "
+            f"eval_batches={settings.eval_batches}"
         )
     taken = full[:: len(full) // settings.eval_batches][: settings.eval_batches]
     return [put_batch(mesh, joined(mesh, [batch])) for batch in taken]
@@ -58,7 +58,7 @@ class PackedDocuments:
         metrics = {}
         if self.evaluate is not None and step % self.eval_every == 0:
             metrics = self.evaluate(state.params)
-        pieces = stage_at(self.batch_sizes, step) // self.quantum
+        pieces = number_at(self.batch_sizes, step) // self.quantum
         batch = joined(self.mesh, list(itertools.islice(self.iterator, pieces)))
         scalars = {name: np.float32(number(step)) for name, number in self.scalars.items()}
         metrics |= {"tokens": float(batch["normalizer"])}

@@ -1,5 +1,7 @@
 """A question to the ids of a prompt, by a checkpoint's chat template or by a plain one."""
 
+from typing import Annotated
+
 # arXiv:2501.12948, Table 1; its word "prompt" is the question.
 R1_ZERO_TEMPLATE = (
     "A conversation between User and Assistant. The user asks a question, and the Assistant "
@@ -8,6 +10,19 @@ R1_ZERO_TEMPLATE = (
     "<think> </think> and <answer> </answer> tags, respectively, i.e., <think> reasoning process "
     "here </think> <answer> answer here </answer>. User: {question}. Assistant:"
 )
+
+
+class _Asks:
+    """The range of templates: those that have a place for the question."""
+
+    def holds(self, template):
+        return template in ("chat", "r1_zero") or "{question}" in template
+
+    def __str__(self):
+        return '"chat", "r1_zero" or a text with {question} in it'
+
+
+Template = Annotated[str, _Asks()]  # a field of settings
 
 
 def render_prompt(tokenizer, question, *, template):
@@ -26,7 +41,7 @@ def render_prompt(tokenizer, question, *, template):
     template = R1_ZERO_TEMPLATE if template == "r1_zero" else template
     if "{question}" not in template:
         raise ValueError(
-            f"config.data.template={template!r} has no place for the question; "
+            f"template={template!r} has no place for the question; "
             'set it to "chat", to "r1_zero" or to a text that contains {question}.'
         )
     bos = [] if tokenizer.bos_id is None else [tokenizer.bos_id]
@@ -36,7 +51,7 @@ def render_prompt(tokenizer, question, *, template):
 def _render_chat(tokenizer, question):
     if tokenizer.chat is None:
         raise ValueError(
-            'config.data.template="chat", but this tokenizer has no chat template; '
+            "template='chat', but this tokenizer has no chat template; "
             'set it to "r1_zero" or to a text that contains {question}.'
         )
     messages = [{"role": "user", "content": question}]

@@ -72,7 +72,7 @@ def pack_conversations(
     see packing.pack_segments; all else as in packing.pack.
     Raises ValueError as these do, and render_conversation, with the conversation's number.
     """
-    check_rows(sequence_length, batch_size, process_count, "config.batch_size")
+    check_rows(sequence_length, batch_size, process_count)
     mixture = source if isinstance(source, Mixture) else Mixture((source,), (1,))
     draws = mixture.order(
         seed, num_epochs=num_epochs, process_index=process_index, process_count=process_count
@@ -142,7 +142,7 @@ def _chat_contexts(tokenizer, messages, template):
     if len(told) != len(ends) + 1:
         raise ValueError(
             f"the chat template writes {len(told) - 1} of {len(ends)} assistant's turns; set "
-            'config.data.template to "r1_zero" or to a text that contains {question}.'
+            'template to "r1_zero" or to a text that contains {question}.'
         )
     for pair in zip(told, asked, strict=False):
         if not pair[0].startswith(pair[1]) and not pair[1].startswith(pair[0]):
@@ -165,7 +165,7 @@ def _text_contexts(tokenizer, messages, template):
     """As _chat_contexts, of a template with a place for the question alone."""
     if messages[0]["role"] == "system":
         raise ValueError(
-            f"config.data.template={template!r} has no place for a system message; set it to "
+            f"template={template!r} has no place for a system message; set it to "
             '"chat", or leave the message out.'
         )
     questions = [message["content"] for message in messages if message["role"] == "user"]

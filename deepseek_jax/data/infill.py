@@ -9,11 +9,11 @@ SPARE = 8  # a cut within a token makes several of it
 def check_fim_rate(rate, tokenizer):
     """Raises ValueError for a rate outside 0..1, and for one above 0 without tokens to mark the parts."""
     if not 0 <= rate <= 1:
-        raise ValueError(f"config.data.fim_rate={rate} is no share of documents; set it in 0..1.")
+        raise ValueError(f"fim_rate={rate} is not a share of documents; set it within 0..1.")
     if rate and tokenizer.fim_ids is None:
         raise ValueError(
-            f"config.data.fim_rate={rate}, but this tokenizer has no fill-in-the-middle tokens; "
-            "set config.data.fim_rate to 0 or choose another tokenizer."
+            f"fim_rate={rate}, but this tokenizer has no fill-in-the-middle tokens; set it to 0 or "
+            "choose another tokenizer."
         )
 
 

@@ -26,13 +26,13 @@ class Mixture:
     def __post_init__(self):
         if len(self.sources) != len(self.weights) or not self.sources:
             raise ValueError(
-                f"{len(self.sources)} sources and {len(self.weights)} weights are no mixture; "
-                "set config.data.weights to one weight for each source."
+                f"weights={self.weights} of {len(self.sources)} sources: there must be one weight for "
+                "each source, and a source at least."
             )
         for weight in self.weights:
             if not (math.isfinite(weight) and weight > 0):
                 raise ValueError(
-                    f"config.data.weights={self.weights}: {weight} is no share; set each weight "
+                    f"weights={self.weights}: {weight} is no share; set each weight "
                     "above 0, and leave out the source that should not be read."
                 )
 

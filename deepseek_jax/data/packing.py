@@ -94,7 +94,7 @@ def pack_segments(
     return grain.experimental.ThreadPrefetchIterDataset(batches, prefetch_buffer_size=BATCHES_AHEAD)
 
 
-def check_rows(sequence_length, batch_size, process_count, field="config.base.batch_size"):
+def check_rows(sequence_length, batch_size, process_count):
     """Raise ValueError for rows without room for a target, or that do not split over the processes."""
     if sequence_length < 2 or batch_size < 1:
         raise ValueError(
@@ -103,7 +103,7 @@ def check_rows(sequence_length, batch_size, process_count, field="config.base.ba
         )
     if batch_size % process_count:
         raise ValueError(
-            f"{field}={batch_size} does not split over {process_count} processes; "
+            f"batch_size={batch_size} does not split over {process_count} processes; "
             f"set it to a multiple of {process_count}."
         )
 

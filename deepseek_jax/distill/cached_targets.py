@@ -64,7 +64,7 @@ def pack_targets(
     """conversations.pack_conversations of texts that carry their FEATURES: the batches have top_ids and
     top_logprobs, [b t k], and dropped, [b t], as well. source: a Mixture of write_targets' records.
     """
-    check_rows(sequence_length, batch_size, process_count, "config.batch_size")
+    check_rows(sequence_length, batch_size, process_count)
     draws = source.order(seed, process_index=process_index, process_count=process_count)
     return pack_segments(
         draws.batch(BLOCK).map(partial(_read, source=source)),

@@ -52,8 +52,8 @@ def pack_paired(
     ValueError for packing=True, under which a place in a row would not be one in its text.
     """
     if packing:
-        raise ValueError("two tokenizers align a text a row; set config.packing to False")
-    check_rows(sequence_length, batch_size, process_count, "config.batch_size")
+        raise ValueError("packing=True: two tokenizers align one text a row; set it to False")
+    check_rows(sequence_length, batch_size, process_count)
     draws = source.order(seed, process_index=process_index, process_count=process_count)
     pair = partial(_read, source=source, tokenizers=(tokenizer, teacher_tokenizer))
     return pack_segments(

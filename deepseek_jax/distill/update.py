@@ -27,7 +27,7 @@ def train_student(settings, objective, params, teacher_params, source, run):
     """
     if objective.weights.get("hidden"):
         params = params | {PROJECTIONS: _projections(objective, run.mesh, settings.seed)}
-    tx = settings.make_optimizer(f"config.students.{run.phase}")
+    tx = settings.make_optimizer()
     create, placed = state_maker(params, tx, run.mesh)
     train_step = _train_step(settings, objective, tx)
     update = jax.jit(train_step, donate_argnums=0, out_shardings=(placed, None))
@@ -36,7 +36,7 @@ def train_student(settings, objective, params, teacher_params, source, run):
     def step(state, batch, rng):
         nonlocal started
         if not started and int(state.step) == 0:
-            with at(f"config.students.{run.phase}.loss"):
+            with at("loss"):
                 check_first(objective, state.params, batch, teacher_params)
         started = True
         return update(state, batch, rng, teacher_params)

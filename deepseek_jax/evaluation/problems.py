@@ -17,7 +17,7 @@ NUM_OF_A_WORLD = 256
 
 
 def load_problems(settings):
-    """Examples with task, rule and template, in the order of config.data. settings: EvaluateSettings.
+    """Examples with task, rule and template, in the order of settings.data. settings: EvaluateSettings.
 
     A small world's tasks are its kinds of question in each language, a file is one task. Raises ValueError
     for a name that is neither, as data.sources, for more problems than there are, and for a task of one.
@@ -30,17 +30,17 @@ def load_problems(settings):
             found = _of_file(name, settings)
         else:
             raise ValueError(
-                f"config.data={name!r} is no .jsonl file and no world's task; "
+                f"data={name!r} is neither a .jsonl file nor a world's task; "
                 f"{suggest(name, question_names())}"
             )
         new = Counter(problem["task"] for problem in found)
         if new & counts:
-            raise ValueError(f"config.data names {list(new & counts)[0]} twice; give one of them")
+            raise ValueError(f"data={name!r} has {list(new & counts)[0]} again; give it once")
         problems, counts = problems + found, counts + new
     alone = [task for task, count in counts.items() if count < 2]
     if alone:
         raise ValueError(
-            f"config.num_problems={settings.num_problems} leaves {alone[0]!r} a single problem, and an "
+            f"num_problems={settings.num_problems} leaves {alone[0]!r} a single problem, and an "
             "interval needs 2; raise it"
         )
     return problems
@@ -60,12 +60,12 @@ def _kind(name, example):
 
 
 def _of_file(name, settings):
-    with at("config.data", "path"):
+    with at("data", "path"):
         examples = distinct(load_jsonl_questions(name))
     number = len(examples) if settings.num_problems is None else settings.num_problems
     if not 2 <= number <= len(examples):
         raise ValueError(
-            f"config.num_problems={number} must be within 2..{len(examples)}, the questions of {name}"
+            f"num_problems={number} must be within 2..{len(examples)}, the questions of {name}"
         )
     chosen = sorted(np.random.default_rng(0).permutation(len(examples))[:number])
     task, template = "/".join(Path(name).with_suffix("").parts[-2:]), settings.template or "chat"

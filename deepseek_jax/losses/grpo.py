@@ -26,8 +26,8 @@ def group_advantages(rewards, *, group_size, normalize_std=True):
     """
     if group_size < 2 or rewards.shape[0] % group_size:
         raise ValueError(
-            f"{rewards.shape[0]} rewards do not form groups of group_size={group_size}; set "
-            "config.group_size to 2 or more and the batch to a multiple of it."
+            f"group_size={group_size} does not cut {rewards.shape[0]} rewards into groups; set it "
+            "to 2 or more, and the batch to a multiple of it."
         )
     rewards_pi = rewards.astype(jnp.float32).reshape(-1, group_size)
     scored_pi = ~jnp.isnan(rewards_pi)
@@ -150,7 +150,7 @@ def _reference(batch, kl_coef):
     if kl_coef < 0 or "ref_logprobs" not in batch:
         raise ValueError(
             f"kl_coef={kl_coef} must be positive and needs ref_logprobs in the batch, which holds "
-            f"{', '.join(sorted(batch))}; keep a reference policy or set config.loss.kl_coef to 0."
+            f"{', '.join(sorted(batch))}; keep a reference policy or set kl_coef to 0."
         )
     return batch["ref_logprobs"]
 
@@ -158,12 +158,10 @@ def _reference(batch, kl_coef):
 def _check_settings(loss_type, clip_eps, clip_eps_high, max_completion_length, importance_cap):
     if loss_type not in NORMALIZES_STD:
         raise ValueError(
-            f"loss_type={loss_type!r} is unknown; set config.loss.loss_type to one of "
-            f"{', '.join(NORMALIZES_STD)}."
+            f"loss_type={loss_type!r} is unknown; set it to one of {', '.join(NORMALIZES_STD)}."
         )
     positive = dict(clip_eps=clip_eps, clip_eps_high=clip_eps_high, importance_cap=importance_cap)
     positive |= dict(max_completion_length=max_completion_length)
     for name, value in positive.items():
         if value is not None and not value > 0:
-            where = "rollout" if name == "max_completion_length" else "loss"
-            raise ValueError(f"{name}={value}; set config.{where}.{name} to a positive number.")
+            raise ValueError(f"{name}={value} must be above 0.")

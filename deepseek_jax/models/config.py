@@ -1,9 +1,9 @@
 """ModelConfig: what a checkpoint's config.json says of its network, checked when built."""
 
 import dataclasses
-from typing import Literal
+from typing import Annotated, Literal
 
-from deepseek_jax.settings import build
+from deepseek_jax.settings import Between, Count, Natural, NonNegative, Positive, build
 
 ATTENTION_OF = {
     "deepseek_v3": "mla",
@@ -27,6 +27,7 @@ REMAT_POLICIES = {
     "selective": "norms, SwiGLU, attention and its up-projections (arXiv:2412.19437, section 3.2.3)",
     "offload": "the whole layer, from its input, which waits in the host's memory",
 }
+ExpertBuffer = Annotated[float, Between(1)]  # in even shares of the tokens
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,27 +35,25 @@ class RopeScaling:
     """How rotary frequencies reach past the original context: Hugging Face's rope_scaling, by its names."""
 
     rope_type: str
-    factor: float
-    original_max_position_embeddings: int | None = None
-    beta_fast: float = 32.0
-    beta_slow: float = 1.0
-    mscale: float | None = None
-    mscale_all_dim: float | None = None
-    attention_factor: float | None = None
-    low_freq_factor: float | None = None
-    high_freq_factor: float | None = None
+    factor: Positive
+    original_max_position_embeddings: Count | None = None
+    beta_fast: Positive = 32.0
+    beta_slow: Positive = 1.0
+    mscale: NonNegative | None = None
+    mscale_all_dim: NonNegative | None = None
+    attention_factor: Positive | None = None
+    low_freq_factor: Positive | None = None
+    high_freq_factor: Positive | None = None
 
     def __post_init__(self):
         if self.rope_type not in ROPE_FIELDS:
             raise ValueError(
-                f"rope_scaling.rope_type={self.rope_type!r} is not one of {sorted(ROPE_FIELDS)}; "
+                f"rope_type={self.rope_type!r} is not one of {sorted(ROPE_FIELDS)}; "
                 "for plain rotary positions leave rope_scaling out"
             )
         missing = [name for name in ROPE_FIELDS[self.rope_type] if getattr(self, name) is None]
         if missing:
-            raise ValueError(
-                f"rope_scaling of type {self.rope_type!r} lacks {missing}; set them there"
-            )
+            raise ValueError(f"rope_type={self.rope_type!r} needs {', '.join(missing)}; set them")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,130 +69,111 @@ class ModelConfig:
     receive for its experts, see parallel.dispatch.expert_parallel (default: the worst case).
     """
 
-    model_type: str
-    vocab_size: int
-    hidden_size: int
-    intermediate_size: int
-    num_hidden_layers: int
-    num_attention_heads: int
-    num_key_value_heads: int | None = None
-    head_dim: int | None = None
+    model_type: Literal[tuple(ATTENTION_OF)]
+    vocab_size: Count
+    hidden_size: Count
+    intermediate_size: Count
+    num_hidden_layers: Count
+    num_attention_heads: Count
+    num_key_value_heads: Count | None = None
+    head_dim: Count | None = None
     # Multi-head latent attention
-    q_lora_rank: int | None = None
-    kv_lora_rank: int | None = None
-    qk_nope_head_dim: int | None = None
-    qk_rope_head_dim: int | None = None
-    v_head_dim: int | None = None
+    q_lora_rank: Count | None = None
+    kv_lora_rank: Count | None = None
+    qk_nope_head_dim: Count | None = None
+    qk_rope_head_dim: Count | None = None
+    v_head_dim: Count | None = None
     # Mixture of experts
-    n_routed_experts: int | None = None
-    n_shared_experts: int = 0
-    num_experts_per_tok: int | None = None
-    moe_intermediate_size: int | None = None
-    first_k_dense_replace: int = 0
-    n_group: int = 1
-    topk_group: int = 1
-    scoring_func: str = "sigmoid"
+    n_routed_experts: Count | None = None
+    n_shared_experts: Natural = 0
+    num_experts_per_tok: Count | None = None
+    moe_intermediate_size: Count | None = None
+    first_k_dense_replace: Natural = 0
+    n_group: Count = 1
+    topk_group: Count = 1
+    scoring_func: Literal["sigmoid", "softmax"] = "sigmoid"
     norm_topk_prob: bool = True
-    routed_scaling_factor: float = 1.0
+    routed_scaling_factor: Positive = 1.0
     # Multi-token prediction
-    num_nextn_predict_layers: int = 0
+    num_nextn_predict_layers: Natural = 0
     # The rest of the network
-    rope_theta: float = 10000.0
+    rope_theta: Positive = 10000.0
     rope_scaling: RopeScaling | None = None
-    max_position_embeddings: int = 4096
-    rms_norm_eps: float = 1e-6
+    max_position_embeddings: Count = 4096
+    rms_norm_eps: NonNegative = 1e-6
     tie_word_embeddings: bool = False
-    initializer_range: float = 0.02
-    bos_token_id: int | None = None
-    eos_token_id: int | tuple[int, ...] | None = None
+    initializer_range: NonNegative = 0.02
+    bos_token_id: Natural | None = None
+    eos_token_id: Natural | tuple[Natural, ...] | None = None
     # How to run it
-    dtype: str = "float32"
+    dtype: Literal["float32", "bfloat16"] = "float32"
     scan_layers: bool = False
     fp8: bool = False
-    remat: str = "none"
-    pipeline_micro_batches: int | None = None
-    expert_buffer: float | None = None
+    remat: Literal[tuple(REMAT_POLICIES)] = "none"
+    pipeline_micro_batches: Count | None = None
+    expert_buffer: ExpertBuffer | None = None
 
     def __post_init__(self):
-        if self.model_type not in ATTENTION_OF:
-            raise ValueError(
-                f"model.model_type={self.model_type!r} is not one of {sorted(ATTENTION_OF)}"
-            )
         for name in ("num_key_value_heads", "head_dim"):
             if getattr(self, name) is None and not self.is_mla:
                 if name == "head_dim" and self.hidden_size % self.num_attention_heads:
                     raise ValueError(
-                        f"model.hidden_size={self.hidden_size} is not a multiple of "
-                        f"model.num_attention_heads={self.num_attention_heads}; "
-                        "change one of them, or set model.head_dim"
+                        f"hidden_size={self.hidden_size} is not a multiple of "
+                        f"num_attention_heads={self.num_attention_heads}; "
+                        "change one of them, or set head_dim"
                     )
                 default = (self.num_attention_heads, self.hidden_size // self.num_attention_heads)
                 object.__setattr__(self, name, default[name == "head_dim"])
-        if self.dtype not in ("float32", "bfloat16"):
-            raise ValueError(f"model.dtype={self.dtype!r} is not 'float32' or 'bfloat16'")
-        if self.expert_buffer is not None and not self.expert_buffer >= 1:
-            raise ValueError(
-                f"model.expert_buffer={self.expert_buffer} is below an even share; set it to at least 1"
-            )
-        if self.remat not in REMAT_POLICIES:
-            raise ValueError(
-                f"model.remat={self.remat!r} is not one of {', '.join(REMAT_POLICIES)}"
-            )
         self._check_attention()
         if self.n_routed_experts:
             self._check_experts()
         elif self.num_nextn_predict_layers:
             raise ValueError(
-                "model.num_nextn_predict_layers needs model.n_routed_experts: "
+                f"num_nextn_predict_layers={self.num_nextn_predict_layers} needs n_routed_experts: "
                 "the module's block is an MoE one"
             )
 
     def _require(self, *names):
         missing = [name for name in names if not getattr(self, name)]
         if missing:
-            raise ValueError(
-                f"model.model_type={self.model_type!r} needs model.{', model.'.join(missing)}"
-            )
+            raise ValueError(f"model_type={self.model_type!r} needs {', '.join(missing)}; set them")
 
     def _check_attention(self):
         if self.is_mla:
             self._require("kv_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim")
         elif self.num_attention_heads % self.num_key_value_heads:
             raise ValueError(
-                f"model.num_attention_heads={self.num_attention_heads} is not a multiple of "
-                f"model.num_key_value_heads={self.num_key_value_heads}; change model.num_key_value_heads"
+                f"num_attention_heads={self.num_attention_heads} is not a multiple of "
+                f"num_key_value_heads={self.num_key_value_heads}; change num_key_value_heads"
             )
         if self.rope_dim % 2:
+            name = "qk_rope_head_dim" if self.is_mla else "head_dim"
             raise ValueError(
-                f"rotary width {self.rope_dim} is odd; model.head_dim or model.qk_rope_head_dim must be even"
+                f"{name}={self.rope_dim} is the rotary width; set it to an even number"
             )
 
     def _check_experts(self):
         self._require("num_experts_per_tok", "moe_intermediate_size")
         e, g = self.n_routed_experts, self.n_group
-        if self.scoring_func not in ("sigmoid", "softmax"):
-            raise ValueError(
-                f"model.scoring_func={self.scoring_func!r} is not 'sigmoid' or 'softmax'"
-            )
         if e % g or self.topk_group > g:
             raise ValueError(
-                f"model.n_routed_experts={e} must divide into model.n_group={g}, of which "
-                f"model.topk_group={self.topk_group} are kept"
+                f"n_routed_experts={e} must divide into n_group={g} groups, of which "
+                f"topk_group={self.topk_group} are open to a token"
             )
         if self.num_experts_per_tok > e // g * self.topk_group:
             raise ValueError(
-                f"model.num_experts_per_tok={self.num_experts_per_tok} exceeds the "
-                f"{e // g * self.topk_group} experts of model.topk_group={self.topk_group} groups; "
-                "lower it or raise model.topk_group"
+                f"num_experts_per_tok={self.num_experts_per_tok} exceeds the "
+                f"{e // g * self.topk_group} experts of topk_group={self.topk_group} groups; "
+                "lower it or raise topk_group"
             )
         if self.scoring_func == "sigmoid" and g > 1 and e // g < 2:
             raise ValueError(
-                f"a group scores by its best two experts; model.n_group={g} leaves {e // g}"
+                f"n_group={g} leaves {e // g} expert to a group, which scores by its best two; lower it"
             )
-        if not 0 <= self.first_k_dense_replace <= self.num_hidden_layers:
+        if self.first_k_dense_replace > self.num_hidden_layers:
             raise ValueError(
-                f"model.first_k_dense_replace={self.first_k_dense_replace} is not within "
-                f"0..{self.num_hidden_layers}"
+                f"first_k_dense_replace={self.first_k_dense_replace} is not within "
+                f"0..{self.num_hidden_layers}, the num_hidden_layers"
             )
 
     @property
@@ -239,10 +219,10 @@ class RunSettings:
     scan_layers: bool = False
     fp8: bool = False
     remat: Literal[tuple(REMAT_POLICIES)] = "none"
-    pipeline_micro_batches: int | None = None
-    expert_buffer: float | None = None
+    pipeline_micro_batches: Count | None = None
+    expert_buffer: ExpertBuffer | None = None
 
 
-def build_model(block, path="config.model"):
+def build_model(block, path="model"):
     """A ModelConfig from its block of a config; rope_scaling, where there is one, from its own."""
     return build(ModelConfig, block, path)

@@ -171,7 +171,7 @@ class Decoder(nn.Module):
         cfg = self.config
         if keep_layers:
             raise ValueError(
-                "layers' hidden states do not leave the stages of a pipeline; set config.mesh.pipeline to 1"
+                "layers' hidden states do not leave the stages of a pipeline; set the mesh's pipeline to 1"
             )
         layer = _training_layer(cfg, looped=True)(cfg, stack is self.moe_layers, parent=None)
 

@@ -55,8 +55,8 @@ def last_attention(config, params, states, positions):
     """
     if len(states) < 2:
         raise ValueError(
-            "a model of one layer keeps no input of its last one; set config.loss.weights.relations to 0, or "
-            "num_hidden_layers to at least 2"
+            f"num_hidden_layers={config.num_hidden_layers}: the input of the last layer is an output of the "
+            "one before, and there is none; take a model of at least 2, or leave out what reads it"
         )
     is_moe = bool(config.num_moe_layers)
     stacked = params["moe_layers" if is_moe else "dense_layers"]

@@ -41,7 +41,7 @@ def make_mesh(
     if slices > 1 and len(groups) > 1:
         if len(groups) != slices:
             raise ValueError(
-                f"config.mesh.slices={slices}, but the devices form {len(groups)} slices; set it to that, "
+                f"slices={slices}, but the devices form {len(groups)} slices; set it to that, "
                 "or to 1 to treat them as one"
             )
         placed = mesh_utils.create_hybrid_device_mesh(
@@ -64,7 +64,7 @@ def group_mesh(mesh, processes):
     """
     if jax.process_count() % processes:
         raise ValueError(
-            f"config.teacher_processes={processes} does not divide the {jax.process_count()} processes; "
+            f"groups of {processes} processes do not divide the {jax.process_count()} processes; "
             "set it to a divisor"
         )
     if jax.process_count() == processes:
@@ -72,32 +72,36 @@ def group_mesh(mesh, processes):
     group = jax.process_index() // processes
     devices = [device for device in jax.devices() if device.process_index // processes == group]
     sizes = {axis: size for axis, size in mesh.shape.items() if axis not in ("slice", "data")}
-    return make_mesh(**sizes, devices=devices)
+    try:
+        return make_mesh(**sizes, devices=devices)
+    except ValueError as error:
+        raise ValueError(f"groups of {processes} processes: {error}") from error
 
 
 def _filled(sizes, devices):
     """The axes' sizes with the one that is -1 worked out."""
     for axis, size in sizes.items():
         if size != -1 and size < 1:
-            raise ValueError(f"{mesh_field(axis)}={size}: give a positive size, or -1 for the rest")
+            raise ValueError(f"{size_name(axis)}={size}: give a positive size, or -1 for the rest")
     free = [axis for axis, size in sizes.items() if size == -1]
     if len(free) > 1:
-        raise ValueError(f"{_fields(free)} are all -1; only one axis can take what is left")
+        raise ValueError(f"{_sizes(free)} are all -1; only one axis can take what is left")
     product = math.prod(abs(size) for size in sizes.values())
     if devices % product or (not free and devices != product):
         fixed = {axis: size for axis, size in sizes.items() if axis not in free}
+        fixed = {axis: size for axis, size in fixed.items() if size > 1} or fixed
         verb = "divide" if free else "equal"
         raise ValueError(
-            f"{_fields(fixed, sizes)} make {product}, which does not {verb} the {devices} devices; "
+            f"{_sizes(fixed, sizes)} make {product}, which does not {verb} the {devices} devices; "
             "change one of them, or set one to -1"
         )
     return sizes | {axis: devices // product for axis in free}
 
 
-def mesh_field(axis):
-    """The config field that gives a mesh axis its size."""
-    return f"config.mesh.{'slices' if axis == 'slice' else axis}"
+def size_name(axis):
+    """The argument of make_mesh that gives a mesh axis its size."""
+    return "slices" if axis == "slice" else axis
 
 
-def _fields(axes, sizes=None):
-    return ", ".join(mesh_field(a) + (f"={sizes[a]}" if sizes else "") for a in axes)
+def _sizes(axes, sizes=None):
+    return ", ".join(size_name(a) + (f"={sizes[a]}" if sizes else "") for a in axes)

@@ -30,15 +30,15 @@ def pipeline(run_stage, params, carried, micro_batches):
     layers, rows = len(jax.tree.leaves(params)[0]), len(carried["x"])
     if layers % stages:
         raise ValueError(
-            f"{layers} layers do not split over config.mesh.pipeline={stages}; "
-            f"set config.mesh.pipeline to a divisor of {layers}"
+            f"{layers} layers do not split over mesh.pipeline={stages}; "
+            f"set mesh.pipeline to a divisor of {layers}"
         )
     if rows % micro_batches:
         raise ValueError(
-            f"{rows} rows at a time do not split into model.pipeline_micro_batches={micro_batches}; "
-            f"set model.pipeline_micro_batches to a divisor of {rows}"
+            f"pipeline_micro_batches={micro_batches} does not split {rows} rows at a time; "
+            f"set it to a divisor of {rows}"
         )
-    what = f"{rows} rows at a time in model.pipeline_micro_batches={micro_batches} parts: axis"
+    what = f"{rows} rows at a time in pipeline_micro_batches={micro_batches} parts: axis"
     check_splits(mesh, f"{what} batch", rows // micro_batches, "batch")
     check_splits(mesh, f"{what} seq", carried["x"].shape[1], "seq")
 

@@ -6,7 +6,7 @@ import flax.linen as nn
 import jax
 from jax.sharding import NamedSharding, PartitionSpec
 
-from deepseek_jax.parallel.mesh import mesh_field
+from deepseek_jax.parallel.mesh import size_name
 from deepseek_jax.parallel.rules import RULES
 
 
@@ -99,7 +99,7 @@ def batch_share(mesh):
     shares = sorted({tuple(sorted(held)) for held in rows.values()})
     if sum(map(len, shares)) != parts:
         raise ValueError(
-            "the processes hold overlapping parts of a batch's rows; order config.mesh so that the devices "
+            "the processes hold overlapping parts of a batch's rows; order the mesh so that the devices "
             "of one process make up whole parts of slices x data x fsdp x expert"
         )
     return shares.index(tuple(sorted(rows[jax.process_index()]))), len(shares)
@@ -166,8 +166,8 @@ def check_batch(mesh, rows, sequence_length, *, micro_batches=1, pipeline_micro_
     stages = mesh.shape["pipeline"]
     cuts = {"micro_batches": micro_batches}
     if stages > 1:
-        cuts["model.pipeline_micro_batches"] = pipeline_micro_batches or stages
-    cuts |= {mesh_field(axis): mesh.shape[axis] for axis in _mesh_axes(RULES["batch"])}
+        cuts["pipeline_micro_batches"] = pipeline_micro_batches or stages
+    cuts |= {_axis(axis): mesh.shape[axis] for axis in _mesh_axes(RULES["batch"])}
     cuts = {field: parts for field, parts in cuts.items() if parts > 1}
     parts = math.prod(cuts.values())
     if rows % parts:
@@ -182,12 +182,16 @@ def check_batch(mesh, rows, sequence_length, *, micro_batches=1, pipeline_micro_
 def _check_splits(mesh, what, size, entry):
     if size % axis_parts(mesh, entry):
         split = [axis for axis in _mesh_axes(entry) if mesh.shape[axis] > 1]
-        fields = ", ".join(f"{mesh_field(axis)}={mesh.shape[axis]}" for axis in split)
-        subject = "their product" if len(split) > 1 else mesh_field(split[0])
+        sizes = ", ".join(f"{_axis(axis)}={mesh.shape[axis]}" for axis in split)
+        subject = "their product" if len(split) > 1 else _axis(split[0])
         raise ValueError(
-            f"{what} of size {size} does not split over {fields}; "
-            f"set {subject} to a divisor of {size}"
+            f"{what}={size} does not split over {sizes}; set {subject} to a divisor of {size}"
         )
+
+
+def _axis(axis):
+    """How a message names a mesh axis: by the field of config.mesh without the config."""
+    return f"mesh.{size_name(axis)}"
 
 
 def axis_parts(mesh, entry):

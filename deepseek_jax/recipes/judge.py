@@ -36,11 +36,12 @@ def run(settings, run):
     Leaves the judge in run.folder/params, for config.reward_models.NAME.path of another run.
     """
     mesh, folder = run.mesh, run.folder
-    check_rows(settings, mesh, pipeline_micro_batches=settings.model.get("pipeline_micro_batches"))
-    policy = starting_policy(settings, mesh, settings.data.template)
-    check_positions(settings, policy.config)
-    pairs = judged_pairs(settings, BILINGUAL, folder / "data")
     with at("config"):
+        cut = settings.model.get("pipeline_micro_batches")
+        check_rows(settings, mesh, pipeline_micro_batches=cut)
+        policy = starting_policy(settings, mesh, settings.data.template)
+        check_positions(settings, policy.config)
+        pairs = judged_pairs(settings, BILINGUAL, folder / "data")
         check_lengths(settings, policy, pairs, BILINGUAL)
     policy = pretrained(policy, settings, run)
     name = settings.init_from or settings.base.corpus

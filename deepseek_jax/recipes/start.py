@@ -29,20 +29,19 @@ def starting_policy(settings, mesh, template):
 def _checkpoint(settings, mesh, template):
     if is_orbax(settings.init_from):
         raise ValueError(
-            f"config.init_from={settings.init_from!r} holds parameters without a tokenizer; set it to the "
+            f"init_from={settings.init_from!r} holds parameters without a tokenizer; set it to the "
             "Hugging Face folder that launch/convert.py makes of them"
         )
-    how = build(RunSettings, settings.model, "config.model")
-    with at("config.init_from"):
+    how = build(RunSettings, settings.model, "model")
+    with at("init_from"):
         return load_policy(settings.init_from, how, mesh, template=template, trained=True)
 
 
 def _base(settings, mesh, template):
-    config = build_model(settings.model)
-    with at("config.base"):
-        tokenizer = named_tokenizer(settings.base.corpus)
+    config, tokenizer = build_model(settings.model), named_tokenizer(settings.base.corpus)
     check_vocabulary(config, tokenizer)
-    settings.base.check("config.base", config, mesh)
+    with at("base"):
+        settings.base.check(config, mesh)
     return Policy(config, None, tokenizer, template)
 
 
@@ -56,27 +55,19 @@ def pretrained(policy, settings, run):
     return policy.at(params)
 
 
-def check_one_start(settings):
-    """Raise ValueError unless just one of init_from and base is set."""
-    if (settings.init_from is None) == (settings.base is None):
-        raise ValueError(
-            "set either config.init_from, a checkpoint, or config.base, how to pre-train one"
-        )
-
-
-def check_rows(settings, mesh, path="config", pipeline_micro_batches=None):
+def check_rows(settings, mesh, pipeline_micro_batches=None):
     """Raise ValueError, naming the fields, unless a step's rows split over the mesh."""
     sizes = settings.batch_size, settings.sequence_length
     cuts = dict(micro_batches=settings.micro_batches)
     cuts["pipeline_micro_batches"] = pipeline_micro_batches
-    with at(f"{path}.batch_size={sizes[0]}, sequence_length={sizes[1]}"):
+    with at(f"batch_size={sizes[0]}, sequence_length={sizes[1]}"):
         check_batch(mesh, *sizes, **cuts)
 
 
-def check_positions(settings, config, path="config"):
+def check_positions(settings, config):
     """Raise ValueError where a row of sequence_length tokens is longer than the model knows positions."""
     if settings.sequence_length > config.max_position_embeddings:
         raise ValueError(
-            f"{path}.sequence_length={settings.sequence_length} is beyond the model's "
+            f"sequence_length={settings.sequence_length} is beyond the model's "
             f"max_position_embeddings={config.max_position_embeddings}; lower it"
         )

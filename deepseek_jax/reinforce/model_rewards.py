@@ -8,11 +8,12 @@ from pathlib import Path
 from deepseek_jax.checkpoint import load_orbax
 from deepseek_jax.checkpoint.reward_params import load_reward_model
 from deepseek_jax.data.preferences import render_response
+from deepseek_jax.errors import at
 from deepseek_jax.parallel.shard import check_splits
 from deepseek_jax.rewards.judge import Judge
 from deepseek_jax.rewards.model import RewardModel
 from deepseek_jax.rollout import AnswerOptions, Policy
-from deepseek_jax.settings import build
+from deepseek_jax.settings import Count
 from deepseek_jax.worlds.registry import named_tokenizer
 
 JUDGE = "judge.json"  # beside a judge's parameters: how it is asked
@@ -20,44 +21,38 @@ JUDGE = "judge.json"  # beside a judge's parameters: how it is asked
 
 @dataclasses.dataclass(frozen=True)
 class ModelRewardSettings:
-    """config.reward_models.NAME: the folder params that recipes.reward_model or recipes.judge left, and how
-    many rows are read, or judgements written, at once.
+    """path: the folder params that recipes.reward_model or recipes.judge left. batch_size: how many rows are
+    read, or judgements written, at once.
     """
 
     path: str
-    batch_size: int = 64
+    batch_size: Count = 64
 
 
-def model_reward_settings(blocks):
-    """{NAME: ModelRewardSettings} of config.reward_models."""
-    return {
-        name: build(ModelRewardSettings, block, f"config.reward_models.{name}")
-        for name, block in blocks.items()
-    }
-
-
-def load_model_rewards(blocks, mesh):
-    """config.reward_models, {NAME: block of ModelRewardSettings} -> {NAME: rewards.model.RewardModel or
-    rewards.judge.Judge}, for rewards.Rewards(config.rewards, models=...), whose weights have each NAME.
+def load_model_rewards(settings, mesh):
+    """{NAME: ModelRewardSettings} -> {NAME: rewards.model.RewardModel or rewards.judge.Judge}, for
+    rewards.Rewards, whose weights have each NAME.
 
     Raises ValueError, naming the field, for a path without a reward model and rows that do not split.
     """
     models = {}
-    for name, settings in model_reward_settings(blocks).items():
-        field = f"config.reward_models.{name}"
-        if (Path(settings.path) / JUDGE).is_file():
-            models[name] = _load_judge(Path(settings.path), mesh, settings.batch_size)
-            continue
-        check_splits(mesh, f"{field}.batch_size", settings.batch_size, "batch")
-        try:
-            config, params, about = load_reward_model(settings.path, mesh)
-        except ValueError as error:
-            raise ValueError(f"{field}.path={settings.path!r}: {error}") from error
-        render = functools.partial(_render, named_tokenizer(about["tokenizer"]), about["template"])
-        models[name] = RewardModel(
-            config, params, render, mesh, kind=about["kind"], batch_size=settings.batch_size
-        )
+    for name, block in settings.items():
+        with at(name):
+            models[name] = _load_model(block, mesh)
     return models
+
+
+def _load_model(settings, mesh):
+    if (Path(settings.path) / JUDGE).is_file():
+        return _load_judge(Path(settings.path), mesh, settings.batch_size)
+    check_splits(mesh, "batch_size", settings.batch_size, "batch")
+    try:
+        config, params, about = load_reward_model(settings.path, mesh)
+    except ValueError as error:
+        raise ValueError(f"path={settings.path!r}: {error}") from error
+    render = functools.partial(_render, named_tokenizer(about["tokenizer"]), about["template"])
+    kind, rows = about["kind"], settings.batch_size
+    return RewardModel(config, params, render, mesh, kind=kind, batch_size=rows)
 
 
 def _load_judge(folder, mesh, slots):

@@ -9,6 +9,7 @@ import contextlib
 import numpy as np
 
 from deepseek_jax.data.tasks import QuestionStream
+from deepseek_jax.errors import at
 from deepseek_jax.rewards import Scores
 from deepseek_jax.worlds.registry import open_rewards
 
@@ -41,15 +42,12 @@ def scenario_rewards(settings, models):
         blocks["general"] = settings.general.rewards
     unused = set(models).difference(*blocks.values())
     with contextlib.ExitStack() as opened:
-        yield {
-            scenario: opened.enter_context(
-                open_rewards(
-                    weights,
-                    models={n: m for n, m in models.items() if n in weights or n in unused},
-                )
-            )
-            for scenario, weights in blocks.items()
-        }
+        rewards = {}
+        for scenario, weights in blocks.items():
+            own = {n: m for n, m in models.items() if n in weights or n in unused}
+            with at("rewards" if scenario == "reasoning" else "general.rewards"):
+                rewards[scenario] = opened.enter_context(open_rewards(weights, models=own))
+        yield rewards
 
 
 class ScenarioStream:

@@ -116,16 +116,16 @@ def _checking_first(train_step, allowed):
     return step
 
 
-def check_rows(settings, mesh, path="config"):
+def check_rows(settings, mesh):
     """Raise ValueError unless every micro-batch splits over the mesh in whole groups.
 
-    settings: ReinforceSettings, of the config block `path`.
+    settings: ReinforceSettings.
     """
     parts = batch_parts(mesh)
     cuts = settings.minibatches * settings.micro_batches
     if settings.prompts_per_step % (cuts * parts):
         raise ValueError(
-            f"{path}.prompts_per_step={settings.prompts_per_step} in {cuts} micro-batches does not split "
-            f"over the {parts} parts of config.mesh (slices x data x fsdp x expert); "
-            f"set {path}.prompts_per_step to a multiple of {cuts * parts}"
+            f"prompts_per_step={settings.prompts_per_step} in {cuts} micro-batches does not split over the "
+            f"{parts} parts of the mesh (slices x data x fsdp x expert); set it to a multiple of "
+            f"{cuts * parts}"
         )

@@ -80,7 +80,7 @@ def gold_answer(example):
     gold = str(example.get("answer", ""))
     gold = marked_answer(gold) or gold.strip()
     if not _plain(gold):
-        raise ValueError(f"{example.get('question')!r} has an empty answer; mend config.data.")
+        raise ValueError(f"{example.get('question')!r} has an empty answer; mend the data.")
     return gold
 
 

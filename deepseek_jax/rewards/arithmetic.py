@@ -144,7 +144,7 @@ def _answer(example):
     if value is None or value.denominator != 1:
         raise ValueError(
             f"the answer {gold!r} of {example.get('question')!r} is not an integer; use "
-            "exact_answer or math_verify in config.rewards."
+            "the reward exact_answer or math_verify."
         )
     return int(value)
 
@@ -154,7 +154,7 @@ def _chain_operands(example):
     if len(operands) < 2 or any(x != int(x) for x in operands):
         raise ValueError(
             f"correct_reasoning needs two or more integers in {example['question']!r}; give "
-            "example['operands'], or use correct_working in config.rewards."
+            "example['operands'], or use the reward correct_working."
         )
     return operands
 

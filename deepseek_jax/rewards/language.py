@@ -64,8 +64,8 @@ def check_language(example):
     if language not in LANGUAGES:
         raise ValueError(
             f"every question needs a 'language', one of {list(LANGUAGES)}; "
-            f"{example.get('question')!r} has {language!r}. Mend config.data, "
-            "or name the language: config.rewards.language_consistency_en."
+            f"{example.get('question')!r} has {language!r}. Mend the data, "
+            "or use a reward that names the language, such as language_consistency_en."
         )
 
 

@@ -23,8 +23,8 @@ class MathVerifier(WorkerPool):
     def __init__(self, *, num_workers=2, time_limit_seconds=5.0):
         if importlib.util.find_spec("math_verify") is None:
             raise ValueError(
-                "the reward 'math_verify' needs a package: pip install math-verify, or take it out "
-                "of config.rewards."
+                "the reward 'math_verify' needs a package: pip install math-verify, or leave this "
+                "reward out."
             )
         super().__init__(
             _verify_one,

@@ -89,7 +89,7 @@ def find_sandbox(names=tuple(SANDBOXES)):
             reasons.append(f"{name}: {error}")
     raise ValueError(
         "the reward 'program' runs what a model wrote and needs a sandbox: pip install "
-        f"pydantic-monty, or take it out of config.rewards. {'; '.join(reasons)}."
+        f"pydantic-monty, or leave this reward out. {'; '.join(reasons)}."
     )
 
 
@@ -123,7 +123,7 @@ def check_test_cases(example):
     raise ValueError(
         "every question needs 'test_cases', a list of "
         '{"input": str, "output": str} or of assert statements; '
-        f"{example.get('question')!r} {wrong}. Mend config.data, or take program out of config.rewards."
+        f"{example.get('question')!r} {wrong}. Mend the data, or leave this reward out."
     )
 
 

@@ -102,21 +102,17 @@ class Rewards:
         known = [*rules, *self._models]
         self.weights = dict(weights)
         if not self.weights:
-            raise ValueError(
-                f"config.rewards is empty; set config.rewards.NAME=WEIGHT, NAME of {known}."
-            )
+            raise ValueError(f"there are none; give NAME=WEIGHT, NAME one of {', '.join(known)}.")
         for name, weight in self.weights.items():
             if name not in known:
-                raise ValueError(f"config.rewards.{name} is not a reward; {suggest(name, known)}")
+                raise ValueError(f"{name}={weight!r} is not of a reward; {suggest(name, known)}")
             if not _is_finite(weight):
-                raise ValueError(f"config.rewards.{name}={weight!r} must be a finite number.")
+                raise ValueError(f"{name}={weight!r} must be a finite number.")
         for name in self._models:
             if known.count(name) > 1:
-                raise ValueError(f"config.reward_models.{name} is a reward's name; choose another.")
+                raise ValueError(f"the reward model {name!r} has a reward's name; choose another.")
             if name not in self.weights:
-                raise ValueError(
-                    f"config.reward_models.{name} is not used; set config.rewards.{name}=WEIGHT."
-                )
+                raise ValueError(f"the reward model {name!r} is not used; give {name}=WEIGHT.")
         self._rules = {name: rules[name] for name in self.weights if name in rules}
         verifiers = {name: rule.verifier for name, rule in self._rules.items()}
         self._verifiers = {name: make() for name, make in verifiers.items() if make is not None}
@@ -139,7 +135,7 @@ class Rewards:
         """
         for name, rule in self._rules.items():
             for example in () if rule.check is None else examples:
-                with at(f"config.rewards.{name}"):
+                with at(name):
                     rule.check(example)
 
     def score(self, examples, completions):

@@ -10,6 +10,7 @@ from deepseek_jax.data.tokenizer import SMOLLM2, Tokenizer, load_tokenizer, smol
 from deepseek_jax.models import ModelConfig
 from deepseek_jax.parallel.processes import say
 from deepseek_jax.rollout.engine import Rollout, generate
+from deepseek_jax.settings import Count, NonNegative, PositiveShare
 
 TAIL = 16  # tokens that hold a <think> and a line break, be they bytes
 
@@ -20,10 +21,10 @@ class AnswerOptions:
     from a nucleus (top_p 1 is every token), `slots` of them at once.
     """
 
-    max_completion_length: int
-    temperature: float = 1.0
-    top_p: float = 1.0
-    slots: int = 32
+    max_completion_length: Count
+    temperature: NonNegative = 1.0
+    top_p: PositiveShare = 1.0
+    slots: Count = 32
 
 
 class Answers(NamedTuple):

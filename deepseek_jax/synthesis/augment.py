@@ -8,6 +8,7 @@ from collections import Counter, defaultdict
 import numpy as np
 
 from deepseek_jax.data.questions import asked_messages
+from deepseek_jax.errors import at
 from deepseek_jax.rewards.format import summary
 from deepseek_jax.rewards.language import LANGUAGES, language_share
 from deepseek_jax.synthesis.teacher import read_rows
@@ -20,7 +21,7 @@ LEAST_SHARE = 0.8  # of a rewritten question's words, in the language that it sh
 
 
 def augmented(settings, questions, evaluation, ask):
-    """(the questions to ask, the fates): the given ones, and what config.augment makes of them.
+    """(the questions to ask, the fates): the given ones, and what settings.augment makes of them.
 
     Each example has its origin, and what it was derived_from. ask(name, examples) has the teacher answer
     each once: -> the folder of its chunks. evaluation: synthesis.ngrams.Evaluation, or None.
@@ -32,14 +33,15 @@ def augmented(settings, questions, evaluation, ask):
     kept = screen.pass_on(sources)
     if not kept:
         raise ValueError(
-            f"config.keep.decontaminate leaves none of {len(sources)} questions of config.data: each shares "
-            f"a run of config.keep.ngram={settings.keep.ngram} words with an evaluation set"
+            f"keep.decontaminate={settings.keep.decontaminate} leaves none of {len(sources)} questions: each "
+            f"shares a run of keep.ngram={settings.keep.ngram} words with an evaluation set"
         )
     made = {}
     for index, (origin, vary) in enumerate(BY_RULE.items()):
         if count := getattr(augment, origin):
             variants = _varied(kept, vary, count, [settings.seed, index], fates[origin])
-            made[origin] = screen.pass_on(example | {"origin": origin} for example in variants)
+            with at(f"augment.{origin}"):
+                made[origin] = screen.pass_on(example | {"origin": origin} for example in variants)
     if augment.paraphrase:
         made["paraphrase"] = _rewritten("paraphrase", kept, augment.paraphrase, ask, screen)
     if augment.translate:
@@ -47,8 +49,8 @@ def augmented(settings, questions, evaluation, ask):
     for origin, examples in made.items():
         if not examples:
             shown = ", ".join(f"{count} {fate}" for fate, count in fates[origin].most_common())
-            field = f"config.augment.{'translate' if origin == 'translation' else origin}"
-            raise ValueError(f"{field} made no new question ({shown}); leave it out, or mend it")
+            with at(f"augment.{'translate' if origin == 'translation' else origin}"):
+                raise ValueError(f"no new question came of it ({shown}); leave it out, or mend it")
     if augment.translate:  # what comes back as it was is not new, and no mistake
         there = made["translation"]
         made["back_translation"] = _rewritten(

@@ -2,9 +2,19 @@
 
 import dataclasses
 
+from deepseek_jax.data.chat import Template
+from deepseek_jax.errors import suggest
 from deepseek_jax.rewards.language import LANGUAGES
 from deepseek_jax.rollout.policy import AnswerOptions
-from deepseek_jax.settings import added, check_counts, suggest
+from deepseek_jax.settings import (
+    Count,
+    Natural,
+    NonNegative,
+    PositiveShare,
+    Settings,
+    Weights,
+    added,
+)
 
 TOTAL = "reward"  # in config.keep.at_least, the weighted sum
 
@@ -19,40 +29,43 @@ class QuestionSettings:
     num_held_out: of a task, the questions that are not asked, and that keep.decontaminate may name.
     """
 
-    template: str
+    template: Template
     task: str | None = None
     path: str | None = None
     split: str = "train"
     opening: str = ""
-    num_prompts: int | None = None
-    num_held_out: int = 256
+    num_prompts: Count | None = None
+    num_held_out: Count = 256
 
     def __post_init__(self):
         if (self.task is None) == (self.path is None):
-            raise ValueError("set either config.data.task, a small world's, or config.data.path")
+            raise ValueError(
+                f"task={self.task!r} and path={self.path!r}: set just one of them, a small world's task or "
+                "where the questions lie"
+            )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SamplingSettings(AnswerOptions):
     """Temperature and top_p are those that R1's authors recommend, and evaluate with."""
 
-    samples_per_prompt: int
-    max_prompt_length: int
-    temperature: float = 0.6
-    top_p: float = 0.95
+    samples_per_prompt: Count
+    max_prompt_length: Count
+    temperature: NonNegative = 0.6
+    top_p: PositiveShare = 0.95
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class AskSettings:
+class AskSettings(Settings):
     """How a teacher answers. chunk_size: prompts to a file of samples; whoever is stopped answers at most
     so many once more. teacher_processes: how many processes hold a teacher together, and answer the same
     prompts.
     """
 
     sampling: SamplingSettings
-    seed: int = 0
-    chunk_size: int = 64
-    teacher_processes: int = 1
+    seed: Natural = 0
+    chunk_size: Count = 64
+    teacher_processes: Count = 1
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -61,11 +74,11 @@ class RejectionSettings(AnswerOptions):
     at most max_per_prompt good ones are kept.
     """
 
-    num_prompts: int
-    samples_per_prompt: int
-    max_per_prompt: int
-    top_p: float = added(1.0)
-    slots: int = 128
+    num_prompts: Count
+    samples_per_prompt: Count
+    max_per_prompt: Count
+    top_p: PositiveShare = added(1.0)
+    slots: Count = 128
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,28 +89,25 @@ class AugmentSettings:
     in other words, or in the other language; what it translates it translates back as well.
     """
 
-    numbers: int = 0
-    names: int = 0
-    paraphrase: dict = dataclasses.field(default_factory=dict)
-    translate: dict = dataclasses.field(default_factory=dict)
+    numbers: Natural = 0
+    names: Natural = 0
+    paraphrase: dict[str, str] = dataclasses.field(default_factory=dict)
+    translate: dict[str, str] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self):
-        for name in ("numbers", "names"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"config.augment.{name}={getattr(self, name)} must be at least 0")
         for name in ("paraphrase", "translate"):
             for language, prompt in getattr(self, name).items():
-                path = f"config.augment.{name}.{language}"
+                given = f"{name}.{language}={prompt!r}"
                 if language not in LANGUAGES:
-                    raise ValueError(f"{path} is not a language; {suggest(language, LANGUAGES)}")
-                if not isinstance(prompt, str) or "{question}" not in prompt:
                     raise ValueError(
-                        f"{path}={prompt!r} has no place for the question: {{question}}"
+                        f"{given} is not for a language; {suggest(language, LANGUAGES)}"
                     )
+                if "{question}" not in prompt:
+                    raise ValueError(f"{given} has no place for the question: {{question}}")
         if self.translate and set(self.translate) != set(LANGUAGES):
             raise ValueError(
-                f"config.augment.translate has {list(self.translate)}; what is translated is translated "
-                f"back, so give it a prompt for each of {list(LANGUAGES)}"
+                f"translate={self.translate}: a question is translated and back again, so give a prompt for "
+                f"each of {', '.join(LANGUAGES)}"
             )
 
 
@@ -111,17 +121,9 @@ class KeepSettings:
     dropped (synthesis.ngrams).
     """
 
-    at_least: dict
-    max_per_prompt: int
-    near_duplicates: float | None = None
-    shingle: int = 5
+    at_least: Weights
+    max_per_prompt: Count
+    near_duplicates: PositiveShare | None = None
+    shingle: Count = 5
     decontaminate: tuple[str, ...] = ()
-    ngram: int = 10
-
-    def __post_init__(self):
-        check_counts(self, "config.keep")
-        if self.near_duplicates is not None and not 0 < self.near_duplicates <= 1:
-            raise ValueError(
-                f"config.keep.near_duplicates={self.near_duplicates} is no similarity; set it within 0..1, "
-                "or to None to keep near-duplicates"
-            )
+    ngram: Count = 10

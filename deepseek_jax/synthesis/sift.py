@@ -4,6 +4,7 @@ import json
 from collections import Counter, defaultdict
 
 from deepseek_jax.data.questions import asked_messages
+from deepseek_jax.errors import at
 from deepseek_jax.evaluation.consensus import majority
 from deepseek_jax.rewards.scoring import NUMBERS
 from deepseek_jax.synthesis.augment import REWRITTEN
@@ -42,18 +43,18 @@ class Sift:
             "empty": lambda text, e: not text.removeprefix(opening).strip(),
             "unscored": lambda text, e: e["sample"]["reward"] is None,
         }
-        fields = ("config.sampling.max_completion_length", "config.data.template", "config.rewards")
+        fields = ("sampling.max_completion_length", "data.template", "rewards")
         # What decides a fate, in the order of the filters
         self.fields = dict(zip(rules, fields, strict=True))
         for name, least in keep.at_least.items():
             rules[f"{name} below {least}"] = _below(name, least)
-            self.fields[f"{name} below {least}"] = f"config.keep.at_least.{name}={least}"
+            self.fields[f"{name} below {least}"] = f"keep.at_least.{name}={least}"
         rules["inconsistent"] = lambda text, e: not e["agreed"]
-        self.fields["inconsistent"] = "config.augment"
+        self.fields["inconsistent"] = "augment"
         last = {}
         if evaluation is not None:
             last["contaminated"] = lambda text, e: evaluation.shares_a_run(_whole(text, e))
-            self.fields["contaminated"] = "config.keep.decontaminate"
+            self.fields["contaminated"] = "keep.decontaminate"
         if keep.near_duplicates is not None:
             near = NearDuplicates(keep.near_duplicates, keep.shingle)
             last["near-duplicate"] = lambda text, e: not near.is_new(_whole(text, e))
@@ -76,17 +77,18 @@ class Sift:
                     kept += 1
                     yield _record(example, sample)
         if not kept:
-            raise ValueError(self._nothing_kept())
+            self._refuse()
 
-    def _nothing_kept(self):
-        """Which fields removed everything; the last filter that had anything to remove comes first."""
+    def _refuse(self):
+        """Say which fields removed everything; the last filter that had anything to remove comes first."""
         fates = sum((sieve.fates for sieve in self.sieves.values()), start=Counter())
         asked = [why for why in self.fields if why in fates]  # in the order of the filters
         removed = ", ".join(f"{fates[why]} {why} ({self.fields[why]})" for why in reversed(asked))
-        return (
-            f"{self.fields[asked[-1]]} leaves nothing of {fates.total()} completions: {removed}. What was "
-            "sampled stays: change the field, and start again in the same work directory"
-        )
+        with at(self.fields[asked[-1]]):
+            raise ValueError(
+                f"nothing is left of {fates.total()} completions: {removed}. What was sampled stays: change "
+                "the field, and start again in the same work directory"
+            )
 
 
 def majority_is_right(samples, accuracy):

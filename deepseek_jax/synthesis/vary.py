@@ -39,7 +39,7 @@ def vary_numbers(rng, example):
     if example["question"] != arithmetic.question(operands):
         raise ValueError(
             f"other numbers in {example['question'][:80]!r}: its answer cannot be computed, known are "
-            f"{KNOWN}; leave out config.augment.numbers"
+            f"{KNOWN}; leave numbers out"
         )
     while True:
         drawn = arithmetic.draw_operands(rng)
@@ -56,7 +56,7 @@ def vary_names(rng, example):
     if words is None:
         raise ValueError(
             f"other names in {example['question'][:80]!r}: they are known in sums and differences in words; "
-            "leave out config.augment.names"
+            "leave names out"
         )
     form, fields = words
     if "name" not in fields:

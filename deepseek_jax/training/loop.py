@@ -33,15 +33,9 @@ def train(settings, state, train_step, source, run, seed):
     and, where the source gives `tokens`, tokens_per_second; and peak memory. Between lines nothing waits
     for the device. Saves after each save_every steps and at the end.
 
-    Raises ValueError for a checkpoint of another run or an interval below 1, FloatingPointError after
-    MAX_NONFINITE skipped updates in a row, and, once run.should_stop says so on any process and the state is
-    saved, SystemExit(STOPPED).
+    Raises ValueError for a checkpoint of another run, FloatingPointError after MAX_NONFINITE skipped updates
+    in a row, and, once run.should_stop says so on any process and the state is saved, SystemExit(STOPPED).
     """
-    for name in ("num_steps", "save_every", "log_every"):
-        if getattr(settings, name) < 1:
-            raise ValueError(
-                f"{name}={getattr(settings, name)} of phase {run.phase!r} must be at least 1"
-            )
     with Store(run.folder) as store:
         state, first_step = _resume(state, source, store, settings.num_steps, run.phase)
         if first_step >= settings.num_steps:

@@ -1,14 +1,17 @@
 """AdamW, with what it leaves alone and what its moments are stored in."""
 
 import dataclasses
-from typing import Literal
+from typing import Annotated, Literal
 
 import jax
 import jax.numpy as jnp
 import optax
 
 from deepseek_jax.models import decays
+from deepseek_jax.settings import Between, Natural, NonNegative, Positive, Share
 from deepseek_jax.training.schedule import Phase, join_phases, make_schedule
+
+Decay = Annotated[float, Between(0, 1, open_high=True)]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -18,25 +21,40 @@ class OptimizerSettings:
     The schedule is either learning_rate with schedule, warmup_steps and final_fraction, or phases end to end.
     """
 
-    learning_rate: float | None = None
+    learning_rate: NonNegative | None = None
     schedule: Literal["constant", "cosine"] = "constant"
-    warmup_steps: int = 0
-    final_fraction: float = 0.1
+    warmup_steps: Natural = 0
+    final_fraction: Share = 0.1
     phases: tuple[Phase, ...] = ()
-    b1: float = 0.9
-    b2: float = 0.95
-    weight_decay: float = 0.0
-    max_grad_norm: float = 1.0
+    b1: Decay = 0.9
+    b2: Decay = 0.95
+    weight_decay: NonNegative = 0.0
+    max_grad_norm: Positive = 1.0
     moment_dtype: Literal["float32", "bfloat16"] = "float32"
 
-    def make(self, num_updates, path="config.optimizer", trains_mtp=False):
+    def __post_init__(self):
+        if self.learning_rate is None and not self.phases:
+            raise ValueError("learning_rate=None and phases=() are no schedule; set one of them")
+        for field in dataclasses.fields(self)[:4] if self.phases else ():
+            given = getattr(self, field.name)
+            if given != field.default:
+                raise ValueError(
+                    f"{field.name}={given!r} and phases are two schedules; keep one of them"
+                )
+        for name in ("b1", "b2") if self.moment_dtype == "bfloat16" else ():
+            if getattr(self, name) > 1 - 2**-8:  # half the gap between neighbours, at its widest
+                raise ValueError(
+                    f"{name}={getattr(self, name)} decays a moment by less than bfloat16 can tell, so that "
+                    f"rounding would keep it as it is; set it to at most {1 - 2**-8}, or moment_dtype to "
+                    "'float32'"
+                )
+
+    def make(self, num_updates, trains_mtp=False):
         """The optax transformation for a run of this many updates; trains_mtp where a loss trains the
-        multi-token prediction. Raises ValueError, naming the field of the block `path`, for a number out of
-        its range.
+        multi-token prediction. Raises ValueError as `rate` does.
         """
-        self._check_ranges(path)
         return make_optimizer(
-            self._make_schedule(num_updates, path),
+            self.rate(num_updates),
             b1=self.b1,
             b2=self.b2,
             weight_decay=self.weight_decay,
@@ -45,45 +63,17 @@ class OptimizerSettings:
             moment_dtype=self.moment_dtype,
         )
 
-    def _make_schedule(self, num_updates, path):
+    def rate(self, num_updates):
+        """The learning rate by update. Raises ValueError for a schedule of another number of updates."""
         if self.phases:
-            defaults = OptimizerSettings()
-            for name in ("learning_rate", "schedule", "warmup_steps", "final_fraction"):
-                given = getattr(self, name)
-                if given != getattr(defaults, name):
-                    raise ValueError(
-                        f"{path}.{name}={given!r} and {path}.phases are two schedules; keep one of them"
-                    )
-            return join_phases(self.phases, num_steps=num_updates, path=path)
-        if self.learning_rate is None:
-            raise ValueError(f"{path} lacks a schedule; set {path}.learning_rate, or {path}.phases")
+            return join_phases(self.phases, num_steps=num_updates)
         return make_schedule(
             self.learning_rate,
             schedule=self.schedule,
             warmup_steps=self.warmup_steps,
             num_steps=num_updates,
             final_fraction=self.final_fraction,
-            path=path,
         )
-
-    def _check_ranges(self, path):
-        ranges = {
-            "final_fraction": (0 <= self.final_fraction <= 1, "within 0..1"),
-            "b1": (0 <= self.b1 < 1, "at least 0 and below 1"),
-            "b2": (0 <= self.b2 < 1, "at least 0 and below 1"),
-            "weight_decay": (self.weight_decay >= 0, "at least 0"),
-            "max_grad_norm": (self.max_grad_norm > 0, "above 0"),
-        }
-        for name, (fits, allowed) in ranges.items():
-            if not fits:
-                raise ValueError(f"{path}.{name}={getattr(self, name)} must be {allowed}")
-        for name in ("b1", "b2") if self.moment_dtype == "bfloat16" else ():
-            if getattr(self, name) > 1 - 2**-8:  # half the gap between neighbours, at its widest
-                raise ValueError(
-                    f"{path}.{name}={getattr(self, name)} decays a moment by less than bfloat16 can tell, "
-                    f"so that rounding would keep it as it is; set it to at most {1 - 2**-8}, or "
-                    f"{path}.moment_dtype to 'float32'"
-                )
 
 
 def make_optimizer(

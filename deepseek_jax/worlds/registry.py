@@ -59,7 +59,7 @@ def named_tokenizer(name):
 
 
 def all_rules():
-    """The rules that config.rewards may name: the general ones, and those of every world."""
+    """The rules that weights of rewards may name: the general ones, and those of every world."""
     rules = dict(RULES)
     for world in WORLDS.values():
         rules |= world.rewards

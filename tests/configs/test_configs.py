@@ -1,11 +1,9 @@
 """Every experiment and every named size is one that the code can run."""
 
-import importlib
 import inspect
 import math
 import subprocess
 import sys
-from pathlib import Path
 
 import jax
 import numpy as np
@@ -13,49 +11,21 @@ import pytest
 
 from configs import models, r1, v3_post_training
 from deepseek_jax.models import build_model
-from deepseek_jax.models.config import RunSettings
 from deepseek_jax.parallel import make_mesh
 from deepseek_jax.parallel.mesh import MeshSettings
-from deepseek_jax.recipes.distill.settings import DistillSettings, StartSettings
-from deepseek_jax.recipes.generate.settings import GenerateSettings
+from deepseek_jax.recipes.distill.settings import DistillSettings
 from deepseek_jax.recipes.grpo.settings import GrpoSettings
 from deepseek_jax.recipes.pretrain.settings import PretrainSettings
-from deepseek_jax.recipes.r1.settings import REWARD_MODELS, R1Settings
-from deepseek_jax.recipes.reward_model.settings import JudgeSettings, RewardModelSettings
+from deepseek_jax.recipes.r1.settings import REWARD_MODELS
 from deepseek_jax.recipes.sft.settings import SftSettings
 from deepseek_jax.reinforce.scenarios import scenario_rewards
-from deepseek_jax.rewards import Rewards
 from deepseek_jax.settings import build
-from deepseek_jax.training.schedule import join_phases, stage_at
-from deepseek_jax.worlds.registry import question_names
+from deepseek_jax.training.schedule import join_phases, number_at
+from deepseek_jax.worlds.registry import open_rewards, question_names
+from tests.experiments import CONFIGS, EXPERIMENTS, RUNS, SETTINGS, load
 
-ROOT = Path(__file__).resolve().parents[2]
-SETTINGS = {
-    "distill": DistillSettings,
-    "generate": GenerateSettings,
-    "grpo": GrpoSettings,
-    "judge": JudgeSettings,
-    "pretrain": PretrainSettings,
-    "r1": R1Settings,
-    "reward_model": RewardModelSettings,
-    "sft": SftSettings,
-}
 ONE_DEVICE = make_mesh(data=1, devices=jax.devices()[:1])
-SHARED = ("__init__", "common", "distill_published", "models")
-EXPERIMENTS = sorted(path for path in (ROOT / "configs").glob("*.py") if path.stem not in SHARED)
 SIZES = sorted(name for name, _ in inspect.getmembers(models, inspect.isfunction) if name[0] != "_")
-
-
-RUNS = [(path, None) for path in EXPERIMENTS] + [
-    (ROOT / "configs" / f"{name}.py", f"stage={stage}")
-    for name, stages in {"r1": r1.STAGES, "v3_post_training": v3_post_training.STAGES}.items()
-    for stage in stages
-]
-RUNS.append((ROOT / "configs" / "distill_small.py", "letters"))
-
-
-def load(path, arg=None):
-    return importlib.import_module(f"configs.{path.stem}").get_config(arg)
 
 
 @pytest.mark.parametrize("path, arg", RUNS, ids=lambda given: getattr(given, "stem", given))
@@ -69,25 +39,15 @@ def test_an_experiments_numbers_are_its_recipes_settings(path, arg):
         with scenario_rewards(settings, dict.fromkeys(settings.reward_models)):
             pass
     if config.recipe in ("generate", "sft"):
-        Rewards(settings.rewards, models=dict.fromkeys(settings.reward_models)).close()
+        open_rewards(settings.rewards, models=dict.fromkeys(settings.reward_models)).close()
     if config.recipe in ("generate", "grpo", "sft"):
         assert settings.data.path is not None or settings.data.task in question_names()
     if config.recipe == "pretrain":
-        settings.built_stages(build_model(settings.model), ONE_DEVICE)
+        settings.checked_stages(build_model(settings.model), ONE_DEVICE)
     if config.recipe == "r1":
         for stage in (settings.zero, settings.reasoning, settings.scenarios):
             with scenario_rewards(stage, dict.fromkeys(REWARD_MODELS if stage.general else ())):
                 pass
-    if config.recipe == "distill":
-        for start in settings.built(StartSettings, "starts").values():
-            build(RunSettings, start.model, "model") if start.init_from else build_model(
-                start.model
-            )
-        return
-    if getattr(settings, "init_from", None) is None:
-        build_model(settings.model)
-    else:
-        build(RunSettings, settings.model, "config.model")
 
 
 @pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda path: path.stem)
@@ -110,13 +70,13 @@ def test_a_named_size_is_a_model(size):
 
 def test_the_small_runs_seed_is_its_argument():
     """Oracle: by hand."""
-    path = ROOT / "configs" / "grpo_small.py"
+    path = CONFIGS / "grpo_small.py"
     assert load(path).seed == 0 and load(path, "seed=3").seed == 3
 
 
 def test_gsm8k_asks_for_longer_answers_and_pays_for_true_working():
     """Oracle: by hand."""
-    path = ROOT / "configs" / "grpo_smollm2.py"
+    path = CONFIGS / "grpo_smollm2.py"
     plain, gsm8k = load(path), load(path, "gsm8k")
     assert plain.rollout.max_completion_length < gsm8k.rollout.max_completion_length
     assert set(gsm8k.rewards) - set(plain.rewards) == {"true_equations"}
@@ -127,13 +87,12 @@ def test_v3s_run_is_the_published_one():
     to 14.3T, 333B at 2.2e-5 and 167B at 7.3e-6; the bias still from 14.3T on; 14.8T tokens in all, within one
     batch; and the 4K model knows nothing of YaRN.
     """
-    path = ROOT / "configs" / "pretrain_v3.py"
+    path = CONFIGS / "pretrain_v3.py"
     config = load(path)
-    stages = build(PretrainSettings, config, "config").built_stages(
-        build_model(config.model), ONE_DEVICE
-    )
+    settings = build(PretrainSettings, config, "config")
+    stages = settings.checked_stages(build_model(config.model), ONE_DEVICE)
     ((_, first),) = stages
-    sizes = [stage_at(first.batch_sizes(), update) for update in range(first.num_steps)]
+    sizes = [number_at(first.batch_sizes(), update) for update in range(first.num_steps)]
     tokens = 4096 * np.cumsum([0, *sizes])
     assert sizes[0] == 3072 and sizes[-1] == 15360
     assert 14.8e12 <= tokens[-1] < 14.8e12 + 4096 * 15360
@@ -161,7 +120,7 @@ def test_v3s_run_is_the_published_one():
 
 def test_v3s_held_out_documents_are_enough_for_its_hosts():
     """Oracle: by hand: 1024 chips, 4 to a host: up to 256 hosts read documents of their own."""
-    settings = build(PretrainSettings, load(ROOT / "configs" / "pretrain_v3.py"), "config")
+    settings = build(PretrainSettings, load(CONFIGS / "pretrain_v3.py"), "config")
     assert settings.data.num_held_out >= math.prod(settings.mesh.values()) / 4 == 256
 
 
@@ -170,7 +129,7 @@ def test_r1_zeros_run_is_the_published_one():
     question; rollouts of 8,192 completions in 16 parts; the reference replaced every 400 updates; up to
     32,768 tokens until about update 8,200 and 65,536 from there on.
     """
-    settings = build(GrpoSettings, load(ROOT / "configs" / "r1_zero.py"), "config")
+    settings = build(GrpoSettings, load(CONFIGS / "r1_zero.py"), "config")
     sampled = settings.prompts_per_step * settings.group_size
     assert sampled == 8192 and sampled / settings.minibatches == 512 and settings.group_size == 16
     assert settings.num_steps * settings.minibatches * settings.epochs == 10_400
@@ -199,10 +158,10 @@ def test_a_distilled_students_run_is_the_published_one(name, start, rate):
     """Oracle: arXiv:2501.12948, appendices B.3.3 and B.4.3: 804,745 texts, 2 to 3 epochs, batches of 64, rows
     of 32,768 tokens, a cosine from the table's rate to a tenth of it, and of the teacher its text alone.
     """
-    config = load(ROOT / "configs" / f"distill_{name}.py")
+    config = load(CONFIGS / f"distill_{name}.py")
     settings = build(DistillSettings, config, "config")
-    (student,) = settings.built_students().values()
-    assert settings.starts["start"]["init_from"].endswith(f"/{start}") and settings.teacher is None
+    (student,) = settings.students.values()
+    assert settings.starts["start"].init_from.endswith(f"/{start}") and settings.teacher is None
     assert 2 <= student.num_steps * student.batch_size / 804_745 <= 3
     assert (student.batch_size, student.sequence_length) == (64, 32768)
     assert student.loss.weights == {"hard": 1.0}
@@ -250,4 +209,7 @@ def test_configs_do_without_jax():
     """Oracle: sys.modules of a fresh interpreter that has read every experiment."""
     names = ", ".join(f"configs.{path.stem}" for path in EXPERIMENTS)
     program = f"import sys, {names}; sys.exit('jax' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", program], cwd=ROOT, timeout=60).returncode == 0
+    assert (
+        subprocess.run([sys.executable, "-c", program], cwd=CONFIGS.parent, timeout=60).returncode
+        == 0
+    )

@@ -59,8 +59,8 @@ def test_plain_prompts_begin_with_bos_where_the_tokenizer_does():
 @pytest.mark.parametrize(
     ("question", "template", "complaint"),
     [
-        ("What is 3", "no place for it", "config.data.template='no place for it'.*{question}"),
-        ("What is 3", "chat", "config.data.template=.*no chat template"),
+        ("What is 3", "no place for it", "^template='no place for it'.*{question}"),
+        ("What is 3", "chat", "^template=.*no chat template"),
         (" \n", "{question}", "empty"),
     ],
 )

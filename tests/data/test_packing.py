@@ -359,7 +359,7 @@ def test_bytes_that_are_no_text_stop_the_run_and_are_named():
 
 def test_fill_in_the_middle_without_its_tokens_is_refused():
     """Oracle: the message names the field."""
-    with pytest.raises(ValueError, match="config.data.fim_rate=0.1.*no fill-in-the-middle tokens"):
+    with pytest.raises(ValueError, match="^fim_rate=0.1.*no fill-in-the-middle tokens"):
         pack([{"text": "7"}], TOKENIZER, sequence_length=8, batch_size=1, seed=0, fim_rate=0.1)
 
 

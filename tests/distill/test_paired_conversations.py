@@ -64,5 +64,5 @@ def test_rows_hold_both_and_too_long_ones_are_left_out():
         np.testing.assert_array_equal(batch["teacher_index"][row, :n], teacher_index)
         np.testing.assert_array_equal(batch["exact"][row, :n], exact)
     assert set(np.unique(batch["loss_weights"])) == {0, 2}
-    with pytest.raises(ValueError, match="config.packing to False"):
+    with pytest.raises(ValueError, match="packing=True: two tokenizers"):
         pack_paired(source, LETTERS, WORDS, packing=True, **how)

@@ -7,6 +7,7 @@ import pytest
 from deepseek_jax.evaluation.problems import NUM_OF_A_WORLD, Rules, load_problems
 from deepseek_jax.recipes.evaluate.settings import INSTRUCTION, EvaluateSettings
 from deepseek_jax.rewards import scoring
+from deepseek_jax.settings import build
 from deepseek_jax.worlds.bilingual.tasks import puzzle_examples
 from deepseek_jax.worlds.bilingual.world import BILINGUAL
 from deepseek_jax.worlds.registry import all_rules, find_questions, question_names
@@ -15,7 +16,8 @@ QUESTIONS = [(f"What is {n} + 1?", f"{n} + 1 = {n + 1}\n#### {n + 1:,}") for n i
 
 
 def settings(*data, **fields):
-    return EvaluateSettings(recipe="evaluate", checkpoint="nowhere", data=data, **fields)
+    block = dict(recipe="evaluate", checkpoint="nowhere", data=data, **fields)
+    return build(EvaluateSettings, block, "config")
 
 
 @pytest.fixture
@@ -77,14 +79,14 @@ def test_programs_are_judged_by_their_cases_and_not_told_to_box_anything(tmp_pat
 @pytest.mark.parametrize(
     "data, fields, words",
     [
-        (["gsm9k"], {}, "config.data='gsm9k' is no .jsonl file and no world's task"),
+        (["gsm9k"], {}, "data='gsm9k' is neither a .jsonl file nor a world's task"),
         (["arithmetics"], {}, "did you mean arithmetic?"),
-        (["nowhere.jsonl"], {}, "config.data='nowhere.jsonl' is not a file"),
-        (["FILE"], dict(num_problems=11), "config.num_problems=11 must be within 2..10"),
-        (["FILE", "FILE"], {}, "config.data names sums/test twice"),
+        (["nowhere.jsonl"], {}, "data='nowhere.jsonl' is not a file"),
+        (["FILE"], dict(num_problems=11), "num_problems=11 must be within 2..10"),
+        (["FILE", "FILE"], {}, "test.jsonl' has sums/test again; give it once"),
         (["bilingual_puzzles"], dict(num_problems=5), "a single problem, and an interval needs 2"),
         (["arithmetic"], dict(num_problems=100_000), "there are"),
-        ([], {}, "config.data names no problems"),
+        ([], {}, "config.data=() names no problems"),
         (["arithmetic"], dict(samples=0), "config.samples=0 must be at least 1"),
         (["arithmetic"], dict(temperature=0.0), "config.temperature=0.0 is greedy"),
     ],

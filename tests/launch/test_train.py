@@ -169,7 +169,10 @@ def test_another_config_in_a_work_directory_is_one_message_and_nothing_is_touche
         ),
         (f"--config={SMALL} --config.num_step=3", "config.num_step is not a field; did you mean"),
         (f"--config={SMALL} --config.minibatches=3", "does not split into minibatches=3"),
-        (f"--config={SMALL} --config.loss.clip_eps_high=0", "config.loss.clip_eps_high=0.0"),
+        (
+            f"--config={SMALL} --config.loss.clip_eps_high=0",
+            "config.loss.clip_eps_high=0 must be above 0",
+        ),
         ("--config=tiny.py:stepps=3", "'stepps' is not a key; did you mean steps?"),
         (
             "--config=tiny.py --config.recipe=poling",

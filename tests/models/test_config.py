@@ -6,6 +6,7 @@ import pytest
 
 from configs import models
 from deepseek_jax.models import ModelConfig, RopeScaling
+from deepseek_jax.settings import build
 
 TINY = models.deepseek_v3_tiny()
 LLAMA = dict(
@@ -24,7 +25,7 @@ LLAMA = dict(
         (TINY, dict(model_type="mamba"), ["'mamba'", "deepseek_v3", "qwen2"]),
         (TINY, dict(dtype="float16"), ["dtype='float16'", "bfloat16"]),
         (TINY, dict(kv_lora_rank=None, v_head_dim=None), ["kv_lora_rank", "v_head_dim"]),
-        (TINY, dict(qk_rope_head_dim=15), ["15", "even"]),
+        (TINY, dict(qk_rope_head_dim=15), ["qk_rope_head_dim=15", "even"]),
         (TINY, dict(num_experts_per_tok=None), ["num_experts_per_tok"]),
         (TINY, dict(scoring_func="tanh"), ["scoring_func='tanh'", "sigmoid", "softmax"]),
         (TINY, dict(n_group=3), ["n_routed_experts=8", "n_group=3"]),
@@ -33,15 +34,18 @@ LLAMA = dict(
         (TINY, dict(n_group=8, topk_group=4), ["n_group=8", "best two"]),
         (TINY, dict(first_k_dense_replace=3), ["first_k_dense_replace=3", "0..2"]),
         (LLAMA, dict(num_key_value_heads=3), ["num_attention_heads=4", "num_key_value_heads=3"]),
-        (LLAMA, dict(head_dim=7), ["7", "even"]),
-        (LLAMA, dict(hidden_size=26), ["model.hidden_size=26", "model.num_attention_heads=4"]),
+        (LLAMA, dict(head_dim=7), ["head_dim=7", "even"]),
+        (LLAMA, dict(head_dim=0), ["head_dim=0 must be at least 1"]),
+        (TINY, dict(expert_buffer=0.9), ["expert_buffer=0.9 must be at least 1"]),
+        (LLAMA, dict(hidden_size=26), ["hidden_size=26", "num_attention_heads=4"]),
         (LLAMA, dict(num_nextn_predict_layers=1), ["num_nextn_predict_layers", "n_routed_experts"]),
     ],
 )
 def test_a_config_that_cannot_be_is_an_error_that_names_the_field(base, change, words):
     """Oracle: field, value and what is allowed stand in the message."""
     with pytest.raises(ValueError) as error:
-        ModelConfig(**dict(base, **change))
+        build(ModelConfig, dict(base, **change), "config.model")
+    assert str(error.value).startswith("config.model.")
     for word in words:
         assert word in str(error.value)
 

@@ -102,10 +102,10 @@ def test_the_number_of_stages_is_the_meshs():
 @pytest.mark.parametrize(
     "mesh, layers, rows, micro_batches, message",
     [
-        ("4 stages", 6, B, 4, r"6 layers do not split over config.mesh.pipeline=4; set .* of 6"),
-        ("2 stages", 8, B, 3, r"16 rows .* model.pipeline_micro_batches=3; set .* of 16"),
-        ("2 stages", 8, B, 16, r"model.pipeline_micro_batches=16 .*batch of size 1 .*mesh.data=2"),
-        ("2 stages", 8, 6, 2, r"axis batch of size 3 does not split over config.mesh.data=2"),
+        ("4 stages", 6, B, 4, r"6 layers do not split over mesh.pipeline=4; set .* of 6"),
+        ("2 stages", 8, B, 3, r"pipeline_micro_batches=3 does not split 16 rows .* of 16"),
+        ("2 stages", 8, B, 16, r"pipeline_micro_batches=16 .*batch=1 .*mesh.data=2"),
+        ("2 stages", 8, 6, 2, r"axis batch=3 does not split over mesh.data=2"),
     ],
 )
 def test_uneven_counts_are_refused(mesh, layers, rows, micro_batches, message):
@@ -119,5 +119,5 @@ def test_tokens_that_do_not_split_are_refused():
     params, carried = inputs()
     carried = jax.tree.map(lambda x: x[:, :3], carried)
     with jax.set_mesh(make_mesh(**MESHES["2 stages"])):
-        with pytest.raises(ValueError, match=r"seq of size 3 .*config.mesh.context=2"):
+        with pytest.raises(ValueError, match=r"seq=3 .*mesh.context=2"):
             pipeline(run_stage, params, carried, 2)

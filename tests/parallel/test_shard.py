@@ -104,8 +104,8 @@ def test_a_size_that_does_not_split_names_parameter_axis_size_and_field():
     with pytest.raises(ValueError) as error:
         shardings(mesh, {"ffn": AXES}, {"ffn": SHAPES})
     assert str(error.value) == (
-        "parameter ffn/experts: axis experts of size 4 does not split over config.mesh.expert=8; "
-        "set config.mesh.expert to a divisor of 4"
+        "parameter ffn/experts: axis experts=4 does not split over mesh.expert=8; "
+        "set mesh.expert to a divisor of 4"
     )
 
 
@@ -132,8 +132,8 @@ def test_put_batch_refuses_rows_that_do_not_split():
     with pytest.raises(ValueError) as error:
         put_batch(mesh, {"tokens": np.zeros((6, 2), np.int32)})
     assert str(error.value) == (
-        "batch['tokens']: axis batch of size 6 does not split over config.mesh.data=4, "
-        "config.mesh.fsdp=2; set their product to a divisor of 6"
+        "batch['tokens']: axis batch=6 does not split over mesh.data=4, "
+        "mesh.fsdp=2; set their product to a divisor of 6"
     )
 
 
@@ -185,15 +185,15 @@ def test_sharded_init_makes_the_parameters_of_an_unsharded_one_in_their_places()
         (
             dict(tensor=8),
             dict(num_attention_heads=4),
-            r"axis heads of size 4 .*config.mesh.tensor=8",
+            r"axis heads=4 .*mesh.tensor=8",
         ),
         (
             dict(expert=8),
             dict(n_routed_experts=12),
-            r"axis experts of size 12 .*config.mesh.expert=8",
+            r"axis experts=12 .*mesh.expert=8",
         ),
-        (dict(pipeline=8), {}, r"moe_layers/.*axis layers of size \d+ .*config.mesh.pipeline=8"),
-        (dict(fsdp=8), dict(hidden_size=36), r"axis embed of size 36 .*config.mesh.fsdp=8"),
+        (dict(pipeline=8), {}, r"moe_layers/.*axis layers=\d+ .*mesh.pipeline=8"),
+        (dict(fsdp=8), dict(hidden_size=36), r"axis embed=36 .*mesh.fsdp=8"),
     ],
 )
 def test_a_model_that_does_not_split_is_refused_before_anything_compiles(sizes, changes, message):
@@ -229,21 +229,21 @@ def test_a_batch_that_splits_wherever_it_is_cut_passes():
             dict(data=4, fsdp=2),
             12,
             {},
-            r"12 rows .*config.mesh.data=4 x config.mesh.fsdp=2; .* of 8",
+            r"12 rows .*mesh.data=4 x mesh.fsdp=2; .* of 8",
         ),
         (
             dict(data=8),
             8,
             dict(micro_batches=2),
-            r"into micro_batches=2 x config.mesh.data=8; .* of 16",
+            r"into micro_batches=2 x mesh.data=8; .* of 16",
         ),
         (
             dict(pipeline=2, data=4),
             8,
             dict(pipeline_micro_batches=4),
-            r"model.pipeline_micro_batches=4 x config.mesh.data=4; .* of 16",
+            r"pipeline_micro_batches=4 x mesh.data=4; .* of 16",
         ),
-        (dict(context=8, data=1), 8, {}, r"sequence_length of size 12 .*config.mesh.context=8"),
+        (dict(context=8, data=1), 8, {}, r"^sequence_length=12 .*mesh.context=8"),
     ],
 )
 def test_a_batch_that_does_not_split_names_the_fields(sizes, rows, cuts, message):

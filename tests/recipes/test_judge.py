@@ -9,7 +9,7 @@ import pytest
 from configs.judge_small import get_config
 from deepseek_jax.parallel import make_mesh
 from deepseek_jax.recipes import judge
-from deepseek_jax.reinforce.model_rewards import load_model_rewards
+from deepseek_jax.reinforce.model_rewards import ModelRewardSettings, load_model_rewards
 from deepseek_jax.rewards import Rewards
 from deepseek_jax.training.metrics import read_metrics
 from deepseek_jax.worlds.bilingual.builders import bilingual_examples
@@ -58,7 +58,7 @@ def test_the_judge_rewards_completions_of_another_run(finished):
     chosen one earns 1 where it won in both orders.
     """
     mesh = make_mesh(devices=jax.devices()[:1])
-    block = dict(path=str(finished / "params"), batch_size=8)
+    block = ModelRewardSettings(str(finished / "params"), batch_size=8)
     models = load_model_rewards({"judged": block}, mesh)
     task = bilingual_examples("preferences", finished / "data", seed=0, **SIZES)
     examples = [{"question": e["question"], "answer": e["rejected"]} for e in task.held_out]

@@ -79,7 +79,7 @@ def test_a_model_pays_where_its_name_is_among_the_rewards():
     with scenario_rewards(settings, {"seven": Seven()}) as rewards:
         scores = ScenarioRewards(rewards).score(examples, ["3", "a"])
     np.testing.assert_array_equal(scores.total, [1, 1 + 3.5])
-    with pytest.raises(ValueError, match="config.reward_models.eight is not used"):
+    with pytest.raises(ValueError, match="^rewards: the reward model 'eight' is not used"):
         with scenario_rewards(settings, {"seven": Seven(), "eight": Seven()}):
             pass
 

@@ -99,7 +99,9 @@ def test_without_an_interval_the_first_policy_stays_the_reference(tmp_path, seen
 
 def test_an_interval_without_a_kl_is_refused():
     """Oracle: the words a reader needs."""
-    with pytest.raises(ValueError, match="config.loss.kl_coef=0 reads no reference"):
+    with pytest.raises(
+        ValueError, match="config.reference_every=2, but loss.kl_coef=0 reads no reference"
+    ):
         build(GrpoSettings, small_config(reference_every=2), "config")
 
 

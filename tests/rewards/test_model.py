@@ -103,9 +103,9 @@ def test_a_reward_model_is_weighed_beside_rules():
 @pytest.mark.parametrize(
     "weights, name, wrong",
     [
-        ({"correct": 1.0}, "liked", "set config.rewards.liked=WEIGHT"),
+        ({"correct": 1.0}, "liked", "the reward model 'liked' is not used; give liked=WEIGHT"),
         ({"correct": 1.0}, "correct", "choose another"),
-        ({"lked": 1.0}, "liked", "did you mean 'liked'"),
+        ({"lked": 1.0}, "liked", "did you mean liked"),
     ],
 )
 def test_a_model_needs_a_name_and_a_weight_of_its_own(weights, name, wrong):

@@ -126,18 +126,26 @@ def test_an_endless_answer_is_nan_through_the_whole_reward():
         (
             "language_consistency",
             {"language": "fr"},
-            r"needs a 'language', .*'en'.*{}.*config.data",
+            r"needs a 'language', .*'en'.*{}.*Mend the data",
         ),
-        ("program", {"test_cases": []}, "needs 'test_cases', .*{}.*config.data"),
-        ("correct", {"answer": "2/3"}, "'2/3' of {} is not an integer; use exact_answer"),
+        ("program", {"test_cases": []}, "needs 'test_cases', .*{}.*Mend the data"),
+        (
+            "correct",
+            {"answer": "2/3"},
+            "'2/3' of {} is not an integer; use the reward exact_answer",
+        ),
         ("correct_working", {"answer": "Monday"}, "'Monday' of {} is not .* or math_verify"),
         ("correct_reasoning", {"answer": "Monday"}, "'Monday' of {} is not .* or math_verify"),
         ("correct_reasoning", {"operands": [2]}, "two or more integers in {}; .* correct_working"),
-        ("puzzle_answer", {"answer": "Monday"}, "'Monday' of {} is no number.*use exact_answer"),
-        ("exact_answer", {"answer": " $ "}, "{} has an empty answer; mend config.data"),
-        ("math_verify", {"answer": None}, "{} has an empty answer; mend config.data"),
-        ("helpfulness", {"key": None}, "{} has no 'key', .*use exact_answer"),
-        ("harmless", {"key": None, "kind": None}, "{} has no 'key' and no 'kind', .*config.data"),
+        (
+            "puzzle_answer",
+            {"answer": "Monday"},
+            "'Monday' of {} is no number.*use the reward exact_answer",
+        ),
+        ("exact_answer", {"answer": " $ "}, "{} has an empty answer; mend the data"),
+        ("math_verify", {"answer": None}, "{} has an empty answer; mend the data"),
+        ("helpfulness", {"key": None}, "{} has no 'key', .*use the reward exact_answer"),
+        ("harmless", {"key": None, "kind": None}, "{} has no 'key' and no 'kind', .*Mend the data"),
     ],
 )
 def test_an_example_that_a_reward_cannot_score_is_an_error_before_a_run(name, changed, message):
@@ -145,7 +153,7 @@ def test_an_example_that_a_reward_cannot_score_is_an_error_before_a_run(name, ch
     example = {"question": "What is 2 + 3?", "answer": "5", "language": "en", "key": "5"}
     example |= {"kind": "lookup", "test_cases": SUM["test_cases"]}
     other = {k: v for k, v in (example | changed).items() if v is not None}
-    message = f"config.rewards.{name}: .*" + message.format(r"'What is 2 \+ 3\?'")
+    message = f"^{name}: .*" + message.format(r"'What is 2 \+ 3\?'")
     with open_rewards({"think_answer_format": 1.0, name: 1.0}) as rewards:
         rewards.check([example, example])
         with pytest.raises(ValueError, match=message):
@@ -175,15 +183,15 @@ def test_an_empty_batch_scores_nothing():
 @pytest.mark.parametrize(
     "weights, message",
     [
-        ({}, "config.rewards is empty; set config.rewards"),
-        ({"corect": 1.0}, "config.rewards.corect is not a reward; did you mean correct?"),
-        ({"qqqqq": 1.0}, "config.rewards.qqqqq is not a reward; allowed: "),
-        ({"correct": float("nan")}, "config.rewards.correct=nan must be a finite number"),
-        ({"correct": "1"}, "config.rewards.correct='1' must be a finite number"),
+        ({}, "there are none; give NAME=WEIGHT"),
+        ({"corect": 1.0}, "^corect=1.0 is not of a reward; did you mean correct?"),
+        ({"qqqqq": 1.0}, "^qqqqq=1.0 is not of a reward; allowed: "),
+        ({"correct": float("nan")}, "^correct=nan must be a finite number"),
+        ({"correct": "1"}, "^correct='1' must be a finite number"),
     ],
 )
-def test_wrong_weights_name_the_field(weights, message):
-    """Oracle: the field of the message."""
+def test_wrong_weights_are_named(weights, message):
+    """Oracle: the name in the message."""
     with pytest.raises(ValueError, match=message):
         Rewards(weights)
 

@@ -112,14 +112,14 @@ def test_two_spellings_of_an_answer_vote_together():
 @pytest.mark.parametrize(
     ("samples", "keep", "field"),
     [
-        ([sample("8", right=0.0)], {}, "config.keep.at_least.puzzle_answer=1.0"),
-        ([sample("9", finished=False)], {}, "config.sampling.max_completion_length"),
+        ([sample("8", right=0.0)], {}, "keep.at_least.puzzle_answer=1.0"),
+        ([sample("9", finished=False)], {}, "sampling.max_completion_length"),
         (
             [sample("9", reward=2.0)],
             {"at_least": {"reward": 2.5}},
-            "config.keep.at_least.reward=2.5",
+            "keep.at_least.reward=2.5",
         ),
-        ([sample("9")], {"decontaminate": ("held_out",)}, "config.keep.decontaminate"),
+        ([sample("9")], {"decontaminate": ("held_out",)}, "keep.decontaminate"),
     ],
 )
 def test_a_filter_that_rejects_everything_names_its_field_and_writes_nothing(
@@ -127,7 +127,7 @@ def test_a_filter_that_rejects_everything_names_its_field_and_writes_nothing(
 ):
     """Oracle: the message, and the folder."""
     folder = written(tmp_path / "samples", ("source", samples))
-    with pytest.raises(ValueError, match=f"{field} leaves nothing of 1 completions: 1 "):
+    with pytest.raises(ValueError, match=f"^{field}: nothing is left of 1 completions: 1 "):
         write_sifted(settings(**keep), folder, Evaluation(["0?"], [], 10), tmp_path / "dataset")
     assert not list((tmp_path / "dataset").rglob("dataset_info.json"))
 

@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from deepseek_jax.training.schedule import Phase, join_phases, make_schedule, stage_at, stepwise
+from deepseek_jax.training.schedule import Phase, join_phases, make_schedule, number_at, stepwise
 
 
 @pytest.mark.parametrize(
@@ -26,18 +26,10 @@ def test_schedule_without_warm_up_starts_at_the_full_rate():
         assert float(make_schedule(0.5, schedule=schedule, num_steps=4)(0)) == 0.5
 
 
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        (dict(schedule="linear"), "schedule='linear' is unknown.*'constant', 'cosine'"),
-        (dict(learning_rate=-1.0), "learning_rate=-1.0"),
-        (dict(warmup_steps=10), "warmup_steps=10 must be at least 0 and below num_steps=10"),
-    ],
-)
-def test_schedule_refuses_what_makes_no_sense(change, message):
+def test_schedule_refuses_a_warm_up_that_does_not_end():
     """Oracle: the message names what was given."""
-    with pytest.raises(ValueError, match=message):
-        make_schedule(**(dict(learning_rate=0.1, num_steps=10) | change))
+    with pytest.raises(ValueError, match="^warmup_steps=10 must be below 10, the number of all"):
+        make_schedule(0.1, num_steps=10, warmup_steps=10)
 
 
 PHASES = (
@@ -87,21 +79,22 @@ def test_the_published_learning_rate_at_its_published_size():
 @pytest.mark.parametrize(
     ("phases", "message"),
     [
-        (PHASES[:4], r"o.phases take 13 updates in all, 2 fewer than the 15 of the run"),
+        (PHASES[:4], r"^phases=\[4, 3, 4, 2\] take 13 updates in all, 2 fewer than the 15 of the"),
         ((*PHASES, Phase("constant", 3)), "take 18 updates in all, 3 more than the 15"),
         ((), "take 0 updates in all, 15 fewer"),
-        ((Phase("constant", 15),), r"o.phases\[0\] lacks `to`"),
-        ((PHASES[0], Phase("cosine", 11)), r"o.phases\[1\] lacks `to`"),
-        ((Phase("linear", 0, 1.0),), r"o.phases\[0\].steps=0 must be at least 1"),
-        ((Phase("linear", 15, -1.0),), r"o.phases\[0\].to=-1.0 must be at least 0"),
-        ((Phase("linear", 15, float("nan")),), r"o.phases\[0\].to=nan must be"),
-        ((Phase("exponential", 15, 1.0),), "kind='exponential' is unknown.*'linear', 'constant'"),
+        ((Phase("constant", 15),), r"^phases\[0\].to=None: the first phase needs a rate"),
     ],
 )
 def test_phases_that_make_no_sense_are_refused(phases, message):
     """Oracle: the message names what was given."""
     with pytest.raises(ValueError, match=message):
-        join_phases(phases, num_steps=15, path="o")
+        join_phases(phases, num_steps=15)
+
+
+def test_a_phase_that_falls_or_rises_needs_the_rate_it_ends_at():
+    """Oracle: the message names what was given."""
+    with pytest.raises(ValueError, match="^to=None: a phase of kind='cosine' needs the rate"):
+        Phase("cosine", 11)
 
 
 def test_a_stepwise_number_jumps_at_its_first_updates():
@@ -112,22 +105,11 @@ def test_a_stepwise_number_jumps_at_its_first_updates():
     for update, number in wanted.items():
         for got in (f(update), jax.jit(f)(jnp.int32(update))):
             assert got == np.float32(number) and got.dtype == jnp.float32 and got.shape == ()
-        assert stage_at(stages, update) == number
-    assert jax.jit(stepwise([(0, 1)]))(7) == 1.0
+        assert number_at(stages, update) == number
+    assert jax.jit(stepwise([(0, 1)]))(7) == jax.jit(stepwise(1))(7) == number_at(1, 7) == 1.0
 
 
 def test_a_stage_on_the_host_stays_an_int():
     """Oracle: by hand."""
-    sizes = [stage_at(((0, 3072), (3, 15360)), update) for update in range(5)]
+    sizes = [number_at(((0, 3072), (3, 15360)), update) for update in range(5)]
     assert sizes == [3072] * 3 + [15360] * 2 and {type(size) for size in sizes} == {int}
-
-
-@pytest.mark.parametrize(
-    "stages", [(), ((1, 0.3),), ((0, 0.3), (0, 0.1)), ((0, 1.0), (5, 0.3), (4, 0.1)),
-               ((0, 1.0), (2.5, 0.0)), ((0, 1.0), (2**31, 0.0))]
-)  # fmt: skip
-def test_stages_that_do_not_rise_from_zero_are_refused(stages):
-    """Oracle: the message names what was given."""
-    for read in (stepwise, lambda stages, path: stage_at(stages, 0, path)):
-        with pytest.raises(ValueError, match="config.mtp_weight=.* begin at 0 and rise"):
-            read(stages, path="config.mtp_weight")

@@ -12,6 +12,7 @@ from rich.console import Console
 
 from deepseek_jax.checkpoint.hf_config import read_config
 from deepseek_jax.distill import compute
+from deepseek_jax.errors import at
 from deepseek_jax.parallel.processes import first_process, say
 from deepseek_jax.recipes.distill.findings import FILE, as_json, findings, findings_table
 from deepseek_jax.recipes.distill.scores import answer_tasks, intervals
@@ -22,7 +23,8 @@ from deepseek_jax.recipes.start import check_rows
 from deepseek_jax.reinforce.update import check_rows as check_groups
 from deepseek_jax.reports.answers import make_console
 from deepseek_jax.reports.tables import plot_curves, stages_table
-from deepseek_jax.worlds.registry import find_world
+from deepseek_jax.training.lineage import as_given
+from deepseek_jax.worlds.registry import find_world, open_rewards
 
 SETTINGS = DistillSettings
 REDOES_WHAT_CHANGED = True  # and what follows from it: another config may go on in the same workdir
@@ -38,7 +40,8 @@ def run(settings, run):
     launch/convert.py reads. answers.json, of tasks with questions: answers, policy -> task -> the share of
     right answers of each question; compute, student -> floating-point operations; comparisons.
     """
-    _check_rows(settings, run.mesh)
+    with at("config"):
+        _check(settings, run.mesh)
     world, evaluation = find_world(settings.world), settings.evaluation
     number = FEWEST if evaluation is None else evaluation.num_questions
     questions = world_tasks(world, settings.seed, number)
@@ -46,16 +49,16 @@ def run(settings, run):
     teacher = None if settings.teacher is None else stages.teacher(world, questions)
     digest, accepted = (None, None) if settings.text is None else stages.text(world, teacher)
     tasks = transfer_tasks(settings, world, questions, accepted, run.folder / "data")
-    texts = texts_hash(settings, digest), tasks
+    texts = texts_hash(settings, digest, as_given(run.folder, "tasks")), tasks
     starts = {name: stages.start(name) for name in settings.starts}
     made = {} if teacher is None else {"teacher": teacher}
     made |= {f"start {name}": start for name, start in starts.items()}
     answers = _measured(settings, stages, made, texts)
     students = {}
-    for name, student in settings.built_students().items():
+    for name, student in settings.seeded(settings.students).items():
         students[name] = stages.student(name, student, starts[student.start], texts, teacher)
         answers |= _measured(settings, stages, {name: students[name]}, texts)
-    for name, student in settings.built_reinforced().items():
+    for name, student in settings.seeded(settings.reinforced).items():
         students[name] = stages.reinforced(name, student, starts[student.start])
         answers |= _measured(settings, stages, {name: students[name]}, texts)
     run.writer.close()
@@ -79,12 +82,16 @@ def _conclude(settings, answers, students, teacher, tasks, folder):
         report_sweep(folder, [folder])
 
 
-def _check_rows(settings, mesh):
-    """Raise ValueError, naming the fields, unless every student's rows split over the mesh."""
-    for name, student in settings.built_students().items():
-        check_rows(student, mesh, f"config.students.{name}")
-    for name, student in settings.built_reinforced().items():
-        check_groups(student, mesh, f"config.reinforced.{name}")
+def _check(settings, mesh):
+    """Raise ValueError where a student's rows do not split over the mesh, and for an unknown reward."""
+    for name, student in settings.students.items():
+        with at(f"students.{name}"):
+            check_rows(student, mesh)
+    for name, student in settings.reinforced.items():
+        with at(f"reinforced.{name}"):
+            check_groups(student, mesh)
+            with at("rewards"):
+                open_rewards(student.rewards).close()
 
 
 def report_sweep(folder, workdirs):
@@ -121,10 +128,10 @@ def _compute(settings, students, teacher, tasks, workdir):
         texts["answered"] = (
             asked.num_prompts * asked.samples_per_prompt * asked.max_completion_length
         )
-    for name, student in settings.built_students().items():
+    for name, student in settings.students.items():
         config = read_config(students[name].path)
         counts[name] = compute.distilled(student, config, taught, **texts)
-    for name, student in settings.built_reinforced().items():
+    for name, student in settings.reinforced.items():
         metrics, config = workdir / "metrics.jsonl", read_config(students[name].path)
         counts[name] = compute.reinforced(student, config, metrics, name)
     return counts

@@ -23,7 +23,7 @@ from deepseek_jax.reinforce.update import reinforce
 from deepseek_jax.rollout.policy import ending_turns, fitting, load_policy
 from deepseek_jax.settings import build
 from deepseek_jax.synthesis.rejection import read_accepted, sample_accepted
-from deepseek_jax.training.lineage import content_hash, run_stage
+from deepseek_jax.training.lineage import Formerly, all_fields, content_hash, run_stage
 from deepseek_jax.training.run import Run
 from deepseek_jax.worlds.registry import named_tokenizer, open_rewards
 
@@ -97,10 +97,11 @@ class DistillStages:
 
     def start(self, name):
         """What the students of this name start from."""
-        start = self.settings.built(StartSettings, "starts")[name]
+        start = self.settings.starts[name]
         if start.init_from is None:
             return self._pretrained(f"starts/{name}", start)
-        own = content_hash([fingerprint(start.init_from), dataclasses.asdict(start)])
+        about = [fingerprint(start.init_from), start]
+        own = Formerly(content_hash(about), content_hash(about, whole=True))
         given = Path(start.init_from), start.model, start.init_from, start.max_position_embeddings
         return Made(f"starts/{name}", own, *given)
 
@@ -134,7 +135,8 @@ class DistillStages:
                 asked = fitting(asked, rollout.max_prompt_length, "training")
             stream = QuestionStream(asked, settings.seed)
             with open_rewards(settings.rewards) as rewards:
-                rewards.check(puzzles)
+                with at(f"config.reinforced.{name}.rewards"):
+                    rewards.check(puzzles)
                 phase = run.of(name, run.folder / "checkpoints")
                 return policy.config, reinforce(settings, policy, stream, rewards, phase)
 
@@ -160,7 +162,8 @@ class DistillStages:
     def _pretrained(self, name, start):
         """A model of StartSettings, pre-trained now, or random."""
         config, tokenizer = build_model(start.model), named_tokenizer(start.tokenizer)
-        check_vocabulary(config, tokenizer, f"{name}: model")
+        with at(f"config.{'teacher' if name == 'teacher_base' else name.replace('/', '.')}"):
+            check_vocabulary(config, tokenizer)
         seed, phase = self.settings.seed, f"pretrain_{Path(name).name}"
 
         def train(run):
@@ -193,7 +196,8 @@ class DistillStages:
             _, shares = batch_share(run.mesh)
             rows = rows_of(settings, policy.template)
             checked = policy, conversations, "teacher's", shares, rows
-            check_conversations(*checked, "config.teacher.fine_tune")
+            with at("config.teacher.fine_tune"):
+                check_conversations(*checked)
             batches = list(packed(settings, policy, held_out, num_epochs=1))
             loss_of = ConversationLoss(policy.config, batches, run.mesh)
             source = packed_conversations(settings, policy, conversations, loss_of, run.mesh)
@@ -214,6 +218,6 @@ class DistillStages:
         return like._replace(name=name, hash=own, path=self.run.folder / name / "params")
 
     def _about(self, block):
-        """A block's numbers as JSON can say them, with what all stages share."""
-        template = {"template": self.settings.template, "seed": self.settings.seed}
-        return dataclasses.asdict(block) | template
+        """A block's numbers for the lineage, with what all stages share."""
+        shared = {"template": self.settings.template, "seed": self.settings.seed}
+        return Formerly({"block": block} | shared, all_fields(block) | shared)

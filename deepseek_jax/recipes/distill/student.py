@@ -72,14 +72,11 @@ class StudentRun:
             eval_every=self.student.eval_every,
             learns_texts=self.student.loss.learns_texts(),
         )
-        params = train_student(
-            self.student,
-            objective,
-            policy.params,
-            {} if taught is None else taught.params,
-            source,
-            self.run.within(self.run.folder / "checkpoints"),
-        )
+        run = self.run.within(self.run.folder / "checkpoints")
+        teacher_params = {} if taught is None else taught.params
+        params = policy.params, teacher_params
+        with at(f"config.students.{self.name}"):
+            params = train_student(self.student, objective, *params, source, run)
         end = self.student.num_steps
         self.run.writer.start(self.name, end)  # a run cut short here measures again
         self.run.writer.write(end, watch(params), phase=self.name)
@@ -95,7 +92,7 @@ class StudentRun:
                 (task.held_out, 1, f"{name} held-out"),
             ):
                 checked = policy, part, kind, count, rows
-                check_conversations(*checked, f"config.students.{self.name}")
+                check_conversations(*checked)
 
     def objective(self, policy, taught):
         """distill.objective.Objective of config.students.NAME.loss. Raises ValueError where the teacher's

@@ -13,8 +13,7 @@ from deepseek_jax.data.mixture import Mixture
 from deepseek_jax.data.questions import read_questions
 from deepseek_jax.data.sources import hold_out, read
 from deepseek_jax.errors import at
-from deepseek_jax.recipes.distill.settings import TaskSettings
-from deepseek_jax.training.lineage import content_hash
+from deepseek_jax.training.lineage import Formerly, content_hash
 from deepseek_jax.worlds.world import given_solution
 
 
@@ -62,7 +61,7 @@ def transfer_tasks(settings, world, tasks, accepted, folder):
     answers, dicts of question and solution, or None for the world's own solutions.
     """
     found = {}
-    for name, task in settings.built(TaskSettings, "tasks").items():
+    for name, task in settings.tasks.items():
         with at(f"config.tasks.{name}"):
             if task.path is not None:
                 found[name] = _of_files(task, folder)
@@ -99,16 +98,16 @@ def _of_world(name, task, world, tasks, accepted):
     )
 
 
-def texts_hash(settings, digest):
+def texts_hash(settings, digest, given):
     """What the tasks' texts are, by content: the hash of the settings, of the teacher's (digest), and of the
-    files that they are read from; of a TFDS dataset, of its dataset_info.json.
+    files that they are read from; of a TFDS dataset, of its dataset_info.json. given: the block tasks as
+    config.json has it, which records without a format hash.
     """
-    paths = [
-        Path(task.path) for task in settings.built(TaskSettings, "tasks").values() if task.path
-    ]
+    paths = [Path(task.path) for task in settings.tasks.values() if task.path]
     files = [path / "dataset_info.json" if path.is_dir() else path for path in paths]
     contents = [content_hash(file.read_text(encoding="utf-8")) for file in files if file.is_file()]
-    return content_hash([settings.tasks, digest, settings.seed, contents])
+    more = [digest, settings.seed, contents]
+    return Formerly(content_hash([settings.tasks, *more]), content_hash([given, *more]))
 
 
 def mixed(sources, temperature):

@@ -35,7 +35,9 @@ def run(settings, run):
     Leaves results.json: made_of, hashes of the checkpoint and of the problems, and problems, of which each
     has what evaluation.problem_scores reads, its prompt, answers, majority and completions.
     """
-    folder, problems = run.folder, load_problems(settings)
+    folder = run.folder
+    with at("config"):
+        problems = load_problems(settings)
     made_of = {"checkpoint": files_hash(settings.checkpoint), "problems": content_hash(problems)}
     parts = folder / "parts" / content_hash(made_of)
 

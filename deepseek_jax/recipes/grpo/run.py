@@ -3,6 +3,7 @@
 base -> measure on held-out questions -> sample groups, reward, update -> measure again -> report.
 """
 
+import contextlib
 import functools
 
 from deepseek_jax.checkpoint import is_orbax, save_orbax
@@ -31,17 +32,16 @@ def run(settings, run):
 
     Leaves the policy in run.folder/params, which launch/evaluate.py and launch/convert.py read.
     """
-    mesh, folder = run.mesh, run.folder
-    check_rows(settings, mesh)
-    models = load_model_rewards(settings.reward_models, mesh)
-    with scenario_rewards(settings, models) as paid:
-        task, rewards = _task(settings), paid["reasoning"]
-        rewards.check([*task.train, *task.held_out])
-        general = [] if settings.general is None else _general(settings.general, paid["general"])
-        policy = starting_policy(settings, mesh, settings.data.template)
-        train, held_out, general = _prompts(settings, policy, task, general)
+    folder = run.folder
+    with contextlib.ExitStack() as opened:
+        with at("config"):
+            check_rows(settings, run.mesh)
+            paid = _rewards(settings, run.mesh, opened)
+            task, general = _questions(settings, paid)
+            policy = starting_policy(settings, run.mesh, settings.data.template)
+            train, held_out, general = _prompts(settings, policy, task, general)
         policy = pretrained(policy, settings, run)
-        measure = functools.partial(_measure, settings, policy, held_out, rewards)
+        measure = functools.partial(_measure, settings, policy, held_out, paid["reasoning"])
         before = remembered(folder / "before.json", lambda: measure(policy.params))
         questions = scenario_questions(settings, train, general)
         params = reinforce(settings, policy, questions, ScenarioRewards(paid), run.of(PHASE))
@@ -52,31 +52,38 @@ def run(settings, run):
     _report(folder, before, after)
 
 
-def _task(settings):
-    """The questions to train on and those held out: a Task."""
-    data = settings.data
-    with at("config.data"):
+def _rewards(settings, mesh, opened):
+    """scenario -> its Rewards. opened: the ExitStack that closes them."""
+    with at("reward_models"):
+        models = load_model_rewards(settings.reward_models, mesh)
+    return opened.enter_context(scenario_rewards(settings, models))
+
+
+def _questions(settings, paid):
+    """(the Task, the general questions), which their rewards can score."""
+    data, general = settings.data, []
+    with at("data"):
         if data.path is not None:
-            return gsm8k_task(data.path, data.num_held_out, seed=settings.seed)
-        _, questions = find_questions(data.task)
-        return questions.make(settings.seed, data.num_held_out)
-
-
-def _general(settings, rewards):
-    """The general questions, which their rewards can score."""
-    with at("config.general"):
-        questions = read_questions(settings.path)
-    rewards.check(questions)
-    return questions
+            task = gsm8k_task(data.path, data.num_held_out, seed=settings.seed)
+        else:
+            task = find_questions(data.task)[1].make(settings.seed, data.num_held_out)
+    with at("rewards"):
+        paid["reasoning"].check([*task.train, *task.held_out])
+    if settings.general is not None:
+        with at("general"):
+            general = read_questions(settings.general.path)
+        with at("general.rewards"):
+            paid["general"].check(general)
+    return task, general
 
 
 def _prompts(settings, policy, task, general):
     """(train, held_out, general) with their prompt_ids, without those that are too long for a rollout."""
     parts = {"training": task.train, "held-out": task.held_out, "general": general}
     limit, rollout = settings.rollout.max_prompt_length, settings.rollout
-    with at("config.data"):
+    with at("data"):
         prompts = {kind: policy.with_prompts(examples) for kind, examples in parts.items()}
-    with at("config.rollout"):
+    with at("rollout"):
         fits = [fitting(part, limit, kind) if part else [] for kind, part in prompts.items()]
         check_room(policy.config, sum(fits, []), rollout.longest())
     return fits

@@ -18,21 +18,22 @@ def open_corpus(settings, data_dir, seed, mesh):
     _, shares = batch_share(mesh)
     if settings.num_held_out < shares:
         raise ValueError(
-            f"config.data.num_held_out={settings.num_held_out} documents of a source are too few for "
+            f"data.num_held_out={settings.num_held_out} documents of a source are too few for "
             f"{shares} processes that each read their own; set it to at least {shares}"
         )
     weights = settings.weights or (1.0,) * len(settings.sources)
-    with at("config.data.sources", "path"):
+    with at("data.sources", "path"):
         sources = [_open(name, settings, data_dir, seed) for name in settings.sources]
-    with at("config.data"):
+    with at("data"):
         train, held_out = zip(*(hold_out(s, settings.num_held_out) for s in sources), strict=True)
     for name, source in zip(settings.sources, train, strict=True):
         if len(source) < shares:
             raise ValueError(
-                f"{name!r} of config.data.sources leaves {len(source)} documents to train on, too few for "
+                f"data.sources has {name!r}, which leaves {len(source)} documents to train on, too few for "
                 f"{shares} processes that each read their own; give a larger source"
             )
-    return Mixture(train, weights), Mixture(held_out, weights)
+    with at("data"):
+        return Mixture(train, weights), Mixture(held_out, weights)
 
 
 def _open(name, settings, data_dir, seed):

@@ -18,17 +18,20 @@ from deepseek_jax.checkpoint import is_orbax, load_hf, load_orbax, save_orbax
 from deepseek_jax.checkpoint.hf_config import read_config
 from deepseek_jax.checkpoint.tree import abstract_params, checked_by_path, from_paths
 from deepseek_jax.data.batches import TOTALS, PackedDocuments, held_out_batches, packed
+from deepseek_jax.data.infill import check_fim_rate
+from deepseek_jax.errors import at
 from deepseek_jax.evaluation.perplexity import held_out_loss
 from deepseek_jax.losses.next_token import next_token_loss
 from deepseek_jax.models import ModelConfig, build_model, random_params
 from deepseek_jax.parallel import batch_sharding
 from deepseek_jax.parallel.processes import first_process, say
 from deepseek_jax.recipes.pretrain.documents import open_corpus
-from deepseek_jax.recipes.pretrain.settings import PretrainSettings, schedule_of, switched_on
+from deepseek_jax.recipes.pretrain.settings import PretrainSettings, switched_on
 from deepseek_jax.reports.tables import loss_table, plot_curves
 from deepseek_jax.rollout import generate
 from deepseek_jax.training.loop import train
 from deepseek_jax.training.remembered import remembered
+from deepseek_jax.training.schedule import stepwise
 from deepseek_jax.training.state import TrainState, state_maker
 from deepseek_jax.training.step import jitted_step, make_train_step
 from deepseek_jax.worlds.registry import find_corpus, named_tokenizer
@@ -41,15 +44,11 @@ PROMPT_TOKENS, DRAFT_TOKENS, DRAFT_PROMPTS = 32, 64, 8  # how speculative decodi
 def run(settings, run):
     """Run the recipe, or what is left of it. settings: PretrainSettings. run: training.run.Run."""
     mesh, workdir = run.mesh, run.folder
-    settings.check_start()
-    tokenizer = named_tokenizer(settings.data.tokenizer)
-    model, params = _starting_point(settings, mesh)
-    stages = settings.built_stages(model, mesh)
-    check_vocabulary(model, tokenizer)
-    documents, held_out = open_corpus(settings.data, workdir / "data", settings.seed, mesh)
+    with at("config"):
+        tokenizer, model, params, stages = _prepare(settings, mesh)
+        documents, held_out = open_corpus(settings.data, workdir / "data", settings.seed, mesh)
     options = dict(fim_rate=settings.data.fim_rate, packing=settings.data.packing)
-    losses = {}
-    models = settings.models(model, stages)
+    models, losses = settings.models(model), {}
     measures = [
         _held_out(scaled, stage, settings.data, held_out, tokenizer, mesh, settings.seed)
         for scaled, (_, stage) in zip(models, stages, strict=True)
@@ -66,7 +65,6 @@ def run(settings, run):
             tokenizer,
             params,
             run.of(name),
-            path=f"config.stages.{name}",
             seed=settings.seed + index,
             evaluate=lambda p, m=measure: {"held_out_loss": m(p)[0]},
             **options,
@@ -84,11 +82,23 @@ def run(settings, run):
     _report(workdir, losses, drafts)
 
 
-def check_vocabulary(config, tokenizer, path="config.model"):
+def _prepare(settings, mesh):
+    """(tokenizer, ModelConfig, params or None, checked stages)."""
+    settings.check_start()
+    with at("data.tokenizer"):
+        tokenizer = named_tokenizer(settings.data.tokenizer)
+    with at("data"):
+        check_fim_rate(settings.data.fim_rate, tokenizer)
+    model, params = _starting_point(settings, mesh)
+    check_vocabulary(model, tokenizer)
+    return tokenizer, model, params, settings.checked_stages(model, mesh)
+
+
+def check_vocabulary(config, tokenizer):
     """Raise ValueError where the model has fewer tokens than the tokenizer."""
     if tokenizer.vocab_size > config.vocab_size:
         raise ValueError(
-            f"{path}.vocab_size={config.vocab_size} is below the tokenizer's {tokenizer.vocab_size}"
+            f"model.vocab_size={config.vocab_size} is below the tokenizer's {tokenizer.vocab_size}"
         )
 
 
@@ -104,26 +114,24 @@ def _starting_point(settings, mesh):
         checked_by_path(model, params)
     except ValueError as error:
         raise ValueError(
-            f"config.model is of another size than config.init_from={settings.init_from}: {error}; leave the "
-            "fields out that say how large it is"
+            f"init_from={settings.init_from!r} has parameters of another size than model: {error}; leave the "
+            "fields of model out that say how large it is"
         ) from error
     return model, params
 
 
-def train_stage(
-    model, stage, documents, tokenizer, params, run, *, path, seed, evaluate=None, **options
-):
+def train_stage(model, stage, documents, tokenizer, params, run, *, seed, evaluate=None, **options):
     """Train params, which are used up, over one stage: -> params. Resumes from run.folder.
 
-    model: ModelConfig. stage: StageSettings, of the config block `path`. documents: a source of data.sources,
+    model: ModelConfig. stage: StageSettings. documents: a source of data.sources,
     or a Mixture. options: of data.packing.pack. evaluate: see PackedDocuments.
     """
-    create, step = _jitted(model, stage, params, run.mesh, path)
+    create, step = _jitted(model, stage, params, run.mesh)
     quantum = stage.quantum()
     sizes = dict(sequence_length=stage.sequence_length, batch_size=quantum, seed=seed)
     weight = {}
     if switched_on(stage.mtp_weight):
-        weight["mtp_weight"] = schedule_of(stage.mtp_weight, f"{path}.mtp_weight")
+        weight["mtp_weight"] = stepwise(stage.mtp_weight)
     source = PackedDocuments(
         packed(documents, tokenizer, run.mesh, **sizes, **options),
         run.mesh,
@@ -140,18 +148,18 @@ def train_stage(
     return train(stage, create(params), update, source, run, seed).params
 
 
-def _jitted(model, stage, params, mesh, path):
+def _jitted(model, stage, params, mesh):
     """(create, step) of a stage, jitted: create(params) uses them up, and gives the TrainState; step(rows) is
     the train_step of a batch of so many, in as many micro-batches as that takes.
 
     params: arrays, or ShapeDtypeStructs with shardings.
     """
     trains_mtp = switched_on(stage.mtp_weight)
-    tx = stage.optimizer.make(stage.num_steps, f"{path}.optimizer", trains_mtp=trains_mtp)
+    tx = stage.make_optimizer(trains_mtp=trains_mtp)
     create, placed = state_maker(params, tx, mesh)
     speed = None
     if switched_on(stage.bias_update_speed):
-        speed = schedule_of(stage.bias_update_speed, f"{path}.bias_update_speed")
+        speed = stepwise(stage.bias_update_speed)
 
     def loss_fn(params, batch, rng):
         weight = batch.get("mtp_weight")
@@ -190,9 +198,10 @@ def abstract_updates(settings, mesh):
         model = settings.overridden(read_config(settings.init_from))
     params = from_paths(abstract_params(model, mesh=mesh))
     updates = []
-    stages = settings.built_stages(model, mesh)
-    for (name, stage), scaled in zip(stages, settings.models(model, stages), strict=True):
-        create, step = _jitted(scaled, stage, params, mesh, f"config.stages.{name}")
+    with at("config"):
+        stages = settings.checked_stages(model, mesh)
+    for (name, stage), scaled in zip(stages, settings.models(model), strict=True):
+        create, step = _jitted(scaled, stage, params, mesh)
         rows = max(rows for _, rows in stage.batch_sizes())
         batch = _abstract_batch(mesh, rows, stage)
         updates.append(AbstractUpdate(name, scaled, step(rows), create.eval_shape(params), batch))
@@ -212,15 +221,16 @@ def _abstract_batch(mesh, rows, stage):
 
 def _held_out(model, stage, data, documents, tokenizer, mesh, seed):
     """A function from params to the held-out loss, [mean, low, high] in nats a token, without FIM."""
-    batches = held_out_batches(
-        documents,
-        tokenizer,
-        mesh,
-        data,
-        batch_size=stage.micro_batch_size or stage.quantum(),
-        sequence_length=stage.sequence_length,
-        seed=seed,
-    )
+    with at("config.data"):
+        batches = held_out_batches(
+            documents,
+            tokenizer,
+            mesh,
+            data,
+            batch_size=stage.rows_at_once(),
+            sequence_length=stage.sequence_length,
+            seed=seed,
+        )
     loss_fn = jax.jit(lambda params, batch: next_token_loss(model, params, batch)[0])
     return lambda params: list(held_out_loss(loss_fn, params, batches))
 
@@ -271,5 +281,4 @@ def train_base(config, settings, tokenizer, run, seed):
     """
     corpus = base_documents(settings, run.folder.parent / "data", seed)
     params = random_params(config, run.mesh, seed)
-    how = dict(path="config.base", seed=seed)
-    return train_stage(config, settings, corpus, tokenizer, params, run, **how)
+    return train_stage(config, settings, corpus, tokenizer, params, run, seed=seed)

@@ -61,10 +61,11 @@ def run(settings, run):
     Each stage has a folder with stage.json, what it came from (see lineage), and params, which
     launch/convert.py reads.
     """
-    world = _world(settings)
-    policy = _shared_policy(settings, world, run.mesh)
-    _check(settings, policy, run.mesh)
-    reasoning, general = _tasks(settings, world, policy)
+    with at("config"):
+        world = _world(settings)
+        policy = _shared_policy(settings, world, run.mesh)
+        _check(settings, policy, run.mesh)
+        reasoning, general = _tasks(settings, world, policy)
     stages = Stages(settings, world, policy, run)
     pairs = None if settings.judge is None else stages.judged_pairs()  # early, for what it raises
     names = {name: name.replace("@k", f"@{settings.evaluation.samples}") for name in FORMS}
@@ -102,10 +103,9 @@ def run(settings, run):
 def _world(settings):
     """The World whose questions are asked, or the user's own data in its place."""
     if settings.data is None:
-        with at("config"):
-            return find_world(settings.world)
+        return find_world(settings.world)
     data = settings.data
-    with at("config.data"):
+    with at("data"):
         return own_world(data.reasoning, data.rule, data.general, template=data.template)
 
 
@@ -115,7 +115,8 @@ def _shared_policy(settings, world, mesh):
         return starting_policy(settings, mesh, world.template).at(None)
     config, tokenizer = build_model(settings.model), named_tokenizer(settings.base.corpus)
     check_vocabulary(config, tokenizer)
-    settings.base.check("config.base", config, mesh)
+    with at("base"):
+        settings.base.check(config, mesh)
     return Policy(config, None, tokenizer, world.template)
 
 
@@ -123,15 +124,15 @@ def _check(settings, policy, mesh):
     """Raise ValueError for what cannot be run, before anything is."""
     for name in REINFORCED:
         stage = getattr(settings, name)
-        check_groups(stage, mesh, f"config.{name}")
         models = dict.fromkeys(settings.reward_models() if stage.general else ())  # to be trained
-        with scenario_rewards(stage, models):
-            pass
+        with at(name), scenario_rewards(stage, models):
+            check_groups(stage, mesh)
     pipeline = policy.config.pipeline_micro_batches
     for name in ("cold_start", "sft", *PREFERENCE_STAGES):
         if (stage := getattr(settings, name)) is not None:
-            check_positions(stage, policy.config, f"config.{name}")
-            check_rows(stage, mesh, f"config.{name}", pipeline)
+            with at(name):
+                check_positions(stage, policy.config)
+                check_rows(stage, mesh, pipeline)
 
 
 def _tasks(settings, world, policy):
@@ -151,7 +152,7 @@ def _tasks(settings, world, policy):
     for name in REINFORCED:
         rollout = getattr(settings, name).rollout
         for task in filter(lambda task: task.train, tasks):
-            with at(f"config.{name}.rollout"):
+            with at(f"{name}.rollout"):
                 asked = fitting(task.train, rollout.max_prompt_length, "training")
                 check_room(policy.config, asked, rollout.longest())
     _check_numbers(settings, *(len(task.train) for task in tasks))
@@ -177,7 +178,7 @@ def _check_available(wanted, available, what):
     for field, number in wanted.items():
         if not 0 <= number <= available:
             raise ValueError(
-                f"config.{field}={number} must be within 0..{available}, the {what} to train on"
+                f"{field}={number} must be within 0..{available}, the {what} to train on"
             )
 
 

@@ -3,16 +3,16 @@
 import dataclasses
 from typing import ClassVar
 
-from deepseek_jax.recipes.pretrain.settings import BaseSettings
+from deepseek_jax.data.chat import Template
 from deepseek_jax.recipes.reward_model.settings import (
     JudgeTrainingSettings,
     RewardTrainingSettings,
 )
+from deepseek_jax.recipes.settings import PolicyRun
 from deepseek_jax.recipes.sft.settings import FineTuneSettings
-from deepseek_jax.recipes.start import check_one_start
 from deepseek_jax.reinforce.settings import ReinforceSettings
 from deepseek_jax.rollout.policy import AnswerOptions
-from deepseek_jax.settings import added, check_counts
+from deepseek_jax.settings import Count, Natural, PositiveShare, Several, added
 from deepseek_jax.synthesis.settings import RejectionSettings
 
 TEMPLATE = "r1_zero"  # of a world whose prompts have none of their own
@@ -28,8 +28,8 @@ class ConversationSettings:
     """
 
     packing: ClassVar[bool] = True
-    num_puzzles: int = 0
-    num_requests: int = 0
+    num_puzzles: Natural = 0
+    num_requests: Natural = 0
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -45,21 +45,13 @@ class EvaluationSettings(AnswerOptions):
     first shown_puzzles and shown_requests all samples are kept, to be read in report.html.
     """
 
-    num_puzzles: int = 128
-    num_requests: int = 96
-    samples: int = 16
-    top_p: float = added(1.0)
-    slots: int = 128
-    shown_puzzles: int = 12
-    shown_requests: int = 8
-
-    def __post_init__(self):
-        check_counts(self, "config.evaluation")
-        for name in ("num_puzzles", "num_requests"):
-            if getattr(self, name) < 2:
-                raise ValueError(
-                    f"config.evaluation.{name}={getattr(self, name)}: an interval needs at least 2 prompts"
-                )
+    num_puzzles: Several = 128
+    num_requests: Several = 96
+    samples: Count = 16
+    top_p: PositiveShare = added(1.0)
+    slots: Count = 128
+    shown_puzzles: Count = 12
+    shown_requests: Count = 8
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -72,11 +64,11 @@ class OwnDataSettings:
     reasoning: str
     rule: str = "math_verify"
     general: str | None = None
-    template: str = TEMPLATE
+    template: Template = TEMPLATE
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class R1Settings:
+class R1Settings(PolicyRun):
     """A whole config of this recipe. The stages' own seeds follow from seed.
 
     world: whose reasoning and general questions the stages ask; data takes its place. The stages start from
@@ -87,9 +79,6 @@ class R1Settings:
     safety_model.
     """
 
-    recipe: str
-    seed: int
-    model: dict
     zero: ReinforceSettings
     traces: RejectionSettings
     cold_start: R1FineTuneSettings
@@ -100,33 +89,25 @@ class R1Settings:
     evaluation: EvaluationSettings
     world: str = "bilingual"
     data: OwnDataSettings | None = None
-    base: BaseSettings | None = None
-    init_from: str | None = None
     judge: JudgeTrainingSettings | None = None
     judged: RejectionSettings | None = None
     helpfulness_model: RewardTrainingSettings | None = None
     safety_model: RewardTrainingSettings | None = None
-    mesh: dict = dataclasses.field(default_factory=dict)
 
     def __post_init__(self):
-        check_one_start(self)
-        if self.base is not None:
-            self.base.check_numbers("config.base")
-        for name in ("zero", "cold_start", "reasoning", "sft", *PREFERENCE_STAGES, "scenarios"):
-            if getattr(self, name) is not None:
-                getattr(self, name).check(f"config.{name}")
-        for name in ("traces", "rejection", "judged"):
-            if getattr(self, name) is not None:
-                check_counts(getattr(self, name), f"config.{name}")
+        super().__post_init__()
         for name in ("zero", "reasoning", "scenarios"):
             general = getattr(self, name).general
             if general and (name != "scenarios" or general.path is not None):
                 raise ValueError(
-                    f"config.{name}.general={general}: stage 4 asks the world's general questions, and no "
-                    "other stage does; set config.scenarios.general, without a path"
+                    f"{name}.general={general}: stage 4 asks the world's general questions, and no "
+                    "other stage does; set scenarios.general, without a path"
                 )
         if (self.judge is None) != (self.judged is None):
-            raise ValueError("config.judge trains what config.judged asks; set both, or neither")
+            missing = "judge" if self.judge is None else "judged"
+            raise ValueError(
+                f"{missing}=None: judge trains what judged asks; set both blocks, or neither"
+            )
 
     def reward_models(self):
         """The names of the reward models that are trained."""

@@ -19,7 +19,7 @@ from deepseek_jax.recipes.reward_model.run import train_reward_model
 from deepseek_jax.recipes.sft.data import check_conversations, packed, rows_of
 from deepseek_jax.recipes.sft.run import fine_tune, packed_conversations
 from deepseek_jax.recipes.start import starting_policy
-from deepseek_jax.reinforce.model_rewards import JUDGE, load_model_rewards
+from deepseek_jax.reinforce.model_rewards import JUDGE, ModelRewardSettings, load_model_rewards
 from deepseek_jax.reinforce.scenarios import ScenarioRewards, scenario_questions, scenario_rewards
 from deepseek_jax.reinforce.update import reinforce
 from deepseek_jax.rollout.policy import Policy, fitting
@@ -126,15 +126,17 @@ class Stages:
     def reward_model(self, name, dev3):
         """One of REWARD_MODELS, from the policy that has seen requests: which answers are better, or safe."""
         settings = self._with_seed(name)
-        records = load_preferences(settings, self.world, self.run.folder / name / "data")
+        with at(f"config.{name}"):
+            records = load_preferences(settings, self.world, self.run.folder / name / "data")
 
         def make(folder):
             if (folder / "params").exists():
                 return
-            with_own_ids = [
-                with_ids(settings, self.policy, part, kind)
-                for part, kind in zip(records, ("training", "held-out"), strict=True)
-            ]
+            with at(f"config.{name}"):
+                with_own_ids = [
+                    with_ids(settings, self.policy, part, kind)
+                    for part, kind in zip(records, ("training", "held-out"), strict=True)
+                ]
             run, policy = self.run.of(name, folder), self.trained(dev3)
             train_reward_model(settings, policy, with_own_ids, run, self._tokenizer_name())
 
@@ -152,10 +154,12 @@ class Stages:
         return self.policy.at(load_orbax(stage.folder / "params", mesh=self.run.mesh)[1])
 
     def settings_of(self, block):
-        """A block's numbers, and the model that they are about, as JSON can say them."""
-        config, template = self.policy.config, self.policy.template
-        shared = {"model": dataclasses.asdict(config), "template": template}
-        return {"block": dataclasses.asdict(block)} | shared
+        """A block's numbers, and the model that they are about, for the lineage."""
+        return {
+            "block": block,
+            "model": self.policy.config,
+            "template": self.policy.template,
+        }
 
     def make(self, name, inputs, make):
         """run_stage in this run's folder: -> Stage."""
@@ -235,7 +239,8 @@ class Stages:
             _, shares = batch_share(run.mesh)
             rows = rows_of(settings, self.policy.template)
             checked = self.policy, conversations, f"{name} training", shares, rows
-            check_conversations(*checked, f"config.{name}")
+            with at(f"config.{name}"):
+                check_conversations(*checked)
             held_out = self._worked(self.world.reasoning, reasoning.held_out)
             batches = list(packed(settings, self.policy, held_out, num_epochs=1))
             loss_of = ConversationLoss(self.policy.config, batches, run.mesh)
@@ -261,5 +266,5 @@ class Stages:
 
 
 def _paths(stages):
-    """config.reward_models of what these stages left."""
-    return {stage.name: {"path": str(stage.folder / "params")} for stage in stages}
+    """{NAME: ModelRewardSettings} of what these stages left."""
+    return {stage.name: ModelRewardSettings(str(stage.folder / "params")) for stage in stages}

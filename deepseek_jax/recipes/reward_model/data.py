@@ -21,7 +21,7 @@ def load_preferences(settings, world, folder):
     """
     data = settings.data
     if data.path is not None:
-        with at("config.data"):
+        with at("data"):
             return read_preferences(settings.kind, data.path, data.num_held_out, settings.seed)
     sizes = dict(num_train=data.num_train, num_held_out=data.num_held_out)
     if settings.kind not in world.preferences:
@@ -49,7 +49,7 @@ def with_ids(settings, policy, records, kind):
             kept.append(record | {"ids": ids})
     if not kept:
         raise ValueError(
-            f"none of {len(records)} {kind} records fits config.sequence_length={limit}; raise it"
+            f"sequence_length={limit}: none of {len(records)} {kind} records fits a row; raise it"
         )
     lengths = np.array([len(row) for record in kept for row in record["ids"]])
     message = f"{len(kept)} {kind} records, {lengths.mean():.1f} tokens a response with its prompt"

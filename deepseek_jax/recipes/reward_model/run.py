@@ -13,6 +13,7 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from deepseek_jax.checkpoint.reward_params import save_reward_model
+from deepseek_jax.errors import at
 from deepseek_jax.evaluation.preference import label_report, pair_report
 from deepseek_jax.losses.preference import batch_rewards, reward_loss
 from deepseek_jax.models.reward import reward_config, reward_params
@@ -50,14 +51,14 @@ def run(settings, run):
     Leaves the reward model in run.folder/params, for config.reward_models.NAME.path of another run.
     """
     mesh, folder = run.mesh, run.folder
-    check_rows(settings, mesh, pipeline_micro_batches=settings.model.get("pipeline_micro_batches"))
-    policy = starting_policy(settings, mesh, settings.data.template)
-    check_positions(settings, policy.config)
-    records = load_preferences(settings, BILINGUAL, folder / "data")
-    records = [
-        with_ids(settings, policy, part, kind)
-        for part, kind in zip(records, ("training", "held-out"), strict=True)
-    ]
+    with at("config"):
+        cut = settings.model.get("pipeline_micro_batches")
+        check_rows(settings, mesh, pipeline_micro_batches=cut)
+        policy = starting_policy(settings, mesh, settings.data.template)
+        check_positions(settings, policy.config)
+        train, held_out = load_preferences(settings, BILINGUAL, folder / "data")
+        train = with_ids(settings, policy, train, "training")
+        records = train, with_ids(settings, policy, held_out, "held-out")
     policy = pretrained(policy, settings, run)
     name = settings.init_from or settings.base.corpus
     train_reward_model(settings, policy, records, run.of(PHASE, folder), name)

@@ -25,20 +25,19 @@ def load_conversations(settings, folder):
     A jsonl file is written below `folder` as a dataset.
     """
     data = settings.data
-    if data.path is not None:
-        with at("config.data"):
+    with at("data"):
+        if data.path is not None:
             source = read_conversations(data.path, folder, data.split)
             return hold_out(source, data.num_held_out, what_it_answers)
-    with at("config.data"):
         _, questions = find_questions(data.task)
         task = questions.make(settings.seed, data.num_held_out)
     return tuple(worked_conversations(e, questions.worked) for e in (task.train, task.held_out))
 
 
-def check_conversations(policy, source, kind, shares, rows, path="config"):
+def check_conversations(policy, source, kind, shares, rows):
     """Render the first CHECKED conversations, and say what they are like and how many are too long.
 
-    rows: of rows_of, from the config block `path`. Raises ValueError where one cannot be rendered or goes
+    rows: of rows_of. Raises ValueError where one cannot be rendered or goes
     beyond the model's vocabulary, and where one of `shares` that the processes read would have none that fits
     a row: it would search for ever.
     """
@@ -57,8 +56,8 @@ def check_conversations(policy, source, kind, shares, rows, path="config"):
     fits = lengths <= length
     if not all(fits[share::shares].any() for share in range(shares)):
         raise ValueError(
-            f"only {fits.sum()} of the first {len(fits)} {kind} conversations fit in "
-            f"{path}.sequence_length={length}; the shortest has {lengths.min()} tokens"
+            f"sequence_length={length}: only {fits.sum()} of the first {len(fits)} {kind} conversations fit "
+            f"a row; the shortest has {lengths.min()} tokens"
         )
     fitting = lengths[fits]
     filled = fits.mean() * len(source) * (fitting.mean() / length if rows["packing"] else 1)
@@ -87,10 +86,10 @@ def held_out_prompts(settings, policy, source):
             examples.append({"question": question, "answer": answer} | record | more)
     if len(examples) < wanted:
         raise ValueError(
-            f"config.answers.num_prompts={wanted}, and {len(examples)} held-out conversations fit; lower "
-            "it, or raise config.data.num_held_out"
+            f"answers.num_prompts={wanted}, and {len(examples)} held-out conversations fit; lower it, or "
+            "raise data.num_held_out"
         )
-    with at("config.answers"):
+    with at("answers"):
         check_room(policy.config, examples, settings.answers.max_completion_length)
     return examples
 

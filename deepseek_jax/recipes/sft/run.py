@@ -3,10 +3,12 @@
 base -> loss and answers on held-out conversations -> fine-tune -> measure again -> report.
 """
 
+import contextlib
 import functools
 
 from deepseek_jax.checkpoint import is_orbax, save_orbax
 from deepseek_jax.data.batches import PackedDocuments
+from deepseek_jax.errors import at
 from deepseek_jax.evaluation.conversation_loss import ConversationLoss
 from deepseek_jax.evaluation.held_out import evaluate_both
 from deepseek_jax.losses.next_token import next_token_loss
@@ -44,18 +46,13 @@ def run(settings, run):
     Leaves the policy in run.folder/params, which launch/evaluate.py and launch/convert.py read.
     """
     mesh, folder = run.mesh, run.folder
-    check_rows(settings, mesh, pipeline_micro_batches=settings.model.get("pipeline_micro_batches"))
-    models = load_model_rewards(settings.reward_models, mesh)
-    with open_rewards(settings.rewards, models=models) as rewards:
-        policy = starting_policy(settings, mesh, settings.data.template)
-        check_positions(settings, policy.config)
-        train, held_out = load_conversations(settings, folder / "data")
-        _, shares = batch_share(mesh)
-        rows = rows_of(settings, policy.template)
-        check_conversations(policy, train, "training", shares, rows)
-        check_conversations(policy, held_out, "held-out", 1, rows)
-        asked = held_out_prompts(settings, policy, held_out)
-        rewards.check(asked)
+    with contextlib.ExitStack() as opened:
+        with at("config"):
+            rewards = opened.enter_context(_rewards(settings, mesh))
+            policy, train, held_out = _start(settings, mesh, folder / "data")
+            asked = held_out_prompts(settings, policy, held_out)
+            with at("rewards"):
+                rewards.check(asked)
         policy = pretrained(policy, settings, run)
         batches = packed(settings, policy, held_out, num_epochs=1)
         loss_of = ConversationLoss(policy.config, list(batches), mesh)
@@ -68,6 +65,27 @@ def run(settings, run):
     if not is_orbax(folder / "params"):
         save_orbax(folder / "params", policy.config, params)
     _report(folder, settings.sequence_length, before, after)
+
+
+def _rewards(settings, mesh):
+    """The rewards that say how good an answer is, trained ones among them."""
+    check_rows(settings, mesh, pipeline_micro_batches=settings.model.get("pipeline_micro_batches"))
+    with at("reward_models"):
+        models = load_model_rewards(settings.reward_models, mesh)
+    with at("rewards"):
+        return open_rewards(settings.rewards, models=models)
+
+
+def _start(settings, mesh, data_dir):
+    """(Policy, conversations to train on, those held out), which fit the rows."""
+    policy = starting_policy(settings, mesh, settings.data.template)
+    check_positions(settings, policy.config)
+    train, held_out = load_conversations(settings, data_dir)
+    _, shares = batch_share(mesh)
+    rows = rows_of(settings, policy.template)
+    check_conversations(policy, train, "training", shares, rows)
+    check_conversations(policy, held_out, "held-out", 1, rows)
+    return policy, train, held_out
 
 
 def packed_conversations(settings, policy, conversations, loss_of, mesh):

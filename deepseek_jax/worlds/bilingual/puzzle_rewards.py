@@ -51,7 +51,7 @@ def _solution(example):
     if gold is None:
         raise ValueError(
             f"the answer {example['answer']!r} of {example.get('question')!r} is no number and no "
-            "expression of + and -; use exact_answer or math_verify in config.rewards."
+            "expression of + and -; use the reward exact_answer or math_verify."
         )
     return gold
 

@@ -20,7 +20,7 @@ def check_request(example):
     if missing:
         raise ValueError(
             f"{example.get('question')!r} has no {' and no '.join(map(repr, missing))}, which every request "
-            "of the bilingual small world has. Mend config.data, or use exact_answer in config.rewards."
+            "of the bilingual small world has. Mend the data, or use the reward exact_answer."
         )
 
 

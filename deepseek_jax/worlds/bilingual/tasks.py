@@ -99,6 +99,4 @@ def _draw(rng, items, n):
 
 
 def _too_many(n, what, which):
-    raise ValueError(
-        f"{n} different {what} asked for, {which}: too many; lower config.data.num_held_out."
-    )
+    raise ValueError(f"{n} different {what} asked for, {which}: too many; lower num_held_out.")

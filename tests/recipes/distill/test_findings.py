@@ -78,7 +78,7 @@ def test_compute_is_counted_by_pass(tmp_path):
     config = distill_study.get_config()
     settings = build(DistillSettings, config, "config")
     student, teacher = build_model(config.starts.qwen.model), build_model(config.teacher.model)
-    arms = settings.built_students()
+    arms = settings.seeded(settings.students)
     own, taught = (useful_flops(m, 64, trains_mtp=False) for m in (student, teacher))
     rows = 64 * arms["hard"].batch_size * distill_study.NUM_STEPS
     found = {
@@ -95,7 +95,7 @@ def test_compute_is_counted_by_pass(tmp_path):
     line = dict(phase="rl", tokens=30, prefilled_positions=20, sampled_tokens=60)
     lines = [dict(step=i, **line) for i in range(2)]
     (tmp_path / "m.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    rl = settings.built_reinforced()["reinforcement"]
+    rl = settings.seeded(settings.reinforced)["reinforcement"]
     length = rl.rollout.max_prompt_length + rl.rollout.max_completion_length
     own = useful_flops(student, length, trains_mtp=False)
     counted = functools.partial(distill_compute.reinforced, policy=student, phase="rl")

@@ -108,12 +108,13 @@ def test_what_is_unchanged_is_not_made_again(finished, files, capsys):
     said = capsys.readouterr().out
     assert said.count("not run again") == 2 and "complete" in said
     settings = build(DistillSettings, small_config(files), "config")
-    before, path = texts_hash(settings, None), Path(files[1])
+    given = small_config(files).tasks.to_dict()
+    before, path = texts_hash(settings, None, given), Path(files[1])
     text = path.read_text()
     path.write_text(text.replace("13", "14"))
-    assert texts_hash(settings, None) != before
+    assert texts_hash(settings, None, given) != before
     path.write_text(text)
-    assert texts_hash(settings, None) == before
+    assert texts_hash(settings, None, given) == before
 
 
 def test_a_run_that_is_stopped_goes_on_as_if_it_had_not_been(finished, files, tmp_path):
@@ -198,7 +199,7 @@ def cached(files, tmp_path_factory):
 def batches_of(cached, folder, count, **loss):
     """`count` batches of a student that learns soft and hard, as its run would draw them."""
     settings, tasks, teacher = cached
-    student = settings.built_students()["qwen"]
+    student = settings.students["qwen"]
     fields = dict(weights=dict(soft=0.5, hard=0.5), temperature=2.0, **loss)
     student = dataclasses.replace(student, loss=build(type(student.loss), fields, "config"))
     run = StudentRun(settings, "qwen", student, tasks, make_run(folder))
@@ -273,7 +274,7 @@ def test_a_text_no_row_has_room_for_is_counted_and_none_that_fits_is_an_error(
     settings, tasks, teacher = cached
     config = build_model(get_config().starts.qwen.model)
     policy = dataclasses.replace(teacher, config=config)
-    student = settings.built_students()["qwen"]
+    student = settings.students["qwen"]
     StudentRun(settings, "qwen", student, tasks, make_run(tmp_path)).check_texts(policy)
     said = [line for line in capsys.readouterr().out.splitlines() if " b " in line]
     assert len(said) == 2 and sum("1 longer than 16 and left out" in line for line in said) == 1
@@ -288,7 +289,7 @@ def test_a_text_no_row_has_room_for_is_counted_and_none_that_fits_is_an_error(
 def test_a_loss_that_does_not_fit_the_teacher_is_named_with_its_path(cached, tmp_path):
     """Oracle: by hand: a teacher of more tokens than the student, and a top_k above the number of tokens."""
     settings, tasks, teacher = cached
-    student = settings.built_students()["qwen"]
+    student = settings.students["qwen"]
     run = StudentRun(settings, "qwen", student, tasks, make_run(tmp_path))
     config = dataclasses.replace(teacher.config, vocab_size=teacher.config.vocab_size + 1)
     with pytest.raises(ValueError, match=r"^config\.students\.qwen\.loss\.vocab_size=None leaves"):
@@ -312,7 +313,7 @@ def test_sampled_rows_learn_the_completions():
 def test_on_policy_rows_are_the_students_own_and_depend_on_the_step_alone(files):
     """Oracle: rollout.generate on the prompts that the rows begin with; another object, the same step."""
     config, params = tiny_model("gqa")
-    settings = build(DistillSettings, small_config(files), "config").built_students()["qwen"].loss
+    settings = build(DistillSettings, small_config(files), "config").students["qwen"].loss
     on_policy = dict(prompts=3, max_completion_length=4, slots=3)
     loss = dict(weights=dict(on_policy=1.0), temperature=1.0, on_policy=on_policy)
     settings = build(type(settings), loss, "config").on_policy
@@ -365,23 +366,31 @@ def test_tasks_are_mixed_by_size_and_temperature():
 @pytest.mark.parametrize(
     "field, value, words",
     [
-        ("students.qwen.loss.weights.sofd", 1.0, "weights.sofd is no term; did you mean soft"),
+        (
+            "students.qwen.loss.weights.sofd",
+            1.0,
+            "qwen.loss.weights.sofd=1.0 is not of a term; did you mean soft",
+        ),
         ("students.qwen.loss.weights", dict(l2=1.0), "leaves nothing to learn"),
         ("students.qwen.loss.top_k", 4, "temperature one number"),
         ("students.qwen.loss", dict(REVERSED, top_k=4), "top_k=4 hides what the student"),
         ("students.qwen.loss.weights.on_policy", 1.0, "set both, or neither"),
         ("students.qwen.loss.weights.matched", 1.0, "as two tokenizers do"),
+        ("students.qwen.loss.divergence", "jsd", "config.students.qwen.loss"),
         (
-            "students.qwen.loss.divergence",
-            "jsd",
-            "config.students.qwen.loss.beta=None must be between",
+            "students.qwen.start",
+            "qwem",
+            "config.students.qwen.start='qwem' is not one of starts; did you mean",
         ),
-        ("students.qwen.start", "qwem", "config.students.qwen.start='qwem' is none; did you mean"),
-        ("tasks.c", {}, "config.tasks.c has no path"),
-        ("mixing_temperature", 0.0, "config.mixing_temperature=0.0 must be"),
-        ("comparisons", dict(x=("qwen", "llama")), "names 'llama'"),
-        ("teacher", None, "needs config.teacher"),
-        ("teacher.path", None, "set either config.teacher.path"),
+        ("tasks.c", {}, "config.tasks.c.path=None, and it is not a part"),
+        ("mixing_temperature", 0.0, "config.mixing_temperature=0.0 must be above 0"),
+        (
+            "comparisons",
+            dict(x=("qwen", "llama")),
+            "config.comparisons['x']=('qwen', 'llama'): 'llama' is not a student",
+        ),
+        ("teacher", None, ".loss.weights="),
+        ("teacher.path", None, "config.teacher.path=None: set either path"),
     ],
 )
 def test_a_mistake_is_named(files, field, value, words):

@@ -148,7 +148,7 @@ def test_another_filter_goes_on_from_the_samples_that_are_there(finished, with_b
     """Oracle: the samples' bytes; the message of a filter that leaves nothing, and the run after it."""
     shutil.copytree(finished / "samples", with_base / "samples")
     keep = dict(max_per_prompt=4, at_least=dict(correct=2.0))
-    with pytest.raises(ValueError, match="config.keep.at_least.correct=2.0 leaves nothing"):
+    with pytest.raises(ValueError, match="config.keep.at_least.correct=2.0: nothing is left"):
         run(with_base, keep=keep)
     run(with_base, keep=dict(max_per_prompt=1, at_least={}))
     samples = [{k: v for k, v in made(x).items() if "samples" in k} for x in (finished, with_base)]
@@ -161,23 +161,26 @@ def test_another_filter_goes_on_from_the_samples_that_are_there(finished, with_b
 @pytest.mark.parametrize(
     ("fields", "complaint"),
     [
-        (dict(accuracy="right"), "config.accuracy='right' is none of config.rewards"),
+        (dict(accuracy="right"), "config.accuracy='right' is not one of rewards"),
         (dict(keep=dict(max_per_prompt=1, at_least=dict(corect=1.0))), "did you mean correct"),
         (
             dict(data=dict(template="chat")),
-            "config.data.task, a small world's, or config.data.path",
+            "config.data.task=None and path=None: set just one of them",
         ),
         (dict(augment=dict(translate=dict(en="{question}"))), "a prompt for each of"),
         (dict(augment=dict(paraphrase=dict(en="Again!"))), "has no place for the question"),
-        (dict(init_from="x"), "set either config.init_from"),
+        (dict(init_from="x"), "config.init_from='x' and base: set just one of them"),
         (
             dict(
                 data=dict(path="q.jsonl", template="chat"),
                 keep=dict(max_per_prompt=1, at_least={}, decontaminate=("held_out",)),
             ),
-            "which only a config.data.task has",
+            "config.keep.decontaminate=.*: only a task, data.task, has held_out",
         ),
-        (dict(data=dict(task="sums", template="chat")), "'sums' is not a world's task"),
+        (
+            dict(data=dict(task="sums", template="chat")),
+            "config.data.task='sums' is not a world's task",
+        ),
         (
             dict(data=dict(task="arithmetic", template="{question}\n", num_prompts=10**6)),
             "num_prompts=1000000 of",

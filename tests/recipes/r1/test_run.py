@@ -220,7 +220,7 @@ def test_a_run_killed_again_and_again_ends_like_one_that_was_not(finished, tmp_p
     "change, words",
     [
         (lambda c: c.base.update(corpus="arithmetic"), "config.base.corpus='arithmetic'"),
-        (lambda c: c.zero.update(group_size=1), "config.zero.group_size=1"),
+        (lambda c: c.zero.update(group_size=1), "config.zero.group_size=1 must be at least 2"),
         (lambda c: c.sft.update(eval_every=3, log_every=2), "config.sft.eval_every=3 falls on"),
         (
             lambda c: c.scenarios.general.update(num_steps=3),
@@ -228,8 +228,14 @@ def test_a_run_killed_again_and_again_ends_like_one_that_was_not(finished, tmp_p
         ),
         (lambda c: c.scenarios.general.update(per_step=2), "leaves no other questions"),
         (lambda c: c.zero.update(general=c.scenarios.general), "config.zero.general=General"),
-        (lambda c: c.safety_model.data.update(template="{question}"), "config.safety_model.data"),
-        (lambda c: c.judge.data.update(template="{question}"), "config.judge.data"),
+        (
+            lambda c: c.safety_model.data.update(template="{question}"),
+            "config.safety_model.data.template='{question}'",
+        ),
+        (
+            lambda c: c.judge.data.update(template="{question}"),
+            "config.judge.data.template='{question}'",
+        ),
         (
             lambda c: c.judged.update(num_prompts=2030),
             "config.judged.num_prompts=2030 must be within 0..2008, the requests whose answers are not",
@@ -243,9 +249,12 @@ def test_a_run_killed_again_and_again_ends_like_one_that_was_not(finished, tmp_p
         ),
         (
             lambda c: c.reasoning.rollout.update(max_prompt_length=4),
-            "config.reasoning.rollout.max_prompt",
+            "config.reasoning.rollout.max_prompt_length=4 is below all",
         ),
-        (lambda c: c.zero.rewards.update(puzzle_answer=float("nan")), "must be a finite number"),
+        (
+            lambda c: c.zero.rewards.update(puzzle_answer=float("nan")),
+            "config.zero.rewards.puzzle_answer=nan must be a finite number",
+        ),
     ],
 )
 def test_a_mistake_is_named_before_anything_is_written(tmp_path, change, words):

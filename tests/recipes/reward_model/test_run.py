@@ -12,7 +12,7 @@ from deepseek_jax.checkpoint.store import Store
 from deepseek_jax.data.chat import R1_ZERO_TEMPLATE
 from deepseek_jax.parallel import make_mesh
 from deepseek_jax.recipes.reward_model import run as reward_model
-from deepseek_jax.reinforce.model_rewards import load_model_rewards
+from deepseek_jax.reinforce.model_rewards import ModelRewardSettings, load_model_rewards
 from deepseek_jax.rewards import Rewards
 from deepseek_jax.training.metrics import read_metrics
 from deepseek_jax.worlds.bilingual.builders import bilingual_examples
@@ -117,7 +117,8 @@ def test_what_it_leaves_rewards_completions_of_another_run(finished):
     out, is not scored.
     """
     mesh = make_mesh(devices=jax.devices()[:2])
-    models = load_model_rewards({"liked": dict(path=str(finished / "params"), batch_size=8)}, mesh)
+    liked = {"liked": ModelRewardSettings(str(finished / "params"), batch_size=8)}
+    models = load_model_rewards(liked, mesh)
     task = bilingual_examples(
         "preferences", finished / "data", num_train=32, num_held_out=12, seed=0
     )
@@ -151,24 +152,27 @@ def test_safety_is_learned_from_labels(tmp_path):
 @pytest.mark.parametrize(
     "block, wrong",
     [
-        (dict(path="/nowhere"), "config.reward_models.liked.path='/nowhere': no reward model"),
-        (dict(path="/nowhere", batch_size=3), "config.reward_models.liked.batch_size of size 3"),
-        (dict(), "config.reward_models.liked lacks path"),
+        (dict(path="/nowhere"), "^liked.path='/nowhere': no reward model"),
+        (
+            dict(path="/nowhere", batch_size=3),
+            "^liked.batch_size=3 does not split over mesh.data=2",
+        ),
     ],
 )
 def test_a_reward_model_that_is_not_there_is_named(block, wrong):
     """Oracle: by hand."""
     with pytest.raises(ValueError, match=wrong):
-        load_model_rewards({"liked": block}, make_mesh(devices=jax.devices()[:2]))
+        liked = {"liked": ModelRewardSettings(**block)}
+        load_model_rewards(liked, make_mesh(devices=jax.devices()[:2]))
 
 
 @pytest.mark.parametrize(
     "fields, wrong",
     [
         (dict(kind="truth"), "config.kind='truth' is not allowed"),
-        (dict(base=None), "set either config.init_from"),
+        (dict(base=None), "config.init_from=None and base=None: set just one"),
         (dict(batch_size=6, micro_batches=4), "does not split into micro_batches=4"),
-        (dict(sequence_length=4), "none of 32 training records fits config.sequence_length=4"),
+        (dict(sequence_length=4), "config.sequence_length=4: none of 32 training records fits"),
         (dict(sequence_length=512), "config.sequence_length=512 is beyond"),
     ],
 )

@@ -66,7 +66,7 @@ def test_word_answers_fit_their_sentence():
 @pytest.mark.parametrize("make", [arithmetic_task, word_arithmetic_task])
 def test_more_held_out_questions_than_there_are_is_refused(make):
     """Oracle: the message names the setting."""
-    with pytest.raises(ValueError, match="lower config.data.num_held_out"):
+    with pytest.raises(ValueError, match="lower num_held_out"):
         make(seed=0, num_held_out=5000)
 
 

@@ -89,5 +89,5 @@ def test_requests_are_those_few_that_there_are_and_as_many_of_the_others():
 @pytest.mark.parametrize("make", MAKE)
 def test_more_held_out_questions_than_there_are_are_refused(make):
     """Oracle: the message names the setting."""
-    with pytest.raises(ValueError, match="lower config.data.num_held_out"):
+    with pytest.raises(ValueError, match="lower num_held_out"):
         make(seed=0, num_held_out=100_000)

