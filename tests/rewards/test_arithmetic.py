@@ -246,5 +246,7 @@ def test_a_question_without_two_integers_is_an_error_not_a_zero():
 
 def test_an_answer_that_is_not_an_integer_is_an_error():
     """Oracle: the message names the reward to use."""
-    with pytest.raises(ValueError, match="'x' of 'Name it' is not an integer; use exact_answer"):
+    with pytest.raises(
+        ValueError, match="'x' of 'Name it' is not an integer; use the reward exact_answer"
+    ):
         correct("5", {"question": "Name it", "answer": "x"})

@@ -73,7 +73,10 @@ def transfer_tasks(settings, world, tasks, accepted, folder):
 def _of_files(task, folder):
     source = read_conversations(task.path, folder, task.split)
     train, held_out = hold_out(source, task.num_held_out, what_it_answers)
-    questions = [] if task.questions is None else read_questions(task.questions)
+    questions = []
+    if task.questions is not None:
+        with at("questions", "path"):
+            questions = read_questions(task.questions)
     return TransferTask(Weighted(train, task.weight), held_out, questions, task.rule)
 
 

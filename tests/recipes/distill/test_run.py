@@ -14,13 +14,14 @@ from deepseek_jax.data.conversations import pack_conversations
 from deepseek_jax.distill.objective import PROJECTIONS, SAMPLED
 from deepseek_jax.distill.source import OnPolicyRows, TaskWatch, sampled_rows
 from deepseek_jax.evaluation.conversation_loss import ConversationLoss
-from deepseek_jax.models import build_model, forward, random_params
+from deepseek_jax.models import RunSettings, build_model, forward, random_params
 from deepseek_jax.parallel import make_mesh
 from deepseek_jax.recipes.distill import run as distill
 from deepseek_jax.recipes.distill.settings import DistillSettings
 from deepseek_jax.recipes.distill.student import StudentRun
 from deepseek_jax.recipes.distill.tasks import mixed, texts_hash, transfer_tasks, world_tasks
-from deepseek_jax.rollout import Policy, generate
+from deepseek_jax.rewards.answer import exact_answer
+from deepseek_jax.rollout import AnswerOptions, Policy, generate, load_policy
 from deepseek_jax.settings import build
 from deepseek_jax.training.metrics import read_metrics
 from deepseek_jax.worlds.bilingual.tokenizer import bilingual_tokenizer
@@ -129,6 +130,40 @@ def test_a_run_that_is_stopped_goes_on_as_if_it_had_not_been(finished, files, tm
     for one, other in zip(ours, theirs, strict=True):
         for name in names if "loss" in other else ["held_out_loss"]:
             np.testing.assert_allclose(one[name], other[name], rtol=1e-5)
+
+
+def test_a_users_own_questions_measure_teacher_and_students(files, tmp_path):
+    """Oracle: exact_answer on the teacher's own answers to the questions of the file, asked anew."""
+    lines = [{"question": f"{k} + 5", "answer": "#### 12"} for k in range(6)]
+    (tmp_path / "asked.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    config = small_config(files)
+    task = dict(questions=str(tmp_path / "asked.jsonl"), rule="exact_answer")
+    config.tasks.a.update(task)
+    config.evaluation.update(dict(samples=3, max_completion_length=4))
+    run(tmp_path / "run", config)
+    answers = json.loads((tmp_path / "run" / "answers.json").read_text())["answers"]
+    assert set(answers) == {"teacher", "start qwen", "qwen"}
+    assert all(list(found) == ["a"] and len(found["a"]) == 6 for found in answers.values())
+    how = dict(template=config.template, tokenizer=bilingual_tokenizer())
+    teacher = load_policy(files[0] / "teacher", RunSettings(), one_device(), **how)
+    asked, options = teacher.with_prompts(lines), AnswerOptions(max_completion_length=4, slots=128)
+    groups = teacher.answer(asked, options, n=3, seed=config.seed).groups()
+    wanted = [np.mean([exact_answer(t, {"answer": "12"}) for t in group]) for group in groups]
+    np.testing.assert_allclose(answers["teacher"]["a"], wanted)
+
+
+def test_questions_of_ones_own_need_a_rule_and_an_evaluation(files):
+    """Oracle: by hand."""
+    config = small_config(files)
+    config.tasks.a.update(dict(questions="asked.jsonl"))
+    with pytest.raises(
+        ValueError, match="^config.tasks.a.questions='asked.jsonl' and rule=None: set both"
+    ):
+        build(DistillSettings, config, "config")
+    config.tasks.a.update(dict(rule="exact_answer"))
+    config.evaluation = None
+    with pytest.raises(ValueError, match="^config.evaluation=None, and tasks.a has questions"):
+        build(DistillSettings, config, "config")
 
 
 @pytest.mark.slow

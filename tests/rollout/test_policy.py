@@ -1,0 +1,119 @@
+"""A model that answers questions: its prompts, its answers, and what it has room for."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+
+from deepseek_jax.checkpoint import save_orbax
+from deepseek_jax.data.chat import render_prompt
+from deepseek_jax.data.tokenizer import load_tokenizer, smollm2_gguf
+from deepseek_jax.models import RunSettings
+from deepseek_jax.parallel import make_mesh
+from deepseek_jax.rollout import AnswerOptions, Policy, generate, load_policy
+from deepseek_jax.rollout.policy import check_room, ending_turns, fitting
+from deepseek_jax.worlds.arithmetic.tokenizer import arithmetic_tokenizer
+from tests.tiny import tiny_model
+
+TEMPLATE = "{question}\n"
+QUESTIONS = [{"question": "What is 1 + 2?"}, {"question": "What is 3 + 4 + 5?"}]
+
+
+def tiny_policy(kind="gqa"):
+    config, params = tiny_model(kind)
+    return Policy(config, params, arithmetic_tokenizer(), TEMPLATE)
+
+
+def test_prompts_are_the_questions_in_the_template_and_the_opening_ends_them():
+    """Oracle: data.chat.render_prompt, and the opening's own tokens."""
+    policy = dataclasses.replace(tiny_policy(), opening="1 + ")
+    plain = render_prompt(policy.tokenizer, QUESTIONS[0]["question"], template=TEMPLATE)
+    (prompt, _) = policy.with_prompts(QUESTIONS)
+    assert prompt["prompt_ids"] == [*plain, *policy.tokenizer.encode("1 + ")]
+    assert prompt["question"] == QUESTIONS[0]["question"] and "prompt_ids" not in QUESTIONS[0]
+
+
+def test_answers_are_the_engines_up_to_where_they_end():
+    """Oracle: rollout.generate with the options one by one, decoded by hand without the ends."""
+    policy = tiny_policy()
+    asked = policy.with_prompts(QUESTIONS)
+    options = AnswerOptions(max_completion_length=6, temperature=0.8, top_p=0.9, slots=3)
+    answers = policy.answer(asked, options, n=3, seed=5)
+    out = generate(
+        policy.config,
+        policy.params,
+        [example["prompt_ids"] for example in asked],
+        n=3,
+        max_completion_length=6,
+        temperature=0.8,
+        top_p=0.9,
+        eos_ids=(policy.tokenizer.eos_id,),
+        seed=5,
+        slots=3,
+    )
+    np.testing.assert_array_equal(answers.rollout.completion_ids, out.completion_ids)
+    ends, rows = (
+        {policy.tokenizer.eos_id},
+        zip(out.completion_ids, out.completion_mask, strict=True),
+    )
+    decode = policy.tokenizer.decode
+    assert answers.texts == [
+        decode([i for i in ids[m].tolist() if i not in ends]) for ids, m in rows
+    ]
+    assert answers.groups() == [answers.texts[:3], answers.texts[3:]]
+    np.testing.assert_array_equal(answers.lengths(), out.completion_mask.sum(1).reshape(2, 3))
+
+
+def test_an_answer_ends_at_the_tokenizers_end_and_at_the_models():
+    """Oracle: by hand: both are ends, and a chat template's end of a turn becomes one."""
+    config, params = tiny_model("gqa")
+    policy = Policy(
+        dataclasses.replace(config, eos_token_id=(7, 8)), params, arithmetic_tokenizer(), ""
+    )
+    assert policy.eos_ids == (policy.tokenizer.eos_id, 7, 8)
+    chat = load_tokenizer(smollm2_gguf())
+    (end,) = chat.encode("<|im_end|>")
+    assert ending_turns(dataclasses.replace(config, eos_token_id=7), chat, "chat").eos_ids == (
+        7,
+        end,
+    )
+
+
+def test_a_saved_policy_is_read_with_a_tokenizer_and_run_as_asked(tmp_path):
+    """Oracle: the parameters that were saved, the dtype that was asked for, and the message without one."""
+    config, params = tiny_model("mla_moe")
+    save_orbax(tmp_path / "params", config, params)
+    mesh, how = (
+        make_mesh(data=1, devices=jax.devices()[:1]),
+        RunSettings(dtype="bfloat16", remat="full"),
+    )
+    options = dict(template=TEMPLATE, tokenizer=arithmetic_tokenizer())
+    policy = load_policy(tmp_path / "params", how, mesh, **options)
+    assert policy.config == dataclasses.replace(config, dtype="bfloat16", remat="full")
+    same = jax.tree.map(lambda x, y: bool((x == y.astype(x.dtype)).all()), policy.params, params)
+    assert all(jax.tree.leaves(same)) and policy.params["embedding"].dtype == "bfloat16"
+    trained = load_policy(tmp_path / "params", how, mesh, **options, trained=True)
+    assert {leaf.dtype.name for leaf in jax.tree.leaves(trained.params)} == {"float32"}
+    with pytest.raises(ValueError, match="^tokenizer=None: .* have no tokenizer with them"):
+        load_policy(tmp_path / "params", how, mesh, template=TEMPLATE)
+
+
+def test_prompts_that_are_too_long_are_counted_and_none_that_fits_is_an_error(capsys):
+    """Oracle: by hand, of prompts of two and three tokens."""
+    examples = [{"prompt_ids": [1, 2]}, {"prompt_ids": [1, 2, 3]}]
+    assert fitting(examples, 2, "training") == examples[:1]
+    assert "1 of 2 training prompts are longer than 2 tokens: left out" in capsys.readouterr().out
+    with pytest.raises(
+        ValueError, match="^max_prompt_length=1 is below all 2 training prompts; .* 2 tok"
+    ):
+        fitting(examples, 1, "training")
+
+
+def test_the_longest_prompt_and_answer_have_to_have_positions():
+    """Oracle: by hand: 128 positions, of which the prompt takes three."""
+    config, _ = tiny_model("gqa")
+    examples = [{"prompt_ids": [1, 2, 3]}, {"prompt_ids": [1]}]
+    check_room(config, examples, 125)
+    with pytest.raises(ValueError, match="^max_completion_length=126 .* lower it to 125 or less"):
+        check_room(config, examples, 126)
