@@ -87,12 +87,9 @@ class StudentRun:
         _, shares = batch_share(self.run.mesh)
         rows = self._rows() | {"template": self.settings.template}
         for name, task in self.tasks.items():
-            for part, count, kind in (
-                (task.train, shares, f"{name} training"),
-                (task.held_out, 1, f"{name} held-out"),
-            ):
-                checked = policy, part, kind, count, rows
-                check_conversations(*checked)
+            with at(f"config.students.{self.name}"):
+                check_conversations(policy, task.train, f"{name} training", shares, rows)
+                check_conversations(policy, task.held_out, f"{name} held-out", 1, rows)
 
     def objective(self, policy, taught):
         """distill.objective.Objective of config.students.NAME.loss. Raises ValueError where the teacher's

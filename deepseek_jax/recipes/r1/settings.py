@@ -4,6 +4,7 @@ import dataclasses
 from typing import ClassVar
 
 from deepseek_jax.data.chat import Template
+from deepseek_jax.errors import suggest
 from deepseek_jax.recipes.reward_model.settings import (
     JudgeTrainingSettings,
     RewardTrainingSettings,
@@ -14,6 +15,7 @@ from deepseek_jax.reinforce.settings import ReinforceSettings
 from deepseek_jax.rollout.policy import AnswerOptions
 from deepseek_jax.settings import Count, Natural, PositiveShare, Several, added
 from deepseek_jax.synthesis.settings import RejectionSettings
+from deepseek_jax.worlds.registry import find_world
 
 TEMPLATE = "r1_zero"  # of a world whose prompts have none of their own
 # The blocks and stages, and of the first two the rewards, of these names
@@ -103,10 +105,38 @@ class R1Settings(PolicyRun):
                     f"{name}.general={general}: stage 4 asks the world's general questions, and no "
                     "other stage does; set scenarios.general, without a path"
                 )
+        template = self.data.template if self.data is not None else self._template()
+        for name in PREFERENCE_STAGES:
+            self._check_preferences(name, template)
         if (self.judge is None) != (self.judged is None):
             missing = "judge" if self.judge is None else "judged"
             raise ValueError(
                 f"{missing}=None: judge trains what judged asks; set both blocks, or neither"
+            )
+
+    def _template(self):
+        """The template of the world, whose corpus the base reads."""
+        world = find_world(self.world)
+        if self.base is not None and self.base.corpus not in world.corpora:
+            raise ValueError(
+                f"base.corpus={self.base.corpus!r} is not a corpus of world={self.world!r}; "
+                f"{suggest(self.base.corpus, world.corpora)}"
+            )
+        return world.template
+
+    def _check_preferences(self, name, template):
+        """Raise ValueError unless the block `name` reads the world's preferences in the prompts' template."""
+        block = getattr(self, name)
+        if block is None:
+            return
+        if block.data.path is not None:
+            raise ValueError(
+                f"{name}.data.path={block.data.path!r}: the stage learns the world's preferences; leave it out"
+            )
+        if block.data.template != template:
+            raise ValueError(
+                f"{name}.data.template={block.data.template!r} is not the template of the other stages; set "
+                f"it to {template!r}"
             )
 
     def reward_models(self):

@@ -238,7 +238,7 @@ def test_a_run_killed_again_and_again_ends_like_one_that_was_not(finished, tmp_p
         ),
         (
             lambda c: c.judged.update(num_prompts=2030),
-            "config.judged.num_prompts=2030 must be within 0..2008, the requests whose answers are not",
+            "config.judged.num_prompts=2030 must be within 0..2008, the general questions whose",
         ),
         (lambda c: c.sft.update(sequence_length=300), "config.sft.sequence_length=300 is beyond"),
         (lambda c: c.cold_start.update(micro_batches=3), "config.cold_start.batch_size=4"),
