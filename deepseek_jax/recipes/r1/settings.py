@@ -131,7 +131,7 @@ class R1Settings(PolicyRun):
             return
         if block.data.path is not None:
             raise ValueError(
-                f"{name}.data.path={block.data.path!r}: the stage learns the world's preferences; leave it out"
+                f"{name}.data.path={block.data.path!r}: the world's preferences are learned; leave it out"
             )
         if block.data.template != template:
             raise ValueError(
