@@ -261,3 +261,6 @@ def repeat(body, slots, stop_when_one_ends):
         return jnp.any(~slots.ended) & ~(stop_when_one_ends & one_ended)
 
     return jax.lax.while_loop(keep_on, body, slots)
+
+
+PARTS = Parts(decoding_weights, empty_slots, prefill, seat, decode)
