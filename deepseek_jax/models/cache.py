@@ -5,8 +5,6 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from deepseek_jax.ops.bits import bits
-
 
 class CacheWrite(NamedTuple):
     """One decoding step's place in the caches.
@@ -20,10 +18,8 @@ class CacheWrite(NamedTuple):
 
     def __call__(self, cache, entry):
         """Write entry [b 1 x] or [z 1 x] into cache [b s x] or [z s x] at index."""
-        written = jax.lax.dynamic_update_slice_in_dim(
-            bits(cache), bits(entry.astype(cache.dtype)), self.index, axis=1
-        )
-        return written.view(cache.dtype)
+        entry = entry.astype(cache.dtype)
+        return jax.lax.dynamic_update_slice_in_dim(cache, entry, self.index, axis=1)
 
 
 class PositionWrite(NamedTuple):
@@ -39,16 +35,14 @@ class PositionWrite(NamedTuple):
     def __call__(self, cache, entry):
         """Write entry [b t ...] into cache [b s ...] at index."""
         at = jnp.arange(len(self.index))[:, None], self.index
-        written = bits(cache).at[at].set(bits(entry.astype(cache.dtype)), mode="drop")
-        return written.view(cache.dtype)
+        return cache.at[at].set(entry.astype(cache.dtype), mode="drop")
 
 
 def empty_cache(config, batch_size, length, dtype):
     """Zeros for one layer: MLA keeps kv_lora_rank + qk_rope_head_dim numbers a token, GQA its k and v heads.
 
     c_kv [b s c] and k_rope [b s r], or k and v [z s x], where z are the sequences of one key head after those
-    of another, so that devices may share out the heads. A CPU reads head-major caches fastest; and an axis b
-    of one sequence is taken off before a product, upon which XLA's CPU compiler copies the cache each step.
+    of another, so that devices may share out the heads.
     """
     if config.is_mla:
         shapes = {

@@ -13,6 +13,7 @@ from deepseek_jax.models.layers import GatedMLP, RMSNorm, position_tables, weigh
 from deepseek_jax.models.mla import MultiHeadLatentAttention
 from deepseek_jax.models.moe import MoE
 from deepseek_jax.models.mtp import MultiTokenPrediction
+from deepseek_jax.ops.remat import SAVED
 from deepseek_jax.parallel import constrain
 from deepseek_jax.parallel.pipeline import pipeline, pipeline_stages
 from deepseek_jax.parallel.shard import init_sharded
@@ -83,7 +84,7 @@ class DecoderLayer(nn.Module):
 POLICIES = {
     "full": None,
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
-    "selective": jax.checkpoint_policies.save_only_these_names("kept"),
+    "selective": jax.checkpoint_policies.save_only_these_names(SAVED),
     "offload": jax.checkpoint_policies.save_and_offload_only_these_names(
         names_which_can_be_saved=[],
         names_which_can_be_offloaded=["layer_input"],

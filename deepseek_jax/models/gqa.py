@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from deepseek_jax.models.config import ModelConfig
 from deepseek_jax.models.layers import RMSNorm, linear, weight
 from deepseek_jax.ops.attention import attend, attend_branches, attend_cached
-from deepseek_jax.ops.bits import kept
+from deepseek_jax.ops.remat import save_for_backward
 from deepseek_jax.ops.rope import apply_rope
 from deepseek_jax.parallel import constrain
 from deepseek_jax.parallel.context import by_heads
@@ -22,12 +22,9 @@ class GroupedQueryAttention(nn.Module):
     def setup(self):
         cfg = self.config
         d, h, k, x = cfg.hidden_size, cfg.num_attention_heads, cfg.num_key_value_heads, cfg.head_dim
-        # Decoding may give it in place of the three
-        self.w_qkv = self.get_variable("params", "qkv")
-        if self.w_qkv is None:
-            self.w_q = weight(self, "q", embed=d, heads=h, head_dim=x)
-            self.w_k = weight(self, "k", embed=d, kv_heads=k, head_dim=x)
-            self.w_v = weight(self, "v", embed=d, kv_heads=k, head_dim=x)
+        self.w_q = weight(self, "q", embed=d, heads=h, head_dim=x)
+        self.w_k = weight(self, "k", embed=d, kv_heads=k, head_dim=x)
+        self.w_v = weight(self, "v", embed=d, kv_heads=k, head_dim=x)
         self.w_out = weight(self, "out", heads=h, head_dim=x, embed=d)
         self.linear = functools.partial(linear, cfg)
         if cfg.has_qkv_bias:
@@ -42,16 +39,12 @@ class GroupedQueryAttention(nn.Module):
     def _out(self, spec, attended):
         return self.linear(spec, attended, self.w_out, power_of_two=True)
 
-    def _products(self, x_btd):
-        spec = "btd,dhx->bthx"
-        if self.w_qkv is None:
-            return [self.linear(spec, x_btd, w) for w in (self.w_q, self.w_k, self.w_v)]
-        h, k = self.config.num_attention_heads, self.config.num_key_value_heads
-        return jnp.split(self.linear(spec, x_btd, self.w_qkv), (h, h + k), axis=2)
-
     def project(self, x_btd, rope):
         """What attention is of: x [b t d] -> queries [b t h x], keys and values [b t k x], with positions."""
-        q, k, v = map(kept, self._products(x_btd))
+        q, k, v = (
+            save_for_backward(self.linear("btd,dhx->bthx", x_btd, w))
+            for w in (self.w_q, self.w_k, self.w_v)
+        )
         if self.config.has_qkv_bias:
             q, k, v = (
                 (a + b.astype(a.dtype)) for a, b in ((q, self.b_q), (k, self.b_k), (v, self.b_v))
@@ -72,7 +65,7 @@ class GroupedQueryAttention(nn.Module):
             out_bthx = attend_branches(
                 q, k, v, scale=scale, segment_ids=segment_ids, **branches._asdict()
             )
-        out_bthx = kept(constrain(out_bthx, ("batch", "seq", "heads", None)))
+        out_bthx = save_for_backward(constrain(out_bthx, ("batch", "seq", "heads", None)))
         return self._out("bthx,hxd->btd", out_bthx), remembered
 
     def decode(self, x_bd, rope, cache, write):

@@ -6,19 +6,20 @@ import jax.numpy as jnp
 
 from deepseek_jax.models.config import ModelConfig
 from deepseek_jax.ops import rope
-from deepseek_jax.ops.bits import kept
-from deepseek_jax.ops.dot import InputsLast, dot
+from deepseek_jax.ops.dot import dot
 from deepseek_jax.ops.fp8 import fp8_dot
+from deepseek_jax.ops.remat import save_for_backward
 
 
 def weight(module, name, *, init=None, **axes):
     """Declare a float32 parameter of `module`: one keyword a dimension, logical axis = size, in order.
 
     The axis names reach the sharding rules through the parameter's metadata. init: a Flax initializer;
-    default normal with the config's initializer_range. Decoding may give an InputsLast in its place.
+    default normal with the config's initializer_range. A weight that is there is given as it is, since
+    decoding prepares some: ops.decoding.
     """
-    if isinstance(given := module.get_variable("params", name), InputsLast):
-        return given
+    if (given := module.get_variable("params", name)) is not None:
+        return nn.unbox(given)
     init = init or nn.initializers.normal(module.config.initializer_range)
     boxed = nn.with_logical_partitioning(init, tuple(axes))
     return module.param(name, boxed, tuple(axes.values()), jnp.float32)
@@ -60,14 +61,16 @@ def swiglu(gate, up):
     return (nn.silu(gate.astype(jnp.float32)) * up.astype(jnp.float32)).astype(gate.dtype)
 
 
+# The weights that `linear` multiplies by, and how many axes of each a product contracts: its first ones
+LINEAR = dict(q=1, k=1, v=1, q_down=1, q_up=1, kv_down=1, out=2, gate_up=1, down=1)
+
+
 def linear(config, spec, x, w, *, power_of_two=False):
     """The product of a Linear layer, as ops.dot.dot: under config.fp8 in FP8, see ops.fp8.fp8_dot. Embedding,
     output head, router and attention's own products do not come here (arXiv:2412.19437, section 3.3.1).
     """
     if config.fp8:
         return fp8_dot(spec, x, w, power_of_two=power_of_two)
-    if isinstance(w, InputsLast):
-        return w.dot(spec, x)
     return dot(spec, x, w)
 
 
@@ -86,7 +89,7 @@ class GatedMLP(nn.Module):
             x if x.ndim == 3 else x[:, None]
         )  # b and t stay apart: either may be split over devices
         hidden = linear(self.config, "btd,dzf->btzf", x_btd, w_gate_up)
-        gate_btf, up_btf = jnp.unstack(kept(hidden), axis=2)
+        gate_btf, up_btf = jnp.unstack(save_for_backward(hidden), axis=2)
         out_btd = linear(self.config, "btf,fd->btd", swiglu(gate_btf, up_btf), w_down)
         return out_btd.reshape(x.shape)
 

@@ -9,8 +9,8 @@ import jax.numpy as jnp
 from deepseek_jax.models.config import ModelConfig
 from deepseek_jax.models.layers import RMSNorm, linear, weight
 from deepseek_jax.ops.attention import attend, attend_branches, attend_latent
-from deepseek_jax.ops.bits import kept
 from deepseek_jax.ops.dot import dot
+from deepseek_jax.ops.remat import save_for_backward
 from deepseek_jax.ops.rope import apply_rope, yarn_mscale
 from deepseek_jax.parallel import constrain
 from deepseek_jax.parallel.context import by_heads
@@ -65,7 +65,7 @@ class MultiHeadLatentAttention(nn.Module):
     def _queries(self, x_btd, rope):
         """Eqs. 6-9: the part without and the part with position, [b t h n] and [b t h r]."""
         if self.config.q_lora_rank:
-            down_btq = kept(self.linear("btd,dq->btq", x_btd, self.w_q_down))
+            down_btq = save_for_backward(self.linear("btd,dq->btq", x_btd, self.w_q_down))
             q_bthx = self.linear("btq,qhx->bthx", self.q_norm(down_btq), self.w_q_up)
         else:
             q_bthx = self.linear("btd,dhx->bthx", x_btd, self.w_q)
@@ -74,7 +74,7 @@ class MultiHeadLatentAttention(nn.Module):
 
     def _latent(self, x_btd, rope):
         """Eqs. 1 and 3: all that the cache keeps, c_kv [b t c] and k_rope [b t r]."""
-        down = kept(self.linear("btd,dc->btc", x_btd, self.w_kv_down))
+        down = save_for_backward(self.linear("btd,dc->btc", x_btd, self.w_kv_down))
         c_kv, k_rope = jnp.split(down, [self.config.kv_lora_rank], axis=-1)
         return self.kv_norm(c_kv), apply_rope(k_rope[:, :, None], *rope)[:, :, 0]
 
@@ -105,7 +105,7 @@ class MultiHeadLatentAttention(nn.Module):
             out_bthu = attend_branches(
                 q, k, v, scale=self.scale, segment_ids=segment_ids, **branches._asdict()
             )
-        out_bthu = kept(constrain(out_bthu, ("batch", "seq", "heads", None)))
+        out_bthu = save_for_backward(constrain(out_bthu, ("batch", "seq", "heads", None)))
         return self._out("bthu,hud->btd", out_bthu), {"c_kv": c_kv, "k_rope": k_rope}
 
     def decode(self, x_bd, rope, cache, write):

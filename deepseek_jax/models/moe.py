@@ -10,9 +10,9 @@ import jax.numpy as jnp
 from deepseek_jax.models.config import ModelConfig
 from deepseek_jax.models.layers import GatedMLP, swiglu, weight
 from deepseek_jax.ops import grouped_matmul as grouped
-from deepseek_jax.ops.bits import kept
 from deepseek_jax.ops.dot import dot
 from deepseek_jax.ops.fp8 import grouped_fp8
+from deepseek_jax.ops.remat import save_for_backward
 from deepseek_jax.ops.routing import affinities, expert_load, route, sequence_balance
 from deepseek_jax.parallel.dispatch import expert_parallel
 
@@ -87,15 +87,15 @@ def run_experts(x_md, experts_ma, weights_ma, kernels, *, fp8):
     float32[m a] -> [m d]. kernels: gate and up [e d 2 f], down [e f d]. fp8: see ModelConfig.
     """
     matmul, up_matmul = grouped.grouped_matmul, grouped.grouped_matmul
-    if fp8:
-        matmul = grouped_fp8
-        up_matmul = functools.partial(grouped_fp8, power_of_two=True, parts=2)  # gate, and up
     w_gate_up, w_down = kernels
     e, d = w_gate_up.shape[:2]
     block = grouped.block_size(experts_ma.size, e)
+    if fp8:
+        matmul = functools.partial(grouped_fp8, block=block)
+        up_matmul = functools.partial(matmul, power_of_two=True, parts=2)  # gate, and up
     layout = grouped.expert_layout(experts_ma, e, block)
     rows_rd = grouped.rows_by_expert(x_md, layout)
-    hidden_rz = up_matmul(rows_rd, w_gate_up.reshape(e, d, -1), layout.rows_per_expert, block=block)
-    gate_rf, up_rf = jnp.split(kept(hidden_rz), 2, axis=-1)
-    out_rd = matmul(swiglu(gate_rf, up_rf), w_down, layout.rows_per_expert, block=block)
+    hidden_rz = up_matmul(rows_rd, w_gate_up.reshape(e, d, -1), layout.rows_per_expert)
+    gate_rf, up_rf = jnp.split(save_for_backward(hidden_rz), 2, axis=-1)
+    out_rd = matmul(swiglu(gate_rf, up_rf), w_down, layout.rows_per_expert)
     return grouped.combine(out_rd, weights_ma, layout)

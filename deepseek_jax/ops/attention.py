@@ -9,13 +9,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from deepseek_jax.ops.dot import dot, few_rows_dot, sum_over_rows
-from deepseek_jax.ops.platform import on_one_cpu, platform
+from deepseek_jax.ops.dot import dot
+from deepseek_jax.ops.platform import choice, choose
 
-# Tokens of a row up to which all scores at once are the faster form, and of a block: a CPU's cache holds few
-LONG = {"cpu": 128, "gpu": 1024, "tpu": 1024}
-BLOCK = {"cpu": 128, "gpu": 512, "tpu": 512}
-UNROLLED = 3  # pairs of blocks, those of a row of two
 MASKED = -1e30  # finite: a row with nothing to see stays finite too
 
 
@@ -30,11 +26,26 @@ def attend(q, k, v, *, scale, segment_ids, implementation=None):
     segment_ids: int32[b t]. scale: what scores are multiplied by. Scores and softmax are float32.
     implementation: "whole" holds all scores, float32[b h t t], at once; "blockwise" those of a block of
     queries against a block of keys, computed anew for the gradient, and leaves out the blocks that come
-    after; None takes it where t is above LONG. Returns [b t h u] in v's dtype.
+    after; "by_length" takes it for long rows. None takes what ops.platform has. Returns [b t h u] in v's
+    dtype.
     """
+    form = choose(
+        "attend",
+        implementation,
+        by_length=_attend_by_length,
+        whole=_attend_whole,
+        blockwise=_attend_blockwise,
+    )
+    return form(q, k, v, segment_ids, scale)
+
+
+def _attend_by_length(q, k, v, segment_ids, scale):
+    is_long = q.shape[1] > choice("longest_whole_row")
+    return (_attend_blockwise if is_long else _attend_whole)(q, k, v, segment_ids, scale)
+
+
+def _attend_whole(q, k, v, segment_ids, scale):
     t, g = q.shape[1], q.shape[2] // k.shape[2]
-    if implementation == "blockwise" or (implementation is None and t > LONG[platform()]):
-        return _attend_blockwise(q, k, v, segment_ids, scale)
     before_ts = jnp.tril(jnp.ones((t, t), bool))
     mask_bts = before_ts & (segment_ids[:, :, None] == segment_ids[:, None, :])
     k_bksx, v_bksu = jnp.swapaxes(k, 1, 2), jnp.swapaxes(v, 1, 2)
@@ -45,8 +56,8 @@ def attend(q, k, v, *, scale, segment_ids, implementation=None):
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
 def _attend_blockwise(q, k, v, segment_ids, scale):
-    """attend by an online softmax over blocks of keys (arXiv:2205.14135): no product is of more than BLOCK
-    queries and BLOCK keys.
+    """attend by an online softmax over blocks of keys (arXiv:2205.14135): no product is of more than one
+    block of queries and one of keys.
     """
     return _blockwise_forward(q, k, v, segment_ids, scale)[0]
 
@@ -79,7 +90,7 @@ def _blockwise_forward(q, k, v, segment_ids, scale):
 
     out_nbkmu = jnp.zeros((n, b, heads, m, v.shape[-1]), v.dtype)
     init = fresh, out_nbkmu, jnp.zeros((n, *shape))
-    (_, out_nbkmu, normalizer_nbkm1), _ = _over(pairs, step, init)
+    (_, out_nbkmu, normalizer_nbkm1), _ = jax.lax.scan(step, init, pairs)
     out = _joined(_by_token(out_nbkmu, g), t)
     return out, (q, k, v, segment_ids, out, normalizer_nbkm1)
 
@@ -93,19 +104,22 @@ def _blockwise_backward(scale, saved, cotangent):
     product = cotangent.astype(jnp.float32) * out.astype(jnp.float32)
     drift_nbkm1 = _by_key_head(_split(product.sum(-1, keepdims=True)), g)
 
+    def over_queries(left, right):
+        return dot("bkms,bkmz->bksz", left, right, jnp.float32)
+
     def step(carry, pair):
         d_q, d_k, d_v = carry
         i, j = pair
         weights_bkms = jnp.exp(blocks.scores(i, j) - normalizer_nbkm1[i])
-        d_v = d_v.at[j].add(_transposed(weights_bkms.astype(v.dtype), d_out[i]))
+        d_v = d_v.at[j].add(over_queries(weights_bkms.astype(v.dtype), d_out[i]))
         d_weights = dot("bkmu,bksu->bkms", d_out[i], blocks.v[j], jnp.float32)
         d_scores = (weights_bkms * (d_weights - drift_nbkm1[i]) * scale).astype(q.dtype)
         d_q = d_q.at[i].add(dot("bkms,bksx->bkmx", d_scores, blocks.k[j], jnp.float32))
-        d_k = d_k.at[j].add(_transposed(d_scores, blocks.q[i]))
+        d_k = d_k.at[j].add(over_queries(d_scores, blocks.q[i]))
         return (d_q, d_k, d_v), None
 
     init = tuple(jnp.zeros(x.shape, jnp.float32) for x in (blocks.q, blocks.k, blocks.v))
-    (d_q, d_k, d_v), _ = _over(_pairs(t), step, init)
+    (d_q, d_k, d_v), _ = jax.lax.scan(step, init, _pairs(t))
     d_k, d_v = (_joined(jnp.swapaxes(x, 2, 3), t) for x in (d_k, d_v))
     d_q = _joined(_by_token(d_q, g), t)
     return d_q.astype(q.dtype), d_k.astype(k.dtype), d_v.astype(v.dtype), None
@@ -115,7 +129,9 @@ _attend_blockwise.defvjp(_blockwise_forward, _blockwise_backward)
 
 
 class _Blocks:
-    """Operands of attend, cut along t: q [n b k m x] with m = g * BLOCK, k [n b k s x], v [n b k s u]."""
+    """Operands of attend, cut along t: q [n b k m x], where m is g times the block, k [n b k s x] and
+    v [n b k s u].
+    """
 
     def __init__(self, q, k, v, segment_ids, scale):
         self.g, self.scale = q.shape[2] // k.shape[2], scale
@@ -142,19 +158,12 @@ def _pairs(t):
     return i, j
 
 
-def _over(pairs, step, init):
-    """jax.lax.scan of step over pairs. On one CPU device few are unrolled: XLA gives a batched product of
-    small matrices one core, and operations to another where more than 8 are ready, which a loop's seldom are.
-    """
-    return jax.lax.scan(step, init, pairs, unroll=on_one_cpu() and len(pairs[0]) <= UNROLLED)
-
-
 def _block(t):
-    return min(BLOCK[platform()], t)
+    return min(choice("attention_block"), t)
 
 
 def _split(array):
-    """[b t ...] -> [n b BLOCK ...], zeros behind the end: keys that no query before them sees."""
+    """[b t ...] -> [n b block ...], zeros after the end: keys that no query before them sees."""
     b, t, *rest = array.shape
     block = _block(t)
     padded = jnp.pad(array, [(0, 0), (0, -t % block)] + [(0, 0)] * len(rest))
@@ -165,11 +174,6 @@ def _joined(blocks, t):
     """The inverse of _split."""
     n, b, s, *rest = blocks.shape
     return jnp.moveaxis(blocks, 0, 1).reshape(b, n * s, *rest)[:, :t]
-
-
-def _transposed(left_bkms, right_bkmz):
-    """Sum over queries: -> float32[b k s z]."""
-    return sum_over_rows("bkms,bkmz->bksz", left_bkms, right_bkmz)
 
 
 def attend_branches(q, k, v, *, scale, segment_ids, prefix_length, branches):
@@ -238,7 +242,7 @@ def attend_cached(q, k, v, *, scale, mask):
     b, h, x = q.shape
     heads = len(k) // b
     q_zgx = jnp.swapaxes(q.reshape(b, heads, -1, x), 0, 1).reshape(len(k), -1, x)
-    scores_zgs = few_rows_dot("zgx,zsx->zgs", q_zgx, k, jnp.float32) * scale
+    scores_zgs = dot("zgx,zsx->zgs", q_zgx, k, jnp.float32) * scale
     weights_zgs = _softmax(scores_zgs, jnp.tile(mask, (heads, 1))[:, None], v.dtype)
     out_zgu = dot("zgs,zsu->zgu", weights_zgs, v)
     return jnp.swapaxes(out_zgu.reshape(heads, b, *out_zgu.shape[1:]), 0, 1).reshape(b, h, -1)

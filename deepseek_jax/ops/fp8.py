@@ -176,7 +176,6 @@ def _grouped_forward(how, power_of_two, parts, rows, kernel, rows_per_expert):
             dequantize(*kept, ROW),
             _rounded_apart(kernel, BLOCK, parts),
             rows_per_expert,
-            block=block,
             implementation=implementation,
         )
     return out, (kept, kernel, rows_per_expert)
@@ -185,7 +184,7 @@ def _grouped_forward(how, power_of_two, parts, rows, kernel, rows_per_expert):
 def _grouped_backward(how, power_of_two, parts, saved, dy):
     (block, implementation), (kept, kernel, rows_per_expert) = how, saved
     product = functools.partial(
-        grouped_matmul, rows_per_expert=rows_per_expert, block=block, implementation=implementation
+        grouped_matmul, rows_per_expert=rows_per_expert, implementation=implementation
     )
     tokens = functools.partial(_rounded_by_tokens, rows_per_expert=rows_per_expert, block=block)
     rows = dequantize(*kept, ROW)

@@ -1,24 +1,20 @@
 """One matrix product per expert over rows laid out by expert, dropless, at the cost of the active experts."""
 
 import functools
-import math
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax.experimental.pallas.ops.tpu.megablox.gmm import tgmm
 
-from deepseek_jax.ops.dot import dot
-from deepseek_jax.ops.pieces import product_by_expert, sum_by_expert
-from deepseek_jax.ops.platform import platform
+from deepseek_jax.ops.cpu import grouped_matmul as cpu
+from deepseek_jax.ops.platform import choose
 
 ALONG_COLUMNS = jax.lax.RaggedDotDimensionNumbers((((1,), (2,)), ((), ())), (0,), (0,))
 OVER_ROWS = jax.lax.RaggedDotDimensionNumbers((((0,), (0,)), ((), ())), (0,), ())
 # Of rows and of either's columns: in float32 too within 16 MiB of vector memory
 TILES = (512, 512, 512)
 MAX_BLOCK = 8  # rows that an expert's are padded to a multiple of
-# Elements of matrices copied for all blocks, up to which a loop over experts saves nothing
-COPIED = 2**20
 
 
 class ExpertLayout(NamedTuple):
@@ -120,84 +116,75 @@ def _combine_backward(saved, cotangent):
 combine.defvjp(_combine_forward, _combine_backward)
 
 
-def grouped_matmul(rows, kernel, rows_per_expert, *, block, implementation=None):
+def grouped_matmul(rows, kernel, rows_per_expert, *, implementation=None):
     """Multiply each row by its expert's matrix: rows [r d], kernel [e d f], sorted by expert -> [r f].
 
-    rows_per_expert: int32[e], multiples of block; rows past their sum come out as some finite value.
-    implementation: "blocks" copies one matrix for each block of rows; "pieces" goes from expert to expert,
-    see ops.pieces; both cost what the rows cost. "ragged" is jax.lax.ragged_dot, a grouped kernel on TPU but
-    dense over the experts on a CPU. Gradients are products at the rows' precision.
-    None takes "ragged" where the program is for a TPU, elsewhere "blocks" where they copy no more than COPIED
-    elements, since it compiles sooner, and "pieces" where they would.
+    rows_per_expert: int32[e]; rows past their sum come out as some finite value.
+    implementation: "ragged" is jax.lax.ragged_dot, a grouped kernel on TPU but dense over the experts on a
+    CPU; "pieces" goes from expert to expert, see ops.cpu.grouped_matmul. None takes what ops.platform has.
+    Gradients are products at the rows' precision.
     """
-    if implementation is None:
-        copied = len(rows) // block * math.prod(kernel.shape[1:])
-        on_cpu = "blocks" if copied <= COPIED else "pieces"
-        implementation = "ragged" if platform() == "tpu" else on_cpu
-    if implementation != "blocks":
-        return _grouped(implementation, rows, kernel, rows_per_expert)
-    ends = jnp.cumsum(rows_per_expert)
-    starts_n = jnp.arange(len(rows) // block) * block
-    expert_n = jnp.minimum(jnp.searchsorted(ends, starts_n, side="right"), len(kernel) - 1)
-    blocks_nbd = rows.reshape(-1, block, rows.shape[-1])
-    return dot("nbd,ndf->nbf", blocks_nbd, jnp.take(kernel, expert_n, axis=0)).reshape(
-        len(rows), -1
+    product = choose("grouped_matmul", implementation, ragged=_ragged, pieces=cpu.pieces)
+    return product(rows, kernel, rows_per_expert)
+
+
+@jax.custom_vjp
+def _ragged(rows, kernel, rows_per_expert):
+    out = jax.lax.ragged_dot(
+        rows, kernel.astype(rows.dtype), rows_per_expert, preferred_element_type=jnp.float32
     )
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _grouped(implementation, rows, kernel, rows_per_expert):
-    if implementation == "pieces":
-        return product_by_expert("rd,df->rf", rows, kernel, rows_per_expert)
-    kernel = kernel.astype(rows.dtype)
-    out = jax.lax.ragged_dot(rows, kernel, rows_per_expert, preferred_element_type=jnp.float32)
     return out.astype(rows.dtype)
 
 
-def _grouped_forward(implementation, *arrays):
-    return _grouped(implementation, *arrays), arrays
+def _ragged_forward(*arrays):
+    return _ragged(*arrays), arrays
 
 
-def _grouped_backward(implementation, saved, cotangent):
+def _ragged_backward(saved, cotangent):
     rows, kernel, rows_per_expert = saved
     cotangent = cotangent.astype(rows.dtype)
-    if implementation == "pieces":
-        d_rows = product_by_expert("rf,df->rd", cotangent, kernel, rows_per_expert)
-        d_kernel = product_over_rows(rows, cotangent, rows_per_expert, implementation="pieces")
-    else:
-        d_rows = jax.lax.ragged_dot_general(
-            cotangent,
-            kernel.astype(rows.dtype),
-            rows_per_expert,
-            ALONG_COLUMNS,
-            preferred_element_type=jnp.float32,
-        ).astype(rows.dtype)
-        d_kernel = product_over_rows(rows, cotangent, rows_per_expert)
-    return d_rows, d_kernel.astype(kernel.dtype), None
+    d_rows = jax.lax.ragged_dot_general(
+        cotangent,
+        kernel.astype(rows.dtype),
+        rows_per_expert,
+        ALONG_COLUMNS,
+        preferred_element_type=jnp.float32,
+    )
+    d_kernel = product_over_rows(rows, cotangent, rows_per_expert)
+    return d_rows.astype(rows.dtype), d_kernel.astype(kernel.dtype), None
 
 
-_grouped.defvjp(_grouped_forward, _grouped_backward)
+_ragged.defvjp(_ragged_forward, _ragged_backward)
 
 
 def product_over_rows(left, right, rows_per_expert, *, implementation=None):
     """Each expert's own rows of both, multiplied over them: left [r d], right [r f] -> float32[e d f].
 
-    implementation: "pieces" is that of grouped_matmul; "ragged" is jax.lax.ragged_dot_general, which XLA
-    makes dense over the experts, in memory too, on TPU as elsewhere; "megablox" and "interpreted" are JAX's
-    Pallas kernel for TPU (arXiv:2211.15841), run there and emulated. None takes "megablox" where the program
-    is for a TPU and "ragged" elsewhere.
+    implementation: "ragged" is jax.lax.ragged_dot_general, which XLA makes dense over the experts, in memory
+    too, on TPU as elsewhere; "megablox" and "interpreted" are JAX's Pallas kernel for TPU
+    (arXiv:2211.15841), run there and emulated; "pieces" is that of ops.cpu.grouped_matmul. None takes what
+    ops.platform has.
     """
-    if implementation is None:
-        implementation = "megablox" if platform() == "tpu" else "ragged"
-    if implementation == "pieces":
-        return sum_by_expert(left, right, rows_per_expert)
-    if implementation == "ragged":
-        return jax.lax.ragged_dot_general(
-            left, right, rows_per_expert, OVER_ROWS, preferred_element_type=jnp.float32
-        )
+    product = choose(
+        "product_over_rows",
+        implementation,
+        ragged=_ragged_over_rows,
+        megablox=_megablox_over_rows,
+        interpreted=functools.partial(_megablox_over_rows, interpret=True),
+        pieces=cpu.sum_by_expert,
+    )
+    return product(left, right, rows_per_expert)
+
+
+def _ragged_over_rows(left, right, rows_per_expert):
+    return jax.lax.ragged_dot_general(
+        left, right, rows_per_expert, OVER_ROWS, preferred_element_type=jnp.float32
+    )
+
+
+def _megablox_over_rows(left, right, rows_per_expert, interpret=False):
     tile, *tiles = (
         min(tile, n) for tile, n in zip(TILES, (*left.shape, right.shape[1]), strict=True)
     )
     left, right = (jnp.pad(x, ((0, -len(x) % tile), (0, 0))) for x in (left, right))
-    interpret = implementation == "interpreted"
     return tgmm(left.T, right, rows_per_expert, jnp.float32, (tile, *tiles), interpret=interpret)

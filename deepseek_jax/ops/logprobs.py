@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from deepseek_jax.ops.dot import dot
-from deepseek_jax.ops.vocabulary import log_total, vocabulary_sum
+from deepseek_jax.ops.vocabulary import log_total
 
 LOGITS_ALIVE = 2**24  # how many logits a chunk may have by default: 64 MiB of float32
 
@@ -48,19 +48,12 @@ def _chunk_logprobs(hidden, head, targets, temperature, recomputed):
 def _chunk_forward(hidden, head, targets, temperature, recomputed):
     logits_mv = _logits(hidden, head)
     normalizer_m = log_total(logits_mv, temperature)
-    rows = normalizer_m[:, None], temperature
-    entropy_m = -vocabulary_sum(_times_log, (logits_mv,), rows)
+    logprobs_mv = logits_mv * (1 / temperature) - normalizer_m[:, None]
+    entropy_m = -(jnp.exp(logprobs_mv) * logprobs_mv).sum(-1)
     target_m = jnp.take_along_axis(logits_mv, targets[:, None], axis=-1)[:, 0]
     logprob_m = target_m / temperature - normalizer_m
     saved = hidden, head, targets, temperature, normalizer_m, None if recomputed else logits_mv
     return (logprob_m, entropy_m), saved
-
-
-def _times_log(arrays, rows):
-    """p log p of p = softmax(logits / temperature)."""
-    (logits,), (normalizer, temperature) = arrays, rows
-    logprobs = logits * (1 / temperature) - normalizer
-    return jnp.exp(logprobs) * logprobs
 
 
 def _chunk_backward(recomputed, saved, cotangents):

@@ -1,20 +1,52 @@
-"""Which kind of machine the program being traced is for."""
+"""The one place that asks which kind of machine a program is for, and chooses the form of each op for it."""
 
 import jax
+
+# What each op does where its caller names no form: on any machine, and on the kinds that take another.
+# "one cpu" is a CPU of one device: in a program for several, some forms would gather what is split.
+# A new form is a function in a folder of ops/, a name for it where its op calls `choose`, and that name here.
+CHOICES = {
+    "einsum": {"any": "plain", "one cpu": "matrices"},
+    "prepare": {"any": "as_it_is", "one cpu": "inputs_last"},
+    "save_for_backward": {"any": "plain", "cpu": "bits"},
+    "attend": {"any": "by_length"},
+    # Tokens of a row up to which attention holds all its scores at once, and those of a block of a longer one
+    "longest_whole_row": {"any": 1024, "cpu": 128},
+    "attention_block": {"any": 512, "cpu": 128},
+    "grouped_matmul": {"any": "ragged", "cpu": "pieces"},
+    "product_over_rows": {"any": "ragged", "tpu": "megablox"},
+    "expert_parallel": {"any": "padded", "tpu": "ragged"},
+}
+
+
+def choose(op, implementation=None, **forms):
+    """The form of an op that `implementation` names, or else CHOICES. forms: every form by its name.
+
+    Raises ValueError for a name that the op does not have.
+    """
+    implementation = implementation or choice(op)
+    if implementation not in forms:
+        raise ValueError(
+            f"{op} has no implementation={implementation!r}; it has {', '.join(forms)}"
+        )
+    return forms[implementation]
+
+
+def choice(name):
+    """What CHOICES has for the machine that the program being traced is for."""
+    choices, kind = CHOICES[name], platform()
+    # The size of no mesh is 0
+    if kind == "cpu" and jax.sharding.get_abstract_mesh().size <= 1 and "one cpu" in choices:
+        kind = "one cpu"
+    return choices.get(kind, choices["any"])
 
 
 def platform():
     """ "cpu", "gpu" or "tpu": that of the device of `jax.default_device`, else of this process's own backend.
 
-    Compiling ahead of time for a machine that is not there sets such a device; operations that have a form
-    for each kind choose by this.
+    Compiling ahead of time for a machine that is not there sets such a device.
     """
     device = jax.config.jax_default_device
     if device is None:
         return jax.default_backend()
     return device if isinstance(device, str) else device.platform
-
-
-def on_one_cpu():
-    """May arrays be told how to lie, or be joined? On several devices XLA's partitioner would gather them."""
-    return platform() == "cpu" and jax.sharding.get_abstract_mesh().size <= 1  # 0: there is no mesh

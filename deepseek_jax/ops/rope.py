@@ -2,11 +2,8 @@
 
 import math
 
-import jax
 import jax.numpy as jnp
 import numpy as np
-
-from deepseek_jax.ops.platform import platform
 
 
 def rope_frequencies(dim, theta):
@@ -57,14 +54,7 @@ def rope_tables(positions, frequencies, amplitude=1.0):
     """
     angles = positions[..., None].astype(jnp.float32) * jnp.asarray(frequencies, jnp.float32)
 
-    def tables(angles):
-        return jnp.cos(angles) * amplitude, jnp.sin(angles) * amplitude
-
-    if platform() != "cpu" or not angles.size:
-        return tables(angles)
-    # XLA's CPU compiler would work out a cosine anew for every head of every rotation, forward and backward:
-    # it drops barriers before it fuses, and what comes out of a branch, whichever, it leaves alone
-    return jax.lax.cond(positions.ravel()[0] == 0, tables, tables, angles)
+    return jnp.cos(angles) * amplitude, jnp.sin(angles) * amplitude
 
 
 def apply_rope(x, cos, sin):

@@ -14,7 +14,7 @@ from deepseek_jax.ops.grouped_matmul import (
     expert_layout,
     rows_by_expert,
 )
-from deepseek_jax.ops.platform import platform
+from deepseek_jax.ops.platform import choose
 from deepseek_jax.parallel.shard import axis_parts, current_mesh, partition_spec
 
 
@@ -32,14 +32,17 @@ def expert_parallel(
     float, at least 1, a multiple of the balanced share of m * a rows a device; where more come, the result
     is NaN on all devices along the axis, and so is the gradient of weights: the step is skipped. None is
     room for the worst case.
-    implementation=None takes "ragged" where the program is for a TPU (a CPU has none), else "padded".
+    implementation=None takes what ops.platform has: a CPU has no "ragged".
     Without a mesh, or where rows or tokens do not split (a rollout's), run_experts runs as it is, and the
     compiler places it. Returns [b t d].
     """
     mesh = current_mesh()
-    if implementation is None:
-        implementation = "ragged" if platform() == "tpu" else "padded"
-    exchanged = {"padded": _padded, "ragged": functools.partial(_ragged, buffer=buffer)}
+    exchanged = choose(
+        "expert_parallel",
+        implementation,
+        padded=_padded,
+        ragged=functools.partial(_ragged, buffer=buffer),
+    )
 
     def local(x_btd, experts_bta, weights_bta, kernels):
         a = experts_bta.shape[-1]
@@ -51,7 +54,7 @@ def expert_parallel(
         if mesh is None or mesh.shape["expert"] == 1:
             y_md = run_experts(*arrays, kernels)
         else:
-            y_md = exchanged[implementation](run_experts, *arrays, kernels)
+            y_md = exchanged(run_experts, *arrays, kernels)
         if mesh is not None and mesh.shape["tensor"] > 1:
             y_md = jax.lax.psum(y_md.astype(jnp.float32), "tensor").astype(y_md.dtype)
         return y_md.reshape(x_btd.shape)

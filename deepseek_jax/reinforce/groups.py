@@ -13,7 +13,7 @@ from deepseek_jax.parallel import put_batch
 from deepseek_jax.parallel.host_memory import return_freed_memory
 from deepseek_jax.parallel.processes import say
 from deepseek_jax.parallel.shard import batch_share
-from deepseek_jax.rollout.engine import PROMPT_BUCKET
+from deepseek_jax.rollout.requests import PROMPT_BUCKET
 
 BUCKET = 16  # lengths of prompts and completions in a batch grow in these steps: few compilations
 

@@ -1,6 +1,7 @@
 """Prompts in, completions and the log-probabilities they were sampled with out."""
 
-from deepseek_jax.rollout.engine import Rollout, generate
+from deepseek_jax.rollout.completions import Rollout
+from deepseek_jax.rollout.engine import generate
 from deepseek_jax.rollout.policy import (
     AnswerOptions,
     Answers,

@@ -1,54 +1,30 @@
-"""Prompts in, completions out: a queue of requests over a fixed number of decoding slots."""
+"""Prompts in, completions out: a queue of requests over a fixed number of decoding slots.
 
-import zlib
-from typing import NamedTuple
+Requests wait in the queue. One is seated in each free slot: the slot gets a copy of its prompt's cache, and
+the first token is sampled. All slots decode together, a token a step, until one of them ends. That completion
+is collected, and its slot is free for the next request. Here 11 steps have run, with room for 8 tokens:
 
-import jax
+    queue    requests 5 6 7 wait. Prompts are prefilled chunk by chunk, each once for all its completions,
+             when the first request of the chunk leaves the queue.
+
+    cache    prompt room    completion room, a ring
+                            0 1 2 3 4 5 6 7
+    slot 0   P P P P . .    3 4 5 ^ . . 1 2    request 2 decodes: seated at step 6, it has 6 tokens by now
+    slot 1   P P P P P P    . . . ^ . . . .    request 4 has just been seated: it has 1 token
+    slot 2   P . . . . .    1 2 3 ^ . . . .    request 3 has ended with token 4: collect it, free the slot
+
+P is a token of the prompt. All slots write the token that they sampled last at one index, the ^: 11 mod 8.
+A slot sees its prompt and, around the ring, as many of the latest indices as it has tokens. So a request can
+be seated at any step, and no cache ever moves.
+"""
+
 import numpy as np
-from jax.sharding import NamedSharding, PartitionSpec
 
 from deepseek_jax.rollout import speculative as drafting
+from deepseek_jax.rollout import steps
+from deepseek_jax.rollout.completions import copy_completions, empty_rollout, on_host
+from deepseek_jax.rollout.requests import RequestQueue, check, make_requests
 from deepseek_jax.rollout.sampling import Sampling
-from deepseek_jax.rollout.steps import (
-    Parts,
-    decode,
-    decoding_weights,
-    empty_slots,
-    prefill,
-    rotations,
-    seat,
-)
-
-PROMPT_BUCKET = 16  # prompt room grows in these steps, so that few lengths compile anew
-
-
-class Rollout(NamedTuple):
-    """Completions, n adjacent rows a prompt, as numpy arrays.
-
-    completion_ids: int32[b t], 0 past the end. completion_mask: bool[b t], True on sampled tokens, the end
-    token too. sampler_logprobs: float32[b t], nats, 0 past the end. truncated: bool[b], no end token came.
-    drafted, accepted: int32[b], tokens that speculative decoding drafted, and those of them that it kept.
-    """
-
-    completion_ids: np.ndarray
-    completion_mask: np.ndarray
-    sampler_logprobs: np.ndarray
-    truncated: np.ndarray
-    drafted: np.ndarray | None = None
-    accepted: np.ndarray | None = None
-
-    @property
-    def acceptance_rate(self):
-        """The share of drafted tokens that were kept; nan where none was drafted."""
-        return _ratio(self.accepted.sum(), self.drafted.sum())
-
-    @property
-    def tokens_per_step(self):
-        """What a completion gained by a step of the model, which drafts once; nan where none was drafted.
-
-        The first token is left out, for it comes from the prompt's logits.
-        """
-        return _ratio((self.completion_mask.sum(1) - 1).sum(), self.drafted.sum())
 
 
 def generate(
@@ -68,163 +44,102 @@ def generate(
     done=(),
     on_end=None,
 ):
-    """Sample n completions of every prompt.
+    """Sample n completions of every prompt: -> Rollout of len(prompts) * n rows.
 
-    prompts: lists of token ids. eos_ids end a completion. slots: how many decode at once; one that ends
-    takes the next request. A prompt is prefilled once for all its completions. What is sampled depends on
-    seed, the prompt and the completion's number among all of that prompt, and on nothing else in the call
-    (in float32; lower precisions round differently in another batch). speculative: draft tokens with the
-    model's multi-token prediction module, which changes the draws and not their distribution. done: rows that
-    are not sampled, and stay empty, for a caller that has them from an earlier call. on_end(rows, Rollout) is
-    told which rows have just ended, int[e], in the Rollout as it is by then. Raises ValueError on a prompt
-    that is empty, out of vocabulary, or too long for max_position_embeddings, and on speculative=True without
-    such a module. Returns Rollout of len(prompts) * n rows.
+    prompts: lists of token ids. eos_ids end a completion. slots: how many decode at once. What is sampled
+    depends on seed, the prompt and the completion's number among all of that prompt, and on nothing else in
+    the call (in float32; lower precisions round differently in another batch). speculative: draft tokens with
+    the model's multi-token prediction module, which changes the draws and not their distribution. done: rows
+    that are not sampled, and stay empty, for a caller that has them from an earlier call. on_end(rows,
+    Rollout) is called with rows that have just ended, int[e], and the Rollout as it is by then. Raises
+    ValueError on prompts that requests.check refuses, and on speculative=True without such a module.
     """
     sampling = Sampling(float(temperature), float(top_p), top_k)
-    sampling.check(config.vocab_size)
-    _check(config, prompts, max_completion_length, n, slots)
-    parts = Parts(decoding_weights, empty_slots, prefill, seat, decode)
-    if speculative:
-        drafting.check(config)
-        parts = drafting.PARTS
-    fixed = config, sampling, tuple(eos_ids)
-    requests = len(prompts) * n
-    left = np.setdiff1d(np.arange(requests), done)
-    result = _empty_rollout(requests, max_completion_length)
-    if not len(left):
-        return result
-    slots = min(slots, requests)
-    chunk_size = min(
-        -(-slots // n), len(prompts)
-    )  # prompts prefilled together: what fills the slots
-    weights = parts.decoding_weights(config, params)
-    keys = _request_keys(prompts, n, seed)
-    tokens, lengths = _pad_prompts(prompts, chunk_size)
-    state = parts.empty_slots(config, slots, tokens.shape[1], max_completion_length)
-    tables = rotations(config, tokens.shape[1] + max_completion_length)
-    owner = np.full(slots, -1)  # the request in each slot
-    seated, prefilled_chunk = 0, None
-    while True:
-        free = np.flatnonzero(owner < 0)
-        if seated < len(left) and len(free):
-            chunk = left[seated] // (n * chunk_size)
-            if chunk != prefilled_chunk:
-                rows = slice(chunk * chunk_size, (chunk + 1) * chunk_size)
-                prefilled = parts.prefill(config, weights, tables, tokens[rows], lengths[rows])
-                prefilled_chunk = chunk
-            of_chunk = np.searchsorted(left, (chunk + 1) * n * chunk_size) - seated
-            count = min(len(free), of_chunk)
-            request = np.zeros(slots, int)
-            request[free[:count]] = owner[free[:count]] = left[seated : seated + count]
-            filled = np.isin(np.arange(slots), free[:count])
-            prompt = np.where(filled, request // n - chunk * chunk_size, 0)
-            state = parts.seat(
-                *fixed, state, filled, prompt, *prefilled, lengths[request // n], keys[request]
-            )
-            seated += count
-        elif (owner >= 0).any():
-            state = parts.decode(*fixed, weights, tables, state, seated < len(left))
+    check(config, sampling, prompts, max_completion_length, n, slots)
+    parts = drafting.parts(config) if speculative else steps.PARTS
+    slots = min(slots, len(prompts) * n)
+    requests = make_requests(prompts, n, seed, slots)
+    queue = RequestQueue(requests, done)
+    result = empty_rollout(len(prompts) * n, max_completion_length)
+    if queue:
+        engine = _Engine(parts, (config, sampling, tuple(eos_ids)), params, requests)
+        engine.open(slots, max_completion_length)
+        _serve(queue, engine, result, on_end or (lambda rows, rollout: None))
+    return result
+
+
+def _serve(queue, engine, result, on_end):
+    """Seat and decode until the queue is empty and every request has ended, collecting in result."""
+    while queue or engine.is_busy:
+        free = engine.free_slots()
+        if queue and len(free):
+            engine.seat(queue.take(len(free)), free)
         else:
-            return result
-        ended = _collect(result, state, owner)
-        if on_end is not None and len(ended):
+            engine.decode(until_one_ends=bool(queue))
+        ended = engine.collect(result)
+        if len(ended):
             on_end(ended, result)
 
 
-def _collect(result, state, owner):
-    """Copy the completions of slots that have ended to their requests' rows, and free the slots: -> these."""
-    slot = np.flatnonzero(_whole(state.ended) & (owner >= 0))
-    if not len(slot):
-        return slot
-    request, length = owner[slot], _whole(state.length)[slot]
-    sampled = np.arange(result.completion_ids.shape[1]) < length[:, None]
-    result.completion_mask[request] = sampled
-    result.completion_ids[request] = np.where(sampled, _whole(state.tokens)[slot], 0)
-    result.sampler_logprobs[request] = np.where(sampled, _whole(state.logprobs)[slot], 0)
-    result.truncated[request] = ~_whole(state.stopped)[slot]
-    if state.drafting is not None:
-        result.drafted[request] = _whole(state.drafting.drafted)[slot]
-        result.accepted[request] = _whole(state.drafting.accepted)[slot]
-    owner[slot] = -1
-    return request
+class _Engine:
+    """The slots, the request in each, and the compiled parts that fill and run them."""
 
+    def __init__(self, parts, fixed, params, requests):
+        """parts: steps.Parts. fixed: (config, sampling, eos_ids), for which they are compiled."""
+        self.parts, self.fixed, self.config, self.requests = parts, fixed, fixed[0], requests
+        self.weights = parts.decoding_weights(self.config, params)
+        self.chunk = None  # the number of the chunk that is prefilled
 
-def _whole(array):
-    """An array as numpy, wherever its mesh has put it: on devices of other processes too."""
-    if not (array.is_fully_addressable or array.is_fully_replicated):
-        everywhere = NamedSharding(array.sharding.mesh, PartitionSpec())
-        array = jax.jit(lambda whole: whole, out_shardings=everywhere)(array)
-    return np.asarray(array)
+    def open(self, slots, completion_room):
+        """Make `slots` free slots."""
+        prompt_room = self.requests.tokens.shape[1]
+        self.state = self.parts.empty_slots(self.config, slots, prompt_room, completion_room)
+        self.tables = steps.rotations(self.config, prompt_room + completion_room)
+        self.request_in = np.full(slots, -1)  # -1: the slot is free
 
+    @property
+    def is_busy(self):
+        """Whether any slot has a request."""
+        return bool((self.request_in >= 0).any())
 
-def _empty_rollout(requests, length):
-    shape = requests, length
-    return Rollout(
-        np.zeros(shape, np.int32),
-        np.zeros(shape, bool),
-        np.zeros(shape, np.float32),
-        np.zeros(requests, bool),
-        np.zeros(requests, np.int32),
-        np.zeros(requests, np.int32),
-    )
+    def free_slots(self):
+        """Their numbers, int[s]."""
+        return np.flatnonzero(self.request_in < 0)
 
+    def seat(self, requests, free):
+        """Give requests int[r], of one chunk, the first slots of free, and sample their first tokens."""
+        chunk = self.requests.chunk_of(requests[0])
+        if chunk != self.chunk:
+            self._prefill(chunk)
+        seats = free[: len(requests)]
+        self.request_in[seats] = requests
+        filled = np.isin(np.arange(len(self.request_in)), seats)
+        request = np.where(filled, self.request_in, 0)  # any one will do for the other slots
+        prompt = request // self.requests.n
+        row_in_chunk = np.where(filled, prompt - chunk * self.requests.chunk_size, 0)
+        lengths, keys = self.requests.lengths[prompt], self.requests.keys[request]
+        self.state = self.parts.seat(
+            *self.fixed, self.state, filled, row_in_chunk, *self.prefilled, lengths, keys
+        )
 
-def _ratio(part, whole):
-    return float(part / whole) if whole else float("nan")
+    def _prefill(self, chunk):
+        """Run a chunk's prompts; what they leave replaces that of the chunk before."""
+        size = self.requests.chunk_size
+        rows = slice(chunk * size, (chunk + 1) * size)
+        prompts = self.requests.tokens[rows], self.requests.lengths[rows]
+        self.prefilled = self.parts.prefill(self.config, self.weights, self.tables, *prompts)
+        self.chunk = chunk
 
+    def decode(self, until_one_ends):
+        """Sample token after token until every slot has ended or, if so asked, one more has."""
+        arrays = self.weights, self.tables, self.state, until_one_ends
+        self.state = self.parts.decode(*self.fixed, *arrays)
 
-def _request_keys(prompts, n, seed):
-    """A random stream a request, from seed, prompt and number: typed[len(prompts) * n].
-
-    A prompt that comes twice goes on counting, so that it is not answered the same way again.
-    """
-    seen, numbers = {}, []
-    for prompt in map(tuple, prompts):
-        first = seen.get(prompt, 0)
-        seen[prompt] = first + n
-        numbers += range(first, first + n)
-    digests = [zlib.crc32(np.asarray(prompt, np.int32).tobytes()) for prompt in prompts]
-    digests = np.repeat(np.array(digests, np.uint32), n)
-    base = jax.random.key(seed)
-    fold = jax.vmap(
-        lambda digest, number: jax.random.fold_in(jax.random.fold_in(base, digest), number)
-    )
-    return fold(digests, np.array(numbers, np.uint32))
-
-
-def _pad_prompts(prompts, chunk_size):
-    """Right-padded to a bucket, and to whole chunks: tokens int32[p t], lengths int32[p], at least 1."""
-    lengths = [len(prompt) for prompt in prompts]
-    room = -(-max(lengths) // PROMPT_BUCKET) * PROMPT_BUCKET
-    tokens = np.zeros((-(-len(prompts) // chunk_size) * chunk_size, room), np.int32)
-    for row, prompt in zip(tokens, prompts, strict=False):
-        row[: len(prompt)] = prompt
-    return tokens, np.array(lengths + [1] * (len(tokens) - len(prompts)), np.int32)
-
-
-def _check(config, prompts, max_completion_length, n, slots):
-    for name, value in (
-        ("max_completion_length", max_completion_length),
-        ("n", n),
-        ("slots", slots),
-    ):
-        if value < 1:
-            raise ValueError(f"{name}={value} must be at least 1")
-    if not len(prompts):
-        raise ValueError("prompts is empty; give at least one list of token ids")
-    limit = config.max_position_embeddings - max_completion_length
-    for index, prompt in enumerate(prompts):
-        if not len(prompt):
-            raise ValueError(
-                f"prompt {index} is empty; a prompt needs at least one token, such as the bos token"
-            )
-        if len(prompt) > limit:
-            raise ValueError(
-                f"prompt {index} has {len(prompt)} tokens; "
-                f"max_position_embeddings={config.max_position_embeddings} "
-                f"less max_completion_length={max_completion_length} allows {limit}: shorten one of the two"
-            )
-        if min(prompt) < 0 or max(prompt) >= config.vocab_size:
-            raise ValueError(
-                f"prompt {index} holds ids outside 0..{config.vocab_size - 1}; is the tokenizer the model's?"
-            )
+    def collect(self, result):
+        """Copy the completions that have ended to their rows of result and free their slots: -> the rows."""
+        slots = np.flatnonzero(on_host(self.state.ended) & (self.request_in >= 0))
+        rows = self.request_in[slots]
+        if len(slots):
+            copy_completions(result, rows, self.state, slots)
+            self.request_in[slots] = -1
+        return rows

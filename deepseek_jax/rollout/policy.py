@@ -9,7 +9,8 @@ from deepseek_jax.data.questions import render_question
 from deepseek_jax.data.tokenizer import SMOLLM2, Tokenizer, load_tokenizer, smollm2_gguf
 from deepseek_jax.models import ModelConfig
 from deepseek_jax.parallel.processes import say
-from deepseek_jax.rollout.engine import Rollout, generate
+from deepseek_jax.rollout.completions import Rollout
+from deepseek_jax.rollout.engine import generate
 from deepseek_jax.settings import Count, NonNegative, PositiveShare
 
 TAIL = 16  # tokens that hold a <think> and a line break, be they bytes

@@ -193,3 +193,9 @@ def decode(config, sampling, eos_ids, weights, tables, slots, stop_when_one_ends
 
 
 PARTS = steps.Parts(decoding_weights, empty_slots, prefill, seat, decode)
+
+
+def parts(config):
+    """PARTS. Raises ValueError for a model that cannot draft."""
+    check(config)
+    return PARTS

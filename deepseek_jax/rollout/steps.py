@@ -14,14 +14,10 @@ import jax.numpy as jnp
 from deepseek_jax.models.cache import CacheWrite, empty_cache
 from deepseek_jax.models.decoder import DecoderLayer
 from deepseek_jax.models.heads import head_weight
-from deepseek_jax.models.layers import position_tables, rms_norm
-from deepseek_jax.ops.bits import bits
-from deepseek_jax.ops.dot import InputsLast, few_rows_dot
-from deepseek_jax.ops.platform import on_one_cpu, platform
+from deepseek_jax.models.layers import LINEAR, position_tables, rms_norm
+from deepseek_jax.ops.decoding import prepare
+from deepseek_jax.ops.dot import dot
 from deepseek_jax.rollout.sampling import sample
-
-# How many of a Linear layer's axes a product contracts: its first ones
-NUM_INPUTS = dict(q=1, k=1, v=1, q_down=1, q_up=1, kv_down=1, out=2, gate_up=1, down=1)
 
 
 class Parts(NamedTuple):
@@ -64,8 +60,8 @@ def cast(config, params):
 def decoding_weights(config, params):
     """Unstack the layers and cast to the compute dtype, once a rollout: decoding runs fastest unrolled.
 
-    Router weights and their bias stay float32, as routing does. On a CPU the weights of Linear layers come as
-    ops.dot.InputsLast; on one alone, those of queries, keys and values of grouped-query attention as one.
+    Router weights and their bias stay float32, as routing does. The weights of Linear layers are prepared for
+    products of few rows.
     """
     layers = []
     for name, count in (
@@ -73,28 +69,19 @@ def decoding_weights(config, params):
         ("moe_layers", config.num_moe_layers),
     ):
         layers += [jax.tree.map(lambda leaf, i=i: leaf[i], params[name]) for i in range(count)]
-    layers = cast(config, layers)  # behind the cut, so that a CPU does both at once
-    if platform() == "cpu" and not config.fp8:
-        layers = [jax.tree.map_with_path(_inputs_last, layer) for layer in layers]
-        if on_one_cpu() and not config.is_mla:
-            layers = [layer | {"attention": _joined(layer["attention"])} for layer in layers]
+    layers = cast(config, layers)
+    if not config.fp8:
+        layers = jax.tree.map_with_path(_prepared, layers)
     vocabulary = {name: params[name] for name in ("embedding", "head") if name in params}
     rest = cast(config, vocabulary | {"final_norm": params["final_norm"]["scale"]})
     return rest | {"layers": layers}
 
 
-def _inputs_last(path, leaf):
-    """An InputsLast of a weight that models.layers.linear multiplies by, anything else as it is."""
+def _prepared(path, leaf):
+    """A weight that models.layers.linear multiplies by in ops.decoding.prepare's form, any other as it is."""
     name = path[-1].key
-    num_inputs = NUM_INPUTS.get(name)
     is_of_experts = leaf.ndim == {"gate_up": 4, "down": 3}.get(name)
-    return leaf if num_inputs is None or is_of_experts else InputsLast.of(leaf, num_inputs)
-
-
-def _joined(attention):
-    """The weights of grouped-query attention with q, k and v as one, qkv."""
-    rest = {name: leaf for name, leaf in attention.items() if name not in ("q", "k", "v")}
-    return rest | {"qkv": InputsLast.join([attention[name] for name in ("q", "k", "v")])}
+    return prepare(leaf, LINEAR[name]) if name in LINEAR and not is_of_experts else leaf
 
 
 def layer_at(config, index):
@@ -104,13 +91,12 @@ def layer_at(config, index):
 
 def embed(weights, tokens):
     """The embedding's rows of tokens: int32[...] -> [... d]."""
-    table_vd = weights["embedding"]
-    return jnp.take(bits(table_vd), tokens, axis=0).view(table_vd.dtype)
+    return jnp.take(weights["embedding"], tokens, axis=0)
 
 
 def logits(config, weights, hidden_md):
-    """Hidden states behind the final norm [m d] -> float32[m v]."""
-    return few_rows_dot("md,vd->mv", hidden_md, head_weight(config, weights), jnp.float32)
+    """Hidden states after the final norm [m d] -> float32[m v]."""
+    return dot("md,vd->mv", hidden_md, head_weight(config, weights), jnp.float32)
 
 
 def _logits_of_stream(config, weights, x_bd):
@@ -261,3 +247,6 @@ def repeat(body, slots, stop_when_one_ends):
         return jnp.any(~slots.ended) & ~(stop_when_one_ends & one_ended)
 
     return jax.lax.while_loop(keep_on, body, slots)
+
+
+PARTS = Parts(decoding_weights, empty_slots, prefill, seat, decode)

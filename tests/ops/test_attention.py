@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from deepseek_jax.costs.flops import matmul_flops
-from deepseek_jax.ops import attention
 from deepseek_jax.ops.attention import attend, attend_branches, attend_cached, attend_latent
+from deepseek_jax.ops.platform import CHOICES, choice
 
 SCALE = 0.7
 CLOSE = dict(atol=2e-6, rtol=2e-5)  # float32 rounding of sums over a few keys
@@ -49,7 +49,7 @@ def test_attend_is_softmax_over_what_comes_before_in_the_segment(key_heads):
 
 def forms(monkeypatch, *arrays, **options):
     """(outputs and gradients of attend whole, those blockwise) for blocks of 8, as two flat lists."""
-    monkeypatch.setitem(attention.BLOCK, "cpu", 8)
+    monkeypatch.setitem(CHOICES, "attention_block", {"any": 8})
     probe = normal(10, *arrays[0].shape[:3], arrays[2].shape[-1])
 
     def results(implementation):
@@ -66,8 +66,8 @@ def forms(monkeypatch, *arrays, **options):
 @pytest.mark.parametrize("key_heads", [1, 2, 4])
 @pytest.mark.parametrize("t", [5, 8, 13, 24, 29])
 def test_blockwise_attention_is_the_whole_one(monkeypatch, t, key_heads):
-    """Oracle: the plain form and autodiff through it; rows shorter than a block, of whole blocks, and not, of
-    few pairs of blocks, which are unrolled, and of more; packed documents that begin and end within blocks,
+    """Oracle: the plain form and autodiff through it; rows shorter than a block, of whole blocks, and not;
+    packed documents that begin and end within blocks,
     padding on both sides, values narrower than keys.
     """
     arrays = normal(0, 2, t, 4, 6), normal(1, 2, t, key_heads, 6), normal(2, 2, t, key_heads, 5)
@@ -109,8 +109,8 @@ def test_long_rows_are_attended_blockwise_and_half_their_scores_left_out():
     """Oracle: the program itself: by default no array as large as all scores of a long row, and the products
     of n (n + 1) / 2 blocks of n^2.
     """
-    t = 4 * attention.BLOCK["cpu"]
-    assert t > attention.LONG["cpu"]
+    t = 4 * choice("attention_block")
+    assert t > choice("longest_whole_row")
     shapes = [jax.ShapeDtypeStruct((1, t, 2, 8), jnp.float32)] * 3
     ids = jax.ShapeDtypeStruct((1, t), jnp.int32)
 
@@ -132,7 +132,7 @@ def test_a_scan_over_layers_keeps_no_masks_of_blocks(monkeypatch):
     """Oracle: the gradient's program: no array with an entry for each pair of blocks and each key of a block,
     which the masks of all pairs would be, made ahead of the first layer.
     """
-    monkeypatch.setitem(attention.BLOCK, "cpu", 8)
+    monkeypatch.setitem(CHOICES, "attention_block", {"any": 8})
     ids = jnp.ones((1, 32), jnp.int32)  # 4 blocks, 10 pairs
 
     @functools.partial(jax.checkpoint, prevent_cse=False)

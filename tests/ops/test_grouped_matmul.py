@@ -21,10 +21,7 @@ SPLITS = {
     "one expert": np.full((M, A), 3),
     "idle experts": np.stack([1 + RNG.permutation(4)[:A] for _ in range(M)]),
 }
-IMPLEMENTATIONS = [
-    *(("blocks", block) for block in (1, 2, 8, 64)),
-    *((name, block) for name in ("pieces", "ragged") for block in (1, 8)),
-]
+IMPLEMENTATIONS = [(name, block) for name in ("pieces", "ragged") for block in (1, 2, 8, 64)]
 CLOSE = dict(rtol=1e-5, atol=1e-5)  # float32 rounding
 
 
@@ -39,7 +36,7 @@ def mixture(x, kernel, weights, experts, implementation, block):
     layout = grouped.expert_layout(experts, E, block)
     rows = grouped.rows_by_expert(x, layout)
     out = grouped.grouped_matmul(
-        rows, kernel, layout.rows_per_expert, block=block, implementation=implementation
+        rows, kernel, layout.rows_per_expert, implementation=implementation
     )
     return grouped.combine(out, weights, layout)
 
@@ -100,17 +97,6 @@ def test_the_product_over_rows_is_each_experts_own(monkeypatch, implementation, 
     np.testing.assert_allclose(ours, exact, **CLOSE)
 
 
-def test_the_default_implementation_here_copies_few_matrices(monkeypatch):
-    """Oracle: bit for bit the named one, on a CPU: 10 blocks of 20 elements each."""
-    x, kernel, weights = inputs()
-    layout = grouped.expert_layout(SPLITS["random"], E, 8)
-    assert len(layout.token_of_row) // 8 * kernel[0].size == 200
-    for allowed, name in ((200, "blocks"), (199, "pieces")):
-        monkeypatch.setattr(grouped, "COPIED", allowed)
-        both = [mixture(x, kernel, weights, SPLITS["random"], i, 8) for i in (None, name)]
-        np.testing.assert_array_equal(*both)
-
-
 def check_layout(experts, n_routed_experts, block):
     """Assert, by loops, that the layout holds each choice once, by expert, in whole blocks."""
     layout = [np.asarray(a) for a in grouped.expert_layout(experts, n_routed_experts, block)]
@@ -158,7 +144,7 @@ def test_blocks_are_about_an_experts_share():
     assert [grouped.block_size(*x) for x in given] == [2, 8, 1, 1, 8]
 
 
-@pytest.mark.parametrize("implementation", ["blocks", "pieces", "ragged"])
+@pytest.mark.parametrize("implementation", ["pieces", "ragged"])
 def test_gradients_arrive_in_their_operands_dtypes(implementation):
     """Oracle: bfloat16 activations, float32 masters and float32 weights of the router."""
     x, kernel, weights = inputs()
@@ -185,7 +171,7 @@ for name in ("v5p:2x2x1", "v5e:2x2", "v6e:2x2", "tpu7x:2x2x1"):
     shapes = ((r, d), jnp.bfloat16), ((e, d, f), jnp.float32), ((e,), jnp.int32)
     arrays = [jax.ShapeDtypeStruct(*shape, sharding=place) for shape in shapes]
     def loss(rows, kernel, sizes):
-        out = grouped_matmul(rows, kernel, sizes, block=1)
+        out = grouped_matmul(rows, kernel, sizes)
         return (out.astype(jnp.float32) ** 2).sum()
     with jax.default_device(device):
         traced = jax.jit(jax.grad(loss, argnums=(0, 1))).trace(*arrays)

@@ -11,7 +11,7 @@ def products():
     """The text of grouped_matmul as it is traced now."""
 
     def f(rows, kernel, sizes):
-        return grouped_matmul(rows, kernel, sizes, block=4)
+        return grouped_matmul(rows, kernel, sizes)
 
     arrays = jnp.ones((8, 2)), jnp.ones((2, 2, 3)), jnp.array([4, 4])
     return lambda: str(jax.make_jaxpr(f)(*arrays))

@@ -12,8 +12,7 @@ import torch
 
 from deepseek_jax.checkpoint import load_hf
 from deepseek_jax.models import forward
-from deepseek_jax.rollout import engine, generate, steps
-from deepseek_jax.rollout.engine import Rollout
+from deepseek_jax.rollout import Rollout, generate, steps
 from tests.models.families import FAMILIES, write_tiny_checkpoint
 from tests.quick import others_slow
 from tests.tiny import CONFIGS, VOCAB, tiny_model
@@ -102,14 +101,14 @@ def test_a_prompt_is_answered_alike_alone_and_among_others(kind):
     """Oracle: that prompt's rows among the others'."""
     among = rolled_out(kind)
     alone = generate(*tiny_model(kind), PROMPTS[3:4], **SAMPLED)
-    assert_same(alone, engine.Rollout(*(rows[3 * N : 4 * N] for rows in among)))
+    assert_same(alone, Rollout(*(rows[3 * N : 4 * N] for rows in among)))
 
 
 def test_the_order_of_prompts_changes_no_completion():
     """Oracle: the same prompts in their first order."""
     turned = generate(*tiny_model("mla_moe"), PROMPTS[::-1], **SAMPLED)
     rows = np.arange(len(PROMPTS) * N).reshape(-1, N)[::-1].reshape(-1)
-    assert_same(turned, engine.Rollout(*(array[rows] for array in rolled_out("mla_moe"))))
+    assert_same(turned, Rollout(*(array[rows] for array in rolled_out("mla_moe"))))
 
 
 @pytest.mark.parametrize("done", [(0, 3, 4, 8), tuple(range(9)), tuple(range(10))])
@@ -171,14 +170,7 @@ def test_a_completion_ends_with_its_first_end_token(eos_ids):
 
 def test_prompts_of_other_lengths_in_the_bucket_compile_nothing():
     """Oracle: the number of compiled versions that jit holds of each part."""
-    parts = (
-        steps.decoding_weights,
-        steps.empty_slots,
-        steps.rotations,
-        steps.prefill,
-        steps.seat,
-        steps.decode,
-    )
+    parts = *steps.PARTS, steps.rotations
     rolled_out("gqa")
     before = [part._cache_size() for part in parts]
     others = [[1] * length for length in (16, 2, 5, 1, 11)]
@@ -195,7 +187,7 @@ def test_a_prompt_is_prefilled_once_for_its_whole_group(monkeypatch, n, slots, r
         prefilled.append(tokens.shape[0])
         return steps.prefill(config, weights, tables, tokens, lengths)
 
-    monkeypatch.setattr(engine, "prefill", counting)
+    monkeypatch.setattr(steps, "PARTS", steps.PARTS._replace(prefill=counting))
     generate(*tiny_model("gqa"), PROMPTS, max_completion_length=2, n=n, slots=slots)
     assert sum(prefilled) == rows
 
@@ -212,7 +204,7 @@ def test_a_long_completion_does_not_idle_the_other_slots(monkeypatch):
         at_step.append(int(state.step))
         return state
 
-    monkeypatch.setattr(engine, "decode", watching)
+    monkeypatch.setattr(steps, "PARTS", steps.PARTS._replace(decode=watching))
     settings = dict(SAMPLED, n=4, slots=2, max_completion_length=40, eos_ids=range(0, VOCAB, 6))
     rollout = generate(*tiny_model("gqa"), PROMPTS, **settings)
     lengths = rollout.completion_mask.sum(1) - 1

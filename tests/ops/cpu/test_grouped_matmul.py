@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from deepseek_jax.ops import pieces
+from deepseek_jax.ops.cpu import grouped_matmul as cpu
 
 R, D, F, E = 37, 3, 2, 3
 CLOSE = dict(rtol=1e-5, atol=1e-5)  # float32 rounding
@@ -33,13 +33,13 @@ def owners(split):
 def test_sizes_have_large_and_small_pieces_here():
     """Oracle: by hand: 37 rows of three experts, a share of 12; few rows; a share of 128; many."""
     given = [(R, E), (3, 8), (8192, 64), (10**6, 8)]
-    assert [pieces.piece_sizes(*x) for x in given] == [(8, 2), (3, 2), (64, 16), (256, 64)]
+    assert [cpu.piece_sizes(*x) for x in given] == [(8, 2), (3, 2), (64, 16), (256, 64)]
 
 
 def test_each_row_meets_its_experts_matrix_however_they_are_split(arrays):
     """Oracle: a matrix for every row, by numpy; zeros behind the last expert's."""
     left, _, kernel = arrays
-    product = jax.jit(lambda sizes: pieces.product_by_expert("rd,df->rf", left, kernel, sizes))
+    product = jax.jit(lambda sizes: cpu.product_by_expert("rd,df->rf", left, kernel, sizes))
     with_none = np.concatenate([kernel, np.zeros((1, D, F))])
     for split in splits():
         exact = np.einsum("rd,rdf->rf", left, with_none[owners(split)])
@@ -49,7 +49,7 @@ def test_each_row_meets_its_experts_matrix_however_they_are_split(arrays):
 def test_each_expert_sums_over_its_own_rows_however_they_are_split(arrays):
     """Oracle: a product of every row, by numpy, summed under a mask for each expert."""
     left, right, _ = arrays
-    total = jax.jit(lambda sizes: pieces.sum_by_expert(left, right, sizes))
+    total = jax.jit(lambda sizes: cpu.sum_by_expert(left, right, sizes))
     for split in splits():
         chosen = owners(split) == np.arange(E)[:, None]
         exact = np.einsum("er,rd,rf->edf", chosen, left, right)
@@ -62,8 +62,8 @@ def test_bfloat16_rows_are_multiplied_as_such_and_written_in_place(arrays):
     """
     left, right, kernel = (jnp.asarray(x, jnp.bfloat16) for x in arrays)
     split = np.array([12, 0, 20])
-    product = jax.jit(lambda sizes: pieces.product_by_expert("rd,df->rf", left, kernel, sizes))
-    total = jax.jit(lambda sizes: pieces.sum_by_expert(left, right, sizes))
+    product = jax.jit(lambda sizes: cpu.product_by_expert("rd,df->rf", left, kernel, sizes))
+    total = jax.jit(lambda sizes: cpu.sum_by_expert(left, right, sizes))
     chosen = owners(split) == np.arange(E)[:, None]
     left_rd, right_rf, kernel_edf = (np.asarray(x, np.float64) for x in (left, right, kernel))
     exact = np.einsum("er,rd,edf->rf", chosen, left_rd, kernel_edf)

@@ -1,12 +1,33 @@
-"""Grouped products as a CPU runs them best: expert by expert, some rows at a time, no matrix copied."""
+"""Grouped products expert by expert, some rows at a time: what the rows cost, and no matrix copied."""
 
 import jax
 import jax.numpy as jnp
 
-from deepseek_jax.ops.bits import bits
-from deepseek_jax.ops.dot import sum_over_rows
+from deepseek_jax.ops.cpu.bits import bits
+from deepseek_jax.ops.dot import einsum
 
 SMALLEST, LARGEST = 8, 256  # rows of a large piece
+
+
+@jax.custom_vjp
+def pieces(rows, kernel, rows_per_expert):
+    """ops.grouped_matmul.grouped_matmul; rows past the experts' come out as zeros."""
+    return product_by_expert("rd,df->rf", rows, kernel, rows_per_expert)
+
+
+def _pieces_forward(*arrays):
+    return pieces(*arrays), arrays
+
+
+def _pieces_backward(saved, cotangent):
+    rows, kernel, rows_per_expert = saved
+    cotangent = cotangent.astype(rows.dtype)
+    d_rows = product_by_expert("rf,df->rd", cotangent, kernel, rows_per_expert)
+    d_kernel = sum_by_expert(rows, cotangent, rows_per_expert)
+    return d_rows, d_kernel.astype(kernel.dtype), None
+
+
+pieces.defvjp(_pieces_forward, _pieces_backward)
 
 
 def product_by_expert(spec, rows, kernel, rows_per_expert):
@@ -20,9 +41,9 @@ def product_by_expert(spec, rows, kernel, rows_per_expert):
     def visit(out_ry, expert, start, own_p1):
         piece = jax.lax.dynamic_slice_in_dim(bits(rows), start, len(own_p1)).view(rows.dtype)
         matrix = jax.lax.dynamic_index_in_dim(kernel, expert, keepdims=False).astype(rows.dtype)
-        product = jnp.einsum(spec, piece, matrix, preferred_element_type=jnp.float32)
+        product = einsum(spec, piece, matrix).astype(rows.dtype)
         before = jax.lax.dynamic_slice_in_dim(out_ry, start, len(own_p1))
-        after = jnp.where(own_p1, bits(product.astype(rows.dtype)), before)
+        after = jnp.where(own_p1, bits(product), before)
         return jax.lax.dynamic_update_slice_in_dim(out_ry, after, start, 0)
 
     out_ry = bits(jnp.zeros((len(rows), width), rows.dtype))
@@ -38,8 +59,7 @@ def sum_by_expert(left, right, rows_per_expert):
             jax.lax.dynamic_slice_in_dim(bits(x), start, len(own_p1)).view(x.dtype)
             for x in (left, right)
         )
-        right_pf = jnp.where(own_p1, right_pf, 0)
-        product = sum_over_rows("pd,pf->df", left_pd, right_pf)
+        product = einsum("pd,pf->df", left_pd, jnp.where(own_p1, right_pf, 0))
         before = jax.lax.dynamic_index_in_dim(sums_edf, expert, keepdims=False)
         return jax.lax.dynamic_update_index_in_dim(sums_edf, before + product, expert, 0)
 

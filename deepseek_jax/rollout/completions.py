@@ -1,0 +1,74 @@
+"""What a rollout gives: completions and the log-probabilities that they were sampled with."""
+
+from typing import NamedTuple
+
+import jax
+import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
+
+
+class Rollout(NamedTuple):
+    """Completions, n adjacent rows a prompt, as numpy arrays.
+
+    completion_ids: int32[b t], 0 past the end. completion_mask: bool[b t], True on sampled tokens, the end
+    token too. sampler_logprobs: float32[b t], nats, 0 past the end. truncated: bool[b], no end token came.
+    drafted, accepted: int32[b], tokens that speculative decoding drafted, and those of them that it accepted.
+    """
+
+    completion_ids: np.ndarray
+    completion_mask: np.ndarray
+    sampler_logprobs: np.ndarray
+    truncated: np.ndarray
+    drafted: np.ndarray | None = None
+    accepted: np.ndarray | None = None
+
+    @property
+    def acceptance_rate(self):
+        """The share of drafted tokens that were accepted; nan where none was drafted."""
+        return _ratio(self.accepted.sum(), self.drafted.sum())
+
+    @property
+    def tokens_per_step(self):
+        """What a completion gained by a step of the model, which drafts once; nan where none was drafted.
+
+        The first token is left out, for it comes from the prompt's logits.
+        """
+        return _ratio((self.completion_mask.sum(1) - 1).sum(), self.drafted.sum())
+
+
+def _ratio(part, whole):
+    return float(part / whole) if whole else float("nan")
+
+
+def empty_rollout(rows, length):
+    """A Rollout of which nothing has been sampled."""
+    shape = rows, length
+    return Rollout(
+        completion_ids=np.zeros(shape, np.int32),
+        completion_mask=np.zeros(shape, bool),
+        sampler_logprobs=np.zeros(shape, np.float32),
+        truncated=np.zeros(rows, bool),
+        drafted=np.zeros(rows, np.int32),
+        accepted=np.zeros(rows, np.int32),
+    )
+
+
+def copy_completions(rollout, rows, state, slots):
+    """Copy what stands in `slots` of a steps.Slots to `rows` of a Rollout: int[e] each."""
+    length = on_host(state.length)[slots]
+    sampled = np.arange(rollout.completion_ids.shape[1]) < length[:, None]
+    rollout.completion_mask[rows] = sampled
+    rollout.completion_ids[rows] = np.where(sampled, on_host(state.tokens)[slots], 0)
+    rollout.sampler_logprobs[rows] = np.where(sampled, on_host(state.logprobs)[slots], 0)
+    rollout.truncated[rows] = ~on_host(state.stopped)[slots]
+    if state.drafting is not None:
+        rollout.drafted[rows] = on_host(state.drafting.drafted)[slots]
+        rollout.accepted[rows] = on_host(state.drafting.accepted)[slots]
+
+
+def on_host(array):
+    """An array as numpy, wherever its mesh has put it: on devices of other processes too."""
+    if not (array.is_fully_addressable or array.is_fully_replicated):
+        everywhere = NamedSharding(array.sharding.mesh, PartitionSpec())
+        array = jax.jit(lambda whole: whole, out_shardings=everywhere)(array)
+    return np.asarray(array)
