@@ -1,4 +1,4 @@
-"""The problems of an evaluation: where they come from, and by which rule an answer to each is right."""
+"""The problems of an evaluation, from files and worlds, and the rules that judge the answers."""
 
 import contextlib
 from collections import Counter
@@ -13,14 +13,14 @@ from deepseek_jax.evaluation.consensus import majority
 from deepseek_jax.parallel.processes import from_first, say
 from deepseek_jax.worlds.registry import all_rules, find_questions, open_rewards, question_names
 
-NUM_OF_A_WORLD = 256
+NUM_OF_A_WORLD = 256  # problems, where num_problems is not set
 
 
 def load_problems(settings):
     """Examples with task, rule and template, in the order of settings.data. settings: EvaluateSettings.
 
-    A small world's tasks are its kinds of question in each language, a file is one task. Raises ValueError
-    for a name that is neither, as data.sources, for more problems than there are, and for a task of one.
+    A toy world has one task for each kind of question in each language; a file is one task. Raises ValueError
+    for a name that is neither, as data.sources does, for more problems than there are, and for a task of one.
     """
     problems, counts = [], Counter()
     for name in settings.data:
@@ -81,27 +81,30 @@ def _of_file(name, settings):
 
 
 class Rules(contextlib.ExitStack):
-    """The rules of some problems, each a Rewards; a context manager, which ends their workers.
+    """The rules of some problems, each as a Rewards; a context manager, which ends their workers.
 
-    Raises ValueError where a rule lacks its package or a sandbox, or a problem what the rule reads.
+    Raises ValueError if a rule lacks its package or a sandbox, or a problem lacks a field that its rule
+    reads.
     """
 
-    def __init__(self, problems):
+    def __init__(self, problems: list):
         super().__init__()
         self._rewards, self._rules = {}, all_rules()
         for rule in sorted({problem["rule"] for problem in problems}):
             self._rewards[rule] = self.enter_context(open_rewards({rule: 1.0}))
             self._rewards[rule].check([p for p in problems if p["rule"] == rule])
 
-    def judge(self, problems, groups):
-        """What each group of completions is worth: -> a dict for each problem, of answers (str or None) and
-        correct, one a completion; majority, the answer given most often, and agreed, whether it is right,
-        both None where the rule finds no answers; and unscored, completions that have no verdict. These
-        count as wrong, so that every problem keeps its number of samples.
+    def judge(self, problems: list, groups):
+        """Judge each group of completions: a dict for each problem.
+
+        answers (str or None) and correct: one per completion. majority: the most frequent answer; agreed:
+        whether it is right; both None where the rule reads no answers. unscored: completions without a
+        verdict; they count as wrong, so that every problem has the same number of samples.
         """
         judged = [self._answers(*pair) for pair in zip(problems, groups, strict=True)]
         for rule, rewards in self._rewards.items():
             chosen = [i for i, problem in enumerate(problems) if problem["rule"] == rule]
+            # The majority's answer is scored with the completions, as one more completion
             texts = [groups[i] + _marked(judged[i]["majority"]) for i in chosen]
             asked = [problems[i] for i, of in zip(chosen, texts, strict=True) for _ in of]
             scores = rewards.score(asked, [text for of in texts for text in of])
@@ -129,5 +132,5 @@ class Rules(contextlib.ExitStack):
 
 
 def _marked(answer):
-    """The completion that states an answer and nothing else, as a list; empty for none."""
+    """A list with a completion that states the answer and nothing else; empty for None."""
     return [] if answer is None else [f"<answer>{answer}</answer>"]

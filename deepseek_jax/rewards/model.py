@@ -22,8 +22,8 @@ class RewardModel:
     """A reward for rewards.Rewards(..., models={NAME: it}), by arXiv:2501.12948, section 3.1.
 
     config, params: see models.reward. render(example, text) -> ids of question, text and end token; it raises
-    ValueError for a text that it cannot render. kind: "helpfulness" scores only the text for the reader, after
-    the last </think>, by the raw reward; "safety" scores the whole completion, by the probability that it is
+    ValueError for a text that it cannot render. kind: "helpfulness" scores the text for the reader, after the
+    last </think>, by the raw reward; "safety" scores the whole completion, by the probability that it is
     safe (the paper does not give the unit). batch_size: rows at once, which split over the mesh.
     """
 
