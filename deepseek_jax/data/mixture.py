@@ -32,7 +32,7 @@ class Mixture:
         for weight in self.weights:
             if not (math.isfinite(weight) and weight > 0):
                 raise ValueError(
-                    f"weights={self.weights}: {weight} is no share; set each weight "
+                    f"weights={self.weights}: {weight} is not a share; set each weight "
                     "above 0, and leave out the source that should not be read."
                 )
 

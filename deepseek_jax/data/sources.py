@@ -78,7 +78,7 @@ def tfds_source(path: str | Path, split: str = "train"):
         source = builder.as_data_source(split=split)
     except ValueError as error:
         raise ValueError(
-            f"path='{path}' has no documents in split={split!r}; choose of "
+            f"path='{path}' has no documents in split={split!r}; choose from "
             f"{', '.join(builder.info.splits)}, or a slice: {error}"
         ) from error
     source = _slice_files(source, parts) if file_format == "parquet" else source

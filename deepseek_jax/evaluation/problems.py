@@ -35,7 +35,9 @@ def load_problems(settings):
             )
         new = Counter(problem["task"] for problem in found)
         if new & counts:
-            raise ValueError(f"data={name!r} has {list(new & counts)[0]} again; give it once")
+            raise ValueError(
+                f"data={name!r} repeats the task {list(new & counts)[0]}; give it once"
+            )
         problems, counts = problems + found, counts + new
     alone = [task for task, count in counts.items() if count < 2]
     if alone:

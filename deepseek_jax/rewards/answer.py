@@ -81,7 +81,7 @@ def gold_answer(example: Mapping):
     gold = str(example.get("answer", ""))
     gold = marked_answer(gold) or gold.strip()
     if not _plain(gold):
-        raise ValueError(f"{example.get('question')!r} has an empty answer; mend the data.")
+        raise ValueError(f"{example.get('question')!r} has an empty answer; correct the data.")
     return gold
 
 

@@ -65,7 +65,7 @@ def check_language(example: Mapping):
     if language not in LANGUAGES:
         raise ValueError(
             f"every question needs a 'language', one of {list(LANGUAGES)}; "
-            f"{example.get('question')!r} has {language!r}. Mend the data, "
+            f"{example.get('question')!r} has {language!r}. Correct the data, "
             "or use a reward that names the language, such as language_consistency_en."
         )
 

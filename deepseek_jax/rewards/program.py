@@ -95,7 +95,7 @@ def find_sandbox(names: Iterable[str] = tuple(SANDBOXES)):
         except (SandboxError, OSError) as error:
             reasons.append(f"{name}: {error}")
     raise ValueError(
-        "the reward 'program' runs what a model wrote and needs a sandbox: pip install "
+        "the reward 'program' runs a model's programs and needs a sandbox: pip install "
         f"pydantic-monty, or leave this reward out. {'; '.join(reasons)}."
     )
 
@@ -130,7 +130,7 @@ def check_test_cases(example: Mapping):
     raise ValueError(
         "every question needs 'test_cases', a list of "
         '{"input": str, "output": str} or of assert statements; '
-        f"{example.get('question')!r} {wrong}. Mend the data, or leave this reward out."
+        f"{example.get('question')!r} {wrong}. Correct the data, or leave this reward out."
     )
 
 

@@ -68,7 +68,7 @@ def _draw(rng, items, n):
     """n distinct items."""
     if n > len(items):
         raise ValueError(
-            f"{n} different questions asked for where there are {len(items)}; lower num_held_out."
+            f"{n} different questions requested, but there are only {len(items)}; lower num_held_out."
         )
     return [items[i] for i in rng.choice(len(items), size=n, replace=False)]
 

@@ -55,7 +55,7 @@ def bilingual_examples(
     Raises ValueError for another kind, and for more puzzles or requests than there are.
     """
     if what not in FIELDS:
-        raise ValueError(f"there are no bilingual {what!r}; choose of {', '.join(FIELDS)}.")
+        raise ValueError(f"there are no bilingual {what!r}; choose from {', '.join(FIELDS)}.")
     config = BilingualConfig(what=what, num_train=num_train, num_held_out=num_held_out, seed=seed)
     build(BilingualExamples, config, data_dir)
     options = dict(data_dir=data_dir, config=config, file_format="array_record")

@@ -21,7 +21,7 @@ def check_request(example: Mapping):
     if missing:
         raise ValueError(
             f"{example.get('question')!r} has no {' and no '.join(map(repr, missing))}, which every request "
-            "of the bilingual small world has. Mend the data, or use the reward exact_answer."
+            "of the bilingual world has. Correct the data, or use the reward exact_answer."
         )
 
 

@@ -51,7 +51,7 @@ def puzzle_examples(seed: int, n: int, *, held_out: bool = False):
             puzzle = bilingual_puzzles.draw_puzzle(rng, kind, held_out=held_out)
             misses = misses + 1 if puzzle.problem in drawn else 0
             if misses == MAX_MISSES:
-                _too_many(n, "puzzles", f"{share} of {kind}, of which there are {len(drawn)}")
+                _too_many(n, "puzzles", f"{share} of {kind}, but there are only {len(drawn)}")
             drawn[puzzle.problem] = _puzzle_example(puzzle, language)
         examples += drawn.values()
     return [examples[i] for i in rng.permutation(n)]
@@ -71,7 +71,7 @@ def request_examples(seed: int, n: int, *, held_out: bool = False):
     for kind, share in zip(("translate", "reverse"), shares, strict=True):
         many = [r for r in asked if r.kind == kind]
         if len(many) < share:
-            _too_many(n, "requests", f"{share} of {kind}, of which there are {len(many)}")
+            _too_many(n, "requests", f"{share} of {kind}, but there are only {len(many)}")
         chosen += _draw(rng, many, share)
     return [_request_example(chosen[i]) for i in rng.permutation(n)]
 
@@ -100,4 +100,4 @@ def _draw(rng, items, n):
 
 
 def _too_many(n, what, which):
-    raise ValueError(f"{n} different {what} asked for, {which}: too many; lower num_held_out.")
+    raise ValueError(f"{n} different {what} need {which}; lower num_held_out.")
