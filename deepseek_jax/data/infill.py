@@ -42,6 +42,7 @@ def fill_in_the_middle(text: str, tokenizer: Tokenizer, *, length: int, rate: fl
     ids = [*tokenizer.encode(text), tokenizer.eos_id]
     segments, start, last = [], 0, len(ids) - 1
     while start <= last and last:
+        # Leave room for the markers, for eos and for the tokens that a cut adds
         end = min(start + length - ADDED - SPARE, last)
         if chosen and end > start:
             segments.append(_arranged_piece(ids[start:end], tokenizer, length, rng))

@@ -51,6 +51,7 @@ class Mixture:
         indices = np.asarray(indices)
         owners = np.searchsorted(self.starts, indices, side="right") - 1
         documents = [None] * len(indices)
+        # Each source is read in one call, and its documents go back to the places of their indices
         for owner in np.unique(owners).tolist():
             places = np.flatnonzero(owners == owner)
             own = (indices[places] - self.starts[owner]).tolist()

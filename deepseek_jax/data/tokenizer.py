@@ -91,6 +91,7 @@ def load_tokenizer(path: str | Path):
             f"tokenizer without eos: no completion could end. The tokenizer of {path} names no "
             "eos_token; set it in its tokenizer_config.json."
         )
+    # Encode any text, to see whether this tokenizer puts bos before it
     first_id = chat("a").input_ids[0]
     fim_ids = tuple(map(chat.backend_tokenizer.token_to_id, FIM_TOKENS))
     return Tokenizer(

@@ -24,7 +24,8 @@ def bootstrap_interval(values, seed: int = 0):
     rng = np.random.default_rng(seed)
     means = np.empty(RESAMPLES)
     rows = max(1, DRAWS_AT_ONCE // len(values))
-    for part in np.split(means, range(rows, RESAMPLES, rows)):  # views
+    # The parts are views: filling them fills means
+    for part in np.split(means, range(rows, RESAMPLES, rows)):
         part[:] = values[rng.integers(len(values), size=(len(part), len(values)))].mean(1)
     low, high = np.quantile(means, [0.025, 0.975])
     return float(values.mean()), float(low), float(high)

@@ -51,6 +51,7 @@ def sign_flip_p_value(differences, seed: int = 0):
     differences = np.asarray(differences, np.float64)
     rng = np.random.default_rng(seed)
     observed, as_large, left = abs(differences.mean()), 1, RESAMPLES
+    # In parts of at most DRAWS_AT_ONCE signs, which fit in memory
     while left:
         rows = min(left, max(1, DRAWS_AT_ONCE // len(differences)))
         signs = rng.choice([-1.0, 1.0], size=(rows, len(differences)))

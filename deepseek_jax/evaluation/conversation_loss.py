@@ -22,6 +22,7 @@ class ConversationLoss:
 
     def __init__(self, config: ModelConfig, batches, mesh: Mesh):
         self.batches, self.mesh = batches, mesh
+        # Replicated, so that every process can read all log-probabilities
         everywhere = NamedSharding(mesh, PartitionSpec())
         score = functools.partial(target_logprobs, config)
         # Segments are summed in numpy: on the device the sums would need one segment per token

@@ -69,6 +69,7 @@ def _of_file(name, settings):
         raise ValueError(
             f"num_problems={number} must be within 2..{len(examples)}, the questions of {name}"
         )
+    # A fixed seed: every evaluation of the file has the same questions
     chosen = sorted(np.random.default_rng(0).permutation(len(examples))[:number])
     task, template = "/".join(Path(name).with_suffix("").parts[-2:]), settings.template or "chat"
     problems = []
@@ -112,6 +113,7 @@ class Rules(contextlib.ExitStack):
             scores = rewards.score(asked, [text for of in texts for text in of])
             for message in scores.messages:
                 say(f"{message} It counts as wrong.")
+            # Process 0's verdicts: a time limit can expire on one process alone
             values = iter(from_first(scores.total).tolist())
             for i in chosen:
                 verdicts = [next(values) for _ in groups[i]]

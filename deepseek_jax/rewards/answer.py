@@ -109,6 +109,7 @@ def number(text: str):
         return None
     text = _plain(text)
     unit = WITH_UNIT.fullmatch(text)
+    # A numeral with leading zeros is a syntax error in Python
     text = LEADING_ZEROS.sub("", THOUSANDS.sub("", unit[1] if unit else text))
     if not re.fullmatch(r"[\d+\-*/(). ]+", text):
         return None
@@ -123,6 +124,7 @@ def _walk(node, text, depth):
     if depth == 0:
         raise ValueError("too deep")
     if isinstance(node, ast.Constant):
+        # From the digits as written: the tree holds 0.1 as a float, which is not exactly 0.1
         value = Fraction(ast.get_source_segment(text, node).rstrip("."))
     elif isinstance(node, ast.UnaryOp) and isinstance(node.op, (ast.UAdd, ast.USub)):
         value = _walk(node.operand, text, depth - 1)

@@ -56,6 +56,7 @@ def correct_reasoning(completion: str, example: Mapping):
     steps = [STEP.fullmatch(s.strip()) for s in re.split(r"[;,\n]", text) if s.strip()]
     if not steps or None in steps:
         return 0.0
+    # Every number may be used once: the question's, and each step's result in a later step
     available = Counter(operands)
     for step in steps:
         a, b, c = int(step[1]), int(step[3]), int(step[4])
@@ -119,6 +120,7 @@ def _equations(text):
     runs, run = [], []
     for match in TOKEN.finditer(BULLET.sub("", text) + "\n"):
         token, kind = match.group(), match.lastgroup
+        # Other text ends a run, and so does a number right after a number
         if kind == "other" or (kind == "number" and run and run[-1][-1].isdigit()):
             runs.append(run)
             run = []

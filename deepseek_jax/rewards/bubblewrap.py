@@ -65,6 +65,7 @@ class BubblewrapSandbox:
             try:
                 process.wait(timeout=seconds)
             except subprocess.TimeoutExpired:
+                # bwrap writes to this file when the program starts
                 if not _text(status):
                     raise SandboxError(f"{self.name} did not start in {seconds} s") from None
                 return _text(printed), TIME_LIMIT

@@ -84,6 +84,7 @@ def chain_of_thought(completion: str):
 
 def language_share(text: str, language: str):
     """Words of `language`, a key of LANGUAGES, over all words of `text`; 0.0 without words."""
+    # NFKC writes full-width letters as ordinary ones
     text = IGNORED.sub(" ", TAGS.sub(" ", unicodedata.normalize("NFKC", text)))
     target = total = 0
     for match in WORD.finditer(text):

@@ -44,6 +44,7 @@ class RewardModel:
             reward_b = predict_rewards(config, params, batch["tokens"], batch["segment_ids"])[0]
             return jax.nn.sigmoid(reward_b) if kind == "safety" else reward_b
 
+        # Replicated, so that every process can read all rewards
         everywhere = NamedSharding(mesh, PartitionSpec())
         self._rewards = jax.jit(rewards, out_shardings=everywhere)
 

@@ -103,6 +103,7 @@ def find_sandbox(names: Iterable[str] = tuple(SANDBOXES)):
 def extract_program(completion: str):
     """The last closed ```python block after a last </think> (str), or None."""
     text = final_text(completion)
+    # Tags become line breaks, so a fence right after a tag still begins its line
     text = text.replace("<answer>", "\n").replace("</answer>", "\n")
     program, label, block = None, None, []
     for line in text.split("\n"):
@@ -168,6 +169,7 @@ def _judge(program, cases, time_limit_seconds):
         printed, failure = _sandbox.run(source, stdin, left) if left > 0 else ("", TIME_LIMIT)
         if failure is not None:
             return failure
+        # The program may print before the asserts: of their run only the last line counts
         shown = _lines(printed)[-1:] if asserts and expected == word else _lines(printed)
         if shown != _lines(expected):
             return WRONG

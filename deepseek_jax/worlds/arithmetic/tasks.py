@@ -33,6 +33,7 @@ def arithmetic_task(seed: int, num_held_out: int = 256):
     rng = np.random.default_rng(seed)
     train, kept = [], []
     counts = corpus.OPERAND_COUNTS
+    # num_held_out, split as evenly as whole numbers allow
     shares = np.diff(np.linspace(0, num_held_out, len(counts) + 1).astype(int))
     smallest = _tuples(min(counts), held_out=False)
     for count, share in zip(counts, shares, strict=True):

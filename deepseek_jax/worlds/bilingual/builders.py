@@ -58,6 +58,7 @@ def bilingual_examples(
         raise ValueError(f"there are no bilingual {what!r}; choose from {', '.join(FIELDS)}.")
     config = BilingualConfig(what=what, num_train=num_train, num_held_out=num_held_out, seed=seed)
     build(BilingualExamples, config, data_dir)
+    # build returns the split "train" alone, so the dataset is opened again for both
     options = dict(data_dir=data_dir, config=config, file_format="array_record")
     builder = BilingualExamples(**options)
     return Task(*(_examples(builder, split) for split in ("train", "held_out")))

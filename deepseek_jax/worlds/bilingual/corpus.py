@@ -95,6 +95,7 @@ class CorpusWriter:
 
     def write(self, rng):
         """One document, without its end token. rng: np.Generator, the only randomness."""
+        # One draw chooses the kind of document, each with the probability of its share
         place = rng.random()
         for name in DOCUMENTS:
             place -= getattr(self.mix, name)

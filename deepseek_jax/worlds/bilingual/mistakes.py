@@ -26,6 +26,7 @@ def slip(rng, puzzle: puzzles.Puzzle):
         # The search as if these signs were right: it may pass over the signs that really are
         steps = puzzles.Puzzle("countdown", puzzle.numbers, signs).steps()
         return steps, puzzles.expression(puzzle.numbers, signs)
+    # Draw again until every number in the working is one of this world's
     while True:
         steps = puzzle.steps()
         at = int(rng.integers(len(steps)))
