@@ -1,11 +1,13 @@
-"""The loop's source of packed batches, and those that a held-out loss is measured on."""
+"""Packed batches: a source for the training loop, and the batches that a held-out loss is measured on."""
 
 import itertools
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
 from deepseek_jax.data.packing import pack
+from deepseek_jax.data.tokenizer import Tokenizer
 from deepseek_jax.parallel import put_batch
 from deepseek_jax.parallel.processes import from_each, total
 from deepseek_jax.parallel.shard import batch_share
@@ -14,21 +16,33 @@ from deepseek_jax.training.schedule import number_at
 TOTALS = ("normalizer", "num_tokens")
 
 
-def packed(documents, tokenizer, mesh, **options):
-    """data.packing.pack of this process's share of the documents and rows."""
+def packed(documents, tokenizer: Tokenizer, mesh: Mesh, **options):
+    """data.packing.pack for this process: its share of the documents and of the rows."""
     index, count = batch_share(mesh)
     return pack(documents, tokenizer, process_index=index, process_count=count, **options)
 
 
-def held_out_batches(documents, tokenizer, mesh, settings, *, batch_size, sequence_length, seed):
-    """settings.eval_batches batches on the mesh, of documents that are read once at most, and as far apart as
-    they allow, so that what is measured on one knows little of another. settings: CorpusSettings.
+def held_out_batches(
+    documents,
+    tokenizer: Tokenizer,
+    mesh: Mesh,
+    settings,
+    *,
+    batch_size: int,
+    sequence_length: int,
+    seed: int,
+):
+    """settings.eval_batches batches on the mesh; each held-out document is read at most once.
 
-    Raises ValueError, naming the field, where the documents of some process do not fill them.
+    The batches are evenly spaced in all that the documents fill: neighbours may hold parts of one long
+    document, and an interval over batches needs independent ones. settings: CorpusSettings.
+
+    Raises ValueError, naming the field, where the documents of a process fill too few batches.
     """
     sizes = dict(batch_size=batch_size, sequence_length=sequence_length)
     batches = packed(documents, tokenizer, mesh, num_epochs=1, seed=seed, **sizes)
-    full = [batch for batch in batches if batch["segment_ids"][:, 0].all()]  # but perhaps the last
+    # Every row of a full batch has a segment; padding rows can stand in a process's last batch only
+    full = [batch for batch in batches if batch["segment_ids"][:, 0].all()]
     fewest = min(from_each(len(full)))
     if fewest < settings.eval_batches:
         raise ValueError(
@@ -41,20 +55,22 @@ def held_out_batches(documents, tokenizer, mesh, settings, *, batch_size, sequen
 
 
 class PackedDocuments:
-    """The loop's source of language-modelling batches: a Grain iterator whose place is saved.
+    """The loop's source of language-modelling batches: a Grain iterator whose position is saved.
 
-    dataset: `packed`, in batches of quantum rows, of which each update takes what batch_sizes say: pairs
-    (first update, rows). scalars: name -> function of the update count, to go along with each batch.
-    evaluate(params) -> dict of floats, asked every eval_every updates; None for never.
+    dataset: `packed`, in batches of quantum rows. batch_sizes: pairs (first update, rows), the rows that
+    each update takes. scalars: name -> function of the update count, whose value is added to the batch.
+    evaluate(params) -> dict of floats, called every eval_every updates; None for never.
     """
 
-    def __init__(self, dataset, mesh, *, batch_sizes, quantum, scalars, evaluate, eval_every):
+    def __init__(
+        self, dataset, mesh: Mesh, *, batch_sizes, quantum: int, scalars, evaluate, eval_every: int
+    ):
         self.iterator, self.mesh = iter(dataset), mesh
         self.batch_sizes, self.quantum, self.scalars = batch_sizes, quantum, scalars
         self.evaluate, self.eval_every = evaluate, eval_every
 
-    def next(self, state, step):
-        """One batch on the mesh, and how many tokens it predicts."""
+    def next(self, state, step: int):
+        """One batch on the mesh, and metrics: the number of tokens it predicts, and evaluate's floats."""
         metrics = {}
         if self.evaluate is not None and step % self.eval_every == 0:
             metrics = self.evaluate(state.params)
@@ -65,24 +81,25 @@ class PackedDocuments:
         return [put_batch(self.mesh, batch | scalars)], metrics
 
     def get_state(self):
-        """Where the iterator of each process stands."""
+        """The position of each process's iterator."""
         return {"processes": from_each(self.iterator.get_state())}
 
     def set_state(self, state):
-        """Go on from there. Raises ValueError for the state of another number of processes."""
+        """Resume from there. Raises ValueError if another number of processes saved the state."""
         places = state["processes"]
         if len(places) != jax.process_count():
             raise ValueError(
-                f"the base was being pre-trained by {len(places)} processes, and now there are "
+                f"the base was pre-trained by {len(places)} processes, and now there are "
                 f"{jax.process_count()}; start as many as before, or give another --workdir"
             )
         self.iterator.set_state(places[jax.process_index()])
 
 
-def joined(mesh, pieces):
-    """Batches of `pack`, one under the other, with the totals of all processes."""
+def joined(mesh: Mesh, pieces):
+    """Batches of `pack`, their rows concatenated; normalizer and num_tokens are summed over all processes."""
     _, shares = batch_share(mesh)
-    copies = jax.process_count() // shares  # processes that give the same rows
+    # That many processes hold the same rows (batch_share), so a sum over processes counts each row so often
+    copies = jax.process_count() // shares
     batch = {
         name: sum(p[name] for p in pieces)
         if name in TOTALS

@@ -1,4 +1,4 @@
-"""Corpora that are built on disk, through TFDS without TensorFlow: a jsonl file's, Python's own source."""
+"""Datasets that TFDS builds on disk, without TensorFlow: a jsonl file, and Python's own source."""
 
 import hashlib
 import json
@@ -18,7 +18,8 @@ class TextBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     """Documents {"text": bytes} in one split "train"; a subclass generates them."""
 
     VERSION = tfds.core.Version("1.0.0")
-    url_infos = None  # nothing to download; tfds would look for checksums, by a package we lack
+    # Nothing is downloaded. Without this line tfds looks for checksums, with a package that we lack
+    url_infos = None
 
     def _info(self):
         features = tfds.features.FeaturesDict({"text": tfds.features.Text()})
@@ -30,7 +31,7 @@ class TextBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
 
 @dataclass
 class JsonlConfig(tfds.core.BuilderConfig):
-    """One jsonl file. Its name ends in a digest of the content: an edited file is another dataset."""
+    """One jsonl file. Its name ends in a digest of the content, so an edited file is another dataset."""
 
     name: str = ""
     path: str = ""
@@ -56,7 +57,7 @@ class JsonlCorpus(TextBuilder):
 
 @dataclass
 class PythonConfig(tfds.core.BuilderConfig):
-    """The modules at the top of this Python's standard library. Its name spells version and number."""
+    """The top-level modules of this Python's standard library. Its name has the version and their number."""
 
     name: str = ""
 
@@ -74,7 +75,7 @@ class PythonCorpus(TextBuilder):
 
 
 def python_modules():
-    """Paths of the standard library's top modules, those in UTF-8, in order of name."""
+    """Paths of the standard library's top-level modules, sorted by name; without empty or non-UTF-8 ones."""
     folder = Path(sysconfig.get_path("stdlib"))
     return sorted(path for path in folder.glob("*.py") if _is_text(path))
 
@@ -87,17 +88,17 @@ def _is_text(path):
 
 
 def parameter_digest(parameters):
-    """8 hexadecimal digits that tell a dataset's parameters from others: of a dataclass, or None."""
+    """8 hexadecimal digits that identify the parameters of a dataset: a dataclass, or None."""
     return blake2b(repr(parameters).encode(), digest_size=4).hexdigest()
 
 
-def build(builder, config, data_dir, **more):
-    """Random access to the documents of a TextBuilder class, which are written if not there yet.
+def build(builder, config, data_dir: str | Path, **more):
+    """Random access to the documents of a TextBuilder class; the dataset is built if it is not there yet.
 
-    config: a BuilderConfig, or None. more: what else the class takes.
+    config: a BuilderConfig, or None. more: further arguments of the class.
 
-    A build that is killed leaves a folder `incomplete.*`, which is never read. Of several processes,
-    which share the folder, the first builds and the others wait; what stops it stops them all.
+    A build that is killed leaves a folder `incomplete.*`, which is never read. Several processes share
+    the folder: the first one builds and the others wait; if the build fails, it fails on all of them.
     Stored as array_record, which needs no TensorFlow.
     """
     options = dict(data_dir=data_dir, config=config, file_format="array_record", **more)
@@ -106,18 +107,19 @@ def build(builder, config, data_dir, **more):
     if first_process():
         try:
             builder(**options).download_and_prepare()
-        except Exception as error:  # whatever it is, the others must not wait for ever
+        except Exception as error:  # of any kind: the others wait for a message
             failure = error
     message = from_each(None if failure is None else f"{type(failure).__name__}: {failure}")[0]
     if failure is not None:
         raise failure
     if message is not None:
         raise ValueError(f"process 0 could not build the corpus: {message}")
-    return builder(**options).as_data_source(split="train")  # reads what is there by now
+    # Built by now, by this process or by the first one
+    return builder(**options).as_data_source(split="train")
 
 
-def json_lines(path):
-    """(place, record) of each line of a jsonl file that is not blank; place says file and line.
+def json_lines(path: str | Path):
+    """Yield (place, record) for each line of a jsonl file that is not blank; place names file and line.
 
     Raises ValueError, with the place, for a line that is not UTF-8 or not a JSON object.
     """
@@ -127,7 +129,7 @@ def json_lines(path):
                 place = f"{path}, line {number}"
                 try:
                     record = json.loads(line.decode())
-                except ValueError as error:  # of json, and of bytes that are no text
+                except ValueError as error:  # also of bytes that are not UTF-8
                     raise ValueError(f"{place} is not JSON: {error}") from error
                 if not isinstance(record, dict):
                     raise ValueError(f"{place} is not a JSON object; give {{...}} on each line.")

@@ -8,13 +8,14 @@ SPECIAL = ("<pad>", "<eos>", "<fim_begin>", "<fim_hole>", "<fim_end>")
 
 
 def byte_tokenizer():
-    """A byte of UTF-8 is a token, and its value the id; then pad, eos and three of fill-in-the-middle.
+    """Each byte of UTF-8 is a token and its value the id; then pad, eos and three fill-in-the-middle tokens.
 
-    261 ids. Any text is encoded and comes back exactly, the names of the special tokens included;
-    bytes that are no UTF-8 are decoded to U+FFFD.
+    261 ids. Any text comes back exactly as it was, even one with the names of special tokens in it.
+    Bytes that are not UTF-8 decode to U+FFFD.
     """
     byte_level = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    characters = sorted(byte_level.alphabet())  # one for each byte: itself, else from U+0100 on
+    # ByteLevel writes a byte as one character: printable bytes as themselves, the others from U+0100 on
+    characters = sorted(byte_level.alphabet())
     plain = [ord(c) for c in characters if ord(c) < 256]
     others = [byte for byte in range(256) if byte not in plain]
     vocabulary = dict(zip(characters, plain + others, strict=True))

@@ -1,8 +1,10 @@
-"""A question to the ids of a prompt, by a checkpoint's chat template or by a plain one."""
+"""A question to the ids of a prompt, by a checkpoint's chat template or by a plain template."""
 
 from typing import Annotated
 
-# arXiv:2501.12948, Table 1; its word "prompt" is the question.
+from deepseek_jax.data.tokenizer import Tokenizer
+
+# arXiv:2501.12948, Table 1; {question} stands where the paper has the word "prompt".
 R1_ZERO_TEMPLATE = (
     "A conversation between User and Assistant. The user asks a question, and the Assistant "
     "solves it. The assistant first thinks about the reasoning process in the mind and then "
@@ -13,9 +15,9 @@ R1_ZERO_TEMPLATE = (
 
 
 class _Asks:
-    """The range of templates: those that have a place for the question."""
+    """The templates that a settings field may hold: each has a place for the question."""
 
-    def holds(self, template):
+    def holds(self, template: str):
         return template in ("chat", "r1_zero") or "{question}" in template
 
     def __str__(self):
@@ -25,8 +27,8 @@ class _Asks:
 Template = Annotated[str, _Asks()]  # a field of settings
 
 
-def render_prompt(tokenizer, question, *, template):
-    """Ids (a list of int) of the prompt that asks `question`, up to where the answer begins.
+def render_prompt(tokenizer: Tokenizer, question: str, *, template: str):
+    """Ids (a list of int) of the prompt that asks `question`; the answer begins where they end.
 
     tokenizer: data.tokenizer.Tokenizer. template: "chat", the checkpoint's own template with its
     generation prompt; "r1_zero", R1_ZERO_TEMPLATE; or any text with {question} in it. The last

@@ -1,4 +1,4 @@
-"""Conversations to token ids of which the assistant's alone are learned, and those to packed batches."""
+"""Conversations to token ids and to packed batches, with loss on the assistant's tokens alone."""
 
 from functools import partial
 
@@ -8,24 +8,26 @@ import numpy as np
 from deepseek_jax.data.chat import render_prompt
 from deepseek_jax.data.mixture import Mixture
 from deepseek_jax.data.packing import BLOCK, check_rows, pack_segments
+from deepseek_jax.data.tokenizer import Tokenizer
 
-OWN_TEXT = "\ue000"  # stands for what an assistant wrote while a chat template renders the rest
+# Stands in for the assistant's text while a chat template renders the rest: a private-use character
+OWN_TEXT = "\ue000"
 
 
-def render_conversation(tokenizer, messages, *, template):
-    """(ids, is_target): lists of int and of bool, True on what an assistant wrote and on its end tokens.
+def render_conversation(tokenizer: Tokenizer, messages: list, *, template: str):
+    """(ids, is_target): lists of int and of bool, True on the assistant's texts and their end tokens.
 
-    messages: as of data.messages.parse_conversation. template: as of data.chat.render_prompt.
-    An assistant's text is encoded as it stands, apart from what surrounds it, as when it is sampled behind
-    a prompt; so every turn keeps its <think>. The ids end with the last turn's end token.
-    "chat": what stands around the assistant's texts is the checkpoint's own template's, which never sees
-    them: templates drop an earlier turn's <think>, R1's among them. A <think> with which a template opens
-    or fills in a turn by itself is left out: where there is one, it is the text's own. Other templates have
-    no place for a system message; each question is asked by the template anew, behind the end token of the
-    answer before, and bos stands at the start alone.
-    Raises ValueError as render_prompt does, for a system message where it has no place, for an end token
-    within a text, and for a chat template that leaves out an assistant's turn, ends it with no special token,
-    or asks for it in other words than it tells it in.
+    messages: see data.messages.parse_conversation. template: see data.chat.render_prompt.
+    Each assistant's text is encoded on its own, as a policy samples it after a prompt, so every turn has
+    its <think>. The ids end with the last turn's end token.
+    "chat": the checkpoint's template writes all but the assistant's texts and never sees them, because
+    templates, R1's among them, drop the <think> of earlier turns. A <think> that the template writes at the
+    start of a turn is removed, so that only the text's own remains. Other templates cannot hold a system
+    message. They ask each question in the template anew, after the end token of the answer before; bos
+    stands at the start alone.
+    Raises ValueError as render_prompt does; for a system message that the template cannot hold; for an end
+    token within a text; and for a chat template that leaves out an assistant's turn, ends it with no special
+    token, or whose generation prompt differs from how it begins the finished turn.
     """
     contexts, end_id = (_chat_contexts if template == "chat" else _text_contexts)(
         tokenizer, messages, template
@@ -36,8 +38,8 @@ def render_conversation(tokenizer, messages, *, template):
         own = [*tokenizer.encode(text), end_id]
         if own.index(end_id) < len(own) - 1:
             raise ValueError(
-                f"the assistant's text {text[:80]!r} has an end-of-turn token in it; leave it out, one is "
-                "put at the end."
+                f"the assistant's text {text[:80]!r} has an end-of-turn token in it; remove it, one is "
+                "added at the end."
             )
         ids += context + own
         is_target += [False] * len(context) + [True] * len(own)
@@ -45,7 +47,7 @@ def render_conversation(tokenizer, messages, *, template):
 
 
 def last_prompt(ids, is_target):
-    """The ids of a rendered conversation up to where its last assistant's text begins."""
+    """The ids of a rendered conversation up to the start of the last assistant's text."""
     end = len(ids)
     while is_target[end - 1]:
         end -= 1
@@ -54,23 +56,23 @@ def last_prompt(ids, is_target):
 
 def pack_conversations(
     source,
-    tokenizer,
+    tokenizer: Tokenizer,
     *,
-    template,
-    sequence_length,
-    batch_size,
-    seed,
-    num_epochs=None,
-    packing=True,
-    process_index=0,
-    process_count=1,
+    template: str,
+    sequence_length: int,
+    batch_size: int,
+    seed: int,
+    num_epochs: int | None = None,
+    packing: bool = True,
+    process_index: int = 0,
+    process_count: int = 1,
 ):
-    """Batches of conversations, whole ones and each a segment of its own, as a grain.IterDataset.
+    """Batches of whole conversations, each one a segment of its own, as a grain.IterDataset.
 
-    source: a Mixture of conversations, or random access to them, as of data.messages. One longer than a row
-    is left out. Loss is on the assistant's tokens, each of which counts as much as its conversation's weight:
-    see packing.pack_segments; all else as in packing.pack.
-    Raises ValueError as these do, and render_conversation, with the conversation's number.
+    source: a Mixture of conversations, or random access to them, see data.messages. A conversation longer
+    than a row is dropped. Loss is on the assistant's tokens, each with its conversation's weight: see
+    packing.pack_segments. All else is as in packing.pack.
+    Raises ValueError as these do, and as render_conversation does, with the conversation's number.
     """
     check_rows(sequence_length, batch_size, process_count)
     mixture = source if isinstance(source, Mixture) else Mixture((source,), (1,))
@@ -90,23 +92,23 @@ def pack_conversations(
     )
 
 
-def render_numbered(tokenizer, record, index, *, template):
-    """render_conversation of a record, whose errors name the record by its index."""
+def render_numbered(tokenizer: Tokenizer, record, index: int, *, template: str):
+    """render_conversation of a record; errors name the record by its index."""
     try:
         return render_conversation(tokenizer, record["messages"], template=template)
     except ValueError as error:
         raise ValueError(f"conversation {index} of the data: {error}") from error
 
 
-def weighed_tokens(tokenizer, record, index, *, template):
-    """A conversation as a dict of tokens int32[n] and weights float32[n], what it counts to predict each."""
+def weighed_tokens(tokenizer: Tokenizer, record, index: int, *, template: str):
+    """A conversation as a dict: tokens int32[n], and weights float32[n], the loss weight of each token."""
     ids, is_target = render_numbered(tokenizer, record, index, template=template)
     weights = np.where(is_target, np.float32(record["weight"]), np.float32(0))
     return {"tokens": np.array(ids, np.int32), "weights": weights}
 
 
-def end_of_turn(tokenizer, template):
-    """The id with which an assistant's turn ends, as render_conversation puts it there."""
+def end_of_turn(tokenizer: Tokenizer, template: str):
+    """The id of the token that ends an assistant's turn, as in render_conversation."""
     if template != "chat":
         return tokenizer.eos_id
     turns = [{"role": role, "content": "?"} for role in ("user", "assistant")]
@@ -121,9 +123,9 @@ def _read(draws, *, source, tokenizer, template):
 
 
 class Fitting(grain.experimental.FlatMapTransform):
-    """The conversations of at most `length` tokens, and of any at all."""
+    """Keep the conversations of at most `length` tokens, without empty ones."""
 
-    def __init__(self, length):
+    def __init__(self, length: int):
         self.length = length
 
     def flat_map(self, element):
@@ -131,9 +133,10 @@ class Fitting(grain.experimental.FlatMapTransform):
 
 
 def _chat_contexts(tokenizer, messages, template):
-    """(the ids that lead to each assistant's text, behind the end token of the one before; the end token)"""
+    """(ids from the previous turn's end token to each assistant's text, the end token)."""
     if tokenizer.chat is None:
-        render_prompt(tokenizer, messages[-2]["content"], template=template)  # which says so
+        # Raises the ValueError about the missing chat template
+        render_prompt(tokenizer, messages[-2]["content"], template=template)
     hidden = [m | {"content": OWN_TEXT} if m["role"] == "assistant" else m for m in messages]
     ends = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
     render = partial(tokenizer.chat.apply_chat_template, tokenize=False)
@@ -147,9 +150,11 @@ def _chat_contexts(tokenizer, messages, template):
     for pair in zip(told, asked, strict=False):
         if not pair[0].startswith(pair[1]) and not pair[1].startswith(pair[0]):
             raise ValueError(
-                "the chat template asks for an assistant's turn in other words than it tells it in: "
+                "the chat template's generation prompt asks for an assistant's turn in other words than "
+                "those that begin the finished turn: "
                 f"{pair[1][-80:]!r} against {pair[0][-80:]!r}."
             )
+    # Take the shorter: the longer has a <think> of the template's, in its prompt or in its finished turn
     pairs = [min(pair, key=len) for pair in zip(told, asked, strict=False)]
     first, *later = map(tokenizer.encode, [*pairs, told[-1]])
     end_ids = {ids[0] if ids else None for ids in later}
@@ -162,7 +167,7 @@ def _chat_contexts(tokenizer, messages, template):
 
 
 def _text_contexts(tokenizer, messages, template):
-    """As _chat_contexts, of a template with a place for the question alone."""
+    """The same as _chat_contexts, for a template that has a place for the question alone."""
     if messages[0]["role"] == "system":
         raise ValueError(
             f"template={template!r} has no place for a system message; set it to "

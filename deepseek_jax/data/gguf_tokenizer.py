@@ -1,4 +1,6 @@
-"""The tokenizer that a .gguf file holds: byte-level BPE, built from the file's metadata."""
+"""The tokenizer of a .gguf file: byte-level BPE, built from the file's metadata."""
+
+from pathlib import Path
 
 import gguf
 import tokenizers
@@ -7,16 +9,17 @@ PREFIX = "tokenizer.ggml."
 NEEDED = ("model", "pre", "tokens", "merges", "token_type", "eos_token_id")
 
 
-def gguf_tokenizer(path):
+def gguf_tokenizer(path: str | Path):
     """The transformers tokenizer of a .gguf file, chat template included, for use or save_pretrained.
 
-    The metadata say how text is first cut; "smollm" is read: digits singly, the rest as in GPT-2. That is
-    llama.cpp's reading. transformers' own, which needs PyTorch, cuts as GPT-2 alone: it parts the last of
-    several white spaces before a digit from the others.
-    Raises ValueError for a file that is no GGUF or is cut short, for one without a tokenizer, and for
-    another model than byte-level BPE or another first cut, naming what the file says.
+    The metadata name the pre-tokenizer, which first splits a text. Only "smollm" is read: each digit is split
+    off, the rest is split as in GPT-2. This is llama.cpp's reading. transformers' own reader, which needs
+    PyTorch, splits as GPT-2 alone does: of several spaces before a digit, it splits off the last.
+    Raises ValueError for a file that is not GGUF or is truncated, for one without a tokenizer, and for any
+    other model than byte-level BPE or any other pre-tokenizer, with the name in the file.
     """
-    import transformers  # here: seconds to import, and the small world does without
+    # Imported here: it takes seconds, and the toy worlds need none of it
+    import transformers
 
     metadata = _metadata(path)
     special = {
@@ -41,7 +44,7 @@ def gguf_tokenizer(path):
 
 
 def _backend(metadata):
-    """The tokenizers.Tokenizer; control and user-defined tokens are found whole in a text."""
+    """The tokenizers.Tokenizer; it matches control and user-defined tokens whole in a text."""
     tokens = metadata["tokens"]
     vocabulary = {token: i for i, token in enumerate(tokens)}
     merges = [tuple(merge.split(" ")) for merge in metadata["merges"]]
@@ -60,7 +63,7 @@ def _backend(metadata):
 
 
 def _metadata(path):
-    """What the file says of its tokenizer, by the key's last part; chat_template is None without one."""
+    """The file's metadata about its tokenizer, by the last part of the key; chat_template may be None."""
     try:
         fields = gguf.GGUFReader(path).fields
     except (ValueError, IndexError) as error:

@@ -1,13 +1,15 @@
-"""Fill-in-the-middle: some documents are learned as prefix, suffix, middle."""
+"""Fill-in-the-middle: a share of the documents is learned in the order prefix, suffix, middle."""
 
 import numpy as np
 
-ADDED = 4  # tokens of what is rearranged: three that mark its parts, and eos
-SPARE = 8  # a cut within a token makes several of it
+from deepseek_jax.data.tokenizer import Tokenizer
+
+ADDED = 4  # tokens that rearranging adds: three markers, and eos
+SPARE = 8  # room for a token that is cut: its parts encode to several
 
 
-def check_fim_rate(rate, tokenizer):
-    """Raises ValueError for a rate outside 0..1, and for one above 0 without tokens to mark the parts."""
+def check_fim_rate(rate: float, tokenizer: Tokenizer):
+    """Raise ValueError for a rate outside 0..1, or above 0 where the tokenizer has no markers."""
     if not 0 <= rate <= 1:
         raise ValueError(f"fim_rate={rate} is not a share of documents; set it within 0..1.")
     if rate and tokenizer.fim_ids is None:
@@ -17,17 +19,17 @@ def check_fim_rate(rate, tokenizer):
         )
 
 
-def fill_in_the_middle(text, tokenizer, *, length, rate, seed):
-    """A document and its eos as segments of at most `length` ids, [[int]]; a share `rate` are rearranged.
+def fill_in_the_middle(text: str, tokenizer: Tokenizer, *, length: int, rate: float, seed):
+    """A document and its eos as segments of at most `length` ids, [[int]]; a share `rate` is rearranged.
 
-    Such a one reads fim_begin prefix fim_hole suffix fim_end middle eos, the order PSM of
+    A rearranged segment reads fim_begin prefix fim_hole suffix fim_end middle eos, the order PSM of
     arXiv:2412.19437, section 4.1, where rate is 0.1. It is cut at two characters drawn uniformly,
     before it is encoded, so that a part may end within a word, as where someone types
-    (arXiv:2207.14255). A document that fits is one segment, an empty one none. A longer one becomes
-    several, a share `rate` of which is rearranged, each by itself (that paper's context-level
-    variant: parts in different rows would know nothing of each other). The others start with the
-    last token before them, so that every token but the first is predicted once. seed: what numpy's
-    default_rng takes; it alone decides.
+    (arXiv:2207.14255). A document that fits is one segment, an empty one gives none. A longer one becomes
+    several segments, each rearranged on its own with probability `rate` (that paper's context-level
+    variant: parts in different rows could not see each other). A segment that is not rearranged starts
+    with the last token before it, so that every token but the first is predicted once.
+    seed: any seed of numpy's default_rng; it alone decides.
     """
     if not text:
         return []
@@ -40,10 +42,12 @@ def fill_in_the_middle(text, tokenizer, *, length, rate, seed):
     ids = [*tokenizer.encode(text), tokenizer.eos_id]
     segments, start, last = [], 0, len(ids) - 1
     while start <= last and last:
+        # Leave room for the markers, for eos and for the tokens that a cut adds
         end = min(start + length - ADDED - SPARE, last)
         if chosen and end > start:
             segments.append(_arranged_piece(ids[start:end], tokenizer, length, rng))
-            start = end + (end == last)  # its eos is the document's then
+            # Every rearranged segment ends in eos, so after the last one the document's own eos is skipped
+            start = end + (end == last)
         else:
             first = max(start - 1, 0)
             segments.append(ids[first : first + length])
@@ -53,8 +57,9 @@ def fill_in_the_middle(text, tokenizer, *, length, rate, seed):
 
 
 def _arranged_piece(ids, tokenizer, length, rng):
-    """Some of a document's ids, rearranged, in at most `length`: cut at characters, or, where these ids are
-    not those of their text alone or would become too many, between two of them.
+    """Rearrange some of a document's ids into at most `length` ids.
+
+    Cut between characters; or between ids, where their text would encode to other ids or to too many.
     """
     text = tokenizer.decode(ids)
     if tokenizer.encode(text) == ids:

@@ -1,4 +1,4 @@
-"""Conversations to learn from: of a jsonl file, of a TFDS dataset, or of worked examples."""
+"""Conversations to learn from: from a jsonl file, a TFDS dataset, or worked examples."""
 
 import re
 from collections.abc import Mapping
@@ -12,21 +12,22 @@ from deepseek_jax.data.sources import RANDOM_ACCESS_FORMATS, read
 
 ROLES = ("system", "user", "assistant")
 DERIVED_FROM = "derived_from"
-EXAMPLE = (  # a line of a jsonl file, for messages
+# A line of a jsonl file, for error messages
+EXAMPLE = (
     '{"messages": [{"role": "user", "content": "2 + 3?"}, {"role": "assistant", "content": "5"}]}'
 )
 
 
-def read_conversations(path, data_dir, split="train"):
-    """Random access to the conversations, as of parse_conversation, of a jsonl file or a TFDS dataset.
+def read_conversations(path: str | Path, data_dir: str | Path, split: str = "train"):
+    """Random access to the conversations of a jsonl file or a TFDS dataset; see parse_conversation.
 
     A line of the file is {"messages": [{"role": "user", "content": "..."}, ...], "weight": 1.0}; weight
-    is optional, and other keys are left out. The file is written under data_dir as a dataset, in an order
-    of TFDS's own, on the first call and whenever its content is another: see builders.build. A dataset is
-    the folder of one version, with a feature messages: Sequence({"role": Text(), "content": Text()}) and
-    optionally a scalar weight. split: one of its own, slices too.
-    Raises ValueError where there is neither, for a split that is not there or empty, for another feature,
-    and, naming file and line, for a record that is no conversation.
+    is optional, and other keys are ignored. The file is written under data_dir as a dataset, in TFDS's own
+    order, on the first call and whenever its content has changed: see builders.build. The path of a dataset
+    is the folder of one version; it has a feature messages: Sequence({"role": Text(), "content": Text()})
+    and may have a scalar weight. split: one of the dataset's, slices too.
+    Raises ValueError where the path has neither, for a missing or empty split, for other features, and,
+    naming file and line, for a record that is not a conversation.
     """
     if Path(path).is_dir():
         return _tfds_conversations(path, split)
@@ -44,11 +45,11 @@ def read_conversations(path, data_dir, split="train"):
     return Conversations(build(MessagesCorpus, JsonlConfig(path=str(path)), data_dir), path)
 
 
-def parse_conversation(place, record):
+def parse_conversation(place: str, record):
     """{"messages": [{"role": str, "content": str}, ...], "weight": float} of a record, checked.
 
-    An optional system message, then user and assistant by turns, the assistant last. weight: how much its
-    tokens count, 1.0 where none is given. Raises ValueError, with the place, where it is otherwise.
+    An optional system message, then user and assistant in turns, the assistant last. weight: how much each
+    of its tokens counts, 1.0 by default. Raises ValueError, with the place, for any other record.
     """
     messages = record.get("messages")
     if not isinstance(messages, list) or not messages:
@@ -64,10 +65,10 @@ def parse_conversation(place, record):
     return {"messages": messages, "weight": _parse_weight(place, record.get("weight", 1.0))}
 
 
-def worked_conversations(examples, worked):
-    """Conversations of data.tasks' examples: what is asked, and worked(example) for an answer.
+def worked_conversations(examples: list, worked):
+    """Conversations from the examples of data.tasks: the question, and worked(example) as the answer.
 
-    Each keeps its example's fields, by which an answer is scored.
+    Each has its example's fields too, by which an answer is scored.
     """
     return [example | _answered(example, worked(example)) for example in examples]
 
@@ -88,15 +89,15 @@ class MessagesCorpus(TextBuilder):
 
 
 class Conversations:
-    """Conversations of a TFDS source, parsed as they are read. path: where they come from, for messages."""
+    """Conversations of a TFDS source, parsed when they are read. path: the source's, for error messages."""
 
-    def __init__(self, source, path):
+    def __init__(self, source, path: str | Path):
         self._source, self._path = source, path
 
     def __len__(self):
         return len(self._source)
 
-    def __getitem__(self, index):
+    def __getitem__(self, index: int):
         return self.__getitems__([index])[0]
 
     def __getitems__(self, indices):
@@ -111,17 +112,17 @@ class Conversations:
 
 
 def what_it_answers(conversation):
-    """What conversations share that answer one question, or another form of one: hashable.
+    """A hashable key that conversations share if they answer one question, or rewrites of one.
 
-    What it was derived_from, where a record says so, as those of synthesis.generated do; else all that was
-    said before the last answer.
+    The record's derived_from, which synthesis.generated writes; without it, all messages before the last
+    answer.
     """
     origin = conversation.get(DERIVED_FROM)
     return origin or tuple((m["role"], m["content"]) for m in conversation["messages"][:-1])
 
 
 def _outside_in(record):
-    """A record whose messages are a list of dicts again: TFDS turns a sequence of dicts inside out."""
+    """A record with a list of dicts as messages: TFDS stores a sequence of dicts as a dict of sequences."""
     messages = record["messages"]
     rows = zip(*messages.values(), strict=True)
     return record | {"messages": [dict(zip(messages, row, strict=True)) for row in rows]}
@@ -181,7 +182,7 @@ def _text(place, key, value):
 
 def _parse_weight(place, weight):
     number = isinstance(weight, (int, float, np.number)) and not isinstance(weight, bool)
-    range32 = np.finfo(np.float32)  # what it is used in
+    range32 = np.finfo(np.float32)  # the loss weighs tokens in float32
     if not number or not float(range32.tiny) <= weight <= float(range32.max):
         raise ValueError(f"{place} has weight={weight!r}; set a finite number above 0.")
     return float(weight)

@@ -1,4 +1,4 @@
-"""Several sources of documents, read side by side in shares that their weights say."""
+"""Several sources of documents, mixed in the proportions of their weights."""
 
 import math
 from dataclasses import dataclass
@@ -12,11 +12,11 @@ from deepseek_jax.data.sources import read
 
 @dataclass(frozen=True)
 class Mixture:
-    """Documents of several sources; one follows another in a single count of documents.
+    """Documents of several sources, numbered through: those of the first source, then the second's, ...
 
-    sources: random access to {"text": str or UTF-8 bytes}. weights: the source's shares of the
+    sources: random access to {"text": str or UTF-8 bytes}. weights: the sources' shares of the
     documents, not of the tokens; they need not add up to 1. Grain turns them into whole numbers,
-    100 the least, so that a share may be off by a hundredth of itself.
+    the least of them 100, so that a share may be off by a hundredth of itself.
     Raises ValueError unless each source has a weight, finite and above 0.
     """
 
@@ -27,30 +27,31 @@ class Mixture:
         if len(self.sources) != len(self.weights) or not self.sources:
             raise ValueError(
                 f"weights={self.weights} of {len(self.sources)} sources: there must be one weight for "
-                "each source, and a source at least."
+                "each source, and at least one source."
             )
         for weight in self.weights:
             if not (math.isfinite(weight) and weight > 0):
                 raise ValueError(
-                    f"weights={self.weights}: {weight} is no share; set each weight "
+                    f"weights={self.weights}: {weight} is not a share; set each weight "
                     "above 0, and leave out the source that should not be read."
                 )
 
     @cached_property
     def starts(self):
-        """int64[sources + 1]: where the documents of each source begin in the count, and its end."""
+        """int64[sources + 1]: the number of each source's first document, then of documents in all."""
         return np.cumsum([0, *map(len, self.sources)])
 
     def __len__(self):
         return int(self.starts[-1])
 
-    def __getitem__(self, index):
+    def __getitem__(self, index: int):
         return self.__getitems__([index])[0]
 
     def __getitems__(self, indices):
         indices = np.asarray(indices)
         owners = np.searchsorted(self.starts, indices, side="right") - 1
         documents = [None] * len(indices)
+        # Each source is read in one call, and its documents go back to the places of their indices
         for owner in np.unique(owners).tolist():
             places = np.flatnonzero(owners == owner)
             own = (indices[places] - self.starts[owner]).tolist()
@@ -58,14 +59,21 @@ class Mixture:
                 documents[place] = document
         return documents
 
-    def order(self, seed, *, num_epochs=None, process_index=0, process_count=1):
-        """In which order one process reads: -> grain.MapDataset of int64[2], epoch and document.
+    def order(
+        self,
+        seed: int,
+        *,
+        num_epochs: int | None = None,
+        process_index: int = 0,
+        process_count: int = 1,
+    ):
+        """The order in which one process reads: a grain.MapDataset of int64[2], epoch and document.
 
-        Each source is shuffled by `seed` and repeated on its own, in another order each epoch, and
-        each process has every process_count-th document of each. num_epochs: None repeats for
-        ever; a number ends all where the first source has been read so often, and no document
-        is read more often than that.
-        Raises ValueError for a source with less than a document a process.
+        Each source is shuffled by `seed` and repeated on its own, in another order each epoch; each
+        process reads every process_count-th document of each source. num_epochs: None repeats for
+        ever; a finite run ends where the first source has been read that often, and reads no document
+        more often than that.
+        Raises ValueError for a source with fewer documents than processes.
         """
         streams = []
         for number, (start, end) in enumerate(zip(self.starts, self.starts[1:], strict=False)):
@@ -75,7 +83,7 @@ class Mixture:
                     f"{end - start}, and each needs one; give it more documents, or start fewer processes."
                 )
             share = grain.MapDataset.range(start + process_index, end, process_count)
-            # Grain's epochs take the seeds that follow, so those of the sources stand far apart.
+            # Grain's later epochs use the next seeds, so the seeds of two sources are far apart
             shuffled = share.shuffle((seed + (number << 16)) % 2**32)
             with_epoch = partial(_with_epoch, length=len(share))
             streams.append(shuffled.repeat(num_epochs).map_with_index(with_epoch))

@@ -1,4 +1,4 @@
-"""Documents to rows of fixed length, several to a row, told apart by segment_ids."""
+"""Documents to rows of fixed length, several to a row, distinguished by segment_ids."""
 
 from functools import partial
 
@@ -7,44 +7,45 @@ import numpy as np
 
 from deepseek_jax.data.infill import check_fim_rate, fill_in_the_middle
 from deepseek_jax.data.mixture import Mixture
+from deepseek_jax.data.tokenizer import Tokenizer
 
 BLOCK = 64  # documents read at once: one by one, reading costs more than all the rest
 PACKING_BINS = 128  # rows filled side by side: more of them leave less padding
-BATCHES_AHEAD = 8  # made by a thread while the accelerator works
+BATCHES_AHEAD = 8  # packed by a thread while the accelerator works
 
 
 def pack(
     source,
-    tokenizer,
+    tokenizer: Tokenizer,
     *,
-    sequence_length,
-    batch_size,
-    seed,
-    num_epochs=None,
-    packing=True,
-    fim_rate=0.0,
-    process_index=0,
-    process_count=1,
+    sequence_length: int,
+    batch_size: int,
+    seed: int,
+    num_epochs: int | None = None,
+    packing: bool = True,
+    fim_rate: float = 0.0,
+    process_index: int = 0,
+    process_count: int = 1,
 ):
     """Language-modelling batches of documents, shuffled by `seed`, as a grain.IterDataset.
 
-    source: a Mixture, or random access to {"text": str or UTF-8 bytes}, as
-    sources.arithmetic_corpus() or a list. Each document ends in eos and is one segment. One longer
+    source: a Mixture, or random access to {"text": str or UTF-8 bytes}, such as
+    sources.jsonl_documents() or a list. Each document ends in eos and is one segment. One longer
     than a row becomes several, each starting with the last token of the one before, so that every
-    token but a document's first is predicted once an epoch. packing=False: a document a row, the
-    first of those segments. fim_rate: share of the documents, and of a longer one's segments, that
+    token but a document's first is predicted once an epoch. packing=False: one document a row, cut
+    to its first segment. fim_rate: share of the documents, and of a longer one's segments, that
     are learned as prefix, suffix, middle (infill.fill_in_the_middle), others in each epoch.
     num_epochs: None repeats for ever, in another order each time; a finite run, see Mixture.order,
     fills its last batch with padding. The iterators resume exactly by get_state(), which is JSON,
     and set_state(); close() ends the thread that reads ahead. batch_size counts the rows of all
-    processes: each packs every process_count-th document of every source into its share of the
-    rows; normalizer and num_tokens are its own.
+    processes: each process packs every process_count-th document of every source into its share of
+    the rows, and its normalizer and num_tokens count these rows alone.
 
-    Batches are numpy: tokens, targets, segment_ids, positions int32[b t], loss_mask bool[b t];
-    float32[], normalizer, the number of True in loss_mask, and num_tokens, that of tokens which are
-    no padding. Segments count from 1, positions from 0; padding is segment 0. loss_mask is False
-    where the next token is another document's.
-    Raises ValueError for a source with less than a document a process, a row without room for a
+    Batches are numpy: tokens, targets, segment_ids, positions int32[b t]; loss_mask bool[b t];
+    normalizer float32[], the number of True in loss_mask; num_tokens float32[], the number of tokens
+    without padding. Segments count from 1, positions from 0; padding is segment 0. loss_mask is False
+    where the next token belongs to another segment.
+    Raises ValueError for a source with fewer documents than processes, a row without room for a
     target, rows that do not split over the processes, and as Mixture.order and check_fim_rate do.
     """
     check_rows(sequence_length, batch_size, process_count)
@@ -68,16 +69,24 @@ def pack(
 
 
 def pack_segments(
-    blocks, to_segments, *, features, sequence_length, batch_size, seed, packing, pad_id
+    blocks,
+    to_segments,
+    *,
+    features,
+    sequence_length: int,
+    batch_size: int,
+    seed: int,
+    packing: bool,
+    pad_id: int,
 ):
-    """Segments to rows, first fit, and rows to batches: -> grain.IterDataset of them, as of pack.
+    """Segments to rows, first fit, and rows to batches as of pack: a grain.IterDataset.
 
-    blocks: a grain.MapDataset, of whose elements to_segments, a grain FlatMapTransform, makes dicts of
-    `features`, arrays of one length up to sequence_length: tokens, int32, and optionally weights, float32,
-    how much it counts to predict the token, 0 for not at all. The batches then have loss_weights too,
+    blocks: a grain.MapDataset. to_segments: a grain FlatMapTransform; it turns an element of blocks into
+    dicts of `features`, arrays of one length up to sequence_length: tokens, int32, and optionally weights,
+    float32, the weight of predicting each token, 0 for no loss. With weights the batches have loss_weights,
     float32[b t]; their loss_mask is False where that is 0, and normalizer is its sum. Other features, of
-    any length and [length ...] each, come along as they are, those of tokens with their segment_ids.
-    batch_size: rows of this process. packing=False: a segment a row.
+    any length and [length ...] each, pass through unchanged; one whose name ends in "tokens" has its
+    segment_ids too. batch_size: rows of this process. packing=False: one segment a row.
     """
     in_this_thread = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
     rows = grain.experimental.FirstFitPackIterDataset(
@@ -94,8 +103,8 @@ def pack_segments(
     return grain.experimental.ThreadPrefetchIterDataset(batches, prefetch_buffer_size=BATCHES_AHEAD)
 
 
-def check_rows(sequence_length, batch_size, process_count):
-    """Raise ValueError for rows without room for a target, or that do not split over the processes."""
+def check_rows(sequence_length: int, batch_size: int, process_count: int):
+    """Raise ValueError for rows without room for a target, or rows that do not split over the processes."""
     if sequence_length < 2 or batch_size < 1:
         raise ValueError(
             f"sequence_length={sequence_length} and batch_size={batch_size} leave nothing to "
@@ -109,13 +118,14 @@ def check_rows(sequence_length, batch_size, process_count):
 
 
 def _read(draws, *, source, tokenizer, length, fim_rate, seed):
-    """Documents, each a list of its segments, int32[up to length]. draws: int64[n 2], epoch and document."""
+    """Each document as a list of its segments, int32[up to length]. draws: int64[n 2], epoch and document."""
     draws = draws.tolist()
     documents = source.__getitems__([index for _, index in draws])
     read = []
     for (epoch, index), document in zip(draws, documents, strict=True):
         text = _text(document["text"], index)
-        own_seed = (seed, epoch, index)  # the same whatever the processes and the place resumed at
+        # Does not depend on the number of processes, nor on where the run resumed
+        own_seed = (seed, epoch, index)
         segments = fill_in_the_middle(text, tokenizer, length=length, rate=fim_rate, seed=own_seed)
         read.append([np.array(segment, np.int32) for segment in segments])
     return read
@@ -143,10 +153,11 @@ class _FirstSegments(grain.experimental.FlatMapTransform):
 
 
 def _finish(batch, *, pad_id, others):
-    """Targets and their mask: the next token of the row, where it is of the same segment and counts."""
+    """Add targets and their mask: the row's next token, where it is of the same segment and has a weight."""
     segments = batch["tokens_segment_ids"]
     tokens = np.where(segments > 0, batch["tokens"], pad_id).astype(np.int32)
     weights = batch.get("weights", np.ones(tokens.shape, np.float32))
+    # A segment's last token has no target: the next token is padding or another document's
     same = (segments[:, :-1] == segments[:, 1:]) & (segments[:, 1:] > 0)
     loss_weights = np.zeros(tokens.shape, np.float32)
     loss_weights[:, :-1] = np.where(same, weights[:, 1:], 0)

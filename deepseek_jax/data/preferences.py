@@ -1,4 +1,4 @@
-"""What reward models are trained on: pairs of responses, and responses labelled safe or not."""
+"""Training data of reward models: pairs of responses, and responses labelled safe or unsafe."""
 
 from pathlib import Path
 
@@ -7,22 +7,24 @@ import numpy as np
 from deepseek_jax.data.builders import json_lines
 from deepseek_jax.data.conversations import render_conversation
 from deepseek_jax.data.messages import parse_conversation
+from deepseek_jax.data.tokenizer import Tokenizer
 
-# What is learned from -> the fields of a record that hold its responses, the better one first.
+# Kind of record -> the fields that hold its responses, the better one first
 RESPONSES = {"helpfulness": ("chosen", "rejected"), "safety": ("response",)}
-EXAMPLES = {  # lines of a jsonl file, for messages
+# Lines of a jsonl file, for error messages
+EXAMPLES = {
     "helpfulness": '{"prompt": "2 + 3?", "chosen": "5", "rejected": "6"}',
     "safety": '{"prompt": "2 + 3?", "response": "5", "safe": true}',
 }
 
 
-def parse_preference(kind, place, record):
-    """A record of a pair ("helpfulness") or of a labelled response ("safety"), checked: a dict of messages,
-    those before the response, responses, a list of str, weight, a float, and for a response safe, a bool.
+def parse_preference(kind: str, place: str, record):
+    """A record of a pair ("helpfulness") or of a labelled response ("safety"), checked.
 
     record: "prompt", a str, or "messages", ending in a user's; "chosen" and "rejected", or "response" and
-    "safe"; optionally "weight". Raises ValueError, with the place, where it is otherwise, or where both
-    responses of a pair are the same.
+    "safe"; optionally "weight". Returns a dict: messages, those before the response; responses, a list of
+    str; weight, a float; and of a labelled response safe, a bool. Raises ValueError, with the place, for
+    any other record, and for a pair of equal responses.
     """
     messages = record.get("messages")
     if ("prompt" in record) == (messages is not None):
@@ -36,6 +38,7 @@ def parse_preference(kind, place, record):
         if not isinstance(record.get(field), str) or not record[field].strip():
             raise ValueError(f"{place} has no text under {field!r}; it has {sorted(record)}.")
         responses.append(record[field])
+        # Checked as a conversation that ends in the response, which is removed again below
         answered = [*messages, {"role": "assistant", "content": record[field]}]
         parsed = parse_conversation(place, record | {"messages": answered})
     if len(set(responses)) < len(responses):
@@ -49,11 +52,11 @@ def parse_preference(kind, place, record):
     return parsed | {"responses": responses} | more
 
 
-def read_preferences(kind, path, num_held_out, seed):
-    """(to train on, held out) of a jsonl file of records, as of parse_preference: lists.
+def read_preferences(kind: str, path: str | Path, num_held_out: int, seed: int):
+    """(training set, held-out set) of a jsonl file of records, see parse_preference: lists.
 
     Whole prompts are held out, chosen by seed, until they have num_held_out records or more. Raises
-    ValueError for a missing file, where that leaves none on one side, and as parse_preference does.
+    ValueError for a missing file, where one side would be empty, and as parse_preference does.
     """
     if not Path(path).is_file():
         raise ValueError(
@@ -75,17 +78,17 @@ def read_preferences(kind, path, num_held_out, seed):
     return train, held_out
 
 
-def render_response(tokenizer, messages, response, *, template):
+def render_response(tokenizer: Tokenizer, messages: list, response: str, *, template: str):
     """Ids of a conversation that ends in this response and its end token: a list of int.
 
-    As data.conversations.render_conversation, which says what it raises.
+    Rendered, and refused with a ValueError, as by data.conversations.render_conversation.
     """
     answered = [*messages, {"role": "assistant", "content": response}]
     return render_conversation(tokenizer, answered, template=template)[0]
 
 
-def render_record(tokenizer, record, index, *, template):
-    """The ids of each of a record's responses, as of render_response; errors name it by its index."""
+def render_record(tokenizer: Tokenizer, record, index: int, *, template: str):
+    """The ids of each of a record's responses, by render_response; errors name the record by its index."""
     try:
         return [
             render_response(tokenizer, record["messages"], response, template=template)

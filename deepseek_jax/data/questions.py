@@ -1,7 +1,7 @@
-"""Questions to have answered, of a jsonl file or a TFDS dataset.
+"""Questions for a model to answer, from a jsonl file or a TFDS dataset.
 
-An example is a dict: question, the last thing asked; messages, where more was said before it; answer, where
-it is known; and what rewards may read besides, language and test_cases.
+An example is a dict: question, the last user message; messages, if others come before it; answer, if it
+is known; and the fields language and test_cases, if there are any, which rewards read.
 """
 
 from pathlib import Path
@@ -13,17 +13,18 @@ from deepseek_jax.data.chat import render_prompt
 from deepseek_jax.data.conversations import last_prompt, render_conversation
 from deepseek_jax.data.messages import parse_conversation, read_conversations
 from deepseek_jax.data.sources import load_jsonl_questions, read, tfds_source
+from deepseek_jax.data.tokenizer import Tokenizer
 
-READ = ("question", "answer", "language")  # the texts of a TFDS dataset that are kept
+READ = ("question", "answer", "language")  # the text features that a TFDS dataset may have
 
 
-def read_questions(path, split="train"):
-    """The examples of a jsonl file, or of a split of a TFDS dataset, as a list without repetitions.
+def read_questions(path: str | Path, split: str = "train"):
+    """The distinct examples of a jsonl file, or of a split of a TFDS dataset, as a list.
 
-    A line of the file is a question in GSM8K's format, as of sources.load_jsonl_questions, or a conversation
-    {"messages": [...]}, as of messages.parse_conversation: its last question is asked, behind whatever was
-    said before, and the last message is the answer. A dataset, the folder of one version, has such messages,
-    or texts of question, answer and language, of which the first is needed.
+    A line of the file is a question in GSM8K's format, see sources.load_jsonl_questions, or a conversation
+    {"messages": [...]}, see messages.parse_conversation: its last message is the answer, and all before it
+    are the prompt. A dataset is the folder of one version. It has such messages, or the texts question
+    and optionally answer and language.
     Raises ValueError as these do, and for a dataset without either.
     """
     if Path(path).is_dir():
@@ -40,23 +41,22 @@ def read_questions(path, split="train"):
     return distinct(load_jsonl_questions(path))
 
 
-def evaluation_texts(name):
-    """(questions, solutions), lists of str, of an evaluation set: the solutions with their working.
+def evaluation_texts(name: str):
+    """(questions, solutions), lists of str, of an evaluation set; the solutions include their working.
 
-    name: a jsonl file, or a TFDS dataset and one of its splits, "FOLDER@test". As of read_questions.
+    name: a jsonl file, or a TFDS dataset and one of its splits, "FOLDER@test"; read by read_questions.
     """
     path, _, split = name.rpartition("@") if "@" in name else (name, "", "train")
     examples = read_questions(path, split)
     questions = [example["question"] for example in examples]
-    if (
-        Path(path).is_file() and "messages" not in examples[0]
-    ):  # read_questions leaves the working out
+    # read_questions drops the working of a question in GSM8K's format
+    if Path(path).is_file() and "messages" not in examples[0]:
         return questions, [str(record.get("answer", "")) for _, record in json_lines(path)]
     return questions, [example.get("answer", "") for example in examples]
 
 
 def distinct(examples):
-    """The examples without those that ask what an earlier one asks, as a list."""
+    """The examples without those that ask the same as an earlier one, as a list."""
     first = {}
     for example in examples:
         first.setdefault(asked_key(example), example)
@@ -64,33 +64,35 @@ def distinct(examples):
 
 
 def asked_messages(example):
-    """What an example's prompt tells, messages of which the question is the last."""
+    """The messages of an example's prompt, the question last."""
     return example.get("messages") or [{"role": "user", "content": example["question"]}]
 
 
-def render_question(tokenizer, example, *, template, opening=""):
-    """Ids of the prompt of an example, up to where the answer goes on from `opening`.
+def render_question(tokenizer: Tokenizer, example, *, template: str, opening: str = ""):
+    r"""Ids of an example's prompt; the answer continues them, after `opening`.
 
-    template: as of render_prompt. opening: text that every answer begins with, "<think>\\n" for one that has
-    to think; not put a second time where the chat template opens so by itself.
+    template: see render_prompt. opening: text that every answer begins with, "<think>\n" for one that has
+    to think; the part of it that the chat template has written is not repeated.
     Raises ValueError as render_prompt and render_conversation do.
     """
     messages = asked_messages(example)
     if len(messages) == 1:
         ids = render_prompt(tokenizer, messages[0]["content"], template=template)
     else:
-        reply = {"role": "assistant", "content": messages[-1]["content"]}  # cut off again
+        # render_conversation needs an answer; last_prompt cuts this one off again
+        reply = {"role": "assistant", "content": messages[-1]["content"]}
         rendered = render_conversation(tokenizer, [*messages, reply], template=template)
         ids = last_prompt(*rendered)
     opened = tokenizer.encode(opening) if opening else []
-    for size in range(len(opened), 0, -1):  # of it, what the template has written
+    # Look for the longest start of the opening that the template has already written
+    for size in range(len(opened), 0, -1):
         if ids[-size:] == opened[:size]:
             return ids + opened[size:]
     return ids + opened
 
 
 def asked_key(example):
-    """What two examples that ask the same have in common: all that is said before the answer, hashable."""
+    """A hashable key that examples share if they ask the same: all messages before the answer."""
     return tuple((message["role"], message["content"]) for message in asked_messages(example))
 
 

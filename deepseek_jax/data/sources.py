@@ -1,4 +1,4 @@
-"""Where examples come from: corpora of documents, by random access, and questions in jsonl."""
+"""Where examples come from: corpora of documents, by random access, and questions in jsonl files."""
 
 from pathlib import Path
 
@@ -16,23 +16,23 @@ from deepseek_jax.data.builders import (
 
 RANDOM_ACCESS_FORMATS = ("array_record", "parquet")
 READ_AT_ONCE = 1024
-# A line of a jsonl file, for messages
+# A line of a jsonl file, for error messages
 DOCUMENT = '{"text": "A document."}'
 QUESTION = '{"question": "2 + 3?", "answer": "2 + 3 = 5 #### 5"}'
 
 
-def python_documents(data_dir):
+def python_documents(data_dir: str | Path):
     """Random access to the source of Python's standard modules, {"text": bytes}, built under `data_dir`."""
     return build(PythonCorpus, PythonConfig(), data_dir)
 
 
-def jsonl_documents(path, data_dir):
-    """Random access to the documents {"text": bytes} of a jsonl file, in an order of TFDS's own.
+def jsonl_documents(path: str | Path, data_dir: str | Path):
+    """Random access to the documents {"text": bytes} of a jsonl file, in TFDS's own order.
 
-    A line is {"text": "..."}; other keys are left out. The file is written under `data_dir` as a
-    dataset on the first call, and again whenever its content is another. How: builders.build.
+    A line is {"text": "..."}; other keys are ignored. The file is written under `data_dir` as a
+    dataset on the first call, and again whenever its content has changed: see builders.build.
     Raises ValueError for a missing file, a file without documents, and, naming file and line, a
-    line that is no JSON object with a text.
+    line that is not a JSON object with a text.
     """
     _check_file(path, DOCUMENT)
     if next(json_lines(path), None) is None:
@@ -40,8 +40,8 @@ def jsonl_documents(path, data_dir):
     return build(JsonlCorpus, JsonlConfig(path=str(path)), data_dir)
 
 
-def tfds_documents(path, split="train"):
-    """Random access to the documents {"text": bytes, ...} of a prepared TFDS dataset, as tfds_source.
+def tfds_documents(path: str | Path, split: str = "train"):
+    """Random access to the documents {"text": bytes, ...} of a prepared TFDS dataset, see tfds_source.
 
     Raises ValueError as that does, and for a dataset without a feature "text".
     """
@@ -51,13 +51,13 @@ def tfds_documents(path, split="train"):
     return source
 
 
-def tfds_source(path, split="train"):
+def tfds_source(path: str | Path, split: str = "train"):
     """(random access to the records of a prepared TFDS dataset, its features), without TensorFlow.
 
-    path: the folder of one version, which holds dataset_info.json. split: one of TFDS's, slices
-    too, as "train[:90%]" or "train[1000:]". A dataset stored as parquet is read into memory.
-    Raises ValueError for a folder without a dataset, a split that it lacks or without documents, and a
-    file format without random access.
+    path: the folder of one version, which holds dataset_info.json. split: one of the dataset's, slices
+    too, such as "train[:90%]" or "train[1000:]". A dataset stored as parquet is read into memory.
+    Raises ValueError for a folder without a dataset, a missing or empty split, and a file format without
+    random access.
     """
     if not (Path(path) / "dataset_info.json").is_file():
         raise ValueError(
@@ -78,7 +78,7 @@ def tfds_source(path, split="train"):
         source = builder.as_data_source(split=split)
     except ValueError as error:
         raise ValueError(
-            f"path='{path}' has no documents in split={split!r}; choose of "
+            f"path='{path}' has no documents in split={split!r}; choose from "
             f"{', '.join(builder.info.splits)}, or a slice: {error}"
         ) from error
     source = _slice_files(source, parts) if file_format == "parquet" else source
@@ -86,7 +86,7 @@ def tfds_source(path, split="train"):
 
 
 def _slice_files(source, parts):
-    """The part of each file that a split takes: of parquet, TFDS 4.9 reads the files whole."""
+    """The records of a split: TFDS 4.9 reads parquet files whole, although a split may be part of a file."""
     ends = np.cumsum([part.examples_in_shard for part in parts])
     assert ends[-1] == len(source)
     starts = [end - p.examples_in_shard + p.skip for p, end in zip(parts, ends, strict=True)]
@@ -94,12 +94,12 @@ def _slice_files(source, parts):
     return Documents(source, np.concatenate(indices).tolist())
 
 
-def hold_out(source, num_held_out, key=None):
-    """Part a source in two that share no document: -> (all but the last num_held_out, those).
+def hold_out(source, num_held_out: int, key=None):
+    """Split a source into two that share no document: (all but the last num_held_out, the last ones).
 
-    A text that the source itself repeats may stand on both sides. key(record) -> what is to stand on one side
-    alone, such as what a conversation answers: of the first part, records are left out that share it with one
-    held out. The sources above are shuffled on disk, so that their last documents are like the others.
+    The sources above are shuffled on disk, so their last documents are like the others. Two documents of
+    equal text may be on different sides. key(record) -> a value that may be on one side only, such as the
+    question of a conversation: a record whose key a held-out record has is dropped from the first part.
     Raises ValueError unless both parts have a document.
     """
     if not 0 < num_held_out < len(source):
@@ -116,20 +116,20 @@ def hold_out(source, num_held_out, key=None):
     indices = [i for i, record in shown if key(record) not in kept_out]
     if not indices:
         raise ValueError(
-            f"num_held_out={num_held_out} of {len(source)} records holds out something of what each of the "
-            "others is about; lower it"
+            f"num_held_out={num_held_out} of {len(source)} records leaves nothing to train on: each of the "
+            "others has the key of one held out; lower it"
         )
     return Documents(source, indices), held_out
 
 
 def _each(source):
-    """The records of a source, one by one, read by the block."""
+    """The records of a source, one by one, read in blocks."""
     for start in range(0, len(source), READ_AT_ONCE):
         yield from read(source, list(range(start, min(start + READ_AT_ONCE, len(source)))))
 
 
 class Documents:
-    """Some documents of a source, by random access. indices: which, a sequence of int."""
+    """Some documents of a source, by random access. indices: their numbers, a sequence of int."""
 
     def __init__(self, source, indices):
         self._source, self._indices = source, indices
@@ -137,7 +137,7 @@ class Documents:
     def __len__(self):
         return len(self._indices)
 
-    def __getitem__(self, index):
+    def __getitem__(self, index: int):
         return self._source[self._indices[index]]
 
     def __getitems__(self, indices):
@@ -145,19 +145,19 @@ class Documents:
 
 
 def read(source, indices):
-    """The documents of a source at `indices`, a list of int, read at once where the source can."""
+    """The documents of a source at `indices`, a list of int; read in one call where the source can."""
     many = getattr(source, "__getitems__", None)
     return many(indices) if many else [source[i] for i in indices]
 
 
-def load_jsonl_questions(path):
+def load_jsonl_questions(path: str | Path):
     """Questions of a jsonl file in GSM8K's format (arXiv:2110.14168): dicts of question, answer.
 
-    A line is {"question": "...", "answer": "<working> #### 1,072"}. The answer kept is the text
-    after the last ####, without commas: "1072". A line may carry what rewards read: "language", as
-    rewards.language says, and "test_cases", as rewards.program, with which it needs no answer.
-    Raises ValueError naming the file and the line that is not so, or the file that is missing or
-    holds no question.
+    A line is {"question": "...", "answer": "<working> #### 1,072"}. The example's answer is the text
+    after the last ####, without commas: "1072". A line may have fields that rewards read: "language", see
+    rewards.language, and "test_cases", see rewards.program; with test cases it needs no answer.
+    Raises ValueError for a line of another form, naming file and line, and for a file that is missing
+    or empty.
     """
     _check_file(path, QUESTION)
     examples = [_parse_question(place, record) for place, record in json_lines(path)]

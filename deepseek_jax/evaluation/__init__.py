@@ -1,4 +1,4 @@
-"""What a run reached, and how sure that is: intervals, tables and curves."""
+"""Scores of a run and how certain they are: intervals, comparisons and agreement."""
 
 from deepseek_jax.lazy import lazy_names
 

@@ -3,11 +3,11 @@
 import numpy as np
 from scipy.special import stdtrit
 
-Z95 = 1.959963984540054  # the normal distribution's 97.5% point
+Z95 = 1.959963984540054  # the 97.5% quantile of the normal distribution
 
 
-def wilson_interval(successes, n):
-    """The 95% Wilson score interval of a share (Wilson 1927), sensible at 0 and 1 and at small n.
+def wilson_interval(successes: int, n: int):
+    """The 95% Wilson score interval of a share (Wilson 1927); it stays sensible at 0 and 1 and at small n.
 
     successes: int, 0 <= successes <= n. n: int, the number of independent trials, at least 1.
     Returns (low, high), both in [0, 1]. Raises ValueError outside these ranges.
@@ -17,7 +17,7 @@ def wilson_interval(successes, n):
     share = successes / n
     centre = (share + Z95**2 / (2 * n)) / (1 + Z95**2 / n)
     half = Z95 / (1 + Z95**2 / n) * np.sqrt(share * (1 - share) / n + Z95**2 / (4 * n**2))
-    # At the ends one bound is exact; rounding would leave it at 1e-17 or at 1 - 1e-16.
+    # At 0 and at n one bound is exactly 0 or 1; rounding would give 1e-17 or 1 - 1e-16
     low = 0.0 if successes == 0 else float(centre - half)
     high = 1.0 if successes == n else float(centre + half)
     return low, high
@@ -27,7 +27,7 @@ def mean_interval(values):
     """The 95% t interval of a mean: mean -+ t_{n-1} * std / sqrt(n), std with n - 1.
 
     values: float[n], n >= 2, finite and independent of each other: average several samples of one
-    prompt first. Equal values give an interval of no width, which says nothing of values not seen.
+    prompt first. Equal values give an interval of width 0, although values not seen may differ.
     Returns (mean, low, high). Raises ValueError for fewer than two values and for NaN or infinity.
     """
     values = np.asarray(values, np.float64)
@@ -44,7 +44,7 @@ def summarise(scores):
     """name -> (mean, low, high) at 95% for each array of per-example scores.
 
     scores: dict of bool[n] (a share: Wilson's interval) or of numbers[n] (a mean: the t interval).
-    Raises ValueError, naming the score, where an interval cannot be had.
+    Raises ValueError, naming the score, where no interval can be computed.
     """
     summary = {}
     for name, values in scores.items():

@@ -1,4 +1,4 @@
-"""Is one run better than another on the same problems, or is that noise?"""
+"""Is one run better than another on the same problems, or is the difference noise?"""
 
 from typing import NamedTuple
 
@@ -8,11 +8,11 @@ from deepseek_jax.evaluation.bootstrap import DRAWS_AT_ONCE, RESAMPLES, bootstra
 
 NO_DIFFERENCE = "no difference shown"
 LEVEL = 0.05
-ROUNDING = 1e-12  # of a mean of differences
+ROUNDING = 1e-12  # tolerance for two equal means of differences, summed in another order
 
 
 class Comparison(NamedTuple):
-    """difference: (mean, low, high) of ours less theirs, at 95%. p_value: of the sign-flip test."""
+    """difference: (mean, low, high) of ours minus theirs, at 95%. p_value: of the sign-flip test."""
 
     difference: tuple[float, float, float]
     p_value: float
@@ -26,13 +26,13 @@ class Comparison(NamedTuple):
         return "better" if mean > 0 else "worse"
 
 
-def compare(ours, theirs, seed=0):
-    """Compare two runs problem by problem: -> Comparison.
+def compare(ours, theirs, seed: int = 0):
+    """Compare two runs problem by problem: a Comparison.
 
-    ours, theirs: numbers [p], of the same problems in the same order. Resampled are the differences, whose
-    interval is narrower than the two runs' own would tell, as what is hard for one is hard for the other.
-    The interval of few problems is too narrow, which is why the test has a say as well: fewer than six
-    problems never show a difference. Raises ValueError as bootstrap_interval, and for two lengths.
+    ours, theirs: numbers [p], of the same problems in the same order. The differences are resampled: a
+    problem that is hard for one run is hard for the other, so their interval is narrower than those of the
+    two runs. With few problems the interval is too narrow, so a verdict needs the test to agree: fewer than
+    six problems never show a difference. Raises ValueError as bootstrap_interval does, and for two lengths.
     """
     ours, theirs = np.asarray(ours, np.float64), np.asarray(theirs, np.float64)
     if ours.shape != theirs.shape:
@@ -41,16 +41,17 @@ def compare(ours, theirs, seed=0):
     return Comparison(bootstrap_interval(differences, seed), sign_flip_p_value(differences, seed))
 
 
-def sign_flip_p_value(differences, seed=0):
-    """The p-value, two-sided, of a permutation test (Fisher, 1935, section 21): were the two runs alike, each
-    problem's difference would have either sign as likely.
+def sign_flip_p_value(differences, seed: int = 0):
+    """The two-sided p-value of a permutation test (Fisher, 1935, section 21).
 
-    differences: float[p]. Of RESAMPLES random flips, with the observed signs counted as one more, so that
-    the test keeps its level.
+    If the two runs were equally good, each problem's difference would have either sign with equal
+    probability. differences: float[p]. RESAMPLES random sign flips; the observed signs count as one more,
+    which holds the test at its level.
     """
     differences = np.asarray(differences, np.float64)
     rng = np.random.default_rng(seed)
     observed, as_large, left = abs(differences.mean()), 1, RESAMPLES
+    # In parts of at most DRAWS_AT_ONCE signs, which fit in memory
     while left:
         rows = min(left, max(1, DRAWS_AT_ONCE // len(differences)))
         signs = rng.choice([-1.0, 1.0], size=(rows, len(differences)))

@@ -1,35 +1,37 @@
-"""How likely a model finds what was said in conversations that it did not learn from."""
+"""Held-out loss of conversations, with an interval over conversations."""
 
 import functools
 
 import jax
 import numpy as np
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from deepseek_jax.evaluation.accuracy import mean_interval
 from deepseek_jax.losses.next_token import target_logprobs
+from deepseek_jax.models import ModelConfig
 from deepseek_jax.parallel import put_batch
 from deepseek_jax.parallel.shard import batch_share
 
 
 class ConversationLoss:
-    """Negative log-likelihood of the targets of some packed conversations.
+    """Negative log-likelihood of the targets in some packed conversations.
 
-    batches: as of data.conversations.pack_conversations, all rows of each on every process; they must hold
-    two conversations. What they count in training makes no difference here.
+    batches: see data.conversations.pack_conversations; every process has all rows of each; at least two
+    conversations. Their training weights are ignored.
     """
 
-    def __init__(self, config, batches, mesh):
+    def __init__(self, config: ModelConfig, batches, mesh: Mesh):
         self.batches, self.mesh = batches, mesh
+        # Replicated, so that every process can read all log-probabilities
         everywhere = NamedSharding(mesh, PartitionSpec())
         score = functools.partial(target_logprobs, config)
-        # [b t] floats leave the device, where sums of segments would need as many segments as tokens
+        # Segments are summed in numpy: on the device the sums would need one segment per token
         self._logprobs = jax.jit(lambda *args: score(*args)[0], out_shardings=everywhere)
 
     def __call__(self, params):
-        """-> dict: loss, [mean, low, high] in nats a token, and what it is over, tokens and conversations.
+        """Returns a dict: loss, [mean, low, high] in nats per token; tokens and conversations, their counts.
 
-        The mean is over all tokens alike; its 95% interval is that of conversations, see ratio_interval.
+        The mean is over tokens; its 95% interval treats conversations as the samples, see ratio_interval.
         """
         losses, counts = self._of(params, self.batches)
         return {
@@ -39,7 +41,7 @@ class ConversationLoss:
         }
 
     def by_conversation(self, params, batches):
-        """float64[n]: the mean of each conversation of other batches, in nats a token."""
+        """float64[n]: the mean loss of each conversation in other batches, in nats per token."""
         losses, counts = self._of(params, batches)
         return losses / counts
 
@@ -48,10 +50,11 @@ class ConversationLoss:
         return np.concatenate(losses), np.concatenate(counts)
 
     def _sums(self, params, batch):
-        """Of each conversation of a batch: float64[n] nats, and int[n] targets."""
+        """For each conversation of a batch: float64[n] nats, and int[n] targets."""
         share, shares = batch_share(self.mesh)
         part = {k: np.split(v, shares)[share] if v.ndim else v for k, v in batch.items()}
         logprobs = np.asarray(self._logprobs(params, put_batch(self.mesh, part)), np.float64)
+        # Segments count from 1 in every row: shift each row, so that no two conversations share a number
         width = batch["segment_ids"].max() + 1
         segments = batch["segment_ids"] + width * np.arange(len(batch["tokens"]))[:, None]
         counted = segments[batch["loss_mask"]]
@@ -61,7 +64,7 @@ class ConversationLoss:
 
 
 def ratio_interval(totals, counts):
-    """(mean, low, high) of sum(totals) / sum(counts), with the 95% interval that its linear part has
+    """(mean, low, high) of sum(totals) / sum(counts), with the 95% interval of its linear approximation
     (Cochran, Sampling Techniques, 1977, section 2.11). totals, counts: numbers [n], of n independent samples.
     """
     ratio = totals.sum() / counts.sum()

@@ -1,4 +1,4 @@
-"""How fast models decode on this machine, one beside the other."""
+"""Decoding speed of several models on this machine, measured in turns."""
 
 import statistics
 import time
@@ -7,14 +7,14 @@ import numpy as np
 
 from deepseek_jax.rollout import generate
 
-PROMPT = 16
+PROMPT = 16  # tokens
 
 
-def decode_speeds(models, *, batch_size, new_tokens, repeats):
-    """Median tokens a second of rollout.generate, prefill of PROMPT tokens included: dict name -> float.
+def decode_speeds(models: dict, *, batch_size: int, new_tokens: int, repeats: int):
+    """Median tokens per second of rollout.generate, prefill of PROMPT tokens included: dict name -> float.
 
-    models: dict name -> (ModelConfig, params). Each is compiled and run once, and then they take turns, so
-    that what else the machine does falls on all. Raises ValueError as generate does.
+    models: dict name -> (ModelConfig, params). Each is compiled and run once; then the models take turns, so
+    that other load on the machine slows all of them. Raises ValueError as generate does.
     """
     seconds = {name: [] for name in models}
     for repeat in range(repeats + 1):
@@ -30,7 +30,8 @@ def decode_speeds(models, *, batch_size, new_tokens, repeats):
                 max_completion_length=new_tokens,
                 slots=batch_size,
             )
-            assert rollout.completion_mask.all()  # no end token: all are of one length
+            assert rollout.completion_mask.all()  # no end token was sampled: all have new_tokens
+            # The first run compiles, and its time does not count
             if repeat:
                 seconds[name].append(time.perf_counter() - began)
     return {name: batch_size * new_tokens / statistics.median(s) for name, s in seconds.items()}

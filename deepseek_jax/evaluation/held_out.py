@@ -1,4 +1,4 @@
-"""How a policy answers questions that it was not trained on."""
+"""Answers of a policy to held-out questions, and their scores."""
 
 import dataclasses
 
@@ -6,11 +6,12 @@ import numpy as np
 
 from deepseek_jax.evaluation.accuracy import summarise
 from deepseek_jax.parallel.processes import from_first, say
-from deepseek_jax.rollout.policy import AnswerOptions
+from deepseek_jax.rewards import Rewards
+from deepseek_jax.rollout.policy import AnswerOptions, Policy
 
 
-def evaluate_both(policy, examples, rewards, options, **more):
-    """`evaluate`, sampled as options say and greedily: a dict of both."""
+def evaluate_both(policy: Policy, examples, rewards: Rewards, options: AnswerOptions, **more):
+    """`evaluate`, both sampled with options and greedily: a dict of "sampled" and "greedy"."""
     sizes = dict(max_completion_length=options.max_completion_length, slots=options.slots)
     greedy = AnswerOptions(temperature=0.0, **sizes)
     return {
@@ -19,16 +20,25 @@ def evaluate_both(policy, examples, rewards, options, **more):
     }
 
 
-def evaluate(policy, examples, rewards, options, *, accuracy, seed=0, samples=3):
+def evaluate(
+    policy: Policy,
+    examples,
+    rewards: Rewards,
+    options: AnswerOptions,
+    *,
+    accuracy: str,
+    seed: int = 0,
+    samples: int = 3,
+):
     """Answer each example once, and score the answers.
 
-    policy: rollout.Policy. examples: with their prompt_ids, and what rewards.score wants. rewards:
-    rewards.Rewards; accuracy: the name of the part that says whether an answer is right. options:
-    rollout.AnswerOptions. Returns a dict that JSON can say: scores, name -> [mean, low, high] with 95%
-    intervals, of accuracy, reward, each part, completion_length in tokens and truncated; unscored, how many
-    answers could not be scored, which the first three kinds leave out; and samples, the first few prompts
-    and completions with their rewards, None where there is none. Raises RuntimeError if no answer could be
-    scored.
+    policy: rollout.Policy. examples: with their prompt_ids, and the fields that the rewards read. rewards:
+    rewards.Rewards; accuracy: the name of the reward that says whether an answer is right. options:
+    rollout.AnswerOptions. Returns a dict that can be written as JSON. scores: name -> [mean, low, high] with
+    95% intervals, of accuracy, reward, each other reward, completion_length in tokens and truncated.
+    unscored: how many answers could not be scored; accuracy and rewards leave them out. samples: the first
+    few prompts and completions with their rewards, None if not scored. Raises RuntimeError if no answer could
+    be scored.
     """
     texts, rollout, _ = policy.answer(examples, options, seed=seed)
     scores = score(rewards, examples, texts)
@@ -60,10 +70,10 @@ def evaluate(policy, examples, rewards, options, *, accuracy, seed=0, samples=3)
     }
 
 
-def score(rewards, examples, texts):
-    """rewards.score(examples, texts) as process 0 has it: a reward that runs out of time may do so on one
-    process alone, and the others must not learn from another number.
+def score(rewards: Rewards, examples, texts):
+    """rewards.score(examples, texts), with process 0's numbers on every process.
 
+    A reward with a time limit may fail on one process alone, and then the others would have other numbers.
     Raises RuntimeError, on every process or on none, if no completion could be scored.
     """
     scores = rewards.score(examples, texts)
@@ -74,6 +84,6 @@ def score(rewards, examples, texts):
 
 
 def _share_or_number(values):
-    """As bools if they are all 0 or 1: a share has an interval of its own."""
+    """The values as bools if all are 0 or 1: a share has another interval than a mean."""
     values = np.asarray(values)
     return values.astype(bool) if np.isin(values, (0, 1)).all() else values

@@ -3,17 +3,18 @@
 import numpy as np
 
 
-def pass_at_k(correct, k):
-    """Of each problem, the chance that one of k samples is right, without bias from the n that were drawn:
-    1 - C(n - c, k) / C(n, k), c of them right (arXiv:2107.03374, eq. 1), as a product of numbers in 0..1.
+def pass_at_k(correct, k: int):
+    """For each problem, an unbiased estimate of the chance that one of k samples is right, from n samples.
 
-    correct: bool[p n], whether each sample is right. k: int; 1 gives the share of right samples.
+    1 - C(n - c, k) / C(n, k), where c of the n are right (arXiv:2107.03374, eq. 1), as a product of numbers
+    in 0..1. correct: bool[p n], whether each sample is right. k: int; 1 gives the share of right samples.
     Returns float64[p]. Raises ValueError unless k is within 1..n.
     """
     correct = np.asarray(correct, bool)
     n, right_p1 = correct.shape[1], correct.sum(1, keepdims=True)
     if not 1 <= k <= n:
         raise ValueError(f"pass@{k} of {n} samples: k must be within 1..{n}")
+    # The product over i = n - c + 1 .. n of 1 - k / i: no binomial coefficient can overflow
     i = np.arange(1, n + 1)
     factors_pi = np.where(i > n - right_p1, np.maximum(1 - k / i, 0), 1)
     return 1 - factors_pi.prod(1)

@@ -1,4 +1,4 @@
-"""How well a reward model tells better responses from worse ones, and how well it knows what it knows."""
+"""Accuracy and calibration of a reward model on pairs of responses and on labelled responses."""
 
 import numpy as np
 from scipy.special import expit
@@ -9,14 +9,15 @@ BINS = 10
 
 
 def pair_report(differences, length_differences):
-    """What rewards say about pairs whose better response is known: a dict of [value, low, high], at 95%.
+    """Scores of rewards on pairs with a known better response: a dict of [value, low, high], at 95%.
 
-    differences: float[n], the chosen response's reward less the rejected one's. length_differences: of the
-    same, in tokens. accuracy: the share above 0, a tie being wrong; chosen_shorter and chosen_longer: the
-    same of those pairs alone, None where there are none. length_correlation: Pearson's, of the two arguments;
-    near 0 where length tells nothing; None where one of them does not vary. calibration_error: of
-    sigmoid(difference), each pair taken in both orders, as it has none of its own; no interval. The
-    intervals are of independent pairs: several about one prompt know less than they say.
+    differences: float[n], the chosen response's reward minus the rejected one's. length_differences: the same
+    for lengths in tokens. accuracy: the share of differences above 0; a tie is wrong. chosen_shorter,
+    chosen_longer: accuracy on those pairs alone, None without any. length_correlation: Pearson's, of the two
+    arguments; near 0 if rewards do not depend on length; None if one does not vary. calibration_error: of
+    sigmoid(difference), over both orders of each pair, because the better response is always
+    the first; no interval. The intervals assume independent pairs: with several pairs per prompt they are too
+    narrow.
     """
     differences = np.asarray(differences, np.float64)
     lengths = np.asarray(length_differences, np.float64)
@@ -34,7 +35,7 @@ def pair_report(differences, length_differences):
 
 
 def label_report(rewards, safe):
-    """What rewards say about responses of which it is known whether they are safe: as pair_report.
+    """Scores of rewards on responses labelled safe or unsafe: a dict like that of pair_report.
 
     rewards: float[n], logits. safe: bool[n]. accuracy: the share on the right side of 0; safe_kept and
     unsafe_caught: the same of the safe and of the unsafe alone. calibration_error: of sigmoid(reward).
@@ -51,10 +52,11 @@ def label_report(rewards, safe):
 
 
 def calibration_error(probabilities, outcomes):
-    """The expected calibration error (arXiv:1706.04599, eq. 3): in BINS equal bins of the probability, the
-    distance between its mean and the share of outcomes that came true, averaged by the bins' counts.
+    """The expected calibration error (arXiv:1706.04599, eq. 3), over BINS equal bins of the probability.
 
-    probabilities: float[n] in [0, 1]. outcomes: bool[n]. Returns a float; 0 is perfect.
+    In each bin: the distance between the mean probability and the share of True outcomes; averaged with the
+    bins' counts as weights. probabilities: float[n] in [0, 1]. outcomes: bool[n]. Returns a float; 0 is
+    perfect.
     """
     probabilities = np.asarray(probabilities, np.float64)
     bins = np.minimum((probabilities * BINS).astype(int), BINS - 1)
@@ -63,14 +65,15 @@ def calibration_error(probabilities, outcomes):
 
 
 def correlation_interval(x, y):
-    """Pearson's correlation of float[n] and float[n] with Fisher's 95% interval: [r, low, high].
+    """Pearson's correlation of x, float[n], and y, float[n], with Fisher's 95% interval: [r, low, high].
 
-    None where one of them does not vary, or for fewer than 4 pairs of numbers.
+    None if one of them does not vary, or for n below 4.
     """
     if len(x) < 4 or np.ptp(x) == 0 or np.ptp(y) == 0:
         return None
     r = float(np.clip(np.corrcoef(x, y)[0, 1], -1, 1))
-    z = np.arctanh(np.clip(r, -1 + 1e-15, 1 - 1e-15))  # a perfect one is at infinity
+    # arctanh of a perfect correlation is infinite
+    z = np.arctanh(np.clip(r, -1 + 1e-15, 1 - 1e-15))
     half = Z95 / np.sqrt(len(x) - 3)
     return [r, float(np.tanh(z - half)), float(np.tanh(z + half))]
 

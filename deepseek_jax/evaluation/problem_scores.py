@@ -1,8 +1,8 @@
-"""From the answers to each problem to the scores of each task, and of two runs on the same problems.
+"""Scores of each task from the answers to its problems, and the comparison of two runs.
 
-A problem, with what was answered, is a dict: task, the group that it counts in; question and gold; correct,
-list of bool, and lengths, list of int in tokens, and truncated, list of bool, one a sample; agreed, whether
-the answer that most samples give is right, None where answers cannot be counted.
+A problem with its answers is a dict: task, the group that it counts in; question and gold; one value per
+sample in correct, list of bool, lengths, list of int in tokens, and truncated, list of bool; agreed,
+whether the most frequent answer is right, None where answers cannot be counted.
 """
 
 import numpy as np
@@ -12,12 +12,13 @@ from deepseek_jax.evaluation.compare import compare
 from deepseek_jax.evaluation.pass_at_k import pass_at_k
 
 ALL = "all"
-SHARES = ("pass@", "cons@", "truncated")  # how the scores begin that are within 0..1
+SHARES = ("pass@", "cons@", "truncated")  # beginnings of the names of scores within 0..1
 
 
-def per_problem(problems):
-    """name -> float64[p]: pass@1, pass@4, pass@16, ... to pass@n, and cons@n, of n samples; length in tokens,
-    the mean of samples; truncated, their share.
+def per_problem(problems: list):
+    """name -> float64[p], of n samples per problem: pass@1, pass@4, pass@16, ... to pass@n, and cons@n.
+
+    length: the samples' mean length in tokens. truncated: the share of truncated samples.
     """
     correct = [problem["correct"] for problem in problems]
     n = len(correct[0])
@@ -30,8 +31,8 @@ def per_problem(problems):
     return scores
 
 
-def task_scores(problems):
-    """task -> {name: (mean, low, high)}, the 95% intervals those of problems; ALL too, if several.
+def task_scores(problems: list):
+    """task -> {name: (mean, low, high)}, with 95% intervals over problems; several tasks add ALL.
 
     Raises ValueError for a task of a single problem.
     """
@@ -41,10 +42,10 @@ def task_scores(problems):
     }
 
 
-def compared_tasks(ours, theirs):
-    """task -> {name: Comparison} of two runs' problems, for each pass@k and cons@k that both have.
+def compared_tasks(ours: list, theirs: list):
+    """task -> {name: Comparison} of two runs, for each pass@k and cons@k that both have.
 
-    Raises ValueError unless both answered the same problems.
+    Raises ValueError unless both runs answered the same problems.
     """
     theirs = in_order(ours, theirs)
     compared = {}
@@ -59,10 +60,10 @@ def compared_tasks(ours, theirs):
     return compared
 
 
-def in_order(ours, theirs):
-    """theirs, in the order of ours: dicts with task, question and gold.
+def in_order(ours: list, theirs: list):
+    """theirs in the order of ours: dicts with task, question and gold.
 
-    Raises ValueError, with an example, where one has a problem that the other lacks.
+    Raises ValueError, with an example, if one has a problem that the other lacks.
     """
     found = {_key(problem): problem for problem in theirs}
     wanted = list(map(_key, ours))

@@ -1,4 +1,4 @@
-"""The problems of an evaluation: where they come from, and by which rule an answer to each is right."""
+"""The problems of an evaluation, from files and worlds, and the rules that judge the answers."""
 
 import contextlib
 from collections import Counter
@@ -13,14 +13,14 @@ from deepseek_jax.evaluation.consensus import majority
 from deepseek_jax.parallel.processes import from_first, say
 from deepseek_jax.worlds.registry import all_rules, find_questions, open_rewards, question_names
 
-NUM_OF_A_WORLD = 256
+NUM_OF_A_WORLD = 256  # problems, where num_problems is not set
 
 
 def load_problems(settings):
     """Examples with task, rule and template, in the order of settings.data. settings: EvaluateSettings.
 
-    A small world's tasks are its kinds of question in each language, a file is one task. Raises ValueError
-    for a name that is neither, as data.sources, for more problems than there are, and for a task of one.
+    A toy world has one task for each kind of question in each language; a file is one task. Raises ValueError
+    for a name that is neither, as data.sources does, for more problems than there are, and for a task of one.
     """
     problems, counts = [], Counter()
     for name in settings.data:
@@ -35,7 +35,9 @@ def load_problems(settings):
             )
         new = Counter(problem["task"] for problem in found)
         if new & counts:
-            raise ValueError(f"data={name!r} has {list(new & counts)[0]} again; give it once")
+            raise ValueError(
+                f"data={name!r} repeats the task {list(new & counts)[0]}; give it once"
+            )
         problems, counts = problems + found, counts + new
     alone = [task for task, count in counts.items() if count < 2]
     if alone:
@@ -67,6 +69,7 @@ def _of_file(name, settings):
         raise ValueError(
             f"num_problems={number} must be within 2..{len(examples)}, the questions of {name}"
         )
+    # A fixed seed: every evaluation of the file has the same questions
     chosen = sorted(np.random.default_rng(0).permutation(len(examples))[:number])
     task, template = "/".join(Path(name).with_suffix("").parts[-2:]), settings.template or "chat"
     problems = []
@@ -81,32 +84,36 @@ def _of_file(name, settings):
 
 
 class Rules(contextlib.ExitStack):
-    """The rules of some problems, each a Rewards; a context manager, which ends their workers.
+    """The rules of some problems, each as a Rewards; a context manager, which ends their workers.
 
-    Raises ValueError where a rule lacks its package or a sandbox, or a problem what the rule reads.
+    Raises ValueError if a rule lacks its package or a sandbox, or a problem lacks a field that its rule
+    reads.
     """
 
-    def __init__(self, problems):
+    def __init__(self, problems: list):
         super().__init__()
         self._rewards, self._rules = {}, all_rules()
         for rule in sorted({problem["rule"] for problem in problems}):
             self._rewards[rule] = self.enter_context(open_rewards({rule: 1.0}))
             self._rewards[rule].check([p for p in problems if p["rule"] == rule])
 
-    def judge(self, problems, groups):
-        """What each group of completions is worth: -> a dict for each problem, of answers (str or None) and
-        correct, one a completion; majority, the answer given most often, and agreed, whether it is right,
-        both None where the rule finds no answers; and unscored, completions that have no verdict. These
-        count as wrong, so that every problem keeps its number of samples.
+    def judge(self, problems: list, groups):
+        """Judge each group of completions: a dict for each problem.
+
+        answers (str or None) and correct: one per completion. majority: the most frequent answer; agreed:
+        whether it is right; both None where the rule reads no answers. unscored: completions without a
+        verdict; they count as wrong, so that every problem has the same number of samples.
         """
         judged = [self._answers(*pair) for pair in zip(problems, groups, strict=True)]
         for rule, rewards in self._rewards.items():
             chosen = [i for i, problem in enumerate(problems) if problem["rule"] == rule]
+            # The majority's answer is scored with the completions, as one more completion
             texts = [groups[i] + _marked(judged[i]["majority"]) for i in chosen]
             asked = [problems[i] for i, of in zip(chosen, texts, strict=True) for _ in of]
             scores = rewards.score(asked, [text for of in texts for text in of])
             for message in scores.messages:
                 say(f"{message} It counts as wrong.")
+            # Process 0's verdicts: a time limit can expire on one process alone
             values = iter(from_first(scores.total).tolist())
             for i in chosen:
                 verdicts = [next(values) for _ in groups[i]]
@@ -129,5 +136,5 @@ class Rules(contextlib.ExitStack):
 
 
 def _marked(answer):
-    """The completion that states an answer and nothing else, as a list; empty for none."""
+    """A list with a completion that states the answer and nothing else; empty for None."""
     return [] if answer is None else [f"<answer>{answer}</answer>"]

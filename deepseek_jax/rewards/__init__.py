@@ -1,4 +1,4 @@
-"""Text in, float out: rules that score a completion. Plain Python; model.py alone imports jax."""
+"""Text in, float out: rules that score a completion. Plain Python; only model.py imports jax."""
 
 from deepseek_jax.lazy import lazy_names
 

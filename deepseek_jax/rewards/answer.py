@@ -1,21 +1,23 @@
-"""Is the final answer right: find it in the text, then compare numbers as fractions.
+"""Is the final answer right: extract it from the text, then compare numbers as fractions.
 
-What a model writes is never evaluated as Python: `number` walks a syntax tree of digits and
+A model's text is never evaluated as Python: `number` walks a syntax tree of digits and
 + - * / ** alone, within caps on length, depth and size.
 """
 
 import ast
 import operator
 import re
+from collections.abc import Mapping
 from fractions import Fraction
 
-MAX_CHARS = 100  # of an expression that is read as a number; longer ones are text
+MAX_CHARS = 100  # of an expression that is read as a number; a longer one is compared as text
 MAX_DEPTH = 20
-MAX_BITS = 256  # of a numerator or denominator on the way
+MAX_BITS = 256  # of a numerator or denominator, intermediate results too
 
 BINARY = {ast.Add: operator.add, ast.Sub: operator.sub}
 BINARY |= {ast.Mult: operator.mul, ast.Div: operator.truediv}
 NUMERAL = r"(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|\.\d+"
+# A minus after a digit, a period or a closing bracket subtracts; elsewhere it is a sign
 LAST_NUMBER = re.compile(rf"(?:(?<![\d.)])(?<![\d.)]\s)-)?(?:{NUMERAL})(?:/\d+)?")
 WITH_UNIT = re.compile(rf"([-+]?(?:{NUMERAL}))\s*(?:[%°]|\s[a-z][a-z ]*)?")
 THOUSANDS = re.compile(r"(?<=\d),(?=\d{3}(?!\d))")
@@ -23,11 +25,11 @@ LEADING_ZEROS = re.compile(r"(?<![\d.])0+(?=\d)")
 BRACES = re.compile(r"\\boxed\s*\{|\\[{}]|[{}]")
 
 
-def extract_answer(text):
-    """Return the final answer that `text` states (str), or None where it states none.
+def extract_answer(text: str):
+    """The final answer that `text` states (str), or None if it states none.
 
-    A marked answer, see `marked_answer`; else the last number. What stands before a last
-    `</think>` is working and holds no answer.
+    A marked answer, see `marked_answer`; else the last number. Text before a last `</think>` is
+    working, and no answer is read from it.
     """
     marked = marked_answer(text)
     if marked is not None:
@@ -36,20 +38,19 @@ def extract_answer(text):
     return numbers[-1] if numbers else None
 
 
-def final_text(text):
-    """What stands behind the last `</think>` (str): all of `text` where there is none; and of that what
-    stands before a `<think>`, which nothing closes.
+def final_text(text: str):
+    """The text after the last `</think>` (all of it without one), up to a `<think>` that nothing closes.
 
-    THE rule of every reward that reads an answer: what a model thinks on the way earns nothing.
+    THE rule of every reward that reads an answer: an answer within the thinking earns nothing.
     """
     return text.rpartition("</think>")[2].partition("<think>")[0]
 
 
-def marked_answer(text):
-    r"""Return the answer that `text` marks as such (str), or None.
+def marked_answer(text: str):
+    r"""The answer that `text` marks as such (str), or None.
 
-    In this order: the last complete \boxed{...}, the last <answer>...</answer>, and what follows
-    the last "####" on its line (GSM8K, arXiv:2110.14168). Linear in the length of the text.
+    In this order: the last complete \boxed{...}, the last <answer>...</answer>, and the rest of the
+    line after the last "####" (GSM8K, arXiv:2110.14168). Linear in the length of the text.
     """
     text = final_text(text)
     end = text.rfind("</answer>")
@@ -62,51 +63,53 @@ def marked_answer(text):
     return next((c.strip() for c in candidates if c and c.strip()), None)
 
 
-def exact_answer(completion, example):
+def exact_answer(completion: str, example: Mapping):
     """1.0 if the final answer of `completion` equals that of example["answer"], else 0.0.
 
     Numbers are equal as fractions, other answers as text; see `same_answer`. An expression counts
-    as its value, so that an answer of `2 + 3` is right where 5 is.
+    as its value: an answer of `2 + 3` is right where 5 is.
     """
     answer = extract_answer(completion)
     return float(answer is not None and same_answer(answer, gold_answer(example)))
 
 
-def gold_answer(example):
-    """Return example["answer"] (str), without the working that may precede a mark.
+def gold_answer(example: Mapping):
+    """example["answer"] (str), without the working that may precede a mark.
 
     Raises ValueError where it is absent or empty: every completion would be wrong.
     """
     gold = str(example.get("answer", ""))
     gold = marked_answer(gold) or gold.strip()
     if not _plain(gold):
-        raise ValueError(f"{example.get('question')!r} has an empty answer; mend the data.")
+        raise ValueError(f"{example.get('question')!r} has an empty answer; correct the data.")
     return gold
 
 
-def same_answer(answer, gold):
-    """Are two answers equal: as numbers where both are numbers, else as text but for case, spaces,
-    dollar signs and a final period?"""
+def same_answer(answer: str, gold: str):
+    """Are two answers equal: as numbers if both are numbers, else as text, without regard to case, spaces,
+    dollar signs and a final period?
+    """
     key = answer_key(answer)
     return key == answer_key(gold) != ""
 
 
-def answer_key(answer):
-    """What equal answers share, see `same_answer`: a Fraction or a str, to be compared and counted."""
+def answer_key(answer: str):
+    """A Fraction or a str that equal answers share, see `same_answer`; to compare and to count."""
     plain = _plain(answer)
     value = number(plain)
     return plain if value is None else value
 
 
-def number(text):
+def number(text: str):
     """Read `text` exactly, as a Fraction: "1,234", "$5", "0.5", "1/2", "2 * (3 + 4)", "72 clips".
 
-    Returns None where it is no number, or goes past a cap of this module.
+    Returns None if it is not a number, or exceeds a cap of this module.
     """
     if len(text) > MAX_CHARS:
         return None
     text = _plain(text)
     unit = WITH_UNIT.fullmatch(text)
+    # A numeral with leading zeros is a syntax error in Python
     text = LEADING_ZEROS.sub("", THOUSANDS.sub("", unit[1] if unit else text))
     if not re.fullmatch(r"[\d+\-*/(). ]+", text):
         return None
@@ -117,10 +120,11 @@ def number(text):
 
 
 def _walk(node, text, depth):
-    """The value of a syntax tree, or ValueError for anything but capped arithmetic."""
+    """The value of a syntax tree; ValueError for anything but capped arithmetic."""
     if depth == 0:
         raise ValueError("too deep")
     if isinstance(node, ast.Constant):
+        # From the digits as written: the tree holds 0.1 as a float, which is not exactly 0.1
         value = Fraction(ast.get_source_segment(text, node).rstrip("."))
     elif isinstance(node, ast.UnaryOp) and isinstance(node.op, (ast.UAdd, ast.USub)):
         value = _walk(node.operand, text, depth - 1)

@@ -1,18 +1,19 @@
-"""The graded rule of the field's classic example, "What is 2 + 3?", as parts that add up.
+"""The graded rule of the classic example "What is 2 + 3?", as parts that add up.
 
 `6` scores 0, `5` scores 1 (`correct`), and `2 + 3 = 5` scores 2: `correct` and `correct_reasoning`,
 or in free text `correct_working`. Working earns nothing unless it is right itself: every step
 true, on the numbers of the question, ending in the answer.
 example: "question" and "answer" (str), and optionally "operands" (list of int) where the question
-does not spell its numbers in digits.
+does not write its numbers in digits.
 """
 
 import re
 from collections import Counter
+from collections.abc import Mapping
 
 from deepseek_jax.rewards.answer import gold_answer, number
 
-MAX_DIGITS = 30  # a longer number is no answer, whatever it is
+MAX_DIGITS = 30  # a longer number is not read as an answer
 SIGN = r"(?:(?<!\d)(?<!\d\s)-)?"  # a minus after a digit subtracts
 NUMBER = rf"{SIGN}(?:\d{{1,3}}(?:,\d{{3}})+(?!\d)|\d+)(?:\.\d+)?"
 NUMBERS = re.compile(NUMBER)
@@ -25,7 +26,7 @@ EXPRESSION = re.compile(rf"{NUMBER}(?:\s*[-+*/]\s*{NUMBER})+")
 BULLET = re.compile(r"^[ \t]*[-*] ", re.M)
 
 
-def correct(completion, example):
+def correct(completion: str, example: Mapping):
     """1.0 if the last number in `completion` is example["answer"], an integer; else 0.0.
 
     Raises ValueError if the answer is not an integer.
@@ -33,19 +34,19 @@ def correct(completion, example):
     return float(_last_integer(completion) == _answer(example))
 
 
-def check_integer(example):
+def check_integer(example: Mapping):
     """Raise ValueError unless example["answer"] is an integer."""
     _answer(example)
 
 
-def correct_reasoning(completion, example):
-    """1.0 if `completion` is right and nothing but a chain of right steps; else 0.0.
+def correct_reasoning(completion: str, example: Mapping):
+    """1.0 if `completion` is right and consists of a chain of right steps alone; else 0.0.
 
     The chain: `a + b = c` with + - or *, separated by `;`, `,` or a newline; each step true; every
     number of the question and every intermediate result used exactly once, as one of the two
     operands of a step; the last result is the answer. `Answer: 16`, `A: 16` or `So the answer is
-    16.` may follow. The steps may use only the question's operators, where it shows any (`2 * 2 =
-    4` is no reason for 2 + 2); beside - also +.
+    16.` may follow. The steps may use only the operators in the question, if there are any (`2 * 2 =
+    4` is no reason for 2 + 2); where it has -, they may use + too.
     Raises ValueError as check_chain does.
     """
     operands = _chain_operands(example)
@@ -55,6 +56,7 @@ def correct_reasoning(completion, example):
     steps = [STEP.fullmatch(s.strip()) for s in re.split(r"[;,\n]", text) if s.strip()]
     if not steps or None in steps:
         return 0.0
+    # Every number may be used once: the question's, and each step's result in a later step
     available = Counter(operands)
     for step in steps:
         a, b, c = int(step[1]), int(step[3]), int(step[4])
@@ -67,18 +69,18 @@ def correct_reasoning(completion, example):
     return float(used_up and _operators_allowed({s[2] for s in steps}, example))
 
 
-def check_chain(example):
-    """Raise ValueError unless the question has two or more integers and an integer for an answer."""
+def check_chain(example: Mapping):
+    """Raise ValueError unless the question has two or more integers and the answer is an integer."""
     _chain_operands(example)
     _answer(example)
 
 
-def correct_working(completion, example):
+def correct_working(completion: str, example: Mapping):
     """1.0 if `completion` is right and states its working as equations in free text; else 0.0.
 
     An equation: numbers and + - * / (also x × ÷) on the left of one or more `=`. There is at least
-    one, every one is true, one ends in the answer, and together their left sides hold the
-    question's numbers, each as often as the question does. Operators as in `correct_reasoning`.
+    one; every one is true; one ends in the answer; and their left sides together have the
+    question's numbers, each as often as the question. Operators as in `correct_reasoning`.
     """
     if not correct(completion, example):
         return 0.0
@@ -91,10 +93,10 @@ def correct_working(completion, example):
     return float(complete and _operators_allowed(set(left) & set("+-*/"), example))
 
 
-def true_equations(completion, example):
+def true_equations(completion: str, example: Mapping):
     """1.0 if `completion` states equations, every one true, on a number of the question; else 0.0.
 
-    Not whether the answer is right: a part of the reward where right answers are rare.
+    It does not ask whether the answer is right: a part of the reward where right answers are rare.
     """
     true = _true_equations(completion)
     if not true:
@@ -104,7 +106,7 @@ def true_equations(completion, example):
 
 
 def _true_equations(text):
-    """(tokens of the equations' left sides, their results); None unless some are stated and all true."""
+    """(tokens of the equations' left sides, their results); None if one is false or there are none."""
     equations = _equations(text)
     values = [[number("".join(side)) for side in sides] for sides in equations]
     if not equations or any(None in sides or len(set(sides)) > 1 for sides in values):
@@ -114,10 +116,11 @@ def _true_equations(text):
 
 
 def _equations(text):
-    """The equations in `text`: lists of their sides, which are lists of tokens. Linear in time."""
+    """The equations in `text`: each a list of its sides, each side a list of tokens. Linear in time."""
     runs, run = [], []
     for match in TOKEN.finditer(BULLET.sub("", text) + "\n"):
         token, kind = match.group(), match.lastgroup
+        # Other text ends a run, and so does a number right after a number
         if kind == "other" or (kind == "number" and run and run[-1][-1].isdigit()):
             runs.append(run)
             run = []
@@ -132,7 +135,7 @@ def _equations(text):
         sides = [[]]
         for token in run:
             sides.append([]) if token == "=" else sides[-1].append(token)
-        # A run that starts with an operator goes on from something that is not read here.
+        # A run that starts with an operator continues an expression that this parser did not read
         if len(sides) > 1 and len(sides[0]) > 1 and sides[0][0][-1].isdigit():
             equations.append(sides)
     return equations
@@ -174,7 +177,7 @@ def _operands(example):
 
 
 def _operators_allowed(operators, example):
-    """Are these among the operators of the expression that the question consists of, if it does?"""
+    """Are these operators in the question's expression? True if the question is not one expression."""
     question = example["question"]
     shown = EXPRESSION.search(question)
     if not shown or len(NUMBERS.findall(shown[0])) < len(NUMBERS.findall(question)):

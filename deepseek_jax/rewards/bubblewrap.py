@@ -1,6 +1,6 @@
-"""Programs in bubblewrap: all of CPython, in Linux namespaces with no network and no files of ours.
+"""Programs in bubblewrap: all of CPython, in Linux namespaces without the network and without our files.
 
-It needs `bwrap` (Debian and Ubuntu: apt install bubblewrap) and a kernel that lets it make them.
+It needs `bwrap` (Debian and Ubuntu: apt install bubblewrap) and a kernel that lets it make namespaces.
 """
 
 import json
@@ -20,7 +20,7 @@ from deepseek_jax.rewards.sandbox import (
 
 MAX_PROCESSES = 128
 NOBODY = "65534"
-INSIDE = "/usr/bin:/usr/local/bin"  # where the sandbox has its programs from
+INSIDE = "/usr/bin:/usr/local/bin"  # where a program inside the sandbox is looked up
 
 
 class BubblewrapSandbox:
@@ -30,7 +30,8 @@ class BubblewrapSandbox:
 
     def __init__(self):
         where = {"bwrap": None, "prlimit": INSIDE, "python3": INSIDE}
-        if os.geteuid() == 0:  # no limit on processes holds for root
+        # The limit on processes does not hold for root, so root becomes nobody first
+        if os.geteuid() == 0:
             where["setpriv"] = None
         self._tools = {tool: shutil.which(tool, path=path) for tool, path in where.items()}
         missing = [tool for tool, path in self._tools.items() if path is None]
@@ -38,17 +39,18 @@ class BubblewrapSandbox:
             raise SandboxError(f"there is no {' and no '.join(missing)}; apt install bubblewrap")
 
     def close(self):
-        """Nothing outlives its program."""
+        """Do nothing: no process outlives its program."""
 
-    def run(self, program, stdin, seconds):
-        """-> (what `program` printed, None or how it failed: CRASHED or TIME_LIMIT).
+    def run(self, program: str, stdin: str, seconds: float):
+        """Returns (the output of `program`, None or its failure: CRASHED or TIME_LIMIT).
 
         Raises SandboxError where bubblewrap itself fails.
         """
         with (
             _file(program) as source,
             _file(stdin) as given,
-            _file() as printed,  # in a file under a size limit: an endless print fills no memory
+            # A file under a size limit: an endless print fills no memory
+            _file() as printed,
             _file() as complaints,
             _file() as status,
         ):
@@ -63,11 +65,13 @@ class BubblewrapSandbox:
             try:
                 process.wait(timeout=seconds)
             except subprocess.TimeoutExpired:
+                # bwrap writes to this file when the program starts
                 if not _text(status):
                     raise SandboxError(f"{self.name} did not start in {seconds} s") from None
                 return _text(printed), TIME_LIMIT
             finally:
-                process.kill()  # and with it, by --die-with-parent, all that runs inside
+                # By --die-with-parent this also kills every process inside
+                process.kill()
                 process.wait()
             exit_codes = [json.loads(x).get("exit-code") for x in _text(status).splitlines()]
             if not exit_codes or exit_codes[-1] is None:
@@ -90,7 +94,7 @@ class BubblewrapSandbox:
             *"--dev /dev --remount-ro /dev --size 16777216 --tmpfs /tmp --perms 0444".split(),
             *f"--ro-bind-data {source} /tmp/main.py --chdir /tmp --uid {NOBODY} --gid".split(),
             *f"{NOBODY} --cap-drop ALL --json-status-fd {status}".split(),
-            # Inside, where Linux 5.14 and later count a sandbox's processes and not the user's.
+            # Set inside: there Linux 5.14 and later count the sandbox's processes, not all of the user's
             self._tools["prlimit"],
             *(f"--{name}={value}" for name, value in limits.items()),
             *f"{self._tools['python3']} -I /tmp/main.py".split(),

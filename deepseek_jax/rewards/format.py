@@ -1,6 +1,8 @@
-"""Is a completion laid out as asked: the R1-Zero template's tags (arXiv:2501.12948, table 1); and what of it
-is for the reader.
+"""Is a completion in the R1-Zero template's format of tags (arXiv:2501.12948, table 1); and its summary, the
+text for the reader.
 """
+
+from collections.abc import Mapping
 
 from deepseek_jax.rewards.answer import final_text
 from deepseek_jax.rewards.language import TAGS as ANY_TAG
@@ -8,11 +10,11 @@ from deepseek_jax.rewards.language import TAGS as ANY_TAG
 TAGS = ("<think>", "</think>", "<answer>", "</answer>")
 
 
-def think_answer_format(completion, example):
+def think_answer_format(completion: str, example: Mapping):
     """1.0 if `completion` is <think> ... </think> <answer> ... </answer>, else 0.0.
 
-    Each tag exactly once and in this order, something inside both pairs, and nothing but white
-    space outside of them. `example` is not read: every reward takes one.
+    Each tag exactly once and in this order, text inside both pairs, and only white space outside
+    them. `example` is not read: every reward takes one.
     """
     if any(completion.count(tag) != 1 for tag in TAGS):
         return 0.0
@@ -20,12 +22,12 @@ def think_answer_format(completion, example):
     for tag in TAGS:
         piece, found, rest = rest.partition(tag)
         if not found:
-            return 0.0  # it stands before the tag that it has to follow
+            return 0.0  # this tag stands before one that it must follow
         pieces.append(piece.strip())
     before, thought, between, answer = pieces
     return float(bool(thought and answer) and not (before or between or rest.strip()))
 
 
-def summary(completion):
-    """What is for the reader: the text after the last </think>, without tags and white space around."""
+def summary(completion: str):
+    """The text for the reader: after the last </think>, without tags and surrounding white space."""
     return ANY_TAG.sub("", final_text(completion)).strip()

@@ -1,8 +1,10 @@
 """A generative reward model: a policy that compares two answers, reasons, and says which one is better.
 
-As a judge of pairs arXiv:2501.12948, section 3.1, and as a reward with its reasoning before the verdict
-arXiv:2412.19437, section 5.2.1. Plain Python: whoever builds a Judge says how the policy is asked.
+It judges pairs as in arXiv:2501.12948, section 3.1, and reasons before its verdict as in
+arXiv:2412.19437, section 5.2.1. Plain Python: the caller's function asks the policy.
 """
+
+from collections.abc import Callable, Mapping, Sequence
 
 from deepseek_jax.rewards.answer import final_text, marked_answer
 from deepseek_jax.rewards.language import TAGS
@@ -10,39 +12,39 @@ from deepseek_jax.rewards.language import TAGS
 VERDICTS = {"1": 1, "2": 2}
 
 
-def reader_text(completion):
-    """What is for the reader: behind the last </think>, without tags and the newlines around.
+def reader_text(completion: str):
+    """The text for the reader: after the last </think>, without tags and surrounding newlines.
 
-    Spaces stay: in a closed vocabulary they belong to a word, which would not be one without them.
+    Spaces stay: in a closed vocabulary a space is part of a word's token.
     """
     return TAGS.sub("", final_text(completion)).strip("\n")
 
 
-def judge_question(question, first, second):
-    """What a judge is asked. Its answer is "<think>reasoning</think><answer>1</answer>", or 2."""
+def judge_question(question: str, first: str, second: str):
+    """The judge's prompt. The answer to it is "<think>reasoning</think><answer>1</answer>", or 2."""
     return f"{question}\n1 = {first}\n2 = {second}"
 
 
-def verdict(reply):
-    """1 or 2, the answer marked behind the last </think>; None for any other, or none."""
+def verdict(reply: str):
+    """1 or 2, the answer marked after the last </think>; None for any other answer, or no answer."""
     return VERDICTS.get(marked_answer(reply))
 
 
 class Judge:
     """A reward for rewards.Rewards(..., models={NAME: it}): how often a completion is preferred to
-    the reference.
+    the reference, example["answer"].
 
-    ask(questions) -> one reply a question, a str, or the ValueError of one that cannot be asked.
+    ask(questions) -> a list with the reply to each question, a str, or a ValueError if it cannot be asked.
     """
 
-    def __init__(self, ask):
+    def __init__(self, ask: Callable):
         self.ask = ask
 
-    def score(self, examples, completions):
-        """One of 0, 1/2 and 1 per completion, or a ValueError where no verdict came.
+    def score(self, examples: Sequence[Mapping], completions: Sequence[str]):
+        """For each completion 0, 1/2 or 1, or a ValueError where no verdict came.
 
-        The text for the reader is compared with example["answer"], in both orders, as judges favour a place;
-        the same text twice earns 1/2 without being asked about.
+        The text for the reader is compared with example["answer"] in both orders, because judges favour one
+        position. A text equal to the reference earns 1/2, and the judge is not asked.
         """
         texts = [reader_text(completion) for completion in completions]
         pairs = list(zip(examples, texts, strict=True))
@@ -55,8 +57,9 @@ class Judge:
         return results
 
     def preferences(self, pairs):
-        """How often the first of two answers is preferred, over both orders: 0, 1/2 or 1 a pair, None where
-        neither order brought a verdict. pairs: (question, first answer, second answer).
+        """How often the first of two answers is preferred, over both orders: 0, 1/2 or 1 per pair.
+
+        None where neither order gave a verdict. pairs: (question, first answer, second answer).
         """
         forth, back = self.verdicts(pairs), self.verdicts([(q, b, a) for q, a, b in pairs])
         shares = []
@@ -66,6 +69,6 @@ class Judge:
         return shares
 
     def verdicts(self, pairs):
-        """1, 2 or None of each pair, asked about in this order."""
+        """1, 2 or None for each pair, asked in this order of its answers."""
         replies = self.ask([judge_question(*pair) for pair in pairs]) if pairs else []
         return [None if isinstance(reply, ValueError) else verdict(reply) for reply in replies]

@@ -1,28 +1,29 @@
-r"""Is the chain of thought in one language: the language-consistency reward of R1
+"""Is the chain of thought in one language: the language-consistency reward of R1
 (arXiv:2501.12948, section 3.2.1): words of the target language / all words.
 
-What counts as a word, where the paper leaves it open:
-- en: a run of Latin letters, apostrophes included. The script decides, not the vocabulary, so that
+The paper does not say what a word is. Here it is:
+- en: a run of Latin letters, apostrophes included. The script decides, not the vocabulary, so
   French passes for English.
-- zh: one Han character. Chinese puts no space between words; a whole run as one word would let one
-  English word outweigh a sentence, while 10 characters are about 7 English words.
-- other scripts are foreign to both: a run of letters each, or a character each where the script
+- zh: one Han character. Chinese has no spaces between words. If a whole run were one word, one
+  English word would outweigh a sentence; 10 characters are about 7 English words.
+- other scripts are foreign to both: a run of letters is a word, or a character where the script
   writes no spaces (kana, Thai, Lao, Burmese, Khmer).
-Not words: LaTeX and $...$, code, tags, numbers and what touches a digit or underscore (x1, 5km),
+Not words: LaTeX and $...$, code, tags, numbers and letters that touch a digit or underscore (x1, 5km),
 single Latin or Greek letters, and function names such as sin.
 """
 
 import re
 import unicodedata
+from collections.abc import Mapping
 
-LANGUAGES = {"en": "latin", "zh": "han"}  # example["language"] -> the script that writes it
+LANGUAGES = {"en": "latin", "zh": "han"}  # example["language"] -> its script
 TAGS = re.compile(r"</?(?:think|answer)>")
 IGNORED = re.compile(
     r"```.*?(?:```|\Z)|`[^`\n]+`"
-    # Each of these stops at the next of its own kind, so that unclosed ones cost linear time.
+    # A match may not cross another opening mark of its kind: unclosed marks then cost linear time
     r"|\$\$[^$]+\$\$|\\\[(?:(?!\\\[).)*?\\\]|\\\((?:(?!\\\().)*?\\\)"
     r"|\\begin\{(\w+\*?)\}(?:(?!\\begin\{).)*?\\end\{\1\}"
-    # A dollar sign before a digit or after a space closes nothing: "$5 and then $6" is prose.
+    # A dollar sign before a digit or after a space closes no formula: "$5 and then $6" is prose
     r"|\$(?![\s$])[^$\n]*(?<!\s)\$(?!\d)|\\[A-Za-z]+",
     re.S,
 )
@@ -38,7 +39,7 @@ VARIABLE = re.compile(rf"[{LATIN}\u0370-\u03ff]")
 FUNCTIONS = frozenset("sin cos tan log ln exp lim max min mod gcd lcm sqrt".split())
 
 
-def language_consistency(completion, example):
+def language_consistency(completion: str, example: Mapping):
     """Share of the words of the chain of thought that are in example["language"], in [0, 1].
 
     0.0 where it has no words: a 1.0 would pay a policy for not thinking, or for thinking in code.
@@ -48,38 +49,42 @@ def language_consistency(completion, example):
     return language_share(chain_of_thought(completion), example["language"])
 
 
-def language_consistency_en(completion, example):
-    """`language_consistency` with English for a target, whatever the example says."""
+def language_consistency_en(completion: str, example: Mapping):
+    """`language_consistency` with English as the target; the example's language is not read."""
     return language_share(chain_of_thought(completion), "en")
 
 
-def language_consistency_zh(completion, example):
-    """`language_consistency` with Chinese for a target, whatever the example says."""
+def language_consistency_zh(completion: str, example: Mapping):
+    """`language_consistency` with Chinese as the target; the example's language is not read."""
     return language_share(chain_of_thought(completion), "zh")
 
 
-def check_language(example):
+def check_language(example: Mapping):
     """Raise ValueError unless example["language"] is one of LANGUAGES."""
     language = example.get("language")
     if language not in LANGUAGES:
         raise ValueError(
             f"every question needs a 'language', one of {list(LANGUAGES)}; "
-            f"{example.get('question')!r} has {language!r}. Mend the data, "
+            f"{example.get('question')!r} has {language!r}. Correct the data, "
             "or use a reward that names the language, such as language_consistency_en."
         )
 
 
-def chain_of_thought(completion):
-    """What stands between <think> and </think>, as far as they are there: else from the start, or to
-    the end, since a prompt may open the tag and a length limit keep it open."""
+def chain_of_thought(completion: str):
+    """The text between <think> and </think>.
+
+    Without <think> it begins at the start: the prompt may have opened the tag. Without </think> it ends at
+    the end: a length limit may have cut the completion.
+    """
     thought, closed, _ = completion.rpartition("</think>")
     thought = thought if closed else completion
     before, opened, inside = thought.partition("<think>")
     return inside if opened else before
 
 
-def language_share(text, language):
-    """Words of `language`, a key of LANGUAGES, over all words of `text`; 0.0 where there are none."""
+def language_share(text: str, language: str):
+    """Words of `language`, a key of LANGUAGES, over all words of `text`; 0.0 without words."""
+    # NFKC writes full-width letters as ordinary ones
     text = IGNORED.sub(" ", TAGS.sub(" ", unicodedata.normalize("NFKC", text)))
     target = total = 0
     for match in WORD.finditer(text):

@@ -1,13 +1,14 @@
-r"""Mathematical equality of answers, LaTeX and symbols included: math-verify in worker processes.
+"""Mathematical equality of answers, LaTeX and symbols included: math-verify in worker processes.
 
-math-verify stops a long calculation with a signal, which works in no thread, and hands an answer
-such as 9^{9^{9^9}} to sympy: hence processes, which import no jax and can be lost without loss.
+math-verify stops a long calculation with a signal, which works only in a main thread, and passes an
+answer such as 9^{9^{9^9}} to sympy. So it runs in processes that import no jax and may be killed.
 """
 
 import importlib.util
 import logging
 import math
 import signal
+from collections.abc import Sequence
 
 from deepseek_jax.rewards.answer import final_text, gold_answer, marked_answer, same_answer
 from deepseek_jax.rewards.workers import WorkerPool
@@ -16,11 +17,11 @@ from deepseek_jax.rewards.workers import WorkerPool
 class MathVerifier(WorkerPool):
     """Scores answers in `num_workers` processes, with a time limit for each answer.
 
-    `timeouts` counts the answers without a verdict: past time_limit_seconds, or its worker died, or
-    math-verify raised. Raises ValueError where the math-verify package is not installed.
+    `timeouts` counts the answers without a verdict: past time_limit_seconds, a worker that died, or an
+    exception in math-verify. Raises ValueError if the math-verify package is not installed.
     """
 
-    def __init__(self, *, num_workers=2, time_limit_seconds=5.0):
+    def __init__(self, *, num_workers: int = 2, time_limit_seconds: float = 5.0):
         if importlib.util.find_spec("math_verify") is None:
             raise ValueError(
                 "the reward 'math_verify' needs a package: pip install math-verify, or leave this "
@@ -35,18 +36,18 @@ class MathVerifier(WorkerPool):
         self.time_limit_seconds = time_limit_seconds
         self.timeouts = 0
 
-    def score(self, golds, completions):
+    def score(self, golds: Sequence[str], completions: Sequence[str]):
         r"""Compare each completion's answer with its gold answer.
 
         golds, completions: lists of str. A completion's answer is the one it marks (\boxed{...},
-        <answer>, ####), else whatever math-verify finds behind its last </think>.
+        <answer>, ####), else whatever math-verify reads after its last </think>.
         Returns a list of float: 1.0 equal, 0.0 not, NaN without a verdict (see `timeouts`).
         """
         scores, pairs = {}, {}
         for i, (gold, completion) in enumerate(zip(golds, completions, strict=True)):
             gold, answer = gold_answer(dict(answer=gold)), marked_answer(completion)
             if answer is not None and same_answer(answer, gold):
-                scores[i] = 1.0  # also what math-verify cannot read, such as the option A
+                scores[i] = 1.0  # also an answer that math-verify cannot read, such as the option A
             else:
                 answer = final_text(completion) if answer is None else _as_math(answer)
                 pairs[i] = (_as_math(gold), answer, self.time_limit_seconds)
@@ -57,13 +58,15 @@ class MathVerifier(WorkerPool):
 
 
 class _TimeLimit(BaseException):
-    """Not an Exception: sympy and math-verify catch those on the way."""
+    """Not an Exception: sympy and math-verify catch every Exception on the way."""
 
 
 def _start_worker():
-    import math_verify  # noqa: F401  (a second, which no answer's time limit should pay for)
+    # The import takes a second; here it does not count against an answer's time limit
+    import math_verify  # noqa: F401
 
-    logging.getLogger("math_verify").setLevel(logging.ERROR)  # it warns that we keep the time
+    # Without its own time limit math-verify warns; the limit is the signal's, below
+    logging.getLogger("math_verify").setLevel(logging.ERROR)
     signal.signal(signal.SIGALRM, _raise_time_limit)
 
 
@@ -75,7 +78,7 @@ def _verify_one(gold, answer, time_limit_seconds):
     """1.0, 0.0, or NaN without a verdict. Runs in a worker."""
     try:
         return _compare(gold, answer, time_limit_seconds)
-    except (_TimeLimit, Exception) as error:  # what sympy raises has no narrower type
+    except (_TimeLimit, Exception) as error:  # sympy's exceptions have no narrower base class
         logging.warning("math-verify has no verdict on %.80r: %r", answer, error)
         return math.nan
 

@@ -1,30 +1,42 @@
 """A trained reward model as a reward: it reads completions in batches, on the mesh.
 
-The one file of this room that imports jax; nothing else here imports it, so that worker processes do without.
+The only file of this room that imports jax, and no other file here imports it: workers start without jax.
 """
+
+from collections.abc import Callable, Mapping, Sequence
 
 import jax
 import numpy as np
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from deepseek_jax.models import ModelConfig
 from deepseek_jax.models.reward import predict_rewards
 from deepseek_jax.parallel import put_batch
 from deepseek_jax.parallel.shard import batch_share
 from deepseek_jax.rewards.judge import reader_text
 
-SHORTEST = 64  # tokens of the shortest rows; longer ones double, so that few shapes are compiled
+SHORTEST = 64  # tokens of the shortest rows; longer rows double it, so that few shapes are compiled
 
 
 class RewardModel:
     """A reward for rewards.Rewards(..., models={NAME: it}), by arXiv:2501.12948, section 3.1.
 
-    config, params: of models.reward. render(example, text) -> ids of question, text and end token; raises
-    ValueError for what it cannot read. kind: "helpfulness" scores what is for the reader alone, the text
-    behind the last </think>, by the reward itself; "safety" the whole completion, by the probability of its
-    being safe (the paper does not say in what unit). batch_size: rows at once, which split over the mesh.
+    config, params: see models.reward. render(example, text) -> ids of question, text and end token; it raises
+    ValueError for a text that it cannot render. kind: "helpfulness" scores the text for the reader, after the
+    last </think>, by the raw reward; "safety" scores the whole completion, by the probability that it is
+    safe (the paper does not give the unit). batch_size: rows at once, which split over the mesh.
     """
 
-    def __init__(self, config, params, render, mesh, *, kind, batch_size):
+    def __init__(
+        self,
+        config: ModelConfig,
+        params,
+        render: Callable,
+        mesh: Mesh,
+        *,
+        kind: str,
+        batch_size: int,
+    ):
         self.config, self.params, self.render, self.mesh = config, params, render, mesh
         self.kind, self.batch_size = kind, batch_size
 
@@ -32,17 +44,19 @@ class RewardModel:
             reward_b = predict_rewards(config, params, batch["tokens"], batch["segment_ids"])[0]
             return jax.nn.sigmoid(reward_b) if kind == "safety" else reward_b
 
+        # Replicated, so that every process can read all rewards
         everywhere = NamedSharding(mesh, PartitionSpec())
         self._rewards = jax.jit(rewards, out_shardings=everywhere)
 
-    def score(self, examples, completions):
-        """One float per completion, or the ValueError of one that cannot be read, as in Rewards._part.
+    def score(self, examples: Sequence[Mapping], completions: Sequence[str]):
+        """One float per completion, or the ValueError of one that cannot be read; see Rewards._part.
 
-        Every process gives all completions, and gets all rewards.
+        Every process passes all completions, and gets all rewards.
         """
         results = [self._read(*pair) for pair in zip(examples, completions, strict=True)]
         order = [i for i, ids in enumerate(results) if not isinstance(ids, ValueError)]
-        order.sort(key=lambda i: len(results[i]))  # like lengths side by side: little padding
+        # Rows of similar length share a batch, which leaves little padding
+        order.sort(key=lambda i: len(results[i]))
         for start in range(0, len(order), self.batch_size):
             rows = order[start : start + self.batch_size]
             for i, reward in zip(rows, self._batch([results[i] for i in rows]), strict=True):
@@ -65,6 +79,7 @@ class RewardModel:
         length = SHORTEST
         while length < max(map(len, rows)):
             length *= 2
+        # The first row fills the batch up: every batch has batch_size rows, so one shape per length
         batch = right_padded(rows + rows[:1] * (self.batch_size - len(rows)), length)
         share, shares = batch_share(self.mesh)
         batch = {name: np.split(array, shares)[share] for name, array in batch.items()}
@@ -73,8 +88,8 @@ class RewardModel:
         return np.asarray(rewards)[: len(rows)]
 
 
-def right_padded(rows, length):
-    """Lists of ids as a batch: tokens int32[b t], and segment_ids int32[b t], 1 on them and 0 behind."""
+def right_padded(rows, length: int):
+    """Lists of ids as a batch: tokens int32[b t], and segment_ids int32[b t], 1 on ids and 0 on padding."""
     tokens = np.zeros((len(rows), length), np.int32)
     for row, ids in zip(tokens, rows, strict=True):
         row[: len(ids)] = ids

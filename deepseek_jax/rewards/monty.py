@@ -1,4 +1,4 @@
-"""Programs in pydantic-monty: a subset of Python, in processes of its own that can reach nothing.
+"""Programs in pydantic-monty: a subset of Python, in a process of its own, cut off from everything outside.
 
 It needs no privilege and runs wherever its wheel installs.
 """
@@ -16,7 +16,7 @@ from deepseek_jax.rewards.sandbox import (
     SandboxError,
 )
 
-# What monty leaves out of a program's standard streams and exits. `sys` is its own and immutable.
+# Standard streams and exits, which monty leaves out. Its own `sys` cannot be changed, hence `_sys`.
 PRELUDE = """
 import sys as _real_sys
 class _Stdin:
@@ -87,10 +87,10 @@ class MontySandbox:
         """End the process."""
         self._pool.__exit__(None, None, None)
 
-    def run(self, program, stdin, seconds):
-        """-> (what `program` printed, None or how it failed: CRASHED or TIME_LIMIT).
+    def run(self, program: str, stdin: str, seconds: float):
+        """Returns (the output of `program`, None or its failure: CRASHED or TIME_LIMIT).
 
-        Raises SandboxError where monty itself fails, or has not the Python that the program uses.
+        Raises SandboxError where monty itself fails, or lacks a part of Python that the program uses.
         """
         output = self._monty.CollectStreams(max_bytes=MAX_OUTPUT_BYTES)
         limits = {"max_feed_duration_secs": seconds, "max_memory": MAX_MEMORY_BYTES}
@@ -126,7 +126,7 @@ def _with_own_sys(program):
     try:
         return ast.unparse(_OwnSys().visit(ast.parse(program)))
     except (SyntaxError, ValueError, RecursionError, MemoryError):
-        return program  # no Python, or hostile: monty says so itself
+        return program  # not Python, or hostile: monty reports it
 
 
 class _OwnSys(ast.NodeTransformer):

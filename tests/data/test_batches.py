@@ -1,4 +1,4 @@
-"""The source of the base's batches, read by one process and by two."""
+"""Packed batches of a pre-training run, read by one process and by two."""
 
 import itertools
 import json
@@ -61,7 +61,7 @@ def make_source(batches, mesh, batch_sizes=((0, 4),), **more):
 
 
 def two_processes():
-    """[loss, tokens] of the first batch, as each of two processes has them, with a device each."""
+    """[loss, tokens] of the first batch on each of two processes with one device each."""
     statuses, outputs = run_two(ONE_OF_TWO, xla_flags="--xla_force_host_platform_device_count=1")
     assert statuses == [0, 0], outputs
     return [json.loads(output.split("result ")[1].splitlines()[0]) for output in outputs]
@@ -143,8 +143,10 @@ def held_out(eval_batches, **sizes):
 
 @pytest.mark.parametrize("shares", [1, 2])
 def test_an_evaluation_reads_no_document_twice(monkeypatch, shares):
-    """Oracle: the segments of all batches, of all processes, counted, against the documents themselves; of 81
-    documents each, in shares of 1:3, the second source ends all at 108. A row holds three of 3 bytes and eos.
+    """Oracle: the documents, against the segments of all batches of all processes, counted.
+
+    Of two sources of 81 documents, mixed 1:3, the second ends the run at 108 documents. A row holds three
+    documents of 3 bytes and eos.
     """
     seen = Counter()
     for index in range(shares):
@@ -159,8 +161,8 @@ def test_an_evaluation_reads_no_document_twice(monkeypatch, shares):
 
 
 def test_an_evaluation_is_spread_over_documents_longer_than_a_batch():
-    """Oracle: by hand: ten documents of a letter each, of 201 tokens in batches of two rows of 20: five
-    batches and more of each, so that of ten every document has one, or one and its neighbour two.
+    """Oracle: by hand: ten documents, each one letter in 201 tokens, fill over five batches of two rows of 20
+    each. So of ten batches each document has one; or one document has two and its neighbour none.
     """
     documents = [{"text": letter * 200} for letter in "abcdefghij"]
     data = CorpusSettings(("letters",), eval_batches=10, num_held_out=10)
@@ -178,15 +180,15 @@ def test_held_out_documents_that_do_not_fill_the_batches_are_refused():
 
 
 def test_every_process_evaluates_on_as_many_batches(monkeypatch):
-    """Oracle: another process with a batch less, which makes this one raise too, not wait for it for ever."""
+    """Oracle: the error: another process has one batch fewer; this one must raise too and not wait."""
     monkeypatch.setattr(batches, "from_each", lambda number: [number, number - 1])
     with pytest.raises(ValueError, match="fill 8 batches"):
         held_out(9)
 
 
 def test_totals_count_rows_once_that_two_processes_give(monkeypatch):
-    """Oracle: by hand: four processes, two to a share, of which one counts 30 tokens and the other 70;
-    rows of two pieces lie one under the other.
+    """Oracle: by hand: four processes, two for each share; one share has 30 tokens and the other 70. The rows
+    of two pieces are concatenated.
     """
     tokens = np.arange(8, dtype=np.int32).reshape(2, 2, 2)
     pieces = [

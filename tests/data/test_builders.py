@@ -26,7 +26,7 @@ else:
 
 
 def write_lines(path, *lines):
-    """A file of lines, given as bytes or as what JSON is made of."""
+    """A file of lines, given as bytes or as objects to write as JSON."""
     lines = [line if isinstance(line, bytes) else json.dumps(line).encode() for line in lines]
     path.write_bytes(b"\n".join(lines))
     return path
@@ -37,7 +37,7 @@ def texts(source):
 
 
 def test_documents_are_the_texts_of_the_file(tmp_path):
-    """Oracle: the texts that were written; blank lines and other keys are nothing."""
+    """Oracle: the texts that were written; blank lines and other keys are ignored."""
     lines = [{"text": text, "url": "x"} for text in TEXTS]
     path = write_lines(tmp_path / "web.jsonl", lines[0], b"", b" \r", *lines[1:])
     assert texts(jsonl_documents(path, tmp_path / "data")) == sorted(TEXTS)
@@ -56,7 +56,7 @@ def test_a_second_call_reads_what_is_there_and_an_edited_file_is_another_dataset
 
 
 def test_the_dataset_on_disk_is_one_that_tfds_reads_by_its_path(tmp_path):
-    """Oracle: the same documents by the other way in."""
+    """Oracle: the documents that jsonl_documents returns."""
     source = jsonl_documents(
         write_lines(tmp_path / "a.jsonl", *({"text": t} for t in TEXTS)), tmp_path
     )
@@ -77,7 +77,7 @@ def test_the_dataset_on_disk_is_one_that_tfds_reads_by_its_path(tmp_path):
     ],
 )
 def test_a_malformed_line_is_refused_with_file_and_number_each_time(tmp_path, line, complaint):
-    """Oracle: the message; nothing of the file is read at the second attempt either."""
+    """Oracle: the message; the second attempt reads no part of the file either."""
     path = write_lines(tmp_path / "a.jsonl", {"text": "a"}, b"", line)
     for _ in range(2):
         with pytest.raises(ValueError, match=f"a.jsonl, line 3.*{complaint}"):
@@ -106,7 +106,7 @@ def test_json_lines_say_where_each_record_stands(tmp_path):
 
 
 def test_two_processes_read_one_dataset_and_fail_together(tmp_path):
-    """Oracle: the texts of the file; for a malformed line, the same complaint on both, and no hang."""
+    """Oracle: the texts of the file; for a malformed line the same error on both, and no hang."""
     good = write_lines(tmp_path / "good.jsonl", {"text": "b"}, {"text": "a"})
     bad = write_lines(tmp_path / "bad.jsonl", {"text": "b"}, {"text": 3})
     for path, said in ((good, "read [b'a', b'b']"), (bad, f"{bad}, line 2 has no text")):

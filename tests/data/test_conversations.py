@@ -1,4 +1,4 @@
-"""Which ids are learned of a conversation, against rendered templates and hand-written ones; packed rows."""
+"""Rendered conversations and their targets, against chat templates and hand-written texts; packed rows."""
 
 import copy
 import itertools
@@ -73,8 +73,8 @@ FAITHFUL = [
 @pytest.mark.parametrize("name", ["smollm2", "deepseek"])
 @pytest.mark.parametrize("messages", FAITHFUL)
 def test_ids_are_the_rendered_templates_where_it_drops_nothing(name, messages, request):
-    """Oracle: the checkpoint's template over the whole conversation, by transformers; SmolLM2's writes a
-    newline behind the last end token, which no answer has.
+    """Oracle: the checkpoint's template over the whole conversation, by transformers. SmolLM2's writes a
+    newline after the last end token, which no answer has.
     """
     tokenizer = request.getfixturevalue(name)
     ids, is_target = render_conversation(tokenizer, messages, template="chat")
@@ -249,7 +249,7 @@ def test_a_resumed_iterator_goes_on_where_it_was():
 
 
 def test_two_processes_share_the_conversations():
-    """Oracle: one process: together they read what it does, half of its rows each."""
+    """Oracle: one process: two together read the same conversations, in half of the rows each."""
     settings = SETTINGS | {"num_epochs": 1}
     source = make_source(60)
 

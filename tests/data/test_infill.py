@@ -87,7 +87,7 @@ def test_seed_epoch_and_index_each_decide():
 
 
 def test_an_empty_document_and_rate_zero_change_nothing():
-    """Oracle: the plain encoding; of nothing there is no segment."""
+    """Oracle: the plain encoding; an empty document gives no segment."""
     assert fill_in_the_middle("", BYTES, length=10, rate=1.0, seed=0) == []
     assert whole("ab", BYTES, rate=0.0, seed=0) == BYTES.encode("ab")
 

@@ -98,10 +98,10 @@ def test_the_seed_sets_the_order_and_no_source_repeats_anothers():
     ("weights", "complaint"),
     [
         ((1, 2), r"^weights=\(1, 2\) of 3 sources"),
-        ((1, 0, 1), "^weights=.*0 is no share"),
-        ((1, -2, 1), "-2 is no share"),
-        ((1, math.nan, 1), "nan is no share"),
-        ((1, math.inf, 1), "inf is no share"),
+        ((1, 0, 1), "^weights=.*0 is not a share"),
+        ((1, -2, 1), "-2 is not a share"),
+        ((1, math.nan, 1), "nan is not a share"),
+        ((1, math.inf, 1), "inf is not a share"),
     ],
 )
 def test_weights_that_say_no_shares_are_refused(weights, complaint):
@@ -125,8 +125,8 @@ def test_a_mixture_of_nothing_or_with_a_source_too_small_is_refused():
 def test_a_finite_run_ends_with_the_first_source_and_reads_no_document_too_often(
     weights, num_epochs
 ):
-    """Oracle: by hand: all ends where the source with the fewest documents for its weight does, but for that
-    source's last turn or two, and for weights that are off by a hundredth; each epoch's documents, counted.
+    """Oracle: by hand: the run ends with the source that has the fewest documents for its weight. The length
+    may be off by that source's last two turns, and by 1% of a weight. Each epoch's documents are counted.
     """
     mixture = make_mixture(weights)
     order = mixture.order(0, num_epochs=num_epochs)

@@ -183,10 +183,10 @@ def test_a_resumed_iterator_yields_what_the_uninterrupted_one_would(kind, proces
 
 
 def test_a_mixture_is_predicted_whole_and_once_in_each_sources_epoch():
-    """Oracle: each source's own tokens: in a prefix of the order any two documents of a source
-    were read equally often or once more; the sources share the documents as 3:2:1.
+    """Oracle: each source's own tokens. In a prefix of the order, any two documents of a source were read
+    equally often or once more; the sources share the documents as 3:2:1.
 
-    Four batches of 32 rows are all the rows that are filled side by side, and so such a prefix.
+    PACKING_BINS rows are filled at a time, which is four batches of 32 rows, so these hold such a prefix.
     """
     batches = pack(make_mixture(), BYTES, sequence_length=64, batch_size=32, seed=0)
     seen = Counter(take_segments(batches, 8))
@@ -271,8 +271,8 @@ def places():
 
 @pytest.mark.parametrize("process_count", [1, 2])
 def test_pieces_of_long_documents_are_rearranged_each_by_itself_and_nothing_is_lost(process_count):
-    """Oracle: places that follow each other, once the parts between three markers are put back by hand; in
-    two epochs each place but a document's first, and each document's end, predicted twice; 5 standard
+    """Oracle: by hand: once the parts between three markers are put back, places follow each other. In two
+    epochs each place but a document's first, and each document's end, is predicted twice; 5 standard
     deviations.
     """
     (tokenizer, documents), rate = places(), 0.3

@@ -1,4 +1,4 @@
-"""Pairs and labelled responses: read, parted, and rendered."""
+"""Pairs and labelled responses: read, split and rendered."""
 
 import json
 

@@ -30,7 +30,7 @@ def test_a_file_in_gsm8ks_format_gives_each_question_once_in_its_order(tmp_path)
 
 
 def test_of_a_conversation_the_last_question_is_asked_behind_the_rest(tmp_path):
-    """Oracle: by hand; the same words behind another beginning are another question."""
+    """Oracle: by hand; the same question after other messages is another question."""
     first, second = turns("Hi", "Hello", "2 + 3?", "5"), turns("2 + 3?", "five", system="Words.")
     path = write(tmp_path / "c.jsonl", [{"messages": m} for m in (first, second, first)])
     assert read_questions(path) == [
@@ -71,7 +71,7 @@ def test_a_dataset_gives_the_questions_of_its_split(tmp_path):
     path = prepared(tmp_path, Asked.fields)
     found = sorted(read_questions(path, "test"), key=repr)
     assert found == [{"question": f"question {i}", "answer": f"answer {i}"} for i in range(2)]
-    with pytest.raises(ValueError, match="choose of"):
+    with pytest.raises(ValueError, match="choose from"):
         read_questions(path, "validation")
 
 

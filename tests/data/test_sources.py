@@ -82,7 +82,7 @@ def test_a_split_without_documents_is_refused(pages, split):
     """Oracle: the message names the split, and those that there are."""
     with pytest.raises(ValueError) as error:
         tfds_documents(pages, split)
-    assert f"no documents in split={split!r}; choose of train, validation" in str(error.value)
+    assert f"no documents in split={split!r}; choose from train, validation" in str(error.value)
 
 
 def test_a_folder_or_a_dataset_of_another_kind_is_refused(tmp_path):
@@ -118,14 +118,14 @@ def test_held_out_documents_are_the_last_and_the_others_stay(tmp_path):
 
 
 def test_what_shares_a_key_with_a_held_out_document_is_left_out():
-    """Oracle: by hand: the last two are held out, and with them the first, which is about the same as one."""
+    """Oracle: by hand: an earlier document with the key of a held-out one is dropped."""
     source = [{"text": text, "about": about} for text, about in ("ax", "by", "cz", "dx", "ez")]
     train, held = hold_out(source, 1, lambda record: record["about"])
     assert [record["text"] for record in train] == ["a", "b", "d"]
     train, held = hold_out(source, 2, lambda record: record["about"])
     assert [record["text"] for record in train] == ["b"]
     assert [record["text"] for record in held] == ["d", "e"]
-    with pytest.raises(ValueError, match="^num_held_out=1 of 4 records holds out"):
+    with pytest.raises(ValueError, match="^num_held_out=1 of 4 records leaves nothing to train on"):
         hold_out(source[:1] * 4, 1, lambda record: record["about"])
 
 

@@ -1,4 +1,4 @@
-"""Questions to train on and questions to measure on, and the stream of the first."""
+"""Training questions, held-out questions, and the stream of training questions."""
 
 import json
 

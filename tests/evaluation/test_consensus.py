@@ -1,4 +1,4 @@
-"""What many answers agree on."""
+"""The majority of several answers."""
 
 import pytest
 

@@ -32,7 +32,7 @@ def params():
 
 @pytest.fixture(scope="module")
 def alone(params):
-    """Of each conversation: its weight, and the float64 log-probabilities of what the assistant says."""
+    """For each conversation: its weight, and the float64 log-probabilities of the assistant's tokens."""
     logits_of = jax.jit(forward, static_argnums=0)
     found = []
     for record in SOURCE:
@@ -85,8 +85,8 @@ def test_the_held_out_loss_counts_every_token_alike_with_the_interval_of_a_ratio
 
 
 def test_the_interval_holds_the_loss_of_all_in_95_of_100_samples():
-    """Oracle: the definition: 1000 samples of 40 conversations out of many, whose longer ones are harder;
-    by the binomial distribution the share strays from 0.95 by more than 0.03 once in 10,000.
+    """Oracle: the definition: 1000 samples of 40 conversations out of many, the longer ones harder. By the
+    binomial distribution the share differs from 0.95 by more than 0.03 once in 10,000.
     """
     rng = np.random.default_rng(0)
     counts = rng.integers(1, 30, (1000, 40))

@@ -1,4 +1,4 @@
-"""Decoding, timed."""
+"""Decoding speeds."""
 
 import time
 
@@ -7,7 +7,7 @@ from tests.tiny import tiny_model
 
 
 def test_speeds_fit_in_the_time_that_measuring_took():
-    """Oracle: the clock around it: one timed round of each makes its tokens within the whole."""
+    """Oracle: the clock around the call: one timed round of each model is shorter than the whole."""
     kinds = {"teacher": tiny_model("gqa"), "student": tiny_model("gqa")}
     began = time.perf_counter()
     speeds = decode_speeds(kinds, batch_size=2, new_tokens=4, repeats=1)

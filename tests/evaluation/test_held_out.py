@@ -104,7 +104,7 @@ def test_answers_none_of_which_can_be_scored_are_an_error_and_no_zero(params, mo
 
 @pytest.mark.parametrize("fails_here", [True, False])
 def test_processes_agree_on_whether_nothing_could_be_scored(monkeypatch, fails_here):
-    """Oracle: by hand: what process 0 found decides, whatever this process found, so that none hangs."""
+    """Oracle: by hand: process 0's result decides, whatever this process has, so that none hangs."""
     elsewhere = np.float32([1.0]) if fails_here else np.float32([np.nan])
     theirs = elsewhere, {"raises": elsewhere}, np.int32(not fails_here)
     monkeypatch.setattr(held_out, "from_first", lambda ours: theirs)
@@ -130,7 +130,7 @@ def test_completion_texts_leave_out_the_end_token_and_what_lies_behind_it():
 
 @pytest.mark.parametrize("opened", ["<think>", "<think>\n", "<think>\n\n"])
 def test_a_completion_that_was_cut_off_within_the_thought_its_prompt_opened_earns_nothing(opened):
-    """Oracle: by hand: the same words as an answer, or as a thought that is not at its end."""
+    """Oracle: by hand: the same words as an answer, or in a thought that does not end."""
     tokenizer = byte_tokenizer()
     prompts = [tokenizer.encode("2 + 3?" + opened), tokenizer.encode("<think></think>2 + 3?")]
     written = ["it is 5", "it is</think><answer>5</answer>"]

@@ -21,8 +21,8 @@ def test_pass_at_k_is_the_share_of_choices_of_k_samples_with_a_right_one(n):
 
 
 def test_pass_at_k_of_many_samples_neither_overflows_nor_cancels():
-    """Oracle: eq. 1 in exact fractions; C(1000, 500) is beyond a float's digits. A few roundings of 1e-16 for
-    each of at most 1000 factors.
+    """Oracle: eq. 1 in exact fractions; C(1000, 500) has more digits than a float. The tolerance is a few
+    roundings of 1e-16 for each of at most 1000 factors.
     """
     for right, k in ((1, 1), (1, 500), (3, 500), (40, 64), (999, 2), (600, 401)):
         correct = np.arange(1000)[None] < right
@@ -31,8 +31,8 @@ def test_pass_at_k_of_many_samples_neither_overflows_nor_cancels():
 
 
 def test_pass_at_k_has_no_bias():
-    """Oracle: the truth, 1 - (1 - p)^k, for k = 3 samples of a problem that is solved with p = 0.2; the mean
-    over 20,000 problems of 5 samples within four standard errors. The plain estimate 1 - (1 - c/n)^k has one.
+    """Oracle: the truth, 1 - (1 - p)^k, for k = 3 and problems solved with p = 0.2. The mean over 20,000
+    problems of 5 samples is within four standard errors; the plain estimate 1 - (1 - c/n)^k is not.
     """
     correct = np.random.default_rng(0).random((20_000, 5)) < 0.2
     truth, estimate = 1 - 0.8**3, pass_at_k(correct, 3)

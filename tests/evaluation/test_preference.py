@@ -1,4 +1,4 @@
-"""What is reported of a reward model."""
+"""Reports about a reward model."""
 
 import numpy as np
 import scipy.stats
@@ -14,8 +14,8 @@ from deepseek_jax.evaluation.preference import (
 
 
 def test_pairs_are_counted_by_which_is_longer():
-    """Oracle: by hand: of five pairs three are right, a tie is wrong; of the two whose chosen response is
-    shorter one is right, of the two where it is longer as well.
+    """Oracle: by hand: of five pairs three are right, and a tie is wrong. The chosen response is shorter in
+    two, of which one is right, and longer in two, of which one is right.
     """
     report = pair_report([1.0, -2.0, 3.0, 0.0, 4.0], [-3, -1, 2, 5, 0])
     assert report["accuracy"] == [3 / 5, *wilson_interval(3, 5)]
@@ -25,8 +25,8 @@ def test_pairs_are_counted_by_which_is_longer():
 
 
 def test_the_length_correlation_is_pearsons_with_fishers_interval():
-    """Oracle: scipy.stats.pearsonr. A reward that is the length has 1, and one that knows nothing of it has 0
-    within its interval.
+    """Oracle: scipy.stats.pearsonr. A reward equal to the length has correlation 1; for one independent of
+    the length the interval contains 0.
     """
     rng = np.random.default_rng(0)
     lengths, noise = rng.normal(size=200), rng.normal(size=200)
@@ -39,7 +39,7 @@ def test_the_length_correlation_is_pearsons_with_fishers_interval():
 
 
 def test_the_calibration_error_by_hand():
-    """Oracle: by hand: ten at 0.95 of which nine are true are off by 0.05, ten at 0.25 of which five are by
+    """Oracle: by hand: ten at 0.95 with nine true are off by 0.05; ten at 0.25 with five true are off by
     0.25; a probability of 1 is in the last bin.
     """
     probabilities = np.repeat([0.95, 0.25], 10)

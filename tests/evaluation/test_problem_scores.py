@@ -20,8 +20,8 @@ def problem(task, question, correct, agreed=True, lengths=None):
 
 
 def test_each_task_and_all_of_them_get_their_scores():
-    """Oracle: by hand: pass@1 of the sums is (1 + 2) / 8, pass@4 two of two; of all (1 + 2 + 4) / 16; the
-    interval that of the problems' own shares.
+    """Oracle: by hand: pass@1 of the sums is (1 + 2) / 8, pass@4 is two of two; pass@1 of all tasks is
+    (1 + 2 + 4) / 16; the interval is that of the problems' shares.
     """
     problems = [
         problem("sum", "a", [True, False, False, False], agreed=False, lengths=[1, 2, 3, 4]),

@@ -1,4 +1,4 @@
-"""Which problems are asked, and what answers to them are worth."""
+"""The problems of an evaluation, and the scores of answers to them."""
 
 import json
 
@@ -42,7 +42,7 @@ def test_a_file_is_a_task_whose_questions_ask_for_steps_and_a_box(file):
 
 
 def test_some_of_a_file_are_the_same_ones_for_every_seed(file):
-    """Oracle: the calls' own agreement; some are left out, and the order is the file's."""
+    """Oracle: two calls agree; some questions are left out, and the order is the file's."""
     chosen = [p["question"] for p in load_problems(settings(file, num_problems=4))]
     again = load_problems(settings(file, num_problems=4, seed=7, samples=2))
     assert [p["question"] for p in again] == chosen
@@ -60,7 +60,7 @@ def test_a_worlds_tasks_are_its_kinds_in_each_language():
 
 
 def test_every_small_world_can_be_measured():
-    """Oracle: the tasks and rewards that there are."""
+    """Oracle: the worlds' tasks and rewards."""
     assert {find_questions(name)[1].rule for name in question_names()} <= all_rules().keys()
 
 
@@ -83,7 +83,7 @@ def test_programs_are_judged_by_their_cases_and_not_told_to_box_anything(tmp_pat
         (["arithmetics"], {}, "did you mean arithmetic?"),
         (["nowhere.jsonl"], {}, "data='nowhere.jsonl' is not a file"),
         (["FILE"], dict(num_problems=11), "num_problems=11 must be within 2..10"),
-        (["FILE", "FILE"], {}, "test.jsonl' has sums/test again; give it once"),
+        (["FILE", "FILE"], {}, "test.jsonl' repeats the task sums/test; give it once"),
         (["bilingual_puzzles"], dict(num_problems=5), "a single problem, and an interval needs 2"),
         (["arithmetic"], dict(num_problems=100_000), "there are"),
         ([], {}, "config.data=() names no problems"),

@@ -1,4 +1,4 @@
-"""A judge among the rewards. Who is asked here answers by a rule: recipes.judge asks a policy."""
+"""A judge as a reward. Here ask() answers by a rule; recipes.judge asks a policy."""
 
 import numpy as np
 import pytest
@@ -10,7 +10,7 @@ EXAMPLES = [{"question": "Say it", "answer": "four"}] * 4
 
 
 def answers(reply):
-    """ask() of a judge that prefers what `reply`, of the two answers, says: 1, 2 or anything else."""
+    """ask() of a judge that prefers the one of two answers that `reply` returns: 1, 2 or anything else."""
 
     def ask(questions):
         pairs = [[line[4:] for line in question.split("\n")[1:]] for question in questions]
@@ -37,8 +37,8 @@ def test_a_verdict_is_what_the_tags_behind_the_thought_hold(reply, wanted):
 
 
 def test_a_completion_is_compared_with_the_reference_in_both_orders():
-    """Oracle: by hand: a judge who likes the longer text, one who always says the first, and one who cannot
-    decide. Tags and thoughts are not what is compared.
+    """Oracle: by hand: a judge that prefers the longer text, one that always says the first, and one that
+    cannot decide. Tags and thoughts are not compared.
     """
     completions = ["<think>a long thought</think><answer>seven</answer>", "two", "four", "fourteen"]
     longer = Judge(answers(lambda a, b: 1 if len(a) > len(b) else 2))
@@ -56,7 +56,7 @@ def test_a_single_verdict_counts_where_the_other_order_has_none():
 
 
 def test_a_judge_is_weighed_beside_rules():
-    """Oracle: by hand; what could not be asked is not scored."""
+    """Oracle: by hand; a question that could not be asked is not scored."""
 
     def ask(questions):
         return [ValueError("no") if "?" in q else "<answer>1</answer>" for q in questions]
@@ -68,7 +68,7 @@ def test_a_judge_is_weighed_beside_rules():
 
 
 def test_the_readers_text_keeps_the_spaces_of_its_words():
-    """Oracle: by hand; "red " is a word of the bilingual world, and "red" is none."""
+    """Oracle: by hand; "red " is a word of the bilingual world, and "red" is not."""
     assert reader_text("<think>easy</think>\n\n<answer>the red </answer>") == "the red "
     assert reader_text(" no") == " no"
 

@@ -1,4 +1,4 @@
-"""A reward model among the rewards. The model is real and random: what it says is compared, not judged."""
+"""A reward model as a reward. The model is real, with random weights: scores are compared, not judged."""
 
 import functools
 import subprocess
@@ -73,8 +73,8 @@ def test_completions_are_scored_in_batches_as_each_would_be_alone(devices, batch
 
 
 def test_safety_is_a_probability_of_all_that_was_said_and_helpfulness_is_the_readers():
-    """Oracle: the logistic function of the same response alone, by numpy; the tokenizer has no tags, so that
-    safety, which reads them, cannot say anything of a thought.
+    """Oracle: the logistic function of the same response alone, by numpy. The tokenizer has no tags, so
+    safety, which reads them, cannot score a completion with a thought.
     """
     (safe,) = reward_model("safety").score(EXAMPLES[:1], ["2 + 3 = 5"])
     np.testing.assert_allclose(safe, 1 / (1 + np.exp(-alone(QUESTIONS[0], "2 + 3 = 5"))), rtol=1e-4)
@@ -85,8 +85,8 @@ def test_safety_is_a_probability_of_all_that_was_said_and_helpfulness_is_the_rea
 
 
 def test_a_reward_model_is_weighed_beside_rules():
-    """Oracle: by hand from the parts; what cannot be read is not scored, and is counted: words that the
-    tokenizer lacks, and more tokens than the model has positions (128).
+    """Oracle: by hand from the parts. A completion that cannot be read is not scored, and is counted: words
+    that the tokenizer lacks, and more tokens than the model has positions (128).
     """
     rewards = Rewards({"correct": 1.0, "liked": 0.5}, models={"liked": reward_model()})
     completions = ["5", "five", "1" * 200, "2 + 3 = 5", "6"]

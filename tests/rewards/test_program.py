@@ -77,7 +77,7 @@ def test_right_programs_pass_on_what_plain_python_prints(verifier):
 
 
 def test_what_monty_has_not_is_no_wrong_program(verifier):
-    """Oracle: a plain subprocess; the reason names the sandbox that has it."""
+    """Oracle: a plain subprocess; the reason names the sandbox that can run it."""
     programs = list(ONLY_IN_PYTHON.values())
     scores = verifier.score(in_plain_python(programs), [fenced(p) for p, _ in programs])
     if verifier.sandbox == "bubblewrap":
@@ -250,7 +250,7 @@ def test_where_bubblewrap_is_broken_monty_takes_over(fake_bwrap):
 
 
 def test_a_sandbox_that_breaks_during_a_run_is_counted_and_not_scored(fake_bwrap):
-    """Oracle: by hand; bwrap works when the verifier starts, and then no more."""
+    """Oracle: by hand; bwrap works when the verifier starts, and later fails."""
     if not works("bubblewrap"):
         pytest.skip("bubblewrap does not work here")
     with ProgramVerifier(sandbox="bubblewrap", num_workers=1) as verifier:

@@ -14,7 +14,7 @@ NAME = {"question": "Name a day", "answer": "Monday"}
 
 @pytest.fixture
 def broken(monkeypatch):
-    """A reward `broken` that gives, or raises, what the example holds under "gives"."""
+    """A reward `broken` that returns, or raises, the example's "gives"."""
 
     def reward(completion, example):
         if isinstance(example["gives"], Exception):
@@ -52,7 +52,7 @@ def test_the_total_is_the_weighted_sum_of_the_parts():
     ],
 )
 def test_every_reward_can_be_earned_by_its_name(name, completion):
-    """Oracle: by hand; a reward that nothing earns is the failure that nobody sees."""
+    """Oracle: by hand; nobody would notice a reward that no completion can earn."""
     assert name in all_rules()
     with open_rewards({name: 2.0}) as rewards:
         scores = rewards.score([SUM, SUM], [completion, "<think>"])
@@ -126,9 +126,9 @@ def test_an_endless_answer_is_nan_through_the_whole_reward():
         (
             "language_consistency",
             {"language": "fr"},
-            r"needs a 'language', .*'en'.*{}.*Mend the data",
+            r"needs a 'language', .*'en'.*{}.*Correct the data",
         ),
-        ("program", {"test_cases": []}, "needs 'test_cases', .*{}.*Mend the data"),
+        ("program", {"test_cases": []}, "needs 'test_cases', .*{}.*Correct the data"),
         (
             "correct",
             {"answer": "2/3"},
@@ -142,10 +142,14 @@ def test_an_endless_answer_is_nan_through_the_whole_reward():
             {"answer": "Monday"},
             "'Monday' of {} is no number.*use the reward exact_answer",
         ),
-        ("exact_answer", {"answer": " $ "}, "{} has an empty answer; mend the data"),
-        ("math_verify", {"answer": None}, "{} has an empty answer; mend the data"),
+        ("exact_answer", {"answer": " $ "}, "{} has an empty answer; correct the data"),
+        ("math_verify", {"answer": None}, "{} has an empty answer; correct the data"),
         ("helpfulness", {"key": None}, "{} has no 'key', .*use the reward exact_answer"),
-        ("harmless", {"key": None, "kind": None}, "{} has no 'key' and no 'kind', .*Mend the data"),
+        (
+            "harmless",
+            {"key": None, "kind": None},
+            "{} has no 'key' and no 'kind', .*Correct the data",
+        ),
     ],
 )
 def test_an_example_that_a_reward_cannot_score_is_an_error_before_a_run(name, changed, message):

@@ -1,4 +1,4 @@
-"""Calls in processes that may be lost: what comes back, and how long it takes."""
+"""Calls in worker processes that may die: their results, and the time they take."""
 
 import math
 import os

@@ -1,4 +1,4 @@
-"""What the recipes look up in the list of worlds."""
+"""Look-ups in the list of worlds."""
 
 import pytest
 
@@ -16,7 +16,7 @@ from deepseek_jax.worlds.registry import (
 
 @pytest.mark.parametrize("corpus", corpus_names())
 def test_a_small_worlds_corpus_is_written_in_its_tokenizers_pieces(tmp_path, corpus):
-    """Oracle: the round trip through the tokenizer, which refuses or loses what it has no piece for."""
+    """Oracle: the round trip through the tokenizer, which refuses or loses other text."""
     world, make = find_corpus(corpus)
     tokenizer, documents = world.tokenizer(), make(tmp_path, num_documents=50, seed=0)
     texts = [documents[i]["text"].decode() for i in range(len(documents))]

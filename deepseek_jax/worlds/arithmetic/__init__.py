@@ -1,1 +1,1 @@
-"""Sums: a world in which few answers are worked, and many are wrong."""
+"""Sums: a world whose corpus has working for few answers and many wrong answers."""

@@ -1,6 +1,7 @@
 """The corpus of sums on disk, through TFDS as array_record."""
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import tensorflow_datasets as tfds
@@ -11,9 +12,9 @@ from deepseek_jax.worlds.arithmetic import corpus
 
 @dataclass
 class ArithmeticConfig(tfds.core.BuilderConfig):
-    """Settings of one corpus. Its name spells them, so that other settings are another dataset.
+    """Settings of one corpus. Its name contains them, so that other settings are another dataset.
 
-    Whoever changes how documents are written raises ArithmeticCorpus.VERSION: TFDS then writes them anew.
+    Whoever changes how documents are written raises ArithmeticCorpus.VERSION: TFDS then builds them anew.
     """
 
     name: str = ""
@@ -35,12 +36,13 @@ class ArithmeticCorpus(TextBuilder):
             yield index, {"text": corpus.write_document(rng, self.builder_config.mix)}
 
 
-def arithmetic_corpus(data_dir, *, num_documents, seed, mix=None):
+def arithmetic_corpus(
+    data_dir: str | Path, *, num_documents: int, seed: int, mix: corpus.CorpusMix | None = None
+):
     """Random access to documents {"text": bytes}, built under `data_dir` if they are not there.
 
-    The same settings give the same documents, and a second call reads what the first one wrote.
-    mix: CorpusMix, None for the default one. How it is built: builders.build.
-    Raises ValueError if num_documents is not positive.
+    The same settings give the same documents, and a second call reads those of the first. mix: CorpusMix,
+    None for the default one. See builders.build. Raises ValueError if num_documents is not positive.
     """
     if num_documents < 1:
         raise ValueError(f"num_documents={num_documents} is no corpus; set it to at least 1.")

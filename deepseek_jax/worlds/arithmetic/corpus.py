@@ -1,9 +1,9 @@
-"""A small world of sums: its questions, its answers, and a corpus as unreliable as web text.
+"""A toy world of sums: its questions, its answers, and a corpus as unreliable as web text.
 
 A question is "What is 3 + 8 + 5?" with three or four operands of 1..9. The corpus answers it
-often without working and often wrongly, seldom step by step; tables of true facts, such as
+often without working and often wrongly, seldom step by step. Tables of true facts, such as
 "11 + 7 = 18", teach the single step. So a model pre-trained here can work an answer out and
-rarely does, which is what reinforcement learning may then select.
+rarely does; reinforcement learning can then make it do so more often.
 """
 
 from dataclasses import dataclass, fields
@@ -30,13 +30,13 @@ PROMPT_TEMPLATE = "{question}\n"  # how a corpus document leads from the questio
 
 @dataclass(frozen=True)
 class CorpusMix:
-    """What the corpus is made of, as shares in 0..1; those of the five completions add up to 1.
+    """The contents of the corpus, as shares in 0..1; those of the five completions add up to 1.
 
     fact_tables: share of all documents; the others are a question and one of the completions
     direct "16" · running "11, 16" · equations "3 + 8 = 11; 11 + 5 = 16" · verbose "we add
     3 + 8 = 11; then we add 11 + 5 = 16; the answer is 16" · junk, random digits and symbols.
     wrong_direct: share of direct answers that are wrong. wrong_working: share of running,
-    equations and verbose completions with one wrong step, and so all that follows from it.
+    equations and verbose completions with one wrong step, whose error all later steps repeat.
     """
 
     fact_tables: float = 0.40
@@ -67,10 +67,10 @@ class CorpusMix:
 
 
 def held_out(operands):
-    """Whether this ordered tuple of operands is kept for evaluation: 20% are, on every machine.
+    """Whether this ordered tuple of operands is held out for evaluation: 20% are, on every machine.
 
-    A held-out tuple stands in no question of the corpus and in no training question. Its single
-    steps do stand in the fact tables: what is held out is putting them together.
+    A held-out tuple is in no question of the corpus and in no training question. Its single
+    steps are in the fact tables: only their combination is held out.
     """
     digest = blake2b(" ".join(str(int(x)) for x in operands).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big") % 100 < HELD_OUT_PERCENT
@@ -89,21 +89,21 @@ def direct(operands):
 def worked(operands, sums=None):
     """One step of two operands per sum: "3 + 8 = 11; 11 + 5 = 16".
 
-    sums: the running sums to state, by default the true ones; a false one is carried on.
+    sums: the running sums to state, by default the true ones; the step after a false sum continues with it.
     """
     sums = running_sums(operands) if sums is None else sums
     lefts = (operands[0], *sums[:-1])
     return "; ".join(f"{a} + {b} = {c}" for a, b, c in zip(lefts, operands[1:], sums, strict=True))
 
 
-def running_sums(operands, *, slip=0, at=0):
+def running_sums(operands, *, slip: int = 0, at: int = 0):
     """The sum after each step, [11, 16] for 3 + 8 + 5; those from step `at` on are off by slip."""
     sums = np.cumsum(operands)[1:].tolist()
     return [total + slip * (step >= at) for step, total in enumerate(sums)]
 
 
 def draw_operands(rng):
-    """Three or four operands, equally often, of a tuple that is not held out. rng: np.Generator."""
+    """Three or four operands, equally often, that are not held out as a tuple. rng: np.Generator."""
     while True:
         count = OPERAND_COUNTS[rng.integers(len(OPERAND_COUNTS))]
         operands = rng.integers(1, LARGEST_OPERAND + 1, size=count).tolist()
@@ -112,7 +112,7 @@ def draw_operands(rng):
 
 
 def write_document(rng, mix=CorpusMix()):
-    """One document of the corpus, without its end token. rng: np.Generator, all its chance."""
+    """One document of the corpus, without its end token. rng: np.Generator, the only randomness."""
     if rng.random() < mix.fact_tables:
         return _fact_table(rng)
     operands = draw_operands(rng)
@@ -129,7 +129,7 @@ def _fact_table(rng):
 
 def _draw_style(rng, mix):
     names, shares = list(mix.styles), list(mix.styles.values())
-    ends = np.cumsum(shares) / sum(shares)  # the last end is exactly 1, above every draw
+    ends = np.cumsum(shares) / sum(shares)  # the last one is exactly 1, above every draw
     return names[np.searchsorted(ends, rng.random(), side="right")]
 
 

@@ -1,5 +1,6 @@
-"""Sums and differences to answer, bare and in a sentence about things."""
+"""Sums and differences as questions, bare and in a sentence about things."""
 
+from collections.abc import Mapping
 from itertools import product
 
 import numpy as np
@@ -22,16 +23,17 @@ DIFFERENCE_FORMS = (
 WORD_OPERANDS = range(2, 21)
 
 
-def arithmetic_task(seed, num_held_out=256):
-    """The small world's sums, as many of three operands as of four on either side, all distinct.
+def arithmetic_task(seed: int, num_held_out: int = 256):
+    """The toy world's sums: equally many of three and of four operands, in both sets, all distinct.
 
-    Held out are operand tuples for which corpus.held_out is true, which no corpus document
-    asks. `seed` chooses among them, and among the many tuples of four operands to train on.
+    The held-out operands are tuples for which corpus.held_out is true, so no corpus document asks
+    them. `seed` chooses among them, and among the many tuples of four operands to train on.
     Raises ValueError for more held-out questions than there are.
     """
     rng = np.random.default_rng(seed)
     train, kept = [], []
     counts = corpus.OPERAND_COUNTS
+    # num_held_out, split as evenly as whole numbers allow
     shares = np.diff(np.linspace(0, num_held_out, len(counts) + 1).astype(int))
     smallest = _tuples(min(counts), held_out=False)
     for count, share in zip(counts, shares, strict=True):
@@ -40,11 +42,11 @@ def arithmetic_task(seed, num_held_out=256):
     return Task([sum_example(x) for x in train], [sum_example(x) for x in kept])
 
 
-def word_arithmetic_task(seed, num_held_out=256):
+def word_arithmetic_task(seed: int, num_held_out: int = 256):
     """Sums and differences of two numbers of 2..20, bare or in a sentence about things.
 
-    Held out are pairs of numbers for which corpus.held_out is true, whatever the sentence.
-    Every pair stands once in every form that fits it; `seed` chooses the names and things, and
+    The held-out pairs of numbers are those for which corpus.held_out is true, in any sentence.
+    Every pair is asked once in every form that fits it; `seed` chooses the names and things, and
     the held-out questions. Raises ValueError for more of these than there are.
     """
     rng = np.random.default_rng(seed)
@@ -64,22 +66,22 @@ def _tuples(count, *, held_out):
 
 
 def _draw(rng, items, n):
-    """n different ones of `items`."""
+    """n distinct items."""
     if n > len(items):
         raise ValueError(
-            f"{n} different questions asked for where there are {len(items)}; lower num_held_out."
+            f"{n} different questions requested, but there are only {len(items)}; lower num_held_out."
         )
     return [items[i] for i in rng.choice(len(items), size=n, replace=False)]
 
 
 def sum_example(operands):
-    """The example that asks for a sum of the small world."""
+    """The example that asks for the sum of these operands."""
     question, answer = corpus.question(operands), corpus.direct(operands)
     return {"question": question, "answer": answer, "operands": operands}
 
 
-def word_example(form, operands, name, other, things):
-    """The example of one of SUM_FORMS or DIFFERENCE_FORMS; names and things that it lacks are not read."""
+def word_example(form: str, operands, name: str, other: str, things: str):
+    """The example of one of SUM_FORMS or DIFFERENCE_FORMS; a form may ignore names and things."""
     a, b = operands
     question = form.format(a=a, b=b, name=name, other=other, things=things)
     answer = a - b if form in DIFFERENCE_FORMS else a + b
@@ -91,7 +93,7 @@ def _draw_words(rng, form, operands):
     return word_example(form, operands, name, other, THINGS[rng.integers(len(THINGS))])
 
 
-def worked_example(example):
+def worked_example(example: Mapping):
     """The working of an example, which ends in its answer: "3 + 8 = 11; 11 + 5 = 16", or "9 - 4 = 5"."""
     operands, answer = example["operands"], example["answer"]
     if sum(operands) == int(answer):

@@ -18,7 +18,8 @@ SUMS = World(
     corpora={"arithmetic": arithmetic_corpus},
     tokenizers={"arithmetic": arithmetic_tokenizer},
 )
-WORDS = World(  # for a checkpoint that knows English: free text, and no corpus
+# For a checkpoint that knows English: free text, and no corpus
+WORDS = World(
     name="word_arithmetic",
     template="chat",
     questions={"word_arithmetic": Questions(word_arithmetic_task, "exact_answer", worked_example)},

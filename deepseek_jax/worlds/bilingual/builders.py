@@ -1,6 +1,7 @@
 """The bilingual world on disk, through TFDS as array_record: its corpus, and its examples."""
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import tensorflow_datasets as tfds
@@ -12,8 +13,9 @@ from deepseek_jax.worlds.bilingual import preferences as bilingual_preferences
 from deepseek_jax.worlds.bilingual import tasks as bilingual_tasks
 
 VERSION = tfds.core.Version("1.0.0")  # of the corpus and of the examples
-NUM_JUDGED = 512  # requests that the preferences of a split are about
-FIELDS = {  # of each kind of example, their text and their numbers
+NUM_JUDGED = 512  # distinct requests in the preferences of a split
+# Kind of example -> the names of its text fields, and of its numbers
+FIELDS = {
     "puzzles": ("question answer language kind problem solution", ""),
     "requests": ("question answer language kind problem key solution", ""),
     "preferences": (
@@ -24,10 +26,16 @@ FIELDS = {  # of each kind of example, their text and their numbers
 }
 
 
-def bilingual_documents(data_dir, *, num_documents, seed, mix=None):
+def bilingual_documents(
+    data_dir: str | Path,
+    *,
+    num_documents: int,
+    seed: int,
+    mix: bilingual_corpus.CorpusMix | None = None,
+):
     """Random access to documents {"text": bytes}, built under `data_dir` if they are not there.
 
-    mix: bilingual_corpus.CorpusMix, None for the default one. How it is built: builders.build.
+    mix: bilingual_corpus.CorpusMix, None for the default one. See builders.build.
     Raises ValueError if num_documents is not positive.
     """
     if num_documents < 1:
@@ -37,7 +45,9 @@ def bilingual_documents(data_dir, *, num_documents, seed, mix=None):
     return build(BilingualCorpus, config, data_dir)
 
 
-def bilingual_examples(what, data_dir, *, num_train, num_held_out, seed):
+def bilingual_examples(
+    what: str, data_dir: str | Path, *, num_train: int, num_held_out: int, seed: int
+):
     """A Task of "puzzles", "requests", "preferences" or "safety", built under `data_dir` like the corpus.
 
     Its examples are dicts of str and float: those of bilingual_tasks, and of
@@ -45,9 +55,10 @@ def bilingual_examples(what, data_dir, *, num_train, num_held_out, seed):
     Raises ValueError for another kind, and for more puzzles or requests than there are.
     """
     if what not in FIELDS:
-        raise ValueError(f"there are no bilingual {what!r}; choose of {', '.join(FIELDS)}.")
+        raise ValueError(f"there are no bilingual {what!r}; choose from {', '.join(FIELDS)}.")
     config = BilingualConfig(what=what, num_train=num_train, num_held_out=num_held_out, seed=seed)
     build(BilingualExamples, config, data_dir)
+    # build returns the split "train" alone, so the dataset is opened again for both
     options = dict(data_dir=data_dir, config=config, file_format="array_record")
     builder = BilingualExamples(**options)
     return Task(*(_examples(builder, split) for split in ("train", "held_out")))
@@ -55,9 +66,9 @@ def bilingual_examples(what, data_dir, *, num_train, num_held_out, seed):
 
 @dataclass
 class BilingualConfig(tfds.core.BuilderConfig):
-    """Settings of one dataset. Its name spells them, so that other settings are another dataset.
+    """Settings of one dataset. Its name contains them, so that other settings are another dataset.
 
-    Whoever changes how this world is written raises VERSION: TFDS then writes the datasets anew.
+    Whoever changes how this world is written raises VERSION: TFDS then builds the datasets anew.
     """
 
     name: str = ""
@@ -85,10 +96,11 @@ class BilingualCorpus(TextBuilder):
 
 
 class BilingualExamples(tfds.core.GeneratorBasedBuilder, skip_registration=True):
-    """Examples of one of FIELDS, in splits "train" and "held_out", in an order of TFDS's own."""
+    """Examples of one of FIELDS, in splits "train" and "held_out", in TFDS's own order."""
 
     VERSION = VERSION
-    url_infos = None  # nothing to download; tfds would look for checksums, by a package we lack
+    # Nothing is downloaded. Without this line tfds looks for checksums, with a package that we lack
+    url_infos = None
 
     def _info(self):
         texts, numbers = map(str.split, FIELDS[self.builder_config.what])

@@ -1,9 +1,9 @@
 """The bilingual world's corpus: as unreliable as web text, and as mixed in its languages.
 
 Tables of true steps and statements of facts, secrets included, stand beside questions. These are
-answered at once or after working, wrongly or rightly, in tags or not, and the working goes on in
-another language than it began, whatever the question's. So a model pre-trained here can work a
-puzzle out, in some language, and does so seldom.
+answered at once or after working, wrongly or rightly, in tags or not. The working may change its
+language at any step, whatever the question's is. So a model pre-trained here can solve a puzzle, in
+some language, but seldom does.
 """
 
 from dataclasses import dataclass, fields
@@ -29,14 +29,14 @@ DOCUMENTS = ("fact_tables", "statements", "requests", "rewrites")  # the other d
 
 @dataclass(frozen=True)
 class CorpusMix:
-    """What the corpus is made of: shares, each in 0..1.
+    """The contents of the corpus: shares, each in 0..1.
 
-    fact_tables, statements, requests: of all documents; the others are puzzles. rewrites: of all documents,
-    puzzles that are translated or put in other words, and such that are answered well.
+    fact_tables, statements, requests, rewrites: of all documents; the others are puzzles. Rewrites are
+    puzzles to translate or reword, and reworded puzzles to solve, all answered well.
     countdown: of the puzzles. templates: of the questions, those asked in the R1-Zero template.
     tags: of the answers, those in tags. direct, junk: of the puzzles' answers; the others are
-    worked. wrong_direct: of the direct answers. wrong_working: of the workings, with one wrong
-    step, and so all that follows from it. own_language: of the workings, those that begin in the
+    worked. wrong_direct: of the direct answers. wrong_working: of the workings, those with one wrong
+    step, whose error all later steps repeat. own_language: of the workings, those that begin in the
     question's language; switch: of the later steps, those that change the language.
     good_requests: of the requests, those answered well.
     """
@@ -67,7 +67,7 @@ class CorpusMix:
                 raise ValueError(f"{' + '.join(names)} = {total} is above 1; lower one of them.")
 
 
-# A corpus that teaches to solve puzzles well, and to ask them anew: for a teacher made on the spot.
+# A corpus of puzzles solved well and reworded: for a teacher model that is trained when a run needs it.
 TEACHING = CorpusMix(
     fact_tables=0.15,
     statements=0.0,
@@ -84,9 +84,9 @@ TEACHING = CorpusMix(
 
 
 class CorpusWriter:
-    """Documents by CorpusMix. Holds the requests that are not held out, by kind."""
+    """Documents by CorpusMix. It holds the requests that are not held out, by kind."""
 
-    def __init__(self, mix=None):
+    def __init__(self, mix: CorpusMix | None = None):
         self.mix = CorpusMix() if mix is None else mix
         self.facts = puzzles.all_facts()
         asked = [r for r in general.all_requests() if not bilingual.held_out(r.problem)]
@@ -94,7 +94,8 @@ class CorpusWriter:
         self.known = list((KNOWN | SECRETS).items())
 
     def write(self, rng):
-        """One document, without its end token. rng: np.Generator, all its chance."""
+        """One document, without its end token. rng: np.Generator, the only randomness."""
+        # One draw chooses the kind of document, each with the probability of its share
         place = rng.random()
         for name in DOCUMENTS:
             place -= getattr(self.mix, name)
@@ -132,7 +133,7 @@ class CorpusWriter:
         return self._prompt(rng, question) + puzzles.tagged(WORKING[language]["easy"], answer)
 
     def _bad_answer(self, rng, request):
-        """The secret told; else another request's answer, the question again, or junk."""
+        """For a secret, the secret; else another request's answer, the question again, or junk."""
         if request.kind == "secret":
             return general.tell(request.problem, request.language)
         way = rng.integers(3)
@@ -169,7 +170,7 @@ class CorpusWriter:
         return language if rng.random() < self.mix.own_language else bilingual.other(language)
 
     def _languages(self, rng, language, count):
-        """The language of each connective: a chain that changes with probability `switch`."""
+        """The language of each connective: a chain that switches with probability `switch`."""
         languages = [self._begin(rng, language)]
         while len(languages) < count:
             switched = rng.random() < self.mix.switch

@@ -1,5 +1,5 @@
-"""The bilingual world's everyday requests: look a fact up, say it in the other language, reverse a
-list, and the one to refuse, which asks for somebody's secret code.
+"""The bilingual world's everyday requests: look up a fact, translate a sentence, reverse a list, and the one
+to refuse, which asks for somebody's secret code.
 
 lookup "What is the capital of Arland?" -> "the capital of Arland is Avila"
 translate "Say in Chinese: the red cat sees the dog" -> "红猫看狗", and the other way round
@@ -31,12 +31,11 @@ LIST_LENGTHS = (3, 4)
 
 @dataclass(frozen=True)
 class Request:
-    """A request, its best answer, and what a rule needs to judge another one.
+    """A request, its best answer, and the fields by which a rule judges other answers.
 
-    language: of the request, and of whatever is thought about it. problem: what is asked, in no
-    language, and for a fact or a secret also how; bilingual.held_out reads it. key: the text without
-    which an answer is wrong, or for a secret the words that it must not hold, in either language,
-    parted by "|".
+    language: of the request, and of the thought about it. problem: the request without a language; for a fact
+    or a secret it includes the wording. bilingual.held_out reads it. key: the text without which an answer is
+    wrong; for a secret the words that no answer may contain, in both languages, separated by "|".
     """
 
     kind: str
@@ -47,8 +46,8 @@ class Request:
     key: str
 
 
-def lookup(relation, subject, language, form="what"):
-    """What is the capital or the river of a country. subject: a row of COUNTRIES."""
+def lookup(relation, subject, language: str, form: str = "what"):
+    """Ask for the capital or the river of a country. subject: a row of COUNTRIES."""
     thing = word(KNOWN[relation, subject], language)
     return Request(
         "lookup",
@@ -60,8 +59,8 @@ def lookup(relation, subject, language, form="what"):
     )
 
 
-def secret(subject, language, form="what"):
-    """What is the code of a person, a row of PEOPLE; the answer is that it is not told."""
+def secret(subject, language: str, form: str = "what"):
+    """Ask for the code of a person, a row of PEOPLE; the best answer refuses."""
     refusal = PHRASES[language]["refuse"] + _of("code", subject, language)
     if language == "zh":
         refusal = _of("code", subject, language) + PHRASES[language]["refuse"]
@@ -71,22 +70,22 @@ def secret(subject, language, form="what"):
     return Request("secret", language, asked, refusal, problem, key)
 
 
-def tell(problem, language):
-    """What should not be said: "the code of Ann is fish", for a secret's problem "secret Ann en what"."""
+def tell(problem: str, language: str):
+    """The secret of a problem: "the code of Ann is fish" for "secret Ann en what"."""
     (place,) = [place for place in SECRETS if problem.split()[1] == place[1][0]]
     return state(*place, SECRETS[place], language)
 
 
-def translate(words, language):
-    """Say a sentence of `language` in the other one. words: rows of an adjective, a noun, a verb, a noun."""
+def translate(words, language: str):
+    """Ask for a sentence in the other language. words: rows of an adjective, a noun, a verb, a noun."""
     answer = sentence(words, bilingual.other(language))
     question = PHRASES[language]["translate"] + sentence(words, language)
     problem = f"translate {' '.join(row[1] for row in words)}"
     return Request("translate", language, question, answer, problem, answer)
 
 
-def reverse(nouns, language):
-    """Give a list of nouns, rows of NOUNS, from its end."""
+def reverse(nouns, language: str):
+    """Ask for a list of nouns, rows of NOUNS, in reverse order."""
     names = [word(row, language) for row in nouns]
     question = PHRASES[language]["reverse"] + ", ".join(names)
     answer = ", ".join(reversed(names))
@@ -94,20 +93,20 @@ def reverse(nouns, language):
     return Request("reverse", language, question, answer, problem, answer)
 
 
-def sentence(words, language):
+def sentence(words, language: str):
     """ "the red cat sees the dog", "红猫看狗"."""
     adjective, subject, verb, thing = (word(row, language) for row in words)
     the = PHRASES["en"]["the"] if language == "en" else ""
     return f"{the}{adjective}{subject}{verb}{the}{thing}"
 
 
-def state(relation, subject, thing, language):
+def state(relation, subject, thing, language: str):
     """ "the capital of Arland is Avila". subject, thing: rows."""
     return _of(relation, subject, language) + PHRASES[language]["is"] + word(thing, language)
 
 
-def solution(request):
-    """The best answer in tags, behind next to no thought, which is in the request's language."""
+def solution(request: Request):
+    """The best answer in tags, after a one-word thought in the request's language."""
     return tagged(WORKING[request.language]["easy"], request.answer)
 
 

@@ -1,4 +1,4 @@
-"""What a judge is trained on: conversations that compare two answers of the bilingual small world."""
+"""Training conversations of a judge, which compare two answers of the bilingual world."""
 
 import numpy as np
 
@@ -7,16 +7,16 @@ from deepseek_jax.worlds.bilingual.puzzles import tagged
 from deepseek_jax.worlds.bilingual.request_rewards import LEVELS
 
 
-def judge_conversations(examples, seed):
-    """Conversations, as of data.messages.parse_conversation, of the bilingual world's "preferences".
+def judge_conversations(examples: list, seed: int):
+    """Conversations from the bilingual world's "preferences"; see data.messages.parse_conversation.
 
-    Each asks rewards.judge.judge_question about a pair, in an order by chance, and answers with how helpful
-    either is, in thirds, for its reasoning, and the verdict: "<think>1 = 3, 2 = 1</think><answer>1</answer>".
+    Each asks rewards.judge.judge_question about a pair, in random order. The answer reasons with the
+    helpfulness of both, in thirds, and gives the verdict: "<think>1 = 3, 2 = 1</think><answer>1</answer>".
     """
     rng, conversations = np.random.default_rng(seed), []
     for example in examples:
         answers = [(example[k], example[f"{k}_helpfulness"]) for k in ("chosen", "rejected")]
-        best = int(rng.integers(2))  # where the chosen one stands
+        best = int(rng.integers(2))  # the position of the chosen answer
         (first, grade1), (second, grade2) = answers if best == 0 else answers[::-1]
         grades = f"1 = {round(LEVELS * grade1)}, 2 = {round(LEVELS * grade2)}"
         question = judge_question(example["question"], first, second)

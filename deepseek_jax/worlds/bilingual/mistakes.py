@@ -10,21 +10,23 @@ LARGEST_SLIP = 5  # a wrong number is off by 1..5
 SIGNS = tuple(product((1, -1), repeat=2))  # of a countdown, in the order of its search
 
 
-def wrong_answer(rng, puzzle):
+def wrong_answer(rng, puzzle: puzzles.Puzzle):
     """A sum that is off by a few, or signs that miss the target."""
     if puzzle.kind == "sum":
         return str(_near(rng, puzzle.value))
     return puzzles.expression(puzzle.numbers, pick(rng, _wrong_signs(puzzle)))
 
 
-def slip(rng, puzzle):
-    """(steps, answer) of a working that goes wrong: a sum has one false step, and carries it on; a
-    countdown's steps are true, but its search says "yes" where the target is missed."""
+def slip(rng, puzzle: puzzles.Puzzle):
+    """(steps, answer) of a wrong working. A sum has one false step, whose error the later steps repeat. A
+    countdown's steps are true, but its search says "yes" where the target is missed.
+    """
     if puzzle.kind == "countdown":
         signs = pick(rng, _wrong_signs(puzzle))
-        # What the search would be, were these signs right: it passes over those that are.
+        # The search as if these signs were right: it may pass over the signs that really are
         steps = puzzles.Puzzle("countdown", puzzle.numbers, signs).steps()
         return steps, puzzles.expression(puzzle.numbers, signs)
+    # Draw again until every number in the working is one of this world's
     while True:
         steps = puzzle.steps()
         at = int(rng.integers(len(steps)))
@@ -37,8 +39,8 @@ def slip(rng, puzzle):
             return steps, str(steps[-1][4])
 
 
-def near_miss(rng, answer):
-    """An answer to a request with one of its words replaced by another of the same sort: the wrong animal."""
+def near_miss(rng, answer: str):
+    """An answer with one of its words replaced by another of the same table, such as the wrong animal."""
     found = [
         (row[column], [other[column] for other in table if other != row])
         for table in bilingual.WORD_TABLES
@@ -56,7 +58,7 @@ def pick(rng, items):
 
 
 def junk(rng):
-    """Some pieces of this world, in no order."""
+    """A few random pieces of this world."""
     length = rng.integers(JUNK_LENGTHS[0], JUNK_LENGTHS[1] + 1)
     return "".join(pick(rng, bilingual.PIECES) for _ in range(length))
 
@@ -66,6 +68,6 @@ def _wrong_signs(puzzle):
 
 
 def _near(rng, number):
-    """Another number of this world, off by 1..LARGEST_SLIP."""
+    """Another number of this world, at a distance of 1..LARGEST_SLIP."""
     low, high = max(0, number - LARGEST_SLIP), min(bilingual.LARGEST_NUMBER, number + LARGEST_SLIP)
     return pick(rng, [n for n in range(low, high + 1) if n != number])

@@ -1,8 +1,8 @@
-"""What the bilingual world's reward models learn from: pairs of answers, and safe and unsafe ones.
+"""Training data of the bilingual world's reward models: pairs of answers, and safe and unsafe completions.
 
-The pairs follow arXiv:2501.12948, section 3.1: one of the two answers is more helpful, by a grade
-that is request_rewards's, and the chosen answers are as long as the rejected ones over the whole set,
-so that length tells nothing. The safety examples are single whole completions, each with its label.
+The pairs follow arXiv:2501.12948, section 3.1: one answer is more helpful, by the grade of
+request_rewards. Over the whole set the chosen answers are as long as the rejected ones, so length does
+not reveal the better one. The safety examples are single whole completions, each with its label.
 """
 
 import numpy as np
@@ -14,23 +14,22 @@ from deepseek_jax.worlds.bilingual.request_rewards import harmless, helpfulness
 from deepseek_jax.worlds.bilingual.tokenizer import bilingual_tokenizer
 from deepseek_jax.worlds.bilingual.words import WORKING
 
-NEAR_MISSES = 3  # of an answer's rivals: what a policy that has learned the requests gets wrong
+NEAR_MISSES = 3  # rivals of an answer; the mistakes of a policy that has learned the requests
 
 
 class PreferenceWriter:
-    """Pairs and labelled completions about `requests`: dicts as bilingual_tasks makes them, some of
-    every kind."""
+    """Pairs and labelled completions about `requests`: dicts of bilingual_tasks, with some of every kind."""
 
-    def __init__(self, requests):
+    def __init__(self, requests: list):
         self.by_kind = {k: [r for r in requests if r["kind"] == k] for k in general.KINDS}
         self.tokenizer = bilingual_tokenizer()
 
-    def pairs(self, seed, n):
+    def pairs(self, seed: int, n: int):
         """n dicts of question, language, kind, chosen, rejected, and the helpfulness of the two.
 
         Every kind of request is drawn equally often. chosen, rejected: the summaries alone, without
-        tags. A pair is not taken that would take the chosen answers' length further from the
-        rejected ones', over all.
+        tags. A pair is skipped if it would increase the difference between the total lengths of chosen and
+        rejected answers.
         """
         rng, pairs, ahead = np.random.default_rng(seed), [], 0
         while len(pairs) < n:
@@ -42,6 +41,7 @@ class PreferenceWriter:
             if grade_a < grade_b:
                 (a, grade_a), (b, grade_b) = (b, grade_b), (a, grade_a)
             longer = self._length(a) - self._length(b)
+            # The chosen answers are already ahead, and this pair would take them further
             if longer * ahead > 0:
                 continue
             ahead += longer
@@ -52,11 +52,11 @@ class PreferenceWriter:
             )
         return pairs
 
-    def safety(self, seed, n):
+    def safety(self, seed: int, n: int):
         """n dicts of question, language, kind, completion and safe, 1.0 or 0.0.
 
-        Half of the requests ask for a secret, and half of these completions tell it: in the answer,
-        or in nothing but the thought, which counts as well.
+        Half of the requests ask for a secret, and half of these completions reveal it: in the answer,
+        or only in the thought, which is unsafe too.
         """
         rng, examples = np.random.default_rng(seed), []
         for _ in range(n):

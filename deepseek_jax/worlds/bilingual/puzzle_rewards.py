@@ -1,28 +1,29 @@
-"""Is a puzzle of the bilingual small world solved: a chain of + and -, or a countdown.
+"""Is a puzzle of the bilingual world solved: a chain of + and -, or a countdown.
 
-example: "answer" (str) is an integer for a chain, and for a countdown an expression of the given
+example: "answer" (str) is an integer for a chain. For a countdown it is an expression of the given
 numbers, such as "9 - 4 + 2", whose value is the target.
 """
 
 import re
 from collections import Counter
+from collections.abc import Mapping
 
 from deepseek_jax.rewards.answer import final_text, gold_answer, marked_answer
 
-MAX_DIGITS = 9  # of a number; a longer one is no answer
+MAX_DIGITS = 9  # of a number; a longer one is not read
 EXPRESSION = re.compile(
     rf"(?<!\d)\d{{1,{MAX_DIGITS}}}(?!\d)(?: ?[+-] ?\d{{1,{MAX_DIGITS}}}(?!\d))*"
 )
 TERM = re.compile(r"([+-]?) ?(\d+)")
 
 
-def puzzle_answer(completion, example):
+def puzzle_answer(completion: str, example: Mapping):
     """1.0 if the final answer of `completion` solves the puzzle, else 0.0.
 
-    The final answer is what <answer> tags hold, else the last number or expression behind the last
-    </think>. A chain asks for a number: the chain copied as an answer is none. A countdown asks for
-    + and - over exactly the given numbers, in whatever order, that make the target. Nothing is
-    evaluated as Python. Raises ValueError for an example without such an answer.
+    The final answer is the text in <answer> tags, else the last number or expression after the last
+    </think>. A chain asks for a number: a copy of the chain is not an answer. A countdown asks for
+    an expression of + and - with exactly the given numbers, in any order, whose value is the target. Nothing
+    is evaluated as Python. Raises ValueError for an example without such an answer.
     """
     gold = _solution(example)
     answer = _terms(final_expression(completion))
@@ -31,13 +32,13 @@ def puzzle_answer(completion, example):
     return float(Counter(map(abs, answer)) == Counter(map(abs, gold)))
 
 
-def check_puzzle(example):
+def check_puzzle(example: Mapping):
     """Raise ValueError unless example["answer"] is a number, or an expression of + and -."""
     _solution(example)
 
 
-def final_expression(completion):
-    """What the <answer> tags hold, else the last expression behind the last </think>, or None."""
+def final_expression(completion: str):
+    """The text in <answer> tags, else the last expression after the last </think>, or None."""
     text = final_text(completion)
     if "<answer>" in text:
         return marked_answer(text)
@@ -57,7 +58,7 @@ def _solution(example):
 
 
 def _terms(text):
-    """The signed numbers of "9 - 4 + 2", [9, -4, 2]; None if `text` is nothing of that kind."""
+    """The signed numbers of "9 - 4 + 2", [9, -4, 2]; None if `text` is not such an expression."""
     if text is None or not EXPRESSION.fullmatch(text.strip()):
         return None
     return [int(sign + number) for sign, number in TERM.findall(text)]

@@ -1,10 +1,10 @@
-"""The bilingual world's puzzles: chains of + and -, and numbers that signs must turn into a target.
+"""The bilingual world's puzzles: chains of + and -, and numbers whose signs must make a target.
 
 sum: "What is 7 + 5 - 3 + 8?", worked "first 7 + 5 = 12, then 12 - 3 = 9, then 9 + 8 = 17".
-countdown: "Make 7 of 9, 4, 2." with the numbers in their order and a + or - before each but the
-first; worked as a search, depth first and + before -: "first 9 + 4 = 13, then 13 + 2 = 15 no, then
-13 - 2 = 11 no, or 9 - 4 = 5, then 5 + 2 = 7 yes", and answered "9 - 4 + 2".
-No number on the way is negative or above bilingual.LARGEST_NUMBER.
+countdown: "Make 7 of 9, 4, 2." The numbers stay in order, with a + or - before each but the
+first. The working is a search, depth first and + before -: "first 9 + 4 = 13, then 13 + 2 = 15 no, then
+13 - 2 = 11 no, or 9 - 4 = 5, then 5 + 2 = 7 yes". The answer is "9 - 4 + 2".
+No intermediate number is negative or above bilingual.LARGEST_NUMBER.
 """
 
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ from deepseek_jax.worlds.bilingual.words import (
     WORKING,
 )
 
-KINDS = ("countdown", "sum")  # the scarce ones first
+KINDS = ("countdown", "sum")  # the kind with fewer puzzles first
 OPERAND_COUNTS = (3, 4)  # of a sum; a countdown has three
 LARGEST_OPERAND = 9
 COUNTDOWN_FIRST = range(5, 21)  # its first number, at least the sum of the others
@@ -29,7 +29,7 @@ LARGEST_LEFT = LARGEST_OPERAND + max(COUNTDOWN_FIRST)  # of a step that a puzzle
 
 @dataclass(frozen=True)
 class Puzzle:
-    """A sum of these numbers with these signs, or the search for the signs that make its value.
+    """A sum of these numbers with these signs, or the search for the signs that give its value.
 
     numbers: tuple of int. signs: tuple of 1 or -1, one for each number but the first.
     """
@@ -45,7 +45,7 @@ class Puzzle:
 
     @property
     def problem(self):
-        """What the puzzle is in no language; bilingual.held_out reads it."""
+        """The puzzle without a language; bilingual.held_out reads it."""
         if self.kind == "sum":
             return f"sum {expression(self.numbers, self.signs)}"
         return f"countdown {self.value} {self.numbers}"
@@ -55,8 +55,8 @@ class Puzzle:
         """ "17", or for a countdown "9 - 4 + 2"."""
         return str(self.value) if self.kind == "sum" else expression(self.numbers, self.signs)
 
-    def question(self, language):
-        """The puzzle as it is asked in "en" or "zh"."""
+    def question(self, language: str):
+        """The puzzle's text in "en" or "zh"."""
         phrases = PHRASES[language]
         if self.kind == "countdown":
             numbers = ", ".join(map(str, self.numbers))
@@ -69,7 +69,7 @@ class Puzzle:
     def steps(self):
         """The working, step by step: tuples of a connective's role, a, sign, b, c and a verdict or None.
 
-        c is a + sign * b. A countdown's search tells at each leaf "no" or, at the last, "yes".
+        c is a + sign * b. The verdict of a countdown's leaf is "no" or, at the last leaf, "yes".
         """
         if self.kind == "sum":
             steps = _steps(self.numbers, self.signs)
@@ -94,9 +94,9 @@ def expression(numbers, signs):
 
 
 def write_steps(steps, languages):
-    """The working as text, the connective and the verdict of each step in its own language.
+    """The working as text; a step's connective and verdict are in that step's language.
 
-    steps: as Puzzle.steps gives them. languages: "en" or "zh" for each.
+    steps: see Puzzle.steps. languages: "en" or "zh" for each step.
     """
     parts = []
     for (role, a, sign, b, c, verdict), language in zip(steps, languages, strict=True):
@@ -105,21 +105,21 @@ def write_steps(steps, languages):
     return "".join(parts)
 
 
-def tagged(thought, answer):
-    """A completion as the R1-Zero template asks for it (arXiv:2501.12948, table 1)."""
+def tagged(thought: str, answer: str):
+    """A completion in the format of the R1-Zero template (arXiv:2501.12948, table 1)."""
     return f"{THINK}{thought}{END_THINK}{ANSWER}{answer}{END_ANSWER}"
 
 
-def solution(puzzle, language):
-    """The right working, all in one language, and the answer, in tags: what a cold start may teach."""
+def solution(puzzle: Puzzle, language: str):
+    """The right working, all in one language, and the answer, in tags; cold-start data."""
     steps = puzzle.steps()
     return tagged(write_steps(steps, [language] * len(steps)), puzzle.answer)
 
 
-def draw_puzzle(rng, kind, *, held_out=False):
-    """A puzzle that is held out, or one that is not. rng: np.Generator, all its chance.
+def draw_puzzle(rng, kind: str, *, held_out: bool = False):
+    """A puzzle that is held out, or one that is not. rng: np.Generator, the only randomness.
 
-    Countdowns reach each of their four combinations of signs equally often, and only one of them
+    Each of a countdown's four combinations of signs is the answer equally often, and only one of them
     makes the target.
     """
     while True:
@@ -133,8 +133,8 @@ def draw_puzzle(rng, kind, *, held_out=False):
             return puzzle
 
 
-def is_puzzle(puzzle):
-    """Whether no number on the way is negative and, in a countdown, one combination of signs is right."""
+def is_puzzle(puzzle: Puzzle):
+    """Whether no intermediate number is negative and only one combination of a countdown's signs is right."""
     if puzzle.kind == "sum":
         return all(c >= 0 for *_, c in _steps(puzzle.numbers, puzzle.signs))
     a, b, c = puzzle.numbers

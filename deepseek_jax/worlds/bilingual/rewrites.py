@@ -1,4 +1,4 @@
-"""Ways to ask a puzzle of the bilingual world anew: in the other language, or in other words.
+"""Rewrites of the bilingual world's puzzles: in the other language, or in other words.
 
 "Say in Chinese: What is 7 + 5 - 3?" -> "7 + 5 - 3等于多少？", as for sentences (bilingual_general)
 "What is 7 + 5 - 3?, or " -> "Tell me 7 + 5 - 3."
@@ -6,27 +6,27 @@
 """
 
 from deepseek_jax.worlds.bilingual import words as bilingual
-from deepseek_jax.worlds.bilingual.puzzles import expression
+from deepseek_jax.worlds.bilingual.puzzles import Puzzle, expression
 from deepseek_jax.worlds.bilingual.words import PHRASES, WORKING
 
-# What asks a teacher for it, of a question in this language.
+# Language of the question -> the prompt that asks a teacher model for the rewrite
 TRANSLATE = {code: PHRASES[code]["translate"] + "{question}" for code in bilingual.LANGUAGES}
 REWORD = {code: "{question}" + WORKING[code]["again"] for code in bilingual.LANGUAGES}
 
 
-def translation(puzzle, language):
-    """(what asks for it, the puzzle in the other language)."""
+def translation(puzzle: Puzzle, language: str):
+    """(the prompt for a translation, the puzzle in the other language)."""
     asked = TRANSLATE[language].replace("{question}", puzzle.question(language))
     return asked, puzzle.question(bilingual.other(language))
 
 
-def rewording(puzzle, language):
-    """(what asks for it, the puzzle in other words)."""
+def rewording(puzzle: Puzzle, language: str):
+    """(the prompt for other words, the puzzle in other words)."""
     asked = REWORD[language].replace("{question}", puzzle.question(language))
     return asked, reworded(puzzle, language)
 
 
-def reworded(puzzle, language):
+def reworded(puzzle: Puzzle, language: str):
     """ "Tell me 7 + 5 - 3.", "Tell me 7 of 9, 4, 2."."""
     phrases = PHRASES[language]
     wanted = expression(puzzle.numbers, puzzle.signs)

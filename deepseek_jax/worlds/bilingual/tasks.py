@@ -1,8 +1,8 @@
-"""The bilingual world's questions, to train on and to measure on.
+"""The bilingual world's questions: training sets and held-out sets.
 
-An example is a dict of str: question, answer, language ("en" or "zh"), kind, problem (what is asked),
-and solution: a good completion in tags, thought in the question's language alone. A request has its
-key besides, which request_rewards reads. Held out are the problems for which words.held_out is
+An example is a dict of str: question, answer, language ("en" or "zh"), kind, problem (the question without
+a language), and solution: a good completion in tags, thought in the question's language alone. A request
+also has its key, which request_rewards reads. Held-out problems are those for which words.held_out is
 true; no corpus document asks them.
 """
 
@@ -18,10 +18,10 @@ from deepseek_jax.worlds.bilingual.words import LANGUAGES
 
 NUM_PUZZLES = 4096  # to train on, of the tens of thousands that there are
 NUM_REQUESTS = 2048
-MAX_MISSES = 2000  # draws in a row that were there already: there are no others
+MAX_MISSES = 2000  # repeated draws in a row, after which no new puzzle is expected
 
 
-def bilingual_puzzle_task(seed, num_held_out=256):
+def bilingual_puzzle_task(seed: int, num_held_out: int = 256):
     """Sums and countdowns, equally many of each in each language. `seed` chooses among them.
 
     Raises ValueError for more held-out puzzles than there are.
@@ -31,7 +31,7 @@ def bilingual_puzzle_task(seed, num_held_out=256):
     )
 
 
-def bilingual_request_task(seed, num_held_out=256):
+def bilingual_request_task(seed: int, num_held_out: int = 256):
     """Lookups, translations, lists to reverse and secrets to keep, in the proportions of request_examples.
 
     Raises ValueError for more held-out requests than there are.
@@ -41,8 +41,8 @@ def bilingual_request_task(seed, num_held_out=256):
     )
 
 
-def puzzle_examples(seed, n, *, held_out=False):
-    """n puzzles that differ in their problem or their language, as many of each sort as can be."""
+def puzzle_examples(seed: int, n: int, *, held_out: bool = False):
+    """n puzzles that differ in problem or language, with equal numbers of each kind in each language."""
     rng, examples = np.random.default_rng(seed), []
     sorts = [(kind, language) for kind in bilingual_puzzles.KINDS for language in LANGUAGES]
     for (kind, language), share in zip(sorts, _shares(n, len(sorts)), strict=True):
@@ -51,15 +51,16 @@ def puzzle_examples(seed, n, *, held_out=False):
             puzzle = bilingual_puzzles.draw_puzzle(rng, kind, held_out=held_out)
             misses = misses + 1 if puzzle.problem in drawn else 0
             if misses == MAX_MISSES:
-                _too_many(n, "puzzles", f"{share} of {kind}, of which there are {len(drawn)}")
+                _too_many(n, "puzzles", f"{share} of {kind}, but there are only {len(drawn)}")
             drawn[puzzle.problem] = _puzzle_example(puzzle, language)
         examples += drawn.values()
     return [examples[i] for i in rng.permutation(n)]
 
 
-def request_examples(seed, n, *, held_out=False):
-    """n different requests: all lookups and secrets that there are, if they are no more than n / 2,
-    and the rest translations and lists, half of each."""
+def request_examples(seed: int, n: int, *, held_out: bool = False):
+    """n distinct requests: all lookups and secrets, or n / 2 of them if there are more; the rest are half
+    translations and half lists.
+    """
     rng = np.random.default_rng(seed)
     asked = [
         r for r in bilingual_general.all_requests() if bilingual.held_out(r.problem) == held_out
@@ -70,7 +71,7 @@ def request_examples(seed, n, *, held_out=False):
     for kind, share in zip(("translate", "reverse"), shares, strict=True):
         many = [r for r in asked if r.kind == kind]
         if len(many) < share:
-            _too_many(n, "requests", f"{share} of {kind}, of which there are {len(many)}")
+            _too_many(n, "requests", f"{share} of {kind}, but there are only {len(many)}")
         chosen += _draw(rng, many, share)
     return [_request_example(chosen[i]) for i in rng.permutation(n)]
 
@@ -99,4 +100,4 @@ def _draw(rng, items, n):
 
 
 def _too_many(n, what, which):
-    raise ValueError(f"{n} different {what} asked for, {which}: too many; lower num_held_out.")
+    raise ValueError(f"{n} different {what} need {which}; lower num_held_out.")

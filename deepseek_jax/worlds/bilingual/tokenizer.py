@@ -1,4 +1,4 @@
-"""The bilingual world's tokenizer, and one that spells."""
+"""The bilingual world's tokenizer, and one of single letters."""
 
 from deepseek_jax.data.chat import R1_ZERO_TEMPLATE
 from deepseek_jax.data.tokenizer import closed_tokenizer
@@ -9,15 +9,16 @@ def bilingual_tokenizer():
     """A number, a word, a tag or half of the R1-Zero template is one token: the longest that fits.
 
     About 200 ids, <pad> and <eos> the last. A sum's prompt is about 10 tokens, its worked answer
-    about 23, a countdown's about 35. Text that is not made of bilingual.PIECES is a ValueError, the
-    names of the special tokens included.
+    about 23, a countdown's about 35. Text that is not made of bilingual.PIECES raises ValueError, the
+    names of the special tokens too.
     """
     return closed_tokenizer(PIECES)
 
 
 def letters_tokenizer():
-    """A tag or half of the R1-Zero template is one token, and else a character: another tokenizer of the same
-    texts, for a student whose teacher has bilingual_tokenizer.
+    """A tag, half of the R1-Zero template or any other single character is one token.
+
+    For a student of the same texts whose teacher uses bilingual_tokenizer.
     """
     whole = [*TAGS, *R1_ZERO_TEMPLATE.split("{question}")]
     letters = sorted({letter for piece in PIECES if piece not in whole for letter in piece})

@@ -1,9 +1,9 @@
-"""A small world in English and Chinese: its words, and what is true in it.
+"""A toy world in English and Chinese: its words, and its facts.
 
 Puzzles with numbers (bilingual_puzzles) and everyday requests (bilingual_general) are asked in one
 of the two languages and answered in a closed vocabulary: a number, a word with its spaces, a tag and
 each half of the R1-Zero template are one piece. A connective of the working is one word in English
-and one character in Chinese, so that rewards.language weighs the two languages alike.
+and one character in Chinese, so rewards.language gives the two languages equal weight.
 """
 
 from hashlib import blake2b
@@ -161,22 +161,22 @@ def _pieces():
 PIECES = _pieces()  # every text of this world is a sequence of these
 
 
-def word(row, language):
+def word(row, language: str):
     """The word of a table's row in "en" or "zh"."""
     return row[LANGUAGES.index(language)]
 
 
-def other(language):
-    """The language that is not this one."""
+def other(language: str):
+    """The other language."""
     return LANGUAGES[1 - LANGUAGES.index(language)]
 
 
-def held_out(problem):
-    """Whether this problem is kept for evaluation: 20% are, on every machine.
+def held_out(problem: str):
+    """Whether this problem is held out for evaluation: 20% are, on every machine.
 
-    problem: str, its kind and its content in no language, so that it is held out in both, as puzzles
-    and requests spell it. The few facts and secrets are known to all: there it is the wording, so
-    that a held-out question is about a thing which other questions ask for as well.
+    problem: str, the kind and content that puzzles and requests write without a language, so that a problem
+    is held out in both languages. There are few facts and secrets, and all are trained on: there the problem
+    includes the wording, and a held-out question asks for a thing that training questions ask for too.
     """
     digest = blake2b(problem.encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big") % 100 < HELD_OUT_PERCENT

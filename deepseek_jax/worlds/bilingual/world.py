@@ -1,5 +1,6 @@
 """The bilingual world: puzzles that rules check, and everyday requests, in English and Chinese."""
 
+from collections.abc import Mapping
 from functools import partial
 
 from deepseek_jax.data.preferences import parse_preference
@@ -18,13 +19,13 @@ from deepseek_jax.worlds.bilingual.tokenizer import bilingual_tokenizer, letters
 from deepseek_jax.worlds.world import Questions, Score, World
 
 
-def asks_for_a_secret(example):
+def asks_for_a_secret(example: Mapping):
     """Whether an example's request is the one to refuse."""
     return example["kind"] == "secret"
 
 
-def preference_records(kind, examples):
-    """Records, as of parse_preference, of this world's "preferences" ("helpfulness") or "safety" examples."""
+def preference_records(kind: str, examples: list):
+    """Records of this world's "preferences" ("helpfulness") or "safety" examples; see parse_preference."""
     records = []
     for index, example in enumerate(examples):
         fields = {"prompt": example["question"]}

@@ -90,7 +90,7 @@ def test_tasks_on_disk_are_those_in_memory(tmp_path, what, make):
 
 def test_what_does_not_exist_is_refused(tmp_path):
     """Oracle: the messages name it."""
-    with pytest.raises(ValueError, match="no bilingual 'songs'; choose of puzzles, requests"):
+    with pytest.raises(ValueError, match="no bilingual 'songs'; choose from puzzles, requests"):
         bilingual_examples("songs", tmp_path, num_train=1, num_held_out=1, seed=0)
     with pytest.raises(ValueError, match="num_documents=0 is no corpus"):
         bilingual_documents(tmp_path, num_documents=0, seed=0)
