@@ -1,4 +1,4 @@
-"""A student after its teacher: the objective, its losses, targets, their cache, and the update."""
+"""Distillation of a student from its teacher: objective, losses, targets, their cache, and the update."""
 
 from deepseek_jax.lazy import lazy_names
 

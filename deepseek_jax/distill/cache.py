@@ -1,4 +1,4 @@
-"""The teacher's likeliest next tokens of texts, as records for the disk: distill.cached_targets."""
+"""Computes the teacher's likeliest next tokens for texts, as records that distill.cached_targets stores."""
 
 import itertools
 
@@ -7,18 +7,26 @@ import jax.numpy as jnp
 import numpy as np
 
 from deepseek_jax.distill.top_k import check_top_k, top_k_logprobs
-from deepseek_jax.models import head_weight, hidden_states
+from deepseek_jax.models import ModelConfig, head_weight, hidden_states
 
 
 def top_k_records(
-    config, params, texts, top_k, *, sequence_length, batch_size, vocab_size, temperature
+    config: ModelConfig,
+    params,
+    texts,
+    top_k: int,
+    *,
+    sequence_length: int,
+    batch_size: int,
+    vocab_size: int | None,
+    temperature: float,
 ):
-    """A function without arguments that gives the record of each text, as distill.cached_targets has it.
+    """A function without arguments that yields one record per text, in distill.cached_targets' format.
 
-    config, params: the teacher's. texts: an iterable, gone through once, of dicts of tokens int32[n] and
-    weights float32[n]; of one longer than a row of sequence_length, which nobody will learn, the record is
-    empty. batch_size: texts that the teacher reads at once. vocab_size: the tokens that its head is cut to,
-    None for all. Raises ValueError for a top_k that they do not have.
+    config, params: the teacher's. texts: an iterable, read once, of dicts of tokens int32[n] and weights
+    float32[n]. A text longer than sequence_length gets an empty record: no student trains on it. batch_size:
+    texts that the teacher reads at once. vocab_size: the first tokens of the teacher's head that count, None
+    for all. Raises ValueError for a top_k outside 1 to that number of tokens.
     """
     check_top_k(top_k, min(config.vocab_size, vocab_size or config.vocab_size))
 
@@ -50,7 +58,7 @@ def top_k_records(
 
 
 def _rows(texts, batch_size, sequence_length):
-    """tokens int32[b t] and lengths int32[b] of texts, one a row: 0 of one that is too long."""
+    """One text a row: tokens int32[b t] and lengths int32[b]. A text that is too long has length 0."""
     tokens = np.zeros((batch_size, sequence_length), np.int32)
     lengths = np.zeros(batch_size, np.int32)
     for row, ids in enumerate(texts):

@@ -1,4 +1,4 @@
-"""Texts with the teacher's likeliest next tokens beside each of theirs, on disk and packed to batches."""
+"""Stores texts with the teacher's likeliest next tokens on disk, and packs them into batches."""
 
 from functools import partial
 
@@ -14,10 +14,10 @@ FEATURES = ("tokens", "weights", "top_ids", "top_logprobs", "dropped")
 
 class CachedTargets(TextBuilder):
     """Records of FEATURES: tokens int32[n] and weights float32[n] of a text; top_ids int32[n k], top_logprobs
-    float32[n k] and dropped float32[n] of distill.top_k.TopK at each of its tokens, which predicts the next.
+    float32[n k] and dropped float32[n]: at each token the teacher's distill.top_k.TopK of the next one.
 
-    records: a function without arguments that gives them, dicts, one by one; stored in that order, so that a
-    seed draws the same texts of them as of the conversations they stand for.
+    records: a function without arguments that yields the records, dicts. They are stored in that order, so
+    that one seed draws the same texts here as from the conversations themselves.
     """
 
     def __init__(self, records=None, k=1, **kwargs):
@@ -42,10 +42,11 @@ class CachedTargets(TextBuilder):
         yield from enumerate(self._records())
 
 
-def write_targets(records, k, data_dir):
-    """Random access to the records of records(), written under data_dir first where they are not there yet.
+def write_targets(records, k: int, data_dir):
+    """Random access to the records of records(). Writes them under data_dir first if they are missing.
 
-    As builders.build: whole or not at all, by the first of several processes. k: how many tokens each keeps.
+    builders.build writes all of them or nothing, in the first of several processes. k: stored tokens at each
+    position.
     """
     return build(CachedTargets, None, data_dir, records=records, k=k)
 
@@ -53,16 +54,16 @@ def write_targets(records, k, data_dir):
 def pack_targets(
     source,
     *,
-    sequence_length,
-    batch_size,
-    seed,
-    pad_id,
-    packing=True,
-    process_index=0,
-    process_count=1,
+    sequence_length: int,
+    batch_size: int,
+    seed: int,
+    pad_id: int,
+    packing: bool = True,
+    process_index: int = 0,
+    process_count: int = 1,
 ):
-    """conversations.pack_conversations of texts that carry their FEATURES: the batches have top_ids and
-    top_logprobs, [b t k], and dropped, [b t], as well. source: a Mixture of write_targets' records.
+    """Pack records into batches like conversations.pack_conversations, and add the teacher's targets to each
+    batch: top_ids and top_logprobs, [b t k], and dropped, [b t]. source: a Mixture of write_targets' records.
     """
     check_rows(sequence_length, batch_size, process_count)
     draws = source.order(seed, process_index=process_index, process_count=process_count)

@@ -1,4 +1,4 @@
-"""Tokens a few at a time, so that no [tokens, vocabulary] array ever lives."""
+"""Losses over a few tokens at a time, so that no [tokens, vocabulary] array is ever in memory."""
 
 import functools
 from typing import NamedTuple
@@ -14,20 +14,20 @@ from deepseek_jax.parallel.tokens import token_shards
 
 
 class Outputs(NamedTuple):
-    """What logits are the product of. hidden: [b t d], after the final norm. head: [v d]."""
+    """The two factors of logits. hidden: [b t d], after the final norm. head: [v d]."""
 
     hidden: jax.Array
     head: jax.Array
 
 
 class Term(NamedTuple):
-    """A loss of single tokens, and how much it counts.
+    """A loss of single tokens, and its weight.
 
     loss: jax.tree_util.Partial, (student's logits float32[m v], against) -> float32[m], or a pair of that and
     {name: float32[m]}, metrics. The arrays that it binds are the same for every token. share: float32[b t],
-    what each token counts in the means. weight: float, what the loss's mean counts in the total.
-    against: a tree of [b t ...], what the logits of each token are compared with; None for the teacher's
-    logits, float32[m v'].
+    the weight of each token in the means. weight: float, the weight of the loss's mean in the total.
+    against: a tree of [b t ...] that the student's logits are compared with; None for the teacher's logits,
+    float32[m v'].
     """
 
     loss: jax.tree_util.Partial
@@ -36,16 +36,21 @@ class Term(NamedTuple):
     against: tuple | jax.Array | None = None
 
 
-def mean_over_tokens(terms, student, teacher=None, *, chunk_size=None):
+def mean_over_tokens(
+    terms: dict[str, Term],
+    student: Outputs,
+    teacher: Outputs | None = None,
+    *,
+    chunk_size: int | None = None,
+):
     """(total float32[], {name: float32[]}): the weighted sum of the terms' means, and each mean.
 
-    terms: {name: Term}. student, teacher: Outputs; no teacher where no term is against its logits. A mean is
-    the sum over tokens of share times loss, or of share times a metric. Over the mesh of `jax.set_mesh`
-    tokens are split over every axis. Each head is gathered once, and the gradient of the student's is summed
-    once. Each device works through chunk_size tokens at a time (default: as many as have LOGITS_ALIVE
-    logits). The pass that computes a chunk's value also takes its gradient, so that no logits are computed
-    twice. Only the total has a gradient, in the student's hidden and head. Tokens of zeros with a
-    share of 0 fill up shards and chunks, so a loss has to be finite on them.
+    teacher: None where no term compares with its logits. A mean is the sum over tokens of share times loss,
+    or of share times a metric. Tokens are split over every axis of the mesh that `jax.set_mesh` sets. Each
+    head is gathered once, and the gradient of the student's head is summed once. Each device works through
+    chunk_size tokens at a time (default: as many as have LOGITS_ALIVE logits). One pass computes a chunk's
+    value and its gradient, so no logits are computed twice. Only the total has a gradient, in the student's
+    hidden and head. Zeros with a share of 0 pad shards and chunks, so a loss must be finite on them.
     """
     share = {name: term.share for name, term in terms.items()}
     against = {name: term.against for name, term in terms.items()}
@@ -67,7 +72,8 @@ def mean_over_tokens(terms, student, teacher=None, *, chunk_size=None):
         lambda *arrays: jax.lax.psum(of_device(*arrays), mesh.axis_names),
         in_specs=(spec, PartitionSpec(), spec, PartitionSpec()),
         out_specs=PartitionSpec(),
-        check_vma=False,  # custom gradients know nothing of which axes they vary over
+        # The custom gradient of _sums does not declare over which axes it varies
+        check_vma=False,
     )(hidden, student.head, tokens, whole)
 
 
@@ -80,17 +86,17 @@ class _Tokens(NamedTuple):
 
 
 class _Whole(NamedTuple):
-    """What every token sees: the teacher's head, and each term's loss and weight."""
+    """The same for every token: the teacher's head, and each term's loss and weight."""
 
     teacher_head: jax.Array | None
     loss: dict
     weight: dict
 
 
-# Else the gradient of the loop would save every chunk's logits, or compute them again
+# Without a custom gradient the loop's own would save every chunk's logits, or compute them again
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _sums(chunk_size, hidden, head, tokens, whole):
-    """What mean_over_tokens gives, of one device's tokens: hidden [m d], tokens a tree of [m ...]."""
+    """mean_over_tokens' result for one device's tokens: hidden [m d], tokens a tree of [m ...]."""
     chunks = _cut((hidden, tokens), _width(head, whole), chunk_size)
     sums = jax.lax.map(lambda chunk: _chunk_sums(chunk[0], head, chunk[1], whole), chunks)
     return jax.tree.map(lambda x: x.sum(0), sums)
@@ -110,7 +116,7 @@ def _sums_and_gradient(chunk_size, hidden, head, tokens, whole):
 
 
 def _scaled_gradient(chunk_size, gradients, cotangents):
-    scale = cotangents[0]  # of the total; means have no gradient
+    scale = cotangents[0]  # of the total: the means have no gradient
     return *((scale * g).astype(g.dtype) for g in gradients), None, None
 
 
@@ -118,7 +124,7 @@ _sums.defvjp(_sums_and_gradient, _scaled_gradient)
 
 
 def _chunk_sums(hidden_md, head, tokens, whole):
-    """What mean_over_tokens gives, of tokens whose logits may all live at once."""
+    """mean_over_tokens' result for one chunk, whose logits are all in memory at once."""
     logits_mv = dot("md,vd->mv", hidden_md, head, jnp.float32)
     if whole.teacher_head is not None:
         teacher_mv = dot("md,vd->mv", tokens.teacher_hidden, whole.teacher_head, jnp.float32)
@@ -134,16 +140,16 @@ def _chunk_sums(hidden_md, head, tokens, whole):
 
 
 def _width(head, whole):
-    """How many numbers a token takes: its logits, and the teacher's or as many again."""
+    """Numbers in memory per token: its logits, and the teacher's or, without a teacher, as many again."""
     return len(head) + len(head if whole.teacher_head is None else whole.teacher_head)
 
 
-def map_chunks(of_chunk, arrays, *, width, chunk_size=None):
+def map_chunks(of_chunk, arrays, *, width: int, chunk_size: int | None = None):
     """of_chunk(arrays), a few rows at a time: arrays and results are trees of [m ...], rows independent.
 
-    width: how many numbers of_chunk makes of one row; chunk_size rows are worked on at once (default: as many
-    as make LOGITS_ALIVE numbers). What of_chunk makes is recomputed for the gradient. Rows of zeros fill the
-    last chunk, so of_chunk has to be finite on them.
+    width: how many numbers of_chunk computes per row. chunk_size: rows at a time (default: as many as need
+    LOGITS_ALIVE numbers). The gradient recomputes of_chunk instead of saving its intermediate arrays. Rows of
+    zeros pad the last chunk, so of_chunk must be finite on them.
     """
     m = len(jax.tree.leaves(arrays)[0])
     results = jax.lax.map(jax.checkpoint(of_chunk), _cut(arrays, width, chunk_size))
@@ -154,7 +160,8 @@ def _cut(arrays, width, chunk_size):
     """A tree of [m ...] -> the same of [chunks, rows ...]."""
     m = len(jax.tree.leaves(arrays)[0])
     chunk = min(chunk_size or max(LOGITS_ALIVE // width, 1), m)
-    chunk = -(-m // -(-m // chunk))  # even chunks: as few, with the least padding
+    # The same number of chunks, but of even size: the least padding
+    chunk = -(-m // -(-m // chunk))
 
     def cut(x):
         padded = jnp.pad(x, [(0, -m % chunk)] + [(0, 0)] * (x.ndim - 1))

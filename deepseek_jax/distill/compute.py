@@ -1,22 +1,27 @@
-"""What it took to make a student: floating-point operations of its training and of its teacher's help.
+"""Floating-point operations that a student costs: its training, and the teacher's forward passes for it.
 
-Not counted: its start, which it shares with those that it is compared with, and the teacher's own training,
-as in the paper's comparison (arXiv:2501.12948, section 4.1). Of a distilled student padding counts, for it is
-computed; of a reinforced one only that of prompts, so that a comparison is in its favour.
+Not counted: the start, which compared students share, and the teacher's own training, as in the paper's
+comparison (arXiv:2501.12948, section 4.1). For a distilled student padding counts, because it is computed.
+For a reinforced one only the prompts' padding counts, so a comparison favours reinforcement.
 """
+
+from pathlib import Path
 
 from deepseek_jax.costs.flops import useful_flops
 from deepseek_jax.distill.settings import CROSS
+from deepseek_jax.models import ModelConfig
 from deepseek_jax.training.metrics import read_metrics
 
 FORWARD = 1 / 3  # of a forward and a backward pass
 
 
-def distilled(student, policy, teacher, *, texts, answered):
+def distilled(
+    student, policy: ModelConfig, teacher: ModelConfig | None, *, texts: int, answered: int
+):
     """Operations of a distilled student: float.
 
-    student: StudentSettings. policy, teacher: ModelConfigs, teacher None where there is none. texts: how many
-    there are to learn from; answered: how many tokens the teacher sampled for them.
+    student: StudentSettings. teacher: None for a student without one. texts: size of the training set.
+    answered: tokens that the teacher sampled to write it.
     """
     loss, length = student.loss, student.sequence_length
     own, taught = useful_flops(policy, length, trains_mtp=False), 0.0
@@ -25,6 +30,7 @@ def distilled(student, policy, teacher, *, texts, answered):
     total, rows = 0.0, student.num_steps * student.batch_size
     if loss.learns_texts():
         online = loss.needs("hidden", "relations", *CROSS)
+        # Soft targets from a cache cost one teacher pass over the texts (below), others one at each update
         online |= loss.needs("soft") and loss.top_k is None
         total += rows * length * (own + online * taught) + answered * taught
         total += (loss.top_k is not None) * texts * length * taught
@@ -35,12 +41,12 @@ def distilled(student, policy, teacher, *, texts, answered):
     return total
 
 
-def reinforced(settings, policy, metrics_path, phase):
-    """Operations of a reinforced student: of reading prompts, sampling, and learning: float.
+def reinforced(settings, policy: ModelConfig, metrics_path: Path, phase: str):
+    """Operations of a reinforced student, for reading prompts, sampling and training: float.
 
-    settings: ReinforceSettings, whose log_every is 1. metrics_path: of the run that has this phase. A pass
-    over the batch, forward alone, for old log-probabilities and one for the reference's are counted where the
-    settings ask for them.
+    settings: ReinforceSettings with log_every=1. metrics_path: of the run that has this phase. Old
+    log-probabilities cost one more forward pass over the batch, and so do the reference's, where the settings
+    need them.
     """
     length = settings.rollout.max_prompt_length + settings.rollout.longest()
     records = read_metrics(metrics_path, phase)

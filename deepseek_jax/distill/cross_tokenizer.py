@@ -1,4 +1,4 @@
-"""Soft targets of a teacher with another vocabulary."""
+"""Soft targets from a teacher with another vocabulary."""
 
 import jax
 import jax.numpy as jnp
@@ -6,20 +6,23 @@ import jax.numpy as jnp
 from deepseek_jax.distill.chunks import Outputs
 from deepseek_jax.distill.divergences import diverge
 from deepseek_jax.distill.top_k import LOG_TINY
-from deepseek_jax.models import head_weight, layer_states
+from deepseek_jax.models import ModelConfig, head_weight, layer_states
 from deepseek_jax.ops.vocabulary import log_softmax
 
 
 def place_beside(batch):
-    """Where the teacher predicts the token beside each target, in the same row: int32[b t], below 0 where it
-    predicts none, as the first token of its text. batch: teacher_index, as in Objective.
+    """The teacher's position, in the same row, that predicts the token aligned with each target: int32[b t].
+
+    Below 0 where no position does: the target has no aligned token, or that token is the first of the
+    teacher's text. batch: teacher_index, see Objective.
     """
-    return jnp.roll(batch["teacher_index"], -1, axis=1) - 1  # of the target, not of the token
+    # The roll moves from a token to its target, the 1 from a token to the position that predicts it
+    return jnp.roll(batch["teacher_index"], -1, axis=1) - 1
 
 
-def outputs_beside(config, params, batch):
-    """Outputs of a teacher at place_beside of each target, or at any place where there is none. batch:
-    teacher_tokens, teacher_tokens_segment_ids and teacher_index, as in Objective.
+def outputs_beside(config: ModelConfig, params, batch):
+    """The teacher's Outputs at place_beside of each target; at position 0 where that is below 0. batch:
+    teacher_tokens, teacher_tokens_segment_ids and teacher_index, see Objective.
     """
     hidden_bsd, _, _ = layer_states(
         config,
@@ -33,13 +36,21 @@ def outputs_beside(config, params, batch):
     return Outputs(hidden_btd, head_weight(config, params))
 
 
-def shared_vocabulary_loss(logits, teacher_logits, temperature, shared, *, divergence, beta=None):
+def shared_vocabulary_loss(
+    logits,
+    teacher_logits,
+    temperature,
+    shared,
+    *,
+    divergence: str,
+    beta: float | None = None,
+):
     """temperature**2 D over n shared tokens and one bucket for all others of each side: -> float32[m], nats.
 
     logits: float32[m v]. teacher_logits: float32[m v']. shared: (int32[n], int32[n]), the same tokens' ids,
-    from shared_vocabulary. divergence, beta: as in soft_loss, to which it is equal where all tokens are
-    shared. For tokens that align exactly. A student that spells a word the teacher has whole in several
-    tokens is right to give the first of them more than the teacher does; this loss does not know.
+    from shared_vocabulary. divergence, beta: as in soft_loss; equal to soft_loss if all tokens are shared.
+    For tokens that align exactly. A bias remains: a word may be one token of the teacher and several of the
+    student. The student should then give their first token more probability, yet this loss punishes it.
     """
     logp, logq = (
         _shared_buckets(logits_mv / temperature, ids_n)
@@ -53,14 +64,14 @@ def sorted_probability_loss(logits, teacher_logits):
 
     For aligned tokens that do not align exactly.
     The distillation term of the universal logit distillation loss, at temperature 1 (arXiv:2402.12030):
-    a Wasserstein distance in which all moves cost the same. The smaller vocabulary is filled up with zeros.
-    Identities play no part, so it is 0 for any permutation of the teacher's distribution, and 2 at most.
+    a Wasserstein distance in which all moves cost the same. The smaller vocabulary is padded with zeros.
+    It ignores which token is which: 0 for any permutation of the teacher's distribution, and 2 at most.
     """
     wider = max(logits.shape[-1], teacher_logits.shape[-1])
 
     def in_order(logits_mv):
         missing = wider - logits_mv.shape[-1]
-        # Ascending: the zeros come first
+        # Ascending, so the padding zeros go to the front
         probabilities_mv = jnp.sort(jax.nn.softmax(logits_mv), axis=-1)
         return jnp.pad(probabilities_mv, ((0, 0), (missing, 0)))
 
@@ -68,7 +79,7 @@ def sorted_probability_loss(logits, teacher_logits):
 
 
 def _shared_buckets(logits_mv, ids_n):
-    """Log-probabilities of ids_n and of all the others together, [m n+1]; LOG_TINY where there are none."""
+    """Log-probabilities of ids_n, and one of all other ids together, [m n+1]; LOG_TINY without other ids."""
     logprobs_mv = log_softmax(logits_mv)
     shared_mn = logprobs_mv[:, ids_n]
     v = logits_mv.shape[-1]

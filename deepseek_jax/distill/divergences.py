@@ -1,6 +1,4 @@
-"""Losses of single tokens from a student's logits: how far its distribution is from its teacher's, or from
-the text's own token.
-"""
+"""Losses of single tokens: a student's logits against its teacher's logits, or against the text's token."""
 
 import math
 
@@ -17,12 +15,12 @@ from deepseek_jax.ops.vocabulary import (
 )
 
 
-def soft_loss(logits, teacher_logits, temperature, *, divergence, beta=None):
+def soft_loss(logits, teacher_logits, temperature, *, divergence: str, beta: float | None = None):
     """temperature**2 D(p, q) of the two softmaxes of logits / temperature: float[... v] -> float32[...].
 
-    In nats. divergence: a name of DIVERGENCES. beta: of jsd. The factor keeps gradients of one scale whatever
-    the temperature (arXiv:1503.02531); for forward_kl the gradient in a logit is temperature (q - p).
-    Divergences other than forward_kl were published without it.
+    In nats. divergence: a name of DIVERGENCES. beta: for jsd alone. temperature**2 keeps the scale of the
+    gradients at any temperature (arXiv:1503.02531); for forward_kl the gradient in a logit is
+    temperature (q - p). Divergences other than forward_kl were published without this factor.
     """
     p, q = teacher_logits.astype(jnp.float32), logits.astype(jnp.float32)
     return temperature**2 * diverge(p, q, temperature, divergence=divergence, beta=beta)
@@ -34,15 +32,15 @@ def hard_loss(logits, targets):
     return log_total(logits) - target_m
 
 
-def diverge(p, q, temperature=1.0, *, divergence, beta=None):
-    """D(p, q) by its name in DIVERGENCES: float32[... v], twice -> float32[...]. beta: of jsd alone."""
+def diverge(p, q, temperature=1.0, *, divergence: str, beta: float | None = None):
+    """D(p, q) by its name in DIVERGENCES: float32[... v], twice -> float32[...]. beta: for jsd alone."""
     share = {} if beta is None else {"beta": beta}
     return DIVERGENCES[divergence](p, q, temperature, **share)
 
 
 def forward_kl(p, q, temperature=1.0):
     """KL(p || q) in nats of the softmaxes of p / temperature and q / temperature: float32[... v], twice ->
-    float32[...]. The student has to cover all that the teacher would say (arXiv:1503.02531).
+    float32[...]. The student must cover every token that the teacher finds likely (arXiv:1503.02531).
 
     p, q: the teacher's logits and the student's; log-probabilities are logits too. Computed as the sum of
     softmax(p) (p - q), plus log(sum exp q) - log(sum exp p), which takes fewer passes over v than two
@@ -60,13 +58,13 @@ def forward_kl(p, q, temperature=1.0):
 
 
 def reverse_kl(p, q, temperature=1.0):
-    """KL(q || p), otherwise as forward_kl. The student has to avoid what the teacher would not say
+    """KL(q || p), otherwise as forward_kl. The student must avoid tokens that the teacher finds unlikely
     (arXiv:2306.08543).
     """
     return forward_kl(q, p, temperature)
 
 
-def jsd(p, q, temperature=1.0, *, beta):
+def jsd(p, q, temperature=1.0, *, beta: float):
     """Generalised Jensen-Shannon divergence (arXiv:2306.13649, eq. 1), otherwise as forward_kl:
     beta KL(p || M) + (1 - beta) KL(q || M), where M = beta p + (1 - beta) q.
 
@@ -84,9 +82,9 @@ def jsd(p, q, temperature=1.0, *, beta):
 DIVERGENCES = {"forward_kl": forward_kl, "reverse_kl": reverse_kl, "jsd": jsd}
 
 
-def check_divergence(divergence, *, beta=None, temperature=1.0):
+def check_divergence(divergence: str, *, beta: float | None = None, temperature: float = 1.0):
     """Raise ValueError, naming the argument, for an unknown divergence, a beta that it does not take, or a
-    temperature that cannot divide logits.
+    temperature that is not positive and finite.
     """
     if divergence not in DIVERGENCES:
         raise ValueError(f"divergence={divergence!r} must be one of {', '.join(DIVERGENCES)}")

@@ -1,4 +1,4 @@
-"""A student's hidden states after those of a teacher of another depth and width."""
+"""Distillation of hidden states, from a teacher of another depth and width."""
 
 import jax
 import jax.numpy as jnp
@@ -8,11 +8,11 @@ from deepseek_jax.ops.dot import dot
 RMS_EPS = 1e-6
 
 
-def layer_map(student_layers, teacher_layers):
+def layer_map(student_layers: int, teacher_layers: int):
     """The teacher's layer for each of the student's, both counted from 0: a tuple of student_layers ints.
 
-    Evenly spread, never decreasing, first to first and last to last; strictly increasing where the teacher is
-    as deep or deeper. A student of one layer takes the last. Raises ValueError below one layer.
+    Evenly spread, never decreasing, first to first and last to last; strictly increasing if the teacher is as
+    deep or deeper. A student of one layer takes the teacher's last. Raises ValueError below one layer.
     """
     if min(student_layers, teacher_layers) < 1:
         raise ValueError(
@@ -24,10 +24,11 @@ def layer_map(student_layers, teacher_layers):
     return tuple((2 * i * height + steps) // (2 * steps) for i in range(student_layers))
 
 
-def init_projections(key, num_layers, student_size, teacher_size):
-    """One matrix a layer from the student's width to the teacher's: float32[num_layers student teacher].
+def init_projections(key, num_layers: int, student_size: int, teacher_size: int):
+    """One matrix per layer from the student's width to the teacher's: float32[num_layers student teacher].
 
-    Random, keeping the scale, or the identity where widths agree. Trained with the student, then dropped.
+    The identity if the widths agree, else random at a scale that preserves variance. Trained with the
+    student, then dropped.
     """
     if student_size == teacher_size:
         return jnp.broadcast_to(jnp.eye(student_size), (num_layers, student_size, student_size))
@@ -36,7 +37,7 @@ def init_projections(key, num_layers, student_size, teacher_size):
 
 
 def unit_rms(x):
-    """x[... d] divided by its root mean square over d, in float32: widths and models differ in scale."""
+    """x[... d] divided by its root mean square over d, in float32: models differ in the scale of x."""
     x = x.astype(jnp.float32)
     return x * jax.lax.rsqrt(jnp.square(x).mean(-1, keepdims=True) + RMS_EPS)
 
@@ -48,9 +49,9 @@ def hidden_state_loss(hidden, teacher_hidden, projections):
     hidden: [l b t d], the residual stream after the layers compared. teacher_hidden: [l b t d'], after the
     teacher's layers that layer_map names, at the same tokens. projections: float[l d d'].
     The hidden-state loss of TinyBERT (arXiv:1909.10351), but each side has unit RMS, as in Patient KD
-    (arXiv:1908.09355): it is 2 - 2 cos, 0 for equal directions and 4 for opposite ones, and no projection can
-    lower it by shrinking. One layer is in float32 at a time. The teacher gets no gradient. Raises ValueError
-    for shapes that do not fit.
+    (arXiv:1908.09355): the distance is 2 - 2 cos, 0 for equal directions and 4 for opposite ones, so a
+    projection cannot lower it by shrinking. One layer is in float32 at a time. The teacher gets no gradient.
+    Raises ValueError for shapes that do not fit.
     """
     wanted = (len(hidden), hidden.shape[-1], teacher_hidden.shape[-1])
     if hidden.shape[:-1] != teacher_hidden.shape[:-1] or projections.shape != wanted:

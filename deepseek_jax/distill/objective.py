@@ -1,4 +1,4 @@
-"""A student's objective on a batch: named terms, their weighted sum, and one path to each."""
+"""A student's objective on a batch: named terms and their weighted sum."""
 
 import dataclasses
 import functools
@@ -22,14 +22,15 @@ from deepseek_jax.distill.terms import OF_DATA, OF_FEATURES, OF_LOGITS
 from deepseek_jax.distill.top_k import TopK, top_k_loss
 from deepseek_jax.models import ModelConfig, decays, head_weight, last_attention, layer_states
 
-PROJECTIONS = "projections"  # in the student's params while it is trained, see init_projections
+PROJECTIONS = "projections"  # in the student's params during training, see init_projections
 CACHED = ("top_ids", "top_logprobs", "dropped")  # batch keys of the teacher's TopK
-SAMPLED = "sampled_"  # in front of a batch key: of the rows that the student sampled
+SAMPLED = "sampled_"  # prefix of the batch keys of rows that the student sampled
 
 
 class Reading(NamedTuple):
-    """What a model makes of some rows. outputs: Outputs. layers: [l b t d], after the layers compared, or
-    None. attention: last_attention's, or None."""
+    """A model's forward pass over some rows. layers: [l b t d], hidden states after the compared layers, or
+    None. attention: the result of last_attention, or None.
+    """
 
     outputs: Outputs
     layers: jax.Array | None = None
@@ -38,19 +39,19 @@ class Reading(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Objective:
-    """What a student is trained on, by weights: {name of terms.TERMS: float}, those that count. The hybrid
-    loss of arXiv:1503.02531 is {"soft": alpha, "hard": 1 - alpha}.
+    """The weighted terms that train a student. weights: {name of terms.TERMS: float}, without a name for 0.
+    The hybrid loss of arXiv:1503.02531 is {"soft": alpha, "hard": 1 - alpha}.
 
-    teacher: None where no term asks one, or where its top k are in the batch. divergence, beta: of soft and
-    matched; on_policy_divergence, on_policy_beta: of on_policy, both as divergences has them. vocab_size: how
-    many tokens both heads are cut to, None for all. shared: of matched, from shared_vocabulary, as tuples.
-    micro_batches: into how many parts a batch is cut, whose losses add up.
+    teacher: None where no term needs one, or where its top k are in the batch. divergence, beta: for soft and
+    matched; on_policy_divergence, on_policy_beta: for on_policy; see divergences. vocab_size: both heads are
+    cut to so many tokens, None for all. shared: for matched, from shared_vocabulary, as tuples.
+    micro_batches: the number of parts of a batch; their losses add up.
 
     A batch: as in next_token_loss, with temperature float32[]; for soft from a cache top_ids int32[b t k],
     top_logprobs float32[b t k] and dropped float32[b t]; for matched and sorted teacher_tokens and
-    teacher_tokens_segment_ids int32[b s], teacher_index int32[b t], the teacher's token beside each of the
-    student's in the same row, -1 for none, and exact bool[b t]; for on_policy the rows that were sampled,
-    tokens, ..., normalizer, under SAMPLED + key.
+    teacher_tokens_segment_ids int32[b s], teacher_index int32[b t], the teacher's token aligned with each of
+    the student's in the same row, -1 for none, and exact bool[b t]; for on_policy the sampled rows, tokens,
+    ..., normalizer, under SAMPLED + key.
     """
 
     student: ModelConfig
@@ -79,8 +80,8 @@ class Objective:
             )
 
     def loss(self, params, batch, teacher_params):
-        """(loss float32[], metrics): the weighted sum, and each term before its weight; of soft from a cache
-        soft_bound as well, by how much at most it is below the soft term of all tokens.
+        """(loss float32[], metrics): the weighted sum, and each term before its weight. With soft from a
+        cache also soft_bound: at most so much is missing from the soft term of all tokens.
         """
         teacher_params = jax.lax.stop_gradient(teacher_params)
         parts = []
@@ -108,11 +109,11 @@ class Objective:
         return total, means
 
     def _terms(self, batch):
-        """Those of OF_LOGITS that count: {name: Term}."""
+        """The terms of OF_LOGITS that have a weight: {name: Term}."""
         share_bt, weights, terms = token_weights(batch), self.weights, {}
 
         def compare(loss, **arrays):
-            # Arrays are bound by Partial, a tree whose leaves they are: loops and shards take them along
+            # A Partial is a pytree: arrays bound by it reach shard_map and scan as arguments, not constants
             loss = functools.partial(loss, divergence=self.divergence, beta=self.beta)
             return Partial(loss, temperature=batch["temperature"], **arrays)
 
@@ -161,7 +162,7 @@ class Objective:
         return self._read(self.student, params, batch, compared)
 
     def _read_teacher(self, params, batch):
-        """Reading of the teacher, or None where no term asks one at hand."""
+        """Reading of the teacher, or None where no term needs it in memory."""
         if self._has("matched", "sorted"):
             return Reading(outputs_beside(self.teacher, params, batch))
         if self._has(*OF_FEATURES):
@@ -171,8 +172,8 @@ class Objective:
             return self._read(self.teacher, params, batch)
         return None
 
-    def _read(self, config, params, batch, compared=None):
-        """Reading of a model, with features where it has layers to be compared."""
+    def _read(self, config: ModelConfig, params, batch, compared=None):
+        """Reading of a model, with features if it has layers to compare."""
         options = {name: batch[name] for name in ("segment_ids", "positions")}
         keep = compared is not None
         hidden, _, states = layer_states(
@@ -188,15 +189,15 @@ class Objective:
 
 
 def token_weights(batch):
-    """What each target counts in a mean over the whole batch: float32[b t]."""
+    """The weight of each target in a mean over the whole batch: float32[b t]."""
     weight_bt = jnp.where(batch["loss_mask"], batch.get("loss_weights", 1.0), 0.0)
     return weight_bt / jnp.maximum(batch["normalizer"], 1)
 
 
 def l2_penalty(params):
-    """Half the sum of the squares of what weight decay would decay: float32[]. Its gradient is the weight.
+    """Half the sum of the squares of the weights that weight decay would decay: float32[].
 
-    Projections, which are dropped after training, do not count.
+    The gradient in a weight is the weight. Projections are dropped after training and do not count.
     """
     params = {name: leaf for name, leaf in params.items() if name != PROJECTIONS}
     masked = jax.tree.map(

@@ -1,4 +1,4 @@
-"""Conversations in the tokens of a student and of a teacher side by side, and which of them say the same."""
+"""Conversations in a student's and in a teacher's tokens, with an alignment of the two."""
 
 from functools import partial
 
@@ -6,17 +6,20 @@ import numpy as np
 
 from deepseek_jax.data.conversations import Fitting, render_conversation, render_numbered
 from deepseek_jax.data.packing import BLOCK, check_rows, pack_segments
+from deepseek_jax.data.tokenizer import Tokenizer
 from deepseek_jax.distill.token_alignment import align_tokens
 
 FEATURES = ("tokens", "weights", "teacher_tokens", "teacher_index", "exact")
 
 
-def pair_conversation(tokenizer, teacher_tokenizer, messages, *, template):
-    """One conversation as both render it: (ids, is_target, teacher_ids, teacher_index, exact).
+def pair_conversation(
+    tokenizer: Tokenizer, teacher_tokenizer: Tokenizer, messages, *, template: str
+):
+    """Render one conversation for both: (ids, is_target, teacher_ids, teacher_index, exact).
 
-    The first two as of render_conversation. teacher_index: for each of the student's tokens the place in
-    teacher_ids of the teacher's that is compared with it, -1 for none: only what the assistant wrote, and its
-    end tokens, are, for the two may ask in other words. exact: see distill.token_alignment.
+    ids, is_target: from render_conversation. teacher_index: for each of the student's tokens the place of the
+    aligned token in teacher_ids, -1 for none. Only the assistant's texts and their end tokens are aligned:
+    two chat templates may put other text around a question. exact: see distill.token_alignment.
     """
     ids, is_target = render_conversation(tokenizer, messages, template=template)
     teacher_ids, theirs = render_conversation(teacher_tokenizer, messages, template=template)
@@ -34,25 +37,26 @@ def pair_conversation(tokenizer, teacher_tokenizer, messages, *, template):
 
 def pack_paired(
     source,
-    tokenizer,
-    teacher_tokenizer,
+    tokenizer: Tokenizer,
+    teacher_tokenizer: Tokenizer,
     *,
-    template,
-    sequence_length,
-    batch_size,
-    seed,
-    packing=False,
-    process_index=0,
-    process_count=1,
+    template: str,
+    sequence_length: int,
+    batch_size: int,
+    seed: int,
+    packing: bool = False,
+    process_index: int = 0,
+    process_count: int = 1,
 ):
-    """conversations.pack_conversations, a conversation a row, with the teacher's tokens of the same text:
-    batches have teacher_tokens, teacher_tokens_segment_ids, teacher_index, int32[b t], and exact, bool[b t].
+    """Batch conversations like conversations.pack_conversations, one a row, and add the teacher's tokens of
+    the same text: teacher_tokens, teacher_tokens_segment_ids, teacher_index, int32[b t], exact, bool[b t].
 
-    source: a Mixture of conversations. One longer than a row in the tokens of either is left out. Raises
-    ValueError for packing=True, under which a place in a row would not be one in its text.
+    source: a Mixture of conversations. A conversation is skipped if it is longer than a row in the tokens of
+    either. Raises ValueError for packing=True: teacher_index counts from the beginning of a row, so a text
+    must begin there.
     """
     if packing:
-        raise ValueError("packing=True: two tokenizers align one text a row; set it to False")
+        raise ValueError("packing=True: two tokenizers need one text a row; set it to False")
     check_rows(sequence_length, batch_size, process_count)
     draws = source.order(seed, process_index=process_index, process_count=process_count)
     pair = partial(_read, source=source, tokenizers=(tokenizer, teacher_tokenizer))
@@ -69,7 +73,7 @@ def pack_paired(
 
 
 class _FittingBoth(Fitting):
-    """The conversations of at most `length` tokens of either tokenizer."""
+    """Drops conversations that have more than `length` tokens under either tokenizer."""
 
     def flat_map(self, element):
         return [x for x in super().flat_map(element) if len(x["teacher_tokens"]) <= self.length]
@@ -78,7 +82,8 @@ class _FittingBoth(Fitting):
 def _read(draws, *, source, tokenizers, template):
     indices, read = draws[:, 1].tolist(), []
     for index, record in zip(indices, source.__getitems__(indices), strict=True):
-        render_numbered(tokenizers[0], record, index, template=template)  # whose errors name it
+        # Renders once more for its errors, which name the conversation by its index
+        render_numbered(tokenizers[0], record, index, template=template)
         paired = pair_conversation(*tokenizers, record["messages"], template=template)
         ids, is_target, teacher_ids, teacher_index, exact = paired
         weights = np.where(is_target, np.float32(record["weight"]), np.float32(0))
@@ -100,7 +105,7 @@ def _begins(is_target):
     return np.flatnonzero(target[1:] & ~target[:-1])
 
 
-def _offsets(tokenizer, text):
-    """(begin, end) of each token of a text, and of the end token behind it."""
+def _offsets(tokenizer: Tokenizer, text: str):
+    """(begin, end) of each token of a text, and of the end token after it."""
     offsets = tokenizer.backend.encode(text, add_special_tokens=False).offsets
     return [*offsets, (len(text), len(text) + 1)]

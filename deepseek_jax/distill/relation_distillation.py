@@ -1,4 +1,4 @@
-"""How a student's tokens relate to one another, after a teacher with other heads (MiniLMv2)."""
+"""Distillation of the relations between tokens, from a teacher with other heads (MiniLMv2)."""
 
 import functools
 
@@ -11,16 +11,18 @@ from deepseek_jax.ops.dot import dot
 
 
 @functools.partial(jax.jit, static_argnames=("relation_heads", "chunk_size"))
-def relation_loss(student, teacher, segment_ids, *, relation_heads, chunk_size=None):
+def relation_loss(
+    student, teacher, segment_ids, *, relation_heads: int, chunk_size: int | None = None
+):
     """KL(teacher's || student's) relations of each token to those before it: float32[b t], nats.
 
-    student: [b t x], teacher: [b t y], the same one of queries, keys, values or unit_rms hidden states of one
-    layer each, all heads side by side. segment_ids: int32[b t], one run a packed document. Both are cut into
-    relation_heads parts, so that neither the number of heads nor their sizes need agree; relations are
+    student: [b t x], teacher: [b t y], both queries, keys, values or unit_rms hidden states of one layer, all
+    heads side by side. segment_ids: int32[b t], one run of equal numbers per packed document. Both are cut
+    into relation_heads parts, so neither the number of heads nor their sizes need agree. Relations are
     softmax(a a^T / sqrt(size of a part)), the loss their KL averaged over parts (MiniLMv2, arXiv:2012.15828).
-    Departs from it in that a token is related to itself and to earlier ones of its document only, all that
-    a causal model sees: the first token of a document gives 0. Works through chunk_size query positions at a
-    time. The teacher gets no gradient. Raises ValueError where relation_heads does not divide x and y.
+    Unlike there, a token is related only to itself and to earlier tokens of its document, as a causal model
+    sees no others: the first token of a document gives 0. Works through chunk_size query positions at a time.
+    The teacher gets no gradient. Raises ValueError where relation_heads does not divide x and y.
     """
     if student.shape[-1] % relation_heads or teacher.shape[-1] % relation_heads:
         raise ValueError(
@@ -49,7 +51,7 @@ def relation_loss(student, teacher, segment_ids, *, relation_heads, chunk_size=N
 
 
 def _scores(query_tbrz, key_sbrz, seen_tbs):
-    """a a^T / sqrt(size) of what each token may see, [t b r s]; very low, yet finite, elsewhere."""
+    """a a^T / sqrt(size) of the tokens that each token may see, [t b r s]; -1e30, not -inf, elsewhere."""
     scores_tbrs = dot("tbrz,sbrz->tbrs", query_tbrz, key_sbrz, jnp.float32)
     scores_tbrs *= query_tbrz.shape[-1] ** -0.5
     return jnp.where(seen_tbs[:, :, None], scores_tbrs, -1e30)

@@ -1,4 +1,4 @@
-"""What a student's block `loss` may say, checked when built."""
+"""Settings of a student's `loss` block, checked when built."""
 
 import dataclasses
 from typing import Annotated, Literal
@@ -22,12 +22,12 @@ from deepseek_jax.training.schedule import pairs_of
 
 # The teacher's share of jsd's mixture
 Mixed = Annotated[float, Between(0, 1, open_low=True, open_high=True)]
-CROSS = ("matched", "sorted")  # terms that a teacher of another tokenizer has in place of soft
+CROSS = ("matched", "sorted")  # take the place of soft if the teacher has another tokenizer
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class OnPolicySettings(AnswerOptions):
-    """What the student samples for the term on_policy: completions of `prompts` prompts a step, one each."""
+    """Sampling for the term on_policy: at each step the student completes `prompts` prompts, once each."""
 
     prompts: Count
     divergence: Literal[tuple(DIVERGENCES)] = "reverse_kl"
@@ -42,12 +42,13 @@ class OnPolicySettings(AnswerOptions):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LossSettings:
-    """weights: of the TERMS that count. divergence, beta: of soft and matched, see distill.divergences.
+    """weights: of terms.TERMS, 0 if not named. divergence, beta: for soft and matched, see
+    distill.divergences.
 
-    temperature: of the teacher's and student's distributions, or pairs (update, temperature), joined by
-    straight lines. top_k: soft is of so many of the teacher's likeliest tokens, from a cache on disk.
-    vocab_size: the tokens that teacher and student share, where their embeddings have rows beyond.
-    same_tokens: of matched, (student's, teacher's) spellings of one thing, besides the end tokens.
+    temperature: of the teacher's and student's distributions; or pairs (update, temperature), with linear
+    interpolation between them. top_k: soft uses only so many of the teacher's likeliest tokens, from a cache
+    on disk. vocab_size: number of tokens that teacher and student share, where an embedding has more rows.
+    same_tokens: for matched, (student's, teacher's) spellings of one token, besides the end tokens.
     """
 
     weights: dict[str, Natural | NonNegative]
@@ -63,9 +64,7 @@ class LossSettings:
     def __post_init__(self):
         for name, weight in self.weights.items():
             if name not in TERMS:
-                raise ValueError(
-                    f"weights.{name}={weight} is not of a term; {suggest(name, TERMS)}"
-                )
+                raise ValueError(f"weights.{name}={weight} names no term; {suggest(name, TERMS)}")
         if not any(self.weights.get(name) for name in (*OF_DATA, "on_policy")):
             raise ValueError(f"weights={self.weights} leaves nothing to learn")
         for _, temperature in self.temperatures():
@@ -79,38 +78,38 @@ class LossSettings:
             self._check_cache()
         if self.needs(*CROSS) and self.needs("soft", "hidden", "relations", "on_policy"):
             raise ValueError(
-                f"weights={self.weights} compares teacher and student token by token, and as two tokenizers "
-                f"do; keep either {', '.join(CROSS)} or the other terms of a teacher"
+                f"weights={self.weights} mixes terms for one shared tokenizer with terms for two; keep "
+                f"either {', '.join(CROSS)} or the other terms that need a teacher"
             )
 
     def _check_cache(self):
         if not self.needs("soft") or len(self.temperatures()) > 1:
             raise ValueError(
-                f"top_k={self.top_k} keeps soft targets of one temperature: give weights.soft a weight and "
-                "temperature one number, or set top_k to None"
+                f"top_k={self.top_k} caches soft targets at a single temperature: set weights.soft above 0 "
+                "and temperature to one number, or top_k to None"
             )
         if self.divergence == "reverse_kl":
             raise ValueError(
-                f"top_k={self.top_k} hides what the student may like and its teacher does not: of "
-                "divergence='reverse_kl' any amount; set it to forward_kl or jsd, or top_k to None"
+                f"top_k={self.top_k} drops tokens that the teacher finds unlikely and the student may not: "
+                "divergence='reverse_kl' has no bound then; set it to forward_kl or jsd, or top_k to None"
             )
 
-    def needs(self, *names):
-        """Whether one of these terms counts."""
+    def needs(self, *names: str):
+        """Whether one of these terms has a weight."""
         return any(self.weights.get(name) for name in names)
 
     def learns_texts(self):
-        """Whether a term needs the texts, and not only what the student samples."""
+        """Whether a term needs the training texts, and not only the student's own samples."""
         return self.needs(*OF_DATA)
 
     def asks_teacher(self):
-        """Whether a term needs a teacher at hand, for training or for a cache."""
+        """Whether a term needs a teacher, during training or to fill a cache."""
         return self.needs(*OF_TEACHER)
 
     def temperatures(self):
         """((update, temperature), ...)."""
         return pairs_of(self.temperature)
 
-    def temperature_at(self, update):
-        """The temperature of an update."""
+    def temperature_at(self, update: int):
+        """The temperature at an update."""
         return float(np.interp(update, *zip(*self.temperatures(), strict=True)))

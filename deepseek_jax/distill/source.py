@@ -1,36 +1,39 @@
-"""The loop's source of a distillation: packed texts, rows that the student samples, and held-out losses."""
+"""A distillation's batches for the training loop: packed texts and the student's samples. Held-out losses."""
 
 import numpy as np
+from jax.sharding import Mesh
 
 from deepseek_jax.data.batches import PackedDocuments
 from deepseek_jax.data.conversations import last_prompt, render_numbered
 from deepseek_jax.distill.objective import PROJECTIONS, SAMPLED
+from deepseek_jax.distill.settings import OnPolicySettings
 from deepseek_jax.evaluation.compare import compare
 from deepseek_jax.parallel import put_batch
 from deepseek_jax.parallel.processes import say
 from deepseek_jax.parallel.shard import batch_share
+from deepseek_jax.rollout.policy import Policy
 
 HELD_OUT_LOSS = "held_out_loss"
 
 
 def without_projections(params):
-    """A student's parameters alone."""
+    """The student's own parameters."""
     return {name: leaf for name, leaf in params.items() if name != PROJECTIONS}
 
 
 class TaskWatch:
-    """Held-out losses, task by task, and which task has become worse than it was.
+    """Measures held-out losses task by task, and reports tasks that have become worse than they were.
 
-    loss_of: evaluation.ConversationLoss. batches: task -> its held-out batches. latest: the mean over tasks.
-    best: task -> the losses of its conversations when their mean was lowest.
+    loss_of: evaluation.ConversationLoss. batches: task -> its held-out batches. student: its name. latest:
+    the mean over tasks. best: task -> the losses of its conversations when their mean was lowest.
     """
 
-    def __init__(self, loss_of, batches, student):
+    def __init__(self, loss_of, batches, student: str):
         self.loss_of, self.batches, self.student = loss_of, batches, student
         self.latest, self.best, self.evaluations = 0.0, {}, 0
 
     def __call__(self, params):
-        """Measure: -> {held_out_loss, held_out_loss/TASK, regressed/TASK: 1.0 for one that did}."""
+        """Measure: -> {held_out_loss, held_out_loss/TASK, regressed/TASK: 1.0 for a task that did}."""
         params, metrics = without_projections(params), {}
         self.evaluations += 1
         for task, batches in self.batches.items():
@@ -47,21 +50,22 @@ class TaskWatch:
             self.best[task] = losses.tolist()
             return False
         found = compare(losses, best)
-        if found.verdict != "better":  # "better" is higher: of a loss it is worse
+        # compare calls the higher side better; for losses that means worse
+        if found.verdict != "better":
             return False
         mean, low, high = found.difference
         say(
             f"{self.student}: task {task} regressed at evaluation {self.evaluations}: its held-out loss is "
-            f"{mean:+.3f} nats a token ({low:+.3f} to {high:+.3f}) off its best"
+            f"{mean:.3f} nats a token ({low:.3f} to {high:.3f}) above its best"
         )
         return True
 
     def get_state(self):
-        """What JSON can say."""
+        """State as JSON can hold it."""
         return {"latest": self.latest, "best": self.best, "evaluations": self.evaluations}
 
     def set_state(self, state):
-        """Go on from there."""
+        """Resume from a state of get_state."""
         self.latest, self.best = state["latest"], state["best"]
         self.evaluations = state["evaluations"]
 
@@ -69,10 +73,18 @@ class TaskWatch:
 class OnPolicyRows:
     """Rows that the student samples: prompts drawn by seed and step, as a batch's arrays under SAMPLED.
 
-    policy: rollout.Policy, whose own params are not read. settings: OnPolicySettings. prompts: lists of ids.
+    policy: its own params are not read. prompts: lists of ids.
     """
 
-    def __init__(self, policy, prompts, settings, *, sequence_length, seed):
+    def __init__(
+        self,
+        policy: Policy,
+        prompts,
+        settings: OnPolicySettings,
+        *,
+        sequence_length: int,
+        seed: int,
+    ):
         self.policy, self.settings, self.seed = policy, settings, seed
         room = sequence_length - settings.max_completion_length
         self.prompts = [prompt for prompt in prompts if len(prompt) <= room]
@@ -84,7 +96,7 @@ class OnPolicyRows:
             )
         self.length = sequence_length
 
-    def __call__(self, params, step):
+    def __call__(self, params, step: int):
         """-> dict of numpy arrays: tokens, targets, loss_mask, segment_ids, positions, normalizer."""
         draw = np.random.default_rng([self.seed, step])
         chosen = draw.integers(len(self.prompts), size=self.settings.prompts)
@@ -97,8 +109,11 @@ class OnPolicyRows:
         return {SAMPLED + name: array for name, array in batch.items()}
 
 
-def sampled_rows(pairs, length):
-    """(prompt, completion) pairs, lists of ids, to rows of `length`: a batch that learns the completions."""
+def sampled_rows(pairs, length: int):
+    """Turn (prompt, completion) pairs, lists of ids, into a batch with rows of `length`.
+
+    The loss mask covers the completions.
+    """
     shape = len(pairs), length
     tokens, targets = np.zeros(shape, np.int32), np.zeros(shape, np.int32)
     loss_mask, segment_ids = np.zeros(shape, bool), np.zeros(shape, np.int32)
@@ -120,18 +135,27 @@ def sampled_rows(pairs, length):
 
 
 class DistillSource(PackedDocuments):
-    """PackedDocuments, with the rows of OnPolicyRows where there are any, and a TaskWatch that goes along.
+    """PackedDocuments that adds the rows of an OnPolicyRows, if there is one, and evaluates with a TaskWatch.
 
-    scalars: with a temperature, which is logged. learns_texts: whether a term needs the packed texts.
+    scalars: must hold a temperature, which is logged. learns_texts: whether a term needs the packed texts.
     """
 
-    def __init__(self, dataset, mesh, *, watch, sampler=None, learns_texts=True, **options):
+    def __init__(
+        self,
+        dataset,
+        mesh: Mesh,
+        *,
+        watch: TaskWatch,
+        sampler: OnPolicyRows | None = None,
+        learns_texts: bool = True,
+        **options,
+    ):
         super().__init__(dataset, mesh, evaluate=watch, **options)
         self.watch, self.sampler, self.learns_texts = watch, sampler, learns_texts
 
     def next(self, state, step):
-        """As PackedDocuments. tokens: those learned, of the texts where a term needs them and of what was
-        sampled, of which sampled_tokens are.
+        """See PackedDocuments. The metric tokens counts the texts' tokens, where a term needs them, and the
+        sampled ones; sampled_tokens counts the latter alone.
         """
         (batch,), metrics = super().next(state, step)
         metrics["temperature"] = self.scalars["temperature"](step)
@@ -147,16 +171,16 @@ class DistillSource(PackedDocuments):
         return [batch | put_batch(self.mesh, part)], metrics
 
     def get_state(self):
-        """Where the texts stand, and the watch."""
+        """The position in the texts, and the state of the watch."""
         return super().get_state() | {"watch": self.watch.get_state()}
 
     def set_state(self, state):
-        """Go on from there."""
+        """Resume from a state of get_state."""
         self.watch.set_state(state["watch"])
         super().set_state(state)
 
 
-def prompts_of(conversations, policy, limit):
+def prompts_of(conversations, policy: Policy, limit: int):
     """The last prompt of the first `limit` conversations: lists of ids."""
     prompts = []
     for index in range(min(len(conversations), limit)):

@@ -2,14 +2,14 @@
 
 import math
 
-# THE list of terms, each a mean over the tokens that are learned, but for the last
+# THE list of terms. Each is a mean over the tokens in the loss, except l2
 TERMS = {
     "soft": "the teacher's distribution: divergences.soft_loss, or top_k.top_k_loss from a cache",
-    "hard": "the text's own tokens: of a teacher's text sequence-level distillation (arXiv:1606.07947)",
+    "hard": "the text's own tokens; on a teacher's text: sequence-level distillation (arXiv:1606.07947)",
     "hidden": "the teacher's hidden states: feature_distillation",
     "relations": "the last attention's queries, keys and values: relation_distillation",
-    "matched": "of another tokenizer's teacher, tokens that align exactly: cross_tokenizer",
-    "sorted": "of another tokenizer's teacher, the other aligned tokens: cross_tokenizer",
+    "matched": "a teacher with another tokenizer, on tokens that align exactly: cross_tokenizer",
+    "sorted": "a teacher with another tokenizer, on the other aligned tokens: cross_tokenizer",
     "on_policy": "the teacher's distribution on text that the student samples (arXiv:2306.13649)",
     "l2": "half the sum of the squared weights, norms and biases left out",
 }
@@ -20,10 +20,10 @@ OF_TEACHER = ("soft", "hidden", "relations", "matched", "sorted", "on_policy")
 
 
 def check_terms(weights, values, gradient_norms):
-    """Raise ValueError, naming their weights, for terms that count and yet do nothing at the first update.
+    """Raise ValueError, naming their weights, for terms that have no effect at the first update.
 
-    weights, values, gradient_norms: {name of a term: number}. Such a term is 0 or not finite, or its gradient
-    is: its inputs never reached it, or a mask left nothing.
+    weights, values, gradient_norms: {name of a term: number}. A term or its gradient is 0 or not finite if
+    its inputs are missing or equal, or if a mask leaves no token.
     """
     faults = []
     for name, weight in weights.items():
@@ -36,6 +36,6 @@ def check_terms(weights, values, gradient_norms):
     if faults:
         raise ValueError(
             "; ".join(faults)
-            + ": see that what the term compares is in the batch, differs, and is not "
-            "masked out, or set that weight to 0"
+            + ": check that both sides of the term are in the batch, differ and are not masked out, or set "
+            "that weight to 0"
         )

@@ -1,4 +1,4 @@
-"""Which of a teacher's tokens say the same as which of a student's, for two tokenizers. No jax."""
+"""Aligns a teacher's tokens with a student's where the two have different tokenizers. No jax."""
 
 from typing import NamedTuple
 
@@ -6,8 +6,8 @@ import numpy as np
 
 
 class Alignment(NamedTuple):
-    """teacher_index: int32[n], the teacher's token that each of the student's is compared with, -1 for none.
-    exact: bool[n], True where both are the same text after the same text.
+    """teacher_index: int32[n], the teacher's token aligned with each of the student's, -1 for none. exact:
+    bool[n], True where both tokens are the same text after the same text.
     """
 
     teacher_index: np.ndarray
@@ -17,13 +17,12 @@ class Alignment(NamedTuple):
 def align_tokens(student_offsets, teacher_offsets):
     """Alignment of two tokenizations of one text.
 
-    student_offsets, teacher_offsets: (begin, end) of every token of the whole text, as tokenizers give them;
-    rows are cut to length afterwards. A token is taken to say what lies between the end of the one before it
-    and its own end, so that it does not matter whether white space counts; several with one end (bytes of
-    one character) are not told apart, and tokens before the text (0, 0) are left out. An end token is
-    aligned where both sides give it the span (n, n + 1) behind a text of n. The text is cut wherever both
-    sides have a boundary: a piece with one token on either side is exact; in another the tokens are compared
-    in order, as far as both go.
+    student_offsets, teacher_offsets: (begin, end) of every token of the whole text, from the tokenizers. A
+    token's text runs from the end of the token before it to its own end, so it does not matter which token
+    the white space belongs to. Tokens with one end (bytes of one character) count as one, and tokens before
+    the text (0, 0) are skipped. End tokens align if both have the span (n, n + 1) after a text of n. The text
+    is cut wherever both sides have a boundary. A piece with one token on each side is exact; in other pieces
+    the tokens are aligned in order, until one side has no more.
     """
     student, teacher = _boundaries(student_offsets), _boundaries(teacher_offsets)
     teacher_index = np.full(len(student_offsets), -1, np.int32)
@@ -39,18 +38,19 @@ def align_tokens(student_offsets, teacher_offsets):
 
 
 def _boundaries(offsets):
-    """A dict from each place where a token ends to the number of tokens up to there; 0 is one such place."""
+    """A dict from each place where a token ends, and 0, to the number of tokens up to there."""
     ends = np.maximum.accumulate([0, *(end for _, end in offsets)])
-    return {int(end): index for index, end in enumerate(ends)}  # of equal ends the last
+    # The last of several equal ends wins: those tokens belong to one piece
+    return {int(end): index for index, end in enumerate(ends)}
 
 
-def shared_vocabulary(student, teacher, same_tokens=()):
-    """The ids of tokens spelled alike: (student_ids int32[n], teacher_ids int32[n]), by student's id.
+def shared_vocabulary(student: dict[str, int], teacher: dict[str, int], same_tokens=()):
+    """The ids of tokens with equal spelling: (student_ids int32[n], teacher_ids int32[n]), by student's id.
 
-    student, teacher: dicts from a token's spelling to its id, both in one alphabet (byte-level BPE's of
-    DeepSeek, Qwen and Llama 3 are). same_tokens: further (student spelling, teacher spelling) pairs, such as
-    the end tokens; they go before equal spelling. Raises ValueError where no token is shared or one of
-    same_tokens is missing.
+    student, teacher: dicts from a token's spelling to its id, both in one alphabet, such as the byte-level
+    BPE of DeepSeek, Qwen and Llama 3. same_tokens: further (student spelling, teacher spelling) pairs, such
+    as the end tokens; they have precedence over equal spelling. Raises ValueError where no token is shared or
+    one of same_tokens is missing.
     """
     for mine, theirs in same_tokens:
         if mine not in student or theirs not in teacher:

@@ -1,4 +1,4 @@
-"""A teacher's distribution as its k likeliest tokens and the mass of all the others."""
+"""A teacher's distribution as its k likeliest tokens and the probability of all others together."""
 
 import functools
 import math
@@ -20,13 +20,13 @@ from deepseek_jax.ops.vocabulary import (
     vocabulary_sum,
 )
 
-TINY = float(np.finfo(np.float32).tiny)  # a dropped mass below 1.2e-38 counts as that
+TINY = float(np.finfo(np.float32).tiny)  # 1.2e-38, the least dropped mass: its log stays finite
 LOG_TINY = math.log(TINY)
 
 
 class TopK(NamedTuple):
-    """ids: int32[m k], distinct. logprobs: float32[m k], nats, under one temperature. dropped: float32[m],
-    the probability of all other ids under that temperature. It can not be turned into another temperature's.
+    """ids: int32[m k], distinct. logprobs: float32[m k], nats, at one temperature. dropped: float32[m], the
+    probability of all other ids at that temperature. Cannot be converted to another temperature.
     """
 
     ids: jax.Array
@@ -48,11 +48,13 @@ class Buckets(NamedTuple):
 
 
 @functools.partial(jax.jit, static_argnames=("top_k", "temperature", "chunk_size"))
-def top_k_logprobs(hidden, head, top_k, temperature=1.0, *, chunk_size=None):
-    """TopK of the next token, likeliest first, with temperature dividing the logits.
+def top_k_logprobs(
+    hidden, head, top_k: int, temperature: float = 1.0, *, chunk_size: int | None = None
+):
+    """TopK of the next token, likeliest first, with logits divided by temperature.
 
-    hidden: [m d], after the final norm. head: [v d]. top_k: from 1 to v. No gradient. Works through
-    chunk_size tokens at a time, so that [m v] never lives. Raises ValueError as check_top_k does.
+    hidden: [m d], after the final norm. head: [v d]. No gradient. Works through chunk_size tokens at a time,
+    so that no [m v] array is in memory. Raises ValueError for a top_k outside 1 to v.
     """
     v = len(head)
     check_top_k(top_k, v)
@@ -68,20 +70,20 @@ def top_k_logprobs(hidden, head, top_k, temperature=1.0, *, chunk_size=None):
     return map_chunks(of_chunk, hidden, width=v, chunk_size=chunk_size)
 
 
-def check_top_k(top_k, v):
-    """Raise ValueError unless a vocabulary of v tokens has top_k of them."""
+def check_top_k(top_k: int, v: int):
+    """Raise ValueError unless top_k is from 1 to the v tokens of the vocabulary."""
     if not 1 <= top_k <= v:
         raise ValueError(f"top_k={top_k} must be from 1 to {v}, the tokens of the vocabulary")
 
 
-def top_k_loss(logits, teacher, temperature, *, divergence, beta=None):
-    """temperature**2 D over k + 1 buckets, and soft_bound: float32[m v], TopK under this temperature ->
+def top_k_loss(logits, teacher: TopK, temperature, *, divergence: str, beta: float | None = None):
+    """temperature**2 D over k + 1 buckets, and soft_bound: float32[m v], TopK at this temperature ->
     (float32[m], {"soft_bound": float32[m]}), nats.
 
-    The last bucket is all that the teacher dropped, against all that the student gives to the same tokens.
-    Without it the student would have to forget all other tokens. Never above soft_loss over all v tokens,
-    which lies within soft_bound of it (dropped_mass_bound), and equal to it for k = v. divergence, beta: as
-    in soft_loss.
+    The last bucket is the mass that the teacher dropped, and the student's mass on the same tokens. Without
+    it the loss would push the student's probability of all those tokens to 0. Never above soft_loss over all
+    v tokens, at most soft_bound below it (dropped_mass_bound), and equal to it for k = v. divergence, beta:
+    as in soft_loss.
     """
     student, v = split_tail(logits, teacher.ids, temperature), logits.shape[-1]
     kind = dict(divergence=divergence, beta=beta)
@@ -93,8 +95,8 @@ def top_k_loss(logits, teacher, temperature, *, divergence, beta=None):
 def split_tail(logits, ids, temperature=1.0):
     """Buckets of softmax(logits / temperature): logits float32[m v], ids int32[m k], distinct in their row.
 
-    The tail is summed itself, not taken from 1, where a small one would be lost to rounding; one below
-    1.2e-38 of the likeliest token counts as that. Without other ids, k = v, tail and smallest are LOG_TINY.
+    The tail is a sum over its tokens: 1 minus the others would lose a small tail to rounding. It is at least
+    1.2e-38 of the likeliest token. Without other ids, k = v, tail and smallest are LOG_TINY.
     """
     kept_mk = jnp.take_along_axis(logits, ids, axis=-1) / temperature
     if ids.shape[1] == logits.shape[1]:
@@ -115,31 +117,32 @@ def _not_kept(arrays, rows):
     return jnp.where(is_kept, 0.0, exponential(logits, *rows))
 
 
-def teacher_buckets(teacher):
+def teacher_buckets(teacher: TopK):
     """The k + 1 log-probabilities of a TopK, float32[m k+1], the dropped mass last."""
     tail_m = jnp.maximum(jnp.log(teacher.dropped), LOG_TINY)
     return jnp.concatenate([teacher.logprobs, tail_m[:, None]], axis=-1)
 
 
-def dropped_mass_bound(teacher, student, v, *, divergence, beta=None):
-    """By how much at most the divergence of all v tokens exceeds that of the k + 1 buckets: float32[m], nats.
+def dropped_mass_bound(
+    teacher: TopK, student: Buckets, v: int, *, divergence: str, beta: float | None = None
+):
+    """Upper bound of the divergence over all v tokens minus that over k + 1 buckets: float32[m], nats.
 
-    teacher: TopK. student: Buckets at its ids. Let P and Q be the dropped masses of teacher p
-    and student q, and p~ = p / P, q~ = q / Q on the v - k other tokens. By the chain rule of relative entropy
-    the divergence of v tokens is that of the buckets plus what they hide, which is never negative:
+    student: at the teacher's ids. Let P and Q be the dropped masses of teacher p and student q, and
+    p~ = p / P, q~ = q / Q on the v - k other tokens. By the chain rule of relative entropy the divergence of
+    v tokens is that of the buckets plus a hidden part, which is never negative:
 
     forward_kl  P KL(p~ || q~). A dropped token has at most the probability p_k of the least likely kept one,
         and never more than P, so p~ <= min(1, p_k / P), while q~ >= min(q) / Q over dropped tokens. As
-        KL(p~ || q~) <= log max(p~ / q~), the bound is P log(min(1, p_k / P) Q / min(q)). Attained where one
-        token holds all of P and it is the one that the student finds least likely.
+        KL(p~ || q~) <= log max(p~ / q~), the bound is P log(min(1, p_k / P) Q / min(q)). Attained if one
+        token has all of P and is the student's least likely one.
     jsd  With N = beta P + (1 - beta) Q and w = beta P / N it is N JSD_w(p~, q~), and a JSD_w is at most
         the entropy of (w, 1 - w), so the bound is
-        beta P log(N / (beta P)) + (1 - beta) Q log(N / ((1 - beta) Q)). Attained where p~ and q~ have no
-        token in common.
-    reverse_kl  Q KL(q~ || p~), which has no bound: a dropped token may be as unlikely to the teacher as you
-        please. inf.
-    One dropped token hides nothing, nor do none: 0. All are worst cases: a student near its teacher hides
-    less by orders of magnitude.
+        beta P log(N / (beta P)) + (1 - beta) Q log(N / ((1 - beta) Q)). Attained if p~ and q~ have no token
+        in common.
+    reverse_kl  Q KL(q~ || p~), which has no bound, as p~ of a dropped token may be arbitrarily small: inf.
+    With one dropped token or none the hidden part is 0. All bounds are worst cases: with a student near its
+    teacher the hidden part is smaller by orders of magnitude.
     """
     k = teacher.ids.shape[1]
     if v - k <= 1:

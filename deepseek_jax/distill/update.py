@@ -1,29 +1,31 @@
-"""A student's training: the objective's update, with the teacher's parameters beside it, in the loop."""
+"""Trains a student: the objective's update, which also takes the teacher's parameters, in the loop."""
 
 import dataclasses
 import functools
 
 import jax
 import optax
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from deepseek_jax.distill.feature_distillation import init_projections
-from deepseek_jax.distill.objective import PROJECTIONS
-from deepseek_jax.distill.source import HELD_OUT_LOSS, without_projections
+from deepseek_jax.distill.objective import PROJECTIONS, Objective
+from deepseek_jax.distill.source import HELD_OUT_LOSS, DistillSource, without_projections
 from deepseek_jax.distill.terms import check_terms
 from deepseek_jax.errors import at
 from deepseek_jax.parallel.processes import say
 from deepseek_jax.training.loop import train
+from deepseek_jax.training.run import Run
 from deepseek_jax.training.state import state_maker
 from deepseek_jax.training.step import make_train_step, over_micro_batches
 
 
-def train_student(settings, objective, params, teacher_params, source, run):
-    """Train a student after its teacher: -> params. Resumes from run.folder; the params given are used up.
+def train_student(
+    settings, objective: Objective, params, teacher_params, source: DistillSource, run: Run
+):
+    """Train a student by its objective: -> params. Resumes from run.folder. Donates the given params.
 
-    settings: StudentSettings. objective: distill.objective.Objective. teacher_params: never changed, {} where
-    no term asks a teacher. source: DistillSource. Before the first update check_first raises ValueError for a
-    term that does nothing.
+    settings: StudentSettings. teacher_params: never changed, {} where no term needs a teacher. Before the
+    first update check_first raises ValueError for a term that has no effect.
     """
     if objective.weights.get("hidden"):
         params = params | {PROJECTIONS: _projections(objective, run.mesh, settings.seed)}
@@ -46,7 +48,7 @@ def train_student(settings, objective, params, teacher_params, source, run):
 
 
 def _train_step(settings, objective, tx):
-    """train_step(state, batch, rng, teacher_params) -> (state, metrics), of the objective."""
+    """train_step(state, batch, rng, teacher_params) -> (state, metrics), for the objective."""
     told = None if settings.plateau is None else HELD_OUT_LOSS
 
     def train_step(state, batch, rng, teacher_params):
@@ -56,20 +58,20 @@ def _train_step(settings, objective, tx):
         step = make_train_step(loss_fn, tx, micro_batches=settings.micro_batches, told=told)
         state, metrics = step(state, batch, rng)
         if told is not None:
-            # Of the learning rate, from here on
+            # The factor on the learning rate, from the next update on
             metrics["plateau_scale"] = state.opt_state[-1].scale
         return state, metrics
 
     return train_step
 
 
-def check_first(objective, params, batch, teacher_params):
-    """Raise ValueError, naming its weight, for a term that counts and yet does nothing: its value is 0 or not
-    finite, or its gradient in the student's own parameters.
+def check_first(objective: Objective, params, batch, teacher_params):
+    """Raise ValueError, naming its weight, for a term that has no effect: its value, or its gradient in the
+    student's own parameters, is 0 or not finite.
 
-    A term is measured by the objective's own loss, in which no other term has a weight. That takes the memory
-    of an update: one micro-batch after another, whose values add up; of their gradients the largest norm
-    counts. Returns the values by name.
+    Measures each term by the objective's own loss with all other weights removed, which takes the memory of
+    an update: one micro-batch after another. Adds up their values, and takes the largest of their gradient
+    norms. Returns the values by name.
     """
     projections = {name: leaf for name, leaf in params.items() if name == PROJECTIONS}
 
@@ -99,7 +101,7 @@ def check_first(objective, params, batch, teacher_params):
     return values
 
 
-def _projections(objective, mesh, seed):
+def _projections(objective: Objective, mesh: Mesh, seed: int):
     widths = objective.student.hidden_size, objective.teacher.hidden_size
     matrices = init_projections(jax.random.key(seed), objective.student.num_hidden_layers, *widths)
     return jax.device_put(matrices, NamedSharding(mesh, PartitionSpec()))

@@ -1,4 +1,4 @@
-"""GRPO: the source of groups, the update, reward models in use, and scenarios."""
+"""GRPO: the source of groups, the update, loading of reward models, and scenarios."""
 
 from deepseek_jax.lazy import lazy_names
 

@@ -1,10 +1,11 @@
-"""The loop's source of GRPO batches: questions to rollouts, rewards and advantages."""
+"""GRPO batches for the training loop: questions -> rollouts, rewards and advantages."""
 
 import time
 from collections import Counter
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
 from deepseek_jax.evaluation.held_out import score
 from deepseek_jax.losses.completions import completion_logprobs
@@ -13,23 +14,35 @@ from deepseek_jax.parallel import put_batch
 from deepseek_jax.parallel.host_memory import return_freed_memory
 from deepseek_jax.parallel.processes import say
 from deepseek_jax.parallel.shard import batch_share
+from deepseek_jax.reinforce.settings import ReinforceSettings
+from deepseek_jax.rewards import Scores
+from deepseek_jax.rollout.policy import Answers, Policy
 from deepseek_jax.rollout.requests import PROMPT_BUCKET
 
-BUCKET = 16  # lengths of prompts and completions in a batch grow in these steps: few compilations
+# Lengths of prompts and completions are rounded up to multiples of this, so that few shapes are compiled
+BUCKET = 16
 
 
 class GroupSource:
     """Each step: sample group_size completions of prompts_per_step questions with the state's params.
 
-    policy: rollout.Policy, whose own params are not read. questions: data.tasks.QuestionStream of examples
-    that carry their prompt_ids. settings: ReinforceSettings. reference: params of the frozen policy; None
-    where the state holds it, or kl_coef is 0.
+    policy: its own params are not read. questions: a data.tasks.QuestionStream or a ScenarioStream, of
+    examples with prompt_ids. rewards: rewards.Rewards, or an object that scores like it. reference: params of
+    the frozen policy; None if the state holds it or kl_coef is 0.
     """
 
-    def __init__(self, policy, questions, rewards, settings, mesh, reference):
+    def __init__(
+        self,
+        policy: Policy,
+        questions,
+        rewards,
+        settings: ReinforceSettings,
+        mesh: Mesh,
+        reference,
+    ):
         self.policy, self.questions, self.rewards = policy, questions, rewards
         self.settings, self.mesh, self.reference = settings, mesh, reference
-        self.returned = None  # when the batch before was handed out, and its tokens times epochs
+        self.returned = None  # when next() last returned, and its tokens times epochs
         self.score = jax.jit(
             lambda params, batch: completion_logprobs(
                 policy.config, params, batch, temperature=batch["temperature"]
@@ -37,26 +50,26 @@ class GroupSource:
         )
 
     def get_state(self):
-        """How many questions were taken."""
+        """The number of questions asked so far."""
         return {"position": self.questions.position}
 
     def set_state(self, state):
-        """Go on after them."""
+        """Resume after those questions."""
         self.questions.position = state["position"]
 
-    def next(self, state, step):
-        """Roll out, score and cut into the step's updates: -> (list of batches, metrics).
+    def next(self, state, step: int):
+        """Sample, score and split into the step's updates: -> (list of batches, metrics).
 
-        Of all the step's rounds: rollout_seconds and rollout_tokens_per_second are the engine's alone,
-        reward_seconds what it took to read and grade the completions, prefilled_positions those of the
-        engine's padded prompts, each once for its whole group.
-        update_seconds and update_tokens_per_second are of the updates before, which end here: a run's first
-        step has none. They include what the loop does between two steps, logging and saving, and what the
-        device had still to do of old_logprobs and ref_logprobs; a token counts once an epoch.
+        Summed over the step's sampling rounds: rollout_seconds, the engine alone (rollout_tokens_per_second
+        follows from it); reward_seconds, for the rewards; prefilled_positions, of the engine's padded
+        prompts, one prompt for its whole group.
+        update_seconds and update_tokens_per_second measure the previous step's updates, which end here, so a
+        run's first step has none. They include the loop's work between two steps, logging and saving, and the
+        device's remaining work on old_logprobs and ref_logprobs. A token counts once per epoch.
         """
         metrics = self._time_of_update(state)
         groups, sampled, sampling_metrics = self._sample(state.params, step)
-        return_freed_memory()  # caches and decoding weights
+        return_freed_memory()  # of KV caches and decoding weights
         normalize_std = NORMALIZES_STD[self.settings.loss.loss_type]
         batch = group_batch(groups, normalize_std=normalize_std)
         tokens = float(batch["num_tokens"])
@@ -66,21 +79,23 @@ class GroupSource:
         return batches, metrics
 
     def _time_of_update(self, state):
-        """How long the updates before took, which the device may not have finished when they returned."""
+        """Metrics of the time that the previous step's updates took."""
         if self.returned is None:
             return {}
+        # Updates are dispatched asynchronously: they return before the device has finished
         jax.block_until_ready(state.params)
         began, tokens = self.returned
         seconds = time.perf_counter() - began
-        return_freed_memory()  # activations and gradients
+        return_freed_memory()  # of activations and gradients
         return {"update_seconds": seconds, "update_tokens_per_second": tokens / seconds}
 
-    def _sample(self, params, step):
-        """Groups for one step. Dynamic sampling (arXiv:2503.14476, section 3.2) draws further questions in
-        place of groups whose rewards are all equal, in at most max_sampling_rounds rounds. What is missing
-        then are equal groups after all, equal_groups_used of them: rewards give them no gradient, and
-        they count in the loss's mean, so that the step's update is smaller by their share.
-        Returns (groups to learn from, all groups sampled, metrics).
+    def _sample(self, params, step: int):
+        """Sample the groups of one step: -> (groups to train on, all sampled groups, metrics).
+
+        Dynamic sampling (arXiv:2503.14476, section 3.2) draws more questions in place of groups whose rewards
+        are all equal, in at most max_sampling_rounds rounds. If too few groups differ even then, equal groups
+        fill the step, equal_groups_used of them. Their rewards give no gradient, but they count in the loss's
+        mean, so the step's update is smaller by their share.
         """
         wanted, rounds = self.settings.prompts_per_step, self.settings.max_sampling_rounds
         kept, equal, sampled, counts = [], [], [], Counter()
@@ -106,7 +121,7 @@ class GroupSource:
         return groups, sampled, metrics
 
     def _round(self, params, step, number):
-        """One batch of questions, each with its group: -> (groups, metrics that add up over rounds)."""
+        """Sample and score a group for each of prompts_per_step questions: -> (groups, metrics to sum)."""
         n = self.settings.group_size
         examples = self.questions.take(self.settings.prompts_per_step)
         prompts = [example["prompt_ids"] for example in examples]
@@ -122,11 +137,11 @@ class GroupSource:
             "prefilled_positions": len(prompts) * _bucket(max(map(len, prompts)), PROMPT_BUCKET),
         }
         for message in scores.messages:
-            say(f"step {step}: {message} The completion is left out of its group.")
+            say(f"step {step}: {message} The completion is dropped from its group.")
         return make_groups(examples, answers, scores), counted
 
     def _answer(self, params, examples, step, number):
-        """The Answers of a step's round of this number."""
+        """The Answers of one sampling round of a step."""
         settings, entropy = self.settings, [self.settings.seed, step, number]
         return self.policy.at(params).answer(
             examples,
@@ -136,10 +151,10 @@ class GroupSource:
         )
 
     def _updates(self, state, batch, temperature):
-        """Cut into minibatches, each taken epochs times, with the temperature that they were sampled at and
-        the log-probabilities that they need.
+        """Split a batch into minibatches, repeated for each epoch, with the sampling temperature and the
+        log-probabilities that the loss needs.
 
-        With a single update the policy has not moved when it is made: it needs no old_logprobs.
+        A single update needs no old_logprobs: its policy is the one that sampled.
         """
         settings = self.settings
         sampled_at = {"temperature": np.float32(temperature)}
@@ -155,7 +170,7 @@ class GroupSource:
         return parts * settings.epochs
 
     def _describe(self, groups):
-        """What all the step's rollouts were like. Rewards that could not be had are left out of the means."""
+        """Metrics of all the step's rollouts. The means skip rewards that failed (NaN)."""
         rewards = np.stack([group["rewards"] for group in groups])
         lengths = np.concatenate([group["mask"].sum(1) for group in groups])
         metrics = {
@@ -167,14 +182,15 @@ class GroupSource:
         }
         for name in groups[0]["parts"]:
             part = np.array([group["parts"][name] for group in groups])
-            if not np.isnan(part).all():  # as of a reward that none of these questions has
+            # All NaN: no question of this step has this reward (scenarios)
+            if not np.isnan(part).all():
                 metrics[f"reward_{name}"] = np.nanmean(part)
         metrics["accuracy"] = metrics.get(f"reward_{self.settings.accuracy}", np.nan)
         return {name: float(value) for name, value in metrics.items()}
 
 
-def make_groups(examples, answers, scores):
-    """A dict an example: its prompt, and its rows of rollout.Answers and of rewards.Scores."""
+def make_groups(examples, answers: Answers, scores: Scores):
+    """One dict per example: its prompt, and its group's rows of answers and scores."""
     groups, n, rollout = [], answers.n, answers.rollout
     for index, example in enumerate(examples):
         rows = slice(index * n, (index + 1) * n)
@@ -192,11 +208,11 @@ def make_groups(examples, answers, scores):
     return groups
 
 
-def group_batch(groups, *, normalize_std):
-    """The groups of make_groups as the batch that losses.grpo_loss takes, of numpy arrays.
+def group_batch(groups, *, normalize_std: bool):
+    """Build the batch that losses.grpo_loss takes, numpy arrays, from the groups of make_groups.
 
-    Completions of a group are adjacent, and lengths are bucketed. A completion that could not be scored loses
-    its tokens, and so its part in the loss. normalize_std: see losses.group_advantages.
+    Completions of a group are adjacent, and lengths are bucketed. A completion whose reward failed (NaN) is
+    masked out of the loss. normalize_std: see losses.group_advantages.
     """
     mask = np.concatenate([group["mask"] for group in groups])
     t = min(_bucket(mask.sum(1).max()), mask.shape[1])
@@ -220,7 +236,7 @@ def group_batch(groups, *, normalize_std):
 
 
 def _totals(batch):
-    """What the loss divides by."""
+    """The divisors of the loss."""
     mask = batch["completion_mask"]
     totals = {"num_tokens": mask.sum(), "num_completions": mask.any(1).sum()}
     return {name: np.float32(total) for name, total in totals.items()}
@@ -241,12 +257,12 @@ def _bucket(length, step=BUCKET):
 
 
 def _split(batch, parts):
-    """Consecutive rows, the same share of prompts and of completions, so that no group breaks."""
+    """Split into consecutive rows, equal shares of prompts and of completions, so groups stay whole."""
     pieces = {name: np.split(array, parts) for name, array in batch.items() if array.ndim}
     return [{name: piece[i] for name, piece in pieces.items()} for i in range(parts)]
 
 
 def _local_rows(mesh, batch):
-    """The rows that this process gives put_batch, of a batch that every process has made alike."""
+    """This process's rows for put_batch, from a batch that is the same on every process."""
     share, shares = batch_share(mesh)
     return {name: np.split(array, shares)[share] for name, array in batch.items()}

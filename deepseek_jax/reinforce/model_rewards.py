@@ -1,9 +1,11 @@
-"""Trained reward models for config.rewards, as recipes.reward_model and recipes.judge leave them."""
+"""Loads reward models that recipes.reward_model and recipes.judge trained, for config.rewards."""
 
 import dataclasses
 import functools
 import json
 from pathlib import Path
+
+from jax.sharding import Mesh
 
 from deepseek_jax.checkpoint import load_orbax
 from deepseek_jax.checkpoint.reward_params import load_reward_model
@@ -16,24 +18,24 @@ from deepseek_jax.rollout import AnswerOptions, Policy
 from deepseek_jax.settings import Count
 from deepseek_jax.worlds.registry import named_tokenizer
 
-JUDGE = "judge.json"  # beside a judge's parameters: how it is asked
+JUDGE = "judge.json"  # beside a judge's parameters: its template, tokenizer and completion length
 
 
 @dataclasses.dataclass(frozen=True)
 class ModelRewardSettings:
-    """path: the folder params that recipes.reward_model or recipes.judge left. batch_size: how many rows are
-    read, or judgements written, at once.
+    """path: the folder params that recipes.reward_model or recipes.judge wrote. batch_size: how many rows are
+    scored, or judgements sampled, at once.
     """
 
     path: str
     batch_size: Count = 64
 
 
-def load_model_rewards(settings, mesh):
-    """{NAME: ModelRewardSettings} -> {NAME: rewards.model.RewardModel or rewards.judge.Judge}, for
-    rewards.Rewards, whose weights have each NAME.
+def load_model_rewards(settings: dict[str, ModelRewardSettings], mesh: Mesh):
+    """Load reward models for rewards.Rewards: -> {NAME: rewards.model.RewardModel or rewards.judge.Judge}.
 
-    Raises ValueError, naming the field, for a path without a reward model and rows that do not split.
+    settings: NAME, which has a weight in Rewards -> its settings. Raises ValueError, naming the field, for a
+    path without a reward model and a batch_size that does not split over the mesh.
     """
     models = {}
     for name, block in settings.items():
@@ -42,7 +44,7 @@ def load_model_rewards(settings, mesh):
     return models
 
 
-def _load_model(settings, mesh):
+def _load_model(settings: ModelRewardSettings, mesh: Mesh):
     if (Path(settings.path) / JUDGE).is_file():
         return _load_judge(Path(settings.path), mesh, settings.batch_size)
     check_splits(mesh, "batch_size", settings.batch_size, "batch")
@@ -55,8 +57,8 @@ def _load_model(settings, mesh):
     return RewardModel(config, params, render, mesh, kind=kind, batch_size=rows)
 
 
-def _load_judge(folder, mesh, slots):
-    """The rewards.judge.Judge of a folder that recipes.judge left."""
+def _load_judge(folder: Path, mesh: Mesh, slots: int):
+    """The rewards.judge.Judge from a folder that recipes.judge wrote."""
     about = json.loads((folder / JUDGE).read_text())
     config, params = load_orbax(folder, dtype="float32", mesh=mesh)
     tokenizer = named_tokenizer(about["tokenizer"])
@@ -64,13 +66,13 @@ def _load_judge(folder, mesh, slots):
     return make_judge(Policy(config, params, tokenizer, about["template"]), options)
 
 
-def judge_options(max_completion_length, slots):
-    """How a judge answers: greedily."""
+def judge_options(max_completion_length: int, slots: int):
+    """A judge's AnswerOptions: greedy decoding."""
     return AnswerOptions(max_completion_length=max_completion_length, temperature=0.0, slots=slots)
 
 
-def make_judge(policy, options):
-    """A Judge that asks a rollout.Policy. options: judge_options'."""
+def make_judge(policy: Policy, options: AnswerOptions):
+    """A Judge that samples its judgements from a policy. options: from judge_options."""
     room = policy.config.max_position_embeddings - options.max_completion_length
 
     def ask(questions):
@@ -84,9 +86,9 @@ def make_judge(policy, options):
     return Judge(ask)
 
 
-def _prompt(policy, question, room):
-    """A question with its prompt_ids, or the ValueError of one that cannot be read or has more than
-    `room`.
+def _prompt(policy: Policy, question: str, room: int):
+    """The example with its prompt_ids; or a ValueError, not raised, if its text cannot be rendered or has
+    more than `room` tokens.
     """
     try:
         (example,) = policy.with_prompts([{"question": question}])
@@ -94,12 +96,14 @@ def _prompt(policy, question, room):
         return error
     length = len(example["prompt_ids"])
     if length > room:
-        return ValueError(f"{length} tokens to judge, where the judge has room for {room}")
+        return ValueError(
+            f"the judge's prompt has {length} tokens, but its context fits only {room}"
+        )
     return example
 
 
 def _render(tokenizer, template, example, text):
-    """The ids of a response to an example: its messages but for an answer at their end, or its question."""
+    """The ids of a response to an example's messages, without an answer at their end, or to its question."""
     messages = example.get("messages") or [{"role": "user", "content": example["question"]}]
     if messages[-1]["role"] == "assistant":
         messages = messages[:-1]

@@ -1,7 +1,7 @@
-"""Reinforcement for all scenarios (arXiv:2501.12948, section 3.2.2): what is asked when, and what pays.
+"""Reinforcement for all scenarios (arXiv:2501.12948, section 3.2.2): questions and rewards by scenario.
 
-Reasoning questions come throughout and are paid by rules; everyday requests, whose rewards a policy learns
-to please, only in the last steps.
+Every step has reasoning questions, which rules reward. Only the last steps have general requests as well,
+which reward models score: with more steps the policy would learn to exploit these models.
 """
 
 import contextlib
@@ -10,15 +10,16 @@ import numpy as np
 
 from deepseek_jax.data.tasks import QuestionStream
 from deepseek_jax.errors import at
-from deepseek_jax.rewards import Scores
+from deepseek_jax.reinforce.settings import ReinforceSettings
+from deepseek_jax.rewards import Rewards, Scores
 from deepseek_jax.worlds.registry import open_rewards
 
 SCENARIOS = ("reasoning", "general")
 
 
-def scenario_questions(settings, reasoning, general):
-    """The stream of a reinforcement's questions. settings: ReinforceSettings. reasoning, general: examples;
-    the latter are asked where settings.general is set.
+def scenario_questions(settings: ReinforceSettings, reasoning, general):
+    """The stream of a reinforcement's questions. reasoning, general: examples; the general ones are used only
+    if settings.general is set.
     """
     if settings.general is None:
         return QuestionStream(reasoning, settings.seed)
@@ -31,15 +32,16 @@ def scenario_questions(settings, reasoning, general):
 
 
 @contextlib.contextmanager
-def scenario_rewards(settings, models):
-    """What pays for the questions of scenario_questions, while it is open: {scenario: rewards.Rewards}.
+def scenario_rewards(settings: ReinforceSettings, models):
+    """Open the rewards of each scenario: {scenario: rewards.Rewards}.
 
-    models: trained rewards by name, each for those scenarios whose rewards name it. Raises ValueError as
+    models: reward models by name; each goes to the scenarios whose rewards name it. Raises ValueError as
     Rewards does.
     """
     blocks = {"reasoning": settings.rewards}
     if settings.general is not None:
         blocks["general"] = settings.general.rewards
+    # A model that no scenario names goes to all of them, so that Rewards raises its error for it
     unused = set(models).difference(*blocks.values())
     with contextlib.ExitStack() as opened:
         rewards = {}
@@ -51,20 +53,28 @@ def scenario_rewards(settings, models):
 
 
 class ScenarioStream:
-    """Examples without end: reasoning alone at first, then so many general ones at the end of each step's.
+    """An endless stream of examples: reasoning alone at first, later each step ends with general ones.
 
-    reasoning, general: data.tasks.QuestionStream. first: how many questions come before the first step with
-    general ones. per_step, general_per_step: questions. Each example says its scenario. position, how many
-    were taken so far, is all of the state.
+    first: number of questions before the first step with general ones. per_step: questions of a step.
+    general_per_step: how many of them are general. Each example has its scenario. The state is position
+    alone, the number of examples so far.
     """
 
-    def __init__(self, reasoning, general, *, first, per_step, general_per_step):
+    def __init__(
+        self,
+        reasoning: QuestionStream,
+        general: QuestionStream,
+        *,
+        first: int,
+        per_step: int,
+        general_per_step: int,
+    ):
         assert first % per_step == 0 and 0 < general_per_step < per_step
         self.streams = dict(zip(SCENARIOS, (reasoning, general), strict=True))
         self.first, self.per_step, self.general_per_step = first, per_step, general_per_step
         self.position = 0
 
-    def take(self, n):
+    def take(self, n: int):
         """The next n examples, as a list."""
         start, self.position = self.position, self.position + n
         return [self._example(index) for index in range(start, self.position)]
@@ -87,15 +97,15 @@ class ScenarioStream:
 
 
 class ScenarioRewards:
-    """Scores like rewards.Rewards, each example by the Rewards of its scenario, of scenario_rewards' dict; an
-    example that says no scenario is for reasoning.
+    """Scores like rewards.Rewards, each example by the Rewards of its scenario. An example without a scenario
+    is for reasoning. rewards: from scenario_rewards.
     """
 
-    def __init__(self, rewards):
+    def __init__(self, rewards: dict[str, Rewards]):
         self.rewards = rewards
 
     def score(self, examples, completions):
-        """Scores of all; a part that an example's scenario does not have is NaN there, and no error."""
+        """Scores of all examples. A part that an example's scenario lacks is NaN, which is not an error."""
         names = dict.fromkeys(name for rewards in self.rewards.values() for name in rewards.weights)
         total = np.full(len(examples), np.nan, np.float32)
         parts = {name: total.copy() for name in names}

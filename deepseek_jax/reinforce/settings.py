@@ -1,4 +1,4 @@
-"""What a GRPO config may say: each block a dataclass, checked when built."""
+"""The settings of GRPO: each config block is a dataclass, checked when built."""
 
 import dataclasses
 from typing import Literal
@@ -21,10 +21,10 @@ from deepseek_jax.training.settings import FitSettings
 
 @dataclasses.dataclass(frozen=True)
 class RolloutSettings:
-    """Sampling. Questions whose prompt is longer than max_prompt_length are left out, and counted.
+    """Sampling. Questions whose prompt is longer than max_prompt_length are dropped and counted.
 
-    max_completion_length, temperature: a number, or pairs (step, number), each of which holds from its step
-    on, as R1-Zero's limit of 32,768 tokens that became 65,536 (arXiv:2501.12948, section 2).
+    max_completion_length, temperature: a number, or pairs (step, number), each valid from its step on:
+    R1-Zero raised its limit from 32,768 to 65,536 tokens (arXiv:2501.12948, section 2).
     """
 
     max_prompt_length: Count
@@ -32,7 +32,7 @@ class RolloutSettings:
     temperature: PositiveBySteps = 1.0
     slots: Count = 32
 
-    def at(self, step):
+    def at(self, step: int):
         """The AnswerOptions of a step."""
         return AnswerOptions(
             max_completion_length=number_at(self.max_completion_length, step),
@@ -44,14 +44,14 @@ class RolloutSettings:
         """The most tokens of a completion at any step."""
         return max(length for _, length in pairs_of(self.max_completion_length))
 
-    def temperature_at(self, step):
+    def temperature_at(self, step: int):
         """The temperature of a step."""
         return number_at(self.temperature, step)
 
 
 @dataclasses.dataclass(frozen=True)
 class LossSettings:
-    """See losses.grpo.grpo_loss. kl_coef 0 holds no reference."""
+    """See losses.grpo.grpo_loss. With kl_coef=0 no reference is in memory."""
 
     loss_type: Literal[tuple(NORMALIZES_STD)] = "grpo"
     clip_eps: Positive = 0.2
@@ -62,10 +62,10 @@ class LossSettings:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class GeneralSettings:
-    """Reinforcement for all scenarios (arXiv:2501.12948, section 3.2.2): in the last num_steps, per_step of a
-    step's questions are general ones, paid by rewards of their own.
+    """Reinforcement for all scenarios (arXiv:2501.12948, section 3.2.2): in each of the last num_steps steps,
+    per_step questions are general ones, with their own rewards.
 
-    path: the questions, as of data.questions.read_questions; None where a recipe has some itself.
+    path: the general questions, for data.questions.read_questions; None if the recipe supplies them.
     """
 
     num_steps: Count
@@ -76,7 +76,7 @@ class GeneralSettings:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RewardSettings(Settings):
-    """What pays. rewards: weights by name. accuracy: the one that says whether an answer is right."""
+    """rewards: weights by name. accuracy: the reward that decides whether an answer is right."""
 
     accuracy: str
     rewards: Weights
@@ -91,12 +91,12 @@ class RewardSettings(Settings):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ReinforceSettings(FitSettings, RewardSettings):
-    """The reinforcement itself, whatever policy it starts from.
+    """Reinforcement by GRPO, from any policy.
 
     A step samples group_size completions of prompts_per_step questions, and makes minibatches x epochs
-    updates of them. reference_every: steps after which the policy becomes the reference of the KL
-    (arXiv:2501.12948, appendix A.3); None keeps the first. general: questions beside those of `rewards`, None
-    for none.
+    updates. reference_every: after each so many steps the policy becomes the reference of the KL
+    (arXiv:2501.12948, appendix A.3); None for a fixed reference. general: settings of general questions, None
+    to ask reasoning questions alone.
     """
 
     prompts_per_step: Count
@@ -144,5 +144,5 @@ class ReinforceSettings(FitSettings, RewardSettings):
             )
 
     def num_updates(self):
-        """The updates of all steps together."""
+        """The number of updates in all steps."""
         return self.num_steps * self.minibatches * self.epochs

@@ -1,4 +1,4 @@
-"""Reinforcement of a policy by GRPO (arXiv:2402.03300): what recipes call, whatever policy they start from.
+"""Reinforcement of a policy by GRPO (arXiv:2402.03300), for every recipe that has a policy.
 
 questions with their prompts -> groups of completions, rewards and advantages -> updates -> params.
 """
@@ -8,31 +8,36 @@ import math
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 
 from deepseek_jax.losses.completions import completion_logprobs
 from deepseek_jax.losses.grpo import grpo_loss
+from deepseek_jax.models import ModelConfig
 from deepseek_jax.parallel.processes import say
 from deepseek_jax.parallel.shard import batch_parts
 from deepseek_jax.reinforce.groups import GroupSource
+from deepseek_jax.reinforce.settings import ReinforceSettings
+from deepseek_jax.rollout.policy import Policy
 from deepseek_jax.training.loop import train
+from deepseek_jax.training.run import Run
 from deepseek_jax.training.state import state_maker
 from deepseek_jax.training.step import jitted_step, make_train_step
 
-# |old - sampler| log-probability, in nats, that rounding explains: the mean over tokens, and any one of them.
-# Runs in float32 show 4e-7 and 3e-5. In bfloat16 a token whose experts are nearly equal may go to others, and
-# be off by nats.
+# The largest |old - sampler| log-probability, in nats, that rounding explains: the mean over tokens, and any
+# single token. Runs in float32 have 4e-7 and 3e-5. In bfloat16 rounding may send a token to other experts if
+# their scores are nearly equal, and its log-probability is then off by nats.
 LARGEST_GAP = {
     "float32": {"mean": 1e-4, "max": 1e-2},
     "bfloat16": {"mean": 0.05, "max": math.inf},
 }
 
 
-def reinforce(settings, policy, questions, rewards, run):
-    """Train policy.params: -> params. Resumes from run.folder; those given are used up, unless they stay the
+def reinforce(settings: ReinforceSettings, policy: Policy, questions, rewards, run: Run):
+    """Train policy.params: -> params. Resumes from run.folder. Donates policy.params, unless they stay the
     reference.
 
-    settings: ReinforceSettings. policy: rollout.Policy. questions: a stream as data.tasks.QuestionStream, of
-    examples that carry their prompt_ids. rewards: rewards.Rewards, or what scores like it.
+    questions: a data.tasks.QuestionStream or a ScenarioStream, of examples with prompt_ids. rewards:
+    rewards.Rewards, or an object that scores like it.
     """
     tx, params = settings.make_optimizer(), policy.params
     create, placed = state_maker(params, tx, run.mesh)
@@ -52,7 +57,7 @@ def reinforce(settings, policy, questions, rewards, run):
     ).params
 
 
-def _loss_fn(settings, config):
+def _loss_fn(settings: ReinforceSettings, config: ModelConfig):
     def loss_fn(params, batch, rng):
         logprobs, entropy, routing = completion_logprobs(
             config, params, batch, temperature=batch["temperature"]
@@ -71,13 +76,14 @@ def _loss_fn(settings, config):
     return loss_fn
 
 
-def _refreshing(train_step, every):
-    """train_step, where the policy becomes the state's reference after each `every` updates."""
+def _refreshing(train_step, every: int):
+    """Wrap train_step: after each `every` updates the policy becomes the state's reference."""
     done = None
 
     def step(state, batch, rng):
         nonlocal done
-        done = int(state.step) if done is None else done  # read once: reading waits for the device
+        # Read state.step once only: reading waits for the device
+        done = int(state.step) if done is None else done
         state, metrics = train_step(state, batch, rng)
         done += 1
         if done % every == 0:
@@ -87,12 +93,12 @@ def _refreshing(train_step, every):
     return step
 
 
-def _checking_first(train_step, allowed):
-    """train_step, which at its first call compares the sampler's log-probabilities with its own.
+def _checking_first(train_step, allowed: dict[str, float]):
+    """Wrap train_step: the first call compares the sampler's log-probabilities with the trainer's.
 
-    They differ by rounding alone, unless sampler and trainer disagree about weights, positions, masks or
-    the temperature: then ratios are wrong, and nothing else would tell. Where few tokens are, as at one
-    position, the mean may hide it. allowed: of LARGEST_GAP.
+    They differ by rounding alone, unless sampler and trainer disagree about weights, positions, masks or the
+    temperature. Then the ratios are wrong, and nothing else would reveal it. The maximum is checked too: a
+    mean may hide an error in few tokens, such as those at one position. allowed: from LARGEST_GAP.
     """
     checked = False
 
@@ -116,11 +122,8 @@ def _checking_first(train_step, allowed):
     return step
 
 
-def check_rows(settings, mesh):
-    """Raise ValueError unless every micro-batch splits over the mesh in whole groups.
-
-    settings: ReinforceSettings.
-    """
+def check_rows(settings: ReinforceSettings, mesh: Mesh):
+    """Raise ValueError unless every micro-batch splits over the mesh in whole groups."""
     parts = batch_parts(mesh)
     cuts = settings.minibatches * settings.micro_batches
     if settings.prompts_per_step % (cuts * parts):

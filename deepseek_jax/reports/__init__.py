@@ -1,4 +1,4 @@
-"""Tables, curves and the page."""
+"""Tables, curves and the HTML page of a run."""
 
 from deepseek_jax.lazy import lazy_names
 

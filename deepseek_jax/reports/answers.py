@@ -1,4 +1,4 @@
-"""How a policy answered held-out prompts before and after its training, as tables and samples."""
+"""A policy's answers to held-out prompts before and after training, as tables and samples."""
 
 import numpy as np
 from rich.console import Console
@@ -6,18 +6,18 @@ from rich.console import Console
 from deepseek_jax.parallel.processes import first_process
 from deepseek_jax.reports.tables import before_after_table, sample_panel
 
-FORMS = {"completion_length": ".1f", "reward": ".2f"}  # of a score; others are shares
+FORMS = {"completion_length": ".1f", "reward": ".2f"}  # number format of a score; others are shares
 
 
-def print_table(console, before, after):
-    """The scores of two measurements, dicts from a way of decoding to what evaluate gives."""
+def print_table(console: Console, before, after):
+    """Print the scores of two measurements: dicts from a way of decoding to the result of evaluate."""
     scores = [{way: measured["scores"] for way, measured in m.items()} for m in (before, after)]
     names = next(iter(scores[1].values()))
     console.print(before_after_table({name: FORMS.get(name, ".1%") for name in names}, *scores))
 
 
-def print_samples(console, before, after):
-    """The first completions of two measurements as evaluate gives them, side by side."""
+def print_samples(console: Console, before, after):
+    """Print the first completions of two results of evaluate side by side."""
     pairs = zip(before["samples"], after["samples"], strict=True)
     samples = [
         {"prompt": old["prompt"], **_sample("before", old), **_sample("after", new)}
@@ -26,8 +26,8 @@ def print_samples(console, before, after):
     console.print(sample_panel(samples))
 
 
-def make_console(width=None):
-    """A console that only process 0 writes to, of so many columns, or as many as the terminal has."""
+def make_console(width: int | None = None):
+    """A console that only process 0 writes to. width: columns, None for the terminal's."""
     return Console(quiet=not first_process(), width=width)
 
 

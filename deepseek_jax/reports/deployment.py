@@ -1,4 +1,4 @@
-"""Tables of models in service, beside a teacher: rich, a row a model."""
+"""Rich tables that compare models in deployment with their teacher, one row per model."""
 
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
@@ -6,13 +6,13 @@ from rich.table import Table
 from deepseek_jax.costs import deployment as d
 from deepseek_jax.costs.deployment_claims import findings, parameter_ratios
 from deepseek_jax.costs.flops import active_weights
-from deepseek_jax.models import count_params
+from deepseek_jax.models import ModelConfig, count_params
 
 
-def size_table(models):
-    """Parameters, weights and cache. models: dict name -> ModelConfig, as in all of these."""
+def size_table(models: dict[str, ModelConfig]):
+    """Parameters, weights and cache. models: name -> ModelConfig, in all of these tables."""
     caption = (
-        "active: weights that a token meets in matrix products. FP8: projections in E4M3 with scales of "
+        "active: weights in the matrix products of one token. FP8: projections in E4M3 with scales of "
         "128 x 128 blocks; embedding, head, router, norms and biases stay bfloat16, and the router's "
         "balancing bias is float32. Without multi-token prediction."
     )
@@ -30,8 +30,16 @@ def size_table(models):
     return table
 
 
-def speed_table(models, *, chip_name, chip_bytes, bytes_per_second, batch_size, context_length):
-    """Chips for the weights, and tokens a second of one: at batch 1 and at batch_size."""
+def speed_table(
+    models: dict[str, ModelConfig],
+    *,
+    chip_name: str,
+    chip_bytes: int,
+    bytes_per_second: float,
+    batch_size: int,
+    context_length: int,
+):
+    """Chips that hold the weights, and tokens per second and chip, at batch 1 and at batch_size."""
     met = [
         f", {d.distinct_experts(config, batch_size):.1f} of {name}'s {config.n_routed_experts} a layer"
         for name, config in models.items()
@@ -39,10 +47,10 @@ def speed_table(models, *, chip_name, chip_bytes, bytes_per_second, batch_size, 
     ]
     experts = f" (for a batch of {batch_size}{''.join(met)})" if met else ""
     caption = (
-        f"chips of {chip_bytes / 2**30:.0f} GiB for the weights alone; tokens/s for each chip's "
-        f"{bytes_per_second / 1e9:,.0f} GB/s, all sequences together, on as many chips as hold them. A step "
-        f"reads every weight once, routed experts where tokens are expected to choose them{experts}, and "
-        f"{context_length} tokens of bfloat16 cache a sequence. Computing, writing and sending cost nothing."
+        f"chips of {chip_bytes / 2**30:.0f} GiB for the weights alone; tokens/s of all sequences together, "
+        f"per chip of {bytes_per_second / 1e9:,.0f} GB/s, with enough chips to hold the model. A step "
+        f"reads every weight once, of routed experts the expected number that tokens choose{experts}, and "
+        f"{context_length} tokens of bfloat16 cache a sequence. Compute, writes and transfers count as free."
     )
     cells = [(batch, form) for batch in (1, batch_size) for form in d.FORMATS]
     columns = (
@@ -61,11 +69,12 @@ def speed_table(models, *, chip_name, chip_bytes, bytes_per_second, batch_size, 
     return table
 
 
-def ratio_table(models, *, batch_size, context_length):
-    """Everything against the first of the models."""
+def ratio_table(models: dict[str, ModelConfig], *, batch_size: int, context_length: int):
+    """Ratios of each model to the first one, the teacher."""
     (teacher_name, teacher), *students = models.items()
     caption = (
-        f"{teacher_name}'s number over the model's; of tokens/s (bf16, a chip) the model's over it"
+        f"{teacher_name}'s number divided by the model's; for tokens/s (bf16, a chip) the model's "
+        f"divided by {teacher_name}'s"
     )
     columns = "parameters", "active", "bf16\nbytes", "fp8\nbytes", "cache\nbytes"
     columns += "tokens/s\nbatch 1", f"tokens/s\nbatch {batch_size}"
@@ -87,10 +96,10 @@ def ratio_table(models, *, batch_size, context_length):
 
 
 def claims_table(teacher, students, **settings):
-    """Claims and what was found; None where nothing is claimed. The arguments are those of findings."""
+    """Published claims beside our numbers; None without a claim. The arguments are those of findings."""
     table = _table(
         "claims",
-        "holds: what was found is at most a quarter more or less",
+        "holds: found and claimed number differ by a factor of at most 1.25",
         ("claimed", "found", ""),
     )
     table.columns[0].no_wrap = False
@@ -103,8 +112,8 @@ def claims_table(teacher, students, **settings):
     return table if found else None
 
 
-def measured_table(models, speeds, caption):
-    """speeds: dict name -> tokens a second, the first one's being 1."""
+def measured_table(models: dict[str, ModelConfig], speeds: dict[str, float], caption: str):
+    """Measured decoding speeds. speeds: name -> tokens a second; the ratio of the first one is 1."""
     table = _table("decoding, measured", caption, ("parameters", "active", "tokens/s", "ratio"))
     first = next(iter(speeds.values()))
     for name, speed in speeds.items():

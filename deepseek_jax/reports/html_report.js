@@ -1,5 +1,5 @@
 "use strict";
-// Whatever a model wrote reaches the page by textContent alone.
+// A model's text enters the page as text nodes alone, never as HTML.
 (() => {
   const PAGE = 10;  // groups at a time
   const byId = (id) => document.getElementById(id);
@@ -42,7 +42,7 @@
       .filter(([, completions]) => completions.length > 0);
   }
 
-  // Equal completions once, with their number, the best rewarded first
+  // Merge equal completions and count them; the best rewarded come first
   function distinct(completions) {
     const found = new Map();
     for (const completion of completions) {
@@ -54,7 +54,8 @@
     return [...found.values()].sort((a, b) => b.completion.total - a.completion.total);
   }
 
-  function marked(text) {  // with its tags, and what was thought, set apart
+  // A completion's text, with its tags and its reasoning in spans of their own
+  function marked(text) {
     const pieces = element("p", "text");
     let thinking = false;
     for (const piece of text.split(/(<\/?(?:think|answer)>)/)) {

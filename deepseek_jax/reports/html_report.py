@@ -1,8 +1,7 @@
 """A run of several stages as one HTML page, which needs no server, no network and no other file.
 
-How they came from each other, what each reached, its curves, and its samples to browse. What a model wrote
-is data in the page, never markup: html_report.js shows it as text, and the page's policy lets no other
-script run.
+It has the stages' lineage, scores, curves and samples. A model's text is data in the page, never markup:
+html_report.js inserts it as text, and the page's Content-Security-Policy lets no other script run.
 """
 
 import html
@@ -41,12 +40,12 @@ PAGE = """<!DOCTYPE html>
 """
 
 
-def report_page(title, stages, scores, forms, names, curves, samples, findings=None):
-    """The page, as text.
+def report_page(title: str, stages, scores, forms, names, curves, samples, findings=None):
+    """The page's HTML.
 
     stages: dicts of name, title, hash (or None), state (a word or two: "complete", "not begun"), and inputs,
-    a dict from what went in to its hash and the name of the stage that it is, or None.
-    scores, forms, names: as in report.stages_table. curves: heading -> records of training.metrics.
+    a dict from the name of an input to its hash and the name of the stage that made it, or None.
+    scores, forms, names: as in tables.stages_table. curves: heading -> records of training.metrics.
     samples: dicts of stage, kind, language, prompt, answer and completions, this prompt's group: dicts of
     text, total (the reward), parts (name -> reward), advantage, right (bool), languages (language -> share
     of the thought's words) and length in tokens. findings: (heads, rows) of a table of texts, or None.
@@ -55,7 +54,7 @@ def report_page(title, stages, scores, forms, names, curves, samples, findings=N
     parts = {"Lineage": _lineage(stages), "Scores": _scores(scores, forms, names)}
     parts |= {} if findings is None else {"Findings": _findings(*findings)}
     parts |= {"Curves": _curves(curves), "Samples": _samples(samples)}
-    # "<" is the one character by which a string could leave its script element
+    # Without "<" no string can end the script element that it is in
     data = json.dumps(samples, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c")
     return PAGE.format(
         title=html.escape(title),
@@ -88,7 +87,8 @@ def _lineage(stages):
     ]
     return (
         f'<div class="wide">{lineage_graph(stages)}</div>'
-        "<p>A stage's hash is of all its inputs' hashes, and an input of the stages made from it.</p>"
+        "<p>A stage's hash is computed from the hashes of its inputs. It is an input of the stages that "
+        "are made from it.</p>"
         + _table(("stage", "state", "hash", "made from", "hashes of its inputs"), rows)
     )
 
@@ -111,7 +111,7 @@ def _scores(scores, forms, names):
 
 
 def _findings(heads, rows):
-    """Texts as a table; what stands on a cell's second line stands smaller."""
+    """A table of texts; the second line of a cell has a smaller font."""
     cells = [
         [
             f"{first}<small>{rest}</small>" if rest else first
@@ -137,7 +137,7 @@ def _cell(interval, form, top):
 
 
 def _table(heads, rows, kind=""):
-    """Cells are markup; the first of a row is its heading."""
+    """A table of HTML cells; the first cell of a row is its heading."""
     head = "".join(f'<th scope="col">{cell}</th>' for cell in heads)
     body = "\n".join(
         f'<tr><th scope="row">{first}</th>{"".join(f"<td>{cell}</td>" for cell in rest)}</tr>'
@@ -156,7 +156,7 @@ def _curves(curves):
 
 
 def _phase(title, records):
-    """What matters most stands open, and everything else that was logged below it, closed."""
+    """Curves of one phase: HEADLINE metrics and rewards first, all others in a closed <details>."""
     logged = dict.fromkeys(name for record in records for name in record)
     points = {
         n: [(r["step"], r[n]) for r in records if n in r]
@@ -183,9 +183,9 @@ def _samples(samples):
     selects = [_select(key, ("any", *values)) for key, values in choices.items()]
     selects.append(_select("answer", ("any", "right", "wrong")))
     return (
-        "<p>All completions of some held-out prompts, the best rewarded first, equal ones once. Every stage "
-        "is paid by the same rewards here. An advantage compares a completion with the others of its prompt; "
-        "a bar shows which languages the thought's words are of.</p>"
+        "<p>All completions of some held-out prompts, the best rewarded first, equal ones once. The rewards "
+        "here are the same for every stage. An advantage compares a completion with the others of its "
+        "prompt; a bar shows the languages of the words in its reasoning.</p>"
         f'<form id="filters">{"".join(selects)}'
         '<label>text <input type="search" name="text"></label>'
         '<span><label>reward from <input type="number" name="low" step="any"></label> '

@@ -1,21 +1,22 @@
-"""report.html: what a run of stages left in its work directory, as a page."""
+"""Writes report.html from the files that a run of several stages left in its work directory."""
 
 import json
 import os
+from pathlib import Path
 
 from deepseek_jax.parallel.processes import first_process
 from deepseek_jax.reports.html_report import report_page
 from deepseek_jax.training.lineage import content_hash
 from deepseek_jax.training.metrics import read_phases
 
-NOT_STAGES = ("settings", "data")  # of the inputs in a stage.json
+NOT_STAGES = ("settings", "data")  # inputs in a stage.json that are not stages
 
 
-def write_report(workdir, title, stages, forms, names):
-    """Write workdir/report.html of what is there by now. Process 0 alone.
+def write_report(workdir: Path, title: str, stages: dict[str, str], forms, names):
+    """Write workdir/report.html from the files so far. Process 0 alone.
 
-    stages: name of each stage -> its title, in an order in which none comes before what it is made from.
-    forms, names: as in reports.tables.stages_table.
+    stages: name of each stage -> its title; a stage comes after those that it is made from. forms, names: as
+    in reports.tables.stages_table.
     """
     if not first_process():
         return
@@ -25,11 +26,11 @@ def write_report(workdir, title, stages, forms, names):
     os.replace(fresh, workdir / "report.html")
 
 
-def collect(workdir, stages):
-    """What report_page takes: stages, scores, curves, samples, and findings, once every stage is complete.
+def collect(workdir: Path, stages: dict[str, str]):
+    """Arguments of report_page: stages, scores, curves, samples, and findings once every stage is complete.
 
-    A stage is outdated where one that it came from has been made anew since, or is itself outdated: its
-    scores and samples are left out, and so are those that were measured of another version of the stage.
+    A stage is outdated if one that it is made from was run again since, or is outdated itself. Scores and
+    samples of an outdated stage, or of an earlier version of a stage, are left out.
     """
     told = _lineage(workdir, stages)
     scores, samples = {}, []
@@ -55,7 +56,7 @@ def collect(workdir, stages):
 
 
 def _lineage(workdir, stages):
-    """report_page's stages: what each stage.json says, its inputs matched to the stages that are there."""
+    """report_page's stages: the content of each stage.json, with the stage that made each input."""
     records = {name: _read(workdir / name / "stage.json") for name in stages}
     found = {name: record for name, record in records.items() if record is not None}
     by_hash = {content_hash(record["hash"]): name for name, record in found.items()}
@@ -69,7 +70,7 @@ def _lineage(workdir, stages):
 
 
 def _curves(workdir, told):
-    """report_page's curves: a phase by its stage's title, first those that are not called like a stage."""
+    """report_page's curves: heading -> records. Phases that have no stage's name come first."""
     phases = read_phases(workdir / "metrics.jsonl")
     headings = {}
     for stage in told:
@@ -81,7 +82,7 @@ def _curves(workdir, told):
 
 
 def _state(record, inputs, told):
-    """told: the stages before this one."""
+    """The state of a stage in words. told: the stages before this one, by name."""
     if record is None:
         return "not begun"
     if not record["complete"]:

@@ -1,4 +1,4 @@
-"""Curves of a run as inline SVG, each with its numbers in words as well."""
+"""Curves of a run as inline SVG, each with a label that states its numbers."""
 
 import html
 from itertools import groupby
@@ -7,15 +7,15 @@ import numpy as np
 from matplotlib.ticker import MaxNLocator
 
 WIDTH, HEIGHT = 260, 120  # of a panel, in SVG units
-LEFT, RIGHT, TOP, BOTTOM = 40, 8, 8, 16  # what the curve leaves free, for ticks
-MAX_POINTS = 200  # of a curve; longer ones are averaged over steps in a row
+LEFT, RIGHT, TOP, BOTTOM = 40, 8, 8, 16  # margins around the curve, for tick labels
+MAX_POINTS = 200  # of a curve; a longer one is averaged over consecutive steps
 
 
-def curve_panel(name, points):
-    """A <figure> of one curve. points: (step, value or None) pairs, steps ascending, one of them a number.
+def curve_panel(name: str, points):
+    """A <figure> of one curve. points: (step, value or None) pairs, steps ascending, at least one a number.
 
-    A None is a gap. Beyond MAX_POINTS each point is the mean of as many steps in a row, and the figure says
-    of how many. What is drawn is also in its data-points, "step:value", for whoever points at it.
+    None makes a gap. With more than MAX_POINTS, each point is a mean over consecutive logged steps, and the
+    label gives their number. data-points, "step:value", lets html_report.js show the value at the pointer.
     """
     drawn, merged = _thinned(points)
     values = [value for _, value in drawn if value is not None]
@@ -37,7 +37,7 @@ def curve_panel(name, points):
 
 
 def _thinned(points):
-    """(at most MAX_POINTS points, how many of the given ones each stands for)"""
+    """(at most MAX_POINTS points, how many given points are averaged into each)"""
     merged = -(-len(points) // MAX_POINTS)
     if merged == 1:
         return points, 1
@@ -59,7 +59,7 @@ def _y(value, ticks):
 
 
 def _ticks(low, high):
-    """Round numbers around both, which differ as _short shows them."""
+    """Round numbers around low and high, far enough apart that _short writes them differently."""
     if high - low <= 1e-3 * abs(high):
         room = 0.1 * abs(high) or 1.0
         low, high = low - room, high + room
@@ -83,7 +83,7 @@ def _grid(ticks, first, last):
 
 
 def _line(places):
-    """The curve, parted where a value is missing; a point alone is a dot."""
+    """The curve, with a gap where a value is missing; a single point is a dot."""
     shapes = []
     for missing, run in groupby(places, key=lambda place: place is None):
         run = [] if missing else list(run)

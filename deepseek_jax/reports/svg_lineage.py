@@ -1,19 +1,16 @@
-"""The stages of a run as a graph: whatever one was made from stands to its left."""
+"""The stages of a run as a graph: the inputs of a stage are on its left."""
 
 import html
 
-BOX, GAP, ARC = (
-    (112, 40),
-    (28, 22),
-    14,
-)  # of a stage; between stages; an arc's height for each column
+BOX, GAP = (112, 40), (28, 22)  # width and height of a stage, and of the space between stages
+ARC = 14  # an arc's height for each column that it spans
 
 
 def lineage_graph(stages):
-    """An <svg> of report_page's stages that have begun, in columns by how many lie before them.
+    """An <svg> of report_page's stages that have begun, in columns by the length of the path to them.
 
-    In a column the stage that the longest way goes on from comes first, so that this way is straight. What
-    passes over columns is an arc above them, or from a lower row one that comes up to the stage.
+    In a column the stage with the longest path ahead comes first, so that the longest path is straight. An
+    edge that passes other columns is an arc above them; from a lower row it reaches the stage from below.
     """
     stages = [stage for stage in stages if stage["hash"] is not None]
     made_from = {s["name"]: [p for _, p in s["inputs"].values() if p is not None] for s in stages}
@@ -21,7 +18,8 @@ def lineage_graph(stages):
     children = {name: [c for c in made_from if name in made_from[c]] for name in made_from}
     ahead = {name: _longest(name, children) for name in made_from}
     row = {}
-    for name in sorted(made_from, key=lambda name: -ahead[name]):  # stable: else in the given order
+    # sorted is stable: stages with equal paths ahead stay in the given order
+    for name in sorted(made_from, key=lambda name: -ahead[name]):
         row[name] = sum(column[other] == column[name] for other in row)
     spans = [column[child] - column[p] for child in made_from for p in made_from[child]]
     top = 4 + ARC * max(max(spans, default=1), 1)

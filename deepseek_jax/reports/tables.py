@@ -1,4 +1,4 @@
-"""What a reader sees of a run: a table and samples before and after, the curves between."""
+"""A run's tables, samples before and after training, and curves."""
 
 from pathlib import Path
 
@@ -16,11 +16,11 @@ CURVES = ("reward", "accuracy", "completion_length")
 
 
 def before_after_table(rows, before, after):
-    """A rich Table: one row a score, and for each way of decoding its value before and after.
+    """A rich Table: one row per score, and for each way of decoding its value before and after.
 
     rows: dict from a score to the format of its numbers: {"accuracy": ".1%", "reward": ".2f"}.
     before, after: dict from a way of decoding ("sampled", "greedy") to a `summarise` dict,
-    name -> (mean, low, high). Under each mean stands its 95% interval.
+    name -> (mean, low, high). The 95% interval is under each mean.
     """
     table = Table(
         title="held-out problems, before and after",
@@ -47,11 +47,11 @@ def _cell(interval, form):
 
 
 def sample_panel(samples):
-    """A rich Panel of completions side by side with what came before training.
+    """A rich Panel of completions before and after training.
 
     samples: a sequence of dicts with prompt, before and after (text), before_reward and
-    after_reward (float). Control characters in what a model wrote are shown as escapes, never sent
-    to the terminal.
+    after_reward (float). Control characters in a model's text are printed as escapes, so that they do not
+    control the terminal.
     """
     grid = Table.grid(padding=(0, 2))
     for sample in samples:
@@ -82,7 +82,7 @@ def loss_table(losses):
 
 
 def comparison_table(compared):
-    """A rich Table: one row a score of a task, what the difference is, and what may be said of it.
+    """A rich Table: for each score of a task the difference, its interval, p-value and verdict.
 
     compared: task -> {score: evaluation.compare.Comparison} of shares.
     """
@@ -108,7 +108,7 @@ def comparison_table(compared):
 def stages_table(
     stages, forms, names, *, title="held-out prompts, stage by stage", first_column="stage"
 ):
-    """A rich Table: one row a stage, one column a score, under each mean its 95% interval.
+    """A rich Table: one row per stage, one column per score, the 95% interval under each mean.
 
     stages: title -> {score: (mean, low, high)}. forms: score -> the format of its numbers; names: score ->
     the column's title. A score that a stage lacks is left blank.
@@ -131,9 +131,9 @@ def stages_table(
 
 
 def fates_table(title, fates):
-    """A rich Table: one row a fate that occurs, one column an origin, and all of them.
+    """A rich Table: one row per fate that occurs, one column per origin, and their sum.
 
-    fates: origin -> {fate: count}; those that were "kept" come last.
+    fates: origin -> {fate: count}. The fate "kept" comes last.
     """
     table = Table(
         title=title, box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False
@@ -149,12 +149,12 @@ def fates_table(title, fates):
     return table
 
 
-def plot_curves(metrics_path, png_path, *, phase, names=CURVES):
-    """Draw the curves called `names` of one phase against its steps, as a PNG.
+def plot_curves(metrics_path: Path, png_path: Path, *, phase: str, names=CURVES):
+    """Draw the metrics `names` of one phase against its steps, as a PNG.
 
-    metrics_path: a MetricsWriter file. A curve that the phase did not log has no panel; a null is a
+    metrics_path: a MetricsWriter file. A metric that the phase did not log has no panel; a null is a
     gap in its curve.
-    Raises ValueError where the phase logged none of them.
+    Raises ValueError if the phase logged none of them.
     """
     records = read_metrics(metrics_path, phase)
     wanted = names

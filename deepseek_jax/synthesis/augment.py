@@ -1,6 +1,6 @@
-"""More questions to ask a teacher than there are: varied by rule, and put anew by the teacher itself.
+"""Derives more questions for a teacher: varied by rule, or rewritten by the teacher itself.
 
-Of every question, what became of it is counted: origin -> Counter of fates, "kept" among them.
+Counts the fate of every question: origin -> Counter of fates, "kept" among them.
 """
 
 from collections import Counter, defaultdict
@@ -11,21 +11,22 @@ from deepseek_jax.data.questions import asked_messages
 from deepseek_jax.errors import at
 from deepseek_jax.rewards.format import summary
 from deepseek_jax.rewards.language import LANGUAGES, language_share
+from deepseek_jax.synthesis.ngrams import Evaluation
 from deepseek_jax.synthesis.teacher import read_rows
 from deepseek_jax.synthesis.vary import recomputed, vary_names, vary_numbers
 
 SOURCE = "source"
 REWRITTEN = ("paraphrase", "translation", "back_translation")  # by the teacher
 BY_RULE = {"numbers": vary_numbers, "names": vary_names}
-LEAST_SHARE = 0.8  # of a rewritten question's words, in the language that it should be in
+LEAST_SHARE = 0.8  # of a rewritten question's words must be in the wanted language
 
 
 def augmented(settings, questions, evaluation, ask):
-    """(the questions to ask, the fates): the given ones, and what settings.augment makes of them.
+    """(questions to ask, fates): the given questions, and those that settings.augment derives from them.
 
-    Each example has its origin, and what it was derived_from. ask(name, examples) has the teacher answer
-    each once: -> the folder of its chunks. evaluation: synthesis.ngrams.Evaluation, or None.
-    Raises ValueError, naming the field, where a way of augmenting leaves nothing.
+    Each example has an origin, and the question that it was derived_from. settings: GenerateSettings.
+    evaluation: synthesis.ngrams.Evaluation, or None. ask(name, examples) lets the teacher answer each once:
+    -> the folder of its chunks. Raises ValueError, naming the field, if one of the ways gives no question.
     """
     augment, fates = settings.augment, defaultdict(Counter)
     screen = _Screen(evaluation, fates)
@@ -50,8 +51,9 @@ def augmented(settings, questions, evaluation, ask):
         if not examples:
             shown = ", ".join(f"{count} {fate}" for fate, count in fates[origin].most_common())
             with at(f"augment.{'translate' if origin == 'translation' else origin}"):
-                raise ValueError(f"no new question came of it ({shown}); leave it out, or mend it")
-    if augment.translate:  # what comes back as it was is not new, and no mistake
+                raise ValueError(f"gave no new question ({shown}); correct this field or remove it")
+    # No error if this gives no new question: a perfect translation back is the question itself
+    if augment.translate:
         there = made["translation"]
         made["back_translation"] = _rewritten(
             "back_translation", there, augment.translate, ask, screen
@@ -60,13 +62,13 @@ def augmented(settings, questions, evaluation, ask):
 
 
 class _Screen:
-    """Lets questions pass that were not there before and stand in no evaluation set."""
+    """Drops questions that came before or are in an evaluation set."""
 
-    def __init__(self, evaluation, fates):
+    def __init__(self, evaluation: Evaluation | None, fates):
         self.evaluation, self.fates, self.seen = evaluation, fates, set()
 
     def pass_on(self, examples):
-        """Those that pass, as a list."""
+        """The list of examples that pass."""
         return [example for example in examples if self._passes(example)]
 
     def _passes(self, example):
@@ -79,7 +81,7 @@ class _Screen:
 
 
 def _varied(examples, vary, count, seed, fates):
-    """`count` variants of each example by a rule, whose answers are found again from their text."""
+    """`count` variants of each example by a rule. Drops variants whose text gives another answer."""
     for index, example in enumerate(examples):
         for number in range(count):
             variant = vary(np.random.default_rng([*seed, index, number]), example)
@@ -92,7 +94,7 @@ def _varied(examples, vary, count, seed, fates):
 
 
 def _rewritten(origin, examples, prompts, ask, screen):
-    """The examples as the teacher puts them, asked once each by their language's prompt."""
+    """The examples in the teacher's words; it is asked once for each, with the prompt of its language."""
     of_language = [(e, _language(e)) for e in examples]
     asked = [
         {
@@ -126,6 +128,6 @@ def _rewritten(origin, examples, prompts, ask, screen):
 
 
 def _language(example):
-    """The language of a question: what the example says, else that of most of its words."""
+    """The example's language if it names one, else the language of most words of its question."""
     said = example.get("language")
     return said or max(LANGUAGES, key=lambda name: language_share(example["question"], name))

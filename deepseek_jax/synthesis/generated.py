@@ -1,4 +1,6 @@
-"""Conversations that a teacher wrote, as a TFDS dataset that fine-tuning reads: data.messages."""
+"""Conversations with a teacher's answers, as a TFDS dataset that fine-tuning reads: data.messages."""
+
+from pathlib import Path
 
 import numpy as np
 import tensorflow_datasets as tfds
@@ -9,9 +11,9 @@ TEXTS = ("question", "answer", "language", "origin", "derived_from")  # "" where
 
 
 class TeacherConversations(TextBuilder):
-    """Records of messages, weight, reward, tokens and TEXTS, in an order of TFDS's own.
+    """Records of messages, weight, reward, tokens and TEXTS. TFDS shuffles them.
 
-    records: a function without arguments that gives them, dicts, one by one.
+    records: a function without arguments that yields the records, dicts.
     """
 
     def __init__(self, records=None, **kwargs):
@@ -32,15 +34,15 @@ class TeacherConversations(TextBuilder):
         yield from enumerate(self._records())
 
 
-def write_conversations(records, data_dir):
+def write_conversations(records, data_dir: Path):
     """Write records(), an iterable of dicts, as array_record: -> the folder that read_conversations reads.
 
-    As builders.build: whole or not at all, by the first of several processes.
+    builders.build writes all of them or nothing, in the first of several processes.
     """
     build(TeacherConversations, None, data_dir, records=records)
     return dataset_folder(data_dir)
 
 
-def dataset_folder(data_dir):
-    """Where write_conversations writes below data_dir."""
+def dataset_folder(data_dir: Path):
+    """The folder below data_dir that write_conversations writes."""
     return data_dir / "teacher_conversations" / str(TeacherConversations.VERSION)

@@ -1,4 +1,4 @@
-"""Texts that are nearly what an earlier one is: MinHash signatures (Broder 1997), found by hashing bands."""
+"""Finds near-duplicates of earlier texts: MinHash signatures (Broder 1997), looked up by hashed bands."""
 
 from hashlib import blake2b
 
@@ -6,39 +6,32 @@ from datasketch import MinHash, MinHashLSH
 
 from deepseek_jax.synthesis.ngrams import ngrams, units
 
-NUM_PERMUTATIONS = (
-    256  # the estimate of a similarity J is off by sqrt(J (1 - J) / 256), 0.02 at 0.9
-)
-ROWS = (
-    1,
-    2,
-    4,
-    8,
-    16,
-    32,
-    64,
-    128,
-)  # of a band: two texts are compared if they agree on all of one
-MISSED = 1e-3  # of the pairs at the threshold, those that may go uncompared
+# The standard error of an estimated similarity J is sqrt(J (1 - J) / 256), 0.02 at 0.9
+NUM_PERMUTATIONS = 256
+# Rows of a band: two texts are compared if they agree on all rows of a band
+ROWS = (1, 2, 4, 8, 16, 32, 64, 128)
+MISSED = 1e-3  # largest share of the pairs at the threshold that no band finds
 
 
 class NearDuplicates:
-    """The texts that were new, by the sets of their runs of n units.
+    """An index of the new texts so far, by the sets of their runs of n units.
 
-    threshold: the Jaccard similarity, within 0..1, from which a text is a near-duplicate. Bands make the
-    candidates, and their whole signatures decide. The same texts in the same order give the same, on every
-    machine. Holds a signature a text, 2 KiB.
+    threshold: a text of at least this Jaccard similarity, within 0..1, is a near-duplicate. Bands select the
+    candidates, and whole signatures decide. The same texts in the same order give the same results on every
+    machine. Holds one signature per text, 2 KiB.
     """
 
-    def __init__(self, threshold, n):
+    def __init__(self, threshold: float, n: int):
         self.threshold, self.n = threshold, n
+        # More rows give fewer candidates to compare, but miss more pairs
         rows = max(r for r in ROWS if _misses(threshold, r) <= MISSED)
         self._index = MinHashLSH(num_perm=NUM_PERMUTATIONS, params=(NUM_PERMUTATIONS // rows, rows))
         self._signatures = []
 
-    def is_new(self, text):
-        """Whether the text is like none that was new before; it is then one of those. A text without any
-        unit is always new."""
+    def is_new(self, text: str):
+        """Whether the text is no near-duplicate of a text in the index; if so, add it. A text without units
+        is always new.
+        """
         runs = sorted(" ".join(run).encode() for run in ngrams(units(text), self.n))
         if not runs:
             return True
@@ -53,7 +46,7 @@ class NearDuplicates:
 
 
 def _misses(similarity, rows):
-    """The probability that two texts agree on no band of so many rows."""
+    """The probability that two texts of this similarity agree on no band of so many rows."""
     return (1 - similarity**rows) ** (NUM_PERMUTATIONS // rows)
 
 

@@ -1,39 +1,42 @@
-"""Rejection sampling (arXiv:2501.12948, appendix B.3.3): of a policy's completions, those worth learning.
+"""Rejection sampling (arXiv:2501.12948, appendix B.3.3): filters a policy's completions for training.
 
-A completion is kept if it is right, laid out as asked and thought in the question's language alone, and if
-it is not there already. Where no rule knows what is right, a judge compares it with a reference.
+A completion passes if it is right, has the requested layout, reasons in the question's language alone, and is
+not a repetition. If no rule can check that it is right, a judge compares it with a reference.
 """
 
 import json
 import os
+from pathlib import Path
 
 import numpy as np
 
 from deepseek_jax.parallel.processes import barrier, first_process, say
+from deepseek_jax.rewards.judge import Judge
+from deepseek_jax.rollout.policy import Policy
+from deepseek_jax.synthesis.settings import RejectionSettings
 from deepseek_jax.synthesis.sieve import Sieve
 from deepseek_jax.worlds.registry import open_rewards
 
-AS_GOOD = 0.5  # what rewards.judge.Judge gives the reference itself
+AS_GOOD = 0.5  # rewards.judge.Judge's score of the reference itself
 
-# Why a completion is rejected: the reward that is not a whole 1, in the order in which they are asked
+# Reason for rejection -> the reward that is below 1; checked in this order
 LAYOUT = {"badly laid out": "think_answer_format"}
-IN_ONE_LANGUAGE = {
-    "in mixed languages": "language_consistency"
-}  # of examples that say their language
-# The same with what a judge says of the completion, in the example's "judged"
+# For examples that name their language
+IN_ONE_LANGUAGE = {"in mixed languages": "language_consistency"}
+# Reason for rejection -> a test of the judge's result, which is in the example's "judged"
 JUDGED = {
     "without a verdict": lambda _, example: isinstance(example["judged"], ValueError),
     "judged worse than the reference": lambda _, example: example["judged"] < AS_GOOD,
 }
 
 
-def accepted(examples, completions, *, rule, max_per_prompt, judge=None):
-    """The completions worth learning: -> (list of (index, completion), Counter of what became of all).
+def accepted(examples, completions, *, rule: str, max_per_prompt: int, judge: Judge | None = None):
+    """Filter completions for training: -> (list of (index, completion), Counter of fates).
 
-    examples[i] was answered by completions[i], which the reward `rule` checks; or with a judge, a
-    rewards.judge.Judge, whatever has an answer to compare with. Of a question's, at most max_per_prompt are
-    kept, the first ones. The Counter's keys are "kept", "wrong", those of LAYOUT, IN_ONE_LANGUAGE and JUDGED,
-    "repeated" and "more than enough".
+    completions[i] answers examples[i]. The reward `rule` checks it; with a judge, the judge compares it with
+    the example's answer instead. At most max_per_prompt completions of a question pass, the first ones. The
+    Counter's keys are "kept", "wrong", those of LAYOUT, IN_ONE_LANGUAGE and JUDGED, "repeated" and "more than
+    enough".
     """
     checks = ({"wrong": rule} if judge is None else {}) | LAYOUT
     if all("language" in example for example in examples):
@@ -50,7 +53,7 @@ def accepted(examples, completions, *, rule, max_per_prompt, judge=None):
 
 
 def _scored(examples, completions, names):
-    """The examples with the parts of their completions' rewards."""
+    """The examples, each with its completion's rewards under "parts"."""
     with open_rewards(dict.fromkeys(names, 1.0)) as rewards:
         parts = rewards.score(examples, completions).parts
     rows = zip(*parts.values(), strict=True)
@@ -65,7 +68,9 @@ def _misses(reward):
 
 
 def _judged(examples, completions, rules, judge):
-    """The examples with what the judge says of their completions, where these are laid out as asked."""
+    """The examples, each with the judge's score of its completion under "judged"; None without a score,
+    because another rule already rejects the completion.
+    """
     tidy = [
         i for i, e in enumerate(examples) if not any(misses(None, e) for misses in rules.values())
     ]
@@ -74,16 +79,26 @@ def _judged(examples, completions, rules, judge):
     return [example | {"judged": said.get(i)} for i, example in enumerate(examples)]
 
 
-def sample_accepted(settings, policy, examples, path, *, rule, seed, judge=None):
-    """Answer the examples, which carry their prompt_ids, and write what is accepted to path, a jsonl file.
+def sample_accepted(
+    settings: RejectionSettings,
+    policy: Policy,
+    examples,
+    path: Path,
+    *,
+    rule: str,
+    seed: int,
+    judge: Judge | None = None,
+):
+    """Answer the examples, which have prompt_ids, and write the accepted completions to path, a jsonl file.
 
-    settings: RejectionSettings. policy: rollout.Policy. rule, judge: as of accepted. Raises ValueError
-    where nothing is accepted of what rules check; a judge may find nothing good enough.
+    rule, judge: see accepted. Raises ValueError if no completion is accepted, except with a judge, which may
+    reject them all.
     """
     n = settings.samples_per_prompt
     texts, rollout, _ = policy.answer(examples, settings, n=n, seed=seed)
     repeated = [example for example in examples for _ in range(n)]
-    ended = np.flatnonzero(~rollout.truncated)  # what broke off teaches to break off
+    # Training on truncated completions would teach the model to stop in the middle
+    ended = np.flatnonzero(~rollout.truncated)
     kept, fates = accepted(
         [repeated[i] for i in ended],
         [texts[i] for i in ended],
@@ -97,7 +112,7 @@ def sample_accepted(settings, policy, examples, path, *, rule, seed, judge=None)
     if not kept and judge is None:
         raise ValueError(
             f"num_prompts={settings.num_prompts}: none of {len(texts)} sampled completions was accepted "
-            f"({shown}); raise it, or train the policy that is sampled for longer"
+            f"({shown}); raise it, or train the sampled policy for longer"
         )
     lines = [_line(repeated[ended[index]], text) for index, text in kept]
     barrier("what was accepted is written")
@@ -113,8 +128,8 @@ def _line(example, text):
     return asked | {"solution": text}
 
 
-def read_accepted(path):
-    """The examples, dicts of question, solution and, after other turns, messages, that sample_accepted
-    wrote.
+def read_accepted(path: Path):
+    """Read the examples that sample_accepted wrote: dicts of question, solution and, in a conversation of
+    several turns, messages.
     """
     return [json.loads(line) for line in path.read_text().splitlines()]

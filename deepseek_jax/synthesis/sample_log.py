@@ -1,17 +1,18 @@
-"""Completions as they end, one by one on disk: what a call that is cut short leaves to the next."""
+"""Writes completions to disk one by one as they end, so that a call can resume an interrupted one."""
 
 import json
 import os
+from pathlib import Path
 
 
 class SampleLog:
-    """A file of completions: line by line {"row", "ids", "finished"}, the row that it is in a rollout.
+    """A file of completions, a line each: {"row", "ids", "finished"}, row being its row in the rollout.
 
-    done: row -> its line, of an earlier call too; a last line that was cut short is none.
+    done: row -> its line, those of earlier calls too; an incomplete last line is ignored, and cut off.
     writes: False on a process that shares the work with one that writes.
     """
 
-    def __init__(self, path, *, writes=True):
+    def __init__(self, path: Path, *, writes: bool = True):
         self.path, self.writes, self.done = path, writes, {}
         lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
         whole = [line for line in lines if line.endswith(b"\n")]
@@ -20,7 +21,7 @@ class SampleLog:
             os.truncate(path, sum(map(len, whole)))
 
     def add(self, rows, rollout):
-        """Keep rows of a rollout.Rollout that have ended."""
+        """Write rows of a rollout.Rollout that have ended."""
         new = [
             {
                 "row": int(row),
@@ -37,6 +38,6 @@ class SampleLog:
                 os.fsync(file.fileno())
 
     def remove(self):
-        """Take the file away: its rows are elsewhere."""
+        """Delete the file, once the chunk holds its rows."""
         if self.writes:
             self.path.unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""What a config may say of asking a teacher, varying questions and filtering answers."""
+"""Settings for asking a teacher, varying questions and filtering answers."""
 
 import dataclasses
 
@@ -21,12 +21,12 @@ TOTAL = "reward"  # in config.keep.at_least, the weighted sum
 
 @dataclasses.dataclass(frozen=True)
 class QuestionSettings:
-    """The questions: task names a small world's; path, a jsonl file or the folder of a TFDS dataset and its
-    split, takes its place (data.questions). num_prompts: the first so many of them, None for all.
+    """The questions: from a small world's task, or from path, a jsonl file or the folder of a TFDS dataset,
+    of which split is read (data.questions). num_prompts: use only the first so many, None for all.
 
-    template: "chat", "r1_zero" or a text with {question} in it; see data.chat. opening: what every answer
-    begins with, part of the prompt and of what is written: "<think>\\n", for a teacher that has to think.
-    num_held_out: of a task, the questions that are not asked, and that keep.decontaminate may name.
+    template: "chat", "r1_zero" or a text with {question} in it; see data.chat. opening: the first text of
+    every answer, part of the prompt and of the dataset: "<think>\\n" makes a teacher reason. num_held_out: a
+    task's questions that are not asked; keep.decontaminate may name them.
     """
 
     template: Template
@@ -41,13 +41,13 @@ class QuestionSettings:
         if (self.task is None) == (self.path is None):
             raise ValueError(
                 f"task={self.task!r} and path={self.path!r}: set just one of them, a small world's task or "
-                "where the questions lie"
+                "the path of the questions"
             )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SamplingSettings(AnswerOptions):
-    """Temperature and top_p are those that R1's authors recommend, and evaluate with."""
+    """temperature, top_p: by default those that R1's authors recommend and evaluate with."""
 
     samples_per_prompt: Count
     max_prompt_length: Count
@@ -57,9 +57,8 @@ class SamplingSettings(AnswerOptions):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class AskSettings(Settings):
-    """How a teacher answers. chunk_size: prompts to a file of samples; whoever is stopped answers at most
-    so many once more. teacher_processes: how many processes hold a teacher together, and answer the same
-    prompts.
+    """How a teacher answers. chunk_size: prompts per file of samples. teacher_processes: so many processes
+    share one teacher, sharded over their devices, and answer the same prompts.
     """
 
     sampling: SamplingSettings
@@ -70,8 +69,8 @@ class AskSettings(Settings):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RejectionSettings(AnswerOptions):
-    """Completions of a policy to be learned from: samples_per_prompt of each of num_prompts prompts, of which
-    at most max_per_prompt good ones are kept.
+    """Rejection sampling: samples_per_prompt completions for each of num_prompts prompts, of which at most
+    max_per_prompt are accepted.
     """
 
     num_prompts: Count
@@ -83,10 +82,10 @@ class RejectionSettings(AnswerOptions):
 
 @dataclasses.dataclass(frozen=True)
 class AugmentSettings:
-    """Further questions, of each that there is. numbers, names: how many with other ones.
+    """More questions, derived from each given one. numbers, names: how many with other numbers or names.
 
-    paraphrase, translate: language -> the prompt, with {question} in it, by which the teacher puts a question
-    in other words, or in the other language; what it translates it translates back as well.
+    paraphrase, translate: language -> the prompt, with {question} in it, that asks the teacher to put a
+    question in other words, or to translate it. Translations are also translated back.
     """
 
     numbers: Natural = 0
@@ -106,19 +105,19 @@ class AugmentSettings:
                     raise ValueError(f"{given} has no place for the question: {{question}}")
         if self.translate and set(self.translate) != set(LANGUAGES):
             raise ValueError(
-                f"translate={self.translate}: a question is translated and back again, so give a prompt for "
+                f"translate={self.translate}: a question is translated and then back, so give a prompt for "
                 f"each of {', '.join(LANGUAGES)}"
             )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class KeepSettings:
-    """Which completions are kept. at_least: reward -> the least it must be, TOTAL for the weighted sum.
+    """Filters of completions. at_least: reward -> its smallest allowed value, TOTAL for the weighted sum.
 
-    near_duplicates: the Jaccard similarity of texts, by runs of `shingle` units, from which one is dropped;
-    None keeps all. decontaminate: "held_out" for a task's own held-out questions, else jsonl files and splits
-    of TFDS datasets, "FOLDER@test"; whatever shares a run of ngram units with their questions or solutions is
-    dropped (synthesis.ngrams).
+    near_duplicates: drop a text with at least this Jaccard similarity, over runs of `shingle` units, to an
+    earlier one; None drops none. decontaminate: "held_out" for a task's own held-out questions, else jsonl
+    files and splits of TFDS datasets, "FOLDER@test". A completion is dropped if it, or its question, shares a
+    run of ngram units with their questions or solutions (synthesis.ngrams).
     """
 
     at_least: Weights

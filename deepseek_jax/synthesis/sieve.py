@@ -1,4 +1,4 @@
-"""Which of many completions are worth learning: filters one after the other, and what became of each."""
+"""Filters completions for training by one rule after another, and counts their fates."""
 
 from collections import Counter
 from hashlib import blake2b
@@ -9,20 +9,20 @@ REPEATED, ENOUGH = "repeated", "more than enough"
 
 
 class Sieve:
-    """Completions in, the fate of each out.
+    """Decides for each completion whether it passes.
 
-    rules: why -> rejects(text, example), asked in order. Then a text that was kept for the same question is
-    "repeated", and one beyond max_per_prompt kept ones "more than enough". last: more rules, for what these
-    leave. fates: Counter of all so far, "kept" among its keys.
+    rules: reason -> rejects(text, example), checked in order. Then a text that passed before for the same
+    question is "repeated", and one after max_per_prompt others "more than enough". last: rules for the
+    remaining texts. fates: Counter of all so far, "kept" among its keys.
     """
 
-    def __init__(self, rules, *, max_per_prompt, last=None):
+    def __init__(self, rules, *, max_per_prompt: int, last=None):
         self.rules, self.max_per_prompt, self.last = rules, max_per_prompt, last or {}
         self.fates = Counter()
-        self._kept = {}  # what was asked -> digests of the texts kept
+        self._kept = {}  # asked_key of a question -> digests of the texts that passed
 
-    def keeps(self, text, example):
-        """Whether the text is kept. example: of data.questions, with whatever the rules read."""
+    def keeps(self, text: str, example: dict):
+        """Whether the text passes. example: from data.questions, with the fields that the rules read."""
         why = self._why_not(text, example)
         self.fates[why or "kept"] += 1
         return why is None
@@ -35,6 +35,7 @@ class Sieve:
             why = REPEATED
         if why is None and len(of_question) >= self.max_per_prompt:
             why = ENOUGH
+        # NearDuplicates adds every new text to its index, so it must see only texts that pass all other rules
         why = why or _first(self.last, text, example)
         if why is None:
             of_question.add(digest)

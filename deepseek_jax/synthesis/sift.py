@@ -1,7 +1,8 @@
-"""Of what a teacher answered, what is worth learning, as a dataset, and what became of the rest."""
+"""Filter a teacher's answers into a dataset and count why the others were dropped."""
 
 import json
 from collections import Counter, defaultdict
+from pathlib import Path
 
 from deepseek_jax.data.questions import asked_messages
 from deepseek_jax.errors import at
@@ -10,19 +11,20 @@ from deepseek_jax.rewards.scoring import NUMBERS
 from deepseek_jax.synthesis.augment import REWRITTEN
 from deepseek_jax.synthesis.generated import write_conversations
 from deepseek_jax.synthesis.near_duplicates import NearDuplicates
+from deepseek_jax.synthesis.ngrams import Evaluation
 from deepseek_jax.synthesis.settings import TOTAL
 from deepseek_jax.synthesis.sieve import Sieve
 from deepseek_jax.synthesis.teacher import read_rows
 from deepseek_jax.worlds.registry import all_rules
 
 
-def write_sifted(settings, samples, evaluation, folder):
+def write_sifted(settings, samples: Path, evaluation: Evaluation | None, folder: Path):
     """Write the dataset, and folder/fates.json: origin -> {fate: completions}. samples: folder of chunks."""
     sift = Sift(settings, evaluation)
 
     def records():
         yield from sift.records(samples)
-        # Before the dataset is whole: with it, nobody would read the samples again
+        # Before the dataset is complete: a later run finds the dataset and does not count again
         fates = {origin: sieve.fates for origin, sieve in sift.sieves.items()}
         (folder / "fates.json").write_text(json.dumps(fates, indent=1) + "\n")
 
@@ -32,10 +34,10 @@ def write_sifted(settings, samples, evaluation, folder):
 class Sift:
     """Filters one after the other: rewards, agreement, repetitions, evaluation sets, near-duplicates.
 
-    settings: GenerateSettings. evaluation: synthesis.ngrams.Evaluation, or None. sieves: origin -> Sieve.
+    settings: GenerateSettings. sieves: origin -> Sieve.
     """
 
-    def __init__(self, settings, evaluation):
+    def __init__(self, settings, evaluation: Evaluation | None):
         keep, opening = settings.keep, settings.data.opening
         self.accuracy = settings.accuracy
         rules = {
@@ -44,7 +46,7 @@ class Sift:
             "unscored": lambda text, e: e["sample"]["reward"] is None,
         }
         fields = ("sampling.max_completion_length", "data.template", "rewards")
-        # What decides a fate, in the order of the filters
+        # Fate -> the config field to change if it drops everything, in the order of the filters
         self.fields = dict(zip(rules, fields, strict=True))
         for name, least in keep.at_least.items():
             rules[f"{name} below {least}"] = _below(name, least)
@@ -61,10 +63,10 @@ class Sift:
         made = dict(max_per_prompt=keep.max_per_prompt, last=last)
         self.sieves = defaultdict(lambda: Sieve(rules, **made))
 
-    def records(self, samples):
-        """The records of generated.TeacherConversations, one by one, of a folder of chunks.
+    def records(self, samples: Path):
+        """Yield the records of generated.TeacherConversations from a folder of chunks.
 
-        Raises ValueError, naming the fields that removed it, where nothing is kept.
+        Raises ValueError, naming the fields that dropped them, if no completion passes.
         """
         kept = 0
         for row in read_rows(samples):
@@ -80,21 +82,21 @@ class Sift:
             self._refuse()
 
     def _refuse(self):
-        """Say which fields removed everything; the last filter that had anything to remove comes first."""
+        """Raise ValueError with the fields that dropped everything, the last filter's field first."""
         fates = sum((sieve.fates for sieve in self.sieves.values()), start=Counter())
         asked = [why for why in self.fields if why in fates]  # in the order of the filters
         removed = ", ".join(f"{fates[why]} {why} ({self.fields[why]})" for why in reversed(asked))
         with at(self.fields[asked[-1]]):
             raise ValueError(
-                f"nothing is left of {fates.total()} completions: {removed}. What was sampled stays: change "
-                "the field, and start again in the same work directory"
+                f"nothing is left of {fates.total()} completions: {removed}. The samples stay on disk: "
+                "change the field, and run again in the same work directory"
             )
 
 
-def majority_is_right(samples, accuracy):
-    """Whether the answer that most of the samples give is right, by the reward `accuracy`.
+def majority_is_right(samples, accuracy: str):
+    """Whether the most frequent answer of the samples is right, by the reward `accuracy`.
 
-    Spellings of one answer vote for the same, as that reward's Reading has it.
+    That reward's Reading decides which spellings are the same answer.
     """
     rule = all_rules().get(accuracy)
     reading = NUMBERS if rule is None or rule.reading is None else rule.reading

@@ -1,4 +1,4 @@
-"""A checkpoint that answers questions by the chunk: every chunk a file, final once it is there."""
+"""A teacher model answers questions in chunks. Each chunk is one file, which is complete if it exists."""
 
 import dataclasses
 import functools
@@ -12,6 +12,8 @@ import numpy as np
 from jax.sharding import Mesh
 
 from deepseek_jax.parallel.processes import any_on, barrier, say
+from deepseek_jax.rewards import Rewards
+from deepseek_jax.rollout.policy import Policy
 from deepseek_jax.synthesis.sample_log import SampleLog
 from deepseek_jax.synthesis.settings import AskSettings
 from deepseek_jax.training.loop import STOPPED
@@ -19,10 +21,10 @@ from deepseek_jax.training.loop import STOPPED
 
 @dataclasses.dataclass(frozen=True)
 class Teacher:
-    """Answers as AskSettings say, each group of processes other chunks, on devices of its own.
+    """A policy that answers questions. Each group of teacher_processes answers its own chunks.
 
-    load() -> rollout.Policy: not before there is something to answer. mesh: of the group's devices, which
-    hold a whole teacher.
+    load() -> rollout.Policy; called when there is a chunk to answer. mesh: of the group's devices, which
+    together hold one whole teacher.
     """
 
     settings: AskSettings
@@ -32,18 +34,18 @@ class Teacher:
 
     @functools.cached_property
     def policy(self):
-        """The Policy that answers, read once."""
+        """The Policy that answers, loaded once."""
         return self.load()
 
-    def answer(self, folder, examples, *, n, rewards=None):
-        """Have every example answered n times, in files of `folder`; what is there already stays.
+    def answer(self, folder: Path, examples, *, n: int, rewards: Rewards | None = None):
+        """Answer every example n times, into files of `folder`: -> their paths. Skips files that exist.
 
-        A file holds a line {"example": ..., "samples": [...]} for each of chunk_size prompts. A sample:
-        text, the policy's opening at its front; tokens, of the completion; finished; and where rewards are
-        given, reward and parts, None where there is none. The same call writes the same bytes, whatever was
-        there before and however many processes share the work (in float32; see rollout.generate). The
-        examples carry their prompt_ids. Stops, on should_stop, with SystemExit(STOPPED) once a completion
-        has ended: such ones lie in a SampleLog until their chunk is written, and are not sampled again.
+        A file holds a line {"example": ..., "samples": [...]} for each of chunk_size prompts. A sample has
+        text, which begins with the policy's opening; tokens, the length of the completion; finished; and with
+        rewards, reward and parts, None where a reward failed. The same call writes the same bytes, whichever
+        files exist and however many processes share the work (in float32; see rollout.generate). The examples
+        have prompt_ids. When should_stop() is true, raises SystemExit(STOPPED) after the next completion.
+        Ended completions wait in a SampleLog for their chunk, and are not sampled again.
         """
         paths = chunk_paths(folder, len(examples), self.settings.chunk_size)
         folder.mkdir(parents=True, exist_ok=True)
@@ -67,7 +69,7 @@ class Teacher:
     def _stop_if_asked(self, log):
         if any_on(self.mesh, self.should_stop()):
             say(
-                f"{log.path.parent.name}: asked to stop; what has ended is written. Run again to go on."
+                f"{log.path.parent.name}: asked to stop; ended completions are on disk. Run again to resume."
             )
             raise SystemExit(STOPPED)
 
@@ -96,9 +98,9 @@ class Teacher:
         return [{"example": example, "samples": group} for example, group in pairs]
 
 
-def check_opening(policy, prompt_ids):
-    """Raise ValueError where a chat template begins the answer with a <think> that the policy's opening
-    lacks: it would be missing from what is learned.
+def check_opening(policy: Policy, prompt_ids):
+    """Raise ValueError if the chat template begins the answer with <think> and the policy's opening does not:
+    the dataset would lack that <think>.
     """
     opens = policy.tokenizer.decode(prompt_ids[-4:]).rstrip().endswith("<think>")
     if policy.template == "chat" and opens and not policy.opening:
@@ -108,14 +110,14 @@ def check_opening(policy, prompt_ids):
         )
 
 
-def chunk_paths(folder, num_prompts, chunk_size):
-    """The files that so many prompts make, in order."""
+def chunk_paths(folder: Path, num_prompts: int, chunk_size: int):
+    """The files for num_prompts prompts, in order."""
     count = -(-num_prompts // chunk_size)
     return [Path(folder) / f"{number:05d}-of-{count:05d}.jsonl" for number in range(count)]
 
 
-def read_rows(folder):
-    """The rows of all chunks of a folder, in the order of the prompts, read as they are asked for."""
+def read_rows(folder: Path):
+    """Yield the rows of all chunks of a folder, in the order of the prompts."""
     for path in sorted(Path(folder).glob("*-of-*.jsonl")):
         with open(path, encoding="utf-8") as lines:
             yield from map(json.loads, lines)
@@ -124,7 +126,7 @@ def read_rows(folder):
 def _score(samples, examples, rewards):
     scores = rewards.score(examples, [sample["text"] for sample in samples])
     for message in scores.messages:
-        print(f"{message} The completion is not kept.", flush=True)
+        print(f"{message} The completion is dropped.", flush=True)
     scores.require_one()
     for i, sample in enumerate(samples):
         sample["reward"] = _number(scores.total[i])
@@ -146,7 +148,7 @@ def _summary(rows, rewards):
 
 
 def _write_whole(path, rows):
-    """The file is there as a whole or not at all."""
+    """Write a jsonl file completely or not at all."""
     fresh = path.with_suffix(".tmp")
     with open(fresh, "w", encoding="utf-8") as file:
         file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)

@@ -1,8 +1,8 @@
-"""Other questions of the same kind, whose answers are known: with other numbers, or other names and things.
+"""Variants of a question whose answers are known: with other numbers, or with other names and things.
 
 For the puzzles of the bilingual world, the sums of the arithmetic one, and sums and differences in words
-(worlds.arithmetic.tasks). An answer comes from what the question is made of; recomputed() finds it again
-from the text alone.
+(worlds.arithmetic.tasks). The answer is computed from the parts of the new question; recomputed() checks it
+by computing it from the text alone.
 """
 
 import re
@@ -22,13 +22,13 @@ FIELDS = {
     "other": r"(?P<other>[A-Z]\w*)",
     "things": r"(?P<things>\w+)",
 }
-CUES = {"more": "+", "together": "+", "left": "-"}  # words that tell what to do with two numbers
+CUES = {"more": "+", "together": "+", "left": "-"}  # a word of the question -> the operation
 
 
 def vary_numbers(rng, example):
-    """The example with other numbers, in the same words and as many, and their answer. rng: np.Generator.
+    """The example with as many other numbers, in the same words, and its new answer. rng: np.Generator.
 
-    What a small world holds out stays held out. Raises ValueError for a question of another kind.
+    Never gives a held-out question of a small world. Raises ValueError for a question of another kind.
     """
     if example.get("kind") in bilingual_puzzles.KINDS:
         return _vary_puzzle(rng, example)
@@ -38,7 +38,7 @@ def vary_numbers(rng, example):
     operands = [int(x) for x in re.findall(r"\d+", example["question"])]
     if example["question"] != arithmetic.question(operands):
         raise ValueError(
-            f"other numbers in {example['question'][:80]!r}: its answer cannot be computed, known are "
+            f"other numbers in {example['question'][:80]!r}: their answer cannot be computed; supported are "
             f"{KNOWN}; leave numbers out"
         )
     while True:
@@ -48,14 +48,14 @@ def vary_numbers(rng, example):
 
 
 def vary_names(rng, example):
-    """The example with other names and another thing, and the answer that it has; None if it names nothing.
+    """The example with other names and another thing, and the same answer; None if it has no name.
 
-    Raises ValueError for a question that is of no form of tasks.word_arithmetic_task.
+    Raises ValueError for a question that is not of tasks.word_arithmetic_task.
     """
     words = _words(example["question"])
     if words is None:
         raise ValueError(
-            f"other names in {example['question'][:80]!r}: they are known in sums and differences in words; "
+            f"other names in {example['question'][:80]!r}: supported are sums and differences in words; "
             "leave names out"
         )
     form, fields = words
@@ -67,11 +67,11 @@ def vary_names(rng, example):
     return tasks.word_example(form, [int(fields[x]) for x in "ab"], name, other, things)
 
 
-def recomputed(question):
-    """The answer that the text of a question asks for (str), None where it cannot be read.
+def recomputed(question: str):
+    """The answer (str), computed from the text of a question; None where the text cannot be parsed.
 
-    Not by the code that wrote the question: an expression in it is parsed (rewards.answer.number), signs of a
-    countdown are tried one by one, and of a question in words a word says which operation is meant.
+    Independent of the code that writes questions: parses an expression (rewards.answer.number), tries the
+    signs of a countdown one by one, and takes the operation of a question in words from CUES.
     """
     numbers = [int(x) for x in re.findall(r"\d+", question)]
     expression = EXPRESSION.search(question)
@@ -90,7 +90,7 @@ def _phrase(language):
 
 
 def _countdown(target, *numbers):
-    """ "9 - 4 + 2", the numbers in their order with signs that make the target; None if none do."""
+    """ "9 - 4 + 2": the numbers, in order, with signs that give the target; None if no signs do."""
     for signs in product("+-", repeat=len(numbers) - 1):
         rest = zip(signs, numbers[1:], strict=True)
         text = " ".join([str(numbers[0]), *(f"{sign} {x}" for sign, x in rest)])
@@ -101,7 +101,7 @@ def _countdown(target, *numbers):
 
 def _vary_puzzle(rng, example):
     count = len(re.findall(r"\d+", example["problem"].partition(" ")[2]))
-    count -= example["kind"] == "countdown"  # its target is none of the numbers
+    count -= example["kind"] == "countdown"  # its target is not one of the puzzle's numbers
     while True:
         puzzle = bilingual_puzzles.draw_puzzle(rng, example["kind"])
         if len(puzzle.numbers) == count:
@@ -114,7 +114,7 @@ def _vary_puzzle(rng, example):
 
 
 def _words(question):
-    """(the form, its fields as text) of a question of tasks.word_arithmetic_task, None for others."""
+    """(form, {field: text}) of a question of tasks.word_arithmetic_task, None for other questions."""
     for form in tasks.SUM_FORMS + tasks.DIFFERENCE_FORMS:
         pattern = re.escape(form)
         for field, group in FIELDS.items():

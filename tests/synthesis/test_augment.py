@@ -124,12 +124,10 @@ def test_variants_by_rule_are_new_answered_and_in_no_evaluation_set():
 def test_a_way_of_augmenting_that_makes_nothing_names_its_field():
     """Oracle: the message: puzzles and bare sums have no names."""
     bare = [x for x in word_arithmetic_task(0).train if x["question"].startswith("What")][:3]
-    with pytest.raises(
-        ValueError, match="^augment.names: no new question came of it .3 nothing to"
-    ):
+    with pytest.raises(ValueError, match="^augment.names: gave no new question .3 nothing to"):
         augmented(settings(names=1), bare, None, None)
     with pytest.raises(
-        ValueError, match="^augment.names: other names in .* known in sums and differences"
+        ValueError, match="^augment.names: other names in .* supported are sums and differences"
     ):
         augmented(settings(names=1), bilingual_puzzle_task(0).train[:3], None, None)
     everything = Evaluation([ENGLISH["question"]], [], 10)

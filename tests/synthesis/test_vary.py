@@ -93,7 +93,7 @@ def test_an_answer_that_cannot_be_read_from_the_text_is_none(question):
 def test_questions_of_another_kind_are_refused():
     """Oracle: the message."""
     rng, request = np.random.default_rng(0), bilingual_request_task(0, num_held_out=8).train[0]
-    with pytest.raises(ValueError, match="cannot be computed, known are puzzles"):
+    with pytest.raises(ValueError, match="cannot be computed; supported are puzzles"):
         vary_numbers(rng, request)
     with pytest.raises(ValueError, match="sums and differences in words"):
         vary_names(rng, request)

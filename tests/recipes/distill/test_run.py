@@ -402,13 +402,17 @@ def test_tasks_are_mixed_by_size_and_temperature():
         (
             "students.qwen.loss.weights.sofd",
             1.0,
-            "qwen.loss.weights.sofd=1.0 is not of a term; did you mean soft",
+            "qwen.loss.weights.sofd=1.0 names no term; did you mean soft",
         ),
         ("students.qwen.loss.weights", dict(l2=1.0), "leaves nothing to learn"),
-        ("students.qwen.loss.top_k", 4, "temperature one number"),
-        ("students.qwen.loss", dict(REVERSED, top_k=4), "top_k=4 hides what the student"),
+        ("students.qwen.loss.top_k", 4, "temperature to one number"),
+        (
+            "students.qwen.loss",
+            dict(REVERSED, top_k=4),
+            "top_k=4 drops tokens that the teacher finds unlikely",
+        ),
         ("students.qwen.loss.weights.on_policy", 1.0, "set both, or neither"),
-        ("students.qwen.loss.weights.matched", 1.0, "as two tokenizers do"),
+        ("students.qwen.loss.weights.matched", 1.0, "mixes terms for one shared tokenizer"),
         ("students.qwen.loss.divergence", "jsd", "config.students.qwen.loss"),
         (
             "students.qwen.start",
