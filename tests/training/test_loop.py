@@ -105,7 +105,7 @@ def test_a_stopped_run_that_resumes_equals_an_uninterrupted_one(tmp_path, capsys
     assert timeless(lines) == timeless(wanted_lines)
     assert first.seen + second.seen == whole.seen
     output = capsys.readouterr().out
-    assert f"told to stop; saved at step {stop_after} of 6" in output
+    assert f"asked to stop; saved at step {stop_after} of 6" in output
     assert f"resuming at step {stop_after} of 6" in output
 
 
