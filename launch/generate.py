@@ -1,4 +1,4 @@
-"""Sample a teacher's answers to prompts, filter them, and write the rest as a dataset.
+"""Sample a teacher's answers to prompts and filter them into a dataset.
 
     python launch/generate.py --config=configs/generate_small.py[:ARG] [--config.FIELD=VALUE ...]
         [--workdir=FOLDER] [--distributed]

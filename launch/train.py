@@ -8,8 +8,7 @@ Python: 3, 1e-4, "['a.jsonl', 'b.jsonl']", "{'fsdp': 4}"; see launch/config_file
 after the current step and exits with 75 (start me again); a second one exits at once. A mistake in the
 config or the work directory is one message and exit status 2.
 
-The worker processes of a reward import this file again: modules that need jax are imported where they are
-used.
+The worker processes of a reward import this file again, so jax is imported only where it is used.
 """
 
 import sys
