@@ -172,6 +172,7 @@ def _is_a(value, hint):
         return isinstance(value, (list, tuple))
     if dict in (bare, origin) or dataclasses.is_dataclass(bare):
         return isinstance(value, (Mapping, ConfigDict))
+    # type, not isinstance: a bool is an instance of int
     if bare is float:
         return type(value) in (int, float)
     return bare is typing.Any or type(value) is bare

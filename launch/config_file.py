@@ -53,6 +53,7 @@ def load_config(name: str, overrides=()):
         raise ValueError(
             f"--config={path}: get_config returned {config!r}; it must return a ConfigDict"
         )
+    # Overrides apply in order: a block given after one of its fields would replace that field
     for index, (field, text) in enumerate(overrides):
         inner = [name for name, _ in overrides[:index] if name.startswith(f"{field}.")]
         if inner:
@@ -68,6 +69,7 @@ def load_function(path: str, name: str, flag: str):
     spec = importlib.util.spec_from_file_location(f"{name}_file", path)
     if spec is None:
         raise ValueError(f"{flag}={path} is not a Python file")
+    # Registered before it runs, as import does: dataclasses look their module up there
     module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     if not hasattr(module, name):

@@ -98,6 +98,7 @@ def run_all(runs: list[Run], workdir: Path, arguments: list[str], jobs: int, sho
         while waiting and len(running) < jobs and not should_stop():
             run = waiting.pop(0)
             running[run.name] = run, _start(run, workdir, arguments), time.monotonic()
+        # Once: a second signal would make a run exit without saving
         if should_stop() and not signalled:
             signalled = True
             for _, process, _ in running.values():

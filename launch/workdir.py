@@ -53,6 +53,7 @@ def claim_workdir(workdir: Path, config: ConfigDict, may_change: bool = False):
             )
         if old != new:
             (workdir / FRESH).write_text(json.dumps(new, indent=2) + "\n")
+            # Written whole, then renamed: an interrupted claim leaves no half-written mark
             os.replace(workdir / FRESH, workdir / MARKER)
         try:
             yield

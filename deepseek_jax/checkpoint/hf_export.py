@@ -133,6 +133,7 @@ class _Export:
         if self._like and name in self._like and self._like.dtype(name) == dtype:
             tensor, scale = self._like.read(name)
             before = np.asarray(_decode(tensor, scale, ours.dtype))
+            # Bytes are compared, not numbers: NaN differs from itself, and -0.0 equals 0.0
             if np.array_equal(before.view(np.uint8), ours.view(np.uint8)):
                 return tensor, scale
         if dtype == FP8:

@@ -47,6 +47,7 @@ class HFFiles:
                 raise ValueError(
                     f"{name} is missing from {self.folder / file}, where the index puts it"
                 )
+        # FP8 is the only dtype of one byte in DTYPES
         fp8 = {name for name in self._info if self.dtype(name).itemsize == 1}
         self.names = [
             name for name in self._info if not (name.endswith(SCALE) and name[: -len(SCALE)] in fp8)

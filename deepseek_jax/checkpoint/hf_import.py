@@ -72,6 +72,7 @@ def _writer(turn, sharding):
 
     def write(parameter, tensor, scale, start):
         update = turn.to_parameter(decode(tensor, scale, parameter.dtype))
+        # Stacked axes (layer, expert, half) get size 1, so that update and parameter have the same rank
         shape = iter(update.shape)
         update = update.reshape([next(shape) if axis == ":" else 1 for axis in turn.index])
         return jax.lax.dynamic_update_slice(parameter, update, start)
@@ -84,6 +85,7 @@ def _dtypes(places, source, dtype):
     dtypes = {}
     for name, parts in places.items():
         stored = source.dtype(name)
+        # FP8 times its scale becomes bfloat16
         own = jnp.dtype(jnp.bfloat16) if stored.itemsize == 1 else stored
         for part in parts:
             if part.path.endswith("router_bias"):

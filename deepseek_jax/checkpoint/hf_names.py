@@ -159,6 +159,7 @@ def _add(places, config, is_moe, table, prefix, root, **index):
     for name, path, spec in table:
         # Parameters of stacked layers have a leading axis l
         turn = _turn(spec.replace("-> ", "-> l ") if index else spec, sizes)
+        # "{e}" in a name: Hugging Face has one tensor for each expert
         for expert in range(config.n_routed_experts) if "{e}" in name else [None]:
             at = dict(index, e=expert)
             where = tuple(None if i == ":" else at.get(i, i) for i in turn.index)

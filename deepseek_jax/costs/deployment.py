@@ -79,6 +79,7 @@ def step_bytes(config: ModelConfig, form: str, batch_size: int, context_length: 
     """
     total = float(batch_size * context_length * cache_bytes(config))
     for name, size in tensor_bytes(config, form).items():
+        # "mlp.experts.3.up_proj": a routed expert; shared ones are "mlp.shared_experts"
         if ".experts." in name:
             total += size * distinct_experts(config, batch_size) / config.n_routed_experts
         elif name != "model.embed_tokens.weight" or config.tie_word_embeddings:

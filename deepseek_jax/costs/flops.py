@@ -96,9 +96,11 @@ def active_weights(config: ModelConfig, depths: int = 0):
     for depth in range(depths, config.num_nextn_predict_layers):
         del used[f"mtp_{depth}"]
     names = jax.tree.leaves(logical_names(used), is_leaf=lambda x: isinstance(x, tuple))
+    # The head, once for each prediction
     total = (1 + depths) * config.vocab_size * config.hidden_size
     for (path, leaf), axes in zip(jax.tree.leaves_with_path(nn.unbox(used)), names, strict=True):
         name, weights = path[-1].key, leaf.size
+        # Norm scales and biases are in no matrix product
         if name == "scale" or name.endswith("bias"):
             continue
         if "experts" in axes and name != "router":

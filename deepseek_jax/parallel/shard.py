@@ -93,6 +93,7 @@ def batch_share(mesh: Mesh):
     """
     sharding = batch_sharding(mesh)
     parts = batch_parts(mesh)
+    # Process -> the parts of the batch whose rows its devices hold
     rows = {}
     for device, (part,) in sharding.devices_indices_map((parts,)).items():
         rows.setdefault(device.process_index, set()).add(part.start or 0)
@@ -171,6 +172,7 @@ def check_batch(
     part again, into ModelConfig's pipeline_micro_batches. Rows that do not split would still be right, but
     slow: every device would do the work of several.
     """
+    # Everything that divides the rows, with the field that sets it
     stages = mesh.shape["pipeline"]
     cuts = {"micro_batches": micro_batches}
     if stages > 1:

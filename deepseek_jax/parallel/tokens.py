@@ -35,6 +35,7 @@ def over_tokens(score, hidden, head, targets, whole=None):
         # Custom gradients do not declare the axes over which they vary
         check_vma=False,
     )(hidden, head, targets, *whole)
+    # Without the padding of token_shards
     return jax.tree.map(lambda x: x[:b, :t], results)
 
 

@@ -65,6 +65,7 @@ def run_stage(workdir: Path, name: str, inputs: dict, make):
     record = _record(name, inputs)
     barrier(f"the record of stage {name} is read")
     before = _read(folder / "stage.json")
+    # An old record stays valid: hash as it did
     if before is not None and "format" not in before:
         record = _record(name, inputs, whole=True)
     hashes = record["inputs"]
@@ -79,6 +80,7 @@ def run_stage(workdir: Path, name: str, inputs: dict, make):
         say(f"stage {name} {own}: unchanged ({shown}), not run again")
         return own
     say(f"stage {name} {own}: {shown}")
+    # Before make: the record says whose files these are if make is interrupted
     _write(folder / "stage.json", record | {"complete": False})
     make(folder)
     _write(folder / "stage.json", record | {"complete": True})

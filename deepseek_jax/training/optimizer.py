@@ -35,6 +35,7 @@ class OptimizerSettings:
     def __post_init__(self):
         if self.learning_rate is None and not self.phases:
             raise ValueError("learning_rate=None and phases=() are no schedule; set one of them")
+        # The first four fields are the other way to give a schedule
         for field in dataclasses.fields(self)[:4] if self.phases else ():
             given = getattr(self, field.name)
             if given != field.default:

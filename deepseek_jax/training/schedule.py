@@ -66,6 +66,7 @@ def join_phases(phases: Sequence[Phase], *, num_steps: int):
     """
     if phases and phases[0].to is None:
         raise ValueError("phases[0].to=None: the first phase needs a rate; set it")
+    # rate: where the last phase ended, None before the first
     schedules, ends, rate = [], [], None
     for phase in phases:
         to = rate if phase.to is None else phase.to

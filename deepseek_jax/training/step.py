@@ -92,6 +92,7 @@ def _accumulated(gradients, micro_batches):
 
         def body(total, xs):
             index, micro = xs
+            # Each micro-batch needs random numbers of its own
             rng_i = jax.random.fold_in(rng, index)
             out, grads = gradients(params, micro | scalars, rng_i)
             return jax.tree.map(lambda t, g: t + g.astype(jnp.float32), total, grads), out

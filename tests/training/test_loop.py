@@ -70,7 +70,7 @@ def lines_of(workdir):
 
 
 def timeless(lines):
-    """Metrics lines without clocks and memory."""
+    """Metrics lines without times and memory."""
     measured = ("seconds", "tokens_per_second", "host_peak_gib")
     return [{k: v for k, v in line.items() if k not in measured} for line in lines]
 
