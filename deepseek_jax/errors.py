@@ -9,12 +9,12 @@ FIELD = re.compile(r"[A-Za-z_]\w*(?:[.\[][^\s=]*)?=")
 
 
 @contextlib.contextmanager
-def at(path, argument=None):
+def at(path: str, argument: str | None = None):
     """Put the config's path before the message of a ValueError that the body raises.
 
-    Rooms below the recipes name their argument: "clip_eps=0 must be above 0". Within at("config.loss") that
-    reads "config.loss.clip_eps=0 must be above 0". Any other message follows the path and a colon. Where
-    several are nested, the paths join. argument: the one whose value the field `path` gives, by another name:
+    Rooms below the recipes name only their argument: "clip_eps=0 must be above 0". Within at("config.loss")
+    that reads "config.loss.clip_eps=0 must be above 0". Any other message follows the path and a colon.
+    Nested paths join. argument: the argument that the field `path` sets, where their names differ:
     "file=x is missing" within at("config.sources", "file") reads "config.sources=x is missing".
     """
     try:

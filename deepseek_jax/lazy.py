@@ -1,13 +1,13 @@
-"""A package's public names, whose modules are imported when the name is first asked for (PEP 562)."""
+"""A package's public names; the module of each is imported when the name is first used (PEP 562)."""
 
 import importlib
 
 
-def lazy_names(package, modules):
+def lazy_names(package: str, modules: dict[str, str]):
     """The (__getattr__, __dir__, __all__) of a package that imports nothing by itself.
 
-    modules: public name -> the module below `package` that defines it. A name must not be that of a module
-    of the package: once imported, the module would stand in its place.
+    modules: public name -> the module below `package` that defines it. No name may be that of a module of
+    the package: Python would bind the name to the module once that is imported.
     """
 
     def load(name):

@@ -17,7 +17,7 @@ from deepseek_jax.errors import at, suggest
 class Between:
     """The range of a field, as in Annotated[float, Between(0, 1)]. NaN and infinity are in no range.
 
-    open_low, open_high: the end itself is not in the range.
+    open_low, open_high: that end itself is not in the range.
     """
 
     low: float = -math.inf
@@ -41,7 +41,7 @@ class Between:
 
 
 class Rising:
-    """The range of pairs (step, number): there is one, the steps begin at 0 and rise."""
+    """The range of pairs (step, number): at least one pair; the steps begin at 0 and rise."""
 
     def holds(self, pairs):
         """Whether these are such pairs."""
@@ -59,7 +59,8 @@ Positive = Annotated[float, Between(0, open_low=True)]
 NonNegative = Annotated[float, Between(0)]
 Share = Annotated[float, Between(0, 1)]
 PositiveShare = Annotated[float, Between(0, 1, open_low=True)]
-Weights = dict[str, int | float]  # an int stays one: the hashes of stages are of what was written
+# An int stays an int here: stages are hashed by what the config says
+Weights = dict[str, int | float]
 
 # A number, or pairs (first step, number), each of which holds from its step on
 Step = Annotated[int, Between(0, 2**31, open_high=True)]  # an int32
@@ -69,25 +70,25 @@ NonNegativeBySteps = NonNegative | Annotated[tuple[tuple[Step, NonNegative], ...
 
 
 class Settings:
-    """The root of settings classes that are joined: each __post_init__ calls super's, and this ends them."""
+    """The root of settings classes: each __post_init__ calls super's, and this one ends the chain."""
 
     def __post_init__(self):
         pass
 
 
 def added(default):
-    """A field that lineage's first records did not know: training.lineage leaves it out of their hashes."""
+    """A field added after lineage's first format: training.lineage leaves it out of that format's hashes."""
     return dataclasses.field(default=default, metadata={"since": 2})
 
 
-def build(cls, block, path):
+def build(cls: type, block, path: str):
     """Build the dataclass `cls` from a config block, checking names, types and ranges.
 
     block: a ConfigDict or mapping; nested blocks become nested dataclasses, lists become tuples,
     an int may stand for a float (a bool for neither). path: where the block stands, as in
     "config.rl", for messages. Raises ValueError for an unknown field (with a suggestion), a missing
-    one, a value of another type or out of the range that its annotation gives, and as the dataclass itself
-    does: its message begins with the field, relative to the block.
+    one, a value of another type or out of the range that its annotation gives, and where the dataclass itself
+    raises one: that message begins with the field, relative to the block.
     """
     try:
         return _built(cls, block, path)
@@ -163,7 +164,7 @@ def _parts(hint):
 
 
 def _is_a(value, hint):
-    """Whether a value is of the kind of a hint; what it holds may still be wrong."""
+    """Whether a value is of a hint's kind; its entries may still be wrong."""
     bare, origin, args = _parts(hint)
     if origin is Literal:
         return value in args
@@ -171,6 +172,7 @@ def _is_a(value, hint):
         return isinstance(value, (list, tuple))
     if dict in (bare, origin) or dataclasses.is_dataclass(bare):
         return isinstance(value, (Mapping, ConfigDict))
+    # type, not isinstance: a bool is an instance of int
     if bare is float:
         return type(value) in (int, float)
     return bare is typing.Any or type(value) is bare
@@ -184,7 +186,7 @@ def _checked_union(value, args, path):
     if value is None and types.NoneType in args:
         return None
     options = [option for option in args if option is not types.NoneType]
-    # Of one option the own error says more than "must be this or that"
+    # The error of a single option says more than "must be this or that"
     chosen = options if len(options) == 1 else [o for o in options if _is_a(value, o)]
     if not chosen:
         wanted = " or ".join(map(_wanted, args))

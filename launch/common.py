@@ -1,6 +1,6 @@
 """What the programs share: flags, a user's mistakes, signals, and the start of a recipe.
 
-The worker processes of a reward import the program again: what needs jax is imported where it is used.
+The worker processes of a reward import the program again, so jax is imported only where it is used.
 """
 
 import contextlib
@@ -14,6 +14,7 @@ import traceback
 from pathlib import Path
 
 from absl import flags, logging
+from ml_collections import ConfigDict
 
 from deepseek_jax import recipes
 from deepseek_jax.errors import at, suggest
@@ -21,7 +22,8 @@ from deepseek_jax.settings import build
 from launch.config_file import load_config, split_arguments
 from launch.workdir import claim_workdir, default_workdir
 
-flags.disclaim_key_flags()  # --help lists what is defined here as the program's own
+# So --help of a program lists the flags that this module defines for it
+flags.disclaim_key_flags()
 ROOT = Path(__file__).resolve().parents[1]
 USER_ERROR = 2
 
@@ -32,7 +34,7 @@ def define_config():
     flags.DEFINE_string("config", None, meaning, required=True)
 
 
-def define_run(default):
+def define_run(default: str):
     """Define the flags of a program that starts a recipe. default: of --workdir, for its help."""
     flags.DEFINE_string("workdir", None, f"The folder of the run; default {default}.")
     flags.DEFINE_bool("distributed", False, "Run as one of several processes (Slurm, GKE, TPU).")
@@ -63,16 +65,16 @@ def parse_config(argv):
 
 
 def fail(message):
-    """Print what the user can mend, and leave."""
+    """Print a mistake that the user can correct, and exit with status 2."""
     print(f"error: {message}", file=sys.stderr, flush=True)
     sys.exit(USER_ERROR)
 
 
 @contextlib.contextmanager
 def one_message(shown=str):
-    """A ValueError that this project raises in the body is one message, shown(error), and exit status 2.
+    """Turn a ValueError that this project raises in the body into one message and exit status 2.
 
-    One that a library raises keeps its traceback: no user can mend it.
+    shown(error) is the message. One that a library raises keeps its traceback: no user can correct it.
     """
     try:
         yield
@@ -87,7 +89,7 @@ def one_message(shown=str):
 
 
 class Stop:
-    """should_stop of a recipe, which asks it after every step: has a signal come?"""
+    """should_stop of a recipe, which calls it after every step: whether SIGINT or SIGTERM has come."""
 
     def __init__(self):
         self.asked = False
@@ -99,16 +101,18 @@ class Stop:
     def _ask(self, number, frame):
         self.asked = True
         for each, handler in self.previous.items():
-            signal.signal(each, handler)  # a second signal acts as if this class did not exist
+            # A second signal acts as if this class did not exist
+            signal.signal(each, handler)
         name = signal.Signals(number).name
-        message = f"\n{name}: finishing the step, then saving; again to leave at once\n"
-        os.write(1, message.encode())  # print raises where the signal interrupts another print
+        message = f"\n{name}: finishing the step, then saving; send it again to exit at once\n"
+        # Not print, which raises where the signal interrupts another print
+        os.write(1, message.encode())
 
 
-def find_recipe(name):
-    """The module deepseek_jax/recipes/NAME.py or NAME/run.py, with its run and its SETTINGS.
+def find_recipe(name: str):
+    """The module deepseek_jax/recipes/NAME.py or NAME/run.py, which has `run` and SETTINGS.
 
-    Raises ValueError for another name.
+    Raises ValueError for an unknown name.
     """
     folders = [Path(folder) for folder in recipes.__path__]
     # Files are read, not imported: one recipe does not need the dependencies of another
@@ -127,17 +131,17 @@ def _has_run(file):
     return "\ndef run(" in file.read_text()
 
 
-def given_workdir(name, seed):
+def given_workdir(name: str, seed: int | None):
     """--workdir, or the default folder of a run: see workdir.default_workdir."""
     return Path(flags.FLAGS.workdir or default_workdir(name, seed)).resolve()
 
 
-def start(config, workdir, shown=str):
+def start(config: ConfigDict, workdir: Path, shown=str):
     """Run config's recipe in workdir on its mesh. A user's mistake is one message, shown(error).
 
-    config.xla_flags go before those of the environment, which win. XLA reads both when devices are first
-    asked for.
+    config.xla_flags are put before XLA_FLAGS of the environment, which win.
     """
+    # XLA reads its flags when JAX first asks for devices
     given = os.environ.get("XLA_FLAGS", "")
     os.environ["XLA_FLAGS"] = f"{config.get('xla_flags', '')} {given}".strip()
     import jax
@@ -153,7 +157,7 @@ def start(config, workdir, shown=str):
         _join_peers()
     with one_message(shown):
         recipe = find_recipe(config.get("recipe"))
-        # First, so that a misspelt field is named even where the directory belongs to another config
+        # Before the work directory is claimed: a misspelt field is named even if that is another config's
         settings = build(recipe.SETTINGS, config, "config")
         axes = build(MeshSettings, config.get("mesh", {}), "config.mesh")
         with at("config.mesh"):
@@ -171,5 +175,6 @@ def _join_peers():
 
     try:
         jax.distributed.initialize()
-    except ValueError as error:  # JAX recognises none of the clusters that it knows
+    # JAX raises where it finds no cluster of a kind that it knows
+    except ValueError as error:
         fail(f"--distributed: {error} Slurm, GKE and TPU pods are recognised; else leave it out")

@@ -1,11 +1,12 @@
-"""Compare models in service with their teacher: bytes, chips, and the decoding speed that memory allows.
+"""Compare the cost of serving models with that of their teacher: bytes, chips, decoding speed.
 
     python launch/compare.py [--models=deepseek_v3,r1_distill_qwen_7b,...] [--tpu=v5p]
         [--batch_size=128] [--context_length=4096] [--measure]
 
 --models are names of configs/models.py, the teacher first; the default is R1 and its six students. The tables
-follow from the shapes of the parameters, which are not made. --measure also times the small teacher and its
-students on this machine, with random weights. A mistake is one message and exit status 2.
+are computed from the shapes of the parameters alone; the speed is the most that memory bandwidth allows.
+--measure also times the small teacher and its students on this machine, with random weights. A mistake is
+one message and exit status 2.
 """
 
 import inspect
@@ -27,7 +28,8 @@ STUDENTS = [
     f"r1_distill_{name}"
     for name in ("qwen_1_5b", "qwen_7b", "llama_8b", "qwen_14b", "qwen_32b", "llama_70b")
 ]
-SMALL = ("deepseek_v3_tiny", "qwen2_tiny", "llama_tiny")  # for --measure: configs/distill_small.py
+# Teacher and students of configs/distill_small.py, for --measure
+SMALL = ("deepseek_v3_tiny", "qwen2_tiny", "llama_tiny")
 MEASURED = dict(batch_size=8, new_tokens=128, repeats=5)
 
 
@@ -39,8 +41,8 @@ def define_flags():
     flags.DEFINE_bool("measure", False, "Time the small teacher and students on this machine too.")
 
 
-def named_models(names):
-    """name -> ModelConfig as it is served. Raises ValueError for a name that configs/models.py lacks."""
+def named_models(names: list[str]):
+    """{name: ModelConfig, as it is served}. Raises ValueError for a name that configs/models.py lacks."""
     from deepseek_jax.costs.deployment import served
     from deepseek_jax.models import build_model
 
@@ -54,7 +56,7 @@ def named_models(names):
     }
 
 
-def check_workload(models, batch_size, context_length):
+def check_workload(models: dict, batch_size: int, context_length: int):
     """Raise ValueError for an empty batch or context, and for a context that is too long for a model."""
     for flag, value in (("batch_size", batch_size), ("context_length", context_length)):
         if value < 1:
@@ -68,7 +70,7 @@ def check_workload(models, batch_size, context_length):
 
 
 def measured(models):
-    """The table of small models that decode on this machine, with random weights."""
+    """The table of decoding speeds measured on this machine, with random weights."""
     import flax.linen as nn
     import jax
 
@@ -87,8 +89,8 @@ def measured(models):
     return report.measured_table(models, speeds, caption)
 
 
-def tables(models, tpu, workload):
-    """The tables that follow from the shapes alone, None where one has nothing to say. tpu: of CHIPS."""
+def tables(models: dict, tpu: str, workload: dict):
+    """Yield the tables computed from shapes alone; None where one would be empty. tpu: a key of CHIPS."""
     from deepseek_jax.reports import deployment as report
 
     chip = CHIPS[tpu]
@@ -106,7 +108,7 @@ def main(argv):
 
     del argv  # common.parse_flags has read it
     values = flags.FLAGS
-    # Shapes need no accelerator: JAX would look for one, and report where it finds none
+    # Shapes need no accelerator; without this JAX looks for one and prints a warning where it finds none
     if not values.measure:
         os.environ.setdefault("JAX_PLATFORMS", "cpu")
     workload = dict(batch_size=values.batch_size, context_length=values.context_length)

@@ -1,8 +1,8 @@
 """The config of a run: what FILE.py:ARG returns, with the fields that the command line sets.
 
 A field is set by --config.FIELD=VALUE. FIELD is dotted, as loss.clip_eps_high. VALUE is written as in Python:
-3, 1e-4, True, None, "['a.jsonl', 'b.jsonl']", "[[0, 1.0], [10, 0.7]]" or "{'fsdp': 4}"; a text alone needs no
-quotes. The config file need not have the field, nor its value be of the type that the file has there.
+3, 1e-4, True, None, "['a.jsonl', 'b.jsonl']", "[[0, 1.0], [10, 0.7]]" or "{'fsdp': 4}"; a string by itself
+needs no quotes. The file may lack the field, or have a value of another type there.
 """
 
 import ast
@@ -18,8 +18,8 @@ OVERRIDE = re.compile(r"--?config\.([^=]*)(=?)(.*)", re.DOTALL)
 BOOLS = {"true": True, "false": False}
 
 
-def split_arguments(argv):
-    """Part the arguments of a command line: -> ([(dotted field, text)] of --config.FIELD=VALUE, the others).
+def split_arguments(argv: list[str]):
+    """Split the arguments of a command line: -> ([(dotted field, text)] of --config.FIELD=VALUE, the others).
 
     Raises ValueError for a field without a value.
     """
@@ -36,11 +36,11 @@ def split_arguments(argv):
     return overrides, others
 
 
-def load_config(name, overrides=()):
+def load_config(name: str, overrides=()):
     """The ConfigDict of "FILE.py" or "FILE.py:ARG", with overrides as of split_arguments.
 
-    Raises ValueError for a file without a get_config that returns one, as that does itself, and for an
-    override that cannot be read or that a later one would replace.
+    Raises ValueError for a file without a get_config that returns one, where get_config raises one, and for
+    an override that cannot be read or that a later one would replace.
     """
     path, *arg = name.split(":", 1)
     get_config = load_function(path, "get_config", "--config")
@@ -53,6 +53,7 @@ def load_config(name, overrides=()):
         raise ValueError(
             f"--config={path}: get_config returned {config!r}; it must return a ConfigDict"
         )
+    # Overrides apply in order: a block given after one of its fields would replace that field
     for index, (field, text) in enumerate(overrides):
         inner = [name for name, _ in overrides[:index] if name.startswith(f"{field}.")]
         if inner:
@@ -61,13 +62,14 @@ def load_config(name, overrides=()):
     return config
 
 
-def load_function(path, name, flag):
-    """The function `name` of a Python file that a flag gives. Raises ValueError where there is none."""
+def load_function(path: str, name: str, flag: str):
+    """The function `name` of the Python file that `flag` gives. Raises ValueError where it is missing."""
     if not Path(path).is_file():
         raise ValueError(f"{flag}={path}: there is no such file")
     spec = importlib.util.spec_from_file_location(f"{name}_file", path)
     if spec is None:
         raise ValueError(f"{flag}={path} is not a Python file")
+    # Registered before it runs, as import does: dataclasses look their module up there
     module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     if not hasattr(module, name):
@@ -75,10 +77,11 @@ def load_function(path, name, flag):
     return getattr(module, name)
 
 
-def set_field(config, field, value):
-    """Set a dotted field, whatever type it has; blocks that lead to it are added. Raises ValueError.
+def set_field(config: ConfigDict, field: str, value):
+    """Set a dotted field to a value of any type, adding the blocks that lead to it.
 
-    Only the recipe's settings know which fields there are: a wrong one is theirs to refuse.
+    Only the recipe's settings know the fields: they refuse a wrong one. Raises ValueError where the field is
+    below a value that is not a block.
     """
     block, name = _place(config, field)
     _set(block, name, ConfigDict(value) if isinstance(value, dict) else value)
@@ -110,7 +113,7 @@ def _set(block, name, value):
 
 
 def _value(field, text, kind):
-    """What the text of an override says, in place of a value of type `kind`; NoneType: of any type."""
+    """The value that an override's text stands for. kind: the type of the field's value; NoneType: any."""
     if text == "None":
         return None
     if kind is str:
@@ -124,6 +127,6 @@ def _value(field, text, kind):
             return text
         there = "block" if kind is ConfigDict else kind.__name__
         raise ValueError(
-            f"--config.{field}={text} cannot be read, in place of a value of type {there}; write it as in "
-            "Python, with quotes around the texts of a list: 3, 1e-4, True, \"['a', 'b']\", \"{'a': 1}\""
+            f"--config.{field}={text} cannot be read as a value of type {there}; write it as in "
+            "Python, with quotes around the strings of a list: 3, 1e-4, True, \"['a', 'b']\", \"{'a': 1}\""
         ) from error

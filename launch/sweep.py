@@ -1,14 +1,14 @@
-"""Run one experiment several times, each with overrides of its own, and report on them together.
+"""Run one experiment several times, with different overrides, and report on all runs together.
 
     python launch/sweep.py --config=configs/r1_small.py[:ARG] --sweep=configs/sweeps/seeds.py
         [--config.FIELD=VALUE ...] [--workdir=FOLDER] [--jobs=1]
 
 --sweep is a file with sweep(config) -> a list of {"FIELD": VALUE}, one a run; FIELD is a dotted field of the
 config. Each run is a launch/train.py of its own, in a folder of its own below --workdir; its output goes to
-NAME.log beside that folder. --jobs runs work at a time. Run it again to resume: a complete run is not run
-again, unless its config has changed. A run that fails is named, the others continue, and the exit status is
-1. SIGTERM or Ctrl-C is passed on to the runs, and the exit status is 75 (start me again). A mistake is one
-message and exit status 2.
+NAME.log beside that folder. --jobs runs go on at the same time. Run it again to resume: a complete run is not
+run again, unless its config has changed. If a run fails, it is named, the others continue, and the exit
+status is 1. SIGTERM or Ctrl-C is passed on to the runs, and the exit status is 75 (start me again). A mistake
+is one message and exit status 2.
 """
 
 import json
@@ -24,6 +24,7 @@ from typing import NamedTuple
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a checkout runs uninstalled
 
 from absl import app, flags
+from ml_collections import ConfigDict
 
 from deepseek_jax.settings import build
 from launch import common
@@ -52,11 +53,11 @@ def define_flags():
     flags.DEFINE_integer("jobs", 1, "Runs at a time.", lower_bound=1)
 
 
-def sweep_runs(config, overrides, settings):
+def sweep_runs(config: ConfigDict, overrides: list[dict], settings: type):
     """The runs of a sweep: list of Run. config: ConfigDict; overrides: list of {dotted field: value}.
 
-    settings: the dataclass of the recipe's config. Raises ValueError where there are no runs, where two have
-    one name, and where a run's config is not one of the recipe's.
+    settings: the dataclass of the recipe's config. Raises ValueError where there are no runs, where two runs
+    have the same name, and where a run's config does not fit the recipe.
     """
     runs = []
     for fields in overrides:
@@ -81,10 +82,10 @@ def _file_name(text):
     return re.sub(r"[^\w=.,+-]", "_", text)
 
 
-def run_all(runs, workdir, arguments, jobs, should_stop):
-    """Run what is not complete, `jobs` at a time: -> {name: exit status}, 0 for a complete run.
+def run_all(runs: list[Run], workdir: Path, arguments: list[str], jobs: int, should_stop):
+    """Start the runs that are not complete, `jobs` at a time: -> {name: exit status}, 0 for a complete run.
 
-    arguments: of every launch/train.py, before the run's own overrides and work directory.
+    arguments: of every launch/train.py; the run's own overrides and work directory follow them.
     """
     workdir.mkdir(parents=True, exist_ok=True)
     complete = _complete(workdir)
@@ -97,6 +98,7 @@ def run_all(runs, workdir, arguments, jobs, should_stop):
         while waiting and len(running) < jobs and not should_stop():
             run = waiting.pop(0)
             running[run.name] = run, _start(run, workdir, arguments), time.monotonic()
+        # Once: a second signal would make a run exit without saving
         if should_stop() and not signalled:
             signalled = True
             for _, process, _ in running.values():
@@ -161,7 +163,7 @@ def main(given):
 
 
 def parse_flags(argv):
-    """The config, and the arguments that give it to each run."""
+    """(the config, the arguments with which each run loads it)."""
     config = common.parse_config(argv)
     overrides, _ = split_arguments(flags.FLAGS.read_flags_from_files(argv, False))
     set_by_user = [f"--config.{field}={text}" for field, text in overrides]

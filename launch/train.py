@@ -3,12 +3,12 @@
     python launch/train.py --config=configs/grpo_small.py[:ARG] [--config.FIELD=VALUE ...]
         [--workdir=FOLDER] [--distributed]
 
-Run it again to resume from the last checkpoint, or to read that the run is complete. VALUE is written as in
+Run it again to resume from the last checkpoint, or to see that the run is complete. VALUE is written as in
 Python: 3, 1e-4, "['a.jsonl', 'b.jsonl']", "{'fsdp': 4}"; see launch/config_file.py. SIGTERM or Ctrl-C saves
-after the current step and exits with 75 (start me again); a second one leaves at once. A mistake in the
+after the current step and exits with 75 (start me again); a second one exits at once. A mistake in the
 config or the work directory is one message and exit status 2.
 
-The worker processes of a reward import this file again: what needs jax is imported where it is used.
+The worker processes of a reward import this file again, so jax is imported only where it is used.
 """
 
 import sys

@@ -7,12 +7,15 @@ import os
 import re
 from pathlib import Path
 
+from ml_collections import ConfigDict
+
 MARKER = "config.json"
-FRESH = f"{MARKER}.tmp"  # a claim that was cut short leaves it
+# A claim that was interrupted leaves this file
+FRESH = f"{MARKER}.tmp"
 
 
-def default_workdir(config_path, seed):
-    """runs/<config file>[_<arg>][_seed<N>]; N unless it is 0 or the arg says it.
+def default_workdir(config_path: str, seed: int | None):
+    """runs/<config file>[_<arg>][_seed<N>], without _seed<N> where N is 0 or the arg names it.
 
     config_path: the value of --config, as in "configs/grpo_small.py:runlocal".
     """
@@ -24,17 +27,18 @@ def default_workdir(config_path, seed):
 
 
 @contextlib.contextmanager
-def claim_workdir(workdir, config, may_change=False):
+def claim_workdir(workdir: Path, config: ConfigDict, may_change: bool = False):
     """Lock a work directory for this process, and mark it as this config's.
 
-    The mark is config.json. Process 0 alone writes it and locks the directory. The mark is removed where the
-    body raises before it wrote anything else, so that a mended config can have the name. The lock ends with
-    the process, however that ends. may_change: another config of the same recipe may replace the mark, for a
-    recipe that finds out by itself what it has to do again. Raises ValueError where another process holds
-    the directory, where it belongs to another config (the fields that differ are listed), where it has files
-    but no config.json, and where it cannot be made; what is there stays as it is.
+    The mark is config.json. Process 0 alone writes it and locks the directory. If the body raises before it
+    writes anything else, the mark is removed, so that a corrected config can use the directory. The lock ends
+    with the process, however that ends. may_change: another config of the same recipe may replace the mark,
+    for a recipe that itself finds out what to run again. Raises ValueError where another process has the
+    lock, where the directory belongs to another config (the fields that differ are listed), where it has
+    files but no config.json, and where it cannot be created. Existing files stay as they are.
     """
-    import jax  # here: launch/common.py does without it
+    # Here, because launch/common.py imports this module and must not import jax
+    import jax
 
     if jax.process_index() != 0:
         _owner(workdir, config, may_change)
@@ -49,6 +53,7 @@ def claim_workdir(workdir, config, may_change=False):
             )
         if old != new:
             (workdir / FRESH).write_text(json.dumps(new, indent=2) + "\n")
+            # Written whole, then renamed: an interrupted claim leaves no half-written mark
             os.replace(workdir / FRESH, workdir / MARKER)
         try:
             yield
@@ -60,7 +65,7 @@ def claim_workdir(workdir, config, may_change=False):
 
 @contextlib.contextmanager
 def _locked(workdir):
-    """Make the directory and lock it. The lock is on the directory itself: no lock file stays."""
+    """Create the directory and lock it. The lock is on the directory itself: no lock file stays."""
     try:
         workdir.mkdir(parents=True, exist_ok=True)
         folder = os.open(workdir, os.O_RDONLY)

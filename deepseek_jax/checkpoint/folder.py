@@ -1,4 +1,4 @@
-"""A new folder, whole or not at all."""
+"""Write a new folder: complete or not at all."""
 
 import contextlib
 import os
@@ -9,19 +9,22 @@ from pathlib import Path
 
 from deepseek_jax.parallel.processes import barrier, first_process, from_each
 
-ENDS = 2**16  # bytes of a file's beginning and of its end: other weights differ in them
+# Bytes read at a file's beginning and at its end: other weights differ in these
+ENDS = 2**16
 
 
-def check_new(folder):
+def check_new(folder: str | Path):
     """Raise ValueError unless folder is absent or empty."""
     folder = Path(folder)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ValueError(f"{folder} is not empty; give a new folder, nothing is overwritten")
 
 
-def fingerprint(path):
-    """What lies at a path, without reading it all: 16 hexadecimal digits of the name, the size, the beginning
-    and the end of every file. A name at which nothing lies stands for itself.
+def fingerprint(path: str | Path):
+    """16 hexadecimal digits for the files at a path, without reading them all.
+
+    They cover the name, the size, the beginning and the end of every file. Where there is no file, they are
+    of the path alone.
     """
     path, digest = Path(path), blake2b(digest_size=8)
     if not path.is_dir():
@@ -43,11 +46,11 @@ def _digest_ends(digest, path):
 
 
 @contextlib.contextmanager
-def whole_folder(folder):
-    """Yield a new folder beside `folder` that takes its place at the end, and goes if anything fails.
+def whole_folder(folder: str | Path):
+    """Yield a new folder beside `folder`; rename it to `folder` at the end, or delete it if anything fails.
 
-    The processes of a run enter together, on a file system that they share, and get the same folder, which
-    process 0 makes: it takes its place once all of them are done with it.
+    The processes of a run enter together, on a file system that they share. They get the same folder, which
+    process 0 creates and renames once all of them are done with it.
     """
     folder = Path(folder).absolute()
     partial = Path(from_each(_new_beside(folder) if first_process() else None)[0])
@@ -58,7 +61,8 @@ def whole_folder(folder):
             os.replace(partial, folder)
         barrier(f"{folder} is there")
     except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)  # another process may be at it too
+        # Another process may be deleting it too
+        shutil.rmtree(partial, ignore_errors=True)
         raise
 
 
@@ -66,5 +70,6 @@ def _new_beside(folder):
     """The path of a new folder with a name of its own beside `folder`: str."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     partial = tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}.")
+    # mkdtemp lets nobody but its owner read
     os.chmod(partial, 0o755)
     return partial

@@ -9,7 +9,7 @@ from deepseek_jax.checkpoint.hf_import import load_tensors
 from deepseek_jax.checkpoint.hf_names import tensors
 from deepseek_jax.models import ModelConfig
 
-# ModelConfig's field: the key of the file's metadata. Those of OPTIONAL may be absent.
+# Field of ModelConfig -> key of the file's metadata. Keys of OPTIONAL may be absent.
 FIELDS = {
     "hidden_size": "llama.embedding_length",
     "intermediate_size": "llama.feed_forward_length",
@@ -27,11 +27,11 @@ OPTIONAL = {
 }
 
 
-def load_gguf(path, dtype=None, mesh=None):
+def load_gguf(path: str | Path, dtype: str | None = None, mesh=None):
     """Read a .gguf file: -> (ModelConfig, params), the tree of models.init_params, unboxed.
 
     Weights are dequantised one tensor at a time. dtype: of the parameters, default float32. mesh: as in
-    load_hf. Raises ValueError for a file that is no GGUF or is cut short, for another architecture than
+    load_hf. Raises ValueError for a file that is not GGUF or is cut short, for an architecture other than
     llama, for scaled RoPE, and for a tensor that is missing, extra or wrongly shaped, naming it and the file.
     """
     path = Path(path)
@@ -45,10 +45,10 @@ def load_gguf(path, dtype=None, mesh=None):
     return load_tensors(config, _Tensors(path, reader, config), dtype, mesh)
 
 
-def unpermute(rows, heads):
-    """Undo llama.cpp's order of a query or key projection's rows: [heads x d] -> the same, half-split.
+def unpermute(rows, heads: int):
+    """Undo llama.cpp's order of the rows of a query or key projection: [heads x d] -> the same, half-split.
 
-    The converter puts rows i and i + x / 2 of a head, a rotary pair, side by side.
+    Its converter puts rows i and i + x / 2 of a head, a rotary pair, side by side.
     """
     return rows.reshape(heads, -1, 2, rows.shape[1]).swapaxes(1, 2).reshape(rows.shape)
 
@@ -83,7 +83,7 @@ def _config(path, reader):
 
 
 class _Tensors:
-    """What load_tensors reads from: the file's tensors under their Hugging Face names."""
+    """The source of load_tensors: the file's tensors under their Hugging Face names."""
 
     def __init__(self, path, reader, config):
         stored = {tensor.name: tensor for tensor in reader.tensors}
@@ -96,6 +96,7 @@ class _Tensors:
             if ours not in stored:
                 raise ValueError(f"{ours} is missing from {path}, whose metadata say it is there")
             tensor = self._stored[name] = stored.pop(ours)
+            # GGUF lists a tensor's sizes from the fastest axis to the slowest
             shape = tuple(int(size) for size in reversed(tensor.shape))
             if shape != places[0].turn.shape:
                 raise ValueError(

@@ -1,4 +1,4 @@
-"""config.json into ModelConfig and back, in the spellings of transformers 4 and 5."""
+"""Convert config.json to ModelConfig and back, in the spellings of transformers 4 and 5."""
 
 import dataclasses
 import json
@@ -13,7 +13,7 @@ ARCHITECTURES = {
     "qwen3": "Qwen3ForCausalLM",
     "llama": "LlamaForCausalLM",
 }
-# What the decoder does, and so what config.json must say where it speaks of it at all.
+# The decoder always does this. config.json may leave these fields out, but not contradict them.
 FIXED = {
     "hidden_act": "silu",
     "attention_bias": False,
@@ -23,25 +23,28 @@ FIXED = {
     "rope_interleave": True,
     "partial_rotary_factor": 1.0,
 }
+# model_type -> (scoring_func, the topk_methods that are modelled, the default first)
 ROUTERS = {
     "deepseek_v3": ("sigmoid", ("noaux_tc",)),
     "deepseek_v2": ("softmax", ("greedy", "group_limited_greedy")),
 }
-ALIASES = {"num_mtp_layers": "num_nextn_predict_layers"}  # ours: the released files' name
+# Name of a field in transformers 5 -> ours, which is that of the released files
+ALIASES = {"num_mtp_layers": "num_nextn_predict_layers"}
 FP8_QUANTIZATION = {
     "quant_method": "fp8",
     "fmt": "e4m3",
     "activation_scheme": "dynamic",
     "weight_block_size": [128, 128],
 }
+# How to compute, not what: config.json has no such fields
 RUN_FIELDS = {"dtype", "scan_layers", "fp8", "remat", "pipeline_micro_batches", "expert_buffer"}
 FIELDS = [f.name for f in dataclasses.fields(ModelConfig) if f.name not in RUN_FIELDS]
 MOE_FIELDS = FIELDS[FIELDS.index("n_routed_experts") : FIELDS.index("rope_theta")]
 ROPE_FIELDS = [f.name for f in dataclasses.fields(RopeScaling)]
 
 
-def read_config(folder):
-    """The ModelConfig of folder/config.json. Its ValueErrors, parse_config's too, name the path."""
+def read_config(folder: str | Path):
+    """The ModelConfig of folder/config.json. Its ValueErrors, those of parse_config too, name the path."""
     raw = read_json(folder)
     try:
         return parse_config(raw)
@@ -49,8 +52,8 @@ def read_config(folder):
         raise ValueError(f"{Path(folder) / 'config.json'}: {error}") from error
 
 
-def read_json(folder):
-    """folder/config.json as a dict. Raises ValueError, with the path, if there is none or it is not one."""
+def read_json(folder: str | Path):
+    """folder/config.json as a dict. Raises ValueError, with the path, if it is missing or not an object."""
     path = Path(folder) / "config.json"
     if not path.is_file():
         raise ValueError(
@@ -65,8 +68,8 @@ def read_json(folder):
     return raw
 
 
-def parse_config(raw):
-    """config.json, as a dict -> ModelConfig. Raises ValueError, with the field, for what we do not model."""
+def parse_config(raw: dict):
+    """config.json's dict -> ModelConfig. Raises ValueError, with the field, for what is not modelled here."""
     family = raw.get("model_type")
     if family not in ARCHITECTURES:
         raise ValueError(f"model_type={family!r} is not one of {sorted(ARCHITECTURES)}")
@@ -81,19 +84,21 @@ def parse_config(raw):
         heads = raw["num_attention_heads"]
         if fields.pop("num_key_value_heads", heads) != heads:
             raise ValueError(
-                f"latent attention has num_key_value_heads=num_attention_heads={heads}"
+                f"num_key_value_heads={raw['num_key_value_heads']} must equal num_attention_heads={heads}: "
+                f"a {family} model has latent attention"
             )
-        fields.pop("head_dim", None)  # transformers writes qk_rope_head_dim there
+        # transformers writes qk_rope_head_dim there
+        fields.pop("head_dim", None)
     if isinstance(raw.get("eos_token_id"), list):
         fields["eos_token_id"] = tuple(raw["eos_token_id"])
     return ModelConfig(**fields | _rope(raw))
 
 
-def config_json(config, *, dtype, fp8=False, like=None):
+def config_json(config: ModelConfig, *, dtype, fp8: bool = False, like: dict | None = None):
     """ModelConfig -> config.json's dict, in the spelling that transformers 4 and 5 both read.
 
-    dtype: of the parameters. fp8: whether projections are quantised. like: another config.json's dict, whose
-    fields stay as they are, dtype and spelling included, except for those that config changes.
+    dtype: of the parameters. fp8: whether projections are quantised. like: the dict of another config.json,
+    whose fields stay as they are, dtype and spelling included, except for those that config changes.
     """
     written = _fields_json(config)
     if like is None:
@@ -104,7 +109,7 @@ def config_json(config, *, dtype, fp8=False, like=None):
 
 
 def _required(raw):
-    """Fields without which config.json says too little: where transformers' defaults are not ours."""
+    """Fields that config.json must have, because transformers' defaults for them are not ours."""
     required = [f.name for f in dataclasses.fields(ModelConfig) if f.default is dataclasses.MISSING]
     if raw.get("n_routed_experts"):
         required += ["num_experts_per_tok", "first_k_dense_replace", "routed_scaling_factor"]
@@ -150,10 +155,8 @@ def _rope(raw):
     theta = rope.pop("rope_theta", None) or raw.get("rope_theta") or 10000.0
     kind = rope.pop("type", None)
     kind = rope.pop("rope_type", None) or kind or "default"
-    for key, value in {
-        "partial_rotary_factor": 1.0,
-        "truncate": True,
-    }.items():  # what we do, said aloud
+    # Fields that only state what is done here anyway
+    for key, value in {"partial_rotary_factor": 1.0, "truncate": True}.items():
         if rope.get(key) == value:
             del rope[key]
     unknown = {key: value for key, value in rope.items() if key not in ROPE_FIELDS}
@@ -185,14 +188,15 @@ def _fields_json(config):
         fields["attention_bias"] = False
     if config.is_mla:
         fields |= {"num_key_value_heads": config.num_attention_heads, "moe_layer_freq": 1}
-        fields["q_lora_rank"] = config.q_lora_rank  # null says that there is none
+        # null where queries have no low rank: without the field, transformers assumes a rank of 1536
+        fields["q_lora_rank"] = config.q_lora_rank
         method = ROUTERS[config.model_type][1]
         fields["topk_method"] = method[-1] if config.n_group > 1 else method[0]
     return fields
 
 
 def _changed(config, written, like):
-    """like, with the fields in which config differs from it."""
+    """like, with the fields replaced in which config differs from it."""
     before = parse_config(like)
     changed = {name for name in FIELDS if getattr(before, name) != getattr(config, name)}
     result = dict(like)

@@ -1,4 +1,4 @@
-"""Parameters into a Hugging Face folder, one file at a time, whole or not at all."""
+"""Write parameters to a Hugging Face folder, one file at a time: complete or not at all."""
 
 import functools
 import json
@@ -18,6 +18,7 @@ from deepseek_jax.checkpoint.hf_files import SCALE, HFFiles
 from deepseek_jax.checkpoint.hf_import import decode
 from deepseek_jax.checkpoint.hf_names import copies, is_projection, tensors
 from deepseek_jax.checkpoint.tree import checked_by_path
+from deepseek_jax.models import ModelConfig
 from deepseek_jax.ops.fp8 import BLOCK, quantize
 
 FP8 = np.dtype(ml_dtypes.float8_e4m3fn)
@@ -25,21 +26,29 @@ COPIED = ("*.json", "*.jinja", "*.txt", "*.model", "LICENSE*", "README*")  # no 
 NOT_COPIED = ("config.json", "*.index.json")
 
 
-def save_hf(folder, config, params, like=None, fp8=False, max_shard_size="5GB"):
+def save_hf(
+    folder: str | Path,
+    config: ModelConfig,
+    params,
+    like: str | Path | None = None,
+    fp8: bool = False,
+    max_shard_size: int | str = "5GB",
+):
     """Write config.json, safetensors and their index, as transformers reads them.
 
-    params: the tree of models.init_params, unboxed, in any float dtypes; each tensor keeps its own. like:
-    the Hugging Face folder that params came from. Then each tensor gets the dtype it has there, those that
-    are unchanged get their very bytes (FP8 scales included), config.json keeps the fields that we do not
-    model, and the files of COPIED beside it (tokenizer, generation_config.json) are copied. fp8 quantises
-    what DeepSeek-V3 does: the projections. max_shard_size: of a file, an int of bytes or a str such as "5GB".
-    Raises ValueError before it writes anything: for a folder that has something in it, for params that are
-    not config's, for a `like` of other shapes. What fails later leaves nothing behind.
+    params: the tree of models.init_params, unboxed, in any float dtypes, which the files keep. like: the
+    Hugging Face folder that params came from. Then each tensor gets the dtype it has there, unchanged tensors
+    are written with the same bytes (FP8 scales included), config.json keeps the fields that are not modelled
+    here, and the files of COPIED (tokenizer, generation_config.json) are copied. fp8 quantises the
+    projections, as DeepSeek-V3 does. max_shard_size: of a file, an int of bytes or a str such as "5GB".
+    Raises ValueError before it writes anything: for a folder that is not empty, for params that do not fit
+    config, for a `like` of other shapes. A later failure leaves nothing behind.
     """
     check_new(folder)
     export = _Export(config, params, HFFiles(like) if like else None, fp8)
     if like:
-        read_config(like)  # for its errors, which name the file
+        # For its errors, which name the file
+        read_config(like)
     like_json = read_json(like) if like else None
     text = config_json(config, dtype=export.dtype, fp8=fp8, like=like_json)
     plan = split_state_dict_into_shards_factory(
@@ -63,7 +72,7 @@ def save_hf(folder, config, params, like=None, fp8=False, max_shard_size="5GB"):
             )
 
 
-def hf_tensors(config, params):
+def hf_tensors(config: ModelConfig, params):
     """The parameters (or their gradients) as Hugging Face's tensors: yields (name, numpy array)."""
     flat = checked_by_path(config, params)
     for name, places in tensors(config).items():
@@ -78,7 +87,7 @@ def _copy_side_files(like, folder):
 
 
 class _Export:
-    """The tensors to be written: `plan`, their shapes and dtypes by name, and on call, each one's array."""
+    """The tensors to write: `plan` holds their shapes and dtypes by name, a call returns one's array."""
 
     def __init__(self, config, params, like, fp8):
         self._flat, self._like, self._fp8 = checked_by_path(config, params), like, fp8
@@ -94,7 +103,8 @@ class _Export:
                 or (like and name in like)
             ):
                 self.plan[name] = self.plan[original]
-        self._encode = functools.lru_cache(maxsize=1)(self._encode)  # a scale follows its tensor
+        # A tensor's scale is asked for right after it: encode both once
+        self._encode = functools.lru_cache(maxsize=1)(self._encode)
 
     def __call__(self, name):
         name = self._originals.get(name, name)
@@ -118,11 +128,12 @@ class _Export:
             self.plan[name + SCALE] = jax.ShapeDtypeStruct(blocks, jnp.float32)
 
     def _encode(self, name):
-        """-> (tensor, scale or None): the bytes of `like` where they stand for the same numbers."""
+        """-> (tensor, scale or None): the bytes of `like` where they decode to the same numbers."""
         ours, dtype = _gather(self._flat, self._places[name]), self.plan[name].dtype
         if self._like and name in self._like and self._like.dtype(name) == dtype:
             tensor, scale = self._like.read(name)
             before = np.asarray(_decode(tensor, scale, ours.dtype))
+            # Bytes are compared, not numbers: NaN differs from itself, and -0.0 equals 0.0
             if np.array_equal(before.view(np.uint8), ours.view(np.uint8)):
                 return tensor, scale
         if dtype == FP8:
@@ -135,7 +146,7 @@ _quantize = jax.jit(lambda weights: quantize(weights, BLOCK))
 
 
 def _gather(flat, places):
-    """One tensor from the parts of the parameters that hold it."""
+    """One tensor, joined from the parts of the parameters that hold it."""
     parts = []
     for path, index, turn in places:
         held = flat[path][tuple(slice(None) if i is None else i for i in index)]
@@ -143,6 +154,5 @@ def _gather(flat, places):
     axis = places[0].turn.part[0]
     order = np.argsort([place.turn.part[1] for place in places])
     whole = np.concatenate([parts[i] for i in order], axis).reshape(places[0].turn.shape)
-    return np.ascontiguousarray(
-        whole
-    )  # safetensors would write a transposed view's memory as it lies
+    # safetensors writes memory in its own order, which is the wrong one for a transposed view
+    return np.ascontiguousarray(whole)

@@ -13,18 +13,19 @@ DTYPES = {
     "BF16": np.dtype(ml_dtypes.bfloat16),
     "F8_E4M3": np.dtype(ml_dtypes.float8_e4m3fn),
 }
-SCALE = "_scale_inv"  # multiplies the FP8 tensor of the name before it, despite its own
+# Follows the name of an FP8 tensor to name its scale, by which, despite "inv", the tensor is multiplied
+SCALE = "_scale_inv"
 
 
 class HFFiles:
-    """The safetensors of a folder. Files stay on disk; `read` holds one tensor.
+    """The safetensors of a folder. Files stay on disk; `read` loads one tensor.
 
-    `names` leaves out the scales of FP8 tensors, which belong to them, wherever they are stored.
+    `names` leaves out the scales of FP8 tensors: `read` returns them with their tensors, from any file.
     Raises ValueError for a folder without safetensors, for a file that is missing or cut short, for a dtype
     that is not in DTYPES and for an FP8 tensor without its scale.
     """
 
-    def __init__(self, folder):
+    def __init__(self, folder: str | Path):
         self.folder = Path(folder)
         try:
             found = get_local_safetensors_metadata(self.folder)
@@ -46,6 +47,7 @@ class HFFiles:
                 raise ValueError(
                     f"{name} is missing from {self.folder / file}, where the index puts it"
                 )
+        # FP8 is the only dtype of one byte in DTYPES
         fp8 = {name for name in self._info if self.dtype(name).itemsize == 1}
         self.names = [
             name for name in self._info if not (name.endswith(SCALE) and name[: -len(SCALE)] in fp8)
@@ -53,22 +55,22 @@ class HFFiles:
         for name in fp8:
             self._check_scale(name)
 
-    def __contains__(self, name):
+    def __contains__(self, name: str):
         return name in self._info
 
-    def where(self, name):
+    def where(self, name: str):
         """The path of the file that holds a tensor."""
         return self.folder / self._file[name]
 
-    def dtype(self, name):
+    def dtype(self, name: str):
         """A tensor's dtype as stored."""
         return DTYPES[self._info[name].dtype]
 
-    def shape(self, name):
+    def shape(self, name: str):
         """A tensor's shape."""
         return tuple(self._info[name].shape)
 
-    def read(self, name):
+    def read(self, name: str):
         """-> (the tensor as stored, its scale float32[ceil(rows / 128), ceil(columns / 128)] or None)."""
         is_fp8 = self.dtype(name).itemsize == 1
         return self._read(name), self._read(name + SCALE) if is_fp8 else None
@@ -103,5 +105,5 @@ class HFFiles:
 
 
 def _data_start(file):
-    """Where a safetensors file's data begin: after a header and its 8-byte length."""
+    """Where a safetensors file's data begin: after 8 bytes with the header's length, and the header."""
     return 8 + int.from_bytes(file.read(8), "little")

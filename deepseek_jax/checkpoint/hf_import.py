@@ -1,30 +1,33 @@
-"""A Hugging Face folder into sharded parameters, one tensor at a time."""
+"""Load a Hugging Face folder into sharded parameters, one tensor at a time."""
 
 import dataclasses
 import functools
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from huggingface_hub.constants import SAFETENSORS_INDEX_FILE, SAFETENSORS_SINGLE_FILE
+from jax.sharding import Mesh
 
 from deepseek_jax.checkpoint.hf_config import read_config
 from deepseek_jax.checkpoint.hf_files import HFFiles
 from deepseek_jax.checkpoint.hf_names import copies, tensors
 from deepseek_jax.checkpoint.tree import abstract_params, compute_dtype, from_paths
+from deepseek_jax.models import ModelConfig
 from deepseek_jax.ops.fp8 import BLOCK, dequantize
 
 
-def load_hf(folder, dtype=None, mesh=None):
+def load_hf(folder: str | Path, dtype: str | None = None, mesh: Mesh | None = None):
     """Read config.json and safetensors: -> (ModelConfig, params), the tree of models.init_params, unboxed.
 
-    dtype: of the parameters; None keeps the checkpoint's own, where FP8 becomes bfloat16 by its scales. The
-    router's balancing bias is always float32. mesh: the parameters are placed on it by parallel.RULES;
-    None puts them on the default device. The config computes in bfloat16 if the parameters are that, else in
-    float32. transformers drops the multi-token prediction layers of what it saves: where the files hold
+    dtype: of the parameters; None keeps the checkpoint's own, and turns FP8 into bfloat16 with its scales.
+    The router's balancing bias is always float32. mesh: the parameters are placed on it by parallel.RULES;
+    None puts them on the default device. The config computes in bfloat16 if the parameters are bfloat16, else
+    in float32. transformers drops multi-token prediction layers when it saves a model: where the files have
     none, num_nextn_predict_layers is 0. Host memory beyond the parameters is a few times the largest tensor.
-    Raises ValueError for a config this code does not model, and for a tensor that is missing, extra,
-    wrongly shaped or cut short, or that should repeat another and does not: it names tensor and file.
+    Raises ValueError for a config that is not modelled here, and for a tensor that is missing, extra,
+    wrongly shaped or cut short, or that must repeat another one and does not: it names tensor and file.
     """
     config, files = read_config(folder), HFFiles(folder)
     further = tuple(
@@ -40,7 +43,7 @@ def load_hf(folder, dtype=None, mesh=None):
     return load_tensors(config, files, dtype, mesh)
 
 
-def load_tensors(config, source, dtype=None, mesh=None):
+def load_tensors(config: ModelConfig, source, dtype: str | None = None, mesh: Mesh | None = None):
     """Fill the parameters from a source with HFFiles' dtype(name) and read(name): -> (config, params)."""
     places = tensors(config)
     wanted = abstract_params(config, _dtypes(places, source, dtype), mesh)
@@ -53,6 +56,7 @@ def load_tensors(config, source, dtype=None, mesh=None):
         for path, index, turn in parts:
             write = _writer(turn, wanted[path].sharding)
             start = [0 if i is None else i for i in index]
+            # Wait: tensors that queue up for the device would fill the host's memory
             params[path] = jax.block_until_ready(write(params[path], tensor, scale, start))
     return dataclasses.replace(config, dtype=compute_dtype(params)), from_paths(params)
 
@@ -68,6 +72,7 @@ def _writer(turn, sharding):
 
     def write(parameter, tensor, scale, start):
         update = turn.to_parameter(decode(tensor, scale, parameter.dtype))
+        # Stacked axes (layer, expert, half) get size 1, so that update and parameter have the same rank
         shape = iter(update.shape)
         update = update.reshape([next(shape) if axis == ":" else 1 for axis in turn.index])
         return jax.lax.dynamic_update_slice(parameter, update, start)
@@ -76,10 +81,11 @@ def _writer(turn, sharding):
 
 
 def _dtypes(places, source, dtype):
-    """The dtype of every parameter, by path: as asked, or what all its tensors' own dtypes promote to."""
+    """The dtype of every parameter, by path: `dtype`, or what the dtypes of its stored tensors promote to."""
     dtypes = {}
     for name, parts in places.items():
         stored = source.dtype(name)
+        # FP8 times its scale becomes bfloat16
         own = jnp.dtype(jnp.bfloat16) if stored.itemsize == 1 else stored
         for part in parts:
             if part.path.endswith("router_bias"):
@@ -92,7 +98,7 @@ def _dtypes(places, source, dtype):
 
 
 def _check_names(config, files, places, repeated):
-    """Every expected tensor is there, in its shape, and no other."""
+    """Check that every expected tensor is there, in its shape, and no other one."""
     optional = {"lm_head.weight"} if config.tie_word_embeddings else set()
     for name in [*places, *repeated]:
         if name not in files and name not in optional:
@@ -116,13 +122,13 @@ def _check_names(config, files, places, repeated):
 
 
 def _contents(files):
-    """The path of what lists the folder's tensors: its one file, or the index of several."""
+    """The path of the file that lists the folder's tensors: its only safetensors file, or the index."""
     one = files.folder / SAFETENSORS_SINGLE_FILE
     return one if one.exists() else files.folder / SAFETENSORS_INDEX_FILE
 
 
 def _check_copy(files, name, original):
-    """A tensor that repeats another one, if it is stored at all, has the same bytes."""
+    """Check that a tensor that repeats another one has the same bytes, if it is stored at all."""
     if name in files and not np.array_equal(_bytes(files, name), _bytes(files, original)):
         raise ValueError(
             f"{name} in {files.where(name)} must equal {original} in {files.where(original)}: it stands for "

@@ -1,12 +1,13 @@
 """One name table per family: Hugging Face tensors on the left, our parameters on the right, read both ways.
 
-A line of a table is (tensor name, parameter path, spec); checkpoint/turn.py says how a spec reads. Its
-letters are the sizes of `_sizes`.
+A line of a table is (tensor name, parameter path, spec); checkpoint/turn.py explains specs. Their letters
+are those of `_sizes`.
 """
 
 import functools
 
 from deepseek_jax.checkpoint.turn import Place, parse
+from deepseek_jax.models import ModelConfig
 
 NORMS = [
     ("input_layernorm.weight", "attention_norm/scale", "d -> d"),
@@ -60,11 +61,8 @@ SHARED_EXPERTS = [
 MTP = [
     ("enorm.weight", "embedding_norm/scale", "d -> d"),
     ("hnorm.weight", "hidden_norm/scale", "d -> d"),
-    (
-        "eh_proj.weight",
-        "input",
-        "d z -> z d",
-    ),  # z: the embedding's columns, then the hidden state's
+    # z: the embedding's columns, then the hidden state's
+    ("eh_proj.weight", "input", "d z -> z d"),
     ("shared_head.norm.weight", "head_norm/scale", "d -> d"),
 ]
 EMBEDDING = [
@@ -106,10 +104,10 @@ def _sizes(config, is_moe):
     )
 
 
-def tensors(config):
-    """Every tensor that a checkpoint of this config holds, in the order of its layers: {name: [Place, ...]}.
+def tensors(config: ModelConfig):
+    """Every tensor of a checkpoint of this config, in the order of its layers: {name: [Place, ...]}.
 
-    Together the places fill every parameter exactly once. A tensor in two places is split between them.
+    Together the places fill every parameter exactly once. A tensor with two places is split between them.
     """
     places = {}
     first_moe, layers = config.num_dense_layers, config.num_hidden_layers
@@ -135,10 +133,10 @@ def tensors(config):
     return places
 
 
-def copies(config):
-    """Tensors that repeat another one of the checkpoint: {name: the name that it must equal}.
+def copies(config: ModelConfig):
+    """Tensors that repeat another one of the checkpoint: {name: name of the tensor that it must equal}.
 
-    A multi-token prediction layer repeats the embedding and the head. A tied head is rarely written out.
+    A multi-token prediction layer repeats the embedding and the head. A tied head is usually left out.
     """
     embedding = "model.embed_tokens.weight"
     head = embedding if config.tie_word_embeddings else "lm_head.weight"
@@ -150,16 +148,18 @@ def copies(config):
     return repeated
 
 
-def is_projection(name):
+def is_projection(name: str):
     """Whether the released FP8 checkpoints quantise this tensor: attention's and every MLP's matrices."""
     return "eh_proj" not in name and name.endswith(("_proj.weight", "_proj_with_mqa.weight"))
 
 
 def _add(places, config, is_moe, table, prefix, root, **index):
-    """Enter a table's tensors in places, one name an expert. index: l=the layer's place in its stack."""
+    """Add a table's tensors to places, one for each expert. index: l=the layer's position in its stack."""
     sizes = tuple(_sizes(config, is_moe).items())
     for name, path, spec in table:
+        # Parameters of stacked layers have a leading axis l
         turn = _turn(spec.replace("-> ", "-> l ") if index else spec, sizes)
+        # "{e}" in a name: Hugging Face has one tensor for each expert
         for expert in range(config.n_routed_experts) if "{e}" in name else [None]:
             at = dict(index, e=expert)
             where = tuple(None if i == ":" else at.get(i, i) for i in turn.index)

@@ -6,22 +6,26 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 from orbax.checkpoint import v1 as ocp
 
 from deepseek_jax.checkpoint.folder import check_new, whole_folder
 from deepseek_jax.checkpoint.hf_config import config_json, read_config
 from deepseek_jax.checkpoint.tree import abstract_params, checked_by_path, compute_dtype, from_paths
+from deepseek_jax.models import ModelConfig
 from deepseek_jax.parallel.processes import first_process
 
 
-def is_orbax(folder):
+def is_orbax(folder: str | Path):
     """Whether save_orbax wrote this folder."""
     return ocp.is_orbax_checkpoint(Path(folder).absolute() / "params")
 
 
-def save_orbax(folder, config, params):
-    """Write folder/config.json and folder/params. Raises ValueError for a folder with something in it and
-    for params that are not config's; nothing half-written stays. The processes of a run call it together.
+def save_orbax(folder: str | Path, config: ModelConfig, params):
+    """Write folder/config.json and folder/params. The processes of a run call it together.
+
+    Raises ValueError for a folder that is not empty and for params that do not fit config. A failure leaves
+    nothing behind.
     """
     check_new(folder)
     flat = checked_by_path(config, params)
@@ -32,7 +36,7 @@ def save_orbax(folder, config, params):
             (partial / "config.json").write_text(json.dumps(text, indent=2) + "\n")
 
 
-def load_orbax(folder, dtype=None, mesh=None):
+def load_orbax(folder: str | Path, dtype: str | None = None, mesh: Mesh | None = None):
     """Read what save_orbax wrote: -> (ModelConfig, params). dtype and mesh as in load_hf."""
     config, path = read_config(folder), Path(folder).absolute() / "params"
     saved = checked_by_path(config, ocp.metadata(path).metadata)

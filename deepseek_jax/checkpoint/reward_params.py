@@ -1,14 +1,16 @@
-"""A reward model on disk: its decoder as save_orbax writes one, its head, and how its text is laid out."""
+"""A reward model on disk: its decoder as save_orbax writes it, its head, and the layout of its text."""
 
 import json
 from pathlib import Path
 
 import flax.linen as nn
 import jax
+from jax.sharding import Mesh
 from orbax.checkpoint import v1 as ocp
 
 from deepseek_jax.checkpoint.folder import check_new, whole_folder
 from deepseek_jax.checkpoint.orbax_params import load_orbax, save_orbax
+from deepseek_jax.models import ModelConfig
 from deepseek_jax.models.reward import init_reward_head
 from deepseek_jax.parallel import logical_names, shardings
 from deepseek_jax.parallel.processes import first_process
@@ -16,11 +18,12 @@ from deepseek_jax.parallel.processes import first_process
 ABOUT = "reward_model.json"
 
 
-def save_reward_model(folder, config, params, about):
+def save_reward_model(folder: str | Path, config: ModelConfig, params, about):
     """Write folder/decoder, folder/head and folder/reward_model.json.
 
-    config, params: of models.reward.reward_config and reward_params. about: what JSON can say, and whoever
-    loads it wants to know. Raises ValueError for a folder with something in it; nothing half-written stays.
+    config, params: of models.reward.reward_config and reward_params. about: anything that JSON can hold;
+    load_reward_model returns it. Raises ValueError for a folder that is not empty. A failure leaves nothing
+    behind.
     """
     check_new(folder)
     with whole_folder(folder) as partial:
@@ -30,10 +33,10 @@ def save_reward_model(folder, config, params, about):
             (partial / ABOUT).write_text(json.dumps(about, indent=2) + "\n")
 
 
-def load_reward_model(folder, mesh):
+def load_reward_model(folder: str | Path, mesh: Mesh):
     """Read what save_reward_model wrote: -> (ModelConfig, float32 params on the mesh, about).
 
-    Raises ValueError where there is no reward model.
+    Raises ValueError for a folder without a reward model.
     """
     folder = Path(folder).absolute()
     if not (folder / ABOUT).is_file():

@@ -1,4 +1,4 @@
-"""Training state on disk, by Orbax: whole checkpoints or none, on any mesh."""
+"""Training state on disk, by Orbax: complete checkpoints only, for any mesh."""
 
 from pathlib import Path
 
@@ -9,13 +9,13 @@ from orbax.checkpoint import v1 as ocp
 class Store:
     """The checkpoints of one run in one folder; the newest `keep` of them stay.
 
-    A checkpoint holds {"state": a tree of arrays, "data": anything JSON can say} and counts once it
-    is complete: what a killed process left half-written is never read, and saving the step again
-    replaces it.
-    Use as a context manager, or call close(): saving goes on in the background.
+    A checkpoint holds {"state": a tree of arrays, "data": anything that JSON can hold}. It counts once
+    it is complete: one that a killed process left half-written is never read, and saving that step
+    again replaces it.
+    Use it as a context manager, or call close(): saving goes on in the background.
     """
 
-    def __init__(self, folder, *, keep=2):
+    def __init__(self, folder: str | Path, *, keep: int = 2):
         self.folder = Path(folder).resolve()
         registry = ocp.handlers.local_registry()
         registry.add(ocp.handlers.JsonHandler, checkpointable_name="data")
@@ -24,15 +24,16 @@ class Store:
         self._checkpointer = ocp.training.Checkpointer(
             self.folder,
             context=context,
+            # Save whenever `save` is called
             save_decision_policy=ocp.training.save_decision_policies.FixedIntervalPolicy(1),
             preservation_policy=ocp.training.preservation_policies.LatestN(keep),
         )
 
-    def save(self, step, checkpoint):
+    def save(self, step: int, checkpoint):
         """Start to save {"state": ..., "data": ...} as `step`, after any save still under way.
 
-        The arrays may be donated once this returns. step: int, above those saved so far.
-        Raises ValueError where it is not, and whatever went wrong in the save before.
+        The arrays may be donated once this returns. step: above those saved so far. Raises ValueError
+        where it is not, and any error of the save before.
         """
         latest = self.latest_step()
         if latest is not None and step <= latest:
@@ -44,8 +45,8 @@ class Store:
         latest = self._checkpointer.latest
         return None if latest is None else latest.step
 
-    def restore(self, step, abstract_state):
-        """Read a checkpoint: -> {"state": ..., "data": ...}. step: int, or None for the newest.
+    def restore(self, step: int | None, abstract_state):
+        """Read a checkpoint: -> {"state": ..., "data": ...}. step: None is the newest.
 
         abstract_state: the tree of arrays, or ShapeDtypeStructs with shardings, that "state" must
         be; the shardings decide where the arrays go, whatever mesh they were saved from.
@@ -54,6 +55,7 @@ class Store:
         """
         self.wait()
         steps = [checkpoint.step for checkpoint in self._checkpointer.checkpoints]
+        # None, the newest, is missing only where there is no checkpoint at all
         if step not in (steps if step is not None else [None] * len(steps)):
             raise ValueError(f"{self.folder} holds no checkpoint of step {step}; it has {steps}")
         abstract_state = jax.tree.map(_abstract, abstract_state)
@@ -64,11 +66,11 @@ class Store:
         )
 
     def wait(self):
-        """Return once every save is on disk; raises what went wrong in one."""
+        """Return once every save is on disk; raises any error of a save."""
         self._checkpointer.wait()
 
     def close(self):
-        """Finish saving and let go of the folder."""
+        """Finish saving and release the folder."""
         self._checkpointer.close()
 
     def __enter__(self):

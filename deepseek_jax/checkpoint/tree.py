@@ -1,11 +1,12 @@
-"""Parameter trees by path: {"moe_layers/ffn/down": leaf, ...}, and what a config's tree must look like."""
+"""Parameter trees by path: {"moe_layers/ffn/down": leaf, ...}, and the tree that a config asks for."""
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from flax.traverse_util import unflatten_dict
+from jax.sharding import Mesh
 
-from deepseek_jax.models import init_params
+from deepseek_jax.models import ModelConfig, init_params
 from deepseek_jax.parallel import logical_names, shardings
 
 
@@ -23,10 +24,10 @@ def from_paths(flat):
     return unflatten_dict(flat, sep="/")
 
 
-def abstract_params(config, dtypes=None, mesh=None):
+def abstract_params(config: ModelConfig, dtypes: dict | None = None, mesh: Mesh | None = None):
     """{path: ShapeDtypeStruct} of the config's parameters, placed on mesh by parallel.RULES.
 
-    dtypes: {path: dtype}, default float32 all. Without a mesh the sharding is None.
+    dtypes: {path: dtype}, default float32 for all. Without a mesh the sharding is None.
     """
     boxed = jax.eval_shape(lambda rng: init_params(config, rng), jax.random.key(0))
     shapes = nn.unbox(boxed)
@@ -39,8 +40,8 @@ def abstract_params(config, dtypes=None, mesh=None):
     }
 
 
-def checked_by_path(config, params):
-    """by_path(params), once every shape is seen to be config's; else ValueError, with the path."""
+def checked_by_path(config: ModelConfig, params):
+    """by_path(params). Raises ValueError, with the path, for a shape that is not that of the config."""
     expected, given = abstract_params(config), by_path(params)
     for path in sorted(expected.keys() | given.keys()):
         want, have = (tree[path].shape if path in tree else "missing" for tree in (expected, given))

@@ -1,11 +1,11 @@
-"""How a checkpoint's tensor turns into a parameter, from one line of text read both ways.
+"""How a checkpoint's tensor becomes a parameter and back, described by one line of text, the spec.
 
-A spec such as "(h n+~r) q -> l q h n+r" reads: the tensor has rows for h heads of n + r each, and q columns;
-the parameter is its transpose, heads split off, one layer of a stack. Letters are sizes. Further,
+The spec "(h n+~r) q -> l q h n+r" says: the tensor has rows for h heads of n + r each, and q columns; the
+parameter is its transpose, with heads as an axis of their own, one layer of a stack. Letters are sizes.
   ~r        the axis ends in rotary pairs stored side by side (0, 1 are the first), as DeepSeek does; the
-            parameter holds them half-split (0, 2, ..., 1, 3, ...), and attention scores stay the same
+            parameter has them half-split (0, 2, ..., 1, 3, ...), and attention scores stay the same
   n+u -> n  the parameter takes that part of the axis; another line places the other part
-  l, e, 0   on the right alone: where along a stacked axis the tensor lies: its layer, its expert, a half
+  l, e, 0   only on the right: the tensor's index along a stacked axis: its layer, its expert, a half
 """
 
 import re
@@ -17,9 +17,10 @@ import numpy as np
 class Turn(NamedTuple):
     """A spec with its sizes put in. Hashable, for jit.
 
-    shape: the tensor's. view: the same with heads split off. part: (axis, start, stop), what the parameter
-    takes of the view. pairs: (axis, start) of the rotary pairs in the view, or None. order: the
-    transposition. index: the parameter's axes, ":" where the tensor fills one, else its letter or number.
+    shape: the tensor's. view: the same with heads split off. part: (axis, start, stop), the part of the view
+    that the parameter takes. pairs: (axis, start) of the rotary pairs in the view, or None. order: the
+    transposition. index: one entry for each axis of the parameter: ":" where the tensor fills it, else its
+    letter or number.
     """
 
     shape: tuple[int, ...]
@@ -39,7 +40,7 @@ class Turn(NamedTuple):
         return tensor[(slice(None),) * axis + (slice(start, stop),)].transpose(self.order)
 
     def to_view(self, parameter):
-        """The inverse, up to joining the parts along their axis and the heads."""
+        """The inverse; the caller joins the parts along their axis, and the heads."""
         tensor = parameter.transpose(np.argsort(self.order))
         if self.pairs:
             axis, start = self.pairs
@@ -48,14 +49,14 @@ class Turn(NamedTuple):
 
 
 class Place(NamedTuple):
-    """Where a tensor (or a part of one) lies: the parameter's path, the index in it (None: a whole axis)."""
+    """The place of a tensor or of its part: a parameter's path, and the index in it (None: a whole axis)."""
 
     path: str
     index: tuple[int | None, ...]
     turn: Turn
 
 
-def parse(spec, sizes):
+def parse(spec: str, sizes: dict[str, int]):
     """Read a spec against sizes, a dict of letter to int: -> Turn. Axes with ~ are never split into parts."""
     left, right = spec.split(" -> ")
     groups = [(group or word).split() for group, word in re.findall(r"\((.*?)\)|(\S+)", left)]
@@ -73,9 +74,11 @@ def parse(spec, sizes):
         index.append(":" if found else int(word) if word.isdigit() else word)
         order += found
         if found and size(axes[found[0]]) != size(word):
+            # u of n+u starts after the n rows before it
             before, _, _ = axes[found[0]].partition(word)
             start = size(before.rstrip("+")) if before else 0
             part = (found[0], start, start + size(word))
+    # Rotary pairs fill the last letter of their axis
     pairs = [(i, view[i] - sizes[axis[-1]]) for i, axis in enumerate(axes) if "~" in axis]
     shape = tuple(int(np.prod([size(word) for word in group])) for group in groups)
     return Turn(shape, view, part, pairs[0] if pairs else None, tuple(order), tuple(index))

@@ -1,4 +1,4 @@
-"""FLOPs, bytes and chips, and what was claimed of them."""
+"""FLOPs, bytes and chips, and published claims about them."""
 
 from deepseek_jax.lazy import lazy_names
 

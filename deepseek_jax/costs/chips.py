@@ -1,4 +1,4 @@
-"""TPU chips by name: what fits in one, and what it reads and computes in a second."""
+"""TPU chips by name: memory, bandwidth and speed."""
 
 import dataclasses
 
@@ -7,8 +7,9 @@ GIB = 2**30
 
 @dataclasses.dataclass(frozen=True)
 class Chip:
-    """A chip, in bytes, bytes a second and dense bfloat16 operations a second. devices: what JAX calls
-    device_kind is one of so many parts of it.
+    """A chip: bytes of memory, bytes read a second, dense bfloat16 operations a second.
+
+    devices: how many JAX devices the chip is; device_kind is the name of one.
     """
 
     device_kind: str
@@ -18,7 +19,7 @@ class Chip:
     devices: int = 1
 
     def device(self):
-        """The share of one JAX device."""
+        """The share of one JAX device, as a Chip."""
         return dataclasses.replace(
             self,
             hbm_bytes=self.hbm_bytes // self.devices,

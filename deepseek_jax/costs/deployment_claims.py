@@ -1,4 +1,4 @@
-"""What is claimed of R1's distilled students against R1, and what the arithmetic of deployment says."""
+"""Published claims about R1's distilled students against R1, checked by the arithmetic of deployment."""
 
 from typing import NamedTuple
 
@@ -10,14 +10,16 @@ from deepseek_jax.costs.deployment import (
     weight_bytes,
 )
 from deepseek_jax.costs.flops import active_weights
-from deepseek_jax.models import count_params
+from deepseek_jax.models import ModelConfig, count_params
 
-ABOUT = 1.25  # a claim is of about the ratio found up to this factor, either way
-RELEASED = ("fp8", "bf16")  # what teacher and students were published in
+# A claim of about a ratio holds where the computed ratio is within this factor of it, either way
+ABOUT = 1.25
+# The forms in which teacher and students were published
+RELEASED = ("fp8", "bf16")
 
 
 class Finding(NamedTuple):
-    """What became of a claim about a student: the ratio claimed, and the one found under an assumption."""
+    """A claim about a student: the ratio claimed, and the ratio computed under an assumption."""
 
     student: str
     claim: str
@@ -30,11 +32,18 @@ class Finding(NamedTuple):
         return 1 / ABOUT <= self.found / self.claimed <= ABOUT
 
 
-def findings(teacher, students, *, batch_size, context_length, chip_bytes):
-    """A list of Finding, for those students that something is claimed of.
+def findings(
+    teacher: ModelConfig,
+    students: dict[str, ModelConfig],
+    *,
+    batch_size: int,
+    context_length: int,
+    chip_bytes: int,
+):
+    """A list of Finding, for those students that a claim is about.
 
     teacher: ModelConfig of R1. students: dict from a name of configs/models.py to ModelConfig. batch_size,
-    context_length: of the large batch; chip_bytes: memory of a chip.
+    context_length: of the large batch. chip_bytes: the memory of a chip.
     """
     load = dict(batch_size=batch_size, context_length=context_length)
     claims = {
@@ -55,7 +64,7 @@ def findings(teacher, students, *, batch_size, context_length, chip_bytes):
     ]
 
 
-def parameter_ratios(teacher, student):
+def parameter_ratios(teacher: ModelConfig, student: ModelConfig):
     """Teacher's over student's number of parameters, by assumption: dict of float."""
     return {
         "all parameters": count_params(teacher) / count_params(student),
@@ -63,7 +72,9 @@ def parameter_ratios(teacher, student):
     }
 
 
-def memory_ratios(teacher, student, *, batch_size, context_length):
+def memory_ratios(
+    teacher: ModelConfig, student: ModelConfig, *, batch_size: int, context_length: int
+):
     """Teacher's over student's bytes, by assumption: dict of float."""
 
     def ratio(forms, tokens=0):
@@ -83,11 +94,18 @@ def memory_ratios(teacher, student, *, batch_size, context_length):
     }
 
 
-def speed_ratios(teacher, student, *, batch_size, context_length, chip_bytes):
+def speed_ratios(
+    teacher: ModelConfig,
+    student: ModelConfig,
+    *,
+    batch_size: int,
+    context_length: int,
+    chip_bytes: int,
+):
     """Student's over teacher's tokens a second, as memory bounds them, by assumption: dict of float.
 
-    All for one chip of whatever bandwidth, which cancels, but the last: there each runs on the fewest chips
-    of chip_bytes that hold its weights, and one sequence has them all to itself.
+    All but the last are for one chip, whose bandwidth cancels. In the last, each model runs on the fewest
+    chips of chip_bytes that hold its weights, and all of these chips serve one sequence.
     """
 
     def ratio(forms, *workload):
@@ -103,7 +121,8 @@ def speed_ratios(teacher, student, *, batch_size, context_length, chip_bytes):
     ]
     alone = ratio(RELEASED, 1, context_length)
     many = f"batch {batch_size} x {context_length}"
-    crowd = 10**6  # tokens, which leave no expert unread
+    # So many tokens that every expert is read
+    crowd = 10**6
     return {
         "batch 1, both bf16": ratio(("bf16", "bf16"), 1, context_length),
         "batch 1, as released: FP8, bf16": alone,

@@ -1,4 +1,4 @@
-"""Floating-point operations of an update: those a program carries out, and those the model needs."""
+"""Floating-point operations of an update: those that a program executes, and those that a model needs."""
 
 import math
 
@@ -7,19 +7,19 @@ import jax
 from jax.extend.core import jaxprs_in_params
 from jax.interpreters.partial_eval import dce_jaxpr
 
-from deepseek_jax.models import init_params
+from deepseek_jax.models import ModelConfig, init_params
 from deepseek_jax.parallel import logical_names
 
 
 def matmul_flops(jaxpr):
     """Multiplications and additions of every matrix product in a jaxpr, over all devices: int.
 
-    jaxpr: of `jax.make_jaxpr(f)(...)` or `jitted.trace(...).jaxpr`. A scan counts its body as often as it
-    runs, a cond its dearest branch, and the body of a shard_map, which is one device's, once for each device
-    along its manual axes. A ragged product counts each row once, as a grouped kernel computes it, filled or
-    not; a Pallas kernel what its cost_estimate says. What remat computes again counts again, what nothing
-    uses not at all. Raises ValueError for products under a loop of unknown length, and in a kernel without
-    an estimate.
+    jaxpr: of `jax.make_jaxpr(f)(...)` or `jitted.trace(...).jaxpr`. The body of a scan counts as often as it
+    runs. Of a cond, the most expensive branch counts. The body of a shard_map is one device's: it counts once
+    for each device along its manual axes. A ragged product counts each row once, filled or not, as a grouped
+    kernel computes it. A Pallas kernel counts as its cost_estimate says. What remat computes again counts
+    again; unused results do not count. Raises ValueError for products in a loop of unknown length, and in a
+    kernel without an estimate.
     """
     jaxpr = getattr(jaxpr, "jaxpr", jaxpr)
     return _of_program(dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars))[0])
@@ -44,16 +44,17 @@ def _of_equation(equation):
         return max(inside)
     if name in ("while", "pallas_call") and any(inside):
         raise ValueError(
-            f"how often the matrix products of a {name} run, only its data say; use a scan, and give a "
-            "kernel a cost_estimate"
+            f"the matrix products of a {name} cannot be counted: only its data say how often they run; use a "
+            "scan, or give a kernel a cost_estimate"
         )
     return sum(inside) * _times(name, params)
 
 
 def _of_dot(equation, dimension_numbers, groups):
-    """2 m k n, and for each index of the batch dimensions."""
+    """2 m k n for each index of the batch dimensions."""
     left, right = (variable.aval.shape for variable in equation.invars[:2])
     (_, contracted), (_, batch) = dimension_numbers
+    # The left operand has the batch, m and k; n is the rest of the right one
     inner = {*contracted, *batch, *groups}
     return 2 * math.prod(left) * math.prod(n for i, n in enumerate(right) if i not in inner)
 
@@ -66,13 +67,14 @@ def _times(name, params):
     return 1
 
 
-def useful_flops(config, sequence_length, *, trains_mtp):
-    """What one token of a full row needs, forward and backward: float.
+def useful_flops(config: ModelConfig, sequence_length: int, *, trains_mtp: bool):
+    """Operations that one token of a full row needs, forward and backward: float.
 
-    6 for each weight that it meets in a product (one forward, two backward, of two operations each), and as
-    many for each score and for each value that it weights; a query sees half of its row on average. Nothing
-    is counted twice, whatever the program recomputes. config: ModelConfig. trains_mtp: whether a loss trains
-    the multi-token prediction modules, whose layer and head then count as well.
+    6 for each weight that the token meets in a product (one product forward and two backward, of two
+    operations each). In attention, 6 for each number of a key that a query scores and of a value that it
+    weights; a query sees half of its row on average. Nothing is counted twice, whatever the program
+    recomputes. trains_mtp: whether a loss trains the multi-token prediction modules, whose layer and head
+    then count as well.
     """
     depths = config.num_nextn_predict_layers if trains_mtp else 0
     if config.is_mla:
@@ -83,18 +85,22 @@ def useful_flops(config, sequence_length, *, trains_mtp):
     return 6 * (active_weights(config, depths) + attention * sequence_length / 2)
 
 
-def active_weights(config, depths=0):
-    """How many weights a token meets in matrix products: those of the first `depths` multi-token prediction
-    modules and of all else, of routed experts its own, and the head once for each prediction.
+def active_weights(config: ModelConfig, depths: int = 0):
+    """How many weights a token meets in matrix products: int.
+
+    Of the routed experts only those that it chooses count. The head counts once for each prediction. Of the
+    multi-token prediction modules the first `depths` count.
     """
     boxed = jax.eval_shape(lambda: init_params(config, jax.random.key(0)))
     used = {name: part for name, part in boxed.items() if name not in ("embedding", "head")}
     for depth in range(depths, config.num_nextn_predict_layers):
         del used[f"mtp_{depth}"]
     names = jax.tree.leaves(logical_names(used), is_leaf=lambda x: isinstance(x, tuple))
+    # The head, once for each prediction
     total = (1 + depths) * config.vocab_size * config.hidden_size
     for (path, leaf), axes in zip(jax.tree.leaves_with_path(nn.unbox(used)), names, strict=True):
         name, weights = path[-1].key, leaf.size
+        # Norm scales and biases are in no matrix product
         if name == "scale" or name.endswith("bias"):
             continue
         if "experts" in axes and name != "router":

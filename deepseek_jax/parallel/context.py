@@ -1,4 +1,4 @@
-"""Attention over rows that are split by token: split by head for its while (arXiv:2309.14509)."""
+"""Attention over rows that are split by token: inside it they are split by head (arXiv:2309.14509)."""
 
 from deepseek_jax.parallel.shard import axis_parts, constrain, current_mesh, partition_spec
 
@@ -6,10 +6,10 @@ HEADS = ("batch", None, "attention_heads", None)
 
 
 def by_heads(q, k, v):
-    """Give each device whole rows of some heads, in place of some tokens of all: [b t h x] each.
+    """Reshard from some tokens of all heads to all tokens of some heads: [b t h x] each.
 
-    What comes of them goes back where its reader wants it. Where the fewest heads do not split so far, each
-    device gathers the keys and values of whole rows instead.
+    The output of attention is resharded by its reader. Where the heads of one array do not split over the
+    devices, q stays split by token and each device gathers whole rows of k and v instead.
     """
     mesh = current_mesh()
     if mesh is None or mesh.shape["context"] == 1:

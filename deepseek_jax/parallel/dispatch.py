@@ -1,4 +1,4 @@
-"""Tokens to the devices that hold their experts, and back (arXiv:2412.19437, section 3.2)."""
+"""Send tokens to the devices that hold their experts, and back (arXiv:2412.19437, section 3.2)."""
 
 import functools
 import math
@@ -19,22 +19,31 @@ from deepseek_jax.parallel.shard import axis_parts, current_mesh, partition_spec
 
 
 def expert_parallel(
-    run_experts, x, experts, weights, kernels, kernel_axes, *, buffer=None, implementation=None
+    run_experts,
+    x,
+    experts,
+    weights,
+    kernels,
+    kernel_axes,
+    *,
+    buffer: float | None = None,
+    implementation: str | None = None,
 ):
-    """run_experts over the mesh of `jax.set_mesh`: each device its own tokens and its own experts.
+    """Call run_experts on the mesh of `jax.set_mesh`: each device has its own tokens and its own experts.
 
-    run_experts(x [m d], experts int32[m a], weights float32[m a], kernels) -> [m d], a pure function of
-    tokens and of a tuple of kernels that lead with an axis of experts; linear in the kernels' split "mlp"
-    axis. x: [b t d]; experts: int32[b t a]; weights: float32[b t a]. kernel_axes: each kernel's logical
-    names. Tokens travel along the mesh axis "expert", every choice one row; none is ever dropped.
+    run_experts(x [m d], experts int32[m a], weights float32[m a], kernels) -> [m d]: a pure function of
+    tokens and of a tuple of kernels whose first axis is that of experts; linear in the kernels' split "mlp"
+    axis, so that partial results add up. x: [b t d]; experts: int32[b t a]; weights: float32[b t a].
+    kernel_axes: each kernel's logical names. Tokens travel along the mesh axis "expert", one row for each
+    choice; none is ever dropped.
     implementation: "padded" is all_to_all with room for the worst case in every block sent; "ragged" is
-    jax.lax.ragged_all_to_all, which sends the rows alone, into a receive buffer. buffer bounds that one:
-    float, at least 1, a multiple of the balanced share of m * a rows a device; where more come, the result
-    is NaN on all devices along the axis, and so is the gradient of weights: the step is skipped. None is
-    room for the worst case.
-    implementation=None takes what ops.platform has: a CPU has no "ragged".
-    Without a mesh, or where rows or tokens do not split (a rollout's), run_experts runs as it is, and the
-    compiler places it. Returns [b t d].
+    jax.lax.ragged_all_to_all, which sends only rows with a token, into a receive buffer. None takes what
+    ops.platform has: a CPU does not implement "ragged".
+    buffer: the size of the ragged receive buffer: a float, at least 1, as a multiple of the balanced share
+    of m * a rows a device; None is room for the worst case. Where more rows arrive, the result is NaN on all
+    devices along the axis, and so is the gradient of weights: the step is skipped.
+    Without a mesh, or where rows or tokens do not split over it (in a rollout), run_experts gets the whole
+    arrays and the compiler places it. Returns [b t d].
     """
     mesh = current_mesh()
     exchanged = choose(
@@ -55,6 +64,7 @@ def expert_parallel(
             y_md = run_experts(*arrays, kernels)
         else:
             y_md = exchanged(run_experts, *arrays, kernels)
+        # The kernels' "mlp" axis is split over "tensor": each device has a partial sum
         if mesh is not None and mesh.shape["tensor"] > 1:
             y_md = jax.lax.psum(y_md.astype(jnp.float32), "tensor").astype(y_md.dtype)
         return y_md.reshape(x_btd.shape)
@@ -68,16 +78,18 @@ def expert_parallel(
         local,
         in_specs=(tokens, tokens, tokens, places),
         out_specs=tokens,
-        check_vma=False,  # custom gradients know nothing of which axes they vary over
+        # Custom gradients do not declare the axes over which they vary
+        check_vma=False,
     )(x, experts, weights, kernels)
 
 
 def _padded(run_experts, x_md, experts_ma, weights_ma, kernels):
     """run_experts on this device's experts, for the tokens of all devices along the axis "expert"."""
     shards, held = jax.lax.axis_size("expert"), len(kernels[0])
-    capacity = len(x_md) * min(experts_ma.shape[1], held)  # if all went to one device
+    # The worst case: every token chooses as many experts of one device as it can
+    capacity = len(x_md) * min(experts_ma.shape[1], held)
     layout = capacity_layout(experts_ma // held, shards, capacity)
-    # Which of its experts each row is for; rows that nothing fills are for none
+    # The expert of each row, as its receiver numbers them; `held` (no expert) where no token fills the row
     expert_r = jnp.full(shards * capacity, held, jnp.int32)
     expert_r = expert_r.at[layout.row_of_choice].set(experts_ma % held)
 
@@ -88,20 +100,21 @@ def _padded(run_experts, x_md, experts_ma, weights_ma, kernels):
 
 
 def _to_peers(rows):
-    """Row block i of every device to device i along the axis "expert"; its own inverse."""
+    """Send row block i of every device to device i along the axis "expert"; its own inverse."""
     return jax.lax.all_to_all(rows, "expert", split_axis=0, concat_axis=0, tiled=True)
 
 
 def _ragged(run_experts, x_md, experts_ma, weights_ma, kernels, buffer):
-    """As _padded, in rows without padding."""
+    """The same as _padded, without rows that pad."""
     shards, held = jax.lax.axis_size("expert"), len(kernels[0])
     device = jax.lax.axis_index("expert")
-    layout = expert_layout(experts_ma, shards * held, 1)  # sorted by expert is sorted by device too
+    # Rows sorted by expert are sorted by device too
+    layout = expert_layout(experts_ma, shards * held, 1)
     count_sse = jax.lax.all_gather(layout.rows_per_expert.reshape(shards, held), "expert")
     rows = receive_rows(experts_ma.shape, shards, held, buffer)
     there, back, fits = exchange_plan(count_sse.sum(-1), device, rows)
 
-    # The rows of each peer come by expert; those that nothing fills are for none
+    # Each peer's rows arrive sorted by expert; `held` (no expert) marks the rows after the last of them
     count_se = jnp.where(fits, count_sse[:, device], 0).reshape(-1)
     expert_r = jnp.repeat(
         jnp.append(jnp.tile(jnp.arange(held, dtype=jnp.int32), shards), held),
@@ -111,21 +124,26 @@ def _ragged(run_experts, x_md, experts_ma, weights_ma, kernels, buffer):
     received_rd = _send(experts_ma.size, rows, rows_by_expert(x_md, layout), there, back)
     done_rd = run_experts(received_rd, expert_r[:, None], jnp.ones((rows, 1)), kernels)
     returned_rd = _send(rows, experts_ma.size, done_rd, back, there)
-    # A factor, not a select, through which the gradients would be zeros
+    # A factor, not a select: a select would send back zeros, and the gradients have to be NaN
     verdict = jnp.where(fits, 1.0, jnp.nan).astype(x_md.dtype)
     return combine(returned_rd, weights_ma, layout) * verdict
 
 
-def receive_rows(choices, shards, held, buffer):
-    """How many rows a device has room for, of choices (m, a) on each of `shards` that hold `held` experts."""
+def receive_rows(choices, shards: int, held: int, buffer: float | None):
+    """How many rows a device has room for: int. choices: (m, a) of each of `shards` devices.
+
+    held: the number of experts on a device. buffer: as of expert_parallel.
+    """
     m, a = choices
     worst = shards * m * min(a, held)
     return worst if buffer is None else min(math.ceil(buffer * m * a), worst)
 
 
 class Sending(NamedTuple):
-    """int32[shards] each, as jax.lax.ragged_all_to_all takes them: where the rows for each peer begin here,
-    their numbers, where they begin there, and how many rows each peer sends.
+    """The sizes and offsets of jax.lax.ragged_all_to_all, int32[shards] each, one entry for each peer.
+
+    input_offsets: where the rows for the peer begin here. send_sizes: how many they are. output_offsets:
+    where they begin on the peer. recv_sizes: how many rows the peer sends.
     """
 
     input_offsets: jax.Array
@@ -135,15 +153,17 @@ class Sending(NamedTuple):
 
 
 def exchange_plan(count, device, room):
-    """Who sends what where: -> (Sending there, Sending back again, bool[] whether all have room).
+    """Plan the exchange of rows: -> (Sending there, Sending back, bool[] whether every device has room).
 
-    count: int32[shards shards], rows of each device, sorted by peer, for each peer; device: which of them
-    this is; room: rows that each can receive. Rows received lie by sender. Without room nobody sends any.
+    count: int32[shards shards], rows that each device (first axis) has for each peer, sorted by peer. device:
+    the index of this one. room: rows that each can receive. Received rows are ordered by sender. If one
+    device lacks room, nobody sends anything.
     """
     fits = (count.sum(0) <= room).all()
     count = jnp.where(fits, count, 0)
-    start = jnp.cumsum(count, axis=1) - count  # of a sender's rows, where each peer's begin
-    place = jnp.cumsum(count, axis=0) - count  # of a receiver's room, where each peer's begin
+    # Where the rows for each peer begin among a sender's rows, and those of each sender in a peer's buffer
+    start = jnp.cumsum(count, axis=1) - count
+    place = jnp.cumsum(count, axis=0) - count
     sent, received = count[device], count[:, device]
     there = Sending(start[device], sent, place[device], received)
     back = Sending(place[:, device], received, start[:, device], sent)
@@ -152,9 +172,9 @@ def exchange_plan(count, device, room):
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def _send(rows, room, rows_rd, there, back):
-    """Send each peer its part of rows_rd [rows d]: -> what comes, [room d], zeros behind it.
+    """Send each peer its part of rows_rd [rows d]: -> the rows received, [room d], zeros after them.
 
-    Its gradient goes the way back, where autodiff would first ask the peers again where that is.
+    The gradient uses the plan `back`; autodiff would first exchange the offsets with the peers again.
     """
     received_rd = jnp.zeros((room, *rows_rd.shape[1:]), rows_rd.dtype)
     return jax.lax.ragged_all_to_all(rows_rd, received_rd, *there, axis_name="expert")
@@ -178,5 +198,5 @@ def _splits(mesh, shape, spec):
 
 
 def _whole_embed(axes):
-    """A kernel's place, gathered over "embed": each device multiplies by whole columns."""
+    """The spec of a kernel that is gathered over "embed": each device multiplies by whole columns."""
     return PartitionSpec(*partition_spec(tuple(None if axis == "embed" else axis for axis in axes)))

@@ -1,4 +1,4 @@
-"""From a few numbers of a config to a Mesh over every device."""
+"""Build the Mesh over every device from the axis sizes in the config."""
 
 import dataclasses
 import math
@@ -24,14 +24,23 @@ class MeshSettings:
 
 
 def make_mesh(
-    *, slices=1, pipeline=1, data=-1, fsdp=1, expert=1, context=1, tensor=1, devices=None
+    *,
+    slices: int = 1,
+    pipeline: int = 1,
+    data: int = -1,
+    fsdp: int = 1,
+    expert: int = 1,
+    context: int = 1,
+    tensor: int = 1,
+    devices=None,
 ):
-    """Lay devices out on MESH_AXES: the arguments are the axes' sizes, slices that of the axis "slice".
+    """Arrange devices along MESH_AXES. Each argument is the size of an axis; slices is that of "slice".
 
-    One size may be -1: whatever the others leave. slices counts the groups of devices that only a
-    data-centre network joins: TPU slices, or, where devices know of none, the processes; within one process
-    devices are taken in order. devices: default all of all processes. Axes are Auto: the compiler places
-    whatever no sharding names. Raises ValueError unless the sizes' product is the number of devices.
+    One size may be -1: it takes the devices that the others leave. slices counts the groups of devices that
+    only a data-centre network joins: TPU slices or, where devices have no slice index, processes. Within one
+    process devices are taken in order. devices: default all devices of all processes. Axes are Auto: the
+    compiler places whatever no sharding names. Raises ValueError unless the product of the sizes is the
+    number of devices.
     """
     devices = jax.devices() if devices is None else devices
     sizes = (slices, pipeline, data, fsdp, expert, context, tensor)
@@ -44,6 +53,7 @@ def make_mesh(
                 f"slices={slices}, but the devices form {len(groups)} slices; set it to that, "
                 "or to 1 to treat them as one"
             )
+        # Only the axis "slice" crosses the data-centre network: the second shape is 1 along all others
         placed = mesh_utils.create_hybrid_device_mesh(
             (1, *shape[1:]),
             (slices,) + (1,) * (len(shape) - 1),
@@ -56,11 +66,11 @@ def make_mesh(
     return Mesh(placed, MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES))
 
 
-def group_mesh(mesh, processes):
-    """A mesh like this one on the devices of this process's group alone; data takes what the axes leave.
+def group_mesh(mesh: Mesh, processes: int):
+    """A mesh like this one over the devices of this process's group; data takes those that the axes leave.
 
-    A group is so many processes in a row. Raises ValueError, as make_mesh, where the axes do not divide its
-    devices, and where the processes make no whole groups.
+    A group is `processes` consecutive processes. Raises ValueError, as make_mesh does, where the axes do not
+    divide its devices, and where the processes do not split into whole groups.
     """
     if jax.process_count() % processes:
         raise ValueError(
@@ -79,7 +89,7 @@ def group_mesh(mesh, processes):
 
 
 def _filled(sizes, devices):
-    """The axes' sizes with the one that is -1 worked out."""
+    """The sizes of the axes; one that is -1 is replaced by the devices that the others leave."""
     for axis, size in sizes.items():
         if size != -1 and size < 1:
             raise ValueError(f"{size_name(axis)}={size}: give a positive size, or -1 for the rest")
@@ -98,7 +108,7 @@ def _filled(sizes, devices):
     return sizes | {axis: devices // product for axis in free}
 
 
-def size_name(axis):
+def size_name(axis: str):
     """The argument of make_mesh that gives a mesh axis its size."""
     return "slices" if axis == "slice" else axis
 

@@ -1,8 +1,8 @@
-"""Layers in stages along the mesh axis "pipeline", micro-batches passing from one to the next.
+"""Layers in stages along the mesh axis "pipeline"; micro-batches pass from one stage to the next.
 
-Every stage runs at once, as one program over a leading axis of stages: what a stage gave goes to the next
-by a collective permute. The schedule is GPipe's (arXiv:1811.06965): of n + stages - 1 turns each stage idles
-in stages - 1.
+All stages run at once, as one program over a leading axis of stages. A collective permute sends each stage's
+output to the next stage. The schedule is GPipe's (arXiv:1811.06965): of the n + stages - 1 turns that n
+micro-batches take, each stage idles in stages - 1.
 """
 
 import jax
@@ -13,17 +13,18 @@ from deepseek_jax.parallel.shard import check_splits, current_mesh, partition_sp
 
 
 def pipeline_stages():
-    """How many stages the mesh of `jax.set_mesh` has; 1 outside of any."""
+    """How many stages the mesh of `jax.set_mesh` has; 1 without a mesh."""
     mesh = current_mesh()
     return 1 if mesh is None else mesh.shape["pipeline"]
 
 
-def pipeline(run_stage, params, carried, micro_batches):
-    """Run a stack of layers over carried["x"]: -> (x [b t d], what each layer told of all rows).
+def pipeline(run_stage, params, carried, micro_batches: int):
+    """Run a stack of layers over carried["x"]: -> (x [b t d], what each layer reports of all rows).
 
     run_stage(params, carried) -> (carried, told): some of the layers, in order. params: a tree of arrays with
     a leading axis of layers, in order. carried: a dict of arrays with b rows, x [b t d] among them; run_stage
-    changes x alone. told: a tree with a leading axis of those layers, which adds up over rows.
+    changes x only. told: the report, a tree with a leading axis of those layers, whose numbers are sums over
+    rows.
     Raises ValueError, naming the field, for layers or rows that do not split.
     """
     mesh, stages = current_mesh(), pipeline_stages()
@@ -45,7 +46,8 @@ def pipeline(run_stage, params, carried, micro_batches):
     def by_stage(leaf):
         return _along(mesh, leaf.reshape(stages, layers // stages, *leaf.shape[1:]), ())
 
-    def by_micro_batch(array):  # rows dealt out in turn, so that each device's own stay with it
+    # Micro-batch i takes rows i, i + micro_batches, ...: so each device's rows stay on it
+    def by_micro_batch(array):
         dealt = array.reshape(rows // micro_batches, micro_batches, *array.shape[1:])
         return jnp.swapaxes(dealt, 0, 1)
 
@@ -59,12 +61,14 @@ def pipeline(run_stage, params, carried, micro_batches):
         state = jax.tree.map(lambda s, f: jnp.where(_like(stage_s == 0, s), f, s), state, fresh)
         state = jax.tree.map(lambda s: _along(mesh, s, ("batch", "seq")), state)
         state, told = everyone(params, state)
+        # Stage s works on micro-batch index - s, where there is one
         busy_s = (index >= stage_s) & (index < stage_s + micro_batches)
         told = jax.tree.map(lambda x: jnp.where(_like(busy_s, x), x, 0), told)
+        # Along the axis that is split over stages, a roll is the collective permute
         passed = jax.tree.map(lambda s: jnp.roll(s, 1, axis=0), state)
         return passed, (state["x"][-1], told)
 
-    # Idle stages work on rows that could be: on zeros a layer may divide by zero, and gradients be NaN
+    # Idle stages work on real rows: on zeros a layer may divide by zero, and the gradients would be NaN
     idle = jax.tree.map(lambda x: jnp.broadcast_to(x[0], (stages, *x.shape[1:])), inputs)
     _, (x_nbtd, told) = jax.lax.scan(turn, idle, jnp.arange(micro_batches + stages - 1))
     x_btd = jnp.swapaxes(x_nbtd[stages - 1 :], 0, 1).reshape(carried["x"].shape)
@@ -77,7 +81,7 @@ def _like(flag_s, array):
 
 
 def _along(mesh, array, names):
-    """Hold axis 0 to the stages and those after it to their logical names, as far as given."""
+    """Pin axis 0 to the stages and the axes after it to their logical names; the rest is the compiler's."""
     spec = ["pipeline", *partition_spec(names)][: array.ndim]
     spec += [PartitionSpec.UNCONSTRAINED] * (array.ndim - len(spec))
     return jax.lax.with_sharding_constraint(array, NamedSharding(mesh, PartitionSpec(*spec)))

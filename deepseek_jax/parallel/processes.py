@@ -1,4 +1,4 @@
-"""What the processes of one run agree on; with a single one, every call is free."""
+"""How the processes of a run print once, wait and agree; with a single process every call is free."""
 
 import json
 
@@ -6,28 +6,28 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 
 def first_process():
-    """Whether this is process 0: the one that prints, and that writes what all share."""
+    """Whether this is process 0, which alone prints and writes the files that all share."""
     return jax.process_index() == 0
 
 
-def say(message):
-    """Print a line, once for all processes."""
+def say(message: str):
+    """Print a line, from process 0 only."""
     if first_process():
         print(message, flush=True)
 
 
-def barrier(name):
+def barrier(name: str):
     """Wait until every process has come to the barrier of this name."""
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices(name)
 
 
 def from_first(tree):
-    """Process 0's numpy arrays, on every process; the others give arrays of the same shapes."""
+    """Process 0's numpy arrays, on every process. The others pass arrays of the same shapes."""
     if jax.process_count() == 1:
         return tree
     return jax.tree.map(np.asarray, multihost_utils.broadcast_one_to_all(tree))
@@ -40,8 +40,8 @@ def total(number):
     return np.float32(multihost_utils.process_allgather(np.float64(number)).sum())
 
 
-def any_on(mesh, flag):
-    """Whether the flag is set on any process that has a device of the mesh; each of them has to ask."""
+def any_on(mesh: Mesh, flag: bool):
+    """Whether the flag is set on any process that has a device of the mesh; all of these have to call it."""
     if jax.process_count() == 1:
         return flag
     places = NamedSharding(mesh, PartitionSpec(mesh.axis_names))
@@ -50,10 +50,11 @@ def any_on(mesh, flag):
 
 
 def from_each(value):
-    """What each process gave, a list by process index, of values that JSON can say."""
+    """The values of all processes, a list by process index. value: anything that JSON can hold."""
     if jax.process_count() == 1:
         return [value]
     text = np.frombuffer(json.dumps(value).encode(), np.uint8)
+    # allgather needs one shape: texts are padded to the longest
     sizes = multihost_utils.process_allgather(np.int32(len(text)))
     padded = np.pad(text, (0, int(sizes.max()) - len(text)))
     rows = np.asarray(multihost_utils.process_allgather(padded))

@@ -1,10 +1,10 @@
-"""From the names of an array's axes to its place on the mesh."""
+"""Turn the names of an array's axes into its place on the mesh."""
 
 import math
 
 import flax.linen as nn
 import jax
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
 from deepseek_jax.parallel.mesh import size_name
 from deepseek_jax.parallel.rules import RULES
@@ -33,7 +33,7 @@ def partition_spec(names, rules=RULES):
 def logical_names(boxed):
     """The axis names of a tree whose leaves are Flax Partitioned boxes: the same tree, of tuples.
 
-    boxed: what `jax.eval_shape` of a Linen init gives. Raises ValueError for a leaf without names.
+    boxed: the result of `jax.eval_shape` on a Linen init. Raises ValueError for a leaf without names.
     """
 
     def names(path, leaf):
@@ -44,7 +44,7 @@ def logical_names(boxed):
     return jax.tree.map_with_path(names, boxed, is_leaf=lambda x: isinstance(x, nn.Partitioned))
 
 
-def shardings(mesh, names, shapes, rules=RULES):
+def shardings(mesh: Mesh, names, shapes, rules=RULES):
     """Place every parameter on the mesh: the same tree, of NamedSharding.
 
     names: a tree of tuples of logical axes. shapes: the same tree, of anything that has a .shape.
@@ -62,37 +62,38 @@ def shardings(mesh, names, shapes, rules=RULES):
     return jax.tree.map_with_path(place, names, shapes, is_leaf=lambda x: isinstance(x, tuple))
 
 
-def init_sharded(mesh, init, rng):
-    """Run a Linen init so that each parameter is made where it will live.
+def init_sharded(mesh: Mesh, init, rng):
+    """Run a Linen init so that each parameter is created on the devices that will hold it.
 
-    init(rng) gives the boxed tree of parameters; the result is the tree without boxes.
+    init(rng) returns the boxed tree of parameters; the result is the tree without boxes.
     """
     boxed = jax.eval_shape(init, rng)
     places = shardings(mesh, logical_names(boxed), nn.unbox(boxed))
     on_cpu = mesh.devices.flat[0].platform == "cpu"
-    # Run once: XLA's CPU compiler spends most of its time on making random numbers fast
+    # The program runs once, and XLA's CPU compiler would take long to make its random numbers fast
     options = {"xla_backend_optimization_level": 0} if on_cpu else None
     make = jax.jit(lambda rng: nn.unbox(init(rng)), out_shardings=places, compiler_options=options)
     return make(rng)
 
 
-def batch_sharding(mesh):
-    """Rows of a batch over the table's axes for them, the rest whole. For arrays of rank one and up."""
+def batch_sharding(mesh: Mesh):
+    """Split the rows of a batch as the table says; other axes stay whole. For arrays of rank one and up."""
     return NamedSharding(mesh, partition_spec(("batch",)))
 
 
-def batch_parts(mesh):
-    """How many parts the mesh splits the rows of a batch into: their number must be a multiple of it."""
+def batch_parts(mesh: Mesh):
+    """How many parts the mesh splits a batch's rows into; the number of rows must be a multiple of it."""
     return axis_parts(mesh, batch_sharding(mesh).spec[0])
 
 
-def batch_share(mesh):
-    """Which share of a batch's rows this process gives: -> (its index, number of shares).
+def batch_share(mesh: Mesh):
+    """Which share of a batch's rows this process provides: -> (its index, number of shares).
 
-    Processes whose devices hold the same rows (another pipeline stage of them, say) give the same share.
+    Processes whose devices hold the same rows (two stages of a pipeline, say) provide the same share.
     """
     sharding = batch_sharding(mesh)
     parts = batch_parts(mesh)
+    # Process -> the parts of the batch whose rows its devices hold
     rows = {}
     for device, (part,) in sharding.devices_indices_map((parts,)).items():
         rows.setdefault(device.process_index, set()).add(part.start or 0)
@@ -105,12 +106,12 @@ def batch_share(mesh):
     return shares.index(tuple(sorted(rows[jax.process_index()]))), len(shares)
 
 
-def put_batch(mesh, batch):
+def put_batch(mesh: Mesh, batch):
     """Move a batch, a dict of numpy arrays, onto the mesh: rows split, scalars everywhere.
 
-    Every process gives its share of the rows, see batch_share, and gets the global array; scalars, totals
-    of the global batch, must be the same on all. Raises ValueError, naming key and config field, where the
-    rows do not split evenly.
+    Every process passes its share of the rows (see batch_share) and gets the global array. Scalars are totals
+    of the global batch and must be the same on all processes. Raises ValueError, naming key and config field,
+    where the rows do not split evenly.
     """
     rows, everywhere = batch_sharding(mesh), NamedSharding(mesh, PartitionSpec())
     _, shares = batch_share(mesh)
@@ -126,10 +127,10 @@ def put_batch(mesh, batch):
 
 
 def constrain(array, names):
-    """Hold a traced array to the place of its logical axis names, on the mesh of `jax.set_mesh`.
+    """Pin a traced array to the sharding of its logical axis names, on the mesh of `jax.set_mesh`.
 
-    A dimension that does not split over its mesh axes stays whole. Outside any mesh the array comes back as
-    it is.
+    A dimension that does not split over its mesh axes stays whole. Without a mesh the array is returned
+    unchanged.
     """
     mesh = current_mesh()
     if mesh is None:
@@ -139,7 +140,7 @@ def constrain(array, names):
 
 
 def current_mesh():
-    """The mesh of `jax.set_mesh`, None outside of one, or where it is of one device."""
+    """The mesh of `jax.set_mesh`; None without one, and for a mesh of a single device."""
     mesh = jax.sharding.get_abstract_mesh()
     return None if mesh.empty or mesh.size == 1 else mesh
 
@@ -149,20 +150,29 @@ def _that_split(mesh, shape, spec):
     return [entry if size % axis_parts(mesh, entry) == 0 else None for size, entry in pairs]
 
 
-def check_splits(mesh, what, size, name):
-    """Raise ValueError, naming the config field, where `what` of this size does not split as logical axis
-    `name` asks.
+def check_splits(mesh: Mesh | AbstractMesh, what: str, size: int, name: str):
+    """Raise ValueError, naming the config field, where `size` does not split over the logical axis `name`.
+
+    what: how the message names the array and its axis.
     """
     _check_splits(mesh, what, size, partition_spec((name,))[0])
 
 
-def check_batch(mesh, rows, sequence_length, *, micro_batches=1, pipeline_micro_batches=None):
-    """Raise ValueError, naming the config fields, unless a batch splits over the mesh wherever it is cut.
+def check_batch(
+    mesh: Mesh,
+    rows: int,
+    sequence_length: int,
+    *,
+    micro_batches: int = 1,
+    pipeline_micro_batches: int | None = None,
+):
+    """Raise ValueError, naming the config fields, unless every part of a batch splits over the mesh.
 
-    rows: of the global batch; micro_batches cuts them, as training.step does, and a mesh with a pipeline cuts
-    each part again, into pipeline_micro_batches, as ModelConfig says. What does not split is not wrong but
+    rows: of the global batch. training.step cuts them into micro_batches; a mesh with a pipeline cuts each
+    part again, into ModelConfig's pipeline_micro_batches. Rows that do not split would still be right, but
     slow: every device would do the work of several.
     """
+    # Everything that divides the rows, with the field that sets it
     stages = mesh.shape["pipeline"]
     cuts = {"micro_batches": micro_batches}
     if stages > 1:
@@ -190,12 +200,12 @@ def _check_splits(mesh, what, size, entry):
 
 
 def _axis(axis):
-    """How a message names a mesh axis: by the field of config.mesh without the config."""
+    """The name of a mesh axis in messages: its config field without "config."."""
     return f"mesh.{size_name(axis)}"
 
 
-def axis_parts(mesh, entry):
-    """Into how many parts an entry of a PartitionSpec splits its dimension."""
+def axis_parts(mesh: Mesh | AbstractMesh, entry):
+    """How many parts an entry of a PartitionSpec splits its dimension into."""
     return math.prod(mesh.shape[axis] for axis in _mesh_axes(entry))
 
 

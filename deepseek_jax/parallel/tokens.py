@@ -1,19 +1,19 @@
-"""A function of single tokens, each device its share of them."""
+"""Apply a function of single tokens, each device to its share of them."""
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import PartitionSpec
+from jax.sharding import AbstractMesh, Mesh, PartitionSpec
 
 from deepseek_jax.parallel.shard import axis_parts, current_mesh, partition_spec
 
 
 def over_tokens(score, hidden, head, targets, whole=None):
-    """score(hidden [m d], head [v d], targets) -> arrays [m], for hidden [b t d] and a tree of [b t ...].
+    """Apply score(hidden [m d], head [v d], targets) -> arrays [m] to hidden [b t d] and targets [b t ...].
 
-    score must treat each token alone. targets: int32[b t], or a tree of all that it is told about a token.
-    whole: a tree of what all devices see as it is, of which there is no gradient, score's last argument where
-    it is given. Over the mesh of `jax.set_mesh` tokens are split over every axis, the head is gathered once,
-    and its gradient summed once, however many chunks score works through. Returns the arrays as [b t].
+    score must treat each token alone. targets: int32[b t], or a tree of all that score reads of a token.
+    whole: a tree that every device gets whole and that has no gradient; where it is given, it is score's last
+    argument. On the mesh of `jax.set_mesh` tokens are split over every axis, the head is gathered once, and
+    its gradient is summed once, however many chunks score works through. Returns the arrays as [b t].
     """
 
     def local(hidden_btd, head, targets, *whole):
@@ -32,14 +32,17 @@ def over_tokens(score, hidden, head, targets, whole=None):
         local,
         in_specs=(spec, PartitionSpec(), spec, *(PartitionSpec() for _ in whole)),
         out_specs=spec,
-        check_vma=False,  # custom gradients know nothing of which axes they vary over
+        # Custom gradients do not declare the axes over which they vary
+        check_vma=False,
     )(hidden, head, targets, *whole)
+    # Without the padding of token_shards
     return jax.tree.map(lambda x: x[:b, :t], results)
 
 
-def token_shards(mesh, arrays):
-    """(arrays, PartitionSpec): a tree of [b t ...], filled up with zeros until its tokens split over every
-    axis of the mesh, and how they split.
+def token_shards(mesh: Mesh | AbstractMesh, arrays):
+    """Pad a tree of [b t ...] with zeros until its tokens split over every axis of the mesh.
+
+    Returns (arrays, the PartitionSpec of their first two axes).
     """
     spec = partition_spec(("batch", "seq_of_head"))
 

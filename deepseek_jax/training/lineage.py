@@ -1,9 +1,9 @@
-"""What each stage of a run was made from, by content: a stage whose inputs are the same is not run again.
+"""Hashes of what each stage of a run depends on: a stage whose inputs are unchanged is not run again.
 
-A stage's stage.json names the hashes of its inputs. Its own hash is of these, and an input of the stages
-that go on from it: a change reaches whatever depends on it, and nothing else. Of a dataclass, only what
-differs from its defaults is hashed, so that a new field with a default changes no hash. A default that
-becomes another changes none either: stages that were made with it stay as they are.
+A stage's stage.json holds the hash of each of its inputs. The stage's own hash is computed from these and is
+an input of the stages that build on it: a change reaches every stage that depends on it, and no other. Of a
+dataclass, only fields that differ from their defaults are hashed, so that a new field with a default changes
+no hash. A changed default changes no hash either: stages that ran with the old default stay as they are.
 """
 
 import dataclasses
@@ -12,25 +12,27 @@ import json
 import os
 import shutil
 from hashlib import blake2b
+from pathlib import Path
 from typing import Any
 
 from deepseek_jax.parallel.processes import barrier, first_process, say
 
-FORMAT = 2  # of stage.json; the first had no number
+# Of stage.json. The first format had no number: its records have no field format
+FORMAT = 2
 
 
 @dataclasses.dataclass(frozen=True)
 class Formerly:
-    """An input, or a part of one, that records without a format hash as `before`."""
+    """An input, or a part of one, for which records without a format hash `before`."""
 
     value: Any
     before: Any
 
 
-def content_hash(content, *, whole=False):
-    """16 hexadecimal digits of anything JSON can say, and dataclasses: the same on every machine.
+def content_hash(content, *, whole: bool = False):
+    """16 hexadecimal digits for anything that JSON can hold, and dataclasses: the same on every machine.
 
-    whole: as records without a format have it: every field of a dataclass but those of settings.added.
+    whole: hash as records without a format do: all fields of a dataclass except those of settings.added.
     """
     as_json = functools.partial(_as_json, whole=whole)
     text = json.dumps(content, sort_keys=True, ensure_ascii=False, default=as_json)
@@ -38,29 +40,32 @@ def content_hash(content, *, whole=False):
 
 
 def all_fields(block):
-    """A dataclass as records without a format have it, as a dict."""
+    """A dataclass as a dict of the fields that records without a format hash."""
     return {field.name: getattr(block, field.name) for field in _former_fields(block)}
 
 
-def as_given(workdir, name):
-    """The block config.NAME as launch wrote it to config.json, which records without a format hash; {} where
-    no program started the run.
+def as_given(workdir: Path, name: str):
+    """The block config.NAME as launch wrote it to config.json: records without a format hash that.
+
+    {} where no program started the run.
     """
     path = workdir / "config.json"
     return json.loads(path.read_text()).get(name, {}) if path.exists() else {}
 
 
-def run_stage(workdir, name, inputs, make):
-    """Have make(folder) done once for these inputs, in workdir/name: -> the stage's hash.
+def run_stage(workdir: Path, name: str, inputs: dict, make):
+    """Call make(folder) once for these inputs, with the folder workdir/name: -> the stage's hash.
 
-    inputs: name -> what content_hash takes: settings, data, the hashes of earlier stages. Not done again
-    where it is complete with the same inputs. Where it was cut short with these, make finds what it had left;
-    where it was begun with others, an empty folder. A record without a format goes on without one.
+    inputs: name -> what content_hash takes: settings, data, the hashes of earlier stages. A stage that is
+    complete with the same inputs is not run again. If it was interrupted with these inputs, make gets the
+    folder as it was left; if it was begun with other inputs, an empty one. A record without a format stays
+    without one while its inputs are the same.
     """
     folder = workdir / name
     record = _record(name, inputs)
     barrier(f"the record of stage {name} is read")
     before = _read(folder / "stage.json")
+    # An old record stays valid: hash as it did
     if before is not None and "format" not in before:
         record = _record(name, inputs, whole=True)
     hashes = record["inputs"]
@@ -75,6 +80,7 @@ def run_stage(workdir, name, inputs, make):
         say(f"stage {name} {own}: unchanged ({shown}), not run again")
         return own
     say(f"stage {name} {own}: {shown}")
+    # Before make: the record says whose files these are if make is interrupted
     _write(folder / "stage.json", record | {"complete": False})
     make(folder)
     _write(folder / "stage.json", record | {"complete": True})
@@ -89,7 +95,7 @@ def _record(name, inputs, *, whole=False):
 
 
 def _as_json(value, *, whole):
-    """What a dataclass is in a hash: a dict."""
+    """A dataclass as it is hashed: a dict."""
     if isinstance(value, Formerly):
         return value.before if whole else value.value
     if not dataclasses.is_dataclass(value):
@@ -108,7 +114,8 @@ def _former_fields(block):
 def _default(field):
     if field.default_factory is not dataclasses.MISSING:
         return field.default_factory()
-    return field.default  # MISSING, which equals nothing, where the field has none
+    # MISSING where the field has no default: no value equals it
+    return field.default
 
 
 def _read(path):
@@ -116,7 +123,7 @@ def _read(path):
 
 
 def _remove(folder):
-    """Take a stage's folder away, its record last: a removal cut short must not pass for a stage."""
+    """Remove a stage's folder, its record last: a folder without one would pass for that of a new stage."""
     barrier(f"{folder.name} is removed")
     if first_process():
         for path in folder.iterdir():

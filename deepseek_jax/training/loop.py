@@ -11,30 +11,33 @@ from jax.experimental import multihost_utils
 
 from deepseek_jax.checkpoint.store import Store
 from deepseek_jax.parallel.processes import say
-from deepseek_jax.training.state import state_maker
+from deepseek_jax.training.run import Run
+from deepseek_jax.training.state import TrainState, state_maker
 from deepseek_jax.training.step import jitted_step, make_train_step
 
-STOPPED = 75  # exit status of a run that was told to stop, saved, and wants to be started again
+# Exit status of a run that was asked to stop and has saved: start it again to resume
+STOPPED = 75
 MAX_NONFINITE = 3  # updates in a row whose gradients are not finite before the run gives up
 GIB = 2**30
 
 
-def train(settings, state, train_step, source, run, seed):
-    """Run steps 0 to num_steps - 1, or what the newest checkpoint of the phase leaves of them: -> TrainState.
+def train(settings, state: TrainState, train_step, source, run: Run, seed: int):
+    """Run the steps up to num_steps, from 0 or from the newest checkpoint of the phase: -> TrainState.
 
-    settings: has num_steps, save_every and log_every. state: TrainState, also the pattern (tree, dtypes,
-    shardings) of what is restored; may be donated. train_step(state, batch, rng) -> (state, metrics), jitted:
-    folds state.step into rng. source.next(state, step) -> (list of batches, dict of floats): a step makes one
-    update a batch. source.get_state() -> what JSON can say, source.set_state(it): where the source stands.
-    run: Run of this phase, whose folder holds its checkpoints and nothing else. seed: of the rng.
+    settings: has num_steps, save_every and log_every. state: also the pattern (tree, dtypes, shardings) of
+    what is restored; may be donated. train_step(state, batch, rng) -> (state, metrics), jitted: folds
+    state.step into rng. source.next(state, step) -> (list of batches, dict of floats): a step makes one
+    update for each batch. source.get_state() -> its position, as anything that JSON can hold;
+    source.set_state(position) resumes there. run: Run of this phase, whose folder holds its checkpoints and
+    nothing else. seed: of the rng.
 
-    Steps 0, log_every, ... and the last one are written: that step's metrics (averaged over its updates;
-    names ending in _max: the largest); since the line before: seconds a step, nonfinite (updates skipped)
-    and, where the source gives `tokens`, tokens_per_second; and peak memory. Between lines nothing waits
-    for the device. Saves after each save_every steps and at the end.
+    Steps 0, log_every, ... and the last one are logged: that step's metrics (averaged over its updates; for
+    names ending in _max, the largest); since the line before: seconds a step, nonfinite (updates skipped)
+    and, where the source reports `tokens`, tokens_per_second; and peak memory. Between lines the loop never
+    waits for the device. Saves after each save_every steps and at the end.
 
     Raises ValueError for a checkpoint of another run, FloatingPointError after MAX_NONFINITE skipped updates
-    in a row, and, once run.should_stop says so on any process and the state is saved, SystemExit(STOPPED).
+    in a row, and SystemExit(STOPPED) when run.should_stop() is true on any process and the state is saved.
     """
     with Store(run.folder) as store:
         state, first_step = _resume(state, source, store, settings.num_steps, run.phase)
@@ -61,23 +64,24 @@ def _train_from(first_step, settings, state, update, source, run, store):
         if step % settings.log_every == 0 or done == num_steps:
             log.write(step)
         if done % settings.save_every == 0 or done == num_steps or stopping:
+            # Ends a run whose gradients stay non-finite before it saves
             log.check()
             store.save(done, {"state": state, "data": {"source": source.get_state()}})
         if stopping and done < num_steps:
             store.wait()
             say(
-                f"{run.phase}: told to stop; saved at step {done} of {num_steps}. Run again to go on."
+                f"{run.phase}: asked to stop; saved at step {done} of {num_steps}. Run again to resume."
             )
             raise SystemExit(STOPPED)
     store.wait()
     return state
 
 
-def fit(settings, loss_fn, params, source, run):
-    """Train params, which are used up, on loss_fn(params, batch, rng): -> params. Resumes from run.folder.
+def fit(settings, loss_fn, params, source, run: Run):
+    """Train params, which are donated, on loss_fn(params, batch, rng): -> params. Resumes from run.folder.
 
-    settings: as of `train`, with make_optimizer(), micro_batches and seed. What no gradient moves stays as
-    it is.
+    settings: as for `train`, with make_optimizer(), micro_batches and seed. Router biases and multi-token
+    prediction modules stay as they are.
     """
     tx = settings.make_optimizer()
     create, placed = state_maker(params, tx, run.mesh)
@@ -86,7 +90,7 @@ def fit(settings, loss_fn, params, source, run):
 
 
 def _resume(state, source, store, num_steps, phase):
-    """(state, steps done) of the newest checkpoint; the given state and 0 where there is none."""
+    """(state, steps done) of the newest checkpoint; without one, the given state and 0."""
     done = store.latest_step()
     if done is None:
         return state, 0
@@ -100,13 +104,13 @@ def _resume(state, source, store, num_steps, phase):
 
 
 class _Log:
-    """Metrics on their way from the device to the writer."""
+    """Collects the metrics of steps, on the device, and writes them a line at a time."""
 
     def __init__(self, writer, phase):
         self.writer, self.phase = writer, phase
-        self.updates = []  # metrics still on the device, of the steps that _count has not seen
-        self.last = None  # the latest step's
-        self.streak = 0  # updates in a row that were skipped; stays once it is too long
+        self.updates = []  # metrics still on the device, which _count has not read
+        self.last = None  # (updates, source metrics) of the latest step
+        self.streak = 0  # skipped updates in a row; stays at MAX_NONFINITE
         self._begin_line()
 
     def _begin_line(self):
@@ -120,7 +124,7 @@ class _Log:
         self.tokens += source_metrics.get("tokens", 0)
 
     def check(self):
-        """Wait for the updates so far; give up on a run whose gradients stay non-finite."""
+        """Wait for the updates so far; end a run whose gradients stay non-finite."""
         self._count()
         if self.streak >= MAX_NONFINITE:
             raise FloatingPointError(
@@ -159,8 +163,9 @@ def _merge(name, values):
 
 
 def _memory():
-    """Peaks so far, in GiB: of this process, and of its first device where the device tells."""
-    unit = 1 if sys.platform == "darwin" else 1024  # of ru_maxrss, in bytes
+    """Peak memory so far, in GiB: of this process, and of its first device where that reports it."""
+    # ru_maxrss counts bytes on macOS and KiB elsewhere
+    unit = 1 if sys.platform == "darwin" else 1024
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
     memory = {"host_peak_gib": peak / GIB}
     stats = jax.local_devices()[0].memory_stats()  # None on CPU

@@ -12,13 +12,13 @@ from rich.console import Console
 from rich.text import Text
 from tensorboardX import SummaryWriter
 
-# What the console shows, where a phase logs it; the files hold everything.
+# The console prints those of these that a phase logs; the files hold everything.
 HEADLINE = (
     *("loss", "held_out_loss", "mtp_loss", "reward", "accuracy", "completion_length"),
     *("kl", "entropy", "grad_norm", "tokens_per_second"),
 )
 CONSOLE_METRICS = 6  # on a line
-CONSOLE_SECONDS = 2.0  # between lines: a faster run shows fewer, though always its last
+CONSOLE_SECONDS = 2.0  # between lines: a faster run prints fewer, but always its last
 
 
 class MetricsWriter:
@@ -29,17 +29,17 @@ class MetricsWriter:
     Nothing is created before `start`. On processes other than 0 every method returns at once.
     """
 
-    def __init__(self, workdir):
+    def __init__(self, workdir: str | Path):
         self.workdir = Path(workdir)
         self.path = self.workdir / "metrics.jsonl"
         self._boards = {}
         self._console = Console(highlight=False)
         self._waiting, self._shown_at = None, -math.inf
 
-    def start(self, phase, first_step):
-        """Begin (or go on with) a phase at first_step: what it logged from there on is forgotten.
+    def start(self, phase: str, first_step: int):
+        """Begin or resume a phase at first_step: the lines that it logged from there on are deleted.
 
-        A run that stopped after its last checkpoint repeats some steps; their old lines are cut
+        A run that stopped after its last checkpoint repeats some steps. Their old lines are cut
         from the file and purged by TensorBoard. Raises ValueError, naming the line, for bad JSON.
         """
         if jax.process_index() != 0:
@@ -48,14 +48,14 @@ class MetricsWriter:
         _cut(self.path, phase, first_step)
         if phase in self._boards:
             self._boards[phase].close()
-        # The library names files by the second, and two writers of one second would share one.
+        # tensorboardX names files by the second: two writers of one second would share a file
         self._boards[phase] = SummaryWriter(
             str(self.workdir / "tensorboard" / phase),
             purge_step=first_step,
             filename_suffix=f".{time.time_ns()}",
         )
 
-    def write(self, step, metrics, *, phase):
+    def write(self, step: int, metrics, *, phase: str):
         """Log a flat dict of scalars (Python, numpy or jax) at an update count.
 
         NaN and infinities become null in the file, with a warning. TypeError where a value is not
@@ -78,7 +78,7 @@ class MetricsWriter:
         self._show(step, values, phase)
 
     def close(self):
-        """Flush all; the writer can be started again."""
+        """Flush and close all files; the writer can be started again."""
         self._print_waiting()
         for board in self._boards.values():
             board.close()
@@ -103,17 +103,17 @@ class MetricsWriter:
         self._waiting, self._shown_at = None, time.monotonic()
 
 
-def read_metrics(path, phase):
+def read_metrics(path: str | Path, phase: str):
     """The records of one phase of a metrics file, in order: dicts of step, phase and the metrics.
 
-    A last line that a killed process left unfinished is passed over. Raises ValueError at any other
+    A last line that a killed process left unfinished is skipped. Raises ValueError at any other
     bad line.
     """
     return read_phases(path).get(phase, [])
 
 
-def read_phases(path):
-    """phase -> its records, as read_metrics gives them, in the order in which the phases began."""
+def read_phases(path: str | Path):
+    """phase -> its records, as from read_metrics, in the order in which the phases began."""
     phases = {}
     for _, record in _lines(Path(path)):
         phases.setdefault(record["phase"], []).append(record)
@@ -121,7 +121,7 @@ def read_phases(path):
 
 
 def _lines(path):
-    """(line, record) pairs; a line counts once its newline is written."""
+    """(line, record) pairs. A line without its newline was cut short and is skipped."""
     if not path.exists():
         return
     for number, line in enumerate(path.read_text().splitlines(keepends=True), start=1):

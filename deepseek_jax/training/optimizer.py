@@ -1,4 +1,4 @@
-"""AdamW, with what it leaves alone and what its moments are stored in."""
+"""AdamW: the parameters that it leaves alone, and the dtype that its moments are stored in."""
 
 import dataclasses
 from typing import Annotated, Literal
@@ -35,6 +35,7 @@ class OptimizerSettings:
     def __post_init__(self):
         if self.learning_rate is None and not self.phases:
             raise ValueError("learning_rate=None and phases=() are no schedule; set one of them")
+        # The first four fields are the other way to give a schedule
         for field in dataclasses.fields(self)[:4] if self.phases else ():
             given = getattr(self, field.name)
             if given != field.default:
@@ -42,16 +43,18 @@ class OptimizerSettings:
                     f"{field.name}={given!r} and phases are two schedules; keep one of them"
                 )
         for name in ("b1", "b2") if self.moment_dtype == "bfloat16" else ():
-            if getattr(self, name) > 1 - 2**-8:  # half the gap between neighbours, at its widest
+            # A relative change below 2^-8, half of bfloat16's widest gap, may round to no change
+            if getattr(self, name) > 1 - 2**-8:
                 raise ValueError(
-                    f"{name}={getattr(self, name)} decays a moment by less than bfloat16 can tell, so that "
-                    f"rounding would keep it as it is; set it to at most {1 - 2**-8}, or moment_dtype to "
-                    "'float32'"
+                    f"{name}={getattr(self, name)} decays a moment by less than bfloat16 can represent: "
+                    f"rounding would leave it unchanged; set {name} to at most {1 - 2**-8}, or moment_dtype "
+                    "to 'float32'"
                 )
 
-    def make(self, num_updates, trains_mtp=False):
-        """The optax transformation for a run of this many updates; trains_mtp where a loss trains the
-        multi-token prediction. Raises ValueError as `rate` does.
+    def make(self, num_updates: int, trains_mtp: bool = False):
+        """The optax transformation for a run of this many updates. Raises ValueError as `rate` does.
+
+        trains_mtp: whether a loss trains the multi-token prediction modules.
         """
         return make_optimizer(
             self.rate(num_updates),
@@ -63,8 +66,8 @@ class OptimizerSettings:
             moment_dtype=self.moment_dtype,
         )
 
-    def rate(self, num_updates):
-        """The learning rate by update. Raises ValueError for a schedule of another number of updates."""
+    def rate(self, num_updates: int):
+        """The learning rate by update. Raises ValueError for a schedule that does not fit num_updates."""
         if self.phases:
             return join_phases(self.phases, num_steps=num_updates)
         return make_schedule(
@@ -79,21 +82,21 @@ class OptimizerSettings:
 def make_optimizer(
     schedule,
     *,
-    b1,
-    b2,
-    weight_decay,
-    max_grad_norm,
-    trains_mtp=False,
-    moment_dtype="float32",
-    eps=1e-8,
+    b1: float,
+    b2: float,
+    weight_decay: float,
+    max_grad_norm: float,
+    trains_mtp: bool = False,
+    moment_dtype: str = "float32",
+    eps: float = 1e-8,
 ):
     """Clip by global norm, then AdamW (arXiv:1711.05101): an optax transformation.
 
     schedule: the learning rate by update. Weight decay, multiplied by it, skips norm scales and
-    biases. Leaves named router_bias keep no moments and are never changed here: expert loads move
-    them, in the step. So do, unless trains_mtp, all leaves below a name that begins with mtp_: where
-    no loss trains multi-token prediction, decay alone would wear a checkpoint's weights away.
-    moment_dtype: "bfloat16" stores both moments so (arXiv:2412.19437, section 3.3.3), see scale_by_adam.
+    biases. Leaves named router_bias have no moments and are never changed here: the train step moves
+    them, by expert load. Unless trains_mtp, leaves below a name that begins with mtp_ are left alone
+    too: where no loss trains multi-token prediction, decay alone would shrink a checkpoint's weights.
+    moment_dtype: that of both moments; bfloat16 as in arXiv:2412.19437, section 3.3.3. See scale_by_adam.
     """
     trained = optax.chain(
         clip_by_global_norm(max_grad_norm),
@@ -110,11 +113,11 @@ def make_optimizer(
     return optax.partition({"trained": trained, "frozen": optax.set_to_zero()}, labels)
 
 
-def clip_by_global_norm(max_norm):
-    """Scale all gradients down to this norm together (arXiv:1211.5063): an optax transformation.
+def clip_by_global_norm(max_norm: float):
+    """Scale all gradients together down to this norm (arXiv:1211.5063): an optax transformation.
 
-    optax's own divides each gradient, which XLA does not fuse into what follows: one more copy of all
-    of them. Here one factor multiplies them, 1 exactly up to max_norm.
+    optax's own divides each gradient; XLA does not fuse that into what follows and makes one more copy
+    of all gradients. Here one factor multiplies them; up to max_norm it is exactly 1.
     """
 
     def update(grads, state, params=None):
@@ -124,12 +127,12 @@ def clip_by_global_norm(max_norm):
     return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
 
 
-def scale_by_adam(b1, b2, eps, moment_dtype):
-    """Adam's direction (arXiv:1412.6980), as optax's, with both moments stored in moment_dtype; its mu_dtype
-    is of the mean alone.
+def scale_by_adam(b1: float, b2: float, eps: float, moment_dtype: str):
+    """Adam's direction (arXiv:1412.6980), as optax's, with both moments stored in moment_dtype.
 
-    The arithmetic is float32. Each moment is rounded to nearest once an update, and the direction is of
-    the moments as stored: then nothing reads the old ones, and the new take their place in memory.
+    optax's mu_dtype changes the mean only. The arithmetic is float32. Each moment is rounded to nearest once
+    an update. The direction follows from the moments as stored: then nothing reads the old ones, and the new
+    ones take their place in memory.
     """
 
     def init(params):
@@ -144,6 +147,7 @@ def scale_by_adam(b1, b2, eps, moment_dtype):
         mean = jax.tree.map(lambda old, g: moment(b1, old, g), state.mu, grads)
         square = jax.tree.map(lambda old, g: moment(b2, old, g * g), state.nu, grads)
 
+        # The moments start at zero: 1 - b**count corrects for that (algorithm 1)
         def direction(m, v):
             m = m.astype(jnp.float32) / (1 - b1**count)
             return m / (jnp.sqrt(v.astype(jnp.float32) / (1 - b2**count)) + eps)

@@ -1,19 +1,21 @@
-"""What a run measured once, and reads again when it goes on."""
+"""Measurements that a run makes once and reads from a file when it resumes."""
 
 import json
 import os
+from pathlib import Path
 
 import numpy as np
 
 from deepseek_jax.parallel.processes import barrier, first_process, from_first
 
 
-def remembered(path, measure):
-    """What was measured before, from its file, else measured now and written to it: what JSON can say.
+def remembered(path: Path, measure):
+    """The result in the file `path`; without that file, the result of measure(), which is then written there.
 
-    Process 0 says which: measuring takes all processes.
+    measure() -> anything that JSON can hold.
     """
     barrier(f"before {path.name} is looked for")
+    # Process 0 decides for all, because measuring takes all processes
     if not from_first(np.asarray(path.exists())):
         measured = measure()
         if first_process():

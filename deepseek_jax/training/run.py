@@ -1,4 +1,4 @@
-"""What a run gets from outside: its mesh, its folder, its writer, and when to stop."""
+"""Run: the mesh, the folder, the metrics writer and the stop request that launch hands to a recipe."""
 
 import dataclasses
 from collections.abc import Callable
@@ -13,9 +13,9 @@ from deepseek_jax.training.metrics import MetricsWriter
 class Run:
     """A run, or one phase of it.
 
-    folder: where it keeps its files; a phase keeps its checkpoints there. writer: takes the metrics of all
-    phases. should_stop() is asked after every step: has somebody asked this process to save and leave?
-    phase: the name of the phase in metrics and messages.
+    folder: holds the files of the run, or the checkpoints of the phase. writer: takes the metrics of all
+    phases. should_stop(): whether this process was asked to save and exit; called after every step. phase:
+    the name of the phase in metrics and messages.
     """
 
     mesh: Mesh
@@ -24,10 +24,10 @@ class Run:
     should_stop: Callable[[], bool] = lambda: False
     phase: str = ""
 
-    def of(self, phase, folder=None):
-        """The same run in one of its phases, which keeps its files in `folder`: default folder/phase."""
+    def of(self, phase: str, folder: Path | None = None):
+        """The same run in one of its phases, whose files are in `folder`: default self.folder/phase."""
         return dataclasses.replace(self, phase=phase, folder=folder or self.folder / phase)
 
-    def within(self, folder):
+    def within(self, folder: Path):
         """The same run with its files in another folder."""
         return dataclasses.replace(self, folder=folder)

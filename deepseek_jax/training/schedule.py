@@ -1,6 +1,7 @@
-"""Numbers that change as training goes on, by update: the learning rate, and scalars that step."""
+"""Numbers that depend on the update count: the learning rate, and scalars that jump."""
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Literal
 
 import jax.numpy as jnp
@@ -11,11 +12,11 @@ from deepseek_jax.settings import Count, NonNegative
 
 @dataclasses.dataclass(frozen=True)
 class Phase:
-    """A stretch of a schedule: `steps` updates, from where the phase before ended to the rate `to`.
+    """A stretch of a schedule: `steps` updates, from the last phase's final rate to the rate `to`.
 
     "linear" and "cosine" (half a cosine, arXiv:1608.03983) would reach `to` at the update after
-    their last, which the next phase begins with. "constant" is at `to` throughout, and without one
-    stays where the phase before ended.
+    their last one, the first update of the next phase. "constant" is at `to` throughout; without
+    `to` it stays at the last phase's final rate.
     """
 
     kind: Literal["linear", "constant", "cosine"]
@@ -30,14 +31,19 @@ class Phase:
 
 
 def make_schedule(
-    learning_rate, *, schedule="constant", warmup_steps=0, num_steps, final_fraction=0.1
+    learning_rate: float,
+    *,
+    schedule: str = "constant",
+    warmup_steps: int = 0,
+    num_steps: int,
+    final_fraction: float = 0.1,
 ):
     """The learning rate of update i, counted from 0: a function int32[] -> float32[].
 
     Rises in a straight line from learning_rate / (warmup_steps + 1) at update 0, so that no update
     is wasted, to learning_rate at update warmup_steps. Then "constant" stays, and "cosine" falls by
     half a cosine (arXiv:1608.03983) to final_fraction * learning_rate at update num_steps.
-    Raises ValueError for a warm-up that does not end.
+    Raises ValueError for a warm-up that does not end before num_steps.
     """
     if warmup_steps >= num_steps:
         raise ValueError(
@@ -51,7 +57,7 @@ def make_schedule(
     return optax.warmup_cosine_decay_schedule(start, learning_rate, warmup_steps, num_steps, end)
 
 
-def join_phases(phases, *, num_steps):
+def join_phases(phases: Sequence[Phase], *, num_steps: int):
     """The learning rate of update i, counted from 0, over Phases end to end: int32[] -> float32[].
 
     A first phase that is linear or a cosine starts from 0, as published (arXiv:2412.19437, section
@@ -60,6 +66,7 @@ def join_phases(phases, *, num_steps):
     """
     if phases and phases[0].to is None:
         raise ValueError("phases[0].to=None: the first phase needs a rate; set it")
+    # rate: where the last phase ended, None before the first
     schedules, ends, rate = [], [], None
     for phase in phases:
         to = rate if phase.to is None else phase.to
@@ -92,8 +99,8 @@ def stepwise(numbers):
     return lambda update: values[jnp.searchsorted(starts, update, side="right") - 1]
 
 
-def number_at(numbers, update):
-    """stepwise's number on the host, an int as an int: for what decides shapes, as batch sizes do."""
+def number_at(numbers, update: int):
+    """The number of `stepwise` on the host, where an int stays an int: for batch sizes and other shapes."""
     return [number for start, number in pairs_of(numbers) if start <= update][-1]
 
 
@@ -102,4 +109,5 @@ def _curve(kind, start, to, steps):
         return optax.constant_schedule(to)
     linear = kind == "linear"
     left = optax.linear_schedule(1, 0, steps) if linear else optax.cosine_decay_schedule(1, steps)
-    return lambda i: to + (start - to) * left(i)  # left: the fraction still to go, from 1 to 0
+    # left: the fraction of the way that remains, from 1 to 0
+    return lambda i: to + (start - to) * left(i)

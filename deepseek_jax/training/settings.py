@@ -1,4 +1,4 @@
-"""What a config may say of a training loop: the classes that the blocks of the recipes extend."""
+"""Settings of a training loop: the classes that the recipes' config blocks extend."""
 
 import dataclasses
 
@@ -9,7 +9,7 @@ from deepseek_jax.training.optimizer import OptimizerSettings
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LoopSettings(Settings):
-    """What every training loop reads: see training.loop. Steps: passes of the loop."""
+    """The settings of every training loop, see training.loop. A step is one pass of the loop."""
 
     num_steps: Count
     optimizer: OptimizerSettings
@@ -19,20 +19,21 @@ class LoopSettings(Settings):
     def __post_init__(self):
         super().__post_init__()
         with at("optimizer"):
-            self.optimizer.rate(self.num_updates())  # for what it raises
+            # A schedule that does not fit the number of updates raises here, before anything compiles
+            self.optimizer.rate(self.num_updates())
 
     def num_updates(self):
-        """The updates of all steps together."""
+        """The number of updates of all steps together."""
         return self.num_steps
 
     def make_optimizer(self, **options):
-        """The optax transformation of the whole training. options: of OptimizerSettings.make."""
+        """The optax transformation for the whole training. options: of OptimizerSettings.make."""
         return self.optimizer.make(self.num_updates(), **options)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class FitSettings(LoopSettings):
-    """What training.phase.fit reads. micro_batches: parts of a batch that follow one another in an update."""
+    """The settings of training.loop.fit. micro_batches: parts of a batch that an update computes in turn."""
 
     seed: Natural = 0
     micro_batches: Count = 1
@@ -40,14 +41,14 @@ class FitSettings(LoopSettings):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RowSettings(FitSettings):
-    """A training on rows of text: a step is batch_size rows of sequence_length tokens."""
+    """Training on rows of text: a step takes batch_size rows of sequence_length tokens."""
 
     batch_size: Count
     sequence_length: Several
 
 
 def check_evaluations(settings):
-    """Raise ValueError where an evaluation falls on a step that is not logged: nobody would see its result.
+    """Raise ValueError where an evaluation falls on a step that is not logged: its result would be lost.
 
     settings: has eval_every and log_every.
     """

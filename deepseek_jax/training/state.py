@@ -1,4 +1,4 @@
-"""What an update changes: arrays only, so that it can be sharded, saved and compared."""
+"""The state that an update changes: arrays only, so that it can be sharded, saved and compared."""
 
 import functools
 
@@ -6,14 +6,14 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax import struct
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 
 @struct.dataclass
 class TrainState:
-    """step: int32[], updates so far. params: the tree of float32 masters. opt_state: optax's.
+    """step: int32[], updates so far. params: the tree of float32 master weights. opt_state: optax's.
 
-    reference: params of an earlier policy, where one is replaced on the way, so that it is saved too.
+    reference: params of an earlier policy, for runs that replace their reference: it is saved with the rest.
     """
 
     step: jax.Array
@@ -27,8 +27,8 @@ class TrainState:
         return cls(step=jnp.zeros((), jnp.int32), params=params, opt_state=tx.init(params))
 
 
-def state_shardings(mesh, param_shardings, params, tx):
-    """Place a whole TrainState: moments lie where their parameters do, counters everywhere.
+def state_shardings(mesh: Mesh, param_shardings, params, tx):
+    """Place a whole TrainState: moments like their parameters, counters on every device.
 
     param_shardings: the tree of parallel.shardings. params: arrays or ShapeDtypeStructs of the same
     tree. Returns a TrainState of NamedSharding, for jit's out_shardings and for a Store's restore.
@@ -46,13 +46,15 @@ def state_shardings(mesh, param_shardings, params, tx):
 
 
 def _is_masked(moment):
-    return isinstance(moment, optax.MaskedNode)  # what a frozen parameter has in place of moments
+    # A frozen parameter has this in place of moments
+    return isinstance(moment, optax.MaskedNode)
 
 
-def state_maker(params, tx, mesh):
-    """(create, placed): create(params), jitted, uses params up and gives the TrainState, lying as placed.
+def state_maker(params, tx, mesh: Mesh):
+    """(create, placed): create(params), jitted, donates params and returns the TrainState.
 
-    params: arrays, or ShapeDtypeStructs with shardings. tx: an optax transformation.
+    placed: the TrainState of its shardings. params: arrays, or ShapeDtypeStructs with shardings. tx: an optax
+    transformation.
     """
     placed = state_shardings(mesh, jax.tree.map(lambda leaf: leaf.sharding, params), params, tx)
     create = functools.partial(TrainState.create, tx=tx)

@@ -8,21 +8,22 @@ from deepseek_jax.ops.routing import updated_bias
 from deepseek_jax.parallel import constrain
 
 
-def make_train_step(loss_fn, tx, *, micro_batches=1, bias_update_speed=None, told=None):
+def make_train_step(
+    loss_fn, tx, *, micro_batches: int = 1, bias_update_speed=None, told: str | None = None
+):
     """Build train_step(state, batch, rng) -> (state, metrics), to be jitted once with donation.
 
     loss_fn(params, batch, rng) -> (loss, metrics), both divided by totals of the whole batch, so
-    that those of micro-batches add up (of names ending in _max the largest counts). batch: a dict
-    of arrays; micro_batches cuts each along its own leading axis, and scalars go to all.
+    that those of micro-batches add up (for names ending in _max, the largest counts). batch: a dict
+    of arrays; micro_batches cuts each along its leading axis; each micro-batch gets all scalars.
     The metric expert_load, a dict from a key of params to float32[l e] or float32[e] tokens per
-    expert, is taken out. With bias_update_speed, a function of the update count, it moves the
-    router_bias below that key once an update (arXiv:2412.19437, section 2.1.2), and it is reported,
-    see load_metrics.
-    told: the name of a scalar of the batch that tx is told as `value`: a schedule by performance follows it.
+    expert, is replaced by load_metrics. With bias_update_speed, a function of the update count, it
+    also moves the router_bias below that key once an update (arXiv:2412.19437, section 2.1.2).
+    told: the name of a scalar of the batch that tx gets as `value`, for a schedule that follows it.
     Also reported: loss, grad_norm (before clipping) and nonfinite, 1.0 where the gradients' norm is
-    not finite: then the update is skipped, and parameters and optimizer stay as they were, but for the
-    count of updates, which schedules go by, and for the router_bias of layers whose load is finite: the
-    imbalance that made an expert's buffer overflow has to get smaller.
+    not finite. Then the update is skipped: parameters and optimizer state stay as they were. Two
+    things still change: the update count that schedules read, and the router_bias of layers whose
+    load is finite, because the imbalance that made an expert's buffer overflow has to shrink.
     Raises ValueError at tracing for rows that do not split, or a bias speed without expert_load.
     """
     gradients = jax.value_and_grad(loss_fn, has_aux=True)
@@ -45,7 +46,7 @@ def make_train_step(loss_fn, tx, *, micro_batches=1, bias_update_speed=None, tol
         def skip():
             return state.params, _counted(state.opt_state)
 
-        # A branch, not a select: its old moments would have to outlive the new ones
+        # A branch, not a select: for a select, the old moments would have to outlive the new ones
         params, opt_state = jax.lax.cond(finite, update, skip)
         if bias_update_speed is not None:
             params = _move_router_biases(params, loads, bias_update_speed(state.step))
@@ -58,7 +59,7 @@ def make_train_step(loss_fn, tx, *, micro_batches=1, bias_update_speed=None, tol
 
 
 def jitted_step(train_step, placed):
-    """A step of make_train_step, jitted once for a state that lies as placed, which it uses up."""
+    """Jit a step of make_train_step for a state with the shardings `placed`; the state is donated."""
     return jax.jit(train_step, donate_argnums=0, out_shardings=(placed, None))
 
 
@@ -91,6 +92,7 @@ def _accumulated(gradients, micro_batches):
 
         def body(total, xs):
             index, micro = xs
+            # Each micro-batch needs random numbers of its own
             rng_i = jax.random.fold_in(rng, index)
             out, grads = gradients(params, micro | scalars, rng_i)
             return jax.tree.map(lambda t, g: t + g.astype(jnp.float32), total, grads), out
@@ -106,8 +108,8 @@ def _accumulated(gradients, micro_batches):
     return run
 
 
-def over_micro_batches(function, batch, micro_batches):
-    """function(part of a batch), one after the other as make_train_step cuts them: its results, stacked."""
+def over_micro_batches(function, batch, micro_batches: int):
+    """Apply function to each micro-batch in turn, as make_train_step cuts them: -> its results, stacked."""
     rows, scalars = _cut(batch, micro_batches)
     return jax.lax.map(lambda micro: function(micro | scalars), rows)
 
@@ -127,11 +129,12 @@ def _split(name, array, micro_batches):
             f"micro_batches={micro_batches}; set micro_batches to a divisor of {rows}"
         )
     split = array.reshape(micro_batches, rows // micro_batches, *array.shape[1:])
-    return constrain(split, (None, "batch"))  # else the devices would share out the micro-batches
+    # Without this the devices could divide the micro-batches among them, in place of each one's rows
+    return constrain(split, (None, "batch"))
 
 
 def _counted(opt_state):
-    """The optimizer's state with one more update counted by its schedules, and by nothing else."""
+    """The optimizer's state with the update counts of its schedules one higher, and nothing else changed."""
 
     def is_schedule(x):
         return isinstance(x, optax.ScaleByScheduleState)
@@ -153,7 +156,8 @@ def _move_router_biases(params, loads, speed):
         name, last = path[0].key, path[-1].key
         if last != "router_bias" or name not in loads:
             return leaf
-        counted = jnp.isfinite(loads[name]).all(-1, keepdims=True)  # of each layer
+        # A layer after one that overflowed has a NaN load: its bias stays as it is
+        counted = jnp.isfinite(loads[name]).all(-1, keepdims=True)
         return jnp.where(counted, updated_bias(leaf, loads[name], speed=speed), leaf)
 
     return jax.tree.map_with_path(move, params)

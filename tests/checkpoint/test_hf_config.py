@@ -1,4 +1,4 @@
-"""config.json in both spellings, and what it may not say."""
+"""config.json in both spellings, and the values that are refused."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""Hugging Face folders out: byte for byte, in FP8, whole or not at all."""
+"""Writing Hugging Face folders: byte for byte, in FP8, complete or not at all."""
 
 import json
 
@@ -80,7 +80,7 @@ def test_a_changed_fp8_tensor_gets_fresh_scales_and_the_others_keep_their_bytes(
 
 
 def test_bfloat16_round_trip_without_like_is_byte_identical(tmp_path):
-    """Oracle: the folder it came from, in bfloat16, and its shards cut anew."""
+    """Oracle: the folder it came from, in bfloat16, with other shards."""
     write_tiny_checkpoint("qwen2", tmp_path / "a")
     config, params = load_hf(tmp_path / "a", dtype="bfloat16")
     save_hf(tmp_path / "b", config, params, max_shard_size=40_000)
@@ -179,7 +179,7 @@ def test_nothing_is_left_when_writing_fails(tiny, tmp_path, monkeypatch):
 
 
 def test_parameters_of_another_config_are_an_error(tiny, tmp_path):
-    """Oracle: the path, its shape and the one that is due; nothing is written."""
+    """Oracle: the path, its shape and the expected one; nothing is written."""
     _, _, config, params = tiny
     wrong = dict(params, final_norm={"scale": params["final_norm"]["scale"][:-1]})
     with pytest.raises(ValueError, match=r"final_norm/scale is \(47,\) in params and \(48,\)"):

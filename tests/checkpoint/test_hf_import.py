@@ -1,4 +1,4 @@
-"""Hugging Face folders in: released formats, placement, memory, and every way a file can be wrong."""
+"""Reading Hugging Face folders: released formats, placement, memory, and every way a file can be wrong."""
 
 import json
 import shutil
@@ -169,7 +169,7 @@ def test_truncated_tensor_is_named(tiny):
 
 
 def test_missing_shard_is_named(released, tmp_path):
-    """Oracle: the name of the file that the index speaks of."""
+    """Oracle: the name of the file that the index lists."""
     for path in released[0].iterdir():
         if "00002-of" not in path.name:
             (tmp_path / path.name).write_bytes(path.read_bytes())
@@ -214,7 +214,7 @@ print(size, (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024
 def test_host_memory_while_importing_is_the_parameters_and_a_few_tensors(tmp_path):
     """Oracle: the process's peak RSS. 406 MB in 57 tensors of at most 17 MB; a second copy would be twice.
 
-    8 tensors' worth (134 MB) leaves room for the one being read, turned and copied, and for compiling.
+    8 tensors' worth (134 MB) leaves room for the one that is read, transposed and copied, and for compiling.
     """
     layer = {
         "self_attn.q_proj": (1024, 1024),

@@ -1,4 +1,4 @@
-"""The name tables: complete, and the same read either way."""
+"""The name tables: complete, and each the inverse of itself read backwards."""
 
 import math
 
@@ -31,7 +31,7 @@ CONFIGS = {
 
 @pytest.mark.parametrize("family", CONFIGS)
 def test_every_number_of_every_parameter_has_exactly_one_place(family):
-    """Oracle: counting, how often the table's places touch each entry of the tree."""
+    """Oracle: a count of how often the table's places touch each entry of the tree."""
     config = ModelConfig(**CONFIGS[family])
     touched = {path: np.zeros(leaf.shape, int) for path, leaf in abstract_params(config).items()}
     for places in tensors(config).values():

@@ -1,4 +1,4 @@
-"""Parameters in an Orbax folder: exact, on any mesh, whole or not at all."""
+"""Parameters in an Orbax folder: exact, on any mesh, complete or not at all."""
 
 import jax
 import jax.numpy as jnp
@@ -78,7 +78,7 @@ def test_two_processes_write_one_folder(tmp_path):
 
 
 def test_nothing_is_left_when_writing_fails(params, tmp_path, monkeypatch):
-    """Oracle: an empty parent folder after the disk fills up behind the parameters."""
+    """Oracle: an empty parent folder after the disk fills up once the parameters are written."""
     real = orbax_params.ocp.save
 
     def full_disk(path, tree):

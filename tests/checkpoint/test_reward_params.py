@@ -1,4 +1,4 @@
-"""A reward model leaves and comes back."""
+"""A reward model is saved and loaded."""
 
 import jax
 import numpy as np
@@ -12,7 +12,7 @@ from tests.tiny import tiny_model
 
 @pytest.mark.parametrize("kind", ["gqa", "mtp"])
 def test_a_reward_model_comes_back_on_another_mesh(kind, tmp_path):
-    """Oracle: what was saved, bit for bit, and its config but for what only says how to run it."""
+    """Oracle: the saved model, bit for bit, and its config except for fields that only say how to run it."""
     config, params = tiny_model(kind)
     model = reward_params(config, params, make_mesh(devices=jax.devices()[:1]), jax.random.key(3))
     about = {"kind": "safety", "template": "{question}\n"}

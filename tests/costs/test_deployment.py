@@ -1,4 +1,4 @@
-"""Bytes and bounds of models in service, by hand."""
+"""The bytes and speed bounds of serving models, by hand."""
 
 import dataclasses
 import itertools
@@ -78,8 +78,8 @@ def test_experts_that_tokens_meet_together():
 
 
 def test_a_step_reads_the_experts_that_its_tokens_meet():
-    """Oracle: by hand: all but the embedding and 6 of 8 experts of the one MoE layer, for a single token; and
-    for so many that they meet all, all but the embedding.
+    """Oracle: by hand: for a single token, all but the embedding and 6 of 8 experts of the one MoE layer; for
+    so many tokens that they choose all experts, all but the embedding.
     """
     embedding, expert = 2 * 32 * 64, 2 * EXPERT[0]
     all_read = weight_bytes(TINY, "bf16") - embedding

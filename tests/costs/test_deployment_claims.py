@@ -27,8 +27,8 @@ def found(student, name):
 
 
 def test_parameters_against_a_student_of_7b():
-    """Oracle: the published counts; 36.6B that a token meets (arXiv:2412.19437, 4.2: 37B with the embedding),
-    and all but the embedding, norms and biases of Qwen's.
+    """Oracle: the published counts; 36.6B parameters that a token uses (arXiv:2412.19437, 4.2: 37B with the
+    embedding), and all but the embedding, norms and biases of Qwen's.
     """
     ratios = found(QWEN_7B, "r1_distill_qwen_7b")
     np.testing.assert_allclose(ratios["all parameters"], 671_026_419_200 / 7_615_616_512)
@@ -50,7 +50,7 @@ def test_memory_against_a_student_of_8b():
 def test_speed_against_a_student_of_32b():
     """Oracle: by hand: a step of a whole batch in bfloat16 reads all but the embedding (R1: of its routed
     experts the share that 128 tokens meet) and 128 x 4,096 tokens of cache; 14 chips hold R1 in bfloat16, 7
-    as released, one its student. No batch makes more of bfloat16 than all weights over all.
+    as released, one its student. In bfloat16 no batch exceeds the ratio of all weights.
     """
     ratios = found(QWEN_32B, "r1_distill_qwen_32b")
     experts = 2 * 58 * 256 * 3 * 7168 * 2048

@@ -1,4 +1,4 @@
-"""What the programs share, from within."""
+"""The functions that the programs share."""
 
 import io
 import signal
@@ -30,7 +30,7 @@ def test_a_second_signal_acts_as_if_nobody_listened():
 
 
 def test_a_signal_that_comes_amid_a_print_sets_the_flag_all_the_same(monkeypatch, capfd):
-    """Oracle: by hand: an output that is signalled while it writes, in which a print raises RuntimeError."""
+    """Oracle: by hand: a signal while the output is being written, where a print raises RuntimeError."""
 
     class Signalled(io.RawIOBase):
         def writable(self):

@@ -161,7 +161,7 @@ def test_of_two_values_the_later_one_holds_within_a_block_too(file):
 @pytest.mark.parametrize(
     "arguments, words",
     [
-        (["size=abc"], "--config.size=abc cannot be read, in place of a value of type int"),
+        (["size=abc"], "--config.size=abc cannot be read as a value of type int"),
         (["files=['a.jsonl'"], "--config.files=\\['a.jsonl' cannot be read"),
         (["files=a.jsonl"], "--config.files=a.jsonl cannot be read.*\\['a', 'b'\\]"),
         (["loss={clip: 1}"], "--config.loss={clip: 1} cannot be read.*a value of type block"),

@@ -1,4 +1,4 @@
-"""The convert command, from the outside and from within."""
+"""launch/convert.py, as a command and as a function."""
 
 import subprocess
 import sys
@@ -20,7 +20,7 @@ def weights(folder):
 
 
 def test_to_orbax_and_back_is_the_same_file(tmp_path):
-    """Oracle: a conversion to Hugging Face that took no turn through Orbax."""
+    """Oracle: a conversion to Hugging Face without Orbax in between."""
     write_tiny_checkpoint("deepseek_v3", tmp_path / "hf")
     convert(tmp_path / "hf", tmp_path / "once")
     convert(tmp_path / "hf", tmp_path / "orbax", form="orbax")

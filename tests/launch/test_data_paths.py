@@ -1,4 +1,4 @@
-"""A run whose data is not there: the field that gives it, and a line of the file that is wanted."""
+"""A run without its data: the error names the field and shows a line of the file that is needed."""
 
 import os
 import subprocess

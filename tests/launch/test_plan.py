@@ -74,8 +74,8 @@ def shard_bytes(tree):
 
 @needs_libtpu
 def test_a_plan_tells_the_bytes_and_operations_of_a_stage(folder):
-    """Oracle: the sizes of the shards of state and batch, by hand from the shardings: the compiler pads small
-    arrays to whole tiles, of all at most a twentieth here; what the model needs, by its own formula.
+    """Oracle: the sizes of the shards of state and batch, by hand from the shardings. The compiler pads small
+    arrays to whole tiles, here by at most a twentieth of the total. Operations, by their own formula.
     """
     status, out, err = planned(
         folder, "--config=tiny.py", "--topology=v5e:2x2", "--stage=stage_1", "--config.seed=1"

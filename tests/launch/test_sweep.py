@@ -100,7 +100,7 @@ def test_runs_are_made_once_a_failed_one_is_named_and_the_others_are_reported(fo
 
 
 def test_sigterm_is_passed_on_and_asks_to_be_started_again(folder):
-    """Oracle: what the run saves when it is told to stop; exit status 75; no further run is begun."""
+    """Oracle: the file that the run saves when asked to stop; exit status 75; no other run is started."""
     sweep = start(folder, "--config.wait=true")
     log, until = folder / "out" / "seed=1.log", time.monotonic() + 60
     while not (log.exists() and "under way" in log.read_text()):

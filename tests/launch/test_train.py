@@ -143,7 +143,7 @@ def test_a_configs_compiler_flags_are_set_unless_the_environment_says_otherwise(
 
 
 def test_what_libraries_tell_is_shown_only_when_asked_for(folder):
-    """Oracle: by hand: absl's own default would show it."""
+    """Oracle: by hand: with absl's default it would be printed."""
     _, out, err = launched(folder, "--config=tiny.py")
     assert "a library tells" not in out + err
     _, out, err = launched(folder, "--config=tiny.py", "--workdir=other", "--verbosity=0")
@@ -208,7 +208,7 @@ def test_a_misspelt_field_is_named_though_the_work_directory_has_another_config(
 
 
 def test_an_error_out_of_a_library_keeps_its_traceback(folder):
-    """Oracle: a ValueError of numpy is not for the user to mend: status 1 and the line it is at."""
+    """Oracle: a ValueError of numpy, which the user cannot correct: status 1 and the line that raised it."""
     status, _, err = launched(folder, "--config=tiny.py", "--config.bad=library")
     assert status == 1 and "Traceback" in err and "reshape(2)" in err
 

@@ -147,7 +147,7 @@ def test_a_directory_belongs_to_one_run_at_a_time(tmp_path):
 
 
 def test_a_file_system_without_locks_serves_too_and_is_named(tmp_path, monkeypatch, capsys):
-    """Oracle: the mark is made, and the error told: that of a network file system that locks no directory."""
+    """Oracle: the mark is written, and the error printed: that of a network file system without locks."""
 
     def flock(folder, how):
         raise OSError(errno.EBADF, "Bad file descriptor")

@@ -1,4 +1,4 @@
-"""The exchange of tokens between devices against loops over tokens and experts that know of no devices."""
+"""The exchange of tokens between devices, against loops over tokens and experts on one device."""
 
 import functools
 
@@ -51,7 +51,7 @@ def run_experts(x_md, experts_ma, weights_ma, kernels):
 
 
 def dense(x, experts, weights, kernels):
-    """Every expert on every token, the chosen ones kept by one-hot weights."""
+    """Every expert on every token; one-hot weights select the chosen ones."""
     up, down = kernels
     weight_bte = (jax.nn.one_hot(experts, E) * weights[..., None]).sum(-2)
     hidden = jnp.tanh(jnp.einsum("btd,edf->btef", x, up))
@@ -146,7 +146,7 @@ def test_rows_or_tokens_that_do_not_split_run_whole(rows, tokens):
 
 
 def test_rows_that_split_are_exchanged():
-    """Oracle: the program has the exchange that the test above finds missing."""
+    """Oracle: the program has the exchange that the program of the test above lacks."""
     x, weights, kernels = inputs()
     with jax.set_mesh(make_mesh(**MESHES["expert, context"])):
         run = jax.jit(lambda *arrays: expert_parallel(run_experts, *arrays, AXES))

@@ -1,4 +1,4 @@
-"""Memory that freed arrays leave behind."""
+"""The memory of freed arrays: reused, or returned to the system."""
 
 import gc
 import subprocess
@@ -38,9 +38,10 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 
 @pytest.mark.skipif(sys.platform != "linux", reason="glibc's malloc")
 def test_memory_that_is_kept_is_not_mapped_anew():
-    """Oracle: the system's own count of page faults, over twenty arrays of 64 MiB, made and freed in turn:
-    each costs one fault a page of 4 or 2048 KiB, and where memory is kept only one does that is asked for
-    before another has been freed.
+    """Oracle: the system's count of page faults, over twenty arrays of 64 MiB, allocated and freed in turn.
+
+    Each costs one fault a page of 4 or 2048 KiB. Where freed memory is reused, only an array that is
+    allocated before another one is freed costs them.
     """
     faults = {
         how: int(subprocess.run([sys.executable, "-c", FAULTS, how], **CAPTURED).stdout)
@@ -78,8 +79,8 @@ print(left - resident())
 
 @pytest.mark.skipif(sys.platform != "linux", reason="glibc's malloc")
 def test_what_a_compiler_leaves_is_returned_behind_it():
-    """Oracle: the system's count of what another return gives back: next to nothing where it was done behind
-    the compilation, and many times that where it was not.
+    """Oracle: the system's count of what one more return frees: almost nothing where memory was returned
+    after the compilation, and many times as much where it was not.
     """
     left = {
         how: int(subprocess.run([sys.executable, "-c", COMPILERS, how], **CAPTURED).stdout)
@@ -90,8 +91,8 @@ def test_what_a_compiler_leaves_is_returned_behind_it():
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_freed_arrays_leave_no_memory_behind():
-    """Oracle: the system's own count: of 256 MiB in small arrays, freed but for every hundredth, at least
-    three quarters are back.
+    """Oracle: the system's count: 256 MiB in small arrays, of which all but every hundredth are freed; at
+    least three quarters of the memory are returned.
     """
     return_freed_memory()
     before = resident_bytes()

@@ -1,5 +1,5 @@
-"""However an update is cut up and spread out, it is the same update: tests.parallel.updates on eight devices
-against one device's plain path.
+"""An update is the same however it is split into parts and over devices: tests.parallel.updates on eight
+devices against the plain path on one.
 """
 
 import itertools

@@ -27,7 +27,7 @@ def inputs(rows=B, layers=LAYERS):
 
 
 def one_layer(x, w, carried):
-    """A row-wise layer that cannot bear rows of zeros, and what it tells: a sum that is not zero for them."""
+    """A row-wise layer that is NaN on rows of zeros, and its report: a sum that is not zero for them."""
     normed = x / jnp.sqrt((x * x).mean(-1, keepdims=True))
     x = x + jnp.tanh(normed @ w + carried["shift"][..., None]) * carried["segment_ids"][..., None]
     return x, {"rows": jnp.full((), len(x)), "cos_d": jnp.cos(x).sum((0, 1))}
@@ -47,7 +47,7 @@ def loop(params, carried, micro_batches=None):
 
 
 def results(run, micro_batches):
-    """What run gives, and gradients through x and through what is told."""
+    """The result of run, and gradients through x and through the report."""
 
     def loss(params, x, carried):
         x, told = run(params, carried | {"x": x}, micro_batches)
@@ -69,8 +69,8 @@ def wanted():
     [("2 stages", 1), ("2 stages", 2), ("2 stages", 8), ("4 stages", 2), ("8 stages", 16)],
 )
 def test_stages_give_what_the_layers_give_one_after_the_other(mesh, micro_batches):
-    """Oracle: a Python loop over layers, all rows at once, on one device: x, what each layer told of every
-    row once (turns in which a stage idles tell nothing), and gradients through both.
+    """Oracle: a Python loop over layers, all rows at once, on one device: x, each layer's report, and
+    gradients through both. The report counts every row once: turns in which a stage idles add nothing to it.
     """
     with jax.set_mesh(make_mesh(**MESHES[mesh])):
         ours = results(functools.partial(pipeline, run_stage), micro_batches)

@@ -61,9 +61,9 @@ def axes_that_cross(mesh):
 
 
 def test_two_processes_make_the_update_of_one_device(tmp_path):
-    """Oracle: the plain path on one device, see updates.check; a mesh where the exchange of experts and the
-    sums over data cross, for which one process with the same mesh of eight devices is another oracle; one of
-    two slices, one whose pipeline crosses, where both processes hold all rows.
+    """Oracle: the plain path on one device, see updates.check. Where the exchange of experts and the sums
+    over data cross between the processes, one process with the same mesh of eight devices is a second oracle.
+    Two other meshes: one of two slices, and one whose pipeline crosses, where both processes hold all rows.
     """
     wanted = tmp_path / "wanted"
     in_one_process = one_update(make_mesh(**MESHES["data, expert"]), **HOW)

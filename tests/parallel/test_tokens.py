@@ -1,4 +1,4 @@
-"""A function of single tokens, shared out over every device, against itself on one."""
+"""A function of single tokens, split over every device, against the same function on one."""
 
 import functools
 

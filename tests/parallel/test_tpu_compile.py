@@ -1,4 +1,4 @@
-"""The train step compiled for TPUs, without one: what the compiler makes of it there."""
+"""The train step compiled for TPUs, without a TPU: properties of the compiled program."""
 
 import importlib.util
 import json

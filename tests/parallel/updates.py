@@ -1,5 +1,6 @@
-"""One update of V3's whole block, with balance and multi-token losses and the bias update, in float32: what
-the tests of this folder cut up and spread out.
+"""One update of V3's whole block, with balance and multi-token losses and the bias update, in float32.
+
+The tests of this folder split it into parts and over devices.
 """
 
 import functools
@@ -102,7 +103,7 @@ def one_update(mesh, *, micro_batches, packed, remat, scan_layers):
 
 
 def make_step(config, micro_batches):
-    """make_train_step of the update, which tells each expert's tokens too."""
+    """make_train_step of the update, which also reports each expert's tokens."""
 
     def loss_fn(params, batch, rng):
         loss, metrics = next_token_loss(config, params, batch, balance_weight=0.01, mtp_weight=0.3)
@@ -118,7 +119,7 @@ def make_step(config, micro_batches):
 
 @functools.cache
 def plain():
-    """What every other way must equal: (metrics, gradients, parameters after) as numpy, of one device."""
+    """The reference: (metrics, gradients, parameters after), as numpy, of one device."""
     mesh = make_mesh(data=1, devices=jax.local_devices()[:1])
     metrics, state = one_update(mesh, micro_batches=1, packed=True, remat="none", scan_layers=False)
     return on_host(metrics, state)

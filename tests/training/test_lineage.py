@@ -1,4 +1,4 @@
-"""A stage is run once for its inputs, and again where one of them is another."""
+"""A stage is run once for its inputs, and again when one of them changes."""
 
 import dataclasses
 import json
@@ -108,7 +108,7 @@ def test_a_hash_is_of_the_content_and_not_of_the_order_of_keys():
 
 
 def former_hash(content):
-    """The formula before records had a format, on what dataclasses.asdict gave."""
+    """The hash formula before records had a format, applied to dataclasses.asdict."""
     text = json.dumps(content, sort_keys=True, ensure_ascii=False)
     return blake2b(text.encode(), digest_size=8).hexdigest()
 

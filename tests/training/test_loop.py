@@ -70,7 +70,7 @@ def lines_of(workdir):
 
 
 def timeless(lines):
-    """Metrics lines without clocks and memory."""
+    """Metrics lines without times and memory."""
     measured = ("seconds", "tokens_per_second", "host_peak_gib")
     return [{k: v for k, v in line.items() if k not in measured} for line in lines]
 
@@ -105,7 +105,7 @@ def test_a_stopped_run_that_resumes_equals_an_uninterrupted_one(tmp_path, capsys
     assert timeless(lines) == timeless(wanted_lines)
     assert first.seen + second.seen == whole.seen
     output = capsys.readouterr().out
-    assert f"told to stop; saved at step {stop_after} of 6" in output
+    assert f"asked to stop; saved at step {stop_after} of 6" in output
     assert f"resuming at step {stop_after} of 6" in output
 
 

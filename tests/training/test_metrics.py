@@ -109,7 +109,7 @@ def test_tensorboard_holds_the_same_numbers(tmp_path):
 
 
 def test_tensorboard_is_told_what_a_resumed_run_repeats(tmp_path):
-    """Oracle: TensorBoard's rule: START at step k hides steps k on of what came before."""
+    """Oracle: TensorBoard's rule: START at step k hides the earlier events from step k on."""
     logged(tmp_path, ("grpo", 0, 5))
     logged(tmp_path, ("grpo", 3, 6))
     shown = []

@@ -123,7 +123,7 @@ def moments(opt_state):
 
 @pytest.mark.parametrize("jit", [False, True])
 def test_bfloat16_moments_are_float32_arithmetic_rounded_once_an_update(jit):
-    """Oracle: numpy in float32, moments kept as ml_dtypes.bfloat16 between updates. Operation by
+    """Oracle: numpy in float32, with moments stored as ml_dtypes.bfloat16 between updates. Operation by
     operation, moments agree bit for bit; under jit XLA may fuse a multiply and an add into one rounding,
     which moves a few by one bfloat16 step, and what follows from them by as much.
     """

@@ -198,8 +198,9 @@ def test_rng_differs_by_update_and_by_micro_batch():
 
 
 def test_a_schedule_by_performance_follows_what_it_is_told():
-    """Oracle: by hand: an evaluation every two updates, told at both; the rate is halved when one has not
-    been lower than the best by a tenth. With gradients of 1 an update of plain descent is the rate itself.
+    """Oracle: by hand: an evaluation every two updates, whose result both updates get; the rate is halved
+    when one is not lower than the best by a tenth. With gradients of 1 an update of plain descent is the rate
+    itself.
     """
     follow = optax.contrib.reduce_on_plateau(factor=0.5, patience=1, rtol=0.1, accumulation_size=2)
     tx = optax.chain(optax.sgd(1.0), follow)
