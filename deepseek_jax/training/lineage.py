@@ -123,13 +123,15 @@ def _read(path):
 
 
 def _remove(folder):
-    """Remove a stage's folder, its record last: a folder without one would pass for that of a new stage."""
+    """Remove a stage's folder. It is renamed first, in one step: a removal that is cut short must leave no
+    record of a complete stage beside half of its files.
+    """
     barrier(f"{folder.name} is removed")
     if first_process():
-        for path in folder.iterdir():
-            if path.name != "stage.json":
-                shutil.rmtree(path) if path.is_dir() else path.unlink()
-        (folder / "stage.json").unlink()
+        removed = folder.with_name(f".{folder.name}.removed")
+        shutil.rmtree(removed, ignore_errors=True)
+        os.replace(folder, removed)
+        shutil.rmtree(removed)
     barrier(f"{folder.name} is gone")
 
 

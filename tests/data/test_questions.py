@@ -107,9 +107,6 @@ def test_a_prompt_ends_in_the_opening_once_whatever_the_template_writes(deepseek
         chat.chat_template = chat.chat_template.replace(end, f"{{{{'<｜Assistant｜>{escaped}'}}}}")
         tokenizer = dataclasses.replace(deepseek, chat=chat)
         assert render_question(tokenizer, example, template="chat", opening=THINK) == opened
-        if written:
-            with pytest.raises(ValueError, match="set it to"):
-                render_question(tokenizer, example, template="chat")
     assert render_question(deepseek, example, template="chat") == plain
 
 

@@ -7,6 +7,7 @@ from hashlib import blake2b
 import pytest
 
 from deepseek_jax.settings import added
+from deepseek_jax.training import lineage
 from deepseek_jax.training.lineage import Formerly, all_fields, content_hash, run_stage
 
 
@@ -98,6 +99,27 @@ def test_a_stage_that_was_cut_short_finds_what_it_left_and_with_other_inputs_not
         else:
             run_stage(tmp_path, "stage", inputs, do)
     assert found == [["stage.json"], ["half", "stage.json"], ["stage.json"]]
+
+
+def test_a_removal_that_is_cut_short_leaves_no_complete_stage(tmp_path, monkeypatch):
+    """Oracle: the stage is run again with its first inputs, and its result is there; nothing else is left."""
+    made, settings = [], dict(one=1, two=2, three=3)
+    chain(tmp_path, made, **settings)
+    rmtree = lineage.shutil.rmtree
+
+    def interrupted(path, ignore_errors=False):
+        rmtree(path, ignore_errors=True) if ignore_errors else (path / "result").unlink()
+        if not ignore_errors:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(lineage.shutil, "rmtree", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        chain(tmp_path, made, **settings | {"one": 10})
+    monkeypatch.undo()
+    chain(tmp_path, made, **settings)
+    assert made == ["one", "two", "three", "one"] and (tmp_path / "one" / "result").exists()
+    chain(tmp_path, made, **settings | {"one": 10})
+    assert not list(tmp_path.glob(".*"))
 
 
 def test_a_hash_is_of_the_content_and_not_of_the_order_of_keys():
