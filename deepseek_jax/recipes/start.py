@@ -23,7 +23,8 @@ def starting_policy(settings: PolicyRun, mesh, template: str):
         policy = _checkpoint(settings, mesh, template)
     else:
         policy = _base(settings, mesh, template)
-    config = ending_turns(policy.config, policy.tokenizer, template)
+    with at("data"):
+        config = ending_turns(policy.config, policy.tokenizer, template)
     return dataclasses.replace(policy, config=config)
 
 
