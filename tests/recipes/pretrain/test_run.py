@@ -258,7 +258,7 @@ def checkpoint(tmp_path_factory):
         ),
         (dict(fp8="yes"), "config.model.fp8='yes' (str) must be a bool"),
         (dict(rope_scaling=dict(rope_type="yarn", fctor=2.0)), "config.model.rope_scaling.fctor"),
-        (dict(hidden_size=64), "config.model is of another size than config.init_from="),
+        (dict(hidden_size=64), "has parameters of another size than model"),
         (dict(num_nextn_predict_layers=2), "parameter mtp_1/block/attention"),
     ],
 )
