@@ -73,7 +73,7 @@ def finished(tmp_path_factory):
 
 @pytest.fixture
 def with_base(finished, tmp_path):
-    """A work directory in which the teacher is there, and no more."""
+    """A work directory with the teacher alone."""
     shutil.copytree(finished / "base", tmp_path / "base")
     return tmp_path
 

@@ -51,7 +51,7 @@ def run(workdir, config, should_stop=lambda: False):
 
 
 def stop_after(updates):
-    """should_stop, which says so at its updates-th asking and again every time after."""
+    """A should_stop that is True from its updates-th call on."""
     asked = iter(range(1000))
     return lambda: next(asked) >= updates - 1
 
