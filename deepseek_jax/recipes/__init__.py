@@ -1,1 +1,1 @@
-"""Whole runs, each told in order: a module with SETTINGS and run(settings, run) is one."""
+"""Whole runs, step by step. A recipe is a module with SETTINGS and run(settings, run)."""

@@ -1,39 +1,44 @@
-"""A generative reward model (arXiv:2412.19437, section 5.2.1): fine-tuned to compare two answers, to grade
-them and to say which one is better, told in order.
+"""A generative reward model (arXiv:2412.19437, section 5.2.1), fine-tuned to compare two answers, grade them
+and say which one is better.
 
 base -> verdicts on held-out pairs -> fine-tune on judgements -> verdicts again -> report.
 """
 
 import functools
 import json
+from pathlib import Path
 
 import numpy as np
 
 from deepseek_jax.checkpoint import save_orbax
 from deepseek_jax.data.batches import PackedDocuments
 from deepseek_jax.data.conversations import pack_conversations, render_numbered
+from deepseek_jax.data.tasks import Task
 from deepseek_jax.errors import at
 from deepseek_jax.evaluation.accuracy import summarise
 from deepseek_jax.parallel.processes import first_process
 from deepseek_jax.parallel.shard import batch_share
 from deepseek_jax.recipes.reward_model.run import reward_model_table
-from deepseek_jax.recipes.reward_model.settings import JudgeSettings
+from deepseek_jax.recipes.reward_model.settings import JudgeSettings, JudgeTrainingSettings
 from deepseek_jax.recipes.sft.run import fine_tune
 from deepseek_jax.recipes.start import check_positions, check_rows, pretrained, starting_policy
 from deepseek_jax.reinforce.model_rewards import JUDGE, judge_options, make_judge
 from deepseek_jax.reports.answers import make_console
 from deepseek_jax.reports.tables import plot_curves
+from deepseek_jax.rewards.judge import Judge
+from deepseek_jax.rollout.policy import Policy
 from deepseek_jax.training.remembered import remembered
+from deepseek_jax.training.run import Run
 from deepseek_jax.worlds.bilingual.world import BILINGUAL
+from deepseek_jax.worlds.world import World
 
 SETTINGS = JudgeSettings
 PHASE = "judge"
 
 
-def run(settings, run):
-    """Run the recipe, or what is left of it. settings: JudgeSettings. run: training.run.Run.
-
-    Leaves the judge in run.folder/params, for config.reward_models.NAME.path of another run.
+def run(settings: JudgeSettings, run: Run):
+    """Run the recipe, or resume it. Leaves the judge in run.folder/params, for
+    config.reward_models.NAME.path of another run.
     """
     mesh, folder = run.mesh, run.folder
     with at("config"):
@@ -50,16 +55,13 @@ def run(settings, run):
     _report(folder)
 
 
-def judged_pairs(settings, world, folder):
-    """The world's pairs to learn from and held out, written below `folder` as a dataset: a Task.
-
-    settings: JudgeTrainingSettings.
-    """
+def judged_pairs(settings: JudgeTrainingSettings, world: World, folder: Path):
+    """The world's training and held-out pairs: a Task. They are written below `folder` as a dataset."""
     sizes = dict(num_train=settings.data.num_train, num_held_out=settings.data.num_held_out)
     return world.judged_pairs(folder, seed=settings.seed, **sizes)
 
 
-def check_lengths(settings, policy, pairs, world):
+def check_lengths(settings: JudgeTrainingSettings, policy: Policy, pairs: Task, world: World):
     """Raise ValueError where a judgement does not fit a row."""
     conversations, limit = world.judgements(pairs.train, settings.seed), settings.sequence_length
     render = functools.partial(render_numbered, policy.tokenizer, template=policy.template)
@@ -70,12 +72,18 @@ def check_lengths(settings, policy, pairs, world):
         )
 
 
-def train_judge(settings, policy, pairs, world, run, tokenizer_name):
-    """A policy's params, which are used up, to a judge in run.folder/params. Resumes from run.folder, where
-    before.json and after.json say what it found of the held-out pairs before and after.
+def train_judge(
+    settings: JudgeTrainingSettings,
+    policy: Policy,
+    pairs: Task,
+    world: World,
+    run: Run,
+    tokenizer_name: str,
+):
+    """Train a judge from policy.params, which are donated, and save it in run.folder/params.
 
-    settings: JudgeTrainingSettings. pairs: judged_pairs'. run: Run of this phase. tokenizer_name: as
-    worlds.registry.named_tokenizer takes it.
+    Resumes from run.folder. before.json and after.json there have the scores on the held-out pairs. run: of
+    this phase. tokenizer_name: for worlds.registry.named_tokenizer.
     """
     folder, length = run.folder, settings.max_completion_length
     options = judge_options(length, settings.slots)
@@ -94,7 +102,7 @@ def train_judge(settings, policy, pairs, world, run, tokenizer_name):
         (folder / "params" / JUDGE).write_text(json.dumps(about, indent=2) + "\n")
 
 
-def _packed(settings, policy, conversations, mesh):
+def _packed(settings: JudgeTrainingSettings, policy: Policy, conversations: list, mesh):
     share, shares = batch_share(mesh)
     packed = pack_conversations(
         conversations,
@@ -118,12 +126,12 @@ def _packed(settings, policy, conversations, mesh):
     )
 
 
-def _measure(judge, examples):
-    """What the judge says of held-out pairs, each asked about in both orders: name -> [mean, low, high], 95%.
+def _measure(judge: Judge, examples: list):
+    """Ask the judge about held-out pairs, each in both orders: score -> [mean, low, high], 95%.
 
-    accuracy: the share of pairs whose chosen answer wins when it stands first in every other pair and second
-    in the rest; accuracy_of_both: whose chosen answer wins in both orders; same_verdict: on which both orders
-    agree; no_verdict: on which one of them has none.
+    Each score is a share of the pairs. accuracy: the chosen answer wins, where it stands first in every other
+    pair and second in the rest. accuracy_of_both: it wins in both orders. same_verdict: both orders agree.
+    no_verdict: at least one order has no verdict.
     """
     pairs = [(e["question"], e["chosen"], e["rejected"]) for e in examples]
     forth = judge.verdicts(pairs)
@@ -143,8 +151,8 @@ def _measure(judge, examples):
     }
 
 
-def _report(workdir):
-    """Draw and print what the training left. Process 0 alone."""
+def _report(workdir: Path):
+    """Draw the curves and print the scores. Process 0 alone."""
     if not first_process():
         return
     plot_curves(workdir / "metrics.jsonl", workdir / "curves.png", phase=PHASE, names=("loss",))

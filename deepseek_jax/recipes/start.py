@@ -1,22 +1,23 @@
-"""What a run starts from: a checkpoint, or a base that is pre-trained first."""
+"""The policy that a run starts from: a checkpoint, or a base that is pre-trained first."""
 
 import dataclasses
 
 from deepseek_jax.checkpoint import is_orbax
 from deepseek_jax.errors import at
-from deepseek_jax.models import RunSettings, build_model
+from deepseek_jax.models import ModelConfig, RunSettings, build_model
 from deepseek_jax.parallel.shard import check_batch
 from deepseek_jax.recipes.pretrain.run import check_vocabulary, train_base
+from deepseek_jax.recipes.settings import PolicyRun
 from deepseek_jax.rollout.policy import Policy, ending_turns, load_policy
 from deepseek_jax.settings import build
+from deepseek_jax.training.run import Run
 from deepseek_jax.worlds.registry import named_tokenizer
 
 
-def starting_policy(settings, mesh, template):
-    """The Policy that a run starts from: read from init_from; its params None where they are to be
-    pre-trained.
+def starting_policy(settings: PolicyRun, mesh, template: str):
+    """The Policy of settings.init_from, or of settings.base, whose params are None until `pretrained`.
 
-    settings: has init_from, model and base. Raises ValueError for a base that this model or mesh cannot be.
+    Raises ValueError where this model or mesh cannot run settings.base.
     """
     if settings.init_from is not None:
         policy = _checkpoint(settings, mesh, template)
@@ -27,7 +28,7 @@ def starting_policy(settings, mesh, template):
     return dataclasses.replace(policy, config=config)
 
 
-def _checkpoint(settings, mesh, template):
+def _checkpoint(settings: PolicyRun, mesh, template: str):
     if is_orbax(settings.init_from):
         raise ValueError(
             f"init_from={settings.init_from!r} holds parameters without a tokenizer; set it to the "
@@ -38,7 +39,7 @@ def _checkpoint(settings, mesh, template):
         return load_policy(settings.init_from, how, mesh, template=template, trained=True)
 
 
-def _base(settings, mesh, template):
+def _base(settings: PolicyRun, mesh, template: str):
     config, tokenizer = build_model(settings.model), named_tokenizer(settings.base.corpus)
     check_vocabulary(config, tokenizer)
     with at("base"):
@@ -46,8 +47,8 @@ def _base(settings, mesh, template):
     return Policy(config, None, tokenizer, template)
 
 
-def pretrained(policy, settings, run):
-    """The policy with parameters: its own, or those of settings.base, pre-trained now."""
+def pretrained(policy: Policy, settings: PolicyRun, run: Run):
+    """The policy with parameters. Pre-trains settings.base where it has none."""
     if policy.params is not None:
         return policy
     params = train_base(
@@ -56,7 +57,7 @@ def pretrained(policy, settings, run):
     return policy.at(params)
 
 
-def check_rows(settings, mesh, pipeline_micro_batches=None):
+def check_rows(settings, mesh, pipeline_micro_batches: int | None = None):
     """Raise ValueError, naming the fields, unless a step's rows split over the mesh."""
     sizes = settings.batch_size, settings.sequence_length
     cuts = dict(micro_batches=settings.micro_batches)
@@ -65,8 +66,8 @@ def check_rows(settings, mesh, pipeline_micro_batches=None):
         check_batch(mesh, *sizes, **cuts)
 
 
-def check_positions(settings, config):
-    """Raise ValueError where a row of sequence_length tokens is longer than the model knows positions."""
+def check_positions(settings, config: ModelConfig):
+    """Raise ValueError where sequence_length exceeds the model's max_position_embeddings."""
     if settings.sequence_length > config.max_position_embeddings:
         raise ValueError(
             f"sequence_length={settings.sequence_length} is beyond the model's "

@@ -1,4 +1,4 @@
-"""The settings that hashes of stages are of, against those of records without a format."""
+"""The fields that stages' hashes cover, against those of records without a format."""
 
 import dataclasses
 

@@ -1,4 +1,4 @@
-"""The judge's recipe at toy size: what it leaves behind is asked as it was measured."""
+"""The judge's recipe at toy size: the saved judge agrees with the verdicts that the run measured."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""What a run starts from, once it is read."""
+"""The policy that a run starts from, after it is read."""
 
 import dataclasses
 
@@ -9,7 +9,7 @@ from tests.tiny import tiny_model
 
 
 def test_a_base_that_learns_a_chat_template_ends_its_turns(tmp_path):
-    """Oracle: by hand: the template's <|im_end|> beside what ended a document, also once saved and read."""
+    """Oracle: by hand: the template's <|im_end|> and the document's end token, also once saved and read."""
     config, params = tiny_model("gqa")
     smollm2 = load_tokenizer(smollm2_gguf())
     end = smollm2.backend.token_to_id("<|im_end|>")

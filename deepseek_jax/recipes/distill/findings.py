@@ -1,6 +1,7 @@
-"""What pairs of students tell over several runs: which answers more of the same questions, or neither."""
+"""Compare pairs of students over several runs: which of the two answers more of the same questions right."""
 
 import json
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -10,13 +11,13 @@ from rich.table import Table
 from deepseek_jax.evaluation.compare import NO_DIFFERENCE, Comparison, compare
 
 VERDICTS = {"better": "won", "worse": "lost", NO_DIFFERENCE: NO_DIFFERENCE}
-FILE = "answers.json"  # in a run's folder: see recipes.distill
+FILE = "answers.json"  # in a run's folder, see recipes.distill.run
 
 
 class Finding(NamedTuple):
-    """title: what is compared. means: of ours and theirs, over all questions of all runs. comparison: of ours
-    less theirs. by_run: that mean in each run. compute: our floating-point operations by theirs. verdict: of
-    VERDICTS.
+    """A tested comparison. means: of ours and theirs, over all questions of all runs. comparison: of ours
+    less theirs. by_run: the mean difference in each run. compute: our floating-point operations divided by
+    theirs. verdict: one of VERDICTS' values.
     """
 
     title: str
@@ -27,13 +28,13 @@ class Finding(NamedTuple):
     verdict: str
 
 
-def findings(workdirs):
-    """The comparisons of finished runs of recipes.distill, which agree in them: -> list of Finding.
+def findings(workdirs: list[Path]):
+    """Test config.comparisons, the same in all these finished runs of recipes.distill: -> list of Finding.
 
-    Ours won, or lost, if over the questions of all runs the 95% interval of the differences excludes 0 and
-    the sign-flip test agrees (evaluation.compare), and if every single run's mean difference has that sign.
-    The interval is of questions: what another seed would change shows in by_run. Raises ValueError, naming
-    the folder, for a run that is not finished and one with other comparisons.
+    Ours won, or lost, if three things hold: over the questions of all runs, the 95% interval of the
+    differences excludes 0; the sign-flip test agrees (evaluation.compare); and every single run's mean
+    difference has that sign. The interval covers the choice of questions; by_run shows how much seeds differ.
+    Raises ValueError, naming the folder, for an unfinished run and for one with other comparisons.
     """
     runs = [_read(workdir) for workdir in workdirs]
     comparisons = runs[0]["comparisons"]
@@ -43,8 +44,8 @@ def findings(workdirs):
     return [_test(title, pair, runs) for title, pair in comparisons.items()]
 
 
-def findings_table(found, num_runs):
-    """A rich Table of findings over so many runs."""
+def findings_table(found: list[Finding], num_runs: int):
+    """A rich Table of the findings over num_runs runs."""
     table = Table(
         title=f"right answers to the same held-out questions, {num_runs} run{'s' * (num_runs > 1)}",
         caption="this less that, and the difference's 95% interval. Won or lost: the interval excludes 0, "
@@ -66,19 +67,19 @@ def findings_table(found, num_runs):
     return table
 
 
-def as_json(found):
-    """Findings as JSON can say them."""
+def as_json(found: list[Finding]):
+    """Findings as dicts for JSON."""
     return [finding._asdict() | {"comparison": finding.comparison._asdict()} for finding in found]
 
 
-def _read(workdir):
+def _read(workdir: Path):
     path = workdir / FILE
     if not path.exists():
         raise ValueError(f"{workdir} has no {FILE}; run it to its end")
     return json.loads(path.read_text())
 
 
-def _test(title, pair, runs):
+def _test(title: str, pair: list[str], runs: list[dict]):
     sides = [[_answers(run, name) for run in runs] for name in pair]
     by_run = [float(np.mean(a - b)) for a, b in zip(*sides, strict=True)]
     ours, theirs = (np.concatenate(side) for side in sides)
@@ -90,5 +91,6 @@ def _test(title, pair, runs):
     return Finding(title, means, comparison, by_run, compute[0] / compute[1], verdict)
 
 
-def _answers(run, name):
+def _answers(run: dict, name: str):
+    """The shares of right answers of a student, all tasks one after the other."""
     return np.concatenate([np.asarray(shares) for shares in run["answers"][name].values()])

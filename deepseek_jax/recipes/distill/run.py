@@ -1,12 +1,13 @@
-"""Distillation of a teacher into students of other architectures (arXiv:2501.12948, section 2.4), in order.
+"""Distillation of a teacher into students of other architectures (arXiv:2501.12948, section 2.4).
 
-teacher, a checkpoint or made first -> its right answers -> what students start from -> each student, after
-the teacher's text and whatever else of it config.students.NAME.loss weighs -> questions answered by all.
-Students that learn from rewards alone may stand beside them.
+teacher, a checkpoint or trained first -> accept its right answers -> the students' starts -> train each
+student on the accepted texts, by the terms of config.students.NAME.loss -> all policies answer held-out
+questions. Students of config.reinforced learn from rewards alone, for comparison.
 """
 
 import functools
 import json
+from pathlib import Path
 
 from rich.console import Console
 
@@ -17,28 +18,31 @@ from deepseek_jax.parallel.processes import first_process, say
 from deepseek_jax.recipes.distill.findings import FILE, as_json, findings, findings_table
 from deepseek_jax.recipes.distill.scores import answer_tasks, intervals
 from deepseek_jax.recipes.distill.settings import DistillSettings
-from deepseek_jax.recipes.distill.stages import DistillStages
+from deepseek_jax.recipes.distill.stages import DistillStages, Made
 from deepseek_jax.recipes.distill.tasks import texts_hash, transfer_tasks, world_tasks
 from deepseek_jax.recipes.start import check_rows
 from deepseek_jax.reinforce.update import check_rows as check_groups
 from deepseek_jax.reports.answers import make_console
 from deepseek_jax.reports.tables import plot_curves, stages_table
 from deepseek_jax.training.lineage import as_given
+from deepseek_jax.training.run import Run
 from deepseek_jax.worlds.registry import find_world, open_rewards
 
 SETTINGS = DistillSettings
-REDOES_WHAT_CHANGED = True  # and what follows from it: another config may go on in the same workdir
+# A changed config may resume in the same workdir: stages that depend on the change run again (see lineage)
+REDOES_WHAT_CHANGED = True
 TABLE_WIDTH = 120  # columns
 CURVES = ("loss", "held_out_loss", "soft", "hard", "on_policy")
-FEWEST = 2  # questions that the world holds out where none are asked
+FEWEST = 2  # held-out questions of the world where config.evaluation is None
 
 
-def run(settings, run):
-    """Run the recipe, or what is left of it. settings: DistillSettings. run: training.run.Run.
+def run(settings: DistillSettings, run: Run):
+    """Run the recipe, or resume it.
 
-    Each stage has a folder with stage.json, what it came from (see lineage), and params, which
-    launch/convert.py reads. answers.json, of tasks with questions: answers, policy -> task -> the share of
-    right answers of each question; compute, student -> floating-point operations; comparisons.
+    Each stage has a folder with stage.json, the hashes of its inputs (see lineage), and params, which
+    launch/convert.py reads. answers.json has, for tasks with questions, answers: policy -> task -> each
+    question's share of right answers; compute: student -> floating-point operations; comparisons: the
+    config's.
     """
     with at("config"):
         _check(settings, run.mesh)
@@ -71,8 +75,15 @@ def run(settings, run):
     )
 
 
-def _conclude(settings, answers, students, teacher, tasks, folder):
-    """Write answers.json and print what it says. Process 0 alone."""
+def _conclude(
+    settings: DistillSettings,
+    answers: dict,
+    students: dict[str, Made],
+    teacher: Made | None,
+    tasks: dict,
+    folder: Path,
+):
+    """Write answers.json, print its table and the findings. Process 0 alone."""
     found = {"answers": answers, "compute": {}, "comparisons": settings.comparisons}
     if settings.comparisons:
         found["compute"] = _compute(settings, students, teacher, tasks, folder)
@@ -82,7 +93,7 @@ def _conclude(settings, answers, students, teacher, tasks, folder):
         report_sweep(folder, [folder])
 
 
-def _check(settings, mesh):
+def _check(settings: DistillSettings, mesh):
     """Raise ValueError where a student's rows do not split over the mesh, and for an unknown reward."""
     for name, student in settings.students.items():
         with at(f"students.{name}"):
@@ -94,8 +105,8 @@ def _check(settings, mesh):
                 open_rewards(student.rewards).close()
 
 
-def report_sweep(folder, workdirs):
-    """Print what finished runs tell together, and write it to folder/findings.txt and findings.json."""
+def report_sweep(folder: Path, workdirs: list[Path]):
+    """Print the findings over finished runs, and write them to folder/findings.txt and findings.json."""
     if not first_process():
         return
     found = findings(workdirs)
@@ -106,8 +117,8 @@ def report_sweep(folder, workdirs):
     (folder / "findings.json").write_text(json.dumps(as_json(found), indent=1) + "\n")
 
 
-def _measured(settings, stages, made, texts):
-    """title -> the answers of a policy that is made; {} where no task has questions."""
+def _measured(settings: DistillSettings, stages: DistillStages, made: dict[str, Made], texts):
+    """title -> answer_tasks' shares of that policy; {} where no task has questions. texts: (hash, tasks)."""
     answers, tasks = {}, texts[1]
     if not any(task.questions for task in tasks.values()):
         return answers
@@ -119,8 +130,14 @@ def _measured(settings, stages, made, texts):
     return answers
 
 
-def _compute(settings, students, teacher, tasks, workdir):
-    """student -> floating-point operations that it took."""
+def _compute(
+    settings: DistillSettings,
+    students: dict[str, Made],
+    teacher: Made | None,
+    tasks: dict,
+    workdir: Path,
+):
+    """student -> the floating-point operations of its training, with the teacher's and the sampling's."""
     taught, counts = teacher and read_config(teacher.path), {}
     texts = dict(texts=sum(len(task.train) for task in tasks.values()), answered=0)
     if settings.text is not None:
@@ -137,14 +154,14 @@ def _compute(settings, students, teacher, tasks, workdir):
     return counts
 
 
-def _plot(settings, workdir):
-    """The curves of each distilled student, workdir/NAME.png."""
+def _plot(settings: DistillSettings, workdir: Path):
+    """Draw the curves of each distilled student in workdir/NAME.png."""
     for name in settings.students:
         path = workdir / f"{name}.png"
         plot_curves(workdir / "metrics.jsonl", path, phase=name, names=CURVES)
 
 
-def _report(answers):
+def _report(answers: dict):
     """Print the table of right answers."""
     rows = {title: intervals(found) for title, found in answers.items()}
     names = list(next(iter(rows.values())))

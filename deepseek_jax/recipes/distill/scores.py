@@ -1,17 +1,18 @@
-"""How students and teacher answer held-out questions, and what a pair of students tells when compared."""
+"""Measure students and teacher on held-out questions, task by task."""
 
 import numpy as np
 
 from deepseek_jax.evaluation.bootstrap import share_interval
+from deepseek_jax.recipes.distill.settings import ScoreSettings
+from deepseek_jax.rollout.policy import Policy
 from deepseek_jax.worlds.registry import open_rewards
 
 
-def answer_tasks(sampling, tasks, policy, seed):
-    """task -> [mean reward of the samples] of each of its questions, in order: what JSON can say. It is the
-    share of right ones where answers are right or wrong.
+def answer_tasks(sampling: ScoreSettings, tasks: dict, policy: Policy, seed: int):
+    """task -> [mean reward of a question's samples], one number a question, in order, for JSON. Where answers
+    are right or wrong, it is the share of right samples.
 
-    sampling: ScoreSettings. tasks: name -> TransferTask; one without questions is left out. policy:
-    rollout.Policy.
+    tasks: name -> TransferTask; skips one without questions.
     """
     found = {}
     for name, task in tasks.items():
@@ -26,7 +27,7 @@ def answer_tasks(sampling, tasks, policy, seed):
     return found
 
 
-def intervals(found):
-    """{task: (mean, low, high), ..., "all": ...} of answer_tasks' shares, at 95% over questions."""
+def intervals(found: dict):
+    """{task: (mean, low, high), ..., "all": ...} of answer_tasks' shares: 95% intervals over questions."""
     everything = {"all": sum(found.values(), [])} if len(found) > 1 else {}
     return {name: share_interval(shares) for name, shares in (found | everything).items()}

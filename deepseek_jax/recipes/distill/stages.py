@@ -1,4 +1,4 @@
-"""The stages of a distillation: a teacher, its texts, what students start from, and each student."""
+"""The stages of a distillation: the teacher, its texts, the students' starts, and each student."""
 
 import dataclasses
 import json
@@ -14,9 +14,15 @@ from deepseek_jax.evaluation.conversation_loss import ConversationLoss
 from deepseek_jax.models import RunSettings, build_model, random_params
 from deepseek_jax.parallel.processes import barrier, first_process
 from deepseek_jax.parallel.shard import batch_share
-from deepseek_jax.recipes.distill.settings import DistillSettings, StartSettings
+from deepseek_jax.recipes.distill.settings import (
+    DistillSettings,
+    ReinforcedSettings,
+    StartSettings,
+    StudentSettings,
+)
 from deepseek_jax.recipes.distill.student import StudentRun
 from deepseek_jax.recipes.pretrain.run import check_vocabulary, train_base
+from deepseek_jax.recipes.r1.settings import R1FineTuneSettings
 from deepseek_jax.recipes.sft.data import check_conversations, packed, rows_of
 from deepseek_jax.recipes.sft.run import fine_tune, packed_conversations
 from deepseek_jax.reinforce.update import reinforce
@@ -26,12 +32,13 @@ from deepseek_jax.synthesis.rejection import read_accepted, sample_accepted
 from deepseek_jax.training.lineage import Formerly, all_fields, content_hash, run_stage
 from deepseek_jax.training.run import Run
 from deepseek_jax.worlds.registry import named_tokenizer, open_rewards
+from deepseek_jax.worlds.world import World
 
 
 class Made(NamedTuple):
-    """A policy that is there: the hash of all that went into it, and where its parameters lie.
+    """A policy on disk. hash: of all its inputs. path: of its parameters.
 
-    model: of RunSettings, how to run it. tokenizer: as worlds.registry.named_tokenizer takes it. positions:
+    model: fields of RunSettings. tokenizer: a name for worlds.registry.named_tokenizer. positions:
     max_position_embeddings in place of the checkpoint's own, or None.
     """
 
@@ -42,8 +49,8 @@ class Made(NamedTuple):
     tokenizer: str
     positions: int | None = None
 
-    def load(self, mesh, template, *, trained=True):
-        """The Policy, its params read anew each time: whoever trains them uses them up."""
+    def load(self, mesh, template: str, *, trained: bool = True):
+        """The Policy. Reads its params again on each call, because training donates them."""
         how = build(RunSettings, self.model, f"model of {self.name}")
         tokenizer = named_tokenizer(self.tokenizer) if is_orbax(self.path) else None
         options = dict(template=template, tokenizer=tokenizer, trained=trained)
@@ -56,7 +63,7 @@ class Made(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class DistillStages:
-    """The stages as methods: what they start from in, Made out; each is run once, see lineage.
+    """The stages as methods: earlier results in, Made out. Each runs once, see lineage.
 
     puzzles: the Task of the world's reasoning questions.
     """
@@ -65,7 +72,7 @@ class DistillStages:
     puzzles: Task
     run: Run
 
-    def teacher(self, world, questions):
+    def teacher(self, world: World, questions: dict[str, Task]):
         """The checkpoint of config.teacher.path, or a teacher that is trained first."""
         teacher = self.settings.teacher
         if teacher.path is None:
@@ -77,8 +84,8 @@ class DistillStages:
         own = content_hash([fingerprint(teacher.path), teacher.tokenizer, teacher.model])
         return Made("teacher", own, Path(teacher.path), teacher.model, teacher.tokenizer)
 
-    def text(self, world, teacher):
-        """The right answers of the teacher to puzzles: (their hash, dicts of question and solution)."""
+    def text(self, world: World, teacher: Made):
+        """The teacher's right answers to puzzles: (their hash, dicts of question and solution)."""
         settings, seed = self.settings.text, self.settings.seed
         puzzles = self.puzzles.train[: settings.num_prompts]
         rule = world.questions[world.reasoning].rule
@@ -95,20 +102,23 @@ class DistillStages:
         own = run_stage(self.run.folder, "text", inputs, make)
         return own, read_accepted(self.run.folder / "text" / "accepted.jsonl")
 
-    def start(self, name):
-        """What the students of this name start from."""
+    def start(self, name: str):
+        """The start config.starts.NAME: a checkpoint, or a model that is pre-trained or random."""
         start = self.settings.starts[name]
         if start.init_from is None:
             return self._pretrained(f"starts/{name}", start)
+        # Records of the first format hash every field, see lineage.Formerly
         about = [fingerprint(start.init_from), start]
         own = Formerly(content_hash(about), content_hash(about, whole=True))
         given = Path(start.init_from), start.model, start.init_from, start.max_position_embeddings
         return Made(f"starts/{name}", own, *given)
 
-    def student(self, name, student, start, texts, teacher):
-        """A student that learns from texts, and from the teacher what its terms ask.
+    def student(
+        self, name: str, student: StudentSettings, start: Made, texts, teacher: Made | None
+    ):
+        """A student that learns from texts, and from the teacher where its loss asks one.
 
-        texts: (hash, name -> TransferTask). teacher: Made, or None.
+        texts: (hash, name -> TransferTask).
         """
         digest, tasks = texts
         teacher = teacher if student.loss.asks_teacher() else None
@@ -123,8 +133,8 @@ class DistillStages:
 
         return self._trained(f"students/{name}", inputs, train, like=start)
 
-    def reinforced(self, name, settings, start):
-        """A student that learns from rewards alone, on the puzzles that the others have texts of."""
+    def reinforced(self, name: str, settings: ReinforcedSettings, start: Made):
+        """A student that learns from rewards alone, on the puzzles whose texts the other students learn."""
         puzzles = self.puzzles.train
         inputs = {"settings": self._about(settings), "parent": start.hash, "data": puzzles}
 
@@ -142,8 +152,8 @@ class DistillStages:
 
         return self._trained(f"reinforced/{name}", inputs, train, like=start)
 
-    def measured(self, made, texts, measure):
-        """What measure(policy=Policy) gives, measured once for this policy and these questions."""
+    def measured(self, made: Made, texts, measure):
+        """measure(policy=Policy), computed once for this policy and these questions."""
 
         def make(folder):
             found = measure(policy=self._loaded(made, trained=False))
@@ -156,11 +166,11 @@ class DistillStages:
         barrier(f"the scores of {made.name} are there")
         return json.loads((self.run.folder / "measured" / made.name / "scores.json").read_text())
 
-    def _loaded(self, made, *, trained=True):
+    def _loaded(self, made: Made, *, trained: bool = True):
         return made.load(self.run.mesh, self.settings.template, trained=trained)
 
-    def _pretrained(self, name, start):
-        """A model of StartSettings, pre-trained now, or random."""
+    def _pretrained(self, name: str, start: StartSettings):
+        """A stage whose result is the start's model, pre-trained by start.base or random."""
         config, tokenizer = build_model(start.model), named_tokenizer(start.tokenizer)
         with at(f"config.{'teacher' if name == 'teacher_base' else name.replace('/', '.')}"):
             check_vocabulary(config, tokenizer)
@@ -176,7 +186,9 @@ class DistillStages:
         like = Made(name, "", self.run.folder, how, start.tokenizer)
         return self._trained(name, {"settings": self._about(start)}, train, like=like)
 
-    def _taught(self, settings, base, world, questions):
+    def _taught(
+        self, settings: R1FineTuneSettings, base: Made, world: World, questions: dict[str, Task]
+    ):
         """The teacher's base, fine-tuned on worked puzzles and requests."""
         settings = dataclasses.replace(settings, seed=self.settings.seed)
         counts = {
@@ -207,8 +219,8 @@ class DistillStages:
         inputs = {"settings": self._about(settings), "parent": base.hash, "data": examples}
         return self._trained("teacher", inputs, train, like=base)
 
-    def _trained(self, name, inputs, train, *, like):
-        """A stage whose result is what train(run) returns, (ModelConfig, params): -> Made."""
+    def _trained(self, name: str, inputs: dict, train, *, like: Made):
+        """A stage that saves what train(run) returns, (ModelConfig, params): -> Made, otherwise as `like`."""
 
         def make(folder):
             if not is_orbax(folder / "params"):
@@ -218,6 +230,6 @@ class DistillStages:
         return like._replace(name=name, hash=own, path=self.run.folder / name / "params")
 
     def _about(self, block):
-        """A block's numbers for the lineage, with what all stages share."""
+        """A stage's settings for the lineage: its block, the template and the seed."""
         shared = {"template": self.settings.template, "seed": self.settings.seed}
         return Formerly({"block": block} | shared, all_fields(block) | shared)

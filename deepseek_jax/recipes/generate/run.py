@@ -1,14 +1,17 @@
-"""Data from a teacher (arXiv:2501.12948, section 2.4 and appendix B.3.3): what distillation learns from.
+"""Generate a distillation data set with a teacher (arXiv:2501.12948, section 2.4 and appendix B.3.3).
 
-questions -> more of them, by rule and by the teacher -> n answers each, rewarded -> the good ones, as a
-dataset for recipes.sft -> a report of what each filter removed.
+questions -> add variants, by rule and by the teacher -> sample and score n answers each -> write the good
+ones as a dataset for recipes.sft -> report what each filter removed.
 """
 
 import contextlib
 import dataclasses
 import json
+from collections.abc import Callable
+from pathlib import Path
 
 import jax
+from jax.sharding import Mesh
 
 from deepseek_jax.checkpoint import is_orbax, save_orbax
 from deepseek_jax.checkpoint.folder import fingerprint
@@ -23,7 +26,7 @@ from deepseek_jax.recipes.start import starting_policy
 from deepseek_jax.reinforce.model_rewards import load_model_rewards
 from deepseek_jax.reports.answers import make_console
 from deepseek_jax.reports.tables import fates_table
-from deepseek_jax.rollout.policy import check_room, ending_turns, fitting, load_policy
+from deepseek_jax.rollout.policy import Policy, check_room, ending_turns, fitting, load_policy
 from deepseek_jax.settings import build
 from deepseek_jax.synthesis.augment import augmented
 from deepseek_jax.synthesis.generated import dataset_folder
@@ -31,17 +34,19 @@ from deepseek_jax.synthesis.ngrams import Evaluation
 from deepseek_jax.synthesis.sift import write_sifted
 from deepseek_jax.synthesis.teacher import Teacher, check_opening
 from deepseek_jax.training.lineage import Formerly, as_given, run_stage
+from deepseek_jax.training.run import Run
 from deepseek_jax.worlds.registry import find_questions, named_tokenizer, open_rewards
 
 SETTINGS = GenerateSettings
-REDOES_WHAT_CHANGED = True  # other filters go on from the samples that are there
+# A changed config may resume in the same workdir: with other filters, the same samples are filtered again
+REDOES_WHAT_CHANGED = True
 
 
-def run(settings, run):
-    """Run the recipe, or what is left of it. settings: GenerateSettings. run: training.run.Run.
+def run(settings: GenerateSettings, run: Run):
+    """Run the recipe, or resume it.
 
-    Each of several processes, or groups of config.teacher_processes, answers its own share of the prompts, on
-    a mesh of its own devices.
+    With several processes, each group of config.teacher_processes answers its own share of the prompts, on a
+    mesh of its own devices.
     """
     with contextlib.ExitStack() as opened, at("config"):
         with at("teacher_processes"):
@@ -68,8 +73,8 @@ def run(settings, run):
     _report(run.folder, fates)
 
 
-def _rewards(settings, mesh):
-    """The rewards of the samples, trained ones among them."""
+def _rewards(settings: GenerateSettings, mesh: Mesh):
+    """The Rewards that score the samples, with the trained reward models."""
     with at("reward_models"):
         models = load_model_rewards(settings.reward_models, mesh)
     with at("rewards"):
@@ -77,16 +82,16 @@ def _rewards(settings, mesh):
 
 
 class _Asking:
-    """Has the teacher answer examples, once: asking(name, examples, n, rewards) -> the folder of its chunks.
+    """Stages in which the teacher answers examples: asking(name, examples, n, rewards) -> the chunks' folder.
 
-    hashes: name -> the hash of all that its answers depend on.
+    parent: the teacher's checkpoint for the lineage. hashes: name -> the stage's hash.
     """
 
-    def __init__(self, settings, teacher, parent, run):
+    def __init__(self, settings: GenerateSettings, teacher: Teacher, parent, run: Run):
         self.settings, self.teacher, self.parent, self.run = settings, teacher, parent, run
         self.hashes = {}
 
-    def __call__(self, name, examples, n=1, rewards=None):
+    def __call__(self, name: str, examples: list, n: int = 1, rewards=None):
         def make(folder):
             prompts = _prompts(self.settings, self.teacher.policy, examples)
             self.teacher.answer(folder, prompts, n=n, rewards=rewards)
@@ -98,8 +103,8 @@ class _Asking:
         return self.run.folder / name
 
 
-def _prompts(settings, policy, examples):
-    """The examples with their prompt_ids, without those that are too long, which are counted."""
+def _prompts(settings: GenerateSettings, policy: Policy, examples: list):
+    """The examples with their prompt_ids, without prompts above sampling.max_prompt_length."""
     with at("data"):
         prompts = policy.with_prompts(examples)
         check_opening(policy, prompts[0]["prompt_ids"])
@@ -109,8 +114,8 @@ def _prompts(settings, policy, examples):
     return fits
 
 
-def _questions(settings):
-    """(the questions to ask, the held-out ones of a task)."""
+def _questions(settings: GenerateSettings):
+    """(questions to ask, held-out questions of config.data.task)."""
     data, held_out = settings.data, []
     with at("data"):
         if data.path is not None:
@@ -121,12 +126,12 @@ def _questions(settings):
             questions, held_out = distinct(task.train), task.held_out
     if data.num_prompts is not None and data.num_prompts > len(questions):
         raise ValueError(
-            f"data.num_prompts={data.num_prompts} of {len(questions)} different questions; lower it"
+            f"data.num_prompts={data.num_prompts} is above the {len(questions)} different questions; lower it"
         )
     return questions[: data.num_prompts], held_out
 
 
-def _measured_on(settings, held_out):
+def _measured_on(settings: GenerateSettings, held_out: list):
     """(questions, solutions) of the evaluation sets that config.keep.decontaminate names."""
     questions, solutions = [], []
     for name in settings.keep.decontaminate:
@@ -140,10 +145,10 @@ def _measured_on(settings, held_out):
     return questions, solutions
 
 
-def _checkpoint(settings, run, own, questions):
-    """(a function that reads the teacher's Policy, what stands for it in the lineage).
+def _checkpoint(settings: GenerateSettings, run: Run, own: Mesh, questions: list):
+    """(function that reads the teacher's Policy, its entry in the lineage).
 
-    A base is pre-trained on the mesh of all processes. questions: looked at before that.
+    Pre-trains a base first, on the mesh of all processes. own: the mesh that the Policy is read on.
     """
     if settings.init_from is not None:
         named = {"init_from": fingerprint(settings.init_from), "model": settings.model}
@@ -152,7 +157,8 @@ def _checkpoint(settings, run, own, questions):
         return _loader(settings, settings.init_from, settings.tokenizer, how, own), named
     policy = starting_policy(settings, run.mesh, settings.data.template)
     policy = dataclasses.replace(policy, opening=settings.data.opening)
-    _prompts(settings, policy, questions)  # for what it raises
+    # Raises for prompts that do not fit, before the base is trained
+    _prompts(settings, policy, questions)
     base, seed, params = settings.base, settings.seed, run.folder / "base" / "params"
 
     def train(folder):
@@ -168,8 +174,10 @@ def _checkpoint(settings, run, own, questions):
     return _loader(settings, params, base.corpus, RunSettings(), own), made
 
 
-def _loader(settings, path, tokenizer, how, mesh):
-    """A function that reads a Policy. tokenizer: the name of one, where the checkpoint has none."""
+def _loader(
+    settings: GenerateSettings, path, tokenizer: str | None, how: RunSettings, mesh: Mesh
+) -> Callable[[], Policy]:
+    """A function that reads a Policy. tokenizer: a name, for a checkpoint that has none."""
 
     def load():
         named = named_tokenizer(tokenizer) if is_orbax(path) and tokenizer else None
@@ -181,10 +189,10 @@ def _loader(settings, path, tokenizer, how, mesh):
     return load
 
 
-def _sampling(settings, n, rewards, reward_models):
-    """What the samples of a stage depend on, beside the teacher and the questions.
+def _sampling(settings: GenerateSettings, n: int, rewards, reward_models: dict):
+    """The settings of a stage's samples for the lineage, besides the teacher and the questions.
 
-    reward_models: the config's block, which records without a format have as it is.
+    reward_models: the config's block, which records without a format hash as it is.
     """
     data = settings.data
     shown = {"template": data.template, "opening": data.opening, "seed": settings.seed, "n": n}
@@ -194,8 +202,10 @@ def _sampling(settings, n, rewards, reward_models):
     return shown | {"sampling": settings.sampling, "chunk": settings.chunk_size}
 
 
-def _report(workdir, fates):
-    """Print what became of questions and completions, and write workdir/report.json. Process 0 alone."""
+def _report(workdir: Path, fates: dict):
+    """Print how many questions and completions each filter removed, and write workdir/report.json. Process 0
+    alone.
+    """
     if not first_process():
         return
     completions = json.loads((workdir / "dataset" / "fates.json").read_text())
@@ -204,4 +214,4 @@ def _report(workdir, fates):
     console = make_console()
     for what, counts in report.items():
         console.print(fates_table(f"what became of the {what}", counts))
-    say(f"complete; for config.data.path of a fine-tuning: {dataset_folder(workdir / 'dataset')}")
+    say(f"complete; set config.data.path of recipe 'sft' to {dataset_folder(workdir / 'dataset')}")

@@ -1,4 +1,4 @@
-"""What a config of data generation may say: each block a dataclass, checked when built."""
+"""The fields of a config of data generation: one dataclass for each block, checked when built."""
 
 import dataclasses
 
@@ -19,8 +19,8 @@ from deepseek_jax.synthesis.settings import (
 class GenerateSettings(AskSettings, RewardSettings, PolicyRun):
     """A whole config of this recipe.
 
-    init_from: also what checkpoint.save_orbax wrote; tokenizer then names its own, a small world's or a
-    Hugging Face folder. mesh says how a teacher lies on the devices of its processes.
+    init_from may also be a folder of checkpoint.save_orbax. tokenizer: for such a folder, which has none: a
+    small world's name or a Hugging Face folder. mesh: over the devices of one teacher's processes.
     """
 
     data: QuestionSettings
@@ -39,6 +39,6 @@ class GenerateSettings(AskSettings, RewardSettings, PolicyRun):
                 )
         if "held_out" in self.keep.decontaminate and self.data.task is None:
             raise ValueError(
-                f"keep.decontaminate={self.keep.decontaminate}: only a task, data.task, has held_out "
-                "questions; name the files or folders of the evaluation sets"
+                f"keep.decontaminate={self.keep.decontaminate}: only data.task has held_out questions; name "
+                "the files or folders of the evaluation sets"
             )

@@ -1,14 +1,15 @@
-"""Group Relative Policy Optimisation (arXiv:2402.03300), from a base model or a checkpoint, told in order.
+"""Group Relative Policy Optimisation (arXiv:2402.03300), from a base model or a checkpoint.
 
 base -> measure on held-out questions -> sample groups, reward, update -> measure again -> report.
 """
 
 import contextlib
 import functools
+from pathlib import Path
 
 from deepseek_jax.checkpoint import is_orbax, save_orbax
 from deepseek_jax.data.questions import read_questions
-from deepseek_jax.data.tasks import gsm8k_task
+from deepseek_jax.data.tasks import Task, gsm8k_task
 from deepseek_jax.errors import at
 from deepseek_jax.evaluation.held_out import evaluate_both
 from deepseek_jax.parallel.processes import first_process
@@ -19,21 +20,22 @@ from deepseek_jax.reinforce.scenarios import ScenarioRewards, scenario_questions
 from deepseek_jax.reinforce.update import check_rows, reinforce
 from deepseek_jax.reports.answers import make_console, print_samples, print_table
 from deepseek_jax.reports.tables import plot_curves
-from deepseek_jax.rollout.policy import AnswerOptions, check_room, fitting
+from deepseek_jax.rollout.policy import AnswerOptions, Policy, check_room, fitting
 from deepseek_jax.training.remembered import remembered
+from deepseek_jax.training.run import Run
 from deepseek_jax.worlds.registry import find_questions
 
 SETTINGS = GrpoSettings
 PHASE = "grpo"
 
 
-def run(settings, run):
-    """Run the recipe, or what is left of it. settings: GrpoSettings. run: training.run.Run.
-
-    Leaves the policy in run.folder/params, which launch/evaluate.py and launch/convert.py read.
+def run(settings: GrpoSettings, run: Run):
+    """Run the recipe, or resume it. Leaves the policy in run.folder/params for launch/evaluate.py and
+    launch/convert.py.
     """
     folder = run.folder
     with contextlib.ExitStack() as opened:
+        # A wrong config raises here, before anything is trained
         with at("config"):
             check_rows(settings, run.mesh)
             paid = _rewards(settings, run.mesh, opened)
@@ -52,15 +54,15 @@ def run(settings, run):
     _report(folder, before, after)
 
 
-def _rewards(settings, mesh, opened):
-    """scenario -> its Rewards. opened: the ExitStack that closes them."""
+def _rewards(settings: GrpoSettings, mesh, opened: contextlib.ExitStack):
+    """scenario -> its Rewards, which `opened` closes."""
     with at("reward_models"):
         models = load_model_rewards(settings.reward_models, mesh)
     return opened.enter_context(scenario_rewards(settings, models))
 
 
-def _questions(settings, paid):
-    """(the Task, the general questions), which their rewards can score."""
+def _questions(settings: GrpoSettings, paid: dict):
+    """(Task, general questions). Raises ValueError where the rewards of their scenario cannot score them."""
     data, general = settings.data, []
     with at("data"):
         if data.path is not None:
@@ -77,8 +79,8 @@ def _questions(settings, paid):
     return task, general
 
 
-def _prompts(settings, policy, task, general):
-    """(train, held_out, general) with their prompt_ids, without those that are too long for a rollout."""
+def _prompts(settings: GrpoSettings, policy: Policy, task: Task, general: list):
+    """(train, held_out, general) with their prompt_ids, without prompts above rollout.max_prompt_length."""
     parts = {"training": task.train, "held-out": task.held_out, "general": general}
     limit, rollout = settings.rollout.max_prompt_length, settings.rollout
     with at("data"):
@@ -89,8 +91,8 @@ def _prompts(settings, policy, task, general):
     return fits
 
 
-def _measure(settings, policy, held_out, rewards, params):
-    """Answer the held-out questions, sampled as training does in the end and greedily."""
+def _measure(settings: GrpoSettings, policy: Policy, held_out: list, rewards, params):
+    """Answer the held-out questions sampled, at the last step's temperature, and greedily."""
     rollout = settings.rollout
     options = AnswerOptions(
         max_completion_length=rollout.longest(),
@@ -101,7 +103,7 @@ def _measure(settings, policy, held_out, rewards, params):
     return evaluate_both(policy.at(params), held_out, rewards, options, **how)
 
 
-def _report(workdir, before, after):
+def _report(workdir: Path, before: dict, after: dict):
     """Print the table and samples, draw the curves. Process 0 alone draws."""
     console = make_console()
     if first_process():

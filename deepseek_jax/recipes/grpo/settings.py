@@ -1,4 +1,4 @@
-"""What a GRPO config may say: each block a dataclass, checked when built."""
+"""The fields of a GRPO config: one dataclass for each block, checked when built."""
 
 import dataclasses
 
@@ -9,8 +9,8 @@ from deepseek_jax.reinforce.settings import ReinforceSettings
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class GrpoSettings(ReinforceSettings, PolicyRun):
-    """A whole config of this recipe. reward_models: trained ones, for rewards of their names. xla_flags: the
-    compiler's, which launch/train.py sets.
+    """A whole config of this recipe. reward_models: trained reward models; rewards refer to them by name.
+    xla_flags: compiler flags, which launch/train.py sets.
     """
 
     data: QuestionData

@@ -1,4 +1,4 @@
-"""The documents of a pre-training run: its sources, mixed, and those held out."""
+"""The documents of a pre-training run: a mixture to train on, and a held-out one."""
 
 from pathlib import Path
 
@@ -6,14 +6,15 @@ from deepseek_jax.data.mixture import Mixture
 from deepseek_jax.data.sources import hold_out, jsonl_documents, python_documents, tfds_documents
 from deepseek_jax.errors import at
 from deepseek_jax.parallel.shard import batch_share
+from deepseek_jax.recipes.pretrain.settings import CorpusSettings
 from deepseek_jax.worlds.registry import corpus_names, find_corpus
 
 
-def open_corpus(settings, data_dir, seed, mesh):
-    """Read CorpusSettings' sources: -> (Mixture to train on, Mixture of held-out documents).
+def open_corpus(settings: CorpusSettings, data_dir: Path, seed: int, mesh):
+    """Read settings.sources: -> (Mixture to train on, Mixture of held-out documents).
 
-    Raises ValueError, naming the field, where a source has less than a document on either side for each
-    process of the mesh that reads its own.
+    Raises ValueError, naming the field, where a source gives some process no document of its own to train on,
+    or no held-out one.
     """
     _, shares = batch_share(mesh)
     if settings.num_held_out < shares:
@@ -36,7 +37,7 @@ def open_corpus(settings, data_dir, seed, mesh):
         return Mixture(train, weights), Mixture(held_out, weights)
 
 
-def _open(name, settings, data_dir, seed):
+def _open(name: str, settings: CorpusSettings, data_dir: Path, seed: int):
     if name == "python":
         return python_documents(data_dir)
     if name in corpus_names():

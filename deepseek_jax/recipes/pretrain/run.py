@@ -1,17 +1,18 @@
-"""Pre-train a base model, in stages, on packed documents (arXiv:2412.19437, section 4), told in order.
+"""Pre-train a base model, in stages, on packed documents (arXiv:2412.19437, section 4).
 
-documents -> random parameters, or a checkpoint's -> each stage -> held-out losses, and how far multi-token
-prediction speeds decoding up -> report.
+read documents -> random parameters, or a checkpoint's -> train each stage -> held-out losses, and how much
+multi-token prediction speeds up decoding -> report.
 """
 
 import functools
 import itertools
 from collections.abc import Callable
+from pathlib import Path
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from rich.console import Console
 
 from deepseek_jax.checkpoint import is_orbax, load_hf, load_orbax, save_orbax
@@ -19,6 +20,7 @@ from deepseek_jax.checkpoint.hf_config import read_config
 from deepseek_jax.checkpoint.tree import abstract_params, checked_by_path, from_paths
 from deepseek_jax.data.batches import TOTALS, PackedDocuments, held_out_batches, packed
 from deepseek_jax.data.infill import check_fim_rate
+from deepseek_jax.data.tokenizer import Tokenizer
 from deepseek_jax.errors import at
 from deepseek_jax.evaluation.perplexity import held_out_loss
 from deepseek_jax.losses.next_token import next_token_loss
@@ -26,11 +28,18 @@ from deepseek_jax.models import ModelConfig, build_model, random_params
 from deepseek_jax.parallel import batch_sharding
 from deepseek_jax.parallel.processes import first_process, say
 from deepseek_jax.recipes.pretrain.documents import open_corpus
-from deepseek_jax.recipes.pretrain.settings import PretrainSettings, switched_on
+from deepseek_jax.recipes.pretrain.settings import (
+    BaseSettings,
+    CorpusSettings,
+    PretrainSettings,
+    StageSettings,
+    switched_on,
+)
 from deepseek_jax.reports.tables import loss_table, plot_curves
 from deepseek_jax.rollout import generate
 from deepseek_jax.training.loop import train
 from deepseek_jax.training.remembered import remembered
+from deepseek_jax.training.run import Run
 from deepseek_jax.training.schedule import stepwise
 from deepseek_jax.training.state import TrainState, state_maker
 from deepseek_jax.training.step import jitted_step, make_train_step
@@ -38,11 +47,12 @@ from deepseek_jax.worlds.registry import find_corpus, named_tokenizer
 
 SETTINGS = PretrainSettings
 CURVES = ("next_token_loss", "held_out_loss", "mtp_loss", "max_vio")
-PROMPT_TOKENS, DRAFT_TOKENS, DRAFT_PROMPTS = 32, 64, 8  # how speculative decoding is measured
+# Speculative decoding is measured on DRAFT_PROMPTS prompts of PROMPT_TOKENS, each DRAFT_TOKENS long at most
+PROMPT_TOKENS, DRAFT_TOKENS, DRAFT_PROMPTS = 32, 64, 8
 
 
-def run(settings, run):
-    """Run the recipe, or what is left of it. settings: PretrainSettings. run: training.run.Run."""
+def run(settings: PretrainSettings, run: Run):
+    """Run the recipe, or resume it. Leaves the parameters in run.folder/params for launch/convert.py."""
     mesh, workdir = run.mesh, run.folder
     with at("config"):
         tokenizer, model, params, stages = _prepare(settings, mesh)
@@ -82,7 +92,7 @@ def run(settings, run):
     _report(workdir, losses, drafts)
 
 
-def _prepare(settings, mesh):
+def _prepare(settings: PretrainSettings, mesh: Mesh):
     """(tokenizer, ModelConfig, params or None, checked stages)."""
     settings.check_start()
     with at("data.tokenizer"):
@@ -94,7 +104,7 @@ def _prepare(settings, mesh):
     return tokenizer, model, params, settings.checked_stages(model, mesh)
 
 
-def check_vocabulary(config, tokenizer):
+def check_vocabulary(config: ModelConfig, tokenizer: Tokenizer):
     """Raise ValueError where the model has fewer tokens than the tokenizer."""
     if tokenizer.vocab_size > config.vocab_size:
         raise ValueError(
@@ -102,11 +112,15 @@ def check_vocabulary(config, tokenizer):
         )
 
 
-def _starting_point(settings, mesh):
-    """(ModelConfig, params of a checkpoint, or None). Raises ValueError for a config of other parameters."""
+def _starting_point(settings: PretrainSettings, mesh: Mesh):
+    """(ModelConfig, the checkpoint's params or None).
+
+    Raises ValueError where config.model asks for parameters that the checkpoint does not have.
+    """
     if settings.init_from is None:
         return build_model(settings.model), None
-    settings.overridden(read_config(settings.init_from))  # raises before much is read
+    # config.json alone shows a wrong field, before gigabytes of parameters are read
+    settings.overridden(read_config(settings.init_from))
     load = load_orbax if is_orbax(settings.init_from) else load_hf
     config, params = load(settings.init_from, dtype="float32", mesh=mesh)
     model = settings.overridden(config)
@@ -114,17 +128,28 @@ def _starting_point(settings, mesh):
         checked_by_path(model, params)
     except ValueError as error:
         raise ValueError(
-            f"init_from={settings.init_from!r} has parameters of another size than model: {error}; leave the "
-            "fields of model out that say how large it is"
+            f"init_from={settings.init_from!r} has parameters of another size than model: {error}; remove "
+            "the fields that set sizes from model"
         ) from error
     return model, params
 
 
-def train_stage(model, stage, documents, tokenizer, params, run, *, seed, evaluate=None, **options):
-    """Train params, which are used up, over one stage: -> params. Resumes from run.folder.
+def train_stage(
+    model: ModelConfig,
+    stage: StageSettings,
+    documents,
+    tokenizer: Tokenizer,
+    params,
+    run: Run,
+    *,
+    seed: int,
+    evaluate=None,
+    **options,
+):
+    """Train params, which are donated, over one stage: -> params. Resumes from run.folder.
 
-    model: ModelConfig. stage: StageSettings. documents: a source of data.sources,
-    or a Mixture. options: of data.packing.pack. evaluate: see PackedDocuments.
+    documents: a source of data.sources, or a Mixture. options: of data.packing.pack. evaluate: see
+    PackedDocuments.
     """
     create, step = _jitted(model, stage, params, run.mesh)
     quantum = stage.quantum()
@@ -148,11 +173,11 @@ def train_stage(model, stage, documents, tokenizer, params, run, *, seed, evalua
     return train(stage, create(params), update, source, run, seed).params
 
 
-def _jitted(model, stage, params, mesh):
-    """(create, step) of a stage, jitted: create(params) uses them up, and gives the TrainState; step(rows) is
-    the train_step of a batch of so many, in as many micro-batches as that takes.
+def _jitted(model: ModelConfig, stage: StageSettings, params, mesh: Mesh):
+    """A stage's two jitted functions, (create, step).
 
-    params: arrays, or ShapeDtypeStructs with shardings.
+    create(params) donates params and returns the TrainState. step(rows) is the train_step of a batch of
+    `rows` rows, split into micro-batches. params: arrays, or ShapeDtypeStructs with shardings.
     """
     trains_mtp = switched_on(stage.mtp_weight)
     tx = stage.make_optimizer(trains_mtp=trains_mtp)
@@ -167,6 +192,7 @@ def _jitted(model, stage, params, mesh):
             model, params, batch, balance_weight=stage.balance_weight, mtp_weight=weight
         )
 
+    # One program for each size of batch, since the rows may grow on the way
     @functools.cache
     def step(rows):
         micro_batches = rows // (stage.micro_batch_size or rows)
@@ -177,7 +203,7 @@ def _jitted(model, stage, params, mesh):
 
 
 class AbstractUpdate(NamedTuple):
-    """A stage's update: step, jitted, takes state, batch and a key; here they are shapes with shardings."""
+    """A stage's jitted step(state, batch, key). Here state and batch are ShapeDtypeStructs with shardings."""
 
     name: str
     model: ModelConfig
@@ -186,11 +212,11 @@ class AbstractUpdate(NamedTuple):
     batch: dict
 
 
-def abstract_updates(settings, mesh):
+def abstract_updates(settings: PretrainSettings, mesh: Mesh):
     """The update of each stage, at its largest batch: [AbstractUpdate]. Makes no array and reads no data.
 
-    settings: as of `run`, which raises the same ValueErrors, but a long context may start from nothing.
-    mesh: of devices that need not be there.
+    Raises the ValueErrors of `run`, except that rope_scaling may start from random parameters. mesh: its
+    devices need not exist on this machine.
     """
     if settings.init_from is None:
         model = build_model(settings.model)
@@ -208,8 +234,8 @@ def abstract_updates(settings, mesh):
     return updates
 
 
-def _abstract_batch(mesh, rows, stage):
-    """A batch of train_stage's, as ShapeDtypeStructs where put_batch places them."""
+def _abstract_batch(mesh: Mesh, rows: int, stage: StageSettings):
+    """A batch of train_stage as ShapeDtypeStructs, with the shardings that put_batch gives."""
     shape, by_rows = (rows, stage.sequence_length), batch_sharding(mesh)
     everywhere = NamedSharding(mesh, PartitionSpec())
     dtypes = dict.fromkeys(("tokens", "targets", "segment_ids", "positions"), jnp.int32)
@@ -219,7 +245,15 @@ def _abstract_batch(mesh, rows, stage):
     return batch | {n: jax.ShapeDtypeStruct((), jnp.float32, sharding=everywhere) for n in scalars}
 
 
-def _held_out(model, stage, data, documents, tokenizer, mesh, seed):
+def _held_out(
+    model: ModelConfig,
+    stage: StageSettings,
+    data: CorpusSettings,
+    documents,
+    tokenizer: Tokenizer,
+    mesh: Mesh,
+    seed: int,
+):
     """A function from params to the held-out loss, [mean, low, high] in nats a token, without FIM."""
     with at("config.data"):
         batches = held_out_batches(
@@ -235,10 +269,11 @@ def _held_out(model, stage, data, documents, tokenizer, mesh, seed):
     return lambda params: list(held_out_loss(loss_fn, params, batches))
 
 
-def _drafting(model, params, documents, tokenizer):
-    """How speculative decoding fares on the beginnings of held-out documents, greedily.
+def _drafting(model: ModelConfig, params, documents, tokenizer: Tokenizer):
+    """Measure speculative decoding, greedy, on the beginnings of held-out documents.
 
-    A model of few positions has shorter prompts, and shorter completions.
+    Returns {"acceptance": share of drafts accepted, "tokens_per_step": float}, or None where no document is
+    long enough. Prompts and completions are shorter where the model has few positions.
     """
     prompt_length = min(PROMPT_TOKENS, model.max_position_embeddings // 2)
     length = min(DRAFT_TOKENS, model.max_position_embeddings - prompt_length)
@@ -253,8 +288,8 @@ def _drafting(model, params, documents, tokenizer):
     return {"acceptance": rollout.acceptance_rate, "tokens_per_step": rollout.tokens_per_step}
 
 
-def _report(workdir, losses, drafts):
-    """Print what came of it all. Process 0 alone prints."""
+def _report(workdir: Path, losses: dict, drafts: dict | None):
+    """Draw the curves, print the losses and the drafts. Process 0 alone."""
     if not first_process():
         return
     for name in losses:
@@ -262,22 +297,24 @@ def _report(workdir, losses, drafts):
     Console().print(loss_table(losses))
     if drafts is not None:
         say(
-            f"multi-token prediction drafts a token a step, {drafts['acceptance']:.0%} are accepted: "
-            f"{drafts['tokens_per_step']:.2f} tokens a step"
+            f"multi-token prediction drafts one token a step; {drafts['acceptance']:.0%} of them are "
+            f"accepted, which makes {drafts['tokens_per_step']:.2f} tokens a step"
         )
     say(f"complete; parameters for launch/convert.py are in {workdir / 'params'}")
 
 
-def base_documents(settings, data_dir, seed):
-    """Random access to the documents of BaseSettings' corpus, built under data_dir."""
+def base_documents(settings: BaseSettings, data_dir: Path, seed: int):
+    """Random access to the documents of settings.corpus, built under data_dir."""
     _, documents = find_corpus(settings.corpus)
     return documents(data_dir, num_documents=settings.num_documents, seed=seed)
 
 
-def train_base(config, settings, tokenizer, run, seed):
+def train_base(
+    config: ModelConfig, settings: BaseSettings, tokenizer: Tokenizer, run: Run, seed: int
+):
     """Pre-train `config` on a world's corpus: -> params. Resumes from run.folder.
 
-    config: ModelConfig. settings: BaseSettings. The corpus is built in the folder data beside run.folder.
+    The corpus is built in the folder data beside run.folder.
     """
     corpus = base_documents(settings, run.folder.parent / "data", seed)
     params = random_params(config, run.mesh, seed)

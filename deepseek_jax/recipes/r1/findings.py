@@ -1,11 +1,12 @@
-"""Does R1 in miniature show what the paper found? Claims (arXiv:2501.12948), tested on several seeds' runs.
+"""Does R1 in miniature reproduce the paper? Its claims (arXiv:2501.12948), tested on runs of several seeds.
 
-A claim is that one score is above another by more than a margin, prompt by prompt, on the same held-out
+A claim says that one score exceeds another by more than a margin, prompt by prompt, on the same held-out
 prompts. The margins were set before anything was measured: "far" is 20 points, "poor" 10 points below a
 single language; "at little cost" allows a loss of 5 points, "at least as well" of 2.
 """
 
 import json
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -20,7 +21,7 @@ from deepseek_jax.recipes.r1.scores import FORMS
 REPRODUCED, NOT_REPRODUCED = "reproduced", "not reproduced at this scale"
 HEADS = ("finding", "this", "that", "difference", "margin", "each run", "verdict")
 TABLE_WIDTH = 130  # columns
-WHOLE = 1.0  # in place of a stage and its score
+WHOLE = 1.0  # stands for (stage, score) in a claim: every prompt scores 1
 
 
 class Claim(NamedTuple):
@@ -66,7 +67,7 @@ CLAIMS = (
 
 
 class Finding(NamedTuple):
-    """A claim, tested. means: of ours and theirs. comparison: of all runs' prompts. by_run: the mean
+    """A tested claim. means: of ours and theirs. comparison: over the prompts of all runs. by_run: the mean
     difference in each run.
     """
 
@@ -77,20 +78,20 @@ class Finding(NamedTuple):
     reproduced: bool
 
 
-def findings(workdirs, claims=CLAIMS):
-    """Test the claims on the finished runs of recipes.r1: -> list of Finding.
+def findings(workdirs: list[Path], claims: tuple[Claim, ...] = CLAIMS):
+    """Test the claims on finished runs of recipes.r1: -> list of Finding.
 
-    A claim is reproduced if, over the prompts of all runs, the 95% interval of the differences lies above
-    its margin and the sign-flip test agrees (evaluation.compare), and if every single run's mean does as
-    well. The interval is of prompts: what another seed would change shows in by_run. Raises ValueError,
-    naming the folder, where a run is not finished. A claim about a score that a run's world does not have
-    is left out.
+    A claim is reproduced if three things hold: over the prompts of all runs, the 95% interval of the
+    differences is above its margin; the sign-flip test agrees (evaluation.compare); and every single run's
+    mean difference is above the margin. The interval covers the choice of prompts; by_run shows how much
+    seeds differ. Skips a claim about a score that some run's world does not have. Raises ValueError, naming
+    the folder, where a run is not finished.
     """
     runs = [_values(workdir) for workdir in workdirs]
     return [_test(claim, runs) for claim in claims if all(_is_about(claim, run) for run in runs)]
 
 
-def report_sweep(folder, workdirs):
+def report_sweep(folder: Path, workdirs: list[Path]):
     """Print the findings over finished runs, and write them to folder/findings.txt and findings.json."""
     if not first_process():
         return
@@ -105,7 +106,7 @@ def report_sweep(folder, workdirs):
         Console(width=TABLE_WIDTH, file=file).print(table)
 
 
-def _as_json(finding):
+def _as_json(finding: Finding):
     claim, means, comparison, by_run, reproduced = finding
     numbers = dict(means=means, difference=comparison.difference, p_value=comparison.p_value)
     return claim._asdict() | numbers | {"by_run": by_run, "reproduced": reproduced}
@@ -129,7 +130,7 @@ def _table(title, rows):
     return table
 
 
-def _values(workdir):
+def _values(workdir: Path):
     """stage -> {score: float64[p]} of a finished run."""
     files = sorted(workdir.glob("measured/*/scores.json"))
     values = {file.parent.name: json.loads(file.read_text())["values"] for file in files}
@@ -143,28 +144,31 @@ def _values(workdir):
     }
 
 
-def _is_about(claim, run):
+def _is_about(claim: Claim, run: dict):
     """Whether a run has the scores that a claim compares."""
     return all(side == WHOLE or side[1] in run[side[0]] for side in claim[1:3])
 
 
-def _test(claim, runs):
+def _test(claim: Claim, runs: list[dict]):
     pairs = [_pair(claim, run) for run in runs]
     ours, theirs = (np.concatenate(side) for side in zip(*pairs, strict=True))
     by_run = [float(np.mean(a - b)) for a, b in pairs]
+    # Less the margin, "better" means better by more than the margin
     better = compare(ours - claim.margin, theirs).verdict == "better"
     reproduced = better and all(mean > claim.margin for mean in by_run)
     means = float(ours.mean()), float(theirs.mean())
     return Finding(claim, means, compare(ours, theirs), by_run, reproduced)
 
 
-def _pair(claim, run):
+def _pair(claim: Claim, run: dict):
+    """[ours, theirs], float64[p] each."""
     sides = [None if side == WHOLE else run[side[0]][side[1]] for side in claim[1:3]]
     known = next(side for side in sides if side is not None)
     return [np.full_like(known, WHOLE) if side is None else side for side in sides]
 
 
-def _cells(finding, k):
+def _cells(finding: Finding, k: int):
+    """A finding's row of the table, as strings."""
     claim, means, comparison, by_run, reproduced = finding
     score = next(side for side in claim[1:3] if side != WHOLE)[1]
     form = FORMS[score]

@@ -1,14 +1,13 @@
 """R1-Zero, and R1 in its four stages (arXiv:2501.12948), from one base model, on a toy world or a user's
 own data.
 
-base -> R1-Zero: reinforcement alone, for right answers and their layout
-base -> 1 cold-start fine-tuning, on R1-Zero's readable traces -> Dev1
-     -> 2 reasoning reinforcement, for one language too -> Dev2
-        -> rejection sampling: by rules where they check, by a judge, the base taught to judge,
-           where they do not
-base -> 3 fine-tuning on that, and on good answers to general questions -> Dev3
+base -> R1-Zero: reinforcement alone, rewarded for right answers and their layout
+base -> 1 cold-start fine-tuning on R1-Zero's readable traces -> Dev1
+     -> 2 reasoning reinforcement, rewarded for a single language too -> Dev2
+        -> rejection sampling: reasoning answers by rules, general ones by a judge (the base, fine-tuned)
+base -> 3 fine-tuning on the accepted answers and on good answers to general questions -> Dev3
         Dev3 -> two reward models, of helpfulness and of safety
-     -> 4 reinforcement for all scenarios, by rules and by the reward models -> R1
+     -> 4 reinforcement for all scenarios, rewarded by rules and by the reward models -> R1
 Every policy is measured on held-out questions.
 """
 
@@ -22,7 +21,7 @@ from deepseek_jax.recipes.pretrain.run import check_vocabulary
 from deepseek_jax.recipes.r1.findings import TABLE_WIDTH, report_sweep
 from deepseek_jax.recipes.r1.scores import FORMS, measure
 from deepseek_jax.recipes.r1.settings import PREFERENCE_STAGES, R1Settings
-from deepseek_jax.recipes.r1.stages import Stages
+from deepseek_jax.recipes.r1.stages import Stage, Stages
 from deepseek_jax.recipes.reward_model.run import reward_model_table
 from deepseek_jax.recipes.start import check_positions, check_rows, starting_policy
 from deepseek_jax.reinforce.scenarios import scenario_rewards
@@ -32,11 +31,14 @@ from deepseek_jax.reports.run_page import write_report
 from deepseek_jax.reports.tables import stages_table
 from deepseek_jax.rollout.policy import Policy, check_room, fitting
 from deepseek_jax.training.remembered import remembered
+from deepseek_jax.training.run import Run
 from deepseek_jax.worlds.own import own_world
 from deepseek_jax.worlds.registry import find_world, named_tokenizer
+from deepseek_jax.worlds.world import World
 
 SETTINGS = R1Settings
-REDOES_WHAT_CHANGED = True  # and what follows from it: another config may go on in the same workdir
+# A changed config may resume in the same workdir: stages that depend on the change run again (see lineage)
+REDOES_WHAT_CHANGED = True
 REINFORCED = ("zero", "reasoning", "scenarios")
 TITLES = {
     "base": "base",
@@ -55,10 +57,10 @@ TITLES = {
 SHOWN = 2  # samples of each kind that are printed
 
 
-def run(settings, run):
-    """Run the recipe, or what is left of it. settings: R1Settings. run: training.run.Run.
+def run(settings: R1Settings, run: Run):
+    """Run the recipe, or resume it.
 
-    Each stage has a folder with stage.json, what it came from (see lineage), and params, which
+    Each stage has a folder with stage.json, the hashes of its inputs (see lineage), and params, which
     launch/convert.py reads.
     """
     with at("config"):
@@ -67,7 +69,8 @@ def run(settings, run):
         _check(settings, policy, run.mesh)
         reasoning, general = _tasks(settings, world, policy)
     stages = Stages(settings, world, policy, run)
-    pairs = None if settings.judge is None else stages.judged_pairs()  # early, for what it raises
+    # Before the first stage, so that a wrong judge block raises now
+    pairs = None if settings.judge is None else stages.judged_pairs()
     names = {name: name.replace("@k", f"@{settings.evaluation.samples}") for name in FORMS}
     scores, workdir = {}, run.folder
 
@@ -95,13 +98,14 @@ def run(settings, run):
     run.writer.close()
     forms = {name: form for name, form in FORMS.items() if any(name in s for s in scores.values())}
     make_console(width=TABLE_WIDTH).print(stages_table(scores, forms, names))
-    report_sweep(workdir, [workdir])  # of one run: how far its findings hold, several say
+    # Over this run alone; launch/sweep.py tests the findings over several seeds
+    report_sweep(workdir, [workdir])
     report()
     say(f"complete; report.html, and a folder of each stage's lineage and params, are in {workdir}")
 
 
-def _world(settings):
-    """The World whose questions are asked, or the user's own data in its place."""
+def _world(settings: R1Settings):
+    """The World of config.world, or one made of the user's own data."""
     if settings.data is None:
         return find_world(settings.world)
     data = settings.data
@@ -109,8 +113,8 @@ def _world(settings):
         return own_world(data.reasoning, data.rule, data.general, template=data.template)
 
 
-def _shared_policy(settings, world, mesh):
-    """The Policy of all stages, without params."""
+def _shared_policy(settings: R1Settings, world: World, mesh):
+    """The Policy that all stages share, without params."""
     if settings.init_from is not None:
         return starting_policy(settings, mesh, world.template).at(None)
     config, tokenizer = build_model(settings.model), named_tokenizer(settings.base.corpus)
@@ -120,11 +124,12 @@ def _shared_policy(settings, world, mesh):
     return Policy(config, None, tokenizer, world.template)
 
 
-def _check(settings, policy, mesh):
-    """Raise ValueError for what cannot be run, before anything is."""
+def _check(settings: R1Settings, policy: Policy, mesh):
+    """Raise ValueError where a stage cannot run, before the first one does."""
     for name in REINFORCED:
         stage = getattr(settings, name)
-        models = dict.fromkeys(settings.reward_models() if stage.general else ())  # to be trained
+        # The reward models are not trained yet; their names are enough to check the rewards
+        models = dict.fromkeys(settings.reward_models() if stage.general else ())
         with at(name), scenario_rewards(stage, models):
             check_groups(stage, mesh)
     pipeline = policy.config.pipeline_micro_batches
@@ -135,11 +140,12 @@ def _check(settings, policy, mesh):
                 check_rows(stage, mesh, pipeline)
 
 
-def _tasks(settings, world, policy):
-    """(reasoning, general): Tasks whose examples carry their prompt_ids; general is empty where there is
-    none.
+def _tasks(settings: R1Settings, world: World, policy: Policy):
+    """(reasoning, general): Tasks whose examples carry their prompt_ids. Without general questions the second
+    is empty.
 
-    Raises ValueError where a stage has no room for them, or asks for more than there are.
+    Raises ValueError where prompts and completions exceed the model's positions, and where a stage asks for
+    more questions than there are.
     """
     sizes = {
         world.reasoning: settings.evaluation.num_puzzles,
@@ -159,8 +165,8 @@ def _tasks(settings, world, policy):
     return tasks
 
 
-def _check_numbers(settings, reasoning, general):
-    """Raise ValueError where a stage asks for more questions than there are to train on."""
+def _check_numbers(settings: R1Settings, reasoning: int, general: int):
+    """Raise ValueError where a stage asks for more than the `reasoning` or `general` training questions."""
     data = {"cold_start": settings.cold_start.data, "sft": settings.sft.data}
     wanted = {f"{name}.data.num_puzzles": shown.num_puzzles for name, shown in data.items()}
     for name in ("traces", "rejection"):
@@ -168,13 +174,14 @@ def _check_numbers(settings, reasoning, general):
     _check_available(wanted, reasoning, "reasoning questions")
     wanted = {f"{name}.data.num_requests": shown.num_requests for name, shown in data.items()}
     _check_available(wanted, general, "general questions")
+    # judged takes the last general questions; the fine-tunings learn the answers of the first ones
     if settings.judged is not None:
         unanswered = general - max(wanted.values())
         wanted = {"judged.num_prompts": settings.judged.num_prompts}
         _check_available(wanted, unanswered, "general questions whose answers are not learned from")
 
 
-def _check_available(wanted, available, what):
+def _check_available(wanted: dict[str, int], available: int, what: str):
     for field, number in wanted.items():
         if not 0 <= number <= available:
             raise ValueError(
@@ -182,8 +189,8 @@ def _check_available(wanted, available, what):
             )
 
 
-def _measured(stages, stage, reasoning, general):
-    """The scores of a stage's policy, measured once for its hash and the evaluation's settings."""
+def _measured(stages: Stages, stage: Stage, reasoning: Task, general: Task):
+    """The scores of a stage's policy: measured once, and again when its hash or the evaluation changes."""
     settings, seed = stages.settings.evaluation, stages.settings.seed
     questions = reasoning.held_out, general.held_out
 

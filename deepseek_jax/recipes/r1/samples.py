@@ -1,34 +1,34 @@
-"""What is kept of a measured policy's completions for a reader: some prompts, each with its whole group."""
+"""The samples of a measured policy that report.html shows: some prompts, each with all its completions."""
 
 import numpy as np
 
 from deepseek_jax.losses.grpo import group_advantages
 from deepseek_jax.rewards.language import LANGUAGES, chain_of_thought, language_share
 from deepseek_jax.worlds.registry import open_rewards
+from deepseek_jax.worlds.world import Questions
 
 LAYOUT_REWARDS = ("think_answer_format", "language_consistency")
 
 
 def layout_rewards(examples):
-    """The rewards of how a completion is laid out; its language only where every example says its own."""
+    """The rewards for a completion's layout. That of its language needs examples that all name their own."""
     says_language = all("language" in example for example in examples)
     return LAYOUT_REWARDS if says_language else LAYOUT_REWARDS[:1]
 
 
-def paid_rewards(questions, examples):
-    """What samples are paid, whatever the stage was trained on, so that stages can be compared: the rule
-    first, which says whether a completion is right, the world's other scores, and the layout.
+def paid_rewards(questions: Questions, examples):
+    """The rewards of every stage's samples, the same ones whatever it was trained on, so that stages compare:
+    the rule first, which says whether a completion is right, then the world's other scores, then the layout.
     """
     rule = [] if questions.rule is None else [questions.rule]
     others = [score.reward for score in questions.scores.values()]
     return dict.fromkeys([*rule, *others, *layout_rewards(examples)], 1.0)
 
 
-def sample_groups(questions, examples, groups, lengths):
-    """Dicts that JSON can say: kind, language, prompt, answer and completions (see html_report.report_page).
+def sample_groups(questions: Questions, examples, groups, lengths):
+    """Dicts for JSON: kind, language, prompt, answer and completions (see html_report.report_page).
 
-    questions: worlds.world.Questions. groups[i]: the completions (str) of examples[i], as many of each;
-    lengths: int[p i], their tokens.
+    groups[i]: the completions (str) of examples[i], as many for each example. lengths: int[p i], in tokens.
     """
     if not examples:
         return []
@@ -37,7 +37,8 @@ def sample_groups(questions, examples, groups, lengths):
     texts = [text for group in groups for text in group]
     with open_rewards(weights) as rewards:
         scores = rewards.score([example for example in examples for _ in range(size)], texts)
-    advantages = np.zeros(len(texts))  # nothing to compare a completion with
+    # A group of one has nothing to compare its completion with
+    advantages = np.zeros(len(texts))
     if size > 1:
         advantages = np.asarray(group_advantages(scores.total, group_size=size))
     completions = [
@@ -65,5 +66,5 @@ def _languages(text):
 
 
 def _rounded(number):
-    """Short in a file."""
+    """Three decimals, for a small file."""
     return round(float(number), 3)

@@ -1,13 +1,16 @@
-"""What the policy of each stage of R1 is like, on a world's held-out questions."""
+"""The scores of a policy of R1 on a world's held-out questions."""
 
 import numpy as np
 
 from deepseek_jax.evaluation.bootstrap import bootstrap_interval, share_interval
 from deepseek_jax.evaluation.problems import Rules
 from deepseek_jax.recipes.r1.samples import layout_rewards, sample_groups
+from deepseek_jax.recipes.r1.settings import EvaluationSettings
+from deepseek_jax.rollout.policy import Policy
 from deepseek_jax.worlds.registry import open_rewards
+from deepseek_jax.worlds.world import Questions, World
 
-# Of a stage's scores, the format of their numbers
+# score -> how its numbers are printed
 FORMS = {
     "pass@1": ".1%",
     "cons@k": ".1%",
@@ -23,15 +26,16 @@ LAYOUT = {
 }  # reward -> its score
 
 
-def measure(policy, world, reasoning, general, settings, *, seed):
-    """Answer examples, which carry their prompt_ids: -> dict that JSON can say.
+def measure(
+    policy: Policy, world: World, reasoning, general, settings: EvaluationSettings, *, seed: int
+):
+    """Answer held-out examples, which carry their prompt_ids, k = settings.samples times each.
 
-    policy: rollout.Policy. reasoning, general: held-out examples of the world's questions of that name.
-    settings: EvaluationSettings, whose samples are k. values: name -> a number of each prompt, the mean of
-    its k samples: of reasoning pass@1, cons@k (is the answer most samples give right), language, format and
-    length in tokens; of general ones the world's scores. scores: name -> [mean, low, high] of these, with
-    95% intervals, bootstrapped over prompts. samples: the first shown_puzzles and shown_requests, with all
-    their completions.
+    Returns a dict for JSON. values: score -> one number a prompt, the mean of its k samples. Reasoning
+    questions have pass@1, cons@k (is the most frequent answer right), language, format and length in tokens;
+    general ones have the world's scores. scores: score -> [mean, low, high] of these, with 95% intervals,
+    bootstrapped over prompts. samples: the first shown_puzzles and shown_requests prompts with all their
+    completions.
     """
     values, samples = {}, {}
     parts = (
@@ -58,8 +62,8 @@ def measure(policy, world, reasoning, general, settings, *, seed):
     }
 
 
-def reasoning_values(questions, examples, groups):
-    """name -> float64[p], one an example. groups[i]: the completions of examples[i], as many of each."""
+def reasoning_values(questions: Questions, examples, groups):
+    """score -> float64[p], one number an example. groups[i]: the completions of examples[i], k of each."""
     problems = [example | {"rule": questions.rule} for example in examples]
     with Rules(problems) as rules:
         judged = rules.judge(problems, groups)
@@ -71,9 +75,10 @@ def reasoning_values(questions, examples, groups):
     return values
 
 
-def general_values(questions, examples, groups):
-    """As reasoning_values, of the world's own scores: each of the examples that it is about, if there are
-    two.
+def general_values(questions: Questions, examples, groups):
+    """score -> float64[p] for the world's own scores, each over the examples that it is about.
+
+    Leaves out a score that is about fewer than two of them: one number has no interval.
     """
     values = {}
     for name, score in questions.scores.items():
@@ -85,12 +90,12 @@ def general_values(questions, examples, groups):
 
 
 def _interval(name, values):
-    """[mean, low, high]; a length is no share."""
+    """[mean, low, high]. A length has the bootstrap's interval: share_interval is for values within 0..1."""
     return list((bootstrap_interval if name == "length" else share_interval)(values))
 
 
 def _by_prompt(reward, examples, groups):
-    """float64[p]: of each prompt, the mean reward of its completions."""
+    """float64[p]: the mean reward of each prompt's completions."""
     size = len(groups[0])
     texts = [text for group in groups for text in group]
     with open_rewards({reward: 1.0}) as rewards:

@@ -1,4 +1,4 @@
-"""What a config of R1's stages may say: each block a dataclass, checked when built."""
+"""The fields of an R1 config: one dataclass for each block, checked when built."""
 
 import dataclasses
 from typing import ClassVar
@@ -17,16 +17,16 @@ from deepseek_jax.settings import Count, Natural, PositiveShare, Several, added
 from deepseek_jax.synthesis.settings import RejectionSettings
 from deepseek_jax.worlds.registry import find_world
 
-TEMPLATE = "r1_zero"  # of a world whose prompts have none of their own
-# The blocks and stages, and of the first two the rewards, of these names
+TEMPLATE = "r1_zero"  # default for a user's own data
+# Each names a block of the config, a stage, and (the first two) a reward
 REWARD_MODELS = ("helpfulness_model", "safety_model")
 PREFERENCE_STAGES = (*REWARD_MODELS, "judge")
 
 
 @dataclasses.dataclass(frozen=True)
 class ConversationSettings:
-    """How many reasoning questions (num_puzzles) and general ones (num_requests) are learned from with their
-    good solutions.
+    """Questions in the training set, with their good solutions: num_puzzles reasoning questions and
+    num_requests general ones.
     """
 
     packing: ClassVar[bool] = True
@@ -36,15 +36,16 @@ class ConversationSettings:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class R1FineTuneSettings(FineTuneSettings):
-    """A stage of fine-tuning. data: its conversations, beside the completions that sampling accepted."""
+    """A stage of fine-tuning. data: its conversations besides the completions that sampling accepted."""
 
     data: ConversationSettings
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class EvaluationSettings(AnswerOptions):
-    """How every stage's policy is measured: samples of each of the held-out puzzles and requests. Of the
-    first shown_puzzles and shown_requests all samples are kept, to be read in report.html.
+    """How every stage's policy is measured: `samples` answers to each of num_puzzles held-out reasoning
+    questions and num_requests general ones. report.html has all samples of the first shown_puzzles and
+    shown_requests.
     """
 
     num_puzzles: Several = 128
@@ -58,9 +59,9 @@ class EvaluationSettings(AnswerOptions):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class OwnDataSettings:
-    """A user's own data in the place of a world. reasoning: a jsonl file of questions in GSM8K's format,
-    whose answers the reward `rule` checks. general: a jsonl file of conversations, whose last question is
-    asked and whose last message is a good answer; None for no general questions. template: see data.chat.
+    """A user's own data, in place of a world. reasoning: a jsonl file of questions in GSM8K's format, whose
+    answers the reward `rule` checks. general: a jsonl file of conversations; the last question is asked, and
+    the last message is a good answer to it; None for no general questions. template: see data.chat.
     """
 
     reasoning: str
@@ -71,14 +72,14 @@ class OwnDataSettings:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class R1Settings(PolicyRun):
-    """A whole config of this recipe. The stages' own seeds follow from seed.
+    """A whole config of this recipe. The stages derive their own seeds from seed.
 
-    world: whose reasoning and general questions the stages ask; data takes its place. The stages start from
-    base, pre-trained on the world's corpus, or from init_from, a checkpoint with its own tokenizer. traces
-    and rejection sample answers to reasoning questions, judged to general ones, which no conversation
-    answers. Of the reinforcements scenarios, and no other, may have general questions, paid by
-    REWARD_MODELS among others. Without general questions leave out judge, judged, helpfulness_model and
-    safety_model.
+    world: the name of the world whose reasoning and general questions the stages ask; data replaces it. The
+    stages start from base, pre-trained on the world's corpus, or from init_from, a checkpoint with its own
+    tokenizer. traces and rejection sample answers to reasoning questions; judged samples answers to general
+    questions whose given answers no fine-tuning learns. Only scenarios may reinforce on general questions;
+    its rewards may name REWARD_MODELS. Without general questions leave out judge, judged, helpfulness_model
+    and safety_model.
     """
 
     zero: ReinforceSettings
@@ -111,7 +112,7 @@ class R1Settings(PolicyRun):
         if (self.judge is None) != (self.judged is None):
             missing = "judge" if self.judge is None else "judged"
             raise ValueError(
-                f"{missing}=None: judge trains what judged asks; set both blocks, or neither"
+                f"{missing}=None: judge trains the judge that judged uses; set both blocks, or neither"
             )
 
     def _template(self):
@@ -140,5 +141,5 @@ class R1Settings(PolicyRun):
             )
 
     def reward_models(self):
-        """The names of the reward models that are trained."""
+        """The names of the reward models that this config trains."""
         return [name for name in REWARD_MODELS if getattr(self, name) is not None]

@@ -1,4 +1,4 @@
-"""The stages of R1 (arXiv:2501.12948, sections 2 and 3), each from the results of earlier ones to its own."""
+"""The stages of R1 (arXiv:2501.12948, sections 2 and 3). Each reads results of earlier ones from disk."""
 
 import dataclasses
 from pathlib import Path
@@ -8,6 +8,7 @@ from deepseek_jax.checkpoint import is_orbax, load_orbax, save_orbax
 from deepseek_jax.checkpoint.folder import fingerprint
 from deepseek_jax.data.messages import worked_conversations
 from deepseek_jax.data.sources import read
+from deepseek_jax.data.tasks import Task
 from deepseek_jax.errors import at
 from deepseek_jax.evaluation.conversation_loss import ConversationLoss
 from deepseek_jax.parallel.shard import batch_share
@@ -33,7 +34,7 @@ ORDER += (*REWARD_MODELS, "scenarios")
 
 
 class Stage(NamedTuple):
-    """What a stage left: its folder, and the hash of all that went into it."""
+    """A finished stage: its folder, and the hash of all its inputs."""
 
     name: str
     hash: str
@@ -42,10 +43,10 @@ class Stage(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Stages:
-    """The stages as methods: earlier Stages and examples in, a Stage out; each is run once, see lineage.
+    """The stages as methods: earlier Stages and examples in, a Stage out. Each runs once, see lineage.
 
-    policy: rollout.Policy that all stages share but for its params. Examples, and the Tasks that hold them,
-    are the world's, with their prompt_ids.
+    policy: all stages share it, except for its params. Examples, and the Tasks that hold them, are the
+    world's, with their prompt_ids.
     """
 
     settings: R1Settings
@@ -54,7 +55,7 @@ class Stages:
     run: Run
 
     def base(self):
-        """Pre-trained on the world's corpus, or config.init_from."""
+        """The base: pre-trained on the world's corpus, or the checkpoint config.init_from."""
         settings = self.settings
         if settings.init_from is not None:
             inputs = {"checkpoint": fingerprint(settings.init_from), "settings": settings.model}
@@ -65,37 +66,38 @@ class Stages:
             phase = run.of("pretrain", run.folder / "pretrain")
             return train_base(self.policy.config, base, self.policy.tokenizer, phase, seed)
 
+        # The corpus itself is hashed: a world whose text changes has another base
         documents = base_documents(base, self.run.folder / "base" / "data", seed)
         texts = [record["text"].decode() for record in read(documents, range(len(documents)))]
         inputs = {"settings": self.settings_of(base) | {"seed": seed}, "data": texts}
         return self._trained("base", inputs, train)
 
-    def zero(self, base, reasoning):
-        """R1-Zero: nothing but reinforcement, by rules."""
+    def zero(self, base: Stage, reasoning: list):
+        """R1-Zero: the base, reinforced by rules alone."""
         return self._reinforced("zero", base, reasoning)
 
-    def traces(self, zero, reasoning):
-        """accepted.jsonl: R1-Zero's completions that are right and readable: each thought in one language."""
+    def traces(self, zero: Stage, reasoning: list):
+        """accepted.jsonl: R1-Zero's completions that are right and readable: each thinks in one language."""
         return self._accepted("traces", zero, reasoning)
 
-    def cold_start(self, base, traces, reasoning, general):
-        """Dev1: the base on R1-Zero's readable traces, and solutions of so many questions of either sort."""
+    def cold_start(self, base: Stage, traces: Stage, reasoning: Task, general: Task):
+        """Dev1: the base, fine-tuned on R1-Zero's accepted traces and on solutions of some questions."""
         return self._fine_tuned("cold_start", base, [traces], reasoning, general)
 
-    def reasoning(self, dev1, reasoning):
-        """Dev2: reinforcement, whose rewards count the language of the thought too."""
+    def reasoning(self, dev1: Stage, reasoning: list):
+        """Dev2: Dev1, reinforced with rewards that include the language of the thought."""
         return self._reinforced("reasoning", dev1, reasoning)
 
     def judged_pairs(self):
-        """What the judge learns from: a Task of pairs. Raises ValueError where one does not fit a row."""
+        """The judge's training and held-out pairs: a Task. Raises ValueError where one does not fit a row."""
         settings = self._with_seed("judge")
         pairs = judged_pairs(settings, self.world, self.run.folder / "judge" / "data")
         with at("config.judge"):
             check_lengths(settings, self.policy, pairs, self.world)
         return pairs
 
-    def judge(self, base, pairs):
-        """The judge of answers that no rule checks: the base, taught to compare two. pairs: judged_pairs'."""
+    def judge(self, base: Stage, pairs: Task):
+        """The judge of answers that no rule checks: the base, fine-tuned on pairs, judged_pairs' Task."""
         settings = self._with_seed("judge")
 
         def make(folder):
@@ -108,23 +110,22 @@ class Stages:
         data = [pairs.train, pairs.held_out]
         return self.make("judge", inputs | {"data": data}, make)
 
-    def rejection(self, dev2, reasoning):
-        """accepted.jsonl: those of Dev2's completions of reasoning questions that are worth learning."""
+    def rejection(self, dev2: Stage, reasoning: list):
+        """accepted.jsonl: Dev2's completions of reasoning questions, filtered by rules."""
         return self._accepted("rejection", dev2, reasoning)
 
-    def judged(self, dev2, judge, general):
-        """accepted.jsonl: those of Dev2's answers to general questions that the judge finds as good as the
-        reference. The last questions are asked: the first ones are those whose good answers are learned from.
-        """
+    def judged(self, dev2: Stage, judge: Stage, general: list):
+        """accepted.jsonl: Dev2's general answers that the judge rates at least as good as the reference."""
+        # The last questions, because the fine-tunings learn the good answers of the first ones
         asked = general[-self.settings.judged.num_prompts :]
         return self._accepted("judged", dev2, asked, judge)
 
-    def sft(self, base, accepted, reasoning, general):
-        """Dev3: the base again, on what was accepted and on good answers to general questions."""
+    def sft(self, base: Stage, accepted: list[Stage], reasoning: Task, general: Task):
+        """Dev3: the base again, fine-tuned on the accepted completions and on solutions of some questions."""
         return self._fine_tuned("sft", base, accepted, reasoning, general)
 
-    def reward_model(self, name, dev3):
-        """One of REWARD_MODELS, from the policy that has seen requests: which answers are better, or safe."""
+    def reward_model(self, name: str, dev3: Stage):
+        """One of REWARD_MODELS. It starts from Dev3, whose training set had general questions."""
         settings = self._with_seed(name)
         with at(f"config.{name}"):
             records = load_preferences(settings, self.world, self.run.folder / name / "data")
@@ -143,26 +144,26 @@ class Stages:
         inputs = {"settings": self.settings_of(settings), "parent": dev3.hash}
         return self.make(name, inputs | {"data": records}, make)
 
-    def scenarios(self, dev3, reward_models, reasoning, general):
-        """R1: reinforcement on reasoning questions, by rules, and in the last steps on general ones as
-        well, by the reward models. reward_models: the Stages of REWARD_MODELS.
+    def scenarios(self, dev3: Stage, reward_models: list[Stage], reasoning: list, general: list):
+        """R1: Dev3, reinforced by rules on reasoning questions, and in the last steps by the reward models on
+        general ones too.
         """
         return self._reinforced("scenarios", dev3, reasoning, general, reward_models)
 
-    def trained(self, stage):
-        """The Policy of a stage, its params read anew: whoever trains them uses them up."""
+    def trained(self, stage: Stage):
+        """The Policy of a stage. Reads its params again on each call, because training donates them."""
         return self.policy.at(load_orbax(stage.folder / "params", mesh=self.run.mesh)[1])
 
     def settings_of(self, block):
-        """A block's numbers, and the model that they are about, for the lineage."""
+        """A stage's settings for the lineage: its block, the model and the template."""
         return {
             "block": block,
             "model": self.policy.config,
             "template": self.policy.template,
         }
 
-    def make(self, name, inputs, make):
-        """run_stage in this run's folder: -> Stage."""
+    def make(self, name: str, inputs: dict, make):
+        """lineage.run_stage in this run's folder: -> Stage."""
         own = run_stage(self.run.folder, name, inputs, make)
         return Stage(name, own, self.run.folder / name)
 
@@ -174,8 +175,8 @@ class Stages:
         settings = self.settings
         return settings.init_from if settings.base is None else settings.base.corpus
 
-    def _trained(self, name, inputs, train):
-        """A stage whose result is parameters: what train(run) returns, in folder/params."""
+    def _trained(self, name: str, inputs: dict, train):
+        """A stage whose result is parameters: saves those that train(run) returns in folder/params."""
 
         def make(folder):
             if not is_orbax(folder / "params"):
@@ -184,8 +185,8 @@ class Stages:
 
         return self.make(name, inputs, make)
 
-    def _reinforced(self, name, parent, reasoning, general=(), reward_models=()):
-        """A stage of reinforcement: settings.general's questions are the general ones."""
+    def _reinforced(self, name: str, parent: Stage, reasoning, general=(), reward_models=()):
+        """A stage of reinforcement. general: the questions of settings.general."""
         settings = self._with_seed(name)
 
         def train(run):
@@ -201,8 +202,8 @@ class Stages:
         inputs |= {model.name: model.hash for model in reward_models}
         return self._trained(name, inputs | {"data": [reasoning, general]}, train)
 
-    def _accepted(self, name, parent, examples, judge=None):
-        """A stage whose result is accepted.jsonl, of a policy's completions. judge: the Stage of one."""
+    def _accepted(self, name: str, parent: Stage, examples: list, judge: Stage | None = None):
+        """A stage whose result is accepted.jsonl: the accepted completions of the policy of `parent`."""
         settings, seed = getattr(self.settings, name), self._seed(name)
         asked = examples[: settings.num_prompts]
         judges = [] if judge is None else [judge]
@@ -221,9 +222,13 @@ class Stages:
         inputs |= {stage.name: stage.hash for stage in judges}
         return self.make(name, inputs | {"data": asked}, make)
 
-    def _fine_tuned(self, name, base, sampled, reasoning, general):
-        """Learn from what was accepted in the stages `sampled`, and from solutions of as many questions of
-        either sort as the config names; the held-out loss is of held-out reasoning questions'.
+    def _fine_tuned(
+        self, name: str, base: Stage, sampled: list[Stage], reasoning: Task, general: Task
+    ):
+        """A stage of fine-tuning, on the accepted completions of the stages `sampled` and on solutions of
+        data.num_puzzles reasoning questions and data.num_requests general ones.
+
+        The held-out loss is measured on solutions of held-out reasoning questions.
         """
         settings = self._with_seed(name)
         accepted = [e for stage in sampled for e in read_accepted(stage.folder / "accepted.jsonl")]
@@ -253,18 +258,18 @@ class Stages:
         data = [[m["content"] for m in c["messages"]] for c in conversations]
         return self._trained(name, inputs | {"data": data}, train)
 
-    def _worked(self, name, examples):
-        """Conversations that answer examples of the world's questions of this name well."""
+    def _worked(self, name: str | None, examples: list):
+        """Conversations in which the world's solutions answer examples of its questions `name`."""
         return worked_conversations(examples, self.world.questions[name].worked) if examples else []
 
-    def _with_seed(self, name):
+    def _with_seed(self, name: str):
         return dataclasses.replace(getattr(self.settings, name), seed=self._seed(name))
 
-    def _seed(self, name):
-        """A seed of a stage's own, so that its questions and draws are not those of another."""
+    def _seed(self, name: str):
+        """A stage's own seed, so that no two stages draw alike."""
         return len(ORDER) * self.settings.seed + ORDER.index(name)
 
 
 def _paths(stages):
-    """{NAME: ModelRewardSettings} of what these stages left."""
+    """Stage name -> ModelRewardSettings that reads the stage's params."""
     return {stage.name: ModelRewardSettings(str(stage.folder / "params")) for stage in stages}

@@ -1,4 +1,6 @@
-"""The preferences of a reward model's training: read, checked before anything is trained, and batched."""
+"""The preferences of a reward model's training: read, checked before anything is trained, batched."""
+
+from pathlib import Path
 
 import numpy as np
 
@@ -8,16 +10,18 @@ from deepseek_jax.errors import at
 from deepseek_jax.parallel import put_batch
 from deepseek_jax.parallel.processes import say
 from deepseek_jax.parallel.shard import batch_share
+from deepseek_jax.recipes.reward_model.settings import RewardTrainingSettings
 from deepseek_jax.rewards.model import right_padded
+from deepseek_jax.rollout.policy import Policy
+from deepseek_jax.worlds.world import World
 
-BUCKET = 16  # rows are as long as the longest record, rounded up to this
+BUCKET = 16  # tokens; a row's length is that of the longest response, rounded up to a multiple
 
 
-def load_preferences(settings, world, folder):
-    """(to train on, held out), lists of records as of data.preferences.parse_preference.
+def load_preferences(settings: RewardTrainingSettings, world: World, folder: Path):
+    """(training records, held-out records), lists of data.preferences.parse_preference's records.
 
-    settings: RewardModelSettings. The world's are written below `folder` as a
-    dataset.
+    The world's preferences are written below `folder` as a dataset.
     """
     data = settings.data
     if data.path is not None:
@@ -27,15 +31,16 @@ def load_preferences(settings, world, folder):
     if settings.kind not in world.preferences:
         raise ValueError(
             f"kind={settings.kind!r}: the world {world.name!r} has no such preferences; set data.path to a "
-            "jsonl file of them"
+            "jsonl file"
         )
     return world.preferences[settings.kind](folder, seed=settings.seed, **sizes)
 
 
-def with_ids(settings, policy, records, kind):
-    """The records with the ids of each response, without those that do not fit a row, which are counted.
+def with_ids(settings: RewardTrainingSettings, policy: Policy, records: list, kind: str):
+    """The records with the ids of each response. Drops those that do not fit a row, and prints their number.
 
-    kind: "training" or "held-out". Raises ValueError where none fits, or a token is beyond the vocabulary.
+    kind: "training" or "held-out", for messages. Raises ValueError where none fits, and for a token outside
+    the model's vocabulary.
     """
     kept, limit = [], settings.sequence_length
     for index, record in enumerate(records):
@@ -43,7 +48,7 @@ def with_ids(settings, policy, records, kind):
         if max(map(max, ids)) >= policy.config.vocab_size:
             raise ValueError(
                 f"record {index} of the data has token {max(map(max, ids))}, and the model's vocab_size is "
-                f"{policy.config.vocab_size}; give the tokenizer that belongs to the model"
+                f"{policy.config.vocab_size}; give the model's own tokenizer"
             )
         if max(map(len, ids)) <= limit:
             kept.append(record | {"ids": ids})
@@ -68,14 +73,15 @@ def ids_of(records):
 
 
 def row_length(records):
-    """The length of the rows that hold all these records."""
+    """The row length that holds every response of these records, in tokens."""
     longest = max(len(row) for ids in ids_of(records) for row in ids)
     return -(-longest // BUCKET) * BUCKET
 
 
-def batch_of(records, length, rows=None):
-    """Records as a batch of losses.preference.reward_loss, of numpy arrays, filled up to `rows` of them with
-    some that weigh nothing.
+def batch_of(records: list, length: int, rows: int | None = None):
+    """Records as a batch of losses.preference.reward_loss, in numpy arrays.
+
+    rows: pad the batch to this many records, with copies of weight 0.
     """
     weights = [record["weight"] for record in records]
     missing = 0 if rows is None else rows - len(records)
@@ -91,31 +97,31 @@ def batch_of(records, length, rows=None):
 
 
 def put_share(mesh, batch):
-    """A batch that every process made alike, onto the mesh."""
+    """Put a batch on the mesh. Every process has the whole batch and puts its own share."""
     share, shares = batch_share(mesh)
     part = {k: np.split(v, shares)[share] if v.ndim else v for k, v in batch.items()}
     return put_batch(mesh, part)
 
 
 class PreferenceSource:
-    """The loop's source of batches: batch_size records a step, all of them once an epoch."""
+    """The loop's source of batches: batch_size records a step, each record once an epoch."""
 
-    def __init__(self, records, settings, mesh):
-        # By index: grain would put arrays of like-named fields together
+    def __init__(self, records: list, settings: RewardTrainingSettings, mesh):
+        # Indices, not records: grain would join the arrays of fields that share a name
         self.stream, self.records = QuestionStream(range(len(records)), settings.seed), records
         self.length, self.settings, self.mesh = row_length(records), settings, mesh
 
     def next(self, state, step):
-        """One batch on the mesh, and how many tokens it has."""
+        """One batch on the mesh, and the number of its tokens."""
         records = [self.records[i] for i in self.stream.take(self.settings.batch_size)]
         batch = batch_of(records, self.length)
         tokens = float(batch["segment_ids"].sum())
         return [put_share(self.mesh, batch)], {"tokens": tokens}
 
     def get_state(self):
-        """How many records were taken."""
+        """The number of records taken so far."""
         return {"position": self.stream.position}
 
     def set_state(self, state):
-        """Go on after them."""
+        """Resume after them."""
         self.stream.position = state["position"]

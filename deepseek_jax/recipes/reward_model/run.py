@@ -1,14 +1,15 @@
-"""A reward model (arXiv:2501.12948, section 3.1), from a base model or a checkpoint, told in order.
+"""A reward model (arXiv:2501.12948, section 3.1), from a base model or a checkpoint.
 
-base -> a scalar head on it -> measure on held-out preferences -> train -> measure again -> report.
+base -> add a scalar head -> measure on held-out preferences -> train -> measure again -> report.
 """
 
 import functools
 import json
+from pathlib import Path
 
 import jax
 import numpy as np
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
@@ -16,6 +17,7 @@ from deepseek_jax.checkpoint.reward_params import save_reward_model
 from deepseek_jax.errors import at
 from deepseek_jax.evaluation.preference import label_report, pair_report
 from deepseek_jax.losses.preference import batch_rewards, reward_loss
+from deepseek_jax.models import ModelConfig
 from deepseek_jax.models.reward import reward_config, reward_params
 from deepseek_jax.parallel.processes import first_process
 from deepseek_jax.recipes.reward_model.data import (
@@ -27,7 +29,7 @@ from deepseek_jax.recipes.reward_model.data import (
     row_length,
     with_ids,
 )
-from deepseek_jax.recipes.reward_model.settings import RewardModelSettings
+from deepseek_jax.recipes.reward_model.settings import RewardModelSettings, RewardTrainingSettings
 from deepseek_jax.recipes.start import (
     check_positions,
     check_rows,
@@ -36,8 +38,10 @@ from deepseek_jax.recipes.start import (
 )
 from deepseek_jax.reports.answers import make_console
 from deepseek_jax.reports.tables import plot_curves
+from deepseek_jax.rollout.policy import Policy
 from deepseek_jax.training.loop import fit
 from deepseek_jax.training.remembered import remembered
+from deepseek_jax.training.run import Run
 from deepseek_jax.worlds.bilingual.world import BILINGUAL
 
 SETTINGS = RewardModelSettings
@@ -45,10 +49,9 @@ PHASE = "reward_model"
 CURVES = ("loss", "accuracy", "margin", "safe_probability", "grad_norm")
 
 
-def run(settings, run):
-    """Run the recipe, or what is left of it. settings: RewardModelSettings. run: training.run.Run.
-
-    Leaves the reward model in run.folder/params, for config.reward_models.NAME.path of another run.
+def run(settings: RewardModelSettings, run: Run):
+    """Run the recipe, or resume it. Leaves the reward model in run.folder/params, for
+    config.reward_models.NAME.path of another run.
     """
     mesh, folder = run.mesh, run.folder
     with at("config"):
@@ -66,12 +69,14 @@ def run(settings, run):
     _report(folder)
 
 
-def train_reward_model(settings, policy, records, run, tokenizer_name):
-    """A policy's params, which are used up, to a reward model in run.folder/params. Resumes from run.folder,
-    where before.json and after.json say how well it knew the held-out records before and after.
+def train_reward_model(
+    settings: RewardTrainingSettings, policy: Policy, records, run: Run, tokenizer_name: str
+):
+    """Train a reward model from policy.params, which are donated, and save it in run.folder/params.
 
-    settings: RewardTrainingSettings. records: (to train on, held out), of with_ids. run: Run of this phase.
-    tokenizer_name: as worlds.registry.named_tokenizer takes it.
+    Resumes from run.folder. before.json and after.json there have the scores on the held-out records.
+    records: (training, held-out), of with_ids. run: of this phase. tokenizer_name: for
+    worlds.registry.named_tokenizer.
     """
     (train, held_out), folder, mesh = records, run.folder, run.mesh
     params = reward_params(policy.config, policy.params, mesh, jax.random.key(settings.seed))
@@ -91,10 +96,13 @@ def train_reward_model(settings, policy, records, run, tokenizer_name):
         save_reward_model(folder / "params", model, params, about)
 
 
-def _measure(config, settings, held_out, mesh, params):
+def _measure(
+    config: ModelConfig, settings: RewardTrainingSettings, held_out: list, mesh: Mesh, params
+):
     """evaluation.preference's report on the held-out records."""
     length, rows = row_length(held_out), settings.batch_size
 
+    # Replicated, so that every process can read all rewards
     @functools.partial(jax.jit, out_shardings=NamedSharding(mesh, PartitionSpec()))
     def score(params, batch):
         return batch_rewards(config, params, batch)[0]
@@ -111,8 +119,8 @@ def _measure(config, settings, held_out, mesh, params):
     return pair_report(rewards_pc[:, 0] - rewards_pc[:, 1], longer)
 
 
-def _report(workdir):
-    """Draw and print what the training left. Process 0 alone."""
+def _report(workdir: Path):
+    """Draw the curves and print the scores. Process 0 alone."""
     if not first_process():
         return
     plot_curves(workdir / "metrics.jsonl", workdir / "curves.png", phase=PHASE, names=CURVES)
@@ -122,7 +130,7 @@ def _report(workdir):
     console.print(f"to be rewarded by it, set config.reward_models.NAME.path to {folder}")
 
 
-def reward_model_table(title, folder):
+def reward_model_table(title: str, folder: Path):
     """A rich Table of folder's before.json and after.json: dicts of [mean, low, high], numbers and None."""
     before, after = (
         json.loads((folder / f"{when}.json").read_text()) for when in ("before", "after")

@@ -1,4 +1,4 @@
-"""What a config of a reward model's training may say, and what one of a run that uses reward models."""
+"""The fields of a config that trains a reward model or a judge: one dataclass for each block."""
 
 import dataclasses
 from typing import Literal
@@ -14,8 +14,8 @@ QUESTION_LINE = "{question}\n"
 
 @dataclasses.dataclass(frozen=True)
 class DataSettings:
-    """The preferences: num_train records of the bilingual small world, or path, a jsonl file, which num_train
-    says nothing of. template: as in supervised fine-tuning.
+    """The preferences: num_train records of the bilingual small world, or all those of path, a jsonl file.
+    template: as in supervised fine-tuning.
     """
 
     path: str | None = None
@@ -26,16 +26,16 @@ class DataSettings:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TrainingSettings(RowSettings):
-    """A training on preferences itself, whatever it starts from."""
+    """The training on preferences itself, whatever it starts from."""
 
     data: DataSettings
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RewardTrainingSettings(TrainingSettings):
-    """The training of a reward model. kind: "helpfulness", of pairs, or "safety", of labelled responses.
+    """The training of a reward model. kind: "helpfulness" learns pairs, "safety" labelled responses.
 
-    A step is batch_size pairs or responses; those longer than sequence_length tokens are left out.
+    A step is batch_size pairs or responses; those longer than sequence_length tokens are dropped.
     """
 
     kind: Literal[tuple(RESPONSES)]
@@ -45,8 +45,8 @@ class RewardTrainingSettings(TrainingSettings):
 class JudgeTrainingSettings(TrainingSettings):
     """The training of a judge.
 
-    A step is batch_size rows of sequence_length tokens, of several judgements each. A verdict, with its
-    reasoning, has up to max_completion_length tokens; slots of them are written at once.
+    A step is batch_size rows of sequence_length tokens; a row packs several judgements. A verdict with its
+    reasoning has at most max_completion_length tokens. slots: verdicts that are sampled at once.
     """
 
     max_completion_length: Count = 24
@@ -56,8 +56,8 @@ class JudgeTrainingSettings(TrainingSettings):
         super().__post_init__()
         if self.data.path is not None:
             raise ValueError(
-                f"data.path={self.data.path!r}: judgements are written for the small world's pairs "
-                "alone; give conversations with judgements of your own to recipe='sft'"
+                f"data.path={self.data.path!r}: judgements can be written only for the small world's pairs; "
+                "to train on your own, give conversations with judgements to recipe='sft'"
             )
 
 

@@ -1,6 +1,7 @@
-"""The conversations of a fine-tuning: read, checked before anything is trained, and put on the mesh."""
+"""The conversations of a fine-tuning: read them, check them before anything is trained, pack them."""
 
 import functools
+from pathlib import Path
 
 import numpy as np
 
@@ -13,16 +14,17 @@ from deepseek_jax.data.messages import (
 from deepseek_jax.data.sources import hold_out
 from deepseek_jax.errors import at
 from deepseek_jax.parallel.processes import say
-from deepseek_jax.rollout.policy import check_room
+from deepseek_jax.recipes.sft.settings import FineTuneSettings, SftSettings
+from deepseek_jax.rollout.policy import Policy, check_room
 from deepseek_jax.worlds.registry import find_questions
 
-CHECKED = 1000  # conversations looked at before a run starts: seconds, and most mistakes show
+# Conversations that are rendered before a run starts: it takes seconds and shows most mistakes
+CHECKED = 1000
 
 
-def load_conversations(settings, folder):
-    """(to train on, held out), each random access to conversations. settings: SftSettings.
-
-    A jsonl file is written below `folder` as a dataset.
+def load_conversations(settings: SftSettings, folder: Path):
+    """(training set, held-out set), each random access to conversations. A jsonl file becomes a dataset in
+    `folder`.
     """
     data = settings.data
     with at("data"):
@@ -34,12 +36,12 @@ def load_conversations(settings, folder):
     return tuple(worked_conversations(e, questions.worked) for e in (task.train, task.held_out))
 
 
-def check_conversations(policy, source, kind, shares, rows):
-    """Render the first CHECKED conversations, and say what they are like and how many are too long.
+def check_conversations(policy: Policy, source, kind: str, shares: int, rows: dict):
+    """Render the first CHECKED conversations, and print their lengths and how many are too long.
 
-    rows: of rows_of. Raises ValueError where one cannot be rendered or goes
-    beyond the model's vocabulary, and where one of `shares` that the processes read would have none that fits
-    a row: it would search for ever.
+    kind: "training" or "held-out", for messages. shares: the number of processes that read different parts.
+    rows: rows_of(...). Raises ValueError where a conversation cannot be rendered or has a token outside the
+    model's vocabulary, and where a process would read none that fits a row: it would search for ever.
     """
     template, length = rows["template"], rows["sequence_length"]
     lengths, targets = [], []
@@ -48,32 +50,33 @@ def check_conversations(policy, source, kind, shares, rows):
         if max(ids) >= policy.config.vocab_size:
             raise ValueError(
                 f"conversation {index} of the data has token {max(ids)}, and the model's vocab_size is "
-                f"{policy.config.vocab_size}; give the tokenizer that belongs to the model"
+                f"{policy.config.vocab_size}; give the model's own tokenizer"
             )
         lengths.append(len(ids))
         targets.append(sum(is_target))
     lengths, targets = np.array(lengths), np.array(targets)
     fits = lengths <= length
+    # Process i reads every shares-th conversation from i on
     if not all(fits[share::shares].any() for share in range(shares)):
         raise ValueError(
-            f"sequence_length={length}: only {fits.sum()} of the first {len(fits)} {kind} conversations fit "
-            f"a row; the shortest has {lengths.min()} tokens"
+            f"sequence_length={length} is too short: {fits.sum()} of the first {len(fits)} {kind} "
+            f"conversations fit a row, and the shortest has {lengths.min()} tokens; raise it"
         )
     fitting = lengths[fits]
     filled = fits.mean() * len(source) * (fitting.mean() / length if rows["packing"] else 1)
     say(
-        f"{len(source)} {kind} conversations; {len(fits)} looked at: {fitting.mean():.1f} tokens on average, "
+        f"{len(source)} {kind} conversations; the first {len(fits)}: {fitting.mean():.1f} tokens on average, "
         f"{targets[fits].mean():.1f} of them learned, {(~fits).sum()} longer than {length} and left out; "
         f"about {filled / rows['batch_size']:.1f} batches"
     )
 
 
-def held_out_prompts(settings, policy, source):
-    """Examples with prompt_ids: what is asked of the first held-out conversations that fit a row.
+def held_out_prompts(settings: SftSettings, policy: Policy, source):
+    """Examples from the first held-out conversations that fit a row, to answer and to score.
 
-    prompt_ids: up to the last assistant's text. An example is what an answer is scored by; of a conversation
-    that brings no question and answer of its own, the last two messages.
-    Raises ValueError where prompt and answer go beyond the positions that the model knows.
+    prompt_ids: the conversation up to the last assistant's text. question and answer: the conversation's own
+    fields, or else its last two messages. Raises ValueError where prompt and answer exceed the model's
+    positions, and where fewer than answers.num_prompts fit.
     """
     examples, wanted = [], settings.answers.num_prompts
     render = functools.partial(render_numbered, policy.tokenizer, template=policy.template)
@@ -86,16 +89,16 @@ def held_out_prompts(settings, policy, source):
             examples.append({"question": question, "answer": answer} | record | more)
     if len(examples) < wanted:
         raise ValueError(
-            f"answers.num_prompts={wanted}, and {len(examples)} held-out conversations fit; lower it, or "
-            "raise data.num_held_out"
+            f"answers.num_prompts={wanted}, and {len(examples)} held-out conversations fit a row; lower it, "
+            "or raise data.num_held_out"
         )
     with at("answers"):
         check_room(policy.config, examples, settings.answers.max_completion_length)
     return examples
 
 
-def rows_of(settings, template):
-    """The rows that settings ask for, as data.conversations.pack_conversations takes them."""
+def rows_of(settings: FineTuneSettings, template: str):
+    """The template and row sizes, as arguments of data.conversations.pack_conversations."""
     return {
         "template": template,
         "sequence_length": settings.sequence_length,
@@ -104,7 +107,7 @@ def rows_of(settings, template):
     }
 
 
-def packed(settings, policy, source, **kwargs):
-    """data.conversations.pack_conversations as the settings say, in the policy's tokens and template."""
+def packed(settings: FineTuneSettings, policy: Policy, source, **kwargs):
+    """data.conversations.pack_conversations with these settings and the policy's tokenizer and template."""
     rows = rows_of(settings, policy.template)
     return pack_conversations(source, policy.tokenizer, seed=settings.seed, **rows, **kwargs)

@@ -1,10 +1,11 @@
-"""Supervised fine-tuning on conversations (arXiv:2501.12948, appendix B.4.2), told in order.
+"""Supervised fine-tuning on conversations (arXiv:2501.12948, appendix B.4.2).
 
 base -> loss and answers on held-out conversations -> fine-tune -> measure again -> report.
 """
 
 import contextlib
 import functools
+from pathlib import Path
 
 from deepseek_jax.checkpoint import is_orbax, save_orbax
 from deepseek_jax.data.batches import PackedDocuments
@@ -21,7 +22,7 @@ from deepseek_jax.recipes.sft.data import (
     packed,
     rows_of,
 )
-from deepseek_jax.recipes.sft.settings import SftSettings
+from deepseek_jax.recipes.sft.settings import FineTuneSettings, SftSettings
 from deepseek_jax.recipes.start import (
     check_positions,
     check_rows,
@@ -31,8 +32,10 @@ from deepseek_jax.recipes.start import (
 from deepseek_jax.reinforce.model_rewards import load_model_rewards
 from deepseek_jax.reports.answers import make_console, print_samples, print_table
 from deepseek_jax.reports.tables import loss_table, plot_curves
+from deepseek_jax.rollout.policy import Policy
 from deepseek_jax.training.loop import fit
 from deepseek_jax.training.remembered import remembered
+from deepseek_jax.training.run import Run
 from deepseek_jax.worlds.registry import open_rewards
 
 SETTINGS = SftSettings
@@ -40,13 +43,13 @@ PHASE = "sft"
 CURVES = ("loss", "held_out_loss", "grad_norm")
 
 
-def run(settings, run):
-    """Run the recipe, or what is left of it. settings: SftSettings. run: training.run.Run.
-
-    Leaves the policy in run.folder/params, which launch/evaluate.py and launch/convert.py read.
+def run(settings: SftSettings, run: Run):
+    """Run the recipe, or resume it. Leaves the policy in run.folder/params for launch/evaluate.py and
+    launch/convert.py.
     """
     mesh, folder = run.mesh, run.folder
     with contextlib.ExitStack() as opened:
+        # A wrong config raises here, before anything is trained
         with at("config"):
             rewards = opened.enter_context(_rewards(settings, mesh))
             policy, train, held_out = _start(settings, mesh, folder / "data")
@@ -67,8 +70,8 @@ def run(settings, run):
     _report(folder, settings.sequence_length, before, after)
 
 
-def _rewards(settings, mesh):
-    """The rewards that say how good an answer is, trained ones among them."""
+def _rewards(settings: SftSettings, mesh):
+    """The Rewards that score answers, with the trained reward models."""
     check_rows(settings, mesh, pipeline_micro_batches=settings.model.get("pipeline_micro_batches"))
     with at("reward_models"):
         models = load_model_rewards(settings.reward_models, mesh)
@@ -76,8 +79,8 @@ def _rewards(settings, mesh):
         return open_rewards(settings.rewards, models=models)
 
 
-def _start(settings, mesh, data_dir):
-    """(Policy, conversations to train on, those held out), which fit the rows."""
+def _start(settings: SftSettings, mesh, data_dir: Path):
+    """(Policy, training conversations, held-out ones). Raises ValueError where none of them fits a row."""
     policy = starting_policy(settings, mesh, settings.data.template)
     check_positions(settings, policy.config)
     train, held_out = load_conversations(settings, data_dir)
@@ -88,11 +91,13 @@ def _start(settings, mesh, data_dir):
     return policy, train, held_out
 
 
-def packed_conversations(settings, policy, conversations, loss_of, mesh):
-    """The loop's source of batches, this process's share of them: -> PackedDocuments.
+def packed_conversations(
+    settings: FineTuneSettings, policy: Policy, conversations, loss_of: ConversationLoss, mesh
+):
+    """This process's share of the loop's batches: -> PackedDocuments.
 
-    loss_of: ConversationLoss, asked before every eval_every-th step. The metric tokens is the sum of the
-    weights of the tokens learned.
+    loss_of gives the held-out loss before every eval_every-th step. The metric tokens is the sum of the
+    learned tokens' weights.
     """
     share, shares = batch_share(mesh)
     return PackedDocuments(
@@ -106,11 +111,10 @@ def packed_conversations(settings, policy, conversations, loss_of, mesh):
     )
 
 
-def fine_tune(settings, policy, source, run):
-    """The training itself: -> params. Resumes from run.folder; policy.params are used up.
+def fine_tune(settings: FineTuneSettings, policy: Policy, source: PackedDocuments, run: Run):
+    """Train policy.params, which are donated: -> params. Resumes from run.folder.
 
-    settings: FineTuneSettings. policy: rollout.Policy. source: packed_conversations'. What no gradient moves
-    stays as it is: router biases, and multi-token prediction modules, whose loss is not taken.
+    Router biases and multi-token prediction modules stay as they are: the loss gives them no gradient.
     """
 
     def loss_fn(params, batch, rng):
@@ -119,8 +123,15 @@ def fine_tune(settings, policy, source, run):
     return fit(settings, loss_fn, policy.params, source, run)
 
 
-def _measure(settings, policy, asked, rewards, loss_of, params):
-    """The held-out conversations' loss, and the scores of answers to their last questions."""
+def _measure(
+    settings: SftSettings,
+    policy: Policy,
+    asked: list,
+    rewards,
+    loss_of: ConversationLoss,
+    params,
+):
+    """The loss of the held-out conversations, and the scores of answers to their last questions."""
     how = dict(accuracy=settings.accuracy, seed=settings.seed)
     return {
         "loss": loss_of(params),
@@ -128,8 +139,8 @@ def _measure(settings, policy, asked, rewards, loss_of, params):
     }
 
 
-def _report(workdir, sequence_length, before, after):
-    """Print the tables and samples. Process 0 alone."""
+def _report(workdir: Path, sequence_length: int, before: dict, after: dict):
+    """Print the tables and samples, draw the curves. Process 0 alone draws."""
     console = make_console()
     if first_process():
         plot_curves(workdir / "metrics.jsonl", workdir / "curves.png", phase=PHASE, names=CURVES)

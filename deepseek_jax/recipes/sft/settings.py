@@ -1,4 +1,4 @@
-"""What a config of supervised fine-tuning may say: each block a dataclass, checked when built."""
+"""The fields of a config of supervised fine-tuning: one dataclass for each block, checked when built."""
 
 import dataclasses
 
@@ -12,11 +12,11 @@ from deepseek_jax.training.settings import RowSettings, check_evaluations
 
 @dataclasses.dataclass(frozen=True)
 class DataSettings(QuestionData):
-    """The conversations: task names a small world, whose sums are answered by their working; path, a jsonl
-    file or a TFDS dataset and its split, takes its place.
+    """The conversations. task: name of a small world's questions, with their worked solutions. path: a jsonl
+    file, or a TFDS dataset with its split, in place of task.
 
-    template: "chat", "r1_zero" or a text with {question} in it; see data.conversations. packing: several
-    conversations to a row.
+    template: "chat", "r1_zero" or a text with {question} in it; see data.conversations. packing: put several
+    conversations in a row.
     """
 
     split: str = "train"
@@ -25,17 +25,17 @@ class DataSettings(QuestionData):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class AnswerSettings(AnswerOptions):
-    """How held-out prompts are answered before and after: num_prompts of them, sampled and greedily."""
+    """How num_prompts held-out prompts are answered, before and after training, sampled and greedily."""
 
     num_prompts: Several = 64
-    temperature: Positive = 1.0  # greedy comes beside it
+    temperature: Positive = 1.0  # of the sampled answers; greedy ones are always measured too
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class FineTuneSettings(RowSettings):
     """The fine-tuning itself, whatever it starts from.
 
-    Conversations longer than a row are left out. The held-out loss is measured before every eval_every-th
+    Conversations longer than a row are dropped. The held-out loss is measured before every eval_every-th
     step.
     """
 
@@ -50,7 +50,7 @@ class FineTuneSettings(RowSettings):
 class SftSettings(FineTuneSettings, RewardSettings, PolicyRun):
     """A whole config of this recipe.
 
-    The held-out loss is measured before and after, too. reward_models: as in a GRPO config.
+    The held-out loss is measured before and after training too. reward_models: as in a GRPO config.
     """
 
     data: DataSettings

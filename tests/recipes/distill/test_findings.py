@@ -1,4 +1,4 @@
-"""What pairs of students tell over several runs, and what a student took."""
+"""Pairs of students compared over several runs, and the compute of a student."""
 
 import dataclasses
 import functools
@@ -109,8 +109,8 @@ def test_compute_is_counted_by_pass(tmp_path):
 
 @pytest.mark.slow
 def test_the_study_runs_and_tells_what_it_found(tmp_path, capsys):
-    """Oracle: its config: every arm is measured on the same questions, and every comparison has a row. Of two
-    arms here, and of reinforcement: the rest are others of the same recipe.
+    """Oracle: its config: every arm is measured on the same questions, and every comparison has a row. Two
+    arms and reinforcement run here; the other arms are variants of the same recipe.
     """
     config = distill_study.get_config()
     for name in ("features", "on_policy", "top_8", "top_32"):

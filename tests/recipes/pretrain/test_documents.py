@@ -11,8 +11,8 @@ from tests.recipes.small import one_device
 @pytest.mark.parametrize(
     ("num_held_out", "words"),
     [
-        (3, "data.num_held_out=3 documents .* too few for 4 processes .*at least 4"),
-        (8, "data.sources has 'arithmetic', which leaves 2 documents to train on, too few for 4"),
+        (3, "^data.num_held_out=3 documents .* too few for 4 processes .*at least 4"),
+        (8, "^data.sources has 'arithmetic', which leaves 2 documents to train on, too few for 4"),
     ],
 )
 def test_a_source_with_less_than_a_document_a_process_is_refused(

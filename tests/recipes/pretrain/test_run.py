@@ -51,7 +51,7 @@ def run(workdir, config, should_stop=lambda: False):
 
 
 def stop_after(updates):
-    """should_stop, which says so at its updates-th asking and again every time after."""
+    """A should_stop that is True from its updates-th call on."""
     asked = iter(range(1000))
     return lambda: next(asked) >= updates - 1
 
@@ -258,7 +258,7 @@ def checkpoint(tmp_path_factory):
         ),
         (dict(fp8="yes"), "config.model.fp8='yes' (str) must be a bool"),
         (dict(rope_scaling=dict(rope_type="yarn", fctor=2.0)), "config.model.rope_scaling.fctor"),
-        (dict(hidden_size=64), " has parameters of another size than model: "),
+        (dict(hidden_size=64), "has parameters of another size than model"),
         (dict(num_nextn_predict_layers=2), "parameter mtp_1/block/attention"),
     ],
 )

@@ -1,4 +1,4 @@
-"""What R1's findings say of runs whose scores are written by hand."""
+"""R1's findings on runs whose scores are written by hand."""
 
 import json
 

@@ -29,7 +29,7 @@ STEPS = 2  # of every stage
 
 
 def small_config():
-    """Two steps of everything; as many programs alike as can be, since compiling them is most of the time."""
+    """Two steps of each stage. Stages share sizes where they can, since compiling takes most of the time."""
     config = get_config()
     config.base.update(dict(num_documents=300, batch_size=4, num_steps=STEPS))
     config.base.optimizer.warmup_steps = 1
@@ -58,7 +58,7 @@ def small_config():
 
 
 def tellable(text, example):
-    """What two steps of pre-training can already do: to say something that can be learned from."""
+    """1.0 for any text that can be tokenized: a base of two steps can earn it."""
     try:
         return float(bool(bilingual_tokenizer().encode(text)))
     except Exception:  # pieces that run together

@@ -1,4 +1,4 @@
-"""What is kept of a stage's completions, on two written by hand."""
+"""The samples in report.html, on two completions written by hand."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""What a stage's completions are worth, on a few written by hand."""
+"""The scores of a stage's completions, on a few written by hand."""
 
 import numpy as np
 

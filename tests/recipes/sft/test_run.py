@@ -281,7 +281,7 @@ def test_a_conversation_that_weighs_more_is_what_is_learned(with_base, tmp_path_
             "batch_size=8, sequence_length=64: a batch of 8 rows does not split",
         ),
         (dict(sequence_length=300), "config.sequence_length=300 is beyond the model's"),
-        (dict(sequence_length=12), "config.sequence_length=12: only 0 of the first"),
+        (dict(sequence_length=12), "config.sequence_length=12 is too short: 0 of the first"),
         (dict(answers=dict(num_prompts=13)), "config.answers.num_prompts=13, and 12 held-out"),
         (dict(answers=dict(max_completion_length=250)), "lower it"),
         (dict(model=dict(vocab_size=20)), "config.model.vocab_size=20 is below the tokenizer's 21"),
