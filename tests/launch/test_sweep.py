@@ -131,7 +131,7 @@ def test_mistakes_name_what_is_wrong():
     config = ConfigDict(dict(seed=7))
     for overrides, words in (
         ([{"sed": 1}], "--sweep: sed=1: config.sed is not a field; did you mean seed"),
-        ([{"seed": "one"}], r"--sweep: seed=one: config.seed='one' \(str\) must be a int"),
+        ([{"seed": "one"}], r"--sweep: seed=one: config.seed='one' \(str\) must be an int"),
         ([{"seed": 1}, {"seed": 1}], "overrides of its own"),
         ([{}], "overrides of its own"),
         ([], "names no runs"),
