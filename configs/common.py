@@ -1,5 +1,5 @@
-"""What experiment files share: reading the part of `--config=FILE:ARG` after the colon, and counting
-updates where a paper counts tokens.
+"""Shared by the experiment files: parse the part of `--config=FILE:ARG` after the colon, and count updates
+where a paper counts tokens.
 """
 
 import difflib
@@ -10,19 +10,19 @@ from ml_collections import ConfigDict
 BOOLS = {"true": True, "false": False}
 
 
-def without_fusion_emitters():
-    """The flag of XLA's CPU compiler for its older emitters of fused loops, "" where there is none any more:
-    jaxlib 0.11.1 took it out, and a process that is given an unknown flag is aborted.
+def without_fusion_emitters() -> str:
+    """The XLA flag that selects the CPU compiler's older emitters of fused loops; "" from jaxlib 0.11.1 on,
+    which removed the flag: XLA aborts a process that sets an unknown flag.
     """
     numbers = tuple(int(part) for part in version("jaxlib").split(".")[:3])
     return "--xla_cpu_use_fusion_emitters=false" if numbers < (0, 11, 1) else ""
 
 
-def parse_arg(arg, **defaults):
-    """Read a config argument such as "runlocal,seed=3" against the defaults that name its keys.
+def parse_arg(arg: str | None, **defaults) -> ConfigDict:
+    """Parse a config argument such as "runlocal,seed=3". The defaults name the allowed keys.
 
     arg: None, or keys and values joined by commas; the key of a bool may stand alone for True.
-    defaults: a bool, int, float or str for each key; a value is read as the type of its default.
+    defaults: a bool, int, float or str for each key; a value has the type of its default.
     Returns a ConfigDict of all keys. Raises ValueError for a key not among the defaults, one given
     twice, and a value that is not of its type.
     """
@@ -44,27 +44,28 @@ def parse_arg(arg, **defaults):
     return parsed
 
 
-def stage_config(stages, arg, *, default):
-    """The config of one of several stages, by a config argument of "stage=NAME,seed=N".
+def stage_config(stages, arg: str | None, *, default: str) -> ConfigDict:
+    """The config of one of several stages, chosen by a config argument "stage=NAME,seed=N".
 
-    stages: name -> a function that makes the stage's ConfigDict. default: the stage that is not named.
-    Raises ValueError as parse_arg, and for a stage that is none of them.
+    stages: name -> a function that makes the stage's ConfigDict. default: the stage if arg names none.
+    Raises ValueError as parse_arg does, and for an unknown stage.
     """
     arg = parse_arg(arg, seed=0, stage=default)
     if arg.stage not in stages:
-        raise ValueError(f"config argument stage={arg.stage!r} is none of {', '.join(stages)}")
+        raise ValueError(f"config argument stage={arg.stage!r} must be one of {', '.join(stages)}")
     config = stages[arg.stage]()
     config.seed = arg.seed
     return config
 
 
-def batch_ramp(start, end, *, quantum, ramp_tokens, sequence_length):
-    """The sequences of each update, in stages: ((first update, sequences), ...), the last for good.
+def batch_ramp(start: int, end: int, *, quantum: int, ramp_tokens: int, sequence_length: int):
+    """Batch sizes that grow: ((first update, sequences), ...), the last size for all later updates.
 
-    start sequences grow by quantum to end, in equal shares of ramp_tokens tokens, as published sizes
-    do (arXiv:2412.19437, section 4.2, which does not say in what steps); an update takes the size of
-    the share that it starts in. Integers throughout. Raises ValueError for a ramp that does not rise
-    from start to end by whole quanta, and for counts below 1.
+    Sequences grow from start to end by quantum, with an equal share of ramp_tokens for each size.
+    Published batch sizes grow like this, but the size of a step is not published (arXiv:2412.19437,
+    section 4.2). An update has the size of the share in which it starts. Integer arithmetic throughout.
+    Raises ValueError for a ramp that does not rise from start to end by whole quanta, and for counts
+    below 1.
     """
     numbers = dict(start=start, quantum=quantum, ramp_tokens=ramp_tokens)
     for name, number in (numbers | dict(sequence_length=sequence_length)).items():
@@ -79,19 +80,21 @@ def batch_ramp(start, end, *, quantum, ramp_tokens, sequence_length):
     rises = (end - start) // quantum
     for rise in range(rises):
         sequences = start + rise * quantum
-        left = (rise + 1) * ramp_tokens - tokens * rises  # of this share, times rises
+        # Tokens that remain in this share, times rises, which avoids a fraction
+        left = (rise + 1) * ramp_tokens - tokens * rises
         updates = -(-left // (sequences * sequence_length * rises))
-        if updates:  # else the update before reached past this share
+        # None if the previous size's last update went past the end of this share
+        if updates:
             stages.append((update, sequences))
         update += updates
         tokens += updates * sequences * sequence_length
     return (*stages, (update, end))
 
 
-def updates_until(tokens, stages, *, sequence_length):
-    """How many updates it takes to see this many tokens, the last of them perhaps in part.
+def updates_until(tokens: int, stages, *, sequence_length: int) -> int:
+    """The number of updates that train on this many tokens, rounded up.
 
-    stages: of batch_ramp, or ((0, sequences),) where the size never changes.
+    stages: from batch_ramp, or ((0, sequences),) for a constant size.
     """
     ends = [first for first, _ in stages[1:]] + [None]
     for (first, sequences), end in zip(stages, ends, strict=True):

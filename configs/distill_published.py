@@ -1,12 +1,13 @@
-"""What the published students share (arXiv:2501.12948, section 2.4 and appendix B.4.3): fine-tuning on the
-teacher's text alone, sequence-level distillation, without logits and without reinforcement.
+"""Shared by the published students (arXiv:2501.12948, section 2.4 and appendix B.4.3): fine-tuning on the
+teacher's text alone (sequence-level distillation), without logits and without reinforcement.
 
-About 804,745 texts, two epochs of the published two to three; rows of 32,768 tokens, 64 a step, one text
-each; the learning rate falls by a cosine to a tenth. Warm-up, weight decay, Adam's numbers and packing are
-not published: there is none of the first two, the third are ours, and without packing a step is 64 texts.
+About 804,745 texts; two epochs (published: two to three); rows of 32,768 tokens, one text each, 64 a step;
+the learning rate decays by a cosine to a tenth. Warm-up, weight decay, Adam's numbers and packing are not
+published. There is no warm-up and no weight decay here, Adam's numbers are ours, and without packing a step
+is 64 texts.
 
-The texts are what launch/generate.py writes from R1, here in two tasks; the students' starts are Hugging Face
-folders, whose tokenizer_config.json has the chat template that the student is to have.
+launch/generate.py writes the texts from R1, here as two tasks. The students start from Hugging Face folders,
+whose tokenizer_config.json must have the chat template for the student.
 """
 
 from ml_collections import ConfigDict
@@ -18,7 +19,7 @@ TEXTS = "/data/r1_distill"
 
 
 def published(arg, init_from, *, learning_rate, mesh, positions=None):
-    """The config of one student. positions: that it is to know, where its start declares fewer."""
+    """The config of one student. positions: context length to train for, if its start declares fewer."""
     arg = parse_arg(arg, seed=0)
     c = ConfigDict(dict(recipe="distill", seed=arg.seed, template="chat", packing=False))
     c.tasks = {

@@ -2,7 +2,7 @@
 
 python launch/train.py --config=configs/distill_qwen_7b.py --distributed
 
-Its start declares 4096 positions; the published student declares 131,072, and learns the long ones here.
+Its start declares 4096 positions and the published student 131,072: this run trains on the longer ones.
 """
 
 from configs.distill_published import published

@@ -1,9 +1,9 @@
-"""Distillation in miniature: a tiny DeepSeek-V3 that solves puzzles, into students of Qwen's and Llama's
+"""Distillation in miniature: from a tiny DeepSeek-V3 that solves puzzles to students of Qwen's and Llama's
 architecture, by its right answers, its distributions, its hidden states and its attention.
 
-python launch/train.py --config=configs/distill_small.py   # of the R1 in runs/r1_small, if it is there
-python launch/train.py --config=configs/distill_small.py:teacher=FOLDER   # of another; made: made first
-python launch/train.py --config=configs/distill_small.py:letters   # students that spell
+python launch/train.py --config=configs/distill_small.py   # teacher: the R1 in runs/r1_small, else made
+python launch/train.py --config=configs/distill_small.py:teacher=FOLDER   # teacher=made trains one first
+python launch/train.py --config=configs/distill_small.py:letters   # students whose tokens are letters
 """
 
 from pathlib import Path
@@ -13,11 +13,11 @@ from ml_collections import ConfigDict
 from configs import models, r1_zero_small
 from configs.common import parse_arg
 
-R1 = "runs/r1_small/scenarios/params"  # what configs/r1_small.py leaves
+R1 = "runs/r1_small/scenarios/params"  # the final params of configs/r1_small.py
 MADE = "made"
 VOCAB_SIZE = r1_zero_small.VOCAB_SIZE
 LENGTH = 64  # tokens of a row, and of a completion
-LETTERS = 192  # of a row, and of a completion, where a token is a letter
+LETTERS = 192  # the same for students whose tokens are letters
 WEIGHTS = dict(soft=0.5, hard=0.5, hidden=0.1, relations=0.1, l2=1e-5)
 ACROSS = dict(matched=0.5, sorted=0.5, hard=0.5, l2=1e-5)
 
@@ -29,9 +29,10 @@ def get_config(arg=None):
     c.teacher = made_teacher() if teacher == MADE else dict(path=teacher)
     c.text = dict(num_prompts=1536, samples_per_prompt=4, max_per_prompt=1, temperature=1.0)
     c.text.max_completion_length = LENGTH
-    # Puzzles in the teacher's words; requests, which have one good answer, in the world's own
+    # The teacher writes the answers to puzzles. Requests have one good answer, which the world supplies
     c.tasks = dict(sum=dict(weight=1.0), countdown=dict(weight=1.0), requests=dict(weight=0.5))
-    c.mixing_temperature = 2.0  # the task with fewer texts is drawn more often than they are
+    # Above 1: the task with fewer texts is drawn more often than its share of the texts
+    c.mixing_temperature = 2.0
     c.packing = not arg.letters
     c.starts = {
         "qwen": start(models.qwen2_tiny(VOCAB_SIZE), letters=arg.letters),
@@ -48,7 +49,9 @@ def get_config(arg=None):
 
 
 def made_teacher(num_requests=1000):
-    """A teacher from nothing: the teaching corpus, then worked puzzles and good answers to requests."""
+    """A teacher from scratch: pre-trained on the teaching corpus, then fine-tuned on worked puzzles and good
+    answers to requests.
+    """
     base = dict(
         corpus="bilingual_teaching",
         num_documents=20_000,
@@ -68,7 +71,7 @@ def made_teacher(num_requests=1000):
 
 
 def start(model, *, letters=False, num_steps=600):
-    """A student before: pre-trained for a short time on the world's corpus, mistakes and all."""
+    """A student's start: pre-trained for a short time on the world's corpus, which contains mistakes."""
     base = dict(
         corpus="bilingual",
         num_documents=20_000,
@@ -84,7 +87,7 @@ def start(model, *, letters=False, num_steps=600):
 
 
 def student(start, *, num_steps=400, **loss):
-    """A student of that start, trained on num_steps batches."""
+    """A student that trains from this start on num_steps batches."""
     how = dict(start=start, batch_size=16, sequence_length=LENGTH, num_steps=num_steps)
     how.update(eval_every=50, save_every=100, log_every=10)
     how["loss"] = dict(temperature=2.0, relation_heads=4) | loss

@@ -1,4 +1,5 @@
-"""What helps a student, tested: arms that differ in one thing, of one teacher, one start and as many tokens.
+"""An ablation of distillation: students with one teacher, one start and equally many tokens that differ in
+their loss alone, and reinforcement of the same start for comparison.
 
 python launch/train.py --config=configs/distill_study.py          # or configs/distill_study.py:seed=1
 python launch/sweep.py --config=configs/distill_study.py --sweep=configs/sweeps/seeds.py
@@ -45,7 +46,7 @@ def get_config(arg=None):
 
 
 def reinforcement(seed):
-    """R1-Zero of the same start, for as much compute as a distilled student takes."""
+    """R1-Zero from the same start, with as much compute as a distilled student."""
     zero = r1_zero_small.get_config(f"seed={seed}")
     names = "prompts_per_step group_size accuracy rewards rollout loss optimizer".split()
     how = {name: zero[name] for name in names}

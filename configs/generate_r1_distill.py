@@ -1,5 +1,5 @@
-"""What the published students learn from: R1 answers questions of mathematics, and the right answers are kept
-(arXiv:2501.12948, section 2.4 and appendix B.3.3).
+"""The training set of the published students: R1 answers questions of mathematics, and the dataset has its
+right answers (arXiv:2501.12948, section 2.4 and appendix B.3.3).
 
 python launch/generate.py --config=configs/generate_r1_distill.py --config.init_from=DeepSeek-R1
     --config.data.path=QUESTIONS.jsonl --config.keep.decontaminate='("gsm8k/test.jsonl",)' --distributed
@@ -17,10 +17,12 @@ def get_config(arg=None):
     c = ConfigDict(dict(recipe="generate", seed=arg.seed, chunk_size=64))
     c.init_from = "DeepSeek-R1"
     c.model = dict(dtype="bfloat16", scan_layers=True)
-    c.teacher_processes = 8  # that hold the teacher together: 32 chips of a v5p have 3 TB
+    # Processes that share one teacher: 32 chips of a v5p have 3 TB
+    c.teacher_processes = 8
     c.mesh = dict(fsdp=1, expert=32)
     c.data = dict(path="questions.jsonl", template="chat", opening="<think>\n")
-    c.sampling = dict(  # as its authors recommend and evaluate; no system prompt
+    # The values that its authors recommend and evaluate with; no system prompt
+    c.sampling = dict(
         samples_per_prompt=4,
         temperature=0.6,
         top_p=0.95,

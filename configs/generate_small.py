@@ -1,5 +1,5 @@
-"""Data from a teacher in miniature: a tiny DeepSeek-V3 of the bilingual world asks puzzles anew and answers
-them; what it gets right is kept, as a dataset to fine-tune on.
+"""Data from a teacher in miniature: a tiny DeepSeek-V3 of the bilingual world rewrites puzzles and answers
+them; its right answers are a dataset for fine-tuning.
 
 python launch/generate.py --config=configs/generate_small.py          # pre-trains the teacher first
 python launch/generate.py --config=configs/generate_small.py:teacher=runs/r1_small/scenarios/params
@@ -39,5 +39,6 @@ def get_config(arg=None):
     c.rewards = dict(puzzle_answer=1.0, think_answer_format=1.0, language_consistency=1.0)
     c.keep = dict(max_per_prompt=2, near_duplicates=0.9, shingle=3, decontaminate=("held_out",))
     c.keep.at_least = dict(puzzle_answer=1.0, think_answer_format=1.0, language_consistency=1.0)
-    c.keep.ngram = 16  # of 10 units, as published, is any two steps of a puzzle
+    # A run of 10 units, as published, would be just two steps of a puzzle
+    c.keep.ngram = 16
     return c

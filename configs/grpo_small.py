@@ -1,4 +1,4 @@
-"""R1-Zero in miniature: pre-train a tiny DeepSeek-V3 on unreliable sums, then reinforce right answers.
+"""R1-Zero in miniature: pre-train a tiny DeepSeek-V3 on sums with errors, then reinforce right answers.
 
 python launch/train.py --config=configs/grpo_small.py          # or configs/grpo_small.py:seed=1
 """

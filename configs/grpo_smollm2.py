@@ -19,7 +19,7 @@ def get_config(arg=None):
     c.model = dict(dtype="float32", remat="full", scan_layers=True)
     c.data = dict(
         task="word_arithmetic",
-        path=config_dict.placeholder(str),  # a jsonl file in GSM8K's format takes the task's place
+        path=config_dict.placeholder(str),  # a jsonl file in GSM8K's format replaces the task
         template="chat",
         num_held_out=64,
     )
@@ -27,7 +27,7 @@ def get_config(arg=None):
     c.rewards = dict(exact_answer=1.0, correct_working=1.0)
     c.rollout = dict(max_prompt_length=256, max_completion_length=48, temperature=1.0, slots=32)
     if arg.gsm8k:
-        # Answers are longer, and right ones so rare at this size that true working counts too
+        # Answers are longer. Right ones are so rare at this size that true equations earn a reward too
         c.rewards.true_equations = 0.5
         c.rollout.update(max_completion_length=128, temperature=0.6)
     c.loss = dict(loss_type="grpo", clip_eps=0.2, kl_coef=0.0)

@@ -1,5 +1,5 @@
-"""A judge in miniature: pre-train a tiny DeepSeek-V3 on the bilingual small world, then teach it to compare
-two answers to a request, to grade them, and to say which one is better.
+"""A judge in miniature: pre-train a tiny DeepSeek-V3 on the bilingual small world, then fine-tune it to grade
+two answers to a request and to name the better one.
 
 python launch/train.py --config=configs/judge_small.py          # or configs/judge_small.py:seed=1
 """

@@ -1,5 +1,5 @@
-"""Named sizes, as plain dicts of ModelConfig's fields. Published ones are the released
-config.json's values.
+"""Named model sizes, as plain dicts of ModelConfig's fields. Published models have the values of their
+released config.json.
 """
 
 YARN = dict(
@@ -107,13 +107,15 @@ def deepseek_v3_tiny(vocab_size=32):
         routed_scaling_factor=1.0,
         max_position_embeddings=256,
         initializer_range=0.1,
-        rope_theta=100.0,  # turns within tens of positions, all that it ever sees
+        # Below the usual 10,000, as a tiny model sees tens of positions: the slowest of these frequencies
+        # turns by a radian in 75
+        rope_theta=100.0,
     )
 
 
 def deepseek_v3_mini(vocab_size=264):
-    """DeepSeek-V3's architecture with all that pre-training uses: three layers, two of them of experts in
-    groups, and a multi-token prediction module. A laptop trains it on bytes in minutes.
+    """DeepSeek-V3's architecture with every part that pre-training uses: a dense layer, two layers of experts
+    in groups, and a multi-token prediction module. A laptop trains it on bytes in minutes.
     """
     return dict(
         model_type="deepseek_v3",
@@ -152,7 +154,7 @@ def _tiny_student(model_type, vocab_size, **more):
         head_dim=16,
         max_position_embeddings=256,
         initializer_range=0.1,
-        rope_theta=100.0,  # as deepseek_v3_tiny, whose student it is
+        rope_theta=100.0,  # deepseek_v3_tiny's value: it is the teacher
         **more,
     )
 
@@ -193,7 +195,7 @@ def qwen2_5_math_1_5b():
 
 
 def r1_distill_qwen_1_5b():
-    """R1-Distill-Qwen-1.5B: Qwen2.5-Math-1.5B with a head of its own."""
+    """R1-Distill-Qwen-1.5B: Qwen2.5-Math-1.5B with an untied head."""
     return _qwen2(1536, 8960, 28, 12, 2, 151936, max_position_embeddings=131072)
 
 
@@ -217,7 +219,7 @@ def r1_distill_qwen_32b():
 
 
 def qwen3_0_6b():
-    """Qwen3-0.6B: normed queries and keys, heads wider than hidden_size / heads."""
+    """Qwen3-0.6B: normalised queries and keys, head_dim above hidden_size / num_attention_heads."""
     return dict(
         model_type="qwen3",
         vocab_size=151936,

@@ -1,5 +1,5 @@
 """V3's pre-training in miniature: MLA, group-limited experts, multi-token prediction, FP8, and a long-context
-stage, on this Python's own source code and on sums, as bytes.
+stage. The data are bytes of the source code of this Python installation, and of sums.
 
 python launch/train.py --config=configs/pretrain_small.py          # or configs/pretrain_small.py:seed=1
 """

@@ -4,13 +4,13 @@ section 4).
 python launch/train.py --config=configs/pretrain_v3.py --distributed
 python launch/plan.py --config=configs/pretrain_v3.py --topology=v5p:8x8x16       # does it fit?
 
-With :context=32k or :context=128k, and --config.init_from=WORKDIR/params of the run before, a long context.
-config.data.sources are to be yours. What is not published is ours: Adam's eps, the steps of the batch's
-growth, the meshes, of 1024 chips each. Three things are not as published. Documents of a row do not attend to
-each other, where the paper masks none of them, and the balance loss is taken of a document, not of a packed
-row, so that it changes nothing what is packed with what. And products are of bfloat16: :fp8 rounds their
-operands as published, but multiplies them in float32 whatever the chip (ops/fp8.py), which costs time and
-saves none.
+For a long context add :context=32k or :context=128k, and --config.init_from=WORKDIR/params of the previous
+run. Set config.data.sources to your data. Three values are not published and ours: Adam's eps, the steps of
+the batch's growth, and the meshes, of 1024 chips each. Three things differ from the paper. (1) Documents of a
+row do not attend to each other; the paper does not mask them. (2) The balance loss is per document, not per
+packed row, so it does not depend on which documents share a row. (3) Matrix products are in bfloat16: :fp8
+rounds their operands as published, but multiplies them in float32 on every chip (ops/fp8.py), which makes
+training slower, not faster.
 """
 
 from ml_collections import ConfigDict, config_dict
@@ -27,13 +27,12 @@ OPTIMIZER = dict(weight_decay=0.1, max_grad_norm=1.0, moment_dtype="bfloat16")
 def get_config(arg=None):
     arg = parse_arg(arg, seed=0, context="4k", fp8=False)
     c = ConfigDict(dict(recipe="pretrain", seed=arg.seed))
-    c.init_from = config_dict.placeholder(str)  # a long context starts from the run before
+    c.init_from = config_dict.placeholder(str)  # a long context starts from the previous run
     c.model = models.deepseek_v3() | dict(rope_scaling=None, initializer_range=0.006, fp8=arg.fp8)
     c.model.expert_buffer = 2.0
     c.data = dict(sources=("/data/text/1.0.0",), tokenizer="deepseek", fim_rate=0.1)
-    c.data.num_held_out = (
-        50_000  # of about 700 tokens and more they fill eval_batches, each read once
-    )
+    # Documents: with about 700 tokens or more each, they fill eval_batches without a repetition
+    c.data.num_held_out = 50_000
     if arg.context == "4k":
         c.mesh = dict(data=1, fsdp=32, expert=32)
         c.stages = dict(stage_1=from_scratch())
@@ -51,7 +50,7 @@ def get_config(arg=None):
 
 
 def from_scratch():
-    """Everything in updates, which the growing batch makes of the published tokens."""
+    """The 4K stage. Published schedules count tokens; here they count updates of the growing batch."""
     rows = batch_ramp(3072, 15360, quantum=3072, ramp_tokens=469 * GIGA, sequence_length=LENGTH)
 
     def after(tokens):
@@ -78,7 +77,7 @@ def from_scratch():
 
 
 def long_context(length, rows, at_once):
-    """1000 updates at the last rate, under YaRN."""
+    """A long-context stage: 1000 updates at the last learning rate, with YaRN."""
     return dict(
         sequence_length=length,
         batch_size=rows,

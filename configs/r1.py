@@ -3,20 +3,20 @@
 
 python launch/train.py --config=configs/r1.py:stage=cold_start --distributed       # 1 -> Dev1
 python launch/train.py --config=configs/r1.py:stage=reasoning --distributed        # 2 -> Dev2
-python launch/generate.py --config=configs/r1.py:stage=rejection --distributed     # of Dev2's completions
-python launch/generate.py --config=configs/r1.py:stage=judged --distributed        # where no rule checks them
+python launch/generate.py --config=configs/r1.py:stage=rejection --distributed     # Dev2 answers; rules
+python launch/generate.py --config=configs/r1.py:stage=judged --distributed        # or a judge check
 python launch/train.py --config=configs/r1.py:stage=sft --distributed              # 3 -> Dev3
 python launch/train.py --config=configs/r1.py:stage=helpfulness --distributed      # and stage=safety
 python launch/train.py --config=configs/r1.py:stage=scenarios --distributed        # 4 -> R1
 
-The paths are to be yours: /checkpoints/NAME is what launch/convert.py made of the stage before's params (a
-reward model stays as its run left it), and /data/NAME.jsonl holds conversations, questions that name their
-language, or preferences. The judge is what recipe="sft" makes of judgements, with a judge.json in its params:
-the template, tokenizer and max_completion_length it is asked with. What was not published is ours: the number
-of cold-start conversations, the steps of stage 2, which ran until it converged, Adam's numbers, packing, the
-prompts' length, the general prompts' share of a step, and the mesh. All stages keep R1-Zero's template. A
-step of reinforcement here is one rollout, 16 of the paper's (see configs/r1_zero.py): stage 4's 1,700, the
-last 400 with general prompts, are 106 and 25.
+Set the paths to yours. /checkpoints/NAME is the output of launch/convert.py for the params of the previous
+stage (a reward model needs no conversion). /data/NAME.jsonl has conversations, questions that name their
+language, or preferences. The judge is a model that recipe="sft" trained on judgements. Its params folder
+needs a judge.json with the template, tokenizer and max_completion_length for its questions. Values that are
+not published are ours: the number of cold-start conversations, the steps of stage 2 (published: until
+convergence), Adam's numbers, packing, the prompts' length, the general prompts' share of a step, and the
+mesh. All stages use R1-Zero's template. A step of reinforcement here is one rollout, 16 of the paper's steps
+(see configs/r1_zero.py): stage 4 has 106 steps for 1,700, the last 25, for 400, with general prompts.
 """
 
 from functools import partial
@@ -26,7 +26,7 @@ from ml_collections import ConfigDict
 from configs import generate_r1_distill, r1_zero
 from configs.common import stage_config
 
-UPDATES = 16  # of a rollout
+UPDATES = 16  # per rollout
 TOKENS = 32_768  # of a row or a completion
 COLD_START_TOKENS = 8000 * 5000  # "thousands" of conversations
 # Stage 3's conversations, of 5,355 tokens on average
@@ -117,7 +117,7 @@ def _scenarios():
 
 
 def _on_chips():
-    """How the model is run, and how it lies: a row's experts over 32 chips."""
+    """The model's dtype and memory settings, and a mesh that splits the experts over 32 chips."""
     return dict(
         model=dict(dtype="bfloat16", scan_layers=True, remat="full"),
         mesh=dict(data=1, expert=32, tensor=-1),

@@ -1,4 +1,4 @@
-"""R1 in miniature: R1-Zero and the four stages, from one tiny DeepSeek-V3 that mixes two languages.
+"""R1 in miniature: R1-Zero and R1's four stages, from one tiny DeepSeek-V3 that mixes two languages.
 
 python launch/train.py --config=configs/r1_small.py          # or configs/r1_small.py:seed=1
 """

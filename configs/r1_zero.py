@@ -1,15 +1,15 @@
-"""R1-Zero as published: DeepSeek-V3-Base, reinforced by rules alone (arXiv:2501.12948, section 2).
+"""R1-Zero as published: DeepSeek-V3-Base, trained by GRPO with rules alone (arXiv:2501.12948, section 2).
 
 python launch/train.py --config=configs/r1_zero.py --distributed
 
-config.init_from and config.data.path are to be yours: V3-Base in a Hugging Face folder, and questions with
+Set config.init_from and config.data.path to yours: V3-Base as a Hugging Face folder, and questions with
 answers in GSM8K's format.
 
-A step here is one rollout: 512 questions of 16 completions, cut into 16 updates of 512 completions, which
-the paper counts as steps; 650 of them make its 10,400, the reference's 400 are 25, and its step 8,200, from
-which on completions may have 65,536 tokens, is the 512th. What is not published for R1-Zero is ours:
-clip_eps, which is that of R1's first reinforcement (section 3.2.1), Adam's numbers, max_prompt_length and
-the mesh.
+A step here is one rollout: 512 questions with 16 completions each, split into 16 updates of 512 completions.
+The paper counts these updates as steps. Its 10,400 steps are 650 here; its 400 steps between new references
+are 25; its step 8,200, from which on a completion may have 65,536 tokens, is step 512. Values that are not
+published for R1-Zero are ours: clip_eps (R1's value for its first reinforcement, section 3.2.1), Adam's
+numbers, max_prompt_length and the mesh.
 """
 
 from ml_collections import ConfigDict
@@ -23,7 +23,8 @@ def get_config(arg=None):
     c.prompts_per_step, c.minibatches, c.epochs = 512, 16, 1
     c.init_from = "/checkpoints/DeepSeek-V3-Base"
     c.model = dict(dtype="bfloat16", scan_layers=True, remat="full")
-    c.mesh = dict(data=1, expert=32, tensor=-1)  # an update's 32 questions stay whole: 32 parts
+    # 32 parts, because an update has 32 questions, whose groups must stay whole
+    c.mesh = dict(data=1, expert=32, tensor=-1)
     c.data = dict(path="/data/r1_zero.jsonl", template="r1_zero", num_held_out=512)
     c.accuracy = "math_verify"
     c.rewards = dict(math_verify=1.0, think_answer_format=1.0)

@@ -8,7 +8,7 @@ from ml_collections import ConfigDict
 from configs import models
 from configs.common import parse_arg
 
-VOCAB_SIZE = 202  # the bilingual world's pieces, padding and the end token
+VOCAB_SIZE = 202  # the bilingual world's tokens, padding and the end token
 
 
 def get_config(arg=None):
@@ -25,7 +25,7 @@ def get_config(arg=None):
     )
     c.data = dict(task="bilingual_puzzles", template="r1_zero", num_held_out=256)
     c.accuracy = "puzzle_answer"
-    # The language is measured, and not paid for
+    # Weight 0: language consistency is measured, but gives no reward
     c.rewards = dict(puzzle_answer=1.0, think_answer_format=1.0, language_consistency=0.0)
     c.rollout = dict(max_prompt_length=16, max_completion_length=64, temperature=1.0, slots=128)
     c.loss = dict(loss_type="grpo", clip_eps=0.2, kl_coef=0.0)

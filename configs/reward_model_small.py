@@ -1,11 +1,11 @@
-"""A reward model in miniature: pre-train a tiny DeepSeek-V3 on the bilingual small world, then teach it which
-answers to everyday requests are more helpful, or which completions are safe.
+"""A reward model in miniature: pre-train a tiny DeepSeek-V3 on the bilingual small world, then train it to
+score which answers to everyday requests are more helpful, or which completions are safe.
 
 python launch/train.py --config=configs/reward_model_small.py              # pairs
 python launch/train.py --config=configs/reward_model_small.py:kind=safety  # labelled completions
 
 Published (arXiv:2501.12948, section 3.1): 66,000 pairs or 106,000 labelled responses, 256 a step, learning
-rate 6e-6, one epoch, up to 8192 tokens. So small a model, trained for so short a time, takes other numbers.
+rate 6e-6, one epoch, up to 8192 tokens. A model this small, trained this briefly, needs other numbers.
 """
 
 from ml_collections import ConfigDict

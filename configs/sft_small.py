@@ -1,4 +1,5 @@
-"""Fine-tuning in miniature: pre-train a tiny DeepSeek-V3 on unreliable sums, then show it worked ones.
+"""Fine-tuning in miniature: pre-train a tiny DeepSeek-V3 on sums with errors, then fine-tune it on
+correct worked ones.
 
 python launch/train.py --config=configs/sft_small.py          # or configs/sft_small.py:seed=1
 """

@@ -1,14 +1,14 @@
-"""DeepSeek-V3 from its base: supervised fine-tuning, reward models, and reinforcement (arXiv:2412.19437,
-section 5), the same recipes as R1's stages with V3's own numbers.
+"""DeepSeek-V3's post-training: supervised fine-tuning, a reward model, and reinforcement (arXiv:2412.19437,
+section 5), with the recipes of R1's stages and V3's own numbers.
 
 python launch/train.py --config=configs/v3_post_training.py:stage=sft --distributed
 python launch/train.py --config=configs/v3_post_training.py:stage=helpfulness --distributed
 python launch/train.py --config=configs/v3_post_training.py:stage=rl --distributed
 
-The paths are to be yours, as in configs/r1.py. Published are the 1.5M conversations, two epochs of them, the
-learning rate's cosine from 5e-6 to 1e-6, packing without leaks between samples, and reinforcement by GRPO,
-by rules where answers can be checked and by a reward model from the fine-tuned checkpoint elsewhere. The rest
-is ours: R1's numbers where there are some, and conversations of 1,000 tokens on average.
+Set the paths to yours, see configs/r1.py. Published are: 1.5M conversations, two epochs, a cosine learning
+rate from 5e-6 to 1e-6, packing without attention between samples, and GRPO, rewarded by rules where answers
+can be checked and elsewhere by a reward model that starts from the fine-tuned checkpoint. The other numbers
+are R1's, if published, or ours, such as conversations of 1,000 tokens on average.
 """
 
 from configs import r1

@@ -179,7 +179,7 @@ def test_one_seed_does_not_replace_what_three_gave_together(tmp_path, folder):
     finding = dict(title="a", means=[0, 1], comparison=dict(difference=[0, 0, 0], p_value=1))
     write(run / "findings.json", [finding | dict(by_run=[0], compute=1, verdict="won")])
     with pytest.raises(
-        ValueError, match=r"has the seeds 0, and distill_study.json tells of 0, 1, 2 together"
+        ValueError, match=r"has the seeds 0, but a row of distill_study.json combines 0, 1, 2;"
     ):
         renew(run, VERSION, folder)
     assert (folder / "distill_study.json").read_text() == before

@@ -1,9 +1,9 @@
-"""A distillation step against PyTorch: SmolLM2-135M's shape teaches one of half its width, 4 x 128 tokens,
-soft targets at temperature 2 and hard ones, AdamW on float32 weights, interleaved. bfloat16 is that of
-products: ours, and PyTorch's autocast.
+"""A distillation step against PyTorch, interleaved. The teacher has SmolLM2-135M's shape, the student half
+its width; 4 x 128 tokens, soft targets at temperature 2 and hard ones, AdamW on float32 weights. bfloat16
+means matrix products in bfloat16, in PyTorch by autocast.
 
 python -m tests.benchmarks.distill_step [--rounds 15] [--dtype float32 bfloat16]
-python -m tests.benchmarks.distill_step --memory     # temporary bytes of the loss alone: nothing is timed
+python -m tests.benchmarks.distill_step --memory     # temporary bytes of the loss, without timing
 """
 
 import argparse
@@ -35,7 +35,7 @@ OPTIMIZER = OptimizerSettings(learning_rate=1e-4, weight_decay=0.01)
 
 
 def torch_step(teacher, student, tokens, dtype):
-    """A function that makes one update of a transformers model, and says its losses before."""
+    """A function that makes one update of a transformers model and returns its losses before the update."""
     student.train()
     optimizer = torch.optim.AdamW(
         student.parameters(), lr=1e-4, weight_decay=0.01, betas=(0.9, 0.95)
@@ -61,7 +61,7 @@ def torch_step(teacher, student, tokens, dtype):
 
 
 def soft_and_hard(targets, share, top_k=None):
-    """Terms of tokens [b t]: soft of the teacher's logits, or of its TopK, and hard."""
+    """The terms hard, and soft against the teacher's logits or its TopK. targets, share: [b t]."""
 
     def compare(loss):
         return Partial(partial(loss, divergence="forward_kl"), temperature=TEMPERATURE)
@@ -73,7 +73,7 @@ def soft_and_hard(targets, share, top_k=None):
 
 
 def jax_step(config, params, tokens, teach):
-    """The same of ours. teach() -> the teacher's Outputs or TopK at all tokens."""
+    """The same for our model. teach() -> the teacher's Outputs or TopK at all tokens."""
     tx = OPTIMIZER.make(1000)
     mask = np.ones(tokens.shape, bool)
     mask[:, -1] = False
@@ -93,7 +93,8 @@ def jax_step(config, params, tokens, teach):
 
     step = jax.jit(make_train_step(loss_fn, tx), donate_argnums=0)
     rng = jax.random.key(0)
-    state = [TrainState.create(jax.tree.map(jnp.copy, params), tx)]  # an update uses its own up
+    # A copy, because an update donates its state
+    state = [TrainState.create(jax.tree.map(jnp.copy, params), tx)]
 
     def run():
         state[0], metrics = step(state[0], fixed | {"taught": teach()}, rng)
@@ -104,7 +105,7 @@ def jax_step(config, params, tokens, teach):
 
 
 def teachers(config, params, tokens):
-    """(a function that runs the teacher, one that has its k likeliest tokens at hand)."""
+    """(a function that runs the teacher, one that returns its precomputed TopK)."""
     tokens, head = jnp.asarray(tokens, jnp.int32), head_weight(config, params)
 
     @jax.jit
@@ -118,9 +119,9 @@ def teachers(config, params, tokens):
 
 
 def check_losses(contestants, dtype, steps=2):
-    """Some updates of each: online losses have to be those of PyTorch, step by step, in float32 up to float32
-    products in another order, in bfloat16 up to 3%; before its first update a cache's hard loss is theirs as
-    well, up to as much, and its soft one, which sees k + 1 buckets, no more than theirs.
+    """Compare the losses of some updates. Online losses must equal PyTorch's at each step: in float32 up to
+    the order of sums (0.1%), in bfloat16 up to 3%. Before the first update the cached hard loss must too; the
+    cached soft loss, over k + 1 buckets, must be positive and at most PyTorch's.
     """
     print(f"soft and hard loss, {steps} updates, {dtype}")
     found = {}
@@ -138,7 +139,7 @@ def check_losses(contestants, dtype, steps=2):
 
 
 def memory():
-    """Temporary bytes of the dense loss with its gradient, beside those of one array of all its logits."""
+    """Print the temporary bytes of the dense loss and its gradient, beside those of one array of logits."""
     rows = []
     for v in (12288, 49152):
         for m in (512, 2048):
@@ -158,7 +159,9 @@ def memory():
 
 
 def useful_step_flops(teacher, student):
-    """Those of the student, forward and backward, and of the teacher's forward, a third of as much."""
+    """FLOPs of the student's forward and backward pass, and of the teacher's forward pass (a third as many
+    per weight).
+    """
     of_teacher, of_student = (
         useful_flops(config, LENGTH, trains_mtp=False) for config in (teacher, student)
     )
@@ -166,7 +169,7 @@ def useful_step_flops(teacher, student):
 
 
 def measure(dtype, rounds):
-    """Print one table, of steps whose products are in dtype."""
+    """Print one table, for steps with matrix products in dtype."""
     tokens = np.random.default_rng(0).integers(0, 49152, (ROWS, LENGTH))
     scanned = dict(scan_layers=True, remat="selective", dtype=dtype)
     (teacher, teacher_config, teacher_params), (student, config, params) = smollm2(), smollm2_half()

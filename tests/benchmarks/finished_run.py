@@ -1,7 +1,6 @@
-"""What a finished run of a recipe gave, read from the files that it left in its work directory.
+"""Reads the results of a finished run from the files in its work directory.
 
-The numbers are the files' own. Minutes are those of the training steps, from metrics.jsonl: what a run does
-before, between and after them is not counted.
+Minutes are those of the training steps alone, from metrics.jsonl.
 """
 
 import json
@@ -11,14 +10,14 @@ from deepseek_jax.recipes.r1.scores import FORMS
 from deepseek_jax.training.metrics import read_phases
 from tests.benchmarks.run_config import experiment_of
 
-SWEEP = "complete.json"  # what launch/sweep.py leaves: name of a run -> its config
+SWEEP = "complete.json"  # written by launch/sweep.py: name of a run -> its config
 
 
 def read(workdir, results):
-    """(name, rows) of a finished run, or of a sweep's runs, of one of the experiments.
+    """(experiment's name, rows) of a finished run or of a sweep.
 
-    results: name -> content of configs/results/NAME.json. Raises ValueError for a folder without a run, a run
-    that is not finished, and one whose config is that of no experiment.
+    results: name -> content of configs/results/NAME.json. Raises ValueError for a folder without a run, an
+    unfinished run, and a run whose config is not one of the experiments'.
     """
     if (workdir / SWEEP).exists():
         runs = [workdir / name for name in _json(workdir / SWEEP)]
@@ -40,7 +39,7 @@ def read(workdir, results):
 
 
 def _with_facts(runs, configs, rows):
-    """The rows with the seeds and the minutes of the runs that they are of."""
+    """The rows, with the seeds and the minutes of their runs."""
     seeds = ", ".join(str(seed) for seed in sorted(config["seed"] for config in configs))
     minutes = sorted(map(training_minutes, runs))
     ends = {"low": minutes[0], "high": minutes[-1]} if len(minutes) > 1 else minutes[0]
@@ -48,8 +47,8 @@ def _with_facts(runs, configs, rows):
 
 
 def training_minutes(workdir):
-    """The minutes of a run's training steps. A line of metrics.jsonl has the mean seconds of a step since the
-    line before.
+    """The minutes of a run's training steps. In metrics.jsonl `seconds` is the mean over the steps since the
+    previous line.
     """
     seconds = 0.0
     for records in read_phases(_finished(workdir / "metrics.jsonl")).values():
@@ -62,19 +61,19 @@ def training_minutes(workdir):
 
 
 def _grpo(workdir, config):
-    """A row: the scores before and after of both ways of decoding."""
+    """One row: the scores before and after training, for both ways of decoding."""
     return [_answers(*_before_and_after(workdir))]
 
 
 def _sft(workdir, config):
-    """A row: the same, and the held-out loss."""
+    """One row: the scores, and the held-out loss, before and after training."""
     before, after = _before_and_after(workdir)
     row = _answers(before["answers"], after["answers"])
     return [row | {"held-out loss": _change(before["loss"]["loss"], after["loss"]["loss"])}]
 
 
 def _pretrain(workdir, config):
-    """A row for each stage, and one for what multi-token prediction drafts, where it does."""
+    """A row for each stage, and one for speculative decoding if the run measured it."""
     rows = []
     for name, stage in config["stages"].items():
         loss = _change(*(_json(workdir / f"{name}_{when}.json") for when in ("before", "after")))
@@ -88,13 +87,13 @@ def _pretrain(workdir, config):
 
 
 def _preferences(workdir, config):
-    """A row: what a reward model or a judge says of held-out pairs."""
+    """One row: scores of a reward model or a judge on held-out pairs, before and after training."""
     before, after = _before_and_after(workdir)
     return [{name.replace("_", " "): _change(before[name], after[name]) for name in after}]
 
 
 def _distill(workdir, config):
-    """A row for the teacher, and one for each student with what it started from."""
+    """A row for the teacher, if there is one, and one for each student with its start."""
     found = _json(workdir / "answers.json")["answers"]
     answers = {name: _shares(tasks) for name, tasks in found.items()}
     rows = [{"policy": "teacher"} | answers["teacher"]] if "teacher" in answers else []
@@ -140,7 +139,7 @@ def _compared(finding):
 
 
 def _answers(before, after):
-    """The scores of ways of decoding, as evaluation.held_out.evaluate gives them, before and after."""
+    """Scores before and after, by way of decoding, from two results of evaluation.held_out.evaluate."""
     return {
         f"{name.replace('_', ' ')}, {way}": _change(before[way]["scores"][name], score)
         for way, measured in after.items()
@@ -149,7 +148,7 @@ def _answers(before, after):
 
 
 def _shares(tasks):
-    """Right answers of all tasks and of each, with intervals over questions, as the recipe prints them."""
+    """The share of right answers, over all tasks and in each, with intervals over questions."""
     found = {"right answers": sum(tasks.values(), [])} | tasks
     return {name: list(share_interval(shares)) for name, shares in found.items()}
 

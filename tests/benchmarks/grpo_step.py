@@ -1,7 +1,7 @@
 """A whole GRPO step against TRL: generate, score, update, with KL 0.04; SmolLM2-135M's shape, interleaved.
 
 python -m tests.benchmarks.grpo_step [--rounds 3]
-python -m tests.benchmarks.grpo_step --ours-only float32     # our memory alone: no PyTorch in the process
+python -m tests.benchmarks.grpo_step --ours-only float32     # memory of our step, without PyTorch
 """
 
 import argparse
@@ -59,7 +59,7 @@ def questions(tokenizer):
 
 
 def our_step(dtype, tokenizer, prompts):
-    """A function that makes one GRPO step of ours: -> {"generate": s, "score": s, "update": s, "all": s}."""
+    """A function that makes one of our GRPO steps: -> {"generate": s, "score": s, "update": s, "all": s}."""
     config = build_model(dict(models.smollm2_135m(), dtype=dtype, remat="full", scan_layers=True))
     settings = build(GrpoSettings, SETTINGS, "config")
     mesh = make_mesh()
@@ -78,7 +78,8 @@ def our_step(dtype, tokenizer, prompts):
     rewards = Rewards(settings.rewards)
     policy = Policy(config, None, tokenizer, "{question}")
     source = GroupSource(policy, questions, rewards, settings, mesh, reference)
-    state = [create(jax.tree.map(jnp.copy, reference))]  # the state's are used up by the update
+    # A copy, because an update donates its state
+    state = [create(jax.tree.map(jnp.copy, reference))]
     rng, steps = jax.random.key(0), iter(range(1000))
 
     def run():
@@ -102,7 +103,7 @@ def our_step(dtype, tokenizer, prompts):
 
 
 def trl_trainer(tokenizer, texts, steps, callback, folder):
-    """TRL's trainer on the same shapes, prompts, sizes and KL; callback.on_step_end after each step."""
+    """TRL's trainer with the same shapes, prompts, sizes and KL. callback: called after each step."""
     import datasets
     import trl
 
@@ -136,7 +137,7 @@ def trl_trainer(tokenizer, texts, steps, callback, folder):
 
 
 def against_trl(tokenizer, texts, ours, rounds):
-    """Run TRL step by step, and each of ours after each of its steps: name -> list of dicts of seconds."""
+    """Run TRL, and after each of its steps one of each of ours: name -> list of dicts of seconds."""
     import transformers
 
     seconds = {name: [] for name in ("TRL", *ours)}
@@ -157,7 +158,7 @@ def against_trl(tokenizer, texts, ours, rounds):
 
 
 def useful_flops():
-    """What the step has to multiply and add, times two: the body and head matrices, attention left out."""
+    """FLOPs of the step's products with the weights of body and head, without attention."""
     sizes = models.smollm2_135m()
     body = 106_203_456 - 61 * sizes["hidden_size"]  # SmolLM2-135M without embedding and norms
     head = sizes["vocab_size"] * sizes["hidden_size"]

@@ -33,7 +33,7 @@ CONFIG = ModelConfig(**SIZES)
 
 
 def equal_rooms(params, x_btd, layout, weights_ma):
-    """The experts alone, where each has as many rows as the others: one batched product for all of them."""
+    """The experts alone, all with equally many rows: one batched product computes them all."""
     e, d, f = CONFIG.n_routed_experts, CONFIG.hidden_size, CONFIG.moe_intermediate_size
     rows_ecd = grouped.rows_by_expert(x_btd.reshape(-1, d), layout).reshape(e, -1, d)
     hidden_ecz = dot("ecd,edz->ecz", rows_ecd, params["gate_up"].reshape(e, d, 2 * f))
@@ -49,7 +49,7 @@ def contestants():
     layer = MoE(CONFIG)
     dense = GatedMLP(CONFIG, CONFIG.num_experts_per_tok * CONFIG.moe_intermediate_size)
     params, dense_params = (nn.unbox(m.init(jax.random.key(0), x_btd)) for m in (layer, dense))
-    # Every expert 128 rows of room for its 128 rows
+    # Each expert has a capacity of 128 rows and gets 128 rows
     a, e = CONFIG.num_experts_per_tok, CONFIG.n_routed_experts
     experts_ma = (np.arange(TOKENS * a) % e).reshape(TOKENS, a)[rng.permutation(TOKENS)]
     layout = grouped.capacity_layout(jnp.asarray(experts_ma, jnp.int32), e, TOKENS * a // e)

@@ -1,4 +1,4 @@
-"""The same random weights in PyTorch and in JAX."""
+"""Models with the same random weights in PyTorch and in JAX."""
 
 import tempfile
 
@@ -10,7 +10,7 @@ from deepseek_jax.checkpoint import load_hf
 
 
 def _for_transformers(sizes, **more):
-    """A block of configs/models.py as the arguments of transformers' config, without end tokens."""
+    """Turn a block of configs/models.py into arguments of a transformers config, without end tokens."""
     own = {name: size for name, size in sizes.items() if name != "model_type"}
     return own | dict(bos_token_id=None, eos_token_id=None) | more
 
@@ -39,19 +39,19 @@ def smollm2(dtype=torch.float32):
 
 
 def smollm2_half(dtype=torch.float32):
-    """SmolLM2-135M at half its width: 288, in 9 heads of 32, 3 of keys and values; likewise."""
+    """SmolLM2-135M at half its width: 288, in 9 heads of 32, 3 of keys and values; same returns."""
     sizes = SMOLLM2 | dict(hidden_size=288, intermediate_size=768)
     return _pair(transformers.LlamaForCausalLM, transformers.LlamaConfig(**sizes), dtype)
 
 
 def tiny_v3(dtype=torch.float32, **sizes):
-    """The tiny DeepSeek-V3 of configs/models.py, with other sizes if given, likewise."""
+    """The tiny DeepSeek-V3 of configs/models.py, with other sizes if given; same returns."""
     config = transformers.DeepseekV3Config(**TINY_V3 | sizes)
     return _pair(transformers.DeepseekV3ForCausalLM, config, dtype)
 
 
 def small_v3(dtype=torch.float32):
-    """A DeepSeek-V3 of 4 layers and 16 experts, likewise."""
+    """A DeepSeek-V3 of 4 layers and 16 experts; same returns."""
     return _pair(
         transformers.DeepseekV3ForCausalLM, transformers.DeepseekV3Config(**SMALL_V3), dtype
     )

@@ -1,14 +1,14 @@
-"""The content of configs/results/*.json as Markdown.
+"""Renders configs/results/*.json as Markdown.
 
-A file is one experiment or benchmark: its command, its rows, the columns that the table has (name -> the
-format of its numbers, "{}" being the row's own "form"), its headlines, and caveats. A row is what one run
-gave: seed, version and minutes, and cells by name. A cell is a text, a number, [mean, low, high] with a 95%
-interval, {"before": ..., "after": ...}, {"low": ..., "high": ...} of several runs, or {"by_run": [...]}.
+A file is one experiment or benchmark: its command, its rows, the table's columns (name -> the format of its
+numbers; "{}" stands for the row's own "form"), its headlines, and caveats. A row has the results of one run:
+seed, version, minutes, and cells by name. A cell is a text, a number, [mean, low, high] with a 95% interval,
+{"before": ..., "after": ...}, {"low": ..., "high": ...} over several runs, or {"by_run": [...]}.
 """
 
 import textwrap
 
-# Below the table where all rows share it, else a column
+# A fact is below the table if all rows share it, else it is a column
 OF_A_RUN = {
     "machine": "{}",
     "seed": "seed {}",
@@ -19,7 +19,7 @@ WIDTH = 110
 
 
 def cell_text(cell, form=""):
-    """A cell as a table shows it. form: of its numbers, as Python's format takes it."""
+    """The text of a cell. form: Python's format of its numbers."""
     if cell is None or isinstance(cell, str):
         return cell or ""
     if isinstance(cell, list):
@@ -33,7 +33,7 @@ def cell_text(cell, form=""):
 
 
 def table(result):
-    """The table of a file's rows. A column that no row fills is left out."""
+    """The table of a file's rows, without columns that no row fills."""
     rows = result["rows"]
     columns = result["columns"] | dict.fromkeys(_differing(result), "")
     columns = {name: form for name, form in columns.items() if any(name in row for row in rows)}
@@ -45,7 +45,7 @@ def table(result):
 
 
 def block(result):
-    """What a guide shows of a file: the command, the table, and how to read it."""
+    """A file's block in a guide: the command, the table, and notes on how to read it."""
     columns = result["columns"].keys() | set(_differing(result))
     shared = {"machine": result["machine"]} | result["rows"][0]
     facts = [
@@ -71,7 +71,7 @@ def summary(results):
 
 
 def outcome(result):
-    """A file's headline, the first one that its rows have: their means, or how many rows say what."""
+    """The first headline that the rows have: their means, or how many rows have each text."""
     rows, label = result["rows"], next(iter(result["columns"]))
     name = next(name for name in result["headline"] if any(name in row for row in rows))
     cells = {row[label]: row[name] for row in rows if name in row}
@@ -97,7 +97,7 @@ def _mean(cell):
 
 
 def _differing(result):
-    """The facts of a run that are not the same in all rows."""
+    """The names of OF_A_RUN whose values differ between rows."""
     found = {name: {cell_text(row.get(name)) for row in result["rows"]} for name in OF_A_RUN}
     return [name for name, values in found.items() if len(values) > 1]
 

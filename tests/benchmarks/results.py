@@ -1,11 +1,11 @@
 """Write the tables of README.md and of the guides from configs/results/*.json.
 
 python -m tests.benchmarks.results                    # every table, between its markers
-python -m tests.benchmarks.results --check            # exit status 1 where a table is not that of its file
-python -m tests.benchmarks.results --from=WORKDIR     # first take in the numbers of a finished run or sweep
+python -m tests.benchmarks.results --check            # exit status 1 if a table is out of date
+python -m tests.benchmarks.results --from=WORKDIR     # first add the numbers of a finished run or sweep
 
-A block of a guide begins with <!-- results: NAME -->, NAME.json being the file, and ends with <!-- end -->.
-The name "summary" has one line for each experiment. tests/benchmarks/result_tables.py says what a file holds.
+A block of a guide begins with <!-- results: NAME -->, for the file NAME.json, and ends with <!-- end -->. The
+block "summary" has one line for each experiment. tests/benchmarks/result_tables.py describes the files.
 """
 
 import argparse
@@ -25,7 +25,7 @@ NUMBERS = re.compile(r"\[\s+((?:[-\d.e]+,?\s+)+)\]")
 
 
 def read_results(folder=FOLDER, guides=GUIDES):
-    """name -> the content of NAME.json, in the order in which the guides show them."""
+    """name -> the content of NAME.json, in the order of the guides' blocks."""
     shown = [name for guide in guides for _, name, _ in BLOCK.findall(guide.read_text())]
     order = {name: index for index, name in reversed(list(enumerate(shown)))}
     paths = sorted(folder.glob("*.json"), key=lambda path: order.get(path.stem, len(shown)))
@@ -33,19 +33,19 @@ def read_results(folder=FOLDER, guides=GUIDES):
 
 
 def as_text(result):
-    """A file's content as JSON with a line for each cell."""
+    """Format a file's content as JSON with one line per cell."""
     text = json.dumps(result, indent=1, ensure_ascii=False)
     return NUMBERS.sub(lambda found: f"[{' '.join(found[1].split())}]", text) + "\n"
 
 
 def rewritten(text, results):
-    """A guide's text with its blocks written anew. Raises ValueError for a block of no file."""
+    """A guide's text with its blocks updated. Raises ValueError for a block without a file."""
 
     def write(found):
         start, name, end = found.groups()
         if name != "summary" and name not in results:
             raise ValueError(
-                f"<!-- results: {name} --> is of no file; allowed: summary, {', '.join(results)}"
+                f"<!-- results: {name} --> has no file; allowed: summary, {', '.join(results)}"
             )
         content = summary(results) if name == "summary" else block(results[name])
         return f"{start}{content}\n{end}"
@@ -54,7 +54,7 @@ def rewritten(text, results):
 
 
 def update_guides(results, guides, *, check=False):
-    """Write the guides whose blocks are not those of their files: -> these guides. check: write nothing."""
+    """Update the guides whose blocks are out of date: -> these guides. check: write nothing."""
     stale = []
     for guide in guides:
         old = guide.read_text()
@@ -77,12 +77,13 @@ def revision():
 
 
 def renew(workdir, version, folder=FOLDER):
-    """Put the rows of a finished run, or of a sweep of runs, in place of those of its seeds: -> the file.
+    """Replace the rows of the same seeds by those of a finished run or sweep: -> the file.
 
-    Raises ValueError for a run that is not finished or has the config of no experiment, and where it has
-    some of a row's seeds and not all.
+    Raises ValueError for an unfinished run, a config that is not an experiment's, and where a row combines
+    seeds of which the sweep has only some.
     """
-    from tests.benchmarks import finished_run  # here: it imports jax, which tables do without
+    # Imported here, because it imports jax, which the tables do not need
+    from tests.benchmarks import finished_run
 
     results = read_results(folder)
     name, rows = finished_run.read(Path(workdir), results)
@@ -92,8 +93,8 @@ def renew(workdir, version, folder=FOLDER):
         own = set(row["seed"].split(", "))
         if own & seeds and own - seeds:
             raise ValueError(
-                f"{workdir} has the seeds {', '.join(sorted(seeds))}, and {name}.json tells of "
-                f"{row['seed']} together; give the folder of a sweep over all of them"
+                f"{workdir} has the seeds {', '.join(sorted(seeds))}, but a row of {name}.json combines "
+                f"{row['seed']}; give the folder of a sweep over all of them"
             )
         kept += [] if own & seeds else [row]
     rows = kept + [row | {"version": version} for row in rows]

@@ -1,4 +1,4 @@
-"""Which experiment's config a run had."""
+"""Finds the experiment that a run belongs to, by its config."""
 
 import importlib.util
 import json
@@ -10,10 +10,11 @@ OVERRIDE = re.compile(r"--config\.([\w.]+)=")
 
 
 def experiment_of(config, results):
-    """The name of the experiment whose config this is, but for the fields that its command overrides.
+    """The name of the experiment with this config, apart from the fields that its command overrides.
 
-    config: of a run's config.json. results: name -> content of configs/results/NAME.json. A run with other
-    numbers would pass for the command's: it raises ValueError, with the nearest experiment and the fields.
+    config: from a run's config.json. results: name -> content of configs/results/NAME.json. Raises ValueError
+    for a config with other numbers, with the nearest experiment and the fields that differ: such a run must
+    not appear as the result of the command.
     """
     given, nearest, fewest = _fields(config), None, []
     for name, result in results.items():
@@ -28,13 +29,13 @@ def experiment_of(config, results):
         if nearest is None or len(differing) < len(fewest):
             nearest, fewest = name, differing
     raise ValueError(
-        f"the run's config is that of no experiment of configs/results; the nearest is {nearest}, from which "
-        f"it differs in config.{', config.'.join(fewest[:5])}"
+        f"the run's config matches no experiment of configs/results; the nearest is {nearest}, from which it "
+        f"differs in config.{', config.'.join(fewest[:5])}"
     )
 
 
 def _load_config(reference, seed):
-    """The config of FILE:ARG with this seed, as a run's config.json has it."""
+    """The config of FILE:ARG with this seed, in the form of a run's config.json."""
     path, _, arg = reference.partition(":")
     spec = importlib.util.spec_from_file_location(f"experiment_{Path(path).stem}", ROOT / path)
     module = importlib.util.module_from_spec(spec)
@@ -43,7 +44,7 @@ def _load_config(reference, seed):
 
 
 def _fields(tree, path=""):
-    """{dotted name: value} of every field that is no block."""
+    """{dotted name: value} of every field that is not a block."""
     if not isinstance(tree, dict):
         return {path: tree}
     fields = {}

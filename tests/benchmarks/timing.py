@@ -1,4 +1,4 @@
-"""What the benchmarks share: interleaved timing, medians, the machine's best product, a table."""
+"""Shared by the benchmarks: interleaved timing, medians, the machine's peak FLOP/s, a table."""
 
 import statistics
 import time
@@ -27,8 +27,8 @@ def medians(seconds):
 
 
 def peak_flops():
-    """Multiply-adds of this machine's best float32 matrix product a second, times two: no step that makes its
-    products in float32 takes less than its own divided by it.
+    """FLOP/s of this machine's best float32 matrix product. A step's FLOPs divided by it are a lower bound of
+    its seconds, if its products are in float32.
     """
     x = jax.numpy.ones((4096, 4096))
     product = jax.jit(lambda x: x @ x)
@@ -42,7 +42,7 @@ def peak_flops():
 
 
 def print_table(title, columns, rows):
-    """One rich table; rows of strings."""
+    """Print one rich table; rows of strings."""
     table = Table(title=title)
     for column in columns:
         table.add_column(column, justify="right")

@@ -1,6 +1,6 @@
-"""A training step against PyTorch: 8 x 256 tokens, AdamW on float32 weights, interleaved; SmolLM2-135M's
-shape, and DeepSeek-V3s of 4 layers and 16 experts, four a token: the tiny one (width 64) and a small one
-(256). bfloat16 is that of products: ours, and PyTorch's autocast.
+"""A training step against PyTorch, interleaved: 8 x 256 tokens, AdamW on float32 weights. Models:
+SmolLM2-135M's shape, and two DeepSeek-V3s of 4 layers and 16 experts, four a token, with widths of 64 (tiny)
+and 256 (small). bfloat16 means matrix products in bfloat16, in PyTorch by autocast.
 
 python -m tests.benchmarks.train_step [--rounds 5] [--model smollm2 tiny_v3 small_v3] [--dtype float32]
 """
@@ -29,7 +29,8 @@ PEERS = {
     "small_v3": small_v3,
 }
 FORMS = [dict(scan_layers=True, remat=remat) for remat in ("none", "selective", "full")]
-FORMS.append(dict(scan_layers=False, remat="none"))  # as XLA's CPU compiler runs a small model best
+# The fastest form of a small model on XLA's CPU backend
+FORMS.append(dict(scan_layers=False, remat="none"))
 ROWS, LENGTH = 8, 256
 OPTIMIZER = OptimizerSettings(learning_rate=1e-4, weight_decay=0.01)
 
@@ -52,7 +53,7 @@ def torch_step(model, tokens, dtype):
 
 
 def jax_step(config, params, tokens):
-    """A function that makes one update of ours."""
+    """A function that makes one update of our model."""
     tx = OPTIMIZER.make(1000)
     step = make_train_step(lambda params, batch, rng: next_token_loss(config, params, batch), tx)
     step = jax.jit(step, donate_argnums=0)
@@ -77,14 +78,14 @@ def jax_step(config, params, tokens):
 
 
 def measure(title, peer, dtype, rounds):
-    """Print one table of a peer of tests.benchmarks.peers."""
+    """Print one table for a peer of tests.benchmarks.peers."""
     model, config, params = peer
     tokens = np.random.default_rng(0).integers(0, config.vocab_size, (ROWS, LENGTH))
     contestants = {"transformers": torch_step(model, tokens, dtype)}
     for form in FORMS:
         contestants["deepseek_jax, " + ", ".join(f"{k}={v}" for k, v in form.items())] = jax_step(
             dataclasses.replace(config, dtype=dtype, **form),
-            jax.tree.map(jnp.copy, params),  # an update uses its own up
+            jax.tree.map(jnp.copy, params),  # a copy, because an update donates its state
             tokens,
         )
     seconds = medians(interleave(contestants, rounds))

@@ -1,4 +1,4 @@
-"""What experiment files share, against arguments and numbers written out by hand."""
+"""Functions that experiment files share, against arguments and numbers written by hand."""
 
 import itertools
 import math

@@ -51,7 +51,7 @@ def kind_of(hint):
 
 
 def model_of(cls, block):
-    """What a config's block `model` is checked as, None where only a checkpoint can tell."""
+    """The dataclass that checks a config's block `model`; None where it depends on a checkpoint."""
     if block.get("init_from") is None and block.get("path") is None:
         return ModelConfig
     return None if cls is SETTINGS["pretrain"] else RunSettings
@@ -170,7 +170,7 @@ def wrong_blocks(cls, given):
 
 
 def is_field(hint, names):
-    """Whether there is such a field below one of this type."""
+    """Whether a field of this type has such a field below it."""
     if not names:
         return True
     for option in options_of(hint)[0]:

@@ -1,4 +1,4 @@
-"""The teacher's top tokens on disk: written once, and beside the right tokens after packing."""
+"""The teacher's top tokens on disk: written once, and aligned with their tokens after packing."""
 
 import numpy as np
 import pytest
@@ -10,7 +10,7 @@ K, TEXTS = 3, 12
 
 
 def records():
-    """Texts whose cached numbers say which token of which text they stand beside."""
+    """Texts whose cached numbers encode the text and the token that they belong to."""
     for text in range(TEXTS):
         n = 4 + text % 5
         place = 100 * text + np.arange(n)
@@ -29,7 +29,7 @@ def folder(tmp_path_factory):
 
 
 def test_targets_stand_beside_their_tokens_whatever_the_packing(folder):
-    """Oracle: the numbers themselves: all of a place are made of text and position."""
+    """Oracle: the numbers themselves: those of a token encode its text and position."""
     source = Mixture((write_targets(records, K, folder),), (1,))
     for packing in (True, False):
         how = dict(sequence_length=16, batch_size=4, seed=0, pad_id=0, packing=packing)

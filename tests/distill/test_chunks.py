@@ -36,7 +36,7 @@ def inputs(b=B, t=T, v=V, seed=0):
 
 
 def soft_and_hard(targets, *, temperature=1.0, top_k=None, **kind):
-    """Terms of both, with shares that differ by token and term; token 3 counts nothing."""
+    """Both terms, with shares that differ by token and term; token 3 has a share of 0."""
     shares = np.float32(np.random.default_rng(1).uniform(0.1, 1, size=(2, *targets.shape)))
     shares[:, :, 3:4] = 0.0
     loss = functools.partial(soft_loss if top_k is None else top_k_loss, **kind)
@@ -129,8 +129,8 @@ def test_a_cache_of_all_tokens_gives_the_gradient_of_the_teacher_at_hand(chunk_s
 
 @pytest.mark.parametrize("kind", ["dense", "top_k"])
 def test_the_teacher_and_the_means_give_no_gradient(kind):
-    """Oracle: exactly 0 in all that the teacher gives, and of the means in the student; not 0 of the total in
-    the student's hidden states and head.
+    """Oracle: by hand: the gradient of the total is exactly 0 in the teacher's arrays and not 0 in the
+    student's hidden states and head; the gradient of the means is 0 in the student.
     """
     student, teacher, targets = inputs()
     taught = teacher if kind == "dense" else cached(teacher, 4, 1.0)
@@ -152,7 +152,7 @@ def test_the_teacher_and_the_means_give_no_gradient(kind):
 
 def test_low_precision_hidden_states_make_float32_means():
     """Oracle: torch in float64 from the same bfloat16 numbers, whose products are exact in float32: 1e-4. The
-    gradient has the dtype of what it is of.
+    gradient has the dtype of its array.
     """
     student, teacher, targets = inputs()
     low = jax.tree.map(lambda x: x.astype(jnp.bfloat16), (student, teacher))
@@ -196,7 +196,7 @@ def test_the_gradient_of_the_head_is_summed_once_for_all_chunks():
 
 
 def largest_array(jaxpr):
-    """The number of entries of the largest array that a jaxpr, or one inside it, makes."""
+    """The number of entries of the largest array that a jaxpr, or a jaxpr in it, computes."""
     sizes = [0]
     for equation in jaxpr.eqns:
         sizes += [variable.aval.size for variable in equation.outvars]
@@ -240,8 +240,8 @@ def test_the_search_for_large_arrays_finds_one():
 
 
 def test_temporaries_grow_with_the_tokens_and_not_with_their_logits():
-    """Oracle: the compiler's temporary bytes at chunks of 32 tokens, 1,024 tokens and twice as many: what is
-    added is under a quarter of the 16 MiB of float32 logits of 1,024 tokens.
+    """Oracle: the compiler's temporary bytes at chunks of 32 tokens: 1,024 more tokens add less than a
+    quarter of the 16 MiB of their float32 logits.
     """
 
     def temporaries(m, v=4096):
@@ -271,7 +271,7 @@ def test_trees_of_rows_come_back_in_order(chunk_size):
 
 
 def test_the_default_chunk_keeps_the_numbers_alive_bounded():
-    """Oracle: the rows that of_chunk sees, by hand: 100 rows of a 40th of the limit make 3 chunks of 34."""
+    """Oracle: the rows of each chunk, by hand: 40 rows reach the limit, so 100 rows make 3 chunks of 34."""
     seen = []
 
     def of_chunk(x):

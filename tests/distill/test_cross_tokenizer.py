@@ -38,7 +38,7 @@ def test_the_sorted_loss_is_a_loop(sizes):
 
 
 def test_the_sorted_loss_knows_no_identities():
-    """Oracle: 0 to a permuted copy with 16 impossible tokens more; by hand 1 for certainty against 1 : 1."""
+    """Oracle: by hand: 0 to a permuted copy with 16 impossible tokens more; 1 for (1, 0) and (0.5, 0.5)."""
     (student,) = logits(sizes=(V,))
     order = np.random.default_rng(1).permutation(TEACHER_V)
     teacher = np.pad(student, ((0, 0), (0, TEACHER_V - V)), constant_values=-1e4)[:, order]
@@ -85,8 +85,8 @@ def test_all_tokens_shared_are_the_dense_loss(divergence, beta):
 
 
 def test_a_side_whose_tokens_are_all_shared_stays_finite():
-    """Oracle: the definition in float64 with an empty bucket, 0 log 0 = 0: forward for the teacher's side.
-    In reverse 0 would be forbidden outright; it counts as 1.2e-38, log -87, and so is finite.
+    """Oracle: the definition in float64, 0 log 0 = 0, for an empty bucket of the teacher and forward KL.
+    Reverse KL would be infinite; here the empty bucket counts as 1.2e-38, with log -87.
     """
     student, teacher = (jnp.array(x) for x in logits(sizes=(V, 4)))
     shared = np.array([0, 3, 4, 9]), np.arange(4)
@@ -145,7 +145,7 @@ def test_chunks_give_the_losses_of_full_logits(chunk_size):
 
 
 def test_the_teacher_gets_no_gradient_and_no_large_array_lives():
-    """Oracle: exactly 0 for both of the teacher's; no array of half the entries of [m v] in the jaxpr."""
+    """Oracle: exactly 0 for the teacher's two arrays; no array of half the entries of [m v] in the jaxpr."""
     m, v = 512, 2048
     student, teacher, terms = outputs_and_terms(m, v, v + 100, divergence="forward_kl")
 

@@ -91,8 +91,8 @@ def test_a_divergence_of_logits_is_that_of_their_softmaxes(divergence, beta, v, 
 
 @pytest.mark.parametrize("temperature", [1.0, 2.0])
 def test_a_cpu_writes_no_exponentials_of_a_kl_out(temperature):
-    """Oracle: the compiler's temporary bytes: under a quarter of what one array of exponentials takes, where
-    a KL of two log-softmaxes takes as much as two.
+    """Oracle: the compiler's temporary bytes: under a quarter of one array of exponentials; a KL of two
+    log-softmaxes takes two such arrays.
     """
     m, v = 64, 16 * COLUMNS
     logits = [jax.ShapeDtypeStruct((m, v), jnp.float32)] * 2
@@ -132,8 +132,8 @@ def test_jsd_at_one_half_is_symmetric_and_at_most_log_two():
 
 @pytest.mark.parametrize("beta, limit", [(1e-3, "forward_kl"), (1 - 1e-3, "reverse_kl")])
 def test_jsd_goes_over_into_either_kl(beta, limit):
-    """Oracle: our own KL, itself held to torch, is JSD / beta or JSD / (1 - beta) in the limit. What is left
-    at 1e-3 is of that relative order times the ratios of the two, here up to e^3: 2%.
+    """Oracle: our KL, tested against torch: the limit of JSD / beta and of JSD / (1 - beta). At 1e-3 the
+    relative error is 1e-3 times the probability ratios, here up to e^3: 2%.
     """
     logp, logq = jnp.float32(random_logprobs(scale=0.5))
     small = jsd(logp, logq, beta=beta) / min(beta, 1 - beta)
@@ -225,6 +225,6 @@ def test_the_hard_loss_is_cross_entropy():
     ],
 )
 def test_settings_that_do_not_fit_name_their_argument(settings, argument):
-    """Oracle: the argument that a message has to begin with, by hand."""
+    """Oracle: by hand: the argument at the beginning of the message."""
     with pytest.raises(ValueError, match=f"^{argument}"):
         check_divergence(**settings)

@@ -23,8 +23,8 @@ def test_layer_maps_by_hand():
 
 
 def test_layer_maps_are_monotone_and_meet_at_both_ends():
-    """Oracle: the properties, over all pairs of 2 to 64 layers; strictly increasing for a deeper teacher,
-    every layer of a shallower one taken, the identity for one as deep, and half a layer from even spacing.
+    """Oracle: for all pairs of 2 to 64 layers: strictly increasing for a deeper teacher, every layer of a
+    shallower one, the identity for equal depths, and at most half a layer off even spacing.
     """
     for student in range(2, 65):
         for teacher in range(1, 65):

@@ -69,8 +69,8 @@ def objective(**fields):
 
 @pytest.fixture(scope="module")
 def found():
-    """In one program: each term by the loss of its weight alone, its gradient in student and teacher, and the
-    loss of all weights with its gradient.
+    """Computed in one program: each term alone with its gradient in student and teacher, and the loss of all
+    terms with its gradient.
     """
     config = STUDENT[0]
     sizes = config.num_hidden_layers, config.hidden_size, TEACHER[0].hidden_size
@@ -142,8 +142,8 @@ def test_the_loss_is_the_weighted_sum_and_has_its_gradient(found):
 
 
 def test_each_terms_gradient_reaches_only_what_it_should(found):
-    """Oracle: by hand. The teacher gets none of any term; projections that of hidden alone; the embedding
-    some of each; and that of relations ends below the last layer's feed-forward.
+    """Oracle: by hand. No term has a gradient in the teacher; only hidden has one in the projections; each
+    has one in the embedding; relations has none in the last layer's feed-forward.
     """
     gradients = found[1]
     for name, (own, teacher) in gradients.items():
@@ -181,7 +181,7 @@ def test_features_are_compared_between_the_layers_that_belong_together(found):
 
 
 def test_a_cache_tells_its_bound(found):
-    """Oracle: the loss's own definition: the soft term of all tokens lies within it above that of k."""
+    """Oracle: soft of all tokens: it is above the cached soft term by at most the bound."""
     batch, (config, teacher) = whole_batch(), TEACHER
     options = {name: batch[name] for name in ("segment_ids", "positions")}
     hidden, _ = hidden_states(config, teacher, batch["tokens"], **options)
@@ -208,8 +208,8 @@ def test_the_penalty_pulls_weights_and_leaves_norms_and_biases():
 
 
 def test_a_cache_of_all_tokens_is_the_teacher_at_hand():
-    """Oracle: numpy's soft and hard of whole models: k = V drops nothing. 1e-4: rounding of two roads. Other
-    tokens where nothing is seen or learned change nothing.
+    """Oracle: numpy's soft and hard terms of whole models: k = V drops nothing. 1e-4: rounding. Other tokens
+    in padding, and other targets outside the loss, change nothing.
     """
     batch, (config, teacher) = whole_batch(), TEACHER
 
@@ -233,8 +233,8 @@ def test_a_cache_of_all_tokens_is_the_teacher_at_hand():
 
 
 def test_two_tokenizers_that_are_one_give_the_soft_loss():
-    """Oracle: numpy's soft term: the same tokens on both sides, each beside itself, in a vocabulary that is
-    shared whole. Where none is exact, sorted takes the place of matched, which is left with nothing.
+    """Oracle: numpy's soft term: both sides have the same tokens, aligned one to one, and share the whole
+    vocabulary. Without an exact token, sorted takes the place of matched, which is 0.
     """
     batch = whole_batch()
     beside = np.where(batch["segment_ids"] > 0, np.arange(T), -1).astype(np.int32)
@@ -256,7 +256,7 @@ def test_two_tokenizers_that_are_one_give_the_soft_loss():
 
 
 def test_hard_alone_asks_no_teacher():
-    """Oracle: numpy's cross-entropy, and no teacher to be had; terms of weight 0 are left out."""
+    """Oracle: numpy's cross-entropy, without a teacher; terms of weight 0 are skipped."""
     batch = whole_batch()
     made = objective(weights=dict(hard=2.0, soft=0.0, hidden=0.0), teacher=None)
     loss, metrics = jax.jit(made.loss)(STUDENT[1], batch, {})
@@ -282,8 +282,8 @@ def test_weights_of_tokens_add_up_over_micro_batches():
 
 @pytest.mark.parametrize("weights", [dict(soft=1.0), dict(on_policy=1.0)])
 def test_vocabularies_of_two_sizes_are_an_error(weights):
-    """Oracle: by hand: the argument and both sizes; cut to as many tokens, or of terms that compare no logits
-    one by one, they are none.
+    """Oracle: by hand: the message has the argument and both sizes. No error if both are cut to one size, or
+    if no term compares logits one by one.
     """
     teacher = dataclasses.replace(TEACHER[0], vocab_size=VOCAB + 3)
     with pytest.raises(ValueError, match=f"^vocab_size=None .* {VOCAB + 3} .* {VOCAB}: set"):

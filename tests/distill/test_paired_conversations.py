@@ -1,4 +1,4 @@
-"""One conversation in two tokenizers: which tokens stand beside which."""
+"""One conversation in two tokenizers: which tokens are aligned."""
 
 import numpy as np
 import pytest
@@ -13,8 +13,8 @@ TEXT = "<think>first 7 + 5 = 12</think><answer>12</answer>"
 
 
 def test_a_letter_stands_beside_the_word_that_it_begins():
-    """Oracle: by hand: tags, one-digit numbers and the end are the same token in both; of a word of several
-    letters the first alone is compared, and is not exact.
+    """Oracle: by hand: tags, one-digit numbers and the end are one token in both; in a word of several
+    letters only the first letter is aligned, and not exactly.
     """
     messages = turns("What is 7 + 5?", TEXT)
     found = pair_conversation(LETTERS, WORDS, messages, template="{question}\n")

@@ -1,4 +1,4 @@
-"""Relations between tokens, from a teacher whose heads are others."""
+"""Relations between tokens, from a teacher with other heads."""
 
 import jax
 import jax.numpy as jnp
@@ -84,7 +84,9 @@ def test_turned_features_have_the_same_relations():
 
 
 def test_no_token_sees_a_later_one_or_another_document():
-    """Oracle: values before and outside stay, to the bit, when token 6 of document 2 of row 0 changes."""
+    """Oracle: token 6 of document 2 of row 0 changes; values of earlier tokens and other documents stay
+    equal to the bit.
+    """
     student, teacher = features()
     before = relation_loss(student, teacher, SEGMENTS, relation_heads=HEADS)
     after = relation_loss(student.at[0, 6].add(1.0), teacher, SEGMENTS, relation_heads=HEADS)

@@ -40,8 +40,8 @@ def test_a_side_with_fewer_tokens_leaves_the_others_alone():
 
 
 def test_tokens_before_the_text_and_after_it():
-    """Oracle: by hand: a begin token on one side shifts the index; end tokens agree by a span of their own;
-    of a text that goes on, the rest is left alone.
+    """Oracle: by hand: a begin token on one side shifts the index; end tokens align by their own span; the
+    rest of a longer text is not aligned.
     """
     end = (2, 3)
     index, exact = align_tokens([*spans("a", "b"), end], [(0, 0), *spans("a", "b"), end])
@@ -76,8 +76,8 @@ def test_white_space_left_out_of_spans_does_not_matter():
 
 
 def test_random_cuts_of_a_text_align_where_a_search_says():
-    """Oracle: for 300 pairs of random cuts, a search over all pairs of tokens: exact is the same span on both
-    sides; elsewhere both tokens lie as far into the same smallest piece that both can be cut to.
+    """Oracle: for 300 pairs of random cuts, a search over all pairs of tokens: exact tokens have the same
+    span on both sides; others have the same index within the smallest piece that both sides share.
     """
     rng = np.random.default_rng(0)
     for _ in range(300):
@@ -106,8 +106,8 @@ def real_pair():
 
 @pytest.mark.parametrize("text, share", [(TEXT, 0.3), (SENTENCE, 0.9)])
 def test_exact_tokens_of_real_tokenizers_are_the_same_text(real_pair, text, share):
-    """Oracle: the tokenizers' own spelling (both write bytes in the same alphabet), and that of all that goes
-    before. Measured: 0.32 of a text full of digits, code and emoji agrees, 0.95 of a plain sentence.
+    """Oracle: the tokenizers' own spelling of the token and of the text before it (both write bytes in the
+    same alphabet). Measured: 0.32 of a text full of digits, code and emoji is exact, 0.95 of plain English.
     """
     mine, theirs = (t.encode(text, add_special_tokens=False) for t in real_pair)
     index, exact = align_tokens(mine.offsets, theirs.offsets)
@@ -134,7 +134,7 @@ def test_shared_vocabularies_of_real_tokenizers(real_pair):
 
 
 def test_tokens_said_to_be_the_same_go_first():
-    """Oracle: by hand: the student's <end> is the teacher's </s>, which is then no longer free."""
+    """Oracle: by hand: the student's <end> is paired with the teacher's </s>, which no other token gets."""
     student = {"a": 0, "b": 1, "<end>": 2, "</s>": 3, "c": 4}
     teacher = {"b": 0, "</s>": 1, "a": 2}
     ids = shared_vocabulary(student, teacher, same_tokens=[("<end>", "</s>")])

@@ -1,4 +1,4 @@
-"""What is checked before a student's first update."""
+"""The check of a student's terms before its first update."""
 
 import dataclasses
 
@@ -30,7 +30,7 @@ def test_a_term_that_does_nothing_is_an_error():
 
 
 def test_a_mask_that_leaves_nothing_makes_every_term_idle():
-    """Oracle: by hand: no token is learned; a term without a weight is not looked at."""
+    """Oracle: by hand: no token is in the loss; terms without a weight are not checked."""
     batch = batch_of(([1, 2], [3, 4, 5]))
     batch["loss_mask"] = np.zeros_like(batch["loss_mask"])
     made = dataclasses.replace(MADE, weights=MADE.weights | {"hidden": 0.0})
@@ -56,7 +56,7 @@ def test_values_and_gradients_are_those_of_the_loss(capsys):
 
 
 def test_terms_are_looked_at_in_micro_batches():
-    """Oracle: the whole batch's values; a term that a single micro-batch has is no term that does nothing."""
+    """Oracle: the whole batch's values; a term that acts in one micro-batch alone passes the check."""
     batch = batch_of(([1, 2], [3, 4, 5]), ([7], []))
     values = [
         check_first(dataclasses.replace(MADE, micro_batches=parts), PARAMS, batch, TEACHER)

@@ -1,4 +1,4 @@
-"""From questions to batches: what the rollouts, rewards and totals of a step become."""
+"""From questions to batches: a step's rollouts, rewards and totals."""
 
 from types import SimpleNamespace
 
@@ -63,13 +63,13 @@ def state():
 
 @pytest.fixture
 def rewarded_by(monkeypatch):
-    """Have a function of (completion, example) be the one reward."""
+    """Make a function of (completion, example) the only reward."""
     return lambda reward: monkeypatch.setitem(scoring.RULES, "correct", scoring.Rule(reward))
 
 
 @pytest.fixture
 def rollouts(monkeypatch):
-    """Every Rollout that a source gets, as it came."""
+    """Record every Rollout that a source gets."""
     seen = []
 
     def generating(*arguments, **settings):
@@ -267,7 +267,7 @@ def test_dynamic_sampling_falls_back_to_equal_groups_after_its_rounds(state, rew
 
 
 def test_equal_groups_that_fill_a_batch_are_counted_beside_those_that_differ(state, rewarded_by):
-    """Oracle: the stream, read by hand for two rounds of four: the equal groups needed to make up four."""
+    """Oracle: the stream, read by hand for two rounds of four: as many equal groups as four still lack."""
     first = QuestionStream(EXAMPLES, 0).take(8)
     differs = first[0]["question"], first[5]["question"]
     rewarded_by(lambda text, example: len(text) * (example["question"] in differs) * 1.0)
@@ -380,8 +380,8 @@ def test_eight_devices_get_the_batch_that_one_gets(state, rewarded_by):
 
 
 def test_two_processes_get_the_batch_that_each_has_made():
-    """Oracle: that batch, gathered from both: where its rows are split over them, and where each process
-    holds another stage of the pipeline and so all rows.
+    """Oracle: that batch, gathered from both: once with its rows split over the processes, once with a
+    pipeline, where each process has its own stage and so all rows.
     """
     codes, outputs = run_two(ONE_OF_TWO, xla_flags="--xla_force_host_platform_device_count=1")
     assert codes == [0, 0], outputs

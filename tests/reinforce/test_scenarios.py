@@ -1,4 +1,4 @@
-"""Which questions come when in the last reinforcement, and which rewards pay for them."""
+"""Reinforcement for all scenarios: the order of the questions, and the rewards of each."""
 
 from types import SimpleNamespace
 
@@ -42,7 +42,7 @@ def test_a_stream_set_to_a_position_goes_on_as_one_that_came_there(taken):
 
 
 def test_each_example_is_paid_by_its_scenarios_rewards():
-    """Oracle: by hand: 2 for a right sum, 3 for a helpful answer; what is not asked for is NaN, no error."""
+    """Oracle: by hand: 2 for a right sum, 3 for a helpful answer; NaN, no error, for the other's parts."""
     examples = [
         PUZZLES[0] | {"scenario": "reasoning"},
         REQUESTS[0] | {"scenario": "general"},

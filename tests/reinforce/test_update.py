@@ -1,4 +1,4 @@
-"""The reinforcement that recipes share: when the reference is replaced, whatever interrupts."""
+"""The reinforcement that recipes share: replacements of the reference, also after an interruption."""
 
 import jax
 import numpy as np
@@ -62,7 +62,7 @@ def same(tree, other):
 
 
 def test_the_policy_becomes_the_reference_every_few_steps(tmp_path, seen):
-    """Oracle: the policies before: at step s the reference is that of step s - s % 2, bit for bit."""
+    """Oracle: the earlier policies: at step s the reference is the policy of step s - s % 2, bit for bit."""
     train(tmp_path, **REFRESHED)
     policies = [policy for _, policy, _ in seen]
     assert len(seen) == 5 and not same(policies[0], policies[2])
@@ -142,7 +142,7 @@ def test_one_wrong_token_of_the_sampler_stops_a_run_at_its_first_step(
     ],
 )
 def test_a_gap_that_rounding_does_not_explain_is_an_error_once(dtype, mean, largest, fault):
-    """Oracle: by hand; what real runs show passes: in bfloat16 single tokens that go to other experts."""
+    """Oracle: by hand; gaps of real runs pass: in bfloat16 a single token may go to other experts."""
     metrics = {"sampler_gap_mean": mean, "sampler_gap_max": largest}
     step = reinforce._checking_first(
         lambda state, batch, rng: (state, metrics), reinforce.LARGEST_GAP[dtype]
@@ -186,8 +186,8 @@ def test_micro_batches_make_the_update_of_the_whole_batch(tmp_path, monkeypatch)
     ],
 )
 def test_what_the_config_says_of_the_loss_is_what_a_step_computes(loss, monkeypatch):
-    """Oracle: the papers' sums in float64 torch, where dr_grpo divides by the longest completion of any step;
-    and the loss of the config without this, which is another.
+    """Oracle: the papers' sums in float64 torch, where dr_grpo divides by the longest completion of any step.
+    The loss without the config's setting differs.
     """
     logprobs, entropy, batch = make_batch()
     scored = logprobs, entropy, None

@@ -1,4 +1,4 @@
-"""The page of a run: what stands in it, and, in a browser, that it can be browsed and cannot be commanded."""
+"""The page of a run: its content, and, in a browser, its filters and its safety from a model's text."""
 
 import json
 import re
@@ -102,7 +102,7 @@ def test_the_page_refers_to_nothing_outside_itself():
 
 
 def test_what_a_model_wrote_is_nowhere_markup():
-    """Oracle: no tag of it is in the page, of which a JSON parser reads it back whole."""
+    """Oracle: none of its tags is in the page, and a JSON parser reads the whole text back."""
     text = page()
     assert "<img" not in text and text.count("<script") == 2
     data = re.search('id="samples-data">(.*?)</script>', text)[1]

@@ -1,4 +1,4 @@
-"""What is gathered for the page of a run: from folders written by hand."""
+"""The data for the page of a run, collected from folders written by hand."""
 
 import json
 
@@ -19,7 +19,7 @@ def write(path, record):
 
 
 def stage(workdir, name, own, parent=None, *, complete=True, measured=None):
-    """A stage of hash `own`; measured: the hash of what its scores were measured of."""
+    """A stage with hash `own`. measured: the hash of the stage that its scores belong to."""
     inputs = {"settings": "5e77"} | ({"parent": content_hash(parent)} if parent else {})
     write(
         workdir / name / "stage.json", dict(stage=name, hash=own, inputs=inputs, complete=complete)

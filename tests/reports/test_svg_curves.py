@@ -1,4 +1,4 @@
-"""Whether a drawn curve says what was logged."""
+"""A drawn curve has the logged values."""
 
 import xml.etree.ElementTree as xml
 

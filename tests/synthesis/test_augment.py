@@ -1,4 +1,4 @@
-"""What becomes of questions that are varied and put anew, with a teacher's answers written by hand."""
+"""Fates of varied and rewritten questions, with a teacher's answers written by hand."""
 
 import json
 
@@ -66,7 +66,7 @@ def test_paraphrases_keep_their_answer_and_bad_ones_are_counted(tmp_path):
 
 
 def test_a_translation_changes_language_and_is_translated_back(tmp_path):
-    """Oracle: by hand; what comes back as it was is no new question."""
+    """Oracle: by hand; a question that is translated back to itself is not new."""
     there = {
         "What is 4 + 5 + 6?": "4 + 5 + 6等于多少？",
         "4 + 5 + 7等于多少？": "What is 4 + 5 + 7?",

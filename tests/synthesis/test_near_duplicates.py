@@ -1,4 +1,4 @@
-"""Texts that are nearly what an earlier one is."""
+"""Near-duplicates of earlier texts."""
 
 import numpy as np
 
@@ -9,7 +9,7 @@ N, THRESHOLD = 2, 0.7
 
 
 def jaccard(a, b):
-    """Of two sets of runs."""
+    """The Jaccard similarity of two sets of runs."""
     return len(a & b) / len(a | b)
 
 
@@ -28,8 +28,8 @@ def families(rng, count):
 
 
 def test_what_is_near_an_earlier_new_text_is_no_longer_new():
-    """Oracle: the exact Jaccard similarity to every text that was new, in a loop; texts whose nearest is
-    within four standard errors of the threshold, which a signature may put on either side, are not judged.
+    """Oracle: the exact Jaccard similarity to every new text, in a loop. Skips texts whose nearest is within
+    four standard errors of the threshold: a signature may put them on either side.
     """
     band = 4 * np.sqrt(THRESHOLD * (1 - THRESHOLD) / NUM_PERMUTATIONS)
     near, new, judged = NearDuplicates(THRESHOLD, N), [], []

@@ -1,4 +1,4 @@
-"""Which of a policy's completions are worth learning."""
+"""The filter of a policy's completions for training."""
 
 from deepseek_jax.rewards.judge import Judge
 from deepseek_jax.synthesis.rejection import accepted

@@ -1,4 +1,4 @@
-"""What becomes of completions, one after the other."""
+"""The fates of completions, one after the other."""
 
 from deepseek_jax.synthesis.sieve import Sieve
 
@@ -33,7 +33,7 @@ def test_each_completion_has_one_fate_and_kept_ones_alone_count_towards_the_limi
 
 
 def test_conversations_that_end_in_one_question_are_not_one_prompt():
-    """Oracle: by hand: what was said before differs, so each keeps as much as it may."""
+    """Oracle: by hand: the earlier turns differ, so each conversation has its own limit."""
     sieve = Sieve({}, max_per_prompt=1)
     for before in ("The sky is blue.", "Grass is green."):
         said = [{"role": "user", "content": before}, {"role": "assistant", "content": "Yes."}]

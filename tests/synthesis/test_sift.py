@@ -1,4 +1,4 @@
-"""Which of a teacher's answers are kept, of samples written by hand."""
+"""The filters of a teacher's answers, on samples written by hand."""
 
 import json
 
@@ -100,7 +100,7 @@ def test_a_paraphrase_that_most_samples_answer_otherwise_is_dropped_whole(tmp_pa
 
 
 def test_two_spellings_of_an_answer_vote_together():
-    """Oracle: by hand: a half is said twice, in two spellings, and so outvotes what comes first."""
+    """Oracle: by hand: two samples say one half in two spellings and outvote the first sample."""
     halves = [sample(f"<answer>{x}</answer>") for x in ("0.5", "1/2")]
     wrong = sample("<answer>2</answer>", right=0.0)
     assert majority_is_right([wrong, *halves], "puzzle_answer") is False

@@ -1,4 +1,4 @@
-"""Questions varied by rule, and their answers found again from the text."""
+"""Questions varied by rule, and their answers recomputed from the text."""
 
 import re
 
@@ -23,7 +23,7 @@ def numbers(text):
 
 
 def plain_answer(question):
-    """Python's own arithmetic on what the text says, signs of a countdown by an exhaustive loop."""
+    """Python's arithmetic on the numbers of the text; a countdown's signs by an exhaustive loop."""
     found = numbers(question)
     if question.startswith(("Make ", "凑出")):
         target, a, b, c = found
