@@ -12,7 +12,7 @@ from deepseek_jax.costs.deployment import (
 from deepseek_jax.costs.flops import active_weights
 from deepseek_jax.models import ModelConfig, count_params
 
-# A claim of about a ratio holds where the computed ratio is within this factor of it, either way
+# A claimed ratio holds where the computed one is within this factor of it, either way
 ABOUT = 1.25
 # The forms in which teacher and students were published
 RELEASED = ("fp8", "bf16")

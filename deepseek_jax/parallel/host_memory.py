@@ -39,7 +39,8 @@ def return_freed_memory():
 def return_compilers_memory():
     """From now on, call return_freed_memory after every long compilation.
 
-    The compiler leaves a quarter of a GiB for a training step of 30 layers, beside the program's own arrays.
+    Else the compiler's freed memory, a quarter of a GiB for a training step of 30 layers, would stay beside
+    the program's own arrays.
     """
 
     def listen(event, duration, **_):

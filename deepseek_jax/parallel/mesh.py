@@ -50,8 +50,8 @@ def make_mesh(
     if slices > 1 and len(groups) > 1:
         if len(groups) != slices:
             raise ValueError(
-                f"slices={slices}, but the devices form {len(groups)} slices; set it to that, "
-                "or to 1 to treat them as one"
+                f"slices={slices}, but the devices form {len(groups)} slices; set slices to "
+                f"{len(groups)}, or to 1 to treat them as one"
             )
         # Only the axis "slice" crosses the data-centre network: the second shape is 1 along all others
         placed = mesh_utils.create_hybrid_device_mesh(
@@ -67,15 +67,15 @@ def make_mesh(
 
 
 def group_mesh(mesh: Mesh, processes: int):
-    """A mesh like this one over the devices of this process's group; data takes those that the axes leave.
+    """A mesh like this one over the devices of this process's group; the axis data takes the rest.
 
     A group is `processes` consecutive processes. Raises ValueError, as make_mesh does, where the axes do not
     divide its devices, and where the processes do not split into whole groups.
     """
     if jax.process_count() % processes:
         raise ValueError(
-            f"groups of {processes} processes do not divide the {jax.process_count()} processes; "
-            "set it to a divisor"
+            f"{jax.process_count()} processes do not split into groups of {processes}; "
+            f"set it to a divisor of {jax.process_count()}"
         )
     if jax.process_count() == processes:
         return mesh

@@ -17,7 +17,7 @@ from typing import Any
 
 from deepseek_jax.parallel.processes import barrier, first_process, say
 
-# Of stage.json. The first format had no number: its records have no field format
+# Of stage.json. The first format had no number: its records lack the field `format`
 FORMAT = 2
 
 

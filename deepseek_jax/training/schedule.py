@@ -12,11 +12,11 @@ from deepseek_jax.settings import Count, NonNegative
 
 @dataclasses.dataclass(frozen=True)
 class Phase:
-    """A stretch of a schedule: `steps` updates, from the last phase's final rate to the rate `to`.
+    """A stretch of a schedule: `steps` updates, from the previous phase's final rate to the rate `to`.
 
     "linear" and "cosine" (half a cosine, arXiv:1608.03983) would reach `to` at the update after
     their last one, the first update of the next phase. "constant" is at `to` throughout; without
-    `to` it stays at the last phase's final rate.
+    `to` it stays at the previous phase's final rate.
     """
 
     kind: Literal["linear", "constant", "cosine"]
@@ -66,7 +66,7 @@ def join_phases(phases: Sequence[Phase], *, num_steps: int):
     """
     if phases and phases[0].to is None:
         raise ValueError("phases[0].to=None: the first phase needs a rate; set it")
-    # rate: where the last phase ended, None before the first
+    # rate: where the previous phase ended, None before the first
     schedules, ends, rate = [], [], None
     for phase in phases:
         to = rate if phase.to is None else phase.to
