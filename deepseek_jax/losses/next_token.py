@@ -16,8 +16,8 @@ def next_token_loss(
     (eqs. 24-25).
 
     batch: tokens, targets, segment_ids, positions int32[b t]; loss_mask bool[b t]; normalizer float32[], the
-    number of True in loss_mask, and num_tokens float32[], the number of real tokens, both over the global batch,
-    so that micro-batches add up; optionally loss_weights float32[b t], the weight of each target, and
+    number of True in loss_mask, and num_tokens float32[], the number of real tokens, both of the global
+    batch, so that micro-batches add up; optionally loss_weights float32[b t], the weight of each target, and
     then normalizer is their sum. mtp_weight: float or float32[]; None leaves the modules out. They do not
     support loss_weights.
     Returns (loss float32[], metrics):
