@@ -11,17 +11,18 @@ NORMALIZES_STD = {
     "gspo": True,  # arXiv:2507.18071, eq. 5: one ratio for the whole completion
 }
 STD_EPS = 1e-6
-MAX_LOG_RATIO = 20.0  # exp stays finite, so that inf * 0 never makes a NaN
+# exp stays finite, so that inf * 0 never makes a NaN
+MAX_LOG_RATIO = 20.0
 
 
-def group_advantages(rewards, *, group_size, normalize_std=True):
+def group_advantages(rewards, *, group_size: int, normalize_std: bool = True):
     """Compare each completion with the others of its prompt (arXiv:2402.03300, section 4.1.2).
 
     rewards: float32[b], the completions of one prompt adjacent; NaN means "not scored".
     Returns advantages: float32[b] = (r - mean) / (std + 1e-6), or r - mean where `normalize_std` is
     False (see NORMALIZES_STD). A completion that was not scored stays out of its group's mean and
     std and gets 0; a group whose scored rewards are all equal gets exactly 0.
-    The paper leaves open which std, and what keeps it from 0: here the unbiased one, and 1e-6.
+    The paper does not define the std or how it is kept above 0: this is the unbiased one, plus 1e-6.
     Raises ValueError if group_size is below 2 or does not divide b.
     """
     if group_size < 2 or rewards.shape[0] % group_size:
@@ -34,7 +35,7 @@ def group_advantages(rewards, *, group_size, normalize_std=True):
     count_p1 = scored_pi.sum(-1, keepdims=True)
     mean_p1 = jnp.where(scored_pi, rewards_pi, 0).sum(-1, keepdims=True) / jnp.maximum(count_p1, 1)
     centred_pi = jnp.where(scored_pi, rewards_pi - mean_p1, 0)
-    # The mean of equal numbers can miss them by one rounding, which the std would blow up to +-1.
+    # Rounding can make the mean of equal rewards differ from them; dividing by the std would make that +-1
     highest_p1 = jnp.where(scored_pi, rewards_pi, -jnp.inf).max(-1, keepdims=True)
     lowest_p1 = jnp.where(scored_pi, rewards_pi, jnp.inf).min(-1, keepdims=True)
     centred_pi = jnp.where(highest_p1 > lowest_p1, centred_pi, 0)
@@ -49,12 +50,12 @@ def grpo_loss(
     entropy,
     batch,
     *,
-    loss_type,
-    clip_eps,
-    clip_eps_high=None,
-    kl_coef=0.0,
-    max_completion_length,
-    importance_cap=None,
+    loss_type: str,
+    clip_eps: float,
+    clip_eps_high: float | None = None,
+    kl_coef: float = 0.0,
+    max_completion_length: int,
+    importance_cap: float | None = None,
 ):
     """The clipped surrogate, negated, plus kl_coef times the KL to the reference.
 
@@ -65,23 +66,24 @@ def grpo_loss(
       ref_logprobs float32[b t], needed if kl_coef > 0. Masked positions may hold anything, even
       NaN; a completion without tokens contributes nothing.
     loss_type: a key of NORMALIZES_STD; it chooses the ratio and the normaliser.
-    clip_eps, clip_eps_high: the ratio is clipped to [1 - clip_eps, 1 + clip_eps_high]; without the
-      second, both are clip_eps. max_completion_length: the constant divisor of dr_grpo.
+    clip_eps, clip_eps_high: the ratio is clipped to [1 - clip_eps, 1 + clip_eps_high]. clip_eps_high
+      defaults to clip_eps. max_completion_length: the constant divisor of dr_grpo.
     importance_cap: the surrogate of a token, not its KL, is multiplied by the truncated importance
       weight min(pi_old / pi_sampler, importance_cap), without gradient.
-    Returns (loss float32[], metrics): metrics are float32[], normalised by num_tokens so that they
-    add up as well, but for `sampler_gap_max`. Raises ValueError for settings that do not fit.
+    Returns (loss float32[], metrics): metrics are float32[], divided by num_tokens so that micro-batches
+    add up here too, except `sampler_gap_max`. Raises ValueError for settings out of range.
     """
     _check_settings(loss_type, clip_eps, clip_eps_high, max_completion_length, importance_cap)
     mask_bt = batch["completion_mask"]
     advantage_b1 = jnp.where(mask_bt.any(-1), batch["advantages"], 0.0)[:, None]
-    # Masked first: what padding holds must reach neither the value nor, as 0 * NaN, the gradient.
+    # Mask before any arithmetic: a NaN in padding would reach the gradient as 0 * NaN
     logprobs, sampler_bt = _masked(logprobs, mask_bt), _masked(batch["sampler_logprobs"], mask_bt)
     old_bt = _masked(batch.get("old_logprobs", jax.lax.stop_gradient(logprobs)), mask_bt)
 
     low, high = 1 - clip_eps, 1 + (clip_eps if clip_eps_high is None else clip_eps_high)
     ratio_bt = _ratio(logprobs - old_bt, mask_bt, loss_type)
     clipped_bt = jnp.clip(ratio_bt, low, high)
+    # The minimum is pessimistic: clipping limits a gain and never a loss
     surrogate_bt = jnp.minimum(ratio_bt * advantage_b1, clipped_bt * advantage_b1)
     gap_bt = jnp.abs(old_bt - sampler_bt)
     per_token = {
@@ -113,7 +115,7 @@ def k3_kl(logprobs, ref_logprobs):
     """Estimate KL(policy || reference) at sampled tokens: exp(d) - d - 1 with d = ref - policy.
 
     logprobs, ref_logprobs: float32[...]. Returns float32[...] >= 0, nats (arXiv:2402.03300, eq. 4).
-    d is held within +-20, beyond which one token's exp(d) would swamp the batch.
+    d is clipped to +-20: beyond that, exp(d) of one token would dominate the batch.
     """
     d = jnp.clip(ref_logprobs - logprobs, -MAX_LOG_RATIO, MAX_LOG_RATIO)
     return jnp.expm1(d) - d
@@ -128,7 +130,7 @@ def _lengths(mask_bt):
 
 
 def _ratio(log_ratio_bt, mask_bt, loss_type):
-    """pi / pi_old of each token; for gspo its geometric mean over the completion, at each token."""
+    """pi / pi_old of each token; for gspo, every token has the geometric mean over its completion."""
     if loss_type == "gspo":
         mean_b1 = log_ratio_bt.sum(-1, keepdims=True) / _lengths(mask_bt)
         log_ratio_bt = jnp.broadcast_to(mean_b1, log_ratio_bt.shape)
@@ -136,7 +138,7 @@ def _ratio(log_ratio_bt, mask_bt, loss_type):
 
 
 def _normalise(loss_bt, mask_bt, batch, loss_type, max_completion_length):
-    """Add up the real tokens over what the loss type divides by: numbers of the global batch."""
+    """Sum the real tokens and divide by the loss type's normaliser, from counts of the global batch."""
     loss_bt = _masked(loss_bt, mask_bt)
     if loss_type == "dapo":
         return loss_bt.sum() / jnp.maximum(batch["num_tokens"], 1)

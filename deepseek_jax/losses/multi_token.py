@@ -1,19 +1,19 @@
-"""Multi-token prediction: module k at token i foresees token i + k + 1 (arXiv:2412.19437, section 2.2)."""
+"""Multi-token prediction: module k at token i predicts token i + k + 1 (arXiv:2412.19437, section 2.2)."""
 
 import jax.numpy as jnp
 
-from deepseek_jax.models import head_weight, predict_further
+from deepseek_jax.models import ModelConfig, head_weight, predict_further
 from deepseek_jax.ops.logprobs import token_logprobs
 from deepseek_jax.parallel.tokens import over_tokens
 
 
-def multi_token_losses(config, params, batch, hidden):
+def multi_token_losses(config: ModelConfig, params, batch, hidden):
     """Negative log-likelihood of each module's targets (arXiv:2412.19437, eq. 24).
 
-    batch: as in next_token_loss. hidden: [b t d] after the final norm, which module 1 starts from, as the
-    released code does. A token counts where all that its module reads and predicts is of its own document.
-    Returns (list of float32[], by module, in nats and divided by batch["normalizer"]; dict from the module's
-    key in params to its models.Routing). Raises ValueError for a model without modules.
+    batch: as in next_token_loss. hidden: [b t d] after the final norm, the input of module 1, as in the
+    released code. A token counts if its own document holds all tokens that its module reads and predicts.
+    Returns (list of float32[], one a module, in nats and divided by batch["normalizer"]; dict from the
+    module's key in params to its models.Routing). Raises ValueError for a model without modules.
     """
     if not config.num_nextn_predict_layers:
         raise ValueError(
@@ -23,6 +23,7 @@ def multi_token_losses(config, params, batch, hidden):
     losses, routings = [], {}
     for depth in range(config.num_nextn_predict_layers):
         ahead = depth + 1
+        # Is the token that the module reads, `ahead` later, in the same document?
         same_bt = _ahead(batch["segment_ids"], ahead, 0) == batch["segment_ids"]
         hidden, routings[f"mtp_{depth}"] = predict_further(
             config,
@@ -42,6 +43,6 @@ def multi_token_losses(config, params, batch, hidden):
     return losses, routings
 
 
-def _ahead(array_bt, ahead, fill):
+def _ahead(array_bt, ahead: int, fill):
     """The entry `ahead` tokens later in its row; `fill` past the end."""
     return jnp.pad(array_bt[:, ahead:], ((0, 0), (0, ahead)), constant_values=fill)

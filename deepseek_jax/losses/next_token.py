@@ -1,27 +1,31 @@
-"""Cross-entropy of the next token, over packed documents, with what V3's pre-training adds to it."""
+"""Cross-entropy of the next token over packed documents, plus the two other losses of V3's pre-training."""
 
 import jax.numpy as jnp
 
 from deepseek_jax.losses.multi_token import multi_token_losses
-from deepseek_jax.models import head_weight, hidden_states
+from deepseek_jax.models import ModelConfig, head_weight, hidden_states
 from deepseek_jax.ops.logprobs import token_logprobs
 from deepseek_jax.parallel.tokens import over_tokens
 
 
-def next_token_loss(config, params, batch, *, balance_weight=0.0, mtp_weight=None):
-    """Negative log-likelihood, in nats a token, of the targets under loss_mask, plus the weighted rest:
-    the sequence-wise balance loss of every MoE layer (arXiv:2412.19437, eqs. 17-20) and multi-token
-    prediction (eqs. 24-25).
+def next_token_loss(
+    config: ModelConfig, params, batch, *, balance_weight: float = 0.0, mtp_weight=None
+):
+    """Negative log-likelihood of the targets under loss_mask, in nats a token, plus two weighted losses: the
+    sequence-wise balance loss of every MoE layer (arXiv:2412.19437, eqs. 17-20) and multi-token prediction
+    (eqs. 24-25).
 
-    batch: tokens, targets, segment_ids, positions int32[b t]; loss_mask bool[b t]; normalizer and num_tokens
-    float32[], the numbers of True in loss_mask and of real tokens over the whole global batch, so that
-    micro-batches add up; optionally loss_weights float32[b t], how much each target counts, and then
-    normalizer is their sum. mtp_weight: float or float32[]; None leaves the modules out, and they know
-    nothing of loss_weights.
-    Returns (loss float32[], metrics): next_token_loss and entropy, float32[] in nats; where experts are
-    routed, balance_loss, 1 being uniform, averaged over layers, and expert_load, a dict from a key of params
-    to float32[l e] (moe_layers) or float32[e] (mtp_0, ...); with mtp_weight, mtp_loss in nats, averaged over
-    the modules, each summed over its targets and divided by normalizer as published.
+    batch: tokens, targets, segment_ids, positions int32[b t]; loss_mask bool[b t]; normalizer float32[], the
+    number of True in loss_mask, and num_tokens float32[], the number of real tokens, both of the global
+    batch, so that micro-batches add up; optionally loss_weights float32[b t], the weight of each target, and
+    then normalizer is their sum. mtp_weight: float or float32[]; None leaves the modules out. They do not
+    support loss_weights.
+    Returns (loss float32[], metrics):
+      next_token_loss and entropy, float32[] in nats;
+      where experts are routed, balance_loss, averaged over layers, 1 for uniform routing, and expert_load, a
+      dict from a key of params to float32[l e] (moe_layers) or float32[e] (mtp_0, ...);
+      with mtp_weight, mtp_loss in nats: each module's sum over its targets divided by normalizer, as
+      published, averaged over the modules.
     """
     assert mtp_weight is None or "loss_weights" not in batch
     logprobs_bt, entropy_bt, hidden_btd, routing = target_logprobs(config, params, batch)
@@ -47,9 +51,9 @@ def next_token_loss(config, params, batch, *, balance_weight=0.0, mtp_weight=Non
     return loss, metrics
 
 
-def target_logprobs(config, params, batch):
-    """(logprobs, entropy, hidden, routing) of the targets, float32[b t] in nats twice, and what hidden_states
-    gives. batch: as in next_token_loss; what stands outside loss_mask means nothing.
+def target_logprobs(config: ModelConfig, params, batch):
+    """(logprobs, entropy, hidden, routing): of the targets float32[b t] in nats each, then the results of
+    hidden_states. batch: as in next_token_loss. Values outside loss_mask are undefined.
     """
     hidden_btd, routing = hidden_states(
         config,

@@ -1,7 +1,8 @@
-"""What reward models learn from (arXiv:2501.12948, section 3.1): pairs of responses, or labelled ones."""
+"""Losses of reward models (arXiv:2501.12948, section 3.1): of pairs of responses or of labelled responses."""
 
 import jax
 
+from deepseek_jax.models import ModelConfig
 from deepseek_jax.models.reward import predict_rewards
 
 
@@ -9,11 +10,11 @@ def pairwise_loss(chosen, rejected, weights, normalizer):
     """Bradley and Terry's -log sigmoid(chosen - rejected), in nats a pair (Biometrika 39, 1952; as a reward
     model's loss, arXiv:2203.02155, eq. 1).
 
-    chosen, rejected: float32[p], the rewards of two responses to one prompt. weights: float32[p], how much a
-    pair counts, 0 for not at all. normalizer: float32[], the sum of weights over the whole global batch, so
-    that micro-batches add up.
-    Returns (loss float32[], metrics): accuracy, the weighted share of pairs whose chosen response earns more,
-    a tie being wrong, and margin, the mean of chosen - rejected.
+    chosen, rejected: float32[p], the rewards of two responses to one prompt. weights: float32[p], one a pair,
+    0 to ignore it. normalizer: float32[], the sum of weights over the whole global batch, so that
+    micro-batches add up.
+    Returns (loss float32[], metrics): accuracy, the weighted share of pairs whose chosen response has the
+    higher reward (a tie is wrong), and margin, the weighted mean of chosen - rejected.
     """
     margin_p = chosen - rejected
     loss = (weights * jax.nn.softplus(-margin_p)).sum() / normalizer
@@ -27,10 +28,11 @@ def pointwise_loss(rewards, safe, weights, normalizer):
     """Binary cross-entropy of sigmoid(rewards), the probability that a response is safe, in nats a response.
 
     rewards: float32[b], logits. safe: float32[b], 1 or 0. weights, normalizer: as in pairwise_loss. The paper
-    calls the loss pointwise and prints no form of it.
-    Returns (loss float32[], metrics): accuracy, the weighted share on the right side of 1/2, which itself
-    counts as unsafe, and safe_probability, its mean.
+    calls the loss pointwise and prints no formula.
+    Returns (loss float32[], metrics): accuracy, the weighted share of right predictions (a probability of 1/2
+    predicts unsafe), and safe_probability, the weighted mean of the probability.
     """
+    # softplus(x) - y x is the cross-entropy of sigmoid(x) with y, without overflow
     nats_b = jax.nn.softplus(rewards) - safe * rewards
     loss = (weights * nats_b).sum() / normalizer
     return loss, {
@@ -39,12 +41,13 @@ def pointwise_loss(rewards, safe, weights, normalizer):
     }
 
 
-def reward_loss(config, params, batch):
-    """The loss of a reward model: pairwise_loss of pairs, pointwise_loss of labelled responses.
+def reward_loss(config: ModelConfig, params, batch):
+    """The loss of a reward model: pairwise_loss for pairs, pointwise_loss for labelled responses.
 
-    config, params: of models.reward. batch: tokens and segment_ids int32[p c t], as of predict_rewards, with
-    c 2, the chosen response first, or 1; weights float32[p]; normalizer float32[]; safe float32[p] where c is
-    1. Returns (loss float32[], metrics), expert_load among them where experts are routed.
+    config, params: see models.reward. batch: tokens and segment_ids int32[p c t], each row as in
+    predict_rewards. c is 2 for pairs, the chosen response first, or 1 for labelled responses; weights
+    float32[p]; normalizer float32[]; safe float32[p] if c is 1. Returns (loss float32[], metrics), with
+    expert_load where experts are routed.
     """
     rewards_pc, routing = batch_rewards(config, params, batch)
     totals = batch["weights"], batch["normalizer"]
@@ -57,8 +60,8 @@ def reward_loss(config, params, batch):
     return loss, metrics
 
 
-def batch_rewards(config, params, batch):
-    """The reward of every response of a batch as of reward_loss: (float32[p c], models.Routing or None)."""
+def batch_rewards(config: ModelConfig, params, batch):
+    """The reward of every response in a batch of reward_loss: (float32[p c], models.Routing or None)."""
     p, c, t = batch["tokens"].shape
     rows = (batch[name].reshape(p * c, t) for name in ("tokens", "segment_ids"))
     rewards_m, routing = predict_rewards(config, params, *rows)

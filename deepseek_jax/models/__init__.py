@@ -1,4 +1,4 @@
-"""What the network computes: one decoder for DeepSeek, Qwen and Llama."""
+"""The network: one decoder for DeepSeek, Qwen and Llama."""
 
 from deepseek_jax.models.config import ModelConfig, RopeScaling, RunSettings, build_model
 from deepseek_jax.models.decoder import Branches, count_params, init_params, random_params

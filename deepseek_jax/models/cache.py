@@ -1,16 +1,18 @@
-"""What decoding remembers: a cache a layer, and where the next token is written in it."""
+"""The decoding caches, one a layer, and the place in them where the next token is written."""
 
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
+from deepseek_jax.models.config import ModelConfig
+
 
 class CacheWrite(NamedTuple):
-    """One decoding step's place in the caches.
+    """The slot of the caches that one decoding step writes.
 
-    index: int32[], the slot that every sequence writes (positions live in the keys, so the order of slots
-    carries no meaning). mask: bool[b s], the slots that each sequence may see, the new one included.
+    index: int32[], the slot that every sequence writes. Keys are rotated by their positions already, so the
+    order of slots has no meaning. mask: bool[b s], the slots that each sequence may see, with the new one.
     """
 
     index: jax.Array
@@ -23,10 +25,10 @@ class CacheWrite(NamedTuple):
 
 
 class PositionWrite(NamedTuple):
-    """As CacheWrite, but every sequence writes where its own positions say, one token a position.
+    """Like CacheWrite, but each token of each sequence has its own slot.
 
-    index: int32[b t]; what lies past the cache's end is dropped. mask: bool[b t s], the slots that each of
-    the t tokens may see.
+    index: int32[b t]; entries with an index past the cache's end are dropped. mask: bool[b t s], the slots
+    that each of the t tokens may see.
     """
 
     index: jax.Array
@@ -38,11 +40,11 @@ class PositionWrite(NamedTuple):
         return cache.at[at].set(entry.astype(cache.dtype), mode="drop")
 
 
-def empty_cache(config, batch_size, length, dtype):
-    """Zeros for one layer: MLA keeps kv_lora_rank + qk_rope_head_dim numbers a token, GQA its k and v heads.
+def empty_cache(config: ModelConfig, batch_size: int, length: int, dtype):
+    """Zeros for one layer: c_kv [b s c] and k_rope [b s r] under MLA, k and v [z s x] under GQA.
 
-    c_kv [b s c] and k_rope [b s r], or k and v [z s x], where z are the sequences of one key head after those
-    of another, so that devices may share out the heads.
+    z: all sequences of the first key head, then all of the second, and so on, so that the axis can be split
+    over devices by heads.
     """
     if config.is_mla:
         shapes = {

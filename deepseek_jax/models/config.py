@@ -1,4 +1,4 @@
-"""ModelConfig: what a checkpoint's config.json says of its network, checked when built."""
+"""ModelConfig: the network as a checkpoint's config.json describes it, checked when built."""
 
 import dataclasses
 from typing import Annotated, Literal
@@ -19,7 +19,7 @@ ROPE_FIELDS = {
 }
 
 
-# What the backward pass of a layer recomputes, instead of keeping it from the forward pass
+# remat -> the part of a layer that the backward pass computes again instead of saving it in the forward pass
 REMAT_POLICIES = {
     "none": "nothing",
     "full": "the whole layer, from its input",
@@ -27,12 +27,13 @@ REMAT_POLICIES = {
     "selective": "norms, SwiGLU, attention and its up-projections (arXiv:2412.19437, section 3.2.3)",
     "offload": "the whole layer, from its input, which waits in the host's memory",
 }
-ExpertBuffer = Annotated[float, Between(1)]  # in even shares of the tokens
+# In units of an even share of the tokens: 1 is room for a perfectly balanced router
+ExpertBuffer = Annotated[float, Between(1)]
 
 
 @dataclasses.dataclass(frozen=True)
 class RopeScaling:
-    """How rotary frequencies reach past the original context: Hugging Face's rope_scaling, by its names."""
+    """How rotary frequencies extend the original context: Hugging Face's rope_scaling, with its names."""
 
     rope_type: str
     factor: Positive
@@ -60,13 +61,16 @@ class RopeScaling:
 class ModelConfig:
     """One decoder: DeepSeek-V3 and V2, Qwen2 and Qwen3, Llama. Field names are Hugging Face's.
 
-    The last fields say how to run it, not what it is, and leave the parameters as they are: dtype is the
-    compute dtype ("float32" or "bfloat16"; parameters keep their own), scan_layers compiles one layer instead
-    of all (fast to compile, as on TPU), fp8 rounds the operands of the Linear layers' products to E4M3,
-    forward and backward (arXiv:2412.19437, section 3.3), remat says what the backward pass recomputes, a key
-    of REMAT_POLICIES, and pipeline_micro_batches into how many parts the rows are cut that pass through a
-    mesh's pipeline stages (default: as many as there are stages). expert_buffer bounds what a TPU has room to
-    receive for its experts, see parallel.dispatch.expert_parallel (default: the worst case).
+    The last fields say how to run the network and do not change its parameters:
+    dtype: the compute dtype, "float32" or "bfloat16". Parameters have their own dtype.
+    scan_layers: compile one layer instead of all of them, which is faster to compile.
+    fp8: round the operands of the Linear layers' products to E4M3, forward and backward (arXiv:2412.19437,
+      section 3.3).
+    remat: the part of a layer that the backward pass recomputes, a key of REMAT_POLICIES.
+    pipeline_micro_batches: the number of parts that a batch's rows pass through the mesh's pipeline stages in
+      (default: the number of stages).
+    expert_buffer: the room that a TPU has to receive tokens for its experts, see
+      parallel.dispatch.expert_parallel (default: the worst case).
     """
 
     model_type: Literal[tuple(ATTENTION_OF)]
@@ -130,7 +134,8 @@ class ModelConfig:
         elif self.num_nextn_predict_layers:
             raise ValueError(
                 f"num_nextn_predict_layers={self.num_nextn_predict_layers} needs n_routed_experts: "
-                "the module's block is an MoE one"
+                "a prediction module's block is an MoE layer; set n_routed_experts, or "
+                "num_nextn_predict_layers to 0"
             )
 
     def _require(self, *names):
@@ -157,8 +162,8 @@ class ModelConfig:
         e, g = self.n_routed_experts, self.n_group
         if e % g or self.topk_group > g:
             raise ValueError(
-                f"n_routed_experts={e} must divide into n_group={g} groups, of which "
-                f"topk_group={self.topk_group} are open to a token"
+                f"n_routed_experts={e} must be a multiple of n_group={g}, and "
+                f"topk_group={self.topk_group} at most n_group"
             )
         if self.num_experts_per_tok > e // g * self.topk_group:
             raise ValueError(
@@ -168,7 +173,8 @@ class ModelConfig:
             )
         if self.scoring_func == "sigmoid" and g > 1 and e // g < 2:
             raise ValueError(
-                f"n_group={g} leaves {e // g} expert to a group, which scores by its best two; lower it"
+                f"n_group={g} leaves {e // g} expert to a group, but a group's score is the sum of its best "
+                "two; lower n_group"
             )
         if self.first_k_dense_replace > self.num_hidden_layers:
             raise ValueError(
@@ -213,7 +219,7 @@ class ModelConfig:
 
 @dataclasses.dataclass(frozen=True)
 class RunSettings:
-    """config.model of a checkpoint, which says itself what the model is: how to run it, as in ModelConfig."""
+    """ModelConfig's fields on how to run it: config.model where a checkpoint describes the network."""
 
     dtype: Literal["float32", "bfloat16"] = "float32"
     scan_layers: bool = False
@@ -223,6 +229,6 @@ class RunSettings:
     expert_buffer: ExpertBuffer | None = None
 
 
-def build_model(block, path="model"):
-    """A ModelConfig from its block of a config; rope_scaling, where there is one, from its own."""
+def build_model(block: dict, path: str = "model"):
+    """Build a ModelConfig, and the RopeScaling in it, from a config's block."""
     return build(ModelConfig, block, path)

@@ -1,4 +1,4 @@
-"""The residual stack: which attention and feed-forward each layer gets, scanned or unrolled."""
+"""The residual stack: each layer with its attention and feed-forward, scanned or unrolled."""
 
 from typing import NamedTuple
 
@@ -6,6 +6,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
+from jax.sharding import Mesh
 
 from deepseek_jax.models.config import ModelConfig
 from deepseek_jax.models.gqa import GroupedQueryAttention
@@ -18,7 +19,8 @@ from deepseek_jax.parallel import constrain
 from deepseek_jax.parallel.pipeline import pipeline, pipeline_stages
 from deepseek_jax.parallel.shard import init_sharded
 
-ROWS = ("batch", "seq", None)  # where x [b t d] lies between layers
+# The axes that split x [b t d] between layers
+ROWS = ("batch", "seq", None)
 
 
 class Branches(NamedTuple):
@@ -44,19 +46,21 @@ class DecoderLayer(nn.Module):
     def _feed_forward(self, x, segment_ids=None):
         if self.is_moe:
             y, routing = self.ffn(self.ffn_norm(x), segment_ids)
-            if routing is not None:  # of tokens that are NaN, behind a layer that overflowed, none
+            if routing is not None:
+                # A NaN balance (an earlier layer overflowed) makes the load NaN, so the bias update skips
+                # this layer
                 routing = routing._replace(load=routing.load + 0 * routing.balance)
             return x + y, routing
         return x + self.ffn(self.ffn_norm(x)), None
 
     def __call__(self, x_btd, rope, segment_ids, branches=None):
-        """x [b t d] -> (x [b t d], Routing or None, what decoding remembers)."""
+        """x [b t d] -> (x [b t d], Routing or None, the entries of the decoding cache)."""
         y_btd, remembered = self.attention(self.attention_norm(x_btd), rope, segment_ids, branches)
         x_btd, routing = self._feed_forward(x_btd + y_btd, segment_ids)
         return x_btd, routing, remembered
 
-    def train(self, x_btd, rope, segment_ids, branches, keep):
-        """__call__ as lax.scan wants it, remembering nothing: -> (x [b t d], (Routing or None, x if keep)).
+    def train(self, x_btd, rope, segment_ids, branches: Branches | None, keep: bool):
+        """__call__ as a body of lax.scan, without a cache: -> (x [b t d], (Routing or None, x if keep)).
 
         branches and keep are static.
         """
@@ -66,7 +70,7 @@ class DecoderLayer(nn.Module):
         return x_btd, (routing, x_btd if keep else None)
 
     def project(self, x_btd, rope):
-        """What attention is of: x [b t d] -> its queries, keys and values, [b t heads size] each."""
+        """x [b t d] -> the queries, keys and values of its attention, [b t heads size] each."""
         return self.attention.project(self.attention_norm(x_btd), rope)
 
     def decode(self, x_bd, rope, cache, write):
@@ -76,7 +80,7 @@ class DecoderLayer(nn.Module):
         return x_bd, cache
 
     def extend(self, x_btd, rope, cache, write):
-        """t new tokens a sequence, in latent attention alone: x [b t d] -> (x [b t d], cache)."""
+        """t new tokens a sequence, for MLA only: x [b t d] -> (x [b t d], cache)."""
         y_btd, cache = self.attention.extend(self.attention_norm(x_btd), rope, cache, write)
         return self._feed_forward(x_btd + y_btd)[0], cache
 
@@ -94,17 +98,18 @@ POLICIES = {
 }
 
 
-def _training_layer(config, looped=False):
-    """DecoderLayer, whose `train` recomputes what config.remat says.
+def _training_layer(config: ModelConfig, looped: bool = False):
+    """The class DecoderLayer, with a `train` that recomputes by config.remat in its backward pass.
 
-    looped: its backward pass is another loop of the program than its forward pass, so that the compiler
-    cannot find what is recomputed to be there already, and need not be kept from looking.
+    looped: the forward and the backward pass are separate loops of the program. The compiler cannot merge a
+    recomputation with its original (CSE) across loops, so remat need not prevent it.
     """
     if config.remat == "none":
         return DecoderLayer
     return nn.remat(
         DecoderLayer,
         methods=["train"],
+        # branches and keep, self being 0
         static_argnums=(4, 5),
         prevent_cse=not looped,
         policy=POLICIES[config.remat],
@@ -135,13 +140,15 @@ class Decoder(nn.Module):
             return None
         cfg = self.config
         name = "layers" if is_moe or not cfg.num_moe_layers else "first_layers"
-        looped = cfg.scan_layers and length > 1  # XLA unrolls a loop of one turn
+        # XLA unrolls a loop of one turn
+        looped = cfg.scan_layers and length > 1
         scanned = nn.scan(
             _training_layer(cfg, looped),
             variable_axes={"params": 0},
             split_rngs={"params": True},
             in_axes=nn.broadcast,
             length=length,
+            # Unrolled in a scan all the same, so that the parameters are stacked either way
             unroll=1 if cfg.scan_layers else length,
             metadata_params={nn.PARTITION_NAME: name},
             methods=["train"],
@@ -150,12 +157,13 @@ class Decoder(nn.Module):
 
     def __call__(self, tokens, positions, segment_ids, branches=None, keep_layers=False):
         """int32[b t] each -> (hidden [b t d] after the final norm, Routing of each MoE layer or None, the
-        residual stream behind each layer [l b t d] with keep_layers, else None).
+        residual stream after each layer [l b t d] if keep_layers, else None).
         """
         rope = position_tables(self.config, positions)
         x_btd = self._embed(tokens)
         routing, kept = None, []
         for stack in filter(None, (self.dense_layers, self.moe_layers)):
+            # The last stack alone is split into stages. While initializing, it has no parameters to split yet
             in_stages = stack is (self.moe_layers or self.dense_layers) and pipeline_stages() > 1
             run = self._train_in_stages if in_stages and not self.is_initializing() else _train
             x_btd, (routing, x_lbtd) = run(stack, x_btd, rope, segment_ids, branches, keep_layers)
@@ -163,17 +171,18 @@ class Decoder(nn.Module):
         return self.final_norm(x_btd), routing, jnp.concatenate(kept) if keep_layers else None
 
     def _embed(self, tokens):
-        # Whole, so that each device looks up its own tokens
+        # Gathered whole, so that each device can look up its own tokens
         table_vd = constrain(self.embedding, (None, None))
         return jnp.take(table_vd, tokens, axis=0).astype(self.config.dtype)
 
     def _train_in_stages(self, stack, x_btd, rope, segment_ids, branches, keep_layers):
-        """stack.train, its layers dealt out to the stages of the mesh's pipeline."""
+        """stack.train with the layers split over the mesh's pipeline stages."""
         cfg = self.config
         if keep_layers:
             raise ValueError(
-                "layers' hidden states do not leave the stages of a pipeline; set the mesh's pipeline to 1"
+                "the hidden states of single layers do not leave a pipeline's stages; set mesh.pipeline to 1"
             )
+        # parent=None: it is applied to a slice of the stacked parameters, not to those of this module
         layer = _training_layer(cfg, looped=True)(cfg, stack is self.moe_layers, parent=None)
 
         def run_stage(params, carried):
@@ -193,7 +202,7 @@ class Decoder(nn.Module):
     def predict_further(self, depth, hidden_btd, next_tokens, positions, segment_ids):
         """Multi-token prediction module `depth`, from 0 (arXiv:2412.19437, eqs. 21-22).
 
-        hidden_btd: after the final norm, or what module depth - 1 gave. next_tokens: int32[b t], those
+        hidden_btd: after the final norm, or from module depth - 1. next_tokens: int32[b t], the tokens
         depth + 1 ahead. Returns (hidden [b t d] for the head, Routing).
         """
         embedding_btd = self._embed(next_tokens)
@@ -201,7 +210,7 @@ class Decoder(nn.Module):
         return self.mtp[depth](embedding_btd, hidden_btd, rope, segment_ids)
 
     def touch(self, tokens):
-        """Call every part once, so that init creates every parameter."""
+        """Call every part once: init creates the parameters of the parts that it calls."""
         ones = jnp.ones_like(tokens)
         hidden, _, _ = self(tokens, ones, ones)
         for depth in range(self.config.num_nextn_predict_layers):
@@ -212,7 +221,7 @@ def _train(stack, *arguments):
     return stack.train(*arguments)
 
 
-def init_params(config, rng):
+def init_params(config: ModelConfig, rng):
     """Random float32 parameters: normal(initializer_range) weights, unit norms, zero biases.
 
     Returns Linen's boxed tree: flax.linen.unbox gives the arrays, parallel.shard reads the axis names.
@@ -220,12 +229,12 @@ def init_params(config, rng):
     return Decoder(config).init(rng, jnp.zeros((1, 1), jnp.int32), method="touch")["params"]
 
 
-def count_params(config):
-    """Number of parameters, without making them."""
+def count_params(config: ModelConfig):
+    """Number of parameters, from their shapes alone."""
     shapes = jax.eval_shape(lambda rng: init_params(config, rng), jax.random.key(0))
     return sum(leaf.size for leaf in jax.tree.leaves(nn.unbox(shapes)))
 
 
-def random_params(config, mesh, seed):
-    """init_params' arrays, each made where the mesh wants it."""
+def random_params(config: ModelConfig, mesh: Mesh, seed: int):
+    """The arrays of init_params, each created in its shards on the mesh."""
     return init_sharded(mesh, lambda rng: init_params(config, rng), jax.random.key(seed))

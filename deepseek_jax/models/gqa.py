@@ -40,7 +40,7 @@ class GroupedQueryAttention(nn.Module):
         return self.linear(spec, attended, self.w_out, power_of_two=True)
 
     def project(self, x_btd, rope):
-        """What attention is of: x [b t d] -> queries [b t h x], keys and values [b t k x], with positions."""
+        """x [b t d] -> rotated queries [b t h x] and keys [b t k x], values [b t k x]."""
         q, k, v = (
             save_for_backward(self.linear("btd,dhx->bthx", x_btd, w))
             for w in (self.w_q, self.w_k, self.w_v)
@@ -54,7 +54,7 @@ class GroupedQueryAttention(nn.Module):
         return apply_rope(q, *rope), apply_rope(k, *rope), v
 
     def __call__(self, x_btd, rope, segment_ids, branches=None):
-        """Attend within a row: x [b t d] -> ([b t d], what decoding remembers: k and v, [z t x])."""
+        """Attend within a row: x [b t d] -> ([b t d], the cache entries k and v, [z t x])."""
         q, k, v = self.project(x_btd, rope)
         remembered = {"k": _by_head(k), "v": _by_head(v)}
         q, k, v = by_heads(q, k, v)
@@ -78,5 +78,5 @@ class GroupedQueryAttention(nn.Module):
 
 
 def _by_head(a):
-    """[b t k x] -> [z t x], as caches have it."""
+    """[b t k x] -> [z t x], the layout of models.cache.empty_cache."""
     return jnp.moveaxis(a, 2, 0).reshape(-1, a.shape[1], a.shape[3])

@@ -1,22 +1,22 @@
-"""The parts that every layer is built from: a named weight, RMSNorm, the gated MLP, rotary tables."""
+"""The parts of every layer: named weights, RMSNorm, the gated MLP, rotary tables."""
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from deepseek_jax.models.config import ModelConfig
+from deepseek_jax.models.config import ModelConfig, RopeScaling
 from deepseek_jax.ops import rope
 from deepseek_jax.ops.dot import dot
 from deepseek_jax.ops.fp8 import fp8_dot
 from deepseek_jax.ops.remat import save_for_backward
 
 
-def weight(module, name, *, init=None, **axes):
-    """Declare a float32 parameter of `module`: one keyword a dimension, logical axis = size, in order.
+def weight(module: nn.Module, name: str, *, init=None, **axes: int):
+    """Declare a float32 parameter of `module`. axes: one keyword a dimension, logical axis = size, in order.
 
-    The axis names reach the sharding rules through the parameter's metadata. init: a Flax initializer;
-    default normal with the config's initializer_range. A weight that is there is given as it is, since
-    decoding prepares some: ops.decoding.
+    The sharding rules read the axis names from the parameter's metadata. init: a Flax initializer; default
+    normal with the config's initializer_range. An existing parameter is returned unchecked, because
+    decoding prepares some in another form (ops.decoding).
     """
     if (given := module.get_variable("params", name)) is not None:
         return nn.unbox(given)
@@ -26,7 +26,7 @@ def weight(module, name, *, init=None, **axes):
 
 
 def decays(params):
-    """Which leaves weight decay and penalties are for: a tree of bool, False on norm scales and biases."""
+    """Leaves that weight decay and penalties apply to: a tree of bool, False on norm scales and biases."""
 
     def is_weight(path, _):
         name = path[-1].key
@@ -57,17 +57,19 @@ class RMSNorm(nn.Module):
 
 
 def swiglu(gate, up):
-    """silu(gate) * up (arXiv:2002.05202), in float32 and rounded to their dtype once."""
+    """silu(gate) * up (arXiv:2002.05202), computed in float32 and rounded to their dtype once."""
     return (nn.silu(gate.astype(jnp.float32)) * up.astype(jnp.float32)).astype(gate.dtype)
 
 
-# The weights that `linear` multiplies by, and how many axes of each a product contracts: its first ones
+# For each weight of a Linear layer, how many of its first axes the product contracts
 LINEAR = dict(q=1, k=1, v=1, q_down=1, q_up=1, kv_down=1, out=2, gate_up=1, down=1)
 
 
-def linear(config, spec, x, w, *, power_of_two=False):
-    """The product of a Linear layer, as ops.dot.dot: under config.fp8 in FP8, see ops.fp8.fp8_dot. Embedding,
-    output head, router and attention's own products do not come here (arXiv:2412.19437, section 3.3.1).
+def linear(config: ModelConfig, spec: str, x, w, *, power_of_two: bool = False):
+    """The product of a Linear layer: ops.dot.dot, or ops.fp8.fp8_dot under config.fp8.
+
+    Embedding, output head, router and attention's own products never use FP8 and do not call this
+    (arXiv:2412.19437, section 3.3.1).
     """
     if config.fp8:
         return fp8_dot(spec, x, w, power_of_two=power_of_two)
@@ -85,19 +87,16 @@ class GatedMLP(nn.Module):
         d = self.config.hidden_size
         w_gate_up = weight(self, "gate_up", embed=d, gate_up=2, mlp=self.width)
         w_down = weight(self, "down", mlp=self.width, embed=d)
-        x_btd = (
-            x if x.ndim == 3 else x[:, None]
-        )  # b and t stay apart: either may be split over devices
+        # b and t stay two axes: either may be split over devices
+        x_btd = x if x.ndim == 3 else x[:, None]
         hidden = linear(self.config, "btd,dzf->btzf", x_btd, w_gate_up)
         gate_btf, up_btf = jnp.unstack(save_for_backward(hidden), axis=2)
         out_btd = linear(self.config, "btf,fd->btd", swiglu(gate_btf, up_btf), w_down)
         return out_btd.reshape(x.shape)
 
 
-def position_tables(config, positions):
-    """Cosines and sines for positions int32[...] under the config's RoPE scaling: two
-    float32[..., rope_dim / 2].
-    """
+def position_tables(config: ModelConfig, positions):
+    """Rotary cosines and sines of positions int32[...] under rope_scaling: two float32[..., rope_dim / 2]."""
     dim, theta, scaling = config.rope_dim, config.rope_theta, config.rope_scaling
     if scaling is None:
         return rope.rope_tables(positions, rope.rope_frequencies(dim, theta))
@@ -125,7 +124,8 @@ def position_tables(config, positions):
     return rope.rope_tables(positions, frequencies, _yarn_amplitude(s))
 
 
-def _yarn_amplitude(s):
+def _yarn_amplitude(s: RopeScaling):
+    """The factor on cosines and sines, as Hugging Face derives it from rope_scaling."""
     if s.attention_factor is not None:
         return s.attention_factor
     if s.mscale and s.mscale_all_dim:

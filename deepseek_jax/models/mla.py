@@ -15,12 +15,15 @@ from deepseek_jax.ops.rope import apply_rope, yarn_mscale
 from deepseek_jax.parallel import constrain
 from deepseek_jax.parallel.context import by_heads
 
-LATENT_NORM_EPS = 1e-6  # the released code's, whatever rms_norm_eps says
+# The released code uses this for the latents' norms, whatever rms_norm_eps is
+LATENT_NORM_EPS = 1e-6
 
 
 class MultiHeadLatentAttention(nn.Module):
-    """Keys and values from one low-rank latent a token; expanded for training and prefill,
-    absorbed to decode.
+    """Keys and values from one low-rank latent a token.
+
+    Training and prefill expand the latent to keys and values. Decoding absorbs the up-projections into the
+    queries and the output instead, so that the cache holds latents only.
     """
 
     config: ModelConfig
@@ -40,9 +43,8 @@ class MultiHeadLatentAttention(nn.Module):
             self.w_q_up = weight(self, "q_up", q_lora=q_rank, heads=h, head_dim=n + r)
         else:
             self.w_q = weight(self, "q", embed=d, heads=h, head_dim=n + r)
-        self.w_kv_down = weight(
-            self, "kv_down", embed=d, kv_lora=c + r
-        )  # the latent, then the shared key
+        # The latent, then the rotary key that all heads share
+        self.w_kv_down = weight(self, "kv_down", embed=d, kv_lora=c + r)
         self.kv_norm = RMSNorm(cfg, c, "kv_lora", LATENT_NORM_EPS)
         self.w_k_up = weight(self, "k_up", kv_lora=c, heads=h, head_dim=n)
         self.w_v_up = weight(self, "v_up", kv_lora=c, heads=h, head_dim=u)
@@ -53,9 +55,8 @@ class MultiHeadLatentAttention(nn.Module):
     def scale(self):
         cfg, scaling = self.config, self.config.rope_scaling
         scale = (cfg.qk_nope_head_dim + cfg.qk_rope_head_dim) ** -0.5
-        if (
-            scaling is not None and scaling.mscale_all_dim
-        ):  # in the released code alone, not in eq. 10
+        # The released code has this factor; eq. 10 does not
+        if scaling is not None and scaling.mscale_all_dim:
             scale *= yarn_mscale(scaling.factor, scaling.mscale_all_dim) ** 2
         return scale
 
@@ -63,7 +64,7 @@ class MultiHeadLatentAttention(nn.Module):
         return self.linear(spec, attended, self.w_out, power_of_two=True)
 
     def _queries(self, x_btd, rope):
-        """Eqs. 6-9: the part without and the part with position, [b t h n] and [b t h r]."""
+        """Eqs. 6-9: the part without positions [b t h n] and the rotated part [b t h r]."""
         if self.config.q_lora_rank:
             down_btq = save_for_backward(self.linear("btd,dq->btq", x_btd, self.w_q_down))
             q_bthx = self.linear("btq,qhx->bthx", self.q_norm(down_btq), self.w_q_up)
@@ -73,19 +74,19 @@ class MultiHeadLatentAttention(nn.Module):
         return q_nope, apply_rope(q_rope, *rope)
 
     def _latent(self, x_btd, rope):
-        """Eqs. 1 and 3: all that the cache keeps, c_kv [b t c] and k_rope [b t r]."""
+        """Eqs. 1 and 3: the entries of the cache, c_kv [b t c] and k_rope [b t r]."""
         down = save_for_backward(self.linear("btd,dc->btc", x_btd, self.w_kv_down))
         c_kv, k_rope = jnp.split(down, [self.config.kv_lora_rank], axis=-1)
         return self.kv_norm(c_kv), apply_rope(k_rope[:, :, None], *rope)[:, :, 0]
 
     def project(self, x_btd, rope):
-        """What attention is of, expanded: x [b t d] -> queries and keys [b t h n+r], values [b t h u]."""
+        """Expanded form: x [b t d] -> queries and keys [b t h n+r], values [b t h u]."""
         return self._expand(x_btd, rope)[0]
 
     def _expand(self, x_btd, rope):
-        """(queries, keys, values), and the latent that the last two come from: (c_kv, k_rope)."""
+        """((queries, keys, values), (c_kv, k_rope)): the latent is what keys and values are expanded from."""
         q_nope, q_rope = self._queries(x_btd, rope)
-        # What other devices' tokens need of this one's is its latent, the smallest thing to send
+        # Gather along the sequence here: the latent is smaller to send than the keys and values from it
         latent = self._latent(x_btd, rope)
         c_kv, k_rope = (constrain(part, ("batch", None, None)) for part in latent)
         k_nope = self.linear("btc,chn->bthn", c_kv, self.w_k_up)
@@ -96,7 +97,7 @@ class MultiHeadLatentAttention(nn.Module):
         return (q, k, v), (c_kv, k_rope)
 
     def __call__(self, x_btd, rope, segment_ids, branches=None):
-        """Expanded form: x [b t d] -> ([b t d], what decoding remembers: c_kv [b t c], k_rope [b t r])."""
+        """Expanded form: x [b t d] -> ([b t d], the cache entries c_kv [b t c] and k_rope [b t r])."""
         projected, (c_kv, k_rope) = self._expand(x_btd, rope)
         q, k, v = by_heads(*projected)
         if branches is None:
@@ -116,6 +117,7 @@ class MultiHeadLatentAttention(nn.Module):
             "c_kv": write(cache["c_kv"], c_kv),
             "k_rope": write(cache["k_rope"], k_rope),
         }
+        # (W c) . q = c . (W^T q): the up-projection moves from all cached keys to one query
         q_latent = dot("bhn,chn->bhc", q_nope, self.w_k_up)
         z_bhc = attend_latent(
             q_latent, q_rope, cache["c_kv"], cache["k_rope"], scale=self.scale, mask=write.mask
@@ -123,9 +125,9 @@ class MultiHeadLatentAttention(nn.Module):
         return self._out("bhu,hud->bd", dot("bhc,chu->bhu", z_bhc, self.w_v_up)), cache
 
     def extend(self, x_btd, rope, cache, write):
-        """decode from t new tokens a sequence: x [b t d] -> ([b t d], cache with their latents in it).
+        """decode for t new tokens a sequence: x [b t d] -> ([b t d], cache with their latents in it).
 
-        write: as CacheWrite, but of entries [b t ...], and with mask bool[b t s].
+        write: PositionWrite, with mask bool[b t s].
         """
         q_nope, q_rope = self._queries(x_btd, rope)
         c_kv, k_rope = self._latent(x_btd, rope)

@@ -1,4 +1,4 @@
-"""DeepSeekMoE: shared experts for every token, routed ones for those that choose them (arXiv:2401.06066)."""
+"""DeepSeekMoE: experts that all tokens share, and routed experts by choice (arXiv:2401.06066)."""
 
 import functools
 from typing import NamedTuple
@@ -18,7 +18,7 @@ from deepseek_jax.parallel.dispatch import expert_parallel
 
 
 class Routing(NamedTuple):
-    """What routing did, in one layer, or in each with a leading axis l.
+    """Statistics of the routing in one layer, or in each layer with a leading axis l.
 
     load: float32[e], real tokens per expert. balance: float32[], see ops.routing.sequence_balance.
     """
@@ -28,7 +28,7 @@ class Routing(NamedTuple):
 
 
 class MoE(nn.Module):
-    """Dropless mixture of gated MLPs (arXiv:2412.19437, eqs. 12-16). Every token reaches all its experts."""
+    """Dropless mixture of gated MLPs (arXiv:2412.19437, eqs. 12-16): no token is dropped by its experts."""
 
     config: ModelConfig
 
@@ -36,7 +36,7 @@ class MoE(nn.Module):
     def __call__(self, x, segment_ids=None):
         """x [b t d] -> ([b t d], Routing of the tokens whose segment_ids int32[b t] is not 0).
 
-        Without segment_ids x is [... d], and in place of Routing comes None.
+        Without segment_ids, when decoding, x may be [b d] too, and Routing is None.
         """
         cfg = self.config
         e, d, f = cfg.n_routed_experts, cfg.hidden_size, cfg.moe_intermediate_size
@@ -48,7 +48,7 @@ class MoE(nn.Module):
         w_down = weight(self, "down", experts=e, mlp=f, embed=d)
 
         x_btd = x if x.ndim == 3 else x[:, None]
-        # Routing is float32 in every dtype. b and t stay apart: either may be split over devices
+        # Routing is float32 in every dtype. b and t stay two axes: either may be split over devices
         logits_bte = dot("btd,de->bte", x_btd.astype(jnp.float32), w_router)
         choose = functools.partial(
             route,
@@ -82,7 +82,7 @@ class MoE(nn.Module):
         return y, routing
 
 
-def run_experts(x_md, experts_ma, weights_ma, kernels, *, fp8):
+def run_experts(x_md, experts_ma, weights_ma, kernels, *, fp8: bool):
     """Each token's weighted sum over its experts' gated MLPs: x [m d], experts int32[m a], weights
     float32[m a] -> [m d]. kernels: gate and up [e d 2 f], down [e f d]. fp8: see ModelConfig.
     """
@@ -92,7 +92,7 @@ def run_experts(x_md, experts_ma, weights_ma, kernels, *, fp8):
     block = grouped.block_size(experts_ma.size, e)
     if fp8:
         matmul = functools.partial(grouped_fp8, block=block)
-        up_matmul = functools.partial(matmul, power_of_two=True, parts=2)  # gate, and up
+        up_matmul = functools.partial(matmul, power_of_two=True, parts=2)  # gate and up
     layout = grouped.expert_layout(experts_ma, e, block)
     rows_rd = grouped.rows_by_expert(x_md, layout)
     hidden_rz = up_matmul(rows_rd, w_gate_up.reshape(e, d, -1), layout.rows_per_expert)

@@ -1,6 +1,4 @@
-"""Multi-token prediction: one more block that foresees the token after next (arXiv:2412.19437,
-section 2.2).
-"""
+"""Multi-token prediction: one more block predicts the token after next (arXiv:2412.19437, section 2.2)."""
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -10,9 +8,9 @@ from deepseek_jax.models.layers import RMSNorm, linear, weight
 
 
 class MultiTokenPrediction(nn.Module):
-    """Eqs. 21-22, with the released checkpoint's input order, [embedding; hidden], not the paper's.
+    """Eqs. 21-22, but with the input order of the released checkpoint: [embedding; hidden].
 
-    Every method takes a later token's embedding and this one's hidden state, both [b t d].
+    Every method takes the embedding of a later token and the hidden state of this one, both [b t d].
     """
 
     config: ModelConfig
@@ -36,10 +34,10 @@ class MultiTokenPrediction(nn.Module):
         return self.head_norm(x_btd), routing
 
     def prefill(self, embedding_btd, hidden_btd, rope, segment_ids):
-        """-> what decoding remembers."""
+        """-> the block's cache entries."""
         return self.block(self._input(embedding_btd, hidden_btd), rope, segment_ids)[2]
 
     def extend(self, embedding_btd, hidden_btd, rope, cache, write):
-        """-> (normed hidden [b t d], cache), as DecoderLayer.extend."""
+        """-> (normed hidden [b t d], cache), see DecoderLayer.extend."""
         x_btd, cache = self.block.extend(self._input(embedding_btd, hidden_btd), rope, cache, write)
         return self.head_norm(x_btd), cache

@@ -1,9 +1,10 @@
-"""A reward model: the policy's decoder, and a scalar head in place of the vocabulary's."""
+"""A reward model: the policy's decoder with a scalar head in place of the output head."""
 
 import dataclasses
 
 import flax.linen as nn
 import jax.numpy as jnp
+from jax.sharding import Mesh
 
 from deepseek_jax.models.config import ModelConfig
 from deepseek_jax.models.heads import hidden_states
@@ -12,7 +13,7 @@ from deepseek_jax.parallel.shard import init_sharded
 
 
 class RewardHead(nn.Module):
-    """One number of a hidden state: float[b d] -> float32[b]."""
+    """A hidden state to one number: float[b d] -> float32[b]."""
 
     config: ModelConfig
 
@@ -23,21 +24,23 @@ class RewardHead(nn.Module):
         return hidden_bd.astype(jnp.float32) @ w + bias
 
 
-def reward_config(config):
-    """The decoder's ModelConfig in a reward model: no output head of its own, no multi-token prediction."""
+def reward_config(config: ModelConfig):
+    """The ModelConfig of a reward model's decoder: no output head, no multi-token prediction."""
+    # A tied head is no parameter: the decoder has only the embedding
     return dataclasses.replace(config, tie_word_embeddings=True, num_nextn_predict_layers=0)
 
 
-def init_reward_head(config, rng):
-    """Random float32 parameters {"weight": [d], "bias": []} in Linen's boxes, the bias zero."""
+def init_reward_head(config: ModelConfig, rng):
+    """Float32 parameters {"weight": [d], "bias": []} in Linen's boxes: random weight, zero bias."""
     hidden = jnp.zeros((1, config.hidden_size), jnp.float32)
     return RewardHead(config).init(rng, hidden)["params"]
 
 
-def reward_params(config, params, mesh, rng):
-    """A policy's params, its SFT's as published, with a new head on the mesh: {"decoder": ..., "head": ...}.
+def reward_params(config: ModelConfig, params, mesh: Mesh, rng):
+    """A policy's params with a new head on the mesh: {"decoder": ..., "head": ...}.
 
-    config: the policy's ModelConfig. The decoder's tree is reward_config's; its arrays are not copied.
+    config: the policy's ModelConfig. The published policy is the SFT model. The decoder's tree fits
+    reward_config(config); its arrays are not copied.
     """
     decoder = {
         name: leaf
@@ -48,11 +51,11 @@ def reward_params(config, params, mesh, rng):
     return {"decoder": decoder, "head": head}
 
 
-def predict_rewards(config, params, tokens, segment_ids):
+def predict_rewards(config: ModelConfig, params, tokens, segment_ids):
     """The reward of each [prompt, response], read at its last token: -> (float32[b], models.Routing or None).
 
-    config: reward_config's. params: reward_params'. tokens int32[b t], right-padded. segment_ids int32[b t],
-    1 on prompt and response and 0 on padding: the last token is told by them, never by its id.
+    config: from reward_config. params: from reward_params. tokens: int32[b t], right-padded. segment_ids:
+    int32[b t], 1 on prompt and response and 0 on padding. They decide which token is the last, never its id.
     """
     hidden_btd, routing = hidden_states(config, params["decoder"], tokens, segment_ids=segment_ids)
     last_b = (segment_ids > 0).sum(-1) - 1

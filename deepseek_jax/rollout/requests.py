@@ -1,4 +1,4 @@
-"""The requests of one rollout: what is asked, and the queue in which they wait.
+"""The requests of one rollout and the queue in which they wait.
 
 A request is one completion of one prompt. Its number is its row in the Rollout: of n completions a prompt,
 request i is for prompt i // n.
@@ -10,14 +10,18 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-PROMPT_BUCKET = 16  # prompt room grows in these steps, so that few lengths compile anew
+from deepseek_jax.models import ModelConfig
+from deepseek_jax.rollout.sampling import Sampling
+
+# Prompts are padded to multiples of this, so that few lengths need a compilation of their own
+PROMPT_BUCKET = 16
 
 
 class Requests(NamedTuple):
-    """n requests a prompt, whose prompts are prefilled in chunks of chunk_size.
+    """n requests a prompt. Prompts are prefilled in chunks of chunk_size.
 
-    tokens: int32[p t], the prompts, right-padded to a bucket and with rows of padding to whole chunks.
-    lengths: int32[p], at least 1. keys: typed[p n], a random stream a request.
+    tokens: int32[p t], the prompts, right-padded to a bucket, and rows of padding up to whole chunks.
+    lengths: int32[p], at least 1. keys: typed[p n], one random stream a request.
     """
 
     tokens: np.ndarray
@@ -31,25 +35,25 @@ class Requests(NamedTuple):
         return request // (self.n * self.chunk_size)
 
 
-def make_requests(prompts, n, seed, slots):
-    """Requests of prompts, lists of token ids, in chunks of as many prompts as fill the slots."""
+def make_requests(prompts: list, n: int, seed: int, slots: int):
+    """Requests for prompts, lists of token ids. A chunk has as many prompts as fill the slots."""
     chunk_size = min(-(-slots // n), len(prompts))
     tokens, lengths = _padded(prompts, chunk_size)
     return Requests(tokens, lengths, _random_streams(prompts, n, seed), n, chunk_size)
 
 
 class RequestQueue:
-    """The requests that wait, in order: all but those done, a sequence of numbers."""
+    """The waiting requests in order: all requests except `done`, a sequence of numbers."""
 
-    def __init__(self, requests, done=()):
+    def __init__(self, requests: Requests, done=()):
         self.requests = requests
         self.waiting = np.setdiff1d(np.arange(len(requests.keys)), done)
 
     def __bool__(self):
         return len(self.waiting) > 0
 
-    def take(self, room):
-        """Leave with the first requests: at most `room`, and all of one chunk. int[r]."""
+    def take(self, room: int):
+        """Remove and return the first requests, int[r]: at most `room`, all of one chunk."""
         chunks = self.requests.chunk_of(self.waiting[:room])
         count = np.count_nonzero(chunks == chunks[0])
         taken, self.waiting = self.waiting[:count], self.waiting[count:]
@@ -57,9 +61,10 @@ class RequestQueue:
 
 
 def _random_streams(prompts, n, seed):
-    """A random stream a request, from seed, prompt and number: typed[len(prompts) * n].
+    """One random stream a request, from the seed, the prompt and a number: typed[len(prompts) * n].
 
-    A prompt that comes twice goes on counting, so that it is not answered the same way again.
+    Numbers count the completions of a prompt. A repeated prompt continues the count, so that its completions
+    are different ones.
     """
     seen, numbers = {}, []
     for prompt in map(tuple, prompts):
@@ -68,6 +73,7 @@ def _random_streams(prompts, n, seed):
         numbers += range(first, first + n)
     digests = [zlib.crc32(np.asarray(prompt, np.int32).tobytes()) for prompt in prompts]
     digests = np.repeat(np.array(digests, np.uint32), n)
+    # The stream depends on nothing else in the call, so the same request is answered the same in any batch
     base = jax.random.key(seed)
     fold = jax.vmap(
         lambda digest, number: jax.random.fold_in(jax.random.fold_in(base, digest), number)
@@ -76,7 +82,7 @@ def _random_streams(prompts, n, seed):
 
 
 def _padded(prompts, chunk_size):
-    """Right-padded to a bucket, and to whole chunks: tokens int32[p t], lengths int32[p], at least 1."""
+    """Pad prompts to a bucket and to whole chunks: (tokens int32[p t], lengths int32[p], at least 1)."""
     lengths = [len(prompt) for prompt in prompts]
     room = -(-max(lengths) // PROMPT_BUCKET) * PROMPT_BUCKET
     tokens = np.zeros((-(-len(prompts) // chunk_size) * chunk_size, room), np.int32)
@@ -85,9 +91,11 @@ def _padded(prompts, chunk_size):
     return tokens, np.array(lengths + [1] * (len(tokens) - len(prompts)), np.int32)
 
 
-def check(config, sampling, prompts, max_completion_length, n, slots):
-    """Raise ValueError for requests that cannot be served: a number out of range, no prompts, or a prompt
-    that is empty, out of vocabulary, or too long for max_position_embeddings.
+def check(
+    config: ModelConfig, sampling: Sampling, prompts, max_completion_length: int, n: int, slots: int
+):
+    """Raise ValueError for a setting out of range, no prompts, or a prompt that is empty, out of vocabulary,
+    or too long for max_position_embeddings.
     """
     sampling.check(config.vocab_size)
     counts = {"max_completion_length": max_completion_length, "n": n, "slots": slots}

@@ -5,21 +5,22 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-LANES = 128  # how many probabilities are summed before the first cumulative sum
+# Probabilities in one partial sum of `draw`
+LANES = 128
 
 
 class Sampling(NamedTuple):
-    """How tokens are drawn; hashable, so that one compilation serves one way of drawing.
+    """How tokens are drawn. Hashable, because it is a static argument of compiled functions.
 
-    temperature 0 is greedy. top_k 0 keeps every token, and so does top_p 1.
+    temperature 0 is greedy. top_k 0 and top_p 1 filter no token.
     """
 
     temperature: float = 1.0
     top_p: float = 1.0
     top_k: int = 0
 
-    def check(self, vocab_size):
-        """Raise ValueError for a setting that no distribution has."""
+    def check(self, vocab_size: int):
+        """Raise ValueError for a setting out of range."""
         if not self.temperature >= 0:
             raise ValueError(f"temperature={self.temperature} must be 0 (greedy) or above")
         if not 0 < self.top_p <= 1:
@@ -30,12 +31,11 @@ class Sampling(NamedTuple):
             )
 
 
-def sampled_logits(logits, sampling):
-    """Logits of the distribution that is sampled: over temperature, then top-k, then top-p
-    (arXiv:1904.09751).
+def sampled_logits(logits, sampling: Sampling):
+    """Logits of the sampled distribution: divide by temperature, then top-k, then top-p (arXiv:1904.09751).
 
-    logits: float32[b v]. A token stays in the nucleus if those likelier than it hold less than top_p.
-    Greedy decoding leaves them as they are.
+    logits: float32[b v]. A token stays in the nucleus if the tokens likelier than it have less than top_p
+    probability in all. Temperature 0 (greedy) does not divide.
     """
     if sampling.temperature > 0:
         logits = logits / sampling.temperature
@@ -54,11 +54,13 @@ def sampled_logits(logits, sampling):
 def draw(uniform, probs):
     """Invert the cumulative distribution: uniform float32[b] in [0, 1), probs float32[b v] -> int32[b].
 
-    Sums lanes first, so that neither cumulative sum runs over the vocabulary. Never draws a zero.
+    Picks a group of LANES tokens, then a token in it: neither cumulative sum runs over the whole vocabulary.
+    Never draws a token of probability 0.
     """
     b, v = probs.shape
     probs_bxy = jnp.pad(probs, ((0, 0), (0, -v % LANES))).reshape(b, -1, LANES)
     upto_bx = jnp.cumsum(probs_bxy.sum(-1), axis=-1)
+    # Rounding can make the product equal the total, and then lane_b would be past the end
     target_b = jnp.minimum(uniform * upto_bx[:, -1], jnp.nextafter(upto_bx[:, -1], 0.0))
     lane_b = (upto_bx <= target_b[:, None]).sum(-1)
     chosen_by = jnp.take_along_axis(probs_bxy, lane_b[:, None, None], axis=1)[:, 0]
@@ -70,10 +72,10 @@ def draw(uniform, probs):
     return (lane_b * LANES + (upto_by <= target_b[:, None]).sum(-1)).astype(jnp.int32)
 
 
-def sample(keys, logits, sampling):
+def sample(keys, logits, sampling: Sampling):
     """Draw one token a row: keys typed[b], logits float32[b v] -> (tokens int32[b], logprobs float32[b]).
 
-    logprobs are under the distribution that was sampled; under temperature 1 where decoding is greedy.
+    logprobs are under the sampled distribution; with greedy decoding, under temperature 1.
     """
     logits_bv = sampled_logits(logits, sampling)
     logprobs_bv = jax.nn.log_softmax(logits_bv, axis=-1)
@@ -85,10 +87,11 @@ def sample(keys, logits, sampling):
     return tokens_b, jnp.take_along_axis(logprobs_bv, tokens_b[:, None], axis=-1)[:, 0]
 
 
-def distribution(logits, sampling):
-    """What is sampled from logits float32[b v], and what `sample` says of it: probs, logprobs float32[b v].
+def distribution(logits, sampling: Sampling):
+    """The distribution that `sample` draws from and the logprobs it reports: (probs, logprobs) float32[b v].
 
-    Greedy decoding puts all probability on one token, while its logprobs are under temperature 1.
+    logits: float32[b v]. Greedy decoding has all probability on one token, but its logprobs are under
+    temperature 1.
     """
     logits_bv = sampled_logits(logits, sampling)
     logprobs_bv = jax.nn.log_softmax(logits_bv, axis=-1)
@@ -101,14 +104,15 @@ def verify(uniform, draft, draft_probs, probs):
     """Speculative sampling (arXiv:2211.17192, algorithm 1, and arXiv:2302.01318): one draft a sequence.
 
     uniform: float32[b 2] in [0, 1). draft: int32[b], drawn from draft_probs float32[b v]. probs:
-    float32[b 2 v], the model's for the draft's place and, if the draft holds, for the place after it.
-    Returns accepted bool[b], with probability min(1, p / q), and int32[b], the token that follows the
-    draft, or stands in its place, then drawn from norm(max(p - q, 0)).
+    float32[b 2 v], the model's, at the draft's position and, for an accepted draft, at the next position.
+    Returns accepted bool[b], True with probability min(1, p / q), and int32[b]: the token after an accepted
+    draft, or the token in place of a rejected one, drawn from norm(max(p - q, 0)).
     """
     p_bv, after_bv = probs[:, 0], probs[:, 1]
     p_b, q_b = (jnp.take_along_axis(a, draft[:, None], axis=1)[:, 0] for a in (p_bv, draft_probs))
     accepted_b = uniform[:, 0] * q_b < p_b
     residual_bv = jnp.maximum(p_bv - draft_probs, 0)
-    is_empty_b1 = residual_bv.sum(-1, keepdims=True) == 0  # by rounding alone, where p is q
+    # Empty by rounding alone, where p equals q
+    is_empty_b1 = residual_bv.sum(-1, keepdims=True) == 0
     residual_bv = jnp.where(is_empty_b1, p_bv, residual_bv)
     return accepted_b, draw(uniform[:, 1], jnp.where(accepted_b[:, None], after_bv, residual_bv))
