@@ -32,6 +32,7 @@ __getattr__, __dir__, __all__ = lazy_names(
     __name__,
     {
         "AnswerOptions": "rollout",
+        "GrpoOptions": "losses",
         "ModelConfig": "models",
         "Policy": "rollout",
         "Rewards": "rewards",

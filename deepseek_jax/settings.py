@@ -114,6 +114,15 @@ def _built(cls, block, path):
         return cls(**checked)
 
 
+def check_fields(block):
+    """Check the types and ranges of a dataclass that was not built from a config. For its __post_init__.
+
+    Raises ValueError as build does; the message begins with the field.
+    """
+    for name, hint in _hints(type(block)).items():
+        _checked(getattr(block, name), hint, name)
+
+
 @functools.cache
 def _hints(cls):
     return typing.get_type_hints(cls, include_extras=True)

@@ -5,6 +5,7 @@ from deepseek_jax.lazy import lazy_names
 __getattr__, __dir__, __all__ = lazy_names(
     __name__,
     {
+        "GrpoOptions": "grpo",
         "NORMALIZES_STD": "grpo",
         "completion_logprobs": "completions",
         "group_advantages": "grpo",

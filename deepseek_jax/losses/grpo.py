@@ -1,7 +1,12 @@
 """Group Relative Policy Optimisation and three variants: group advantages and the clipped loss."""
 
+import dataclasses
+from typing import Literal
+
 import jax
 import jax.numpy as jnp
+
+from deepseek_jax.settings import NonNegative, Positive, check_fields
 
 # THE list of loss types: does the advantage divide by the standard deviation of its group?
 NORMALIZES_STD = {
@@ -13,6 +18,33 @@ NORMALIZES_STD = {
 STD_EPS = 1e-6
 # exp stays finite, so that inf * 0 never makes a NaN
 MAX_LOG_RATIO = 20.0
+
+
+@dataclasses.dataclass(frozen=True)
+class GrpoOptions:
+    """The options of grpo_loss.
+
+    loss_type: a key of NORMALIZES_STD; it chooses the ratio and the normaliser.
+    clip_eps, clip_eps_high: the ratio is clipped to [1 - clip_eps, 1 + clip_eps_high]. clip_eps_high
+      defaults to clip_eps.
+    kl_coef: the weight of the KL to the reference; 0 needs no reference.
+    importance_cap: the surrogate of a token, not its KL, is multiplied by the truncated importance
+      weight min(pi_old / pi_sampler, importance_cap), without gradient.
+    """
+
+    loss_type: Literal[tuple(NORMALIZES_STD)] = "grpo"
+    clip_eps: Positive = 0.2
+    clip_eps_high: Positive | None = None
+    kl_coef: NonNegative = 0.0
+    importance_cap: Positive | None = None
+
+    def __post_init__(self):
+        check_fields(self)
+
+    def clip_range(self):
+        """(lowest, highest) ratio that still has a gradient."""
+        high = self.clip_eps if self.clip_eps_high is None else self.clip_eps_high
+        return 1 - self.clip_eps, 1 + high
 
 
 def group_advantages(rewards, *, group_size: int, normalize_std: bool = True):
@@ -45,43 +77,29 @@ def group_advantages(rewards, *, group_size: int, normalize_std: bool = True):
     return centred_pi.reshape(-1)
 
 
-def grpo_loss(
-    logprobs,
-    entropy,
-    batch,
-    *,
-    loss_type: str,
-    clip_eps: float,
-    clip_eps_high: float | None = None,
-    kl_coef: float = 0.0,
-    max_completion_length: int,
-    importance_cap: float | None = None,
-):
-    """The clipped surrogate, negated, plus kl_coef times the KL to the reference.
+def grpo_loss(logprobs, entropy, batch, options: GrpoOptions, *, max_completion_length: int):
+    """The clipped surrogate, negated, plus options.kl_coef times the KL to the reference.
 
     logprobs, entropy: float32[b t], nats, at the completions' tokens, under the policy.
     batch: completion_mask bool[b t], advantages float32[b], sampler_logprobs float32[b t];
       num_tokens, num_completions float32[] of the WHOLE global batch, so that micro-batches add up;
       old_logprobs float32[b t], absent while the policy has not moved (the ratio is exactly 1);
-      ref_logprobs float32[b t], needed if kl_coef > 0. Masked positions may hold anything, even
+      ref_logprobs float32[b t], needed if options.kl_coef > 0. Masked positions may hold anything, even
       NaN; a completion without tokens contributes nothing.
-    loss_type: a key of NORMALIZES_STD; it chooses the ratio and the normaliser.
-    clip_eps, clip_eps_high: the ratio is clipped to [1 - clip_eps, 1 + clip_eps_high]. clip_eps_high
-      defaults to clip_eps. max_completion_length: the constant divisor of dr_grpo.
-    importance_cap: the surrogate of a token, not its KL, is multiplied by the truncated importance
-      weight min(pi_old / pi_sampler, importance_cap), without gradient.
+    max_completion_length: the constant divisor of dr_grpo.
     Returns (loss float32[], metrics): metrics are float32[], divided by num_tokens so that micro-batches
     add up here too, except `sampler_gap_max`. Raises ValueError for settings out of range.
     """
-    _check_settings(loss_type, clip_eps, clip_eps_high, max_completion_length, importance_cap)
+    if max_completion_length < 1:
+        raise ValueError(f"max_completion_length={max_completion_length} must be at least 1")
     mask_bt = batch["completion_mask"]
     advantage_b1 = jnp.where(mask_bt.any(-1), batch["advantages"], 0.0)[:, None]
     # Mask before any arithmetic: a NaN in padding would reach the gradient as 0 * NaN
     logprobs, sampler_bt = _masked(logprobs, mask_bt), _masked(batch["sampler_logprobs"], mask_bt)
     old_bt = _masked(batch.get("old_logprobs", jax.lax.stop_gradient(logprobs)), mask_bt)
 
-    low, high = 1 - clip_eps, 1 + (clip_eps if clip_eps_high is None else clip_eps_high)
-    ratio_bt = _ratio(logprobs - old_bt, mask_bt, loss_type)
+    low, high = options.clip_range()
+    ratio_bt = _ratio(logprobs - old_bt, mask_bt, options.loss_type)
     clipped_bt = jnp.clip(ratio_bt, low, high)
     # The minimum is pessimistic: clipping limits a gain and never a loss
     surrogate_bt = jnp.minimum(ratio_bt * advantage_b1, clipped_bt * advantage_b1)
@@ -93,17 +111,17 @@ def grpo_loss(
         "clip_fraction_high": (ratio_bt > high) & (advantage_b1 > 0),
         "sampler_gap_mean": gap_bt,
     }
-    if importance_cap is not None:
-        weight_bt = jnp.minimum(jnp.exp(old_bt - sampler_bt), importance_cap)
+    if options.importance_cap is not None:
+        weight_bt = jnp.minimum(jnp.exp(old_bt - sampler_bt), options.importance_cap)
         surrogate_bt = jax.lax.stop_gradient(weight_bt) * surrogate_bt
         per_token["importance_weight_mean"] = weight_bt
     loss_bt = -surrogate_bt
-    if kl_coef:
-        kl_bt = k3_kl(logprobs, _masked(_reference(batch, kl_coef), mask_bt))
-        loss_bt += kl_coef * kl_bt
+    if options.kl_coef:
+        kl_bt = k3_kl(logprobs, _masked(_reference(batch, options.kl_coef), mask_bt))
+        loss_bt += options.kl_coef * kl_bt
         per_token["kl"] = kl_bt
 
-    loss = _normalise(loss_bt, mask_bt, batch, loss_type, max_completion_length)
+    loss = _normalise(loss_bt, mask_bt, batch, options.loss_type, max_completion_length)
     num_tokens = jnp.maximum(batch["num_tokens"], 1)
     metrics = {name: _masked(x, mask_bt).sum() / num_tokens for name, x in per_token.items()}
     metrics["clip_fraction"] = metrics["clip_fraction_low"] + metrics["clip_fraction_high"]
@@ -149,21 +167,9 @@ def _normalise(loss_bt, mask_bt, batch, loss_type, max_completion_length):
 
 
 def _reference(batch, kl_coef):
-    if kl_coef < 0 or "ref_logprobs" not in batch:
+    if "ref_logprobs" not in batch:
         raise ValueError(
-            f"kl_coef={kl_coef} must be positive and needs ref_logprobs in the batch, which holds "
+            f"kl_coef={kl_coef} needs ref_logprobs in the batch, which holds "
             f"{', '.join(sorted(batch))}; keep a reference policy or set kl_coef to 0."
         )
     return batch["ref_logprobs"]
-
-
-def _check_settings(loss_type, clip_eps, clip_eps_high, max_completion_length, importance_cap):
-    if loss_type not in NORMALIZES_STD:
-        raise ValueError(
-            f"loss_type={loss_type!r} is unknown; set it to one of {', '.join(NORMALIZES_STD)}."
-        )
-    positive = dict(clip_eps=clip_eps, clip_eps_high=clip_eps_high, importance_cap=importance_cap)
-    positive |= dict(max_completion_length=max_completion_length)
-    for name, value in positive.items():
-        if value is not None and not value > 0:
-            raise ValueError(f"{name}={value} must be above 0.")

@@ -1,15 +1,12 @@
 """The settings of GRPO: each config block is a dataclass, checked when built."""
 
 import dataclasses
-from typing import Literal
 
-from deepseek_jax.losses.grpo import NORMALIZES_STD
+from deepseek_jax.losses.grpo import GrpoOptions
 from deepseek_jax.rollout.policy import AnswerOptions
 from deepseek_jax.settings import (
     Count,
     CountBySteps,
-    NonNegative,
-    Positive,
     PositiveBySteps,
     Settings,
     Several,
@@ -47,17 +44,6 @@ class RolloutSettings:
     def temperature_at(self, step: int):
         """The temperature of a step."""
         return number_at(self.temperature, step)
-
-
-@dataclasses.dataclass(frozen=True)
-class LossSettings:
-    """See losses.grpo.grpo_loss. With kl_coef=0 no reference is in memory."""
-
-    loss_type: Literal[tuple(NORMALIZES_STD)] = "grpo"
-    clip_eps: Positive = 0.2
-    clip_eps_high: Positive | None = None
-    kl_coef: NonNegative = 0.0
-    importance_cap: Positive | None = None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -102,7 +88,7 @@ class ReinforceSettings(FitSettings, RewardSettings):
     prompts_per_step: Count
     group_size: Several
     rollout: RolloutSettings
-    loss: LossSettings
+    loss: GrpoOptions
     minibatches: Count = 1
     epochs: Count = 1
     max_sampling_rounds: Count = 1

@@ -3,7 +3,6 @@
 questions with their prompts -> groups of completions, rewards and advantages -> updates -> params.
 """
 
-import dataclasses
 import math
 
 import jax
@@ -62,12 +61,9 @@ def _loss_fn(settings: ReinforceSettings, config: ModelConfig):
         logprobs, entropy, routing = completion_logprobs(
             config, params, batch, temperature=batch["temperature"]
         )
+        longest = settings.rollout.longest()
         loss, metrics = grpo_loss(
-            logprobs,
-            entropy,
-            batch,
-            max_completion_length=settings.rollout.longest(),
-            **dataclasses.asdict(settings.loss),
+            logprobs, entropy, batch, settings.loss, max_completion_length=longest
         )
         if routing is not None:
             metrics["expert_load"] = {"moe_layers": routing.load}

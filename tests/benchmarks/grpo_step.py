@@ -5,7 +5,6 @@ python -m tests.benchmarks.grpo_step --ours-only float32     # memory of our ste
 """
 
 import argparse
-import dataclasses
 import resource
 import statistics
 import tempfile
@@ -67,8 +66,7 @@ def our_step(dtype, tokenizer, prompts):
 
     def loss_fn(params, batch, rng):
         logprobs, entropy, _ = completion_logprobs(config, params, batch)
-        loss = dataclasses.asdict(settings.loss)
-        return grpo_loss(logprobs, entropy, batch, max_completion_length=COMPLETION, **loss)
+        return grpo_loss(logprobs, entropy, batch, settings.loss, max_completion_length=COMPLETION)
 
     tx = settings.optimizer.make(settings.num_steps)
     create, placed = state_maker(reference, tx, mesh)

@@ -5,6 +5,7 @@ import dataclasses
 import pytest
 
 from deepseek_jax.distill import settings as distill
+from deepseek_jax.losses.grpo import GrpoOptions
 from deepseek_jax.models import ModelConfig, RopeScaling
 from deepseek_jax.recipes.distill.settings import (
     PlateauSettings,
@@ -68,7 +69,7 @@ FORMER = {
     BaseSettings: BASE,
     reinforce.ReinforceSettings: REINFORCE,
     reinforce.RolloutSettings: f"{SAMPLED} max_prompt_length",
-    reinforce.LossSettings: "clip_eps clip_eps_high importance_cap kl_coef loss_type",
+    GrpoOptions: "clip_eps clip_eps_high importance_cap kl_coef loss_type",
     reinforce.GeneralSettings: "num_steps path per_step rewards",
     RejectionSettings: f"{SAMPLED} max_per_prompt num_prompts samples_per_prompt",
     ConversationSettings: "num_puzzles num_requests",
