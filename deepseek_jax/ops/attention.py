@@ -164,7 +164,7 @@ def _block(t):
 
 
 def _split(array):
-    """[b t ...] -> [n b block ...], padded with zeros at the end, where causal queries see no key."""
+    """[b t ...] -> [n b block ...], padded at the end with zeros, keys that no earlier query sees."""
     b, t, *rest = array.shape
     block = _block(t)
     padded = jnp.pad(array, [(0, 0), (0, -t % block)] + [(0, 0)] * len(rest))

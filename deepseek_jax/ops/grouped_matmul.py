@@ -1,4 +1,4 @@
-"""One matrix product per expert over rows sorted by expert; no row is dropped, only active experts cost."""
+"""One matrix product per expert over rows sorted by expert; no row is dropped; idle experts cost nothing."""
 
 import functools
 from typing import NamedTuple
@@ -44,7 +44,7 @@ def expert_layout(experts, n_routed_experts: int, block: int):
     undefined.
     """
     m, a = experts.shape
-    # Of the worst split over experts
+    # As many blocks as the worst split over experts needs
     blocks = (m * a + min(n_routed_experts, m * a) * (block - 1)) // block
     # z: the experts, then the id for no expert
     count_z = counts(experts, n_routed_experts + 1)
