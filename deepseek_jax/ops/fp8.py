@@ -79,9 +79,9 @@ def fp8_dot(spec: str, x, w, out_dtype=None, *, power_of_two: bool = False):
     """ops.dot.dot with E4M3 operands in the product and in both of its gradients.
 
     Letters that x, w and the result all have are batch axes. The other letters flatten to three axes: those
-    of both x and w to the contracted k, in w's order; those of x alone to the tokens m; those of w alone to n.
-    If n begins with a letter z, w holds the weights of z Linear layers side by side (gate and up), which share no
-    tile.
+    of both x and w to the contracted k, in w's order; those of x alone to the tokens m; those of w alone to
+    n. If n begins with a letter z, w holds the weights of z Linear layers side by side (gate and up), which
+    share no tile.
     Fprop and Dgrad round x and dy in tiles of 1 x 128, along k and along n, and w[k n] in blocks of
     128 x 128. Wgrad rounds x and dy in tiles of 128 tokens. x is saved in FP8 for Wgrad, which therefore
     rounds Fprop's rounded x a second time (section 3.5.2).

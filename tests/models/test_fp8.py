@@ -42,9 +42,8 @@ def test_every_linear_rounds_both_its_operands_and_nothing_else(kind, linears):
 @pytest.mark.parametrize("kind", others_slow(["mtp", "gqa"], "gqa"))
 def test_fp8_errs_by_a_few_percent(kind):
     """Oracle: the float32 loss and gradients. An operand rounds by 2.6% rms, and a gradient passes through
-    about twenty products of two operands, and through choices of experts.
-    Its cosine with the float32 gradient must
-    be above 0.8; with a wrong scale or transposition it would be near 0.
+    about twenty products of two operands, and through choices of experts. Its cosine with the float32
+    gradient must be above 0.8; with a wrong scale or transposition it would be near 0.
     """
     config, params = tiny_model(kind)
     batch, mtp_weight = make_batch(), 0.3 if kind == "mtp" else None
