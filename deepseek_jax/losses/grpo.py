@@ -54,7 +54,7 @@ def group_advantages(rewards, *, group_size: int, normalize_std: bool = True):
     Returns advantages: float32[b] = (r - mean) / (std + 1e-6), or r - mean where `normalize_std` is
     False (see NORMALIZES_STD). A completion that was not scored stays out of its group's mean and
     std and gets 0; a group whose scored rewards are all equal gets exactly 0.
-    The paper does not define the std or how it is kept above 0: this is the unbiased one, plus 1e-6.
+    The paper does not define the std or how it stays above 0: this is the unbiased one, plus 1e-6.
     Raises ValueError if group_size is below 2 or does not divide b.
     """
     if group_size < 2 or rewards.shape[0] % group_size:

@@ -86,7 +86,7 @@ class MultiHeadLatentAttention(nn.Module):
     def _expand(self, x_btd, rope):
         """((queries, keys, values), (c_kv, k_rope)): the latent is what keys and values are expanded from."""
         q_nope, q_rope = self._queries(x_btd, rope)
-        # Gather along the sequence here: the latent is smaller to send than the keys and values from it
+        # Gather the sequence here: the latent is smaller to send than the keys and values from it
         latent = self._latent(x_btd, rope)
         c_kv, k_rope = (constrain(part, ("batch", None, None)) for part in latent)
         k_nope = self.linear("btc,chn->bthn", c_kv, self.w_k_up)

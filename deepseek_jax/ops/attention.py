@@ -1,6 +1,6 @@
 """Causal attention: over packed rows, over completions that share a prompt, and over a decoding cache.
 
-Letters beyond the shared ones: g query heads of one key head, x a query or key head's width, n a branch.
+More letters: g query heads of one key head, x width of a query or key head, n branch.
 """
 
 import functools
@@ -12,22 +12,23 @@ import numpy as np
 from deepseek_jax.ops.dot import dot
 from deepseek_jax.ops.platform import choice, choose
 
-MASKED = -1e30  # finite: a row with nothing to see stays finite too
+# Finite, so that a query that sees no key gives no NaN
+MASKED = -1e30
 
 
 def _softmax(scores, mask, dtype):
     return jax.nn.softmax(jnp.where(mask, scores, MASKED), axis=-1).astype(dtype)
 
 
-def attend(q, k, v, *, scale, segment_ids, implementation=None):
+def attend(q, k, v, *, scale: float, segment_ids, implementation: str | None = None):
     """Each token sees itself and the tokens before it in its own segment.
 
     q: [b t h x], k: [b t k x], v: [b t k u], where query head i reads key head i // (h / k).
-    segment_ids: int32[b t]. scale: what scores are multiplied by. Scores and softmax are float32.
-    implementation: "whole" holds all scores, float32[b h t t], at once; "blockwise" those of a block of
-    queries against a block of keys, computed anew for the gradient, and leaves out the blocks that come
-    after; "by_length" takes it for long rows. None takes what ops.platform has. Returns [b t h u] in v's
-    dtype.
+    segment_ids: int32[b t]. scale: multiplies the scores. Scores and softmax are float32.
+    implementation: "whole" has all scores, float32[b h t t], in memory at once. "blockwise" has those of one
+    block of queries and one block of keys, recomputes them for the gradient, and skips blocks of later keys.
+    "by_length" is "blockwise" for long rows, else "whole". None takes the choice of ops.platform.
+    Returns [b t h u] in v's dtype.
     """
     form = choose(
         "attend",
@@ -56,15 +57,16 @@ def _attend_whole(q, k, v, segment_ids, scale):
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
 def _attend_blockwise(q, k, v, segment_ids, scale):
-    """attend by an online softmax over blocks of keys (arXiv:2205.14135): no product is of more than one
-    block of queries and one of keys.
+    """attend with an online softmax over blocks of keys (arXiv:2205.14135): each product is of one block of
+    queries and one of keys.
     """
     return _blockwise_forward(q, k, v, segment_ids, scale)[0]
 
 
 def _blockwise_forward(q, k, v, segment_ids, scale):
     t, g = q.shape[1], q.shape[2] // k.shape[2]
-    # Tied to q: a scan over layers would make what hangs on none of them, all masks, ahead of its first layer
+    # The barrier ties these to q: else a scan over layers would compute all masks, which depend on no layer,
+    # before its first layer
     tied_q, tied_ids, pairs = jax.lax.optimization_barrier((q, segment_ids, _pairs(t)))
     blocks = _Blocks(tied_q, k, v, tied_ids, scale)
     n, b, heads, m, _ = blocks.q.shape
@@ -74,6 +76,7 @@ def _blockwise_forward(q, k, v, segment_ids, scale):
     def step(carry, pair):
         (largest, total, sum_bkmu), out_nbkmu, normalizer_nbkm1 = carry
         i, j = pair
+        # j == i is the first block of keys for these queries: reset the running sums
         largest, total, sum_bkmu = jax.tree.map(
             lambda new, old: jnp.where(j == i, new, old), fresh, (largest, total, sum_bkmu)
         )
@@ -83,7 +86,7 @@ def _blockwise_forward(q, k, v, segment_ids, scale):
         total = shrunk * total + weights_bkms.sum(-1, keepdims=True)
         values = dot("bkms,bksu->bkmu", weights_bkms.astype(v.dtype), blocks.v[j], jnp.float32)
         sum_bkmu = shrunk * sum_bkmu + values
-        # Written after each block of keys: what the last one leaves is the whole
+        # Written after each block of keys, and complete after the last one
         out_nbkmu = out_nbkmu.at[i].set((sum_bkmu / total).astype(v.dtype))
         normalizer_nbkm1 = normalizer_nbkm1.at[i].set(above + jnp.log(total))
         return ((above, total, sum_bkmu), out_nbkmu, normalizer_nbkm1), None
@@ -100,7 +103,7 @@ def _blockwise_backward(scale, saved, cotangent):
     t, g = q.shape[1], q.shape[2] // k.shape[2]
     blocks = _Blocks(q, k, v, segment_ids, scale)
     d_out = _by_key_head(_split(cotangent), g)
-    # How much all weights of a query together would move its scores (arXiv:2205.14135, appendix B.4)
+    # The softmax's gradient needs sum_s(weight * d_weight), which is d_out . out (arXiv:2205.14135, app. B.4)
     product = cotangent.astype(jnp.float32) * out.astype(jnp.float32)
     drift_nbkm1 = _by_key_head(_split(product.sum(-1, keepdims=True)), g)
 
@@ -129,9 +132,7 @@ _attend_blockwise.defvjp(_blockwise_forward, _blockwise_backward)
 
 
 class _Blocks:
-    """Operands of attend, cut along t: q [n b k m x], where m is g times the block, k [n b k s x] and
-    v [n b k s u].
-    """
+    """Operands of attend in n blocks along t: q [n b k m x], k [n b k s x], v [n b k s u]; m = g * block."""
 
     def __init__(self, q, k, v, segment_ids, scale):
         self.g, self.scale = q.shape[2] // k.shape[2], scale
@@ -140,7 +141,7 @@ class _Blocks:
         self.segments = _split(segment_ids)
 
     def scores(self, i, j):
-        """float32[b k m s] of the queries of block i and the keys of block j, MASKED where none is seen."""
+        """Scores float32[b k m s] of query block i and key block j, MASKED where a key is not seen."""
         scores_bkms = dot("bkmx,bksx->bkms", self.q[i], self.k[j], jnp.float32) * self.scale
         t = self.segments.shape[-1]
         at_t, at_s = i * t + jnp.arange(t), j * t + jnp.arange(t)
@@ -150,8 +151,8 @@ class _Blocks:
 
 
 def _pairs(t):
-    """(blocks of queries, blocks of keys), int32[pairs] each: the block itself, of which a query sees some
-    key, and then those before it.
+    """(blocks of queries, blocks of keys), int32[pairs] each: for each block of queries first the same block
+    of keys, in which every query sees a key, then the earlier blocks.
     """
     n = -(-t // _block(t))
     i, j = np.array([(i, j) for i in range(n) for j in range(i, -1, -1)], np.int32).T
@@ -163,7 +164,7 @@ def _block(t):
 
 
 def _split(array):
-    """[b t ...] -> [n b block ...], zeros after the end: keys that no query before them sees."""
+    """[b t ...] -> [n b block ...], padded at the end with zeros, keys that no earlier query sees."""
     b, t, *rest = array.shape
     block = _block(t)
     padded = jnp.pad(array, [(0, 0), (0, -t % block)] + [(0, 0)] * len(rest))
@@ -176,12 +177,12 @@ def _joined(blocks, t):
     return jnp.moveaxis(blocks, 0, 1).reshape(b, n * s, *rest)[:, :t]
 
 
-def attend_branches(q, k, v, *, scale, segment_ids, prefix_length, branches):
-    """Attention over rows [prefix, branch 1, ..., branch n]: a branch sees the prefix and itself alone.
+def attend_branches(q, k, v, *, scale: float, segment_ids, prefix_length: int, branches: int):
+    """Attention over rows [prefix, branch 1, ..., branch n]: a branch sees only the prefix and itself.
 
-    This is how a prompt shared by n completions is computed once. Shapes as in `attend`, where t is
-    prefix_length + branches * length of a branch; segment_ids: int32[b t], 0 on padding, 1 elsewhere.
-    Equal to n rows [prefix, branch i] of their own. Returns [b t h u] in v's dtype.
+    A prompt shared by n completions is computed once this way. Shapes as in `attend`, with
+    t = prefix_length + branches * length of a branch. segment_ids: int32[b t], 0 on padding, 1 elsewhere.
+    Equal to n separate rows [prefix, branch i]. Returns [b t h u] in v's dtype.
     """
     b, g = len(q), q.shape[2] // k.shape[2]
 
@@ -215,7 +216,7 @@ def attend_branches(q, k, v, *, scale, segment_ids, prefix_length, branches):
 
 
 def _by_key_head(q, g):
-    """[... t h x] -> [... k m x], m = g * t: one matrix of queries a key head, as products want them."""
+    """[... t h x] -> [... k m x], m = g * t: the queries of a key head as one matrix, for one product."""
     *b, t, h, x = q.shape
     return jnp.moveaxis(q.reshape(*b, t, h // g, g, x), -4, -2).reshape(*b, h // g, g * t, x)
 
@@ -227,17 +228,17 @@ def _by_token(out, g):
 
 
 def _masked_softmax(scores, mask, dtype):
-    """Over scores float32[... m s], m = g * t, where mask bool[... g t s] allows."""
+    """Softmax of scores float32[... m s], m = g * t, where mask bool[... g t s] is True."""
     *rest, m, s = scores.shape
     apart = scores.reshape(*rest, -1, mask.shape[-2], s)
     return _softmax(apart, mask, dtype).reshape(*rest, m, s)
 
 
-def attend_cached(q, k, v, *, scale, mask):
-    """One query per sequence against its cache: q [b h x], k [z s x], v [z s u], mask bool[b s]. z: the
-    sequences of one key head after those of another.
+def attend_cached(q, k, v, *, scale: float, mask):
+    """One query per sequence against its cache: -> [b h u] in v's dtype.
 
-    Returns [b h u] in v's dtype.
+    q: [b h x], k: [z s x], v: [z s u], mask: bool[b s]. z: all sequences of the first key head, then all of
+    the second, and so on.
     """
     b, h, x = q.shape
     heads = len(k) // b
@@ -248,12 +249,12 @@ def attend_cached(q, k, v, *, scale, mask):
     return jnp.swapaxes(out_zgu.reshape(heads, b, *out_zgu.shape[1:]), 0, 1).reshape(b, h, -1)
 
 
-def attend_latent(q_latent, q_rope, c_kv, k_rope, *, scale, mask):
-    """Absorbed multi-head latent attention: queries already multiplied into the latent space
-    (arXiv:2405.04434, appendix C), so that keys and values are never expanded.
+def attend_latent(q_latent, q_rope, c_kv, k_rope, *, scale: float, mask):
+    """Absorbed multi-head latent attention (arXiv:2405.04434, appendix C): the queries are already in the
+    latent space, so that keys and values are never expanded.
 
     q_latent: [b h c], q_rope: [b h r], c_kv: [b s c], k_rope: [b s r], mask: bool[b s].
-    Returns the attended latents [b h c] in c_kv's dtype, to be expanded by the value up-projection.
+    Returns the weighted latents [b h c] in c_kv's dtype; the value up-projection expands them.
     """
     scores_bhs = dot("bhc,bsc->bhs", q_latent, c_kv, jnp.float32)
     scores_bhs = (scores_bhs + dot("bhr,bsr->bhs", q_rope, k_rope, jnp.float32)) * scale

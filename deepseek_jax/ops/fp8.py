@@ -1,10 +1,10 @@
 """DeepSeek-V3's FP8 products for training: E4M3 everywhere, a scale a tile (arXiv:2412.19437, section 3.3).
 
-Operands are rounded to E4M3 with their scales and multiplied in float32, on any chip: up to float32
-rounding what FP8 units compute that promote partial sums to float32 every 128 terms. It saves no time.
-Our own because qwix 0.1.8's differentiable product tiles both operands alike (either weights in 128 x 1
-or activations in 128 x 128), and its quantiser refuses sizes that 128 does not divide and turns infinity
-into NaN.
+Operands are rounded to E4M3 with their scales and multiplied in float32, on any chip. Up to float32 rounding,
+this is what FP8 units compute that promote partial sums to float32 every 128 terms. It saves no time.
+qwix 0.1.8 does not fit: its differentiable product tiles both operands alike (either weights in 128 x 1 or
+activations in 128 x 128), and its quantiser refuses sizes that 128 does not divide and turns infinity into
+NaN.
 """
 
 import functools
@@ -16,20 +16,24 @@ import jax.numpy as jnp
 
 from deepseek_jax.ops.grouped_matmul import grouped_matmul
 
-MAX = 448.0  # the largest finite e4m3
-LARGEST = 2.0**127  # magnitudes saturate here: float32's own maximum may round up to infinity
-ROW, COLUMN, BLOCK = (1, 128), (128, 1), (128, 128)  # of activations and gradients; of weights
+# The largest finite e4m3
+MAX = 448.0
+# Magnitudes saturate here: float32's own maximum may round up to infinity
+LARGEST = 2.0**127
+# Tiles of activations and gradients: ROW and COLUMN; of weights: BLOCK
+ROW, COLUMN, BLOCK = (1, 128), (128, 1), (128, 128)
 
 # Operands carry 28 bits of value times scale, of which a TPU's or GPU's default product drops most.
 _einsum = functools.partial(jnp.einsum, precision=jax.lax.Precision.HIGHEST)
 
 
-def quantize(x, tile, *, power_of_two=False):
+def quantize(x, tile: tuple[int, int], *, power_of_two: bool = False):
     """float[... i j] -> (float8_e4m3fn[... i j], float32[... ceil(i / tile[0]) ceil(j / tile[1])]).
 
-    A tile's scale is its largest magnitude over 448, and 1 where it is all zeros; not the released inference
-    kernel's floor of 1e-4 / 448, under which small gradients would vanish. power_of_two rounds scales up to
-    powers of two. Tiles cut off by an edge count as padded with zeros; infinity saturates, NaN stays NaN.
+    A tile's scale is its largest magnitude over 448, and 1 if the tile is all zeros. The released inference
+    kernel has a floor of 1e-4 / 448 instead, under which small gradients would vanish. power_of_two rounds
+    scales up to powers of two. Tiles cut off by an edge are padded with zeros. Infinity saturates, NaN stays
+    NaN.
     """
     x = jnp.clip(x.astype(jnp.float32), -LARGEST, LARGEST)
     (*lead, i, j), (a, b) = x.shape, tile
@@ -39,15 +43,17 @@ def quantize(x, tile, *, power_of_two=False):
     return (x / _spread(scale, tile, x.shape)).astype(jnp.float8_e4m3fn), scale
 
 
-def dequantize(values, scale, tile):
-    """What quantize returned, and its tile -> float32[... i j]. weight_scale_inv is a scale in BLOCK."""
+def dequantize(values, scale, tile: tuple[int, int]):
+    """The results of quantize -> float32[... i j]. A checkpoint's weight_scale_inv is a scale for BLOCK."""
     return values.astype(jnp.float32) * _spread(scale, tile, values.shape)
 
 
 def _scale(amax, power_of_two):
-    smallest = jnp.finfo(jnp.float32).tiny  # chips flush what is below it to zero
+    # Chips flush subnormal numbers to zero, and a scale of 0 would divide by 0
+    smallest = jnp.finfo(jnp.float32).tiny
     scale = jnp.where(amax > 0, jnp.maximum(amax / MAX, smallest), 1.0)
-    if power_of_two:  # any mantissa bit carries into the exponent
+    if power_of_two:
+        # Adding a full mantissa carries any mantissa bit into the exponent: it rounds up
         bits = jax.lax.bitcast_convert_type(scale, jnp.int32)
         scale = jax.lax.bitcast_convert_type((bits + 0x7FFFFF) & ~0x7FFFFF, jnp.float32)
     return scale
@@ -63,23 +69,24 @@ def _rounded(x, tile, power_of_two=False):
 
 
 def _rounded_apart(x, tile, parts):
-    """x [... i j] of `parts` matrices side by side, rounded in tiles that no two of them share."""
+    """x [... i j], `parts` matrices side by side, rounded in tiles that lie within one matrix each."""
     *lead, j = x.shape
     apart = jnp.moveaxis(x.reshape(*lead, parts, j // parts), -2, -3)
     return jnp.moveaxis(_rounded(apart, tile), -3, -2).reshape(x.shape)
 
 
-def fp8_dot(spec, x, w, out_dtype=None, *, power_of_two=False):
+def fp8_dot(spec: str, x, w, out_dtype=None, *, power_of_two: bool = False):
     """ops.dot.dot with E4M3 operands in the product and in both of its gradients.
 
-    Letters in x, w and the result are batch; else those that w shares with x flatten, in w's order, to the
-    contracted k, x's other ones to the tokens m and w's other ones to n. A letter z that begins n counts the
-    weights of as many Linear layers side by side, gate and up, which share no tile. Fprop and Dgrad take x
-    and dy in tiles of 1 x 128, along k and along n, and w[k n] in blocks of 128 x 128; Wgrad takes x and dy
-    in tiles of 128 tokens. x is kept in FP8 for it, so that it rounds Fprop's rounded x once more (section
-    3.5.2).
-    power_of_two: x's scales round up to powers of two in Fprop and in Wgrad, so that the second rounding
-    is exact but for underflow (published for the inputs of the Linear after attention and of the MoE
+    Letters that x, w and the result all have are batch axes. The other letters flatten to three axes: those
+    of both x and w to the contracted k, in w's order; those of x alone to the tokens m; those of w alone to
+    n. If n begins with a letter z, w holds the weights of z Linear layers side by side (gate and up), which
+    share no tile.
+    Fprop and Dgrad round x and dy in tiles of 1 x 128, along k and along n, and w[k n] in blocks of
+    128 x 128. Wgrad rounds x and dy in tiles of 128 tokens. x is saved in FP8 for Wgrad, which therefore
+    rounds Fprop's rounded x a second time (section 3.5.2).
+    power_of_two: round x's scales up to powers of two in Fprop and in Wgrad, so that the second rounding is
+    exact except for underflow (published for the inputs of the Linear after attention and of the MoE
     up-projection).
     """
     out = _dot(spec, power_of_two, x.astype(jnp.float32), w)
@@ -114,7 +121,7 @@ _dot.defvjp(_dot_forward, _dot_backward)
 
 
 def _groups(spec):
-    """For x, w and the result: its letters, and the same grouped to the three axes of a batched matrix."""
+    """For x, w and the result: (letters, the same letters in the three groups of a batched matrix's axes)."""
     left, right, result = re.split(",|->", spec)
     batch = "".join(c for c in right if c in left and c in result)
     k = "".join(c for c in right if c not in result)
@@ -124,7 +131,7 @@ def _groups(spec):
 
 
 def _parts(of_w, w):
-    """How many Linear layers' weights lie side by side in w."""
+    """The number of Linear layers whose weights are side by side in w."""
     _, (_, _, n) = of_w
     return _sizes(of_w, w)["z"] if n.startswith("z") and n != "z" else 1
 
@@ -144,13 +151,20 @@ def _tensor(matrix, letters, groups, sizes):
 
 
 def grouped_fp8(
-    rows, kernel, rows_per_expert, *, block, implementation=None, power_of_two=False, parts=1
+    rows,
+    kernel,
+    rows_per_expert,
+    *,
+    block: int,
+    implementation: str | None = None,
+    power_of_two: bool = False,
+    parts: int = 1,
 ):
-    """ops.grouped_matmul.grouped_matmul with fp8_dot's numerics: one fp8_dot an expert, or `parts`, where the
-    columns of kernel [e d n] are those of as many Linear layers side by side.
+    """ops.grouped_matmul.grouped_matmul with fp8_dot's numerics: one fp8_dot for each expert and part.
 
-    Each expert's matrix is rounded once, before any block of rows gathers it, and Wgrad's tiles of 128
-    tokens start anew with every expert. Rows past the sum of rows_per_expert share none with an expert.
+    parts: the number of Linear layers whose columns are side by side in kernel [e d n]. Each expert's matrix
+    is rounded once, before any block of rows gathers it. Wgrad's tiles of 128 tokens restart with every
+    expert. Rows past the sum of rows_per_expert share no tile with an expert.
     """
     out = _grouped(
         (block, implementation),
@@ -188,7 +202,7 @@ def _grouped_backward(how, power_of_two, parts, saved, dy):
     )
     tokens = functools.partial(_rounded_by_tokens, rows_per_expert=rows_per_expert, block=block)
     rows = dequantize(*kept, ROW)
-    # The product is bilinear: the gradient by one operand depends on the other one alone.
+    # The product is bilinear: the gradient by one operand depends only on the other operand
     with jax.default_matmul_precision("highest"):
         _, dgrad = jax.vjp(lambda rows: product(rows, _rounded_apart(kernel, BLOCK, parts)), rows)
         _, wgrad = jax.vjp(
@@ -203,8 +217,9 @@ _grouped.defvjp(_grouped_forward, _grouped_backward)
 
 
 def _rounded_by_tokens(rows, power_of_two=False, *, rows_per_expert, block):
-    """rows [r d], rounded in tiles of 128 x 1 that no two experts share."""
-    step = math.gcd(block, COLUMN[0])  # experts and their tiles start at multiples of it
+    """rows [r d], rounded in tiles of 128 x 1 that lie within one expert's rows each."""
+    # Experts and their tiles start at multiples of step
+    step = math.gcd(block, COLUMN[0])
     ends = jnp.cumsum(rows_per_expert)
     first_n = jnp.arange(0, len(rows), step)
     start_n = jnp.pad(ends, (1, 0))[jnp.searchsorted(ends, first_n, side="right")]

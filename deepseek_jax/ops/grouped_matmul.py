@@ -1,4 +1,4 @@
-"""One matrix product per expert over rows laid out by expert, dropless, at the cost of the active experts."""
+"""One matrix product per expert over rows sorted by expert; no row is dropped; idle experts cost nothing."""
 
 import functools
 from typing import NamedTuple
@@ -12,13 +12,14 @@ from deepseek_jax.ops.platform import choose
 
 ALONG_COLUMNS = jax.lax.RaggedDotDimensionNumbers((((1,), (2,)), ((), ())), (0,), (0,))
 OVER_ROWS = jax.lax.RaggedDotDimensionNumbers((((0,), (0,)), ((), ())), (0,), ())
-# Of rows and of either's columns: in float32 too within 16 MiB of vector memory
+# Megablox tiles, of rows and of both operands' columns: in float32 too they fit 16 MiB of vector memory
 TILES = (512, 512, 512)
-MAX_BLOCK = 8  # rows that an expert's are padded to a multiple of
+# The largest block_size
+MAX_BLOCK = 8
 
 
 class ExpertLayout(NamedTuple):
-    """Where each (token, choice) sits among rows sorted by expert, each expert's rows padded to whole blocks.
+    """The row of each (token, choice) among rows sorted by expert, each expert's rows padded to whole blocks.
 
     token_of_row: int32[rows], m on padding. row_of_choice: int32[m a]. rows_per_expert: int32[e], padded.
     """
@@ -28,43 +29,46 @@ class ExpertLayout(NamedTuple):
     rows_per_expert: jax.Array
 
 
-def block_size(choices, n_routed_experts):
-    """Rows per block: about an expert's share, a power of two, so that padding at most doubles the rows."""
+def block_size(choices: int, n_routed_experts: int):
+    """Each expert's rows are padded to a multiple of this: a power of two, at most an expert's mean rows, so
+    that padding at most doubles the rows, and at most MAX_BLOCK.
+    """
     share = max(choices // n_routed_experts, 1)
     return min(1 << (share.bit_length() - 1), MAX_BLOCK)
 
 
-def expert_layout(experts, n_routed_experts, block):
-    """Lay out experts int32[m a] as ExpertLayout. The row count depends on shapes alone, never
-    on the choices. An id of n_routed_experts is no expert: its rows come behind all others, and no product
-    of theirs means anything.
+def expert_layout(experts, n_routed_experts: int, block: int):
+    """Lay out experts int32[m a] as ExpertLayout. The number of rows depends on shapes alone.
+
+    The id n_routed_experts stands for no expert: its rows come after all others, and their products are
+    undefined.
     """
     m, a = experts.shape
-    blocks = (
-        m * a + min(n_routed_experts, m * a) * (block - 1)
-    ) // block  # the worst split over experts
-    count_z = counts(experts, n_routed_experts + 1)  # z: the experts, and none
+    # As many blocks as the worst split over experts needs
+    blocks = (m * a + min(n_routed_experts, m * a) * (block - 1)) // block
+    # z: the experts, then the id for no expert
+    count_z = counts(experts, n_routed_experts + 1)
     rows_e = -(-count_z[:-1] // block) * block
     first_z = jnp.cumsum(jnp.pad(rows_e, (1, 0)))
     return _laid_out(experts, count_z, rows_e, first_z, blocks * block)
 
 
-def capacity_layout(groups, n_groups, capacity):
-    """Lay out groups int32[m a] as ExpertLayout with `capacity` rows to each of n_groups, which the caller
-    knows to suffice.
+def capacity_layout(groups, n_groups: int, capacity: int):
+    """Lay out groups int32[m a] as ExpertLayout with `capacity` rows for each group. The caller ensures that
+    no group has more.
     """
     rows_n = jnp.full(n_groups, capacity, jnp.int32)
     count_n = counts(groups, n_groups)
     return _laid_out(groups, count_n, rows_n, jnp.arange(n_groups) * capacity, n_groups * capacity)
 
 
-def counts(groups, n_groups):
+def counts(groups, n_groups: int):
     """How often each group is chosen: int32[...] below n_groups -> int32[n_groups]."""
     return jnp.zeros(n_groups, jnp.int32).at[groups.reshape(-1)].add(1)
 
 
 def _laid_out(groups, count_n, rows_n, first_n, rows):
-    """ExpertLayout of groups int32[m a], group n in order from row first_n[n] on, of `rows` in all."""
+    """ExpertLayout of groups int32[m a]: `rows` rows, those of group n in order from row first_n[n] on."""
     m, a = groups.shape
     flat = groups.reshape(-1)
     order = jnp.argsort(flat, stable=True)
@@ -79,7 +83,7 @@ def _laid_out(groups, count_n, rows_n, first_n, rows):
 def rows_by_expert(x, layout):
     """Copy each token's vector to its experts' rows: x [m d] -> [rows d], zeros on padding rows.
 
-    Its gradient gathers too (a token sums its choices' rows), where autodiff would scatter.
+    The gradient gathers too (a token sums its choices' rows). Autodiff's gradient would scatter.
     """
     return jnp.take(x, layout.token_of_row, axis=0, mode="fill", fill_value=0)
 
@@ -116,13 +120,13 @@ def _combine_backward(saved, cotangent):
 combine.defvjp(_combine_forward, _combine_backward)
 
 
-def grouped_matmul(rows, kernel, rows_per_expert, *, implementation=None):
+def grouped_matmul(rows, kernel, rows_per_expert, *, implementation: str | None = None):
     """Multiply each row by its expert's matrix: rows [r d], kernel [e d f], sorted by expert -> [r f].
 
-    rows_per_expert: int32[e]; rows past their sum come out as some finite value.
+    rows_per_expert: int32[e]; results of rows past their sum are finite but undefined.
     implementation: "ragged" is jax.lax.ragged_dot, a grouped kernel on TPU but dense over the experts on a
-    CPU; "pieces" goes from expert to expert, see ops.cpu.grouped_matmul. None takes what ops.platform has.
-    Gradients are products at the rows' precision.
+    CPU; "pieces" multiplies one expert after another, see ops.cpu.grouped_matmul. None takes the choice of
+    ops.platform. Gradients are products in the rows' dtype.
     """
     product = choose("grouped_matmul", implementation, ragged=_ragged, pieces=cpu.pieces)
     return product(rows, kernel, rows_per_expert)
@@ -157,13 +161,13 @@ def _ragged_backward(saved, cotangent):
 _ragged.defvjp(_ragged_forward, _ragged_backward)
 
 
-def product_over_rows(left, right, rows_per_expert, *, implementation=None):
-    """Each expert's own rows of both, multiplied over them: left [r d], right [r f] -> float32[e d f].
+def product_over_rows(left, right, rows_per_expert, *, implementation: str | None = None):
+    """Each expert's left^T right over its own rows: left [r d], right [r f] -> float32[e d f].
 
-    implementation: "ragged" is jax.lax.ragged_dot_general, which XLA makes dense over the experts, in memory
-    too, on TPU as elsewhere; "megablox" and "interpreted" are JAX's Pallas kernel for TPU
-    (arXiv:2211.15841), run there and emulated; "pieces" is that of ops.cpu.grouped_matmul. None takes what
-    ops.platform has.
+    implementation: "ragged" is jax.lax.ragged_dot_general, which XLA computes densely over the experts, with
+    the memory for that, on TPU too; "megablox" is JAX's Pallas kernel for TPU (arXiv:2211.15841) and
+    "interpreted" its emulation; "pieces" is ops.cpu.grouped_matmul.sum_by_expert. None takes the choice of
+    ops.platform.
     """
     product = choose(
         "product_over_rows",

@@ -1,4 +1,4 @@
-"""Log-probabilities of given tokens without ever holding the [tokens, vocabulary] array."""
+"""Log-probabilities of given tokens without the whole [tokens, vocabulary] array in memory."""
 
 import functools
 
@@ -8,21 +8,24 @@ import jax.numpy as jnp
 from deepseek_jax.ops.dot import dot
 from deepseek_jax.ops.vocabulary import log_total
 
-LOGITS_ALIVE = 2**24  # how many logits a chunk may have by default: 64 MiB of float32
+# Logits of a chunk by default: 64 MiB of float32
+LOGITS_ALIVE = 2**24
 
 
-def token_logprobs(hidden, head, targets, *, temperature=1.0, chunk_size=None):
-    """Log-probability of each target token, and the entropy of the distribution it was drawn from.
+def token_logprobs(hidden, head, targets, *, temperature=1.0, chunk_size: int | None = None):
+    """Log-probability of each target token, and the entropy of the predicted distribution.
 
-    hidden: [m d], after the final norm. head: [v d]. targets: int32[m]. temperature divides the logits, as
-    it does when sampling, and has no gradient. Returns logprobs, float32[m] in nats, and entropy, float32[m]
-    in nats, which carries no gradient. Works through chunk_size tokens at a time (default: what keeps
-    LOGITS_ALIVE) and recomputes their logits for the gradient, where there is more than one chunk, so that
-    at most chunk_size * v of them are alive; equal to a full log-softmax.
+    hidden: [m d], after the final norm. head: [v d]. targets: int32[m]. temperature: divides the logits, as
+    in sampling; it gets no gradient. Returns logprobs, float32[m] in nats, and entropy, float32[m] in nats,
+    without a gradient.
+    Equal to a full log-softmax, but computed in chunks of chunk_size tokens (default: LOGITS_ALIVE logits).
+    With more than one chunk, the backward pass recomputes the logits, so that at most chunk_size * v are in
+    memory.
     """
     m = len(targets)
     chunk = min(chunk_size or max(LOGITS_ALIVE // len(head), 1), m)
-    chunk = -(-m // -(-m // chunk))  # even chunks: as few, with the least padding
+    # The same number of chunks, but even ones: the least padding
+    chunk = -(-m // -(-m // chunk))
     padding = -m % chunk
     hidden = jnp.pad(hidden, ((0, padding), (0, 0))).reshape(-1, chunk, hidden.shape[-1])
     targets = jnp.pad(targets, (0, padding)).reshape(-1, chunk)
@@ -62,6 +65,7 @@ def _chunk_backward(recomputed, saved, cotangents):
     logits_mv = again_mv if recomputed else logits_mv
     probs_mv = jnp.exp(logits_mv * (1 / temperature) - normalizer_m[:, None])
     scale_m = cotangents[0] / temperature
+    # d logprob[target] / d logits = (one_hot(target) - probs) / temperature
     d_logits_mv = -scale_m[:, None] * probs_mv
     d_logits_mv = d_logits_mv.at[jnp.arange(len(targets)), targets].add(scale_m)
     return *pull(d_logits_mv), None, None

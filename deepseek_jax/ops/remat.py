@@ -1,11 +1,12 @@
-"""What a layer's backward pass gets from its forward pass, where it computes the rest anew."""
+"""Mark what a layer saves for its backward pass, which recomputes the rest."""
 
 from jax.ad_checkpoint import checkpoint_name
 
 from deepseek_jax.ops.cpu import remat as cpu
 from deepseek_jax.ops.platform import choose
 
-SAVED = "saved_for_backward"  # the name that a remat policy looks for
+# The name that the remat policy of models.decoder looks for
+SAVED = "saved_for_backward"
 
 
 def save_for_backward(x):

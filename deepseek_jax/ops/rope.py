@@ -6,15 +6,16 @@ import jax.numpy as jnp
 import numpy as np
 
 
-def rope_frequencies(dim, theta):
+def rope_frequencies(dim: int, theta: float):
     """Angular step of each rotary pair: theta ** (-2i / dim) (arXiv:2104.09864). Returns float32[dim / 2]."""
     return (1.0 / theta ** (np.arange(0, dim, 2, dtype=np.float64) / dim)).astype(np.float32)
 
 
 def yarn_frequencies(dim, theta, *, factor, original_max_position_embeddings, beta_fast, beta_slow):
-    """Slow the pairs that turn fewer than beta_slow times in the original context by `factor`, keep those
-    that turn more than beta_fast times, blend between them (YaRN, arXiv:2309.00071, section 3.2).
-    Returns float32[dim / 2].
+    """YaRN's frequencies (arXiv:2309.00071, section 3.2): float32[dim / 2].
+
+    Pairs that turn fewer than beta_slow times in the original context are slowed by `factor`. Pairs that turn
+    more than beta_fast times stay as they are. A linear ramp over the pairs' indices blends between the two.
     """
 
     def pair_that_turns(times):
@@ -39,8 +40,10 @@ def yarn_mscale(factor, mscale):
 def llama3_frequencies(
     dim, theta, *, factor, original_max_position_embeddings, low_freq_factor, high_freq_factor
 ):
-    """Llama 3.1's scaling: wavelengths longer than the original context over low_freq_factor are slowed by
-    `factor`, those shorter than it over high_freq_factor kept, blended between. Returns float32[dim / 2].
+    """Llama 3.1's frequencies: float32[dim / 2].
+
+    Pairs that turn fewer than low_freq_factor times in the original context are slowed by `factor`. Pairs
+    that turn more than high_freq_factor times stay as they are. Between the two, a blend.
     """
     frequencies = rope_frequencies(dim, theta)
     turns = original_max_position_embeddings * frequencies / (2 * math.pi)
@@ -49,18 +52,15 @@ def llama3_frequencies(
 
 
 def rope_tables(positions, frequencies, amplitude=1.0):
-    """Cosines and sines of positions int32[...] times frequencies: two float32[..., dim / 2],
-    times amplitude.
-    """
+    """amplitude * (cosines, sines) of positions int32[...] times frequencies: two float32[..., dim / 2]."""
     angles = positions[..., None].astype(jnp.float32) * jnp.asarray(frequencies, jnp.float32)
-
     return jnp.cos(angles) * amplitude, jnp.sin(angles) * amplitude
 
 
 def apply_rope(x, cos, sin):
-    """Rotate pairs (x[i], x[i + dim / 2]) of x[..., heads, dim] by tables [..., dim / 2]; keeps x's dtype.
+    """Rotate pairs (x[i], x[i + dim / 2]) of x[..., heads, dim] by tables [..., dim / 2], in x's dtype.
 
-    Half-split order: checkpoints whose pairs lie next to each other (DeepSeek) are permuted when loaded.
+    Half-split order: checkpoints with adjacent pairs (DeepSeek) are permuted when loaded.
     """
     first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
     cos, sin = cos[..., None, :], sin[..., None, :]

@@ -1,4 +1,4 @@
-"""Which experts a token goes to, and the bias that balances them without an auxiliary loss."""
+"""The choice of each token's experts, and the bias that balances them without an auxiliary loss."""
 
 import jax
 import jax.numpy as jnp
@@ -8,20 +8,20 @@ def route(
     logits,
     bias,
     *,
-    num_experts_per_tok,
-    n_group=1,
-    topk_group=1,
-    scoring_func="sigmoid",
-    norm_topk_prob=True,
-    routed_scaling_factor=1.0,
+    num_experts_per_tok: int,
+    n_group: int = 1,
+    topk_group: int = 1,
+    scoring_func: str = "sigmoid",
+    norm_topk_prob: bool = True,
+    routed_scaling_factor: float = 1.0,
 ):
-    """Choose each token's experts, group-limited (arXiv:2412.19437, eqs. 13-16;
-    arXiv:2405.04434, section 2.2).
+    """Choose each token's experts in its best groups (arXiv:2412.19437, eqs. 13-16; arXiv:2405.04434,
+    section 2.2).
 
-    logits: float32[m e]. bias: float32[e] moves the choice and never the weight, so it gets no gradient;
-    None where the router has none (DeepSeek-V2). A group scores by its best two experts under "sigmoid"
-    (V3), by its best one under "softmax" (V2). norm_topk_prob makes a token's weights sum to one before
-    routed_scaling_factor, a factor of the released code that is not in these equations.
+    logits: float32[m e]. bias: float32[e], added for the choice and not for the weights, so it gets no
+    gradient; None if the router has no bias (DeepSeek-V2). A group's score is the sum of its best two experts
+    under "sigmoid" (V3), its best expert under "softmax" (V2). norm_topk_prob: a token's weights sum to 1
+    before they are multiplied by routed_scaling_factor, which is in the released code, not in the equations.
     Returns experts: int32[m a], best first, and weights: float32[m a].
     """
     affinity_me = affinities(logits, scoring_func)
@@ -41,13 +41,13 @@ def route(
     return experts_ma, weights_ma * routed_scaling_factor
 
 
-def affinities(logits, scoring_func):
-    """Token-to-expert scores, float32[... e], of the router's logits: "sigmoid" (V3) or "softmax" (V2)."""
+def affinities(logits, scoring_func: str):
+    """Token-to-expert scores float32[... e] from the router's logits: "sigmoid" (V3) or "softmax" (V2)."""
     return (jax.nn.sigmoid if scoring_func == "sigmoid" else jax.nn.softmax)(logits)
 
 
 def expert_load(experts, n_routed_experts, counted=None):
-    """Tokens per expert: experts int32[... a] -> float32[e]. counted: bool[...], default all."""
+    """Tokens per expert: experts int32[... a] -> float32[e]. counted: bool[...], the tokens to count."""
     chosen = jax.nn.one_hot(experts, n_routed_experts)
     if counted is not None:
         chosen = chosen * counted[..., None, None]
@@ -55,23 +55,22 @@ def expert_load(experts, n_routed_experts, counted=None):
 
 
 def sequence_balance(affinity, segment_ids, *, num_experts_per_tok):
-    """The sequence-wise balance loss (arXiv:2412.19437, eqs. 17-20) before its weight, a document a sequence.
+    """The sequence-wise balance loss (arXiv:2412.19437, eqs. 17-20) without its weight. Sequence: a document.
 
-    affinity: float32[b t e], what `route` scores tokens by. segment_ids: int32[b t], 0 on padding, one run a
-    packed document. Returns float32[]: the sum over documents of length * sum_i(f_i * P_i), so that dividing
-    by the number of real tokens weighs documents by length; a perfectly uniform router gives 1 then. As
-    printed, f counts each token's best experts by affinity alone, without the bias and the groups; only P
-    carries a gradient.
+    affinity: float32[b t e], from `affinities`. segment_ids: int32[b t], 0 on padding, one run a packed
+    document. Returns float32[]: the sum over documents of length * sum_i(f_i * P_i). Divided by the
+    number of real tokens, it is the mean over documents weighted by length, and 1 for a perfectly uniform
+    router. As printed, f counts each token's best experts by affinity alone, without the bias and the groups;
+    only P has a gradient.
     """
     b, t, e = affinity.shape
     best_bta = jax.lax.top_k(jax.lax.stop_gradient(affinity), num_experts_per_tok)[1]
     chosen_bte = jax.nn.one_hot(best_bta, e).sum(2)
     share_bte = affinity / affinity.sum(-1, keepdims=True)
     before_bt = jnp.pad(segment_ids[:, :-1], ((0, 0), (1, 0)))
-    document_bt = jnp.cumsum(segment_ids != before_bt, axis=1)  # by row, whatever numbers they bear
-    document_bt = jnp.where(
-        segment_ids > 0, document_bt, t + 1
-    )  # padding: out of range, so dropped
+    # Documents are numbered from 1 in each row. Padding gets an index out of range: segment_sum drops it
+    document_bt = jnp.cumsum(segment_ids != before_bt, axis=1)
+    document_bt = jnp.where(segment_ids > 0, document_bt, t + 1)
 
     def per_document(x_btz):
         return jax.vmap(lambda x, i: jax.ops.segment_sum(x, i, t + 1))(x_btz, document_bt)
@@ -81,8 +80,8 @@ def sequence_balance(affinity, segment_ids, *, num_experts_per_tok):
     return products_bne.sum() * e / num_experts_per_tok
 
 
-def updated_bias(bias, load, *, speed):
-    """Push an overloaded expert's bias down by speed and an underloaded one's up
+def updated_bias(bias, load, *, speed: float):
+    """Lower the bias of overloaded experts by speed and raise that of underloaded experts by speed
     (arXiv:2412.19437, section 2.1.2).
 
     bias: float32[... e]; load: float32[... e], tokens per expert over the whole global batch.

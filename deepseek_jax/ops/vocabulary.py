@@ -16,25 +16,25 @@ def log_total(logits, temperature=1.0):
 
 
 def vocabulary_sum(of, arrays, rows=()):
-    """The sum over the last axis of of(arrays, rows), float32[... v]: float32[...]."""
+    """Sum of(arrays, rows), float32[... v], over its last axis: -> float32[...]."""
     return of(arrays, rows).sum(-1)
 
 
 def largest(logits):
-    """The largest of each row, float32[... 1], without gradient: what exponents are taken from."""
+    """The largest of each row, float32[... 1], without gradient: the shift that keeps exponentials finite."""
     return jax.lax.stop_gradient(logits).max(-1, keepdims=True)
 
 
 def exponential(logits, most, temperature=1.0):
-    """exp((logits - most) / temperature), most being their largest."""
+    """exp((logits - most) / temperature), where most is `largest` of the logits."""
     return jnp.exp((logits - most) * (1 / temperature))
 
 
 def exponential_sum(logits, most, temperature=1.0):
-    """The sum of what `exponential` is of: float32[... v], float32[... 1] -> float32[...]."""
+    """The sum of `exponential`: float32[... v], float32[... 1] -> float32[...]."""
     return exponential(logits, most, temperature).sum(-1)
 
 
 def unshifted_log(total, most, temperature):
-    """log_total, from an exponential_sum float32[...] and what its exponents lack, float32[... 1]."""
+    """log_total, from an exponential_sum float32[...] and the shift of its exponents, float32[... 1]."""
     return jnp.log(total) + most[..., 0] / temperature

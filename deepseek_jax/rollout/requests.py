@@ -73,7 +73,7 @@ def _random_streams(prompts, n, seed):
         numbers += range(first, first + n)
     digests = [zlib.crc32(np.asarray(prompt, np.int32).tobytes()) for prompt in prompts]
     digests = np.repeat(np.array(digests, np.uint32), n)
-    # The stream depends on nothing else in the call, so the same request is answered the same in any batch
+    # A stream depends on nothing else in the call, so that a request's draws are the same in any batch
     base = jax.random.key(seed)
     fold = jax.vmap(
         lambda digest, number: jax.random.fold_in(jax.random.fold_in(base, digest), number)

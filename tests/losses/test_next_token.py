@@ -74,8 +74,8 @@ def test_targets_outside_the_mask_do_not_count(loss):
 
 
 def test_weights_count_a_target_as_often_as_they_say(loss):
-    """Oracle: the loss of each row alone: as if a row that weighs 3 stood there thrice. All of one weight
-    change nothing; a weight outside the mask neither.
+    """Oracle: the loss of each row alone: a row of weight 3 counts three times. Equal weights change
+    nothing; a weight outside the mask neither.
     """
     batch = make_batch()
     counts = batch["loss_mask"].sum(1)

@@ -92,7 +92,7 @@ def test_pointwise_loss_and_gradient_are_torchs_bce_with_logits():
 @pytest.mark.parametrize("kind", ["gqa", "mla_moe"])
 @pytest.mark.parametrize("responses", others_slow([1, 2], 2))
 def test_a_batch_is_scored_response_by_response(kind, responses):
-    """Oracle: the same loss of rewards had one response at a time, without padding. Tolerance: float32, in
+    """Oracle: the same loss, of rewards of one response at a time, without padding. Tolerance: float32, in
     another order of sums.
     """
     config, params = reward_model(kind)

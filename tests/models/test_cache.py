@@ -1,4 +1,4 @@
-"""Writing a token into what decoding remembers."""
+"""Writing a token into the decoding caches."""
 
 import jax.numpy as jnp
 import numpy as np

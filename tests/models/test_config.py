@@ -1,4 +1,4 @@
-"""ModelConfig: what it derives, and what it refuses before anything compiles."""
+"""ModelConfig: derived fields, and the values that it refuses before anything compiles."""
 
 import dataclasses
 
@@ -42,7 +42,7 @@ LLAMA = dict(
     ],
 )
 def test_a_config_that_cannot_be_is_an_error_that_names_the_field(base, change, words):
-    """Oracle: field, value and what is allowed stand in the message."""
+    """Oracle: the message has the field, its value and the allowed values."""
     with pytest.raises(ValueError) as error:
         build(ModelConfig, dict(base, **change), "config.model")
     assert str(error.value).startswith("config.model.")

@@ -1,4 +1,4 @@
-"""The residual stack: what it recomputes, and what it tells of layers that overflowed."""
+"""The residual stack: its recomputation, and its expert loads after a layer that overflowed."""
 
 import flax.linen as nn
 import jax

@@ -1,4 +1,4 @@
-"""Which of the decoder's products are FP8, and what that costs in precision."""
+"""The decoder's FP8 products and their loss of precision."""
 
 import dataclasses
 
@@ -17,7 +17,7 @@ TOKENS = np.random.default_rng(0).integers(0, VOCAB, (2, 9))
 
 
 def roundings(jaxpr):
-    """How often a program, the bodies of its loops counted once, converts to E4M3."""
+    """The number of conversions to E4M3 in a program, loop bodies counted once."""
     total = 0
     for equation in jaxpr.eqns:
         total += equation.params.get("new_dtype") == jnp.float8_e4m3fn
@@ -41,9 +41,9 @@ def test_every_linear_rounds_both_its_operands_and_nothing_else(kind, linears):
 
 @pytest.mark.parametrize("kind", others_slow(["mtp", "gqa"], "gqa"))
 def test_fp8_errs_by_a_few_percent(kind):
-    """Oracle: the float32 loss and gradients. An operand rounds by 2.6% rms, and a gradient goes through some
-    twenty products, each with two, and through choices of experts: it is to keep its direction within a
-    cosine of 0.8, where a wrong scale or transposition would leave none.
+    """Oracle: the float32 loss and gradients. An operand rounds by 2.6% rms, and a gradient passes through
+    about twenty products of two operands, and through choices of experts. Its cosine with the float32
+    gradient must be above 0.8; with a wrong scale or transposition it would be near 0.
     """
     config, params = tiny_model(kind)
     batch, mtp_weight = make_batch(), 0.3 if kind == "mtp" else None

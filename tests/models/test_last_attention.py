@@ -1,4 +1,4 @@
-"""What a model shows of its last attention, against transformers."""
+"""Queries, keys and values of the last attention, against transformers."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -16,15 +16,15 @@ SEEN = []
 
 
 def spy(module, query, key, value, mask, **options):
-    """transformers' own attention, which remembers what each layer gives it: [b heads t size]."""
+    """transformers' own attention, which also appends each layer's q, k and v to SEEN: [b heads t size]."""
     SEEN.append([x.detach().numpy().swapaxes(1, 2) for x in (query, key, value)])
     return eager_attention_forward(module, query, key, value, mask, **options)
 
 
 @pytest.mark.parametrize("family", ["qwen2", "deepseek_v3"])
 def test_the_last_attention_is_of_the_last_layers_input(family, tmp_path):
-    """Oracle: what transformers' last layer hands to its attention, by the products of each token with all
-    others, which no order of rotary pairs changes; 1e-4: float32 rounding through the layers.
+    """Oracle: q, k and v of transformers' last layer, compared by the products of each token with all others,
+    which do not depend on the order of rotary pairs; 1e-4: float32 rounding through the layers.
     """
     model = write_tiny_checkpoint(family, tmp_path)
     AttentionInterface.register("spy", spy)

@@ -1,4 +1,4 @@
-"""Every published size, to the last parameter, without making one."""
+"""Every published size, to the last parameter, from shapes alone."""
 
 import dataclasses
 

@@ -224,7 +224,7 @@ def test_scanned_and_rematerialised_layers_compute_the_same(pair_of, family, how
 @pytest.mark.parametrize("family", ["deepseek_v3", "qwen2"])
 @pytest.mark.parametrize("how", [dict(scan_layers=True, remat="full")])
 def test_layer_states_agree(pair_of, family, how):
-    """Oracle: transformers' output_hidden_states, whose last one is behind the final norm."""
+    """Oracle: transformers' output_hidden_states, whose last one is after the final norm."""
     model, _, config, params, tokens = pair_of(family)
     with torch.no_grad():
         theirs = model(torch.tensor(tokens), output_hidden_states=True).hidden_states
@@ -237,8 +237,8 @@ def test_layer_states_agree(pair_of, family, how):
 
 @pytest.mark.slow
 def test_each_remat_policy_keeps_what_it_says():
-    """Oracle: what jax keeps between the passes (bytes XLA needs), on 4 layers and 512 tokens: everything,
-    then the selected products, then a layer's input alone; under offload that one is on the host.
+    """Oracle: the bytes that XLA saves between the passes, with 4 layers and 512 tokens: everything, then the
+    selected products, then the layers' inputs alone, which offload has on the host.
     """
     sizes = models.deepseek_v3_tiny() | dict(num_hidden_layers=5, scan_layers=True)
 

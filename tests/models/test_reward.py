@@ -1,4 +1,4 @@
-"""The scalar head: what it reads, and where it lies."""
+"""The scalar head: the token that it reads, and its sharding."""
 
 import dataclasses
 
@@ -61,8 +61,8 @@ def test_padding_and_other_rows_change_no_reward():
 
 
 def test_a_sharded_reward_model_gives_the_same_rewards():
-    """Oracle: one device; and the table of parallel.rules by hand: the head's weight lies as embed does, over
-    fsdp. Tolerance: float32, in another order of sums.
+    """Oracle: one device; and the table of parallel.rules by hand: the head's weight is split as embed is,
+    over fsdp. Tolerance: float32, in another order of sums.
     """
     config, params = tiny_model("mla_moe")
     tokens = np.random.default_rng(0).integers(0, 50, (4, 8)).astype(np.int32)

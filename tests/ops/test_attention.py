@@ -91,8 +91,8 @@ def test_blockwise_attention_in_bfloat16_is_as_near_the_truth_as_the_whole_one(m
 
 
 def test_scores_beyond_the_range_of_exp_stay_exact_blockwise(monkeypatch):
-    """Oracle: the plain form: the largest score so far is taken off, in blocks that rise and that fall by
-    hundreds.
+    """Oracle: the plain form. Scores rise or fall by hundreds over the blocks: exp would overflow without
+    subtracting the largest score so far.
     """
     q, k, v = normal(0, 1, 24, 1, 6), normal(1, 1, 24, 1, 6), normal(2, 1, 24, 1, 5)
     for sign in (1, -1):

@@ -35,7 +35,7 @@ def wide(shape, seed=0):
 
 
 def outliers(shape, seed=0):
-    """Normal values but for one token and one channel."""
+    """Normal values except in one token and one channel."""
     x = np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
     x[0] *= 30
     x[..., 1] *= 20

@@ -32,7 +32,7 @@ def inputs():
 
 
 def mixture(x, kernel, weights, experts, implementation, block):
-    """Lay out, multiply, combine: what a layer of experts does, with one matrix an expert."""
+    """Lay out, multiply, combine: a layer of experts with one matrix each."""
     layout = grouped.expert_layout(experts, E, block)
     rows = grouped.rows_by_expert(x, layout)
     out = grouped.grouped_matmul(
@@ -42,7 +42,7 @@ def mixture(x, kernel, weights, experts, implementation, block):
 
 
 def dense(x, kernel, weights, experts):
-    """Every expert on every token, the chosen ones kept by one-hot weights."""
+    """Every expert on every token, the chosen ones selected by one-hot weights."""
     weight_me = (jax.nn.one_hot(experts, E) * weights[..., None]).sum(1)
     return jnp.einsum("md,edf,me->mf", x, kernel, weight_me)
 

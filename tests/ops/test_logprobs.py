@@ -1,4 +1,4 @@
-"""Chunked log-probabilities against the full log-softmax, and that it never lives."""
+"""Chunked log-probabilities against the full log-softmax, and their memory."""
 
 import jax
 import jax.numpy as jnp

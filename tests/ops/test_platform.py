@@ -1,4 +1,4 @@
-"""Which machine a program is for, where another one traces it."""
+"""The machine that a program is for, which may differ from the one that traces it."""
 
 import dataclasses
 import inspect

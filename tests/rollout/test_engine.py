@@ -113,7 +113,7 @@ def test_the_order_of_prompts_changes_no_completion():
 
 @pytest.mark.parametrize("done", [(0, 3, 4, 8), tuple(range(9)), tuple(range(10))])
 def test_rows_that_are_there_are_left_out_and_the_others_stay_what_they_are(done):
-    """Oracle: the call that samples all, row by row; each other row is told of once, when it is there."""
+    """Oracle: the call that samples all, row by row; on_end names each other row once, when it has ended."""
     whole, told = rolled_out("gqa"), {}
 
     def on_end(rows, rollout):
@@ -151,7 +151,7 @@ def test_a_repeated_prompt_gets_the_completions_that_a_larger_group_would():
 
 @pytest.mark.parametrize("eos_ids", [EOS, (0,)], ids=["several", "the id that pads"])
 def test_a_completion_ends_with_its_first_end_token(eos_ids):
-    """Oracle: the rollout without end tokens, cut by hand behind the first; past it all is zero."""
+    """Oracle: the rollout without end tokens, cut by hand after the first; past it all is zero."""
     free = dict(SAMPLED, n=8, seed=1)
     prompts = [[0, 7, 0], PROMPTS[1]]  # a prompt may hold the id that pads
     whole = generate(*tiny_model("gqa"), prompts, **free | dict(eos_ids=()))

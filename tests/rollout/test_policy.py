@@ -1,4 +1,4 @@
-"""A model that answers questions: its prompts, its answers, and what it has room for."""
+"""Policy: prompts, answers, and the check that both fit the model's positions."""
 
 import dataclasses
 

@@ -1,4 +1,4 @@
-"""Drawing tokens: which distribution, how often each, and what is said of its log-probability."""
+"""Drawing tokens: the distribution, the frequency of each token, and the reported log-probabilities."""
 
 import jax
 import jax.numpy as jnp
@@ -120,7 +120,7 @@ def test_the_largest_uniform_number_draws_the_last_likely_token():
 
 @pytest.mark.parametrize("v", [128, 300])
 def test_sums_that_round_differently_never_draw_a_zero(v):
-    """Oracle: the drawn tokens' own probabilities, over 2000 rows with zeros in front and behind.
+    """Oracle: the drawn tokens' own probabilities, over 2000 rows with zeros at both ends.
 
     A lane is summed twice, at once and token by token; the largest number can lie between the two.
     """

@@ -138,7 +138,7 @@ def test_sampler_logprobs_are_those_of_a_teacher_forced_forward(draft):
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 def test_a_draft_that_equals_the_model_is_always_kept(temperature):
-    """Oracle: by hand: two tokens a step behind the prompt's own, 1 + 2 * 10 of them."""
+    """Oracle: by hand: two tokens a step after the prompt's own, 1 + 2 * 10 of them."""
     settings = dict(max_completion_length=21, temperature=temperature, n=8)
     rollout = speculate(*model("equal"), PROMPTS, **settings)
     assert rollout.acceptance_rate == 1 and rollout.tokens_per_step == 2
@@ -179,7 +179,7 @@ def test_drafts_are_those_of_a_teacher_forced_module(draft):
 
 
 def teacher_forced_drafts(config, params, rows):
-    """int32[b t]: of each token and the one behind it, the module's likeliest next."""
+    """int32[b t]: the module's likeliest next token, from each token and the one after it."""
     longest = max(map(len, rows))
     tokens = np.array([row + [0] * (longest - len(row)) for row in rows])
     next_tokens = np.roll(tokens, -1, axis=1)  # right of the last pair nothing is asked
@@ -207,7 +207,7 @@ def test_what_is_sampled_does_not_depend_on_the_number_of_slots():
 
 
 def test_a_completion_ends_with_its_first_end_token():
-    """Oracle: the rollout without end tokens, cut by hand behind the first, which may be a kept draft."""
+    """Oracle: the rollout without end tokens, cut by hand after the first, which may be an accepted draft."""
     settings = SAMPLED | dict(n=8)
     whole = speculate(*model(), PROMPTS[:2], **settings | dict(eos_ids=()))
     cut = speculate(*model(), PROMPTS[:2], **settings)

@@ -14,9 +14,7 @@ from tests.tiny import tiny_model
 
 @pytest.mark.parametrize("count", [1, 2])
 def test_a_step_writes_into_the_caches_where_they_lie(count):
-    """Oracle: the compiled loop, which neither copies a cache nor makes another form of it, for one sequence
-    as for two.
-    """
+    """Oracle: the compiled loop: it neither copies nor transposes a cache, for one sequence and for two."""
     config, params = tiny_model("gqa")
     weights = decoding_weights(config, params)
     slots = empty_slots(config, count, 24, 40)
@@ -28,8 +26,8 @@ def test_a_step_writes_into_the_caches_where_they_lie(count):
 
 
 def test_devices_that_share_out_heads_share_out_their_caches(tmp_path):
-    """Oracle: the compiled loop: of two key heads of four sequences a tensor axis of two gives each device
-    one, in what comes in, what goes out and what is made between.
+    """Oracle: the compiled loop: with two key heads, four sequences and a tensor axis of two, each device has
+    one head in the inputs, the outputs and everything between.
     """
     save_hf(tmp_path, *tiny_model("gqa"))
     mesh = make_mesh(tensor=2, data=4)
