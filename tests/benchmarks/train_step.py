@@ -52,14 +52,11 @@ def torch_step(model, tokens, dtype):
     return step
 
 
-def jax_step(config, params, tokens):
-    """A function that makes one update of our model."""
-    tx = OPTIMIZER.make(1000)
-    step = make_train_step(lambda params, batch, rng: next_token_loss(config, params, batch), tx)
-    step = jax.jit(step, donate_argnums=0)
+def batch_of(tokens):
+    """Rows of one document each, int[b t]."""
     mask = np.ones(tokens.shape, bool)
     mask[:, -1] = False
-    batch = {
+    return {
         "tokens": tokens.astype(np.int32),
         "targets": np.roll(tokens, -1, axis=1).astype(np.int32),
         "loss_mask": mask,
@@ -68,6 +65,13 @@ def jax_step(config, params, tokens):
         "normalizer": np.float32(mask.sum()),
         "num_tokens": np.float32(tokens.size),
     }
+
+
+def jax_step(config, params, tokens):
+    """A function that makes one update of ours."""
+    tx = OPTIMIZER.make(1000)
+    step = make_train_step(lambda params, batch, rng: next_token_loss(config, params, batch), tx)
+    step, batch = jax.jit(step, donate_argnums=0), batch_of(tokens)
     rng, state = jax.random.key(0), [TrainState.create(params, tx)]
 
     def run():

@@ -1,32 +1,34 @@
-"""The machine that a program is for, which may differ from the one that traces it."""
+"""Which machine a program is for, and which forms enter it."""
 
+import contextlib
 import dataclasses
-import inspect
+import sys
+from pathlib import Path
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 import pytest
 
-from deepseek_jax.models import forward
-from deepseek_jax.ops import platform as platforms
-from deepseek_jax.ops.cpu import dot as cpu_dot
-from deepseek_jax.ops.cpu import grouped_matmul as cpu_grouped_matmul
-from deepseek_jax.ops.cpu import remat as cpu_remat
+from deepseek_jax.losses.next_token import next_token_loss
+from deepseek_jax.models import ModelConfig, init_params
 from deepseek_jax.ops.grouped_matmul import grouped_matmul
-from deepseek_jax.ops.platform import platform
-from deepseek_jax.rollout import steps
-from tests.tiny import tiny_model
+from deepseek_jax.ops.platform import choose, platform
+from deepseek_jax.rollout import speculative, steps
+from deepseek_jax.rollout.sampling import Sampling
+from tests.parallel.updates import V3, make_batch
+from tests.tiny import CONFIGS
+
+PROMPTS, PROMPT_ROOM, ROOM = 2, 16, 24
+# A row of packed documents, and weights that are multiplied by few rows and by many
+LARGE_V3 = ModelConfig(**V3, dtype="bfloat16", remat="selective", scan_layers=True)
+SMALL_QWEN = dataclasses.replace(CONFIGS["gqa"], dtype="bfloat16", remat="selective")
 
 
 def products():
     """The text of grouped_matmul as it is traced now."""
-
-    def f(rows, kernel, sizes):
-        return grouped_matmul(rows, kernel, sizes)
-
     arrays = jnp.ones((8, 2)), jnp.ones((2, 2, 3)), jnp.array([4, 4])
-    return lambda: str(jax.make_jaxpr(f)(*arrays))
+    return lambda: str(jax.make_jaxpr(lambda *a: grouped_matmul(*a))(*arrays))
 
 
 def test_the_device_that_a_program_is_traced_for_says_what_it_is_made_of():
@@ -42,35 +44,68 @@ def test_the_device_that_a_program_is_traced_for_says_what_it_is_made_of():
     assert platform() == "cpu"
 
 
-def trace_everything(kind):
-    """Trace a gradient and the prefill of two prompts, anew: no cache of jit's is used."""
-    config, params = tiny_model(kind)
-    config = dataclasses.replace(config, remat="selective", dtype="bfloat16")
-    tokens, lengths = np.ones((2, 8), np.int32), np.full(2, 8, np.int32)
+def test_an_implementation_that_an_op_does_not_have_is_refused():
+    """Oracle: the words a reader needs."""
+    with pytest.raises(ValueError) as error:
+        choose("grouped_matmul", "dense", ragged=None, pieces=None)
+    words = "grouped_matmul has no implementation='dense'; it has ragged, pieces"
+    assert words == str(error.value)
+
+
+def update(config):
+    """The gradient of a batch's loss, multi-token prediction too where there is one."""
+    weights = dict(mtp_weight=0.3) if config.num_nextn_predict_layers else {}
+
+    def gradient(params, batch):
+        return jax.grad(lambda p: next_token_loss(config, p, batch, **weights)[0])(params)
+
+    return gradient, (shapes_of_params(config), make_batch(packed=True))
+
+
+def shapes_of_params(config):
+    return nn.unbox(jax.eval_shape(lambda: init_params(config, jax.random.key(0))))
+
+
+def rollout(config):
+    """Prefill, seat and decode, speculatively where the model can."""
+    parts = speculative.PARTS if config.num_nextn_predict_layers else steps.PARTS
+    fixed = config, Sampling(), ()
+
+    def run(params, tokens, lengths):
+        weights = parts.decoding_weights(config, params)
+        tables = steps.rotations(config, ROOM)
+        slots = parts.empty_slots(config, PROMPTS, PROMPT_ROOM, ROOM - PROMPT_ROOM)
+        prefilled = parts.prefill(config, weights, tables, tokens, lengths)
+        seats, prompts = jnp.ones(PROMPTS, bool), jnp.arange(PROMPTS)
+        slots = parts.seat(*fixed, slots, seats, prompts, *prefilled, lengths, slots.keys)
+        return parts.decode(*fixed, weights, tables, slots, False)
+
+    prompts = jax.ShapeDtypeStruct((PROMPTS, PROMPT_ROOM), jnp.int32)
+    return run, (shapes_of_params(config), prompts, jax.ShapeDtypeStruct((PROMPTS,), jnp.int32))
+
+
+@contextlib.contextmanager
+def entered():
+    """Collect the files whose functions are called."""
+    files = set()
+    sys.setprofile(lambda frame, event, argument: files.add(frame.f_code.co_filename))
+    try:
+        yield files
+    finally:
+        sys.setprofile(None)
+
+
+@pytest.mark.parametrize("config", [LARGE_V3, SMALL_QWEN], ids=["deepseek_v3", "qwen2"])
+@pytest.mark.parametrize("program", [update, rollout])
+@pytest.mark.parametrize("kind, lowered", [("tpu", "tpu"), ("gpu", "cuda"), ("cpu", "cpu")])
+def test_forms_for_a_cpu_enter_programs_for_a_cpu_alone(
+    monkeypatch, kind, lowered, program, config
+):
+    """Oracle: the files of all functions that run while a program is traced and lowered for a machine."""
+    function, arguments = program(config)
     jax.clear_caches()
-    jax.eval_shape(jax.grad(lambda p: forward(config, p, tokens).sum()), params)
-    weights = jax.eval_shape(lambda p: steps.decoding_weights(config, p), params)
-    tables = jax.eval_shape(lambda: steps.rotations(config, 16))
-    jax.eval_shape(lambda w, t: steps.prefill(config, w, t, tokens, lengths), weights, tables)
-
-
-@pytest.mark.parametrize("kind", ["gqa", "mla_moe"])
-def test_no_form_of_the_cpu_is_in_a_program_for_another_machine(kind, monkeypatch):
-    """Oracle: every function of ops/cpu raises when it is traced; on the CPU one of them is traced."""
-
-    def refuse(*_, **__):
-        raise AssertionError("a form of the CPU was traced")
-
-    for module in (cpu_dot, cpu_grouped_matmul, cpu_remat):
-        for name, function in vars(module).items():
-            if inspect.isfunction(function) and function.__module__ == module.__name__:
-                monkeypatch.setattr(module, name, refuse)
-    monkeypatch.setattr(cpu_dot.InputsLast, "of", refuse)
-    monkeypatch.setattr(cpu_remat, "save_bits", refuse)
-    for machine in ("tpu", "gpu"):
-        with monkeypatch.context() as elsewhere:
-            elsewhere.setattr(platforms, "platform", lambda machine=machine: machine)
-            trace_everything(kind)
-    with pytest.raises(AssertionError, match="a form of the CPU was traced"):
-        trace_everything(kind)
-    jax.clear_caches()
+    monkeypatch.setattr(jax, "default_backend", lambda: kind)
+    with entered() as files:
+        jax.jit(function).trace(*arguments).lower(lowering_platforms=(lowered,))
+    ops = {Path(file).parent.name for file in files if "deepseek_jax/ops" in file}
+    assert ops == {"ops", "cpu"} if kind == "cpu" else {"ops"}
