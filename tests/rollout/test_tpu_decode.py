@@ -46,8 +46,8 @@ print("result", json.dumps([program.memory_analysis().temp_size_in_bytes, 2 * ca
     reason="compiling for a TPU needs the wheel libtpu (0.0.42 belongs to jax 0.10.2)",
 )
 def test_a_decoding_step_on_tpu_copies_no_cache():
-    """Oracle: the compiler's own bytes: what the loop holds beside its arguments is less than one of its eight
-    caches.
+    """Oracle: the bytes that the compiler counts: beside its arguments the loop holds less than one of its
+    eight caches.
     """
     here = str(Path(__file__).parents[2])
     env = os.environ | {
