@@ -11,7 +11,6 @@ from deepseek_jax.ops.vocabulary import (
     log_softmax,
     log_total,
     unshifted_log,
-    vocabulary_sum,
 )
 
 
@@ -47,11 +46,7 @@ def forward_kl(p, q, temperature=1.0):
     log-softmaxes would.
     """
     most = largest(p)
-    moved = vocabulary_sum(
-        lambda logits, rows: exponential(logits[0], *rows) * (logits[0] - logits[1]),
-        (p, q),
-        (most, temperature),
-    )
+    moved = (exponential(p, most, temperature) * (p - q)).sum(-1)
     total = exponential_sum(p, most, temperature)
     log_ratio = log_total(q, temperature) - unshifted_log(total, most, temperature)
     return moved / (total * temperature) + log_ratio

@@ -17,7 +17,6 @@ from deepseek_jax.ops.vocabulary import (
     largest,
     log_softmax,
     unshifted_log,
-    vocabulary_sum,
 )
 
 TINY = float(np.finfo(np.float32).tiny)  # 1.2e-38, the least dropped mass: its log stays finite
@@ -104,17 +103,13 @@ def split_tail(logits, ids, temperature=1.0):
         return Buckets(log_softmax(kept_mk), nothing_m, nothing_m)
     is_kept_mv = jnp.zeros(logits.shape, bool).at[jnp.arange(len(ids))[:, None], ids].set(True)
     most_m1 = largest(logits)
-    others_m = vocabulary_sum(_not_kept, (logits, is_kept_mv), (most_m1, temperature))
+    exponential_mv = exponential(logits, most_m1, temperature)
+    others_m = jnp.where(is_kept_mv, 0.0, exponential_mv).sum(-1)
     total_m = exponential_sum(logits, most_m1, temperature)
     tail_m = jnp.log(jnp.maximum(others_m, TINY)) - jnp.log(total_m)
     normalizer_m = unshifted_log(total_m, most_m1, temperature)
     smallest_m = jnp.where(is_kept_mv, jnp.inf, logits).min(-1) / temperature
     return Buckets(kept_mk - normalizer_m[:, None], tail_m, smallest_m - normalizer_m)
-
-
-def _not_kept(arrays, rows):
-    logits, is_kept = arrays
-    return jnp.where(is_kept, 0.0, exponential(logits, *rows))
 
 
 def teacher_buckets(teacher: TopK):

@@ -15,11 +15,6 @@ def log_total(logits, temperature=1.0):
     return unshifted_log(exponential_sum(logits, most, temperature), most, temperature)
 
 
-def vocabulary_sum(of, arrays, rows=()):
-    """Sum of(arrays, rows), float32[... v], over its last axis: -> float32[...]."""
-    return of(arrays, rows).sum(-1)
-
-
 def largest(logits):
     """The largest of each row, float32[... 1], without gradient: the shift that keeps exponentials finite."""
     return jax.lax.stop_gradient(logits).max(-1, keepdims=True)

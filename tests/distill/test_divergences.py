@@ -9,12 +9,10 @@ import torch
 from deepseek_jax.distill.divergences import (
     check_divergence,
     diverge,
-    forward_kl,
     hard_loss,
     jsd,
     soft_loss,
 )
-from deepseek_jax.ops.vocabulary import COLUMNS
 
 ALL = [("forward_kl", None), ("reverse_kl", None), ("jsd", 0.5), ("jsd", 0.1), ("jsd", 0.9)]
 
@@ -67,7 +65,7 @@ def test_kl_and_its_gradient_are_torchs(divergence):
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
-@pytest.mark.parametrize("v, shift", [(17, 0.0), (17, 50.0), (2 * COLUMNS + 3, 0.0)])
+@pytest.mark.parametrize("v, shift", [(17, 0.0), (17, 50.0), (8195, 0.0)])
 @pytest.mark.parametrize("divergence, beta", ALL)
 def test_a_divergence_of_logits_is_that_of_their_softmaxes(divergence, beta, v, shift, temperature):
     """Oracle: torch's log_softmax, kl_div and autograd, in float64; the student's logits may all lie `shift`
@@ -87,28 +85,6 @@ def test_a_divergence_of_logits_is_that_of_their_softmaxes(divergence, beta, v, 
     np.testing.assert_allclose(ours(q), theirs.detach(), **near)
     gradient = jax.grad(lambda q: ours(q).sum())(q)
     np.testing.assert_allclose(gradient, student.grad, **near)
-
-
-@pytest.mark.parametrize("temperature", [1.0, 2.0])
-def test_a_cpu_writes_no_exponentials_of_a_kl_out(temperature):
-    """Oracle: the compiler's temporary bytes: under a quarter of one array of exponentials; a KL of two
-    log-softmaxes takes two such arrays.
-    """
-    m, v = 64, 16 * COLUMNS
-    logits = [jax.ShapeDtypeStruct((m, v), jnp.float32)] * 2
-
-    def usual(p, q):
-        logp, logq = (jax.nn.log_softmax(x / temperature) for x in (p, q))
-        return (jnp.exp(logp) * (logp - logq)).sum(-1)
-
-    def ours(p, q):
-        return forward_kl(p, q, temperature)
-
-    usual, ours = (
-        jax.jit(function).lower(*logits).compile().memory_analysis().temp_size_in_bytes
-        for function in (usual, ours)
-    )
-    assert ours < m * v * 4 / 4 and 2 * m * v * 4 <= usual
 
 
 @pytest.mark.parametrize("beta", [0.02, 0.5, 0.7])
