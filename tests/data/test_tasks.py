@@ -27,7 +27,7 @@ def test_gsm8k_splits_its_questions_by_seed_without_overlap(questions):
 
 def test_gsm8k_with_nothing_left_to_train_on_is_refused(questions):
     """Oracle: the message gives both numbers."""
-    with pytest.raises(ValueError, match="^num_held_out=10 leaves nothing of the 10"):
+    with pytest.raises(ValueError, match="^num_held_out=10 leaves nothing of 10"):
         gsm8k_task(questions, num_held_out=10)
 
 

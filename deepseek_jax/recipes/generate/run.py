@@ -139,7 +139,7 @@ def _measured_on(settings: GenerateSettings, held_out: list):
             asked = [example["question"] for example in held_out]
             worked = [example.get("solution", example["answer"]) for example in held_out]
         else:
-            with at("config.keep.decontaminate", "path"):
+            with at("keep.decontaminate", "path"):
                 asked, worked = evaluation_texts(name)
         questions, solutions = questions + asked, solutions + worked
     return questions, solutions
