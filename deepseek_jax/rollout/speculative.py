@@ -145,11 +145,23 @@ def _run(config, weights, tokens, caches, rope, write):
     return rms_norm(x_bzd, weights["final_norm"], config.rms_norm_eps), written
 
 
+def _verified(distributions, uniform, draft, draft_probs):
+    """Which drafts hold, bool[b]; the two next tokens, int32[b z], and their log-probabilities, float32[b z].
+
+    distributions: probabilities and log-probabilities float32[b*z v] of the places of both.
+    """
+    probs, logprobs = distributions
+    b, v = draft_probs.shape
+    accepted_b, token_b = verify(uniform, draft, draft_probs, probs.reshape(b, 2, v))
+    next_bz = jnp.stack([jnp.where(accepted_b, draft, token_b), token_b], axis=1)
+    logprobs_bz = jnp.take_along_axis(logprobs, next_bz.reshape(-1, 1), axis=1).reshape(b, 2)
+    return accepted_b, next_bz, logprobs_bz
+
+
 @functools.partial(jax.jit, static_argnums=(0, 1, 2), donate_argnums=5)
 def decode(config, sampling, eos_ids, weights, tables, slots, stop_when_one_ends):
     """steps.decode, one token a step or two."""
     room = slots.caches[0]["c_kv"].shape[1]
-    b, v, d = len(slots.ended), config.vocab_size, config.hidden_size
 
     def body(slots):
         *caches, draft_cache = slots.caches
@@ -166,14 +178,10 @@ def decode(config, sampling, eos_ids, weights, tables, slots, stop_when_one_ends
         tokens_bz = jnp.stack([slots.last_token, draft_b], axis=1)
         at_tokens = _two_from(tables, position_b, room)
         hidden_bzd, caches = _run(config, weights, tokens_bz, caches, *at_tokens)
-        probs, logprobs = distribution(
-            steps.logits(config, weights, hidden_bzd.reshape(-1, d)), sampling
+        logits = steps.logits(config, weights, hidden_bzd.reshape(-1, config.hidden_size))
+        accepted_b, next_bz, logprobs_bz = _verified(
+            distribution(logits, sampling), uniform_b3[:, 1:], draft_b, draft_probs_bv
         )
-        accepted_b, token_b = verify(
-            uniform_b3[:, 1:], draft_b, draft_probs_bv, probs.reshape(b, 2, v)
-        )
-        next_bz = jnp.stack([jnp.where(accepted_b, draft_b, token_b), token_b], axis=1)
-        logprobs_bz = jnp.take_along_axis(logprobs, next_bz.reshape(-1, 1), axis=1).reshape(b, 2)
 
         slots = slots._replace(caches=[*caches, draft_cache], step=slots.step + 1)
         for z, gained_b in enumerate((active_b, active_b & accepted_b)):
