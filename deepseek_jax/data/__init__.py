@@ -14,7 +14,7 @@ __getattr__, __dir__, __all__ = lazy_names(
         "pack_conversations": "conversations",
         "read_conversations": "messages",
         "read_questions": "questions",
-        "render_conversation": "conversations",
+        "render_conversation": "chat",
         "render_prompt": "chat",
     },
 )

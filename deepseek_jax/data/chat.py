@@ -1,5 +1,6 @@
-"""A question to the ids of a prompt, by a checkpoint's chat template or by a plain template."""
+"""Questions and conversations to token ids, by a checkpoint's chat template or by a plain template."""
 
+from functools import partial
 from typing import Annotated
 
 from deepseek_jax.data.tokenizer import Tokenizer
@@ -12,6 +13,8 @@ R1_ZERO_TEMPLATE = (
     "<think> </think> and <answer> </answer> tags, respectively, i.e., <think> reasoning process "
     "here </think> <answer> answer here </answer>. User: {question}. Assistant:"
 )
+# Stands in for the assistant's text while a chat template renders the rest: a private-use character
+OWN_TEXT = "\ue000"
 
 
 class _Asks:
@@ -25,6 +28,34 @@ class _Asks:
 
 
 Template = Annotated[str, _Asks()]  # a field of settings
+
+
+def asked_messages(example):
+    """The messages of an example's prompt, the question last."""
+    return example.get("messages") or [{"role": "user", "content": example["question"]}]
+
+
+def render_question(tokenizer: Tokenizer, example, *, template: str, opening: str = ""):
+    r"""Ids of an example's prompt; the answer continues them, after `opening`.
+
+    template: see render_prompt. opening: text that every answer begins with, "<think>\n" for one that has
+    to think; the part of it that the chat template has written is not repeated.
+    Raises ValueError as render_prompt and render_conversation do.
+    """
+    messages = asked_messages(example)
+    if len(messages) == 1:
+        ids = render_prompt(tokenizer, messages[0]["content"], template=template)
+    else:
+        # render_conversation needs an answer; last_prompt cuts this one off again
+        reply = {"role": "assistant", "content": messages[-1]["content"]}
+        rendered = render_conversation(tokenizer, [*messages, reply], template=template)
+        ids = last_prompt(*rendered)
+    opened = tokenizer.encode(opening) if opening else []
+    # Look for the longest start of the opening that the template has already written
+    for size in range(len(opened), 0, -1):
+        if ids[-size:] == opened[:size]:
+            return ids + opened[size:]
+    return ids + opened
 
 
 def render_prompt(tokenizer: Tokenizer, question: str, *, template: str):
@@ -50,6 +81,54 @@ def render_prompt(tokenizer: Tokenizer, question: str, *, template: str):
     return bos + tokenizer.encode(template.replace("{question}", question))
 
 
+def render_conversation(tokenizer: Tokenizer, messages: list, *, template: str):
+    """(ids, is_target): lists of int and of bool, True on the assistant's texts and their end tokens.
+
+    messages: see data.messages.parse_conversation. template: see data.chat.render_prompt.
+    Each assistant's text is encoded on its own, as a policy samples it after a prompt, so every turn has
+    its <think>. The ids end with the last turn's end token.
+    "chat": the checkpoint's template writes all but the assistant's texts and never sees them, because
+    templates, R1's among them, drop the <think> of earlier turns. A <think> that the template writes at the
+    start of a turn is removed, so that only the text's own remains. Other templates cannot hold a system
+    message. They ask each question in the template anew, after the end token of the answer before; bos
+    stands at the start alone.
+    Raises ValueError as render_prompt does; for a system message that the template cannot hold; for an end
+    token within a text; and for a chat template that leaves out an assistant's turn, ends it with no special
+    token, or whose generation prompt differs from how it begins the finished turn.
+    """
+    contexts, end_id = (_chat_contexts if template == "chat" else _text_contexts)(
+        tokenizer, messages, template
+    )
+    texts = [message["content"] for message in messages if message["role"] == "assistant"]
+    ids, is_target = [], []
+    for context, text in zip(contexts, texts, strict=True):
+        own = [*tokenizer.encode(text), end_id]
+        if own.index(end_id) < len(own) - 1:
+            raise ValueError(
+                f"the assistant's text {text[:80]!r} has an end-of-turn token in it; remove it, one is "
+                "added at the end."
+            )
+        ids += context + own
+        is_target += [False] * len(context) + [True] * len(own)
+    return ids, is_target
+
+
+def last_prompt(ids, is_target):
+    """The ids of a rendered conversation up to the start of the last assistant's text."""
+    end = len(ids)
+    while is_target[end - 1]:
+        end -= 1
+    return ids[:end]
+
+
+def end_of_turn(tokenizer: Tokenizer, template: str):
+    """The id of the token that ends an assistant's turn, as in render_conversation."""
+    if template != "chat":
+        return tokenizer.eos_id
+    turns = [{"role": role, "content": "?"} for role in ("user", "assistant")]
+    return _chat_contexts(tokenizer, turns, template)[1]
+
+
 def _render_chat(tokenizer, question):
     if tokenizer.chat is None:
         raise ValueError(
@@ -58,3 +137,50 @@ def _render_chat(tokenizer, question):
         )
     messages = [{"role": "user", "content": question}]
     return tokenizer.chat.apply_chat_template(messages, add_generation_prompt=True)["input_ids"]
+
+
+def _chat_contexts(tokenizer, messages, template):
+    """(ids from the previous turn's end token to each assistant's text, the end token)."""
+    if tokenizer.chat is None:
+        # Raises the ValueError about the missing chat template
+        render_prompt(tokenizer, messages[-2]["content"], template=template)
+    hidden = [m | {"content": OWN_TEXT} if m["role"] == "assistant" else m for m in messages]
+    ends = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
+    render = partial(tokenizer.chat.apply_chat_template, tokenize=False)
+    told = render(hidden).split(OWN_TEXT)
+    asked = [render(hidden[:i], add_generation_prompt=True).split(OWN_TEXT)[-1] for i in ends]
+    if len(told) != len(ends) + 1:
+        raise ValueError(
+            f"the chat template writes {len(told) - 1} of {len(ends)} assistant's turns; set "
+            'template to "r1_zero" or to a text that contains {question}.'
+        )
+    for pair in zip(told, asked, strict=False):
+        if not pair[0].startswith(pair[1]) and not pair[1].startswith(pair[0]):
+            raise ValueError(
+                "the chat template's generation prompt asks for an assistant's turn in other words than "
+                "those that begin the finished turn: "
+                f"{pair[1][-80:]!r} against {pair[0][-80:]!r}."
+            )
+    # Take the shorter: the longer has a <think> of the template's, in its prompt or in its finished turn
+    pairs = [min(pair, key=len) for pair in zip(told, asked, strict=False)]
+    first, *later = map(tokenizer.encode, [*pairs, told[-1]])
+    end_ids = {ids[0] if ids else None for ids in later}
+    if len(end_ids) > 1 or None in end_ids or tokenizer.decode(end_ids):
+        raise ValueError(
+            f"the chat template ends an assistant's turn with {told[-1][:20]!r}, which begins with no "
+            "special token that could end a completion."
+        )
+    return [first, *(ids[1:] for ids in later[:-1])], end_ids.pop()
+
+
+def _text_contexts(tokenizer, messages, template):
+    """The same as _chat_contexts, for a template that has a place for the question alone."""
+    if messages[0]["role"] == "system":
+        raise ValueError(
+            f"template={template!r} has no place for a system message; set it to "
+            '"chat", or leave the message out.'
+        )
+    questions = [message["content"] for message in messages if message["role"] == "user"]
+    first, *later = (render_prompt(tokenizer, q, template=template) for q in questions)
+    bos = 0 if tokenizer.bos_id is None else 1
+    return [first, *(ids[bos:] for ids in later)], tokenizer.eos_id

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 
 from deepseek_jax.data.builders import json_lines
-from deepseek_jax.data.conversations import render_conversation
+from deepseek_jax.data.chat import render_conversation
 from deepseek_jax.data.messages import parse_conversation
 from deepseek_jax.data.tokenizer import Tokenizer
 
@@ -81,7 +81,7 @@ def read_preferences(kind: str, path: str | Path, num_held_out: int, seed: int):
 def render_response(tokenizer: Tokenizer, messages: list, response: str, *, template: str):
     """Ids of a conversation that ends in this response and its end token: a list of int.
 
-    Rendered, and refused with a ValueError, as by data.conversations.render_conversation.
+    Rendered, and refused with a ValueError, as by data.chat.render_conversation.
     """
     answered = [*messages, {"role": "assistant", "content": response}]
     return render_conversation(tokenizer, answered, template=template)[0]

@@ -9,11 +9,9 @@ from pathlib import Path
 import tensorflow_datasets as tfds
 
 from deepseek_jax.data.builders import json_lines
-from deepseek_jax.data.chat import render_prompt
-from deepseek_jax.data.conversations import last_prompt, render_conversation
+from deepseek_jax.data.chat import asked_messages
 from deepseek_jax.data.messages import parse_conversation, read_conversations
 from deepseek_jax.data.sources import load_jsonl_questions, read, tfds_source
-from deepseek_jax.data.tokenizer import Tokenizer
 
 READ = ("question", "answer", "language")  # the text features that a TFDS dataset may have
 
@@ -61,34 +59,6 @@ def distinct(examples):
     for example in examples:
         first.setdefault(asked_key(example), example)
     return list(first.values())
-
-
-def asked_messages(example):
-    """The messages of an example's prompt, the question last."""
-    return example.get("messages") or [{"role": "user", "content": example["question"]}]
-
-
-def render_question(tokenizer: Tokenizer, example, *, template: str, opening: str = ""):
-    r"""Ids of an example's prompt; the answer continues them, after `opening`.
-
-    template: see render_prompt. opening: text that every answer begins with, "<think>\n" for one that has
-    to think; the part of it that the chat template has written is not repeated.
-    Raises ValueError as render_prompt and render_conversation do.
-    """
-    messages = asked_messages(example)
-    if len(messages) == 1:
-        ids = render_prompt(tokenizer, messages[0]["content"], template=template)
-    else:
-        # render_conversation needs an answer; last_prompt cuts this one off again
-        reply = {"role": "assistant", "content": messages[-1]["content"]}
-        rendered = render_conversation(tokenizer, [*messages, reply], template=template)
-        ids = last_prompt(*rendered)
-    opened = tokenizer.encode(opening) if opening else []
-    # Look for the longest start of the opening that the template has already written
-    for size in range(len(opened), 0, -1):
-        if ids[-size:] == opened[:size]:
-            return ids + opened[size:]
-    return ids + opened
 
 
 def asked_key(example):

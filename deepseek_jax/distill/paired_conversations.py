@@ -4,7 +4,8 @@ from functools import partial
 
 import numpy as np
 
-from deepseek_jax.data.conversations import Fitting, render_conversation, render_numbered
+from deepseek_jax.data.chat import render_conversation
+from deepseek_jax.data.conversations import Fitting, render_numbered
 from deepseek_jax.data.packing import BLOCK, check_rows, pack_segments
 from deepseek_jax.data.tokenizer import Tokenizer
 from deepseek_jax.distill.token_alignment import align_tokens

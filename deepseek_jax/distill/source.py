@@ -4,7 +4,8 @@ import numpy as np
 from jax.sharding import Mesh
 
 from deepseek_jax.data.batches import PackedDocuments
-from deepseek_jax.data.conversations import last_prompt, render_numbered
+from deepseek_jax.data.chat import last_prompt
+from deepseek_jax.data.conversations import render_numbered
 from deepseek_jax.distill.objective import PROJECTIONS, SAMPLED
 from deepseek_jax.distill.settings import OnPolicySettings
 from deepseek_jax.evaluation.compare import compare

@@ -7,8 +7,7 @@ from typing import NamedTuple
 from jax.sharding import Mesh
 
 from deepseek_jax.checkpoint import is_orbax, load_gguf, load_hf, load_orbax
-from deepseek_jax.data.conversations import end_of_turn
-from deepseek_jax.data.questions import render_question
+from deepseek_jax.data.chat import end_of_turn, render_question
 from deepseek_jax.data.tokenizer import SMOLLM2, Tokenizer, load_tokenizer, smollm2_gguf
 from deepseek_jax.models import ModelConfig, RunSettings
 from deepseek_jax.parallel.processes import say

@@ -7,7 +7,7 @@ from collections import Counter, defaultdict
 
 import numpy as np
 
-from deepseek_jax.data.questions import asked_messages
+from deepseek_jax.data.chat import asked_messages
 from deepseek_jax.errors import at
 from deepseek_jax.rewards.format import summary
 from deepseek_jax.rewards.language import LANGUAGES, language_share

@@ -4,7 +4,7 @@ import json
 from collections import Counter, defaultdict
 from pathlib import Path
 
-from deepseek_jax.data.questions import asked_messages
+from deepseek_jax.data.chat import asked_messages
 from deepseek_jax.errors import at
 from deepseek_jax.evaluation.consensus import majority
 from deepseek_jax.rewards.scoring import NUMBERS

@@ -1,17 +1,12 @@
-"""Questions read from files and datasets, and their prompts, against what was written there."""
+"""Questions read from files and datasets, against what was written there."""
 
-import copy
-import dataclasses
 import json
 
 import pytest
 import tensorflow_datasets as tfds
 
-from deepseek_jax.data.chat import render_prompt
-from deepseek_jax.data.questions import evaluation_texts, read_questions, render_question
+from deepseek_jax.data.questions import evaluation_texts, read_questions
 from tests.turns import turns
-
-THINK = "<think>\n"
 
 
 def write(path, records):
@@ -93,27 +88,3 @@ def test_a_dataset_without_questions_is_refused(tmp_path):
     """Oracle: the message."""
     with pytest.raises(ValueError, match="neither a feature messages nor question.*it has more"):
         read_questions(prepared(tmp_path, ("more",)))
-
-
-def test_a_prompt_ends_in_the_opening_once_whatever_the_template_writes(deepseek):
-    """Oracle: R1's template as released first, which stops before the thought, and as it is now."""
-    example, plain = {"question": "2 + 3?"}, render_prompt(deepseek, "2 + 3?", template="chat")
-    opened = [*plain, *deepseek.encode(THINK)]
-    for written in ("", "<think>", THINK):
-        chat = copy.copy(deepseek.chat)
-        end = "{{'<｜Assistant｜>'}}"
-        assert end in chat.chat_template
-        escaped = written.replace("\n", "\\n")
-        chat.chat_template = chat.chat_template.replace(end, f"{{{{'<｜Assistant｜>{escaped}'}}}}")
-        tokenizer = dataclasses.replace(deepseek, chat=chat)
-        assert render_question(tokenizer, example, template="chat", opening=THINK) == opened
-    assert render_question(deepseek, example, template="chat") == plain
-
-
-def test_what_was_said_before_stands_in_the_prompt(smollm2):
-    """Oracle: the text that transformers renders."""
-    messages = turns("Hi", "Hello", "2 + 3?", system="Be brief.")
-    example = {"question": "2 + 3?", "messages": messages}
-    text = smollm2.chat.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-    ids = render_question(smollm2, example, template="chat")
-    assert smollm2.backend.decode(ids, skip_special_tokens=False) == text

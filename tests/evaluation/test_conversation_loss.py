@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from deepseek_jax.data.byte_tokenizer import byte_tokenizer
-from deepseek_jax.data.conversations import pack_conversations, render_conversation
+from deepseek_jax.data.chat import render_conversation
+from deepseek_jax.data.conversations import pack_conversations
 from deepseek_jax.evaluation.conversation_loss import ConversationLoss, ratio_interval
 from deepseek_jax.losses.next_token import next_token_loss
 from deepseek_jax.models import ModelConfig, forward, init_params

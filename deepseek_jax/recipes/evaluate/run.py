@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from deepseek_jax.checkpoint import is_orbax
-from deepseek_jax.data.questions import render_question
+from deepseek_jax.data.chat import render_question
 from deepseek_jax.data.tokenizer import SMOLLM2, smollm2_gguf
 from deepseek_jax.errors import at
 from deepseek_jax.evaluation.problems import Rules, load_problems

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import numpy as np
 
-from deepseek_jax.data.conversations import last_prompt, pack_conversations, render_numbered
+from deepseek_jax.data.chat import last_prompt
+from deepseek_jax.data.conversations import pack_conversations, render_numbered
 from deepseek_jax.data.messages import (
     read_conversations,
     what_it_answers,
