@@ -147,14 +147,14 @@ def _chat_contexts(tokenizer, messages, template):
     hidden = [m | {"content": OWN_TEXT} if m["role"] == "assistant" else m for m in messages]
     ends = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
     render = partial(tokenizer.chat.apply_chat_template, tokenize=False)
-    told = render(hidden).split(OWN_TEXT)
+    written = render(hidden).split(OWN_TEXT)
     asked = [render(hidden[:i], add_generation_prompt=True).split(OWN_TEXT)[-1] for i in ends]
-    if len(told) != len(ends) + 1:
+    if len(written) != len(ends) + 1:
         raise ValueError(
-            f"the chat template writes {len(told) - 1} of {len(ends)} assistant's turns; set "
+            f"the chat template writes {len(written) - 1} of {len(ends)} assistant's turns; set "
             'template to "r1_zero" or to a text that contains {question}.'
         )
-    for pair in zip(told, asked, strict=False):
+    for pair in zip(written, asked, strict=False):
         if not pair[0].startswith(pair[1]) and not pair[1].startswith(pair[0]):
             raise ValueError(
                 "the chat template's generation prompt asks for an assistant's turn in other words than "
@@ -162,12 +162,12 @@ def _chat_contexts(tokenizer, messages, template):
                 f"{pair[1][-80:]!r} against {pair[0][-80:]!r}."
             )
     # Take the shorter: the longer has a <think> of the template's, in its prompt or in its finished turn
-    pairs = [min(pair, key=len) for pair in zip(told, asked, strict=False)]
-    first, *later = map(tokenizer.encode, [*pairs, told[-1]])
+    pairs = [min(pair, key=len) for pair in zip(written, asked, strict=False)]
+    first, *later = map(tokenizer.encode, [*pairs, written[-1]])
     end_ids = {ids[0] if ids else None for ids in later}
     if len(end_ids) > 1 or None in end_ids or tokenizer.decode(end_ids):
         raise ValueError(
-            f"the chat template ends an assistant's turn with {told[-1][:20]!r}, which begins with no "
+            f"the chat template ends an assistant's turn with {written[-1][:20]!r}, which begins with no "
             "special token that could end a completion."
         )
     return [first, *(ids[1:] for ids in later[:-1])], end_ids.pop()

@@ -65,7 +65,7 @@ def test_braces_of_a_question_are_text(smollm2):
 
 
 def test_plain_prompts_begin_with_bos_where_the_tokenizer_does():
-    """Oracle: by hand, the tokenizer told to begin with id 5."""
+    """Oracle: by hand, with a tokenizer that begins with id 5."""
     tokenizer = dataclasses.replace(arithmetic_tokenizer(), bos_id=5)
     ids = render_prompt(tokenizer, "What is 3", template="{question}?\n")
     assert ids == [5, *tokenizer.encode("What is 3?\n")]
