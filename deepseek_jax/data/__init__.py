@@ -5,7 +5,6 @@ from deepseek_jax.lazy import lazy_names
 __getattr__, __dir__, __all__ = lazy_names(
     __name__,
     {
-        "QuestionStream": "tasks",
         "Task": "tasks",
         "Tokenizer": "tokenizer",
         "gsm8k_task": "tasks",

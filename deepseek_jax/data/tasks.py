@@ -1,9 +1,8 @@
-"""Questions with known answers: a Task, the Task of a file, and an endless stream of questions."""
+"""Questions with known answers: a Task, and the Task of a file."""
 
 from dataclasses import dataclass
 from pathlib import Path
 
-import grain
 import numpy as np
 
 from deepseek_jax.data.questions import distinct
@@ -39,21 +38,3 @@ def split_task(examples: list, seed: int, num_held_out: int):
     order = np.random.default_rng(seed).permutation(len(examples))
     held_out = [examples[i] for i in order[:num_held_out]]
     return Task([examples[i] for i in order[num_held_out:]], held_out)
-
-
-class QuestionStream:
-    """Examples without end: each once an epoch, in an order set by `seed` and new each epoch.
-
-    position: the number of examples taken. It is the whole state: save it, and set it to resume.
-    """
-
-    def __init__(self, examples: list, seed: int):
-        if not examples:
-            raise ValueError("there are no questions to draw from; give at least one example.")
-        self._endless = grain.MapDataset.source(examples).shuffle(seed).repeat()
-        self.position = 0
-
-    def take(self, n: int):
-        """The next n examples, as a list."""
-        start, self.position = self.position, self.position + n
-        return [self._endless[i] for i in range(start, self.position)]

@@ -79,8 +79,10 @@ class Objective:
                 "it to the tokens that they share, or weights.matched and weights.sorted for two tokenizers"
             )
 
-    def loss(self, params, batch, teacher_params):
-        """(loss float32[], metrics): the weighted sum, and each term before its weight. With soft from a
+    def loss(self, params, batch, rng=None, *, teacher_params):
+        """The loss_fn of training.make_train_step, which draws nothing from rng.
+
+        Returns (loss float32[], metrics): the weighted sum, and each term before its weight. With soft from a
         cache also soft_bound: at most so much is missing from the soft term of all tokens.
         """
         teacher_params = jax.lax.stop_gradient(teacher_params)

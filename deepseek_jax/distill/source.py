@@ -9,9 +9,8 @@ from deepseek_jax.data.conversations import render_numbered
 from deepseek_jax.distill.objective import PROJECTIONS, SAMPLED
 from deepseek_jax.distill.settings import OnPolicySettings
 from deepseek_jax.evaluation.compare import compare
-from deepseek_jax.parallel import put_batch
 from deepseek_jax.parallel.processes import say
-from deepseek_jax.parallel.shard import batch_share
+from deepseek_jax.parallel.shard import put_share
 from deepseek_jax.rollout.policy import Policy
 
 HELD_OUT_LOSS = "held_out_loss"
@@ -165,11 +164,9 @@ class DistillSource(PackedDocuments):
         if self.sampler is None:
             return [batch], metrics
         sampled = self.sampler(without_projections(state.params), step)
-        share, shares = batch_share(self.mesh)
-        part = {k: np.split(v, shares)[share] if v.ndim else v for k, v in sampled.items()}
         metrics["sampled_tokens"] = float(sampled[f"{SAMPLED}normalizer"])
         metrics["tokens"] += metrics["sampled_tokens"]
-        return [batch | put_batch(self.mesh, part)], metrics
+        return [batch | put_share(self.mesh, sampled)], metrics
 
     def get_state(self):
         """The position in the texts, and the state of the watch."""

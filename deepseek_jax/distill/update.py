@@ -49,15 +49,13 @@ def train_student(
 
 def _train_step(settings, objective, tx):
     """train_step(state, batch, rng, teacher_params) -> (state, metrics), for the objective."""
-    told = None if settings.plateau is None else HELD_OUT_LOSS
+    watched = None if settings.plateau is None else HELD_OUT_LOSS
 
     def train_step(state, batch, rng, teacher_params):
-        def loss_fn(params, batch, rng):
-            return objective.loss(params, batch, teacher_params)
-
-        step = make_train_step(loss_fn, tx, micro_batches=settings.micro_batches, told=told)
+        loss_fn = functools.partial(objective.loss, teacher_params=teacher_params)
+        step = make_train_step(loss_fn, tx, micro_batches=settings.micro_batches, watched=watched)
         state, metrics = step(state, batch, rng)
-        if told is not None:
+        if watched is not None:
             # The factor on the learning rate, from the next update on
             metrics["plateau_scale"] = state.opt_state[-1].scale
         return state, metrics
@@ -81,7 +79,7 @@ def check_first(objective: Objective, params, batch, teacher_params):
 
         def of_part(part):
             def loss(own):
-                return alone.loss(own | projections, part, teacher_params)
+                return alone.loss(own | projections, part, teacher_params=teacher_params)
 
             (value, _), gradient = jax.value_and_grad(loss, has_aux=True)(own)
             return value, optax.tree.norm(gradient)

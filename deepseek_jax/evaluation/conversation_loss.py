@@ -9,8 +9,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from deepseek_jax.evaluation.accuracy import mean_interval
 from deepseek_jax.losses.next_token import target_logprobs
 from deepseek_jax.models import ModelConfig
-from deepseek_jax.parallel import put_batch
-from deepseek_jax.parallel.shard import batch_share
+from deepseek_jax.parallel.shard import put_share
 
 
 class ConversationLoss:
@@ -51,9 +50,7 @@ class ConversationLoss:
 
     def _sums(self, params, batch):
         """For each conversation of a batch: float64[n] nats, and int[n] targets."""
-        share, shares = batch_share(self.mesh)
-        part = {k: np.split(v, shares)[share] if v.ndim else v for k, v in batch.items()}
-        logprobs = np.asarray(self._logprobs(params, put_batch(self.mesh, part)), np.float64)
+        logprobs = np.asarray(self._logprobs(params, put_share(self.mesh, batch)), np.float64)
         # Segments count from 1 in every row: shift each row, so that no two conversations share a number
         width = batch["segment_ids"].max() + 1
         segments = batch["segment_ids"] + width * np.arange(len(batch["tokens"]))[:, None]

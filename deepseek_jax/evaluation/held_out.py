@@ -1,11 +1,9 @@
 """Answers of a policy to held-out questions, and their scores."""
 
-import dataclasses
-
 import numpy as np
 
 from deepseek_jax.evaluation.accuracy import summarise
-from deepseek_jax.parallel.processes import from_first, say
+from deepseek_jax.parallel.processes import say
 from deepseek_jax.rewards import Rewards
 from deepseek_jax.rollout.policy import AnswerOptions, Policy
 
@@ -41,7 +39,8 @@ def evaluate(
     be scored.
     """
     texts, rollout, _ = policy.answer(examples, options, seed=seed)
-    scores = score(rewards, examples, texts)
+    scores = rewards.score_together(examples, texts)
+    scores.require_one()
     if scores.errors:
         say(
             f"{scores.errors} of {len(texts)} held-out answers could not be scored and are left out: "
@@ -68,19 +67,6 @@ def evaluate(
             for example, text, reward in list(shown)[:samples]
         ],
     }
-
-
-def score(rewards: Rewards, examples, texts):
-    """rewards.score(examples, texts), with process 0's numbers on every process.
-
-    A reward with a time limit may fail on one process alone, and then the others would have other numbers.
-    Raises RuntimeError, on every process or on none, if no completion could be scored.
-    """
-    scores = rewards.score(examples, texts)
-    total, parts, errors = from_first((scores.total, scores.parts, np.int32(scores.errors)))
-    scores = dataclasses.replace(scores, total=total, parts=parts, errors=int(errors))
-    scores.require_one()
-    return scores
 
 
 def _share_or_number(values):

@@ -10,7 +10,7 @@ from deepseek_jax.data.questions import distinct
 from deepseek_jax.data.sources import load_jsonl_questions
 from deepseek_jax.errors import at, suggest
 from deepseek_jax.evaluation.consensus import majority
-from deepseek_jax.parallel.processes import from_first, say
+from deepseek_jax.parallel.processes import say
 from deepseek_jax.worlds.registry import all_rules, find_questions, open_rewards, question_names
 
 NUM_OF_A_WORLD = 256  # problems, where num_problems is not set
@@ -110,11 +110,10 @@ class Rules(contextlib.ExitStack):
             # The majority's answer is scored with the completions, as one more completion
             texts = [groups[i] + _marked(judged[i]["majority"]) for i in chosen]
             asked = [problems[i] for i, of in zip(chosen, texts, strict=True) for _ in of]
-            scores = rewards.score(asked, [text for of in texts for text in of])
+            scores = rewards.score_together(asked, [text for of in texts for text in of])
             for message in scores.messages:
                 say(f"{message} It counts as wrong.")
-            # Process 0's verdicts: a time limit can expire on one process alone
-            values = iter(from_first(scores.total).tolist())
+            values = iter(scores.total.tolist())
             for i in chosen:
                 verdicts = [next(values) for _ in groups[i]]
                 judged[i]["correct"] = [verdict == 1 for verdict in verdicts]

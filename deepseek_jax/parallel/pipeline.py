@@ -21,10 +21,9 @@ def pipeline_stages():
 def pipeline(run_stage, params, carried, micro_batches: int):
     """Run a stack of layers over carried["x"]: -> (x [b t d], what each layer reports of all rows).
 
-    run_stage(params, carried) -> (carried, told): some of the layers, in order. params: a tree of arrays with
-    a leading axis of layers, in order. carried: a dict of arrays with b rows, x [b t d] among them; run_stage
-    changes x only. told: the report, a tree with a leading axis of those layers, whose numbers are sums over
-    rows.
+    run_stage(params, carried) -> (carried, report): some of the layers, in order. params: a tree of arrays
+    with a leading axis of layers, in order. carried: a dict of arrays with b rows, x [b t d] among them;
+    run_stage changes x only. report: a tree with a leading axis of those layers, of sums over rows.
     Raises ValueError, naming the field, for layers or rows that do not split.
     """
     mesh, stages = current_mesh(), pipeline_stages()
@@ -60,20 +59,20 @@ def pipeline(run_stage, params, carried, micro_batches: int):
         fresh = jax.tree.map(lambda x: x[jnp.minimum(index, micro_batches - 1)], inputs)
         state = jax.tree.map(lambda s, f: jnp.where(_like(stage_s == 0, s), f, s), state, fresh)
         state = jax.tree.map(lambda s: _along(mesh, s, ("batch", "seq")), state)
-        state, told = everyone(params, state)
+        state, report = everyone(params, state)
         # Stage s works on micro-batch index - s, where there is one
         busy_s = (index >= stage_s) & (index < stage_s + micro_batches)
-        told = jax.tree.map(lambda x: jnp.where(_like(busy_s, x), x, 0), told)
+        report = jax.tree.map(lambda x: jnp.where(_like(busy_s, x), x, 0), report)
         # Along the axis that is split over stages, a roll is the collective permute
         passed = jax.tree.map(lambda s: jnp.roll(s, 1, axis=0), state)
-        return passed, (state["x"][-1], told)
+        return passed, (state["x"][-1], report)
 
     # Idle stages work on real rows: on zeros a layer may divide by zero, and the gradients would be NaN
     idle = jax.tree.map(lambda x: jnp.broadcast_to(x[0], (stages, *x.shape[1:])), inputs)
-    _, (x_nbtd, told) = jax.lax.scan(turn, idle, jnp.arange(micro_batches + stages - 1))
+    _, (x_nbtd, report) = jax.lax.scan(turn, idle, jnp.arange(micro_batches + stages - 1))
     x_btd = jnp.swapaxes(x_nbtd[stages - 1 :], 0, 1).reshape(carried["x"].shape)
-    told = jax.tree.map(lambda x: x.sum(0).reshape(layers, *x.shape[3:]), told)
-    return x_btd, told
+    report = jax.tree.map(lambda x: x.sum(0).reshape(layers, *x.shape[3:]), report)
+    return x_btd, report
 
 
 def _like(flag_s, array):

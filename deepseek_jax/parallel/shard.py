@@ -4,6 +4,7 @@ import math
 
 import flax.linen as nn
 import jax
+import numpy as np
 from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
 from deepseek_jax.parallel.mesh import size_name
@@ -124,6 +125,13 @@ def put_batch(mesh: Mesh, batch):
         return jax.make_array_from_process_local_data(rows, value)
 
     return {name: put(name, value) for name, value in batch.items()}
+
+
+def put_share(mesh: Mesh, batch):
+    """put_batch of a batch that every process has whole: each puts its own share of the rows."""
+    share, shares = batch_share(mesh)
+    own = {name: np.split(x, shares)[share] if x.ndim else x for name, x in batch.items()}
+    return put_batch(mesh, own)
 
 
 def constrain(array, names):

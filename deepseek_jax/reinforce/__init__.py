@@ -5,13 +5,13 @@ from deepseek_jax.lazy import lazy_names
 __getattr__, __dir__, __all__ = lazy_names(
     __name__,
     {
-        "GroupSource": "groups",
+        "GroupSource": "grpo",
         "ReinforceSettings": "settings",
         "RolloutSettings": "settings",
         "ScenarioRewards": "scenarios",
-        "group_batch": "groups",
+        "group_batch": "grpo",
         "load_model_rewards": "model_rewards",
-        "make_groups": "groups",
-        "reinforce": "update",
+        "make_groups": "grpo",
+        "reinforce": "grpo",
     },
 )

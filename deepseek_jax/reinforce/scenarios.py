@@ -8,27 +8,29 @@ import contextlib
 
 import numpy as np
 
-from deepseek_jax.data.tasks import QuestionStream
 from deepseek_jax.errors import at
 from deepseek_jax.reinforce.settings import ReinforceSettings
-from deepseek_jax.rewards import Rewards, Scores
+from deepseek_jax.rewards import Rewards, Scorer, Scores
 from deepseek_jax.worlds.registry import open_rewards
 
 SCENARIOS = ("reasoning", "general")
 
 
-def scenario_questions(settings: ReinforceSettings, reasoning, general):
-    """The stream of a reinforcement's questions. reasoning, general: examples; the general ones are used only
-    if settings.general is set.
+def place(settings: ReinforceSettings, index: int):
+    """(scenario of the index-th question, its number among that scenario's).
+
+    Reasoning questions come alone at first. Each of the last general.num_steps steps ends with
+    general.per_step general ones.
     """
-    if settings.general is None:
-        return QuestionStream(reasoning, settings.seed)
-    return ScenarioStream(
-        *(QuestionStream(examples, settings.seed) for examples in (reasoning, general)),
-        first=(settings.num_steps - settings.general.num_steps) * settings.prompts_per_step,
-        per_step=settings.prompts_per_step,
-        general_per_step=settings.general.per_step,
-    )
+    per_step, general = settings.prompts_per_step, settings.general
+    first = (settings.num_steps - general.num_steps) * per_step
+    if index < first:
+        return "reasoning", index
+    reasoning = per_step - general.per_step
+    step, number = divmod(index - first, per_step)
+    if number < reasoning:
+        return "reasoning", first + step * reasoning + number
+    return "general", step * general.per_step + number - reasoning
 
 
 @contextlib.contextmanager
@@ -52,53 +54,10 @@ def scenario_rewards(settings: ReinforceSettings, models):
         yield rewards
 
 
-class ScenarioStream:
-    """An endless stream of examples: reasoning alone at first, later each step ends with general ones.
+class ScenarioRewards(Scorer):
+    """Scores each example by the Rewards of its scenario. An example without a scenario is for reasoning.
 
-    first: number of questions before the first step with general ones. per_step: questions of a step.
-    general_per_step: how many of them are general. Each example has its scenario. The state is position
-    alone, the number of examples so far.
-    """
-
-    def __init__(
-        self,
-        reasoning: QuestionStream,
-        general: QuestionStream,
-        *,
-        first: int,
-        per_step: int,
-        general_per_step: int,
-    ):
-        assert first % per_step == 0 and 0 < general_per_step < per_step
-        self.streams = dict(zip(SCENARIOS, (reasoning, general), strict=True))
-        self.first, self.per_step, self.general_per_step = first, per_step, general_per_step
-        self.position = 0
-
-    def take(self, n: int):
-        """The next n examples, as a list."""
-        start, self.position = self.position, self.position + n
-        return [self._example(index) for index in range(start, self.position)]
-
-    def _example(self, index):
-        scenario, number = self._place(index)
-        stream = self.streams[scenario]
-        stream.position = number
-        return stream.take(1)[0] | {"scenario": scenario}
-
-    def _place(self, index):
-        """(scenario of the index-th question, its number among that scenario's)"""
-        reasoning_per_step = self.per_step - self.general_per_step
-        if index < self.first:
-            return "reasoning", index
-        step, place = divmod(index - self.first, self.per_step)
-        if place < reasoning_per_step:
-            return "reasoning", self.first + step * reasoning_per_step + place
-        return "general", step * self.general_per_step + place - reasoning_per_step
-
-
-class ScenarioRewards:
-    """Scores like rewards.Rewards, each example by the Rewards of its scenario. An example without a scenario
-    is for reasoning. rewards: from scenario_rewards.
+    rewards: from scenario_rewards.
     """
 
     def __init__(self, rewards: dict[str, Rewards]):

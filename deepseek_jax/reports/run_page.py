@@ -32,9 +32,9 @@ def collect(workdir: Path, stages: dict[str, str]):
     A stage is outdated if one that it is made from was run again since, or is outdated itself. Scores and
     samples of an outdated stage, or of an earlier version of a stage, are left out.
     """
-    told = _lineage(workdir, stages)
+    shown = _lineage(workdir, stages)
     scores, samples = {}, []
-    for stage in told:
+    for stage in shown:
         folder = workdir / "measured" / stage["name"]
         record = _read(folder / "stage.json")
         if stage["state"] != "complete" or record is None or not record["complete"]:
@@ -48,9 +48,14 @@ def collect(workdir: Path, stages: dict[str, str]):
             for groups in measured["samples"].values()
             for group in groups
         ]
-    found = {"stages": told, "scores": scores, "curves": _curves(workdir, told), "samples": samples}
+    found = {
+        "stages": shown,
+        "scores": scores,
+        "curves": _curves(workdir, shown),
+        "samples": samples,
+    }
     findings = _read(workdir / "findings.json")
-    if findings is not None and all(stage["state"] == "complete" for stage in told):
+    if findings is not None and all(stage["state"] == "complete" for stage in shown):
         found["findings"] = findings["heads"], findings["rows"]
     return found
 
@@ -60,20 +65,20 @@ def _lineage(workdir, stages):
     records = {name: _read(workdir / name / "stage.json") for name in stages}
     found = {name: record for name, record in records.items() if record is not None}
     by_hash = {content_hash(record["hash"]): name for name, record in found.items()}
-    told = {}
+    shown = {}
     for name, title in stages.items():
         record = records[name] or {"hash": None, "inputs": {}, "complete": False}
         inputs = {key: (digest, by_hash.get(digest)) for key, digest in record["inputs"].items()}
-        told[name] = dict(name=name, title=title, hash=record["hash"], inputs=inputs)
-        told[name]["state"] = _state(records[name], inputs, told)
-    return list(told.values())
+        shown[name] = dict(name=name, title=title, hash=record["hash"], inputs=inputs)
+        shown[name]["state"] = _state(records[name], inputs, shown)
+    return list(shown.values())
 
 
-def _curves(workdir, told):
+def _curves(workdir, shown):
     """report_page's curves: heading -> records. Phases that have no stage's name come first."""
     phases = read_phases(workdir / "metrics.jsonl")
     headings = {}
-    for stage in told:
+    for stage in shown:
         outdated = ", outdated" if stage["state"] == "outdated" else ""
         headings[stage["name"].replace("/", "_")] = f"{stage['title']} ({stage['name']}{outdated})"
     curves = {phase: records for phase, records in phases.items() if phase not in headings}
@@ -81,14 +86,14 @@ def _curves(workdir, told):
     return curves
 
 
-def _state(record, inputs, told):
-    """The state of a stage in words. told: the stages before this one, by name."""
+def _state(record, inputs, earlier):
+    """The state of a stage in words. earlier: the stages before this one, by name."""
     if record is None:
         return "not begun"
     if not record["complete"]:
         return "not finished"
     parents = [parent for key, (_, parent) in inputs.items() if key not in NOT_STAGES]
-    if any(parent is None or told[parent]["state"] != "complete" for parent in parents):
+    if any(parent is None or earlier[parent]["state"] != "complete" for parent in parents):
         return "outdated"
     return "complete"
 

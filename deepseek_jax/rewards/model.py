@@ -11,8 +11,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from deepseek_jax.models import ModelConfig
 from deepseek_jax.models.reward import predict_rewards
-from deepseek_jax.parallel import put_batch
-from deepseek_jax.parallel.shard import batch_share
+from deepseek_jax.parallel.shard import put_share
 from deepseek_jax.rewards.judge import reader_text
 
 SHORTEST = 64  # tokens of the shortest rows; longer rows double it, so that few shapes are compiled
@@ -81,10 +80,8 @@ class RewardModel:
             length *= 2
         # The first row fills the batch up: every batch has batch_size rows, so one shape per length
         batch = right_padded(rows + rows[:1] * (self.batch_size - len(rows)), length)
-        share, shares = batch_share(self.mesh)
-        batch = {name: np.split(array, shares)[share] for name, array in batch.items()}
         with jax.set_mesh(self.mesh):
-            rewards = self._rewards(self.params, put_batch(self.mesh, batch))
+            rewards = self._rewards(self.params, put_share(self.mesh, batch))
         return np.asarray(rewards)[: len(rows)]
 
 

@@ -87,7 +87,23 @@ class Scores:
             raise RuntimeError(f"none of {self.errors} completions could be scored. {first}")
 
 
-class Rewards:
+class Scorer:
+    """What scores completions: subclasses have score(examples, completions) -> Scores."""
+
+    def score_together(self, examples: Sequence[Mapping], completions: Sequence[str]):
+        """score, with process 0's numbers on every process. All processes call it, with the same arguments.
+
+        A reward with a time limit may fail on one process alone: the others would have other numbers.
+        """
+        # Workers of the verifiers, which import no jax, import this file
+        from deepseek_jax.parallel.processes import from_first
+
+        scores = self.score(examples, completions)
+        total, parts, errors = from_first((scores.total, scores.parts, np.int32(scores.errors)))
+        return Scores(total, parts, int(errors), scores.messages)
+
+
+class Rewards(Scorer):
     """Rewards by name, with weights: Rewards({"correct": 1.0, "correct_reasoning": 1.0}).
 
     A part fails on a completion if it raises or returns anything but a finite number. The total is then

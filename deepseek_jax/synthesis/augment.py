@@ -121,8 +121,8 @@ def _rewritten(origin, examples, prompts, ask, screen):
         elif language_share(text, language) < LEAST_SHARE:
             fates["in another language"] += 1
         else:
-            told = asked_messages(example)[:-1] + [{"role": "user", "content": text}]
-            more = {"question": text, "messages": told, "origin": origin, "language": language}
+            asked = asked_messages(example)[:-1] + [{"role": "user", "content": text}]
+            more = {"question": text, "messages": asked, "origin": origin, "language": language}
             variants.append(example | more)
     return screen.pass_on(variants)
 

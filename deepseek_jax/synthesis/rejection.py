@@ -55,7 +55,7 @@ def accepted(examples, completions, *, rule: str, max_per_prompt: int, judge: Ju
 def _scored(examples, completions, names):
     """The examples, each with its completion's rewards under "parts"."""
     with open_rewards(dict.fromkeys(names, 1.0)) as rewards:
-        parts = rewards.score(examples, completions).parts
+        parts = rewards.score_together(examples, completions).parts
     rows = zip(*parts.values(), strict=True)
     return [
         e | {"parts": dict(zip(parts, row, strict=True))}

@@ -87,6 +87,21 @@ def run_stage(workdir: Path, name: str, inputs: dict, make):
     return own
 
 
+def measure_once(workdir: Path, name: str, inputs: dict, measure):
+    """run_stage for a measurement: -> what measure() returned for these inputs, anything that JSON can hold.
+
+    It is kept in scores.json in the stage's folder.
+    """
+
+    def make(folder):
+        found = measure()
+        if first_process():
+            (folder / "scores.json").write_text(json.dumps(found, indent=1))
+
+    run_stage(workdir, name, inputs, make)
+    return json.loads((workdir / name / "scores.json").read_text())
+
+
 def _record(name, inputs, *, whole=False):
     hashes = {key: content_hash(value, whole=whole) for key, value in inputs.items()}
     number = {} if whole else {"format": FORMAT}

@@ -4,6 +4,8 @@ import functools
 import resource
 import sys
 import time
+from collections.abc import Mapping
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -21,7 +23,22 @@ MAX_NONFINITE = 3  # updates in a row whose gradients are not finite before the 
 GIB = 2**30
 
 
-def train(settings, state: TrainState, train_step, source, run: Run, seed: int):
+class Limit(NamedTuple):
+    """The largest value that a metric may have, and what a larger one, or NaN, means."""
+
+    largest: float
+    meaning: str
+
+
+def train(
+    settings,
+    state: TrainState,
+    train_step,
+    source,
+    run: Run,
+    seed: int,
+    limits: Mapping[str, Limit] | None = None,
+):
     """Run the steps up to num_steps, from 0 or from the newest checkpoint of the phase: -> TrainState.
 
     settings: has num_steps, save_every and log_every. state: also the pattern (tree, dtypes, shardings) of
@@ -29,35 +46,38 @@ def train(settings, state: TrainState, train_step, source, run: Run, seed: int):
     state.step into rng. source.next(state, step) -> (list of batches, dict of floats): a step makes one
     update for each batch. source.get_state() -> its position, as anything that JSON can hold;
     source.set_state(position) resumes there. run: Run of this phase, whose folder holds its checkpoints and
-    nothing else. seed: of the rng.
+    nothing else. seed: of the rng. limits: metric of train_step -> its Limit. A step beyond one ends the run,
+    at the latest after the next step, and before anything is saved.
 
     Steps 0, log_every, ... and the last one are logged: that step's metrics (averaged over its updates; for
     names ending in _max, the largest); since the line before: seconds a step, nonfinite (updates skipped)
-    and, where the source reports `tokens`, tokens_per_second; and peak memory. Between lines the loop never
-    waits for the device. Saves after each save_every steps and at the end.
+    and, where the source reports `tokens`, tokens_per_second; and peak memory. Between lines the loop waits
+    for the device only if there are limits, and then for the step before. Saves after each save_every steps
+    and at the end.
 
-    Raises ValueError for a checkpoint of another run, FloatingPointError after MAX_NONFINITE skipped updates
-    in a row, and SystemExit(STOPPED) when run.should_stop() is true on any process and the state is saved.
+    Raises ValueError for a checkpoint of another run and beyond a limit, FloatingPointError after
+    MAX_NONFINITE skipped updates in a row, and SystemExit(STOPPED) when run.should_stop() is true on any
+    process and the state is saved.
     """
     with Store(run.folder) as store:
         state, first_step = _resume(state, source, store, settings.num_steps, run.phase)
         if first_step >= settings.num_steps:
             return state
         update = functools.partial(train_step, rng=jax.random.key(seed))
-        return _train_from(first_step, settings, state, update, source, run, store)
+        run.writer.start(run.phase, first_step)
+        log = _Log(run.writer, run.phase, limits or {})
+        return _train_from(first_step, settings, state, update, source, run, store, log)
 
 
-def _train_from(first_step, settings, state, update, source, run, store):
+def _train_from(first_step, settings, state, update, source, run, store, log):
     num_steps = settings.num_steps
-    run.writer.start(run.phase, first_step)
-    log = _Log(run.writer, run.phase)
     for step in range(first_step, num_steps):
         batches, source_metrics = source.next(state, step)
         updates = []
         for batch in batches:
             state, metrics = update(state, batch)
             updates.append(metrics)
-        log.add(updates, source_metrics)
+        log.add(step, updates, source_metrics)
 
         done = step + 1
         stopping = _any_process(run.should_stop())
@@ -106,10 +126,11 @@ def _resume(state, source, store, num_steps, phase):
 class _Log:
     """Collects the metrics of steps, on the device, and writes them a line at a time."""
 
-    def __init__(self, writer, phase):
-        self.writer, self.phase = writer, phase
+    def __init__(self, writer, phase, limits):
+        self.writer, self.phase, self.limits = writer, phase, limits
         self.updates = []  # metrics still on the device, which _count has not read
         self.last = None  # (updates, source metrics) of the latest step
+        self.unread = None, []  # the latest step and its updates, whose limits are not checked yet
         self.streak = 0  # skipped updates in a row; stays at MAX_NONFINITE
         self._begin_line()
 
@@ -117,14 +138,18 @@ class _Log:
         self.began = time.perf_counter()
         self.steps = self.tokens = self.nonfinite = 0
 
-    def add(self, updates, source_metrics):
+    def add(self, step, updates, source_metrics):
+        """Add a step's updates; check the limits of the step before, whose metrics the device has by now."""
+        self._check_limits()
+        self.unread = step, updates
         self.updates += updates
         self.last = (updates, source_metrics)
         self.steps += 1
         self.tokens += source_metrics.get("tokens", 0)
 
     def check(self):
-        """Wait for the updates so far; end a run whose gradients stay non-finite."""
+        """Wait for the updates so far; end a run beyond its limits or whose gradients stay non-finite."""
+        self._check_limits()
         self._count()
         if self.streak >= MAX_NONFINITE:
             raise FloatingPointError(
@@ -148,6 +173,19 @@ class _Log:
         self.writer.write(step, line, phase=self.phase)
         self.check()
         self._begin_line()
+
+    def _check_limits(self):
+        step, updates = self.unread
+        for metrics in updates:
+            for name, (largest, meaning) in self.limits.items():
+                value = float(metrics[name])
+                # Not value > largest, which NaN is not
+                if not value <= largest:
+                    raise ValueError(
+                        f"{self.phase}: at step {step} {name} is {value:.1e}, above {largest:.1e}: "
+                        f"{meaning}; this step is not saved"
+                    )
+        self.unread = step, []
 
     def _count(self):
         for metrics in jax.device_get(self.updates):

@@ -9,7 +9,7 @@ from deepseek_jax.parallel import constrain
 
 
 def make_train_step(
-    loss_fn, tx, *, micro_batches: int = 1, bias_update_speed=None, told: str | None = None
+    loss_fn, tx, *, micro_batches: int = 1, bias_update_speed=None, watched: str | None = None
 ):
     """Build train_step(state, batch, rng) -> (state, metrics), to be jitted once with donation.
 
@@ -19,7 +19,7 @@ def make_train_step(
     The metric expert_load, a dict from a key of params to float32[l e] or float32[e] tokens per
     expert, is replaced by load_metrics. With bias_update_speed, a function of the update count, it
     also moves the router_bias below that key once an update (arXiv:2412.19437, section 2.1.2).
-    told: the name of a scalar of the batch that tx gets as `value`, for a schedule that follows it.
+    watched: the name of a scalar of the batch that tx gets as `value`, for a schedule that follows it.
     Also reported: loss, grad_norm (before clipping) and nonfinite, 1.0 where the gradients' norm is
     not finite. Then the update is skipped: parameters and optimizer state stay as they were. Two
     things still change: the update count that schedules read, and the router_bias of layers whose
@@ -39,7 +39,7 @@ def make_train_step(
         finite = jnp.isfinite(grad_norm)
 
         def update():
-            value = {} if told is None else {"value": batch[told]}
+            value = {} if watched is None else {"value": batch[watched]}
             updates, opt_state = tx.update(grads, state.opt_state, state.params, **value)
             return optax.apply_updates(state.params, updates), opt_state
 

@@ -14,7 +14,6 @@ import jax
 import jax.numpy as jnp
 
 from configs import models
-from deepseek_jax.data.tasks import QuestionStream
 from deepseek_jax.data.tokenizer import load_tokenizer, smollm2_gguf
 from deepseek_jax.losses.completions import completion_logprobs
 from deepseek_jax.losses.grpo import grpo_loss
@@ -22,7 +21,7 @@ from deepseek_jax.models import build_model, random_params
 from deepseek_jax.parallel import make_mesh
 from deepseek_jax.parallel.host_memory import return_compilers_memory
 from deepseek_jax.recipes.grpo.settings import GrpoSettings
-from deepseek_jax.reinforce.groups import GroupSource
+from deepseek_jax.reinforce.grpo import GroupSource
 from deepseek_jax.rewards import Rewards
 from deepseek_jax.rollout import Policy
 from deepseek_jax.settings import build
@@ -72,10 +71,9 @@ def our_step(dtype, tokenizer, prompts):
     create, placed = state_maker(reference, tx, mesh)
     train_step = jitted_step(make_train_step(loss_fn, tx), placed)
     examples = [{"question": "q", "answer": "1", "prompt_ids": ids} for ids in prompts]
-    questions = QuestionStream(examples, 0)
     rewards = Rewards(settings.rewards)
     policy = Policy(config, None, tokenizer, "{question}")
-    source = GroupSource(policy, questions, rewards, settings, mesh, reference)
+    source = GroupSource(policy, examples, rewards, settings, mesh, reference)
     # A copy, because an update donates its state
     state = [create(jax.tree.map(jnp.copy, reference))]
     rng, steps = jax.random.key(0), iter(range(1000))

@@ -78,7 +78,7 @@ def found():
     batch = whole_batch()
 
     def loss_of(weights, params, teacher):
-        return objective(weights=weights).loss(params, batch, teacher)
+        return objective(weights=weights).loss(params, batch, teacher_params=teacher)
 
     @jax.jit
     def everything(params, teacher):
@@ -166,7 +166,9 @@ def test_features_are_compared_between_the_layers_that_belong_together(found):
     made = objective(teacher=deep, weights=dict(hidden=1.0))
     sizes = 2, STUDENT[0].hidden_size, deep.hidden_size
     projections = init_projections(jax.random.key(3), *sizes) + 0.1
-    _, terms = jax.jit(made.loss)(STUDENT[1] | {PROJECTIONS: projections}, batch, params)
+    _, terms = jax.jit(made.loss)(
+        STUDENT[1] | {PROJECTIONS: projections}, batch, teacher_params=params
+    )
     (_, _, own), (_, _, theirs) = (
         layer_states(*model, batch["tokens"], **options) for model in (STUDENT, (deep, params))
     )
@@ -190,7 +192,7 @@ def test_a_cache_tells_its_bound(found):
     names = ("top_ids", "top_logprobs", "dropped")
     cached = {n: x.reshape(B, T, *x.shape[1:]) for n, x in zip(names, top, strict=True)}
     made = objective(weights=dict(soft=1.0), teacher=None)
-    _, metrics = jax.jit(made.loss)(STUDENT[1], batch | cached, {})
+    _, metrics = jax.jit(made.loss)(STUDENT[1], batch | cached, teacher_params={})
     whole = found[0]["soft"]
     assert metrics["soft"] < whole < metrics["soft"] + metrics["soft_bound"]
 
@@ -222,7 +224,7 @@ def test_a_cache_of_all_tokens_is_the_teacher_at_hand():
         names = ("top_ids", "top_logprobs", "dropped")
         cached = {n: x.reshape(B, T, *x.shape[1:]) for n, x in zip(names, top, strict=True)}
         made = objective(weights=dict(soft=0.7, hard=0.3), teacher=None)
-        return made.loss(params, batch | cached, {})[0]
+        return made.loss(params, batch | cached, teacher_params={})[0]
 
     soft, hard = expected_logit_terms(batch, forward_kl)
     np.testing.assert_allclose(loss(STUDENT[1], teacher, batch), 0.7 * soft + 0.3 * hard, rtol=1e-4)
@@ -246,12 +248,12 @@ def test_two_tokenizers_that_are_one_give_the_soft_loss():
     }
     shared = (tuple(range(VOCAB)),) * 2
     made = objective(weights=dict(matched=0.5, sorted=0.5), shared=shared)
-    loss = jax.jit(made.loss)
+    loss = jax.jit(functools.partial(made.loss, teacher_params=TEACHER[1]))
     soft, _ = expected_logit_terms(batch, forward_kl)
-    _, found = loss(STUDENT[1], batch, TEACHER[1])
+    _, found = loss(STUDENT[1], batch)
     np.testing.assert_allclose(found["matched"], soft, rtol=1e-4)
     assert found["sorted"] == 0
-    _, found = loss(STUDENT[1], batch | {"exact": np.zeros((B, T), bool)}, TEACHER[1])
+    _, found = loss(STUDENT[1], batch | {"exact": np.zeros((B, T), bool)})
     assert found["matched"] == 0 and found["sorted"] > 0
 
 
@@ -259,7 +261,7 @@ def test_hard_alone_asks_no_teacher():
     """Oracle: numpy's cross-entropy, without a teacher; terms of weight 0 are skipped."""
     batch = whole_batch()
     made = objective(weights=dict(hard=2.0, soft=0.0, hidden=0.0), teacher=None)
-    loss, metrics = jax.jit(made.loss)(STUDENT[1], batch, {})
+    loss, metrics = jax.jit(made.loss)(STUDENT[1], batch, teacher_params={})
     _, hard = expected_logit_terms(batch, forward_kl)
     np.testing.assert_allclose(loss, 2 * hard, rtol=1e-4)
     assert set(metrics) == {"hard"}

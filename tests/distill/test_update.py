@@ -47,11 +47,13 @@ def test_values_and_gradients_are_those_of_the_loss(capsys):
     batch = batch_of(([1, 2], [3, 4, 5]), ([7], [8, 9]))
     values = check_first(MADE, PARAMS, batch, TEACHER)
     said = capsys.readouterr().out
-    _, metrics = jax.jit(MADE.loss)(PARAMS, batch, TEACHER)
+    _, metrics = jax.jit(MADE.loss)(PARAMS, batch, teacher_params=TEACHER)
     for name, value in metrics.items():
         np.testing.assert_allclose(values[name], value, rtol=1e-5)
         alone = dataclasses.replace(MADE, weights={name: 1.0})
-        gradient = jax.jit(jax.grad(lambda p, alone=alone: alone.loss(p, batch, TEACHER)[0]))
+        gradient = jax.jit(
+            jax.grad(lambda p, alone=alone: alone.loss(p, batch, teacher_params=TEACHER)[0])
+        )
         assert f"{name} {value:.4g} (gradient {optax.tree.norm(gradient(PARAMS)):.3g})" in said
 
 

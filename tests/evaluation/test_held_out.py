@@ -7,7 +7,6 @@ import pytest
 
 from configs import models
 from deepseek_jax.data.byte_tokenizer import byte_tokenizer
-from deepseek_jax.evaluation import held_out
 from deepseek_jax.evaluation.accuracy import mean_interval, wilson_interval
 from deepseek_jax.evaluation.held_out import evaluate
 from deepseek_jax.models import ModelConfig, init_params
@@ -102,22 +101,6 @@ def test_answers_none_of_which_can_be_scored_are_an_error_and_no_zero(params, mo
         evaluated(params, arithmetic_task(0, 10).held_out, {"raises": 1.0}, "raises")
 
 
-@pytest.mark.parametrize("fails_here", [True, False])
-def test_processes_agree_on_whether_nothing_could_be_scored(monkeypatch, fails_here):
-    """Oracle: by hand: process 0's result decides, whatever this process has, so that none hangs."""
-    elsewhere = np.float32([1.0]) if fails_here else np.float32([np.nan])
-    theirs = elsewhere, {"raises": elsewhere}, np.int32(not fails_here)
-    monkeypatch.setattr(held_out, "from_first", lambda ours: theirs)
-    monkeypatch.setitem(scoring.RULES, "raises", scoring.Rule(raises))
-    example, text = {"question": "2 + 3", "answer": "5"}, "5" if fails_here else "55"
-    rewards = Rewards({"raises": 1.0})
-    if fails_here:
-        assert held_out.score(rewards, [example], [text]).total == [1.0]
-    else:
-        with pytest.raises(RuntimeError, match="none of 1 completions"):
-            held_out.score(rewards, [example], [text])
-
-
 def test_completion_texts_leave_out_the_end_token_and_what_lies_behind_it():
     """Oracle: by hand, the second row empty."""
     twelve = TOKENIZER.encode("1 + 2")
@@ -141,6 +124,6 @@ def test_a_completion_that_was_cut_off_within_the_thought_its_prompt_opened_earn
     texts = completion_texts(tokenizer, prompts, rollout)
     assert texts == [opened + text for text in written] + written
     with Rewards({"exact_answer": 1.0, "think_answer_format": 1.0}) as rewards:
-        found = held_out.score(rewards, [{"question": "2 + 3?", "answer": "5"}] * 4, texts)
+        found = rewards.score([{"question": "2 + 3?", "answer": "5"}] * 4, texts)
     assert found.parts["exact_answer"].tolist() == [0, 1, 1, 1]
     assert found.parts["think_answer_format"].tolist() == [0, 1, 0, 0]

@@ -5,8 +5,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from deepseek_jax.data.tasks import QuestionStream
-from deepseek_jax.reinforce.scenarios import ScenarioRewards, ScenarioStream, scenario_rewards
+from deepseek_jax.reinforce.scenarios import ScenarioRewards, place, scenario_rewards
 from deepseek_jax.reinforce.settings import GeneralSettings
 from deepseek_jax.worlds.registry import open_rewards
 
@@ -14,31 +13,14 @@ PUZZLES = [{"question": f"p{i}", "answer": "3", "language": "en"} for i in range
 REQUESTS = [{"question": f"r{i}", "answer": "a", "key": "a", "kind": "lookup"} for i in range(3)]
 
 
-def make_stream():
-    streams = QuestionStream(PUZZLES, 1), QuestionStream(REQUESTS, 2)
-    return ScenarioStream(*streams, first=8, per_step=4, general_per_step=1)
-
-
-def test_requests_come_in_the_last_steps_alone_and_nothing_is_left_out():
-    """Oracle: the two streams taken one by one, in the order written down by hand."""
-    stream = make_stream()
-    steps = [stream.take(4) for _ in range(5)]
-    kinds = ["".join(example["scenario"][0] for example in step) for step in steps]
-    assert kinds == ["rrrr", "rrrr", "rrrg", "rrrg", "rrrg"]
-    asked = [e["question"] for step in steps for e in step]
-    wanted = [e["question"] for e in QuestionStream(PUZZLES, 1).take(17)]
-    assert [q for q in asked if q[0] == "p"] == wanted
-    wanted = [e["question"] for e in QuestionStream(REQUESTS, 2).take(3)]
-    assert [q for q in asked if q[0] == "r"] == wanted
-
-
-@pytest.mark.parametrize("taken", [0, 5, 8, 11, 14])
-def test_a_stream_set_to_a_position_goes_on_as_one_that_came_there(taken):
-    """Oracle: the stream that was not interrupted."""
-    stream, other = make_stream(), make_stream()
-    stream.take(taken)
-    other.position = taken
-    assert stream.take(9) == other.take(9)
+def test_general_questions_come_in_the_last_steps_alone_and_nothing_is_left_out():
+    """Oracle: the places of five steps of four questions, written down by hand."""
+    general = GeneralSettings(num_steps=3, per_step=1, rewards={"helpfulness": 1.0})
+    settings = SimpleNamespace(num_steps=5, prompts_per_step=4, general=general)
+    places = [place(settings, index) for index in range(20)]
+    assert "".join(scenario[0] for scenario, _ in places) == "rrrrrrrrrrrgrrrgrrrg"
+    assert [number for scenario, number in places if scenario == "reasoning"] == list(range(17))
+    assert [number for scenario, number in places if scenario == "general"] == [0, 1, 2]
 
 
 def test_each_example_is_paid_by_its_scenarios_rewards():
@@ -55,7 +37,7 @@ def test_each_example_is_paid_by_its_scenarios_rewards():
             "general": open_rewards({"helpfulness": 3.0, "think_answer_format": 1.0}),
         }
     )
-    scores = rewards.score(examples, ["3", "a", "4", "a"])
+    scores = rewards.score_together(examples, ["3", "a", "4", "a"])
     nan = np.nan
     np.testing.assert_array_equal(scores.total, [2, 3, 0, nan])
     np.testing.assert_array_equal(scores.parts["puzzle_answer"], [1, nan, 0, nan])
@@ -77,7 +59,7 @@ def test_a_model_pays_where_its_name_is_among_the_rewards():
     )
     examples = [PUZZLES[0], REQUESTS[0] | {"scenario": "general"}]
     with scenario_rewards(settings, {"seven": Seven()}) as rewards:
-        scores = ScenarioRewards(rewards).score(examples, ["3", "a"])
+        scores = ScenarioRewards(rewards).score_together(examples, ["3", "a"])
     np.testing.assert_array_equal(scores.total, [1, 1 + 3.5])
     with pytest.raises(ValueError, match="^rewards: the reward model 'eight' is not used"):
         with scenario_rewards(settings, {"seven": Seven(), "eight": Seven()}):
@@ -92,5 +74,5 @@ def test_a_step_without_requests_has_scores_too():
             "general": open_rewards({"helpfulness": 1.0}),
         }
     )
-    scores = rewards.score([PUZZLES[0] | {"scenario": "reasoning"}], ["3"])
+    scores = rewards.score_together([PUZZLES[0] | {"scenario": "reasoning"}], ["3"])
     assert scores.total == [1] and scores.errors == 0 and np.isnan(scores.parts["helpfulness"])

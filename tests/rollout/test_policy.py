@@ -90,7 +90,10 @@ def test_a_saved_policy_is_read_with_a_tokenizer_and_run_as_asked(tmp_path):
     )
     options = dict(template=TEMPLATE, tokenizer=arithmetic_tokenizer())
     policy = load_policy(tmp_path / "params", how, mesh, **options)
-    assert policy.config == dataclasses.replace(config, dtype="bfloat16", remat="full")
+    ends = (policy.tokenizer.eos_id,)
+    assert policy.config == dataclasses.replace(
+        config, dtype="bfloat16", remat="full", eos_token_id=ends
+    )
     same = jax.tree.map(lambda x, y: bool((x == y.astype(x.dtype)).all()), policy.params, params)
     assert all(jax.tree.leaves(same)) and policy.params["embedding"].dtype == "bfloat16"
     trained = load_policy(tmp_path / "params", how, mesh, **options, trained=True)

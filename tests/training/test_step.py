@@ -204,7 +204,7 @@ def test_a_schedule_by_performance_follows_what_it_is_told():
     """
     follow = optax.contrib.reduce_on_plateau(factor=0.5, patience=1, rtol=0.1, accumulation_size=2)
     tx = optax.chain(optax.sgd(1.0), follow)
-    step = jax.jit(make_train_step(lambda p, b, r: (p["w"].sum(), {}), tx, told="held_out"))
+    step = jax.jit(make_train_step(lambda p, b, r: (p["w"].sum(), {}), tx, watched="held_out"))
     state = TrainState.create({"w": jnp.zeros(1)}, tx)
     moved = []
     for told in (4.0, 4.0, 2.0, 2.0, 1.95, 1.95, 1.0, 1.0, 1.0, 1.0):

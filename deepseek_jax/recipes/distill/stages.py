@@ -1,18 +1,16 @@
 """The stages of a distillation: the teacher, its texts, the students' starts, and each student."""
 
 import dataclasses
-import json
 from pathlib import Path
 from typing import NamedTuple
 
 from deepseek_jax.checkpoint import is_orbax, save_orbax
 from deepseek_jax.checkpoint.folder import fingerprint
 from deepseek_jax.data.messages import worked_conversations
-from deepseek_jax.data.tasks import QuestionStream, Task
+from deepseek_jax.data.tasks import Task
 from deepseek_jax.errors import at
 from deepseek_jax.evaluation.conversation_loss import ConversationLoss
 from deepseek_jax.models import RunSettings, build_model, random_params
-from deepseek_jax.parallel.processes import barrier, first_process
 from deepseek_jax.parallel.shard import batch_share
 from deepseek_jax.recipes.distill.settings import (
     DistillSettings,
@@ -25,11 +23,17 @@ from deepseek_jax.recipes.pretrain.run import check_vocabulary, train_base
 from deepseek_jax.recipes.r1.settings import R1FineTuneSettings
 from deepseek_jax.recipes.sft.data import check_conversations, packed, rows_of
 from deepseek_jax.recipes.sft.run import fine_tune, packed_conversations
-from deepseek_jax.reinforce.update import reinforce
-from deepseek_jax.rollout.policy import ending_turns, fitting, load_policy
+from deepseek_jax.reinforce.grpo import reinforce
+from deepseek_jax.rollout.policy import fitting, load_policy
 from deepseek_jax.settings import build
 from deepseek_jax.synthesis.rejection import read_accepted, sample_accepted
-from deepseek_jax.training.lineage import Formerly, all_fields, content_hash, run_stage
+from deepseek_jax.training.lineage import (
+    Formerly,
+    all_fields,
+    content_hash,
+    measure_once,
+    run_stage,
+)
 from deepseek_jax.training.run import Run
 from deepseek_jax.worlds.registry import named_tokenizer, open_rewards
 from deepseek_jax.worlds.world import World
@@ -55,9 +59,9 @@ class Made(NamedTuple):
         tokenizer = named_tokenizer(self.tokenizer) if is_orbax(self.path) else None
         options = dict(template=template, tokenizer=tokenizer, trained=trained)
         policy = load_policy(str(self.path), how, mesh, **options)
-        config = ending_turns(policy.config, policy.tokenizer, template)
-        if self.positions is not None and trained:
-            config = dataclasses.replace(config, max_position_embeddings=self.positions)
+        if self.positions is None or not trained:
+            return policy
+        config = dataclasses.replace(policy.config, max_position_embeddings=self.positions)
         return dataclasses.replace(policy, config=config)
 
 
@@ -143,28 +147,23 @@ class DistillStages:
             with at(f"config.reinforced.{name}.rollout"):
                 asked = policy.with_prompts(puzzles)
                 asked = fitting(asked, rollout.max_prompt_length, "training")
-            stream = QuestionStream(asked, settings.seed)
             with open_rewards(settings.rewards) as rewards:
                 with at(f"config.reinforced.{name}.rewards"):
                     rewards.check(puzzles)
                 phase = run.of(name, run.folder / "checkpoints")
-                return policy.config, reinforce(settings, policy, stream, rewards, phase)
+                return policy.config, reinforce(settings, policy, asked, rewards, phase)
 
         return self._trained(f"reinforced/{name}", inputs, train, like=start)
 
     def measured(self, made: Made, texts, measure):
         """measure(policy=Policy), computed once for this policy and these questions."""
-
-        def make(folder):
-            found = measure(policy=self._loaded(made, trained=False))
-            if first_process():
-                (folder / "scores.json").write_text(json.dumps(found))
-
         inputs = {"settings": self._about(self.settings.evaluation), "parent": made.hash}
         inputs["questions"] = [task.questions for task in texts[1].values()]
-        run_stage(self.run.folder, f"measured/{made.name}", inputs, make)
-        barrier(f"the scores of {made.name} are there")
-        return json.loads((self.run.folder / "measured" / made.name / "scores.json").read_text())
+
+        def found():
+            return measure(policy=self._loaded(made, trained=False))
+
+        return measure_once(self.run.folder, f"measured/{made.name}", inputs, found)
 
     def _loaded(self, made: Made, *, trained: bool = True):
         return made.load(self.run.mesh, self.settings.template, trained=trained)

@@ -26,7 +26,7 @@ from deepseek_jax.recipes.start import starting_policy
 from deepseek_jax.reinforce.model_rewards import load_model_rewards
 from deepseek_jax.reports.answers import make_console
 from deepseek_jax.reports.tables import fates_table
-from deepseek_jax.rollout.policy import Policy, check_room, ending_turns, fitting, load_policy
+from deepseek_jax.rollout.policy import Policy, check_room, fitting, load_policy
 from deepseek_jax.settings import build
 from deepseek_jax.synthesis.augment import augmented
 from deepseek_jax.synthesis.generated import dataset_folder
@@ -183,8 +183,7 @@ def _loader(
         named = named_tokenizer(tokenizer) if is_orbax(path) and tokenizer else None
         options = dict(template=settings.data.template, tokenizer=named)
         policy = load_policy(path, how, mesh, **options)
-        config = ending_turns(policy.config, policy.tokenizer, policy.template)
-        return dataclasses.replace(policy, config=config, opening=settings.data.opening)
+        return dataclasses.replace(policy, opening=settings.data.opening)
 
     return load
 

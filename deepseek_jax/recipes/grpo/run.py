@@ -15,9 +15,10 @@ from deepseek_jax.evaluation.held_out import evaluate_both
 from deepseek_jax.parallel.processes import first_process
 from deepseek_jax.recipes.grpo.settings import GrpoSettings
 from deepseek_jax.recipes.start import pretrained, starting_policy
+from deepseek_jax.reinforce.grpo import reinforce
 from deepseek_jax.reinforce.model_rewards import load_model_rewards
-from deepseek_jax.reinforce.scenarios import ScenarioRewards, scenario_questions, scenario_rewards
-from deepseek_jax.reinforce.update import check_rows, reinforce
+from deepseek_jax.reinforce.scenarios import ScenarioRewards, scenario_rewards
+from deepseek_jax.reinforce.update import check_rows
 from deepseek_jax.reports.answers import make_console, print_samples, print_table
 from deepseek_jax.reports.tables import plot_curves
 from deepseek_jax.rollout.policy import AnswerOptions, Policy, check_room, fitting
@@ -45,8 +46,8 @@ def run(settings: GrpoSettings, run: Run):
         policy = pretrained(policy, settings, run)
         measure = functools.partial(_measure, settings, policy, held_out, paid["reasoning"])
         before = remembered(folder / "before.json", lambda: measure(policy.params))
-        questions = scenario_questions(settings, train, general)
-        params = reinforce(settings, policy, questions, ScenarioRewards(paid), run.of(PHASE))
+        rewards = ScenarioRewards(paid) if general else paid["reasoning"]
+        params = reinforce(settings, policy, train, rewards, run.of(PHASE), general)
         after = remembered(folder / "after.json", lambda: measure(params))
     run.writer.close()
     if not is_orbax(folder / "params"):

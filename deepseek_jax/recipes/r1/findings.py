@@ -98,8 +98,8 @@ def report_sweep(folder: Path, workdirs: list[Path]):
     found = findings(workdirs)
     k = json.loads((workdirs[0] / "measured" / "base" / "scores.json").read_text())["k"]
     rows = [_cells(finding, k) for finding in found]
-    told = {"heads": HEADS, "rows": rows, "findings": [_as_json(finding) for finding in found]}
-    (folder / "findings.json").write_text(json.dumps(told, indent=1) + "\n")
+    content = {"heads": HEADS, "rows": rows, "findings": [_as_json(finding) for finding in found]}
+    (folder / "findings.json").write_text(json.dumps(content, indent=1) + "\n")
     table = _table(f"findings of {len(workdirs)} run{'s' if len(workdirs) > 1 else ''}", rows)
     Console(width=TABLE_WIDTH).print(table)
     with open(folder / "findings.txt", "w") as file:

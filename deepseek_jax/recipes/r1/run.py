@@ -11,17 +11,15 @@ base -> 3 fine-tuning on the accepted answers and on good answers to general que
 Every policy is measured on held-out questions.
 """
 
-import json
-
 from deepseek_jax.data.tasks import Task
 from deepseek_jax.errors import at
 from deepseek_jax.models import build_model
 from deepseek_jax.parallel.processes import say
 from deepseek_jax.recipes.pretrain.run import check_vocabulary
 from deepseek_jax.recipes.r1.findings import TABLE_WIDTH, report_sweep
-from deepseek_jax.recipes.r1.scores import FORMS, measure
+from deepseek_jax.recipes.r1.scores import FORMS
 from deepseek_jax.recipes.r1.settings import PREFERENCE_STAGES, R1Settings
-from deepseek_jax.recipes.r1.stages import Stage, Stages
+from deepseek_jax.recipes.r1.stages import Stages
 from deepseek_jax.recipes.reward_model.run import reward_model_table
 from deepseek_jax.recipes.start import check_positions, check_rows, starting_policy
 from deepseek_jax.reinforce.scenarios import scenario_rewards
@@ -30,7 +28,6 @@ from deepseek_jax.reports.answers import make_console
 from deepseek_jax.reports.run_page import write_report
 from deepseek_jax.reports.tables import stages_table
 from deepseek_jax.rollout.policy import Policy, check_room, fitting
-from deepseek_jax.training.remembered import remembered
 from deepseek_jax.training.run import Run
 from deepseek_jax.worlds.own import own_world
 from deepseek_jax.worlds.registry import find_world, named_tokenizer
@@ -54,7 +51,6 @@ TITLES = {
     "safety_model": "safety",
     "scenarios": "R1",
 }
-SHOWN = 2  # samples of each kind that are printed
 
 
 def run(settings: R1Settings, run: Run):
@@ -78,7 +74,8 @@ def run(settings: R1Settings, run: Run):
         write_report(workdir, f"R1 in {workdir.name}", TITLES, FORMS, names)
 
     def measured(stage):
-        scores[TITLES[stage.name]] = _measured(stages, stage, reasoning, general)
+        questions = reasoning.held_out, general.held_out
+        scores[TITLES[stage.name]] = stages.measured(stage, *questions)["scores"]
         report()
         return stage
 
@@ -187,26 +184,3 @@ def _check_available(wanted: dict[str, int], available: int, what: str):
             raise ValueError(
                 f"{field}={number} must be within 0..{available}, the {what} to train on"
             )
-
-
-def _measured(stages: Stages, stage: Stage, reasoning: Task, general: Task):
-    """The scores of a stage's policy: measured once, and again when its hash or the evaluation changes."""
-    settings, seed = stages.settings.evaluation, stages.settings.seed
-    questions = reasoning.held_out, general.held_out
-
-    def answer():
-        return measure(stages.trained(stage), stages.world, *questions, settings, seed=seed)
-
-    def make(folder):
-        found = remembered(folder / "scores.json", answer)
-        for name, interval in found["scores"].items():
-            mean, low, high = (format(value, FORMS[name]) for value in interval)
-            say(f"  {stage.name} {name}: {mean} ({low} to {high})")
-        for groups in found["samples"].values():
-            for group in groups[:SHOWN]:
-                say(f"  {group['prompt']!r} -> {group['completions'][0]['text']!r}")
-
-    inputs = {"settings": stages.settings_of(settings) | {"seed": seed}, "parent": stage.hash}
-    inputs["data"] = list(questions)
-    made = stages.make(f"measured/{stage.name}", inputs, make)
-    return json.loads((made.folder / "scores.json").read_text())["scores"]

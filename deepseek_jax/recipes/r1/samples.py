@@ -36,7 +36,9 @@ def sample_groups(questions: Questions, examples, groups, lengths):
     size = len(groups[0])
     texts = [text for group in groups for text in group]
     with open_rewards(weights) as rewards:
-        scores = rewards.score([example for example in examples for _ in range(size)], texts)
+        scores = rewards.score_together(
+            [example for example in examples for _ in range(size)], texts
+        )
     # A group of one has nothing to compare its completion with
     advantages = np.zeros(len(texts))
     if size > 1:

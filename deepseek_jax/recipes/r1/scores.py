@@ -4,6 +4,7 @@ import numpy as np
 
 from deepseek_jax.evaluation.bootstrap import bootstrap_interval, share_interval
 from deepseek_jax.evaluation.problems import Rules
+from deepseek_jax.parallel.processes import say
 from deepseek_jax.recipes.r1.samples import layout_rewards, sample_groups
 from deepseek_jax.recipes.r1.settings import EvaluationSettings
 from deepseek_jax.rollout.policy import Policy
@@ -20,6 +21,7 @@ FORMS = {
     "helpful": ".1%",
     "harmless": ".1%",
 }
+SHOWN = 2  # samples of each kind that are printed
 LAYOUT = {
     "language_consistency": "language",
     "think_answer_format": "format",
@@ -62,6 +64,16 @@ def measure(
     }
 
 
+def say_scores(name: str, found: dict):
+    """Print the scores of measure, and a few samples, for the stage `name`."""
+    for score, interval in found["scores"].items():
+        mean, low, high = (format(value, FORMS[score]) for value in interval)
+        say(f"  {name} {score}: {mean} ({low} to {high})")
+    for groups in found["samples"].values():
+        for group in groups[:SHOWN]:
+            say(f"  {group['prompt']!r} -> {group['completions'][0]['text']!r}")
+
+
 def reasoning_values(questions: Questions, examples, groups):
     """score -> float64[p], one number an example. groups[i]: the completions of examples[i], k of each."""
     problems = [example | {"rule": questions.rule} for example in examples]
@@ -99,5 +111,7 @@ def _by_prompt(reward, examples, groups):
     size = len(groups[0])
     texts = [text for group in groups for text in group]
     with open_rewards({reward: 1.0}) as rewards:
-        scores = rewards.score([example for example in examples for _ in range(size)], texts)
+        scores = rewards.score_together(
+            [example for example in examples for _ in range(size)], texts
+        )
     return scores.parts[reward].astype(np.float64).reshape(-1, size).mean(1)

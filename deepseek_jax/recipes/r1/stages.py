@@ -14,18 +14,19 @@ from deepseek_jax.evaluation.conversation_loss import ConversationLoss
 from deepseek_jax.parallel.shard import batch_share
 from deepseek_jax.recipes.judge import check_lengths, judged_pairs, train_judge
 from deepseek_jax.recipes.pretrain.run import base_documents, train_base
+from deepseek_jax.recipes.r1.scores import measure, say_scores
 from deepseek_jax.recipes.r1.settings import REWARD_MODELS, R1Settings
 from deepseek_jax.recipes.reward_model.data import load_preferences, with_ids
 from deepseek_jax.recipes.reward_model.run import train_reward_model
 from deepseek_jax.recipes.sft.data import check_conversations, packed, rows_of
 from deepseek_jax.recipes.sft.run import fine_tune, packed_conversations
 from deepseek_jax.recipes.start import starting_policy
+from deepseek_jax.reinforce.grpo import reinforce
 from deepseek_jax.reinforce.model_rewards import JUDGE, ModelRewardSettings, load_model_rewards
-from deepseek_jax.reinforce.scenarios import ScenarioRewards, scenario_questions, scenario_rewards
-from deepseek_jax.reinforce.update import reinforce
+from deepseek_jax.reinforce.scenarios import ScenarioRewards, scenario_rewards
 from deepseek_jax.rollout.policy import Policy, fitting
 from deepseek_jax.synthesis.rejection import read_accepted, sample_accepted
-from deepseek_jax.training.lineage import run_stage
+from deepseek_jax.training.lineage import measure_once, run_stage
 from deepseek_jax.training.run import Run
 from deepseek_jax.worlds.world import World, given_solution
 
@@ -150,6 +151,22 @@ class Stages:
         """
         return self._reinforced("scenarios", dev3, reasoning, general, reward_models)
 
+    def measured(self, stage: Stage, reasoning: list, general: list):
+        """What r1.scores.measure finds of a stage's policy: measured once, and again when the stage's hash or
+        the evaluation changes.
+        """
+        settings, seed = self.settings.evaluation, self.settings.seed
+
+        def found():
+            policy = self.trained(stage)
+            scores = measure(policy, self.world, reasoning, general, settings, seed=seed)
+            say_scores(stage.name, scores)
+            return scores
+
+        inputs = {"settings": self.settings_of(settings) | {"seed": seed}, "parent": stage.hash}
+        inputs["data"] = [reasoning, general]
+        return measure_once(self.run.folder, f"measured/{stage.name}", inputs, found)
+
     def trained(self, stage: Stage):
         """The Policy of a stage. Reads its params again on each call, because training donates them."""
         return self.policy.at(load_orbax(stage.folder / "params", mesh=self.run.mesh)[1])
@@ -193,10 +210,11 @@ class Stages:
             limit = settings.rollout.max_prompt_length
             asked = [fitting(e, limit, "training") if e else e for e in (reasoning, general)]
             models = load_model_rewards(_paths(reward_models), run.mesh)
-            with scenario_rewards(settings, models) as rewards:
-                questions, paid = scenario_questions(settings, *asked), ScenarioRewards(rewards)
+            with scenario_rewards(settings, models) as paid:
+                rewards = paid["reasoning"] if settings.general is None else ScenarioRewards(paid)
                 phase = run.within(run.folder / "checkpoints")
-                return reinforce(settings, self.trained(parent), questions, paid, phase)
+                policy, (questions, requests) = self.trained(parent), asked
+                return reinforce(settings, policy, questions, rewards, phase, requests)
 
         inputs = {"settings": self.settings_of(settings), "parent": parent.hash}
         inputs |= {model.name: model.hash for model in reward_models}

@@ -2,14 +2,13 @@
 
 from pathlib import Path
 
+import grain
 import numpy as np
 
 from deepseek_jax.data.preferences import read_preferences, render_record
-from deepseek_jax.data.tasks import QuestionStream
 from deepseek_jax.errors import at
-from deepseek_jax.parallel import put_batch
 from deepseek_jax.parallel.processes import say
-from deepseek_jax.parallel.shard import batch_share
+from deepseek_jax.parallel.shard import put_share
 from deepseek_jax.recipes.reward_model.settings import RewardTrainingSettings
 from deepseek_jax.rewards.model import right_padded
 from deepseek_jax.rollout.policy import Policy
@@ -96,32 +95,28 @@ def batch_of(records: list, length: int, rows: int | None = None):
     return batch
 
 
-def put_share(mesh, batch):
-    """Put a batch on the mesh. Every process has the whole batch and puts its own share."""
-    share, shares = batch_share(mesh)
-    part = {k: np.split(v, shares)[share] if v.ndim else v for k, v in batch.items()}
-    return put_batch(mesh, part)
-
-
 class PreferenceSource:
     """The loop's source of batches: batch_size records a step, each record once an epoch."""
 
     def __init__(self, records: list, settings: RewardTrainingSettings, mesh):
         # Indices, not records: grain would join the arrays of fields that share a name
-        self.stream, self.records = QuestionStream(range(len(records)), settings.seed), records
-        self.length, self.settings, self.mesh = row_length(records), settings, mesh
+        places = grain.MapDataset.range(len(records))
+        self.places, self.position = places.shuffle(settings.seed).repeat(), 0
+        self.records, self.length = records, row_length(records)
+        self.settings, self.mesh = settings, mesh
 
     def next(self, state, step):
         """One batch on the mesh, and the number of its tokens."""
-        records = [self.records[i] for i in self.stream.take(self.settings.batch_size)]
+        start, self.position = self.position, self.position + self.settings.batch_size
+        records = [self.records[self.places[i]] for i in range(start, self.position)]
         batch = batch_of(records, self.length)
         tokens = float(batch["segment_ids"].sum())
         return [put_share(self.mesh, batch)], {"tokens": tokens}
 
     def get_state(self):
         """The number of records taken so far."""
-        return {"position": self.stream.position}
+        return {"position": self.position}
 
     def set_state(self, state):
         """Resume after them."""
-        self.stream.position = state["position"]
+        self.position = state["position"]

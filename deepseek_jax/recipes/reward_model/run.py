@@ -20,12 +20,12 @@ from deepseek_jax.losses.preference import batch_rewards, reward_loss
 from deepseek_jax.models import ModelConfig
 from deepseek_jax.models.reward import reward_config, reward_params
 from deepseek_jax.parallel.processes import first_process
+from deepseek_jax.parallel.shard import put_share
 from deepseek_jax.recipes.reward_model.data import (
     PreferenceSource,
     batch_of,
     ids_of,
     load_preferences,
-    put_share,
     row_length,
     with_ids,
 )

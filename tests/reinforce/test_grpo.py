@@ -3,17 +3,17 @@
 from types import SimpleNamespace
 
 import flax.linen as nn
+import grain
 import jax
 import numpy as np
 import optax
 import pytest
 
-from deepseek_jax.data.tasks import QuestionStream
 from deepseek_jax.losses.grpo import group_advantages
 from deepseek_jax.models import build_model, init_params
 from deepseek_jax.parallel import make_mesh
 from deepseek_jax.recipes.grpo.settings import GrpoSettings
-from deepseek_jax.reinforce import groups
+from deepseek_jax.reinforce import grpo
 from deepseek_jax.rewards import Rewards, scoring
 from deepseek_jax.rollout import Policy, generate, policy
 from deepseek_jax.settings import build
@@ -37,7 +37,7 @@ import jax
 import numpy as np
 jax.distributed.initialize(f"127.0.0.1:{sys.argv[2]}", num_processes=2, process_id=int(sys.argv[1]))
 from deepseek_jax.parallel import make_mesh
-from tests.reinforce.test_groups import make_source
+from tests.reinforce.test_grpo import make_source
 
 rng = np.random.default_rng(0)
 whole = {"prompt_ids": rng.integers(0, 21, (4, 16), np.int32), "advantages": np.float32(np.arange(16))}
@@ -80,17 +80,27 @@ def rollouts(monkeypatch):
     return seen
 
 
-def make_source(reference=None, mesh=None, **fields):
+GENERAL = dict(num_steps=3, per_step=1, rewards={"correct": 1.0}, path="general.jsonl")
+
+
+def make_source(reference=None, mesh=None, questions=EXAMPLES, requests=(), **fields):
     config = small_config(accuracy="correct", rewards=dict(correct=1.0), **fields)
     settings = build(GrpoSettings, config, "config")
-    return groups.GroupSource(
+    return grpo.GroupSource(
         Policy(POLICY, None, TOKENIZER, "{question}\n"),
-        QuestionStream(EXAMPLES, seed=0),
+        questions,
         Rewards(settings.rewards),
         settings,
         mesh or one_device(),
         reference,
+        requests,
     )
+
+
+def asked(n, start=0):
+    """The examples that a source asks: grain's shuffle of seed 0, repeated."""
+    endless = grain.MapDataset.source(EXAMPLES).shuffle(0).repeat()
+    return [endless[i] for i in range(start, start + n)]
 
 
 def by_length(completion, example):
@@ -149,14 +159,49 @@ def test_advantages_divide_by_the_groups_std_where_the_loss_type_does(
 
 
 def test_a_batch_holds_the_questions_of_the_stream(state, rewarded_by):
-    """Oracle: another stream of the same seed; prompts padded on the right to a bucket of 16."""
+    """Oracle: grain's shuffle of the same seed; prompts padded on the right to a bucket of 16."""
     rewarded_by(by_length)
-    source, stream = make_source(), QuestionStream(EXAMPLES, seed=0)
+    source = make_source()
     for step in range(2):
         (batch,), _ = source.next(state, step)
-        assert questions_of(batch) == stream.take(2)
+        assert questions_of(batch) == asked(2, 2 * step)
         assert batch["prompt_ids"].shape == (2, 16)
         np.testing.assert_array_equal(np.diff(np.int32(batch["prompt_mask"]), axis=1) > 0, False)
+
+
+def test_each_question_is_asked_once_an_epoch_in_a_new_order():
+    """Oracle: a count of every epoch; takes that cross an epoch's end."""
+    source = make_source(questions=EXAMPLES[:10])
+    taken = sum((source._take(4) for _ in range(10)), [])
+    epochs = [[example["question"] for example in taken[i : i + 10]] for i in range(0, 40, 10)]
+    wanted = sorted(example["question"] for example in EXAMPLES[:10])
+    assert all(sorted(epoch) == wanted for epoch in epochs)
+    assert len(set(map(tuple, epochs))) == 4
+
+
+@pytest.mark.parametrize("taken", [0, 5, 8, 11, 14])
+def test_general_questions_are_asked_in_their_steps_alone(taken):
+    """Oracle: grain's shuffles, in the order of scenarios.place; a source that resumes asks the same."""
+    fields = dict(num_steps=5, prompts_per_step=4, general=GENERAL, requests=EXAMPLES[-3:])
+    source = make_source(**fields)
+    steps = [source._take(4) for _ in range(5)]
+    kinds = ["".join(example["scenario"][0] for example in step) for step in steps]
+    assert kinds == ["rrrr", "rrrr", "rrrg", "rrrg", "rrrg"]
+    last = [step[-1]["question"] for step in steps[2:]]
+    assert sorted(last) == sorted(example["question"] for example in EXAMPLES[-3:])
+    puzzles = [e["question"] for step in steps for e in step if e["scenario"] == "reasoning"]
+    assert puzzles == [example["question"] for example in asked(17)]
+    resumed = make_source(**fields)
+    resumed.set_state({"position": taken})
+    assert resumed._take(20 - taken) == sum(steps, [])[taken:]
+
+
+def test_a_source_without_questions_is_refused():
+    """Oracle: the message; a run would find no general question only in its last steps."""
+    with pytest.raises(ValueError, match="0 questions and 0 general questions are given"):
+        make_source(questions=[])
+    with pytest.raises(ValueError, match="and 0 general questions are given"):
+        make_source(num_steps=5, general=GENERAL)
 
 
 def test_a_single_update_carries_no_logprobs_but_the_samplers(state, rewarded_by):
@@ -225,14 +270,11 @@ def test_a_reference_scores_the_completions(state, rewarded_by):
 def test_dynamic_sampling_draws_on_until_enough_groups_differ(state, rewarded_by, rollouts, capsys):
     """Oracle: the stream, read by hand in rounds of four, for questions whose groups differ."""
     rewarded_by(lambda text, example: len(text) * operand_sum_is_even(example) * 1.0)
-    source, stream = (
-        make_source(prompts_per_step=4, max_sampling_rounds=9),
-        QuestionStream(EXAMPLES, 0),
-    )
+    source = make_source(prompts_per_step=4, max_sampling_rounds=9)
     (batch,), metrics = source.next(state, 0)
     seen, kept = [], []
     while len(kept) < 4:
-        seen += stream.take(4)
+        seen += asked(4, len(seen))
         kept = [example for example in seen if operand_sum_is_even(example)]
     assert questions_of(batch) == kept[:4] and len(seen) > 4
     assert metrics["sampling_rounds"] == len(seen) / 4
@@ -246,8 +288,8 @@ def test_dynamic_sampling_draws_on_until_enough_groups_differ(state, rewarded_by
         for rollout in rollouts
         for ids, mask in zip(rollout.completion_ids, rollout.completion_mask, strict=True)
     ]
-    asked = [example for example in seen for _ in range(4)]
-    rewards = [len(t) * operand_sum_is_even(e) for t, e in zip(texts, asked, strict=True)]
+    repeated = [example for example in seen for _ in range(4)]
+    rewards = [len(t) * operand_sum_is_even(e) for t, e in zip(texts, repeated, strict=True)]
     assert metrics["reward"] == metrics["accuracy"] == pytest.approx(np.mean(rewards), rel=1e-6)
     assert source.get_state() == {"position": len(seen)}
 
@@ -261,14 +303,14 @@ def test_dynamic_sampling_falls_back_to_equal_groups_after_its_rounds(state, rew
     said = capsys.readouterr().out
     assert said.count("step 0: 2 of 2 groups have nothing to learn from") == 1
     assert metrics["sampling_rounds"] == 3 and metrics["all_equal_share"] == 1
-    assert questions_of(batch) == QuestionStream(EXAMPLES, 0).take(2)
+    assert questions_of(batch) == asked(2)
     np.testing.assert_array_equal(batch["advantages"], 0)
     assert source.get_state() == {"position": 6}
 
 
 def test_equal_groups_that_fill_a_batch_are_counted_beside_those_that_differ(state, rewarded_by):
     """Oracle: the stream, read by hand for two rounds of four: as many equal groups as four still lack."""
-    first = QuestionStream(EXAMPLES, 0).take(8)
+    first = asked(8)
     differs = first[0]["question"], first[5]["question"]
     rewarded_by(lambda text, example: len(text) * (example["question"] in differs) * 1.0)
     (batch,), metrics = make_source(prompts_per_step=4, max_sampling_rounds=2).next(state, 0)
@@ -291,7 +333,7 @@ def test_sampling_and_grading_and_updates_are_timed_apart(state, rewarded_by, mo
 
         return moving
 
-    monkeypatch.setattr(groups, "time", SimpleNamespace(perf_counter=lambda: now[0]))
+    monkeypatch.setattr(grpo, "time", SimpleNamespace(perf_counter=lambda: now[0]))
     monkeypatch.setattr(policy, "generate", moves(5, generate))
     rewarded_by(moves(0.25, lambda text, example: 1.0))
     source = make_source(max_sampling_rounds=2, epochs=2)
@@ -312,14 +354,11 @@ def test_prompts_are_prefilled_once_for_their_group(state, rewarded_by):
     """
     rewarded_by(lambda text, example: 1.0)
     rollout = dict(max_prompt_length=32, max_completion_length=20)
-    source = make_source(max_sampling_rounds=3, rollout=rollout)
-    source.questions = QuestionStream(
-        [
-            EXAMPLES[i] | {"prompt_ids": EXAMPLES[i]["prompt_ids"][:1] * n}
-            for i, n in ((0, 17), (1, 3))
-        ],
-        seed=0,
-    )
+    questions = [
+        EXAMPLES[i] | {"prompt_ids": EXAMPLES[i]["prompt_ids"][:1] * n}
+        for i, n in ((0, 17), (1, 3))
+    ]
+    source = make_source(questions=questions, max_sampling_rounds=3, rollout=rollout)
     _, metrics = source.next(state, 0)
     assert metrics["prefilled_positions"] == 3 * 2 * 32
 

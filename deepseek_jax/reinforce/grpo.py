@@ -1,46 +1,97 @@
-"""GRPO batches for the training loop: questions -> rollouts, rewards and advantages."""
+"""GRPO (arXiv:2402.03300), for every recipe that has a policy.
+
+questions -> groups of completions, their rewards and advantages -> updates -> params.
+"""
 
 import time
 from collections import Counter
 
+import grain
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from deepseek_jax.evaluation.held_out import score
 from deepseek_jax.losses.completions import completion_logprobs
 from deepseek_jax.losses.grpo import NORMALIZES_STD, group_advantages
-from deepseek_jax.parallel import put_batch
 from deepseek_jax.parallel.host_memory import return_freed_memory
 from deepseek_jax.parallel.processes import say
-from deepseek_jax.parallel.shard import batch_share
+from deepseek_jax.parallel.shard import put_share
+from deepseek_jax.reinforce.metrics import describe
+from deepseek_jax.reinforce.scenarios import ScenarioRewards, place
 from deepseek_jax.reinforce.settings import ReinforceSettings
-from deepseek_jax.rewards import Scores
+from deepseek_jax.reinforce.update import SAMPLER_LIMITS, make_loss, refreshing
+from deepseek_jax.rewards import Rewards, Scores
 from deepseek_jax.rollout.policy import Answers, Policy
 from deepseek_jax.rollout.requests import PROMPT_BUCKET
+from deepseek_jax.training.loop import train
+from deepseek_jax.training.run import Run
+from deepseek_jax.training.state import state_maker
+from deepseek_jax.training.step import jitted_step, make_train_step
 
 # Lengths of prompts and completions are rounded up to multiples of this, so that few shapes are compiled
 BUCKET = 16
 
 
+def reinforce(
+    settings: ReinforceSettings,
+    policy: Policy,
+    questions: list,
+    rewards: Rewards | ScenarioRewards,
+    run: Run,
+    general: list = (),
+):
+    """Train policy.params: -> params. Resumes from run.folder. Donates policy.params, unless they stay the
+    reference.
+
+    questions, general: examples with prompt_ids; the general ones are asked only if settings.general is set.
+    """
+    tx, params = settings.make_optimizer(), policy.params
+    create, placed = state_maker(params, tx, run.mesh)
+    frozen = saved = None
+    if settings.loss.kl_coef and settings.reference_every is None:
+        frozen, params = params, jax.tree.map(jnp.copy, params)
+    elif settings.loss.kl_coef:
+        saved, placed = jax.tree.map(jnp.copy, params), placed.replace(reference=placed.params)
+    loss_fn = make_loss(settings, policy.config)
+    step = jitted_step(make_train_step(loss_fn, tx, micro_batches=settings.micro_batches), placed)
+    if saved is not None:
+        step = refreshing(step, settings.reference_every * settings.minibatches * settings.epochs)
+    source = GroupSource(policy, questions, rewards, settings, run.mesh, frozen, general)
+    state = create(params).replace(reference=saved)
+    limits = SAMPLER_LIMITS[policy.config.dtype]
+    return train(settings, state, step, source, run, settings.seed, limits).params
+
+
 class GroupSource:
     """Each step: sample group_size completions of prompts_per_step questions with the state's params.
 
-    policy: its own params are not read. questions: a data.tasks.QuestionStream or a ScenarioStream, of
-    examples with prompt_ids. rewards: rewards.Rewards, or an object that scores like it. reference: params of
-    the frozen policy; None if the state holds it or kl_coef is 0.
+    policy: its own params are not read. questions, general: examples with prompt_ids, asked without end: each
+    once an epoch, in an order set by settings.seed and new each epoch. reference: params of the frozen
+    policy; None if the state holds it or kl_coef is 0. position: the number of questions asked so far, which
+    is the whole state.
     """
 
     def __init__(
         self,
         policy: Policy,
-        questions,
-        rewards,
+        questions: list,
+        rewards: Rewards | ScenarioRewards,
         settings: ReinforceSettings,
         mesh: Mesh,
         reference,
+        general: list = (),
     ):
-        self.policy, self.questions, self.rewards = policy, questions, rewards
+        if not questions or settings.general is not None and not general:
+            raise ValueError(
+                f"{len(questions)} questions and {len(general)} general questions are given; give at least "
+                "one of each kind that settings ask"
+            )
+        self.policy, self.rewards, self.position = policy, rewards, 0
+        self.questions, self.general = (
+            grain.MapDataset.source(examples).shuffle(settings.seed).repeat() if examples else None
+            for examples in (questions, general)
+        )
         self.settings, self.mesh, self.reference = settings, mesh, reference
         self.returned = None  # when next() last returned, and its tokens times epochs
         self.score = jax.jit(
@@ -51,11 +102,11 @@ class GroupSource:
 
     def get_state(self):
         """The number of questions asked so far."""
-        return {"position": self.questions.position}
+        return {"position": self.position}
 
     def set_state(self, state):
         """Resume after those questions."""
-        self.questions.position = state["position"]
+        self.position = state["position"]
 
     def next(self, state, step: int):
         """Sample, score and split into the step's updates: -> (list of batches, metrics).
@@ -73,7 +124,7 @@ class GroupSource:
         normalize_std = NORMALIZES_STD[self.settings.loss.loss_type]
         batch = group_batch(groups, normalize_std=normalize_std)
         tokens = float(batch["num_tokens"])
-        metrics |= self._describe(sampled) | sampling_metrics | {"tokens": tokens}
+        metrics |= describe(sampled, self.settings.accuracy) | sampling_metrics | {"tokens": tokens}
         batches = self._updates(state, batch, self.settings.rollout.temperature_at(step))
         self.returned = time.perf_counter(), tokens * self.settings.epochs
         return batches, metrics
@@ -123,12 +174,14 @@ class GroupSource:
     def _round(self, params, step, number):
         """Sample and score a group for each of prompts_per_step questions: -> (groups, metrics to sum)."""
         n = self.settings.group_size
-        examples = self.questions.take(self.settings.prompts_per_step)
+        examples = self._take(self.settings.prompts_per_step)
         prompts = [example["prompt_ids"] for example in examples]
         began = time.perf_counter()
         answers = self._answer(params, examples, step, number)
         generated = time.perf_counter()
-        scores = score(self.rewards, [e for e in examples for _ in range(n)], answers.texts)
+        asked = [example for example in examples for _ in range(n)]
+        scores = self.rewards.score_together(asked, answers.texts)
+        scores.require_one()
         counted = {
             "rollout_seconds": generated - began,
             "reward_seconds": time.perf_counter() - generated,
@@ -139,6 +192,15 @@ class GroupSource:
         for message in scores.messages:
             say(f"step {step}: {message} The completion is dropped from its group.")
         return make_groups(examples, answers, scores), counted
+
+    def _take(self, n):
+        """The next n examples."""
+        start, self.position = self.position, self.position + n
+        if self.settings.general is None:
+            return [self.questions[i] for i in range(start, self.position)]
+        places = (place(self.settings, index) for index in range(start, self.position))
+        of = {"reasoning": self.questions, "general": self.general}
+        return [of[scenario][i] | {"scenario": scenario} for scenario, i in places]
 
     def _answer(self, params, examples, step, number):
         """The Answers of one sampling round of a step."""
@@ -159,7 +221,7 @@ class GroupSource:
         settings = self.settings
         sampled_at = {"temperature": np.float32(temperature)}
         parts = [
-            put_batch(self.mesh, _local_rows(self.mesh, part) | _totals(part) | sampled_at)
+            put_share(self.mesh, part | _totals(part) | sampled_at)
             for part in _split(batch, settings.minibatches)
         ]
         if settings.minibatches * settings.epochs > 1:
@@ -168,25 +230,6 @@ class GroupSource:
         if reference is not None:
             parts = [part | {"ref_logprobs": self.score(reference, part)} for part in parts]
         return parts * settings.epochs
-
-    def _describe(self, groups):
-        """Metrics of all the step's rollouts. The means skip rewards that failed (NaN)."""
-        rewards = np.stack([group["rewards"] for group in groups])
-        lengths = np.concatenate([group["mask"].sum(1) for group in groups])
-        metrics = {
-            "reward": np.nanmean(rewards),
-            "reward_group_std": np.nanmean([_std(row) for row in rewards]),
-            "completion_length": lengths.mean(),
-            "completion_length_max": lengths.max(),
-            "truncated_share": np.mean([group["truncated"] for group in groups]),
-        }
-        for name in groups[0]["parts"]:
-            part = np.array([group["parts"][name] for group in groups])
-            # All NaN: no question of this step has this reward (scenarios)
-            if not np.isnan(part).all():
-                metrics[f"reward_{name}"] = np.nanmean(part)
-        metrics["accuracy"] = metrics.get(f"reward_{self.settings.accuracy}", np.nan)
-        return {name: float(value) for name, value in metrics.items()}
 
 
 def make_groups(examples, answers: Answers, scores: Scores):
@@ -247,11 +290,6 @@ def _all_equal(rewards):
     return len(scored) == 0 or scored.min() == scored.max()
 
 
-def _std(rewards):
-    scored = rewards[~np.isnan(rewards)]
-    return scored.std(ddof=1) if len(scored) > 1 else np.nan
-
-
 def _bucket(length, step=BUCKET):
     return -(-int(length) // step) * step
 
@@ -260,9 +298,3 @@ def _split(batch, parts):
     """Split into consecutive rows, equal shares of prompts and of completions, so groups stay whole."""
     pieces = {name: np.split(array, parts) for name, array in batch.items() if array.ndim}
     return [{name: piece[i] for name, piece in pieces.items()} for i in range(parts)]
-
-
-def _local_rows(mesh, batch):
-    """This process's rows for put_batch, from a batch that is the same on every process."""
-    share, shares = batch_share(mesh)
-    return {name: np.split(array, shares)[share] for name, array in batch.items()}
