@@ -6,7 +6,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from deepseek_jax.data.packing import pack
+from deepseek_jax.data.packing import Rows, pack
 from deepseek_jax.data.tokenizer import Tokenizer
 from deepseek_jax.parallel import put_batch
 from deepseek_jax.parallel.processes import from_each, total
@@ -16,10 +16,10 @@ from deepseek_jax.training.schedule import number_at
 TOTALS = ("normalizer", "num_tokens")
 
 
-def packed(documents, tokenizer: Tokenizer, mesh: Mesh, **options):
-    """data.packing.pack for this process: its share of the documents and of the rows."""
+def share_of_rows(mesh: Mesh, **fields):
+    """data.packing.Rows of this process: its share of the documents and of the rows."""
     index, count = batch_share(mesh)
-    return pack(documents, tokenizer, process_index=index, process_count=count, **options)
+    return Rows(**fields, process_index=index, process_count=count)
 
 
 def held_out_batches(
@@ -39,8 +39,8 @@ def held_out_batches(
 
     Raises ValueError, naming the field, where the documents of a process fill too few batches.
     """
-    sizes = dict(batch_size=batch_size, sequence_length=sequence_length)
-    batches = packed(documents, tokenizer, mesh, num_epochs=1, seed=seed, **sizes)
+    rows = share_of_rows(mesh, batch_size=batch_size, sequence_length=sequence_length)
+    batches = pack(documents, tokenizer, rows, num_epochs=1, seed=seed)
     # Every row of a full batch has a segment; padding rows can stand in a process's last batch only
     full = [batch for batch in batches if batch["segment_ids"][:, 0].all()]
     fewest = min(from_each(len(full)))
@@ -57,9 +57,9 @@ def held_out_batches(
 class PackedDocuments:
     """The loop's source of language-modelling batches: a Grain iterator whose position is saved.
 
-    dataset: `packed`, in batches of quantum rows. batch_sizes: pairs (first update, rows), the rows that
-    each update takes. scalars: name -> function of the update count, whose value is added to the batch.
-    evaluate(params) -> dict of floats, called every eval_every updates; None for never.
+    dataset: from data.packing.pack, in batches of quantum rows. batch_sizes: pairs (first update, rows), the
+    rows that each update takes. scalars: name -> function of the update count, whose value is added to the
+    batch. evaluate(params) -> dict of floats, called every eval_every updates; None for never.
     """
 
     def __init__(

@@ -7,22 +7,18 @@ import numpy as np
 
 from deepseek_jax.data.chat import render_conversation
 from deepseek_jax.data.mixture import Mixture
-from deepseek_jax.data.packing import BLOCK, check_rows, pack_segments
+from deepseek_jax.data.packing import BLOCK, Rows, pack_segments
 from deepseek_jax.data.tokenizer import Tokenizer
 
 
 def pack_conversations(
     source,
     tokenizer: Tokenizer,
+    rows: Rows,
     *,
     template: str,
-    sequence_length: int,
-    batch_size: int,
     seed: int,
     num_epochs: int | None = None,
-    packing: bool = True,
-    process_index: int = 0,
-    process_count: int = 1,
 ):
     """Batches of whole conversations, each one a segment of its own, as a grain.IterDataset.
 
@@ -31,20 +27,15 @@ def pack_conversations(
     packing.pack_segments. All else is as in packing.pack.
     Raises ValueError as these do, and as render_conversation does, with the conversation's number.
     """
-    check_rows(sequence_length, batch_size, process_count)
     mixture = source if isinstance(source, Mixture) else Mixture((source,), (1,))
-    draws = mixture.order(
-        seed, num_epochs=num_epochs, process_index=process_index, process_count=process_count
-    )
+    draws = rows.order(mixture, seed, num_epochs)
     to_arrays = partial(_read, source=mixture, tokenizer=tokenizer, template=template)
     return pack_segments(
         draws.batch(BLOCK).map(to_arrays),
-        Fitting(sequence_length),
+        Fitting(rows.sequence_length),
+        rows,
         features=("tokens", "weights"),
-        sequence_length=sequence_length,
-        batch_size=batch_size // process_count,
         seed=seed,
-        packing=packing,
         pad_id=tokenizer.pad_id,
     )
 

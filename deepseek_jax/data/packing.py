@@ -1,5 +1,6 @@
 """Documents to rows of fixed length, several to a row, distinguished by segment_ids."""
 
+from dataclasses import dataclass
 from functools import partial
 
 import grain
@@ -14,107 +15,106 @@ PACKING_BINS = 128  # rows filled side by side: more of them leave less padding
 BATCHES_AHEAD = 8  # packed by a thread while the accelerator works
 
 
+@dataclass(frozen=True, kw_only=True)
+class Rows:
+    """The rows of a batch, and which of them one process packs.
+
+    batch_size counts the rows of all processes: each process packs every process_count-th document of every
+    source into its share of the rows. packing=False: one document a row.
+    Raises ValueError for rows without room for a target, or rows that do not split over the processes.
+    """
+
+    sequence_length: int
+    batch_size: int
+    packing: bool = True
+    process_index: int = 0
+    process_count: int = 1
+
+    def __post_init__(self):
+        if self.sequence_length < 2 or self.batch_size < 1:
+            raise ValueError(
+                f"sequence_length={self.sequence_length} and batch_size={self.batch_size} leave nothing to "
+                "predict; set sequence_length to at least 2 and batch_size to at least 1."
+            )
+        if self.batch_size % self.process_count:
+            raise ValueError(
+                f"batch_size={self.batch_size} does not split over {self.process_count} processes; "
+                f"set it to a multiple of {self.process_count}."
+            )
+
+    def order(self, mixture: Mixture, seed: int, num_epochs: int | None = None):
+        """Mixture.order of this process."""
+        share = dict(process_index=self.process_index, process_count=self.process_count)
+        return mixture.order(seed, num_epochs=num_epochs, **share)
+
+
 def pack(
     source,
     tokenizer: Tokenizer,
+    rows: Rows,
     *,
-    sequence_length: int,
-    batch_size: int,
     seed: int,
     num_epochs: int | None = None,
-    packing: bool = True,
     fim_rate: float = 0.0,
-    process_index: int = 0,
-    process_count: int = 1,
 ):
     """Language-modelling batches of documents, shuffled by `seed`, as a grain.IterDataset.
 
     source: a Mixture, or random access to {"text": str or UTF-8 bytes}, such as
     sources.jsonl_documents() or a list. Each document ends in eos and is one segment. One longer
     than a row becomes several, each starting with the last token of the one before, so that every
-    token but a document's first is predicted once an epoch. packing=False: one document a row, cut
+    token but a document's first is predicted once an epoch. rows.packing=False: one document a row, cut
     to its first segment. fim_rate: share of the documents, and of a longer one's segments, that
     are learned as prefix, suffix, middle (infill.fill_in_the_middle), others in each epoch.
     num_epochs: None repeats for ever, in another order each time; a finite run, see Mixture.order,
     fills its last batch with padding. The iterators resume exactly by get_state(), which is JSON,
-    and set_state(); close() ends the thread that reads ahead. batch_size counts the rows of all
-    processes: each process packs every process_count-th document of every source into its share of
-    the rows, and its normalizer and num_tokens count these rows alone.
+    and set_state(); close() ends the thread that reads ahead. The normalizer and num_tokens of a process
+    count its own rows alone.
 
     Batches are numpy: tokens, targets, segment_ids, positions int32[b t]; loss_mask bool[b t];
     normalizer float32[], the number of True in loss_mask; num_tokens float32[], the number of tokens
     without padding. Segments count from 1, positions from 0; padding is segment 0. loss_mask is False
     where the next token belongs to another segment.
-    Raises ValueError for a source with fewer documents than processes, a row without room for a
-    target, rows that do not split over the processes, and as Mixture.order and check_fim_rate do.
+    Raises ValueError as Mixture.order and check_fim_rate do.
     """
-    check_rows(sequence_length, batch_size, process_count)
     check_fim_rate(fim_rate, tokenizer)
     mixture = source if isinstance(source, Mixture) else Mixture((source,), (1,))
-    documents = mixture.order(
-        seed, num_epochs=num_epochs, process_index=process_index, process_count=process_count
-    )
-    how = dict(tokenizer=tokenizer, length=sequence_length, fim_rate=fim_rate, seed=seed)
+    documents = rows.order(mixture, seed, num_epochs)
+    how = dict(tokenizer=tokenizer, length=rows.sequence_length, fim_rate=fim_rate, seed=seed)
     to_ids = partial(_read, source=mixture, **how)
     return pack_segments(
         documents.batch(BLOCK).map(to_ids),
-        _Segments() if packing else _FirstSegments(),
+        _Segments() if rows.packing else _FirstSegments(),
+        rows,
         features=("tokens",),
-        sequence_length=sequence_length,
-        batch_size=batch_size // process_count,
         seed=seed,
-        packing=packing,
         pad_id=tokenizer.pad_id,
     )
 
 
-def pack_segments(
-    blocks,
-    to_segments,
-    *,
-    features,
-    sequence_length: int,
-    batch_size: int,
-    seed: int,
-    packing: bool,
-    pad_id: int,
-):
+def pack_segments(blocks, to_segments, rows: Rows, *, features, seed: int, pad_id: int):
     """Segments to rows, first fit, and rows to batches as of pack: a grain.IterDataset.
 
     blocks: a grain.MapDataset. to_segments: a grain FlatMapTransform; it turns an element of blocks into
-    dicts of `features`, arrays of one length up to sequence_length: tokens, int32, and optionally weights,
-    float32, the weight of predicting each token, 0 for no loss. With weights the batches have loss_weights,
-    float32[b t]; their loss_mask is False where that is 0, and normalizer is its sum. Other features, of
-    any length and [length ...] each, pass through unchanged; one whose name ends in "tokens" has its
-    segment_ids too. batch_size: rows of this process. packing=False: one segment a row.
+    dicts of `features`, arrays of one length up to rows.sequence_length: tokens, int32, and, if wanted,
+    weights, float32, the weight of predicting each token, 0 for no loss. With weights the batches have
+    loss_weights, float32[b t]; their loss_mask is False where that is 0, and normalizer is its sum. Other
+    features, of any length and [length ...] each, pass through unchanged; one whose name ends in "tokens" has
+    its segment_ids too.
     """
     in_this_thread = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
-    rows = grain.experimental.FirstFitPackIterDataset(
+    packed = grain.experimental.FirstFitPackIterDataset(
         grain.experimental.FlatMapIterDataset(blocks.to_iter_dataset(in_this_thread), to_segments),
-        length_struct=dict.fromkeys(features, sequence_length),
+        length_struct=dict.fromkeys(features, rows.sequence_length),
         num_packing_bins=PACKING_BINS,
-        max_sequences_per_bin=None if packing else 1,
+        max_sequences_per_bin=None if rows.packing else 1,
         seed=seed,
     )
-    pad_rows = partial(grain.experimental.batch_and_pad, batch_size=batch_size)
-    batches = rows.batch(batch_size, batch_fn=pad_rows)
+    own = rows.batch_size // rows.process_count
+    pad_rows = partial(grain.experimental.batch_and_pad, batch_size=own)
+    batches = packed.batch(own, batch_fn=pad_rows)
     others = [name for name in features if name not in ("tokens", "weights")]
     batches = batches.map(partial(_finish, pad_id=pad_id, others=others))
     return grain.experimental.ThreadPrefetchIterDataset(batches, prefetch_buffer_size=BATCHES_AHEAD)
-
-
-def check_rows(sequence_length: int, batch_size: int, process_count: int):
-    """Raise ValueError for rows without room for a target, or rows that do not split over the processes."""
-    if sequence_length < 2 or batch_size < 1:
-        raise ValueError(
-            f"sequence_length={sequence_length} and batch_size={batch_size} leave nothing to "
-            "predict; set sequence_length to at least 2 and batch_size to at least 1."
-        )
-    if batch_size % process_count:
-        raise ValueError(
-            f"batch_size={batch_size} does not split over {process_count} processes; "
-            f"set it to a multiple of {process_count}."
-        )
 
 
 def _read(draws, *, source, tokenizer, length, fim_rate, seed):

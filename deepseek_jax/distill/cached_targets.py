@@ -7,7 +7,7 @@ import tensorflow_datasets as tfds
 
 from deepseek_jax.data.builders import TextBuilder, build
 from deepseek_jax.data.conversations import Fitting
-from deepseek_jax.data.packing import BLOCK, check_rows, pack_segments
+from deepseek_jax.data.packing import BLOCK, Rows, pack_segments
 
 FEATURES = ("tokens", "weights", "top_ids", "top_logprobs", "dropped")
 
@@ -51,30 +51,17 @@ def write_targets(records, k: int, data_dir):
     return build(CachedTargets, None, data_dir, records=records, k=k)
 
 
-def pack_targets(
-    source,
-    *,
-    sequence_length: int,
-    batch_size: int,
-    seed: int,
-    pad_id: int,
-    packing: bool = True,
-    process_index: int = 0,
-    process_count: int = 1,
-):
+def pack_targets(source, rows: Rows, *, seed: int, pad_id: int):
     """Pack records into batches like conversations.pack_conversations, and add the teacher's targets to each
     batch: top_ids and top_logprobs, [b t k], and dropped, [b t]. source: a Mixture of write_targets' records.
     """
-    check_rows(sequence_length, batch_size, process_count)
-    draws = source.order(seed, process_index=process_index, process_count=process_count)
+    draws = rows.order(source, seed)
     return pack_segments(
         draws.batch(BLOCK).map(partial(_read, source=source)),
-        Fitting(sequence_length),
+        Fitting(rows.sequence_length),
+        rows,
         features=FEATURES,
-        sequence_length=sequence_length,
-        batch_size=batch_size // process_count,
         seed=seed,
-        packing=packing,
         pad_id=pad_id,
     )
 

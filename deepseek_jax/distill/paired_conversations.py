@@ -6,7 +6,7 @@ import numpy as np
 
 from deepseek_jax.data.chat import render_conversation
 from deepseek_jax.data.conversations import Fitting, render_numbered
-from deepseek_jax.data.packing import BLOCK, check_rows, pack_segments
+from deepseek_jax.data.packing import BLOCK, Rows, pack_segments
 from deepseek_jax.data.tokenizer import Tokenizer
 from deepseek_jax.distill.token_alignment import align_tokens
 
@@ -40,35 +40,28 @@ def pack_paired(
     source,
     tokenizer: Tokenizer,
     teacher_tokenizer: Tokenizer,
+    rows: Rows,
     *,
     template: str,
-    sequence_length: int,
-    batch_size: int,
     seed: int,
-    packing: bool = False,
-    process_index: int = 0,
-    process_count: int = 1,
 ):
     """Batch conversations like conversations.pack_conversations, one a row, and add the teacher's tokens of
     the same text: teacher_tokens, teacher_tokens_segment_ids, teacher_index, int32[b t], exact, bool[b t].
 
     source: a Mixture of conversations. A conversation is skipped if it is longer than a row in the tokens of
-    either. Raises ValueError for packing=True: teacher_index counts from the beginning of a row, so a text
-    must begin there.
+    either. Raises ValueError for rows.packing=True: teacher_index counts from the beginning of a row, so a
+    text must begin there.
     """
-    if packing:
+    if rows.packing:
         raise ValueError("packing=True: two tokenizers need one text a row; set it to False")
-    check_rows(sequence_length, batch_size, process_count)
-    draws = source.order(seed, process_index=process_index, process_count=process_count)
+    draws = rows.order(source, seed)
     pair = partial(_read, source=source, tokenizers=(tokenizer, teacher_tokenizer))
     return pack_segments(
         draws.batch(BLOCK).map(partial(pair, template=template)),
-        _FittingBoth(sequence_length),
+        _FittingBoth(rows.sequence_length),
+        rows,
         features=FEATURES,
-        sequence_length=sequence_length,
-        batch_size=batch_size // process_count,
         seed=seed,
-        packing=False,
         pad_id=tokenizer.pad_id,
     )
 

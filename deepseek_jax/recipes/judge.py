@@ -11,13 +11,12 @@ from pathlib import Path
 import numpy as np
 
 from deepseek_jax.checkpoint import save_orbax
-from deepseek_jax.data.batches import PackedDocuments
+from deepseek_jax.data.batches import PackedDocuments, share_of_rows
 from deepseek_jax.data.conversations import pack_conversations, render_numbered
 from deepseek_jax.data.tasks import Task
 from deepseek_jax.errors import at
 from deepseek_jax.evaluation.accuracy import summarise
 from deepseek_jax.parallel.processes import first_process
-from deepseek_jax.parallel.shard import batch_share
 from deepseek_jax.recipes.reward_model.run import reward_model_table
 from deepseek_jax.recipes.reward_model.settings import JudgeSettings, JudgeTrainingSettings
 from deepseek_jax.recipes.sft.run import fine_tune
@@ -103,17 +102,10 @@ def train_judge(
 
 
 def _packed(settings: JudgeTrainingSettings, policy: Policy, conversations: list, mesh):
-    share, shares = batch_share(mesh)
-    packed = pack_conversations(
-        conversations,
-        policy.tokenizer,
-        template=policy.template,
-        sequence_length=settings.sequence_length,
-        batch_size=settings.batch_size,
-        seed=settings.seed,
-        process_index=share,
-        process_count=shares,
-    )
+    fields = dict(sequence_length=settings.sequence_length, batch_size=settings.batch_size)
+    how = dict(template=policy.template, seed=settings.seed)
+    rows = share_of_rows(mesh, **fields)
+    packed = pack_conversations(conversations, policy.tokenizer, rows, **how)
     sizes = ((0, settings.batch_size),)
     return PackedDocuments(
         packed,

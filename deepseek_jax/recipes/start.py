@@ -6,7 +6,7 @@ from deepseek_jax.checkpoint import is_orbax
 from deepseek_jax.errors import at
 from deepseek_jax.models import ModelConfig, RunSettings, build_model
 from deepseek_jax.parallel.shard import check_batch
-from deepseek_jax.recipes.pretrain.run import check_vocabulary, train_base
+from deepseek_jax.recipes.pretrain.train import check_vocabulary, train_base
 from deepseek_jax.recipes.settings import PolicyRun
 from deepseek_jax.rollout.policy import Policy, ending_turns, load_policy
 from deepseek_jax.settings import build

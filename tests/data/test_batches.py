@@ -11,16 +11,19 @@ import pytest
 
 from configs import models
 from deepseek_jax.data import batches
+from deepseek_jax.data import packing as packed
 from deepseek_jax.data.batches import PackedDocuments, held_out_batches
 from deepseek_jax.data.byte_tokenizer import byte_tokenizer
 from deepseek_jax.data.mixture import Mixture
-from deepseek_jax.data.packing import pack
 from deepseek_jax.losses.next_token import next_token_loss
 from deepseek_jax.models import ModelConfig, random_params
 from deepseek_jax.recipes.pretrain.settings import CorpusSettings
 from deepseek_jax.worlds.arithmetic.tokenizer import arithmetic_tokenizer
+from tests.data.rows import with_rows
 from tests.processes import run_two
 from tests.recipes.small import one_device
+
+pack = with_rows(packed.pack)
 
 TOKENIZER = arithmetic_tokenizer()
 CONFIG = ModelConfig(**models.deepseek_v3_tiny(vocab_size=TOKENIZER.vocab_size))
@@ -35,11 +38,11 @@ jax.distributed.initialize(f"127.0.0.1:{port}", num_processes=2, process_id=proc
 from deepseek_jax.losses.next_token import next_token_loss
 from deepseek_jax.parallel import make_mesh
 from deepseek_jax.models import random_params
-from deepseek_jax.data.batches import packed
-from tests.data.test_batches import CONFIG, DOCUMENTS, PACKING, TOKENIZER, make_source
+from tests.data.test_batches import CONFIG, DOCUMENTS, PACKING, TOKENIZER, make_source, pack
 
 mesh = make_mesh()
-source = make_source(packed(DOCUMENTS, TOKENIZER, mesh, **PACKING), mesh)
+share = dict(process_index=process, process_count=2)
+source = make_source(pack(DOCUMENTS, TOKENIZER, **PACKING, **share), mesh)
 start = source.get_state()
 (batch,), metrics = source.next(None, 0)
 moved = source.get_state()

@@ -5,10 +5,13 @@ from collections import Counter
 import numpy as np
 import pytest
 
+from deepseek_jax.data import conversations
 from deepseek_jax.data.byte_tokenizer import byte_tokenizer
 from deepseek_jax.data.chat import render_conversation
-from deepseek_jax.data.conversations import pack_conversations
+from tests.data.rows import with_rows
 from tests.turns import turns
+
+pack_conversations = with_rows(conversations.pack_conversations)
 
 BYTES = byte_tokenizer()
 QUESTION = "{question}\n"

@@ -7,13 +7,16 @@ from collections import Counter
 import numpy as np
 import pytest
 
+from deepseek_jax.data import packing as packed
 from deepseek_jax.data.byte_tokenizer import byte_tokenizer
 from deepseek_jax.data.mixture import Mixture
-from deepseek_jax.data.packing import pack
 from deepseek_jax.data.tokenizer import Tokenizer, closed_tokenizer
 from deepseek_jax.worlds.arithmetic.builder import arithmetic_corpus
 from deepseek_jax.worlds.arithmetic.corpus import write_document
 from deepseek_jax.worlds.arithmetic.tokenizer import arithmetic_tokenizer
+from tests.data.rows import with_rows
+
+pack = with_rows(packed.pack)
 
 TOKENIZER = arithmetic_tokenizer()
 

@@ -4,7 +4,11 @@ import numpy as np
 import pytest
 
 from deepseek_jax.data.mixture import Mixture
-from deepseek_jax.distill.cached_targets import pack_targets, write_targets
+from deepseek_jax.distill import cached_targets
+from deepseek_jax.distill.cached_targets import write_targets
+from tests.data.rows import with_rows
+
+pack_targets = with_rows(cached_targets.pack_targets)
 
 K, TEXTS = 3, 12
 

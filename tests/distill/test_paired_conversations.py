@@ -4,9 +4,13 @@ import numpy as np
 import pytest
 
 from deepseek_jax.data.mixture import Mixture
-from deepseek_jax.distill.paired_conversations import pack_paired, pair_conversation
+from deepseek_jax.distill import paired_conversations
+from deepseek_jax.distill.paired_conversations import pair_conversation
 from deepseek_jax.worlds.bilingual.tokenizer import bilingual_tokenizer, letters_tokenizer
+from tests.data.rows import with_rows
 from tests.turns import turns
+
+pack_paired = with_rows(paired_conversations.pack_paired)
 
 LETTERS, WORDS = letters_tokenizer(), bilingual_tokenizer()
 TEXT = "<think>first 7 + 5 = 12</think><answer>12</answer>"
@@ -50,7 +54,7 @@ def test_rows_hold_both_and_too_long_ones_are_left_out():
     long = turns("What is 7 + 5?", TEXT)
     source = Mixture(([{"messages": m, "weight": 2.0} for m in (*texts, long)],), (1,))
     how = dict(template="{question}\n", sequence_length=24, batch_size=8, seed=0)
-    iterator = iter(pack_paired(source, LETTERS, WORDS, **how))
+    iterator = iter(pack_paired(source, LETTERS, WORDS, packing=False, **how))
     batch = next(iterator)
     iterator.close()
     wanted = {}

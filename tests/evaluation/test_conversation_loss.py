@@ -5,15 +5,18 @@ import jax
 import numpy as np
 import pytest
 
+from deepseek_jax.data import conversations
 from deepseek_jax.data.byte_tokenizer import byte_tokenizer
 from deepseek_jax.data.chat import render_conversation
-from deepseek_jax.data.conversations import pack_conversations
 from deepseek_jax.evaluation.conversation_loss import ConversationLoss, ratio_interval
 from deepseek_jax.losses.next_token import next_token_loss
 from deepseek_jax.models import ModelConfig, forward, init_params
 from deepseek_jax.parallel import make_mesh
+from tests.data.rows import with_rows
 from tests.tiny import MLA_MOE, random_leaves
 from tests.turns import turns
+
+pack_conversations = with_rows(conversations.pack_conversations)
 
 BYTES = byte_tokenizer()
 CONFIG = ModelConfig(**MLA_MOE | dict(vocab_size=261))

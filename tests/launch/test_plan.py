@@ -11,7 +11,8 @@ from pathlib import Path
 import jax
 import pytest
 
-from deepseek_jax.data.batches import joined, packed
+from deepseek_jax.data.batches import joined
+from deepseek_jax.data.packing import Rows, pack
 from deepseek_jax.parallel import make_mesh, put_batch
 from deepseek_jax.recipes.pretrain.run import abstract_updates
 from deepseek_jax.recipes.pretrain.settings import PretrainSettings
@@ -130,13 +131,13 @@ def test_an_abstract_batch_is_a_real_one_without_its_numbers():
     for update, stage in zip(updates, config.stages.values(), strict=True):
         rows = 16 if update.name == "stage_1" else 4
         documents = [{"text": "0123456789" * 200}] * 50
-        sizes = dict(sequence_length=stage.sequence_length, batch_size=rows)
-        batch = next(iter(packed(documents, tokenizer, mesh, seed=0, **sizes)))
+        sizes = Rows(sequence_length=stage.sequence_length, batch_size=rows)
+        batch = next(iter(pack(documents, tokenizer, sizes, seed=0)))
         real = put_batch(mesh, joined(mesh, [batch]))
-        told = dict(update.batch)
-        assert told.pop("mtp_weight").shape == ()
+        planned = dict(update.batch)
+        assert planned.pop("mtp_weight").shape == ()
         for name, array in real.items():
-            shape = told.pop(name)
+            shape = planned.pop(name)
             assert (shape.shape, shape.dtype) == (array.shape, array.dtype)
             assert shape.sharding.is_equivalent_to(array.sharding, array.ndim)
-        assert not told
+        assert not planned

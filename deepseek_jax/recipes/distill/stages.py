@@ -11,7 +11,6 @@ from deepseek_jax.data.tasks import Task
 from deepseek_jax.errors import at
 from deepseek_jax.evaluation.conversation_loss import ConversationLoss
 from deepseek_jax.models import RunSettings, build_model, random_params
-from deepseek_jax.parallel.shard import batch_share
 from deepseek_jax.recipes.distill.settings import (
     DistillSettings,
     ReinforcedSettings,
@@ -19,7 +18,7 @@ from deepseek_jax.recipes.distill.settings import (
     StudentSettings,
 )
 from deepseek_jax.recipes.distill.student import StudentRun
-from deepseek_jax.recipes.pretrain.run import check_vocabulary, train_base
+from deepseek_jax.recipes.pretrain.train import check_vocabulary, train_base
 from deepseek_jax.recipes.r1.settings import R1FineTuneSettings
 from deepseek_jax.recipes.sft.data import check_conversations, packed, rows_of
 from deepseek_jax.recipes.sft.run import fine_tune, packed_conversations
@@ -204,12 +203,9 @@ class DistillStages:
 
         def train(run):
             policy = self._loaded(base)
-            _, shares = batch_share(run.mesh)
-            rows = rows_of(settings, policy.template)
-            checked = policy, conversations, "teacher's", shares, rows
             with at("config.teacher.fine_tune"):
-                check_conversations(*checked)
-            batches = list(packed(settings, policy, held_out, num_epochs=1))
+                check_conversations(policy, conversations, "teacher's", rows_of(settings, run.mesh))
+            batches = list(packed(settings, policy, held_out, rows_of(settings), num_epochs=1))
             loss_of = ConversationLoss(policy.config, batches, run.mesh)
             source = packed_conversations(settings, policy, conversations, loss_of, run.mesh)
             phase = run.of("teacher", run.folder / "checkpoints")

@@ -5,7 +5,9 @@ import functools
 
 import jax
 
+from deepseek_jax.data.batches import share_of_rows
 from deepseek_jax.data.conversations import pack_conversations, weighed_tokens
+from deepseek_jax.data.packing import Rows
 from deepseek_jax.data.tokenizer import Tokenizer
 from deepseek_jax.distill.cache import top_k_records
 from deepseek_jax.distill.cached_targets import pack_targets, write_targets
@@ -22,7 +24,6 @@ from deepseek_jax.distill.token_alignment import shared_vocabulary
 from deepseek_jax.distill.update import train_student
 from deepseek_jax.errors import at
 from deepseek_jax.evaluation.conversation_loss import ConversationLoss
-from deepseek_jax.parallel.shard import batch_share
 from deepseek_jax.recipes.distill.settings import DistillSettings, StudentSettings
 from deepseek_jax.recipes.distill.tasks import mixed
 from deepseek_jax.recipes.sft.data import check_conversations
@@ -86,12 +87,11 @@ class StudentRun:
 
     def check_texts(self, policy: Policy):
         """sft.data.check_conversations on the texts of every task."""
-        _, shares = batch_share(self.run.mesh)
-        rows = self._rows() | {"template": self.settings.template}
         for name, task in self.tasks.items():
             with at(f"config.students.{self.name}"):
-                check_conversations(policy, task.train, f"{name} training", shares, rows)
-                check_conversations(policy, task.held_out, f"{name} held-out", 1, rows)
+                check_conversations(policy, task.train, f"{name} training", self._rows())
+                whole = self._rows(shared=False)
+                check_conversations(policy, task.held_out, f"{name} held-out", whole)
 
     def objective(self, policy: Policy, taught: Policy | None):
         """distill.objective.Objective of config.students.NAME.loss. Raises ValueError where terms compare
@@ -134,32 +134,27 @@ class StudentRun:
             )
         return ()
 
-    def _rows(self):
-        return {
-            "sequence_length": self.student.sequence_length,
-            "batch_size": self.student.batch_size,
-            "packing": self.settings.packing,
-        }
-
-    def _packing(self, **more):
-        share, shares = batch_share(self.run.mesh)
-        own = dict(seed=self.student.seed, process_index=share, process_count=shares)
-        return self._rows() | own | more
+    def _rows(self, *, shared: bool = True):
+        """This process's share of the rows, or all of them."""
+        student = self.student
+        fields = dict(sequence_length=student.sequence_length, batch_size=student.batch_size)
+        fields["packing"] = self.settings.packing
+        return share_of_rows(self.run.mesh, **fields) if shared else Rows(**fields)
 
     def _batches(self, policy: Policy, taught: Policy | None):
         """Packed texts of all tasks, with the teacher's tokens or cached top k where a term needs them."""
-        tokenizer = policy.tokenizer
-        temperature = self.settings.mixing_temperature
-        sources = [task.train for task in self.tasks.values()]
-        options = self._packing(template=self.settings.template)
+        tokenizer, rows, seed = policy.tokenizer, self._rows(), self.student.seed
+        temperature, template = self.settings.mixing_temperature, self.settings.template
+        mixture = mixed([task.train for task in self.tasks.values()], temperature)
         if self.student.loss.needs("matched", "sorted"):
-            return pack_paired(mixed(sources, temperature), tokenizer, taught.tokenizer, **options)
+            tokenizers = tokenizer, taught.tokenizer
+            return pack_paired(mixture, *tokenizers, rows, template=template, seed=seed)
         if self.student.loss.top_k is None:
-            return pack_conversations(mixed(sources, temperature), tokenizer, **options)
+            return pack_conversations(mixture, tokenizer, rows, template=template, seed=seed)
         cached = [
             self._cached(name, task.train, tokenizer, taught) for name, task in self.tasks.items()
         ]
-        return pack_targets(mixed(cached, temperature), pad_id=tokenizer.pad_id, **self._packing())
+        return pack_targets(mixed(cached, temperature), rows, seed=seed, pad_id=tokenizer.pad_id)
 
     def _cached(self, name: str, conversations, tokenizer: Tokenizer, taught: Policy):
         """The texts of a task with the teacher's top k, which are written to folder/targets/TASK first."""
@@ -187,10 +182,10 @@ class StudentRun:
     def _watch(self, policy: Policy):
         """The TaskWatch of the held-out texts."""
         # Every process reads all of them, as ConversationLoss needs
-        options = self._packing(template=self.settings.template, num_epochs=1)
-        options |= dict(process_index=0, process_count=1)
+        rows = self._rows(shared=False)
+        options = dict(template=self.settings.template, seed=self.student.seed, num_epochs=1)
         batches = {
-            name: list(pack_conversations(task.held_out, policy.tokenizer, **options))
+            name: list(pack_conversations(task.held_out, policy.tokenizer, rows, **options))
             for name, task in self.tasks.items()
         }
         return TaskWatch(ConversationLoss(policy.config, [], self.run.mesh), batches, self.name)

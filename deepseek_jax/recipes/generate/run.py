@@ -21,7 +21,7 @@ from deepseek_jax.models import RunSettings, build_model
 from deepseek_jax.parallel.mesh import group_mesh
 from deepseek_jax.parallel.processes import first_process, say
 from deepseek_jax.recipes.generate.settings import GenerateSettings
-from deepseek_jax.recipes.pretrain.run import train_base
+from deepseek_jax.recipes.pretrain.train import train_base
 from deepseek_jax.recipes.start import starting_policy
 from deepseek_jax.reinforce.model_rewards import load_model_rewards
 from deepseek_jax.reports.answers import make_console

@@ -4,7 +4,6 @@ read documents -> random parameters, or a checkpoint's -> train each stage -> he
 multi-token prediction speeds up decoding -> report.
 """
 
-import functools
 import itertools
 from collections.abc import Callable
 from pathlib import Path
@@ -18,7 +17,7 @@ from rich.console import Console
 from deepseek_jax.checkpoint import is_orbax, load_hf, load_orbax, save_orbax
 from deepseek_jax.checkpoint.hf_config import read_config
 from deepseek_jax.checkpoint.tree import abstract_params, checked_by_path, from_paths
-from deepseek_jax.data.batches import TOTALS, PackedDocuments, held_out_batches, packed
+from deepseek_jax.data.batches import TOTALS, held_out_batches
 from deepseek_jax.data.infill import check_fim_rate
 from deepseek_jax.data.tokenizer import Tokenizer
 from deepseek_jax.errors import at
@@ -29,21 +28,18 @@ from deepseek_jax.parallel import batch_sharding
 from deepseek_jax.parallel.processes import first_process, say
 from deepseek_jax.recipes.pretrain.documents import open_corpus
 from deepseek_jax.recipes.pretrain.settings import (
-    BaseSettings,
     CorpusSettings,
     PretrainSettings,
     StageSettings,
     switched_on,
 )
+from deepseek_jax.recipes.pretrain.train import Corpus, check_vocabulary, jitted, train_stage
 from deepseek_jax.reports.tables import loss_table, plot_curves
 from deepseek_jax.rollout import generate
-from deepseek_jax.training.loop import train
 from deepseek_jax.training.remembered import remembered
 from deepseek_jax.training.run import Run
-from deepseek_jax.training.schedule import stepwise
-from deepseek_jax.training.state import TrainState, state_maker
-from deepseek_jax.training.step import jitted_step, make_train_step
-from deepseek_jax.worlds.registry import find_corpus, named_tokenizer
+from deepseek_jax.training.state import TrainState
+from deepseek_jax.worlds.registry import named_tokenizer
 
 SETTINGS = PretrainSettings
 CURVES = ("next_token_loss", "held_out_loss", "mtp_loss", "max_vio")
@@ -57,7 +53,7 @@ def run(settings: PretrainSettings, run: Run):
     with at("config"):
         tokenizer, model, params, stages = _prepare(settings, mesh)
         documents, held_out = open_corpus(settings.data, workdir / "data", settings.seed, mesh)
-    options = dict(fim_rate=settings.data.fim_rate, packing=settings.data.packing)
+    corpus = Corpus(documents, tokenizer, settings.data.packing, settings.data.fim_rate)
     models, losses = settings.models(model), {}
     measures = [
         _held_out(scaled, stage, settings.data, held_out, tokenizer, mesh, settings.seed)
@@ -71,13 +67,11 @@ def run(settings: PretrainSettings, run: Run):
         params = train_stage(
             model,
             stage,
-            documents,
-            tokenizer,
+            corpus,
             params,
             run.of(name),
             seed=settings.seed + index,
             evaluate=lambda p, m=measure: {"held_out_loss": m(p)[0]},
-            **options,
         )
         after = remembered(workdir / f"{name}_after.json", lambda m=measure, p=params: m(p))
         losses[name] = (stage.sequence_length, before, after)
@@ -104,14 +98,6 @@ def _prepare(settings: PretrainSettings, mesh: Mesh):
     return tokenizer, model, params, settings.checked_stages(model, mesh)
 
 
-def check_vocabulary(config: ModelConfig, tokenizer: Tokenizer):
-    """Raise ValueError where the model has fewer tokens than the tokenizer."""
-    if tokenizer.vocab_size > config.vocab_size:
-        raise ValueError(
-            f"model.vocab_size={config.vocab_size} is below the tokenizer's {tokenizer.vocab_size}"
-        )
-
-
 def _starting_point(settings: PretrainSettings, mesh: Mesh):
     """(ModelConfig, the checkpoint's params or None).
 
@@ -132,74 +118,6 @@ def _starting_point(settings: PretrainSettings, mesh: Mesh):
             "the fields that set sizes from model"
         ) from error
     return model, params
-
-
-def train_stage(
-    model: ModelConfig,
-    stage: StageSettings,
-    documents,
-    tokenizer: Tokenizer,
-    params,
-    run: Run,
-    *,
-    seed: int,
-    evaluate=None,
-    **options,
-):
-    """Train params, which are donated, over one stage: -> params. Resumes from run.folder.
-
-    documents: a source of data.sources, or a Mixture. options: of data.packing.pack. evaluate: see
-    PackedDocuments.
-    """
-    create, step = _jitted(model, stage, params, run.mesh)
-    quantum = stage.quantum()
-    sizes = dict(sequence_length=stage.sequence_length, batch_size=quantum, seed=seed)
-    weight = {}
-    if switched_on(stage.mtp_weight):
-        weight["mtp_weight"] = stepwise(stage.mtp_weight)
-    source = PackedDocuments(
-        packed(documents, tokenizer, run.mesh, **sizes, **options),
-        run.mesh,
-        batch_sizes=stage.batch_sizes(),
-        quantum=quantum,
-        scalars=weight,
-        evaluate=evaluate,
-        eval_every=stage.eval_every,
-    )
-
-    def update(state, batch, rng):
-        return step(len(batch["tokens"]))(state, batch, rng)
-
-    return train(stage, create(params), update, source, run, seed).params
-
-
-def _jitted(model: ModelConfig, stage: StageSettings, params, mesh: Mesh):
-    """A stage's two jitted functions, (create, step).
-
-    create(params) donates params and returns the TrainState. step(rows) is the train_step of a batch of
-    `rows` rows, split into micro-batches. params: arrays, or ShapeDtypeStructs with shardings.
-    """
-    trains_mtp = switched_on(stage.mtp_weight)
-    tx = stage.make_optimizer(trains_mtp=trains_mtp)
-    create, placed = state_maker(params, tx, mesh)
-    speed = None
-    if switched_on(stage.bias_update_speed):
-        speed = stepwise(stage.bias_update_speed)
-
-    def loss_fn(params, batch, rng):
-        weight = batch.get("mtp_weight")
-        return next_token_loss(
-            model, params, batch, balance_weight=stage.balance_weight, mtp_weight=weight
-        )
-
-    # One program for each size of batch, since the rows may grow on the way
-    @functools.cache
-    def step(rows):
-        micro_batches = rows // (stage.micro_batch_size or rows)
-        step = make_train_step(loss_fn, tx, micro_batches=micro_batches, bias_update_speed=speed)
-        return jitted_step(step, placed)
-
-    return create, step
 
 
 class AbstractUpdate(NamedTuple):
@@ -227,7 +145,7 @@ def abstract_updates(settings: PretrainSettings, mesh: Mesh):
     with at("config"):
         stages = settings.checked_stages(model, mesh)
     for (name, stage), scaled in zip(stages, settings.models(model), strict=True):
-        create, step = _jitted(scaled, stage, params, mesh)
+        create, step = jitted(scaled, stage, params, mesh)
         rows = max(rows for _, rows in stage.batch_sizes())
         batch = _abstract_batch(mesh, rows, stage)
         updates.append(AbstractUpdate(name, scaled, step(rows), create.eval_shape(params), batch))
@@ -301,21 +219,3 @@ def _report(workdir: Path, losses: dict, drafts: dict | None):
             f"accepted, which makes {drafts['tokens_per_step']:.2f} tokens a step"
         )
     say(f"complete; parameters for launch/convert.py are in {workdir / 'params'}")
-
-
-def base_documents(settings: BaseSettings, data_dir: Path, seed: int):
-    """Random access to the documents of settings.corpus, built under data_dir."""
-    _, documents = find_corpus(settings.corpus)
-    return documents(data_dir, num_documents=settings.num_documents, seed=seed)
-
-
-def train_base(
-    config: ModelConfig, settings: BaseSettings, tokenizer: Tokenizer, run: Run, seed: int
-):
-    """Pre-train `config` on a world's corpus: -> params. Resumes from run.folder.
-
-    The corpus is built in the folder data beside run.folder.
-    """
-    corpus = base_documents(settings, run.folder.parent / "data", seed)
-    params = random_params(config, run.mesh, seed)
-    return train_stage(config, settings, corpus, tokenizer, params, run, seed=seed)

@@ -15,7 +15,7 @@ from deepseek_jax.data.tasks import Task
 from deepseek_jax.errors import at
 from deepseek_jax.models import build_model
 from deepseek_jax.parallel.processes import say
-from deepseek_jax.recipes.pretrain.run import check_vocabulary
+from deepseek_jax.recipes.pretrain.train import check_vocabulary
 from deepseek_jax.recipes.r1.findings import TABLE_WIDTH, report_sweep
 from deepseek_jax.recipes.r1.scores import FORMS
 from deepseek_jax.recipes.r1.settings import PREFERENCE_STAGES, R1Settings

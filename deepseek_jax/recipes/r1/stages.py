@@ -11,9 +11,8 @@ from deepseek_jax.data.sources import read
 from deepseek_jax.data.tasks import Task
 from deepseek_jax.errors import at
 from deepseek_jax.evaluation.conversation_loss import ConversationLoss
-from deepseek_jax.parallel.shard import batch_share
 from deepseek_jax.recipes.judge import check_lengths, judged_pairs, train_judge
-from deepseek_jax.recipes.pretrain.run import base_documents, train_base
+from deepseek_jax.recipes.pretrain.train import base_documents, train_base
 from deepseek_jax.recipes.r1.scores import measure, say_scores
 from deepseek_jax.recipes.r1.settings import REWARD_MODELS, R1Settings
 from deepseek_jax.recipes.reward_model.data import load_preferences, with_ids
@@ -259,13 +258,12 @@ class Stages:
         )
 
         def train(run):
-            _, shares = batch_share(run.mesh)
-            rows = rows_of(settings, self.policy.template)
-            checked = self.policy, conversations, f"{name} training", shares, rows
+            rows = rows_of(settings, run.mesh)
             with at(f"config.{name}"):
-                check_conversations(*checked)
+                check_conversations(self.policy, conversations, f"{name} training", rows)
             held_out = self._worked(self.world.reasoning, reasoning.held_out)
-            batches = list(packed(settings, self.policy, held_out, num_epochs=1))
+            whole = rows_of(settings)
+            batches = list(packed(settings, self.policy, held_out, whole, num_epochs=1))
             loss_of = ConversationLoss(self.policy.config, batches, run.mesh)
             source = packed_conversations(settings, self.policy, conversations, loss_of, run.mesh)
             phase = run.within(run.folder / "checkpoints")

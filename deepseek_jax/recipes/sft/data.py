@@ -4,7 +4,9 @@ import functools
 from pathlib import Path
 
 import numpy as np
+from jax.sharding import Mesh
 
+from deepseek_jax.data.batches import share_of_rows
 from deepseek_jax.data.chat import last_prompt
 from deepseek_jax.data.conversations import pack_conversations, render_numbered
 from deepseek_jax.data.messages import (
@@ -12,6 +14,7 @@ from deepseek_jax.data.messages import (
     what_it_answers,
     worked_conversations,
 )
+from deepseek_jax.data.packing import Rows
 from deepseek_jax.data.sources import hold_out
 from deepseek_jax.errors import at
 from deepseek_jax.parallel.processes import say
@@ -37,17 +40,18 @@ def load_conversations(settings: SftSettings, folder: Path):
     return tuple(worked_conversations(e, questions.worked) for e in (task.train, task.held_out))
 
 
-def check_conversations(policy: Policy, source, kind: str, shares: int, rows: dict):
+def check_conversations(policy: Policy, source, kind: str, rows: Rows):
     """Render the first CHECKED conversations, and print their lengths and how many are too long.
 
-    kind: "training" or "held-out", for messages. shares: the number of processes that read different parts.
-    rows: rows_of(...). Raises ValueError where a conversation cannot be rendered or has a token outside the
-    model's vocabulary, and where a process would read none that fits a row: it would search for ever.
+    kind: "training" or "held-out", for messages. Raises ValueError where a conversation cannot be rendered or
+    has a token outside the model's vocabulary, and where a process would read none that fits a row: it would
+    search for ever.
     """
-    template, length = rows["template"], rows["sequence_length"]
+    length, shares = rows.sequence_length, rows.process_count
     lengths, targets = [], []
+    render = functools.partial(render_numbered, policy.tokenizer, template=policy.template)
     for index in range(min(len(source), CHECKED)):
-        ids, is_target = render_numbered(policy.tokenizer, source[index], index, template=template)
+        ids, is_target = render(source[index], index)
         if max(ids) >= policy.config.vocab_size:
             raise ValueError(
                 f"conversation {index} of the data has token {max(ids)}, and the model's vocab_size is "
@@ -64,11 +68,11 @@ def check_conversations(policy: Policy, source, kind: str, shares: int, rows: di
             f"conversations fit a row, and the shortest has {lengths.min()} tokens; raise it"
         )
     fitting = lengths[fits]
-    filled = fits.mean() * len(source) * (fitting.mean() / length if rows["packing"] else 1)
+    filled = fits.mean() * len(source) * (fitting.mean() / length if rows.packing else 1)
     say(
         f"{len(source)} {kind} conversations; the first {len(fits)}: {fitting.mean():.1f} tokens on average, "
         f"{targets[fits].mean():.1f} of them learned, {(~fits).sum()} longer than {length} and left out; "
-        f"about {filled / rows['batch_size']:.1f} batches"
+        f"about {filled / rows.batch_size:.1f} batches"
     )
 
 
@@ -98,17 +102,14 @@ def held_out_prompts(settings: SftSettings, policy: Policy, source):
     return examples
 
 
-def rows_of(settings: FineTuneSettings, template: str):
-    """The template and row sizes, as arguments of data.conversations.pack_conversations."""
-    return {
-        "template": template,
-        "sequence_length": settings.sequence_length,
-        "batch_size": settings.batch_size,
-        "packing": settings.data.packing,
-    }
+def rows_of(settings: FineTuneSettings, mesh: Mesh | None = None):
+    """The Rows of these settings: this process's share on a mesh, or all rows."""
+    fields = dict(sequence_length=settings.sequence_length, batch_size=settings.batch_size)
+    fields["packing"] = settings.data.packing
+    return Rows(**fields) if mesh is None else share_of_rows(mesh, **fields)
 
 
-def packed(settings: FineTuneSettings, policy: Policy, source, **kwargs):
-    """data.conversations.pack_conversations with these settings and the policy's tokenizer and template."""
-    rows = rows_of(settings, policy.template)
-    return pack_conversations(source, policy.tokenizer, seed=settings.seed, **rows, **kwargs)
+def packed(settings: FineTuneSettings, policy: Policy, source, rows: Rows, **epochs):
+    """pack_conversations with the settings' seed and the policy's tokenizer and template."""
+    how = dict(template=policy.template, seed=settings.seed)
+    return pack_conversations(source, policy.tokenizer, rows, **how, **epochs)

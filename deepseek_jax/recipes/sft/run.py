@@ -14,7 +14,6 @@ from deepseek_jax.evaluation.conversation_loss import ConversationLoss
 from deepseek_jax.evaluation.held_out import evaluate_both
 from deepseek_jax.losses.next_token import next_token_loss
 from deepseek_jax.parallel.processes import first_process
-from deepseek_jax.parallel.shard import batch_share
 from deepseek_jax.recipes.sft.data import (
     check_conversations,
     held_out_prompts,
@@ -57,7 +56,7 @@ def run(settings: SftSettings, run: Run):
             with at("rewards"):
                 rewards.check(asked)
         policy = pretrained(policy, settings, run)
-        batches = packed(settings, policy, held_out, num_epochs=1)
+        batches = packed(settings, policy, held_out, rows_of(settings), num_epochs=1)
         loss_of = ConversationLoss(policy.config, list(batches), mesh)
         measure = functools.partial(_measure, settings, policy, asked, rewards, loss_of)
         before = remembered(folder / "before.json", lambda: measure(policy.params))
@@ -84,10 +83,8 @@ def _start(settings: SftSettings, mesh, data_dir: Path):
     policy = starting_policy(settings, mesh, settings.data.template)
     check_positions(settings, policy.config)
     train, held_out = load_conversations(settings, data_dir)
-    _, shares = batch_share(mesh)
-    rows = rows_of(settings, policy.template)
-    check_conversations(policy, train, "training", shares, rows)
-    check_conversations(policy, held_out, "held-out", 1, rows)
+    check_conversations(policy, train, "training", rows_of(settings, mesh))
+    check_conversations(policy, held_out, "held-out", rows_of(settings))
     return policy, train, held_out
 
 
@@ -99,9 +96,8 @@ def packed_conversations(
     loss_of gives the held-out loss before every eval_every-th step. The metric tokens is the sum of the
     learned tokens' weights.
     """
-    share, shares = batch_share(mesh)
     return PackedDocuments(
-        packed(settings, policy, conversations, process_index=share, process_count=shares),
+        packed(settings, policy, conversations, rows_of(settings, mesh)),
         mesh,
         batch_sizes=((0, settings.batch_size),),
         quantum=settings.batch_size,

@@ -10,7 +10,7 @@ import pytest
 
 from configs.distill_small import get_config, made_teacher
 from deepseek_jax.checkpoint import load_orbax, save_orbax
-from deepseek_jax.data.conversations import pack_conversations
+from deepseek_jax.data import conversations
 from deepseek_jax.distill.objective import PROJECTIONS, SAMPLED
 from deepseek_jax.distill.source import OnPolicyRows, TaskWatch, sampled_rows
 from deepseek_jax.evaluation.conversation_loss import ConversationLoss
@@ -26,9 +26,12 @@ from deepseek_jax.settings import build
 from deepseek_jax.training.metrics import read_metrics
 from deepseek_jax.worlds.bilingual.tokenizer import bilingual_tokenizer
 from deepseek_jax.worlds.bilingual.world import BILINGUAL
+from tests.data.rows import with_rows
 from tests.recipes.small import make_run, one_device, run_recipe
 from tests.tiny import tiny_model
 from tests.turns import turns
+
+pack_conversations = with_rows(conversations.pack_conversations)
 
 REVERSED = dict(weights=dict(soft=1.0), divergence="reverse_kl")
 TERMS = dict(soft=0.5, hard=0.5, hidden=0.1, relations=0.1, l2=1e-5)

@@ -13,7 +13,7 @@ from deepseek_jax.checkpoint.store import Store
 from deepseek_jax.parallel import make_mesh
 from deepseek_jax.recipes import start
 from deepseek_jax.recipes.grpo import run as grpo
-from deepseek_jax.recipes.pretrain import run as pretrain
+from deepseek_jax.recipes.pretrain import train as pretrain
 from deepseek_jax.rewards import scoring
 from deepseek_jax.rollout import generate, policy
 from deepseek_jax.settings import build

@@ -9,7 +9,7 @@ import pytest
 
 from configs.pretrain_small import get_config
 from deepseek_jax.checkpoint import load_orbax, save_orbax
-from deepseek_jax.data.batches import packed
+from deepseek_jax.data.packing import Rows, pack
 from deepseek_jax.losses.next_token import next_token_loss
 from deepseek_jax.models import RopeScaling, build_model, random_params
 from deepseek_jax.recipes.pretrain import run as pretrain
@@ -133,8 +133,9 @@ def test_a_long_context_is_trained_under_its_own_scaling(tmp_path):
 
     settings = build(PretrainSettings, config, "config")
     train, _ = open_corpus(settings.data, tmp_path / "data", settings.seed, mesh)
-    rows = dict(sequence_length=96, batch_size=2, seed=settings.seed, fim_rate=0.1)
-    batch = next(iter(packed(train, named_tokenizer("bytes"), mesh, **rows)))
+    rows = Rows(sequence_length=96, batch_size=2)
+    how = dict(seed=settings.seed, fim_rate=0.1)
+    batch = next(iter(pack(train, named_tokenizer("bytes"), rows, **how)))
     yarn = RopeScaling(**config.stages["stage_2_long"].rope_scaling)
     scaled = dataclasses.replace(plain, rope_scaling=yarn)
     loss = jax.jit(next_token_loss, static_argnums=0)

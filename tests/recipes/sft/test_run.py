@@ -1,5 +1,6 @@
 """The whole recipe at toy size: what it leaves behind, and that stopping it changes nothing."""
 
+import dataclasses
 import json
 import shutil
 
@@ -197,7 +198,7 @@ def losses_on(mesh):
     with jax.set_mesh(mesh):
         params = random_params(model, mesh, 0)
         policy = Policy(model, params, TOKENIZER, settings.data.template)
-        batches = list(sft.packed(settings, policy, CHATS, num_epochs=1))
+        batches = list(sft.packed(settings, policy, CHATS, sft.rows_of(settings), num_epochs=1))
         held_out = ConversationLoss(model, batches, mesh)
         source = sft.packed_conversations(settings, policy, CHATS, held_out, mesh)
         (batch,), metrics = source.next(TrainState(0, params, None), 0)
@@ -212,10 +213,9 @@ def test_two_processes_give_the_losses_that_one_has_of_both_shares():
     assert statuses == [0, 0], outputs
     settings = build(SftSettings, small_config(sequence_length=32), "config")
     policy = Policy(None, None, TOKENIZER, settings.data.template)
-    shares = [
-        next(iter(sft.packed(settings, policy, CHATS, process_index=i, process_count=2)))
-        for i in range(2)
-    ]
+    whole = sft.rows_of(settings)
+    halves = [dataclasses.replace(whole, process_index=i, process_count=2) for i in range(2)]
+    shares = [next(iter(sft.packed(settings, policy, CHATS, half))) for half in halves]
     rows = {k: np.concatenate([s[k] for s in shares]) for k in shares[0] if shares[0][k].ndim}
     rows |= {k: shares[0][k] + shares[1][k] for k in ("normalizer", "num_tokens")}
     model = build_model(settings.model)

@@ -6,7 +6,7 @@ from hashlib import blake2b
 import numpy as np
 import pytest
 
-from deepseek_jax.data.packing import pack
+from deepseek_jax.data import packing as packed
 from deepseek_jax.data.sources import tfds_documents
 from deepseek_jax.worlds.bilingual import words as bilingual
 from deepseek_jax.worlds.bilingual.builders import (
@@ -20,6 +20,9 @@ from deepseek_jax.worlds.bilingual.general import all_requests
 from deepseek_jax.worlds.bilingual.preferences import PreferenceWriter
 from deepseek_jax.worlds.bilingual.tasks import puzzle_examples, request_examples
 from deepseek_jax.worlds.bilingual.tokenizer import bilingual_tokenizer
+from tests.data.rows import with_rows
+
+pack = with_rows(packed.pack)
 
 
 def ordered(examples):
