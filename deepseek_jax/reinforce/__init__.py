@@ -12,6 +12,7 @@ __getattr__, __dir__, __all__ = lazy_names(
         "group_batch": "grpo",
         "load_model_rewards": "model_rewards",
         "make_groups": "grpo",
+        "make_grpo_loss": "update",
         "reinforce": "grpo",
     },
 )

@@ -20,7 +20,7 @@ from deepseek_jax.parallel.shard import put_share
 from deepseek_jax.reinforce.metrics import describe
 from deepseek_jax.reinforce.scenarios import ScenarioRewards, place
 from deepseek_jax.reinforce.settings import ReinforceSettings
-from deepseek_jax.reinforce.update import SAMPLER_LIMITS, make_loss, refreshing
+from deepseek_jax.reinforce.update import SAMPLER_LIMITS, make_grpo_loss, refreshing
 from deepseek_jax.rewards import Rewards, Scores
 from deepseek_jax.rollout.policy import Answers, Policy
 from deepseek_jax.rollout.requests import PROMPT_BUCKET
@@ -53,7 +53,8 @@ def reinforce(
         frozen, params = params, jax.tree.map(jnp.copy, params)
     elif settings.loss.kl_coef:
         saved, placed = jax.tree.map(jnp.copy, params), placed.replace(reference=placed.params)
-    loss_fn = make_loss(settings, policy.config)
+    longest = settings.rollout.longest()
+    loss_fn = make_grpo_loss(policy.config, settings.loss, max_completion_length=longest)
     step = jitted_step(make_train_step(loss_fn, tx, micro_batches=settings.micro_batches), placed)
     if saved is not None:
         step = refreshing(step, settings.reference_every * settings.minibatches * settings.epochs)

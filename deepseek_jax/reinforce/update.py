@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from deepseek_jax.losses.completions import completion_logprobs
-from deepseek_jax.losses.grpo import grpo_loss
+from deepseek_jax.losses.grpo import GrpoOptions, grpo_loss
 from deepseek_jax.models import ModelConfig
 from deepseek_jax.parallel.shard import batch_parts
 from deepseek_jax.reinforce.settings import ReinforceSettings
@@ -31,16 +31,19 @@ def _limits(mean, largest):
 SAMPLER_LIMITS = {"float32": _limits(1e-4, 1e-2), "bfloat16": _limits(0.05, math.inf)}
 
 
-def make_loss(settings: ReinforceSettings, config: ModelConfig):
-    """The loss_fn(params, batch, rng) -> (loss, metrics) of training.make_train_step."""
+def make_grpo_loss(config: ModelConfig, options: GrpoOptions, *, max_completion_length: int):
+    """The loss_fn(params, batch, rng) -> (loss, metrics) of training.make_train_step.
+
+    batch: of losses.grpo_loss, with prompt_ids, prompt_mask and completion_ids, and, where it was not 1, the
+    temperature that was sampled at, float32[]. max_completion_length: the longest completion of any batch.
+    """
 
     def loss_fn(params, batch, rng):
-        logprobs, entropy, routing = completion_logprobs(
-            config, params, batch, temperature=batch["temperature"]
-        )
-        longest = settings.rollout.longest()
+        temperature = batch.get("temperature", 1.0)
+        scored = completion_logprobs(config, params, batch, temperature=temperature)
+        logprobs, entropy, routing = scored
         loss, metrics = grpo_loss(
-            logprobs, entropy, batch, settings.loss, max_completion_length=longest
+            logprobs, entropy, batch, options, max_completion_length=max_completion_length
         )
         if routing is not None:
             metrics["expert_load"] = {"moe_layers": routing.load}

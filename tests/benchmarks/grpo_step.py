@@ -15,13 +15,12 @@ import jax.numpy as jnp
 
 from configs import models
 from deepseek_jax.data.tokenizer import load_tokenizer, smollm2_gguf
-from deepseek_jax.losses.completions import completion_logprobs
-from deepseek_jax.losses.grpo import grpo_loss
 from deepseek_jax.models import build_model, random_params
 from deepseek_jax.parallel import make_mesh
 from deepseek_jax.parallel.host_memory import return_compilers_memory
 from deepseek_jax.recipes.grpo.settings import GrpoSettings
 from deepseek_jax.reinforce.grpo import GroupSource
+from deepseek_jax.reinforce.update import make_grpo_loss
 from deepseek_jax.rewards import Rewards
 from deepseek_jax.rollout import Policy
 from deepseek_jax.settings import build
@@ -62,11 +61,7 @@ def our_step(dtype, tokenizer, prompts):
     settings = build(GrpoSettings, SETTINGS, "config")
     mesh = make_mesh()
     reference = random_params(config, mesh, seed=0)
-
-    def loss_fn(params, batch, rng):
-        logprobs, entropy, _ = completion_logprobs(config, params, batch)
-        return grpo_loss(logprobs, entropy, batch, settings.loss, max_completion_length=COMPLETION)
-
+    loss_fn = make_grpo_loss(config, settings.loss, max_completion_length=COMPLETION)
     tx = settings.optimizer.make(settings.num_steps)
     create, placed = state_maker(reference, tx, mesh)
     train_step = jitted_step(make_train_step(loss_fn, tx), placed)

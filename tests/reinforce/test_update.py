@@ -185,7 +185,7 @@ def test_micro_batches_make_the_update_of_the_whole_batch(tmp_path, monkeypatch)
     ],
 )
 def test_what_the_config_says_of_the_loss_is_what_a_step_computes(loss, monkeypatch):
-    """Oracle: the papers' sums in float64 torch, where dr_grpo divides by the longest completion of any step.
+    """Oracle: the papers' sums in float64 torch, where dr_grpo divides by max_completion_length.
     The loss without the config's setting differs.
     """
     logprobs, entropy, batch = make_batch()
@@ -193,9 +193,8 @@ def test_what_the_config_says_of_the_loss_is_what_a_step_computes(loss, monkeypa
     monkeypatch.setattr(update, "completion_logprobs", lambda *_, temperature: scored)
 
     def loss_of(**fields):
-        rollout = dict(max_completion_length=((0, 5), (1, 7)))
-        settings = build(GrpoSettings, small_config(loss=fields, rollout=rollout), "config")
-        loss_fn = update.make_loss(settings, config=None)
+        settings = build(GrpoSettings, small_config(loss=fields), "config")
+        loss_fn = update.make_grpo_loss(None, settings.loss, max_completion_length=7)
         return float(loss_fn(None, batch | {"temperature": 1.0}, None)[0])
 
     plain = dict(loss_type="grpo", clip_eps=0.2, max_completion_length=7)
