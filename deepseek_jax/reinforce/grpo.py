@@ -14,13 +14,14 @@ from jax.sharding import Mesh
 
 from deepseek_jax.losses.completions import completion_logprobs
 from deepseek_jax.losses.grpo import NORMALIZES_STD, group_advantages
+from deepseek_jax.ops.fingerprint import fingerprint
 from deepseek_jax.parallel.host_memory import return_freed_memory
 from deepseek_jax.parallel.processes import say
 from deepseek_jax.parallel.shard import put_share
 from deepseek_jax.reinforce.metrics import describe
 from deepseek_jax.reinforce.scenarios import ScenarioRewards, place
 from deepseek_jax.reinforce.settings import ReinforceSettings
-from deepseek_jax.reinforce.update import SAMPLER_LIMITS, make_grpo_loss, refreshing
+from deepseek_jax.reinforce.update import SAMPLER_LIMITS, comparing, make_grpo_loss, refreshing
 from deepseek_jax.rewards import Rewards, Scores
 from deepseek_jax.rollout.policy import Answers, Policy
 from deepseek_jax.rollout.requests import PROMPT_BUCKET
@@ -55,7 +56,8 @@ def reinforce(
         saved, placed = jax.tree.map(jnp.copy, params), placed.replace(reference=placed.params)
     longest = settings.rollout.longest()
     loss_fn = make_grpo_loss(policy.config, settings.loss, max_completion_length=longest)
-    step = jitted_step(make_train_step(loss_fn, tx, micro_batches=settings.micro_batches), placed)
+    step = make_train_step(loss_fn, tx, micro_batches=settings.micro_batches)
+    step = jitted_step(comparing(step), placed)
     if saved is not None:
         step = refreshing(step, settings.reference_every * settings.minibatches * settings.epochs)
     source = GroupSource(policy, questions, rewards, settings, run.mesh, frozen, general)
@@ -94,6 +96,8 @@ class GroupSource:
             for examples in (questions, general)
         )
         self.settings, self.mesh, self.reference = settings, mesh, reference
+        self.fingerprint = jax.jit(fingerprint)
+        self.sampled_by = 0  # the fingerprint of the parameters that sampled last
         self.returned = None  # when next() last returned, and its tokens times epochs
         self.score = jax.jit(
             lambda params, batch: completion_logprobs(
@@ -206,7 +210,9 @@ class GroupSource:
     def _answer(self, params, examples, step, number):
         """The Answers of one sampling round of a step."""
         settings, entropy = self.settings, [self.settings.seed, step, number]
-        return self.policy.at(params).answer(
+        policy = self.policy.at(params)
+        self.sampled_by = int(self.fingerprint(policy.params))
+        return policy.answer(
             examples,
             settings.rollout.at(step),
             n=settings.group_size,
@@ -214,8 +220,8 @@ class GroupSource:
         )
 
     def _updates(self, state, batch, temperature):
-        """Split a batch into minibatches, repeated for each epoch, with the sampling temperature and the
-        log-probabilities that the loss needs.
+        """Split a batch into minibatches, repeated for each epoch, with the sampling temperature, the
+        log-probabilities that the loss needs, and sampled_by, see update.comparing.
 
         A single update needs no old_logprobs: its policy is the one that sampled.
         """
@@ -230,7 +236,12 @@ class GroupSource:
         reference = state.reference if self.reference is None else self.reference
         if reference is not None:
             parts = [part | {"ref_logprobs": self.score(reference, part)} for part in parts]
-        return parts * settings.epochs
+        # The policy moves with the first update, so the later ones cannot compare
+        sampled_by = [self.sampled_by] + [0] * (len(parts) * settings.epochs - 1)
+        return [
+            part | put_share(self.mesh, {"sampled_by": np.uint32(number)})
+            for part, number in zip(parts * settings.epochs, sampled_by, strict=True)
+        ]
 
 
 def make_groups(examples, answers: Answers, scores: Scores):

@@ -1,5 +1,6 @@
 """The update of GRPO: its loss, the reference that may follow the policy, and limits of what is logged."""
 
+import functools
 import math
 
 import jax
@@ -9,6 +10,7 @@ from jax.sharding import Mesh
 from deepseek_jax.losses.completions import completion_logprobs
 from deepseek_jax.losses.grpo import GrpoOptions, grpo_loss
 from deepseek_jax.models import ModelConfig
+from deepseek_jax.ops.fingerprint import fingerprint
 from deepseek_jax.parallel.shard import batch_parts
 from deepseek_jax.reinforce.settings import ReinforceSettings
 from deepseek_jax.training.loop import Limit
@@ -18,6 +20,9 @@ APART = "the sampler's log-probabilities are off the trainer's by more nats than
 
 def _limits(mean, largest):
     return {
+        "stale_params": Limit(
+            0.0, "other parameters sampled than those that learn from the samples"
+        ),
         "sampler_gap_mean": Limit(mean, f"on average {APART}"),
         "sampler_gap_max": Limit(largest, f"at one token {APART}"),
     }
@@ -50,6 +55,21 @@ def make_grpo_loss(config: ModelConfig, options: GrpoOptions, *, max_completion_
         return loss, metrics
 
     return loss_fn
+
+
+def comparing(train_step):
+    """Wrap train_step: the metric stale_params is 1.0 where batch["sampled_by"], the fingerprint of the
+    parameters that sampled, is not that of the state's; 0 is not compared.
+    """
+
+    def step(state, batch, rng):
+        wanted = batch["sampled_by"]
+        read = functools.partial(fingerprint, state.params)
+        own = jax.lax.cond(wanted == 0, lambda: jnp.uint32(0), read)
+        state, metrics = train_step(state, batch, rng)
+        return state, metrics | {"stale_params": (own != wanted).astype(jnp.float32)}
+
+    return step
 
 
 def refreshing(train_step, every: int):

@@ -66,6 +66,26 @@ def copy_completions(rollout: Rollout, rows, state, slots):
         rollout.accepted[rows] = on_host(state.drafting.accepted)[slots]
 
 
+def check_finite(rollout: Rollout, rows, state, slots):
+    """Raise FloatingPointError, naming the devices of its slot, where a completion of copy_completions has a
+    log-probability that is not finite: its weights, or the device, are broken.
+    """
+    for row, slot in zip(rows, slots, strict=True):
+        (broken,) = np.nonzero(~np.isfinite(rollout.sampler_logprobs[row]))
+        if len(broken):
+            where = state.logprobs.sharding.devices_indices_map(state.logprobs.shape)
+            devices = [
+                device
+                for device, (part, _) in where.items()
+                if slot in range(len(state.ended))[part]
+            ]
+            raise FloatingPointError(
+                f"token {broken[0]} of completion {row} has the log-probability "
+                f"{rollout.sampler_logprobs[row, broken[0]]}, sampled in slot {slot} on "
+                f"{', '.join(map(str, devices))}: the parameters are not finite, or the device is faulty"
+            )
+
+
 def on_host(array):
     """A jax array as numpy, even if other processes have parts of it."""
     if not (array.is_fully_addressable or array.is_fully_replicated):

@@ -22,7 +22,7 @@ import numpy as np
 
 from deepseek_jax.rollout import speculative as drafting
 from deepseek_jax.rollout import steps
-from deepseek_jax.rollout.completions import copy_completions, empty_rollout, on_host
+from deepseek_jax.rollout.completions import check_finite, copy_completions, empty_rollout, on_host
 from deepseek_jax.rollout.requests import RequestQueue, check, make_requests
 from deepseek_jax.rollout.sampling import Sampling
 
@@ -52,7 +52,8 @@ def generate(
     the model's multi-token prediction module, which changes the draws and not their distribution. done: rows
     that are not sampled, and stay empty, for a caller that has them from an earlier call. on_end(rows,
     Rollout) is called with rows that have just ended, int[e], and the Rollout as it is by then. Raises
-    ValueError on prompts that requests.check refuses, and on speculative=True without such a module.
+    ValueError on prompts that requests.check refuses, and on speculative=True without such a module;
+    FloatingPointError on a completion whose log-probabilities are not finite.
     """
     sampling = Sampling(float(temperature), float(top_p), top_k)
     check(config, sampling, prompts, max_completion_length, n, slots)
@@ -141,5 +142,6 @@ class _Engine:
         rows = self.request_in[slots]
         if len(slots):
             copy_completions(result, rows, self.state, slots)
+            check_finite(result, rows, self.state, slots)
             self.request_in[slots] = -1
         return rows

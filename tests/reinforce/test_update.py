@@ -11,7 +11,7 @@ from deepseek_jax.recipes.grpo.settings import GrpoSettings
 from deepseek_jax.reinforce import update
 from deepseek_jax.reinforce.grpo import GroupSource, reinforce
 from deepseek_jax.rewards import Rewards, scoring
-from deepseek_jax.rollout import Policy, generate, policy
+from deepseek_jax.rollout import Policy, engine, generate, policy
 from deepseek_jax.settings import build
 from deepseek_jax.training.metrics import read_metrics
 from deepseek_jax.worlds.arithmetic.tasks import arithmetic_task
@@ -131,6 +131,80 @@ def test_one_wrong_token_of_the_sampler_stops_a_run_at_any_step(tmp_path, monkey
     assert next(steps) <= first_wrong + 2
     saved = [int(path.name) for path in (tmp_path / "checkpoints").iterdir() if path.name.isdigit()]
     assert saved == list(range(1, first_wrong + 1))
+
+
+def stale(params, first):
+    return first
+
+
+def corrupted(params, first):
+    return params | {"final_norm": {"scale": params["final_norm"]["scale"] * 1.01}}
+
+
+def noisy_in_one_bit(params, first):
+    """The last bit of a single weight: log-probabilities differ by less than rounding explains."""
+    embedding = params["embedding"]
+    return params | {"embedding": embedding.at[0, 0].multiply(1 + 2**-23)}
+
+
+def with_nan(params, first):
+    return params | {"embedding": params["embedding"].at[:, 0].set(np.nan)}
+
+
+@pytest.mark.parametrize(
+    "fault, error, words",
+    [
+        (
+            stale,
+            ValueError,
+            "at step 1 stale_params is 1.0e[+]00, above 0.0e[+]00: other parameters",
+        ),
+        (corrupted, ValueError, "at step 1 stale_params is 1.0e[+]00"),
+        (noisy_in_one_bit, ValueError, "at step 1 stale_params is 1.0e[+]00"),
+        (
+            with_nan,
+            FloatingPointError,
+            "completion 0 has the log-probability nan, .* on cpu:0",
+        ),
+    ],
+)
+def test_a_sampler_with_other_weights_stops_a_run_at_its_step(
+    tmp_path, monkeypatch, fault, error, words
+):
+    """Oracle: by hand: the fault is in the sampler's weights from step 1 on, and step 1 is not saved."""
+    steps, first = itertools.count(), []
+    at = Policy.at
+
+    def faulty(self, params):
+        # A copy: an update donates the state's own
+        first.append(jax.tree.map(np.array, params))
+        return at(self, fault(params, first[0]) if next(steps) else params)
+
+    monkeypatch.setattr(Policy, "at", faulty)
+    monkeypatch.setitem(
+        scoring.RULES, "correct_reasoning", scoring.Rule(lambda text, _: len(text) / 10)
+    )
+    with pytest.raises(error, match=words):
+        train(tmp_path, num_steps=4, save_every=1, log_every=9)
+    saved = [int(path.name) for path in (tmp_path / "checkpoints").iterdir() if path.name.isdigit()]
+    assert saved == [1]
+
+
+def test_weights_that_are_corrupted_after_their_fingerprint_show_in_the_gap(tmp_path, monkeypatch):
+    """Oracle: by hand: one scale of the decoding weights is off by a tenth at step 1."""
+    steps, made = itertools.count(), engine.steps.decoding_weights
+
+    def faulty(config, params):
+        weights = made(config, params)
+        scale = 1.1 if next(steps) else 1.0
+        return weights | {"final_norm": weights["final_norm"] * scale}
+
+    monkeypatch.setattr(engine.steps, "PARTS", engine.steps.PARTS._replace(decoding_weights=faulty))
+    monkeypatch.setitem(
+        scoring.RULES, "correct_reasoning", scoring.Rule(lambda text, _: len(text) / 10)
+    )
+    with pytest.raises(ValueError, match="at step 1 sampler_gap_m"):
+        train(tmp_path, num_steps=4, save_every=1, log_every=9)
 
 
 @pytest.mark.parametrize(
