@@ -135,8 +135,8 @@ def grouped_matmul(rows, kernel, rows_per_expert, *, implementation: str | None 
     return product(rows, kernel, rows_per_expert)
 
 
-@jax.custom_vjp
 # Autodiff would take XLA's form for the kernel's gradient, which is dense over the experts on TPU too
+@jax.custom_vjp
 def _ragged(rows, kernel, rows_per_expert):
     out = jax.lax.ragged_dot(
         rows, kernel.astype(rows.dtype), rows_per_expert, preferred_element_type=jnp.float32

@@ -34,7 +34,7 @@ def route(
         kept_mg = jax.nn.one_hot(jax.lax.top_k(group_mg, topk_group)[1], n_group, dtype=bool).any(
             -2
         )
-        # -inf, not 0: the bias can move an expert of an open group below 0, and one of a closed group would win
+        # -inf, not 0: the bias can move an expert of an open group below 0, and a closed group's would win
         choice_me = jnp.where(kept_mg[..., None], choice_mgx, -jnp.inf).reshape(logits.shape)
     experts_ma = jax.lax.top_k(jax.lax.stop_gradient(choice_me), num_experts_per_tok)[1]
     # Eqs. 16 and 13: the biased scores choose the experts, the plain affinities weigh them
