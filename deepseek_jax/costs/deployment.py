@@ -76,9 +76,8 @@ def step_bytes(config: ModelConfig, form: str, batch_size: int, context_length: 
     """Bytes that one decoding step reads from memory, to add a token to each of batch_size sequences: float.
 
     It reads every weight once, but only distinct_experts of the routed experts, and the cache of
-    context_length tokens for each sequence. An embedding that is not the head
-    too is not counted: a step reads one row of it a token. Activations and writes are left out: this is a
-    lower bound.
+    context_length tokens for each sequence. An embedding that is not the head too is not counted: a step
+    reads one row of it a token. Activations and writes are left out: this is a lower bound.
     """
     total = float(batch_size * context_length * cache_bytes(config))
     for name, size in tensor_bytes(config, form).items():

@@ -17,11 +17,12 @@ def matmul_flops(jaxpr):
     jaxpr: of `jax.make_jaxpr(f)(...)` or `jitted.trace(...).jaxpr`. The body of a scan counts as often as it
     runs. The most expensive branch of a cond counts. The body of a shard_map is one device's: it counts once
     for each device along its manual axes. A ragged product counts each row once, filled or not, as a grouped
-    kernel computes it. A Pallas kernel counts as its cost_estimate says. What remat computes again counts
+    kernel computes it. A Pallas kernel counts by its cost_estimate. What remat computes again counts
     again; unused results do not count. Raises ValueError for products in a loop of unknown length, and in a
     kernel without an estimate.
     """
     jaxpr = getattr(jaxpr, "jaxpr", jaxpr)
+    # Without what no result needs: the compiler drops that too
     return _of_program(dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars))[0])
 
 
@@ -54,7 +55,8 @@ def _of_dot(equation, dimension_numbers, groups):
     """2 m k n for each index of the batch dimensions."""
     left, right = (variable.aval.shape for variable in equation.invars[:2])
     (_, contracted), (_, batch) = dimension_numbers
-    # The left operand has the batch, m and k; n is the rest of the right one
+    # The left operand has the batch, m and k; n is the rest of the right one. Groups are left out: a row of a
+    # ragged product meets the matrix of one group
     inner = {*contracted, *batch, *groups}
     return 2 * math.prod(left) * math.prod(n for i, n in enumerate(right) if i not in inner)
 

@@ -153,7 +153,7 @@ def _lengths(mask_bt):
 def _ratio(log_ratio_bt, mask_bt, loss_type):
     """pi / pi_old of each token; for gspo, every token has the geometric mean over its completion."""
     if loss_type == "gspo":
-        # Eq. 7 of arXiv:2507.18071. Padding adds 0 here: both log-probabilities are masked to 0
+        # Padding adds 0 to the sum: both log-probabilities are masked to 0 there
         mean_b1 = log_ratio_bt.sum(-1, keepdims=True) / _lengths(mask_bt)
         log_ratio_bt = jnp.broadcast_to(mean_b1, log_ratio_bt.shape)
     return jnp.exp(jnp.clip(log_ratio_bt, -MAX_LOG_RATIO, MAX_LOG_RATIO))

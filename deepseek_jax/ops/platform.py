@@ -1,8 +1,8 @@
-"""The one place that asks which kind of machine a program is for, and chooses the form of each op for it."""
+"""The one place that depends on the kind of machine that a program is for: it chooses the form of each op."""
 
 import jax
 
-# The form of each op where its caller names none: on any machine, and on kinds of machine that take another.
+# The form of each op unless its caller names one: on any machine, and on kinds of machine that take another.
 # "one cpu" is a CPU of one device: in a program for several, some forms would gather what is split.
 # A new form is a function in a folder of ops/, a name for it where its op calls `choose`, and that name here.
 CHOICES = {

@@ -35,7 +35,7 @@ def expert_parallel(
     tokens and of a tuple of kernels whose first axis is that of experts; linear in the kernels' split "mlp"
     axis, so that partial results add up. x: [b t d]; experts: int32[b t a]; weights: float32[b t a].
     kernel_axes: each kernel's logical names. Tokens travel along the mesh axis "expert", one row for each
-    choice; none is ever dropped.
+    choice; no row is ever dropped.
     implementation: "padded" is all_to_all with room for the worst case in every block sent; "ragged" is
     jax.lax.ragged_all_to_all, which sends only rows with a token, into a receive buffer. None takes the
     choice of ops.platform: a CPU does not implement "ragged".
@@ -110,7 +110,7 @@ def _ragged(run_experts, x_md, experts_ma, weights_ma, kernels, buffer):
     """_padded without padding rows: only rows with a token are sent."""
     shards, held = jax.lax.axis_size("expert"), len(kernels[0])
     device = jax.lax.axis_index("expert")
-    # Rows sorted by expert are sorted by device too. In blocks of 1 none of them is padding
+    # Rows sorted by expert are sorted by device too. In blocks of 1, every row has a token
     layout = expert_layout(experts_ma, shards * held, 1)
     # The counts of all devices: a sender must know where its rows begin on a peer, after those of others
     count_sse = jax.lax.all_gather(layout.rows_per_expert.reshape(shards, held), "expert")

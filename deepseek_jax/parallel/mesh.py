@@ -62,7 +62,7 @@ def make_mesh(
             allow_split_physical_axes=True,
         )
     else:
-        # allow_split_physical_axes: else a TPU refuses sizes that cut an axis of its torus in two
+        # allow_split_physical_axes: without it a TPU refuses sizes that cut an axis of its torus in two
         placed = mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
     return Mesh(placed, MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES))
 

@@ -68,6 +68,7 @@ def init_sharded(mesh: Mesh, init, rng):
 
     init(rng) returns the boxed tree of parameters; the result is the tree without boxes.
     """
+    # Shapes come first: a size that does not split is refused before anything compiles
     boxed = jax.eval_shape(init, rng)
     places = shardings(mesh, logical_names(boxed), nn.unbox(boxed))
     on_cpu = mesh.devices.flat[0].platform == "cpu"
@@ -78,7 +79,7 @@ def init_sharded(mesh: Mesh, init, rng):
 
 
 def batch_sharding(mesh: Mesh):
-    """Split the rows of a batch as the table says; other axes stay whole. For arrays of rank one and up."""
+    """Split the rows of a batch by the table; other axes stay whole. For arrays of rank one and up."""
     return NamedSharding(mesh, partition_spec(("batch",)))
 
 

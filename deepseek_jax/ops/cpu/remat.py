@@ -8,7 +8,7 @@ from jax.ad_checkpoint import checkpoint_name
 from deepseek_jax.ops.cpu.bits import bits
 
 
-# Integers have no gradient: without this rule, none would pass the bits
+# Integers have no gradient: without this rule, the gradient would end at the bits
 @functools.partial(jax.custom_jvp, nondiff_argnums=(1,))
 def save_bits(x, name):
     """x, whose bits are saved under this name."""
