@@ -39,6 +39,7 @@ def tensor_bytes(config: ModelConfig, form: str):
 def _bytes(name, shape, form):
     size = math.prod(shape)
     if form == "fp8" and is_projection(name):
+        # One float32 scale for each block, and one byte for each number
         blocks = (-(-n // block) for n, block in zip(shape, BLOCK, strict=True))
         return size + 4 * math.prod(blocks)
     return (4 if name.endswith("e_score_correction_bias") else 2) * size
@@ -57,6 +58,7 @@ def unquantised_bytes(config: ModelConfig):
 
 def cache_bytes(config: ModelConfig):
     """Bytes of the decoding cache for one token, in all layers, in bfloat16: int."""
+    # The decoder's own cache, so that this cannot differ from what it allocates
     one = jax.eval_shape(lambda: empty_cache(config, 1, 1, jnp.bfloat16))
     return config.num_hidden_layers * sum(2 * array.size for array in one.values())
 
@@ -74,8 +76,8 @@ def step_bytes(config: ModelConfig, form: str, batch_size: int, context_length: 
     """Bytes that one decoding step reads from memory, to add a token to each of batch_size sequences: float.
 
     It reads every weight once, but only distinct_experts of the routed experts, and the cache of
-    context_length tokens for each sequence. Of an embedding that is not the head too, it reads one row a
-    token, which is not counted. Activations and writes are left out: this is a lower bound.
+    context_length tokens for each sequence. An embedding that is not the head too is not counted: a step
+    reads one row of it a token. Activations and writes are left out: this is a lower bound.
     """
     total = float(batch_size * context_length * cache_bytes(config))
     for name, size in tensor_bytes(config, form).items():

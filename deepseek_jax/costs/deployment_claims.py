@@ -121,7 +121,7 @@ def speed_ratios(
     ]
     alone = ratio(RELEASED, 1, context_length)
     many = f"batch {batch_size} x {context_length}"
-    # So many tokens that every expert is read
+    # So many tokens that each expert is read: no larger batch can change the ratio
     crowd = 10**6
     return {
         "batch 1, both bf16": ratio(("bf16", "bf16"), 1, context_length),

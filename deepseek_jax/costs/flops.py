@@ -15,13 +15,14 @@ def matmul_flops(jaxpr):
     """Multiplications and additions of every matrix product in a jaxpr, over all devices: int.
 
     jaxpr: of `jax.make_jaxpr(f)(...)` or `jitted.trace(...).jaxpr`. The body of a scan counts as often as it
-    runs. Of a cond, the most expensive branch counts. The body of a shard_map is one device's: it counts once
+    runs. The most expensive branch of a cond counts. The body of a shard_map is one device's: it counts once
     for each device along its manual axes. A ragged product counts each row once, filled or not, as a grouped
-    kernel computes it. A Pallas kernel counts as its cost_estimate says. What remat computes again counts
+    kernel computes it. A Pallas kernel counts by its cost_estimate. What remat computes again counts
     again; unused results do not count. Raises ValueError for products in a loop of unknown length, and in a
     kernel without an estimate.
     """
     jaxpr = getattr(jaxpr, "jaxpr", jaxpr)
+    # Without what no result needs: the compiler drops that too
     return _of_program(dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars))[0])
 
 
@@ -54,7 +55,8 @@ def _of_dot(equation, dimension_numbers, groups):
     """2 m k n for each index of the batch dimensions."""
     left, right = (variable.aval.shape for variable in equation.invars[:2])
     (_, contracted), (_, batch) = dimension_numbers
-    # The left operand has the batch, m and k; n is the rest of the right one
+    # The left operand has the batch, m and k; n is the rest of the right one. Groups are left out: a row of a
+    # ragged product meets the matrix of one group
     inner = {*contracted, *batch, *groups}
     return 2 * math.prod(left) * math.prod(n for i, n in enumerate(right) if i not in inner)
 
@@ -88,21 +90,22 @@ def useful_flops(config: ModelConfig, sequence_length: int, *, trains_mtp: bool)
 def active_weights(config: ModelConfig, depths: int = 0):
     """How many weights a token meets in matrix products: int.
 
-    Of the routed experts only those that it chooses count. The head counts once for each prediction. Of the
-    multi-token prediction modules the first `depths` count.
+    Only the routed experts that it chooses count. The head counts once for each prediction. Only the first
+    `depths` multi-token prediction modules count.
     """
     boxed = jax.eval_shape(lambda: init_params(config, jax.random.key(0)))
+    # The embedding is looked up, not multiplied. The head is counted below: a tied one is no parameter
     used = {name: part for name, part in boxed.items() if name not in ("embedding", "head")}
     for depth in range(depths, config.num_nextn_predict_layers):
         del used[f"mtp_{depth}"]
     names = jax.tree.leaves(logical_names(used), is_leaf=lambda x: isinstance(x, tuple))
-    # The head, once for each prediction
     total = (1 + depths) * config.vocab_size * config.hidden_size
     for (path, leaf), axes in zip(jax.tree.leaves_with_path(nn.unbox(used)), names, strict=True):
         name, weights = path[-1].key, leaf.size
         # Norm scales and biases are in no matrix product
         if name == "scale" or name.endswith("bias"):
             continue
+        # The router's last axis is experts too, but each token meets all of it
         if "experts" in axes and name != "router":
             weights = weights // config.n_routed_experts * config.num_experts_per_tok
         total += weights

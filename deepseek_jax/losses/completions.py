@@ -24,6 +24,7 @@ def completion_logprobs(config: ModelConfig, params, batch, *, temperature=1.0):
     tokens = jnp.concatenate(
         [batch["prompt_ids"], batch["completion_ids"].reshape(p, n * t)], axis=1
     )
+    # All real tokens are one segment: the layout of branches, not ids, separates completions
     segment_ids = jnp.concatenate(
         [batch["prompt_mask"], batch["completion_mask"].reshape(p, n * t)], axis=1
     )

@@ -82,7 +82,7 @@ def grpo_loss(logprobs, entropy, batch, options: GrpoOptions, *, max_completion_
 
     logprobs, entropy: float32[b t], nats, at the completions' tokens, under the policy.
     batch: completion_mask bool[b t], advantages float32[b], sampler_logprobs float32[b t];
-      num_tokens, num_completions float32[] of the WHOLE global batch, so that micro-batches add up;
+      num_tokens, num_completions float32[] of the whole global batch, so that micro-batches add up;
       old_logprobs float32[b t], absent while the policy has not moved (the ratio is exactly 1);
       ref_logprobs float32[b t], needed if options.kl_coef > 0. Masked positions may hold anything, even
       NaN; a completion without tokens contributes nothing.
@@ -93,9 +93,10 @@ def grpo_loss(logprobs, entropy, batch, options: GrpoOptions, *, max_completion_
     if max_completion_length < 1:
         raise ValueError(f"max_completion_length={max_completion_length} must be at least 1")
     mask_bt = batch["completion_mask"]
-    advantage_b1 = jnp.where(mask_bt.any(-1), batch["advantages"], 0.0)[:, None]
     # Mask before any arithmetic: a NaN in padding would reach the gradient as 0 * NaN
+    advantage_b1 = jnp.where(mask_bt.any(-1), batch["advantages"], 0.0)[:, None]
     logprobs, sampler_bt = _masked(logprobs, mask_bt), _masked(batch["sampler_logprobs"], mask_bt)
+    # Without old_logprobs the ratio is 1, but its gradient is that of logprobs
     old_bt = _masked(batch.get("old_logprobs", jax.lax.stop_gradient(logprobs)), mask_bt)
 
     low, high = options.clip_range()
@@ -107,6 +108,7 @@ def grpo_loss(logprobs, entropy, batch, options: GrpoOptions, *, max_completion_
     per_token = {
         "entropy": entropy,
         "ratio_mean": ratio_bt,
+        # Only where clipping ends the gradient: for the other sign of A the minimum is the unclipped term
         "clip_fraction_low": (ratio_bt < low) & (advantage_b1 < 0),
         "clip_fraction_high": (ratio_bt > high) & (advantage_b1 > 0),
         "sampler_gap_mean": gap_bt,
@@ -136,6 +138,7 @@ def k3_kl(logprobs, ref_logprobs):
     d is clipped to +-20: beyond that, exp(d) of one token would dominate the batch.
     """
     d = jnp.clip(ref_logprobs - logprobs, -MAX_LOG_RATIO, MAX_LOG_RATIO)
+    # expm1: near d = 0, exp(d) - 1 would lose its digits to rounding
     return jnp.expm1(d) - d
 
 
@@ -150,6 +153,7 @@ def _lengths(mask_bt):
 def _ratio(log_ratio_bt, mask_bt, loss_type):
     """pi / pi_old of each token; for gspo, every token has the geometric mean over its completion."""
     if loss_type == "gspo":
+        # Padding adds 0 to the sum: both log-probabilities are masked to 0 there
         mean_b1 = log_ratio_bt.sum(-1, keepdims=True) / _lengths(mask_bt)
         log_ratio_bt = jnp.broadcast_to(mean_b1, log_ratio_bt.shape)
     return jnp.exp(jnp.clip(log_ratio_bt, -MAX_LOG_RATIO, MAX_LOG_RATIO))

@@ -23,14 +23,16 @@ def multi_token_losses(config: ModelConfig, params, batch, hidden):
     losses, routings = [], {}
     for depth in range(config.num_nextn_predict_layers):
         ahead = depth + 1
-        # Is the token that the module reads, `ahead` later, in the same document?
+        # True where the token that the module reads, `ahead` later, is in the same document
         same_bt = _ahead(batch["segment_ids"], ahead, 0) == batch["segment_ids"]
+        # Eq. 21: a module reads the hidden states of the module before it
         hidden, routings[f"mtp_{depth}"] = predict_further(
             config,
             params,
             depth,
             hidden,
             _ahead(batch["tokens"], ahead, 0),
+            # Other tokens are padding here: no expert load counts them
             segment_ids=jnp.where(same_bt, batch["segment_ids"], 0),
             positions=batch["positions"],
         )
@@ -39,6 +41,7 @@ def multi_token_losses(config: ModelConfig, params, batch, hidden):
             token_logprobs, hidden, head_weight(config, params), targets_bt
         )
         mask_bt = same_bt & _ahead(batch["loss_mask"], ahead, False)
+        # Eq. 24 divides by T, the tokens of the main loss, though this module has fewer targets
         losses.append(-jnp.where(mask_bt, logprobs_bt, 0.0).sum() / batch["normalizer"])
     return losses, routings
 

@@ -40,12 +40,15 @@ def next_token_loss(
     if mtp_weight is not None:
         losses, further = multi_token_losses(config, params, batch, hidden_btd)
         metrics["mtp_loss"] = sum(losses) / len(losses)
+        # Eq. 25: lambda / D times the sum over D modules
         loss += mtp_weight * metrics["mtp_loss"]
         routings |= further
     if routings:
         balance_l = jnp.concatenate([r.balance.reshape(-1) for r in routings.values()])
+        # ops.routing.sequence_balance leaves this division to its caller: num_tokens is of the global batch
         balance_l /= batch["num_tokens"]
         metrics["balance_loss"] = balance_l.mean()
+        # Each layer adds a loss of its own; the metric is their mean, so that 1 stays uniform routing
         loss += balance_weight * balance_l.sum()
         metrics["expert_load"] = {name: r.load for name, r in routings.items()}
     return loss, metrics

@@ -17,6 +17,7 @@ def pairwise_loss(chosen, rejected, weights, normalizer):
     higher reward (a tie is wrong), and margin, the weighted mean of chosen - rejected.
     """
     margin_p = chosen - rejected
+    # softplus(-x) is -log sigmoid(x), without overflow
     loss = (weights * jax.nn.softplus(-margin_p)).sum() / normalizer
     return loss, {
         "accuracy": (weights * (margin_p > 0)).sum() / normalizer,

@@ -1,4 +1,4 @@
-"""The decoding caches, one a layer, and the place in them where the next token is written."""
+"""The decoding caches, one for each layer, and the place where the next token is written."""
 
 from typing import NamedTuple
 
@@ -12,7 +12,7 @@ class CacheWrite(NamedTuple):
     """The slot of the caches that one decoding step writes.
 
     index: int32[], the slot that every sequence writes. Keys are rotated by their positions already, so the
-    order of slots has no meaning. mask: bool[b s], the slots that each sequence may see, with the new one.
+    order of slots has no meaning. mask: bool[b s], the slots that each sequence may see, new one included.
     """
 
     index: jax.Array
@@ -52,6 +52,7 @@ def empty_cache(config: ModelConfig, batch_size: int, length: int, dtype):
             "k_rope": (batch_size, length, config.qk_rope_head_dim),
         }
     else:
+        # One axis for both: XLA's CPU compiler copied a cache that had an axis of one sequence at every step
         shape = (config.num_key_value_heads * batch_size, length, config.head_dim)
         shapes = {"k": shape, "v": shape}
     return {name: jnp.zeros(shape, dtype) for name, shape in shapes.items()}

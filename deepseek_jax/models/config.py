@@ -57,6 +57,7 @@ class RopeScaling:
             raise ValueError(f"rope_type={self.rope_type!r} needs {', '.join(missing)}; set them")
 
 
+# Frozen, hence hashable: jit takes it as a static argument
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
     """One decoder: DeepSeek-V3 and V2, Qwen2 and Qwen3, Llama. Field names are Hugging Face's.
@@ -67,8 +68,8 @@ class ModelConfig:
     fp8: round the operands of the Linear layers' products to E4M3, forward and backward (arXiv:2412.19437,
       section 3.3).
     remat: the part of a layer that the backward pass recomputes, a key of REMAT_POLICIES.
-    pipeline_micro_batches: the number of parts that a batch's rows pass through the mesh's pipeline stages in
-      (default: the number of stages).
+    pipeline_micro_batches: the number of parts in which a batch's rows pass through the pipeline stages of
+      the mesh (default: the number of stages).
     expert_buffer: the room that a TPU has to receive tokens for its experts, see
       parallel.dispatch.expert_parallel (default: the worst case).
     """
@@ -127,6 +128,7 @@ class ModelConfig:
                         "change one of them, or set head_dim"
                     )
                 default = (self.num_attention_heads, self.hidden_size // self.num_attention_heads)
+                # A frozen dataclass can set its own fields only this way
                 object.__setattr__(self, name, default[name == "head_dim"])
         self._check_attention()
         if self.n_routed_experts:
@@ -214,6 +216,7 @@ class ModelConfig:
     def eos_ids(self):
         """The tokens that end a completion, as a tuple."""
         eos = self.eos_token_id
+        # Not "if eos": token 0 may be an end token
         return () if eos is None else tuple(eos) if isinstance(eos, tuple | list) else (eos,)
 
 

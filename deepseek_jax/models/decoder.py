@@ -64,6 +64,7 @@ class DecoderLayer(nn.Module):
 
         branches and keep are static.
         """
+        # The policy "offload" moves what has this name to the host
         x_btd = checkpoint_name(constrain(x_btd, ROWS), "layer_input")
         x_btd, routing, _ = self(x_btd, rope, segment_ids, branches)
         x_btd = constrain(x_btd, ROWS)
@@ -87,6 +88,7 @@ class DecoderLayer(nn.Module):
 
 POLICIES = {
     "full": None,
+    # Products with weights have no batch axes. Attention's own have, and are computed again
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
     "selective": jax.checkpoint_policies.save_only_these_names(SAVED),
     "offload": jax.checkpoint_policies.save_and_offload_only_these_names(
@@ -139,6 +141,7 @@ class Decoder(nn.Module):
         if not length:
             return None
         cfg = self.config
+        # Pipeline stages split the last stack only, so the axes of the two stacks have names of their own
         name = "layers" if is_moe or not cfg.num_moe_layers else "first_layers"
         # XLA unrolls a loop of one turn
         looped = cfg.scan_layers and length > 1
@@ -159,8 +162,10 @@ class Decoder(nn.Module):
         """int32[b t] each -> (hidden [b t d] after the final norm, Routing of each MoE layer or None, the
         residual stream after each layer [l b t d] if keep_layers, else None).
         """
+        # Here, because every layer rotates by the same angles
         rope = position_tables(self.config, positions)
         x_btd = self._embed(tokens)
+        # Dense layers come first and do not route, so the last stack's routing is that of all
         routing, kept = None, []
         for stack in filter(None, (self.dense_layers, self.moe_layers)):
             # The last stack alone is split into stages. While initializing, it has no parameters to split yet
@@ -182,7 +187,8 @@ class Decoder(nn.Module):
             raise ValueError(
                 "the hidden states of single layers do not leave a pipeline's stages; set mesh.pipeline to 1"
             )
-        # parent=None: it is applied to a slice of the stacked parameters, not to those of this module
+        # parent=None: it is applied to a slice of the stacked parameters, not to those of this module.
+        # looped: pipeline scans over its turns, whatever scan_layers is
         layer = _training_layer(cfg, looped=True)(cfg, stack is self.moe_layers, parent=None)
 
         def run_stage(params, carried):

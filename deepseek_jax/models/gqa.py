@@ -37,11 +37,13 @@ class GroupedQueryAttention(nn.Module):
             self.k_norm = RMSNorm(cfg, x, "head_dim")
 
     def _out(self, spec, attended):
+        # power_of_two: V3's scales for the inputs of this Linear (arXiv:2412.19437, section 3.3.3)
         return self.linear(spec, attended, self.w_out, power_of_two=True)
 
     def project(self, x_btd, rope):
         """x [b t d] -> rotated queries [b t h x] and keys [b t k x], values [b t k x]."""
         q, k, v = (
+            # Saved before bias, norm and rotation, which are cheap to compute again
             save_for_backward(self.linear("btd,dhx->bthx", x_btd, w))
             for w in (self.w_q, self.w_k, self.w_v)
         )

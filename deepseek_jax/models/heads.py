@@ -21,6 +21,7 @@ def segment_positions(segment_ids):
     begins_bt = jnp.pad(
         segment_ids[:, 1:] != segment_ids[:, :-1], ((0, 0), (1, 0)), constant_values=True
     )
+    # The running maximum is the index of the latest beginning
     start_bt = jnp.maximum.accumulate(jnp.where(begins_bt, index_t, 0), axis=1)
     return index_t - start_bt
 
@@ -43,7 +44,7 @@ def layer_states(
     """Run the decoder: tokens int32[b t] -> (hidden [b t d] after the final norm, models.Routing, and
     with keep_layers the residual stream after each layer, [l b t d]).
 
-    segment_ids: int32[b t], 0 on padding, one number a packed document elsewhere; default one document.
+    segment_ids: int32[b t], 0 on padding, elsewhere a number for each packed document; default one document.
     positions: int32[b t]; default counts from 0 in each segment. branches: a models.Branches layout.
     Routing has a leading axis of MoE layers and counts real tokens only; None where no layer routes.
     """
@@ -69,6 +70,7 @@ def last_attention(config: ModelConfig, params, states, positions):
         )
     is_moe = bool(config.num_moe_layers)
     stacked = params["moe_layers" if is_moe else "dense_layers"]
+    # Parameters of like layers are stacked on axis 0: the last layer is the last entry
     layer = jax.tree.map(lambda leaf: leaf[-1], stacked)
     # states[-2] is the last layer's input
     rope = position_tables(config, positions)
@@ -91,8 +93,8 @@ def predict_further(
 def forward(config: ModelConfig, params, tokens, *, segment_ids=None, positions=None):
     """Logits of every next token: tokens int32[b t] -> float32[b t v].
 
-    segment_ids: int32[b t], 0 on padding (left or right), one number a packed document elsewhere: no token
-    sees another segment. positions: int32[b t]; default counts from 0 in each segment.
+    segment_ids: int32[b t], 0 on padding (left or right), elsewhere one number for each packed document:
+    no token sees another segment. positions: int32[b t]; default counts from 0 in each segment.
     """
     hidden, _ = hidden_states(config, params, tokens, segment_ids=segment_ids, positions=positions)
     return dot("btd,vd->btv", hidden, head_weight(config, params), jnp.float32)

@@ -30,6 +30,7 @@ def decays(params):
 
     def is_weight(path, _):
         name = path[-1].key
+        # router_bias too: balancing sets it, no gradient does (arXiv:2412.19437, section 2.1.2)
         return not (name == "scale" or name.endswith("bias"))
 
     return jax.tree.map_with_path(is_weight, params)
@@ -39,6 +40,7 @@ def rms_norm(x, scale, eps):
     """Scale x[..., d] to unit root mean square, in float32, then by scale[d] (arXiv:1910.07467)."""
     normed = x.astype(jnp.float32)
     normed = normed * jax.lax.rsqrt(jnp.mean(normed * normed, axis=-1, keepdims=True) + eps)
+    # Rounded before the scale multiplies it, as in the released code
     return (normed.astype(x.dtype) * scale).astype(x.dtype)
 
 
@@ -89,6 +91,7 @@ class GatedMLP(nn.Module):
         w_down = weight(self, "down", mlp=self.width, embed=d)
         # b and t stay two axes: either may be split over devices
         x_btd = x if x.ndim == 3 else x[:, None]
+        # By the letter z fp8_dot knows two Linear layers side by side, which share no tile
         hidden = linear(self.config, "btd,dzf->btzf", x_btd, w_gate_up)
         gate_btf, up_btf = jnp.unstack(save_for_backward(hidden), axis=2)
         out_btd = linear(self.config, "btf,fd->btd", swiglu(gate_btf, up_btf), w_down)
@@ -129,5 +132,6 @@ def _yarn_amplitude(s: RopeScaling):
     if s.attention_factor is not None:
         return s.attention_factor
     if s.mscale and s.mscale_all_dim:
+        # Equal in V3, whose tables are not scaled: its temperature is a factor of the scores (mla.scale)
         return rope.yarn_mscale(s.factor, s.mscale) / rope.yarn_mscale(s.factor, s.mscale_all_dim)
     return rope.yarn_mscale(s.factor, 1.0)

@@ -20,7 +20,7 @@ LATENT_NORM_EPS = 1e-6
 
 
 class MultiHeadLatentAttention(nn.Module):
-    """Keys and values from one low-rank latent a token.
+    """Keys and values from one low-rank latent for each token.
 
     Training and prefill expand the latent to keys and values. Decoding absorbs the up-projections into the
     queries and the output instead, so that the cache holds latents only.
@@ -45,7 +45,9 @@ class MultiHeadLatentAttention(nn.Module):
             self.w_q = weight(self, "q", embed=d, heads=h, head_dim=n + r)
         # The latent, then the rotary key that all heads share
         self.w_kv_down = weight(self, "kv_down", embed=d, kv_lora=c + r)
+        # Section 4.2 has this norm, eqs. 1-5 do not. The rotary key is not normed
         self.kv_norm = RMSNorm(cfg, c, "kv_lora", LATENT_NORM_EPS)
+        # Apart, though checkpoints join them: decoding absorbs one into queries, the other into outputs
         self.w_k_up = weight(self, "k_up", kv_lora=c, heads=h, head_dim=n)
         self.w_v_up = weight(self, "v_up", kv_lora=c, heads=h, head_dim=u)
         self.w_out = weight(self, "out", heads=h, head_dim=u, embed=d)
@@ -61,11 +63,13 @@ class MultiHeadLatentAttention(nn.Module):
         return scale
 
     def _out(self, spec, attended):
+        # power_of_two: the published scales for the inputs of this Linear (arXiv:2412.19437, section 3.3.3)
         return self.linear(spec, attended, self.w_out, power_of_two=True)
 
     def _queries(self, x_btd, rope):
         """Eqs. 6-9: the part without positions [b t h n] and the rotated part [b t h r]."""
         if self.config.q_lora_rank:
+            # Saved before norm and up-projection, which are computed again (arXiv:2412.19437, section 3.2.3)
             down_btq = save_for_backward(self.linear("btd,dq->btq", x_btd, self.w_q_down))
             q_bthx = self.linear("btq,qhx->bthx", self.q_norm(down_btq), self.w_q_up)
         else:
@@ -84,13 +88,14 @@ class MultiHeadLatentAttention(nn.Module):
         return self._expand(x_btd, rope)[0]
 
     def _expand(self, x_btd, rope):
-        """((queries, keys, values), (c_kv, k_rope)): the latent is what keys and values are expanded from."""
+        """((queries, keys, values), (c_kv, k_rope)): keys and values are expanded from the latent."""
         q_nope, q_rope = self._queries(x_btd, rope)
         # Gather the sequence here: the latent is smaller to send than the keys and values from it
         latent = self._latent(x_btd, rope)
         c_kv, k_rope = (constrain(part, ("batch", None, None)) for part in latent)
         k_nope = self.linear("btc,chn->bthn", c_kv, self.w_k_up)
         v = self.linear("btc,chu->bthu", c_kv, self.w_v_up)
+        # Eq. 4: every head has the same rotary key
         k_rope_bthr = jnp.broadcast_to(k_rope[:, :, None], q_rope.shape)
         q = jnp.concatenate([q_nope, q_rope], axis=-1)
         k = jnp.concatenate([k_nope, k_rope_bthr], axis=-1)

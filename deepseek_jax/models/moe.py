@@ -70,9 +70,11 @@ class MoE(nn.Module):
             buffer=cfg.expert_buffer,
         ).reshape(x.shape)
         if cfg.n_shared_experts:
+            # Eq. 12: shared experts take every token, without a weight. Side by side they are one wider MLP
             y += GatedMLP(cfg, cfg.n_shared_experts * f, name="shared")(x)
         routing = None
         if segment_ids is not None:
+            # Eqs. 17-20 are of the affinities, before bias and groups
             balance = sequence_balance(
                 affinities(logits_bte, cfg.scoring_func),
                 segment_ids,
@@ -92,7 +94,8 @@ def run_experts(x_md, experts_ma, weights_ma, kernels, *, fp8: bool):
     block = grouped.block_size(experts_ma.size, e)
     if fp8:
         matmul = functools.partial(grouped_fp8, block=block)
-        up_matmul = functools.partial(matmul, power_of_two=True, parts=2)  # gate and up
+        # Scales as published for these inputs (arXiv:2412.19437, section 3.3.3); the parts are gate and up
+        up_matmul = functools.partial(matmul, power_of_two=True, parts=2)
     layout = grouped.expert_layout(experts_ma, e, block)
     rows_rd = grouped.rows_by_expert(x_md, layout)
     hidden_rz = up_matmul(rows_rd, w_gate_up.reshape(e, d, -1), layout.rows_per_expert)

@@ -1,4 +1,4 @@
-"""Multi-token prediction: one more block predicts the token after next (arXiv:2412.19437, section 2.2)."""
+"""Multi-token prediction: each module predicts one token further ahead (arXiv:2412.19437, section 2.2)."""
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -21,6 +21,7 @@ class MultiTokenPrediction(nn.Module):
         self.w_input = weight(self, "input", embed_and_hidden=2 * d, embed=d)
         self.embedding_norm = RMSNorm(cfg, d)
         self.hidden_norm = RMSNorm(cfg, d)
+        # The released checkpoint has this norm before the shared head; eqs. 21-23 do not
         self.head_norm = RMSNorm(cfg, d)
 
     def _input(self, embedding_btd, hidden_btd):

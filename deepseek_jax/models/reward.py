@@ -42,6 +42,7 @@ def reward_params(config: ModelConfig, params, mesh: Mesh, rng):
     config: the policy's ModelConfig. The published policy is the SFT model. The decoder's tree fits
     reward_config(config); its arrays are not copied.
     """
+    # What nothing reads would still be stored, and decayed by the optimizer
     decoder = {
         name: leaf
         for name, leaf in params.items()

@@ -57,16 +57,16 @@ def _attend_whole(q, k, v, segment_ids, scale):
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
 def _attend_blockwise(q, k, v, segment_ids, scale):
-    """attend with an online softmax over blocks of keys (arXiv:2205.14135): each product is of one block of
-    queries and one of keys.
+    """attend with an online softmax over blocks of keys (arXiv:2205.14135): each product takes one block
+    of queries and one of keys.
     """
     return _blockwise_forward(q, k, v, segment_ids, scale)[0]
 
 
 def _blockwise_forward(q, k, v, segment_ids, scale):
     t, g = q.shape[1], q.shape[2] // k.shape[2]
-    # The barrier ties these to q: else a scan over layers would compute all masks, which depend on no layer,
-    # before its first layer
+    # The barrier ties these to q. The masks depend on no layer: without it, a scan over layers would compute
+    # and hold all of them before its first layer
     tied_q, tied_ids, pairs = jax.lax.optimization_barrier((q, segment_ids, _pairs(t)))
     blocks = _Blocks(tied_q, k, v, tied_ids, scale)
     n, b, heads, m, _ = blocks.q.shape
@@ -81,6 +81,7 @@ def _blockwise_forward(q, k, v, segment_ids, scale):
             lambda new, old: jnp.where(j == i, new, old), fresh, (largest, total, sum_bkmu)
         )
         scores_bkms = blocks.scores(i, j)
+        # The sums so far are relative to the old maximum: rescale them (arXiv:2205.14135, section 3.1)
         above = jnp.maximum(largest, scores_bkms.max(-1, keepdims=True))
         weights_bkms, shrunk = jnp.exp(scores_bkms - above), jnp.exp(largest - above)
         total = shrunk * total + weights_bkms.sum(-1, keepdims=True)
@@ -88,6 +89,7 @@ def _blockwise_forward(q, k, v, segment_ids, scale):
         sum_bkmu = shrunk * sum_bkmu + values
         # Written after each block of keys, and complete after the last one
         out_nbkmu = out_nbkmu.at[i].set((sum_bkmu / total).astype(v.dtype))
+        # Saved for the backward pass: with this one number a query, it recomputes the weights by one exp
         normalizer_nbkm1 = normalizer_nbkm1.at[i].set(above + jnp.log(total))
         return ((above, total, sum_bkmu), out_nbkmu, normalizer_nbkm1), None
 
@@ -116,11 +118,13 @@ def _blockwise_backward(scale, saved, cotangent):
         weights_bkms = jnp.exp(blocks.scores(i, j) - normalizer_nbkm1[i])
         d_v = d_v.at[j].add(over_queries(weights_bkms.astype(v.dtype), d_out[i]))
         d_weights = dot("bkmu,bksu->bkms", d_out[i], blocks.v[j], jnp.float32)
+        # Back in q's dtype, so that the two products below run at its precision
         d_scores = (weights_bkms * (d_weights - drift_nbkm1[i]) * scale).astype(q.dtype)
         d_q = d_q.at[i].add(dot("bkms,bksx->bkmx", d_scores, blocks.k[j], jnp.float32))
         d_k = d_k.at[j].add(over_queries(d_scores, blocks.q[i]))
         return (d_q, d_k, d_v), None
 
+    # Float32 sums: in bfloat16 they would be rounded after every block
     init = tuple(jnp.zeros(x.shape, jnp.float32) for x in (blocks.q, blocks.k, blocks.v))
     (d_q, d_k, d_v), _ = jax.lax.scan(step, init, _pairs(t))
     d_k, d_v = (_joined(jnp.swapaxes(x, 2, 3), t) for x in (d_k, d_v))
@@ -143,10 +147,12 @@ class _Blocks:
     def scores(self, i, j):
         """Scores float32[b k m s] of query block i and key block j, MASKED where a key is not seen."""
         scores_bkms = dot("bkmx,bksx->bkms", self.q[i], self.k[j], jnp.float32) * self.scale
+        # The length of a block, here
         t = self.segments.shape[-1]
         at_t, at_s = i * t + jnp.arange(t), j * t + jnp.arange(t)
         mask_bts = self.segments[i][:, :, None] == self.segments[j][:, None, :]
         mask_bts &= at_t[:, None] >= at_s
+        # A key head's rows are those of g query heads, one head after the other: they share one mask
         return jnp.where(jnp.tile(mask_bts, (1, self.g, 1))[:, None], scores_bkms, MASKED)
 
 
@@ -155,6 +161,7 @@ def _pairs(t):
     of keys, in which every query sees a key, then the earlier blocks.
     """
     n = -(-t // _block(t))
+    # No j > i: causal queries see no key of a later block
     i, j = np.array([(i, j) for i in range(n) for j in range(i, -1, -1)], np.int32).T
     return i, j
 
@@ -191,16 +198,19 @@ def attend_branches(q, k, v, *, scale: float, segment_ids, prefix_length: int, b
 
     (q_prefix, q_bnthx), (k_prefix, k_bnskx), (v_prefix, v_bnsku) = split(q), split(k), split(v)
     seen_bs, seen_bns = split(segment_ids)
+    # A prefix sees nothing of its branches, so it is an ordinary row of its own
     prefix_bthu = attend(q_prefix, k_prefix, v_prefix, scale=scale, segment_ids=seen_bs)
 
     q_bknmx = jnp.moveaxis(_by_key_head(q_bnthx, g), 2, 1)
     k_bksx, v_bksu = jnp.swapaxes(k_prefix, 1, 2), jnp.swapaxes(v_prefix, 1, 2)
     k_bknsx, v_bknsu = jnp.moveaxis(k_bnskx, 3, 1), jnp.moveaxis(v_bnsku, 3, 1)
+    # Scores are joined, not keys: joining keys would copy the prefix for every branch
     to_prefix = dot("bknmx,bksx->bknms", q_bknmx, k_bksx, jnp.float32)
     to_branch = dot("bknmx,bknsx->bknms", q_bknmx, k_bknsx, jnp.float32)
     length = q_bnthx.shape[2]
     before_ts = jnp.tril(jnp.ones((length, length), bool))
     see_branch = before_ts & (seen_bns[:, :, :, None] == seen_bns[:, :, None, :])
+    # The whole prefix comes before every branch: only its padding is masked
     see_prefix = jnp.broadcast_to(
         (seen_bs > 0)[:, None, None], (*see_branch.shape[:-1], prefix_length)
     )
@@ -244,6 +254,7 @@ def attend_cached(q, k, v, *, scale: float, mask):
     heads = len(k) // b
     q_zgx = jnp.swapaxes(q.reshape(b, heads, -1, x), 0, 1).reshape(len(k), -1, x)
     scores_zgs = dot("zgx,zsx->zgs", q_zgx, k, jnp.float32) * scale
+    # z counts sequences fastest: the masks repeat for each key head
     weights_zgs = _softmax(scores_zgs, jnp.tile(mask, (heads, 1))[:, None], v.dtype)
     out_zgu = dot("zgs,zsu->zgu", weights_zgs, v)
     return jnp.swapaxes(out_zgu.reshape(heads, b, *out_zgu.shape[1:]), 0, 1).reshape(b, h, -1)
@@ -256,6 +267,8 @@ def attend_latent(q_latent, q_rope, c_kv, k_rope, *, scale: float, mask):
     q_latent: [b h c], q_rope: [b h r], c_kv: [b s c], k_rope: [b s r], mask: bool[b s].
     Returns the weighted latents [b h c] in c_kv's dtype; the value up-projection expands them.
     """
+    # The score of [content; rotary] vectors (arXiv:2405.04434, eqs. 16-18) is a sum of two products: joining
+    # the parts would copy the cache
     scores_bhs = dot("bhc,bsc->bhs", q_latent, c_kv, jnp.float32)
     scores_bhs = (scores_bhs + dot("bhr,bsr->bhs", q_rope, k_rope, jnp.float32)) * scale
     weights_bhs = _softmax(scores_bhs, mask[:, None], c_kv.dtype)

@@ -1,4 +1,4 @@
-"""DeepSeek-V3's FP8 products for training: E4M3 everywhere, a scale a tile (arXiv:2412.19437, section 3.3).
+"""DeepSeek-V3's FP8 products for training: E4M3 everywhere, one scale a tile (arXiv:2412.19437, section 3.3).
 
 Operands are rounded to E4M3 with their scales and multiplied in float32, on any chip. Up to float32 rounding,
 this is what FP8 units compute that promote partial sums to float32 every 128 terms. It saves no time.
@@ -23,7 +23,7 @@ LARGEST = 2.0**127
 # Tiles of activations and gradients: ROW and COLUMN; of weights: BLOCK
 ROW, COLUMN, BLOCK = (1, 128), (128, 1), (128, 128)
 
-# Operands carry 28 bits of value times scale, of which a TPU's or GPU's default product drops most.
+# Operands carry 28 bits of value times scale; a TPU's or GPU's default product drops most of them
 _einsum = functools.partial(jnp.einsum, precision=jax.lax.Precision.HIGHEST)
 
 
@@ -40,6 +40,7 @@ def quantize(x, tile: tuple[int, int], *, power_of_two: bool = False):
     padded = jnp.pad(jnp.abs(x), [(0, 0)] * len(lead) + [(0, -i % a), (0, -j % b)])
     amax = padded.reshape(*lead, -(-i // a), a, -(-j // b), b).max((-3, -1))
     scale = _scale(amax, power_of_two)
+    # No clip to MAX: rounding leaves a quotient at most a few ulps above 448, which E4M3 rounds to 448
     return (x / _spread(scale, tile, x.shape)).astype(jnp.float8_e4m3fn), scale
 
 
@@ -69,8 +70,9 @@ def _rounded(x, tile, power_of_two=False):
 
 
 def _rounded_apart(x, tile, parts):
-    """x [... i j], `parts` matrices side by side, rounded in tiles that lie within one matrix each."""
+    """x [... i j], `parts` matrices side by side, rounded in tiles that each cover one matrix only."""
     *lead, j = x.shape
+    # Checkpoints store the matrices apart, so none of their scales covers columns of two
     apart = jnp.moveaxis(x.reshape(*lead, parts, j // parts), -2, -3)
     return jnp.moveaxis(_rounded(apart, tile), -3, -2).reshape(x.shape)
 
@@ -100,6 +102,7 @@ def _dot(spec, power_of_two, x, w):
 
 def _dot_forward(spec, power_of_two, x, w):
     of_x, of_w, of_y = _groups(spec)
+    # Wgrad gets these FP8 values, not x (section 3.5.2)
     kept = quantize(_matrix(x, *of_x), ROW, power_of_two=power_of_two)
     w_bkn = _rounded_apart(_matrix(w, *of_w), BLOCK, _parts(of_w, w))
     y = _einsum("bmk,bkn->bmn", dequantize(*kept, ROW), w_bkn)
@@ -111,6 +114,7 @@ def _dot_backward(spec, power_of_two, saved, dy):
     sizes = _sizes(of_w, w) | _sizes(of_y, dy)
     parts, dy_bmn = _parts(of_w, w), _matrix(dy, *of_y)
     w_bkn = _rounded_apart(_matrix(w, *of_w), BLOCK, parts)
+    # Tiles run along the contracted axis: n in Dgrad, tokens in Wgrad. w's square blocks serve either
     dx = _einsum("bmn,bkn->bmk", _rounded_apart(dy_bmn, ROW, parts), w_bkn)
     x_bmk = _rounded(dequantize(*kept, ROW), COLUMN, power_of_two)
     dw = _einsum("bmk,bmn->bkn", x_bmk, _rounded(dy_bmn, COLUMN))
@@ -163,8 +167,8 @@ def grouped_fp8(
     """ops.grouped_matmul.grouped_matmul with fp8_dot's numerics: one fp8_dot for each expert and part.
 
     parts: the number of Linear layers whose columns are side by side in kernel [e d n]. Each expert's matrix
-    is rounded once, before any block of rows gathers it. Wgrad's tiles of 128 tokens restart with every
-    expert. Rows past the sum of rows_per_expert share no tile with an expert.
+    is rounded once, before the product. Wgrad's tiles of 128 tokens restart with every expert. Rows past the
+    sum of rows_per_expert share no tile with an expert.
     """
     out = _grouped(
         (block, implementation),
@@ -185,6 +189,7 @@ def _grouped(how, power_of_two, parts, rows, kernel, rows_per_expert):
 def _grouped_forward(how, power_of_two, parts, rows, kernel, rows_per_expert):
     block, implementation = how
     kept = quantize(rows, ROW, power_of_two=power_of_two)
+    # As for _einsum: a default product would drop bits of value times scale
     with jax.default_matmul_precision("highest"):
         out = grouped_matmul(
             dequantize(*kept, ROW),
@@ -217,12 +222,14 @@ _grouped.defvjp(_grouped_forward, _grouped_backward)
 
 
 def _rounded_by_tokens(rows, power_of_two=False, *, rows_per_expert, block):
-    """rows [r d], rounded in tiles of 128 x 1 that lie within one expert's rows each."""
+    """rows [r d], rounded in tiles of 128 x 1 that each cover one expert's rows only."""
     # Experts and their tiles start at multiples of step
     step = math.gcd(block, COLUMN[0])
+    # An expert's number of rows is data, but shapes must not depend on it: a tile is a run of steps n
     ends = jnp.cumsum(rows_per_expert)
     first_n = jnp.arange(0, len(rows), step)
     start_n = jnp.pad(ends, (1, 0))[jnp.searchsorted(ends, first_n, side="right")]
+    # A tile begins at an expert's first row and every 128 rows after it
     tile_n = jnp.cumsum((first_n - start_n) % COLUMN[0] == 0) - 1
     rows = jnp.clip(rows, -LARGEST, LARGEST)
     amax_nd = jnp.abs(rows).reshape(-1, step, rows.shape[-1]).max(1)

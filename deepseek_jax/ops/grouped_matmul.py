@@ -72,6 +72,7 @@ def _laid_out(groups, count_n, rows_n, first_n, rows):
     m, a = groups.shape
     flat = groups.reshape(-1)
     order = jnp.argsort(flat, stable=True)
+    # Sorting leaves no gaps between groups: a shift for each group makes room for its padding
     shift_n = first_n - (jnp.cumsum(count_n) - count_n)
     row_of_sorted = jnp.arange(m * a, dtype=jnp.int32) + shift_n[flat[order]].astype(jnp.int32)
     token_of_row = jnp.full(rows, m, jnp.int32).at[row_of_sorted].set(order // a)
@@ -85,6 +86,7 @@ def rows_by_expert(x, layout):
 
     The gradient gathers too (a token sums its choices' rows). Autodiff's gradient would scatter.
     """
+    # Padding rows have token m, which is out of range: take fills them with zeros
     return jnp.take(x, layout.token_of_row, axis=0, mode="fill", fill_value=0)
 
 
@@ -110,6 +112,7 @@ def _combine_forward(rows, weights, layout):
 
 def _combine_backward(saved, cotangent):
     rows, weights, layout = saved
+    # Vectors are gathered, as in rows_by_expert; only weights, one number a choice, are scattered
     weight_r = jnp.zeros(len(rows), weights.dtype).at[layout.row_of_choice].set(weights)
     spread = jnp.take(cotangent, layout.token_of_row, axis=0, mode="fill", fill_value=0)
     chosen_mad = jnp.take(rows, layout.row_of_choice, axis=0)
@@ -132,6 +135,7 @@ def grouped_matmul(rows, kernel, rows_per_expert, *, implementation: str | None 
     return product(rows, kernel, rows_per_expert)
 
 
+# Autodiff would take XLA's form for the kernel's gradient, which is dense over the experts on TPU too
 @jax.custom_vjp
 def _ragged(rows, kernel, rows_per_expert):
     out = jax.lax.ragged_dot(
@@ -190,5 +194,6 @@ def _megablox_over_rows(left, right, rows_per_expert, interpret=False):
     tile, *tiles = (
         min(tile, n) for tile, n in zip(TILES, (*left.shape, right.shape[1]), strict=True)
     )
+    # The kernel refuses a last tile that is not full. Rows past the experts' own add to no result
     left, right = (jnp.pad(x, ((0, -len(x) % tile), (0, 0))) for x in (left, right))
     return tgmm(left.T, right, rows_per_expert, jnp.float32, (tile, *tiles), interpret=interpret)

@@ -61,6 +61,7 @@ def _chunk_forward(hidden, head, targets, temperature, recomputed):
 
 def _chunk_backward(recomputed, saved, cotangents):
     hidden, head, targets, temperature, normalizer_m, logits_mv = saved
+    # Where the logits were saved, nothing reads again_mv, so the compiler drops its product
     again_mv, pull = jax.vjp(_logits, hidden, head)
     logits_mv = again_mv if recomputed else logits_mv
     probs_mv = jnp.exp(logits_mv * (1 / temperature) - normalizer_m[:, None])

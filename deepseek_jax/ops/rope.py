@@ -18,6 +18,7 @@ def yarn_frequencies(dim, theta, *, factor, original_max_position_embeddings, be
     more than beta_fast times stay as they are. A linear ramp over the pairs' indices blends between the two.
     """
 
+    # Pair i turns length / (2 pi theta ** (2i / dim)) times in the original context: this is solved for i
     def pair_that_turns(times):
         return (
             dim
@@ -26,7 +27,9 @@ def yarn_frequencies(dim, theta, *, factor, original_max_position_embeddings, be
         )
 
     low = max(math.floor(pair_that_turns(beta_fast)), 0)
+    # dim - 1, as in the released code, though the last pair is dim / 2 - 1
     high = min(math.ceil(pair_that_turns(beta_slow)), dim - 1)
+    # 0.001: where low equals high the ramp is a step, not a division by zero
     ramp = np.clip((np.arange(dim // 2) - low) / max(high - low, 0.001), 0, 1).astype(np.float32)
     frequencies = rope_frequencies(dim, theta)
     return frequencies * (1 - ramp) + frequencies / factor * ramp
@@ -47,12 +50,14 @@ def llama3_frequencies(
     """
     frequencies = rope_frequencies(dim, theta)
     turns = original_max_position_embeddings * frequencies / (2 * math.pi)
+    # The three cases of the docstring in one clip: 0 slows a pair, 1 leaves it as it is
     keep = np.clip((turns - low_freq_factor) / (high_freq_factor - low_freq_factor), 0, 1)
     return (frequencies * keep + frequencies / factor * (1 - keep)).astype(np.float32)
 
 
 def rope_tables(positions, frequencies, amplitude=1.0):
     """amplitude * (cosines, sines) of positions int32[...] times frequencies: two float32[..., dim / 2]."""
+    # In float32 whatever the compute dtype: bfloat16 cannot hold an odd position above 256
     angles = positions[..., None].astype(jnp.float32) * jnp.asarray(frequencies, jnp.float32)
     return jnp.cos(angles) * amplitude, jnp.sin(angles) * amplitude
 

@@ -27,16 +27,20 @@ def route(
     affinity_me = affinities(logits, scoring_func)
     choice_me = affinity_me if bias is None else affinity_me + jax.lax.stop_gradient(bias)
     if n_group > 1:
-        choice_mgx = choice_me.reshape(len(logits), n_group, -1)  # x: the experts of one group
+        # x: the experts of one group
+        choice_mgx = choice_me.reshape(len(logits), n_group, -1)
         best = 2 if scoring_func == "sigmoid" else 1
         group_mg = jax.lax.top_k(choice_mgx, best)[0].sum(-1)
         kept_mg = jax.nn.one_hot(jax.lax.top_k(group_mg, topk_group)[1], n_group, dtype=bool).any(
             -2
         )
+        # -inf, not 0: the bias can move an expert of an open group below 0, and a closed group's would win
         choice_me = jnp.where(kept_mg[..., None], choice_mgx, -jnp.inf).reshape(logits.shape)
     experts_ma = jax.lax.top_k(jax.lax.stop_gradient(choice_me), num_experts_per_tok)[1]
+    # Eqs. 16 and 13: the biased scores choose the experts, the plain affinities weigh them
     weights_ma = jnp.take_along_axis(affinity_me, experts_ma, axis=-1)
     if norm_topk_prob:
+        # 1e-20, as in Hugging Face's code: all chosen sigmoids may underflow to 0
         weights_ma /= weights_ma.sum(-1, keepdims=True) + 1e-20
     return experts_ma, weights_ma * routed_scaling_factor
 
@@ -75,7 +79,9 @@ def sequence_balance(affinity, segment_ids, *, num_experts_per_tok):
     def per_document(x_btz):
         return jax.vmap(lambda x, i: jax.ops.segment_sum(x, i, t + 1))(x_btz, document_bt)
 
+    # Numbers that no document has get length 1: 0 / 0 would make the sum NaN
     length_bn1 = jnp.maximum(per_document(jnp.ones((b, t, 1))), 1)  # n: document
+    # length * f * P: f and P (eqs. 18 and 20) each divide by the length, and one of the two cancels
     products_bne = per_document(chosen_bte) * per_document(share_bte) / length_bn1
     return products_bne.sum() * e / num_experts_per_tok
 

@@ -6,6 +6,7 @@ import jax.numpy as jnp
 
 def log_softmax(logits):
     """float32[... v] -> float32[... v], nats."""
+    # Not jax.nn.log_softmax: XLA's CPU compiler fuses its steps into the product before it, which is slower
     return logits - jax.nn.logsumexp(logits, axis=-1, keepdims=True)
 
 
@@ -22,6 +23,7 @@ def largest(logits):
 
 def exponential(logits, most, temperature=1.0):
     """exp((logits - most) / temperature), where most is `largest` of the logits."""
+    # The temperature enters here alone: dividing the logits first would be one more pass over the vocabulary
     return jnp.exp((logits - most) * (1 / temperature))
 
 

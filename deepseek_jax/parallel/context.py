@@ -15,6 +15,7 @@ def by_heads(q, k, v):
     if mesh is None or mesh.shape["context"] == 1:
         return q, k, v
     parts = axis_parts(mesh, partition_spec(HEADS)[2])
+    # With grouped queries there may be fewer key heads than devices
     if any(array.shape[2] % parts for array in (q, k, v)):
         return q, *(constrain(array, ("batch", None, "kv_heads", None)) for array in (k, v))
     return tuple(constrain(array, HEADS) for array in (q, k, v))

@@ -35,10 +35,10 @@ def expert_parallel(
     tokens and of a tuple of kernels whose first axis is that of experts; linear in the kernels' split "mlp"
     axis, so that partial results add up. x: [b t d]; experts: int32[b t a]; weights: float32[b t a].
     kernel_axes: each kernel's logical names. Tokens travel along the mesh axis "expert", one row for each
-    choice; none is ever dropped.
+    choice; no row is ever dropped.
     implementation: "padded" is all_to_all with room for the worst case in every block sent; "ragged" is
-    jax.lax.ragged_all_to_all, which sends only rows with a token, into a receive buffer. None takes what
-    ops.platform has: a CPU does not implement "ragged".
+    jax.lax.ragged_all_to_all, which sends only rows with a token, into a receive buffer. None takes the
+    choice of ops.platform: a CPU does not implement "ragged".
     buffer: the size of the ragged receive buffer: a float, at least 1, as a multiple of the balanced share
     of m * a rows a device; None is room for the worst case. Where more rows arrive, the result is NaN on all
     devices along the axis, and so is the gradient of weights: the step is skipped.
@@ -64,7 +64,8 @@ def expert_parallel(
             y_md = run_experts(*arrays, kernels)
         else:
             y_md = exchanged(run_experts, *arrays, kernels)
-        # The kernels' "mlp" axis is split over "tensor": each device has a partial sum
+        # The kernels' "mlp" axis is split over "tensor": each device has a partial sum. Added in float32,
+        # their sum is rounded once
         if mesh is not None and mesh.shape["tensor"] > 1:
             y_md = jax.lax.psum(y_md.astype(jnp.float32), "tensor").astype(y_md.dtype)
         return y_md.reshape(x_btd.shape)
@@ -95,6 +96,7 @@ def _padded(run_experts, x_md, experts_ma, weights_ma, kernels):
 
     received_rd = _to_peers(rows_by_expert(x_md, layout))
     received_r1 = _to_peers(expert_r)[:, None]
+    # Weights of 1 here: the sender weighs what comes back, so weights do not travel
     done_rd = run_experts(received_rd, received_r1, jnp.ones(received_r1.shape), kernels)
     return combine(_to_peers(done_rd), weights_ma, layout)
 
@@ -105,11 +107,12 @@ def _to_peers(rows):
 
 
 def _ragged(run_experts, x_md, experts_ma, weights_ma, kernels, buffer):
-    """The same as _padded, without rows that pad."""
+    """_padded without padding rows: only rows with a token are sent."""
     shards, held = jax.lax.axis_size("expert"), len(kernels[0])
     device = jax.lax.axis_index("expert")
-    # Rows sorted by expert are sorted by device too
+    # Rows sorted by expert are sorted by device too. In blocks of 1, every row has a token
     layout = expert_layout(experts_ma, shards * held, 1)
+    # The counts of all devices: a sender must know where its rows begin on a peer, after those of others
     count_sse = jax.lax.all_gather(layout.rows_per_expert.reshape(shards, held), "expert")
     rows = receive_rows(experts_ma.shape, shards, held, buffer)
     there, back, fits = exchange_plan(count_sse.sum(-1), device, rows)

@@ -6,9 +6,12 @@ import jax
 
 # glibc's malloc.h: what mallopt sets
 M_TRIM_THRESHOLD, M_MMAP_MAX, M_ARENA_MAX = -1, -4, -8
-LARGEST = 2**31 - 1  # a C int
-COMPILED = "/jax/core/compile/backend_compile_duration"  # an event that jax reports
-LONG = 1.0  # seconds
+# The largest C int, the type of mallopt's arguments
+LARGEST = 2**31 - 1
+# The event that jax reports after a compilation
+COMPILED = "/jax/core/compile/backend_compile_duration"
+# Seconds
+LONG = 1.0
 
 
 def keep_freed_memory():
@@ -19,8 +22,9 @@ def keep_freed_memory():
     """
     libc = _glibc()
     if libc is not None:
-        # Another thread would get a heap of its own, and that one maps large arrays after all
+        # One arena: another thread would get a heap of its own, and that one maps large arrays after all
         libc.mallopt(M_ARENA_MAX, 1)
+        # Large arrays come from the heap too, and its free end stays with the process
         libc.mallopt(M_MMAP_MAX, 0)
         libc.mallopt(M_TRIM_THRESHOLD, LARGEST)
 
@@ -28,7 +32,7 @@ def keep_freed_memory():
 def return_freed_memory():
     """Return the memory of freed arrays from malloc's heap to the system, where the C library is glibc.
 
-    The heap has holes between arrays that are still alive. A phase with arrays of other sizes (an update
+    The heap has holes between arrays that are still alive. Work with arrays of other sizes (an update
     after a rollout) takes fresh memory instead of filling them. With another C library this does nothing.
     """
     libc = _glibc()
@@ -39,8 +43,8 @@ def return_freed_memory():
 def return_compilers_memory():
     """From now on, call return_freed_memory after every long compilation.
 
-    Else the compiler's freed memory, a quarter of a GiB for a training step of 30 layers, would stay beside
-    the program's own arrays.
+    Otherwise the compiler's freed memory, a quarter of a GiB for a training step of 30 layers, would stay
+    allocated beside the program's own arrays.
     """
 
     def listen(event, duration, **_):
@@ -53,6 +57,7 @@ def return_compilers_memory():
 def _glibc():
     try:
         libc = ctypes.CDLL(None)
-    except (OSError, TypeError):  # Windows does not accept None
+    # Windows does not accept None
+    except (OSError, TypeError):
         return None
     return libc if hasattr(libc, "malloc_trim") else None

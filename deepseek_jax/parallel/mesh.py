@@ -62,6 +62,7 @@ def make_mesh(
             allow_split_physical_axes=True,
         )
     else:
+        # allow_split_physical_axes: without it a TPU refuses sizes that cut an axis of its torus in two
         placed = mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
     return Mesh(placed, MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES))
 
@@ -81,6 +82,7 @@ def group_mesh(mesh: Mesh, processes: int):
         return mesh
     group = jax.process_index() // processes
     devices = [device for device in jax.devices() if device.process_index // processes == group]
+    # Not slice or data: make_mesh takes a group as one slice, and data takes the devices that are left
     sizes = {axis: size for axis, size in mesh.shape.items() if axis not in ("slice", "data")}
     try:
         return make_mesh(**sizes, devices=devices)
@@ -99,6 +101,7 @@ def _filled(sizes, devices):
     product = math.prod(abs(size) for size in sizes.values())
     if devices % product or (not free and devices != product):
         fixed = {axis: size for axis, size in sizes.items() if axis not in free}
+        # The message names sizes of 1 only if there are no others
         fixed = {axis: size for axis, size in fixed.items() if size > 1} or fixed
         verb = "divide" if free else "equal"
         raise ValueError(

@@ -21,7 +21,7 @@ def pipeline_stages():
 def pipeline(run_stage, params, carried, micro_batches: int):
     """Run a stack of layers over carried["x"]: -> (x [b t d], what each layer reports of all rows).
 
-    run_stage(params, carried) -> (carried, report): some of the layers, in order. params: a tree of arrays
+    run_stage(params, carried) -> (carried, report) runs some layers, in order. params: a tree of arrays
     with a leading axis of layers, in order. carried: a dict of arrays with b rows, x [b t d] among them;
     run_stage changes x only. report: a tree with a leading axis of those layers, of sums over rows.
     Raises ValueError, naming the field, for layers or rows that do not split.
@@ -45,17 +45,19 @@ def pipeline(run_stage, params, carried, micro_batches: int):
     def by_stage(leaf):
         return _along(mesh, leaf.reshape(stages, layers // stages, *leaf.shape[1:]), ())
 
-    # Micro-batch i takes rows i, i + micro_batches, ...: so each device's rows stay on it
+    # Micro-batch i takes rows i, i + micro_batches, ...: this way each device's rows stay on it
     def by_micro_batch(array):
         dealt = array.reshape(rows // micro_batches, micro_batches, *array.shape[1:])
         return jnp.swapaxes(dealt, 0, 1)
 
     params = jax.tree.map(by_stage, params)
     inputs = jax.tree.map(by_micro_batch, carried)
+    # With this name, sharding constraints within a stage leave the axis of stages split
     everyone = jax.vmap(run_stage, spmd_axis_name="pipeline")
     stage_s = jnp.arange(stages)
 
     def turn(state, index):
+        # After the last micro-batch the first stage repeats it: nothing reads those results
         fresh = jax.tree.map(lambda x: x[jnp.minimum(index, micro_batches - 1)], inputs)
         state = jax.tree.map(lambda s, f: jnp.where(_like(stage_s == 0, s), f, s), state, fresh)
         state = jax.tree.map(lambda s: _along(mesh, s, ("batch", "seq")), state)
@@ -70,6 +72,7 @@ def pipeline(run_stage, params, carried, micro_batches: int):
     # Idle stages work on real rows: on zeros a layer may divide by zero, and the gradients would be NaN
     idle = jax.tree.map(lambda x: jnp.broadcast_to(x[0], (stages, *x.shape[1:])), inputs)
     _, (x_nbtd, report) = jax.lax.scan(turn, idle, jnp.arange(micro_batches + stages - 1))
+    # Micro-batch 0 leaves the last stage in turn stages - 1; what it gives before that is idle work
     x_btd = jnp.swapaxes(x_nbtd[stages - 1 :], 0, 1).reshape(carried["x"].shape)
     report = jax.tree.map(lambda x: x.sum(0).reshape(layers, *x.shape[3:]), report)
     return x_btd, report

@@ -45,6 +45,7 @@ def any_on(mesh: Mesh, flag: bool):
     if jax.process_count() == 1:
         return flag
     places = NamedSharding(mesh, PartitionSpec(mesh.axis_names))
+    # One entry for each device: a process writes its flag into those of its own devices
     flags = jax.make_array_from_callback((mesh.size,), places, lambda _: np.array([flag]))
     return bool(jax.jit(jnp.any, out_shardings=NamedSharding(mesh, PartitionSpec()))(flags))
 

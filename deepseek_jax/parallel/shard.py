@@ -14,7 +14,7 @@ from deepseek_jax.parallel.rules import RULES
 def partition_spec(names, rules=RULES):
     """Look logical axis names, a tuple of str or None, up in the table: -> PartitionSpec.
 
-    A mesh axis splits an array once: where a second name asks for it, that dimension stays whole.
+    A mesh axis splits an array once: where a second name has the same axis, that dimension stays whole.
     Raises ValueError for a name without a row (Linen alone would replicate it in silence).
     """
     used, entries = set(), []
@@ -68,17 +68,18 @@ def init_sharded(mesh: Mesh, init, rng):
 
     init(rng) returns the boxed tree of parameters; the result is the tree without boxes.
     """
+    # Shapes come first: a size that does not split is refused before anything compiles
     boxed = jax.eval_shape(init, rng)
     places = shardings(mesh, logical_names(boxed), nn.unbox(boxed))
     on_cpu = mesh.devices.flat[0].platform == "cpu"
-    # The program runs once, and XLA's CPU compiler would take long to make its random numbers fast
+    # The program runs once: XLA's CPU compiler would spend seconds on code that runs for milliseconds
     options = {"xla_backend_optimization_level": 0} if on_cpu else None
     make = jax.jit(lambda rng: nn.unbox(init(rng)), out_shardings=places, compiler_options=options)
     return make(rng)
 
 
 def batch_sharding(mesh: Mesh):
-    """Split the rows of a batch as the table says; other axes stay whole. For arrays of rank one and up."""
+    """Split the rows of a batch by the table; other axes stay whole. For arrays of rank one and up."""
     return NamedSharding(mesh, partition_spec(("batch",)))
 
 
@@ -98,7 +99,9 @@ def batch_share(mesh: Mesh):
     rows = {}
     for device, (part,) in sharding.devices_indices_map((parts,)).items():
         rows.setdefault(device.process_index, set()).add(part.start or 0)
+    # A set: processes with the same rows have one share together
     shares = sorted({tuple(sorted(held)) for held in rows.values()})
+    # Shares that overlap without being equal would load some rows twice
     if sum(map(len, shares)) != parts:
         raise ValueError(
             "the processes hold overlapping parts of a batch's rows; order the mesh so that the devices "
@@ -130,6 +133,7 @@ def put_batch(mesh: Mesh, batch):
 def put_share(mesh: Mesh, batch):
     """put_batch of a batch that every process has whole: each puts its own share of the rows."""
     share, shares = batch_share(mesh)
+    # Scalars are totals of the global batch, the same on every process
     own = {name: np.split(x, shares)[share] if x.ndim else x for name, x in batch.items()}
     return put_batch(mesh, own)
 
@@ -154,7 +158,8 @@ def current_mesh():
 
 
 def _that_split(mesh, shape, spec):
-    pairs = zip(shape, spec, strict=False)  # a spec may leave the last dimensions out
+    # Not strict: a spec may leave the last dimensions out
+    pairs = zip(shape, spec, strict=False)
     return [entry if size % axis_parts(mesh, entry) == 0 else None for size, entry in pairs]
 
 

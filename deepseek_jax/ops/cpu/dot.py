@@ -8,14 +8,15 @@ import jax
 import jax.numpy as jnp
 from jax.experimental.layout import Layout, with_layout_constraint
 
-FEW = {"float32": 16, "bfloat16": 64}  # rows of x, those of a batch that decodes
+# The most rows of x that count as few: those of a batch that decodes
+FEW = {"float32": 16, "bfloat16": 64}
 
 
 def einsum(spec, left, right):
     """jnp.einsum of two operands of one dtype into float32; right may be an InputsLast.
 
-    Axes that stand together wherever they stand become one: to transpose a weight of more than two axes is to
-    copy it.
+    Axes that are adjacent in every operand that has them are merged into one: the compiler would copy a
+    weight of more than two axes to transpose it.
     """
     if isinstance(right, InputsLast):
         return right.product(spec, left)
@@ -35,7 +36,7 @@ def einsum(spec, left, right):
 
 
 def _runs(terms):
-    """An einsum's letters in runs, each of which every term has whole and in this order, or not at all."""
+    """An einsum's letters in runs: every term has all of a run, in this order, or nothing of it."""
     runs = []
     for letter in dict.fromkeys(terms[0] + terms[1]):
         last = runs[-1][-1] if runs else None
@@ -52,9 +53,10 @@ def _product(left, right, result, x, w):
         # A tall matrix by 8 or 32 columns takes less time than as many rows by a wide one
         tall = right[0] + left[0]
         out = _float32(f"{right},{left}->{tall}", w, x)
-        # Else the compiler would turn the product round again
+        # Without the barrier the compiler would swap the operands back
         return jnp.einsum(f"{tall}->{result}", jax.lax.optimization_barrier(out))
     if x.dtype == jnp.bfloat16:
+        # In bfloat16, the operand whose axes come first in the result needs contiguous rows: it goes left
         batch = [c for c in result if c in left and c in right]
         if result[len(batch)] in right:
             left, right, x, w = right, left, w, x
@@ -69,14 +71,14 @@ def _is_of_few_rows(left, right, result, x):
 
 
 def _contracted_last(left, result, x):
-    """x with its letters, turned so that each row of its product lies contiguously: of no others is the
-    compiler's bfloat16 product. Where x lies so already, nothing is turned.
+    """x and its letters, transposed so that the contracted axes come last. The compiler multiplies in
+    bfloat16 only where these rows are contiguous. Returns x itself where they are.
     """
     turned = "".join(sorted(left, key=lambda c: c not in result))
     if turned == left:
         return left, x
     x = jnp.einsum(f"{left}->{turned}", x)
-    # Else the compiler would merge product and transpose again
+    # Without the constraint the compiler would merge the transpose into the product again
     return turned, with_layout_constraint(x, Layout(tuple(range(x.ndim))))
 
 
@@ -87,7 +89,7 @@ def _float32(spec, left, right):
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class InputsLast:
-    """A Linear layer's weight for decoding: array is [outputs... inputs...], where products otherwise have it
+    """A Linear layer's weight for decoding: array is [outputs... inputs...]; other products take it as
     [inputs... outputs...].
     """
 

@@ -1,4 +1,4 @@
-"""Grouped products expert by expert, some rows at a time: what the rows cost, and no matrix copied."""
+"""Grouped products expert by expert, some rows at a time: they cost what the rows cost and copy no matrix."""
 
 import jax
 import jax.numpy as jnp
@@ -6,9 +6,11 @@ import jax.numpy as jnp
 from deepseek_jax.ops.cpu.bits import bits
 from deepseek_jax.ops.dot import einsum
 
-SMALLEST, LARGEST = 8, 256  # rows of a large piece
+# Bounds on the rows of a large piece
+SMALLEST, LARGEST = 8, 256
 
 
+# JAX cannot differentiate the loops below in reverse: how often they run depends on data
 @jax.custom_vjp
 def pieces(rows, kernel, rows_per_expert):
     """ops.grouped_matmul.grouped_matmul; rows past the experts' come out as zeros."""
@@ -34,7 +36,7 @@ def product_by_expert(spec, rows, kernel, rows_per_expert):
     """Each row times its expert's matrix: rows [r x], kernel [e d f] -> [r y] in the rows' dtype.
 
     spec: an einsum of some rows with one matrix of the kernel. rows_per_expert: int32[e], any split; rows
-    past their sum come out as zeros. The cost is that of the rows there are.
+    past their sum come out as zeros, and no product is computed for them.
     """
     width = jax.eval_shape(lambda r, w: jnp.einsum(spec, r, w), rows, kernel[0]).shape[-1]
 
@@ -42,6 +44,7 @@ def product_by_expert(spec, rows, kernel, rows_per_expert):
         piece = jax.lax.dynamic_slice_in_dim(bits(rows), start, len(own_p1)).view(rows.dtype)
         matrix = jax.lax.dynamic_index_in_dim(kernel, expert, keepdims=False).astype(rows.dtype)
         product = einsum(spec, piece, matrix).astype(rows.dtype)
+        # A piece may reach into the next expert's rows: there the output stays as it is
         before = jax.lax.dynamic_slice_in_dim(out_ry, start, len(own_p1))
         after = jnp.where(own_p1, bits(product), before)
         return jax.lax.dynamic_update_slice_in_dim(out_ry, after, start, 0)
@@ -59,6 +62,7 @@ def sum_by_expert(left, right, rows_per_expert):
             jax.lax.dynamic_slice_in_dim(bits(x), start, len(own_p1)).view(x.dtype)
             for x in (left, right)
         )
+        # One masked operand is enough: rows of other experts then add zeros
         product = einsum("pd,pf->df", left_pd, jnp.where(own_p1, right_pf, 0))
         before = jax.lax.dynamic_index_in_dim(sums_edf, expert, keepdims=False)
         return jax.lax.dynamic_update_index_in_dim(sums_edf, before + product, expert, 0)
@@ -74,9 +78,10 @@ def piece_sizes(rows, n_experts):
 
 
 def _over_pieces(visit, carry, rows_per_expert, rows):
-    """Fold carry = visit(carry, expert, start, own_p1) over pieces of p rows from `start` on, in whose rows
-    own: bool[p 1] marks the expert's that no other piece has. Large pieces while they are at least half
-    full, then small ones: the loops end where the rows do, however they are split.
+    """Fold carry = visit(carry, expert, start, own_p1) over pieces of p rows, which begin at row `start`.
+
+    own_p1: bool[p 1], True for the expert's rows that no other piece has. An expert's rows are cut into large
+    pieces while these are at least half full, then into small ones: the loops end with its rows.
     """
     large, small = piece_sizes(rows, len(rows_per_expert))
     rows_per_expert = jnp.asarray(rows_per_expert)
@@ -85,7 +90,8 @@ def _over_pieces(visit, carry, rows_per_expert, rows):
     small_e = -(-jnp.maximum(rows_per_expert - large_e * large, 0) // small)
 
     def piece(carry, expert, at, size):
-        start = jnp.minimum(at, rows - size)  # the last piece ends with the rows
+        # The last piece ends with the rows; those before `at` belong to earlier pieces
+        start = jnp.minimum(at, rows - size)
         row_p = start + jnp.arange(size)
         own_p = (row_p >= at) & (row_p < first_e[expert] + rows_per_expert[expert])
         return visit(carry, expert, start, own_p[:, None])

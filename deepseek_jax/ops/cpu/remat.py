@@ -1,4 +1,4 @@
-"""Saving for the backward pass: a scan over layers writes each layer's part into an array of all of them."""
+"""Save bits for the backward pass: a scan over layers writes each layer's part into one array for all."""
 
 import functools
 
@@ -8,9 +8,10 @@ from jax.ad_checkpoint import checkpoint_name
 from deepseek_jax.ops.cpu.bits import bits
 
 
+# Integers have no gradient: without this rule, the gradient would end at the bits
 @functools.partial(jax.custom_jvp, nondiff_argnums=(1,))
 def save_bits(x, name):
-    """x, of which the bits are saved by this name."""
+    """x, whose bits are saved under this name."""
     return _named(x, name)
 
 
@@ -20,4 +21,5 @@ def _named(x, name):
 
 @save_bits.defjvp
 def _save_bits_jvp(name, primals, tangents):
-    return _named(*primals, name), *tangents  # in the open: a remat policy looks for the name
+    # Not a call of save_bits: a remat policy sees no name inside a custom derivative and would recompute x
+    return _named(*primals, name), *tangents
