@@ -150,7 +150,7 @@ def _run(config, weights, tokens, caches, rope, write):
 
 
 def _verified(distributions, uniform, draft, draft_probs):
-    """Which drafts are accepted, bool[b]; the two next tokens, int32[b z], and their log-probabilities, float32[b z].
+    """Verify the drafts: -> (accepted bool[b], the two next tokens int32[b z], their logprobs float32[b z]).
 
     distributions: probabilities and log-probabilities float32[b*z v] of the places of both.
     """

@@ -71,6 +71,7 @@ class MetricsWriter:
         record = {"step": int(step), "phase": phase}
         assert not record.keys() & values.keys(), "step and phase are taken"
         record |= {name: None if name in bad else value for name, value in values.items()}
+        # Opened for each line, which is then on disk when the run is killed
         with open(self.path, "a") as file:
             file.write(json.dumps(record, allow_nan=False) + "\n")
         for name in [name for name in values if name not in bad]:
@@ -86,7 +87,8 @@ class MetricsWriter:
 
     def _show(self, step, values, phase):
         if self._waiting and self._waiting[0] != phase:
-            self._print_waiting()  # the last line of the phase before
+            # The last line of the phase before is always printed
+            self._print_waiting()
         self._waiting = (phase, step, values)
         if time.monotonic() - self._shown_at >= CONSOLE_SECONDS:
             self._print_waiting()
