@@ -38,6 +38,7 @@ def make_loss(settings: ReinforceSettings, config: ModelConfig):
         logprobs, entropy, routing = completion_logprobs(
             config, params, batch, temperature=batch["temperature"]
         )
+        # One divisor at all steps, even if the limit rises: that of dr_grpo is a constant (arXiv:2503.20783)
         longest = settings.rollout.longest()
         loss, metrics = grpo_loss(
             logprobs, entropy, batch, settings.loss, max_completion_length=longest
@@ -60,6 +61,7 @@ def refreshing(train_step, every: int):
         state, metrics = train_step(state, batch, rng)
         done += 1
         if done % every == 0:
+            # Copied, because the next update donates the state, and no buffer can be donated twice
             state = state.replace(reference=jax.tree.map(jnp.copy, state.params))
         return state, metrics
 

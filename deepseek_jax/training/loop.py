@@ -134,7 +134,7 @@ class _Log:
         self.updates = []  # metrics still on the device, which _count has not read
         self.last = None  # (updates, source metrics) of the latest step
         self.unread = None, []  # the latest step and its updates, whose limits are not checked yet
-        # Skipped updates in a row. Stays at MAX_NONFINITE: a finite update before the next check hides nothing
+        # Skipped updates in a row. Stays at MAX_NONFINITE, which a later finite update must not hide
         self.streak = 0
         self._begin_line()
 
