@@ -22,9 +22,12 @@ from deepseek_jax.distill.terms import OF_DATA, OF_FEATURES, OF_LOGITS
 from deepseek_jax.distill.top_k import TopK, top_k_loss
 from deepseek_jax.models import ModelConfig, decays, head_weight, last_attention, layer_states
 
-PROJECTIONS = "projections"  # in the student's params during training, see init_projections
-CACHED = ("top_ids", "top_logprobs", "dropped")  # batch keys of the teacher's TopK
-SAMPLED = "sampled_"  # prefix of the batch keys of rows that the student sampled
+# The key of the projections in the student's params during training, see init_projections
+PROJECTIONS = "projections"
+# The batch keys of the teacher's TopK
+CACHED = ("top_ids", "top_logprobs", "dropped")
+# The prefix of the batch keys of rows that the student sampled
+SAMPLED = "sampled_"
 
 
 class Reading(NamedTuple):

@@ -47,6 +47,7 @@ class TaskWatch:
     def _regressed(self, task, losses):
         best = self.best.get(task)
         if best is None or losses.mean() < np.mean(best):
+            # Each conversation's loss, not their mean: compare looks at differences between conversations
             self.best[task] = losses.tolist()
             return False
         found = compare(losses, best)

@@ -63,6 +63,7 @@ def top_k_logprobs(
         logits_mv = dot("md,vd->mv", hidden_md, head, jnp.float32)
         ids_mk = jax.lax.top_k(logits_mv, top_k)[1].astype(jnp.int32)
         kept = split_tail(logits_mv, ids_mk, temperature)
+        # For k = v the tail is LOG_TINY in place of log 0
         dropped_m = jnp.exp(kept.tail) if top_k < v else jnp.zeros_like(kept.tail)
         return TopK(ids_mk, kept.logprobs, dropped_m)
 

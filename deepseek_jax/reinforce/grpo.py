@@ -95,7 +95,8 @@ class GroupSource:
             for examples in (questions, general)
         )
         self.settings, self.mesh, self.reference = settings, mesh, reference
-        self.returned = None  # when next() last returned, and its tokens times epochs
+        # When next() last returned, and its tokens times epochs
+        self.returned = None
         self.score = jax.jit(
             lambda params, batch: completion_logprobs(
                 policy.config, params, batch, temperature=batch["temperature"]

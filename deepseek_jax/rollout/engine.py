@@ -90,14 +90,16 @@ class _Engine:
         """parts: steps.Parts. fixed: (config, sampling, eos_ids), for which they are compiled."""
         self.parts, self.fixed, self.config, self.requests = parts, fixed, fixed[0], requests
         self.weights = parts.decoding_weights(self.config, params)
-        self.chunk = None  # the number of the chunk that is prefilled
+        # The number of the chunk that is prefilled
+        self.chunk = None
 
     def open(self, slots, completion_room):
         """Make `slots` free slots."""
         prompt_room = self.requests.tokens.shape[1]
         self.state = self.parts.empty_slots(self.config, slots, prompt_room, completion_room)
         self.tables = steps.rotations(self.config, prompt_room + completion_room)
-        self.request_in = np.full(slots, -1)  # -1: the slot is free
+        # -1: the slot is free
+        self.request_in = np.full(slots, -1)
 
     @property
     def is_busy(self):

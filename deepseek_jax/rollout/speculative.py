@@ -134,6 +134,7 @@ def _draft(config, weights, drafting, cache, rope, write):
     pairs = drafting.hidden, drafting.next_tokens
     hidden_bzd, cache = _apply_module("extend", config, weights, *pairs, rope, cache, write)
     last_bd = jnp.take_along_axis(hidden_bzd, (drafting.fresh - 1)[:, None, None], axis=1)[:, 0]
+    # The module has normed this hidden state already, with a norm of its own
     return steps.logits(config, weights, last_bd), cache
 
 

@@ -214,6 +214,7 @@ def _apart(cache, count):
     return cache.reshape(-1, count, *cache.shape[1:])
 
 
+# Slots are donated, so that the loop writes into their caches in place
 @functools.partial(jax.jit, static_argnums=(0, 1, 2), donate_argnums=5)
 def decode(config, sampling, eos_ids, weights, tables, slots, stop_when_one_ends):
     """Sample token after token until every slot has ended, or one has if stop_when_one_ends: bool[]."""

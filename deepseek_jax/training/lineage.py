@@ -100,6 +100,7 @@ def measure_once(workdir: Path, name: str, inputs: dict, measure):
             (folder / "scores.json").write_text(json.dumps(found, indent=1))
 
     run_stage(workdir, name, inputs, make)
+    # Always from the file: JSON turns tuples into lists, and a resumed run must get the same
     return json.loads((workdir / name / "scores.json").read_text())
 
 

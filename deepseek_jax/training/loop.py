@@ -20,7 +20,8 @@ from deepseek_jax.training.step import jitted_step, make_train_step
 # Exit status of a run that was asked to stop and has saved: start it again to resume. The number is
 # EX_TEMPFAIL of sysexits.h
 STOPPED = 75
-MAX_NONFINITE = 3  # updates in a row whose gradients are not finite before the run gives up
+# So many updates in a row with gradients that are not finite end the run
+MAX_NONFINITE = 3
 GIB = 2**30
 
 
@@ -131,9 +132,12 @@ class _Log:
 
     def __init__(self, writer, phase, limits):
         self.writer, self.phase, self.limits = writer, phase, limits
-        self.updates = []  # metrics still on the device, which _count has not read
-        self.last = None  # (updates, source metrics) of the latest step
-        self.unread = None, []  # the latest step and its updates, whose limits are not checked yet
+        # Metrics still on the device, which _count has not read
+        self.updates = []
+        # (updates, source metrics) of the latest step
+        self.last = None
+        # The latest step and its updates, whose limits are not checked yet
+        self.unread = None, []
         # Skipped updates in a row. Stays at MAX_NONFINITE, which a later finite update must not hide
         self.streak = 0
         self._begin_line()
@@ -212,7 +216,8 @@ def _memory():
     unit = 1 if sys.platform == "darwin" else 1024
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
     memory = {"host_peak_gib": peak / GIB}
-    stats = jax.local_devices()[0].memory_stats()  # None on CPU
+    # None on CPU
+    stats = jax.local_devices()[0].memory_stats()
     if stats and "peak_bytes_in_use" in stats:
         memory["device_peak_gib"] = stats["peak_bytes_in_use"] / GIB
     return memory

@@ -17,8 +17,10 @@ HEADLINE = (
     *("loss", "held_out_loss", "mtp_loss", "reward", "accuracy", "completion_length"),
     *("kl", "entropy", "grad_norm", "tokens_per_second"),
 )
-CONSOLE_METRICS = 6  # on a line
-CONSOLE_SECONDS = 2.0  # between lines: a faster run prints fewer, but always its last
+# On a line
+CONSOLE_METRICS = 6
+# Between lines: a faster run prints fewer, but always its last
+CONSOLE_SECONDS = 2.0
 
 
 class MetricsWriter:
