@@ -23,13 +23,14 @@ def check_new(folder: str | Path):
 def fingerprint(path: str | Path):
     """16 hexadecimal digits for the files at a path, without reading them all.
 
-    They cover the name, the size, the beginning and the end of every file. Where there is no file, they are
-    of the path alone.
+    They cover the name, the size, the beginning and the end of every file. Where there is no file, they
+    cover the path alone.
     """
     path, digest = Path(path), blake2b(digest_size=8)
     if not path.is_dir():
         digest.update(str(path).encode())
     for each in sorted(path.rglob("*")) if path.is_dir() else [path]:
+        # The relative name, so that a copy in another folder has the same fingerprint
         digest.update(f"{each.relative_to(path)}\0".encode())
         if each.is_file():
             _digest_ends(digest, each)
@@ -58,6 +59,7 @@ def whole_folder(folder: str | Path):
         yield partial
         barrier(f"all have written {folder}")
         if first_process():
+            # A rename also takes the place of an empty folder, which check_new allows
             os.replace(partial, folder)
         barrier(f"{folder} is there")
     except BaseException:

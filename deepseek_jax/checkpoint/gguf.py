@@ -54,6 +54,7 @@ def unpermute(rows, heads: int):
 
 
 def _config(path, reader):
+    # Arrays hold the vocabulary, which data.gguf_tokenizer reads
     read = {
         key: field.contents()
         for key, field in reader.fields.items()
@@ -76,6 +77,7 @@ def _config(path, reader):
         raise ValueError(f"token_embd.weight is missing from {path}")
     return ModelConfig(
         model_type="llama",
+        # [d, v], because GGUF lists the fastest axis first
         vocab_size=int(reader.tensors[names.index("token_embd.weight")].shape[1]),
         tie_word_embeddings="output.weight" not in names,
         **{field: read[key] for field, key in (FIELDS | OPTIONAL).items() if key in read},

@@ -39,6 +39,7 @@ FP8_QUANTIZATION = {
 # How to compute, not what: config.json has no such fields
 RUN_FIELDS = {"dtype", "scan_layers", "fp8", "remat", "pipeline_micro_batches", "expert_buffer"}
 FIELDS = [f.name for f in dataclasses.fields(ModelConfig) if f.name not in RUN_FIELDS]
+# ModelConfig lists these together, those of multi-token prediction among them, up to rope_theta
 MOE_FIELDS = FIELDS[FIELDS.index("n_routed_experts") : FIELDS.index("rope_theta")]
 ROPE_FIELDS = [f.name for f in dataclasses.fields(RopeScaling)]
 
@@ -114,6 +115,7 @@ def _required(raw):
     if raw.get("n_routed_experts"):
         required += ["num_experts_per_tok", "first_k_dense_replace", "routed_scaling_factor"]
         required += ["n_group", "topk_group"] if raw["model_type"] == "deepseek_v3" else []
+    # Qwen3's head_dim is no quotient: the 0.6B model has 16 heads of 128 at a hidden_size of 1024
     return required + (["head_dim"] if raw["model_type"] == "qwen3" else [])
 
 
@@ -152,7 +154,9 @@ def _router(raw):
 def _rope(raw):
     """rope_theta and rope_scaling from rope_parameters (transformers 5) or from fields of those names."""
     rope = dict(raw.get("rope_parameters") or raw.get("rope_scaling") or {})
+    # The default of transformers
     theta = rope.pop("rope_theta", None) or raw.get("rope_theta") or 10000.0
+    # `type` is the older name, and a file may have both
     kind = rope.pop("type", None)
     kind = rope.pop("rope_type", None) or kind or "default"
     # Fields that only state what is done here anyway
@@ -184,6 +188,7 @@ def _fields_json(config):
         }
     if isinstance(config.eos_token_id, tuple):
         fields["eos_token_id"] = list(config.eos_token_id)
+    # Qwen2 always has these biases, on queries, keys and values, and no field for them
     if config.model_type != "qwen2":
         fields["attention_bias"] = False
     if config.is_mla:
@@ -200,6 +205,7 @@ def _changed(config, written, like):
     before = parse_config(like)
     changed = {name for name in FIELDS if getattr(before, name) != getattr(config, name)}
     result = dict(like)
+    # Files spell these two values in any of three fields, so all three are replaced together
     if changed & {"rope_theta", "rope_scaling"}:
         for key in ("rope_parameters", "rope_theta", "rope_scaling"):
             result.pop(key, None)

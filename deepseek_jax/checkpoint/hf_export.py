@@ -22,7 +22,8 @@ from deepseek_jax.models import ModelConfig
 from deepseek_jax.ops.fp8 import BLOCK, quantize
 
 FP8 = np.dtype(ml_dtypes.float8_e4m3fn)
-COPIED = ("*.json", "*.jinja", "*.txt", "*.model", "LICENSE*", "README*")  # no weights, no code
+# No weights and no code
+COPIED = ("*.json", "*.jinja", "*.txt", "*.model", "LICENSE*", "README*")
 NOT_COPIED = ("config.json", "*.index.json")
 
 
@@ -97,13 +98,14 @@ class _Export:
         for name, places in self._places.items():
             self._plan(name, places)
         for name, original in self._originals.items():
+            # A tied head is left out, as usual, unless `like` has one
             if (
                 not config.tie_word_embeddings
                 or name != "lm_head.weight"
                 or (like and name in like)
             ):
                 self.plan[name] = self.plan[original]
-        # A tensor's scale is asked for right after it: encode both once
+        # A tensor and its scale are requested one after the other: encode both once
         self._encode = functools.lru_cache(maxsize=1)(self._encode)
 
     def __call__(self, name):
@@ -152,6 +154,7 @@ def _gather(flat, places):
         held = flat[path][tuple(slice(None) if i is None else i for i in index)]
         parts.append(turn.to_view(np.asarray(held)))
     axis = places[0].turn.part[0]
+    # The table's order of parts is not bound to be the tensor's: sort them by where they start
     order = np.argsort([place.turn.part[1] for place in places])
     whole = np.concatenate([parts[i] for i in order], axis).reshape(places[0].turn.shape)
     # safetensors writes memory in its own order, which is the wrong one for a transposed view

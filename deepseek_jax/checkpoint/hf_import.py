@@ -30,6 +30,7 @@ def load_hf(folder: str | Path, dtype: str | None = None, mesh: Mesh | None = No
     wrongly shaped or cut short, or that must repeat another one and does not: it names tensor and file.
     """
     config, files = read_config(folder), HFFiles(folder)
+    # With the dot: layer 6 must not match layer 61
     further = tuple(
         f"model.layers.{config.num_hidden_layers + i}."
         for i in range(config.num_nextn_predict_layers)

@@ -150,6 +150,7 @@ def copies(config: ModelConfig):
 
 def is_projection(name: str):
     """Whether the released FP8 checkpoints quantise this tensor: attention's and every MLP's matrices."""
+    # eh_proj, which joins embedding and hidden state, is bfloat16 in the released files
     return "eh_proj" not in name and name.endswith(("_proj.weight", "_proj_with_mqa.weight"))
 
 
@@ -167,6 +168,7 @@ def _add(places, config, is_moe, table, prefix, root, **index):
             places.setdefault(full_name, []).append(Place(root + path, where, turn))
 
 
+# A big model has tens of thousands of tensors and a few dozen specs
 @functools.cache
 def _turn(spec, sizes):
     return parse(spec, dict(sizes))

@@ -40,6 +40,7 @@ def load_orbax(folder: str | Path, dtype: str | None = None, mesh: Mesh | None =
     """Read what save_orbax wrote: -> (ModelConfig, params). dtype and mesh as in load_hf."""
     config, path = read_config(folder), Path(folder).absolute() / "params"
     saved = checked_by_path(config, ocp.metadata(path).metadata)
+    # The router's balancing bias is never rounded: it has the dtype that was saved
     dtypes = {
         name: jnp.dtype(leaf.dtype if dtype is None or name.endswith("router_bias") else dtype)
         for name, leaf in saved.items()

@@ -12,7 +12,7 @@ class Store:
     A checkpoint holds {"state": a tree of arrays, "data": anything that JSON can hold}. It counts once
     it is complete: one that a killed process left half-written is never read, and saving that step
     again replaces it.
-    Use it as a context manager, or call close(): saving goes on in the background.
+    Use it as a context manager, or call close(): saving continues in the background.
     """
 
     def __init__(self, folder: str | Path, *, keep: int = 2):
@@ -53,6 +53,7 @@ class Store:
         Raises ValueError for a step that is not there, and for a state of another tree, shape or
         dtype: it names the first path that differs.
         """
+        # A save still under way is not in the list
         self.wait()
         steps = [checkpoint.step for checkpoint in self._checkpointer.checkpoints]
         # None, the newest, is missing only where there is no checkpoint at all

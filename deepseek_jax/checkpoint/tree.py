@@ -1,4 +1,4 @@
-"""Parameter trees by path: {"moe_layers/ffn/down": leaf, ...}, and the tree that a config asks for."""
+"""Parameter trees by path: {"moe_layers/ffn/down": leaf, ...}, and the tree that a config needs."""
 
 import flax.linen as nn
 import jax

@@ -15,7 +15,7 @@ import numpy as np
 
 
 class Turn(NamedTuple):
-    """A spec with its sizes put in. Hashable, for jit.
+    """A spec with its sizes filled in. Hashable, for jit.
 
     shape: the tensor's. view: the same with heads split off. part: (axis, start, stop), the part of the view
     that the parameter takes. pairs: (axis, start) of the rotary pairs in the view, or None. order: the
@@ -41,6 +41,7 @@ class Turn(NamedTuple):
 
     def to_view(self, parameter):
         """The inverse; the caller joins the parts along their axis, and the heads."""
+        # argsort inverts a permutation, here and below
         tensor = parameter.transpose(np.argsort(self.order))
         if self.pairs:
             axis, start = self.pairs

@@ -45,6 +45,7 @@ def top_k_records(
         while batch := list(itertools.islice(left, batch_size)):
             tokens, lengths = _rows([text["tokens"] for text in batch], batch_size, sequence_length)
             found = jax.device_get(likeliest(params, tokens, lengths))
+            # The last batch may have fewer texts than rows; one shape for all needs one compilation
             for row, (text, n) in enumerate(zip(batch, lengths, strict=False)):
                 yield {
                     "tokens": text["tokens"][:n],

@@ -93,7 +93,7 @@ class _Whole(NamedTuple):
     weight: dict
 
 
-# Without a custom gradient the loop's own would save every chunk's logits, or compute them again
+# A custom gradient: the loop's own would save every chunk's logits, or compute them again
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _sums(chunk_size, hidden, head, tokens, whole):
     """mean_over_tokens' result for one device's tokens: hidden [m d], tokens a tree of [m ...]."""
@@ -111,12 +111,14 @@ def _sums_and_gradient(chunk_size, hidden, head, tokens, whole):
 
     chunks = _cut((hidden, tokens), _width(head, whole), chunk_size)
     dhead, (sums, dhidden) = jax.lax.scan(add, jnp.zeros_like(head), chunks)
+    # Without the rows that pad the last chunk
     dhidden = dhidden.reshape(-1, hidden.shape[-1])[: len(hidden)]
     return jax.tree.map(lambda x: x.sum(0), sums), (dhidden, dhead)
 
 
 def _scaled_gradient(chunk_size, gradients, cotangents):
-    scale = cotangents[0]  # of the total: the means have no gradient
+    # The cotangent of the total: the means have no gradient
+    scale = cotangents[0]
     return *((scale * g).astype(g.dtype) for g in gradients), None, None
 
 

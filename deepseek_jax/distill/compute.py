@@ -12,7 +12,8 @@ from deepseek_jax.distill.settings import CROSS
 from deepseek_jax.models import ModelConfig
 from deepseek_jax.training.metrics import read_metrics
 
-FORWARD = 1 / 3  # of a forward and a backward pass
+# The share of the forward pass in both passes: backward, each product has two, one for either factor
+FORWARD = 1 / 3
 
 
 def distilled(

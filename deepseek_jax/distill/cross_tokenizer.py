@@ -54,6 +54,7 @@ def shared_vocabulary_loss(
     """
     logp, logq = (
         _shared_buckets(logits_mv / temperature, ids_n)
+        # shared has the student's ids first; p, the first argument of a divergence, is the teacher's
         for logits_mv, ids_n in zip((teacher_logits, logits), shared[::-1], strict=True)
     )
     return temperature**2 * diverge(logp, logq, divergence=divergence, beta=beta)
@@ -84,6 +85,7 @@ def _shared_buckets(logits_mv, ids_n):
     shared_mn = logprobs_mv[:, ids_n]
     v = logits_mv.shape[-1]
     if len(ids_n) == v:
+        # A sum over no ids is -inf, and the difference of two of them in a divergence NaN
         rest_m = jnp.full(len(logits_mv), LOG_TINY)
     else:
         is_shared_v = jnp.zeros(v, bool).at[ids_n].set(True)

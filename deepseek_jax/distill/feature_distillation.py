@@ -21,6 +21,7 @@ def layer_map(student_layers: int, teacher_layers: int):
     if student_layers == 1:
         return (teacher_layers - 1,)
     steps, height = student_layers - 1, teacher_layers - 1
+    # i * height / steps, rounded half up in integers: Python's round takes halves to the even neighbour
     return tuple((2 * i * height + steps) // (2 * steps) for i in range(student_layers))
 
 
@@ -61,6 +62,7 @@ def hidden_state_loss(hidden, teacher_hidden, projections):
             "layer_map, at the same tokens, and init_projections for their widths"
         )
 
+    # The gradient computes a layer's float32 arrays again, so that those of all layers are never saved
     @jax.checkpoint
     def add_layer(total_bt, layer):
         x_btd, teacher_bty, projection_dy = layer  # y: the teacher's width

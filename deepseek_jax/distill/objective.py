@@ -22,9 +22,12 @@ from deepseek_jax.distill.terms import OF_DATA, OF_FEATURES, OF_LOGITS
 from deepseek_jax.distill.top_k import TopK, top_k_loss
 from deepseek_jax.models import ModelConfig, decays, head_weight, last_attention, layer_states
 
-PROJECTIONS = "projections"  # in the student's params during training, see init_projections
-CACHED = ("top_ids", "top_logprobs", "dropped")  # batch keys of the teacher's TopK
-SAMPLED = "sampled_"  # prefix of the batch keys of rows that the student sampled
+# The key of the projections in the student's params during training, see init_projections
+PROJECTIONS = "projections"
+# The batch keys of the teacher's TopK
+CACHED = ("top_ids", "top_logprobs", "dropped")
+# The prefix of the batch keys of rows that the student sampled
+SAMPLED = "sampled_"
 
 
 class Reading(NamedTuple):
@@ -99,6 +102,7 @@ class Objective:
         if self._has("on_policy"):
             parts.append(self._on_policy(params, batch, teacher_params))
         if self._has("l2"):
+            # Losses of micro-batches add up, and this one does not shrink with their rows
             parts.append(self._weighted({"l2": l2_penalty(params) / self.micro_batches}))
         metrics = {name: mean for _, means in parts for name, mean in means.items()}
         return sum(loss for loss, _ in parts), jax.lax.stop_gradient(metrics)
@@ -127,6 +131,7 @@ class Objective:
         if self._has("hard"):
             terms["hard"] = Term(Partial(hard_loss), share_bt, weights["hard"], batch["targets"])
         if self._has("matched", "sorted"):
+            # Both at the position that predicts the token, see place_beside
             aligned_bt, exact_bt = place_beside(batch) >= 0, jnp.roll(batch["exact"], -1, axis=1)
         if self._has("matched"):
             shared = tuple(jnp.array(ids, jnp.int32) for ids in self.shared)
@@ -151,6 +156,7 @@ class Objective:
         return self._weighted(means)
 
     def _on_policy(self, params, batch, teacher_params):
+        # The samples are data: sampling has no gradient (arXiv:2306.13649, section 3)
         rows = {k.removeprefix(SAMPLED): v for k, v in batch.items() if k.startswith(SAMPLED)}
         kind = dict(divergence=self.on_policy_divergence, beta=self.on_policy_beta)
         loss = Partial(functools.partial(soft_loss, **kind), temperature=batch["temperature"])
@@ -181,6 +187,7 @@ class Objective:
         hidden, _, states = layer_states(
             config, params, batch["tokens"], keep_layers=keep, **options
         )
+        # Rows past vocab_size belong to no token of the tokenizer
         outputs = Outputs(hidden, head_weight(config, params)[: self.vocab_size])
         if not keep:
             return Reading(outputs)
@@ -193,6 +200,7 @@ class Objective:
 def token_weights(batch):
     """The weight of each target in a mean over the whole batch: float32[b t]."""
     weight_bt = jnp.where(batch["loss_mask"], batch.get("loss_weights", 1.0), 0.0)
+    # At least 1, so that a batch without targets gives 0
     return weight_bt / jnp.maximum(batch["normalizer"], 1)
 
 

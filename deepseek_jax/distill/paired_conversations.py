@@ -102,4 +102,5 @@ def _begins(is_target):
 def _offsets(tokenizer: Tokenizer, text: str):
     """(begin, end) of each token of a text, and of the end token after it."""
     offsets = tokenizer.backend.encode(text, add_special_tokens=False).offsets
+    # End tokens have no text: align_tokens pairs them by this span, the same on both sides
     return [*offsets, (len(text), len(text) + 1)]

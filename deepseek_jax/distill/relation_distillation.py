@@ -54,4 +54,5 @@ def _scores(query_tbrz, key_sbrz, seen_tbs):
     """a a^T / sqrt(size) of the tokens that each token may see, [t b r s]; -1e30, not -inf, elsewhere."""
     scores_tbrs = dot("tbrz,sbrz->tbrs", query_tbrz, key_sbrz, jnp.float32)
     scores_tbrs *= query_tbrz.shape[-1] ** -0.5
+    # forward_kl subtracts the two sides' scores: -inf less -inf would be NaN
     return jnp.where(seen_tbs[:, :, None], scores_tbrs, -1e30)

@@ -22,7 +22,8 @@ from deepseek_jax.training.schedule import pairs_of
 
 # The teacher's share of jsd's mixture
 Mixed = Annotated[float, Between(0, 1, open_low=True, open_high=True)]
-CROSS = ("matched", "sorted")  # take the place of soft if the teacher has another tokenizer
+# These terms take the place of soft if the teacher has another tokenizer
+CROSS = ("matched", "sorted")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

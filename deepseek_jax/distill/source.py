@@ -47,6 +47,7 @@ class TaskWatch:
     def _regressed(self, task, losses):
         best = self.best.get(task)
         if best is None or losses.mean() < np.mean(best):
+            # Each conversation's loss, not their mean: compare looks at differences between conversations
             self.best[task] = losses.tolist()
             return False
         found = compare(losses, best)
@@ -98,6 +99,7 @@ class OnPolicyRows:
 
     def __call__(self, params, step: int):
         """-> dict of numpy arrays: tokens, targets, loss_mask, segment_ids, positions, normalizer."""
+        # From seed and step alone, so that a resumed run draws the same rows
         draw = np.random.default_rng([self.seed, step])
         chosen = draw.integers(len(self.prompts), size=self.settings.prompts)
         examples = [{"prompt_ids": self.prompts[i]} for i in chosen]
@@ -121,6 +123,7 @@ def sampled_rows(pairs, length: int):
         ids = [*prompt, *completion]
         tokens[row, : len(ids)] = ids
         targets[row, : len(ids) - 1] = ids[1:]
+        # The prompt's last token is the one that predicts the completion's first
         loss_mask[row, len(prompt) - 1 : len(ids) - 1] = True
         segment_ids[row, : len(ids)] = 1
     positions = np.where(segment_ids > 0, np.arange(length, dtype=np.int32), 0).astype(np.int32)

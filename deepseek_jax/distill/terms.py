@@ -13,9 +13,11 @@ TERMS = {
     "on_policy": "the teacher's distribution on text that the student samples (arXiv:2306.13649)",
     "l2": "half the sum of the squared weights, norms and biases left out",
 }
-OF_LOGITS = ("soft", "hard", "matched", "sorted")  # of the batch's own rows
+# Terms that need logits of the batch's own rows
+OF_LOGITS = ("soft", "hard", "matched", "sorted")
 OF_FEATURES = ("hidden", "relations")
-OF_DATA = OF_LOGITS + OF_FEATURES  # need the batch's own rows
+# Terms that need the batch's own rows
+OF_DATA = OF_LOGITS + OF_FEATURES
 OF_TEACHER = ("soft", "hidden", "relations", "matched", "sorted", "on_policy")
 
 

@@ -39,6 +39,7 @@ def align_tokens(student_offsets, teacher_offsets):
 
 def _boundaries(offsets):
     """A dict from each place where a token ends, and 0, to the number of tokens up to there."""
+    # The maximum, because a token without text has the span (0, 0): it ends where the one before it does
     ends = np.maximum.accumulate([0, *(end for _, end in offsets)])
     # The last of several equal ends wins: those tokens belong to one piece
     return {int(end): index for index, end in enumerate(ends)}

@@ -19,7 +19,8 @@ from deepseek_jax.ops.vocabulary import (
     unshifted_log,
 )
 
-TINY = float(np.finfo(np.float32).tiny)  # 1.2e-38, the least dropped mass: its log stays finite
+# 1.2e-38, the least dropped mass: its log stays finite
+TINY = float(np.finfo(np.float32).tiny)
 LOG_TINY = math.log(TINY)
 
 
@@ -34,7 +35,7 @@ class TopK(NamedTuple):
 
 
 class Buckets(NamedTuple):
-    """logprobs: float32[m k] of the kept ids. tail: float32[m], log of the mass of the others. smallest:
+    """logprobs: float32[m k] of k given ids. tail: float32[m], log of the mass of the others. smallest:
     float32[m], log-probability of the least likely of those others."""
 
     logprobs: jax.Array
@@ -62,6 +63,7 @@ def top_k_logprobs(
         logits_mv = dot("md,vd->mv", hidden_md, head, jnp.float32)
         ids_mk = jax.lax.top_k(logits_mv, top_k)[1].astype(jnp.int32)
         kept = split_tail(logits_mv, ids_mk, temperature)
+        # For k = v the tail is LOG_TINY in place of log 0
         dropped_m = jnp.exp(kept.tail) if top_k < v else jnp.zeros_like(kept.tail)
         return TopK(ids_mk, kept.logprobs, dropped_m)
 
@@ -114,6 +116,7 @@ def split_tail(logits, ids, temperature=1.0):
 
 def teacher_buckets(teacher: TopK):
     """The k + 1 log-probabilities of a TopK, float32[m k+1], the dropped mass last."""
+    # dropped is 0 for k = v and may underflow otherwise
     tail_m = jnp.maximum(jnp.log(teacher.dropped), LOG_TINY)
     return jnp.concatenate([teacher.logprobs, tail_m[:, None]], axis=-1)
 
@@ -127,7 +130,7 @@ def dropped_mass_bound(
     p~ = p / P, q~ = q / Q on the v - k other tokens. By the chain rule of relative entropy the divergence of
     v tokens is that of the buckets plus a hidden part, which is never negative:
 
-    forward_kl  P KL(p~ || q~). A dropped token has at most the probability p_k of the least likely kept one,
+    forward_kl  P KL(p~ || q~). A dropped token has at most the probability p_k of the least likely of the k,
         and never more than P, so p~ <= min(1, p_k / P), while q~ >= min(q) / Q over dropped tokens. As
         KL(p~ || q~) <= log max(p~ / q~), the bound is P log(min(1, p_k / P) Q / min(q)). Attained if one
         token has all of P and is the student's least likely one.

@@ -37,6 +37,7 @@ def train_student(
 
     def step(state, batch, rng):
         nonlocal started
+        # The step is read at the first call alone, because reading waits for the device
         if not started and int(state.step) == 0:
             with at("loss"):
                 check_first(objective, state.params, batch, teacher_params)

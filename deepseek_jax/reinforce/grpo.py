@@ -50,10 +50,13 @@ def reinforce(
     tx, params = settings.make_optimizer(), policy.params
     create, placed = state_maker(params, tx, run.mesh)
     frozen = saved = None
+    # create() donates its argument: a fixed reference takes the given arrays, the policy starts as a copy.
+    # A reference that follows the policy is part of the state, so that a checkpoint has it
     if settings.loss.kl_coef and settings.reference_every is None:
         frozen, params = params, jax.tree.map(jnp.copy, params)
     elif settings.loss.kl_coef:
         saved, placed = jax.tree.map(jnp.copy, params), placed.replace(reference=placed.params)
+    # One divisor at all steps, even if the limit rises: that of dr_grpo is a constant (arXiv:2503.20783)
     longest = settings.rollout.longest()
     loss_fn = make_grpo_loss(policy.config, settings.loss, max_completion_length=longest)
     step = make_train_step(loss_fn, tx, micro_batches=settings.micro_batches)
@@ -97,8 +100,10 @@ class GroupSource:
         )
         self.settings, self.mesh, self.reference = settings, mesh, reference
         self.fingerprint = jax.jit(fingerprint)
-        self.sampled_by = 0  # the fingerprint of the parameters that sampled last
-        self.returned = None  # when next() last returned, and its tokens times epochs
+        # Of the parameters that sampled last
+        self.sampled_by = 0
+        # When next() last returned, and its tokens times epochs
+        self.returned = None
         self.score = jax.jit(
             lambda params, batch: completion_logprobs(
                 policy.config, params, batch, temperature=batch["temperature"]
@@ -125,7 +130,8 @@ class GroupSource:
         """
         metrics = self._time_of_update(state)
         groups, sampled, sampling_metrics = self._sample(state.params, step)
-        return_freed_memory()  # of KV caches and decoding weights
+        # The memory of KV caches and decoding weights
+        return_freed_memory()
         normalize_std = NORMALIZES_STD[self.settings.loss.loss_type]
         batch = group_batch(groups, normalize_std=normalize_std)
         tokens = float(batch["num_tokens"])
@@ -142,7 +148,8 @@ class GroupSource:
         jax.block_until_ready(state.params)
         began, tokens = self.returned
         seconds = time.perf_counter() - began
-        return_freed_memory()  # of activations and gradients
+        # The memory of activations and gradients
+        return_freed_memory()
         return {"update_seconds": seconds, "update_tokens_per_second": tokens / seconds}
 
     def _sample(self, params, step: int):
@@ -166,6 +173,7 @@ class GroupSource:
         metrics = {name: float(count) for name, count in counts.items()}
         metrics["all_equal_share"] = len(equal) / len(sampled)
         metrics["rollout_tokens_per_second"] = counts["sampled_tokens"] / counts["rollout_seconds"]
+        # A single round is no dynamic sampling: all its groups are used, equal ones too
         if rounds > 1:
             groups, used = (kept + equal)[:wanted], max(wanted - len(kept), 0)
             metrics |= {"sampling_rounds": float(number + 1), "equal_groups_used": float(used)}
@@ -209,6 +217,7 @@ class GroupSource:
 
     def _answer(self, params, examples, step, number):
         """The Answers of one sampling round of a step."""
+        # From seed, step and round alone, so that a resumed run samples what an uninterrupted one samples
         settings, entropy = self.settings, [self.settings.seed, step, number]
         policy = self.policy.at(params)
         self.sampled_by = int(self.fingerprint(policy.params))
@@ -227,10 +236,12 @@ class GroupSource:
         """
         settings = self.settings
         sampled_at = {"temperature": np.float32(temperature)}
+        # A minibatch is one update, so the divisors of its loss are its own totals
         parts = [
             put_share(self.mesh, part | _totals(part) | sampled_at)
             for part in _split(batch, settings.minibatches)
         ]
+        # Before the first update: pi_old in each ratio is the policy that sampled (arXiv:2402.03300, eq. 3)
         if settings.minibatches * settings.epochs > 1:
             parts = [part | {"old_logprobs": self.score(state.params, part)} for part in parts]
         reference = state.reference if self.reference is None else self.reference
@@ -270,6 +281,7 @@ def group_batch(groups, *, normalize_std: bool):
     masked out of the loss. normalize_std: see losses.group_advantages.
     """
     mask = np.concatenate([group["mask"] for group in groups])
+    # Cut to the longest completion: the columns after it hold only padding
     t = min(_bucket(mask.sum(1).max()), mask.shape[1])
     rewards = np.concatenate([group["rewards"] for group in groups])
     prompts = [group["prompt_ids"] for group in groups]

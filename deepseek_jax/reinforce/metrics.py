@@ -4,7 +4,7 @@ import numpy as np
 
 
 def describe(groups: list, accuracy: str):
-    """Metrics of groups of grpo.make_groups. accuracy: the reward that says whether an answer is right.
+    """Metrics of groups of grpo.make_groups. accuracy: the reward that decides whether an answer is right.
 
     The means skip rewards that failed (NaN).
     """
@@ -28,4 +28,5 @@ def describe(groups: list, accuracy: str):
 
 def _std(rewards):
     scored = rewards[~np.isnan(rewards)]
+    # The unbiased one, as in losses.group_advantages
     return scored.std(ddof=1) if len(scored) > 1 else np.nan

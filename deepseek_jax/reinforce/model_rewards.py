@@ -18,7 +18,8 @@ from deepseek_jax.rollout import AnswerOptions, Policy
 from deepseek_jax.settings import Count
 from deepseek_jax.worlds.registry import named_tokenizer
 
-JUDGE = "judge.json"  # beside a judge's parameters: its template, tokenizer and completion length
+# Beside a judge's parameters: its template, tokenizer and completion length
+JUDGE = "judge.json"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,6 +77,7 @@ def make_judge(policy: Policy, options: AnswerOptions):
     room = policy.config.max_position_embeddings - options.max_completion_length
 
     def ask(questions):
+        # A question without a prompt costs its own verdict alone, not those of the whole batch
         prompts = [_prompt(policy, question, room) for question in questions]
         asked = [prompt for prompt in prompts if not isinstance(prompt, ValueError)]
         if not asked:

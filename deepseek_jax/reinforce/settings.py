@@ -98,6 +98,7 @@ class ReinforceSettings(FitSettings, RewardSettings):
 
     def __post_init__(self):
         super().__post_init__()
+        # A batch holds a prompt once for its whole group, so no cut may run through a group
         cuts = self.minibatches * self.micro_batches
         if self.prompts_per_step % cuts:
             raise ValueError(

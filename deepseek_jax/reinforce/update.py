@@ -83,6 +83,7 @@ def refreshing(train_step, every: int):
         state, metrics = train_step(state, batch, rng)
         done += 1
         if done % every == 0:
+            # Copied, because the next update donates the state, and no buffer can be donated twice
             state = state.replace(reference=jax.tree.map(jnp.copy, state.params))
         return state, metrics
 

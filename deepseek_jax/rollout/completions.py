@@ -56,6 +56,7 @@ def empty_rollout(rows: int, length: int):
 def copy_completions(rollout: Rollout, rows, state, slots):
     """Copy the completions in `slots` of state, a steps.Slots, to `rows` of rollout: int[e] each."""
     length = on_host(state.length)[slots]
+    # Past its length a slot still has the tokens of the request that it had before
     sampled = np.arange(rollout.completion_ids.shape[1]) < length[:, None]
     rollout.completion_mask[rows] = sampled
     rollout.completion_ids[rows] = np.where(sampled, on_host(state.tokens)[slots], 0)
@@ -89,6 +90,7 @@ def check_finite(rollout: Rollout, rows, state, slots):
 def on_host(array):
     """A jax array as numpy, even if other processes have parts of it."""
     if not (array.is_fully_addressable or array.is_fully_replicated):
+        # numpy reads only what this process holds: replicate the array first
         everywhere = NamedSharding(array.sharding.mesh, PartitionSpec())
         array = jax.jit(lambda whole: whole, out_shardings=everywhere)(array)
     return np.asarray(array)

@@ -51,9 +51,9 @@ def generate(
     the call (in float32; lower precisions round differently in another batch). speculative: draft tokens with
     the model's multi-token prediction module, which changes the draws and not their distribution. done: rows
     that are not sampled, and stay empty, for a caller that has them from an earlier call. on_end(rows,
-    Rollout) is called with rows that have just ended, int[e], and the Rollout as it is by then. Raises
-    ValueError on prompts that requests.check refuses, and on speculative=True without such a module;
-    FloatingPointError on a completion whose log-probabilities are not finite.
+    Rollout) is called with rows that have just ended, int[e], and the Rollout at that time. Raises
+    ValueError for prompts that requests.check refuses, and for speculative=True without such a module;
+    FloatingPointError for a completion whose log-probabilities are not finite.
     """
     sampling = Sampling(float(temperature), float(top_p), top_k)
     check(config, sampling, prompts, max_completion_length, n, slots)
@@ -76,7 +76,9 @@ def _serve(queue, engine, result, on_end):
         if queue and len(free):
             engine.seat(queue.take(len(free)), free)
         else:
+            # While requests wait, return at the first free slot; after that a free slot has no use
             engine.decode(until_one_ends=bool(queue))
+        # Seating ends a request too if its first token is an end token or fills its room
         ended = engine.collect(result)
         if len(ended):
             on_end(ended, result)
@@ -89,14 +91,16 @@ class _Engine:
         """parts: steps.Parts. fixed: (config, sampling, eos_ids), for which they are compiled."""
         self.parts, self.fixed, self.config, self.requests = parts, fixed, fixed[0], requests
         self.weights = parts.decoding_weights(self.config, params)
-        self.chunk = None  # the number of the chunk that is prefilled
+        # The number of the chunk that is prefilled
+        self.chunk = None
 
     def open(self, slots, completion_room):
         """Make `slots` free slots."""
         prompt_room = self.requests.tokens.shape[1]
         self.state = self.parts.empty_slots(self.config, slots, prompt_room, completion_room)
         self.tables = steps.rotations(self.config, prompt_room + completion_room)
-        self.request_in = np.full(slots, -1)  # -1: the slot is free
+        # -1: the slot is free
+        self.request_in = np.full(slots, -1)
 
     @property
     def is_busy(self):
@@ -104,7 +108,7 @@ class _Engine:
         return bool((self.request_in >= 0).any())
 
     def free_slots(self):
-        """Their numbers, int[s]."""
+        """The numbers of the free slots, int[s]."""
         return np.flatnonzero(self.request_in < 0)
 
     def seat(self, requests, free):
@@ -114,8 +118,10 @@ class _Engine:
             self._prefill(chunk)
         seats = free[: len(requests)]
         self.request_in[seats] = requests
+        # All arrays are as wide as the slots, however many are seated, so that `seat` compiles once
         filled = np.isin(np.arange(len(self.request_in)), seats)
-        request = np.where(filled, self.request_in, 0)  # any one will do for the other slots
+        # The other slots keep their state, so any request will do for them
+        request = np.where(filled, self.request_in, 0)
         prompt = request // self.requests.n
         row_in_chunk = np.where(filled, prompt - chunk * self.requests.chunk_size, 0)
         lengths, keys = self.requests.lengths[prompt], self.requests.keys[request]
@@ -124,7 +130,7 @@ class _Engine:
         )
 
     def _prefill(self, chunk):
-        """Run a chunk's prompts; what they leave replaces that of the chunk before."""
+        """Run a chunk's prompts. Their caches replace those of the previous chunk."""
         size = self.requests.chunk_size
         rows = slice(chunk * size, (chunk + 1) * size)
         prompts = self.requests.tokens[rows], self.requests.lengths[rows]
@@ -132,12 +138,13 @@ class _Engine:
         self.chunk = chunk
 
     def decode(self, until_one_ends):
-        """Sample token after token until every slot has ended or, if so asked, one more has."""
+        """Sample token after token until every slot has ended, or one more has if until_one_ends."""
         arrays = self.weights, self.tables, self.state, until_one_ends
         self.state = self.parts.decode(*self.fixed, *arrays)
 
     def collect(self, result):
         """Copy the completions that have ended to their rows of result and free their slots: -> the rows."""
+        # A free slot has ended=True as well
         slots = np.flatnonzero(on_host(self.state.ended) & (self.request_in >= 0))
         rows = self.request_in[slots]
         if len(slots):

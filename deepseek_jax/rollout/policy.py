@@ -15,7 +15,7 @@ from deepseek_jax.rollout.completions import Rollout
 from deepseek_jax.rollout.engine import generate
 from deepseek_jax.settings import Count, NonNegative, PositiveShare
 
-# The last tokens of a prompt that are searched for <think>: enough for it and a line break in bytes
+# The last tokens of a prompt, searched for <think>: enough for it and a line break at one byte a token
 TAIL = 16
 
 
@@ -198,4 +198,5 @@ def completion_texts(tokenizer: Tokenizer, prompts, rollout: Rollout):
 def _opened(tokenizer, prompt_ids):
     """The <think> at the end of a prompt, with the white space after it; else ""."""
     _, tag, space = tokenizer.decode(prompt_ids[-TAIL:]).rpartition("<think>")
+    # Text after the tag: this <think> is part of the prompt and does not open the completion
     return tag + space if tag and not space.strip() else ""

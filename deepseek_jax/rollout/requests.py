@@ -47,6 +47,7 @@ class RequestQueue:
 
     def __init__(self, requests: Requests, done=()):
         self.requests = requests
+        # Sorted, so that the requests of a chunk follow each other: `take` counts on that
         self.waiting = np.setdiff1d(np.arange(len(requests.keys)), done)
 
     def __bool__(self):
@@ -54,6 +55,7 @@ class RequestQueue:
 
     def take(self, room: int):
         """Remove and return the first requests, int[r]: at most `room`, all of one chunk."""
+        # Of one chunk, because the engine has the prefilled caches of one chunk at a time
         chunks = self.requests.chunk_of(self.waiting[:room])
         count = np.count_nonzero(chunks == chunks[0])
         taken, self.waiting = self.waiting[:count], self.waiting[count:]
@@ -88,6 +90,7 @@ def _padded(prompts, chunk_size):
     tokens = np.zeros((-(-len(prompts) // chunk_size) * chunk_size, room), np.int32)
     for row, prompt in zip(tokens, prompts, strict=False):
         row[: len(prompt)] = prompt
+    # Length 1 for rows of padding: prefill reads the last token at index length - 1
     return tokens, np.array(lengths + [1] * (len(tokens) - len(prompts)), np.int32)
 
 

@@ -41,10 +41,12 @@ def sampled_logits(logits, sampling: Sampling):
         logits = logits / sampling.temperature
     if sampling.top_k:
         smallest_b1 = jax.lax.top_k(logits, sampling.top_k)[0][:, -1:]
+        # By value, not by rank: tokens as likely as the k-th stay too
         logits = jnp.where(logits >= smallest_b1, logits, -jnp.inf)
     if sampling.top_p < 1:
         sorted_bv = jnp.sort(logits, axis=-1, descending=True)
         probs_bv = jax.nn.softmax(sorted_bv, axis=-1)
+        # A token's own probability does not count, so the one that crosses top_p stays, and so does the first
         kept_bv = jnp.cumsum(probs_bv, axis=-1) - probs_bv < sampling.top_p
         smallest_b1 = jnp.min(jnp.where(kept_bv, sorted_bv, jnp.inf), axis=-1, keepdims=True)
         logits = jnp.where(logits >= smallest_b1, logits, -jnp.inf)
@@ -62,12 +64,14 @@ def draw(uniform, probs):
     upto_bx = jnp.cumsum(probs_bxy.sum(-1), axis=-1)
     # Rounding can make the product equal the total, and then lane_b would be past the end
     target_b = jnp.minimum(uniform * upto_bx[:, -1], jnp.nextafter(upto_bx[:, -1], 0.0))
+    # <= also passes over groups of no probability, whose sum equals that of the group before
     lane_b = (upto_bx <= target_b[:, None]).sum(-1)
     chosen_by = jnp.take_along_axis(probs_bxy, lane_b[:, None, None], axis=1)[:, 0]
     upto_by = jnp.cumsum(chosen_by, axis=-1)
     before_b = jnp.take_along_axis(jnp.pad(upto_bx, ((0, 0), (1, 0))), lane_b[:, None], axis=1)[
         :, 0
     ]
+    # The same guard within the group, whose two sums may round differently
     target_b = jnp.minimum(target_b - before_b, jnp.nextafter(upto_by[:, -1], 0.0))
     return (lane_b * LANES + (upto_by <= target_b[:, None]).sum(-1)).astype(jnp.int32)
 
@@ -110,6 +114,7 @@ def verify(uniform, draft, draft_probs, probs):
     """
     p_bv, after_bv = probs[:, 0], probs[:, 1]
     p_b, q_b = (jnp.take_along_axis(a, draft[:, None], axis=1)[:, 0] for a in (p_bv, draft_probs))
+    # u < p / q without the division. Strict, so that a token with p = 0 is never accepted
     accepted_b = uniform[:, 0] * q_b < p_b
     residual_bv = jnp.maximum(p_bv - draft_probs, 0)
     # Empty by rounding alone, where p equals q

@@ -1,9 +1,10 @@
 """Speculative decoding: multi-token prediction drafts a token, the model verifies it and draws one more
-(arXiv:2412.19437, sections 2.2 and 5.4.3), as exactly as it would alone (arXiv:2211.17192, arXiv:2302.01318).
+(arXiv:2412.19437, sections 2.2 and 5.4.3). Tokens are distributed as without drafts (arXiv:2211.17192,
+arXiv:2302.01318).
 
 Sequences of a batch gain one token a step, or two, so here a token's cache index is its position. What a
 rejected draft has left in the caches is overwritten by the next step, before any query sees it.
-Letter z: the last token and the draft, or whatever comes of them.
+Letter z, of size 2: the last token and the draft, or what the model computes from the two.
 """
 
 import functools
@@ -23,8 +24,8 @@ from deepseek_jax.rollout.sampling import distribution, draw, verify
 class Drafting(NamedTuple):
     """What drafting adds to Slots, b wide. The module's own cache is the last of Slots.caches.
 
-    The module runs on pairs: a token's hidden state, and the token after it. Two come of every step, the
-    second of them void where the draft was rejected.
+    The module runs on pairs: a token's hidden state, and the token after it. Every step yields two pairs; the
+    second is void if the draft was rejected.
     """
 
     hidden: jax.Array  # [b z d], after the final norm
@@ -53,7 +54,7 @@ def decoding_weights(config, params):
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
 def empty_slots(config, count, prompt_room, completion_room):
-    """steps.empty_slots, with one cache more."""
+    """steps.empty_slots, with one more cache: the module's."""
     slots = steps.empty_slots(config, count, prompt_room, completion_room)
     cache = empty_cache(config, count, prompt_room + completion_room, config.dtype)
     zeros_b = jnp.zeros(count, jnp.int32)
@@ -80,7 +81,7 @@ def prefill(config, weights, tables, tokens, lengths):
     """steps.prefill -> (caches, the module's too, logits float32[p v], hidden [p d] of the last token).
 
     The last token's pair has to wait for the completion's first token: what stands at its index, and
-    behind it, is overwritten.
+    after it, is overwritten.
     """
     caches, x_ptd = steps.run_prompts(config, weights, tables, tokens, lengths)
     hidden_ptd = rms_norm(x_ptd, weights["final_norm"], config.rms_norm_eps)
@@ -90,6 +91,7 @@ def prefill(config, weights, tables, tokens, lengths):
         config,
         weights,
         hidden_ptd,
+        # Each hidden state is paired with the next token (arXiv:2412.19437, section 2.2)
         jnp.pad(tokens[:, 1:], ((0, 0), (0, 1))),
         [table[:t] for table in tables],
         (jnp.arange(t) < lengths[:, None]).astype(jnp.int32),
@@ -109,7 +111,8 @@ def seat(
     old = slots.drafting
     hidden_b1d, token_b1 = last_hidden[prompts][:, None], slots.last_token[:, None]
     drafting = Drafting(
-        hidden=jnp.where(seats[:, None, None], hidden_b1d, old.hidden),  # twice: one is void
+        # One pair fills both places; fresh=1 makes the second void
+        hidden=jnp.where(seats[:, None, None], hidden_b1d, old.hidden),
         next_tokens=jnp.where(seats[:, None], token_b1, old.next_tokens),
         fresh=jnp.where(seats, 1, old.fresh),
         drafted=jnp.where(seats, 0, old.drafted),
@@ -119,8 +122,9 @@ def seat(
 
 
 def _two_from(tables, start, room):
-    """Rotations of positions start int32[b] and the next, and the write there."""
+    """The rotations of positions start: int32[b] and start + 1, and the PositionWrite there."""
     index_bz = start[:, None] + jnp.arange(2)
+    # clip: a full slot looks one past the tables, where jnp.take would by default return NaN
     rope = [jnp.take(table, index_bz, axis=0, mode="clip") for table in tables]
     return rope, PositionWrite(index_bz, jnp.arange(room) <= index_bz[..., None])
 
@@ -130,6 +134,7 @@ def _draft(config, weights, drafting, cache, rope, write):
     pairs = drafting.hidden, drafting.next_tokens
     hidden_bzd, cache = _apply_module("extend", config, weights, *pairs, rope, cache, write)
     last_bd = jnp.take_along_axis(hidden_bzd, (drafting.fresh - 1)[:, None, None], axis=1)[:, 0]
+    # The module has normed this hidden state already, with a norm of its own
     return steps.logits(config, weights, last_bd), cache
 
 
@@ -146,13 +151,14 @@ def _run(config, weights, tokens, caches, rope, write):
 
 
 def _verified(distributions, uniform, draft, draft_probs):
-    """Which drafts hold, bool[b]; the two next tokens, int32[b z], and their log-probabilities, float32[b z].
+    """Verify the drafts: -> (accepted bool[b], the two next tokens int32[b z], their logprobs float32[b z]).
 
     distributions: probabilities and log-probabilities float32[b*z v] of the places of both.
     """
     probs, logprobs = distributions
     b, v = draft_probs.shape
     accepted_b, token_b = verify(uniform, draft, draft_probs, probs.reshape(b, 2, v))
+    # token_b is either the second new token or the replacement of a rejected draft: then z = 1 is void
     next_bz = jnp.stack([jnp.where(accepted_b, draft, token_b), token_b], axis=1)
     logprobs_bz = jnp.take_along_axis(logprobs, next_bz.reshape(-1, 1), axis=1).reshape(b, 2)
     return accepted_b, next_bz, logprobs_bz
@@ -160,16 +166,19 @@ def _verified(distributions, uniform, draft, draft_probs):
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2), donate_argnums=5)
 def decode(config, sampling, eos_ids, weights, tables, slots, stop_when_one_ends):
-    """steps.decode, one token a step or two."""
+    """steps.decode, with one or two tokens a step."""
     room = slots.caches[0]["c_kv"].shape[1]
 
     def body(slots):
         *caches, draft_cache = slots.caches
         drafting, active_b = slots.drafting, ~slots.ended
+        # Draws depend on the request and its number of tokens alone, so other slots never change them
         keys = jax.vmap(jax.random.fold_in)(slots.keys, slots.length)
         uniform_b3 = jax.vmap(lambda key: jax.random.uniform(key, 3))(keys)
-        position_b = slots.prompt_length + slots.length - 1  # of last_token, in no cache yet
+        # The position of last_token, which is in no cache yet
+        position_b = slots.prompt_length + slots.length - 1
 
+        # The last valid pair ends in last_token and stands one position before it; a void pair comes after
         at_pairs = _two_from(tables, position_b - drafting.fresh, room)
         logits_bv, draft_cache = _draft(config, weights, drafting, draft_cache, *at_pairs)
         draft_probs_bv, _ = distribution(logits_bv, sampling)
@@ -185,7 +194,8 @@ def decode(config, sampling, eos_ids, weights, tables, slots, stop_when_one_ends
 
         slots = slots._replace(caches=[*caches, draft_cache], step=slots.step + 1)
         for z, gained_b in enumerate((active_b, active_b & accepted_b)):
-            gained_b &= ~slots.ended  # the first of two may be an end token
+            # The first of two tokens may be an end token: then the second does not count
+            gained_b &= ~slots.ended
             slots = steps.append(slots, next_bz[:, z], logprobs_bz[:, z], gained_b, eos_ids)
         return slots._replace(
             drafting=Drafting(

@@ -1,7 +1,7 @@
 """The three compiled parts of a rollout: prefill prompts, seat requests in slots, decode until one ends.
 
 Every slot writes the same cache index in a step, prompt room + (step mod completion room): a slot's tokens
-stand in a ring, and the mask, not the order, says which are its own. So a slot can be reseated at any step.
+stand in a ring, and the mask, not the order, marks its own. So a slot can be reseated at any step.
 """
 
 import functools
@@ -21,7 +21,7 @@ from deepseek_jax.rollout.sampling import sample
 
 
 class Parts(NamedTuple):
-    """What a way of decoding is made of, in the order of use: this module's functions, or their like."""
+    """The functions of one way of decoding, in the order of use: this module's, or speculative's."""
 
     decoding_weights: Callable
     empty_slots: Callable
@@ -47,7 +47,7 @@ class Slots(NamedTuple):
 
 
 def cast(config, params):
-    """To the compute dtype, all but router weights and their bias."""
+    """Cast params to the compute dtype, except for router weights and their bias."""
 
     def cast_leaf(path, leaf):
         keep = any("router" in str(part) for part in path)
@@ -70,6 +70,7 @@ def decoding_weights(config, params):
     ):
         layers += [jax.tree.map(lambda leaf, i=i: leaf[i], params[name]) for i in range(count)]
     layers = cast(config, layers)
+    # Under config.fp8, models.layers multiplies by another op, which takes weights as they are
     if not config.fp8:
         layers = jax.tree.map_with_path(_prepared, layers)
     vocabulary = {name: params[name] for name in ("embedding", "head") if name in params}
@@ -80,6 +81,7 @@ def decoding_weights(config, params):
 def _prepared(path, leaf):
     """A weight that models.layers.linear multiplies by in ops.decoding.prepare's form, any other as it is."""
     name = path[-1].key
+    # Experts' weights have the same names and one more axis
     is_of_experts = leaf.ndim == {"gate_up": 4, "down": 3}.get(name)
     return prepare(leaf, LINEAR[name]) if name in LINEAR and not is_of_experts else leaf
 
@@ -107,7 +109,7 @@ def _logits_of_stream(config, weights, x_bd):
 def rotations(config, room):
     """RoPE's tables of positions 0 to room - 1, for prefill and decode: two float32[room, rope_dim / 2].
 
-    Made apart from them, because XLA would move cosines and sines into every layer's rotation.
+    Computed apart from them, because XLA would move cosines and sines into every layer's rotation.
     """
     return position_tables(config, jnp.arange(room))
 
@@ -118,6 +120,7 @@ def prefill(config, weights, tables, tokens, lengths):
     float32[p v]). tables: of `rotations`.
     """
     caches, x_ptd = run_prompts(config, weights, tables, tokens, lengths)
+    # Only the last token's logits are needed: those of all would be [p t v]
     last_pd = jnp.take_along_axis(x_ptd, (lengths - 1)[:, None, None], axis=1)[:, 0]
     return caches, _logits_of_stream(config, weights, last_pd)
 
@@ -162,6 +165,7 @@ def append(slots, tokens, logprobs, seats, eos_ids):
     """Append a sampled token to each slot of seats: bool[b]."""
     at = jnp.arange(len(tokens)), slots.length
     length = slots.length + seats
+    # -1 is no token: without eos_ids nothing stops a completion but its room
     stops = jnp.isin(tokens, jnp.array(eos_ids or (-1,)))
     is_full = length == slots.tokens.shape[1]
     return slots._replace(
@@ -169,6 +173,7 @@ def append(slots, tokens, logprobs, seats, eos_ids):
         last_token=jnp.where(seats, tokens, slots.last_token),
         ended=jnp.where(seats, stops | is_full, slots.ended),
         stopped=jnp.where(seats, stops, slots.stopped),
+        # drop: a full slot's length is one past the last index
         tokens=slots.tokens.at[at].set(jnp.where(seats, tokens, slots.tokens[at]), mode="drop"),
         logprobs=slots.logprobs.at[at].set(
             jnp.where(seats, logprobs, slots.logprobs[at]), mode="drop"
@@ -193,6 +198,7 @@ def seat(
         return jax.lax.dynamic_update_slice_in_dim(cache, new, 0, axis=1)
 
     slots = slots._replace(
+        # The ring is not cleared: decode's mask hides what an earlier request left there
         caches=jax.tree.map(copy_prompt, slots.caches, prompt_caches),
         keys=jnp.where(seats, keys, slots.keys),
         prompt_length=jnp.where(seats, lengths, slots.prompt_length),
@@ -208,6 +214,7 @@ def _apart(cache, count):
     return cache.reshape(-1, count, *cache.shape[1:])
 
 
+# Slots are donated, so that the loop writes into their caches in place
 @functools.partial(jax.jit, static_argnums=(0, 1, 2), donate_argnums=5)
 def decode(config, sampling, eos_ids, weights, tables, slots, stop_when_one_ends):
     """Sample token after token until every slot has ended, or one has if stop_when_one_ends: bool[]."""
@@ -217,10 +224,12 @@ def decode(config, sampling, eos_ids, weights, tables, slots, stop_when_one_ends
 
     def body(slots):
         active = ~slots.ended
+        # How many steps ago each index of the ring was written: this step writes the one of age 0
         age_t = (slots.step - jnp.arange(completion_room)) % completion_room
         seen_prompt = jnp.arange(prompt_room) < slots.prompt_length[:, None]
         seen = jnp.concatenate([seen_prompt, age_t < slots.length[:, None]], axis=1)
         write = CacheWrite(prompt_room + slots.step % completion_room, seen)
+        # RoPE needs a token's position in its text, which is not its index in the ring
         positions = slots.prompt_length + slots.length - 1
         rope = [jnp.take(table, positions[:, None], axis=0, mode="clip") for table in tables]
         x_bd = embed(weights, slots.last_token)
@@ -240,6 +249,7 @@ def decode(config, sampling, eos_ids, weights, tables, slots, stop_when_one_ends
 
 def repeat(body, slots, stop_when_one_ends):
     """Run body: Slots -> Slots until every slot has ended, or one has if stop_when_one_ends: bool[]."""
+    # Free slots have ended already: only a slot that ends in this loop may stop it
     ended_before = slots.ended
 
     def keep_on(slots):

@@ -17,7 +17,7 @@ from typing import Any
 
 from deepseek_jax.parallel.processes import barrier, first_process, say
 
-# Of stage.json. The first format had no number: its records lack the field `format`
+# The format of stage.json. Records of the first format have no field `format`
 FORMAT = 2
 
 
@@ -35,6 +35,7 @@ def content_hash(content, *, whole: bool = False):
     whole: hash as records without a format do: all fields of a dataclass except those of settings.added.
     """
     as_json = functools.partial(_as_json, whole=whole)
+    # Sorted, so that the order in which a config lists its fields does not change the hash
     text = json.dumps(content, sort_keys=True, ensure_ascii=False, default=as_json)
     return blake2b(text.encode(), digest_size=8).hexdigest()
 
@@ -80,7 +81,7 @@ def run_stage(workdir: Path, name: str, inputs: dict, make):
         say(f"stage {name} {own}: unchanged ({shown}), not run again")
         return own
     say(f"stage {name} {own}: {shown}")
-    # Before make: the record says whose files these are if make is interrupted
+    # Before make: if make is interrupted, the record names the inputs of the files it leaves
     _write(folder / "stage.json", record | {"complete": False})
     make(folder)
     _write(folder / "stage.json", record | {"complete": True})
@@ -90,7 +91,7 @@ def run_stage(workdir: Path, name: str, inputs: dict, make):
 def measure_once(workdir: Path, name: str, inputs: dict, measure):
     """run_stage for a measurement: -> what measure() returned for these inputs, anything that JSON can hold.
 
-    It is kept in scores.json in the stage's folder.
+    It is stored in scores.json in the stage's folder.
     """
 
     def make(folder):
@@ -99,6 +100,7 @@ def measure_once(workdir: Path, name: str, inputs: dict, measure):
             (folder / "scores.json").write_text(json.dumps(found, indent=1))
 
     run_stage(workdir, name, inputs, make)
+    # Always from the file: JSON turns tuples into lists, and a resumed run must get the same
     return json.loads((workdir / name / "scores.json").read_text())
 
 
@@ -156,5 +158,6 @@ def _write(path, record):
         path.parent.mkdir(parents=True, exist_ok=True)
         fresh = path.with_suffix(".tmp")
         fresh.write_text(json.dumps(record, indent=1) + "\n")
+        # In one step: a process killed here leaves the old record or the new one, never a part
         os.replace(fresh, path)
     barrier(f"{path} is there")

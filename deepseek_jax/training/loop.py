@@ -17,9 +17,11 @@ from deepseek_jax.training.run import Run
 from deepseek_jax.training.state import TrainState, state_maker
 from deepseek_jax.training.step import jitted_step, make_train_step
 
-# Exit status of a run that was asked to stop and has saved: start it again to resume
+# Exit status of a run that was asked to stop and has saved: start it again to resume. The number is
+# EX_TEMPFAIL of sysexits.h
 STOPPED = 75
-MAX_NONFINITE = 3  # updates in a row whose gradients are not finite before the run gives up
+# So many updates in a row with gradients that are not finite end the run
+MAX_NONFINITE = 3
 GIB = 2**30
 
 
@@ -61,6 +63,7 @@ def train(
     """
     with Store(run.folder) as store:
         state, first_step = _resume(state, source, store, settings.num_steps, run.phase)
+        # Before writer.start, which deletes lines: a complete phase is left as it is
         if first_step >= settings.num_steps:
             return state
         update = functools.partial(train_step, rng=jax.random.key(seed))
@@ -88,6 +91,7 @@ def _train_from(first_step, settings, state, update, source, run, store, log):
             log.check()
             store.save(done, {"state": state, "data": {"source": source.get_state()}})
         if stopping and done < num_steps:
+            # Saving runs in the background, so exit only when it is on disk
             store.wait()
             say(
                 f"{run.phase}: asked to stop; saved at step {done} of {num_steps}. Run again to resume."
@@ -128,10 +132,14 @@ class _Log:
 
     def __init__(self, writer, phase, limits):
         self.writer, self.phase, self.limits = writer, phase, limits
-        self.updates = []  # metrics still on the device, which _count has not read
-        self.last = None  # (updates, source metrics) of the latest step
-        self.unread = None, []  # the latest step and its updates, whose limits are not checked yet
-        self.streak = 0  # skipped updates in a row; stays at MAX_NONFINITE
+        # Metrics still on the device, which _count has not read
+        self.updates = []
+        # (updates, source metrics) of the latest step
+        self.last = None
+        # The latest step and its updates, whose limits are not checked yet
+        self.unread = None, []
+        # Skipped updates in a row. Stays at MAX_NONFINITE, which a later finite update must not hide
+        self.streak = 0
         self._begin_line()
 
     def _begin_line(self):
@@ -159,6 +167,7 @@ class _Log:
 
     def write(self, step):
         """Write the latest step's line."""
+        # Waits for the device, so that the seconds below include all updates of the line
         self._count()
         updates, source_metrics = self.last
         updates = jax.device_get(updates)
@@ -171,6 +180,7 @@ class _Log:
         if "tokens" in source_metrics:
             line["tokens_per_second"] = self.tokens / seconds
         self.writer.write(step, line, phase=self.phase)
+        # After the line is written, so that it shows the numbers for which the run ends
         self.check()
         self._begin_line()
 
@@ -206,7 +216,8 @@ def _memory():
     unit = 1 if sys.platform == "darwin" else 1024
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
     memory = {"host_peak_gib": peak / GIB}
-    stats = jax.local_devices()[0].memory_stats()  # None on CPU
+    # None on CPU
+    stats = jax.local_devices()[0].memory_stats()
     if stats and "peak_bytes_in_use" in stats:
         memory["device_peak_gib"] = stats["peak_bytes_in_use"] / GIB
     return memory

@@ -17,8 +17,10 @@ HEADLINE = (
     *("loss", "held_out_loss", "mtp_loss", "reward", "accuracy", "completion_length"),
     *("kl", "entropy", "grad_norm", "tokens_per_second"),
 )
-CONSOLE_METRICS = 6  # on a line
-CONSOLE_SECONDS = 2.0  # between lines: a faster run prints fewer, but always its last
+# On a line
+CONSOLE_METRICS = 6
+# Between lines: a faster run prints fewer, but always its last
+CONSOLE_SECONDS = 2.0
 
 
 class MetricsWriter:
@@ -71,6 +73,7 @@ class MetricsWriter:
         record = {"step": int(step), "phase": phase}
         assert not record.keys() & values.keys(), "step and phase are taken"
         record |= {name: None if name in bad else value for name, value in values.items()}
+        # Opened for each line, which is then on disk when the run is killed
         with open(self.path, "a") as file:
             file.write(json.dumps(record, allow_nan=False) + "\n")
         for name in [name for name in values if name not in bad]:
@@ -86,7 +89,8 @@ class MetricsWriter:
 
     def _show(self, step, values, phase):
         if self._waiting and self._waiting[0] != phase:
-            self._print_waiting()  # the last line of the phase before
+            # The last line of the phase before is always printed
+            self._print_waiting()
         self._waiting = (phase, step, values)
         if time.monotonic() - self._shown_at >= CONSOLE_SECONDS:
             self._print_waiting()

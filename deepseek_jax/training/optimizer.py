@@ -101,6 +101,7 @@ def make_optimizer(
     trained = optax.chain(
         clip_by_global_norm(max_grad_norm),
         scale_by_adam(b1, b2, eps, moment_dtype),
+        # After Adam, so that Adam does not rescale the decay (arXiv:1711.05101, algorithm 2)
         optax.add_decayed_weights(weight_decay, mask=decays),
         optax.scale_by_learning_rate(schedule),
     )
@@ -121,6 +122,7 @@ def clip_by_global_norm(max_norm: float):
     """
 
     def update(grads, state, params=None):
+        # A norm of 0 makes the quotient infinite and the factor 1
         factor = jnp.minimum(1.0, max_norm / optax.tree.norm(grads))
         return jax.tree.map(lambda g: g * factor, grads), state
 

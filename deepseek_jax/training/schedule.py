@@ -96,6 +96,7 @@ def stepwise(numbers):
     """
     starts, values = zip(*pairs_of(numbers), strict=True)
     starts, values = jnp.array(starts, jnp.int32), jnp.array(values, jnp.float32)
+    # right: a number holds from its first update on
     return lambda update: values[jnp.searchsorted(starts, update, side="right") - 1]
 
 

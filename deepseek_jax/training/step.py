@@ -1,4 +1,4 @@
-"""One update: gradients, over micro-batches if asked, then the optimizer and the balancing bias."""
+"""One update: gradients, summed over micro-batches, then the optimizer and the balancing bias."""
 
 import jax
 import jax.numpy as jnp
@@ -31,6 +31,7 @@ def make_train_step(
         gradients = _accumulated(gradients, micro_batches)
 
     def train_step(state, batch, rng):
+        # From the step alone, so that a resumed run draws what an uninterrupted one draws
         rng = jax.random.fold_in(rng, state.step)
         (loss, metrics), grads = gradients(state.params, batch, rng)
         metrics = dict(metrics)
@@ -154,6 +155,7 @@ def _move_router_biases(params, loads, speed):
 
     def move(path, leaf):
         name, last = path[0].key, path[-1].key
+        # A module that this loss did not run reports no load
         if last != "router_bias" or name not in loads:
             return leaf
         # A layer after one that overflowed has a NaN load: its bias stays as it is
