@@ -11,7 +11,8 @@ from collections.abc import Mapping
 
 from deepseek_jax.rewards.format import summary
 
-LEVELS = 3  # a helpfulness is one of 0, 1/3, 2/3, 1
+# A helpfulness is one of 0, 1/3, 2/3, 1
+LEVELS = 3
 WORD = re.compile(r"[A-Za-z]+|\d+|[\u4e00-\u9fff]")
 
 

@@ -1,6 +1,6 @@
 """A toy world in English and Chinese: its words, and its facts.
 
-Puzzles with numbers (bilingual_puzzles) and everyday requests (bilingual_general) are asked in one
+Puzzles with numbers (puzzles.py) and everyday requests (general.py) are asked in one
 of the two languages and answered in a closed vocabulary: a number, a word with its spaces, a tag and
 each half of the R1-Zero template are one piece. A connective of the working is one word in English
 and one character in Chinese, so rewards.language gives the two languages equal weight.
@@ -158,7 +158,8 @@ def _pieces():
     return tuple(dict.fromkeys(everything))
 
 
-PIECES = _pieces()  # every text of this world is a sequence of these
+# Every text of this world is a sequence of these
+PIECES = _pieces()
 
 
 def word(row, language: str):
