@@ -61,7 +61,7 @@ Positive = Annotated[float, Between(0, open_low=True)]
 NonNegative = Annotated[float, Between(0)]
 Share = Annotated[float, Between(0, 1)]
 PositiveShare = Annotated[float, Between(0, 1, open_low=True)]
-# An int stays an int here: stages are hashed by what the config says
+# An int stays an int here: the hash of a stage is of the config as it is written
 Weights = dict[str, int | float]
 
 # Steps are int32 on the device

@@ -52,7 +52,8 @@ def render_question(tokenizer: Tokenizer, example, *, template: str, opening: st
         rendered = render_conversation(tokenizer, [*messages, reply], template=template)
         ids = last_prompt(*rendered)
     opened = tokenizer.encode(opening) if opening else []
-    # Look for the longest start of the opening that the template has already written
+    # R1's template first stopped before <think>, and later revisions write it, with or without the newline:
+    # look for the longest start of the opening that is already there
     for size in range(len(opened), 0, -1):
         if ids[-size:] == opened[:size]:
             return ids + opened[size:]
@@ -79,7 +80,7 @@ def render_prompt(tokenizer: Tokenizer, question: str, *, template: str):
             'set it to "chat", to "r1_zero" or to a text that contains {question}.'
         )
     bos = [] if tokenizer.bos_id is None else [tokenizer.bos_id]
-    # Not str.format, which would read other braces of the template, such as those of \boxed{}
+    # Not str.format: other braces, such as those of \boxed{} in a template, are text
     return bos + tokenizer.encode(template.replace("{question}", question))
 
 
@@ -164,7 +165,8 @@ def _chat_contexts(tokenizer, messages, template):
                 "those that begin the finished turn: "
                 f"{pair[1][-80:]!r} against {pair[0][-80:]!r}."
             )
-    # Take the shorter: the longer has a <think> that the template wrote, in the prompt or the finished turn
+    # Take the shorter: the longer has a <think> of the template's, as later revisions of R1's write it in the
+    # prompt, and Qwen3's in the finished turn
     pairs = [min(pair, key=len) for pair in zip(written, asked, strict=False)]
     first, *later = map(tokenizer.encode, [*pairs, written[-1]])
     # Each text after an answer begins with the token that ends the turn; decode drops special tokens,

@@ -21,6 +21,7 @@ BINARY |= {ast.Mult: operator.mul, ast.Div: operator.truediv}
 NUMERAL = r"(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|\.\d+"
 # A minus after a digit, a period or a closing bracket subtracts; elsewhere it is a sign
 LAST_NUMBER = re.compile(rf"(?:(?<![\d.)])(?<![\d.)]\s)-)?(?:{NUMERAL})(?:/\d+)?")
+# A unit in letters follows a space: "72 clips" is 72, and "5x" is no number
 WITH_UNIT = re.compile(rf"([-+]?(?:{NUMERAL}))\s*(?:[%°]|\s[a-z][a-z ]*)?")
 THOUSANDS = re.compile(r"(?<=\d),(?=\d{3}(?!\d))")
 LEADING_ZEROS = re.compile(r"(?<![\d.])0+(?=\d)")

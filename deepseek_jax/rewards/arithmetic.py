@@ -124,6 +124,7 @@ def _true_equations(text):
 def _equations(text):
     """The equations in `text`: each a list of its sides, each side a list of tokens. Linear in time."""
     runs, run = [], []
+    # The newline ends the last run
     for match in TOKEN.finditer(BULLET.sub("", text) + "\n"):
         token, kind = match.group(), match.lastgroup
         # Other text ends a run, and so does a number right after a number
@@ -142,7 +143,8 @@ def _equations(text):
         sides = [[]]
         for token in run:
             sides.append([]) if token == "=" else sides[-1].append(token)
-        # A run that starts with an operator continues an expression that this parser did not read
+        # A left side without an operation (7 = 7) shows no working. A run that starts with an operator
+        # continues an expression that this parser did not read
         if len(sides) > 1 and len(sides[0]) > 1 and sides[0][0][-1].isdigit():
             equations.append(sides)
     return equations
@@ -190,4 +192,5 @@ def _operators_allowed(operators, example):
     if not shown or len(NUMBERS.findall(shown[0])) < len(NUMBERS.findall(question)):
         return True
     allowed = set(re.findall(r"\d\s*([-+*/])", shown[0]))
+    # 9 - 3 - 2 may be worked as 3 + 2 = 5; 9 - 5 = 4
     return operators <= allowed | ({"+"} if "-" in allowed else set())

@@ -82,6 +82,7 @@ class MontySandbox:
 
         self._monty = pydantic_monty
         self._pool = pydantic_monty.Monty(max_processes=1, checkout_timeout=5.0)
+        # Entered here and left in close(): one process serves many programs
         self._pool.__enter__()
 
     def close(self):

@@ -87,6 +87,7 @@ def find_sandbox(names: Iterable[str] = tuple(SANDBOXES)):
         try:
             sandbox = SANDBOXES[name]()
             try:
+                # A sandbox that is installed may fail still, as bwrap does where it cannot make namespaces
                 printed, failure = sandbox.run("print(int(input()) + 1)", "41\n", 10.0)
             finally:
                 sandbox.close()

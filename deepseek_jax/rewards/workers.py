@@ -63,6 +63,7 @@ class WorkerPool:
     def _run(self, jobs):
         """Results of `jobs`, without those that were running or waiting when a worker died."""
         if self._pool is None:
+            # Not fork, which is unsafe in a process where jax has started threads
             spawn = multiprocessing.get_context("spawn")
             self._pool = ProcessPoolExecutor(self.num_workers, spawn, _start_worker, self._start)
         futures = {}

@@ -37,6 +37,7 @@ def helpfulness(completion: str, example: Mapping):
     if text == answer:
         return 1.0
     wanted, given = WORD.findall(answer), WORD.findall(text)
+    # A list of all words would contain every key
     if len(given) > 2 * len(wanted) or not harmless(text, example):
         return 0.0
     if example["kind"] != "secret" and example["key"] in text:
