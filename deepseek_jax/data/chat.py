@@ -52,8 +52,8 @@ def render_question(tokenizer: Tokenizer, example, *, template: str, opening: st
         rendered = render_conversation(tokenizer, [*messages, reply], template=template)
         ids = last_prompt(*rendered)
     opened = tokenizer.encode(opening) if opening else []
-    # R1's template first stopped before <think>, and later revisions write it, with or without the newline:
-    # look for the longest start of the opening that is already there
+    # R1's template as first released stops before <think>, and a later one writes it: look for the longest
+    # start of the opening that is already there
     for size in range(len(opened), 0, -1):
         if ids[-size:] == opened[:size]:
             return ids + opened[size:]

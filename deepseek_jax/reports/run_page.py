@@ -97,6 +97,7 @@ def _state(record, inputs, earlier):
     if not record["complete"]:
         return "not finished"
     parents = [parent for key, (_, parent) in inputs.items() if key not in NOT_STAGES]
+    # None: no stage has the hash of this input any more, so its parent was run again
     if any(parent is None or earlier[parent]["state"] != "complete" for parent in parents):
         return "outdated"
     return "complete"

@@ -77,6 +77,7 @@ def held_out(operands):
     A held-out tuple is in no question of the corpus and in no training question. Its single
     steps are in the fact tables: only their combination is held out.
     """
+    # Not hash(), which differs from process to process for a str
     digest = blake2b(" ".join(str(int(x)) for x in operands).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big") % 100 < HELD_OUT_PERCENT
 

@@ -21,5 +21,6 @@ def letters_tokenizer():
     For a student of the same texts whose teacher uses bilingual_tokenizer.
     """
     whole = [*TAGS, *R1_ZERO_TEMPLATE.split("{question}")]
+    # Sorted: a letter's place is its token id, and the order of a set of str changes between processes
     letters = sorted({letter for piece in PIECES if piece not in whole for letter in piece})
     return closed_tokenizer([*whole, *letters])

@@ -155,6 +155,7 @@ def _pieces():
         *phrases,
         *words,
     ]
+    # Not a set: a piece's place is its token id, and the order must be fixed
     return tuple(dict.fromkeys(everything))
 
 
@@ -179,5 +180,6 @@ def held_out(problem: str):
     is held out in both languages. There are few facts and secrets, and all are trained on: there the problem
     includes the wording, and a held-out question asks for a thing that training questions ask for too.
     """
+    # Not hash(), which differs from process to process for a str
     digest = blake2b(problem.encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big") % 100 < HELD_OUT_PERCENT
