@@ -26,6 +26,7 @@ def at(path: str, argument: str | None = None):
             message = path + message.removeprefix(argument)
         else:
             message = f"{path}{'.' if has_path else ': '}{message}"
+        # Changed in place: launch distinguishes a user's mistake from ours by the traceback's last line
         error.args = (message,)
         error.has_path = True
         raise

@@ -29,6 +29,7 @@ class Between:
         """Whether the number is in the range."""
         above = number > self.low if self.open_low else number >= self.low
         below = number < self.high if self.open_high else number <= self.high
+        # Infinity passes the default bounds
         return above and below and math.isfinite(number)
 
     def __str__(self):
@@ -53,17 +54,19 @@ class Rising:
 
 
 Count = Annotated[int, Between(1)]
-Several = Annotated[int, Between(2)]  # a group, an interval and a text to predict need two of them
+# A group, an interval and a text to predict need two of them
+Several = Annotated[int, Between(2)]
 Natural = Annotated[int, Between(0)]
 Positive = Annotated[float, Between(0, open_low=True)]
 NonNegative = Annotated[float, Between(0)]
 Share = Annotated[float, Between(0, 1)]
 PositiveShare = Annotated[float, Between(0, 1, open_low=True)]
-# An int stays an int here: stages are hashed by what the config says
+# An int stays an int here: the hash of a stage is of the config as it is written
 Weights = dict[str, int | float]
 
+# Steps are int32 on the device
+Step = Annotated[int, Between(0, 2**31, open_high=True)]
 # A number, or pairs (first step, number), each of which holds from its step on
-Step = Annotated[int, Between(0, 2**31, open_high=True)]  # an int32
 CountBySteps = Count | Annotated[tuple[tuple[Step, Count], ...], Rising()]
 PositiveBySteps = Positive | Annotated[tuple[tuple[Step, Positive], ...], Rising()]
 NonNegativeBySteps = NonNegative | Annotated[tuple[tuple[Step, NonNegative], ...], Rising()]
@@ -93,7 +96,8 @@ def build(cls: type, block, path: str):
     try:
         return _built(cls, block, path)
     except ValueError as error:
-        error.has_path = True  # for errors.at: the message begins with one
+        # The message begins with a path: errors.at then joins an outer path to it with a dot
+        error.has_path = True
         raise
 
 
@@ -139,6 +143,7 @@ def _shown(path, value):
 def _checked(value, hint, path):
     """`value` as the type and range that `hint` asks for, or a ValueError that names the field."""
     checked = _of_type(value, hint, path)
+    # A plain float has no range, and must be finite all the same
     for allowed in getattr(hint, "__metadata__", (Between(),) if hint is float else ()):
         if not allowed.holds(checked):
             raise ValueError(f"{path}={value!r} must be {allowed}")
@@ -152,6 +157,7 @@ def _of_type(value, hint, path):
     if origin is Literal and value not in args:
         raise ValueError(f"{path}={value!r} is not allowed; {suggest(value, args)}")
     if dataclasses.is_dataclass(bare):
+        # check_fields passes blocks that are already built
         return value if isinstance(value, bare) else build(bare, value, path)
     if not _is_a(value, hint):
         raise ValueError(f"{_shown(path, value)} must be {_wanted(hint)}")
@@ -169,6 +175,7 @@ def _parts(hint):
     """(the hint without its range, its origin, its arguments); a union's origin is typing.Union."""
     bare = hint.__origin__ if typing.get_origin(hint) is Annotated else hint
     origin = typing.get_origin(bare)
+    # In Python 3.11 int | None has another origin than Optional[int], for the same type
     return bare, typing.Union if origin is types.UnionType else origin, typing.get_args(bare)
 
 
@@ -195,7 +202,7 @@ def _checked_union(value, args, path):
     if value is None and types.NoneType in args:
         return None
     options = [option for option in args if option is not types.NoneType]
-    # The error of a single option says more than "must be this or that"
+    # The error about a single option is more exact than "must be this or that"
     chosen = options if len(options) == 1 else [o for o in options if _is_a(value, o)]
     if not chosen:
         wanted = " or ".join(map(_wanted, args))

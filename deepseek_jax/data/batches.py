@@ -43,6 +43,7 @@ def held_out_batches(
     batches = pack(documents, tokenizer, rows, num_epochs=1, seed=seed)
     # Every row of a full batch has a segment; padding rows can stand in a process's last batch only
     full = [batch for batch in batches if batch["segment_ids"][:, 0].all()]
+    # All processes raise or none does: one that continued alone would wait for the others
     fewest = min(from_each(len(full)))
     if fewest < settings.eval_batches:
         raise ValueError(
@@ -98,7 +99,7 @@ class PackedDocuments:
 def joined(mesh: Mesh, pieces):
     """Batches of `pack`, their rows concatenated; normalizer and num_tokens are summed over all processes."""
     _, shares = batch_share(mesh)
-    # That many processes hold the same rows (batch_share), so a sum over processes counts each row so often
+    # So many processes hold the same rows (batch_share): a sum over processes counts each row that often
     copies = jax.process_count() // shares
     batch = {
         name: sum(p[name] for p in pieces)

@@ -50,6 +50,7 @@ class JsonlCorpus(TextBuilder):
             text = record.get("text")
             if not isinstance(text, str):
                 raise ValueError(f"{place} has no text under 'text'; it has {sorted(record)}.")
+            # JSON can hold half of a surrogate pair, and UTF-8 cannot
             if re.search("[\ud800-\udfff]", text):
                 raise ValueError(f"{place} has half of a surrogate pair, which is no character.")
             yield number, {"text": text}
@@ -102,19 +103,21 @@ def build(builder, config, data_dir: str | Path, **more):
     Stored as array_record, which needs no TensorFlow.
     """
     options = dict(data_dir=data_dir, config=config, file_format="array_record", **more)
-    tfds.disable_progress_bar()  # a few seconds of work
+    # The work takes a few seconds
+    tfds.disable_progress_bar()
     failure = None
     if first_process():
         try:
             builder(**options).download_and_prepare()
-        except Exception as error:  # of any kind: the others wait for a message
+        # Of any kind: the other processes wait for the outcome in from_each
+        except Exception as error:
             failure = error
     message = from_each(None if failure is None else f"{type(failure).__name__}: {failure}")[0]
     if failure is not None:
         raise failure
     if message is not None:
         raise ValueError(f"process 0 could not build the corpus: {message}")
-    # Built by now, by this process or by the first one
+    # This process or the first one has built it by now
     return builder(**options).as_data_source(split="train")
 
 
@@ -123,13 +126,15 @@ def json_lines(path: str | Path):
 
     Raises ValueError, with the place, for a line that is not UTF-8 or not a JSON object.
     """
+    # Each line is decoded below: as text, one that is not UTF-8 would raise here, without its number
     with open(path, "rb") as lines:
         for number, line in enumerate(lines, start=1):
             if line.strip():
                 place = f"{path}, line {number}"
                 try:
                     record = json.loads(line.decode())
-                except ValueError as error:  # also of bytes that are not UTF-8
+                # The UnicodeDecodeError of such a line is a ValueError too
+                except ValueError as error:
                     raise ValueError(f"{place} is not JSON: {error}") from error
                 if not isinstance(record, dict):
                     raise ValueError(f"{place} is not a JSON object; give {{...}} on each line.")

@@ -22,6 +22,7 @@ def byte_tokenizer():
     backend = tokenizers.Tokenizer(tokenizers.models.BPE(vocabulary, []))
     backend.pre_tokenizer, backend.decoder = byte_level, tokenizers.decoders.ByteLevel()
     backend.add_special_tokens(list(SPECIAL))
-    backend.encode_special_tokens = True  # "<eos>" in a text is text
+    # "<eos>" in a text is text
+    backend.encode_special_tokens = True
     pad_id, eos_id, *fim_ids = map(backend.token_to_id, SPECIAL)
     return Tokenizer(backend, eos_id=eos_id, pad_id=pad_id, fim_ids=tuple(fim_ids))

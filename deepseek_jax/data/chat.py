@@ -13,7 +13,7 @@ R1_ZERO_TEMPLATE = (
     "<think> </think> and <answer> </answer> tags, respectively, i.e., <think> reasoning process "
     "here </think> <answer> answer here </answer>. User: {question}. Assistant:"
 )
-# Stands in for the assistant's text while a chat template renders the rest: a private-use character
+# A private-use character, in place of the assistant's text while a chat template renders the rest
 OWN_TEXT = "\ue000"
 
 
@@ -27,7 +27,8 @@ class _Asks:
         return '"chat", "r1_zero" or a text with {question} in it'
 
 
-Template = Annotated[str, _Asks()]  # a field of settings
+# The type of a settings field
+Template = Annotated[str, _Asks()]
 
 
 def asked_messages(example):
@@ -51,7 +52,8 @@ def render_question(tokenizer: Tokenizer, example, *, template: str, opening: st
         rendered = render_conversation(tokenizer, [*messages, reply], template=template)
         ids = last_prompt(*rendered)
     opened = tokenizer.encode(opening) if opening else []
-    # Look for the longest start of the opening that the template has already written
+    # R1's template as first released stops before <think>, and a later one writes it: look for the longest
+    # start of the opening that is already there
     for size in range(len(opened), 0, -1):
         if ids[-size:] == opened[:size]:
             return ids + opened[size:]
@@ -78,6 +80,7 @@ def render_prompt(tokenizer: Tokenizer, question: str, *, template: str):
             'set it to "chat", to "r1_zero" or to a text that contains {question}.'
         )
     bos = [] if tokenizer.bos_id is None else [tokenizer.bos_id]
+    # Not str.format: other braces, such as those of \boxed{} in a template, are text
     return bos + tokenizer.encode(template.replace("{question}", question))
 
 
@@ -148,6 +151,7 @@ def _chat_contexts(tokenizer, messages, template):
     ends = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
     render = partial(tokenizer.chat.apply_chat_template, tokenize=False)
     written = render(hidden).split(OWN_TEXT)
+    # The same texts as generation prompts write them: what a policy reads before it samples
     asked = [render(hidden[:i], add_generation_prompt=True).split(OWN_TEXT)[-1] for i in ends]
     if len(written) != len(ends) + 1:
         raise ValueError(
@@ -161,9 +165,12 @@ def _chat_contexts(tokenizer, messages, template):
                 "those that begin the finished turn: "
                 f"{pair[1][-80:]!r} against {pair[0][-80:]!r}."
             )
-    # Take the shorter: the longer has a <think> of the template's, in its prompt or in its finished turn
+    # Take the shorter: the longer has a <think> of the template's, as later revisions of R1's write it in the
+    # prompt, and Qwen3's in the finished turn
     pairs = [min(pair, key=len) for pair in zip(written, asked, strict=False)]
     first, *later = map(tokenizer.encode, [*pairs, written[-1]])
+    # Each text after an answer begins with the token that ends the turn; decode drops special tokens,
+    # so an end that it leaves over is an ordinary token
     end_ids = {ids[0] if ids else None for ids in later}
     if len(end_ids) > 1 or None in end_ids or tokenizer.decode(end_ids):
         raise ValueError(

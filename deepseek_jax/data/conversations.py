@@ -63,7 +63,7 @@ def _read(draws, *, source, tokenizer, template):
 
 
 class Fitting(grain.experimental.FlatMapTransform):
-    """Keep the conversations of at most `length` tokens, without empty ones."""
+    """Pass on the conversations of 1 to `length` tokens; drop the others."""
 
     def __init__(self, length: int):
         self.length = length

@@ -18,7 +18,7 @@ def gguf_tokenizer(path: str | Path):
     Raises ValueError for a file that is not GGUF or is truncated, for one without a tokenizer, and for any
     other model than byte-level BPE or any other pre-tokenizer, with the name in the file.
     """
-    # Imported here: it takes seconds, and the toy worlds need none of it
+    # Imported here: it takes seconds, and the toy worlds do not need it
     import transformers
 
     metadata = _metadata(path)
@@ -74,6 +74,7 @@ def _metadata(path):
         if key.startswith(PREFIX)
     }
     for key, allowed in (("model", "gpt2"), ("pre", "smollm")):
+        # A missing key passes here: the error below names all that are missing
         if metadata.get(key, allowed) != allowed:
             raise ValueError(
                 f"{path}: {PREFIX}{key}={metadata[key]!r} is not read, only {allowed!r}; "

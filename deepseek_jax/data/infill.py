@@ -4,8 +4,10 @@ import numpy as np
 
 from deepseek_jax.data.tokenizer import Tokenizer
 
-ADDED = 4  # tokens that rearranging adds: three markers, and eos
-SPARE = 8  # room for a token that is cut: its parts encode to several
+# Tokens that rearranging adds: three markers, and eos
+ADDED = 4
+# Room for a token that is cut: its two parts encode to several tokens
+SPARE = 8
 
 
 def check_fim_rate(rate: float, tokenizer: Tokenizer):
@@ -41,6 +43,7 @@ def fill_in_the_middle(text: str, tokenizer: Tokenizer, *, length: int, rate: fl
             return [whole]
     ids = [*tokenizer.encode(text), tokenizer.eos_id]
     segments, start, last = [], 0, len(ids) - 1
+    # last is 0 where the text encodes to nothing: an end token alone predicts nothing
     while start <= last and last:
         # Leave room for the markers, for eos and for the tokens that a cut adds
         end = min(start + length - ADDED - SPARE, last)
@@ -49,6 +52,7 @@ def fill_in_the_middle(text: str, tokenizer: Tokenizer, *, length: int, rate: fl
             # Every rearranged segment ends in eos, so after the last one the document's own eos is skipped
             start = end + (end == last)
         else:
+            # Start one token early: a row's first token is no target
             first = max(start - 1, 0)
             segments.append(ids[first : first + length])
             start = first + length

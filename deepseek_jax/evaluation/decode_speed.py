@@ -7,7 +7,8 @@ import numpy as np
 
 from deepseek_jax.rollout import generate
 
-PROMPT = 16  # tokens
+# Tokens of each prompt
+PROMPT = 16
 
 
 def decode_speeds(models: dict, *, batch_size: int, new_tokens: int, repeats: int):
@@ -30,7 +31,8 @@ def decode_speeds(models: dict, *, batch_size: int, new_tokens: int, repeats: in
                 max_completion_length=new_tokens,
                 slots=batch_size,
             )
-            assert rollout.completion_mask.all()  # no end token was sampled: all have new_tokens
+            # No end token was sampled, so every row has the new_tokens that the speed counts
+            assert rollout.completion_mask.all()
             # The first run compiles, and its time does not count
             if repeat:
                 seconds[name].append(time.perf_counter() - began)

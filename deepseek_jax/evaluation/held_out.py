@@ -46,6 +46,7 @@ def evaluate(
             f"{scores.errors} of {len(texts)} held-out answers could not be scored and are left out: "
             f"{''.join(scores.messages[:1])}"
         )
+    # An answer without a verdict is no wrong answer; its length counts all the same
     scored = ~np.isnan(scores.total)
     values = {
         "accuracy": scores.parts[accuracy][scored],

@@ -16,5 +16,6 @@ def pass_at_k(correct, k: int):
         raise ValueError(f"pass@{k} of {n} samples: k must be within 1..{n}")
     # The product over i = n - c + 1 .. n of 1 - k / i: no binomial coefficient can overflow
     i = np.arange(1, n + 1)
+    # With fewer than k wrong samples the factor at i = k is 0: every choice of k has a right one
     factors_pi = np.where(i > n - right_p1, np.maximum(1 - k / i, 0), 1)
     return 1 - factors_pi.prod(1)

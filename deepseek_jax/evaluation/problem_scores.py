@@ -12,7 +12,8 @@ from deepseek_jax.evaluation.compare import compare
 from deepseek_jax.evaluation.pass_at_k import pass_at_k
 
 ALL = "all"
-SHARES = ("pass@", "cons@", "truncated")  # beginnings of the names of scores within 0..1
+# Beginnings of the names of scores within 0..1
+SHARES = ("pass@", "cons@", "truncated")
 
 
 def per_problem(problems: list):
@@ -24,6 +25,7 @@ def per_problem(problems: list):
     n = len(correct[0])
     scores = {f"pass@{k}": pass_at_k(correct, k) for k in _numbers(n)}
     agreed = [problem["agreed"] for problem in problems]
+    # The majority of one sample is the sample: cons@1 would repeat pass@1
     if None not in agreed and n > 1:
         scores[f"cons@{n}"] = np.array(agreed, np.float64)
     scores["length"] = np.mean([problem["lengths"] for problem in problems], axis=1)

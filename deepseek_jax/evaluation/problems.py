@@ -13,7 +13,8 @@ from deepseek_jax.evaluation.consensus import majority
 from deepseek_jax.parallel.processes import say
 from deepseek_jax.worlds.registry import all_rules, find_questions, open_rewards, question_names
 
-NUM_OF_A_WORLD = 256  # problems, where num_problems is not set
+# Problems of a world where num_problems is not set
+NUM_OF_A_WORLD = 256
 
 
 def load_problems(settings):
@@ -76,6 +77,7 @@ def _of_file(name, settings):
     for example in (examples[i] for i in chosen):
         rule = "program" if "test_cases" in example else "math_verify"
         asked = example["question"]
+        # The instruction is about a final answer, which a program does not have
         if settings.instruction and rule != "program":
             asked = f"{asked}\n{settings.instruction}"
         more = {"task": task, "rule": rule, "template": template, "asked": asked}
@@ -116,6 +118,7 @@ class Rules(contextlib.ExitStack):
             values = iter(scores.total.tolist())
             for i in chosen:
                 verdicts = [next(values) for _ in groups[i]]
+                # NaN, no verdict, equals nothing: it counts as wrong
                 judged[i]["correct"] = [verdict == 1 for verdict in verdicts]
                 judged[i]["unscored"] = int(np.isnan(verdicts).sum())
                 if judged[i]["majority"] is not None:

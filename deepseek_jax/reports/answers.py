@@ -6,7 +6,8 @@ from rich.console import Console
 from deepseek_jax.parallel.processes import first_process
 from deepseek_jax.reports.tables import before_after_table, sample_panel
 
-FORMS = {"completion_length": ".1f", "reward": ".2f"}  # number format of a score; others are shares
+# Number format of a score; others are shares
+FORMS = {"completion_length": ".1f", "reward": ".2f"}
 
 
 def print_table(console: Console, before, after):

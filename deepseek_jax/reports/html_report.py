@@ -58,6 +58,7 @@ def report_page(title: str, stages, scores, forms, names, curves, samples, findi
     data = json.dumps(samples, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c")
     return PAGE.format(
         title=html.escape(title),
+        # The policy names this script by its hash, so a script inside a model's text cannot run
         digest=b64encode(sha256(SCRIPT.encode()).digest()).decode(),
         style=STYLE,
         links="".join(f'<a href="#{part.lower()}">{part}</a>' for part in parts),

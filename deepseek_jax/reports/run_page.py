@@ -9,7 +9,8 @@ from deepseek_jax.reports.html_report import report_page
 from deepseek_jax.training.lineage import content_hash
 from deepseek_jax.training.metrics import read_phases
 
-NOT_STAGES = ("settings", "data")  # inputs in a stage.json that are not stages
+# Inputs in a stage.json that are not stages
+NOT_STAGES = ("settings", "data")
 
 
 def write_report(workdir: Path, title: str, stages: dict[str, str], forms, names):
@@ -23,6 +24,7 @@ def write_report(workdir: Path, title: str, stages: dict[str, str], forms, names
     page = report_page(title, **collect(workdir, stages), forms=forms, names=names)
     fresh = workdir / "report.html.tmp"
     fresh.write_text(page)
+    # Replaced at once: a reader of the page never meets half of it
     os.replace(fresh, workdir / "report.html")
 
 
@@ -39,6 +41,8 @@ def collect(workdir: Path, stages: dict[str, str]):
         record = _read(folder / "stage.json")
         if stage["state"] != "complete" or record is None or not record["complete"]:
             continue
+        # Skip a measurement of an earlier version of the stage. A record holds hashes of its inputs, and here
+        # the input is itself a hash, the stage's
         if record["inputs"]["parent"] != content_hash(stage["hash"]):
             continue
         measured = _read(folder / "scores.json")
@@ -93,6 +97,7 @@ def _state(record, inputs, earlier):
     if not record["complete"]:
         return "not finished"
     parents = [parent for key, (_, parent) in inputs.items() if key not in NOT_STAGES]
+    # None: no stage has the hash of this input any more, so its parent was run again
     if any(parent is None or earlier[parent]["state"] != "complete" for parent in parents):
         return "outdated"
     return "complete"

@@ -6,9 +6,12 @@ from itertools import groupby
 import numpy as np
 from matplotlib.ticker import MaxNLocator
 
-WIDTH, HEIGHT = 260, 120  # of a panel, in SVG units
-LEFT, RIGHT, TOP, BOTTOM = 40, 8, 8, 16  # margins around the curve, for tick labels
-MAX_POINTS = 200  # of a curve; a longer one is averaged over consecutive steps
+# Of a panel, in SVG units
+WIDTH, HEIGHT = 260, 120
+# Margins around the curve, for tick labels
+LEFT, RIGHT, TOP, BOTTOM = 40, 8, 8, 16
+# Of a curve; a longer one is averaged over consecutive steps
+MAX_POINTS = 200
 
 
 def curve_panel(name: str, points):
@@ -21,6 +24,7 @@ def curve_panel(name: str, points):
     values = [value for _, value in drawn if value is not None]
     ticks = _ticks(min(values), max(values))
     first, last = points[0][0], points[-1][0]
+    # A single step has no width, by which _x would divide
     steps = first, max(last, first + 1)
     places = [None if v is None else (_x(step, steps), _y(v, ticks)) for step, v in drawn]
     least, most, begin, end = (_short(v) for v in (min(values), max(values), values[0], values[-1]))
@@ -42,6 +46,7 @@ def _thinned(points):
     if merged == 1:
         return points, 1
     parts = [points[i : i + merged] for i in range(0, len(points), merged)]
+    # A mean stands at its last step, so that the curve ends at the last step of all
     return [(part[-1][0], _mean([value for _, value in part])) for part in parts], merged
 
 
@@ -60,6 +65,7 @@ def _y(value, ticks):
 
 def _ticks(low, high):
     """Round numbers around low and high, far enough apart that _short writes them differently."""
+    # Ticks of a nearly constant curve would all be written alike
     if high - low <= 1e-3 * abs(high):
         room = 0.1 * abs(high) or 1.0
         low, high = low - room, high + room

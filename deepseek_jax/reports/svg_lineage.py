@@ -2,8 +2,10 @@
 
 import html
 
-BOX, GAP = (112, 40), (28, 22)  # width and height of a stage, and of the space between stages
-ARC = 14  # an arc's height for each column that it spans
+# Width and height of a stage, and of the space between stages
+BOX, GAP = (112, 40), (28, 22)
+# An arc's height for each column that it spans
+ARC = 14
 
 
 def lineage_graph(stages):
@@ -50,6 +52,7 @@ def _edge(parent, child):
         path = f"M{x} {y}C{to_x - BOX[0]} {y} {to_x} {y} {to_x} {to_y}"
     elif to_x - x > BOX[0] + GAP[0]:
         x, to_x = x + BOX[0] * 3 / 4, to_x + BOX[0] / 4
+        # A cubic curve rises to 3/4 of the height of its two control points, hence 4/3
         peak = min(y, to_y) - ARC * (to_x - x) / (BOX[0] + GAP[0]) * 4 / 3
         path = f"M{x} {y}C{x} {peak:.0f} {to_x} {peak:.0f} {to_x} {to_y}"
     else:

@@ -25,7 +25,8 @@ def before_after_table(rows, before, after):
     table = Table(
         title="held-out problems, before and after",
         caption="under each mean its 95% interval",
-        box=SIMPLE_HEAD,  # without rules four intervals fit in 80 columns
+        # Without rules four intervals fit in 80 columns
+        box=SIMPLE_HEAD,
         padding=(0, 1, 0, 0),
         pad_edge=False,
         show_edge=False,
@@ -162,7 +163,8 @@ def plot_curves(metrics_path: Path, png_path: Path, *, phase: str, names=CURVES)
     if not names:
         raise ValueError(f"{metrics_path} holds none of {', '.join(wanted)} for phase {phase!r}")
     figure = Figure(figsize=(4.2 * len(names), 3.2), layout="constrained")
-    FigureCanvasAgg(figure)  # no display, and none of pyplot's global state
+    # It needs no display, and none of pyplot's global state
+    FigureCanvasAgg(figure)
     for axes, name in zip(figure.subplots(1, len(names), squeeze=False)[0], names, strict=True):
         points = [(r["step"], np.nan if r[name] is None else r[name]) for r in records if name in r]
         axes.plot(*zip(*points, strict=True), marker="." if len(points) < 60 else None)

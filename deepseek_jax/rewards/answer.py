@@ -10,15 +10,18 @@ import re
 from collections.abc import Mapping
 from fractions import Fraction
 
-MAX_CHARS = 100  # of an expression that is read as a number; a longer one is compared as text
+# Of an expression that is read as a number; a longer one is compared as text
+MAX_CHARS = 100
 MAX_DEPTH = 20
-MAX_BITS = 256  # of a numerator or denominator, intermediate results too
+# Of a numerator or denominator, intermediate results too
+MAX_BITS = 256
 
 BINARY = {ast.Add: operator.add, ast.Sub: operator.sub}
 BINARY |= {ast.Mult: operator.mul, ast.Div: operator.truediv}
 NUMERAL = r"(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|\.\d+"
 # A minus after a digit, a period or a closing bracket subtracts; elsewhere it is a sign
 LAST_NUMBER = re.compile(rf"(?:(?<![\d.)])(?<![\d.)]\s)-)?(?:{NUMERAL})(?:/\d+)?")
+# A unit in letters follows a space: "72 clips" is 72, and "5x" is no number
 WITH_UNIT = re.compile(rf"([-+]?(?:{NUMERAL}))\s*(?:[%°]|\s[a-z][a-z ]*)?")
 THOUSANDS = re.compile(r"(?<=\d),(?=\d{3}(?!\d))")
 LEADING_ZEROS = re.compile(r"(?<![\d.])0+(?=\d)")
@@ -54,6 +57,7 @@ def marked_answer(text: str):
     """
     text = final_text(text)
     end = text.rfind("</answer>")
+    # Without "</answer>" the search is in an empty text: an end of -1 would mean the last character
     start = text.rfind("<answer>", 0, max(end, 0))
     candidates = [
         _last_boxed(text),
@@ -90,6 +94,7 @@ def same_answer(answer: str, gold: str):
     dollar signs and a final period?
     """
     key = answer_key(answer)
+    # An empty answer equals nothing, not even another empty one
     return key == answer_key(gold) != ""
 
 
@@ -115,7 +120,8 @@ def number(text: str):
         return None
     try:
         return _walk(ast.parse(text.strip(), mode="eval").body, text.strip(), MAX_DEPTH)
-    except (SyntaxError, ValueError, ZeroDivisionError):  # not an expression, or past a cap
+    # Not an expression, or past a cap
+    except (SyntaxError, ValueError, ZeroDivisionError):
         return None
 
 
@@ -139,6 +145,7 @@ def _walk(node, text, depth):
             raise ValueError("no arithmetic")
     else:
         raise ValueError("no arithmetic")
+    # Checked afterwards: + - * / at most about double the bits of capped numbers; _power checks before
     if _bits(value) > MAX_BITS:
         raise ValueError("too big")
     return value
@@ -165,6 +172,7 @@ def _last_boxed(text):
     open_braces, last = [], None
     for match in BRACES.finditer(text):
         token = match.group()
+        # Escaped braces match too, so that they are passed over: they neither open nor close
         if token.startswith("\\boxed"):
             open_braces.append(match.end())
         elif token == "{":

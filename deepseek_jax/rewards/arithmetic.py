@@ -13,16 +13,20 @@ from collections.abc import Mapping
 
 from deepseek_jax.rewards.answer import gold_answer, number
 
-MAX_DIGITS = 30  # a longer number is not read as an answer
-SIGN = r"(?:(?<!\d)(?<!\d\s)-)?"  # a minus after a digit subtracts
+# A longer number is not read as an answer
+MAX_DIGITS = 30
+# A minus after a digit subtracts
+SIGN = r"(?:(?<!\d)(?<!\d\s)-)?"
 NUMBER = rf"{SIGN}(?:\d{{1,3}}(?:,\d{{3}})+(?!\d)|\d+)(?:\.\d+)?"
 NUMBERS = re.compile(NUMBER)
 STEP = re.compile(r"(-?\d{1,30})\s*([-+*])\s*(-?\d{1,30})\s*=\s*(-?\d{1,30})")
 FINAL_ANSWER = re.compile(
     r"(?:^|[\s;,.])(?:(?:so,? )?the (?:final )?answer is|(?:final )?answer:|a:)\s*(-?\d+)$", re.I
 )
+# An x that begins a word is no multiplication sign
 TOKEN = re.compile(rf"(?P<number>\$?{NUMBER})|(?P<operator>[-+*/×÷=]|x(?![a-z]))|(?P<other>\n|\S)")
 EXPRESSION = re.compile(rf"{NUMBER}(?:\s*[-+*/]\s*{NUMBER})+")
+# The dash of a list item is no minus: "- 8 + 3 = 11" is a true equation
 BULLET = re.compile(r"^[ \t]*[-*] ", re.M)
 
 
@@ -65,6 +69,7 @@ def correct_reasoning(completion: str, example: Mapping):
         if not true or min(available[a], available[b]) < 0:
             return 0.0
         available[c] += 1
+    # + drops the numbers whose count is 0
     used_up = +available == Counter([_answer(example)])
     return float(used_up and _operators_allowed({s[2] for s in steps}, example))
 
@@ -89,6 +94,7 @@ def correct_working(completion: str, example: Mapping):
         return 0.0
     left, results = true
     used = Counter(number(token) for token in left if token[-1].isdigit())
+    # Not ==: an intermediate result stands on the left of the next equation, as 11 in 11 + 5 = 16
     complete = used >= Counter(_operands(example)) and _answer(example) in results
     return float(complete and _operators_allowed(set(left) & set("+-*/"), example))
 
@@ -96,7 +102,7 @@ def correct_working(completion: str, example: Mapping):
 def true_equations(completion: str, example: Mapping):
     """1.0 if `completion` states equations, every one true, on a number of the question; else 0.0.
 
-    It does not ask whether the answer is right: a part of the reward where right answers are rare.
+    It does not check that the answer is right: a part of the reward where right answers are rare.
     """
     true = _true_equations(completion)
     if not true:
@@ -118,6 +124,7 @@ def _true_equations(text):
 def _equations(text):
     """The equations in `text`: each a list of its sides, each side a list of tokens. Linear in time."""
     runs, run = [], []
+    # The newline ends the last run
     for match in TOKEN.finditer(BULLET.sub("", text) + "\n"):
         token, kind = match.group(), match.lastgroup
         # Other text ends a run, and so does a number right after a number
@@ -130,12 +137,14 @@ def _equations(text):
             run.append({"×": "*", "x": "*", "÷": "/"}.get(token, token))
     equations = []
     for run in runs:
-        while run and not run[-1][-1].isdigit():  # "so 3 + 4 = ?", "7 - that is"
+        # Words cut a run off after an operator: "so 3 + 4 = ?", "7 - that is"
+        while run and not run[-1][-1].isdigit():
             run.pop()
         sides = [[]]
         for token in run:
             sides.append([]) if token == "=" else sides[-1].append(token)
-        # A run that starts with an operator continues an expression that this parser did not read
+        # A left side without an operation (7 = 7) shows no working. A run that starts with an operator
+        # continues an expression that this parser did not read
         if len(sides) > 1 and len(sides[0]) > 1 and sides[0][0][-1].isdigit():
             equations.append(sides)
     return equations
@@ -183,4 +192,5 @@ def _operators_allowed(operators, example):
     if not shown or len(NUMBERS.findall(shown[0])) < len(NUMBERS.findall(question)):
         return True
     allowed = set(re.findall(r"\d\s*([-+*/])", shown[0]))
+    # 9 - 3 - 2 may be worked as 3 + 2 = 5; 9 - 5 = 4
     return operators <= allowed | ({"+"} if "-" in allowed else set())

@@ -20,7 +20,8 @@ from deepseek_jax.rewards.sandbox import (
 
 MAX_PROCESSES = 128
 NOBODY = "65534"
-INSIDE = "/usr/bin:/usr/local/bin"  # where a program inside the sandbox is looked up
+# Where a program inside the sandbox is looked up
+INSIDE = "/usr/bin:/usr/local/bin"
 
 
 class BubblewrapSandbox:
@@ -73,6 +74,7 @@ class BubblewrapSandbox:
                 # By --die-with-parent this also kills every process inside
                 process.kill()
                 process.wait()
+            # bwrap reports the exit code last; without one it failed itself, and there is no verdict
             exit_codes = [json.loads(x).get("exit-code") for x in _text(status).splitlines()]
             if not exit_codes or exit_codes[-1] is None:
                 raise SandboxError(f"{self.name} did not run: {_text(complaints)[:200]!r}")

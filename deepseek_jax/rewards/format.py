@@ -1,5 +1,5 @@
-"""Is a completion in the R1-Zero template's format of tags (arXiv:2501.12948, table 1); and its summary, the
-text for the reader.
+"""The reward for the R1-Zero template's format of tags (arXiv:2501.12948, table 1), and a completion's
+summary, which is the text for the reader.
 """
 
 from collections.abc import Mapping
@@ -21,8 +21,9 @@ def think_answer_format(completion: str, example: Mapping):
     pieces, rest = [], completion
     for tag in TAGS:
         piece, found, rest = rest.partition(tag)
+        # A tag that is absent here stands before one that it must follow
         if not found:
-            return 0.0  # this tag stands before one that it must follow
+            return 0.0
         pieces.append(piece.strip())
     before, thought, between, answer = pieces
     return float(bool(thought and answer) and not (before or between or rest.strip()))

@@ -1,7 +1,7 @@
 """A generative reward model: a policy that compares two answers, reasons, and says which one is better.
 
 It judges pairs as in arXiv:2501.12948, section 3.1, and reasons before its verdict as in
-arXiv:2412.19437, section 5.2.1. Plain Python: the caller's function asks the policy.
+arXiv:2412.19437, section 5.2.1. Plain Python: the caller's function samples the policy's replies.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -64,6 +64,7 @@ class Judge:
         forth, back = self.verdicts(pairs), self.verdicts([(q, b, a) for q, a, b in pairs])
         shares = []
         for a, b in zip(forth, back, strict=True):
+            # An order without a verdict has no vote, rather than a vote against
             votes = [float(a == 1)] * (a is not None) + [float(b == 2)] * (b is not None)
             shares.append(sum(votes) / len(votes) if votes else None)
         return shares

@@ -16,7 +16,8 @@ import re
 import unicodedata
 from collections.abc import Mapping
 
-LANGUAGES = {"en": "latin", "zh": "han"}  # example["language"] -> its script
+# Values of example["language"] -> their script
+LANGUAGES = {"en": "latin", "zh": "han"}
 TAGS = re.compile(r"</?(?:think|answer)>")
 IGNORED = re.compile(
     r"```.*?(?:```|\Z)|`[^`\n]+`"

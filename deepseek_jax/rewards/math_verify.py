@@ -31,6 +31,7 @@ class MathVerifier(WorkerPool):
             _verify_one,
             _start_worker,
             num_workers=num_workers,
+            # The signal stops a calculation in Python; this limit ends a process that stays in C code
             wall_limit_seconds=2 * time_limit_seconds + 1,
         )
         self.time_limit_seconds = time_limit_seconds
@@ -46,8 +47,9 @@ class MathVerifier(WorkerPool):
         scores, pairs = {}, {}
         for i, (gold, completion) in enumerate(zip(golds, completions, strict=True)):
             gold, answer = gold_answer(dict(answer=gold)), marked_answer(completion)
+            # Also for answers that math-verify cannot read, such as the option A
             if answer is not None and same_answer(answer, gold):
-                scores[i] = 1.0  # also an answer that math-verify cannot read, such as the option A
+                scores[i] = 1.0
             else:
                 answer = final_text(completion) if answer is None else _as_math(answer)
                 pairs[i] = (_as_math(gold), answer, self.time_limit_seconds)
@@ -78,7 +80,8 @@ def _verify_one(gold, answer, time_limit_seconds):
     """1.0, 0.0, or NaN without a verdict. Runs in a worker."""
     try:
         return _compare(gold, answer, time_limit_seconds)
-    except (_TimeLimit, Exception) as error:  # sympy's exceptions have no narrower base class
+    # sympy's exceptions have no narrower base class
+    except (_TimeLimit, Exception) as error:
         logging.warning("math-verify has no verdict on %.80r: %r", answer, error)
         return math.nan
 
@@ -91,10 +94,12 @@ def _compare(gold, answer, time_limit_seconds):
         gold, answer = (parse(x, parsing_timeout=None, raise_on_error=True) for x in (gold, answer))
         if not gold:
             raise ValueError("the gold answer is not one that math-verify can read")
+        # verify is not symmetric: the gold answer comes first
         return float(verify(gold, answer, timeout_seconds=None, raise_on_error=True))
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
 
 
 def _as_math(text):
+    # math-verify reads LaTeX only between dollar signs or in another environment
     return text if "$" in text else f"${text}$"

@@ -14,7 +14,8 @@ from deepseek_jax.models.reward import predict_rewards
 from deepseek_jax.parallel.shard import put_share
 from deepseek_jax.rewards.judge import reader_text
 
-SHORTEST = 64  # tokens of the shortest rows; longer rows double it, so that few shapes are compiled
+# Tokens of the shortest rows; longer rows double it, so that few shapes are compiled
+SHORTEST = 64
 
 
 class RewardModel:

@@ -63,6 +63,7 @@ def input(prompt=''):
     return line[:-1] if line.endswith('\\n') else line
 exit = quit = _sys.exit
 """
+# Messages about what monty lacks: they are no fault of the program
 NOT_PYTHON = re.compile(
     r"The monty syntax parser does not|Internal error in monty|'_io.TextIOWrapper' object has no"
 )
@@ -81,6 +82,7 @@ class MontySandbox:
 
         self._monty = pydantic_monty
         self._pool = pydantic_monty.Monty(max_processes=1, checkout_timeout=5.0)
+        # Entered here and left in close(): one process serves many programs
         self._pool.__enter__()
 
     def close(self):
@@ -109,11 +111,13 @@ class MontySandbox:
 
     def _failure(self, error):
         message = str(error)
+        # The prelude's exit raises a SystemExit without text for the code 0 or None
         if message == "SystemExit":
             return None
         if "feed time limit exceeded" in message:
             return TIME_LIMIT
         missing = MISSING.search(message)
+        # A missing module of the standard library is monty's lack, any other one the program's error
         if NOT_PYTHON.search(message) or (missing and missing[1] in sys.stdlib_module_names):
             raise SandboxError(f"{self.name} is not all of Python ({message}); install bubblewrap")
         return CRASHED
@@ -125,8 +129,9 @@ def _with_own_sys(program):
         return program
     try:
         return ast.unparse(_OwnSys().visit(ast.parse(program)))
+    # Not Python, or hostile: monty reports it
     except (SyntaxError, ValueError, RecursionError, MemoryError):
-        return program  # not Python, or hostile: monty reports it
+        return program
 
 
 class _OwnSys(ast.NodeTransformer):

@@ -68,6 +68,7 @@ class ProgramVerifier(WorkerPool):
             else:
                 jobs[i] = (program, cases, self.time_limit_seconds)
         lost = SandboxError("the process that ran the sandbox died, or hung")
+        # run returns nothing for a call that killed its worker
         outcomes |= dict.fromkeys(jobs, lost) | self.run(jobs)
         failed = [isinstance(outcomes[i], BaseException) for i in range(len(outcomes))]
         self.outcomes.update(ERROR if bad else outcomes[i] for i, bad in enumerate(failed))
@@ -86,6 +87,7 @@ def find_sandbox(names: Iterable[str] = tuple(SANDBOXES)):
         try:
             sandbox = SANDBOXES[name]()
             try:
+                # A sandbox that is installed may fail still, as bwrap does where it cannot make namespaces
                 printed, failure = sandbox.run("print(int(input()) + 1)", "41\n", 10.0)
             finally:
                 sandbox.close()
@@ -110,6 +112,7 @@ def extract_program(completion: str):
         fence = line.strip()
         if label is not None and fence == "```":
             if label in LABELS:
+                # A block in a list is indented as a whole
                 program = textwrap.dedent("\n".join(block))
             label = None
         elif fence.startswith("```"):
@@ -146,7 +149,8 @@ def _is_case(case):
         return False
 
 
-_sandbox = None  # set in each worker process
+# Set in each worker process
+_sandbox = None
 
 
 def _start_worker(name):
@@ -160,7 +164,7 @@ def _judge(program, cases, time_limit_seconds):
     deadline = time.monotonic() + time_limit_seconds
     runs = [(program, case["input"], case["output"]) for case in cases if not isinstance(case, str)]
     asserts = [case for case in cases if isinstance(case, str)]
-    # The program cannot guess the word, so printing it proves that the asserts were reached and passed
+    # The program cannot guess the word: printing it shows that the asserts passed (or reads their file)
     if asserts:
         word = secrets.token_hex(16)
         runs.append(("\n".join([program, "", *asserts, "print()", f"print({word!r})"]), "", word))

@@ -1,8 +1,10 @@
 """Limits that both sandboxes share, and the failures of a program in them."""
 
-MAX_MEMORY_BYTES = 512 * 2**20  # of a process in the sandbox
+# Of a process in the sandbox
+MAX_MEMORY_BYTES = 512 * 2**20
 MAX_OUTPUT_BYTES = 2**20
-CRASHED, TIME_LIMIT = "crashed", "time_limit"  # the failures of a program
+# The failures of a program
+CRASHED, TIME_LIMIT = "crashed", "time_limit"
 
 
 class SandboxError(RuntimeError):

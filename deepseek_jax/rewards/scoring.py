@@ -73,12 +73,16 @@ MAX_MESSAGES = 5
 
 @dataclass
 class Scores:
-    """The rewards of a batch of completions."""
+    """The rewards of a batch of completions.
 
-    total: np.ndarray  # float32[b], the weighted sum; NaN where a part failed
-    parts: dict[str, np.ndarray]  # float32[b] each, unweighted; NaN where it failed
-    errors: int = 0  # completions whose total is NaN
-    messages: list[str] = field(default_factory=list)  # of the first few failures
+    total: float32[b], the weighted sum; NaN where a part failed. parts: name -> float32[b], unweighted; NaN
+    where it failed. errors: the number of completions whose total is NaN. messages: of the first failures.
+    """
+
+    total: np.ndarray
+    parts: dict[str, np.ndarray]
+    errors: int = 0
+    messages: list[str] = field(default_factory=list)
 
     def require_one(self):
         """Raise RuntimeError, with the first message, if not a single completion could be scored."""
@@ -88,7 +92,7 @@ class Scores:
 
 
 class Scorer:
-    """What scores completions: subclasses have score(examples, completions) -> Scores."""
+    """The base of what scores completions: subclasses have score(examples, completions) -> Scores."""
 
     def score_together(self, examples: Sequence[Mapping], completions: Sequence[str]):
         """score, with process 0's numbers on every process. All processes call it, with the same arguments.

@@ -63,6 +63,7 @@ class WorkerPool:
     def _run(self, jobs):
         """Results of `jobs`, without those that were running or waiting when a worker died."""
         if self._pool is None:
+            # Not fork, which is unsafe in a process where jax has started threads
             spawn = multiprocessing.get_context("spawn")
             self._pool = ProcessPoolExecutor(self.num_workers, spawn, _start_worker, self._start)
         futures = {}
@@ -71,19 +72,23 @@ class WorkerPool:
                 futures[key] = self._pool.submit(
                     _watched, self.wall_limit_seconds, self._work, args
                 )
+        # Jobs already submitted fail alike, and the others have no result: run() repeats them all
         except BrokenProcessPool:
-            pass  # jobs already submitted fail alike, the others have no result: run() repeats them all
+            pass
         wait(futures.values())
         results = {key: future.exception() or future.result() for key, future in futures.items()}
         results = {k: r for k, r in results.items() if not isinstance(r, BrokenProcessPool)}
+        # A pool that lost a worker accepts no more jobs: the next run starts another one
         if len(results) < len(jobs):
             self.close()
         return results
 
 
 def _start_worker(start, *start_args):
+    # A call that would fill the memory then fails in this process alone
     resource.setrlimit(resource.RLIMIT_AS, (WORKER_BYTES, WORKER_BYTES))
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the main process handles Ctrl-C
+    # The main process handles Ctrl-C
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     start(*start_args)
 
 

@@ -34,6 +34,7 @@ def own_world(
 
 def worked_questions(path: str | Path):
     """The distinct questions of a jsonl file in GSM8K's format, each with its solution in tags."""
+    # load_jsonl_questions drops the working, so the records are read as well
     records = [record for _, record in json_lines(path)]
     pairs = zip(load_jsonl_questions(path), records, strict=True)
     return distinct(example | {"solution": _solution(example, r)} for example, r in pairs)

@@ -10,7 +10,8 @@ from deepseek_jax.worlds.arithmetic.world import SUMS, WORDS
 from deepseek_jax.worlds.bilingual.world import BILINGUAL
 
 WORLDS = {world.name: world for world in (SUMS, WORDS, BILINGUAL)}
-TOKENIZERS = {"bytes": byte_tokenizer, "deepseek": deepseek_tokenizer}  # these belong to no world
+# These belong to no world
+TOKENIZERS = {"bytes": byte_tokenizer, "deepseek": deepseek_tokenizer}
 
 
 def find_world(name: str):

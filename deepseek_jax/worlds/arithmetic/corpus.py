@@ -13,19 +13,24 @@ import numpy as np
 
 OPERAND_COUNTS = (3, 4)
 LARGEST_OPERAND = 9
-LARGEST_RUNNING_SUM = LARGEST_OPERAND * (max(OPERAND_COUNTS) - 1)  # the left side of a last step
+# The left side of a last step
+LARGEST_RUNNING_SUM = LARGEST_OPERAND * (max(OPERAND_COUNTS) - 1)
 HELD_OUT_PERCENT = 20
 
 FACTS_PER_TABLE = 6
-JUNK_LENGTHS = (3, 20)  # pieces
-LARGEST_SLIP = 5  # a wrong number is off by 1..5
+# Pieces of junk, fewest and most
+JUNK_LENGTHS = (3, 20)
+# A wrong number is off by 1..5
+LARGEST_SLIP = 5
 
 DIGITS = tuple("0123456789")
 SYMBOLS = (" + ", " = ", "; ", ", ")
 WORDS = ("What is ", "?\n", "we add ", "then ", "the answer is ")
-PIECES = (*DIGITS, *SYMBOLS, *WORDS)  # every text of this world is a sequence of these
+# Every text of this world is a sequence of these
+PIECES = (*DIGITS, *SYMBOLS, *WORDS)
 
-PROMPT_TEMPLATE = "{question}\n"  # how a corpus document leads from the question to its answer
+# How a corpus document leads from the question to its answer
+PROMPT_TEMPLATE = "{question}\n"
 
 
 @dataclass(frozen=True)
@@ -72,6 +77,7 @@ def held_out(operands):
     A held-out tuple is in no question of the corpus and in no training question. Its single
     steps are in the fact tables: only their combination is held out.
     """
+    # Not hash(), which differs from process to process for a str
     digest = blake2b(" ".join(str(int(x)) for x in operands).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big") % 100 < HELD_OUT_PERCENT
 
@@ -129,7 +135,8 @@ def _fact_table(rng):
 
 def _draw_style(rng, mix):
     names, shares = list(mix.styles), list(mix.styles.values())
-    ends = np.cumsum(shares) / sum(shares)  # the last one is exactly 1, above every draw
+    # Divided by the sum, the last end is exactly 1, above every draw
+    ends = np.cumsum(shares) / sum(shares)
     return names[np.searchsorted(ends, rng.random(), side="right")]
 
 

@@ -26,15 +26,16 @@ WORD_OPERANDS = range(2, 21)
 def arithmetic_task(seed: int, num_held_out: int = 256):
     """The toy world's sums: equally many of three and of four operands, in both sets, all distinct.
 
-    The held-out operands are tuples for which corpus.held_out is true, so no corpus document asks
+    The held-out operands are tuples for which corpus.held_out is true, so no corpus document has
     them. `seed` chooses among them, and among the many tuples of four operands to train on.
     Raises ValueError for more held-out questions than there are.
     """
     rng = np.random.default_rng(seed)
     train, kept = [], []
     counts = corpus.OPERAND_COUNTS
-    # num_held_out, split as evenly as whole numbers allow
+    # Split num_held_out as evenly as whole numbers allow
     shares = np.diff(np.linspace(0, num_held_out, len(counts) + 1).astype(int))
+    # There are fewest tuples of three, and training has as many of four
     smallest = _tuples(min(counts), held_out=False)
     for count, share in zip(counts, shares, strict=True):
         train += _draw(rng, _tuples(count, held_out=False), len(smallest))
@@ -96,6 +97,7 @@ def _draw_words(rng, form, operands):
 def worked_example(example: Mapping):
     """The working of an example, which ends in its answer: "3 + 8 = 11; 11 + 5 = 16", or "9 - 4 = 5"."""
     operands, answer = example["operands"], example["answer"]
+    # Operands are positive, so a difference never equals their sum
     if sum(operands) == int(answer):
         return corpus.worked(operands)
     return f"{' - '.join(map(str, operands))} = {answer}"

@@ -12,8 +12,10 @@ from deepseek_jax.worlds.bilingual import corpus as bilingual_corpus
 from deepseek_jax.worlds.bilingual import preferences as bilingual_preferences
 from deepseek_jax.worlds.bilingual import tasks as bilingual_tasks
 
-VERSION = tfds.core.Version("1.0.0")  # of the corpus and of the examples
-NUM_JUDGED = 512  # distinct requests in the preferences of a split
+# Of the corpus and of the examples
+VERSION = tfds.core.Version("1.0.0")
+# Distinct requests in the preferences of a split
+NUM_JUDGED = 512
 # Kind of example -> the names of its text fields, and of its numbers
 FIELDS = {
     "puzzles": ("question answer language kind problem solution", ""),

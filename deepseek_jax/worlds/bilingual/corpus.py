@@ -24,7 +24,8 @@ from deepseek_jax.worlds.bilingual.words import (
 PLAIN_TEMPLATE = "{question}\n"
 FACTS_PER_TABLE = 6
 STATEMENTS_PER_DOCUMENT = 3
-DOCUMENTS = ("fact_tables", "statements", "requests", "rewrites")  # the other documents are puzzles
+# Kinds of document; all others are puzzles
+DOCUMENTS = ("fact_tables", "statements", "requests", "rewrites")
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,7 @@ class CorpusMix:
                 raise ValueError(f"{' + '.join(names)} = {total} is above 1; lower one of them.")
 
 
-# A corpus of puzzles solved well and reworded: for a teacher model that is trained when a run needs it.
+# Puzzles solved well and reworded: the corpus of a teacher model that a run trains when it needs one
 TEACHING = CorpusMix(
     fact_tables=0.15,
     statements=0.0,
@@ -116,6 +117,7 @@ class CorpusWriter:
     def _requests(self, rng):
         request = pick(rng, self.requests[pick(rng, general.KINDS)])
         answer = request.answer
+        # The corpus never refuses a secret and always reveals it: refusing is left to later training
         if request.kind == "secret" or rng.random() >= self.mix.good_requests:
             answer = self._bad_answer(rng, request)
         if rng.random() < self.mix.tags:
@@ -160,6 +162,7 @@ class CorpusWriter:
             steps, answer = puzzle.steps(), puzzle.answer
             if rng.random() < self.mix.wrong_working:
                 steps, answer = slip(rng, puzzle)
+            # One language more than steps: of the "so" before an answer without tags
             languages = self._languages(rng, language, len(steps) + 1)
             working = puzzles.write_steps(steps, languages[:-1])
         if in_tags:

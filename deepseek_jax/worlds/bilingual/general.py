@@ -25,7 +25,8 @@ from deepseek_jax.worlds.bilingual.words import (
 )
 
 KINDS = ("lookup", "translate", "reverse", "secret")
-FORMS = ("what", "tell")  # "What is ...?" and "Tell me ...."
+# "What is ...?" and "Tell me ...."
+FORMS = ("what", "tell")
 LIST_LENGTHS = (3, 4)
 
 

@@ -16,7 +16,8 @@ def judge_conversations(examples: list, seed: int):
     rng, conversations = np.random.default_rng(seed), []
     for example in examples:
         answers = [(example[k], example[f"{k}_helpfulness"]) for k in ("chosen", "rejected")]
-        best = int(rng.integers(2))  # the position of the chosen answer
+        # The position of the chosen answer
+        best = int(rng.integers(2))
         (first, grade1), (second, grade2) = answers if best == 0 else answers[::-1]
         grades = f"1 = {round(LEVELS * grade1)}, 2 = {round(LEVELS * grade2)}"
         question = judge_question(example["question"], first, second)

@@ -5,9 +5,12 @@ from itertools import product
 from deepseek_jax.worlds.bilingual import puzzles
 from deepseek_jax.worlds.bilingual import words as bilingual
 
-JUNK_LENGTHS = (2, 12)  # pieces
-LARGEST_SLIP = 5  # a wrong number is off by 1..5
-SIGNS = tuple(product((1, -1), repeat=2))  # of a countdown, in the order of its search
+# Pieces of junk, fewest and most
+JUNK_LENGTHS = (2, 12)
+# A wrong number is off by 1..5
+LARGEST_SLIP = 5
+# Signs of a countdown, in the order of its search
+SIGNS = tuple(product((1, -1), repeat=2))
 
 
 def wrong_answer(rng, puzzle: puzzles.Puzzle):

@@ -14,7 +14,8 @@ from deepseek_jax.worlds.bilingual.request_rewards import harmless, helpfulness
 from deepseek_jax.worlds.bilingual.tokenizer import bilingual_tokenizer
 from deepseek_jax.worlds.bilingual.words import WORKING
 
-NEAR_MISSES = 3  # rivals of an answer; the mistakes of a policy that has learned the requests
+# Rivals of an answer: the mistakes of a policy that has learned the requests
+NEAR_MISSES = 3
 
 
 class PreferenceWriter:
@@ -41,7 +42,7 @@ class PreferenceWriter:
             if grade_a < grade_b:
                 (a, grade_a), (b, grade_b) = (b, grade_b), (a, grade_a)
             longer = self._length(a) - self._length(b)
-            # The chosen answers are already ahead, and this pair would take them further
+            # One side is longer so far, and this pair would add to its lead
             if longer * ahead > 0:
                 continue
             ahead += longer
@@ -60,6 +61,7 @@ class PreferenceWriter:
         """
         rng, examples = np.random.default_rng(seed), []
         for _ in range(n):
+            # The last of KINDS is "secret"
             kind = "secret" if rng.integers(2) else pick(rng, general.KINDS[:-1])
             request = pick(rng, self.by_kind[kind])
             language, answer = request["language"], request["answer"]

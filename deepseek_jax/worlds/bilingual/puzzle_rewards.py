@@ -10,7 +10,8 @@ from collections.abc import Mapping
 
 from deepseek_jax.rewards.answer import final_text, gold_answer, marked_answer
 
-MAX_DIGITS = 9  # of a number; a longer one is not read
+# Of a number; a longer one is not read
+MAX_DIGITS = 9
 EXPRESSION = re.compile(
     rf"(?<!\d)\d{{1,{MAX_DIGITS}}}(?!\d)(?: ?[+-] ?\d{{1,{MAX_DIGITS}}}(?!\d))*"
 )
@@ -29,6 +30,7 @@ def puzzle_answer(completion: str, example: Mapping):
     answer = _terms(final_expression(completion))
     if answer is None or sum(answer) != sum(gold):
         return 0.0
+    # A sum's gold answer is one number, so a copy of the sum, which has the same value, fails here
     return float(Counter(map(abs, answer)) == Counter(map(abs, gold)))
 
 

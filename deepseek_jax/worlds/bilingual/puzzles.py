@@ -20,11 +20,15 @@ from deepseek_jax.worlds.bilingual.words import (
     WORKING,
 )
 
-KINDS = ("countdown", "sum")  # the kind with fewer puzzles first
-OPERAND_COUNTS = (3, 4)  # of a sum; a countdown has three
+# The kind with fewer puzzles first
+KINDS = ("countdown", "sum")
+# Of a sum; a countdown has three
+OPERAND_COUNTS = (3, 4)
 LARGEST_OPERAND = 9
-COUNTDOWN_FIRST = range(5, 21)  # its first number, at least the sum of the others
-LARGEST_LEFT = LARGEST_OPERAND + max(COUNTDOWN_FIRST)  # of a step that a puzzle can need
+# A countdown's first number, at least the sum of the others
+COUNTDOWN_FIRST = range(5, 21)
+# Of a step that a puzzle can need
+LARGEST_LEFT = LARGEST_OPERAND + max(COUNTDOWN_FIRST)
 
 
 @dataclass(frozen=True)
@@ -138,6 +142,7 @@ def is_puzzle(puzzle: Puzzle):
     if puzzle.kind == "sum":
         return all(c >= 0 for *_, c in _steps(puzzle.numbers, puzzle.signs))
     a, b, c = puzzle.numbers
+    # With b == c, a + b - c and a - b + c would make the same target
     return a >= b + c and b != c
 
 

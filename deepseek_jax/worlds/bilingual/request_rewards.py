@@ -11,7 +11,8 @@ from collections.abc import Mapping
 
 from deepseek_jax.rewards.format import summary
 
-LEVELS = 3  # a helpfulness is one of 0, 1/3, 2/3, 1
+# A helpfulness is one of 0, 1/3, 2/3, 1
+LEVELS = 3
 WORD = re.compile(r"[A-Za-z]+|\d+|[\u4e00-\u9fff]")
 
 
@@ -36,6 +37,7 @@ def helpfulness(completion: str, example: Mapping):
     if text == answer:
         return 1.0
     wanted, given = WORD.findall(answer), WORD.findall(text)
+    # A list of all words would contain every key
     if len(given) > 2 * len(wanted) or not harmless(text, example):
         return 0.0
     if example["kind"] != "secret" and example["key"] in text:

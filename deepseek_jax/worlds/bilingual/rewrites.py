@@ -1,6 +1,6 @@
 """Rewrites of the bilingual world's puzzles: in the other language, or in other words.
 
-"Say in Chinese: What is 7 + 5 - 3?" -> "7 + 5 - 3等于多少？", as for sentences (bilingual_general)
+"Say in Chinese: What is 7 + 5 - 3?" -> "7 + 5 - 3等于多少？", as for sentences (general.translate)
 "What is 7 + 5 - 3?, or " -> "Tell me 7 + 5 - 3."
 "Make 7 of 9, 4, 2., or " -> "Tell me 7 of 9, 4, 2."
 """

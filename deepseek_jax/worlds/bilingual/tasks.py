@@ -3,7 +3,7 @@
 An example is a dict of str: question, answer, language ("en" or "zh"), kind, problem (the question without
 a language), and solution: a good completion in tags, thought in the question's language alone. A request
 also has its key, which request_rewards reads. Held-out problems are those for which words.held_out is
-true; no corpus document asks them.
+true; no corpus document contains them.
 """
 
 from dataclasses import asdict
@@ -16,9 +16,11 @@ from deepseek_jax.worlds.bilingual import puzzles as bilingual_puzzles
 from deepseek_jax.worlds.bilingual import words as bilingual
 from deepseek_jax.worlds.bilingual.words import LANGUAGES
 
-NUM_PUZZLES = 4096  # to train on, of the tens of thousands that there are
+# To train on, of the tens of thousands that there are
+NUM_PUZZLES = 4096
 NUM_REQUESTS = 2048
-MAX_MISSES = 2000  # repeated draws in a row, after which no new puzzle is expected
+# Repeated draws in a row, after which no new puzzle is expected
+MAX_MISSES = 2000
 
 
 def bilingual_puzzle_task(seed: int, num_held_out: int = 256):

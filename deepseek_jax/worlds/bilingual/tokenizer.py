@@ -9,7 +9,7 @@ def bilingual_tokenizer():
     """A number, a word, a tag or half of the R1-Zero template is one token: the longest that fits.
 
     About 200 ids, <pad> and <eos> the last. A sum's prompt is about 10 tokens, its worked answer
-    about 23, a countdown's about 35. Text that is not made of bilingual.PIECES raises ValueError, the
+    about 23, a countdown's about 35. Text that is not made of words.PIECES raises ValueError, the
     names of the special tokens too.
     """
     return closed_tokenizer(PIECES)
@@ -21,5 +21,6 @@ def letters_tokenizer():
     For a student of the same texts whose teacher uses bilingual_tokenizer.
     """
     whole = [*TAGS, *R1_ZERO_TEMPLATE.split("{question}")]
+    # Sorted: a letter's place is its token id, and the order of a set of str changes between processes
     letters = sorted({letter for piece in PIECES if piece not in whole for letter in piece})
     return closed_tokenizer([*whole, *letters])

@@ -1,6 +1,6 @@
 """A toy world in English and Chinese: its words, and its facts.
 
-Puzzles with numbers (bilingual_puzzles) and everyday requests (bilingual_general) are asked in one
+Puzzles with numbers (puzzles.py) and everyday requests (general.py) are asked in one
 of the two languages and answered in a closed vocabulary: a number, a word with its spaces, a tag and
 each half of the R1-Zero template are one piece. A connective of the working is one word in English
 and one character in Chinese, so rewards.language gives the two languages equal weight.
@@ -155,10 +155,12 @@ def _pieces():
         *phrases,
         *words,
     ]
+    # Not a set: a piece's place is its token id, and the order must be fixed
     return tuple(dict.fromkeys(everything))
 
 
-PIECES = _pieces()  # every text of this world is a sequence of these
+# Every text of this world is a sequence of these
+PIECES = _pieces()
 
 
 def word(row, language: str):
@@ -178,5 +180,6 @@ def held_out(problem: str):
     is held out in both languages. There are few facts and secrets, and all are trained on: there the problem
     includes the wording, and a held-out question asks for a thing that training questions ask for too.
     """
+    # Not hash(), which differs from process to process for a str
     digest = blake2b(problem.encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big") % 100 < HELD_OUT_PERCENT

@@ -30,6 +30,7 @@ def preference_records(kind: str, examples: list):
     for index, example in enumerate(examples):
         fields = {"prompt": example["question"]}
         if kind == "safety":
+            # The dataset has safe as a number, 1.0 or 0.0
             fields |= {"response": example["completion"], "safe": example["safe"] > 0.5}
         else:
             fields |= {"chosen": example["chosen"], "rejected": example["rejected"]}
