@@ -14,7 +14,8 @@ import os
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a checkout runs uninstalled
+# A checkout runs without being installed
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from absl import app, flags
 
@@ -106,7 +107,8 @@ def tables(models: dict, tpu: str, workload: dict):
 def main(argv):
     from rich.console import Console
 
-    del argv  # common.parse_flags has read it
+    # common.parse_flags has read it
+    del argv
     values = flags.FLAGS
     # Shapes need no accelerator; without this JAX looks for one and prints a warning where it finds none
     if not values.measure:

@@ -45,6 +45,7 @@ def claim_workdir(workdir: Path, config: ConfigDict, may_change: bool = False):
         yield
         return
     with _locked(workdir):
+        # Through JSON, as the file was: tuples become lists
         old, new = _owner(workdir, config, may_change), json.loads(config.to_json())
         if old is None and set(os.listdir(workdir)) - {FRESH}:
             raise ValueError(
@@ -57,6 +58,7 @@ def claim_workdir(workdir: Path, config: ConfigDict, may_change: bool = False):
             os.replace(workdir / FRESH, workdir / MARKER)
         try:
             yield
+        # Not SystemExit: a run that was asked to stop keeps its directory to resume in
         except Exception:
             if old is None and os.listdir(workdir) == [MARKER]:
                 (workdir / MARKER).unlink()

@@ -23,6 +23,7 @@ def starting_policy(settings: PolicyRun, mesh, template: str):
         policy = _checkpoint(settings, mesh, template)
     else:
         policy = _base(settings, mesh, template)
+    # Raises here, before anything is trained, where the tokenizer lacks the chat template
     with at("data"):
         config = ending_turns(policy.config, policy.tokenizer, template)
     return dataclasses.replace(policy, config=config)

@@ -84,6 +84,7 @@ def _varied(examples, vary, count, seed, fates):
     """`count` variants of each example by a rule. Drops variants whose text gives another answer."""
     for index, example in enumerate(examples):
         for number in range(count):
+            # A stream for each variant: a larger count leaves the first variants as they were
             variant = vary(np.random.default_rng([*seed, index, number]), example)
             if variant is None:
                 fates["nothing to change"] += 1
@@ -107,11 +108,13 @@ def _rewritten(origin, examples, prompts, ask, screen):
     ]
     if origin != "paraphrase":
         for question in asked:
+            # The prompt is in the question's language; the answer must be in the other one of two
             (question["to"],) = set(LANGUAGES) - {question["to"]}
     if not asked:
         return []
     answers = [(row["example"], row["samples"][0]) for row in read_rows(ask(origin, asked))]
     fates = screen.fates[origin]
+    # ask drops prompts above sampling.max_prompt_length
     fates["too long to ask"] += len(asked) - len(answers)
     variants = []
     for question, sample in answers:
@@ -121,6 +124,7 @@ def _rewritten(origin, examples, prompts, ask, screen):
         elif language_share(text, language) < LEAST_SHARE:
             fates["in another language"] += 1
         else:
+            # Only the last question is rewritten; the turns before it stay
             asked = asked_messages(example)[:-1] + [{"role": "user", "content": text}]
             more = {"question": text, "messages": asked, "origin": origin, "language": language}
             variants.append(example | more)

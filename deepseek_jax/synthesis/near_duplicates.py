@@ -51,4 +51,5 @@ def _misses(similarity, rows):
 
 
 def _digest(run):
+    # MinHash takes hashes of 32 bits
     return int.from_bytes(blake2b(run, digest_size=4).digest(), "little")

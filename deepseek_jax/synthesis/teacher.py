@@ -50,6 +50,7 @@ class Teacher:
         paths = chunk_paths(folder, len(examples), self.settings.chunk_size)
         folder.mkdir(parents=True, exist_ok=True)
         left = [number for number, path in enumerate(paths) if not path.exists()]
+        # Before a chunk is written: all processes must share out the same list
         barrier(f"{folder}: all have seen what is there")
         group, place = divmod(jax.process_index(), self.settings.teacher_processes)
         own = left[group :: jax.process_count() // self.settings.teacher_processes]
@@ -76,6 +77,7 @@ class Teacher:
     def _rows(self, examples, n, rewards, log):
         def keep(rows, rollout):
             log.add(rows, rollout)
+            # After the last completion the chunk is written first
             if len(log.done) < len(examples) * n:
                 self._stop_if_asked(log)
 
@@ -153,5 +155,6 @@ def _write_whole(path, rows):
     with open(fresh, "w", encoding="utf-8") as file:
         file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
         file.flush()
+        # Its content must be on disk before its name is
         os.fsync(file.fileno())
     os.replace(fresh, path)

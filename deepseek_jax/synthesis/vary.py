@@ -101,7 +101,8 @@ def _countdown(target, *numbers):
 
 def _vary_puzzle(rng, example):
     count = len(re.findall(r"\d+", example["problem"].partition(" ")[2]))
-    count -= example["kind"] == "countdown"  # its target is not one of the puzzle's numbers
+    # The target of a countdown is not one of the puzzle's numbers
+    count -= example["kind"] == "countdown"
     while True:
         puzzle = bilingual_puzzles.draw_puzzle(rng, example["kind"])
         if len(puzzle.numbers) == count:
@@ -119,6 +120,7 @@ def _words(question):
         pattern = re.escape(form)
         for field, group in FIELDS.items():
             place = re.escape(f"{{{field}}}")
+            # A field that comes twice must have the same text twice
             pattern = pattern.replace(place, group, 1).replace(place, f"(?P={field})")
         found = re.fullmatch(pattern, question)
         if found:

@@ -142,6 +142,7 @@ def _compute(
     texts = dict(texts=sum(len(task.train) for task in tasks.values()), answered=0)
     if settings.text is not None:
         asked = settings.text
+        # An upper bound: the lengths of the completions are not saved
         texts["answered"] = (
             asked.num_prompts * asked.samples_per_prompt * asked.max_completion_length
         )

@@ -69,6 +69,7 @@ class StudentRun:
             quantum=self.student.batch_size,
             scalars={
                 "temperature": self.student.loss.temperature_at,
+                # Read after the evaluation of the same step, see PackedDocuments.next
                 HELD_OUT_LOSS: lambda step: watch.latest,
             },
             eval_every=self.student.eval_every,
@@ -121,6 +122,7 @@ class StudentRun:
         loss = self.student.loss
         own, theirs = (t.backend.get_vocab(True) for t in (tokenizer, teacher_tokenizer))
         if loss.needs("matched", "sorted"):
+            # shared_vocabulary pairs tokens by spelling; the end tokens mean the same whatever their spelling
             ends = tokenizer.eos_id, teacher_tokenizer.eos_id
             spelled = zip((tokenizer, teacher_tokenizer), ends, strict=True)
             end = tuple(t.backend.id_to_token(i) for t, i in spelled)
@@ -175,6 +177,7 @@ class StudentRun:
                 sequence_length=self.student.sequence_length,
                 batch_size=self.student.batch_size,
                 vocab_size=loss.vocab_size,
+                # LossSettings allow a single temperature with top_k
                 temperature=loss.temperature_at(0),
             )
         return write_targets(records, loss.top_k, self.run.folder / "targets" / name)

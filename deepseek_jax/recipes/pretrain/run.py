@@ -54,6 +54,7 @@ def run(settings: PretrainSettings, run: Run):
         tokenizer, model, params, stages = _prepare(settings, mesh)
         documents, held_out = open_corpus(settings.data, workdir / "data", settings.seed, mesh)
     corpus = Corpus(documents, tokenizer, settings.data.packing, settings.data.fim_rate)
+    # The batches of all stages come before any parameters: too few held-out documents raise at once
     models, losses = settings.models(model), {}
     measures = [
         _held_out(scaled, stage, settings.data, held_out, tokenizer, mesh, settings.seed)
@@ -70,11 +71,13 @@ def run(settings: PretrainSettings, run: Run):
             corpus,
             params,
             run.of(name),
+            # Each stage reads the documents in another order
             seed=settings.seed + index,
             evaluate=lambda p, m=measure: {"held_out_loss": m(p)[0]},
         )
         after = remembered(workdir / f"{name}_after.json", lambda m=measure, p=params: m(p))
         losses[name] = (stage.sequence_length, before, after)
+    # Before drafting, so that a failure there loses nothing. After the loop, model is the last stage's
     if not is_orbax(workdir / "params"):
         save_orbax(workdir / "params", model, params)
     drafts = None
@@ -107,6 +110,7 @@ def _starting_point(settings: PretrainSettings, mesh: Mesh):
         return build_model(settings.model), None
     # config.json alone shows a wrong field, before gigabytes of parameters are read
     settings.overridden(read_config(settings.init_from))
+    # Training needs float32 parameters, whatever the dtype of the checkpoint
     load = load_orbax if is_orbax(settings.init_from) else load_hf
     config, params = load(settings.init_from, dtype="float32", mesh=mesh)
     model = settings.overridden(config)
@@ -179,6 +183,7 @@ def _held_out(
             tokenizer,
             mesh,
             data,
+            # The rows of a micro-batch: their activations fit in memory
             batch_size=stage.rows_at_once(),
             sequence_length=stage.sequence_length,
             seed=seed,

@@ -21,7 +21,8 @@ from deepseek_jax.recipes.r1.scores import FORMS
 REPRODUCED, NOT_REPRODUCED = "reproduced", "not reproduced at this scale"
 HEADS = ("finding", "this", "that", "difference", "margin", "each run", "verdict")
 TABLE_WIDTH = 130  # columns
-WHOLE = 1.0  # stands for (stage, score) in a claim: every prompt scores 1
+# In a claim this stands for (stage, score): every prompt scores 1
+WHOLE = 1.0
 
 
 class Claim(NamedTuple):
@@ -151,6 +152,7 @@ def _is_about(claim: Claim, run: dict):
 
 def _test(claim: Claim, runs: list[dict]):
     pairs = [_pair(claim, run) for run in runs]
+    # The interval pools the prompts of all runs; by_run prevents that one run decides for the rest
     ours, theirs = (np.concatenate(side) for side in zip(*pairs, strict=True))
     by_run = [float(np.mean(a - b)) for a, b in pairs]
     # Less the margin, "better" means better by more than the margin

@@ -113,6 +113,7 @@ def _world(settings: R1Settings):
 def _shared_policy(settings: R1Settings, world: World, mesh):
     """The Policy that all stages share, without params."""
     if settings.init_from is not None:
+        # The params are dropped, because each stage reads its own from disk
         return starting_policy(settings, mesh, world.template).at(None)
     config, tokenizer = build_model(settings.model), named_tokenizer(settings.base.corpus)
     check_vocabulary(config, tokenizer)

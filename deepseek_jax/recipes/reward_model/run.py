@@ -55,6 +55,7 @@ def run(settings: RewardModelSettings, run: Run):
     """
     mesh, folder = run.mesh, run.folder
     with at("config"):
+        # Before starting_policy, which may read gigabytes: rows that do not split raise at once
         cut = settings.model.get("pipeline_micro_batches")
         check_rows(settings, mesh, pipeline_micro_batches=cut)
         policy = starting_policy(settings, mesh, settings.data.template)
@@ -82,6 +83,7 @@ def train_reward_model(
     params = reward_params(policy.config, policy.params, mesh, jax.random.key(settings.seed))
     model = reward_config(policy.config)
     measure = functools.partial(_measure, model, settings, held_out, mesh)
+    # Before fit, which donates params
     remembered(folder / "before.json", lambda: measure(params))
 
     def loss_fn(params, batch, rng):

@@ -52,6 +52,7 @@ def check_conversations(policy: Policy, source, kind: str, rows: Rows):
     render = functools.partial(render_numbered, policy.tokenizer, template=policy.template)
     for index in range(min(len(source), CHECKED)):
         ids, is_target = render(source[index], index)
+        # Under jit a token beyond the embedding would raise no error
         if max(ids) >= policy.config.vocab_size:
             raise ValueError(
                 f"conversation {index} of the data has token {max(ids)}, and the model's vocab_size is "
