@@ -75,6 +75,7 @@ def main(argv):
     )
     with common.one_message(_by_flag):
         config.mesh = parse_arg(given.mesh, **dataclasses.asdict(MeshSettings()))
+        # Before anything is sampled: the other run may be of other problems
         if given.against is not None:
             from deepseek_jax.recipes.evaluate.report import check_against
 

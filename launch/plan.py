@@ -30,7 +30,7 @@ EXAMPLES = "v5e:2x2, v5e:16x16, v5p:2x2x1, v5p:8x8x16, v6e:16x16, tpu7x:2x2x1"
 ENVIRONMENT = {
     # The program is compiled for the topology, not for this machine's devices
     "JAX_PLATFORMS": "cpu",
-    # Without these, libtpu asks the cloud which machine this is, and waits for an answer
+    # Without these, libtpu queries the cloud for the kind of this machine, and waits for an answer
     "TPU_SKIP_MDS_QUERY": "1",
     "TPU_ACCELERATOR_TYPE": "v5litepod-1",
     "TPU_WORKER_HOSTNAMES": "localhost",

@@ -5,8 +5,8 @@
 
 --sweep is a file with sweep(config) -> a list of {"FIELD": VALUE}, one a run; FIELD is a dotted field of the
 config. Each run is a launch/train.py of its own, in a folder of its own below --workdir; its output goes to
-NAME.log beside that folder. --jobs runs go on at the same time. Run it again to resume: a complete run is not
-run again, unless its config has changed. If a run fails, it is named, the others continue, and the exit
+NAME.log beside that folder. At most --jobs runs are active at once. Run it again to resume: a complete run is
+not run again, unless its config has changed. If a run fails, it is named, the others continue, and the exit
 status is 1. SIGTERM or Ctrl-C is passed on to the runs, and the exit status is 75 (start me again). A mistake
 is one message and exit status 2.
 """

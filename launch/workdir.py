@@ -1,4 +1,4 @@
-"""The work directory of a run: its name, the config.json that says whose it is, and the lock on it."""
+"""The work directory of a run: its name, the config.json that names its owner, and the lock on it."""
 
 import contextlib
 import fcntl
@@ -80,7 +80,8 @@ def _locked(workdir):
             raise ValueError(
                 f"another process is at work in {workdir}; wait until it ends, or give another --workdir"
             ) from None
-        except OSError as error:  # as on some network file systems
+        # As on some network file systems
+        except OSError as error:
             print(
                 f"{workdir} cannot be locked ({error}): make sure that no other run uses it",
                 flush=True,

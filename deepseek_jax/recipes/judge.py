@@ -82,8 +82,8 @@ def train_judge(
 ):
     """Train a judge from policy.params, which are donated, and save it in run.folder/params.
 
-    Resumes from run.folder. before.json and after.json there have the scores on the held-out pairs. run: of
-    this phase. tokenizer_name: for worlds.registry.named_tokenizer.
+    Resumes from run.folder. before.json and after.json there have the scores on the held-out pairs. run: the
+    Run of this phase. tokenizer_name: for worlds.registry.named_tokenizer.
     """
     folder, length = run.folder, settings.max_completion_length
     options = judge_options(length, settings.slots)

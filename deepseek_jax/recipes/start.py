@@ -49,7 +49,7 @@ def _base(settings: PolicyRun, mesh, template: str):
 
 
 def pretrained(policy: Policy, settings: PolicyRun, run: Run):
-    """The policy with parameters. Pre-trains settings.base where it has none."""
+    """The policy with parameters. Pre-trains settings.base where there is no checkpoint."""
     if policy.params is not None:
         return policy
     params = train_base(

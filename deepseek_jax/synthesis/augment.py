@@ -1,6 +1,6 @@
 """Derives more questions for a teacher: varied by rule, or rewritten by the teacher itself.
 
-Counts the fate of every question: origin -> Counter of fates, "kept" among them.
+Counts the fate of every question: origin -> Counter of fates. The fate of a question that passes is "kept".
 """
 
 from collections import Counter, defaultdict
@@ -18,7 +18,8 @@ from deepseek_jax.synthesis.vary import recomputed, vary_names, vary_numbers
 SOURCE = "source"
 REWRITTEN = ("paraphrase", "translation", "back_translation")  # by the teacher
 BY_RULE = {"numbers": vary_numbers, "names": vary_names}
-LEAST_SHARE = 0.8  # of a rewritten question's words must be in the wanted language
+# The smallest allowed share of a rewritten question's words in the wanted language
+LEAST_SHARE = 0.8
 
 
 def augmented(settings, questions, evaluation, ask):
@@ -95,7 +96,7 @@ def _varied(examples, vary, count, seed, fates):
 
 
 def _rewritten(origin, examples, prompts, ask, screen):
-    """The examples in the teacher's words; it is asked once for each, with the prompt of its language."""
+    """The examples in the teacher's words. It answers each once, in the prompt of the question's language."""
     of_language = [(e, _language(e)) for e in examples]
     asked = [
         {

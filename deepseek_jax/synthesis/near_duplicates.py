@@ -29,8 +29,8 @@ class NearDuplicates:
         self._signatures = []
 
     def is_new(self, text: str):
-        """Whether the text is no near-duplicate of a text in the index; if so, add it. A text without units
-        is always new.
+        """Whether the text is no near-duplicate of a text in the index. Adds such a text to the index. A text
+        without units is always new.
         """
         runs = sorted(" ".join(run).encode() for run in ngrams(units(text), self.n))
         if not runs:

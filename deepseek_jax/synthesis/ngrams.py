@@ -19,7 +19,7 @@ def units(text: str):
 
 
 def ngrams(tokens: tuple[str, ...], n: int):
-    """The set of runs of n units. A shorter text is one run, an empty one has none."""
+    """The set of runs of n units. A shorter text is one run; an empty text gives an empty set."""
     if len(tokens) <= n:
         return {tokens} - {()}
     return {tokens[i : i + n] for i in range(len(tokens) - n + 1)}

@@ -22,7 +22,7 @@ class SampleLog:
             os.truncate(path, sum(map(len, whole)))
 
     def add(self, rows, rollout):
-        """Write rows of a rollout.Rollout that have ended."""
+        """Write the rows of a rollout.Rollout that have ended."""
         new = [
             {
                 "row": int(row),

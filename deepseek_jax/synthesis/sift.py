@@ -87,7 +87,8 @@ class Sift:
     def _refuse(self):
         """Raise ValueError with the fields that dropped everything, the last filter's field first."""
         fates = sum((sieve.fates for sieve in self.sieves.values()), start=Counter())
-        asked = [why for why in self.fields if why in fates]  # in the order of the filters
+        # In the order of the filters
+        asked = [why for why in self.fields if why in fates]
         removed = ", ".join(f"{fates[why]} {why} ({self.fields[why]})" for why in reversed(asked))
         with at(self.fields[asked[-1]]):
             raise ValueError(

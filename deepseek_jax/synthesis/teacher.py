@@ -62,6 +62,7 @@ class Teacher:
                 _write_whole(paths[number], rows)
             log.remove()
             say(f"{folder.name}: {paths[number].stem}{_summary(rows, rewards)}")
+            # A stop after the last chunk would leave nothing to resume
             if number != own[-1]:
                 self._stop_if_asked(log)
         barrier(f"{folder} is answered")
@@ -90,6 +91,7 @@ class Teacher:
                 "tokens": len(line["ids"]),
                 "finished": line["finished"],
             }
+            # log.done is in the order in which the completions ended
             for _, line in sorted(log.done.items())
         ]
         if rewards is not None:

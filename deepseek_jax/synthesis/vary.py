@@ -41,6 +41,7 @@ def vary_numbers(rng, example):
             f"other numbers in {example['question'][:80]!r}: their answer cannot be computed; supported are "
             f"{KNOWN}; leave numbers out"
         )
+    # draw_operands also draws their number, and never gives a held-out sum
     while True:
         drawn = arithmetic.draw_operands(rng)
         if len(drawn) == len(operands):
@@ -130,6 +131,7 @@ def _words(question):
 
 def _vary_operands(rng, form, fields):
     larger_first = form in tasks.DIFFERENCE_FORMS
+    # Differences in words take a smaller number from a larger one
     pairs = [
         (a, b)
         for a, b in product(tasks.WORD_OPERANDS, repeat=2)

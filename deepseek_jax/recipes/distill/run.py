@@ -90,6 +90,7 @@ def _conclude(
     (folder / FILE).write_text(json.dumps(found))
     _report(answers)
     if settings.comparisons:
+        # Over this run alone; launch/sweep.py tests the comparisons over several seeds
         report_sweep(folder, [folder])
 
 

@@ -119,7 +119,7 @@ class DistillStages:
     def student(
         self, name: str, student: StudentSettings, start: Made, texts, teacher: Made | None
     ):
-        """A student that learns from texts, and from the teacher where its loss asks one.
+        """A student that learns from texts, and from the teacher where its loss needs one.
 
         texts: (hash, name -> TransferTask).
         """
@@ -221,6 +221,7 @@ class DistillStages:
         """A stage that saves what train(run) returns, (ModelConfig, params): -> Made, otherwise as `like`."""
 
         def make(folder):
+            # A run that was killed after this save calls make again
             if not is_orbax(folder / "params"):
                 save_orbax(folder / "params", *train(self.run.within(folder)))
 

@@ -1,6 +1,6 @@
 """Generate a distillation data set with a teacher (arXiv:2501.12948, section 2.4 and appendix B.3.3).
 
-questions -> add variants, by rule and by the teacher -> sample and score n answers each -> write the good
+questions -> add variants, by rule and by the teacher -> sample and score n answers to each -> write the good
 ones as a dataset for recipes.sft -> report what each filter removed.
 """
 

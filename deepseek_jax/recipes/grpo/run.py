@@ -95,7 +95,7 @@ def _prompts(settings: GrpoSettings, policy: Policy, task: Task, general: list):
 
 
 def _measure(settings: GrpoSettings, policy: Policy, held_out: list, rewards, params):
-    """Answer the held-out questions sampled, at the last step's temperature, and greedily."""
+    """Answer the held-out questions twice: sampled at the last step's temperature, and greedily."""
     rollout = settings.rollout
     options = AnswerOptions(
         max_completion_length=rollout.longest(),

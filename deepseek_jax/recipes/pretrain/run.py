@@ -54,8 +54,8 @@ def run(settings: PretrainSettings, run: Run):
         tokenizer, model, params, stages = _prepare(settings, mesh)
         documents, held_out = open_corpus(settings.data, workdir / "data", settings.seed, mesh)
     corpus = Corpus(documents, tokenizer, settings.data.packing, settings.data.fim_rate)
-    # The batches of all stages come before any parameters: too few held-out documents raise at once
     models, losses = settings.models(model), {}
+    # The batches of all stages come before any training: too few held-out documents raise at once
     measures = [
         _held_out(scaled, stage, settings.data, held_out, tokenizer, mesh, settings.seed)
         for scaled, (_, stage) in zip(models, stages, strict=True)
@@ -81,6 +81,7 @@ def run(settings: PretrainSettings, run: Run):
     if not is_orbax(workdir / "params"):
         save_orbax(workdir / "params", model, params)
     drafts = None
+    # rollout.speculative drafts with MLA alone
     if any(switched_on(stage.mtp_weight) for _, stage in stages) and model.is_mla:
         drafts = remembered(
             workdir / "drafts.json", lambda: _drafting(model, params, held_out, tokenizer)
@@ -104,7 +105,7 @@ def _prepare(settings: PretrainSettings, mesh: Mesh):
 def _starting_point(settings: PretrainSettings, mesh: Mesh):
     """(ModelConfig, the checkpoint's params or None).
 
-    Raises ValueError where config.model asks for parameters that the checkpoint does not have.
+    Raises ValueError where config.model needs parameters that the checkpoint does not have.
     """
     if settings.init_from is None:
         return build_model(settings.model), None
@@ -160,6 +161,7 @@ def _abstract_batch(mesh: Mesh, rows: int, stage: StageSettings):
     """A batch of train_stage as ShapeDtypeStructs, with the shardings that put_batch gives."""
     shape, by_rows = (rows, stage.sequence_length), batch_sharding(mesh)
     everywhere = NamedSharding(mesh, PartitionSpec())
+    # tests/launch/test_plan.py compares all this with a batch of the loop
     dtypes = dict.fromkeys(("tokens", "targets", "segment_ids", "positions"), jnp.int32)
     dtypes["loss_mask"] = jnp.bool
     scalars = (*TOTALS, "mtp_weight") if switched_on(stage.mtp_weight) else TOTALS

@@ -123,6 +123,7 @@ def train_base(
 
 def check_vocabulary(config: ModelConfig, tokenizer: Tokenizer):
     """Raise ValueError where the model has fewer tokens than the tokenizer."""
+    # Under jit a token beyond the embedding would raise no error
     if tokenizer.vocab_size > config.vocab_size:
         raise ValueError(
             f"model.vocab_size={config.vocab_size} is below the tokenizer's {tokenizer.vocab_size}"

@@ -1,4 +1,4 @@
-"""Does R1 in miniature reproduce the paper? Its claims (arXiv:2501.12948), tested on runs of several seeds.
+"""Test the paper's claims (arXiv:2501.12948) on runs of R1 in miniature with several seeds.
 
 A claim says that one score exceeds another by more than a margin, prompt by prompt, on the same held-out
 prompts. The margins were set before anything was measured: "far" is 20 points, "poor" 10 points below a
@@ -159,6 +159,7 @@ def _test(claim: Claim, runs: list[dict]):
     better = compare(ours - claim.margin, theirs).verdict == "better"
     reproduced = better and all(mean > claim.margin for mean in by_run)
     means = float(ours.mean()), float(theirs.mean())
+    # The table has the difference itself, without the margin
     return Finding(claim, means, compare(ours, theirs), by_run, reproduced)
 
 

@@ -155,8 +155,8 @@ class Stages:
         return self._reinforced("scenarios", dev3, reasoning, general, reward_models)
 
     def measured(self, stage: Stage, reasoning: list, general: list):
-        """What r1.scores.measure finds of a stage's policy: measured once, and again when the stage's hash or
-        the evaluation changes.
+        """The result of r1.scores.measure for a stage's policy. Measures once, and again where the hash of
+        the stage or the evaluation has changed.
         """
         settings, seed = self.settings.evaluation, self.settings.seed
 
@@ -199,6 +199,7 @@ class Stages:
         """A stage whose result is parameters: saves those that train(run) returns in folder/params."""
 
         def make(folder):
+            # A run that was killed after this save calls make again
             if not is_orbax(folder / "params"):
                 run = self.run.of(name, folder)
                 save_orbax(folder / "params", self.policy.config, train(run))
@@ -211,6 +212,7 @@ class Stages:
 
         def train(run):
             limit = settings.rollout.max_prompt_length
+            # fitting raises for an empty list, which a stage without general questions has
             asked = [fitting(e, limit, "training") if e else e for e in (reasoning, general)]
             models = load_model_rewards(_paths(reward_models), run.mesh)
             with scenario_rewards(settings, models) as paid:

@@ -1,4 +1,4 @@
-"""The preferences of a reward model's training: read, checked before anything is trained, batched."""
+"""The preferences that train a reward model: read them, check them before anything is trained, batch them."""
 
 from pathlib import Path
 
@@ -14,7 +14,8 @@ from deepseek_jax.rewards.model import right_padded
 from deepseek_jax.rollout.policy import Policy
 from deepseek_jax.worlds.world import World
 
-BUCKET = 16  # tokens; a row's length is that of the longest response, rounded up to a multiple
+# In tokens. A row's length is that of the longest response, rounded up to a multiple of this
+BUCKET = 16
 
 
 def load_preferences(settings: RewardTrainingSettings, world: World, folder: Path):
@@ -122,5 +123,5 @@ class PreferenceSource:
         return {"position": self.position}
 
     def set_state(self, state):
-        """Resume after them."""
+        """Resume after these records."""
         self.position = state["position"]

@@ -76,7 +76,7 @@ def train_reward_model(
     """Train a reward model from policy.params, which are donated, and save it in run.folder/params.
 
     Resumes from run.folder. before.json and after.json there have the scores on the held-out records.
-    records: (training, held-out), of with_ids. run: of this phase. tokenizer_name: for
+    records: (training, held-out), from with_ids. run: the Run of this phase. tokenizer_name: for
     worlds.registry.named_tokenizer.
     """
     (train, held_out), folder, mesh = records, run.folder, run.mesh

@@ -82,7 +82,7 @@ def _rewards(settings: SftSettings, mesh):
 
 
 def _start(settings: SftSettings, mesh, data_dir: Path):
-    """(Policy, training conversations, held-out ones). Raises ValueError where none of them fits a row."""
+    """(Policy, training conversations, held-out ones). Raises ValueError where no conversation fits a row."""
     policy = starting_policy(settings, mesh, settings.data.template)
     check_positions(settings, policy.config)
     train, held_out = load_conversations(settings, data_dir)
