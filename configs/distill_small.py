@@ -1,7 +1,7 @@
 """Distillation in miniature: from a tiny DeepSeek-V3 that solves puzzles to students of Qwen's and Llama's
 architecture, by its right answers, its distributions, its hidden states and its attention.
 
-python launch/train.py --config=configs/distill_small.py   # teacher: the R1 in runs/r1_small, else made
+python launch/train.py --config=configs/distill_small.py   # teacher: runs/r1_small, else trained first
 python launch/train.py --config=configs/distill_small.py:teacher=FOLDER   # teacher=made trains one first
 python launch/train.py --config=configs/distill_small.py:letters   # students whose tokens are letters
 """
@@ -33,6 +33,7 @@ def get_config(arg=None):
     c.tasks = dict(sum=dict(weight=1.0), countdown=dict(weight=1.0), requests=dict(weight=0.5))
     # Above 1: the task with fewer texts is drawn more often than its share of the texts
     c.mixing_temperature = 2.0
+    # Terms between two tokenizers align one text a row
     c.packing = not arg.letters
     c.starts = {
         "qwen": start(models.qwen2_tiny(VOCAB_SIZE), letters=arg.letters),
@@ -78,6 +79,7 @@ def start(model, *, letters=False, num_steps=600):
         sequence_length=LETTERS if letters else LENGTH,
         batch_size=32,
         num_steps=num_steps,
+        # Qwen's and Llama's architecture has no router, whose bias the default would move
         bias_update_speed=0.0,
     )
     base["optimizer"] = dict(

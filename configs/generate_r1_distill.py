@@ -32,6 +32,7 @@ def get_config(arg=None):
     )
     c.accuracy = "math_verify"
     c.rewards = dict(math_verify=1.0, language_consistency_en=0.0)
+    # Runs of 10 words as published (appendix D.1)
     c.keep = dict(max_per_prompt=2, near_duplicates=0.9, shingle=5, ngram=10, decontaminate=())
     c.keep.at_least = dict(math_verify=1.0, language_consistency_en=0.95)
     return c

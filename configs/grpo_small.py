@@ -21,10 +21,12 @@ def get_config(arg=None):
     )
     c.data = dict(task="arithmetic", num_held_out=256)
     c.accuracy = "correct"
-    c.rewards = dict(correct=1.0, correct_reasoning=1.0)  # 6 earns 0, 5 earns 1, 2 + 3 = 5 earns 2
+    # To "What is 2 + 3?" 6 earns 0, 5 earns 1, and 2 + 3 = 5 earns 2
+    c.rewards = dict(correct=1.0, correct_reasoning=1.0)
     c.rollout = dict(max_prompt_length=16, max_completion_length=48, temperature=1.0, slots=128)
     c.loss = dict(loss_type="grpo", clip_eps=0.2, kl_coef=0.0)
     c.optimizer = dict(learning_rate=2e-4)
     c.save_every = 40
-    c.xla_flags = without_fusion_emitters()  # programs of this size: 10 to 25% faster
+    # Programs of this size are 10 to 25% faster with it
+    c.xla_flags = without_fusion_emitters()
     return c

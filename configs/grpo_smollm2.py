@@ -19,7 +19,8 @@ def get_config(arg=None):
     c.model = dict(dtype="float32", remat="full", scan_layers=True)
     c.data = dict(
         task="word_arithmetic",
-        path=config_dict.placeholder(str),  # a jsonl file in GSM8K's format replaces the task
+        # A jsonl file in GSM8K's format replaces the task
+        path=config_dict.placeholder(str),
         template="chat",
         num_held_out=64,
     )

@@ -2,6 +2,7 @@
 released config.json.
 """
 
+# V3's long context (arXiv:2412.19437, section 4.3): s = 40, alpha = 1 (beta_slow), beta = 32 (beta_fast)
 YARN = dict(
     rope_type="yarn",
     factor=40.0,
@@ -154,7 +155,8 @@ def _tiny_student(model_type, vocab_size, **more):
         head_dim=16,
         max_position_embeddings=256,
         initializer_range=0.1,
-        rope_theta=100.0,  # deepseek_v3_tiny's value: it is the teacher
+        # The value of deepseek_v3_tiny, the teacher
+        rope_theta=100.0,
         **more,
     )
 

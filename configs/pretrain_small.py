@@ -21,6 +21,7 @@ def get_config(arg=None):
 
     short, long = dict(sequence_length=256), dict(sequence_length=1024)
     short["batch_size"] = batch_ramp(8, 16, quantum=8, ramp_tokens=300_000, **short)
+    # V3's schedules (section 4.2) in 400 updates: rate and MTP weight fall together, the bias stops later
     short |= dict(
         num_steps=400, bias_update_speed=((0, 0.01), (380, 0.0)), mtp_weight=((0, 0.3), (270, 0.1))
     )

@@ -21,14 +21,18 @@ from configs.common import batch_ramp, parse_arg, updates_until
 TERA, GIGA = 10**12, 10**9
 LENGTH = 4096
 LAST_RATE = 7.3e-6
+# Section 4.2; moments in bfloat16 as in section 3.3.3
 OPTIMIZER = dict(weight_decay=0.1, max_grad_norm=1.0, moment_dtype="bfloat16")
 
 
 def get_config(arg=None):
     arg = parse_arg(arg, seed=0, context="4k", fp8=False)
     c = ConfigDict(dict(recipe="pretrain", seed=arg.seed))
-    c.init_from = config_dict.placeholder(str)  # a long context starts from the previous run
+    # A long context starts from the previous run
+    c.init_from = config_dict.placeholder(str)
+    # Section 4.2: a standard deviation of 0.006. YaRN belongs to the long contexts (section 4.3)
     c.model = models.deepseek_v3() | dict(rope_scaling=None, initializer_range=0.006, fp8=arg.fp8)
+    # Room for twice a device's balanced share of tokens; the default is room for the worst case
     c.model.expert_buffer = 2.0
     c.data = dict(sources=("/data/text/1.0.0",), tokenizer="deepseek", fim_rate=0.1)
     # Documents: with about 700 tokens or more each, they fill eval_batches without a repetition
@@ -58,6 +62,7 @@ def from_scratch():
 
     ends = [2000, *map(after, (10 * TERA, 14_300 * GIGA, 14_633 * GIGA, 14_800 * GIGA))]
     steps = [end - start for start, end in zip([0, *ends[:-1]], ends, strict=True)]
+    # Section 4.2: warm-up, constant to 10T tokens, a cosine over 4.3T, then 333B and 167B at constant rates
     phases = [
         dict(kind="linear", steps=steps[0], to=2.2e-4),
         dict(kind="constant", steps=steps[1]),
@@ -71,6 +76,7 @@ def from_scratch():
         micro_batch_size=1024,
         num_steps=ends[-1],
         optimizer=OPTIMIZER | dict(phases=phases),
+        # Both change on the same counts of tokens as in section 4.2: 10T and 14.3T
         mtp_weight=((0, 0.3), (after(10 * TERA), 0.1)),
         bias_update_speed=((0, 0.001), (after(14_300 * GIGA), 0.0)),
     )

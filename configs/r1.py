@@ -64,8 +64,10 @@ def _reasoning():
     c = r1_zero.get_config()
     c.init_from = "/checkpoints/R1-Dev1"
     c.num_steps = 200
-    c.rollout = dict(c.rollout, max_completion_length=TOKENS)  # from the first step to the last
+    # From the first step to the last
+    c.rollout = dict(c.rollout, max_completion_length=TOKENS)
     c.data.path = "/data/r1_reasoning.jsonl"
+    # Section 3.2.1 adds it to the other rewards without a weight
     c.rewards.language_consistency = 1.0
     return c
 
@@ -75,6 +77,7 @@ def _rejection():
     c.init_from = "/checkpoints/R1-Dev2"
     c.data = dict(path="/data/r1_reasoning.jsonl", template="r1_zero")
     c.sampling.temperature, c.sampling.top_p = 1.0, 1.0
+    # Weight 0: measured for keep.at_least alone, not part of the sum
     c.rewards = dict(math_verify=1.0, think_answer_format=0.0, language_consistency=0.0)
     c.keep.at_least = dict(math_verify=1.0, think_answer_format=1.0, language_consistency=0.95)
     return c
@@ -85,6 +88,7 @@ def _judged():
     c.data.path, c.accuracy = "/data/r1_unchecked.jsonl", "judge"
     c.reward_models = {"judge": dict(path="/checkpoints/R1-judge")}
     c.rewards = dict(judge=1.0, think_answer_format=0.0, language_consistency=0.0)
+    # 0.5 is the judge's score of the reference itself, see rewards.judge.Judge
     c.keep.at_least = dict(judge=0.5, think_answer_format=1.0, language_consistency=0.95)
     return c
 
@@ -104,7 +108,9 @@ def _scenarios():
     c = _reasoning()
     c.init_from = "/checkpoints/R1-Dev3"
     c.num_steps = 1700 // UPDATES
+    # Section 3.2.2: higher temperatures made the completions of this stage incoherent
     c.rollout.temperature = 0.7
+    # Section 3.2.2: more steps with preference rewards may lead to reward hacking
     c.general = dict(num_steps=400 // UPDATES, per_step=256, path="/data/r1_general.jsonl")
     c.general.rewards = dict(
         helpful=1.0, safe=1.0, think_answer_format=1.0, language_consistency=1.0

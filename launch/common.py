@@ -50,7 +50,8 @@ def parse_flags(argv):
         form = "--config.FIELD=VALUE" if "config" in flags.FLAGS else "--FLAG=VALUE"
         fail(f"{shlex.join(rest[1:])} is not a flag; use {form}")
     if flags.FLAGS["verbosity"].using_default_value:
-        flags.FLAGS.verbosity = logging.ERROR  # at INFO libraries report every file they touch
+        # At INFO libraries report every file they touch
+        flags.FLAGS.verbosity = logging.ERROR
     return rest
 
 
@@ -84,7 +85,8 @@ def one_message(shown=str):
         ours = (ROOT / part for part in ("configs", "deepseek_jax", "launch"))
         if not any(source.is_relative_to(part) for part in ours):
             raise
-        logging.debug("raised here:", exc_info=error)  # --verbosity=1 shows it
+        # --verbosity=1 shows where it was raised
+        logging.debug("raised here:", exc_info=error)
         fail(shown(error))
 
 
@@ -151,6 +153,7 @@ def start(config: ConfigDict, workdir: Path, shown=str):
     from deepseek_jax.training.metrics import MetricsWriter
     from deepseek_jax.training.run import Run
 
+    # It has to come before any other thread runs
     keep_freed_memory()
     return_compilers_memory()
     if flags.FLAGS.distributed:

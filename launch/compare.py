@@ -14,7 +14,8 @@ import os
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a checkout runs uninstalled
+# A checkout runs without being installed
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from absl import app, flags
 
@@ -23,7 +24,8 @@ from deepseek_jax.costs.chips import CHIPS
 from deepseek_jax.errors import suggest
 from launch import common
 
-TEACHER = "deepseek_v3"  # R1's sizes are V3's
+# R1's sizes are V3's
+TEACHER = "deepseek_v3"
 STUDENTS = [
     f"r1_distill_{name}"
     for name in ("qwen_1_5b", "qwen_7b", "llama_8b", "qwen_14b", "qwen_32b", "llama_70b")
@@ -106,9 +108,10 @@ def tables(models: dict, tpu: str, workload: dict):
 def main(argv):
     from rich.console import Console
 
-    del argv  # common.parse_flags has read it
+    # common.parse_flags has read it
+    del argv
     values = flags.FLAGS
-    # Shapes need no accelerator; without this JAX looks for one and prints a warning where it finds none
+    # Shapes need no accelerator; without this JAX looks for one and prints a warning if it has no success
     if not values.measure:
         os.environ.setdefault("JAX_PLATFORMS", "cpu")
     workload = dict(batch_size=values.batch_size, context_length=values.context_length)

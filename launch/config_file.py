@@ -116,6 +116,7 @@ def _value(field, text, kind):
     """The value that an override's text stands for. kind: the type of the field's value; NoneType: any."""
     if text == "None":
         return None
+    # A field with a text takes the text as it stands, even one that reads like a number
     if kind is str:
         return text
     if text.lower() in BOOLS:

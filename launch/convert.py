@@ -13,7 +13,8 @@ is one message and exit status 2; nothing half-written stays.
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a checkout runs uninstalled
+# A checkout runs without being installed
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from absl import app, flags
 
@@ -73,7 +74,8 @@ def convert(
 def main(argv):
     import jax
 
-    del argv  # common.parse_flags has read it
+    # common.parse_flags has read it
+    del argv
     given = flags.FLAGS
     how = dict(form=given.format, like=given.like, fp8=given.fp8, dtype=given.dtype)
     try:

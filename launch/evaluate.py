@@ -16,7 +16,8 @@ import re
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a checkout runs uninstalled
+# A checkout runs without being installed
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from absl import app, flags
 from ml_collections import ConfigDict
@@ -65,7 +66,8 @@ def define_flags():
 def main(argv):
     from deepseek_jax.parallel.mesh import MeshSettings
 
-    del argv  # common.parse_flags has read it
+    # common.parse_flags has read it
+    del argv
     given = flags.FLAGS
     config = ConfigDict(dict(recipe="evaluate") | {name: given[name].value for name in FIELDS})
     workdir = common.given_workdir(
@@ -73,6 +75,7 @@ def main(argv):
     )
     with common.one_message(_by_flag):
         config.mesh = parse_arg(given.mesh, **dataclasses.asdict(MeshSettings()))
+        # Before anything is sampled: the other run may be of other problems
         if given.against is not None:
             from deepseek_jax.recipes.evaluate.report import check_against
 

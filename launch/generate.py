@@ -10,7 +10,8 @@ saved answer. With --distributed each process answers its own share of the promp
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a checkout runs uninstalled
+# A checkout runs without being installed
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from absl import app, flags
 

@@ -13,7 +13,8 @@ import os
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a checkout runs uninstalled
+# A checkout runs without being installed
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from absl import app, flags
 
@@ -22,12 +23,14 @@ from deepseek_jax.errors import at, suggest
 from deepseek_jax.settings import build
 from launch import common
 
-LIBTPU = "libtpu==0.0.42"  # what jax 0.10.2 names as its own
+# The version that jax 0.10.2 names as its own
+LIBTPU = "libtpu==0.0.42"
 EXAMPLES = "v5e:2x2, v5e:16x16, v5p:2x2x1, v5p:8x8x16, v6e:16x16, tpu7x:2x2x1"
-ENVIRONMENT = {  # set before jax is imported
+# Set before jax is imported
+ENVIRONMENT = {
     # The program is compiled for the topology, not for this machine's devices
     "JAX_PLATFORMS": "cpu",
-    # Without these, libtpu asks the cloud which machine this is, and waits for an answer
+    # Without these, libtpu queries the cloud for the kind of this machine, and waits for an answer
     "TPU_SKIP_MDS_QUERY": "1",
     "TPU_ACCELERATOR_TYPE": "v5litepod-1",
     "TPU_WORKER_HOSTNAMES": "localhost",
@@ -96,6 +99,7 @@ def compiled(update, mesh):
     """
     import jax
 
+    # A key where the step counter is: on every device of the slice
     rng = jax.eval_shape(lambda: jax.random.key(0)).update(sharding=update.state.step.sharding)
     with jax.set_mesh(mesh), jax.default_device(mesh.devices.flat[0]):
         traced = update.step.trace(update.state, update.batch, rng)

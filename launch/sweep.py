@@ -5,8 +5,8 @@
 
 --sweep is a file with sweep(config) -> a list of {"FIELD": VALUE}, one a run; FIELD is a dotted field of the
 config. Each run is a launch/train.py of its own, in a folder of its own below --workdir; its output goes to
-NAME.log beside that folder. --jobs runs go on at the same time. Run it again to resume: a complete run is not
-run again, unless its config has changed. If a run fails, it is named, the others continue, and the exit
+NAME.log beside that folder. At most --jobs runs are active at once. Run it again to resume: a complete run is
+not run again, unless its config has changed. If a run fails, it is named, the others continue, and the exit
 status is 1. SIGTERM or Ctrl-C is passed on to the runs, and the exit status is 75 (start me again). A mistake
 is one message and exit status 2.
 """
@@ -21,7 +21,8 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a checkout runs uninstalled
+# A checkout runs without being installed
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from absl import app, flags
 from ml_collections import ConfigDict
@@ -33,6 +34,7 @@ from launch.config_file import load_function, set_field, split_arguments
 TRAIN = Path(__file__).with_name("train.py")
 # In the sweep's folder: name of a run -> the config that it completed with
 COMPLETE = "complete.json"
+# STOPPED as in training.loop
 FAILED, STOPPED = 1, 75
 POLL_SECONDS = 0.1
 
@@ -117,6 +119,7 @@ def _start(run, workdir, arguments):
     own = [f"--config.{field}={value}" for field, value in run.overrides.items()]
     command = [sys.executable, TRAIN, *arguments, *own, f"--workdir={workdir / run.name}"]
     print(f"{run.name}: started; its output is in {log}", flush=True)
+    # A run that is started again adds to its log
     with open(log, "a") as file:
         # A process group of its own: Ctrl-C reaches it once, through us
         return subprocess.Popen(command, stdout=file, stderr=file, start_new_session=True)

@@ -1,4 +1,4 @@
-"""The work directory of a run: its name, the config.json that says whose it is, and the lock on it."""
+"""The work directory of a run: its name, the config.json that names its owner, and the lock on it."""
 
 import contextlib
 import fcntl
@@ -45,6 +45,7 @@ def claim_workdir(workdir: Path, config: ConfigDict, may_change: bool = False):
         yield
         return
     with _locked(workdir):
+        # Through JSON, as the file was: tuples become lists
         old, new = _owner(workdir, config, may_change), json.loads(config.to_json())
         if old is None and set(os.listdir(workdir)) - {FRESH}:
             raise ValueError(
@@ -57,6 +58,7 @@ def claim_workdir(workdir: Path, config: ConfigDict, may_change: bool = False):
             os.replace(workdir / FRESH, workdir / MARKER)
         try:
             yield
+        # Not SystemExit: a run that was asked to stop keeps its directory to resume in
         except Exception:
             if old is None and os.listdir(workdir) == [MARKER]:
                 (workdir / MARKER).unlink()
@@ -78,7 +80,8 @@ def _locked(workdir):
             raise ValueError(
                 f"another process is at work in {workdir}; wait until it ends, or give another --workdir"
             ) from None
-        except OSError as error:  # as on some network file systems
+        # As on some network file systems
+        except OSError as error:
             print(
                 f"{workdir} cannot be locked ({error}): make sure that no other run uses it",
                 flush=True,

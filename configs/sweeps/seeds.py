@@ -6,5 +6,6 @@ python launch/sweep.py --config=configs/r1_small.py --sweep=configs/sweeps/seeds
 
 def sweep(config):
     """Overrides of the config, a dict for each run: dotted field -> value."""
-    del config  # every config has a seed
+    # Every config has a seed
+    del config
     return [{"seed": seed} for seed in range(3)]

@@ -41,6 +41,7 @@ def run(settings: JudgeSettings, run: Run):
     """
     mesh, folder = run.mesh, run.folder
     with at("config"):
+        # Before starting_policy, which may read gigabytes: rows that do not split raise at once
         cut = settings.model.get("pipeline_micro_batches")
         check_rows(settings, mesh, pipeline_micro_batches=cut)
         policy = starting_policy(settings, mesh, settings.data.template)
@@ -81,8 +82,8 @@ def train_judge(
 ):
     """Train a judge from policy.params, which are donated, and save it in run.folder/params.
 
-    Resumes from run.folder. before.json and after.json there have the scores on the held-out pairs. run: of
-    this phase. tokenizer_name: for worlds.registry.named_tokenizer.
+    Resumes from run.folder. before.json and after.json there have the scores on the held-out pairs. run: the
+    Run of this phase. tokenizer_name: for worlds.registry.named_tokenizer.
     """
     folder, length = run.folder, settings.max_completion_length
     options = judge_options(length, settings.slots)
@@ -90,6 +91,7 @@ def train_judge(
     def measure(params):
         return _measure(make_judge(policy.at(params), options), pairs.held_out)
 
+    # Before fine_tune, which donates policy.params
     remembered(folder / "before.json", lambda: measure(policy.params))
     source = _packed(settings, policy, world.judgements(pairs.train, settings.seed), run.mesh)
     params = fine_tune(settings, policy, source, run.within(folder / PHASE))
@@ -97,6 +99,7 @@ def train_judge(
     if not (folder / "params").exists():
         save_orbax(folder / "params", policy.config, params)
     about = dict(template=policy.template, tokenizer=tokenizer_name, max_completion_length=length)
+    # Written last: recipes.r1 takes this file as the sign that the judge is complete
     if first_process():
         (folder / "params" / JUDGE).write_text(json.dumps(about, indent=2) + "\n")
 
@@ -131,6 +134,7 @@ def _measure(judge: Judge, examples: list):
     first = np.array([verdict == 1 for verdict in forth])
     second = np.array([verdict == 2 for verdict in back])
     none = np.array([None in verdicts for verdicts in zip(forth, back, strict=True)])
+    # A judge that always names the same position gets 1/2 by this
     alternating = np.where(np.arange(len(pairs)) % 2 == 0, first, second)
     scores = {
         "accuracy": alternating,

@@ -43,7 +43,8 @@ def check_model(block: dict, checkpoint: str | None):
 
 @dataclasses.dataclass(frozen=True)
 class QuestionData:
-    """The questions. task: name of a small world's. path: a jsonl file in GSM8K's format, in place of task.
+    """The questions. task: the name of a small world's questions. path: a jsonl file in GSM8K's format, in
+    place of task.
 
     template: "chat", "r1_zero" or a text with {question} in it; see data.chat. num_held_out: questions in the
     held-out set.

@@ -23,6 +23,7 @@ def starting_policy(settings: PolicyRun, mesh, template: str):
         policy = _checkpoint(settings, mesh, template)
     else:
         policy = _base(settings, mesh, template)
+    # Raises here, before anything is trained, where the tokenizer lacks the chat template
     with at("data"):
         config = ending_turns(policy.config, policy.tokenizer, template)
     return dataclasses.replace(policy, config=config)
@@ -48,7 +49,7 @@ def _base(settings: PolicyRun, mesh, template: str):
 
 
 def pretrained(policy: Policy, settings: PolicyRun, run: Run):
-    """The policy with parameters. Pre-trains settings.base where it has none."""
+    """The policy with parameters. Pre-trains settings.base where there is no checkpoint."""
     if policy.params is not None:
         return policy
     params = train_base(

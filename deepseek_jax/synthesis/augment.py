@@ -1,6 +1,6 @@
 """Derives more questions for a teacher: varied by rule, or rewritten by the teacher itself.
 
-Counts the fate of every question: origin -> Counter of fates, "kept" among them.
+Counts the fate of every question: origin -> Counter of fates. The fate of a question that passes is "kept".
 """
 
 from collections import Counter, defaultdict
@@ -18,7 +18,8 @@ from deepseek_jax.synthesis.vary import recomputed, vary_names, vary_numbers
 SOURCE = "source"
 REWRITTEN = ("paraphrase", "translation", "back_translation")  # by the teacher
 BY_RULE = {"numbers": vary_numbers, "names": vary_names}
-LEAST_SHARE = 0.8  # of a rewritten question's words must be in the wanted language
+# The smallest allowed share of a rewritten question's words in the wanted language
+LEAST_SHARE = 0.8
 
 
 def augmented(settings, questions, evaluation, ask):
@@ -84,6 +85,7 @@ def _varied(examples, vary, count, seed, fates):
     """`count` variants of each example by a rule. Drops variants whose text gives another answer."""
     for index, example in enumerate(examples):
         for number in range(count):
+            # A stream for each variant: a larger count leaves the first variants as they were
             variant = vary(np.random.default_rng([*seed, index, number]), example)
             if variant is None:
                 fates["nothing to change"] += 1
@@ -94,7 +96,7 @@ def _varied(examples, vary, count, seed, fates):
 
 
 def _rewritten(origin, examples, prompts, ask, screen):
-    """The examples in the teacher's words; it is asked once for each, with the prompt of its language."""
+    """The examples in the teacher's words. It answers each once, in the prompt of the question's language."""
     of_language = [(e, _language(e)) for e in examples]
     asked = [
         {
@@ -107,11 +109,13 @@ def _rewritten(origin, examples, prompts, ask, screen):
     ]
     if origin != "paraphrase":
         for question in asked:
+            # The prompt is in the question's language; the answer must be in the other one of two
             (question["to"],) = set(LANGUAGES) - {question["to"]}
     if not asked:
         return []
     answers = [(row["example"], row["samples"][0]) for row in read_rows(ask(origin, asked))]
     fates = screen.fates[origin]
+    # ask drops prompts above sampling.max_prompt_length
     fates["too long to ask"] += len(asked) - len(answers)
     variants = []
     for question, sample in answers:
@@ -121,6 +125,7 @@ def _rewritten(origin, examples, prompts, ask, screen):
         elif language_share(text, language) < LEAST_SHARE:
             fates["in another language"] += 1
         else:
+            # Only the last question is rewritten; the turns before it stay
             asked = asked_messages(example)[:-1] + [{"role": "user", "content": text}]
             more = {"question": text, "messages": asked, "origin": origin, "language": language}
             variants.append(example | more)

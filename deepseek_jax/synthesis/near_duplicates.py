@@ -29,8 +29,8 @@ class NearDuplicates:
         self._signatures = []
 
     def is_new(self, text: str):
-        """Whether the text is no near-duplicate of a text in the index; if so, add it. A text without units
-        is always new.
+        """Whether the text is no near-duplicate of a text in the index. Adds such a text to the index. A text
+        without units is always new.
         """
         runs = sorted(" ".join(run).encode() for run in ngrams(units(text), self.n))
         if not runs:
@@ -51,4 +51,5 @@ def _misses(similarity, rows):
 
 
 def _digest(run):
+    # MinHash takes hashes of 32 bits
     return int.from_bytes(blake2b(run, digest_size=4).digest(), "little")

@@ -14,11 +14,12 @@ UNIT = re.compile(rf"[{HAN}]|\d+|[^\W\d_{HAN}]+|[-+*/=<>^%]")
 
 def units(text: str):
     """The units of a text, a tuple of str."""
+    # NFKC writes full-width letters and digits as ordinary ones
     return tuple(UNIT.findall(TAGS.sub(" ", unicodedata.normalize("NFKC", text)).lower()))
 
 
 def ngrams(tokens: tuple[str, ...], n: int):
-    """The set of runs of n units. A shorter text is one run, an empty one has none."""
+    """The set of runs of n units. A shorter text is one run; an empty text gives an empty set."""
     if len(tokens) <= n:
         return {tokens} - {()}
     return {tokens[i : i + n] for i in range(len(tokens) - n + 1)}
@@ -35,6 +36,7 @@ class Evaluation:
         whole = [tokens for tokens in map(units, questions) if tokens]
         worked = [tokens for tokens in map(units, solutions) if len(tokens) >= n]
         self._runs = set().union(*(ngrams(tokens, n) for tokens in whole + worked))
+        # Runs of questions shorter than n have lengths of their own
         self._lengths = {len(run) for run in self._runs}
 
     def shares_a_run(self, text: str):

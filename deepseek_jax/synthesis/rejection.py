@@ -64,6 +64,7 @@ def _scored(examples, completions, names):
 
 
 def _misses(reward):
+    # Not < 1, which is False for the NaN of a reward that failed
     return lambda _, example: not example["parts"][reward] >= 1
 
 
@@ -119,6 +120,7 @@ def sample_accepted(
     if first_process():
         fresh = path.with_suffix(".tmp")
         fresh.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
+        # Renamed when it is whole: callers take a file that exists as complete
         os.replace(fresh, path)
     barrier("what was accepted is there")
 

@@ -18,10 +18,11 @@ class SampleLog:
         whole = [line for line in lines if line.endswith(b"\n")]
         self.done = {line["row"]: line for line in map(json.loads, whole)}
         if writes and len(whole) < len(lines):
+            # The next line must begin on a line of its own
             os.truncate(path, sum(map(len, whole)))
 
     def add(self, rows, rollout):
-        """Write rows of a rollout.Rollout that have ended."""
+        """Write the rows of a rollout.Rollout that have ended."""
         new = [
             {
                 "row": int(row),

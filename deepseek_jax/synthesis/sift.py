@@ -42,6 +42,7 @@ class Sift:
         self.accuracy = settings.accuracy
         rules = {
             "unfinished": lambda text, e: not e["sample"]["finished"],
+            # A text begins with the opening even where the teacher wrote nothing
             "empty": lambda text, e: not text.removeprefix(opening).strip(),
             "unscored": lambda text, e: e["sample"]["reward"] is None,
         }
@@ -58,6 +59,7 @@ class Sift:
             last["contaminated"] = lambda text, e: evaluation.shares_a_run(_whole(text, e))
             self.fields["contaminated"] = "keep.decontaminate"
         if keep.near_duplicates is not None:
+            # One index for the completions of all origins
             near = NearDuplicates(keep.near_duplicates, keep.shingle)
             last["near-duplicate"] = lambda text, e: not near.is_new(_whole(text, e))
         made = dict(max_per_prompt=keep.max_per_prompt, last=last)
@@ -72,6 +74,7 @@ class Sift:
         for row in read_rows(samples):
             example = row["example"]
             rewritten = example["origin"] in REWRITTEN
+            # The answer belongs to the source question: a rewritten one may ask something else
             agreed = not rewritten or majority_is_right(row["samples"], self.accuracy)
             for sample in row["samples"]:
                 about = example | {"sample": sample, "agreed": agreed}
@@ -84,7 +87,8 @@ class Sift:
     def _refuse(self):
         """Raise ValueError with the fields that dropped everything, the last filter's field first."""
         fates = sum((sieve.fates for sieve in self.sieves.values()), start=Counter())
-        asked = [why for why in self.fields if why in fates]  # in the order of the filters
+        # In the order of the filters
+        asked = [why for why in self.fields if why in fates]
         removed = ", ".join(f"{fates[why]} {why} ({self.fields[why]})" for why in reversed(asked))
         with at(self.fields[asked[-1]]):
             raise ValueError(

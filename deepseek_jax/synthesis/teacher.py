@@ -50,6 +50,7 @@ class Teacher:
         paths = chunk_paths(folder, len(examples), self.settings.chunk_size)
         folder.mkdir(parents=True, exist_ok=True)
         left = [number for number, path in enumerate(paths) if not path.exists()]
+        # Before a chunk is written: all processes must share out the same list
         barrier(f"{folder}: all have seen what is there")
         group, place = divmod(jax.process_index(), self.settings.teacher_processes)
         own = left[group :: jax.process_count() // self.settings.teacher_processes]
@@ -61,6 +62,7 @@ class Teacher:
                 _write_whole(paths[number], rows)
             log.remove()
             say(f"{folder.name}: {paths[number].stem}{_summary(rows, rewards)}")
+            # A stop after the last chunk would leave nothing to resume
             if number != own[-1]:
                 self._stop_if_asked(log)
         barrier(f"{folder} is answered")
@@ -76,6 +78,7 @@ class Teacher:
     def _rows(self, examples, n, rewards, log):
         def keep(rows, rollout):
             log.add(rows, rollout)
+            # After the last completion the chunk is written first
             if len(log.done) < len(examples) * n:
                 self._stop_if_asked(log)
 
@@ -88,6 +91,7 @@ class Teacher:
                 "tokens": len(line["ids"]),
                 "finished": line["finished"],
             }
+            # log.done is in the order in which the completions ended
             for _, line in sorted(log.done.items())
         ]
         if rewards is not None:
@@ -153,5 +157,6 @@ def _write_whole(path, rows):
     with open(fresh, "w", encoding="utf-8") as file:
         file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
         file.flush()
+        # Its content must be on disk before its name is
         os.fsync(file.fileno())
     os.replace(fresh, path)

@@ -41,6 +41,7 @@ def vary_numbers(rng, example):
             f"other numbers in {example['question'][:80]!r}: their answer cannot be computed; supported are "
             f"{KNOWN}; leave numbers out"
         )
+    # draw_operands also draws their number, and never gives a held-out sum
     while True:
         drawn = arithmetic.draw_operands(rng)
         if len(drawn) == len(operands):
@@ -101,7 +102,8 @@ def _countdown(target, *numbers):
 
 def _vary_puzzle(rng, example):
     count = len(re.findall(r"\d+", example["problem"].partition(" ")[2]))
-    count -= example["kind"] == "countdown"  # its target is not one of the puzzle's numbers
+    # The target of a countdown is not one of the puzzle's numbers
+    count -= example["kind"] == "countdown"
     while True:
         puzzle = bilingual_puzzles.draw_puzzle(rng, example["kind"])
         if len(puzzle.numbers) == count:
@@ -119,6 +121,7 @@ def _words(question):
         pattern = re.escape(form)
         for field, group in FIELDS.items():
             place = re.escape(f"{{{field}}}")
+            # A field that comes twice must have the same text twice
             pattern = pattern.replace(place, group, 1).replace(place, f"(?P={field})")
         found = re.fullmatch(pattern, question)
         if found:
@@ -128,6 +131,7 @@ def _words(question):
 
 def _vary_operands(rng, form, fields):
     larger_first = form in tasks.DIFFERENCE_FORMS
+    # Differences in words take a smaller number from a larger one
     pairs = [
         (a, b)
         for a, b in product(tasks.WORD_OPERANDS, repeat=2)

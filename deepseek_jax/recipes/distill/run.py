@@ -90,6 +90,7 @@ def _conclude(
     (folder / FILE).write_text(json.dumps(found))
     _report(answers)
     if settings.comparisons:
+        # Over this run alone; launch/sweep.py tests the comparisons over several seeds
         report_sweep(folder, [folder])
 
 
@@ -142,6 +143,7 @@ def _compute(
     texts = dict(texts=sum(len(task.train) for task in tasks.values()), answered=0)
     if settings.text is not None:
         asked = settings.text
+        # An upper bound: the lengths of the completions are not saved
         texts["answered"] = (
             asked.num_prompts * asked.samples_per_prompt * asked.max_completion_length
         )

@@ -131,6 +131,7 @@ class StudentSettings(FineTuneSettings):
         tx = super().make_optimizer(**options)
         if self.plateau is None:
             return tx
+        # The held-out loss is new at every eval_every-th update: its repetitions are no plateau
         follow = optax.contrib.reduce_on_plateau(
             **dataclasses.asdict(self.plateau), accumulation_size=self.eval_every
         )
@@ -225,6 +226,7 @@ class DistillSettings:
                 f"{path}.start={student.start!r} is not one of starts; "
                 f"{suggest(student.start, self.starts)}"
             )
+        # A reinforced student has a block loss too, that of GRPO
         loss = getattr(student, "loss", None)
         if isinstance(loss, LossSettings) and loss.asks_teacher() and self.teacher is None:
             raise ValueError(f"{path}.loss.weights={loss.weights} needs a teacher; set teacher")

@@ -119,11 +119,12 @@ class DistillStages:
     def student(
         self, name: str, student: StudentSettings, start: Made, texts, teacher: Made | None
     ):
-        """A student that learns from texts, and from the teacher where its loss asks one.
+        """A student that learns from texts, and from the teacher where its loss needs one.
 
         texts: (hash, name -> TransferTask).
         """
         digest, tasks = texts
+        # A student whose loss needs no teacher must not be trained again for another teacher
         teacher = teacher if student.loss.asks_teacher() else None
         inputs = {"settings": self._about(student), "texts": digest, "parent": start.hash}
         inputs["teacher"] = None if teacher is None else teacher.hash
@@ -149,6 +150,7 @@ class DistillStages:
             with open_rewards(settings.rewards) as rewards:
                 with at(f"config.reinforced.{name}.rewards"):
                     rewards.check(puzzles)
+                # train wants a folder of checkpoints alone; the stage has stage.json and params beside them
                 phase = run.of(name, run.folder / "checkpoints")
                 return policy.config, reinforce(settings, policy, asked, rewards, phase)
 
@@ -179,6 +181,7 @@ class DistillStages:
                 return config, random_params(config, run.mesh, seed)
             return config, train_base(config, start.base, tokenizer, run.of(phase), seed)
 
+        # The saved model is read with RunSettings, which have only some fields of its block
         how = {f.name for f in dataclasses.fields(RunSettings)} & start.model.keys()
         how = {name: start.model[name] for name in how}
         like = Made(name, "", self.run.folder, how, start.tokenizer)
@@ -218,6 +221,7 @@ class DistillStages:
         """A stage that saves what train(run) returns, (ModelConfig, params): -> Made, otherwise as `like`."""
 
         def make(folder):
+            # A run that was killed after this save calls make again
             if not is_orbax(folder / "params"):
                 save_orbax(folder / "params", *train(self.run.within(folder)))
 

@@ -1,4 +1,4 @@
-"""One student: its batches, its teacher's targets from disk where it needs any, its watch, its training."""
+"""One student: its batches, the teacher's cached targets, its held-out losses, and its training."""
 
 import dataclasses
 import functools
@@ -48,7 +48,7 @@ class StudentRun:
     def train(self, policy: Policy, taught: Policy | None):
         """Train the student: -> (ModelConfig, params).
 
-        policy: its start, whose params are donated. taught: the teacher's, None where no term asks one.
+        policy: its start, whose params are donated. taught: the teacher's Policy, None if no term needs one.
         """
         limit = policy.config.max_position_embeddings
         if self.student.sequence_length > limit:
@@ -69,6 +69,7 @@ class StudentRun:
             quantum=self.student.batch_size,
             scalars={
                 "temperature": self.student.loss.temperature_at,
+                # Read after the evaluation of the same step, see PackedDocuments.next
                 HELD_OUT_LOSS: lambda step: watch.latest,
             },
             eval_every=self.student.eval_every,
@@ -119,8 +120,10 @@ class StudentRun:
     def _shared(self, tokenizer: Tokenizer, teacher_tokenizer: Tokenizer):
         """shared_vocabulary's pairs as tuples; () where no term needs them."""
         loss = self.student.loss
+        # True: with the tokens that were added to the vocabulary, such as those of a chat template
         own, theirs = (t.backend.get_vocab(True) for t in (tokenizer, teacher_tokenizer))
         if loss.needs("matched", "sorted"):
+            # shared_vocabulary pairs tokens by spelling; the end tokens mean the same whatever their spelling
             ends = tokenizer.eos_id, teacher_tokenizer.eos_id
             spelled = zip((tokenizer, teacher_tokenizer), ends, strict=True)
             end = tuple(t.backend.id_to_token(i) for t, i in spelled)
@@ -154,6 +157,7 @@ class StudentRun:
         cached = [
             self._cached(name, task.train, tokenizer, taught) for name, task in self.tasks.items()
         ]
+        # Sizes, seed and temperature as without a cache, so that the student learns the same texts
         return pack_targets(mixed(cached, temperature), rows, seed=seed, pad_id=tokenizer.pad_id)
 
     def _cached(self, name: str, conversations, tokenizer: Tokenizer, taught: Policy):
@@ -175,6 +179,7 @@ class StudentRun:
                 sequence_length=self.student.sequence_length,
                 batch_size=self.student.batch_size,
                 vocab_size=loss.vocab_size,
+                # LossSettings allow a single temperature with top_k
                 temperature=loss.temperature_at(0),
             )
         return write_targets(records, loss.top_k, self.run.folder / "targets" / name)

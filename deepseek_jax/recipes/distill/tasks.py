@@ -93,6 +93,7 @@ def _of_world(name: str, task: TaskSettings, world: World, tasks: dict[str, Task
     )
     shown, worked = train, questions.worked
     if accepted is not None and sort == world.reasoning:
+        # The teacher answered puzzles of all kinds; this task has those of its own
         own = {example["question"] for example in train}
         shown, worked = [e for e in accepted if e["question"] in own], given_solution
     if not shown:

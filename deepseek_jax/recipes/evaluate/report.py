@@ -32,6 +32,7 @@ def report(problems: list[dict], workdir: Path):
 def check_against(config, path):
     """Raise ValueError unless path is a results.json of the problems that this config names."""
     problems = load_problems(build(EvaluateSettings, config, "config"))
+    # in_order compares entries of results.json, where the answer is called gold
     in_order([problem | {"gold": problem["answer"]} for problem in problems], _read_problems(path))
 
 

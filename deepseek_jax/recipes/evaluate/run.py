@@ -41,9 +41,11 @@ def run(settings: EvaluateSettings, run: Run):
     with at("config"):
         problems = load_problems(settings)
     made_of = {"checkpoint": files_hash(settings.checkpoint), "problems": content_hash(problems)}
+    # A folder of its own for each state: answers of an earlier checkpoint must not be resumed from
     parts = folder / "parts" / content_hash(made_of)
 
     def answer():
+        # Before the checkpoint is read: a rule without its package or sandbox raises at once
         with Rules(problems) as rules:
             policy = _policy(settings, run.mesh)
             answered = _answered(settings, policy, problems, rules, parts, run.should_stop)
@@ -56,6 +58,7 @@ def run(settings: EvaluateSettings, run: Run):
             f"{folder / RESULTS} is of another state of the {' and the '.join(changed)}, and is left as it "
             "is; give another --workdir"
         )
+    # Another process may still read the parts that process 0 removes
     barrier("the results are there")
     if first_process():
         shutil.rmtree(folder / "parts", ignore_errors=True)
@@ -125,6 +128,7 @@ def _answered(
         answered += remembered(path, lambda s=some: _answer(settings, policy, s, rules))
         share = np.mean([correct for problem in answered for correct in problem["correct"]])
         say(f"{len(answered)} of {len(problems)} problems: {share:.1%} of their answers are right")
+        # A signal may reach one process alone, and all must stop after the same part
         if total(should_stop()) and len(answered) < len(problems):
             say(f"asked to stop; saved in {parts}. Run again to resume.")
             raise SystemExit(STOPPED)
@@ -133,6 +137,7 @@ def _answered(
 
 def _prompt(policy: Policy, problem: dict):
     """The prompt_ids of a problem, in the template of its own task, with policy.opening at the end."""
+    # asked: the question with the instruction after it; results.json has the bare question
     asked = {"question": problem.get("asked", problem["question"])}
     how = dict(template=problem["template"], opening=policy.opening)
     return render_question(policy.tokenizer, asked, **how)
@@ -146,6 +151,7 @@ def _with_length(settings: EvaluateSettings, config: ModelConfig, problems: list
     longest = max(len(problem["prompt_ids"]) for problem in problems)
     if settings.max_completion_length is None:
         room = config.max_position_embeddings - longest
+        # At least 1, so that check_room writes the message where the prompts alone fill the context
         length = max(1, min(MAX_COMPLETION_LENGTH, room))
         settings = dataclasses.replace(settings, max_completion_length=length)
     with at("config"):

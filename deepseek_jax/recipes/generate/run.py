@@ -1,6 +1,6 @@
 """Generate a distillation data set with a teacher (arXiv:2501.12948, section 2.4 and appendix B.3.3).
 
-questions -> add variants, by rule and by the teacher -> sample and score n answers each -> write the good
+questions -> add variants, by rule and by the teacher -> sample and score n answers to each -> write the good
 ones as a dataset for recipes.sft -> report what each filter removed.
 """
 
@@ -58,11 +58,13 @@ def run(settings: GenerateSettings, run: Run):
         measured_on = _measured_on(settings, held_out)
         evaluation = Evaluation(*measured_on, settings.keep.ngram) if any(measured_on) else None
         load, parent = _checkpoint(settings, run, own, questions)
+        # launch has set the mesh of all processes; a teacher is on the devices of its own group
         with jax.set_mesh(own):
             asking = _Asking(settings, Teacher(settings, load, own, run.should_stop), parent, run)
             examples, fates = augmented(settings, questions, evaluation, asking)
             n = settings.sampling.samples_per_prompt
             samples = asking("samples", examples, n, rewards)
+        # Filters are inputs of this stage alone: other filters sift the same samples again
         inputs = {"settings": [settings.keep, settings.accuracy]}
         inputs |= {"parent": asking.hashes["samples"], "data": measured_on}
 
@@ -93,6 +95,7 @@ class _Asking:
 
     def __call__(self, name: str, examples: list, n: int = 1, rewards=None):
         def make(folder):
+            # Inside make, because teacher.policy reads the checkpoint: a complete stage does not need it
             prompts = _prompts(self.settings, self.teacher.policy, examples)
             self.teacher.answer(folder, prompts, n=n, rewards=rewards)
 
@@ -107,6 +110,7 @@ def _prompts(settings: GenerateSettings, policy: Policy, examples: list):
     """The examples with their prompt_ids, without prompts above sampling.max_prompt_length."""
     with at("data"):
         prompts = policy.with_prompts(examples)
+        # One prompt is enough: the template ends all of them alike
         check_opening(policy, prompts[0]["prompt_ids"])
     with at("sampling"):
         fits = fitting(prompts, settings.sampling.max_prompt_length, "generation")
@@ -162,6 +166,7 @@ def _checkpoint(settings: GenerateSettings, run: Run, own: Mesh, questions: list
     base, seed, params = settings.base, settings.seed, run.folder / "base" / "params"
 
     def train(folder):
+        # A run that was killed after this save calls train again
         if not is_orbax(params):
             base_run = run.of("pretrain", folder / "pretrain")
             trained = train_base(policy.config, base, policy.tokenizer, base_run, seed)

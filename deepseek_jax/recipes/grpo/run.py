@@ -45,11 +45,13 @@ def run(settings: GrpoSettings, run: Run):
             train, held_out, general = _prompts(settings, policy, task, general)
         policy = pretrained(policy, settings, run)
         measure = functools.partial(_measure, settings, policy, held_out, paid["reasoning"])
+        # Before reinforce, which donates policy.params
         before = remembered(folder / "before.json", lambda: measure(policy.params))
         rewards = ScenarioRewards(paid) if general else paid["reasoning"]
         params = reinforce(settings, policy, train, rewards, run.of(PHASE), general)
         after = remembered(folder / "after.json", lambda: measure(params))
     run.writer.close()
+    # A complete run that is started again has them, and save_orbax refuses a folder with files
     if not is_orbax(folder / "params"):
         save_orbax(folder / "params", policy.config, params)
     _report(folder, before, after)
@@ -93,7 +95,7 @@ def _prompts(settings: GrpoSettings, policy: Policy, task: Task, general: list):
 
 
 def _measure(settings: GrpoSettings, policy: Policy, held_out: list, rewards, params):
-    """Answer the held-out questions sampled, at the last step's temperature, and greedily."""
+    """Answer the held-out questions twice: sampled at the last step's temperature, and greedily."""
     rollout = settings.rollout
     options = AnswerOptions(
         max_completion_length=rollout.longest(),

@@ -55,6 +55,7 @@ def run(settings: PretrainSettings, run: Run):
         documents, held_out = open_corpus(settings.data, workdir / "data", settings.seed, mesh)
     corpus = Corpus(documents, tokenizer, settings.data.packing, settings.data.fim_rate)
     models, losses = settings.models(model), {}
+    # The batches of all stages come before any training: too few held-out documents raise at once
     measures = [
         _held_out(scaled, stage, settings.data, held_out, tokenizer, mesh, settings.seed)
         for scaled, (_, stage) in zip(models, stages, strict=True)
@@ -70,14 +71,17 @@ def run(settings: PretrainSettings, run: Run):
             corpus,
             params,
             run.of(name),
+            # Each stage reads the documents in another order
             seed=settings.seed + index,
             evaluate=lambda p, m=measure: {"held_out_loss": m(p)[0]},
         )
         after = remembered(workdir / f"{name}_after.json", lambda m=measure, p=params: m(p))
         losses[name] = (stage.sequence_length, before, after)
+    # Before drafting, so that a failure there loses nothing. After the loop, model is the last stage's
     if not is_orbax(workdir / "params"):
         save_orbax(workdir / "params", model, params)
     drafts = None
+    # rollout.speculative drafts with MLA alone
     if any(switched_on(stage.mtp_weight) for _, stage in stages) and model.is_mla:
         drafts = remembered(
             workdir / "drafts.json", lambda: _drafting(model, params, held_out, tokenizer)
@@ -101,12 +105,13 @@ def _prepare(settings: PretrainSettings, mesh: Mesh):
 def _starting_point(settings: PretrainSettings, mesh: Mesh):
     """(ModelConfig, the checkpoint's params or None).
 
-    Raises ValueError where config.model asks for parameters that the checkpoint does not have.
+    Raises ValueError where config.model needs parameters that the checkpoint does not have.
     """
     if settings.init_from is None:
         return build_model(settings.model), None
     # config.json alone shows a wrong field, before gigabytes of parameters are read
     settings.overridden(read_config(settings.init_from))
+    # Training needs float32 parameters, whatever the dtype of the checkpoint
     load = load_orbax if is_orbax(settings.init_from) else load_hf
     config, params = load(settings.init_from, dtype="float32", mesh=mesh)
     model = settings.overridden(config)
@@ -156,6 +161,7 @@ def _abstract_batch(mesh: Mesh, rows: int, stage: StageSettings):
     """A batch of train_stage as ShapeDtypeStructs, with the shardings that put_batch gives."""
     shape, by_rows = (rows, stage.sequence_length), batch_sharding(mesh)
     everywhere = NamedSharding(mesh, PartitionSpec())
+    # tests/launch/test_plan.py compares all this with a batch of the loop
     dtypes = dict.fromkeys(("tokens", "targets", "segment_ids", "positions"), jnp.int32)
     dtypes["loss_mask"] = jnp.bool
     scalars = (*TOTALS, "mtp_weight") if switched_on(stage.mtp_weight) else TOTALS
@@ -179,6 +185,7 @@ def _held_out(
             tokenizer,
             mesh,
             data,
+            # The rows of a micro-batch: their activations fit in memory
             batch_size=stage.rows_at_once(),
             sequence_length=stage.sequence_length,
             seed=seed,

@@ -59,6 +59,7 @@ class StageSettings(LoopSettings):
 
     def quantum(self):
         """The largest number of rows that divides every batch size."""
+        # The documents are packed in batches of one size; an update takes several of them
         return math.gcd(*(rows for _, rows in self.batch_sizes()))
 
     def rows_at_once(self):
@@ -120,7 +121,8 @@ class BaseSettings(StageSettings):
 
     def __post_init__(self):
         super().__post_init__()
-        find_corpus(self.corpus)  # raises for an unknown name
+        # Raises for an unknown name
+        find_corpus(self.corpus)
 
 
 @dataclasses.dataclass(frozen=True)

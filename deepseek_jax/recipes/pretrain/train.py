@@ -56,6 +56,7 @@ def train_stage(
     rows = share_of_rows(run.mesh, packing=corpus.packing, **sizes)
     weight = {}
     if switched_on(stage.mtp_weight):
+        # Goes into the batches, because a loss_fn does not see the update count
         weight["mtp_weight"] = stepwise(stage.mtp_weight)
     source = PackedDocuments(
         pack(corpus.documents, corpus.tokenizer, rows, seed=seed, fim_rate=corpus.fim_rate),
@@ -122,6 +123,7 @@ def train_base(
 
 def check_vocabulary(config: ModelConfig, tokenizer: Tokenizer):
     """Raise ValueError where the model has fewer tokens than the tokenizer."""
+    # Under jit a token beyond the embedding would raise no error
     if tokenizer.vocab_size > config.vocab_size:
         raise ValueError(
             f"model.vocab_size={config.vocab_size} is below the tokenizer's {tokenizer.vocab_size}"

@@ -1,4 +1,4 @@
-"""Does R1 in miniature reproduce the paper? Its claims (arXiv:2501.12948), tested on runs of several seeds.
+"""Test the paper's claims (arXiv:2501.12948) on runs of R1 in miniature with several seeds.
 
 A claim says that one score exceeds another by more than a margin, prompt by prompt, on the same held-out
 prompts. The margins were set before anything was measured: "far" is 20 points, "poor" 10 points below a
@@ -21,7 +21,8 @@ from deepseek_jax.recipes.r1.scores import FORMS
 REPRODUCED, NOT_REPRODUCED = "reproduced", "not reproduced at this scale"
 HEADS = ("finding", "this", "that", "difference", "margin", "each run", "verdict")
 TABLE_WIDTH = 130  # columns
-WHOLE = 1.0  # stands for (stage, score) in a claim: every prompt scores 1
+# In a claim this stands for (stage, score): every prompt scores 1
+WHOLE = 1.0
 
 
 class Claim(NamedTuple):
@@ -151,12 +152,14 @@ def _is_about(claim: Claim, run: dict):
 
 def _test(claim: Claim, runs: list[dict]):
     pairs = [_pair(claim, run) for run in runs]
+    # The interval pools the prompts of all runs; by_run prevents that one run decides for the rest
     ours, theirs = (np.concatenate(side) for side in zip(*pairs, strict=True))
     by_run = [float(np.mean(a - b)) for a, b in pairs]
     # Less the margin, "better" means better by more than the margin
     better = compare(ours - claim.margin, theirs).verdict == "better"
     reproduced = better and all(mean > claim.margin for mean in by_run)
     means = float(ours.mean()), float(theirs.mean())
+    # The table has the difference itself, without the margin
     return Finding(claim, means, compare(ours, theirs), by_run, reproduced)
 
 

@@ -1,4 +1,4 @@
-"""R1-Zero, and R1 in its four stages (arXiv:2501.12948), from one base model, on a toy world or a user's
+"""R1-Zero, and R1 in its four stages (arXiv:2501.12948), from one base model, on a toy world or on a user's
 own data.
 
 base -> R1-Zero: reinforcement alone, rewarded for right answers and their layout
@@ -76,6 +76,7 @@ def run(settings: R1Settings, run: Run):
     def measured(stage):
         questions = reasoning.held_out, general.held_out
         scores[TITLES[stage.name]] = stages.measured(stage, *questions)["scores"]
+        # After every stage, so that the page can be read before the run ends
         report()
         return stage
 
@@ -93,16 +94,18 @@ def run(settings: R1Settings, run: Run):
         make_console().print(reward_model_table(f"{model.name}, held out", model.folder))
     measured(stages.scenarios(dev3, models, reasoning.train, general.train))
     run.writer.close()
+    # A world may lack scores, such as one whose questions name no language
     forms = {name: form for name, form in FORMS.items() if any(name in s for s in scores.values())}
     make_console(width=TABLE_WIDTH).print(stages_table(scores, forms, names))
     # Over this run alone; launch/sweep.py tests the findings over several seeds
     report_sweep(workdir, [workdir])
+    # Again, because the page has the findings too
     report()
     say(f"complete; report.html, and a folder of each stage's lineage and params, are in {workdir}")
 
 
 def _world(settings: R1Settings):
-    """The World of config.world, or one made of the user's own data."""
+    """The World of config.world, or that of the user's own data."""
     if settings.data is None:
         return find_world(settings.world)
     data = settings.data
@@ -113,6 +116,7 @@ def _world(settings: R1Settings):
 def _shared_policy(settings: R1Settings, world: World, mesh):
     """The Policy that all stages share, without params."""
     if settings.init_from is not None:
+        # The params are dropped, because each stage reads its own from disk
         return starting_policy(settings, mesh, world.template).at(None)
     config, tokenizer = build_model(settings.model), named_tokenizer(settings.base.corpus)
     check_vocabulary(config, tokenizer)
@@ -141,7 +145,7 @@ def _tasks(settings: R1Settings, world: World, policy: Policy):
     """(reasoning, general): Tasks whose examples carry their prompt_ids. Without general questions the second
     is empty.
 
-    Raises ValueError where prompts and completions exceed the model's positions, and where a stage asks for
+    Raises ValueError where prompts and completions exceed the model's positions, and where a stage needs
     more questions than there are.
     """
     sizes = {
@@ -163,7 +167,7 @@ def _tasks(settings: R1Settings, world: World, policy: Policy):
 
 
 def _check_numbers(settings: R1Settings, reasoning: int, general: int):
-    """Raise ValueError where a stage asks for more than the `reasoning` or `general` training questions."""
+    """Raise ValueError where a stage needs more than the `reasoning` or `general` training questions."""
     data = {"cold_start": settings.cold_start.data, "sft": settings.sft.data}
     wanted = {f"{name}.data.num_puzzles": shown.num_puzzles for name, shown in data.items()}
     for name in ("traces", "rejection"):

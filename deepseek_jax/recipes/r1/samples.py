@@ -11,7 +11,7 @@ LAYOUT_REWARDS = ("think_answer_format", "language_consistency")
 
 
 def layout_rewards(examples):
-    """The rewards for a completion's layout. That of its language needs examples that all name their own."""
+    """The rewards for a completion's layout. The one for its language needs examples that all name theirs."""
     says_language = all("language" in example for example in examples)
     return LAYOUT_REWARDS if says_language else LAYOUT_REWARDS[:1]
 

@@ -80,6 +80,7 @@ def reasoning_values(questions: Questions, examples, groups):
     with Rules(problems) as rules:
         judged = rules.judge(problems, groups)
     values = {"pass@1": np.array([np.mean(verdict["correct"]) for verdict in judged])}
+    # A rule that reads no answers has no majority
     if judged[0]["agreed"] is not None:
         values["cons@k"] = np.array([float(verdict["agreed"]) for verdict in judged])
     for reward in layout_rewards(examples):

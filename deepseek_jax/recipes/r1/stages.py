@@ -29,6 +29,7 @@ from deepseek_jax.training.lineage import measure_once, run_stage
 from deepseek_jax.training.run import Run
 from deepseek_jax.worlds.world import World, given_solution
 
+# Stages take their seeds from their places here (_seed): a new name changes the seeds of a run
 ORDER = ("base", "zero", "traces", "cold_start", "reasoning", "judge", "rejection", "judged", "sft")
 ORDER += (*REWARD_MODELS, "scenarios")
 
@@ -67,6 +68,7 @@ class Stages:
             return train_base(self.policy.config, base, self.policy.tokenizer, phase, seed)
 
         # The corpus itself is hashed: a world whose text changes has another base
+        # In the folder where train_base looks for it: the corpus is built once
         documents = base_documents(base, self.run.folder / "base" / "data", seed)
         texts = [record["text"].decode() for record in read(documents, range(len(documents)))]
         inputs = {"settings": self.settings_of(base) | {"seed": seed}, "data": texts}
@@ -101,6 +103,7 @@ class Stages:
         settings = self._with_seed("judge")
 
         def make(folder):
+            # train_judge writes this file last
             if not (folder / "params" / JUDGE).exists():
                 run = self.run.of("judge", folder)
                 policy = self.trained(base)
@@ -127,6 +130,7 @@ class Stages:
     def reward_model(self, name: str, dev3: Stage):
         """One of REWARD_MODELS. It starts from Dev3, whose training set had general questions."""
         settings = self._with_seed(name)
+        # Outside make: the hash of the records is an input of the stage
         with at(f"config.{name}"):
             records = load_preferences(settings, self.world, self.run.folder / name / "data")
 
@@ -151,8 +155,8 @@ class Stages:
         return self._reinforced("scenarios", dev3, reasoning, general, reward_models)
 
     def measured(self, stage: Stage, reasoning: list, general: list):
-        """What r1.scores.measure finds of a stage's policy: measured once, and again when the stage's hash or
-        the evaluation changes.
+        """The result of r1.scores.measure for a stage's policy. Measures once, and again where the hash of
+        the stage or the evaluation has changed.
         """
         settings, seed = self.settings.evaluation, self.settings.seed
 
@@ -195,6 +199,7 @@ class Stages:
         """A stage whose result is parameters: saves those that train(run) returns in folder/params."""
 
         def make(folder):
+            # A run that was killed after this save calls make again
             if not is_orbax(folder / "params"):
                 run = self.run.of(name, folder)
                 save_orbax(folder / "params", self.policy.config, train(run))
@@ -207,10 +212,12 @@ class Stages:
 
         def train(run):
             limit = settings.rollout.max_prompt_length
+            # fitting raises for an empty list, which a stage without general questions has
             asked = [fitting(e, limit, "training") if e else e for e in (reasoning, general)]
             models = load_model_rewards(_paths(reward_models), run.mesh)
             with scenario_rewards(settings, models) as paid:
                 rewards = paid["reasoning"] if settings.general is None else ScenarioRewards(paid)
+                # train wants a folder of checkpoints alone; the stage has stage.json and params beside them
                 phase = run.within(run.folder / "checkpoints")
                 policy, (questions, requests) = self.trained(parent), asked
                 return reinforce(settings, policy, questions, rewards, phase, requests)
@@ -226,6 +233,7 @@ class Stages:
         judges = [] if judge is None else [judge]
 
         def make(folder):
+            # sample_accepted writes the file whole: if it exists, it is complete
             path = folder / "accepted.jsonl"
             if path.exists():
                 return
@@ -283,6 +291,7 @@ class Stages:
 
     def _seed(self, name: str):
         """A stage's own seed, so that no two stages draw alike."""
+        # Seeds of runs are len(ORDER) apart, so stages of two runs do not share one either
         return len(ORDER) * self.settings.seed + ORDER.index(name)
 
 

@@ -1,4 +1,4 @@
-"""The preferences of a reward model's training: read, checked before anything is trained, batched."""
+"""The preferences that train a reward model: read them, check them before anything is trained, batch them."""
 
 from pathlib import Path
 
@@ -14,7 +14,8 @@ from deepseek_jax.rewards.model import right_padded
 from deepseek_jax.rollout.policy import Policy
 from deepseek_jax.worlds.world import World
 
-BUCKET = 16  # tokens; a row's length is that of the longest response, rounded up to a multiple
+# In tokens. A row's length is that of the longest response, rounded up to a multiple of this
+BUCKET = 16
 
 
 def load_preferences(settings: RewardTrainingSettings, world: World, folder: Path):
@@ -44,6 +45,7 @@ def with_ids(settings: RewardTrainingSettings, policy: Policy, records: list, ki
     kept, limit = [], settings.sequence_length
     for index, record in enumerate(records):
         ids = render_record(policy.tokenizer, record, index, template=policy.template)
+        # Under jit a token beyond the embedding would raise no error
         if max(map(max, ids)) >= policy.config.vocab_size:
             raise ValueError(
                 f"record {index} of the data has token {max(map(max, ids))}, and the model's vocab_size is "
@@ -59,6 +61,7 @@ def with_ids(settings: RewardTrainingSettings, policy: Policy, records: list, ki
     message = f"{len(kept)} {kind} records, {lengths.mean():.1f} tokens a response with its prompt"
     if len(kept) < len(records):
         message += f"; {len(records) - len(kept)} longer than {limit} are left out"
+    # Pairs whose lengths differ teach a model to reward length (arXiv:2501.12948, section 3.1)
     if settings.kind == "helpfulness":
         longer = np.mean([len(chosen) - len(rejected) for chosen, rejected in ids_of(kept)])
         message += f"; chosen ones are longer by {longer:.2f}"
@@ -83,6 +86,7 @@ def batch_of(records: list, length: int, rows: int | None = None):
     rows: pad the batch to this many records, with copies of weight 0.
     """
     weights = [record["weight"] for record in records]
+    # The last batch gets the shape of the others, so that nothing is compiled again
     missing = 0 if rows is None else rows - len(records)
     records, weights = records + records[:1] * missing, weights + [0.0] * missing
     responses = len(records[0]["ids"])
@@ -102,6 +106,7 @@ class PreferenceSource:
         # Indices, not records: grain would join the arrays of fields that share a name
         places = grain.MapDataset.range(len(records))
         self.places, self.position = places.shuffle(settings.seed).repeat(), 0
+        # One length for all batches: each other one would compile the update again
         self.records, self.length = records, row_length(records)
         self.settings, self.mesh = settings, mesh
 
@@ -118,5 +123,5 @@ class PreferenceSource:
         return {"position": self.position}
 
     def set_state(self, state):
-        """Resume after them."""
+        """Resume after these records."""
         self.position = state["position"]

@@ -55,6 +55,7 @@ def run(settings: RewardModelSettings, run: Run):
     """
     mesh, folder = run.mesh, run.folder
     with at("config"):
+        # Before starting_policy, which may read gigabytes: rows that do not split raise at once
         cut = settings.model.get("pipeline_micro_batches")
         check_rows(settings, mesh, pipeline_micro_batches=cut)
         policy = starting_policy(settings, mesh, settings.data.template)
@@ -75,13 +76,14 @@ def train_reward_model(
     """Train a reward model from policy.params, which are donated, and save it in run.folder/params.
 
     Resumes from run.folder. before.json and after.json there have the scores on the held-out records.
-    records: (training, held-out), of with_ids. run: of this phase. tokenizer_name: for
+    records: (training, held-out), from with_ids. run: the Run of this phase. tokenizer_name: for
     worlds.registry.named_tokenizer.
     """
     (train, held_out), folder, mesh = records, run.folder, run.mesh
     params = reward_params(policy.config, policy.params, mesh, jax.random.key(settings.seed))
     model = reward_config(policy.config)
     measure = functools.partial(_measure, model, settings, held_out, mesh)
+    # Before fit, which donates params
     remembered(folder / "before.json", lambda: measure(params))
 
     def loss_fn(params, batch, rng):

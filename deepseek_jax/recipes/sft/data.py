@@ -44,7 +44,7 @@ def check_conversations(policy: Policy, source, kind: str, rows: Rows):
     """Render the first CHECKED conversations, and print their lengths and how many are too long.
 
     kind: "training" or "held-out", for messages. Raises ValueError where a conversation cannot be rendered or
-    has a token outside the model's vocabulary, and where a process would read none that fits a row: it would
+    has a token outside the model's vocabulary, and where no conversation of a process fits a row: it would
     search for ever.
     """
     length, shares = rows.sequence_length, rows.process_count
@@ -52,6 +52,7 @@ def check_conversations(policy: Policy, source, kind: str, rows: Rows):
     render = functools.partial(render_numbered, policy.tokenizer, template=policy.template)
     for index in range(min(len(source), CHECKED)):
         ids, is_target = render(source[index], index)
+        # Under jit a token beyond the embedding would raise no error
         if max(ids) >= policy.config.vocab_size:
             raise ValueError(
                 f"conversation {index} of the data has token {max(ids)}, and the model's vocab_size is "

@@ -59,11 +59,13 @@ def run(settings: SftSettings, run: Run):
         batches = packed(settings, policy, held_out, rows_of(settings), num_epochs=1)
         loss_of = ConversationLoss(policy.config, list(batches), mesh)
         measure = functools.partial(_measure, settings, policy, asked, rewards, loss_of)
+        # Before fine_tune, which donates policy.params
         before = remembered(folder / "before.json", lambda: measure(policy.params))
         source = packed_conversations(settings, policy, train, loss_of, mesh)
         params = fine_tune(settings, policy, source, run.of(PHASE))
         after = remembered(folder / "after.json", lambda: measure(params))
     run.writer.close()
+    # A complete run that is started again has them, and save_orbax refuses a folder with files
     if not is_orbax(folder / "params"):
         save_orbax(folder / "params", policy.config, params)
     _report(folder, settings.sequence_length, before, after)
@@ -71,6 +73,7 @@ def run(settings: SftSettings, run: Run):
 
 def _rewards(settings: SftSettings, mesh):
     """The Rewards that score answers, with the trained reward models."""
+    # Before starting_policy, which may read gigabytes: rows that do not split raise at once
     check_rows(settings, mesh, pipeline_micro_batches=settings.model.get("pipeline_micro_batches"))
     with at("reward_models"):
         models = load_model_rewards(settings.reward_models, mesh)
@@ -79,11 +82,12 @@ def _rewards(settings: SftSettings, mesh):
 
 
 def _start(settings: SftSettings, mesh, data_dir: Path):
-    """(Policy, training conversations, held-out ones). Raises ValueError where none of them fits a row."""
+    """(Policy, training conversations, held-out ones). Raises ValueError where no conversation fits a row."""
     policy = starting_policy(settings, mesh, settings.data.template)
     check_positions(settings, policy.config)
     train, held_out = load_conversations(settings, data_dir)
     check_conversations(policy, train, "training", rows_of(settings, mesh))
+    # All rows: ConversationLoss needs every held-out conversation on every process
     check_conversations(policy, held_out, "held-out", rows_of(settings))
     return policy, train, held_out
 

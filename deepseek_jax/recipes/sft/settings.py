@@ -28,7 +28,8 @@ class AnswerSettings(AnswerOptions):
     """How num_prompts held-out prompts are answered, before and after training, sampled and greedily."""
 
     num_prompts: Several = 64
-    temperature: Positive = 1.0  # of the sampled answers; greedy ones are always measured too
+    # That of the sampled answers; greedy ones are always measured too
+    temperature: Positive = 1.0
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
