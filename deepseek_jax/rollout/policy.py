@@ -190,12 +190,12 @@ def completion_texts(tokenizer: Tokenizer, prompts, rollout: Rollout):
     requested format.
     """
     n = len(rollout.completion_ids) // len(prompts)
-    opened = [_opened(tokenizer, ids) for ids in prompts for _ in range(n)]
+    opened = [opened_thought(tokenizer, ids) for ids in prompts for _ in range(n)]
     rows = zip(opened, rollout.completion_ids, rollout.completion_mask, strict=True)
     return [before + tokenizer.decode(ids[mask]) for before, ids, mask in rows]
 
 
-def _opened(tokenizer, prompt_ids):
+def opened_thought(tokenizer, prompt_ids):
     """The <think> at the end of a prompt, with the white space after it; else ""."""
     _, tag, space = tokenizer.decode(prompt_ids[-TAIL:]).rpartition("<think>")
     # Text after the tag: this <think> is part of the prompt and does not open the completion

@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 
 from deepseek_jax.parallel.processes import any_on, barrier, say
 from deepseek_jax.rewards import Rewards
-from deepseek_jax.rollout.policy import Policy
+from deepseek_jax.rollout.policy import Policy, opened_thought
 from deepseek_jax.synthesis.sample_log import SampleLog
 from deepseek_jax.synthesis.settings import AskSettings
 from deepseek_jax.training.loop import STOPPED
@@ -106,7 +106,7 @@ def check_opening(policy: Policy, prompt_ids):
     """Raise ValueError if the chat template begins the answer with <think> and the policy's opening does not:
     the dataset would lack that <think>.
     """
-    opens = policy.tokenizer.decode(prompt_ids[-4:]).rstrip().endswith("<think>")
+    opens = opened_thought(policy.tokenizer, prompt_ids)
     if policy.template == "chat" and opens and not policy.opening:
         raise ValueError(
             f"opening={policy.opening!r}, and the chat template opens the answer with <think>; set it to "

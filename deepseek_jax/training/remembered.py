@@ -22,5 +22,6 @@ def remembered(path: Path, measure):
             fresh = path.with_suffix(".tmp")
             fresh.write_text(json.dumps(measured, indent=1))
             os.replace(fresh, path)
-        return measured
+        # As the file has it, so that a resumed run gets the same: lists for tuples
+        return json.loads(json.dumps(measured))
     return json.loads(path.read_text())

@@ -257,6 +257,15 @@ def test_two_tokenizers_that_are_one_give_the_soft_loss():
     assert found["matched"] == 0 and found["sorted"] > 0
 
 
+def test_weights_of_targets_add_up_to_one_whatever_they_are():
+    """Oracle: by hand: a batch whose loss weights add up to less than 1, and one without a target."""
+    batch = {"loss_mask": np.array([[True, True, False]]), "normalizer": np.float32(0.5)}
+    batch["loss_weights"] = np.float32([[0.125, 0.375, 0.0]])
+    np.testing.assert_array_equal(token_weights(batch), [[0.25, 0.75, 0]])
+    none = {"loss_mask": np.zeros((1, 3), bool), "normalizer": np.float32(0)}
+    np.testing.assert_array_equal(token_weights(none), [[0, 0, 0]])
+
+
 def test_hard_alone_asks_no_teacher():
     """Oracle: numpy's cross-entropy, without a teacher; terms of weight 0 are skipped."""
     batch = whole_batch()
