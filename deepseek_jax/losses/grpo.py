@@ -18,6 +18,8 @@ NORMALIZES_STD = {
 STD_EPS = 1e-6
 # exp stays finite, so that inf * 0 never makes a NaN
 MAX_LOG_RATIO = 20.0
+# Nats between two programs that compute a log-probability in float32; rounding alone makes 3e-5
+LARGE_GAP = 1e-2
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,6 +114,7 @@ def grpo_loss(logprobs, entropy, batch, options: GrpoOptions, *, max_completion_
         "clip_fraction_low": (ratio_bt < low) & (advantage_b1 < 0),
         "clip_fraction_high": (ratio_bt > high) & (advantage_b1 > 0),
         "sampler_gap_mean": gap_bt,
+        "sampler_gap_share": gap_bt > LARGE_GAP,
     }
     if options.importance_cap is not None:
         weight_bt = jnp.minimum(jnp.exp(old_bt - sampler_bt), options.importance_cap)

@@ -72,6 +72,8 @@ class ModelConfig:
       the mesh (default: the number of stages).
     expert_buffer: the room that a TPU has to receive tokens for its experts, see
       parallel.dispatch.expert_parallel (default: the worst case).
+    expert_overflow: what follows where more tokens arrive, "skip" the update, or "repeat" the exchange with
+      room for all of them, as rollouts do.
     """
 
     model_type: Literal[tuple(ATTENTION_OF)]
@@ -117,6 +119,7 @@ class ModelConfig:
     remat: Literal[tuple(REMAT_POLICIES)] = "none"
     pipeline_micro_batches: Count | None = None
     expert_buffer: ExpertBuffer | None = None
+    expert_overflow: Literal["skip", "repeat"] = "skip"
 
     def __post_init__(self):
         for name in ("num_key_value_heads", "head_dim"):
@@ -187,6 +190,11 @@ class ModelConfig:
     @property
     def is_mla(self):
         return ATTENTION_OF[self.model_type] == "mla"
+
+    @property
+    def decoding_heads(self):
+        """How many heads a rollout can split over devices: those of the cached keys, or all of MLA's."""
+        return self.num_attention_heads if self.is_mla else self.num_key_value_heads
 
     @property
     def has_qkv_bias(self):

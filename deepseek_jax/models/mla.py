@@ -6,6 +6,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from deepseek_jax.models.cache import place
 from deepseek_jax.models.config import ModelConfig
 from deepseek_jax.models.layers import RMSNorm, linear, weight
 from deepseek_jax.ops.attention import attend, attend_branches, attend_latent
@@ -118,16 +119,20 @@ class MultiHeadLatentAttention(nn.Module):
         """Absorbed form, from one new token: x [b d] -> ([b d], cache with the token's latent in it)."""
         q_nope, q_rope = (a[:, 0] for a in self._queries(x_bd[:, None], rope))
         c_kv, k_rope = self._latent(x_bd[:, None], rope)
-        cache = {
-            "c_kv": write(cache["c_kv"], c_kv),
-            "k_rope": write(cache["k_rope"], k_rope),
-        }
+        cache = self._written(cache, write, c_kv, k_rope)
         # (W c) . q = c . (W^T q): the up-projection moves from all cached keys to one query
         q_latent = dot("bhn,chn->bhc", q_nope, self.w_k_up)
+        q_latent, q_rope = map(_to_own_slots, (q_latent, q_rope))
         z_bhc = attend_latent(
             q_latent, q_rope, cache["c_kv"], cache["k_rope"], scale=self.scale, mask=write.mask
         )
+        z_bhc = _to_own_heads(z_bhc)
         return self._out("bhu,hud->bd", dot("bhc,chu->bhu", z_bhc, self.w_v_up)), cache
+
+    def _written(self, cache, write, c_kv, k_rope):
+        """The cache with the entries of new tokens in it."""
+        entries = {"c_kv": c_kv, "k_rope": k_rope}
+        return {name: place(write(cache[name], place(entry))) for name, entry in entries.items()}
 
     def extend(self, x_btd, rope, cache, write):
         """decode for t new tokens a sequence: x [b t d] -> ([b t d], cache with their latents in it).
@@ -136,15 +141,36 @@ class MultiHeadLatentAttention(nn.Module):
         """
         q_nope, q_rope = self._queries(x_btd, rope)
         c_kv, k_rope = self._latent(x_btd, rope)
-        cache = {
-            "c_kv": write(cache["c_kv"], c_kv),
-            "k_rope": write(cache["k_rope"], k_rope),
-        }
+        cache = self._written(cache, write, c_kv, k_rope)
 
         def attend_from(q_latent, q_rope, mask):
             latents = cache["c_kv"], cache["k_rope"]
             return attend_latent(q_latent, q_rope, *latents, scale=self.scale, mask=mask)
 
-        q_latent = dot("bthn,chn->bthc", q_nope, self.w_k_up)
+        q_latent = _to_own_slots(dot("bthn,chn->bthc", q_nope, self.w_k_up))
+        q_rope = _to_own_slots(q_rope)
         z_bthc = jax.vmap(attend_from, in_axes=1, out_axes=1)(q_latent, q_rope, write.mask)
+        z_bthc = _to_own_heads(z_bthc)
         return self._out("bthu,hud->btd", dot("bthc,chu->bthu", z_bthc, self.w_v_up)), cache
+
+
+# In a rollout weights stay split by head and caches by slot, so the few queries and latents of a step travel.
+# Each is pinned on both sides of its way, or the compiler gathers the weights of the product beside it
+
+
+def _to_own_slots(a):
+    """[b ... h x]: from a device's heads of many slots to all heads of its own slots."""
+    return _by_slots(_by_heads(a))
+
+
+def _to_own_heads(a):
+    """[b ... h x]: from all heads of a device's own slots to its heads of many slots."""
+    return _by_heads(_by_slots(a))
+
+
+def _by_heads(a):
+    return constrain(a, ("batch",) + (None,) * (a.ndim - 3) + ("heads", None))
+
+
+def _by_slots(a):
+    return constrain(a, ("slots",) + (None,) * (a.ndim - 1))

@@ -68,6 +68,7 @@ class MoE(nn.Module):
             (w_gate_up, w_down),
             (("experts", "embed", "gate_up", "mlp"), ("experts", "mlp", "embed")),
             buffer=cfg.expert_buffer,
+            overflow=cfg.expert_overflow,
         ).reshape(x.shape)
         if cfg.n_shared_experts:
             # Eq. 12: shared experts take every token, without a weight. Side by side they are one wider MLP

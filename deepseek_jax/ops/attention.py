@@ -247,17 +247,15 @@ def _masked_softmax(scores, mask, dtype):
 def attend_cached(q, k, v, *, scale: float, mask):
     """One query per sequence against its cache: -> [b h u] in v's dtype.
 
-    q: [b h x], k: [z s x], v: [z s u], mask: bool[b s]. z: all sequences of the first key head, then all of
-    the second, and so on.
+    q: [b h x], k: [k b s x], v: [k b s u], mask: bool[b s].
     """
     b, h, x = q.shape
-    heads = len(k) // b
-    q_zgx = jnp.swapaxes(q.reshape(b, heads, -1, x), 0, 1).reshape(len(k), -1, x)
-    scores_zgs = dot("zgx,zsx->zgs", q_zgx, k, jnp.float32) * scale
-    # z counts sequences fastest: the masks repeat for each key head
-    weights_zgs = _softmax(scores_zgs, jnp.tile(mask, (heads, 1))[:, None], v.dtype)
-    out_zgu = dot("zgs,zsu->zgu", weights_zgs, v)
-    return jnp.swapaxes(out_zgu.reshape(heads, b, *out_zgu.shape[1:]), 0, 1).reshape(b, h, -1)
+    heads = len(k)
+    q_kbgx = jnp.moveaxis(q.reshape(b, heads, -1, x), 1, 0)
+    scores_kbgs = dot("kbgx,kbsx->kbgs", q_kbgx, k, jnp.float32) * scale
+    weights_kbgs = _softmax(scores_kbgs, mask[None, :, None], v.dtype)
+    out_kbgu = dot("kbgs,kbsu->kbgu", weights_kbgs, v)
+    return jnp.moveaxis(out_kbgu, 0, 1).reshape(b, h, -1)
 
 
 def attend_latent(q_latent, q_rope, c_kv, k_rope, *, scale: float, mask):

@@ -17,6 +17,9 @@ from deepseek_jax.ops.grouped_matmul import (
 from deepseek_jax.ops.platform import choose
 from deepseek_jax.parallel.shard import axis_parts, current_mesh, partition_spec
 
+# Tokens of a device in one exchange of a rollout: for DeepSeek-V3 over 32 devices the worst case takes 1 GB
+AT_ONCE = 256
+
 
 def expert_parallel(
     run_experts,
@@ -27,6 +30,7 @@ def expert_parallel(
     kernel_axes,
     *,
     buffer: float | None = None,
+    overflow: str = "skip",
     implementation: str | None = None,
 ):
     """Call run_experts on the mesh of `jax.set_mesh`: each device has its own tokens and its own experts.
@@ -40,8 +44,11 @@ def expert_parallel(
     jax.lax.ragged_all_to_all, which sends only rows with a token, into a receive buffer. None takes the
     choice of ops.platform: a CPU does not implement "ragged".
     buffer: the size of the ragged receive buffer: a float, at least 1, as a multiple of the balanced share
-    of m * a rows a device; None is room for the worst case. Where more rows arrive, the result is NaN on all
-    devices along the axis, and so is the gradient of weights: the step is skipped.
+    of m * a rows a device; None is room for the worst case.
+    overflow: what happens where more rows arrive. "skip": the result is NaN on all devices along the axis,
+    and so is the gradient of weights: the step is skipped. "repeat", for rollouts, which cannot skip: the
+    exchange has room for the worst case instead, and at most AT_ONCE tokens of a device are exchanged at
+    once, so that the worst case fits in memory.
     Without a mesh, or where rows or tokens do not split over it (in a rollout), run_experts gets the whole
     arrays and the compiler places it. Returns [b t d].
     """
@@ -50,7 +57,7 @@ def expert_parallel(
         "expert_parallel",
         implementation,
         padded=_padded,
-        ragged=functools.partial(_ragged, buffer=buffer),
+        ragged=functools.partial(_ragged, buffer=buffer, overflow=overflow),
     )
 
     def local(x_btd, experts_bta, weights_bta, kernels):
@@ -62,14 +69,17 @@ def expert_parallel(
         )
         if mesh is None or mesh.shape["expert"] == 1:
             y_md = run_experts(*arrays, kernels)
+        elif overflow == "repeat":
+            y_md = _in_blocks(lambda block: exchanged(run_experts, *block, kernels), arrays)
         else:
             y_md = exchanged(run_experts, *arrays, kernels)
-        # The kernels' "mlp" axis is split over "tensor": each device has a partial sum. Added in float32,
-        # their sum is rounded once
-        if mesh is not None and mesh.shape["tensor"] > 1:
-            y_md = jax.lax.psum(y_md.astype(jnp.float32), "tensor").astype(y_md.dtype)
+        # Where the kernels' "mlp" axis is split, each device has a partial sum. Added in float32, their sum
+        # is rounded once
+        if mesh is not None and partial_over:
+            y_md = jax.lax.psum(y_md.astype(jnp.float32), partial_over).astype(y_md.dtype)
         return y_md.reshape(x_btd.shape)
 
+    partial_over = () if mesh is None else _split_axes(mesh, "mlp")
     tokens = partition_spec(("batch", "seq", None))
     if mesh is None or not _splits(mesh, x.shape, tokens):
         mesh = None
@@ -82,6 +92,17 @@ def expert_parallel(
         # Custom gradients do not declare the axes over which they vary
         check_vma=False,
     )(x, experts, weights, kernels)
+
+
+def _in_blocks(exchange, arrays):
+    """exchange of tokens [m ...], in equal blocks of at most AT_ONCE, one after the other: -> [m d]."""
+    m = len(arrays[0])
+    block = max(size for size in range(1, min(m, AT_ONCE) + 1) if m % size == 0)
+    if block == m:
+        return exchange(arrays)
+    blocks = [array.reshape(-1, block, *array.shape[1:]) for array in arrays]
+    y = jax.lax.map(exchange, tuple(blocks))
+    return y.reshape(m, *y.shape[2:])
 
 
 def _padded(run_experts, x_md, experts_ma, weights_ma, kernels):
@@ -106,15 +127,30 @@ def _to_peers(rows):
     return jax.lax.all_to_all(rows, "expert", split_axis=0, concat_axis=0, tiled=True)
 
 
-def _ragged(run_experts, x_md, experts_ma, weights_ma, kernels, buffer):
+def _ragged(run_experts, x_md, experts_ma, weights_ma, kernels, buffer, overflow):
     """_padded without padding rows: only rows with a token are sent."""
     shards, held = jax.lax.axis_size("expert"), len(kernels[0])
-    device = jax.lax.axis_index("expert")
     # Rows sorted by expert are sorted by device too. In blocks of 1, every row has a token
     layout = expert_layout(experts_ma, shards * held, 1)
     # The counts of all devices: a sender must know where its rows begin on a peer, after those of others
     count_sse = jax.lax.all_gather(layout.rows_per_expert.reshape(shards, held), "expert")
+    sending = run_experts, x_md, experts_ma, weights_ma, kernels, layout, count_sse
     rows = receive_rows(experts_ma.shape, shards, held, buffer)
+    worst = receive_rows(experts_ma.shape, shards, held, None)
+    if overflow == "skip" or rows == worst:
+        return _exchange(*sending, rows)
+    overflows = (count_sse.sum(-1).sum(0) > rows).any()
+    # All devices of the mesh take one branch, because each has collectives
+    overflows = jax.lax.pmax(overflows.astype(jnp.int32), current_mesh().axis_names) > 0
+    return jax.lax.cond(
+        overflows, lambda: _exchange(*sending, worst), lambda: _exchange(*sending, rows)
+    )
+
+
+def _exchange(run_experts, x_md, experts_ma, weights_ma, kernels, layout, count_sse, rows):
+    """Send tokens, run experts and send back, with room for `rows` rows a device; NaN where more arrive."""
+    shards, held = jax.lax.axis_size("expert"), len(kernels[0])
+    device = jax.lax.axis_index("expert")
     there, back, fits = exchange_plan(count_sse.sum(-1), device, rows)
 
     # Each peer's rows arrive sorted by expert; `held` (no expert) marks the rows after the last of them
@@ -193,6 +229,13 @@ def _send_backward(rows, room, saved, cotangent):
 
 
 _send.defvjp(_send_forward, _send_backward)
+
+
+def _split_axes(mesh, name):
+    """The mesh axes of more than one device that split the logical axis `name`."""
+    (entry,) = partition_spec((name,))
+    axes = (entry,) if isinstance(entry, str) else entry or ()
+    return tuple(axis for axis in axes if mesh.shape[axis] > 1)
 
 
 def _splits(mesh, shape, spec):

@@ -7,6 +7,7 @@ MESH_AXES = ("slice", "pipeline", "data", "fsdp", "expert", "context", "tensor")
 # fmt: off
 RULES = dict(
     batch=("slice", "data", "fsdp", "expert"),
+    slots=MESH_AXES,                                # of a rollout, see parallel.decoding
     seq="context",
     seq_of_head=("context", "tensor", "pipeline"),  # the output head's tokens: no device does them twice
     layers="pipeline",

@@ -1,5 +1,7 @@
 """Turn the names of an array's axes into its place on the mesh."""
 
+import contextlib
+import contextvars
 import math
 
 import flax.linen as nn
@@ -10,13 +12,26 @@ from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 from deepseek_jax.parallel.mesh import size_name
 from deepseek_jax.parallel.rules import RULES
 
+_TABLE = contextvars.ContextVar("table", default=RULES)
 
-def partition_spec(names, rules=RULES):
-    """Look logical axis names, a tuple of str or None, up in the table: -> PartitionSpec.
+
+@contextlib.contextmanager
+def use_rules(rules: dict):
+    """Trace with another table than RULES."""
+    token = _TABLE.set(rules)
+    try:
+        yield
+    finally:
+        _TABLE.reset(token)
+
+
+def partition_spec(names, rules=None):
+    """Look logical axis names, a tuple of str or None, up in a table, default that in use: -> PartitionSpec.
 
     A mesh axis splits an array once: where a second name has the same axis, that dimension stays whole.
     Raises ValueError for a name without a row (Linen alone would replicate it in silence).
     """
+    rules = _TABLE.get() if rules is None else rules
     used, entries = set(), []
     for name in names:
         if name is not None and name not in rules:
@@ -45,7 +60,7 @@ def logical_names(boxed):
     return jax.tree.map_with_path(names, boxed, is_leaf=lambda x: isinstance(x, nn.Partitioned))
 
 
-def shardings(mesh: Mesh, names, shapes, rules=RULES):
+def shardings(mesh: Mesh, names, shapes, rules=None):
     """Place every parameter on the mesh: the same tree, of NamedSharding.
 
     names: a tree of tuples of logical axes. shapes: the same tree, of anything that has a .shape.

@@ -21,7 +21,7 @@ from deepseek_jax.parallel.shard import put_share
 from deepseek_jax.reinforce.metrics import describe
 from deepseek_jax.reinforce.scenarios import ScenarioRewards, place
 from deepseek_jax.reinforce.settings import ReinforceSettings
-from deepseek_jax.reinforce.update import SAMPLER_LIMITS, comparing, make_grpo_loss, refreshing
+from deepseek_jax.reinforce.update import comparing, make_grpo_loss, refreshing, sampler_limits
 from deepseek_jax.rewards import Rewards, Scores
 from deepseek_jax.rollout.policy import Answers, Policy
 from deepseek_jax.rollout.requests import PROMPT_BUCKET
@@ -65,7 +65,7 @@ def reinforce(
         step = refreshing(step, settings.reference_every * settings.minibatches * settings.epochs)
     source = GroupSource(policy, questions, rewards, settings, run.mesh, frozen, general)
     state = create(params).replace(reference=saved)
-    limits = SAMPLER_LIMITS[policy.config.dtype]
+    limits = sampler_limits(policy.config)
     return train(settings, state, step, source, run, settings.seed, limits).params
 
 

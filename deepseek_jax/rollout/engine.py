@@ -18,13 +18,22 @@ A slot sees its prompt and, around the ring, as many of the latest indices as it
 be seated at any step, and no cache ever moves.
 """
 
+import contextlib
+import dataclasses
+
+import jax
 import numpy as np
 
+from deepseek_jax.parallel.decoding import decoding_mesh, decoding_rules
+from deepseek_jax.parallel.shard import axis_parts
 from deepseek_jax.rollout import speculative as drafting
 from deepseek_jax.rollout import steps
 from deepseek_jax.rollout.completions import check_finite, copy_completions, empty_rollout, on_host
-from deepseek_jax.rollout.requests import RequestQueue, check, make_requests
+from deepseek_jax.rollout.requests import RequestQueue, check, check_slots, make_requests
 from deepseek_jax.rollout.sampling import Sampling
+
+# In units of an even share. The few tokens of a step are uneven: twice the share nearly always suffices
+EXPERT_BUFFER = 2.0
 
 
 def generate(
@@ -58,15 +67,39 @@ def generate(
     sampling = Sampling(float(temperature), float(top_p), top_k)
     check(config, sampling, prompts, max_completion_length, n, slots)
     parts = drafting.parts(config) if speculative else steps.PARTS
-    slots = min(slots, len(prompts) * n)
-    requests = make_requests(prompts, n, seed, slots)
+    config = rollout_config(config)
+    mesh = rollout_mesh(config)
+    devices = 1 if mesh is None else mesh.size
+    check_slots(slots, devices)
+    # Fewer requests than slots: as few slots as split over the devices
+    slots = min(slots, -(-len(prompts) * n // devices) * devices)
+    requests = make_requests(prompts, n, seed, slots, batch_parts_of(mesh, config))
     queue = RequestQueue(requests, done)
     result = empty_rollout(len(prompts) * n, max_completion_length)
     if queue:
-        engine = _Engine(parts, (config, sampling, tuple(eos_ids)), params, requests)
-        engine.open(slots, max_completion_length)
-        _serve(queue, engine, result, on_end or (lambda rows, rollout: None))
+        with contextlib.nullcontext() if mesh is None else jax.set_mesh(mesh):
+            engine = _Engine(parts, (config, sampling, tuple(eos_ids)), params, requests)
+            engine.open(slots, max_completion_length)
+            _serve(queue, engine, result, on_end or (lambda rows, rollout: None))
     return result
+
+
+def rollout_config(config):
+    """The config with a bounded buffer for experts: one that overflows costs a repetition, never a NaN."""
+    return dataclasses.replace(config, expert_buffer=EXPERT_BUFFER, expert_overflow="repeat")
+
+
+def rollout_mesh(config):
+    """The mesh of a rollout on that of `jax.set_mesh`; None without one, or with a single device."""
+    mesh = jax.sharding.get_mesh()
+    return None if mesh.empty or mesh.size == 1 else decoding_mesh(mesh, config.decoding_heads)
+
+
+def batch_parts_of(mesh, config):
+    """Into how many parts a rollout's mesh splits a batch of prompts."""
+    if mesh is None:
+        return 1
+    return axis_parts(mesh, decoding_rules(mesh, config.decoding_heads)["batch"])
 
 
 def _serve(queue, engine, result, on_end):

@@ -35,9 +35,13 @@ class Requests(NamedTuple):
         return request // (self.n * self.chunk_size)
 
 
-def make_requests(prompts: list, n: int, seed: int, slots: int):
-    """Requests for prompts, lists of token ids. A chunk has as many prompts as fill the slots."""
+def make_requests(prompts: list, n: int, seed: int, slots: int, multiple: int = 1):
+    """Requests for prompts, lists of token ids.
+
+    A chunk has as many prompts as fill the slots, rounded up to a multiple of `multiple`.
+    """
     chunk_size = min(-(-slots // n), len(prompts))
+    chunk_size += -chunk_size % multiple
     tokens, lengths = _padded(prompts, chunk_size)
     return Requests(tokens, lengths, _random_streams(prompts, n, seed), n, chunk_size)
 
@@ -92,6 +96,15 @@ def _padded(prompts, chunk_size):
         row[: len(prompt)] = prompt
     # Length 1 for rows of padding: prefill reads the last token at index length - 1
     return tokens, np.array(lengths + [1] * (len(tokens) - len(prompts)), np.int32)
+
+
+def check_slots(slots: int, devices: int):
+    """Raise ValueError where the slots do not split over the devices of the mesh."""
+    if slots % devices:
+        raise ValueError(
+            f"slots={slots} does not split over the mesh's {devices} devices, each of which decodes its own; "
+            f"set slots to a multiple of {devices}"
+        )
 
 
 def check(

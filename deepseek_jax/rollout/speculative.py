@@ -17,6 +17,7 @@ from deepseek_jax.models.cache import PositionWrite, empty_cache
 from deepseek_jax.models.decoder import DecoderLayer
 from deepseek_jax.models.layers import rms_norm
 from deepseek_jax.models.mtp import MultiTokenPrediction
+from deepseek_jax.parallel import constrain
 from deepseek_jax.rollout import steps
 from deepseek_jax.rollout.sampling import distribution, draw, verify
 
@@ -47,12 +48,16 @@ def check(config):
 
 
 @functools.partial(jax.jit, static_argnums=0)
+@steps.on_rollout_mesh
 def decoding_weights(config, params):
     """steps.decoding_weights, and those of the first multi-token prediction module."""
-    return steps.decoding_weights(config, params) | {"mtp": steps.cast(config, params["mtp_0"])}
+    module = steps.cast(config, params["mtp_0"])
+    module = jax.tree.map(constrain, module, steps.axis_names(config)["mtp_0"])
+    return steps.decoding_weights(config, params) | {"mtp": module}
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
+@steps.on_rollout_mesh
 def empty_slots(config, count, prompt_room, completion_room):
     """steps.empty_slots, with one more cache: the module's."""
     slots = steps.empty_slots(config, count, prompt_room, completion_room)
@@ -65,7 +70,7 @@ def empty_slots(config, count, prompt_room, completion_room):
         drafted=zeros_b,
         accepted=zeros_b,
     )
-    return slots._replace(caches=[*slots.caches, cache], drafting=drafting)
+    return steps.pinned(slots._replace(caches=[*slots.caches, cache], drafting=drafting))
 
 
 def _apply_module(method, config, weights, hidden_btd, next_tokens, *args):
@@ -77,6 +82,7 @@ def _apply_module(method, config, weights, hidden_btd, next_tokens, *args):
 
 
 @functools.partial(jax.jit, static_argnums=0)
+@steps.on_rollout_mesh
 def prefill(config, weights, tables, tokens, lengths):
     """steps.prefill -> (caches, the module's too, logits float32[p v], hidden [p d] of the last token).
 
@@ -101,6 +107,7 @@ def prefill(config, weights, tables, tokens, lengths):
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2), donate_argnums=3)
+@steps.on_rollout_mesh
 def seat(
     config, sampling, eos_ids, slots, seats, prompts, caches, logits, last_hidden, lengths, keys
 ):
@@ -118,7 +125,7 @@ def seat(
         drafted=jnp.where(seats, 0, old.drafted),
         accepted=jnp.where(seats, 0, old.accepted),
     )
-    return slots._replace(drafting=drafting)
+    return steps.pinned(slots._replace(drafting=drafting))
 
 
 def _two_from(tables, start, room):
@@ -146,6 +153,7 @@ def _run(config, weights, tokens, caches, rope, write):
         x_bzd, cache = steps.layer_at(config, index).apply(
             {"params": layer}, x_bzd, rope, cache, write, method="extend"
         )
+        x_bzd = steps.by_row(x_bzd)
         written.append(cache)
     return rms_norm(x_bzd, weights["final_norm"], config.rms_norm_eps), written
 
@@ -165,6 +173,7 @@ def _verified(distributions, uniform, draft, draft_probs):
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2), donate_argnums=5)
+@steps.on_rollout_mesh
 def decode(config, sampling, eos_ids, weights, tables, slots, stop_when_one_ends):
     """steps.decode, with one or two tokens a step."""
     room = slots.caches[0]["c_kv"].shape[1]
@@ -197,15 +206,14 @@ def decode(config, sampling, eos_ids, weights, tables, slots, stop_when_one_ends
             # The first of two tokens may be an end token: then the second does not count
             gained_b &= ~slots.ended
             slots = steps.append(slots, next_bz[:, z], logprobs_bz[:, z], gained_b, eos_ids)
-        return slots._replace(
-            drafting=Drafting(
-                hidden=hidden_bzd,
-                next_tokens=next_bz,
-                fresh=1 + accepted_b,
-                drafted=drafting.drafted + active_b,
-                accepted=drafting.accepted + (active_b & accepted_b),
-            )
+        drafting = Drafting(
+            hidden=hidden_bzd,
+            next_tokens=next_bz,
+            fresh=1 + accepted_b,
+            drafted=drafting.drafted + active_b,
+            accepted=drafting.accepted + (active_b & accepted_b),
         )
+        return steps.pinned(slots._replace(drafting=drafting))
 
     return steps.repeat(body, slots, stop_when_one_ends)
 

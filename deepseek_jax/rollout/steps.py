@@ -11,12 +11,15 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from deepseek_jax.models.cache import CacheWrite, empty_cache
+from deepseek_jax.models import init_params
+from deepseek_jax.models.cache import CacheWrite, empty_cache, place
 from deepseek_jax.models.decoder import DecoderLayer
 from deepseek_jax.models.heads import head_weight
 from deepseek_jax.models.layers import LINEAR, position_tables, rms_norm
 from deepseek_jax.ops.decoding import prepare
 from deepseek_jax.ops.dot import dot
+from deepseek_jax.parallel import constrain, logical_names
+from deepseek_jax.parallel.decoding import decoding
 from deepseek_jax.rollout.sampling import sample
 
 
@@ -46,6 +49,27 @@ class Slots(NamedTuple):
     drafting: tuple | None = None  # speculative.Drafting, where tokens are drafted
 
 
+def on_rollout_mesh(function):
+    """Trace a function of (config, ...) with the table of axes of parallel.decoding."""
+
+    @functools.wraps(function)
+    def placed(config, *arguments):
+        with decoding(config.decoding_heads):
+            return function(config, *arguments)
+
+    return placed
+
+
+def by_slot(tree):
+    """Pin arrays with a leading axis of slots, or of tokens of slots, to their devices."""
+    return jax.tree.map(lambda x: constrain(x, ("slots",) + (None,) * (x.ndim - 1)), tree)
+
+
+def by_row(x):
+    """Pin an activation [b ...] to the devices that have the batch's rows."""
+    return constrain(x, ("batch",) + (None,) * (x.ndim - 1))
+
+
 def cast(config, params):
     """Cast params to the compute dtype, except for router weights and their bias."""
 
@@ -57,25 +81,45 @@ def cast(config, params):
 
 
 @functools.partial(jax.jit, static_argnums=0)
+@on_rollout_mesh
 def decoding_weights(config, params):
     """Unstack the layers and cast to the compute dtype, once a rollout: decoding runs fastest unrolled.
 
     Router weights and their bias stay float32, as routing does. The weights of Linear layers are prepared for
     products of few rows.
     """
+    names = axis_names(config)
     layers = []
-    for name, count in (
+    for stack, count in (
         ("dense_layers", config.num_dense_layers),
         ("moe_layers", config.num_moe_layers),
     ):
-        layers += [jax.tree.map(lambda leaf, i=i: leaf[i], params[name]) for i in range(count)]
-    layers = cast(config, layers)
+        # Without the axis of layers
+        own = jax.tree.map(lambda axes: axes[1:], names.get(stack), is_leaf=_is_axes)
+        for i in range(count):
+            layer = cast(config, jax.tree.map(lambda leaf, i=i: leaf[i], params[stack]))
+            # Cast and unstacked first: weights that change their place travel a layer at a time, in few bytes
+            layers.append(jax.tree.map(constrain, layer, own))
     # Under config.fp8, models.layers multiplies by another op, which takes weights as they are
     if not config.fp8:
         layers = jax.tree.map_with_path(_prepared, layers)
     vocabulary = {name: params[name] for name in ("embedding", "head") if name in params}
-    rest = cast(config, vocabulary | {"final_norm": params["final_norm"]["scale"]})
-    return rest | {"layers": layers}
+    vocabulary = {
+        name: constrain(cast(config, leaf), names[name]) for name, leaf in vocabulary.items()
+    }
+    return vocabulary | {
+        "final_norm": cast(config, params["final_norm"]["scale"]),
+        "layers": layers,
+    }
+
+
+def axis_names(config):
+    """The logical axes of every parameter: a tree of tuples like the params."""
+    return logical_names(jax.eval_shape(lambda: init_params(config, jax.random.key(0))))
+
+
+def _is_axes(x):
+    return isinstance(x, tuple)
 
 
 def _prepared(path, leaf):
@@ -93,12 +137,15 @@ def layer_at(config, index):
 
 def embed(weights, tokens):
     """The embedding's rows of tokens: int32[...] -> [... d]."""
-    return jnp.take(weights["embedding"], tokens, axis=0)
+    return by_row(jnp.take(weights["embedding"], tokens, axis=0))
 
 
 def logits(config, weights, hidden_md):
     """Hidden states after the final norm [m d] -> float32[m v]."""
-    return dot("md,vd->mv", hidden_md, head_weight(config, weights), jnp.float32)
+    logits_mv = dot("md,vd->mv", hidden_md, head_weight(config, weights), jnp.float32)
+    # From some of the vocabulary for many slots to all of it for a device's own slots, which it samples.
+    # Pinned before, too, or the compiler gathers the head instead
+    return by_slot(constrain(logits_mv, ("batch", "vocab")))
 
 
 def _logits_of_stream(config, weights, x_bd):
@@ -115,6 +162,7 @@ def rotations(config, room):
 
 
 @functools.partial(jax.jit, static_argnums=0)
+@on_rollout_mesh
 def prefill(config, weights, tables, tokens, lengths):
     """Run prompts: tokens int32[p t], right-padded, lengths int32[p] -> (caches a layer, logits
     float32[p v]). tables: of `rotations`.
@@ -136,15 +184,17 @@ def run_prompts(config, weights, tables, tokens, lengths):
         x_ptd, _, remembered = layer_at(config, index).apply(
             {"params": layer}, x_ptd, rope, segment_ids
         )
+        x_ptd = by_row(x_ptd)
         caches.append(remembered)
     return caches, x_ptd
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
+@on_rollout_mesh
 def empty_slots(config, count, prompt_room, completion_room):
     """Slots of which all have ended, with room for prompts and completions of these lengths."""
     zeros = jnp.zeros(count, jnp.int32)
-    return Slots(
+    slots = Slots(
         caches=[
             empty_cache(config, count, prompt_room + completion_room, config.dtype)
             for _ in range(config.num_hidden_layers)
@@ -159,6 +209,13 @@ def empty_slots(config, count, prompt_room, completion_room):
         tokens=jnp.zeros((count, completion_room), jnp.int32),
         logprobs=jnp.zeros((count, completion_room), jnp.float32),
     )
+    return pinned(slots)
+
+
+def pinned(slots):
+    """The Slots, whose arrays are pinned to the devices of their slots; caches are by models.cache.place."""
+    apart = dict(caches=None, step=None)
+    return by_slot(slots._replace(**apart))._replace(caches=slots.caches, step=slots.step)
 
 
 def append(slots, tokens, logprobs, seats, eos_ids):
@@ -182,6 +239,7 @@ def append(slots, tokens, logprobs, seats, eos_ids):
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2), donate_argnums=3)
+@on_rollout_mesh
 def seat(
     config, sampling, eos_ids, slots, seats, prompts, prompt_caches, prompt_logits, lengths, keys
 ):
@@ -191,11 +249,11 @@ def seat(
     """
 
     def copy_prompt(cache, prompt_cache):
-        room = prompt_cache.shape[1]
-        new = jnp.take(_apart(prompt_cache, len(prompt_logits)), prompts, axis=1)
-        old = _apart(cache[:, :room], len(seats))
-        new = jnp.where(seats[:, None, None], new, old).reshape(-1, room, cache.shape[-1])
-        return jax.lax.dynamic_update_slice_in_dim(cache, new, 0, axis=1)
+        # The axes of both end in sequence, position, number, and k comes before them under GQA
+        new = place(jnp.take(prompt_cache, prompts, axis=-3))
+        old = jax.lax.slice_in_dim(cache, 0, prompt_cache.shape[-2], axis=cache.ndim - 2)
+        new = jnp.where(seats[:, None, None], new, old)
+        return place(jax.lax.dynamic_update_slice_in_dim(cache, new, 0, axis=cache.ndim - 2))
 
     slots = slots._replace(
         # The ring is not cleared: decode's mask hides what an earlier request left there
@@ -205,21 +263,17 @@ def seat(
         length=jnp.where(seats, 0, slots.length),
     )
     step_keys = jax.vmap(jax.random.fold_in)(slots.keys, slots.length)
-    tokens, logprobs = sample(step_keys, prompt_logits[prompts], sampling)
-    return append(slots, tokens, logprobs, seats, eos_ids)
-
-
-def _apart(cache, count):
-    """Caches of count sequences, [z s x] or, of no heads, [b s x] -> [k b s x]."""
-    return cache.reshape(-1, count, *cache.shape[1:])
+    tokens, logprobs = sample(step_keys, by_slot(prompt_logits[prompts]), sampling)
+    return pinned(append(slots, tokens, logprobs, seats, eos_ids))
 
 
 # Slots are donated, so that the loop writes into their caches in place
 @functools.partial(jax.jit, static_argnums=(0, 1, 2), donate_argnums=5)
+@on_rollout_mesh
 def decode(config, sampling, eos_ids, weights, tables, slots, stop_when_one_ends):
     """Sample token after token until every slot has ended, or one has if stop_when_one_ends: bool[]."""
     completion_room = slots.tokens.shape[1]
-    room = slots.caches[0]["c_kv" if config.is_mla else "k"].shape[1]
+    room = slots.caches[0]["c_kv" if config.is_mla else "k"].shape[-2]
     prompt_room = room - completion_room
 
     def body(slots):
@@ -238,11 +292,12 @@ def decode(config, sampling, eos_ids, weights, tables, slots, stop_when_one_ends
             x_bd, cache = layer_at(config, index).apply(
                 {"params": layer}, x_bd, rope, slots.caches[index], write, method="decode"
             )
+            x_bd = by_row(x_bd)
             caches.append(cache)
         step_keys = jax.vmap(jax.random.fold_in)(slots.keys, slots.length)
         tokens, logprobs = sample(step_keys, _logits_of_stream(config, weights, x_bd), sampling)
         slots = slots._replace(caches=caches, step=slots.step + 1)
-        return append(slots, tokens, logprobs, active, eos_ids)
+        return pinned(append(slots, tokens, logprobs, active, eos_ids))
 
     return repeat(body, slots, stop_when_one_ends)
 

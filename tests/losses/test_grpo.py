@@ -104,7 +104,7 @@ def test_metrics_are_means_over_the_real_tokens():
         gap = abs(old - sampler)
         row = dict(entropy=entropy[i, t], ratio_mean=ratio, clip_fraction_low=low)
         row |= dict(clip_fraction_high=high, clip_fraction=low or high)
-        row |= dict(sampler_gap_mean=gap, sampler_gap_max=gap)
+        row |= dict(sampler_gap_mean=gap, sampler_gap_max=gap, sampler_gap_share=float(gap > 1e-2))
         row |= dict(importance_weight_mean=min(np.exp(old - sampler), 1.1))
         row |= dict(kl=np.exp(ref - lp) - (ref - lp) - 1)
         for k, v in row.items():

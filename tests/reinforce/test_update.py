@@ -1,5 +1,6 @@
 """The update of GRPO: replacements of the reference, also after an interruption, limits and the loss."""
 
+import dataclasses
 import itertools
 
 import jax
@@ -117,15 +118,14 @@ def test_one_wrong_token_of_the_sampler_stops_a_run_at_any_step(tmp_path, monkey
         rollout = generate(*arguments, **settings)
         if next(steps) >= first_wrong:
             rollout.sampler_logprobs[3, 0] -= 0.05
-        mean = update.SAMPLER_LIMITS["float32"]["sampler_gap_mean"].largest
-        assert 0.05 / rollout.completion_mask.sum() < mean
+        assert 0.05 / rollout.completion_mask.sum() < update.LARGEST_MEAN_GAP["float32"]
         return rollout
 
     monkeypatch.setattr(policy, "generate", off_at_one_token)
     monkeypatch.setitem(
         scoring.RULES, "correct_reasoning", scoring.Rule(lambda text, _: len(text) / 10)
     )
-    words = f"rl: at step {first_wrong} sampler_gap_max is 5.0e-02, above 1.0e-02: at one token the sampler's"
+    words = f"at step {first_wrong} sampler_gap_share is .*, above 1.0e-03: at too many tokens"
     with pytest.raises(ValueError, match=words):
         train(tmp_path, num_steps=3, prompts_per_step=16, group_size=8, save_every=1, log_every=9)
     assert next(steps) <= first_wrong + 2
@@ -208,24 +208,29 @@ def test_weights_that_are_corrupted_after_their_fingerprint_show_in_the_gap(tmp_
 
 
 @pytest.mark.parametrize(
-    "dtype, mean, largest, allowed",
+    "dtype, experts, gaps, allowed",
     [
-        ("float32", 7.5e-5, 0.15, False),
-        ("float32", 2e-4, 2e-4, False),
-        ("float32", 4e-7, 3e-5, True),
-        ("bfloat16", 0.06, 0.5, False),
-        ("bfloat16", 0.01, 3.2, True),
+        ("float32", 0, dict(mean=4e-7, max=3e-5), True),
+        ("float32", 0, dict(mean=2e-4), False),
+        ("float32", 0, dict(mean=7.5e-5, max=0.15), False),
+        # One of 2,000 tokens goes to other experts
+        ("float32", 8, dict(mean=7e-6, max=0.0148, share=1 / 2000), True),
+        ("float32", 8, dict(mean=7.5e-5, max=0.15, share=1 / 100), False),
+        ("bfloat16", 8, dict(mean=0.01, max=3.2, share=0.3), True),
+        ("bfloat16", 8, dict(mean=0.06), False),
     ],
 )
 def test_gaps_of_real_runs_are_within_the_limits_and_larger_ones_are_not(
-    dtype, mean, largest, allowed
+    dtype, experts, gaps, allowed
 ):
-    """Oracle: by hand; in bfloat16 a single token may go to other experts."""
-    limits = update.SAMPLER_LIMITS[dtype]
-    within = (
-        mean <= limits["sampler_gap_mean"].largest and largest <= limits["sampler_gap_max"].largest
-    )
-    assert within == allowed
+    """Oracle: by hand."""
+    config = build_model(small_config().model.to_dict())
+    config = dataclasses.replace(config, dtype=dtype)
+    if not experts:
+        config = dataclasses.replace(config, first_k_dense_replace=config.num_hidden_layers)
+    found = {f"sampler_gap_{name}": value for name, value in gaps.items()}
+    limits = update.sampler_limits(config)
+    assert all(found.get(name, 0) <= limit.largest for name, limit in limits.items()) == allowed
 
 
 def test_micro_batches_make_the_update_of_the_whole_batch(tmp_path, monkeypatch):

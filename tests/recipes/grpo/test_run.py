@@ -109,6 +109,8 @@ def test_a_run_leaves_its_measurements_metrics_curves_and_checkpoints(finished):
     }
     expected |= {
         "sampler_gap_max",
+        "sampler_gap_share",
+        "stale_params",
         "rollout_tokens_per_second",
         "host_peak_gib",
         "loss",

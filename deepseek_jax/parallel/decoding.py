@@ -1,0 +1,58 @@
+"""Where a rollout's arrays live: weights stay, and the few tokens of a step travel.
+
+In training fsdp splits weights, which are gathered before each product. A decoding step multiplies each
+weight by a handful of tokens, so no weight is gathered: fsdp, context and tensor split heads, the width of
+MLPs and the vocabulary, and each device keeps the caches of its own slots.
+"""
+
+import contextlib
+import math
+
+from jax.sharding import AbstractMesh, Mesh
+
+from deepseek_jax.parallel.rules import MESH_AXES, RULES
+from deepseek_jax.parallel.shard import current_mesh, use_rules
+
+
+def decoding_mesh(mesh: Mesh, heads: int):
+    """The mesh of a rollout over the devices of a training mesh: fsdp as large as `heads` allow, data the
+    rest.
+
+    heads: what has to split, see ModelConfig.decoding_heads. Devices keep their order, so that arrays move
+    between the two meshes within one program.
+    """
+    fixed = math.prod(mesh.shape[axis] for axis in _model_axes(mesh, heads) if axis != "fsdp")
+    fsdp = math.gcd(mesh.shape["fsdp"], heads // fixed)
+    sizes = dict(mesh.shape) | {"fsdp": fsdp}
+    # data and fsdp are neighbours among the axes: their product may be cut anew
+    sizes["data"] *= mesh.shape["fsdp"] // fsdp
+    devices = mesh.devices.reshape([sizes[axis] for axis in MESH_AXES])
+    return Mesh(devices, MESH_AXES, axis_types=mesh.axis_types)
+
+
+def decoding_rules(mesh: Mesh | AbstractMesh, heads: int):
+    """The table of axes on a decoding_mesh, in place of RULES."""
+    model = _model_axes(mesh, heads)
+    batch = tuple(axis for axis in MESH_AXES if axis not in model)
+    rules = dict.fromkeys(RULES) | {"experts": "expert", "batch": batch}
+    rules |= dict.fromkeys(("heads", "kv_heads", "attention_heads", "mlp", "vocab"), model)
+    # Every device attends for its own slots; the major axes are those of the batch, so that going from one to
+    # the other is an exchange along the model's axes alone
+    return rules | {"slots": (*batch, *model)}
+
+
+def _model_axes(mesh, heads):
+    """The axes that split weights: fsdp, tensor, and context unless the heads do not split over it."""
+    with_context = mesh.shape["context"] * mesh.shape["tensor"]
+    return ("fsdp", "context", "tensor") if heads % with_context == 0 else ("fsdp", "tensor")
+
+
+@contextlib.contextmanager
+def decoding(heads: int):
+    """Trace with decoding_rules, on the decoding_mesh of `jax.set_mesh`; without a mesh nothing changes."""
+    mesh = current_mesh()
+    if mesh is None:
+        yield
+        return
+    with use_rules(decoding_rules(mesh, heads)):
+        yield
