@@ -6,9 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from deepseek_jax.models.config import ModelConfig
-from deepseek_jax.parallel import constrain
-
-BY_HEAD = ("kv_heads", "batch", None, None)  # the axes [k b s x] of a cache under GQA
+from deepseek_jax.parallel.decoding import own_slots
 
 
 class CacheWrite(NamedTuple):
@@ -22,9 +20,9 @@ class CacheWrite(NamedTuple):
     mask: jax.Array
 
     def __call__(self, cache, entry):
-        """Write entry [b 1 x] or [k b 1 x] into cache [b s x] or [k b s x] at index."""
+        """Write entry [b 1 x] or [z 1 x] into cache [b s x] or [z s x] at index."""
         entry = entry.astype(cache.dtype)
-        return jax.lax.dynamic_update_slice_in_dim(cache, entry, self.index, axis=cache.ndim - 2)
+        return jax.lax.dynamic_update_slice_in_dim(cache, entry, self.index, axis=1)
 
 
 class PositionWrite(NamedTuple):
@@ -44,10 +42,10 @@ class PositionWrite(NamedTuple):
 
 
 def empty_cache(config: ModelConfig, batch_size: int, length: int, dtype):
-    """Zeros for one layer: c_kv [b s c] and k_rope [b s r] under MLA, k and v [k b s x] under GQA.
+    """Zeros for one layer: c_kv [b s c] and k_rope [b s r] under MLA, k and v [z s x] under GQA.
 
-    On a mesh each device holds whole caches of its own slots under MLA, whose heads share them, and those of
-    its own key heads under GQA.
+    z: all key heads of the first sequence, then all of the second, and so on, so that the axis splits over
+    devices by sequences.
     """
     if config.is_mla:
         shapes = {
@@ -56,11 +54,6 @@ def empty_cache(config: ModelConfig, batch_size: int, length: int, dtype):
         }
     else:
         # One axis for both: XLA's CPU compiler copied a cache that had an axis of one sequence at every step
-        shape = (config.num_key_value_heads, batch_size, length, config.head_dim)
+        shape = (batch_size * config.num_key_value_heads, length, config.head_dim)
         shapes = {"k": shape, "v": shape}
-    return {name: place(jnp.zeros(shape, dtype)) for name, shape in shapes.items()}
-
-
-def place(cache):
-    """Pin an array of empty_cache, or of prompts, to its devices: [b s x] or [k b s x]."""
-    return constrain(cache, ("slots", None, None) if cache.ndim == 3 else BY_HEAD)
+    return {name: own_slots(jnp.zeros(shape, dtype)) for name, shape in shapes.items()}

@@ -192,11 +192,6 @@ class ModelConfig:
         return ATTENTION_OF[self.model_type] == "mla"
 
     @property
-    def decoding_heads(self):
-        """How many heads a rollout can split over devices: those of the cached keys, or all of MLA's."""
-        return self.num_attention_heads if self.is_mla else self.num_key_value_heads
-
-    @property
     def has_qkv_bias(self):
         return self.model_type == "qwen2"
 

@@ -5,7 +5,6 @@ import functools
 import flax.linen as nn
 import jax.numpy as jnp
 
-from deepseek_jax.models.cache import place
 from deepseek_jax.models.config import ModelConfig
 from deepseek_jax.models.layers import RMSNorm, linear, weight
 from deepseek_jax.ops.attention import attend, attend_branches, attend_cached
@@ -13,6 +12,7 @@ from deepseek_jax.ops.remat import save_for_backward
 from deepseek_jax.ops.rope import apply_rope
 from deepseek_jax.parallel import constrain
 from deepseek_jax.parallel.context import by_heads
+from deepseek_jax.parallel.decoding import heads_to_slots, own_slots, slots_to_heads
 
 
 class GroupedQueryAttention(nn.Module):
@@ -57,9 +57,9 @@ class GroupedQueryAttention(nn.Module):
         return apply_rope(q, *rope), apply_rope(k, *rope), v
 
     def __call__(self, x_btd, rope, segment_ids, branches=None):
-        """Attend within a row: x [b t d] -> ([b t d], the cache entries k and v, [k b t x])."""
+        """Attend within a row: x [b t d] -> ([b t d], the cache entries k and v, [z t x])."""
         q, k, v = self.project(x_btd, rope)
-        remembered = {"k": _by_head(k), "v": _by_head(v)}
+        remembered = {"k": _by_sequence(k), "v": _by_sequence(v)}
         q, k, v = by_heads(q, k, v)
         scale = self.config.head_dim**-0.5
         if branches is None:
@@ -73,16 +73,14 @@ class GroupedQueryAttention(nn.Module):
 
     def decode(self, x_bd, rope, cache, write):
         """Attend from one new token: x [b d] -> ([b d], cache with the token's k and v in it)."""
-        q, k, v = self.project(x_bd[:, None], rope)
-        entries = {"k": _by_head(k), "v": _by_head(v)}
-        cache = {name: place(write(cache[name], entry)) for name, entry in entries.items()}
-        # A device attends with its own heads, so it needs the masks of all slots of its part of the batch
-        mask_bs = constrain(write.mask, ("batch", None))
+        q, k, v = map(heads_to_slots, self.project(x_bd[:, None], rope))
+        entries = {"k": _by_sequence(k), "v": _by_sequence(v)}
+        cache = {name: own_slots(write(cache[name], entry)) for name, entry in entries.items()}
         scale = self.config.head_dim**-0.5
-        out_bhx = attend_cached(q[:, 0], cache["k"], cache["v"], scale=scale, mask=mask_bs)
-        return self._out("bhx,hxd->bd", out_bhx), cache
+        out_bhx = attend_cached(q[:, 0], cache["k"], cache["v"], scale=scale, mask=write.mask)
+        return self._out("bhx,hxd->bd", slots_to_heads(out_bhx)), cache
 
 
-def _by_head(a):
-    """[b t k x] -> [k b t x], the layout of models.cache.empty_cache."""
-    return jnp.moveaxis(a, 2, 0)
+def _by_sequence(a):
+    """[b t k x] -> [z t x], the layout of models.cache.empty_cache."""
+    return jnp.swapaxes(a, 1, 2).reshape(-1, a.shape[1], a.shape[3])

@@ -6,7 +6,6 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from deepseek_jax.models.cache import place
 from deepseek_jax.models.config import ModelConfig
 from deepseek_jax.models.layers import RMSNorm, linear, weight
 from deepseek_jax.ops.attention import attend, attend_branches, attend_latent
@@ -15,6 +14,7 @@ from deepseek_jax.ops.remat import save_for_backward
 from deepseek_jax.ops.rope import apply_rope, yarn_mscale
 from deepseek_jax.parallel import constrain
 from deepseek_jax.parallel.context import by_heads
+from deepseek_jax.parallel.decoding import heads_to_slots, own_slots, slots_to_heads
 
 # The released code uses this for the latents' norms, whatever rms_norm_eps is
 LATENT_NORM_EPS = 1e-6
@@ -122,17 +122,19 @@ class MultiHeadLatentAttention(nn.Module):
         cache = self._written(cache, write, c_kv, k_rope)
         # (W c) . q = c . (W^T q): the up-projection moves from all cached keys to one query
         q_latent = dot("bhn,chn->bhc", q_nope, self.w_k_up)
-        q_latent, q_rope = map(_to_own_slots, (q_latent, q_rope))
+        q_latent, q_rope = map(heads_to_slots, (q_latent, q_rope))
         z_bhc = attend_latent(
             q_latent, q_rope, cache["c_kv"], cache["k_rope"], scale=self.scale, mask=write.mask
         )
-        z_bhc = _to_own_heads(z_bhc)
+        z_bhc = slots_to_heads(z_bhc)
         return self._out("bhu,hud->bd", dot("bhc,chu->bhu", z_bhc, self.w_v_up)), cache
 
     def _written(self, cache, write, c_kv, k_rope):
         """The cache with the entries of new tokens in it."""
         entries = {"c_kv": c_kv, "k_rope": k_rope}
-        return {name: place(write(cache[name], place(entry))) for name, entry in entries.items()}
+        return {
+            name: own_slots(write(cache[name], own_slots(entry))) for name, entry in entries.items()
+        }
 
     def extend(self, x_btd, rope, cache, write):
         """decode for t new tokens a sequence: x [b t d] -> ([b t d], cache with their latents in it).
@@ -147,30 +149,8 @@ class MultiHeadLatentAttention(nn.Module):
             latents = cache["c_kv"], cache["k_rope"]
             return attend_latent(q_latent, q_rope, *latents, scale=self.scale, mask=mask)
 
-        q_latent = _to_own_slots(dot("bthn,chn->bthc", q_nope, self.w_k_up))
-        q_rope = _to_own_slots(q_rope)
+        q_latent = heads_to_slots(dot("bthn,chn->bthc", q_nope, self.w_k_up))
+        q_rope = heads_to_slots(q_rope)
         z_bthc = jax.vmap(attend_from, in_axes=1, out_axes=1)(q_latent, q_rope, write.mask)
-        z_bthc = _to_own_heads(z_bthc)
+        z_bthc = slots_to_heads(z_bthc)
         return self._out("bthu,hud->btd", dot("bthc,chu->bthu", z_bthc, self.w_v_up)), cache
-
-
-# In a rollout weights stay split by head and caches by slot, so the few queries and latents of a step travel.
-# Each is pinned on both sides of its way, or the compiler gathers the weights of the product beside it
-
-
-def _to_own_slots(a):
-    """[b ... h x]: from a device's heads of many slots to all heads of its own slots."""
-    return _by_slots(_by_heads(a))
-
-
-def _to_own_heads(a):
-    """[b ... h x]: from all heads of a device's own slots to its heads of many slots."""
-    return _by_heads(_by_slots(a))
-
-
-def _by_heads(a):
-    return constrain(a, ("batch",) + (None,) * (a.ndim - 3) + ("heads", None))
-
-
-def _by_slots(a):
-    return constrain(a, ("slots",) + (None,) * (a.ndim - 1))

@@ -247,15 +247,16 @@ def _masked_softmax(scores, mask, dtype):
 def attend_cached(q, k, v, *, scale: float, mask):
     """One query per sequence against its cache: -> [b h u] in v's dtype.
 
-    q: [b h x], k: [k b s x], v: [k b s u], mask: bool[b s].
+    q: [b h x], k: [z s x], v: [z s u], mask: bool[b s]. z: all key heads of the first sequence, then all of
+    the second, and so on.
     """
     b, h, x = q.shape
-    heads = len(k)
-    q_kbgx = jnp.moveaxis(q.reshape(b, heads, -1, x), 1, 0)
-    scores_kbgs = dot("kbgx,kbsx->kbgs", q_kbgx, k, jnp.float32) * scale
-    weights_kbgs = _softmax(scores_kbgs, mask[None, :, None], v.dtype)
-    out_kbgu = dot("kbgs,kbsu->kbgu", weights_kbgs, v)
-    return jnp.moveaxis(out_kbgu, 0, 1).reshape(b, h, -1)
+    q_zgx = q.reshape(len(k), -1, x)
+    scores_zgs = dot("zgx,zsx->zgs", q_zgx, k, jnp.float32) * scale
+    # z counts heads fastest: each mask repeats for the heads of its sequence
+    mask_zs = jnp.repeat(mask, len(k) // b, axis=0)
+    weights_zgs = _softmax(scores_zgs, mask_zs[:, None], v.dtype)
+    return dot("zgs,zsu->zgu", weights_zgs, v).reshape(b, h, -1)
 
 
 def attend_latent(q_latent, q_rope, c_kv, k_rope, *, scale: float, mask):

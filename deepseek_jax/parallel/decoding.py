@@ -11,15 +11,15 @@ import math
 from jax.sharding import AbstractMesh, Mesh
 
 from deepseek_jax.parallel.rules import MESH_AXES, RULES
-from deepseek_jax.parallel.shard import current_mesh, use_rules
+from deepseek_jax.parallel.shard import constrain, current_mesh, use_rules
 
 
 def decoding_mesh(mesh: Mesh, heads: int):
     """The mesh of a rollout over the devices of a training mesh: fsdp as large as `heads` allow, data the
     rest.
 
-    heads: what has to split, see ModelConfig.decoding_heads. Devices keep their order, so that arrays move
-    between the two meshes within one program.
+    heads: num_attention_heads. Devices keep their order, so that arrays move between the two meshes within
+    one program.
     """
     fixed = math.prod(mesh.shape[axis] for axis in _model_axes(mesh, heads) if axis != "fsdp")
     fsdp = math.gcd(mesh.shape["fsdp"], heads // fixed)
@@ -56,3 +56,31 @@ def decoding(heads: int):
         return
     with use_rules(decoding_rules(mesh, heads)):
         yield
+
+
+# The few queries, keys and latents of a step travel, so that weights stay split by head and caches by slot.
+# Each is pinned on both sides of its way, or the compiler gathers the weights of the product beside it
+
+
+def heads_to_slots(a):
+    """[b ... h x]: from a device's heads of many slots to all heads of its own slots."""
+    return own_slots(_own_heads(a))
+
+
+def slots_to_heads(a):
+    """[b ... h x]: from all heads of a device's own slots to its heads of many slots."""
+    return _own_heads(own_slots(a))
+
+
+def _own_heads(a):
+    return constrain(a, ("batch",) + (None,) * (a.ndim - 3) + ("heads", None))
+
+
+def own_slots(a):
+    """Pin an array with a leading axis of slots, or of parts of slots, to their devices."""
+    return constrain(a, ("slots",) + (None,) * (a.ndim - 1))
+
+
+def own_rows(a):
+    """Pin an activation [b ...] to the devices that have the batch's rows."""
+    return constrain(a, ("batch",) + (None,) * (a.ndim - 1))

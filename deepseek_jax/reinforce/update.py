@@ -17,8 +17,8 @@ from deepseek_jax.training.loop import Limit
 # Means of |old - sampler|, in nats, that rounding explains. Runs in float32 have 4e-7; in bfloat16 rounding
 # often sends a token to other experts, whose scores are nearly equal
 LARGEST_MEAN_GAP = {"float32": 1e-4, "bfloat16": 0.05}
-# The share of tokens whose gap exceeds losses.grpo.LARGE_GAP. In float32 a token rarely goes to other experts:
-# one of 2,000 is within the limit
+# The share of tokens whose gap exceeds losses.grpo.LARGE_GAP. In float32 few tokens go to other experts: one
+# of 2,000 is within the limit
 LARGEST_SHARE = 1e-3
 
 

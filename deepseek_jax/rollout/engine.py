@@ -92,14 +92,14 @@ def rollout_config(config):
 def rollout_mesh(config):
     """The mesh of a rollout on that of `jax.set_mesh`; None without one, or with a single device."""
     mesh = jax.sharding.get_mesh()
-    return None if mesh.empty or mesh.size == 1 else decoding_mesh(mesh, config.decoding_heads)
+    return None if mesh.empty or mesh.size == 1 else decoding_mesh(mesh, config.num_attention_heads)
 
 
 def batch_parts_of(mesh, config):
     """Into how many parts a rollout's mesh splits a batch of prompts."""
     if mesh is None:
         return 1
-    return axis_parts(mesh, decoding_rules(mesh, config.decoding_heads)["batch"])
+    return axis_parts(mesh, decoding_rules(mesh, config.num_attention_heads)["batch"])
 
 
 def _serve(queue, engine, result, on_end):

@@ -18,6 +18,7 @@ from deepseek_jax.models.decoder import DecoderLayer
 from deepseek_jax.models.layers import rms_norm
 from deepseek_jax.models.mtp import MultiTokenPrediction
 from deepseek_jax.parallel import constrain
+from deepseek_jax.parallel.decoding import own_rows
 from deepseek_jax.rollout import steps
 from deepseek_jax.rollout.sampling import distribution, draw, verify
 
@@ -153,7 +154,7 @@ def _run(config, weights, tokens, caches, rope, write):
         x_bzd, cache = steps.layer_at(config, index).apply(
             {"params": layer}, x_bzd, rope, cache, write, method="extend"
         )
-        x_bzd = steps.by_row(x_bzd)
+        x_bzd = own_rows(x_bzd)
         written.append(cache)
     return rms_norm(x_bzd, weights["final_norm"], config.rms_norm_eps), written
 

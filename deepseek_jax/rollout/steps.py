@@ -12,14 +12,14 @@ import jax
 import jax.numpy as jnp
 
 from deepseek_jax.models import init_params
-from deepseek_jax.models.cache import CacheWrite, empty_cache, place
+from deepseek_jax.models.cache import CacheWrite, empty_cache
 from deepseek_jax.models.decoder import DecoderLayer
 from deepseek_jax.models.heads import head_weight
 from deepseek_jax.models.layers import LINEAR, position_tables, rms_norm
 from deepseek_jax.ops.decoding import prepare
 from deepseek_jax.ops.dot import dot
 from deepseek_jax.parallel import constrain, logical_names
-from deepseek_jax.parallel.decoding import decoding
+from deepseek_jax.parallel.decoding import decoding, own_rows, own_slots
 from deepseek_jax.rollout.sampling import sample
 
 
@@ -54,20 +54,10 @@ def on_rollout_mesh(function):
 
     @functools.wraps(function)
     def placed(config, *arguments):
-        with decoding(config.decoding_heads):
+        with decoding(config.num_attention_heads):
             return function(config, *arguments)
 
     return placed
-
-
-def by_slot(tree):
-    """Pin arrays with a leading axis of slots, or of tokens of slots, to their devices."""
-    return jax.tree.map(lambda x: constrain(x, ("slots",) + (None,) * (x.ndim - 1)), tree)
-
-
-def by_row(x):
-    """Pin an activation [b ...] to the devices that have the batch's rows."""
-    return constrain(x, ("batch",) + (None,) * (x.ndim - 1))
 
 
 def cast(config, params):
@@ -137,7 +127,7 @@ def layer_at(config, index):
 
 def embed(weights, tokens):
     """The embedding's rows of tokens: int32[...] -> [... d]."""
-    return by_row(jnp.take(weights["embedding"], tokens, axis=0))
+    return own_rows(jnp.take(weights["embedding"], tokens, axis=0))
 
 
 def logits(config, weights, hidden_md):
@@ -145,7 +135,7 @@ def logits(config, weights, hidden_md):
     logits_mv = dot("md,vd->mv", hidden_md, head_weight(config, weights), jnp.float32)
     # From some of the vocabulary for many slots to all of it for a device's own slots, which it samples.
     # Pinned before, too, or the compiler gathers the head instead
-    return by_slot(constrain(logits_mv, ("batch", "vocab")))
+    return own_slots(constrain(logits_mv, ("batch", "vocab")))
 
 
 def _logits_of_stream(config, weights, x_bd):
@@ -184,7 +174,7 @@ def run_prompts(config, weights, tables, tokens, lengths):
         x_ptd, _, remembered = layer_at(config, index).apply(
             {"params": layer}, x_ptd, rope, segment_ids
         )
-        x_ptd = by_row(x_ptd)
+        x_ptd = own_rows(x_ptd)
         caches.append(remembered)
     return caches, x_ptd
 
@@ -213,9 +203,9 @@ def empty_slots(config, count, prompt_room, completion_room):
 
 
 def pinned(slots):
-    """The Slots, whose arrays are pinned to the devices of their slots; caches are by models.cache.place."""
-    apart = dict(caches=None, step=None)
-    return by_slot(slots._replace(**apart))._replace(caches=slots.caches, step=slots.step)
+    """The Slots, whose arrays are pinned to the devices of their slots; caches are where they are written."""
+    apart = slots._replace(caches=None, step=None)
+    return jax.tree.map(own_slots, apart)._replace(caches=slots.caches, step=slots.step)
 
 
 def append(slots, tokens, logprobs, seats, eos_ids):
@@ -249,11 +239,11 @@ def seat(
     """
 
     def copy_prompt(cache, prompt_cache):
-        # The axes of both end in sequence, position, number, and k comes before them under GQA
-        new = place(jnp.take(prompt_cache, prompts, axis=-3))
-        old = jax.lax.slice_in_dim(cache, 0, prompt_cache.shape[-2], axis=cache.ndim - 2)
-        new = jnp.where(seats[:, None, None], new, old)
-        return place(jax.lax.dynamic_update_slice_in_dim(cache, new, 0, axis=cache.ndim - 2))
+        room = prompt_cache.shape[1]
+        new = own_slots(jnp.take(_apart(prompt_cache, len(prompt_logits)), prompts, axis=0))
+        old = _apart(cache[:, :room], len(seats))
+        new = jnp.where(seats[:, None, None, None], new, old).reshape(-1, room, cache.shape[-1])
+        return own_slots(jax.lax.dynamic_update_slice_in_dim(cache, new, 0, axis=1))
 
     slots = slots._replace(
         # The ring is not cleared: decode's mask hides what an earlier request left there
@@ -263,8 +253,13 @@ def seat(
         length=jnp.where(seats, 0, slots.length),
     )
     step_keys = jax.vmap(jax.random.fold_in)(slots.keys, slots.length)
-    tokens, logprobs = sample(step_keys, by_slot(prompt_logits[prompts]), sampling)
+    tokens, logprobs = sample(step_keys, own_slots(prompt_logits[prompts]), sampling)
     return pinned(append(slots, tokens, logprobs, seats, eos_ids))
+
+
+def _apart(cache, count):
+    """Caches of count sequences, [z s x] or, of no heads, [b s x] -> [b k s x]."""
+    return cache.reshape(count, -1, *cache.shape[1:])
 
 
 # Slots are donated, so that the loop writes into their caches in place
@@ -273,7 +268,7 @@ def seat(
 def decode(config, sampling, eos_ids, weights, tables, slots, stop_when_one_ends):
     """Sample token after token until every slot has ended, or one has if stop_when_one_ends: bool[]."""
     completion_room = slots.tokens.shape[1]
-    room = slots.caches[0]["c_kv" if config.is_mla else "k"].shape[-2]
+    room = slots.caches[0]["c_kv" if config.is_mla else "k"].shape[1]
     prompt_room = room - completion_room
 
     def body(slots):
@@ -292,7 +287,7 @@ def decode(config, sampling, eos_ids, weights, tables, slots, stop_when_one_ends
             x_bd, cache = layer_at(config, index).apply(
                 {"params": layer}, x_bd, rope, slots.caches[index], write, method="decode"
             )
-            x_bd = by_row(x_bd)
+            x_bd = own_rows(x_bd)
             caches.append(cache)
         step_keys = jax.vmap(jax.random.fold_in)(slots.keys, slots.length)
         tokens, logprobs = sample(step_keys, _logits_of_stream(config, weights, x_bd), sampling)

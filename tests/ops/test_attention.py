@@ -210,11 +210,11 @@ def test_padding_of_prefix_and_branches_reaches_no_real_token():
 
 def test_attend_cached_is_one_query_over_the_masked_cache():
     """Oracle: the definition by a numpy loop; the mask is no prefix, as in a ring of slots."""
-    q, k, v = normal(7, 2, 4, 6), normal(8, 2, 2, 7, 6), normal(9, 2, 2, 7, 5)
+    q, k, v = normal(7, 2, 4, 6), normal(8, 4, 7, 6), normal(9, 4, 7, 5)
     mask = np.array([[1, 0, 1, 1, 0, 0, 1], [0, 0, 0, 1, 0, 0, 0]], bool)
     ours = attend_cached(q, k, v, scale=SCALE, mask=mask)
     for row, head in np.ndindex(2, 4):
-        at = head // 2, row, mask[row]
+        at = 2 * row + head // 2, mask[row]  # two key heads a sequence
         keys, values = k[at], v[at]
         np.testing.assert_allclose(ours[row, head], one_query(q[row, head], keys, values), **CLOSE)
 
@@ -249,7 +249,7 @@ def test_a_query_that_may_see_nothing_stays_finite():
         return attend_cached(q, k, v, scale=SCALE, mask=mask).sum()
 
     grads = jax.value_and_grad(value, argnums=(0, 1, 2))(
-        normal(0, 1, 2, 3), normal(1, 1, 1, 4, 3), normal(2, 1, 1, 4, 3)
+        normal(0, 1, 2, 3), normal(1, 1, 4, 3), normal(2, 1, 4, 3)
     )
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(grads))
     latent = attend_latent(

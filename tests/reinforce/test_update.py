@@ -127,7 +127,7 @@ def test_one_wrong_token_of_the_sampler_stops_a_run_at_any_step(tmp_path, monkey
     )
     words = f"at step {first_wrong} sampler_gap_share is .*, above 1.0e-03: at too many tokens"
     with pytest.raises(ValueError, match=words):
-        train(tmp_path, num_steps=3, prompts_per_step=16, group_size=8, save_every=1, log_every=9)
+        train(tmp_path, num_steps=3, prompts_per_step=8, group_size=8, save_every=1, log_every=9)
     assert next(steps) <= first_wrong + 2
     saved = [int(path.name) for path in (tmp_path / "checkpoints").iterdir() if path.name.isdigit()]
     assert saved == list(range(1, first_wrong + 1))

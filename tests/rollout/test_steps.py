@@ -25,18 +25,21 @@ def test_a_step_writes_into_the_caches_where_they_lie(count):
     assert "fusion" in made and not {"copy", "transpose"} & set(made)
 
 
-def test_devices_that_share_out_heads_share_out_their_caches(tmp_path):
-    """Oracle: the compiled loop: with two key heads, four sequences and a tensor axis of two, each device has
-    one head in the inputs, the outputs and everything between.
+def test_each_device_has_the_caches_of_its_own_slots(tmp_path):
+    """Oracle: the compiled loop: of eight slots with two key heads each device has one slot's caches, in the
+    inputs, the outputs and everything between, and on a tensor axis of two half of the query heads.
     """
     save_hf(tmp_path, *tiny_model("gqa"))
     mesh = make_mesh(tensor=2, data=4)
     config, params = load_hf(tmp_path, mesh=mesh)
-    slots = empty_slots(config, 4, 24, 40)
-    assert slots.caches[0]["k"].shape == (2 * 4, 64, 6)
     with jax.set_mesh(mesh):
+        slots = empty_slots(config, 8, 24, 40)
         weights = decoding_weights(config, params)
         arguments = weights, rotations(config, 64), slots, False
         program = decode.lower(config, Sampling(), (), *arguments).compile().as_text()
-    assert {"q", "k", "v"} < weights["layers"][0]["attention"].keys()  # each shared out by itself
-    assert "f32[4,64,6]" in program and "f32[8,64,6]" not in program
+    whole, own = slots.caches[0]["k"].shape, (2, 64, 6)
+    assert whole == (8 * 2, 64, 6)
+    assert "f32[2,64,6]" in program and "f32[16,64,6]" not in program
+    q = weights["layers"][0]["attention"]["q"]
+    assert q.sharding.shard_shape(q.shape)[1] == config.num_attention_heads // 2
+    assert slots.caches[0]["k"].sharding.shard_shape(whole) == own

@@ -1,0 +1,124 @@
+"""Rollouts on meshes of eight devices, against the same rollout on one."""
+
+import functools
+
+import jax
+import numpy as np
+import pytest
+
+from configs import models
+from deepseek_jax.models import ModelConfig, forward, random_params
+from deepseek_jax.parallel import make_mesh
+from deepseek_jax.parallel.decoding import decoding_mesh, decoding_rules
+from deepseek_jax.rollout import generate
+from tests.quick import others_slow
+
+DENSE = dict(
+    model_type="llama",
+    vocab_size=64,
+    hidden_size=64,
+    intermediate_size=128,
+    num_hidden_layers=2,
+    num_attention_heads=8,
+    num_key_value_heads=4,
+    max_position_embeddings=256,
+)
+EXPERTS = models.deepseek_v3_tiny(vocab_size=64)
+MODELS = {
+    "dense": ModelConfig(**DENSE),
+    # 12 heads do not split over eight devices: fsdp gives a factor of two to data
+    "dense of 12 heads": ModelConfig(**DENSE | dict(num_attention_heads=12, head_dim=8)),
+    "experts": ModelConfig(**EXPERTS | dict(num_hidden_layers=3)),
+    "drafting": ModelConfig(**EXPERTS | dict(num_nextn_predict_layers=1)),
+}
+MESHES = {
+    "data": dict(data=8),
+    "fsdp": dict(fsdp=8),
+    "tensor": dict(tensor=2, fsdp=4),
+    "slices": dict(slices=2, fsdp=4),
+    "context": dict(context=2, data=4),
+    "pipeline": dict(pipeline=2, fsdp=4),
+    "expert": dict(expert=4, tensor=2),
+    "mixed": dict(expert=2, fsdp=2, tensor=2),
+    "expert and context": dict(slices=2, expert=2, context=2),
+}
+SLOTS, LENGTH = 8, 24
+# Ragged prompts; with four completions each, slots are seated again
+RNG = np.random.default_rng(0)
+PROMPTS = [RNG.integers(1, 64, RNG.integers(2, 20)).tolist() for _ in range(7)]
+CASES = [(model, mesh) for model in ("dense", "experts") for mesh in MESHES]
+CASES = [(m, a) for m, a in CASES if not (m == "dense" and "expert" in MESHES[a])]
+CASES = [(m, a) for m, a in CASES if not (m == "experts" and a == "pipeline")]
+CASES += [("dense of 12 heads", "fsdp"), ("drafting", "mixed"), ("drafting", "fsdp")]
+QUICK = [
+    ("dense", "fsdp"),
+    ("dense of 12 heads", "fsdp"),
+    ("experts", "mixed"),
+    ("experts", "expert"),
+]
+
+
+def rollout(model, mesh):
+    config = MODELS[model]
+    with jax.set_mesh(mesh):
+        params = random_params(config, mesh, 0)
+        sampling = dict(max_completion_length=LENGTH, n=4, eos_ids=(3,), seed=0, slots=SLOTS)
+        return generate(config, params, PROMPTS, speculative=model == "drafting", **sampling)
+
+
+@functools.cache
+def on_one(model):
+    return rollout(model, make_mesh(data=1, devices=jax.devices()[:1]))
+
+
+def margin(model, row, at):
+    """How near another token was, at a token of the rollout on one device: by how many nats the likeliest is
+    ahead of the second, from the whole forward pass.
+    """
+    config, one = MODELS[model], on_one(model)
+    ids = [*PROMPTS[row // 4], *one.completion_ids[row, :at]]
+    mesh = make_mesh(data=1, devices=jax.devices()[:1])
+    logits = forward(config, random_params(config, mesh, 0), np.array([ids], np.int32))[0, -1]
+    second, first = np.sort(np.asarray(jax.nn.log_softmax(logits)))[-2:]
+    return float(first - second)
+
+
+@pytest.mark.parametrize("model, axes", others_slow(CASES, *QUICK))
+def test_a_rollout_on_a_mesh_is_that_of_one_device(model, axes):
+    """Oracle: one device: the same tokens, and log-probabilities to float32's rounding (4e-6 nats)."""
+    one, many = on_one(model), rollout(model, make_mesh(**MESHES[axes]))
+    differs = one.completion_ids != many.completion_ids
+    for row in np.flatnonzero(differs.any(1)):
+        at = differs[row].argmax()
+        print(
+            f"row {row}, token {at}: the likeliest two were {margin(model, row, at):.2g} nats apart"
+        )
+    np.testing.assert_array_equal(many.completion_ids, one.completion_ids)
+    np.testing.assert_array_equal(many.completion_mask, one.completion_mask)
+    np.testing.assert_array_equal(many.truncated, one.truncated)
+    np.testing.assert_allclose(many.sampler_logprobs, one.sampler_logprobs, atol=4e-6)
+    assert 0 < one.truncated.mean() < 1 or model == "drafting"
+
+
+def test_slots_that_do_not_split_over_the_devices_are_refused():
+    """Oracle: the message."""
+    mesh, config = make_mesh(), MODELS["dense"]
+    with (
+        jax.set_mesh(mesh),
+        pytest.raises(ValueError, match="^slots=12 does not split over .* 8 devices"),
+    ):
+        params = random_params(config, mesh, 0)
+        generate(config, params, PROMPTS, max_completion_length=4, slots=12)
+
+
+def test_fsdp_splits_heads_as_far_as_they_go_and_data_takes_the_rest():
+    """Oracle: by hand: the sizes of both meshes, whose devices keep their order."""
+    mesh = make_mesh(fsdp=4, tensor=2)
+    same, cut = decoding_mesh(mesh, 8), decoding_mesh(mesh, 4)
+    assert dict(same.shape) == dict(mesh.shape)
+    assert (cut.shape["data"], cut.shape["fsdp"], cut.shape["tensor"]) == (2, 2, 2)
+    assert list(cut.devices.flat) == list(mesh.devices.flat)
+    # A context that heads do not split over belongs to the batch
+    rules = decoding_rules(make_mesh(context=8), 4)
+    assert rules["heads"] == ("fsdp", "tensor") and "context" in rules["batch"]
+    assert set(rules["slots"]) == set(mesh.axis_names)
