@@ -55,16 +55,35 @@ def empty_rollout(rows: int, length: int):
 
 def copy_completions(rollout: Rollout, rows, state, slots):
     """Copy the completions in `slots` of state, a steps.Slots, to `rows` of rollout: int[e] each."""
-    length = on_host(state.length)[slots]
+    state = jax.tree.map(on_host, _rows_of(state, slots))
+    length = state.length
     # Past its length a slot still has the tokens of the request that it had before
     sampled = np.arange(rollout.completion_ids.shape[1]) < length[:, None]
     rollout.completion_mask[rows] = sampled
-    rollout.completion_ids[rows] = np.where(sampled, on_host(state.tokens)[slots], 0)
-    rollout.sampler_logprobs[rows] = np.where(sampled, on_host(state.logprobs)[slots], 0)
-    rollout.truncated[rows] = ~on_host(state.stopped)[slots]
+    rollout.completion_ids[rows] = np.where(sampled, state.tokens, 0)
+    rollout.sampler_logprobs[rows] = np.where(sampled, state.logprobs, 0)
+    rollout.truncated[rows] = ~state.stopped
     if state.drafting is not None:
-        rollout.drafted[rows] = on_host(state.drafting.drafted)[slots]
-        rollout.accepted[rows] = on_host(state.drafting.accepted)[slots]
+        rollout.drafted[rows] = state.drafting.drafted
+        rollout.accepted[rows] = state.drafting.accepted
+
+
+def _rows_of(state, slots):
+    """What a Rollout needs of some slots: only these leave the devices."""
+    drafting = state.drafting
+    if drafting is not None:
+        drafting = drafting._replace(hidden=None, next_tokens=None, fresh=None)
+    wanted = dict.fromkeys(("caches", "step", "keys", "prompt_length", "last_token", "ended"))
+    # A power of two, so that few sizes are compiled; the last slot fills the rest
+    width = 1 << (len(slots) - 1).bit_length()
+    padded = np.append(slots, np.full(width - len(slots), slots[-1]))
+    taken = _take(state._replace(**wanted, drafting=drafting), padded)
+    return jax.tree.map(lambda array: array[: len(slots)], taken)
+
+
+@jax.jit
+def _take(tree, rows):
+    return jax.tree.map(lambda array: array[rows], tree)
 
 
 def check_finite(rollout: Rollout, rows, state, slots):

@@ -32,6 +32,10 @@ from deepseek_jax.rollout.completions import check_finite, copy_completions, emp
 from deepseek_jax.rollout.requests import RequestQueue, check, check_slots, make_requests
 from deepseek_jax.rollout.sampling import Sampling
 
+# Tokens of a completion that the caches have room for at first, and the factor by which it grows
+FIRST_ROOM, GROWTH = 2048, 4
+# One of so many slots may stand empty before requests are seated
+SEATED_TOGETHER = 32
 # In units of an even share. The few tokens of a step are uneven: twice the share nearly always suffices
 EXPERT_BUFFER = 2.0
 
@@ -109,8 +113,8 @@ def _serve(queue, engine, result, on_end):
         if queue and len(free):
             engine.seat(queue.take(len(free)), free)
         else:
-            # While requests wait, return at the first free slot; after that a free slot has no use
-            engine.decode(until_one_ends=bool(queue))
+            # While requests wait, return for free slots; after that a free slot has no use
+            engine.decode(wanted=bool(queue))
         # Seating ends a request too if its first token is an end token or fills its room
         ended = engine.collect(result)
         if len(ended):
@@ -127,11 +131,12 @@ class _Engine:
         # The number of the chunk that is prefilled
         self.chunk = None
 
-    def open(self, slots, completion_room):
+    def open(self, slots, max_completion_length):
         """Make `slots` free slots."""
         prompt_room = self.requests.tokens.shape[1]
-        self.state = self.parts.empty_slots(self.config, slots, prompt_room, completion_room)
-        self.tables = steps.rotations(self.config, prompt_room + completion_room)
+        sizes = slots, prompt_room, min(FIRST_ROOM, max_completion_length), max_completion_length
+        self.state = self.parts.empty_slots(self.config, *sizes)
+        self.tables = steps.rotations(self.config, prompt_room + max_completion_length)
         # -1: the slot is free
         self.request_in = np.full(slots, -1)
 
@@ -170,10 +175,15 @@ class _Engine:
         self.prefilled = self.parts.prefill(self.config, self.weights, self.tables, *prompts)
         self.chunk = chunk
 
-    def decode(self, until_one_ends):
-        """Sample token after token until every slot has ended, or one more has if until_one_ends."""
-        arrays = self.weights, self.tables, self.state, until_one_ends
-        self.state = self.parts.decode(*self.fixed, *arrays)
+    def decode(self, wanted):
+        """Sample token after token until every slot has ended, or, if slots are wanted, some more have."""
+        room, longest = steps.rooms(self.tables, self.state)[1], self.state.tokens.shape[1]
+        if room < longest and on_host(self.state.length)[self.request_in >= 0].max() >= room:
+            room = min(GROWTH * room, longest)
+            self.state = self.parts.grow(self.config, self.tables, self.state, room)
+        # Each seating costs a call, and an empty slot a few steps: seat a share of the slots at a time
+        ends = max(len(self.request_in) // SEATED_TOGETHER, 1) if wanted else len(self.request_in)
+        self.state = self.parts.decode(*self.fixed, self.weights, self.tables, self.state, ends)
 
     def collect(self, result):
         """Copy the completions that have ended to their rows of result and free their slots: -> the rows."""

@@ -18,7 +18,7 @@ from deepseek_jax.models.decoder import DecoderLayer
 from deepseek_jax.models.layers import rms_norm
 from deepseek_jax.models.mtp import MultiTokenPrediction
 from deepseek_jax.parallel import constrain
-from deepseek_jax.parallel.decoding import own_rows
+from deepseek_jax.parallel.decoding import own_rows, own_slots
 from deepseek_jax.rollout import steps
 from deepseek_jax.rollout.sampling import distribution, draw, verify
 
@@ -57,11 +57,11 @@ def decoding_weights(config, params):
     return steps.decoding_weights(config, params) | {"mtp": module}
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
+@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3, 4))
 @steps.on_rollout_mesh
-def empty_slots(config, count, prompt_room, completion_room):
+def empty_slots(config, count, prompt_room, completion_room, max_completion_length):
     """steps.empty_slots, with one more cache: the module's."""
-    slots = steps.empty_slots(config, count, prompt_room, completion_room)
+    slots = steps.empty_slots(config, count, prompt_room, completion_room, max_completion_length)
     cache = empty_cache(config, count, prompt_room + completion_room, config.dtype)
     zeros_b = jnp.zeros(count, jnp.int32)
     drafting = Drafting(
@@ -175,9 +175,10 @@ def _verified(distributions, uniform, draft, draft_probs):
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2), donate_argnums=5)
 @steps.on_rollout_mesh
-def decode(config, sampling, eos_ids, weights, tables, slots, stop_when_one_ends):
+def decode(config, sampling, eos_ids, weights, tables, slots, ends):
     """steps.decode, with one or two tokens a step."""
     room = slots.caches[0]["c_kv"].shape[1]
+    _, completion_room = steps.rooms(tables, slots)
 
     def body(slots):
         *caches, draft_cache = slots.caches
@@ -216,10 +217,23 @@ def decode(config, sampling, eos_ids, weights, tables, slots, stop_when_one_ends
         )
         return steps.pinned(slots._replace(drafting=drafting))
 
-    return steps.repeat(body, slots, stop_when_one_ends)
+    # A step writes the last token and the draft, one place further than steps.decode; prompts fill their room
+    return steps.repeat(body, slots, ends, completion_room - 1)
 
 
-PARTS = steps.Parts(decoding_weights, empty_slots, prefill, seat, decode)
+@functools.partial(jax.jit, static_argnums=(0, 3))
+@steps.on_rollout_mesh
+def grow(config, tables, slots, completion_room):
+    """steps.grow: a token's cache index is its position, whatever the room."""
+    _, old = steps.rooms(tables, slots)
+
+    def larger(cache):
+        return own_slots(jnp.pad(cache, ((0, 0), (0, completion_room - old), (0, 0))))
+
+    return slots._replace(caches=jax.tree.map(larger, slots.caches))
+
+
+PARTS = steps.Parts(decoding_weights, empty_slots, prefill, seat, decode, grow)
 
 
 def parts(config):

@@ -2,6 +2,7 @@
 
 Every slot writes the same cache index in a step, prompt room + (step mod completion room): a slot's tokens
 stand in a ring, and the mask, not the order, marks its own. So a slot can be reseated at any step.
+The completion room of the caches grows with the longest completion that decodes: attention reads all of it.
 """
 
 import functools
@@ -31,6 +32,7 @@ class Parts(NamedTuple):
     prefill: Callable
     seat: Callable
     decode: Callable
+    grow: Callable
 
 
 class Slots(NamedTuple):
@@ -179,10 +181,12 @@ def run_prompts(config, weights, tables, tokens, lengths):
     return caches, x_ptd
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
+@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3, 4))
 @on_rollout_mesh
-def empty_slots(config, count, prompt_room, completion_room):
-    """Slots of which all have ended, with room for prompts and completions of these lengths."""
+def empty_slots(config, count, prompt_room, completion_room, max_completion_length):
+    """Slots of which all have ended, for completions of up to max_completion_length tokens. Their caches have
+    room for prompts and completions of these lengths; `grow` gives more.
+    """
     zeros = jnp.zeros(count, jnp.int32)
     slots = Slots(
         caches=[
@@ -196,8 +200,8 @@ def empty_slots(config, count, prompt_room, completion_room):
         last_token=zeros,
         ended=jnp.ones(count, bool),
         stopped=jnp.zeros(count, bool),
-        tokens=jnp.zeros((count, completion_room), jnp.int32),
-        logprobs=jnp.zeros((count, completion_room), jnp.float32),
+        tokens=jnp.zeros((count, max_completion_length), jnp.int32),
+        logprobs=jnp.zeros((count, max_completion_length), jnp.float32),
     )
     return pinned(slots)
 
@@ -265,11 +269,9 @@ def _apart(cache, count):
 # Slots are donated, so that the loop writes into their caches in place
 @functools.partial(jax.jit, static_argnums=(0, 1, 2), donate_argnums=5)
 @on_rollout_mesh
-def decode(config, sampling, eos_ids, weights, tables, slots, stop_when_one_ends):
-    """Sample token after token until every slot has ended, or one has if stop_when_one_ends: bool[]."""
-    completion_room = slots.tokens.shape[1]
-    room = slots.caches[0]["c_kv" if config.is_mla else "k"].shape[1]
-    prompt_room = room - completion_room
+def decode(config, sampling, eos_ids, weights, tables, slots, ends):
+    """Sample token after token until every slot has ended, `ends` more have: int32[], or a cache is full."""
+    prompt_room, completion_room = rooms(tables, slots)
 
     def body(slots):
         active = ~slots.ended
@@ -294,19 +296,50 @@ def decode(config, sampling, eos_ids, weights, tables, slots, stop_when_one_ends
         slots = slots._replace(caches=caches, step=slots.step + 1)
         return pinned(append(slots, tokens, logprobs, active, eos_ids))
 
-    return repeat(body, slots, stop_when_one_ends)
+    # The last token sampled is not in the cache yet: a step needs room for `length` tokens
+    return repeat(body, slots, ends, completion_room)
 
 
-def repeat(body, slots, stop_when_one_ends):
-    """Run body: Slots -> Slots until every slot has ended, or one has if stop_when_one_ends: bool[]."""
-    # Free slots have ended already: only a slot that ends in this loop may stop it
+def repeat(body, slots, ends, most):
+    """Run body: Slots -> Slots until every slot has ended, `ends` more have: int32[], or one that has not
+    ended has more than `most` tokens.
+    """
+    # Free slots have ended already: only slots that end in this loop count
     ended_before = slots.ended
 
     def keep_on(slots):
-        one_ended = jnp.any(slots.ended & ~ended_before)
-        return jnp.any(~slots.ended) & ~(stop_when_one_ends & one_ended)
+        ended = (slots.ended & ~ended_before).sum()
+        is_full = jnp.any(~slots.ended & (slots.length > most))
+        return jnp.any(~slots.ended) & (ended < ends) & ~is_full
 
     return jax.lax.while_loop(keep_on, body, slots)
 
 
-PARTS = Parts(decoding_weights, empty_slots, prefill, seat, decode)
+def rooms(tables, slots):
+    """(prompt room, completion room) of the caches. tables: of `rotations`, for the longest text."""
+    prompt_room = len(tables[0]) - slots.tokens.shape[1]
+    return prompt_room, jax.tree.leaves(slots.caches)[0].shape[1] - prompt_room
+
+
+@functools.partial(jax.jit, static_argnums=(0, 3))
+@on_rollout_mesh
+def grow(config, tables, slots, completion_room):
+    """The Slots with caches of a larger completion room. Every token gets the index that it would have if the
+    room had always been so large.
+    """
+    prompt_room, old = rooms(tables, slots)
+    index_t = jnp.arange(completion_room)
+    # The latest step before this one that writes each index of the larger ring
+    step_t = slots.step - 1 - (slots.step - 1 - index_t) % completion_room
+    # An earlier one is overwritten in the smaller ring, and no slot has so many tokens
+    is_there = step_t >= slots.step - old
+
+    def larger(cache):
+        prompt, ring = cache[:, :prompt_room], cache[:, prompt_room:]
+        ring = jnp.where(is_there[:, None], jnp.take(ring, step_t % old, axis=1), 0)
+        return own_slots(jnp.concatenate([prompt, ring.astype(cache.dtype)], axis=1))
+
+    return slots._replace(caches=jax.tree.map(larger, slots.caches))
+
+
+PARTS = Parts(decoding_weights, empty_slots, prefill, seat, decode, grow)

@@ -69,9 +69,9 @@ def decode(dtype):
             prepared[form] = prepare(params)
         weights = prepared[form]
         tables = steps.rotations(config, PROMPT + NEW)
-        slots = steps.empty_slots(config, 8, PROMPT, NEW)
+        slots = steps.empty_slots(config, 8, PROMPT, NEW, NEW)
         slots = slots._replace(ended=~slots.ended, prompt_length=jnp.full(8, PROMPT))
-        run = jax.jit(lambda *a: steps.decode.__wrapped__(config, Sampling(), (), *a, False))
+        run = jax.jit(lambda *a: steps.decode.__wrapped__(config, Sampling(), (), *a, 8))
         return lambda: jax.block_until_ready(run(weights, tables, slots))
 
     return make

@@ -74,11 +74,11 @@ def rollout(config):
     def run(params, tokens, lengths):
         weights = parts.decoding_weights(config, params)
         tables = steps.rotations(config, ROOM)
-        slots = parts.empty_slots(config, PROMPTS, PROMPT_ROOM, ROOM - PROMPT_ROOM)
+        slots = parts.empty_slots(config, PROMPTS, PROMPT_ROOM, *[ROOM - PROMPT_ROOM] * 2)
         prefilled = parts.prefill(config, weights, tables, tokens, lengths)
         seats, prompts = jnp.ones(PROMPTS, bool), jnp.arange(PROMPTS)
         slots = parts.seat(*fixed, slots, seats, prompts, *prefilled, lengths, slots.keys)
-        return parts.decode(*fixed, weights, tables, slots, False)
+        return parts.decode(*fixed, weights, tables, slots, PROMPTS)
 
     prompts = jax.ShapeDtypeStruct((PROMPTS, PROMPT_ROOM), jnp.int32)
     return run, (shapes_of_params(config), prompts, jax.ShapeDtypeStruct((PROMPTS,), jnp.int32))

@@ -12,7 +12,7 @@ import torch
 
 from deepseek_jax.checkpoint import load_hf
 from deepseek_jax.models import forward
-from deepseek_jax.rollout import Rollout, generate, steps
+from deepseek_jax.rollout import Rollout, engine, generate, speculative, steps
 from tests.models.families import FAMILIES, write_tiny_checkpoint
 from tests.quick import others_slow
 from tests.tiny import CONFIGS, VOCAB, tiny_model
@@ -176,6 +176,54 @@ def test_prompts_of_other_lengths_in_the_bucket_compile_nothing():
     others = [[1] * length for length in (16, 2, 5, 1, 11)]
     generate(*tiny_model("gqa"), others, **SAMPLED | dict(seed=9))
     assert [part._cache_size() for part in parts] == before
+
+
+@pytest.mark.parametrize("model", ["gqa", "mla_moe", "mtp"])
+def test_caches_that_grow_change_nothing(monkeypatch, model):
+    """Oracle: the same rollout with room for the longest completion from the start. Slots are seated before
+    and after the caches grow, from 3 tokens to 6 and to 12, while others decode.
+    """
+    config, params = tiny_model(model)
+    settings = dict(SAMPLED, n=4, slots=3, max_completion_length=12, eos_ids=range(0, VOCAB, 9))
+    settings["speculative"] = model == "mtp"
+    rooms, grown = [], steps.PARTS.grow if model != "mtp" else speculative.PARTS.grow
+
+    def growing(config, tables, slots, room):
+        rooms.append(room)
+        return grown(config, tables, slots, room)
+
+    whole = generate(config, params, PROMPTS, **settings)
+    monkeypatch.setattr(engine, "FIRST_ROOM", 3)
+    monkeypatch.setattr(engine, "GROWTH", 2)
+    module = speculative if model == "mtp" else steps
+    monkeypatch.setattr(module, "PARTS", module.PARTS._replace(grow=growing))
+    small = generate(config, params, PROMPTS, **settings)
+    assert rooms == [6, 12]
+    for name in ("completion_ids", "completion_mask", "truncated"):
+        np.testing.assert_array_equal(getattr(small, name), getattr(whole, name))
+    np.testing.assert_allclose(small.sampler_logprobs, whole.sampler_logprobs, atol=1e-5)
+    assert whole.truncated.any() and not whole.truncated.all()
+
+
+def test_slots_are_seated_a_share_at_a_time(monkeypatch):
+    """Oracle: the same completions from fewer calls of `seat`, where two of four slots may stand empty."""
+    settings = dict(SAMPLED, n=4, slots=4, max_completion_length=12, eos_ids=range(0, VOCAB, 6))
+    seated = []
+
+    def counting(*arguments):
+        seated.append(int(np.sum(arguments[4])))
+        return steps.seat(*arguments)
+
+    monkeypatch.setattr(steps, "PARTS", steps.PARTS._replace(seat=counting))
+    rollouts, calls = [], []
+    for share in (4, 2):
+        monkeypatch.setattr(engine, "SEATED_TOGETHER", share)
+        rollouts.append(generate(*tiny_model("gqa"), PROMPTS, **settings))
+        calls.append(len(seated))
+        assert sum(seated) == 4 * len(PROMPTS)
+        seated.clear()
+    assert calls[1] < calls[0]
+    np.testing.assert_array_equal(rollouts[0].completion_ids, rollouts[1].completion_ids)
 
 
 @pytest.mark.parametrize("n, slots, rows", [(4, 4, 5), (4, 8, 6), (2, 100, 5)])

@@ -17,8 +17,8 @@ def test_a_step_writes_into_the_caches_where_they_lie(count):
     """Oracle: the compiled loop: it neither copies nor transposes a cache, for one sequence and for two."""
     config, params = tiny_model("gqa")
     weights = decoding_weights(config, params)
-    slots = empty_slots(config, count, 24, 40)
-    arguments = weights, rotations(config, 64), slots, False
+    slots = empty_slots(config, count, 24, 40, 40)
+    arguments = weights, rotations(config, 64), slots, 8
     program = decode.lower(config, Sampling(), (), *arguments).compile().as_text()
     cache = ",".join(map(str, slots.caches[0]["k"].shape))
     made = re.findall(rf"= f32\[(?:1,)*{cache}\]\S* ([\w-]+)\(", program)
@@ -33,9 +33,9 @@ def test_each_device_has_the_caches_of_its_own_slots(tmp_path):
     mesh = make_mesh(tensor=2, data=4)
     config, params = load_hf(tmp_path, mesh=mesh)
     with jax.set_mesh(mesh):
-        slots = empty_slots(config, 8, 24, 40)
+        slots = empty_slots(config, 8, 24, 40, 40)
         weights = decoding_weights(config, params)
-        arguments = weights, rotations(config, 64), slots, False
+        arguments = weights, rotations(config, 64), slots, 8
         program = decode.lower(config, Sampling(), (), *arguments).compile().as_text()
     whole, own = slots.caches[0]["k"].shape, (2, 64, 6)
     assert whole == (8 * 2, 64, 6)

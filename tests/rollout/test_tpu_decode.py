@@ -32,8 +32,8 @@ def shapes(function, *arguments):
 with jax.default_device(device):
     weights = shapes(lambda params: steps.decoding_weights(config, params), shapes_of_params(config))
     tables = shapes(lambda: steps.rotations(config, 2048))
-    slots = shapes(lambda: steps.empty_slots(config, 16, 1024, 1024))
-    stop = shapes(lambda: jax.numpy.bool_(False))
+    slots = shapes(lambda: steps.empty_slots(config, 16, 1024, 1024, 1024))
+    stop = shapes(lambda: jax.numpy.int32(16))
     traced = steps.decode.trace(config, Sampling(), (), weights, tables, slots, stop)
     program = traced.lower(lowering_platforms=("tpu",)).compile()
 cache = slots.caches[0]["k"]
