@@ -20,7 +20,13 @@ from deepseek_jax.parallel.processes import first_process
 from deepseek_jax.recipes.reward_model.run import reward_model_table
 from deepseek_jax.recipes.reward_model.settings import JudgeSettings, JudgeTrainingSettings
 from deepseek_jax.recipes.sft.run import fine_tune
-from deepseek_jax.recipes.start import check_positions, check_rows, pretrained, starting_policy
+from deepseek_jax.recipes.start import (
+    check_positions,
+    check_rows,
+    check_slots,
+    pretrained,
+    starting_policy,
+)
 from deepseek_jax.reinforce.model_rewards import JUDGE, judge_options, make_judge
 from deepseek_jax.reports.answers import make_console
 from deepseek_jax.reports.tables import plot_curves
@@ -44,6 +50,7 @@ def run(settings: JudgeSettings, run: Run):
         # Before starting_policy, which may read gigabytes: rows that do not split raise at once
         cut = settings.model.get("pipeline_micro_batches")
         check_rows(settings, mesh, pipeline_micro_batches=cut)
+        check_slots(settings, mesh)
         policy = starting_policy(settings, mesh, settings.data.template)
         check_positions(settings, policy.config)
         pairs = judged_pairs(settings, BILINGUAL, folder / "data")

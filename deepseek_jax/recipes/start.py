@@ -1,5 +1,6 @@
 """The policy that a run starts from: a checkpoint, or a base that is pre-trained first."""
 
+import contextlib
 import dataclasses
 
 from deepseek_jax.checkpoint import is_orbax
@@ -8,6 +9,7 @@ from deepseek_jax.models import ModelConfig, RunSettings, build_model
 from deepseek_jax.parallel.shard import check_batch
 from deepseek_jax.recipes.pretrain.train import check_vocabulary, train_base
 from deepseek_jax.recipes.settings import PolicyRun
+from deepseek_jax.rollout import requests
 from deepseek_jax.rollout.policy import Policy, ending_turns, load_policy
 from deepseek_jax.settings import build
 from deepseek_jax.training.run import Run
@@ -65,6 +67,25 @@ def check_rows(settings, mesh, pipeline_micro_batches: int | None = None):
     cuts["pipeline_micro_batches"] = pipeline_micro_batches
     with at(f"batch_size={sizes[0]}, sequence_length={sizes[1]}"):
         check_batch(mesh, *sizes, **cuts)
+
+
+def check_slots(settings, mesh):
+    """Raise ValueError, naming the field, where slots in the settings do not split over the mesh."""
+    for path, slots in _slots(settings):
+        with at(path) if path else contextlib.nullcontext():
+            requests.check_slots(slots, mesh.size)
+
+
+def _slots(block):
+    """(path of the block, its slots) of every block of the settings that has slots."""
+    if dataclasses.is_dataclass(block):
+        block = {field.name: getattr(block, field.name) for field in dataclasses.fields(block)}
+    for name, value in block.items():
+        if name == "slots":
+            yield "", value
+        elif dataclasses.is_dataclass(value) or isinstance(value, dict):
+            for path, slots in _slots(value):
+                yield f"{name}.{path}".rstrip("."), slots
 
 
 def check_positions(settings, config: ModelConfig):

@@ -1,10 +1,20 @@
 """The policy that a run starts from, after it is read."""
 
 import dataclasses
+import re
+from types import SimpleNamespace
 
+import pytest
+
+from configs import distill_small, grpo_small, r1_small
 from deepseek_jax.checkpoint import load_orbax, save_orbax
 from deepseek_jax.data.tokenizer import load_tokenizer, smollm2_gguf
-from deepseek_jax.recipes.start import ending_turns
+from deepseek_jax.errors import at
+from deepseek_jax.recipes.distill.settings import DistillSettings
+from deepseek_jax.recipes.grpo.settings import GrpoSettings
+from deepseek_jax.recipes.r1.settings import R1Settings
+from deepseek_jax.recipes.start import check_slots, ending_turns
+from deepseek_jax.settings import build
 from tests.tiny import tiny_model
 
 
@@ -19,3 +29,22 @@ def test_a_base_that_learns_a_chat_template_ends_its_turns(tmp_path):
     assert ending_turns(ending, smollm2, "chat") is ending
     save_orbax(tmp_path / "params", ending, params)
     assert load_orbax(tmp_path / "params")[0].eos_ids == (0, end)
+
+
+@pytest.mark.parametrize(
+    "settings, path",
+    [
+        (lambda: build(GrpoSettings, grpo_small.get_config(), "config"), "rollout.slots=128"),
+        (lambda: build(R1Settings, r1_small.get_config(), "config"), "zero.rollout.slots=128"),
+        (lambda: build(DistillSettings, distill_small.get_config(), "config"), "evaluation.slots=128"),
+    ],
+)
+def test_slots_that_do_not_split_are_named_before_a_run_starts(settings, path):
+    """Oracle: the field, of configs that a mesh of eight devices takes, on one of 24 devices."""
+    settings = settings()
+    check_slots(settings, SimpleNamespace(size=8))
+    with pytest.raises(
+        ValueError, match=rf"^config\.{re.escape(path)} does not split over .* 24 devices"
+    ):
+        with at("config"):
+            check_slots(settings, SimpleNamespace(size=24))

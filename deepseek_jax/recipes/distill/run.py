@@ -20,7 +20,7 @@ from deepseek_jax.recipes.distill.scores import answer_tasks, intervals
 from deepseek_jax.recipes.distill.settings import DistillSettings
 from deepseek_jax.recipes.distill.stages import DistillStages, Made
 from deepseek_jax.recipes.distill.tasks import texts_hash, transfer_tasks, world_tasks
-from deepseek_jax.recipes.start import check_rows
+from deepseek_jax.recipes.start import check_rows, check_slots
 from deepseek_jax.reinforce.update import check_rows as check_groups
 from deepseek_jax.reports.answers import make_console
 from deepseek_jax.reports.tables import plot_curves, stages_table
@@ -46,6 +46,7 @@ def run(settings: DistillSettings, run: Run):
     """
     with at("config"):
         _check(settings, run.mesh)
+        check_slots(settings, run.mesh)
     world, evaluation = find_world(settings.world), settings.evaluation
     number = FEWEST if evaluation is None else evaluation.num_questions
     questions = world_tasks(world, settings.seed, number)

@@ -19,6 +19,7 @@ from deepseek_jax.models import ModelConfig, RunSettings
 from deepseek_jax.parallel.processes import barrier, first_process, say, total
 from deepseek_jax.recipes.evaluate.report import RESULTS, report
 from deepseek_jax.recipes.evaluate.settings import MAX_COMPLETION_LENGTH, EvaluateSettings
+from deepseek_jax.recipes.start import check_slots
 from deepseek_jax.rollout.policy import Policy, check_room, load_policy
 from deepseek_jax.rollout.sampling import Sampling
 from deepseek_jax.training.lineage import content_hash
@@ -39,6 +40,7 @@ def run(settings: EvaluateSettings, run: Run):
     """
     folder = run.folder
     with at("config"):
+        check_slots(settings, run.mesh)
         problems = load_problems(settings)
     made_of = {"checkpoint": files_hash(settings.checkpoint), "problems": content_hash(problems)}
     # A folder of its own for each state: answers of an earlier checkpoint must not be resumed from

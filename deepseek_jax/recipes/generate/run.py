@@ -22,7 +22,7 @@ from deepseek_jax.parallel.mesh import group_mesh
 from deepseek_jax.parallel.processes import first_process, say
 from deepseek_jax.recipes.generate.settings import GenerateSettings
 from deepseek_jax.recipes.pretrain.train import train_base
-from deepseek_jax.recipes.start import starting_policy
+from deepseek_jax.recipes.start import check_slots, starting_policy
 from deepseek_jax.reinforce.model_rewards import load_model_rewards
 from deepseek_jax.reports.answers import make_console
 from deepseek_jax.reports.tables import fates_table
@@ -51,6 +51,7 @@ def run(settings: GenerateSettings, run: Run):
     with contextlib.ExitStack() as opened, at("config"):
         with at("teacher_processes"):
             own = group_mesh(run.mesh, settings.teacher_processes)
+        check_slots(settings, own)
         rewards = opened.enter_context(_rewards(settings, own))
         questions, held_out = _questions(settings)
         with at("rewards"):

@@ -14,7 +14,7 @@ from deepseek_jax.errors import at
 from deepseek_jax.evaluation.held_out import evaluate_both
 from deepseek_jax.parallel.processes import first_process
 from deepseek_jax.recipes.grpo.settings import GrpoSettings
-from deepseek_jax.recipes.start import pretrained, starting_policy
+from deepseek_jax.recipes.start import check_slots, pretrained, starting_policy
 from deepseek_jax.reinforce.grpo import reinforce
 from deepseek_jax.reinforce.model_rewards import load_model_rewards
 from deepseek_jax.reinforce.scenarios import ScenarioRewards, scenario_rewards
@@ -39,6 +39,7 @@ def run(settings: GrpoSettings, run: Run):
         # A wrong config raises here, before anything is trained
         with at("config"):
             check_rows(settings, run.mesh)
+            check_slots(settings, run.mesh)
             paid = _rewards(settings, run.mesh, opened)
             task, general = _questions(settings, paid)
             policy = starting_policy(settings, run.mesh, settings.data.template)

@@ -84,7 +84,7 @@ def run(settings: PretrainSettings, run: Run):
     # rollout.speculative drafts with MLA alone
     if any(switched_on(stage.mtp_weight) for _, stage in stages) and model.is_mla:
         drafts = remembered(
-            workdir / "drafts.json", lambda: _drafting(model, params, held_out, tokenizer)
+            workdir / "drafts.json", lambda: _drafting(model, params, held_out, tokenizer, mesh)
         )
     run.writer.close()
     _report(workdir, losses, drafts)
@@ -194,7 +194,7 @@ def _held_out(
     return lambda params: list(held_out_loss(loss_fn, params, batches))
 
 
-def _drafting(model: ModelConfig, params, documents, tokenizer: Tokenizer):
+def _drafting(model: ModelConfig, params, documents, tokenizer: Tokenizer, mesh: Mesh):
     """Measure speculative decoding, greedy, on the beginnings of held-out documents.
 
     Returns {"acceptance": share of drafts accepted, "tokens_per_step": float}, or None where no document is
@@ -209,6 +209,8 @@ def _drafting(model: ModelConfig, params, documents, tokenizer: Tokenizer):
     if not prompts:
         return None
     options = dict(max_completion_length=length, temperature=0.0, eos_ids=(tokenizer.eos_id,))
+    # As few slots as split over the devices
+    options["slots"] = -(-len(prompts) // mesh.size) * mesh.size
     rollout = generate(model, params, prompts, speculative=True, **options)
     return {"acceptance": rollout.acceptance_rate, "tokens_per_step": rollout.tokens_per_step}
 

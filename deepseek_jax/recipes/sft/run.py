@@ -25,6 +25,7 @@ from deepseek_jax.recipes.sft.settings import FineTuneSettings, SftSettings
 from deepseek_jax.recipes.start import (
     check_positions,
     check_rows,
+    check_slots,
     pretrained,
     starting_policy,
 )
@@ -75,6 +76,7 @@ def _rewards(settings: SftSettings, mesh):
     """The Rewards that score answers, with the trained reward models."""
     # Before starting_policy, which may read gigabytes: rows that do not split raise at once
     check_rows(settings, mesh, pipeline_micro_batches=settings.model.get("pipeline_micro_batches"))
+    check_slots(settings, mesh)
     with at("reward_models"):
         models = load_model_rewards(settings.reward_models, mesh)
     with at("rewards"):
