@@ -14,7 +14,7 @@ from deepseek_jax.ops.dot import dot
 from deepseek_jax.ops.fp8 import grouped_fp8
 from deepseek_jax.ops.remat import save_for_backward
 from deepseek_jax.ops.routing import affinities, expert_load, route, sequence_balance
-from deepseek_jax.parallel.dispatch import expert_parallel
+from deepseek_jax.parallel.dispatch import Buffer, expert_parallel
 
 
 class Routing(NamedTuple):
@@ -67,8 +67,7 @@ class MoE(nn.Module):
             weights_bta,
             (w_gate_up, w_down),
             (("experts", "embed", "gate_up", "mlp"), ("experts", "mlp", "embed")),
-            buffer=cfg.expert_buffer,
-            overflow=cfg.expert_overflow,
+            buffer=Buffer(cfg.expert_buffer, cfg.expert_overflow),
         ).reshape(x.shape)
         if cfg.n_shared_experts:
             # Eq. 12: shared experts take every token, without a weight. Side by side they are one wider MLP

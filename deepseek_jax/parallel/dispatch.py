@@ -21,6 +21,22 @@ from deepseek_jax.parallel.shard import axis_parts, current_mesh, partition_spec
 AT_ONCE = 256
 
 
+class Buffer(NamedTuple):
+    """The room that a device has to receive rows, and what happens where more arrive.
+
+    share: a multiple, at least 1, of the balanced share of m * a rows a device; None is room for the worst
+    case. overflow: "skip" makes the result NaN on all devices along the axis, and so the gradient of weights:
+    the step is skipped. "repeat", for rollouts, which cannot skip: the exchange has room for the worst case
+    instead, and at most AT_ONCE tokens of a device are exchanged at once, so that it fits in memory.
+    """
+
+    share: float | None = None
+    overflow: str = "skip"
+
+
+WORST_CASE = Buffer()
+
+
 def expert_parallel(
     run_experts,
     x,
@@ -29,8 +45,7 @@ def expert_parallel(
     kernels,
     kernel_axes,
     *,
-    buffer: float | None = None,
-    overflow: str = "skip",
+    buffer: Buffer = WORST_CASE,
     implementation: str | None = None,
 ):
     """Call run_experts on the mesh of `jax.set_mesh`: each device has its own tokens and its own experts.
@@ -43,12 +58,7 @@ def expert_parallel(
     implementation: "padded" is all_to_all with room for the worst case in every block sent; "ragged" is
     jax.lax.ragged_all_to_all, which sends only rows with a token, into a receive buffer. None takes the
     choice of ops.platform: a CPU does not implement "ragged".
-    buffer: the size of the ragged receive buffer: a float, at least 1, as a multiple of the balanced share
-    of m * a rows a device; None is room for the worst case.
-    overflow: what happens where more rows arrive. "skip": the result is NaN on all devices along the axis,
-    and so is the gradient of weights: the step is skipped. "repeat", for rollouts, which cannot skip: the
-    exchange has room for the worst case instead, and at most AT_ONCE tokens of a device are exchanged at
-    once, so that the worst case fits in memory.
+    buffer: the room to receive rows in a ragged exchange.
     Without a mesh, or where rows or tokens do not split over it (in a rollout), run_experts gets the whole
     arrays and the compiler places it. Returns [b t d].
     """
@@ -57,7 +67,7 @@ def expert_parallel(
         "expert_parallel",
         implementation,
         padded=_padded,
-        ragged=functools.partial(_ragged, buffer=buffer, overflow=overflow),
+        ragged=functools.partial(_ragged, buffer=buffer),
     )
 
     def local(x_btd, experts_bta, weights_bta, kernels):
@@ -69,7 +79,7 @@ def expert_parallel(
         )
         if mesh is None or mesh.shape["expert"] == 1:
             y_md = run_experts(*arrays, kernels)
-        elif overflow == "repeat":
+        elif buffer.overflow == "repeat":
             y_md = _in_blocks(lambda block: exchanged(run_experts, *block, kernels), arrays)
         else:
             y_md = exchanged(run_experts, *arrays, kernels)
@@ -127,7 +137,7 @@ def _to_peers(rows):
     return jax.lax.all_to_all(rows, "expert", split_axis=0, concat_axis=0, tiled=True)
 
 
-def _ragged(run_experts, x_md, experts_ma, weights_ma, kernels, buffer, overflow):
+def _ragged(run_experts, x_md, experts_ma, weights_ma, kernels, buffer):
     """_padded without padding rows: only rows with a token are sent."""
     shards, held = jax.lax.axis_size("expert"), len(kernels[0])
     # Rows sorted by expert are sorted by device too. In blocks of 1, every row has a token
@@ -135,9 +145,9 @@ def _ragged(run_experts, x_md, experts_ma, weights_ma, kernels, buffer, overflow
     # The counts of all devices: a sender must know where its rows begin on a peer, after those of others
     count_sse = jax.lax.all_gather(layout.rows_per_expert.reshape(shards, held), "expert")
     sending = run_experts, x_md, experts_ma, weights_ma, kernels, layout, count_sse
-    rows = receive_rows(experts_ma.shape, shards, held, buffer)
+    rows = receive_rows(experts_ma.shape, shards, held, buffer.share)
     worst = receive_rows(experts_ma.shape, shards, held, None)
-    if overflow == "skip" or rows == worst:
+    if buffer.overflow == "skip" or rows == worst:
         return _exchange(*sending, rows)
     overflows = (count_sse.sum(-1).sum(0) > rows).any()
     # All devices of the mesh take one branch, because each has collectives
@@ -168,14 +178,14 @@ def _exchange(run_experts, x_md, experts_ma, weights_ma, kernels, layout, count_
     return combine(returned_rd, weights_ma, layout) * verdict
 
 
-def receive_rows(choices, shards: int, held: int, buffer: float | None):
+def receive_rows(choices, shards: int, held: int, share: float | None):
     """How many rows a device has room for: int. choices: (m, a) of each of `shards` devices.
 
-    held: the number of experts on a device. buffer: as of expert_parallel.
+    held: the number of experts on a device. share: see Buffer.
     """
     m, a = choices
     worst = shards * m * min(a, held)
-    return worst if buffer is None else min(math.ceil(buffer * m * a), worst)
+    return worst if share is None else min(math.ceil(share * m * a), worst)
 
 
 class Sending(NamedTuple):

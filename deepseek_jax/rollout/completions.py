@@ -54,7 +54,7 @@ def empty_rollout(rows: int, length: int):
 
 
 def copy_completions(rollout: Rollout, rows, state, slots):
-    """Copy the completions in `slots` of state, a steps.Slots, to `rows` of rollout: int[e] each."""
+    """Copy the completions in `slots` of state, a slots.Slots, to `rows` of rollout: int[e] each."""
     state = jax.tree.map(on_host, _rows_of(state, slots))
     length = state.length
     # Past its length a slot still has the tokens of the request that it had before

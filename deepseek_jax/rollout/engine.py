@@ -1,8 +1,9 @@
 """Prompts in, completions out: a queue of requests over a fixed number of decoding slots.
 
 Requests wait in the queue. One is seated in each free slot: the slot gets a copy of its prompt's cache, and
-the first token is sampled. All slots decode together, a token a step, until one of them ends. That completion
-is collected, and its slot is free for the next request. Here 11 steps have run, with room for 8 tokens:
+the first token is sampled. All slots decode together, a token a step, until one in SEATED_TOGETHER has ended.
+Their completions are collected, and the slots are free for the next requests. Here 11 steps have run, with
+room for 8 tokens:
 
     queue    requests 5 6 7 wait. Prompts are prefilled chunk by chunk, each once for all its completions,
              when the first request of the chunk leaves the queue.
@@ -15,7 +16,7 @@ is collected, and its slot is free for the next request. Here 11 steps have run,
 
 P is a token of the prompt. All slots write the token that they sampled last at one index, the ^: 11 mod 8.
 A slot sees its prompt and, around the ring, as many of the latest indices as it has tokens. So a request can
-be seated at any step, and no cache ever moves.
+be seated at any step, and a cache moves only where the ring has to grow for a longer completion.
 """
 
 import contextlib
@@ -31,6 +32,7 @@ from deepseek_jax.rollout import steps
 from deepseek_jax.rollout.completions import check_finite, copy_completions, empty_rollout, on_host
 from deepseek_jax.rollout.requests import RequestQueue, check, check_slots, make_requests
 from deepseek_jax.rollout.sampling import Sampling
+from deepseek_jax.rollout.slots import rooms
 
 # Tokens of a completion that the caches have room for at first, and the factor by which it grows
 FIRST_ROOM, GROWTH = 2048, 4
@@ -177,7 +179,7 @@ class _Engine:
 
     def decode(self, wanted):
         """Sample token after token until every slot has ended, or, if slots are wanted, some more have."""
-        room, longest = steps.rooms(self.tables, self.state)[1], self.state.tokens.shape[1]
+        room, longest = rooms(self.tables, self.state)[1], self.state.tokens.shape[1]
         if room < longest and on_host(self.state.length)[self.request_in >= 0].max() >= room:
             room = min(GROWTH * room, longest)
             self.state = self.parts.grow(self.config, self.tables, self.state, room)

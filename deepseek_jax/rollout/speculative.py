@@ -21,6 +21,8 @@ from deepseek_jax.parallel import constrain
 from deepseek_jax.parallel.decoding import own_rows, own_slots
 from deepseek_jax.rollout import steps
 from deepseek_jax.rollout.sampling import distribution, draw, verify
+from deepseek_jax.rollout.slots import append, on_rollout_mesh, pinned, repeat, rooms
+from deepseek_jax.rollout.weights import axis_names, cast
 
 
 class Drafting(NamedTuple):
@@ -49,18 +51,18 @@ def check(config):
 
 
 @functools.partial(jax.jit, static_argnums=0)
-@steps.on_rollout_mesh
+@on_rollout_mesh
 def decoding_weights(config, params):
-    """steps.decoding_weights, and those of the first multi-token prediction module."""
-    module = steps.cast(config, params["mtp_0"])
-    module = jax.tree.map(constrain, module, steps.axis_names(config)["mtp_0"])
+    """weights.decoding_weights, and those of the first multi-token prediction module."""
+    module = cast(config, params["mtp_0"])
+    module = jax.tree.map(constrain, module, axis_names(config)["mtp_0"])
     return steps.decoding_weights(config, params) | {"mtp": module}
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2, 3, 4))
-@steps.on_rollout_mesh
+@on_rollout_mesh
 def empty_slots(config, count, prompt_room, completion_room, max_completion_length):
-    """steps.empty_slots, with one more cache: the module's."""
+    """slots.empty_slots, with one more cache: the module's."""
     slots = steps.empty_slots(config, count, prompt_room, completion_room, max_completion_length)
     cache = empty_cache(config, count, prompt_room + completion_room, config.dtype)
     zeros_b = jnp.zeros(count, jnp.int32)
@@ -71,7 +73,7 @@ def empty_slots(config, count, prompt_room, completion_room, max_completion_leng
         drafted=zeros_b,
         accepted=zeros_b,
     )
-    return steps.pinned(slots._replace(caches=[*slots.caches, cache], drafting=drafting))
+    return pinned(slots._replace(caches=[*slots.caches, cache], drafting=drafting))
 
 
 def _apply_module(method, config, weights, hidden_btd, next_tokens, *args):
@@ -83,7 +85,7 @@ def _apply_module(method, config, weights, hidden_btd, next_tokens, *args):
 
 
 @functools.partial(jax.jit, static_argnums=0)
-@steps.on_rollout_mesh
+@on_rollout_mesh
 def prefill(config, weights, tables, tokens, lengths):
     """steps.prefill -> (caches, the module's too, logits float32[p v], hidden [p d] of the last token).
 
@@ -108,7 +110,7 @@ def prefill(config, weights, tables, tokens, lengths):
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2), donate_argnums=3)
-@steps.on_rollout_mesh
+@on_rollout_mesh
 def seat(
     config, sampling, eos_ids, slots, seats, prompts, caches, logits, last_hidden, lengths, keys
 ):
@@ -126,7 +128,7 @@ def seat(
         drafted=jnp.where(seats, 0, old.drafted),
         accepted=jnp.where(seats, 0, old.accepted),
     )
-    return steps.pinned(slots._replace(drafting=drafting))
+    return pinned(slots._replace(drafting=drafting))
 
 
 def _two_from(tables, start, room):
@@ -174,11 +176,11 @@ def _verified(distributions, uniform, draft, draft_probs):
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2), donate_argnums=5)
-@steps.on_rollout_mesh
+@on_rollout_mesh
 def decode(config, sampling, eos_ids, weights, tables, slots, ends):
     """steps.decode, with one or two tokens a step."""
     room = slots.caches[0]["c_kv"].shape[1]
-    _, completion_room = steps.rooms(tables, slots)
+    _, completion_room = rooms(tables, slots)
 
     def body(slots):
         *caches, draft_cache = slots.caches
@@ -207,7 +209,7 @@ def decode(config, sampling, eos_ids, weights, tables, slots, ends):
         for z, gained_b in enumerate((active_b, active_b & accepted_b)):
             # The first of two tokens may be an end token: then the second does not count
             gained_b &= ~slots.ended
-            slots = steps.append(slots, next_bz[:, z], logprobs_bz[:, z], gained_b, eos_ids)
+            slots = append(slots, next_bz[:, z], logprobs_bz[:, z], gained_b, eos_ids)
         drafting = Drafting(
             hidden=hidden_bzd,
             next_tokens=next_bz,
@@ -215,17 +217,17 @@ def decode(config, sampling, eos_ids, weights, tables, slots, ends):
             drafted=drafting.drafted + active_b,
             accepted=drafting.accepted + (active_b & accepted_b),
         )
-        return steps.pinned(slots._replace(drafting=drafting))
+        return pinned(slots._replace(drafting=drafting))
 
     # A step writes the last token and the draft, one place further than steps.decode; prompts fill their room
-    return steps.repeat(body, slots, ends, completion_room - 1)
+    return repeat(body, slots, ends, completion_room - 1)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 3))
-@steps.on_rollout_mesh
+@on_rollout_mesh
 def grow(config, tables, slots, completion_room):
-    """steps.grow: a token's cache index is its position, whatever the room."""
-    _, old = steps.rooms(tables, slots)
+    """slots.grow: a token's cache index is its position, whatever the room."""
+    _, old = rooms(tables, slots)
 
     def larger(cache):
         return own_slots(jnp.pad(cache, ((0, 0), (0, completion_room - old), (0, 0))))

@@ -9,8 +9,8 @@ import optax
 import pytest
 
 from deepseek_jax.ops import grouped_matmul as grouped
-from deepseek_jax.parallel import make_mesh
-from deepseek_jax.parallel.dispatch import exchange_plan, expert_parallel, receive_rows
+from deepseek_jax.parallel import dispatch, make_mesh
+from deepseek_jax.parallel.dispatch import Buffer, exchange_plan, expert_parallel, receive_rows
 from deepseek_jax.training.state import TrainState
 from deepseek_jax.training.step import make_train_step
 
@@ -86,9 +86,9 @@ def on_mesh(mesh, implementation, buffer):
     return run_under_mesh
 
 
-def exchanged(mesh, implementation, route, buffer=None):
+def exchanged(mesh, implementation, route, *buffer):
     x, weights, kernels = inputs()
-    return on_mesh(mesh, implementation, buffer)(x, ROUTES[route], weights, kernels)
+    return on_mesh(mesh, implementation, Buffer(*buffer))(x, ROUTES[route], weights, kernels)
 
 
 def ragged_all_to_all(
@@ -167,13 +167,29 @@ def test_a_bounded_buffer_that_overflows_makes_all_of_it_nan(ragged):
     assert np.isfinite(exchanged("expert", "ragged", "all to the last device", 8.0)[0]).all()
 
 
+@pytest.mark.parametrize("at_once", [256, 1])
+@pytest.mark.parametrize("route", ["all to the last device", "random"])
+def test_an_overflow_in_a_rollout_repeats_the_exchange(ragged, monkeypatch, route, at_once):
+    """Oracle: the padded exchange; with a buffer of 1.0 both routes overflow. Also a token at a time."""
+    monkeypatch.setattr(dispatch, "AT_ONCE", at_once)
+    x, weights, kernels = inputs()
+    options = dict(buffer=Buffer(1.0, "repeat"), implementation="ragged")
+    for mesh in ("expert", "fsdp, expert, tensor"):
+        with jax.set_mesh(make_mesh(**MESHES[mesh])):
+            run = jax.jit(
+                functools.partial(expert_parallel, run_experts, kernel_axes=AXES, **options)
+            )
+            y = run(x, ROUTES[route], weights, kernels=kernels)
+        np.testing.assert_allclose(y, exchanged(mesh, "padded", route)[0], **CLOSE)
+
+
 def test_an_overflow_is_a_skipped_step(ragged):
     """Oracle: the metric nonfinite, and parameters as they were."""
     x, weights, kernels = inputs()
 
     def loss_fn(params, batch, rng):
         arrays = x, batch["experts"], params["weights"], params["kernels"]
-        y = expert_parallel(run_experts, *arrays, AXES, buffer=1.0, implementation="ragged")
+        y = expert_parallel(run_experts, *arrays, AXES, buffer=Buffer(1.0), implementation="ragged")
         return (y**2).sum(), {}
 
     tx = optax.sgd(0.1)

@@ -36,7 +36,10 @@ def test_a_base_that_learns_a_chat_template_ends_its_turns(tmp_path):
     [
         (lambda: build(GrpoSettings, grpo_small.get_config(), "config"), "rollout.slots=128"),
         (lambda: build(R1Settings, r1_small.get_config(), "config"), "zero.rollout.slots=128"),
-        (lambda: build(DistillSettings, distill_small.get_config(), "config"), "evaluation.slots=128"),
+        (
+            lambda: build(DistillSettings, distill_small.get_config(), "config"),
+            "evaluation.slots=128",
+        ),
     ],
 )
 def test_slots_that_do_not_split_are_named_before_a_run_starts(settings, path):

@@ -1,0 +1,130 @@
+"""The state of decoding: the slots, their caches, and how both grow."""
+
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from deepseek_jax.models.cache import empty_cache
+from deepseek_jax.parallel.decoding import decoding, own_slots
+
+
+def on_rollout_mesh(function):
+    """Trace a function of (config, ...) with the table of axes of parallel.decoding."""
+
+    @functools.wraps(function)
+    def placed(config, *arguments):
+        with decoding(config.num_attention_heads):
+            return function(config, *arguments)
+
+    return placed
+
+
+class Slots(NamedTuple):
+    """The state of decoding, b slots wide. A slot that has ended, or never began, has ended=True."""
+
+    caches: list  # one a layer, as models.cache.empty_cache
+    step: jax.Array  # int32[]
+    keys: jax.Array  # typed[b], one stream a request
+    prompt_length: jax.Array  # int32[b]
+    length: jax.Array  # int32[b], tokens sampled so far
+    last_token: jax.Array  # int32[b]
+    ended: jax.Array  # bool[b]
+    stopped: jax.Array  # bool[b], by an end token and not for want of room
+    tokens: jax.Array  # int32[b t]
+    logprobs: jax.Array  # float32[b t]
+    drafting: tuple | None = None  # speculative.Drafting, where tokens are drafted
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3, 4))
+@on_rollout_mesh
+def empty_slots(config, count, prompt_room, completion_room, max_completion_length):
+    """Slots of which all have ended, for completions of up to max_completion_length tokens. Their caches have
+    room for prompts and completions of these lengths; `grow` gives more.
+    """
+    zeros = jnp.zeros(count, jnp.int32)
+    slots = Slots(
+        caches=[
+            empty_cache(config, count, prompt_room + completion_room, config.dtype)
+            for _ in range(config.num_hidden_layers)
+        ],
+        step=jnp.int32(0),
+        keys=jax.random.split(jax.random.key(0), count),
+        prompt_length=zeros,
+        length=zeros,
+        last_token=zeros,
+        ended=jnp.ones(count, bool),
+        stopped=jnp.zeros(count, bool),
+        tokens=jnp.zeros((count, max_completion_length), jnp.int32),
+        logprobs=jnp.zeros((count, max_completion_length), jnp.float32),
+    )
+    return pinned(slots)
+
+
+def pinned(slots):
+    """The Slots, whose arrays are pinned to the devices of their slots; caches are where they are written."""
+    apart = slots._replace(caches=None, step=None)
+    return jax.tree.map(own_slots, apart)._replace(caches=slots.caches, step=slots.step)
+
+
+def append(slots, tokens, logprobs, seats, eos_ids):
+    """Append a sampled token to each slot of seats: bool[b]."""
+    at = jnp.arange(len(tokens)), slots.length
+    length = slots.length + seats
+    # -1 is no token: without eos_ids nothing stops a completion but its room
+    stops = jnp.isin(tokens, jnp.array(eos_ids or (-1,)))
+    is_full = length == slots.tokens.shape[1]
+    return slots._replace(
+        length=length,
+        last_token=jnp.where(seats, tokens, slots.last_token),
+        ended=jnp.where(seats, stops | is_full, slots.ended),
+        stopped=jnp.where(seats, stops, slots.stopped),
+        # drop: a full slot's length is one past the last index
+        tokens=slots.tokens.at[at].set(jnp.where(seats, tokens, slots.tokens[at]), mode="drop"),
+        logprobs=slots.logprobs.at[at].set(
+            jnp.where(seats, logprobs, slots.logprobs[at]), mode="drop"
+        ),
+    )
+
+
+def repeat(body, slots, ends, most):
+    """Run body: Slots -> Slots until every slot has ended, `ends` more have: int32[], or one that has not
+    ended has more than `most` tokens.
+    """
+    # Free slots have ended already: only slots that end in this loop count
+    ended_before = slots.ended
+
+    def keep_on(slots):
+        ended = (slots.ended & ~ended_before).sum()
+        is_full = jnp.any(~slots.ended & (slots.length > most))
+        return jnp.any(~slots.ended) & (ended < ends) & ~is_full
+
+    return jax.lax.while_loop(keep_on, body, slots)
+
+
+def rooms(tables, slots):
+    """(prompt room, completion room) of the caches. tables: of `rotations`, for the longest text."""
+    prompt_room = len(tables[0]) - slots.tokens.shape[1]
+    return prompt_room, jax.tree.leaves(slots.caches)[0].shape[1] - prompt_room
+
+
+@functools.partial(jax.jit, static_argnums=(0, 3))
+@on_rollout_mesh
+def grow(config, tables, slots, completion_room):
+    """The Slots with caches of a larger completion room. Every token gets the index that it would have if the
+    room had always been so large.
+    """
+    prompt_room, old = rooms(tables, slots)
+    index_t = jnp.arange(completion_room)
+    # The latest step before this one that writes each index of the larger ring
+    step_t = slots.step - 1 - (slots.step - 1 - index_t) % completion_room
+    # An earlier one is overwritten in the smaller ring, and no slot has so many tokens
+    is_there = step_t >= slots.step - old
+
+    def larger(cache):
+        prompt, ring = cache[:, :prompt_room], cache[:, prompt_room:]
+        ring = jnp.where(is_there[:, None], jnp.take(ring, step_t % old, axis=1), 0)
+        return own_slots(jnp.concatenate([prompt, ring.astype(cache.dtype)], axis=1))
+
+    return slots._replace(caches=jax.tree.map(larger, slots.caches))
