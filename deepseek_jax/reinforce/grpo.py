@@ -3,8 +3,10 @@
 questions -> groups of completions, their rewards and advantages -> updates -> params.
 """
 
+import shutil
 import time
 from collections import Counter
+from pathlib import Path
 
 import grain
 import jax
@@ -16,7 +18,7 @@ from deepseek_jax.losses.completions import completion_logprobs
 from deepseek_jax.losses.grpo import NORMALIZES_STD, group_advantages
 from deepseek_jax.ops.fingerprint import fingerprint
 from deepseek_jax.parallel.host_memory import return_freed_memory
-from deepseek_jax.parallel.processes import say
+from deepseek_jax.parallel.processes import first_process, say
 from deepseek_jax.parallel.shard import put_share
 from deepseek_jax.reinforce.metrics import describe
 from deepseek_jax.reinforce.scenarios import ScenarioRewards, place
@@ -25,6 +27,7 @@ from deepseek_jax.reinforce.update import comparing, make_grpo_loss, refreshing,
 from deepseek_jax.rewards import Rewards, Scores
 from deepseek_jax.rollout.policy import Answers, Policy
 from deepseek_jax.rollout.requests import PROMPT_BUCKET
+from deepseek_jax.rollout.sample_log import SampleLog
 from deepseek_jax.training.loop import train
 from deepseek_jax.training.run import Run
 from deepseek_jax.training.state import state_maker
@@ -32,6 +35,8 @@ from deepseek_jax.training.step import jitted_step, make_train_step
 
 # Lengths of prompts and completions are rounded up to multiples of this, so that few shapes are compiled
 BUCKET = 16
+# A rollout that takes less leaves no file
+SECONDS_BETWEEN_WRITES = 60
 
 
 def reinforce(
@@ -63,7 +68,8 @@ def reinforce(
     step = jitted_step(comparing(step), placed)
     if saved is not None:
         step = refreshing(step, settings.reference_every * settings.minibatches * settings.epochs)
-    source = GroupSource(policy, questions, rewards, settings, run.mesh, frozen, general)
+    folder = run.folder.with_name(f"{run.folder.name}_rollouts")
+    source = GroupSource(policy, questions, rewards, settings, run.mesh, frozen, general, folder)
     state = create(params).replace(reference=saved)
     limits = sampler_limits(policy.config)
     return train(settings, state, step, source, run, settings.seed, limits).params
@@ -75,7 +81,8 @@ class GroupSource:
     policy: its own params are not read. questions, general: examples with prompt_ids, asked without end: each
     once an epoch, in an order set by settings.seed and new each epoch. reference: params of the frozen
     policy; None if the state holds it or kl_coef is 0. position: the number of questions asked so far, which
-    is the whole state.
+    is the whole state. folder: takes the completions of long rollouts as they end, so that a run that is
+    killed in one resumes in it.
     """
 
     def __init__(
@@ -87,6 +94,7 @@ class GroupSource:
         mesh: Mesh,
         reference,
         general: list = (),
+        folder: Path | None = None,
     ):
         if not questions or settings.general is not None and not general:
             raise ValueError(
@@ -99,6 +107,7 @@ class GroupSource:
             for examples in (questions, general)
         )
         self.settings, self.mesh, self.reference = settings, mesh, reference
+        self.folder = folder
         self.fingerprint = jax.jit(fingerprint)
         # Of the parameters that sampled last
         self.sampled_by = 0
@@ -112,6 +121,9 @@ class GroupSource:
 
     def get_state(self):
         """The number of questions asked so far."""
+        # Called at each checkpoint, after which earlier completions have no use
+        if self.folder is not None and first_process():
+            shutil.rmtree(self.folder, ignore_errors=True)
         return {"position": self.position}
 
     def set_state(self, state):
@@ -219,14 +231,23 @@ class GroupSource:
         """The Answers of one sampling round of a step."""
         # From seed, step and round alone, so that a resumed run samples what an uninterrupted one samples
         settings, entropy = self.settings, [self.settings.seed, step, number]
-        policy = self.policy.at(params)
+        policy, log = self.policy.at(params), None
         self.sampled_by = int(self.fingerprint(policy.params))
-        return policy.answer(
+        if self.folder is not None:
+            # The name has the parameters too: a run that resumes after a change must not take over others'
+            path = self.folder / f"{step}_{number}_{self.sampled_by:08x}.jsonl"
+            log = SampleLog(path, writes=first_process(), every=SECONDS_BETWEEN_WRITES)
+        answers = policy.answer(
             examples,
             settings.rollout.at(step),
             n=settings.group_size,
             seed=int(np.random.SeedSequence(entropy).generate_state(1)[0] >> 1),
+            log=log,
         )
+        # The rest of a long rollout, in case the run is killed in the update
+        if log is not None and log.path.exists():
+            log.write()
+        return answers
 
     def _updates(self, state, batch, temperature):
         """Split a batch into minibatches, repeated for each epoch, with the sampling temperature, the

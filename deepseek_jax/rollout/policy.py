@@ -13,6 +13,7 @@ from deepseek_jax.models import ModelConfig, RunSettings
 from deepseek_jax.parallel.processes import say
 from deepseek_jax.rollout.completions import Rollout
 from deepseek_jax.rollout.engine import generate
+from deepseek_jax.rollout.sample_log import SampleLog
 from deepseek_jax.settings import Count, NonNegative, PositiveShare
 
 # The last tokens of a prompt, searched for <think>: enough for it and a line break at one byte a token
@@ -76,11 +77,21 @@ class Policy:
         how = dict(template=self.template, opening=self.opening)
         return [e | {"prompt_ids": render_question(self.tokenizer, e, **how)} for e in examples]
 
-    def answer(self, examples, options: AnswerOptions, *, n: int = 1, seed: int = 0, **progress):
+    def answer(
+        self,
+        examples,
+        options: AnswerOptions,
+        *,
+        n: int = 1,
+        seed: int = 0,
+        log: SampleLog | None = None,
+    ):
         """Answer each example n times: -> Answers.
 
-        examples: with their prompt_ids. progress: the arguments done and on_end of rollout.generate.
+        examples: with their prompt_ids. log: takes the completions as they end; those that it has are not
+        sampled again.
         """
+        done, on_end = ((), None) if log is None else (list(log.done), log.add)
         prompts = [example["prompt_ids"] for example in examples]
         rollout = generate(
             self.config,
@@ -93,8 +104,11 @@ class Policy:
             eos_ids=self.eos_ids,
             seed=seed,
             slots=options.slots,
-            **progress,
+            done=done,
+            on_end=on_end,
         )
+        if log is not None:
+            log.fill(rollout)
         return Answers(completion_texts(self.tokenizer, prompts, rollout), rollout, n)
 
 

@@ -14,7 +14,7 @@ from jax.sharding import Mesh
 from deepseek_jax.parallel.processes import any_on, barrier, say
 from deepseek_jax.rewards import Rewards
 from deepseek_jax.rollout.policy import Policy, opened_thought
-from deepseek_jax.synthesis.sample_log import SampleLog
+from deepseek_jax.rollout.sample_log import SampleLog
 from deepseek_jax.synthesis.settings import AskSettings
 from deepseek_jax.training.loop import STOPPED
 
@@ -56,8 +56,10 @@ class Teacher:
         own = left[group :: jax.process_count() // self.settings.teacher_processes]
         for number in own:
             start = number * self.settings.chunk_size
+            chunk = examples[start : start + self.settings.chunk_size]
             log = SampleLog(paths[number].with_suffix(".ended"), writes=place == 0)
-            rows = self._rows(examples[start : start + self.settings.chunk_size], n, rewards, log)
+            log.on_add = functools.partial(self._stop_before_the_last, log, len(chunk) * n)
+            rows = self._rows(chunk, n, rewards, log)
             if place == 0:
                 _write_whole(paths[number], rows)
             log.remove()
@@ -75,14 +77,13 @@ class Teacher:
             )
             raise SystemExit(STOPPED)
 
-    def _rows(self, examples, n, rewards, log):
-        def keep(rows, rollout):
-            log.add(rows, rollout)
-            # After the last completion the chunk is written first
-            if len(log.done) < len(examples) * n:
-                self._stop_if_asked(log)
+    def _stop_before_the_last(self, log, completions):
+        # After the last completion the chunk is written first
+        if len(log.done) < completions:
+            self._stop_if_asked(log)
 
-        how = dict(n=n, seed=self.settings.seed, done=list(log.done), on_end=keep)
+    def _rows(self, examples, n, rewards, log):
+        how = dict(n=n, seed=self.settings.seed, log=log)
         self.policy.answer(examples, self.settings.sampling, **how)
         opening = self.policy.opening
         samples = [

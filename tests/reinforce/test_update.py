@@ -9,10 +9,11 @@ import pytest
 
 from deepseek_jax.models import build_model, random_params
 from deepseek_jax.recipes.grpo.settings import GrpoSettings
-from deepseek_jax.reinforce import update
+from deepseek_jax.reinforce import grpo, update
 from deepseek_jax.reinforce.grpo import GroupSource, reinforce
 from deepseek_jax.rewards import Rewards, scoring
 from deepseek_jax.rollout import Policy, engine, generate, policy
+from deepseek_jax.rollout.sample_log import SampleLog
 from deepseek_jax.settings import build
 from deepseek_jax.training.metrics import read_metrics
 from deepseek_jax.worlds.arithmetic.tasks import arithmetic_task
@@ -188,6 +189,36 @@ def test_a_sampler_with_other_weights_stops_a_run_at_its_step(
         train(tmp_path, num_steps=4, save_every=1, log_every=9)
     saved = [int(path.name) for path in (tmp_path / "checkpoints").iterdir() if path.name.isdigit()]
     assert saved == [1]
+
+
+def test_a_run_that_is_killed_in_a_rollout_resumes_in_it(tmp_path, monkeypatch):
+    """Oracle: the run that nothing kills, bit for bit; completions that had ended are not sampled again."""
+    monkeypatch.setattr(grpo, "SECONDS_BETWEEN_WRITES", 0)
+    monkeypatch.setitem(
+        scoring.RULES, "correct_reasoning", scoring.Rule(lambda text, _: len(text) / 10)
+    )
+    fields = dict(num_steps=4, save_every=2, rollout=dict(slots=1, max_completion_length=12))
+    wanted = train(tmp_path / "whole", **fields)
+    assert not (tmp_path / "whole" / "checkpoints_rollouts").exists()
+    ended, add = [], SampleLog.add
+
+    def killed(self, rows, rollout):
+        add(self, rows, rollout)
+        ended.extend(rows)
+        # Step 3 is the one after the checkpoint and one more: eight completions each
+        if len(ended) == 3 * 8 + 5:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(SampleLog, "add", killed)
+    with pytest.raises(KeyboardInterrupt):
+        train(tmp_path / "killed", **fields)
+    assert ended[-5:] == [0, 1, 2, 3, 4]
+    files = sorted((tmp_path / "killed" / "checkpoints_rollouts").iterdir())
+    assert [len(file.read_text().splitlines()) for file in files] == [8, 5]
+    del ended[:]
+    assert_same(train(tmp_path / "killed", **fields), wanted)
+    # Steps 2 and 3 run again from the checkpoint of step 1
+    assert ended == [5, 6, 7]
 
 
 def test_weights_that_are_corrupted_after_their_fingerprint_show_in_the_gap(tmp_path, monkeypatch):

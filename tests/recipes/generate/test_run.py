@@ -17,8 +17,8 @@ from deepseek_jax.data.sources import tfds_source
 from deepseek_jax.parallel import make_mesh
 from deepseek_jax.recipes.generate import run as generate
 from deepseek_jax.rewards.arithmetic import correct
+from deepseek_jax.rollout.sample_log import SampleLog
 from deepseek_jax.synthesis import teacher
-from deepseek_jax.synthesis.sample_log import SampleLog
 from deepseek_jax.synthesis.teacher import chunk_paths, read_rows
 from deepseek_jax.training.loop import STOPPED
 from tests.processes import run_two
