@@ -48,7 +48,6 @@ RNG = np.random.default_rng(0)
 PROMPTS = [RNG.integers(1, 64, RNG.integers(2, 20)).tolist() for _ in range(7)]
 CASES = [(model, mesh) for model in ("dense", "experts") for mesh in MESHES]
 CASES = [(m, a) for m, a in CASES if not (m == "dense" and "expert" in MESHES[a])]
-CASES = [(m, a) for m, a in CASES if not (m == "experts" and a == "pipeline")]
 CASES += [("dense of 12 heads", "fsdp"), ("drafting", "mixed"), ("drafting", "fsdp")]
 QUICK = [
     ("dense", "fsdp"),
