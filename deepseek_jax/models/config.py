@@ -3,7 +3,7 @@
 import dataclasses
 from typing import Annotated, Literal
 
-from deepseek_jax.settings import Between, Count, Natural, NonNegative, Positive, build
+from deepseek_jax.settings import Between, Count, Natural, NonNegative, Positive, added, build
 
 ATTENTION_OF = {
     "deepseek_v3": "mla",
@@ -119,7 +119,7 @@ class ModelConfig:
     remat: Literal[tuple(REMAT_POLICIES)] = "none"
     pipeline_micro_batches: Count | None = None
     expert_buffer: ExpertBuffer | None = None
-    expert_overflow: Literal["skip", "repeat"] = "skip"
+    expert_overflow: Literal["skip", "repeat"] = added("skip")
 
     def __post_init__(self):
         for name in ("num_key_value_heads", "head_dim"):

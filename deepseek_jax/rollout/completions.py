@@ -55,7 +55,7 @@ def empty_rollout(rows: int, length: int):
 
 def copy_completions(rollout: Rollout, rows, state, slots):
     """Copy the completions in `slots` of state, a slots.Slots, to `rows` of rollout: int[e] each."""
-    state = jax.tree.map(on_host, _rows_of(state, slots))
+    state = _rows_of(state, slots)
     length = state.length
     # Past its length a slot still has the tokens of the request that it had before
     sampled = np.arange(rollout.completion_ids.shape[1]) < length[:, None]
@@ -69,16 +69,16 @@ def copy_completions(rollout: Rollout, rows, state, slots):
 
 
 def _rows_of(state, slots):
-    """What a Rollout needs of some slots: only these leave the devices."""
+    """What a Rollout needs of some slots, as numpy: only these leave the devices."""
     drafting = state.drafting
     if drafting is not None:
         drafting = drafting._replace(hidden=None, next_tokens=None, fresh=None)
-    wanted = dict.fromkeys(("caches", "step", "keys", "prompt_length", "last_token", "ended"))
+    unread = dict.fromkeys(("caches", "step", "keys", "prompt_length", "last_token", "ended"))
     # A power of two, so that few sizes are compiled; the last slot fills the rest
     width = 1 << (len(slots) - 1).bit_length()
     padded = np.append(slots, np.full(width - len(slots), slots[-1]))
-    taken = _take(state._replace(**wanted, drafting=drafting), padded)
-    return jax.tree.map(lambda array: array[: len(slots)], taken)
+    taken = _take(state._replace(**unread, drafting=drafting), padded)
+    return jax.tree.map(lambda array: on_host(array)[: len(slots)], taken)
 
 
 @jax.jit

@@ -108,7 +108,7 @@ class Policy:
             on_end=on_end,
         )
         if log is not None:
-            log.fill(rollout)
+            log.fill(rollout, done)
         return Answers(completion_texts(self.tokenizer, prompts, rollout), rollout, n)
 
 

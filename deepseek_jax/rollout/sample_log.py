@@ -65,9 +65,10 @@ class SampleLog:
                 os.fsync(file.fileno())
         self.waiting, self.written = [], time.monotonic()
 
-    def fill(self, rollout: Rollout):
-        """Put the completions of earlier calls into the empty rows of a rollout, in place."""
-        for row, line in self.done.items():
+    def fill(self, rollout: Rollout, rows):
+        """Put the completions of earlier calls into their rows of a rollout, which are empty, in place."""
+        for row in rows:
+            line = self.done[row]
             n = len(line["ids"])
             rollout.completion_ids[row, :n] = line["ids"]
             rollout.completion_mask[row, :n] = True

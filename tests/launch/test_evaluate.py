@@ -38,7 +38,7 @@ def launched(folder, *args):
 def test_a_checkpoint_is_measured_told_again_and_compared(checkpoint, tmp_path):
     """Oracle: by hand: a random model answers no sum; 2 samples of 4 problems; alike runs are alike."""
     command = f"--checkpoint={checkpoint} --data=arithmetic --samples=2 --num_problems=4".split()
-    command += ["--max_completion_length=4", "--slots=4", "--mesh=fsdp=2"]
+    command += ["--max_completion_length=4", "--slots=8", "--mesh=fsdp=2"]
     status, out, err = launched(tmp_path, *command)
     assert status == 0, err
     (path,) = tmp_path.glob("runs/evaluate_*/results.json")

@@ -108,7 +108,7 @@ def test_an_interval_without_a_kl_is_refused():
         build(GrpoSettings, small_config(reference_every=2), "config")
 
 
-@pytest.mark.parametrize("first_wrong", [0, 1])
+@pytest.mark.parametrize("first_wrong", others_slow([0, 1], 1))
 def test_one_wrong_token_of_the_sampler_stops_a_run_at_any_step(tmp_path, monkeypatch, first_wrong):
     """Oracle: by hand: 0.05 nats planted in one of some hundred tokens, which their mean does not show.
     The run makes at most one step after the wrong one, and saves neither.
@@ -152,23 +152,15 @@ def with_nan(params, first):
     return params | {"embedding": params["embedding"].at[:, 0].set(np.nan)}
 
 
-@pytest.mark.parametrize(
-    "fault, error, words",
-    [
-        (
-            stale,
-            ValueError,
-            "at step 1 stale_params is 1.0e[+]00, above 0.0e[+]00: other parameters",
-        ),
-        (corrupted, ValueError, "at step 1 stale_params is 1.0e[+]00"),
-        (noisy_in_one_bit, ValueError, "at step 1 stale_params is 1.0e[+]00"),
-        (
-            with_nan,
-            FloatingPointError,
-            "completion 0 has the log-probability nan, .* on cpu:0",
-        ),
-    ],
-)
+FAULTS = [
+    (stale, ValueError, "at step 1 stale_params is 1.0e[+]00, above 0.0e[+]00: other parameters"),
+    (corrupted, ValueError, "at step 1 stale_params is 1.0e[+]00"),
+    (noisy_in_one_bit, ValueError, "at step 1 stale_params is 1.0e[+]00"),
+    (with_nan, FloatingPointError, "completion 0 has the log-probability nan, .* on cpu:0"),
+]
+
+
+@pytest.mark.parametrize("fault, error, words", others_slow(FAULTS, FAULTS[2], FAULTS[3]))
 def test_a_sampler_with_other_weights_stops_a_run_at_its_step(
     tmp_path, monkeypatch, fault, error, words
 ):

@@ -178,7 +178,7 @@ def test_prompts_of_other_lengths_in_the_bucket_compile_nothing():
     assert [part._cache_size() for part in parts] == before
 
 
-@pytest.mark.parametrize("model", ["gqa", "mla_moe", "mtp"])
+@pytest.mark.parametrize("model", others_slow(["gqa", "mla_moe", "mtp"], "gqa"))
 def test_caches_that_grow_change_nothing(monkeypatch, model):
     """Oracle: the same rollout with room for the longest completion from the start. Slots are seated before
     and after the caches grow, from 3 tokens to 6 and to 12, while others decode.
