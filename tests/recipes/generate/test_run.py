@@ -24,7 +24,7 @@ from deepseek_jax.training.loop import STOPPED
 from tests.processes import run_two
 from tests.recipes.small import run_recipe
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 DATASET = Path("dataset") / "teacher_conversations" / "1.0.0"
 
 
@@ -213,8 +213,9 @@ process, port, workdir = int(sys.argv[1]), sys.argv[2], pathlib.Path(sys.argv[3]
 together = int(sys.argv[4])
 jax.distributed.initialize(f"127.0.0.1:{port}", num_processes=2, process_id=process)
 from deepseek_jax.parallel import make_mesh
-from deepseek_jax.recipes import generate
+from deepseek_jax.recipes.generate import run as generate
 from tests.recipes.generate.test_run import small_config
+from tests.recipes.small import run_recipe
 mesh = make_mesh()
 with jax.set_mesh(mesh):
     config = small_config(chunk_size=2, teacher_processes=together)
