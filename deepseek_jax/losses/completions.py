@@ -1,4 +1,4 @@
-"""Log-probabilities of completions; the prompt of each group is computed once."""
+"""Log-probabilities of completions: the prompt of a group computed once, or once for each completion."""
 
 import jax.numpy as jnp
 
@@ -13,10 +13,43 @@ def completion_logprobs(config: ModelConfig, params, batch, *, temperature=1.0):
     batch: prompt_ids int32[p s] and prompt_mask bool[p s], right-padded; completion_ids int32[b t] and
     completion_mask bool[b t], right-padded, b / p adjacent completions a prompt. temperature: a number or
     float32[]. Both results are in nats and undefined where completion_mask is False.
-    A prompt and its completions are one row, [prompt, completion 1, ...]: a completion sees the prompt and
-    itself. Logits are computed only where they predict a completion's token. The results and their
-    gradients equal those of one row for each [prompt, completion].
+    With p < b a prompt and its completions are one row, [prompt, completion 1, ...], in which a completion
+    sees the prompt and itself. With p = b each completion is a row of its own after its prompt: more tokens,
+    but attention by blocks, and a row splits over the context axis. Results and gradients are equal.
     """
+    form = _own_rows if len(batch["prompt_ids"]) == len(batch["completion_ids"]) else _shared_rows
+    return form(config, params, batch, temperature)
+
+
+def _own_rows(config, params, batch, temperature):
+    s = batch["prompt_ids"].shape[1]
+    # Right-aligned: completions begin at one column, so that predictions are a slice of the row
+    padding_b1 = s - batch["prompt_mask"].sum(-1, keepdims=True)
+    from_bs = (jnp.arange(s) - padding_b1) % s
+    prompt_ids = jnp.take_along_axis(batch["prompt_ids"], from_bs, axis=1)
+    tokens = jnp.concatenate([prompt_ids, batch["completion_ids"]], axis=1)
+    is_prompt_bs = jnp.arange(s) >= padding_b1
+    segment_ids = jnp.concatenate([is_prompt_bs, batch["completion_mask"]], axis=1)
+    hidden, routing = hidden_states(
+        config,
+        params,
+        tokens,
+        segment_ids=segment_ids.astype(jnp.int32),
+        positions=jnp.maximum(jnp.arange(tokens.shape[1]) - padding_b1, 0),
+    )
+    # Predictions inside the prompt are computed and dropped: to cut the row, whose tokens are split over
+    # devices, would move every hidden state
+    logprobs, entropy = over_tokens(
+        _token_logprobs,
+        hidden,
+        head_weight(config, params),
+        jnp.roll(tokens, -1, axis=1),
+        temperature,
+    )
+    return logprobs[:, s - 1 : -1], entropy[:, s - 1 : -1], routing
+
+
+def _shared_rows(config, params, batch, temperature):
     p, s = batch["prompt_ids"].shape
     b, t = batch["completion_ids"].shape
     n = b // p

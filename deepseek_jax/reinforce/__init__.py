@@ -9,7 +9,7 @@ __getattr__, __dir__, __all__ = lazy_names(
         "ReinforceSettings": "settings",
         "RolloutSettings": "settings",
         "ScenarioRewards": "scenarios",
-        "group_batch": "grpo",
+        "group_batch": "batch",
         "load_model_rewards": "model_rewards",
         "make_groups": "grpo",
         "make_grpo_loss": "update",

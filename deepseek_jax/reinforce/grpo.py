@@ -15,11 +15,12 @@ import numpy as np
 from jax.sharding import Mesh
 
 from deepseek_jax.losses.completions import completion_logprobs
-from deepseek_jax.losses.grpo import NORMALIZES_STD, group_advantages
+from deepseek_jax.losses.grpo import NORMALIZES_STD
 from deepseek_jax.ops.fingerprint import fingerprint
 from deepseek_jax.parallel.host_memory import return_freed_memory
 from deepseek_jax.parallel.processes import first_process, say
 from deepseek_jax.parallel.shard import put_share
+from deepseek_jax.reinforce.batch import BUCKET, bucket, group_batch, split, totals
 from deepseek_jax.reinforce.metrics import describe
 from deepseek_jax.reinforce.scenarios import ScenarioRewards, place
 from deepseek_jax.reinforce.settings import ReinforceSettings
@@ -33,8 +34,6 @@ from deepseek_jax.training.run import Run
 from deepseek_jax.training.state import state_maker
 from deepseek_jax.training.step import jitted_step, make_train_step
 
-# Lengths of prompts and completions are rounded up to multiples of this, so that few shapes are compiled
-BUCKET = 16
 # A rollout that takes less leaves no file
 SECONDS_BETWEEN_WRITES = 60
 
@@ -145,7 +144,10 @@ class GroupSource:
         # The memory of KV caches and decoding weights
         return_freed_memory()
         normalize_std = NORMALIZES_STD[self.settings.loss.loss_type]
-        batch = group_batch(groups, normalize_std=normalize_std)
+        shared = self.settings.shares_prompts()
+        # A row's tokens split over the devices of its context
+        multiple = BUCKET * self.mesh.shape["context"]
+        batch = group_batch(groups, shared=shared, multiple=multiple, normalize_std=normalize_std)
         tokens = float(batch["num_tokens"])
         metrics |= describe(sampled, self.settings.accuracy) | sampling_metrics | {"tokens": tokens}
         batches = self._updates(state, batch, self.settings.rollout.temperature_at(step))
@@ -212,7 +214,7 @@ class GroupSource:
             "reward_seconds": time.perf_counter() - generated,
             "reward_errors": scores.errors,
             "sampled_tokens": answers.rollout.completion_mask.sum(),
-            "prefilled_positions": len(prompts) * _bucket(max(map(len, prompts)), PROMPT_BUCKET),
+            "prefilled_positions": len(prompts) * bucket(max(map(len, prompts)), PROMPT_BUCKET),
         }
         for message in scores.messages:
             say(f"step {step}: {message} The completion is dropped from its group.")
@@ -259,8 +261,8 @@ class GroupSource:
         sampled_at = {"temperature": np.float32(temperature)}
         # A minibatch is one update, so the divisors of its loss are its own totals
         parts = [
-            put_share(self.mesh, part | _totals(part) | sampled_at)
-            for part in _split(batch, settings.minibatches)
+            put_share(self.mesh, part | totals(part) | sampled_at)
+            for part in split(batch, settings.minibatches)
         ]
         # Before the first update: pi_old in each ratio is the policy that sampled (arXiv:2402.03300, eq. 3)
         if settings.minibatches * settings.epochs > 1:
@@ -295,51 +297,6 @@ def make_groups(examples, answers: Answers, scores: Scores):
     return groups
 
 
-def group_batch(groups, *, normalize_std: bool):
-    """Build the batch that losses.grpo_loss takes, numpy arrays, from the groups of make_groups.
-
-    Completions of a group are adjacent, and lengths are bucketed. A completion whose reward failed (NaN) is
-    masked out of the loss. normalize_std: see losses.group_advantages.
-    """
-    mask = np.concatenate([group["mask"] for group in groups])
-    # Cut to the longest completion: the columns after it hold only padding
-    t = min(_bucket(mask.sum(1).max()), mask.shape[1])
-    rewards = np.concatenate([group["rewards"] for group in groups])
-    prompts = [group["prompt_ids"] for group in groups]
-    prompt_ids = np.zeros((len(prompts), _bucket(max(map(len, prompts)))), np.int32)
-    for row, prompt in zip(prompt_ids, prompts, strict=True):
-        row[: len(prompt)] = prompt
-    lengths = np.array([[len(prompt)] for prompt in prompts])
-    group_size = len(rewards) // len(groups)
-    advantages = group_advantages(rewards, group_size=group_size, normalize_std=normalize_std)
-    batch = {
-        "prompt_ids": prompt_ids,
-        "prompt_mask": np.arange(prompt_ids.shape[1]) < lengths,
-        "completion_ids": np.concatenate([group["ids"] for group in groups])[:, :t],
-        "completion_mask": (mask & ~np.isnan(rewards)[:, None])[:, :t],
-        "sampler_logprobs": np.concatenate([group["logprobs"] for group in groups])[:, :t],
-        "advantages": np.asarray(advantages),
-    }
-    return batch | _totals(batch)
-
-
-def _totals(batch):
-    """The divisors of the loss."""
-    mask = batch["completion_mask"]
-    totals = {"num_tokens": mask.sum(), "num_completions": mask.any(1).sum()}
-    return {name: np.float32(total) for name, total in totals.items()}
-
-
 def _all_equal(rewards):
     scored = rewards[~np.isnan(rewards)]
     return len(scored) == 0 or scored.min() == scored.max()
-
-
-def _bucket(length, step=BUCKET):
-    return -(-int(length) // step) * step
-
-
-def _split(batch, parts):
-    """Split into consecutive rows, equal shares of prompts and of completions, so groups stay whole."""
-    pieces = {name: np.split(array, parts) for name, array in batch.items() if array.ndim}
-    return [{name: piece[i] for name, piece in pieces.items()} for i in range(parts)]

@@ -15,6 +15,10 @@ from deepseek_jax.settings import (
 from deepseek_jax.training.schedule import number_at, pairs_of
 from deepseek_jax.training.settings import FitSettings
 
+# A row of a prompt and its completions has all scores of its attention in memory at once. So many of a head
+# take 32 MiB in float32
+MOST_SHARED_SCORES = 2**23
+
 
 @dataclasses.dataclass(frozen=True)
 class RolloutSettings:
@@ -98,13 +102,18 @@ class ReinforceSettings(FitSettings, RewardSettings):
 
     def __post_init__(self):
         super().__post_init__()
-        # A batch holds a prompt once for its whole group, so no cut may run through a group
-        cuts = self.minibatches * self.micro_batches
+        # No cut may run through a row, and groups that share their prompt are rows
+        cuts = self.minibatches * (self.micro_batches if self.shares_prompts() else 1)
         if self.prompts_per_step % cuts:
             raise ValueError(
                 f"prompts_per_step={self.prompts_per_step} does not split into "
                 f"minibatches={self.minibatches} x micro_batches={self.micro_batches} whole groups; "
                 f"set it to a multiple of {cuts}"
+            )
+        if self.rows() % self.micro_batches:
+            raise ValueError(
+                f"micro_batches={self.micro_batches} does not divide the {self.rows()} completions of an "
+                "update; set it to a divisor"
             )
         if self.reference_every is not None and not self.loss.kl_coef:
             raise ValueError(
@@ -129,6 +138,19 @@ class ReinforceSettings(FitSettings, RewardSettings):
                 f"max_sampling_rounds={self.max_sampling_rounds}: each step has its own share of general "
                 "questions, which further rounds would shift; leave it at 1"
             )
+
+    def shares_prompts(self):
+        """Whether a prompt and all its completions are one row of an update, as losses.completions says; else
+        each completion is a row of its own. Long completions are, whose scores would not fit in memory.
+        """
+        length = self.rollout.longest()
+        scores = self.group_size * length * (self.rollout.max_prompt_length + length)
+        return scores <= MOST_SHARED_SCORES
+
+    def rows(self):
+        """The number of rows of an update."""
+        groups = self.prompts_per_step // self.minibatches
+        return groups if self.shares_prompts() else groups * self.group_size
 
     def num_updates(self):
         """The number of updates in all steps."""

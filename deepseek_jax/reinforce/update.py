@@ -1,6 +1,7 @@
 """The update of GRPO: its loss, the reference that may follow the policy, and limits of what is logged."""
 
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
@@ -100,12 +101,14 @@ def refreshing(train_step, every: int):
 
 
 def check_rows(settings: ReinforceSettings, mesh: Mesh):
-    """Raise ValueError unless every micro-batch splits over the mesh in whole groups."""
-    parts = batch_parts(mesh)
+    """Raise ValueError unless the rows of every micro-batch split over the mesh."""
+    parts, rows = batch_parts(mesh), settings.rows()
+    if rows % (settings.micro_batches * parts) == 0:
+        return
+    per_prompt = rows * settings.minibatches // settings.prompts_per_step
     cuts = settings.minibatches * settings.micro_batches
-    if settings.prompts_per_step % (cuts * parts):
-        raise ValueError(
-            f"prompts_per_step={settings.prompts_per_step} in {cuts} micro-batches does not split over the "
-            f"{parts} parts of the mesh (slices x data x fsdp x expert); set it to a multiple of "
-            f"{cuts * parts}"
-        )
+    multiple = cuts * parts // math.gcd(cuts * parts, per_prompt)
+    raise ValueError(
+        f"prompts_per_step={settings.prompts_per_step} in {cuts} micro-batches does not split over the "
+        f"{parts} parts of the mesh (slices x data x fsdp x expert); set it to a multiple of {multiple}"
+    )

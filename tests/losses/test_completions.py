@@ -1,4 +1,4 @@
-"""A prompt shared by its completions against one row for each of them."""
+"""Completions that share their prompt's row, or have one each, against the plain model on every row."""
 
 import functools
 
@@ -17,17 +17,22 @@ COMPLETIONS = (4, 1, 3, 2, 4, 3)  # lengths, three a prompt; the room is 4
 ROOM, LENGTH = 6, 4
 
 
-def make_batch(fill=0):
-    """Ragged prompts and completions, right-padded with tokens of `fill`."""
+def make_batch(fill=0, own_rows=False):
+    """Ragged prompts and completions, right-padded with tokens of `fill`. own_rows: a prompt for each
+    completion, not for each group.
+    """
     rng = np.random.default_rng(0)
     prompt_mask = np.arange(ROOM) < np.array(PROMPTS)[:, None]
     completion_mask = np.arange(LENGTH) < np.array(COMPLETIONS)[:, None]
     prompt_ids, completion_ids = (
         rng.integers(0, VOCAB, m.shape) for m in (prompt_mask, completion_mask)
     )
+    prompts = np.where(prompt_mask, prompt_ids, fill).astype(np.int32), prompt_mask
+    if own_rows:
+        prompts = [np.repeat(x, 3, axis=0) for x in prompts]
     return {
-        "prompt_ids": np.where(prompt_mask, prompt_ids, fill).astype(np.int32),
-        "prompt_mask": prompt_mask,
+        "prompt_ids": prompts[0],
+        "prompt_mask": prompts[1],
         "completion_ids": np.where(completion_mask, completion_ids, fill).astype(np.int32),
         "completion_mask": completion_mask,
     }
@@ -52,8 +57,11 @@ def unshared(config, params, batch):
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def shared(config, params, batch):
+def scores(config, params, batch):
     return completion_logprobs(config, params, batch, temperature=TEMPERATURE)[:2]
+
+
+LAYOUTS = pytest.mark.parametrize("own_rows", [False, True], ids=["shared", "own rows"])
 
 
 @pytest.fixture(scope="module", params=CONFIGS)
@@ -61,23 +69,23 @@ def model(request):
     return tiny_model(request.param)
 
 
-def test_logprobs_and_entropy_are_those_of_rows_of_their_own(model):
+@LAYOUTS
+def test_logprobs_and_entropy_are_those_of_the_plain_model(model, own_rows):
     """Oracle: models.forward on every [prompt, completion]; 1e-5: float32 sums in another order."""
-    batch = make_batch()
-    mask = batch["completion_mask"]
-    for ours, theirs in zip(shared(*model, batch), unshared(*model, batch), strict=True):
+    batch = make_batch(own_rows=own_rows)
+    mask, wanted = batch["completion_mask"], unshared(*model, make_batch())
+    for ours, theirs in zip(scores(*model, batch), wanted, strict=True):
         np.testing.assert_allclose(ours[mask], theirs[mask], atol=1e-5, rtol=1e-5)
 
 
-def test_gradients_are_those_of_rows_of_their_own(model):
+@LAYOUTS
+def test_gradients_are_those_of_the_plain_model(model, own_rows):
     """Oracle: autodiff through models.forward; within 1e-5 of each tensor's largest gradient."""
     config, params = model
-    batch = make_batch()
-    probe = (
-        np.random.default_rng(1).normal(size=(len(COMPLETIONS), LENGTH)) * batch["completion_mask"]
-    )
+    mask = make_batch()["completion_mask"]
+    probe = np.random.default_rng(1).normal(size=(len(COMPLETIONS), LENGTH)) * mask
 
-    def gradients(form):
+    def gradients(form, batch):
         return jax.grad(lambda params: (form(config, params, batch)[0] * probe).sum())(params)
 
     def compare(path, ours, theirs):
@@ -85,24 +93,28 @@ def test_gradients_are_those_of_rows_of_their_own(model):
         assert error <= 1e-5 * size, f"{jax.tree_util.keystr(path)}: {error} of {size}"
         return size > 0
 
-    moved = jax.tree.map_with_path(compare, gradients(shared), gradients(unshared))
+    moved = jax.tree.map_with_path(
+        compare, gradients(scores, make_batch(own_rows=own_rows)), gradients(unshared, make_batch())
+    )
     still = [path for path, nonzero in jax.tree.leaves_with_path(moved) if not nonzero]
     assert all("router_bias" in jax.tree_util.keystr(path) for path in still)
 
 
-def test_what_padding_holds_changes_nothing(model):
+@LAYOUTS
+def test_what_padding_holds_changes_nothing(model, own_rows):
     """Oracle: invariant: other tokens under the masks, the same results bit for bit where they are True."""
     mask = make_batch()["completion_mask"]
-    results = [shared(*model, make_batch(fill)) for fill in (0, VOCAB - 1)]
+    results = [scores(*model, make_batch(fill, own_rows)) for fill in (0, VOCAB - 1)]
     for one, other in zip(*results, strict=True):
         np.testing.assert_array_equal(one[mask], other[mask])
 
 
-def test_expert_load_counts_real_tokens_once():
-    """Oracle: by hand: 7 prompt tokens, once a group, and 17 completion tokens, 2 experts each.
-
-    A model without experts has none.
+def test_expert_load_counts_real_tokens():
+    """Oracle: by hand: 7 prompt tokens, once a group or once for each of its 3 completions, and 17 completion
+    tokens, 2 experts each. A model without experts has none.
     """
-    load = completion_logprobs(*tiny_model("mla_moe"), make_batch())[2].load
-    assert load.shape == (1, 8) and load.sum() == (7 + 17) * 2
+    for own_rows, prompt_tokens in ((False, 7), (True, 3 * 7)):
+        batch = make_batch(own_rows=own_rows)
+        load = completion_logprobs(*tiny_model("mla_moe"), batch)[2].load
+        assert load.shape == (1, 8) and load.sum() == (prompt_tokens + 17) * 2
     assert completion_logprobs(*tiny_model("gqa"), make_batch())[2] is None

@@ -1,5 +1,6 @@
 """The update of GRPO: replacements of the reference, also after an interruption, limits and the loss."""
 
+import contextlib
 import dataclasses
 import itertools
 
@@ -8,8 +9,10 @@ import numpy as np
 import pytest
 
 from deepseek_jax.models import build_model, random_params
+from deepseek_jax.parallel import make_mesh
 from deepseek_jax.recipes.grpo.settings import GrpoSettings
 from deepseek_jax.reinforce import grpo, update
+from deepseek_jax.reinforce import settings as settings_of_reinforce
 from deepseek_jax.reinforce.grpo import GroupSource, reinforce
 from deepseek_jax.rewards import Rewards, scoring
 from deepseek_jax.rollout import Policy, engine, generate, policy
@@ -44,10 +47,10 @@ def seen(monkeypatch):
     return found
 
 
-def train(workdir, should_stop=lambda: False, **fields):
+def train(workdir, should_stop=lambda: False, mesh=None, **fields):
     fields = dict(loss=dict(kl_coef=0.1), optimizer=dict(learning_rate=0.01)) | fields
     settings = build(GrpoSettings, small_config(**fields), "config")
-    config, run = build_model(settings.model), make_run(workdir, should_stop, phase="rl")
+    config, run = build_model(settings.model), make_run(workdir, should_stop, mesh, phase="rl")
     params = random_params(config, run.mesh, 0)
     policy = Policy(config, params, TOKENIZER, "{question}\n")
     questions = policy.with_prompts(arithmetic_task(0, 8).train)
@@ -273,6 +276,29 @@ def test_micro_batches_make_the_update_of_the_whole_batch(tmp_path, monkeypatch)
     assert abs(whole["loss"]) > 1e-2 and whole["grad_norm"] > 1e-2
     for name in ("loss", "grad_norm", "entropy", "tokens"):
         np.testing.assert_allclose(cut[name], whole[name], rtol=1e-4, err_msg=name)
+
+
+@pytest.mark.parametrize("sizes", [None, dict(data=1, fsdp=4, context=2)], ids=str)
+def test_rows_of_one_completion_make_the_update_of_shared_rows(tmp_path, monkeypatch, sizes):
+    """Oracle: the step whose rows share prompts, on one device: loss, KL and gradient norm to float32's
+    rounding, in two updates with a reference.
+    """
+    monkeypatch.setitem(
+        scoring.RULES, "correct_reasoning", scoring.Rule(lambda text, _: len(text) / 10)
+    )
+    fields = dict(num_steps=1, minibatches=2, loss=dict(kl_coef=0.1))
+    train(tmp_path / "shared", **fields)
+    monkeypatch.setattr(settings_of_reinforce, "MOST_SHARED_SCORES", 0)
+    mesh = None if sizes is None else make_mesh(**sizes)
+    with contextlib.nullcontext() if mesh is None else jax.set_mesh(mesh):
+        train(tmp_path / "own", mesh=mesh, **fields)
+    shared, own = (
+        read_metrics(tmp_path / name / "metrics.jsonl", "rl")[0] for name in ("shared", "own")
+    )
+    assert abs(shared["loss"]) > 1e-2 and shared["kl"] > 0
+    for name in ("loss", "kl", "grad_norm", "entropy", "tokens"):
+        np.testing.assert_allclose(own[name], shared[name], rtol=1e-4, atol=1e-7, err_msg=name)
+    assert own["sampler_gap_max"] < 1e-4
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,72 @@
+"""The batch of an update: groups of completions as arrays of few shapes."""
+
+import numpy as np
+
+from deepseek_jax.losses.grpo import group_advantages
+
+# Lengths are rounded up to multiples of this, so that few shapes are compiled
+BUCKET = 16
+
+
+def group_batch(groups, *, shared: bool, multiple: int = BUCKET, normalize_std: bool):
+    """Build the batch that losses.grpo_loss takes, numpy arrays, from the groups of grpo.make_groups.
+
+    Completions of a group are adjacent. shared: a prompt stands once for its group; else once for each of its
+    completions, see losses.completions. Lengths are multiples of `multiple`; where prompts are not shared,
+    and rows are long, by powers of two. A completion whose reward failed (NaN) is masked out of the loss.
+    normalize_std: see losses.group_advantages.
+    """
+    size = bucket if shared else _power_of_two
+    mask = np.concatenate([group["mask"] for group in groups])
+    t = size(mask.sum(1).max(), multiple)
+    # The columns of shared rows split over no devices: no need to exceed the longest completion allowed
+    t = min(t, mask.shape[1]) if shared else t
+    rewards = np.concatenate([group["rewards"] for group in groups])
+    group_size = len(rewards) // len(groups)
+    prompts = [group["prompt_ids"] for group in groups]
+    prompt_ids = np.zeros((len(prompts), size(max(map(len, prompts)), multiple)), np.int32)
+    for row, prompt in zip(prompt_ids, prompts, strict=True):
+        row[: len(prompt)] = prompt
+    lengths = np.array([[len(prompt)] for prompt in prompts])
+    prompt_mask = np.arange(prompt_ids.shape[1]) < lengths
+    repeats = 1 if shared else group_size
+    advantages = group_advantages(rewards, group_size=group_size, normalize_std=normalize_std)
+    batch = {
+        "prompt_ids": np.repeat(prompt_ids, repeats, axis=0),
+        "prompt_mask": np.repeat(prompt_mask, repeats, axis=0),
+        "completion_ids": _fitted([group["ids"] for group in groups], t),
+        "completion_mask": _fitted([mask & ~np.isnan(rewards)[:, None]], t),
+        "sampler_logprobs": _fitted([group["logprobs"] for group in groups], t),
+        "advantages": np.asarray(advantages),
+    }
+    return batch | totals(batch)
+
+
+def _fitted(arrays, t):
+    """Join arrays [b t] along the first axis, cut or padded to t columns. What is cut off is padding."""
+    joined = np.concatenate(arrays)[:, :t]
+    return np.pad(joined, ((0, 0), (0, t - joined.shape[1])))
+
+
+def totals(batch):
+    """The divisors of the loss."""
+    mask = batch["completion_mask"]
+    counts = {"num_tokens": mask.sum(), "num_completions": mask.any(1).sum()}
+    return {name: np.float32(count) for name, count in counts.items()}
+
+
+def split(batch, parts: int):
+    """Cut a batch into consecutive rows, equal shares of prompts and of completions: groups stay whole."""
+    pieces = {name: np.split(array, parts) for name, array in batch.items() if array.ndim}
+    return [{name: piece[i] for name, piece in pieces.items()} for i in range(parts)]
+
+
+def bucket(length, multiple: int = BUCKET):
+    """The length, rounded up to a multiple."""
+    return -(-int(length) // multiple) * multiple
+
+
+def _power_of_two(length, multiple):
+    """The length, rounded up to a multiple times a power of two."""
+    # Few lengths: a program of long rows compiles for minutes
+    return multiple << (-(-int(length) // multiple) - 1).bit_length()

@@ -1,0 +1,103 @@
+"""The arrays of an update, from groups of completions."""
+
+import numpy as np
+import pytest
+
+from configs.r1_zero import get_config
+from deepseek_jax.parallel import make_mesh
+from deepseek_jax.recipes.grpo.settings import GrpoSettings
+from deepseek_jax.reinforce import settings as reinforce_settings
+from deepseek_jax.reinforce.batch import group_batch, split
+from deepseek_jax.reinforce.update import check_rows
+from deepseek_jax.settings import build
+from tests.recipes.small import small_config
+
+PROMPTS = [5, 6, 7], [8] * 20
+LENGTHS = [3, 40], [7, 1]
+
+
+def groups():
+    """Two groups of two completions, of LENGTHS, in room for 50 tokens."""
+    made = []
+    for prompt, lengths in zip(PROMPTS, LENGTHS, strict=True):
+        mask = np.arange(50) < np.array(lengths)[:, None]
+        ids = np.where(mask, 1 + np.arange(100).reshape(2, 50) % 9, 0).astype(np.int32)
+        rewards = np.float32([0.0, 1.0])
+        made.append(
+            dict(prompt_ids=prompt, mask=mask, ids=ids, logprobs=-ids / 10, rewards=rewards)
+        )
+    return made
+
+
+def test_a_prompt_stands_once_for_its_group_or_once_for_each_completion():
+    """Oracle: by hand: rows of the second form repeat the prompt; both hold the same completions, whose
+    longest has 40 tokens, and the same advantages. 48 and 64 are the next multiple of 16 and power of two;
+    for the prompts both are 32.
+    """
+    batches = [group_batch(groups(), shared=s, normalize_std=True) for s in (True, False)]
+    for batch, rows, t in zip(batches, (2, 4), (48, 64), strict=True):
+        assert batch["prompt_ids"].shape == batch["prompt_mask"].shape == (rows, 32)
+        for row, (ids, mask) in enumerate(
+            zip(batch["prompt_ids"], batch["prompt_mask"], strict=True)
+        ):
+            assert ids[mask].tolist() == list(PROMPTS[row * 2 // rows])
+        for name, key in (("completion_ids", "ids"), ("completion_mask", "mask")):
+            whole = np.concatenate([group[key] for group in groups()])
+            assert batch[name].shape == (4, t)
+            np.testing.assert_array_equal(batch[name][:, :48], whole[:, :48])
+            assert not batch[name][:, 48:].any()
+        assert batch["num_tokens"] == 51 and batch["num_completions"] == 4
+    np.testing.assert_array_equal(batches[0]["advantages"], batches[1]["advantages"])
+
+
+def test_rows_of_one_completion_split_over_the_context():
+    """Oracle: by hand: multiples of 16 x 3 times a power of two."""
+    batch = group_batch(groups(), shared=False, multiple=48, normalize_std=True)
+    assert batch["prompt_ids"].shape[1] == 48 and batch["completion_ids"].shape[1] == 48
+    first, second = split(batch, 2)
+    assert len(first["prompt_ids"]) == len(first["completion_ids"]) == 2
+    assert second["prompt_mask"].sum() == 2 * 20
+
+
+def of_config(**fields):
+    return build(GrpoSettings, small_config(**fields), "config")
+
+
+def test_long_completions_are_rows_of_their_own():
+    """Oracle: by hand: the 16 completions of 32,768 tokens of configs/r1_zero.py would have 18e9 scores a
+    head; the 4 of 12 tokens of a small config have fewer than 10,000.
+    """
+    published = build(GrpoSettings, get_config().to_dict(), "config")
+    assert not published.shares_prompts() and published.rows() == 32 * 16
+    small = of_config()
+    assert small.shares_prompts() and small.rows() == 2
+
+
+@pytest.mark.parametrize("own_rows", [False, True])
+def test_rows_that_do_not_split_over_the_mesh_are_refused(monkeypatch, own_rows):
+    """Oracle: by hand: 3 prompts x 4 completions are 3 shared rows, or 12 rows of one completion each. Over
+    8 devices 8 prompts would do, or 2; 12 rows split over 4 devices.
+    """
+    if own_rows:
+        monkeypatch.setattr(reinforce_settings, "MOST_SHARED_SCORES", 0)
+    settings = of_config(prompts_per_step=3)
+    with pytest.raises(ValueError, match=f"a multiple of {2 if own_rows else 8}$"):
+        check_rows(settings, make_mesh(data=8))
+    mesh = make_mesh(data=4, tensor=2)
+    if own_rows:
+        check_rows(settings, mesh)
+    else:
+        with pytest.raises(ValueError, match="a multiple of 4$"):
+            check_rows(settings, mesh)
+
+
+def test_micro_batches_may_cut_groups_of_rows_of_their_own(monkeypatch):
+    """Oracle: by hand: 2 prompts x 4 completions in 8 parts, a completion each; 16 parts are too many. Shared
+    rows have two parts at most.
+    """
+    with pytest.raises(ValueError, match="whole groups; set it to a multiple of 8"):
+        of_config(micro_batches=8)
+    monkeypatch.setattr(reinforce_settings, "MOST_SHARED_SCORES", 0)
+    assert of_config(micro_batches=8).rows() == 8
+    with pytest.raises(ValueError, match="micro_batches=16 does not divide the 8 completions"):
+        of_config(micro_batches=16)
