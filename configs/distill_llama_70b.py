@@ -3,9 +3,12 @@
 python launch/train.py --config=configs/distill_llama_70b.py --distributed
 """
 
+from configs import models
 from configs.distill_published import published
 
 
 def get_config(arg=None):
     mesh = dict(data=1, fsdp=64, tensor=-1)
-    return published(arg, "Llama-3.3-70B-Instruct", learning_rate=2e-5, mesh=mesh)
+    return published(
+        arg, "Llama-3.3-70B-Instruct", models.r1_distill_llama_70b(), learning_rate=2e-5, mesh=mesh
+    )

@@ -3,9 +3,12 @@
 python launch/train.py --config=configs/distill_llama_8b.py --distributed
 """
 
+from configs import models
 from configs.distill_published import published
 
 
 def get_config(arg=None):
     mesh = dict(data=1, fsdp=-1)
-    return published(arg, "Llama-3.1-8B", learning_rate=5e-5, mesh=mesh)
+    return published(
+        arg, "Llama-3.1-8B", models.r1_distill_llama_8b(), learning_rate=5e-5, mesh=mesh
+    )

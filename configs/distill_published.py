@@ -18,15 +18,16 @@ NUM_TEXTS, EPOCHS, BATCH_SIZE, LENGTH = 804_745, 2, 64, 32_768
 TEXTS = "/data/r1_distill"
 
 
-def published(arg, init_from, *, learning_rate, mesh, positions=None):
-    """The config of one student. positions: context length to train for, if its start declares fewer."""
+def published(arg, init_from, model, *, learning_rate, mesh, positions=None):
+    """The config of one student. model: the architecture of its start. positions: context length to train
+    for, if its start declares fewer.
+    """
     arg = parse_arg(arg, seed=0)
     c = ConfigDict(dict(recipe="distill", seed=arg.seed, template="chat", packing=False))
     c.tasks = {
         task: dict(path=f"{TEXTS}/{task}/teacher_conversations/1.0.0", num_held_out=256)
         for task in ("reasoning", "general")
     }
-    model = dict(dtype="bfloat16", scan_layers=True, remat="full")
     start = dict(init_from=f"/checkpoints/{init_from}", model=model)
     if positions is not None:
         start["max_position_embeddings"] = positions

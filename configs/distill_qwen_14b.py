@@ -3,9 +3,12 @@
 python launch/train.py --config=configs/distill_qwen_14b.py --distributed
 """
 
+from configs import models
 from configs.distill_published import published
 
 
 def get_config(arg=None):
     mesh = dict(data=1, fsdp=-1)
-    return published(arg, "Qwen2.5-14B", learning_rate=7e-5, mesh=mesh)
+    return published(
+        arg, "Qwen2.5-14B", models.r1_distill_qwen_14b(), learning_rate=7e-5, mesh=mesh
+    )

@@ -3,9 +3,12 @@
 python launch/train.py --config=configs/distill_qwen_32b.py --distributed
 """
 
+from configs import models
 from configs.distill_published import published
 
 
 def get_config(arg=None):
     mesh = dict(data=1, fsdp=64, tensor=-1)
-    return published(arg, "Qwen2.5-32B", learning_rate=6e-5, mesh=mesh)
+    return published(
+        arg, "Qwen2.5-32B", models.r1_distill_qwen_32b(), learning_rate=6e-5, mesh=mesh
+    )

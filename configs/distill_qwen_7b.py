@@ -5,9 +5,17 @@ python launch/train.py --config=configs/distill_qwen_7b.py --distributed
 Its start declares 4096 positions and the published student 131,072: this run trains on the longer ones.
 """
 
+from configs import models
 from configs.distill_published import published
 
 
 def get_config(arg=None):
     mesh = dict(data=1, fsdp=-1)
-    return published(arg, "Qwen2.5-Math-7B", learning_rate=8e-5, mesh=mesh, positions=131_072)
+    return published(
+        arg,
+        "Qwen2.5-Math-7B",
+        models.r1_distill_qwen_7b(),
+        learning_rate=8e-5,
+        mesh=mesh,
+        positions=131_072,
+    )

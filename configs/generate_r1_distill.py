@@ -9,6 +9,7 @@ A line of QUESTIONS.jsonl is {"question": "...", "answer": "... #### 72"}, or {"
 
 from ml_collections import ConfigDict
 
+from configs import models
 from configs.common import parse_arg
 
 
@@ -16,7 +17,7 @@ def get_config(arg=None):
     arg = parse_arg(arg, seed=0)
     c = ConfigDict(dict(recipe="generate", seed=arg.seed, chunk_size=64))
     c.init_from = "DeepSeek-R1"
-    c.model = dict(dtype="bfloat16", scan_layers=True)
+    c.model = models.deepseek_v3()
     # Processes that share one teacher: 32 chips of a v5p have 3 TB
     c.teacher_processes = 8
     c.mesh = dict(fsdp=1, expert=32)

@@ -23,7 +23,7 @@ from functools import partial
 
 from ml_collections import ConfigDict
 
-from configs import generate_r1_distill, r1_zero
+from configs import generate_r1_distill, models, r1_zero
 from configs.common import stage_config
 
 UPDATES = 16  # per rollout
@@ -125,7 +125,7 @@ def _scenarios():
 def _on_chips():
     """The model's dtype and memory settings, and a mesh that splits the experts over 32 chips."""
     return dict(
-        model=dict(dtype="bfloat16", scan_layers=True, remat="full"),
+        model=models.deepseek_v3(),
         mesh=dict(data=1, expert=32, tensor=-1),
     )
 

@@ -14,6 +14,7 @@ numbers, max_prompt_length and the mesh.
 
 from ml_collections import ConfigDict
 
+from configs import models
 from configs.common import parse_arg
 
 
@@ -22,7 +23,7 @@ def get_config(arg=None):
     c = ConfigDict(dict(recipe="grpo", seed=arg.seed, num_steps=650, group_size=16))
     c.prompts_per_step, c.minibatches, c.epochs = 512, 16, 1
     c.init_from = "/checkpoints/DeepSeek-V3-Base"
-    c.model = dict(dtype="bfloat16", scan_layers=True, remat="full")
+    c.model = models.deepseek_v3()
     # 32 parts, because an update has 32 questions, whose groups must stay whole
     c.mesh = dict(data=1, expert=32, tensor=-1)
     c.data = dict(path="/data/r1_zero.jsonl", template="r1_zero", num_held_out=512)

@@ -40,6 +40,19 @@ def abstract_params(config: ModelConfig, dtypes: dict | None = None, mesh: Mesh 
     }
 
 
+def abstract_tree(config: ModelConfig, mesh: Mesh, dtype: str = "float32"):
+    """The config's params as ShapeDtypeStructs on the mesh: in dtype, the biases that balance routers in
+    float32, as load_hf reads them.
+    """
+    leaves = abstract_params(config, mesh=mesh)
+    return from_paths(
+        {
+            path: leaf if path.endswith("router_bias") else leaf.update(dtype=jnp.dtype(dtype))
+            for path, leaf in leaves.items()
+        }
+    )
+
+
 def checked_by_path(config: ModelConfig, params):
     """by_path(params). Raises ValueError, with the path, for a shape that is not that of the config."""
     expected, given = abstract_params(config), by_path(params)

@@ -1,5 +1,6 @@
 """Floating-point operations of an update: those that a program executes, and those that a model needs."""
 
+import functools
 import math
 
 import flax.linen as nn
@@ -79,14 +80,22 @@ def useful_flops(config: ModelConfig, sequence_length: int, *, trains_mtp: bool)
     then count as well.
     """
     depths = config.num_nextn_predict_layers if trains_mtp else 0
+    return 3 * forward_flops(config, sequence_length / 2, depths)
+
+
+def forward_flops(config: ModelConfig, keys: float, depths: int = 0):
+    """Operations that one token needs whose queries score so many keys, forward alone: float. See
+    useful_flops. depths: as in active_weights.
+    """
     if config.is_mla:
         width = config.qk_nope_head_dim + config.qk_rope_head_dim + config.v_head_dim
     else:
         width = 2 * config.head_dim
     attention = (config.num_hidden_layers + depths) * config.num_attention_heads * width
-    return 6 * (active_weights(config, depths) + attention * sequence_length / 2)
+    return 2 * (active_weights(config, depths) + attention * keys)
 
 
+@functools.cache
 def active_weights(config: ModelConfig, depths: int = 0):
     """How many weights a token meets in matrix products: int.
 

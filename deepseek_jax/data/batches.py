@@ -4,11 +4,11 @@ import itertools
 
 import jax
 import numpy as np
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from deepseek_jax.data.packing import Rows, pack
 from deepseek_jax.data.tokenizer import Tokenizer
-from deepseek_jax.parallel import put_batch
+from deepseek_jax.parallel import batch_sharding, put_batch
 from deepseek_jax.parallel.processes import from_each, total
 from deepseek_jax.parallel.shard import batch_share
 from deepseek_jax.training.schedule import number_at
@@ -94,6 +94,26 @@ class PackedDocuments:
                 f"{jax.process_count()}; start as many as before, or give another --workdir"
             )
         self.iterator.set_state(places[jax.process_index()])
+
+
+def abstract_rows(mesh: Mesh, rows: int, length: int, *, weighed: bool = False, scalars=TOTALS):
+    """A batch of packed rows as ShapeDtypeStructs, with the shardings that put_batch gives.
+
+    weighed: with loss_weights, as conversations have. scalars: the names of its numbers.
+    """
+    dtypes = dict.fromkeys(("tokens", "targets", "segment_ids", "positions"), np.int32)
+    dtypes |= {"loss_mask": np.bool_} | ({"loss_weights": np.float32} if weighed else {})
+    shapes = {name: ((rows, length), dtype) for name, dtype in dtypes.items()}
+    return abstract_batch(mesh, shapes | {name: ((), np.float32) for name in scalars})
+
+
+def abstract_batch(mesh: Mesh, shapes: dict):
+    """A batch as ShapeDtypeStructs, from {name: (shape, dtype)}, with the shardings that put_batch gives."""
+    by_rows, everywhere = batch_sharding(mesh), NamedSharding(mesh, PartitionSpec())
+    return {
+        name: jax.ShapeDtypeStruct(shape, dtype, sharding=by_rows if shape else everywhere)
+        for name, (shape, dtype) in shapes.items()
+    }
 
 
 def joined(mesh: Mesh, pieces):

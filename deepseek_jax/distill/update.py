@@ -16,7 +16,7 @@ from deepseek_jax.parallel.processes import say
 from deepseek_jax.training.loop import train
 from deepseek_jax.training.run import Run
 from deepseek_jax.training.state import state_maker
-from deepseek_jax.training.step import make_train_step, over_micro_batches
+from deepseek_jax.training.step import jitted_step, make_train_step, over_micro_batches
 
 
 def train_student(
@@ -29,10 +29,7 @@ def train_student(
     """
     if objective.weights.get("hidden"):
         params = params | {PROJECTIONS: _projections(objective, run.mesh, settings.seed)}
-    tx = settings.make_optimizer()
-    create, placed = state_maker(params, tx, run.mesh)
-    train_step = _train_step(settings, objective, tx)
-    update = jax.jit(train_step, donate_argnums=0, out_shardings=(placed, None))
+    create, update = jitted_update(settings, objective, params, run.mesh)
     started = False
 
     def step(state, batch, rng):
@@ -48,8 +45,12 @@ def train_student(
     return without_projections(params)
 
 
-def _train_step(settings, objective, tx):
-    """train_step(state, batch, rng, teacher_params) -> (state, metrics), for the objective."""
+def jitted_update(settings, objective: Objective, params, mesh: Mesh):
+    """Two jitted functions: create(params), which donates them, -> TrainState, and
+    train_step(state, batch, rng, teacher_params) -> (state, metrics), for the objective.
+    """
+    tx = settings.make_optimizer()
+    create, placed = state_maker(params, tx, mesh)
     watched = None if settings.plateau is None else HELD_OUT_LOSS
 
     def train_step(state, batch, rng, teacher_params):
@@ -61,7 +62,7 @@ def _train_step(settings, objective, tx):
             metrics["plateau_scale"] = state.opt_state[-1].scale
         return state, metrics
 
-    return train_step
+    return create, jitted_step(train_step, placed)
 
 
 def check_first(objective: Objective, params, batch, teacher_params):

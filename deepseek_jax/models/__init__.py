@@ -1,6 +1,14 @@
 """The network: one decoder for DeepSeek, Qwen and Llama."""
 
-from deepseek_jax.models.config import ModelConfig, RopeScaling, RunSettings, build_model
+from deepseek_jax.models.config import (
+    ModelConfig,
+    RopeScaling,
+    RunSettings,
+    build_model,
+    check_architecture,
+    how_to_run,
+    names_architecture,
+)
 from deepseek_jax.models.decoder import Branches, count_params, init_params, random_params
 from deepseek_jax.models.heads import (
     forward,
@@ -20,14 +28,17 @@ __all__ = [
     "Routing",
     "RunSettings",
     "build_model",
+    "check_architecture",
     "count_params",
     "decays",
     "forward",
     "head_weight",
     "hidden_states",
+    "how_to_run",
     "init_params",
     "last_attention",
     "layer_states",
+    "names_architecture",
     "predict_further",
     "random_params",
 ]

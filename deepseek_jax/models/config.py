@@ -1,6 +1,7 @@
 """ModelConfig: the network as a checkpoint's config.json describes it, checked when built."""
 
 import dataclasses
+import math
 from typing import Annotated, Literal
 
 from deepseek_jax.settings import Between, Count, Natural, NonNegative, Positive, added, build
@@ -233,6 +234,46 @@ class RunSettings:
     remat: Literal[tuple(REMAT_POLICIES)] = "none"
     pipeline_micro_batches: Count | None = None
     expert_buffer: ExpertBuffer | None = None
+
+
+HOW_TO_RUN = frozenset(field.name for field in dataclasses.fields(RunSettings))
+# A run may set these otherwise than its checkpoint
+OF_THE_RUN = HOW_TO_RUN | {
+    "expert_overflow",
+    "initializer_range",
+    "max_position_embeddings",
+    "num_nextn_predict_layers",
+    "bos_token_id",
+    "eos_token_id",
+}
+
+
+def how_to_run(block: dict):
+    """The fields of RunSettings in a block that may name the architecture too: dict."""
+    return {name: value for name, value in block.items() if name in HOW_TO_RUN}
+
+
+def names_architecture(block: dict):
+    """Whether a block has all that a ModelConfig needs, not RunSettings alone."""
+    return "model_type" in block
+
+
+def check_architecture(block: dict, config: ModelConfig, checkpoint: str):
+    """Raise ValueError, naming the field, where a config's block `model` names another architecture than the
+    checkpoint's. A block without an architecture passes. config: as the checkpoint describes itself.
+    """
+    if not names_architecture(block):
+        return
+    named = build_model(block)
+    for field in dataclasses.fields(ModelConfig):
+        ours, theirs = getattr(named, field.name), getattr(config, field.name)
+        # A .gguf file has float32 numbers
+        near = type(ours) is type(theirs) is float and math.isclose(ours, theirs, rel_tol=1e-6)
+        if field.name not in OF_THE_RUN and ours != theirs and not near:
+            raise ValueError(
+                f"the checkpoint {checkpoint} has {field.name}={theirs!r}, and model.{field.name}={ours!r} "
+                "names another architecture; set it to the checkpoint's, or give another checkpoint"
+            )
 
 
 def build_model(block: dict, path: str = "model"):

@@ -3,13 +3,14 @@
 import dataclasses
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from deepseek_jax.models.config import ModelConfig
 from deepseek_jax.models.heads import hidden_states
 from deepseek_jax.models.layers import weight
-from deepseek_jax.parallel.shard import init_sharded
+from deepseek_jax.parallel.shard import init_sharded, logical_names, shardings
 
 
 class RewardHead(nn.Module):
@@ -50,6 +51,14 @@ def reward_params(config: ModelConfig, params, mesh: Mesh, rng):
     }
     head = init_sharded(mesh, lambda rng: init_reward_head(config, rng), rng)
     return {"decoder": decoder, "head": head}
+
+
+def abstract_head(config: ModelConfig, mesh: Mesh):
+    """init_reward_head's parameters as ShapeDtypeStructs on the mesh."""
+    boxed = jax.eval_shape(lambda: init_reward_head(config, jax.random.key(0)))
+    shapes = nn.unbox(boxed)
+    places = shardings(mesh, logical_names(boxed), shapes)
+    return jax.tree.map(lambda leaf, place: leaf.update(sharding=place), shapes, places)
 
 
 def predict_rewards(config: ModelConfig, params, tokens, segment_ids):

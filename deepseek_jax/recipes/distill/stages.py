@@ -10,7 +10,7 @@ from deepseek_jax.data.messages import worked_conversations
 from deepseek_jax.data.tasks import Task
 from deepseek_jax.errors import at
 from deepseek_jax.evaluation.conversation_loss import ConversationLoss
-from deepseek_jax.models import RunSettings, build_model, random_params
+from deepseek_jax.models import build_model, how_to_run, random_params
 from deepseek_jax.recipes.distill.settings import (
     DistillSettings,
     ReinforcedSettings,
@@ -24,7 +24,6 @@ from deepseek_jax.recipes.sft.data import check_conversations, packed, rows_of
 from deepseek_jax.recipes.sft.run import fine_tune, packed_conversations
 from deepseek_jax.reinforce.grpo import reinforce
 from deepseek_jax.rollout.policy import fitting, load_policy
-from deepseek_jax.settings import build
 from deepseek_jax.synthesis.rejection import read_accepted, sample_accepted
 from deepseek_jax.training.lineage import (
     Formerly,
@@ -41,8 +40,9 @@ from deepseek_jax.worlds.world import World
 class Made(NamedTuple):
     """A policy on disk. hash: of all its inputs. path: of its parameters.
 
-    model: fields of RunSettings. tokenizer: a name for worlds.registry.named_tokenizer. positions:
-    max_position_embeddings in place of the checkpoint's own, or None.
+    model: fields of RunSettings, and those of an architecture or none. tokenizer: a name for
+    worlds.registry.named_tokenizer. positions: max_position_embeddings in place of the checkpoint's own, or
+    None.
     """
 
     name: str
@@ -54,10 +54,9 @@ class Made(NamedTuple):
 
     def load(self, mesh, template: str, *, trained: bool = True):
         """The Policy. Reads its params again on each call, because training donates them."""
-        how = build(RunSettings, self.model, f"model of {self.name}")
         tokenizer = named_tokenizer(self.tokenizer) if is_orbax(self.path) else None
         options = dict(template=template, tokenizer=tokenizer, trained=trained)
-        policy = load_policy(str(self.path), how, mesh, **options)
+        policy = load_policy(str(self.path), self.model, mesh, **options)
         if self.positions is None or not trained:
             return policy
         config = dataclasses.replace(policy.config, max_position_embeddings=self.positions)
@@ -84,7 +83,9 @@ class DistillStages:
             )
             base = self._pretrained("teacher_base", start)
             return self._taught(teacher.fine_tune, base, world, questions)
-        own = content_hash([fingerprint(teacher.path), teacher.tokenizer, teacher.model])
+        # Not the architecture, which the checkpoint has to have
+        how = how_to_run(teacher.model)
+        own = content_hash([fingerprint(teacher.path), teacher.tokenizer, how])
         return Made("teacher", own, Path(teacher.path), teacher.model, teacher.tokenizer)
 
     def text(self, world: World, teacher: Made):
@@ -111,7 +112,9 @@ class DistillStages:
         if start.init_from is None:
             return self._pretrained(f"starts/{name}", start)
         # Records of the first format hash every field, see lineage.Formerly
-        about = [fingerprint(start.init_from), start]
+        # Not the architecture, which the checkpoint has to have
+        how = dataclasses.replace(start, model=how_to_run(start.model))
+        about = [fingerprint(start.init_from), how]
         own = Formerly(content_hash(about), content_hash(about, whole=True))
         given = Path(start.init_from), start.model, start.init_from, start.max_position_embeddings
         return Made(f"starts/{name}", own, *given)
@@ -182,9 +185,7 @@ class DistillStages:
             return config, train_base(config, start.base, tokenizer, run.of(phase), seed)
 
         # The saved model is read with RunSettings, which have only some fields of its block
-        how = {f.name for f in dataclasses.fields(RunSettings)} & start.model.keys()
-        how = {name: start.model[name] for name in how}
-        like = Made(name, "", self.run.folder, how, start.tokenizer)
+        like = Made(name, "", self.run.folder, how_to_run(start.model), start.tokenizer)
         return self._trained(name, {"settings": self._about(start)}, train, like=like)
 
     def _taught(

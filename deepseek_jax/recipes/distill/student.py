@@ -24,6 +24,7 @@ from deepseek_jax.distill.token_alignment import shared_vocabulary
 from deepseek_jax.distill.update import train_student
 from deepseek_jax.errors import at
 from deepseek_jax.evaluation.conversation_loss import ConversationLoss
+from deepseek_jax.models import ModelConfig
 from deepseek_jax.recipes.distill.settings import DistillSettings, StudentSettings
 from deepseek_jax.recipes.distill.tasks import mixed
 from deepseek_jax.recipes.sft.data import check_conversations
@@ -98,22 +99,28 @@ class StudentRun:
         """distill.objective.Objective of config.students.NAME.loss. Raises ValueError where terms compare
         token by token and the teacher has another tokenizer.
         """
+        if taught is None:
+            return self.objective_of(policy.config, None)
+        shared = self._shared(policy.tokenizer, taught.tokenizer)
+        return self.objective_of(policy.config, taught.config, shared)
+
+    def objective_of(self, config: ModelConfig, teacher: ModelConfig | None, shared: tuple = ()):
+        """The Objective of a student of this config. shared: pairs of tokens, see Objective."""
         loss, on_policy = self.student.loss, self.student.loss.on_policy
         sampled = {}
         if on_policy is not None:
             sampled = dict(on_policy_divergence=on_policy.divergence, on_policy_beta=on_policy.beta)
-        if taught is not None:
-            sampled["shared"] = self._shared(policy.tokenizer, taught.tokenizer)
         with at(f"config.students.{self.name}.loss"):
             return Objective(
-                student=policy.config,
-                teacher=None if taught is None else taught.config,
+                student=config,
+                teacher=teacher,
                 weights={name: weight for name, weight in loss.weights.items() if weight},
                 divergence=loss.divergence,
                 beta=loss.beta,
                 relation_heads=loss.relation_heads,
                 vocab_size=loss.vocab_size,
                 micro_batches=self.student.micro_batches,
+                shared=shared,
                 **sampled,
             )
 

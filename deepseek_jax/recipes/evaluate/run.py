@@ -15,7 +15,7 @@ from deepseek_jax.data.chat import render_question
 from deepseek_jax.data.tokenizer import SMOLLM2, smollm2_gguf
 from deepseek_jax.errors import at
 from deepseek_jax.evaluation.problems import Rules, load_problems
-from deepseek_jax.models import ModelConfig, RunSettings
+from deepseek_jax.models import ModelConfig
 from deepseek_jax.parallel.processes import barrier, first_process, say, total
 from deepseek_jax.recipes.evaluate.report import RESULTS, report
 from deepseek_jax.recipes.evaluate.settings import MAX_COMPLETION_LENGTH, EvaluateSettings
@@ -92,11 +92,11 @@ def _policy(settings: EvaluateSettings, mesh):
             "folder params that a recipe left needs a small world's name, a Hugging Face folder or a .gguf "
             "file; other checkpoints have their own tokenizer, so leave it out"
         )
-    how, tokenizer = RunSettings(dtype=settings.dtype), named_tokenizer(name) if ours else None
+    tokenizer = named_tokenizer(name) if ours else None
     with at("config.checkpoint"):
         policy = load_policy(
             settings.checkpoint,
-            how,
+            dict(dtype=settings.dtype),
             mesh,
             template=settings.template or "chat",
             tokenizer=tokenizer,

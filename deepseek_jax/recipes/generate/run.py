@@ -17,7 +17,7 @@ from deepseek_jax.checkpoint import is_orbax, save_orbax
 from deepseek_jax.checkpoint.folder import fingerprint
 from deepseek_jax.data.questions import distinct, evaluation_texts, read_questions
 from deepseek_jax.errors import at
-from deepseek_jax.models import RunSettings, build_model
+from deepseek_jax.models import build_model, how_to_run
 from deepseek_jax.parallel.mesh import group_mesh
 from deepseek_jax.parallel.processes import first_process, say
 from deepseek_jax.recipes.generate.settings import GenerateSettings
@@ -27,7 +27,6 @@ from deepseek_jax.reinforce.model_rewards import load_model_rewards
 from deepseek_jax.reports.answers import make_console
 from deepseek_jax.reports.tables import fates_table
 from deepseek_jax.rollout.policy import Policy, check_room, fitting, load_policy
-from deepseek_jax.settings import build
 from deepseek_jax.synthesis.augment import augmented
 from deepseek_jax.synthesis.generated import dataset_folder
 from deepseek_jax.synthesis.ngrams import Evaluation
@@ -156,10 +155,11 @@ def _checkpoint(settings: GenerateSettings, run: Run, own: Mesh, questions: list
     Pre-trains a base first, on the mesh of all processes. own: the mesh that the Policy is read on.
     """
     if settings.init_from is not None:
-        named = {"init_from": fingerprint(settings.init_from), "model": settings.model}
+        # Not the architecture, which the checkpoint has to have
+        named = {"init_from": fingerprint(settings.init_from), "model": how_to_run(settings.model)}
         named["tokenizer"] = settings.tokenizer
-        how = build(RunSettings, settings.model, "model")
-        return _loader(settings, settings.init_from, settings.tokenizer, how, own), named
+        given = settings.init_from, settings.tokenizer, settings.model
+        return _loader(settings, *given, own), named
     policy = starting_policy(settings, run.mesh, settings.data.template)
     policy = dataclasses.replace(policy, opening=settings.data.opening)
     # Raises for prompts that do not fit, before the base is trained
@@ -177,18 +177,18 @@ def _checkpoint(settings: GenerateSettings, run: Run, own: Mesh, questions: list
     model = build_model(settings.model)
     numbers = {"base": base, "model": model, "seed": seed}
     made = run_stage(run.folder, "base", {"settings": numbers}, train)
-    return _loader(settings, params, base.corpus, RunSettings(), own), made
+    return _loader(settings, params, base.corpus, {}, own), made
 
 
 def _loader(
-    settings: GenerateSettings, path, tokenizer: str | None, how: RunSettings, mesh: Mesh
+    settings: GenerateSettings, path, tokenizer: str | None, model: dict, mesh: Mesh
 ) -> Callable[[], Policy]:
     """A function that reads a Policy. tokenizer: a name, for a checkpoint that has none."""
 
     def load():
         named = named_tokenizer(tokenizer) if is_orbax(path) and tokenizer else None
         options = dict(template=settings.data.template, tokenizer=named)
-        policy = load_policy(path, how, mesh, **options)
+        policy = load_policy(path, model, mesh, **options)
         return dataclasses.replace(policy, opening=settings.data.opening)
 
     return load

@@ -5,26 +5,22 @@ multi-token prediction speeds up decoding -> report.
 """
 
 import itertools
-from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh
 from rich.console import Console
 
 from deepseek_jax.checkpoint import is_orbax, load_hf, load_orbax, save_orbax
 from deepseek_jax.checkpoint.hf_config import read_config
-from deepseek_jax.checkpoint.tree import abstract_params, checked_by_path, from_paths
-from deepseek_jax.data.batches import TOTALS, held_out_batches
+from deepseek_jax.checkpoint.tree import checked_by_path
+from deepseek_jax.data.batches import held_out_batches
 from deepseek_jax.data.infill import check_fim_rate
 from deepseek_jax.data.tokenizer import Tokenizer
 from deepseek_jax.errors import at
 from deepseek_jax.evaluation.perplexity import held_out_loss
 from deepseek_jax.losses.next_token import next_token_loss
 from deepseek_jax.models import ModelConfig, build_model, random_params
-from deepseek_jax.parallel import batch_sharding
 from deepseek_jax.parallel.processes import first_process, say
 from deepseek_jax.recipes.pretrain.documents import open_corpus
 from deepseek_jax.recipes.pretrain.settings import (
@@ -33,12 +29,11 @@ from deepseek_jax.recipes.pretrain.settings import (
     StageSettings,
     switched_on,
 )
-from deepseek_jax.recipes.pretrain.train import Corpus, check_vocabulary, jitted, train_stage
+from deepseek_jax.recipes.pretrain.train import Corpus, check_vocabulary, train_stage
 from deepseek_jax.reports.tables import loss_table, plot_curves
 from deepseek_jax.rollout import generate
 from deepseek_jax.training.remembered import remembered
 from deepseek_jax.training.run import Run
-from deepseek_jax.training.state import TrainState
 from deepseek_jax.worlds.registry import named_tokenizer
 
 SETTINGS = PretrainSettings
@@ -123,50 +118,6 @@ def _starting_point(settings: PretrainSettings, mesh: Mesh):
             "the fields that set sizes from model"
         ) from error
     return model, params
-
-
-class AbstractUpdate(NamedTuple):
-    """A stage's jitted step(state, batch, key). Here state and batch are ShapeDtypeStructs with shardings."""
-
-    name: str
-    model: ModelConfig
-    step: Callable
-    state: TrainState
-    batch: dict
-
-
-def abstract_updates(settings: PretrainSettings, mesh: Mesh):
-    """The update of each stage, at its largest batch: [AbstractUpdate]. Makes no array and reads no data.
-
-    Raises the ValueErrors of `run`, except that rope_scaling may start from random parameters. mesh: its
-    devices need not exist on this machine.
-    """
-    if settings.init_from is None:
-        model = build_model(settings.model)
-    else:
-        model = settings.overridden(read_config(settings.init_from))
-    params = from_paths(abstract_params(model, mesh=mesh))
-    updates = []
-    with at("config"):
-        stages = settings.checked_stages(model, mesh)
-    for (name, stage), scaled in zip(stages, settings.models(model), strict=True):
-        create, step = jitted(scaled, stage, params, mesh)
-        rows = max(rows for _, rows in stage.batch_sizes())
-        batch = _abstract_batch(mesh, rows, stage)
-        updates.append(AbstractUpdate(name, scaled, step(rows), create.eval_shape(params), batch))
-    return updates
-
-
-def _abstract_batch(mesh: Mesh, rows: int, stage: StageSettings):
-    """A batch of train_stage as ShapeDtypeStructs, with the shardings that put_batch gives."""
-    shape, by_rows = (rows, stage.sequence_length), batch_sharding(mesh)
-    everywhere = NamedSharding(mesh, PartitionSpec())
-    # tests/launch/test_plan.py compares all this with a batch of the loop
-    dtypes = dict.fromkeys(("tokens", "targets", "segment_ids", "positions"), jnp.int32)
-    dtypes["loss_mask"] = jnp.bool
-    scalars = (*TOTALS, "mtp_weight") if switched_on(stage.mtp_weight) else TOTALS
-    batch = {n: jax.ShapeDtypeStruct(shape, dtypes[n], sharding=by_rows) for n in dtypes}
-    return batch | {n: jax.ShapeDtypeStruct((), jnp.float32, sharding=everywhere) for n in scalars}
 
 
 def _held_out(

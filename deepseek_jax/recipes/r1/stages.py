@@ -11,7 +11,8 @@ from deepseek_jax.data.sources import read
 from deepseek_jax.data.tasks import Task
 from deepseek_jax.errors import at
 from deepseek_jax.evaluation.conversation_loss import ConversationLoss
-from deepseek_jax.recipes.judge import check_lengths, judged_pairs, train_judge
+from deepseek_jax.models import how_to_run
+from deepseek_jax.recipes.judge.run import check_lengths, judged_pairs, train_judge
 from deepseek_jax.recipes.pretrain.train import base_documents, train_base
 from deepseek_jax.recipes.r1.scores import measure, say_scores
 from deepseek_jax.recipes.r1.settings import REWARD_MODELS, R1Settings
@@ -59,7 +60,9 @@ class Stages:
         """The base: pre-trained on the world's corpus, or the checkpoint config.init_from."""
         settings = self.settings
         if settings.init_from is not None:
-            inputs = {"checkpoint": fingerprint(settings.init_from), "settings": settings.model}
+            # Not the architecture, which the checkpoint has to have
+            how = how_to_run(settings.model)
+            inputs = {"checkpoint": fingerprint(settings.init_from), "settings": how}
             return self._trained("base", inputs, lambda run: self._loaded().params)
         base, seed = settings.base, settings.seed
 

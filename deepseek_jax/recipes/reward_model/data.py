@@ -4,7 +4,9 @@ from pathlib import Path
 
 import grain
 import numpy as np
+from jax.sharding import Mesh
 
+from deepseek_jax.data.batches import abstract_batch
 from deepseek_jax.data.preferences import read_preferences, render_record
 from deepseek_jax.errors import at
 from deepseek_jax.parallel.processes import say
@@ -97,6 +99,17 @@ def batch_of(records: list, length: int, rows: int | None = None):
     if responses == 1:
         batch["safe"] = np.array([record["safe"] for record in records], np.float32)
     return batch
+
+
+def abstract_batch_of(settings: RewardTrainingSettings, mesh: Mesh):
+    """The largest batch of an update as ShapeDtypeStructs with shardings."""
+    responses = 1 if settings.kind == "safety" else 2
+    rows, length = settings.batch_size, settings.sequence_length
+    shapes = {n: ((rows, responses, length), np.int32) for n in ("tokens", "segment_ids")}
+    shapes |= {"weights": ((rows,), np.float32), "normalizer": ((), np.float32)}
+    if responses == 1:
+        shapes["safe"] = (rows,), np.float32
+    return abstract_batch(mesh, shapes)
 
 
 class PreferenceSource:

@@ -85,17 +85,23 @@ def train_reward_model(
     measure = functools.partial(_measure, model, settings, held_out, mesh)
     # Before fit, which donates params
     remembered(folder / "before.json", lambda: measure(params))
-
-    def loss_fn(params, batch, rng):
-        return reward_loss(model, params, batch)
-
     source = PreferenceSource(train, settings, mesh)
+    loss_fn = reward_model_loss(model)
     params = fit(settings, loss_fn, params, source, run.within(folder / PHASE))
     remembered(folder / "after.json", lambda: measure(params))
     if not (folder / "params").exists():
         template = settings.data.template
         about = dict(kind=settings.kind, template=template, tokenizer=tokenizer_name)
         save_reward_model(folder / "params", model, params, about)
+
+
+def reward_model_loss(model: ModelConfig):
+    """The loss_fn of training.make_train_step. model: of models.reward.reward_config."""
+
+    def loss_fn(params, batch, rng):
+        return reward_loss(model, params, batch)
+
+    return loss_fn
 
 
 def _measure(

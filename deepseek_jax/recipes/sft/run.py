@@ -13,6 +13,7 @@ from deepseek_jax.errors import at
 from deepseek_jax.evaluation.conversation_loss import ConversationLoss
 from deepseek_jax.evaluation.held_out import evaluate_both
 from deepseek_jax.losses.next_token import next_token_loss
+from deepseek_jax.models import ModelConfig
 from deepseek_jax.parallel.processes import first_process
 from deepseek_jax.recipes.sft.data import (
     check_conversations,
@@ -118,11 +119,16 @@ def fine_tune(settings: FineTuneSettings, policy: Policy, source: PackedDocument
 
     Router biases and multi-token prediction modules stay as they are: the loss gives them no gradient.
     """
+    return fit(settings, fine_tuning_loss(policy.config), policy.params, source, run)
+
+
+def fine_tuning_loss(config: ModelConfig):
+    """The loss_fn of training.make_train_step."""
 
     def loss_fn(params, batch, rng):
-        return next_token_loss(policy.config, params, batch)
+        return next_token_loss(config, params, batch)
 
-    return fit(settings, loss_fn, policy.params, source, run)
+    return loss_fn
 
 
 def _measure(

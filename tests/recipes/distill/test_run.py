@@ -14,7 +14,7 @@ from deepseek_jax.data import conversations
 from deepseek_jax.distill.objective import PROJECTIONS, SAMPLED
 from deepseek_jax.distill.source import OnPolicyRows, TaskWatch, sampled_rows
 from deepseek_jax.evaluation.conversation_loss import ConversationLoss
-from deepseek_jax.models import RunSettings, build_model, forward, random_params
+from deepseek_jax.models import build_model, forward, random_params
 from deepseek_jax.parallel import make_mesh
 from deepseek_jax.recipes.distill import run as distill
 from deepseek_jax.recipes.distill.settings import DistillSettings
@@ -148,7 +148,7 @@ def test_a_users_own_questions_measure_teacher_and_students(files, tmp_path):
     assert set(answers) == {"teacher", "start qwen", "qwen"}
     assert all(list(found) == ["a"] and len(found["a"]) == 6 for found in answers.values())
     how = dict(template=config.template, tokenizer=bilingual_tokenizer())
-    teacher = load_policy(files[0] / "teacher", RunSettings(), one_device(), **how)
+    teacher = load_policy(files[0] / "teacher", {}, one_device(), **how)
     asked, options = teacher.with_prompts(lines), AnswerOptions(max_completion_length=4, slots=128)
     groups = teacher.answer(asked, options, n=3, seed=config.seed).groups()
     wanted = [np.mean([exact_answer(t, {"answer": "12"}) for t in group]) for group in groups]

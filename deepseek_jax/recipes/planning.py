@@ -1,0 +1,109 @@
+"""What the plans of several recipes share. A plan reads no checkpoint, no tokenizer and no data."""
+
+import dataclasses
+import functools
+from pathlib import Path
+
+import jax
+from jax.sharding import Mesh
+
+from deepseek_jax.checkpoint import is_orbax
+from deepseek_jax.checkpoint.hf_config import read_config
+from deepseek_jax.checkpoint.tree import abstract_tree
+from deepseek_jax.costs.program import Program, forward_work, update_program
+from deepseek_jax.data.batches import TOTALS, abstract_rows
+from deepseek_jax.errors import at
+from deepseek_jax.losses.next_token import target_logprobs
+from deepseek_jax.models import (
+    ModelConfig,
+    RunSettings,
+    build_model,
+    how_to_run,
+    names_architecture,
+)
+from deepseek_jax.recipes.pretrain.settings import BaseSettings, StageSettings, switched_on
+from deepseek_jax.recipes.pretrain.train import jitted
+from deepseek_jax.recipes.settings import PolicyRun
+from deepseek_jax.recipes.sft.run import fine_tuning_loss
+from deepseek_jax.recipes.sft.settings import FineTuneSettings
+from deepseek_jax.recipes.start import check_rows
+from deepseek_jax.rollout.policy import AnswerOptions
+from deepseek_jax.rollout.programs import rollout_programs
+from deepseek_jax.settings import build
+from deepseek_jax.training.loop import jitted_fit
+
+# Tokens of the longest prompt where only the data say: a config limits the prompts of reinforcement alone
+PROMPT_LENGTH = 1024
+
+
+def planned_model(block: dict, checkpoint: str | Path | None):
+    """The ModelConfig of a config's block `model`, for a plan. checkpoint: that the run starts from, or None.
+
+    Raises ValueError where the block does not name the architecture and the checkpoint is not there either.
+    """
+    if checkpoint is None or names_architecture(block):
+        return build_model(block)
+    if not is_orbax(checkpoint) and (Path(checkpoint) / "config.json").exists():
+        how = build(RunSettings, how_to_run(block), "model")
+        return dataclasses.replace(read_config(checkpoint), **dataclasses.asdict(how))
+    raise ValueError(
+        f"model={block!r} does not name the architecture of {checkpoint}, and the checkpoint is not there: a "
+        "plan needs one of them; set model to one of configs/models.py"
+    )
+
+
+def planned_policy(settings: PolicyRun):
+    """The ModelConfig of the policy that a run trains."""
+    with at("config"):
+        return planned_model(settings.model, settings.init_from)
+
+
+def base_programs(config: ModelConfig, base: BaseSettings | None, mesh: Mesh):
+    """The update that pre-trains a base, where there is one: [Program]."""
+    if base is None:
+        return []
+    with at("config.base"):
+        base.check(config, mesh)
+    return [stage_program("pretrain", config, base, mesh)]
+
+
+def stage_program(name: str, config: ModelConfig, stage: StageSettings, mesh: Mesh):
+    """The update of a stage of pre-training, at its largest batch."""
+    params = abstract_tree(config, mesh)
+    create, step = jitted(config, stage, params, mesh)
+    rows = max(rows for _, rows in stage.batch_sizes())
+    scalars = (*TOTALS, "mtp_weight") if switched_on(stage.mtp_weight) else TOTALS
+    batch = abstract_rows(mesh, rows, stage.sequence_length, scalars=scalars)
+    state = create.eval_shape(params)
+    return update_program(name, step(rows), state, batch, config=config, mesh=mesh)
+
+
+def fine_tuning_programs(name: str, settings: FineTuneSettings, config: ModelConfig, mesh: Mesh):
+    """The update of fine-tuning, and its held-out loss: [Program]. name: a prefix of their names."""
+    check_rows(settings, mesh, config.pipeline_micro_batches)
+    params = abstract_tree(config, mesh)
+    rows, length = settings.batch_size, settings.sequence_length
+    batch = abstract_rows(mesh, rows, length, weighed=True)
+    create, step = jitted_fit(settings, fine_tuning_loss(config), params, mesh)
+    state = create.eval_shape(params)
+    update = update_program(f"{name}update", step, state, batch, config=config, mesh=mesh)
+    score = jax.jit(functools.partial(target_logprobs, config))
+    work = forward_work(config, rows, length)
+    return [update, Program(f"{name}held-out loss", score, (params, batch), mesh, **work)]
+
+
+def answer_programs(
+    name: str,
+    config: ModelConfig,
+    mesh: Mesh,
+    options: AnswerOptions,
+    *,
+    prompts: int,
+    n: int = 1,
+    prompt_length: int = PROMPT_LENGTH,
+    dtype: str = "float32",
+):
+    """The programs that answer questions, where a model has room for prompts of prompt_length: [Program]."""
+    room = config.max_position_embeddings - options.max_completion_length
+    sizes = dict(prompts=prompts, n=n, prompt_length=min(prompt_length, room))
+    return rollout_programs(config, mesh, options, **sizes, dtype=dtype, name=name)

@@ -1,0 +1,73 @@
+"""The programs of a step of reinforcement, for a plan."""
+
+from jax.sharding import Mesh
+
+from deepseek_jax.checkpoint.tree import abstract_tree
+from deepseek_jax.costs.flops import forward_flops
+from deepseek_jax.costs.program import Program, update_program
+from deepseek_jax.models import ModelConfig
+from deepseek_jax.reinforce.batch import abstract_batch_of
+from deepseek_jax.reinforce.settings import ReinforceSettings
+from deepseek_jax.reinforce.update import check_rows, jitted_score, jitted_update
+from deepseek_jax.rollout.policy import AnswerOptions
+from deepseek_jax.rollout.programs import rollout_programs
+
+
+def reinforcement_programs(name: str, settings: ReinforceSettings, config: ModelConfig, mesh: Mesh):
+    """The rollout, the scoring of its completions, and the update: [Program]. name: a prefix of their names.
+
+    Every prompt and every completion counts as the longest.
+    """
+    check_rows(settings, mesh)
+    rollout = settings.rollout
+    rolled = rollout_programs(
+        config,
+        mesh,
+        AnswerOptions(max_completion_length=rollout.longest(), slots=rollout.slots),
+        prompts=settings.prompts_per_step,
+        n=settings.group_size,
+        prompt_length=rollout.max_prompt_length,
+        name=name,
+    )
+    params = abstract_tree(config, mesh)
+    batch = abstract_batch_of(settings, mesh)
+    work = _work(settings, config, batch)
+    create, step = jitted_update(settings, config, params, mesh)
+    state = create.eval_shape(params)
+    if settings.reference_every is not None:
+        state = state.replace(reference=params)
+    update = update_program(
+        f"{name}update",
+        step,
+        state,
+        batch,
+        config=config,
+        mesh=mesh,
+        times=settings.minibatches * settings.epochs,
+        **work,
+    )
+    scored = [key for key in ("old_logprobs", "ref_logprobs") if key in batch]
+    if not scored:
+        return [*rolled, update]
+    own = {key: leaf for key, leaf in batch.items() if key not in scored}
+    score = Program(
+        f"{name}score",
+        jitted_score(config),
+        (params, own),
+        mesh,
+        times=settings.minibatches * len(scored),
+        **work | {"flops": work["flops"] / 3},
+    )
+    return [*rolled, score, update]
+
+
+def _work(settings, config, batch):
+    """The fields tokens, flops and sizes of an update's Program."""
+    rows, s = batch["prompt_ids"].shape
+    completions, t = batch["completion_ids"].shape
+    # A completion's token sees the prompt, and half of its completion on average
+    prompt = rows * s * forward_flops(config, s / 2)
+    flops = 3 * (prompt + completions * t * forward_flops(config, s + t / 2))
+    each = completions // rows
+    shape = f"{s:,} + {each} x {t:,}" if each > 1 else f"{s:,} + {t:,}"
+    return dict(tokens=rows * s + completions * t, flops=flops, sizes=f"{rows:,} rows x {shape}")
