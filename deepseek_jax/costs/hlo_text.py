@@ -164,8 +164,8 @@ def _constant(body, name, given=None):
     operation = body[name]
     while operation.kind in VIEWS:
         operation = body[operation.operands[0]]
-    if operation.kind == "constant" and re.fullmatch(r"-?\d+", operation.inside):
-        return int(operation.inside)
+    if operation.kind == "constant" and operation.result[0].dtype in ("s32", "s64", "u32", "u64"):
+        return int(operation.inside) if not operation.result[0].shape else None
     return (given or {}).get(operation.name)
 
 
