@@ -1,6 +1,6 @@
-"""What one device does in a compiled program, from its optimised text, with loops counted as often as they run.
+"""What one device does in a compiled program, from its optimised text.
 
-XLA's own cost_analysis counts a loop's body once.
+A loop's body counts as often as it runs; in XLA's own cost_analysis it counts once.
 """
 
 import dataclasses
@@ -9,7 +9,8 @@ from collections import Counter
 
 from deepseek_jax.costs.hlo_collectives import Collective, collective_of
 from deepseek_jax.costs.hlo_flops import operation_flops
-from deepseek_jax.costs.hlo_text import Computation, Operation, parse, trip_count
+from deepseek_jax.costs.hlo_loops import trip_count
+from deepseek_jax.costs.hlo_text import Computation, Operation, parse
 from deepseek_jax.costs.hlo_traffic import operation_bytes
 
 # XLA writes a number near 2**63 for what it cannot estimate
@@ -20,9 +21,9 @@ NO_ESTIMATE = 2**50
 class Cost:
     """Work of one device.
 
-    flops: {label: FLOPs} of products, by operands' dtypes, and of Pallas kernels, by name. unknown: {kernel: how
-    often it runs}, of which FLOPs are not counted. hbm_bytes: read and written. collectives: {(kind, axes):
-    Collective}. cycles: XLA's estimates for a TPU; it gives none for kernels and collectives.
+    flops: {label: FLOPs}: of products by operands' dtypes, of Pallas kernels by name. unknown: {kernel: how
+    often it runs} of kernels whose FLOPs are not counted. hbm_bytes: read and written. collectives: {(kind,
+    axes): Collective}. cycles: XLA's estimates for a TPU; it gives none for kernels and collectives.
     """
 
     flops: Counter = dataclasses.field(default_factory=Counter)
@@ -50,8 +51,8 @@ def program_cost(text: str, mesh_shape: dict, loops: int = 1) -> Cost:
     """The Cost of a program, from the text of `compiled.as_text()`; of a CPU or a TPU.
 
     mesh_shape: {axis: size} in the order of the devices, as `mesh.shape`. loops: the turns of a loop whose
-    count is not in its condition, as in decoding. The most expensive branch of a conditional counts. Of what a
-    condition of a loop computes, nothing counts. Raises ValueError for text that is no program.
+    count is not in its condition, as in decoding. The most expensive branch of a conditional counts. What a
+    loop's condition computes does not count. Raises ValueError for text that is no program.
     """
     computations, entry = parse(text)
     return _Walk(computations, dict(mesh_shape), loops).scheduled(entry)
@@ -94,7 +95,7 @@ class _Walk:
     def _fused(self, fusion, asynchronous):
         """The Cost of a fusion's body: its memory traffic is that of the fusion."""
         body, cost = self.computations[fusion.called()], Cost()
-        # TPU's form of a reduce-scatter, named so by the compiler; others carry a collective along with a product
+        # TPU's form of a reduce-scatter, by the compiler's name. In other fusions a collective overlaps
         scatters = fusion.called().startswith("all-reduce-scatter")
         for operation in body.values():
             if operation.kind == "fusion":
@@ -122,7 +123,8 @@ def _branches(conditional):
     listed = conditional.attribute(r"branch_computations=\{([^}]*)\}")
     if listed:
         return re.findall(r"[\w.\-]+", listed)
-    return [conditional.attribute(rf"{which}_computation=%?([\w.\-]+)") for which in ("true", "false")]
+    sides = ("true", "false")
+    return [conditional.attribute(rf"{side}_computation=%?([\w.\-]+)") for side in sides]
 
 
 def _cycles(operation):

@@ -47,13 +47,19 @@ class Collective:
 
 
 def collective_of(
-    computation: Computation, operation: Operation, mesh_shape: dict, *, scatters: bool, asynchronous: bool
+    computation: Computation,
+    operation: Operation,
+    mesh_shape: dict,
+    *,
+    scatters: bool,
+    asynchronous: bool,
 ):
     """((kind, axes), Collective) of a collective operation or its start; None for all else, and for groups of
     one device.
 
     mesh_shape: {axis: size} in the order of the devices. axes: those along which a group's devices differ.
-    scatters: whether a reduction keeps only the device's part of its result.
+    scatters: whether of a reduction's result only the device's part is kept. asynchronous: whether what holds
+    the operation overlaps with other work.
     """
     kind = operation.kind.removesuffix("-start")
     if kind not in KINDS:
@@ -108,7 +114,7 @@ def _numbers(text):
 
 
 def _iota(shape, transposed):
-    """int[devices]: counted in a shape, then read with its dimensions transposed. Both are texts, as "2,4"."""
+    """int[devices]: counted in a shape, then read with its dimensions transposed; both as "2,4"."""
     shape = _numbers(shape)
     ids = np.arange(math.prod(shape)).reshape(shape)
     return ids.transpose(_numbers(transposed) if transposed else range(len(shape))).reshape(-1)

@@ -19,7 +19,7 @@ def operation_flops(computation: Computation, operation: Operation):
         left, right = (computation[name].result[0] for name in operation.operands[:2])
         count = _dot if operation.kind == "dot" else _convolution
         return f"{left.dtype} x {right.dtype}", count(operation, left.shape, right.shape)
-    if operation.kind == "custom-call" and 'custom_call_target="tpu_custom_call"' in operation.attributes:
+    if operation.attribute(r'custom_call_target="(tpu_custom_call)"'):
         return _kernel(computation, operation)
     return None
 
@@ -39,8 +39,10 @@ def _convolution(operation, left, right):
     labels = operation.attribute(r"dim_labels=(\w+->\w+)")
     left_labels, right_labels, out_labels = re.split(r"_|->", labels)
     out = operation.result[0].shape
-    total = 2 * out[out_labels.index("b")] * out[out_labels.index("f")] * right[right_labels.index("i")]
-    window = dict(re.findall(r"(\w+)=([\dx_\-]+)", operation.attribute(r"window=\{([^}]*)\}") or ""))
+    total = 2 * right[right_labels.index("i")]
+    total *= out[out_labels.index("b")] * out[out_labels.index("f")]
+    window = operation.attribute(r"window=\{([^}]*)\}") or ""
+    window = dict(re.findall(r"(\w+)=([\dx_\-]+)", window))
     for dim in range(len(left) - 2):
         steps = [_at(window, key, dim, "1") for key in ("stride", "lhs_dilate", "rhs_dilate")]
         total *= _meetings(
@@ -68,7 +70,8 @@ def _meetings(size, kernel, places, stride, left_dilation, right_dilation, paddi
 def _kernel(computation, operation):
     where = operation.attribute(r'op_name="([^"]*)"') or ""
     label = re.sub(r"\.\d+$", "", operation.name)
-    operands = [x for x in computation.arrays(operation.operands) if _is_float(x) and len(x.shape) > 1]
+    operands = computation.arrays(operation.operands)
+    operands = [array for array in operands if _is_float(array) and len(array.shape) > 1]
     if not any(_is_float(x) for x in operation.result):
         # It makes lists of tiles for another kernel
         return None
@@ -101,7 +104,7 @@ def _grouped(operands, result):
 
 
 def _splash(phase, operands, result):
-    """Operations of causal attention: half of the square. The kernel's text does not say which mask it has.
+    """FLOPs of causal attention, half of the square: the text does not say which mask a kernel has.
 
     In units of a product over the keys' width x or the values' width u: forward, scores and outputs; dq,
     scores, gradients of weights, queries; dkv, scores, gradients of weights, values, keys, and of queries too

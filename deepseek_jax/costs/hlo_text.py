@@ -13,7 +13,7 @@ VIEWS = ("bitcast", "copy", "reshape", "convert", "transpose")
 
 
 class Array(NamedTuple):
-    """space: of memory: 0 is a device's own (HBM), 1 vector memory, 5 the host, others semaphores and scalars."""
+    """space: of memory: 0 is the device's (HBM), 1 vector memory, 5 the host's, others scalars and flags."""
 
     dtype: str
     shape: tuple[int, ...]
@@ -119,7 +119,7 @@ def _parenthesised(text):
 
 @functools.lru_cache(maxsize=2**14)
 def arrays(text: str):
-    """The Arrays of a result's text, as in "(bf16[8,128]{1,0:T(8,128)S(1)}, u32[])", a nested tuple's flat."""
+    """The Arrays of a result's text, as "(bf16[8,128]{1,0:T(8,128)S(1)}, u32[])"; a nested tuple's flat."""
     return tuple(
         Array(
             dtype,
@@ -128,51 +128,3 @@ def arrays(text: str):
         )
         for dtype, shape, layout in ARRAY.findall(text)
     )
-
-
-def trip_count(computations, computation, loop: Operation, loops: int):
-    """How often a while's body runs.
-
-    XLA's own count, where it gives one; else the constant that the condition compares a counter with, less the
-    counter's first value where that is a constant; else `loops`.
-    """
-    known = loop.attribute(r'"known_trip_count":\{"n":"(\d+)"')
-    if known:
-        return int(known)
-    body = computations[loop.attribute(r"condition=%?([\w.\-]+)")]
-    for counter, limit in _comparisons(computations, body, {}):
-        # Below 0 an index counts from the end: no limit of a loop
-        if limit is not None and limit > 0:
-            return limit - _start(computation, body, loop, counter)
-    return loops
-
-
-def _comparisons(computations, body, given):
-    """(the counter's name, the limit or None) of each "less than". given: {parameter: constant} of a fusion."""
-    for operation in body.values():
-        if operation.kind == "fusion":
-            inner = computations[operation.called()]
-            values = [_constant(body, name, given) for name in operation.operands]
-            named = {inner.parameters[i]: value for i, value in enumerate(values)}
-            yield from ((None, limit) for _, limit in _comparisons(computations, inner, named))
-        if operation.kind == "compare" and operation.attribute(r"direction=(LT)"):
-            left, right = operation.operands
-            yield left, _constant(body, right, given)
-
-
-def _constant(body, name, given=None):
-    operation = body[name]
-    while operation.kind in VIEWS:
-        operation = body[operation.operands[0]]
-    if operation.kind == "constant" and operation.result[0].dtype in ("s32", "s64", "u32", "u64"):
-        return int(operation.inside) if not operation.result[0].shape else None
-    return (given or {}).get(operation.name)
-
-
-def _start(computation, condition, loop, counter):
-    """A loop's counter before the first turn; 0 where the program's text does not show it."""
-    carried = computation[loop.operands[0]]
-    if counter is None or carried.kind != "tuple":
-        return 0
-    index = condition[counter].attribute(r"index=(\d+)")
-    return 0 if index is None else _constant(computation, carried.operands[int(index)]) or 0

@@ -3,10 +3,10 @@
 from deepseek_jax.costs.hlo_text import VIEWS, Computation, Operation
 
 # Names, or work of the operations of other computations
-FREE = {
-    *("parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "conditional", "call"),
-    *("after-all", "partition-id", "replica-id", "opt-barrier", "add-dependency", "domain"),
-}
+FREE = (
+    "parameter constant tuple get-tuple-element bitcast while conditional call after-all partition-id "
+    "replica-id opt-barrier add-dependency domain"
+).split()
 CUTS = ("slice", "dynamic-slice", "gather")
 # {what writes a part of its first operand in place: the operand that it writes}
 WRITES = {"dynamic-update-slice": 1, "scatter": 2}
@@ -18,7 +18,7 @@ def operation_bytes(computations, computation: Computation, operation: Operation
     """HBM bytes of an operation outside fusions: its operands and its result, without layouts' padding.
 
     Of an array that is cut or updated in place, the part. What lies in other memories does not count. An
-    asynchronous operation reads at its start and writes at its end; one that calls a computation counts there.
+    asynchronous operation reads at its start and writes at its end, one that calls a computation in there.
     """
     kind, operands = operation.kind, computation.arrays(operation.operands)
     if kind in FREE or operation.attribute(FREE_TARGETS):
@@ -55,7 +55,8 @@ def _fusion_bytes(computations, computation, fusion):
     for position, name in enumerate(fusion.operands):
         whole = hbm(computation[name].result)
         total += whole and min(whole, _read(computations, body, body.parameters[position]))
-    outputs = [body[name] for name in body.root.operands] if body.root.kind == "tuple" else [body.root]
+    root = body.root
+    outputs = [body[name] for name in root.operands] if root.kind == "tuple" else [root]
     first = 0
     for output in outputs:
         whole = hbm(fusion.result[first : first + len(output.result)])

@@ -238,7 +238,8 @@ program("fill", fill, one(64, 1024, 1024, dtype="float32"), rows, donate_argnums
 program("ragged", lax.ragged_dot, one(8192, 1024), one(8, 1024, 2048), one(8, dtype="int32"))
 
 h, t = 2, 512
-attend = splash.make_splash_mha(masks.MultiHeadMask([masks.CausalMask((t, t))] * h), head_shards=1, q_seq_shards=1)
+causal = masks.MultiHeadMask([masks.CausalMask((t, t))] * h)
+attend = splash.make_splash_mha(causal, head_shards=1, q_seq_shards=1)
 attention = jax.grad(lambda q, k, v: attend(q, k, v).astype(jnp.float32).sum(), argnums=(0, 1, 2))
 program("attention", attention, one(h, t, 192), one(h, t, 192), one(h, t, 128))
 
@@ -252,11 +253,14 @@ program("unknown", thrice, one(256, 256))
 estimate = pl.CostEstimate(flops=123, transcendentals=0, bytes_accessed=0)
 program("estimated", lambda x: thrice(x, estimate), one(256, 256))
 
-program("gather", local(lambda x: lax.all_gather(x, "x", tiled=True), P("x")), split(8192, 4096, spec=P("x")))
-program("sum", local(lambda x: lax.psum(x, ("x", "y")), P(("x", "y"))), split(8192, 4096, spec=P(("x", "y"))))
+def collective(name, function, spec):
+    program(name, local(function, spec), split(8192, 4096, spec=spec))
+
+collective("gather", lambda x: lax.all_gather(x, "x", tiled=True), P("x"))
+collective("sum", lambda x: lax.psum(x, ("x", "y")), P(("x", "y")))
 scatter = lambda x: lax.all_gather(lax.psum_scatter(x, "y", tiled=True), "y", tiled=True)
-program("scatter", local(scatter, P()), split(8192, 4096, spec=P()))
-program("permute", local(lambda x: lax.ppermute(x, "x", [(0, 1), (1, 0)]), P("x")), split(8192, 4096, spec=P("x")))
+collective("scatter", scatter, P())
+collective("permute", lambda x: lax.ppermute(x, "x", [(0, 1), (1, 0)]), P("x"))
 operands = split(4096, 2048, spec=P(None, "y")), split(2048, 4096, spec=P("y"))
 program("product", jnp.matmul, *operands, out_shardings=jax.NamedSharding(mesh, P()))
 print("result", json.dumps(texts))
@@ -317,8 +321,8 @@ def test_other_kernels_count_by_their_estimate_or_are_named(on_tpu):
 
 @NEEDS_LIBTPU
 def test_collectives_on_tpu(on_tpu):
-    """Oracle: by hand, of an array of 128 MiB, or 64 MiB of a product in float32. TPU scatters a sum through a
-    padded array, with the edge exchanged apart, so that is near.
+    """Oracle: by hand, of an array of 128 MiB, or 64 MiB of a product in float32. A TPU scatters a sum
+    through a padded array and exchanges the edge apart: within 1%.
     """
     (gather,) = on_tpu["gather"].collectives.items()
     assert gather[0] == ("all-gather", ("x",)) and gather[1].bytes == 128 * MIB
