@@ -7,7 +7,7 @@ import dataclasses
 import re
 from collections import Counter
 
-from deepseek_jax.costs.hlo_collectives import Collective, collective_of
+from deepseek_jax.costs.hlo_collectives import Collective, collective_of, continues
 from deepseek_jax.costs.hlo_flops import operation_flops
 from deepseek_jax.costs.hlo_loops import trip_count
 from deepseek_jax.costs.hlo_text import Computation, Operation, parse
@@ -100,7 +100,8 @@ class _Walk:
         for operation in body.values():
             if operation.kind == "fusion":
                 cost.add(self._fused(operation, asynchronous))
-            cost.add(self._one(body, operation, asynchronous or not scatters, scatters))
+            if not continues(body, operation):
+                cost.add(self._one(body, operation, asynchronous or not scatters, scatters))
         return cost
 
     def _one(self, computation, operation: Operation, asynchronous, scatters=False):

@@ -77,6 +77,18 @@ def collective_of(
     return (kind, axes), Collective(1, int(overlaps), size, wire)
 
 
+def continues(body: Computation, operation: Operation):
+    """Whether an operation of a fusion carries on a collective that an earlier fusion started.
+
+    A TPU runs a collective beside several fusions. Each of them repeats the operation, with the number of its
+    chain; in the first "AsyncCollectiveStart" uses it, and "AsyncCollectiveDone" is the end of the last.
+    """
+    if operation.attribute(r'(chain_id)="'):
+        users = body.users[operation.name]
+        return not any(user.attribute(r'="(AsyncCollectiveStart)"') for user in users)
+    return bool(operation.attribute(r'="(AsyncCollectiveDone)"'))
+
+
 def _whole_bytes(kind, computation, operation, devices):
     given = [array.bytes for array in computation.arrays(operation.operands)]
     if kind == "all-gather":

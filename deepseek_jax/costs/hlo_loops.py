@@ -21,16 +21,23 @@ def trip_count(computations, computation, loop: Operation, loops: int):
 
 
 def _comparisons(computations, body, given):
-    """(the counter's name, the limit or None) of each "<". given: {a fusion's parameter: constant}."""
+    """(a counter's name, its limit) of each "<", None where not known. given: {parameter: constant}."""
     for operation in body.values():
         if operation.kind == "fusion":
             inner = computations[operation.called()]
             values = [_constant(body, name, given) for name in operation.operands]
             named = {inner.parameters[i]: value for i, value in enumerate(values)}
-            yield from ((None, limit) for _, limit in _comparisons(computations, inner, named))
+            for counter, limit in _comparisons(computations, inner, named):
+                yield _outside(operation, inner, counter), limit
         if operation.kind == "compare" and operation.attribute(r"direction=(LT)"):
             left, right = operation.operands
             yield left, _constant(body, right, given)
+
+
+def _outside(fusion, inner, name):
+    """The operand of a fusion that is a parameter of its body, or None."""
+    is_given = name is not None and inner[name].kind == "parameter"
+    return fusion.operands[int(inner[name].inside)] if is_given else None
 
 
 def _constant(body, name, given=None):

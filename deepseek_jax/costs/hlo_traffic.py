@@ -1,5 +1,6 @@
 """Bytes of device memory that one operation of a compiled program reads and writes."""
 
+from deepseek_jax.costs.hlo_collectives import continues
 from deepseek_jax.costs.hlo_text import VIEWS, Computation, Operation
 
 # Names, or work of the operations of other computations
@@ -73,7 +74,10 @@ def _read(computations, body, name):
         is_first = user.operands[0] == name and user.operands.count(name) == 1
         if user.kind in CUTS and is_first:
             total += user.result[0].bytes
-        elif user.kind in WRITES and is_first:
+        elif user.kind in WRITES and is_first or continues(body, user):
+            continue
+        elif user.kind == "tuple" and body[name].kind == "parameter":
+            # Handed on as it is
             continue
         elif user.kind in VIEWS:
             total += _read(computations, body, user.name)
@@ -90,6 +94,10 @@ def _read(computations, body, name):
 def _written(computations, body, output):
     """Bytes that a fusion's body writes to one of its results."""
     while output.kind == "bitcast":
+        output = body[output.operands[0]]
+    if output.kind == "parameter" or continues(body, output):
+        return 0
+    if output.attribute(r'="(AsyncCollectiveStart)"'):
         output = body[output.operands[0]]
     if output.kind == "fusion" and len(output.result) == 1:
         inner = computations[output.called()]

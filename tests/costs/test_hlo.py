@@ -169,6 +169,50 @@ def test_every_notation_of_groups_names_the_same_axes(groups, axes):
         assert found["all-reduce", axes].wire_bytes == 2 * FLOAT * 8 * 4 * (n - 1) / n
 
 
+LOOP = """
+%smaller (number: s32[], end: s32[]) -> pred[] {
+  %number = s32[] parameter(0)
+  %end = s32[] parameter(1)
+  ROOT %less = pred[] compare(%number, %end), direction=LT
+}
+
+%test (carried: (s32[], f32[8,8])) -> pred[] {
+  %carried = (s32[], f32[8,8]{1,0}) parameter(0)
+  %counter = s32[] get-tuple-element(%carried), index=0
+  %limit = s32[] constant(10)
+  ROOT %again = pred[] CONDITION
+}
+
+%turn (before: (s32[], f32[8,8])) -> (s32[], f32[8,8]) {
+  %before = (s32[], f32[8,8]{1,0}) parameter(0)
+  %i = s32[] get-tuple-element(%before), index=0
+  %y = f32[8,8]{1,0} get-tuple-element(%before), index=1
+  %square = f32[8,8]{1,0} dot(%y, %y), lhs_contracting_dims={1}, rhs_contracting_dims={0}
+  ROOT %after = (s32[], f32[8,8]{1,0}) tuple(%i, %square)
+}
+
+ENTRY %main (x: f32[8,8]) -> (s32[], f32[8,8]) {
+  %x = f32[8,8]{1,0} parameter(0)
+  %first = s32[] constant(3)
+  %start = (s32[], f32[8,8]{1,0}) tuple(%first, %x)
+  ROOT %loop = (s32[], f32[8,8]{1,0}) while(%start), condition=%test, body=%turn
+}
+"""
+
+
+@pytest.mark.parametrize(
+    "condition",
+    [
+        "compare(%counter, %limit), direction=LT",
+        "fusion(%counter, %limit), kind=kLoop, calls=%smaller",
+    ],
+)
+def test_a_loops_turns_are_its_limit_less_its_start(condition):
+    """Oracle: by hand: from 3 to 10 are 7 turns."""
+    cost = program_cost(LOOP.replace("CONDITION", condition), AXES)
+    assert cost.flops == {"f32 x f32": 7 * 2 * 8**3}
+
+
 OVERLAPPED = """
 ENTRY %main (x: f32[8,4]) -> f32[64,4] {
   %x = f32[8,4]{1,0} parameter(0)
@@ -261,6 +305,25 @@ collective("sum", lambda x: lax.psum(x, ("x", "y")), P(("x", "y")))
 scatter = lambda x: lax.all_gather(lax.psum_scatter(x, "y", tiled=True), "y", tiled=True)
 collective("scatter", scatter, P())
 collective("permute", lambda x: lax.ppermute(x, "x", [(0, 1), (1, 0)]), P("x"))
+
+def prefetch(x, ws):
+    w = lax.all_gather(ws[0], "y", tiled=True)
+    for i in range(1, 4):
+        x, w = jnp.tanh(x @ w), lax.all_gather(ws[i], "y", tiled=True)
+    return x @ w
+
+inputs = dict(mesh=mesh, in_specs=(P("x"), P(None, "y")), out_specs=P("x"), check_vma=False)
+rows = split(16384, 2048, spec=P("x"), dtype="bfloat16")
+weights = split(4, 2048, 2048, spec=P(None, "y"), dtype="bfloat16")
+overlaps = {
+    "xla_enable_async_all_gather": "true",
+    "xla_tpu_enable_async_collective_fusion": "true",
+    "xla_tpu_enable_async_collective_fusion_fuse_all_gather": "true",
+    "xla_tpu_overlap_compute_collective_tc": "true",
+}
+prefetch = jax.shard_map(prefetch, **inputs)
+program("prefetch", prefetch, rows, weights, compiler_options=overlaps)
+program("in turn", prefetch, rows, weights)
 operands = split(4096, 2048, spec=P(None, "y")), split(2048, 4096, spec=P("y"))
 program("product", jnp.matmul, *operands, out_shardings=jax.NamedSharding(mesh, P()))
 print("result", json.dumps(texts))
@@ -336,3 +399,18 @@ def test_collectives_on_tpu(on_tpu):
     assert on_tpu["product"].flops.total() == 2 * 4096 * 1024 * 4096
     (added,) = on_tpu["product"].collectives.items()
     assert added[0] == ("all-reduce", ("y",)) and added[1].bytes == 64 * MIB
+
+
+@NEEDS_LIBTPU
+def test_a_collective_beside_several_fusions_counts_once(on_tpu):
+    """Oracle: by hand: 4 gathers of 8 MiB of weights; with overlap, 3 of them are written again in every
+    fusion that they run beside.
+    """
+    for name, asynchronous in (("prefetch", 3), ("in turn", 0)):
+        (found,) = on_tpu[name].collectives.values()
+        assert (found.count, found.asynchronous) == (4, asynchronous)
+        assert found.bytes == 4 * 8 * MIB and found.wire_bytes == 4 * 8 * MIB / 2
+        assert on_tpu[name].flops.total() == 4 * 2 * 8192 * 2048 * 2048
+        # Rows, weights and result of a product; a gather's part and result; each part is cut out first
+        by_hand = 4 * (32 + 8 + 32) + 4 * (4 + 8) + 2 * 4 * 4
+        assert on_tpu[name].hbm_bytes == pytest.approx(by_hand * MIB, rel=0.1)
