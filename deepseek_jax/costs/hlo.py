@@ -1,0 +1,133 @@
+"""What one device does in a compiled program, from its optimised text.
+
+A loop's body counts as often as it runs; in XLA's own cost_analysis it counts once.
+"""
+
+import dataclasses
+import re
+from collections import Counter
+
+from deepseek_jax.costs.hlo_collectives import Collective, collective_of, continues
+from deepseek_jax.costs.hlo_flops import operation_flops
+from deepseek_jax.costs.hlo_loops import trip_count
+from deepseek_jax.costs.hlo_text import Computation, Operation, parse
+from deepseek_jax.costs.hlo_traffic import operation_bytes
+
+# XLA writes a number near 2**63 for what it cannot estimate
+NO_ESTIMATE = 2**50
+
+
+@dataclasses.dataclass
+class Cost:
+    """Work of one device.
+
+    flops: {label: FLOPs}: of products by operands' dtypes, of Pallas kernels by name. unknown: {kernel: how
+    often it runs} of kernels whose FLOPs are not counted. hbm_bytes: read and written. collectives: {(kind,
+    axes): Collective}. cycles: XLA's estimates for a TPU; it gives none for kernels and collectives.
+    """
+
+    flops: Counter = dataclasses.field(default_factory=Counter)
+    unknown: Counter = dataclasses.field(default_factory=Counter)
+    hbm_bytes: float = 0.0
+    collectives: dict = dataclasses.field(default_factory=dict)
+    cycles: float = 0.0
+
+    def add(self, other, times=1):
+        for mine, others in ((self.flops, other.flops), (self.unknown, other.unknown)):
+            for label, number in others.items():
+                mine[label] += times * number
+        for key, collective in other.collectives.items():
+            self.collectives.setdefault(key, Collective()).add(collective, times)
+        self.hbm_bytes += times * other.hbm_bytes
+        self.cycles += times * other.cycles
+
+    def order(self):
+        """By what the branches of a conditional compare."""
+        wire = sum(collective.wire_bytes for collective in self.collectives.values())
+        return self.flops.total(), self.hbm_bytes, wire
+
+
+def program_cost(text: str, mesh_shape: dict, loops: int = 1) -> Cost:
+    """The Cost of a program, from the text of `compiled.as_text()`; of a CPU or a TPU.
+
+    mesh_shape: {axis: size} in the order of the devices, as `mesh.shape`. loops: the turns of a loop whose
+    count is not in its condition, as in decoding. The most expensive branch of a conditional counts. What a
+    loop's condition computes does not count. Raises ValueError for text that is no program.
+    """
+    computations, entry = parse(text)
+    return _Walk(computations, dict(mesh_shape), loops).scheduled(entry)
+
+
+@dataclasses.dataclass
+class _Walk:
+    computations: dict[str, Computation]
+    mesh_shape: dict
+    loops: int
+
+    def scheduled(self, name, asynchronous=False):
+        """The Cost of a computation whose operations run one by one."""
+        computation, cost = self.computations[name], Cost()
+        for operation in computation.values():
+            cost.add(*self._called(computation, operation, asynchronous))
+            cost.add(self._one(computation, operation, asynchronous))
+            cost.hbm_bytes += operation_bytes(self.computations, computation, operation)
+            if operation.kind not in ("while", "conditional", "call"):
+                cost.cycles += _cycles(operation)
+        return cost
+
+    def _called(self, computation, operation, asynchronous):
+        """(Cost, times) of the computations that an operation runs."""
+        if operation.kind == "while":
+            body = operation.attribute(r"body=%?([\w.\-]+)")
+            times = trip_count(self.computations, computation, operation, self.loops)
+            return self.scheduled(body, asynchronous), times
+        if operation.kind == "conditional":
+            branches = (self.scheduled(name, asynchronous) for name in _branches(operation))
+            return max(branches, key=Cost.order), 1
+        if operation.kind == "fusion":
+            return self._fused(operation, asynchronous), 1
+        if operation.kind == "call":
+            return self.scheduled(operation.called(), asynchronous), 1
+        if operation.kind in ("async-start", "call-start"):
+            return self.scheduled(operation.called(), asynchronous=True), 1
+        return Cost(), 1
+
+    def _fused(self, fusion, asynchronous):
+        """The Cost of a fusion's body: its memory traffic is that of the fusion."""
+        body, cost = self.computations[fusion.called()], Cost()
+        # TPU's form of a reduce-scatter, by the compiler's name. In other fusions a collective overlaps
+        scatters = fusion.called().startswith("all-reduce-scatter")
+        for operation in body.values():
+            if operation.kind == "fusion":
+                cost.add(self._fused(operation, asynchronous))
+            if not continues(body, operation):
+                cost.add(self._one(body, operation, asynchronous or not scatters, scatters))
+        return cost
+
+    def _one(self, computation, operation: Operation, asynchronous, scatters=False):
+        cost = Cost()
+        if product := operation_flops(computation, operation):
+            label, flops = product
+            if flops is None:
+                cost.unknown[label] += 1
+            else:
+                cost.flops[label] += flops
+        moved = collective_of(
+            computation, operation, self.mesh_shape, scatters=scatters, asynchronous=asynchronous
+        )
+        if moved:
+            cost.collectives = dict([moved])
+        return cost
+
+
+def _branches(conditional):
+    listed = conditional.attribute(r"branch_computations=\{([^}]*)\}")
+    if listed:
+        return re.findall(r"[\w.\-]+", listed)
+    sides = ("true", "false")
+    return [conditional.attribute(rf"{side}_computation=%?([\w.\-]+)") for side in sides]
+
+
+def _cycles(operation):
+    cycles = int(operation.attribute(r'"estimated_cycles":"(\d+)"') or 0)
+    return cycles if cycles < NO_ESTIMATE else 0

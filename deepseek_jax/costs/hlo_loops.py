@@ -1,0 +1,58 @@
+"""How often the loops of a compiled program run."""
+
+from deepseek_jax.costs.hlo_text import VIEWS, Operation
+
+
+def trip_count(computations, computation, loop: Operation, loops: int):
+    """How often a while's body runs.
+
+    XLA's own count, where it gives one; else the constant that the condition compares a counter with, less
+    the counter's first value where that is a constant; else `loops`.
+    """
+    known = loop.attribute(r'"known_trip_count":\{"n":"(\d+)"')
+    if known:
+        return int(known)
+    body = computations[loop.attribute(r"condition=%?([\w.\-]+)")]
+    for counter, limit in _comparisons(computations, body, {}):
+        # Below 0 an index counts from the end: no limit of a loop
+        if limit is not None and limit > 0:
+            return limit - _start(computation, body, loop, counter)
+    return loops
+
+
+def _comparisons(computations, body, given):
+    """(a counter's name, its limit) of each "<", None where not known. given: {parameter: constant}."""
+    for operation in body.values():
+        if operation.kind == "fusion":
+            inner = computations[operation.called()]
+            values = [_constant(body, name, given) for name in operation.operands]
+            named = {inner.parameters[i]: value for i, value in enumerate(values)}
+            for counter, limit in _comparisons(computations, inner, named):
+                yield _outside(operation, inner, counter), limit
+        if operation.kind == "compare" and operation.attribute(r"direction=(LT)"):
+            left, right = operation.operands
+            yield left, _constant(body, right, given)
+
+
+def _outside(fusion, inner, name):
+    """The operand of a fusion that is a parameter of its body, or None."""
+    is_given = name is not None and inner[name].kind == "parameter"
+    return fusion.operands[int(inner[name].inside)] if is_given else None
+
+
+def _constant(body, name, given=None):
+    operation = body[name]
+    while operation.kind in VIEWS:
+        operation = body[operation.operands[0]]
+    if operation.kind == "constant" and operation.result[0].dtype in ("s32", "s64", "u32", "u64"):
+        return int(operation.inside) if not operation.result[0].shape else None
+    return (given or {}).get(operation.name)
+
+
+def _start(computation, condition, loop, counter):
+    """A loop's counter before the first turn; 0 where the program's text does not show it."""
+    carried = computation[loop.operands[0]]
+    if counter is None or carried.kind != "tuple":
+        return 0
+    index = condition[counter].attribute(r"index=(\d+)")
+    return 0 if index is None else _constant(computation, carried.operands[int(index)]) or 0

@@ -1,0 +1,114 @@
+"""Bytes of device memory that one operation of a compiled program reads and writes."""
+
+from deepseek_jax.costs.hlo_collectives import continues
+from deepseek_jax.costs.hlo_text import VIEWS, Computation, Operation
+
+# Names, or work of the operations of other computations
+FREE = (
+    "parameter constant tuple get-tuple-element bitcast while conditional call after-all partition-id "
+    "replica-id opt-barrier add-dependency domain"
+).split()
+CUTS = ("slice", "dynamic-slice", "gather")
+# {what writes a part of its first operand in place: the operand that it writes}
+WRITES = {"dynamic-update-slice": 1, "scatter": 2}
+# These reserve memory or mark a time
+FREE_TARGETS = r'custom_call_target="(AllocateBuffer|PrepareAsyncCall\w*)"'
+
+
+def operation_bytes(computations, computation: Computation, operation: Operation):
+    """HBM bytes of an operation outside fusions: its operands and its result, without layouts' padding.
+
+    Of an array that is cut or updated in place, the part. What lies in other memories does not count. An
+    asynchronous operation reads at its start and writes at its end, one that calls a computation in there.
+    """
+    kind, operands = operation.kind, computation.arrays(operation.operands)
+    if kind in FREE or operation.attribute(FREE_TARGETS):
+        return 0
+    if kind == "fusion":
+        return _fusion_bytes(computations, computation, operation)
+    if kind.endswith("-update") or kind in ("async-done", "call-done"):
+        return 0
+    if kind.endswith("-done"):
+        return hbm(operation.result)
+    if kind.endswith("-start"):
+        if operation.called() and kind in ("async-start", "call-start"):
+            return 0
+        if kind.removesuffix("-start") in CUTS:
+            # The start's tuple: operands, the result, a semaphore
+            return min(operation.result[len(operands)].bytes, operands[0].hbm_bytes)
+        return hbm(operands)
+    if kind in CUTS:
+        part = operation.result[0]
+        return min(part.bytes, operands[0].hbm_bytes) + hbm(operands[1:]) + part.hbm_bytes
+    if kind in WRITES and len(operation.result) == 1:
+        part = operands[WRITES[kind]]
+        return hbm(operands[1:]) + min(part.bytes, operation.result[0].hbm_bytes)
+    return hbm(operands) + hbm(operation.result)
+
+
+def hbm(arrays):
+    return sum(array.hbm_bytes for array in arrays)
+
+
+def _fusion_bytes(computations, computation, fusion):
+    body = computations[fusion.called()]
+    total = 0
+    for position, name in enumerate(fusion.operands):
+        whole = hbm(computation[name].result)
+        total += whole and min(whole, _read(computations, body, body.parameters[position]))
+    root = body.root
+    outputs = [body[name] for name in root.operands] if root.kind == "tuple" else [root]
+    first = 0
+    for output in outputs:
+        whole = hbm(fusion.result[first : first + len(output.result)])
+        total += whole and min(whole, _written(computations, body, output))
+        first += len(output.result)
+    return total
+
+
+def _read(computations, body, name):
+    """Bytes that a fusion's body reads of one of its values."""
+    whole = sum(array.bytes for array in body[name].result)
+    total = whole if body[name].is_root else 0
+    for user in body.users[name]:
+        is_first = user.operands[0] == name and user.operands.count(name) == 1
+        if user.kind in CUTS and is_first:
+            total += user.result[0].bytes
+        elif user.kind in WRITES and is_first or continues(body, user):
+            continue
+        elif user.kind == "tuple" and body[name].kind == "parameter":
+            # Handed on as it is
+            continue
+        elif user.kind in VIEWS:
+            total += _read(computations, body, user.name)
+        elif user.kind == "fusion":
+            inner = computations[user.called()]
+            for position, operand in enumerate(user.operands):
+                if operand == name:
+                    total += _read(computations, inner, inner.parameters[position])
+        else:
+            return whole
+    return min(total, whole)
+
+
+def _written(computations, body, output):
+    """Bytes that a fusion's body writes to one of its results."""
+    while output.kind == "bitcast":
+        output = body[output.operands[0]]
+    if output.kind == "parameter" or continues(body, output):
+        return 0
+    if output.attribute(r'="(AsyncCollectiveStart)"'):
+        output = body[output.operands[0]]
+    if output.kind == "fusion" and len(output.result) == 1:
+        inner = computations[output.called()]
+        return _written(computations, inner, inner.root)
+    if output.kind in WRITES and len(output.result) == 1:
+        target, part = body[output.operands[0]], body[output.operands[WRITES[output.kind]]]
+        while target.kind in ("bitcast", "get-tuple-element"):
+            target = body[target.operands[0]]
+        written = sum(array.bytes for array in part.result)
+        if target.kind == "parameter":
+            return written
+        if target.kind in WRITES:
+            return written + _written(computations, body, target)
+    return sum(array.bytes for array in output.result)
