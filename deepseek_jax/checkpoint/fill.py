@@ -1,4 +1,4 @@
-"""Fill sharded parameters from stored tensors: each process reads its share, the devices do the rest."""
+"""Fill sharded parameters from stored tensors: each process reads its share, and devices exchange columns."""
 
 import dataclasses
 import functools
@@ -20,11 +20,12 @@ ROW_BLOCK = (1, BLOCK[1])
 def load_tensors(config: ModelConfig, source, dtype: str | None = None, mesh: Mesh | None = None):
     """Fill the parameters from a source with HFFiles' dtype and read_rows: -> (config, params).
 
-    The processes of the mesh call it together. Each reads what share.steps says, and exchanges it.
+    The processes of the mesh call it together; share.py says what each of them reads.
+    source.read_rows(name, rows) returns rows in the order asked for, so it may also read whole tensors.
     """
     wanted = abstract_params(config, _dtypes(config, source, dtype), mesh)
     params = {
-        path: _fill(source, wanted[path], stored) for path, stored in by_parameter(config).items()
+        path: fill(source, wanted[path], stored) for path, stored in by_parameter(config).items()
     }
     return dataclasses.replace(config, dtype=compute_dtype(params)), from_paths(params)
 
@@ -34,8 +35,8 @@ def decode(tensor, scale, dtype, tile: tuple[int, int] = BLOCK):
     return (tensor if scale is None else dequantize(tensor, scale, tile)).astype(dtype)
 
 
-def _fill(source, leaf, stored):
-    """One parameter. leaf: of abstract_params; stored: of by_parameter."""
+def fill(source, leaf: jax.ShapeDtypeStruct, stored: dict):
+    """Read one parameter: -> the array. leaf: of abstract_params; stored: its entry of share.by_parameter."""
     parameter = jnp.zeros(leaf.shape, leaf.dtype, device=leaf.sharding)
     moves, devices = (), (None,)
     if leaf.sharding:
@@ -50,7 +51,7 @@ def _fill(source, leaf, stored):
 
 
 def _read(source, sharding, pieces):
-    """(rows, scale or None) with a leading axis of devices, each of which holds its own piece."""
+    """Read each piece once: -> (rows, scale or None), with a leading axis of devices that have one each."""
     read = [(source.read_rows(piece.name, piece.rows), devices) for piece, devices in pieces]
     if sharding is None:
         return jax.tree.map(lambda array: array[None], read[0][0])
@@ -58,7 +59,7 @@ def _read(source, sharding, pieces):
     place = NamedSharding(mesh, PartitionSpec(mesh.axis_names))
 
     def put(*parts):
-        """parts: one array for each piece."""
+        # One part for each piece
         held = [
             jax.device_put(part[None], device)
             for part, (_, devices) in zip(parts, read, strict=True)
@@ -72,7 +73,10 @@ def _read(source, sharding, pieces):
 
 @functools.cache
 def _writer(turn, sharding, moves):
-    """Jitted (parameter, rows, scale, start) -> parameter with the rows of each device in its block, in place."""
+    """Jitted (parameter, rows, scale, start) -> parameter with every device's rows in its block, in place.
+
+    turn, moves: of a step's pieces. start: the place in the block, the same on all devices.
+    """
 
     def write(parameter, rows, scale, start):
         update = turn.to_parameter(decode(rows, scale, parameter.dtype, ROW_BLOCK)[0])
@@ -93,7 +97,7 @@ def _writer(turn, sharding, moves):
 
 
 def _undo(move, update):
-    """A device's columns of all the rows, from all columns of the device's rows."""
+    """Give each device its own columns of all rows, where it has all columns of its rows."""
     column, row, axes = move
     if row is not None:
         return jax.lax.all_to_all(update, axes, split_axis=column, concat_axis=row, tiled=True)

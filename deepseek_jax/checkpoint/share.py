@@ -1,7 +1,8 @@
-"""Which rows of a checkpoint's tensors a process reads: those that its devices hold, and no others.
+"""Which rows of a checkpoint's tensors a process reads: its share of what its devices hold.
 
-Files hold rows one after the other, so a row is the least that is worth reading. Where the mesh splits the
-columns of a tensor, it splits the rows instead while they are read, and the devices exchange their parts.
+A file has a tensor's rows one after the other, so the rows of a device are a few long reads, but its columns
+would be a short read in every row (224 bytes for DeepSeek-V3 on fsdp=32). Where the mesh splits columns, its
+devices therefore split the rows in their place, and exchange them once they are read (fill.py).
 """
 
 import functools
@@ -30,7 +31,7 @@ class Piece(NamedTuple):
 class Move(NamedTuple):
     """Mesh axes that split axis `column` of a parameter, and axis `row` while it is read.
 
-    row is None where no axis of the rows splits over them: every device reads whole rows and cuts them.
+    row is None where no axis of the rows splits over them: each device reads whole rows and drops the rest.
     """
 
     column: int
@@ -50,7 +51,7 @@ def by_parameter(config: ModelConfig):
 def while_read(leaf: jax.ShapeDtypeStruct, turn: Turn):
     """The NamedSharding of a parameter while it is read, and the Moves from there to its own.
 
-    leaf: of abstract_params. Moves to the same row axis are undone from the last to the first.
+    leaf: of abstract_params. The Moves are undone from the last to the first.
     """
     mesh, moves = leaf.sharding.mesh, []
     spec = [_split_by(mesh, entry) for entry in leaf.sharding.spec]
@@ -58,24 +59,24 @@ def while_read(leaf: jax.ShapeDtypeStruct, turn: Turn):
     # turn.order says which axis of the view each of these is, and the view begins with the rows
     rows = [axis for axis, of_view in zip(filled, turn.order, strict=True) if of_view < turn.row_axes]
     for column in filled:
-        if column in rows or not spec[column]:
+        axes = spec[column]
+        if column in rows or not axes:
             continue
-        splits = (
-            row for row in rows if leaf.shape[row] % axis_parts(mesh, spec[row] + spec[column]) == 0
-        )
-        moves.append(Move(column, next(splits, None), spec[column]))
-        if moves[-1].row is not None:
-            spec[moves[-1].row] += spec[column]
+        splits = (row for row in rows if leaf.shape[row] % axis_parts(mesh, spec[row] + axes) == 0)
+        row = next(splits, None)
         spec[column] = ()
+        if row is not None:
+            spec[row] += axes
+        moves.append(Move(column, row, axes))
     return NamedSharding(mesh, PartitionSpec(*(axes or None for axes in spec))), tuple(moves)
 
 
 def steps(leaf: jax.ShapeDtypeStruct, stored: dict, devices):
-    """The reading of a parameter for some devices of its mesh, in steps: yields (start, [(Piece, devices)]).
+    """How some devices of a mesh read a parameter, tensor by tensor: yields (start, [(Piece, devices)]).
 
-    stored: of by_parameter. In a step each device gets one tensor's part of its own block, at the same place
-    `start` of it: layers and experts that lie on other devices are read at the same time. Devices with the
-    same piece share it. Without a mesh, devices is (None,).
+    stored: an entry of by_parameter. In a step, each device gets the piece of one tensor that belongs at
+    `start` in its own block: with expert=2, expert 0 on one device and the middle one on another. Devices
+    that hold the same block share its piece. Without a mesh, devices is (None,).
     """
     turn = next(iter(stored.values()))[1]
     blocks = _blocks(leaf, turn, devices)
@@ -95,6 +96,7 @@ def steps(leaf: jax.ShapeDtypeStruct, stored: dict, devices):
 def share_bytes(config: ModelConfig, dtype, mesh: Mesh, process: int):
     """How many bytes of tensors and scales a process reads when load_hf places the config on the mesh.
 
+    Headers and the comparison of copies (embedding and head of multi-token prediction) are not in it.
     dtype: function from a tensor's name to its dtype as stored; one of one byte is FP8 with scales.
     """
     devices = [device for device in mesh.devices.flat if device.process_index == process]
@@ -115,7 +117,7 @@ def _piece_bytes(piece, dtype):
 
 
 def _blocks(leaf, turn, devices):
-    """{device: ((start, stop) along each axis)}: the block of a parameter that each device reads."""
+    """{device: ((start, stop) for each axis)}: the block of a parameter that each device reads."""
     if leaf.sharding is None:
         return {device: tuple((0, size) for size in leaf.shape) for device in devices}
     everywhere = while_read(leaf, turn)[0].devices_indices_map(leaf.shape)
