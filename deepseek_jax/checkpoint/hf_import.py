@@ -12,7 +12,6 @@ from deepseek_jax.checkpoint.fill import load_tensors
 from deepseek_jax.checkpoint.hf_config import read_config
 from deepseek_jax.checkpoint.hf_files import HFFiles
 from deepseek_jax.checkpoint.hf_names import copies, tensors
-from deepseek_jax.models import ModelConfig
 from deepseek_jax.parallel.processes import any_on
 
 

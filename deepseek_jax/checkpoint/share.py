@@ -57,7 +57,9 @@ def while_read(leaf: jax.ShapeDtypeStruct, turn: Turn):
     spec = [_split_by(mesh, entry) for entry in leaf.sharding.spec]
     filled = [axis for axis, index in enumerate(turn.index) if index == ":"]
     # turn.order says which axis of the view each of these is, and the view begins with the rows
-    rows = [axis for axis, of_view in zip(filled, turn.order, strict=True) if of_view < turn.row_axes]
+    rows = [
+        axis for axis, of_view in zip(filled, turn.order, strict=True) if of_view < turn.row_axes
+    ]
     for column in filled:
         axes = spec[column]
         if column in rows or not axes:
