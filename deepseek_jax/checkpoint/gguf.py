@@ -1,11 +1,12 @@
 """GGUF files of the Llama architecture, read through the gguf library."""
 
+import functools
 from pathlib import Path
 
 import gguf
 import numpy as np
 
-from deepseek_jax.checkpoint.hf_import import load_tensors
+from deepseek_jax.checkpoint.fill import load_tensors
 from deepseek_jax.checkpoint.hf_names import tensors
 from deepseek_jax.models import ModelConfig
 
@@ -107,6 +108,8 @@ class _Tensors:
                 )
         if stored:
             raise ValueError(f"{next(iter(stored))} in {path} is no tensor of a plain llama model")
+        # Devices that hold other rows of the same tensor ask one after the other: dequantise it once
+        self._dequantized = functools.lru_cache(maxsize=1)(self._dequantize)
         self._heads = {
             "self_attn.q_proj.weight": config.num_attention_heads,
             "self_attn.k_proj.weight": config.num_key_value_heads,
@@ -115,10 +118,13 @@ class _Tensors:
     def dtype(self, name):
         return np.dtype(np.float32)
 
-    def read(self, name):
+    def read_rows(self, name, rows):
+        return self._dequantized(name)[rows], None
+
+    def _dequantize(self, name):
         tensor = self._stored[name]
         weights = gguf.quants.dequantize(tensor.data, tensor.tensor_type)
         for suffix, heads in self._heads.items():
             if name.endswith(suffix):
                 weights = unpermute(weights, heads)
-        return weights, None
+        return weights

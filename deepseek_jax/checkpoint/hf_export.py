@@ -12,10 +12,10 @@ import numpy as np
 from huggingface_hub import split_state_dict_into_shards_factory
 from safetensors.numpy import save_file
 
+from deepseek_jax.checkpoint.fill import decode
 from deepseek_jax.checkpoint.folder import check_new, whole_folder
 from deepseek_jax.checkpoint.hf_config import config_json, read_config, read_json
 from deepseek_jax.checkpoint.hf_files import SCALE, HFFiles
-from deepseek_jax.checkpoint.hf_import import decode
 from deepseek_jax.checkpoint.hf_names import copies, is_projection, tensors
 from deepseek_jax.checkpoint.tree import checked_by_path
 from deepseek_jax.models import ModelConfig

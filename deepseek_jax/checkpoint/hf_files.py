@@ -1,5 +1,6 @@
-"""The tensors of a Hugging Face folder, read one at a time; every fault names the tensor and the file."""
+"""The tensors of a Hugging Face folder, whole or in rows; every fault names the tensor and the file."""
 
+import math
 from pathlib import Path
 
 import ml_dtypes
@@ -18,9 +19,9 @@ SCALE = "_scale_inv"
 
 
 class HFFiles:
-    """The safetensors of a folder. Files stay on disk; `read` loads one tensor.
+    """The safetensors of a folder. Files stay on disk; `read` loads one tensor, `read_rows` a part of one.
 
-    `names` leaves out the scales of FP8 tensors: `read` returns them with their tensors, from any file.
+    `names` leaves out the scales of FP8 tensors: both return them with their tensors, from any file.
     Raises ValueError for a folder without safetensors, for a file that is missing or cut short, for a dtype
     that is not in DTYPES and for an FP8 tensor without its scale.
     """
@@ -33,7 +34,8 @@ class HFFiles:
             raise ValueError(
                 f"{folder} holds no readable safetensors checkpoint: {error}"
             ) from error
-        self._info, self._file = {}, {}
+        # _start: where the data of each file begin
+        self._info, self._file, self._start = {}, {}, {}
         for file, metadata in found.files_metadata.items():
             self._check_length(file, metadata.tensors)
             for name, info in metadata.tensors.items():
@@ -47,8 +49,7 @@ class HFFiles:
                 raise ValueError(
                     f"{name} is missing from {self.folder / file}, where the index puts it"
                 )
-        # FP8 is the only dtype of one byte in DTYPES
-        fp8 = {name for name in self._info if self.dtype(name).itemsize == 1}
+        fp8 = {name for name in self._info if self._is_fp8(name)}
         self.names = [
             name for name in self._info if not (name.endswith(SCALE) and name[: -len(SCALE)] in fp8)
         ]
@@ -72,20 +73,58 @@ class HFFiles:
 
     def read(self, name: str):
         """-> (the tensor as stored, its scale float32[ceil(rows / 128), ceil(columns / 128)] or None)."""
-        is_fp8 = self.dtype(name).itemsize == 1
-        return self._read(name), self._read(name + SCALE) if is_fp8 else None
+        every = np.arange(self.shape(name)[0])
+        if not self._is_fp8(name):
+            return self._read(name, every), None
+        return self._read(name, every), self._read(name + SCALE, np.arange(-(-len(every) // 128)))
 
-    def _read(self, name):
-        start, stop = self._info[name].data_offsets
-        with open(self.where(name), "rb") as file:
-            file.seek(_data_start(file) + start)
-            raw = np.fromfile(file, np.uint8, stop - start)
-        return raw.view(self.dtype(name)).reshape(self.shape(name))
+    def read_rows(self, name: str, rows):
+        """-> (the tensor's rows as stored, their scale float32[rows, ceil(columns / 128)] or None).
+
+        rows: int[rows], each at most once, in any order. Nothing else is read of the file, but for the scales
+        of all blocks that a row lies in.
+        """
+        if not self._is_fp8(name):
+            return self._read(name, rows), None
+        blocks, block_of_row = np.unique(rows // 128, return_inverse=True)
+        return self._read(name, rows), self._read(name + SCALE, blocks)[block_of_row]
+
+    def _is_fp8(self, name):
+        # The only dtype of one byte in DTYPES
+        return self.dtype(name).itemsize == 1
+
+    def _read(self, name, rows):
+        dtype, rest = self.dtype(name), self.shape(name)[1:]
+        row_bytes = dtype.itemsize * math.prod(rest)
+        start = self._start[self._file[name]] + self._info[name].data_offsets[0]
+        order = np.argsort(rows)
+        ahead = np.all(order[:-1] < order[1:])
+        raw = np.empty((len(rows), row_bytes), np.uint8)
+        # Unbuffered: a buffer would read past the rows
+        with open(self.where(name), "rb", buffering=0) as file:
+            for first, last in _runs(rows[order]):
+                self._read_into(file, start + rows[order[first]] * row_bytes, raw[first:last])
+        # Rotary pairs are asked for out of order
+        raw = raw if ahead else raw[np.argsort(order)]
+        return raw.view(dtype).reshape(len(rows), *rest)
+
+    def _read_into(self, file, offset, raw):
+        """Fill raw, a contiguous uint8 array, from the bytes of an open file at an offset."""
+        file.seek(offset)
+        left = memoryview(raw).cast("B")
+        # The system may give less at a time than it is asked for, 2 GiB at most
+        while left:
+            count = file.readinto(left)
+            if not count:
+                raise ValueError(f"{file.name} is truncated: it ends {len(left)} bytes too early")
+            left = left[count:]
 
     def _check_length(self, file, infos):
         path = self.folder / file
         with open(path, "rb") as opened:
-            available = path.stat().st_size - _data_start(opened)
+            # 8 bytes hold the length of the header that follows them
+            self._start[file] = 8 + int.from_bytes(opened.read(8), "little")
+        available = path.stat().st_size - self._start[file]
         for name, info in sorted(infos.items(), key=lambda item: item[1].data_offsets):
             if info.data_offsets[1] > available:
                 missing = info.data_offsets[1] - available
@@ -104,6 +143,7 @@ class HFFiles:
             )
 
 
-def _data_start(file):
-    """Where a safetensors file's data begin: after 8 bytes with the header's length, and the header."""
-    return 8 + int.from_bytes(file.read(8), "little")
+def _runs(rows):
+    """(first, last) for each run of consecutive numbers in sorted rows: rows[first:last]."""
+    ends = np.flatnonzero(np.diff(rows) != 1) + 1
+    return zip([0, *ends], [*ends, len(rows)], strict=True)

@@ -1,21 +1,18 @@
-"""Load a Hugging Face folder into sharded parameters, one tensor at a time."""
+"""Load a Hugging Face folder into sharded parameters: check what it holds, then fill.py reads it."""
 
 import dataclasses
-import functools
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from huggingface_hub.constants import SAFETENSORS_INDEX_FILE, SAFETENSORS_SINGLE_FILE
 from jax.sharding import Mesh
 
+from deepseek_jax.checkpoint.fill import load_tensors
 from deepseek_jax.checkpoint.hf_config import read_config
 from deepseek_jax.checkpoint.hf_files import HFFiles
 from deepseek_jax.checkpoint.hf_names import copies, tensors
-from deepseek_jax.checkpoint.tree import abstract_params, compute_dtype, from_paths
-from deepseek_jax.models import ModelConfig
-from deepseek_jax.ops.fp8 import BLOCK, dequantize
+from deepseek_jax.parallel.processes import any_on
 
 
 def load_hf(folder: str | Path, dtype: str | None = None, mesh: Mesh | None = None):
@@ -25,7 +22,9 @@ def load_hf(folder: str | Path, dtype: str | None = None, mesh: Mesh | None = No
     The router's balancing bias is always float32. mesh: the parameters are placed on it by parallel.RULES;
     None puts them on the default device. The config computes in bfloat16 if the parameters are bfloat16, else
     in float32. transformers drops multi-token prediction layers when it saves a model: where the files have
-    none, num_nextn_predict_layers is 0. Host memory beyond the parameters is a few times the largest tensor.
+    none, num_nextn_predict_layers is 0. The processes of the mesh call it together, and each reads its share:
+    the rows of the tensors that its devices hold (share.py). Host memory beyond the parameters is a few times
+    the largest tensor.
     Raises ValueError for a config that is not modelled here, and for a tensor that is missing, extra,
     wrongly shaped or cut short, or that must repeat another one and does not: it names tensor and file.
     """
@@ -40,62 +39,9 @@ def load_hf(folder: str | Path, dtype: str | None = None, mesh: Mesh | None = No
     places, repeated = tensors(config), copies(config)
     _check_names(config, files, places, repeated)
     for name, original in repeated.items():
-        _check_copy(files, name, original)
+        if name in files:
+            _check_copy(files, name, original, mesh)
     return load_tensors(config, files, dtype, mesh)
-
-
-def load_tensors(config: ModelConfig, source, dtype: str | None = None, mesh: Mesh | None = None):
-    """Fill the parameters from a source with HFFiles' dtype(name) and read(name): -> (config, params)."""
-    places = tensors(config)
-    wanted = abstract_params(config, _dtypes(places, source, dtype), mesh)
-    params = {
-        path: jnp.zeros(leaf.shape, leaf.dtype, device=leaf.sharding)
-        for path, leaf in wanted.items()
-    }
-    for name, parts in places.items():
-        tensor, scale = source.read(name)
-        for path, index, turn in parts:
-            write = _writer(turn, wanted[path].sharding)
-            start = [0 if i is None else i for i in index]
-            # Wait: tensors that queue up for the device would fill the host's memory
-            params[path] = jax.block_until_ready(write(params[path], tensor, scale, start))
-    return dataclasses.replace(config, dtype=compute_dtype(params)), from_paths(params)
-
-
-def decode(tensor, scale, dtype):
-    """A stored tensor in the dtype of a parameter: FP8 times its scale in float32, then cast."""
-    return (tensor if scale is None else dequantize(tensor, scale, BLOCK)).astype(dtype)
-
-
-@functools.cache
-def _writer(turn, sharding):
-    """Jitted (parameter, tensor, scale, start) -> parameter with the tensor written into it, in place."""
-
-    def write(parameter, tensor, scale, start):
-        update = turn.to_parameter(decode(tensor, scale, parameter.dtype))
-        # Stacked axes (layer, expert, half) get size 1, so that update and parameter have the same rank
-        shape = iter(update.shape)
-        update = update.reshape([next(shape) if axis == ":" else 1 for axis in turn.index])
-        return jax.lax.dynamic_update_slice(parameter, update, start)
-
-    return jax.jit(write, donate_argnums=0, out_shardings=sharding)
-
-
-def _dtypes(places, source, dtype):
-    """The dtype of every parameter, by path: `dtype`, or what the dtypes of its stored tensors promote to."""
-    dtypes = {}
-    for name, parts in places.items():
-        stored = source.dtype(name)
-        # FP8 times its scale becomes bfloat16
-        own = jnp.dtype(jnp.bfloat16) if stored.itemsize == 1 else stored
-        for part in parts:
-            if part.path.endswith("router_bias"):
-                dtypes[part.path] = jnp.dtype(jnp.float32)
-            else:
-                dtypes[part.path] = jnp.dtype(
-                    dtype or jnp.promote_types(own, dtypes.get(part.path, own))
-                )
-    return dtypes
 
 
 def _check_names(config, files, places, repeated):
@@ -128,14 +74,23 @@ def _contents(files):
     return one if one.exists() else files.folder / SAFETENSORS_INDEX_FILE
 
 
-def _check_copy(files, name, original):
-    """Check that a tensor that repeats another one has the same bytes, if it is stored at all."""
-    if name in files and not np.array_equal(_bytes(files, name), _bytes(files, original)):
+def _check_copy(files, name, original, mesh):
+    """Check that a tensor that repeats another one has the same bytes.
+
+    Each process of the mesh compares its share of the rows; if one finds a difference, all of them raise.
+    """
+    part, parts = 0, 1
+    if mesh is not None:
+        processes = sorted({device.process_index for device in mesh.devices.flat})
+        part, parts = processes.index(jax.process_index()), len(processes)
+    rows = np.array_split(np.arange(files.shape(name)[0]), parts)[part]
+    differs = not np.array_equal(_bytes(files, name, rows), _bytes(files, original, rows))
+    if differs if mesh is None else any_on(mesh, differs):
         raise ValueError(
             f"{name} in {files.where(name)} must equal {original} in {files.where(original)}: it stands for "
             "the same parameter"
         )
 
 
-def _bytes(files, name):
-    return files.read(name)[0].view(np.uint8)
+def _bytes(files, name, rows):
+    return files.read_rows(name, rows)[0].view(np.uint8)

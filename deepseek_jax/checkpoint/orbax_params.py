@@ -37,7 +37,12 @@ def save_orbax(folder: str | Path, config: ModelConfig, params):
 
 
 def load_orbax(folder: str | Path, dtype: str | None = None, mesh: Mesh | None = None):
-    """Read what save_orbax wrote: -> (ModelConfig, params). dtype and mesh as in load_hf."""
+    """Read what save_orbax wrote: -> (ModelConfig, params). dtype and mesh as in load_hf.
+
+    A process reads the chunks of the files that its devices hold any number of. A chunk is what one device
+    held when it was saved: a process reads its share alone of params saved on such a mesh, but all of those
+    saved from a single device.
+    """
     config, path = read_config(folder), Path(folder).absolute() / "params"
     saved = checked_by_path(config, ocp.metadata(path).metadata)
     # The router's balancing bias is never rounded: it has the dtype that was saved

@@ -17,14 +17,15 @@ import numpy as np
 class Turn(NamedTuple):
     """A spec with its sizes filled in. Hashable, for jit.
 
-    shape: the tensor's. view: the same with heads split off. part: (axis, start, stop), the part of the view
-    that the parameter takes. pairs: (axis, start) of the rotary pairs in the view, or None. order: the
-    transposition. index: one entry for each axis of the parameter: ":" where the tensor fills it, else its
-    letter or number.
+    shape: the tensor's. view: the same with heads split off. row_axes: how many axes of the view are the
+    tensor's rows. part: (axis, start, stop), the part of the view that the parameter takes. pairs: (axis,
+    start) of the rotary pairs in the view, or None. order: the transposition. index: one entry for each axis
+    of the parameter: ":" where the tensor fills it, else its letter or number.
     """
 
     shape: tuple[int, ...]
     view: tuple[int, ...]
+    row_axes: int
     part: tuple[int, int, int]
     pairs: tuple[int, int] | None
     order: tuple[int, ...]
@@ -38,6 +39,30 @@ class Turn(NamedTuple):
             tensor = tensor.take(_half_split(self.view[axis], start), axis=axis)
         axis, start, stop = self.part
         return tensor[(slice(None),) * axis + (slice(start, stop),)].transpose(self.order)
+
+    def block(self, ranges: tuple[tuple[int, int], ...]):
+        """The rows of the tensor that a block of the parameter needs, and the Turn of a tensor of these rows.
+
+        ranges: (start, stop) along each axis of the parameter that the tensor fills; columns stay whole.
+        Returns int64[rows], in the order that the new Turn expects, and that Turn.
+        """
+        axis_of_part, first, last = self.part
+        numbers = []
+        for axis, size in enumerate(self.view[: self.row_axes]):
+            along = np.arange(size)
+            if self.pairs and self.pairs[0] == axis:
+                along = _half_split(size, self.pairs[1])
+            if axis == axis_of_part:
+                along = along[first:last]
+            numbers.append(along[slice(*ranges[self.order.index(axis)])])
+        rows = np.ravel_multi_index(np.ix_(*numbers), self.view[: self.row_axes]).ravel()
+        view = (*map(len, numbers), *self.view[self.row_axes :])
+        return rows, self._replace(
+            shape=(len(rows), *self.shape[1:]),
+            view=view,
+            part=self.part if axis_of_part >= self.row_axes else (0, 0, view[0]),
+            pairs=self.pairs if self.pairs and self.pairs[0] >= self.row_axes else None,
+        )
 
     def to_view(self, parameter):
         """The inverse; the caller joins the parts along their axis, and the heads."""
@@ -82,7 +107,8 @@ def parse(spec: str, sizes: dict[str, int]):
     # Rotary pairs fill the last letter of their axis
     pairs = [(i, view[i] - sizes[axis[-1]]) for i, axis in enumerate(axes) if "~" in axis]
     shape = tuple(int(np.prod([size(word) for word in group])) for group in groups)
-    return Turn(shape, view, part, pairs[0] if pairs else None, tuple(order), tuple(index))
+    pairs = pairs[0] if pairs else None
+    return Turn(shape, view, len(groups[0]), part, pairs, tuple(order), tuple(index))
 
 
 def _half_split(size, start):

@@ -60,6 +60,24 @@ def test_what_a_tensor_turns_into_turns_back(family):
         np.testing.assert_array_equal(back, tensor, err_msg=name)
 
 
+@pytest.mark.parametrize("family", CONFIGS)
+def test_a_block_of_a_parameter_comes_from_its_rows_alone(family):
+    """Oracle: the block, cut from the whole turned tensor: the later half of every axis of its rows."""
+    for places in tensors(ModelConfig(**CONFIGS[family])).values():
+        for turn in {place.turn for place in places}:
+            tensor = np.arange(math.prod(turn.shape)).reshape(turn.shape)
+            whole = turn.to_parameter(tensor)
+            ranges = [
+                (size // 2 if axis < turn.row_axes else 0, size)
+                for axis, size in zip(turn.order, whole.shape, strict=True)
+            ]
+            rows, of_rows = turn.block(tuple(ranges))
+            assert len(set(rows)) == len(rows) < len(tensor)
+            np.testing.assert_array_equal(
+                of_rows.to_parameter(tensor[rows]), whole[tuple(slice(*ends) for ends in ranges)]
+            )
+
+
 def test_released_deepseek_v3_has_its_tensor_names_and_shapes():
     """Oracle: the released checkpoint: 91,991 tensors, 45,808 of them scales; some shapes by hand."""
     config = ModelConfig(**{**models.deepseek_v3(), "rope_scaling": None})

@@ -1,0 +1,149 @@
+"""Which rows of a checkpoint's tensors a process reads: its share of what its devices hold.
+
+A file has a tensor's rows one after the other, so the rows of a device are a few long reads, but its columns
+would be a short read in every row (224 bytes for DeepSeek-V3 on fsdp=32). Where the mesh splits columns, its
+devices therefore split the rows in their place, and exchange them once they are read (fill.py).
+"""
+
+import functools
+import math
+from typing import NamedTuple
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from deepseek_jax.checkpoint.hf_names import tensors
+from deepseek_jax.checkpoint.tree import abstract_params
+from deepseek_jax.checkpoint.turn import Turn
+from deepseek_jax.models import ModelConfig
+from deepseek_jax.parallel.shard import axis_parts
+
+
+class Piece(NamedTuple):
+    """Rows of a stored tensor, int64[rows], and the Turn that makes them a block of a parameter."""
+
+    name: str
+    rows: np.ndarray
+    turn: Turn
+
+
+class Move(NamedTuple):
+    """Mesh axes that split axis `column` of a parameter, and axis `row` while it is read.
+
+    row is None where no axis of the rows splits over them: each device reads whole rows and drops the rest.
+    """
+
+    column: int
+    row: int | None
+    mesh_axes: tuple[str, ...]
+
+
+def by_parameter(config: ModelConfig):
+    """{parameter path: {index: (tensor name, turn)}}: hf_names.tensors, looked up from the other side."""
+    stored = {}
+    for name, places in tensors(config).items():
+        for path, index, turn in places:
+            stored.setdefault(path, {})[index] = name, turn
+    return stored
+
+
+def while_read(leaf: jax.ShapeDtypeStruct, turn: Turn):
+    """The NamedSharding of a parameter while it is read, and the Moves from there to its own.
+
+    leaf: of abstract_params. The Moves are undone from the last to the first.
+    """
+    mesh, moves = leaf.sharding.mesh, []
+    spec = [_split_by(mesh, entry) for entry in leaf.sharding.spec]
+    filled = [axis for axis, index in enumerate(turn.index) if index == ":"]
+    # turn.order says which axis of the view each of these is, and the view begins with the rows
+    rows = [
+        axis for axis, of_view in zip(filled, turn.order, strict=True) if of_view < turn.row_axes
+    ]
+    for column in filled:
+        axes = spec[column]
+        if column in rows or not axes:
+            continue
+        splits = (row for row in rows if leaf.shape[row] % axis_parts(mesh, spec[row] + axes) == 0)
+        row = next(splits, None)
+        spec[column] = ()
+        if row is not None:
+            spec[row] += axes
+        moves.append(Move(column, row, axes))
+    return NamedSharding(mesh, PartitionSpec(*(axes or None for axes in spec))), tuple(moves)
+
+
+def steps(leaf: jax.ShapeDtypeStruct, stored: dict, devices):
+    """How some devices of a mesh read a parameter, tensor by tensor: yields (start, [(Piece, devices)]).
+
+    stored: an entry of by_parameter. In a step, each device gets the piece of one tensor that belongs at
+    `start` in its own block: with expert=2, expert 0 on one device and the middle one on another. Devices
+    that hold the same block share its piece. Without a mesh, devices is (None,).
+    """
+    turn = next(iter(stored.values()))[1]
+    blocks = _blocks(leaf, turn, devices)
+    stacked = [index != ":" for index in turn.index]
+    some = next(iter(blocks.values()))
+    sizes = [last - first if many else 1 for many, (first, last) in zip(stacked, some, strict=True)]
+    for start in np.ndindex(*sizes):
+        sharers = {}
+        for device, block in blocks.items():
+            axes = list(zip(stacked, block, start, strict=True))
+            index = tuple(first + at if many else None for many, (first, _), at in axes)
+            ranges = tuple(ends for many, ends, _ in axes if not many)
+            sharers.setdefault((index, ranges), []).append(device)
+        yield start, [(_piece(stored[i], ranges), held) for (i, ranges), held in sharers.items()]
+
+
+def share_bytes(config: ModelConfig, dtype, mesh: Mesh, process: int):
+    """How many bytes of tensors and scales a process reads when load_hf places the config on the mesh.
+
+    Headers and the comparison of copies (embedding and head of multi-token prediction) are not in it.
+    dtype: function from a tensor's name to its dtype as stored; one of one byte is FP8 with scales.
+    """
+    devices = [device for device in mesh.devices.flat if device.process_index == process]
+    leaves, total = abstract_params(config, mesh=mesh), 0
+    for path, stored in by_parameter(config).items():
+        for _, pieces in steps(leaves[path], stored, devices):
+            total += sum(_piece_bytes(piece, dtype(piece.name)) for piece, _ in pieces)
+    return total
+
+
+def _piece_bytes(piece, dtype):
+    columns = math.prod(piece.turn.shape[1:])
+    count = len(piece.rows) * columns * dtype.itemsize
+    if dtype.itemsize == 1:
+        # Scales are float32, one for 128 x 128
+        count += 4 * len(np.unique(piece.rows // 128)) * -(-columns // 128)
+    return count
+
+
+def _blocks(leaf, turn, devices):
+    """{device: ((start, stop) for each axis)}: the block of a parameter that each device reads."""
+    if leaf.sharding is None:
+        return {device: tuple((0, size) for size in leaf.shape) for device in devices}
+    everywhere = while_read(leaf, turn)[0].devices_indices_map(leaf.shape)
+    return {
+        device: tuple(
+            along.indices(size)[:2]
+            for along, size in zip(everywhere[device], leaf.shape, strict=True)
+        )
+        for device in devices
+    }
+
+
+def _piece(tensor, ranges):
+    name, turn = tensor
+    return Piece(name, *_block(turn, ranges))
+
+
+# Layers and experts repeat the same few blocks
+@functools.cache
+def _block(turn, ranges):
+    return turn.block(ranges)
+
+
+def _split_by(mesh, entry):
+    """The mesh axes of an entry of a PartitionSpec that split anything, a tuple."""
+    axes = () if entry is None else (entry,) if isinstance(entry, str) else entry
+    return tuple(axis for axis in axes if mesh.shape[axis] > 1)
