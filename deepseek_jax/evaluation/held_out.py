@@ -55,7 +55,7 @@ def evaluate(
         "completion_length": rollout.completion_mask.sum(1),
         "truncated": rollout.truncated,
     }
-    shown = zip(examples, texts, scores.total.tolist(), strict=True)
+    shown = examples[:samples], texts[:samples], scores.total[:samples].tolist()
     return {
         "scores": summarise({name: _share_or_number(v) for name, v in values.items()}),
         "unscored": scores.errors,
@@ -65,7 +65,7 @@ def evaluate(
                 "completion": text,
                 "reward": None if np.isnan(reward) else reward,
             }
-            for example, text, reward in list(shown)[:samples]
+            for example, text, reward in zip(*shown, strict=True)
         ],
     }
 

@@ -8,9 +8,10 @@ import numpy as np
 
 from deepseek_jax.data.questions import distinct
 from deepseek_jax.data.sources import load_jsonl_questions
+from deepseek_jax.data.texts import joined
 from deepseek_jax.errors import at, suggest
 from deepseek_jax.evaluation.consensus import majority
-from deepseek_jax.parallel.processes import say
+from deepseek_jax.parallel.processes import in_shares, say
 from deepseek_jax.worlds.registry import all_rules, find_questions, open_rewards, question_names
 
 # Problems of a world where num_problems is not set
@@ -106,30 +107,46 @@ class Rules(contextlib.ExitStack):
         whether it is right; both None where the rule reads no answers. unscored: completions without a
         verdict; they count as wrong, so that every problem has the same number of samples.
         """
-        judged = [self._answers(*pair) for pair in zip(problems, groups, strict=True)]
+        judged = [
+            self._vote(problem, answers)
+            for problem, answers in zip(problems, self._answers(problems, groups), strict=True)
+        ]
         for rule, rewards in self._rewards.items():
             chosen = [i for i, problem in enumerate(problems) if problem["rule"] == rule]
-            # The majority's answer is scored with the completions, as one more completion
-            texts = [groups[i] + _marked(judged[i]["majority"]) for i in chosen]
-            asked = [problems[i] for i, of in zip(chosen, texts, strict=True) for _ in of]
-            scores = rewards.score_together(asked, [text for of in texts for text in of])
+            # The majorities' answers are scored after the completions, as if they were completions
+            voted = [i for i in chosen if judged[i]["majority"] is not None]
+            texts = [groups[i] for i in chosen] + [[_marked(judged[i]["majority"])] for i in voted]
+            asked = [problems[i] for i in chosen for _ in range(len(groups[i]))]
+            asked += [problems[i] for i in voted]
+            scores = rewards.score_together(asked, joined(texts))
             for message in scores.messages:
                 say(f"{message} It counts as wrong.")
             values = iter(scores.total.tolist())
             for i in chosen:
-                verdicts = [next(values) for _ in groups[i]]
+                verdicts = [next(values) for _ in range(len(groups[i]))]
                 # NaN, no verdict, equals nothing: it counts as wrong
                 judged[i]["correct"] = [verdict == 1 for verdict in verdicts]
                 judged[i]["unscored"] = int(np.isnan(verdicts).sum())
-                if judged[i]["majority"] is not None:
-                    judged[i]["agreed"] = next(values) == 1
+            for i in voted:
+                judged[i]["agreed"] = next(values) == 1
         return judged
 
-    def _answers(self, problem, texts):
+    def _answers(self, problems, groups):
+        """The answers (str or None) in each group's completions; a process reads its share of them."""
+        texts, sizes = joined(groups), [len(group) for group in groups]
+        pairs = zip(problems, sizes, strict=True)
+        readings = [self._rules[p["rule"]].reading for p, size in pairs for _ in range(size)]
+
+        def find(rows):
+            return [None if readings[i] is None else readings[i].find(texts[i]) for i in rows]
+
+        found = iter(in_shares(find, len(texts)))
+        return [[next(found) for _ in range(size)] for size in sizes]
+
+    def _vote(self, problem, answers):
         reading = self._rules[problem["rule"]].reading
         if reading is None:
-            return {"answers": [None] * len(texts), "majority": None, "agreed": None}
-        answers = [reading.find(text) for text in texts]
+            return {"answers": answers, "majority": None, "agreed": None}
         keys = [None if answer is None else reading.key(answer) for answer in answers]
         most = majority(keys)
         if most is None:
@@ -138,5 +155,5 @@ class Rules(contextlib.ExitStack):
 
 
 def _marked(answer):
-    """A list with a completion that states the answer and nothing else; empty for None."""
-    return [] if answer is None else [f"<answer>{answer}</answer>"]
+    """A completion that states the answer and nothing else."""
+    return f"<answer>{answer}</answer>"

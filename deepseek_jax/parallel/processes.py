@@ -60,3 +60,27 @@ def from_each(value):
     padded = np.pad(text, (0, int(sizes.max()) - len(text)))
     rows = np.asarray(multihost_utils.process_allgather(padded))
     return [json.loads(row[:size].tobytes()) for row, size in zip(rows, sizes.ravel(), strict=True)]
+
+
+def in_shares(work, count: int):
+    """Share work between the processes: -> on every process a list of `count` results, in order.
+
+    work(rows) -> the results of these rows of range(count), a list of what JSON can hold; each process calls
+    it for its own rows. If it raises on one process, all raise: the others a RuntimeError with the message.
+    """
+    processes, done, failure = jax.process_count(), None, None
+    # Neighbours go to different processes: completions of one prompt tend to be slow together
+    own = range(jax.process_index(), count, processes)
+    try:
+        done = work(own)
+    # Of any kind: the other processes wait for the outcome in from_each
+    except Exception as error:
+        failure = error
+    message = None if failure is None else f"{type(failure).__name__}: {failure}"
+    shares = from_each({"done": done, "failure": message})
+    if failure is not None:
+        raise failure
+    for process, share in enumerate(shares):
+        if share["failure"] is not None:
+            raise RuntimeError(f"process {process} failed: {share['failure']}")
+    return [shares[row % processes]["done"][row // processes] for row in range(count)]

@@ -8,9 +8,10 @@ import contextlib
 
 import numpy as np
 
+from deepseek_jax.data.texts import picked
 from deepseek_jax.errors import at
 from deepseek_jax.reinforce.settings import ReinforceSettings
-from deepseek_jax.rewards import Rewards, Scorer, Scores
+from deepseek_jax.rewards import Rewards, Scores
 from deepseek_jax.worlds.registry import open_rewards
 
 SCENARIOS = ("reasoning", "general")
@@ -54,7 +55,7 @@ def scenario_rewards(settings: ReinforceSettings, models):
         yield rewards
 
 
-class ScenarioRewards(Scorer):
+class ScenarioRewards:
     """Scores each example by the Rewards of its scenario. An example without a scenario is for reasoning.
 
     rewards: from scenario_rewards.
@@ -63,15 +64,19 @@ class ScenarioRewards(Scorer):
     def __init__(self, rewards: dict[str, Rewards]):
         self.rewards = rewards
 
-    def score(self, examples, completions):
-        """Scores of all examples. A part that an example's scenario lacks is NaN, which is not an error."""
+    def score_together(self, examples, completions):
+        """Scores of all examples, as Rewards.score_together shares them between the processes.
+
+        A part that an example's scenario lacks is NaN, which is not an error.
+        """
         names = dict.fromkeys(name for rewards in self.rewards.values() for name in rewards.weights)
         total = np.full(len(examples), np.nan, np.float32)
         parts = {name: total.copy() for name in names}
         errors, messages = 0, []
         for scenario, rewards in self.rewards.items():
             rows = [i for i, example in enumerate(examples) if _scenario(example) == scenario]
-            scores = rewards.score([examples[i] for i in rows], [completions[i] for i in rows])
+            asked = [examples[i] for i in rows]
+            scores = rewards.score_together(asked, picked(completions, rows))
             total[rows] = scores.total
             for name, part in scores.parts.items():
                 parts[name][rows] = part

@@ -13,7 +13,6 @@ __getattr__, __dir__, __all__ = lazy_names(
         "RewardModel": "model",
         "Rewards": "scoring",
         "Rule": "scoring",
-        "Scorer": "scoring",
         "Scores": "scoring",
     },
 )

@@ -1,5 +1,6 @@
 """The weighted sum of named rewards over a batch of completions; it counts every failure."""
 
+import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -91,23 +92,7 @@ class Scores:
             raise RuntimeError(f"none of {self.errors} completions could be scored. {first}")
 
 
-class Scorer:
-    """The base of what scores completions: subclasses have score(examples, completions) -> Scores."""
-
-    def score_together(self, examples: Sequence[Mapping], completions: Sequence[str]):
-        """score, with process 0's numbers on every process. All processes call it, with the same arguments.
-
-        A reward with a time limit may fail on one process alone: the others would have other numbers.
-        """
-        # Workers of the verifiers, which import no jax, import this file
-        from deepseek_jax.parallel.processes import from_first
-
-        scores = self.score(examples, completions)
-        total, parts, errors = from_first((scores.total, scores.parts, np.int32(scores.errors)))
-        return Scores(total, parts, int(errors), scores.messages)
-
-
-class Rewards(Scorer):
+class Rewards:
     """Rewards by name, with weights: Rewards({"correct": 1.0, "correct_reasoning": 1.0}).
 
     A part fails on a completion if it raises or returns anything but a finite number. The total is then
@@ -164,39 +149,64 @@ class Rewards(Scorer):
 
         Returns Scores. Raises ValueError if the lists differ in length, or as check() does.
         """
+        return self._score(examples, completions, lambda work, count: work(range(count)))
+
+    def score_together(self, examples: Sequence[Mapping], completions: Sequence[str]):
+        """score, shared between all processes, which call it with the same arguments and get the same Scores.
+
+        Each process reads and scores its own share of the completions; but models, whose programs take all
+        processes, score all completions on each. An exception on one process is raised on all.
+        """
+        # Workers of the verifiers, which import no jax, import this file
+        from deepseek_jax.parallel.processes import in_shares
+
+        return self._score(examples, completions, in_shares)
+
+    def _score(self, examples, completions, share):
         if len(examples) != len(completions):
             raise ValueError(f"{len(examples)} examples for {len(completions)} completions.")
         self.check(examples)
-        messages = []
-        parts = {name: self._part(name, examples, completions, messages) for name in self.weights}
+        parts, messages = {}, []
+        for name in self.weights:
+            work = functools.partial(self._verdicts, name, examples, completions)
+            verdicts = share(work, len(completions))
+            parts[name] = np.array([value for value, _ in verdicts], np.float32)
+            messages += [message for _, message in verdicts if message is not None]
         total = sum(weight * parts[name] for name, weight in self.weights.items())
         errors = int(np.isnan(total).sum())
         return Scores(total.astype(np.float32), parts, errors, messages[:MAX_MESSAGES])
 
-    def _part(self, name, examples, completions, messages):
-        """float32[b]: one reward of every completion; where it fails, NaN and a message."""
+    def _verdicts(self, name, examples, completions, rows):
+        """(float, message) for each of the rows, by one reward. Where it fails: NaN, and a message, which is
+        None after MAX_MESSAGES others, as it is without a failure.
+        """
+        verdicts, failures = [], 0
+        for row, value in zip(rows, self._values(name, examples, completions, rows), strict=True):
+            message = None
+            if not _is_finite(value):
+                failures += 1
+                if failures <= MAX_MESSAGES:
+                    what = f"{completions[row][:80]!r} for {str(examples[row].get('question'))[:80]!r}"
+                    message = f"reward {name!r} failed with {value!r} on {what}."
+                value = math.nan
+            verdicts.append((float(value), message))
+        return verdicts
+
+    def _values(self, name, examples, completions, rows):
+        """What one reward returns, or raised, for each of the rows."""
+        if name in self._models:
+            values = self._models[name].score(examples, list(completions))
+            return [values[row] for row in rows]
+        examples, completions = [examples[row] for row in rows], [completions[row] for row in rows]
         if name in self._verifiers:
             field = self._rules[name].field
-            values = self._verifiers[name].score([e[field] for e in examples], completions)
-        elif name in self._models:
-            values = self._models[name].score(examples, completions)
-        else:
-            values = [
-                _call(self._rules[name].score, completion, example)
-                for completion, example in zip(completions, examples, strict=True)
-            ]
-        out = np.full(len(values), np.nan, np.float32)
-        for i, value in enumerate(values):
-            if _is_finite(value):
-                out[i] = value
-            else:
-                what = f"{completions[i][:80]!r} for {str(examples[i].get('question'))[:80]!r}"
-                messages.append(f"reward {name!r} failed with {value!r} on {what}.")
-        return out
+            return self._verifiers[name].score([e[field] for e in examples], completions)
+        pairs = zip(completions, examples, strict=True)
+        return [_call(self._rules[name].score, *pair) for pair in pairs]
 
 
 def _call(reward, completion, example):
-    """The reward, or the exception that it raised, for `_part` to count and report."""
+    """The reward, or the exception that it raised, for `_verdicts` to count and report."""
     try:
         return reward(completion, example)
     except Exception as error:

@@ -1,6 +1,7 @@
 """A model that answers questions: its config, parameters, tokenizer and template in one record."""
 
 import dataclasses
+import functools
 from pathlib import Path
 from typing import NamedTuple
 
@@ -9,6 +10,7 @@ from jax.sharding import Mesh
 from deepseek_jax.checkpoint import is_orbax, load_gguf, load_hf, load_orbax
 from deepseek_jax.checkpoint.hf_config import read_config
 from deepseek_jax.data.chat import end_of_turn, render_question
+from deepseek_jax.data.texts import LazyTexts
 from deepseek_jax.data.tokenizer import SMOLLM2, Tokenizer, load_tokenizer, smollm2_gguf
 from deepseek_jax.models import ModelConfig, RunSettings, check_architecture, how_to_run
 from deepseek_jax.parallel.processes import say
@@ -35,14 +37,14 @@ class AnswerOptions:
 
 
 class Answers(NamedTuple):
-    """texts: the completions without special tokens, n adjacent ones an example. rollout: their Rollout."""
+    """texts: from completion_texts, n adjacent ones an example. rollout: their Rollout."""
 
-    texts: list[str]
+    texts: LazyTexts
     rollout: Rollout
     n: int
 
     def groups(self):
-        """The texts of each example, lists of n."""
+        """The texts of each example, a list of LazyTexts of n."""
         return [self.texts[i : i + self.n] for i in range(0, len(self.texts), self.n)]
 
     def lengths(self):
@@ -204,16 +206,20 @@ def check_room(config: ModelConfig, examples, max_completion_length: int):
 
 
 def completion_texts(tokenizer: Tokenizer, prompts, rollout: Rollout):
-    """The text of every completion of a Rollout, without special tokens. prompts: lists of ids.
+    """The text of every completion of a Rollout, without special tokens: LazyTexts. prompts: lists of ids.
 
-    Some chat templates end every prompt in <think>. The text of a completion then begins with it: without it,
+    A text is decoded when it is first read: a process decodes no text that others score. Some chat templates end every prompt in <think>. The text of a completion then begins with it: without it,
     a completion that was truncated while it thought would pass for an answer, and none would have the
     requested format.
     """
     n = len(rollout.completion_ids) // len(prompts)
-    opened = [opened_thought(tokenizer, ids) for ids in prompts for _ in range(n)]
-    rows = zip(opened, rollout.completion_ids, rollout.completion_mask, strict=True)
-    return [before + tokenizer.decode(ids[mask]) for before, ids, mask in rows]
+
+    @functools.cache
+    def text(row):
+        ids = rollout.completion_ids[row][rollout.completion_mask[row]]
+        return opened_thought(tokenizer, prompts[row // n]) + tokenizer.decode(ids)
+
+    return LazyTexts(text, range(len(rollout.completion_ids)))
 
 
 def opened_thought(tokenizer, prompt_ids):

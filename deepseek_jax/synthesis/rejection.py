@@ -6,11 +6,13 @@ not a repetition. If no rule can check that it is right, a judge compares it wit
 
 import json
 import os
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
 
-from deepseek_jax.parallel.processes import barrier, first_process, say
+from deepseek_jax.data.texts import picked
+from deepseek_jax.parallel.processes import barrier, first_process, in_shares, say
 from deepseek_jax.rewards.judge import Judge
 from deepseek_jax.rollout.policy import Policy
 from deepseek_jax.synthesis.settings import RejectionSettings
@@ -31,12 +33,13 @@ JUDGED = {
 
 
 def accepted(examples, completions, *, rule: str, max_per_prompt: int, judge: Judge | None = None):
-    """Filter completions for training: -> (list of (index, completion), Counter of fates).
+    """Filter completions for training: -> (list of the indices that pass, Counter of fates).
 
     completions[i] answers examples[i]. The reward `rule` checks it; with a judge, the judge compares it with
     the example's answer instead. At most max_per_prompt completions of a question pass, the first ones. The
     Counter's keys are "kept", "wrong", those of LAYOUT, IN_ONE_LANGUAGE and JUDGED, "repeated" and "more than
-    enough".
+    enough". All processes call it and get the same; each reads the completions that it scores, and process 0
+    reads all.
     """
     checks = ({"wrong": rule} if judge is None else {}) | LAYOUT
     if all("language" in example for example in examples):
@@ -47,9 +50,14 @@ def accepted(examples, completions, *, rule: str, max_per_prompt: int, judge: Ju
         examples = _judged(examples, completions, rules, judge)
         rules |= JUDGED
     sieve = Sieve(rules, max_per_prompt=max_per_prompt)
-    pairs = enumerate(zip(examples, completions, strict=True))
-    kept = [(index, text) for index, (example, text) in pairs if sieve.keeps(text, example)]
-    return kept, sieve.fates
+
+    def sift(_):
+        pairs = enumerate(zip(completions, examples, strict=True))
+        return [[index for index, pair in pairs if sieve.keeps(*pair)], sieve.fates]
+
+    # A single share, so process 0 alone sifts: a repetition may be of a completion in any share
+    ((kept, fates),) = in_shares(lambda rows: list(map(sift, rows)), 1)
+    return kept, Counter(fates)
 
 
 def _scored(examples, completions, names):
@@ -75,7 +83,7 @@ def _judged(examples, completions, rules, judge):
     tidy = [
         i for i, e in enumerate(examples) if not any(misses(None, e) for misses in rules.values())
     ]
-    said = judge.score([examples[i] for i in tidy], [completions[i] for i in tidy])
+    said = judge.score([examples[i] for i in tidy], picked(completions, tidy))
     said = dict(zip(tidy, said, strict=True))
     return [example | {"judged": said.get(i)} for i, example in enumerate(examples)]
 
@@ -102,7 +110,7 @@ def sample_accepted(
     ended = np.flatnonzero(~rollout.truncated)
     kept, fates = accepted(
         [repeated[i] for i in ended],
-        [texts[i] for i in ended],
+        picked(texts, ended),
         rule=rule,
         max_per_prompt=settings.max_per_prompt,
         judge=judge,
@@ -115,9 +123,9 @@ def sample_accepted(
             f"num_prompts={settings.num_prompts}: none of {len(texts)} sampled completions was accepted "
             f"({shown}); raise it, or train the sampled policy for longer"
         )
-    lines = [_line(repeated[ended[index]], text) for index, text in kept]
     barrier("what was accepted is written")
     if first_process():
+        lines = [_line(repeated[row], texts[row]) for row in ended[kept].tolist()]
         fresh = path.with_suffix(".tmp")
         fresh.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
         # Renamed when it is whole: callers take a file that exists as complete

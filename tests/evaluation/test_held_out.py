@@ -107,8 +107,8 @@ def test_completion_texts_leave_out_the_end_token_and_what_lies_behind_it():
     ids = np.array([[*twelve, TOKENIZER.eos_id, 0], [0, 5, 5, 5, 5]], np.int32)
     mask = np.arange(5) < np.array([[4], [0]])
     rollout = Rollout(ids, mask, np.zeros((2, 5), np.float32), np.zeros(2, bool))
-    assert completion_texts(TOKENIZER, [[5], [6]], rollout) == ["1 + 2", ""]
-    assert completion_texts(TOKENIZER, [[5]], rollout) == ["1 + 2", ""]  # two of one prompt
+    assert list(completion_texts(TOKENIZER, [[5], [6]], rollout)) == ["1 + 2", ""]
+    assert list(completion_texts(TOKENIZER, [[5]], rollout)) == ["1 + 2", ""]  # two of one prompt
 
 
 @pytest.mark.parametrize("opened", ["<think>", "<think>\n", "<think>\n\n"])
@@ -122,7 +122,7 @@ def test_a_completion_that_was_cut_off_within_the_thought_its_prompt_opened_earn
     padded = np.array([row + [0] * (40 - len(row)) for row in ids], np.int32)
     rollout = Rollout(padded, mask, np.zeros(mask.shape, np.float32), np.zeros(4, bool))
     texts = completion_texts(tokenizer, prompts, rollout)
-    assert texts == [opened + text for text in written] + written
+    assert list(texts) == [opened + text for text in written] + written
     with Rewards({"exact_answer": 1.0, "think_answer_format": 1.0}) as rewards:
         found = rewards.score([{"question": "2 + 3?", "answer": "5"}] * 4, texts)
     assert found.parts["exact_answer"].tolist() == [0, 1, 1, 1]

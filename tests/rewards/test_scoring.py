@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 
-from deepseek_jax.parallel import processes
 from deepseek_jax.rewards import Rewards, scoring
 from deepseek_jax.rewards.program import ProgramVerifier
 from deepseek_jax.worlds.registry import all_rules, open_rewards
@@ -58,19 +57,6 @@ def test_every_reward_can_be_earned_by_its_name(name, completion):
     with open_rewards({name: 2.0}) as rewards:
         scores = rewards.score([SUM, SUM], [completion, "<think>"])
     np.testing.assert_array_equal(scores.total, np.float32([2, 0]))
-
-
-@pytest.mark.parametrize("fails_here", [True, False])
-def test_processes_agree_on_what_could_be_scored(broken, monkeypatch, fails_here):
-    """Oracle: by hand: process 0's result decides, whatever this process has."""
-    elsewhere = np.float32([1.0]) if fails_here else np.float32([np.nan])
-    theirs = elsewhere, {"broken": elsewhere}, np.int32(not fails_here)
-    monkeypatch.setattr(processes, "from_first", lambda ours: theirs)
-    gives = ValueError("late") if fails_here else 1.0
-    scores = Rewards({"broken": 1.0}).score_together([SUM | {"gives": gives}], ["5"])
-    np.testing.assert_array_equal(scores.total, elsewhere)
-    np.testing.assert_array_equal(scores.parts["broken"], elsewhere)
-    assert scores.errors == (not fails_here)
 
 
 def test_requests_are_scored_by_their_own_rules():

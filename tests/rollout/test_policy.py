@@ -57,10 +57,11 @@ def test_answers_are_the_engines_up_to_where_they_end():
         zip(out.completion_ids, out.completion_mask, strict=True),
     )
     decode = policy.tokenizer.decode
-    assert answers.texts == [
+    assert list(answers.texts) == [
         decode([i for i in ids[m].tolist() if i not in ends]) for ids, m in rows
     ]
-    assert answers.groups() == [answers.texts[:3], answers.texts[3:]]
+    wanted = [list(answers.texts[:3]), list(answers.texts[3:])]
+    assert list(map(list, answers.groups())) == wanted
     np.testing.assert_array_equal(answers.lengths(), out.completion_mask.sum(1).reshape(2, 3))
 
 

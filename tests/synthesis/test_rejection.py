@@ -29,7 +29,7 @@ def test_only_right_tidy_single_language_completions_that_are_new_are_kept():
     ]
     examples, texts, fates = zip(*rows, strict=True)
     kept, counts = accepted(examples, texts, rule="puzzle_answer", max_per_prompt=2)
-    assert kept == [(i, text) for i, (_, text, fate) in enumerate(rows) if fate == "kept"]
+    assert kept == [i for i, fate in enumerate(fates) if fate == "kept"]
     assert counts == {fate: fates.count(fate) for fate in fates}
 
 
@@ -74,7 +74,7 @@ def test_a_judge_decides_where_no_rule_does_and_sees_what_is_well_laid_out_alone
     ]
     examples, texts, fates = zip(*rows, strict=True)
     kept, counts = accepted(examples, texts, rule="helpfulness", max_per_prompt=2, judge=Judge(ask))
-    assert kept == [(i, text) for i, (_, text, fate) in enumerate(rows) if fate == "kept"]
+    assert kept == [i for i, fate in enumerate(fates) if fate == "kept"]
     assert counts == {fate: fates.count(fate) for fate in fates}
     orders = ["1 = cat, dog\n2 = dog, cat", "1 = dog, cat\n2 = cat, dog"]
     wanted = [

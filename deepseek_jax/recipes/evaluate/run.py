@@ -181,7 +181,8 @@ def _answer(settings: EvaluateSettings, policy: Policy, problems: list, rules: R
             **verdict,
             "lengths": lengths[row],
             "truncated": truncated[row],
-            "completions": texts[row],
+            # Process 0 writes them, and no process reads them here
+            "completions": list(texts[row]) if first_process() else None,
         }
         for problem, verdict, row in zip(problems, judged, rows, strict=True)
     ]

@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from deepseek_jax.data.texts import joined
 from deepseek_jax.evaluation.bootstrap import bootstrap_interval, share_interval
 from deepseek_jax.evaluation.problems import Rules
 from deepseek_jax.parallel.processes import say
@@ -110,9 +111,8 @@ def _interval(name, values):
 def _by_prompt(reward, examples, groups):
     """float64[p]: the mean reward of each prompt's completions."""
     size = len(groups[0])
-    texts = [text for group in groups for text in group]
     with open_rewards({reward: 1.0}) as rewards:
         scores = rewards.score_together(
-            [example for example in examples for _ in range(size)], texts
+            [example for example in examples for _ in range(size)], joined(groups)
         )
     return scores.parts[reward].astype(np.float64).reshape(-1, size).mean(1)

@@ -76,7 +76,7 @@ def test_results_are_those_of_one_rollout_judged_by_hand(finished, saved):
     rollout = generate(*saved[1:], prompts, eos_ids=(TOKENIZER.eos_id,), **sampling)
     texts = completion_texts(TOKENIZER, prompts, rollout)
     problems = results(finished)["problems"]
-    assert [text for p in problems for text in p["completions"]] == texts
+    assert [text for p in problems for text in p["completions"]] == list(texts)
     right = [even_length(text, None) == 1 for text in texts]
     assert [correct for p in problems for correct in p["correct"]] == right
     assert 0 < sum(right) < 18
