@@ -186,7 +186,8 @@ class Rewards:
             if not _is_finite(value):
                 failures += 1
                 if failures <= MAX_MESSAGES:
-                    what = f"{completions[row][:80]!r} for {str(examples[row].get('question'))[:80]!r}"
+                    asked = str(examples[row].get("question"))[:80]
+                    what = f"{completions[row][:80]!r} for {asked!r}"
                     message = f"reward {name!r} failed with {value!r} on {what}."
                 value = math.nan
             verdicts.append((float(value), message))

@@ -208,7 +208,9 @@ def check_room(config: ModelConfig, examples, max_completion_length: int):
 def completion_texts(tokenizer: Tokenizer, prompts, rollout: Rollout):
     """The text of every completion of a Rollout, without special tokens: LazyTexts. prompts: lists of ids.
 
-    A text is decoded when it is first read: a process decodes no text that others score. Some chat templates end every prompt in <think>. The text of a completion then begins with it: without it,
+    A text is decoded when it is first read: a process decodes no text that others score.
+
+    Some chat templates end every prompt in <think>. The text of a completion then begins with it: without it,
     a completion that was truncated while it thought would pass for an answer, and none would have the
     requested format.
     """

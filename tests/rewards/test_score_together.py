@@ -3,7 +3,6 @@
 import pickle
 
 import jax
-import numpy as np
 import pytest
 
 from deepseek_jax.data.texts import LazyTexts, joined
@@ -179,7 +178,7 @@ def test_two_processes_get_the_scores_of_one_bit_for_bit(ours, both):
 
 
 def test_each_of_two_processes_decodes_and_scores_its_half(ours, both):
-    """Oracle: the rows, by hand. A model gets all completions on each; a sieve reads them all on process 0."""
+    """Oracle: the rows, by hand. A model gets all completions on each; a sieve reads all on process 0."""
     rows, halves = list(range(12)), [list(range(0, 12, 2)), list(range(1, 12, 2))]
     assert ours["rules"][1] == ours["scored"] == rows
     for found, half in zip(both, halves, strict=True):
