@@ -1,4 +1,4 @@
-"""TPU chips by name: memory, bandwidth and speed."""
+"""Accelerators by name: memory, bandwidths and speed."""
 
 import dataclasses
 
@@ -7,33 +7,54 @@ GIB = 2**30
 
 @dataclasses.dataclass(frozen=True)
 class Chip:
-    """A chip: bytes of memory, bytes read a second, dense bfloat16 operations a second.
+    """A chip: bytes of memory that a program may use, bytes read a second, dense operations a second.
 
-    devices: how many JAX devices the chip is; device_kind is the name of one.
+    peaks: {dtype of the operands, as XLA writes it: operations a second} where the chip multiplies that dtype
+    faster than bfloat16. link: bytes a second of one link of the torus, one way, or all links of a chip where
+    a switch joins them; network: bytes a second that a chip has beyond them. devices: how many JAX devices
+    the chip is; device_kind is the name of one.
     """
 
     device_kind: str
     hbm_bytes: int
     hbm_bytes_per_second: float
     flops_per_second: float
+    link: float
+    network: float = 6.25e9
+    peaks: dict = dataclasses.field(default_factory=dict)
     devices: int = 1
 
     def device(self):
         """The share of one JAX device, as a Chip."""
+        n = self.devices
         return dataclasses.replace(
             self,
-            hbm_bytes=self.hbm_bytes // self.devices,
-            hbm_bytes_per_second=self.hbm_bytes_per_second / self.devices,
-            flops_per_second=self.flops_per_second / self.devices,
+            hbm_bytes=self.hbm_bytes // n,
+            hbm_bytes_per_second=self.hbm_bytes_per_second / n,
+            flops_per_second=self.flops_per_second / n,
+            link=self.link / n,
+            network=self.network / n,
+            peaks={dtype: peak / n for dtype, peak in self.peaks.items()},
             devices=1,
         )
 
 
-# From Google Cloud's page on each version: docs.cloud.google.com/tpu/docs/v5e, v5p, v6e, tpu7x
+# Google Cloud's page on each version: docs.cloud.google.com/tpu/docs/v5e, v5p, v6e, tpu7x. Links: the chapter
+# "TPUs" of jax-ml.github.io/scaling-book, and a sixth of tpu7x's 1,200 GB/s both ways. A v5e has 16 GiB, of
+# which the compiler takes a quarter. network: 50 Gbit/s a chip, the page's number for v5p
 CHIPS = {
-    "v5e": Chip("TPU v5 lite", 16 * GIB, 819e9, 197e12),
-    "v5p": Chip("TPU v5", 95 * GIB, 2765e9, 459e12),
-    "v6e": Chip("TPU v6 lite", 32 * GIB, 1638e9, 918e12),
-    "tpu7x": Chip("TPU7x", 192 * GIB, 7380e9, 2307e12, devices=2),
+    "v5e": Chip("TPU v5 lite", int(15.75 * GIB), 819e9, 197e12, 45e9, peaks={"s8": 394e12}),
+    "v5p": Chip("TPU v5", 95 * GIB, 2765e9, 459e12, 90e9, peaks={"s8": 918e12}),
+    "v6e": Chip("TPU v6 lite", 32 * GIB, 1638e9, 918e12, 90e9, peaks={"s8": 1836e12}),
+    "tpu7x": Chip(
+        "TPU7x", 192 * GIB, 7380e9, 2307e12, 100e9, peaks={"f8e4m3fn": 4614e12}, devices=2
+    ),
+}
+# NVIDIA's data sheets, without sparsity. NVLink: 900 GB/s both ways. A chip has 400 Gbit/s of InfiniBand
+GPUS = {
+    "h100": Chip("NVIDIA H100", 80 * 10**9, 3350e9, 989.4e12, 450e9, 50e9, {"f8e4m3fn": 1978.9e12}),
+    "h200": Chip(
+        "NVIDIA H200", 141 * 10**9, 4800e9, 989.4e12, 450e9, 50e9, {"f8e4m3fn": 1978.9e12}
+    ),
 }
 DEVICES = {chip.device_kind: chip.device() for chip in CHIPS.values()}

@@ -22,19 +22,22 @@ class Cost:
     """Work of one device.
 
     flops: {label: FLOPs}: of products by operands' dtypes, of Pallas kernels by name. unknown: {kernel: how
-    often it runs} of kernels whose FLOPs are not counted. hbm_bytes: read and written. collectives: {(kind,
-    axes): Collective}. cycles: XLA's estimates for a TPU; it gives none for kernels and collectives.
+    often it runs} of kernels whose FLOPs are not counted. hbm_bytes: read and written. operations: {(FLOPs,
+    bytes) of an operation: how often it runs}, which add up to these. collectives: {(kind, axes):
+    Collective}. cycles: XLA's estimates for a TPU; it gives none for kernels and collectives.
     """
 
     flops: Counter = dataclasses.field(default_factory=Counter)
     unknown: Counter = dataclasses.field(default_factory=Counter)
     hbm_bytes: float = 0.0
+    operations: Counter = dataclasses.field(default_factory=Counter)
     collectives: dict = dataclasses.field(default_factory=dict)
     cycles: float = 0.0
 
     def add(self, other, times=1):
-        for mine, others in ((self.flops, other.flops), (self.unknown, other.unknown)):
-            for label, number in others.items():
+        for name in ("flops", "unknown", "operations"):
+            mine = getattr(self, name)
+            for label, number in getattr(other, name).items():
                 mine[label] += times * number
         for key, collective in other.collectives.items():
             self.collectives.setdefault(key, Collective()).add(collective, times)
@@ -68,9 +71,16 @@ class _Walk:
         """The Cost of a computation whose operations run one by one."""
         computation, cost = self.computations[name], Cost()
         for operation in computation.values():
-            cost.add(*self._called(computation, operation, asynchronous))
-            cost.add(self._one(computation, operation, asynchronous))
-            cost.hbm_bytes += operation_bytes(self.computations, computation, operation)
+            called, times = self._called(computation, operation, asynchronous)
+            own = self._one(computation, operation, asynchronous)
+            moved = operation_bytes(self.computations, computation, operation)
+            # A fusion's products are of one operation, as its traffic is
+            flops = own.flops.total() + (called.flops.total() if operation.kind == "fusion" else 0)
+            if flops or moved:
+                cost.operations[flops, moved] += 1
+            cost.add(called, times)
+            cost.add(own)
+            cost.hbm_bytes += moved
             if operation.kind not in ("while", "conditional", "call"):
                 cost.cycles += _cycles(operation)
         return cost

@@ -1,6 +1,7 @@
 """A program of a recipe, by the shapes and shardings of its arguments: enough to compile it, anywhere."""
 
 import dataclasses
+import math
 from collections.abc import Callable
 
 import jax
@@ -19,25 +20,28 @@ SYNC = "weight_sync_time"
 class Program:
     """A jitted function and the ShapeDtypeStructs that it is called with; nothing of it is an array.
 
-    arguments: static ones included; a function of {name of an earlier program: its outputs} where they are
-    results of other programs. tokens, flops: what one call does and what the model needs for it, over all
+    arguments: static ones included. needs: the names of earlier programs; where there are any, arguments is a
+    function of their results. tokens, flops: what one call does and what the model needs for it, over all
     devices; of a decoding step, not of the loop. part: TRAINING, GENERATION or SYNC. times: how often a step
     of the run calls it, at most. sizes: for a reader.
     """
 
     name: str
     function: Callable
-    arguments: tuple | Callable[[dict], tuple]
+    arguments: tuple | Callable[..., tuple]
     mesh: Mesh
     tokens: int
     flops: float
     sizes: str
     part: str = TRAINING
     times: int = 1
+    needs: tuple[str, ...] = ()
 
-    def arguments_after(self, outputs: dict):
-        """The arguments, given the outputs of the programs before."""
-        return self.arguments(outputs) if callable(self.arguments) else self.arguments
+    def arguments_after(self, results: dict):
+        """The arguments, given {name: results} of the programs before. Raises KeyError for missing ones."""
+        if not self.needs:
+            return self.arguments
+        return self.arguments(*(results[name] for name in self.needs))
 
 
 def update_program(
@@ -65,3 +69,12 @@ def everywhere(mesh: Mesh, shape: tuple, dtype):
     """The ShapeDtypeStruct of an array that every device has whole."""
     place = NamedSharding(mesh, PartitionSpec())
     return jax.ShapeDtypeStruct(shape, dtype, sharding=place)
+
+
+def argument_bytes(arguments):
+    """The bytes that one device holds of a tree of ShapeDtypeStructs with shardings."""
+    return sum(
+        math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+        for leaf in jax.tree.leaves(arguments)
+        if isinstance(leaf, jax.ShapeDtypeStruct)
+    )

@@ -45,33 +45,24 @@ def rollout_programs(
     fixed = config, Sampling(), config.eos_ids
     sizes = f"{slots:,} slots x {room + longest:,}"
     turns = -(-prompts * n // slots)
-    decoding = dict(part=GENERATION, sizes=sizes, tokens=slots)
     needed = slots * forward_flops(config, room + longest / 2)
 
     def of_slots(dtype):
         return everywhere(mesh, (slots,), dtype)
 
-    def results(outputs, *names):
-        return [outputs[name + each] for each in names]
-
-    def program(called, function, arguments, **fields):
-        return Program(name + called, function, arguments, mesh, **fields)
+    def program(called, function, arguments, *needs, **fields):
+        needs = tuple(name + each for each in needs)
+        return Program(name + called, function, arguments, mesh, needs=needs, **fields)
 
     prompt_rows = everywhere(mesh, (rows, room), jnp.int32), everywhere(mesh, (rows,), jnp.int32)
-    free = dict(tokens=0, flops=0.0)
+    free, numbers = dict(tokens=0, flops=0.0), of_slots(jnp.int32)
     return [
-        program(
-            "decoding weights",
-            steps.decoding_weights,
-            (config, params),
-            part=SYNC,
-            sizes="",
-            **free,
-        ),
+        program("weights", steps.decoding_weights, (config, params), part=SYNC, sizes="", **free),
         program(
             "prefill",
             steps.prefill,
-            lambda o: (config, *results(o, "decoding weights"), tables, *prompt_rows),
+            lambda weights: (config, weights, tables, *prompt_rows),
+            "weights",
             part=GENERATION,
             times=-(-prompts // rows),
             **forward_work(config, rows, room),
@@ -87,15 +78,10 @@ def rollout_programs(
         program(
             "seat",
             steps.seat,
-            lambda o: (
-                *fixed,
-                *results(o, "slots"),
-                of_slots(bool),
-                of_slots(jnp.int32),
-                *results(o, "prefill")[0],
-                of_slots(jnp.int32),
-                results(o, "slots")[0].keys,
+            lambda state, prefilled: (
+                *(*fixed, state, of_slots(bool), numbers, *prefilled, numbers, state.keys),
             ),
+            *("slots", "prefill"),
             part=GENERATION,
             sizes=sizes,
             times=turns,
@@ -104,15 +90,14 @@ def rollout_programs(
         program(
             "decode",
             steps.decode,
-            lambda o: (
-                *fixed,
-                *results(o, "decoding weights"),
-                tables,
-                *results(o, "slots"),
-                everywhere(mesh, (), jnp.int32),
+            lambda weights, state: (
+                *(*fixed, weights, tables, state, everywhere(mesh, (), jnp.int32)),
             ),
+            *("weights", "slots"),
+            part=GENERATION,
+            sizes=sizes,
             times=turns * longest,
+            tokens=slots,
             flops=needed,
-            **decoding,
         ),
     ]

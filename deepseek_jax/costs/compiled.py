@@ -1,0 +1,160 @@
+"""Compile programs ahead of time, and read off what one device holds and does. Results are cached on disk."""
+
+import dataclasses
+import hashlib
+import json
+from collections import Counter
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import jax
+from jax.sharding import NamedSharding, PartitionSpec
+
+from deepseek_jax.costs.hlo import Cost, program_cost
+from deepseek_jax.costs.hlo_collectives import Collective
+from deepseek_jax.costs.program import Program
+
+# Of what is read off a program. A new number computes it anew
+VERSION = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Memory:
+    """Bytes of one device: a program's arguments, those of them that its results take the place of, results,
+    temporaries, and the most that is alive at once.
+    """
+
+    arguments: int
+    updated: int
+    results: int
+    temporaries: int
+    peak: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Compiled:
+    """A program as compiled for one device, or the compiler's refusal. specs: of the results' shardings."""
+
+    memory: Memory | None = None
+    cost: Cost | None = None
+    specs: tuple = ()
+    refusal: str | None = None
+
+
+def compile_programs(programs: list[Program], cache: Path | None = None):
+    """Compile programs in order: yields (Program, Compiled) as each is ready.
+
+    cache: a folder for results, by the programs' contents. A program that takes the results of a refused one
+    is refused too. The devices need not exist: see jax.experimental.topologies.
+    """
+    results = {}
+    for program in programs:
+        if missing := [name for name in program.needs if name not in results]:
+            refusal = f"it takes the results of {missing[0]!r}, which was refused"
+            yield program, Compiled(refusal=refusal)
+            continue
+        arguments = program.arguments_after(results)
+        compiled, lowered = _compiled(program, arguments, cache)
+        if compiled.refusal is None:
+            results[program.name] = _results(program, lowered, compiled.specs)
+        yield program, compiled
+
+
+def _compiled(program, arguments, cache):
+    """(Compiled, what was lowered)."""
+    device = program.mesh.devices.flat[0]
+    with jax.set_mesh(program.mesh), jax.default_device(device):
+        traced = program.function.trace(*arguments)
+        lowered = traced.lower(lowering_platforms=(device.platform,))
+        path = None if cache is None else cache / f"{_digest(program, lowered)}.json"
+        if path is not None and path.exists():
+            return _from_json(json.loads(path.read_text())), lowered
+        compiled = _compile(program, lowered)
+    if path is not None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(_as_json(compiled)))
+    return compiled, lowered
+
+
+def _compile(program, lowered):
+    try:
+        done = lowered.compile()
+    except jax.errors.JaxRuntimeError as error:
+        # Of memory or of a kernel's limits: the first line says which
+        return Compiled(refusal=str(error).splitlines()[0])
+    found = done.memory_analysis()
+    memory = Memory(
+        arguments=found.argument_size_in_bytes,
+        updated=found.alias_size_in_bytes,
+        results=found.output_size_in_bytes,
+        temporaries=found.temp_size_in_bytes,
+        peak=found.peak_memory_in_bytes,
+    )
+    specs = tuple(place.spec for place in jax.tree.leaves(done.output_shardings))
+    # A decoding loop counts a single step, see Program
+    cost = program_cost(done.as_text(), dict(program.mesh.shape), loops=1)
+    return Compiled(memory, cost, specs)
+
+
+def _results(program, lowered, specs):
+    """The program's results as ShapeDtypeStructs with shardings."""
+    leaves, tree = jax.tree.flatten(lowered.out_info)
+    placed = [
+        jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=NamedSharding(program.mesh, spec))
+        for x, spec in zip(leaves, specs, strict=True)
+    ]
+    return jax.tree.unflatten(tree, placed)
+
+
+def _digest(program, lowered):
+    """Of all that the result depends on: the program's text, its devices, and the compiler."""
+    devices = program.mesh.devices
+    kind = devices.flat[0].device_kind, devices.shape, [str(d) for d in devices.flat]
+    digest = hashlib.sha256(lowered.as_text().encode())
+    digest.update(repr((VERSION, kind, _version("jax"), _version("libtpu"))).encode())
+    return digest.hexdigest()[:32]
+
+
+def _version(package):
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _as_json(compiled):
+    if compiled.refusal is not None:
+        return {"refusal": compiled.refusal}
+    cost = compiled.cost
+    return {
+        "memory": dataclasses.asdict(compiled.memory),
+        "specs": [[list(e) if isinstance(e, tuple) else e for e in s] for s in compiled.specs],
+        "flops": cost.flops,
+        "unknown": cost.unknown,
+        "hbm_bytes": cost.hbm_bytes,
+        "cycles": cost.cycles,
+        "operations": [[*key, times] for key, times in cost.operations.items()],
+        "collectives": [
+            [kind, list(axes), dataclasses.asdict(one)]
+            for (kind, axes), one in cost.collectives.items()
+        ],
+    }
+
+
+def _from_json(read):
+    if "refusal" in read:
+        return Compiled(refusal=read["refusal"])
+    cost = Cost(
+        flops=Counter(read["flops"]),
+        unknown=Counter(read["unknown"]),
+        hbm_bytes=read["hbm_bytes"],
+        operations=Counter({(flops, moved): n for flops, moved, n in read["operations"]}),
+        collectives={
+            (kind, tuple(axes)): Collective(**one) for kind, axes, one in read["collectives"]
+        },
+        cycles=read["cycles"],
+    )
+    specs = tuple(
+        PartitionSpec(*(tuple(e) if isinstance(e, list) else e for e in s)) for s in read["specs"]
+    )
+    return Compiled(Memory(**read["memory"]), cost, specs)

@@ -1,0 +1,39 @@
+"""What would help where a program does not fit: fields of the config, in the order of what they bring."""
+
+from deepseek_jax.costs.chips import GIB, Chip
+from deepseek_jax.costs.compiled import Compiled
+from deepseek_jax.costs.program import GENERATION, TRAINING, Program
+
+
+def remedies(program: Program, compiled: Compiled, chip: Chip):
+    """Lines of text for a program that does not fit on a device of this chip."""
+    if compiled.refusal is not None:
+        return [f"the compiler refuses it as it is: {line}" for line in _fields(program, None)]
+    memory = compiled.memory
+    excess = memory.peak - chip.hbm_bytes
+    held, live = memory.arguments, memory.peak - memory.arguments
+    return [
+        f"{excess / GIB:.2f} GiB are too much; arguments hold {held / GIB:.2f}, and {live / GIB:.2f} are "
+        "temporaries and new results",
+        *_fields(program, held > live),
+    ]
+
+
+def _fields(program, arguments_dominate):
+    """Lines that name fields. arguments_dominate: None where nobody knows."""
+    larger = {axis: size for axis, size in program.mesh.shape.items() if axis in ("fsdp", "expert")}
+    split = " or ".join(f"mesh.{axis} (now {size})" for axis, size in larger.items())
+    if program.part == GENERATION:
+        lines = [
+            "fewer slots, or a lower max_completion_length or max_prompt_length",
+            f"more devices along {split}, which split the weights",
+        ]
+    elif program.part == TRAINING:
+        lines = [
+            "more micro_batches (micro_batch_size in pre-training), model.remat='full', a lower "
+            "model.expert_buffer, or mesh.context above 1 for long rows",
+            f"more devices along {split}; optimizer.moment_dtype='bfloat16', reference_dtype='bfloat16'",
+        ]
+    else:
+        lines = [f"more devices along {split}"]
+    return lines[::-1] if arguments_dominate else lines
