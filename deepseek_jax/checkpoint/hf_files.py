@@ -145,5 +145,6 @@ class HFFiles:
 
 def _runs(rows):
     """(first, last) for each run of consecutive numbers in sorted rows: rows[first:last]."""
-    ends = np.flatnonzero(np.diff(rows) != 1) + 1
-    return zip([0, *ends], [*ends, len(rows)], strict=True)
+    starts = np.flatnonzero(np.diff(rows, prepend=-2) != 1)
+    # Not strict: without rows there are no starts
+    return zip(starts, [*starts[1:], len(rows)], strict=False)
