@@ -50,7 +50,7 @@ def jitted_update(settings, objective: Objective, params, mesh: Mesh):
     train_step(state, batch, rng, teacher_params) -> (state, metrics), for the objective.
     """
     tx = settings.make_optimizer()
-    create, placed = state_maker(params, tx, mesh)
+    create, placed = state_maker(params, tx, mesh, settings.optimizer.moment_memory)
     watched = None if settings.plateau is None else HELD_OUT_LOSS
 
     def train_step(state, batch, rng, teacher_params):

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import grain
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
@@ -24,6 +23,7 @@ from deepseek_jax.reinforce.metrics import describe
 from deepseek_jax.reinforce.scenarios import ScenarioRewards, place
 from deepseek_jax.reinforce.settings import ReinforceSettings
 from deepseek_jax.reinforce.update import (
+    as_reference,
     jitted_score,
     jitted_update,
     refreshing,
@@ -35,6 +35,7 @@ from deepseek_jax.rollout.requests import PROMPT_BUCKET
 from deepseek_jax.rollout.sample_log import SampleLog
 from deepseek_jax.training.loop import train
 from deepseek_jax.training.run import Run
+from deepseek_jax.training.state import on_device
 
 # A rollout that takes less leaves no file
 SECONDS_BETWEEN_WRITES = 60
@@ -48,21 +49,17 @@ def reinforce(
     run: Run,
     general: list = (),
 ):
-    """Train policy.params: -> params. Resumes from run.folder. Donates policy.params, unless they stay the
-    reference.
+    """Train policy.params, which are donated: -> params. Resumes from run.folder.
 
     questions, general: examples with prompt_ids; the general ones are asked only if settings.general is set.
     """
     params, frozen, saved = policy.params, None, None
     create, step = jitted_update(settings, policy.config, params, run.mesh)
-    # create() donates its argument: a fixed reference takes the given arrays, the policy starts as a copy.
     # A reference that follows the policy is part of the state, so that a checkpoint has it
     if settings.loss.kl_coef and settings.reference_every is None:
-        frozen, params = params, jax.tree.map(jnp.copy, params)
+        frozen = as_reference(settings, params)
     elif settings.loss.kl_coef:
-        saved = jax.tree.map(jnp.copy, params)
-    if saved is not None:
-        step = refreshing(step, settings.reference_every * settings.minibatches * settings.epochs)
+        saved, step = as_reference(settings, params), refreshing(step, settings)
     folder = run.folder.with_name(f"{run.folder.name}_rollouts")
     source = GroupSource(policy, questions, rewards, settings, run.mesh, frozen, general, folder)
     state = create(params).replace(reference=saved)
@@ -261,6 +258,7 @@ class GroupSource:
             parts = [part | {"old_logprobs": self.score(state.params, part)} for part in parts]
         reference = state.reference if self.reference is None else self.reference
         if reference is not None:
+            reference = on_device(reference)
             parts = [part | {"ref_logprobs": self.score(reference, part)} for part in parts]
         # The policy moves with the first update, so the later ones cannot compare
         sampled_by = [self.sampled_by] + [0] * (len(parts) * settings.epochs - 1)

@@ -1,5 +1,6 @@
 """The programs of a step of reinforcement, for a plan."""
 
+import jax
 from jax.sharding import Mesh
 
 from deepseek_jax.checkpoint.tree import abstract_tree
@@ -8,7 +9,12 @@ from deepseek_jax.costs.program import Program, update_program
 from deepseek_jax.models import ModelConfig
 from deepseek_jax.reinforce.batch import abstract_batch_of
 from deepseek_jax.reinforce.settings import ReinforceSettings
-from deepseek_jax.reinforce.update import check_rows, jitted_score, jitted_update
+from deepseek_jax.reinforce.update import (
+    check_rows,
+    jitted_score,
+    jitted_update,
+    reference_places,
+)
 from deepseek_jax.rollout.policy import AnswerOptions
 from deepseek_jax.rollout.programs import rollout_programs
 
@@ -34,8 +40,11 @@ def reinforcement_programs(name: str, settings: ReinforceSettings, config: Model
     work = _work(settings, config, batch)
     create, step = jitted_update(settings, config, params, mesh)
     state = create.eval_shape(params)
+    reference = abstract_tree(config, mesh, settings.reference_dtype)
     if settings.reference_every is not None:
-        state = state.replace(reference=params)
+        places = reference_places(settings, reference)
+        stored = jax.tree.map(lambda x, place: x.update(sharding=place), reference, places)
+        state = state.replace(reference=stored)
     update = update_program(
         f"{name}update",
         step,

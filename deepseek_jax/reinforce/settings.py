@@ -1,6 +1,7 @@
 """The settings of GRPO: each config block is a dataclass, checked when built."""
 
 import dataclasses
+from typing import Literal
 
 from deepseek_jax.losses.grpo import GrpoOptions
 from deepseek_jax.rollout.policy import AnswerOptions
@@ -11,6 +12,7 @@ from deepseek_jax.settings import (
     Settings,
     Several,
     Weights,
+    added,
 )
 from deepseek_jax.training.schedule import number_at, pairs_of
 from deepseek_jax.training.settings import FitSettings
@@ -85,8 +87,9 @@ class ReinforceSettings(FitSettings, RewardSettings):
 
     A step samples group_size completions of prompts_per_step questions, and makes minibatches x epochs
     updates. reference_every: after each so many steps the policy becomes the reference of the KL
-    (arXiv:2501.12948, appendix A.3); None for a fixed reference. general: settings of general questions, None
-    to ask reasoning questions alone.
+    (arXiv:2501.12948, appendix A.3); None for a fixed reference. reference_dtype, reference_memory: how it is
+    stored; "host" keeps it in the host's memory while it does not score. general: settings of general
+    questions, None to ask reasoning questions alone.
     """
 
     prompts_per_step: Count
@@ -98,6 +101,8 @@ class ReinforceSettings(FitSettings, RewardSettings):
     max_sampling_rounds: Count = 1
     general: GeneralSettings | None = None
     reference_every: Count | None = None
+    reference_dtype: Literal["float32", "bfloat16"] = added("float32")
+    reference_memory: Literal["device", "host"] = added("device")
     save_every: Count = 20
 
     def __post_init__(self):
@@ -120,6 +125,13 @@ class ReinforceSettings(FitSettings, RewardSettings):
                 f"reference_every={self.reference_every}, but loss.kl_coef=0 reads no reference; set it "
                 "above 0, or leave reference_every out"
             )
+        for name in ("reference_dtype", "reference_memory"):
+            given = getattr(self, name)
+            if not self.loss.kl_coef and given != type(self).__dataclass_fields__[name].default:
+                raise ValueError(
+                    f"{name}={given!r}, but loss.kl_coef=0 reads no reference; set it above 0, or leave "
+                    f"{name} out"
+                )
         if self.general is not None:
             self._check_general(self.general)
 

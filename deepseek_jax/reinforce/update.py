@@ -14,7 +14,7 @@ from deepseek_jax.ops.fingerprint import fingerprint
 from deepseek_jax.parallel.shard import batch_parts
 from deepseek_jax.reinforce.settings import ReinforceSettings
 from deepseek_jax.training.loop import Limit
-from deepseek_jax.training.state import state_maker
+from deepseek_jax.training.state import in_memory, state_maker
 from deepseek_jax.training.step import jitted_step, make_train_step
 
 # Means of |old - sampler|, in nats, that rounding explains. Runs in float32 have 4e-7; in bfloat16 rounding
@@ -76,14 +76,33 @@ def jitted_update(settings: ReinforceSettings, config: ModelConfig, params, mesh
     params: arrays, or ShapeDtypeStructs with shardings.
     """
     tx = settings.make_optimizer()
-    create, placed = state_maker(params, tx, mesh)
+    create, placed = state_maker(params, tx, mesh, settings.optimizer.moment_memory)
     if settings.reference_every is not None:
-        placed = placed.replace(reference=placed.params)
+        placed = placed.replace(reference=reference_places(settings, params))
     # One divisor at all steps, even if the limit rises: that of dr_grpo is a constant (arXiv:2503.20783)
     longest = settings.rollout.longest()
     loss_fn = make_grpo_loss(config, settings.loss, max_completion_length=longest)
     step = make_train_step(loss_fn, tx, micro_batches=settings.micro_batches)
     return create, jitted_step(comparing(step), placed)
+
+
+def reference_places(settings: ReinforceSettings, params):
+    """The shardings of a reference of these params: arrays, or ShapeDtypeStructs with shardings."""
+    return jax.tree.map(lambda leaf: in_memory(leaf.sharding, settings.reference_memory), params)
+
+
+def as_reference(settings: ReinforceSettings, params):
+    """A copy of params to compare with: in settings.reference_dtype, but for the biases that balance routers,
+    and in settings.reference_memory.
+    """
+
+    def store(path, leaf):
+        own = path[-1].key == "router_bias"
+        # Copied, because the next update donates the state, and no buffer can be donated twice
+        return jnp.array(leaf, leaf.dtype if own else settings.reference_dtype, copy=True)
+
+    copied = jax.tree.map_with_path(store, params)
+    return jax.device_put(copied, reference_places(settings, params))
 
 
 def jitted_score(config: ModelConfig):
@@ -110,8 +129,9 @@ def comparing(train_step):
     return step
 
 
-def refreshing(train_step, every: int):
-    """Wrap train_step: after each `every` updates the policy becomes the state's reference."""
+def refreshing(train_step, settings: ReinforceSettings):
+    """Wrap train_step: after each reference_every steps the policy becomes the state's reference."""
+    every = settings.reference_every * settings.minibatches * settings.epochs
     done = None
 
     def step(state, batch, rng):
@@ -121,8 +141,7 @@ def refreshing(train_step, every: int):
         state, metrics = train_step(state, batch, rng)
         done += 1
         if done % every == 0:
-            # Copied, because the next update donates the state, and no buffer can be donated twice
-            state = state.replace(reference=jax.tree.map(jnp.copy, state.params))
+            state = state.replace(reference=as_reference(settings, state.params))
         return state, metrics
 
     return step

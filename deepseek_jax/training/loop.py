@@ -117,7 +117,7 @@ def jitted_fit(settings, loss_fn, params, mesh: Mesh):
     step(state, batch, rng). params: arrays, or ShapeDtypeStructs with shardings.
     """
     tx = settings.make_optimizer()
-    create, placed = state_maker(params, tx, mesh)
+    create, placed = state_maker(params, tx, mesh, settings.optimizer.moment_memory)
     step = make_train_step(loss_fn, tx, micro_batches=settings.micro_batches)
     return create, jitted_step(step, placed)
 

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from deepseek_jax.models import decays
-from deepseek_jax.settings import Between, Natural, NonNegative, Positive, Share
+from deepseek_jax.settings import Between, Natural, NonNegative, Positive, Share, added
 from deepseek_jax.training.schedule import Phase, join_phases, make_schedule
 
 Decay = Annotated[float, Between(0, 1, open_high=True)]
@@ -19,6 +19,7 @@ class OptimizerSettings:
     """AdamW and its learning-rate schedule; see training.optimizer and training.schedule.
 
     The schedule is either learning_rate with schedule, warmup_steps and final_fraction, or phases end to end.
+    moment_memory: "host" keeps the moments in the host's memory between updates.
     """
 
     learning_rate: NonNegative | None = None
@@ -31,6 +32,7 @@ class OptimizerSettings:
     weight_decay: NonNegative = 0.0
     max_grad_norm: Positive = 1.0
     moment_dtype: Literal["float32", "bfloat16"] = "float32"
+    moment_memory: Literal["device", "host"] = added("device")
 
     def __post_init__(self):
         if self.learning_rate is None and not self.phases:

@@ -27,8 +27,9 @@ class TrainState:
         return cls(step=jnp.zeros((), jnp.int32), params=params, opt_state=tx.init(params))
 
 
-def state_shardings(mesh: Mesh, param_shardings, params, tx):
-    """Place a whole TrainState: moments like their parameters, counters on every device.
+def state_shardings(mesh: Mesh, param_shardings, params, tx, moments: str = "device"):
+    """Place a whole TrainState: moments like their parameters, counters on every device. moments: the memory
+    that they wait in between updates, "device" or "host".
 
     param_shardings: the tree of parallel.shardings. params: arrays or ShapeDtypeStructs of the same
     tree. Returns a TrainState of NamedSharding, for jit's out_shardings and for a Store's restore.
@@ -36,7 +37,7 @@ def state_shardings(mesh: Mesh, param_shardings, params, tx):
     everywhere = NamedSharding(mesh, PartitionSpec())
     opt_state = optax.tree.map_params(
         tx,
-        lambda moment, place: moment if _is_masked(moment) else place,
+        lambda moment, place: moment if _is_masked(moment) else in_memory(place, moments),
         jax.eval_shape(tx.init, params),
         param_shardings,
         transform_non_params=lambda _: everywhere,
@@ -45,18 +46,34 @@ def state_shardings(mesh: Mesh, param_shardings, params, tx):
     return TrainState(step=everywhere, params=param_shardings, opt_state=opt_state)
 
 
+def in_memory(place: NamedSharding, memory: str):
+    """The same sharding in the memory of the "device" or of its "host"."""
+    return place if memory == "device" else place.with_memory_kind("pinned_host")
+
+
+def on_device(tree):
+    """The tree, with the arrays that wait in the host's memory moved to the device's; in jit or outside."""
+
+    def move(leaf):
+        waits = jax.typeof(leaf).memory_space == jax.memory.Space.Host
+        return jax.device_put(leaf, jax.memory.Space.Device) if waits else leaf
+
+    return jax.tree.map(move, tree)
+
+
 def _is_masked(moment):
     # A frozen parameter has this in place of moments
     return isinstance(moment, optax.MaskedNode)
 
 
-def state_maker(params, tx, mesh: Mesh):
+def state_maker(params, tx, mesh: Mesh, moments: str = "device"):
     """(create, placed): create(params), jitted, donates params and returns the TrainState.
 
     placed: the TrainState of its shardings. params: arrays, or ShapeDtypeStructs with shardings. tx: an optax
-    transformation.
+    transformation. moments: see state_shardings.
     """
-    placed = state_shardings(mesh, jax.tree.map(lambda leaf: leaf.sharding, params), params, tx)
+    places = jax.tree.map(lambda leaf: leaf.sharding, params)
+    placed = state_shardings(mesh, places, params, tx, moments)
     create = functools.partial(TrainState.create, tx=tx)
     # Donated: no second copy of the weights
     return jax.jit(create, out_shardings=placed, donate_argnums=0), placed

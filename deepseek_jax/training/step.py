@@ -6,6 +6,7 @@ import optax
 
 from deepseek_jax.ops.routing import updated_bias
 from deepseek_jax.parallel import constrain
+from deepseek_jax.training.state import on_device
 
 
 def make_train_step(
@@ -38,14 +39,15 @@ def make_train_step(
         loads = metrics.pop("expert_load", None)
         grad_norm = optax.tree.norm(grads)
         finite = jnp.isfinite(grad_norm)
+        opt_before = on_device(state.opt_state)
 
         def update():
             value = {} if watched is None else {"value": batch[watched]}
-            updates, opt_state = tx.update(grads, state.opt_state, state.params, **value)
+            updates, opt_state = tx.update(grads, opt_before, state.params, **value)
             return optax.apply_updates(state.params, updates), opt_state
 
         def skip():
-            return state.params, _counted(state.opt_state)
+            return state.params, _counted(opt_before)
 
         # A branch, not a select: for a select, the old moments would have to outlive the new ones
         params, opt_state = jax.lax.cond(finite, update, skip)

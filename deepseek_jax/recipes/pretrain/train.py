@@ -82,7 +82,7 @@ def jitted(model: ModelConfig, stage: StageSettings, params, mesh: Mesh):
     """
     trains_mtp = switched_on(stage.mtp_weight)
     tx = stage.make_optimizer(trains_mtp=trains_mtp)
-    create, placed = state_maker(params, tx, mesh)
+    create, placed = state_maker(params, tx, mesh, stage.optimizer.moment_memory)
     speed = None
     if switched_on(stage.bias_update_speed):
         speed = stepwise(stage.bias_update_speed)
