@@ -10,8 +10,7 @@ from deepseek_jax.models.layers import RMSNorm, linear, weight
 from deepseek_jax.ops.attention import attend, attend_branches, attend_cached
 from deepseek_jax.ops.remat import save_for_backward
 from deepseek_jax.ops.rope import apply_rope
-from deepseek_jax.parallel import constrain
-from deepseek_jax.parallel.context import by_heads
+from deepseek_jax.parallel.context import by_heads, by_tokens
 from deepseek_jax.parallel.decoding import heads_to_slots, own_slots, slots_to_heads
 
 
@@ -68,7 +67,7 @@ class GroupedQueryAttention(nn.Module):
             out_bthx = attend_branches(
                 q, k, v, scale=scale, segment_ids=segment_ids, **branches._asdict()
             )
-        out_bthx = save_for_backward(constrain(out_bthx, ("batch", "seq", "heads", None)))
+        out_bthx = save_for_backward(by_tokens(out_bthx))
         return self._out("bthx,hxd->btd", out_bthx), remembered
 
     def decode(self, x_bd, rope, cache, write):

@@ -13,7 +13,7 @@ from deepseek_jax.ops.dot import dot
 from deepseek_jax.ops.remat import save_for_backward
 from deepseek_jax.ops.rope import apply_rope, yarn_mscale
 from deepseek_jax.parallel import constrain
-from deepseek_jax.parallel.context import by_heads
+from deepseek_jax.parallel.context import by_heads, by_tokens
 from deepseek_jax.parallel.decoding import heads_to_slots, own_slots, slots_to_heads
 
 # The released code uses this for the latents' norms, whatever rms_norm_eps is
@@ -112,7 +112,7 @@ class MultiHeadLatentAttention(nn.Module):
             out_bthu = attend_branches(
                 q, k, v, scale=self.scale, segment_ids=segment_ids, **branches._asdict()
             )
-        out_bthu = save_for_backward(constrain(out_bthu, ("batch", "seq", "heads", None)))
+        out_bthu = save_for_backward(by_tokens(out_bthu))
         return self._out("bthu,hud->btd", out_bthu), {"c_kv": c_kv, "k_rope": k_rope}
 
     def decode(self, x_bd, rope, cache, write):

@@ -8,7 +8,7 @@ HEADS = ("batch", None, "attention_heads", None)
 def by_heads(q, k, v):
     """Reshard from some tokens of all heads to all tokens of some heads: [b t h x] each.
 
-    The output of attention is resharded by its reader. Where the heads of one array do not split over the
+    by_tokens is the way back. Where the heads of one array do not split over the
     devices, q stays split by token and each device gathers whole rows of k and v instead.
     """
     mesh = current_mesh()
@@ -19,3 +19,13 @@ def by_heads(q, k, v):
     if any(array.shape[2] % parts for array in (q, k, v)):
         return q, *(constrain(array, ("batch", None, "kv_heads", None)) for array in (k, v))
     return tuple(constrain(array, HEADS) for array in (q, k, v))
+
+
+def by_tokens(out):
+    """Reshard the output of attention [b t h u] back to some tokens of all heads."""
+    mesh = current_mesh()
+    if mesh is not None and mesh.shape["context"] > 1:
+        # Pinned before, too: else the blocks of an attention that works through them would be split by
+        # token, and travel at every block
+        out = constrain(out, HEADS)
+    return constrain(out, ("batch", "seq", "heads", None))

@@ -1,6 +1,5 @@
 """The expert layout and the grouped product against loops over tokens and experts."""
 
-import importlib.util
 import itertools
 import os
 import subprocess
@@ -180,10 +179,6 @@ for name in ("v5p:2x2x1", "v5e:2x2", "v6e:2x2", "tpu7x:2x2x1"):
 """
 
 
-@pytest.mark.skipif(
-    importlib.util.find_spec("libtpu") is None,
-    reason="compiling for a TPU needs the wheel libtpu (0.0.42 belongs to jax 0.10.2)",
-)
 def test_on_tpu_product_and_gradients_cost_what_their_rows_cost():
     """Oracle: the compiler's own count: three products of each row with one matrix, with an eighth to spare
     for what is no product; dense over the eight experts any of them would add 7 / 3.

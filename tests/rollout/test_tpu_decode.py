@@ -1,6 +1,5 @@
 """Decoding compiled for a TPU, without one: what the compiler makes of it there."""
 
-import importlib.util
 import json
 import os
 import subprocess
@@ -80,10 +79,6 @@ with jax.set_mesh(mesh), jax.default_device(mesh.devices.flat[0]):
     program, _ = compiled(steps.decode, config, Sampling(), (1,), weights, tables, state, ends)
 print("result", json.dumps(program.memory_analysis().peak_memory_in_bytes / 2**30))
 """
-NEEDS_LIBTPU = pytest.mark.skipif(
-    importlib.util.find_spec("libtpu") is None,
-    reason="compiling for a TPU needs the wheel libtpu (0.0.42 belongs to jax 0.10.2)",
-)
 
 
 def compile_apart(program, *arguments, timeout):
@@ -97,7 +92,6 @@ def compile_apart(program, *arguments, timeout):
     return json.loads(done.stdout.split("result ")[1])
 
 
-@NEEDS_LIBTPU
 def test_a_decoding_step_on_tpu_copies_no_cache():
     """Oracle: the bytes that the compiler counts: beside its arguments the loop holds less than one of its
     eight caches.
@@ -109,7 +103,6 @@ def test_a_decoding_step_on_tpu_copies_no_cache():
 R1_ZERO = dict(data=1, expert=32, tensor=-1)
 
 
-@NEEDS_LIBTPU
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "model, topology, mesh, slots, prompt_room, completion_room, gib",
