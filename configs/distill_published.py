@@ -18,8 +18,9 @@ NUM_TEXTS, EPOCHS, BATCH_SIZE, LENGTH = 804_745, 2, 64, 32_768
 TEXTS = "/data/r1_distill"
 
 
-def published(arg, init_from, model, *, learning_rate, mesh, positions=None):
-    """The config of one student. model: the architecture of its start. positions: context length to train
+def published(arg, init_from, model, *, learning_rate, mesh, micro_batches=1, positions=None):
+    """The config of one student. model: the architecture of its start. mesh, micro_batches: those that fit on
+    the slice that the config's plan names. positions: context length to train
     for, if its start declares fewer.
     """
     arg = parse_arg(arg, seed=0)
@@ -33,6 +34,7 @@ def published(arg, init_from, model, *, learning_rate, mesh, positions=None):
         start["max_position_embeddings"] = positions
     c.starts = dict(start=start)
     student = dict(start="start", batch_size=BATCH_SIZE, sequence_length=LENGTH)
+    student["micro_batches"] = micro_batches
     student["num_steps"] = -(-EPOCHS * NUM_TEXTS // BATCH_SIZE)
     student["loss"] = dict(weights=dict(hard=1.0))
     student["optimizer"] = dict(learning_rate=learning_rate, schedule="cosine", final_fraction=0.1)

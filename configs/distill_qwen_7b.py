@@ -1,6 +1,7 @@
 """R1-Distill-Qwen-7B: Qwen2.5-Math-7B on R1's text, as published (arXiv:2501.12948, appendix B.4.3).
 
 python launch/train.py --config=configs/distill_qwen_7b.py --distributed
+python launch/plan.py --config=configs/distill_qwen_7b.py --topology=v5e:8x8
 
 Its start declares 4096 positions and the published student 131,072: this run trains on the longer ones.
 """
@@ -10,12 +11,13 @@ from configs.distill_published import published
 
 
 def get_config(arg=None):
-    mesh = dict(data=1, fsdp=-1)
+    mesh = dict(data=1, fsdp=16, context=4)
     return published(
         arg,
         "Qwen2.5-Math-7B",
         models.r1_distill_qwen_7b(),
         learning_rate=8e-5,
         mesh=mesh,
+        micro_batches=4,
         positions=131_072,
     )
