@@ -9,7 +9,7 @@ from configs.distill_published import published
 
 
 def get_config(arg=None):
-    mesh = dict(data=1, fsdp=64, tensor=4)
+    mesh = dict(fsdp=64, tensor=4)
     return published(
         arg, "Llama-3.3-70B-Instruct", models.r1_distill_llama_70b(), learning_rate=2e-5, mesh=mesh
     )

@@ -9,7 +9,7 @@ from configs.distill_published import published
 
 
 def get_config(arg=None):
-    mesh = dict(data=1, fsdp=64)
+    mesh = dict(fsdp=64)
     return published(
         arg, "Llama-3.1-8B", models.r1_distill_llama_8b(), learning_rate=5e-5, mesh=mesh
     )

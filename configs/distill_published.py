@@ -19,9 +19,9 @@ TEXTS = "/data/r1_distill"
 
 
 def published(arg, init_from, model, *, learning_rate, mesh, micro_batches=1, positions=None):
-    """The config of one student. model: the architecture of its start. mesh, micro_batches: those that fit on
-    the slice that the config's plan names. positions: context length to train
-    for, if its start declares fewer.
+    """The config of one student. model: the architecture of its start. mesh, micro_batches: those with which
+    the plan in its docstring fits; a larger slice has more data parallelism. positions: context length to
+    train for, if its start declares fewer.
     """
     arg = parse_arg(arg, seed=0)
     c = ConfigDict(dict(recipe="distill", seed=arg.seed, template="chat", packing=False))

@@ -9,7 +9,7 @@ from configs.distill_published import published
 
 
 def get_config(arg=None):
-    mesh = dict(data=1, fsdp=64)
+    mesh = dict(fsdp=64)
     return published(
         arg, "Qwen2.5-14B", models.r1_distill_qwen_14b(), learning_rate=7e-5, mesh=mesh
     )

@@ -11,7 +11,7 @@ from configs.distill_published import published
 
 
 def get_config(arg=None):
-    mesh = dict(data=1, fsdp=8, context=2)
+    mesh = dict(fsdp=8, context=2)
     return published(
         arg,
         "Qwen2.5-Math-1.5B",

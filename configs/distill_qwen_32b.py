@@ -9,7 +9,7 @@ from configs.distill_published import published
 
 
 def get_config(arg=None):
-    mesh = dict(data=1, fsdp=64, tensor=2)
+    mesh = dict(fsdp=64, tensor=2)
     return published(
         arg, "Qwen2.5-32B", models.r1_distill_qwen_32b(), learning_rate=6e-5, mesh=mesh
     )

@@ -11,7 +11,7 @@ from configs.distill_published import published
 
 
 def get_config(arg=None):
-    mesh = dict(data=1, fsdp=16, context=4)
+    mesh = dict(fsdp=16, context=4)
     return published(
         arg,
         "Qwen2.5-Math-7B",

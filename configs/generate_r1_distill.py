@@ -18,9 +18,9 @@ def get_config(arg=None):
     c = ConfigDict(dict(recipe="generate", seed=arg.seed, chunk_size=64))
     c.init_from = "DeepSeek-R1"
     c.model = models.deepseek_v3()
-    # Processes that share one teacher: 32 chips of a v5p have 3 TB
-    c.teacher_processes = 8
-    c.mesh = dict(fsdp=1, expert=32)
+    # Processes that share one teacher: 64 chips of a v5p hold its weights twice, as read and as decoded with
+    c.teacher_processes = 16
+    c.mesh = dict(fsdp=8, expert=8)
     c.data = dict(path="questions.jsonl", template="chat", opening="<think>\n")
     # The values that its authors recommend and evaluate with; no system prompt
     c.sampling = dict(

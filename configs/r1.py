@@ -50,11 +50,12 @@ def _fine_tuned(path, *, epochs, tokens):
     c = ConfigDict(dict(recipe="sft", batch_size=128, sequence_length=TOKENS))
     c.num_steps = -(-epochs * tokens // (c.batch_size * TOKENS))
     c.init_from = "/checkpoints/DeepSeek-V3-Base"
-    c.update(_on_chips())
+    # 128 rows: a row on eight chips
+    c.update(_on_chips(fsdp=4, context=8))
     c.data = dict(path=path, template="r1_zero", num_held_out=512)
     c.accuracy = "math_verify"
     c.rewards = dict(math_verify=1.0, think_answer_format=1.0)
-    c.answers = dict(num_prompts=64, max_completion_length=TOKENS, temperature=0.6, slots=64)
+    c.answers = dict(num_prompts=64, max_completion_length=TOKENS, temperature=0.6, slots=1024)
     c.optimizer = dict(learning_rate=5e-5, schedule="cosine", final_fraction=0.1)  # to 5e-6
     c.eval_every = c.save_every = 10
     return c
@@ -97,7 +98,8 @@ def _reward_model(kind):
     c = ConfigDict(dict(recipe="reward_model", kind=kind, batch_size=256, sequence_length=8192))
     c.num_steps = PREFERENCES[kind] // c.batch_size  # one epoch
     c.init_from = "/checkpoints/R1-Dev1"
-    c.update(_on_chips())
+    # 256 pairs or responses: one of them on four chips
+    c.update(_on_chips(fsdp=8, context=4))
     c.data = dict(path=f"/data/r1_{kind}.jsonl", template="r1_zero", num_held_out=1024)
     c.optimizer = dict(learning_rate=6e-6)
     c.save_every = 50
@@ -122,11 +124,12 @@ def _scenarios():
     return c
 
 
-def _on_chips():
-    """The model's dtype and memory settings, and a mesh that splits the experts over 32 chips."""
+def _on_chips(fsdp, context):
+    """The model, and a mesh of 1024 chips that splits the experts over 32 of them."""
     return dict(
-        model=models.deepseek_v3(),
-        mesh=dict(data=1, expert=32, tensor=-1),
+        # As in configs/r1_zero.py
+        model=models.deepseek_v3() | dict(expert_buffer=2.0),
+        mesh=dict(data=1, fsdp=fsdp, expert=32, context=context),
     )
 
 

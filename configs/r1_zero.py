@@ -1,6 +1,7 @@
 """R1-Zero as published: DeepSeek-V3-Base, trained by GRPO with rules alone (arXiv:2501.12948, section 2).
 
 python launch/train.py --config=configs/r1_zero.py --distributed
+python launch/plan.py --config=configs/r1_zero.py --topology=v5p:8x8x16       # does it fit?
 
 Set config.init_from and config.data.path to yours: V3-Base as a Hugging Face folder, and questions with
 answers in GSM8K's format.
@@ -23,9 +24,11 @@ def get_config(arg=None):
     c = ConfigDict(dict(recipe="grpo", seed=arg.seed, num_steps=650, group_size=16))
     c.prompts_per_step, c.minibatches, c.epochs = 512, 16, 1
     c.init_from = "/checkpoints/DeepSeek-V3-Base"
-    c.model = models.deepseek_v3()
-    # 32 parts, because an update has 32 questions, whose groups must stay whole
-    c.mesh = dict(data=1, expert=32, tensor=-1)
+    # Room for twice a device's balanced share of tokens, as in configs/pretrain_v3.py
+    c.model = models.deepseek_v3() | dict(expert_buffer=2.0)
+    # An update is 512 rows of one completion: a row on four chips, in two micro-batches
+    c.mesh = dict(data=1, fsdp=8, expert=32, context=4)
+    c.micro_batches = 2
     c.data = dict(path="/data/r1_zero.jsonl", template="r1_zero", num_held_out=512)
     c.accuracy = "math_verify"
     c.rewards = dict(math_verify=1.0, think_answer_format=1.0)

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax.tree_util import Partial
 
+from deepseek_jax.costs.flops import forward_flops, useful_flops
 from deepseek_jax.distill.chunks import Outputs, Term, mean_over_tokens
 from deepseek_jax.distill.cross_tokenizer import (
     outputs_beside,
@@ -106,6 +107,15 @@ class Objective:
             parts.append(self._weighted({"l2": l2_penalty(params) / self.micro_batches}))
         metrics = {name: mean for _, means in parts for name, mean in means.items()}
         return sum(loss for loss, _ in parts), jax.lax.stop_gradient(metrics)
+
+    def flops_per_token(self, sequence_length: int, *, cached: bool):
+        """The FLOPs that a token of a row needs: the student's update and the teacher's forward pass, if its
+        targets are not cached. Sampled rows do not count.
+        """
+        flops = useful_flops(self.student, sequence_length, trains_mtp=False)
+        if self.teacher is None or cached:
+            return flops
+        return flops + forward_flops(self.teacher, sequence_length / 2)
 
     def _has(self, *names):
         return any(self.weights.get(name) for name in names)

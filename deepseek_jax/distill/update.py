@@ -41,7 +41,11 @@ def train_student(
         started = True
         return update(state, batch, rng, teacher_params)
 
-    params = train(settings, create(params), step, source, run, settings.seed).params
+    needed = objective.flops_per_token(
+        settings.sequence_length, cached=settings.loss.top_k is not None
+    )
+    state = create(params)
+    params = train(settings, state, step, source, run, settings.seed, flops_per_token=needed).params
     return without_projections(params)
 
 

@@ -18,7 +18,7 @@ COMPLETIONS = {
 }
 
 
-def group_batch(groups, *, shared: bool, multiple: int = BUCKET, normalize_std: bool):
+def group_batch(groups, *, normalize_std: bool, shared: bool = True, multiple: int = BUCKET):
     """Build the batch that losses.grpo_loss takes, numpy arrays, from the groups of grpo.make_groups.
 
     Completions of a group are adjacent. shared: a prompt stands once for its group; else once for each of its

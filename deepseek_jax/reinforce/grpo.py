@@ -13,6 +13,8 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from deepseek_jax.costs.chips import peak_of
+from deepseek_jax.costs.flops import forward_flops
 from deepseek_jax.losses.grpo import NORMALIZES_STD
 from deepseek_jax.ops.fingerprint import fingerprint
 from deepseek_jax.parallel.host_memory import return_freed_memory
@@ -103,8 +105,8 @@ class GroupSource:
         self.fingerprint = jax.jit(fingerprint)
         # Of the parameters that sampled last
         self.sampled_by = 0
-        # When next() last returned, and its tokens times epochs
-        self.returned = None
+        # When next() last returned, and its tokens times epochs; the FLOPs that its updates need
+        self.returned, self.flops = None, 0.0
         self.score = jitted_score(policy.config)
 
     def get_state(self):
@@ -124,9 +126,10 @@ class GroupSource:
         Summed over the step's sampling rounds: rollout_seconds, the engine alone (rollout_tokens_per_second
         follows from it); reward_seconds, for the rewards; prefilled_positions, of the engine's padded
         prompts, one prompt for its whole group.
-        update_seconds and update_tokens_per_second measure the previous step's updates, which end here, so a
-        run's first step has none. They include the loop's work between two steps, logging and saving, and the
-        device's remaining work on old_logprobs and ref_logprobs. A token counts once per epoch.
+        update_seconds, update_tokens_per_second and, on devices whose speed costs.chips knows, update_mfu
+        measure the previous step's updates, which end here, so a run's first step has none. They include the
+        loop's work between two steps, logging and saving, and the device's remaining work on old_logprobs and
+        ref_logprobs. A token counts once per epoch.
         """
         metrics = self._time_of_update(state)
         groups, sampled, sampling_metrics = self._sample(state.params, step)
@@ -141,6 +144,7 @@ class GroupSource:
         metrics |= describe(sampled, self.settings.accuracy) | sampling_metrics | {"tokens": tokens}
         batches = self._updates(state, batch, self.settings.rollout.temperature_at(step))
         self.returned = time.perf_counter(), tokens * self.settings.epochs
+        self.flops = self.settings.epochs * _needed_flops(self.policy.config, batch)
         return batches, metrics
 
     def _time_of_update(self, state):
@@ -153,7 +157,10 @@ class GroupSource:
         seconds = time.perf_counter() - began
         # The memory of activations and gradients
         return_freed_memory()
-        return {"update_seconds": seconds, "update_tokens_per_second": tokens / seconds}
+        metrics = {"update_seconds": seconds, "update_tokens_per_second": tokens / seconds}
+        if (peak := peak_of(self.mesh.devices.ravel())) is not None:
+            metrics["update_mfu"] = self.flops / (seconds * peak)
+        return metrics
 
     def _sample(self, params, step: int):
         """Sample the groups of one step: -> (groups to train on, all sampled groups, metrics).
@@ -285,6 +292,17 @@ def make_groups(examples, answers: Answers, scores: Scores):
             }
         )
     return groups
+
+
+def _needed_flops(config, batch):
+    """The FLOPs that an update of the batch needs: each prompt once for its group."""
+    lengths = batch["completion_mask"].sum(1).astype(np.float64)
+    prompts = batch["prompt_mask"].sum(1).astype(np.float64)
+    before = np.repeat(prompts, len(lengths) // len(prompts))
+    # A token's FLOPs are linear in the keys that it sees: half of its row, or the prompt and half of its own
+    keys = (lengths * (before + lengths / 2)).sum() + (prompts**2 / 2).sum()
+    tokens = lengths.sum() + prompts.sum()
+    return 3 * tokens * forward_flops(config, keys / tokens)
 
 
 def _all_equal(rewards):

@@ -13,6 +13,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from deepseek_jax.checkpoint.store import Store
+from deepseek_jax.costs.chips import peak_of
 from deepseek_jax.parallel.processes import say
 from deepseek_jax.training.run import Run
 from deepseek_jax.training.state import TrainState, state_maker
@@ -41,6 +42,7 @@ def train(
     run: Run,
     seed: int,
     limits: Mapping[str, Limit] | None = None,
+    flops_per_token: float | None = None,
 ):
     """Run the steps up to num_steps, from 0 or from the newest checkpoint of the phase: -> TrainState.
 
@@ -50,13 +52,15 @@ def train(
     update for each batch. source.get_state() -> its position, as anything that JSON can hold;
     source.set_state(position) resumes there. run: Run of this phase, whose folder holds its checkpoints and
     nothing else. seed: of the rng. limits: metric of train_step -> its Limit. A step beyond one ends the run,
-    at the latest after the next step, and before anything is saved.
+    at the latest after the next step, and before anything is saved. flops_per_token: what the model needs for
+    one of the source's tokens.
 
     Steps 0, log_every, ... and the last one are logged: that step's metrics (averaged over its updates; for
     names ending in _max, the largest); since the line before: seconds a step, nonfinite (updates skipped)
-    and, where the source reports `tokens`, tokens_per_second; and peak memory. Between lines the loop waits
-    for the device only if there are limits, and then for the step before. Saves after each save_every steps
-    and at the end.
+    and, where the source reports `tokens`, tokens_per_second; with flops_per_token, and on devices whose
+    speed costs.chips knows, mfu: the share of their peak that these tokens need; and peak memory. Between
+    lines the loop waits for the device only if there are limits, and then for the step before. Saves after
+    each save_every steps and at the end.
 
     Raises ValueError for a checkpoint of another run and beyond a limit, FloatingPointError after
     MAX_NONFINITE skipped updates in a row, and SystemExit(STOPPED) when run.should_stop() is true on any
@@ -69,7 +73,8 @@ def train(
             return state
         update = functools.partial(train_step, rng=jax.random.key(seed))
         run.writer.start(run.phase, first_step)
-        log = _Log(run.writer, run.phase, limits or {})
+        peak = peak_of(run.mesh.devices.ravel()) if flops_per_token else None
+        log = _Log(run.writer, run.phase, limits or {}, peak and peak / flops_per_token)
         return _train_from(first_step, settings, state, update, source, run, store, log)
 
 
@@ -102,14 +107,15 @@ def _train_from(first_step, settings, state, update, source, run, store, log):
     return state
 
 
-def fit(settings, loss_fn, params, source, run: Run):
+def fit(settings, loss_fn, params, source, run: Run, flops_per_token: float | None = None):
     """Train params, which are donated, on loss_fn(params, batch, rng): -> params. Resumes from run.folder.
 
     settings: as for `train`, with make_optimizer(), micro_batches and seed. Router biases and multi-token
     prediction modules stay as they are.
     """
     create, step = jitted_fit(settings, loss_fn, params, run.mesh)
-    return train(settings, create(params), step, source, run, settings.seed).params
+    state, work = create(params), dict(flops_per_token=flops_per_token)
+    return train(settings, state, step, source, run, settings.seed, **work).params
 
 
 def jitted_fit(settings, loss_fn, params, mesh: Mesh):
@@ -139,8 +145,10 @@ def _resume(state, source, store, num_steps, phase):
 class _Log:
     """Collects the metrics of steps, on the device, and writes them a line at a time."""
 
-    def __init__(self, writer, phase, limits):
+    def __init__(self, writer, phase, limits, peak_tokens=None):
         self.writer, self.phase, self.limits = writer, phase, limits
+        # A second, of devices that do nothing but the model's products
+        self.peak_tokens = peak_tokens
         # Metrics still on the device, which _count has not read
         self.updates = []
         # (updates, source metrics) of the latest step
@@ -188,6 +196,8 @@ class _Log:
         line["seconds"] = seconds / self.steps
         if "tokens" in source_metrics:
             line["tokens_per_second"] = self.tokens / seconds
+            if self.peak_tokens is not None:
+                line["mfu"] = line["tokens_per_second"] / self.peak_tokens
         self.writer.write(step, line, phase=self.phase)
         # After the line is written, so that it shows the numbers for which the run ends
         self.check()

@@ -8,7 +8,6 @@ import numpy as np
 from jax.sharding import Mesh
 
 from deepseek_jax.checkpoint.tree import abstract_tree
-from deepseek_jax.costs.flops import forward_flops
 from deepseek_jax.costs.program import Program, everywhere, update_program
 from deepseek_jax.data.batches import TOTALS, abstract_batch, abstract_rows
 from deepseek_jax.distill.feature_distillation import init_projections
@@ -92,7 +91,7 @@ def _student(
 ):
     """The student's update beside the frozen teacher, and its own rollout where it learns on-policy."""
     loss = student.loss
-    teacher = teacher if loss.asks_teacher() and teacher is not None else None
+    teacher = teacher if loss.asks_teacher() else None
     # All tokens shared: the most that the term can compare
     every = range(min(config.vocab_size, teacher.vocab_size)) if loss.needs("matched") else ()
     run = StudentRun(settings, name, student, {}, None)
@@ -105,15 +104,14 @@ def _student(
             )
         )
         params = params | {PROJECTIONS: everywhere(mesh, shape.shape, jnp.float32)}
-    # A teacher whose top k are cached is not in memory
-    if teacher is not None and loss.top_k is None:
+    if objective.teacher is not None:
         frozen = abstract_tree(teacher, mesh, teacher.dtype)
     create, step = jitted_update(student, objective, params, mesh)
     state, batch = create.eval_shape(params), _batch(student, mesh)
     update = update_program(f"{name}: update", step, state, batch, config=config, mesh=mesh)
-    flops = update.flops
-    if frozen:
-        flops += update.tokens * forward_flops(teacher, student.sequence_length / 2)
+    flops = update.tokens * objective.flops_per_token(
+        student.sequence_length, cached=loss.top_k is not None
+    )
     arguments = (*update.arguments, frozen)
     planned = [dataclasses.replace(update, arguments=arguments, flops=flops)]
     if loss.on_policy is not None:

@@ -11,6 +11,7 @@ from deepseek_jax.recipes.planning import (
     planned_policy,
 )
 from deepseek_jax.recipes.reward_model.settings import JudgeSettings, JudgeTrainingSettings
+from deepseek_jax.recipes.start import check_slots
 from deepseek_jax.reinforce.model_rewards import judge_options
 
 
@@ -18,6 +19,7 @@ def programs(settings: JudgeSettings, mesh: Mesh):
     """The base's update, that of the judge, and its verdicts: [Program]."""
     config = planned_policy(settings)
     with at("config"):
+        check_slots(settings, mesh)
         return [
             *base_programs(config, settings.base, mesh),
             *training_programs("", settings, config, mesh),

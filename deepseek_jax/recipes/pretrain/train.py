@@ -6,6 +6,7 @@ from pathlib import Path
 
 from jax.sharding import Mesh
 
+from deepseek_jax.costs.flops import useful_flops
 from deepseek_jax.data.batches import PackedDocuments, share_of_rows
 from deepseek_jax.data.packing import pack
 from deepseek_jax.data.tokenizer import Tokenizer
@@ -71,7 +72,10 @@ def train_stage(
     def update(state, batch, rng):
         return step(len(batch["tokens"]))(state, batch, rng)
 
-    return train(stage, create(params), update, source, run, seed).params
+    mtp = switched_on(stage.mtp_weight)
+    needed = useful_flops(model, stage.sequence_length, trains_mtp=mtp)
+    state = create(params)
+    return train(stage, state, update, source, run, seed, flops_per_token=needed).params
 
 
 def jitted(model: ModelConfig, stage: StageSettings, params, mesh: Mesh):

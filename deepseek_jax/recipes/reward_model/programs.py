@@ -6,7 +6,6 @@ import jax
 from jax.sharding import Mesh
 
 from deepseek_jax.checkpoint.tree import abstract_tree
-from deepseek_jax.costs.flops import forward_flops
 from deepseek_jax.costs.program import Program, update_program
 from deepseek_jax.errors import at
 from deepseek_jax.losses.preference import batch_rewards
@@ -14,7 +13,7 @@ from deepseek_jax.models import ModelConfig
 from deepseek_jax.models.reward import abstract_head, reward_config
 from deepseek_jax.recipes.planning import base_programs, planned_policy
 from deepseek_jax.recipes.reward_model.data import abstract_batch_of
-from deepseek_jax.recipes.reward_model.run import reward_model_loss
+from deepseek_jax.recipes.reward_model.run import reward_flops, reward_model_loss
 from deepseek_jax.recipes.reward_model.settings import RewardModelSettings, RewardTrainingSettings
 from deepseek_jax.recipes.start import check_rows
 from deepseek_jax.training.loop import jitted_fit
@@ -38,9 +37,7 @@ def training_programs(name: str, settings: RewardTrainingSettings, config: Model
     batch = abstract_batch_of(settings, mesh)
     responses, length = batch["tokens"].shape[1:]
     tokens, rows = batch["tokens"].size, settings.batch_size * responses
-    # A reward model has no output head
-    head = 2 * config.vocab_size * config.hidden_size
-    forward = tokens * (forward_flops(model, length / 2) - head)
+    forward = tokens * reward_flops(model, length) / 3
     work = dict(tokens=tokens, sizes=f"{rows:,} rows x {length:,}")
     create, step = jitted_fit(settings, reward_model_loss(model), params, mesh)
     state, of_update = create.eval_shape(params), work | dict(flops=3 * forward)

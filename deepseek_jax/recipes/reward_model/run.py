@@ -14,6 +14,7 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from deepseek_jax.checkpoint.reward_params import save_reward_model
+from deepseek_jax.costs.flops import useful_flops
 from deepseek_jax.errors import at
 from deepseek_jax.evaluation.preference import label_report, pair_report
 from deepseek_jax.losses.preference import batch_rewards, reward_loss
@@ -87,12 +88,19 @@ def train_reward_model(
     remembered(folder / "before.json", lambda: measure(params))
     source = PreferenceSource(train, settings, mesh)
     loss_fn = reward_model_loss(model)
-    params = fit(settings, loss_fn, params, source, run.within(folder / PHASE))
+    needed = reward_flops(model, settings.sequence_length)
+    params = fit(settings, loss_fn, params, source, run.within(folder / PHASE), needed)
     remembered(folder / "after.json", lambda: measure(params))
     if not (folder / "params").exists():
         template = settings.data.template
         about = dict(kind=settings.kind, template=template, tokenizer=tokenizer_name)
         save_reward_model(folder / "params", model, params, about)
+
+
+def reward_flops(model: ModelConfig, sequence_length: int):
+    """costs.flops.useful_flops of a token of a reward model, which has no output head."""
+    head = 6 * model.vocab_size * model.hidden_size
+    return useful_flops(model, sequence_length, trains_mtp=False) - head
 
 
 def reward_model_loss(model: ModelConfig):

@@ -10,12 +10,14 @@ from deepseek_jax.recipes.planning import (
     planned_policy,
 )
 from deepseek_jax.recipes.sft.settings import SftSettings
+from deepseek_jax.recipes.start import check_slots
 
 
 def programs(settings: SftSettings, mesh: Mesh):
     """The base's update, that of fine-tuning, its held-out loss, and the answers: [Program]."""
     config, asked = planned_policy(settings), settings.answers.num_prompts
     with at("config"):
+        check_slots(settings, mesh)
         trained = base_programs(config, settings.base, mesh)
         trained += fine_tuning_programs("", settings, config, mesh)
     return trained + answer_programs("answers: ", config, mesh, settings.answers, prompts=asked)

@@ -8,6 +8,7 @@ import functools
 from pathlib import Path
 
 from deepseek_jax.checkpoint import is_orbax, save_orbax
+from deepseek_jax.costs.flops import useful_flops
 from deepseek_jax.data.batches import PackedDocuments
 from deepseek_jax.errors import at
 from deepseek_jax.evaluation.conversation_loss import ConversationLoss
@@ -119,7 +120,8 @@ def fine_tune(settings: FineTuneSettings, policy: Policy, source: PackedDocument
 
     Router biases and multi-token prediction modules stay as they are: the loss gives them no gradient.
     """
-    return fit(settings, fine_tuning_loss(policy.config), policy.params, source, run)
+    needed = useful_flops(policy.config, settings.sequence_length, trains_mtp=False)
+    return fit(settings, fine_tuning_loss(policy.config), policy.params, source, run, needed)
 
 
 def fine_tuning_loss(config: ModelConfig):
