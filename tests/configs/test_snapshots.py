@@ -1,0 +1,45 @@
+"""Nothing moves unseen: where parameters are and what programs send, against the text files beside this."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from launch.plan import ENVIRONMENT
+from tests.configs import snapshots
+
+ROOT = Path(__file__).resolve().parents[2]
+COMPILE = """
+import json, sys
+from tests.configs.snapshots import sent
+print("result", json.dumps(sent(*sys.argv[1:])))
+"""
+
+
+@pytest.mark.parametrize("name", snapshots.SLICES)
+def test_every_parameter_is_placed_as_the_snapshot_says(name):
+    """Oracle: the file, as it was read in review. `python -m tests.configs.snapshots` writes it anew."""
+    assert snapshots.placed(name) == snapshots.file_of("parameters", name).read_text().splitlines()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "program", "gib"), snapshots.COMPILED)
+def test_a_program_fits_and_sends_what_the_snapshot_says(name, program, gib):
+    """Oracle: the compiler, for all layers and the config's slice: the peak memory, and the collectives of
+    its text against the file. `python -m tests.configs.snapshots collectives` writes it anew.
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", COMPILE, name, program],
+        env=os.environ | ENVIRONMENT | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=1500,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    peak, lines = json.loads(done.stdout.split("result ")[1])
+    assert peak <= gib * 2**30
+    kept = snapshots.file_of("collectives", f"{name} {program}").read_text().splitlines()
+    assert lines == kept
