@@ -28,10 +28,10 @@ ROOT = Path(__file__).resolve().parents[1]
 USER_ERROR = 2
 
 
-def define_config():
+def define_config(required=True):
     """Define --config. parse_config reads it, and the --config.FIELD=VALUE that go with it."""
     meaning = "The experiment: FILE.py or FILE.py:ARG; --config.FIELD=VALUE sets a field of it."
-    flags.DEFINE_string("config", None, meaning, required=True)
+    flags.DEFINE_string("config", None, meaning, required=required)
 
 
 def define_run(default: str):
@@ -56,10 +56,14 @@ def parse_flags(argv):
 
 
 def parse_config(argv):
-    """Parse the command line of a program with --config: -> its ConfigDict."""
+    """Parse the command line of a program with --config: -> its ConfigDict; None without the flag."""
     try:
         overrides, others = split_arguments(flags.FLAGS.read_flags_from_files(argv, False))
         parse_flags(others)
+        if flags.FLAGS.config is None:
+            if overrides:
+                raise ValueError(f"--config.{overrides[0][0]} sets a field of --config, which is missing")
+            return None
         return load_config(flags.FLAGS.config, overrides)
     except (ValueError, flags.Error) as error:
         fail(error)

@@ -1,17 +1,19 @@
 """Plan an experiment for accelerators that are not there: does each program fit, and what does it cost?
 
     python launch/plan.py --config=configs/pretrain_v3.py[:ARG] --topology=v5p:8x8x16
-        [--program=NAME] [--config.FIELD=VALUE ...]
+        [--program=NAME] [--search[=N]] [--config.FIELD=VALUE ...]
+    python launch/plan.py --published
 
 It compiles each program of the recipe for the TPU slice, on any machine and without a checkpoint or data,
 and needs the wheel libtpu. The largest models take minutes and a few gigabytes; results are cached, so that a
 plan that is run again takes seconds. For GPUs, --topology=h100:64 counts what needs no compiler. A mistake is
 one message and exit status 2; a program that does not fit is exit status 1.
+
+--search ranks meshes, micro-batches and remat policies for the updates, compiles the best N (default 3), and
+prints the flags that set the best of them. --published compiles our programs of published training steps, and
+prints the predicted and the published times.
 """
 
-import dataclasses
-import fnmatch
-import importlib
 import importlib.util
 import os
 import sys
@@ -22,16 +24,15 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from absl import app, flags
 
-from deepseek_jax.costs.chips import DEVICES, GPUS
-from deepseek_jax.errors import at, suggest
-from deepseek_jax.settings import build
+from deepseek_jax.costs.chips import GPUS
 from launch import common
+from launch.search import published, search
+from launch.topology import EXAMPLES, chosen, planned_mesh, recipes_programs
 
 # The version that jax 0.10.2 names as its own
 LIBTPU = "libtpu==0.0.42"
-EXAMPLES = (
-    "v5e:1x1, v5e:4x4, v5e:16x16, v5p:2x2x1, v5p:8x8x16, v6e:16x16, tpu7x:2x2x1, h100:64, h200:8"
-)
+# How many layouts --search compiles
+COMPILED = 3
 # Set before jax is imported
 ENVIRONMENT = {
     # The program is compiled for the topology, not for this machine's devices
@@ -46,10 +47,34 @@ ENVIRONMENT = {
 
 
 def define_flags():
-    common.define_config()
-    flags.DEFINE_string("topology", None, f"The devices, as in {EXAMPLES}.", required=True)
+    common.define_config(required=False)
+    flags.DEFINE_string("topology", None, f"The devices, as in {EXAMPLES}.")
+    flags.DEFINE_bool("published", False, "Predict published steps, whose config is known.")
+    for name in ("config", "topology"):
+        flags.register_multi_flags_validator(
+            [name, "published"],
+            lambda given, name=name: given["published"] or given[name] is not None,
+            f"Flag --{name} must have a value other than None.",
+        )
     flags.DEFINE_string("program", None, "The programs to plan, such as update or 'answers*'.")
+    # boolean: absl then takes the flag without a value too
+    help = f"Rank layouts of the updates and compile the best so many; {COMPILED} without a number."
+    flags.DEFINE(CountOfSearch(), "search", None, help, boolean=True)
     flags.DEFINE_string("cache", default_cache(), "The folder of compiled plans; '' for none.")
+
+
+class CountOfSearch(flags.ArgumentParser):
+    """The value of --search=N, --search and --nosearch."""
+
+    flag_type = "integer"
+
+    def parse(self, argument):
+        """Raises ValueError for what is not a positive number."""
+        if argument in ("true", "false", True, False):
+            return COMPILED if argument in ("true", True) else None
+        if not str(argument).isdigit() or int(argument) < 1:
+            raise ValueError(f"{argument} is not a positive number of layouts")
+        return int(argument)
 
 
 def default_cache():
@@ -58,106 +83,30 @@ def default_cache():
     return str(Path(caches) / "deepseek_jax" / "plans")
 
 
-def planned_mesh(topology: str, block):
-    """(the Mesh of config.mesh over the devices of a named topology, the Chip of one device).
-
-    Raises ValueError for a topology that is not known and a mesh that does not lie on it.
-    """
-    from deepseek_jax.parallel.mesh import MeshSettings, make_mesh
-
-    axes = build(MeshSettings, block, "config.mesh")
-    name, _, size = topology.partition(":")
-    if name in GPUS:
-        devices, chip = _stand_ins(topology, size), GPUS[name]
-    else:
-        devices = _slice(topology, axes.slices)
-        chip = DEVICES[devices[0].device_kind]
-    try:
-        with at("config.mesh"):
-            return make_mesh(**dataclasses.asdict(axes), devices=devices), chip
-    except NotImplementedError as error:
-        raise ValueError(
-            f"config.mesh does not fit on --topology={topology}: {_first_line(error)}"
-        ) from error
-
-
-def _slice(topology, slices):
-    import jax
-    from jax.experimental import topologies
-
-    # A single chip has a host of its own
-    one = dict(chips_per_host_bounds=(1, 1, 1)) if topology.endswith(":1x1") else {}
-    try:
-        described = topologies.get_topology_desc(
-            platform="tpu", topology_name=topology, num_slices=slices, **one
-        )
-    except jax.errors.JaxRuntimeError as error:
-        raise ValueError(
-            f"--topology={topology} is unknown to libtpu: {_first_line(error)}; examples: {EXAMPLES}"
-        ) from error
-    kind = described.devices[0].device_kind
-    if kind not in DEVICES:
-        raise ValueError(
-            f"--topology={topology} has {kind} chips, whose memory and speed are not in costs/chips.py; "
-            f"examples: {EXAMPLES}"
-        )
-    return described.devices
-
-
-def _stand_ins(topology, size):
-    """So many CPU devices in the place of GPUs, for what needs shapes and shardings alone."""
-    import jax
-
-    if not size.isdigit() or int(size) < 1:
-        raise ValueError(f"--topology={topology} needs a number of GPUs; examples: {EXAMPLES}")
-    jax.config.update("jax_num_cpu_devices", int(size))
-    return jax.devices("cpu")
-
-
-def recipes_programs(config, mesh):
-    """The costs.program.Programs of the config's recipe. Raises ValueError."""
-    recipe = common.find_recipe(config.get("recipe"))
-    settings = build(recipe.SETTINGS, config, "config")
-    # "...grpo.run" -> "...grpo.programs"
-    module = importlib.import_module(recipe.__name__.removesuffix("run") + "programs")
-    return module.programs(settings, mesh)
-
-
-def chosen(programs, pattern: str | None):
-    """The programs whose names match --program, and those whose results they take. Raises ValueError."""
-    if pattern is None:
-        return programs
-    by_name = {program.name: program for program in programs}
-    wanted = {name for name in by_name if fnmatch.fnmatchcase(name, pattern)}
-    if not wanted:
-        raise ValueError(f"--program={pattern} is no program of it; {suggest(pattern, by_name)}")
-    # A program stands after those whose results it takes
-    for program in reversed(programs):
-        if program.name in wanted:
-            wanted.update(program.needs)
-    return [program for program in programs if program.name in wanted]
-
-
-def _first_line(error):
-    return str(error).splitlines()[0]
-
-
 def main(config):
-    on_gpus = flags.FLAGS.topology.partition(":")[0] in GPUS
+    on_gpus = (flags.FLAGS.topology or "").partition(":")[0] in GPUS
     if not on_gpus and importlib.util.find_spec("libtpu") is None:
         common.fail(f"compiling for a TPU needs the wheel libtpu: pip install {LIBTPU}")
     os.environ.update(ENVIRONMENT)
+    cache = Path(flags.FLAGS.cache) if flags.FLAGS.cache else None
     with common.one_message():
-        mesh, chip = planned_mesh(flags.FLAGS.topology, config.get("mesh", {}))
-        programs = chosen(recipes_programs(config, mesh), flags.FLAGS.program)
-        from deepseek_jax.reports.plan import print_plan, print_shapes
-
-        if on_gpus:
-            fits = print_shapes(programs, chip)
-        else:
-            cache = Path(flags.FLAGS.cache) if flags.FLAGS.cache else None
-            fits = print_plan(programs, chip, cache)
+        fits = planned(config, flags.FLAGS.topology, cache, on_gpus)
     sys.exit(0 if fits else 1)
+
+
+def planned(config, topology: str | None, cache: Path | None, on_gpus: bool):
+    """Print what the flags ask for: -> whether it fits. Raises ValueError."""
+    if flags.FLAGS.published:
+        return published(cache)
+    if flags.FLAGS.search is not None:
+        if on_gpus:
+            raise ValueError(f"--search compiles for TPUs; --topology={topology} has none")
+        return search(config, topology, flags.FLAGS.program, flags.FLAGS.search, cache)
+    mesh, chip = planned_mesh(topology, config.get("mesh", {}))
+    programs = chosen(recipes_programs(config, mesh), flags.FLAGS.program)
+    from deepseek_jax.reports.plan import print_plan, print_shapes
+
+    return print_shapes(programs, chip) if on_gpus else print_plan(programs, chip, cache)
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ class Program:
     arguments: static ones included. needs: the names of earlier programs; where there are any, arguments is a
     function of their results. tokens, flops: what one call does and what the model needs for it, over all
     devices; of a decoding step, not of the loop. part: TRAINING, GENERATION or SYNC. times: how often a step
-    of the run calls it, at most. sizes: for a reader.
+    of the run calls it, at most. sizes: for a reader. model: of an update, what it trains.
     """
 
     name: str
@@ -36,6 +36,7 @@ class Program:
     part: str = TRAINING
     times: int = 1
     needs: tuple[str, ...] = ()
+    model: ModelConfig | None = None
 
     def arguments_after(self, results: dict):
         """The arguments, given {name: results} of the programs before. Raises KeyError for missing ones."""
@@ -56,7 +57,7 @@ def update_program(
         rows, length = batch["tokens"].shape
         flops = rows * length * useful_flops(config, length, trains_mtp="mtp_weight" in batch)
         work |= dict(tokens=rows * length, flops=flops, sizes=f"{rows:,} rows x {length:,}")
-    return Program(name, step, (state, batch, rng), mesh, **work)
+    return Program(name, step, (state, batch, rng), mesh, model=config, **work)
 
 
 def forward_work(config: ModelConfig, rows: int, length: int):

@@ -10,6 +10,7 @@ from jax.sharding import Mesh
 from deepseek_jax.checkpoint import is_orbax
 from deepseek_jax.checkpoint.hf_config import read_config
 from deepseek_jax.checkpoint.tree import abstract_tree
+from deepseek_jax.costs.layouts import Layout
 from deepseek_jax.costs.program import Program, forward_work, update_program
 from deepseek_jax.data.batches import TOTALS, abstract_rows
 from deepseek_jax.errors import at
@@ -21,6 +22,7 @@ from deepseek_jax.models import (
     how_to_run,
     names_architecture,
 )
+from deepseek_jax.parallel.mesh import size_name
 from deepseek_jax.recipes.pretrain.settings import BaseSettings, StageSettings, switched_on
 from deepseek_jax.recipes.pretrain.train import jitted
 from deepseek_jax.recipes.settings import PolicyRun
@@ -56,6 +58,43 @@ def planned_policy(settings: PolicyRun):
     """The ModelConfig of the policy that a run trains."""
     with at("config"):
         return planned_model(settings.model, settings.init_from)
+
+
+def layout_fields(config, updates: list[Program], layout: Layout):
+    """{dotted field of an experiment's config: value} that lay its updates out so.
+
+    config: the ConfigDict, or a mapping. Where an update has its sizes follows from its program's name.
+    """
+    mesh = {size_name(axis): size for axis, size in layout.mesh.items()}
+    fields = {f"mesh.{name}": size for name, size in mesh.items()}
+    for update in updates:
+        block, model = _blocks(config, update.name)
+        rows = max(len(leaf) for leaf in update.arguments[1].values() if leaf.shape)
+        if config["recipe"] == "pretrain" or update.name.endswith("pretrain"):
+            # Pre-training counts the rows of a micro-batch, not the micro-batches
+            fields[f"{block}micro_batch_size"] = rows // layout.micro_batches
+        else:
+            fields[f"{block}micro_batches"] = layout.micro_batches
+        fields[f"{model}model.remat"] = layout.remat
+    return fields
+
+
+def _blocks(config, name: str):
+    """(the block of an update's settings, the block that holds its model), by its program's name: dotted
+    prefixes.
+    """
+    owner, _, kind = name.rpartition(": ")
+    if config["recipe"] == "pretrain":
+        return f"stages.{name}.", ""
+    if config["recipe"] != "distill":
+        base = "base." if kind == "pretrain" else ""
+        return (f"{owner}." if owner else "") + base, ""
+    if owner == "teacher":
+        return ("teacher.base." if kind == "pretrain" else "teacher.fine_tune."), "teacher."
+    if kind == "pretrain":
+        return f"starts.{owner}.base.", f"starts.{owner}."
+    group = "students" if owner in config["students"] else "reinforced"
+    return f"{group}.{owner}.", f"starts.{config[group][owner]['start']}."
 
 
 def base_programs(config: ModelConfig, base: BaseSettings | None, mesh: Mesh):

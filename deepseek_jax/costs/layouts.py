@@ -1,0 +1,120 @@
+"""Layouts of an update: the meshes, micro-batches and remat policies that its sizes allow, with their bytes."""
+
+import dataclasses
+import math
+
+import jax
+from jax.sharding import AbstractMesh, NamedSharding
+
+from deepseek_jax.costs.program import Program, argument_bytes
+from deepseek_jax.parallel.mesh import size_name
+from deepseek_jax.parallel.rules import MESH_AXES, RULES
+from deepseek_jax.parallel.shard import axis_parts
+
+REMAT = ("none", "dots", "selective", "full")
+# The axes that a search divides the devices among; data is 1, since fsdp splits the rows as it does
+SEARCHED = ("fsdp", "expert", "context", "tensor")
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """How an update is spread: the size of every mesh axis, the micro-batches, and ModelConfig's remat."""
+
+    mesh: dict[str, int]
+    micro_batches: int
+    remat: str
+
+    def __str__(self):
+        axes = " ".join(f"{size_name(axis)}={n}" for axis, n in self.mesh.items() if n > 1)
+        return f"{axes or 'one device'}, micro_batches={self.micro_batches}, remat={self.remat}"
+
+
+@dataclasses.dataclass(frozen=True)
+class Shards:
+    """Bytes of one device of a mesh: of an update's arguments, and of its parameters.
+
+    gathered: {axes: bytes} of the weights, in the compute dtype, that gathers over these axes complete.
+    layer: of the largest layer that is gathered at once.
+    """
+
+    arguments: int
+    params: int
+    gathered: dict[tuple, int]
+    layer: int
+
+
+def meshes(devices: int, has_experts: bool, slices: int = 1, pipeline: int = 1):
+    """[{axis: size}] of every way to divide the devices among SEARCHED. Raises ValueError."""
+    if devices % (slices * pipeline):
+        raise ValueError(
+            f"slices={slices}, pipeline={pipeline} do not divide the {devices} devices; change one of them"
+        )
+    whole = dict.fromkeys(MESH_AXES, 1) | dict(slice=slices, pipeline=pipeline)
+    found = []
+    for sizes in _factorisations(devices // (slices * pipeline), len(SEARCHED)):
+        mesh = whole | dict(zip(SEARCHED, sizes, strict=True))
+        if has_experts or mesh["expert"] == 1:
+            found.append(mesh)
+    return found
+
+
+def _factorisations(number, factors):
+    """Every tuple of so many positive integers with this product."""
+    if factors == 1:
+        return [(number,)]
+    firsts = _divisors(number)
+    return [(n, *rest) for n in firsts for rest in _factorisations(number // n, factors - 1)]
+
+
+def _divisors(number):
+    return [n for n in range(1, number + 1) if number % n == 0]
+
+
+def micro_batches(program: Program, mesh: AbstractMesh):
+    """The numbers of micro-batches into which a device's rows split, ascending.
+
+    Raises ValueError, naming the first array and axis of the update's arguments that does not split.
+    """
+    for path, leaf in jax.tree.leaves_with_path(program.arguments):
+        for size, entry in zip(leaf.shape, leaf.sharding.spec, strict=False):
+            if size % axis_parts(mesh, entry):
+                name = jax.tree_util.keystr(path, simple=True, separator="/")
+                axes = (entry,) if isinstance(entry, str) else entry
+                split = ", ".join(f"{size_name(a)}={mesh.shape[a]}" for a in axes)
+                raise ValueError(f"{program.name}: {name} has {size}, which {split} do not divide")
+    sizes = {len(leaf) for leaf in program.arguments[1].values() if leaf.shape}
+    rows = max(sizes) // axis_parts(mesh, RULES["batch"])
+    return [n for n in _divisors(rows) if all(size % n == 0 for size in sizes)]
+
+
+def shards(program: Program, mesh: AbstractMesh):
+    """The Shards of an update on a mesh. mesh: axes and sizes alone."""
+    arguments = jax.tree.map(
+        lambda leaf: leaf.update(sharding=NamedSharding(mesh, leaf.sharding.spec)),
+        program.arguments,
+    )
+    state, itemsize = arguments[0], compute_bytes(program)
+    gathered, layers = {}, {}
+    for path, leaf in jax.tree.leaves_with_path(state.params):
+        axes = tuple(a for a in ("fsdp", "context") if _splits(leaf.sharding.spec, a))
+        held = math.prod(leaf.sharding.shard_shape(leaf.shape)) * itemsize
+        whole = held * axis_parts(mesh, axes)
+        if axes:
+            gathered[axes] = gathered.get(axes, 0) + whole
+        keys = [key.key for key in path]
+        # The layers of a stack are gathered one after the other
+        stack = next((key for key in keys if key.endswith("_layers")), None)
+        name = stack or keys[0]
+        layers[name] = layers.get(name, 0) + whole // (leaf.shape[0] if stack else 1)
+    return Shards(
+        argument_bytes(arguments), argument_bytes(state.params), gathered, max(layers.values())
+    )
+
+
+def compute_bytes(program: Program):
+    """Bytes of a number in the model's compute dtype."""
+    return 2 if program.model.dtype == "bfloat16" else 4
+
+
+def _splits(spec, axis):
+    return any(axis == entry or (isinstance(entry, tuple) and axis in entry) for entry in spec)

@@ -1,0 +1,68 @@
+"""Programs that launch/plan.py builds itself: those of a search, and those of published steps."""
+
+import copy
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+from deepseek_jax.settings import build
+from launch import common
+from launch.config_file import load_config, set_field
+from launch.topology import chosen, planned_mesh, recipes_programs
+
+
+def search(config: ConfigDict, topology: str, pattern: str | None, count: int, cache: Path | None):
+    """Rank the layouts of the experiment's updates and compile the best: -> whether one of them fits.
+
+    Raises ValueError for a config that is wrong on any mesh, and where --program names no update.
+    """
+    from deepseek_jax.costs.layouts import meshes
+    from deepseek_jax.parallel.mesh import MeshSettings, make_mesh, size_name
+    from deepseek_jax.recipes.planning import layout_fields
+    from deepseek_jax.reports.search import Search, print_search
+
+    given = build(MeshSettings, config.get("mesh", {}), "config.mesh")
+    whole, chip = planned_mesh(topology, dict(slices=given.slices, pipeline=given.pipeline))
+    devices = list(whole.devices.flat)
+    # On one device everything splits: its shapes are those of every mesh
+    updates = _updates(config, make_mesh(devices=devices[:1]), pattern)
+
+    def mesh_of(sizes):
+        return make_mesh(**{size_name(axis): n for axis, n in sizes.items()}, devices=devices)
+
+    def fields(layout):
+        return layout_fields(config, updates, layout)
+
+    def planned(layout):
+        own = copy.deepcopy(config)
+        for name, value in fields(layout).items():
+            set_field(own, name, value)
+        return _updates(own, mesh_of(layout.mesh), pattern)
+
+    has_experts = any(update.model.n_routed_experts for update in updates)
+    sizes = meshes(len(devices), has_experts, given.slices, given.pipeline)
+    return print_search(Search(updates, sizes, mesh_of, fields, planned), count, chip, cache)
+
+
+def _updates(config, mesh, pattern):
+    programs = chosen(recipes_programs(config, mesh), pattern)
+    updates = [program for program in programs if program.model is not None]
+    if not updates:
+        raise ValueError(f"--search ranks layouts of updates, and --program={pattern} names none")
+    return updates
+
+
+def published(cache: Path | None):
+    """Print each published step beside our prediction: -> whether our programs of them fit."""
+    from deepseek_jax.costs.published import PUBLISHED
+    from deepseek_jax.reports.published import print_published
+
+    fits = []
+    for row in PUBLISHED:
+        config = load_config(str(common.ROOT / "configs" / "pretrain_v3.py"))
+        for field, value in row.fields().items():
+            set_field(config, field, value)
+        mesh, chip = planned_mesh(row.topology, config.mesh)
+        (program,) = recipes_programs(config, mesh)
+        fits.append(print_published(row, program, chip, cache))
+    return all(fits)

@@ -1,0 +1,98 @@
+"""The devices of a named topology, which need not exist, and the programs of an experiment on them."""
+
+import dataclasses
+import fnmatch
+import importlib
+
+from deepseek_jax.costs.chips import DEVICES, GPUS
+from deepseek_jax.errors import at, suggest
+from deepseek_jax.settings import build
+from launch import common
+
+EXAMPLES = (
+    "v5e:1x1, v5e:4x4, v5e:16x16, v5p:2x2x1, v5p:8x8x16, v6e:16x16, tpu7x:2x2x1, h100:64, h200:8"
+)
+
+
+def planned_mesh(topology: str, block):
+    """(the Mesh of config.mesh over the devices of a named topology, the Chip of one device).
+
+    Raises ValueError for a topology that is not known and a mesh that does not lie on it.
+    """
+    from deepseek_jax.parallel.mesh import MeshSettings, make_mesh
+
+    axes = build(MeshSettings, block, "config.mesh")
+    name, _, size = topology.partition(":")
+    if name in GPUS:
+        devices, chip = _stand_ins(topology, size), GPUS[name]
+    else:
+        devices = _slice(topology, axes.slices)
+        chip = DEVICES[devices[0].device_kind]
+    try:
+        with at("config.mesh"):
+            return make_mesh(**dataclasses.asdict(axes), devices=devices), chip
+    except NotImplementedError as error:
+        raise ValueError(
+            f"config.mesh does not fit on --topology={topology}: {_first_line(error)}"
+        ) from error
+
+
+def _slice(topology, slices):
+    import jax
+    from jax.experimental import topologies
+
+    # A single chip has a host of its own
+    one = dict(chips_per_host_bounds=(1, 1, 1)) if topology.endswith(":1x1") else {}
+    try:
+        described = topologies.get_topology_desc(
+            platform="tpu", topology_name=topology, num_slices=slices, **one
+        )
+    except jax.errors.JaxRuntimeError as error:
+        raise ValueError(
+            f"--topology={topology} is unknown to libtpu: {_first_line(error)}; examples: {EXAMPLES}"
+        ) from error
+    kind = described.devices[0].device_kind
+    if kind not in DEVICES:
+        raise ValueError(
+            f"--topology={topology} has {kind} chips, whose memory and speed are not in costs/chips.py; "
+            f"examples: {EXAMPLES}"
+        )
+    return described.devices
+
+
+def _stand_ins(topology, size):
+    """So many CPU devices in the place of GPUs, for what needs shapes and shardings alone."""
+    import jax
+
+    if not size.isdigit() or int(size) < 1:
+        raise ValueError(f"--topology={topology} needs a number of GPUs; examples: {EXAMPLES}")
+    jax.config.update("jax_num_cpu_devices", int(size))
+    return jax.devices("cpu")
+
+
+def recipes_programs(config, mesh):
+    """The costs.program.Programs of the config's recipe. Raises ValueError."""
+    recipe = common.find_recipe(config.get("recipe"))
+    settings = build(recipe.SETTINGS, config, "config")
+    # "...grpo.run" -> "...grpo.programs"
+    module = importlib.import_module(recipe.__name__.removesuffix("run") + "programs")
+    return module.programs(settings, mesh)
+
+
+def chosen(programs, pattern: str | None):
+    """The programs whose names match --program, and those whose results they take. Raises ValueError."""
+    if pattern is None:
+        return programs
+    by_name = {program.name: program for program in programs}
+    wanted = {name for name in by_name if fnmatch.fnmatchcase(name, pattern)}
+    if not wanted:
+        raise ValueError(f"--program={pattern} is no program of it; {suggest(pattern, by_name)}")
+    # A program stands after those whose results it takes
+    for program in reversed(programs):
+        if program.name in wanted:
+            wanted.update(program.needs)
+    return [program for program in programs if program.name in wanted]
+
+
+def _first_line(error):
+    return str(error).splitlines()[0]
