@@ -3,6 +3,7 @@
 import dataclasses
 import fnmatch
 import importlib
+import importlib.util
 
 from deepseek_jax.costs.chips import DEVICES, GPUS
 from deepseek_jax.errors import at, suggest
@@ -73,10 +74,15 @@ def _stand_ins(topology, size):
 def recipes_programs(config, mesh):
     """The costs.program.Programs of the config's recipe. Raises ValueError."""
     recipe = common.find_recipe(config.get("recipe"))
-    settings = build(recipe.SETTINGS, config, "config")
     # "...grpo.run" -> "...grpo.programs"
-    module = importlib.import_module(recipe.__name__.removesuffix("run") + "programs")
-    return module.programs(settings, mesh)
+    name = recipe.__name__.removesuffix("run") + "programs"
+    if importlib.util.find_spec(name) is None:
+        raise ValueError(
+            f"config.recipe={config.recipe!r} cannot be planned: it trains nothing; plan the recipe that makes "
+            "the checkpoint"
+        )
+    settings = build(recipe.SETTINGS, config, "config")
+    return importlib.import_module(name).programs(settings, mesh)
 
 
 def chosen(programs, pattern: str | None):

@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import json
+import os
 from collections import Counter
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -16,6 +17,8 @@ from deepseek_jax.costs.program import Program
 
 # Of what is read off a program. A new number computes it anew
 VERSION = 1
+# The environment's flags for the compilers
+COMPILER_FLAGS = "XLA_FLAGS", "LIBTPU_INIT_ARGS"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,11 +110,12 @@ def _results(program, lowered, specs):
 
 
 def _digest(program, lowered):
-    """Of all that the result depends on: the program's text, its devices, and the compiler."""
+    """Of all that the result depends on: the program's text, its devices, the compiler and its flags."""
     devices = program.mesh.devices
     kind = devices.flat[0].device_kind, devices.shape, [str(d) for d in devices.flat]
+    compiler = _version("jax"), _version("libtpu"), *map(os.environ.get, COMPILER_FLAGS)
     digest = hashlib.sha256(lowered.as_text().encode())
-    digest.update(repr((VERSION, kind, _version("jax"), _version("libtpu"))).encode())
+    digest.update(repr((VERSION, kind, compiler)).encode())
     return digest.hexdigest()[:32]
 
 

@@ -86,7 +86,8 @@ def collective_seconds(kind: str, axes: tuple, wire_bytes: float, chip: Chip, me
     """
     if "slice" in axes:
         return wire_bytes / chip.network
-    extents = [n for n in _extents(axes, mesh) if n > 1]
+    group = _group(axes, mesh)
+    extents = [n for n in _extents(group) if n > 1]
     if not extents:
         return wire_bytes / chip.link
     if kind == "collective-permute":
@@ -94,15 +95,21 @@ def collective_seconds(kind: str, axes: tuple, wire_bytes: float, chip: Chip, me
         return wire_bytes / chip.link
     links = [2 if n > 2 else 1 for n in extents]
     if kind in ("all-to-all", "ragged-all-to-all"):
+        # The average is over all devices, and wire_bytes leave out what stays where it is
+        whole = wire_bytes * len(group) / (len(group) - 1)
         hops = zip(extents, links, strict=True)
-        return max(wire_bytes * n / 4 / (count * chip.link) for n, count in hops)
+        return max(whole * n / 4 / (count * chip.link) for n, count in hops)
     return wire_bytes / (sum(links) * chip.link)
 
 
-def _extents(axes, mesh: Mesh):
-    """How many devices wide the group of the first device is along each dimension of the torus."""
+def _group(axes, mesh: Mesh):
+    """The devices that the first one exchanges with along these axes, itself among them."""
     at = tuple(slice(None) if axis in axes else 0 for axis in mesh.axis_names)
-    group = np.ravel(mesh.devices[at])
+    return np.ravel(mesh.devices[at])
+
+
+def _extents(group):
+    """How many devices wide a group is along each dimension of the torus; [] without coordinates."""
     if not hasattr(group[0], "coords"):
         return []
     coordinates = np.array([device.coords for device in group])

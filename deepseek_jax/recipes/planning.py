@@ -7,7 +7,6 @@ from pathlib import Path
 import jax
 from jax.sharding import Mesh
 
-from deepseek_jax.checkpoint import is_orbax
 from deepseek_jax.checkpoint.hf_config import read_config
 from deepseek_jax.checkpoint.tree import abstract_tree
 from deepseek_jax.costs.layouts import Layout
@@ -45,7 +44,7 @@ def planned_model(block: dict, checkpoint: str | Path | None):
     """
     if checkpoint is None or names_architecture(block):
         return build_model(block)
-    if not is_orbax(checkpoint) and (Path(checkpoint) / "config.json").exists():
+    if (Path(checkpoint) / "config.json").exists():
         how = build(RunSettings, how_to_run(block), "model")
         return dataclasses.replace(read_config(checkpoint), **dataclasses.asdict(how))
     raise ValueError(

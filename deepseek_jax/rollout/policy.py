@@ -134,21 +134,21 @@ def load_policy(
     """
     how = build(RunSettings, how_to_run(model), "model")
     dtype = "float32" if trained else how.dtype
-    if is_orbax(path):
-        if tokenizer is None:
-            raise ValueError(
-                f"tokenizer=None: the parameters in {path} have no tokenizer with them; set tokenizer to a "
-                "world, a Hugging Face folder or a .gguf file"
-            )
-        config, params = load_orbax(path, dtype=dtype, mesh=mesh)
-    else:
+    saved = is_orbax(path)
+    if saved and tokenizer is None:
+        raise ValueError(
+            f"tokenizer=None: the parameters in {path} have no tokenizer with them; set tokenizer to a "
+            "world, a Hugging Face folder or a .gguf file"
+        )
+    if not saved:
         path = str(smollm2_gguf() if path == SMOLLM2 else path)
         tokenizer = load_tokenizer(path)
-        if (Path(path) / "config.json").exists():
-            # Before gigabytes of parameters are read
-            check_architecture(model, read_config(path), path)
-        load = load_gguf if path.endswith(".gguf") else load_hf
-        config, params = load(path, dtype=dtype, mesh=mesh)
+    if (Path(path) / "config.json").exists():
+        # Before gigabytes of parameters are read
+        check_architecture(model, read_config(path), path)
+    load = load_orbax if saved else load_gguf if path.endswith(".gguf") else load_hf
+    config, params = load(path, dtype=dtype, mesh=mesh)
+    # A .gguf file has no config.json
     check_architecture(model, config, path)
     config = dataclasses.replace(config, **dataclasses.asdict(how))
     # Without a chat template there is no end of a turn; the first prompt raises the ValueError about it

@@ -79,7 +79,9 @@ def rollout_programs(
             "seat",
             steps.seat,
             lambda state, prefilled: (
-                *(*fixed, state, of_slots(bool), numbers, *prefilled, numbers, state.keys),
+                *(*fixed, state, of_slots(bool), numbers, *prefilled, numbers),
+                # New ones, not those of the slots
+                state.keys.update(sharding=numbers.sharding),
             ),
             *("slots", "prefill"),
             part=GENERATION,

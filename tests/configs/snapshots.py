@@ -86,13 +86,13 @@ def abstract_mesh(sizes, devices, names):
 
 def sent(name, program):
     """(peak bytes, lines of what one device sends in a program), compiled for the config's slice."""
-    from launch import plan
+    from launch import topology
 
     config = config_of(name)
-    mesh, _ = plan.planned_mesh(SLICES[name], config.get("mesh", {}))
+    mesh, _ = topology.planned_mesh(SLICES[name], config.get("mesh", {}))
     from deepseek_jax.costs.compiled import compile_programs
 
-    programs = plan.chosen(plan.recipes_programs(config, mesh), program)
+    programs = topology.chosen(topology.recipes_programs(config, mesh), program)
     *_, (_, compiled) = compile_programs(programs)
     assert compiled.refusal is None, compiled.refusal
     axes = {key: one for key, one in compiled.cost.collectives.items() if one.wire_bytes >= 1e6}

@@ -9,7 +9,7 @@ from jax import lax
 from jax.sharding import NamedSharding, PartitionSpec
 
 from deepseek_jax.costs.hlo import program_cost
-from tests.rollout.test_tpu_decode import NEEDS_LIBTPU, compile_apart
+from tests.rollout.test_tpu_decode import compile_apart
 
 AXES = {"a": 2, "b": 2, "c": 2}
 WHOLE, FLOAT = PartitionSpec(), 4
@@ -338,7 +338,6 @@ def on_tpu():
     return {name: program_cost(text, {"x": 2, "y": 2}) for name, text in texts.items()}
 
 
-@NEEDS_LIBTPU
 def test_a_product_on_tpu_is_exact(on_tpu):
     """Oracle: by hand: 2 m k n, and the bytes of three bfloat16 arrays."""
     cost = on_tpu["matmul"]
@@ -346,7 +345,6 @@ def test_a_product_on_tpu_is_exact(on_tpu):
     assert cost.hbm_bytes == 2 * (2 * 8192 * 4096 + 8192 * 8192)
 
 
-@NEEDS_LIBTPU
 def test_a_scan_on_tpu_reads_every_layer_once(on_tpu):
     """Oracle: by hand: 16 products; 128 MiB of weights, beside which the 64 KiB of rows are nothing."""
     cost = on_tpu["layers"]
@@ -354,13 +352,11 @@ def test_a_scan_on_tpu_reads_every_layer_once(on_tpu):
     assert cost.hbm_bytes == pytest.approx(128 * MIB, rel=0.05)
 
 
-@NEEDS_LIBTPU
 def test_an_update_in_place_on_tpu_counts_what_it_writes(on_tpu):
     """Oracle: by hand: 32 rows of 4 MiB are read and written; the buffer of 256 MiB stays where it is."""
     assert on_tpu["fill"].hbm_bytes == pytest.approx(2 * 32 * 4 * MIB, rel=0.01)
 
 
-@NEEDS_LIBTPU
 def test_kernels_on_tpu_count_by_their_shapes(on_tpu):
     """Oracle: by hand: 2 r d f. Of causal attention half of the square, forward over the widths 192 and 128;
     backward, where scores are computed twice: dq 2 x 192 + 128, dk and dv 2 x 192 + 2 x 128.
@@ -375,14 +371,12 @@ def test_kernels_on_tpu_count_by_their_shapes(on_tpu):
     assert not on_tpu["ragged"].unknown and not on_tpu["attention"].unknown
 
 
-@NEEDS_LIBTPU
 def test_other_kernels_count_by_their_estimate_or_are_named(on_tpu):
     """Oracle: by hand: three turns of a kernel, with an estimate of 123 operations and without one."""
     assert on_tpu["unknown"].unknown == {"doubler": 3} and not on_tpu["unknown"].flops
     assert on_tpu["estimated"].flops == {"doubler": 3 * 123} and not on_tpu["estimated"].unknown
 
 
-@NEEDS_LIBTPU
 def test_collectives_on_tpu(on_tpu):
     """Oracle: by hand, of an array of 128 MiB, or 64 MiB of a product in float32. A TPU scatters a sum
     through a padded array and exchanges the edge apart: within 1%.
@@ -401,7 +395,6 @@ def test_collectives_on_tpu(on_tpu):
     assert added[0] == ("all-reduce", ("y",)) and added[1].bytes == 64 * MIB
 
 
-@NEEDS_LIBTPU
 def test_a_collective_beside_several_fusions_counts_once(on_tpu):
     """Oracle: by hand: 4 gathers of 8 MiB of weights; with overlap, 3 of them are written again in every
     fusion that they run beside.

@@ -2,10 +2,12 @@
 
 import dataclasses
 
+import numpy as np
 import pytest
 
 from configs import models
-from deepseek_jax.models import ModelConfig, RopeScaling
+from deepseek_jax.models import ModelConfig, RopeScaling, build_model
+from deepseek_jax.models.config import OF_THE_RUN, check_architecture
 from deepseek_jax.settings import build
 
 TINY = models.deepseek_v3_tiny()
@@ -96,3 +98,75 @@ def test_the_config_can_be_hashed_and_not_changed():
     assert hash(config) == hash(ModelConfig(**TINY))
     with pytest.raises(dataclasses.FrozenInstanceError):
         config.hidden_size = 1
+
+
+YARN = dict(rope_type="yarn", factor=4.0, original_max_position_embeddings=256)
+# Another value of every field of the architecture, such that the config can be
+OTHERS = dict(
+    model_type="deepseek_v2",
+    vocab_size=333,
+    hidden_size=96,
+    intermediate_size=77,
+    num_hidden_layers=5,
+    num_attention_heads=2,
+    num_key_value_heads=2,
+    head_dim=16,
+    q_lora_rank=None,
+    kv_lora_rank=9,
+    qk_nope_head_dim=10,
+    qk_rope_head_dim=12,
+    v_head_dim=11,
+    n_routed_experts=16,
+    n_shared_experts=2,
+    num_experts_per_tok=1,
+    moe_intermediate_size=13,
+    first_k_dense_replace=0,
+    n_group=2,
+    topk_group=1,
+    scoring_func="softmax",
+    norm_topk_prob=False,
+    routed_scaling_factor=1.75,
+    rope_theta=5000.0,
+    rope_scaling=YARN,
+    rms_norm_eps=3e-5,
+    tie_word_embeddings=True,
+)
+
+
+def test_every_field_of_an_architecture_is_compared():
+    """Oracle: the list above: no field is missing that a run may not set."""
+    fields = {field.name for field in dataclasses.fields(ModelConfig)}
+    assert OTHERS.keys() == fields - OF_THE_RUN
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_another_architecture_than_the_checkpoints_is_named_by_its_field(name):
+    """Oracle: the field, its value in the block and in the checkpoint, and the checkpoint's path."""
+    block = LLAMA if name in ("num_key_value_heads", "head_dim") else TINY
+    block = dict(block, num_key_value_heads=4, head_dim=6) if block is LLAMA else block
+    theirs = build_model(block)
+    ours = dict(block, **{name: OTHERS[name]})
+    with pytest.raises(ValueError) as error:
+        check_architecture(ours, theirs, "/checkpoints/x")
+    given = getattr(build_model(ours), name)
+    assert f"/checkpoints/x has {name}={getattr(theirs, name)!r}" in str(error.value)
+    assert f"model.{name}={given!r} names another architecture" in str(error.value)
+
+
+def test_what_is_the_runs_may_differ_from_the_checkpoint():
+    """Oracle: by hand, field by field; and a block without an architecture is compared with nothing."""
+    theirs = build_model(TINY)
+    how = dict(dtype="bfloat16", scan_layers=True, fp8=True, remat="full", expert_buffer=2.0)
+    how |= dict(max_position_embeddings=77, initializer_range=0.5, num_nextn_predict_layers=0)
+    check_architecture(TINY | how | dict(bos_token_id=5, eos_token_id=6), theirs, "x")
+    check_architecture(dict(dtype="bfloat16"), ModelConfig(**LLAMA), "x")
+
+
+def test_the_float32_numbers_of_a_file_are_the_configs():
+    """Oracle: numpy's rounding to float32; one in the fifth digit is another number."""
+    block = dict(TINY, rms_norm_eps=1e-6, rope_theta=10_000.1)
+    rounded = {name: float(np.float32(block[name])) for name in ("rms_norm_eps", "rope_theta")}
+    assert all(rounded[name] != block[name] for name in rounded)
+    check_architecture(block, build_model(block | rounded), "x.gguf")
+    with pytest.raises(ValueError, match="rope_theta=10000.2"):
+        check_architecture(block, build_model(block | dict(rope_theta=10_000.2)), "x.gguf")

@@ -5,6 +5,8 @@ import dataclasses
 import itertools
 
 import jax
+import jax.numpy as jnp
+import ml_dtypes
 import numpy as np
 import pytest
 
@@ -109,6 +111,80 @@ def test_an_interval_without_a_kl_is_refused():
         ValueError, match="config.reference_every=2, but loss.kl_coef=0 reads no reference"
     ):
         build(GrpoSettings, small_config(reference_every=2), "config")
+
+
+@pytest.mark.parametrize(
+    "field, given", [("reference_dtype", "bfloat16"), ("reference_memory", "host")]
+)
+def test_a_place_for_a_reference_without_a_kl_is_refused(field, given):
+    """Oracle: the words a reader needs; with a KL, and at its default, it is none."""
+    words = f"config.{field}={given!r}, but loss.kl_coef=0 reads no reference"
+    with pytest.raises(ValueError, match=words):
+        build(GrpoSettings, small_config(**{field: given}), "config")
+    build(GrpoSettings, small_config(**{field: given}, loss=dict(kl_coef=0.1)), "config")
+    default = "float32" if field == "reference_dtype" else "device"
+    build(GrpoSettings, small_config(**{field: default}), "config")
+
+
+def rounded(params):
+    """A copy of params, float32 on the device, with every number as near as bfloat16 comes, but for the
+    biases that balance routers.
+    """
+
+    def round_leaf(path, leaf):
+        leaf = np.array(leaf)
+        return leaf if path[-1].key == "router_bias" else leaf.astype(ml_dtypes.bfloat16)
+
+    copied = jax.tree.map_with_path(round_leaf, params)
+    return jax.tree.map(lambda x, like: jnp.array(x, like.dtype), copied, params)
+
+
+def kls(workdir):
+    return [record["kl"] for record in read_metrics(workdir / "metrics.jsonl", "rl")]
+
+
+@pytest.mark.parametrize("every", [None, 1])
+def test_a_reference_in_bfloat16_on_the_host_is_one_rounded_by_hand(
+    tmp_path, monkeypatch, seen, every
+):
+    """Oracle: the KL of a run whose references were rounded by numpy, and stayed on the device in float32; the
+    first one is not 0, as that of a reference in full is. The same after an interruption.
+    """
+    fields = dict(num_steps=3) | ({} if every is None else dict(reference_every=every))
+    stored = fields | dict(reference_dtype="bfloat16", reference_memory="host")
+    train(tmp_path / "stored", **stored)
+    references = [reference for _, _, reference in seen]
+    with monkeypatch.context() as patch:
+        for module in (grpo, update):
+            patch.setattr(module, "as_reference", lambda settings, params: rounded(params))
+        train(tmp_path / "by hand", **fields)
+    with pytest.raises(SystemExit):
+        train(tmp_path / "stopped", should_stop=lambda: True, **stored)
+    train(tmp_path / "stopped", **stored)
+    by_hand = [reference for _, _, reference in seen[3:6]]
+    for ours, theirs in zip(references, by_hand, strict=True):
+        assert {leaf.dtype.name for leaf in jax.tree.leaves(ours)} == {"bfloat16", "float32"}
+        jax.tree.map(np.testing.assert_array_equal, ours, theirs)
+    np.testing.assert_allclose(kls(tmp_path / "stored"), kls(tmp_path / "by hand"), rtol=1e-4)
+    assert kls(tmp_path / "stopped") == kls(tmp_path / "stored")
+    assert kls(tmp_path / "stored")[0] > 0
+
+
+def test_a_reference_lies_where_the_config_says():
+    """Oracle: the kinds of memory of its arrays; the same sharding as the parameters; and a copy, which
+    outlives them.
+    """
+    mesh = make_mesh(data=2, fsdp=2, expert=2)
+    config = build_model(small_config().model.to_dict())
+    params = random_params(config, mesh, 0)
+    for memory, kind in (("device", "device"), ("host", "pinned_host")):
+        fields = dict(reference_memory=memory, loss=dict(kl_coef=0.1))
+        settings = build(GrpoSettings, small_config(**fields), "config")
+        reference = update.as_reference(settings, params)
+        for ours, theirs in zip(jax.tree.leaves(reference), jax.tree.leaves(params), strict=True):
+            assert ours.sharding == theirs.sharding.with_memory_kind(kind)
+    jax.tree.map(lambda x: x.delete(), params)
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(jax.device_get(reference)))
 
 
 @pytest.mark.parametrize("first_wrong", others_slow([0, 1], 1))

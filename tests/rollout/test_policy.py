@@ -6,11 +6,11 @@ import jax
 import numpy as np
 import pytest
 
-from deepseek_jax.checkpoint import save_orbax
+from deepseek_jax.checkpoint import save_hf, save_orbax
 from deepseek_jax.data.chat import render_prompt
 from deepseek_jax.data.tokenizer import load_tokenizer, smollm2_gguf
 from deepseek_jax.parallel import make_mesh
-from deepseek_jax.rollout import AnswerOptions, Policy, generate, load_policy
+from deepseek_jax.rollout import AnswerOptions, Policy, generate, load_policy, policy
 from deepseek_jax.rollout.policy import check_room, ending_turns, fitting
 from deepseek_jax.worlds.arithmetic.tokenizer import arithmetic_tokenizer
 from tests.tiny import tiny_model
@@ -120,3 +120,33 @@ def test_the_longest_prompt_and_answer_have_to_have_positions():
     check_room(config, examples, 125)
     with pytest.raises(ValueError, match="^max_completion_length=126 .* lower it to 125 or less"):
         check_room(config, examples, 126)
+
+
+@pytest.mark.parametrize("saved_by", ["save_hf", "save_orbax"])
+def test_another_architecture_is_refused_before_parameters_are_read(
+    tmp_path, monkeypatch, saved_by
+):
+    """Oracle: the words a reader needs, from a folder whose parameters cannot be read; the architecture of the
+    checkpoint itself passes the check and fails at them.
+    """
+    config, params = tiny_model("gqa")
+    tokenizer = arithmetic_tokenizer()
+    if saved_by == "save_hf":
+        save_hf(tmp_path / "saved", config, params)
+        (weights,) = (tmp_path / "saved").glob("*.safetensors")
+        weights.write_bytes(b"")
+        monkeypatch.setattr(policy, "load_tokenizer", lambda path: tokenizer)
+    else:
+        save_orbax(tmp_path / "saved", config, params)
+        for file in (tmp_path / "saved" / "params").rglob("*"):
+            if file.is_file() and file.parent.name == "d":
+                file.write_bytes(b"")
+    block = {name: value for name, value in dataclasses.asdict(config).items() if value is not None}
+    how = dict(template=TEMPLATE, tokenizer=tokenizer)
+    mesh = make_mesh(devices=jax.devices()[:1])
+    words = "has hidden_size=24, and model.hidden_size=48 names another architecture"
+    with pytest.raises(ValueError, match=words):
+        load_policy(tmp_path / "saved", block | dict(hidden_size=48), mesh, **how)
+    with pytest.raises(Exception) as error:
+        load_policy(tmp_path / "saved", block, mesh, **how)
+    assert "architecture" not in str(error.value)

@@ -9,11 +9,13 @@ import pytest
 
 from configs.pretrain_small import get_config
 from deepseek_jax.checkpoint import load_orbax, save_orbax
+from deepseek_jax.checkpoint.hf_config import read_config
 from deepseek_jax.data.packing import Rows, pack
 from deepseek_jax.losses.next_token import next_token_loss
 from deepseek_jax.models import RopeScaling, build_model, random_params
 from deepseek_jax.recipes.pretrain import run as pretrain
 from deepseek_jax.recipes.pretrain.documents import open_corpus
+from deepseek_jax.recipes.pretrain.programs import programs
 from deepseek_jax.recipes.pretrain.settings import PretrainSettings
 from deepseek_jax.settings import build
 from deepseek_jax.worlds.registry import named_tokenizer
@@ -281,6 +283,8 @@ def test_a_checkpoints_model_is_overridden_field_by_field(checkpoint):
     yarn = dict(rope_type="yarn", factor=4.0, original_max_position_embeddings=256)
     config.init_from, config.model = str(checkpoint), dict(dtype="bfloat16", rope_scaling=yarn)
     settings = build(pretrain.SETTINGS, config, "config")
-    (update, _) = pretrain.abstract_updates(settings, one_device())
     wanted = build_model(dict(small_config().model, dtype="bfloat16", rope_scaling=yarn))
-    assert update.model == wanted and hash(update.model) == hash(wanted)
+    given = settings.overridden(read_config(checkpoint))
+    assert given == wanted and hash(given) == hash(wanted)
+    update, _ = programs(settings, one_device())
+    assert update.name == "stage_1" and update.function.trace(*update.arguments)

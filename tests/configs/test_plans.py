@@ -1,0 +1,83 @@
+"""Every experiment can be planned for the devices of its mesh, and holds its arguments there."""
+
+import json
+
+import pytest
+
+from configs import models
+from deepseek_jax.models import build_model, count_params
+from tests.experiments import CONFIGS, RUNS
+from tests.rollout.test_tpu_decode import compile_apart
+
+# The slice of each experiment that names a mesh of many chips; a single v5e for all others
+POD = "v5p:8x8x16"
+SLICES = {
+    "pretrain_v3": POD,
+    "r1": POD,
+    "r1_zero": POD,
+    "v3_post_training": POD,
+    "generate_r1_distill": "v5p:2x4x4",
+    "distill_qwen_1_5b": "v5e:4x4",
+    "distill_qwen_7b": "v5e:4x4",
+    "distill_qwen_14b": "v5e:8x8",
+    "distill_qwen_32b": "v5e:8x16",
+    "distill_llama_8b": "v5e:4x4",
+    "distill_llama_70b": "v5e:16x16",
+}
+V3 = CONFIGS / "pretrain_v3.py"
+PLANNED = [*RUNS, (V3, "context=32k"), (V3, "context=128k")]
+LIST = """
+import json, sys
+from deepseek_jax.costs.program import argument_bytes
+from launch import plan
+from tests.experiments import CONFIGS, load
+
+found = []
+for name, arg, topology in json.loads(sys.argv[1]):
+    config = load(CONFIGS / f"{name}.py", arg)
+    mesh, chip = plan.planned_mesh(topology, config.get("mesh", {}))
+    programs = plan.recipes_programs(config, mesh)
+    held = {p.name: argument_bytes(p.arguments) for p in programs if not p.needs}
+    found.append([chip.hbm_bytes, held, {p.name: [p.tokens, p.needs] for p in programs}])
+print("result", json.dumps(found))
+"""
+
+
+@pytest.fixture(scope="module")
+def planned():
+    """{(name, arg): [bytes of a device's memory, {program: bytes of its arguments}, {program: [tokens, needs]}]}
+    of every experiment, listed by one process without checkpoints, tokenizers or data.
+    """
+    jobs = [(path.stem, arg, SLICES.get(path.stem, "v5e:1x1")) for path, arg in PLANNED]
+    found = compile_apart(LIST, json.dumps(jobs), timeout=900)
+    return {(name, arg): each for (name, arg, _), each in zip(jobs, found, strict=True)}
+
+
+def test_the_arguments_of_every_experiments_programs_fit_its_devices(planned):
+    """Oracle: the memory of a chip, see costs/chips.py; and each config has an update or answers questions."""
+    for run, (memory, held, programs) in planned.items():
+        assert held and max(held.values()) < memory, (run, held)
+        names = {name.rpartition(": ")[2] for name in programs}
+        assert names & {"update", "decode", "stage_1", "stage_2_32k", "stage_3_128k"}, run
+
+
+def test_no_program_stands_before_one_whose_results_it_takes(planned):
+    """Oracle: the order of the list, in which names are distinct."""
+    for _, _, programs in planned.values():
+        names = list(programs)
+        for index, (_, needs) in enumerate(programs.values()):
+            assert set(needs) <= set(names[:index])
+
+
+def test_the_state_of_v3_is_its_parameters_and_two_moments(planned):
+    """Oracle: by hand, of 1024 devices: 4 bytes for a master weight and 2 for each moment; the experts of 58
+    layers and of the prediction module over all devices, everything else over 32: norms and biases, which
+    every device has whole, are within 5%. With them 17 bytes for each of 15,360 x 4,096 tokens.
+    """
+    _, held, programs = planned["pretrain_v3", None]
+    experts = 59 * 256 * 3 * 7168 * 2048
+    rest = count_params(build_model(models.deepseek_v3())) - experts
+    tokens = 15_360 * 4096
+    assert programs["stage_1"][0] == tokens
+    state = (4 + 2 + 2) * (experts / 1024 + rest / 32)
+    assert held["stage_1"] == pytest.approx(state + 17 * tokens / 1024, rel=0.05)

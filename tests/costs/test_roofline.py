@@ -1,0 +1,150 @@
+"""The roofline's seconds, against a chip of round numbers."""
+
+from collections import Counter
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from deepseek_jax.costs.chips import CHIPS, DEVICES, Chip
+from deepseek_jax.costs.hlo import Cost
+from deepseek_jax.costs.hlo_collectives import Collective
+from deepseek_jax.costs.roofline import Roofline, collective_seconds, roofline, share_of_peak
+
+CHIP = Chip("round", 10**9, 100.0, 1000.0, link=10.0, network=1.0, peaks={"s8": 2000.0})
+
+
+def torus(*sizes, axes):
+    """A mesh of axes {name: size} over devices at the points of a torus of these sizes, in their order."""
+    points = [SimpleNamespace(coords=index) for index in np.ndindex(*sizes)]
+    devices = np.empty(len(points), object)
+    devices[:] = points
+    return SimpleNamespace(
+        axis_names=tuple(axes), devices=devices.reshape(tuple(axes.values())), size=len(points)
+    )
+
+
+def cost_of(*operations, collectives=()):
+    """The Cost of (label, FLOPs, bytes, times) and of collectives ((kind, axes), bytes sent)."""
+    cost = Cost(collectives={key: Collective(wire_bytes=sent) for key, sent in collectives})
+    for label, flops, moved, times in operations:
+        cost.add(
+            Cost(Counter({label: flops}), Counter(), moved, Counter({(flops, moved): 1})), times
+        )
+    return cost
+
+
+GRID = torus(4, 4, 1, axes={"slice": 1, "a": 4, "b": 4})
+
+
+@pytest.mark.parametrize(
+    ("label", "flops", "moved", "times", "products", "memory", "bound"),
+    [
+        ("bf16 x bf16", 8000, 400, 1, 8, 4, "products"),
+        ("bf16 x bf16", 2000, 400, 3, 6, 12, "memory"),
+        # Twice as fast as bfloat16, by the chip's peak
+        ("s8 x s8", 8000, 400, 1, 4, 4, "products"),
+        # The product of two dtypes, and a dtype without a peak of its own, are bfloat16's
+        ("bf16 x s8", 8000, 400, 1, 8, 4, "products"),
+        ("f8e4m3fn x f8e4m3fn", 8000, 400, 1, 8, 4, "products"),
+        ("f32 x f32", 8000, 400, 1, 8, 4, "products"),
+        ("grouped matmul", 8000, 400, 1, 8, 4, "products"),
+    ],
+)
+def test_an_operation_takes_what_binds_it(label, flops, moved, times, products, memory, bound):
+    """Oracle: by hand: FLOPs over the peak of the operands, bytes over the bandwidth, the larger of the two."""
+    seconds = roofline(cost_of((label, flops, moved, times)), CHIP, GRID)
+    assert (seconds.products, seconds.memory) == (products, memory)
+    assert seconds.operations == max(products, memory)
+    assert seconds.hidden == seconds.exposed == max(products, memory) and seconds.bound == bound
+
+
+def test_products_of_fp8_are_at_the_peak_of_fp8():
+    """Oracle: Google's and NVIDIA's numbers: fp8 is twice bfloat16 on TPU7x, of which JAX shows two devices."""
+    chip = CHIPS["tpu7x"]
+    device = DEVICES[chip.device_kind]
+    cost = cost_of(("f8e4m3fn x f8e4m3fn", 4614e12, 0, 1))
+    assert roofline(cost, chip, GRID).products == pytest.approx(1)
+    assert roofline(cost, device, GRID).products == pytest.approx(2)
+    assert device.hbm_bytes == chip.hbm_bytes // 2
+
+
+def test_operations_run_one_after_the_other():
+    """Oracle: by hand: one bound by products and one by memory: 8 + 12 seconds, where sums alone say 14."""
+    cost = cost_of(("bf16 x bf16", 8000, 200, 1), ("bf16 x bf16", 2000, 1200, 1))
+    seconds = roofline(cost, CHIP, GRID)
+    assert (seconds.products, seconds.memory, seconds.operations) == (10, 14, 20)
+
+
+ALL_TO_ALL = ("all-to-all", "ragged-all-to-all")
+
+
+@pytest.mark.parametrize(
+    ("kind", "axes", "mesh", "seconds"),
+    [
+        # 240 bytes over links of 10 bytes a second
+        ("all-gather", ("a",), GRID, 12),  # a ring of 4: 2 links
+        ("all-reduce", ("a", "b"), GRID, 6),  # two dimensions: 4 links
+        ("reduce-scatter", ("x",), torus(2, 4, 1, axes={"x": 2, "y": 4}), 24),  # 2 wide: 1 link
+        ("all-gather", ("x", "y"), torus(2, 4, 1, axes={"x": 2, "y": 4}), 8),  # 3 links
+        ("all-gather", ("x",), torus(4, 4, 4, axes={"x": 64}), 4),  # 6 links
+        # An axis of 4 that is laid out as 2 x 2: a link along each dimension
+        ("all-gather", ("x",), torus(2, 2, 1, axes={"x": 4}), 12),
+        # To 3 others, of which 2 are a hop away and one two: 4/3 hops on average, 2 links
+        *((kind, ("a",), GRID, 16) for kind in ALL_TO_ALL),
+        # A ring of 16: 64/15 hops on average; with 4 rows of it, 4 x 64/63 hops along it
+        *((kind, ("x",), torus(16, 1, 1, axes={"x": 16}), 12 * 64 / 15) for kind in ALL_TO_ALL),
+        *((kind, ("x",), torus(16, 4, 1, axes={"x": 64}), 48 * 64 / 63) for kind in ALL_TO_ALL),
+        ("all-to-all", ("x",), torus(2, 1, 1, axes={"x": 2}), 24),  # a hop, one link
+        ("collective-permute", ("a",), GRID, 24),  # one link
+        ("all-reduce", ("slice",), GRID, 240),  # the network
+        ("all-reduce", ("slice", "a"), GRID, 240),
+        ("collective-permute", ("slice",), GRID, 240),
+    ],
+)
+def test_a_collective_uses_the_links_of_its_group(kind, axes, mesh, seconds):
+    """Oracle: by hand, from the shape of the group on the torus."""
+    assert collective_seconds(kind, axes, 240, CHIP, mesh) == pytest.approx(seconds)
+
+
+def test_a_switch_joins_devices_without_coordinates():
+    """Oracle: by hand: all bytes over the links of a device, whatever the group."""
+    devices = np.array([SimpleNamespace() for _ in range(8)]).reshape(2, 4)
+    mesh = SimpleNamespace(axis_names=("a", "b"), devices=devices)
+    for kind in ("all-gather", "all-to-all"):
+        assert collective_seconds(kind, ("a", "b"), 240, CHIP, mesh) == 24
+
+
+def test_hidden_collectives_never_take_longer():
+    """Oracle: the definition: the longer of the two, against their sum; more bytes never take less."""
+    rng, last = np.random.default_rng(0), 0.0
+    for flops, moved, sent in rng.integers(0, 10_000, (20, 3)).tolist():
+        cost = cost_of(
+            ("bf16 x bf16", flops, moved, 2), collectives=[(("all-gather", ("a",)), sent)]
+        )
+        seconds = roofline(cost, CHIP, GRID)
+        assert seconds.hidden == max(seconds.operations, seconds.collectives)
+        assert seconds.hidden <= seconds.exposed <= 2 * seconds.hidden
+        assert seconds.operations >= max(seconds.products, seconds.memory) * (1 - 1e-12)
+    for sent in (10, 100, 1000):
+        cost = cost_of(("bf16 x bf16", 8000, 400, 1), collectives=[(("all-gather", ("a",)), sent)])
+        assert roofline(cost, CHIP, GRID).exposed > last
+        last = roofline(cost, CHIP, GRID).exposed
+
+
+def test_what_binds_may_be_collectives():
+    """Oracle: by hand."""
+    assert (
+        Roofline(products=1.0, memory=2.0, operations=2.0, collectives=3.0).bound == "collectives"
+    )
+
+
+def test_an_empty_program_takes_no_time():
+    """Oracle: by hand; its share of the peak is not a number."""
+    seconds = roofline(Cost(), CHIP, GRID)
+    assert seconds == Roofline(0.0, 0.0, 0, 0) and np.isnan(share_of_peak(0, 0.0, CHIP, 1))
+
+
+def test_the_share_of_the_peak_is_the_models_flops_over_all_devices():
+    """Oracle: by hand: 16 devices of 1000 FLOPs a second are half used for 3 seconds."""
+    assert share_of_peak(24_000, 3.0, CHIP, 16) == 0.5

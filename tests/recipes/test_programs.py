@@ -1,0 +1,212 @@
+"""What a plan describes is what a run passes: the first update of small runs against their Programs."""
+
+import jax
+import pytest
+
+from configs.distill_small import made_teacher
+from deepseek_jax.checkpoint import save_orbax
+from deepseek_jax.data.batches import joined
+from deepseek_jax.data.packing import Rows, pack
+from deepseek_jax.distill import update as distill_update
+from deepseek_jax.models import build_model, random_params
+from deepseek_jax.parallel import make_mesh, put_batch
+from deepseek_jax.recipes.distill import programs as of_distill
+from deepseek_jax.recipes.distill import run as distill
+from deepseek_jax.recipes.grpo import programs as of_grpo
+from deepseek_jax.recipes.grpo import run as grpo
+from deepseek_jax.recipes.judge import programs as of_judge
+from deepseek_jax.recipes.judge import run as judge
+from deepseek_jax.recipes.pretrain import programs as of_pretrain
+from deepseek_jax.recipes.pretrain import run as pretrain
+from deepseek_jax.recipes.pretrain import train as pretrain_train
+from deepseek_jax.recipes.reward_model import programs as of_reward_model
+from deepseek_jax.recipes.reward_model import run as reward_model
+from deepseek_jax.recipes.sft import programs as of_sft
+from deepseek_jax.recipes.sft import run as sft
+from deepseek_jax.reinforce import update as grpo_update
+from deepseek_jax.settings import build
+from deepseek_jax.training import loop
+from deepseek_jax.worlds.registry import named_tokenizer
+from tests.recipes import small, test_judge
+from tests.recipes.distill import test_run as small_distill
+from tests.recipes.pretrain import test_run as small_pretrain
+from tests.recipes.reward_model import test_run as small_reward_model
+from tests.recipes.sft import test_run as small_sft
+
+
+class FirstUpdate(Exception):
+    """Ends a run at its first update."""
+
+
+def first_update(recipe, config, workdir, module, mesh):
+    """(state, batch, rng, ...) of the first update that a run makes by the step which `module` jits. A base
+    stays as it is drawn, except where its own update is asked for.
+    """
+
+    def recorder(train_step, placed):
+        def step(*arguments, **named):
+            raise FirstUpdate(arguments, named)
+
+        return step
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "jitted_step", recorder)
+        # Compiles every term, to look at the values
+        patch.setattr(distill_update, "check_first", lambda *arguments: None)
+        if module is not pretrain_train:
+            patch.setattr(pretrain_train, "train", lambda stage, state, *rest: state)
+        # Measuring samples and scores
+        patch.setattr(recipe, "remembered", lambda path, measure: {}, raising=False)
+        with pytest.raises(FirstUpdate) as stopped:
+            small.run_recipe(recipe, config, workdir, mesh=mesh)
+    arguments, named = stopped.value.args
+    # The loop names the rng, a student's update does not
+    return (*arguments, *named.values())
+
+
+def planned_updates(recipe, module, config, mesh):
+    """{name: Program} of the programs that train."""
+    planned = module.programs(build(recipe.SETTINGS, config, "config"), mesh)
+    return {p.name: p for p in planned if p.name.endswith(("update", "pretrain")) or not p.needs}
+
+
+def assert_described(planned, real, shorter=False):
+    """The trees are equal but for the numbers. shorter: the last axis of real rows may be."""
+    assert jax.tree.structure(planned) == jax.tree.structure(real)
+    for (path, shape), array in zip(
+        jax.tree.leaves_with_path(planned), jax.tree.leaves(real), strict=True
+    ):
+        where = jax.tree_util.keystr(path)
+        assert shape.dtype == array.dtype, where
+        assert shape.sharding.is_equivalent_to(array.sharding, array.ndim), where
+        if shorter and array.ndim > 1:
+            assert shape.shape[:-1] == array.shape[:-1], where
+            assert array.shape[-1] <= shape.shape[-1], where
+        else:
+            assert shape.shape == array.shape, where
+
+
+def check(
+    recipe, programs, config, workdir, *, module=loop, name="update", mesh=None, shorter=False
+):
+    """Compare one update of a run with the Program of this name: -> the real arguments."""
+    mesh = mesh or small.one_device()
+    planned = planned_updates(recipe, programs, config, mesh)[name]
+    real = first_update(recipe, config, workdir, module, mesh)
+    assert len(planned.arguments) == len(real)
+    for index, (ours, theirs) in enumerate(zip(planned.arguments, real, strict=True)):
+        assert_described(ours, theirs, shorter and index == 1)
+    return real
+
+
+def eight_devices():
+    return make_mesh(data=2, fsdp=2, expert=2)
+
+
+@pytest.mark.parametrize("mesh", [small.one_device, eight_devices])
+def test_fine_tuning(tmp_path, mesh):
+    """Oracle: the arrays of a run, on one device and on eight."""
+    check(sft, of_sft, small_sft.small_config(), tmp_path, mesh=mesh())
+
+
+@pytest.mark.parametrize("kind", ["helpfulness", "safety"])
+def test_a_reward_model(tmp_path, kind):
+    """Oracle: the arrays of a run, whose rows are as long as its longest conversation, and planned as long as
+    sequence_length.
+    """
+    config = small_reward_model.small_config(kind)
+    check(reward_model, of_reward_model, config, tmp_path, shorter=True)
+
+
+def test_a_judge(tmp_path):
+    """Oracle: the arrays of a run."""
+    config = test_judge.get_config()
+    config.update(dict(num_steps=4, batch_size=4))
+    config.base.update(dict(num_documents=200, batch_size=8, num_steps=2))
+    config.base.optimizer.warmup_steps = 1
+    config.optimizer.warmup_steps = 0
+    config.data.update(test_judge.SIZES)
+    check(judge, of_judge, config, tmp_path)
+
+
+@pytest.mark.parametrize(
+    "mesh, fields",
+    [
+        (small.one_device, dict(loss=dict(kl_coef=0.0))),
+        (
+            small.one_device,
+            dict(
+                loss=dict(kl_coef=0.1),
+                minibatches=2,
+                reference_every=2,
+                reference_dtype="bfloat16",
+                reference_memory="host",
+                optimizer=dict(moment_memory="host", moment_dtype="bfloat16"),
+            ),
+        ),
+        (eight_devices, dict(prompts_per_step=8, loss=dict(kl_coef=0.1))),
+    ],
+)
+def test_reinforcement(tmp_path, mesh, fields):
+    """Oracle: the arrays of a run, of which completions may end before the longest that is allowed; moments
+    and the reference in the dtype and memory that the config says.
+    """
+    config = small.small_config(**fields)
+    module = dict(module=grpo_update)
+    check(grpo, of_grpo, config, tmp_path, mesh=mesh(), shorter=True, **module)
+
+
+LOSSES = {
+    "every term": dict(weights=small_distill.TERMS, temperature=1.0),
+    "top k": dict(weights=dict(soft=0.5, hard=0.5), top_k=8, temperature=1.0),
+    "on-policy": dict(
+        weights=dict(on_policy=1.0, hard=0.5),
+        on_policy=dict(prompts=8, max_completion_length=8),
+        temperature=1.0,
+    ),
+}
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_distillation(tmp_path, loss):
+    """Oracle: the arrays of a run, the frozen teacher among them; {} where its top k are cached."""
+    teacher = build_model(made_teacher()["model"])
+    save_orbax(tmp_path / "teacher", teacher, random_params(teacher, small.one_device(), 1))
+    config = small_distill.small_config(
+        (tmp_path, small_distill.write_texts(tmp_path / "texts.jsonl"))
+    )
+    with config.students.qwen.ignore_type():
+        config.students.qwen.loss = LOSSES[loss]
+    *_, frozen = check(
+        distill, of_distill, config, tmp_path / "run", module=distill_update, name="qwen: update"
+    )
+    assert bool(frozen) == (loss != "top k")
+
+
+def test_the_base_of_a_recipe(tmp_path):
+    """Oracle: the arrays of a run of the recipe up to its base's first update."""
+    config = small.small_config()
+    check(grpo, of_grpo, config, tmp_path, module=pretrain_train, name="pretrain")
+
+
+def test_pre_training(tmp_path):
+    """Oracle: the arrays of a run of one size of batch."""
+    config = small_pretrain.small_config()
+    config.stages.stage_1.batch_size = ((0, 4),)
+    check(pretrain, of_pretrain, config, tmp_path, module=pretrain_train, name="stage_1")
+
+
+def test_a_planned_batch_is_the_largest_of_a_stage():
+    """Oracle: the batch that the loop gets when the rows have grown: the same keys, shapes, dtypes, places."""
+    config, mesh = small_pretrain.small_config(micro_batch_size=8), eight_devices()
+    config.stages.stage_1.batch_size = ((0, 8), (2, 16))
+    config.stages.stage_2_long.batch_size = 8
+    planned = planned_updates(pretrain, of_pretrain, config, mesh)
+    tokenizer = named_tokenizer(config.data.tokenizer)
+    documents = [{"text": "0123456789" * 200}] * 50
+    for name, rows in (("stage_1", 16), ("stage_2_long", 8)):
+        sizes = Rows(sequence_length=config.stages[name].sequence_length, batch_size=rows)
+        batch = next(iter(pack(documents, tokenizer, sizes, seed=0)))
+        described = dict(planned[name].arguments[1])
+        assert described.pop("mtp_weight").shape == ()
+        assert_described(described, put_batch(mesh, joined(mesh, [batch])))

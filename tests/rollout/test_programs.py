@@ -1,0 +1,158 @@
+"""What a plan says of a rollout is what the engine calls: its parts' arguments against the Programs'."""
+
+import jax
+import numpy as np
+import pytest
+
+from deepseek_jax.checkpoint.tree import abstract_tree
+from deepseek_jax.costs.compiled import compile_programs
+from deepseek_jax.costs.flops import forward_flops
+from deepseek_jax.costs.program import GENERATION, SYNC
+from deepseek_jax.parallel import make_mesh
+from deepseek_jax.rollout import AnswerOptions, generate, steps
+from deepseek_jax.rollout.programs import rollout_programs
+from tests.recipes.small import one_device
+from tests.tiny import tiny_model
+
+PROMPTS = [list(range(1, 4 + i)) for i in range(5)]
+LONGEST, N, SLOTS = 6, 3, 8
+# The program of a plan and the engine's function
+PARTS = {
+    "weights": "decoding_weights",
+    "prefill": "prefill",
+    "slots": "empty_slots",
+    "seat": "seat",
+    "decode": "decode",
+}
+
+
+def eight_devices():
+    return make_mesh(data=1, fsdp=2, expert=2, tensor=2)
+
+
+def leaves_of(arguments):
+    """The arrays among the arguments of a jitted function; others are static."""
+    return [x for x in jax.tree.leaves(arguments) if isinstance(x, jax.Array | np.ndarray)]
+
+
+def shapes_of(arguments):
+    return [x for x in jax.tree.leaves(arguments) if isinstance(x, jax.ShapeDtypeStruct)]
+
+
+@pytest.fixture
+def called(monkeypatch):
+    """{name of a part: [the arguments of each call, in shapes, dtypes and shardings]}"""
+    calls = {name: [] for name in steps.Parts._fields}
+
+    def recording(name, part):
+        def record(*arguments):
+            # Not the arrays: a part may donate them
+            described = [
+                jax.ShapeDtypeStruct(
+                    # numpy's int64 goes in as int32
+                    x.shape,
+                    jax.dtypes.canonicalize_dtype(x.dtype, allow_extended_dtype=True),
+                    sharding=getattr(x, "sharding", None),
+                )
+                for x in leaves_of(arguments)
+            ]
+            static = [x for x in arguments if not leaves_of(x)]
+            calls[name].append((static, described))
+            return part(*arguments)
+
+        return record
+
+    parts = {name: recording(name, part) for name, part in steps.PARTS._asdict().items()}
+    monkeypatch.setattr(steps, "PARTS", steps.Parts(**parts))
+    return calls
+
+
+def engines_calls(called, kind, mesh):
+    """(config, calls) of a real rollout of tiny parameters."""
+    config, params = tiny_model(kind)
+    places = jax.tree.map(lambda x: x.sharding, abstract_tree(config, mesh))
+    params = jax.device_put(params, places)
+    sizes = dict(max_completion_length=LONGEST, n=N, slots=SLOTS)
+    with jax.set_mesh(mesh):
+        generate(config, params, PROMPTS, eos_ids=config.eos_ids, **sizes)
+    return config, called
+
+
+def planned_calls(config, mesh):
+    """{name: (Program, arguments)} of the plan, compiled for the same devices."""
+    options = AnswerOptions(max_completion_length=LONGEST, slots=SLOTS)
+    lengths = dict(prompts=len(PROMPTS), n=N, prompt_length=max(map(len, PROMPTS)))
+    planned = rollout_programs(config, mesh, options, **lengths)
+    arguments = {}
+
+    # Each program is compiled once and its arguments are asked for then
+    def watched(program):
+        given = program.arguments_after
+
+        def remember(results):
+            arguments[program.name] = given(results)
+            return arguments[program.name]
+
+        object.__setattr__(program, "arguments_after", remember)
+        return program
+
+    for program, compiled in compile_programs([watched(program) for program in planned]):
+        assert compiled.refusal is None, program.name
+    return {program.name: (program, arguments[program.name]) for program in planned}
+
+
+@pytest.mark.parametrize(
+    "kind, mesh",
+    [("gqa", one_device), ("mla_moe", eight_devices)],
+    ids=["one device", "eight devices"],
+)
+def test_a_planned_rollout_calls_what_the_engine_calls(called, kind, mesh):
+    """Oracle: every call of a real rollout: the same static arguments, shapes and dtypes; where the engine
+    passes arrays of the mesh, weights and slots, the same places.
+    """
+    mesh = mesh()
+    config, calls = engines_calls(called, kind, mesh)
+    planned = planned_calls(config, mesh)
+    assert planned.keys() == PARTS.keys() and not calls["grow"]
+    for name, part in PARTS.items():
+        program, arguments = planned[name]
+        assert program.function is getattr(steps, part)
+        static = [x for x in arguments if not shapes_of(x)]
+        shapes = shapes_of(arguments)
+        assert calls[part], name
+        for real_static, real in calls[part]:
+            # The engine passes a number for the slots that have to end, and the plan its shape
+            assert [x for x in real_static if not isinstance(x, int)] == [
+                x for x in static if not isinstance(x, int)
+            ]
+            described = [(x.shape, x.dtype) for x in shapes]
+            if name == "decode":
+                assert described.pop() == ((), np.int32)
+            assert [(x.shape, x.dtype) for x in real] == described
+            for ours, theirs in zip(shapes, real, strict=False):
+                if theirs.sharding is not None and theirs.sharding.num_devices == mesh.size:
+                    assert ours.sharding.is_equivalent_to(theirs.sharding, theirs.ndim), (
+                        name,
+                        ours,
+                    )
+        placed = [x for _, real in calls[part] for x in real if x.sharding is not None]
+        assert part == "empty_slots" or placed, name
+
+
+def test_a_planned_rollout_counts_its_calls(called):
+    """Oracle: the calls of a rollout in which no completion ends early, as no token ends one: the plan counts
+    seatings and chunks as the engine does where all slots end together.
+    """
+    config, calls = engines_calls(called, "gqa", one_device())
+    planned = planned_calls(config, one_device())
+    prefills, seats = (planned[name][0].times for name in ("prefill", "seat"))
+    assert prefills == len(calls["prefill"]) and seats <= len(calls["seat"])
+    turns = -(-len(PROMPTS) * N // SLOTS)
+    decode = planned["decode"][0]
+    assert decode.times == turns * LONGEST and decode.part == GENERATION
+    assert planned["weights"][0].part == SYNC
+    # By hand: a slot's token sees the room of its prompt and half of its completion
+    assert decode.flops == SLOTS * forward_flops(config, 16 + LONGEST / 2)
+    assert decode.tokens == SLOTS
+    rows = planned["prefill"][1][-2].shape
+    assert planned["prefill"][0].flops == rows[0] * 16 * forward_flops(config, 16 / 2)
