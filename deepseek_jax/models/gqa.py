@@ -59,7 +59,7 @@ class GroupedQueryAttention(nn.Module):
         """Attend within a row: x [b t d] -> ([b t d], the cache entries k and v, [z t x])."""
         q, k, v = self.project(x_btd, rope)
         remembered = {"k": _by_sequence(k), "v": _by_sequence(v)}
-        q, k, v = by_heads(q, k, v)
+        q, k, v, segment_ids = by_heads(q, k, v, segment_ids)
         scale = self.config.head_dim**-0.5
         if branches is None:
             out_bthx = attend(q, k, v, scale=scale, segment_ids=segment_ids)

@@ -105,7 +105,7 @@ class MultiHeadLatentAttention(nn.Module):
     def __call__(self, x_btd, rope, segment_ids, branches=None):
         """Expanded form: x [b t d] -> ([b t d], the cache entries c_kv [b t c] and k_rope [b t r])."""
         projected, (c_kv, k_rope) = self._expand(x_btd, rope)
-        q, k, v = by_heads(*projected)
+        q, k, v, segment_ids = by_heads(*projected, segment_ids)
         if branches is None:
             out_bthu = attend(q, k, v, scale=self.scale, segment_ids=segment_ids)
         else:

@@ -16,7 +16,7 @@ SPLIT = ("batch", "seq", None)
 
 def attention(q, k, v, segment_ids):
     """As a layer calls it: tokens split before and after."""
-    q, k, v = by_heads(*(constrain(x, ROWS) for x in (q, k, v)))
+    q, k, v, segment_ids = by_heads(*(constrain(x, ROWS) for x in (q, k, v)), segment_ids)
     out = attend(q, k, v, scale=0.3, segment_ids=segment_ids, implementation="blockwise")
     return by_tokens(out)
 
@@ -64,22 +64,24 @@ def test_each_device_multiplies_its_own_heads_alone():
 
 def test_nothing_travels_from_block_to_block():
     """Oracle: by hand, of a layer's update over 4 devices: q, k, v, the output and the gradients of all four
-    go from tokens to heads or back, the output's gradient twice: alone and in a product with the output. Else
-    only the weights' gradients are summed. 36 pairs of blocks would multiply what is inside their loop.
+    go from tokens to heads or back, the output's gradient twice: alone and in a product with the output.
+    Segment ids are gathered, and the weights' gradients are summed. 36 pairs of blocks would multiply what is inside their loop.
     """
     weights, x = jnp.ones((4, 64, 8, 16)), jnp.ones((2, 1024, 64))
     segment_ids = jnp.ones((2, 1024), jnp.int32)
 
-    def loss(weights, x):
+    def loss(weights, x, segment_ids):
         q, k, v = (jnp.einsum("btd,dhx->bthx", x, weights[i]) for i in range(3))
-        out = attention(q, k, v, segment_ids)
+        out = attention(q, k, v, constrain(segment_ids, ("batch", "seq")))
         return jnp.square(constrain(jnp.einsum("bthx,dhx->btd", out, weights[3]), SPLIT)).mean()
 
     mesh = make_mesh(data=1, context=4, devices=jax.devices()[:4])
     with jax.set_mesh(mesh):
-        gradients = jax.jit(lambda weights, x: jax.grad(loss)(weights, constrain(x, SPLIT)))
-        program = gradients.lower(weights, x).compile()
+        gradients = jax.jit(lambda weights, x, s: jax.grad(loss)(weights, constrain(x, SPLIT), s))
+        program = gradients.lower(weights, x, segment_ids).compile()
     moved = program_cost(program.as_text(), mesh.shape).collectives
     array = 4 * 2 * 1024 * 8 * 16 / 4
     assert moved["all-to-all", ("context",)].wire_bytes == 9 * array * 3 / 4, moved
-    assert moved.keys() == {("all-to-all", ("context",)), ("all-reduce", ("context",))}, moved
+    gathered = moved["all-gather", ("context",)]
+    assert gathered.count <= 2 and gathered.wire_bytes <= 2 * segment_ids.nbytes, moved
+    assert moved["all-reduce", ("context",)].count == 1 and len(moved) == 3, moved
