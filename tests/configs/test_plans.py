@@ -45,8 +45,8 @@ print("result", json.dumps(found))
 
 @pytest.fixture(scope="module")
 def planned():
-    """{(name, arg): [bytes of a device's memory, {program: bytes of its arguments}, {program: [tokens, needs]}]}
-    of every experiment, listed by one process without checkpoints, tokenizers or data.
+    """{(name, arg): [bytes of a device's memory, {program: bytes of its arguments}, {program: [tokens,
+    needs]}]} of every experiment, listed by one process without checkpoints, tokenizers or data.
     """
     jobs = [(path.stem, arg, SLICES.get(path.stem, "v5e:1x1")) for path, arg in PLANNED]
     found = compile_apart(LIST, json.dumps(jobs), timeout=900)
@@ -54,7 +54,7 @@ def planned():
 
 
 def test_the_arguments_of_every_experiments_programs_fit_its_devices(planned):
-    """Oracle: the memory of a chip, see costs/chips.py; and each config has an update or answers questions."""
+    """Oracle: the memory of a chip, see costs/chips.py; each config has an update or answers questions."""
     for run, (memory, held, programs) in planned.items():
         assert held and max(held.values()) < memory, (run, held)
         names = {name.rpartition(": ")[2] for name in programs}

@@ -28,7 +28,9 @@ def cost_of(*operations, collectives=()):
     """The Cost of (label, FLOPs, bytes, times) and of collectives ((kind, axes), bytes sent)."""
     cost = Cost(collectives={key: Collective(wire_bytes=sent) for key, sent in collectives})
     for label, flops, moved, times in operations:
-        cost.add(Cost(Counter({label: flops}), Counter(), moved, Counter({(flops, moved): 1})), times)
+        cost.add(
+            Cost(Counter({label: flops}), Counter(), moved, Counter({(flops, moved): 1})), times
+        )
     return cost
 
 
@@ -50,7 +52,7 @@ GRID = torus(4, 4, 1, axes={"slice": 1, "a": 4, "b": 4})
     ],
 )
 def test_an_operation_takes_what_binds_it(label, flops, moved, times, products, memory, bound):
-    """Oracle: by hand: FLOPs over the peak of the operands, bytes over the bandwidth, the larger of the two."""
+    """Oracle: by hand: FLOPs over the operands' peak, bytes over the bandwidth; the larger."""
     seconds = roofline(cost_of((label, flops, moved, times)), CHIP, GRID)
     assert (seconds.products, seconds.memory) == (products, memory)
     assert seconds.operations == max(products, memory)
@@ -58,7 +60,7 @@ def test_an_operation_takes_what_binds_it(label, flops, moved, times, products, 
 
 
 def test_products_of_fp8_are_at_the_peak_of_fp8():
-    """Oracle: Google's and NVIDIA's numbers: fp8 is twice bfloat16 on TPU7x, of which JAX shows two devices."""
+    """Oracle: Google's and NVIDIA's numbers: twice bfloat16's on TPU7x, a chip of two JAX devices."""
     chip = CHIPS["tpu7x"]
     device = DEVICES[chip.device_kind]
     cost = cost_of(("f8e4m3fn x f8e4m3fn", 4614e12, 0, 1))
@@ -132,7 +134,9 @@ def test_hidden_collectives_never_take_longer():
 
 def test_what_binds_may_be_collectives():
     """Oracle: by hand."""
-    assert Roofline(products=1.0, memory=2.0, operations=2.0, collectives=3.0).bound == "collectives"
+    assert (
+        Roofline(products=1.0, memory=2.0, operations=2.0, collectives=3.0).bound == "collectives"
+    )
 
 
 def test_an_empty_program_takes_no_time():

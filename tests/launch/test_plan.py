@@ -107,7 +107,9 @@ def test_a_plan_shows_what_one_device_holds_and_does(folder):
     assert argument_bytes(program.arguments[0]) <= updated <= arguments <= peak
     share = peak / DEVICES["TPU v5 lite"].hbm_bytes
     assert found["fits"] == f"{share:.1%} of 15.75 GiB"
-    needed, executed = map(float, re.match(r"(\S+), (\S+):", found["FLOPs needed, carried out"]).groups())
+    needed, executed = map(
+        float, re.match(r"(\S+), (\S+):", found["FLOPs needed, carried out"]).groups()
+    )
     assert needed == pytest.approx(program.flops / 4, rel=1e-3)
     assert needed < executed < 20 * needed
     (row,) = [line for line in out.splitlines() if line.strip().startswith("stage_1 ")][-1:]
@@ -173,7 +175,10 @@ def test_without_libtpu_a_plan_says_what_to_install(folder):
         ("--topology=h100:8", "which does not equal the 8 devices"),
         ("--topology=h100:many", "--topology=h100:many needs a number of GPUs"),
         ("--topology=v5e:2x2 --program=stage1", "did you mean stage_1?"),
-        ("--topology=v5e:2x2 --config.recipe=evaluate", "config.recipe='evaluate' cannot be planned"),
+        (
+            "--topology=v5e:2x2 --config.recipe=evaluate",
+            "config.recipe='evaluate' cannot be planned",
+        ),
         ("--topology=v5e:2x2 --config.recipe=grop", "did you mean grpo?"),
         ("--topology=v5e:2x2 --config.mesh.fsdp=0", "config.mesh.fsdp=0"),
         ("", "Flag --topology must have a value other than None"),

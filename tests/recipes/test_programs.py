@@ -86,7 +86,9 @@ def assert_described(planned, real, shorter=False):
             assert shape.shape == array.shape, where
 
 
-def check(recipe, programs, config, workdir, *, module=loop, name="update", mesh=None, shorter=False):
+def check(
+    recipe, programs, config, workdir, *, module=loop, name="update", mesh=None, shorter=False
+):
     """Compare one update of a run with the Program of this name: -> the real arguments."""
     mesh = mesh or small.one_device()
     planned = planned_updates(recipe, programs, config, mesh)[name]
@@ -195,7 +197,7 @@ def test_pre_training(tmp_path):
 
 
 def test_a_planned_batch_is_the_largest_of_a_stage():
-    """Oracle: the batch that the loop gets when the rows have grown: the same keys, shapes, dtypes, places."""
+    """Oracle: the batch that the loop gets when the rows have grown."""
     config, mesh = small_pretrain.small_config(micro_batch_size=8), eight_devices()
     config.stages.stage_1.batch_size = ((0, 8), (2, 16))
     config.stages.stage_2_long.batch_size = 8

@@ -131,7 +131,10 @@ def test_a_planned_rollout_calls_what_the_engine_calls(called, kind, mesh):
             assert [(x.shape, x.dtype) for x in real] == described
             for ours, theirs in zip(shapes, real, strict=False):
                 if theirs.sharding is not None and theirs.sharding.num_devices == mesh.size:
-                    assert ours.sharding.is_equivalent_to(theirs.sharding, theirs.ndim), (name, ours)
+                    assert ours.sharding.is_equivalent_to(theirs.sharding, theirs.ndim), (
+                        name,
+                        ours,
+                    )
         placed = [x for _, real in calls[part] for x in real if x.sharding is not None]
         assert part == "empty_slots" or placed, name
 
