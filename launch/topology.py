@@ -78,8 +78,8 @@ def recipes_programs(config, mesh):
     name = recipe.__name__.removesuffix("run") + "programs"
     if importlib.util.find_spec(name) is None:
         raise ValueError(
-            f"config.recipe={config.recipe!r} cannot be planned: it trains nothing; plan the recipe that makes "
-            "the checkpoint"
+            f"config.recipe={config.recipe!r} cannot be planned: it trains nothing; plan the recipe that "
+            "makes the checkpoint"
         )
     settings = build(recipe.SETTINGS, config, "config")
     return importlib.import_module(name).programs(settings, mesh)

@@ -2,7 +2,7 @@
 shows in review. To accept one, write the files anew:
 
 python -m tests.configs.snapshots               # parameters, in seconds
-python -m tests.configs.snapshots collectives   # compiles programs for TPUs, in half an hour
+python -m tests.configs.snapshots collectives [FOLDER_OF_PLANS]   # compiles programs for TPUs, for an hour
 """
 
 import importlib
@@ -18,6 +18,7 @@ SLICES = {
     "pretrain_v3:context=32k": "v5p:8x8x16",
     "pretrain_v3:context=128k": "v5p:8x8x16",
     "r1_zero": "v5p:8x8x16",
+    "r1:stage=reasoning": "v5p:8x8x16",
     "r1:stage=sft": "v5p:8x8x16",
     "r1:stage=helpfulness": "v5p:8x8x16",
     "generate_r1_distill": "v5p:4x4x4",
@@ -28,12 +29,15 @@ SLICES = {
     "distill_llama_8b": "v5p:4x4x4",
     "distill_llama_70b": "v5p:4x8x8",
 }
-# Programs whose collectives are kept: (config, program, GiB that its peak may have)
-COMPILED = [
-    ("distill_qwen_1_5b", "student: update", 15.75),
-    ("distill_qwen_7b", "student: update", 15.75),
-    ("r1_zero", "update", 95.0),
-]
+# Programs whose collectives are kept: (config, program) -> GiB of a chip
+COMPILED = {
+    ("distill_qwen_1_5b", "student: update"): 15.75,
+    ("distill_qwen_7b", "student: update"): 15.75,
+    ("r1_zero", "update"): 95.0,
+    ("r1:stage=reasoning", "update"): 95.0,
+    ("r1:stage=sft", "update"): 95.0,
+    ("r1:stage=helpfulness", "update"): 95.0,
+}
 
 
 def config_of(name):
@@ -84,8 +88,10 @@ def abstract_mesh(sizes, devices, names):
     return AbstractMesh(tuple(sizes.get(name, 1) for name in names), tuple(names))
 
 
-def sent(name, program):
-    """(peak bytes, lines of what one device sends in a program), compiled for the config's slice."""
+def sent(name, program, cache=None):
+    """(peak bytes, lines of what one device sends in a program), compiled for the config's slice. cache: see
+    costs.compiled.
+    """
     from launch import topology
 
     config = config_of(name)
@@ -93,7 +99,7 @@ def sent(name, program):
     from deepseek_jax.costs.compiled import compile_programs
 
     programs = topology.chosen(topology.recipes_programs(config, mesh), program)
-    *_, (_, compiled) = compile_programs(programs)
+    *_, (_, compiled) = compile_programs(programs, cache)
     assert compiled.refusal is None, compiled.refusal
     axes = {key: one for key, one in compiled.cost.collectives.items() if one.wire_bytes >= 1e6}
     lines = [
@@ -117,12 +123,13 @@ def write(kind, name, lines):
 
 
 if __name__ == "__main__":
-    if sys.argv[1:] == ["collectives"]:
+    if sys.argv[1:2] == ["collectives"]:
         from launch.plan import ENVIRONMENT
 
         os.environ.update(ENVIRONMENT)
-        for name, program, _ in COMPILED:
-            write("collectives", f"{name} {program}", sent(name, program)[1])
+        cache = Path(sys.argv[2]) if sys.argv[2:] else None
+        for name, program in COMPILED:
+            write("collectives", f"{name} {program}", sent(name, program, cache)[1])
     else:
         for name in SLICES:
             write("parameters", name, placed(name))

@@ -38,15 +38,15 @@ for name, arg, topology in json.loads(sys.argv[1]):
     mesh, chip = plan.planned_mesh(topology, config.get("mesh", {}))
     programs = plan.recipes_programs(config, mesh)
     held = {p.name: argument_bytes(p.arguments) for p in programs if not p.needs}
-    found.append([chip.hbm_bytes, held, {p.name: [p.tokens, p.needs] for p in programs}])
+    found.append([chip.hbm_bytes, held, [[p.name, p.tokens, p.needs] for p in programs]])
 print("result", json.dumps(found))
 """
 
 
 @pytest.fixture(scope="module")
 def planned():
-    """{(name, arg): [bytes of a device's memory, {program: bytes of its arguments}, {program: [tokens, needs]}]}
-    of every experiment, listed by one process without checkpoints, tokenizers or data.
+    """{(name, arg): [bytes of a device's memory, {program: bytes of its arguments}, [[program, tokens,
+    needs]]]} of every experiment, listed by one process without checkpoints, tokenizers or data.
     """
     jobs = [(path.stem, arg, SLICES.get(path.stem, "v5e:1x1")) for path, arg in PLANNED]
     found = compile_apart(LIST, json.dumps(jobs), timeout=900)
@@ -54,18 +54,19 @@ def planned():
 
 
 def test_the_arguments_of_every_experiments_programs_fit_its_devices(planned):
-    """Oracle: the memory of a chip, see costs/chips.py; and each config has an update or answers questions."""
+    """Oracle: the memory of a chip, see costs/chips.py; each config has an update or answers questions."""
     for run, (memory, held, programs) in planned.items():
         assert held and max(held.values()) < memory, (run, held)
-        names = {name.rpartition(": ")[2] for name in programs}
+        names = {name.rpartition(": ")[2] for name, _, _ in programs}
         assert names & {"update", "decode", "stage_1", "stage_2_32k", "stage_3_128k"}, run
 
 
 def test_no_program_stands_before_one_whose_results_it_takes(planned):
     """Oracle: the order of the list, in which names are distinct."""
     for _, _, programs in planned.values():
-        names = list(programs)
-        for index, (_, needs) in enumerate(programs.values()):
+        names = [name for name, _, _ in programs]
+        assert len(set(names)) == len(names)
+        for index, (_, _, needs) in enumerate(programs):
             assert set(needs) <= set(names[:index])
 
 
@@ -74,10 +75,10 @@ def test_the_state_of_v3_is_its_parameters_and_two_moments(planned):
     layers and of the prediction module over all devices, everything else over 32: norms and biases, which
     every device has whole, are within 5%. With them 17 bytes for each of 15,360 x 4,096 tokens.
     """
-    _, held, programs = planned["pretrain_v3", None]
+    _, held, ((_, counted, _),) = planned["pretrain_v3", None]
     experts = 59 * 256 * 3 * 7168 * 2048
     rest = count_params(build_model(models.deepseek_v3())) - experts
     tokens = 15_360 * 4096
-    assert programs["stage_1"][0] == tokens
+    assert counted == tokens
     state = (4 + 2 + 2) * (experts / 1024 + rest / 32)
     assert held["stage_1"] == pytest.approx(state + 17 * tokens / 1024, rel=0.05)

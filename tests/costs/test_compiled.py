@@ -15,6 +15,7 @@ from deepseek_jax.parallel import make_mesh
 from tests.rollout.test_tpu_decode import compile_apart
 
 MESH = make_mesh(data=1, fsdp=4, tensor=2)
+WHOLE = PartitionSpec()
 ROWS = NamedSharding(MESH, PartitionSpec(("fsdp", "tensor")))
 COLUMNS = NamedSharding(MESH, PartitionSpec(None, "tensor"))
 
@@ -32,7 +33,7 @@ def add(results, bias):
     return y["y"] + bias, mask.sum()
 
 
-def shape(*sizes, dtype="float32", place=PartitionSpec()):
+def shape(*sizes, dtype="float32", place=WHOLE):
     return jax.ShapeDtypeStruct(sizes, dtype, sharding=NamedSharding(MESH, place))
 
 

@@ -69,7 +69,7 @@ def test_an_update_needs_three_forward_passes(config):
 
 @pytest.mark.parametrize("scalars, depths", [(("normalizer",), 0), (("mtp_weight",), 2)])
 def test_an_updates_work_is_that_of_its_rows(scalars, depths):
-    """Oracle: by hand: rows times length; the modules of multi-token prediction where a weight trains them."""
+    """Oracle: by hand: rows times length; prediction modules where a weight trains them."""
     state = TrainState(everywhere(MESH, (), "int32"), {}, None)
     batch = abstract_rows(MESH, 16, 32, scalars=scalars)
     program = update_program("update", None, state, batch, config=MTP, mesh=MESH)

@@ -52,7 +52,7 @@ GRID = torus(4, 4, 1, axes={"slice": 1, "a": 4, "b": 4})
     ],
 )
 def test_an_operation_takes_what_binds_it(label, flops, moved, times, products, memory, bound):
-    """Oracle: by hand: FLOPs over the peak of the operands, bytes over the bandwidth, the larger of the two."""
+    """Oracle: by hand: FLOPs over the operands' peak, bytes over the bandwidth; the larger."""
     seconds = roofline(cost_of((label, flops, moved, times)), CHIP, GRID)
     assert (seconds.products, seconds.memory) == (products, memory)
     assert seconds.operations == max(products, memory)
@@ -60,7 +60,7 @@ def test_an_operation_takes_what_binds_it(label, flops, moved, times, products, 
 
 
 def test_products_of_fp8_are_at_the_peak_of_fp8():
-    """Oracle: Google's and NVIDIA's numbers: fp8 is twice bfloat16 on TPU7x, of which JAX shows two devices."""
+    """Oracle: Google's and NVIDIA's numbers: twice bfloat16's on TPU7x, a chip of two JAX devices."""
     chip = CHIPS["tpu7x"]
     device = DEVICES[chip.device_kind]
     cost = cost_of(("f8e4m3fn x f8e4m3fn", 4614e12, 0, 1))

@@ -197,7 +197,7 @@ def test_pre_training(tmp_path):
 
 
 def test_a_planned_batch_is_the_largest_of_a_stage():
-    """Oracle: the batch that the loop gets when the rows have grown: the same keys, shapes, dtypes, places."""
+    """Oracle: the batch that the loop gets when the rows have grown."""
     config, mesh = small_pretrain.small_config(micro_batch_size=8), eight_devices()
     config.stages.stage_1.batch_size = ((0, 8), (2, 16))
     config.stages.stage_2_long.batch_size = 8

@@ -147,8 +147,8 @@ def kls(workdir):
 def test_a_reference_in_bfloat16_on_the_host_is_one_rounded_by_hand(
     tmp_path, monkeypatch, seen, every
 ):
-    """Oracle: the KL of a run whose references were rounded by numpy, and stayed on the device in float32; the
-    first one is not 0, as that of a reference in full is. The same after an interruption.
+    """Oracle: the KL of a run whose references were rounded by numpy, and stayed on the device in float32;
+    the first one is not 0, as that of a reference in full is. The same after an interruption.
     """
     fields = dict(num_steps=3) | ({} if every is None else dict(reference_every=every))
     stored = fields | dict(reference_dtype="bfloat16", reference_memory="host")

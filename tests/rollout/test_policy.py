@@ -126,8 +126,8 @@ def test_the_longest_prompt_and_answer_have_to_have_positions():
 def test_another_architecture_is_refused_before_parameters_are_read(
     tmp_path, monkeypatch, saved_by
 ):
-    """Oracle: the words a reader needs, from a folder whose parameters cannot be read; the architecture of the
-    checkpoint itself passes the check and fails at them.
+    """Oracle: the words a reader needs, from a folder whose parameters cannot be read; the architecture of
+    the checkpoint itself passes the check and fails at them.
     """
     config, params = tiny_model("gqa")
     tokenizer = arithmetic_tokenizer()
