@@ -62,7 +62,9 @@ def parse_config(argv):
         parse_flags(others)
         if flags.FLAGS.config is None:
             if overrides:
-                raise ValueError(f"--config.{overrides[0][0]} sets a field of --config, which is missing")
+                raise ValueError(
+                    f"--config.{overrides[0][0]} sets a field of --config, which is missing"
+                )
             return None
         return load_config(flags.FLAGS.config, overrides)
     except (ValueError, flags.Error) as error:

@@ -28,9 +28,7 @@ class Ranked:
         return excess, self.seconds, self.layout.micro_batches, self.peak
 
 
-def rank(
-    updates: list[Program], meshes: list[dict], mesh_of: Callable[[dict], Mesh], chip: Chip
-):
+def rank(updates: list[Program], meshes: list[dict], mesh_of: Callable[[dict], Mesh], chip: Chip):
     """([Ranked], best first, [why a mesh was dropped]).
 
     updates: of any mesh: their shapes and axes alone are read. meshes: as of layouts.meshes. mesh_of({axis:
