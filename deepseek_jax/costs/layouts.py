@@ -80,8 +80,9 @@ def micro_batches(program: Program, mesh: AbstractMesh):
             if size % axis_parts(mesh, entry):
                 name = jax.tree_util.keystr(path, simple=True, separator="/")
                 axes = (entry,) if isinstance(entry, str) else entry
-                split = ", ".join(f"{size_name(a)}={mesh.shape[a]}" for a in axes)
-                raise ValueError(f"{program.name}: {name} has {size}, which {split} do not divide")
+                sizes = {size_name(axis): mesh.shape[axis] for axis in axes}
+                split = ", ".join(f"{axis}={n}" for axis, n in sizes.items() if n > 1)
+                raise ValueError(f"{program.name}: {name} has {size}, not a multiple of {split}")
     sizes = {len(leaf) for leaf in program.arguments[1].values() if leaf.shape}
     rows = max(sizes) // axis_parts(mesh, RULES["batch"])
     return [n for n in _divisors(rows) if all(size % n == 0 for size in sizes)]
