@@ -1,4 +1,4 @@
-"""Layouts of an update: the meshes, micro-batches and remat policies that its sizes allow, with their bytes."""
+"""Layouts of an update: the meshes, micro-batches and remat policies that its sizes allow."""
 
 import dataclasses
 import math

@@ -6,8 +6,8 @@ HEADS = ("batch", None, "attention_heads", None)
 
 
 def by_heads(q, k, v, segment_ids):
-    """Reshard from some tokens of all heads to all tokens of some heads: [b t h x] each; segment_ids [b t] are
-    gathered.
+    """Reshard from some tokens of all heads to all tokens of some heads, [b t h x] each, and gather
+    segment_ids [b t].
 
     by_tokens is the way back. Where the heads of one array do not split over the devices, q stays split by
     token and each device gathers whole rows of k and v instead.

@@ -65,7 +65,8 @@ def test_each_device_multiplies_its_own_heads_alone():
 def test_nothing_travels_from_block_to_block():
     """Oracle: by hand, of a layer's update over 4 devices: q, k, v, the output and the gradients of all four
     go from tokens to heads or back, the output's gradient twice: alone and in a product with the output.
-    Segment ids are gathered, and the weights' gradients are summed. 36 pairs of blocks would multiply what is inside their loop.
+    Segment ids are gathered, and the weights' gradients are summed. 36 pairs of blocks would multiply what
+    is inside their loop.
     """
     weights, x = jnp.ones((4, 64, 8, 16)), jnp.ones((2, 1024, 64))
     segment_ids = jnp.ones((2, 1024), jnp.int32)

@@ -100,15 +100,19 @@ def test_a_decoding_step_on_tpu_copies_no_cache():
     assert temporary < cache
 
 
-R1_ZERO = dict(data=1, expert=32, tensor=-1)
+R1_ZERO = dict(data=1, fsdp=8, expert=32, context=4)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     "model, topology, mesh, slots, prompt_room, completion_room, gib",
     [
-        ("deepseek_v3", "v5p:8x8x16", R1_ZERO, 2048, 2048, 32768, 12),
-        ("r1_distill_qwen_7b", "v5e:4x4", dict(data=1, fsdp=16), 256, 512, 2048, 12),
+        pytest.param(
+            *("deepseek_v3", "v5p:8x8x16", R1_ZERO, 2048, 2048, 32768, 12), marks=pytest.mark.pod
+        ),
+        pytest.param(
+            *("r1_distill_qwen_7b", "v5e:4x4", dict(data=1, fsdp=16), 256, 512, 2048, 12),
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_a_pods_rollout_fits(model, topology, mesh, slots, prompt_room, completion_room, gib):
