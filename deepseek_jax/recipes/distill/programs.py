@@ -105,8 +105,7 @@ def _student(
             )
         )
         params = params | {PROJECTIONS: everywhere(mesh, shape.shape, jnp.float32)}
-    # A teacher whose top k are cached is not in memory
-    if teacher is not None and loss.top_k is None:
+    if teacher is not None and loss.reads_teacher():
         frozen = abstract_tree(teacher, mesh, teacher.dtype)
     create, step = jitted_update(student, objective, params, mesh)
     state, batch = create.eval_shape(params), _batch(student, mesh)
