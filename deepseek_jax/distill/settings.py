@@ -107,6 +107,11 @@ class LossSettings:
         """Whether a term needs a teacher, during training or to fill a cache."""
         return self.needs(*OF_TEACHER)
 
+    def reads_teacher(self):
+        """Whether an update reads the teacher's parameters: soft targets from a cache do not."""
+        cached = ("soft",) if self.top_k is not None else ()
+        return self.needs(*(name for name in OF_TEACHER if name not in cached))
+
     def temperatures(self):
         """((update, temperature), ...)."""
         return pairs_of(self.temperature)

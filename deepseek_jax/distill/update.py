@@ -42,7 +42,7 @@ def train_student(
         return update(state, batch, rng, teacher_params)
 
     needed = objective.flops_per_token(
-        settings.sequence_length, cached=settings.loss.top_k is not None
+        settings.sequence_length, cached=not settings.loss.reads_teacher()
     )
     state = create(params)
     params = train(settings, state, step, source, run, settings.seed, flops_per_token=needed).params

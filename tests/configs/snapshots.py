@@ -21,6 +21,7 @@ SLICES = {
     "r1:stage=reasoning": "v5p:8x8x16",
     "r1:stage=sft": "v5p:8x8x16",
     "r1:stage=helpfulness": "v5p:8x8x16",
+    "v3_post_training:stage=rl": "v5p:8x8x16",
     "generate_r1_distill": "v5p:4x4x4",
     "distill_qwen_1_5b": "v5e:4x4",
     "distill_qwen_7b": "v5e:8x8",

@@ -6,37 +6,25 @@ import pytest
 
 from configs import models
 from deepseek_jax.models import build_model, count_params
+from tests.configs import snapshots
 from tests.experiments import CONFIGS, RUNS
 from tests.rollout.test_tpu_decode import compile_apart
 
 # The slice of each experiment that names a mesh of many chips; a single v5e for all others
-POD = "v5p:8x8x16"
-SLICES = {
-    "pretrain_v3": POD,
-    "r1": POD,
-    "r1_zero": POD,
-    "v3_post_training": POD,
-    "generate_r1_distill": "v5p:2x4x4",
-    "distill_qwen_1_5b": "v5e:4x4",
-    "distill_qwen_7b": "v5e:4x4",
-    "distill_qwen_14b": "v5e:8x8",
-    "distill_qwen_32b": "v5e:8x16",
-    "distill_llama_8b": "v5e:4x4",
-    "distill_llama_70b": "v5e:16x16",
-}
+SLICES = {name.partition(":")[0]: topology for name, topology in snapshots.SLICES.items()}
 V3 = CONFIGS / "pretrain_v3.py"
 PLANNED = [*RUNS, (V3, "context=32k"), (V3, "context=128k")]
 LIST = """
 import json, sys
 from deepseek_jax.costs.program import argument_bytes
-from launch import plan
+from launch import topology as slices
 from tests.experiments import CONFIGS, load
 
 found = []
 for name, arg, topology in json.loads(sys.argv[1]):
     config = load(CONFIGS / f"{name}.py", arg)
-    mesh, chip = plan.planned_mesh(topology, config.get("mesh", {}))
-    programs = plan.recipes_programs(config, mesh)
+    mesh, chip = slices.planned_mesh(topology, config.get("mesh", {}))
+    programs = slices.recipes_programs(config, mesh)
     held = {p.name: argument_bytes(p.arguments) for p in programs if not p.needs}
     found.append([chip.hbm_bytes, held, [[p.name, p.tokens, p.needs] for p in programs]])
 print("result", json.dumps(found))

@@ -159,6 +159,7 @@ def test_reinforcement(tmp_path, mesh, fields):
 LOSSES = {
     "every term": dict(weights=small_distill.TERMS, temperature=1.0),
     "top k": dict(weights=dict(soft=0.5, hard=0.5), top_k=8, temperature=1.0),
+    "top k and features": dict(weights=dict(soft=0.5, hidden=0.5), top_k=8, temperature=1.0),
     "on-policy": dict(
         weights=dict(on_policy=1.0, hard=0.5),
         on_policy=dict(prompts=8, max_completion_length=8),
@@ -169,7 +170,9 @@ LOSSES = {
 
 @pytest.mark.parametrize("loss", LOSSES)
 def test_distillation(tmp_path, loss):
-    """Oracle: the arrays of a run, the frozen teacher among them; {} where its top k are cached."""
+    """Oracle: the arrays of a run, the frozen teacher among them; {} where its cached top k are all that the
+    loss reads of it.
+    """
     teacher = build_model(made_teacher()["model"])
     save_orbax(tmp_path / "teacher", teacher, random_params(teacher, small.one_device(), 1))
     config = small_distill.small_config(

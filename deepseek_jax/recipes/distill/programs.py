@@ -104,13 +104,13 @@ def _student(
             )
         )
         params = params | {PROJECTIONS: everywhere(mesh, shape.shape, jnp.float32)}
-    if objective.teacher is not None:
+    if teacher is not None and loss.reads_teacher():
         frozen = abstract_tree(teacher, mesh, teacher.dtype)
     create, step = jitted_update(student, objective, params, mesh)
     state, batch = create.eval_shape(params), _batch(student, mesh)
     update = update_program(f"{name}: update", step, state, batch, config=config, mesh=mesh)
     flops = update.tokens * objective.flops_per_token(
-        student.sequence_length, cached=loss.top_k is not None
+        student.sequence_length, cached=not loss.reads_teacher()
     )
     arguments = (*update.arguments, frozen)
     planned = [dataclasses.replace(update, arguments=arguments, flops=flops)]

@@ -77,7 +77,12 @@ class StudentRun:
             learns_texts=self.student.loss.learns_texts(),
         )
         run = self.run.within(self.run.folder / "checkpoints")
-        teacher_params = {} if taught is None else taught.params
+        teacher_params = {}
+        if self.student.loss.reads_teacher():
+            teacher_params = taught.params
+        elif taught is not None:
+            # Its targets are cached: training needs the memory
+            jax.tree.map(lambda leaf: leaf.delete(), taught.params)
         params = policy.params, teacher_params
         with at(f"config.students.{self.name}"):
             params = train_student(self.student, objective, *params, source, run)
