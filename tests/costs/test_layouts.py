@@ -144,7 +144,7 @@ def test_a_batch_that_needs_micro_batches_gets_them():
 
 
 def test_a_mesh_that_does_not_split_is_dropped_with_its_reason():
-    """Oracle: by hand: 24 rows split over 8 devices; 8 experts do not split over 5; nothing fits into 1000 bytes."""
+    """Oracle: by hand: 24 rows split over 8 devices, 8 experts not over 5; 1000 bytes hold nothing."""
     found, dropped = ranked(2**40, [dict(fsdp=8), dict(expert=5)])
     assert {one.layout.mesh["fsdp"] for one in found} == {8}
     (reason,) = dropped
