@@ -166,9 +166,9 @@ def test_full_remat_costs_a_third_more_and_no_remat_nothing():
 
 @pytest.mark.parametrize("count", [1, 2])
 def test_collectives_add_their_bytes_over_the_link(count):
-    """Oracle: by hand, for 4 devices that a switch joins: each sends three quarters of the weights three times
-    for each micro-batch; or of its tokens' rows, of 2 experts a token, there and back, forward and backward,
-    through each MoE layer.
+    """Oracle: by hand, for 4 devices that a switch joins: each sends three quarters of the weights, three
+    times for each micro-batch; or of the rows of its tokens, of 2 experts each, there and back, forward and
+    backward, through each MoE layer.
     """
     program, chip = on_one_device(), CHIPS["v5e"]
     needed = program.flops / 4 / chip.flops_per_second

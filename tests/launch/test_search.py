@@ -41,6 +41,7 @@ def searched(folder, *args):
     return done.returncode, done.stdout, done.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(
     importlib.util.find_spec("libtpu") is None,
     reason="compiling for a TPU needs the wheel libtpu (0.0.42 belongs to jax 0.10.2)",
