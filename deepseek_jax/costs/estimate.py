@@ -45,9 +45,9 @@ def peak_bytes(program: Program, shards: Shards, layout: Layout):
         n * _saved(config, widths[is_moe], layout.remat, split) for n, is_moe in layers if n
     )
     saved *= tokens * itemsize / layout.mesh["pipeline"]
-    # In the backward pass: each number of a layer and its gradient, the weights and theirs
+    # In the backward pass: a layer's numbers, whose places gradients take, its weights and their gradients
     working = max(_whole(config, width, split) for width in widths.values())
-    layer = 2 * working * tokens * itemsize + 2 * shards.layer
+    layer = working * tokens * itemsize + 2 * shards.layer
     # The head is gathered whole; its gradient is float32
     head = config.vocab_size * config.hidden_size * (itemsize + 4)
     chunk = min(LOGITS_ALIVE, tokens / split * config.vocab_size)

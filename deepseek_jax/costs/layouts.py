@@ -1,4 +1,4 @@
-"""Layouts of an update: the meshes, micro-batches and remat policies that its sizes allow."""
+"""Layouts of an update: the meshes, micro-batches and remat policies that fit its sizes, with their bytes."""
 
 import dataclasses
 import math

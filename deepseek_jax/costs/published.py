@@ -11,7 +11,7 @@ LEFT_OUT = (
 )
 # In what the programs differ
 DIFFERENT = (
-    "MaxText keeps layer inputs in the host's memory, and recomputes less on v5p; ours recomputes all",
+    "MaxText keeps layers' inputs, on v5p attention's outputs too, in the host's memory",
     "our buffer for routed tokens is twice the balanced share: rows that stay empty are multiplied too",
     "MaxText moves collectives to the sparse cores, and splits weights over all chips alone, not experts",
 )

@@ -144,7 +144,7 @@ def test_a_batch_that_needs_micro_batches_gets_them():
 
 
 def test_a_mesh_that_does_not_split_is_dropped_with_its_reason():
-    """Oracle: by hand: 24 rows split over 8 devices; 8 experts do not split over 5; nothing fits into 1000 bytes."""
+    """Oracle: by hand: 24 rows split over 8 devices, 8 experts not over 5; 1000 bytes hold nothing."""
     found, dropped = ranked(2**40, [dict(fsdp=8), dict(expert=5)])
     assert {one.layout.mesh["fsdp"] for one in found} == {8}
     (reason,) = dropped
@@ -162,3 +162,24 @@ def test_full_remat_costs_a_third_more_and_no_remat_nothing():
     np.testing.assert_allclose(seconds["full"], needed * 4 / 3, rtol=0.01)
     assert seconds["none"] < seconds["selective"] < seconds["full"]
     assert seconds["none"] < seconds["dots"] < seconds["full"]
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_collectives_add_their_bytes_over_the_link(count):
+    """Oracle: by hand, for 4 devices that a switch joins: each sends three quarters of the weights, three
+    times for each micro-batch; or of the rows of its tokens, of 2 experts each, there and back, forward and
+    backward, through each MoE layer.
+    """
+    program, chip = on_one_device(), CHIPS["v5e"]
+    needed = program.flops / 4 / chip.flops_per_second
+    found, _ = ranked(2**40, [dict(fsdp=4), dict(expert=4)])
+    seconds = {
+        max(one.layout.mesh, key=one.layout.mesh.get): one.seconds - needed
+        for one in found
+        if (one.layout.micro_batches, one.layout.remat) == (count, "none")
+    }
+    weights = sum(shards(program, abstract(fsdp=4)).gathered.values())
+    np.testing.assert_allclose(seconds["fsdp"], 3 * count * weights * 3 / 4 / chip.link)
+    moe_layers, tokens = LAYERS - 1, ROWS * LENGTH // 4
+    sent = 2 * 2 * moe_layers * tokens * 2 * HIDDEN * 2 * 3 / 4
+    np.testing.assert_allclose(seconds["expert"], sent / chip.link)

@@ -15,7 +15,8 @@ FILE = """
 from ml_collections import ConfigDict
 
 def get_config():
-    return ConfigDict(dict(recipe="pretrain", mesh=dict(data=-1), model=dict(remat="full"), stages=dict(a={})))
+    blocks = dict(mesh=dict(data=-1), model=dict(remat="full"), stages=dict(a={}))
+    return ConfigDict(dict(recipe="pretrain") | blocks)
 """
 
 
