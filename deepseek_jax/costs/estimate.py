@@ -72,7 +72,7 @@ def _exchanged(program, layout):
     """(kind, axis, bytes that a device sends in an update) of activations."""
     config, sizes = program.model, layout.mesh
     # The exchanges of a recomputed layer are repeated
-    passes = 3 if layout.remat == "full" else 2
+    passes = 3 if layout.remat in ("full", "attention") else 2
     numbers = passes * _tokens(program, sizes) * compute_bytes(program) / sizes["pipeline"]
     width = _widths(config, False, sizes)
     heads = (width.heads + width.attended) / sizes["tensor"]
@@ -120,6 +120,8 @@ def _saved(config: ModelConfig, width: Widths, remat: str, tensor: int):
     d = config.hidden_size
     if remat == "full":
         return d
+    if remat == "attention":
+        return d + width.attended / tensor
     if remat == "selective":
         return d + width.latents + (width.attended + width.gate_up) / tensor
     if remat == "dots":
@@ -145,6 +147,8 @@ def _recomputed(program: Program, remat: str):
     if remat == "none":
         return 0.0
     attention = forward - products
+    if remat == "attention":
+        return products
     if remat == "dots":
         routed = 3 * config.hidden_size * (config.moe_intermediate_size or 0)
         routed *= config.num_moe_layers * (config.num_experts_per_tok or 0)

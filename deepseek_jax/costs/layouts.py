@@ -11,7 +11,7 @@ from deepseek_jax.parallel.mesh import size_name
 from deepseek_jax.parallel.rules import MESH_AXES, RULES
 from deepseek_jax.parallel.shard import axis_parts
 
-REMAT = ("none", "dots", "selective", "full")
+REMAT = ("none", "dots", "selective", "attention", "full")
 # The axes that a search divides the devices among; data is 1, since fsdp splits the rows as it does
 SEARCHED = ("fsdp", "expert", "context", "tensor")
 

@@ -24,6 +24,7 @@ ROPE_FIELDS = {
 REMAT_POLICIES = {
     "none": "nothing",
     "full": "the whole layer, from its input",
+    "attention": "all but the results of attention that works through a long row by blocks",
     "dots": "all but the results of its products with weights",
     "selective": "norms, SwiGLU, attention and its up-projections (arXiv:2412.19437, section 3.2.3)",
     "offload": "the whole layer, from its input, which waits in the host's memory",

@@ -14,7 +14,7 @@ from deepseek_jax.models.layers import GatedMLP, RMSNorm, position_tables, weigh
 from deepseek_jax.models.mla import MultiHeadLatentAttention
 from deepseek_jax.models.moe import MoE
 from deepseek_jax.models.mtp import MultiTokenPrediction
-from deepseek_jax.ops.remat import SAVED
+from deepseek_jax.ops.remat import ATTENDED, SAVED
 from deepseek_jax.parallel import constrain
 from deepseek_jax.parallel.pipeline import pipeline, pipeline_stages
 from deepseek_jax.parallel.shard import init_sharded
@@ -88,6 +88,7 @@ class DecoderLayer(nn.Module):
 
 POLICIES = {
     "full": None,
+    "attention": jax.checkpoint_policies.save_only_these_names(ATTENDED),
     # Products with weights have no batch axes. Attention's own have, and are computed again
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
     "selective": jax.checkpoint_policies.save_only_these_names(SAVED),

@@ -8,9 +8,11 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.ad_checkpoint import checkpoint_name
 
 from deepseek_jax.ops.dot import dot
 from deepseek_jax.ops.platform import choice, choose
+from deepseek_jax.ops.remat import ATTENDED
 
 # Finite, so that a query that sees no key gives no NaN
 MASKED = -1e30
@@ -96,7 +98,9 @@ def _blockwise_forward(q, k, v, segment_ids, scale):
     out_nbkmu = jnp.zeros((n, b, heads, m, v.shape[-1]), v.dtype)
     init = fresh, out_nbkmu, jnp.zeros((n, *shape))
     (_, out_nbkmu, normalizer_nbkm1), _ = jax.lax.scan(step, init, pairs)
-    out = _joined(_by_token(out_nbkmu, g), t)
+    # Under the policy "attention" the backward pass has these, and does not work through the blocks again
+    out = checkpoint_name(_joined(_by_token(out_nbkmu, g), t), ATTENDED)
+    normalizer_nbkm1 = checkpoint_name(normalizer_nbkm1, ATTENDED)
     return out, (q, k, v, segment_ids, out, normalizer_nbkm1)
 
 

@@ -13,7 +13,8 @@ CHOICES = {
     # Tokens of a row up to which attention holds all its scores at once, and those of a longer one's blocks.
     # On a CPU blocks take less than half the time from 128 tokens on
     "longest_whole_row": {"any": 1024, "cpu": 128},
-    "attention_block": {"any": 512, "cpu": 128},
+    # Larger blocks read and write their running sums less often, and compute more beyond the diagonal
+    "attention_block": {"any": 512, "cpu": 128, "tpu": 1024},
     "grouped_matmul": {"any": "ragged", "cpu": "pieces"},
     # XLA computes this product densely over the experts, on TPU too
     "product_over_rows": {"any": "ragged", "tpu": "megablox"},

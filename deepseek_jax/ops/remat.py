@@ -7,6 +7,8 @@ from deepseek_jax.ops.platform import choose
 
 # The name that the remat policy of models.decoder looks for
 SAVED = "saved_for_backward"
+# That of ModelConfig.remat="attention": what attention by blocks has to compute before its gradient
+ATTENDED = "attended"
 
 
 def save_for_backward(x):

@@ -62,7 +62,8 @@ def _work(program, compiled, seconds, chip):
     """(name, text) of what one device does in a call, and how long it takes."""
     cost, devices = compiled.cost, program.mesh.size
     executed = cost.flops.total()
-    if program.flops:
+    # 0: all products are in kernels that the next lines name
+    if program.flops and executed:
         needed = program.flops / devices
         yield "FLOPs needed, carried out", f"{needed:.3e}, {executed:.3e}: {needed / executed:.1%}"
     for kernel, times in cost.unknown.items():

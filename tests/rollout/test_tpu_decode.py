@@ -100,7 +100,7 @@ def test_a_decoding_step_on_tpu_copies_no_cache():
     assert temporary < cache
 
 
-R1_ZERO = dict(data=1, fsdp=8, expert=32, context=4)
+R1_ZERO = dict(data=1, fsdp=4, expert=32, context=8)
 
 
 @pytest.mark.parametrize(
