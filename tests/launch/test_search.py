@@ -1,6 +1,5 @@
 """launch/plan.py --search as a user starts it: a small experiment compiled for TPUs that are not there."""
 
-import importlib.util
 import os
 import re
 import subprocess
@@ -42,10 +41,6 @@ def searched(folder, *args):
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(
-    importlib.util.find_spec("libtpu") is None,
-    reason="compiling for a TPU needs the wheel libtpu (0.0.42 belongs to jax 0.10.2)",
-)
 def test_a_search_compiles_the_best_and_prints_their_flags(tmp_path):
     """Oracle: the compiler's own count of the memory, to which the estimate comes within a factor of 2; the
     printed flags, which a plan takes and compiles, from the cache, to the memory in the search's table.
