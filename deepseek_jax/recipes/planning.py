@@ -7,11 +7,13 @@ from pathlib import Path
 import jax
 from jax.sharding import Mesh
 
+from deepseek_jax.checkpoint.gguf import gguf_config
 from deepseek_jax.checkpoint.hf_config import read_config
 from deepseek_jax.checkpoint.tree import abstract_tree
 from deepseek_jax.costs.layouts import Layout
 from deepseek_jax.costs.program import Program, forward_work, update_program
 from deepseek_jax.data.batches import TOTALS, abstract_rows
+from deepseek_jax.data.tokenizer import SMOLLM2, smollm2_gguf
 from deepseek_jax.errors import at
 from deepseek_jax.losses.next_token import target_logprobs
 from deepseek_jax.models import (
@@ -44,9 +46,12 @@ def planned_model(block: dict, checkpoint: str | Path | None):
     """
     if checkpoint is None or names_architecture(block):
         return build_model(block)
+    how = dataclasses.asdict(build(RunSettings, how_to_run(block), "model"))
+    if checkpoint == SMOLLM2 or str(checkpoint).endswith(".gguf"):
+        path = smollm2_gguf() if checkpoint == SMOLLM2 else checkpoint
+        return dataclasses.replace(gguf_config(path), **how)
     if (Path(checkpoint) / "config.json").exists():
-        how = build(RunSettings, how_to_run(block), "model")
-        return dataclasses.replace(read_config(checkpoint), **dataclasses.asdict(how))
+        return dataclasses.replace(read_config(checkpoint), **how)
     raise ValueError(
         f"model={block!r} does not name the architecture of {checkpoint}, and the checkpoint is not there: a "
         "plan needs one of them; set model to one of configs/models.py"

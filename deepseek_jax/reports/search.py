@@ -22,14 +22,14 @@ from deepseek_jax.reports.plan import WIDTH, fits
 class Search:
     """What a search varies. updates: on any mesh. meshes: [{axis: size}], of all the devices.
 
-    mesh_of({axis: size}) is a Mesh of the devices. fields(layout) is {dotted field of the config: value}.
+    mesh_of({axis: size}) is a Mesh of the devices. flags(layout): text that a user sets the layout by.
     planned(layout): the updates in that layout; raises ValueError where the recipe refuses it.
     """
 
     updates: list[Program]
     meshes: list[dict[str, int]]
     mesh_of: Callable[[dict], Mesh]
-    fields: Callable[[Layout], dict]
+    flags: Callable[[Layout], str]
     planned: Callable[[Layout], list[Program]]
 
 
@@ -76,7 +76,7 @@ def print_search(search: Search, count: int, chip: Chip, cache: Path | None):
         console.print("None of these fits; compile more of them with a larger --search.")
         return False
     best = min(fitting, key=lambda one: one.seconds(chip)[1])
-    console.print(f"the best of them: {flags_of(search.fields(best.ranked.layout))}")
+    console.print(f"the best of them: {search.flags(best.ranked.layout)}")
     return True
 
 
@@ -110,8 +110,3 @@ def _numbers(one, chip):
     flops = sum(program.flops for program, _ in one.compiled)
     mfu = share_of_peak(flops, hidden, chip, one.compiled[0][0].mesh.size)
     return peak, f"{held / GIB:.2f}", estimated, f"{hidden:.3g}-{exposed:.3g}", f"{mfu:.1%}"
-
-
-def flags_of(fields: dict):
-    """The command line's flags that set these dotted fields of the config."""
-    return " ".join(f"--config.{name}={value}" for name, value in fields.items())
