@@ -36,8 +36,6 @@ COMPILED = {
     ("distill_qwen_7b", "student: update"): 15.75,
     ("r1_zero", "update"): 95.0,
     ("r1:stage=reasoning", "update"): 95.0,
-    ("r1:stage=sft", "update"): 95.0,
-    ("r1:stage=helpfulness", "update"): 95.0,
 }
 
 

@@ -31,6 +31,10 @@ print("result", json.dumps(found))
 """
 
 
+# Two minutes: 38 experiments are built
+pytestmark = pytest.mark.slow
+
+
 @pytest.fixture(scope="module")
 def planned():
     """{(name, arg): [bytes of a device's memory, {program: bytes of its arguments}, [[program, tokens,

@@ -32,7 +32,7 @@ def compiled():
         yield pytest.param(name, program, marks=mark)
 
 
-@pytest.mark.parametrize(("name", "program"), compiled())
+@pytest.mark.parametrize(("name", "program"), list(compiled()))
 def test_a_program_fits_and_sends_what_the_snapshot_says(name, program):
     """Oracle: the compiler, for all layers and the config's slice: the peak memory, and the collectives of
     its text against the file. `python -m tests.configs.snapshots collectives` writes it anew.

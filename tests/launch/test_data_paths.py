@@ -16,10 +16,14 @@ PATH = "--config.data.path=no.jsonl"
 ASKED = ["--config.data.task=None", "--config.keep.decontaminate=()", PATH]
 
 
+# The config's own mesh is for 64 chips
+HERE = "--config.mesh={'fsdp': -1}"
+
+
 @pytest.mark.parametrize(
     "config, args, field, line",
     [
-        ("distill_qwen_7b", [], "config.tasks.general.path='/data/r1_distill/", CONVERSATION),
+        ("distill_qwen_7b", [HERE], "config.tasks.general.path='/data/r1_distill/", CONVERSATION),
         ("sft_small", [PATH], "config.data.path='no.jsonl'", CONVERSATION),
         ("grpo_small", [PATH], "config.data.path='no.jsonl'", QUESTION),
         ("grpo_small", [f"--config.general={GENERAL}"], "config.general.path='no.jsonl'", QUESTION),

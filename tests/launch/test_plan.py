@@ -87,6 +87,7 @@ def bytes_in(text):
     return int(text.split()[0].replace(",", ""))
 
 
+@pytest.mark.slow
 def test_a_plan_shows_what_one_device_holds_and_does(folder):
     """Oracle: the sizes of the shards of state and batch, by hand from the shardings: the compiler pads small
     arrays to whole tiles, here by at most a twentieth of the total. The state is updated in place. Of the

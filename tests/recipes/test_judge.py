@@ -8,7 +8,7 @@ import pytest
 
 from configs.judge_small import get_config
 from deepseek_jax.parallel import make_mesh
-from deepseek_jax.recipes import judge
+from deepseek_jax.recipes.judge import run as judge
 from deepseek_jax.reinforce.model_rewards import ModelRewardSettings, load_model_rewards
 from deepseek_jax.rewards import Rewards
 from deepseek_jax.training.metrics import read_metrics

@@ -54,7 +54,7 @@ def first_update(recipe, config, workdir, module, mesh):
         # Compiles every term, to look at the values
         patch.setattr(distill_update, "check_first", lambda *arguments: None)
         if module is not pretrain_train:
-            patch.setattr(pretrain_train, "train", lambda stage, state, *rest: state)
+            patch.setattr(pretrain_train, "train", lambda stage, state, *rest, **named: state)
         # Measuring samples and scores
         patch.setattr(recipe, "remembered", lambda path, measure: {}, raising=False)
         with pytest.raises(FirstUpdate) as stopped:
