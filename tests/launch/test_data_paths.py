@@ -17,7 +17,7 @@ ASKED = ["--config.data.task=None", "--config.keep.decontaminate=()", PATH]
 
 
 # The config's own mesh is for 64 chips
-HERE = "--config.mesh={'fsdp': -1}"
+HERE = "--config.mesh={'data': 1, 'fsdp': -1}"
 
 
 @pytest.mark.parametrize(
