@@ -8,7 +8,7 @@ from deepseek_jax.costs.program import GENERATION, TRAINING, Program
 def remedies(program: Program, compiled: Compiled, chip: Chip):
     """Lines of text for a program that does not fit on a device of this chip."""
     if compiled.refusal is not None:
-        return [f"the compiler refuses it as it is: {line}" for line in _fields(program, None)]
+        return _fields(program, None)
     memory = compiled.memory
     excess = memory.peak - chip.hbm_bytes
     held, live = memory.arguments, memory.peak - memory.arguments

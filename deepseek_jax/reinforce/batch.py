@@ -3,8 +3,10 @@
 import numpy as np
 from jax.sharding import Mesh
 
+from deepseek_jax.costs.flops import forward_flops
 from deepseek_jax.data.batches import abstract_batch
 from deepseek_jax.losses.grpo import group_advantages
+from deepseek_jax.models import ModelConfig
 from deepseek_jax.reinforce.settings import ReinforceSettings
 
 # Lengths are rounded up to multiples of this, so that few shapes are compiled
@@ -68,6 +70,21 @@ def abstract_batch_of(settings: ReinforceSettings, mesh: Mesh):
     shapes["advantages"] = (completions,), np.float32
     shapes |= {name: ((), np.float32) for name in ("num_tokens", "num_completions", "temperature")}
     return abstract_batch(mesh, shapes | {"sampled_by": ((), np.uint32)})
+
+
+def update_flops(config: ModelConfig, prompts, completions):
+    """The FLOPs that an update of these rows needs, each prompt once: float.
+
+    prompts: int[p], the tokens of each prompt; completions: int[b], those of each completion, as they stand in
+    a batch.
+    """
+    prompts, completions = (np.asarray(lengths, np.float64) for lengths in (prompts, completions))
+    before = np.repeat(prompts, len(completions) // len(prompts))
+    # A token's FLOPs are linear in the keys that it sees: half of its prompt, or its whole prompt and half of
+    # its completion
+    keys = (completions * (before + completions / 2)).sum() + (prompts**2 / 2).sum()
+    tokens = completions.sum() + prompts.sum()
+    return 3 * tokens * forward_flops(config, keys / tokens)
 
 
 def _fitted(arrays, t):

@@ -14,13 +14,12 @@ import numpy as np
 from jax.sharding import Mesh
 
 from deepseek_jax.costs.chips import peak_of
-from deepseek_jax.costs.flops import forward_flops
 from deepseek_jax.losses.grpo import NORMALIZES_STD
 from deepseek_jax.ops.fingerprint import fingerprint
 from deepseek_jax.parallel.host_memory import return_freed_memory
 from deepseek_jax.parallel.processes import first_process, say
 from deepseek_jax.parallel.shard import put_share
-from deepseek_jax.reinforce.batch import BUCKET, bucket, group_batch, split, totals
+from deepseek_jax.reinforce.batch import BUCKET, bucket, group_batch, split, totals, update_flops
 from deepseek_jax.reinforce.metrics import describe
 from deepseek_jax.reinforce.scenarios import ScenarioRewards, place
 from deepseek_jax.reinforce.settings import ReinforceSettings
@@ -144,7 +143,9 @@ class GroupSource:
         metrics |= describe(sampled, self.settings.accuracy) | sampling_metrics | {"tokens": tokens}
         batches = self._updates(state, batch, self.settings.rollout.temperature_at(step))
         self.returned = time.perf_counter(), tokens * self.settings.epochs
-        self.flops = self.settings.epochs * _needed_flops(self.policy.config, batch)
+        self.flops = self.settings.epochs * update_flops(
+            self.policy.config, batch["prompt_mask"].sum(1), batch["completion_mask"].sum(1)
+        )
         return batches, metrics
 
     def _time_of_update(self, state):
@@ -292,17 +293,6 @@ def make_groups(examples, answers: Answers, scores: Scores):
             }
         )
     return groups
-
-
-def _needed_flops(config, batch):
-    """The FLOPs that an update of the batch needs: each prompt once for its group."""
-    lengths = batch["completion_mask"].sum(1).astype(np.float64)
-    prompts = batch["prompt_mask"].sum(1).astype(np.float64)
-    before = np.repeat(prompts, len(lengths) // len(prompts))
-    # A token's FLOPs are linear in the keys that it sees: half of its row, or the prompt and half of its own
-    keys = (lengths * (before + lengths / 2)).sum() + (prompts**2 / 2).sum()
-    tokens = lengths.sum() + prompts.sum()
-    return 3 * tokens * forward_flops(config, keys / tokens)
 
 
 def _all_equal(rewards):

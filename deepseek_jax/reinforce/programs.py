@@ -4,10 +4,9 @@ import jax
 from jax.sharding import Mesh
 
 from deepseek_jax.checkpoint.tree import abstract_tree
-from deepseek_jax.costs.flops import forward_flops
 from deepseek_jax.costs.program import Program, update_program
 from deepseek_jax.models import ModelConfig
-from deepseek_jax.reinforce.batch import abstract_batch_of
+from deepseek_jax.reinforce.batch import abstract_batch_of, update_flops
 from deepseek_jax.reinforce.settings import ReinforceSettings
 from deepseek_jax.reinforce.update import (
     check_rows,
@@ -74,9 +73,7 @@ def _work(settings, config, batch):
     """The fields tokens, flops and sizes of an update's Program."""
     rows, s = batch["prompt_ids"].shape
     completions, t = batch["completion_ids"].shape
-    # A completion's token sees the prompt, and half of its completion on average
-    prompt = rows * s * forward_flops(config, s / 2)
-    flops = 3 * (prompt + completions * t * forward_flops(config, s + t / 2))
+    flops = update_flops(config, [s] * rows, [t] * completions)
     each = completions // rows
     shape = f"{s:,} + {each} x {t:,}" if each > 1 else f"{s:,} + {t:,}"
     return dict(tokens=rows * s + completions * t, flops=flops, sizes=f"{rows:,} rows x {shape}")

@@ -1,5 +1,7 @@
 """The programs of a rollout, for a plan: what rollout.engine calls, in its sizes."""
 
+import dataclasses
+
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
@@ -12,6 +14,9 @@ from deepseek_jax.rollout import steps
 from deepseek_jax.rollout.engine import batch_parts_of, rollout_config
 from deepseek_jax.rollout.requests import PROMPT_BUCKET, chunk_rows
 from deepseek_jax.rollout.sampling import Sampling
+
+# Of a program that only moves numbers
+NO_WORK = dict(tokens=0, flops=0.0)
 
 
 def rollout_programs(
@@ -35,71 +40,95 @@ def rollout_programs(
     params = abstract_tree(config, mesh, dtype)
     if mesh.size > 1:
         mesh = decoding_mesh(mesh, config.num_attention_heads)
-    devices, longest = mesh.size, options.max_completion_length
-    slots = min(options.slots, -(-prompts * n // devices) * devices)
-    room = -(-prompt_length // PROMPT_BUCKET) * PROMPT_BUCKET
-    parts = batch_parts_of(mesh if devices > 1 else None, config)
-    rows = chunk_rows(prompts, n, slots, parts)
-    table = everywhere(mesh, (room + longest, config.rope_dim // 2), jnp.float32)
-    tables = table, table
-    fixed = config, Sampling(), config.eos_ids
-    sizes = f"{slots:,} slots x {room + longest:,}"
-    turns = -(-prompts * n // slots)
-    needed = slots * forward_flops(config, room + longest / 2)
-
-    def of_slots(dtype):
-        return everywhere(mesh, (slots,), dtype)
-
-    def program(called, function, arguments, *needs, **fields):
-        needs = tuple(name + each for each in needs)
-        return Program(name + called, function, arguments, mesh, needs=needs, **fields)
-
-    prompt_rows = everywhere(mesh, (rows, room), jnp.int32), everywhere(mesh, (rows,), jnp.int32)
-    free, numbers = dict(tokens=0, flops=0.0), of_slots(jnp.int32)
+    slots = min(options.slots, -(-prompts * n // mesh.size) * mesh.size)
+    parts = batch_parts_of(mesh if mesh.size > 1 else None, config)
+    rollout = _Rollout(
+        config,
+        mesh,
+        name,
+        slots=slots,
+        prompt_room=-(-prompt_length // PROMPT_BUCKET) * PROMPT_BUCKET,
+        longest=options.max_completion_length,
+        chunk=chunk_rows(prompts, n, slots, parts),
+    )
     return [
-        program("weights", steps.decoding_weights, (config, params), part=SYNC, sizes="", **free),
-        program(
-            "prefill",
-            steps.prefill,
-            lambda weights: (config, weights, tables, *prompt_rows),
-            "weights",
-            part=GENERATION,
-            times=-(-prompts // rows),
-            **forward_work(config, rows, room),
-        ),
-        program(
-            "slots",
-            steps.empty_slots,
-            (config, slots, room, longest, longest),
-            part=GENERATION,
-            sizes=sizes,
-            **free,
-        ),
-        program(
-            "seat",
-            steps.seat,
-            lambda state, prefilled: (
-                *(*fixed, state, of_slots(bool), numbers, *prefilled, numbers),
-                # New ones, not those of the slots
-                state.keys.update(sharding=numbers.sharding),
-            ),
-            *("slots", "prefill"),
-            part=GENERATION,
-            sizes=sizes,
-            times=turns,
-            **free,
-        ),
-        program(
-            "decode",
-            steps.decode,
-            lambda weights, state: (
-                *(*fixed, weights, tables, state, everywhere(mesh, (), jnp.int32)),
-            ),
-            *("weights", "slots"),
-            part=GENERATION,
-            sizes=sizes,
-            times=turns * longest,
-            tokens=slots,
-            flops=needed,
-        ),
+        rollout.weights(params),
+        rollout.prefill(chunks=-(-prompts // rollout.chunk)),
+        rollout.empty_slots(),
+        # As often as all slots are seated anew
+        rollout.seat(turns=-(-prompts * n // slots)),
+        rollout.decode(turns=-(-prompts * n // slots)),
     ]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Rollout:
+    """The sizes of a rollout. name: a prefix of its programs' names. prompt_room, longest: tokens of the longest
+    prompt and completion. chunk: the prompts that are prefilled at once.
+    """
+
+    config: ModelConfig
+    mesh: Mesh
+    name: str
+    slots: int
+    prompt_room: int
+    longest: int
+    chunk: int
+
+    def weights(self, params):
+        arguments = self.config, params
+        work = dict(part=SYNC, sizes="") | NO_WORK
+        return self._program("weights", steps.decoding_weights, arguments, **work)
+
+    def prefill(self, chunks: int):
+        rows, room = self.chunk, self.prompt_room
+        prompts = self._numbers(rows, room), self._numbers(rows)
+
+        def arguments(weights):
+            return self.config, weights, self._tables(), *prompts
+
+        work = forward_work(self.config, rows, room) | dict(part=GENERATION, times=chunks)
+        return self._program("prefill", steps.prefill, arguments, "weights", **work)
+
+    def empty_slots(self):
+        sizes = self.slots, self.prompt_room, self.longest, self.longest
+        return self._program("slots", steps.empty_slots, (self.config, *sizes), **self._of_slots())
+
+    def seat(self, turns: int):
+        seats, numbers = everywhere(self.mesh, (self.slots,), bool), self._numbers(self.slots)
+
+        def arguments(slots, prefilled):
+            # New keys, which are on every device, not those of the slots
+            keys = slots.keys.update(sharding=numbers.sharding)
+            return *self._fixed(), slots, seats, numbers, *prefilled, numbers, keys
+
+        work = self._of_slots(times=turns)
+        return self._program("seat", steps.seat, arguments, "slots", "prefill", **work)
+
+    def decode(self, turns: int):
+        def arguments(weights, slots):
+            return *self._fixed(), weights, self._tables(), slots, self._numbers()
+
+        # A slot's token sees its prompt, and half of its completion on average
+        seen = self.prompt_room + self.longest / 2
+        needed = self.slots * forward_flops(self.config, seen)
+        work = self._of_slots(times=turns * self.longest, tokens=self.slots, flops=needed)
+        return self._program("decode", steps.decode, arguments, "weights", "slots", **work)
+
+    def _program(self, called, function, arguments, *needs, **fields):
+        needs = tuple(self.name + each for each in needs)
+        return Program(self.name + called, function, arguments, self.mesh, needs=needs, **fields)
+
+    def _fixed(self):
+        return self.config, Sampling(), self.config.eos_ids
+
+    def _tables(self):
+        shape = self.prompt_room + self.longest, self.config.rope_dim // 2
+        return (everywhere(self.mesh, shape, jnp.float32),) * 2
+
+    def _numbers(self, *shape):
+        return everywhere(self.mesh, shape, jnp.int32)
+
+    def _of_slots(self, **fields):
+        sizes = f"{self.slots:,} slots x {self.prompt_room + self.longest:,}"
+        return NO_WORK | dict(part=GENERATION, sizes=sizes) | fields

@@ -1,14 +1,11 @@
 """launch/plan.py --search as a user starts it: a small experiment compiled for TPUs that are not there."""
 
-import os
 import re
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[2]
+from tests.launch.test_plan import planned
+
 CONFIG = """
 from configs import pretrain_small
 
@@ -29,15 +26,7 @@ def get_config():
 def searched(folder, *args):
     """(exit status, stdout, stderr) of one launch."""
     (folder / "small.py").write_text(CONFIG)
-    done = subprocess.run(
-        [sys.executable, str(ROOT / "launch" / "plan.py"), "--config=small.py", *args],
-        cwd=folder,
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        timeout=1200,
-    )
-    return done.returncode, done.stdout, done.stderr
+    return planned(folder, *args, config="small.py")
 
 
 @pytest.mark.slow
@@ -45,15 +34,14 @@ def test_a_search_compiles_the_best_and_prints_their_flags(tmp_path):
     """Oracle: the compiler's own count of the memory, to which the estimate comes within a factor of 2; the
     printed flags, which a plan takes and compiles, from the cache, to the memory in the search's table.
     """
-    common = ("--topology=v5e:2x2", "--cache=plans")
-    status, out, err = searched(tmp_path, *common, "--search=2")
+    status, out, err = searched(tmp_path, "--topology=v5e:2x2", "--search=2")
     assert status == 0, err
     rows = re.findall(r"^ +(\w+=.*?) +(\d+) +(\w+) +yes +([\d.]+) +([\d.]+) +", out, re.M)
     assert len(rows) == 2, out
     for *_, estimated, compiled in rows:
         assert 0.5 < float(estimated) / float(compiled) < 2
     (flags,) = re.findall("the best of them: (.*)", out)
-    status, out, err = searched(tmp_path, *common, *flags.split())
+    status, out, err = searched(tmp_path, "--topology=v5e:2x2", *flags.split())
     assert status == 0, err
     assert any(f" {compiled} GiB" in out for *_, compiled in rows)
 

@@ -86,7 +86,7 @@ def assert_described(planned, real, shorter=False):
             assert shape.shape == array.shape, where
 
 
-def check(
+def assert_planned(
     recipe, programs, config, workdir, *, module=loop, name="update", mesh=None, shorter=False
 ):
     """Compare one update of a run with the Program of this name: -> the real arguments."""
@@ -106,7 +106,7 @@ def eight_devices():
 @pytest.mark.parametrize("mesh", [small.one_device, eight_devices])
 def test_fine_tuning(tmp_path, mesh):
     """Oracle: the arrays of a run, on one device and on eight."""
-    check(sft, of_sft, small_sft.small_config(), tmp_path, mesh=mesh())
+    assert_planned(sft, of_sft, small_sft.small_config(), tmp_path, mesh=mesh())
 
 
 @pytest.mark.parametrize("kind", ["helpfulness", "safety"])
@@ -115,7 +115,7 @@ def test_a_reward_model(tmp_path, kind):
     sequence_length.
     """
     config = small_reward_model.small_config(kind)
-    check(reward_model, of_reward_model, config, tmp_path, shorter=True)
+    assert_planned(reward_model, of_reward_model, config, tmp_path, shorter=True)
 
 
 def test_a_judge(tmp_path):
@@ -126,7 +126,7 @@ def test_a_judge(tmp_path):
     config.base.optimizer.warmup_steps = 1
     config.optimizer.warmup_steps = 0
     config.data.update(test_judge.SIZES)
-    check(judge, of_judge, config, tmp_path)
+    assert_planned(judge, of_judge, config, tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -153,7 +153,7 @@ def test_reinforcement(tmp_path, mesh, fields):
     """
     config = small.small_config(**fields)
     module = dict(module=grpo_update)
-    check(grpo, of_grpo, config, tmp_path, mesh=mesh(), shorter=True, **module)
+    assert_planned(grpo, of_grpo, config, tmp_path, mesh=mesh(), shorter=True, **module)
 
 
 LOSSES = {
@@ -180,7 +180,7 @@ def test_distillation(tmp_path, loss):
     )
     with config.students.qwen.ignore_type():
         config.students.qwen.loss = LOSSES[loss]
-    *_, frozen = check(
+    *_, frozen = assert_planned(
         distill, of_distill, config, tmp_path / "run", module=distill_update, name="qwen: update"
     )
     assert bool(frozen) == (loss != "top k")
@@ -189,14 +189,14 @@ def test_distillation(tmp_path, loss):
 def test_the_base_of_a_recipe(tmp_path):
     """Oracle: the arrays of a run of the recipe up to its base's first update."""
     config = small.small_config()
-    check(grpo, of_grpo, config, tmp_path, module=pretrain_train, name="pretrain")
+    assert_planned(grpo, of_grpo, config, tmp_path, module=pretrain_train, name="pretrain")
 
 
 def test_pre_training(tmp_path):
     """Oracle: the arrays of a run of one size of batch."""
     config = small_pretrain.small_config()
     config.stages.stage_1.batch_size = ((0, 4),)
-    check(pretrain, of_pretrain, config, tmp_path, module=pretrain_train, name="stage_1")
+    assert_planned(pretrain, of_pretrain, config, tmp_path, module=pretrain_train, name="stage_1")
 
 
 def test_a_planned_batch_is_the_largest_of_a_stage():

@@ -4,13 +4,15 @@ import numpy as np
 import pytest
 
 from configs.r1_zero import get_config
+from deepseek_jax.costs.flops import forward_flops
 from deepseek_jax.parallel import make_mesh
 from deepseek_jax.recipes.grpo.settings import GrpoSettings
 from deepseek_jax.reinforce import settings as reinforce_settings
-from deepseek_jax.reinforce.batch import group_batch, split
+from deepseek_jax.reinforce.batch import group_batch, split, update_flops
 from deepseek_jax.reinforce.update import check_rows
 from deepseek_jax.settings import build
 from tests.recipes.small import small_config
+from tests.tiny import CONFIGS
 
 PROMPTS = [5, 6, 7], [8] * 20
 LENGTHS = [3, 40], [7, 1]
@@ -101,3 +103,13 @@ def test_micro_batches_may_cut_groups_of_rows_of_their_own(monkeypatch):
     assert of_config(micro_batches=8).rows() == 8
     with pytest.raises(ValueError, match="micro_batches=16 does not divide the 8 completions"):
         of_config(micro_batches=16)
+
+
+def test_an_update_needs_each_prompt_once_for_its_group():
+    """Oracle: token by token: its FLOPs forward by the keys that it sees, itself halved, three times."""
+    config, prompts, completions = CONFIGS["gqa"], [2, 3], [1, 2, 4, 3]
+    tokens = [i + 0.5 for n in prompts for i in range(n)]
+    for row, length in enumerate(completions):
+        tokens += [prompts[row // 2] + i + 0.5 for i in range(length)]
+    by_hand = 3 * sum(forward_flops(config, keys) for keys in tokens)
+    assert update_flops(config, prompts, completions) == pytest.approx(by_hand, rel=1e-12)
