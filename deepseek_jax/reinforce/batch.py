@@ -75,8 +75,8 @@ def abstract_batch_of(settings: ReinforceSettings, mesh: Mesh):
 def update_flops(config: ModelConfig, prompts, completions):
     """The FLOPs that an update of these rows needs, each prompt once: float.
 
-    prompts: int[p], the tokens of each prompt; completions: int[b], those of each completion, as they stand in
-    a batch.
+    prompts: int[p], the tokens of each prompt. completions: int[b], those of each completion, b / p adjacent
+    ones a prompt.
     """
     prompts, completions = (np.asarray(lengths, np.float64) for lengths in (prompts, completions))
     before = np.repeat(prompts, len(completions) // len(prompts))

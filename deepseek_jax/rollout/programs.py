@@ -63,8 +63,8 @@ def rollout_programs(
 
 @dataclasses.dataclass(frozen=True)
 class _Rollout:
-    """The sizes of a rollout. name: a prefix of its programs' names. prompt_room, longest: tokens of the longest
-    prompt and completion. chunk: the prompts that are prefilled at once.
+    """The sizes of a rollout. name: a prefix of its programs' names. prompt_room, longest: tokens of the
+    longest prompt and completion. chunk: the prompts that are prefilled at once.
     """
 
     config: ModelConfig
