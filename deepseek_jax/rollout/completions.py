@@ -53,15 +53,32 @@ def empty_rollout(rows: int, length: int):
     )
 
 
+def fill_rows(rollout: Rollout, completions):
+    """Put completions, row -> (ids, logprobs), into rows of a rollout that are empty, in place."""
+    for row, (ids, logprobs) in completions.items():
+        rollout.completion_ids[row, : len(ids)] = ids
+        rollout.completion_mask[row, : len(ids)] = True
+        # JSON's float64 has every float32 exactly
+        rollout.sampler_logprobs[row, : len(ids)] = np.float32(logprobs)
+
+
+def tokens_of(rollout: Rollout, row):
+    """(ids, logprobs) of a completion, lists that JSON can hold."""
+    mask = rollout.completion_mask[row]
+    return rollout.completion_ids[row][mask].tolist(), rollout.sampler_logprobs[row][mask].tolist()
+
+
 def copy_completions(rollout: Rollout, rows, state, slots):
-    """Copy the completions in `slots` of state, a slots.Slots, to `rows` of rollout: int[e] each."""
+    """Copy the completions in `slots` of state, a slots.Slots, to `rows` of rollout, after the tokens that
+    these have already: int[e] each.
+    """
     state = _rows_of(state, slots)
-    length = state.length
+    length, had = state.length, rollout.completion_mask[rows]
     # Past its length a slot still has the tokens of the request that it had before
-    sampled = np.arange(rollout.completion_ids.shape[1]) < length[:, None]
-    rollout.completion_mask[rows] = sampled
-    rollout.completion_ids[rows] = np.where(sampled, state.tokens, 0)
-    rollout.sampler_logprobs[rows] = np.where(sampled, state.logprobs, 0)
+    sampled = (np.arange(had.shape[1]) < length[:, None]) & ~had
+    rollout.completion_mask[rows] |= sampled
+    rollout.completion_ids[rows] += np.where(sampled, state.tokens, 0)
+    rollout.sampler_logprobs[rows] += np.where(sampled, state.logprobs, 0)
     rollout.truncated[rows] = ~state.stopped
     if state.drafting is not None:
         rollout.drafted[rows] = state.drafting.drafted

@@ -21,6 +21,7 @@ be seated at any step, and a cache moves only where the ring has to grow for a l
 
 import contextlib
 import dataclasses
+import types
 
 import jax
 import numpy as np
@@ -29,8 +30,20 @@ from deepseek_jax.parallel.decoding import decoding_mesh, decoding_rules
 from deepseek_jax.parallel.shard import axis_parts
 from deepseek_jax.rollout import speculative as drafting
 from deepseek_jax.rollout import steps
-from deepseek_jax.rollout.completions import check_finite, copy_completions, empty_rollout, on_host
-from deepseek_jax.rollout.requests import RequestQueue, check, check_slots, make_requests
+from deepseek_jax.rollout.completions import (
+    check_finite,
+    copy_completions,
+    empty_rollout,
+    fill_rows,
+    on_host,
+)
+from deepseek_jax.rollout.requests import (
+    RequestQueue,
+    check,
+    check_begun,
+    check_slots,
+    make_requests,
+)
 from deepseek_jax.rollout.sampling import Sampling
 from deepseek_jax.rollout.slots import rooms
 
@@ -57,7 +70,9 @@ def generate(
     slots=32,
     speculative=False,
     done=(),
+    begun=types.MappingProxyType({}),
     on_end=None,
+    enough=None,
 ):
     """Sample n completions of every prompt: -> Rollout of len(prompts) * n rows.
 
@@ -65,13 +80,17 @@ def generate(
     depends on seed, the prompt and the completion's number among all of that prompt, and on nothing else in
     the call (in float32; lower precisions round differently in another batch). speculative: draft tokens with
     the model's multi-token prediction module, which changes the draws and not their distribution. done: rows
-    that are not sampled, and stay empty, for a caller that has them from an earlier call. on_end(rows,
-    Rollout) is called with rows that have just ended, int[e], and the Rollout at that time. Raises
-    ValueError for prompts that requests.check refuses, and for speculative=True without such a module;
-    FloatingPointError for a completion whose log-probabilities are not finite.
+    that are not sampled, and stay empty, for a caller that has them from an earlier call. begun: row ->
+    (ids, logprobs), at least one, of a completion that an earlier call did not end: this one continues it.
+    on_end(rows, Rollout) is called with rows that have just ended, int[e], and the Rollout at that time.
+    enough() is asked after it: if it is true the call ends, and completions under way are in the Rollout as
+    far as they have come. Raises ValueError for prompts that requests.check refuses, for speculative=True
+    without such a module or with begun; FloatingPointError for a completion whose log-probabilities are not
+    finite.
     """
     sampling = Sampling(float(temperature), float(top_p), top_k)
     check(config, sampling, prompts, max_completion_length, n, slots)
+    check_begun(begun, max_completion_length, speculative)
     parts = drafting.parts(config) if speculative else steps.PARTS
     config = rollout_config(config)
     mesh = rollout_mesh(config)
@@ -79,14 +98,16 @@ def generate(
     check_slots(slots, devices)
     # Fewer requests than slots: as few slots as split over the devices
     slots = min(slots, -(-len(prompts) * n // devices) * devices)
-    requests = make_requests(prompts, n, seed, slots, batch_parts_of(mesh, config))
+    ids = {row: ids for row, (ids, _) in begun.items()}
+    requests = make_requests(prompts, n, seed, slots, batch_parts_of(mesh, config), ids)
     queue = RequestQueue(requests, done)
     result = empty_rollout(len(prompts) * n, max_completion_length)
+    fill_rows(result, begun)
     if queue:
         with contextlib.nullcontext() if mesh is None else jax.set_mesh(mesh):
             engine = _Engine(parts, (config, sampling, tuple(eos_ids)), params, requests)
             engine.open(slots, max_completion_length)
-            _serve(queue, engine, result, on_end or (lambda rows, rollout: None))
+            _serve(queue, engine, result, on_end or (lambda rows, rollout: None), enough)
     return result
 
 
@@ -108,19 +129,24 @@ def batch_parts_of(mesh, config):
     return axis_parts(mesh, decoding_rules(mesh, config.num_attention_heads)["batch"])
 
 
-def _serve(queue, engine, result, on_end):
-    """Seat and decode until the queue is empty and every request has ended, collecting in result."""
+def _serve(queue, engine, result, on_end, enough):
+    """Seat and decode until the queue is empty and every request has ended, or these are enough, collecting
+    in result.
+    """
     while queue or engine.is_busy:
         free = engine.free_slots()
         if queue and len(free):
             engine.seat(queue.take(len(free)), free)
         else:
             # While requests wait, return for free slots; after that a free slot has no use
-            engine.decode(wanted=bool(queue))
+            engine.decode(wanted=bool(queue) or enough is not None)
         # Seating ends a request too if its first token is an end token or fills its room
         ended = engine.collect(result)
         if len(ended):
             on_end(ended, result)
+        if enough is not None and enough():
+            engine.collect(result, ended=False)
+            return
 
 
 class _Engine:
@@ -135,7 +161,7 @@ class _Engine:
 
     def open(self, slots, max_completion_length):
         """Make `slots` free slots."""
-        prompt_room = self.requests.tokens.shape[1]
+        prompt_room = self.requests.prompt_room
         sizes = slots, prompt_room, min(FIRST_ROOM, max_completion_length), max_completion_length
         self.state = self.parts.empty_slots(self.config, *sizes)
         self.tables = steps.rotations(self.config, prompt_room + max_completion_length)
@@ -156,41 +182,53 @@ class _Engine:
         chunk = self.requests.chunk_of(requests[0])
         if chunk != self.chunk:
             self._prefill(chunk)
+        begun = self.requests.begun
+        self._make_room(begun[requests].max() + 1)
         seats = free[: len(requests)]
         self.request_in[seats] = requests
         # All arrays are as wide as the slots, however many are seated, so that `seat` compiles once
         filled = np.isin(np.arange(len(self.request_in)), seats)
         # The other slots keep their state, so any request will do for them
         request = np.where(filled, self.request_in, 0)
-        prompt = request // self.requests.n
-        row_in_chunk = np.where(filled, prompt - chunk * self.requests.chunk_size, 0)
-        lengths, keys = self.requests.lengths[prompt], self.requests.keys[request]
+        row = self.requests.row_of[request]
+        row_in_chunk = np.where(filled, row - chunk * self.requests.chunk_size, 0)
+        lengths = self.requests.lengths[row] - begun[request]
+        arguments = *self.prefilled, lengths, self.requests.keys[request]
+        # A seat of its own kind: rollouts in which nothing has begun copy prompts alone
+        more = (begun[request], self.requests.prompt_room) if begun.any() else ()
         self.state = self.parts.seat(
-            *self.fixed, self.state, filled, row_in_chunk, *self.prefilled, lengths, keys
+            *self.fixed, self.state, filled, row_in_chunk, *arguments, *more
         )
 
     def _prefill(self, chunk):
         """Run a chunk's prompts. Their caches replace those of the previous chunk."""
-        size = self.requests.chunk_size
-        rows = slice(chunk * size, (chunk + 1) * size)
-        prompts = self.requests.tokens[rows], self.requests.lengths[rows]
-        self.prefilled = self.parts.prefill(self.config, self.weights, self.tables, *prompts)
+        rows = self.requests.chunk(chunk, widest=len(self.tables[0]))
+        self.prefilled = self.parts.prefill(self.config, self.weights, self.tables, *rows)
         self.chunk = chunk
 
-    def decode(self, wanted):
-        """Sample token after token until every slot has ended, or, if slots are wanted, some more have."""
+    def _make_room(self, tokens):
+        """Let the caches have room for so many tokens of a completion, if any can be so long."""
         room, longest = rooms(self.tables, self.state)[1], self.state.tokens.shape[1]
-        if room < longest and on_host(self.state.length)[self.request_in >= 0].max() >= room:
-            room = min(GROWTH * room, longest)
-            self.state = self.parts.grow(self.config, self.tables, self.state, room)
+        larger = room
+        while larger < min(tokens, longest):
+            larger = min(GROWTH * larger, longest)
+        if larger > room:
+            self.state = self.parts.grow(self.config, self.tables, self.state, larger)
+
+    def decode(self, wanted):
+        """Sample token after token until every slot has ended, or, if `wanted`, some more have."""
+        if rooms(self.tables, self.state)[1] < self.state.tokens.shape[1]:
+            self._make_room(on_host(self.state.length)[self.request_in >= 0].max() + 1)
         # Each seating costs a call, and an empty slot a few steps: seat a share of the slots at a time
         ends = max(len(self.request_in) // SEATED_TOGETHER, 1) if wanted else len(self.request_in)
         self.state = self.parts.decode(*self.fixed, self.weights, self.tables, self.state, ends)
 
-    def collect(self, result):
-        """Copy the completions that have ended to their rows of result and free their slots: -> the rows."""
+    def collect(self, result, ended=True):
+        """Copy the completions that have ended, or those that have not, to their rows of result and free
+        their slots: -> the rows.
+        """
         # A free slot has ended=True as well
-        slots = np.flatnonzero(on_host(self.state.ended) & (self.request_in >= 0))
+        slots = np.flatnonzero((on_host(self.state.ended) == ended) & (self.request_in >= 0))
         rows = self.request_in[slots]
         if len(slots):
             copy_completions(result, rows, self.state, slots)

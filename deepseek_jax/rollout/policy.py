@@ -10,7 +10,7 @@ from jax.sharding import Mesh
 from deepseek_jax.checkpoint import is_orbax, load_gguf, load_hf, load_orbax
 from deepseek_jax.checkpoint.hf_config import read_config
 from deepseek_jax.data.chat import end_of_turn, render_question
-from deepseek_jax.data.texts import LazyTexts
+from deepseek_jax.data.texts import LazyTexts, picked
 from deepseek_jax.data.tokenizer import SMOLLM2, Tokenizer, load_tokenizer, smollm2_gguf
 from deepseek_jax.models import ModelConfig, RunSettings, check_architecture, how_to_run
 from deepseek_jax.parallel.processes import say
@@ -42,6 +42,12 @@ class Answers(NamedTuple):
     texts: LazyTexts
     rollout: Rollout
     n: int
+
+    def of(self, examples):
+        """The Answers to some of the examples, numbers."""
+        rows = [i * self.n + j for i in examples for j in range(self.n)]
+        rollout = Rollout(*(array[rows] for array in self.rollout))
+        return Answers(picked(self.texts, rows), rollout, self.n)
 
     def groups(self):
         """The texts of each example, a list of LazyTexts of n."""
@@ -91,10 +97,14 @@ class Policy:
     ):
         """Answer each example n times: -> Answers.
 
-        examples: with their prompt_ids. log: takes the completions as they end; those that it has are not
-        sampled again.
+        examples: with their prompt_ids. log: takes the completions as they end; those that it has, log.done,
+        are not sampled again, and those that it has begun continue. A log with enough() may end the rollout
+        early, as in rollout.engine.generate.
         """
-        done, on_end = ((), None) if log is None else (list(log.done), log.add)
+        done, begun, on_end, enough = (), {}, None, None
+        if log is not None:
+            done, begun, on_end = list(log.done), log.begun, log.add
+            enough = log.enough
         prompts = [example["prompt_ids"] for example in examples]
         rollout = generate(
             self.config,
@@ -108,7 +118,9 @@ class Policy:
             seed=seed,
             slots=options.slots,
             done=done,
+            begun=begun,
             on_end=on_end,
+            enough=enough,
         )
         if log is not None:
             log.fill(rollout, done)

@@ -29,12 +29,14 @@ def rollout_programs(
     prompt_length: int,
     dtype: str = "float32",
     name: str = "",
+    continued: int = 0,
 ):
     """The Programs of one rollout: [Program], each after those whose results it takes.
 
     options: AnswerOptions. prompts: how many are answered, n times each. prompt_length: of the longest.
-    dtype: of the parameters. name: a prefix of the programs' names. Caches are as large as they get, and
-    every completion counts as the longest: both are the most that a rollout can need.
+    dtype: of the parameters. name: a prefix of the programs' names. continued: how many completions an
+    earlier rollout may have begun, each of which is prefilled as the longest. Caches are as large as they
+    get, and every completion counts as the longest: both are the most that a rollout can need.
     """
     config = rollout_config(config)
     params = abstract_tree(config, mesh, dtype)
@@ -51,13 +53,22 @@ def rollout_programs(
         longest=options.max_completion_length,
         chunk=chunk_rows(prompts, n, slots, parts),
     )
-    return [
+    turns = -(-prompts * n // slots)
+    programs = [
         rollout.weights(params),
         rollout.prefill(chunks=-(-prompts // rollout.chunk)),
         rollout.empty_slots(),
         # As often as all slots are seated anew
-        rollout.seat(turns=-(-prompts * n // slots)),
-        rollout.decode(turns=-(-prompts * n // slots)),
+        rollout.seat(turns),
+        rollout.decode(turns),
+    ]
+    if not continued:
+        return programs
+    chunks = -(-continued // rollout.chunk)
+    return [
+        *programs,
+        rollout.prefill(chunks, continued=True),
+        rollout.seat(chunks, continued=True),
     ]
 
 
@@ -80,30 +91,33 @@ class _Rollout:
         work = dict(part=SYNC, sizes="") | NO_WORK
         return self._program("weights", steps.decoding_weights, arguments, **work)
 
-    def prefill(self, chunks: int):
-        rows, room = self.chunk, self.prompt_room
+    def prefill(self, chunks: int, continued: bool = False):
+        rows, room = self.chunk, self.prompt_room + (self.longest if continued else 0)
         prompts = self._numbers(rows, room), self._numbers(rows)
 
         def arguments(weights):
             return self.config, weights, self._tables(), *prompts
 
         work = forward_work(self.config, rows, room) | dict(part=GENERATION, times=chunks)
-        return self._program("prefill", steps.prefill, arguments, "weights", **work)
+        called = "continued prefill" if continued else "prefill"
+        return self._program(called, steps.prefill, arguments, "weights", **work)
 
     def empty_slots(self):
         sizes = self.slots, self.prompt_room, self.longest, self.longest
         return self._program("slots", steps.empty_slots, (self.config, *sizes), **self._of_slots())
 
-    def seat(self, turns: int):
+    def seat(self, turns: int, continued: bool = False):
         seats, numbers = everywhere(self.mesh, (self.slots,), bool), self._numbers(self.slots)
 
         def arguments(slots, prefilled):
             # New keys, which are on every device, not those of the slots
             keys = slots.keys.update(sharding=numbers.sharding)
-            return *self._fixed(), slots, seats, numbers, *prefilled, numbers, keys
+            begun = (numbers, self.prompt_room) if continued else ()
+            return *self._fixed(), slots, seats, numbers, *prefilled, numbers, keys, *begun
 
-        work = self._of_slots(times=turns)
-        return self._program("seat", steps.seat, arguments, "slots", "prefill", **work)
+        kind, work = "continued " if continued else "", self._of_slots(times=turns)
+        needs = "slots", f"{kind}prefill"
+        return self._program(f"{kind}seat", steps.seat, arguments, *needs, **work)
 
     def decode(self, turns: int):
         def arguments(weights, slots):

@@ -4,7 +4,9 @@ A request is one completion of one prompt. Its number is its row in the Rollout:
 request i is for prompt i // n.
 """
 
+import types
 import zlib
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import jax
@@ -18,28 +20,62 @@ PROMPT_BUCKET = 16
 
 
 class Requests(NamedTuple):
-    """n requests a prompt. Prompts are prefilled in chunks of chunk_size.
+    """The requests, and the rows of tokens that they continue. Rows are prefilled in chunks of chunk_size.
 
-    tokens: int32[p t], the prompts, right-padded to a bucket, and rows of padding up to whole chunks.
-    lengths: int32[p], at least 1. keys: typed[p n], one random stream a request.
+    tokens: int32[z t], right-padded to a bucket, and rows of padding up to whole chunks. lengths: int32[z],
+    at least 1. row_of: int[r], the row that each request continues: one for all requests of a prompt, and one
+    of its own for a completion that has begun. begun: int32[r], how many tokens at the end of its row are
+    the completion's. keys: typed[r], one random stream a request. prompt_room: the length of the longest
+    prompt, in whole buckets.
     """
 
     tokens: np.ndarray
     lengths: np.ndarray
+    row_of: np.ndarray
+    begun: np.ndarray
     keys: jax.Array
-    n: int
+    prompt_room: int
     chunk_size: int
 
     def chunk_of(self, request):
-        """The chunk that holds a request's prompt."""
-        return request // (self.n * self.chunk_size)
+        """The chunk that holds a request's row."""
+        return self.row_of[request] // self.chunk_size
+
+    def chunk(self, number, widest):
+        """(tokens int32[z t], lengths int32[z]) of a chunk: as wide as prompts are, or, with completions that
+        have begun, a power of two times as wide, at most `widest`.
+        """
+        rows = slice(number * self.chunk_size, (number + 1) * self.chunk_size)
+        tokens, lengths = self.tokens[rows], self.lengths[rows]
+        # Few widths, each of which is compiled
+        width = min(self.prompt_room << _doublings(self.prompt_room, lengths.max()), widest)
+        return np.pad(tokens, ((0, 0), (0, max(width - tokens.shape[1], 0))))[:, :width], lengths
 
 
-def make_requests(prompts: list, n: int, seed: int, slots: int, multiple: int = 1):
-    """Requests for prompts, lists of token ids. multiple: see chunk_rows."""
-    rows = chunk_rows(len(prompts), n, slots, multiple)
-    tokens, lengths = _padded(prompts, rows)
-    return Requests(tokens, lengths, _random_streams(prompts, n, seed), n, rows)
+def make_requests(
+    prompts: list,
+    n: int,
+    seed: int,
+    slots: int,
+    multiple: int = 1,
+    begun: Mapping = types.MappingProxyType({}),
+):
+    """Requests for prompts, lists of token ids. begun: request -> the ids that its completion has already.
+    multiple: see chunk_rows.
+    """
+    texts, row_of = [], np.zeros(len(prompts) * n, int)
+    for index, prompt in enumerate(prompts):
+        requests = range(index * n, (index + 1) * n)
+        row_of[requests] = len(texts)
+        texts.append(prompt)
+        for request in sorted(begun.keys() & requests):
+            row_of[request] = len(texts)
+            texts.append([*prompt, *begun[request]])
+    rows = chunk_rows(len(texts), n, slots, multiple)
+    tokens, lengths = _padded(texts, rows)
+    counts = np.array([len(begun.get(request, ())) for request in range(len(row_of))], np.int32)
+    keys, room = _random_streams(prompts, n, seed), _room(prompts)
+    return Requests(tokens, lengths, row_of, counts, keys, room, rows)
 
 
 def chunk_rows(prompts: int, n: int, slots: int, multiple: int = 1):
@@ -53,8 +89,9 @@ class RequestQueue:
 
     def __init__(self, requests: Requests, done=()):
         self.requests = requests
+        waiting = np.setdiff1d(np.arange(len(requests.keys)), done)
         # Sorted, so that the requests of a chunk follow each other: `take` counts on that
-        self.waiting = np.setdiff1d(np.arange(len(requests.keys)), done)
+        self.waiting = waiting[np.argsort(requests.row_of[waiting], kind="stable")]
 
     def __bool__(self):
         return len(self.waiting) > 0
@@ -92,12 +129,21 @@ def _random_streams(prompts, n, seed):
 def _padded(prompts, chunk_size):
     """Pad prompts to a bucket and to whole chunks: (tokens int32[p t], lengths int32[p], at least 1)."""
     lengths = [len(prompt) for prompt in prompts]
-    room = -(-max(lengths) // PROMPT_BUCKET) * PROMPT_BUCKET
-    tokens = np.zeros((-(-len(prompts) // chunk_size) * chunk_size, room), np.int32)
+    tokens = np.zeros((-(-len(prompts) // chunk_size) * chunk_size, _room(prompts)), np.int32)
     for row, prompt in zip(tokens, prompts, strict=False):
         row[: len(prompt)] = prompt
     # Length 1 for rows of padding: prefill reads the last token at index length - 1
     return tokens, np.array(lengths + [1] * (len(tokens) - len(prompts)), np.int32)
+
+
+def _room(prompts):
+    """The length of the longest, in whole buckets."""
+    return -(-max(map(len, prompts)) // PROMPT_BUCKET) * PROMPT_BUCKET
+
+
+def _doublings(room, length):
+    """How often the room has to double to hold the length."""
+    return (-(-int(length) // room) - 1).bit_length()
 
 
 def check_slots(slots: int, devices: int):
@@ -107,6 +153,20 @@ def check_slots(slots: int, devices: int):
             f"slots={slots} does not split over the mesh's {devices} devices, each of which decodes its own; "
             f"set slots to a multiple of {devices}"
         )
+
+
+def check_begun(begun: Mapping, max_completion_length: int, speculative: bool):
+    """Raise ValueError for completions that cannot be continued. begun: row -> (ids, logprobs)."""
+    if begun and speculative:
+        raise ValueError(
+            "speculative=True does not continue completions that have begun; set it to False"
+        )
+    for row, (ids, _) in begun.items():
+        if not 0 < len(ids) < max_completion_length:
+            raise ValueError(
+                f"the completion of row {row} has begun with {len(ids)} tokens; from 1 to "
+                f"{max_completion_length - 1}, below max_completion_length, can be continued"
+            )
 
 
 def check(

@@ -3,22 +3,25 @@
 import json
 import os
 import time
+import types
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
-
-from deepseek_jax.rollout.completions import Rollout
+from deepseek_jax.rollout.completions import Rollout, fill_rows, tokens_of
 
 
 class SampleLog:
     """A file of completions, a line each: {"row", "ids", "logprobs", "finished"}, row being its row in the
-    rollout.
+    rollout. A log for rollout.policy.Policy.answer.
 
     done: row -> its line, those of earlier calls too; an incomplete last line is ignored, and cut off.
     writes: False on a process that shares the work with one that writes. every: seconds between two writes;
     with 0 every completion is on disk when `add` returns. on_add(): called after each `add`.
     """
+
+    # Completions here are whole, and rollouts run to their end: see engine.generate
+    begun = types.MappingProxyType({})
+    enough = None
 
     def __init__(
         self,
@@ -40,15 +43,11 @@ class SampleLog:
 
     def add(self, rows, rollout: Rollout):
         """Write the rows of a rollout that have ended."""
-        new = [
-            {
-                "row": int(row),
-                "ids": rollout.completion_ids[row][rollout.completion_mask[row]].tolist(),
-                "logprobs": rollout.sampler_logprobs[row][rollout.completion_mask[row]].tolist(),
-                "finished": not rollout.truncated[row],
-            }
-            for row in rows
-        ]
+        new = []
+        for row in map(int, rows):
+            ids, logprobs = tokens_of(rollout, row)
+            line = {"row": row, "ids": ids, "logprobs": logprobs}
+            new.append(line | {"finished": bool(not rollout.truncated[row])})
         self.done |= {line["row"]: line for line in new}
         self.waiting += new
         if time.monotonic() - self.written >= self.every:
@@ -67,14 +66,11 @@ class SampleLog:
 
     def fill(self, rollout: Rollout, rows):
         """Put the completions of earlier calls into their rows of a rollout, which are empty, in place."""
+        fill_rows(
+            rollout, {row: (self.done[row]["ids"], self.done[row]["logprobs"]) for row in rows}
+        )
         for row in rows:
-            line = self.done[row]
-            n = len(line["ids"])
-            rollout.completion_ids[row, :n] = line["ids"]
-            rollout.completion_mask[row, :n] = True
-            # Written as float64, which has every float32 exactly
-            rollout.sampler_logprobs[row, :n] = np.float32(line["logprobs"])
-            rollout.truncated[row] = not line["finished"]
+            rollout.truncated[row] = not self.done[row]["finished"]
 
     def remove(self):
         """Delete the file, once its completions are elsewhere."""

@@ -102,33 +102,69 @@ def run_prompts(config, weights, tables, tokens, lengths):
     return caches, x_ptd
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1, 2), donate_argnums=3)
+@functools.partial(jax.jit, static_argnums=(0, 1, 2, 11), donate_argnums=3)
 @on_rollout_mesh
 def seat(
-    config, sampling, eos_ids, slots, seats, prompts, prompt_caches, prompt_logits, lengths, keys
+    config,
+    sampling,
+    eos_ids,
+    slots,
+    seats,
+    rows,
+    prefilled_caches,
+    prefilled_logits,
+    prompt_length,
+    keys,
+    begun=None,
+    prompt_room=None,
 ):
-    """Give the slots in seats: bool[b] a new request, and sample its first token from the prompt's logits.
+    """Give the slots in seats: bool[b] a new request, and sample its first token from the logits of its row.
 
-    prompts: int32[b], which of the prefilled prompts; lengths: int32[b] of those; keys: typed[b].
+    rows: int32[b], which of the prefilled rows; prompt_length: int32[b] of those; keys: typed[b]. begun:
+    int32[b], how many tokens after its prompt a row has of a completion that goes on, and prompt_room, of
+    slots.rooms; None where no row has any.
     """
 
-    def copy_prompt(cache, prompt_cache):
-        room = prompt_cache.shape[1]
-        new = own_slots(jnp.take(_apart(prompt_cache, len(prompt_logits)), prompts, axis=0))
+    def copy_prompt(cache, prefilled):
+        room = prefilled.shape[1]
+        new = own_slots(jnp.take(_apart(prefilled, len(prefilled_logits)), rows, axis=0))
         old = _apart(cache[:, :room], len(seats))
         new = jnp.where(seats[:, None, None, None], new, old).reshape(-1, room, cache.shape[-1])
         return own_slots(jax.lax.dynamic_update_slice_in_dim(cache, new, 0, axis=1))
 
+    def copy_row(cache, prefilled):
+        new = own_slots(jnp.take(_apart(prefilled, len(prefilled_logits)), rows, axis=0))
+        new = jnp.take_along_axis(new, source_bs[:, None, :, None], axis=2, mode="clip")
+        old = _apart(cache, len(seats))
+        taken = (seats[:, None] & is_there_bs)[:, None, :, None]
+        return own_slots(jnp.where(taken, new, old).reshape(cache.shape))
+
+    if begun is not None:
+        source_bs, is_there_bs = _places(slots, prompt_room, prompt_length, begun)
     slots = slots._replace(
         # The ring is not cleared: decode's mask hides what an earlier request left there
-        caches=jax.tree.map(copy_prompt, slots.caches, prompt_caches),
+        caches=jax.tree.map(
+            copy_prompt if begun is None else copy_row, slots.caches, prefilled_caches
+        ),
         keys=jnp.where(seats, keys, slots.keys),
-        prompt_length=jnp.where(seats, lengths, slots.prompt_length),
-        length=jnp.where(seats, 0, slots.length),
+        prompt_length=jnp.where(seats, prompt_length, slots.prompt_length),
+        length=jnp.where(seats, 0 if begun is None else begun, slots.length),
     )
     step_keys = jax.vmap(jax.random.fold_in)(slots.keys, slots.length)
-    tokens, logprobs = sample(step_keys, own_slots(prompt_logits[prompts]), sampling)
+    tokens, logprobs = sample(step_keys, own_slots(prefilled_logits[rows]), sampling)
     return pinned(append(slots, tokens, logprobs, seats, eos_ids))
+
+
+def _places(slots, prompt_room, prompt_length, begun):
+    """The token of its row that stands at each index of a slot's cache: (int32[b s], bool[b s], is any)."""
+    index_s = jnp.arange(jax.tree.leaves(slots.caches)[0].shape[1])
+    ring = len(index_s) - prompt_room
+    # As old as in `decode` at the next step, whose own token has the age 0
+    age_s = (slots.step - (index_s - prompt_room)) % ring
+    of_prompt_s, begun_b1, prompt_b1 = index_s < prompt_room, begun[:, None], prompt_length[:, None]
+    token_bs = jnp.where(of_prompt_s, index_s, prompt_b1 + begun_b1 - age_s)
+    of_completion_bs = (age_s >= 1) & (age_s <= begun_b1)
+    return token_bs, jnp.where(of_prompt_s, index_s < prompt_b1, of_completion_bs)
 
 
 def _apart(cache, count):

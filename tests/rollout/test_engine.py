@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import heapq
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -126,6 +127,54 @@ def test_rows_that_are_there_are_left_out_and_the_others_stay_what_they_are(done
     if left:
         assert_same(*(Rollout(*(x[left] for x in rollout)) for rollout in (rest, whole)))
         np.testing.assert_array_equal([told[row] for row in left], whole.completion_ids[left])
+
+
+def in_calls(model, stop_after, **settings):
+    """The Rollout of calls that end after so many ends each; the next one continues what is under way."""
+    done, begun, merged = {}, {}, None
+    for calls in range(1, 100):
+        new = []
+
+        def on_end(rows, rollout, new=new):
+            new.extend(rows.tolist())
+
+        rollout = generate(
+            *tiny_model(model),
+            PROMPTS,
+            **settings,
+            done=list(done),
+            begun=begun,
+            on_end=on_end,
+            enough=lambda new=new: len(new) >= stop_after,
+        )
+        done |= {row: [array[row] for array in rollout] for row in new}
+        if len(done) == len(rollout.completion_ids):
+            merged = Rollout(*map(np.stack, zip(*(done[row] for row in sorted(done)), strict=True)))
+            return calls, merged
+        ids, mask, logprobs = rollout[:3]
+        under_way = [row for row in range(len(ids)) if row not in done and mask[row].any()]
+        begun = {row: (ids[row][mask[row]], logprobs[row][mask[row]]) for row in under_way}
+
+
+@pytest.mark.parametrize(
+    "model, stop_after, room",
+    others_slow(
+        itertools.product(["gqa", "mla_moe"], [1, 4], [3, 2048]),
+        ("gqa", 4, 2048),
+        ("mla_moe", 1, 3),
+    ),
+)
+def test_a_rollout_continued_in_later_calls_is_that_of_one(monkeypatch, model, stop_after, room):
+    """Oracle: one call: the same tokens, for a completion's draws depend on its number and their place in it.
+    Slots are seated with completions of all lengths, at all steps of a ring that grows from `room`.
+    """
+    settings = dict(SAMPLED, n=4, slots=3, max_completion_length=12, eos_ids=range(0, VOCAB, 9))
+    whole = generate(*tiny_model(model), PROMPTS, **settings)
+    monkeypatch.setattr(engine, "FIRST_ROOM", room)
+    monkeypatch.setattr(engine, "GROWTH", 2)
+    calls, merged = in_calls(model, stop_after, **settings)
+    assert calls > 3
+    assert_same(merged, whole)
 
 
 def test_completions_of_a_prompt_differ_and_so_do_those_of_another_seed():
@@ -289,6 +338,9 @@ def test_bfloat16_decodes_what_it_would_score():
         (dict(temperature=-1), "temperature=-1.0 must be 0 (greedy) or above"),
         (dict(top_p=0), "top_p=0.0 must be above 0"),
         (dict(top_k=51), "top_k=51 must be 0 (keep every token) to vocab_size=50"),
+        (dict(begun={0: ([1] * 12, [0.0] * 12)}), "row 0 has begun with 12 tokens; from 1 to 11"),
+        (dict(begun={0: ([], [])}), "row 0 has begun with 0 tokens; from 1 to 11"),
+        (dict(begun={0: ([1], [0.0])}, speculative=True), "speculative=True does not continue"),
     ],
 )
 def test_a_mistake_is_named(change, words):

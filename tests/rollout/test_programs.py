@@ -78,10 +78,10 @@ def engines_calls(called, kind, mesh):
     return config, called
 
 
-def planned_calls(config, mesh):
-    """{name: (Program, arguments)} of the plan, compiled for the same devices."""
+def planned_calls(config, mesh, **more):
+    """{name: (Program, arguments)} of the plan, compiled for the same devices. more: of rollout_programs."""
     options = AnswerOptions(max_completion_length=LONGEST, slots=SLOTS)
-    lengths = dict(prompts=len(PROMPTS), n=N, prompt_length=max(map(len, PROMPTS)))
+    lengths = dict(prompts=len(PROMPTS), n=N, prompt_length=max(map(len, PROMPTS))) | more
     planned = rollout_programs(config, mesh, options, **lengths)
     arguments = {}
 
@@ -137,6 +137,20 @@ def test_a_planned_rollout_calls_what_the_engine_calls(called, kind, mesh):
                     )
         placed = [x for _, real in calls[part] for x in real if x.sharding is not None]
         assert part == "empty_slots" or placed, name
+
+
+def test_the_prefill_of_carried_completions_is_planned(called):
+    """Oracle: a real rollout that continues a completion as long as one gets: the last prefill and seat."""
+    config, params = tiny_model("gqa")
+    sizes = dict(max_completion_length=LONGEST, n=N, slots=SLOTS)
+    begun = {row: ([1] * (LONGEST - 1), [0.0] * (LONGEST - 1)) for row in range(N)}
+    generate(config, params, [list(range(16))] * 5, begun=begun, **sizes)
+    planned = planned_calls(config, one_device(), prompt_length=16, continued=N)
+    for name in ("prefill", "seat"):
+        program, arguments = planned[f"continued {name}"]
+        shapes = [(x.shape, x.dtype) for x in shapes_of(arguments)]
+        assert shapes in [[(x.shape, x.dtype) for x in arrays] for _, arrays in called[name]]
+        assert program.times == 1
 
 
 def test_a_planned_rollout_counts_its_calls(called):
