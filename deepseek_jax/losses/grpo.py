@@ -31,7 +31,7 @@ class GrpoOptions:
       defaults to clip_eps.
     kl_coef: the weight of the KL to the reference; 0 needs no reference.
     importance_cap: the surrogate of a token, not its KL, is multiplied by the truncated importance
-      weight min(pi_old / pi_sampler, importance_cap), without gradient.
+      weight min(pi_old / pi_sampler, importance_cap), without gradient: 1 for a stale token.
     """
 
     loss_type: Literal[tuple(NORMALIZES_STD)] = "grpo"
@@ -87,10 +87,13 @@ def grpo_loss(logprobs, entropy, batch, options: GrpoOptions, *, max_completion_
       num_tokens, num_completions float32[] of the whole global batch, so that micro-batches add up;
       old_logprobs float32[b t], absent while the policy has not moved (the ratio is exactly 1);
       ref_logprobs float32[b t], needed if options.kl_coef > 0. Masked positions may hold anything, even
-      NaN; a completion without tokens contributes nothing.
+      NaN; a completion without tokens contributes nothing. stale_mask bool[b t], within completion_mask:
+      tokens that earlier parameters sampled; their old_logprobs are sampler_logprobs, so that their ratio is
+      to the policy that sampled. num_stale float32[] counts those of the global batch. Absent: none is.
     max_completion_length: the constant divisor of dr_grpo.
     Returns (loss float32[], metrics): metrics are float32[], divided by num_tokens so that micro-batches
-    add up here too, except `sampler_gap_max`. Raises ValueError for settings out of range.
+    add up here too, except `sampler_gap_max`. sampler_gap_* are of the tokens that are not stale,
+    stale_gap_mean of those that are. Raises ValueError for settings out of range.
     """
     if max_completion_length < 1:
         raise ValueError(f"max_completion_length={max_completion_length} must be at least 1")
@@ -100,21 +103,21 @@ def grpo_loss(logprobs, entropy, batch, options: GrpoOptions, *, max_completion_
     logprobs, sampler_bt = _masked(logprobs, mask_bt), _masked(batch["sampler_logprobs"], mask_bt)
     # Without old_logprobs the ratio is 1, but its gradient is that of logprobs
     old_bt = _masked(batch.get("old_logprobs", jax.lax.stop_gradient(logprobs)), mask_bt)
+    gap_bt = jnp.abs(old_bt - sampler_bt)
+    stale_bt = batch.get("stale_mask", jnp.zeros_like(mask_bt))
+    old_bt = jnp.where(stale_bt, sampler_bt, old_bt)
 
     low, high = options.clip_range()
     ratio_bt = _ratio(logprobs - old_bt, mask_bt, options.loss_type)
     clipped_bt = jnp.clip(ratio_bt, low, high)
     # The minimum is pessimistic: clipping limits a gain and never a loss
     surrogate_bt = jnp.minimum(ratio_bt * advantage_b1, clipped_bt * advantage_b1)
-    gap_bt = jnp.abs(old_bt - sampler_bt)
     per_token = {
         "entropy": entropy,
         "ratio_mean": ratio_bt,
         # Only where clipping ends the gradient: for the other sign of A the minimum is the unclipped term
         "clip_fraction_low": (ratio_bt < low) & (advantage_b1 < 0),
         "clip_fraction_high": (ratio_bt > high) & (advantage_b1 > 0),
-        "sampler_gap_mean": gap_bt,
-        "sampler_gap_share": gap_bt > LARGE_GAP,
     }
     if options.importance_cap is not None:
         weight_bt = jnp.minimum(jnp.exp(old_bt - sampler_bt), options.importance_cap)
@@ -130,8 +133,22 @@ def grpo_loss(logprobs, entropy, batch, options: GrpoOptions, *, max_completion_
     num_tokens = jnp.maximum(batch["num_tokens"], 1)
     metrics = {name: _masked(x, mask_bt).sum() / num_tokens for name, x in per_token.items()}
     metrics["clip_fraction"] = metrics["clip_fraction_low"] + metrics["clip_fraction_high"]
-    metrics["sampler_gap_max"] = _masked(gap_bt, mask_bt).max()
+    metrics |= _gaps(_masked(gap_bt, mask_bt & ~stale_bt), _masked(gap_bt, stale_bt), batch)
     return loss, jax.lax.stop_gradient(metrics)
+
+
+def _gaps(own_bt, stale_bt, batch):
+    """Metrics of |old - sampler|: of tokens that the policy sampled, and of stale ones."""
+    num_stale = batch.get("num_stale", 0.0)
+    num_own = jnp.maximum(batch["num_tokens"] - num_stale, 1)
+    metrics = {
+        "sampler_gap_mean": own_bt.sum() / num_own,
+        "sampler_gap_share": (own_bt > LARGE_GAP).sum() / num_own,
+        "sampler_gap_max": own_bt.max(),
+    }
+    if "stale_mask" in batch:
+        metrics["stale_gap_mean"] = stale_bt.sum() / jnp.maximum(num_stale, 1)
+    return metrics
 
 
 def k3_kl(logprobs, ref_logprobs):

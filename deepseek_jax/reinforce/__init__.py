@@ -5,13 +5,14 @@ from deepseek_jax.lazy import lazy_names
 __getattr__, __dir__, __all__ = lazy_names(
     __name__,
     {
+        "GroupSampler": "groups",
         "GroupSource": "grpo",
         "ReinforceSettings": "settings",
         "RolloutSettings": "settings",
         "ScenarioRewards": "scenarios",
         "group_batch": "batch",
         "load_model_rewards": "model_rewards",
-        "make_groups": "grpo",
+        "make_groups": "groups",
         "make_grpo_loss": "update",
         "reinforce": "grpo",
     },

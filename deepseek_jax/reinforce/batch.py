@@ -26,7 +26,7 @@ def group_batch(groups, *, normalize_std: bool, shared: bool = True, multiple: i
     Completions of a group are adjacent. shared: a prompt stands once for its group; else once for each of its
     completions, see losses.completions. Lengths are multiples of `multiple`; where prompts are not shared,
     and rows are long, by powers of two. A completion whose reward failed (NaN) is masked out of the loss.
-    normalize_std: see losses.group_advantages.
+    normalize_std: see losses.group_advantages. Groups with `stale`, of reinforce.stragglers, make stale_mask.
     """
     size = bucket if shared else _power_of_two
     mask = np.concatenate([group["mask"] for group in groups])
@@ -51,6 +51,9 @@ def group_batch(groups, *, normalize_std: bool, shared: bool = True, multiple: i
         "sampler_logprobs": _fitted([group["logprobs"] for group in groups], t),
         "advantages": np.asarray(advantages),
     }
+    if "stale" in groups[0]:
+        stale = np.concatenate([group["stale"] for group in groups])
+        batch["stale_mask"] = batch["completion_mask"] & (np.arange(t) < stale[:, None])
     return batch | totals(batch)
 
 
@@ -67,6 +70,9 @@ def abstract_batch_of(settings: ReinforceSettings, mesh: Mesh):
         shapes["old_logprobs"] = (completions, t), np.float32
     if settings.loss.kl_coef:
         shapes["ref_logprobs"] = (completions, t), np.float32
+    if settings.extra_prompts:
+        shapes["stale_mask"] = (completions, t), np.bool_
+        shapes["num_stale"] = (), np.float32
     shapes["advantages"] = (completions,), np.float32
     shapes |= {name: ((), np.float32) for name in ("num_tokens", "num_completions", "temperature")}
     return abstract_batch(mesh, shapes | {"sampled_by": ((), np.uint32)})
@@ -97,6 +103,8 @@ def totals(batch):
     """The divisors of the loss."""
     mask = batch["completion_mask"]
     counts = {"num_tokens": mask.sum(), "num_completions": mask.any(1).sum()}
+    if "stale_mask" in batch:
+        counts["num_stale"] = batch["stale_mask"].sum()
     return {name: np.float32(count) for name, count in counts.items()}
 
 

@@ -3,26 +3,22 @@
 questions -> groups of completions, their rewards and advantages -> updates -> params.
 """
 
-import shutil
 import time
-from collections import Counter
-from pathlib import Path
 
-import grain
 import jax
 import numpy as np
 from jax.sharding import Mesh
 
 from deepseek_jax.costs.chips import peak_of
 from deepseek_jax.losses.grpo import NORMALIZES_STD
-from deepseek_jax.ops.fingerprint import fingerprint
 from deepseek_jax.parallel.host_memory import return_freed_memory
-from deepseek_jax.parallel.processes import first_process, say
 from deepseek_jax.parallel.shard import put_share
-from deepseek_jax.reinforce.batch import BUCKET, bucket, group_batch, split, totals, update_flops
+from deepseek_jax.reinforce.batch import BUCKET, group_batch, split, totals, update_flops
+from deepseek_jax.reinforce.groups import GroupSampler
 from deepseek_jax.reinforce.metrics import describe
-from deepseek_jax.reinforce.scenarios import ScenarioRewards, place
+from deepseek_jax.reinforce.scenarios import ScenarioRewards
 from deepseek_jax.reinforce.settings import ReinforceSettings
+from deepseek_jax.reinforce.stragglers import StragglerSampler
 from deepseek_jax.reinforce.update import (
     as_reference,
     jitted_score,
@@ -30,16 +26,11 @@ from deepseek_jax.reinforce.update import (
     refreshing,
     sampler_limits,
 )
-from deepseek_jax.rewards import Rewards, Scores
-from deepseek_jax.rollout.policy import Answers, Policy
-from deepseek_jax.rollout.requests import PROMPT_BUCKET
-from deepseek_jax.rollout.sample_log import SampleLog
+from deepseek_jax.rewards import Rewards
+from deepseek_jax.rollout.policy import Policy
 from deepseek_jax.training.loop import train
 from deepseek_jax.training.run import Run
 from deepseek_jax.training.state import on_device
-
-# A rollout that takes less leaves no file
-SECONDS_BETWEEN_WRITES = 60
 
 
 def reinforce(
@@ -62,62 +53,34 @@ def reinforce(
     elif settings.loss.kl_coef:
         saved, step = as_reference(settings, params), refreshing(step, settings)
     folder = run.folder.with_name(f"{run.folder.name}_rollouts")
-    source = GroupSource(policy, questions, rewards, settings, run.mesh, frozen, general, folder)
+    sampler_class = StragglerSampler if settings.extra_prompts else GroupSampler
+    sampler = sampler_class(policy, questions, rewards, settings, general, folder)
+    source = GroupSource(sampler, run.mesh, frozen)
     state = create(params).replace(reference=saved)
     limits = sampler_limits(policy.config)
     return train(settings, state, step, source, run, settings.seed, limits).params
 
 
 class GroupSource:
-    """Each step: sample group_size completions of prompts_per_step questions with the state's params.
+    """Each step: groups of completions sampled with the state's params, split into the step's updates.
 
-    policy: its own params are not read. questions, general: examples with prompt_ids, asked without end: each
-    once an epoch, in an order set by settings.seed and new each epoch. reference: params of the frozen
-    policy; None if the state holds it or kl_coef is 0. position: the number of questions asked so far, which
-    is the whole state. folder: takes the completions of long rollouts as they end, so that a run that is
-    killed in one resumes in it.
+    sampler: GroupSampler. reference: params of the frozen policy; None if the state holds it or kl_coef is 0.
     """
 
-    def __init__(
-        self,
-        policy: Policy,
-        questions: list,
-        rewards: Rewards | ScenarioRewards,
-        settings: ReinforceSettings,
-        mesh: Mesh,
-        reference,
-        general: list = (),
-        folder: Path | None = None,
-    ):
-        if not questions or settings.general is not None and not general:
-            raise ValueError(
-                f"{len(questions)} questions and {len(general)} general questions are given; give at least "
-                "one of each kind that settings ask"
-            )
-        self.policy, self.rewards, self.position = policy, rewards, 0
-        self.questions, self.general = (
-            grain.MapDataset.source(examples).shuffle(settings.seed).repeat() if examples else None
-            for examples in (questions, general)
-        )
-        self.settings, self.mesh, self.reference = settings, mesh, reference
-        self.folder = folder
-        self.fingerprint = jax.jit(fingerprint)
-        # Of the parameters that sampled last
-        self.sampled_by = 0
+    def __init__(self, sampler: GroupSampler, mesh: Mesh, reference):
+        self.sampler, self.settings, self.config = sampler, sampler.settings, sampler.policy.config
+        self.mesh, self.reference = mesh, reference
         # When next() last returned, and its tokens times epochs; the FLOPs that its updates need
         self.returned, self.flops = None, 0.0
-        self.score = jitted_score(policy.config)
+        self.score = jitted_score(self.config)
 
     def get_state(self):
-        """The number of questions asked so far."""
-        # Called at each checkpoint, after which earlier completions have no use
-        if self.folder is not None and first_process():
-            shutil.rmtree(self.folder, ignore_errors=True)
-        return {"position": self.position}
+        """The questions asked so far, see GroupSampler.get_state."""
+        return self.sampler.get_state()
 
     def set_state(self, state):
         """Resume after those questions."""
-        self.position = state["position"]
+        self.sampler.set_state(state)
 
     def next(self, state, step: int):
         """Sample, score and split into the step's updates: -> (list of batches, metrics).
@@ -131,7 +94,7 @@ class GroupSource:
         ref_logprobs. A token counts once per epoch.
         """
         metrics = self._time_of_update(state)
-        groups, sampled, sampling_metrics = self._sample(state.params, step)
+        groups, sampled, sampling_metrics = self.sampler.sample(state.params, step)
         # The memory of KV caches and decoding weights
         return_freed_memory()
         normalize_std = NORMALIZES_STD[self.settings.loss.loss_type]
@@ -144,7 +107,7 @@ class GroupSource:
         batches = self._updates(state, batch, self.settings.rollout.temperature_at(step))
         self.returned = time.perf_counter(), tokens * self.settings.epochs
         self.flops = self.settings.epochs * update_flops(
-            self.policy.config, batch["prompt_mask"].sum(1), batch["completion_mask"].sum(1)
+            self.config, batch["prompt_mask"].sum(1), batch["completion_mask"].sum(1)
         )
         return batches, metrics
 
@@ -162,91 +125,6 @@ class GroupSource:
         if (peak := peak_of(self.mesh.devices.ravel())) is not None:
             metrics["update_mfu"] = self.flops / (seconds * peak)
         return metrics
-
-    def _sample(self, params, step: int):
-        """Sample the groups of one step: -> (groups to train on, all sampled groups, metrics).
-
-        Dynamic sampling (arXiv:2503.14476, section 3.2) draws more questions in place of groups whose rewards
-        are all equal, in at most max_sampling_rounds rounds. If too few groups differ even then, equal groups
-        fill the step, equal_groups_used of them. Their rewards give no gradient, but they count in the loss's
-        mean, so the step's update is smaller by their share.
-        """
-        wanted, rounds = self.settings.prompts_per_step, self.settings.max_sampling_rounds
-        kept, equal, sampled, counts = [], [], [], Counter()
-        for number in range(rounds):
-            groups, counted = self._round(params, step, number)
-            sampled += groups
-            counts.update(counted)
-            for group in groups:
-                (equal if _all_equal(group["rewards"]) else kept).append(group)
-            if len(kept) >= wanted:
-                break
-        metrics = {name: float(count) for name, count in counts.items()}
-        metrics["all_equal_share"] = len(equal) / len(sampled)
-        metrics["rollout_tokens_per_second"] = counts["sampled_tokens"] / counts["rollout_seconds"]
-        # A single round is no dynamic sampling: all its groups are used, equal ones too
-        if rounds > 1:
-            groups, used = (kept + equal)[:wanted], max(wanted - len(kept), 0)
-            metrics |= {"sampling_rounds": float(number + 1), "equal_groups_used": float(used)}
-            if used:
-                say(
-                    f"step {step}: {used} of {wanted} groups have nothing to learn from, their rewards being "
-                    f"all equal after max_sampling_rounds={rounds}"
-                )
-        return groups, sampled, metrics
-
-    def _round(self, params, step, number):
-        """Sample and score a group for each of prompts_per_step questions: -> (groups, metrics to sum)."""
-        n = self.settings.group_size
-        examples = self._take(self.settings.prompts_per_step)
-        prompts = [example["prompt_ids"] for example in examples]
-        began = time.perf_counter()
-        answers = self._answer(params, examples, step, number)
-        generated = time.perf_counter()
-        asked = [example for example in examples for _ in range(n)]
-        scores = self.rewards.score_together(asked, answers.texts)
-        scores.require_one()
-        counted = {
-            "rollout_seconds": generated - began,
-            "reward_seconds": time.perf_counter() - generated,
-            "reward_errors": scores.errors,
-            "sampled_tokens": answers.rollout.completion_mask.sum(),
-            "prefilled_positions": len(prompts) * bucket(max(map(len, prompts)), PROMPT_BUCKET),
-        }
-        for message in scores.messages:
-            say(f"step {step}: {message} The completion is dropped from its group.")
-        return make_groups(examples, answers, scores), counted
-
-    def _take(self, n):
-        """The next n examples."""
-        start, self.position = self.position, self.position + n
-        if self.settings.general is None:
-            return [self.questions[i] for i in range(start, self.position)]
-        places = (place(self.settings, index) for index in range(start, self.position))
-        of = {"reasoning": self.questions, "general": self.general}
-        return [of[scenario][i] | {"scenario": scenario} for scenario, i in places]
-
-    def _answer(self, params, examples, step, number):
-        """The Answers of one sampling round of a step."""
-        # From seed, step and round alone, so that a resumed run samples what an uninterrupted one samples
-        settings, entropy = self.settings, [self.settings.seed, step, number]
-        policy, log = self.policy.at(params), None
-        self.sampled_by = int(self.fingerprint(policy.params))
-        if self.folder is not None:
-            # The name has the parameters too: a run that resumes after a change must not take over others'
-            path = self.folder / f"{step}_{number}_{self.sampled_by:08x}.jsonl"
-            log = SampleLog(path, writes=first_process(), every=SECONDS_BETWEEN_WRITES)
-        answers = policy.answer(
-            examples,
-            settings.rollout.at(step),
-            n=settings.group_size,
-            seed=int(np.random.SeedSequence(entropy).generate_state(1)[0] >> 1),
-            log=log,
-        )
-        # The rest of a long rollout, in case the run is killed in the update
-        if log is not None and log.path.exists():
-            log.write()
-        return answers
 
     def _updates(self, state, batch, temperature):
         """Split a batch into minibatches, repeated for each epoch, with the sampling temperature, the
@@ -269,32 +147,8 @@ class GroupSource:
             reference = on_device(reference)
             parts = [part | {"ref_logprobs": self.score(reference, part)} for part in parts]
         # The policy moves with the first update, so the later ones cannot compare
-        sampled_by = [self.sampled_by] + [0] * (len(parts) * settings.epochs - 1)
+        sampled_by = [self.sampler.sampled_by] + [0] * (len(parts) * settings.epochs - 1)
         return [
             part | put_share(self.mesh, {"sampled_by": np.uint32(number)})
             for part, number in zip(parts * settings.epochs, sampled_by, strict=True)
         ]
-
-
-def make_groups(examples, answers: Answers, scores: Scores):
-    """One dict per example: its prompt, and its group's rows of answers and scores."""
-    groups, n, rollout = [], answers.n, answers.rollout
-    for index, example in enumerate(examples):
-        rows = slice(index * n, (index + 1) * n)
-        groups.append(
-            {
-                "prompt_ids": example["prompt_ids"],
-                "rewards": scores.total[rows],
-                "parts": {name: part[rows] for name, part in scores.parts.items()},
-                "ids": rollout.completion_ids[rows],
-                "mask": rollout.completion_mask[rows],
-                "logprobs": rollout.sampler_logprobs[rows],
-                "truncated": rollout.truncated[rows],
-            }
-        )
-    return groups
-
-
-def _all_equal(rewards):
-    scored = rewards[~np.isnan(rewards)]
-    return len(scored) == 0 or scored.min() == scored.max()

@@ -29,8 +29,9 @@ def reinforcement_programs(name: str, settings: ReinforceSettings, config: Model
         config,
         mesh,
         AnswerOptions(max_completion_length=rollout.longest(), slots=rollout.slots),
-        prompts=settings.prompts_per_step,
+        prompts=settings.prompts_per_step + settings.extra_prompts,
         n=settings.group_size,
+        continued=settings.extra_prompts * settings.group_size,
         prompt_length=rollout.max_prompt_length,
         name=name,
     )

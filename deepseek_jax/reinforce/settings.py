@@ -8,6 +8,7 @@ from deepseek_jax.rollout.policy import AnswerOptions
 from deepseek_jax.settings import (
     Count,
     CountBySteps,
+    Natural,
     PositiveBySteps,
     Settings,
     Several,
@@ -86,10 +87,11 @@ class ReinforceSettings(FitSettings, RewardSettings):
     """Reinforcement by GRPO, from any policy.
 
     A step samples group_size completions of prompts_per_step questions, and makes minibatches x epochs
-    updates. reference_every: after each so many steps the policy becomes the reference of the KL
-    (arXiv:2501.12948, appendix A.3); None for a fixed reference. reference_dtype, reference_memory: how it is
-    stored; "host" keeps it in the host's memory while it does not score. general: settings of general
-    questions, None to ask reasoning questions alone.
+    updates. extra_prompts: so many more questions are under way, and a step leaves the slowest ones to the
+    next, see reinforce.stragglers. reference_every: after each so many steps the policy becomes the reference
+    of the KL (arXiv:2501.12948, appendix A.3); None for a fixed reference. reference_dtype, reference_memory:
+    how it is stored; "host" keeps it in the host's memory while it does not score. general: settings of
+    general questions, None to ask reasoning questions alone.
     """
 
     prompts_per_step: Count
@@ -99,6 +101,7 @@ class ReinforceSettings(FitSettings, RewardSettings):
     minibatches: Count = 1
     epochs: Count = 1
     max_sampling_rounds: Count = 1
+    extra_prompts: Natural = added(0)
     general: GeneralSettings | None = None
     reference_every: Count | None = None
     reference_dtype: Literal["float32", "bfloat16"] = added("float32")
@@ -134,6 +137,21 @@ class ReinforceSettings(FitSettings, RewardSettings):
                 )
         if self.general is not None:
             self._check_general(self.general)
+        if self.extra_prompts:
+            self._check_stragglers()
+
+    def _check_stragglers(self):
+        if self.general is not None or self.max_sampling_rounds > 1:
+            raise ValueError(
+                f"extra_prompts={self.extra_prompts} takes the groups that are complete first, and neither a "
+                f"share of general questions nor max_sampling_rounds={self.max_sampling_rounds} can choose "
+                "among them; set extra_prompts to 0, or leave out general and max_sampling_rounds"
+            )
+        if len(set(temperature for _, temperature in pairs_of(self.rollout.temperature))) > 1:
+            raise ValueError(
+                f"extra_prompts={self.extra_prompts} continues completions that were sampled at another of "
+                f"rollout.temperature={self.rollout.temperature}; set one temperature, or extra_prompts to 0"
+            )
 
     def _check_general(self, general):
         if general.num_steps > self.num_steps:

@@ -113,6 +113,28 @@ def test_metrics_are_means_over_the_real_tokens():
     assert metrics == pytest.approx(want, rel=1e-5)
 
 
+@pytest.mark.parametrize("loss_type", LOSS_TYPES)
+def test_a_stale_tokens_ratio_is_to_the_policy_that_sampled_it(loss_type):
+    """Oracle: the papers' sums where old_logprobs are the sampler's at these tokens, and means of gaps."""
+    logprobs, entropy, batch = make_batch()
+    mask = batch["completion_mask"]
+    stale = mask & (np.arange(WIDTH) < np.arange(len(mask))[:, None])
+    old, sampler = batch["old_logprobs"], batch["sampler_logprobs"]
+    by_hand = batch | dict(old_logprobs=np.where(stale, sampler, old))
+    settings = dict(SETTINGS, loss_type=loss_type, importance_cap=1.1)
+    want, want_grad = torch_loss(logprobs, by_hand, **settings)
+    carried = batch | dict(stale_mask=stale, num_stale=np.float32(stale.sum()))
+    del settings["max_completion_length"]
+    value, grad, metrics = loss_and_grad(logprobs, entropy, carried, **settings)
+    assert value == pytest.approx(want, rel=1e-5, abs=1e-6)
+    np.testing.assert_allclose(grad, want_grad, rtol=1e-5, atol=1e-7)
+    gap, own = np.abs(old - sampler), mask & ~stale
+    assert metrics["stale_gap_mean"] == pytest.approx(gap[stale].mean(), rel=1e-5)
+    assert metrics["sampler_gap_mean"] == pytest.approx(gap[own].mean(), rel=1e-5)
+    assert metrics["sampler_gap_share"] == pytest.approx((gap[own] > 1e-2).mean(), rel=1e-5)
+    assert metrics["sampler_gap_max"] == gap[own].max() and 0 < stale.sum() < mask.sum()
+
+
 @pytest.mark.parametrize("pieces", [2, 4])
 @pytest.mark.parametrize("loss_type", LOSS_TYPES)
 def test_micro_batches_add_up_to_the_whole_batch(loss_type, pieces):

@@ -145,6 +145,7 @@ def test_a_judge(tmp_path):
             ),
         ),
         (eight_devices, dict(prompts_per_step=8, loss=dict(kl_coef=0.1))),
+        (small.one_device, dict(extra_prompts=2)),
     ],
 )
 def test_reinforcement(tmp_path, mesh, fields):

@@ -1,0 +1,199 @@
+"""Questions in, groups of completions with their rewards out: what a step of GRPO learns from."""
+
+import shutil
+import time
+from collections import Counter
+from pathlib import Path
+
+import grain
+import jax
+import numpy as np
+
+from deepseek_jax.ops.fingerprint import fingerprint
+from deepseek_jax.parallel.processes import first_process, say
+from deepseek_jax.reinforce.batch import bucket
+from deepseek_jax.reinforce.scenarios import ScenarioRewards, place
+from deepseek_jax.reinforce.settings import ReinforceSettings
+from deepseek_jax.rewards import Rewards, Scores
+from deepseek_jax.rollout.policy import Answers, Policy
+from deepseek_jax.rollout.requests import PROMPT_BUCKET
+from deepseek_jax.rollout.sample_log import SampleLog
+
+# A rollout that takes less leaves no file
+SECONDS_BETWEEN_WRITES = 60
+
+
+class GroupSampler:
+    """Samples and scores group_size completions of each of a step's prompts_per_step questions.
+
+    policy: its own params are not read. questions, general: examples with prompt_ids, asked without end: each
+    once an epoch, in an order set by settings.seed and new each epoch. position: the number of questions
+    asked so far, which is the whole state. folder: takes the completions of long rollouts as they end, so
+    that a run that is killed in one resumes in it.
+    """
+
+    def __init__(
+        self,
+        policy: Policy,
+        questions: list,
+        rewards: Rewards | ScenarioRewards,
+        settings: ReinforceSettings,
+        general: list = (),
+        folder: Path | None = None,
+    ):
+        if not questions or settings.general is not None and not general:
+            raise ValueError(
+                f"{len(questions)} questions and {len(general)} general questions are given; give at least "
+                "one of each kind that settings ask"
+            )
+        self.policy, self.rewards, self.position = policy, rewards, 0
+        self.questions, self.general = (
+            grain.MapDataset.source(examples).shuffle(settings.seed).repeat() if examples else None
+            for examples in (questions, general)
+        )
+        self.settings, self.folder = settings, folder
+        self.fingerprint = jax.jit(fingerprint)
+        # Of the parameters that sampled last
+        self.sampled_by = 0
+
+    def get_state(self):
+        """What set_state resumes from, as JSON can hold it."""
+        # Called at each checkpoint, after which earlier completions have no use
+        if self.folder is not None and first_process():
+            shutil.rmtree(self.folder, ignore_errors=True)
+        return {"position": self.position}
+
+    def set_state(self, state):
+        """Resume after the questions of get_state."""
+        self.position = state["position"]
+
+    def sample(self, params, step: int):
+        """Sample the groups of one step: -> (groups to train on, all sampled groups, metrics).
+
+        Dynamic sampling (arXiv:2503.14476, section 3.2) draws more questions in place of groups whose rewards
+        are all equal, in at most max_sampling_rounds rounds. If too few groups differ even then, equal groups
+        fill the step, equal_groups_used of them. Their rewards give no gradient, but they count in the loss's
+        mean, so the step's update is smaller by their share.
+        """
+        wanted, rounds = self.settings.prompts_per_step, self.settings.max_sampling_rounds
+        kept, equal, sampled, counts = [], [], [], Counter()
+        for number in range(rounds):
+            groups, counted = self._round(params, step, number)
+            sampled += groups
+            counts.update(counted)
+            for group in groups:
+                (equal if _all_equal(group["rewards"]) else kept).append(group)
+            if len(kept) >= wanted:
+                break
+        metrics = self._of_rounds(sampled, counts)
+        # A single round is no dynamic sampling: all its groups are used, equal ones too
+        if rounds > 1:
+            groups, used = (kept + equal)[:wanted], max(wanted - len(kept), 0)
+            metrics |= {"sampling_rounds": float(number + 1), "equal_groups_used": float(used)}
+            if used:
+                say(
+                    f"step {step}: {used} of {wanted} groups have nothing to learn from, their rewards being "
+                    f"all equal after max_sampling_rounds={rounds}"
+                )
+        return groups, sampled, metrics
+
+    @staticmethod
+    def _of_rounds(groups, counts):
+        """Metrics of the groups that a step has sampled. counts: sums over its rounds."""
+        metrics = {name: float(count) for name, count in counts.items()}
+        equal = [_all_equal(group["rewards"]) for group in groups]
+        metrics["all_equal_share"] = float(np.mean(equal))
+        metrics["rollout_tokens_per_second"] = counts["sampled_tokens"] / counts["rollout_seconds"]
+        return metrics
+
+    def _round(self, params, step, number):
+        """Sample and score a group for each of prompts_per_step questions: -> (groups, metrics to sum)."""
+        examples = self._take(self.settings.prompts_per_step)
+        policy = self._at(params)
+        log = self._log(step, number)
+        answers, sampled = self._answer(policy, examples, step, number, log)
+        # The rest of a long rollout, in case the run is killed in the update
+        if log is not None and log.path.exists():
+            log.write()
+        groups, scored = self._scored(examples, answers, step)
+        return groups, sampled | scored
+
+    def _at(self, params):
+        """The policy with these parameters, whose fingerprint is the last that sampled."""
+        policy = self.policy.at(params)
+        self.sampled_by = int(self.fingerprint(policy.params))
+        return policy
+
+    def _log(self, step, number):
+        """Where a round's completions are written as they end; None without a folder."""
+        if self.folder is None:
+            return None
+        # The name has the parameters too: a run that resumes after a change must not take over others'
+        path = self.folder / f"{step}_{number}_{self.sampled_by:08x}.jsonl"
+        return SampleLog(path, writes=first_process(), every=SECONDS_BETWEEN_WRITES)
+
+    def _scored(self, examples, answers, step):
+        """Score the Answers to examples: -> (groups, metrics to sum)."""
+        began = time.perf_counter()
+        asked = [example for example in examples for _ in range(answers.n)]
+        scores = self.rewards.score_together(asked, answers.texts)
+        scores.require_one()
+        for message in scores.messages:
+            say(f"step {step}: {message} The completion is dropped from its group.")
+        counted = {
+            "reward_seconds": time.perf_counter() - began,
+            "reward_errors": scores.errors,
+        }
+        return make_groups(examples, answers, scores), counted
+
+    def _take(self, n):
+        """The next n examples."""
+        start, self.position = self.position, self.position + n
+        if self.settings.general is None:
+            return [self.questions[i] for i in range(start, self.position)]
+        places = (place(self.settings, index) for index in range(start, self.position))
+        of = {"reasoning": self.questions, "general": self.general}
+        return [of[scenario][i] | {"scenario": scenario} for scenario, i in places]
+
+    def _answer(self, policy, examples, step, number, log):
+        """Answer the examples in one sampling round of a step: -> (Answers, metrics to sum)."""
+        # From seed, step and round alone, so that a resumed run samples what an uninterrupted one samples
+        settings, entropy = self.settings, [self.settings.seed, step, number]
+        began = time.perf_counter()
+        answers = policy.answer(
+            examples,
+            settings.rollout.at(step),
+            n=settings.group_size,
+            seed=int(np.random.SeedSequence(entropy).generate_state(1)[0] >> 1),
+            log=log,
+        )
+        longest = max(len(example["prompt_ids"]) for example in examples)
+        return answers, {
+            "rollout_seconds": time.perf_counter() - began,
+            "sampled_tokens": answers.rollout.completion_mask.sum(),
+            "prefilled_positions": len(examples) * bucket(longest, PROMPT_BUCKET),
+        }
+
+
+def make_groups(examples, answers: Answers, scores: Scores):
+    """One dict per example: its prompt, and its group's rows of answers and scores."""
+    groups, n, rollout = [], answers.n, answers.rollout
+    for index, example in enumerate(examples):
+        rows = slice(index * n, (index + 1) * n)
+        groups.append(
+            {
+                "prompt_ids": example["prompt_ids"],
+                "rewards": scores.total[rows],
+                "parts": {name: part[rows] for name, part in scores.parts.items()},
+                "ids": rollout.completion_ids[rows],
+                "mask": rollout.completion_mask[rows],
+                "logprobs": rollout.sampler_logprobs[rows],
+                "truncated": rollout.truncated[rows],
+            }
+        )
+    return groups
+
+
+def _all_equal(rewards):
+    scored = rewards[~np.isnan(rewards)]
+    return len(scored) == 0 or scored.min() == scored.max()

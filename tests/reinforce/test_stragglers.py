@@ -1,0 +1,154 @@
+"""Steps that leave their slowest groups to the next: what is taken, what is carried, and how old it is."""
+
+import json
+from types import SimpleNamespace
+
+import jax
+import numpy as np
+import pytest
+
+from deepseek_jax.models import random_params
+from deepseek_jax.recipes.grpo.settings import GrpoSettings
+from deepseek_jax.rewards import scoring
+from deepseek_jax.rollout import policy as rollout_policy
+from deepseek_jax.settings import build
+from deepseek_jax.training.metrics import read_metrics
+from tests.recipes.small import one_device, small_config
+from tests.reinforce.test_grpo import EXAMPLES, POLICY, asked, make_source
+from tests.reinforce.test_update import assert_same, train
+
+WANTED, EXTRA, N = 2, 3, 4
+FIELDS = dict(prompts_per_step=WANTED, extra_prompts=EXTRA, group_size=N)
+
+
+@pytest.fixture(autouse=True)
+def by_length(monkeypatch):
+    """A reward in which groups differ."""
+    rule = scoring.Rule(lambda text, _: len(text) / 10)
+    for name in ("correct", "correct_reasoning"):
+        monkeypatch.setitem(scoring.RULES, name, rule)
+
+
+def params(seed):
+    return random_params(POLICY, one_device(), seed)
+
+
+def sampler():
+    return make_source(**FIELDS).sampler
+
+
+def tokens_of(carried):
+    """{index of the question: the ids of its completions}"""
+    return {group.index: [c["ids"] for c in group.completions] for group in carried}
+
+
+def test_every_group_is_taken_once_and_its_completions_only_grow():
+    """Oracle: by hand: of the questions asked so far a step takes two complete groups, the others wait; every
+    carried completion is the beginning of the later one, and exactly that is stale.
+    """
+    source, used, before = sampler(), [], {}
+    for step in range(6):
+        groups, sampled, metrics = source.sample(params(step), step)
+        assert len(groups) == WANTED and sampled is groups
+        after, known = tokens_of(source.carried), range(source.position)
+        assert len(after) == EXTRA == metrics["groups_carried"]
+        taken = [i for i in known if i not in used and i not in after]
+        prompts = [asked(i + 1)[i]["prompt_ids"] for i in taken]
+        assert [group["prompt_ids"] for group in groups] == prompts
+        stale = 0
+        for index, group in zip(taken, groups, strict=True):
+            had = before.get(index, [[]] * N)
+            assert group["stale"].tolist() == [len(ids) for ids in had]
+            for ids, row, mask in zip(had, group["ids"], group["mask"], strict=True):
+                assert row[: len(ids)].tolist() == ids and mask[: len(ids)].all()
+                # An end token, or all the room that there is
+                assert row[mask][-1] in source.policy.eos_ids or mask.sum() == 12
+            stale += group["stale"].sum()
+        for index, completions in after.items():
+            for had, ids in zip(before.get(index, [[]] * N), completions, strict=True):
+                assert ids[: len(had)] == had
+        total = sum(group["mask"].sum() for group in groups)
+        assert metrics["stale_share"] == stale / total
+        used, before = used + taken, after
+    assert sorted(used + list(before)) == list(range(source.position)) and len(set(used)) == 12
+    assert metrics["carried_steps_max"] > 0 and metrics["stale_share"] > 0
+
+
+def test_a_rollout_ends_when_enough_groups_are_complete(monkeypatch):
+    """Oracle: the same rollout to its end, which samples more tokens."""
+    first = sampler().sample(params(0), 0)[2]["sampled_tokens"]
+    generate = rollout_policy.generate
+    monkeypatch.setattr(
+        rollout_policy, "generate", lambda *a, enough, **named: generate(*a, **named)
+    )
+    assert first < sampler().sample(params(0), 0)[2]["sampled_tokens"]
+
+
+def test_a_sampler_resumes_with_what_it_carries():
+    """Oracle: the sampler that goes on, bit for bit, from a state that went through JSON."""
+    source, resumed = sampler(), sampler()
+    for step in range(2):
+        source.sample(params(step), step)
+    resumed.set_state(json.loads(json.dumps(source.get_state())))
+    groups, others = (each.sample(params(2), 2)[0] for each in (source, resumed))
+    assert_same(groups, others)
+    assert source.get_state() == resumed.get_state()
+
+
+def test_stale_tokens_are_marked_in_the_batch_and_counted():
+    """Oracle: the groups' own counts."""
+    source = make_source(**FIELDS)
+    state = SimpleNamespace(params=params(0), reference=None)
+    source.next(state, 0)
+    carried = {g.index: g.lengths() for g in source.sampler.carried}
+    (batch,), metrics = source.next(SimpleNamespace(params=params(1), reference=None), 1)
+    stale, mask = (np.asarray(batch[name]) for name in ("stale_mask", "completion_mask"))
+    left = {group.index for group in source.sampler.carried}
+    taken = [i for i in range(source.sampler.position) if i not in left]
+    counts = [
+        carried.get(i, np.zeros(N, int)) for i in taken if i in carried or i >= WANTED + EXTRA
+    ]
+    assert stale.sum(1).tolist() == np.concatenate(counts).tolist() and not (stale & ~mask).any()
+    assert batch["num_stale"] == stale.sum() > 0
+    assert metrics["stale_share"] == stale.sum() / mask.sum()
+
+
+def test_a_run_that_was_stopped_goes_on_with_its_stragglers(tmp_path):
+    """Oracle: the run that nothing stopped, bit for bit. Its policy moves far in a step: the gap of stale
+    tokens shows it, and the sampler's own stays within its limits, which end a run.
+    """
+    fields = dict(num_steps=5, extra_prompts=2, optimizer=dict(learning_rate=0.02), save_every=2)
+    fields |= dict(log_every=1, loss=dict(kl_coef=0.0))
+    wanted = train(tmp_path / "whole", **fields)
+    calls = iter(range(100))
+    with pytest.raises(SystemExit):
+        train(tmp_path / "stopped", should_stop=lambda: next(calls) == 2, **fields)
+    assert_same(jax.device_get(train(tmp_path / "stopped", **fields)), jax.device_get(wanted))
+    lines = list(read_metrics(tmp_path / "whole", "rl"))
+    assert [line["stale_share"] > 0 for line in lines][1:].count(True) >= 3
+    moved = [line["stale_gap_mean"] for line in lines if line["stale_share"] > 0]
+    assert min(moved) > 1e-3 > max(line["sampler_gap_max"] for line in lines)
+
+
+@pytest.mark.parametrize(
+    "fields, words",
+    [
+        (dict(max_sampling_rounds=2), "extra_prompts=1 .* max_sampling_rounds=2"),
+        (
+            dict(rollout=dict(temperature=((0, 1.0), (1, 0.5)))),
+            "extra_prompts=1 .* one temperature",
+        ),
+        (dict(extra_prompts=-1), "config.extra_prompts=-1 .* at least 0"),
+    ],
+)
+def test_what_stragglers_cannot_be_combined_with_is_refused(fields, words):
+    """Oracle: the message."""
+    with pytest.raises(ValueError, match=words):
+        build(GrpoSettings, small_config(**dict(extra_prompts=1) | fields), "config")
+
+
+def test_questions_run_out_for_none():
+    """Oracle: by hand: with more under way than there are questions the stream repeats them."""
+    source = make_source(prompts_per_step=WANTED, extra_prompts=len(EXAMPLES))
+    groups, _, metrics = source.sampler.sample(params(0), 0)
+    assert len(groups) == WANTED and metrics["groups_carried"] == len(EXAMPLES)
