@@ -98,6 +98,26 @@ def test_a_rollout_on_a_mesh_is_that_of_one_device(model, axes):
     assert 0 < one.truncated.mean() < 1 or model == "drafting"
 
 
+@pytest.mark.parametrize("model, axes", [("experts", "mixed")])
+def test_completions_that_have_begun_continue_on_a_mesh(model, axes):
+    """Oracle: the rollout on one device, of which every second completion has begun, with all lengths."""
+    one, mesh, config = on_one(model), make_mesh(**MESHES[axes]), MODELS[model]
+    lengths = one.completion_mask.sum(1)
+    begun = {
+        row: (one.completion_ids[row, :length], one.sampler_logprobs[row, :length])
+        for row, length in enumerate(np.minimum(lengths - 1, np.arange(len(lengths))))
+        if length and row % 2
+    }
+    with jax.set_mesh(mesh):
+        params = random_params(config, mesh, 0)
+        sampling = dict(max_completion_length=LENGTH, n=4, eos_ids=(3,), seed=0, slots=SLOTS)
+        many = generate(config, params, PROMPTS, begun=begun, **sampling)
+    assert len(begun) > 8
+    np.testing.assert_array_equal(many.completion_ids, one.completion_ids)
+    np.testing.assert_array_equal(many.truncated, one.truncated)
+    np.testing.assert_allclose(many.sampler_logprobs, one.sampler_logprobs, atol=4e-6)
+
+
 def test_slots_that_do_not_split_over_the_devices_are_refused():
     """Oracle: the message."""
     mesh, config = make_mesh(), MODELS["dense"]
