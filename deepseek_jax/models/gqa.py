@@ -6,11 +6,10 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from deepseek_jax.models.config import ModelConfig
-from deepseek_jax.models.layers import RMSNorm, linear, weight
-from deepseek_jax.ops.attention import attend, attend_branches, attend_cached
+from deepseek_jax.models.layers import RMSNorm, attend_rows, linear, weight
+from deepseek_jax.ops.attention import attend_cached
 from deepseek_jax.ops.remat import save_for_backward
 from deepseek_jax.ops.rope import apply_rope
-from deepseek_jax.parallel.context import by_heads, by_tokens
 from deepseek_jax.parallel.decoding import heads_to_slots, own_slots, slots_to_heads
 
 
@@ -59,15 +58,7 @@ class GroupedQueryAttention(nn.Module):
         """Attend within a row: x [b t d] -> ([b t d], the cache entries k and v, [z t x])."""
         q, k, v = self.project(x_btd, rope)
         remembered = {"k": _by_sequence(k), "v": _by_sequence(v)}
-        q, k, v, segment_ids = by_heads(q, k, v, segment_ids)
-        scale = self.config.head_dim**-0.5
-        if branches is None:
-            out_bthx = attend(q, k, v, scale=scale, segment_ids=segment_ids)
-        else:
-            out_bthx = attend_branches(
-                q, k, v, scale=scale, segment_ids=segment_ids, **branches._asdict()
-            )
-        out_bthx = save_for_backward(by_tokens(out_bthx))
+        out_bthx = attend_rows(q, k, v, segment_ids, branches, self.config.head_dim**-0.5)
         return self._out("bthx,hxd->btd", out_bthx), remembered
 
     def decode(self, x_bd, rope, cache, write):

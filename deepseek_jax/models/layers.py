@@ -1,14 +1,18 @@
 """The parts of every layer: named weights, RMSNorm, the gated MLP, rotary tables."""
 
+import functools
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from deepseek_jax.models.config import ModelConfig, RopeScaling
 from deepseek_jax.ops import rope
+from deepseek_jax.ops.attention import attend, attend_branches
 from deepseek_jax.ops.dot import dot
 from deepseek_jax.ops.fp8 import fp8_dot
 from deepseek_jax.ops.remat import save_for_backward
+from deepseek_jax.parallel.context import over_heads
 
 
 def weight(module: nn.Module, name: str, *, init=None, **axes: int):
@@ -42,6 +46,17 @@ def rms_norm(x, scale, eps):
     normed = normed * jax.lax.rsqrt(jnp.mean(normed * normed, axis=-1, keepdims=True) + eps)
     # Rounded before the scale multiplies it, as in the released code
     return (normed.astype(x.dtype) * scale).astype(x.dtype)
+
+
+def attend_rows(q, k, v, segment_ids, branches, scale):
+    """Attend within rows, over the devices of the mesh, and save the result for the backward pass.
+
+    q: [b t h x], k: [b t k x], v: [b t k u]. branches: the layout of attend_branches, or None. -> [b t h u].
+    """
+    attention = functools.partial(attend, scale=scale)
+    if branches is not None:
+        attention = functools.partial(attend_branches, scale=scale, **branches._asdict())
+    return save_for_backward(over_heads(attention, q, k, v, segment_ids))
 
 
 class RMSNorm(nn.Module):

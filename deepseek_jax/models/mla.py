@@ -7,13 +7,12 @@ import jax
 import jax.numpy as jnp
 
 from deepseek_jax.models.config import ModelConfig
-from deepseek_jax.models.layers import RMSNorm, linear, weight
-from deepseek_jax.ops.attention import attend, attend_branches, attend_latent
+from deepseek_jax.models.layers import RMSNorm, attend_rows, linear, weight
+from deepseek_jax.ops.attention import attend_latent
 from deepseek_jax.ops.dot import dot
 from deepseek_jax.ops.remat import save_for_backward
 from deepseek_jax.ops.rope import apply_rope, yarn_mscale
 from deepseek_jax.parallel import constrain
-from deepseek_jax.parallel.context import by_heads, by_tokens
 from deepseek_jax.parallel.decoding import heads_to_slots, own_slots, slots_to_heads
 
 # The released code uses this for the latents' norms, whatever rms_norm_eps is
@@ -105,14 +104,7 @@ class MultiHeadLatentAttention(nn.Module):
     def __call__(self, x_btd, rope, segment_ids, branches=None):
         """Expanded form: x [b t d] -> ([b t d], the cache entries c_kv [b t c] and k_rope [b t r])."""
         projected, (c_kv, k_rope) = self._expand(x_btd, rope)
-        q, k, v, segment_ids = by_heads(*projected, segment_ids)
-        if branches is None:
-            out_bthu = attend(q, k, v, scale=self.scale, segment_ids=segment_ids)
-        else:
-            out_bthu = attend_branches(
-                q, k, v, scale=self.scale, segment_ids=segment_ids, **branches._asdict()
-            )
-        out_bthu = save_for_backward(by_tokens(out_bthu))
+        out_bthu = attend_rows(*projected, segment_ids, branches, self.scale)
         return self._out("bthu,hud->btd", out_bthu), {"c_kv": c_kv, "k_rope": k_rope}
 
     def decode(self, x_bd, rope, cache, write):

@@ -11,6 +11,7 @@ import numpy as np
 from jax.ad_checkpoint import checkpoint_name
 
 from deepseek_jax.ops.dot import dot
+from deepseek_jax.ops.pallas import attention as pallas
 from deepseek_jax.ops.platform import choice, choose
 from deepseek_jax.ops.remat import ATTENDED
 
@@ -22,29 +23,33 @@ def _softmax(scores, mask, dtype):
     return jax.nn.softmax(jnp.where(mask, scores, MASKED), axis=-1).astype(dtype)
 
 
-def attend(q, k, v, *, scale: float, segment_ids, implementation: str | None = None):
+def attend(
+    q, k, v, *, scale: float, segment_ids, kernels: bool = True, implementation: str | None = None
+):
     """Each token sees itself and the tokens before it in its own segment.
 
     q: [b t h x], k: [b t k x], v: [b t k u], where query head i reads key head i // (h / k).
     segment_ids: int32[b t]. scale: multiplies the scores. Scores and softmax are float32.
     implementation: "whole" has all scores, float32[b h t t], in memory at once. "blockwise" has those of one
     block of queries and one block of keys, recomputes them for the gradient, and skips blocks of later keys.
-    "by_length" is "blockwise" for long rows, else "whole". None takes the choice of ops.platform.
+    "splash" is JAX's Pallas kernel for TPU, which has them in vector memory, and "interpreted" its emulation.
+    None takes "whole" for short rows, and for long ones the choice of ops.platform; no kernel for narrow
+    heads, nor without `kernels`: in a program that the compiler splits over devices.
     Returns [b t h u] in v's dtype.
     """
+    if implementation is None and q.shape[1] <= choice("longest_whole_row"):
+        implementation = "whole"
+    elif implementation is None and not (kernels and pallas.is_wide(q, v)):
+        implementation = "blockwise"
     form = choose(
         "attend",
         implementation,
-        by_length=_attend_by_length,
         whole=_attend_whole,
         blockwise=_attend_blockwise,
+        splash=pallas.attend,
+        interpreted=functools.partial(pallas.attend, interpret=True),
     )
     return form(q, k, v, segment_ids, scale)
-
-
-def _attend_by_length(q, k, v, segment_ids, scale):
-    is_long = q.shape[1] > choice("longest_whole_row")
-    return (_attend_blockwise if is_long else _attend_whole)(q, k, v, segment_ids, scale)
 
 
 def _attend_whole(q, k, v, segment_ids, scale):
@@ -188,7 +193,9 @@ def _joined(blocks, t):
     return jnp.moveaxis(blocks, 0, 1).reshape(b, n * s, *rest)[:, :t]
 
 
-def attend_branches(q, k, v, *, scale: float, segment_ids, prefix_length: int, branches: int):
+def attend_branches(
+    q, k, v, *, scale: float, segment_ids, prefix_length: int, branches: int, kernels: bool = True
+):
     """Attention over rows [prefix, branch 1, ..., branch n]: a branch sees only the prefix and itself.
 
     A prompt shared by n completions is computed once this way. Shapes as in `attend`, with
@@ -203,7 +210,8 @@ def attend_branches(q, k, v, *, scale: float, segment_ids, prefix_length: int, b
     (q_prefix, q_bnthx), (k_prefix, k_bnskx), (v_prefix, v_bnsku) = split(q), split(k), split(v)
     seen_bs, seen_bns = split(segment_ids)
     # A prefix sees nothing of its branches, so it is an ordinary row of its own
-    prefix_bthu = attend(q_prefix, k_prefix, v_prefix, scale=scale, segment_ids=seen_bs)
+    whole = dict(scale=scale, segment_ids=seen_bs, kernels=kernels)
+    prefix_bthu = attend(q_prefix, k_prefix, v_prefix, **whole)
 
     q_bknmx = jnp.moveaxis(_by_key_head(q_bnthx, g), 2, 1)
     k_bksx, v_bksu = jnp.swapaxes(k_prefix, 1, 2), jnp.swapaxes(v_prefix, 1, 2)

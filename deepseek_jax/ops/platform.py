@@ -9,7 +9,8 @@ CHOICES = {
     "einsum": {"any": "plain", "one cpu": "matrices"},
     "prepare": {"any": "as_it_is", "one cpu": "inputs_last"},
     "save_for_backward": {"any": "plain", "cpu": "bits"},
-    "attend": {"any": "by_length"},
+    # Of a row longer than the next line says
+    "attend": {"any": "blockwise", "tpu": "splash"},
     # Tokens of a row up to which attention holds all its scores at once, and those of a longer one's blocks.
     # On a CPU blocks take less than half the time from 128 tokens on
     "longest_whole_row": {"any": 1024, "cpu": 128},

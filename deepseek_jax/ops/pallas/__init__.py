@@ -1,0 +1,1 @@
+"""Forms of ops as Pallas kernels, for TPU."""
