@@ -67,6 +67,8 @@ class MoE(nn.Module):
             weights_bta,
             (w_gate_up, w_down),
             (("experts", "embed", "gate_up", "mlp"), ("experts", "mlp", "embed")),
+            # FP8 rounds the masters themselves
+            kernel_dtype="float32" if cfg.fp8 else cfg.dtype,
             buffer=Buffer(cfg.expert_buffer, cfg.expert_overflow),
         ).reshape(x.shape)
         if cfg.n_shared_experts:

@@ -1,21 +1,19 @@
 """One matrix product per expert over rows sorted by expert; no row is dropped; idle experts cost nothing."""
 
 import functools
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.experimental.pallas.ops.tpu.megablox.gmm import tgmm
 
 from deepseek_jax.ops.cpu import grouped_matmul as cpu
-from deepseek_jax.ops.platform import choose
+from deepseek_jax.ops.pallas import grouped_matmul as pallas
+from deepseek_jax.ops.platform import choice, choose
 
+ALONG_ROWS = jax.lax.RaggedDotDimensionNumbers((((1,), (1,)), ((), ())), (0,), (0,))
 ALONG_COLUMNS = jax.lax.RaggedDotDimensionNumbers((((1,), (2,)), ((), ())), (0,), (0,))
 OVER_ROWS = jax.lax.RaggedDotDimensionNumbers((((0,), (0,)), ((), ())), (0,), ())
-# Megablox tiles, of rows and of both operands' columns: in float32 too they fit 16 MiB of vector memory
-TILES = (512, 512, 512)
-# The largest block_size
-MAX_BLOCK = 8
 
 
 class ExpertLayout(NamedTuple):
@@ -31,10 +29,15 @@ class ExpertLayout(NamedTuple):
 
 def block_size(choices: int, n_routed_experts: int):
     """Each expert's rows are padded to a multiple of this: a power of two, at most an expert's mean rows, so
-    that padding at most doubles the rows, and at most MAX_BLOCK.
+    that padding at most doubles the rows, and at most what ops.platform has for the machine.
     """
     share = max(choices // n_routed_experts, 1)
-    return min(1 << (share.bit_length() - 1), MAX_BLOCK)
+    return min(1 << (share.bit_length() - 1), choice("expert_block"))
+
+
+def whole_tiles(rows: int):
+    """The number of rows, rounded up to whole tiles of the machine's grouped product."""
+    return -(-rows // choice("row_tile")) * choice("row_tile")
 
 
 def expert_layout(experts, n_routed_experts: int, block: int):
@@ -86,12 +89,20 @@ def rows_by_expert(x, layout):
 
     The gradient gathers too (a token sums its choices' rows). Autodiff's gradient would scatter.
     """
-    # Padding rows have token m, which is out of range: take fills them with zeros
-    return jnp.take(x, layout.token_of_row, axis=0, mode="fill", fill_value=0)
+    return _of_rows(x, layout)
 
 
 def _rows_backward(layout, cotangent):
     return jnp.take(cotangent, layout.row_of_choice, axis=0).sum(1), None
+
+
+def _of_rows(x, layout):
+    """The vector of each row's token, zeros on padding rows."""
+    if layout.token_of_row.size == layout.row_of_choice.size:
+        # No row is padding. Filling would cost a pass over the rows
+        return jnp.take(x, layout.token_of_row, axis=0, mode="clip")
+    # Padding rows have token m, which is out of range
+    return jnp.take(x, layout.token_of_row, axis=0, mode="fill", fill_value=0)
 
 
 rows_by_expert.defvjp(lambda x, layout: (rows_by_expert(x, layout), layout), _rows_backward)
@@ -114,7 +125,7 @@ def _combine_backward(saved, cotangent):
     rows, weights, layout = saved
     # Vectors are gathered, as in rows_by_expert; only weights, one number a choice, are scattered
     weight_r = jnp.zeros(len(rows), weights.dtype).at[layout.row_of_choice].set(weights)
-    spread = jnp.take(cotangent, layout.token_of_row, axis=0, mode="fill", fill_value=0)
+    spread = _of_rows(cotangent, layout)
     chosen_mad = jnp.take(rows, layout.row_of_choice, axis=0)
     d_weights = jnp.einsum("mad,md->ma", chosen_mad, cotangent, preferred_element_type=jnp.float32)
     return (spread * weight_r[:, None]).astype(rows.dtype), d_weights.astype(weights.dtype), None
@@ -126,62 +137,32 @@ combine.defvjp(_combine_forward, _combine_backward)
 def grouped_matmul(rows, kernel, rows_per_expert, *, implementation: str | None = None):
     """Multiply each row by its expert's matrix: rows [r d], kernel [e d f], sorted by expert -> [r f].
 
-    rows_per_expert: int32[e]; results of rows past their sum are finite but undefined.
+    rows_per_expert: int32[e]; results of rows past their sum are undefined, and NaN perhaps.
     implementation: "ragged" is jax.lax.ragged_dot, a grouped kernel on TPU but dense over the experts on a
-    CPU; "pieces" multiplies one expert after another, see ops.cpu.grouped_matmul. None takes the choice of
-    ops.platform. Gradients are products in the rows' dtype.
+    CPU; "megablox" is JAX's Pallas kernel for TPU and "interpreted" its emulation; "pieces" multiplies one
+    expert after another, see ops.cpu.grouped_matmul. None takes the choice of ops.platform, and no kernel for
+    narrow matrices. Gradients are products in the rows' dtype.
     """
-    product = choose("grouped_matmul", implementation, ragged=_ragged, pieces=cpu.pieces)
+    form = implementation or choice("grouped_matmul")
+    if implementation is None and form == "megablox" and not pallas.is_wide(kernel):
+        form = "ragged"
+    product = choose(
+        "grouped_matmul",
+        form,
+        ragged=functools.partial(_grouped, RAGGED),
+        megablox=functools.partial(_grouped, MEGABLOX),
+        interpreted=functools.partial(_grouped, INTERPRETED),
+        pieces=cpu.pieces,
+    )
     return product(rows, kernel, rows_per_expert)
 
 
-# Autodiff would take XLA's form for the kernel's gradient, which is dense over the experts on TPU too
-@jax.custom_vjp
-def _ragged(rows, kernel, rows_per_expert):
-    out = jax.lax.ragged_dot(
-        rows, kernel.astype(rows.dtype), rows_per_expert, preferred_element_type=jnp.float32
+def _ragged(rows, kernel, rows_per_expert, transposed=False):
+    columns = ALONG_COLUMNS if transposed else ALONG_ROWS
+    out = jax.lax.ragged_dot_general(
+        rows, kernel, rows_per_expert, columns, preferred_element_type=jnp.float32
     )
     return out.astype(rows.dtype)
-
-
-def _ragged_forward(*arrays):
-    return _ragged(*arrays), arrays
-
-
-def _ragged_backward(saved, cotangent):
-    rows, kernel, rows_per_expert = saved
-    cotangent = cotangent.astype(rows.dtype)
-    d_rows = jax.lax.ragged_dot_general(
-        cotangent,
-        kernel.astype(rows.dtype),
-        rows_per_expert,
-        ALONG_COLUMNS,
-        preferred_element_type=jnp.float32,
-    )
-    d_kernel = product_over_rows(rows, cotangent, rows_per_expert)
-    return d_rows.astype(rows.dtype), d_kernel.astype(kernel.dtype), None
-
-
-_ragged.defvjp(_ragged_forward, _ragged_backward)
-
-
-def product_over_rows(left, right, rows_per_expert, *, implementation: str | None = None):
-    """Each expert's left^T right over its own rows: left [r d], right [r f] -> float32[e d f].
-
-    implementation: "ragged" is jax.lax.ragged_dot_general, which XLA computes densely over the experts, with
-    the memory for that, on TPU too; "megablox" is JAX's Pallas kernel for TPU (arXiv:2211.15841) and
-    "interpreted" its emulation; "pieces" is ops.cpu.grouped_matmul.sum_by_expert. None takes the choice of
-    ops.platform.
-    """
-    product = choose(
-        "product_over_rows",
-        implementation,
-        ragged=_ragged_over_rows,
-        megablox=_megablox_over_rows,
-        interpreted=functools.partial(_megablox_over_rows, interpret=True),
-        pieces=cpu.sum_by_expert,
-    )
-    return product(left, right, rows_per_expert)
 
 
 def _ragged_over_rows(left, right, rows_per_expert):
@@ -190,10 +171,52 @@ def _ragged_over_rows(left, right, rows_per_expert):
     )
 
 
-def _megablox_over_rows(left, right, rows_per_expert, interpret=False):
-    tile, *tiles = (
-        min(tile, n) for tile, n in zip(TILES, (*left.shape, right.shape[1]), strict=True)
+class _Form(NamedTuple):
+    """product(rows, kernel, rows_per_expert, transposed), and the name of the product over rows."""
+
+    product: Callable
+    over_rows: str | None
+
+
+RAGGED = _Form(_ragged, None)
+MEGABLOX = _Form(pallas.product, "megablox")
+INTERPRETED = _Form(functools.partial(pallas.product, interpret=True), "interpreted")
+
+
+# Autodiff would take XLA's form for the kernel's gradient, which is dense over the experts on TPU too
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _grouped(form, rows, kernel, rows_per_expert):
+    return form.product(rows, kernel.astype(rows.dtype), rows_per_expert)
+
+
+def _grouped_forward(form, *arrays):
+    return _grouped(form, *arrays), arrays
+
+
+def _grouped_backward(form, saved, cotangent):
+    rows, kernel, rows_per_expert = saved
+    cotangent = cotangent.astype(rows.dtype)
+    d_rows = form.product(cotangent, kernel.astype(rows.dtype), rows_per_expert, transposed=True)
+    d_kernel = product_over_rows(rows, cotangent, rows_per_expert, implementation=form.over_rows)
+    return d_rows, d_kernel.astype(kernel.dtype), None
+
+
+_grouped.defvjp(_grouped_forward, _grouped_backward)
+
+
+def product_over_rows(left, right, rows_per_expert, *, implementation: str | None = None):
+    """Each expert's left^T right over its own rows: left [r d], right [r f] -> float32[e d f].
+
+    implementation: "ragged" is jax.lax.ragged_dot_general, which XLA computes densely over the experts, with
+    the memory for that, on TPU too; "megablox" is JAX's Pallas kernel for TPU and "interpreted" its
+    emulation; "pieces" is ops.cpu.grouped_matmul.sum_by_expert. None takes the choice of ops.platform.
+    """
+    product = choose(
+        "product_over_rows",
+        implementation,
+        ragged=_ragged_over_rows,
+        megablox=pallas.product_over_rows,
+        interpreted=functools.partial(pallas.product_over_rows, interpret=True),
+        pieces=cpu.sum_by_expert,
     )
-    # The kernel refuses a last tile that is not full. Rows past the experts' own add to no result
-    left, right = (jnp.pad(x, ((0, -len(x) % tile), (0, 0))) for x in (left, right))
-    return tgmm(left.T, right, rows_per_expert, jnp.float32, (tile, *tiles), interpret=interpret)
+    return product(left, right, rows_per_expert)

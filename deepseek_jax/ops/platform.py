@@ -16,7 +16,12 @@ CHOICES = {
     "longest_whole_row": {"any": 1024, "cpu": 128},
     # Larger blocks read and write their running sums less often, and compute more beyond the diagonal
     "attention_block": {"any": 512, "cpu": 128, "tpu": 1024},
-    "grouped_matmul": {"any": "ragged", "cpu": "pieces"},
+    "attend_latent": {"any": "plain", "tpu": "kernel"},
+    "grouped_matmul": {"any": "ragged", "cpu": "pieces", "tpu": "megablox"},
+    # An expert's rows are padded to a multiple of the first, all rows together to one of the second: on TPU a
+    # kernel's tile may have rows of several experts, but has to be full
+    "expert_block": {"any": 8, "tpu": 1},
+    "row_tile": {"any": 1, "tpu": 512},
     # XLA computes this product densely over the experts, on TPU too
     "product_over_rows": {"any": "ragged", "tpu": "megablox"},
     # XLA's CPU compiler does not implement the ragged exchange

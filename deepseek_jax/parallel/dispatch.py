@@ -6,13 +6,13 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import PartitionSpec
 
 from deepseek_jax.ops.grouped_matmul import (
     capacity_layout,
     combine,
     expert_layout,
     rows_by_expert,
+    whole_tiles,
 )
 from deepseek_jax.ops.platform import choose
 from deepseek_jax.parallel.shard import axis_parts, current_mesh, partition_spec
@@ -45,6 +45,7 @@ def expert_parallel(
     kernels,
     kernel_axes,
     *,
+    kernel_dtype: str = "float32",
     buffer: Buffer = WORST_CASE,
     implementation: str | None = None,
 ):
@@ -53,8 +54,9 @@ def expert_parallel(
     run_experts(x [m d], experts int32[m a], weights float32[m a], kernels) -> [m d]: a pure function of
     tokens and of a tuple of kernels whose first axis is that of experts; linear in the kernels' split "mlp"
     axis, so that partial results add up. x: [b t d]; experts: int32[b t a]; weights: float32[b t a].
-    kernel_axes: each kernel's logical names. Tokens travel along the mesh axis "expert", one row for each
-    choice; no row is ever dropped.
+    kernel_axes: each kernel's logical names. kernel_dtype: that in which a device gathers the columns of its
+    experts; their gradients are rounded to it once, and summed in float32. Tokens travel along the mesh axis
+    "expert", one row for each choice; no row is ever dropped.
     implementation: "padded" is all_to_all with room for the worst case in every block sent; "ragged" is
     jax.lax.ragged_all_to_all, which sends only rows with a token, into a receive buffer. None takes the
     choice of ops.platform: a CPU does not implement "ragged".
@@ -72,6 +74,11 @@ def expert_parallel(
 
     def local(x_btd, experts_bta, weights_bta, kernels):
         a = experts_bta.shape[-1]
+        if mesh is not None:
+            kernels = tuple(
+                _whole_columns(mesh, kernel, axes, kernel_dtype)
+                for kernel, axes in zip(kernels, kernel_axes, strict=True)
+            )
         arrays = (
             x_btd.reshape(-1, x_btd.shape[-1]),
             experts_bta.reshape(-1, a),
@@ -94,7 +101,7 @@ def expert_parallel(
     if mesh is None or not _splits(mesh, x.shape, tokens):
         mesh = None
         return local(x, experts, weights, kernels)
-    places = tuple(_whole_embed(axes) for axes in kernel_axes)
+    places = tuple(partition_spec(axes) for axes in kernel_axes)
     return jax.shard_map(
         local,
         in_specs=(tokens, tokens, tokens, places),
@@ -184,8 +191,8 @@ def receive_rows(choices, shards: int, held: int, share: float | None):
     held: the number of experts on a device. share: see Buffer.
     """
     m, a = choices
-    worst = shards * m * min(a, held)
-    return worst if share is None else min(math.ceil(share * m * a), worst)
+    worst = whole_tiles(shards * m * min(a, held))
+    return worst if share is None else min(whole_tiles(math.ceil(share * m * a)), worst)
 
 
 class Sending(NamedTuple):
@@ -253,6 +260,30 @@ def _splits(mesh, shape, spec):
     return all(size % axis_parts(mesh, entry) == 0 for size, entry in pairs)
 
 
-def _whole_embed(axes):
-    """The spec of a kernel that is gathered over "embed": each device multiplies by whole columns."""
-    return PartitionSpec(*partition_spec(tuple(None if axis == "embed" else axis for axis in axes)))
+def _whole_columns(mesh, kernel, axes, dtype):
+    """A device's kernel, gathered over "embed"."""
+    dim = axes.index("embed")
+    entry = partition_spec(axes)[dim] or ()
+    split = (entry,) if isinstance(entry, str) else entry
+    split = tuple(axis for axis in split if mesh.shape[axis] > 1)
+    return _gathered(kernel, split, dim, dtype) if split else kernel
+
+
+# Inside the shard_map: the gradient of a kernel that is gathered outside would be summed whole, then cut
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3))
+def _gathered(kernel, axes, dim, dtype):
+    return jax.lax.all_gather(kernel.astype(dtype), axes, axis=dim, tiled=True)
+
+
+def _gathered_forward(kernel, axes, dim, dtype):
+    # An array has a dtype, and a dtype cannot be saved
+    return _gathered(kernel, axes, dim, dtype), jnp.zeros(0, kernel.dtype)
+
+
+def _gathered_backward(axes, dim, dtype, like, cotangent):
+    cotangent = cotangent.astype(jnp.float32)
+    gradient = jax.lax.psum_scatter(cotangent, axes, scatter_dimension=dim, tiled=True)
+    return (gradient.astype(like.dtype),)
+
+
+_gathered.defvjp(_gathered_forward, _gathered_backward)

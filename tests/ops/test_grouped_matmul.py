@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from deepseek_jax.ops import grouped_matmul as grouped
+from deepseek_jax.ops.pallas import grouped_matmul as pallas
 
 M, A, E, D, F = 20, 2, 6, 5, 4
 # Token by token: spread out, all of a token's choices on one expert, and experts 0 and 5 idle.
@@ -21,6 +22,8 @@ SPLITS = {
     "idle experts": np.stack([1 + RNG.permutation(4)[:A] for _ in range(M)]),
 }
 IMPLEMENTATIONS = [(name, block) for name in ("pieces", "ragged") for block in (1, 2, 8, 64)]
+# The kernel for TPU, emulated
+IMPLEMENTATIONS += [("interpreted", 1), ("interpreted", 8)]
 CLOSE = dict(rtol=1e-5, atol=1e-5)  # float32 rounding
 
 
@@ -84,7 +87,7 @@ def test_the_product_over_rows_is_each_experts_own(monkeypatch, implementation, 
     """Oracle: a numpy loop over experts in float64: an idle one, edges within a tile, rows behind all
     experts' that count for none, and a last tile in part; the kernel for TPU emulated.
     """
-    monkeypatch.setattr(grouped, "TILES", (16, 8, 8))
+    monkeypatch.setattr(pallas, "TILES_OVER_ROWS", (16, 8, 8))
     rng = np.random.default_rng(3)
     left, right = (rng.normal(size=(rows, n)).astype(np.float32) for n in (16, 24))
     sizes = np.array([8, 0, 13, 11])

@@ -58,7 +58,7 @@ def test_splash_attention_is_the_plain_one(t, heads, key_heads, x, u):
 
 @pytest.fixture
 def compiled(monkeypatch):
-    """A function that compiles the gradient of a row a device, bfloat16: -> (the program's text, its mesh)."""
+    """A function that compiles the gradient of a bfloat16 row a device: -> (the program's text, its mesh)."""
     for name, value in ENVIRONMENT.items():
         monkeypatch.setenv(name, value)
 

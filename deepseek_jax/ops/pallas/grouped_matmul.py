@@ -1,0 +1,52 @@
+"""Grouped products as JAX's megablox kernels for TPU (arXiv:2211.15841): a tile of rows meets one expert."""
+
+import jax.numpy as jnp
+from jax.experimental.pallas.ops.tpu.megablox.gmm import gmm, tgmm
+
+# Rows, contracted columns and columns of a tile, that fit 16 MiB of vector memory
+TILES = {"bfloat16": (512, 1024, 1024), "float32": (512, 512, 512)}
+# Of a product over rows, whose result is float32
+TILES_OVER_ROWS = (512, 512, 512)
+# Narrower matrices would fill few lanes
+NARROWEST = 128
+
+
+def is_wide(kernel):
+    """Whether an expert's matrix is large enough for the kernel. kernel: [e d f]."""
+    return min(kernel.shape[1:]) >= NARROWEST
+
+
+def product(rows, kernel, rows_per_expert, transposed=False, interpret=False):
+    """rows [r d], kernel [e d f] -> [r f] in rows' dtype, summed in float32. transposed: kernel is [e f d].
+
+    Rows past the experts' own are not written: they may hold anything, NaN too.
+    """
+    out_columns = kernel.shape[1 if transposed else 2]
+    tiles = _fitting(TILES[rows.dtype.name], (*rows.shape, out_columns))
+    out = gmm(
+        _whole_tiles(rows, tiles[0]),
+        kernel,
+        rows_per_expert,
+        rows.dtype,
+        tiles,
+        transpose_rhs=transposed,
+        interpret=interpret,
+    )
+    return out[: len(rows)]
+
+
+def product_over_rows(left, right, rows_per_expert, interpret=False):
+    """left [r d], right [r f] -> float32[e d f]. Rows past the experts' own add to no result."""
+    tiles = _fitting(TILES_OVER_ROWS, (*left.shape, right.shape[1]))
+    left, right = (_whole_tiles(x, tiles[0]) for x in (left, right))
+    return tgmm(left.T, right, rows_per_expert, jnp.float32, tiles, interpret=interpret)
+
+
+def _fitting(tiles, sizes):
+    return tuple(min(tile, size) for tile, size in zip(tiles, sizes, strict=True))
+
+
+def _whole_tiles(rows, tile):
+    """The kernels refuse a last tile of rows that is not full."""
+    padding = -len(rows) % tile
+    return jnp.pad(rows, ((0, padding), (0, 0))) if padding else rows
