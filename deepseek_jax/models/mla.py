@@ -13,7 +13,7 @@ from deepseek_jax.ops.dot import dot
 from deepseek_jax.ops.remat import save_for_backward
 from deepseek_jax.ops.rope import apply_rope, yarn_mscale
 from deepseek_jax.parallel import constrain
-from deepseek_jax.parallel.decoding import heads_to_slots, own_slots, slots_to_heads
+from deepseek_jax.parallel.decoding import by_slot, heads_to_slots, own_slots, slots_to_heads
 
 # The released code uses this for the latents' norms, whatever rms_norm_eps is
 LATENT_NORM_EPS = 1e-6
@@ -115,11 +115,13 @@ class MultiHeadLatentAttention(nn.Module):
         # (W c) . q = c . (W^T q): the up-projection moves from all cached keys to one query
         q_latent = dot("bhn,chn->bhc", q_nope, self.w_k_up)
         q_latent, q_rope = map(heads_to_slots, (q_latent, q_rope))
-        z_bhc = attend_latent(
-            q_latent, q_rope, cache["c_kv"], cache["k_rope"], scale=self.scale, mask=write.mask
-        )
+        latents = cache["c_kv"], cache["k_rope"]
+        z_bhc = by_slot(self._attend_latent, q_latent, q_rope, *latents, write.mask)
         z_bhc = slots_to_heads(z_bhc)
         return self._out("bhu,hud->bd", dot("bhc,chu->bhu", z_bhc, self.w_v_up)), cache
+
+    def _attend_latent(self, q_latent, q_rope, c_kv, k_rope, mask):
+        return attend_latent(q_latent, q_rope, c_kv, k_rope, scale=self.scale, mask=mask)
 
     def _written(self, cache, write, c_kv, k_rope):
         """The cache with the entries of new tokens in it."""
@@ -137,12 +139,10 @@ class MultiHeadLatentAttention(nn.Module):
         c_kv, k_rope = self._latent(x_btd, rope)
         cache = self._written(cache, write, c_kv, k_rope)
 
-        def attend_from(q_latent, q_rope, mask):
-            latents = cache["c_kv"], cache["k_rope"]
-            return attend_latent(q_latent, q_rope, *latents, scale=self.scale, mask=mask)
-
         q_latent = heads_to_slots(dot("bthn,chn->bthc", q_nope, self.w_k_up))
         q_rope = heads_to_slots(q_rope)
-        z_bthc = jax.vmap(attend_from, in_axes=1, out_axes=1)(q_latent, q_rope, write.mask)
+        # The queries of a sequence see one cache
+        attend = jax.vmap(self._attend_latent, in_axes=(1, 1, None, None, 1), out_axes=1)
+        z_bthc = by_slot(attend, q_latent, q_rope, cache["c_kv"], cache["k_rope"], write.mask)
         z_bthc = slots_to_heads(z_bthc)
         return self._out("bthu,hud->btd", dot("bthc,chu->bthu", z_bthc, self.w_v_up)), cache

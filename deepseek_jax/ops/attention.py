@@ -12,6 +12,7 @@ from jax.ad_checkpoint import checkpoint_name
 
 from deepseek_jax.ops.dot import dot
 from deepseek_jax.ops.pallas import attention as pallas
+from deepseek_jax.ops.pallas import decoding
 from deepseek_jax.ops.platform import choice, choose
 from deepseek_jax.ops.remat import ATTENDED
 
@@ -37,19 +38,22 @@ def attend(
     heads, nor without `kernels`: in a program that the compiler splits over devices.
     Returns [b t h u] in v's dtype.
     """
-    if implementation is None and q.shape[1] <= choice("longest_whole_row"):
-        implementation = "whole"
-    elif implementation is None and not (kernels and pallas.is_wide(q, v)):
-        implementation = "blockwise"
     form = choose(
         "attend",
-        implementation,
+        implementation or _by_shape(q, v, kernels),
         whole=_attend_whole,
         blockwise=_attend_blockwise,
         splash=pallas.attend,
         interpreted=functools.partial(pallas.attend, interpret=True),
     )
     return form(q, k, v, segment_ids, scale)
+
+
+def _by_shape(q, v, kernels):
+    if q.shape[1] <= choice("longest_whole_row"):
+        return "whole"
+    form = choice("attend")
+    return "blockwise" if form == "splash" and not (kernels and pallas.is_wide(q, v)) else form
 
 
 def _attend_whole(q, k, v, segment_ids, scale):
@@ -271,13 +275,32 @@ def attend_cached(q, k, v, *, scale: float, mask):
     return dot("zgs,zsu->zgu", weights_zgs, v).reshape(b, h, -1)
 
 
-def attend_latent(q_latent, q_rope, c_kv, k_rope, *, scale: float, mask):
+def attend_latent(
+    q_latent, q_rope, c_kv, k_rope, *, scale: float, mask, implementation: str | None = None
+):
     """Absorbed multi-head latent attention (arXiv:2405.04434, appendix C): the queries are already in the
     latent space, so that keys and values are never expanded.
 
     q_latent: [b h c], q_rope: [b h r], c_kv: [b s c], k_rope: [b s r], mask: bool[b s].
+    implementation: "plain" has all scores, float32[b h s], in memory. "kernel" is a Pallas kernel for TPU
+    that has those of one block of the cache, and "interpreted" its emulation. None takes the choice of
+    ops.platform, and "plain" for shapes that the kernel does not take.
     Returns the weighted latents [b h c] in c_kv's dtype; the value up-projection expands them.
     """
+    form = implementation or choice("attend_latent")
+    if implementation is None and form == "kernel" and not decoding.takes(q_latent, c_kv):
+        form = "plain"
+    attend_form = choose(
+        "attend_latent",
+        form,
+        plain=_attend_latent_plain,
+        kernel=decoding.attend_latent,
+        interpreted=functools.partial(decoding.attend_latent, interpret=True),
+    )
+    return attend_form(q_latent, q_rope, c_kv, k_rope, mask, scale)
+
+
+def _attend_latent_plain(q_latent, q_rope, c_kv, k_rope, mask, scale):
     # The score of [content; rotary] vectors (arXiv:2405.04434, eqs. 16-18) is a sum of two products: joining
     # the parts would copy the cache
     scores_bhs = dot("bhc,bsc->bhs", q_latent, c_kv, jnp.float32)

@@ -8,10 +8,17 @@ MLPs and the vocabulary, and each device keeps the caches of its own slots.
 import contextlib
 import math
 
+import jax
 from jax.sharding import AbstractMesh, Mesh
 
 from deepseek_jax.parallel.rules import MESH_AXES, RULES
-from deepseek_jax.parallel.shard import constrain, current_mesh, use_rules
+from deepseek_jax.parallel.shard import (
+    axis_parts,
+    constrain,
+    current_mesh,
+    partition_spec,
+    use_rules,
+)
 
 
 def decoding_mesh(mesh: Mesh, heads: int):
@@ -74,6 +81,15 @@ def slots_to_heads(a):
 
 def _own_heads(a):
     return constrain(a, ("batch",) + (None,) * (a.ndim - 3) + ("heads", None))
+
+
+def by_slot(attend, *arrays):
+    """attend(*arrays) of arrays [b ...] with a leading axis of slots: each device computes its own."""
+    mesh, spec = current_mesh(), partition_spec(("slots",))
+    if mesh is None or len(arrays[0]) % axis_parts(mesh, spec[0]):
+        return attend(*arrays)
+    # No gradient is taken of decoding, and a kernel does not declare the axes over which it varies
+    return jax.shard_map(attend, in_specs=spec, out_specs=spec, check_vma=False)(*arrays)
 
 
 def own_slots(a):

@@ -1,0 +1,63 @@
+"""The kernel of latent decoding against the plain form, and compiled for TPUs that are not there."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from deepseek_jax.costs.hlo import program_cost
+from deepseek_jax.ops.attention import attend_latent
+from launch.plan import ENVIRONMENT
+from launch.topology import planned_mesh
+from tests.ops.test_attention import normal
+
+B, H, S, C, R = 3, 16, 384, 128, 64
+
+
+def operands(scale=1.0):
+    shapes = (B, H, C), (B, H, R), (B, S, C), (B, S, R)
+    arrays = [scale * normal(i, *shape) for i, shape in enumerate(shapes)]
+    # A ring: what a slot sees is its prompt, and some of the rest; one slot sees a single token
+    mask = np.random.default_rng(5).random((B, S)) < 0.5
+    mask[1] = np.arange(S) == 300
+    return arrays, mask
+
+
+@pytest.mark.parametrize("spread", [1.0, 12.0])
+def test_the_kernel_is_the_plain_form(spread):
+    """Oracle: the plain form, also where scores are thousands apart: rounding of float32 sums."""
+    arrays, mask = operands(spread)
+    ours, plain = (
+        attend_latent(*arrays, scale=0.1, mask=mask, implementation=form)
+        for form in ("interpreted", "plain")
+    )
+    np.testing.assert_allclose(ours, plain, atol=1e-5 * np.abs(plain).max())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("topology", ["v5e:2x2", "v5p:2x2x1", "v6e:2x2", "tpu7x:2x2x1"])
+def test_decoding_on_a_tpu_writes_no_scores(monkeypatch, topology):
+    """Oracle: the compiled program of V3's attention: no float32 array of heads by cache; it reads the cache
+    once, and its products are counted by hand.
+    """
+    for name, value in ENVIRONMENT.items():
+        monkeypatch.setenv(name, value)
+    b, h, s, c, r = 2, 128, 4096, 512, 64
+    mesh, _ = planned_mesh(topology, dict(data=-1))
+    place = jax.sharding.SingleDeviceSharding(mesh.devices.flat[0])
+
+    def shape(*size, dtype=jnp.bfloat16):
+        return jax.ShapeDtypeStruct(size, dtype, sharding=place)
+
+    def attend(*arrays):
+        return attend_latent(*arrays[:-1], scale=0.1, mask=arrays[-1])
+
+    arguments = shape(b, h, c), shape(b, h, r), shape(b, s, c), shape(b, s, r)
+    with jax.default_device(mesh.devices.flat[0]):
+        traced = jax.jit(attend).trace(*arguments, shape(b, s, dtype=jnp.bool_))
+        text = traced.lower(lowering_platforms=("tpu",)).compile().as_text()
+    assert "latent_decoding" in text and f"f32[{b},{h},{s}]" not in text
+    cost = program_cost(text, {"data": 1})
+    assert sum(cost.flops.values()) == 2 * b * h * s * (2 * c + r)
+    # The mask too, as int32; v5p lays the rotary keys, half a register wide, out anew
+    assert cost.hbm_bytes < 1.3 * (2 * b * s * (c + r) + 2 * b * h * (2 * c + r) + 12 * b * s)
