@@ -56,6 +56,7 @@ def rows_of(folder, name, seed):
     return [row for row in rows if row["seed"] == seed]
 
 
+@pytest.mark.slow
 def test_a_grpo_runs_own_numbers_take_its_seeds_row(tmp_path):
     """Oracle: before.json, after.json and metrics.jsonl of a run at toy size."""
     workdir, folder = tmp_path / "run", tmp_path / "results"

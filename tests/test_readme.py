@@ -37,6 +37,7 @@ def run_snippet(code):
     return names
 
 
+@pytest.mark.slow
 def test_the_example_samples_and_takes_one_grpo_step(tmp_path, monkeypatch):
     """Oracle: by hand, of a random model whose every second id ends a completion: texts are the tokens before
     the end, and a policy that has not moved has, a token, the loss of minus its completion's advantage.
@@ -65,6 +66,7 @@ def test_the_reward_of_your_own_counts_beside_the_others():
     np.testing.assert_allclose(run_snippet(REWARD)["scores"].total, [1.2, 0.0], rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_the_model_of_your_own_computes_logits():
     """Oracle: the shapes, and the number of parameters without making them."""
     seen = run_snippet(MODEL)
@@ -73,6 +75,7 @@ def test_the_model_of_your_own_computes_logits():
     assert made == count_params(seen["config"])
 
 
+@pytest.mark.slow
 def test_a_task_of_your_own_is_trained_on(tmp_path):
     """Oracle: the program's own last line, and what it leaves. The file has the README's line
     twelve times, with other numbers; the model is tiny, and the run one step on one device.

@@ -106,6 +106,7 @@ def test_smollm2_has_its_published_size(smollm2):
     assert config.rms_norm_eps == np.float32(1e-5) and config.rope_theta == 1e5
 
 
+@pytest.mark.slow
 def test_smollm2_knows_the_capital_of_france(smollm2):
     """Oracle: the world. (Permuted rows would still say so: the exact tests above are for those.)"""
     config, params = smollm2

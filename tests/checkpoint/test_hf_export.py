@@ -197,6 +197,7 @@ def test_like_of_another_model_is_an_error(tiny, released, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_numpy_parameters_are_written_too(tiny, tmp_path):
     """Oracle: the jax arrays' export; bfloat16 as numpy knows it."""
     _, _, config, params = tiny

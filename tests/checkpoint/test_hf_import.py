@@ -211,6 +211,7 @@ print(size, (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024
 """
 
 
+@pytest.mark.slow
 def test_host_memory_while_importing_is_the_parameters_and_a_few_tensors(tmp_path):
     """Oracle: the process's peak RSS. 406 MB in 57 tensors of at most 17 MB; a second copy would be twice.
 

@@ -65,6 +65,7 @@ def test_dtype_is_as_asked_but_for_the_router_bias(params, tmp_path):
         assert leaf.dtype == (jnp.float32 if path.endswith("router_bias") else jnp.bfloat16)
 
 
+@pytest.mark.slow
 def test_two_processes_write_one_folder(tmp_path):
     """Oracle: the same parameters, made by one process; no other folder is left beside it."""
     codes, outputs = run_two(

@@ -10,6 +10,7 @@ from deepseek_jax.parallel import make_mesh
 from tests.tiny import tiny_model
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["gqa", "mtp"])
 def test_a_reward_model_comes_back_on_another_mesh(kind, tmp_path):
     """Oracle: the saved model, bit for bit, and its config except for fields that only say how to run it."""

@@ -130,6 +130,7 @@ def released(tmp_path_factory):
     return folder, {path: np.asarray(leaf) for path, leaf in by_path(params).items()}
 
 
+@pytest.mark.slow
 def test_each_of_two_processes_reads_its_share(released, tmp_path):
     """Oracle: the bytes by hand, own_bytes; and one process's parameters, bit for bit. In a second folder a
     row that only process 1 compares differs from its original: both processes raise.

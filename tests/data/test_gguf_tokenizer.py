@@ -156,6 +156,7 @@ if sys.argv[1] == "weights":
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("what", others_slow(["chat", "weights"], "chat"))
 def test_a_gguf_file_is_read_without_pytorch(what):
     """Oracle: a process in which `import torch` fails; the tokenizer and its chat, and the weights."""

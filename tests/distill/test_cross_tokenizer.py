@@ -144,6 +144,7 @@ def test_chunks_give_the_losses_of_full_logits(chunk_size):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=2e-5)
 
 
+@pytest.mark.slow
 def test_the_teacher_gets_no_gradient_and_no_large_array_lives():
     """Oracle: exactly 0 for the teacher's two arrays; no array of half the entries of [m v] in the jaxpr."""
     m, v = 512, 2048

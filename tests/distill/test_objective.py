@@ -154,6 +154,7 @@ def test_each_terms_gradient_reaches_only_what_it_should(found):
     assert all(leaf[0].any() and not leaf[1].any() for leaf in jax.tree.leaves(feed_forward))
 
 
+@pytest.mark.slow
 def test_features_are_compared_between_the_layers_that_belong_together(found):
     """Oracle: numpy's 2 - 2 cos of the layers picked by hand, the student's two beside the first and the last
     of the teacher's, weighed as the batch says.

@@ -51,6 +51,7 @@ def alone(params):
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("packing", [True, False])
 def test_the_training_loss_is_that_of_each_conversation_alone(params, alone, packing):
     """Oracle: numpy over each alone, sum(w nll) / sum(w tokens) over the batches; 1e-5 is float32 rounding.

@@ -23,6 +23,7 @@ def compared(*args, env=None):
     )
 
 
+@pytest.mark.slow
 def test_models_are_compared():
     """Oracle: SmolLM2-135M's published count; its cache, 30 layers of 3 heads of 64, twice, in bfloat16; and
     its batch 1 on 819 GB/s: 2 B a weight and 128 tokens of cache.
@@ -74,6 +75,7 @@ def test_what_is_measured_is_the_small_teacher_and_its_students():
     assert ours == {(m.model_type, m.hidden_size) for m in map(build_model, models)}
 
 
+@pytest.mark.slow
 def test_the_small_models_are_timed_in_turn(monkeypatch):
     """Oracle: their parameters, and a speed above 0 of each; the first's ratio is 1."""
     monkeypatch.setitem(compare.MEASURED, "new_tokens", 4)
@@ -86,6 +88,7 @@ def test_the_small_models_are_timed_in_turn(monkeypatch):
     assert all(float(speed.replace(",", "")) > 0 for speed in speeds) and float(ratios[0]) == 1
 
 
+@pytest.mark.slow
 def test_what_is_claimed_is_said_to_hold_or_not():
     """Oracle: by hand: 671,026,419,200 parameters over the 7,615,616,512 of Qwen2.5-7B; and nothing of the
     speed of a student that is not there.

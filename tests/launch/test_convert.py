@@ -31,6 +31,7 @@ def test_to_orbax_and_back_is_the_same_file(tmp_path):
     ).read_text()
 
 
+@pytest.mark.slow
 def test_orbax_to_hf_like_the_released_folder_restores_its_fp8(tmp_path):
     """Oracle: a conversion that never left the released folder."""
     (tmp_path / "hf").mkdir()

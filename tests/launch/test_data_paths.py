@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.quick import others_slow
+
 ROOT = Path(__file__).resolve().parents[2]
 CONVERSATION = '{"messages": [{"role": "user", "content": "2 + 3?"}, {"role": "assistant", '
 QUESTION = '{"question": "2 + 3?", "answer": "2 + 3 = 5 #### 5"}'
@@ -20,29 +22,29 @@ ASKED = ["--config.data.task=None", "--config.keep.decontaminate=()", PATH]
 HERE = "--config.mesh={'data': 1, 'fsdp': -1}"
 
 
-@pytest.mark.parametrize(
-    "config, args, field, line",
-    [
-        ("distill_qwen_7b", [HERE], "config.tasks.general.path='/data/r1_distill/", CONVERSATION),
-        ("sft_small", [PATH], "config.data.path='no.jsonl'", CONVERSATION),
-        ("grpo_small", [PATH], "config.data.path='no.jsonl'", QUESTION),
-        ("grpo_small", [f"--config.general={GENERAL}"], "config.general.path='no.jsonl'", QUESTION),
-        ("generate_small", ASKED, "config.data.path='no.jsonl'", QUESTION),
-        (
-            "generate_small",
-            ["--config.keep.decontaminate=['no.jsonl']"],
-            "config.keep.decontaminate='no.jsonl'",
-            QUESTION,
-        ),
-        ("reward_model_small", [PATH], "config.data.path='no.jsonl'", '"chosen": "5"'),
-        (
-            "pretrain_small",
-            [f"--config.data.sources={SOURCES}", "--config.mesh={'data': 4, 'tensor': 2}"],
-            "config.data.sources='no.jsonl'",
-            '{"text": "A document."}',
-        ),
-    ],
-)
+MISSING = [
+    ("distill_qwen_7b", [HERE], "config.tasks.general.path='/data/r1_distill/", CONVERSATION),
+    ("sft_small", [PATH], "config.data.path='no.jsonl'", CONVERSATION),
+    ("grpo_small", [PATH], "config.data.path='no.jsonl'", QUESTION),
+    ("grpo_small", [f"--config.general={GENERAL}"], "config.general.path='no.jsonl'", QUESTION),
+    ("generate_small", ASKED, "config.data.path='no.jsonl'", QUESTION),
+    (
+        "generate_small",
+        ["--config.keep.decontaminate=['no.jsonl']"],
+        "config.keep.decontaminate='no.jsonl'",
+        QUESTION,
+    ),
+    ("reward_model_small", [PATH], "config.data.path='no.jsonl'", '"chosen": "5"'),
+    (
+        "pretrain_small",
+        [f"--config.data.sources={SOURCES}", "--config.mesh={'data': 4, 'tensor': 2}"],
+        "config.data.sources='no.jsonl'",
+        '{"text": "A document."}',
+    ),
+]
+
+
+@pytest.mark.parametrize("config, args, field, line", others_slow(MISSING, MISSING[0], MISSING[2]))
 def test_missing_data_is_named_by_its_field_with_a_line_of_the_file(
     tmp_path, config, args, field, line
 ):

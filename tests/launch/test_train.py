@@ -130,6 +130,7 @@ def test_a_recipe_gets_the_overridden_config_the_mesh_and_its_work_directory(fol
     assert str(workdir) in out and "polling on 8 x" in out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("environment, devices", [("", 3), (COUNT.format(2), 2)])
 def test_a_configs_compiler_flags_are_set_unless_the_environment_says_otherwise(
     folder, environment, devices
@@ -142,6 +143,7 @@ def test_a_configs_compiler_flags_are_set_unless_the_environment_says_otherwise(
     assert f"polling on {devices} x cpu" in out, err
 
 
+@pytest.mark.slow
 def test_what_libraries_tell_is_shown_only_when_asked_for(folder):
     """Oracle: by hand: with absl's default it would be printed."""
     _, out, err = launched(folder, "--config=tiny.py")
@@ -198,6 +200,7 @@ def test_a_mistake_is_one_message_exit_status_two_and_leaves_nothing(folder, arg
     assert not list(folder.glob("runs/*/*"))
 
 
+@pytest.mark.slow
 def test_a_misspelt_field_is_named_though_the_work_directory_has_another_config(folder):
     """Oracle: the suggestion of a fresh run, and the directory's bytes."""
     assert launched(folder, "--config=tiny.py")[0] == 0

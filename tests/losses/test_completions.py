@@ -109,6 +109,7 @@ def test_what_padding_holds_changes_nothing(model, own_rows):
         np.testing.assert_array_equal(one[mask], other[mask])
 
 
+@pytest.mark.slow
 def test_expert_load_counts_real_tokens():
     """Oracle: by hand: 7 prompt tokens, once a group or once for each of its 3 completions, and 17 completion
     tokens, 2 experts each. A model without experts has none.

@@ -76,6 +76,7 @@ def test_modules_report_the_load_of_what_they_process():
     assert load["mtp_1"].sum() == 2 * np.maximum(lengths - 2, 0).sum()
 
 
+@pytest.mark.slow
 def test_the_loss_trains_the_modules_and_the_trunk():
     """Oracle: without a weight the modules get no gradient; with one all of theirs do, but router_bias."""
     config, params = tiny_model("mtp")

@@ -89,6 +89,7 @@ def test_pointwise_loss_and_gradient_are_torchs_bce_with_logits():
     np.testing.assert_allclose(metrics["safe_probability"], share, rtol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["gqa", "mla_moe"])
 @pytest.mark.parametrize("responses", others_slow([1, 2], 2))
 def test_a_batch_is_scored_response_by_response(kind, responses):
@@ -111,6 +112,7 @@ def test_a_batch_is_scored_response_by_response(kind, responses):
     assert ("expert_load" in metrics) == (kind == "mla_moe")
 
 
+@pytest.mark.slow
 def test_micro_batches_make_the_same_update_and_decay_leaves_the_bias_alone():
     """Oracle: the update from the whole batch, and by hand: a pair's two rewards share the head's bias, and
     decay leaves it alone, so that it stays as it was, and the weight does not. Tolerance: float32, gradients

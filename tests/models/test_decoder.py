@@ -60,6 +60,7 @@ def test_only_layers_in_a_loop_may_be_looked_up_instead_of_recomputed(scan_layer
     assert found == ({(1, True), (2, False)} if scan_layers else {(1, True)})
 
 
+@pytest.mark.slow
 def test_remat_of_all_but_attention_works_through_its_blocks_once_before_the_gradient():
     """Oracle: by hand, the products that it saves over "full": scores and values of 36 pairs of blocks of 128
     tokens, for 8 heads of 48 and 16, 3 layers and 2 rows; counted in the compiled programs.

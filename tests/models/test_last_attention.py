@@ -21,6 +21,7 @@ def spy(module, query, key, value, mask, **options):
     return eager_attention_forward(module, query, key, value, mask, **options)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["qwen2", "deepseek_v3"])
 def test_the_last_attention_is_of_the_last_layers_input(family, tmp_path):
     """Oracle: q, k and v of transformers' last layer, compared by the products of each token with all others,

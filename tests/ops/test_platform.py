@@ -17,6 +17,7 @@ from deepseek_jax.ops.platform import choose, platform
 from deepseek_jax.rollout import speculative, steps
 from deepseek_jax.rollout.sampling import Sampling
 from tests.parallel.updates import V3, make_batch
+from tests.quick import others_slow
 from tests.tiny import CONFIGS
 
 PROMPTS, PROMPT_ROOM, ROOM = 2, 16, 24
@@ -96,7 +97,7 @@ def entered():
 
 
 @pytest.mark.parametrize("config", [LARGE_V3, SMALL_QWEN], ids=["deepseek_v3", "qwen2"])
-@pytest.mark.parametrize("program", [update, rollout])
+@pytest.mark.parametrize("program", others_slow([update, rollout], update))
 @pytest.mark.parametrize("kind, lowered", [("tpu", "tpu"), ("gpu", "cuda"), ("cpu", "cpu")])
 def test_forms_for_a_cpu_enter_programs_for_a_cpu_alone(
     monkeypatch, kind, lowered, program, config

@@ -10,6 +10,7 @@ import pytest
 
 from deepseek_jax.parallel import make_mesh
 from tests.parallel.updates import SPEED, check, host_params, make_batch, one_update, plain
+from tests.quick import others_slow
 
 MESHES = {
     "one device": None,
@@ -58,7 +59,14 @@ def check_combination(mesh, **how):
     check(*one_update(make_mesh(**sizes), **how), plain())
 
 
-@pytest.mark.parametrize("how", list(chosen()), ids=name_of)
+# Every axis splits something in one of these, and each kind of attention and loop runs
+QUICK = (
+    PLAIN | dict(micro_batches=2),
+    dict(mesh=MIXED[-1], micro_batches=2, packed=False, remat="full", scan_layers=True),
+)
+
+
+@pytest.mark.parametrize("how", others_slow(list(chosen()), *QUICK), ids=name_of)
 def test_the_update_is_that_of_one_device(how):
     """Oracle: the plain path, see updates.check."""
     check_combination(**how)

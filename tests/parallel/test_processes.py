@@ -4,6 +4,7 @@ import pickle
 
 import jax
 import numpy as np
+import pytest
 
 from deepseek_jax.parallel import make_mesh
 from tests.parallel.updates import on_host, one_update, plain
@@ -60,6 +61,7 @@ def axes_that_cross(mesh):
     }
 
 
+@pytest.mark.slow
 def test_two_processes_make_the_update_of_one_device(tmp_path):
     """Oracle: the plain path on one device, see updates.check. Where the exchange of experts and the sums
     over data cross between the processes, one process with the same mesh of eight devices is a second oracle.

@@ -6,6 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 COMPILE = """
 import json
 import jax
@@ -40,6 +42,7 @@ print("result", json.dumps(found))
 """
 
 
+@pytest.mark.slow
 def test_tokens_travel_by_a_ragged_exchange_on_tpu():
     """Oracle: the compiler's own program for four v5p chips: in the scanned layer and in the multi-token
     block, one ragged exchange there and one back, forward and backward; none that is padded.

@@ -42,6 +42,7 @@ def finished(tmp_path_factory):
     return workdir
 
 
+@pytest.mark.slow
 def test_a_judge_learns_to_give_verdicts(finished):
     """Oracle: a base that saw two updates gives none; sixty updates on sixteen judgements teach their form,
     so that most pairs have two verdicts, right or not.
@@ -53,6 +54,7 @@ def test_a_judge_learns_to_give_verdicts(finished):
     assert losses[-1] < losses[0] / 2
 
 
+@pytest.mark.slow
 def test_the_judge_rewards_completions_of_another_run(finished):
     """Oracle: the run's own verdicts on the held-out pairs: against the rejected answer as a reference, the
     chosen one earns 1 where it won in both orders.

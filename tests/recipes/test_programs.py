@@ -27,6 +27,7 @@ from deepseek_jax.reinforce import update as grpo_update
 from deepseek_jax.settings import build
 from deepseek_jax.training import loop
 from deepseek_jax.worlds.registry import named_tokenizer
+from tests.quick import others_slow
 from tests.recipes import small, test_judge
 from tests.recipes.distill import test_run as small_distill
 from tests.recipes.pretrain import test_run as small_pretrain
@@ -103,13 +104,13 @@ def eight_devices():
     return make_mesh(data=2, fsdp=2, expert=2)
 
 
-@pytest.mark.parametrize("mesh", [small.one_device, eight_devices])
+@pytest.mark.parametrize("mesh", others_slow([small.one_device, eight_devices], small.one_device))
 def test_fine_tuning(tmp_path, mesh):
     """Oracle: the arrays of a run, on one device and on eight."""
     assert_planned(sft, of_sft, small_sft.small_config(), tmp_path, mesh=mesh())
 
 
-@pytest.mark.parametrize("kind", ["helpfulness", "safety"])
+@pytest.mark.parametrize("kind", others_slow(["helpfulness", "safety"], "helpfulness"))
 def test_a_reward_model(tmp_path, kind):
     """Oracle: the arrays of a run, whose rows are as long as its longest conversation, and planned as long as
     sequence_length.
@@ -144,7 +145,11 @@ def test_a_judge(tmp_path):
                 optimizer=dict(moment_memory="host", moment_dtype="bfloat16"),
             ),
         ),
-        (eight_devices, dict(prompts_per_step=8, loss=dict(kl_coef=0.1))),
+        pytest.param(
+            eight_devices,
+            dict(prompts_per_step=8, loss=dict(kl_coef=0.1)),
+            marks=pytest.mark.slow,
+        ),
         (small.one_device, dict(extra_prompts=2)),
     ],
 )
@@ -169,7 +174,7 @@ LOSSES = {
 }
 
 
-@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("loss", others_slow(LOSSES, "every term"))
 def test_distillation(tmp_path, loss):
     """Oracle: the arrays of a run, the frozen teacher among them; {} where its cached top k are all that the
     loss reads of it.

@@ -18,6 +18,7 @@ from deepseek_jax.settings import build
 from tests.tiny import tiny_model
 
 
+@pytest.mark.slow
 def test_a_base_that_learns_a_chat_template_ends_its_turns(tmp_path):
     """Oracle: by hand: the template's <|im_end|> and the document's end token, also once saved and read."""
     config, params = tiny_model("gqa")

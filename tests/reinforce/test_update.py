@@ -69,6 +69,7 @@ def same(tree, other):
     return all(jax.tree.leaves(jax.tree.map(lambda a, b: np.array_equal(a, b), tree, other)))
 
 
+@pytest.mark.slow
 def test_the_policy_becomes_the_reference_every_few_steps(tmp_path, seen):
     """Oracle: the earlier policies: at step s the reference is the policy of step s - s % 2, bit for bit."""
     train(tmp_path, **REFRESHED)
@@ -78,6 +79,7 @@ def test_the_policy_becomes_the_reference_every_few_steps(tmp_path, seen):
         assert_same(reference, policies[step - step % 2])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stop_after", others_slow([2, 3], 3))
 def test_a_run_that_was_stopped_goes_on_with_the_same_reference(tmp_path, seen, stop_after):
     """Oracle: the run that nothing stopped, bit for bit; once on a step that replaces it, once between."""
@@ -97,6 +99,7 @@ def test_a_run_that_was_stopped_goes_on_with_the_same_reference(tmp_path, seen, 
         assert_same(ours, theirs)
 
 
+@pytest.mark.slow
 def test_without_an_interval_the_first_policy_stays_the_reference(tmp_path, seen):
     """Oracle: the policy of step 0, bit for bit."""
     train(tmp_path, num_steps=3)
@@ -143,6 +146,7 @@ def kls(workdir):
     return [record["kl"] for record in read_metrics(workdir / "metrics.jsonl", "rl")]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("every", [None, 1])
 def test_a_reference_in_bfloat16_on_the_host_is_one_rounded_by_hand(
     tmp_path, monkeypatch, seen, every
@@ -335,6 +339,7 @@ def test_gaps_of_real_runs_are_within_the_limits_and_larger_ones_are_not(
     assert all(found.get(name, 0) <= limit.largest for name, limit in limits.items()) == allowed
 
 
+@pytest.mark.slow
 def test_micro_batches_make_the_update_of_the_whole_batch(tmp_path, monkeypatch):
     """Oracle: the loss and the gradient's norm of the step that is not cut, to float32's rounding; for dapo,
     whose mean over tokens is no mean of the two groups' means.
@@ -354,6 +359,7 @@ def test_micro_batches_make_the_update_of_the_whole_batch(tmp_path, monkeypatch)
         np.testing.assert_allclose(cut[name], whole[name], rtol=1e-4, err_msg=name)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sizes", [None, dict(data=1, fsdp=4, context=2)], ids=str)
 def test_rows_of_one_completion_make_the_update_of_shared_rows(tmp_path, monkeypatch, sizes):
     """Oracle: the step whose rows share prompts, on one device: loss, KL and gradient norm to float32's

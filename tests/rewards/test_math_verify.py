@@ -121,6 +121,7 @@ def test_a_worker_killed_at_work_loses_no_other_verdict():
     assert verifier.timeouts == 1
 
 
+@pytest.mark.slow
 def test_a_step_that_no_signal_can_stop_ends_the_worker_and_not_the_run():
     """Oracle: by hand. With the alarm ignored, only the watchdog at 2 x 1.5 + 1 s is left."""
     with MathVerifier(num_workers=1, time_limit_seconds=1.5) as verifier:

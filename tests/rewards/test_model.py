@@ -60,6 +60,7 @@ def alone(question, text):
     return float(predict_rewards(config, params, tokens, np.ones_like(tokens))[0][0])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("devices, batch_size", others_slow([(1, 4), (2, 4), (1, 8)], (2, 4)))
 def test_completions_are_scored_in_batches_as_each_would_be_alone(devices, batch_size):
     """Oracle: each response in a row of its own; five of them are more than a batch, or fewer. Tolerance:

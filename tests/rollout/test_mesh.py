@@ -52,7 +52,6 @@ CASES += [("dense of 12 heads", "fsdp"), ("drafting", "mixed"), ("drafting", "fs
 QUICK = [
     ("dense of 12 heads", "fsdp"),
     ("experts", "mixed"),
-    ("experts", "expert"),
 ]
 
 

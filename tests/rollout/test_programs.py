@@ -103,8 +103,10 @@ def planned_calls(config, mesh, **more):
 
 @pytest.mark.parametrize(
     "kind, mesh",
-    [("gqa", one_device), ("mla_moe", eight_devices)],
-    ids=["one device", "eight devices"],
+    [
+        pytest.param("gqa", one_device, id="one device"),
+        pytest.param("mla_moe", eight_devices, id="eight devices", marks=pytest.mark.slow),
+    ],
 )
 def test_a_planned_rollout_calls_what_the_engine_calls(called, kind, mesh):
     """Oracle: every call of a real rollout: the same static arguments, shapes and dtypes; where the engine

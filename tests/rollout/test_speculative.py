@@ -71,6 +71,7 @@ def test_greedy_completions_are_those_of_plain_decoding(draft):
     assert len(set(plain.completion_mask.sum(1))) > 1 or draft == "equal"
 
 
+@pytest.mark.slow
 def test_the_first_of_two_modules_drafts():
     """Oracle: generate without drafts, on a model that has two."""
     settings = SETTINGS | dict(temperature=0.0)
@@ -94,6 +95,7 @@ def enumerated(config, params, prompt, length, sampling, eos_ids):
     return completions
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("draft", ["random", "good"])
 @pytest.mark.parametrize(
     "sampling, eos_ids",
@@ -124,6 +126,7 @@ def test_completions_come_as_often_as_the_model_says(draft, sampling, eos_ids):
     assert 0.2 < rollout.acceptance_rate < 0.97
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("draft", ["random", "good", "equal"])
 def test_sampler_logprobs_are_those_of_a_teacher_forced_forward(draft):
     """Oracle: models.forward over [prompt, completion], to 1e-5 in float32; ragged, slots refilled."""
@@ -136,6 +139,7 @@ def test_sampler_logprobs_are_those_of_a_teacher_forced_forward(draft):
     assert not rollout.sampler_logprobs[~mask].any()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 def test_a_draft_that_equals_the_model_is_always_kept(temperature):
     """Oracle: by hand: two tokens a step after the prompt's own, 1 + 2 * 10 of them."""
@@ -149,6 +153,7 @@ def test_a_draft_that_equals_the_model_is_always_kept(temperature):
     assert even.acceptance_rate == 1 and even.tokens_per_step == 1.9
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("draft", ["random", "good"])
 def test_drafts_are_those_of_a_teacher_forced_module(draft):
     """Oracle: models.predict_further over whole rows, walked through by a Python loop.
@@ -197,6 +202,7 @@ def teacher_forced_drafts(config, params, rows):
     return np.asarray(drafts(params))
 
 
+@pytest.mark.slow
 def test_what_is_sampled_does_not_depend_on_the_number_of_slots():
     """Oracle: the same requests over three slots, drafts counted alike."""
     few = speculate(*model(), PROMPTS, **SAMPLED)
@@ -228,6 +234,7 @@ def test_other_prompts_and_seeds_compile_nothing():
     assert [part._cache_size() for part in speculative.PARTS] == before
 
 
+@pytest.mark.slow
 def test_bfloat16_decodes_what_it_would_score():
     """Oracle: models.forward in bfloat16: mean gap below 0.05 nats, of the rounding of two ways."""
     config, params = model()

@@ -25,6 +25,7 @@ def test_a_step_writes_into_the_caches_where_they_lie(count):
     assert "fusion" in made and not {"copy", "transpose"} & set(made)
 
 
+@pytest.mark.slow
 def test_each_device_has_the_caches_of_its_own_slots(tmp_path):
     """Oracle: the compiled loop: of eight slots with two key heads each device has one slot's caches, in the
     inputs, the outputs and everything between, and on a tensor axis of two half of the query heads.

@@ -251,6 +251,7 @@ print("final", float(state.params["x"]))
 """
 
 
+@pytest.mark.slow
 def test_a_stop_on_one_process_stops_and_saves_on_all(tmp_path):
     """Oracle: x <- x - 0.2 (x - mean of 16 rows), four times, by hand in Python floats."""
     codes, outputs = run_two(TWO_PROCESSES, tmp_path, "stop")

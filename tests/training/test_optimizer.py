@@ -83,6 +83,7 @@ def test_multi_token_prediction_moves_only_where_a_loss_trains_it(trains_mtp):
     assert moved == ({"kernel"} if trains_mtp else set())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["gqa", "mla_moe"])
 def test_matrices_alone_decay_in_a_whole_model(kind):
     """Oracle: without a gradient, exactly the parameters that are at least matrices within a layer move."""

@@ -135,6 +135,7 @@ def test_a_run_that_is_stopped_goes_on_as_if_it_had_not_been(finished, files, tm
             np.testing.assert_allclose(one[name], other[name], rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_users_own_questions_measure_teacher_and_students(files, tmp_path):
     """Oracle: exact_answer on the teacher's own answers to the questions of the file, asked anew."""
     lines = [{"question": f"{k} + 5", "answer": "#### 12"} for k in range(6)]

@@ -159,6 +159,7 @@ class Killed(BaseException):
     """What no recipe catches."""
 
 
+@pytest.mark.slow
 def test_a_run_killed_behind_its_base_ends_like_one_that_was_not(finished, tmp_path):
     """Oracle: the metrics and measurements of the run that nothing interrupted, digit for digit."""
     asked = []
@@ -175,6 +176,7 @@ def test_a_run_killed_behind_its_base_ends_like_one_that_was_not(finished, tmp_p
     assert_same_outcome(tmp_path, finished)
 
 
+@pytest.mark.slow
 def test_a_run_told_to_stop_between_its_steps_goes_on_from_there(finished, with_base, capsys):
     """Oracle: the metrics of the run that nothing interrupted, digit for digit."""
     with pytest.raises(SystemExit) as stopped:
@@ -222,6 +224,7 @@ def test_a_sampler_with_other_weights_stops_the_run_at_its_first_step(with_base,
         assert store.latest_step() is None
 
 
+@pytest.mark.slow
 def test_a_run_with_a_reference_and_several_updates_reports_its_kl(with_base):
     """Oracle: by hand: no KL at the first update, where policy and reference are one; then a little."""
     run(with_base, minibatches=2, epochs=2, loss=dict(loss_type="dapo", kl_coef=0.04, clip_eps=0.2))
@@ -230,6 +233,7 @@ def test_a_run_with_a_reference_and_several_updates_reports_its_kl(with_base):
     assert first["sampler_gap_mean"] < 1e-5
 
 
+@pytest.mark.slow
 def test_general_questions_come_in_the_last_steps_with_rewards_of_their_own(with_base):
     """Oracle: by hand: of two steps the last has one general question of two, paid by a rule of its own."""
     lines = [{"question": question(operands), "answer": "#### 5"} for operands in ([2, 3], [4, 1])]
@@ -365,6 +369,7 @@ def test_a_mistake_is_named_before_anything_is_written(tmp_path, fields, words):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_prompts_that_are_too_long_are_left_out_and_counted(with_base, capsys):
     """Oracle: by hand: 7 tokens ask for three operands, 9 for four; half of the held-out ones each."""
     run(with_base, rollout=dict(max_prompt_length=8), num_steps=1)
@@ -379,6 +384,7 @@ def test_rows_that_do_not_split_over_the_mesh_are_refused_before_anything_is_wri
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kl_coef", [0.0, 0.04])
 def test_the_weights_are_held_twice_for_a_reference_alone(with_base, monkeypatch, kl_coef):
     """Oracle: the base's own arrays, which the training takes, and the copies that are made for the KL."""

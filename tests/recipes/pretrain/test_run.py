@@ -69,6 +69,7 @@ def records(workdir):
     return {(r["phase"], r["step"]): r for r in map(json.loads, lines)}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("updates", others_slow([3, 5], 5))
 def test_a_stopped_run_goes_on_to_the_same_end(whole, tmp_path, updates):
     """Oracle: the run that was never stopped, bit for bit: parameters, biases and losses; stopped within the
@@ -86,6 +87,7 @@ def test_a_stopped_run_goes_on_to_the_same_end(whole, tmp_path, updates):
     assert all(ours[key]["loss"] == theirs[key]["loss"] for key in theirs)
 
 
+@pytest.mark.slow
 def test_a_stage_is_told_its_own_numbers(whole):
     """Oracle: by hand: rows 2, 2, 4, 4 of 64 tokens, then 2 of 96; the loss is the next token's, 0.3 or 0.1
     of multi-token prediction's and 1e-4 of the three layers' balance.
@@ -111,6 +113,7 @@ def test_a_stage_is_told_its_own_numbers(whole):
         assert ("held_out_loss" in record) == (step % 2 == 0)
 
 
+@pytest.mark.slow
 def test_the_last_stage_reads_longer_rows_through_yarn(whole):
     """Oracle: the config's own numbers, in the model that was left behind."""
     _, (config, params) = whole
@@ -146,6 +149,7 @@ def test_a_long_context_is_trained_under_its_own_scaling(tmp_path):
     assert abs(losses[1] - found) > 1e-3
 
 
+@pytest.mark.slow
 def test_what_was_trained_is_left_behind_though_drafting_fails(tmp_path, monkeypatch):
     """Oracle: the folder of the parameters after a failure; the run goes on from there, and drafts within the
     model's 48 positions, which have no room for 32 tokens of a prompt and 64 more.

@@ -121,6 +121,7 @@ class Killed(BaseException):
     """What no recipe catches."""
 
 
+@pytest.mark.slow
 def test_a_run_leaves_every_stage_with_its_parents_scores_and_metrics(finished):
     """Oracle: by hand: the pipeline's arrows (stage 3 begins at the base again); the steps of the config."""
     found = records(finished)
@@ -146,6 +147,7 @@ def test_a_run_leaves_every_stage_with_its_parents_scores_and_metrics(finished):
             assert any(jax.tree.leaves(jax.tree.map(lambda a, b: (a != b).any(), tree, other)))
 
 
+@pytest.mark.slow
 def test_a_run_leaves_a_page_of_its_stages_scores_and_samples(finished):
     """Oracle: the stages' records; the config's numbers of prompts kept and of samples of each."""
     page = (finished / "report.html").read_text()
@@ -160,6 +162,7 @@ def test_a_run_leaves_a_page_of_its_stages_scores_and_samples(finished):
     assert {len(group["completions"]) for group in groups} == {evaluation.samples}
 
 
+@pytest.mark.slow
 def test_running_again_runs_no_stage(finished, capsys):
     """Oracle: every file's bytes before; the lines that say so."""
     before = {path: path.read_bytes() for path in finished.rglob("*") if path.is_file()}

@@ -84,6 +84,7 @@ def test_a_preference_that_shows_is_learned(tmp_path):
     assert last["loss"] < 0.1 < first["loss"]
 
 
+@pytest.mark.slow
 def test_stopped_after_a_step_it_ends_where_it_would_have(finished, tmp_path):
     """Oracle: the run that nothing interrupted: its metrics, report and rewards, bit for bit."""
     for name in ("data", "pretrain"):
@@ -137,6 +138,7 @@ def test_what_it_leaves_rewards_completions_of_another_run(finished):
     np.testing.assert_allclose(2 * same[0], chosen[0], rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_safety_is_learned_from_labels(tmp_path):
     """Oracle: the number of labelled examples, and a report of both labels."""
     run(tmp_path, kind="safety")

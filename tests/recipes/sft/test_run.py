@@ -131,6 +131,7 @@ def test_the_policy_that_a_run_leaves_is_its_last(finished):
     jax.tree.map(np.testing.assert_array_equal, left, parameters(finished, "sft", 4))
 
 
+@pytest.mark.slow
 def test_a_run_told_to_stop_goes_on_as_if_it_had_not(finished, with_base, capsys):
     """Oracle: metrics and measurements of the run that nothing interrupted, digit for digit."""
     for _ in range(3):
@@ -146,6 +147,7 @@ def test_a_run_told_to_stop_goes_on_as_if_it_had_not(finished, with_base, capsys
     assert "sft: already complete" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "fields",
     others_slow([dict(micro_batches=2), dict(data=dict(packing=False))], dict(micro_batches=2)),
@@ -238,6 +240,7 @@ def write_conversations(path, weight):
     return str(path)
 
 
+@pytest.mark.slow
 def test_a_conversation_that_weighs_more_is_what_is_learned(with_base, tmp_path_factory):
     """Oracle: by hand: with 9 to 1 for "2" it is the likelier answer, whose odds approach 9."""
     path = write_conversations(tmp_path_factory.mktemp("chats") / "my.jsonl", 9.0)
@@ -299,6 +302,7 @@ def test_a_mistake_is_named_before_anything_is_written(tmp_path, fields, words):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_conversations_that_are_too_long_are_counted(with_base, capsys):
     """Oracle: by hand: 3 operands make 19 to 22 tokens, 4 make 27 and more; half of the held-out each."""
     run(with_base, num_steps=1, sequence_length=24, answers=dict(num_prompts=4))

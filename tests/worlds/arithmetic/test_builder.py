@@ -54,6 +54,7 @@ def test_other_settings_are_another_dataset_in_the_same_folder(tmp_path):
             assert texts(source) == written(num_documents, seed, mix)
 
 
+@pytest.mark.slow
 def test_a_killed_build_is_built_anew(tmp_path):
     """Oracle: write_document in a loop, after SIGKILL while the documents were being written."""
     arguments = f"{str(tmp_path)!r}, num_documents=30_000, seed=5"
