@@ -34,6 +34,8 @@ def get_config(arg=None):
     c.model = models.deepseek_v3() | dict(rope_scaling=None, initializer_range=0.006, fp8=arg.fp8)
     # Room for twice a device's balanced share of tokens; the default is room for the worst case
     c.model.expert_buffer = 2.0
+    # A micro-batch has one row a device: there is room for what attention returned
+    c.model.remat = "attention"
     c.data = dict(sources=("/data/text/1.0.0",), tokenizer="deepseek", fim_rate=0.1)
     # Documents: with about 700 tokens or more each, they fill eval_batches without a repetition
     c.data.num_held_out = 50_000

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
 from deepseek_jax.ops.dot import dot
-from deepseek_jax.ops.logprobs import LOGITS_ALIVE
+from deepseek_jax.ops.platform import choice
 from deepseek_jax.parallel.shard import current_mesh
 from deepseek_jax.parallel.tokens import token_shards
 
@@ -48,7 +48,7 @@ def mean_over_tokens(
     teacher: None where no term compares with its logits. A mean is the sum over tokens of share times loss,
     or of share times a metric. Tokens are split over every axis of the mesh that `jax.set_mesh` sets. Each
     head is gathered once, and the gradient of the student's head is summed once. Each device works through
-    chunk_size tokens at a time (default: as many as have LOGITS_ALIVE logits). One pass computes a chunk's
+    chunk_size tokens at a time (default: as many as have "logits_alive" logits). One pass computes a chunk's
     value and its gradient, so no logits are computed twice. Only the total has a gradient, in the student's
     hidden and head. Zeros with a share of 0 pad shards and chunks, so a loss must be finite on them.
     """
@@ -150,8 +150,8 @@ def map_chunks(of_chunk, arrays, *, width: int, chunk_size: int | None = None):
     """of_chunk(arrays), a few rows at a time: arrays and results are trees of [m ...], rows independent.
 
     width: how many numbers of_chunk computes per row. chunk_size: rows at a time (default: as many as need
-    LOGITS_ALIVE numbers). The gradient recomputes of_chunk instead of saving its intermediate arrays. Rows of
-    zeros pad the last chunk, so of_chunk must be finite on them.
+    "logits_alive" of ops.platform). The gradient recomputes of_chunk instead of saving its intermediate
+    arrays. Rows of zeros pad the last chunk, so of_chunk must be finite on them.
     """
     m = len(jax.tree.leaves(arrays)[0])
     results = jax.lax.map(jax.checkpoint(of_chunk), _cut(arrays, width, chunk_size))
@@ -161,7 +161,7 @@ def map_chunks(of_chunk, arrays, *, width: int, chunk_size: int | None = None):
 def _cut(arrays, width, chunk_size):
     """A tree of [m ...] -> the same of [chunks, rows ...]."""
     m = len(jax.tree.leaves(arrays)[0])
-    chunk = min(chunk_size or max(LOGITS_ALIVE // width, 1), m)
+    chunk = min(chunk_size or max(choice("logits_alive") // width, 1), m)
     # The same number of chunks, but of even size: the least padding
     chunk = -(-m // -(-m // chunk))
 

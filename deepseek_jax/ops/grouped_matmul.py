@@ -93,7 +93,13 @@ def rows_by_expert(x, layout):
 
 
 def _rows_backward(layout, cotangent):
-    return jnp.take(cotangent, layout.row_of_choice, axis=0).sum(1), None
+    return _of_choices(cotangent, layout).sum(1), None
+
+
+def _of_choices(rows, layout):
+    """The row of each token's choices: [m a d]."""
+    # clip: every index is one of a row. By default take would write NaN over others, in a pass of its own
+    return jnp.take(rows, layout.row_of_choice, axis=0, mode="clip")
 
 
 def _of_rows(x, layout):
@@ -111,7 +117,7 @@ rows_by_expert.defvjp(lambda x, layout: (rows_by_expert(x, layout), layout), _ro
 @jax.custom_vjp
 def combine(rows, weights, layout):
     """Sum each token's expert outputs: rows [r d], weights float32[m a] -> [m d], weighted in float32."""
-    chosen_mad = jnp.take(rows, layout.row_of_choice, axis=0)
+    chosen_mad = _of_choices(rows, layout)
     return jnp.einsum("mad,ma->md", chosen_mad, weights, preferred_element_type=jnp.float32).astype(
         rows.dtype
     )
@@ -126,9 +132,11 @@ def _combine_backward(saved, cotangent):
     # Vectors are gathered, as in rows_by_expert; only weights, one number a choice, are scattered
     weight_r = jnp.zeros(len(rows), weights.dtype).at[layout.row_of_choice].set(weights)
     spread = _of_rows(cotangent, layout)
-    chosen_mad = jnp.take(rows, layout.row_of_choice, axis=0)
+    chosen_mad = _of_choices(rows, layout)
     d_weights = jnp.einsum("mad,md->ma", chosen_mad, cotangent, preferred_element_type=jnp.float32)
-    return (spread * weight_r[:, None]).astype(rows.dtype), d_weights.astype(weights.dtype), None
+    # The barrier: XLA would round after what follows, and lay the float32 product out anew before it is sent
+    d_rows = jax.lax.optimization_barrier((spread * weight_r[:, None]).astype(rows.dtype))
+    return d_rows, d_weights.astype(weights.dtype), None
 
 
 combine.defvjp(_combine_forward, _combine_backward)

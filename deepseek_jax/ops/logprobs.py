@@ -6,10 +6,8 @@ import jax
 import jax.numpy as jnp
 
 from deepseek_jax.ops.dot import dot
+from deepseek_jax.ops.platform import choice
 from deepseek_jax.ops.vocabulary import log_total
-
-# Logits of a chunk by default: 64 MiB of float32
-LOGITS_ALIVE = 2**24
 
 
 def token_logprobs(hidden, head, targets, *, temperature=1.0, chunk_size: int | None = None):
@@ -18,12 +16,12 @@ def token_logprobs(hidden, head, targets, *, temperature=1.0, chunk_size: int | 
     hidden: [m d], after the final norm. head: [v d]. targets: int32[m]. temperature: divides the logits, as
     in sampling; it gets no gradient. Returns logprobs, float32[m] in nats, and entropy, float32[m] in nats,
     without a gradient.
-    Equal to a full log-softmax, but computed in chunks of chunk_size tokens (default: LOGITS_ALIVE logits).
-    With more than one chunk, the backward pass recomputes the logits, so that at most chunk_size * v are in
-    memory.
+    Equal to a full log-softmax, but computed in chunks of chunk_size tokens (default: as many as have
+    "logits_alive" logits, of ops.platform). With more than one chunk, the backward pass recomputes the
+    logits, so that at most chunk_size * v are in memory.
     """
     m = len(targets)
-    chunk = min(chunk_size or max(LOGITS_ALIVE // len(head), 1), m)
+    chunk = min(chunk_size or max(choice("logits_alive") // len(head), 1), m)
     # The same number of chunks, but even ones: the least padding
     chunk = -(-m // -(-m // chunk))
     padding = -m % chunk

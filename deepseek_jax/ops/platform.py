@@ -16,6 +16,9 @@ CHOICES = {
     "longest_whole_row": {"any": 1024, "cpu": 128},
     # Larger blocks read and write their running sums less often, and compute more beyond the diagonal
     "attention_block": {"any": 512, "cpu": 128, "tpu": 1024},
+    # Logits of a chunk of tokens: 64 MiB of float32, and 512 MiB where each chunk reads the head from HBM and
+    # adds to its gradient there
+    "logits_alive": {"any": 2**24, "tpu": 2**27},
     "attend_latent": {"any": "plain", "tpu": "kernel"},
     "grouped_matmul": {"any": "ragged", "cpu": "pieces", "tpu": "megablox"},
     # An expert's rows are padded to a multiple of the first, all rows together to one of the second: on TPU a
