@@ -15,6 +15,9 @@ from deepseek_jax.checkpoint.tree import abstract_params, checked_by_path, compu
 from deepseek_jax.models import ModelConfig
 from deepseek_jax.parallel.processes import first_process
 
+# An array is stored in chunks of at most so many bytes, of which a process reads what it needs
+CHUNK_BYTES = 2**24
+
 
 def is_orbax(folder: str | Path):
     """Whether save_orbax wrote this folder."""
@@ -30,8 +33,11 @@ def save_orbax(folder: str | Path, config: ModelConfig, params):
     check_new(folder)
     flat = checked_by_path(config, params)
     text = config_json(config, dtype=flat["embedding"].dtype)
+    context = ocp.Context()
+    context.array.saving.storage_options.chunk_byte_size = CHUNK_BYTES
     with whole_folder(folder) as partial:
-        ocp.save(partial / "params", params)
+        with context:
+            ocp.save(partial / "params", params)
         if first_process():
             (partial / "config.json").write_text(json.dumps(text, indent=2) + "\n")
 
@@ -39,9 +45,7 @@ def save_orbax(folder: str | Path, config: ModelConfig, params):
 def load_orbax(folder: str | Path, dtype: str | None = None, mesh: Mesh | None = None):
     """Read what save_orbax wrote: -> (ModelConfig, params). dtype and mesh as in load_hf.
 
-    A process reads the chunks of the files that its devices hold any number of. A chunk is what one device
-    held when it was saved: a process reads its share alone of params saved on such a mesh, but all of those
-    saved from a single device.
+    A process reads the chunks of the files that its devices hold any number of: about its share.
     """
     config, path = read_config(folder), Path(folder).absolute() / "params"
     saved = checked_by_path(config, ocp.metadata(path).metadata)

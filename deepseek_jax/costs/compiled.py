@@ -16,7 +16,7 @@ from deepseek_jax.costs.hlo_collectives import Collective
 from deepseek_jax.costs.program import Program
 
 # Of what is read off a program. A new number computes it anew
-VERSION = 1
+VERSION = 2
 # The environment's flags for the compilers
 COMPILER_FLAGS = "XLA_FLAGS", "LIBTPU_INIT_ARGS"
 
@@ -95,7 +95,7 @@ def _compile(program, lowered):
     )
     specs = tuple(place.spec for place in jax.tree.leaves(done.output_shardings))
     # A decoding loop counts a single step, see Program
-    cost = program_cost(done.as_text(), dict(program.mesh.shape), loops=1)
+    cost = program_cost(done.as_text(), dict(program.mesh.shape), loops=1, filled=program.filled)
     return Compiled(memory, cost, specs)
 
 
@@ -115,7 +115,7 @@ def _digest(program, lowered):
     kind = devices.flat[0].device_kind, devices.shape, [str(d) for d in devices.flat]
     compiler = _version("jax"), _version("libtpu"), *map(os.environ.get, COMPILER_FLAGS)
     digest = hashlib.sha256(lowered.as_text().encode())
-    digest.update(repr((VERSION, kind, compiler)).encode())
+    digest.update(repr((VERSION, program.filled, kind, compiler)).encode())
     return digest.hexdigest()[:32]
 
 

@@ -8,7 +8,7 @@ import re
 from collections import Counter
 
 from deepseek_jax.costs.hlo_collectives import Collective, collective_of, continues
-from deepseek_jax.costs.hlo_flops import operation_flops
+from deepseek_jax.costs.hlo_flops import GROUPED, operation_flops
 from deepseek_jax.costs.hlo_loops import trip_count
 from deepseek_jax.costs.hlo_text import Computation, Operation, parse
 from deepseek_jax.costs.hlo_traffic import operation_bytes
@@ -50,15 +50,16 @@ class Cost:
         return self.flops.total(), self.hbm_bytes, wire
 
 
-def program_cost(text: str, mesh_shape: dict, loops: int = 1) -> Cost:
+def program_cost(text: str, mesh_shape: dict, loops: int = 1, filled: float = 1.0) -> Cost:
     """The Cost of a program, from the text of `compiled.as_text()`; of a CPU or a TPU.
 
     mesh_shape: {axis: size} in the order of the devices, as `mesh.shape`. loops: the turns of a loop whose
-    count is not in its condition, as in decoding. The most expensive branch of a conditional counts. What a
+    count is not in its condition, as in decoding. filled: the share of a grouped product's rows that belong to
+    an expert, for the kernels skip the others. The most expensive branch of a conditional counts. What a
     loop's condition computes does not count. Raises ValueError for text that is no program.
     """
     computations, entry = parse(text)
-    return _Walk(computations, dict(mesh_shape), loops).scheduled(entry)
+    return _Walk(computations, dict(mesh_shape), loops, filled).scheduled(entry)
 
 
 @dataclasses.dataclass
@@ -66,6 +67,7 @@ class _Walk:
     computations: dict[str, Computation]
     mesh_shape: dict
     loops: int
+    filled: float
 
     def scheduled(self, name, asynchronous=False):
         """The Cost of a computation whose operations run one by one."""
@@ -121,7 +123,7 @@ class _Walk:
             if flops is None:
                 cost.unknown[label] += 1
             else:
-                cost.flops[label] += flops
+                cost.flops[label] += flops * (self.filled if label == GROUPED else 1)
         moved = collective_of(
             computation, operation, self.mesh_shape, scatters=scatters, asynchronous=asynchronous
         )

@@ -8,6 +8,9 @@ import numpy as np
 
 from deepseek_jax.costs.hlo_text import Computation, Operation
 
+# The label of a grouped product
+GROUPED = "grouped matmul"
+
 
 def operation_flops(computation: Computation, operation: Operation):
     """(label, FLOPs) of a matrix product, a convolution or a Pallas kernel; None for all else.
@@ -78,7 +81,7 @@ def _kernel(computation, operation):
     if re.search(r"gmm|ragged.dot", label + where):
         flops = _grouped(operands, operation.result)
         if flops is not None:
-            return "grouped matmul", flops
+            return GROUPED, flops
     phase = re.search(r"splash_m[hq]a_(fwd|dkv|dq)", label + where)
     if phase and len(operands) > 2:
         return f"splash attention {phase[1]}", _splash(phase[1], operands, operation.result)

@@ -38,6 +38,12 @@ class Program:
     needs: tuple[str, ...] = ()
     model: ModelConfig | None = None
 
+    @property
+    def filled(self):
+        """The share of its experts' buffers that a balanced load fills."""
+        buffer = None if self.model is None else self.model.expert_buffer
+        return 1.0 if buffer is None else 1 / buffer
+
     def arguments_after(self, results: dict):
         """The arguments, given {name: results} of the programs before. Raises KeyError for missing ones."""
         if not self.needs:

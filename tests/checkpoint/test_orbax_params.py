@@ -78,6 +78,45 @@ def test_two_processes_write_one_folder(tmp_path):
     jax.tree.map(np.testing.assert_array_equal, read, made)
 
 
+ONE_READER = """
+import sys
+from pathlib import Path
+import jax
+jax.distributed.initialize(f"127.0.0.1:{sys.argv[2]}", num_processes=2, process_id=int(sys.argv[1]))
+from deepseek_jax.checkpoint import load_orbax
+from deepseek_jax.parallel import make_mesh
+
+def bytes_read():
+    counts = dict(line.split(": ") for line in Path("/proc/self/io").read_text().splitlines())
+    return int(counts["rchar"])
+
+mesh = make_mesh(fsdp=2, expert=4)
+before = bytes_read()
+jax.block_until_ready(load_orbax(sys.argv[3], mesh=mesh))
+print("read", bytes_read() - before)
+"""
+
+
+@pytest.mark.slow
+def test_each_of_two_processes_reads_about_its_share(tmp_path, monkeypatch):
+    """Oracle: the size of the files of a folder that a single device wrote, and what the system counts for a
+    process that holds half of nearly every array: at most six tenths.
+    """
+    sizes = dict(hidden_size=512, moe_intermediate_size=512, n_routed_experts=32)
+    config = ModelConfig(**models.deepseek_v3_tiny() | sizes)
+    monkeypatch.setattr(orbax_params, "CHUNK_BYTES", 2**20)
+    save_orbax(
+        tmp_path / "out", config, random_params(config, make_mesh(devices=jax.devices()[:1]), 0)
+    )
+    whole = sum(path.stat().st_size for path in (tmp_path / "out").rglob("*") if path.is_file())
+    codes, outputs = run_two(
+        ONE_READER, tmp_path / "out", xla_flags="--xla_force_host_platform_device_count=4"
+    )
+    assert codes == [0, 0], outputs
+    shares = [int(output.split("read ")[1].split()[0]) / whole for output in outputs]
+    assert whole > 50e6 and all(0.4 < share < 0.6 for share in shares), (whole, shares)
+
+
 def test_nothing_is_left_when_writing_fails(params, tmp_path, monkeypatch):
     """Oracle: an empty parent folder after the disk fills up once the parameters are written."""
     real = orbax_params.ocp.save

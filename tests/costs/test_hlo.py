@@ -335,7 +335,8 @@ MIB = 2**20
 def on_tpu():
     """{program: Cost}"""
     texts = compile_apart(ON_TPU, timeout=300)
-    return {name: program_cost(text, {"x": 2, "y": 2}) for name, text in texts.items()}
+    costs = {name: program_cost(text, {"x": 2, "y": 2}) for name, text in texts.items()}
+    return costs | {"half filled": program_cost(texts["ragged"], {"x": 2, "y": 2}, filled=0.5)}
 
 
 def test_a_product_on_tpu_is_exact(on_tpu):
@@ -362,6 +363,7 @@ def test_kernels_on_tpu_count_by_their_shapes(on_tpu):
     backward, where scores are computed twice: dq 2 x 192 + 128, dk and dv 2 x 192 + 2 x 128.
     """
     assert on_tpu["ragged"].flops == {"grouped matmul": 2 * 8192 * 1024 * 2048}
+    assert on_tpu["half filled"].flops == {"grouped matmul": 8192 * 1024 * 2048}
     half = 2 * 512 * 512
     assert on_tpu["attention"].flops == {
         "splash attention fwd": half * (192 + 128),
