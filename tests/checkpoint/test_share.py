@@ -25,6 +25,7 @@ from deepseek_jax.models import ModelConfig, count_params
 from deepseek_jax.parallel import MESH_AXES, make_mesh
 from tests.models.families import write_released_checkpoint
 from tests.processes import run_two
+from tests.quick import others_slow
 
 # File of write_released_checkpoint with all tensors but the scales, and the file with these
 WEIGHTS, SCALES = (f"model-0000{i}-of-00002.safetensors" for i in (1, 2))
@@ -155,17 +156,16 @@ def test_each_of_two_processes_reads_its_share(released, tmp_path):
         assert lines == [f"equal {word}" for word in (*CROSSING, name)]
 
 
-@pytest.mark.parametrize(
-    "sizes",
-    [
-        # 6 heads do not split over 4: rows of every head, out of order where they are rotary
-        dict(fsdp=4, expert=2),
-        # 20 rows of q_a_proj do not split over 8: every device cuts its columns from whole rows
-        dict(fsdp=2, context=4),
-        dict(pipeline=2, fsdp=2, tensor=2),
-    ],
-    ids=str,
-)
+SIZES = [
+    # 6 heads do not split over 4: rows of every head, out of order where they are rotary
+    dict(fsdp=4, expert=2),
+    # 20 rows of q_a_proj do not split over 8: every device cuts its columns from whole rows
+    dict(fsdp=2, context=4),
+    dict(pipeline=2, fsdp=2, tensor=2),
+]
+
+
+@pytest.mark.parametrize("sizes", others_slow(SIZES, SIZES[0]))
 def test_a_mesh_reads_each_row_once_and_gives_the_same_parameters(released, sizes):
     """Oracle: the parameters without a mesh, bit for bit; and the size of the tensors, which 8 devices read
     once together, but for the copies: embedding and head are read once more to compare them.

@@ -105,6 +105,7 @@ def test_json_lines_say_where_each_record_stands(tmp_path):
     ]
 
 
+@pytest.mark.slow
 def test_two_processes_read_one_dataset_and_fail_together(tmp_path):
     """Oracle: the texts of the file; for a malformed line the same error on both, and no hang."""
     good = write_lines(tmp_path / "good.jsonl", {"text": "b"}, {"text": "a"})

@@ -55,6 +55,7 @@ def test_missing_data_is_named_by_its_field_with_a_line_of_the_file(
     assert "Traceback" not in err
 
 
+@pytest.mark.slow
 def test_missing_data_of_an_evaluation_is_named_by_its_flag_with_a_line_of_the_file(tmp_path):
     """Oracle: by hand."""
     status, err = started("evaluate", tmp_path, "--checkpoint=x", "--data=no.jsonl")

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from deepseek_jax.parallel import MESH_AXES
+from tests.quick import others_slow
 
 ROOT = Path(__file__).resolve().parents[2]
 # It leaves minibatches and clip_eps_high at their defaults
@@ -162,37 +163,37 @@ def test_another_config_in_a_work_directory_is_one_message_and_nothing_is_touche
     assert contents(workdir) == before
 
 
-@pytest.mark.parametrize(
-    "args, words",
-    [
-        (
-            "--config=tiny.py --config.mesg.x=3",
-            "config.mesg is not a field; did you mean mesh?",
-        ),
-        (f"--config={SMALL} --config.num_step=3", "config.num_step is not a field; did you mean"),
-        (f"--config={SMALL} --config.minibatches=3", "does not split into minibatches=3"),
-        (
-            f"--config={SMALL} --config.loss.clip_eps_high=0",
-            "config.loss.clip_eps_high=0 must be above 0",
-        ),
-        ("--config=tiny.py:stepps=3", "'stepps' is not a key; did you mean steps?"),
-        (
-            "--config=tiny.py --config.recipe=poling",
-            "'poling' is not a recipe; did you mean polling?",
-        ),
-        ("--config=tiny.py --config.steps=abc", "--config.steps=abc"),
-        ("--config=tiny.py --config.seed.x=3", "config.seed=0 is not a block with fields"),
-        ("--config=tiny.py --config.wait", "--config.wait has no value; write --config.wait=VALUE"),
-        ("--config=tinny.py", "--config=tinny.py: there is no such file"),
-        ("--config=plugins/polling.py", "plugins/polling.py has no function get_config"),
-        ("--config=tiny.py --wrkdir=x", "'wrkdir'. Did you mean: workdir"),
-        ("--config=tiny.py steps=3", "steps=3 is not a flag; use --config.FIELD=VALUE"),
-        ("--config=tiny.py --config.mesh={'exprt':2}", "config.mesh.exprt is not a field"),
-        ("--config=tiny.py --config.mesh={'expert':3}", "config.mesh.expert=3"),
-        ("--config=tiny.py --config.bad=settings", "config.rl.lr is not a field"),
-        ("--config=tiny.py --distributed", "--distributed: coordinator_address should be defined"),
-    ],
-)
+MISTAKES = [
+    (
+        "--config=tiny.py --config.mesg.x=3",
+        "config.mesg is not a field; did you mean mesh?",
+    ),
+    (f"--config={SMALL} --config.num_step=3", "config.num_step is not a field; did you mean"),
+    (f"--config={SMALL} --config.minibatches=3", "does not split into minibatches=3"),
+    (
+        f"--config={SMALL} --config.loss.clip_eps_high=0",
+        "config.loss.clip_eps_high=0 must be above 0",
+    ),
+    ("--config=tiny.py:stepps=3", "'stepps' is not a key; did you mean steps?"),
+    (
+        "--config=tiny.py --config.recipe=poling",
+        "'poling' is not a recipe; did you mean polling?",
+    ),
+    ("--config=tiny.py --config.steps=abc", "--config.steps=abc"),
+    ("--config=tiny.py --config.seed.x=3", "config.seed=0 is not a block with fields"),
+    ("--config=tiny.py --config.wait", "--config.wait has no value; write --config.wait=VALUE"),
+    ("--config=tinny.py", "--config=tinny.py: there is no such file"),
+    ("--config=plugins/polling.py", "plugins/polling.py has no function get_config"),
+    ("--config=tiny.py --wrkdir=x", "'wrkdir'. Did you mean: workdir"),
+    ("--config=tiny.py steps=3", "steps=3 is not a flag; use --config.FIELD=VALUE"),
+    ("--config=tiny.py --config.mesh={'exprt':2}", "config.mesh.exprt is not a field"),
+    ("--config=tiny.py --config.mesh={'expert':3}", "config.mesh.expert=3"),
+    ("--config=tiny.py --config.bad=settings", "config.rl.lr is not a field"),
+    ("--config=tiny.py --distributed", "--distributed: coordinator_address should be defined"),
+]
+
+
+@pytest.mark.parametrize("args, words", others_slow(MISTAKES, *MISTAKES[:3], MISTAKES[-1]))
 def test_a_mistake_is_one_message_exit_status_two_and_leaves_nothing(folder, args, words):
     """Oracle: the words a reader needs, no traceback, no file in a work directory."""
     status, _, err = launched(folder, *args.split())

@@ -103,6 +103,7 @@ def test_expert_load_counts_tokens_that_are_not_padding():
     assert loss_of(*tiny_model("gqa"), make_batch())[1].keys() == {"next_token_loss", "entropy"}
 
 
+@pytest.mark.slow
 def test_balance_loss_is_added_a_layer_and_its_mean_reported():
     """Oracle: ops.routing.sequence_balance, itself held to a loop, over the tokens that are not padding."""
     model, batch = tiny_model("mla_moe"), make_batch()

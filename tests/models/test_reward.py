@@ -10,6 +10,7 @@ from jax.sharding import PartitionSpec
 from deepseek_jax.models import hidden_states
 from deepseek_jax.models.reward import predict_rewards, reward_config, reward_params
 from deepseek_jax.parallel import make_mesh
+from tests.quick import others_slow
 from tests.tiny import tiny_model
 
 
@@ -17,7 +18,7 @@ def one_device():
     return make_mesh(devices=jax.devices()[:1])
 
 
-@pytest.mark.parametrize("kind", ["gqa", "mla_moe", "mtp"])
+@pytest.mark.parametrize("kind", others_slow(["gqa", "mla_moe", "mtp"], "mla_moe"))
 def test_a_reward_is_the_head_of_the_last_real_tokens_state(kind):
     """Oracle: numpy's product with the policy's own hidden states, position by position. The last token has
     the id of the padding, 0, and so has one inside. Tolerance: float32's rounding.

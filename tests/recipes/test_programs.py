@@ -119,6 +119,7 @@ def test_a_reward_model(tmp_path, kind):
     assert_planned(reward_model, of_reward_model, config, tmp_path, shorter=True)
 
 
+@pytest.mark.slow
 def test_a_judge(tmp_path):
     """Oracle: the arrays of a run."""
     config = test_judge.get_config()
@@ -134,7 +135,7 @@ def test_a_judge(tmp_path):
     "mesh, fields",
     [
         (small.one_device, dict(loss=dict(kl_coef=0.0))),
-        (
+        pytest.param(
             small.one_device,
             dict(
                 loss=dict(kl_coef=0.1),
@@ -144,6 +145,7 @@ def test_a_judge(tmp_path):
                 reference_memory="host",
                 optimizer=dict(moment_memory="host", moment_dtype="bfloat16"),
             ),
+            marks=pytest.mark.slow,
         ),
         pytest.param(
             eight_devices,
@@ -198,6 +200,7 @@ def test_the_base_of_a_recipe(tmp_path):
     assert_planned(grpo, of_grpo, config, tmp_path, module=pretrain_train, name="pretrain")
 
 
+@pytest.mark.slow
 def test_pre_training(tmp_path):
     """Oracle: the arrays of a run of one size of batch."""
     config = small_pretrain.small_config()

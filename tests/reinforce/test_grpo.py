@@ -208,6 +208,7 @@ def test_a_single_update_carries_no_logprobs_but_the_samplers(state, rewarded_by
     assert not batch.keys() & {"old_logprobs", "ref_logprobs"}
 
 
+@pytest.mark.slow
 def test_length_and_temperature_change_at_their_steps(state, rewarded_by, rollouts):
     """Oracle: the pairs by hand; and the trainer's log-probabilities, which agree with the sampler's (1e-5
     nats: rounding) only under the temperature that was sampled at.

@@ -74,6 +74,7 @@ def test_every_group_is_taken_once_and_its_completions_only_grow():
     assert metrics["carried_steps_max"] > 0 and metrics["stale_share"] > 0
 
 
+@pytest.mark.slow
 def test_a_rollout_ends_when_enough_groups_are_complete(monkeypatch):
     """Oracle: the same rollout to its end, which samples more tokens."""
     first = sampler().sample(params(0), 0)[2]["sampled_tokens"]
@@ -113,6 +114,7 @@ def test_stale_tokens_are_marked_in_the_batch_and_counted():
     assert metrics["stale_share"] == stale.sum() / mask.sum()
 
 
+@pytest.mark.slow
 def test_a_run_that_was_stopped_goes_on_with_its_stragglers(tmp_path):
     """Oracle: the run that nothing stopped, bit for bit. Its policy moves far in a step: the gap of stale
     tokens shows it, and the sampler's own stays within its limits, which end a run.
@@ -124,7 +126,7 @@ def test_a_run_that_was_stopped_goes_on_with_its_stragglers(tmp_path):
     with pytest.raises(SystemExit):
         train(tmp_path / "stopped", should_stop=lambda: next(calls) == 2, **fields)
     assert_same(jax.device_get(train(tmp_path / "stopped", **fields)), jax.device_get(wanted))
-    lines = list(read_metrics(tmp_path / "whole", "rl"))
+    lines = list(read_metrics(tmp_path / "whole" / "metrics.jsonl", "rl"))
     assert [line["stale_share"] > 0 for line in lines][1:].count(True) >= 3
     moved = [line["stale_gap_mean"] for line in lines if line["stale_share"] > 0]
     assert min(moved) > 1e-3 > max(line["sampler_gap_max"] for line in lines)

@@ -103,6 +103,7 @@ def test_a_worker_killed_between_batches_is_replaced(verifier):
     assert verifier.timeouts == before
 
 
+@pytest.mark.slow
 def test_a_worker_killed_at_work_loses_no_other_verdict():
     """Oracle: by hand. The only worker dies at the endless answer, with two more in the queue."""
     others = set(multiprocessing.active_children())

@@ -73,6 +73,7 @@ def test_completions_are_scored_in_batches_as_each_would_be_alone(devices, batch
     assert len(set(np.round(wanted, 4))) == 5
 
 
+@pytest.mark.slow
 def test_safety_is_a_probability_of_all_that_was_said_and_helpfulness_is_the_readers():
     """Oracle: the logistic function of the same response alone, by numpy. The tokenizer has no tags, so
     safety, which reads them, cannot score a completion with a thought.

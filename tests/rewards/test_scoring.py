@@ -112,6 +112,7 @@ def test_no_scored_completion_at_all_is_an_error_with_the_first_message(broken):
         Rewards({"broken": 1.0}).score(examples, ["5", "6"]).require_one()
 
 
+@pytest.mark.slow
 def test_an_endless_answer_is_nan_through_the_whole_reward():
     """Oracle: by hand; an endless answer is not scored, its neighbour is."""
     with Rewards({"math_verify": 1.0}) as rewards:

@@ -50,7 +50,6 @@ CASES = [(model, mesh) for model in ("dense", "experts") for mesh in MESHES]
 CASES = [(m, a) for m, a in CASES if not (m == "dense" and "expert" in MESHES[a])]
 CASES += [("dense of 12 heads", "fsdp"), ("drafting", "mixed"), ("drafting", "fsdp")]
 QUICK = [
-    ("dense of 12 heads", "fsdp"),
     ("experts", "mixed"),
 ]
 

@@ -212,6 +212,7 @@ def test_what_is_sampled_does_not_depend_on_the_number_of_slots():
     np.testing.assert_array_equal(other.accepted, few.accepted)
 
 
+@pytest.mark.slow
 def test_a_completion_ends_with_its_first_end_token():
     """Oracle: the rollout without end tokens, cut by hand after the first, which may be an accepted draft."""
     settings = SAMPLED | dict(n=8)

@@ -121,6 +121,7 @@ def test_what_is_unchanged_is_not_made_again(finished, files, capsys):
     assert texts_hash(settings, None, given) == before
 
 
+@pytest.mark.slow
 def test_a_run_that_is_stopped_goes_on_as_if_it_had_not_been(finished, files, tmp_path):
     """Oracle: the run in one piece, record by record."""
     stops = iter([False, True])

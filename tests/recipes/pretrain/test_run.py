@@ -279,6 +279,7 @@ def test_a_mistake_beside_a_checkpoint_is_named(checkpoint, tmp_path, block, wor
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_a_checkpoints_model_is_overridden_field_by_field(checkpoint):
     """Oracle: the block and the checkpoint's own numbers; a nested block becomes a dataclass, for which a
     program can be compiled, and not for a dict.

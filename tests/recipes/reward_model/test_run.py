@@ -112,6 +112,7 @@ def test_a_mesh_of_four_learns_the_same(finished, tmp_path):
         np.testing.assert_allclose(have["grad_norm"], want["grad_norm"], rtol=1e-2)
 
 
+@pytest.mark.slow
 def test_what_it_leaves_rewards_completions_of_another_run(finished):
     """Oracle: the run's own report: how many held-out pairs have a chosen response that earns more. A
     response that quotes the R1-Zero template, which is no piece of this world once the thought in it is taken
