@@ -12,6 +12,7 @@ from deepseek_jax.costs.hlo_flops import GROUPED, operation_flops
 from deepseek_jax.costs.hlo_loops import trip_count
 from deepseek_jax.costs.hlo_text import Computation, Operation, parse
 from deepseek_jax.costs.hlo_traffic import operation_bytes
+from deepseek_jax.parallel.dispatch import RARE
 
 # XLA writes a number near 2**63 for what it cannot estimate
 NO_ESTIMATE = 2**50
@@ -55,8 +56,9 @@ def program_cost(text: str, mesh_shape: dict, loops: int = 1, filled: float = 1.
 
     mesh_shape: {axis: size} in the order of the devices, as `mesh.shape`. loops: the turns of a loop whose
     count is not in its condition, as in decoding. filled: the share of a grouped product's rows that belong
-    to an expert, for the kernels skip the others. The most expensive branch of a conditional counts. What a
-    loop's condition computes does not count. Raises ValueError for text that is no program.
+    to an expert, for the kernels skip the others. The most expensive branch of a conditional counts, and none
+    of scope "rarely". What a loop's condition computes does not count. Raises ValueError for text that is no
+    program.
     """
     computations, entry = parse(text)
     return _Walk(computations, dict(mesh_shape), loops, filled).scheduled(entry)
@@ -94,7 +96,8 @@ class _Walk:
             times = trip_count(self.computations, computation, operation, self.loops)
             return self.scheduled(body, asynchronous), times
         if operation.kind == "conditional":
-            branches = (self.scheduled(name, asynchronous) for name in _branches(operation))
+            names = [name for name in _branches(operation) if not self._is_rare(name)]
+            branches = (self.scheduled(name, asynchronous) for name in names)
             return max(branches, key=Cost.order), 1
         if operation.kind == "fusion":
             return self._fused(operation, asynchronous), 1
@@ -103,6 +106,13 @@ class _Walk:
         if operation.kind in ("async-start", "call-start"):
             return self.scheduled(operation.called(), asynchronous=True), 1
         return Cost(), 1
+
+    def _is_rare(self, name):
+        """Whether a branch is what parallel.dispatch does where an expert's buffer overflows."""
+        return any(
+            f"/{RARE}/" in (operation.attribute(r'op_name="([^"]*)"') or "")
+            for operation in self.computations[name].values()
+        )
 
     def _fused(self, fusion, asynchronous):
         """The Cost of a fusion's body: its memory traffic is that of the fusion."""

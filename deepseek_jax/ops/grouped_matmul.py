@@ -37,7 +37,10 @@ def block_size(choices: int, n_routed_experts: int):
 
 def whole_tiles(rows: int):
     """The number of rows, rounded up to whole tiles of the machine's grouped product."""
-    return -(-rows // choice("row_tile")) * choice("row_tile")
+    few, many = choice("row_tiles")
+    # Decoding has few rows, which a large tile would nearly double
+    tile = few if rows < 8 * many else many
+    return -(-rows // tile) * tile
 
 
 def expert_layout(experts, n_routed_experts: int, block: int):

@@ -21,10 +21,10 @@ CHOICES = {
     "logits_alive": {"any": 2**24, "tpu": 2**27},
     "attend_latent": {"any": "plain", "tpu": "kernel"},
     "grouped_matmul": {"any": "ragged", "cpu": "pieces", "tpu": "megablox"},
-    # An expert's rows are padded to a multiple of the first, all rows together to one of the second: on TPU a
-    # kernel's tile may have rows of several experts, but has to be full
+    # An expert's rows are padded to a multiple of the first, all rows together to one of the second, few rows
+    # to the smaller one: on TPU a kernel's tile may have rows of several experts, but has to be full
     "expert_block": {"any": 8, "tpu": 1},
-    "row_tile": {"any": 1, "tpu": 512},
+    "row_tiles": {"any": (1, 1), "tpu": (128, 512)},
     # XLA computes this product densely over the experts, on TPU too
     "product_over_rows": {"any": "ragged", "tpu": "megablox"},
     # XLA's CPU compiler does not implement the ragged exchange

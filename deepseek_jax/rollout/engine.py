@@ -51,8 +51,9 @@ from deepseek_jax.rollout.slots import rooms
 FIRST_ROOM, GROWTH = 2048, 4
 # One of so many slots may stand empty before requests are seated
 SEATED_TOGETHER = 32
-# In units of an even share. The few tokens of a step are uneven: twice the share nearly always suffices
-EXPERT_BUFFER = 2.0
+# In units of an even share. Where the few tokens of a step are so uneven that it does not suffice, the
+# exchange is repeated with more room
+EXPERT_BUFFER = 1.5
 
 
 def generate(

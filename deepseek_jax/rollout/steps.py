@@ -55,6 +55,8 @@ def embed(weights, tokens):
 
 def logits(config, weights, hidden_md):
     """Hidden states after the final norm [m d] -> float32[m v]."""
+    # Whole rows first: else the compiler sends them round piece by piece, and reads the head for each piece
+    hidden_md = own_rows(hidden_md)
     logits_mv = dot("md,vd->mv", hidden_md, head_weight(config, weights), jnp.float32)
     # From some of the vocabulary for many slots to all of it for a device's own slots, which it samples.
     # Pinned before, too, or the compiler gathers the head instead

@@ -9,6 +9,7 @@ from jax import lax
 from jax.sharding import NamedSharding, PartitionSpec
 
 from deepseek_jax.costs.hlo import program_cost
+from deepseek_jax.parallel.dispatch import RARE
 from tests.rollout.test_tpu_decode import compile_apart
 
 AXES = {"a": 2, "b": 2, "c": 2}
@@ -238,6 +239,20 @@ def test_text_that_is_no_program_is_refused():
     """Oracle: the message."""
     with pytest.raises(ValueError, match="as_text"):
         program_cost("HloModule empty", AXES)
+
+
+def test_a_branch_that_rarely_runs_is_left_out():
+    """Oracle: by hand: the product of the other branch, though the rare one has two."""
+
+    def function(rare, x):
+        def rarely():
+            with jax.named_scope(RARE):
+                return x @ x @ x
+
+        return jax.lax.cond(rare, rarely, lambda: x @ x)
+
+    text = jax.jit(function).lower(True, jnp.ones((64, 64))).compile().as_text()
+    assert sum(program_cost(text, AXES).flops.values()) == 2 * 64**3
 
 
 ON_TPU = """

@@ -1,5 +1,7 @@
 """Grouped products as JAX's megablox kernels for TPU (arXiv:2211.15841): a tile of rows meets one expert."""
 
+import math
+
 import jax.numpy as jnp
 from jax.experimental.pallas.ops.tpu.megablox.gmm import gmm, tgmm
 
@@ -7,8 +9,10 @@ from jax.experimental.pallas.ops.tpu.megablox.gmm import gmm, tgmm
 TILES = {"bfloat16": (512, 1024, 1024), "float32": (512, 512, 512)}
 # Of a product over rows, whose result is float32
 TILES_OVER_ROWS = (512, 512, 512)
+# Rows of the smallest tile
+LEAST_ROWS = 128
 # Narrower matrices would fill few lanes
-NARROWEST = 128
+NARROWEST = 64
 
 
 def is_wide(kernel):
@@ -43,7 +47,9 @@ def product_over_rows(left, right, rows_per_expert, interpret=False):
 
 
 def _fitting(tiles, sizes):
-    return tuple(min(tile, size) for tile, size in zip(tiles, sizes, strict=True))
+    rows, *columns = (min(tile, size) for tile, size in zip(tiles, sizes, strict=True))
+    # Rows are multiples of ops.platform's row_tiles, and need not be padded to larger tiles
+    return math.gcd(rows, sizes[0]) if sizes[0] % LEAST_ROWS == 0 else rows, *columns
 
 
 def _whole_tiles(rows, tile):
