@@ -60,10 +60,15 @@ GPUS = {
 DEVICES = {chip.device_kind: chip.device() for chip in CHIPS.values()}
 
 
-def peak_of(devices):
-    """The bfloat16 operations a second of all these JAX devices together; None for kinds without numbers."""
+def chip_of(devices):
+    """The Chip of one of these JAX devices; None for kinds without numbers."""
     kind = devices[0].device_kind
     # "NVIDIA H100 80GB HBM3" is an H100
     gpus = (chip for chip in GPUS.values() if kind.startswith(chip.device_kind))
-    chip = DEVICES.get(kind) or next(gpus, None)
+    return DEVICES.get(kind) or next(gpus, None)
+
+
+def peak_of(devices):
+    """The bfloat16 operations a second of all these JAX devices together; None for kinds without numbers."""
+    chip = chip_of(devices)
     return chip and len(devices) * chip.flops_per_second

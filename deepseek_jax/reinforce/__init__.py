@@ -5,8 +5,7 @@ from deepseek_jax.lazy import lazy_names
 __getattr__, __dir__, __all__ = lazy_names(
     __name__,
     {
-        "GroupSampler": "groups",
-        "GroupSource": "grpo",
+        "GroupSource": "groups",
         "ReinforceSettings": "settings",
         "RolloutSettings": "settings",
         "ScenarioRewards": "scenarios",

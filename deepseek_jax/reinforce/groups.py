@@ -1,4 +1,4 @@
-"""Questions in, groups of completions with their rewards out: what a step of GRPO learns from."""
+"""Questions in, the batches of a step of GRPO out: completions in groups, their rewards and advantages."""
 
 import shutil
 import time
@@ -8,28 +8,37 @@ from pathlib import Path
 import grain
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
+from deepseek_jax.costs.chips import peak_of
+from deepseek_jax.losses.grpo import NORMALIZES_STD
 from deepseek_jax.ops.fingerprint import fingerprint
+from deepseek_jax.parallel.host_memory import return_freed_memory
 from deepseek_jax.parallel.processes import first_process, say
-from deepseek_jax.reinforce.batch import bucket
+from deepseek_jax.parallel.shard import put_share
+from deepseek_jax.reinforce.batch import BUCKET, bucket, group_batch, split, totals, update_flops
+from deepseek_jax.reinforce.metrics import describe
 from deepseek_jax.reinforce.scenarios import ScenarioRewards, place
 from deepseek_jax.reinforce.settings import ReinforceSettings
+from deepseek_jax.reinforce.update import jitted_score
 from deepseek_jax.rewards import Rewards, Scores
 from deepseek_jax.rollout.policy import Answers, Policy
 from deepseek_jax.rollout.requests import PROMPT_BUCKET
 from deepseek_jax.rollout.sample_log import SampleLog
+from deepseek_jax.training.state import on_device
 
 # A rollout that takes less leaves no file
 SECONDS_BETWEEN_WRITES = 60
 
 
-class GroupSampler:
-    """Samples and scores group_size completions of each of a step's prompts_per_step questions.
+class GroupSource:
+    """Each step: groups of completions sampled with the state's params, scored, and split into its updates.
 
     policy: its own params are not read. questions, general: examples with prompt_ids, asked without end: each
-    once an epoch, in an order set by settings.seed and new each epoch. position: the number of questions
-    asked so far, which is the whole state. folder: takes the completions of long rollouts as they end, so
-    that a run that is killed in one resumes in it.
+    once an epoch, in an order set by settings.seed and new each epoch. reference: params of the frozen
+    policy; None if the state holds it or kl_coef is 0. position: the number of questions asked so far, which
+    is the whole state. folder: takes the completions of long rollouts as they end, so that a run that is
+    killed in one resumes in it.
     """
 
     def __init__(
@@ -38,6 +47,8 @@ class GroupSampler:
         questions: list,
         rewards: Rewards | ScenarioRewards,
         settings: ReinforceSettings,
+        mesh: Mesh,
+        reference,
         general: list = (),
         folder: Path | None = None,
     ):
@@ -51,10 +62,14 @@ class GroupSampler:
             grain.MapDataset.source(examples).shuffle(settings.seed).repeat() if examples else None
             for examples in (questions, general)
         )
-        self.settings, self.folder = settings, folder
+        self.settings, self.mesh, self.reference = settings, mesh, reference
+        self.folder = folder
         self.fingerprint = jax.jit(fingerprint)
         # Of the parameters that sampled last
         self.sampled_by = 0
+        # When next() last returned, and its tokens times epochs; the FLOPs that its updates need
+        self.returned, self.flops = None, 0.0
+        self.score = jitted_score(policy.config)
 
     def get_state(self):
         """What set_state resumes from, as JSON can hold it."""
@@ -67,7 +82,51 @@ class GroupSampler:
         """Resume after the questions of get_state."""
         self.position = state["position"]
 
-    def sample(self, params, step: int):
+    def next(self, state, step: int):
+        """Sample, score and split into the step's updates: -> (list of batches, metrics).
+
+        Summed over the step's sampling rounds: rollout_seconds, the engine alone (rollout_tokens_per_second
+        follows from it); reward_seconds, for the rewards; prefilled_positions, of the engine's padded
+        prompts, one prompt for its whole group.
+        update_seconds, update_tokens_per_second and, on devices whose speed costs.chips knows, update_mfu
+        measure the previous step's updates, which end here, so a run's first step has none. They include the
+        loop's work between two steps, logging and saving, and the device's remaining work on old_logprobs and
+        ref_logprobs. A token counts once per epoch.
+        """
+        metrics = self._time_of_update(state)
+        groups, sampled, sampling_metrics = self._sample(state.params, step)
+        # The memory of KV caches and decoding weights
+        return_freed_memory()
+        normalize_std = NORMALIZES_STD[self.settings.loss.loss_type]
+        shared = self.settings.shares_prompts()
+        # A row's tokens split over the devices of its context
+        multiple = BUCKET * self.mesh.shape["context"]
+        batch = group_batch(groups, shared=shared, multiple=multiple, normalize_std=normalize_std)
+        tokens = float(batch["num_tokens"])
+        metrics |= describe(sampled, self.settings.accuracy) | sampling_metrics | {"tokens": tokens}
+        batches = self._updates(state, batch, self.settings.rollout.temperature_at(step))
+        self.returned = time.perf_counter(), tokens * self.settings.epochs
+        self.flops = self.settings.epochs * update_flops(
+            self.policy.config, batch["prompt_mask"].sum(1), batch["completion_mask"].sum(1)
+        )
+        return batches, metrics
+
+    def _time_of_update(self, state):
+        """Metrics of the time that the previous step's updates took."""
+        if self.returned is None:
+            return {}
+        # Updates are dispatched asynchronously: they return before the device has finished
+        jax.block_until_ready(state.params)
+        began, tokens = self.returned
+        seconds = time.perf_counter() - began
+        # The memory of activations and gradients
+        return_freed_memory()
+        metrics = {"update_seconds": seconds, "update_tokens_per_second": tokens / seconds}
+        if (peak := peak_of(self.mesh.devices.ravel())) is not None:
+            metrics["update_mfu"] = self.flops / (seconds * peak)
+        return metrics
+
+    def _sample(self, params, step: int):
         """Sample the groups of one step: -> (groups to train on, all sampled groups, metrics).
 
         Dynamic sampling (arXiv:2503.14476, section 3.2) draws more questions in place of groups whose rewards
@@ -173,6 +232,33 @@ class GroupSampler:
             "sampled_tokens": answers.rollout.completion_mask.sum(),
             "prefilled_positions": len(examples) * bucket(longest, PROMPT_BUCKET),
         }
+
+    def _updates(self, state, batch, temperature):
+        """Split a batch into minibatches, repeated for each epoch, with the sampling temperature, the
+        log-probabilities that the loss needs, and sampled_by, see update.comparing.
+
+        A single update needs no old_logprobs: its policy is the one that sampled.
+        """
+        settings = self.settings
+        sampled_at = {"temperature": np.float32(temperature)}
+        # A minibatch is one update, so the divisors of its loss are its own totals
+        parts = [
+            put_share(self.mesh, part | totals(part) | sampled_at)
+            for part in split(batch, settings.minibatches)
+        ]
+        # Before the first update: pi_old in each ratio is the policy that sampled (arXiv:2402.03300, eq. 3)
+        if settings.minibatches * settings.epochs > 1:
+            parts = [part | {"old_logprobs": self.score(state.params, part)} for part in parts]
+        reference = state.reference if self.reference is None else self.reference
+        if reference is not None:
+            reference = on_device(reference)
+            parts = [part | {"ref_logprobs": self.score(reference, part)} for part in parts]
+        # The policy moves with the first update, so the later ones cannot compare
+        sampled_by = [self.sampled_by] + [0] * (len(parts) * settings.epochs - 1)
+        return [
+            part | put_share(self.mesh, {"sampled_by": np.uint32(number)})
+            for part, number in zip(parts * settings.epochs, sampled_by, strict=True)
+        ]
 
 
 def make_groups(examples, answers: Answers, scores: Scores):

@@ -20,7 +20,7 @@ from collections import Counter
 import numpy as np
 
 from deepseek_jax.reinforce.batch import bucket
-from deepseek_jax.reinforce.groups import GroupSampler
+from deepseek_jax.reinforce.groups import GroupSource
 from deepseek_jax.rollout.completions import Rollout, fill_rows, tokens_of
 from deepseek_jax.rollout.requests import PROMPT_BUCKET
 
@@ -88,8 +88,8 @@ class UnderWay:
         ]
 
 
-class StragglerSampler(GroupSampler):
-    """A GroupSampler whose steps leave settings.extra_prompts groups, at most, to the next step."""
+class StragglerSource(GroupSource):
+    """A GroupSource whose steps leave settings.extra_prompts groups, at most, to the next step."""
 
     def __init__(self, *arguments):
         super().__init__(*arguments)
@@ -104,7 +104,7 @@ class StragglerSampler(GroupSampler):
         super().set_state(state)
         self.carried = [Open(**group) for group in state["carried"]]
 
-    def sample(self, params, step: int):
+    def _sample(self, params, step: int):
         """The groups that are complete first, prompts_per_step of them in the order in which they were asked,
         each with `stale`, int[n], how many tokens of its completions earlier parameters sampled:
         -> (groups, the same, metrics).

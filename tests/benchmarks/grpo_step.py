@@ -19,8 +19,7 @@ from deepseek_jax.models import build_model, random_params
 from deepseek_jax.parallel import make_mesh
 from deepseek_jax.parallel.host_memory import return_compilers_memory
 from deepseek_jax.recipes.grpo.settings import GrpoSettings
-from deepseek_jax.reinforce.groups import GroupSampler
-from deepseek_jax.reinforce.grpo import GroupSource
+from deepseek_jax.reinforce.groups import GroupSource
 from deepseek_jax.reinforce.update import make_grpo_loss
 from deepseek_jax.rewards import Rewards
 from deepseek_jax.rollout import Policy
@@ -69,7 +68,7 @@ def our_step(dtype, tokenizer, prompts):
     examples = [{"question": "q", "answer": "1", "prompt_ids": ids} for ids in prompts]
     rewards = Rewards(settings.rewards)
     policy = Policy(config, None, tokenizer, "{question}")
-    source = GroupSource(GroupSampler(policy, examples, rewards, settings), mesh, reference)
+    source = GroupSource(policy, examples, rewards, settings, mesh, reference)
     # A copy, because an update donates its state
     state = [create(jax.tree.map(jnp.copy, reference))]
     rng, steps = jax.random.key(0), iter(range(1000))

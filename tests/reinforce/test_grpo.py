@@ -13,9 +13,8 @@ from deepseek_jax.losses.grpo import group_advantages
 from deepseek_jax.models import build_model, init_params
 from deepseek_jax.parallel import make_mesh
 from deepseek_jax.recipes.grpo.settings import GrpoSettings
-from deepseek_jax.reinforce import groups, grpo
-from deepseek_jax.reinforce.groups import GroupSampler
-from deepseek_jax.reinforce.stragglers import StragglerSampler
+from deepseek_jax.reinforce import groups
+from deepseek_jax.reinforce.stragglers import StragglerSource
 from deepseek_jax.rewards import Rewards, scoring
 from deepseek_jax.rollout import Policy, generate, policy
 from deepseek_jax.settings import build
@@ -88,10 +87,16 @@ GENERAL = dict(num_steps=3, per_step=1, rewards={"correct": 1.0}, path="general.
 def make_source(reference=None, mesh=None, questions=EXAMPLES, requests=(), **fields):
     config = small_config(accuracy="correct", rewards=dict(correct=1.0), **fields)
     settings = build(GrpoSettings, config, "config")
-    policy = Policy(POLICY, None, TOKENIZER, "{question}\n")
-    sampler_class = StragglerSampler if settings.extra_prompts else GroupSampler
-    sampler = sampler_class(policy, questions, Rewards(settings.rewards), settings, requests)
-    return grpo.GroupSource(sampler, mesh or one_device(), reference)
+    kind = StragglerSource if settings.extra_prompts else groups.GroupSource
+    return kind(
+        Policy(POLICY, None, TOKENIZER, "{question}\n"),
+        questions,
+        Rewards(settings.rewards),
+        settings,
+        mesh or one_device(),
+        reference,
+        requests,
+    )
 
 
 def asked(n, start=0):
@@ -169,7 +174,7 @@ def test_a_batch_holds_the_questions_of_the_stream(state, rewarded_by):
 def test_each_question_is_asked_once_an_epoch_in_a_new_order():
     """Oracle: a count of every epoch; takes that cross an epoch's end."""
     source = make_source(questions=EXAMPLES[:10])
-    taken = sum((source.sampler._take(4) for _ in range(10)), [])
+    taken = sum((source._take(4) for _ in range(10)), [])
     epochs = [[example["question"] for example in taken[i : i + 10]] for i in range(0, 40, 10)]
     wanted = sorted(example["question"] for example in EXAMPLES[:10])
     assert all(sorted(epoch) == wanted for epoch in epochs)
@@ -181,7 +186,7 @@ def test_general_questions_are_asked_in_their_steps_alone(taken):
     """Oracle: grain's shuffles, in the order of scenarios.place; a source that resumes asks the same."""
     fields = dict(num_steps=5, prompts_per_step=4, general=GENERAL, requests=EXAMPLES[-3:])
     source = make_source(**fields)
-    steps = [source.sampler._take(4) for _ in range(5)]
+    steps = [source._take(4) for _ in range(5)]
     kinds = ["".join(example["scenario"][0] for example in step) for step in steps]
     assert kinds == ["rrrr", "rrrr", "rrrg", "rrrg", "rrrg"]
     last = [step[-1]["question"] for step in steps[2:]]
@@ -190,7 +195,7 @@ def test_general_questions_are_asked_in_their_steps_alone(taken):
     assert puzzles == [example["question"] for example in asked(17)]
     resumed = make_source(**fields)
     resumed.set_state({"position": taken})
-    assert resumed.sampler._take(20 - taken) == sum(steps, [])[taken:]
+    assert resumed._take(20 - taken) == sum(steps, [])[taken:]
 
 
 def test_a_source_without_questions_is_refused():
@@ -335,8 +340,7 @@ def test_sampling_and_grading_and_updates_are_timed_apart(state, rewarded_by, mo
 
         return moving
 
-    for module in (grpo, groups):
-        monkeypatch.setattr(module, "time", SimpleNamespace(perf_counter=lambda: now[0]))
+    monkeypatch.setattr(groups, "time", SimpleNamespace(perf_counter=lambda: now[0]))
     monkeypatch.setattr(policy, "generate", moves(5, generate))
     rewarded_by(moves(0.25, lambda text, example: 1.0))
     source = make_source(max_sampling_rounds=2, epochs=2)

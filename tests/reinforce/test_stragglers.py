@@ -33,8 +33,8 @@ def params(seed):
     return random_params(POLICY, one_device(), seed)
 
 
-def sampler():
-    return make_source(**FIELDS).sampler
+def small_source():
+    return make_source(**FIELDS)
 
 
 def tokens_of(carried):
@@ -46,9 +46,9 @@ def test_every_group_is_taken_once_and_its_completions_only_grow():
     """Oracle: by hand: of the questions asked so far a step takes two complete groups, the others wait; every
     carried completion is the beginning of the later one, and exactly that is stale.
     """
-    source, used, before = sampler(), [], {}
+    source, used, before = small_source(), [], {}
     for step in range(6):
-        groups, sampled, metrics = source.sample(params(step), step)
+        groups, sampled, metrics = source._sample(params(step), step)
         assert len(groups) == WANTED and sampled is groups
         after, known = tokens_of(source.carried), range(source.position)
         assert len(after) == EXTRA == metrics["groups_carried"]
@@ -77,21 +77,21 @@ def test_every_group_is_taken_once_and_its_completions_only_grow():
 @pytest.mark.slow
 def test_a_rollout_ends_when_enough_groups_are_complete(monkeypatch):
     """Oracle: the same rollout to its end, which samples more tokens."""
-    first = sampler().sample(params(0), 0)[2]["sampled_tokens"]
+    first = small_source()._sample(params(0), 0)[2]["sampled_tokens"]
     generate = rollout_policy.generate
     monkeypatch.setattr(
         rollout_policy, "generate", lambda *a, enough, **named: generate(*a, **named)
     )
-    assert first < sampler().sample(params(0), 0)[2]["sampled_tokens"]
+    assert first < small_source()._sample(params(0), 0)[2]["sampled_tokens"]
 
 
 def test_a_sampler_resumes_with_what_it_carries():
     """Oracle: the sampler that goes on, bit for bit, from a state that went through JSON."""
-    source, resumed = sampler(), sampler()
+    source, resumed = small_source(), small_source()
     for step in range(2):
-        source.sample(params(step), step)
+        source._sample(params(step), step)
     resumed.set_state(json.loads(json.dumps(source.get_state())))
-    groups, others = (each.sample(params(2), 2)[0] for each in (source, resumed))
+    groups, others = (each._sample(params(2), 2)[0] for each in (source, resumed))
     assert_same(groups, others)
     assert source.get_state() == resumed.get_state()
 
@@ -101,11 +101,11 @@ def test_stale_tokens_are_marked_in_the_batch_and_counted():
     source = make_source(**FIELDS)
     state = SimpleNamespace(params=params(0), reference=None)
     source.next(state, 0)
-    carried = {g.index: g.lengths() for g in source.sampler.carried}
+    carried = {g.index: g.lengths() for g in source.carried}
     (batch,), metrics = source.next(SimpleNamespace(params=params(1), reference=None), 1)
     stale, mask = (np.asarray(batch[name]) for name in ("stale_mask", "completion_mask"))
-    left = {group.index for group in source.sampler.carried}
-    taken = [i for i in range(source.sampler.position) if i not in left]
+    left = {group.index for group in source.carried}
+    taken = [i for i in range(source.position) if i not in left]
     counts = [
         carried.get(i, np.zeros(N, int)) for i in taken if i in carried or i >= WANTED + EXTRA
     ]
@@ -152,5 +152,5 @@ def test_what_stragglers_cannot_be_combined_with_is_refused(fields, words):
 def test_questions_run_out_for_none():
     """Oracle: by hand: with more under way than there are questions the stream repeats them."""
     source = make_source(prompts_per_step=WANTED, extra_prompts=len(EXAMPLES))
-    groups, _, metrics = source.sampler.sample(params(0), 0)
+    groups, _, metrics = source._sample(params(0), 0)
     assert len(groups) == WANTED and metrics["groups_carried"] == len(EXAMPLES)
