@@ -147,6 +147,13 @@ class ReinforceSettings(FitSettings, RewardSettings):
                 f"share of general questions nor max_sampling_rounds={self.max_sampling_rounds} can choose "
                 "among them; set extra_prompts to 0, or leave out general and max_sampling_rounds"
             )
+        lengths = [length for _, length in pairs_of(self.rollout.max_completion_length)]
+        if lengths != sorted(lengths):
+            raise ValueError(
+                f"extra_prompts={self.extra_prompts} may continue completions that are longer than a later "
+                f"one of rollout.max_completion_length={self.rollout.max_completion_length} allows; let it "
+                "rise alone, or set extra_prompts to 0"
+            )
         if len(set(temperature for _, temperature in pairs_of(self.rollout.temperature))) > 1:
             raise ValueError(
                 f"extra_prompts={self.extra_prompts} continues completions that were sampled at another of "
