@@ -73,8 +73,9 @@ class Sizes:
 
 LARGE = Sizes(slots=64, prompt=128, new=512, rows=8, length=2048, prompts=8, group=8)
 SMALL = Sizes(slots=8, prompt=16, new=16, rows=8, length=128, prompts=8, group=2)
-# Of a model on a CPU
-IN_SMALL = dict(num_hidden_layers=2, vocab_size=512)
+# Of a model on a CPU, whose memory the widths of DeepSeek-V3 would fill
+IN_SMALL = dict.fromkeys(MODELS, dict(num_hidden_layers=2, vocab_size=512))
+IN_SMALL["v3_stack"] = models.deepseek_v3_tiny(vocab_size=512)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -205,6 +206,21 @@ def grpo_step(config, mesh, sizes, chip):
     return Work(run, tokens, 4 * tokens * each, None, None)
 
 
+# The file before its first row. Its table needs a block in tests/benchmarks/README.md
+EMPTY = {
+    "command": "python -m tests.benchmarks.accelerator --write",
+    "machine": "the devices of each row, in bfloat16",
+    "columns": {
+        "device": "",
+        "case": "",
+        "tokens/s": ",.0f",
+        "MFU": ".1%",
+        "memory bandwidth": ".0%",
+        "predicted / measured time": ".0%",
+    },
+    "rows": [],
+    "caveats": [],
+}
 WORKS = {"decoding": decoding, "update": update, "GRPO step": grpo_step}
 
 
@@ -223,7 +239,7 @@ def measure(name, work, mesh, rounds):
     chip, device = chip_of(mesh.devices.ravel()), mesh.devices.flat[0]
     on_cpu = device.platform == "cpu"
     block, title = MODELS[name]
-    block = block | dict(dtype="bfloat16") | (IN_SMALL if on_cpu else {})
+    block = block | (IN_SMALL[name] if on_cpu else {}) | dict(dtype="bfloat16")
     config, sizes = build_model(block), SMALL if on_cpu else LARGE
     done = WORKS[work](config, mesh, sizes, chip)
     # Compiles
@@ -251,7 +267,7 @@ def measure(name, work, mesh, rounds):
 
 def written(rows, path):
     """Put rows into the file, in the place of those of the same device and case."""
-    result = json.loads(path.read_text())
+    result = json.loads(path.read_text()) if path.exists() else EMPTY
     of = {(row["device"], row["case"]) for row in rows}
     kept = [row for row in result["rows"] if (row["device"], row["case"]) not in of]
     path.write_text(as_text(result | {"rows": [*kept, *rows]}))
