@@ -56,8 +56,8 @@ def program_cost(text: str, mesh_shape: dict, loops: int = 1, filled: float = 1.
 
     mesh_shape: {axis: size} in the order of the devices, as `mesh.shape`. loops: the turns of a loop whose
     count is not in its condition, as in decoding. filled: the share of a grouped product's rows that belong
-    to an expert, for the kernels skip the others. The most expensive branch of a conditional counts, and none
-    of scope "rarely". What a loop's condition computes does not count. Raises ValueError for text that is no
+    to an expert: a kernel skips the others. The most expensive branch of a conditional counts, but none in a
+    scope "rarely". What a loop's condition computes does not count. Raises ValueError for text that is no
     program.
     """
     computations, entry = parse(text)

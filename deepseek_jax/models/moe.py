@@ -14,7 +14,7 @@ from deepseek_jax.ops.dot import dot
 from deepseek_jax.ops.fp8 import grouped_fp8
 from deepseek_jax.ops.remat import save_for_backward
 from deepseek_jax.ops.routing import affinities, expert_load, route, sequence_balance
-from deepseek_jax.parallel.dispatch import Buffer, expert_parallel
+from deepseek_jax.parallel.dispatch import Buffer, Kernels, expert_parallel
 
 
 class Routing(NamedTuple):
@@ -65,10 +65,12 @@ class MoE(nn.Module):
             x_btd,
             experts_bta,
             weights_bta,
-            (w_gate_up, w_down),
-            (("experts", "embed", "gate_up", "mlp"), ("experts", "mlp", "embed")),
-            # FP8 rounds the masters themselves
-            kernel_dtype="float32" if cfg.fp8 else cfg.dtype,
+            Kernels(
+                (w_gate_up, w_down),
+                (("experts", "embed", "gate_up", "mlp"), ("experts", "mlp", "embed")),
+                # FP8 rounds the masters themselves
+                "float32" if cfg.fp8 else cfg.dtype,
+            ),
             buffer=Buffer(cfg.expert_buffer, cfg.expert_overflow),
         ).reshape(x.shape)
         if cfg.n_shared_experts:

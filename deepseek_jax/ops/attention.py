@@ -34,26 +34,22 @@ def attend(
     implementation: "whole" has all scores, float32[b h t t], in memory at once. "blockwise" has those of one
     block of queries and one block of keys, recomputes them for the gradient, and skips blocks of later keys.
     "splash" is JAX's Pallas kernel for TPU, which has them in vector memory, and "interpreted" its emulation.
-    None takes "whole" for short rows, and for long ones the choice of ops.platform; no kernel for narrow
-    heads, nor without `kernels`: in a program that the compiler splits over devices.
+    None takes "whole" for short rows, and for long ones the choice of ops.platform. Narrow heads take no
+    kernel. kernels: False in a program that the compiler splits over devices: it cannot split a kernel.
     Returns [b t h u] in v's dtype.
     """
+    if implementation is None and q.shape[1] <= choice("longest_whole_row"):
+        implementation = "whole"
     form = choose(
         "attend",
-        implementation or _by_shape(q, v, kernels),
+        implementation,
+        suits=lambda: kernels and pallas.is_wide(q, v),
         whole=_attend_whole,
         blockwise=_attend_blockwise,
         splash=pallas.attend,
         interpreted=functools.partial(pallas.attend, interpret=True),
     )
     return form(q, k, v, segment_ids, scale)
-
-
-def _by_shape(q, v, kernels):
-    if q.shape[1] <= choice("longest_whole_row"):
-        return "whole"
-    form = choice("attend")
-    return "blockwise" if form == "splash" and not (kernels and pallas.is_wide(q, v)) else form
 
 
 def _attend_whole(q, k, v, segment_ids, scale):
@@ -283,21 +279,19 @@ def attend_latent(
 
     q_latent: [b h c], q_rope: [b h r], c_kv: [b s c], k_rope: [b s r], mask: bool[b s].
     implementation: "plain" has all scores, float32[b h s], in memory. "kernel" is a Pallas kernel for TPU
-    that has those of one block of the cache, and "interpreted" its emulation. None takes the choice of
-    ops.platform, and "plain" for shapes that the kernel does not take.
+    that keeps the scores of one block of the cache in vector memory, and "interpreted" is its emulation.
+    None takes the choice of ops.platform, and "plain" for shapes that the kernel does not take.
     Returns the weighted latents [b h c] in c_kv's dtype; the value up-projection expands them.
     """
-    form = implementation or choice("attend_latent")
-    if implementation is None and form == "kernel" and not decoding.takes(q_latent, c_kv):
-        form = "plain"
-    attend_form = choose(
+    form = choose(
         "attend_latent",
-        form,
+        implementation,
+        suits=lambda: decoding.takes(q_latent, c_kv),
         plain=_attend_latent_plain,
         kernel=decoding.attend_latent,
         interpreted=functools.partial(decoding.attend_latent, interpret=True),
     )
-    return attend_form(q_latent, q_rope, c_kv, k_rope, mask, scale)
+    return form(q_latent, q_rope, c_kv, k_rope, mask, scale)
 
 
 def _attend_latent_plain(q_latent, q_rope, c_kv, k_rope, mask, scale):

@@ -137,7 +137,7 @@ def _combine_backward(saved, cotangent):
     spread = _of_rows(cotangent, layout)
     chosen_mad = _of_choices(rows, layout)
     d_weights = jnp.einsum("mad,md->ma", chosen_mad, cotangent, preferred_element_type=jnp.float32)
-    # The barrier: XLA would round after what follows, and lay the float32 product out anew before it is sent
+    # Without the barrier XLA rounds later, and first copies the float32 product to another layout
     d_rows = jax.lax.optimization_barrier((spread * weight_r[:, None]).astype(rows.dtype))
     return d_rows, d_weights.astype(weights.dtype), None
 
@@ -148,18 +148,16 @@ combine.defvjp(_combine_forward, _combine_backward)
 def grouped_matmul(rows, kernel, rows_per_expert, *, implementation: str | None = None):
     """Multiply each row by its expert's matrix: rows [r d], kernel [e d f], sorted by expert -> [r f].
 
-    rows_per_expert: int32[e]; results of rows past their sum are undefined, and NaN perhaps.
+    rows_per_expert: int32[e]; results of rows past their sum are undefined: they may be NaN.
     implementation: "ragged" is jax.lax.ragged_dot, a grouped kernel on TPU but dense over the experts on a
     CPU; "megablox" is JAX's Pallas kernel for TPU and "interpreted" its emulation; "pieces" multiplies one
     expert after another, see ops.cpu.grouped_matmul. None takes the choice of ops.platform, and no kernel for
     narrow matrices. Gradients are products in the rows' dtype.
     """
-    form = implementation or choice("grouped_matmul")
-    if implementation is None and form == "megablox" and not pallas.is_wide(kernel):
-        form = "ragged"
     product = choose(
         "grouped_matmul",
-        form,
+        implementation,
+        suits=lambda: pallas.is_wide(kernel),
         ragged=functools.partial(_grouped, RAGGED),
         megablox=functools.partial(_grouped, MEGABLOX),
         interpreted=functools.partial(_grouped, INTERPRETED),

@@ -9,20 +9,21 @@ CHOICES = {
     "einsum": {"any": "plain", "one cpu": "matrices"},
     "prepare": {"any": "as_it_is", "one cpu": "inputs_last"},
     "save_for_backward": {"any": "plain", "cpu": "bits"},
-    # Of a row longer than the next line says
+    # For rows longer than longest_whole_row
     "attend": {"any": "blockwise", "tpu": "splash"},
     # Tokens of a row up to which attention holds all its scores at once, and those of a longer one's blocks.
     # On a CPU blocks take less than half the time from 128 tokens on
     "longest_whole_row": {"any": 1024, "cpu": 128},
     # Larger blocks read and write their running sums less often, and compute more beyond the diagonal
     "attention_block": {"any": 512, "cpu": 128, "tpu": 1024},
-    # Logits of a chunk of tokens: 64 MiB of float32, and 512 MiB where each chunk reads the head from HBM and
-    # adds to its gradient there
+    # The logits of a chunk of tokens: 64 MiB of float32. On TPU 512 MiB: each chunk reads the head from HBM,
+    # and adds to its gradient there
     "logits_alive": {"any": 2**24, "tpu": 2**27},
     "attend_latent": {"any": "plain", "tpu": "kernel"},
     "grouped_matmul": {"any": "ragged", "cpu": "pieces", "tpu": "megablox"},
-    # An expert's rows are padded to a multiple of the first, all rows together to one of the second, few rows
-    # to the smaller one: on TPU a kernel's tile may have rows of several experts, but has to be full
+    # Each expert's rows are padded to a multiple of expert_block, and all rows together to one of row_tiles:
+    # of its first number where they are few. A tile of a TPU's kernel may hold rows of several experts, but
+    # must be full
     "expert_block": {"any": 8, "tpu": 1},
     "row_tiles": {"any": (1, 1), "tpu": (128, 512)},
     # XLA computes this product densely over the experts, on TPU too
@@ -32,11 +33,14 @@ CHOICES = {
 }
 
 
-def choose(op, implementation=None, **forms):
+def choose(op, implementation=None, suits=lambda: True, **forms):
     """The form of an op that `implementation` names, or else CHOICES. forms: every form by its name.
 
-    Raises ValueError for a name that the op does not have.
+    suits(): whether a TPU's own form takes the shapes at hand. Where it does not, a TPU takes the form of any
+    machine. Raises ValueError for a name that the op does not have.
     """
+    if implementation is None and platform() == "tpu" and not suits():
+        implementation = CHOICES[op]["any"]
     implementation = implementation or choice(op)
     if implementation not in forms:
         raise ValueError(

@@ -9,12 +9,12 @@ HEADS = ("batch", None, "attention_heads", None)
 
 
 def over_heads(attention, q, k, v, segment_ids):
-    """attention(q, k, v, segment_ids=...), each device for whole rows of its own heads.
+    """Call attention(q, k, v, segment_ids=...): each device attends over whole rows with its own heads.
 
     q: [b t h x], k: [b t k x], v: [b t k u], segment_ids: int32[b t], and the result, [b t h u], are split by
     token. attention treats each row, and each query head with its key head, alone. Where the queries' heads
     or the rows do not split over the devices, q stays split by token and each device gathers whole rows of k
-    and v; attention gets kernels=False then, for a kernel runs on one device.
+    and v. Then attention gets kernels=False, because a kernel runs on one device.
     """
 
     def local(q, k, v, segment_ids):

@@ -17,7 +17,7 @@ from deepseek_jax.ops.grouped_matmul import (
 from deepseek_jax.ops.platform import choose
 from deepseek_jax.parallel.shard import axis_parts, current_mesh, partition_spec
 
-# The name of what a plan does not count
+# The scope of a branch that a plan leaves out
 RARE = "rarely"
 # Tokens of a device in one exchange of a rollout: for DeepSeek-V3 over 32 devices the worst case takes 1 GB
 AT_ONCE = 256
@@ -39,26 +39,33 @@ class Buffer(NamedTuple):
 WORST_CASE = Buffer()
 
 
+class Kernels(NamedTuple):
+    """The matrices of all experts. arrays: a tuple, whose first axis is that of experts. axes: the logical
+    names of each. dtype: that in which a device gathers the columns of its experts; their gradients are
+    rounded to it once, and summed in float32.
+    """
+
+    arrays: tuple
+    axes: tuple
+    dtype: str = "float32"
+
+
 def expert_parallel(
     run_experts,
     x,
     experts,
     weights,
-    kernels,
-    kernel_axes,
+    kernels: Kernels,
     *,
-    kernel_dtype: str = "float32",
     buffer: Buffer = WORST_CASE,
     implementation: str | None = None,
 ):
     """Call run_experts on the mesh of `jax.set_mesh`: each device has its own tokens and its own experts.
 
-    run_experts(x [m d], experts int32[m a], weights float32[m a], kernels) -> [m d]: a pure function of
-    tokens and of a tuple of kernels whose first axis is that of experts; linear in the kernels' split "mlp"
-    axis, so that partial results add up. x: [b t d]; experts: int32[b t a]; weights: float32[b t a].
-    kernel_axes: each kernel's logical names. kernel_dtype: that in which a device gathers the columns of its
-    experts; their gradients are rounded to it once, and summed in float32. Tokens travel along the mesh axis
-    "expert", one row for each choice; no row is ever dropped.
+    run_experts(x [m d], experts int32[m a], weights float32[m a], kernels.arrays) -> [m d]: a pure function
+    of tokens and matrices; linear in the matrices' split "mlp" axis, so that partial results add up.
+    x: [b t d]; experts: int32[b t a]; weights: float32[b t a]. Tokens travel along the mesh axis "expert",
+    one row for each choice; no row is ever dropped.
     implementation: "padded" is all_to_all with room for the worst case in every block sent; "ragged" is
     jax.lax.ragged_all_to_all, which sends only rows with a token, into a receive buffer. None takes the
     choice of ops.platform: a CPU does not implement "ragged".
@@ -74,12 +81,12 @@ def expert_parallel(
         ragged=functools.partial(_ragged, buffer=buffer),
     )
 
-    def local(x_btd, experts_bta, weights_bta, kernels):
+    def local(x_btd, experts_bta, weights_bta, matrices):
         a = experts_bta.shape[-1]
         if mesh is not None:
-            kernels = tuple(
-                _whole_columns(mesh, kernel, axes, kernel_dtype)
-                for kernel, axes in zip(kernels, kernel_axes, strict=True)
+            matrices = tuple(
+                _whole_columns(mesh, matrix, axes, kernels.dtype)
+                for matrix, axes in zip(matrices, kernels.axes, strict=True)
             )
         arrays = (
             x_btd.reshape(-1, x_btd.shape[-1]),
@@ -87,30 +94,30 @@ def expert_parallel(
             weights_bta.reshape(-1, a),
         )
         if mesh is None or mesh.shape["expert"] == 1:
-            y_md = run_experts(*arrays, kernels)
+            y_md = run_experts(*arrays, matrices)
         elif buffer.overflow == "repeat":
-            y_md = _in_blocks(lambda block: exchanged(run_experts, *block, kernels), arrays)
+            y_md = _in_blocks(lambda block: exchanged(run_experts, *block, matrices), arrays)
         else:
-            y_md = exchanged(run_experts, *arrays, kernels)
+            y_md = exchanged(run_experts, *arrays, matrices)
         # Where the kernels' "mlp" axis is split, each device has a partial sum. Added in float32, their sum
         # is rounded once
         if mesh is not None and partial_over:
             y_md = jax.lax.psum(y_md.astype(jnp.float32), partial_over).astype(y_md.dtype)
         return y_md.reshape(x_btd.shape)
 
-    partial_over = () if mesh is None else _split_axes(mesh, "mlp")
+    partial_over = () if mesh is None else _split_axes(mesh, ("mlp",), "mlp")
     tokens = partition_spec(("batch", "seq", None))
     if mesh is None or not _splits(mesh, x.shape, tokens):
         mesh = None
-        return local(x, experts, weights, kernels)
-    places = tuple(partition_spec(axes) for axes in kernel_axes)
+        return local(x, experts, weights, kernels.arrays)
+    places = tuple(partition_spec(axes) for axes in kernels.axes)
     return jax.shard_map(
         local,
         in_specs=(tokens, tokens, tokens, places),
         out_specs=tokens,
         # Custom gradients do not declare the axes over which they vary
         check_vma=False,
-    )(x, experts, weights, kernels)
+    )(x, experts, weights, kernels.arrays)
 
 
 def _in_blocks(exchange, arrays):
@@ -163,7 +170,6 @@ def _ragged(run_experts, x_md, experts_ma, weights_ma, kernels, buffer):
     overflows = jax.lax.pmax(overflows.astype(jnp.int32), current_mesh().axis_names) > 0
 
     def rarely():
-        # A plan leaves this branch out, see costs.hlo
         with jax.named_scope(RARE):
             return _exchange(*sending, worst)
 
@@ -254,11 +260,11 @@ def _send_backward(rows, room, saved, cotangent):
 _send.defvjp(_send_forward, _send_backward)
 
 
-def _split_axes(mesh, name):
-    """The mesh axes of more than one device that split the logical axis `name`."""
-    (entry,) = partition_spec((name,))
-    axes = (entry,) if isinstance(entry, str) else entry or ()
-    return tuple(axis for axis in axes if mesh.shape[axis] > 1)
+def _split_axes(mesh, axes, name):
+    """The mesh axes of more than one device that split `name`, one of an array's logical axes."""
+    entry = partition_spec(axes)[axes.index(name)] or ()
+    split = (entry,) if isinstance(entry, str) else entry
+    return tuple(axis for axis in split if mesh.shape[axis] > 1)
 
 
 def _splits(mesh, shape, spec):
@@ -266,23 +272,20 @@ def _splits(mesh, shape, spec):
     return all(size % axis_parts(mesh, entry) == 0 for size, entry in pairs)
 
 
-def _whole_columns(mesh, kernel, axes, dtype):
-    """A device's kernel, gathered over "embed"."""
-    dim = axes.index("embed")
-    entry = partition_spec(axes)[dim] or ()
-    split = (entry,) if isinstance(entry, str) else entry
-    split = tuple(axis for axis in split if mesh.shape[axis] > 1)
-    return _gathered(kernel, split, dim, dtype) if split else kernel
+def _whole_columns(mesh, matrix, axes, dtype):
+    """A device's share of a matrix, gathered over "embed"."""
+    split = _split_axes(mesh, axes, "embed")
+    return _gathered(matrix, split, axes.index("embed"), dtype) if split else matrix
 
 
-# Inside the shard_map: the gradient of a kernel that is gathered outside would be summed whole, then cut
+# Inside the shard_map: were a matrix gathered outside, its whole gradient would be summed before it is cut
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3))
 def _gathered(kernel, axes, dim, dtype):
     return jax.lax.all_gather(kernel.astype(dtype), axes, axis=dim, tiled=True)
 
 
 def _gathered_forward(kernel, axes, dim, dtype):
-    # An array has a dtype, and a dtype cannot be saved
+    # The empty array tells the backward pass the dtype: what is saved must be an array
     return _gathered(kernel, axes, dim, dtype), jnp.zeros(0, kernel.dtype)
 
 

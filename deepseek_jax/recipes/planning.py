@@ -31,7 +31,7 @@ from deepseek_jax.recipes.sft.run import fine_tuning_loss
 from deepseek_jax.recipes.sft.settings import FineTuneSettings
 from deepseek_jax.recipes.start import check_rows
 from deepseek_jax.rollout.policy import AnswerOptions
-from deepseek_jax.rollout.programs import rollout_programs
+from deepseek_jax.rollout.programs import Asked, rollout_programs
 from deepseek_jax.settings import build
 from deepseek_jax.training.loop import jitted_fit
 
@@ -148,5 +148,5 @@ def answer_programs(
 ):
     """The programs that answer questions, where a model has room for prompts of prompt_length: [Program]."""
     room = config.max_position_embeddings - options.max_completion_length
-    sizes = dict(prompts=prompts, n=n, prompt_length=min(prompt_length, room))
-    return rollout_programs(config, mesh, options, **sizes, dtype=dtype, name=name)
+    asked = Asked(prompts, min(prompt_length, room), n)
+    return rollout_programs(config, mesh, options, asked, dtype=dtype, name=name)

@@ -15,7 +15,7 @@ from deepseek_jax.reinforce.update import (
     reference_places,
 )
 from deepseek_jax.rollout.policy import AnswerOptions
-from deepseek_jax.rollout.programs import rollout_programs
+from deepseek_jax.rollout.programs import Asked, rollout_programs
 
 
 def reinforcement_programs(name: str, settings: ReinforceSettings, config: ModelConfig, mesh: Mesh):
@@ -29,10 +29,12 @@ def reinforcement_programs(name: str, settings: ReinforceSettings, config: Model
         config,
         mesh,
         AnswerOptions(max_completion_length=rollout.longest(), slots=rollout.slots),
-        prompts=settings.prompts_per_step + settings.extra_prompts,
-        n=settings.group_size,
-        continued=settings.extra_prompts * settings.group_size,
-        prompt_length=rollout.max_prompt_length,
+        Asked(
+            prompts=settings.prompts_per_step + settings.extra_prompts,
+            prompt_length=rollout.max_prompt_length,
+            n=settings.group_size,
+            continued=settings.extra_prompts * settings.group_size,
+        ),
         name=name,
     )
     params = abstract_tree(config, mesh)

@@ -21,14 +21,14 @@ import numpy as np
 
 from deepseek_jax.reinforce.batch import bucket
 from deepseek_jax.reinforce.groups import GroupSource
-from deepseek_jax.rollout.completions import Rollout, fill_rows, tokens_of
+from deepseek_jax.rollout.completions import Rollout, RolloutLog, line_of
 from deepseek_jax.rollout.requests import PROMPT_BUCKET
 
 
 @dataclasses.dataclass
 class Open:
-    """A group under way. index: of its question. asked: the step. completions: group_size dicts with ids,
-    logprobs, ended, and truncated, lists and booleans that JSON can hold.
+    """A group under way. index: of its question. asked: the step. completions: group_size dicts of
+    rollout.completions.line_of, with `ended`.
     """
 
     index: int
@@ -45,10 +45,8 @@ class Open:
         return np.array([len(completion["ids"]) for completion in self.completions])
 
 
-class UnderWay:
-    """The completions of groups under way, as a log of Policy.answer: it continues those that have begun, and
-    ends the rollout when `wanted` groups are complete.
-    """
+class UnderWay(RolloutLog):
+    """The log of a rollout that continues groups under way, and ends when `wanted` of them are complete."""
 
     def __init__(self, groups: list[Open], wanted: int):
         self.groups, self.wanted = groups, wanted
@@ -66,21 +64,11 @@ class UnderWay:
         """Whether `wanted` groups are complete."""
         return self.ended.reshape(len(self.groups), -1).all(1).sum() >= self.wanted
 
-    def fill(self, rollout: Rollout, rows):
-        """Put the completions that had ended before into their rows of a rollout, in place."""
-        fill_rows(
-            rollout, {row: (self.done[row]["ids"], self.done[row]["logprobs"]) for row in rows}
-        )
-        for row in rows:
-            rollout.truncated[row] = self.done[row]["truncated"]
-
     def after(self, rollout: Rollout):
         """The groups as they are after the rollout: [Open]."""
-        rows = []
-        for row, ended in enumerate(self.ended):
-            ids, logprobs = tokens_of(rollout, row)
-            ends = dict(ended=bool(ended), truncated=bool(rollout.truncated[row]))
-            rows.append(dict(ids=ids, logprobs=logprobs) | ends)
+        rows = [
+            line_of(rollout, row) | {"ended": bool(ended)} for row, ended in enumerate(self.ended)
+        ]
         n = len(rows) // len(self.groups)
         return [
             dataclasses.replace(group, completions=rows[i * n : (i + 1) * n])
@@ -100,7 +88,7 @@ class StragglerSource(GroupSource):
         return super().get_state() | {"carried": [dataclasses.asdict(g) for g in self.carried]}
 
     def set_state(self, state):
-        """Resume with these."""
+        """Resume with the questions and the groups of get_state."""
         super().set_state(state)
         self.carried = [Open(**group) for group in state["carried"]]
 
@@ -112,7 +100,7 @@ class StragglerSource(GroupSource):
         wanted, n = self.settings.prompts_per_step, self.settings.group_size
         new = wanted + self.settings.extra_prompts - len(self.carried)
         start, self.position = self.position, self.position + new
-        nothing = dict(ids=[], logprobs=[], ended=False, truncated=False)
+        nothing = dict(ids=[], logprobs=[], finished=False, ended=False)
         asked = [Open(index, step, [nothing] * n) for index in range(start, self.position)]
         before = [*self.carried, *asked]
         examples = [self.questions[group.index] for group in before]

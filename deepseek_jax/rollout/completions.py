@@ -1,5 +1,6 @@
 """The result of a rollout: completions and the log-probabilities that they were sampled with."""
 
+import types
 from typing import NamedTuple
 
 import jax
@@ -40,6 +41,23 @@ def _ratio(part, whole):
     return float(part / whole) if whole else float("nan")
 
 
+class RolloutLog:
+    """The completions that a rollout has from earlier calls, and the receiver of those that end in this one.
+    This class has none and keeps none.
+
+    done: row -> {"ids", "logprobs", "finished", ...} of completions that ended before: they are not sampled.
+    begun: row -> (ids, logprobs), at least one token, of completions that have not ended: they continue.
+    enough: None, or a method that is called after completions have ended; if it is true the rollout ends.
+    """
+
+    done = types.MappingProxyType({})
+    begun = types.MappingProxyType({})
+    enough = None
+
+    def add(self, rows, rollout):
+        """Take the rows that have just ended, int[e], of the Rollout as it is now."""
+
+
 def empty_rollout(rows: int, length: int):
     """A Rollout without any sampled token."""
     shape = rows, length
@@ -53,19 +71,26 @@ def empty_rollout(rows: int, length: int):
     )
 
 
-def fill_rows(rollout: Rollout, completions):
-    """Put completions, row -> (ids, logprobs), into rows of a rollout that are empty, in place."""
-    for row, (ids, logprobs) in completions.items():
+def fill(rollout: Rollout, log: RolloutLog):
+    """Put what a log has into rows of a rollout that are empty, in place."""
+    ended = {row: (line["ids"], line["logprobs"]) for row, line in log.done.items()}
+    for row, (ids, logprobs) in (ended | dict(log.begun)).items():
         rollout.completion_ids[row, : len(ids)] = ids
         rollout.completion_mask[row, : len(ids)] = True
         # JSON's float64 has every float32 exactly
         rollout.sampler_logprobs[row, : len(ids)] = np.float32(logprobs)
+    for row, line in log.done.items():
+        rollout.truncated[row] = not line["finished"]
 
 
-def tokens_of(rollout: Rollout, row):
-    """(ids, logprobs) of a completion, lists that JSON can hold."""
+def line_of(rollout: Rollout, row):
+    """{"ids", "logprobs", "finished"} of a completion, as JSON holds them. finished: it has its end token."""
     mask = rollout.completion_mask[row]
-    return rollout.completion_ids[row][mask].tolist(), rollout.sampler_logprobs[row][mask].tolist()
+    return {
+        "ids": rollout.completion_ids[row][mask].tolist(),
+        "logprobs": rollout.sampler_logprobs[row][mask].tolist(),
+        "finished": bool(not rollout.truncated[row]),
+    }
 
 
 def copy_completions(rollout: Rollout, rows, state, slots):

@@ -21,7 +21,6 @@ be seated at any step, and a cache moves only where the ring has to grow for a l
 
 import contextlib
 import dataclasses
-import types
 
 import jax
 import numpy as np
@@ -31,10 +30,11 @@ from deepseek_jax.parallel.shard import axis_parts
 from deepseek_jax.rollout import speculative as drafting
 from deepseek_jax.rollout import steps
 from deepseek_jax.rollout.completions import (
+    RolloutLog,
     check_finite,
     copy_completions,
     empty_rollout,
-    fill_rows,
+    fill,
     on_host,
 )
 from deepseek_jax.rollout.requests import (
@@ -56,6 +56,9 @@ SEATED_TOGETHER = 32
 EXPERT_BUFFER = 1.5
 
 
+NOTHING = RolloutLog()
+
+
 def generate(
     config,
     params,
@@ -70,28 +73,21 @@ def generate(
     seed=0,
     slots=32,
     speculative=False,
-    done=(),
-    begun=types.MappingProxyType({}),
-    on_end=None,
-    enough=None,
+    log=NOTHING,
 ):
     """Sample n completions of every prompt: -> Rollout of len(prompts) * n rows.
 
     prompts: lists of token ids. eos_ids end a completion. slots: how many decode at once. What is sampled
     depends on seed, the prompt and the completion's number among all of that prompt, and on nothing else in
     the call (in float32; lower precisions round differently in another batch). speculative: draft tokens with
-    the model's multi-token prediction module, which changes the draws and not their distribution. done: rows
-    that are not sampled, and stay empty, for a caller that has them from an earlier call. begun: row ->
-    (ids, logprobs), at least one, of a completion that an earlier call did not end: this one continues it.
-    on_end(rows, Rollout) is called with rows that have just ended, int[e], and the Rollout at that time.
-    enough() is asked after it: if it is true the call ends, and completions under way are in the Rollout as
-    far as they have come. Raises ValueError for prompts that requests.check refuses, for speculative=True
-    without such a module or with begun; FloatingPointError for a completion whose log-probabilities are not
-    finite.
+    the model's multi-token prediction module, which changes the draws and not their distribution. log: a
+    RolloutLog. If it ends the call, the Rollout has the completions under way as far as they have come.
+    Raises ValueError for prompts that requests.check refuses, and for speculative=True without such a module
+    or with log.begun; FloatingPointError for a completion whose log-probabilities are not finite.
     """
     sampling = Sampling(float(temperature), float(top_p), top_k)
     check(config, sampling, prompts, max_completion_length, n, slots)
-    check_begun(begun, max_completion_length, speculative)
+    check_begun(log.begun, max_completion_length, speculative)
     parts = drafting.parts(config) if speculative else steps.PARTS
     config = rollout_config(config)
     mesh = rollout_mesh(config)
@@ -99,16 +95,16 @@ def generate(
     check_slots(slots, devices)
     # Fewer requests than slots: as few slots as split over the devices
     slots = min(slots, -(-len(prompts) * n // devices) * devices)
-    ids = {row: ids for row, (ids, _) in begun.items()}
+    ids = {row: ids for row, (ids, _) in log.begun.items()}
     requests = make_requests(prompts, n, seed, slots, batch_parts_of(mesh, config), ids)
-    queue = RequestQueue(requests, done)
+    queue = RequestQueue(requests, list(log.done))
     result = empty_rollout(len(prompts) * n, max_completion_length)
-    fill_rows(result, begun)
+    fill(result, log)
     if queue:
         with contextlib.nullcontext() if mesh is None else jax.set_mesh(mesh):
             engine = _Engine(parts, (config, sampling, tuple(eos_ids)), params, requests)
             engine.open(slots, max_completion_length)
-            _serve(queue, engine, result, on_end or (lambda rows, rollout: None), enough)
+            _serve(queue, engine, result, log)
     return result
 
 
@@ -130,22 +126,20 @@ def batch_parts_of(mesh, config):
     return axis_parts(mesh, decoding_rules(mesh, config.num_attention_heads)["batch"])
 
 
-def _serve(queue, engine, result, on_end, enough):
-    """Seat and decode until the queue is empty and every request has ended, or these are enough, collecting
-    in result.
-    """
+def _serve(queue, engine, result, log):
+    """Seat and decode, collecting in result, until every request has ended, or the log has enough."""
     while queue or engine.is_busy:
         free = engine.free_slots()
         if queue and len(free):
             engine.seat(queue.take(len(free)), free)
         else:
             # While requests wait, return for free slots; after that a free slot has no use
-            engine.decode(wanted=bool(queue) or enough is not None)
+            engine.decode(wanted=bool(queue) or log.enough is not None)
         # Seating ends a request too if its first token is an end token or fills its room
         ended = engine.collect(result)
         if len(ended):
-            on_end(ended, result)
-        if enough is not None and enough():
+            log.add(ended, result)
+        if log.enough is not None and log.enough():
             engine.collect(result, ended=False)
             return
 
@@ -195,7 +189,7 @@ class _Engine:
         row_in_chunk = np.where(filled, row - chunk * self.requests.chunk_size, 0)
         lengths = self.requests.lengths[row] - begun[request]
         arguments = *self.prefilled, lengths, self.requests.keys[request]
-        # A seat of its own kind: rollouts in which nothing has begun copy prompts alone
+        # Where nothing has begun, a smaller program copies prompts alone
         more = (begun[request], self.requests.prompt_room) if begun.any() else ()
         self.state = self.parts.seat(
             *self.fixed, self.state, filled, row_in_chunk, *arguments, *more

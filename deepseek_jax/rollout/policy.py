@@ -14,9 +14,8 @@ from deepseek_jax.data.texts import LazyTexts, picked
 from deepseek_jax.data.tokenizer import SMOLLM2, Tokenizer, load_tokenizer, smollm2_gguf
 from deepseek_jax.models import ModelConfig, RunSettings, check_architecture, how_to_run
 from deepseek_jax.parallel.processes import say
-from deepseek_jax.rollout.completions import Rollout
-from deepseek_jax.rollout.engine import generate
-from deepseek_jax.rollout.sample_log import SampleLog
+from deepseek_jax.rollout.completions import Rollout, RolloutLog
+from deepseek_jax.rollout.engine import NOTHING, generate
 from deepseek_jax.settings import Count, NonNegative, PositiveShare, build
 
 # The last tokens of a prompt, searched for <think>: enough for it and a line break at one byte a token
@@ -44,7 +43,7 @@ class Answers(NamedTuple):
     n: int
 
     def of(self, examples):
-        """The Answers to some of the examples, numbers."""
+        """The Answers to the examples with these numbers."""
         rows = [i * self.n + j for i in examples for j in range(self.n)]
         rollout = Rollout(*(array[rows] for array in self.rollout))
         return Answers(picked(self.texts, rows), rollout, self.n)
@@ -93,18 +92,9 @@ class Policy:
         *,
         n: int = 1,
         seed: int = 0,
-        log: SampleLog | None = None,
+        log: RolloutLog | None = None,
     ):
-        """Answer each example n times: -> Answers.
-
-        examples: with their prompt_ids. log: takes the completions as they end; those that it has, log.done,
-        are not sampled again, and those that it has begun continue. A log with enough() may end the rollout
-        early, as in rollout.engine.generate.
-        """
-        done, begun, on_end, enough = (), {}, None, None
-        if log is not None:
-            done, begun, on_end = list(log.done), log.begun, log.add
-            enough = log.enough
+        """Answer each example n times: -> Answers. examples: with their prompt_ids. log: of generate."""
         prompts = [example["prompt_ids"] for example in examples]
         rollout = generate(
             self.config,
@@ -117,13 +107,8 @@ class Policy:
             eos_ids=self.eos_ids,
             seed=seed,
             slots=options.slots,
-            done=done,
-            begun=begun,
-            on_end=on_end,
-            enough=enough,
+            log=log or NOTHING,
         )
-        if log is not None:
-            log.fill(rollout, done)
         return Answers(completion_texts(self.tokenizer, prompts, rollout), rollout, n)
 
 

@@ -1,6 +1,7 @@
 """The programs of a rollout, for a plan: what rollout.engine calls, in its sizes."""
 
 import dataclasses
+from typing import NamedTuple
 
 import jax.numpy as jnp
 from jax.sharding import Mesh
@@ -19,52 +20,59 @@ from deepseek_jax.rollout.sampling import Sampling
 NO_WORK = dict(tokens=0, flops=0.0)
 
 
+class Asked(NamedTuple):
+    """What a rollout has to answer: so many prompts, the longest of prompt_length tokens, n times each.
+    continued: how many completions an earlier rollout may have begun, each of which is prefilled as the
+    longest.
+    """
+
+    prompts: int
+    prompt_length: int
+    n: int = 1
+    continued: int = 0
+
+
 def rollout_programs(
     config: ModelConfig,
     mesh: Mesh,
     options,
+    asked: Asked,
     *,
-    prompts: int,
-    n: int = 1,
-    prompt_length: int,
     dtype: str = "float32",
     name: str = "",
-    continued: int = 0,
 ):
     """The Programs of one rollout: [Program], each after those whose results it takes.
 
-    options: AnswerOptions. prompts: how many are answered, n times each. prompt_length: of the longest.
-    dtype: of the parameters. name: a prefix of the programs' names. continued: how many completions an
-    earlier rollout may have begun, each of which is prefilled as the longest. Caches are as large as they
-    get, and every completion counts as the longest: both are the most that a rollout can need.
+    options: AnswerOptions. dtype: of the parameters. name: a prefix of the programs' names. Caches are as
+    large as they get, and every completion counts as the longest: both are the most that a rollout can need.
     """
     config = rollout_config(config)
     params = abstract_tree(config, mesh, dtype)
     if mesh.size > 1:
         mesh = decoding_mesh(mesh, config.num_attention_heads)
-    slots = min(options.slots, -(-prompts * n // mesh.size) * mesh.size)
+    slots = min(options.slots, -(-asked.prompts * asked.n // mesh.size) * mesh.size)
     parts = batch_parts_of(mesh if mesh.size > 1 else None, config)
     rollout = _Rollout(
         config,
         mesh,
         name,
         slots=slots,
-        prompt_room=-(-prompt_length // PROMPT_BUCKET) * PROMPT_BUCKET,
+        prompt_room=-(-asked.prompt_length // PROMPT_BUCKET) * PROMPT_BUCKET,
         longest=options.max_completion_length,
-        chunk=chunk_rows(prompts, n, slots, parts),
+        chunk=chunk_rows(asked.prompts, asked.n, slots, parts),
     )
-    turns = -(-prompts * n // slots)
+    turns = -(-asked.prompts * asked.n // slots)
     programs = [
         rollout.weights(params),
-        rollout.prefill(chunks=-(-prompts // rollout.chunk)),
+        rollout.prefill(chunks=-(-asked.prompts // rollout.chunk)),
         rollout.empty_slots(),
         # As often as all slots are seated anew
         rollout.seat(turns),
         rollout.decode(turns),
     ]
-    if not continued:
+    if not asked.continued:
         return programs
-    chunks = -(-continued // rollout.chunk)
+    chunks = -(-asked.continued // rollout.chunk)
     return [
         *programs,
         rollout.prefill(chunks, continued=True),

@@ -3,25 +3,20 @@
 import json
 import os
 import time
-import types
 from collections.abc import Callable
 from pathlib import Path
 
-from deepseek_jax.rollout.completions import Rollout, fill_rows, tokens_of
+from deepseek_jax.rollout.completions import Rollout, RolloutLog, line_of
 
 
-class SampleLog:
+class SampleLog(RolloutLog):
     """A file of completions, a line each: {"row", "ids", "logprobs", "finished"}, row being its row in the
-    rollout. A log for rollout.policy.Policy.answer.
+    rollout.
 
     done: row -> its line, those of earlier calls too; an incomplete last line is ignored, and cut off.
     writes: False on a process that shares the work with one that writes. every: seconds between two writes;
     with 0 every completion is on disk when `add` returns. on_add(): called after each `add`.
     """
-
-    # Completions here are whole, and rollouts run to their end: see engine.generate
-    begun = types.MappingProxyType({})
-    enough = None
 
     def __init__(
         self,
@@ -43,11 +38,7 @@ class SampleLog:
 
     def add(self, rows, rollout: Rollout):
         """Write the rows of a rollout that have ended."""
-        new = []
-        for row in map(int, rows):
-            ids, logprobs = tokens_of(rollout, row)
-            line = {"row": row, "ids": ids, "logprobs": logprobs}
-            new.append(line | {"finished": bool(not rollout.truncated[row])})
+        new = [{"row": int(row)} | line_of(rollout, row) for row in rows]
         self.done |= {line["row"]: line for line in new}
         self.waiting += new
         if time.monotonic() - self.written >= self.every:
@@ -63,14 +54,6 @@ class SampleLog:
                 file.flush()
                 os.fsync(file.fileno())
         self.waiting, self.written = [], time.monotonic()
-
-    def fill(self, rollout: Rollout, rows):
-        """Put the completions of earlier calls into their rows of a rollout, which are empty, in place."""
-        fill_rows(
-            rollout, {row: (self.done[row]["ids"], self.done[row]["logprobs"]) for row in rows}
-        )
-        for row in rows:
-            rollout.truncated[row] = not self.done[row]["finished"]
 
     def remove(self):
         """Delete the file, once its completions are elsewhere."""

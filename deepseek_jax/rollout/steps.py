@@ -123,8 +123,8 @@ def seat(
     """Give the slots in seats: bool[b] a new request, and sample its first token from the logits of its row.
 
     rows: int32[b], which of the prefilled rows; prompt_length: int32[b] of those; keys: typed[b]. begun:
-    int32[b], how many tokens after its prompt a row has of a completion that goes on, and prompt_room, of
-    slots.rooms; None where no row has any.
+    int32[b], how many tokens of its completion a row has after its prompt; prompt_room: of slots.rooms. Both
+    are None where no completion has begun.
     """
 
     def copy_prompt(cache, prefilled):
@@ -158,7 +158,9 @@ def seat(
 
 
 def _places(slots, prompt_room, prompt_length, begun):
-    """The token of its row that stands at each index of a slot's cache: (int32[b s], bool[b s], is any)."""
+    """For each index of a slot's cache: (the number of its token in the row int32[b s], bool[b s] whether the
+    row has one).
+    """
     index_s = jnp.arange(jax.tree.leaves(slots.caches)[0].shape[1])
     ring = len(index_s) - prompt_room
     # As old as in `decode` at the next step, whose own token has the age 0

@@ -30,14 +30,13 @@ from deepseek_jax.reinforce.groups import GroupSource
 from deepseek_jax.reinforce.update import jitted_update
 from deepseek_jax.rewards import Rewards
 from deepseek_jax.rollout import AnswerOptions, Policy, generate
-from deepseek_jax.rollout.programs import rollout_programs
+from deepseek_jax.rollout.programs import Asked, rollout_programs
 from deepseek_jax.settings import build
 from deepseek_jax.training.loop import jitted_fit
 from deepseek_jax.training.settings import FitSettings
 from deepseek_jax.worlds.arithmetic.tokenizer import arithmetic_tokenizer
 from tests.benchmarks.results import FOLDER, as_text, revision
-from tests.benchmarks.timing import print_table
-from tests.benchmarks.train_step import batch_of
+from tests.benchmarks.timing import batch_of, print_table
 
 # A dense layer and a sparse one of DeepSeek-V3, with as many experts as fit beside their optimizer's state
 V3_STACK = dict(
@@ -108,9 +107,7 @@ def decoding(config, mesh, sizes, chip):
             )
         assert rollout.completion_mask.all()
 
-    planned = rollout_programs(
-        config, mesh, options, prompts=sizes.slots, prompt_length=sizes.prompt
-    )
+    planned = rollout_programs(config, mesh, options, Asked(sizes.slots, sizes.prompt))
     compiled = dict((program.name, each) for program, each in compile_programs(planned))
     programs = {program.name: program for program in planned}
     step = compiled["decode"].memory.arguments

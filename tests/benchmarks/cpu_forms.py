@@ -23,8 +23,8 @@ from deepseek_jax.rollout import steps
 from deepseek_jax.rollout.sampling import Sampling
 from deepseek_jax.training.state import TrainState
 from deepseek_jax.training.step import make_train_step
-from tests.benchmarks.timing import print_table
-from tests.benchmarks.train_step import OPTIMIZER, SIXTEEN, batch_of
+from tests.benchmarks.timing import batch_of, print_table
+from tests.benchmarks.train_step import OPTIMIZER, SIXTEEN
 
 # The rows of ops.platform.CHOICES that a form is
 FORMS = {

@@ -1,9 +1,10 @@
-"""Shared by the benchmarks: interleaved timing, medians, the machine's peak FLOP/s, a table."""
+"""Shared by the benchmarks: interleaved timing, medians, the machine's peak FLOP/s, a batch, a table."""
 
 import statistics
 import time
 
 import jax
+import numpy as np
 from rich.console import Console
 from rich.table import Table
 
@@ -39,6 +40,21 @@ def peak_flops():
         product(x).block_until_ready()
         best = min(best, time.perf_counter() - began)
     return 2 * 4096**3 / best
+
+
+def batch_of(tokens):
+    """Rows of one document each, int[b t]."""
+    mask = np.ones(tokens.shape, bool)
+    mask[:, -1] = False
+    return {
+        "tokens": tokens.astype(np.int32),
+        "targets": np.roll(tokens, -1, axis=1).astype(np.int32),
+        "loss_mask": mask,
+        "segment_ids": np.ones(tokens.shape, np.int32),
+        "positions": np.broadcast_to(np.arange(tokens.shape[1], dtype=np.int32), tokens.shape),
+        "normalizer": np.float32(mask.sum()),
+        "num_tokens": np.float32(tokens.size),
+    }
 
 
 def print_table(title, columns, rows):

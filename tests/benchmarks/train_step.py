@@ -20,7 +20,7 @@ from deepseek_jax.training.optimizer import OptimizerSettings
 from deepseek_jax.training.state import TrainState
 from deepseek_jax.training.step import make_train_step
 from tests.benchmarks.peers import small_v3, smollm2, tiny_v3
-from tests.benchmarks.timing import interleave, medians, peak_flops, print_table
+from tests.benchmarks.timing import batch_of, interleave, medians, peak_flops, print_table
 
 SIXTEEN = dict(num_hidden_layers=4, n_routed_experts=16, num_experts_per_tok=4)
 PEERS = {
@@ -50,21 +50,6 @@ def torch_step(model, tokens, dtype):
         optimizer.zero_grad()
 
     return step
-
-
-def batch_of(tokens):
-    """Rows of one document each, int[b t]."""
-    mask = np.ones(tokens.shape, bool)
-    mask[:, -1] = False
-    return {
-        "tokens": tokens.astype(np.int32),
-        "targets": np.roll(tokens, -1, axis=1).astype(np.int32),
-        "loss_mask": mask,
-        "segment_ids": np.ones(tokens.shape, np.int32),
-        "positions": np.broadcast_to(np.arange(tokens.shape[1], dtype=np.int32), tokens.shape),
-        "normalizer": np.float32(mask.sum()),
-        "num_tokens": np.float32(tokens.size),
-    }
 
 
 def jax_step(config, params, tokens):

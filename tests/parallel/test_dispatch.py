@@ -10,7 +10,13 @@ import pytest
 
 from deepseek_jax.ops import grouped_matmul as grouped
 from deepseek_jax.parallel import dispatch, make_mesh
-from deepseek_jax.parallel.dispatch import Buffer, exchange_plan, expert_parallel, receive_rows
+from deepseek_jax.parallel.dispatch import (
+    Buffer,
+    Kernels,
+    exchange_plan,
+    expert_parallel,
+    receive_rows,
+)
 from deepseek_jax.training.state import TrainState
 from deepseek_jax.training.step import make_train_step
 
@@ -50,6 +56,12 @@ def run_experts(x_md, experts_ma, weights_ma, kernels):
     return grouped.combine(rows, weights_ma, layout)
 
 
+def with_axes(arrays):
+    """The arguments of expert_parallel after run_experts: (x, experts, weights, Kernels)."""
+    *tokens, matrices = arrays
+    return *tokens, Kernels(matrices, AXES)
+
+
 def dense(x, experts, weights, kernels):
     """Every expert on every token; one-hot weights select the chosen ones."""
     up, down = kernels
@@ -71,7 +83,7 @@ def on_mesh(mesh, implementation, buffer):
     def run(x, experts, weights, kernels):
         def loss(x, weights, kernels):
             options = dict(buffer=buffer, implementation=implementation)
-            y = expert_parallel(run_experts, x, experts, weights, kernels, AXES, **options)
+            y = expert_parallel(run_experts, x, experts, weights, Kernels(kernels, AXES), **options)
             return probe(y), y
 
         gradients, y = jax.grad(loss, argnums=(0, 1, 2), has_aux=True)(x, weights, kernels)
@@ -140,7 +152,7 @@ def test_rows_or_tokens_that_do_not_split_run_whole(rows, tokens):
     x, weights, kernels = inputs()
     arrays = x[:rows, :tokens], ROUTES["random"][:rows, :tokens], weights[:rows, :tokens]
     with jax.set_mesh(make_mesh(**MESHES["expert, context"])):
-        run = jax.jit(lambda *arrays: expert_parallel(run_experts, *arrays, AXES))
+        run = jax.jit(lambda *arrays: expert_parallel(run_experts, *with_axes(arrays)))
         assert "all_to_all" not in run.lower(*arrays, kernels).as_text()
         np.testing.assert_allclose(run(*arrays, kernels), dense(*arrays, kernels), **CLOSE)
 
@@ -149,7 +161,7 @@ def test_rows_that_split_are_exchanged():
     """Oracle: the program has the exchange that the program of the test above lacks."""
     x, weights, kernels = inputs()
     with jax.set_mesh(make_mesh(**MESHES["expert, context"])):
-        run = jax.jit(lambda *arrays: expert_parallel(run_experts, *arrays, AXES))
+        run = jax.jit(lambda *arrays: expert_parallel(run_experts, *with_axes(arrays)))
         assert "all_to_all" in run.lower(x, ROUTES["random"], weights, kernels).as_text()
 
 
@@ -176,10 +188,8 @@ def test_an_overflow_in_a_rollout_repeats_the_exchange(ragged, monkeypatch, rout
     options = dict(buffer=Buffer(1.0, "repeat"), implementation="ragged")
     for mesh in ("expert", "fsdp, expert, tensor"):
         with jax.set_mesh(make_mesh(**MESHES[mesh])):
-            run = jax.jit(
-                functools.partial(expert_parallel, run_experts, kernel_axes=AXES, **options)
-            )
-            y = run(x, ROUTES[route], weights, kernels=kernels)
+            run = jax.jit(lambda *a: expert_parallel(run_experts, *with_axes(a), **options))
+            y = run(x, ROUTES[route], weights, kernels)
         np.testing.assert_allclose(y, exchanged(mesh, "padded", route)[0], **CLOSE)
 
 
@@ -189,7 +199,8 @@ def test_an_overflow_is_a_skipped_step(ragged):
 
     def loss_fn(params, batch, rng):
         arrays = x, batch["experts"], params["weights"], params["kernels"]
-        y = expert_parallel(run_experts, *arrays, AXES, buffer=Buffer(1.0), implementation="ragged")
+        options = dict(buffer=Buffer(1.0), implementation="ragged")
+        y = expert_parallel(run_experts, *with_axes(arrays), **options)
         return (y**2).sum(), {}
 
     tx = optax.sgd(0.1)

@@ -14,6 +14,7 @@ import torch
 from deepseek_jax.checkpoint import load_hf
 from deepseek_jax.models import forward
 from deepseek_jax.rollout import Rollout, engine, generate, speculative, steps
+from deepseek_jax.rollout.completions import RolloutLog, line_of
 from tests.models.families import FAMILIES, write_tiny_checkpoint
 from tests.quick import others_slow
 from tests.tiny import CONFIGS, VOCAB, tiny_model
@@ -112,48 +113,45 @@ def test_the_order_of_prompts_changes_no_completion():
     assert_same(turned, Rollout(*(array[rows] for array in rolled_out("mla_moe"))))
 
 
+class Recorded(RolloutLog):
+    """The log of a call after others: ended has each row that ends in this one, as it was then. The call ends
+    when stop_after rows have.
+    """
+
+    def __init__(self, done, begun=None, stop_after=None):
+        self.done, self.begun, self.ended = done, begun or {}, {}
+        if stop_after is not None:
+            self.enough = lambda: len(self.ended) >= stop_after
+
+    def add(self, rows, rollout):
+        assert not self.ended.keys() & set(rows.tolist())
+        self.ended |= {row: line_of(rollout, row) for row in rows.tolist()}
+
+
 @pytest.mark.parametrize("done", [(0, 3, 4, 8), tuple(range(9)), tuple(range(10))])
 def test_rows_that_are_there_are_left_out_and_the_others_stay_what_they_are(done):
-    """Oracle: the call that samples all, row by row; on_end names each other row once, when it has ended."""
-    whole, told = rolled_out("gqa"), {}
-
-    def on_end(rows, rollout):
-        assert not told.keys() & set(rows.tolist())
-        told.update({row: rollout.completion_ids[row].copy() for row in rows.tolist()})
-
-    rest = generate(*tiny_model("gqa"), PROMPTS, **SAMPLED, done=done, on_end=on_end)
+    """Oracle: the call that samples all; the log gets each other row once, when it has ended."""
+    whole = rolled_out("gqa")
+    log = Recorded({row: line_of(whole, row) for row in done})
+    rest = generate(*tiny_model("gqa"), PROMPTS, **SAMPLED, log=log)
     left = sorted(set(range(N * len(PROMPTS))) - set(done))
-    assert sorted(told) == left and not rest.completion_mask[list(done)].any()
-    if left:
-        assert_same(*(Rollout(*(x[left] for x in rollout)) for rollout in (rest, whole)))
-        np.testing.assert_array_equal([told[row] for row in left], whole.completion_ids[left])
+    assert sorted(log.ended) == left
+    assert_same(rest, whole)
+    assert [log.ended[row] for row in left] == [line_of(rest, row) for row in left]
 
 
 def in_calls(model, stop_after, **settings):
-    """The Rollout of calls that end after so many ends each; the next one continues what is under way."""
-    done, begun, merged = {}, {}, None
-    for calls in range(1, 100):
-        new = []
-
-        def on_end(rows, rollout, new=new):
-            new.extend(rows.tolist())
-
-        rollout = generate(
-            *tiny_model(model),
-            PROMPTS,
-            **settings,
-            done=list(done),
-            begun=begun,
-            on_end=on_end,
-            enough=lambda new=new: len(new) >= stop_after,
-        )
-        done |= {row: [array[row] for array in rollout] for row in new}
+    """(calls, Rollout) of calls that end after so many ends each; the next continues what is under way."""
+    done, begun = {}, {}
+    for calls in itertools.count(1):
+        log = Recorded(dict(done), begun, stop_after)
+        rollout = generate(*tiny_model(model), PROMPTS, **settings, log=log)
+        done |= log.ended
         if len(done) == len(rollout.completion_ids):
-            merged = Rollout(*map(np.stack, zip(*(done[row] for row in sorted(done)), strict=True)))
-            return calls, merged
-        ids, mask, logprobs = rollout[:3]
-        under_way = [row for row in range(len(ids)) if row not in done and mask[row].any()]
-        begun = {row: (ids[row][mask[row]], logprobs[row][mask[row]]) for row in under_way}
+            return calls, rollout
+        lines = {row: line_of(rollout, row) for row in range(len(rollout.completion_ids))}
+        under_way = {row: line for row, line in lines.items() if line["ids"] and row not in done}
+        begun = {row: (line["ids"], line["logprobs"]) for row, line in under_way.items()}
 
 
 @pytest.mark.parametrize(
@@ -338,9 +336,15 @@ def test_bfloat16_decodes_what_it_would_score():
         (dict(temperature=-1), "temperature=-1.0 must be 0 (greedy) or above"),
         (dict(top_p=0), "top_p=0.0 must be above 0"),
         (dict(top_k=51), "top_k=51 must be 0 (keep every token) to vocab_size=50"),
-        (dict(begun={0: ([1] * 12, [0.0] * 12)}), "row 0 has begun with 12 tokens; from 1 to 11"),
-        (dict(begun={0: ([], [])}), "row 0 has begun with 0 tokens; from 1 to 11"),
-        (dict(begun={0: ([1], [0.0])}, speculative=True), "speculative=True does not continue"),
+        (
+            dict(log=Recorded({}, {0: ([1] * 12, [0.0] * 12)})),
+            "row 0 has begun with 12 tokens; from 1 to 11",
+        ),
+        (dict(log=Recorded({}, {0: ([], [])})), "row 0 has begun with 0 tokens; from 1 to 11"),
+        (
+            dict(log=Recorded({}, {0: ([1], [0.0])}), speculative=True),
+            "speculative=True does not continue",
+        ),
     ],
 )
 def test_a_mistake_is_named(change, words):

@@ -12,6 +12,7 @@ from deepseek_jax.parallel import make_mesh
 from deepseek_jax.parallel.decoding import decoding_mesh, decoding_rules
 from deepseek_jax.rollout import generate
 from tests.quick import others_slow
+from tests.rollout.test_engine import Recorded
 
 DENSE = dict(
     model_type="llama",
@@ -109,7 +110,7 @@ def test_completions_that_have_begun_continue_on_a_mesh(model, axes):
     with jax.set_mesh(mesh):
         params = random_params(config, mesh, 0)
         sampling = dict(max_completion_length=LENGTH, n=4, eos_ids=(3,), seed=0, slots=SLOTS)
-        many = generate(config, params, PROMPTS, begun=begun, **sampling)
+        many = generate(config, params, PROMPTS, log=Recorded({}, begun), **sampling)
     assert len(begun) > 8
     np.testing.assert_array_equal(many.completion_ids, one.completion_ids)
     np.testing.assert_array_equal(many.truncated, one.truncated)

@@ -10,8 +10,9 @@ from deepseek_jax.costs.flops import forward_flops
 from deepseek_jax.costs.program import GENERATION, SYNC
 from deepseek_jax.parallel import make_mesh
 from deepseek_jax.rollout import AnswerOptions, generate, steps
-from deepseek_jax.rollout.programs import rollout_programs
+from deepseek_jax.rollout.programs import Asked, rollout_programs
 from tests.recipes.small import one_device
+from tests.rollout.test_engine import Recorded
 from tests.tiny import tiny_model
 
 PROMPTS = [list(range(1, 4 + i)) for i in range(5)]
@@ -79,10 +80,10 @@ def engines_calls(called, kind, mesh):
 
 
 def planned_calls(config, mesh, **more):
-    """{name: (Program, arguments)} of the plan, compiled for the same devices. more: of rollout_programs."""
+    """{name: (Program, arguments)} of the plan, compiled for the same devices. more: fields of Asked."""
     options = AnswerOptions(max_completion_length=LONGEST, slots=SLOTS)
     lengths = dict(prompts=len(PROMPTS), n=N, prompt_length=max(map(len, PROMPTS))) | more
-    planned = rollout_programs(config, mesh, options, **lengths)
+    planned = rollout_programs(config, mesh, options, Asked(**lengths))
     arguments = {}
 
     # Each program is compiled once and its arguments are asked for then
@@ -146,7 +147,7 @@ def test_the_prefill_of_carried_completions_is_planned(called):
     config, params = tiny_model("gqa")
     sizes = dict(max_completion_length=LONGEST, n=N, slots=SLOTS)
     begun = {row: ([1] * (LONGEST - 1), [0.0] * (LONGEST - 1)) for row in range(N)}
-    generate(config, params, [list(range(16))] * 5, begun=begun, **sizes)
+    generate(config, params, [list(range(16))] * 5, log=Recorded({}, begun), **sizes)
     planned = planned_calls(config, one_device(), prompt_length=16, continued=N)
     for name in ("prefill", "seat"):
         program, arguments = planned[f"continued {name}"]

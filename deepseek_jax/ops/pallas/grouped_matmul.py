@@ -48,8 +48,10 @@ def product_over_rows(left, right, rows_per_expert, interpret=False):
 
 def _fitting(tiles, sizes):
     rows, *columns = (min(tile, size) for tile, size in zip(tiles, sizes, strict=True))
-    # Rows are multiples of ops.platform's row_tiles, and need not be padded to larger tiles
-    return math.gcd(rows, sizes[0]) if sizes[0] % LEAST_ROWS == 0 else rows, *columns
+    if sizes[0] % LEAST_ROWS == 0:
+        # The rows are whole tiles of ops.platform's row_tiles: larger tiles would need padding
+        rows = math.gcd(rows, sizes[0])
+    return rows, *columns
 
 
 def _whole_tiles(rows, tile):
