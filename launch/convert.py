@@ -1,13 +1,14 @@
 """Turn one checkpoint into another.
 
     python launch/convert.py --from=FOLDER_OR_GGUF --to=FOLDER
-        [--format=hf|orbax] [--like=FOLDER] [--fp8] [--dtype=float32|bfloat16]
+        [--format=hf|orbax] [--like=FOLDER] [--fp8] [--dtype=float32|bfloat16] [--adapter=FOLDER]
 
 It reads a Hugging Face folder, a .gguf file or an Orbax folder, and writes a Hugging Face or an Orbax folder.
 An Orbax folder holds a checkpoint of the parameters and config.json. --like names the Hugging Face folder
 that the parameters come from: the new folder gets its dtypes, its tokenizer, its other config fields, and
-unchanged tensors byte for byte. The tokenizer of a .gguf file is written to a Hugging Face folder. A mistake
-is one message and exit status 2; nothing half-written stays.
+unchanged tensors byte for byte. --adapter names an adapter of the parameters, which is merged into them: the
+folder adapter of a recipe's run, or one of peft's. The tokenizer of a .gguf file is written to a Hugging Face
+folder. A mistake is one message and exit status 2; nothing half-written stays.
 """
 
 import sys
@@ -31,6 +32,7 @@ def define_flags():
     )
     flags.DEFINE_bool("fp8", False, "Quantise the projections as DeepSeek-V3 does.")
     dtypes = ["float32", "bfloat16"]
+    flags.DEFINE_string("adapter", None, "Folder of an adapter to merge.")
     flags.DEFINE_enum("dtype", None, dtypes, "Of the parameters; default as stored.")
 
 
@@ -42,26 +44,30 @@ def convert(
     like: str | None = None,
     fp8: bool = False,
     dtype: str | None = None,
+    adapter: str | None = None,
 ):
     """Read source, write target in form "hf" or "orbax". Raises ValueError as checkpoint's functions do."""
+    import jax
+
     from deepseek_jax import checkpoint
     from deepseek_jax.data.gguf_tokenizer import gguf_tokenizer
+    from deepseek_jax.data.tokenizer import checkpoint_path
+    from deepseek_jax.models.adapters import merged
+    from deepseek_jax.parallel import make_mesh
 
-    source = Path(source)
+    source = checkpoint_path(source)
     if form == "orbax" and (like or fp8):
         raise ValueError(
             "--like and --fp8 say how to write a Hugging Face folder; leave them out of --format=orbax"
         )
+    config, params = checkpoint.load_params(source, dtype)
     tokenizer = None
-    if source.suffix == ".gguf":
-        config, params = checkpoint.load_gguf(source, dtype)
-        if form == "hf":
-            # Now, so that its errors come before anything is written
-            tokenizer = gguf_tokenizer(source)
-    elif checkpoint.is_orbax(source):
-        config, params = checkpoint.load_orbax(source, dtype)
-    else:
-        config, params = checkpoint.load_hf(source, dtype)
+    if source.suffix == ".gguf" and form == "hf":
+        # Now, so that its errors come before anything is written
+        tokenizer = gguf_tokenizer(source)
+    if adapter is not None:
+        mesh = make_mesh(devices=jax.devices()[:1])
+        params = merged(checkpoint.load_adapter(adapter, config, params, mesh))
     if form == "orbax":
         checkpoint.save_orbax(target, config, params)
         return config, params
@@ -78,6 +84,7 @@ def main(argv):
     del argv
     given = flags.FLAGS
     how = dict(form=given.format, like=given.like, fp8=given.fp8, dtype=given.dtype)
+    how["adapter"] = given.adapter
     try:
         config, params = convert(given["from"].value, given.to, **how)
     except ValueError as error:

@@ -45,6 +45,7 @@ FIELDS = {
     "instruction": (flags.DEFINE_string, "Text after each question of a file."),
     "think": (flags.DEFINE_bool, "Begin every completion with <think>."),
     "tokenizer": (flags.DEFINE_string, "Needed for the folder params of a recipe's run."),
+    "adapter": (flags.DEFINE_string, "Folder of an adapter of this checkpoint."),
     "dtype": (flags.DEFINE_string, "Dtype of weights and computation: float32 or bfloat16."),
     "seed": (flags.DEFINE_integer, "Seed of sampling; the problems are the same for every seed."),
     "slots": (flags.DEFINE_integer, "Completions sampled at once."),
@@ -70,9 +71,8 @@ def main(argv):
     del argv
     given = flags.FLAGS
     config = ConfigDict(dict(recipe="evaluate") | {name: given[name].value for name in FIELDS})
-    workdir = common.given_workdir(
-        f"evaluate:{given.checkpoint},{','.join(given.data)}", given.seed
-    )
+    named = given.checkpoint, given.adapter, *given.data
+    workdir = common.given_workdir(f"evaluate:{','.join(filter(None, named))}", given.seed)
     with common.one_message(_by_flag):
         config.mesh = parse_arg(given.mesh, **dataclasses.asdict(MeshSettings()))
         # Before anything is sampled: the other run may be of other problems

@@ -1,7 +1,7 @@
 """Sample a teacher's answers to prompts and filter them into a dataset.
 
     python launch/generate.py --config=configs/generate_small.py[:ARG] [--config.FIELD=VALUE ...]
-        [--workdir=FOLDER] [--distributed]
+        [--adapter=FOLDER] [--workdir=FOLDER] [--distributed]
 
 It works like launch/train.py, for configs of the recipe "generate". Run it again to resume after the last
 saved answer. With --distributed each process answers its own share of the prompts.
@@ -16,16 +16,20 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from absl import app, flags
 
 from launch import common
+from launch.config_file import set_field
 
 
 def define_flags():
     common.define_config()
+    flags.DEFINE_string("adapter", None, "Folder of an adapter of config.init_from.")
     common.define_run("runs/FILE_ARG_seedN")
 
 
 def main(config):
     if config.get("recipe") != "generate":
         common.fail(f"config.recipe={config.get('recipe')!r} is for launch/train.py")
+    if flags.FLAGS.adapter is not None:
+        set_field(config, "adapter", flags.FLAGS.adapter)
     common.start(config, common.given_workdir(flags.FLAGS.config, config.get("seed")))
 
 

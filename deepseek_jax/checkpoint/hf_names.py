@@ -1,7 +1,7 @@
 """One name table per family: Hugging Face tensors on the left, our parameters on the right, read both ways.
 
 A line of a table is (tensor name, parameter path, spec); checkpoint/turn.py explains specs. Their letters
-are those of `_sizes`.
+are those of `letter_sizes`.
 """
 
 import functools
@@ -72,7 +72,7 @@ EMBEDDING = [
 HEAD = [("lm_head.weight", "head", "v d -> v d")]
 
 
-def _layer(config, is_moe):
+def layer_table(config: ModelConfig, is_moe: bool):
     """The table of one layer."""
     if config.is_mla:
         attention = (MLA_LOW_RANK_QUERY if config.q_lora_rank else MLA_QUERY) + MLA
@@ -84,7 +84,8 @@ def _layer(config, is_moe):
     return NORMS + attention + MOE + ROUTER_BIAS * config.has_router_bias + shared
 
 
-def _sizes(config, is_moe):
+def letter_sizes(config: ModelConfig, is_moe: bool):
+    """{letter of the specs: size}."""
     c = config
     return dict(
         d=c.hidden_size,
@@ -119,7 +120,7 @@ def tensors(config: ModelConfig):
             places,
             config,
             is_moe,
-            _layer(config, is_moe),
+            layer_table(config, is_moe),
             f"model.layers.{layer}.",
             f"{root}/",
             l=index,
@@ -129,7 +130,7 @@ def tensors(config: ModelConfig):
     for depth in range(config.num_nextn_predict_layers):
         prefix, root = f"model.layers.{layers + depth}.", f"mtp_{depth}/"
         _add(places, config, True, MTP, prefix, root)
-        _add(places, config, True, _layer(config, True), prefix, f"{root}block/")
+        _add(places, config, True, layer_table(config, True), prefix, f"{root}block/")
     return places
 
 
@@ -156,7 +157,7 @@ def is_projection(name: str):
 
 def _add(places, config, is_moe, table, prefix, root, **index):
     """Add a table's tensors to places, one for each expert. index: l=the layer's position in its stack."""
-    sizes = tuple(_sizes(config, is_moe).items())
+    sizes = tuple(letter_sizes(config, is_moe).items())
     for name, path, spec in table:
         # Parameters of stacked layers have a leading axis l
         turn = _turn(spec.replace("-> ", "-> l ") if index else spec, sizes)

@@ -8,26 +8,35 @@ import jax
 from jax.sharding import Mesh
 from orbax.checkpoint import v1 as ocp
 
+from deepseek_jax.checkpoint.adapter import load_adapter, save_adapter
 from deepseek_jax.checkpoint.folder import check_new, whole_folder
+from deepseek_jax.checkpoint.load import load_params
 from deepseek_jax.checkpoint.orbax_params import load_orbax, save_orbax
 from deepseek_jax.models import ModelConfig
-from deepseek_jax.models.reward import init_reward_head
+from deepseek_jax.models.reward import decoder_params, init_reward_head, reward_config
 from deepseek_jax.parallel import logical_names, shardings
 from deepseek_jax.parallel.processes import first_process
 
 ABOUT = "reward_model.json"
 
 
-def save_reward_model(folder: str | Path, config: ModelConfig, params, about):
-    """Write folder/decoder, folder/head and folder/reward_model.json.
+def save_reward_model(
+    folder: str | Path, config: ModelConfig, params, about: dict, base: str | Path | None = None
+):
+    """Write folder/decoder, or of a decoder with an adapter folder/adapter, folder/head and
+    folder/reward_model.json.
 
     config, params: of models.reward.reward_config and reward_params. about: anything that JSON can hold;
-    load_reward_model returns it. Raises ValueError for a folder that is not empty. A failure leaves nothing
-    behind.
+    load_reward_model returns it. base: the path of the frozen parameters beside an adapter. Raises ValueError
+    for a folder that is not empty. A failure leaves nothing behind.
     """
     check_new(folder)
     with whole_folder(folder) as partial:
-        save_orbax(partial / "decoder", config, params["decoder"])
+        if base is None:
+            save_orbax(partial / "decoder", config, params["decoder"])
+        else:
+            save_adapter(partial / "adapter", config, params["decoder"], base)
+            about = about | {"base": str(Path(base).absolute())}
         ocp.save(partial / "head", params["head"])
         if first_process():
             (partial / ABOUT).write_text(json.dumps(about, indent=2) + "\n")
@@ -41,7 +50,8 @@ def load_reward_model(folder: str | Path, mesh: Mesh):
     folder = Path(folder).absolute()
     if not (folder / ABOUT).is_file():
         raise ValueError(f"no reward model in {folder}: there is no {ABOUT}")
-    config, decoder = load_orbax(folder / "decoder", dtype="float32", mesh=mesh)
+    about = json.loads((folder / ABOUT).read_text())
+    config, decoder = _decoder(folder, about.get("base"), mesh)
     boxed = jax.eval_shape(lambda rng: init_reward_head(config, rng), jax.random.key(0))
     shapes = nn.unbox(boxed)
     wanted = jax.tree.map(
@@ -50,4 +60,13 @@ def load_reward_model(folder: str | Path, mesh: Mesh):
         shardings(mesh, logical_names(boxed), shapes),
     )
     params = {"decoder": decoder, "head": ocp.load(folder / "head", wanted)}
-    return config, params, json.loads((folder / ABOUT).read_text())
+    return config, params, about
+
+
+def _decoder(folder, base, mesh):
+    """(ModelConfig, params) of the decoder. base: the path of the parameters that its adapter is beside."""
+    if base is None:
+        return load_orbax(folder / "decoder", dtype="float32", mesh=mesh)
+    config, params = load_params(base, dtype="float32", mesh=mesh)
+    config, params = reward_config(config), decoder_params(params)
+    return config, load_adapter(folder / "adapter", config, params, mesh)

@@ -7,6 +7,7 @@ from flax.traverse_util import unflatten_dict
 from jax.sharding import Mesh
 
 from deepseek_jax.models import ModelConfig, init_params
+from deepseek_jax.models.adapters import AdapterSettings, abstract_adapted
 from deepseek_jax.parallel import logical_names, shardings
 
 
@@ -40,10 +41,19 @@ def abstract_params(config: ModelConfig, dtypes: dict | None = None, mesh: Mesh 
     }
 
 
-def abstract_tree(config: ModelConfig, mesh: Mesh, dtype: str = "float32"):
+def abstract_tree(
+    config: ModelConfig,
+    mesh: Mesh,
+    dtype: str = "float32",
+    adapter: AdapterSettings | None = None,
+):
     """The config's params as ShapeDtypeStructs on the mesh: in dtype, the biases that balance routers in
     float32, as load_hf reads them.
+
+    adapter: of a run that trains one. Beside it the params are in the config's dtype.
     """
+    if adapter is not None:
+        return abstract_adapted(config, abstract_tree(config, mesh, config.dtype), adapter, mesh)
     leaves = abstract_params(config, mesh=mesh)
     return from_paths(
         {

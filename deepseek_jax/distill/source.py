@@ -6,7 +6,7 @@ from jax.sharding import Mesh
 from deepseek_jax.data.batches import PackedDocuments
 from deepseek_jax.data.chat import last_prompt
 from deepseek_jax.data.conversations import render_numbered
-from deepseek_jax.distill.objective import PROJECTIONS, SAMPLED
+from deepseek_jax.distill.objective import SAMPLED, without_projections
 from deepseek_jax.distill.settings import OnPolicySettings
 from deepseek_jax.evaluation.compare import compare
 from deepseek_jax.parallel.processes import say
@@ -14,11 +14,6 @@ from deepseek_jax.parallel.shard import put_share
 from deepseek_jax.rollout.policy import Policy
 
 HELD_OUT_LOSS = "held_out_loss"
-
-
-def without_projections(params):
-    """The student's own parameters."""
-    return {name: leaf for name, leaf in params.items() if name != PROJECTIONS}
 
 
 class TaskWatch:
@@ -166,7 +161,7 @@ class DistillSource(PackedDocuments):
             metrics["tokens"] = 0.0
         if self.sampler is None:
             return [batch], metrics
-        sampled = self.sampler(without_projections(state.params), step)
+        sampled = self.sampler(without_projections(state.model), step)
         metrics["sampled_tokens"] = float(sampled[f"{SAMPLED}normalizer"])
         metrics["tokens"] += metrics["sampled_tokens"]
         return [batch | put_share(self.mesh, sampled)], metrics

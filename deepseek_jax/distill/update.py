@@ -8,10 +8,11 @@ import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from deepseek_jax.distill.feature_distillation import init_projections
-from deepseek_jax.distill.objective import PROJECTIONS, Objective
-from deepseek_jax.distill.source import HELD_OUT_LOSS, DistillSource, without_projections
+from deepseek_jax.distill.objective import PROJECTIONS, STUDENT, Objective, without_projections
+from deepseek_jax.distill.source import HELD_OUT_LOSS, DistillSource
 from deepseek_jax.distill.terms import check_terms
 from deepseek_jax.errors import at
+from deepseek_jax.models.adapters import join, split
 from deepseek_jax.parallel.processes import say
 from deepseek_jax.training.loop import train
 from deepseek_jax.training.run import Run
@@ -28,7 +29,8 @@ def train_student(
     first update check_first raises ValueError for a term that has no effect.
     """
     if objective.weights.get("hidden"):
-        params = params | {PROJECTIONS: _projections(objective, run.mesh, settings.seed)}
+        projections = _projections(objective, run.mesh, settings.seed)
+        params = {STUDENT: params, PROJECTIONS: projections}
     create, update = jitted_update(settings, objective, params, run.mesh)
     started = False
 
@@ -37,7 +39,7 @@ def train_student(
         # The step is read at the first call alone, because reading waits for the device
         if not started and int(state.step) == 0:
             with at("loss"):
-                check_first(objective, state.params, batch, teacher_params)
+                check_first(objective, state.model, batch, teacher_params)
         started = True
         return update(state, batch, rng, teacher_params)
 
@@ -45,8 +47,8 @@ def train_student(
         settings.sequence_length, cached=not settings.loss.reads_teacher()
     )
     state = create(params)
-    params = train(settings, state, step, source, run, settings.seed, flops_per_token=needed).params
-    return without_projections(params)
+    state = train(settings, state, step, source, run, settings.seed, flops_per_token=needed)
+    return without_projections(state.model)
 
 
 def jitted_update(settings, objective: Objective, params, mesh: Mesh):
@@ -77,27 +79,31 @@ def check_first(objective: Objective, params, batch, teacher_params):
     an update: one micro-batch after another. Adds up their values, and takes the largest of their gradient
     norms. Returns the values by name.
     """
-    projections = {name: leaf for name, leaf in params.items() if name == PROJECTIONS}
+    own = without_projections(params)
+    projections = None if own is params else params[PROJECTIONS]
+    trained, frozen = split(own)
 
     @functools.partial(jax.jit, static_argnums=0)
-    def measure(name, own, batch, projections, teacher_params):
+    def measure(name, trained, frozen, batch, projections, teacher_params):
         alone = dataclasses.replace(objective, weights={name: 1.0})
 
         def of_part(part):
-            def loss(own):
-                return alone.loss(own | projections, part, teacher_params=teacher_params)
+            def loss(trained):
+                params = join(trained, frozen)
+                if projections is not None:
+                    params = {STUDENT: params, PROJECTIONS: projections}
+                return alone.loss(params, part, teacher_params=teacher_params)
 
-            (value, _), gradient = jax.value_and_grad(loss, has_aux=True)(own)
+            (value, _), gradient = jax.value_and_grad(loss, has_aux=True)(trained)
             return value, optax.tree.norm(gradient)
 
         values, norms = over_micro_batches(of_part, batch, objective.micro_batches)
         return values.sum(), norms.max()
 
-    own = without_projections(params)
     weights = {name: weight for name, weight in objective.weights.items() if weight}
     values, norms = {}, {}
     for name in weights:
-        value, norm = measure(name, own, batch, projections, teacher_params)
+        value, norm = measure(name, trained, frozen, batch, projections, teacher_params)
         values[name], norms[name] = float(value), float(norm)
     listed = (f"{name} {value:.4g} (gradient {norms[name]:.3g})" for name, value in values.items())
     say(f"terms at the first update: {', '.join(listed)}")

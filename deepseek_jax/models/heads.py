@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 
+from deepseek_jax.models.adapters import whole
 from deepseek_jax.models.config import ModelConfig
 from deepseek_jax.models.decoder import Branches, Decoder, DecoderLayer
 from deepseek_jax.models.layers import position_tables
@@ -11,6 +12,7 @@ from deepseek_jax.ops.dot import dot
 
 def head_weight(config: ModelConfig, params):
     """The output matrix, [v d]: the embedding itself where the two are tied."""
+    params = whole(params)
     return params["embedding"] if config.tie_word_embeddings else params["head"]
 
 
@@ -53,7 +55,7 @@ def layer_states(
     if positions is None:
         positions = segment_positions(segment_ids)
     arguments = tokens, positions, segment_ids, branches, keep_layers
-    return Decoder(config).apply({"params": params}, *arguments)
+    return Decoder(config).apply({"params": whole(params)}, *arguments)
 
 
 def last_attention(config: ModelConfig, params, states, positions):
@@ -69,7 +71,7 @@ def last_attention(config: ModelConfig, params, states, positions):
             "read it"
         )
     is_moe = bool(config.num_moe_layers)
-    stacked = params["moe_layers" if is_moe else "dense_layers"]
+    stacked = whole(params)["moe_layers" if is_moe else "dense_layers"]
     # Parameters of like layers are stacked on axis 0: the last layer is the last entry
     layer = jax.tree.map(lambda leaf: leaf[-1], stacked)
     # states[-2] is the last layer's input
@@ -87,7 +89,7 @@ def predict_further(
     of hidden. Returns (hidden [b t d], for the same output head, models.Routing).
     """
     arguments = depth, hidden, next_tokens, positions, segment_ids
-    return Decoder(config).apply({"params": params}, *arguments, method="predict_further")
+    return Decoder(config).apply({"params": whole(params)}, *arguments, method="predict_further")
 
 
 def forward(config: ModelConfig, params, tokens, *, segment_ids=None, positions=None):

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from deepseek_jax.models.config import ModelConfig, RopeScaling
+from deepseek_jax.models.low_rank import dense
 from deepseek_jax.ops import rope
 from deepseek_jax.ops.attention import attend, attend_branches
 from deepseek_jax.ops.dot import dot
@@ -20,10 +21,11 @@ def weight(module: nn.Module, name: str, *, init=None, **axes: int):
 
     The sharding rules read the axis names from the parameter's metadata. init: a Flax initializer; default
     normal with the config's initializer_range. An existing parameter is returned unchecked, because
-    decoding prepares some in another form (ops.decoding).
+    decoding prepares some in another form (ops.decoding); one with an adapter is merged with it here, inside
+    the layer that uses it, so that there is never a second copy of the model.
     """
     if (given := module.get_variable("params", name)) is not None:
-        return nn.unbox(given)
+        return dense(nn.unbox(given))
     init = init or nn.initializers.normal(module.config.initializer_range)
     boxed = nn.with_logical_partitioning(init, tuple(axes))
     return module.param(name, boxed, tuple(axes.values()), jnp.float32)

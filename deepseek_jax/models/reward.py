@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
+from deepseek_jax.models.adapters import Adapted
 from deepseek_jax.models.config import ModelConfig
 from deepseek_jax.models.heads import hidden_states
 from deepseek_jax.models.layers import weight
@@ -41,16 +42,22 @@ def reward_params(config: ModelConfig, params, mesh: Mesh, rng):
     """A policy's params with a new head on the mesh: {"decoder": ..., "head": ...}.
 
     config: the policy's ModelConfig. The published policy is the SFT model. The decoder's tree fits
-    reward_config(config); its arrays are not copied.
+    reward_config(config); its arrays are not copied. An adapter stays with the decoder.
     """
+    head = init_sharded(mesh, lambda rng: init_reward_head(config, rng), rng)
+    return {"decoder": decoder_params(params), "head": head}
+
+
+def decoder_params(params):
+    """The part of a policy's params that its reward model has."""
+    if isinstance(params, Adapted):
+        return dataclasses.replace(params, base=decoder_params(params.base))
     # What nothing reads would still be stored, and decayed by the optimizer
-    decoder = {
+    return {
         name: leaf
         for name, leaf in params.items()
         if name != "head" and not name.startswith("mtp_")
     }
-    head = init_sharded(mesh, lambda rng: init_reward_head(config, rng), rng)
-    return {"decoder": decoder, "head": head}
 
 
 def abstract_head(config: ModelConfig, mesh: Mesh):

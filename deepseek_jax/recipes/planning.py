@@ -13,7 +13,7 @@ from deepseek_jax.checkpoint.tree import abstract_tree
 from deepseek_jax.costs.layouts import Layout
 from deepseek_jax.costs.program import Program, forward_work, update_program
 from deepseek_jax.data.batches import TOTALS, abstract_rows
-from deepseek_jax.data.tokenizer import SMOLLM2, smollm2_gguf
+from deepseek_jax.data.tokenizer import checkpoint_path
 from deepseek_jax.errors import at
 from deepseek_jax.losses.next_token import target_logprobs
 from deepseek_jax.models import (
@@ -23,6 +23,7 @@ from deepseek_jax.models import (
     how_to_run,
     names_architecture,
 )
+from deepseek_jax.models.adapters import AdapterSettings
 from deepseek_jax.parallel.mesh import size_name
 from deepseek_jax.recipes.pretrain.settings import BaseSettings, StageSettings, switched_on
 from deepseek_jax.recipes.pretrain.train import jitted
@@ -47,8 +48,8 @@ def planned_model(block: dict, checkpoint: str | Path | None):
     if checkpoint is None or names_architecture(block):
         return build_model(block)
     how = dataclasses.asdict(build(RunSettings, how_to_run(block), "model"))
-    if checkpoint == SMOLLM2 or str(checkpoint).endswith(".gguf"):
-        path = smollm2_gguf() if checkpoint == SMOLLM2 else checkpoint
+    path = checkpoint_path(checkpoint)
+    if path.suffix == ".gguf":
         return dataclasses.replace(gguf_config(path), **how)
     if (Path(checkpoint) / "config.json").exists():
         return dataclasses.replace(read_config(checkpoint), **how)
@@ -121,10 +122,16 @@ def stage_program(name: str, config: ModelConfig, stage: StageSettings, mesh: Me
     return update_program(name, step(rows), state, batch, config=config, mesh=mesh)
 
 
-def fine_tuning_programs(name: str, settings: FineTuneSettings, config: ModelConfig, mesh: Mesh):
+def fine_tuning_programs(
+    name: str,
+    settings: FineTuneSettings,
+    config: ModelConfig,
+    mesh: Mesh,
+    adapter: AdapterSettings | None = None,
+):
     """The update of fine-tuning, and its held-out loss: [Program]. name: a prefix of their names."""
     check_rows(settings, mesh, config.pipeline_micro_batches)
-    params = abstract_tree(config, mesh)
+    params = abstract_tree(config, mesh, adapter=adapter)
     rows, length = settings.batch_size, settings.sequence_length
     batch = abstract_rows(mesh, rows, length, weighed=True)
     create, step = jitted_fit(settings, fine_tuning_loss(config), params, mesh)
@@ -144,9 +151,12 @@ def answer_programs(
     prompts: int,
     n: int = 1,
     prompt_length: int = PROMPT_LENGTH,
-    dtype: str = "float32",
+    **params: str | AdapterSettings | None,
 ):
-    """The programs that answer questions, where a model has room for prompts of prompt_length: [Program]."""
+    """The programs that answer questions, where a model has room for prompts of prompt_length: [Program].
+
+    params: dtype and adapter of checkpoint.tree.abstract_tree.
+    """
     room = config.max_position_embeddings - options.max_completion_length
     asked = Asked(prompts, min(prompt_length, room), n)
-    return rollout_programs(config, mesh, options, asked, dtype=dtype, name=name)
+    return rollout_programs(config, mesh, options, asked, name=name, **params)

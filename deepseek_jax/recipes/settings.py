@@ -3,9 +3,10 @@
 import dataclasses
 
 from deepseek_jax.data.chat import Template
+from deepseek_jax.models.adapters import AdapterSettings
 from deepseek_jax.models.config import ModelConfig, RunSettings, names_architecture
 from deepseek_jax.recipes.pretrain.settings import BaseSettings
-from deepseek_jax.settings import Natural, Settings, Several, build
+from deepseek_jax.settings import Natural, Settings, Several, added, build
 from deepseek_jax.worlds.arithmetic.corpus import PROMPT_TEMPLATE
 
 
@@ -25,6 +26,10 @@ class PolicyRun(Settings):
     init_from: str | None = None
     base: BaseSettings | None = None
 
+    def trains_whole(self):
+        """Whether all parameters of the policy are trained."""
+        return True
+
     def __post_init__(self):
         super().__post_init__()
         if (self.init_from is None) == (self.base is None):
@@ -33,6 +38,16 @@ class PolicyRun(Settings):
                 f"init_from={given}: set just one of them, a checkpoint or how to pre-train one"
             )
         check_model(self.model, self.init_from)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class AdapterRun(PolicyRun):
+    """A run that may train an adapter in place of the policy, which then stays as it is, in model.dtype."""
+
+    adapter: AdapterSettings | None = added(None)
+
+    def trains_whole(self):
+        return self.adapter is None
 
 
 def check_model(block: dict, checkpoint: str | None):

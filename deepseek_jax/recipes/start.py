@@ -2,15 +2,21 @@
 
 import contextlib
 import dataclasses
+from pathlib import Path
 
-from deepseek_jax.checkpoint import is_orbax
+import jax
+
+from deepseek_jax.checkpoint import is_adapter, is_orbax, save_adapter, save_orbax
+from deepseek_jax.data.tokenizer import checkpoint_path
 from deepseek_jax.errors import at
 from deepseek_jax.models import ModelConfig, build_model
+from deepseek_jax.models.adapters import adapter_axes, with_adapter
 from deepseek_jax.parallel.shard import check_batch
 from deepseek_jax.recipes.pretrain.train import check_vocabulary, train_base
-from deepseek_jax.recipes.settings import PolicyRun
+from deepseek_jax.recipes.settings import AdapterRun, PolicyRun
 from deepseek_jax.rollout import requests
 from deepseek_jax.rollout.policy import Policy, ending_turns, load_policy
+from deepseek_jax.rollout.weights import cast
 from deepseek_jax.training.run import Run
 from deepseek_jax.worlds.registry import named_tokenizer
 
@@ -24,6 +30,10 @@ def starting_policy(settings: PolicyRun, mesh, template: str):
         policy = _checkpoint(settings, mesh, template)
     else:
         policy = _base(settings, mesh, template)
+    if not settings.trains_whole():
+        with at("adapter"):
+            # Raises for a target that the model does not have
+            adapter_axes(policy.config, settings.adapter.targets)
     # Raises here, before anything is trained, where the tokenizer lacks the chat template
     with at("data"):
         config = ending_turns(policy.config, policy.tokenizer, template)
@@ -38,7 +48,11 @@ def _checkpoint(settings: PolicyRun, mesh, template: str):
         )
     with at("init_from"):
         return load_policy(
-            settings.init_from, settings.model, mesh, template=template, trained=True
+            settings.init_from,
+            settings.model,
+            mesh,
+            template=template,
+            trained=settings.trains_whole(),
         )
 
 
@@ -57,7 +71,36 @@ def pretrained(policy: Policy, settings: PolicyRun, run: Run):
     params = train_base(
         policy.config, settings.base, policy.tokenizer, run.of("pretrain"), settings.seed
     )
+    if settings.trains_whole():
+        return policy.at(params)
+    # An adapter is of no use without what it was trained beside
+    if not is_orbax(run.folder / "base"):
+        save_orbax(run.folder / "base", policy.config, params)
+    return policy.at(jax.jit(cast, static_argnums=0, donate_argnums=1)(policy.config, params))
+
+
+def adapted(policy: Policy, settings: AdapterRun, mesh):
+    """The policy with a new adapter, which is all that training then changes, if settings.adapter asks for
+    one; else the policy.
+    """
+    if settings.adapter is None:
+        return policy
+    params = with_adapter(policy.config, policy.params, settings.adapter, mesh, settings.seed)
     return policy.at(params)
+
+
+def save_trained(settings: AdapterRun, folder: Path, config: ModelConfig, params):
+    """Write folder/params; of a policy with an adapter folder/adapter alone. Again, it does nothing."""
+    # save_orbax and save_adapter refuse a folder with files
+    if settings.adapter is None and not is_orbax(folder / "params"):
+        save_orbax(folder / "params", config, params)
+    elif settings.adapter is not None and not is_adapter(folder / "adapter"):
+        save_adapter(folder / "adapter", config, params, base_path(settings, folder))
+
+
+def base_path(settings: PolicyRun, folder: Path):
+    """The path of the frozen parameters beside an adapter: the checkpoint, or folder/base."""
+    return folder / "base" if settings.init_from is None else checkpoint_path(settings.init_from)
 
 
 def check_rows(settings, mesh, pipeline_micro_batches: int | None = None):

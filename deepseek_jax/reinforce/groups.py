@@ -12,6 +12,7 @@ from jax.sharding import Mesh
 
 from deepseek_jax.costs.chips import peak_of
 from deepseek_jax.losses.grpo import NORMALIZES_STD
+from deepseek_jax.models.adapters import Adapted
 from deepseek_jax.ops.fingerprint import fingerprint
 from deepseek_jax.parallel.host_memory import return_freed_memory
 from deepseek_jax.parallel.processes import first_process, say
@@ -36,9 +37,9 @@ class GroupSource:
 
     policy: its own params are not read. questions, general: examples with prompt_ids, asked without end: each
     once an epoch, in an order set by settings.seed and new each epoch. reference: params of the frozen
-    policy; None if the state holds it or kl_coef is 0. position: the number of questions asked so far, which
-    is the whole state. folder: takes the completions of long rollouts as they end, so that a run that is
-    killed in one resumes in it.
+    policy; None if the state holds it, or the policy with an adapter, or kl_coef is 0. position: the number
+    of questions asked so far, which is the whole state. folder: takes the completions of long rollouts as
+    they end, so that a run that is killed in one resumes in it.
     """
 
     def __init__(
@@ -94,7 +95,7 @@ class GroupSource:
         ref_logprobs. A token counts once per epoch.
         """
         metrics = self._time_of_update(state)
-        groups, sampled, sampling_metrics = self._sample(state.params, step)
+        groups, sampled, sampling_metrics = self._sample(state.model, step)
         # The memory of KV caches and decoding weights
         return_freed_memory()
         normalize_std = NORMALIZES_STD[self.settings.loss.loss_type]
@@ -248,10 +249,9 @@ class GroupSource:
         ]
         # Before the first update: pi_old in each ratio is the policy that sampled (arXiv:2402.03300, eq. 3)
         if settings.minibatches * settings.epochs > 1:
-            parts = [part | {"old_logprobs": self.score(state.params, part)} for part in parts]
-        reference = state.reference if self.reference is None else self.reference
-        if reference is not None:
-            reference = on_device(reference)
+            parts = [part | {"old_logprobs": self.score(state.model, part)} for part in parts]
+        if settings.loss.kl_coef:
+            reference = self._reference(state)
             parts = [part | {"ref_logprobs": self.score(reference, part)} for part in parts]
         # The policy moves with the first update, so the later ones cannot compare
         sampled_by = [self.sampled_by] + [0] * (len(parts) * settings.epochs - 1)
@@ -259,6 +259,13 @@ class GroupSource:
             part | put_share(self.mesh, {"sampled_by": np.uint32(number)})
             for part, number in zip(parts * settings.epochs, sampled_by, strict=True)
         ]
+
+    def _reference(self, state):
+        """The params of the policy that the KL compares with, on the device."""
+        # Beside an adapter, the frozen policy itself: nothing is stored or copied for it
+        if isinstance(state.frozen, Adapted):
+            return state.frozen.base
+        return on_device(state.reference if self.reference is None else self.reference)
 
 
 def make_groups(examples, answers: Answers, scores: Scores):

@@ -3,6 +3,7 @@
 questions -> groups of completions, their rewards and advantages -> updates -> params.
 """
 
+from deepseek_jax.models.adapters import Adapted
 from deepseek_jax.reinforce.groups import GroupSource
 from deepseek_jax.reinforce.scenarios import ScenarioRewards
 from deepseek_jax.reinforce.settings import ReinforceSettings
@@ -33,14 +34,16 @@ def reinforce(
     """
     params, frozen, saved = policy.params, None, None
     create, step = jitted_update(settings, policy.config, params, run.mesh)
-    # A reference that follows the policy is part of the state, so that a checkpoint has it
-    if settings.loss.kl_coef and settings.reference_every is None:
+    # With an adapter the frozen policy beside it is the reference, which GroupSource finds in the state
+    compares = settings.loss.kl_coef and not isinstance(params, Adapted)
+    if compares and settings.reference_every is None:
         frozen = as_reference(settings, params)
-    elif settings.loss.kl_coef:
+    elif compares:
+        # It follows the policy, so it is part of the state, and checkpoints have it
         saved, step = as_reference(settings, params), refreshing(step, settings)
     folder = run.folder.with_name(f"{run.folder.name}_rollouts")
     kind = StragglerSource if settings.extra_prompts else GroupSource
     source = kind(policy, questions, rewards, settings, run.mesh, frozen, general, folder)
     state = create(params).replace(reference=saved)
     limits = sampler_limits(policy.config)
-    return train(settings, state, step, source, run, settings.seed, limits).params
+    return train(settings, state, step, source, run, settings.seed, limits).model

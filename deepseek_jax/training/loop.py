@@ -95,7 +95,7 @@ def _train_from(first_step, settings, state, update, source, run, store, log):
         if done % settings.save_every == 0 or done == num_steps or stopping:
             # Ends a run whose gradients stay non-finite before it saves
             log.check()
-            store.save(done, {"state": state, "data": {"source": source.get_state()}})
+            store.save(done, {"state": state.saved(), "data": {"source": source.get_state()}})
         if stopping and done < num_steps:
             # Saving runs in the background, so exit only when it is on disk
             store.wait()
@@ -109,13 +109,14 @@ def _train_from(first_step, settings, state, update, source, run, store, log):
 
 def fit(settings, loss_fn, params, source, run: Run, flops_per_token: float | None = None):
     """Train params, which are donated, on loss_fn(params, batch, rng): -> params. Resumes from run.folder.
+    Where they have adapters (models.adapters.Adapted), these alone are trained.
 
     settings: as for `train`, with make_optimizer(), micro_batches and seed. Router biases and multi-token
     prediction modules stay as they are.
     """
     create, step = jitted_fit(settings, loss_fn, params, run.mesh)
     state, work = create(params), dict(flops_per_token=flops_per_token)
-    return train(settings, state, step, source, run, settings.seed, **work).params
+    return train(settings, state, step, source, run, settings.seed, **work).model
 
 
 def jitted_fit(settings, loss_fn, params, mesh: Mesh):
@@ -133,13 +134,13 @@ def _resume(state, source, store, num_steps, phase):
     done = store.latest_step()
     if done is None:
         return state, 0
-    checkpoint = store.restore(done, state)
+    checkpoint = store.restore(done, state.saved())
     source.set_state(checkpoint["data"]["source"])
     if done >= num_steps:
         say(f"{phase}: already complete, {done} steps in {store.folder}")
     else:
         say(f"{phase}: resuming at step {done} of {num_steps} from {store.folder}")
-    return checkpoint["state"], done
+    return checkpoint["state"].replace(frozen=state.frozen), done
 
 
 class _Log:

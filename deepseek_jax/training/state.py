@@ -8,33 +8,50 @@ import optax
 from flax import struct
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from deepseek_jax.models.adapters import join, split
+
 
 @struct.dataclass
 class TrainState:
-    """step: int32[], updates so far. params: the tree of float32 master weights. opt_state: optax's.
+    """step: int32[], updates so far. params: the trained parameters, float32 masters. opt_state: optax's.
 
     reference: params of an earlier policy, for runs that replace their reference: it is saved with the rest.
+    frozen: what the trained parameters are beside, see models.adapters.split; checkpoints leave it out.
     """
 
     step: jax.Array
     params: dict
     opt_state: optax.OptState
     reference: dict | None = None
+    frozen: dict | None = None
 
     @classmethod
     def create(cls, params, tx):
-        """The state before the first update, for the optax transformation tx."""
-        return cls(step=jnp.zeros((), jnp.int32), params=params, opt_state=tx.init(params))
+        """The state before the first update of a model's params, for the optax transformation tx."""
+        trained, frozen = split(params)
+        step = jnp.zeros((), jnp.int32)
+        return cls(step=step, params=trained, opt_state=tx.init(trained), frozen=frozen)
+
+    @property
+    def model(self):
+        """The model's params."""
+        return join(self.params, self.frozen)
+
+    def saved(self):
+        """The part that a checkpoint holds."""
+        return self.replace(frozen=None)
 
 
 def state_shardings(mesh: Mesh, param_shardings, params, tx, moments: str = "device"):
     """Place a whole TrainState: moments like their parameters, counters on every device. moments: the memory
     that they wait in between updates, "device" or "host".
 
-    param_shardings: the tree of parallel.shardings. params: arrays or ShapeDtypeStructs of the same
-    tree. Returns a TrainState of NamedSharding, for jit's out_shardings and for a Store's restore.
+    param_shardings: the tree of parallel.shardings for a model's params. params: arrays or ShapeDtypeStructs
+    of the same tree. Returns a TrainState of NamedSharding, for jit's out_shardings and for a Store's
+    restore.
     """
     everywhere = NamedSharding(mesh, PartitionSpec())
+    (params, _), (param_shardings, frozen) = split(params), split(param_shardings)
     opt_state = optax.tree.map_params(
         tx,
         lambda moment, place: moment if _is_masked(moment) else in_memory(place, moments),
@@ -43,7 +60,7 @@ def state_shardings(mesh: Mesh, param_shardings, params, tx, moments: str = "dev
         transform_non_params=lambda _: everywhere,
         is_leaf=_is_masked,
     )
-    return TrainState(step=everywhere, params=param_shardings, opt_state=opt_state)
+    return TrainState(step=everywhere, params=param_shardings, opt_state=opt_state, frozen=frozen)
 
 
 def in_memory(place: NamedSharding, memory: str):

@@ -14,8 +14,8 @@ def make_train_step(
 ):
     """Build train_step(state, batch, rng) -> (state, metrics), to be jitted once with donation.
 
-    loss_fn(params, batch, rng) -> (loss, metrics), both divided by totals of the whole batch, so
-    that those of micro-batches add up (for names ending in _max, the largest counts). batch: a dict
+    loss_fn(params, batch, rng) -> (loss, metrics) of a model's params, both divided by totals of the whole
+    batch, so that those of micro-batches add up (for names ending in _max, the largest counts). batch: a dict
     of arrays; micro_batches cuts each along its leading axis; each micro-batch gets all scalars.
     The metric expert_load, a dict from a key of params to float32[l e] or float32[e] tokens per
     expert, is replaced by load_metrics. With bias_update_speed, a function of the update count, it
@@ -27,11 +27,14 @@ def make_train_step(
     load is finite, because the imbalance that made an expert's buffer overflow has to shrink.
     Raises ValueError at tracing for rows that do not split, or a bias speed without expert_load.
     """
-    gradients = jax.value_and_grad(loss_fn, has_aux=True)
-    if micro_batches > 1:
-        gradients = _accumulated(gradients, micro_batches)
 
     def train_step(state, batch, rng):
+        def loss_of_trained(params, batch, rng):
+            return loss_fn(state.replace(params=params).model, batch, rng)
+
+        gradients = jax.value_and_grad(loss_of_trained, has_aux=True)
+        if micro_batches > 1:
+            gradients = _accumulated(gradients, micro_batches)
         # From the step alone, so that a resumed run draws what an uninterrupted one draws
         rng = jax.random.fold_in(rng, state.step)
         (loss, metrics), grads = gradients(state.params, batch, rng)

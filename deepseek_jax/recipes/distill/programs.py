@@ -11,7 +11,7 @@ from deepseek_jax.checkpoint.tree import abstract_tree
 from deepseek_jax.costs.program import Program, everywhere, update_program
 from deepseek_jax.data.batches import TOTALS, abstract_batch, abstract_rows
 from deepseek_jax.distill.feature_distillation import init_projections
-from deepseek_jax.distill.objective import CACHED, PROJECTIONS, SAMPLED
+from deepseek_jax.distill.objective import CACHED, PROJECTIONS, SAMPLED, STUDENT
 from deepseek_jax.distill.source import HELD_OUT_LOSS
 from deepseek_jax.distill.update import jitted_update
 from deepseek_jax.errors import at
@@ -96,14 +96,15 @@ def _student(
     every = range(min(config.vocab_size, teacher.vocab_size)) if loss.needs("matched") else ()
     run = StudentRun(settings, name, student, {}, None)
     objective = run.objective_of(config, teacher, (tuple(every), tuple(every)) if every else ())
-    params, frozen = abstract_tree(config, mesh), {}
+    params, frozen = abstract_tree(config, mesh, adapter=student.adapter), {}
     if loss.needs("hidden"):
         shape = jax.eval_shape(
             lambda: init_projections(
                 jax.random.key(0), config.num_hidden_layers, config.hidden_size, teacher.hidden_size
             )
         )
-        params = params | {PROJECTIONS: everywhere(mesh, shape.shape, jnp.float32)}
+        projections = everywhere(mesh, shape.shape, jnp.float32)
+        params = {STUDENT: params, PROJECTIONS: projections}
     if teacher is not None and loss.reads_teacher():
         frozen = abstract_tree(teacher, mesh, teacher.dtype)
     create, step = jitted_update(student, objective, params, mesh)
@@ -116,6 +117,7 @@ def _student(
     planned = [dataclasses.replace(update, arguments=arguments, flops=flops)]
     if loss.on_policy is not None:
         options, sizes = loss.on_policy, dict(prompts=loss.on_policy.prompts)
+        sizes["adapter"] = student.adapter
         sizes["prompt_length"] = student.sequence_length - options.max_completion_length
         planned += answer_programs(f"{name}: ", config, mesh, options, **sizes)
     return planned

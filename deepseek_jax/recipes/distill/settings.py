@@ -8,6 +8,7 @@ import optax
 from deepseek_jax.data.chat import Template
 from deepseek_jax.distill.settings import CROSS, LossSettings
 from deepseek_jax.errors import suggest
+from deepseek_jax.models.adapters import AdapterSettings
 from deepseek_jax.recipes.pretrain.settings import BaseSettings
 from deepseek_jax.recipes.r1.settings import R1FineTuneSettings
 from deepseek_jax.recipes.settings import check_model
@@ -119,12 +120,14 @@ class PlateauSettings:
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class StudentSettings(FineTuneSettings):
     """One student and its training. start: a name of config.starts. plateau: lowers the learning rate by
-    the held-out loss; None for the schedule alone.
+    the held-out loss; None for the schedule alone. adapter: trains an adapter in place of the whole student,
+    which then stays as it is, in its start's model.dtype.
     """
 
     start: str
     loss: LossSettings
     plateau: PlateauSettings | None = None
+    adapter: AdapterSettings | None = added(None)
 
     def make_optimizer(self, **options):
         """The optax transformation. With plateau, its update needs the held-out loss as `value`."""

@@ -4,13 +4,15 @@ import dataclasses
 from pathlib import Path
 from typing import NamedTuple
 
-from deepseek_jax.checkpoint import is_orbax, save_orbax
+from deepseek_jax.checkpoint import is_adapter, is_orbax, save_adapter, save_orbax
 from deepseek_jax.checkpoint.folder import fingerprint
 from deepseek_jax.data.messages import worked_conversations
 from deepseek_jax.data.tasks import Task
+from deepseek_jax.data.tokenizer import checkpoint_path
 from deepseek_jax.errors import at
 from deepseek_jax.evaluation.conversation_loss import ConversationLoss
 from deepseek_jax.models import build_model, how_to_run, random_params
+from deepseek_jax.models.adapters import Adapted, with_adapter
 from deepseek_jax.recipes.distill.settings import (
     DistillSettings,
     ReinforcedSettings,
@@ -42,7 +44,7 @@ class Made(NamedTuple):
 
     model: fields of RunSettings, and those of an architecture or none. tokenizer: a name for
     worlds.registry.named_tokenizer. positions: max_position_embeddings in place of the checkpoint's own, or
-    None.
+    None. adapter: the folder of the adapter beside those parameters, or None.
     """
 
     name: str
@@ -51,11 +53,13 @@ class Made(NamedTuple):
     model: dict
     tokenizer: str
     positions: int | None = None
+    adapter: Path | None = None
 
     def load(self, mesh, template: str, *, trained: bool = True):
         """The Policy. Reads its params again on each call, because training donates them."""
         tokenizer = named_tokenizer(self.tokenizer) if is_orbax(self.path) else None
         options = dict(template=template, tokenizer=tokenizer, trained=trained)
+        options["adapter"] = self.adapter
         policy = load_policy(str(self.path), self.model, mesh, **options)
         if self.positions is None or not trained:
             return policy
@@ -136,7 +140,12 @@ class DistillStages:
         def train(run):
             taught = None if teacher is None else self._loaded(teacher, trained=False)
             student_of = StudentRun(self.settings, name, student, tasks, run.of(name, run.folder))
-            return student_of.train(self._loaded(start), taught)
+            policy = self._loaded(start, trained=student.adapter is None)
+            if student.adapter is not None:
+                with at(f"config.students.{name}.adapter"):
+                    own = policy.config, policy.params, student.adapter, run.mesh, student.seed
+                    policy = policy.at(with_adapter(*own))
+            return student_of.train(policy, taught)
 
         return self._trained(f"students/{name}", inputs, train, like=start)
 
@@ -219,15 +228,25 @@ class DistillStages:
         return self._trained("teacher", inputs, train, like=base)
 
     def _trained(self, name: str, inputs: dict, train, *, like: Made):
-        """A stage that saves what train(run) returns, (ModelConfig, params): -> Made, otherwise as `like`."""
+        """A stage that saves what train(run) returns, (ModelConfig, params): -> Made, otherwise as `like`.
+
+        Of params with an adapter it saves the adapter alone, which belongs to the parameters of `like`.
+        """
 
         def make(folder):
             # A run that was killed after this save calls make again
-            if not is_orbax(folder / "params"):
-                save_orbax(folder / "params", *train(self.run.within(folder)))
+            if is_orbax(folder / "params") or is_adapter(folder / "adapter"):
+                return
+            config, params = train(self.run.within(folder))
+            if isinstance(params, Adapted):
+                save_adapter(folder / "adapter", config, params, checkpoint_path(like.path))
+            else:
+                save_orbax(folder / "params", config, params)
 
-        own = run_stage(self.run.folder, name, inputs, make)
-        return like._replace(name=name, hash=own, path=self.run.folder / name / "params")
+        own, folder = run_stage(self.run.folder, name, inputs, make), self.run.folder / name
+        if is_adapter(folder / "adapter"):
+            return like._replace(name=name, hash=own, adapter=folder / "adapter")
+        return like._replace(name=name, hash=own, path=folder / "params")
 
     def _about(self, block):
         """A stage's settings for the lineage: its block, the template and the seed."""

@@ -12,7 +12,7 @@ import numpy as np
 
 from deepseek_jax.checkpoint import is_orbax
 from deepseek_jax.data.chat import render_question
-from deepseek_jax.data.tokenizer import SMOLLM2, smollm2_gguf
+from deepseek_jax.data.tokenizer import checkpoint_path
 from deepseek_jax.errors import at
 from deepseek_jax.evaluation.problems import Rules, load_problems
 from deepseek_jax.models import ModelConfig
@@ -43,6 +43,8 @@ def run(settings: EvaluateSettings, run: Run):
         check_slots(settings, run.mesh)
         problems = load_problems(settings)
     made_of = {"checkpoint": files_hash(settings.checkpoint), "problems": content_hash(problems)}
+    if settings.adapter is not None:
+        made_of["adapter"] = files_hash(settings.adapter, "adapter")
     # A folder of its own for each state: answers of an earlier checkpoint must not be resumed from
     parts = folder / "parts" / content_hash(made_of)
 
@@ -67,15 +69,15 @@ def run(settings: EvaluateSettings, run: Run):
     report(results["problems"], folder)
 
 
-def files_hash(checkpoint: str):
+def files_hash(checkpoint: str, field: str = "checkpoint"):
     """A hash of the names, sizes and modification times of a checkpoint's files, not of their contents.
 
-    Raises ValueError where the path does not exist.
+    field: of the config, for messages. Raises ValueError where the path does not exist.
     """
-    path = Path(smollm2_gguf() if checkpoint == SMOLLM2 else checkpoint)
+    path = checkpoint_path(checkpoint)
     files = sorted(path.rglob("*")) if path.is_dir() else [path] if path.exists() else []
     if not files:
-        raise ValueError(f"config.checkpoint={checkpoint!r}: there is nothing at this path")
+        raise ValueError(f"config.{field}={checkpoint!r}: there is nothing at this path")
     found = [(str(f.relative_to(path)), f.stat()) for f in files if f.is_file()]
     return content_hash([(name, stat.st_size, stat.st_mtime_ns) for name, stat in found])
 
@@ -100,6 +102,7 @@ def _policy(settings: EvaluateSettings, mesh):
             mesh,
             template=settings.template or "chat",
             tokenizer=tokenizer,
+            adapter=settings.adapter,
         )
     return dataclasses.replace(policy, opening=THINK if settings.think else "")
 

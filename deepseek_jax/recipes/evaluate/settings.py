@@ -23,7 +23,8 @@ class EvaluateSettings:
     max_completion_length: tokens; None takes the published number, or fewer where the model has less room.
     template: see data.chat; None takes the world's own, and "chat" for a file. instruction: follows a file's
     question, unless its answer is a program. think: every completion begins with <think>, as R1's model card
-    advises. save_every: problems between saves.
+    advises. adapter: the folder of an adapter of this checkpoint, in peft's format or as a recipe left it.
+    save_every: problems between saves.
     """
 
     recipe: str
@@ -38,6 +39,7 @@ class EvaluateSettings:
     instruction: str = INSTRUCTION
     think: bool = False
     tokenizer: str | None = None
+    adapter: str | None = None
     dtype: Literal["float32", "bfloat16"] = "float32"
     seed: Natural = 0
     slots: Count = 32

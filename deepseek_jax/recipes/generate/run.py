@@ -158,6 +158,8 @@ def _checkpoint(settings: GenerateSettings, run: Run, own: Mesh, questions: list
         # Not the architecture, which the checkpoint has to have
         named = {"init_from": fingerprint(settings.init_from), "model": how_to_run(settings.model)}
         named["tokenizer"] = settings.tokenizer
+        if settings.adapter is not None:
+            named["adapter"] = fingerprint(settings.adapter)
         given = settings.init_from, settings.tokenizer, settings.model
         return _loader(settings, *given, own), named
     policy = starting_policy(settings, run.mesh, settings.data.template)
@@ -187,7 +189,7 @@ def _loader(
 
     def load():
         named = named_tokenizer(tokenizer) if is_orbax(path) and tokenizer else None
-        options = dict(template=settings.data.template, tokenizer=named)
+        options = dict(template=settings.data.template, tokenizer=named, adapter=settings.adapter)
         policy = load_policy(path, model, mesh, **options)
         return dataclasses.replace(policy, opening=settings.data.opening)
 

@@ -6,6 +6,7 @@ from deepseek_jax.errors import suggest
 from deepseek_jax.recipes.settings import PolicyRun
 from deepseek_jax.reinforce.model_rewards import ModelRewardSettings
 from deepseek_jax.reinforce.settings import RewardSettings
+from deepseek_jax.settings import added
 from deepseek_jax.synthesis.settings import (
     TOTAL,
     AskSettings,
@@ -20,7 +21,8 @@ class GenerateSettings(AskSettings, RewardSettings, PolicyRun):
     """A whole config of this recipe.
 
     init_from may also be a folder of checkpoint.save_orbax. tokenizer: for such a folder, which has none: a
-    small world's name or a Hugging Face folder. mesh: over the devices of one teacher's processes.
+    small world's name or a Hugging Face folder. adapter: the folder of an adapter of init_from. mesh: over
+    the devices of one teacher's processes.
     """
 
     data: QuestionSettings
@@ -28,9 +30,14 @@ class GenerateSettings(AskSettings, RewardSettings, PolicyRun):
     augment: AugmentSettings = AugmentSettings()
     reward_models: dict[str, ModelRewardSettings] = dataclasses.field(default_factory=dict)
     tokenizer: str | None = None
+    adapter: str | None = added(None)
 
     def __post_init__(self):
         super().__post_init__()
+        if self.adapter is not None and self.init_from is None:
+            raise ValueError(
+                f"adapter={self.adapter!r} belongs to a checkpoint, and init_from=None; set init_from"
+            )
         for name, least in self.keep.at_least.items():
             if name not in (*self.rewards, TOTAL):
                 raise ValueError(

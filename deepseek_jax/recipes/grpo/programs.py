@@ -16,8 +16,9 @@ def programs(settings: GrpoSettings, mesh: Mesh):
         check_slots(settings, mesh)
         step = [
             *base_programs(config, settings.base, mesh),
-            *reinforcement_programs("", settings, config, mesh),
+            *reinforcement_programs("", settings, config, mesh, settings.adapter),
         ]
     options, limit = settings.rollout.at(settings.num_steps), settings.rollout.max_prompt_length
     sizes = dict(prompts=settings.data.num_held_out, prompt_length=limit)
+    sizes["adapter"] = settings.adapter
     return step + answer_programs("answers: ", config, mesh, options, **sizes)

@@ -7,14 +7,19 @@ import contextlib
 import functools
 from pathlib import Path
 
-from deepseek_jax.checkpoint import is_orbax, save_orbax
 from deepseek_jax.data.questions import read_questions
 from deepseek_jax.data.tasks import Task, gsm8k_task
 from deepseek_jax.errors import at
 from deepseek_jax.evaluation.held_out import evaluate_both
 from deepseek_jax.parallel.processes import first_process
 from deepseek_jax.recipes.grpo.settings import GrpoSettings
-from deepseek_jax.recipes.start import check_slots, pretrained, starting_policy
+from deepseek_jax.recipes.start import (
+    adapted,
+    check_slots,
+    pretrained,
+    save_trained,
+    starting_policy,
+)
 from deepseek_jax.reinforce.grpo import reinforce
 from deepseek_jax.reinforce.model_rewards import load_model_rewards
 from deepseek_jax.reinforce.scenarios import ScenarioRewards, scenario_rewards
@@ -31,8 +36,8 @@ PHASE = "grpo"
 
 
 def run(settings: GrpoSettings, run: Run):
-    """Run the recipe, or resume it. Leaves the policy in run.folder/params for launch/evaluate.py and
-    launch/convert.py.
+    """Run the recipe, or resume it. Leaves the policy in run.folder/params, or its adapter in
+    run.folder/adapter, for launch/evaluate.py and launch/convert.py.
     """
     folder = run.folder
     with contextlib.ExitStack() as opened:
@@ -44,7 +49,7 @@ def run(settings: GrpoSettings, run: Run):
             task, general = _questions(settings, paid)
             policy = starting_policy(settings, run.mesh, settings.data.template)
             train, held_out, general = _prompts(settings, policy, task, general)
-        policy = pretrained(policy, settings, run)
+        policy = adapted(pretrained(policy, settings, run), settings, run.mesh)
         measure = functools.partial(_measure, settings, policy, held_out, paid["reasoning"])
         # Before reinforce, which donates policy.params
         before = remembered(folder / "before.json", lambda: measure(policy.params))
@@ -52,9 +57,7 @@ def run(settings: GrpoSettings, run: Run):
         params = reinforce(settings, policy, train, rewards, run.of(PHASE), general)
         after = remembered(folder / "after.json", lambda: measure(params))
     run.writer.close()
-    # A complete run that is started again has them, and save_orbax refuses a folder with files
-    if not is_orbax(folder / "params"):
-        save_orbax(folder / "params", policy.config, params)
+    save_trained(settings, folder, policy.config, params)
     _report(folder, before, after)
 
 

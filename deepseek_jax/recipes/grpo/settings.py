@@ -2,13 +2,13 @@
 
 import dataclasses
 
-from deepseek_jax.recipes.settings import PolicyRun, QuestionData
+from deepseek_jax.recipes.settings import AdapterRun, QuestionData
 from deepseek_jax.reinforce.model_rewards import ModelRewardSettings
 from deepseek_jax.reinforce.settings import ReinforceSettings
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class GrpoSettings(ReinforceSettings, PolicyRun):
+class GrpoSettings(ReinforceSettings, AdapterRun):
     """A whole config of this recipe. reward_models: trained reward models; rewards refer to them by name.
     xla_flags: compiler flags, which launch/train.py sets.
     """
@@ -21,3 +21,19 @@ class GrpoSettings(ReinforceSettings, PolicyRun):
         super().__post_init__()
         if self.general is not None and self.general.path is None:
             raise ValueError("general.path=None gives no questions; set it to a jsonl file")
+        if self.adapter is not None and self.reference_every is not None:
+            raise ValueError(
+                f"reference_every={self.reference_every} replaces the reference, which beside an adapter is "
+                "the frozen policy itself; leave out one of them"
+            )
+        if self.adapter is not None:
+            self._check_reference()
+
+    def _check_reference(self):
+        for name in ("reference_dtype", "reference_memory"):
+            given = getattr(self, name)
+            if given != type(self).__dataclass_fields__[name].default:
+                raise ValueError(
+                    f"{name}={given!r}: with adapter the reference is the frozen policy, which is not stored "
+                    f"again; leave {name} out"
+                )

@@ -10,6 +10,7 @@ from deepseek_jax.costs.program import Program, update_program
 from deepseek_jax.errors import at
 from deepseek_jax.losses.preference import batch_rewards
 from deepseek_jax.models import ModelConfig
+from deepseek_jax.models.adapters import AdapterSettings
 from deepseek_jax.models.reward import abstract_head, reward_config
 from deepseek_jax.recipes.planning import base_programs, planned_policy
 from deepseek_jax.recipes.reward_model.data import abstract_batch_of
@@ -25,15 +26,22 @@ def programs(settings: RewardModelSettings, mesh: Mesh):
     with at("config"):
         return [
             *base_programs(config, settings.base, mesh),
-            *training_programs("", settings, config, mesh),
+            *training_programs("", settings, config, mesh, settings.adapter),
         ]
 
 
-def training_programs(name: str, settings: RewardTrainingSettings, config: ModelConfig, mesh: Mesh):
+def training_programs(
+    name: str,
+    settings: RewardTrainingSettings,
+    config: ModelConfig,
+    mesh: Mesh,
+    adapter: AdapterSettings | None = None,
+):
     """The update of a reward model that starts from a policy of config, and its scores: [Program]."""
     check_rows(settings, mesh, config.pipeline_micro_batches)
     model = reward_config(config)
-    params = {"decoder": abstract_tree(model, mesh), "head": abstract_head(model, mesh)}
+    decoder = abstract_tree(model, mesh, adapter=adapter)
+    params = {"decoder": decoder, "head": abstract_head(model, mesh)}
     batch = abstract_batch_of(settings, mesh)
     responses, length = batch["tokens"].shape[1:]
     tokens, rows = batch["tokens"].size, settings.batch_size * responses

@@ -32,6 +32,8 @@ from deepseek_jax.recipes.reward_model.data import (
 )
 from deepseek_jax.recipes.reward_model.settings import RewardModelSettings, RewardTrainingSettings
 from deepseek_jax.recipes.start import (
+    adapted,
+    base_path,
     check_positions,
     check_rows,
     pretrained,
@@ -64,21 +66,27 @@ def run(settings: RewardModelSettings, run: Run):
         train, held_out = load_preferences(settings, BILINGUAL, folder / "data")
         train = with_ids(settings, policy, train, "training")
         records = train, with_ids(settings, policy, held_out, "held-out")
-    policy = pretrained(policy, settings, run)
+    policy = adapted(pretrained(policy, settings, run), settings, mesh)
     name = settings.init_from or settings.base.corpus
-    train_reward_model(settings, policy, records, run.of(PHASE, folder), name)
+    base = None if settings.adapter is None else base_path(settings, folder)
+    train_reward_model(settings, policy, records, run.of(PHASE, folder), name, base)
     run.writer.close()
     _report(folder)
 
 
 def train_reward_model(
-    settings: RewardTrainingSettings, policy: Policy, records, run: Run, tokenizer_name: str
+    settings: RewardTrainingSettings,
+    policy: Policy,
+    records,
+    run: Run,
+    tokenizer_name: str,
+    base: Path | None = None,
 ):
     """Train a reward model from policy.params, which are donated, and save it in run.folder/params.
 
     Resumes from run.folder. before.json and after.json there have the scores on the held-out records.
     records: (training, held-out), from with_ids. run: the Run of this phase. tokenizer_name: for
-    worlds.registry.named_tokenizer.
+    worlds.registry.named_tokenizer. base: the path of the frozen parameters beside an adapter.
     """
     (train, held_out), folder, mesh = records, run.folder, run.mesh
     params = reward_params(policy.config, policy.params, mesh, jax.random.key(settings.seed))
@@ -94,7 +102,7 @@ def train_reward_model(
     if not (folder / "params").exists():
         template = settings.data.template
         about = dict(kind=settings.kind, template=template, tokenizer=tokenizer_name)
-        save_reward_model(folder / "params", model, params, about)
+        save_reward_model(folder / "params", model, params, about, base)
 
 
 def reward_flops(model: ModelConfig, sequence_length: int):

@@ -5,7 +5,7 @@ from typing import Literal
 
 from deepseek_jax.data.chat import Template
 from deepseek_jax.data.preferences import RESPONSES
-from deepseek_jax.recipes.settings import PolicyRun
+from deepseek_jax.recipes.settings import AdapterRun, PolicyRun
 from deepseek_jax.settings import Count
 from deepseek_jax.training.settings import RowSettings
 
@@ -62,7 +62,7 @@ class JudgeTrainingSettings(TrainingSettings):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class RewardModelSettings(RewardTrainingSettings, PolicyRun):
+class RewardModelSettings(RewardTrainingSettings, AdapterRun):
     """A whole config of recipes.reward_model."""
 
 

@@ -19,5 +19,6 @@ def programs(settings: SftSettings, mesh: Mesh):
     with at("config"):
         check_slots(settings, mesh)
         trained = base_programs(config, settings.base, mesh)
-        trained += fine_tuning_programs("", settings, config, mesh)
-    return trained + answer_programs("answers: ", config, mesh, settings.answers, prompts=asked)
+        trained += fine_tuning_programs("", settings, config, mesh, settings.adapter)
+    sizes = dict(prompts=asked, adapter=settings.adapter)
+    return trained + answer_programs("answers: ", config, mesh, settings.answers, **sizes)

@@ -7,7 +7,6 @@ import contextlib
 import functools
 from pathlib import Path
 
-from deepseek_jax.checkpoint import is_orbax, save_orbax
 from deepseek_jax.costs.flops import useful_flops
 from deepseek_jax.data.batches import PackedDocuments
 from deepseek_jax.errors import at
@@ -25,10 +24,12 @@ from deepseek_jax.recipes.sft.data import (
 )
 from deepseek_jax.recipes.sft.settings import FineTuneSettings, SftSettings
 from deepseek_jax.recipes.start import (
+    adapted,
     check_positions,
     check_rows,
     check_slots,
     pretrained,
+    save_trained,
     starting_policy,
 )
 from deepseek_jax.reinforce.model_rewards import load_model_rewards
@@ -46,8 +47,8 @@ CURVES = ("loss", "held_out_loss", "grad_norm")
 
 
 def run(settings: SftSettings, run: Run):
-    """Run the recipe, or resume it. Leaves the policy in run.folder/params for launch/evaluate.py and
-    launch/convert.py.
+    """Run the recipe, or resume it. Leaves the policy in run.folder/params, or its adapter in
+    run.folder/adapter, for launch/evaluate.py and launch/convert.py.
     """
     mesh, folder = run.mesh, run.folder
     with contextlib.ExitStack() as opened:
@@ -58,7 +59,7 @@ def run(settings: SftSettings, run: Run):
             asked = held_out_prompts(settings, policy, held_out)
             with at("rewards"):
                 rewards.check(asked)
-        policy = pretrained(policy, settings, run)
+        policy = adapted(pretrained(policy, settings, run), settings, mesh)
         batches = packed(settings, policy, held_out, rows_of(settings), num_epochs=1)
         loss_of = ConversationLoss(policy.config, list(batches), mesh)
         measure = functools.partial(_measure, settings, policy, asked, rewards, loss_of)
@@ -68,9 +69,7 @@ def run(settings: SftSettings, run: Run):
         params = fine_tune(settings, policy, source, run.of(PHASE))
         after = remembered(folder / "after.json", lambda: measure(params))
     run.writer.close()
-    # A complete run that is started again has them, and save_orbax refuses a folder with files
-    if not is_orbax(folder / "params"):
-        save_orbax(folder / "params", policy.config, params)
+    save_trained(settings, folder, policy.config, params)
     _report(folder, settings.sequence_length, before, after)
 
 

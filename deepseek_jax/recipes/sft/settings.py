@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from deepseek_jax.recipes.settings import PolicyRun, QuestionData
+from deepseek_jax.recipes.settings import AdapterRun, QuestionData
 from deepseek_jax.reinforce.model_rewards import ModelRewardSettings
 from deepseek_jax.reinforce.settings import RewardSettings
 from deepseek_jax.rollout.policy import AnswerOptions
@@ -48,7 +48,7 @@ class FineTuneSettings(RowSettings):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class SftSettings(FineTuneSettings, RewardSettings, PolicyRun):
+class SftSettings(FineTuneSettings, RewardSettings, AdapterRun):
     """A whole config of this recipe.
 
     The held-out loss is measured before and after training too. reward_models: as in a GRPO config.

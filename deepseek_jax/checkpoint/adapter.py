@@ -1,0 +1,207 @@
+"""Adapters on disk, in the format of Hugging Face's library peft: what that reads and writes."""
+
+import json
+import math
+import re
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh
+from safetensors.numpy import load_file, save_file
+
+from deepseek_jax.checkpoint.adapter_names import (
+    module_of,
+    parse_name,
+    rank_of,
+    stem,
+    tensor_names,
+    to_arrays,
+    to_tensors,
+)
+from deepseek_jax.checkpoint.folder import check_new, whole_folder
+from deepseek_jax.models import ModelConfig
+from deepseek_jax.models.adapters import EXPERTS, Adapted, adapter_places, modules
+from deepseek_jax.ops.fingerprint import fingerprint
+from deepseek_jax.parallel.processes import first_process
+
+CONFIG, TENSORS = "adapter_config.json", "adapter_model.safetensors"
+# Ours, which peft does not read: what fingerprints the base
+BASE = "base.json"
+# Fields of the config that change what an adapter computes, with the values that mean plain LoRA
+PLAIN = {
+    "peft_type": ("LORA",),
+    "bias": ("none",),
+    "use_dora": (False, None),
+    "lora_bias": (False, None),
+    "fan_in_fan_out": (False, None),
+    "modules_to_save": (None, []),
+    "layers_to_transform": (None, []),
+    "layer_replication": (None, []),
+    "trainable_token_indices": (None, []),
+}
+
+
+def is_adapter(folder: str | Path):
+    """Whether peft or save_adapter wrote this folder."""
+    return (Path(folder) / CONFIG).is_file()
+
+
+def save_adapter(folder: str | Path, config: ModelConfig, params: Adapted, base: str | Path):
+    """Write the adapter alone. base: the path of the frozen parameters. All processes call it together.
+
+    Raises ValueError for a folder that is not empty. A failure leaves nothing behind.
+    """
+    check_new(folder)
+    adapter, number = params.adapter, base_fingerprint(params.base)
+    if jax.process_count() > 1:
+        adapter = multihost_utils.process_allgather(adapter, tiled=True)
+    tensors, ranks = {}, {}
+    for stack, pairs in adapter.items():
+        first = config.num_dense_layers if stack == "moe_layers" else 0
+        for module, pair in pairs.items():
+            a, b = np.asarray(pair["lora_a"]), np.asarray(pair["lora_b"])
+            ranks[module] = a.shape[-1]
+            for index in range(len(a)):
+                names = tensor_names(first + index, stem(module, pairs))
+                both = to_tensors(config, module, a[index], b[index])
+                tensors |= dict(zip(names, both, strict=True))
+    with whole_folder(folder) as partial:
+        if first_process():
+            save_file(tensors, partial / TENSORS, metadata={"format": "pt"})
+            text = json.dumps(_config(ranks, params.scale, base), indent=2)
+            (partial / CONFIG).write_text(text + "\n")
+            about = {"path": str(base), "fingerprint": number}
+            (partial / BASE).write_text(json.dumps(about, indent=2) + "\n")
+
+
+def _config(ranks, scale, base):
+    """The fields of peft.LoraConfig. ranks: module -> rank."""
+    rank = min(ranks.values())
+    other = {module: r for module, r in ranks.items() if r != rank}
+    return {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": str(base),
+        "r": rank,
+        "lora_alpha": scale * rank,
+        "lora_dropout": 0.0,
+        "bias": "none",
+        "target_modules": sorted(m.rpartition(".")[2] for m in ranks if m not in EXPERTS),
+        "target_parameters": sorted(m for m in ranks if m in EXPERTS),
+        "rank_pattern": {rf".*\.{re.escape(m)}": r for m, r in other.items()},
+        "alpha_pattern": {rf".*\.{re.escape(m)}": scale * r for m, r in other.items()},
+    }
+
+
+def load_adapter(folder: str | Path, config: ModelConfig, params, mesh: Mesh):
+    """Read an adapter of peft's, or of save_adapter, beside the params of its base: -> Adapted.
+
+    Raises ValueError where the folder holds something else than plain LoRA of one
+    scale, where a tensor is missing, and for an adapter of another base: of another architecture, or, where
+    save_adapter wrote it, of other weights.
+    """
+    folder = Path(folder)
+    for name in (CONFIG, TENSORS):
+        if not (folder / name).is_file():
+            raise ValueError(f"no adapter in {folder}: there is no {name}")
+    text = json.loads((folder / CONFIG).read_text())
+    scale = _scale(text, folder / CONFIG)
+    _check_base(folder, params)
+    try:
+        adapter = _arrays(config, load_file(folder / TENSORS))
+    except ValueError as error:
+        raise ValueError(f"{folder / TENSORS}: {error}") from error
+    places = adapter_places(config, adapter, mesh)
+    put = jax.tree.map(_on_mesh, adapter, places)
+    return Adapted(params, put, scale)
+
+
+def _on_mesh(array, place):
+    return jax.make_array_from_callback(array.shape, place, lambda index: array[index])
+
+
+def _scale(text, path):
+    """The factor on the product of an adapter's matrices. Raises ValueError for other kinds of adapters."""
+    for field, plain in PLAIN.items():
+        if (given := text.get(field, plain[0])) not in plain:
+            raise ValueError(
+                f"{path}: {field}={given!r} is not supported; it has to be {plain[0]!r}"
+            )
+
+    def scale(rank, alpha):
+        return alpha / (math.sqrt(rank) if text.get("use_rslora") else rank)
+
+    own = scale(text["r"], text["lora_alpha"])
+    ranks, alphas = text.get("rank_pattern") or {}, text.get("alpha_pattern") or {}
+    for key in ranks.keys() | alphas.keys():
+        other = scale(ranks.get(key, text["r"]), alphas.get(key, text["lora_alpha"]))
+        if not math.isclose(other, own):
+            raise ValueError(
+                f"{path}: rank_pattern and alpha_pattern scale {key!r} by {other:g}, and other modules by "
+                f"{own:g}; only one scale for all is supported"
+            )
+    return own
+
+
+def base_fingerprint(params):
+    """A number for the parameters beside an adapter, the same in float32, in bfloat16 and on any mesh."""
+
+    def rounded(params):
+        return fingerprint(jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), params))
+
+    return int(jax.jit(rounded)(params))
+
+
+def _check_base(folder, params):
+    """Raise ValueError where save_adapter wrote the folder beside other parameters than these."""
+    if not (folder / BASE).is_file():
+        return
+    about = json.loads((folder / BASE).read_text())
+    if about["fingerprint"] != base_fingerprint(params):
+        raise ValueError(
+            f"the adapter in {folder} was trained beside the parameters in {about['path']}, and these are "
+            "others; give that checkpoint"
+        )
+
+
+def _arrays(config, tensors):
+    """The adapter's arrays, in numpy: {stack: {module: {"lora_a", "lora_b"}}}."""
+    found = {}
+    for name, tensor in tensors.items():
+        parsed = parse_name(name)
+        if parsed is None or parsed[0] >= config.num_hidden_layers:
+            raise ValueError(f"{name} is no tensor of an adapter that this model can have")
+        layer, place, part = parsed
+        found.setdefault(place, {})[layer, part] = tensor.astype(np.float32)
+    dense, total = config.num_dense_layers, config.num_hidden_layers
+    layers = {"dense_layers": range(dense), "moe_layers": range(dense, total)}
+    adapter = {}
+    for place, own in found.items():
+        module = module_of(config, place, found)
+        stacks = [s for s in layers if len(layers[s]) and module in modules(config, s)]
+        if not stacks:
+            raise ValueError(f"{module} can have no adapter in this model")
+        for stack in stacks:
+            stacked = _stacked(config, module, place, own, layers[stack])
+            adapter.setdefault(stack, {})[module] = stacked
+    return adapter
+
+
+def _stacked(config, module, place, tensors, layers):
+    """The two arrays of a module in some layers. tensors: {(layer, "lora_a" or "lora_b"): tensor}."""
+    arrays = []
+    for layer in layers:
+        names = tensor_names(layer, place)
+        for name, part in zip(names, ("lora_a", "lora_b"), strict=True):
+            if (layer, part) not in tensors:
+                raise ValueError(f"{name} is missing")
+        a, b = tensors[layer, "lora_a"], tensors[layer, "lora_b"]
+        try:
+            arrays.append(to_arrays(config, module, rank_of(config, module, a), a, b))
+        except ValueError as error:
+            raise ValueError(f"{names[0]}: {error}: the adapter belongs to another base") from error
+    a, b = zip(*arrays, strict=True)
+    return {"lora_a": np.stack(a), "lora_b": np.stack(b)}

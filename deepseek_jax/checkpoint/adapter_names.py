@@ -1,0 +1,102 @@
+"""The tensors of an adapter in peft's format, and how they become the arrays of models.adapters.Adapted."""
+
+import re
+
+import numpy as np
+
+from deepseek_jax.checkpoint.hf_names import layer_table, letter_sizes
+from deepseek_jax.checkpoint.turn import parse
+from deepseek_jax.models import ModelConfig
+from deepseek_jax.models.adapters import EXPERTS
+
+# model.layers of the causal language model that peft wraps
+PREFIX = "base_model.model.model.layers."
+GATE_UP, DOWN = EXPERTS
+
+
+def stem(module: str, modules):
+    """A module's name in the tensors' names, where `modules` have adapters in its layer."""
+    if module not in EXPERTS:
+        return module
+    # peft wraps the same module once for each of its parameters, down_proj outside
+    inside = module == GATE_UP and DOWN in modules
+    return "mlp.experts.base_layer" if inside else "mlp.experts"
+
+
+def module_of(config: ModelConfig, name: str, tensors):
+    """The inverse of stem. tensors: {stem: {(layer, "lora_a" or "lora_b"): tensor}} of the whole adapter."""
+    if name == "mlp.experts.base_layer":
+        return GATE_UP
+    if name != "mlp.experts":
+        return name
+    if "mlp.experts.base_layer" in tensors:
+        return DOWN
+    sizes = {part: tensor.shape for (_, part), tensor in tensors[name].items()}
+    inputs, outputs = sizes.get("lora_a", (0, 0))[1], sizes.get("lora_b", (0, 0))[0]
+    is_down = (inputs, outputs) == (config.moe_intermediate_size, config.hidden_size)
+    return DOWN if is_down else GATE_UP
+
+
+def tensor_names(layer: int, name: str):
+    """The names of a module's two tensors in a layer of the model. name: from stem."""
+    return [f"{PREFIX}{layer}.{name}.{part}.weight" for part in ("lora_A", "lora_B")]
+
+
+def parse_name(name: str):
+    """(layer, stem, "lora_a" or "lora_b") of a tensor's name; None for any other name."""
+    match = re.fullmatch(re.escape(PREFIX) + r"(\d+)\.(.+)\.lora_([AB])\.weight", name)
+    return match and (int(match[1]), match[2], f"lora_{match[3].lower()}")
+
+
+def to_tensors(config: ModelConfig, module: str, a, b):
+    """A module's arrays in one layer -> its two tensors, [rank inputs] and [outputs rank].
+
+    Of routed experts: [experts x rank, inputs] and [outputs, rank x experts].
+    """
+    a, b = np.asarray(a), np.asarray(b)
+    if module in EXPERTS:
+        e, r = b.shape[:2]
+        rows = np.moveaxis(a, -1, 1).reshape(e * r, -1)
+        return rows, np.ascontiguousarray(b.reshape(e, r, -1).transpose(2, 1, 0).reshape(-1, r * e))
+    of_a, of_b = _turns(config, module, a.shape[-1])
+    return tuple(
+        np.ascontiguousarray(turn.to_view(x).reshape(turn.shape))
+        for turn, x in ((of_a, a), (of_b, b))
+    )
+
+
+def to_arrays(config: ModelConfig, module: str, rank: int, a, b):
+    """The inverse of to_tensors. Raises ValueError with the shape that the model needs."""
+    if module in EXPERTS:
+        e, d, f = config.n_routed_experts, config.hidden_size, config.moe_intermediate_size
+        inputs, outputs = (d, (2, f)) if module == GATE_UP else (f, (d,))
+        _check("lora_A", a, (e * rank, inputs))
+        _check("lora_B", b, (np.prod(outputs), rank * e))
+        rows = np.moveaxis(a.reshape(e, rank, inputs), 1, -1)
+        return rows, b.reshape(-1, rank, e).transpose(2, 1, 0).reshape(e, rank, *outputs)
+    of_a, of_b = _turns(config, module, rank)
+    _check("lora_A", a, of_a.shape)
+    _check("lora_B", b, of_b.shape)
+    return of_a.to_parameter(a), of_b.to_parameter(b)
+
+
+def rank_of(config: ModelConfig, module: str, a):
+    """The rank of a module, from its tensor lora_A."""
+    return len(a) // config.n_routed_experts if module in EXPERTS else len(a)
+
+
+def _check(what, tensor, shape):
+    if tensor.shape != tuple(shape):
+        raise ValueError(f"{what} is {list(tensor.shape)}, and this model needs {list(shape)}")
+
+
+def _turns(config, module, rank):
+    """The Turns of lora_A and lora_B, from the spec of the weight that they change."""
+    specs = {name: spec for name, _, spec in layer_table(config, False)}
+    if (spec := specs.get(f"{module}.weight")) is None:
+        raise ValueError(f"{module} is not a module of a {config.model_type} model of this config")
+    outputs, inputs = re.findall(r"\(.*?\)|\S+", spec.split(" -> ")[0])
+    # A letter that no spec has
+    sizes = letter_sizes(config, False) | {"w": rank}
+    axes_in, axes_out = (re.sub(r"[()~]", "", group) for group in (inputs, outputs))
+    return parse(f"w {inputs} -> {axes_in} w", sizes), parse(f"{outputs} w -> w {axes_out}", sizes)

@@ -1,0 +1,293 @@
+"""LoRA (arXiv:2106.09685) as another parameterisation of the same model: thin matrices that learn beside
+frozen parameters. Nothing else in the model knows of them.
+"""
+
+import dataclasses
+import functools
+import math
+from typing import Literal, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from flax.traverse_util import flatten_dict, unflatten_dict
+from jax.sharding import Mesh
+
+from deepseek_jax.errors import suggest
+from deepseek_jax.models.config import ModelConfig
+from deepseek_jax.models.decoder import init_params
+from deepseek_jax.models.layers import LINEAR
+from deepseek_jax.models.low_rank import LowRank, dense, is_low_rank
+from deepseek_jax.parallel.shard import init_sharded, logical_names, shardings
+from deepseek_jax.settings import Count, Positive
+
+# The target that stands for every Linear module; routed experts are parameters of one module instead
+ALL_LINEAR = "all-linear"
+UNIFORM = functools.partial(jax.random.uniform, minval=-1.0, maxval=1.0)
+
+
+@dataclasses.dataclass(frozen=True)
+class AdapterSettings:
+    """Adapters of this rank; their product is scaled by alpha / rank.
+
+    targets: Hugging Face's names of modules, such as "q_proj"; "experts.gate_up_proj" and "experts.down_proj"
+    for routed experts; "all-linear" for everything but those. init: of a, while b starts at zero: uniform
+    within 1 / sqrt(inputs), or normal with deviation 1 / rank, as peft's True and "gaussian".
+    """
+
+    rank: Count
+    alpha: Positive
+    targets: tuple[str, ...] = (ALL_LINEAR,)
+    init: Literal["uniform", "gaussian"] = "uniform"
+
+
+@functools.partial(
+    jax.tree_util.register_dataclass, data_fields=["base", "adapter"], meta_fields=["scale"]
+)
+@dataclasses.dataclass(frozen=True)
+class Adapted:
+    """Params with an adapter, in any place of a model's params.
+
+    base: the frozen params. adapter: {stack: {module: {"lora_a", "lora_b"}}}, arrays with a leading axis of
+    layers. scale: alpha / rank.
+    """
+
+    base: dict
+    adapter: dict
+    scale: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Module:
+    """What holds the weight of one of Hugging Face's modules, in a layer.
+
+    paths: of our parameters. Two of them share lora_a, and split the last axis of lora_b. half: which half of
+    a gated MLP's first weight it is.
+    """
+
+    paths: tuple[str, ...]
+    half: int | None = None
+
+
+ATTENTION = {
+    "self_attn.q_proj": Module(("attention/q",)),
+    "self_attn.k_proj": Module(("attention/k",)),
+    "self_attn.v_proj": Module(("attention/v",)),
+    "self_attn.q_a_proj": Module(("attention/q_down",)),
+    "self_attn.q_b_proj": Module(("attention/q_up",)),
+    "self_attn.kv_a_proj_with_mqa": Module(("attention/kv_down",)),
+    "self_attn.kv_b_proj": Module(("attention/k_up", "attention/v_up")),
+    "self_attn.o_proj": Module(("attention/out",)),
+}
+MLP = {
+    "mlp.gate_proj": Module(("ffn/gate_up",), half=0),
+    "mlp.up_proj": Module(("ffn/gate_up",), half=1),
+    "mlp.down_proj": Module(("ffn/down",)),
+}
+# Parameters of the module "mlp.experts", which holds all routed experts
+EXPERTS = {
+    "mlp.experts.gate_up_proj": Module(("ffn/gate_up",)),
+    "mlp.experts.down_proj": Module(("ffn/down",)),
+}
+MODULES = ATTENTION | MLP | EXPERTS
+# For each weight, how many of its axes are inputs. Decoding absorbs the last two
+INPUTS = LINEAR | dict(k_up=1, v_up=1)
+
+
+def modules(config: ModelConfig, stack: str):
+    """{name: Module} of what may have an adapter in the layers of a stack.
+
+    The dense layers and the shared experts of a model with routed experts have none: peft has no name for
+    them, as it takes "gate_proj" to mean routed experts there.
+    """
+    if stack == "moe_layers":
+        return ATTENTION | EXPERTS
+    return ATTENTION if config.num_moe_layers else ATTENTION | MLP
+
+
+def with_adapter(config: ModelConfig, params, settings: AdapterSettings, mesh: Mesh, seed: int):
+    """The params, which are not copied, with a new adapter on the mesh: -> Adapted. It changes nothing yet.
+
+    Raises ValueError for a target that the model does not have.
+    """
+    init = functools.partial(init_adapter, config, settings)
+    adapter = init_sharded(mesh, init, jax.random.key(seed))
+    return Adapted(params, adapter, settings.alpha / settings.rank)
+
+
+def abstract_adapted(config: ModelConfig, params, settings: AdapterSettings, mesh: Mesh):
+    """with_adapter of ShapeDtypeStructs."""
+    boxed = jax.eval_shape(lambda: init_adapter(config, settings, jax.random.key(0)))
+    shapes = nn.unbox(boxed)
+    places = shardings(mesh, logical_names(boxed), shapes)
+    adapter = jax.tree.map(lambda leaf, place: leaf.update(sharding=place), shapes, places)
+    return Adapted(params, adapter, settings.alpha / settings.rank)
+
+
+def init_adapter(config: ModelConfig, settings: AdapterSettings, rng):
+    """A new adapter's float32 arrays in Linen's boxes, which name their axes."""
+    r, adapter = settings.rank, {}
+    places = sorted(adapter_axes(config, settings.targets).items())
+    for key, (place, axes) in zip(jax.random.split(rng, len(places)), places, strict=True):
+        a_axes = {**axes.lead, **axes.inputs, None: r}
+        b_axes = {**axes.lead, None: r, **axes.outputs}
+        draw = UNIFORM if settings.init == "uniform" else jax.random.normal
+        deviation = (
+            1 / r if settings.init == "gaussian" else math.prod(axes.inputs.values()) ** -0.5
+        )
+        a = draw(key, tuple(a_axes.values())) * deviation
+        adapter[place] = {
+            "lora_a": nn.LogicallyPartitioned(a, tuple(a_axes)),
+            "lora_b": nn.LogicallyPartitioned(jnp.zeros(tuple(b_axes.values())), tuple(b_axes)),
+        }
+    return unflatten_dict(adapter)
+
+
+class Axes(NamedTuple):
+    """The axes of a module's weight, each {logical axis: size}; lead: those of layers and of experts."""
+
+    lead: dict
+    inputs: dict
+    outputs: dict
+
+
+def adapter_axes(config: ModelConfig, targets: tuple[str, ...]):
+    """{(stack, module): Axes} of the targets. Raises ValueError for one that the model does not have."""
+    axes = _module_axes(config)
+    for target in targets:
+        if not any(_matches(module, target) for _, module in axes):
+            known = sorted({_short(module) for _, module in axes})
+            raise ValueError(
+                f"targets={list(targets)!r}: {target!r} is not a module of this model; "
+                f"{suggest(target, [*known, ALL_LINEAR])}"
+            )
+    return {
+        place: each
+        for place, each in axes.items()
+        if any(_matches(place[1], target) for target in targets)
+    }
+
+
+def adapter_places(config: ModelConfig, adapter, mesh: Mesh):
+    """The shardings of an adapter's arrays. Raises ValueError for a module that the model does not have."""
+    axes, names = _module_axes(config), {}
+    for stack, pairs in adapter.items():
+        for module in pairs:
+            if (stack, module) not in axes:
+                raise ValueError(f"{module} is not a module of this model")
+            lead, inputs, outputs = axes[stack, module]
+            names[stack, module] = {
+                "lora_a": (*lead, *inputs, None),
+                "lora_b": (*lead, None, *outputs),
+            }
+    return shardings(mesh, unflatten_dict(names), adapter)
+
+
+def _module_axes(config):
+    """{(stack, module): Axes} of every module of the model."""
+    boxed = jax.eval_shape(lambda: init_params(config, jax.random.key(0)))
+    names = flatten_dict(logical_names(boxed), sep="/")
+    shapes = flatten_dict(nn.unbox(boxed), sep="/")
+    axes = {}
+    for stack in ("dense_layers", "moe_layers"):
+        for module, held in modules(config, stack).items():
+            paths = [f"{stack}/{path}" for path in held.paths]
+            if paths[0] in shapes:
+                sizes = [zip(names[p], shapes[p].shape, strict=True) for p in paths]
+                axes[stack, module] = _axes(module, held, [list(each) for each in sizes])
+    return axes
+
+
+def _axes(module, held: Module, weights):
+    """The Axes of a module. weights: (name, size) of each axis, for each of its parameters."""
+    lead = 2 if module in EXPERTS else 1
+    cut = lead + INPUTS[held.paths[0].rpartition("/")[2]]
+    outputs = dict(weights[0][cut:])
+    if held.half is not None:
+        del outputs["gate_up"]
+    # The parameters share their inputs and all outputs but the last
+    last = weights[0][-1][0]
+    outputs[last] = sum(weight[-1][1] for weight in weights)
+    return Axes(dict(weights[0][:lead]), dict(weights[0][lead:cut]), outputs)
+
+
+def _short(module):
+    """The name as users write it."""
+    return module.removeprefix("mlp.") if module in EXPERTS else module.rpartition(".")[2]
+
+
+def _matches(module, target):
+    if target == ALL_LINEAR:
+        return module not in EXPERTS
+    return _short(module) == target
+
+
+def whole(params):
+    """The tree of a model's parameters. That of Adapted has a LowRank wherever a weight has an adapter."""
+    if not isinstance(params, Adapted):
+        return params
+    flat, pairs = flatten_dict(params.base, sep="/"), {}
+    for stack, pairs_of in params.adapter.items():
+        for module, pair in pairs_of.items():
+            held = MODULES[module]
+            paths = [f"{stack}/{path}" for path in held.paths]
+            for path, own in zip(paths, _shares(pair, paths, flat), strict=True):
+                parts = pairs.setdefault(path, [None] if held.half is None else [None, None])
+                parts[held.half or 0] = own
+    for path, own in pairs.items():
+        of_experts = path.startswith("moe_layers/ffn/")
+        flat[path] = LowRank(flat[path], tuple(own), params.scale, of_experts)
+    return unflatten_dict(flat, sep="/")
+
+
+def _shares(pair, paths, flat):
+    """The (a, b) of each weight that a module's pair of matrices changes."""
+    a, b = pair["lora_a"], pair["lora_b"]
+    if len(paths) == 1:
+        return [(a, b)]
+    cut = flat[paths[0]].shape[-1]
+    return [(a, b[..., :cut]), (a, b[..., cut:])]
+
+
+def merged(params: Adapted):
+    """The params of a model without an adapter that computes the same: dense weights in the base's dtypes."""
+
+    def merge(leaf, own):
+        # One layer after another
+        return jax.lax.map(dense, leaf).astype(own.dtype) if is_low_rank(leaf) else leaf
+
+    return jax.tree.map(merge, whole(params), params.base, is_leaf=is_low_rank)
+
+
+def split(params):
+    """(trained, frozen): the arrays of a tree that an update changes, and what `join` needs beside them.
+
+    Of Adapted the adapter is trained; frozen is None where the tree has none, and all of it is trained.
+    """
+    if not any(map(_is_adapted, jax.tree.leaves(params, is_leaf=_is_adapted))):
+        return params, None
+
+    def own(node):
+        return node.adapter if _is_adapted(node) else node
+
+    def rest(node):
+        return dataclasses.replace(node, adapter=None) if _is_adapted(node) else None
+
+    return tuple(jax.tree.map(part, params, is_leaf=_is_adapted) for part in (own, rest))
+
+
+def join(trained, frozen):
+    """The inverse of split."""
+    if frozen is None:
+        return trained
+
+    def put(node, own):
+        return own if node is None else dataclasses.replace(node, adapter=own)
+
+    return jax.tree.map(
+        put, frozen, trained, is_leaf=lambda node: node is None or _is_adapted(node)
+    )
+
+
+def _is_adapted(node):
+    return isinstance(node, Adapted)

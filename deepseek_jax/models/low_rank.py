@@ -1,0 +1,56 @@
+"""A parameter with an adapter beside it, which becomes one array where a module reads it."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+
+from deepseek_jax.ops.low_rank import low_rank
+
+
+@functools.partial(
+    jax.tree_util.register_dataclass,
+    data_fields=["base", "pairs"],
+    meta_fields=["scale", "of_experts"],
+)
+@dataclasses.dataclass(frozen=True)
+class LowRank:
+    """W = base + scale * a @ b (arXiv:2106.09685, section 4.1).
+
+    base: [inputs... outputs...]. pairs: one (a, b), see ops.low_rank; or two, for the halves of a gated MLP's
+    first weight [inputs 2 outputs], of which one may be None. All arrays may have a leading axis of layers,
+    which lax.scan takes off.
+    """
+
+    base: jax.Array
+    pairs: tuple
+    scale: float
+    of_experts: bool = False
+
+    def dense(self):
+        """W in float32, which the product with it rounds to the compute dtype."""
+        deltas = [pair and low_rank(*pair, of_experts=self.of_experts) for pair in self.pairs]
+        if len(deltas) == 1:
+            (delta,) = deltas
+        else:
+            known = next(delta for delta in deltas if delta is not None)
+            # Zeros, where one half has no adapter
+            halves = [jnp.zeros_like(known) if delta is None else delta for delta in deltas]
+            delta = jnp.stack(halves, axis=-2)
+        return self.base.astype(jnp.float32) + self.scale * delta
+
+
+def is_low_rank(leaf):
+    """Whether this node of a tree is a LowRank."""
+    return isinstance(leaf, LowRank)
+
+
+def dense(leaf):
+    """A parameter as one array: of a LowRank its sum, of anything else itself."""
+    return leaf.dense() if is_low_rank(leaf) else leaf
+
+
+def dense_tree(tree):
+    """The tree with one array for each parameter."""
+    return jax.tree.map(dense, tree, is_leaf=is_low_rank)
