@@ -137,8 +137,8 @@ def init_adapter(config: ModelConfig, settings: AdapterSettings, rng):
         )
         a = draw(key, tuple(a_axes.values())) * deviation
         adapter[place] = {
-            "lora_a": nn.LogicallyPartitioned(a, tuple(a_axes)),
-            "lora_b": nn.LogicallyPartitioned(jnp.zeros(tuple(b_axes.values())), tuple(b_axes)),
+            "lora_a": nn.LogicallyPartitioned(a, _names(a_axes)),
+            "lora_b": nn.LogicallyPartitioned(jnp.zeros(tuple(b_axes.values())), _names(b_axes)),
         }
     return unflatten_dict(adapter)
 
@@ -177,10 +177,15 @@ def adapter_places(config: ModelConfig, adapter, mesh: Mesh):
                 raise ValueError(f"{module} is not a module of this model")
             lead, inputs, outputs = axes[stack, module]
             names[stack, module] = {
-                "lora_a": (*lead, *inputs, None),
-                "lora_b": (*lead, None, *outputs),
+                "lora_a": _names((*lead, *inputs, None)),
+                "lora_b": _names((*lead, None, *outputs)),
             }
     return shardings(mesh, unflatten_dict(names), adapter)
+
+
+def _names(axes):
+    """The logical axes of an adapter's matrix, by which it is split. Latents stay whole: theirs are small."""
+    return tuple(None if name in ("q_lora", "kv_lora") else name for name in axes)
 
 
 def _module_axes(config):

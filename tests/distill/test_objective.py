@@ -17,6 +17,7 @@ from deepseek_jax.distill.objective import (
     l2_penalty,
     token_weights,
 )
+from deepseek_jax.distill.objective import STUDENT as OWN
 from deepseek_jax.distill.top_k import top_k_logprobs
 from deepseek_jax.models import (
     forward,
@@ -74,7 +75,8 @@ def found():
     """
     config = STUDENT[0]
     sizes = config.num_hidden_layers, config.hidden_size, TEACHER[0].hidden_size
-    params = STUDENT[1] | {PROJECTIONS: init_projections(jax.random.key(3), *sizes) + 0.1}
+    projections = init_projections(jax.random.key(3), *sizes) + 0.1
+    params = {OWN: STUDENT[1], PROJECTIONS: projections}
     batch = whole_batch()
 
     def loss_of(weights, params, teacher):
@@ -149,8 +151,8 @@ def test_each_terms_gradient_reaches_only_what_it_should(found):
     for name, (own, teacher) in gradients.items():
         assert all(not leaf.any() for leaf in jax.tree.leaves(teacher)), name
         assert bool(own[PROJECTIONS].any()) == (name == "hidden"), name
-        assert own["embedding"].any(), name
-    feed_forward = gradients["relations"][0]["dense_layers"]["ffn"]
+        assert own[OWN]["embedding"].any(), name
+    feed_forward = gradients["relations"][0][OWN]["dense_layers"]["ffn"]
     assert all(leaf[0].any() and not leaf[1].any() for leaf in jax.tree.leaves(feed_forward))
 
 
@@ -168,7 +170,7 @@ def test_features_are_compared_between_the_layers_that_belong_together(found):
     sizes = 2, STUDENT[0].hidden_size, deep.hidden_size
     projections = init_projections(jax.random.key(3), *sizes) + 0.1
     _, terms = jax.jit(made.loss)(
-        STUDENT[1] | {PROJECTIONS: projections}, batch, teacher_params=params
+        {OWN: STUDENT[1], PROJECTIONS: projections}, batch, teacher_params=params
     )
     (_, _, own), (_, _, theirs) = (
         layer_states(*model, batch["tokens"], **options) for model in (STUDENT, (deep, params))
@@ -200,10 +202,10 @@ def test_a_cache_tells_its_bound(found):
 
 def test_the_penalty_pulls_weights_and_leaves_norms_and_biases():
     """Oracle: by hand: the gradient of half a square is the weight, and 0 for norm scales and biases."""
-    gradient = jax.grad(l2_penalty)(STUDENT[1] | {PROJECTIONS: jnp.ones((2, 3, 3))})
+    gradient = jax.grad(l2_penalty)({OWN: STUDENT[1], PROJECTIONS: jnp.ones((2, 3, 3))})
     assert not gradient.pop(PROJECTIONS).any()
     for (path, leaf), weight in zip(
-        jax.tree.leaves_with_path(gradient), jax.tree.leaves(STUDENT[1]), strict=True
+        jax.tree.leaves_with_path(gradient[OWN]), jax.tree.leaves(STUDENT[1]), strict=True
     ):
         name = path[-1].key
         is_weight = name != "scale" and not name.endswith("bias")

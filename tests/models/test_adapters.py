@@ -1,0 +1,151 @@
+"""Adapters as a parameterisation: the same recomputed, in stages, on other meshes and in decoding."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from deepseek_jax.losses.next_token import next_token_loss
+from deepseek_jax.models import ModelConfig
+from deepseek_jax.models.adapters import AdapterSettings, join, merged, split, with_adapter
+from deepseek_jax.ops.low_rank import low_rank
+from deepseek_jax.parallel import logical_names, make_mesh, put_batch, shardings
+from deepseek_jax.rollout import generate
+from deepseek_jax.training import make_optimizer
+from deepseek_jax.training.state import state_maker
+from deepseek_jax.training.step import jitted_step, make_train_step
+from tests.parallel.updates import GRADIENTS, V3, boxed_shapes, host_params, make_batch
+from tests.recipes.small import one_device
+from tests.tiny import random_leaves, tiny_model
+
+EVERY = ("all-linear", "experts.gate_up_proj", "experts.down_proj")
+SETTINGS = AdapterSettings(rank=2, alpha=4.0, targets=EVERY)
+HOWS = {
+    "fsdp": dict(mesh=dict(fsdp=8)),
+    "expert, tensor": dict(mesh=dict(expert=4, tensor=2)),
+    "context": dict(mesh=dict(context=8)),
+    "pipeline": dict(mesh=dict(pipeline=2, data=4)),
+    "scanned": dict(scan_layers=True),
+    "dots": dict(scan_layers=True, remat="dots"),
+    "full": dict(scan_layers=True, remat="full"),
+    "micro-batches": dict(micro_batches=2),
+}
+
+
+def noisy(params):
+    return dataclasses.replace(params, adapter=random_leaves(params.adapter, jax.random.key(1)))
+
+
+def one_update(mesh=None, micro_batches=1, **how):
+    """(loss, the adapter's gradients, TrainState after, the base before), of a tiny V3 on a mesh."""
+    config = ModelConfig(**V3, **how)
+    mesh = make_mesh(**mesh) if mesh else one_device()
+
+    def loss_fn(params, batch, rng):
+        return next_token_loss(config, params, batch)
+
+    with jax.set_mesh(mesh):
+        places = shardings(mesh, logical_names(boxed_shapes()), host_params())
+        base = jax.device_put(host_params(), places)
+        params = noisy(with_adapter(config, base, SETTINGS, mesh, 0))
+        create, placed = state_maker(params, GRADIENTS, mesh)
+        step = make_train_step(loss_fn, GRADIENTS, micro_batches=micro_batches)
+        batch = put_batch(mesh, make_batch(packed=True))
+        state, metrics = jitted_step(step, placed)(create(params), batch, jax.random.key(0))
+    return jax.device_get((metrics["loss"], state.opt_state[0].trace, state.frozen.base))
+
+
+@pytest.fixture(scope="module")
+def plain():
+    return one_update()
+
+
+@pytest.mark.parametrize("how", HOWS.values(), ids=HOWS)
+def test_an_update_is_that_of_one_device_and_leaves_the_base(plain, how):
+    """Oracle: the same update unrolled on one device, without recomputation; the base as it was loaded."""
+    loss, gradients, base = one_update(**how)
+    np.testing.assert_allclose(loss, plain[0], rtol=1e-5)
+
+    def compare(found, wanted):
+        np.testing.assert_allclose(found, wanted, atol=1e-5 * np.abs(wanted).max(), rtol=0)
+
+    jax.tree.map(compare, gradients, plain[1])
+    jax.tree.map(np.testing.assert_array_equal, base, host_params())
+
+
+def test_gradients_are_those_of_the_dense_weights_projected(plain):
+    """Oracle: the chain rule in numpy, from the gradient of the merged model's dense weights: of a it is
+    scale * dW b^T, of b scale * a^T dW.
+    """
+    config = ModelConfig(**V3)
+    params = noisy(with_adapter(config, host_params(), SETTINGS, one_device(), 0))
+    batch = jax.tree.map(jnp.asarray, make_batch(packed=True))
+
+    @jax.jit
+    @jax.grad
+    def gradient(dense):
+        return next_token_loss(config, dense, batch)[0]
+
+    dense = gradient(merged(params))
+    _, gradients, _ = plain
+
+    def pair(stack, module):
+        own, found = params.adapter[stack][module], gradients[stack][module]
+        return *(np.asarray(own[n]) for n in ("lora_a", "lora_b")), found["lora_a"], found["lora_b"]
+
+    def near(found, wanted):
+        np.testing.assert_allclose(found, wanted, atol=1e-4 * np.abs(wanted).max(), rtol=0)
+
+    a, b, of_a, of_b = pair("dense_layers", "self_attn.o_proj")
+    dw = np.asarray(dense["dense_layers"]["attention"]["out"])
+    near(of_a, 2 * np.einsum("lhud,lrd->lhur", dw, b))
+    near(of_b, 2 * np.einsum("lhur,lhud->lrd", a, dw))
+    a, b, of_a, of_b = pair("moe_layers", "mlp.experts.gate_up_proj")
+    dw = np.asarray(dense["moe_layers"]["ffn"]["gate_up"])
+    near(of_a, 2 * np.einsum("ledzf,lerzf->ledr", dw, b))
+    near(of_b, 2 * np.einsum("ledr,ledzf->lerzf", a, dw))
+
+
+def test_the_product_of_experts_is_that_of_each():
+    """Oracle: a numpy loop over the experts."""
+    rng = np.random.default_rng(0)
+    a, b = (
+        x.astype(np.float32) for x in (rng.normal(size=(3, 5, 4, 2)), rng.normal(size=(3, 2, 6)))
+    )
+    expected = np.stack([np.tensordot(x, y, 1) for x, y in zip(a, b, strict=True)])
+    np.testing.assert_allclose(low_rank(a, b, of_experts=True), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["gqa", "mla_moe"])
+def test_completions_are_those_of_the_merged_model(kind):
+    """Oracle: the same rollout from dense weights, merged beforehand, token by token."""
+    config, params = tiny_model(kind)
+    targets = EVERY if config.num_moe_layers else EVERY[:1]
+    settings = dataclasses.replace(SETTINGS, targets=targets)
+    adapted = noisy(with_adapter(config, params, settings, one_device(), 0))
+    prompts = [[1, 2, 3], [4, 5, 6, 7, 8]]
+    options = dict(n=3, max_completion_length=12, slots=4)
+    found, expected, base = (
+        generate(config, p, prompts, **options) for p in (adapted, jax.jit(merged)(adapted), params)
+    )
+    np.testing.assert_array_equal(found.completion_ids, expected.completion_ids)
+    np.testing.assert_allclose(found.sampler_logprobs, expected.sampler_logprobs, atol=1e-5)
+    assert not np.array_equal(found.completion_ids, base.completion_ids)
+
+
+def test_splitting_is_undone_by_joining_and_moments_are_of_the_adapter_alone():
+    """Oracle: the tree itself; and by hand, two moments of each matrix."""
+    config, params = tiny_model("gqa")
+    settings = dataclasses.replace(SETTINGS, targets=EVERY[:1])
+    decoder = with_adapter(config, params, settings, one_device(), 0)
+    tree = {"decoder": decoder, "head": {"weight": jnp.ones(3)}}
+    trained, frozen = split(tree)
+    assert jax.tree.structure(join(trained, frozen)) == jax.tree.structure(tree)
+    numbers = sum(leaf.size for leaf in jax.tree.leaves(decoder.adapter)) + 3
+    assert sum(leaf.size for leaf in jax.tree.leaves(trained)) == numbers
+    tx = make_optimizer(lambda _: 1e-3, b1=0.9, b2=0.9, weight_decay=0.1, max_grad_norm=1.0)
+    moments = [x for x in jax.tree.leaves(tx.init(trained)) if x.ndim]
+    assert sum(leaf.size for leaf in moments) == 2 * numbers
+    assert split(params) == (params, None)

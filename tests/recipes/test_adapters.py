@@ -1,0 +1,178 @@
+"""Adapters in every recipe that trains them: the base stays, the adapter is saved alone, and stopping a run
+changes nothing.
+"""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+from orbax.checkpoint import v1 as ocp
+
+from deepseek_jax.checkpoint import load_adapter, load_orbax
+from deepseek_jax.models.adapters import Adapted
+from deepseek_jax.recipes.grpo import run as grpo
+from deepseek_jax.recipes.reward_model import run as reward_model
+from deepseek_jax.recipes.sft import run as sft
+from deepseek_jax.reinforce.model_rewards import ModelRewardSettings, load_model_rewards
+from deepseek_jax.rewards import scoring
+from deepseek_jax.settings import build
+from deepseek_jax.training.metrics import read_metrics
+from deepseek_jax.worlds.bilingual.builders import bilingual_examples
+from tests.recipes.distill import test_run as of_distill
+from tests.recipes.distill.test_run import files  # noqa: F401
+from tests.recipes.grpo.test_run import assert_same_outcome, by_length
+from tests.recipes.reward_model import test_run as of_reward_model
+from tests.recipes.sft import test_run as of_sft
+from tests.recipes.small import one_device, run_recipe, small_config
+
+LATENT = dict(rank=4, alpha=8.0, targets=["all-linear", "experts.gate_up_proj"])
+FAST = dict(learning_rate=0.01)
+KL = dict(adapter=LATENT, loss=dict(kl_coef=0.04), optimizer=FAST)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def a_reward_that_varies():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(scoring.RULES, "correct_reasoning", scoring.Rule(by_length))
+        yield
+
+
+def run_grpo(workdir, should_stop=lambda: False, **fields):
+    run_recipe(grpo, small_config(**KL | fields), workdir, should_stop)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("finished")
+    run_grpo(workdir)
+    return workdir
+
+
+def left_beside_its_base(workdir):
+    """(ModelConfig, base, Adapted) of what a run leaves."""
+    config, base = load_orbax(workdir / "base", mesh=one_device())
+    return config, base, load_adapter(workdir / "adapter", config, base, one_device())
+
+
+def test_grpo_trains_the_adapter_alone_and_saves_it_alone(finished):
+    """Oracle: the pre-trained base, to the bit; and Orbax' last checkpoint, which holds the adapter and its
+    moments, with the numbers of the folder that is left.
+    """
+    _, base, adapted = left_beside_its_base(finished)
+    pretrained = ocp.load_checkpointables(finished / "pretrain" / "5")["state"]["params"]
+    jax.tree.map(np.testing.assert_array_equal, base, pretrained)
+    assert not (finished / "params").exists()
+    state = ocp.load_checkpointables(finished / "grpo" / "2")["state"]
+    assert state["frozen"] is None
+    jax.tree.map(np.testing.assert_array_equal, state["params"], adapted.adapter)
+    assert all(pair["lora_b"].any() for pair in adapted.adapter["moe_layers"].values())
+
+
+def test_the_frozen_policy_is_the_reference(finished):
+    """Oracle: by hand: no KL at the first step, where the adapter changes nothing; then some. The sampler's
+    log-probabilities are the trainer's.
+    """
+    first, second = read_metrics(finished / "metrics.jsonl", "grpo")
+    assert abs(first["kl"]) < 1e-9 and second["kl"] > 1e-4
+    assert all(line["sampler_gap_mean"] < 1e-5 for line in (first, second))
+
+
+def test_a_stopped_run_ends_like_one_that_was_not(finished, tmp_path):
+    """Oracle: the metrics, measurements and adapter of the run that nothing interrupted, to the bit."""
+    asked = []
+
+    def after_the_first_step():
+        asked.append(None)
+        return len(asked) > 5
+
+    with pytest.raises(SystemExit):
+        run_grpo(tmp_path, after_the_first_step)
+    run_grpo(tmp_path)
+    assert_same_outcome(tmp_path, finished)
+    for name in ("adapter_model.safetensors", "adapter_config.json"):
+        ours, theirs = (folder / "adapter" / name for folder in (tmp_path, finished))
+        if name.endswith("safetensors"):
+            assert ours.read_bytes() == theirs.read_bytes()
+    run_grpo(tmp_path)
+
+
+def test_fine_tuning_lowers_the_loss_by_an_adapter(tmp_path):
+    """Oracle: the held-out loss before and after."""
+    fields = dict(adapter=LATENT, num_steps=8, optimizer=FAST)
+    run_recipe(sft, of_sft.small_config(**fields), tmp_path)
+    before, after = (
+        json.loads((tmp_path / f"{when}.json").read_text())["loss"]["loss"][0]
+        for when in ("before", "after")
+    )
+    assert after < before - 0.1
+    _, base, adapted = left_beside_its_base(tmp_path)
+    assert isinstance(adapted, Adapted) and not (tmp_path / "params").exists()
+
+
+def test_a_reward_model_is_an_adapter_and_a_head(tmp_path):
+    """Oracle: the report at the end of training: how many held-out pairs have a chosen response that earns
+    more, by the model that is read from its folder.
+    """
+    config = of_reward_model.small_config(adapter=LATENT, optimizer=FAST, num_steps=6)
+    run_recipe(reward_model, config, tmp_path)
+    assert not (tmp_path / "params" / "decoder").exists()
+    liked = {"liked": ModelRewardSettings(str(tmp_path / "params"), batch_size=8)}
+    model = load_model_rewards(liked, one_device())["liked"]
+    sizes = dict(num_train=32, num_held_out=12, seed=0)
+    held_out = bilingual_examples("preferences", tmp_path / "data", **sizes).held_out
+    chosen, rejected = (
+        model.score(held_out, [record[name] for record in held_out])
+        for name in ("chosen", "rejected")
+    )
+    right = round(12 * of_reward_model.measured(tmp_path, "after")["accuracy"][0])
+    assert sum(a > b for a, b in zip(chosen, rejected, strict=True)) == right
+
+
+def test_a_student_is_an_adapter_of_its_start(files, tmp_path):  # noqa: F811
+    """Oracle: the start's parameters, to the bit; every term still reaches the student; and the projections,
+    which train in full, are dropped.
+    """
+    config = of_distill.small_config(files)
+    config.students.qwen.adapter = dict(rank=2, alpha=4.0)
+    of_distill.run(tmp_path, config)
+    student, start = tmp_path / "students" / "qwen", tmp_path / "starts" / "qwen" / "params"
+    model, base = load_orbax(start, mesh=one_device())
+    adapted = load_adapter(student / "adapter", model, base, one_device())
+    assert not (student / "params").exists()
+    assert all(pair["lora_b"].any() for pair in adapted.adapter["dense_layers"].values())
+    lines = read_metrics(tmp_path / "metrics.jsonl", "qwen")
+    assert lines[0]["hidden"] > 0 and lines[-2]["loss"] < lines[0]["loss"]
+    # The stage is complete: nothing is trained again
+    of_distill.run(tmp_path, config)
+
+
+@pytest.mark.parametrize(
+    "fields, words",
+    [
+        (dict(adapter=dict(rank=0, alpha=8.0)), "config.adapter.rank=0 must be at least 1"),
+        (dict(adapter=dict(rank=4, alpha=0.0)), "config.adapter.alpha=0.0 must be above 0"),
+        (dict(adapter=dict(rank=4)), "config.adapter lacks alpha"),
+        (
+            dict(adapter=LATENT, loss=dict(kl_coef=0.1), reference_every=1),
+            "config.reference_every=1 replaces the reference, which beside an adapter is the frozen policy",
+        ),
+        (
+            dict(adapter=LATENT, loss=dict(kl_coef=0.1), reference_dtype="bfloat16"),
+            "config.reference_dtype='bfloat16': with adapter the reference is the frozen policy",
+        ),
+    ],
+)
+def test_settings_that_cannot_be_run_are_refused(fields, words):
+    """Oracle: the words a reader needs."""
+    with pytest.raises(ValueError) as error:
+        build(grpo.SETTINGS, small_config(**fields), "config")
+    assert words in str(error.value)
+
+
+def test_a_target_that_the_model_lacks_is_refused_before_anything_is_trained(tmp_path):
+    """Oracle: the field, the target, and an empty work directory."""
+    adapter = LATENT | dict(targets=["q_proj"])
+    with pytest.raises(ValueError, match="config.adapter.targets=.*'q_proj' is not a module"):
+        run_grpo(tmp_path, adapter=adapter)
+    assert not (tmp_path / "pretrain").exists()
