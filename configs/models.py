@@ -196,6 +196,12 @@ def qwen2_5_math_1_5b():
     return _qwen2(1536, 8960, 28, 12, 2, 151936, tie_word_embeddings=True)
 
 
+def qwen2_5_1_5b_instruct():
+    """Qwen2.5-1.5B-Instruct."""
+    sizes = _qwen2(1536, 8960, 28, 12, 2, 151936, tie_word_embeddings=True, rope_theta=1e6)
+    return sizes | dict(max_position_embeddings=32768, eos_token_id=151645)
+
+
 def r1_distill_qwen_1_5b():
     """R1-Distill-Qwen-1.5B: Qwen2.5-Math-1.5B with an untied head."""
     return _qwen2(1536, 8960, 28, 12, 2, 151936, max_position_embeddings=131072)

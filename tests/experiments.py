@@ -25,7 +25,7 @@ SETTINGS = {
     "reward_model": RewardModelSettings,
     "sft": SftSettings,
 }
-SHARED = ("__init__", "common", "distill_published", "models")
+SHARED = ("__init__", "adapted_models", "common", "distill_published", "models")
 EXPERIMENTS = sorted(path for path in CONFIGS.glob("*.py") if path.stem not in SHARED)
 RUNS = [(path, None) for path in EXPERIMENTS] + [
     (CONFIGS / f"{name}.py", f"stage={stage}")

