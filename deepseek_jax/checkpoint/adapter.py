@@ -24,6 +24,7 @@ from deepseek_jax.checkpoint.adapter_names import (
 from deepseek_jax.checkpoint.folder import check_new, whole_folder
 from deepseek_jax.models import ModelConfig
 from deepseek_jax.models.adapters import EXPERTS, Adapted, adapter_places, modules
+from deepseek_jax.models.quantized import unquantized_leaves
 from deepseek_jax.ops.fingerprint import fingerprint
 from deepseek_jax.parallel.processes import first_process
 
@@ -147,12 +148,16 @@ def _scale(text, path):
 
 
 def base_fingerprint(params):
-    """A number for the parameters beside an adapter, the same in float32, in bfloat16 and on any mesh."""
+    """A number for the parameters beside an adapter, the same in float32, in bfloat16 and on any mesh.
 
-    def rounded(params):
-        return fingerprint(jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), params))
+    Of those that int8 leaves as they are: the embedding, the head, norms, biases and routers.
+    """
 
-    return int(jax.jit(rounded)(params))
+    @jax.jit
+    def rounded(leaves):
+        return fingerprint([leaf.astype(jnp.bfloat16) for leaf in leaves])
+
+    return int(rounded(unquantized_leaves(params)))
 
 
 def _check_base(folder, params):

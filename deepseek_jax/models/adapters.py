@@ -16,8 +16,9 @@ from jax.sharding import Mesh
 from deepseek_jax.errors import suggest
 from deepseek_jax.models.config import ModelConfig
 from deepseek_jax.models.decoder import init_params
-from deepseek_jax.models.layers import LINEAR
-from deepseek_jax.models.low_rank import LowRank, dense, is_low_rank
+from deepseek_jax.models.layers import INPUTS
+from deepseek_jax.models.low_rank import LowRank, dense, is_weight
+from deepseek_jax.models.quantized import abstract_quantized
 from deepseek_jax.parallel.shard import init_sharded, logical_names, shardings
 from deepseek_jax.settings import Count, Positive
 
@@ -30,15 +31,18 @@ UNIFORM = functools.partial(jax.random.uniform, minval=-1.0, maxval=1.0)
 class AdapterSettings:
     """Adapters of this rank; their product is scaled by alpha / rank.
 
-    targets: Hugging Face's names of modules, such as "q_proj"; "experts.gate_up_proj" and "experts.down_proj"
-    for routed experts; "all-linear" for everything but those. init: of a, while b starts at zero: uniform
-    within 1 / sqrt(inputs), or normal with deviation 1 / rank, as peft's True and "gaussian".
+    targets: Hugging Face's names of modules, such as "q_proj"; "experts.gate_up_proj" and
+    "experts.down_proj" for routed experts; "all-linear" for everything but those. init: of a, while b starts
+    at zero: uniform within 1 / sqrt(inputs), or normal with deviation 1 / rank, as peft's True and
+    "gaussian". quantize: "int8" keeps the frozen weights in half the memory of bfloat16, see
+    models.quantized.
     """
 
     rank: Count
     alpha: Positive
     targets: tuple[str, ...] = (ALL_LINEAR,)
     init: Literal["uniform", "gaussian"] = "uniform"
+    quantize: Literal["int8"] | None = None
 
 
 @functools.partial(
@@ -90,8 +94,6 @@ EXPERTS = {
     "mlp.experts.down_proj": Module(("ffn/down",)),
 }
 MODULES = ATTENTION | MLP | EXPERTS
-# For each weight, how many of its axes are inputs. Decoding absorbs the last two
-INPUTS = LINEAR | dict(k_up=1, v_up=1)
 
 
 def modules(config: ModelConfig, stack: str):
@@ -116,12 +118,13 @@ def with_adapter(config: ModelConfig, params, settings: AdapterSettings, mesh: M
 
 
 def abstract_adapted(config: ModelConfig, params, settings: AdapterSettings, mesh: Mesh):
-    """with_adapter of ShapeDtypeStructs."""
+    """with_adapter of ShapeDtypeStructs, whose base is quantized if the settings say so."""
     boxed = jax.eval_shape(lambda: init_adapter(config, settings, jax.random.key(0)))
     shapes = nn.unbox(boxed)
     places = shardings(mesh, logical_names(boxed), shapes)
     adapter = jax.tree.map(lambda leaf, place: leaf.update(sharding=place), shapes, places)
-    return Adapted(params, adapter, settings.alpha / settings.rank)
+    base = params if settings.quantize is None else abstract_quantized(params)
+    return Adapted(base, adapter, settings.alpha / settings.rank)
 
 
 def init_adapter(config: ModelConfig, settings: AdapterSettings, rng):
@@ -259,9 +262,9 @@ def merged(params: Adapted):
 
     def merge(leaf, own):
         # One layer after another
-        return jax.lax.map(dense, leaf).astype(own.dtype) if is_low_rank(leaf) else leaf
+        return jax.lax.map(dense, leaf).astype(own.dtype) if is_weight(leaf) else leaf
 
-    return jax.tree.map(merge, whole(params), params.base, is_leaf=is_low_rank)
+    return jax.tree.map(merge, whole(params), params.base, is_leaf=is_weight)
 
 
 def split(params):

@@ -82,6 +82,8 @@ def swiglu(gate, up):
 
 # For each weight of a Linear layer, how many of its first axes the product contracts
 LINEAR = dict(q=1, k=1, v=1, q_down=1, q_up=1, kv_down=1, out=2, gate_up=1, down=1)
+# The same for all weights of attention, MLPs and experts: decoding absorbs these two, see models.mla
+INPUTS = LINEAR | dict(k_up=1, v_up=1)
 
 
 def linear(config: ModelConfig, spec: str, x, w, *, power_of_two: bool = False):

@@ -18,9 +18,9 @@ from deepseek_jax.ops.low_rank import low_rank
 class LowRank:
     """W = base + scale * a @ b (arXiv:2106.09685, section 4.1).
 
-    base: [inputs... outputs...]. pairs: one (a, b), see ops.low_rank; or two, for the halves of a gated MLP's
-    first weight [inputs 2 outputs], of which one may be None. All arrays may have a leading axis of layers,
-    which lax.scan takes off.
+    base: [inputs... outputs...], an array or a qwix.QArray. pairs: one (a, b), see ops.low_rank; or two, for
+    the halves of a gated MLP's first weight [inputs 2 outputs], of which one may be None. All arrays may have
+    a leading axis of layers, which lax.scan takes off.
     """
 
     base: jax.Array
@@ -38,19 +38,28 @@ class LowRank:
             # Zeros, where one half has no adapter
             halves = [jnp.zeros_like(known) if delta is None else delta for delta in deltas]
             delta = jnp.stack(halves, axis=-2)
-        return self.base.astype(jnp.float32) + self.scale * delta
+        return dense(self.base).astype(jnp.float32) + self.scale * delta
 
 
-def is_low_rank(leaf):
-    """Whether this node of a tree is a LowRank."""
-    return isinstance(leaf, LowRank)
+def is_weight(node):
+    """Whether a node of a tree of params is a weight of several arrays: a LowRank or a qwix.QArray."""
+    return isinstance(node, LowRank) or _is_quantized(node)
 
 
 def dense(leaf):
-    """A parameter as one array: of a LowRank its sum, of anything else itself."""
-    return leaf.dense() if is_low_rank(leaf) else leaf
+    """A parameter as one array, whatever holds it."""
+    if _is_quantized(leaf):
+        import qwix
+
+        return qwix.dequantize(leaf)
+    return leaf.dense() if isinstance(leaf, LowRank) else leaf
 
 
-def dense_tree(tree):
-    """The tree with one array for each parameter."""
-    return jax.tree.map(dense, tree, is_leaf=is_low_rank)
+def keeps_quantized(leaf):
+    """Whether a weight is in int8: as one array it would need the memory that this saves."""
+    return _is_quantized(leaf.base if isinstance(leaf, LowRank) else leaf)
+
+
+def _is_quantized(node):
+    # By its field, so that nothing imports qwix that does not quantize
+    return hasattr(node, "qvalue")

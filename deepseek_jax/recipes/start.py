@@ -2,15 +2,19 @@
 
 import contextlib
 import dataclasses
+import functools
 from pathlib import Path
 
 import jax
+from jax.sharding import NamedSharding, PartitionSpec
 
 from deepseek_jax.checkpoint import is_adapter, is_orbax, save_adapter, save_orbax
 from deepseek_jax.data.tokenizer import checkpoint_path
 from deepseek_jax.errors import at
 from deepseek_jax.models import ModelConfig, build_model
 from deepseek_jax.models.adapters import adapter_axes, with_adapter
+from deepseek_jax.models.quantized import quantized
+from deepseek_jax.parallel.mesh import make_mesh
 from deepseek_jax.parallel.shard import check_batch
 from deepseek_jax.recipes.pretrain.train import check_vocabulary, train_base
 from deepseek_jax.recipes.settings import AdapterRun, PolicyRun
@@ -46,14 +50,26 @@ def _checkpoint(settings: PolicyRun, mesh, template: str):
             f"init_from={settings.init_from!r} holds parameters without a tokenizer; set it to the "
             "Hugging Face folder that launch/convert.py makes of them"
         )
+    load = functools.partial(load_policy, settings.init_from, settings.model, template=template)
     with at("init_from"):
-        return load_policy(
-            settings.init_from,
-            settings.model,
-            mesh,
-            template=template,
-            trained=settings.trains_whole(),
-        )
+        if settings.trains_whole():
+            return load(mesh, trained=True)
+        if settings.adapter.quantize is None:
+            return load(mesh)
+        return _quantized(load, mesh)
+
+
+def _quantized(load, mesh):
+    """The Policy with a frozen base in int8. load(mesh) reads it."""
+    if mesh.size > 1:
+        policy = load(mesh)
+        return policy.at(quantized(policy.params))
+    # In the host's memory, because a single device may not hold the weights before they are quantized
+    host = make_mesh(devices=jax.local_devices(backend="cpu")[:1])
+    with jax.set_mesh(host):
+        policy = load(host)
+        params = quantized(policy.params)
+    return policy.at(jax.device_put(params, NamedSharding(mesh, PartitionSpec())))
 
 
 def _base(settings: PolicyRun, mesh, template: str):
@@ -76,7 +92,8 @@ def pretrained(policy: Policy, settings: PolicyRun, run: Run):
     # An adapter is of no use without what it was trained beside
     if not is_orbax(run.folder / "base"):
         save_orbax(run.folder / "base", policy.config, params)
-    return policy.at(jax.jit(cast, static_argnums=0, donate_argnums=1)(policy.config, params))
+    params = jax.jit(cast, static_argnums=0, donate_argnums=1)(policy.config, params)
+    return policy.at(params if settings.adapter.quantize is None else quantized(params))
 
 
 def adapted(policy: Policy, settings: AdapterRun, mesh):

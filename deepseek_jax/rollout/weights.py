@@ -7,7 +7,7 @@ import jax
 from deepseek_jax.models import init_params
 from deepseek_jax.models.adapters import whole
 from deepseek_jax.models.layers import LINEAR
-from deepseek_jax.models.low_rank import dense_tree
+from deepseek_jax.models.low_rank import dense, is_weight, keeps_quantized
 from deepseek_jax.ops.decoding import prepare
 from deepseek_jax.parallel import constrain, logical_names
 from deepseek_jax.rollout.slots import on_rollout_mesh
@@ -15,12 +15,12 @@ from deepseek_jax.rollout.slots import on_rollout_mesh
 
 def cast(config, params):
     """Cast params to the compute dtype, except for router weights and their bias."""
+    return jax.tree.map_with_path(functools.partial(_cast, config), params)
 
-    def cast_leaf(path, leaf):
-        keep = any("router" in str(part) for part in path)
-        return leaf if keep else leaf.astype(config.dtype)
 
-    return jax.tree_util.tree_map_with_path(cast_leaf, params)
+def _cast(config, path, leaf):
+    keep = any("router" in str(part) for part in path)
+    return leaf if keep else leaf.astype(config.dtype)
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -40,14 +40,12 @@ def decoding_weights(config, params):
         # Without the axis of layers
         own = jax.tree.map(lambda axes: axes[1:], names.get(stack), is_leaf=_is_axes)
         for i in range(count):
-            # An adapter is merged here: the result is what the model computes with, rounded the same way
-            layer = dense_tree(jax.tree.map(lambda leaf, i=i: leaf[i], params[stack]))
-            layer = cast(config, layer)
-            # Cast and unstacked first: weights that change their place travel a layer at a time, in few bytes
-            layers.append(jax.tree.map(constrain, layer, own))
+            layer = jax.tree.map(lambda leaf, i=i: leaf[i], params[stack])
+            move = functools.partial(_moved, config)
+            layers.append(jax.tree.map_with_path(move, layer, own, is_leaf=is_weight))
     # Under config.fp8, models.layers multiplies by another op, which takes weights as they are
     if not config.fp8:
-        layers = jax.tree.map_with_path(_prepared, layers)
+        layers = jax.tree.map_with_path(_prepared, layers, is_leaf=is_weight)
     vocabulary = {name: params[name] for name in ("embedding", "head") if name in params}
     vocabulary = {
         name: constrain(cast(config, leaf), names[name]) for name, leaf in vocabulary.items()
@@ -56,6 +54,18 @@ def decoding_weights(config, params):
         "final_norm": cast(config, params["final_norm"]["scale"]),
         "layers": layers,
     }
+
+
+def _moved(config, path, leaf, axes):
+    """A layer's parameter in the compute dtype, where decoding needs it.
+
+    An adapter is merged here: the result is what the model computes with, rounded the same way. Beside int8
+    it is merged at every token instead.
+    """
+    if keeps_quantized(leaf):
+        return leaf
+    # Cast and unstacked first: weights that change their place travel a layer at a time, in few bytes
+    return constrain(_cast(config, path, dense(leaf)), axes)
 
 
 def axis_names(config):
@@ -70,6 +80,8 @@ def _is_axes(x):
 def _prepared(path, leaf):
     """A weight that models.layers.linear multiplies by in ops.decoding.prepare's form, any other as it is."""
     name = path[-1].key
+    if is_weight(leaf):
+        return leaf
     # Experts' weights have the same names and one more axis
     is_of_experts = leaf.ndim == {"gate_up": 4, "down": 3}.get(name)
     return prepare(leaf, LINEAR[name]) if name in LINEAR and not is_of_experts else leaf

@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 
 from deepseek_jax.losses.next_token import next_token_loss
-from deepseek_jax.models import ModelConfig
+from deepseek_jax.models import ModelConfig, forward
 from deepseek_jax.models.adapters import AdapterSettings, join, merged, split, with_adapter
+from deepseek_jax.models.low_rank import dense, is_weight
+from deepseek_jax.models.quantized import quantized
 from deepseek_jax.ops.low_rank import low_rank
 from deepseek_jax.parallel import logical_names, make_mesh, put_batch, shardings
 from deepseek_jax.rollout import generate
@@ -17,6 +19,7 @@ from deepseek_jax.training import make_optimizer
 from deepseek_jax.training.state import state_maker
 from deepseek_jax.training.step import jitted_step, make_train_step
 from tests.parallel.updates import GRADIENTS, V3, boxed_shapes, host_params, make_batch
+from tests.quick import others_slow
 from tests.recipes.small import one_device
 from tests.tiny import random_leaves, tiny_model
 
@@ -62,10 +65,10 @@ def plain():
     return one_update()
 
 
-@pytest.mark.parametrize("how", HOWS.values(), ids=HOWS)
-def test_an_update_is_that_of_one_device_and_leaves_the_base(plain, how):
+@pytest.mark.parametrize("name", others_slow(HOWS, "expert, tensor", "dots"))
+def test_an_update_is_that_of_one_device_and_leaves_the_base(plain, name):
     """Oracle: the same update unrolled on one device, without recomputation; the base as it was loaded."""
-    loss, gradients, base = one_update(**how)
+    loss, gradients, base = one_update(**HOWS[name])
     np.testing.assert_allclose(loss, plain[0], rtol=1e-5)
 
     def compare(found, wanted):
@@ -133,6 +136,31 @@ def test_completions_are_those_of_the_merged_model(kind):
     np.testing.assert_array_equal(found.completion_ids, expected.completion_ids)
     np.testing.assert_allclose(found.sampler_logprobs, expected.sampler_logprobs, atol=1e-5)
     assert not np.array_equal(found.completion_ids, base.completion_ids)
+
+
+def test_int8_weights_are_those_of_numpy_and_compute_what_they_hold():
+    """Oracle: numpy: each output's largest magnitude is 127.5 steps, so that no weight is off by more than half
+    a step; and the logits of dense weights with the rounded numbers in them.
+    """
+    config, params = tiny_model("mla_moe")
+    found = quantized(jax.tree.map(jnp.copy, params))
+    # Experts, inputs and two halves of outputs, in two layers' stack
+    weight, own = params["moe_layers"]["ffn"]["gate_up"], found["moe_layers"]["ffn"]["gate_up"]
+    steps = np.abs(weight).max(2, keepdims=True) / 127.5
+    np.testing.assert_allclose(own.scale, steps, rtol=1e-6)
+    assert own.qvalue.dtype == np.int8 and np.abs(own.qvalue - weight / steps).max() < 0.501
+    assert (
+        found["embedding"] is not None and found["moe_layers"]["ffn"]["router"].dtype == "float32"
+    )
+    rounded = jax.tree.map(dense, found, is_leaf=is_weight)
+    off = jax.tree.map(lambda a, b: float(jnp.abs(a - b).max()), rounded, params)
+    assert 0 < max(jax.tree.leaves(off)) < 0.01
+    tokens = np.random.default_rng(0).integers(0, config.vocab_size, (2, 16))
+    logits = [np.asarray(forward(config, p, tokens)) for p in (found, rounded)]
+    np.testing.assert_allclose(*logits, atol=1e-5)
+    prompts, options = [[1, 2, 3]], dict(n=2, max_completion_length=8, slots=2)
+    ours, theirs = (generate(config, p, prompts, **options) for p in (found, rounded))
+    np.testing.assert_array_equal(ours.completion_ids, theirs.completion_ids)
 
 
 def test_splitting_is_undone_by_joining_and_moments_are_of_the_adapter_alone():

@@ -3,6 +3,7 @@ changes nothing.
 """
 
 import json
+import shutil
 
 import jax
 import numpy as np
@@ -108,6 +109,20 @@ def test_fine_tuning_lowers_the_loss_by_an_adapter(tmp_path):
     assert after < before - 0.1
     _, base, adapted = left_beside_its_base(tmp_path)
     assert isinstance(adapted, Adapted) and not (tmp_path / "params").exists()
+
+
+def test_a_base_in_int8_learns_too(finished, tmp_path):
+    """Oracle: by hand: at the first step no KL to the frozen policy in int8, and the sampler's
+    log-probabilities are the trainer's; the adapter that is left belongs to the base.
+    """
+    shutil.copytree(finished / "pretrain", tmp_path / "pretrain")
+    shutil.copytree(finished / "data", tmp_path / "data")
+    run_grpo(tmp_path, adapter=LATENT | dict(quantize="int8"))
+    first, second = read_metrics(tmp_path / "metrics.jsonl", "grpo")
+    assert abs(first["kl"]) < 1e-9 and second["kl"] > 1e-4
+    assert all(line["sampler_gap_mean"] < 1e-5 for line in (first, second))
+    _, _, adapted = left_beside_its_base(tmp_path)
+    assert all(pair["lora_b"].any() for pair in adapted.adapter["moe_layers"].values())
 
 
 def test_a_reward_model_is_an_adapter_and_a_head(tmp_path):
