@@ -70,17 +70,26 @@ def _times(name, params):
     return 1
 
 
-def useful_flops(config: ModelConfig, sequence_length: int, *, trains_mtp: bool):
+def useful_flops(
+    config: ModelConfig, sequence_length: int, *, trains_mtp: bool, frozen: bool = False
+):
     """Operations that one token of a full row needs, forward and backward: float.
 
     6 for each weight that the token meets in a product (one product forward and two backward, of two
     operations each). In attention, 6 for each number of a key that a query scores and of a value that it
     weights; a query sees half of its row on average. Nothing is counted twice, whatever the program
     recomputes. trains_mtp: whether a loss trains the multi-token prediction modules, whose layer and head
-    then count as well.
+    then count as well. frozen: see training_flops.
     """
     depths = config.num_nextn_predict_layers if trains_mtp else 0
-    return 3 * forward_flops(config, sequence_length / 2, depths)
+    return training_flops(config, sequence_length / 2, depths, frozen)
+
+
+def training_flops(config: ModelConfig, keys: float, depths: int = 0, frozen: bool = False):
+    """forward_flops, and those of the backward pass. frozen: the weights stay as they are beside an adapter,
+    so that no token needs the product for their gradients; the adapter's own few do not count.
+    """
+    return 3 * forward_flops(config, keys, depths) - frozen * 2 * active_weights(config, depths)
 
 
 def forward_flops(config: ModelConfig, keys: float, depths: int = 0):

@@ -61,7 +61,8 @@ def update_program(
     rng = jax.eval_shape(lambda: jax.random.key(0)).update(sharding=state.step.sharding)
     if "tokens" not in work:
         rows, length = batch["tokens"].shape
-        flops = rows * length * useful_flops(config, length, trains_mtp="mtp_weight" in batch)
+        how = dict(trains_mtp="mtp_weight" in batch, frozen=state.frozen is not None)
+        flops = rows * length * useful_flops(config, length, **how)
         work |= dict(tokens=rows * length, flops=flops, sizes=f"{rows:,} rows x {length:,}")
     return Program(name, step, (state, batch, rng), mesh, model=config, **work)
 

@@ -25,7 +25,8 @@ def distilled(
     answered: tokens that the teacher sampled to write it.
     """
     loss, length = student.loss, student.sequence_length
-    own, taught = useful_flops(policy, length, trains_mtp=False), 0.0
+    how = dict(trains_mtp=False, frozen=student.adapter is not None)
+    own, taught = useful_flops(policy, length, **how), 0.0
     if teacher is not None:
         taught = FORWARD * useful_flops(teacher, length, trains_mtp=False)
     total, rows = 0.0, student.num_steps * student.batch_size
@@ -38,7 +39,8 @@ def distilled(
     if loss.on_policy is not None:
         rows = student.num_steps * loss.on_policy.prompts
         sampled = rows * loss.on_policy.max_completion_length
-        total += rows * length * (own + taught) + sampled * FORWARD * own
+        sampling = FORWARD * useful_flops(policy, length, trains_mtp=False)
+        total += rows * length * (own + taught) + sampled * sampling
     return total
 
 

@@ -110,11 +110,11 @@ class Objective:
         metrics = {name: mean for _, means in parts for name, mean in means.items()}
         return sum(loss for loss, _ in parts), jax.lax.stop_gradient(metrics)
 
-    def flops_per_token(self, sequence_length: int, *, cached: bool):
+    def flops_per_token(self, sequence_length: int, *, cached: bool, frozen: bool = False):
         """The FLOPs that a token of a row needs: the student's update and the teacher's forward pass, if its
-        targets are not cached. Sampled rows do not count.
+        targets are not cached. Sampled rows do not count. frozen: see costs.flops.training_flops.
         """
-        flops = useful_flops(self.student, sequence_length, trains_mtp=False)
+        flops = useful_flops(self.student, sequence_length, trains_mtp=False, frozen=frozen)
         if self.teacher is None or cached:
             return flops
         return flops + forward_flops(self.teacher, sequence_length / 2)

@@ -43,10 +43,12 @@ def train_student(
         started = True
         return update(state, batch, rng, teacher_params)
 
-    needed = objective.flops_per_token(
-        settings.sequence_length, cached=not settings.loss.reads_teacher()
-    )
     state = create(params)
+    needed = objective.flops_per_token(
+        settings.sequence_length,
+        cached=not settings.loss.reads_teacher(),
+        frozen=state.frozen is not None,
+    )
     state = train(settings, state, step, source, run, settings.seed, flops_per_token=needed)
     return without_projections(state.model)
 

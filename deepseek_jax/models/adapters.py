@@ -11,6 +11,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from flax.traverse_util import flatten_dict, unflatten_dict
+from jax.experimental.layout import Format, Layout
 from jax.sharding import Mesh
 
 from deepseek_jax.errors import suggest
@@ -108,13 +109,20 @@ def modules(config: ModelConfig, stack: str):
 
 
 def with_adapter(config: ModelConfig, params, settings: AdapterSettings, mesh: Mesh, seed: int):
-    """The params, which are not copied, with a new adapter on the mesh: -> Adapted. It changes nothing yet.
+    """The params, which are donated, with a new adapter on the mesh: -> Adapted. It changes nothing yet.
 
     Raises ValueError for a target that the model does not have.
     """
     init = functools.partial(init_adapter, config, settings)
     adapter = init_sharded(mesh, init, jax.random.key(seed))
-    return Adapted(params, adapter, settings.alpha / settings.rank)
+
+    def put(path, leaf):
+        form = as_read(path, leaf)
+        # Donated: no second copy of the weights
+        return leaf if form == leaf.format else jax.device_put(leaf, form, donate=True)
+
+    base = jax.tree.map_with_path(put, params)
+    return Adapted(base, adapter, settings.alpha / settings.rank)
 
 
 def abstract_adapted(config: ModelConfig, params, settings: AdapterSettings, mesh: Mesh):
@@ -124,7 +132,19 @@ def abstract_adapted(config: ModelConfig, params, settings: AdapterSettings, mes
     places = shardings(mesh, logical_names(boxed), shapes)
     adapter = jax.tree.map(lambda leaf, place: leaf.update(sharding=place), shapes, places)
     base = params if settings.quantize is None else abstract_quantized(params)
+    base = jax.tree.map_with_path(lambda p, leaf: leaf.update(sharding=as_read(p, leaf)), base)
     return Adapted(base, adapter, settings.alpha / settings.rank)
+
+
+def as_read(path, leaf):
+    """The Format, a sharding with an order of axes in memory, in which a frozen parameter waits.
+
+    On a TPU the halves of a gated MLP's first weight [l d 2 f] stand apart, as their product reads them.
+    Otherwise the compiler would move all of them before every update: a copy of most of the model.
+    """
+    halves = getattr(path[-1], "key", None) == "gate_up" and leaf.ndim == 4
+    on_tpu = next(iter(leaf.sharding.device_set)).platform == "tpu"
+    return Format(Layout((0, 2, 1, 3)), leaf.sharding) if halves and on_tpu else leaf.format
 
 
 def init_adapter(config: ModelConfig, settings: AdapterSettings, rng):

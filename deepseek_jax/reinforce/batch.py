@@ -3,7 +3,7 @@
 import numpy as np
 from jax.sharding import Mesh
 
-from deepseek_jax.costs.flops import forward_flops
+from deepseek_jax.costs.flops import training_flops
 from deepseek_jax.data.batches import abstract_batch
 from deepseek_jax.losses.grpo import group_advantages
 from deepseek_jax.models import ModelConfig
@@ -78,11 +78,11 @@ def abstract_batch_of(settings: ReinforceSettings, mesh: Mesh):
     return abstract_batch(mesh, shapes | {"sampled_by": ((), np.uint32)})
 
 
-def update_flops(config: ModelConfig, prompts, completions):
+def update_flops(config: ModelConfig, prompts, completions, frozen: bool = False):
     """The FLOPs that an update of these rows needs, each prompt once: float.
 
     prompts: int[p], the tokens of each prompt. completions: int[b], those of each completion, b / p adjacent
-    ones a prompt.
+    ones a prompt. frozen: see costs.flops.training_flops.
     """
     prompts, completions = (np.asarray(lengths, np.float64) for lengths in (prompts, completions))
     before = np.repeat(prompts, len(completions) // len(prompts))
@@ -90,7 +90,7 @@ def update_flops(config: ModelConfig, prompts, completions):
     # its completion
     keys = (completions * (before + completions / 2)).sum() + (prompts**2 / 2).sum()
     tokens = completions.sum() + prompts.sum()
-    return 3 * tokens * forward_flops(config, keys / tokens)
+    return tokens * training_flops(config, keys / tokens, frozen=frozen)
 
 
 def _fitted(arrays, t):

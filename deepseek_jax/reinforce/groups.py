@@ -108,7 +108,10 @@ class GroupSource:
         batches = self._updates(state, batch, self.settings.rollout.temperature_at(step))
         self.returned = time.perf_counter(), tokens * self.settings.epochs
         self.flops = self.settings.epochs * update_flops(
-            self.policy.config, batch["prompt_mask"].sum(1), batch["completion_mask"].sum(1)
+            self.policy.config,
+            batch["prompt_mask"].sum(1),
+            batch["completion_mask"].sum(1),
+            frozen=state.frozen is not None,
         )
         return batches, metrics
 

@@ -48,7 +48,7 @@ def reinforcement_programs(
     )
     params = abstract_tree(config, mesh, adapter=adapter)
     batch = abstract_batch_of(settings, mesh)
-    work = _work(settings, config, batch)
+    work = _work(config, batch, adapter is not None)
     create, step = jitted_update(settings, config, params, mesh)
     state = create.eval_shape(params)
     reference = abstract_tree(config, mesh, settings.reference_dtype)
@@ -76,16 +76,16 @@ def reinforcement_programs(
         (params, own),
         mesh,
         times=settings.minibatches * len(scored),
-        **work | {"flops": work["flops"] / 3},
+        **work | {"flops": _work(config, batch, False)["flops"] / 3},
     )
     return [*rolled, score, update]
 
 
-def _work(settings, config, batch):
+def _work(config, batch, frozen):
     """The fields tokens, flops and sizes of an update's Program."""
     rows, s = batch["prompt_ids"].shape
     completions, t = batch["completion_ids"].shape
-    flops = update_flops(config, [s] * rows, [t] * completions)
+    flops = update_flops(config, [s] * rows, [t] * completions, frozen)
     each = completions // rows
     shape = f"{s:,} + {each} x {t:,}" if each > 1 else f"{s:,} + {t:,}"
     return dict(tokens=rows * s + completions * t, flops=flops, sizes=f"{rows:,} rows x {shape}")

@@ -51,7 +51,9 @@ def state_shardings(mesh: Mesh, param_shardings, params, tx, moments: str = "dev
     restore.
     """
     everywhere = NamedSharding(mesh, PartitionSpec())
-    (params, _), (param_shardings, frozen) = split(params), split(param_shardings)
+    (params, rest), (param_shardings, _) = split(params), split(param_shardings)
+    # With the order of axes in memory that models.adapters chose
+    frozen = jax.tree.map(lambda leaf: leaf.format, rest)
     opt_state = optax.tree.map_params(
         tx,
         lambda moment, place: moment if _is_masked(moment) else in_memory(place, moments),

@@ -15,6 +15,7 @@ from deepseek_jax.losses.next_token import next_token_loss
 from deepseek_jax.models import count_params, init_params
 from deepseek_jax.parallel import make_mesh
 from tests.models.test_param_counts import named
+from tests.tiny import tiny_model
 
 X, W = jnp.ones((3, 5)), jnp.ones((5, 7))
 XW = 2 * 3 * 5 * 7
@@ -154,3 +155,11 @@ def test_a_dense_models_active_weights_are_all_but_its_norms():
     config = named("qwen2_5_math_1_5b")
     biases = 28 * (12 + 2 * 2) * 128
     assert active_weights(config) == count_params(config) - biases - (2 * 28 + 1) * 1536
+
+
+def test_a_frozen_weight_needs_two_products_of_three():
+    """Oracle: by hand: 4 for each weight that a token meets; attention has no weights and needs all three."""
+    config, _ = tiny_model("gqa")
+    every, frozen = (useful_flops(config, 64, trains_mtp=False, frozen=f) for f in (False, True))
+    attention = 6 * config.num_hidden_layers * config.num_attention_heads * 2 * config.head_dim * 32
+    assert every - attention == pytest.approx(1.5 * (frozen - attention))

@@ -1,14 +1,16 @@
 """Adapters as a parameterisation: the same recomputed, in stages, on other meshes and in decoding."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.experimental.layout import Format, Layout
 
 from deepseek_jax.losses.next_token import next_token_loss
-from deepseek_jax.models import ModelConfig, forward
+from deepseek_jax.models import ModelConfig, adapters, forward
 from deepseek_jax.models.adapters import AdapterSettings, join, merged, split, with_adapter
 from deepseek_jax.models.low_rank import dense, is_weight
 from deepseek_jax.models.quantized import quantized
@@ -78,12 +80,31 @@ def test_an_update_is_that_of_one_device_and_leaves_the_base(plain, name):
     jax.tree.map(np.testing.assert_array_equal, base, host_params())
 
 
+def test_a_base_in_another_order_in_memory_learns_the_same(plain, monkeypatch):
+    """Oracle: the same update of a base in the usual order. A TPU's own order, here on a CPU."""
+    orders = []
+
+    def as_on_tpu(path, leaf):
+        halves = path[-1].key == "gate_up" and leaf.ndim == 4
+        orders.append(halves)
+        return Format(Layout((0, 2, 1, 3)), leaf.sharding) if halves else leaf.format
+
+    monkeypatch.setattr(adapters, "as_read", as_on_tpu)
+    loss, gradients, base = one_update(scan_layers=True, remat="full")
+    assert any(orders)
+    np.testing.assert_allclose(loss, plain[0], rtol=1e-5)
+    near = functools.partial(np.testing.assert_allclose, rtol=1e-3, atol=1e-6)
+    jax.tree.map(near, gradients, plain[1])
+    jax.tree.map(np.testing.assert_array_equal, base, host_params())
+
+
 def test_gradients_are_those_of_the_dense_weights_projected(plain):
     """Oracle: the chain rule in numpy, from the gradient of the merged model's dense weights: of a it is
     scale * dW b^T, of b scale * a^T dW.
     """
     config = ModelConfig(**V3)
-    params = noisy(with_adapter(config, host_params(), SETTINGS, one_device(), 0))
+    base = jax.tree.map(jnp.asarray, host_params())
+    params = noisy(with_adapter(config, base, SETTINGS, one_device(), 0))
     batch = jax.tree.map(jnp.asarray, make_batch(packed=True))
 
     @jax.jit
@@ -139,8 +160,8 @@ def test_completions_are_those_of_the_merged_model(kind):
 
 
 def test_int8_weights_are_those_of_numpy_and_compute_what_they_hold():
-    """Oracle: numpy: each output's largest magnitude is 127.5 steps, so that no weight is off by more than half
-    a step; and the logits of dense weights with the rounded numbers in them.
+    """Oracle: numpy: each output's largest magnitude is 127.5 steps, so that no weight is off by more than
+    half a step; and the logits of dense weights with the rounded numbers in them.
     """
     config, params = tiny_model("mla_moe")
     found = quantized(jax.tree.map(jnp.copy, params))

@@ -111,7 +111,9 @@ def _student(
     state, batch = create.eval_shape(params), _batch(student, mesh)
     update = update_program(f"{name}: update", step, state, batch, config=config, mesh=mesh)
     flops = update.tokens * objective.flops_per_token(
-        student.sequence_length, cached=not loss.reads_teacher()
+        student.sequence_length,
+        cached=not loss.reads_teacher(),
+        frozen=student.adapter is not None,
     )
     arguments = (*update.arguments, frozen)
     planned = [dataclasses.replace(update, arguments=arguments, flops=flops)]

@@ -48,7 +48,8 @@ def training_programs(
     forward = tokens * reward_flops(model, length) / 3
     work = dict(tokens=tokens, sizes=f"{rows:,} rows x {length:,}")
     create, step = jitted_fit(settings, reward_model_loss(model), params, mesh)
-    state, of_update = create.eval_shape(params), work | dict(flops=3 * forward)
+    needed = tokens * reward_flops(model, length, frozen=adapter is not None)
+    state, of_update = create.eval_shape(params), work | dict(flops=needed)
     update = update_program(
         f"{name}update", step, state, batch, config=model, mesh=mesh, **of_update
     )

@@ -96,7 +96,7 @@ def train_reward_model(
     remembered(folder / "before.json", lambda: measure(params))
     source = PreferenceSource(train, settings, mesh)
     loss_fn = reward_model_loss(model)
-    needed = reward_flops(model, settings.sequence_length)
+    needed = reward_flops(model, settings.sequence_length, frozen=base is not None)
     params = fit(settings, loss_fn, params, source, run.within(folder / PHASE), needed)
     remembered(folder / "after.json", lambda: measure(params))
     if not (folder / "params").exists():
@@ -105,10 +105,10 @@ def train_reward_model(
         save_reward_model(folder / "params", model, params, about, base)
 
 
-def reward_flops(model: ModelConfig, sequence_length: int):
+def reward_flops(model: ModelConfig, sequence_length: int, frozen: bool = False):
     """costs.flops.useful_flops of a token of a reward model, which has no output head."""
-    head = 6 * model.vocab_size * model.hidden_size
-    return useful_flops(model, sequence_length, trains_mtp=False) - head
+    head = (4 if frozen else 6) * model.vocab_size * model.hidden_size
+    return useful_flops(model, sequence_length, trains_mtp=False, frozen=frozen) - head
 
 
 def reward_model_loss(model: ModelConfig):

@@ -14,6 +14,7 @@ from deepseek_jax.evaluation.conversation_loss import ConversationLoss
 from deepseek_jax.evaluation.held_out import evaluate_both
 from deepseek_jax.losses.next_token import next_token_loss
 from deepseek_jax.models import ModelConfig
+from deepseek_jax.models.adapters import Adapted
 from deepseek_jax.parallel.processes import first_process
 from deepseek_jax.recipes.sft.data import (
     check_conversations,
@@ -119,7 +120,8 @@ def fine_tune(settings: FineTuneSettings, policy: Policy, source: PackedDocument
 
     Router biases and multi-token prediction modules stay as they are: the loss gives them no gradient.
     """
-    needed = useful_flops(policy.config, settings.sequence_length, trains_mtp=False)
+    how = dict(trains_mtp=False, frozen=isinstance(policy.params, Adapted))
+    needed = useful_flops(policy.config, settings.sequence_length, **how)
     return fit(settings, fine_tuning_loss(policy.config), policy.params, source, run, needed)
 
 
