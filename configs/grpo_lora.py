@@ -41,6 +41,7 @@ def get_config(arg=None):
         # Trained whole: smaller steps, and moments of half the size
         c.optimizer.update(learning_rate=2e-6, moment_dtype="bfloat16")
     if arg.model == "deepseek_v2_lite":
-        c.update(prompts_per_step=8, micro_batches=2)
-        c.rollout.slots = 64
+        # A group for each of sixteen chips
+        c.update(prompts_per_step=16, micro_batches=1)
+        c.rollout.slots = 128
     return c

@@ -23,7 +23,8 @@ from deepseek_jax.checkpoint.adapter_names import (
 )
 from deepseek_jax.checkpoint.folder import check_new, whole_folder
 from deepseek_jax.models import ModelConfig
-from deepseek_jax.models.adapters import EXPERTS, Adapted, adapter_places, modules
+from deepseek_jax.models.adapter_modules import EXPERTS, adapter_places, modules
+from deepseek_jax.models.adapters import Adapted
 from deepseek_jax.models.quantized import unquantized_leaves
 from deepseek_jax.ops.fingerprint import fingerprint
 from deepseek_jax.parallel.processes import first_process

@@ -7,7 +7,7 @@ import numpy as np
 from deepseek_jax.checkpoint.hf_names import layer_table, letter_sizes
 from deepseek_jax.checkpoint.turn import parse
 from deepseek_jax.models import ModelConfig
-from deepseek_jax.models.adapters import EXPERTS
+from deepseek_jax.models.adapter_modules import EXPERTS
 
 # model.layers of the causal language model that peft wraps
 PREFIX = "base_model.model.model.layers."

@@ -12,7 +12,7 @@ def quantized(params):
     """The params with every weight of attention, MLPs and experts as a qwix.QArray, which `weight` reads.
 
     Its qvalue is int8, and its scale float32: one for each output, layer and expert, the largest magnitude
-    over 127.5. Embedding, head, norms, biases and routers stay as they are.
+    over 127.5. Embedding, head, norms, biases, routers and multi-token prediction stay as they are.
     """
     return _over_weights(params, _quantize)
 
@@ -39,7 +39,8 @@ def _over_weights(params, convert):
 def _input_axes(path, leaf):
     """The axes that a product with this weight contracts; None for any other parameter."""
     names = [key.key for key in path]
-    if names[-1] not in INPUTS:
+    # Multi-token prediction modules are not read beside an adapter, unless for drafts
+    if names[-1] not in INPUTS or names[0].startswith("mtp_"):
         return None
     # Layers come first, then the experts of a MoE layer's own MLP
     of_experts = names[-2] == "ffn" and names[0] == "moe_layers"

@@ -12,7 +12,8 @@ from deepseek_jax.checkpoint import is_adapter, is_orbax, save_adapter, save_orb
 from deepseek_jax.data.tokenizer import checkpoint_path
 from deepseek_jax.errors import at
 from deepseek_jax.models import ModelConfig, build_model
-from deepseek_jax.models.adapters import adapter_axes, with_adapter
+from deepseek_jax.models.adapter_modules import adapter_axes
+from deepseek_jax.models.adapters import with_adapter
 from deepseek_jax.models.quantized import quantized
 from deepseek_jax.parallel.mesh import make_mesh
 from deepseek_jax.parallel.shard import check_batch

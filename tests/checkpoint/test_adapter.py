@@ -16,9 +16,9 @@ from safetensors.numpy import load_file, save_file
 from deepseek_jax.checkpoint import load_adapter, load_hf, save_adapter
 from deepseek_jax.checkpoint.adapter_names import to_tensors
 from deepseek_jax.models import forward
+from deepseek_jax.models.adapter_modules import adapter_axes
 from deepseek_jax.models.adapters import (
     AdapterSettings,
-    adapter_axes,
     join,
     merged,
     split,

@@ -1,0 +1,148 @@
+"""The modules that may have an adapter: Hugging Face's names on the left, our parameters on the right."""
+
+import dataclasses
+from typing import NamedTuple
+
+import flax.linen as nn
+import jax
+from flax.traverse_util import flatten_dict, unflatten_dict
+from jax.sharding import Mesh
+
+from deepseek_jax.errors import suggest
+from deepseek_jax.models.config import ModelConfig
+from deepseek_jax.models.decoder import init_params
+from deepseek_jax.models.layers import INPUTS
+from deepseek_jax.parallel.shard import logical_names, shardings
+
+# The target that stands for every Linear module; routed experts are parameters of one module instead
+ALL_LINEAR = "all-linear"
+
+
+@dataclasses.dataclass(frozen=True)
+class Module:
+    """What holds the weight of one of Hugging Face's modules, in a layer.
+
+    paths: of our parameters. Two of them share lora_a, and split the last axis of lora_b. half: which half of
+    a gated MLP's first weight it is.
+    """
+
+    paths: tuple[str, ...]
+    half: int | None = None
+
+
+ATTENTION = {
+    "self_attn.q_proj": Module(("attention/q",)),
+    "self_attn.k_proj": Module(("attention/k",)),
+    "self_attn.v_proj": Module(("attention/v",)),
+    "self_attn.q_a_proj": Module(("attention/q_down",)),
+    "self_attn.q_b_proj": Module(("attention/q_up",)),
+    "self_attn.kv_a_proj_with_mqa": Module(("attention/kv_down",)),
+    "self_attn.kv_b_proj": Module(("attention/k_up", "attention/v_up")),
+    "self_attn.o_proj": Module(("attention/out",)),
+}
+MLP = {
+    "mlp.gate_proj": Module(("ffn/gate_up",), half=0),
+    "mlp.up_proj": Module(("ffn/gate_up",), half=1),
+    "mlp.down_proj": Module(("ffn/down",)),
+}
+# Parameters of the module "mlp.experts", which holds all routed experts
+EXPERTS = {
+    "mlp.experts.gate_up_proj": Module(("ffn/gate_up",)),
+    "mlp.experts.down_proj": Module(("ffn/down",)),
+}
+MODULES = ATTENTION | MLP | EXPERTS
+
+
+def modules(config: ModelConfig, stack: str):
+    """{name: Module} of what may have an adapter in the layers of a stack.
+
+    The dense layers and the shared experts of a model with routed experts have none: peft has no name for
+    them, as it takes "gate_proj" to mean routed experts there.
+    """
+    if stack == "moe_layers":
+        return ATTENTION | EXPERTS
+    return ATTENTION if config.num_moe_layers else ATTENTION | MLP
+
+
+class Axes(NamedTuple):
+    """The axes of a module's weight, each {logical axis: size}; lead: those of layers and of experts."""
+
+    lead: dict
+    inputs: dict
+    outputs: dict
+
+
+def adapter_axes(config: ModelConfig, targets: tuple[str, ...]):
+    """{(stack, module): Axes} of the targets. Raises ValueError for one that the model does not have."""
+    axes = _module_axes(config)
+    for target in targets:
+        if not any(_matches(module, target) for _, module in axes):
+            known = sorted({_short(module) for _, module in axes})
+            raise ValueError(
+                f"targets={list(targets)!r}: {target!r} is not a module of this model; "
+                f"{suggest(target, [*known, ALL_LINEAR])}"
+            )
+    return {
+        place: each
+        for place, each in axes.items()
+        if any(_matches(place[1], target) for target in targets)
+    }
+
+
+def adapter_places(config: ModelConfig, adapter, mesh: Mesh):
+    """The shardings of an adapter's arrays. Raises ValueError for a module that the model does not have."""
+    axes, names = _module_axes(config), {}
+    for stack, pairs in adapter.items():
+        for module in pairs:
+            if (stack, module) not in axes:
+                raise ValueError(f"{module} is not a module of this model")
+            lead, inputs, outputs = axes[stack, module]
+            names[stack, module] = {
+                "lora_a": axis_names((*lead, *inputs, None)),
+                "lora_b": axis_names((*lead, None, *outputs)),
+            }
+    return shardings(mesh, unflatten_dict(names), adapter)
+
+
+def axis_names(axes):
+    """The logical axes of an adapter's matrix, by which it is split. Latents stay whole: theirs are small."""
+    return tuple(None if name in ("q_lora", "kv_lora") else name for name in axes)
+
+
+def _module_axes(config):
+    """{(stack, module): Axes} of every module of the model."""
+    boxed = jax.eval_shape(lambda: init_params(config, jax.random.key(0)))
+    names = flatten_dict(logical_names(boxed), sep="/")
+    shapes = flatten_dict(nn.unbox(boxed), sep="/")
+    axes = {}
+    for stack in ("dense_layers", "moe_layers"):
+        for module, held in modules(config, stack).items():
+            paths = [f"{stack}/{path}" for path in held.paths]
+            if paths[0] in shapes:
+                sizes = [zip(names[p], shapes[p].shape, strict=True) for p in paths]
+                axes[stack, module] = _axes(module, held, [list(each) for each in sizes])
+    return axes
+
+
+def _axes(module, held: Module, weights):
+    """The Axes of a module. weights: (name, size) of each axis, for each of its parameters."""
+    lead = 2 if module in EXPERTS else 1
+    cut = lead + INPUTS[held.paths[0].rpartition("/")[2]]
+    outputs = dict(weights[0][cut:])
+    if held.half is not None:
+        del outputs["gate_up"]
+    # The parameters share their inputs and all outputs but the last
+    last = weights[0][-1][0]
+    outputs[last] = sum(weight[-1][1] for weight in weights)
+    return Axes(dict(weights[0][:lead]), dict(weights[0][lead:cut]), outputs)
+
+
+def _short(module):
+    """The name as users write it."""
+    return module.removeprefix("mlp.") if module in EXPERTS else module.rpartition(".")[2]
+
+
+def _matches(module, target):
+    if target == ALL_LINEAR:
+        return module not in EXPERTS
+    return _short(module) == target
