@@ -5,11 +5,14 @@ import sys
 from pathlib import Path
 
 import jax
+import numpy as np
 import pytest
+from safetensors.numpy import load_file
 
 from deepseek_jax.checkpoint import load_hf
 from deepseek_jax.data.tokenizer import load_tokenizer, smollm2_gguf
 from launch.convert import convert
+from tests.checkpoint.test_adapter import quietly_adapted
 from tests.models.families import write_released_checkpoint, write_tiny_checkpoint
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -85,3 +88,22 @@ def test_a_mistake_is_one_message_and_status_2(tmp_path):
     assert (
         done.returncode == 2 and "--format=gguf" in done.stderr and "Traceback" not in done.stderr
     )
+
+
+def test_an_adapter_is_merged_as_peft_merges_it(tmp_path):
+    """Oracle: the weights that peft's merge_and_unload gives, under their names."""
+    model = write_tiny_checkpoint("qwen3", tmp_path / "hf")
+    targets = dict(target_modules=["q_proj", "up_proj"])
+    adapted = quietly_adapted(model, **targets)
+    adapted.save_pretrained(tmp_path / "adapter")
+    convert(tmp_path / "hf", tmp_path / "merged", adapter=tmp_path / "adapter")
+    found = load_file(tmp_path / "merged" / "model.safetensors")
+    expected = adapted.merge_and_unload().state_dict()
+    changed = 0
+    for name, tensor in load_file(tmp_path / "hf" / "model.safetensors").items():
+        np.testing.assert_allclose(found[name], expected[name].numpy(), atol=1e-6)
+        changed += not np.array_equal(found[name], tensor)
+    assert changed == 2 * 3
+    with pytest.raises(ValueError, match="no adapter in .*there is no adapter_config.json"):
+        convert(tmp_path / "hf", tmp_path / "x", adapter=tmp_path / "hf")
+    assert not (tmp_path / "x").exists()

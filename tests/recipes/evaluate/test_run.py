@@ -5,10 +5,13 @@ import json
 import os
 import shutil
 
+import jax
 import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
+from deepseek_jax.checkpoint import save_adapter
+from deepseek_jax.models.adapters import AdapterSettings, with_adapter
 from deepseek_jax.recipes.evaluate import report as evaluate_report
 from deepseek_jax.recipes.evaluate import run as evaluate
 from deepseek_jax.rewards import scoring
@@ -17,8 +20,8 @@ from deepseek_jax.rollout.policy import completion_texts
 from deepseek_jax.worlds.arithmetic.tasks import arithmetic_task
 from deepseek_jax.worlds.arithmetic.tokenizer import arithmetic_tokenizer
 from deepseek_jax.worlds.arithmetic.world import SUMS
-from tests.recipes.small import run_recipe
-from tests.tiny import save_tiny_model
+from tests.recipes.small import one_device, run_recipe
+from tests.tiny import random_leaves, save_tiny_model
 
 TOKENIZER = arithmetic_tokenizer()
 EXAMPLES = arithmetic_task(0, 6).held_out
@@ -67,6 +70,28 @@ def finished(checkpoint, tmp_path_factory):
     workdir = tmp_path_factory.mktemp("finished")
     run(checkpoint, workdir)
     return workdir
+
+
+def test_an_adapter_answers_as_the_policy_with_it(saved, tmp_path):
+    """Oracle: generate from the params with the adapter; without it the completions are others."""
+    folder, config, params = saved
+    new = with_adapter(config, params, AdapterSettings(rank=2, alpha=4.0), one_device(), 0)
+    adapted = dataclasses.replace(new, adapter=random_leaves(new.adapter, jax.random.key(0)))
+    save_adapter(tmp_path / "adapter", config, adapted, folder)
+    run(folder, tmp_path / "run", adapter=str(tmp_path / "adapter"))
+    prompts = [TOKENIZER.encode(example["question"] + "\n") for example in EXAMPLES]
+    sampling = dict(n=3, max_completion_length=12, temperature=0.6, top_p=0.95, seed=0, slots=4)
+    texts = [
+        list(completion_texts(TOKENIZER, prompts, rollout))
+        for rollout in (
+            generate(config, p, prompts, eos_ids=(TOKENIZER.eos_id,), **sampling)
+            for p in (adapted, params)
+        )
+    ]
+    found = [text for p in results(tmp_path / "run")["problems"] for text in p["completions"]]
+    assert found == texts[0] != texts[1]
+    with pytest.raises(ValueError, match="^config.adapter=.*there is nothing at this path"):
+        run(folder, tmp_path / "other", adapter=str(tmp_path / "nowhere"))
 
 
 def test_results_are_those_of_one_rollout_judged_by_hand(finished, saved):

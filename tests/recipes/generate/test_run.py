@@ -1,5 +1,6 @@
 """The whole recipe at toy size: stopped, killed or shared, it writes the same bytes."""
 
+import dataclasses
 import json
 import os
 import shutil
@@ -12,8 +13,10 @@ import jax
 import pytest
 
 from configs.generate_small import get_config
+from deepseek_jax.checkpoint import load_orbax, save_adapter
 from deepseek_jax.data.messages import read_conversations
 from deepseek_jax.data.sources import tfds_source
+from deepseek_jax.models.adapters import AdapterSettings, with_adapter
 from deepseek_jax.parallel import make_mesh
 from deepseek_jax.recipes.generate import run as generate
 from deepseek_jax.rewards.arithmetic import correct
@@ -22,7 +25,8 @@ from deepseek_jax.synthesis import teacher
 from deepseek_jax.synthesis.teacher import chunk_paths, read_rows
 from deepseek_jax.training.loop import STOPPED
 from tests.processes import run_two
-from tests.recipes.small import run_recipe
+from tests.recipes.small import one_device, run_recipe
+from tests.tiny import random_leaves
 
 ROOT = Path(__file__).resolve().parents[3]
 DATASET = Path("dataset") / "teacher_conversations" / "1.0.0"
@@ -254,3 +258,19 @@ def test_killed_at_any_moment_it_ends_in_the_same_bytes(finished, with_base):
         process.wait()
     subprocess.run([sys.executable, "-c", program, str(with_base)], cwd=ROOT, check=True)
     assert made(with_base) == made(finished)
+
+
+def test_a_teacher_with_an_adapter_answers_otherwise_and_a_new_one_the_same(finished, tmp_path):
+    """Oracle: the samples of the teacher without an adapter; a new adapter changes nothing."""
+    mesh, params = one_device(), finished / "base" / "params"
+    config, base = load_orbax(params, mesh=mesh)
+    new = with_adapter(config, base, AdapterSettings(rank=2, alpha=4.0), mesh, 0)
+    noisy = random_leaves(new.adapter, jax.random.key(0))
+    adapters = {"new": new, "noisy": dataclasses.replace(new, adapter=noisy)}
+    samples = {}
+    for name, adapted in adapters.items():
+        save_adapter(tmp_path / f"{name}_adapter", config, adapted, params)
+        fields = dict(init_from=str(params), tokenizer="arithmetic", base=None, model={})
+        run(tmp_path / name, adapter=str(tmp_path / f"{name}_adapter"), **fields)
+        samples[name] = list(read_rows(tmp_path / name / "samples"))
+    assert samples["new"] == list(read_rows(finished / "samples")) != samples["noisy"]
