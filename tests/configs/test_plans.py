@@ -5,6 +5,7 @@ import json
 import pytest
 
 from configs import models
+from configs.adapted_models import MODELS
 from deepseek_jax.models import build_model, count_params
 from tests.configs import snapshots
 from tests.experiments import CONFIGS, RUNS
@@ -13,7 +14,12 @@ from tests.rollout.test_tpu_decode import compile_apart
 # The slice of each experiment that names a mesh of many chips; a single v5e for all others
 SLICES = {name.partition(":")[0]: topology for name, topology in snapshots.SLICES.items()}
 V3 = CONFIGS / "pretrain_v3.py"
-PLANNED = [*RUNS, (V3, "context=32k"), (V3, "context=128k")]
+ADAPTED = [
+    (CONFIGS / f"{name}_lora.py", f"model={model}") for name in ("grpo", "sft") for model in MODELS
+]
+PLANNED = [*RUNS, (V3, "context=32k"), (V3, "context=128k"), *ADAPTED]
+# Of an argument that names another mesh than its file
+WIDE = {"model=deepseek_v2_lite": "v5e:4x4"}
 LIST = """
 import json, sys
 from deepseek_jax.costs.program import argument_bytes
@@ -40,7 +46,9 @@ def planned():
     """{(name, arg): [bytes of a device's memory, {program: bytes of its arguments}, [[program, tokens,
     needs]]]} of every experiment, listed by one process without checkpoints, tokenizers or data.
     """
-    jobs = [(path.stem, arg, SLICES.get(path.stem, "v5e:1x1")) for path, arg in PLANNED]
+    jobs = [
+        (path.stem, arg, WIDE.get(arg) or SLICES.get(path.stem, "v5e:1x1")) for path, arg in PLANNED
+    ]
     found = compile_apart(LIST, json.dumps(jobs), timeout=900)
     return {(name, arg): each for (name, arg, _), each in zip(jobs, found, strict=True)}
 
