@@ -46,6 +46,7 @@ from deepseek_jax.rollout.requests import (
 )
 from deepseek_jax.rollout.sampling import Sampling
 from deepseek_jax.rollout.slots import rooms
+from deepseek_jax.rollout.weights import in_place, is_quantized
 
 # Tokens of a completion that the caches have room for at first, and the factor by which it grows
 FIRST_ROOM, GROWTH = 2048, 4
@@ -150,7 +151,8 @@ class _Engine:
     def __init__(self, parts, fixed, params, requests):
         """parts: steps.Parts. fixed: (config, sampling, eos_ids), for which they are compiled."""
         self.parts, self.fixed, self.config, self.requests = parts, fixed, fixed[0], requests
-        self.weights = parts.decoding_weights(self.config, params)
+        prepare = in_place if is_quantized(params) else parts.decoding_weights
+        self.weights = prepare(self.config, params)
         # The number of the chunk that is prefilled
         self.chunk = None
 

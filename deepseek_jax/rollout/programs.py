@@ -3,6 +3,7 @@
 import dataclasses
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
@@ -16,6 +17,7 @@ from deepseek_jax.rollout import steps
 from deepseek_jax.rollout.engine import batch_parts_of, rollout_config
 from deepseek_jax.rollout.requests import PROMPT_BUCKET, chunk_rows
 from deepseek_jax.rollout.sampling import Sampling
+from deepseek_jax.rollout.weights import in_place, is_quantized
 
 # Of a program that only moves numbers
 NO_WORK = dict(tokens=0, flops=0.0)
@@ -100,7 +102,11 @@ class _Rollout:
     def weights(self, params):
         arguments = self.config, params
         work = dict(part=SYNC, sizes="") | NO_WORK
-        return self._program("weights", steps.decoding_weights, arguments, **work)
+        function = steps.decoding_weights
+        if is_quantized(params):
+            # Nothing is copied: donated, the results are the arguments
+            function = jax.jit(in_place, static_argnums=0, donate_argnums=1)
+        return self._program("weights", function, arguments, **work)
 
     def prefill(self, chunks: int, continued: bool = False):
         rows, room = self.chunk, self.prompt_room + (self.longest if continued else 0)

@@ -23,7 +23,7 @@ from deepseek_jax.parallel.decoding import own_rows, own_slots
 from deepseek_jax.rollout import steps
 from deepseek_jax.rollout.sampling import distribution, draw, verify
 from deepseek_jax.rollout.slots import append, on_rollout_mesh, pinned, repeat, rooms
-from deepseek_jax.rollout.weights import axis_names, cast
+from deepseek_jax.rollout.weights import axis_names, cast, layers_of
 
 
 class Drafting(NamedTuple):
@@ -153,7 +153,7 @@ def _run(config, weights, tokens, caches, rope, write):
     """Run the model on two tokens a sequence: int32[b z] -> (hidden [b z d], caches)."""
     x_bzd = steps.embed(weights, tokens)
     written = []
-    for index, (layer, cache) in enumerate(zip(weights["layers"], caches, strict=True)):
+    for index, (layer, cache) in enumerate(zip(layers_of(weights, x_bzd), caches, strict=True)):
         x_bzd, cache = steps.layer_at(config, index).apply(
             {"params": layer}, x_bzd, rope, cache, write, method="extend"
         )

@@ -29,7 +29,7 @@ from deepseek_jax.rollout.slots import (
     repeat,
     rooms,
 )
-from deepseek_jax.rollout.weights import decoding_weights
+from deepseek_jax.rollout.weights import decoding_weights, layers_of
 
 
 class Parts(NamedTuple):
@@ -95,7 +95,7 @@ def run_prompts(config, weights, tables, tokens, lengths):
     rope = [table[:t] for table in tables]
     x_ptd = embed(weights, tokens)
     caches = []
-    for index, layer in enumerate(weights["layers"]):
+    for index, layer in enumerate(layers_of(weights, x_ptd)):
         x_ptd, _, remembered = layer_at(config, index).apply(
             {"params": layer}, x_ptd, rope, segment_ids
         )
@@ -195,7 +195,7 @@ def decode(config, sampling, eos_ids, weights, tables, slots, ends):
         rope = [jnp.take(table, positions[:, None], axis=0, mode="clip") for table in tables]
         x_bd = embed(weights, slots.last_token)
         caches = []
-        for index, layer in enumerate(weights["layers"]):
+        for index, layer in enumerate(layers_of(weights, x_bd)):
             x_bd, cache = layer_at(config, index).apply(
                 {"params": layer}, x_bd, rope, slots.caches[index], write, method="decode"
             )

@@ -1,5 +1,6 @@
 """Parameters in the form for decoding, once a rollout."""
 
+import dataclasses
 import functools
 
 import jax
@@ -21,6 +22,35 @@ def cast(config, params):
 def _cast(config, path, leaf):
     keep = any("router" in str(part) for part in path)
     return leaf if keep else leaf.astype(config.dtype)
+
+
+@functools.partial(jax.tree_util.register_dataclass, data_fields=["stacks"], meta_fields=["counts"])
+@dataclasses.dataclass(frozen=True)
+class InPlace:
+    """The layers of a model whose base is in int8: stacks as they were trained, of so many layers each."""
+
+    stacks: list
+    counts: tuple[int, ...]
+
+    def one_by_one(self, x):
+        """The layers' params. x: what changes with every token: slices that did not depend on it would be
+        taken once for all tokens, which needs the memory of a second model.
+        """
+        stacks, _ = jax.lax.optimization_barrier((self.stacks, x))
+        for stack, count in zip(stacks, self.counts, strict=True):
+            for i in range(count):
+                yield jax.tree.map(lambda leaf, i=i: leaf[i], stack)
+
+
+def layers_of(weights, x):
+    """Each layer's params, in order. x: the hidden states that enter the first."""
+    layers = weights["layers"]
+    return layers.one_by_one(x) if isinstance(layers, InPlace) else layers
+
+
+def is_quantized(params):
+    """Whether weights of the params are in int8."""
+    return any(map(keeps_quantized, jax.tree.leaves(params, is_leaf=is_weight)))
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -45,25 +75,32 @@ def decoding_weights(config, params):
             layers.append(jax.tree.map_with_path(move, layer, own, is_leaf=is_weight))
     # Under config.fp8, models.layers multiplies by another op, which takes weights as they are
     if not config.fp8:
-        layers = jax.tree.map_with_path(_prepared, layers, is_leaf=is_weight)
-    vocabulary = {name: params[name] for name in ("embedding", "head") if name in params}
-    vocabulary = {
-        name: constrain(cast(config, leaf), names[name]) for name, leaf in vocabulary.items()
-    }
-    return vocabulary | {
-        "final_norm": cast(config, params["final_norm"]["scale"]),
-        "layers": layers,
-    }
+        layers = jax.tree.map_with_path(_prepared, layers)
+    vocabulary = _vocabulary(config, params)
+    placed = {n: constrain(vocabulary[n], names[n]) for n in ("embedding", "head") if n in params}
+    return vocabulary | placed | {"layers": layers}
+
+
+def in_place(config, params):
+    """decoding_weights of a base in int8, which stays as it is: one more copy would not fit. See InPlace."""
+    params = whole(params)
+    counts = {"dense_layers": config.num_dense_layers, "moe_layers": config.num_moe_layers}
+    stacks = {name: count for name, count in counts.items() if count}
+    layers = InPlace([params[name] for name in stacks], tuple(stacks.values()))
+    return _vocabulary(config, params) | {"layers": layers}
+
+
+def _vocabulary(config, params):
+    """What comes before the layers and after them, in the compute dtype."""
+    kept = {name: params[name] for name in ("embedding", "head") if name in params}
+    return cast(config, kept | {"final_norm": params["final_norm"]["scale"]})
 
 
 def _moved(config, path, leaf, axes):
     """A layer's parameter in the compute dtype, where decoding needs it.
 
-    An adapter is merged here: the result is what the model computes with, rounded the same way. Beside int8
-    it is merged at every token instead.
+    An adapter is merged here: the result is what the model computes with, rounded the same way.
     """
-    if keeps_quantized(leaf):
-        return leaf
     # Cast and unstacked first: weights that change their place travel a layer at a time, in few bytes
     return constrain(_cast(config, path, dense(leaf)), axes)
 
@@ -80,8 +117,6 @@ def _is_axes(x):
 def _prepared(path, leaf):
     """A weight that models.layers.linear multiplies by in ops.decoding.prepare's form, any other as it is."""
     name = path[-1].key
-    if is_weight(leaf):
-        return leaf
     # Experts' weights have the same names and one more axis
     is_of_experts = leaf.ndim == {"gate_up": 4, "down": 3}.get(name)
     return prepare(leaf, LINEAR[name]) if name in LINEAR and not is_of_experts else leaf
