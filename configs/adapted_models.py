@@ -13,6 +13,12 @@ MODELS = {
         LORA,
         {},
     ),
+    "r1_distill_qwen_7b": (
+        "DeepSeek-R1-Distill-Qwen-7B",
+        models.r1_distill_qwen_7b(),
+        LORA | dict(quantize="int8"),
+        {},
+    ),
     # Small enough to be trained whole
     "qwen3_0_6b": ("Qwen3-0.6B", models.qwen3_0_6b(), None, {}),
     "deepseek_v2_lite": (

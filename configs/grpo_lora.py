@@ -22,6 +22,8 @@ def get_config(arg=None):
     if arg.model == "smollm2":
         return c
     c.rollout.max_completion_length, c.micro_batches = 512, 4
+    if arg.model == "r1_distill_qwen_7b":
+        c.rollout.slots = 8
     if arg.model == "qwen3_0_6b":
         # Trained whole: smaller steps, and moments of half the size
         c.optimizer.update(learning_rate=2e-6, moment_dtype="bfloat16")

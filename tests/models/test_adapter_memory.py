@@ -50,6 +50,7 @@ def test_an_update_holds_neither_a_second_model_nor_a_whole_gradient(quantize):
         ("grpo", "qwen2_5_1_5b", 6),
         ("grpo", "qwen3_0_6b", 11),
         ("sft", "r1_distill_qwen_1_5b", 6),
+        ("sft", "r1_distill_qwen_7b", 12),
     ],
 )
 def test_an_update_of_a_config_fits_colabs_chip(name, model, gib):
