@@ -68,7 +68,7 @@ PUBLISHED = (
         seconds=90.668,
         source="training/v5p/DeepSeek3-671B-MaxText: 25,165,824 tokens a step, float32 weights",
         mesh=dict(data=1, fsdp=16, expert=32),
-        micro_batch_size=256,
+        micro_batch_size=512,
     ),
     Published(
         "128 tpu7x chips",
