@@ -22,7 +22,7 @@ class Published:
     """A published step of DeepSeek-V3's pre-training in bfloat16, on synthetic data, without MTP.
 
     topology: of launch/plan.py. rows of length tokens each are a batch. seconds: of a step. source: of these
-    numbers. mesh, micro_batch_size: ours, fields of configs/pretrain_v3.py.
+    numbers. mesh, micro_batch_size, remat: ours, fields of configs/pretrain_v3.py.
     """
 
     name: str
@@ -33,6 +33,7 @@ class Published:
     source: str
     mesh: dict
     micro_batch_size: int
+    remat: str
 
     @property
     def tokens(self):
@@ -54,6 +55,7 @@ class Published:
         return {
             "mesh": self.mesh,
             "model.num_nextn_predict_layers": 0,
+            "model.remat": self.remat,
             **{f"stages.stage_1.{name}": value for name, value in stage.items()},
         }
 
@@ -69,6 +71,7 @@ PUBLISHED = (
         source="training/v5p/DeepSeek3-671B-MaxText: 25,165,824 tokens a step, float32 weights",
         mesh=dict(data=1, fsdp=16, expert=32),
         micro_batch_size=512,
+        remat="attention",
     ),
     Published(
         "128 tpu7x chips",
@@ -79,5 +82,7 @@ PUBLISHED = (
         source="training/ironwood/deepseek3-671b/4k-bf16-tpu7x-4x4x8: random routing",
         mesh=dict(data=1, fsdp=8, expert=32),
         micro_batch_size=256,
+        # A core has half of a chip's memory
+        remat="full",
     ),
 )
