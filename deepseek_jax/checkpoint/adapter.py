@@ -25,9 +25,9 @@ from deepseek_jax.checkpoint.folder import check_new, whole_folder
 from deepseek_jax.models import ModelConfig
 from deepseek_jax.models.adapter_modules import EXPERTS, adapter_places, modules
 from deepseek_jax.models.adapters import Adapted
-from deepseek_jax.models.quantized import unquantized_leaves
+from deepseek_jax.models.quantized import is_quantized, unquantized_leaves
 from deepseek_jax.ops.fingerprint import fingerprint
-from deepseek_jax.parallel.processes import first_process
+from deepseek_jax.parallel.processes import first_process, say
 
 CONFIG, TENSORS = "adapter_config.json", "adapter_model.safetensors"
 # Ours, which peft does not read: what fingerprints the base
@@ -36,13 +36,14 @@ BASE = "base.json"
 PLAIN = {
     "peft_type": ("LORA",),
     "bias": ("none",),
-    "use_dora": (False, None),
-    "lora_bias": (False, None),
-    "fan_in_fan_out": (False, None),
-    "modules_to_save": (None, []),
-    "layers_to_transform": (None, []),
-    "layer_replication": (None, []),
-    "trainable_token_indices": (None, []),
+    # The others begin from weights that they also take out of the base
+    "init_lora_weights": (True, False, None, "gaussian", "orthogonal", "eva"),
+    **dict.fromkeys(("use_dora", "use_qalora", "use_bdlora"), (False, None)),
+    **dict.fromkeys(("lora_bias", "fan_in_fan_out"), (False, None)),
+    **dict.fromkeys(("modules_to_save", "trainable_token_indices"), (None, [])),
+    **dict.fromkeys(("layers_to_transform", "layer_replication"), (None, [])),
+    **dict.fromkeys(("alora_invocation_tokens", "arrow_config", "kasa_config"), (None,)),
+    **dict.fromkeys(("velora_config", "monteclora_config"), (None,)),
 }
 
 
@@ -57,7 +58,7 @@ def save_adapter(folder: str | Path, config: ModelConfig, params: Adapted, base:
     Raises ValueError for a folder that is not empty. A failure leaves nothing behind.
     """
     check_new(folder)
-    adapter, number = params.adapter, base_fingerprint(params.base)
+    adapter, about = params.adapter, {"path": str(base)} | base_fingerprints(params.base)
     if jax.process_count() > 1:
         adapter = multihost_utils.process_allgather(adapter, tiled=True)
     tensors, ranks = {}, {}
@@ -75,7 +76,6 @@ def save_adapter(folder: str | Path, config: ModelConfig, params: Adapted, base:
             save_file(tensors, partial / TENSORS, metadata={"format": "pt"})
             text = json.dumps(_config(ranks, params.scale, base), indent=2)
             (partial / CONFIG).write_text(text + "\n")
-            about = {"path": str(base), "fingerprint": number}
             (partial / BASE).write_text(json.dumps(about, indent=2) + "\n")
 
 
@@ -101,9 +101,9 @@ def _config(ranks, scale, base):
 def load_adapter(folder: str | Path, config: ModelConfig, params, mesh: Mesh):
     """Read an adapter of peft's, or of save_adapter, beside the params of its base: -> Adapted.
 
-    Raises ValueError where the folder holds something else than plain LoRA of one
-    scale, where a tensor is missing, and for an adapter of another base: of another architecture, or, where
-    save_adapter wrote it, of other weights.
+    Raises ValueError where the folder holds something else than plain LoRA of one scale, where a tensor is
+    missing, and for an adapter of another base: of another architecture, or, where save_adapter wrote it, of
+    other weights. Beside int8 on one side alone, the weights that int8 rounds are not compared.
     """
     folder = Path(folder)
     for name in (CONFIG, TENSORS):
@@ -148,29 +148,41 @@ def _scale(text, path):
     return own
 
 
-def base_fingerprint(params):
-    """A number for the parameters beside an adapter, the same in float32, in bfloat16 and on any mesh.
+def base_fingerprints(params):
+    """Numbers for the parameters beside an adapter, the same in float32, in bfloat16 and on any mesh.
 
-    Of those that int8 leaves as they are: the embedding, the head, norms, biases and routers.
+    unrounded: of those that int8 leaves as they are, the embedding, the head, norms, biases and routers. all:
+    of every parameter, or None in int8.
     """
 
     @jax.jit
     def rounded(leaves):
         return fingerprint([leaf.astype(jnp.bfloat16) for leaf in leaves])
 
-    return int(rounded(unquantized_leaves(params)))
+    whole = None if is_quantized(params) else int(rounded(jax.tree.leaves(params)))
+    return {"unrounded": int(rounded(unquantized_leaves(params))), "all": whole}
 
 
 def _check_base(folder, params):
     """Raise ValueError where save_adapter wrote the folder beside other parameters than these."""
     if not (folder / BASE).is_file():
         return
-    about = json.loads((folder / BASE).read_text())
-    if about["fingerprint"] != base_fingerprint(params):
+    saved, own = json.loads((folder / BASE).read_text()), base_fingerprints(params)
+    comparable = [name for name in own if None not in (own[name], saved[name])]
+    if any(own[name] != saved[name] for name in comparable):
         raise ValueError(
-            f"the adapter in {folder} was trained beside the parameters in {about['path']}, and these are "
-            "others; give that checkpoint"
+            f"the adapter in {folder} was trained beside the parameters in {saved['path']}, and these are "
+            "others, or have been merged with an adapter; give that checkpoint"
         )
+    if (own["all"] is None) != (saved["all"] is None):
+        say(
+            f"the adapter in {folder} was trained beside weights {_kind(saved)}, and these are {_kind(own)}: "
+            "the rounding of int8 will show in its answers"
+        )
+
+
+def _kind(fingerprints):
+    return "in int8" if fingerprints["all"] is None else "that are not rounded"
 
 
 def _arrays(config, tensors):

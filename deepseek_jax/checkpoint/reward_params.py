@@ -13,6 +13,7 @@ from deepseek_jax.checkpoint.folder import check_new, whole_folder
 from deepseek_jax.checkpoint.load import load_params
 from deepseek_jax.checkpoint.orbax_params import load_orbax, save_orbax
 from deepseek_jax.models import ModelConfig
+from deepseek_jax.models.quantized import is_quantized, quantized
 from deepseek_jax.models.reward import decoder_params, init_reward_head, reward_config
 from deepseek_jax.parallel import logical_names, shardings
 from deepseek_jax.parallel.processes import first_process
@@ -36,7 +37,8 @@ def save_reward_model(
             save_orbax(partial / "decoder", config, params["decoder"])
         else:
             save_adapter(partial / "adapter", config, params["decoder"], base)
-            about = about | {"base": str(Path(base).absolute())}
+            kind = "int8" if is_quantized(params["decoder"]) else None
+            about = about | {"base": str(Path(base).absolute()), "quantize": kind}
         ocp.save(partial / "head", params["head"])
         if first_process():
             (partial / ABOUT).write_text(json.dumps(about, indent=2) + "\n")
@@ -51,7 +53,7 @@ def load_reward_model(folder: str | Path, mesh: Mesh):
     if not (folder / ABOUT).is_file():
         raise ValueError(f"no reward model in {folder}: there is no {ABOUT}")
     about = json.loads((folder / ABOUT).read_text())
-    config, decoder = _decoder(folder, about.get("base"), mesh)
+    config, decoder = _decoder(folder, about, mesh)
     boxed = jax.eval_shape(lambda rng: init_reward_head(config, rng), jax.random.key(0))
     shapes = nn.unbox(boxed)
     wanted = jax.tree.map(
@@ -63,10 +65,12 @@ def load_reward_model(folder: str | Path, mesh: Mesh):
     return config, params, about
 
 
-def _decoder(folder, base, mesh):
-    """(ModelConfig, params) of the decoder. base: the path of the parameters that its adapter is beside."""
-    if base is None:
+def _decoder(folder, about, mesh):
+    """(ModelConfig, params) of the decoder: with an adapter, about.base holds the other parameters."""
+    if about.get("base") is None:
         return load_orbax(folder / "decoder", dtype="float32", mesh=mesh)
-    config, params = load_params(base, dtype="float32", mesh=mesh)
+    config, params = load_params(about["base"], dtype="float32", mesh=mesh)
     config, params = reward_config(config), decoder_params(params)
+    if about["quantize"] is not None:
+        params = quantized(params)
     return config, load_adapter(folder / "adapter", config, params, mesh)

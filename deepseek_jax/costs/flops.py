@@ -87,7 +87,8 @@ def useful_flops(
 
 def training_flops(config: ModelConfig, keys: float, depths: int = 0, frozen: bool = False):
     """forward_flops, and those of the backward pass. frozen: the weights stay as they are beside an adapter,
-    so that no token needs the product for their gradients; the adapter's own few do not count.
+    which needs no gradient of theirs; the adapter's own few products do not count. (Our program computes that
+    gradient all the same, a layer at a time, because it merges the two.)
     """
     return 3 * forward_flops(config, keys, depths) - frozen * 2 * active_weights(config, depths)
 

@@ -96,16 +96,17 @@ def shards(program: Program, mesh: AbstractMesh):
     )
     state, itemsize = arguments[0], compute_bytes(program)
     gathered, layers = {}, {}
-    for path, leaf in jax.tree.leaves_with_path(state.params):
+    # Of a model with an adapter, the frozen weights too
+    for path, leaf in jax.tree.leaves_with_path(state.model):
         axes = tuple(a for a in ("fsdp", "context") if _splits(leaf.sharding.spec, a))
         held = math.prod(leaf.sharding.shard_shape(leaf.shape)) * itemsize
         whole = held * axis_parts(mesh, axes)
         if axes:
             gathered[axes] = gathered.get(axes, 0) + whole
-        keys = [key.key for key in path]
+        keys = [getattr(key, "key", "") for key in path]
         # The layers of a stack are gathered one after the other
         stack = next((key for key in keys if key.endswith("_layers")), None)
-        name = stack or keys[0]
+        name = stack or next(filter(None, keys), "")
         layers[name] = layers.get(name, 0) + whole // (leaf.shape[0] if stack else 1)
     return Shards(
         argument_bytes(arguments), argument_bytes(state.params), gathered, max(layers.values())

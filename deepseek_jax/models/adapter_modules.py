@@ -96,17 +96,20 @@ def adapter_places(config: ModelConfig, adapter, mesh: Mesh):
         for module in pairs:
             if (stack, module) not in axes:
                 raise ValueError(f"{module} is not a module of this model")
-            lead, inputs, outputs = axes[stack, module]
-            names[stack, module] = {
-                "lora_a": axis_names((*lead, *inputs, None)),
-                "lora_b": axis_names((*lead, None, *outputs)),
-            }
+            both = matrix_axes(axes[stack, module], rank=0)
+            names[stack, module] = {m: tuple(name for name, _ in own) for m, own in both.items()}
     return shardings(mesh, unflatten_dict(names), adapter)
 
 
-def axis_names(axes):
-    """The logical axes of an adapter's matrix, by which it is split. Latents stay whole: theirs are small."""
-    return tuple(None if name in ("q_lora", "kv_lora") else name for name in axes)
+def matrix_axes(axes: Axes, rank: int):
+    """{"lora_a", "lora_b"}: lists of (logical axis, size). None, for rank and latents, stays whole."""
+    lead, inputs, outputs = (list(part.items()) for part in axes)
+    both = {"lora_a": [*lead, *inputs, (None, rank)], "lora_b": [*lead, (None, rank), *outputs]}
+    latent = ("q_lora", "kv_lora")
+    return {
+        matrix: [(None if name in latent else name, size) for name, size in own]
+        for matrix, own in both.items()
+    }
 
 
 def _module_axes(config):

@@ -14,7 +14,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.experimental.layout import Format, Layout
 from jax.sharding import Mesh
 
-from deepseek_jax.models.adapter_modules import ALL_LINEAR, MODULES, adapter_axes, axis_names
+from deepseek_jax.models.adapter_modules import ALL_LINEAR, MODULES, adapter_axes, matrix_axes
 from deepseek_jax.models.config import ModelConfig
 from deepseek_jax.models.low_rank import LowRank, dense, is_weight
 from deepseek_jax.models.quantized import abstract_quantized
@@ -29,10 +29,10 @@ class AdapterSettings:
     """Adapters of this rank; their product is scaled by alpha / rank.
 
     targets: Hugging Face's names of modules, such as "q_proj"; "experts.gate_up_proj" and
-    "experts.down_proj" for routed experts; "all-linear" for everything but those. init: of a, while b starts
-    at zero: uniform within 1 / sqrt(inputs), or normal with deviation 1 / rank, as peft's True and
-    "gaussian". quantize: "int8" keeps the frozen weights in half the memory of bfloat16, see
-    models.quantized.
+    "experts.down_proj" for routed experts; "all-linear" for attention and MLPs, in a model with routed
+    experts for attention alone. init: of a, while b starts at zero: uniform within 1 / sqrt(inputs), or
+    normal with deviation 1 / rank, as peft's True and "gaussian". quantize: "int8" keeps the frozen weights
+    in half the memory of bfloat16, see models.quantized.
     """
 
     rank: Count
@@ -76,7 +76,7 @@ def with_adapter(config: ModelConfig, params, settings: AdapterSettings, mesh: M
 
 
 def abstract_adapted(config: ModelConfig, params, settings: AdapterSettings, mesh: Mesh):
-    """with_adapter of ShapeDtypeStructs, whose base is quantized if the settings say so."""
+    """What a run has of ShapeDtypeStructs: recipes.start quantizes the base, and with_adapter follows."""
     boxed = jax.eval_shape(lambda: init_adapter(config, settings, jax.random.key(0)))
     shapes = nn.unbox(boxed)
     places = shardings(mesh, logical_names(boxed), shapes)
@@ -102,18 +102,17 @@ def init_adapter(config: ModelConfig, settings: AdapterSettings, rng):
     r, adapter = settings.rank, {}
     places = sorted(adapter_axes(config, settings.targets).items())
     for key, (place, axes) in zip(jax.random.split(rng, len(places)), places, strict=True):
-        a_axes = {**axes.lead, **axes.inputs, None: r}
-        b_axes = {**axes.lead, None: r, **axes.outputs}
-        draw = UNIFORM if settings.init == "uniform" else jax.random.normal
-        deviation = (
-            1 / r if settings.init == "gaussian" else math.prod(axes.inputs.values()) ** -0.5
+        matrices = matrix_axes(axes, r)
+        (a_names, a_shape), (b_names, b_shape) = (
+            zip(*own, strict=True) for own in matrices.values()
         )
-        a = draw(key, tuple(a_axes.values())) * deviation
+        if settings.init == "uniform":
+            a = UNIFORM(key, a_shape) * math.prod(axes.inputs.values()) ** -0.5
+        else:
+            a = jax.random.normal(key, a_shape) / r
         adapter[place] = {
-            "lora_a": nn.LogicallyPartitioned(a, axis_names(a_axes)),
-            "lora_b": nn.LogicallyPartitioned(
-                jnp.zeros(tuple(b_axes.values())), axis_names(b_axes)
-            ),
+            "lora_a": nn.LogicallyPartitioned(a, a_names),
+            "lora_b": nn.LogicallyPartitioned(jnp.zeros(b_shape), b_names),
         }
     return unflatten_dict(adapter)
 
@@ -149,8 +148,10 @@ def merged(params: Adapted):
     """The params of a model without an adapter that computes the same: dense weights in the base's dtypes."""
 
     def merge(leaf, own):
+        if not is_weight(leaf):
+            return leaf
         # One layer after another
-        return jax.lax.map(dense, leaf).astype(own.dtype) if is_weight(leaf) else leaf
+        return jax.lax.map(lambda layer: dense(layer).astype(own.dtype), leaf)
 
     return jax.tree.map(merge, whole(params), params.base, is_leaf=is_weight)
 

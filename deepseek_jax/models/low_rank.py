@@ -55,11 +55,6 @@ def dense(leaf):
     return leaf.dense() if isinstance(leaf, LowRank) else leaf
 
 
-def keeps_quantized(leaf):
-    """Whether a weight is in int8: as one array it would need the memory that this saves."""
-    return _is_quantized(leaf.base if isinstance(leaf, LowRank) else leaf)
-
-
 def _is_quantized(node):
     # By its field, so that nothing imports qwix that does not quantize
     return hasattr(node, "qvalue")

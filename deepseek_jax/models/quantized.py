@@ -22,9 +22,18 @@ def abstract_quantized(params):
     return _over_weights(params, _abstract)
 
 
+def is_quantized(params):
+    """Whether weights of the params, or of the base beside an adapter, are in int8."""
+    return any(map(_holds_int8, jax.tree.leaves(params, is_leaf=_holds_int8)))
+
+
+def _holds_int8(node):
+    return hasattr(node, "qvalue")
+
+
 def unquantized_leaves(params):
     """The leaves that quantized leaves as they are."""
-    leaves = jax.tree.leaves_with_path(params, is_leaf=lambda x: hasattr(x, "qvalue"))
+    leaves = jax.tree.leaves_with_path(params, is_leaf=_holds_int8)
     return [leaf for path, leaf in leaves if _input_axes(path, leaf) is None]
 
 

@@ -13,7 +13,7 @@ from deepseek_jax.data.tokenizer import checkpoint_path
 from deepseek_jax.errors import at
 from deepseek_jax.models import ModelConfig, build_model
 from deepseek_jax.models.adapter_modules import adapter_axes
-from deepseek_jax.models.adapters import with_adapter
+from deepseek_jax.models.adapters import AdapterSettings, with_adapter
 from deepseek_jax.models.quantized import quantized
 from deepseek_jax.parallel.mesh import make_mesh
 from deepseek_jax.parallel.shard import check_batch
@@ -55,13 +55,13 @@ def _checkpoint(settings: PolicyRun, mesh, template: str):
     with at("init_from"):
         if settings.trains_whole():
             return load(mesh, trained=True)
-        if settings.adapter.quantize is None:
-            return load(mesh)
-        return _quantized(load, mesh)
+        return frozen(load, settings.adapter, mesh)
 
 
-def _quantized(load, mesh):
-    """The Policy with a frozen base in int8. load(mesh) reads it."""
+def frozen(load, adapter: AdapterSettings, mesh):
+    """The Policy that load(mesh) reads, to stay as it is beside an adapter: in int8, if that says so."""
+    if adapter.quantize is None:
+        return load(mesh)
     if mesh.size > 1:
         policy = load(mesh)
         return policy.at(quantized(policy.params))
@@ -109,11 +109,17 @@ def adapted(policy: Policy, settings: AdapterRun, mesh):
 
 def save_trained(settings: AdapterRun, folder: Path, config: ModelConfig, params):
     """Write folder/params; of a policy with an adapter folder/adapter alone. Again, it does nothing."""
+    target = folder / left_in(settings)
     # save_orbax and save_adapter refuse a folder with files
-    if settings.adapter is None and not is_orbax(folder / "params"):
-        save_orbax(folder / "params", config, params)
-    elif settings.adapter is not None and not is_adapter(folder / "adapter"):
-        save_adapter(folder / "adapter", config, params, base_path(settings, folder))
+    if settings.adapter is None and not is_orbax(target):
+        save_orbax(target, config, params)
+    elif settings.adapter is not None and not is_adapter(target):
+        save_adapter(target, config, params, base_path(settings, folder))
+
+
+def left_in(settings: AdapterRun):
+    """The folder that save_trained writes."""
+    return "params" if settings.adapter is None else "adapter"
 
 
 def base_path(settings: PolicyRun, folder: Path):

@@ -25,6 +25,7 @@ import dataclasses
 import jax
 import numpy as np
 
+from deepseek_jax.models.quantized import is_quantized
 from deepseek_jax.parallel.decoding import decoding_mesh, decoding_rules
 from deepseek_jax.parallel.shard import axis_parts
 from deepseek_jax.rollout import speculative as drafting
@@ -46,7 +47,7 @@ from deepseek_jax.rollout.requests import (
 )
 from deepseek_jax.rollout.sampling import Sampling
 from deepseek_jax.rollout.slots import rooms
-from deepseek_jax.rollout.weights import in_place, is_quantized
+from deepseek_jax.rollout.weights import in_place
 
 # Tokens of a completion that the caches have room for at first, and the factor by which it grows
 FIRST_ROOM, GROWTH = 2048, 4
@@ -89,6 +90,8 @@ def generate(
     sampling = Sampling(float(temperature), float(top_p), top_k)
     check(config, sampling, prompts, max_completion_length, n, slots)
     check_begun(log.begun, max_completion_length, speculative)
+    if speculative and is_quantized(params):
+        raise ValueError("speculative=True does not take weights in int8; set speculative to False")
     parts = drafting.parts(config) if speculative else steps.PARTS
     config = rollout_config(config)
     mesh = rollout_mesh(config)

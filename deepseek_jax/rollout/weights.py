@@ -8,7 +8,7 @@ import jax
 from deepseek_jax.models import init_params
 from deepseek_jax.models.adapters import whole
 from deepseek_jax.models.layers import LINEAR
-from deepseek_jax.models.low_rank import dense, is_weight, keeps_quantized
+from deepseek_jax.models.low_rank import dense, is_weight
 from deepseek_jax.ops.decoding import prepare
 from deepseek_jax.parallel import constrain, logical_names
 from deepseek_jax.rollout.slots import on_rollout_mesh
@@ -46,11 +46,6 @@ def layers_of(weights, x):
     """Each layer's params, in order. x: the hidden states that enter the first."""
     layers = weights["layers"]
     return layers.one_by_one(x) if isinstance(layers, InPlace) else layers
-
-
-def is_quantized(params):
-    """Whether weights of the params are in int8."""
-    return any(map(keeps_quantized, jax.tree.leaves(params, is_leaf=is_weight)))
 
 
 @functools.partial(jax.jit, static_argnums=0)

@@ -162,7 +162,9 @@ def scale_by_adam(b1: float, b2: float, eps: float, moment_dtype: str):
 
 
 def _is_frozen(path, trains_mtp):
-    return _name(path) == "router_bias" or (path[0].key.startswith("mtp_") and not trains_mtp)
+    # Anywhere in the path: a student's params may stand beside projections
+    of_mtp = any(str(key.key).startswith("mtp_") for key in path)
+    return _name(path) == "router_bias" or (of_mtp and not trains_mtp)
 
 
 def _name(path):

@@ -24,6 +24,7 @@ from deepseek_jax.models.adapters import (
     split,
     with_adapter,
 )
+from deepseek_jax.models.quantized import quantized
 from tests.models.families import write_tiny_checkpoint
 from tests.recipes.small import one_device
 
@@ -191,6 +192,8 @@ def changed_config(folder, to, **fields):
         ("modules_to_save", ["lm_head"]),
         ("layers_to_transform", [0]),
         ("peft_type", "LOHA"),
+        ("init_lora_weights", "pissa"),
+        ("alora_invocation_tokens", [1, 2]),
     ],
 )
 def test_what_is_not_plain_lora_is_refused_by_its_field(adapted_of, tmp_path, field, value):
@@ -221,7 +224,12 @@ def test_a_missing_tensor_is_named(adapted_of, tmp_path):
     assert f"{gone} is missing" in refused(tmp_path / "x", config, ours.base)
 
 
-def test_an_adapter_of_another_base_is_refused(adapted_of, tmp_path):
+def copied(params):
+    """A copy for a function that donates it."""
+    return jax.tree.map(jnp.copy, params)
+
+
+def test_an_adapter_of_another_base_is_refused(adapted_of, tmp_path, capsys):
     """Oracle: another architecture, other sizes, and the same sizes with one other number."""
     _, folder, _, _, _ = adapted_of("qwen3")
     _, _, base, config, ours = adapted_of("qwen2_tied")
@@ -233,6 +241,12 @@ def test_an_adapter_of_another_base_is_refused(adapted_of, tmp_path):
     scale = ours.base["final_norm"]["scale"].at[3].add(0.1)
     other = ours.base | {"final_norm": {"scale": scale}}
     assert f"trained beside the parameters in {base}" in refused(tmp_path / "own", config, other)
+    # Its norms and embedding are the base's own
+    twice = refused(tmp_path / "own", config, jax.jit(merged)(ours))
+    assert "or have been merged with an adapter" in twice
+    # Half of them cannot be compared: said, not refused
+    load_adapter(tmp_path / "own", config, quantized(copied(ours.base)), one_device())
+    assert "beside weights that are not rounded, and these are in int8" in capsys.readouterr().out
 
 
 def test_a_folder_without_an_adapter_is_named(adapted_of, tmp_path):

@@ -182,6 +182,11 @@ def test_int8_weights_are_those_of_numpy_and_compute_what_they_hold():
     prompts, options = [[1, 2, 3]], dict(n=2, max_completion_length=8, slots=2)
     ours, theirs = (generate(config, p, prompts, **options) for p in (found, rounded))
     np.testing.assert_array_equal(ours.completion_ids, theirs.completion_ids)
+    config, params = tiny_model("mtp")
+    with pytest.raises(ValueError, match="speculative=True does not take weights in int8"):
+        generate(
+            config, quantized(jax.tree.map(jnp.copy, params)), prompts, speculative=True, **options
+        )
 
 
 def test_splitting_is_undone_by_joining_and_moments_are_of_the_adapter_alone():

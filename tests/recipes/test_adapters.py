@@ -146,10 +146,10 @@ def test_a_reward_model_is_an_adapter_and_a_head(tmp_path):
 
 def test_a_student_is_an_adapter_of_its_start(files, tmp_path):  # noqa: F811
     """Oracle: the start's parameters, to the bit; every term still reaches the student; and the projections,
-    which train in full, are dropped.
+    which train in full, are dropped. The student's base is in int8.
     """
     config = of_distill.small_config(files)
-    config.students.qwen.adapter = dict(rank=2, alpha=4.0)
+    config.students.qwen.adapter = dict(rank=2, alpha=4.0, quantize="int8")
     of_distill.run(tmp_path, config)
     student, start = tmp_path / "students" / "qwen", tmp_path / "starts" / "qwen" / "params"
     model, base = load_orbax(start, mesh=one_device())

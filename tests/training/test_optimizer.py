@@ -16,6 +16,19 @@ from tests.tiny import tiny_model
 SETTINGS = dict(b1=0.9, b2=0.95, weight_decay=0.1, max_grad_norm=1.0)
 
 
+def test_prediction_modules_are_left_alone_wherever_they_stand():
+    """Oracle: by hand: without a gradient decay alone would move them; beside projections, a student's params
+    stand one level deeper.
+    """
+    params = {"mtp_0": {"input": jnp.ones(3)}, "final": {"weight": jnp.ones(3)}}
+    nested = {"student": params, "projections": jnp.ones(3)}
+    tx = make_optimizer(lambda _: 0.1, b1=0.9, b2=0.9, weight_decay=0.5, max_grad_norm=1.0)
+    zeros = jax.tree.map(jnp.zeros_like, nested)
+    updates, _ = tx.update(zeros, tx.init(nested), nested)
+    assert not updates["student"]["mtp_0"]["input"].any()
+    assert updates["student"]["final"]["weight"].all()
+
+
 def parameters():
     rng = np.random.default_rng(0)
     shapes = {"kernel": (3, 4), "scale": (4,), "q_bias": (4,), "router_bias": (4,)}

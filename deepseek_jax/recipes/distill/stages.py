@@ -1,6 +1,7 @@
 """The stages of a distillation: the teacher, its texts, the students' starts, and each student."""
 
 import dataclasses
+import functools
 from pathlib import Path
 from typing import NamedTuple
 
@@ -24,6 +25,7 @@ from deepseek_jax.recipes.pretrain.train import check_vocabulary, train_base
 from deepseek_jax.recipes.r1.settings import R1FineTuneSettings
 from deepseek_jax.recipes.sft.data import check_conversations, packed, rows_of
 from deepseek_jax.recipes.sft.run import fine_tune, packed_conversations
+from deepseek_jax.recipes.start import frozen
 from deepseek_jax.reinforce.grpo import reinforce
 from deepseek_jax.rollout.policy import fitting, load_policy
 from deepseek_jax.synthesis.rejection import read_accepted, sample_accepted
@@ -55,13 +57,17 @@ class Made(NamedTuple):
     positions: int | None = None
     adapter: Path | None = None
 
-    def load(self, mesh, template: str, *, trained: bool = True):
-        """The Policy. Reads its params again on each call, because training donates them."""
+    def load(self, mesh, template: str, *, trained: bool = True, learns: bool | None = None):
+        """The Policy. Reads its params again on each call, because training donates them.
+
+        trained: all of them, see load_policy. learns: whether the policy is trained at all, at its own
+        positions; default trained. Beside an adapter it learns and is not trained.
+        """
         tokenizer = named_tokenizer(self.tokenizer) if is_orbax(self.path) else None
         options = dict(template=template, tokenizer=tokenizer, trained=trained)
-        options["adapter"] = self.adapter
         policy = load_policy(str(self.path), self.model, mesh, **options)
-        if self.positions is None or not trained:
+        policy = policy.with_adapter(self.adapter, mesh)
+        if self.positions is None or not (trained if learns is None else learns):
             return policy
         config = dataclasses.replace(policy.config, max_position_embeddings=self.positions)
         return dataclasses.replace(policy, config=config)
@@ -140,14 +146,22 @@ class DistillStages:
         def train(run):
             taught = None if teacher is None else self._loaded(teacher, trained=False)
             student_of = StudentRun(self.settings, name, student, tasks, run.of(name, run.folder))
-            policy = self._loaded(start, trained=student.adapter is None)
-            if student.adapter is not None:
-                with at(f"config.students.{name}.adapter"):
-                    own = policy.config, policy.params, student.adapter, run.mesh, student.seed
-                    policy = policy.at(with_adapter(*own))
-            return student_of.train(policy, taught)
+            return student_of.train(self._learner(name, student, start), taught)
 
         return self._trained(f"students/{name}", inputs, train, like=start)
+
+    def _learner(self, name: str, student: StudentSettings, start: Made):
+        """The start's Policy as a student trains it: all of it, or an adapter beside it."""
+        adapter, mesh = student.adapter, self.run.mesh
+        if adapter is None:
+            return self._loaded(start)
+        read = functools.partial(
+            start.load, template=self.settings.template, trained=False, learns=True
+        )
+        with at(f"config.students.{name}.adapter"):
+            policy = frozen(read, adapter, mesh)
+            own = policy.config, policy.params, adapter, mesh, student.seed
+            return policy.at(with_adapter(*own))
 
     def reinforced(self, name: str, settings: ReinforcedSettings, start: Made):
         """A student that learns from rewards alone, on the puzzles whose texts the other students learn."""

@@ -102,8 +102,9 @@ def _policy(settings: EvaluateSettings, mesh):
             mesh,
             template=settings.template or "chat",
             tokenizer=tokenizer,
-            adapter=settings.adapter,
         )
+    with at("config.adapter"):
+        policy = policy.with_adapter(settings.adapter, mesh)
     return dataclasses.replace(policy, opening=THINK if settings.think else "")
 
 

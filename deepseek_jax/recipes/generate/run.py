@@ -189,8 +189,10 @@ def _loader(
 
     def load():
         named = named_tokenizer(tokenizer) if is_orbax(path) and tokenizer else None
-        options = dict(template=settings.data.template, tokenizer=named, adapter=settings.adapter)
+        options = dict(template=settings.data.template, tokenizer=named)
         policy = load_policy(path, model, mesh, **options)
+        with at("config.adapter"):
+            policy = policy.with_adapter(settings.adapter, mesh)
         return dataclasses.replace(policy, opening=settings.data.opening)
 
     return load

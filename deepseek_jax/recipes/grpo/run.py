@@ -16,6 +16,7 @@ from deepseek_jax.recipes.grpo.settings import GrpoSettings
 from deepseek_jax.recipes.start import (
     adapted,
     check_slots,
+    left_in,
     pretrained,
     save_trained,
     starting_policy,
@@ -58,7 +59,7 @@ def run(settings: GrpoSettings, run: Run):
         after = remembered(folder / "after.json", lambda: measure(params))
     run.writer.close()
     save_trained(settings, folder, policy.config, params)
-    _report(folder, before, after)
+    _report(settings, folder, before, after)
 
 
 def _rewards(settings: GrpoSettings, mesh, opened: contextlib.ExitStack):
@@ -110,13 +111,12 @@ def _measure(settings: GrpoSettings, policy: Policy, held_out: list, rewards, pa
     return evaluate_both(policy.at(params), held_out, rewards, options, **how)
 
 
-def _report(workdir: Path, before: dict, after: dict):
+def _report(settings: GrpoSettings, workdir: Path, before: dict, after: dict):
     """Print the table and samples, draw the curves. Process 0 alone draws."""
     console = make_console()
     if first_process():
         plot_curves(workdir / "metrics.jsonl", workdir / "curves.png", phase=PHASE)
     print_table(console, before, after)
     print_samples(console, before["sampled"], after["sampled"])
-    console.print(
-        f"complete; params, metrics, curves.png, tensorboard and checkpoints are in {workdir}"
-    )
+    left = f"{left_in(settings)}, metrics, curves.png, tensorboard and checkpoints"
+    console.print(f"complete; {left} are in {workdir}")

@@ -29,6 +29,7 @@ from deepseek_jax.recipes.start import (
     check_positions,
     check_rows,
     check_slots,
+    left_in,
     pretrained,
     save_trained,
     starting_policy,
@@ -71,7 +72,7 @@ def run(settings: SftSettings, run: Run):
         after = remembered(folder / "after.json", lambda: measure(params))
     run.writer.close()
     save_trained(settings, folder, policy.config, params)
-    _report(folder, settings.sequence_length, before, after)
+    _report(settings, folder, before, after)
 
 
 def _rewards(settings: SftSettings, mesh):
@@ -150,17 +151,16 @@ def _measure(
     }
 
 
-def _report(workdir: Path, sequence_length: int, before: dict, after: dict):
+def _report(settings: SftSettings, workdir: Path, before: dict, after: dict):
     """Print the tables and samples, draw the curves. Process 0 alone draws."""
     console = make_console()
     if first_process():
         plot_curves(workdir / "metrics.jsonl", workdir / "curves.png", phase=PHASE, names=CURVES)
     losses = [measured["loss"]["loss"] for measured in (before, after)]
-    console.print(loss_table({PHASE: (sequence_length, *losses)}))
+    console.print(loss_table({PHASE: (settings.sequence_length, *losses)}))
     tokens, conversations = after["loss"]["tokens"], after["loss"]["conversations"]
     console.print(f"over {tokens} tokens of {conversations} held-out conversations")
     print_table(console, before["answers"], after["answers"])
     print_samples(console, before["answers"]["sampled"], after["answers"]["sampled"])
-    console.print(
-        f"complete; params, metrics, curves.png, tensorboard and checkpoints are in {workdir}"
-    )
+    left = f"{left_in(settings)}, metrics, curves.png, tensorboard and checkpoints"
+    console.print(f"complete; {left} are in {workdir}")
