@@ -253,8 +253,8 @@ class GroupSource:
         # Before the first update: pi_old in each ratio is the policy that sampled (arXiv:2402.03300, eq. 3)
         if settings.minibatches * settings.epochs > 1:
             parts = [part | {"old_logprobs": self.score(state.model, part)} for part in parts]
-        if settings.loss.kl_coef:
-            reference = self._reference(state)
+        reference = self._reference(state)
+        if reference is not None:
             parts = [part | {"ref_logprobs": self.score(reference, part)} for part in parts]
         # The policy moves with the first update, so the later ones cannot compare
         sampled_by = [self.sampled_by] + [0] * (len(parts) * settings.epochs - 1)
@@ -264,11 +264,12 @@ class GroupSource:
         ]
 
     def _reference(self, state):
-        """The params of the policy that the KL compares with, on the device."""
-        # Beside an adapter, the frozen policy itself: nothing is stored or copied for it
+        """The params of the policy that the KL compares with, on the device; None for no KL."""
         if isinstance(state.frozen, Adapted):
-            return state.frozen.base
-        return on_device(state.reference if self.reference is None else self.reference)
+            # Beside an adapter, the frozen policy itself: nothing is stored or copied for it
+            return state.frozen.base if self.settings.loss.kl_coef else None
+        reference = state.reference if self.reference is None else self.reference
+        return None if reference is None else on_device(reference)
 
 
 def make_groups(examples, answers: Answers, scores: Scores):

@@ -3,7 +3,6 @@
 import itertools
 import json
 from collections import Counter
-from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -18,6 +17,7 @@ from deepseek_jax.data.mixture import Mixture
 from deepseek_jax.losses.next_token import next_token_loss
 from deepseek_jax.models import ModelConfig, random_params
 from deepseek_jax.recipes.pretrain.settings import CorpusSettings
+from deepseek_jax.training.state import TrainState
 from deepseek_jax.worlds.arithmetic.tokenizer import arithmetic_tokenizer
 from tests.data.rows import with_rows
 from tests.processes import run_two
@@ -119,7 +119,7 @@ def test_a_growing_batch_takes_more_of_the_same_stream():
         evaluate=evaluate,
         eval_every=2,
     )
-    state = SimpleNamespace(params="params")
+    state = TrainState(step=None, params="params", opt_state=None)
     for step, wanted in enumerate((pieces[:1], pieces[1:2], pieces[2:4], pieces[4:])):
         (batch,), metrics = source.next(state, step)
         rows = np.concatenate([piece["tokens"] for piece in wanted])

@@ -33,11 +33,11 @@ POLICY = build_model(small_config().model.to_dict())
 
 ONE_OF_TWO = """
 import sys
-from types import SimpleNamespace
 import jax
 import numpy as np
 jax.distributed.initialize(f"127.0.0.1:{sys.argv[2]}", num_processes=2, process_id=int(sys.argv[1]))
 from deepseek_jax.parallel import make_mesh
+from deepseek_jax.training.state import TrainState
 from tests.reinforce.test_grpo import make_source
 
 rng = np.random.default_rng(0)
@@ -46,7 +46,7 @@ whole |= {"completion_ids": rng.integers(0, 21, (16, 12), np.int32)}
 whole |= {"completion_mask": rng.random((16, 12)) < 0.5}
 for sizes in (dict(data=2), dict(pipeline=2)):
     source = make_source(prompts_per_step=4, mesh=make_mesh(**sizes))
-    (batch,) = source._updates(SimpleNamespace(params=None, reference=None), whole, 1.0)
+    (batch,) = source._updates(TrainState(step=None, params=None, opt_state=None), whole, 1.0)
     everywhere = jax.NamedSharding(source.mesh, jax.P())
     for name, array in whole.items():
         put = jax.jit(lambda x: x, out_shardings=everywhere)(batch[name])

@@ -1,7 +1,6 @@
 """Steps that leave their slowest groups to the next: what is taken, what is carried, and how old it is."""
 
 import json
-from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -13,6 +12,7 @@ from deepseek_jax.reinforce import stragglers
 from deepseek_jax.rewards import scoring
 from deepseek_jax.settings import build
 from deepseek_jax.training.metrics import read_metrics
+from deepseek_jax.training.state import TrainState
 from tests.recipes.small import one_device, small_config
 from tests.reinforce.test_grpo import EXAMPLES, POLICY, asked, make_source
 from tests.reinforce.test_update import assert_same, train
@@ -96,10 +96,10 @@ def test_a_sampler_resumes_with_what_it_carries():
 def test_stale_tokens_are_marked_in_the_batch_and_counted():
     """Oracle: the groups' own counts."""
     source = make_source(**FIELDS)
-    state = SimpleNamespace(params=params(0), reference=None)
+    state = TrainState(step=None, params=params(0), opt_state=None)
     source.next(state, 0)
     carried = {g.index: g.lengths() for g in source.carried}
-    (batch,), metrics = source.next(SimpleNamespace(params=params(1), reference=None), 1)
+    (batch,), metrics = source.next(TrainState(step=None, params=params(1), opt_state=None), 1)
     stale, mask = (np.asarray(batch[name]) for name in ("stale_mask", "completion_mask"))
     left = {group.index for group in source.carried}
     taken = [i for i in range(source.position) if i not in left]
