@@ -30,13 +30,13 @@ from deepseek_jax.ops.fingerprint import fingerprint
 from deepseek_jax.parallel.processes import first_process, say
 
 CONFIG, TENSORS = "adapter_config.json", "adapter_model.safetensors"
-# Ours, which peft does not read: what fingerprints the base
+# Our own file, which peft does not read: fingerprints of the base
 BASE = "base.json"
 # Fields of the config that change what an adapter computes, with the values that mean plain LoRA
 PLAIN = {
     "peft_type": ("LORA",),
     "bias": ("none",),
-    # The others begin from weights that they also take out of the base
+    # Other values change the weights of the base too
     "init_lora_weights": (True, False, None, "gaussian", "orthogonal", "eva"),
     **dict.fromkeys(("use_dora", "use_qalora", "use_bdlora"), (False, None)),
     **dict.fromkeys(("lora_bias", "fan_in_fan_out"), (False, None)),

@@ -47,7 +47,7 @@ class AdapterSettings:
 )
 @dataclasses.dataclass(frozen=True)
 class Adapted:
-    """Params with an adapter, in any place of a model's params.
+    """A model's params with an adapter. It stands wherever a model's params may stand.
 
     base: the frozen params. adapter: {stack: {module: {"lora_a", "lora_b"}}}, arrays with a leading axis of
     layers. scale: alpha / rank.
@@ -76,7 +76,7 @@ def with_adapter(config: ModelConfig, params, settings: AdapterSettings, mesh: M
 
 
 def abstract_adapted(config: ModelConfig, params, settings: AdapterSettings, mesh: Mesh):
-    """What a run has of ShapeDtypeStructs: recipes.start quantizes the base, and with_adapter follows."""
+    """The Adapted of a run, as ShapeDtypeStructs. Its base is in int8 if settings.quantize says so."""
     boxed = jax.eval_shape(lambda: init_adapter(config, settings, jax.random.key(0)))
     shapes = nn.unbox(boxed)
     places = shardings(mesh, logical_names(boxed), shapes)
@@ -87,7 +87,7 @@ def abstract_adapted(config: ModelConfig, params, settings: AdapterSettings, mes
 
 
 def as_read(path, leaf):
-    """The Format, a sharding with an order of axes in memory, in which a frozen parameter waits.
+    """The Format, a sharding with an order of axes in memory, in which a frozen parameter is kept.
 
     On a TPU the halves of a gated MLP's first weight [l d 2 f] stand apart, as their product reads them.
     Otherwise the compiler would move all of them before every update: a copy of most of the model.

@@ -48,7 +48,7 @@ def _over_weights(params, convert):
 def _input_axes(path, leaf):
     """The axes that a product with this weight contracts; None for any other parameter."""
     names = [key.key for key in path]
-    # Multi-token prediction modules are not read beside an adapter, unless for drafts
+    # Only drafts read multi-token prediction modules, and these take no int8
     if names[-1] not in INPUTS or names[0].startswith("mtp_"):
         return None
     # Layers come first, then the experts of a MoE layer's own MLP

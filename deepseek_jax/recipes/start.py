@@ -59,7 +59,7 @@ def _checkpoint(settings: PolicyRun, mesh, template: str):
 
 
 def frozen(load, adapter: AdapterSettings, mesh):
-    """The Policy that load(mesh) reads, to stay as it is beside an adapter: in int8, if that says so."""
+    """The Policy that load(mesh) reads, which stays as it is beside an adapter. adapter.quantize: in int8."""
     if adapter.quantize is None:
         return load(mesh)
     if mesh.size > 1:
@@ -98,9 +98,7 @@ def pretrained(policy: Policy, settings: PolicyRun, run: Run):
 
 
 def adapted(policy: Policy, settings: AdapterRun, mesh):
-    """The policy with a new adapter, which is all that training then changes, if settings.adapter asks for
-    one; else the policy.
-    """
+    """The policy, with a new adapter if settings.adapter asks for one: training then changes that alone."""
     if settings.adapter is None:
         return policy
     params = with_adapter(policy.config, policy.params, settings.adapter, mesh, settings.seed)
@@ -108,7 +106,7 @@ def adapted(policy: Policy, settings: AdapterRun, mesh):
 
 
 def save_trained(settings: AdapterRun, folder: Path, config: ModelConfig, params):
-    """Write folder/params; of a policy with an adapter folder/adapter alone. Again, it does nothing."""
+    """Write folder/params; of a policy with an adapter folder/adapter alone. A second call writes nothing."""
     target = folder / left_in(settings)
     # save_orbax and save_adapter refuse a folder with files
     if settings.adapter is None and not is_orbax(target):

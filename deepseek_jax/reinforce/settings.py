@@ -128,17 +128,19 @@ class ReinforceSettings(FitSettings, RewardSettings):
                 f"reference_every={self.reference_every}, but loss.kl_coef=0 reads no reference; set it "
                 "above 0, or leave reference_every out"
             )
-        for name in ("reference_dtype", "reference_memory"):
-            given = getattr(self, name)
-            if not self.loss.kl_coef and given != type(self).__dataclass_fields__[name].default:
-                raise ValueError(
-                    f"{name}={given!r}, but loss.kl_coef=0 reads no reference; set it above 0, or leave "
-                    f"{name} out"
-                )
+        if not self.loss.kl_coef:
+            self.check_not_stored("loss.kl_coef=0 reads no reference (above 0 it does)")
         if self.general is not None:
             self._check_general(self.general)
         if self.extra_prompts:
             self._check_stragglers()
+
+    def check_not_stored(self, why: str):
+        """Raise ValueError, saying why, where a field tells how to store a reference that is not stored."""
+        for name in ("reference_dtype", "reference_memory"):
+            given = getattr(self, name)
+            if given != type(self).__dataclass_fields__[name].default:
+                raise ValueError(f"{name}={given!r}, but {why}; leave {name} out")
 
     def _check_stragglers(self):
         if self.general is not None or self.max_sampling_rounds > 1:

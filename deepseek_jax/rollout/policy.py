@@ -80,7 +80,7 @@ class Policy:
         """The same policy with other parameters."""
         return dataclasses.replace(self, params=params)
 
-    def with_adapter(self, folder: str | Path | None, mesh: Mesh):
+    def with_adapter_of(self, folder: str | Path | None, mesh: Mesh):
         """The same policy with the adapter in a folder, see checkpoint.load_adapter; None for no adapter."""
         if folder is None:
             return self

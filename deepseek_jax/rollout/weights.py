@@ -33,8 +33,8 @@ class InPlace:
     counts: tuple[int, ...]
 
     def one_by_one(self, x):
-        """The layers' params. x: what changes with every token: slices that did not depend on it would be
-        taken once for all tokens, which needs the memory of a second model.
+        """The layers' params. x changes with every token. If the slices did not depend on it, the compiler
+        would take them once for all tokens, and hold a second copy of the model.
         """
         stacks, _ = jax.lax.optimization_barrier((self.stacks, x))
         for stack, count in zip(stacks, self.counts, strict=True):

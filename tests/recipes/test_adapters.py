@@ -174,7 +174,7 @@ def test_a_student_is_an_adapter_of_its_start(files, tmp_path):  # noqa: F811
         ),
         (
             dict(adapter=LATENT, loss=dict(kl_coef=0.1), reference_dtype="bfloat16"),
-            "config.reference_dtype='bfloat16': with adapter the reference is the frozen policy",
+            "config.reference_dtype='bfloat16', but beside an adapter the frozen policy is the reference",
         ),
     ],
 )

@@ -66,7 +66,7 @@ class Made(NamedTuple):
         tokenizer = named_tokenizer(self.tokenizer) if is_orbax(self.path) else None
         options = dict(template=template, tokenizer=tokenizer, trained=trained)
         policy = load_policy(str(self.path), self.model, mesh, **options)
-        policy = policy.with_adapter(self.adapter, mesh)
+        policy = policy.with_adapter_of(self.adapter, mesh)
         if self.positions is None or not (trained if learns is None else learns):
             return policy
         config = dataclasses.replace(policy.config, max_position_embeddings=self.positions)

@@ -104,7 +104,7 @@ def _policy(settings: EvaluateSettings, mesh):
             tokenizer=tokenizer,
         )
     with at("config.adapter"):
-        policy = policy.with_adapter(settings.adapter, mesh)
+        policy = policy.with_adapter_of(settings.adapter, mesh)
     return dataclasses.replace(policy, opening=THINK if settings.think else "")
 
 

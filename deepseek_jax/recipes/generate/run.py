@@ -192,7 +192,7 @@ def _loader(
         options = dict(template=settings.data.template, tokenizer=named)
         policy = load_policy(path, model, mesh, **options)
         with at("config.adapter"):
-            policy = policy.with_adapter(settings.adapter, mesh)
+            policy = policy.with_adapter_of(settings.adapter, mesh)
         return dataclasses.replace(policy, opening=settings.data.opening)
 
     return load

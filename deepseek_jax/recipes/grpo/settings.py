@@ -27,13 +27,4 @@ class GrpoSettings(ReinforceSettings, AdapterRun):
                 "the frozen policy itself; leave out one of them"
             )
         if self.adapter is not None:
-            self._check_reference()
-
-    def _check_reference(self):
-        for name in ("reference_dtype", "reference_memory"):
-            given = getattr(self, name)
-            if given != type(self).__dataclass_fields__[name].default:
-                raise ValueError(
-                    f"{name}={given!r}: with adapter the reference is the frozen policy, which is not stored "
-                    f"again; leave {name} out"
-                )
+            self.check_not_stored("beside an adapter the frozen policy is the reference")
