@@ -133,7 +133,7 @@ class _Walk:
             if flops is None:
                 cost.unknown[label] += 1
             else:
-                cost.flops[label] += flops * (self.filled if label == GROUPED else 1)
+                cost.flops[label] += flops * (self.filled if label.startswith(GROUPED) else 1)
         moved = collective_of(
             computation, operation, self.mesh_shape, scatters=scatters, asynchronous=asynchronous
         )

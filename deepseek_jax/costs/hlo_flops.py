@@ -8,8 +8,9 @@ import numpy as np
 
 from deepseek_jax.costs.hlo_text import Computation, Operation
 
-# The label of a grouped product
+# The label of a grouped product, and what it starts with where the operands are not bfloat16
 GROUPED = "grouped matmul"
+FP8 = "f8e4m3fn"
 
 
 def operation_flops(computation: Computation, operation: Operation):
@@ -78,6 +79,10 @@ def _kernel(computation, operation):
     if not any(_is_float(x) for x in operation.result):
         # It makes lists of tiles for another kernel
         return None
+    estimate = operation.attribute(r'"cost_estimate":\{"flops":"(\d+)"')
+    if fp8 := re.search(r"fp8_(product|t?gmm)", label + where):
+        pair = f"{FP8} x {FP8}"
+        return pair if fp8[1] == "product" else f"{GROUPED}, {pair}", int(estimate)
     if re.search(r"gmm|ragged.dot", label + where):
         flops = _grouped(operands, operation.result)
         if flops is not None:
@@ -85,7 +90,6 @@ def _kernel(computation, operation):
     phase = re.search(r"splash_m[hq]a_(fwd|dkv|dq)", label + where)
     if phase and len(operands) > 2:
         return f"splash attention {phase[1]}", _splash(phase[1], operands, operation.result)
-    estimate = operation.attribute(r'"cost_estimate":\{"flops":"(\d+)"')
     return label, estimate and int(estimate)
 
 

@@ -72,8 +72,8 @@ def roofline(cost: Cost, chip: Chip, mesh: Mesh):
 
 
 def _operand(label):
-    """The dtype of both operands in a label "bf16 x bf16" of Cost.flops, else bf16."""
-    left, _, right = label.partition(" x ")
+    """The dtype of both operands in a label of Cost.flops that ends in "bf16 x bf16", else bf16."""
+    left, _, right = label.split(", ")[-1].partition(" x ")
     return left if left == right else "bf16"
 
 

@@ -11,9 +11,10 @@ from deepseek_jax.models.low_rank import dense
 from deepseek_jax.ops import rope
 from deepseek_jax.ops.attention import attend, attend_branches
 from deepseek_jax.ops.dot import dot
-from deepseek_jax.ops.fp8 import fp8_dot
+from deepseek_jax.ops.fp8_products import fp8_dot
 from deepseek_jax.ops.remat import save_for_backward
 from deepseek_jax.parallel.context import over_heads
+from deepseek_jax.parallel.linear import by_token
 
 
 def weight(module: nn.Module, name: str, *, init=None, **axes: int):
@@ -93,7 +94,8 @@ def linear(config: ModelConfig, spec: str, x, w, *, power_of_two: bool = False):
     (arXiv:2412.19437, section 3.3.1).
     """
     if config.fp8:
-        return fp8_dot(spec, x, w, power_of_two=power_of_two)
+        product = functools.partial(fp8_dot, spec, power_of_two=power_of_two)
+        return by_token(product, spec, x, w)
     return dot(spec, x, w)
 
 

@@ -93,8 +93,8 @@ class MultiHeadLatentAttention(nn.Module):
         # Gather the sequence here: the latent is smaller to send than the keys and values from it
         latent = self._latent(x_btd, rope)
         c_kv, k_rope = (constrain(part, ("batch", None, None)) for part in latent)
-        k_nope = self.linear("btc,chn->bthn", c_kv, self.w_k_up)
-        v = self.linear("btc,chu->bthu", c_kv, self.w_v_up)
+        k_nope = self.linear("bsc,chn->bshn", c_kv, self.w_k_up)
+        v = self.linear("bsc,chu->bshu", c_kv, self.w_v_up)
         # Eq. 4: every head has the same rotary key
         k_rope_bthr = jnp.broadcast_to(k_rope[:, :, None], q_rope.shape)
         q = jnp.concatenate([q_nope, q_rope], axis=-1)

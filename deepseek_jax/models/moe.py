@@ -11,7 +11,7 @@ from deepseek_jax.models.config import ModelConfig
 from deepseek_jax.models.layers import GatedMLP, swiglu, weight
 from deepseek_jax.ops import grouped_matmul as grouped
 from deepseek_jax.ops.dot import dot
-from deepseek_jax.ops.fp8 import grouped_fp8
+from deepseek_jax.ops.fp8_products import expert_block, grouped_fp8
 from deepseek_jax.ops.remat import save_for_backward
 from deepseek_jax.ops.routing import affinities, expert_load, route, sequence_balance
 from deepseek_jax.parallel.dispatch import Buffer, Kernels, expert_parallel
@@ -97,6 +97,7 @@ def run_experts(x_md, experts_ma, weights_ma, kernels, *, fp8: bool):
     e, d = w_gate_up.shape[:2]
     block = grouped.block_size(experts_ma.size, e)
     if fp8:
+        block = expert_block(experts_ma.size, e)
         matmul = functools.partial(grouped_fp8, block=block)
         # Scales as published for these inputs (arXiv:2412.19437, section 3.3.3); the parts are gate and up
         up_matmul = functools.partial(matmul, power_of_two=True, parts=2)

@@ -26,6 +26,11 @@ CHOICES = {
     # must be full
     "expert_block": {"any": 8, "tpu": 1},
     "row_tiles": {"any": (1, 1), "tpu": (128, 512)},
+    # A kernel scales the sum of each 128 terms. An expert's rows fill whole tiles of it
+    "quantize": {"any": "plain", "tpu": "kernel"},
+    "block_product": {"any": "dequantized", "tpu": "kernel"},
+    "grouped_fp8": {"any": "ragged", "cpu": "pieces", "tpu": "kernel"},
+    "fp8_expert_block": {"any": None, "tpu": 256},
     # XLA computes this product densely over the experts, on TPU too
     "product_over_rows": {"any": "ragged", "tpu": "megablox"},
     # XLA's CPU compiler does not implement the ragged exchange

@@ -15,6 +15,7 @@ from deepseek_jax.ops.grouped_matmul import (
     whole_tiles,
 )
 from deepseek_jax.ops.platform import choose
+from deepseek_jax.parallel.gather import gathered, split_over
 from deepseek_jax.parallel.shard import axis_parts, current_mesh, partition_spec
 
 # The scope of a branch that a plan leaves out
@@ -105,7 +106,7 @@ def expert_parallel(
             y_md = jax.lax.psum(y_md.astype(jnp.float32), partial_over).astype(y_md.dtype)
         return y_md.reshape(x_btd.shape)
 
-    partial_over = () if mesh is None else _split_axes(mesh, ("mlp",), "mlp")
+    partial_over = () if mesh is None else split_over(mesh, partition_spec(("mlp",))[0])
     tokens = partition_spec(("batch", "seq", None))
     if mesh is None or not _splits(mesh, x.shape, tokens):
         mesh = None
@@ -260,13 +261,6 @@ def _send_backward(rows, room, saved, cotangent):
 _send.defvjp(_send_forward, _send_backward)
 
 
-def _split_axes(mesh, axes, name):
-    """The mesh axes of more than one device that split `name`, one of an array's logical axes."""
-    entry = partition_spec(axes)[axes.index(name)] or ()
-    split = (entry,) if isinstance(entry, str) else entry
-    return tuple(axis for axis in split if mesh.shape[axis] > 1)
-
-
 def _splits(mesh, shape, spec):
     pairs = zip(shape, spec, strict=True)
     return all(size % axis_parts(mesh, entry) == 0 for size, entry in pairs)
@@ -274,25 +268,5 @@ def _splits(mesh, shape, spec):
 
 def _whole_columns(mesh, matrix, axes, dtype):
     """A device's share of a matrix, gathered over "embed"."""
-    split = _split_axes(mesh, axes, "embed")
-    return _gathered(matrix, split, axes.index("embed"), dtype) if split else matrix
-
-
-# Inside the shard_map: were a matrix gathered outside, its whole gradient would be summed before it is cut
-@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3))
-def _gathered(kernel, axes, dim, dtype):
-    return jax.lax.all_gather(kernel.astype(dtype), axes, axis=dim, tiled=True)
-
-
-def _gathered_forward(kernel, axes, dim, dtype):
-    # The empty array tells the backward pass the dtype: what is saved must be an array
-    return _gathered(kernel, axes, dim, dtype), jnp.zeros(0, kernel.dtype)
-
-
-def _gathered_backward(axes, dim, dtype, like, cotangent):
-    cotangent = cotangent.astype(jnp.float32)
-    gradient = jax.lax.psum_scatter(cotangent, axes, scatter_dimension=dim, tiled=True)
-    return (gradient.astype(like.dtype),)
-
-
-_gathered.defvjp(_gathered_forward, _gathered_backward)
+    dim = axes.index("embed")
+    return gathered(mesh, matrix, partition_spec(axes)[dim], dim, dtype)

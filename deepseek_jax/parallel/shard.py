@@ -162,7 +162,7 @@ def constrain(array, names):
     mesh = current_mesh()
     if mesh is None:
         return array
-    spec = PartitionSpec(*_that_split(mesh, array.shape, partition_spec(names)))
+    spec = placed(mesh, array.shape, names)
     return jax.lax.with_sharding_constraint(array, NamedSharding(mesh, spec))
 
 
@@ -172,10 +172,13 @@ def current_mesh():
     return None if mesh.empty or mesh.size == 1 else mesh
 
 
-def _that_split(mesh, shape, spec):
-    # Not strict: a spec may leave the last dimensions out
-    pairs = zip(shape, spec, strict=False)
-    return [entry if size % axis_parts(mesh, entry) == 0 else None for size, entry in pairs]
+def placed(mesh: Mesh | AbstractMesh, shape, names):
+    """The PartitionSpec of an array's logical axis names; what does not split evenly stays whole."""
+    # Not strict: names may leave the last dimensions out
+    pairs = zip(shape, partition_spec(names), strict=False)
+    return PartitionSpec(
+        *(entry if size % axis_parts(mesh, entry) == 0 else None for size, entry in pairs)
+    )
 
 
 def check_splits(mesh: Mesh | AbstractMesh, what: str, size: int, name: str):

@@ -10,7 +10,8 @@ import torch
 
 from deepseek_jax.ops import grouped_matmul as grouped
 from deepseek_jax.ops.dot import dot
-from deepseek_jax.ops.fp8 import dequantize, fp8_dot, grouped_fp8, quantize
+from deepseek_jax.ops.fp8 import dequantize, quantize
+from deepseek_jax.ops.fp8_products import fp8_dot, grouped_fp8
 
 ROW, COLUMN, BLOCK = (1, 128), (128, 1), (128, 128)
 
@@ -96,12 +97,14 @@ def assert_close(ours, exact):
     np.testing.assert_allclose(ours, exact, rtol=1e-5, atol=2e-6 * np.abs(exact).max())
 
 
+@pytest.mark.parametrize("implementation", ["dequantized", "interpreted"])
 @pytest.mark.parametrize("power_of_two", [False, True])
 @pytest.mark.parametrize("spec", SPECS)
-def test_all_three_products_are_those_of_a_loop_over_tiles(spec, power_of_two):
+def test_all_three_products_are_those_of_a_loop_over_tiles(spec, power_of_two, implementation):
     """Oracle: numpy loops over 1 x 128, 128 x 1 and 128 x 128, PyTorch's rounding, float64 sums."""
     arrays, letters, forms = operands(spec, outliers)
-    ours = value_and_gradients(functools.partial(fp8_dot, spec, power_of_two=power_of_two), *arrays)
+    how = dict(power_of_two=power_of_two, implementation=implementation)
+    ours = value_and_gradients(functools.partial(fp8_dot, spec, **how), *arrays)
     each_batch = zip(*map(matrices, arrays, letters, forms), strict=True)
     exact = zip(*(three_products(*batch, power_of_two) for batch in each_batch), strict=True)
     for our, theirs, i in zip(ours, exact, (2, 0, 1), strict=True):  # the result, x, w
@@ -146,15 +149,25 @@ def test_the_error_is_that_of_four_significant_bits():
 
 
 @pytest.mark.parametrize("tile", [ROW, COLUMN, BLOCK], ids=["row", "column", "block"])
-@pytest.mark.parametrize("shape", [(256, 384), (24, 576), (192, 24), (1, 1)])
+@pytest.mark.parametrize(
+    "shape, implementation",
+    [
+        ((256, 384), "plain"),
+        ((24, 576), "plain"),
+        ((192, 24), "plain"),
+        ((1, 1), "plain"),
+        ((384, 1152), "interpreted"),
+    ],
+)
 @pytest.mark.parametrize("power_of_two", [False, True])
-def test_a_round_trip_is_that_of_a_loop_over_tiles(shape, tile, power_of_two):
+def test_a_round_trip_is_that_of_a_loop_over_tiles(shape, implementation, tile, power_of_two):
     """Oracle: the same loop, bit for bit, below a leading axis."""
     x = wide((2, *shape))
     exact = np.stack([rounded(part, tile, power_of_two) for part in x])
 
     def round_trip(x):
-        return dequantize(*quantize(x, tile, power_of_two=power_of_two), tile)
+        how = dict(power_of_two=power_of_two, implementation=implementation)
+        return dequantize(*quantize(x, tile, **how), tile)
 
     np.testing.assert_array_equal(jax.jit(round_trip)(x), exact)
 
@@ -187,6 +200,18 @@ def test_a_power_of_two_scale_is_the_smallest_that_fits(amax):
     assert min(amax, 2.0**127) <= 448 * scale * (1 + 2**-23)
 
 
+@pytest.mark.parametrize("tile", [ROW, COLUMN, BLOCK], ids=["row", "column", "block"])
+@pytest.mark.parametrize("power_of_two", [False, True])
+def test_the_kernel_rounds_what_is_rounded_already(tile, power_of_two):
+    """Oracle: the plain form of the dequantised values, bit for bit."""
+    values, scale = quantize(wide((2, 256, 384)), ROW)
+    again = functools.partial(quantize, tile=tile, power_of_two=power_of_two)
+    plain = again(dequantize(values, scale, ROW), implementation="plain")
+    ours = jax.jit(functools.partial(again, implementation="interpreted"))(values, scale=scale)
+    for our, theirs in zip(ours, plain, strict=True):
+        np.testing.assert_array_equal(our, theirs)
+
+
 @pytest.mark.parametrize("power_of_two", [False, True])
 @pytest.mark.parametrize("compiled", [False, True])
 def test_extreme_tiles_stay_finite(compiled, power_of_two):
@@ -211,7 +236,8 @@ def test_extreme_tiles_stay_finite(compiled, power_of_two):
     np.testing.assert_allclose(out[1:3], x[1:3], rtol=1 / 16, atol=2.0**-125)
 
 
-def test_gradients_survive_what_the_product_cannot_hold():
+@pytest.mark.parametrize("implementation", ["dequantized", "interpreted"])
+def test_gradients_survive_what_the_product_cannot_hold(implementation):
     """Oracle: by hand. Infinite and zero operands give no NaN, and a NaN is not hidden."""
     x, w, dy = (
         np.zeros((3, 200), np.float32),
@@ -219,10 +245,11 @@ def test_gradients_survive_what_the_product_cannot_hold():
         np.ones((3, 5), np.float32),
     )
     x[0, 0], x[1, 0], w[0, 0], dy[2, 0] = np.inf, 1e-42, 1e-3, np.inf
-    for value in value_and_gradients(functools.partial(fp8_dot, "mk,kn->mn"), x, w, dy):
+    product = functools.partial(fp8_dot, "mk,kn->mn", implementation=implementation)
+    for value in value_and_gradients(product, x, w, dy):
         assert np.isfinite(value).all()
     x[2, 7] = np.nan
-    out = np.asarray(fp8_dot("mk,kn->mn", x, w))
+    out = np.asarray(product(x, w))
     assert np.isnan(out[2]).all() and np.isfinite(out[:2]).all()
 
 
@@ -235,11 +262,13 @@ def test_small_gradients_keep_their_precision():
         np.testing.assert_array_equal(ours * 2.0**30, theirs)
 
 
+@pytest.mark.parametrize("implementation", ["dequantized", "interpreted"])
 @pytest.mark.parametrize("f", [96, 256])
-def test_gate_and_up_share_no_tile(f):
+def test_gate_and_up_share_no_tile(f, implementation):
     """Oracle: the products of each alone; as dx their sum, in float32."""
     x, w, dy = (outliers(shape, i) for i, shape in enumerate([(7, 192), (192, 2, f), (7, 2, f)]))
-    out, dx, dw = value_and_gradients(functools.partial(fp8_dot, "md,dzf->mzf"), x, w, dy)
+    both = functools.partial(fp8_dot, "md,dzf->mzf", implementation=implementation)
+    out, dx, dw = value_and_gradients(both, x, w, dy)
     alone = functools.partial(fp8_dot, "md,df->mf")
     each = [value_and_gradients(alone, x, w[:, z], dy[:, z]) for z in (0, 1)]
     assert_close(out, np.stack([out for out, _, _ in each], 1))
@@ -265,6 +294,8 @@ CHOICES = {
         ("pieces", 8, "crowded"),
         ("pieces", 64, "random"),
         ("pieces", 64, "crowded"),
+        ("interpreted", 128, "crowded"),
+        ("interpreted", 256, "random"),
     ],
 )
 def test_the_grouped_product_is_one_product_an_expert(implementation, block, split, power_of_two):
@@ -295,13 +326,15 @@ def test_the_grouped_product_is_one_product_an_expert(implementation, block, spl
     assert np.isfinite(out).all()
 
 
+@pytest.mark.parametrize("implementation, block", [("pieces", 8), ("interpreted", 128)])
 @pytest.mark.parametrize("f", [96, 256])
-def test_an_experts_gate_and_up_share_no_tile(f):
+def test_an_experts_gate_and_up_share_no_tile(f, implementation, block):
     """Oracle: the grouped product of each alone; as the rows' gradient their sum, in float32."""
-    rows_per_expert = jnp.array([8, 0, 16, 40, 0])
-    rows, dy = outliers((64, D), 0), outliers((64, 2 * f), 2)
+    rows_per_expert = block * jnp.array([1, 0, 2, 1, 0])
+    rows, dy = outliers((4 * block, D), 0), outliers((4 * block, 2 * f), 2)
     kernel = outliers((EXPERTS, D, 2 * f), 1)
-    product = functools.partial(grouped_fp8, rows_per_expert=rows_per_expert, block=8)
+    how = dict(block=block, implementation=implementation)
+    product = functools.partial(grouped_fp8, rows_per_expert=rows_per_expert, **how)
     both = functools.partial(product, parts=2)
     out, d_rows, d_kernel = value_and_gradients(both, rows, kernel, dy)
     halves = slice(f), slice(f, None)
@@ -311,11 +344,14 @@ def test_an_experts_gate_and_up_share_no_tile(f):
     assert_close(d_kernel, np.concatenate([d for _, _, d in each], -1))
 
 
-def test_infinite_rows_and_gradients_give_no_nan_in_the_grouped_product():
+@pytest.mark.parametrize("implementation, block", [("pieces", 8), ("interpreted", 128)])
+def test_infinite_rows_and_gradients_give_no_nan_in_the_grouped_product(implementation, block):
     """Oracle: by hand: they saturate at 2^127, and so does all that they meet."""
-    rows, dy = np.zeros((64, D), np.float32), np.zeros((64, F), np.float32)
+    rows, dy = np.zeros((4 * block, D), np.float32), np.zeros((4 * block, F), np.float32)
     rows[1, 1], dy[9, 9] = np.inf, -np.inf
-    form = functools.partial(grouped_fp8, rows_per_expert=jnp.array([8, 0, 16, 40, 0]), block=8)
+    counts = block * jnp.array([1, 0, 2, 1, 0])
+    how = dict(block=block, implementation=implementation)
+    form = functools.partial(grouped_fp8, rows_per_expert=counts, **how)
     kernel = np.full((EXPERTS, D, F), 1e-3, np.float32)
     for value in jax.jit(functools.partial(value_and_gradients, form))(rows, kernel, dy):
         assert np.isfinite(value).all()
@@ -335,3 +371,10 @@ def test_the_grouped_product_keeps_grouped_matmuls_dtypes():
     ours = shapes(functools.partial(grouped_fp8, block=8))
     theirs = shapes(grouped.grouped_matmul)
     assert [(a.shape, a.dtype) for a in ours] == [(a.shape, a.dtype) for a in theirs]
+
+
+def test_the_kernel_refuses_experts_that_begin_within_a_tile():
+    """Oracle: the message: the argument, what is allowed."""
+    rows, kernel = jnp.zeros((64, D)), jnp.zeros((EXPERTS, D, F))
+    with pytest.raises(ValueError, match="block=8 is no multiple of 128.*ragged, pieces"):
+        grouped_fp8(rows, kernel, jnp.full(EXPERTS, 8), block=8, implementation="kernel")

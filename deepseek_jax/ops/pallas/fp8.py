@@ -1,0 +1,295 @@
+"""E4M3 rounding and products on a TPU: what belongs to a tile of 128 stays in vector memory.
+
+The matrix unit of a chip without FP8 multiplies E4M3 values as bfloat16, which holds them exactly, in one
+pass. tokamax 0.0.12 has such kernels, in private modules only.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import tpu as pltpu
+
+# Terms of a sum that share scales; magnitudes saturate
+TERMS, LARGEST = 128, 2.0**127
+# A block of scales in memory: as many lanes and sublanes as a vector register has
+LANES, SUBLANES = 128, 8
+# Rows of a tile: of a product's left operand, and of one whose rows belong to experts
+DENSE_ROWS, GROUPED_ROWS = 512, 256
+# float32 numbers of a tile of the result
+TILE = 2**18
+# Rows and columns of a tile of a product over rows
+OVER_ROWS = 512
+# Rows and the most columns that are rounded at once
+ROUNDED = 256, 1024
+
+
+def is_whole(x, tile):
+    """Whether tiles cover x [... i j] without a rest, as `quantize` needs it."""
+    i, j = x.shape[-2:]
+    return i % tile[0] == 0 and j % TERMS == 0
+
+
+def quantize(x, tile, of_amax, scale=None, interpret: bool = False):
+    """ops.fp8.quantize. of_amax: the scale of a tile by its largest magnitude."""
+    *lead, i, j = x.shape
+    rows, columns = ROUNDED[0], _columns(j, ROUNDED[1])
+    of_rows = pl.BlockSpec((rows, LANES), lambda i, s: (i, s * columns // TERMS // LANES))
+    in_specs = [pl.BlockSpec((rows, columns), lambda i, s: (i, s))]
+    arrays = [x.reshape(-1, j)]
+    if scale is not None:
+        in_specs.append(of_rows)
+        arrays.append(_whole_tiles(scale.reshape(-1, scale.shape[-1]), 1, LANES))
+    count = len(arrays[0])
+    if tile[0] == 1:
+        scales, of_scales = (count, j // TERMS + -(j // TERMS) % LANES), of_rows
+    else:
+        # A row of scales for each 128 rows; those of a square tile are alike
+        scales = -(-count // rows), rows // TERMS, j
+        of_scales = pl.BlockSpec((None, rows // TERMS, columns), lambda i, s: (i, 0, s))
+    values, scales = pl.pallas_call(
+        functools.partial(_quantize_kernel, tile=tile, of_amax=of_amax),
+        grid=(-(-count // rows), j // columns),
+        in_specs=in_specs,
+        out_specs=[in_specs[0], of_scales],
+        out_shape=[
+            jax.ShapeDtypeStruct((count, j), jnp.float8_e4m3fn),
+            jax.ShapeDtypeStruct(scales, jnp.float32),
+        ],
+        cost_estimate=pl.CostEstimate(
+            flops=0, bytes_accessed=count * j * (x.dtype.itemsize + 1), transcendentals=0
+        ),
+        name="fp8_quantize",
+        interpret=interpret,
+    )(*arrays)
+    scales = scales.reshape(-1, scales.shape[-1])[: count // tile[0]]
+    scales = scales[:, : j // TERMS] if tile[0] == 1 else scales[:, :: tile[1]]
+    return values.reshape(x.shape), scales.reshape(*lead, i // tile[0], -1)
+
+
+def _quantize_kernel(x, *refs, tile, of_amax):
+    """Some rows and columns: refs are the scales of x's rows, where x is in E4M3, then the two results."""
+    *row_scale, values, scales = refs
+    rows, columns = x.shape
+    first = pl.program_id(1) * (columns // TERMS)
+    lanes = jax.lax.broadcasted_iota(jnp.int32, (rows, LANES), 1)
+    for block in range(columns // TERMS):
+        at, lane = pl.ds(block * TERMS, TERMS), (first + block) % LANES
+        block_ij = x[:, at].astype(jnp.float32)
+        if row_scale:
+            block_ij *= _lane(row_scale[0], lanes == lane)
+        block_ij = jnp.clip(block_ij, -LARGEST, LARGEST)
+        if tile[0] == 1:
+            scale = of_amax(jnp.abs(block_ij).max(1, keepdims=True))
+            values[:, at] = (block_ij / scale).astype(values.dtype)
+            scales[...] = jnp.where(lanes == lane, scale, scales[...])
+            continue
+        for tall in range(rows // TERMS):
+            down = pl.ds(tall * TERMS, TERMS)
+            tile_ij = block_ij[tall * TERMS : (tall + 1) * TERMS]
+            amax = jnp.abs(tile_ij).max(0, keepdims=True)
+            if tile[1] == TERMS:
+                amax = jnp.broadcast_to(amax.max(1, keepdims=True), amax.shape)
+            scale = of_amax(amax)
+            values[down, at] = (tile_ij / scale).astype(values.dtype)
+            scales[pl.ds(tall, 1), at] = scale
+
+
+def _lane(ref, is_lane):
+    """One lane of each row, as [rows 1]: a lane cannot be read by its number."""
+    return jnp.where(is_lane, ref[...], 0).sum(axis=1, keepdims=True)
+
+
+def dense_rows(m: int):
+    """Rows of a tile for m rows that all meet the same matrix: a multiple of an FP8 register's 32."""
+    return min(DENSE_ROWS, m + -m % 32)
+
+
+def product(
+    left,
+    left_scale,
+    right,
+    right_scale,
+    *,
+    group_of_tile,
+    tiles,
+    out_dtype="float32",
+    interpret: bool = False,
+):
+    """Multiply each tile of rows by the matrix of its group: -> out_dtype[r n].
+
+    left: e4m3[r k], k a multiple of 128; left_scale: float32[r k/128]. right: e4m3[g k n]; right_scale:
+    float32[g k/128 n]. group_of_tile: int32[r / rows of a tile]. tiles: int32[], how many tiles have a group;
+    results of the others are zeros.
+    """
+    (r, k), n = left.shape, right.shape[-1]
+    rows = r // len(group_of_tile)
+    terms, columns = _terms(k), _columns(n, TILE // rows)
+    right, right_scale = (_whole_tiles(x, -1, columns) for x in (right, right_scale))
+    left_scale = _whole_tiles(left_scale, -1, LANES)
+    right_scale = _whole_tiles(right_scale, -2, SUBLANES)
+
+    def row_tile(i, tiles):
+        # A tile without a group reads nothing anew
+        return jnp.minimum(i, jnp.maximum(tiles[0] - 1, 0))
+
+    def first(step, per_tile):
+        """The tile of scales that has this step's blocks."""
+        return step * (terms // TERMS) // per_tile
+
+    out = pl.pallas_call(
+        functools.partial(_product_kernel, blocks=terms // TERMS),
+        grid_spec=pltpu.PrefetchScalarGridSpec(
+            num_scalar_prefetch=2,
+            grid=(right.shape[-1] // columns, len(group_of_tile), k // terms),
+            in_specs=[
+                pl.BlockSpec((rows, terms), lambda j, i, s, g, t: (row_tile(i, t), s)),
+                pl.BlockSpec(
+                    (rows, LANES), lambda j, i, s, g, t: (row_tile(i, t), first(s, LANES))
+                ),
+                pl.BlockSpec((None, terms, columns), lambda j, i, s, g, t: (g[i], s, j)),
+                pl.BlockSpec(
+                    (None, SUBLANES, columns), lambda j, i, s, g, t: (g[i], first(s, SUBLANES), j)
+                ),
+            ],
+            out_specs=pl.BlockSpec((rows, columns), lambda j, i, s, g, t: (i, j)),
+            scratch_shapes=[pltpu.VMEM((rows, columns), jnp.float32)],
+        ),
+        out_shape=jax.ShapeDtypeStruct((r, right.shape[-1]), out_dtype),
+        compiler_params=pltpu.CompilerParams(
+            dimension_semantics=("parallel", "arbitrary", "arbitrary")
+        ),
+        cost_estimate=_cost(r, k, n, (left, right), out_dtype),
+        name="fp8_gmm" if len(right) > 1 else "fp8_product",
+        interpret=interpret,
+    )(group_of_tile, _one(tiles), left, left_scale, right, right_scale)
+    return out[:, :n]
+
+
+def product_over_rows(
+    left, left_scale, right, right_scale, *, group_of_tile, tiles, groups, interpret: bool = False
+):
+    """Sum left's columns times right's rows over the rows of each group: -> float32[groups k n].
+
+    left: e4m3[k r]; left_scale: float32[k r/128]. right: e4m3[r n]; right_scale: float32[r/128 n].
+    group_of_tile, tiles: as for `product`, ascending. Nothing is written for a group without tiles.
+    """
+    (k, r), n = left.shape, right.shape[-1]
+    terms = r // len(group_of_tile)
+    rows, columns = _columns(k, OVER_ROWS), _columns(n, OVER_ROWS)
+    left, left_scale = (_whole_tiles(x, 0, rows) for x in (left, left_scale))
+    right, right_scale = (_whole_tiles(x, 1, columns) for x in (right, right_scale))
+    left_scale = _whole_tiles(left_scale, 1, LANES)
+    right_scale = _whole_tiles(right_scale, 0, SUBLANES)
+
+    def tile(s, tiles):
+        return jnp.minimum(s, jnp.maximum(tiles[0] - 1, 0))
+
+    def first(s, tiles, per_tile):
+        return tile(s, tiles) * (terms // TERMS) // per_tile
+
+    out = pl.pallas_call(
+        functools.partial(_over_rows_kernel, blocks=terms // TERMS),
+        grid_spec=pltpu.PrefetchScalarGridSpec(
+            num_scalar_prefetch=2,
+            grid=(len(left) // rows, right.shape[1] // columns, len(group_of_tile)),
+            in_specs=[
+                pl.BlockSpec((rows, terms), lambda i, j, s, g, t: (i, tile(s, t))),
+                pl.BlockSpec((rows, LANES), lambda i, j, s, g, t: (i, first(s, t, LANES))),
+                pl.BlockSpec((terms, columns), lambda i, j, s, g, t: (tile(s, t), j)),
+                pl.BlockSpec((SUBLANES, columns), lambda i, j, s, g, t: (first(s, t, SUBLANES), j)),
+            ],
+            out_specs=pl.BlockSpec((None, rows, columns), lambda i, j, s, g, t: (g[s], i, j)),
+            scratch_shapes=[pltpu.VMEM((rows, columns), jnp.float32)],
+        ),
+        out_shape=jax.ShapeDtypeStruct((groups, len(left), right.shape[1]), jnp.float32),
+        compiler_params=pltpu.CompilerParams(
+            dimension_semantics=("parallel", "parallel", "arbitrary")
+        ),
+        cost_estimate=_cost(r, k, n, (left, right), jnp.float32),
+        name="fp8_tgmm",
+        interpret=interpret,
+    )(group_of_tile, _one(tiles), left, left_scale, right, right_scale)
+    return out[:, :k, :n]
+
+
+def _product_kernel(groups, tiles, left, left_scale, right, right_scale, out, summed, *, blocks):
+    """The next terms of one tile of the result."""
+    step = pl.program_id(2)
+
+    @pl.when(step == 0)
+    def _():
+        summed[...] = jnp.zeros_like(summed)
+
+    @pl.when(pl.program_id(1) < tiles[0])
+    def _():
+        _add_blocks(summed, left, left_scale, right, right_scale, step * blocks, blocks)
+
+    @pl.when(step == pl.num_programs(2) - 1)
+    def _():
+        out[...] = summed[...].astype(out.dtype)
+
+
+def _over_rows_kernel(groups, tiles, left, left_scale, right, right_scale, out, summed, *, blocks):
+    """The next rows of one tile of a group's result."""
+    step, last = pl.program_id(2), tiles[0] - 1
+    group = groups[step]
+
+    @pl.when((step == 0) | (group != groups[jnp.maximum(step - 1, 0)]))
+    def _():
+        summed[...] = jnp.zeros_like(summed)
+
+    @pl.when(step <= last)
+    def _():
+        _add_blocks(summed, left, left_scale, right, right_scale, step * blocks, blocks)
+
+    @pl.when((step == last) | (group != groups[jnp.minimum(step + 1, pl.num_programs(2) - 1)]))
+    def _():
+        out[...] = summed[...]
+
+
+def _add_blocks(summed, left, left_scale, right, right_scale, first, blocks):
+    """Add these blocks of terms to a tile of the result. first: the number of the first, among all."""
+    lanes = jax.lax.broadcasted_iota(jnp.int32, left_scale.shape, 1)
+    for block in range(blocks):
+        terms = pl.ds(block * TERMS, TERMS)
+        partial = jnp.dot(left[:, terms], right[terms, :], preferred_element_type=jnp.float32)
+        of_rows = _lane(left_scale, lanes == (first + block) % LANES)
+        of_columns = right_scale[pl.ds((first + block) % SUBLANES, 1), :]
+        # Scales of infinity multiply to infinity, and a sum of 0 must stay 0
+        scale = jnp.minimum(of_rows * of_columns, jnp.finfo(jnp.float32).max)
+        summed[...] += partial * scale
+
+
+def _terms(k):
+    """Contracted terms of a tile: blocks that divide a tile of scales."""
+    return next(TERMS * blocks for blocks in (8, 4, 2, 1) if k % (TERMS * blocks) == 0)
+
+
+def _columns(n, most):
+    """Columns of a tile: the most that divide n's whole lanes."""
+    whole = n + -n % LANES
+    size = most
+    while whole % size:
+        size //= 2
+    return size
+
+
+def _whole_tiles(x, axis, size):
+    padding = [(0, 0)] * x.ndim
+    padding[axis] = 0, -x.shape[axis] % size
+    return jnp.pad(x, padding)
+
+
+def _one(tiles):
+    return jnp.asarray(tiles, jnp.int32).reshape(1)
+
+
+def _cost(rows, terms, columns, operands, out_dtype):
+    out_bytes = rows * columns * jnp.dtype(out_dtype).itemsize
+    return pl.CostEstimate(
+        flops=2 * rows * terms * columns,
+        bytes_accessed=sum(x.size for x in operands) + out_bytes,
+        transcendentals=0,
+    )

@@ -1,0 +1,53 @@
+"""A Linear layer's product on a mesh where each device multiplies its own tokens, as a kernel has to."""
+
+import re
+
+import jax
+import jax.numpy as jnp
+
+from deepseek_jax.parallel.gather import gathered, split_over
+from deepseek_jax.parallel.shard import current_mesh, placed
+
+# The logical axes of a product's letters: those that split activations, and those that split weights only
+OF_ACTIVATIONS = dict(b="batch", t="seq", h="heads", f="mlp")
+OF_WEIGHTS = dict(d="embed", q="q_lora", c="kv_lora")
+
+
+def by_token(product, spec: str, x, w):
+    """product(x, w, out_dtype), called by each device on its own tokens: -> the result, in x's dtype.
+
+    spec: an einsum of x and w in the letters of deepseek_jax/__init__.py. s stands for the tokens of whole
+    rows, which attention needs: their heads are split as they are inside attention. product: what the einsum
+    computes, with gradients. A device gathers what other devices store of w, but heads and the widths of MLPs
+    stay split; where they are contracted, partial results add up in float32. Without a mesh nothing is split.
+    """
+    mesh = current_mesh()
+    if mesh is None:
+        return product(x, w, x.dtype)
+    left, right, result = re.split(",|->", spec)
+    table = OF_ACTIVATIONS | (dict(h="attention_heads") if "s" in left else {})
+    sizes = dict(zip(left + right, x.shape + w.shape, strict=True))
+
+    def place(letters, table):
+        return placed(mesh, [sizes[c] for c in letters], [table.get(c) for c in letters])
+
+    of_w = place(right, table | OF_WEIGHTS)
+    # A contracted dimension that stays split
+    inner = [of_w[i] for i, c in enumerate(right) if c in table and c not in result]
+    partial_over = tuple(axis for entry in inner for axis in split_over(mesh, entry))
+
+    def local(x, w):
+        for dim, letter in enumerate(right):
+            if letter in OF_WEIGHTS:
+                # FP8 rounds the masters themselves
+                w = gathered(mesh, w, of_w[dim], dim, "float32")
+        y = product(x, w, jnp.float32 if partial_over else x.dtype)
+        return jax.lax.psum(y, partial_over).astype(x.dtype) if partial_over else y
+
+    return jax.shard_map(
+        local,
+        in_specs=(place(left, table), of_w),
+        out_specs=place(result, table),
+        # Custom gradients do not declare the axes over which they vary
+        check_vma=False,
+    )(x, w)

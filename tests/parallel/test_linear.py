@@ -1,0 +1,92 @@
+"""A Linear layer's product over eight devices against the same product on one."""
+
+import functools
+
+import jax
+import numpy as np
+import pytest
+
+from deepseek_jax.ops.dot import dot
+from deepseek_jax.ops.fp8_products import fp8_dot
+from deepseek_jax.parallel import make_mesh
+from deepseek_jax.parallel.decoding import decoding, decoding_mesh
+from deepseek_jax.parallel.linear import by_token
+
+MESHES = {
+    "fsdp": dict(fsdp=8),
+    "tensor": dict(tensor=8),
+    "context": dict(context=8),
+    "fsdp, context, tensor": dict(fsdp=2, context=2, tensor=2),
+    "data, fsdp, expert": dict(data=2, fsdp=2, expert=2),
+}
+SIZES = dict(b=8, t=16, s=16, d=32, h=8, x=4, u=4, n=4, q=16, c=24, z=2, f=16)
+# Weights into heads and widths of MLPs, out of them, into latents, and over whole rows
+SPECS = ["btd,dzf->btzf", "bthu,hud->btd", "btd,dq->btq", "btq,qhx->bthx", "bsc,chn->bshn"]
+
+
+def normal(letters, seed, sizes):
+    return np.random.default_rng(seed).standard_normal([sizes[c] for c in letters]).astype("f4")
+
+
+def results(product, spec, mesh, sizes):
+    """[result, gradients of x and w], of a loss that weighs the result's elements."""
+    letters = spec.replace("->", ",").split(",")
+    x, w, probe = (normal(part, i, sizes) for i, part in enumerate(letters))
+
+    def loss(x, w):
+        y = by_token(functools.partial(product, spec), spec, x, w)
+        return (y * probe).sum(), y
+
+    with jax.set_mesh(mesh):
+        gradients, y = jax.jit(jax.grad(loss, argnums=(0, 1), has_aux=True))(x, w)
+    return jax.device_get([y, *gradients])
+
+
+def one_device():
+    return make_mesh(data=1, devices=jax.devices()[:1])
+
+
+@pytest.mark.parametrize("mesh", MESHES)
+@pytest.mark.parametrize("spec", SPECS)
+def test_the_product_and_its_gradients_are_those_of_one_device(spec, mesh):
+    """Oracle: ops.dot.dot on one device; float32 sums in another order."""
+    ours = results(dot, spec, make_mesh(**{"data": 1} | MESHES[mesh]), SIZES)
+    for our, theirs in zip(ours, results(dot, spec, one_device(), SIZES), strict=True):
+        np.testing.assert_allclose(our, theirs, atol=1e-5 * np.abs(theirs).max())
+
+
+def test_rows_that_do_not_split_are_multiplied_on_every_device():
+    """Oracle: one device."""
+    sizes = SIZES | dict(b=3, t=5)
+    ours = results(dot, "btd,dzf->btzf", make_mesh(data=1, fsdp=8), sizes)
+    for our, theirs in zip(ours, results(dot, "btd,dzf->btzf", one_device(), sizes), strict=True):
+        np.testing.assert_allclose(our, theirs, atol=1e-5 * np.abs(theirs).max())
+
+
+def test_fp8_rounds_the_same_tiles_where_each_device_has_whole_ones():
+    """Oracle: fp8_dot on one device, where tiles of tokens and heads end with a device's."""
+    sizes = SIZES | dict(b=2, t=256, h=4, u=64, x=64, d=128)
+    mesh = make_mesh(data=2, context=2, tensor=2)
+    product = functools.partial(fp8_dot, power_of_two=True)
+    for spec in ("bthu,hud->btd", "btd,dhx->bthx"):
+        ours = results(product, spec, mesh, sizes)
+        for our, theirs in zip(ours, results(product, spec, one_device(), sizes), strict=True):
+            np.testing.assert_allclose(our, theirs, atol=1e-5 * np.abs(theirs).max())
+
+
+def test_a_decoding_step_keeps_weights_split_by_head():
+    """Oracle: one device for the values; the compiled program, which gathers nothing."""
+    heads = SIZES["h"]
+    mesh = decoding_mesh(make_mesh(data=1, fsdp=8), heads)
+    x, w = normal("bhu", 0, SIZES), normal("hud", 1, SIZES)
+
+    @jax.jit
+    def step(x, w):
+        with decoding(heads):
+            return by_token(functools.partial(dot, "bhu,hud->bd"), "bhu,hud->bd", x, w)
+
+    with jax.set_mesh(mesh):
+        placed = jax.device_put(w, jax.NamedSharding(mesh, jax.P("fsdp")))
+        y, text = step(x, placed), step.lower(x, placed).compile().as_text()
+    np.testing.assert_allclose(y, np.einsum("bhu,hud->bd", x, w), rtol=1e-4, atol=1e-4)
+    assert "all-gather" not in text and "all-reduce" in text
