@@ -23,7 +23,7 @@ MODELS = {
     "qwen3_0_6b": ("Qwen3-0.6B", models.qwen3_0_6b(), None, {}),
     "deepseek_v2_lite": (
         "DeepSeek-V2-Lite-Chat",
-        models.deepseek_v2_lite() | dict(expert_buffer=2.0, expert_overflow="repeat"),
+        models.deepseek_v2_lite() | dict(expert_buffer=2.0),
         LORA,
         dict(fsdp=2, expert=8),
     ),

@@ -38,7 +38,6 @@ FP8_QUANTIZATION = {
 }
 # How to compute, not what: config.json has no such fields
 RUN_FIELDS = {"dtype", "scan_layers", "fp8", "remat", "pipeline_micro_batches", "expert_buffer"}
-RUN_FIELDS |= {"expert_overflow"}
 FIELDS = [f.name for f in dataclasses.fields(ModelConfig) if f.name not in RUN_FIELDS]
 # ModelConfig lists these together, those of multi-token prediction among them, up to rope_theta
 MOE_FIELDS = FIELDS[FIELDS.index("n_routed_experts") : FIELDS.index("rope_theta")]

@@ -22,8 +22,8 @@ def next_token_loss(
     support loss_weights.
     Returns (loss float32[], metrics):
       next_token_loss and entropy, float32[] in nats;
-      where experts are routed, balance_loss, averaged over layers, 1 for uniform routing, and expert_load, a
-      dict from a key of params to float32[l e] (moe_layers) or float32[e] (mtp_0, ...);
+      where experts are routed, balance_loss, averaged over layers, 1 for uniform routing, and routing, a dict
+      from a key of params (moe_layers, mtp_0, ...) to models.moe.Routing;
       with mtp_weight, mtp_loss in nats: each module's sum over its targets divided by normalizer, as
       published, averaged over the modules.
     """
@@ -50,7 +50,7 @@ def next_token_loss(
         metrics["balance_loss"] = balance_l.mean()
         # Each layer adds a loss of its own; the metric is their mean, so that 1 stays uniform routing
         loss += balance_weight * balance_l.sum()
-        metrics["expert_load"] = {name: r.load for name, r in routings.items()}
+        metrics["routing"] = routings
     return loss, metrics
 
 

@@ -48,7 +48,7 @@ def reward_loss(config: ModelConfig, params, batch):
     config, params: see models.reward. batch: tokens and segment_ids int32[p c t], each row as in
     predict_rewards. c is 2 for pairs, the chosen response first, or 1 for labelled responses; weights
     float32[p]; normalizer float32[]; safe float32[p] if c is 1. Returns (loss float32[], metrics), with
-    expert_load where experts are routed.
+    routing where experts are routed.
     """
     rewards_pc, routing = batch_rewards(config, params, batch)
     totals = batch["weights"], batch["normalizer"]
@@ -57,7 +57,7 @@ def reward_loss(config: ModelConfig, params, batch):
     else:
         loss, metrics = pointwise_loss(rewards_pc[:, 0], batch["safe"], *totals)
     if routing is not None:
-        metrics["expert_load"] = {"moe_layers": routing.load}
+        metrics["routing"] = {"moe_layers": routing}
     return loss, metrics
 
 

@@ -4,7 +4,7 @@ import dataclasses
 import math
 from typing import Annotated, Literal
 
-from deepseek_jax.settings import Between, Count, Natural, NonNegative, Positive, added, build
+from deepseek_jax.settings import Between, Count, Natural, NonNegative, Positive, build
 
 ATTENTION_OF = {
     "deepseek_v3": "mla",
@@ -74,8 +74,6 @@ class ModelConfig:
       the mesh (default: the number of stages).
     expert_buffer: the room that a TPU has to receive tokens for its experts, see
       parallel.dispatch.expert_parallel (default: the worst case).
-    expert_overflow: what follows where more tokens arrive, "skip" the update, or "repeat" the exchange with
-      room for all of them, as rollouts do.
     """
 
     model_type: Literal[tuple(ATTENTION_OF)]
@@ -121,7 +119,6 @@ class ModelConfig:
     remat: Literal[tuple(REMAT_POLICIES)] = "none"
     pipeline_micro_batches: Count | None = None
     expert_buffer: ExpertBuffer | None = None
-    expert_overflow: Literal["skip", "repeat"] = added("skip")
 
     def __post_init__(self):
         for name in ("num_key_value_heads", "head_dim"):
@@ -240,7 +237,6 @@ class RunSettings:
 HOW_TO_RUN = frozenset(field.name for field in dataclasses.fields(RunSettings))
 # A run may set these otherwise than its checkpoint
 OF_THE_RUN = HOW_TO_RUN | {
-    "expert_overflow",
     "initializer_range",
     "max_position_embeddings",
     "num_nextn_predict_layers",

@@ -47,8 +47,8 @@ class DecoderLayer(nn.Module):
         if self.is_moe:
             y, routing = self.ffn(self.ffn_norm(x), segment_ids)
             if routing is not None:
-                # A NaN balance (an earlier layer overflowed) makes the load NaN, so the bias update skips
-                # this layer
+                # A NaN balance (an earlier layer gave NaN) makes the load NaN, so the bias update skips this
+                # layer
                 routing = routing._replace(load=routing.load + 0 * routing.balance)
             return x + y, routing
         return x + self.ffn(self.ffn_norm(x)), None

@@ -14,17 +14,19 @@ from deepseek_jax.ops.dot import dot
 from deepseek_jax.ops.fp8_products import expert_block, grouped_fp8
 from deepseek_jax.ops.remat import save_for_backward
 from deepseek_jax.ops.routing import affinities, expert_load, route, sequence_balance
-from deepseek_jax.parallel.dispatch import Buffer, Kernels, expert_parallel
+from deepseek_jax.parallel.dispatch import Kernels, expert_parallel
 
 
 class Routing(NamedTuple):
     """Statistics of the routing in one layer, or in each layer with a leading axis l.
 
-    load: float32[e], real tokens per expert. balance: float32[], see ops.routing.sequence_balance.
+    load: float32[e], real tokens per expert. balance: float32[], see ops.routing.sequence_balance. overflows:
+    float32[], how often tokens overflowed a buffer of parallel.dispatch.expert_parallel.
     """
 
     load: jax.Array
     balance: jax.Array
+    overflows: jax.Array
 
 
 class MoE(nn.Module):
@@ -60,7 +62,7 @@ class MoE(nn.Module):
             routed_scaling_factor=cfg.routed_scaling_factor,
         )
         experts_bta, weights_bta = jax.vmap(choose, (0, None))(logits_bte, bias_e)
-        y = expert_parallel(
+        y, overflows = expert_parallel(
             functools.partial(run_experts, fp8=cfg.fp8),
             x_btd,
             experts_bta,
@@ -71,8 +73,9 @@ class MoE(nn.Module):
                 # FP8 rounds the masters themselves
                 "float32" if cfg.fp8 else cfg.dtype,
             ),
-            buffer=Buffer(cfg.expert_buffer, cfg.expert_overflow),
-        ).reshape(x.shape)
+            buffer=cfg.expert_buffer,
+        )
+        y = y.reshape(x.shape)
         if cfg.n_shared_experts:
             # Eq. 12: shared experts take every token, without a weight. Side by side they are one wider MLP
             y += GatedMLP(cfg, cfg.n_shared_experts * f, name="shared")(x)
@@ -84,7 +87,8 @@ class MoE(nn.Module):
                 segment_ids,
                 num_experts_per_tok=cfg.num_experts_per_tok,
             )
-            routing = Routing(expert_load(experts_bta, e, segment_ids > 0), balance)
+            load = expert_load(experts_bta, e, segment_ids > 0)
+            routing = Routing(load, balance, overflows)
         return y, routing
 
 

@@ -1,11 +1,14 @@
 """Send tokens to the devices that hold their experts, and back (arXiv:2412.19437, section 3.2)."""
 
+import contextlib
+import contextvars
 import functools
 import math
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec
 
 from deepseek_jax.ops.grouped_matmul import (
     capacity_layout,
@@ -20,24 +23,20 @@ from deepseek_jax.parallel.shard import axis_parts, current_mesh, partition_spec
 
 # The scope of a branch that a plan leaves out
 RARE = "rarely"
-# Tokens of a device in one exchange of a rollout: for DeepSeek-V3 over 32 devices the worst case takes 1 GB
+# Tokens of a device in an exchange with room for the worst case: of DeepSeek-V3 over 32 devices it takes 1 GB
 AT_ONCE = 256
+# The factor of `larger_buffers`
+_LARGER = contextvars.ContextVar("larger", default=1.0)
 
 
-class Buffer(NamedTuple):
-    """The room that a device has to receive rows, and what happens where more arrive.
-
-    share: a multiple, at least 1, of the balanced share of m * a rows a device; None is room for the worst
-    case. overflow: "skip" makes the result NaN on all devices along the axis, and so the gradient of weights:
-    the step is skipped. "repeat", for rollouts, which cannot skip: the exchange has room for the worst case
-    instead, and at most AT_ONCE tokens of a device are exchanged at once, so that it fits in memory.
-    """
-
-    share: float | None = None
-    overflow: str = "skip"
-
-
-WORST_CASE = Buffer()
+@contextlib.contextmanager
+def larger_buffers(factor: float):
+    """Trace expert_parallel with buffers that are larger by this factor."""
+    token = _LARGER.set(factor)
+    try:
+        yield
+    finally:
+        _LARGER.reset(token)
 
 
 class Kernels(NamedTuple):
@@ -58,7 +57,7 @@ def expert_parallel(
     weights,
     kernels: Kernels,
     *,
-    buffer: Buffer = WORST_CASE,
+    buffer: float | None = None,
     implementation: str | None = None,
 ):
     """Call run_experts on the mesh of `jax.set_mesh`: each device has its own tokens and its own experts.
@@ -70,9 +69,12 @@ def expert_parallel(
     implementation: "padded" is all_to_all with room for the worst case in every block sent; "ragged" is
     jax.lax.ragged_all_to_all, which sends only rows with a token, into a receive buffer. None takes the
     choice of ops.platform: a CPU does not implement "ragged".
-    buffer: the room to receive rows in a ragged exchange.
+    buffer: the room that a device has to receive rows in a ragged exchange: a multiple, at least 1, of the
+    balanced share of m * a rows; None is room for the worst case. Where more arrive on any device, all have
+    room for the worst case and exchange at most AT_ONCE tokens each at once, so that it fits in memory: the
+    result is the same, and later.
     Without a mesh, or where rows or tokens do not split over it (in a rollout), run_experts gets the whole
-    arrays and the compiler places it. Returns [b t d].
+    arrays and the compiler places it. Returns [b t d], and float32[]: 1 where rows overflowed a buffer.
     """
     mesh = current_mesh()
     exchanged = choose(
@@ -94,17 +96,16 @@ def expert_parallel(
             experts_bta.reshape(-1, a),
             weights_bta.reshape(-1, a),
         )
+        overflowed = jnp.zeros(())
         if mesh is None or mesh.shape["expert"] == 1:
             y_md = run_experts(*arrays, matrices)
-        elif buffer.overflow == "repeat":
-            y_md = _in_blocks(lambda block: exchanged(run_experts, *block, matrices), arrays)
         else:
-            y_md = exchanged(run_experts, *arrays, matrices)
+            y_md, overflowed = exchanged(run_experts, *arrays, matrices)
         # Where the kernels' "mlp" axis is split, each device has a partial sum. Added in float32, their sum
         # is rounded once
         if mesh is not None and partial_over:
             y_md = jax.lax.psum(y_md.astype(jnp.float32), partial_over).astype(y_md.dtype)
-        return y_md.reshape(x_btd.shape)
+        return y_md.reshape(x_btd.shape), overflowed
 
     partial_over = () if mesh is None else split_over(mesh, partition_spec(("mlp",))[0])
     tokens = partition_spec(("batch", "seq", None))
@@ -115,7 +116,7 @@ def expert_parallel(
     return jax.shard_map(
         local,
         in_specs=(tokens, tokens, tokens, places),
-        out_specs=tokens,
+        out_specs=(tokens, PartitionSpec()),
         # Custom gradients do not declare the axes over which they vary
         check_vma=False,
     )(x, experts, weights, kernels.arrays)
@@ -125,6 +126,8 @@ def _in_blocks(exchange, arrays):
     """exchange of tokens [m ...], in equal blocks of at most AT_ONCE, one after the other: -> [m d]."""
     m = len(arrays[0])
     block = max(size for size in range(1, min(m, AT_ONCE) + 1) if m % size == 0)
+    # The backward pass exchanges again: it would hold the buffers of all blocks
+    exchange = jax.checkpoint(exchange)
     if block == m:
         return exchange(arrays)
     blocks = [array.reshape(-1, block, *array.shape[1:]) for array in arrays]
@@ -146,7 +149,7 @@ def _padded(run_experts, x_md, experts_ma, weights_ma, kernels):
     received_r1 = _to_peers(expert_r)[:, None]
     # Weights of 1 here: the sender weighs what comes back, so weights do not travel
     done_rd = run_experts(received_rd, received_r1, jnp.ones(received_r1.shape), kernels)
-    return combine(_to_peers(done_rd), weights_ma, layout)
+    return combine(_to_peers(done_rd), weights_ma, layout), jnp.zeros(())
 
 
 def _to_peers(rows):
@@ -157,51 +160,61 @@ def _to_peers(rows):
 def _ragged(run_experts, x_md, experts_ma, weights_ma, kernels, buffer):
     """_padded without padding rows: only rows with a token are sent."""
     shards, held = jax.lax.axis_size("expert"), len(kernels[0])
-    # Rows sorted by expert are sorted by device too. In blocks of 1, every row has a token
-    layout = expert_layout(experts_ma, shards * held, 1)
-    # The counts of all devices: a sender must know where its rows begin on a peer, after those of others
-    count_sse = jax.lax.all_gather(layout.rows_per_expert.reshape(shards, held), "expert")
-    sending = run_experts, x_md, experts_ma, weights_ma, kernels, layout, count_sse
-    rows = receive_rows(experts_ma.shape, shards, held, buffer.share)
-    worst = receive_rows(experts_ma.shape, shards, held, None)
-    if buffer.overflow == "skip" or rows == worst:
-        return _exchange(*sending, rows)
-    overflows = (count_sse.sum(-1).sum(0) > rows).any()
+    tokens, exchange = (x_md, experts_ma, weights_ma), functools.partial(_exchange, run_experts)
+    share = None if buffer is None else buffer * _LARGER.get()
+    rows = receive_rows(experts_ma.shape, shards, held, share)
+    layout, count_sse = _counted(experts_ma, shards, held)
+    if rows == receive_rows(experts_ma.shape, shards, held, None):
+        return exchange(kernels, tokens, layout, count_sse, rows), jnp.zeros(())
+    overflows = (count_sse.sum(-1).sum(0) > rows).any().astype(jnp.float32)
     # All devices of the mesh take one branch, because each has collectives
-    overflows = jax.lax.pmax(overflows.astype(jnp.int32), current_mesh().axis_names) > 0
+    overflows = jax.lax.pmax(overflows, current_mesh().axis_names)
+
+    def again(tokens):
+        _, experts_ma, _ = tokens
+        rows = receive_rows(experts_ma.shape, shards, held, None)
+        return exchange(kernels, tokens, *_counted(experts_ma, shards, held), rows)
 
     def rarely():
         with jax.named_scope(RARE):
-            return _exchange(*sending, worst)
+            return _in_blocks(again, tokens)
 
-    return jax.lax.cond(overflows, rarely, lambda: _exchange(*sending, rows))
+    def usually():
+        return exchange(kernels, tokens, layout, count_sse, rows)
+
+    return jax.lax.cond(overflows > 0, rarely, usually), overflows
 
 
-def _exchange(run_experts, x_md, experts_ma, weights_ma, kernels, layout, count_sse, rows):
-    """Send tokens, run experts and send back, with room for `rows` rows a device; NaN where more arrive."""
-    shards, held = jax.lax.axis_size("expert"), len(kernels[0])
+def _counted(experts_ma, shards, held):
+    """A device's rows sorted by expert, and how many each device has for each expert, int32[s s e]."""
+    # Sorted by expert they are sorted by device too. In blocks of 1, every row has a token
+    layout = expert_layout(experts_ma, shards * held, 1)
+    # Of all devices: a sender must know where its rows begin on a peer, after those of others
+    return layout, jax.lax.all_gather(layout.rows_per_expert.reshape(shards, held), "expert")
+
+
+def _exchange(run_experts, kernels, tokens, layout, count_sse, rows):
+    """Send tokens, run experts and send back, with room for `rows` rows a device; zeros where more arrive."""
+    (x_md, experts_ma, weights_ma), held = tokens, len(kernels[0])
     device = jax.lax.axis_index("expert")
     there, back, fits = exchange_plan(count_sse.sum(-1), device, rows)
 
     # Each peer's rows arrive sorted by expert; `held` (no expert) marks the rows after the last of them
     count_se = jnp.where(fits, count_sse[:, device], 0).reshape(-1)
     expert_r = jnp.repeat(
-        jnp.append(jnp.tile(jnp.arange(held, dtype=jnp.int32), shards), held),
+        jnp.append(jnp.tile(jnp.arange(held, dtype=jnp.int32), len(count_sse)), held),
         jnp.append(count_se, rows - count_se.sum()),
         total_repeat_length=rows,
     )
     received_rd = _send(experts_ma.size, rows, rows_by_expert(x_md, layout), there, back)
     done_rd = run_experts(received_rd, expert_r[:, None], jnp.ones((rows, 1)), kernels)
-    returned_rd = _send(rows, experts_ma.size, done_rd, back, there)
-    # A factor, not a select: a select would send back zeros, and the gradients have to be NaN
-    verdict = jnp.where(fits, 1.0, jnp.nan).astype(x_md.dtype)
-    return combine(returned_rd, weights_ma, layout) * verdict
+    return combine(_send(rows, experts_ma.size, done_rd, back, there), weights_ma, layout)
 
 
 def receive_rows(choices, shards: int, held: int, share: float | None):
     """How many rows a device has room for: int. choices: (m, a) of each of `shards` devices.
 
-    held: the number of experts on a device. share: see Buffer.
+    held: the number of experts on a device. share: see expert_parallel.
     """
     m, a = choices
     worst = whole_tiles(shards * m * min(a, held))

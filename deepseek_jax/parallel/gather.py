@@ -13,7 +13,7 @@ def split_over(mesh, entry):
 
 
 def gathered(mesh, weight, entry, dim: int, dtype: str):
-    """A device's share of a weight, gathered in dtype. entry: of dimension dim, in the weight's PartitionSpec.
+    """A device's share of a weight, gathered in dtype. entry: dimension dim's in the weight's PartitionSpec.
 
     The gradient is rounded to dtype once, summed in float32, and cut into shares as it is summed.
     """

@@ -63,7 +63,7 @@ def make_grpo_loss(config: ModelConfig, options: GrpoOptions, *, max_completion_
             logprobs, entropy, batch, options, max_completion_length=max_completion_length
         )
         if routing is not None:
-            metrics["expert_load"] = {"moe_layers": routing.load}
+            metrics["routing"] = {"moe_layers": routing}
         return loss, metrics
 
     return loss_fn

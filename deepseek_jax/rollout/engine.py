@@ -113,8 +113,8 @@ def generate(
 
 
 def rollout_config(config):
-    """The config with a bounded buffer for experts: one that overflows costs a repetition, never a NaN."""
-    return dataclasses.replace(config, expert_buffer=EXPERT_BUFFER, expert_overflow="repeat")
+    """The config with a bounded buffer for experts' tokens."""
+    return dataclasses.replace(config, expert_buffer=EXPERT_BUFFER)
 
 
 def rollout_mesh(config):

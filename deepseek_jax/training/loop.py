@@ -56,8 +56,9 @@ def train(
     one of the source's tokens.
 
     Steps 0, log_every, ... and the last one are logged: that step's metrics (averaged over its updates; for
-    names ending in _max, the largest); since the line before: seconds a step, nonfinite (updates skipped)
-    and, where the source reports `tokens`, tokens_per_second; with flops_per_token, and on devices whose
+    names ending in _max, the largest); since the line before: seconds a step, nonfinite (updates skipped),
+    where there are experts expert_overflows (in all), and where the source reports `tokens`,
+    tokens_per_second; with flops_per_token, and on devices whose
     speed costs.chips knows, mfu: the share of their peak that these tokens need; and peak memory. Between
     lines the loop waits for the device only if there are limits, and then for the step before. Saves after
     each save_every steps and at the end.
@@ -162,7 +163,7 @@ class _Log:
 
     def _begin_line(self):
         self.began = time.perf_counter()
-        self.steps = self.tokens = self.nonfinite = 0
+        self.steps = self.tokens = self.nonfinite = self.overflows = 0
 
     def add(self, step, updates, source_metrics):
         """Add a step's updates; check the limits of the step before, whose metrics the device has by now."""
@@ -193,6 +194,8 @@ class _Log:
         shared = line.keys() & source_metrics.keys()
         assert not shared, f"both the loss and the source report {shared}"
         line |= source_metrics | {"nonfinite": float(self.nonfinite)} | _memory()
+        if "expert_overflows" in line:
+            line["expert_overflows"] = float(self.overflows)
         seconds = time.perf_counter() - self.began
         line["seconds"] = seconds / self.steps
         if "tokens" in source_metrics:
@@ -221,6 +224,7 @@ class _Log:
         for metrics in jax.device_get(self.updates):
             skipped = metrics["nonfinite"] > 0
             self.nonfinite += int(skipped)
+            self.overflows += int(metrics.get("expert_overflows", 0))
             if self.streak < MAX_NONFINITE:
                 self.streak = self.streak + 1 if skipped else 0
         self.updates = []

@@ -6,7 +6,12 @@ import optax
 
 from deepseek_jax.ops.routing import updated_bias
 from deepseek_jax.parallel import constrain
+from deepseek_jax.parallel.dispatch import larger_buffers
+from deepseek_jax.parallel.processes import say
 from deepseek_jax.training.state import on_device
+
+# How much larger a buffer for experts' tokens is after an overflow
+GROWTH = 1.25
 
 
 def make_train_step(
@@ -17,15 +22,17 @@ def make_train_step(
     loss_fn(params, batch, rng) -> (loss, metrics) of a model's params, both divided by totals of the whole
     batch, so that those of micro-batches add up (for names ending in _max, the largest counts). batch: a dict
     of arrays; micro_batches cuts each along its leading axis; each micro-batch gets all scalars.
-    The metric expert_load, a dict from a key of params to float32[l e] or float32[e] tokens per
-    expert, is replaced by load_metrics. With bias_update_speed, a function of the update count, it
-    also moves the router_bias below that key once an update (arXiv:2412.19437, section 2.1.2).
+    The metric routing, a dict from a key of params to models.moe.Routing, of one layer or of all
+    with a leading axis l, is replaced by load_metrics and by expert_overflows, how often tokens
+    overflowed the buffer of a layer's experts. With bias_update_speed, a function of the update
+    count, it also moves the router_bias below that key once an update (arXiv:2412.19437, section
+    2.1.2).
     watched: the name of a scalar of the batch that tx gets as `value`, for a schedule that follows it.
     Also reported: loss, grad_norm (before clipping) and nonfinite, 1.0 where the gradients' norm is
     not finite. Then the update is skipped: parameters and optimizer state stay as they were. Two
     things still change: the update count that schedules read, and the router_bias of layers whose
-    load is finite, because the imbalance that made an expert's buffer overflow has to shrink.
-    Raises ValueError at tracing for rows that do not split, or a bias speed without expert_load.
+    load is finite, which follows the load alone.
+    Raises ValueError at tracing for rows that do not split, or a bias speed without routing.
     """
 
     def train_step(state, batch, rng):
@@ -39,7 +46,8 @@ def make_train_step(
         rng = jax.random.fold_in(rng, state.step)
         (loss, metrics), grads = gradients(state.params, batch, rng)
         metrics = dict(metrics)
-        loads = metrics.pop("expert_load", None)
+        routings = metrics.pop("routing", {})
+        loads = {name: routing.load for name, routing in routings.items()}
         grad_norm = optax.tree.norm(grads)
         finite = jnp.isfinite(grad_norm)
         opt_before = on_device(state.opt_state)
@@ -57,7 +65,9 @@ def make_train_step(
         if bias_update_speed is not None:
             params = _move_router_biases(params, loads, bias_update_speed(state.step))
 
-        metrics |= load_metrics(loads or {})
+        metrics |= load_metrics(loads)
+        if routings:
+            metrics["expert_overflows"] = sum(r.overflows.sum() for r in routings.values())
         metrics |= {"loss": loss, "grad_norm": grad_norm, "nonfinite": 1.0 - finite}
         return state.replace(step=state.step + 1, params=params, opt_state=opt_state), metrics
 
@@ -66,11 +76,52 @@ def make_train_step(
 
 def jitted_step(train_step, placed):
     """Jit a step of make_train_step for a state with the shardings `placed`; the state is donated."""
-    return jax.jit(train_step, donate_argnums=0, out_shardings=(placed, None))
+    return _JittedStep(train_step, placed)
+
+
+class _JittedStep:
+    """A jitted step. Once tokens have overflowed the buffers for experts, it is compiled anew with larger
+    ones: a step with an overflow is right, but slow.
+    """
+
+    def __init__(self, train_step, placed):
+        self._train_step, self._placed, self._factor = train_step, placed, 1.0
+        # expert_overflows of the latest calls
+        self._unread = []
+        self._compile()
+
+    def _compile(self):
+        factor = self._factor
+
+        # Another function, or jit would take the program that it has
+        def step(*args, **kwargs):
+            with larger_buffers(factor):
+                return self._train_step(*args, **kwargs)
+
+        self._jitted = jax.jit(step, donate_argnums=0, out_shardings=(self._placed, None))
+
+    def __call__(self, *args, **kwargs):
+        # The latest call but one: the device has its result by now, and nothing waits
+        if len(self._unread) > 1 and float(self._unread.pop(0)) > 0:
+            self._factor *= GROWTH
+            say(
+                "experts got more tokens than expert_buffer has room for; compiling with room for "
+                f"{self._factor:.2f} times as many"
+            )
+            self._unread.clear()
+            self._compile()
+        state, metrics = self._jitted(*args, **kwargs)
+        if "expert_overflows" in metrics:
+            self._unread.append(metrics["expert_overflows"])
+        return state, metrics
+
+    def trace(self, *args, **kwargs):
+        """As jax.jit's."""
+        return self._jitted.trace(*args, **kwargs)
 
 
 def load_metrics(loads):
-    """How evenly each layer's experts are used: -> dict of float32[]. loads: the metric expert_load.
+    """How evenly each layer's experts are used: -> dict of float32[]. loads: {key of params: Routing.load}.
 
     max_vio/LAYER: MaxVio (arXiv:2408.15664), max(load) / mean(load) - 1, 0 in perfect balance.
     load_entropy/LAYER: entropy of the load in nats, log(e) in perfect balance. LAYER is moe_0, ... or mtp_0,
@@ -154,7 +205,7 @@ def _counted(opt_state):
 def _move_router_biases(params, loads, speed):
     if not loads:
         raise ValueError(
-            "a bias_update_speed needs experts, and this model reports no expert_load; "
+            "a bias_update_speed needs experts, and this model reports no routing; "
             "set bias_update_speed to 0"
         )
 
@@ -163,7 +214,7 @@ def _move_router_biases(params, loads, speed):
         # A module that this loss did not run reports no load
         if last != "router_bias" or name not in loads:
             return leaf
-        # A layer after one that overflowed has a NaN load: its bias stays as it is
+        # A layer after one that gave NaN has a NaN load: its bias stays as it is
         counted = jnp.isfinite(loads[name]).all(-1, keepdims=True)
         return jnp.where(counted, updated_bias(leaf, loads[name], speed=speed), leaf)
 

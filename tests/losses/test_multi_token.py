@@ -69,7 +69,7 @@ def test_modules_report_the_load_of_what_they_process():
     """Oracle: by hand: of each document's tokens all but its last (module 1) or last two; 2 experts each."""
     batch = make_batch()
     _, metrics = loss_of(*tiny_model("mtp"), batch, mtp_weight=0.3)
-    load = metrics["expert_load"]
+    load = {name: routing.load for name, routing in metrics["routing"].items()}
     lengths = np.array([4, 6, 7, 3, 3, 2, 10])
     assert load["moe_layers"].sum() == 2 * lengths.sum()
     assert load["mtp_0"].sum() == 2 * (lengths - 1).sum()

@@ -99,7 +99,7 @@ def test_weights_count_a_target_as_often_as_they_say(loss):
 def test_expert_load_counts_tokens_that_are_not_padding():
     """Oracle: by hand: 35 of 40 tokens are real, 2 experts each. A model without experts reports none."""
     _, metrics = loss_of(*tiny_model("mla_moe"), make_batch())
-    assert metrics["expert_load"]["moe_layers"].sum() == 35 * 2
+    assert metrics["routing"]["moe_layers"].load.sum() == 35 * 2
     assert loss_of(*tiny_model("gqa"), make_batch())[1].keys() == {"next_token_loss", "entropy"}
 
 

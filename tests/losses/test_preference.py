@@ -109,7 +109,7 @@ def test_a_batch_is_scored_response_by_response(kind, responses):
     else:
         wanted = pointwise_loss(alone[:, 0], batch["safe"], *totals)
     np.testing.assert_allclose(loss, wanted[0], rtol=2e-5)
-    assert ("expert_load" in metrics) == (kind == "mla_moe")
+    assert ("routing" in metrics) == (kind == "mla_moe")
 
 
 @pytest.mark.slow

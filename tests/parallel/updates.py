@@ -107,7 +107,7 @@ def make_step(config, micro_batches):
 
     def loss_fn(params, batch, rng):
         loss, metrics = next_token_loss(config, params, batch, balance_weight=0.01, mtp_weight=0.3)
-        return loss, metrics | {"counts": metrics["expert_load"]}
+        return loss, metrics | {"counts": {name: r.load for name, r in metrics["routing"].items()}}
 
     return make_train_step(
         loss_fn,

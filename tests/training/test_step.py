@@ -4,6 +4,7 @@ import numpy as np
 import optax
 import pytest
 
+from deepseek_jax.models.moe import Routing
 from deepseek_jax.parallel import make_mesh, put_batch
 from deepseek_jax.training.optimizer import make_optimizer
 from deepseek_jax.training.state import TrainState
@@ -21,7 +22,10 @@ def loss_fn(params, batch, rng):
     metrics = {
         "error": jnp.abs(error).sum() / batch["num_completions"],
         "error_max": jnp.abs(error).max(),
-        "expert_load": {"moe_layers": jnp.stack([load_e, load_e[::-1]]), "mtp_0": 2 * load_e},
+        "routing": {
+            "moe_layers": Routing(jnp.stack([load_e, load_e[::-1]]), jnp.zeros(2), jnp.zeros(2)),
+            "mtp_0": Routing(2 * load_e, jnp.zeros(()), jnp.zeros(())),
+        },
     }
     return (error**2).sum() / batch["num_completions"], metrics
 
@@ -87,7 +91,7 @@ def test_router_bias_moves_by_the_sign_of_the_load_of_the_whole_batch(micro_batc
     np.testing.assert_allclose(mtp[0], wanted[0] + 0.25, rtol=1e-6)
     np.testing.assert_array_equal(mtp[1], 0.5)
     np.testing.assert_allclose(metrics["max_vio"], load.max() / load.mean() - 1, rtol=1e-6)
-    assert "expert_load" not in metrics
+    assert "routing" not in metrics
 
 
 def test_router_bias_stays_without_a_speed():
@@ -164,8 +168,8 @@ def test_a_skipped_update_moves_the_biases_of_layers_whose_load_is_finite():
 
     def overflowing(params, batch, rng):
         loss, metrics = loss_fn(params, batch, rng)
-        loads = metrics["expert_load"]
-        loads["moe_layers"] = loads["moe_layers"].at[1, 2].set(jnp.nan)
+        stack = metrics["routing"]["moe_layers"]
+        metrics["routing"]["moe_layers"] = stack._replace(load=stack.load.at[1, 2].set(jnp.nan))
         return loss, metrics
 
     speed = optax.constant_schedule(0.1)
@@ -221,7 +225,7 @@ def test_rows_that_do_not_split_into_micro_batches_are_refused():
 
 
 def test_a_bias_speed_without_experts_is_refused():
-    """Oracle: a loss that reports no expert_load."""
+    """Oracle: a loss that reports no routing."""
 
     def dense(params, batch, rng):
         return loss_fn(params, batch, rng)[0], {}

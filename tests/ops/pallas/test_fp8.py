@@ -1,0 +1,133 @@
+"""The kernels of FP8 compiled for TPUs that are not there; tests/ops/test_fp8.py has their numbers."""
+
+import functools
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import pytest
+
+from deepseek_jax.costs.chips import DEVICES
+from deepseek_jax.costs.hlo import program_cost
+from deepseek_jax.costs.roofline import roofline
+from deepseek_jax.models import forward, init_params
+from deepseek_jax.models.config import ModelConfig
+from deepseek_jax.ops.fp8_products import expert_block, fp8_dot, grouped_fp8
+from launch.plan import ENVIRONMENT
+from launch.topology import planned_mesh
+from tests.tiny import MLA_MOE
+
+FP8 = "f8e4m3fn x f8e4m3fn"
+TOPOLOGIES = ["v5e:1x1", "v5p:2x2x1", "v6e:1x1", "tpu7x:2x2x1"]
+
+
+@pytest.fixture
+def compiled(monkeypatch):
+    """A function that compiles a function of bfloat16 and float32 arrays for one device of a topology: -> the
+    program's text.
+    """
+    for name, value in ENVIRONMENT.items():
+        monkeypatch.setenv(name, value)
+
+    def compile_one(topology, function, *shapes):
+        mesh, _ = planned_mesh(topology, dict(data=-1))
+        device = mesh.devices.flat[0]
+        place = jax.sharding.SingleDeviceSharding(device)
+        arrays = [jax.ShapeDtypeStruct(s, dtype, sharding=place) for s, dtype in shapes]
+        with jax.default_device(device):
+            traced = jax.jit(function).trace(*arrays)
+            return traced.lower(lowering_platforms=("tpu",)).compile().as_text()
+
+    return compile_one
+
+
+def gradients(product, x, w, dy):
+    out, pullback = jax.vjp(product, x, w)
+    return out, *pullback(dy)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("topology", TOPOLOGIES)
+def test_a_linear_layer_multiplies_e4m3_values(compiled, topology):
+    """Oracle: the program: three products of 2 m k n FLOPs, all by the kernel; four roundings of 1 x 128 and
+    128 x 1 tiles and two of the weights; no product of float32, and no second copy of the weights in float32.
+    """
+    m, k, n = 4096, 7168, 2048
+    product = functools.partial(gradients, functools.partial(fp8_dot, "md,df->mf"))
+    shapes = ((m, k), "bfloat16"), ((k, n), "float32"), ((m, n), "bfloat16")
+    text = compiled(topology, product, *shapes)
+    cost = program_cost(text, {})
+    assert {label: flops for label, flops in cost.flops.items() if flops} == {
+        FP8: 3 * 2 * m * k * n
+    }
+    assert text.count('custom_call_target="tpu_custom_call"') == 3 + 4 + 2
+    # Each operand read and written in a few bytes: x and dy twice, w twice, and once again in E4M3
+    assert cost.hbm_bytes < 30 * (m * k + m * n + k * n)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("topology", TOPOLOGIES)
+def test_experts_multiply_e4m3_values(compiled, topology):
+    """Oracle: the program: three products of all rows with one expert's matrix each."""
+    r, k, n, e = 8192, 7168, 4096, 8
+    block = 256
+
+    def product(rows, kernel, dy, counts):
+        form = functools.partial(
+            grouped_fp8, rows_per_expert=counts, block=block, power_of_two=True, parts=2
+        )
+        return gradients(form, rows, kernel, dy)
+
+    shapes = ((r, k), "bfloat16"), ((e, k, n), "float32"), ((r, n), "bfloat16"), ((e,), "int32")
+    cost = program_cost(compiled(topology, product, *shapes), {})
+    flops = {label: flops for label, flops in cost.flops.items() if flops}
+    assert flops == {f"grouped matmul, {FP8}": 3 * 2 * r * k * n}
+
+
+@pytest.mark.slow
+def test_fp8_takes_half_the_time_where_a_chip_multiplies_it(compiled):
+    """Oracle: the chips' peaks: 4614 and 2307 TFLOP/s of a tpu7x, the same on a v5p."""
+    m, k, n = 4096, 7168, 2048
+    product = functools.partial(fp8_dot, "md,df->mf")
+    cost = program_cost(
+        compiled("v5p:2x2x1", product, ((m, k), "bfloat16"), ((k, n), "float32")), {}
+    )
+    mesh, _ = planned_mesh("v5p:2x2x1", dict(data=-1))
+    for kind, factor in (("TPU v5", 1), ("TPU7x", 2)):
+        chip = DEVICES[kind]
+        seconds = roofline(cost, chip, mesh).products
+        assert seconds == pytest.approx(2 * m * k * n / (factor * chip.flops_per_second))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sizes", [dict(data=1, fsdp=2, expert=2), dict(data=1, tensor=4)])
+def test_a_model_on_several_devices_takes_the_kernels(monkeypatch, sizes):
+    """Oracle: the program: kernels for Linear layers and experts, forward and backward, and no product of
+    float32 beside the router's.
+    """
+    for name, value in ENVIRONMENT.items():
+        monkeypatch.setenv(name, value)
+    mesh, _ = planned_mesh("v5p:2x2x1", sizes)
+    config = ModelConfig(**MLA_MOE, fp8=True, dtype="bfloat16", scan_layers=True)
+    params = jax.eval_shape(lambda: nn.unbox(init_params(config, jax.random.key(0))))
+    everywhere = jax.NamedSharding(mesh, jax.P())
+
+    def loss(params, tokens):
+        return forward(config, params, tokens).astype(jnp.float32).sum()
+
+    described = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=everywhere), params
+    )
+    tokens = jax.ShapeDtypeStruct((4, 256), jnp.int32, sharding=everywhere)
+    with jax.set_mesh(mesh), jax.default_device(mesh.devices.flat[0]):
+        traced = jax.jit(jax.grad(loss)).trace(described, tokens)
+        text = traced.lower(lowering_platforms=("tpu",)).compile().as_text()
+    for kernel in ("fp8_product", "fp8_gmm", "fp8_tgmm"):
+        assert kernel in text
+
+
+def test_experts_rows_fill_whole_tiles_on_a_tpu():
+    """Oracle: by hand: a tile of 256 rows on a TPU, elsewhere as without FP8."""
+    assert expert_block(1000, 8) == 1
+    with jax.default_device("tpu"):
+        assert expert_block(1000, 8) == expert_block(10**6, 8) == 256
