@@ -4,6 +4,7 @@ import contextlib
 import contextvars
 import functools
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -19,12 +20,13 @@ from deepseek_jax.ops.grouped_matmul import (
 )
 from deepseek_jax.ops.platform import choose
 from deepseek_jax.parallel.gather import gathered, split_over
-from deepseek_jax.parallel.shard import axis_parts, current_mesh, partition_spec
+from deepseek_jax.parallel.shard import axis_parts, constrain, current_mesh, partition_spec
 
 # The scope of a branch that a plan leaves out
 RARE = "rarely"
 # Tokens of a device in an exchange with room for the worst case: of DeepSeek-V3 over 32 devices it takes 1 GB
 AT_ONCE = 256
+TOKENS = ("batch", "seq", None)
 # The factor of `larger_buffers`
 _LARGER = contextvars.ContextVar("larger", default=1.0)
 
@@ -64,8 +66,8 @@ def expert_parallel(
 
     run_experts(x [m d], experts int32[m a], weights float32[m a], kernels.arrays) -> [m d]: a pure function
     of tokens and matrices; linear in the matrices' split "mlp" axis, so that partial results add up.
-    x: [b t d]; experts: int32[b t a]; weights: float32[b t a]. Tokens travel along the mesh axis "expert",
-    one row for each choice; no row is ever dropped.
+    x: [b t d]; experts: int32[b t a]; weights: float32[b t a]. Tokens travel along the mesh axes of the
+    logical axis "experts", one row for each choice; no row is ever dropped.
     implementation: "padded" is all_to_all with room for the worst case in every block sent; "ragged" is
     jax.lax.ragged_all_to_all, which sends only rows with a token, into a receive buffer. None takes the
     choice of ops.platform: a CPU does not implement "ragged".
@@ -77,11 +79,13 @@ def expert_parallel(
     arrays and the compiler places it. Returns [b t d], and float32[]: 1 where rows overflowed a buffer.
     """
     mesh = current_mesh()
+    places = tuple(partition_spec(axes) for axes in kernels.axes)
+    over = () if mesh is None else split_over(mesh, places[0][0])
     exchanged = choose(
         "expert_parallel",
         implementation,
-        padded=_padded,
-        ragged=functools.partial(_ragged, buffer=buffer),
+        padded=functools.partial(_padded, over),
+        ragged=functools.partial(_ragged, over, buffer),
     )
 
     def local(x_btd, experts_bta, weights_bta, matrices):
@@ -97,7 +101,7 @@ def expert_parallel(
             weights_bta.reshape(-1, a),
         )
         overflowed = jnp.zeros(())
-        if mesh is None or mesh.shape["expert"] == 1:
+        if not over:
             y_md = run_experts(*arrays, matrices)
         else:
             y_md, overflowed = exchanged(run_experts, *arrays, matrices)
@@ -107,37 +111,41 @@ def expert_parallel(
             y_md = jax.lax.psum(y_md.astype(jnp.float32), partial_over).astype(y_md.dtype)
         return y_md.reshape(x_btd.shape), overflowed
 
-    partial_over = () if mesh is None else split_over(mesh, partition_spec(("mlp",))[0])
-    tokens = partition_spec(("batch", "seq", None))
-    if mesh is None or not _splits(mesh, x.shape, tokens):
-        mesh = None
+    of_mlp = () if mesh is None else places[0][kernels.axes[0].index("mlp")]
+    partial_over = split_over(mesh, of_mlp)
+    tokens = None if mesh is None else _token_places(mesh, x.shape, over)
+    if tokens is None:
+        mesh, over = None, ()
         return local(x, experts, weights, kernels.arrays)
-    places = tuple(partition_spec(axes) for axes in kernels.axes)
-    return jax.shard_map(
+    y, overflowed = jax.shard_map(
         local,
         in_specs=(tokens, tokens, tokens, places),
         out_specs=(tokens, PartitionSpec()),
         # Custom gradients do not declare the axes over which they vary
         check_vma=False,
     )(x, experts, weights, kernels.arrays)
+    return constrain(y, TOKENS), overflowed
 
 
-def _in_blocks(exchange, arrays):
-    """exchange of tokens [m ...], in equal blocks of at most AT_ONCE, one after the other: -> [m d]."""
-    m = len(arrays[0])
-    block = max(size for size in range(1, min(m, AT_ONCE) + 1) if m % size == 0)
-    # The backward pass exchanges again: it would hold the buffers of all blocks
-    exchange = jax.checkpoint(exchange)
-    if block == m:
-        return exchange(arrays)
-    blocks = [array.reshape(-1, block, *array.shape[1:]) for array in arrays]
-    y = jax.lax.map(exchange, tuple(blocks))
-    return y.reshape(m, *y.shape[2:])
+def _token_places(mesh, shape, over):
+    """The PartitionSpec of tokens [b t d] that gives each device along the axes `over` tokens of its own, as
+    far as rows or tokens split over them; None where they do not even split over the axes of a batch.
+    """
+    rows, seq, _ = partition_spec(TOKENS)
+    rows, seq = split_over(mesh, rows), split_over(mesh, seq)
+    # In a rollout experts are split over axes that split no batch
+    more = tuple(axis for axis in over if axis not in rows + seq)
+    for spec in (rows + more, seq, None), (rows, seq + more, None), (rows, seq, None):
+        if all(
+            size % axis_parts(mesh, entry) == 0 for size, entry in zip(shape, spec, strict=True)
+        ):
+            return PartitionSpec(*(entry or None for entry in spec))
+    return None
 
 
-def _padded(run_experts, x_md, experts_ma, weights_ma, kernels):
-    """run_experts on this device's experts, for the tokens of all devices along the axis "expert"."""
-    shards, held = jax.lax.axis_size("expert"), len(kernels[0])
+def _padded(over, run_experts, x_md, experts_ma, weights_ma, kernels):
+    """run_experts on this device's experts, for the tokens of all devices along the axes `over`."""
+    shards, held = jax.lax.axis_size(over), len(kernels[0])
     # The worst case: every token chooses as many experts of one device as it can
     capacity = len(x_md) * min(experts_ma.shape[1], held)
     layout = capacity_layout(experts_ma // held, shards, capacity)
@@ -145,70 +153,121 @@ def _padded(run_experts, x_md, experts_ma, weights_ma, kernels):
     expert_r = jnp.full(shards * capacity, held, jnp.int32)
     expert_r = expert_r.at[layout.row_of_choice].set(experts_ma % held)
 
-    received_rd = _to_peers(rows_by_expert(x_md, layout))
-    received_r1 = _to_peers(expert_r)[:, None]
+    received_rd = _to_peers(over, rows_by_expert(x_md, layout))
+    received_r1 = _to_peers(over, expert_r)[:, None]
     # Weights of 1 here: the sender weighs what comes back, so weights do not travel
     done_rd = run_experts(received_rd, received_r1, jnp.ones(received_r1.shape), kernels)
-    return combine(_to_peers(done_rd), weights_ma, layout), jnp.zeros(())
+    return combine(_to_peers(over, done_rd), weights_ma, layout), jnp.zeros(())
 
 
-def _to_peers(rows):
-    """Send row block i of every device to device i along the axis "expert"; its own inverse."""
-    return jax.lax.all_to_all(rows, "expert", split_axis=0, concat_axis=0, tiled=True)
+def _to_peers(over, rows):
+    """Send row block i of every device to device i along the axes `over`; its own inverse."""
+    return jax.lax.all_to_all(rows, over, split_axis=0, concat_axis=0, tiled=True)
 
 
-def _ragged(run_experts, x_md, experts_ma, weights_ma, kernels, buffer):
+def _ragged(over, buffer, run_experts, x_md, experts_ma, weights_ma, kernels):
     """_padded without padding rows: only rows with a token are sent."""
-    shards, held = jax.lax.axis_size("expert"), len(kernels[0])
-    tokens, exchange = (x_md, experts_ma, weights_ma), functools.partial(_exchange, run_experts)
+    shards, held = jax.lax.axis_size(over), len(kernels[0])
+    worst = receive_rows(experts_ma.shape, shards, held, None)
     share = None if buffer is None else buffer * _LARGER.get()
     rows = receive_rows(experts_ma.shape, shards, held, share)
-    layout, count_sse = _counted(experts_ma, shards, held)
-    if rows == receive_rows(experts_ma.shape, shards, held, None):
-        return exchange(kernels, tokens, layout, count_sse, rows), jnp.zeros(())
-    overflows = (count_sse.sum(-1).sum(0) > rows).any().astype(jnp.float32)
-    # All devices of the mesh take one branch, because each has collectives
-    overflows = jax.lax.pmax(overflows, current_mesh().axis_names)
+    if rows == worst:
+        exchange = _Exchange(over, run_experts, worst)
+        return exchange(x_md, experts_ma, weights_ma, kernels), jnp.zeros(())
+    return _bounded(_Exchange(over, run_experts, rows), x_md, experts_ma, weights_ma, kernels)
 
-    def again(tokens):
-        _, experts_ma, _ = tokens
-        rows = receive_rows(experts_ma.shape, shards, held, None)
-        return exchange(kernels, tokens, *_counted(experts_ma, shards, held), rows)
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _bounded(exchange, x_md, experts_ma, weights_ma, kernels):
+    """(the result of an _Exchange, or of exchanges in blocks where its room does not suffice, overflows)."""
+    count_s = exchange.counted(experts_ma, kernels)[1].sum(-1).sum(0)
+    # All devices of the mesh take one branch, because each has collectives
+    overflows = (count_s > exchange.rows).any().astype(jnp.float32)
+    overflows = jax.lax.pmax(overflows, current_mesh().axis_names)
+    arrays = x_md, experts_ma, weights_ma, kernels
+    return _either(overflows, exchange, lambda run: run(*arrays)), overflows
+
+
+def _bounded_forward(exchange, *arrays):
+    y, overflows = _bounded(exchange, *arrays)
+    return (y, overflows), (arrays, overflows)
+
+
+def _bounded_backward(exchange, saved, cotangents):
+    # Autodiff of the branch would keep what either of its sides needs, for both
+    (x_md, experts_ma, weights_ma, kernels), overflows = saved
+
+    def gradients(run):
+        def of_tokens(x_md, weights_ma, kernels):
+            return run(x_md, experts_ma, weights_ma, kernels)
+
+        return jax.vjp(of_tokens, x_md, weights_ma, kernels)[1](cotangents[0])
+
+    dx, d_weights, d_kernels = _either(overflows, exchange, gradients)
+    return dx, None, d_weights, d_kernels
+
+
+_bounded.defvjp(_bounded_forward, _bounded_backward)
+
+
+def _either(overflows, exchange, use):
+    """use(exchange), or use of exchanges in blocks."""
 
     def rarely():
         with jax.named_scope(RARE):
-            return _in_blocks(again, tokens)
+            return use(functools.partial(_in_blocks, exchange._replace(rows=None)))
 
-    def usually():
-        return exchange(kernels, tokens, layout, count_sse, rows)
-
-    return jax.lax.cond(overflows > 0, rarely, usually), overflows
+    return jax.lax.cond(overflows > 0, rarely, lambda: use(exchange))
 
 
-def _counted(experts_ma, shards, held):
-    """A device's rows sorted by expert, and how many each device has for each expert, int32[s s e]."""
-    # Sorted by expert they are sorted by device too. In blocks of 1, every row has a token
-    layout = expert_layout(experts_ma, shards * held, 1)
-    # Of all devices: a sender must know where its rows begin on a peer, after those of others
-    return layout, jax.lax.all_gather(layout.rows_per_expert.reshape(shards, held), "expert")
+def _in_blocks(exchange, x_md, experts_ma, weights_ma, kernels):
+    """An exchange of equal blocks of at most AT_ONCE tokens, one after the other."""
+    m = len(x_md)
+    size = max(size for size in range(1, min(m, AT_ONCE) + 1) if m % size == 0)
+    # The backward pass exchanges again: it would hold the buffers of all blocks
+    one = jax.checkpoint(lambda block: exchange(*block, kernels))
+    blocks = [a.reshape(-1, size, *a.shape[1:]) for a in (x_md, experts_ma, weights_ma)]
+    return jax.lax.map(one, tuple(blocks)).reshape(x_md.shape)
 
 
-def _exchange(run_experts, kernels, tokens, layout, count_sse, rows):
-    """Send tokens, run experts and send back, with room for `rows` rows a device; zeros where more arrive."""
-    (x_md, experts_ma, weights_ma), held = tokens, len(kernels[0])
-    device = jax.lax.axis_index("expert")
-    there, back, fits = exchange_plan(count_sse.sum(-1), device, rows)
+class _Exchange(NamedTuple):
+    """Send tokens along the axes `over`, run experts and send back, with room for `rows` rows a device, or
+    for the worst case.
+    """
 
-    # Each peer's rows arrive sorted by expert; `held` (no expert) marks the rows after the last of them
-    count_se = jnp.where(fits, count_sse[:, device], 0).reshape(-1)
-    expert_r = jnp.repeat(
-        jnp.append(jnp.tile(jnp.arange(held, dtype=jnp.int32), len(count_sse)), held),
-        jnp.append(count_se, rows - count_se.sum()),
-        total_repeat_length=rows,
-    )
-    received_rd = _send(experts_ma.size, rows, rows_by_expert(x_md, layout), there, back)
-    done_rd = run_experts(received_rd, expert_r[:, None], jnp.ones((rows, 1)), kernels)
-    return combine(_send(rows, experts_ma.size, done_rd, back, there), weights_ma, layout)
+    over: tuple
+    run_experts: Callable
+    rows: int | None
+
+    def counted(self, experts_ma, kernels):
+        """A device's rows sorted by expert, and how many each device has for each expert, int32[s s e]."""
+        shards, held = jax.lax.axis_size(self.over), len(kernels[0])
+        # Sorted by expert they are sorted by device too. In blocks of 1, every row has a token
+        layout = expert_layout(experts_ma, shards * held, 1)
+        # Of all devices: a sender must know where its rows begin on a peer, after those of others
+        count_se = layout.rows_per_expert.reshape(shards, held)
+        return layout, jax.lax.all_gather(count_se, self.over)
+
+    def __call__(self, x_md, experts_ma, weights_ma, kernels):
+        """-> [m d], zeros where one device has no room."""
+        layout, count_sse = self.counted(experts_ma, kernels)
+        shards, held = count_sse.shape[1:]
+        rows = self.rows or receive_rows(experts_ma.shape, shards, held, None)
+        device = jax.lax.axis_index(self.over)
+        there, back, fits = exchange_plan(count_sse.sum(-1), device, rows)
+
+        # Each peer's rows arrive sorted by expert; `held` (no expert) marks the rows after the last of them
+        count_se = jnp.where(fits, count_sse[:, device], 0).reshape(-1)
+        expert_r = jnp.repeat(
+            jnp.append(jnp.tile(jnp.arange(held, dtype=jnp.int32), shards), held),
+            jnp.append(count_se, rows - count_se.sum()),
+            total_repeat_length=rows,
+        )
+        sent_rd = rows_by_expert(x_md, layout)
+        received_rd = _send(self.over, experts_ma.size, rows, sent_rd, there, back)
+        done_rd = self.run_experts(received_rd, expert_r[:, None], jnp.ones((rows, 1)), kernels)
+        returned_rd = _send(self.over, rows, experts_ma.size, done_rd, back, there)
+        return combine(returned_rd, weights_ma, layout)
 
 
 def receive_rows(choices, shards: int, held: int, share: float | None):
@@ -252,31 +311,26 @@ def exchange_plan(count, device, room):
     return there, back, fits
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _send(rows, room, rows_rd, there, back):
-    """Send each peer its part of rows_rd [rows d]: -> the rows received, [room d], zeros after them.
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
+def _send(over, rows, room, rows_rd, there, back):
+    """Send each peer along the axes `over` its part of rows_rd [rows d]: -> [room d], what comes, then zeros.
 
     The gradient uses the plan `back`; autodiff would first exchange the offsets with the peers again.
     """
     received_rd = jnp.zeros((room, *rows_rd.shape[1:]), rows_rd.dtype)
-    return jax.lax.ragged_all_to_all(rows_rd, received_rd, *there, axis_name="expert")
+    return jax.lax.ragged_all_to_all(rows_rd, received_rd, *there, axis_name=over)
 
 
-def _send_forward(rows, room, rows_rd, there, back):
-    return _send(rows, room, rows_rd, there, back), (there, back)
+def _send_forward(over, rows, room, rows_rd, there, back):
+    return _send(over, rows, room, rows_rd, there, back), (there, back)
 
 
-def _send_backward(rows, room, saved, cotangent):
+def _send_backward(over, rows, room, saved, cotangent):
     there, back = saved
-    return _send(room, rows, cotangent, back, there), None, None
+    return _send(over, room, rows, cotangent, back, there), None, None
 
 
 _send.defvjp(_send_forward, _send_backward)
-
-
-def _splits(mesh, shape, spec):
-    pairs = zip(shape, spec, strict=True)
-    return all(size % axis_parts(mesh, entry) == 0 for size, entry in pairs)
 
 
 def _whole_columns(mesh, matrix, axes, dtype):
