@@ -37,11 +37,11 @@ def decoding_mesh(mesh: Mesh, heads: int):
     return Mesh(devices, MESH_AXES, axis_types=mesh.axis_types)
 
 
-def decoding_rules(mesh: Mesh | AbstractMesh, heads: int):
-    """The table of axes on a decoding_mesh, in place of RULES."""
+def decoding_rules(mesh: Mesh | AbstractMesh, heads: int, experts: int = 1):
+    """The table of axes on a decoding_mesh, in place of RULES. experts: n_routed_experts."""
     model = _model_axes(mesh, heads)
     batch = tuple(axis for axis in MESH_AXES if axis not in model)
-    rules = dict.fromkeys(RULES) | {"experts": "expert", "batch": batch}
+    rules = dict.fromkeys(RULES) | {"experts": _expert_axes(mesh, model, experts), "batch": batch}
     rules |= dict.fromkeys(("heads", "kv_heads", "attention_heads", "mlp", "vocab"), model)
     # Every device attends for its own slots; the major axes are those of the batch, so that going from one to
     # the other is an exchange along the model's axes alone
@@ -54,14 +54,25 @@ def _model_axes(mesh, heads):
     return ("fsdp", "context", "tensor") if heads % with_context == 0 else ("fsdp", "tensor")
 
 
+def _expert_axes(mesh, model, experts):
+    """The axis of experts, and those of the model that experts still split over. A device sends its tokens
+    along all of them; along the model's other axes, devices send the same ones.
+    """
+    axes = ("expert",)
+    for axis in reversed(model):
+        if mesh.shape[axis] > 1 and experts % axis_parts(mesh, (*axes, axis)) == 0:
+            axes += (axis,)
+    return axes
+
+
 @contextlib.contextmanager
-def decoding(heads: int):
+def decoding(heads: int, experts: int = 1):
     """Trace with decoding_rules, on the decoding_mesh of `jax.set_mesh`; without a mesh nothing changes."""
     mesh = current_mesh()
     if mesh is None:
         yield
         return
-    with use_rules(decoding_rules(mesh, heads)):
+    with use_rules(decoding_rules(mesh, heads, experts)):
         yield
 
 

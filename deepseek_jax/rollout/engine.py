@@ -21,6 +21,7 @@ be seated at any step, and a cache moves only where the ring has to grow for a l
 
 import contextlib
 import dataclasses
+import math
 
 import jax
 import numpy as np
@@ -53,9 +54,9 @@ from deepseek_jax.rollout.weights import in_place
 FIRST_ROOM, GROWTH = 2048, 4
 # One of so many slots may stand empty before requests are seated
 SEATED_TOGETHER = 32
-# In units of an even share. Where the few tokens of a step are so uneven that it does not suffice, the
-# exchange is repeated with more room
-EXPERT_BUFFER = 1.5
+# The room for tokens of a device's experts beyond an even share, if it has one expert. The loads of n experts
+# together differ less, by the root of n
+UNEVEN = 1.5
 
 
 NOTHING = RolloutLog()
@@ -93,8 +94,8 @@ def generate(
     if speculative and is_quantized(params):
         raise ValueError("speculative=True does not take weights in int8; set speculative to False")
     parts = drafting.parts(config) if speculative else steps.PARTS
-    config = rollout_config(config)
     mesh = rollout_mesh(config)
+    config = rollout_config(config, mesh)
     devices = 1 if mesh is None else mesh.size
     check_slots(slots, devices)
     # Fewer requests than slots: as few slots as split over the devices
@@ -112,9 +113,13 @@ def generate(
     return result
 
 
-def rollout_config(config):
-    """The config with a bounded buffer for experts' tokens."""
-    return dataclasses.replace(config, expert_buffer=EXPERT_BUFFER)
+def rollout_config(config, mesh):
+    """The config with a bounded buffer for experts' tokens on a rollout's mesh, or None."""
+    if mesh is None or not config.n_routed_experts:
+        return config
+    rules = decoding_rules(mesh, config.num_attention_heads, config.n_routed_experts)
+    held = config.n_routed_experts / axis_parts(mesh, rules["experts"])
+    return dataclasses.replace(config, expert_buffer=1 + UNEVEN / math.sqrt(held))
 
 
 def rollout_mesh(config):

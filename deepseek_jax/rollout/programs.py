@@ -52,10 +52,10 @@ def rollout_programs(
     programs' names. Caches are as large as they get, and every completion counts as the longest: both are the
     most that a rollout can need.
     """
-    config = rollout_config(config)
     params = abstract_tree(config, mesh, dtype, adapter)
     if mesh.size > 1:
         mesh = decoding_mesh(mesh, config.num_attention_heads)
+        config = rollout_config(config, mesh)
     slots = min(options.slots, -(-asked.prompts * asked.n // mesh.size) * mesh.size)
     parts = batch_parts_of(mesh if mesh.size > 1 else None, config)
     rollout = _Rollout(

@@ -15,7 +15,7 @@ def on_rollout_mesh(function):
 
     @functools.wraps(function)
     def placed(config, *arguments):
-        with decoding(config.num_attention_heads):
+        with decoding(config.num_attention_heads, config.n_routed_experts or 1):
             return function(config, *arguments)
 
     return placed

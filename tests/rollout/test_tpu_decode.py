@@ -57,11 +57,12 @@ from deepseek_jax.rollout import engine, steps
 from deepseek_jax.rollout.sampling import Sampling
 
 name, topology, sizes, slots, prompt_room, completion_room = json.loads(sys.argv[1])
-config = engine.rollout_config(build_model(getattr(models, name)() | {"dtype": "bfloat16"}))
+config = build_model(getattr(models, name)() | {"dtype": "bfloat16"})
 devices = topologies.get_topology_desc(platform="tpu", topology_name=topology).devices
 mesh = make_mesh(**sizes, devices=devices)
 params = from_paths(abstract_params(config, mesh=mesh))
 mesh = decoding_mesh(mesh, config.num_attention_heads)
+config = engine.rollout_config(config, mesh)
 everywhere = jax.NamedSharding(mesh, jax.P())
 
 def compiled(function, *arguments):
