@@ -16,6 +16,7 @@ from deepseek_jax.parallel.shard import (
     axis_parts,
     constrain,
     current_mesh,
+    current_rules,
     partition_spec,
     use_rules,
 )
@@ -63,6 +64,19 @@ def _expert_axes(mesh, model, experts):
         if mesh.shape[axis] > 1 and experts % axis_parts(mesh, (*axes, axis)) == 0:
             axes += (axis,)
     return axes
+
+
+def to_rollout(weight, names):
+    """Pin a weight to its place in a rollout, on its way from that in training."""
+    if current_mesh() is None:
+        return weight
+    table = current_rules()
+    expert, *more = table["experts"]
+    if "experts" in names and more:
+        # Where two axes go to two dimensions at once, the compiler gathers the whole weight
+        with use_rules(table | {"experts": expert, "embed": tuple(more)}):
+            weight = constrain(weight, names)
+    return constrain(weight, names)
 
 
 @contextlib.contextmanager

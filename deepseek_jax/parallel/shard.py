@@ -25,6 +25,11 @@ def use_rules(rules: dict):
         _TABLE.reset(token)
 
 
+def current_rules():
+    """The table that is in use."""
+    return _TABLE.get()
+
+
 def partition_spec(names, rules=None):
     """Look logical axis names, a tuple of str or None, up in a table, default that in use: -> PartitionSpec.
 

@@ -11,6 +11,7 @@ from deepseek_jax.models.layers import LINEAR
 from deepseek_jax.models.low_rank import dense, is_weight
 from deepseek_jax.ops.decoding import prepare
 from deepseek_jax.parallel import constrain, logical_names
+from deepseek_jax.parallel.decoding import to_rollout
 from deepseek_jax.rollout.slots import on_rollout_mesh
 
 
@@ -97,7 +98,7 @@ def _moved(config, path, leaf, axes):
     An adapter is merged here: the result is what the model computes with, rounded the same way.
     """
     # Cast and unstacked first: weights that change their place travel a layer at a time, in few bytes
-    return constrain(_cast(config, path, dense(leaf)), axes)
+    return to_rollout(_cast(config, path, dense(leaf)), axes)
 
 
 def axis_names(config):

@@ -10,6 +10,7 @@ from configs import models
 from deepseek_jax.models import ModelConfig, forward, random_params
 from deepseek_jax.parallel import make_mesh
 from deepseek_jax.parallel.decoding import decoding_mesh, decoding_rules
+from deepseek_jax.parallel.shard import partition_spec, use_rules
 from deepseek_jax.rollout import generate
 from tests.quick import others_slow
 from tests.rollout.test_engine import Recorded
@@ -139,3 +140,13 @@ def test_fsdp_splits_heads_as_far_as_they_go_and_data_takes_the_rest():
     rules = decoding_rules(make_mesh(context=8), 4)
     assert rules["heads"] == ("fsdp", "tensor") and "context" in rules["batch"]
     assert set(rules["slots"]) == set(mesh.axis_names)
+
+
+def test_experts_split_over_the_models_axes_as_far_as_they_go():
+    """Oracle: by hand: axes whose product divides the number of experts, the fastest first."""
+    mesh = make_mesh(expert=2, context=2, tensor=2, data=1)
+    for experts, axes in ((8, ("expert", "tensor", "context")), (4, ("expert", "tensor"))):
+        assert decoding_rules(mesh, 8, experts)["experts"] == axes
+    # The rest of the model's axes split the width of experts
+    with use_rules(decoding_rules(mesh, 8, 4)):
+        assert partition_spec(("experts", "mlp"))[1] == ("fsdp", "context")
