@@ -31,23 +31,24 @@ def by_token(product, spec: str, x, w):
     def place(letters, table):
         return placed(mesh, [sizes[c] for c in letters], [table.get(c) for c in letters])
 
-    of_w = place(right, table | OF_WEIGHTS)
-    # A contracted dimension that stays split
-    inner = [of_w[i] for i, c in enumerate(right) if c in table and c not in result]
-    partial_over = tuple(axis for entry in inner for axis in split_over(mesh, entry))
+    of_x, of_y, of_w = place(left, table), place(result, table), place(right, table | OF_WEIGHTS)
+    kept = {
+        c: split_over(mesh, entry) for c, entry in zip(left + result, (*of_x, *of_y), strict=True)
+    }
+    partial_over = tuple(axis for c in right if c not in result for axis in kept[c])
 
     def local(x, w):
         for dim, letter in enumerate(right):
-            if letter in OF_WEIGHTS:
-                # FP8 rounds the masters themselves
-                w = gathered(mesh, w, of_w[dim], dim, "float32")
+            over = [axis for axis in split_over(mesh, of_w[dim]) if axis not in kept[letter]]
+            # FP8 rounds the masters themselves
+            w = gathered(mesh, w, tuple(over), dim, "float32")
         y = product(x, w, jnp.float32 if partial_over else x.dtype)
         return jax.lax.psum(y, partial_over).astype(x.dtype) if partial_over else y
 
     return jax.shard_map(
         local,
-        in_specs=(place(left, table), of_w),
-        out_specs=place(result, table),
+        in_specs=(of_x, of_w),
+        out_specs=of_y,
         # Custom gradients do not declare the axes over which they vary
         check_vma=False,
     )(x, w)
