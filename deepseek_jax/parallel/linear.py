@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from deepseek_jax.parallel.gather import gathered, split_over
-from deepseek_jax.parallel.shard import current_mesh, placed
+from deepseek_jax.parallel.shard import current_mesh, placed, stored
 
 # The logical axes of a product's letters: those that split activations, and those that split weights only
 OF_ACTIVATIONS = dict(b="batch", t="seq", h="heads", f="mlp")
@@ -28,10 +28,11 @@ def by_token(product, spec: str, x, w):
     table = OF_ACTIVATIONS | (dict(h="attention_heads") if "s" in left else {})
     sizes = dict(zip(left + right, x.shape + w.shape, strict=True))
 
-    def place(letters, table):
-        return placed(mesh, [sizes[c] for c in letters], [table.get(c) for c in letters])
+    def place(how, letters, table):
+        return how(mesh, [sizes[c] for c in letters], [table.get(c) for c in letters])
 
-    of_x, of_y, of_w = place(left, table), place(result, table), place(right, table | OF_WEIGHTS)
+    of_x, of_y = (place(placed, letters, table) for letters in (left, result))
+    of_w = place(stored, right, table | OF_WEIGHTS)
     kept = {
         c: split_over(mesh, entry) for c, entry in zip(left + result, (*of_x, *of_y), strict=True)
     }

@@ -25,4 +25,8 @@ RULES = dict(
     experts="expert",
     vocab="tensor",
 )
+
+# A weight's dimensions that are stored in more parts, where their size allows it. Before a product they are
+# gathered, as embed is: no device stores what others store, too
+STORED = dict(heads="expert", kv_heads="expert", mlp="expert")
 # fmt: on

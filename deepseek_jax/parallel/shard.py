@@ -10,7 +10,7 @@ import numpy as np
 from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
 from deepseek_jax.parallel.mesh import size_name
-from deepseek_jax.parallel.rules import RULES
+from deepseek_jax.parallel.rules import RULES, STORED
 
 _TABLE = contextvars.ContextVar("table", default=RULES)
 
@@ -30,13 +30,13 @@ def current_rules():
     return _TABLE.get()
 
 
-def partition_spec(names, rules=None):
+def partition_spec(names):
     """Look logical axis names, a tuple of str or None, up in a table, default that in use: -> PartitionSpec.
 
     A mesh axis splits an array once: where a second name has the same axis, that dimension stays whole.
     Raises ValueError for a name without a row (Linen alone would replicate it in silence).
     """
-    rules = _TABLE.get() if rules is None else rules
+    rules = current_rules()
     used, entries = set(), []
     for name in names:
         if name is not None and name not in rules:
@@ -65,7 +65,28 @@ def logical_names(boxed):
     return jax.tree.map_with_path(names, boxed, is_leaf=lambda x: isinstance(x, nn.Partitioned))
 
 
-def shardings(mesh: Mesh, names, shapes, rules=None):
+def stored(mesh: Mesh | AbstractMesh, shape, names):
+    """The PartitionSpec of a weight between products: `placed`, and split by rules.STORED."""
+    spec, entries = placed(mesh, shape, names), []
+    if current_rules() is not RULES:
+        return spec
+    used = {axis for entry in spec for axis in _mesh_axes(entry)}
+    for name, size, entry in zip(names, shape, spec, strict=True):
+        axis = STORED.get(name)
+        more = (*_mesh_axes(entry), axis)
+        if (
+            axis
+            and axis not in used
+            and mesh.shape[axis] > 1
+            and size % axis_parts(mesh, more) == 0
+        ):
+            used.add(axis)
+            entry = more
+        entries.append(entry)
+    return PartitionSpec(*entries)
+
+
+def shardings(mesh: Mesh, names, shapes):
     """Place every parameter on the mesh: the same tree, of NamedSharding.
 
     names: a tree of tuples of logical axes. shapes: the same tree, of anything that has a .shape.
@@ -75,10 +96,10 @@ def shardings(mesh: Mesh, names, shapes, rules=None):
     def place(path, axes, leaf):
         if len(axes) != len(leaf.shape):
             raise ValueError(f"parameter {_path(path)} has axes {axes} but shape {leaf.shape}")
-        spec = partition_spec(axes, rules)
+        spec = partition_spec(axes)
         for name, size, entry in zip(axes, leaf.shape, spec, strict=True):
             _check_splits(mesh, f"parameter {_path(path)}: axis {name}", size, entry)
-        return NamedSharding(mesh, spec)
+        return NamedSharding(mesh, stored(mesh, leaf.shape, axes))
 
     return jax.tree.map_with_path(place, names, shapes, is_leaf=lambda x: isinstance(x, tuple))
 

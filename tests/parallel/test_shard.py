@@ -21,7 +21,14 @@ from deepseek_jax.parallel import (
     put_batch,
     shardings,
 )
-from deepseek_jax.parallel.shard import batch_parts, batch_share, check_batch
+from deepseek_jax.parallel.decoding import decoding_rules
+from deepseek_jax.parallel.shard import (
+    batch_parts,
+    batch_share,
+    check_batch,
+    stored,
+    use_rules,
+)
 
 TINY = ModelConfig(**models.deepseek_v3_tiny() | dict(num_nextn_predict_layers=1))
 AXES = {"experts": ("layers", "experts", "embed", "mlp"), "scale": ("embed",)}
@@ -51,6 +58,21 @@ def test_a_mesh_axis_used_twice_splits_the_first_dimension_only():
     assert partition_spec(("embed", "embed")) == P(("fsdp", "context"), None)
     assert partition_spec(("experts", "batch")) == P("expert", ("slice", "data", "fsdp"))
     assert partition_spec(("batch", "experts")) == P(("slice", "data", "fsdp", "expert"), None)
+
+
+def test_a_weight_is_stored_in_parts_of_the_expert_axis_where_its_size_allows():
+    """Oracle: RULES and STORED by hand: 12 heads do not split over expert=8, experts have that axis already,
+    and in a rollout nothing is gathered.
+    """
+    mesh = make_mesh(data=1, expert=8)
+    fsdp, tensor = ("fsdp", "context"), ("tensor", "expert")
+    names = ("embed", "heads", "head_dim")
+    assert stored(mesh, (8, 16, 4), names) == P(fsdp, tensor, None)
+    assert stored(mesh, (8, 12, 4), names) == P(fsdp, "tensor", None)
+    of_experts = stored(mesh, (8, 8, 16), ("experts", "embed", "mlp"))
+    assert of_experts == P("expert", fsdp, "tensor")
+    with use_rules(decoding_rules(mesh, 16)):
+        assert stored(mesh, (8, 16, 4), names) == P(None, ("fsdp", "context", "tensor"), None)
 
 
 def test_an_unknown_logical_axis_is_refused():
