@@ -128,7 +128,7 @@ def _on_chips(fsdp, context):
     """The model, and a mesh of 1024 chips that splits the experts over 32 of them."""
     return dict(
         # As in configs/r1_zero.py
-        model=models.deepseek_v3() | dict(expert_buffer=2.0, remat="attention"),
+        model=models.deepseek_v3() | dict(expert_buffer=1.25, remat="attention"),
         mesh=dict(data=1, fsdp=fsdp, expert=32, context=context),
     )
 

@@ -12,7 +12,7 @@ LEFT_OUT = (
 # In what the programs differ
 DIFFERENT = (
     "MaxText keeps layers' inputs, on v5p attention's outputs too, in the host's memory",
-    "our buffer for routed tokens is twice the balanced share: what gathers rows reads the empty ones too",
+    "our buffer for routed tokens is a quarter larger than the balanced share: gathers read empty rows too",
     "MaxText moves collectives to the sparse cores, and splits weights over all chips alone, not experts",
 )
 
