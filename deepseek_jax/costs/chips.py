@@ -12,7 +12,7 @@ class Chip:
     peaks: {dtype of the operands, as XLA writes it: operations a second} where the chip multiplies that dtype
     faster than bfloat16. link: bytes a second of one link of the torus, one way, or all links of a chip where
     a switch joins them; network: bytes a second that a chip has beyond them. devices: how many JAX devices
-    the chip is; device_kind is the name of one.
+    the chip is; device_kind is the name of one. options: of the compiler, for a train step.
     """
 
     device_kind: str
@@ -23,6 +23,7 @@ class Chip:
     network: float = 6.25e9
     peaks: dict = dataclasses.field(default_factory=dict)
     devices: int = 1
+    options: dict = dataclasses.field(default_factory=dict)
 
     def device(self):
         """The share of one JAX device, as a Chip."""
@@ -39,12 +40,30 @@ class Chip:
         )
 
 
+# Reductions beside other work, on the sparse cores: of the options of MaxText's recipe for DeepSeek-V3 on v5p
+# (github.com/AI-Hypercomputer/tpu-recipes), those that change what overlaps in our step
+_REDUCES = ("all_gather", "reduce_scatter", "all_reduce")
+ON_SPARSE_CORES = {
+    **{f"xla_tpu_enable_sparse_core_collective_offload_{kind}": "true" for kind in _REDUCES},
+    **{f"xla_tpu_enable_{kind}_offload_tracing": "true" for kind in _REDUCES},
+    "xla_tpu_use_tc_device_shape_on_sc": "true",
+    "xla_sc_enable_instruction_fusion": "false",
+    "xla_sc_disable_megacore_partitioning": "true",
+}
 # Google Cloud's page on each version: docs.cloud.google.com/tpu/docs/v5e, v5p, v6e, tpu7x. Links: the chapter
 # "TPUs" of jax-ml.github.io/scaling-book, and a sixth of tpu7x's 1,200 GB/s both ways. A v5e has 16 GiB, of
 # which the compiler takes a quarter. network: 50 Gbit/s a chip, the page's number for v5p
 CHIPS = {
     "v5e": Chip("TPU v5 lite", int(15.75 * GIB), 819e9, 197e12, 45e9, peaks={"s8": 394e12}),
-    "v5p": Chip("TPU v5", 95 * GIB, 2765e9, 459e12, 90e9, peaks={"s8": 918e12}),
+    "v5p": Chip(
+        "TPU v5",
+        95 * GIB,
+        2765e9,
+        459e12,
+        90e9,
+        peaks={"s8": 918e12},
+        options=ON_SPARSE_CORES,
+    ),
     "v6e": Chip("TPU v6 lite", 32 * GIB, 1638e9, 918e12, 90e9, peaks={"s8": 1836e12}),
     "tpu7x": Chip(
         "TPU7x", 192 * GIB, 7380e9, 2307e12, 100e9, peaks={"f8e4m3fn": 4614e12}, devices=2

@@ -11,12 +11,13 @@ from pathlib import Path
 import jax
 from jax.sharding import NamedSharding, PartitionSpec
 
+from deepseek_jax.costs.chips import chip_of
 from deepseek_jax.costs.hlo import Cost, program_cost
 from deepseek_jax.costs.hlo_collectives import Collective
 from deepseek_jax.costs.program import Program
 
 # Of what is read off a program. A new number computes it anew
-VERSION = 2
+VERSION = 3
 # The environment's flags for the compilers
 COMPILER_FLAGS = "XLA_FLAGS", "LIBTPU_INIT_ARGS"
 
@@ -115,7 +116,8 @@ def _digest(program, lowered):
     kind = devices.flat[0].device_kind, devices.shape, [str(d) for d in devices.flat]
     compiler = _version("jax"), _version("libtpu"), *map(os.environ.get, COMPILER_FLAGS)
     digest = hashlib.sha256(lowered.as_text().encode())
-    digest.update(repr((VERSION, program.filled, kind, compiler)).encode())
+    chip = chip_of(devices.ravel())
+    digest.update(repr((VERSION, program.filled, kind, compiler, chip and chip.options)).encode())
     return digest.hexdigest()[:32]
 
 

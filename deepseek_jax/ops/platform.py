@@ -3,7 +3,8 @@
 import jax
 
 # The form of each op unless its caller names one: on any machine, and on kinds of machine that take another.
-# "one cpu" is a CPU of one device: in a program for several, some forms would gather what is split.
+# "tpu7x" is one of the TPUs. "one cpu" is a CPU of one device: in a program for several, some forms would
+# gather what is split.
 # A new form is a function in a folder of ops/, a name for it where its op calls `choose`, and that name here.
 CHOICES = {
     "einsum": {"any": "plain", "one cpu": "matrices"},
@@ -31,6 +32,8 @@ CHOICES = {
     "block_product": {"any": "dequantized", "tpu": "kernel"},
     "grouped_fp8": {"any": "ragged", "cpu": "pieces", "tpu": "kernel"},
     "fp8_expert_block": {"any": None, "tpu": 256},
+    # bfloat16 holds the values of E4M3 exactly; other TPUs do not multiply them
+    "fp8_operands": {"any": "bfloat16", "tpu7x": "float8_e4m3fn"},
     # XLA computes this product densely over the experts, on TPU too
     "product_over_rows": {"any": "ragged", "tpu": "megablox"},
     # XLA's CPU compiler does not implement the ragged exchange
@@ -56,11 +59,14 @@ def choose(op, implementation=None, suits=lambda: True, **forms):
 
 def choice(name):
     """What CHOICES has for the machine that the program being traced is for."""
-    choices, kind = CHOICES[name], platform()
+    choices, kinds = CHOICES[name], [platform(), "any"]
     # The size of no mesh is 0
-    if kind == "cpu" and jax.sharding.get_abstract_mesh().size <= 1 and "one cpu" in choices:
-        kind = "one cpu"
-    return choices.get(kind, choices["any"])
+    if platform() == "cpu" and jax.sharding.get_abstract_mesh().size <= 1:
+        kinds.insert(0, "one cpu")
+    if "tpu7x" in choices and platform() == "tpu":
+        device = jax.config.jax_default_device or jax.local_devices()[0]
+        kinds = ["tpu7x"] * (getattr(device, "device_kind", None) == "TPU7x") + kinds
+    return choices[next(kind for kind in kinds if kind in choices)]
 
 
 def platform():

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from deepseek_jax.costs.chips import chip_of
 from deepseek_jax.ops.routing import updated_bias
 from deepseek_jax.parallel import constrain
 from deepseek_jax.parallel.dispatch import larger_buffers
@@ -98,7 +99,13 @@ class _JittedStep:
             with larger_buffers(factor):
                 return self._train_step(*args, **kwargs)
 
-        self._jitted = jax.jit(step, donate_argnums=0, out_shardings=(self._placed, None))
+        chip = chip_of(self._placed.step.mesh.devices.ravel())
+        self._jitted = jax.jit(
+            step,
+            donate_argnums=0,
+            out_shardings=(self._placed, None),
+            compiler_options=chip and chip.options,
+        )
 
     def __call__(self, *args, **kwargs):
         # The latest call but one: the device has its result by now, and nothing waits

@@ -1,7 +1,7 @@
 """E4M3 rounding and products on a TPU: what belongs to a tile of 128 stays in vector memory.
 
-The matrix unit of a chip without FP8 multiplies E4M3 values as bfloat16, which holds them exactly, in one
-pass. tokamax 0.0.12 has such kernels, in private modules only.
+A chip that does not multiply FP8 multiplies the values as bfloat16, which holds them exactly, in one pass:
+see fp8_operands in ops.platform. tokamax 0.0.12 has such kernels, in private modules only.
 """
 
 import functools
@@ -10,6 +10,8 @@ import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
+
+from deepseek_jax.ops.platform import choice
 
 # Terms of a sum that share scales; magnitudes saturate
 TERMS, LARGEST = 128, 2.0**127
@@ -254,7 +256,8 @@ def _add_blocks(summed, left, left_scale, right, right_scale, first, blocks):
     lanes = jax.lax.broadcasted_iota(jnp.int32, left_scale.shape, 1)
     for block in range(blocks):
         terms = pl.ds(block * TERMS, TERMS)
-        partial = jnp.dot(left[:, terms], right[terms, :], preferred_element_type=jnp.float32)
+        operands = (x.astype(choice("fp8_operands")) for x in (left[:, terms], right[terms, :]))
+        partial = jnp.dot(*operands, preferred_element_type=jnp.float32)
         of_rows = _lane(left_scale, lanes == (first + block) % LANES)
         of_columns = right_scale[pl.ds((first + block) % SUBLANES, 1), :]
         # Scales of infinity multiply to infinity, and a sum of 0 must stay 0

@@ -13,6 +13,7 @@ from deepseek_jax.costs.roofline import roofline
 from deepseek_jax.models import forward, init_params
 from deepseek_jax.models.config import ModelConfig
 from deepseek_jax.ops.fp8_products import expert_block, fp8_dot, grouped_fp8
+from deepseek_jax.ops.platform import choice
 from launch.plan import ENVIRONMENT
 from launch.topology import planned_mesh
 from tests.tiny import MLA_MOE
@@ -127,7 +128,18 @@ def test_a_model_on_several_devices_takes_the_kernels(monkeypatch, sizes):
 
 
 def test_experts_rows_fill_whole_tiles_on_a_tpu():
-    """Oracle: by hand: a tile of 256 rows on a TPU, elsewhere as without FP8."""
-    assert expert_block(1000, 8) == 1
+    """Oracle: by hand: a tile of 256 rows on a TPU, elsewhere blocks of 8 as without FP8."""
+    assert expert_block(1000, 8) == 8
     with jax.default_device("tpu"):
         assert expert_block(1000, 8) == expert_block(10**6, 8) == 256
+
+
+@pytest.mark.parametrize("topology", TOPOLOGIES)
+def test_values_are_multiplied_as_the_chip_can(monkeypatch, topology):
+    """Oracle: the chips' peaks: of these, tpu7x alone multiplies E4M3 faster than bfloat16."""
+    for name, value in ENVIRONMENT.items():
+        monkeypatch.setenv(name, value)
+    mesh, chip = planned_mesh(topology, dict(data=-1))
+    with jax.default_device(mesh.devices.flat[0]):
+        native = choice("fp8_operands") == "float8_e4m3fn"
+    assert native == ("f8e4m3fn" in chip.peaks)
