@@ -10,11 +10,14 @@ import jax
 import pytest
 
 from deepseek_jax.costs.chips import DEVICES, GIB
+from deepseek_jax.costs.compiled import compile_programs
 from deepseek_jax.costs.program import argument_bytes
 from deepseek_jax.parallel import make_mesh
 from deepseek_jax.recipes.pretrain import programs as of_pretrain
 from deepseek_jax.recipes.pretrain.settings import PretrainSettings
 from deepseek_jax.settings import build
+from launch.plan import ENVIRONMENT
+from launch.topology import planned_mesh
 from tests.quick import others_slow
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -194,3 +197,20 @@ def test_a_mistake_is_one_message_and_exit_status_two(folder, args, words):
     assert status == 2 and words in err and "Traceback" not in err, err
     _, message = err.split("error: ")
     assert message.strip().count("\n") == 0
+
+
+@pytest.mark.slow
+def test_a_v5ps_reductions_overlap_with_other_work(monkeypatch):
+    """Oracle: the compiled program, where without costs.chips' options none does: every reduce-scatter of
+    gradients starts and ends apart.
+    """
+    for name, value in ENVIRONMENT.items():
+        monkeypatch.setenv(name, value)
+    module = {}
+    exec(CONFIG, module)
+    config = module["get_config"]()
+    mesh, _ = planned_mesh("v5p:2x2x1", config.mesh)
+    programs = of_pretrain.programs(build(PretrainSettings, config, "config"), mesh)
+    _, compiled = next(compile_programs(programs[:1], None))
+    scattered = compiled.cost.collectives["reduce-scatter", ("fsdp",)]
+    assert scattered.count and scattered.asynchronous == scattered.count
