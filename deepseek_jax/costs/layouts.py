@@ -1,14 +1,15 @@
 """Layouts of an update: the meshes, micro-batches and remat policies that fit its sizes, with their bytes."""
 
 import dataclasses
+import functools
 import math
 
 import jax
-from jax.sharding import AbstractMesh, NamedSharding
+from jax.sharding import AbstractMesh, NamedSharding, PartitionSpec
 
 from deepseek_jax.costs.program import Program, argument_bytes
 from deepseek_jax.parallel.mesh import size_name
-from deepseek_jax.parallel.rules import MESH_AXES, RULES
+from deepseek_jax.parallel.rules import MESH_AXES, RULES, STORED
 from deepseek_jax.parallel.shard import axis_parts
 
 REMAT = ("none", "dots", "selective", "attention", "full")
@@ -75,7 +76,7 @@ def micro_batches(program: Program, mesh: AbstractMesh):
 
     Raises ValueError, naming the first array and axis of the update's arguments that does not split.
     """
-    for path, leaf in jax.tree.leaves_with_path(program.arguments):
+    for path, leaf in jax.tree.leaves_with_path(_on(mesh, program.arguments)):
         for size, entry in zip(leaf.shape, leaf.sharding.spec, strict=False):
             if size % axis_parts(mesh, entry):
                 name = jax.tree_util.keystr(path, simple=True, separator="/")
@@ -90,15 +91,13 @@ def micro_batches(program: Program, mesh: AbstractMesh):
 
 def shards(program: Program, mesh: AbstractMesh):
     """The Shards of an update on a mesh. mesh: axes and sizes alone."""
-    arguments = jax.tree.map(
-        lambda leaf: leaf.update(sharding=NamedSharding(mesh, leaf.sharding.spec)),
-        program.arguments,
-    )
+    arguments = _on(mesh, program.arguments)
     state, itemsize = arguments[0], compute_bytes(program)
     gathered, layers = {}, {}
     # Of a model with an adapter, the frozen weights too
     for path, leaf in jax.tree.leaves_with_path(state.model):
         axes = tuple(a for a in ("fsdp", "context") if _splits(leaf.sharding.spec, a))
+        axes += tuple({entry[-1] for entry in leaf.sharding.spec if _is_stored(entry)})
         held = math.prod(leaf.sharding.shard_shape(leaf.shape)) * itemsize
         whole = held * axis_parts(mesh, axes)
         if axes:
@@ -111,6 +110,29 @@ def shards(program: Program, mesh: AbstractMesh):
     return Shards(
         argument_bytes(arguments), argument_bytes(state.params), gathered, max(layers.values())
     )
+
+
+def _on(mesh, arguments):
+    """An update's arguments, placed on another mesh. Of the state, rules.STORED holds where sizes split."""
+
+    def place(leaf, may_drop=False):
+        spec = leaf.sharding.spec
+        if may_drop:
+            pairs = zip(leaf.shape, spec, strict=False)
+            spec = [
+                entry[:-1] if _is_stored(entry) and size % axis_parts(mesh, entry) else entry
+                for size, entry in pairs
+            ]
+        return leaf.update(sharding=NamedSharding(mesh, PartitionSpec(*spec)))
+
+    state, *others = arguments
+    state = jax.tree.map(functools.partial(place, may_drop=True), state)
+    return state, *jax.tree.map(place, others)
+
+
+def _is_stored(entry):
+    """Whether rules.STORED splits the dimension of a weight with this entry."""
+    return isinstance(entry, tuple) and entry[-1] in STORED.values()
 
 
 def compute_bytes(program: Program):

@@ -74,12 +74,7 @@ def stored(mesh: Mesh | AbstractMesh, shape, names):
     for name, size, entry in zip(names, shape, spec, strict=True):
         axis = STORED.get(name)
         more = (*_mesh_axes(entry), axis)
-        if (
-            axis
-            and axis not in used
-            and mesh.shape[axis] > 1
-            and size % axis_parts(mesh, more) == 0
-        ):
+        if axis and axis not in used and size % axis_parts(mesh, more) == 0:
             used.add(axis)
             entry = more
         entries.append(entry)

@@ -72,15 +72,18 @@ def test_the_bytes_of_the_arguments_are_those_of_the_recipes_program(sizes):
 
 
 def test_the_weights_of_a_gather_are_whole_but_for_the_other_axes():
-    """Oracle: by hand: two bytes for each weight that fsdp splits; half of those of the experts."""
-    names = {"fsdp": ("fsdp",), "both": ("fsdp", "context")}
-    program = on_one_device()
-    totals = dict.fromkeys(names.values(), 0)
+    """Oracle: by hand: two bytes for each weight that fsdp splits, or expert beside experts; half of those of
+    the experts themselves.
+    """
+    program, totals = on_one_device(), {}
     for leaf in jax.tree.leaves(program.arguments[0].params):
-        axes = jax.tree.leaves(tuple(leaf.sharding.spec))
-        key = tuple(axis for axis in names["both"] if axis in axes)
+        entries = tuple(leaf.sharding.spec)
+        key = [axis for axis in ("fsdp", "context") if axis in jax.tree.leaves(entries)]
+        key += ["expert"] * (("tensor", "expert") in entries)
         if key:
-            totals[key] += 2 * leaf.size // (2 if "expert" in axes else 1)
+            of_experts = "expert" in entries
+            totals[tuple(key)] = totals.get(tuple(key), 0) + 2 * leaf.size // (1 + of_experts)
+    assert len(totals) == 4
     found = shards(program, abstract(fsdp=2, expert=2))
     assert found.gathered == totals and all(totals.values())
 
@@ -167,8 +170,8 @@ def test_full_remat_costs_a_third_more_and_no_remat_nothing():
 @pytest.mark.parametrize("count", [1, 2])
 def test_collectives_add_their_bytes_over_the_link(count):
     """Oracle: by hand, for 4 devices that a switch joins: each sends three quarters of the weights, three
-    times for each micro-batch; or of the rows of its tokens, of 2 experts each, there and back, forward and
-    backward, through each MoE layer.
+    times for each micro-batch; or of the weights that expert splits, and of the rows of its tokens, of 2
+    experts each, there and back, forward and backward, through each MoE layer.
     """
     program, chip = on_one_device(), CHIPS["v5e"]
     needed = program.flops / 4 / chip.flops_per_second
@@ -178,8 +181,11 @@ def test_collectives_add_their_bytes_over_the_link(count):
         for one in found
         if (one.layout.micro_batches, one.layout.remat) == (count, "none")
     }
-    weights = sum(shards(program, abstract(fsdp=4)).gathered.values())
+    gathered = shards(program, abstract(fsdp=4)).gathered
+    weights = sum(whole for axes, whole in gathered.items() if "fsdp" in axes)
     np.testing.assert_allclose(seconds["fsdp"], 3 * count * weights * 3 / 4 / chip.link)
+    weights = sum(whole for axes, whole in gathered.items() if "expert" in axes)
     moe_layers, tokens = LAYERS - 1, ROWS * LENGTH // 4
     sent = 2 * 2 * moe_layers * tokens * 2 * HIDDEN * 2 * 3 / 4
+    sent += 3 * count * weights * 3 / 4
     np.testing.assert_allclose(seconds["expert"], sent / chip.link)

@@ -229,7 +229,9 @@ def test_a_state_of_bfloat16_moments_is_placed_saved_and_restored(tmp_path):
     found = {jax.tree_util.keystr(path): leaf for path, leaf in leaves}
     kept = [leaf for path, leaf in found.items() if "mu" in path or "nu" in path]
     assert [leaf.dtype for leaf in kept] == [jnp.bfloat16] * 2
-    assert [leaf.sharding.spec for leaf in kept] == [P(("fsdp", "context"), "tensor")] * 2
+    assert [leaf.sharding.spec for leaf in kept] == [
+        P(("fsdp", "context"), ("tensor", "expert"))
+    ] * 2
     assert all((leaf != 0).sum() == 31 for leaf in kept)  # all but the first, whose gradient is 0
     jax.tree.map(np.testing.assert_array_equal, restored, state)
     assert jax.tree.map(lambda x: x.dtype, restored) == jax.tree.map(lambda x: x.dtype, state)

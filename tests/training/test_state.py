@@ -30,7 +30,9 @@ def test_moments_lie_where_their_parameters_do():
         for path, leaf in jax.tree_util.tree_leaves_with_path(state)
     }
     kernels = [spec for path, spec in specs.items() if "kernel" in path]
-    assert kernels == [P(("fsdp", "context"), "tensor")] * 3  # parameter, mean, variance
+    assert (
+        kernels == [P(("fsdp", "context"), ("tensor", "expert"))] * 3
+    )  # parameter, mean, variance
     assert {spec for path, spec in specs.items() if "step" in path or "count" in path} == {P()}
 
 
