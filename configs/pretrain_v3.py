@@ -32,7 +32,7 @@ def get_config(arg=None):
     c.init_from = config_dict.placeholder(str)
     # Section 4.2: a standard deviation of 0.006. YaRN belongs to the long contexts (section 4.3)
     c.model = models.deepseek_v3() | dict(rope_scaling=None, initializer_range=0.006, fp8=arg.fp8)
-    # In units of a device's balanced share of tokens; the default is room for the worst case
+    # Room for a quarter more than a device's balanced share of tokens; the default is room for the worst case
     c.model.expert_buffer = 1.25
     # A micro-batch has one row a device: there is room for what attention returned
     c.model.remat = "attention"

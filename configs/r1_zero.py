@@ -24,7 +24,7 @@ def get_config(arg=None):
     c = ConfigDict(dict(recipe="grpo", seed=arg.seed, num_steps=650, group_size=16))
     c.prompts_per_step, c.minibatches, c.epochs = 512, 16, 1
     c.init_from = "/checkpoints/DeepSeek-V3-Base"
-    # Room for twice a device's balanced share of tokens, as in configs/pretrain_v3.py
+    # Room for a quarter more than a device's balanced share of tokens, as in configs/pretrain_v3.py
     c.model = models.deepseek_v3() | dict(expert_buffer=1.25, remat="attention")
     # An update is 512 rows of one completion: a row on eight chips, in four micro-batches
     c.mesh = dict(data=1, fsdp=4, expert=32, context=8)

@@ -41,7 +41,7 @@ class Chip:
 
 
 # Reductions beside other work, on the sparse cores: of the options of MaxText's recipe for DeepSeek-V3 on v5p
-# (github.com/AI-Hypercomputer/tpu-recipes), those that change what overlaps in our step
+# (github.com/AI-Hypercomputer/tpu-recipes), those that change what overlaps in our step, with libtpu 0.0.42
 _REDUCES = ("all_gather", "reduce_scatter", "all_reduce")
 ON_SPARSE_CORES = {
     **{f"xla_tpu_enable_sparse_core_collective_offload_{kind}": "true" for kind in _REDUCES},

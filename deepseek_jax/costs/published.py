@@ -13,7 +13,7 @@ LEFT_OUT = (
 DIFFERENT = (
     "MaxText keeps layers' inputs, on v5p attention's outputs too, in the host's memory",
     "our buffer for routed tokens is a quarter larger than the balanced share: gathers read empty rows too",
-    "MaxText moves collectives to the sparse cores, and splits weights over all chips alone, not experts",
+    "MaxText splits weights over all chips alone, not experts",
 )
 
 

@@ -73,7 +73,8 @@ class ModelConfig:
     pipeline_micro_batches: the number of parts in which a batch's rows pass through the pipeline stages of
       the mesh (default: the number of stages).
     expert_buffer: the room that a TPU has to receive tokens for its experts, see
-      parallel.dispatch.expert_parallel (default: the worst case).
+      parallel.dispatch.expert_parallel (default: the worst case). The backward pass then runs experts again,
+      whatever remat says.
     """
 
     model_type: Literal[tuple(ATTENTION_OF)]

@@ -201,6 +201,13 @@ class Decoder(nn.Module):
             x_btd, (routing, _) = jax.lax.scan(one_layer, carried["x"], params, unroll=unroll)
             return carried | {"x": x_btd}, routing
 
+        if cfg.expert_buffer is not None:
+            # Stages are one program under vmap, which runs both branches of a condition
+            raise ValueError(
+                f"model.expert_buffer={cfg.expert_buffer} does not go with "
+                f"mesh.pipeline={pipeline_stages()}: every layer would exchange its tokens twice; leave one "
+                "of them out"
+            )
         carried = {"x": x_btd, "rope": rope, "segment_ids": segment_ids}
         micro_batches = cfg.pipeline_micro_batches or pipeline_stages()
         x_btd, routing = pipeline(run_stage, stack.variables["params"], carried, micro_batches)

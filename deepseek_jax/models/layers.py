@@ -88,7 +88,8 @@ INPUTS = LINEAR | dict(k_up=1, v_up=1)
 
 
 def linear(config: ModelConfig, spec: str, x, w, *, power_of_two: bool = False):
-    """The product of a Linear layer: ops.dot.dot, or ops.fp8.fp8_dot under config.fp8.
+    """The product of a Linear layer: ops.dot.dot, or ops.fp8_products.fp8_dot under config.fp8. There each
+    device of a mesh multiplies its own tokens.
 
     Embedding, output head, router and attention's own products never use FP8 and do not call this
     (arXiv:2412.19437, section 3.3.1).

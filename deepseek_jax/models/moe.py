@@ -99,9 +99,8 @@ def run_experts(x_md, experts_ma, weights_ma, kernels, *, fp8: bool):
     matmul, up_matmul = grouped.grouped_matmul, grouped.grouped_matmul
     w_gate_up, w_down = kernels
     e, d = w_gate_up.shape[:2]
-    block = grouped.block_size(experts_ma.size, e)
+    block = (expert_block if fp8 else grouped.block_size)(experts_ma.size, e)
     if fp8:
-        block = expert_block(experts_ma.size, e)
         matmul = functools.partial(grouped_fp8, block=block)
         # Scales as published for these inputs (arXiv:2412.19437, section 3.3.3); the parts are gate and up
         up_matmul = functools.partial(matmul, power_of_two=True, parts=2)

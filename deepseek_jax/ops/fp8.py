@@ -32,9 +32,9 @@ def quantize(
     kernel has a floor of 1e-4 / 448 instead, under which small gradients would vanish. power_of_two rounds
     scales up to powers of two. Tiles cut off by an edge are padded with zeros. Infinity saturates, NaN stays
     NaN.
-    scale: where x is in E4M3 itself, the scales of its tiles ROW.
-    implementation: "plain", or on TPU "kernel", which rounds in one pass over memory what tiles cover without
-    a rest, and its emulation "interpreted"; None takes the choice of ops.platform.
+    scale: the ROW scales of x, if x holds E4M3 values.
+    implementation: "plain", or on TPU "kernel", which rounds in one pass over memory what tiles cover evenly,
+    and its emulation "interpreted"; None takes the choice of ops.platform.
     """
     form = choose(
         "quantize",

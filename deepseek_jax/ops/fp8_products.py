@@ -416,6 +416,7 @@ def _tiles(how, rows, rows_per_expert):
             "block, or another implementation: ragged, pieces"
         )
     tile = math.gcd(how.block, pallas.GROUPED_ROWS)
+    assert rows % tile == 0, "as ops.grouped_matmul.expert_layout makes them"
     tiles_e = rows_per_expert // tile
     # Tiles without an expert repeat the last one's number, and the kernel skips them
     experts = jnp.arange(len(tiles_e), dtype=jnp.int32)

@@ -38,8 +38,8 @@ def decoding_mesh(mesh: Mesh, heads: int):
     return Mesh(devices, MESH_AXES, axis_types=mesh.axis_types)
 
 
-def decoding_rules(mesh: Mesh | AbstractMesh, heads: int, experts: int = 1):
-    """The table of axes on a decoding_mesh, in place of RULES. experts: n_routed_experts."""
+def decoding_rules(mesh: Mesh | AbstractMesh, heads: int, experts: int):
+    """The table of axes on a decoding_mesh, in place of RULES. experts: n_routed_experts, or 1."""
     model = _model_axes(mesh, heads)
     batch = tuple(axis for axis in MESH_AXES if axis not in model)
     rules = dict.fromkeys(RULES) | {"experts": _expert_axes(mesh, model, experts), "batch": batch}
@@ -80,7 +80,7 @@ def to_rollout(weight, names):
 
 
 @contextlib.contextmanager
-def decoding(heads: int, experts: int = 1):
+def decoding(heads: int, experts: int):
     """Trace with decoding_rules, on the decoding_mesh of `jax.set_mesh`; without a mesh nothing changes."""
     mesh = current_mesh()
     if mesh is None:

@@ -179,7 +179,10 @@ def _ragged(over, buffer, run_experts, x_md, experts_ma, weights_ma, kernels):
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _bounded(exchange, x_md, experts_ma, weights_ma, kernels):
-    """(the result of an _Exchange, or of exchanges in blocks where its room does not suffice, overflows)."""
+    """(the result of an _Exchange, or of exchanges in blocks where its room does not suffice, overflows).
+
+    The backward pass saves the arguments alone and exchanges again, whatever the remat policy says.
+    """
     count_s = exchange.counted(experts_ma, kernels)[1].sum(-1).sum(0)
     # All devices of the mesh take one branch, because each has collectives
     overflows = (count_s > exchange.rows).any().astype(jnp.float32)
@@ -224,8 +227,10 @@ def _in_blocks(exchange, x_md, experts_ma, weights_ma, kernels):
     """An exchange of equal blocks of at most AT_ONCE tokens, one after the other."""
     m = len(x_md)
     size = max(size for size in range(1, min(m, AT_ONCE) + 1) if m % size == 0)
+    # In float32, as the gradients of kernels add up over blocks. A product rounds them back without a loss
+    wide = tuple(kernel.astype(jnp.float32) for kernel in kernels)
     # The backward pass exchanges again: it would hold the buffers of all blocks
-    one = jax.checkpoint(lambda block: exchange(*block, kernels))
+    one = jax.checkpoint(lambda block: exchange(*block, wide))
     blocks = [a.reshape(-1, size, *a.shape[1:]) for a in (x_md, experts_ma, weights_ma)]
     return jax.lax.map(one, tuple(blocks)).reshape(x_md.shape)
 

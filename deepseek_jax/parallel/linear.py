@@ -19,13 +19,17 @@ def by_token(product, spec: str, x, w):
     spec: an einsum of x and w in the letters of deepseek_jax/__init__.py. s stands for the tokens of whole
     rows, which attention needs: their heads are split as they are inside attention. product: what the einsum
     computes, with gradients. A device gathers what other devices store of w, but heads and the widths of MLPs
-    stay split; where they are contracted, partial results add up in float32. Without a mesh nothing is split.
+    stay split; partial results, and partial gradients of x, add up in float32. Without a mesh nothing is
+    split. FP8's tiles end with a device's share: where that is no multiple of 128, another mesh rounds
+    otherwise.
     """
     mesh = current_mesh()
     if mesh is None:
         return product(x, w, x.dtype)
     left, right, result = re.split(",|->", spec)
-    table = OF_ACTIVATIONS | (dict(h="attention_heads") if "s" in left else {})
+    table = dict(OF_ACTIVATIONS)
+    if "s" in left and mesh.shape["context"] > 1:
+        table["h"] = "attention_heads"
     sizes = dict(zip(left + right, x.shape + w.shape, strict=True))
 
     def place(how, letters, table):
@@ -37,14 +41,18 @@ def by_token(product, spec: str, x, w):
         c: split_over(mesh, entry) for c, entry in zip(left + result, (*of_x, *of_y), strict=True)
     }
     partial_over = tuple(axis for c in right if c not in result for axis in kept[c])
+    dtype = x.dtype
+    if any(kept[c] for c in right if c not in left):
+        # Each device has a part of the gradient of x. These add up in x's dtype
+        x = x.astype(jnp.float32)
 
     def local(x, w):
         for dim, letter in enumerate(right):
             over = [axis for axis in split_over(mesh, of_w[dim]) if axis not in kept[letter]]
             # FP8 rounds the masters themselves
             w = gathered(mesh, w, tuple(over), dim, "float32")
-        y = product(x, w, jnp.float32 if partial_over else x.dtype)
-        return jax.lax.psum(y, partial_over).astype(x.dtype) if partial_over else y
+        y = product(x, w, jnp.float32 if partial_over else dtype)
+        return jax.lax.psum(y, partial_over).astype(dtype) if partial_over else y
 
     return jax.shard_map(
         local,

@@ -31,7 +31,7 @@ def current_rules():
 
 
 def partition_spec(names):
-    """Look logical axis names, a tuple of str or None, up in a table, default that in use: -> PartitionSpec.
+    """Look logical axis names, a tuple of str or None, up in the table in use: -> PartitionSpec.
 
     A mesh axis splits an array once: where a second name has the same axis, that dimension stays whole.
     Raises ValueError for a name without a row (Linen alone would replicate it in silence).

@@ -54,8 +54,8 @@ from deepseek_jax.rollout.weights import in_place
 FIRST_ROOM, GROWTH = 2048, 4
 # One of so many slots may stand empty before requests are seated
 SEATED_TOGETHER = 32
-# The room for tokens of a device's experts beyond an even share, if it has one expert. The loads of n experts
-# together differ less, by the root of n
+# Room beyond an even share for a device with one expert. With n experts the share varies less, by the root
+# of n
 UNEVEN = 1.5
 
 
@@ -114,7 +114,7 @@ def generate(
 
 
 def rollout_config(config, mesh):
-    """The config with a bounded buffer for experts' tokens on a rollout's mesh, or None."""
+    """The config with a bounded buffer for experts' tokens. mesh: of rollout_mesh."""
     if mesh is None or not config.n_routed_experts:
         return config
     rules = decoding_rules(mesh, config.num_attention_heads, config.n_routed_experts)
@@ -132,7 +132,8 @@ def batch_parts_of(mesh, config):
     """Into how many parts a rollout's mesh splits a batch of prompts."""
     if mesh is None:
         return 1
-    return axis_parts(mesh, decoding_rules(mesh, config.num_attention_heads)["batch"])
+    rules = decoding_rules(mesh, config.num_attention_heads, config.n_routed_experts or 1)
+    return axis_parts(mesh, rules["batch"])
 
 
 def _serve(queue, engine, result, log):

@@ -11,8 +11,8 @@ from deepseek_jax.parallel.dispatch import larger_buffers
 from deepseek_jax.parallel.processes import say
 from deepseek_jax.training.state import on_device
 
-# How much larger a buffer for experts' tokens is after an overflow
-GROWTH = 1.25
+# How much larger a buffer for experts' tokens is after an overflow, and after all of them at most
+GROWTH, MOST = 1.25, 2.0
 
 
 def make_train_step(
@@ -109,7 +109,8 @@ class _JittedStep:
 
     def __call__(self, *args, **kwargs):
         # The latest call but one: the device has its result by now, and nothing waits
-        if len(self._unread) > 1 and float(self._unread.pop(0)) > 0:
+        overflowed = len(self._unread) > 1 and float(self._unread.pop(0)) > 0
+        if overflowed and self._factor * GROWTH <= MOST:
             self._factor *= GROWTH
             say(
                 "experts got more tokens than expert_buffer has room for; compiling with room for "

@@ -1,4 +1,4 @@
-"""The residual stack: its recomputation, and its expert loads after a layer that overflowed."""
+"""The residual stack: its recomputation, and its expert loads after a layer that gave NaN."""
 
 import flax.linen as nn
 import jax
@@ -11,6 +11,7 @@ from configs import models
 from deepseek_jax.costs.hlo import program_cost
 from deepseek_jax.losses.next_token import next_token_loss
 from deepseek_jax.models import ModelConfig, forward, hidden_states, init_params
+from deepseek_jax.parallel import make_mesh
 from tests.parallel.updates import V3, boxed_shapes, make_batch
 from tests.tiny import MLA_MOE, tiny_model
 
@@ -77,3 +78,14 @@ def test_remat_of_all_but_attention_works_through_its_blocks_once_before_the_gra
 
     by_hand = 36 * 2 * 128**2 * (48 + 16) * 8 * 3 * 2
     assert flops("full") - flops("attention") == by_hand
+
+
+def test_a_bounded_buffer_in_a_pipeline_is_refused():
+    """Oracle: the message names both fields."""
+    config = ModelConfig(**V3, expert_buffer=1.25)
+    params = nn.unbox(boxed_shapes())
+    with (
+        jax.set_mesh(make_mesh(pipeline=2, data=4)),
+        pytest.raises(ValueError, match=r"model.expert_buffer=1.25 .* mesh.pipeline=2"),
+    ):
+        jax.eval_shape(lambda p: next_token_loss(config, p, make_batch(packed=True)), params)

@@ -3,6 +3,7 @@
 import functools
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -55,6 +56,27 @@ def test_the_product_and_its_gradients_are_those_of_one_device(spec, mesh):
         np.testing.assert_allclose(our, theirs, atol=1e-5 * np.abs(theirs).max())
 
 
+def test_partial_gradients_of_bfloat16_rows_add_up_in_float32():
+    """Oracle: one device in float32, rounded once; sums of rounded parts would be several roundings off."""
+    spec, (x, w, probe) = (
+        "btd,dzf->btzf",
+        (normal(part, i, SIZES) for i, part in enumerate(("btd", "dzf", "btzf"))),
+    )
+    x, w, probe = (jnp.asarray(array, jnp.bfloat16) for array in (x, w, probe))
+
+    def gradient(mesh, x, w):
+        def loss(x):
+            y = by_token(functools.partial(dot, spec), spec, x, w)
+            return (y * probe.astype(y.dtype)).sum(dtype=jnp.float32)
+
+        with jax.set_mesh(mesh):
+            return np.asarray(jax.jit(jax.grad(loss))(x), np.float32)
+
+    exact = gradient(one_device(), x.astype(jnp.float32), w.astype(jnp.float32))
+    ours = gradient(make_mesh(data=1, tensor=8), x, w.astype(jnp.float32))
+    np.testing.assert_allclose(ours, exact, rtol=2.0**-8, atol=1e-6)
+
+
 def test_rows_that_do_not_split_are_multiplied_on_every_device():
     """Oracle: one device."""
     sizes = SIZES | dict(b=3, t=5)
@@ -82,7 +104,7 @@ def test_a_decoding_step_keeps_weights_split_by_head():
 
     @jax.jit
     def step(x, w):
-        with decoding(heads):
+        with decoding(heads, 1):
             return by_token(functools.partial(dot, "bhu,hud->bd"), "bhu,hud->bd", x, w)
 
     with jax.set_mesh(mesh):

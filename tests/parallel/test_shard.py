@@ -71,7 +71,7 @@ def test_a_weight_is_stored_in_parts_of_the_expert_axis_where_its_size_allows():
     assert stored(mesh, (8, 12, 4), names) == P(fsdp, "tensor", None)
     of_experts = stored(mesh, (8, 8, 16), ("experts", "embed", "mlp"))
     assert of_experts == P("expert", fsdp, "tensor")
-    with use_rules(decoding_rules(mesh, 16)):
+    with use_rules(decoding_rules(mesh, 16, 1)):
         assert stored(mesh, (8, 16, 4), names) == P(None, ("fsdp", "context", "tensor"), None)
 
 

@@ -137,7 +137,7 @@ def test_fsdp_splits_heads_as_far_as_they_go_and_data_takes_the_rest():
     assert (cut.shape["data"], cut.shape["fsdp"], cut.shape["tensor"]) == (2, 2, 2)
     assert list(cut.devices.flat) == list(mesh.devices.flat)
     # A context that heads do not split over belongs to the batch
-    rules = decoding_rules(make_mesh(context=8), 4)
+    rules = decoding_rules(make_mesh(context=8), 4, 1)
     assert rules["heads"] == ("fsdp", "tensor") and "context" in rules["batch"]
     assert set(rules["slots"]) == set(mesh.axis_names)
 

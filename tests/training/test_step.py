@@ -166,14 +166,14 @@ def test_a_skipped_update_moves_the_biases_of_layers_whose_load_is_finite():
     before, and all other parameters.
     """
 
-    def overflowing(params, batch, rng):
+    def with_a_nan_load(params, batch, rng):
         loss, metrics = loss_fn(params, batch, rng)
         stack = metrics["routing"]["moe_layers"]
         metrics["routing"]["moe_layers"] = stack._replace(load=stack.load.at[1, 2].set(jnp.nan))
         return loss, metrics
 
     speed = optax.constant_schedule(0.1)
-    step = jax.jit(make_train_step(overflowing, TX, bias_update_speed=speed))
+    step = jax.jit(make_train_step(with_a_nan_load, TX, bias_update_speed=speed))
     state, metrics = step(make_state(), spoilt_batch(np.nan), jax.random.key(0))
     wanted, _ = run(speed=0.1)
     assert metrics["nonfinite"] == 1

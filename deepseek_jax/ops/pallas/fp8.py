@@ -13,8 +13,10 @@ from jax.experimental.pallas import tpu as pltpu
 
 from deepseek_jax.ops.platform import choice
 
-# Terms of a sum that share scales; magnitudes saturate
-TERMS, LARGEST = 128, 2.0**127
+# Terms of a sum that share scales
+TERMS = 128
+# Magnitudes saturate here
+LARGEST = 2.0**127
 # A block of scales in memory: as many lanes and sublanes as a vector register has
 LANES, SUBLANES = 128, 8
 # Rows of a tile: of a product's left operand, and of one whose rows belong to experts
@@ -23,12 +25,12 @@ DENSE_ROWS, GROUPED_ROWS = 512, 256
 TILE = 2**18
 # Rows and columns of a tile of a product over rows
 OVER_ROWS = 512
-# Rows and the most columns that are rounded at once
-ROUNDED = 256, 1024
+# What is rounded at once: rows, and the most columns
+ROUNDED_ROWS, ROUNDED_COLUMNS = 256, 1024
 
 
 def is_whole(x, tile):
-    """Whether tiles cover x [... i j] without a rest, as `quantize` needs it."""
+    """Whether tiles cover x [... i j] evenly, as `quantize` needs it."""
     i, j = x.shape[-2:]
     return i % tile[0] == 0 and j % TERMS == 0
 
@@ -36,7 +38,7 @@ def is_whole(x, tile):
 def quantize(x, tile, of_amax, scale=None, interpret: bool = False):
     """ops.fp8.quantize. of_amax: the scale of a tile by its largest magnitude."""
     *lead, i, j = x.shape
-    rows, columns = ROUNDED[0], _columns(j, ROUNDED[1])
+    rows, columns = ROUNDED_ROWS, _columns(j, ROUNDED_COLUMNS)
     of_rows = pl.BlockSpec((rows, LANES), lambda i, s: (i, s * columns // TERMS // LANES))
     in_specs = [pl.BlockSpec((rows, columns), lambda i, s: (i, s))]
     arrays = [x.reshape(-1, j)]
@@ -104,8 +106,8 @@ def _lane(ref, is_lane):
 
 
 def dense_rows(m: int):
-    """Rows of a tile for m rows that all meet the same matrix: a multiple of an FP8 register's 32."""
-    return min(DENSE_ROWS, m + -m % 32)
+    """Rows of a tile for m rows that all meet the same matrix: a power of two, at least a register's 32."""
+    return min(DENSE_ROWS, max(32, 1 << (m - 1).bit_length()))
 
 
 def product(
@@ -272,6 +274,7 @@ def _terms(k):
 
 def _columns(n, most):
     """Columns of a tile: the most that divide n's whole lanes."""
+    assert most % LANES == 0
     whole = n + -n % LANES
     size = most
     while whole % size:
