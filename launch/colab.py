@@ -6,8 +6,11 @@ A TPU belongs to one process. The notebook uses it, so its runs cannot be proces
 import gc
 import itertools
 import json
+import subprocess
+import sys
 from pathlib import Path
 
+from absl import logging
 from ml_collections import ConfigDict
 
 from configs.common import without_fusion_emitters
@@ -29,6 +32,8 @@ CONSOLE_SECONDS = 30.0
 def find_devices():
     """Print what JAX computes on: -> whether that is a TPU. Call it before anything else uses JAX."""
     common.prepare_process(without_fusion_emitters())
+    # As in the programs: at INFO libraries report every file they touch
+    logging.set_verbosity(logging.ERROR)
     import jax
 
     devices = jax.devices()
@@ -66,12 +71,16 @@ def experiment(name: str, **fields):
     """The ConfigDict of configs/NAME.py, or of "NAME:ARG". fields: what to change in it; a block is a dict
     of those of its fields that change.
     """
-    file, _, arg = name.partition(":")
-    path = common.ROOT / "configs" / f"{file}.py"
-    config = load_config(f"{path}:{arg}" if arg else str(path))
+    config = load_config(_path(name))
     for field, value in _leaves(fields):
         set_field(config, field, value)
     return config
+
+
+def _path(name):
+    """The value of --config for NAME or "NAME:ARG"."""
+    file, colon, arg = name.partition(":")
+    return f"{common.ROOT}/configs/{file}.py{colon}{arg}"
 
 
 def _leaves(fields, path=""):
@@ -150,3 +159,26 @@ def curves(workdir: Path, phase: str = "grpo"):
     picture = Path(workdir) / "notebook.png"
     plot_curves(Path(workdir) / "metrics.jsonl", picture, phase=phase, names=("reward", "accuracy"))
     return Image(filename=str(picture))
+
+
+def plan(name: str, topology: str, *, program: str, cache: Path, **fields):
+    """Plan an experiment with launch/plan.py, and print what it prints: -> whether all of it fits.
+
+    name, fields: as of `experiment`. The rest are flags of that program.
+    """
+    changed = [f"--config.{field}={value}" for field, value in _leaves(fields)]
+    flags = [f"--topology={topology}", f"--program={program}", f"--cache={cache}", *changed]
+    command = [
+        sys.executable,
+        common.ROOT / "launch" / "plan.py",
+        f"--config={_path(name)}",
+        *flags,
+    ]
+    # Not a notebook's "!", which forks a process whose JAX has threads. A process of its own, because this
+    # one compiles for the devices that are here
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    ) as process:
+        for line in process.stdout:
+            print(line, end="")
+    return process.returncode == 0

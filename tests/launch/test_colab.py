@@ -247,6 +247,15 @@ def test_curves_are_drawn_of_a_run_that_is_not_complete(tmp_path):
     assert colab.curves(tmp_path).data.startswith(b"\x89PNG")
 
 
+def test_a_plan_of_the_notebook_is_that_of_the_program(capsys):
+    """Oracle: the program's own message for a topology, and the field that it would not know."""
+    how = dict(program="update", cache="")
+    assert colab.plan("grpo_lora:model=smollm2", "h100:many", **how) is False
+    assert "error: --topology=h100:many needs a number of GPUs" in capsys.readouterr().out
+    assert colab.plan("grpo_small", "h100:8", loss=dict(clip_epps=0.1), **how) is False
+    assert "did you mean clip_eps" in capsys.readouterr().out
+
+
 @pytest.mark.slow
 def test_the_notebook_runs_in_under_ten_minutes_on_a_cpu(tmp_path):
     """Oracle: nbmake, in a fresh kernel and an empty folder, without conftest's compiler flags and caches; by
