@@ -101,13 +101,13 @@ def train(config: ConfigDict, workdir: Path, stop_after: int | None = None):
 
     steps = itertools.count(1)
     with common.Stop() as stop:
+
+        def should_stop():
+            return stop() or next(steps) == stop_after
+
+        how = dict(listen=lambda: should_stop, console_seconds=CONSOLE_SECONDS)
         try:
-            common.run_recipe(
-                config,
-                Path(workdir),
-                listen=lambda: lambda: stop() or next(steps) == stop_after,
-                console_seconds=CONSOLE_SECONDS,
-            )
+            common.run_recipe(config, Path(workdir), **how)
         except SystemExit as ended:
             if ended.code != STOPPED:
                 raise
