@@ -97,7 +97,10 @@ def one_message(shown=str):
 
 
 class Stop:
-    """should_stop of a recipe, which calls it after every step: whether SIGINT or SIGTERM has come."""
+    """should_stop of a recipe, which calls it after every step: whether SIGINT or SIGTERM has come.
+
+    As a context manager it listens until the end of the block.
+    """
 
     def __init__(self):
         self.asked = False
@@ -106,11 +109,17 @@ class Stop:
     def __call__(self):
         return self.asked
 
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        for each, handler in self.previous.items():
+            signal.signal(each, handler)
+
     def _ask(self, number, frame):
         self.asked = True
-        for each, handler in self.previous.items():
-            # A second signal acts as if this class did not exist
-            signal.signal(each, handler)
+        # A second signal acts as if this class did not exist
+        self.__exit__()
         name = signal.Signals(number).name
         message = f"\n{name}: finishing the step, then saving; send it again to exit at once\n"
         # Not print, which raises where the signal interrupts another print
@@ -145,25 +154,36 @@ def given_workdir(name: str, seed: int | None):
 
 
 def start(config: ConfigDict, workdir: Path, shown=str):
-    """Run config's recipe in workdir on its mesh. A user's mistake is one message, shown(error).
+    """Run config's recipe in workdir on its mesh. A user's mistake is one message, shown(error)."""
+    prepare_process(config.get("xla_flags", ""))
+    if flags.FLAGS.distributed:
+        _join_peers()
+    run_recipe(config, workdir, shown)
 
-    config.xla_flags are put before XLA_FLAGS of the environment, which win.
+
+def prepare_process(xla_flags: str):
+    """Set what JAX and malloc read when this process starts to use them: call it before anything asks for
+    devices. xla_flags are put before XLA_FLAGS of the environment, which win.
     """
-    # XLA reads its flags when JAX first asks for devices
     given = os.environ.get("XLA_FLAGS", "")
-    os.environ["XLA_FLAGS"] = f"{config.get('xla_flags', '')} {given}".strip()
-    import jax
-
+    os.environ["XLA_FLAGS"] = f"{xla_flags} {given}".strip()
     from deepseek_jax.parallel.host_memory import keep_freed_memory, return_compilers_memory
-    from deepseek_jax.parallel.mesh import MeshSettings, make_mesh
-    from deepseek_jax.training.metrics import MetricsWriter
-    from deepseek_jax.training.run import Run
 
     # It has to come before any other thread runs
     keep_freed_memory()
     return_compilers_memory()
-    if flags.FLAGS.distributed:
-        _join_peers()
+
+
+def run_recipe(config: ConfigDict, workdir: Path, shown=str, listen=Stop, **console):
+    """The part of `start` that a process may repeat. listen() -> should_stop of the recipe's Run. console:
+    keywords of MetricsWriter.
+    """
+    import jax
+
+    from deepseek_jax.parallel.mesh import MeshSettings, make_mesh
+    from deepseek_jax.training.metrics import MetricsWriter
+    from deepseek_jax.training.run import Run
+
     with one_message(shown):
         recipe = find_recipe(config.get("recipe"))
         # Before the work directory is claimed: a misspelt field is named even if that is another config's
@@ -176,7 +196,8 @@ def start(config: ConfigDict, workdir: Path, shown=str):
             if jax.process_index() == 0:
                 devices = f"{mesh.size} x {mesh.devices.flat[0].device_kind}"
                 print(f"{config.recipe} on {devices}; work directory {workdir}", flush=True)
-            recipe.run(settings, Run(mesh, workdir, MetricsWriter(workdir), Stop()))
+            writer = MetricsWriter(workdir, **console)
+            recipe.run(settings, Run(mesh, workdir, writer, listen()))
 
 
 def _join_peers():

@@ -19,8 +19,6 @@ HEADLINE = (
 )
 # On a line
 CONSOLE_METRICS = 6
-# Between lines: a faster run prints fewer, but always its last
-CONSOLE_SECONDS = 2.0
 
 
 class MetricsWriter:
@@ -29,10 +27,11 @@ class MetricsWriter:
     workdir/metrics.jsonl: one object a line, {"step": int, "phase": str, metric: float or null, ...}.
     workdir/tensorboard/phase: one TensorBoard run per phase ("pretrain", "grpo", ...).
     Nothing is created before `start`. On processes other than 0 every method returns at once.
+    console_seconds: between lines of the console; a faster run prints fewer, but always its last.
     """
 
-    def __init__(self, workdir: str | Path):
-        self.workdir = Path(workdir)
+    def __init__(self, workdir: str | Path, console_seconds: float = 2.0):
+        self.workdir, self.console_seconds = Path(workdir), console_seconds
         self.path = self.workdir / "metrics.jsonl"
         self._boards = {}
         self._console = Console(highlight=False)
@@ -92,7 +91,7 @@ class MetricsWriter:
             # The last line of the phase before is always printed
             self._print_waiting()
         self._waiting = (phase, step, values)
-        if time.monotonic() - self._shown_at >= CONSOLE_SECONDS:
+        if time.monotonic() - self._shown_at >= self.console_seconds:
             self._print_waiting()
 
     def _print_waiting(self):

