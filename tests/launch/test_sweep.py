@@ -11,7 +11,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from configs.sweeps.seeds import sweep as seeds
-from launch.sweep import sweep_runs
+from launch.sweeps.runs import sweep_runs
 from tests.launch.test_train import CONFIG, LAUNCH, RECIPE, ROOT
 
 
@@ -44,10 +44,12 @@ sys.path.insert(0, {str(ROOT)!r})
 from absl import app
 from deepseek_jax import recipes
 from launch import sweep
+from launch.engines import local
 recipes.__path__.append("plugins")
-sweep.TRAIN = "launch_here.py"  # launch/train.py, which finds the small recipe too
-sweep.define_flags()
-app.run(sweep.main, flags_parser=sweep.parse_flags)
+local.TRAIN = "launch_here.py"  # launch/train.py, which finds the small recipe too
+if __name__ == "__main__":
+    sweep.define_flags()
+    app.run(sweep.main, flags_parser=sweep.parse_flags)
 """
 ARGUMENTS = ("--config=tiny.py:steps=4", "--sweep=three.py", "--workdir=out")
 
@@ -79,7 +81,7 @@ def start(folder, *args):
 
 def test_runs_are_made_once_a_failed_one_is_named_and_the_others_are_reported(folder):
     """Oracle: by hand: the steps that each run counted; exit statuses; files as they were the second time."""
-    sweep = start(folder, "--jobs=3")
+    sweep = start(folder, "--max_jobs=3")
     out, err = sweep.communicate(timeout=120)
     assert sweep.returncode == 1, err
     assert "1 of 3 runs failed: seed=2,bad=settings" in err and "Traceback" not in err

@@ -1,0 +1,172 @@
+"""Start the runs of a sweep that are not complete, and follow them to their ends."""
+
+import time
+from collections.abc import Callable
+from typing import NamedTuple
+
+from launch.engines import RUNNING, STOPPED, WAITING
+from launch.sweeps.folder import Folder
+from launch.sweeps.runs import Run
+
+# Between two looks at a sweep that another process follows
+WAIT_SECONDS = 1.0
+
+
+class Plan(NamedTuple):
+    """What is to be done for each run. live: {name: id}; the others are lists of Run."""
+
+    complete: list
+    live: dict
+    start: list
+    left: list
+
+
+def sort_runs(folder: Folder, runs: list[Run], engine, only_failed: bool):
+    """The Plan of a sweep that is started, perhaps not for the first time.
+
+    only_failed: start none but those that failed. Raises ValueError for a live run whose config has changed.
+    """
+    complete, jobs = folder.complete(), folder.jobs()
+    pending = [run for run in runs if complete.get(run.name) != run.config]
+    states = engine.state([jobs[run.name]["id"] for run in pending if run.name in jobs])
+    plan = Plan([run for run in runs if run not in pending], {}, [], [])
+    for run in pending:
+        job = jobs.get(run.name)
+        state = states.get(job["id"]) if job else None
+        same = bool(job) and job["config"] == run.config
+        status = state if isinstance(state, int) else folder.status(run.name)
+        if state in (WAITING, RUNNING):
+            if not same:
+                raise ValueError(
+                    f"{run.name} runs with another config; wait for it, or stop it with --cancel"
+                )
+            plan.live[run.name] = job["id"]
+        elif same and status == 0:
+            # It ended while nobody followed it
+            folder.ended(run.name, 0)
+            plan.complete.append(run)
+        elif only_failed and (job is None or status == STOPPED):
+            plan.left.append(run)
+        else:
+            plan.start.append(run)
+    return plan
+
+
+class Sweep:
+    """Starts runs on an engine and follows them. job_of(run) -> its Job. show: a sweeps.show.Show; watch:
+    whether it shows the runs as they go.
+    """
+
+    def __init__(self, folder: Folder, engine, job_of: Callable, show, watch: bool = False):
+        self.folder, self.engine, self.job_of, self.show = folder, engine, job_of, show
+        self.watch = watch
+        # {name: id}, {name: when it was first missing}, {name: exit status, None without one}
+        self.live, self.missing, self.statuses = {}, {}, {}
+
+    def run(self, runs: list[Run], max_jobs: int | None, only_failed: bool, should_stop: Callable):
+        """Take over the runs that live, start those that are to be started: -> {name: exit status}.
+
+        0 for a complete run, None for one that left no exit status; a run that was not started is missing.
+        Waits while another process follows the sweep. Raises ValueError as Folder and sort_runs do.
+        """
+        with self.folder.claimed(lambda: self._wait(should_stop)):
+            self.folder.check_engine(self.engine.name, runs)
+            self.folder.begin(self.engine.name)
+            plan = sort_runs(self.folder, runs, self.engine, only_failed)
+            for run in plan.complete:
+                print(f"{run.name}: complete, not run again", flush=True)
+            for name in plan.live:
+                print(f"{name}: is under way, and is taken over", flush=True)
+            self.statuses = {run.name: 0 for run in plan.complete}
+            cancelled = self.folder.cancelled.exists
+            room = max_jobs or self.engine.max_jobs or len(runs)
+            self._follow(plan, room, lambda: should_stop() or cancelled())
+        return self.statuses
+
+    def _wait(self, should_stop):
+        if self.missing == {}:
+            print(f"another process follows this sweep in {self.folder.path}: waiting", flush=True)
+            # Said once
+            self.missing = {"": time.time()}
+        cancelled = self.folder.cancelled
+        if should_stop() or (cancelled.exists() and cancelled.stat().st_mtime > self.missing[""]):
+            raise SystemExit(STOPPED)
+        if self.watch:
+            ids = {job["id"]: name for name, job in self.folder.jobs().items()}
+            self.show.watch({ids[i]: s for i, s in self.engine.state(list(ids)).items()})
+        time.sleep(WAIT_SECONDS)
+
+    def _follow(self, plan, room, should_stop):
+        """`room` runs at a time. Where should_stop() is true, runs that end with us are asked to stop, and
+        others go on by themselves.
+        """
+        self.live, self.missing = dict(plan.live), {}
+        waiting, signalled = list(plan.start), False
+        while self.live or (waiting and not should_stop()):
+            if should_stop() and self.engine.survives:
+                print("the runs go on; start the sweep again to follow them", flush=True)
+                break
+            # Once: a second signal would make a run exit without saving
+            if should_stop() and not signalled:
+                signalled = True
+                self.engine.cancel(list(self.live.values()))
+            count = len(waiting) if self.engine.takes_all else max(0, room - len(self.live))
+            if waiting and count and not should_stop():
+                self._start(waiting[:count])
+                waiting = waiting[count:]
+            states = self._look()
+            if self.watch:
+                self.show.watch(states)
+            time.sleep(self.engine.poll_seconds)
+
+    def _start(self, runs):
+        for run in runs:
+            self.folder.forget_status(run.name)
+        ids = self.engine.submit([self.job_of(run) for run in runs])
+        self.folder.submitted(runs, ids)
+        for run, identity in zip(runs, ids, strict=True):
+            self.live[run.name] = identity
+            print(f"{run.name}: started; its output is in {self.folder.log(run.name)}", flush=True)
+
+    def _look(self):
+        """Take note of the runs that have ended: -> {name: WAITING or RUNNING} of the others."""
+        found = {}
+        states = self.engine.state(list(self.live.values()))
+        for name, identity in list(self.live.items()):
+            state = states.get(identity)
+            if state in (WAITING, RUNNING):
+                self.missing.pop(name, None)
+                found[name] = state
+                continue
+            status = self.folder.status(name) if state is None else state
+            since = self.missing.setdefault(name, time.monotonic())
+            if status is not None or time.monotonic() - since >= self.engine.settle_seconds:
+                del self.live[name]
+                self._end(name, status)
+        return found
+
+    def _end(self, name, status):
+        self.statuses[name] = status
+        self.folder.ended(name, status)
+        if status == 0:
+            print(f"{name}: complete", flush=True)
+            return
+        how = "ended without an exit status" if status is None else f"exit status {status}"
+        print(f"{name}: {how}; see {self.folder.log(name)}", flush=True)
+
+
+def cancel(folder: Folder, engine, should_stop: Callable):
+    """Ask all live runs to save and end, and wait until they have: -> their names.
+
+    A process that follows the sweep ends too: it sees the file `cancelled`.
+    """
+    folder.cancelled.touch()
+    ids = {job["id"]: name for name, job in folder.jobs().items()}
+    live = [i for i, state in engine.state(list(ids)).items() if state in (WAITING, RUNNING)]
+    if live:
+        engine.cancel(live)
+    while not should_stop() and any(
+        state in (WAITING, RUNNING) for state in engine.state(live).values()
+    ):
+        time.sleep(engine.poll_seconds)
+    return [ids[i] for i in live]
