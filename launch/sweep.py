@@ -10,10 +10,10 @@ NAME.log beside that folder. --max_jobs of them run at once: 1 on this machine, 
 the plan names the runs that cannot run there, which are left out, and the chip-hours of the others.
 
 Run it again to resume: it takes over runs that live, and a complete run is not run again, unless its config
-has changed. --rerun_failed starts only runs that failed. --cancel asks all runs to save and end. A run that is
-preempted is queued again, and resumes. If a run fails, it is named, the others continue, and the exit status
-is 1. SIGTERM or Ctrl-C is passed on to runs of this machine, and the exit status is 75 (start me again); runs
-of Slurm and GKE go on. A mistake is one message and exit status 2.
+has changed. --rerun_failed starts only runs that failed. --cancel asks all runs to save and end. A run that
+is preempted is queued again, and resumes. If a run fails, it is named, the others continue, and the exit
+status is 1. SIGTERM or Ctrl-C is passed on to runs of this machine, and the exit status is 75 (start me
+again); runs of Slurm and GKE go on. A mistake is one message and exit status 2.
 """
 
 import shlex
@@ -61,12 +61,13 @@ def main(given):
     config, shared = given
     values = flags.FLAGS
     with common.one_message():
-        recipe = common.find_recipe(config.get("recipe"))
-        overrides = load_function(values.sweep, "sweep", "--sweep")(config)
-        runs = sweep_runs(config, overrides, recipe.SETTINGS)
         folder = sweeps_folder()
         folder.check()
+        # Before the recipe, which imports jax: what is missing is said at once
         engine = make_engine(folder.path)
+        overrides = load_function(values.sweep, "sweep", "--sweep")(config)
+        recipe = common.find_recipe(config.get("recipe"))
+        runs = sweep_runs(config, overrides, recipe.SETTINGS)
         shared += ["--distributed"] if engine.distributed else []
     should_stop = common.Stop()
     with common.one_message():
@@ -124,16 +125,19 @@ def dry_run(folder, runs, engine, shared):
 
 def report(recipe, folder, runs, statuses, show):
     """Print and plot all runs, as the recipe does and as any recipe's; exit with 1 where some failed."""
-    failed = [run.name for run in runs if statuses.get(run.name, 0) != 0]
-    finished = [folder.path / run.name for run in runs if statuses.get(run.name) == 0]
+    ends = {run.name: statuses.get(run.name, 0) for run in runs}
+    finished = [folder.path / name for name, status in statuses.items() if status == 0]
     if hasattr(recipe, "report_sweep") and finished:
         recipe.report_sweep(folder.path, finished)
     with common.one_message():
         show.last()
+    failed = [name for name, status in ends.items() if status not in (0, STOPPED)]
     if failed:
         message = f"error: {len(failed)} of {len(runs)} runs failed: {', '.join(failed)}"
         print(message, file=sys.stderr)
         sys.exit(FAILED)
+    if STOPPED in ends.values():
+        sys.exit(STOPPED)
 
 
 def parse_flags(argv):

@@ -44,9 +44,10 @@ class Gke:
     # A slice may be one host, where JAX finds itself alone
     takes_all, survives, distributed = False, True, True
     poll_seconds, settle_seconds = 15.0, 0.0
+    output = "kubectl logs --selector=xpk.google.com/workload={id} shows its output"
 
     def __init__(self, folder: Path, dry_run: bool = False):
-        self.folder, self.dry_run = folder, dry_run
+        self.folder, self.dry_run, self._last = folder, dry_run, None
         missing = [name for name in REQUIRED if flags.FLAGS[name].value is None]
         if missing:
             raise ValueError(f"--engine=gke needs --{missing[0]}")
@@ -82,9 +83,16 @@ class Gke:
 
     def state(self, ids: list[str]):
         """{id: WAITING, RUNNING, 0 or 1} of the workloads that GKE remembers."""
-        listed = _called(["kubectl", "get", "jobsets", "--output=json"])
-        sets = {item["metadata"]["name"]: item for item in json.loads(listed)["items"]}
-        return {identity: jobset_state(sets[identity]) for identity in ids if identity in sets}
+        try:
+            listed = _called(["kubectl", "get", "jobsets", "--output=json"])
+        except ValueError:
+            # Once it has answered, a failure is of the network, and what it said still holds
+            if self._last is None:
+                raise
+        else:
+            sets = {item["metadata"]["name"]: item for item in json.loads(listed)["items"]}
+            self._last = {name: jobset_state(each) for name, each in sets.items()}
+        return {identity: self._last[identity] for identity in ids if identity in self._last}
 
     def cancel(self, ids: list[str]):
         """Delete the workloads: their pods get SIGTERM, and time to save."""

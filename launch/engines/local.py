@@ -25,6 +25,7 @@ class Local:
     name, max_jobs = "local", 1
     takes_all = survives = distributed = False
     poll_seconds, settle_seconds = 0.1, 0.0
+    output = "its output is in {log}"
 
     def __init__(self, folder: Path):
         # Made when the first job starts

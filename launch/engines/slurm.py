@@ -38,6 +38,7 @@ class Slurm:
     takes_all = survives = True
     # The controller answers for the whole cluster. Network file systems show a new file late
     poll_seconds, settle_seconds = 5.0, 60.0
+    output = "job {id}; its output is in {log}"
 
     def __init__(self, folder: Path, max_jobs: int | None):
         check_installed()
@@ -102,8 +103,14 @@ class Slurm:
 
     def cancel(self, ids: list[str]):
         """Take waiting jobs out of the queue, and send SIGTERM to running ones, which save."""
-        for waiting in ("--state=PENDING",), ("--state=RUNNING", "--signal=TERM"):
-            subprocess.run(["scancel", *waiting, *ids], check=True)
+        states = self.state(ids)
+        waiting = [identity for identity, state in states.items() if state == WAITING]
+        # The step, not the job: for an array's job Slurm repeats the signal, and a second one ends a run
+        running = [f"{identity}.0" for identity in states if identity not in waiting]
+        for options, names in ([], waiting), (["--signal=TERM"], running):
+            if names:
+                # It complains of what has just ended
+                subprocess.run(["scancel", *options, *names], capture_output=True)
 
 
 def check_installed():

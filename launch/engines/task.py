@@ -14,8 +14,10 @@ import subprocess
 import sys
 from pathlib import Path
 
-# Saved; and ended by SIGTERM before the command could answer it, or by a second one
-PREEMPTED = 75, -signal.SIGTERM
+# As in training.loop
+STOPPED = 75
+# It has saved; or SIGTERM ended it before it could answer, or a second one did
+PREEMPTED = STOPPED, -signal.SIGTERM
 
 
 def main():
@@ -24,11 +26,12 @@ def main():
     task = Task(values, rank)
     signal.signal(signal.SIGTERM, task.stop)
     while True:
-        status = task.run()
+        # A cancel may come before Slurm has started us
+        status = STOPPED if values.cancelled.exists() else task.run()
         if status not in PREEMPTED or task.stopped or values.cancelled.exists():
             sys.exit(task.end(status))
         if values.slurm:
-            sys.exit(task.requeue())
+            sys.exit(task.requeue(status))
 
 
 def parsed():
@@ -65,14 +68,19 @@ class Task:
         if self.process is not None:
             self.process.send_signal(number)
 
-    def requeue(self):
+    def requeue(self, status):
         """Have Slurm start the job again: -> the exit status of this process."""
         # One process asks for all. The others end well, or Slurm would kill the ones that still save
-        if self.rank == 0:
-            array = os.environ.get("SLURM_ARRAY_JOB_ID")
-            index = os.environ.get("SLURM_ARRAY_TASK_ID")
-            job = f"{array}_{index}" if array else os.environ["SLURM_JOB_ID"]
-            subprocess.run(["scontrol", "requeue", job], check=True)
+        if self.rank > 0:
+            return 0
+        array, index = map(os.environ.get, ("SLURM_ARRAY_JOB_ID", "SLURM_ARRAY_TASK_ID"))
+        job = f"{array}_{index}" if array else os.environ["SLURM_JOB_ID"]
+        asked = ["squeue", "--noheader", f"--jobs={job}", "--format=%T"]
+        state = subprocess.run(asked, capture_output=True, text=True).stdout.strip()
+        # A job that a user cancelled, or that Slurm itself queues again, is no longer running
+        if state != "RUNNING":
+            return self.end(status)
+        subprocess.run(["scontrol", "requeue", job], check=True)
         return 0
 
     def end(self, status):

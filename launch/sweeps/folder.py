@@ -48,21 +48,24 @@ class Folder:
         return locked(self.path, wait)
 
     def begin(self, engine: str):
-        """Record the sweep and its engine, and forget a cancel. Raises ValueError as `check` does."""
+        """Record the sweep and its engine, and forget a cancel. Raises ValueError as `check` does, and where
+        another engine has jobs that may live.
+        """
         self.check()
+        if any(self.status(name) is None for name in self.jobs()):
+            self.check_engine(engine)
         self.cancelled.unlink(missing_ok=True)
         self._write(SWEEP, self._record() | self.identity | {"engine": engine})
 
-    def check_engine(self, engine: str, pending: list[Run]):
-        """Raise ValueError where another engine has jobs that may live: only that one can say."""
-        before = self._record().get("engine", engine)
-        open_jobs = [
-            r.name for r in pending if r.name in self.jobs() and self.status(r.name) is None
-        ]
-        if before != engine and open_jobs:
+    def check_engine(self, engine: str):
+        """Raise ValueError where the jobs are another engine's: only that one can say whether they live."""
+        if not (self.path / SWEEP).exists():
+            raise ValueError(f"there is no sweep in {self.path}")
+        given = self._record()["engine"]
+        if given != engine:
             raise ValueError(
-                f"--engine={before} has started {open_jobs[0]} in {self.path}; go on with it, or stop its "
-                "runs with --cancel first"
+                f"the runs in {self.path} are on another engine: give --engine={given}, or stop them with "
+                "--cancel there first"
             )
 
     def jobs(self):

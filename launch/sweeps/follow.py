@@ -2,54 +2,14 @@
 
 import time
 from collections.abc import Callable
-from typing import NamedTuple
 
 from launch.engines import RUNNING, STOPPED, WAITING
 from launch.sweeps.folder import Folder
 from launch.sweeps.runs import Run
+from launch.sweeps.sort import sort_runs
 
 # Between two looks at a sweep that another process follows
 WAIT_SECONDS = 1.0
-
-
-class Plan(NamedTuple):
-    """What is to be done for each run. live: {name: id}; the others are lists of Run."""
-
-    complete: list
-    live: dict
-    start: list
-    left: list
-
-
-def sort_runs(folder: Folder, runs: list[Run], engine, only_failed: bool):
-    """The Plan of a sweep that is started, perhaps not for the first time.
-
-    only_failed: start none but those that failed. Raises ValueError for a live run whose config has changed.
-    """
-    complete, jobs = folder.complete(), folder.jobs()
-    pending = [run for run in runs if complete.get(run.name) != run.config]
-    states = engine.state([jobs[run.name]["id"] for run in pending if run.name in jobs])
-    plan = Plan([run for run in runs if run not in pending], {}, [], [])
-    for run in pending:
-        job = jobs.get(run.name)
-        state = states.get(job["id"]) if job else None
-        same = bool(job) and job["config"] == run.config
-        status = state if isinstance(state, int) else folder.status(run.name)
-        if state in (WAITING, RUNNING):
-            if not same:
-                raise ValueError(
-                    f"{run.name} runs with another config; wait for it, or stop it with --cancel"
-                )
-            plan.live[run.name] = job["id"]
-        elif same and status == 0:
-            # It ended while nobody followed it
-            folder.ended(run.name, 0)
-            plan.complete.append(run)
-        elif only_failed and (job is None or status == STOPPED):
-            plan.left.append(run)
-        else:
-            plan.start.append(run)
-    return plan
 
 
 class Sweep:
@@ -70,7 +30,6 @@ class Sweep:
         Waits while another process follows the sweep. Raises ValueError as Folder and sort_runs do.
         """
         with self.folder.claimed(lambda: self._wait(should_stop)):
-            self.folder.check_engine(self.engine.name, runs)
             self.folder.begin(self.engine.name)
             plan = sort_runs(self.folder, runs, self.engine, only_failed)
             for run in plan.complete:
@@ -126,7 +85,8 @@ class Sweep:
         self.folder.submitted(runs, ids)
         for run, identity in zip(runs, ids, strict=True):
             self.live[run.name] = identity
-            print(f"{run.name}: started; its output is in {self.folder.log(run.name)}", flush=True)
+            place = self.engine.output.format(id=identity, log=self.folder.log(run.name))
+            print(f"{run.name}: started; {place}", flush=True)
 
     def _look(self):
         """Take note of the runs that have ended: -> {name: WAITING or RUNNING} of the others."""
@@ -158,8 +118,10 @@ class Sweep:
 def cancel(folder: Folder, engine, should_stop: Callable):
     """Ask all live runs to save and end, and wait until they have: -> their names.
 
-    A process that follows the sweep ends too: it sees the file `cancelled`.
+    A process that follows the sweep ends too: it sees the file `cancelled`. Raises ValueError where there is
+    no sweep, and where its runs are another engine's.
     """
+    folder.check_engine(engine.name)
     folder.cancelled.touch()
     ids = {job["id"]: name for name, job in folder.jobs().items()}
     live = [i for i, state in engine.state(list(ids)).items() if state in (WAITING, RUNNING)]

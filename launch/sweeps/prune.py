@@ -66,7 +66,7 @@ def verdicts(runs: list[Run], topology: str, cache: Path | None):
     """Plan the runs in turn: yields (Run, Verdict). Raises ValueError for a topology that is not known."""
     # Not fork: jax is imported here, for other devices
     spawn = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(1, spawn, os.environ.update, (ENVIRONMENT,)) as pool:
+    with ProcessPoolExecutor(1, spawn, _set_environment) as pool:
         pool.submit(check_topology, topology).result()
         for run in runs:
             try:
@@ -76,6 +76,10 @@ def verdicts(runs: list[Run], topology: str, cache: Path | None):
                 yield run, Verdict(note="its plan ended its process")
                 yield from verdicts(runs[runs.index(run) + 1 :], topology, cache)
                 return
+
+
+def _set_environment():
+    os.environ.update(ENVIRONMENT)
 
 
 def check_topology(topology: str):

@@ -34,13 +34,14 @@ class Show:
 
     def last(self):
         """Print the table, and write it and the plot to the sweep's folder: sweep.txt and sweep.png."""
-        from deepseek_jax.reports.sweep import plot_sweep
+        from deepseek_jax.reports.sweep import COMPLETE
+        from deepseek_jax.reports.sweep_plot import plot_sweep
 
         rows = self.rows({})
         with open(self.folder.path / "sweep.txt", "w") as file:
             self._print(rows, file)
         self._print(rows, None)
-        if any(row.value is not None for row in rows):
+        if any(row.status == COMPLETE and row.value is not None for row in rows):
             path = self.folder.path / "sweep.png"
             plot_sweep(rows, self._metric(), path)
             print(f"{path.with_suffix('.txt')} and {path.name}: the table and the plot", flush=True)
@@ -61,14 +62,14 @@ class Show:
         ]
 
     def _status(self, run, state, complete):
-        from deepseek_jax.reports.sweep import progress
+        from deepseek_jax.reports.sweep import COMPLETE, progress
 
         if state == RUNNING:
             return " at ".join(filter(None, ("running", progress(self._workdir(run)))))
         if state == WAITING:
             return "waiting"
         if complete.get(run.name) == run.config:
-            return "complete"
+            return COMPLETE
         if run.name in self.pruned:
             return "pruned"
         if run.name not in self.folder.jobs():
