@@ -71,9 +71,9 @@ class Gke:
             manifest.parent.mkdir(parents=True, exist_ok=True)
             command += ["--dry-run", "--skip-validation", "--no-dependency-auto-download"]
             command += [f"--output-manifest-file={manifest}"]
-        else:
-            # A workload that ended keeps its name
-            _called(delete_command(name), check=False)
+        elif name in (self._last or {}):
+            # It has ended, and GKE still has its name
+            _called(delete_command(name))
         _called(command)
         return name
 
@@ -145,10 +145,10 @@ def jobset_state(jobset: dict):
     return RUNNING if running else WAITING
 
 
-def _called(command, check=True):
+def _called(command):
     """What a command prints. Raises ValueError where it fails."""
     done = subprocess.run(command, capture_output=True, text=True)
-    if check and done.returncode:
+    if done.returncode:
         lines = (done.stderr or done.stdout).strip().splitlines() or ["it says nothing"]
         raise ValueError(f"--engine=gke: {' '.join(command[:3])} failed: {lines[-1]}")
     return done.stdout

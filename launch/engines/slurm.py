@@ -48,7 +48,7 @@ class Slurm:
     @property
     def distributed(self):
         """Whether a run has several processes."""
-        return flags.FLAGS.nodes * flags.FLAGS.devices_per_node > 1 or flags.FLAGS.nodes > 1
+        return flags.FLAGS.nodes * max(1, flags.FLAGS.devices_per_node) > 1
 
     def submit(self, jobs: list[Job]):
         """Submit the jobs as an array: -> their ids. Raises ValueError where Slurm refuses them."""

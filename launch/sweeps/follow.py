@@ -20,6 +20,8 @@ class Sweep:
     def __init__(self, folder: Folder, engine, job_of: Callable, show, watch: bool = False):
         self.folder, self.engine, self.job_of, self.show = folder, engine, job_of, show
         self.watch = watch
+        # When it began to wait for another process
+        self.waits_since = None
         # {name: id}, {name: when it was first missing}, {name: exit status, None without one}
         self.live, self.missing, self.statuses = {}, {}, {}
 
@@ -43,12 +45,12 @@ class Sweep:
         return self.statuses
 
     def _wait(self, should_stop):
-        if self.missing == {}:
+        if self.waits_since is None:
+            self.waits_since = time.time()
             print(f"another process follows this sweep in {self.folder.path}: waiting", flush=True)
-            # Said once
-            self.missing = {"": time.time()}
-        cancelled = self.folder.cancelled
-        if should_stop() or (cancelled.exists() and cancelled.stat().st_mtime > self.missing[""]):
+        sign = self.folder.cancelled
+        # An older cancel is what the other process is ending for, and this one was started after it
+        if should_stop() or (sign.exists() and sign.stat().st_mtime > self.waits_since):
             raise SystemExit(STOPPED)
         if self.watch:
             ids = {job["id"]: name for name, job in self.folder.jobs().items()}
@@ -63,7 +65,8 @@ class Sweep:
         waiting, signalled = list(plan.start), False
         while self.live or (waiting and not should_stop()):
             if should_stop() and self.engine.survives:
-                print("the runs go on; start the sweep again to follow them", flush=True)
+                ends = "save and end" if self.folder.cancelled.exists() else "go on"
+                print(f"the runs {ends}; start the sweep again to follow them", flush=True)
                 break
             # Once: a second signal would make a run exit without saving
             if should_stop() and not signalled:
@@ -131,4 +134,8 @@ def cancel(folder: Folder, engine, should_stop: Callable):
         state in (WAITING, RUNNING) for state in engine.state(live).values()
     ):
         time.sleep(engine.poll_seconds)
+    for name in folder.jobs():
+        # It was taken out of the queue, or ended where nothing could say how
+        if folder.status(name) is None and not should_stop():
+            folder.ended(name, STOPPED)
     return [ids[i] for i in live]

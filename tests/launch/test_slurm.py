@@ -35,6 +35,23 @@ from configs.sweeps.draws import grid
 def sweep(config):
     return grid({"stages.only.optimizer.learning_rate": [1e-3, 3e-3], "seed": range(2)})
 """
+# In the place of launch/train.py: it saves when it is asked to stop
+WAITS = """
+import signal, sys, time
+signal.signal(signal.SIGTERM, lambda *_: sys.exit(75))
+print("ready", flush=True)
+time.sleep(600)
+"""
+SWEEP_HERE = f"""
+import sys
+sys.path.insert(0, {str(ROOT)!r})
+from absl import app
+from launch import sweep
+from launch.engines import local
+local.TRAIN = "waits.py"
+sweep.define_flags()
+app.run(sweep.main, flags_parser=sweep.parse_flags)
+"""
 ARGUMENTS = ("--config=tiny.py", "--sweep=four.py", "--engine=slurm", "--nodes=2")
 NAMES = [
     f"stages.only.optimizer.learning_rate={r},seed={s}" for r in (0.001, 0.003) for s in (0, 1)
@@ -48,6 +65,8 @@ def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("slurm")
     (folder / "tiny.py").write_text(CONFIG)
     (folder / "four.py").write_text(SWEEP)
+    (folder / "waits.py").write_text(WAITS)
+    (folder / "sweep_here.py").write_text(SWEEP_HERE)
     return folder
 
 
@@ -59,9 +78,9 @@ def slurm(tmp_path_factory):
         yield os.environ | environment | {"XLA_FLAGS": flags, "PYTHONPATH": str(ROOT)}
 
 
-def start(folder, environment, *args):
+def start(folder, environment, *args, program=ROOT / "launch" / "sweep.py"):
     return subprocess.Popen(
-        [sys.executable, str(ROOT / "launch" / "sweep.py"), *ARGUMENTS, *args],
+        [sys.executable, str(program), *ARGUMENTS, *args],
         cwd=folder,
         env=environment,
         stdout=subprocess.PIPE,
@@ -117,6 +136,39 @@ def test_a_preempted_run_is_queued_again_and_ends_as_if_undisturbed(folder, slur
         ours, theirs = load_orbax(ours / "params"), load_orbax(theirs / "params")
         for a, b in zip(leaves(ours), leaves(theirs), strict=True):
             np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.slow
+def test_runs_outlive_their_sweep_and_another_takes_them_over_and_cancels_them(folder, slurm):
+    """Oracle: by hand: --max_jobs of the four run; none is submitted twice; those that ran have saved, the
+    others never start; Slurm's queue is empty.
+    """
+    args = ("--workdir=waiting", "--max_jobs=2")
+    sweep = start(folder, slurm, *args, program="sweep_here.py")
+    logs = [folder / "waiting" / f"{name}.log" for name in NAMES[:2]]
+    until = time.monotonic() + 120
+    while not all(log.exists() and "ready" in log.read_text() for log in logs):
+        assert time.monotonic() < until and sweep.poll() is None, sweep.communicate()
+        time.sleep(0.2)
+    assert sorted(jobs(slurm).values()) == ["PENDING"] * 2 + ["RUNNING"] * 2
+    sweep.terminate()
+    out, _ = sweep.communicate(timeout=120)
+    assert sweep.returncode == 75 and "the runs go on" in out
+    before = jobs(slurm)
+    assert len(before) == 4
+    again = start(folder, slurm, *args, program="sweep_here.py")
+    for line in again.stdout:
+        if f"{NAMES[3]}: is under way, and is taken over" in line:
+            break
+    assert jobs(slurm) == before
+    cancel = start(folder, slurm, *args, "--cancel", program="sweep_here.py")
+    out, _ = cancel.communicate(timeout=180)
+    assert cancel.returncode == 0 and all(name in out for name in NAMES), out
+    again.communicate(timeout=120)
+    assert again.returncode == 75 and jobs(slurm) == {}
+    statuses = [folder / "waiting" / f"{name}.status" for name in NAMES]
+    assert [path.exists() and path.read_text() for path in statuses] == ["75"] * 4
+    assert not any(log.exists() for log in (folder / "waiting").glob(f"{NAMES[3]}*.log"))
 
 
 def leaves(loaded):

@@ -106,7 +106,7 @@ def test_a_cancel_asks_what_lives_and_leaves_a_sign(folder, tmp_path):
     """Oracle: by hand; the next start removes the sign."""
     engine = Engine(b=RUNNING)
     assert cancel(folder, engine, lambda: False) == ["seed=1"] and engine.cancelled == ["b"]
-    assert folder.cancelled.exists()
+    assert folder.cancelled.exists() and folder.status("seed=1") == 75
     folder.begin("local")
     assert not folder.cancelled.exists()
     with pytest.raises(ValueError, match="there is no sweep in"):
