@@ -15,6 +15,7 @@ from pathlib import Path
 
 from absl import flags
 
+from launch.common import ROOT
 from launch.engines import RUNNING, STOPPED, WAITING, Job
 
 XPK = "xpk==1.16.0"
@@ -51,6 +52,12 @@ class Gke:
         missing = [name for name in REQUIRED if flags.FLAGS[name].value is None]
         if missing:
             raise ValueError(f"--engine=gke needs --{missing[0]}")
+        config = Path(flags.FLAGS.config.partition(":")[0])
+        if config.is_absolute() or not (ROOT / config).is_file():
+            raise ValueError(
+                f"--engine=gke: --config={config} is not in the image; give a path below the checkout, as in "
+                "configs/NAME.py"
+            )
         if shutil.which("xpk") is None:
             raise ValueError(
                 "--engine=gke needs xpk on PATH, in an environment of its own: "

@@ -146,13 +146,13 @@ def test_runs_outlive_their_sweep_and_another_takes_them_over_and_cancels_them(f
     args = ("--workdir=waiting", "--max_jobs=2")
     sweep = start(folder, slurm, *args, program="sweep_here.py")
     logs = [folder / "waiting" / f"{name}.log" for name in NAMES[:2]]
-    until = time.monotonic() + 120
+    until = time.monotonic() + 400
     while not all(log.exists() and "ready" in log.read_text() for log in logs):
         assert time.monotonic() < until and sweep.poll() is None, sweep.communicate()
         time.sleep(0.2)
     assert sorted(jobs(slurm).values()) == ["PENDING"] * 2 + ["RUNNING"] * 2
     sweep.terminate()
-    out, _ = sweep.communicate(timeout=120)
+    out, _ = sweep.communicate(timeout=400)
     assert sweep.returncode == 75 and "the runs go on" in out
     before = jobs(slurm)
     assert len(before) == 4
@@ -162,9 +162,9 @@ def test_runs_outlive_their_sweep_and_another_takes_them_over_and_cancels_them(f
             break
     assert jobs(slurm) == before
     cancel = start(folder, slurm, *args, "--cancel", program="sweep_here.py")
-    out, _ = cancel.communicate(timeout=180)
+    out, _ = cancel.communicate(timeout=600)
     assert cancel.returncode == 0 and all(name in out for name in NAMES), out
-    again.communicate(timeout=120)
+    again.communicate(timeout=400)
     assert again.returncode == 75 and jobs(slurm) == {}
     statuses = [folder / "waiting" / f"{name}.status" for name in NAMES]
     assert [path.exists() and path.read_text() for path in statuses] == ["75"] * 4

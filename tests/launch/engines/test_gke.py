@@ -46,7 +46,7 @@ def swept(folder, *args):
         cwd=ROOT,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=400,
     )
 
 
@@ -105,6 +105,8 @@ def test_what_is_missing_is_one_message(tmp_path, commands):
     """Oracle: the words a reader needs; nothing is created."""
     done = swept(tmp_path, *FLAGS)
     assert done.returncode == 2 and done.stderr == "error: --engine=gke needs --device_type\n"
+    done = swept(tmp_path, *FLAGS, *WORKLOAD, f"--config={ROOT}/configs/sft_small.py")
+    assert done.returncode == 2 and "is not in the image; give a path below the" in done.stderr
     (commands / "xpk").unlink()
     done = swept(tmp_path, *FLAGS, *WORKLOAD)
     assert done.returncode == 2 and f"xpk/bin/pip install {XPK}" in done.stderr

@@ -40,7 +40,7 @@ def swept(folder, *args):
         cwd=folder,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=400,
     )
 
 

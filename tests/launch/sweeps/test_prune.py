@@ -124,8 +124,8 @@ def small_pretraining(rows):
 
 @pytest.mark.slow
 def test_a_run_that_does_not_fit_a_tpu_is_left_out_and_another_has_chip_hours():
-    """Oracle: what the backward pass keeps of 65,536 rows x 256 tokens is more than a v5e's 15.75 GiB, for the
-    float32 logits of 259 bytes alone are 16.2; at most a hundredth of a second a step, 100 steps.
+    """Oracle: the float32 logits of 65,536 rows x 256 tokens x 259 bytes are 16.2 GiB, a v5e has 15.75; 100
+    steps of at most a hundredth of a second.
     """
     runs = [Run(str(rows), {}, plain(small_pretraining(rows))) for rows in (65536, 8)]
     (_, large), (_, little) = verdicts(runs, "v5e:1x1")
