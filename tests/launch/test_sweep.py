@@ -118,25 +118,37 @@ def wait_until_under_way(folder, name, sweep):
     return int(state_of(folder, name).partition("@")[0])
 
 
-def test_a_preempted_run_starts_again_and_one_that_lives_is_taken_over(folder):
-    """Oracle: SIGTERM to launch/train.py itself, as a machine sends it that is taken away: it saves, starts
-    again and completes. The sweep is killed meanwhile: a second one follows the same process to its end.
+def test_a_preempted_run_starts_again_and_completes(folder):
+    """Oracle: SIGTERM to launch/train.py itself, as a machine sends it that is taken away: the run saves, and
+    the same process of the engine starts it again to its end.
     """
-    sweep = start(folder, "--sweep=one.py", "--config.steps=700")
+    sweep = start(folder, "--sweep=one.py", "--config.steps=1000")
     task = wait_until_under_way(folder, "seed=1", sweep)
     children = Path(f"/proc/{task}/task/{task}/children")
     os.kill(int(children.read_text().split()[0]), signal.SIGTERM)
-    until = time.monotonic() + 400
-    while not (folder / "out" / "seed=1" / "saved").exists():
-        assert time.monotonic() < until
-        time.sleep(0.05)
+    out, err = sweep.communicate(timeout=400)
+    assert sweep.returncode == 0 and "seed=1: complete" in out, err
+    assert (folder / "out" / "seed=1" / "saved").exists()
+    assert (folder / "out" / "seed=1" / "done0").read_text().startswith("1000 ")
+    assert (folder / "out" / "seed=1.log").read_text().count("under way") == 2
+
+
+def test_a_run_whose_sweep_was_killed_is_taken_over(folder):
+    """Oracle: the run's log, which has one start; SIGTERM to the second sweep reaches the run of the first."""
+    args = "--sweep=one.py", "--config.wait=true"
+    sweep = start(folder, *args)
+    task = wait_until_under_way(folder, "seed=1", sweep)
     sweep.kill()
     sweep.communicate()
-    again = start(folder, "--sweep=one.py", "--config.steps=700")
-    out, err = again.communicate(timeout=400)
-    assert again.returncode == 0, err
-    assert "seed=1: is under way, and is taken over" in out and "seed=1: complete" in out
-    assert (folder / "out" / "seed=1" / "done0").read_text().startswith("700 ")
+    again = start(folder, *args)
+    for line in again.stdout:
+        if "seed=1: is under way, and is taken over" in line:
+            break
+    assert state_of(folder, "seed=1").startswith(f"{task}@")
+    again.send_signal(signal.SIGTERM)
+    again.communicate(timeout=400)
+    assert again.returncode == 75 and (folder / "out" / "seed=1" / "saved").exists()
+    assert (folder / "out" / "seed=1.log").read_text().count("under way") == 1
 
 
 @pytest.mark.slow
