@@ -134,7 +134,7 @@ def test_a_preempted_run_starts_again_and_completes(folder):
 
 
 def test_a_run_whose_sweep_was_killed_is_taken_over(folder):
-    """Oracle: the run's log, which has one start; SIGTERM to the second sweep reaches the run of the first."""
+    """Oracle: the run's log has one start; SIGTERM to the second sweep reaches the run of the first."""
     args = "--sweep=one.py", "--config.wait=true"
     sweep = start(folder, *args)
     task = wait_until_under_way(folder, "seed=1", sweep)
