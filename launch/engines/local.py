@@ -39,14 +39,15 @@ class Local:
 
     def _start(self, job):
         fresh = self.folder / "starting"
-        with open(fresh, "w") as held:
+        with open(fresh, "w") as held, open(job.log, "a") as log:
             # The job inherits the lock. It ends with the process, however that ends, and no pid is mistaken
             # for that of another
             fcntl.flock(held, fcntl.LOCK_EX)
             # A session of its own: Ctrl-C reaches it once, through us
-            process = subprocess.Popen(
-                command(job), start_new_session=True, pass_fds=[held.fileno()]
-            )
+            own = dict(start_new_session=True, pass_fds=[held.fileno()])
+            # Nothing of ours: whoever reads our output would wait for the job when we are gone
+            streams = dict(stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+            process = subprocess.Popen(command(job), **own, **streams)
         # Kept, so that the process is reaped when it ends
         self._processes.append(process)
         identity = f"{process.pid}@{socket.gethostname()}"
