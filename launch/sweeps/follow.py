@@ -32,6 +32,7 @@ class Sweep:
         Waits while another process follows the sweep. Raises ValueError as Folder and sort_runs do.
         """
         with self.folder.claimed(lambda: self._wait(should_stop)):
+            self._leave_if_cancelled(should_stop)
             self.folder.begin(self.engine.name)
             plan = sort_runs(self.folder, runs, self.engine, only_failed)
             for run in plan.complete:
@@ -48,14 +49,19 @@ class Sweep:
         if self.waits_since is None:
             self.waits_since = time.time()
             print(f"another process follows this sweep in {self.folder.path}: waiting", flush=True)
-        sign = self.folder.cancelled
-        # An older cancel is what the other process is ending for, and this one was started after it
-        if should_stop() or (sign.exists() and sign.stat().st_mtime > self.waits_since):
-            raise SystemExit(STOPPED)
+        self._leave_if_cancelled(should_stop)
         if self.watch:
             ids = {job["id"]: name for name, job in self.folder.jobs().items()}
             self.show.watch({ids[i]: s for i, s in self.engine.state(list(ids)).items()})
         time.sleep(WAIT_SECONDS)
+
+    def _leave_if_cancelled(self, should_stop):
+        """Exit where this process was asked to stop, or the sweep was cancelled, while it waited."""
+        sign, since = self.folder.cancelled, self.waits_since
+        # An older cancel is what the other process is ending for, and this one was started after it
+        cancelled = since is not None and sign.exists() and sign.stat().st_mtime > since
+        if should_stop() or cancelled:
+            raise SystemExit(STOPPED)
 
     def _follow(self, plan, room, should_stop):
         """`room` runs at a time. Where should_stop() is true, runs that end with us are asked to stop, and
