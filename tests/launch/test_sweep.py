@@ -189,7 +189,7 @@ def test_a_dry_run_prints_commands_that_a_user_could_type(folder):
     """Oracle: by hand; no folder."""
     out, err = start(folder, "--sweep=one.py", "--dry_run").communicate(timeout=400)
     assert out.splitlines()[-1] == (
-        "python launch_here.py --config=tiny.py:steps=4 --config.seed=1 "
+        f"python {ROOT}/launch/train.py --config=tiny.py:steps=4 --config.seed=1 "
         f"--workdir={folder}/out/seed=1"
     )
     assert not (folder / "out").exists()
