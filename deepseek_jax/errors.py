@@ -8,6 +8,10 @@ import re
 FIELD = re.compile(r"[A-Za-z_]\w*(?:[.\[][^\s=]*)?=")
 
 
+class CannotPlan(ValueError):
+    """A plan of a run that could run all the same: only its sizes cannot be told."""
+
+
 @contextlib.contextmanager
 def at(path: str, argument: str | None = None):
     """Put the config's path before the message of a ValueError that the body raises.

@@ -14,7 +14,6 @@ prints the flags that set the best of them. --published compiles our programs of
 prints the predicted and the published times.
 """
 
-import importlib.util
 import os
 import sys
 from pathlib import Path
@@ -24,26 +23,20 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from absl import app, flags
 
-from deepseek_jax.costs.chips import GPUS
 from launch import common
 from launch.search import published, search
-from launch.topology import EXAMPLES, chosen, planned_mesh, recipes_programs
+from launch.topology import (
+    ENVIRONMENT,
+    EXAMPLES,
+    chosen,
+    default_cache,
+    on_gpus,
+    planned_mesh,
+    recipes_programs,
+)
 
-# The version that jax 0.10.2 names as its own
-LIBTPU = "libtpu==0.0.42"
 # How many layouts --search compiles
 COMPILED = 3
-# Set before jax is imported
-ENVIRONMENT = {
-    # The program is compiled for the topology, not for this machine's devices
-    "JAX_PLATFORMS": "cpu",
-    # Without these, libtpu queries the cloud for the kind of this machine, and waits for an answer
-    "TPU_SKIP_MDS_QUERY": "1",
-    "TPU_ACCELERATOR_TYPE": "v5litepod-1",
-    "TPU_WORKER_HOSTNAMES": "localhost",
-    # libtpu locks the machine: without this, a second process that loads it fails
-    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
-}
 
 
 def define_flags():
@@ -77,36 +70,27 @@ class CountOfSearch(flags.ArgumentParser):
         return int(argument)
 
 
-def default_cache():
-    """The folder of compiled plans."""
-    caches = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return str(Path(caches) / "deepseek_jax" / "plans")
-
-
 def main(config):
-    on_gpus = (flags.FLAGS.topology or "").partition(":")[0] in GPUS
-    if not on_gpus and importlib.util.find_spec("libtpu") is None:
-        common.fail(f"compiling for a TPU needs the wheel libtpu: pip install {LIBTPU}")
     os.environ.update(ENVIRONMENT)
     cache = Path(flags.FLAGS.cache) if flags.FLAGS.cache else None
     with common.one_message():
-        fits = planned(config, flags.FLAGS.topology, cache, on_gpus)
+        fits = planned(config, flags.FLAGS.topology, cache, on_gpus(flags.FLAGS.topology or ""))
     sys.exit(0 if fits else 1)
 
 
-def planned(config, topology: str | None, cache: Path | None, on_gpus: bool):
+def planned(config, topology: str | None, cache: Path | None, of_gpus: bool):
     """Print what the flags ask for: -> whether it fits. Raises ValueError."""
     if flags.FLAGS.published:
         return published(cache)
     if flags.FLAGS.search is not None:
-        if on_gpus:
+        if of_gpus:
             raise ValueError(f"--search compiles for TPUs; --topology={topology} has none")
         return search(config, topology, flags.FLAGS.program, flags.FLAGS.search, cache)
     mesh, chip = planned_mesh(topology, config.get("mesh", {}))
     programs = chosen(recipes_programs(config, mesh), flags.FLAGS.program)
     from deepseek_jax.reports.plan import print_plan, print_shapes
 
-    return print_shapes(programs, chip) if on_gpus else print_plan(programs, chip, cache)
+    return print_shapes(programs, chip) if of_gpus else print_plan(programs, chip, cache)
 
 
 if __name__ == "__main__":

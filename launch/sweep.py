@@ -1,50 +1,43 @@
 """Run one experiment several times, with different overrides, and report on all runs together.
 
     python launch/sweep.py --config=configs/r1_small.py[:ARG] --sweep=configs/sweeps/seeds.py
-        [--config.FIELD=VALUE ...] [--workdir=FOLDER] [--jobs=1]
+        [--engine=local|slurm|gke] [--max_jobs=N] [--topology=v5e:4x4] [--workdir=FOLDER] [--watch]
+        [--metric=NAME] [--rerun_failed] [--cancel] [--dry_run] [--config.FIELD=VALUE ...]
 
 --sweep is a file with sweep(config) -> a list of {"FIELD": VALUE}, one a run; FIELD is a dotted field of the
 config. Each run is a launch/train.py of its own, in a folder of its own below --workdir; its output goes to
-NAME.log beside that folder. At most --jobs runs are active at once. Run it again to resume: a complete run is
-not run again, unless its config has changed. If a run fails, it is named, the others continue, and the exit
-status is 1. SIGTERM or Ctrl-C is passed on to the runs, and the exit status is 75 (start me again). A mistake
-is one message and exit status 2.
+NAME.log beside that folder. --max_jobs of them run at once: 1 on this machine, elsewhere all. With --topology
+the plan names the runs that cannot run there, which are left out, and the chip-hours of the others.
+
+Run it again to resume: it takes over runs that live, and a complete run is not run again, unless its config
+has changed. --rerun_failed starts only runs that failed. --cancel asks all runs to save and end. A run that
+is preempted is queued again, and resumes. If a run fails, it is named, the others continue, and the exit
+status is 1. SIGTERM or Ctrl-C is passed on to runs of this machine, and the exit status is 75 (start me
+again); runs of Slurm and GKE go on. A mistake is one message and exit status 2.
 """
 
-import json
-import os
-import re
-import signal
-import subprocess
+import shlex
 import sys
-import time
 from pathlib import Path
-from typing import NamedTuple
 
 # A checkout runs without being installed
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from absl import app, flags
-from ml_collections import ConfigDict
 
-from deepseek_jax.settings import build
 from launch import common
-from launch.config_file import load_function, set_field, split_arguments
+from launch.config_file import load_function, split_arguments
+from launch.engines import STOPPED, gke, slurm
+from launch.engines.local import TRAIN, Local
+from launch.sweeps.folder import Folder
+from launch.sweeps.follow import Sweep, cancel
+from launch.sweeps.prune import able_runs
+from launch.sweeps.runs import file_name, sweep_runs, train_arguments
+from launch.sweeps.show import Show
+from launch.topology import EXAMPLES, default_cache
 
-TRAIN = Path(__file__).with_name("train.py")
-# In the sweep's folder: name of a run -> the config that it completed with
-COMPLETE = "complete.json"
-# STOPPED as in training.loop
-FAILED, STOPPED = 1, 75
-POLL_SECONDS = 0.1
-
-
-class Run(NamedTuple):
-    """One run of a sweep. config: a dict, with the run's overrides, as JSON reads it back."""
-
-    name: str
-    overrides: dict
-    config: dict
+FAILED = 1
+ENGINES = ("local", "slurm", "gke")
 
 
 def define_flags():
@@ -52,117 +45,99 @@ def define_flags():
     meaning = "FILE.py with sweep(config) -> a list of overrides."
     flags.DEFINE_string("sweep", None, meaning, required=True)
     flags.DEFINE_string("workdir", None, "The folder of the runs; default runs/CONFIG_SWEEP.")
-    flags.DEFINE_integer("jobs", 1, "Runs at a time.", lower_bound=1)
-
-
-def sweep_runs(config: ConfigDict, overrides: list[dict], settings: type):
-    """The runs of a sweep: list of Run. config: ConfigDict; overrides: list of {dotted field: value}.
-
-    settings: the dataclass of the recipe's config. Raises ValueError where there are no runs, where two runs
-    have the same name, and where a run's config does not fit the recipe.
-    """
-    runs = []
-    for fields in overrides:
-        name = _file_name(",".join(f"{k}={v}" for k, v in fields.items()))
-        changed = config.copy_and_resolve_references()
-        try:
-            for field, value in fields.items():
-                set_field(changed, field, value)
-            build(settings, changed, "config")
-        except ValueError as error:
-            raise ValueError(f"--sweep: {name}: {error}") from error
-        runs.append(Run(name, fields, json.loads(changed.to_json())))
-    names = [run.name for run in runs]
-    if not all(names) or len(set(names)) < len(names):
-        raise ValueError(f"--sweep: every run needs overrides of its own, given {overrides}")
-    if not runs:
-        raise ValueError("--sweep: sweep(config) names no runs")
-    return runs
-
-
-def _file_name(text):
-    return re.sub(r"[^\w=.,+-]", "_", text)
-
-
-def run_all(runs: list[Run], workdir: Path, arguments: list[str], jobs: int, should_stop):
-    """Start the runs that are not complete, `jobs` at a time: -> {name: exit status}, 0 for a complete run.
-
-    arguments: of every launch/train.py; the run's own overrides and work directory follow them.
-    """
-    workdir.mkdir(parents=True, exist_ok=True)
-    complete = _complete(workdir)
-    statuses = {run.name: 0 for run in runs if complete.get(run.name) == run.config}
-    for name in statuses:
-        print(f"{name}: complete, not run again", flush=True)
-    waiting = [run for run in runs if run.name not in statuses]
-    running, signalled = {}, False
-    while running or (waiting and not should_stop()):
-        while waiting and len(running) < jobs and not should_stop():
-            run = waiting.pop(0)
-            running[run.name] = run, _start(run, workdir, arguments), time.monotonic()
-        # Once: a second signal would make a run exit without saving
-        if should_stop() and not signalled:
-            signalled = True
-            for _, process, _ in running.values():
-                process.send_signal(signal.SIGTERM)
-        for name, (run, process, began) in list(running.items()):
-            if process.poll() is not None:
-                statuses[name] = process.returncode
-                del running[name]
-                _end(run, process.returncode, time.monotonic() - began, workdir)
-        time.sleep(POLL_SECONDS)
-    return statuses
-
-
-def _start(run, workdir, arguments):
-    log = workdir / f"{run.name}.log"
-    own = [f"--config.{field}={value}" for field, value in run.overrides.items()]
-    command = [sys.executable, TRAIN, *arguments, *own, f"--workdir={workdir / run.name}"]
-    print(f"{run.name}: started; its output is in {log}", flush=True)
-    # A run that is started again adds to its log
-    with open(log, "a") as file:
-        # A process group of its own: Ctrl-C reaches it once, through us
-        return subprocess.Popen(command, stdout=file, stderr=file, start_new_session=True)
-
-
-def _end(run, status, seconds, workdir):
-    if status:
-        print(f"{run.name}: exit status {status}; see {workdir / run.name}.log", flush=True)
-        return
-    print(f"{run.name}: complete after {seconds:.0f} s", flush=True)
-    fresh = workdir / f"{COMPLETE}.tmp"
-    fresh.write_text(json.dumps(_complete(workdir) | {run.name: run.config}, indent=1))
-    os.replace(fresh, workdir / COMPLETE)
-
-
-def _complete(workdir):
-    path = workdir / COMPLETE
-    return json.loads(path.read_text()) if path.exists() else {}
+    flags.DEFINE_enum("engine", "local", ENGINES, "Where the runs are executed.")
+    flags.DEFINE_integer("max_jobs", None, "Runs at a time; default 1 locally.", lower_bound=1)
+    flags.DEFINE_string("topology", None, f"The devices to plan each run for, as in {EXAMPLES}.")
+    flags.DEFINE_bool("watch", False, "Print the table again whenever it changes.")
+    flags.DEFINE_string("metric", None, "NAME or PHASE/NAME of the table; default a headline.")
+    flags.DEFINE_bool("rerun_failed", False, "Start only runs that failed.")
+    flags.DEFINE_bool("cancel", False, "Ask the runs that live to save and end.")
+    flags.DEFINE_bool("dry_run", False, "Print what would be started; for GKE write manifests.")
+    slurm.define_flags()
+    gke.define_flags()
 
 
 def main(given):
-    config, arguments = given
+    config, shared = given
     values = flags.FLAGS
-    name = f"{Path(values.config.partition(':')[0]).stem}_{Path(values.sweep).stem}"
-    workdir = Path(values.workdir or Path("runs") / _file_name(name)).resolve()
-    try:
-        recipe = common.find_recipe(config.get("recipe"))
+    with common.one_message():
+        folder = sweeps_folder()
+        folder.check()
+        # Before the recipe, which imports jax: what is missing is said at once
+        engine = make_engine(folder.path)
         overrides = load_function(values.sweep, "sweep", "--sweep")(config)
+        recipe = common.find_recipe(config.get("recipe"))
         runs = sweep_runs(config, overrides, recipe.SETTINGS)
-    except ValueError as error:
-        common.fail(error)
+        shared += ["--distributed"] if engine.distributed else []
     should_stop = common.Stop()
-    statuses = run_all(runs, workdir, arguments, values.jobs, should_stop)
-    if should_stop():
+    with common.one_message():
+        if values.cancel:
+            stopped = cancel(folder, engine, should_stop)
+            print(f"asked to save and end: {', '.join(stopped) or 'no run is live'}", flush=True)
+            return
+        able = able_runs(folder, runs, values.topology, Path(default_cache()))
+        if values.dry_run:
+            return dry_run(folder, able, engine, shared)
+        show = Show(folder, runs, values.metric, {r.name for r in runs if r not in able})
+        sweep = Sweep(folder, engine, lambda run: job_of(folder, run, shared), show, values.watch)
+        statuses = sweep.run(able, values.max_jobs, values.rerun_failed, should_stop)
+    if should_stop() or folder.cancelled.exists():
         sys.exit(STOPPED)
-    failed = [run.name for run in runs if statuses[run.name]]
-    finished = [workdir / run.name for run in runs if run.name not in failed]
+    report(recipe, folder, able, statuses, show)
+
+
+def sweeps_folder():
+    """The Folder that the flags name."""
+    values = flags.FLAGS
+    file, colon, arg = values.config.partition(":")
+    name = f"{Path(file).stem}_{Path(values.sweep).stem}"
+    identity = {
+        "config": f"{Path(file).resolve()}{colon}{arg}",
+        "sweep": str(Path(values.sweep).resolve()),
+    }
+    return Folder(Path(values.workdir or Path("runs") / file_name(name)).resolve(), identity)
+
+
+def make_engine(folder: Path):
+    """The engine that --engine names. Raises ValueError where it is not installed."""
+    values = flags.FLAGS
+    if values.engine == "slurm":
+        return slurm.Slurm(folder, values.max_jobs)
+    if values.engine == "gke":
+        return gke.Gke(folder, values.dry_run)
+    return Local(folder)
+
+
+def job_of(folder, run, shared):
+    """The Job of a run. shared: arguments of every launch/train.py."""
+    return folder.job(run.name, train_arguments(run, folder.path, shared))
+
+
+def dry_run(folder, runs, engine, shared):
+    """Print the command of each run; GKE's engine writes its manifest too."""
+    for run in runs:
+        job = job_of(folder, run, shared)
+        print(shlex.join(["python", str(TRAIN), *job.arguments]), flush=True)
+        if isinstance(engine, gke.Gke):
+            (name,) = engine.submit([job])
+            print(f"{name}: {engine.manifest(job)}", flush=True)
+
+
+def report(recipe, folder, runs, statuses, show):
+    """Print and plot all runs, as the recipe does and as any recipe's; exit with 1 where some failed."""
+    ends = {run.name: statuses.get(run.name, 0) for run in runs}
+    finished = [folder.path / name for name, status in statuses.items() if status == 0]
     if hasattr(recipe, "report_sweep") and finished:
-        recipe.report_sweep(workdir, finished)
+        recipe.report_sweep(folder.path, finished)
+    with common.one_message():
+        show.last()
+    failed = [name for name, status in ends.items() if status not in (0, STOPPED)]
     if failed:
         message = f"error: {len(failed)} of {len(runs)} runs failed: {', '.join(failed)}"
         print(message, file=sys.stderr)
         sys.exit(FAILED)
+    if STOPPED in ends.values():
+        sys.exit(STOPPED)
 
 
 def parse_flags(argv):

@@ -4,15 +4,47 @@ import dataclasses
 import fnmatch
 import importlib
 import importlib.util
+import os
+from pathlib import Path
 
 from deepseek_jax.costs.chips import DEVICES, GPUS
-from deepseek_jax.errors import at, suggest
+from deepseek_jax.errors import CannotPlan, at, suggest
 from deepseek_jax.settings import build
 from launch import common
 
 EXAMPLES = (
     "v5e:1x1, v5e:4x4, v5e:16x16, v5p:2x2x1, v5p:8x8x16, v6e:16x16, tpu7x:2x2x1, h100:64, h200:8"
 )
+# The version that jax 0.10.2 names as its own
+LIBTPU = "libtpu==0.0.42"
+# Set before jax is imported
+ENVIRONMENT = {
+    # The program is compiled for the topology, not for this machine's devices
+    "JAX_PLATFORMS": "cpu",
+    # Without these, libtpu queries the cloud for the kind of this machine, and waits for an answer
+    "TPU_SKIP_MDS_QUERY": "1",
+    "TPU_ACCELERATOR_TYPE": "v5litepod-1",
+    "TPU_WORKER_HOSTNAMES": "localhost",
+    # libtpu locks the machine: without this, a second process that loads it fails
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+}
+
+
+def default_cache():
+    """The folder of compiled plans."""
+    caches = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return str(Path(caches) / "deepseek_jax" / "plans")
+
+
+def on_gpus(topology: str):
+    """Whether a topology is of GPUs, whose plan needs no compiler. Raises ValueError where libtpu is missing
+    for TPUs.
+    """
+    if topology.partition(":")[0] in GPUS:
+        return True
+    if importlib.util.find_spec("libtpu") is None:
+        raise ValueError(f"compiling for a TPU needs the wheel libtpu: pip install {LIBTPU}")
+    return False
 
 
 def planned_mesh(topology: str, block):
@@ -77,7 +109,7 @@ def recipes_programs(config, mesh):
     # "...grpo.run" -> "...grpo.programs"
     name = recipe.__name__.removesuffix("run") + "programs"
     if importlib.util.find_spec(name) is None:
-        raise ValueError(
+        raise CannotPlan(
             f"config.recipe={config.recipe!r} cannot be planned: it trains nothing; plan the recipe that "
             "makes the checkpoint"
         )

@@ -5,6 +5,7 @@ import fcntl
 import json
 import os
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 from ml_collections import ConfigDict
@@ -44,7 +45,7 @@ def claim_workdir(workdir: Path, config: ConfigDict, may_change: bool = False):
         _owner(workdir, config, may_change)
         yield
         return
-    with _locked(workdir):
+    with locked(workdir, lambda: _is_busy(workdir)):
         # Through JSON, as the file was: tuples become lists
         old, new = _owner(workdir, config, may_change), json.loads(config.to_json())
         if old is None and set(os.listdir(workdir)) - {FRESH}:
@@ -66,29 +67,43 @@ def claim_workdir(workdir: Path, config: ConfigDict, may_change: bool = False):
 
 
 @contextlib.contextmanager
-def _locked(workdir):
-    """Create the directory and lock it. The lock is on the directory itself: no lock file stays."""
+def locked(workdir: Path, busy: Callable):
+    """Create the directory and lock it. The lock is on the directory itself: no lock file stays.
+
+    busy(): called while another process has the lock, again and again; it waits a while, or raises. Raises
+    ValueError where the directory cannot be created.
+    """
     try:
         workdir.mkdir(parents=True, exist_ok=True)
         folder = os.open(workdir, os.O_RDONLY)
     except OSError as error:
         raise ValueError(f"--workdir={workdir} cannot be a directory: {error}") from error
     try:
-        try:
-            fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ValueError(
-                f"another process is at work in {workdir}; wait until it ends, or give another --workdir"
-            ) from None
-        # As on some network file systems
-        except OSError as error:
-            print(
-                f"{workdir} cannot be locked ({error}): make sure that no other run uses it",
-                flush=True,
-            )
+        while not _lock(folder, workdir):
+            busy()
         yield
     finally:
         os.close(folder)
+
+
+def _lock(folder, workdir):
+    """Whether this process now has the lock, or there can be none."""
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    # As on some network file systems
+    except OSError as error:
+        print(
+            f"{workdir} cannot be locked ({error}): make sure that no other run uses it", flush=True
+        )
+    return True
+
+
+def _is_busy(workdir):
+    raise ValueError(
+        f"another process is at work in {workdir}; wait until it ends, or give another --workdir"
+    )
 
 
 def _owner(workdir, config, may_change):

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from collections.abc import Mapping
 from pathlib import Path
 
 import jax
@@ -14,7 +15,7 @@ from deepseek_jax.costs.layouts import Layout
 from deepseek_jax.costs.program import Program, forward_work, update_program
 from deepseek_jax.data.batches import TOTALS, abstract_rows
 from deepseek_jax.data.tokenizer import checkpoint_path
-from deepseek_jax.errors import at
+from deepseek_jax.errors import CannotPlan, at
 from deepseek_jax.losses.next_token import target_logprobs
 from deepseek_jax.models import (
     ModelConfig,
@@ -43,7 +44,7 @@ PROMPT_LENGTH = 1024
 def planned_model(block: dict, checkpoint: str | Path | None):
     """The ModelConfig of a config's block `model`, for a plan. checkpoint: that the run starts from, or None.
 
-    Raises ValueError where the block does not name the architecture and the checkpoint is not there either.
+    Raises CannotPlan where the block does not name the architecture and the checkpoint is not there either.
     """
     if checkpoint is None or names_architecture(block):
         return build_model(block)
@@ -53,7 +54,7 @@ def planned_model(block: dict, checkpoint: str | Path | None):
         return dataclasses.replace(gguf_config(path), **how)
     if (Path(checkpoint) / "config.json").exists():
         return dataclasses.replace(read_config(checkpoint), **how)
-    raise ValueError(
+    raise CannotPlan(
         f"model={block!r} does not name the architecture of {checkpoint}, and the checkpoint is not there: a "
         "plan needs one of them; set model to one of configs/models.py"
     )
@@ -82,6 +83,15 @@ def layout_fields(config, updates: list[Program], layout: Layout):
             fields[f"{block}micro_batches"] = layout.micro_batches
         fields[f"{model}model.remat"] = layout.remat
     return fields
+
+
+def steps_of(settings, config, update: str):
+    """The steps of a run that make an update, by its program's name. settings: built from config."""
+    block, _ = _blocks(config, update)
+    for name in filter(None, block.split(".")):
+        settings = settings[name] if isinstance(settings, Mapping) else getattr(settings, name)
+    # Pre-training's stages are blocks until they are checked
+    return settings["num_steps"] if isinstance(settings, Mapping) else settings.num_steps
 
 
 def _blocks(config, name: str):

@@ -123,7 +123,7 @@ def write(kind, name, lines):
 
 if __name__ == "__main__":
     if sys.argv[1:2] == ["collectives"]:
-        from launch.plan import ENVIRONMENT
+        from launch.topology import ENVIRONMENT
 
         os.environ.update(ENVIRONMENT)
         cache = Path(sys.argv[2]) if sys.argv[2:] else None

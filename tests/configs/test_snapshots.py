@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from launch.plan import ENVIRONMENT
+from launch.topology import ENVIRONMENT
 from tests.configs import snapshots
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from configs.r1_zero import get_config
-from launch.plan import ENVIRONMENT
+from launch.topology import ENVIRONMENT
 
 COMPILE = """
 import json

@@ -10,8 +10,7 @@ import pytest
 from deepseek_jax.costs.hlo import program_cost
 from deepseek_jax.ops.attention import attend
 from deepseek_jax.parallel.context import over_heads
-from launch.plan import ENVIRONMENT
-from launch.topology import planned_mesh
+from launch.topology import ENVIRONMENT, planned_mesh
 from tests.ops.test_attention import normal
 
 SCALE = 0.1

@@ -7,8 +7,7 @@ import pytest
 
 from deepseek_jax.costs.hlo import program_cost
 from deepseek_jax.ops.attention import attend_latent
-from launch.plan import ENVIRONMENT
-from launch.topology import planned_mesh
+from launch.topology import ENVIRONMENT, planned_mesh
 from tests.ops.test_attention import normal
 
 B, H, S, C, R = 3, 16, 384, 128, 64

@@ -1,0 +1,81 @@
+"""The runs of a sweep as one plot: a metric against each field that was swept.
+
+Runs that differ in their seed alone are one point, with the 95% interval of their mean.
+"""
+
+import math
+from pathlib import Path
+
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from deepseek_jax.reports.sweep import SEED, SweepRun, grouped, short_names
+
+# A field is drawn on a logarithmic axis where its largest value is so many times the smallest
+LOG_RANGE = 20
+# More lines than these have no legend
+MOST_LINES = 8
+
+
+def plot_sweep(runs: list[SweepRun], metric: tuple, path: Path):
+    """Draw the metric of complete runs against each swept field, a panel for each, as a PNG.
+
+    Groups that agree in all other fields are joined by a line. A sweep over seeds alone is drawn against the
+    seed.
+    """
+    groups = [group for group in grouped(runs) if group.values()]
+    fields = list(dict.fromkeys(name for group in groups for name in group.fields))
+    figure = Figure(figsize=(max(4.8, 4.2 * len(fields)), 3.4), layout="constrained")
+    # It needs no display, and none of pyplot's global state
+    FigureCanvasAgg(figure)
+    panels = figure.subplots(1, max(1, len(fields)), squeeze=False, sharey=True)[0]
+    names = short_names(fields) or {SEED: SEED}
+    for axes, field in zip(panels, names, strict=True):
+        if fields:
+            _draw_field(axes, groups, field)
+        else:
+            _draw_seeds(axes, groups[0])
+        axes.set(xlabel=names[field])
+        axes.grid(alpha=0.3)
+    panels[0].set(ylabel=" ".join(metric).replace("_", " "))
+    figure.savefig(path, dpi=100)
+
+
+def _draw_field(axes, groups, field):
+    """One panel: the mean with its interval, and each seed as a small point."""
+    values = list(
+        {repr(g.fields[field]): g.fields[field] for g in groups if field in g.fields}.values()
+    )
+    numeric = all(type(value) in (int, float) and math.isfinite(value) for value in values)
+    if numeric and min(values) > 0 and max(values) >= LOG_RANGE * min(values):
+        axes.set_xscale("log")
+    if not numeric:
+        axes.set_xticks(range(len(values)), [str(value) for value in values])
+    lines = {}
+    for group in groups:
+        if field in group.fields:
+            others = {n: v for n, v in group.fields.items() if n != field}
+            x = group.fields[field] if numeric else values.index(group.fields[field])
+            label = ", ".join(f"{n.rpartition('.')[2]}={v}" for n, v in others.items())
+            lines.setdefault(label, []).append((x, group))
+    for label, points in lines.items():
+        points.sort(key=lambda point: point[0])
+        xs, means = [x for x, _ in points], [group.interval()[0] for _, group in points]
+        (line,) = axes.plot(xs, means, marker="o", label=label)
+        for x, group in points:
+            _, low, high = group.interval()
+            if low is not None:
+                axes.vlines(x, low, high, color=line.get_color())
+                values = list(group.values().values())
+                axes.plot([x] * len(values), values, "x", color="grey")
+    if 1 < len(lines) <= MOST_LINES:
+        axes.legend(fontsize="small")
+
+
+def _draw_seeds(axes, group):
+    mean, low, high = group.interval()
+    values = group.values()
+    axes.plot([str(seed) for seed in values], list(values.values()), "o")
+    axes.axhline(mean)
+    if low is not None:
+        axes.axhspan(low, high, alpha=0.2)

@@ -1,0 +1,161 @@
+"""The engine for Google Kubernetes Engine: each run is a workload of xpk, Google's tool for TPU clusters.
+
+xpk pins packages that do not fit ours, so it is called as a program from an environment of its own. Queueing,
+placement and restarts are Kueue's and JobSet's. The work directory has to have the same path on this machine
+and in the pods, for example on Filestore or a mounted bucket.
+"""
+
+import hashlib
+import json
+import re
+import shlex
+import shutil
+import subprocess
+from pathlib import Path
+
+from absl import flags
+
+from launch.common import ROOT
+from launch.engines import RUNNING, STOPPED, WAITING, Job
+
+XPK = "xpk==1.16.0"
+# How often a run may be preempted; how long a pod has to save; how long GKE remembers a workload that ended
+MAX_RESTARTS, SAVE_SECONDS, REMEMBER_SECONDS = 100, 300, 7 * 24 * 3600
+# Flags without which xpk cannot submit
+REQUIRED = "cluster", "device_type", "docker_image"
+
+flags.disclaim_key_flags()
+
+
+def define_flags():
+    """Define the flags of a workload."""
+    flags.DEFINE_string("cluster", None, "GKE: the cluster.")
+    flags.DEFINE_string("project", None, "GKE: the project; default gcloud's.")
+    flags.DEFINE_string("zone", None, "GKE: the zone; default gcloud's.")
+    flags.DEFINE_string("device_type", None, "GKE: the devices of a slice, as in v5litepod-16.")
+    flags.DEFINE_integer("slices", 1, "GKE: the slices of a run.", lower_bound=1)
+    flags.DEFINE_string("docker_image", None, "GKE: the image; see launch/Dockerfile.")
+    flags.DEFINE_string("storage", None, "GKE: the storage of xpk that holds the work directory.")
+
+
+class Gke:
+    """Ids are names of workloads. Raises ValueError where xpk, kubectl or a flag is missing."""
+
+    name, max_jobs = "gke", None
+    # A slice may be one host, where JAX finds itself alone
+    takes_all, survives, distributed = False, True, True
+    poll_seconds, settle_seconds = 15.0, 0.0
+    output = "kubectl logs --selector=xpk.google.com/workload={id} shows its output"
+
+    def __init__(self, folder: Path, dry_run: bool = False):
+        self.folder, self.dry_run, self._last = folder, dry_run, None
+        missing = [name for name in REQUIRED if flags.FLAGS[name].value is None]
+        if missing:
+            raise ValueError(f"--engine=gke needs --{missing[0]}")
+        config = Path(flags.FLAGS.config.partition(":")[0])
+        if config.is_absolute() or not (ROOT / config).is_file():
+            raise ValueError(
+                f"--engine=gke: --config={config} is not in the image; give a path below the checkout, as in "
+                "configs/NAME.py"
+            )
+        if shutil.which("xpk") is None:
+            raise ValueError(
+                "--engine=gke needs xpk on PATH, in an environment of its own: "
+                f"python -m venv xpk && xpk/bin/pip install {XPK}"
+            )
+        if not dry_run and shutil.which("kubectl") is None:
+            raise ValueError("--engine=gke needs kubectl on PATH, which xpk calls too")
+
+    def submit(self, jobs: list[Job]):
+        """Create a workload for each job: -> their names. With dry_run a manifest, manifests/NAME.yaml."""
+        return [self._create(job) for job in jobs]
+
+    def _create(self, job):
+        name = workload_name(self.folder, job.name)
+        command = create_command(name, job)
+        if self.dry_run:
+            manifest = self.manifest(job)
+            manifest.parent.mkdir(parents=True, exist_ok=True)
+            command += ["--dry-run", "--skip-validation", "--no-dependency-auto-download"]
+            command += [f"--output-manifest-file={manifest}"]
+        elif name in (self._last or {}):
+            # It has ended, and GKE still has its name
+            _called(delete_command(name))
+        _called(command)
+        return name
+
+    def manifest(self, job: Job):
+        """The file of a job's manifest, in a dry run."""
+        return self.folder / "manifests" / f"{job.name}.yaml"
+
+    def state(self, ids: list[str]):
+        """{id: WAITING, RUNNING, 0 or 1} of the workloads that GKE remembers."""
+        try:
+            listed = _called(["kubectl", "get", "jobsets", "--output=json"])
+        except ValueError:
+            # Once it has answered, a failure is of the network, and what it said still holds
+            if self._last is None:
+                raise
+        else:
+            sets = {item["metadata"]["name"]: item for item in json.loads(listed)["items"]}
+            self._last = {name: jobset_state(each) for name, each in sets.items()}
+        return {identity: self._last[identity] for identity in ids if identity in self._last}
+
+    def cancel(self, ids: list[str]):
+        """Delete the workloads: their pods get SIGTERM, and time to save."""
+        for identity in ids:
+            _called(delete_command(identity))
+
+
+def workload_name(folder: Path, name: str):
+    """A name that Kubernetes allows, and that no other run has: of at most 39 letters, digits and hyphens."""
+    digest = hashlib.sha256(f"{folder}/{name}".encode()).hexdigest()[:8]
+    words = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")[:24].strip("-")
+    return f"run-{words}-{digest}"
+
+
+def create_command(workload: str, job: Job):
+    """The command line of xpk that submits a job."""
+    values = flags.FLAGS
+    # exec: the pod's shell passes SIGTERM to the process that it started
+    train = shlex.join(["exec", "python", "launch/train.py", *job.arguments])
+    command = ["xpk", "workload", "create", f"--workload={workload}", f"--command={train}"]
+    command += [f"--device-type={values.device_type}", f"--num-slices={values.slices}"]
+    command += [f"--docker-image={values.docker_image}", *_place(), "--quiet"]
+    command += [f"--max-restarts={MAX_RESTARTS}", f"--restart-on-exit-codes={STOPPED}"]
+    command += ["-tgps", str(SAVE_SECONDS), f"--ttl-seconds-after-finished={REMEMBER_SECONDS}"]
+    return command + ([f"--storage={values.storage}"] if values.storage else [])
+
+
+def delete_command(workload: str):
+    """The command line of xpk that deletes a workload."""
+    return ["xpk", "workload", "delete", f"--workload={workload}", *_place(), "--quiet"]
+
+
+def _place():
+    """The flags of xpk that say where."""
+    names = [name for name in ("cluster", "project", "zone") if flags.FLAGS[name].value is not None]
+    return [f"--{name}={flags.FLAGS[name].value}" for name in names]
+
+
+def jobset_state(jobset: dict):
+    """The state of a JobSet (jobset.x-k8s.io/v1alpha2): WAITING, RUNNING, 0 for completed, 1 for failed."""
+    status = jobset.get("status", {})
+    ends = {c["type"] for c in status.get("conditions", []) if c.get("status") == "True"}
+    if "Completed" in ends:
+        return 0
+    if "Failed" in ends:
+        return 1
+    running = any(
+        each.get("active") or each.get("ready") for each in status.get("replicatedJobsStatus", [])
+    )
+    return RUNNING if running else WAITING
+
+
+def _called(command):
+    """What a command prints. Raises ValueError where it fails."""
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        lines = (done.stderr or done.stdout).strip().splitlines() or ["it says nothing"]
+        raise ValueError(f"--engine=gke: {' '.join(command[:3])} failed: {lines[-1]}")
+    return done.stdout

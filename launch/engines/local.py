@@ -1,0 +1,90 @@
+"""The local engine: each run is a process of this machine, in a session of its own.
+
+It is not submitit's local executor: there a process that did not start a job cannot see whether it lives, a
+job that was preempted is not started again, and a run without GPUs is given CUDA_VISIBLE_DEVICES="".
+"""
+
+import fcntl
+import os
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+from launch.common import ROOT
+from launch.engines import RUNNING, Job
+
+TASK = Path(__file__).with_name("task.py")
+TRAIN = ROOT / "launch" / "train.py"
+
+
+class Local:
+    """Ids are PID@HOST. A job holds a lock on FOLDER/PID@HOST as long as it lives."""
+
+    name, max_jobs = "local", 1
+    takes_all = survives = distributed = False
+    poll_seconds, settle_seconds = 0.1, 0.0
+    output = "its output is in {log}"
+
+    def __init__(self, folder: Path):
+        # Made when the first job starts
+        self.folder = folder / "local"
+        self._processes = []
+
+    def submit(self, jobs: list[Job]):
+        """Start a process for each job: -> their ids."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        return [self._start(job) for job in jobs]
+
+    def _start(self, job):
+        fresh = self.folder / "starting"
+        with open(fresh, "w") as held, open(job.log, "a") as log:
+            # The job inherits the lock. It ends with the process, however that ends, and no pid is mistaken
+            # for that of another
+            fcntl.flock(held, fcntl.LOCK_EX)
+            # A session of its own: Ctrl-C reaches it once, through us
+            own = dict(start_new_session=True, pass_fds=[held.fileno()])
+            # Nothing of ours: whoever reads our output would wait for the job when we are gone
+            streams = dict(stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+            process = subprocess.Popen(command(job), **own, **streams)
+        # Kept, so that the process is reaped when it ends
+        self._processes.append(process)
+        identity = f"{process.pid}@{socket.gethostname()}"
+        os.replace(fresh, self.folder / identity)
+        return identity
+
+    def state(self, ids: list[str]):
+        """{id: RUNNING} of those that live. Raises ValueError for jobs of another machine."""
+        for process in self._processes:
+            process.poll()
+        return {identity: RUNNING for identity in ids if self._lives(identity)}
+
+    def _lives(self, identity):
+        host = identity.partition("@")[2]
+        if host != socket.gethostname():
+            raise ValueError(
+                f"a run of this sweep was started on {host}, and cannot be seen from here; go on there"
+            )
+        path = self.folder / identity
+        if not path.exists():
+            return False
+        with open(path) as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return True
+        path.unlink()
+        return False
+
+    def cancel(self, ids: list[str]):
+        """Send SIGTERM to the jobs that live."""
+        for identity in self.state(ids):
+            os.kill(int(identity.partition("@")[0]), signal.SIGTERM)
+
+
+def command(job: Job, *options: str):
+    """The command line of a job on a machine that has this checkout."""
+    files = [f"--{name}={getattr(job, name)}" for name in ("log", "status", "cancelled")]
+    train = [sys.executable, str(TRAIN), *job.arguments]
+    return [sys.executable, str(TASK), *files, *options, *train]

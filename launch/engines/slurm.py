@@ -1,0 +1,134 @@
+"""The engine for Slurm: the runs of a sweep are one job array, submitted by submitit."""
+
+import getpass
+import importlib.util
+import shutil
+import subprocess
+from pathlib import Path
+
+from absl import flags
+
+from launch.engines import RUNNING, WAITING, Job
+from launch.engines.local import command
+
+# The commands that it calls
+COMMANDS = "sbatch", "srun", "squeue", "scancel", "scontrol", "sinfo"
+# How long before its time limit a run is asked to save
+SAVE_SECONDS = 120
+
+flags.disclaim_key_flags()
+
+
+def define_flags():
+    """Define the flags of what a run asks Slurm for."""
+    flags.DEFINE_integer("nodes", 1, "Slurm: the nodes of a run.", lower_bound=1)
+    meaning = (
+        "Slurm: the GPUs of a node, a process for each; 0 for one process a node, without GPUs."
+    )
+    flags.DEFINE_integer("devices_per_node", 0, meaning, lower_bound=0)
+    flags.DEFINE_string("partition", None, "Slurm: the partition; default the cluster's.")
+    meaning = "Slurm: the time limit of a run, which saves before it and is then queued again."
+    flags.DEFINE_integer("minutes", 24 * 60, meaning, lower_bound=1)
+
+
+class Slurm:
+    """Ids are Slurm's: JOB_INDEX for one of an array. Raises ValueError as check_installed does."""
+
+    name = "slurm"
+    takes_all = survives = True
+    # The controller answers for the whole cluster. Network file systems show a new file late
+    poll_seconds, settle_seconds = 5.0, 60.0
+    output = "job {id}; its output is in {log}"
+
+    def __init__(self, folder: Path, max_jobs: int | None):
+        check_installed()
+        self.folder, self.max_jobs = folder / "slurm", max_jobs
+        self._last = {}
+
+    @property
+    def distributed(self):
+        """Whether a run has several processes."""
+        return flags.FLAGS.nodes * max(1, flags.FLAGS.devices_per_node) > 1
+
+    def submit(self, jobs: list[Job]):
+        """Submit the jobs as an array: -> their ids. Raises ValueError where Slurm refuses them."""
+        import submitit
+
+        executor = submitit.SlurmExecutor(self.folder)
+        executor.update_parameters(**self.parameters(len(jobs)))
+        commands = [submitit.helpers.CommandFunction(command(job, "--slurm")) for job in jobs]
+        try:
+            with executor.batch():
+                submitted = [executor.submit(each) for each in commands]
+        except submitit.core.utils.FailedJobError as error:
+            raise ValueError(f"--engine=slurm: Slurm refuses the jobs: {_reason(error)}") from error
+        return [job.job_id for job in submitted]
+
+    def parameters(self, count: int):
+        """What submitit is to ask for, for so many jobs."""
+        values = flags.FLAGS
+        asked = dict(
+            job_name="sweep",
+            nodes=values.nodes,
+            ntasks_per_node=max(1, values.devices_per_node),
+            time=values.minutes,
+            array_parallelism=self.max_jobs or count,
+            stderr_to_stdout=True,
+            # Without it the other processes wait for one that has failed
+            srun_args=["--kill-on-bad-exit=1"],
+            additional_parameters={
+                # submitit's own USR2 asks for a checkpoint in Python; the run answers SIGTERM
+                "signal": f"TERM@{min(SAVE_SECONDS, 15 * values.minutes)}",
+                "requeue": True,
+            },
+        )
+        if values.devices_per_node:
+            asked["gpus_per_node"] = values.devices_per_node
+        if values.partition is not None:
+            asked["partition"] = values.partition
+        return asked
+
+    def state(self, ids: list[str]):
+        """{id: WAITING or RUNNING} of those that Slurm lists."""
+        listed = subprocess.run(
+            ["squeue", "--noheader", "--array", f"--user={getpass.getuser()}", "--format=%i %T"],
+            capture_output=True,
+            text=True,
+        )
+        # A controller that is restarting does not answer: what it said last still holds
+        if listed.returncode == 0:
+            states = dict(line.split() for line in listed.stdout.splitlines())
+            self._last = {i: WAITING if s == "PENDING" else RUNNING for i, s in states.items()}
+        return {identity: self._last[identity] for identity in ids if identity in self._last}
+
+    def cancel(self, ids: list[str]):
+        """Take waiting jobs out of the queue, and send SIGTERM to running ones, which save."""
+        states = self.state(ids)
+        waiting = [identity for identity, state in states.items() if state == WAITING]
+        # The step, not the job: for an array's job Slurm repeats the signal, and a second one ends a run
+        running = [f"{identity}.0" for identity in states if identity not in waiting]
+        for options, names in ([], waiting), (["--signal=TERM"], running):
+            if names:
+                # It complains of what has just ended
+                subprocess.run(["scancel", *options, *names], capture_output=True)
+
+
+def check_installed():
+    """Raise ValueError, saying what to do, without submitit, Slurm's commands, or an answer from Slurm."""
+    if importlib.util.find_spec("submitit") is None:
+        raise ValueError('--engine=slurm needs submitit: pip install -e ".[slurm]"')
+    missing = [name for name in COMMANDS if shutil.which(name) is None]
+    if missing:
+        raise ValueError(
+            f"--engine=slurm needs Slurm's commands, and this machine has no {', '.join(missing)}; "
+            "start the sweep on a login node, or use --engine=local"
+        )
+    asked = subprocess.run(["sinfo", "--noheader"], capture_output=True, text=True)
+    if asked.returncode:
+        raise ValueError(f"--engine=slurm: Slurm does not answer: {_reason(asked.stderr)}")
+
+
+def _reason(error):
+    """The last line that is not empty of what a command said."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1] if lines else "it says nothing"

@@ -1,0 +1,98 @@
+"""Run a command as an engine's job: its output goes to a log, and its exit status to a file.
+
+    python launch/engines/task.py --log=FILE --status=FILE --cancelled=FILE [--slurm] COMMAND ...
+
+A command that was asked to stop and has saved (exit status 75) was preempted, and starts again: here at once,
+with --slurm when Slurm has nodes for it. Not after a cancel: then the file of --cancelled is there, or
+SIGTERM came to this process, which passes it on once. It imports nothing but the standard library.
+"""
+
+import argparse
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+# As in training.loop
+STOPPED = 75
+# It has saved; or SIGTERM ended it before it could answer, or a second one did
+PREEMPTED = STOPPED, -signal.SIGTERM
+
+
+def main():
+    values = parsed()
+    rank = int(os.environ.get("SLURM_PROCID", 0)) if values.slurm else 0
+    task = Task(values, rank)
+    signal.signal(signal.SIGTERM, task.stop)
+    while True:
+        # A cancel may come before Slurm has started us
+        status = STOPPED if values.cancelled.exists() else task.run()
+        if status not in PREEMPTED or task.stopped or values.cancelled.exists():
+            sys.exit(task.end(status))
+        if values.slurm:
+            sys.exit(task.requeue(status))
+
+
+def parsed():
+    parser = argparse.ArgumentParser()
+    for name in ("log", "status", "cancelled"):
+        parser.add_argument(f"--{name}", type=Path, required=True)
+    parser.add_argument("--slurm", action="store_true")
+    parser.add_argument("command", nargs=argparse.REMAINDER)
+    return parser.parse_args()
+
+
+class Task:
+    """The command of a job, in the process of this rank."""
+
+    def __init__(self, values, rank: int):
+        self.values, self.rank = values, rank
+        self.process, self.stopped = None, False
+
+    def run(self):
+        """Run the command to its end: -> its exit status, negative for a signal."""
+        log = self.values.log
+        # Each process of a job has a log; a command that starts again adds to it
+        name = log if self.rank == 0 else log.with_name(f"{log.stem}.{self.rank}{log.suffix}")
+        with open(name, "a") as file:
+            self.process = subprocess.Popen(self.values.command, stdout=file, stderr=file)
+            return self.process.wait()
+
+    def stop(self, number, frame):
+        """Pass SIGTERM on, once: a second one would end the command before it has saved."""
+        # Slurm signals every process of a job, so the command has it already
+        if self.values.slurm or self.stopped:
+            return
+        self.stopped = True
+        if self.process is not None:
+            self.process.send_signal(number)
+
+    def requeue(self, status):
+        """Have Slurm start the job again: -> the exit status of this process."""
+        # One process asks for all. The others end well, or Slurm would kill the ones that still save
+        if self.rank > 0:
+            return 0
+        array, index = map(os.environ.get, ("SLURM_ARRAY_JOB_ID", "SLURM_ARRAY_TASK_ID"))
+        job = f"{array}_{index}" if array else os.environ["SLURM_JOB_ID"]
+        asked = ["squeue", "--noheader", f"--jobs={job}", "--format=%T"]
+        state = subprocess.run(asked, capture_output=True, text=True).stdout.strip()
+        # A job that a user cancelled, or that Slurm itself queues again, is no longer running
+        if state != "RUNNING":
+            return self.end(status)
+        subprocess.run(["scontrol", "requeue", job], check=True)
+        return 0
+
+    def end(self, status):
+        """Leave the exit status in its file: -> the exit status of this process."""
+        path, failed = self.values.status, status not in (0, *PREEMPTED)
+        # A failure of any process is the job's, whichever of them writes first
+        if failed or (self.rank == 0 and not path.exists()):
+            fresh = path.with_name(f"{path.name}.{self.rank}.tmp")
+            fresh.write_text(str(status))
+            os.replace(fresh, path)
+        return status if failed and status > 0 else int(failed)
+
+
+if __name__ == "__main__":
+    main()

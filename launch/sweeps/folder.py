@@ -1,0 +1,122 @@
+"""The folder of a sweep: which sweep it belongs to, its lock, and what its runs have come to.
+
+sweep.json      {"config", "sweep", "engine", "jobs": {name: {"id", "config"}}}: jobs that were submitted
+complete.json   {name: the config that the run completed with}
+NAME/           the run's work directory; NAME.log its output, NAME.status its last exit status
+cancelled       there from a cancel until the sweep is started again
+"""
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+from launch.engines import Job
+from launch.sweeps.runs import Run
+from launch.workdir import locked
+
+SWEEP, COMPLETE = "sweep.json", "complete.json"
+
+
+class Folder:
+    """The folder of one sweep. identity: {"config": FILE:ARG, "sweep": FILE}, which another sweep has not."""
+
+    def __init__(self, path: Path, identity: dict):
+        self.path, self.identity = path, identity
+        self.cancelled = path / "cancelled"
+
+    def check(self):
+        """Raise ValueError where the folder belongs to another sweep, or to none and has files."""
+        if not (self.path / SWEEP).exists():
+            # Before sweep.json there was complete.json alone
+            if self.path.exists() and os.listdir(self.path) and not (self.path / COMPLETE).exists():
+                raise ValueError(
+                    f"--workdir={self.path} is not empty and has no {SWEEP}: it is not a sweep's folder, and "
+                    "is left as it is; give a new or an empty --workdir"
+                )
+            return
+        record = self._record()
+        for name, given in self.identity.items():
+            if record[name] != given:
+                raise ValueError(
+                    f"{self.path} belongs to another sweep, and is left as it is: --{name} is {record[name]} "
+                    f"there, and {given} here; give another --workdir"
+                )
+
+    def claimed(self, wait: Callable):
+        """A context in which no other process starts runs here. wait(): called until the other ends."""
+        return locked(self.path, wait)
+
+    def begin(self, engine: str):
+        """Record the sweep and its engine, and forget a cancel. Raises ValueError as `check` does, and where
+        another engine has jobs that may live.
+        """
+        self.check()
+        if any(self.status(name) is None for name in self.jobs()):
+            self.check_engine(engine)
+        self.cancelled.unlink(missing_ok=True)
+        self._write(SWEEP, self._record() | self.identity | {"engine": engine})
+
+    def check_engine(self, engine: str):
+        """Raise ValueError where the jobs are another engine's: only that one can say whether they live."""
+        if not (self.path / SWEEP).exists():
+            raise ValueError(f"there is no sweep in {self.path}")
+        given = self._record()["engine"]
+        if given != engine:
+            raise ValueError(
+                f"the runs in {self.path} are on another engine: give --engine={given}, or stop them with "
+                "--cancel there first"
+            )
+
+    def jobs(self):
+        """{name: {"id", "config"}} of the jobs that were submitted and are not complete."""
+        return self._record().get("jobs", {})
+
+    def job(self, name: str, arguments: list[str]):
+        """The Job of a run."""
+        return Job(name, arguments, self.log(name), self._status_file(name), self.cancelled)
+
+    def submitted(self, runs: list[Run], ids: list[str]):
+        """Record the ids of jobs."""
+        new = {run.name: {"id": i, "config": run.config} for run, i in zip(runs, ids, strict=True)}
+        self._write(SWEEP, self._record() | {"jobs": self.jobs() | new})
+
+    def forget_status(self, name: str):
+        """Before a run starts: its last exit status is no longer its own."""
+        self._status_file(name).unlink(missing_ok=True)
+
+    def status(self, name: str):
+        """The exit status that a run left, negative for a signal; None without one."""
+        path = self._status_file(name)
+        return int(path.read_text()) if path.exists() else None
+
+    def ended(self, name: str, status: int | None):
+        """Record how a run ended. One that is complete is no longer a job."""
+        if status is not None:
+            self._write(self._status_file(name).name, status)
+        if status == 0:
+            jobs = self.jobs()
+            self._write(COMPLETE, self.complete() | {name: jobs.pop(name)["config"]})
+            self._write(SWEEP, self._record() | {"jobs": jobs})
+
+    def complete(self):
+        """{name: config} of the runs that are complete."""
+        path = self.path / COMPLETE
+        return json.loads(path.read_text()) if path.exists() else {}
+
+    def log(self, name: str):
+        """The file with a run's output."""
+        return self.path / f"{name}.log"
+
+    def _status_file(self, name):
+        return self.path / f"{name}.status"
+
+    def _record(self):
+        path = self.path / SWEEP
+        return json.loads(path.read_text()) if path.exists() else {}
+
+    def _write(self, name, content):
+        fresh = self.path / f"{name}.tmp"
+        fresh.write_text(json.dumps(content, indent=1))
+        # Whole or not at all, also when we are killed
+        os.replace(fresh, self.path / name)

@@ -1,0 +1,147 @@
+"""Start the runs of a sweep that are not complete, and follow them to their ends."""
+
+import time
+from collections.abc import Callable
+
+from launch.engines import RUNNING, STOPPED, WAITING
+from launch.sweeps.folder import Folder
+from launch.sweeps.runs import Run
+from launch.sweeps.sort import sort_runs
+
+# Between two looks at a sweep that another process follows
+WAIT_SECONDS = 1.0
+
+
+class Sweep:
+    """Starts runs on an engine and follows them. job_of(run) -> its Job. show: a sweeps.show.Show; watch:
+    whether it shows the runs as they go.
+    """
+
+    def __init__(self, folder: Folder, engine, job_of: Callable, show, watch: bool = False):
+        self.folder, self.engine, self.job_of, self.show = folder, engine, job_of, show
+        self.watch = watch
+        # When it began to wait for another process
+        self.waits_since = None
+        # {name: id}, {name: when it was first missing}, {name: exit status, None without one}
+        self.live, self.missing, self.statuses = {}, {}, {}
+
+    def run(self, runs: list[Run], max_jobs: int | None, only_failed: bool, should_stop: Callable):
+        """Take over the runs that live, start those that are to be started: -> {name: exit status}.
+
+        0 for a complete run, None for one that left no exit status; a run that was not started is missing.
+        Waits while another process follows the sweep. Raises ValueError as Folder and sort_runs do.
+        """
+        with self.folder.claimed(lambda: self._wait(should_stop)):
+            self._leave_if_cancelled(should_stop)
+            self.folder.begin(self.engine.name)
+            plan = sort_runs(self.folder, runs, self.engine, only_failed)
+            for run in plan.complete:
+                print(f"{run.name}: complete, not run again", flush=True)
+            for name in plan.live:
+                print(f"{name}: is under way, and is taken over", flush=True)
+            self.statuses = {run.name: 0 for run in plan.complete}
+            cancelled = self.folder.cancelled.exists
+            room = max_jobs or self.engine.max_jobs or len(runs)
+            self._follow(plan, room, lambda: should_stop() or cancelled())
+        return self.statuses
+
+    def _wait(self, should_stop):
+        if self.waits_since is None:
+            self.waits_since = time.time()
+            print(f"another process follows this sweep in {self.folder.path}: waiting", flush=True)
+        self._leave_if_cancelled(should_stop)
+        if self.watch:
+            ids = {job["id"]: name for name, job in self.folder.jobs().items()}
+            self.show.watch({ids[i]: s for i, s in self.engine.state(list(ids)).items()})
+        time.sleep(WAIT_SECONDS)
+
+    def _leave_if_cancelled(self, should_stop):
+        """Exit where this process was asked to stop, or the sweep was cancelled, while it waited."""
+        sign, since = self.folder.cancelled, self.waits_since
+        # An older cancel is what the other process is ending for, and this one was started after it
+        cancelled = since is not None and sign.exists() and sign.stat().st_mtime > since
+        if should_stop() or cancelled:
+            raise SystemExit(STOPPED)
+
+    def _follow(self, plan, room, should_stop):
+        """`room` runs at a time. Where should_stop() is true, runs that end with us are asked to stop, and
+        others go on by themselves.
+        """
+        self.live, self.missing = dict(plan.live), {}
+        waiting, signalled = list(plan.start), False
+        while self.live or (waiting and not should_stop()):
+            if should_stop() and self.engine.survives:
+                ends = "save and end" if self.folder.cancelled.exists() else "go on"
+                print(f"the runs {ends}; start the sweep again to follow them", flush=True)
+                break
+            # Once: a second signal would make a run exit without saving
+            if should_stop() and not signalled:
+                signalled = True
+                self.engine.cancel(list(self.live.values()))
+            count = len(waiting) if self.engine.takes_all else max(0, room - len(self.live))
+            if waiting and count and not should_stop():
+                self._start(waiting[:count])
+                waiting = waiting[count:]
+            states = self._look()
+            if self.watch:
+                self.show.watch(states)
+            time.sleep(self.engine.poll_seconds)
+
+    def _start(self, runs):
+        for run in runs:
+            self.folder.forget_status(run.name)
+        ids = self.engine.submit([self.job_of(run) for run in runs])
+        self.folder.submitted(runs, ids)
+        for run, identity in zip(runs, ids, strict=True):
+            self.live[run.name] = identity
+            place = self.engine.output.format(id=identity, log=self.folder.log(run.name))
+            print(f"{run.name}: started; {place}", flush=True)
+
+    def _look(self):
+        """Take note of the runs that have ended: -> {name: WAITING or RUNNING} of the others."""
+        found = {}
+        states = self.engine.state(list(self.live.values()))
+        for name, identity in list(self.live.items()):
+            state = states.get(identity)
+            if state in (WAITING, RUNNING):
+                self.missing.pop(name, None)
+                found[name] = state
+                continue
+            status = self.folder.status(name) if state is None else state
+            since = self.missing.setdefault(name, time.monotonic())
+            if status is not None or time.monotonic() - since >= self.engine.settle_seconds:
+                del self.live[name]
+                self._end(name, status)
+        return found
+
+    def _end(self, name, status):
+        self.statuses[name] = status
+        self.folder.ended(name, status)
+        if status == 0:
+            print(f"{name}: complete", flush=True)
+            return
+        how = "ended without an exit status" if status is None else f"exit status {status}"
+        print(f"{name}: {how}; see {self.folder.log(name)}", flush=True)
+
+
+def cancel(folder: Folder, engine, should_stop: Callable):
+    """Ask all live runs to save and end, and wait until they have: -> their names.
+
+    A process that follows the sweep ends too: it sees the file `cancelled`. Raises ValueError where there is
+    no sweep, and where its runs are another engine's.
+    """
+    folder.check_engine(engine.name)
+    folder.cancelled.touch()
+    ids = {job["id"]: name for name, job in folder.jobs().items()}
+    live = [i for i, state in engine.state(list(ids)).items() if state in (WAITING, RUNNING)]
+    if live:
+        engine.cancel(live)
+    while not should_stop() and any(
+        state in (WAITING, RUNNING) for state in engine.state(live).values()
+    ):
+        time.sleep(engine.poll_seconds)
+    for name in folder.jobs():
+        # It was taken out of the queue, or ended where nothing could say how
+        if folder.status(name) is None and not should_stop():
+            folder.ended(name, STOPPED)
+    return [ids[i] for i in live]

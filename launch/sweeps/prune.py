@@ -1,0 +1,169 @@
+"""The plan's verdict on each run before it is submitted: does it fit, and how many chip-hours does it take?
+
+Plans are made in a process of their own, whose environment is for devices that are not there.
+"""
+
+import multiprocessing
+import os
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
+from typing import NamedTuple
+
+from ml_collections import ConfigDict
+
+from deepseek_jax.costs.chips import CHIPS, GIB
+from deepseek_jax.errors import CannotPlan
+from deepseek_jax.settings import build
+from launch import common
+from launch.sweeps.runs import Run
+from launch.topology import ENVIRONMENT, on_gpus, planned_mesh, recipes_programs
+
+
+class Verdict(NamedTuple):
+    """reason: why the run cannot run, None where it can. chip_hours: None where they are not known."""
+
+    reason: str | None = None
+    chip_hours: float | None = None
+    note: str = ""
+
+
+def able_runs(folder, runs: list[Run], topology: str | None, cache: Path | None):
+    """The runs that the plan does not refuse. Prints why it refuses the others, and the chip-hours.
+
+    Complete runs are not planned. Raises ValueError where no run can run, and as `verdicts` does.
+    """
+    complete, refused, hours = folder.complete(), [], {}
+    pending = [run for run in runs if complete.get(run.name) != run.config]
+    if topology is None or not pending:
+        if pending:
+            print("chip-hours are unknown without --topology", flush=True)
+        return runs
+    for run, found in verdicts(pending, topology, cache):
+        if found.reason is not None:
+            refused.append(run)
+            print(
+                f"{run.name}: cannot run on {topology}, and is left out: {found.reason}", flush=True
+            )
+            continue
+        hours[run.name] = found.chip_hours
+        note = f" ({found.note})" if found.note else ""
+        print(f"{run.name}: {_hours(found.chip_hours)}{note}", flush=True)
+    if len(refused) == len(runs):
+        raise ValueError(f"--topology={topology}: none of the {len(runs)} runs can run there")
+    known = [each for each in hours.values() if each is not None]
+    unknown = len(hours) - len(known)
+    more = f"; unknown for {unknown} of {len(hours)} runs" if unknown else ""
+    print(f"in all: {_hours(sum(known) if known else None)}{more}", flush=True)
+    return [run for run in runs if run not in refused]
+
+
+def _hours(hours):
+    return "chip-hours unknown" if hours is None else f"about {hours:,.3g} chip-hours"
+
+
+def verdicts(runs: list[Run], topology: str, cache: Path | None):
+    """Plan the runs in turn: yields (Run, Verdict). Raises ValueError for a topology that is not known."""
+    # Not fork: jax is imported here, for other devices
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(1, spawn, _set_environment) as pool:
+        pool.submit(check_topology, topology).result()
+        for run in runs:
+            try:
+                yield run, pool.submit(verdict, run.config, topology, cache).result()
+            except BrokenProcessPool:
+                # A compiler that aborts takes its process with it, and says nothing of the run
+                yield run, Verdict(note="its plan ended its process")
+                yield from verdicts(runs[runs.index(run) + 1 :], topology, cache)
+                return
+
+
+def _set_environment():
+    os.environ.update(ENVIRONMENT)
+
+
+def check_topology(topology: str):
+    """Raise ValueError for a topology that is not known, or that nothing here compiles for."""
+    on_gpus(topology)
+    planned_mesh(topology, {})
+
+
+def verdict(config: dict, topology: str, cache: Path | None):
+    """The Verdict on one run."""
+    config = ConfigDict(config)
+    try:
+        mesh, chip = planned_mesh(topology, config.get("mesh", {}))
+        programs = recipes_programs(config, mesh)
+    except CannotPlan as error:
+        return Verdict(note=str(error))
+    except ValueError as error:
+        return Verdict(reason=str(error))
+    planned = shapes(programs, chip) if on_gpus(topology) else compiled(programs, chip, cache)
+    seconds = {}
+    for program, each, reason in planned:
+        if reason is not None:
+            return Verdict(reason=f"{program.name}: {reason}")
+        seconds[program.name] = each
+    settings = build(common.find_recipe(config.recipe).SETTINGS, config, "config")
+    total = run_seconds(config, settings, programs, seconds)
+    return Verdict(chip_hours=total and total * chips(mesh, chip) / 3600)
+
+
+def compiled(programs, chip, cache):
+    """Compile the programs for TPUs: yields (Program, seconds, None, or why it does not fit)."""
+    from deepseek_jax.costs.compiled import compile_programs
+    from deepseek_jax.costs.roofline import roofline
+    from deepseek_jax.reports.plan import fits
+
+    for program, found in compile_programs(programs, cache):
+        if fits(found, chip):
+            yield program, roofline(found.cost, chip, program.mesh).hidden, None
+        else:
+            yield program, None, found.refusal or _too_much(found.memory.peak, chip)
+
+
+def shapes(programs, chip):
+    """What needs no compiler, for GPUs: yields as `compiled` does; seconds are those at a GPU's peak."""
+    from deepseek_jax.costs.program import argument_bytes
+
+    for program in programs:
+        held = 0 if program.needs else argument_bytes(program.arguments)
+        seconds = program.flops / program.mesh.size / chip.flops_per_second
+        yield program, seconds, _too_much(held, chip) if held > chip.hbm_bytes else None
+
+
+def _too_much(size, chip):
+    return f"{size / GIB:.2f} GiB, of {chip.hbm_bytes / GIB:.2f} GiB of a {chip.device_kind}"
+
+
+def run_seconds(config, settings, programs, seconds: dict):
+    """The seconds of all updates of a run, with their rollouts; None where a program has no steps.
+
+    seconds: {program's name: of one call}. Evaluations and data are left out.
+    """
+    from deepseek_jax.costs.program import GENERATION, SYNC, TRAINING
+    from deepseek_jax.recipes.planning import steps_of
+
+    total = 0.0
+    for update in programs:
+        if update.model is None:
+            continue
+        owner, _, kind = update.name.rpartition(": ")
+        group = [
+            p for p in programs if p.name.rpartition(": ")[0] == owner and p.name != "pretrain"
+        ]
+        reinforced = {p.part for p in group} == {TRAINING, GENERATION, SYNC}
+        # A step of reinforcement is its rollout, its scoring and its updates
+        called = group if reinforced and kind != "pretrain" else [update]
+        each = sum(program.times * seconds[program.name] for program in called)
+        try:
+            total += each * steps_of(settings, config, update.name)
+        except (AttributeError, KeyError, TypeError):
+            return None
+    return total or None
+
+
+def chips(mesh, chip):
+    """How many chips the devices of a mesh are."""
+    devices = {each.device_kind: each.devices for each in CHIPS.values()}
+    return mesh.size / devices.get(chip.device_kind, 1)

@@ -1,0 +1,62 @@
+"""The runs of a sweep: the overrides that its file lists, each checked against the recipe's settings."""
+
+import hashlib
+import json
+import re
+from pathlib import Path
+from typing import NamedTuple
+
+from ml_collections import ConfigDict
+
+from deepseek_jax.settings import build
+from launch.config_file import set_field
+
+# File systems allow 255 characters, and the names of a run's files have endings
+LONGEST_NAME = 200
+
+
+class Run(NamedTuple):
+    """One run of a sweep. config: a dict, with the run's overrides, as JSON reads it back."""
+
+    name: str
+    overrides: dict
+    config: dict
+
+
+def sweep_runs(config: ConfigDict, overrides: list[dict], settings: type):
+    """The runs of a sweep: list of Run. config: ConfigDict; overrides: list of {dotted field: value}.
+
+    settings: the dataclass of the recipe's config. Raises ValueError where there are no runs, where two runs
+    have the same name, and where a run's config does not fit the recipe.
+    """
+    runs = []
+    for fields in overrides:
+        name = file_name(",".join(f"{k}={v}" for k, v in fields.items()))
+        changed = config.copy_and_resolve_references()
+        try:
+            for field, value in fields.items():
+                set_field(changed, field, value)
+            build(settings, changed, "config")
+        except ValueError as error:
+            raise ValueError(f"--sweep: {name}: {error}") from error
+        runs.append(Run(name, fields, json.loads(changed.to_json())))
+    names = [run.name for run in runs]
+    if not all(names) or len(set(names)) < len(names):
+        raise ValueError(f"--sweep: every run needs overrides of its own, given {overrides}")
+    if not runs:
+        raise ValueError("--sweep: sweep(config) names no runs")
+    return runs
+
+
+def file_name(text: str):
+    """The text as a file's name; a hash takes the place of the end of a long one."""
+    name = re.sub(r"[^\w=.,+-]", "_", text)
+    if len(name) <= LONGEST_NAME:
+        return name
+    return f"{name[:LONGEST_NAME]}_{hashlib.sha256(text.encode()).hexdigest()[:8]}"
+
+
+def train_arguments(run: Run, workdir: Path, shared: list[str]):
+    """The arguments of the run's launch/train.py. shared: those of every run; the run's own follow."""
+    own = [f"--config.{field}={value}" for field, value in run.overrides.items()]
+    return [*shared, *own, f"--workdir={workdir / run.name}"]
