@@ -1,6 +1,7 @@
 """FP8 products against numpy loops over tiles, with PyTorch's float8 as the rounding."""
 
 import functools
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +13,7 @@ from deepseek_jax.ops import grouped_matmul as grouped
 from deepseek_jax.ops.dot import dot
 from deepseek_jax.ops.fp8 import dequantize, quantize
 from deepseek_jax.ops.fp8_products import fp8_dot, grouped_fp8
+from tests.quick import others_slow
 
 ROW, COLUMN, BLOCK = (1, 128), (128, 1), (128, 128)
 
@@ -97,8 +99,15 @@ def assert_close(ours, exact):
     np.testing.assert_allclose(ours, exact, rtol=1e-5, atol=2e-6 * np.abs(exact).max())
 
 
-@pytest.mark.parametrize("implementation", ["dequantized", "interpreted"])
-@pytest.mark.parametrize("power_of_two", [False, True])
+@pytest.mark.parametrize(
+    "power_of_two, implementation",
+    others_slow(
+        list(itertools.product([False, True], ["dequantized", "interpreted"])),
+        (False, "dequantized"),
+        (True, "dequantized"),
+        (True, "interpreted"),
+    ),
+)
 @pytest.mark.parametrize("spec", SPECS)
 def test_all_three_products_are_those_of_a_loop_over_tiles(spec, power_of_two, implementation):
     """Oracle: numpy loops over 1 x 128, 128 x 1 and 128 x 128, PyTorch's rounding, float64 sums."""

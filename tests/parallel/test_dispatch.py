@@ -1,6 +1,7 @@
 """The exchange of tokens between devices, against loops over tokens and experts on one device."""
 
 import functools
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +20,7 @@ from deepseek_jax.parallel.dispatch import (
 )
 from deepseek_jax.training.state import state_maker
 from deepseek_jax.training.step import jitted_step, make_train_step
+from tests.quick import others_slow
 
 B, T, A, E, D, F = 8, 4, 2, 16, 6, 4
 MESHES = {
@@ -175,9 +177,14 @@ def test_a_bounded_buffer_that_suffices_changes_nothing(ragged):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, **CLOSE), ours, wanted)
 
 
-@pytest.mark.parametrize("at_once", [256, 1])
-@pytest.mark.parametrize("route", ["all to the last device", "random"])
-@pytest.mark.parametrize("mesh", ["expert", "fsdp, expert, tensor"])
+@pytest.mark.parametrize(
+    "mesh, route, at_once",
+    others_slow(
+        list(itertools.product(MESHES, ["all to the last device", "random"], [256, 1])),
+        ("expert", "random", 256),
+        ("fsdp, expert, tensor", "all to the last device", 1),
+    ),
+)
 def test_rows_that_overflow_a_buffer_are_exchanged_again(ragged, monkeypatch, mesh, route, at_once):
     """Oracle: the padded exchange, gradients too; with a buffer of 1.0 both routes overflow. Also one token
     at a time.
