@@ -9,7 +9,7 @@ run. Set config.data.sources to your data. Three values are not published and ou
 the batch's growth, and the meshes, of 1024 chips each. Three things differ from the paper. (1) Documents of a
 row do not attend to each other; the paper does not mask them. (2) The balance loss is per document, not per
 packed row, so it does not depend on which documents share a row. (3) Matrix products are in bfloat16: :fp8
-rounds their operands as published (ops/fp8_products.py), and saves time only on chips that multiply FP8, of
+rounds their operands as published (ops/fp8_dot.py), and saves time only on chips that multiply FP8, of
 the TPUs tpu7x.
 """
 

@@ -11,7 +11,7 @@ from deepseek_jax.models.low_rank import dense
 from deepseek_jax.ops import rope
 from deepseek_jax.ops.attention import attend, attend_branches
 from deepseek_jax.ops.dot import dot
-from deepseek_jax.ops.fp8_products import fp8_dot
+from deepseek_jax.ops.fp8_dot import fp8_dot
 from deepseek_jax.ops.remat import save_for_backward
 from deepseek_jax.parallel.context import over_heads
 from deepseek_jax.parallel.linear import by_token
@@ -88,7 +88,7 @@ INPUTS = LINEAR | dict(k_up=1, v_up=1)
 
 
 def linear(config: ModelConfig, spec: str, x, w, *, power_of_two: bool = False):
-    """The product of a Linear layer: ops.dot.dot, or ops.fp8_products.fp8_dot under config.fp8. There each
+    """The product of a Linear layer: ops.dot.dot, or ops.fp8_dot.fp8_dot under config.fp8. There each
     device of a mesh multiplies its own tokens.
 
     Embedding, output head, router and attention's own products never use FP8 and do not call this

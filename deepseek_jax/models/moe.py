@@ -11,7 +11,7 @@ from deepseek_jax.models.config import ModelConfig
 from deepseek_jax.models.layers import GatedMLP, swiglu, weight
 from deepseek_jax.ops import grouped_matmul as grouped
 from deepseek_jax.ops.dot import dot
-from deepseek_jax.ops.fp8_products import expert_block, grouped_fp8
+from deepseek_jax.ops.fp8_grouped import expert_block, grouped_fp8
 from deepseek_jax.ops.remat import save_for_backward
 from deepseek_jax.ops.routing import affinities, expert_load, route, sequence_balance
 from deepseek_jax.parallel.dispatch import Kernels, expert_parallel

@@ -1,6 +1,6 @@
 """E4M3 values with one scale a tile, as DeepSeek-V3 rounds for its products (arXiv:2412.19437, section 3.3).
 
-ops.fp8_products multiplies them.
+ops.fp8_blocks multiplies them.
 """
 
 import functools

@@ -12,7 +12,8 @@ import torch
 from deepseek_jax.ops import grouped_matmul as grouped
 from deepseek_jax.ops.dot import dot
 from deepseek_jax.ops.fp8 import dequantize, quantize
-from deepseek_jax.ops.fp8_products import fp8_dot, grouped_fp8
+from deepseek_jax.ops.fp8_dot import fp8_dot
+from deepseek_jax.ops.fp8_grouped import grouped_fp8
 from tests.quick import others_slow
 
 ROW, COLUMN, BLOCK = (1, 128), (128, 1), (128, 128)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from deepseek_jax.ops.dot import dot
-from deepseek_jax.ops.fp8_products import fp8_dot
+from deepseek_jax.ops.fp8_dot import fp8_dot
 from deepseek_jax.parallel import make_mesh
 from deepseek_jax.parallel.decoding import decoding, decoding_mesh
 from deepseek_jax.parallel.linear import by_token

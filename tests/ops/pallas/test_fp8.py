@@ -12,7 +12,8 @@ from deepseek_jax.costs.hlo import program_cost
 from deepseek_jax.costs.roofline import roofline
 from deepseek_jax.models import forward, init_params
 from deepseek_jax.models.config import ModelConfig
-from deepseek_jax.ops.fp8_products import expert_block, fp8_dot, grouped_fp8
+from deepseek_jax.ops.fp8_dot import fp8_dot
+from deepseek_jax.ops.fp8_grouped import expert_block, grouped_fp8
 from deepseek_jax.ops.platform import choice
 from launch.plan import ENVIRONMENT
 from launch.topology import planned_mesh

@@ -1,0 +1,155 @@
+"""Products of E4M3 values in blocks of 128 terms (arXiv:2412.19437, section 3.3).
+
+A block's values are multiplied as they are, its sum is multiplied by the scales of both operands, and blocks
+add up in float32: what FP8 units compute that promote partial sums every 128 terms.
+"""
+
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from deepseek_jax.ops.fp8 import BLOCK, COLUMN, ROW, TERMS, quantize
+from deepseek_jax.ops.pallas import fp8 as pallas
+from deepseek_jax.ops.platform import choose
+
+# Values times scales carry 28 bits; a GPU's default product drops most of them
+_einsum = functools.partial(jnp.einsum, precision=jax.lax.Precision.HIGHEST)
+
+
+class Blocks(NamedTuple):
+    """One operand of a product: E4M3 values, and a float32 scale for each block of its contracted axis.
+
+    The left one: values [... m k], scale [... m blocks]. The right one: [... k n] and [... blocks n].
+    """
+
+    values: jax.Array
+    scale: jax.Array
+
+
+def rounded_rows(x, parts=1, power_of_two=False):
+    """x [... m k] as a left operand, in tiles of 1 x 128 that each cover columns of one part only."""
+    parts = _that_matter(x, parts)
+    values, scale = quantize(_apart(x, parts), ROW, power_of_two=power_of_two)
+    return Blocks(_together(values), _together(scale))
+
+
+def rounded_columns(x, scale=None, power_of_two=False):
+    """x [... k n] as a right operand, in tiles of 128 x 1. scale: see quantize."""
+    return Blocks(*quantize(x, COLUMN, power_of_two=power_of_two, scale=scale))
+
+
+def rounded_weights(w, parts):
+    """w [... k n] as a right operand, in tiles of 128 x 128 that each cover columns of one part only."""
+    parts = _that_matter(w, parts)
+    values, scale = quantize(_apart(w, parts), BLOCK)
+    scale = _each(scale, -1, values.shape[-1])
+    return Blocks(_together(values), _together(scale))
+
+
+def rounded_transpose(w, parts):
+    """The transpose [... n k] of w [... k n] as a right operand, with the values of rounded_weights."""
+    parts = _that_matter(w, parts)
+    values, scale = quantize(_apart(w, parts), BLOCK)
+    scale = _each(scale, -2, values.shape[-2])
+    return transposed(Blocks(_together(values), _together(scale)))
+
+
+def _that_matter(x, parts):
+    """1 where the ends of parts are ends of tiles anyway."""
+    return 1 if x.shape[-1] // parts % TERMS == 0 else parts
+
+
+def transposed(blocks):
+    """A left operand as the right one of the transposed product, and the other way round."""
+    return Blocks(*(jnp.swapaxes(array, -1, -2) for array in blocks))
+
+
+# Checkpoints store the Linear layers that are side by side in a matrix apart, and no scale covers two
+def _apart(x, parts):
+    """[... i parts*j] -> [... parts i j]."""
+    *lead, j = x.shape
+    return jnp.moveaxis(x.reshape(*lead, parts, j // parts), -2, -3)
+
+
+def _together(x):
+    x = jnp.moveaxis(x, -3, -2)
+    return x.reshape(*x.shape[:-2], -1)
+
+
+def _each(scale, axis, size):
+    """The scale of every term of an axis of this size, from those of its blocks."""
+    spread = jnp.repeat(scale, TERMS, axis=axis)
+    return jax.lax.slice_in_dim(spread, 0, size, axis=axis)
+
+
+def block_product(
+    left: Blocks,
+    right: Blocks,
+    *,
+    runs: int = 1,
+    out_dtype="float32",
+    implementation: str | None = None,
+):
+    """left [g m k] times right [g k n], block by block: -> out_dtype[g m n].
+
+    runs: of how many equal runs the contracted axis is made. Blocks restart with each, and the last block of
+    a run may be short.
+    implementation: "dequantized" multiplies values times scales in float32 at full precision, which is the
+    same up to float32's rounding; "kernel" is ops.pallas.fp8 for TPU and "interpreted" its emulation. None
+    takes the choice of ops.platform.
+    """
+    product = choose(
+        "block_product",
+        implementation,
+        dequantized=_plain,
+        kernel=_by_kernel,
+        interpreted=functools.partial(_by_kernel, interpret=True),
+    )
+    return product(left, right, runs, out_dtype)
+
+
+def _plain(left, right, runs, out_dtype):
+    out = _einsum("gmk,gkn->gmn", dequantized(left, -1, runs), dequantized(right, -2, runs))
+    return out.astype(out_dtype)
+
+
+def dequantized(blocks, axis, runs):
+    """Values times scales in float32. axis: the contracted one, -1 or -2."""
+    values, scale = blocks
+    size = values.shape[axis] // runs
+    each = [_each(run, axis, size) for run in jnp.split(scale, runs, axis)]
+    return values.astype(jnp.float32) * jnp.concatenate(each, axis)
+
+
+def _by_kernel(left, right, runs, out_dtype, interpret=False):
+    g, m, n = *left.values.shape[:2], right.values.shape[-1]
+    rows = pallas.dense_rows(m)
+    values, scale = full_blocks(left, -1, runs)
+    padded = [
+        jnp.pad(x, [(0, 0), (0, -m % rows), (0, 0)]).reshape(-1, x.shape[-1])
+        for x in (values, scale)
+    ]
+    tiles = len(padded[0]) // rows
+    out = pallas.product(
+        *padded,
+        *full_blocks(right, -2, runs),
+        group_of_tile=jnp.arange(tiles) // (tiles // g),
+        tiles=tiles,
+        out_dtype=out_dtype,
+        interpret=interpret,
+    )
+    return out.reshape(g, -1, n)[:, :m]
+
+
+def full_blocks(blocks, axis, runs):
+    """Blocks whose every run is filled up with zeros to whole blocks. axis: the contracted one, -1 or -2."""
+    values, scale = blocks
+    short = -(values.shape[axis] // runs) % TERMS
+    if not short:
+        return blocks
+    padding = [(0, 0)] * values.ndim
+    padding[axis] = 0, short
+    filled = [jnp.pad(run, padding) for run in jnp.split(values, runs, axis)]
+    return Blocks(jnp.concatenate(filled, axis), scale)

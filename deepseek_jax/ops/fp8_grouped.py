@@ -1,0 +1,193 @@
+"""Experts' products in FP8: ops.fp8_dot for each expert's own rows."""
+
+import functools
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from deepseek_jax.ops import fp8
+from deepseek_jax.ops import grouped_matmul as grouped
+from deepseek_jax.ops.fp8 import COLUMN, LARGEST, ROW, TERMS, tile_scale
+from deepseek_jax.ops.fp8_blocks import (
+    dequantized,
+    full_blocks,
+    rounded_columns,
+    rounded_rows,
+    rounded_transpose,
+    rounded_weights,
+    transposed,
+)
+from deepseek_jax.ops.pallas import fp8 as pallas
+from deepseek_jax.ops.platform import choice, choose
+
+
+class _Grouped(NamedTuple):
+    """How grouped_fp8 computes: its arguments, and the rows' dtype."""
+
+    block: int
+    implementation: str | None
+    power_of_two: bool
+    parts: int
+    dtype: str
+
+
+def expert_block(choices: int, n_routed_experts: int):
+    """ops.grouped_matmul.block_size for grouped_fp8."""
+    return choice("fp8_expert_block") or grouped.block_size(choices, n_routed_experts)
+
+
+def grouped_fp8(
+    rows,
+    kernel,
+    rows_per_expert,
+    *,
+    block: int,
+    implementation: str | None = None,
+    power_of_two: bool = False,
+    parts: int = 1,
+):
+    """ops.grouped_matmul.grouped_matmul with fp8_dot's numerics: one fp8_dot for each expert and part.
+
+    block: each number in rows_per_expert is a multiple of it. parts: the number of Linear layers whose
+    columns are side by side in kernel [e d n]. Each expert's matrix is rounded once, before the product.
+    Wgrad's tiles of 128 tokens restart with every expert. Rows past the sum of rows_per_expert share no tile
+    with an expert.
+    implementation: "kernel" is ops.pallas.fp8 for TPU and "interpreted" its emulation; they raise ValueError
+    unless block is a multiple of 128. Others are grouped_matmul's, of values times scales.
+    """
+    how = _Grouped(block, implementation, power_of_two, parts, rows.dtype.name)
+    return _grouped(how, rows, kernel, rows_per_expert)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _grouped(how, rows, kernel, rows_per_expert):
+    return _grouped_forward(how, rows, kernel, rows_per_expert)[0]
+
+
+def _grouped_forward(how, rows, kernel, rows_per_expert):
+    kept = rounded_rows(rows, power_of_two=how.power_of_two)
+    out = _form(how).product(how, kept, rounded_weights(kernel, how.parts), rows_per_expert)
+    return out, (kept, kernel, rows_per_expert)
+
+
+def _grouped_backward(how, saved, dy):
+    (kept, kernel, rows_per_expert), form = saved, _form(how)
+    right = rounded_transpose(kernel, how.parts)
+    d_rows = form.product(how, rounded_rows(dy, how.parts), right, rows_per_expert, runs=how.parts)
+    d_kernel = form.over_rows(how, kept, dy, rows_per_expert)
+    return d_rows, d_kernel.astype(kernel.dtype), None
+
+
+_grouped.defvjp(_grouped_forward, _grouped_backward)
+
+
+class _Form(NamedTuple):
+    """product(how, left, right, rows_per_expert, runs=1) and over_rows(how, kept, dy, rows_per_expert)."""
+
+    product: Callable
+    over_rows: Callable
+
+
+def _form(how):
+    plain = {
+        name: _Form(
+            functools.partial(_grouped_dequantized, name),
+            functools.partial(_over_rows_dequantized, name),
+        )
+        for name in ("ragged", "pieces")
+    }
+    return choose(
+        "grouped_fp8",
+        how.implementation,
+        **plain,
+        kernel=_Form(_grouped_by_kernel, _over_rows_by_kernel),
+        interpreted=_Form(
+            functools.partial(_grouped_by_kernel, interpret=True),
+            functools.partial(_over_rows_by_kernel, interpret=True),
+        ),
+    )
+
+
+def _grouped_dequantized(name, how, left, right, rows_per_expert, runs=1):
+    # As in ops.fp8_blocks: a default product would drop bits of value times scale
+    with jax.default_matmul_precision("highest"):
+        out = grouped.grouped_matmul(
+            dequantized(left, -1, runs),
+            dequantized(right, -2, runs),
+            rows_per_expert,
+            implementation=name,
+        )
+    return out.astype(how.dtype)
+
+
+def _over_rows_dequantized(name, how, kept, dy, rows_per_expert):
+    tokens = functools.partial(_rounded_by_tokens, rows_per_expert=rows_per_expert, block=how.block)
+    with jax.default_matmul_precision("highest"):
+        return grouped.product_over_rows(
+            tokens(fp8.dequantize(*kept, ROW), how.power_of_two),
+            tokens(dy.astype(jnp.float32)),
+            rows_per_expert,
+            implementation=name,
+        )
+
+
+def _grouped_by_kernel(how, left, right, rows_per_expert, runs=1, interpret=False):
+    group_of_tile, tiles = _tiles(how, len(left.values), rows_per_expert)
+    return pallas.product(
+        *full_blocks(left, -1, runs),
+        *full_blocks(right, -2, runs),
+        group_of_tile=group_of_tile,
+        tiles=tiles,
+        out_dtype=how.dtype,
+        interpret=interpret,
+    )
+
+
+def _over_rows_by_kernel(how, kept, dy, rows_per_expert, interpret=False):
+    group_of_tile, tiles = _tiles(how, len(dy), rows_per_expert)
+    # Experts begin at multiples of 128 rows, so a tile covers one expert's rows only
+    out = pallas.product_over_rows(
+        *transposed(rounded_columns(*kept, how.power_of_two)),
+        *rounded_columns(dy),
+        group_of_tile=group_of_tile,
+        tiles=tiles,
+        groups=len(rows_per_expert),
+        interpret=interpret,
+    )
+    # The kernel writes nothing for an expert without rows
+    return jnp.where((rows_per_expert > 0)[:, None, None], out, 0)
+
+
+def _tiles(how, rows, rows_per_expert):
+    """The expert of each tile of `rows` rows, int32[tiles], and how many tiles, int32[], have one."""
+    if how.block % TERMS:
+        raise ValueError(
+            f"block={how.block} is no multiple of {TERMS}, as grouped_fp8's kernel needs it; pass such a "
+            "block, or another implementation: ragged, pieces"
+        )
+    tile = math.gcd(how.block, pallas.GROUPED_ROWS)
+    assert rows % tile == 0, "as ops.grouped_matmul.expert_layout makes them"
+    tiles_e = rows_per_expert // tile
+    # Tiles without an expert repeat the last one's number, and the kernel skips them
+    experts = jnp.arange(len(tiles_e), dtype=jnp.int32)
+    return jnp.repeat(experts, tiles_e, total_repeat_length=rows // tile), tiles_e.sum()
+
+
+def _rounded_by_tokens(rows, power_of_two=False, *, rows_per_expert, block):
+    """rows [r d], rounded in tiles of 128 x 1 that each cover one expert's rows only."""
+    # Experts and their tiles start at multiples of step
+    step = math.gcd(block, COLUMN[0])
+    # An expert's number of rows is data, but shapes must not depend on it: a tile is a run of steps n
+    ends = jnp.cumsum(rows_per_expert)
+    first_n = jnp.arange(0, len(rows), step)
+    start_n = jnp.pad(ends, (1, 0))[jnp.searchsorted(ends, first_n, side="right")]
+    # A tile begins at an expert's first row and every 128 rows after it
+    tile_n = jnp.cumsum((first_n - start_n) % COLUMN[0] == 0) - 1
+    rows = jnp.clip(rows, -LARGEST, LARGEST)
+    amax_nd = jnp.abs(rows).reshape(-1, step, rows.shape[-1]).max(1)
+    amax_nd = jax.ops.segment_max(amax_nd, tile_n, len(first_n), indices_are_sorted=True)[tile_n]
+    scale = jnp.repeat(tile_scale(amax_nd, power_of_two), step, axis=0)
+    return (rows / scale).astype(jnp.float8_e4m3fn).astype(jnp.float32) * scale
