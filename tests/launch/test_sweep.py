@@ -118,6 +118,7 @@ def wait_until_under_way(folder, name, sweep):
     return int(state_of(folder, name).partition("@")[0])
 
 
+@pytest.mark.slow
 def test_a_preempted_run_starts_again_and_completes(folder):
     """Oracle: SIGTERM to launch/train.py itself, as a machine sends it that is taken away: the run saves, and
     the same process of the engine starts it again to its end.
@@ -133,6 +134,7 @@ def test_a_preempted_run_starts_again_and_completes(folder):
     assert (folder / "out" / "seed=1.log").read_text().count("under way") == 2
 
 
+@pytest.mark.slow
 def test_a_run_whose_sweep_was_killed_is_taken_over(folder):
     """Oracle: the run's log has one start; SIGTERM to the second sweep reaches the run of the first."""
     args = "--sweep=one.py", "--config.wait=true"
