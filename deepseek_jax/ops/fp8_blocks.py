@@ -133,8 +133,8 @@ def _by_kernel(left, right, runs, out_dtype, interpret=False):
     ]
     tiles = len(padded[0]) // rows
     out = pallas.product(
-        *padded,
-        *full_blocks(right, -2, runs),
+        padded,
+        full_blocks(right, -2, runs),
         group_of_tile=jnp.arange(tiles) // (tiles // g),
         tiles=tiles,
         out_dtype=out_dtype,

@@ -137,8 +137,8 @@ def _over_rows_dequantized(name, how, kept, dy, rows_per_expert):
 def _grouped_by_kernel(how, left, right, rows_per_expert, runs=1, interpret=False):
     group_of_tile, tiles = _tiles(how, len(left.values), rows_per_expert)
     return pallas.product(
-        *full_blocks(left, -1, runs),
-        *full_blocks(right, -2, runs),
+        full_blocks(left, -1, runs),
+        full_blocks(right, -2, runs),
         group_of_tile=group_of_tile,
         tiles=tiles,
         out_dtype=how.dtype,
@@ -150,8 +150,8 @@ def _over_rows_by_kernel(how, kept, dy, rows_per_expert, interpret=False):
     group_of_tile, tiles = _tiles(how, len(dy), rows_per_expert)
     # Experts begin at multiples of 128 rows, so a tile covers one expert's rows only
     out = pallas.product_over_rows(
-        *transposed(rounded_columns(*kept, how.power_of_two)),
-        *rounded_columns(dy),
+        transposed(rounded_columns(*kept, how.power_of_two)),
+        rounded_columns(dy),
         group_of_tile=group_of_tile,
         tiles=tiles,
         groups=len(rows_per_expert),

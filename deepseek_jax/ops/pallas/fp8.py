@@ -110,23 +110,14 @@ def dense_rows(m: int):
     return min(DENSE_ROWS, max(32, 1 << (m - 1).bit_length()))
 
 
-def product(
-    left,
-    left_scale,
-    right,
-    right_scale,
-    *,
-    group_of_tile,
-    tiles,
-    out_dtype="float32",
-    interpret: bool = False,
-):
+def product(left, right, *, group_of_tile, tiles, out_dtype="float32", interpret: bool = False):
     """Multiply each tile of rows by the matrix of its group: -> out_dtype[r n].
 
-    left: e4m3[r k], k a multiple of 128; left_scale: float32[r k/128]. right: e4m3[g k n]; right_scale:
-    float32[g k/128 n]. group_of_tile: int32[r / rows of a tile]. tiles: int32[], how many tiles have a group;
-    results of the others are zeros.
+    left, right: pairs of values and scales, e4m3[r k], k a multiple of 128, and float32[r k/128];
+    e4m3[g k n] and float32[g k/128 n]. group_of_tile: int32[r / rows of a tile]. tiles: int32[], how many
+    tiles have a group; results of the others are zeros.
     """
+    (left, left_scale), (right, right_scale) = left, right
     (r, k), n = left.shape, right.shape[-1]
     rows = r // len(group_of_tile)
     terms, columns = _terms(k), _columns(n, TILE // rows)
@@ -148,13 +139,18 @@ def product(
             num_scalar_prefetch=2,
             grid=(right.shape[-1] // columns, len(group_of_tile), k // terms),
             in_specs=[
-                pl.BlockSpec((rows, terms), lambda j, i, s, g, t: (row_tile(i, t), s)),
-                pl.BlockSpec(
-                    (rows, LANES), lambda j, i, s, g, t: (row_tile(i, t), first(s, LANES))
+                (
+                    pl.BlockSpec((rows, terms), lambda j, i, s, g, t: (row_tile(i, t), s)),
+                    pl.BlockSpec(
+                        (rows, LANES), lambda j, i, s, g, t: (row_tile(i, t), first(s, LANES))
+                    ),
                 ),
-                pl.BlockSpec((None, terms, columns), lambda j, i, s, g, t: (g[i], s, j)),
-                pl.BlockSpec(
-                    (None, SUBLANES, columns), lambda j, i, s, g, t: (g[i], first(s, SUBLANES), j)
+                (
+                    pl.BlockSpec((None, terms, columns), lambda j, i, s, g, t: (g[i], s, j)),
+                    pl.BlockSpec(
+                        (None, SUBLANES, columns),
+                        lambda j, i, s, g, t: (g[i], first(s, SUBLANES), j),
+                    ),
                 ),
             ],
             out_specs=pl.BlockSpec((rows, columns), lambda j, i, s, g, t: (i, j)),
@@ -167,18 +163,17 @@ def product(
         cost_estimate=_cost(r, k, n, (left, right), out_dtype),
         name="fp8_gmm" if len(right) > 1 else "fp8_product",
         interpret=interpret,
-    )(group_of_tile, _one(tiles), left, left_scale, right, right_scale)
+    )(group_of_tile, _one(tiles), (left, left_scale), (right, right_scale))
     return out[:, :n]
 
 
-def product_over_rows(
-    left, left_scale, right, right_scale, *, group_of_tile, tiles, groups, interpret: bool = False
-):
+def product_over_rows(left, right, *, group_of_tile, tiles, groups, interpret: bool = False):
     """Sum left's columns times right's rows over the rows of each group: -> float32[groups k n].
 
-    left: e4m3[k r]; left_scale: float32[k r/128]. right: e4m3[r n]; right_scale: float32[r/128 n].
+    left, right: pairs as of `product`, e4m3[k r] and float32[k r/128], e4m3[r n] and float32[r/128 n].
     group_of_tile, tiles: as for `product`, ascending. Nothing is written for a group without tiles.
     """
+    (left, left_scale), (right, right_scale) = left, right
     (k, r), n = left.shape, right.shape[-1]
     terms = r // len(group_of_tile)
     rows, columns = _columns(k, OVER_ROWS), _columns(n, OVER_ROWS)
@@ -199,10 +194,16 @@ def product_over_rows(
             num_scalar_prefetch=2,
             grid=(len(left) // rows, right.shape[1] // columns, len(group_of_tile)),
             in_specs=[
-                pl.BlockSpec((rows, terms), lambda i, j, s, g, t: (i, tile(s, t))),
-                pl.BlockSpec((rows, LANES), lambda i, j, s, g, t: (i, first(s, t, LANES))),
-                pl.BlockSpec((terms, columns), lambda i, j, s, g, t: (tile(s, t), j)),
-                pl.BlockSpec((SUBLANES, columns), lambda i, j, s, g, t: (first(s, t, SUBLANES), j)),
+                (
+                    pl.BlockSpec((rows, terms), lambda i, j, s, g, t: (i, tile(s, t))),
+                    pl.BlockSpec((rows, LANES), lambda i, j, s, g, t: (i, first(s, t, LANES))),
+                ),
+                (
+                    pl.BlockSpec((terms, columns), lambda i, j, s, g, t: (tile(s, t), j)),
+                    pl.BlockSpec(
+                        (SUBLANES, columns), lambda i, j, s, g, t: (first(s, t, SUBLANES), j)
+                    ),
+                ),
             ],
             out_specs=pl.BlockSpec((None, rows, columns), lambda i, j, s, g, t: (g[s], i, j)),
             scratch_shapes=[pltpu.VMEM((rows, columns), jnp.float32)],
@@ -214,11 +215,11 @@ def product_over_rows(
         cost_estimate=_cost(r, k, n, (left, right), jnp.float32),
         name="fp8_tgmm",
         interpret=interpret,
-    )(group_of_tile, _one(tiles), left, left_scale, right, right_scale)
+    )(group_of_tile, _one(tiles), (left, left_scale), (right, right_scale))
     return out[:, :k, :n]
 
 
-def _product_kernel(groups, tiles, left, left_scale, right, right_scale, out, summed, *, blocks):
+def _product_kernel(groups, tiles, left, right, out, summed, *, blocks):
     """The next terms of one tile of the result."""
     step = pl.program_id(2)
 
@@ -228,14 +229,14 @@ def _product_kernel(groups, tiles, left, left_scale, right, right_scale, out, su
 
     @pl.when(pl.program_id(1) < tiles[0])
     def _():
-        _add_blocks(summed, left, left_scale, right, right_scale, step * blocks, blocks)
+        _add_blocks(summed, left, right, step * blocks, blocks)
 
     @pl.when(step == pl.num_programs(2) - 1)
     def _():
         out[...] = summed[...].astype(out.dtype)
 
 
-def _over_rows_kernel(groups, tiles, left, left_scale, right, right_scale, out, summed, *, blocks):
+def _over_rows_kernel(groups, tiles, left, right, out, summed, *, blocks):
     """The next rows of one tile of a group's result."""
     step, last = pl.program_id(2), tiles[0] - 1
     group = groups[step]
@@ -246,15 +247,16 @@ def _over_rows_kernel(groups, tiles, left, left_scale, right, right_scale, out, 
 
     @pl.when(step <= last)
     def _():
-        _add_blocks(summed, left, left_scale, right, right_scale, step * blocks, blocks)
+        _add_blocks(summed, left, right, step * blocks, blocks)
 
     @pl.when((step == last) | (group != groups[jnp.minimum(step + 1, pl.num_programs(2) - 1)]))
     def _():
         out[...] = summed[...]
 
 
-def _add_blocks(summed, left, left_scale, right, right_scale, first, blocks):
+def _add_blocks(summed, left, right, first, blocks):
     """Add these blocks of terms to a tile of the result. first: the number of the first, among all."""
+    (left, left_scale), (right, right_scale) = left, right
     lanes = jax.lax.broadcasted_iota(jnp.int32, left_scale.shape, 1)
     for block in range(blocks):
         terms = pl.ds(block * TERMS, TERMS)
