@@ -73,8 +73,8 @@ def expert_parallel(
     choice of ops.platform: a CPU does not implement "ragged".
     buffer: the room that a device has to receive rows in a ragged exchange: a multiple, at least 1, of the
     balanced share of m * a rows; None is room for the worst case. Where more arrive on any device, all have
-    room for the worst case and exchange at most AT_ONCE tokens each at once, so that it fits in memory: the
-    result is the same, and later.
+    room for the worst case and exchange at most AT_ONCE tokens each at once, so that it fits in memory. The
+    result is the same, but takes longer.
     Without a mesh, or where rows or tokens do not split over it (in a rollout), run_experts gets the whole
     arrays and the compiler places it. Returns [b t d], and float32[]: 1 where rows overflowed a buffer.
     """
@@ -179,7 +179,7 @@ def _ragged(over, buffer, run_experts, x_md, experts_ma, weights_ma, kernels):
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _bounded(exchange, x_md, experts_ma, weights_ma, kernels):
-    """(the result of an _Exchange, or of exchanges in blocks where its room does not suffice, overflows).
+    """Call an _Exchange, or exchange in blocks where its room does not suffice: -> (the result, overflows).
 
     The backward pass saves the arguments alone and exchanges again, whatever the remat policy says.
     """
@@ -318,7 +318,7 @@ def exchange_plan(count, device, room):
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
 def _send(over, rows, room, rows_rd, there, back):
-    """Send each peer along the axes `over` its part of rows_rd [rows d]: -> [room d], what comes, then zeros.
+    """Send each peer along the axes `over` its part of rows_rd [rows d]: -> the rows received, [room d].
 
     The gradient uses the plan `back`; autodiff would first exchange the offsets with the peers again.
     """

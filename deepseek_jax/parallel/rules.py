@@ -26,7 +26,7 @@ RULES = dict(
     vocab="tensor",
 )
 
-# A weight's dimensions that are stored in more parts, where their size allows it. Before a product they are
-# gathered, as embed is: no device stores what others store, too
+# A weight's dimensions that are stored in more parts, where their size allows it. They are gathered before a
+# product, as embed is, and no device stores what another one stores
 STORED = dict(heads="expert", kv_heads="expert", mlp="expert")
 # fmt: on

@@ -58,6 +58,7 @@ def ended(how):
     return dict(conditions=[{"type": how, "status": "True"}])
 
 
+@pytest.mark.slow
 def test_each_run_is_a_workload_that_restarts_when_it_was_preempted(tmp_path, commands):
     """Oracle: xpk's command line by hand, and the run's own as a user would type it in the image."""
     workloads = [workload_name(tmp_path / "out", f"seed={seed}") for seed in (1, 2)]

@@ -67,6 +67,7 @@ def test_the_runs_are_one_array_with_what_the_flags_ask_for(tmp_path, commands):
     }
 
 
+@pytest.mark.slow
 def test_a_refusal_is_one_message_and_nothing_is_recorded_as_started(tmp_path, commands):
     """Oracle: sbatch's own words; exit status 2; no job in the sweep's record."""
     (commands / "sbatch").write_text(REFUSES)

@@ -78,6 +78,7 @@ def verdicts(runs, topology):
     return list(prune.verdicts(runs, topology, None))
 
 
+@pytest.mark.slow
 def test_what_cannot_run_is_left_out_with_its_reason(tmp_path, capsys):
     """Oracle: the words a reader needs: 16 rows do not split over 3 devices, in the recipe's own message; a
     recipe that trains nothing is not planned, and runs.
@@ -133,6 +134,7 @@ def test_a_run_that_does_not_fit_a_tpu_is_left_out_and_another_has_chip_hours():
     assert little.reason is None and 0 < little.chip_hours < 1 / 3600
 
 
+@pytest.mark.slow
 def test_a_plan_that_ends_its_process_says_nothing_of_the_run(monkeypatch):
     """Oracle: a process that is killed, as a compiler that aborts; the next run is planned all the same."""
     runs = [
