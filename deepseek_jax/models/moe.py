@@ -21,12 +21,12 @@ class Routing(NamedTuple):
     """Statistics of the routing in one layer, or in each layer with a leading axis l.
 
     load: float32[e], real tokens per expert. balance: float32[], see ops.routing.sequence_balance. overflows:
-    float32[], how often tokens overflowed a buffer of parallel.dispatch.expert_parallel.
+    float32[], how often tokens overflowed a buffer of parallel.dispatch.expert_parallel; None without one.
     """
 
     load: jax.Array
     balance: jax.Array
-    overflows: jax.Array
+    overflows: jax.Array | None
 
 
 class MoE(nn.Module):

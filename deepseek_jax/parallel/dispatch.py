@@ -18,7 +18,7 @@ from deepseek_jax.ops.grouped_matmul import (
     rows_by_expert,
     whole_tiles,
 )
-from deepseek_jax.ops.platform import choose
+from deepseek_jax.ops.platform import choice, choose
 from deepseek_jax.parallel.gather import gathered, split_over
 from deepseek_jax.parallel.shard import axis_parts, constrain, current_mesh, partition_spec
 
@@ -76,7 +76,8 @@ def expert_parallel(
     room for the worst case and exchange at most AT_ONCE tokens each at once, so that it fits in memory. The
     result is the same, but takes longer.
     Without a mesh, or where rows or tokens do not split over it (in a rollout), run_experts gets the whole
-    arrays and the compiler places it. Returns [b t d], and float32[]: 1 where rows overflowed a buffer.
+    arrays and the compiler places it. Returns [b t d], and float32[], 1 where rows overflowed; None where no
+    buffer can.
     """
     mesh = current_mesh()
     places = tuple(partition_spec(axes) for axes in kernels.axes)
@@ -100,7 +101,7 @@ def expert_parallel(
             experts_bta.reshape(-1, a),
             weights_bta.reshape(-1, a),
         )
-        overflowed = jnp.zeros(())
+        overflowed = None
         if not over:
             y_md = run_experts(*arrays, matrices)
         else:
@@ -114,13 +115,15 @@ def expert_parallel(
     of_mlp = () if mesh is None else places[0][kernels.axes[0].index("mlp")]
     partial_over = split_over(mesh, of_mlp)
     tokens = None if mesh is None else _token_places(mesh, x.shape, over)
+    form = implementation or choice("expert_parallel")
+    bounded = bool(over) and buffer is not None and form == "ragged"
     if tokens is None:
         mesh, over = None, ()
         return local(x, experts, weights, kernels.arrays)
     y, overflowed = jax.shard_map(
         local,
         in_specs=(tokens, tokens, tokens, places),
-        out_specs=(tokens, PartitionSpec()),
+        out_specs=(tokens, PartitionSpec() if bounded else None),
         # Custom gradients do not declare the axes over which they vary
         check_vma=False,
     )(x, experts, weights, kernels.arrays)
@@ -157,7 +160,7 @@ def _padded(over, run_experts, x_md, experts_ma, weights_ma, kernels):
     received_r1 = _to_peers(over, expert_r)[:, None]
     # Weights of 1 here: the sender weighs what comes back, so weights do not travel
     done_rd = run_experts(received_rd, received_r1, jnp.ones(received_r1.shape), kernels)
-    return combine(_to_peers(over, done_rd), weights_ma, layout), jnp.zeros(())
+    return combine(_to_peers(over, done_rd), weights_ma, layout), None
 
 
 def _to_peers(over, rows):
@@ -173,7 +176,8 @@ def _ragged(over, buffer, run_experts, x_md, experts_ma, weights_ma, kernels):
     rows = receive_rows(experts_ma.shape, shards, held, share)
     if rows == worst:
         exchange = _Exchange(over, run_experts, worst)
-        return exchange(x_md, experts_ma, weights_ma, kernels), jnp.zeros(())
+        overflows = None if buffer is None else jnp.zeros(())
+        return exchange(x_md, experts_ma, weights_ma, kernels), overflows
     return _bounded(_Exchange(over, run_experts, rows), x_md, experts_ma, weights_ma, kernels)
 
 

@@ -57,11 +57,11 @@ def train(
 
     Steps 0, log_every, ... and the last one are logged: that step's metrics (averaged over its updates; for
     names ending in _max, the largest); since the line before: seconds a step, nonfinite (updates skipped),
-    expert_overflows (of models with experts, how many there were), and, where the source reports `tokens`,
+    expert_overflows (where buffers for experts are bounded), and, where the source reports `tokens`,
     tokens_per_second; with flops_per_token, and on devices whose speed costs.chips knows, mfu: the share of
     their peak that these tokens need; and peak memory. Between lines the loop waits for the device only if
-    there are limits or experts, and then for an earlier step. Saves after each save_every steps and at the
-    end.
+    there are limits or such buffers, and then for an earlier step. Saves after each save_every steps and at
+    the end.
 
     Raises ValueError for a checkpoint of another run and beyond a limit, FloatingPointError after
     MAX_NONFINITE skipped updates in a row, and SystemExit(STOPPED) when run.should_stop() is true on any

@@ -23,11 +23,10 @@ def make_train_step(
     loss_fn(params, batch, rng) -> (loss, metrics) of a model's params, both divided by totals of the whole
     batch, so that those of micro-batches add up (for names ending in _max, the largest counts). batch: a dict
     of arrays; micro_batches cuts each along its leading axis; each micro-batch gets all scalars.
-    The metric routing, a dict from a key of params to models.moe.Routing, of one layer or of all
-    with a leading axis l, is replaced by load_metrics and by expert_overflows, how often tokens
-    overflowed the buffer of a layer's experts. With bias_update_speed, a function of the update
-    count, it also moves the router_bias below that key once an update (arXiv:2412.19437, section
-    2.1.2).
+    The metric routing, a dict from a key of params to models.moe.Routing, of one layer or of all with a
+    leading axis l, is replaced by load_metrics and, where buffers for experts are bounded, by
+    expert_overflows, how often tokens overflowed one. With bias_update_speed, a function of the update
+    count, it also moves the router_bias below that key once an update (arXiv:2412.19437, section 2.1.2).
     watched: the name of a scalar of the batch that tx gets as `value`, for a schedule that follows it.
     Also reported: loss, grad_norm (before clipping) and nonfinite, 1.0 where the gradients' norm is
     not finite. Then the update is skipped: parameters and optimizer state stay as they were. Two
@@ -67,8 +66,9 @@ def make_train_step(
             params = _move_router_biases(params, loads, bias_update_speed(state.step))
 
         metrics |= load_metrics(loads)
-        if routings:
-            metrics["expert_overflows"] = sum(r.overflows.sum() for r in routings.values())
+        overflows = [r.overflows.sum() for r in routings.values() if r.overflows is not None]
+        if overflows:
+            metrics["expert_overflows"] = sum(overflows)
         metrics |= {"loss": loss, "grad_norm": grad_norm, "nonfinite": 1.0 - finite}
         return state.replace(step=state.step + 1, params=params, opt_state=opt_state), metrics
 
