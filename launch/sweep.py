@@ -126,7 +126,8 @@ def dry_run(folder, runs, engine, shared):
 def report(recipe, folder, runs, statuses, show):
     """Print and plot all runs, as the recipe does and as any recipe's; exit with 1 where some failed."""
     ends = {run.name: statuses.get(run.name, 0) for run in runs}
-    finished = [folder.path / name for name, status in statuses.items() if status == 0]
+    # In the sweep's order: statuses come in the order in which runs end
+    finished = [folder.path / name for name in ends if statuses.get(name) == 0]
     if hasattr(recipe, "report_sweep") and finished:
         recipe.report_sweep(folder.path, finished)
     with common.one_message():
