@@ -5,18 +5,42 @@ from pathlib import Path
 import jax
 from orbax.checkpoint import v1 as ocp
 
+policies = ocp.training.preservation_policies
+
 
 class Store:
-    """The checkpoints of one run in one folder; the newest `keep` of them stay.
+    """The checkpoints of one run in one folder.
 
+    The newest `keep` of them stay, with keep_every also those of its multiples, and with best_is, "lowest" or
+    "highest", also the one with the best score.
     A checkpoint holds {"state": a tree of arrays, "data": anything that JSON can hold}. It counts once
     it is complete: one that a killed process left half-written is never read, and saving that step
     again replaces it.
     Use it as a context manager, or call close(): saving continues in the background.
     """
 
-    def __init__(self, folder: str | Path, *, keep: int = 2):
+    def __init__(
+        self,
+        folder: str | Path,
+        *,
+        keep: int = 2,
+        keep_every: int | None = None,
+        best_is: str | None = None,
+    ):
         self.folder = Path(folder).resolve()
+        stays = [policies.LatestN(keep)]
+        if keep_every is not None:
+            stays.append(policies.EveryNSteps(keep_every))
+        if best_is is not None:
+            # Of its ascending order Orbax keeps the last: the largest, and of equals the newest
+            stays.append(
+                policies.BestN(
+                    get_metric_fn=lambda metrics: metrics["score"],
+                    n=1,
+                    reverse=best_is == "lowest",
+                    keep_checkpoints_without_metrics=False,
+                )
+            )
         registry = ocp.handlers.local_registry()
         registry.add(ocp.handlers.JsonHandler, checkpointable_name="data")
         context = ocp.Context()
@@ -26,10 +50,10 @@ class Store:
             context=context,
             # Save whenever `save` is called
             save_decision_policy=ocp.training.save_decision_policies.FixedIntervalPolicy(1),
-            preservation_policy=ocp.training.preservation_policies.LatestN(keep),
+            preservation_policy=policies.AnyPreservationPolicy(stays),
         )
 
-    def save(self, step: int, checkpoint):
+    def save(self, step: int, checkpoint, score: float | None = None):
         """Start to save {"state": ..., "data": ...} as `step`, after any save still under way.
 
         The arrays may be donated once this returns. step: above those saved so far. Raises ValueError
@@ -38,12 +62,19 @@ class Store:
         latest = self.latest_step()
         if latest is not None and step <= latest:
             raise ValueError(f"{self.folder} already holds step {latest}; cannot save step {step}")
-        self._checkpointer.save_checkpointables_async(step, checkpoint)
+        metrics = None if score is None else {"score": score}
+        self._checkpointer.save_checkpointables_async(step, checkpoint, metrics=metrics)
 
     def latest_step(self):
         """The newest complete checkpoint's step, or None."""
         latest = self._checkpointer.latest
         return None if latest is None else latest.step
+
+    def scores(self):
+        """{step: score} of the checkpoints that have one, the oldest first."""
+        self.wait()
+        found = self._checkpointer.checkpoints
+        return {c.step: c.metrics["score"] for c in found if c.metrics is not None}
 
     def restore(self, step: int | None, abstract_state):
         """Read a checkpoint: -> {"state": ..., "data": ...}. step: None is the newest.

@@ -1,12 +1,26 @@
-"""How the processes of a run print once, wait and agree; with a single process every call is free."""
+"""How the processes of a run print once, wait and agree; with a single process every call is free.
 
+Messages that must not wait for the devices go through the key-value store of JAX's coordination service.
+"""
+
+import itertools
 import json
+import threading
+from collections import Counter
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax._src import distributed  # JAX has no public name for the store
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+# How long a process waits at a barrier for the others
+BARRIER_SECONDS = 1800
+# How often a process looks for another's request to stop
+POLL_SECONDS = 0.5
+_barriers, _agreements = Counter(), itertools.count()
 
 
 def first_process():
@@ -20,10 +34,109 @@ def say(message: str):
         print(message, flush=True)
 
 
-def barrier(name: str):
-    """Wait until every process has come to the barrier of this name."""
-    if jax.process_count() > 1:
-        multihost_utils.sync_global_devices(name)
+def barrier(name: str, seconds: float = BARRIER_SECONDS):
+    """Wait until every process has come to the barrier of this name.
+
+    Raises RuntimeError, naming the processes that are missing, where that takes longer than `seconds`.
+    """
+    if jax.process_count() == 1:
+        return
+    # A name may come again, and the service takes each once
+    _barriers[name] += 1
+    place = f"barrier/{name}/{_barriers[name]}"
+    _store().key_value_set(f"{place}/{jax.process_index()}", "")
+    try:
+        _store().wait_at_barrier(place, timeout_in_ms=round(1000 * seconds))
+    except jax.errors.JaxRuntimeError as error:
+        here = {int(key.rpartition("/")[2]) for key, _ in _store().key_value_dir_get(place)}
+        missing = [process for process in range(jax.process_count()) if process not in here]
+        raise RuntimeError(
+            f"barrier {name!r}: process {jax.process_index()} waited {seconds:.0f} s, and these processes of "
+            f"{jax.process_count()} have not come: {missing or 'none, but one came too late'}; look at "
+            "their output"
+        ) from error
+
+
+def say_mistake(message: str, seconds: float = 10.0):
+    """Whether this process should print a mistake: process 0 does, and another one whose message differs.
+
+    Waits up to `seconds` for the other processes, which as a rule find the same mistake.
+    """
+    if jax.process_count() == 1:
+        return True
+    _store().key_value_set(f"mistake/{jax.process_index()}", message)
+    try:
+        # Process 0, which serves the store, must not end before the others have read it
+        _store().wait_at_barrier("mistake", timeout_in_ms=round(1000 * seconds))
+    except jax.errors.JaxRuntimeError:
+        pass
+    return first_process() or _store().key_value_try_get("mistake/0") != message
+
+
+class StopTogether:
+    """should_stop() for steps that all processes take: true on all at the same call once it is on any.
+
+    A call waits neither for the devices nor, before a process was asked to stop, for another process. Every
+    process makes the same calls. Use it as a context manager.
+    """
+
+    def __init__(self, should_stop: Callable[[], bool]):
+        self.should_stop, self.alone = should_stop, jax.process_count() == 1
+        # Calls that have returned False, and the call at which all return True once that is known
+        self.calls, self.at = 0, None
+        self.lock, self.closed = threading.Lock(), threading.Event()
+        # Every process makes the same objects in the same order
+        self.place = f"stop/{next(_agreements)}"
+
+    def __enter__(self):
+        if not self.alone:
+            threading.Thread(target=self._listen, daemon=True).start()
+        return self
+
+    def __exit__(self, *_):
+        self.closed.set()
+
+    def __call__(self):
+        asked = self.should_stop()
+        if self.alone:
+            return asked
+        with self.lock:
+            if asked and self.at is None:
+                _store().key_value_set(f"{self.place}/asked", "", allow_overwrite=True)
+                self._agree()
+            stops = self.at is not None and self.calls + 1 >= self.at
+            self.calls += not stops
+            return stops
+
+    def _listen(self):
+        """Answer another process's request while this one is inside a step."""
+        while not self.closed.wait(POLL_SECONDS):
+            try:
+                _store().key_value_try_get(f"{self.place}/asked")
+            # Nobody has asked yet
+            except jax.errors.JaxRuntimeError:
+                continue
+            with self.lock:
+                if self.at is None:
+                    self._agree()
+            return
+
+    def _agree(self):
+        """Set the call at which all stop: the first that no process has passed. The lock, held here and by
+        every other process, keeps calls from returning meanwhile.
+        """
+        key = f"{self.place}/calls"
+        _store().key_value_set(f"{key}/{jax.process_index()}", str(self.calls))
+        wait = round(1000 * BARRIER_SECONDS)
+        calls = [
+            _store().blocking_key_value_get(f"{key}/{process}", wait)
+            for process in range(jax.process_count())
+        ]
+        self.at = max(map(int, calls)) + 1
+
+
+def _store():
+    return distributed.global_state.client
 
 
 def from_first(tree):

@@ -1,6 +1,7 @@
 """The loop around the update: batches in, metrics and checkpoints out, and resuming from them."""
 
 import functools
+import math
 import resource
 import sys
 import time
@@ -9,12 +10,12 @@ from typing import NamedTuple
 
 import jax
 import numpy as np
-from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from deepseek_jax.checkpoint.store import Store
 from deepseek_jax.costs.chips import peak_of
-from deepseek_jax.parallel.processes import say
+from deepseek_jax.errors import suggest
+from deepseek_jax.parallel.processes import StopTogether, from_first, say
 from deepseek_jax.training.run import Run
 from deepseek_jax.training.state import TrainState, state_maker
 from deepseek_jax.training.step import jitted_step, make_train_step
@@ -46,42 +47,47 @@ def train(
 ):
     """Run the steps up to num_steps, from 0 or from the newest checkpoint of the phase: -> TrainState.
 
-    settings: has num_steps, save_every and log_every. state: also the pattern (tree, dtypes, shardings) of
-    what is restored; may be donated. train_step(state, batch, rng) -> (state, metrics), jitted: folds
-    state.step into rng. source.next(state, step) -> (list of batches, dict of floats): a step makes one
-    update for each batch. source.get_state() -> its position, as anything that JSON can hold;
-    source.set_state(position) resumes there. run: Run of this phase, whose folder holds its checkpoints and
-    nothing else. seed: of the rng. limits: metric of train_step -> its Limit. A step beyond one ends the run,
-    at the latest after the next step, and before anything is saved. flops_per_token: what the model needs for
-    one of the source's tokens.
+    settings: has num_steps, save_every, log_every and checkpoints (training.settings). state: also the
+    pattern (tree, dtypes, shardings) of what is restored; may be donated. train_step(state, batch, rng) ->
+    (state, metrics), jitted: folds state.step into rng. source.next(state, step) -> (list of batches, dict of
+    floats): a step makes one update for each batch. source.get_state() -> its position, as anything that JSON
+    can hold; source.set_state(position) resumes there. run: Run of this phase, whose folder holds its
+    checkpoints and nothing else. seed: of the rng. limits: metric of train_step -> its Limit. A step beyond
+    one ends the run, at the latest after the next step, and before anything is saved. flops_per_token: what
+    the model needs for one of the source's tokens.
 
     Steps 0, log_every, ... and the last one are logged: that step's metrics (averaged over its updates; for
     names ending in _max, the largest); since the line before: seconds a step, nonfinite (updates skipped),
     expert_overflows (where buffers for experts are bounded), and, where the source reports `tokens`,
     tokens_per_second; with flops_per_token, and on devices whose speed costs.chips knows, mfu: the share of
     their peak that these tokens need; and peak memory. Between lines the loop waits for the device only if
-    there are limits or such buffers, and then for an earlier step. Saves after each save_every steps and at
-    the end.
+    there are limits or such buffers, and then for an earlier step. Saves after each save_every steps, at
+    the end, and as settings.checkpoints says; returns the best of these states where that names a metric.
 
-    Raises ValueError for a checkpoint of another run and beyond a limit, FloatingPointError after
-    MAX_NONFINITE skipped updates in a row, and SystemExit(STOPPED) when run.should_stop() is true on any
-    process and the state is saved.
+    Raises ValueError for a checkpoint of another run, beyond a limit and where no line has the metric
+    checkpoints.best; FloatingPointError after MAX_NONFINITE skipped updates in a row; and SystemExit(STOPPED)
+    when run.should_stop() is true on any process and the state is saved.
     """
-    with Store(run.folder) as store:
+    kept = settings.checkpoints
+    keeps = dict(keep=kept.keep, keep_every=kept.keep_every, best_is=kept.best and kept.best_is)
+    with Store(run.folder, **keeps) as store:
         state, first_step = _resume(state, source, store, settings.num_steps, run.phase)
         # Before writer.start, which deletes lines: a complete phase is left as it is
-        if first_step >= settings.num_steps:
-            return state
-        update = functools.partial(train_step, rng=jax.random.key(seed))
-        run.writer.start(run.phase, first_step)
-        peak = peak_of(run.mesh.devices.ravel()) if flops_per_token else None
-        log = _Log(run.writer, run.phase, limits or {}, peak and peak / flops_per_token)
-        return _train_from(first_step, settings, state, update, source, run, store, log)
+        if first_step < settings.num_steps:
+            update = functools.partial(train_step, rng=jax.random.key(seed))
+            run.writer.start(run.phase, first_step)
+            peak = peak_of(run.mesh.devices.ravel()) if flops_per_token else None
+            log = _Log(run.writer, run.phase, limits or {}, peak and peak / flops_per_token)
+            with StopTogether(run.should_stop) as should_stop:
+                steps = range(first_step, settings.num_steps)
+                state = _train(steps, settings, state, update, source, should_stop, store, log)
+        return _best(state, store, kept, run.phase) if kept.best else state
 
 
-def _train_from(first_step, settings, state, update, source, run, store, log):
-    num_steps = settings.num_steps
-    for step in range(first_step, num_steps):
+def _train(steps, settings, state, update, source, should_stop, store, log):
+    num_steps, kept = settings.num_steps, settings.checkpoints
+    saved_at, score = time.monotonic(), store.scores().get(steps.start)
+    for step in steps:
         batches, source_metrics = source.next(state, step)
         updates = []
         for batch in batches:
@@ -90,22 +96,57 @@ def _train_from(first_step, settings, state, update, source, run, store, log):
         log.add(step, updates, source_metrics)
 
         done = step + 1
-        stopping = _any_process(run.should_stop())
+        stopping = should_stop()
+        saves = done % settings.save_every == 0 or done == num_steps or stopping
         if step % settings.log_every == 0 or done == num_steps:
-            log.write(step)
-        if done % settings.save_every == 0 or done == num_steps or stopping:
+            line = log.write(step)
+            if kept.best is not None:
+                score = _score(step, line, kept.best, score)
+            saves = saves or _is_due(saved_at, kept.minutes)
+        if saves:
             # Ends a run whose gradients stay non-finite before it saves
             log.check()
-            store.save(done, {"state": state.saved(), "data": {"source": source.get_state()}})
+            saved = {"state": state.saved(), "data": {"source": source.get_state()}}
+            store.save(done, saved, score)
+            saved_at = time.monotonic()
         if stopping and done < num_steps:
             # Saving runs in the background, so exit only when it is on disk
             store.wait()
             say(
-                f"{run.phase}: asked to stop; saved at step {done} of {num_steps}. Run again to resume."
+                f"{log.phase}: asked to stop; saved at step {done} of {num_steps}. Run again to resume."
             )
             raise SystemExit(STOPPED)
     store.wait()
     return state
+
+
+def _is_due(saved_at, minutes):
+    """Whether the last save was so many minutes ago, by the clock of process 0."""
+    if minutes is None:
+        return False
+    return bool(from_first(np.asarray(time.monotonic() - saved_at >= 60 * minutes)))
+
+
+def _score(step, line, best, before):
+    """The value of the metric checkpoints.best in a line; where it is not finite or not there, `before`."""
+    # What is evaluated now and then is evaluated at step 0
+    if step == 0 and best not in line:
+        raise ValueError(
+            f"checkpoints.best={best!r} is not a metric of this phase; {suggest(best, sorted(line))}"
+        )
+    return line[best] if math.isfinite(line.get(best, math.nan)) else before
+
+
+def _best(state, store, kept, phase):
+    """The state of the best checkpoint; of equals the newest."""
+    scores = store.scores()
+    if not scores:
+        return state
+    best = min if kept.best_is == "lowest" else max
+    step = best(reversed(scores), key=scores.get)
+    say(f"{phase}: {kept.best} is {kept.best_is} at step {step}: {scores[step]:.4g}")
+    checkpoint = store.restore(step, state.saved())
+    return checkpoint["state"].replace(frozen=state.frozen)
 
 
 def fit(settings, loss_fn, params, source, run: Run, flops_per_token: float | None = None):
@@ -185,7 +226,7 @@ class _Log:
             )
 
     def write(self, step):
-        """Write the latest step's line."""
+        """Write the latest step's line: -> its metrics."""
         # Waits for the device, so that the seconds below include all updates of the line
         self._count()
         updates, source_metrics = self.last
@@ -206,6 +247,7 @@ class _Log:
         # After the line is written, so that it shows the numbers for which the run ends
         self.check()
         self._begin_line()
+        return line
 
     def _check_limits(self):
         step, updates = self.unread
@@ -245,10 +287,3 @@ def _memory():
     if stats and "peak_bytes_in_use" in stats:
         memory["device_peak_gib"] = stats["peak_bytes_in_use"] / GIB
     return memory
-
-
-def _any_process(flag):
-    """Whether the flag is set on any process: all must save, and stop, at the same step."""
-    if jax.process_count() == 1:
-        return flag
-    return bool(multihost_utils.process_allgather(np.asarray(flag)).any())

@@ -1,10 +1,28 @@
 """Settings of a training loop: the classes that the recipes' config blocks extend."""
 
 import dataclasses
+from typing import Literal
 
 from deepseek_jax.errors import at
-from deepseek_jax.settings import Count, Natural, Settings, Several
+from deepseek_jax.settings import Count, Natural, Positive, Settings, Several, added
 from deepseek_jax.training.optimizer import OptimizerSettings
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CheckpointSettings(Settings):
+    """Which checkpoints a training loop makes besides those of save_every, and which of all stay.
+
+    minutes: also save at a logged step that is so long after the last save. keep: so many of the newest stay.
+    keep_every: those after a multiple of so many steps stay too, for ever. best: the name of a metric; the
+    checkpoint at its best value stays, and its state is the result of the training in place of the last one.
+    best_is: which of the metric's values is the best. A checkpoint has the value that was logged last.
+    """
+
+    minutes: Positive | None = None
+    keep: Count = 2
+    keep_every: Count | None = None
+    best: str | None = None
+    best_is: Literal["lowest", "highest"] = "lowest"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -15,6 +33,7 @@ class LoopSettings(Settings):
     optimizer: OptimizerSettings
     save_every: Count = 50
     log_every: Count = 1
+    checkpoints: CheckpointSettings = added(CheckpointSettings())
 
     def __post_init__(self):
         super().__post_init__()

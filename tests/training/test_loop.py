@@ -1,4 +1,5 @@
 import json
+import re
 from types import SimpleNamespace
 
 import grain
@@ -12,6 +13,7 @@ from deepseek_jax.checkpoint.store import Store
 from deepseek_jax.training import loop
 from deepseek_jax.training.metrics import MetricsWriter
 from deepseek_jax.training.run import Run
+from deepseek_jax.training.settings import CheckpointSettings
 from deepseek_jax.training.state import TrainState
 from deepseek_jax.training.step import make_train_step
 from tests.processes import run_two
@@ -54,6 +56,7 @@ def train(workdir, source=None, **settings):
     """Six steps in workdir: (final state, source, metrics lines)."""
     source = source or Numbers()
     should_stop = settings.pop("should_stop", lambda: False)
+    settings["checkpoints"] = CheckpointSettings(**settings.pop("checkpoints", {}))
     numbers = SimpleNamespace(**(dict(num_steps=6, save_every=2, log_every=1) | settings))
     writer = MetricsWriter(workdir)
     run = Run(None, workdir / "checkpoints", writer, should_stop, "pretrain")
@@ -203,16 +206,16 @@ def test_a_checkpoint_of_another_model_is_refused_and_stays(tmp_path):
     """Oracle: the message names the parameter; the old run still loads."""
     wanted, _, _ = train(tmp_path)
     other = TrainState.create({"y": jnp.zeros(4)}, TX)
-    settings = SimpleNamespace(num_steps=9, save_every=1, log_every=1)
+    settings = dict(num_steps=9, save_every=1, log_every=1, checkpoints=CheckpointSettings())
     writer = MetricsWriter(tmp_path / "other")
     run = Run(None, tmp_path / "checkpoints", writer, phase="pretrain")
     with pytest.raises(ValueError, match="params/x is float32.* there and missing here|mu/x"):
-        loop.train(settings, other, TRAIN_STEP, Numbers(), run, 0)
+        loop.train(SimpleNamespace(**settings), other, TRAIN_STEP, Numbers(), run, 0)
     assert_equal(train(tmp_path)[0], wanted)
 
 
 TWO_PROCESSES = """
-import sys
+import sys, time
 from pathlib import Path
 import jax, jax.numpy as jnp, numpy as np, optax
 process, port, workdir = int(sys.argv[1]), sys.argv[2], Path(sys.argv[3])
@@ -223,6 +226,7 @@ from deepseek_jax.parallel import make_mesh, put_batch
 from deepseek_jax.training.loop import train
 from deepseek_jax.training.metrics import MetricsWriter
 from deepseek_jax.training.run import Run
+from deepseek_jax.training.settings import CheckpointSettings
 from deepseek_jax.training.state import TrainState
 from deepseek_jax.training.step import make_train_step
 
@@ -231,6 +235,7 @@ whole = NamedSharding(mesh, PartitionSpec())
 
 class Rows:
     def next(self, state, step):
+        time.sleep(0.05)  # as reading takes; without it a process could be through before the other begins
         rows = np.arange(8, dtype=np.float32) + 8 * process + step
         return [put_batch(mesh, {"rows": rows})], {}
     def get_state(self): return {}
@@ -239,30 +244,91 @@ class Rows:
 def loss_fn(params, batch, rng):
     return ((params["x"] - batch["rows"]) ** 2).mean(), {}
 
-asked = iter(range(1, 9))
+asked = iter(range(1, 99))
 train_step = jax.jit(make_train_step(loss_fn, tx), donate_argnums=0, out_shardings=whole)
 state = jax.jit(lambda: TrainState.create({"x": jnp.zeros(())}, tx), out_shardings=whole)()
 def should_stop():
-    return process == 1 and len(sys.argv) > 4 and next(asked) == 2
+    return process == 1 and len(sys.argv) > 4 and next(asked) >= 5
 
 run = Run(mesh, workdir / "checkpoints", MetricsWriter(workdir), should_stop, "pretrain")
-state = train(SimpleNamespace(num_steps=4, save_every=3, log_every=1), state, train_step, Rows(), run, 0)
+settings = dict(num_steps=40, save_every=99, log_every=39, checkpoints=CheckpointSettings())
+state = train(SimpleNamespace(**settings), state, train_step, Rows(), run, 0)
 print("final", float(state.params["x"]))
 """
 
 
 @pytest.mark.slow
 def test_a_stop_on_one_process_stops_and_saves_on_all(tmp_path):
-    """Oracle: x <- x - 0.2 (x - mean of 16 rows), four times, by hand in Python floats."""
+    """Oracle: x <- x - 0.2 (x - mean of 16 rows), forty times, by hand in Python floats; exit status 75.
+
+    Process 0 may be some steps ahead of process 1, which is asked at its fifth: none waits for the other.
+    """
     codes, outputs = run_two(TWO_PROCESSES, tmp_path, "stop")
     assert codes == [75, 75], outputs
     codes, outputs = run_two(TWO_PROCESSES, tmp_path)
     assert codes == [0, 0], outputs
-    assert "resuming at step 2 of 4" in outputs[0]
+    (saved,) = re.findall("resuming at step (.*) of 40", outputs[0])
+    assert 5 <= int(saved) < 20
     x = 0.0
-    for step in range(4):
+    for step in range(40):
         x -= 0.2 * (x - (7.5 + step))
     for output in outputs:
         final = float(output.split("final ")[1].split()[0])
         np.testing.assert_allclose(final, x, rtol=1e-6)  # float32
-    assert [line["step"] for line in lines_of(tmp_path)] == [0, 1, 2, 3]
+    assert [line["step"] for line in lines_of(tmp_path)] == [0, 39]
+
+
+def steps_in(workdir):
+    return sorted(int(path.name) for path in (workdir / "checkpoints").iterdir())
+
+
+def test_the_newest_checkpoints_and_multiples_stay(tmp_path):
+    """Oracle: by hand: of the saves at 1 to 6 the last one, and those at 2, 4, 6."""
+    train(tmp_path, save_every=1, checkpoints=dict(keep=1, keep_every=2))
+    assert steps_in(tmp_path) == [2, 4, 6]
+
+
+def test_saves_by_time_come_at_logged_steps(tmp_path, monkeypatch):
+    """Oracle: by hand, on a clock that moves a minute at each step: two minutes after a save one is due, and
+    steps 0, 3 and 5 are logged.
+    """
+    clock = SimpleNamespace(now=0.0)
+    monkeypatch.setattr(loop.time, "monotonic", lambda: clock.now)
+
+    class Slow(Numbers):
+        def next(self, state, step):
+            clock.now += 60.0
+            return super().next(state, step)
+
+    how = dict(save_every=100, log_every=3, checkpoints=dict(minutes=2, keep=9))
+    train(tmp_path, Slow(), **how)
+    # Step 0 is a minute after the start, step 3 four
+    assert steps_in(tmp_path) == [4, 6]
+
+
+@pytest.mark.parametrize("best_is, wanted", [("lowest", 4), ("highest", 2)])
+def test_the_best_checkpoint_stays_and_is_the_result(tmp_path, best_is, wanted):
+    """Oracle: the state that a bare run of so many steps ends with; a second start reads the same.
+
+    By hand: saves after each second step, with the errors of steps 0, 2 and 4, which alone are evaluated.
+    """
+
+    class Evaluated(Numbers):
+        def next(self, state, step):
+            batches, metrics = super().next(state, step)
+            errors = {0: 3.0, 2: 1.0, 4: 2.0}
+            return batches, metrics | ({"error": errors[step]} if step in errors else {})
+
+    keeps = dict(keep=1, best="error", best_is=best_is)
+    found, _, _ = train(tmp_path / "best", Evaluated(), checkpoints=keeps)
+    bare, _, _ = train(tmp_path / "bare", num_steps=wanted)
+    assert_equal(found, bare)
+    assert steps_in(tmp_path / "best") == [wanted, 6]
+    assert_equal(train(tmp_path / "best", Evaluated(), checkpoints=keeps)[0], bare)
+
+
+def test_a_metric_that_no_line_has_is_named_before_anything_is_saved(tmp_path):
+    """Oracle: the field, and the name that was meant."""
+    with pytest.raises(ValueError, match="checkpoints.best='los' .* did you mean loss?"):
+        train(tmp_path, checkpoints=dict(best="los"))
+    assert steps_in(tmp_path) == []
