@@ -1,6 +1,6 @@
 """R1-Distill-Llama-70B: Llama-3.3-70B-Instruct on R1's text, as published (arXiv:2501.12948, appendix B.4.3).
 
-python launch/train.py --config=configs/distill_llama_70b.py --distributed
+python launch/train.py --config=configs/distill_llama_70b.py
 python launch/plan.py --config=configs/distill_llama_70b.py --topology=v5p:4x8x8
 """
 

@@ -1,6 +1,6 @@
 """R1-Distill-Qwen-14B: Qwen2.5-14B on R1's text, as published (arXiv:2501.12948, appendix B.4.3).
 
-python launch/train.py --config=configs/distill_qwen_14b.py --distributed
+python launch/train.py --config=configs/distill_qwen_14b.py
 python launch/plan.py --config=configs/distill_qwen_14b.py --topology=v5p:4x4x4
 """
 

@@ -2,7 +2,7 @@
 right answers (arXiv:2501.12948, section 2.4 and appendix B.3.3).
 
 python launch/generate.py --config=configs/generate_r1_distill.py --config.init_from=DeepSeek-R1
-    --config.data.path=QUESTIONS.jsonl --config.keep.decontaminate='("gsm8k/test.jsonl",)' --distributed
+    --config.data.path=QUESTIONS.jsonl --config.keep.decontaminate='("gsm8k/test.jsonl",)'
 
 A line of QUESTIONS.jsonl is {"question": "...", "answer": "... #### 72"}, or {"messages": [...]}.
 """

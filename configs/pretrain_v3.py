@@ -1,7 +1,7 @@
 """DeepSeek-V3's pre-training as published: 14.8T tokens, then contexts of 32K and 128K (arXiv:2412.19437,
 section 4).
 
-python launch/train.py --config=configs/pretrain_v3.py --distributed
+python launch/train.py --config=configs/pretrain_v3.py
 python launch/plan.py --config=configs/pretrain_v3.py --topology=v5p:8x8x16       # does it fit?
 
 For a long context add :context=32k or :context=128k, and --config.init_from=WORKDIR/params of the previous

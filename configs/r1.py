@@ -1,13 +1,13 @@
 """R1 as published: its four stages and their reward models, from DeepSeek-V3-Base (arXiv:2501.12948, section
 3 and appendices B.3 and B.4), each a run of its own.
 
-python launch/train.py --config=configs/r1.py:stage=cold_start --distributed       # 1 -> Dev1
-python launch/train.py --config=configs/r1.py:stage=reasoning --distributed        # 2 -> Dev2
-python launch/generate.py --config=configs/r1.py:stage=rejection --distributed     # Dev2 answers; rules
-python launch/generate.py --config=configs/r1.py:stage=judged --distributed        # or a judge check
-python launch/train.py --config=configs/r1.py:stage=sft --distributed              # 3 -> Dev3
-python launch/train.py --config=configs/r1.py:stage=helpfulness --distributed      # and stage=safety
-python launch/train.py --config=configs/r1.py:stage=scenarios --distributed        # 4 -> R1
+python launch/train.py --config=configs/r1.py:stage=cold_start       # 1 -> Dev1
+python launch/train.py --config=configs/r1.py:stage=reasoning        # 2 -> Dev2
+python launch/generate.py --config=configs/r1.py:stage=rejection     # Dev2 answers; rules
+python launch/generate.py --config=configs/r1.py:stage=judged        # or a judge check
+python launch/train.py --config=configs/r1.py:stage=sft              # 3 -> Dev3
+python launch/train.py --config=configs/r1.py:stage=helpfulness      # and stage=safety
+python launch/train.py --config=configs/r1.py:stage=scenarios        # 4 -> R1
 
 Set the paths to yours. /checkpoints/NAME is the output of launch/convert.py for the params of the previous
 stage (a reward model needs no conversion). /data/NAME.jsonl has conversations, questions that name their

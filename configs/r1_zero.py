@@ -1,6 +1,6 @@
 """R1-Zero as published: DeepSeek-V3-Base, trained by GRPO with rules alone (arXiv:2501.12948, section 2).
 
-python launch/train.py --config=configs/r1_zero.py --distributed
+python launch/train.py --config=configs/r1_zero.py
 python launch/plan.py --config=configs/r1_zero.py --topology=v5p:8x8x16       # does it fit?
 
 Set config.init_from and config.data.path to yours: V3-Base as a Hugging Face folder, and questions with

@@ -1,9 +1,9 @@
 """DeepSeek-V3's post-training: supervised fine-tuning, a reward model, and reinforcement (arXiv:2412.19437,
 section 5), with the recipes of R1's stages and V3's own numbers.
 
-python launch/train.py --config=configs/v3_post_training.py:stage=sft --distributed
-python launch/train.py --config=configs/v3_post_training.py:stage=helpfulness --distributed
-python launch/train.py --config=configs/v3_post_training.py:stage=rl --distributed
+python launch/train.py --config=configs/v3_post_training.py:stage=sft
+python launch/train.py --config=configs/v3_post_training.py:stage=helpfulness
+python launch/train.py --config=configs/v3_post_training.py:stage=rl
 
 Set the paths to yours, see configs/r1.py. Published are: 1.5M conversations, two epochs, a cosine learning
 rate from 5e-6 to 1e-6, packing without attention between samples, and GRPO, rewarded by rules where answers

@@ -19,6 +19,7 @@ from ml_collections import ConfigDict
 from deepseek_jax import recipes
 from deepseek_jax.errors import at, suggest
 from deepseek_jax.settings import build
+from launch import distributed
 from launch.config_file import load_config, split_arguments
 from launch.workdir import claim_workdir, default_workdir
 
@@ -37,7 +38,7 @@ def define_config(required=True):
 def define_run(default: str):
     """Define the flags of a program that starts a recipe. default: of --workdir, for its help."""
     flags.DEFINE_string("workdir", None, f"The folder of the run; default {default}.")
-    flags.DEFINE_bool("distributed", False, "Run as one of several processes (Slurm, GKE, TPU).")
+    distributed.define_flags()
 
 
 def parse_flags(argv):
@@ -72,8 +73,10 @@ def parse_config(argv):
 
 
 def fail(message):
-    """Print a mistake that the user can correct, and exit with status 2."""
-    print(f"error: {message}", file=sys.stderr, flush=True)
+    """Print a mistake that the user can correct, once for all processes, and exit with status 2."""
+    distributed.print_once(
+        str(message), lambda text: print(f"error: {text}", file=sys.stderr, flush=True)
+    )
     sys.exit(USER_ERROR)
 
 
@@ -156,8 +159,8 @@ def given_workdir(name: str, seed: int | None):
 def start(config: ConfigDict, workdir: Path, shown=str):
     """Run config's recipe in workdir on its mesh. A user's mistake is one message, shown(error)."""
     prepare_process(config.get("xla_flags", ""))
-    if flags.FLAGS.distributed:
-        _join_peers()
+    with one_message(shown):
+        distributed.join_peers()
     run_recipe(config, workdir, shown)
 
 
@@ -198,13 +201,3 @@ def run_recipe(config: ConfigDict, workdir: Path, shown=str, listen=Stop, **cons
                 print(f"{config.recipe} on {devices}; work directory {workdir}", flush=True)
             writer = MetricsWriter(workdir, **console)
             recipe.run(settings, Run(mesh, workdir, writer, listen()))
-
-
-def _join_peers():
-    import jax
-
-    try:
-        jax.distributed.initialize()
-    # JAX raises where it finds no cluster of a kind that it knows
-    except ValueError as error:
-        fail(f"--distributed: {error} Slurm, GKE and TPU pods are recognised; else leave it out")

@@ -1,10 +1,10 @@
 """Sample a teacher's answers to prompts and filter them into a dataset.
 
     python launch/generate.py --config=configs/generate_small.py[:ARG] [--config.FIELD=VALUE ...]
-        [--adapter=FOLDER] [--workdir=FOLDER] [--distributed]
+        [--adapter=FOLDER] [--workdir=FOLDER] [--distributed=auto|yes|no]
 
 It works like launch/train.py, for configs of the recipe "generate". Run it again to resume after the last
-saved answer. With --distributed each process answers its own share of the prompts.
+saved answer. Of several processes each answers its own share of the prompts.
 """
 
 import sys

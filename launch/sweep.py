@@ -68,7 +68,6 @@ def main(given):
         overrides = load_function(values.sweep, "sweep", "--sweep")(config)
         recipe = common.find_recipe(config.get("recipe"))
         runs = sweep_runs(config, overrides, recipe.SETTINGS)
-        shared += ["--distributed"] if engine.distributed else []
     should_stop = common.Stop()
     with common.one_message():
         if values.cancel:

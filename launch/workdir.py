@@ -11,6 +11,8 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 MARKER = "config.json"
+# Where a run takes place, not what it computes: these may change when it resumes
+PLACES = ("mesh", "xla_flags")
 # A claim that was interrupted leaves this file
 FRESH = f"{MARKER}.tmp"
 
@@ -33,10 +35,11 @@ def claim_workdir(workdir: Path, config: ConfigDict, may_change: bool = False):
 
     The mark is config.json. Process 0 alone writes it and locks the directory. If the body raises before it
     writes anything else, the mark is removed, so that a corrected config can use the directory. The lock ends
-    with the process, however that ends. may_change: another config of the same recipe may replace the mark,
-    for a recipe that itself finds out what to run again. Raises ValueError where another process has the
-    lock, where the directory belongs to another config (the fields that differ are listed), where it has
-    files but no config.json, and where it cannot be created. Existing files stay as they are.
+    with the process, however that ends. Another mesh is no other config. may_change: another config of the
+    same recipe may replace the mark, for a recipe that itself finds out what to run again. Raises ValueError
+    where another process has the lock, where the directory belongs to another config (the fields that differ
+    are listed), where it has files but no config.json, and where it cannot be created. Existing files stay as
+    they are.
     """
     # Here, because launch/common.py imports this module and must not import jax
     import jax
@@ -112,17 +115,21 @@ def _owner(workdir, config, may_change):
     if not marker.exists():
         return None
     old = json.loads(marker.read_text())
-    if old != new and not (may_change and old.get("recipe") == new.get("recipe")):
+    differences = list(_differences(old, new))
+    if differences and not (may_change and old.get("recipe") == new.get("recipe")):
         raise ValueError(
             f"{workdir} belongs to another config, and is left as it is:\n  "
-            + "\n  ".join(_differences(old, new))
+            + "\n  ".join(differences)
             + "\ngive another --workdir, or set these fields back"
         )
     return old
 
 
 def _differences(old, new):
-    old, new = dict(_leaves(old, "config")), dict(_leaves(new, "config"))
+    old, new = (
+        dict(_leaves({k: v for k, v in fields.items() if k not in PLACES}, "config"))
+        for fields in (old, new)
+    )
     for name in sorted(old.keys() | new.keys()):
         before, after = (json.dumps(t[name]) if name in t else "absent" for t in (old, new))
         if before != after:

@@ -70,7 +70,8 @@ def say_mistake(message: str, seconds: float = 10.0):
         _store().wait_at_barrier("mistake", timeout_in_ms=round(1000 * seconds))
     except jax.errors.JaxRuntimeError:
         pass
-    return first_process() or _store().key_value_try_get("mistake/0") != message
+    said = dict(_store().key_value_dir_get("mistake"))
+    return first_process() or said.get("mistake/0") != message
 
 
 class StopTogether:
@@ -95,6 +96,10 @@ class StopTogether:
 
     def __exit__(self, *_):
         self.closed.set()
+        with self.lock:
+            # For a process that is asked in its last calls
+            if not self.alone and self.at is None:
+                self._tell_calls()
 
     def __call__(self):
         asked = self.should_stop()
@@ -125,14 +130,16 @@ class StopTogether:
         """Set the call at which all stop: the first that no process has passed. The lock, held here and by
         every other process, keeps calls from returning meanwhile.
         """
-        key = f"{self.place}/calls"
-        _store().key_value_set(f"{key}/{jax.process_index()}", str(self.calls))
+        self._tell_calls()
         wait = round(1000 * BARRIER_SECONDS)
         calls = [
-            _store().blocking_key_value_get(f"{key}/{process}", wait)
+            _store().blocking_key_value_get(f"{self.place}/calls/{process}", wait)
             for process in range(jax.process_count())
         ]
         self.at = max(map(int, calls)) + 1
+
+    def _tell_calls(self):
+        _store().key_value_set(f"{self.place}/calls/{jax.process_index()}", str(self.calls))
 
 
 def _store():

@@ -5,10 +5,10 @@
         left its exit status in the job's file, unless it was killed
     cancel(ids): ask the jobs to save and to end
 
-name: as --engine gives it. distributed: whether a run has several processes. max_jobs: runs at a time, None
-for all. takes_all: it queues by itself, so it gets all jobs at once. survives: its jobs go on when the sweep
-is interrupted. poll_seconds: between two questions for the state. settle_seconds: how long the file of an
-exit status may take to reach this machine. output: where a job's output is, with {id} and {log}.
+name: as --engine gives it. max_jobs: runs at a time, None for all. takes_all: it queues by itself, so it gets
+all jobs at once. survives: its jobs go on when the sweep is interrupted. poll_seconds: between two questions
+for the state. settle_seconds: how long the file of an exit status may take to reach this machine. output:
+where a job's output is, with {id} and {log}.
 """
 
 from pathlib import Path

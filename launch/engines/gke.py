@@ -43,7 +43,7 @@ class Gke:
 
     name, max_jobs = "gke", None
     # A slice may be one host, where JAX finds itself alone
-    takes_all, survives, distributed = False, True, True
+    takes_all, survives = False, True
     poll_seconds, settle_seconds = 15.0, 0.0
     output = "kubectl logs --selector=xpk.google.com/workload={id} shows its output"
 

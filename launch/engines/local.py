@@ -23,7 +23,7 @@ class Local:
     """Ids are PID@HOST. A job holds a lock on FOLDER/PID@HOST as long as it lives."""
 
     name, max_jobs = "local", 1
-    takes_all = survives = distributed = False
+    takes_all = survives = False
     poll_seconds, settle_seconds = 0.1, 0.0
     output = "its output is in {log}"
 

@@ -45,11 +45,6 @@ class Slurm:
         self.folder, self.max_jobs = folder / "slurm", max_jobs
         self._last = {}
 
-    @property
-    def distributed(self):
-        """Whether a run has several processes."""
-        return flags.FLAGS.nodes * max(1, flags.FLAGS.devices_per_node) > 1
-
     def submit(self, jobs: list[Job]):
         """Submit the jobs as an array: -> their ids. Raises ValueError where Slurm refuses them."""
         import submitit

@@ -189,7 +189,10 @@ MISTAKES = [
     ("--config=tiny.py --config.mesh={'exprt':2}", "config.mesh.exprt is not a field"),
     ("--config=tiny.py --config.mesh={'expert':3}", "config.mesh.expert=3"),
     ("--config=tiny.py --config.bad=settings", "config.rl.lr is not a field"),
-    ("--config=tiny.py --distributed", "--distributed: coordinator_address should be defined"),
+    (
+        "--config=tiny.py --distributed=yes",
+        "--distributed=yes: coordinator_address should be defined",
+    ),
 ]
 
 
@@ -256,8 +259,8 @@ def test_a_reward_worker_imports_the_main_script_and_no_jax(folder):
     assert not {"jax", "jaxlib", "flax", "orbax", "transformers"} & modules
 
 
-def test_two_processes_make_one_mesh_and_one_work_directory(folder):
-    """Oracle: twice conftest's eight devices in each; JAX finds its peers as under Slurm."""
+def tasks(folder, *args, count=2):
+    """Start as Slurm starts the tasks of a step: -> their processes."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
@@ -265,15 +268,47 @@ def test_two_processes_make_one_mesh_and_one_work_directory(folder):
         "JAX_COORDINATOR_PORT": port,
         "SLURM_JOB_ID": "1",
         "SLURM_STEP_NODELIST": "localhost",
+        # The job's, of which a step may have fewer
         "SLURM_NTASKS": "2",
+        "SLURM_STEP_NUM_TASKS": str(count),
     }
-    processes = [
-        start(folder, "--config=tiny.py", "--distributed", SLURM_PROCID=i, SLURM_LOCALID=i, **slurm)
-        for i in "01"
-    ]
+    numbers = map(str, range(count))
+    return [start(folder, *args, SLURM_PROCID=i, SLURM_LOCALID=i, **slurm) for i in numbers]
+
+
+def test_two_processes_make_one_mesh_and_one_work_directory(folder):
+    """Oracle: twice conftest's eight devices in each; JAX finds its peers as under Slurm."""
+    processes = tasks(folder, "--config=tiny.py")
     ends = [process.communicate(timeout=120) for process in processes]
     assert [process.returncode for process in processes] == [0, 0], ends
     mesh = dict.fromkeys(MESH_AXES, 1) | {"data": 16}
     done = [(folder / "runs" / "tiny" / f"done{i}").read_text() for i in (0, 1)]
     assert done == [f"3 {mesh}"] * 2
     assert "polling on 16 x" in ends[0][0] and "polling" not in ends[1][0]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("args", [[], ["--distributed=no"]])
+def test_a_process_without_peers_does_not_wait_for_any(folder, args):
+    """Oracle: the eight devices of one process: of a step of one task, and of two that run apart."""
+    process = tasks(folder, "--config=tiny.py", *args, count=1 + len(args))[0]
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 0 and "polling on 8 x" in out, err
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "args, words",
+    [
+        # Found before the processes have joined, and after that
+        ("--config=tiny.py:stepps=3", "did you mean steps?"),
+        ("--config=tiny.py --config.mesh={'expert':3}", "config.mesh.expert=3"),
+        ("--config=tiny.py --config.bad=settings", "config.rl.lr is not a field"),
+    ],
+)
+def test_a_mistake_is_printed_once_for_all_processes(folder, args, words):
+    """Oracle: exit status 2 of both, the message in one of the two outputs."""
+    processes = tasks(folder, *args.split())
+    ends = [process.communicate(timeout=120) for process in processes]
+    assert [process.returncode for process in processes] == [2, 2], ends
+    assert words in ends[0][1] and "error:" not in ends[1][1], ends

@@ -71,6 +71,17 @@ def test_another_config_is_refused_with_every_difference_and_nothing_is_touched(
     assert contents(tmp_path) == before
 
 
+def test_another_mesh_is_no_other_config(tmp_path):
+    """Oracle: the new mesh in the file; another field is refused beside it, and named alone."""
+    claim(tmp_path, config(mesh=dict(fsdp=8), xla_flags=""))
+    claim(tmp_path, config(mesh=dict(data=4, expert=2), xla_flags="--flag"))
+    saved = json.loads((tmp_path / "config.json").read_text())
+    assert saved["mesh"] == dict(data=4, expert=2) and saved["xla_flags"] == "--flag"
+    with pytest.raises(ValueError) as error:
+        claim(tmp_path, config(mesh={}, xla_flags="", seed=1))
+    assert str(error.value).splitlines()[1:-1] == ["  config.seed: 0 -> 1"]
+
+
 def test_a_recipe_that_redoes_what_changed_takes_its_directory_over(tmp_path):
     """Oracle: the new config in the file; another recipe's directory is refused all the same."""
     claim(tmp_path, config(recipe="r1", steps=5), may_change=True)
@@ -110,9 +121,9 @@ def test_a_claim_that_was_cut_short_can_be_made_again(tmp_path):
 
 def test_a_block_that_becomes_a_number_is_a_difference(tmp_path):
     """Oracle: the fields by hand."""
-    claim(tmp_path, config(mesh={}))
-    with pytest.raises(ValueError, match=r"config\.mesh: {} -> 1"):
-        claim(tmp_path, config(mesh=1))
+    claim(tmp_path, config(model={}))
+    with pytest.raises(ValueError, match=r"config\.model: {} -> 1"):
+        claim(tmp_path, config(model=1))
 
 
 def test_a_failed_start_gives_the_directory_back(tmp_path):

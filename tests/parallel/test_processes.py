@@ -1,6 +1,7 @@
-"""Two processes of four devices each: the same update as one device's, whatever axis crosses between them."""
+"""Two processes: the same update as one device's, whatever axis crosses; and how they wait and agree."""
 
 import pickle
+import re
 
 import jax
 import numpy as np
@@ -79,3 +80,64 @@ def test_two_processes_make_the_update_of_one_device(tmp_path):
         assert [line for line in output.splitlines() if line.startswith("equal")] == [
             f"equal {name}" for name in MESHES
         ]
+
+
+WAITING = """
+import sys, time
+import jax
+process, port, what = int(sys.argv[1]), sys.argv[2], sys.argv[3]
+jax.distributed.initialize(f"127.0.0.1:{port}", num_processes=2, process_id=process)
+from deepseek_jax.parallel.processes import StopTogether, barrier, say_mistake
+
+if what == "late":
+    for _ in range(2):
+        barrier("both come")
+    if process == 0:
+        try:
+            barrier("one comes", seconds=1)
+        except RuntimeError as error:
+            print(error, flush=True)
+    else:
+        time.sleep(3)
+if what == "mistakes":
+    print("same:", say_mistake("alpha"), flush=True)
+if what == "another":
+    print("says:", say_mistake(f"of {process}"), flush=True)
+if what == "alone":
+    print("says:", say_mistake("of 1", seconds=1), flush=True) if process else time.sleep(3)
+if what.startswith("stop"):
+    # Process 1 is asked in its sixth call; process 0 is slower, or is through before that
+    calls, asked = 10 if what == "stop" else 6, 6
+    counted = iter(range(1, 99))
+    with StopTogether(lambda: process == 1 and next(counted) >= asked) as should_stop:
+        for call in range(1, calls + 1):
+            time.sleep(0.1 if process == 0 and what == "stop" else 0.02)
+            if process == 1 and what == "stop after":
+                time.sleep(0.3)
+            if should_stop():
+                break
+        print("stopped at", call if should_stop.at is not None and call >= should_stop.at else None)
+barrier("the end")
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "what, wanted",
+    [
+        ("late", (r"barrier 'one comes': process 0 waited 1 s, .* 2 have not come: \[1\]", "")),
+        ("mistakes", ("same: True", "same: False")),
+        ("another", ("says: True", "says: True")),
+        ("alone", ("", "says: True")),
+        # At the first call that neither has passed: process 1 waits in its sixth until process 0 comes to it
+        ("stop", ("stopped at 6", "stopped at 6")),
+        # Process 0 made its last call before process 1 asked: both are through
+        ("stop after", ("stopped at None", "stopped at None")),
+    ],
+)
+def test_processes_wait_for_each_other_and_agree(what, wanted):
+    """Oracle: by hand, from what each process does and when."""
+    codes, outputs = run_two(WAITING, what)
+    assert codes == [0, 0], outputs
+    for output, words in zip(outputs, wanted, strict=True):
+        assert re.search(words, output), output

@@ -69,7 +69,7 @@ def test_each_run_is_a_workload_that_restarts_when_it_was_preempted(tmp_path, co
     called = [json.loads(line) for line in (commands / "notes").read_text().splitlines()]
     assert done.returncode == 1 and "1 of 2 runs failed: seed=2" in done.stderr, done.stderr
     created = [call for call in called if call[:2] == ["workload", "create"]]
-    run = "exec python launch/train.py --config=configs/sft_small.py --distributed --config.seed=1"
+    run = "exec python launch/train.py --config=configs/sft_small.py --config.seed=1"
     place = ["--cluster=pods", "--project=lab", "--zone=us-east5-a", "--quiet"]
     assert created[0] == [
         *("workload", "create", f"--workload={workloads[0]}"),
