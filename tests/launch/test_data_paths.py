@@ -44,7 +44,7 @@ MISSING = [
 ]
 
 
-@pytest.mark.parametrize("config, args, field, line", others_slow(MISSING, MISSING[0], MISSING[2]))
+@pytest.mark.parametrize("config, args, field, line", others_slow(MISSING, MISSING[2]))
 def test_missing_data_is_named_by_its_field_with_a_line_of_the_file(
     tmp_path, config, args, field, line
 ):

@@ -10,6 +10,7 @@ import pytest
 
 from deepseek_jax.recipes.evaluate.settings import EvaluateSettings
 from launch.evaluate import FIELDS, _by_flag
+from tests.quick import others_slow
 from tests.tiny import save_tiny_model
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -51,15 +52,15 @@ def test_a_checkpoint_is_measured_told_again_and_compared(checkpoint, tmp_path):
     assert out.count("no difference shown") == 3 and path.read_bytes() == before
 
 
-@pytest.mark.parametrize(
-    "args, words",
-    [
-        ("--checkpoint=nowhere --data=arithmetic", "--checkpoint='nowhere': there is nothing"),
-        ("--checkpoint=x --data=arithmetic --samples=0", "--samples=0 must be at least 1"),
-        ("--checkpoint=x --data=arithmetic --mesh=fspd=2", "did you mean fsdp?"),
-        ("--checkpoint=x --data=arithmetic samples=3", "samples=3 is not a flag; use --FLAG=VALUE"),
-    ],
-)
+MISTAKES = [
+    ("--checkpoint=nowhere --data=arithmetic", "--checkpoint='nowhere': there is nothing"),
+    ("--checkpoint=x --data=arithmetic --samples=0", "--samples=0 must be at least 1"),
+    ("--checkpoint=x --data=arithmetic --mesh=fspd=2", "did you mean fsdp?"),
+    ("--checkpoint=x --data=arithmetic samples=3", "samples=3 is not a flag; use --FLAG=VALUE"),
+]
+
+
+@pytest.mark.parametrize("args, words", others_slow(MISTAKES, MISTAKES[2]))
 def test_a_mistake_is_one_message_exit_status_two_and_leaves_nothing(tmp_path, args, words):
     """Oracle: the words a reader needs, no traceback, no file in a work directory."""
     status, _, err = launched(tmp_path, *args.split())

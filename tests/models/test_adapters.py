@@ -67,7 +67,7 @@ def plain():
     return one_update()
 
 
-@pytest.mark.parametrize("name", others_slow(HOWS, "expert, tensor", "dots"))
+@pytest.mark.parametrize("name", others_slow(HOWS, "expert, tensor"))
 def test_an_update_is_that_of_one_device_and_leaves_the_base(plain, name):
     """Oracle: the same update unrolled on one device, without recomputation; the base as it was loaded."""
     loss, gradients, base = one_update(**HOWS[name])
@@ -159,6 +159,7 @@ def test_completions_are_those_of_the_merged_model(kind):
     assert not np.array_equal(found.completion_ids, base.completion_ids)
 
 
+@pytest.mark.slow
 def test_int8_weights_are_those_of_numpy_and_compute_what_they_hold():
     """Oracle: numpy: each output's largest magnitude is 127.5 steps, so that no weight is off by more than
     half a step; and the logits of dense weights with the rounded numbers in them.

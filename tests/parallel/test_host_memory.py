@@ -36,6 +36,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="glibc's malloc")
 def test_memory_that_is_kept_is_not_mapped_anew():
     """Oracle: the system's count of page faults, over twenty arrays of 64 MiB, allocated and freed in turn.
@@ -77,6 +78,7 @@ print(left - resident())
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="glibc's malloc")
 def test_what_a_compiler_leaves_is_returned_behind_it():
     """Oracle: the system's count of what one more return frees: almost nothing where memory was returned

@@ -111,6 +111,7 @@ def test_fine_tuning_lowers_the_loss_by_an_adapter(tmp_path):
     assert isinstance(adapted, Adapted) and not (tmp_path / "params").exists()
 
 
+@pytest.mark.slow
 def test_a_base_in_int8_learns_too(finished, tmp_path):
     """Oracle: by hand: at the first step no KL to the frozen policy in int8, and the sampler's
     log-probabilities are the trainer's; the adapter that is left belongs to the base.
@@ -125,6 +126,7 @@ def test_a_base_in_int8_learns_too(finished, tmp_path):
     assert all(pair["lora_b"].any() for pair in adapted.adapter["moe_layers"].values())
 
 
+@pytest.mark.slow
 def test_a_reward_model_is_an_adapter_and_a_head(tmp_path):
     """Oracle: the report at the end of training: how many held-out pairs have a chosen response that earns
     more, by the model that is read from its folder.
@@ -144,6 +146,7 @@ def test_a_reward_model_is_an_adapter_and_a_head(tmp_path):
     assert sum(a > b for a, b in zip(chosen, rejected, strict=True)) == right
 
 
+@pytest.mark.slow
 def test_a_student_is_an_adapter_of_its_start(files, tmp_path):  # noqa: F811
     """Oracle: the start's parameters, to the bit; every term still reaches the student; and the projections,
     which train in full, are dropped. The student's base is in int8.

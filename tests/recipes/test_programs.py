@@ -110,7 +110,7 @@ def test_fine_tuning(tmp_path, mesh):
     assert_planned(sft, of_sft, small_sft.small_config(), tmp_path, mesh=mesh())
 
 
-@pytest.mark.parametrize("kind", others_slow(["helpfulness", "safety"], "helpfulness"))
+@pytest.mark.parametrize("kind", others_slow(["helpfulness", "safety"]))
 def test_a_reward_model(tmp_path, kind):
     """Oracle: the arrays of a run, whose rows are as long as its longest conversation, and planned as long as
     sequence_length.
@@ -176,7 +176,7 @@ LOSSES = {
 }
 
 
-@pytest.mark.parametrize("loss", others_slow(LOSSES, "every term"))
+@pytest.mark.parametrize("loss", others_slow(LOSSES, "top k"))
 def test_distillation(tmp_path, loss):
     """Oracle: the arrays of a run, the frozen teacher among them; {} where its cached top k are all that the
     loss reads of it.
@@ -194,6 +194,7 @@ def test_distillation(tmp_path, loss):
     assert bool(frozen) == (loss != "top k")
 
 
+@pytest.mark.slow
 def test_the_base_of_a_recipe(tmp_path):
     """Oracle: the arrays of a run of the recipe up to its base's first update."""
     config = small.small_config()

@@ -164,6 +164,7 @@ def both(tmp_path_factory):
     return [pickle.loads((folder / str(process)).read_bytes()) for process in range(2)]
 
 
+@pytest.mark.slow
 def test_two_processes_get_the_scores_of_one_bit_for_bit(ours, both):
     """Oracle: Rewards.score of the texts in a list, here; errors by hand: six odd rows, and the rows 0 and 2.
 

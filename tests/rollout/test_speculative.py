@@ -14,6 +14,7 @@ import scipy.stats
 from deepseek_jax.models import forward, head_weight, hidden_states, init_params, predict_further
 from deepseek_jax.rollout import generate, speculative
 from deepseek_jax.rollout.sampling import Sampling
+from tests.quick import others_slow
 from tests.rollout.test_engine import EOS, LENGTH, PROMPTS, assert_same, teacher_forced
 from tests.rollout.test_sampling import filtered
 from tests.tiny import MTP, VOCAB, tiny_model
@@ -60,7 +61,7 @@ def speculate(*arguments, **settings):
     return generate(*arguments, speculative=True, **settings)
 
 
-@pytest.mark.parametrize("draft", ["random", "good", "equal"])
+@pytest.mark.parametrize("draft", others_slow(DRAFTS, "good"))
 def test_greedy_completions_are_those_of_plain_decoding(draft):
     """Oracle: generate without drafts: ragged prompts, slots refilled, end tokens at all places."""
     settings = SETTINGS | dict(temperature=0.0)

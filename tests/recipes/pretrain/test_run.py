@@ -121,6 +121,7 @@ def test_the_last_stage_reads_longer_rows_through_yarn(whole):
     assert params["mtp_0"]["block"]["ffn"]["router_bias"].any()
 
 
+@pytest.mark.slow
 def test_a_long_context_is_trained_under_its_own_scaling(tmp_path):
     """Oracle: the loss of the parameters that it starts from, on its first batch, by a forward pass of the
     model with YaRN's frequencies; the same without gives another. Large parameters, for attention to see

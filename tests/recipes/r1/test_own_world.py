@@ -105,6 +105,7 @@ def letters(monkeypatch):
     monkeypatch.setitem(registry.WORLDS, LETTERS.name, LETTERS)
 
 
+@pytest.mark.slow
 def test_a_world_that_the_project_does_not_know_goes_through_all_stages(letters, tmp_path):
     """Oracle: by hand: what each stage leaves; the scores, of which this world has no language and no
     requests; and what was accepted, checked by the rule again.

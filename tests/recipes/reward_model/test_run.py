@@ -62,6 +62,7 @@ def finished(tmp_path_factory):
     return workdir
 
 
+@pytest.mark.slow
 def test_a_preference_that_shows_is_learned(tmp_path):
     """Oracle: by hand: chosen answers name the horse and rejected ones do not, in pairs about other prompts
     than those learned from; a head that knows nothing is right on half of them.
