@@ -16,6 +16,7 @@ from ml_collections import ConfigDict
 from configs.common import without_fusion_emitters
 from deepseek_jax.data.tokenizer import SMOLLM2
 from launch import common
+from launch.caches import keep_programs
 from launch.config_file import load_config, set_field
 from launch.workdir import MARKER
 
@@ -34,6 +35,7 @@ def find_devices():
     common.prepare_process(without_fusion_emitters())
     # As in the programs: at INFO libraries report every file they touch
     logging.set_verbosity(logging.ERROR)
+    keep_programs(None)
     import jax
 
     devices = jax.devices()

@@ -20,6 +20,7 @@ from deepseek_jax import recipes
 from deepseek_jax.errors import at, suggest
 from deepseek_jax.settings import build
 from launch import distributed
+from launch.caches import keep_programs
 from launch.config_file import load_config, split_arguments
 from launch.workdir import claim_workdir, default_workdir
 
@@ -160,7 +161,8 @@ def start(config: ConfigDict, workdir: Path, shown=str):
     """Run config's recipe in workdir on its mesh. A user's mistake is one message, shown(error)."""
     prepare_process(config.get("xla_flags", ""))
     with one_message(shown):
-        distributed.join_peers()
+        several = distributed.join_peers()
+    keep_programs(workdir.parent if several else None)
     run_recipe(config, workdir, shown)
 
 

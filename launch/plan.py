@@ -24,12 +24,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from absl import app, flags
 
 from launch import common
+from launch.caches import cache_folder
 from launch.search import published, search
 from launch.topology import (
     ENVIRONMENT,
     EXAMPLES,
     chosen,
-    default_cache,
     on_gpus,
     planned_mesh,
     recipes_programs,
@@ -53,7 +53,9 @@ def define_flags():
     # boolean: absl then takes the flag without a value too
     help = f"Rank layouts of the updates and compile the best so many; {COMPILED} without a number."
     flags.DEFINE(CountOfSearch(), "search", None, help, boolean=True)
-    flags.DEFINE_string("cache", default_cache(), "The folder of compiled plans; '' for none.")
+    flags.DEFINE_string(
+        "cache", str(cache_folder("plans")), "The folder of compiled plans; '' for none."
+    )
 
 
 class CountOfSearch(flags.ArgumentParser):

@@ -26,6 +26,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from absl import app, flags
 
 from launch import common
+from launch.caches import cache_folder
 from launch.config_file import load_function, split_arguments
 from launch.engines import STOPPED, gke, slurm
 from launch.engines.local import TRAIN, Local
@@ -34,7 +35,7 @@ from launch.sweeps.follow import Sweep, cancel
 from launch.sweeps.prune import able_runs
 from launch.sweeps.runs import file_name, sweep_runs, train_arguments
 from launch.sweeps.show import Show
-from launch.topology import EXAMPLES, default_cache
+from launch.topology import EXAMPLES
 
 FAILED = 1
 ENGINES = ("local", "slurm", "gke")
@@ -74,7 +75,7 @@ def main(given):
             stopped = cancel(folder, engine, should_stop)
             print(f"asked to save and end: {', '.join(stopped) or 'no run is live'}", flush=True)
             return
-        able = able_runs(folder, runs, values.topology, Path(default_cache()))
+        able = able_runs(folder, runs, values.topology, cache_folder("plans"))
         if values.dry_run:
             return dry_run(folder, able, engine, shared)
         show = Show(folder, runs, values.metric, {r.name for r in runs if r not in able})

@@ -4,8 +4,6 @@ import dataclasses
 import fnmatch
 import importlib
 import importlib.util
-import os
-from pathlib import Path
 
 from deepseek_jax.costs.chips import DEVICES, GPUS
 from deepseek_jax.errors import CannotPlan, at, suggest
@@ -28,12 +26,6 @@ ENVIRONMENT = {
     # libtpu locks the machine: without this, a second process that loads it fails
     "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
 }
-
-
-def default_cache():
-    """The folder of compiled plans."""
-    caches = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return str(Path(caches) / "deepseek_jax" / "plans")
 
 
 def on_gpus(topology: str):

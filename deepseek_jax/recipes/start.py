@@ -105,13 +105,18 @@ def adapted(policy: Policy, settings: AdapterRun, mesh):
     return policy.at(params)
 
 
-def save_trained(settings: AdapterRun, folder: Path, config: ModelConfig, params):
-    """Write folder/params; of a policy with an adapter folder/adapter alone. A second call writes nothing."""
+def is_trained(settings: AdapterRun, folder: Path):
+    """Whether save_trained has written what a run leaves, which it does last."""
     target = folder / left_in(settings)
-    # save_orbax and save_adapter refuse a folder with files
-    if settings.adapter is None and not is_orbax(target):
+    return is_orbax(target) if settings.adapter is None else is_adapter(target)
+
+
+def save_trained(settings: AdapterRun, folder: Path, config: ModelConfig, params):
+    """Write folder/params; of a policy with an adapter folder/adapter alone."""
+    target = folder / left_in(settings)
+    if settings.adapter is None:
         save_orbax(target, config, params)
-    elif settings.adapter is not None and not is_adapter(target):
+    else:
         save_adapter(target, config, params, base_path(settings, folder))
 
 

@@ -9,6 +9,13 @@ import numpy as np
 from deepseek_jax.parallel.processes import barrier, first_process, from_first
 
 
+def before_and_after(folder: Path, prefix: str = ""):
+    """What PREFIXbefore.json and PREFIXafter.json in the folder hold."""
+    return [
+        json.loads((folder / f"{prefix}{when}.json").read_text()) for when in ("before", "after")
+    ]
+
+
 def remembered(path: Path, measure):
     """The result in the file `path`; without that file, the result of measure(), which is then written there.
 

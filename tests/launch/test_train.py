@@ -259,6 +259,31 @@ def test_a_reward_worker_imports_the_main_script_and_no_jax(folder):
     assert not {"jax", "jaxlib", "flax", "orbax", "transformers"} & modules
 
 
+@pytest.mark.slow
+def test_a_second_start_compiles_nothing_that_the_first_compiled(tmp_path):
+    """Oracle: the files of JAX's cache: every program that was compiled is a new one. The second start has a
+    new work directory.
+    """
+    cache = {"XDG_CACHE_HOME": str(tmp_path), "JAX_COMPILATION_CACHE_DIR": ""}
+    small = (
+        "base.optimizer.warmup_steps=1",
+        "base.num_steps=2",
+        "num_steps=2",
+        "data.num_held_out=8",
+    )
+
+    def compiled(workdir):
+        command = [sys.executable, ROOT / "launch" / "train.py", f"--config={SMALL}"]
+        command += [f"--config.{field}" for field in small] + [f"--workdir={tmp_path / workdir}"]
+        assert subprocess.run(command, env=os.environ | cache).returncode == 0
+        return {path.name for path in tmp_path.glob("deepseek_jax/programs/*/*-cache")}
+
+    first = compiled("first")
+    # So many programs has the run: updates, rollouts, measurements, and single operations between them
+    assert len(first) > 40
+    assert compiled("second") == first
+
+
 def tasks(folder, *args, count=2):
     """Start as Slurm starts the tasks of a step: -> their processes."""
     with socket.socket() as free:

@@ -16,6 +16,7 @@ from deepseek_jax.recipes.grpo.settings import GrpoSettings
 from deepseek_jax.recipes.start import (
     adapted,
     check_slots,
+    is_trained,
     left_in,
     pretrained,
     save_trained,
@@ -28,7 +29,7 @@ from deepseek_jax.reinforce.update import check_rows
 from deepseek_jax.reports.answers import make_console, print_samples, print_table
 from deepseek_jax.reports.tables import plot_curves
 from deepseek_jax.rollout.policy import AnswerOptions, Policy, check_room, fitting
-from deepseek_jax.training.remembered import remembered
+from deepseek_jax.training.remembered import before_and_after, remembered
 from deepseek_jax.training.run import Run
 from deepseek_jax.worlds.registry import find_questions
 
@@ -38,8 +39,15 @@ PHASE = "grpo"
 
 def run(settings: GrpoSettings, run: Run):
     """Run the recipe, or resume it. Leaves the policy in run.folder/params, or its adapter in
-    run.folder/adapter, for launch/evaluate.py and launch/convert.py.
+    run.folder/adapter, for launch/evaluate.py and launch/convert.py. A complete run is reported alone.
     """
+    if not is_trained(settings, run.folder):
+        _train(settings, run)
+    _report(settings, run.folder)
+
+
+def _train(settings: GrpoSettings, run: Run):
+    """Everything up to what the run leaves."""
     folder = run.folder
     with contextlib.ExitStack() as opened:
         # A wrong config raises here, before anything is trained
@@ -53,13 +61,12 @@ def run(settings: GrpoSettings, run: Run):
         policy = adapted(pretrained(policy, settings, run), settings, run.mesh)
         measure = functools.partial(_measure, settings, policy, held_out, paid["reasoning"])
         # Before reinforce, which donates policy.params
-        before = remembered(folder / "before.json", lambda: measure(policy.params))
+        remembered(folder / "before.json", lambda: measure(policy.params))
         rewards = ScenarioRewards(paid) if general else paid["reasoning"]
         params = reinforce(settings, policy, train, rewards, run.of(PHASE), general)
-        after = remembered(folder / "after.json", lambda: measure(params))
+        remembered(folder / "after.json", lambda: measure(params))
     run.writer.close()
     save_trained(settings, folder, policy.config, params)
-    _report(settings, folder, before, after)
 
 
 def _rewards(settings: GrpoSettings, mesh, opened: contextlib.ExitStack):
@@ -111,9 +118,9 @@ def _measure(settings: GrpoSettings, policy: Policy, held_out: list, rewards, pa
     return evaluate_both(policy.at(params), held_out, rewards, options, **how)
 
 
-def _report(settings: GrpoSettings, workdir: Path, before: dict, after: dict):
+def _report(settings: GrpoSettings, workdir: Path):
     """Print the table and samples, draw the curves. Process 0 alone draws."""
-    console = make_console()
+    console, (before, after) = make_console(), before_and_after(workdir)
     if first_process():
         plot_curves(workdir / "metrics.jsonl", workdir / "curves.png", phase=PHASE)
     print_table(console, before, after)

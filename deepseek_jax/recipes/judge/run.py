@@ -43,8 +43,16 @@ PHASE = "judge"
 
 def run(settings: JudgeSettings, run: Run):
     """Run the recipe, or resume it. Leaves the judge in run.folder/params, for
-    config.reward_models.NAME.path of another run.
+    config.reward_models.NAME.path of another run. A complete run is reported alone.
     """
+    # What train_judge writes last
+    if not (run.folder / "params" / JUDGE).exists():
+        _train(settings, run)
+    _report(run.folder)
+
+
+def _train(settings: JudgeSettings, run: Run):
+    """Everything up to what the run leaves."""
     mesh, folder = run.mesh, run.folder
     with at("config"):
         # Before starting_policy, which may read gigabytes: rows that do not split raise at once
@@ -59,7 +67,6 @@ def run(settings: JudgeSettings, run: Run):
     name = settings.init_from or settings.base.corpus
     train_judge(settings, policy, pairs, BILINGUAL, run.of(PHASE, folder), name)
     run.writer.close()
-    _report(folder)
 
 
 def judged_pairs(settings: JudgeTrainingSettings, world: World, folder: Path):

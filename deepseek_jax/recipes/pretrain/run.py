@@ -5,6 +5,7 @@ multi-token prediction speeds up decoding -> report.
 """
 
 import itertools
+import json
 from pathlib import Path
 
 import jax
@@ -32,24 +33,36 @@ from deepseek_jax.recipes.pretrain.settings import (
 from deepseek_jax.recipes.pretrain.train import Corpus, check_vocabulary, train_stage
 from deepseek_jax.reports.tables import loss_table, plot_curves
 from deepseek_jax.rollout import generate
-from deepseek_jax.training.remembered import remembered
+from deepseek_jax.training.remembered import before_and_after, remembered
 from deepseek_jax.training.run import Run
 from deepseek_jax.worlds.registry import named_tokenizer
 
 SETTINGS = PretrainSettings
 CURVES = ("next_token_loss", "held_out_loss", "mtp_loss", "max_vio")
+# How well the modules of multi-token prediction draft; null for a model without them
+DRAFTS = "drafts.json"
 # Speculative decoding is measured on DRAFT_PROMPTS prompts of PROMPT_TOKENS, each DRAFT_TOKENS long at most
 PROMPT_TOKENS, DRAFT_TOKENS, DRAFT_PROMPTS = 32, 64, 8
 
 
 def run(settings: PretrainSettings, run: Run):
-    """Run the recipe, or resume it. Leaves the parameters in run.folder/params for launch/convert.py."""
+    """Run the recipe, or resume it. Leaves the parameters in run.folder/params for launch/convert.py. A
+    complete run is reported alone.
+    """
+    # What _train writes last
+    if not (run.folder / DRAFTS).exists():
+        _train(settings, run)
+    _report(settings, run.folder)
+
+
+def _train(settings: PretrainSettings, run: Run):
+    """Everything up to what the run leaves."""
     mesh, workdir = run.mesh, run.folder
     with at("config"):
         tokenizer, model, params, stages = _prepare(settings, mesh)
         documents, held_out = open_corpus(settings.data, workdir / "data", settings.seed, mesh)
     corpus = Corpus(documents, tokenizer, settings.data.packing, settings.data.fim_rate)
-    models, losses = settings.models(model), {}
+    models = settings.models(model)
     # The batches of all stages come before any training: too few held-out documents raise at once
     measures = [
         _held_out(scaled, stage, settings.data, held_out, tokenizer, mesh, settings.seed)
@@ -59,7 +72,7 @@ def run(settings: PretrainSettings, run: Run):
         params = random_params(model, mesh, settings.seed)
     stretches = zip(stages, models, measures, strict=True)
     for index, ((name, stage), model, measure) in enumerate(stretches):
-        before = remembered(workdir / f"{name}_before.json", lambda m=measure, p=params: m(p))
+        remembered(workdir / f"{name}_before.json", lambda m=measure, p=params: m(p))
         params = train_stage(
             model,
             stage,
@@ -70,19 +83,18 @@ def run(settings: PretrainSettings, run: Run):
             seed=settings.seed + index,
             evaluate=lambda p, m=measure: {"held_out_loss": m(p)[0]},
         )
-        after = remembered(workdir / f"{name}_after.json", lambda m=measure, p=params: m(p))
-        losses[name] = (stage.sequence_length, before, after)
+        remembered(workdir / f"{name}_after.json", lambda m=measure, p=params: m(p))
     # Before drafting, so that a failure there loses nothing. After the loop, model is the last stage's
     if not is_orbax(workdir / "params"):
         save_orbax(workdir / "params", model, params)
-    drafts = None
     # rollout.speculative drafts with MLA alone
-    if any(switched_on(stage.mtp_weight) for _, stage in stages) and model.is_mla:
-        drafts = remembered(
-            workdir / "drafts.json", lambda: _drafting(model, params, held_out, tokenizer, mesh)
-        )
+    drafts = any(switched_on(stage.mtp_weight) for _, stage in stages) and model.is_mla
+
+    def measured():
+        return _drafting(model, params, held_out, tokenizer, mesh) if drafts else None
+
+    remembered(workdir / DRAFTS, measured)
     run.writer.close()
-    _report(workdir, losses, drafts)
 
 
 def _prepare(settings: PretrainSettings, mesh: Mesh):
@@ -166,13 +178,16 @@ def _drafting(model: ModelConfig, params, documents, tokenizer: Tokenizer, mesh:
     return {"acceptance": rollout.acceptance_rate, "tokens_per_step": rollout.tokens_per_step}
 
 
-def _report(workdir: Path, losses: dict, drafts: dict | None):
+def _report(settings: PretrainSettings, workdir: Path):
     """Draw the curves, print the losses and the drafts. Process 0 alone."""
     if not first_process():
         return
-    for name in losses:
+    losses = {}
+    for name, stage in settings.in_order():
         plot_curves(workdir / "metrics.jsonl", workdir / f"{name}.png", phase=name, names=CURVES)
+        losses[name] = (stage.sequence_length, *before_and_after(workdir, f"{name}_"))
     Console().print(loss_table(losses))
+    drafts = json.loads((workdir / DRAFTS).read_text())
     if drafts is not None:
         say(
             f"multi-token prediction drafts one token a step; {drafts['acceptance']:.0%} of them are "

@@ -4,7 +4,6 @@ base -> add a scalar head -> measure on held-out preferences -> train -> measure
 """
 
 import functools
-import json
 from pathlib import Path
 
 import jax
@@ -43,7 +42,7 @@ from deepseek_jax.reports.answers import make_console
 from deepseek_jax.reports.tables import plot_curves
 from deepseek_jax.rollout.policy import Policy
 from deepseek_jax.training.loop import fit
-from deepseek_jax.training.remembered import remembered
+from deepseek_jax.training.remembered import before_and_after, remembered
 from deepseek_jax.training.run import Run
 from deepseek_jax.worlds.bilingual.world import BILINGUAL
 
@@ -54,8 +53,16 @@ CURVES = ("loss", "accuracy", "margin", "safe_probability", "grad_norm")
 
 def run(settings: RewardModelSettings, run: Run):
     """Run the recipe, or resume it. Leaves the reward model in run.folder/params, for
-    config.reward_models.NAME.path of another run.
+    config.reward_models.NAME.path of another run. A complete run is reported alone.
     """
+    # What train_reward_model writes last
+    if not (run.folder / "params").exists():
+        _train(settings, run)
+    _report(run.folder)
+
+
+def _train(settings: RewardModelSettings, run: Run):
+    """Everything up to what the run leaves."""
     mesh, folder = run.mesh, run.folder
     with at("config"):
         # Before starting_policy, which may read gigabytes: rows that do not split raise at once
@@ -71,7 +78,6 @@ def run(settings: RewardModelSettings, run: Run):
     base = None if settings.adapter is None else base_path(settings, folder)
     train_reward_model(settings, policy, records, run.of(PHASE, folder), name, base)
     run.writer.close()
-    _report(folder)
 
 
 def train_reward_model(
@@ -156,9 +162,7 @@ def _report(workdir: Path):
 
 def reward_model_table(title: str, folder: Path):
     """A rich Table of folder's before.json and after.json: dicts of [mean, low, high], numbers and None."""
-    before, after = (
-        json.loads((folder / f"{when}.json").read_text()) for when in ("before", "after")
-    )
+    before, after = before_and_after(folder)
     table = Table(title=title, box=SIMPLE_HEAD, show_edge=False)
     table.add_column("score")
     for name in ("before", "after"):

@@ -29,6 +29,7 @@ from deepseek_jax.recipes.start import (
     check_positions,
     check_rows,
     check_slots,
+    is_trained,
     left_in,
     pretrained,
     save_trained,
@@ -39,7 +40,7 @@ from deepseek_jax.reports.answers import make_console, print_samples, print_tabl
 from deepseek_jax.reports.tables import loss_table, plot_curves
 from deepseek_jax.rollout.policy import Policy
 from deepseek_jax.training.loop import fit
-from deepseek_jax.training.remembered import remembered
+from deepseek_jax.training.remembered import before_and_after, remembered
 from deepseek_jax.training.run import Run
 from deepseek_jax.worlds.registry import open_rewards
 
@@ -50,8 +51,15 @@ CURVES = ("loss", "held_out_loss", "grad_norm")
 
 def run(settings: SftSettings, run: Run):
     """Run the recipe, or resume it. Leaves the policy in run.folder/params, or its adapter in
-    run.folder/adapter, for launch/evaluate.py and launch/convert.py.
+    run.folder/adapter, for launch/evaluate.py and launch/convert.py. A complete run is reported alone.
     """
+    if not is_trained(settings, run.folder):
+        _train(settings, run)
+    _report(settings, run.folder)
+
+
+def _train(settings: SftSettings, run: Run):
+    """Everything up to what the run leaves."""
     mesh, folder = run.mesh, run.folder
     with contextlib.ExitStack() as opened:
         # A wrong config raises here, before anything is trained
@@ -66,13 +74,12 @@ def run(settings: SftSettings, run: Run):
         loss_of = ConversationLoss(policy.config, list(batches), mesh)
         measure = functools.partial(_measure, settings, policy, asked, rewards, loss_of)
         # Before fine_tune, which donates policy.params
-        before = remembered(folder / "before.json", lambda: measure(policy.params))
+        remembered(folder / "before.json", lambda: measure(policy.params))
         source = packed_conversations(settings, policy, train, loss_of, mesh)
         params = fine_tune(settings, policy, source, run.of(PHASE))
-        after = remembered(folder / "after.json", lambda: measure(params))
+        remembered(folder / "after.json", lambda: measure(params))
     run.writer.close()
     save_trained(settings, folder, policy.config, params)
-    _report(settings, folder, before, after)
 
 
 def _rewards(settings: SftSettings, mesh):
@@ -151,9 +158,9 @@ def _measure(
     }
 
 
-def _report(settings: SftSettings, workdir: Path, before: dict, after: dict):
+def _report(settings: SftSettings, workdir: Path):
     """Print the tables and samples, draw the curves. Process 0 alone draws."""
-    console = make_console()
+    console, (before, after) = make_console(), before_and_after(workdir)
     if first_process():
         plot_curves(workdir / "metrics.jsonl", workdir / "curves.png", phase=PHASE, names=CURVES)
     losses = [measured["loss"]["loss"] for measured in (before, after)]

@@ -21,6 +21,7 @@ from deepseek_jax.rollout import generate, policy
 from deepseek_jax.settings import build
 from deepseek_jax.training.metrics import read_metrics
 from deepseek_jax.worlds.arithmetic.corpus import question
+from tests.compilations import compilations
 from tests.recipes.small import run_recipe, small_config
 
 CLOCKS = ("seconds", "per_second", "gib")  # metrics that no two runs share
@@ -148,11 +149,12 @@ def test_the_policy_that_a_run_leaves_is_its_last(finished):
 
 
 def test_running_again_says_complete_and_changes_nothing(finished, capsys):
-    """Oracle: every file's bytes before."""
+    """Oracle: every file's bytes before; no request for a compilation."""
     before = contents(finished)
-    run(finished)
-    assert "grpo: already complete" in capsys.readouterr().out
-    assert contents(finished) == before
+    with compilations() as requests:
+        run(finished)
+    assert "complete; params" in capsys.readouterr().out
+    assert contents(finished) == before and not requests
 
 
 class Killed(BaseException):
