@@ -40,6 +40,8 @@ def define_run(default: str):
     """Define the flags of a program that starts a recipe. default: of --workdir, for its help."""
     flags.DEFINE_string("workdir", None, f"The folder of the run; default {default}.")
     distributed.define_flags()
+    meaning = "Test devices, versions, collectives, the work directory and the data; run nothing."
+    flags.DEFINE_bool("check", False, meaning)
 
 
 def parse_flags(argv):
@@ -163,6 +165,12 @@ def start(config: ConfigDict, workdir: Path, shown=str):
     with one_message(shown):
         several = distributed.join_peers()
     keep_programs(workdir.parent if several else None)
+    if flags.FLAGS.check:
+        from launch.check import check
+
+        with one_message(shown):
+            check(*_opened(config), config, workdir)
+        return
     run_recipe(config, workdir, shown)
 
 
@@ -185,17 +193,12 @@ def run_recipe(config: ConfigDict, workdir: Path, shown=str, listen=Stop, **cons
     """
     import jax
 
-    from deepseek_jax.parallel.mesh import MeshSettings, make_mesh
     from deepseek_jax.training.metrics import MetricsWriter
     from deepseek_jax.training.run import Run
 
     with one_message(shown):
-        recipe = find_recipe(config.get("recipe"))
         # Before the work directory is claimed: a misspelt field is named even if that is another config's
-        settings = build(recipe.SETTINGS, config, "config")
-        axes = build(MeshSettings, config.get("mesh", {}), "config.mesh")
-        with at("config.mesh"):
-            mesh = make_mesh(**dataclasses.asdict(axes))
+        recipe, settings, mesh = _opened(config)
         redoes = getattr(recipe, "REDOES_WHAT_CHANGED", False)
         with claim_workdir(workdir, config, may_change=redoes), jax.set_mesh(mesh):
             if jax.process_index() == 0:
@@ -203,3 +206,15 @@ def run_recipe(config: ConfigDict, workdir: Path, shown=str, listen=Stop, **cons
                 print(f"{config.recipe} on {devices}; work directory {workdir}", flush=True)
             writer = MetricsWriter(workdir, **console)
             recipe.run(settings, Run(mesh, workdir, writer, listen()))
+
+
+def _opened(config):
+    """(the recipe's module, its settings, the mesh) of a config."""
+    from deepseek_jax.parallel.mesh import MeshSettings, make_mesh
+
+    recipe = find_recipe(config.get("recipe"))
+    settings = build(recipe.SETTINGS, config, "config")
+    axes = build(MeshSettings, config.get("mesh", {}), "config.mesh")
+    with at("config.mesh"):
+        mesh = make_mesh(**dataclasses.asdict(axes))
+    return recipe, settings, mesh

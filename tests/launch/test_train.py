@@ -48,6 +48,11 @@ class Polling:
 
 SETTINGS = Polling
 
+def check_data(settings, mesh, folder):
+    if settings.bad == "data" and jax.process_index() == 1:
+        time.sleep(60)
+    return f"no data for {dict(mesh.shape)['data']}"
+
 def run(settings, run):
     if settings.bad == "settings":
         build(Nothing, {"lr": 1}, "config.rl")
@@ -284,8 +289,8 @@ def test_a_second_start_compiles_nothing_that_the_first_compiled(tmp_path):
     assert compiled("second") == first
 
 
-def tasks(folder, *args, count=2):
-    """Start as Slurm starts the tasks of a step: -> their processes."""
+def tasks(folder, *args, count=2, environments=({}, {})):
+    """Start as Slurm starts the tasks of a step: -> their processes. environments: more of each."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
@@ -297,8 +302,11 @@ def tasks(folder, *args, count=2):
         "SLURM_NTASKS": "2",
         "SLURM_STEP_NUM_TASKS": str(count),
     }
-    numbers = map(str, range(count))
-    return [start(folder, *args, SLURM_PROCID=i, SLURM_LOCALID=i, **slurm) for i in numbers]
+    numbered = zip(map(str, range(count)), environments, strict=False)
+    return [
+        start(folder, *args, SLURM_PROCID=i, SLURM_LOCALID=i, **slurm, **more)
+        for i, more in numbered
+    ]
 
 
 def test_two_processes_make_one_mesh_and_one_work_directory(folder):

@@ -76,6 +76,15 @@ def run(settings: DistillSettings, run: Run):
     )
 
 
+def check_data(settings: DistillSettings, mesh, folder: Path):
+    """Read the data as a run does, with what it builds in `folder`: -> what there is, in words."""
+    world = find_world(settings.world)
+    questions = world_tasks(world, settings.seed, FEWEST)
+    # The teacher's answers are not there yet
+    tasks = transfer_tasks(settings, world, questions, None, folder)
+    return "; ".join(f"{name}: {len(task.train)} texts" for name, task in tasks.items())
+
+
 def _conclude(
     settings: DistillSettings,
     answers: dict,

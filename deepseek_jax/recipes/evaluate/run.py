@@ -69,6 +69,13 @@ def run(settings: EvaluateSettings, run: Run):
     report(results["problems"], folder)
 
 
+def check_data(settings: EvaluateSettings, mesh, folder: Path):
+    """Read the data as a run does, with what it builds in `folder`: -> what there is, in words."""
+    with at("config"):
+        problems = load_problems(settings)
+    return f"{len(problems)} problems, such as {problems[0]['question']!r}"
+
+
 def files_hash(checkpoint: str, field: str = "checkpoint"):
     """A hash of the names, sizes and modification times of a checkpoint's files, not of their contents.
 

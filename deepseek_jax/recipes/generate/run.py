@@ -75,6 +75,15 @@ def run(settings: GenerateSettings, run: Run):
     _report(run.folder, fates)
 
 
+def check_data(settings: GenerateSettings, mesh: Mesh, folder: Path):
+    """Read the data as a run does, with what it builds in `folder`: -> what there is, in words."""
+    with at("config"):
+        questions, held_out = _questions(settings)
+        measured_on, _ = _measured_on(settings, held_out)
+    counts = f"{len(questions)} questions, and {len(measured_on)} of evaluations that they must not contain"
+    return f"{counts}, such as {questions[0]['question']!r}"
+
+
 def _rewards(settings: GenerateSettings, mesh: Mesh):
     """The Rewards that score the samples, with the trained reward models."""
     with at("reward_models"):

@@ -46,6 +46,16 @@ def run(settings: GrpoSettings, run: Run):
     _report(settings, run.folder)
 
 
+def check_data(settings: GrpoSettings, mesh, folder: Path):
+    """Read the data as a run does, with what it builds in `folder`: -> what there is, in words."""
+    with at("config"):
+        task, general = _read(settings)
+    counts = (
+        f"{len(task.train)} questions, {len(task.held_out)} held out, {len(general)} general ones"
+    )
+    return f"{counts}, such as {task.train[0]['question']!r}"
+
+
 def _train(settings: GrpoSettings, run: Run):
     """Everything up to what the run leaves."""
     folder = run.folder
@@ -78,19 +88,26 @@ def _rewards(settings: GrpoSettings, mesh, opened: contextlib.ExitStack):
 
 def _questions(settings: GrpoSettings, paid: dict):
     """(Task, general questions). Raises ValueError where the rewards of their scenario cannot score them."""
+    task, general = _read(settings)
+    with at("rewards"):
+        paid["reasoning"].check([*task.train, *task.held_out])
+    if general:
+        with at("general.rewards"):
+            paid["general"].check(general)
+    return task, general
+
+
+def _read(settings: GrpoSettings):
+    """(Task, general questions, [] without settings.general)."""
     data, general = settings.data, []
     with at("data"):
         if data.path is not None:
             task = gsm8k_task(data.path, data.num_held_out, seed=settings.seed)
         else:
             task = find_questions(data.task)[1].make(settings.seed, data.num_held_out)
-    with at("rewards"):
-        paid["reasoning"].check([*task.train, *task.held_out])
     if settings.general is not None:
         with at("general"):
             general = read_questions(settings.general.path)
-        with at("general.rewards"):
-            paid["general"].check(general)
     return task, general
 
 

@@ -51,6 +51,13 @@ def run(settings: JudgeSettings, run: Run):
     _report(run.folder)
 
 
+def check_data(settings: JudgeSettings, mesh, folder: Path):
+    """Read the data as a run does, with what it builds in `folder`: -> what there is, in words."""
+    with at("config"):
+        pairs = judged_pairs(settings, BILINGUAL, folder)
+    return f"{len(pairs.train)} pairs, and {len(pairs.held_out)} held out, such as {pairs.train[0]}"
+
+
 def _train(settings: JudgeSettings, run: Run):
     """Everything up to what the run leaves."""
     mesh, folder = run.mesh, run.folder

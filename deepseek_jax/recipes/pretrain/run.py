@@ -55,6 +55,15 @@ def run(settings: PretrainSettings, run: Run):
     _report(settings, run.folder)
 
 
+def check_data(settings: PretrainSettings, mesh: Mesh, folder: Path):
+    """Read the data as a run does, with what it builds in `folder`: -> what there is, in words."""
+    with at("config"):
+        train, held_out = open_corpus(settings.data, folder, settings.seed, mesh)
+    return (
+        f"{len(train)} documents, and {len(held_out)} held out, such as {train[0]['text'][:60]!r}"
+    )
+
+
 def _train(settings: PretrainSettings, run: Run):
     """Everything up to what the run leaves."""
     mesh, workdir = run.mesh, run.folder

@@ -11,6 +11,8 @@ base -> 3 fine-tuning on the accepted answers and on good answers to general que
 Every policy is measured on held-out questions.
 """
 
+from pathlib import Path
+
 from deepseek_jax.data.tasks import Task
 from deepseek_jax.errors import at
 from deepseek_jax.models import build_model
@@ -102,6 +104,14 @@ def run(settings: R1Settings, run: Run):
     # Again, because the page has the findings too
     report()
     say(f"complete; report.html, and a folder of each stage's lineage and params, are in {workdir}")
+
+
+def check_data(settings: R1Settings, mesh, folder: Path):
+    """Read the data as a run does, with what it builds in `folder`: -> what there is, in words."""
+    with at("config"):
+        world = _world(settings)
+        task = world.questions[world.reasoning].make(settings.seed, settings.evaluation.num_puzzles)
+    return f"world {world.name}: {len(task.train)} reasoning questions"
 
 
 def _world(settings: R1Settings):

@@ -61,6 +61,13 @@ def run(settings: RewardModelSettings, run: Run):
     _report(run.folder)
 
 
+def check_data(settings: RewardModelSettings, mesh: Mesh, folder: Path):
+    """Read the data as a run does, with what it builds in `folder`: -> what there is, in words."""
+    with at("config"):
+        train, held_out = load_preferences(settings, BILINGUAL, folder)
+    return f"{len(train)} records, and {len(held_out)} held out, such as {train[0]}"
+
+
 def _train(settings: RewardModelSettings, run: Run):
     """Everything up to what the run leaves."""
     mesh, folder = run.mesh, run.folder

@@ -58,6 +58,15 @@ def run(settings: SftSettings, run: Run):
     _report(settings, run.folder)
 
 
+def check_data(settings: SftSettings, mesh, folder: Path):
+    """Read the data as a run does, with what it builds in `folder`: -> what there is, in words."""
+    with at("config"):
+        train, held_out = load_conversations(settings, folder)
+    return (
+        f"{len(train)} conversations, and {len(held_out)} held out, such as {train[0]['messages']}"
+    )
+
+
 def _train(settings: SftSettings, run: Run):
     """Everything up to what the run leaves."""
     mesh, folder = run.mesh, run.folder

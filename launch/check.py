@@ -1,0 +1,179 @@
+"""launch/train.py --check: can these processes run this experiment together? In about a minute.
+
+Every process tests its devices, its versions, a collective on each axis of the mesh, the work directory and
+the data. JAX is imported where it is used, as in launch/common.py.
+"""
+
+import functools
+import importlib.metadata
+import os
+import platform
+import shutil
+import socket
+import sys
+import threading
+import time
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+from launch.workdir import claim_workdir
+
+# What runs together has to be the same
+PACKAGES = ("deepseek_jax", "jax", "jaxlib", "libtpu", "flax", "optax", "orbax-checkpoint", "grain")
+# A part that takes longer hangs: a process is missing, or a link is down
+HANGS_SECONDS = 120.0
+# An all-reduce of so many bytes a device shows a slow link
+MESSAGE_BYTES = 2**24
+HANGS = 1
+
+
+class _Done(Exception):
+    """Ends the claim of a work directory as a run that failed at once does: nothing of it stays."""
+
+
+def check(recipe, settings, mesh, config: ConfigDict, workdir: Path):
+    """Print what each part found, from process 0. Raises ValueError for what a user can correct.
+
+    settings: of recipe.SETTINGS, built from the config.
+    """
+    from deepseek_jax.parallel.processes import say
+
+    def data(folder):
+        return recipe.check_data(settings, mesh, folder)
+
+    redoes = getattr(recipe, "REDOES_WHAT_CHANGED", False)
+    parts = {
+        "devices": lambda: _devices(mesh),
+        "versions": _versions,
+        "collectives": lambda: _collectives(mesh),
+        "work directory, data": lambda: _files(config, workdir, redoes, data),
+    }
+    began = time.monotonic()
+    for name, part in parts.items():
+        with _watched(name):
+            say(f"{name}: {part()}")
+    say(f"all is well, after {time.monotonic() - began:.0f} s; leave out --check to run")
+
+
+class _watched:
+    """End the process if the block hangs: a collective that waits for a missing process cannot be left."""
+
+    def __init__(self, name: str):
+        self.timer = threading.Timer(HANGS_SECONDS, self._hangs)
+        self.name, self.timer.daemon = name, True
+
+    def __enter__(self):
+        self.timer.start()
+
+    def __exit__(self, *_):
+        self.timer.cancel()
+
+    def _hangs(self):
+        print(
+            f"error: --check: {self.name} takes more than {HANGS_SECONDS:.0f} s on {_here()}; look at what "
+            "the others print: a process that prints nothing is missing, or cannot be reached",
+            file=sys.stderr,
+            flush=True,
+        )
+        os._exit(HANGS)
+
+
+def _here():
+    import jax
+
+    return f"process {jax.process_index()} on {socket.gethostname()}"
+
+
+def _devices(mesh):
+    """The devices of all processes, which have to be alike."""
+    import jax
+
+    local = jax.local_devices()
+    stats = local[0].memory_stats() or {}
+    limit = stats.get("bytes_limit")
+    memory = "unknown memory" if limit is None else f"{limit / 2**30:.1f} GiB"
+    own = f"{len(local)} x {local[0].device_kind} with {memory}"
+    _same("devices", own)
+    sizes = ", ".join(f"{axis}={size}" for axis, size in mesh.shape.items() if size > 1)
+    return f"{jax.process_count()} x ({own}); mesh {sizes or 'of one device'}"
+
+
+def _versions():
+    """The versions of all processes, which have to be the same."""
+    found = {"python": platform.python_version()}
+    for name in PACKAGES:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            found[name] = "missing"
+    for name, version in found.items():
+        _same(f"the version of {name}", version)
+    return ", ".join(f"{name} {v}" for name, v in found.items() if v != "missing")
+
+
+def _same(what, value):
+    """Raise ValueError, naming the processes, unless all have the same value."""
+    from deepseek_jax.parallel.processes import from_each
+
+    found = from_each([socket.gethostname(), value])
+    others = [f"{i} on {host}: {v}" for i, (host, v) in enumerate(found) if v != found[0][1]]
+    if others:
+        raise ValueError(
+            f"--check: {what} must be the same everywhere; process 0 on {found[0][0]} has {found[0][1]}, and "
+            f"process {'; process '.join(others)}"
+        )
+
+
+def _collectives(mesh):
+    """A sum along each axis of the mesh, against numpy's, and the seconds of a larger one."""
+    import jax
+    import jax.numpy as jnp
+    import numpy as np
+    from jax.sharding import NamedSharding, PartitionSpec
+
+    spec = PartitionSpec(mesh.axis_names)
+    number = np.arange(mesh.size, dtype=np.float32).reshape(mesh.devices.shape)
+    ours = jax.make_array_from_callback(
+        (mesh.size,), NamedSharding(mesh, spec), lambda index: number.reshape(-1)[index]
+    )
+    wide = jax.jit(lambda x: jnp.repeat(x[:, None], MESSAGE_BYTES // 4, axis=1))(ours)
+    times = []
+    for place, axis in enumerate(mesh.axis_names):
+        if mesh.shape[axis] == 1:
+            continue
+        along = functools.partial(jax.lax.psum, axis_name=axis)
+        summed = jax.jit(jax.shard_map(along, mesh=mesh, in_specs=spec, out_specs=spec))
+        jax.block_until_ready(summed(wide))
+        began = time.perf_counter()
+        result = jax.block_until_ready(summed(wide))
+        times.append(f"{axis} {1000 * (time.perf_counter() - began):.0f} ms")
+        wanted = np.broadcast_to(number.sum(place, keepdims=True), number.shape).reshape(-1)
+        for shard in result.addressable_shards:
+            found, right = np.asarray(shard.data), wanted[shard.index[0]]
+            wrong = found[found != right[:, None]]
+            if wrong.size:
+                raise RuntimeError(
+                    f"--check: a sum along {axis} has {wrong[0]} on {shard.device} of {_here()}, and should "
+                    f"be {right[0]}: the device or its link is faulty"
+                )
+    size = f"{MESSAGE_BYTES // 2**20} MiB a device"
+    return f"sums of {size} along " + ", ".join(times) if times else "a single device has none"
+
+
+def _files(config, workdir, redoes, data):
+    """The work directory, which all processes see and no other run uses, and data(folder) in it."""
+    from deepseek_jax.parallel.processes import barrier, first_process
+
+    try:
+        with claim_workdir(workdir, config, may_change=redoes):
+            folder = workdir / "check"
+            try:
+                said = data(folder)
+            finally:
+                barrier("the data is checked")
+                if first_process():
+                    shutil.rmtree(folder, ignore_errors=True)
+            raise _Done
+    except _Done:
+        return f"{workdir}; {said}"
