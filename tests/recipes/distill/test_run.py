@@ -26,6 +26,7 @@ from deepseek_jax.settings import build
 from deepseek_jax.training.metrics import read_metrics
 from deepseek_jax.worlds.bilingual.tokenizer import bilingual_tokenizer
 from deepseek_jax.worlds.bilingual.world import BILINGUAL
+from tests.compilations import compilations
 from tests.data.rows import with_rows
 from tests.recipes.small import make_run, one_device, run_recipe
 from tests.tiny import tiny_model
@@ -107,8 +108,12 @@ def test_every_term_is_logged_the_rate_follows_and_projections_are_dropped(finis
 
 
 def test_what_is_unchanged_is_not_made_again(finished, files, capsys):
-    """Oracle: what the run says of its two stages; and the hash of texts, by the content of their file."""
-    run(finished, small_config(files))
+    """Oracle: what the run says of its two stages; no request for a compilation; the hash of texts, by the
+    content of their file.
+    """
+    with compilations() as requests:
+        run(finished, small_config(files))
+    assert not requests
     said = capsys.readouterr().out
     assert said.count("not run again") == 2 and "complete" in said
     settings = build(DistillSettings, small_config(files), "config")

@@ -20,6 +20,7 @@ from deepseek_jax.training.lineage import content_hash
 from deepseek_jax.training.metrics import read_metrics
 from deepseek_jax.worlds.bilingual.tokenizer import bilingual_tokenizer
 from deepseek_jax.worlds.bilingual.world import BILINGUAL
+from tests.compilations import compilations
 from tests.recipes.small import one_device, run_recipe
 
 TRAINED = ("zero", "cold_start", "reasoning", "judge", "sft", *REWARD_MODELS, "scenarios")
@@ -164,9 +165,11 @@ def test_a_run_leaves_a_page_of_its_stages_scores_and_samples(finished):
 
 @pytest.mark.slow
 def test_running_again_runs_no_stage(finished, capsys):
-    """Oracle: every file's bytes before; the lines that say so."""
+    """Oracle: every file's bytes before; the lines that say so; no request for a compilation."""
     before = {path: path.read_bytes() for path in finished.rglob("*") if path.is_file()}
-    run(finished)
+    with compilations() as requests:
+        run(finished)
+    assert not requests
     assert {path: path.read_bytes() for path in finished.rglob("*") if path.is_file()} == before
     out = capsys.readouterr().out
     assert out.count("unchanged") == len(ORDER) + len(MEASURED)
