@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -169,6 +170,44 @@ def test_runs_outlive_their_sweep_and_another_takes_them_over_and_cancels_them(f
     statuses = [folder / "waiting" / f"{name}.status" for name in NAMES]
     assert [path.exists() and path.read_text() for path in statuses] == ["75"] * 4
     assert not any(log.exists() for log in (folder / "waiting").glob(f"{NAMES[3]}*.log"))
+
+
+@pytest.mark.slow
+def test_a_single_run_is_queued_again_and_resumes(folder, slurm):
+    """Oracle: its log: it resumes at the step at which it saved; each step is logged once."""
+    script, workdir = ROOT / "launch" / "train.sbatch", folder / "single"
+    # Submitted from the checkout, as its first lines say
+    submit = [
+        "sbatch",
+        "--parsable",
+        "--nodes=2",
+        "--ntasks-per-node=1",
+        f"--output={folder}/job.log",
+        script,
+    ]
+    config = f"--config={folder / 'tiny.py'}"
+    environment = slurm | {"PATH": f"{Path(sys.executable).parent}:{slurm['PATH']}"}
+    done = subprocess.run(
+        [*submit, config, f"--workdir={workdir}"],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    job, log, until = done.stdout.strip(), folder / "job.log", time.monotonic() + 400
+    while not any(line["step"] >= 30 for line in records(workdir)):
+        assert time.monotonic() < until, log.read_text()
+        time.sleep(0.2)
+    subprocess.run(["scancel", "--signal=TERM", f"{job}.0"], env=slurm, check=True)
+    while not (workdir / "drafts.json").exists() or job in jobs(slurm):
+        assert time.monotonic() < until, log.read_text()
+        time.sleep(0.5)
+    text = log.read_text()
+    print(text)
+    (saved,) = re.findall(r"asked to stop; saved at step (\d+) of 300", text)
+    assert f"resuming at step {saved} of 300" in text and "on 2 x cpu" in text
+    assert [line["step"] for line in records(workdir)] == [*range(0, 300, 5), 299]
 
 
 def leaves(loaded):
