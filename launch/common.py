@@ -40,6 +40,8 @@ def define_run(default: str):
     """Define the flags of a program that starts a recipe. default: of --workdir, for its help."""
     flags.DEFINE_string("workdir", None, f"The folder of the run; default {default}.")
     distributed.define_flags()
+    meaning = "End at a damaged checkpoint; the default is to name it, and to use an earlier one."
+    flags.DEFINE_bool("strict", False, meaning)
     meaning = "Test devices, versions, collectives, the work directory and the data; run nothing."
     flags.DEFINE_bool("check", False, meaning)
 
@@ -171,7 +173,7 @@ def start(config: ConfigDict, workdir: Path, shown=str):
         with one_message(shown):
             check(*_opened(config), config, workdir)
         return
-    run_recipe(config, workdir, shown)
+    run_recipe(config, workdir, shown, strict=flags.FLAGS.strict)
 
 
 def prepare_process(xla_flags: str):
@@ -187,9 +189,9 @@ def prepare_process(xla_flags: str):
     return_compilers_memory()
 
 
-def run_recipe(config: ConfigDict, workdir: Path, shown=str, listen=Stop, **console):
-    """The part of `start` that a process may repeat. listen() -> should_stop of the recipe's Run. console:
-    keywords of MetricsWriter.
+def run_recipe(config: ConfigDict, workdir: Path, shown=str, listen=Stop, strict=False, **console):
+    """The part of `start` that a process may repeat. listen() -> should_stop of the recipe's Run. strict: of
+    the Run. console: keywords of MetricsWriter.
     """
     import jax
 
@@ -205,7 +207,7 @@ def run_recipe(config: ConfigDict, workdir: Path, shown=str, listen=Stop, **cons
                 devices = f"{mesh.size} x {mesh.devices.flat[0].device_kind}"
                 print(f"{config.recipe} on {devices}; work directory {workdir}", flush=True)
             writer = MetricsWriter(workdir, **console)
-            recipe.run(settings, Run(mesh, workdir, writer, listen()))
+            recipe.run(settings, Run(mesh, workdir, writer, listen(), strict=strict))
 
 
 def _opened(config):

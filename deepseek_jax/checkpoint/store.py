@@ -1,11 +1,25 @@
 """Training state on disk, by Orbax: complete checkpoints only, for any mesh."""
 
+import json
+import os
+import shutil
+from hashlib import blake2b
 from pathlib import Path
 
 import jax
 from orbax.checkpoint import v1 as ocp
 
+from deepseek_jax.ops.fingerprint import fingerprint
+from deepseek_jax.parallel.processes import barrier, first_process, from_each, say
+
 policies = ocp.training.preservation_policies
+# The name of a checkpoint that was set aside: STEP and this
+ASIDE = ".damaged"
+_fingerprint = jax.jit(fingerprint)
+
+
+class DamagedCheckpoint(ValueError):
+    """A checkpoint that cannot be read, or that is not what was saved."""
 
 
 class Store:
@@ -13,9 +27,10 @@ class Store:
 
     The newest `keep` of them stay, with keep_every also those of its multiples, and with best_is, "lowest" or
     "highest", also the one with the best score.
-    A checkpoint holds {"state": a tree of arrays, "data": anything that JSON can hold}. It counts once
+    A checkpoint holds {"state": a tree of arrays, "data": a dict of what JSON can hold}. It counts once
     it is complete: one that a killed process left half-written is never read, and saving that step
-    again replaces it.
+    again replaces it. Digests of all that it holds, which depend on no mesh, are saved in it and compared
+    when it is read. strict: raise DamagedCheckpoint where `newest` would use an earlier one.
     Use it as a context manager, or call close(): saving continues in the background.
     """
 
@@ -26,6 +41,7 @@ class Store:
         keep: int = 2,
         keep_every: int | None = None,
         best_is: str | None = None,
+        strict: bool = False,
     ):
         self.folder = Path(folder).resolve()
         stays = [policies.LatestN(keep)]
@@ -41,6 +57,8 @@ class Store:
                     keep_checkpoints_without_metrics=False,
                 )
             )
+        self.strict = strict
+        self._set_aside_bad_scores()
         registry = ocp.handlers.local_registry()
         registry.add(ocp.handlers.JsonHandler, checkpointable_name="data")
         context = ocp.Context()
@@ -63,6 +81,8 @@ class Store:
         if latest is not None and step <= latest:
             raise ValueError(f"{self.folder} already holds step {latest}; cannot save step {step}")
         metrics = None if score is None else {"score": score}
+        digests = _digests(checkpoint["state"]) | {"data": _digest_of_json(checkpoint["data"])}
+        checkpoint = checkpoint | {"data": checkpoint["data"] | {"digests": digests}}
         self._checkpointer.save_checkpointables_async(step, checkpoint, metrics=metrics)
 
     def latest_step(self):
@@ -76,13 +96,34 @@ class Store:
         found = self._checkpointer.checkpoints
         return {c.step: c.metrics["score"] for c in found if c.metrics is not None}
 
+    def newest(self, abstract_state):
+        """(step, what restore returns) of the newest checkpoint that is whole; (None, None) without any.
+
+        A damaged one is named, and renamed to STEP.damaged. Raises DamagedCheckpoint where no
+        checkpoint is left.
+        """
+        newest = step = self.latest_step()
+        while step is not None:
+            try:
+                return step, self.restore(step, abstract_state)
+            except DamagedCheckpoint as error:
+                self._set_aside(step, error)
+                self._checkpointer.reload()
+            step = self.latest_step()
+        if newest is not None:
+            raise DamagedCheckpoint(
+                f"{self.folder} has no checkpoint that is whole; remove it to begin anew"
+            )
+        return None, None
+
     def restore(self, step: int | None, abstract_state):
         """Read a checkpoint: -> {"state": ..., "data": ...}. step: None is the newest.
 
         abstract_state: the tree of arrays, or ShapeDtypeStructs with shardings, that "state" must
         be; the shardings decide where the arrays go, whatever mesh they were saved from.
         Raises ValueError for a step that is not there, and for a state of another tree, shape or
-        dtype: it names the first path that differs.
+        dtype: it names the first path that differs. Raises DamagedCheckpoint, on all processes, where a file
+        cannot be read on one of them, and where an array is not what was saved: it names the array.
         """
         # A save still under way is not in the list
         self.wait()
@@ -90,12 +131,13 @@ class Store:
         # None, the newest, is missing only where there is no checkpoint at all
         if step not in (steps if step is not None else [None] * len(steps)):
             raise ValueError(f"{self.folder} holds no checkpoint of step {step}; it has {steps}")
+        step = steps[-1] if step is None else step
         abstract_state = jax.tree.map(_abstract, abstract_state)
-        saved = self._checkpointer.checkpointables_metadata(step).metadata["state"]
-        self._check_same(_describe(saved), _describe(abstract_state))
-        return self._checkpointer.load_checkpointables(
-            step, {"state": abstract_state, "data": None}
-        )
+        wanted = {"state": abstract_state, "data": None}
+        self._check_same(step, abstract_state)
+        checkpoint = self._read(step, lambda: self._checkpointer.load_checkpointables(step, wanted))
+        self._check_digests(step, checkpoint)
+        return checkpoint
 
     def wait(self):
         """Return once every save is on disk; raises any error of a save."""
@@ -111,7 +153,65 @@ class Store:
     def __exit__(self, *_):
         self.close()
 
-    def _check_same(self, saved, wanted):
+    def _read(self, step, read):
+        """read(). Raises DamagedCheckpoint, on all processes, where it raises anything on one of them."""
+        result = failure = None
+        try:
+            result = read()
+        # Orbax, tensorstore and json raise errors of their own, none of which names the checkpoint
+        except Exception as error:
+            failure = error
+        whys = from_each(failure and f"{type(failure).__name__}: {failure}")
+        for process, why in enumerate(whys):
+            if why is not None:
+                raise DamagedCheckpoint(
+                    f"{self.folder / str(step)} is damaged: process {process} cannot read it ({why[:300]})"
+                ) from failure
+        return result
+
+    def _check_digests(self, step, checkpoint):
+        data = checkpoint["data"]
+        digests = data.pop("digests", None)
+        if digests is None:
+            say(f"{self.folder / str(step)} is of a version without digests, and is not checked")
+            return
+        found = _digests(checkpoint["state"]) | {"data": _digest_of_json(data)}
+        changed = sorted(path for path in found if found[path] != digests.get(path))
+        if changed:
+            raise DamagedCheckpoint(
+                f"{self.folder / str(step)} is damaged: {changed[0]} is not what was saved, nor are "
+                f"{len(changed) - 1} other arrays of {len(found)}"
+            )
+
+    def _set_aside_bad_scores(self):
+        """Orbax reads the scores of all checkpoints at once, and fails if one of them is not JSON."""
+        for path in sorted(self.folder.glob("*/metrics/metrics")):
+            step = path.parent.parent.name
+            if step.isdigit() and not _is_json(path.read_text(errors="replace")):
+                damage = DamagedCheckpoint(f"{self.folder / step} is damaged: {path} is not JSON")
+                self._set_aside(step, damage)
+
+    def _set_aside(self, step, damage):
+        if self.strict:
+            raise damage
+        say(f"{damage}. It is renamed to {step}{ASIDE}, and an earlier checkpoint is looked for.")
+        barrier(f"checkpoint {step} is read")
+        if first_process():
+            aside = self.folder / f"{step}{ASIDE}"
+            # Of an earlier time
+            shutil.rmtree(aside, ignore_errors=True)
+            os.replace(self.folder / str(step), aside)
+        barrier(f"checkpoint {step} is set aside")
+
+    def _check_same(self, step, abstract_state):
+        """Raise ValueError where the checkpoint's state is of another tree, shape or dtype."""
+        metadata = self._read(
+            step, lambda: self._checkpointer.checkpointables_metadata(step).metadata
+        )
+        # Not readable: what reads the arrays says why
+        if metadata.get("state") is None:
+            return
+        saved, wanted = _describe(metadata["state"]), _describe(abstract_state)
         for path in sorted(saved.keys() | wanted.keys()):
             if saved.get(path) != wanted.get(path):
                 raise ValueError(
@@ -121,16 +221,44 @@ class Store:
                 )
 
 
+def _digests(state):
+    """{path: ops.fingerprint of the array}: each array alone, so that a message can name it."""
+    leaves = jax.tree_util.tree_leaves_with_path(state)
+    # Moments in the host's memory go through the device one by one
+    digests = {_name(path): _fingerprint(_on_device(leaf)) for path, leaf in leaves}
+    return {name: int(digest) for name, digest in digests.items()}
+
+
+def _on_device(leaf):
+    waits = jax.typeof(leaf).memory_space == jax.memory.Space.Host
+    return jax.device_put(leaf, jax.memory.Space.Device) if waits else leaf
+
+
+def _digest_of_json(data):
+    text = json.dumps(data, sort_keys=True)
+    return blake2b(text.encode(), digest_size=8).hexdigest()
+
+
+def _is_json(text):
+    try:
+        json.loads(text)
+    except ValueError:
+        return False
+    return True
+
+
 def _abstract(leaf):
     return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding)
 
 
 def _describe(tree):
     """{"params/final_norm/scale": "float32[64]", ...}: tuples and dataclasses read like dicts."""
-    return {
-        "/".join(str(_key(part)) for part in path): f"{leaf.dtype}{list(leaf.shape)}"
-        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
-    }
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {_name(path): f"{leaf.dtype}{list(leaf.shape)}" for path, leaf in leaves}
+
+
+def _name(path):
+    return "/".join(str(_key(part)) for part in path)
 
 
 def _key(part):

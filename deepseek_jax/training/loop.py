@@ -70,6 +70,7 @@ def train(
     """
     kept = settings.checkpoints
     keeps = dict(keep=kept.keep, keep_every=kept.keep_every, best_is=kept.best and kept.best_is)
+    keeps["strict"] = run.strict
     with Store(run.folder, **keeps) as store:
         state, first_step = _resume(state, source, store, settings.num_steps, run.phase)
         # Before writer.start, which deletes lines: a complete phase is left as it is
@@ -173,10 +174,9 @@ def jitted_fit(settings, loss_fn, params, mesh: Mesh):
 
 def _resume(state, source, store, num_steps, phase):
     """(state, steps done) of the newest checkpoint; without one, the given state and 0."""
-    done = store.latest_step()
+    done, checkpoint = store.newest(state.saved())
     if done is None:
         return state, 0
-    checkpoint = store.restore(done, state.saved())
     source.set_state(checkpoint["data"]["source"])
     if done >= num_steps:
         say(f"{phase}: already complete, {done} steps in {store.folder}")

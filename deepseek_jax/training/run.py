@@ -15,7 +15,8 @@ class Run:
 
     folder: holds the files of the run, or the checkpoints of the phase. writer: takes the metrics of all
     phases. should_stop(): whether this process was asked to save and exit; called after every step. phase:
-    the name of the phase in metrics and messages.
+    the name of the phase in metrics and messages. strict: end at a damaged checkpoint; else an earlier one is
+    used.
     """
 
     mesh: Mesh
@@ -23,6 +24,7 @@ class Run:
     writer: MetricsWriter
     should_stop: Callable[[], bool] = lambda: False
     phase: str = ""
+    strict: bool = False
 
     def of(self, phase: str, folder: Path | None = None):
         """The same run in one of its phases, whose files are in `folder`: default self.folder/phase."""

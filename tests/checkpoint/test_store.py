@@ -1,4 +1,5 @@
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -9,7 +10,7 @@ import numpy as np
 import optax
 import pytest
 
-from deepseek_jax.checkpoint.store import Store
+from deepseek_jax.checkpoint.store import DamagedCheckpoint, Store
 from deepseek_jax.parallel import make_mesh, shardings
 from deepseek_jax.training.state import TrainState, state_shardings
 
@@ -92,7 +93,7 @@ def test_a_checkpoint_restores_onto_another_mesh(tmp_path, sizes):
 KILLED = """
 import os, signal, sys
 import jax.numpy as jnp
-from deepseek_jax.checkpoint.store import Store
+from deepseek_jax.checkpoint.store import DamagedCheckpoint, Store
 store = Store(sys.argv[1])
 store.save(1, {"state": {"x": jnp.ones(3)}, "data": {"step": 1}})
 store.wait()
@@ -165,3 +166,96 @@ def test_a_step_that_is_not_new_is_refused(tmp_path):
             with pytest.raises(ValueError, match=f"already holds step 2; cannot save step {step}"):
                 store.save(step, {"state": make_state(1), "data": {}})
         assert_equal(store.restore(None, make_state())["state"], make_state())
+
+
+def flip(path):
+    """Another byte in the middle, as a failing disk may give."""
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 0x10
+    path.write_bytes(content)
+
+
+def largest(folder):
+    return max((f for f in folder.rglob("*") if f.is_file()), key=lambda f: f.stat().st_size)
+
+
+def damage_json(folder):
+    text = (folder / "data" / "data.json").read_text()
+    assert '"next_index":3' in text.replace(" ", "")
+    (folder / "data" / "data.json").write_text(text.replace("3", "4", 1))
+
+
+DAMAGES = {
+    "flipped byte": lambda folder: flip(largest(folder / "state" / "ocdbt.process_0")),
+    "cut array": lambda folder: os.truncate(largest(folder / "state" / "ocdbt.process_0"), 100),
+    "missing array": lambda folder: largest(folder / "state" / "ocdbt.process_0").unlink(),
+    "zeroed array": lambda folder: largest(folder / "state").write_bytes(bytes(5000)),
+    "missing manifest": lambda folder: (folder / "state" / "manifest.ocdbt").unlink(),
+    "empty metadata": lambda folder: (folder / "state" / "_METADATA").write_text(""),
+    "bad JSON": lambda folder: (folder / "data" / "data.json").write_text('{"source":'),
+    "another position": damage_json,
+    "missing data": lambda folder: shutil.rmtree(folder / "data"),
+    "missing state": lambda folder: shutil.rmtree(folder / "state"),
+    "nothing left": lambda folder: (shutil.rmtree(folder), folder.mkdir()),
+    "bad score": lambda folder: (folder / "metrics" / "metrics").write_text(""),
+}
+
+
+def large_state(seed):
+    """make_state with an array that fills more than the other files of a checkpoint."""
+    state = make_state(seed)
+    noise = jax.random.normal(jax.random.key(seed), (64, 64))
+    return state.replace(params=state.params | {"noise": noise})
+
+
+@pytest.mark.parametrize("name", DAMAGES)
+def test_a_damaged_checkpoint_is_named_and_the_one_before_it_is_used(tmp_path, capsys, name):
+    """Oracle: the state and data of the checkpoint before, bit for bit; the path of the damaged one, which
+    is kept under another name; with strict it stays where it is.
+    """
+    with Store(tmp_path, best_is="lowest") as store:
+        for step in (1, 2):
+            store.save(step, {"state": large_state(step), "data": {"source": DATA}}, score=1.0)
+    DAMAGES[name](tmp_path / "2")
+    with pytest.raises(DamagedCheckpoint) as error:
+        with Store(tmp_path, best_is="lowest", strict=True) as store:
+            store.newest(large_state(0))
+    assert str(tmp_path / "2") in str(error.value) and (tmp_path / "2").exists()
+    with Store(tmp_path, best_is="lowest") as store:
+        step, checkpoint = store.newest(large_state(0))
+        assert step == 1 and checkpoint["data"] == {"source": DATA}
+        assert_equal(checkpoint["state"], large_state(1))
+        said = capsys.readouterr().out
+        assert f"{tmp_path / '2'} is damaged" in said and (tmp_path / "2.damaged").is_dir()
+        # The step can be saved again
+        store.save(2, {"state": large_state(3), "data": {}})
+        store.wait()
+        assert_equal(store.newest(large_state(0))[1]["state"], large_state(3))
+
+
+def test_a_folder_whose_checkpoints_are_all_damaged_is_not_begun_anew(tmp_path):
+    """Oracle: the words a reader needs."""
+    with Store(tmp_path) as store:
+        store.save(1, {"state": large_state(1), "data": {}})
+    flip(largest(tmp_path / "1" / "state"))
+    with (
+        Store(tmp_path) as store,
+        pytest.raises(DamagedCheckpoint, match="remove it to begin anew"),
+    ):
+        store.newest(large_state(0))
+
+
+def test_the_damaged_array_is_named_on_any_mesh(tmp_path):
+    """Oracle: the array whose value another save changed; saved on one mesh, compared on two others."""
+    state, other = ({"a": jnp.arange(64.0), "b": jnp.arange(64.0) + x} for x in (0.0, 1.0))
+    mesh = make_mesh(fsdp=8)
+    by_rows = jax.NamedSharding(mesh, jax.P("fsdp"))
+    with Store(tmp_path) as store:
+        store.save(1, {"state": jax.device_put(state, by_rows), "data": {}})
+        store.wait()
+        assert_equal(store.restore(1, state)["state"], state)
+        store.save(2, {"state": other, "data": {}})
+    # The digests of one checkpoint beside the arrays of the other
+    shutil.copy(tmp_path / "1" / "data" / "data.json", tmp_path / "2" / "data" / "data.json")
+    with Store(tmp_path) as store, pytest.raises(DamagedCheckpoint, match="damaged: b is not what"):
+        store.restore(2, jax.device_put(state, by_rows))
