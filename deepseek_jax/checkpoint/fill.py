@@ -5,6 +5,7 @@ import functools
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from deepseek_jax.checkpoint.hf_names import tensors
@@ -22,10 +23,12 @@ def load_tensors(config: ModelConfig, source, dtype: str | None = None, mesh: Me
 
     The processes of the mesh call it together; share.py says what each of them reads.
     source.read_rows(name, rows) returns rows in the order asked for, so it may also read whole tensors.
+    Raises ValueError for a number that is not finite: it names the tensor and source.where(tensor).
     """
     wanted = abstract_params(config, _dtypes(config, source, dtype), mesh)
     params = {
-        path: fill(source, wanted[path], stored) for path, stored in by_parameter(config).items()
+        path: _finite(source, fill(source, wanted[path], stored), stored)
+        for path, stored in by_parameter(config).items()
     }
     return dataclasses.replace(config, dtype=compute_dtype(params)), from_paths(params)
 
@@ -48,6 +51,27 @@ def fill(source, leaf: jax.ShapeDtypeStruct, stored: dict):
         # Wait: rows that queue up for the devices would fill the host's memory
         parameter = jax.block_until_ready(write(parameter, tensor, scale, start))
     return parameter
+
+
+@jax.jit
+def _all_finite(parameter):
+    return jnp.isfinite(parameter).all()
+
+
+def _finite(source, parameter, stored):
+    """The parameter. Raises ValueError where a number of it is not finite."""
+    if _all_finite(parameter):
+        return parameter
+    # Only now: reading tensors whole takes time, and each process can name the one at fault
+    for name, turn in stored.values():
+        tensor = decode(*source.read_rows(name, np.arange(turn.shape[0])), jnp.float32, ROW_BLOCK)
+        broken = np.argwhere(~np.isfinite(np.asarray(tensor)))
+        if len(broken):
+            raise ValueError(
+                f"{name} in {source.where(name)} has {len(broken)} numbers that are not finite, the first at "
+                f"{broken[0].tolist()}; take another copy of the checkpoint"
+            )
+    raise AssertionError("a parameter is not finite, and all of its tensors are")
 
 
 def _read(source, sharding, pieces):

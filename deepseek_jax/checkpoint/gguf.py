@@ -103,7 +103,7 @@ class _Tensors:
         gguf_name = gguf.get_tensor_name_map(
             gguf.MODEL_ARCH.LLAMA, config.num_hidden_layers
         ).get_name
-        self._stored = {}
+        self._stored, self._path = {}, path
         for name, places in tensors(config).items():
             ours = gguf_name(name, try_suffixes=(".weight",))
             if ours not in stored:
@@ -124,6 +124,9 @@ class _Tensors:
             "self_attn.q_proj.weight": config.num_attention_heads,
             "self_attn.k_proj.weight": config.num_key_value_heads,
         }
+
+    def where(self, name):
+        return self._path
 
     def dtype(self, name):
         return np.dtype(np.float32)

@@ -1,11 +1,13 @@
 """The tensors of a Hugging Face folder, whole or in rows; every fault names the tensor and the file."""
 
+import json
 import math
 from pathlib import Path
 
 import ml_dtypes
 import numpy as np
 from huggingface_hub import get_local_safetensors_metadata
+from huggingface_hub.constants import SAFETENSORS_INDEX_FILE
 from huggingface_hub.errors import NotASafetensorsRepoError, SafetensorsParsingError
 
 DTYPES = {
@@ -28,6 +30,7 @@ class HFFiles:
 
     def __init__(self, folder: str | Path):
         self.folder = Path(folder)
+        self._check_index()
         try:
             found = get_local_safetensors_metadata(self.folder)
         except (NotASafetensorsRepoError, SafetensorsParsingError, FileNotFoundError) as error:
@@ -118,6 +121,19 @@ class HFFiles:
             if not count:
                 raise ValueError(f"{file.name} is truncated: it ends {len(left)} bytes too early")
             left = left[count:]
+
+    def _check_index(self):
+        """An index from elsewhere must not make us open files outside of its folder."""
+        path = self.folder / SAFETENSORS_INDEX_FILE
+        if not path.exists():
+            return
+        try:
+            files = set(json.loads(path.read_text())["weight_map"].values())
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f"{path} is damaged: it has no weight_map ({error!r})") from error
+        for file in files:
+            if not isinstance(file, str) or Path(file).name != file:
+                raise ValueError(f"{path} names {file!r}, which is not a file of its folder")
 
     def _check_length(self, file, infos):
         path = self.folder / file

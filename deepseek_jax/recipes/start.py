@@ -17,10 +17,10 @@ from deepseek_jax.models.adapters import AdapterSettings, with_adapter
 from deepseek_jax.models.quantized import quantized
 from deepseek_jax.parallel.mesh import make_mesh
 from deepseek_jax.parallel.shard import check_batch
-from deepseek_jax.recipes.pretrain.train import check_vocabulary, train_base
+from deepseek_jax.recipes.pretrain.train import train_base
 from deepseek_jax.recipes.settings import AdapterRun, PolicyRun
 from deepseek_jax.rollout import requests
-from deepseek_jax.rollout.policy import Policy, ending_turns, load_policy
+from deepseek_jax.rollout.policy import Policy, check_vocabulary, ending_turns, load_policy
 from deepseek_jax.rollout.weights import cast
 from deepseek_jax.training.run import Run
 from deepseek_jax.worlds.registry import named_tokenizer

@@ -153,10 +153,26 @@ def load_policy(
     # A .gguf file has no config.json
     check_architecture(model, config, path)
     config = dataclasses.replace(config, **dataclasses.asdict(how))
+    check_vocabulary(config, tokenizer)
     # Without a chat template there is no end of a turn; the first prompt raises the ValueError about it
     if template != "chat" or tokenizer.chat is not None:
         config = ending_turns(config, tokenizer, template)
     return Policy(config, params, tokenizer, template)
+
+
+def check_vocabulary(config: ModelConfig, tokenizer: Tokenizer):
+    """Raise ValueError where the tokenizer or the end of texts has a token that the model does not have."""
+    # Under jit a token beyond the embedding would raise no error
+    if tokenizer.vocab_size > config.vocab_size:
+        raise ValueError(
+            f"model.vocab_size={config.vocab_size} is below the tokenizer's {tokenizer.vocab_size}"
+        )
+    beyond = [token for token in config.eos_ids if not 0 <= token < config.vocab_size]
+    if beyond:
+        raise ValueError(
+            f"model.eos_token_id={config.eos_token_id} is not within the model's vocab_size="
+            f"{config.vocab_size}: no text would ever end; correct config.json"
+        )
 
 
 def ending_turns(config: ModelConfig, tokenizer: Tokenizer, template: str):

@@ -115,9 +115,9 @@ def test_a_repeated_embedding_that_differs_is_an_error(tmp_path):
         load_hf(tmp_path)
 
 
-def assert_fault_names(folder, *words):
+def assert_fault_names(folder, *words, mesh=None):
     with pytest.raises(ValueError) as error:
-        load_hf(folder)
+        load_hf(folder, mesh=mesh)
     for word in words:
         assert str(word) in str(error.value)
 
@@ -198,6 +198,47 @@ def test_unreadable_dtype_is_named(tiny):
     folder, file, stored = tiny
     save_file(stored | {DOWN: stored[DOWN].to(torch.int64)}, file)
     assert_fault_names(folder, DOWN, file, "I64", "BF16")
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("mesh", [None, dict(fsdp=2, expert=4)])
+def test_a_number_that_is_not_finite_is_named(tiny, value, mesh):
+    """Oracle: the tensor, its file, how many there are and where the first is, as written into it."""
+    folder, file, stored = tiny
+    stored[DOWN][3, 5] = stored[DOWN][7, 1] = value
+    save_file(stored, file)
+    words = "2 numbers that are not finite, the first at [3, 5]"
+    assert_fault_names(folder, DOWN, file, words, mesh=mesh and make_mesh(**mesh))
+
+
+def test_a_scale_that_is_not_finite_is_named_by_its_tensor(released, tmp_path):
+    """Oracle: a NaN scale makes all 128 x 128 numbers of its block NaN, or those that the tensor has."""
+    stored = dict(released[1])
+    stored[DOWN + "_scale_inv"] = torch.full_like(stored[DOWN + "_scale_inv"], float("nan"))
+    save_file(stored, tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text((released[0] / "config.json").read_text())
+    words = f"{DOWN} in {tmp_path / 'model.safetensors'} has {stored[DOWN].numel()} numbers"
+    assert_fault_names(tmp_path, words)
+
+
+@pytest.mark.parametrize(
+    "index, words",
+    [
+        ('{"weight_map": {"a": "../secret.safetensors"}}', "names '../secret.safetensors'"),
+        ('{"weight_map": {"a": "/etc/passwd"}}', "names '/etc/passwd'"),
+        ('{"weight_map": {"a": 3}}', "names 3"),
+        ('{"weight_', "is damaged"),
+        ("[]", "is damaged"),
+    ],
+)
+def test_an_index_names_files_of_its_own_folder(released, tmp_path, index, words):
+    """Oracle: the index and what it says; the file outside is there and is not opened."""
+    folder = tmp_path / "model"
+    shutil.copytree(released[0], folder)
+    shutil.copy(next(folder.glob("*.safetensors")), tmp_path / "secret.safetensors")
+    path = folder / "model.safetensors.index.json"
+    path.write_text(index)
+    assert_fault_names(folder, str(path), words)
 
 
 MEASURE = """

@@ -11,7 +11,7 @@ from deepseek_jax.data.chat import render_prompt
 from deepseek_jax.data.tokenizer import load_tokenizer, smollm2_gguf
 from deepseek_jax.parallel import make_mesh
 from deepseek_jax.rollout import AnswerOptions, Policy, generate, load_policy, policy
-from deepseek_jax.rollout.policy import check_room, ending_turns, fitting
+from deepseek_jax.rollout.policy import check_room, check_vocabulary, ending_turns, fitting
 from deepseek_jax.worlds.arithmetic.tokenizer import arithmetic_tokenizer
 from tests.tiny import tiny_model
 
@@ -100,6 +100,26 @@ def test_a_saved_policy_is_read_with_a_tokenizer_and_run_as_asked(tmp_path):
     assert {leaf.dtype.name for leaf in jax.tree.leaves(trained.params)} == {"float32"}
     with pytest.raises(ValueError, match="^tokenizer=None: .* have no tokenizer with them"):
         load_policy(tmp_path / "params", how, mesh, template=TEMPLATE)
+
+
+@pytest.mark.parametrize(
+    "fields, words",
+    [
+        (dict(vocab_size=20), r"^model.vocab_size=20 is below the tokenizer's \d+"),
+        (
+            dict(eos_token_id=(1, 64)),
+            r"^model.eos_token_id=\(1, 64\) is not within .*vocab_size=64",
+        ),
+        (dict(eos_token_id=(-1,)), r"^model.eos_token_id=\(-1,\) is not within"),
+    ],
+)
+def test_tokens_that_the_model_does_not_have_are_refused(fields, words):
+    """Oracle: the fields by hand; the model as it is passes."""
+    config, tokenizer = tiny_model("gqa")[0], arithmetic_tokenizer()
+    config = dataclasses.replace(config, vocab_size=64, eos_token_id=(1,))
+    check_vocabulary(config, tokenizer)
+    with pytest.raises(ValueError, match=words):
+        check_vocabulary(dataclasses.replace(config, **fields), tokenizer)
 
 
 def test_prompts_that_are_too_long_are_counted_and_none_that_fits_is_an_error(capsys):

@@ -21,13 +21,13 @@ from deepseek_jax.recipes.distill.settings import (
     StudentSettings,
 )
 from deepseek_jax.recipes.distill.student import StudentRun
-from deepseek_jax.recipes.pretrain.train import check_vocabulary, train_base
+from deepseek_jax.recipes.pretrain.train import train_base
 from deepseek_jax.recipes.r1.settings import R1FineTuneSettings
 from deepseek_jax.recipes.sft.data import check_conversations, packed, rows_of
 from deepseek_jax.recipes.sft.run import fine_tune, packed_conversations
 from deepseek_jax.recipes.start import frozen
 from deepseek_jax.reinforce.grpo import reinforce
-from deepseek_jax.rollout.policy import fitting, load_policy
+from deepseek_jax.rollout.policy import check_vocabulary, fitting, load_policy
 from deepseek_jax.synthesis.rejection import read_accepted, sample_accepted
 from deepseek_jax.training.lineage import (
     Formerly,

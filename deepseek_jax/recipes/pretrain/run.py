@@ -30,9 +30,10 @@ from deepseek_jax.recipes.pretrain.settings import (
     StageSettings,
     switched_on,
 )
-from deepseek_jax.recipes.pretrain.train import Corpus, check_vocabulary, train_stage
+from deepseek_jax.recipes.pretrain.train import Corpus, train_stage
 from deepseek_jax.reports.tables import loss_table, plot_curves
 from deepseek_jax.rollout import generate
+from deepseek_jax.rollout.policy import check_vocabulary
 from deepseek_jax.training.remembered import before_and_after, remembered
 from deepseek_jax.training.run import Run
 from deepseek_jax.worlds.registry import named_tokenizer

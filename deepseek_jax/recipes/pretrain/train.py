@@ -123,12 +123,3 @@ def train_base(
     documents = base_documents(settings, run.folder.parent / "data", seed)
     params = random_params(config, run.mesh, seed)
     return train_stage(config, settings, Corpus(documents, tokenizer), params, run, seed=seed)
-
-
-def check_vocabulary(config: ModelConfig, tokenizer: Tokenizer):
-    """Raise ValueError where the model has fewer tokens than the tokenizer."""
-    # Under jit a token beyond the embedding would raise no error
-    if tokenizer.vocab_size > config.vocab_size:
-        raise ValueError(
-            f"model.vocab_size={config.vocab_size} is below the tokenizer's {tokenizer.vocab_size}"
-        )

@@ -17,7 +17,6 @@ from deepseek_jax.data.tasks import Task
 from deepseek_jax.errors import at
 from deepseek_jax.models import build_model
 from deepseek_jax.parallel.processes import say
-from deepseek_jax.recipes.pretrain.train import check_vocabulary
 from deepseek_jax.recipes.r1.findings import TABLE_WIDTH, report_sweep
 from deepseek_jax.recipes.r1.scores import FORMS
 from deepseek_jax.recipes.r1.settings import PREFERENCE_STAGES, R1Settings
@@ -29,7 +28,7 @@ from deepseek_jax.reinforce.update import check_rows as check_groups
 from deepseek_jax.reports.answers import make_console
 from deepseek_jax.reports.run_page import write_report
 from deepseek_jax.reports.tables import stages_table
-from deepseek_jax.rollout.policy import Policy, check_room, fitting
+from deepseek_jax.rollout.policy import Policy, check_room, check_vocabulary, fitting
 from deepseek_jax.training.run import Run
 from deepseek_jax.worlds.own import own_world
 from deepseek_jax.worlds.registry import find_world, named_tokenizer
