@@ -1,4 +1,4 @@
-"""Where a run's numbers go, from process 0 only: JSON lines, TensorBoard and the console."""
+"""Where a run's numbers go, from process 0 only: JSON lines, boards (TensorBoard, W&B) and the console."""
 
 import json
 import math
@@ -11,6 +11,8 @@ from absl import logging
 from rich.console import Console
 from rich.text import Text
 from tensorboardX import SummaryWriter
+
+from deepseek_jax.training.wandb_board import WandbRun
 
 # The console prints those of these that a phase logs; the files hold everything.
 HEADLINE = (
@@ -27,12 +29,16 @@ class MetricsWriter:
     workdir/metrics.jsonl: one object a line, {"step": int, "phase": str, metric: float or null, ...}.
     workdir/tensorboard/phase: one TensorBoard run per phase ("pretrain", "grpo", ...).
     Nothing is created before `start`. On processes other than 0 every method returns at once.
-    console_seconds: between lines of the console; a faster run prints fewer, but always its last.
+    console_seconds: between lines of the console; a faster run prints fewer, but always its last. wandb: the
+    W&B run that gets the same numbers; None for none.
     """
 
-    def __init__(self, workdir: str | Path, console_seconds: float = 2.0):
+    def __init__(
+        self, workdir: str | Path, console_seconds: float = 2.0, wandb: WandbRun | None = None
+    ):
         self.workdir, self.console_seconds = Path(workdir), console_seconds
-        self.path = self.workdir / "metrics.jsonl"
+        self.path, self.wandb = self.workdir / "metrics.jsonl", wandb
+        # phase -> what takes add_scalar, flush and close
         self._boards = {}
         self._console = Console(highlight=False)
         self._waiting, self._shown_at = None, -math.inf
@@ -47,14 +53,16 @@ class MetricsWriter:
             return
         self.workdir.mkdir(parents=True, exist_ok=True)
         _cut(self.path, phase, first_step)
-        if phase in self._boards:
-            self._boards[phase].close()
+        for board in self._boards.get(phase, ()):
+            board.close()
         # tensorboardX names files by the second: two writers of one second would share a file
-        self._boards[phase] = SummaryWriter(
+        tensorboard = SummaryWriter(
             str(self.workdir / "tensorboard" / phase),
             purge_step=first_step,
             filename_suffix=f".{time.time_ns()}",
         )
+        others = [] if self.wandb is None else [self.wandb.board(phase)]
+        self._boards[phase] = [tensorboard, *others]
 
     def write(self, step: int, metrics, *, phase: str):
         """Log a flat dict of scalars (Python, numpy or jax) at an update count.
@@ -75,15 +83,20 @@ class MetricsWriter:
         # Opened for each line, which is then on disk when the run is killed
         with open(self.path, "a") as file:
             file.write(json.dumps(record, allow_nan=False) + "\n")
-        for name in [name for name in values if name not in bad]:
-            self._boards[phase].add_scalar(name, values[name], int(step))
+        for board in self._boards[phase]:
+            for name in [name for name in values if name not in bad]:
+                board.add_scalar(name, values[name], int(step))
+            # The line is whole: W&B takes it as one, and it outlives the process
+            board.flush()
         self._show(step, values, phase)
 
     def close(self):
         """Flush and close all files; the writer can be started again."""
         self._print_waiting()
-        for board in self._boards.values():
+        for board in [board for boards in self._boards.values() for board in boards]:
             board.close()
+        if self.wandb is not None:
+            self.wandb.close()
         self._boards = {}
 
     def _show(self, step, values, phase):

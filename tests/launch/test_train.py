@@ -64,6 +64,7 @@ def run(settings, run):
         if step == 3:
             print("under way", flush=True)
     (run.folder / f"done{jax.process_index()}").write_text(f"{step} {dict(run.mesh.shape)}")
+    print(run.watchdog)
 '''
 WORKERS = '''
 """Asks a worker process of math-verify what it has imported."""
@@ -129,6 +130,16 @@ def test_a_recipe_gets_the_overridden_config_the_mesh_and_its_work_directory(fol
     mesh = dict.fromkeys(MESH_AXES, 1) | {"data": 4, "expert": 2}
     assert (workdir / "done0").read_text() == f"4 {mesh}"
     assert str(workdir) in out and "polling on 8 x" in out
+    assert "Watchdog(factor=20.0, exit_status=None, floor_seconds=600.0)" in out
+
+
+def test_what_looks_on_at_a_run_comes_from_flags(folder):
+    """Oracle: by hand, the numbers of the flags; a recipe without a loop takes no step to trace."""
+    flags = "--profile=3:2", "--watchdog=7", "--watchdog_requeue"
+    status, out, err = launched(folder, "--config=tiny.py", *flags)
+    assert status == 0, err
+    assert "Watchdog(factor=7.0, exit_status=75, floor_seconds=600.0)" in out
+    assert "profile: nothing was traced: this run took no step from 3 to 4" in out
 
 
 @pytest.mark.slow
@@ -189,6 +200,9 @@ MISTAKES = [
     ("--config=tiny.py --config.mesh={'exprt':2}", "config.mesh.exprt is not a field"),
     ("--config=tiny.py --config.mesh={'expert':3}", "config.mesh.expert=3"),
     ("--config=tiny.py --config.bad=settings", "config.rl.lr is not a field"),
+    ("--config=tiny.py --profile=5", "--profile=5 is not STEP:COUNT"),
+    ("--config=tiny.py --watchdog=0.5", "--watchdog=0.5 must be at least 1"),
+    ("--config=tiny.py --watchdog=0 --watchdog_requeue", "--watchdog_requeue needs a watchdog"),
     ("--config=tiny.py --distributed", "--distributed: coordinator_address should be defined"),
 ]
 
