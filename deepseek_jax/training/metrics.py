@@ -38,7 +38,6 @@ class MetricsWriter:
     ):
         self.workdir, self.console_seconds = Path(workdir), console_seconds
         self.path, self.wandb = self.workdir / "metrics.jsonl", wandb
-        # phase -> what takes add_scalar, flush and close
         self._boards = {}
         self._console = Console(highlight=False)
         self._waiting, self._shown_at = None, -math.inf
@@ -53,8 +52,8 @@ class MetricsWriter:
             return
         self.workdir.mkdir(parents=True, exist_ok=True)
         _cut(self.path, phase, first_step)
-        for board in self._boards.get(phase, ()):
-            board.close()
+        if phase in self._boards:
+            self._boards[phase].close()
         # tensorboardX names files by the second: two writers of one second would share a file
         tensorboard = SummaryWriter(
             str(self.workdir / "tensorboard" / phase),
@@ -62,7 +61,7 @@ class MetricsWriter:
             filename_suffix=f".{time.time_ns()}",
         )
         others = [] if self.wandb is None else [self.wandb.board(phase)]
-        self._boards[phase] = [tensorboard, *others]
+        self._boards[phase] = _Boards(tensorboard, *others)
 
     def write(self, step: int, metrics, *, phase: str):
         """Log a flat dict of scalars (Python, numpy or jax) at an update count.
@@ -83,17 +82,16 @@ class MetricsWriter:
         # Opened for each line, which is then on disk when the run is killed
         with open(self.path, "a") as file:
             file.write(json.dumps(record, allow_nan=False) + "\n")
-        for board in self._boards[phase]:
-            for name in [name for name in values if name not in bad]:
-                board.add_scalar(name, values[name], int(step))
-            # The line is whole: W&B takes it as one, and it outlives the process
-            board.flush()
+        for name in [name for name in values if name not in bad]:
+            self._boards[phase].add_scalar(name, values[name], int(step))
+        # The line is whole: W&B takes it as one, and it outlives the process
+        self._boards[phase].flush()
         self._show(step, values, phase)
 
     def close(self):
         """Flush and close all files; the writer can be started again."""
         self._print_waiting()
-        for board in [board for boards in self._boards.values() for board in boards]:
+        for board in self._boards.values():
             board.close()
         if self.wandb is not None:
             self.wandb.close()
@@ -117,6 +115,25 @@ class MetricsWriter:
             line.append(f"  {name} ", "dim").append(f"{values[name]:.4g}")
         self._console.print(line, soft_wrap=True)
         self._waiting, self._shown_at = None, time.monotonic()
+
+
+class _Boards:
+    """TensorBoard's writer and others with its methods, as one."""
+
+    def __init__(self, *boards):
+        self.boards = boards
+
+    def add_scalar(self, name, value, step):
+        for board in self.boards:
+            board.add_scalar(name, value, step)
+
+    def flush(self):
+        for board in self.boards:
+            board.flush()
+
+    def close(self):
+        for board in self.boards:
+            board.close()
 
 
 def read_metrics(path: str | Path, phase: str):

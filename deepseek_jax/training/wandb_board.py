@@ -1,8 +1,11 @@
 """Weights & Biases, a board beside TensorBoard: a work directory is one W&B run, however often it resumes."""
 
 import importlib.util
+import os
 import uuid
 from pathlib import Path
+
+from deepseek_jax.parallel.processes import say
 
 # In the work directory
 ID_FILE = "wandb_id"
@@ -23,7 +26,7 @@ class WandbRun:
                 f"--wandb={project}: the package wandb is not installed; pip install wandb, or leave out "
                 "--wandb, and have the metrics in metrics.jsonl and TensorBoard alone"
             )
-        self.project, self.workdir, self.config = project, Path(workdir), config
+        self.project, self.workdir, self.config = project, workdir, config
         self._run = None
 
     def board(self, phase: str):
@@ -46,17 +49,22 @@ class WandbRun:
         import wandb
 
         entity, _, project = self.project.rpartition("/")
+        # W&B's own files, which it sends from there; a bucket cannot hold them
+        local = str(self.workdir) if os.path.isdir(self.workdir) else None
         try:
-            return wandb.init(
+            run = wandb.init(
                 project=project,
                 entity=entity or None,
                 id=self._id(),
                 resume="allow",
                 name=self.workdir.name,
-                dir=str(self.workdir),
+                dir=local,
                 config=self.config,
                 settings=wandb.Settings(console="off", silent=True),
             )
+            if run.url:
+                say(f"wandb: {run.url}")
+            return run
         # Such as a key that is missing
         except wandb.errors.Error as error:
             raise ValueError(

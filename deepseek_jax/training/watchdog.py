@@ -28,7 +28,8 @@ class Watchdog:
     process are printed to stderr then, once for a step. exit_status: the process ends with it after that,
     without saving; None: the step goes on. Raises ValueError for a factor below 1.
 
-    It runs as a thread, so it does not see code that holds Python's lock. Waiting for a device does not.
+    No step is stuck before four have ended: the first ones compile, for as long as that takes. The watchdog
+    is a thread, so it sees no code that holds Python's lock; waiting for a device does not hold it.
     """
 
     factor: float

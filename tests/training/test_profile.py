@@ -3,11 +3,13 @@
 import gzip
 import itertools
 import json
+import time
 
 import jax
 import pytest
 
 from deepseek_jax.training.profile import Profile
+from tests.processes import run_two
 from tests.training.test_loop import train
 
 
@@ -59,6 +61,8 @@ def test_a_run_that_stops_on_the_way_leaves_what_it_traced_and_traces_the_rest_w
     with pytest.raises(SystemExit):
         profile = Profile.of("1:4", tmp_path / "profile")
         train(tmp_path, profile=profile, should_stop=lambda: next(asked) == 2)
+    # A trace's folder is named by the second
+    time.sleep(1)
     train(tmp_path, profile=Profile.of("1:4", tmp_path / "profile"))
     folders = folders_of(tmp_path / "profile" / "pretrain")
     assert [steps_of(perfetto(folder), "pretrain") for folder in folders] == [[1, 2], [3, 4]]
@@ -71,6 +75,35 @@ def test_a_run_without_these_steps_says_that_nothing_was_traced(tmp_path, capsys
     profile.report()
     assert "nothing was traced: this run took no step from 6 to 7" in capsys.readouterr().out
     assert not (tmp_path / "profile").exists()
+
+
+TWO_PROCESSES = """
+import sys
+from pathlib import Path
+import jax, jax.numpy as jnp
+process, port, folder = int(sys.argv[1]), sys.argv[2], Path(sys.argv[3])
+jax.distributed.initialize(f"127.0.0.1:{port}", num_processes=2, process_id=process)
+from deepseek_jax.training.profile import Profile
+profile, arrays = Profile.of("1:1", folder), []
+for step in profile.over(range(3), "grpo", lambda: arrays):
+    with jax.profiler.TraceAnnotation(f"by_process_{process}"):
+        arrays.append(jnp.arange(step + 1.0).sum())
+profile.report()
+"""
+
+
+@pytest.mark.slow
+def test_each_process_traces_itself(tmp_path):
+    """Oracle: a name of its own in each process's trace; process 0 alone says where."""
+    codes, outputs = run_two(TWO_PROCESSES, tmp_path)
+    assert codes == [0, 0], outputs
+    for process in range(2):
+        (folder,) = folders_of(tmp_path / "grpo" / f"process_{process}")
+        events = perfetto(folder)
+        assert steps_of(events, "grpo") == [1]
+        own = {event["name"] for event in events if event["name"].startswith("by_process_")}
+        assert own == {f"by_process_{process}"}
+    assert ["traced in" in output for output in outputs] == [True, False]
 
 
 @pytest.mark.parametrize("text", ["3", "0:0", "a:b", "-1:2", "1:2:3", "1:", ":2", "", "1_0:2"])
