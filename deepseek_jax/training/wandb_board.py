@@ -60,6 +60,8 @@ class WandbRun:
                 name=self.workdir.name,
                 dir=local,
                 config=self.config,
+                # Some recipes resume with a changed config, and redo what it changes
+                allow_val_change=True,
                 settings=wandb.Settings(console="off", silent=True),
             )
             if run.url:
