@@ -40,10 +40,20 @@ def define_run(default: str):
     """Define the flags of a program that starts a recipe. default: of --workdir, for its help."""
     flags.DEFINE_string("workdir", None, f"The folder of the run; default {default}.")
     distributed.define_flags()
-    meaning = "End at a damaged checkpoint; the default is to name it, and to use an earlier one."
-    flags.DEFINE_bool("strict", False, meaning)
     meaning = "Test devices, versions, collectives, the work directory and the data; run nothing."
     flags.DEFINE_bool("check", False, meaning)
+    meaning = "End at a damaged checkpoint; the default is to name it, and to use an earlier one."
+    flags.DEFINE_bool("strict", False, meaning)
+    meaning = "STEP:COUNT. Trace COUNT steps from STEP on, of each phase that has them, in WORKDIR/profile."
+    flags.DEFINE_string("profile", None, meaning)
+    meaning = (
+        "PROJECT or ENTITY/PROJECT of Weights & Biases. It gets the metrics as TensorBoard does."
+    )
+    flags.DEFINE_string("wandb", None, meaning)
+    meaning = "Print all stacks when a step takes FACTOR medians and ten minutes; 0 for never."
+    flags.DEFINE_float("watchdog", 20.0, meaning)
+    meaning = "Such a step ends the process with 75, and the scheduler starts it again."
+    flags.DEFINE_bool("watchdog_requeue", False, meaning)
 
 
 def parse_flags(argv):
@@ -165,6 +175,7 @@ def start(config: ConfigDict, workdir: Path, shown=str):
     """Run config's recipe in workdir on its mesh. A user's mistake is one message, shown(error)."""
     prepare_process(config.get("xla_flags", ""))
     with one_message(shown):
+        observers = _observers(config, workdir)
         several = distributed.join_peers()
     keep_programs(workdir.parent if several else None)
     if flags.FLAGS.check:
@@ -173,7 +184,29 @@ def start(config: ConfigDict, workdir: Path, shown=str):
         with one_message(shown):
             check(*_opened(config), config, workdir)
         return
-    run_recipe(config, workdir, shown, strict=flags.FLAGS.strict)
+    run_recipe(config, workdir, shown, strict=flags.FLAGS.strict, **observers)
+
+
+def _observers(config, workdir):
+    """What looks on at a run, by the flags: keywords of run_recipe. Raises ValueError for a wrong flag."""
+    from deepseek_jax.training.profile import Profile
+    from deepseek_jax.training.run import STOPPED
+    from deepseek_jax.training.wandb_board import WandbRun
+    from deepseek_jax.training.watchdog import Watchdog
+
+    values = flags.FLAGS
+    observers = {}
+    if values.profile is not None:
+        observers["profile"] = Profile.of(values.profile, workdir / "profile")
+    if values.watchdog:
+        with at("--watchdog", "factor"):
+            status = STOPPED if values.watchdog_requeue else None
+            observers["watchdog"] = Watchdog(values.watchdog, status)
+    elif values.watchdog_requeue:
+        raise ValueError("--watchdog_requeue needs a watchdog; leave out --watchdog=0, or itself")
+    if values.wandb is not None:
+        observers["wandb"] = WandbRun(values.wandb, workdir, config.to_dict())
+    return observers
 
 
 def prepare_process(xla_flags: str):
@@ -189,9 +222,18 @@ def prepare_process(xla_flags: str):
     return_compilers_memory()
 
 
-def run_recipe(config: ConfigDict, workdir: Path, shown=str, listen=Stop, strict=False, **console):
-    """The part of `start` that a process may repeat. listen() -> should_stop of the recipe's Run. strict: of
-    the Run. console: keywords of MetricsWriter.
+def run_recipe(
+    config: ConfigDict,
+    workdir: Path,
+    shown=str,
+    listen=Stop,
+    profile=None,
+    watchdog=None,
+    strict=False,
+    **metrics,
+):
+    """The part of `start` that a process may repeat. listen() -> should_stop of the recipe's Run. profile,
+    watchdog, strict: of it. metrics: keywords of MetricsWriter.
     """
     import jax
 
@@ -206,8 +248,13 @@ def run_recipe(config: ConfigDict, workdir: Path, shown=str, listen=Stop, strict
             if jax.process_index() == 0:
                 devices = f"{mesh.size} x {mesh.devices.flat[0].device_kind}"
                 print(f"{config.recipe} on {devices}; work directory {workdir}", flush=True)
-            writer = MetricsWriter(workdir, **console)
-            recipe.run(settings, Run(mesh, workdir, writer, listen(), strict=strict))
+            writer = MetricsWriter(workdir, **metrics)
+            more = dict(profile=profile, watchdog=watchdog, strict=strict)
+            try:
+                recipe.run(settings, Run(mesh, workdir, writer, listen(), **more))
+            finally:
+                if profile is not None:
+                    profile.report()
 
 
 def _opened(config):

@@ -1,7 +1,8 @@
 """Run one experiment: flags -> config -> mesh -> recipe.
 
     python launch/train.py --config=configs/grpo_small.py[:ARG] [--config.FIELD=VALUE ...]
-        [--workdir=FOLDER] [--distributed=auto|yes|no] [--check]
+        [--workdir=FOLDER] [--distributed=auto|yes|no] [--check] [--strict] [--profile=STEP:COUNT]
+        [--wandb=PROJECT] [--watchdog=FACTOR] [--watchdog_requeue]
 
 Run it again to resume from the last checkpoint, or to see that the run is complete. VALUE is written as in
 Python: 3, 1e-4, "['a.jsonl', 'b.jsonl']", "{'fsdp': 4}"; see launch/config_file.py. SIGTERM or Ctrl-C saves

@@ -90,6 +90,10 @@ class Store:
         latest = self._checkpointer.latest
         return None if latest is None else latest.step
 
+    def latest_score(self):
+        """The score of the newest checkpoint; None without one."""
+        return self.scores().get(self.latest_step())
+
     def scores(self):
         """{step: score} of the checkpoints that have one, the oldest first."""
         self.wait()

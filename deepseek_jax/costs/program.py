@@ -10,10 +10,14 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from deepseek_jax.costs.flops import forward_flops, useful_flops
 from deepseek_jax.models import ModelConfig
 
-# The parts of a step of reinforcement, by the names of MLPerf's training benchmarks
+# A step of reinforcement and its parts, in seconds. The names are those of MLPerf's training benchmarks, with
+# whose logs such steps are compared: an exception to the rule that the name of a time ends in _seconds
+STEP = "train_step_time"
 TRAINING = "policy_training_time"
 GENERATION = "exposed_generation_time"
 SYNC = "weight_sync_time"
+# Learned tokens of a step / its seconds / devices, of whatever kind
+TOKEN_RATE = "valid_tokens_per_sec_per_gpu"
 
 
 @dataclasses.dataclass(frozen=True)

@@ -71,14 +71,17 @@ class PackedDocuments:
         self.evaluate, self.eval_every = evaluate, eval_every
 
     def next(self, state, step: int):
-        """One batch on the mesh, and metrics: the number of tokens it predicts, and evaluate's floats."""
+        """One batch on the mesh, and metrics: tokens, the number that it predicts (weighed, where tokens have
+        weights), row_tokens, the number in its rows, and evaluate's floats.
+        """
         metrics = {}
         if self.evaluate is not None and step % self.eval_every == 0:
             metrics = self.evaluate(state.model)
         pieces = number_at(self.batch_sizes, step) // self.quantum
         batch = joined(self.mesh, list(itertools.islice(self.iterator, pieces)))
         scalars = {name: np.float32(number(step)) for name, number in self.scalars.items()}
-        metrics |= {"tokens": float(batch["normalizer"])}
+        counts = dict(tokens=batch["normalizer"], row_tokens=batch["num_tokens"])
+        metrics |= {name: float(count) for name, count in counts.items()}
         return [put_batch(self.mesh, batch | scalars)], metrics
 
     def get_state(self):

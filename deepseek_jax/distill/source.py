@@ -153,17 +153,18 @@ class DistillSource(PackedDocuments):
 
     def next(self, state, step):
         """See PackedDocuments. The metric tokens counts the texts' tokens, where a term needs them, and the
-        sampled ones; sampled_tokens counts the latter alone.
+        sampled ones; sampled_tokens counts the latter alone. row_tokens has their prompts too.
         """
         (batch,), metrics = super().next(state, step)
         metrics["temperature"] = self.scalars["temperature"](step)
         if not self.learns_texts:
-            metrics["tokens"] = 0.0
+            metrics |= dict(tokens=0.0, row_tokens=0.0)
         if self.sampler is None:
             return [batch], metrics
         sampled = self.sampler(without_projections(state.model), step)
         metrics["sampled_tokens"] = float(sampled[f"{SAMPLED}normalizer"])
         metrics["tokens"] += metrics["sampled_tokens"]
+        metrics["row_tokens"] += float((sampled[f"{SAMPLED}segment_ids"] > 0).sum())
         return [batch | put_share(self.mesh, sampled)], metrics
 
     def get_state(self):

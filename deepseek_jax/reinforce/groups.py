@@ -1,5 +1,6 @@
 """Questions in, the batches of a step of GRPO out: completions in groups, their rewards and advantages."""
 
+import functools
 import shutil
 import time
 from collections import Counter
@@ -11,6 +12,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from deepseek_jax.costs.chips import peak_of
+from deepseek_jax.costs.program import GENERATION, STEP, SYNC, TOKEN_RATE, TRAINING
 from deepseek_jax.losses.grpo import NORMALIZES_STD
 from deepseek_jax.models.adapters import Adapted
 from deepseek_jax.ops.fingerprint import fingerprint
@@ -23,6 +25,7 @@ from deepseek_jax.reinforce.scenarios import ScenarioRewards, place
 from deepseek_jax.reinforce.settings import ReinforceSettings
 from deepseek_jax.reinforce.update import jitted_score
 from deepseek_jax.rewards import Rewards, Scores
+from deepseek_jax.rollout.completions import RolloutLog
 from deepseek_jax.rollout.policy import Answers, Policy
 from deepseek_jax.rollout.requests import PROMPT_BUCKET
 from deepseek_jax.rollout.sample_log import SampleLog
@@ -30,6 +33,11 @@ from deepseek_jax.training.state import on_device
 
 # A rollout that takes less leaves no file
 SECONDS_BETWEEN_WRITES = 60
+
+
+def named(name):
+    """Decorate what a step does by its name in a trace, see training.profile."""
+    return functools.partial(jax.profiler.annotate_function, name=name)
 
 
 class GroupSource:
@@ -68,8 +76,8 @@ class GroupSource:
         self.fingerprint = jax.jit(fingerprint)
         # Of the parameters that sampled last
         self.sampled_by = 0
-        # When next() last returned, and its tokens times epochs; the FLOPs that its updates need
-        self.returned, self.flops = None, 0.0
+        # When the latest step began, and when it had its groups; the tokens and FLOPs that it learns with
+        self.began, self.sampled, self.tokens, self.flops = 0.0, 0.0, 0.0, 0.0
         self.score = jitted_score(policy.config)
 
     def get_state(self):
@@ -86,16 +94,18 @@ class GroupSource:
     def next(self, state, step: int):
         """Sample, score and split into the step's updates: -> (list of batches, metrics).
 
-        Summed over the step's sampling rounds: rollout_seconds, the engine alone (rollout_tokens_per_second
-        follows from it); reward_seconds, for the rewards; prefilled_positions, of the engine's padded
-        prompts, one prompt for its whole group.
-        update_seconds, update_tokens_per_second and, on devices whose speed costs.chips knows, update_mfu
-        measure the previous step's updates, which end here, so a run's first step has none. They include the
-        loop's work between two steps, logging and saving, and the device's remaining work on old_logprobs and
-        ref_logprobs. A token counts once per epoch.
+        Summed over the step's sampling rounds: weight_sync_time, seconds until the parameters had the form
+        for decoding; exposed_generation_time, those of the rest of the rollout, for all of which the update
+        waits (rollout_tokens_per_second follows from it); reward_seconds, for the rewards;
+        prefilled_positions, of the engine's padded prompts, one prompt for its whole group.
         """
-        metrics = self._time_of_update(state)
+        # Updates are dispatched asynchronously: the previous step's may not have ended
+        jax.block_until_ready(state.params)
+        # The memory of activations and gradients
+        return_freed_memory()
+        self.began = time.perf_counter()
         groups, sampled, sampling_metrics = self._sample(state.model, step)
+        self.sampled = time.perf_counter()
         # The memory of KV caches and decoding weights
         return_freed_memory()
         normalize_std = NORMALIZES_STD[self.settings.loss.loss_type]
@@ -104,30 +114,40 @@ class GroupSource:
         multiple = BUCKET * self.mesh.shape["context"]
         batch = group_batch(groups, shared=shared, multiple=multiple, normalize_std=normalize_std)
         tokens = float(batch["num_tokens"])
-        metrics |= describe(sampled, self.settings.accuracy) | sampling_metrics | {"tokens": tokens}
+        metrics = describe(sampled, self.settings.accuracy) | sampling_metrics | {"tokens": tokens}
         batches = self._updates(state, batch, self.settings.rollout.temperature_at(step))
-        self.returned = time.perf_counter(), tokens * self.settings.epochs
-        self.flops = self.settings.epochs * update_flops(
-            self.policy.config,
-            batch["prompt_mask"].sum(1),
-            batch["completion_mask"].sum(1),
-            frozen=state.frozen is not None,
-        )
+        self.tokens, self.flops = tokens, self._flops(batch, state)
         return batches, metrics
 
-    def _time_of_update(self, state):
-        """Metrics of the time that the previous step's updates took."""
-        if self.returned is None:
-            return {}
-        # Updates are dispatched asynchronously: they return before the device has finished
-        jax.block_until_ready(state.params)
-        began, tokens = self.returned
-        seconds = time.perf_counter() - began
-        # The memory of activations and gradients
-        return_freed_memory()
-        metrics = {"update_seconds": seconds, "update_tokens_per_second": tokens / seconds}
+    def _flops(self, batch, state):
+        """What the step's updates need, and before them the log-probabilities of old policy and reference."""
+        settings, adapts = self.settings, state.frozen is not None
+        rows = batch["prompt_mask"].sum(1), batch["completion_mask"].sum(1)
+        update = update_flops(self.policy.config, *rows, frozen=adapts)
+        # A forward pass is a third of an update of all weights
+        score = update_flops(self.policy.config, *rows) / 3
+        scored = (settings.minibatches * settings.epochs > 1) + (settings.loss.kl_coef > 0)
+        return settings.epochs * update + scored * score
+
+    def of_updates(self):
+        """Metrics of the latest step, whose updates have ended.
+
+        policy_training_time: seconds from the last reward to here, for log-probabilities of the old policy
+        and the reference, and for the updates. update_tokens_per_second, a token counting once per epoch,
+        and, on devices whose speed costs.chips knows, update_mfu follow from it. train_step_time: seconds of
+        the whole step: weight_sync_time, exposed_generation_time, reward_seconds and policy_training_time,
+        and little else. valid_tokens_per_sec_per_gpu: the learned tokens by the whole step, for each device.
+        """
+        now = time.perf_counter()
+        training, step = now - self.sampled, now - self.began
+        metrics = {
+            TRAINING: training,
+            STEP: step,
+            TOKEN_RATE: self.tokens / step / self.mesh.size,
+            "update_tokens_per_second": self.settings.epochs * self.tokens / training,
+        }
         if (peak := peak_of(self.mesh.devices.ravel())) is not None:
-            metrics["update_mfu"] = self.flops / (seconds * peak)
+            metrics["update_mfu"] = self.flops / (training * peak)
         return metrics
 
     def _sample(self, params, step: int):
@@ -166,7 +186,7 @@ class GroupSource:
         metrics = {name: float(count) for name, count in counts.items()}
         equal = [_all_equal(group["rewards"]) for group in groups]
         metrics["all_equal_share"] = float(np.mean(equal))
-        metrics["rollout_tokens_per_second"] = counts["sampled_tokens"] / counts["rollout_seconds"]
+        metrics["rollout_tokens_per_second"] = counts["sampled_tokens"] / counts[GENERATION]
         return metrics
 
     def _round(self, params, step, number):
@@ -195,6 +215,7 @@ class GroupSource:
         path = self.folder / f"{step}_{number}_{self.sampled_by:08x}.jsonl"
         return SampleLog(path, writes=first_process(), every=SECONDS_BETWEEN_WRITES)
 
+    @named("rewards")
     def _scored(self, examples, answers, step):
         """Score the Answers to examples: -> (groups, metrics to sum)."""
         began = time.perf_counter()
@@ -218,10 +239,12 @@ class GroupSource:
         of = {"reasoning": self.questions, "general": self.general}
         return [of[scenario][i] | {"scenario": scenario} for scenario, i in places]
 
+    @named("generation")
     def _answer(self, policy, examples, step, number, log):
         """Answer the examples in one sampling round of a step: -> (Answers, metrics to sum)."""
         # From seed, step and round alone, so that a resumed run samples what an uninterrupted one samples
         settings, entropy = self.settings, [self.settings.seed, step, number]
+        log = RolloutLog() if log is None else log
         began = time.perf_counter()
         answers = policy.answer(
             examples,
@@ -230,13 +253,16 @@ class GroupSource:
             seed=int(np.random.SeedSequence(entropy).generate_state(1)[0] >> 1),
             log=log,
         )
+        seconds = time.perf_counter() - began
         longest = max(len(example["prompt_ids"]) for example in examples)
         return answers, {
-            "rollout_seconds": time.perf_counter() - began,
+            SYNC: log.weight_sync_seconds,
+            GENERATION: seconds - log.weight_sync_seconds,
             "sampled_tokens": answers.rollout.completion_mask.sum(),
             "prefilled_positions": len(examples) * bucket(longest, PROMPT_BUCKET),
         }
 
+    @named("logprobs")
     def _updates(self, state, batch, temperature):
         """Split a batch into minibatches, repeated for each epoch, with the sampling temperature, the
         log-probabilities that the loss needs, and sampled_by, see update.comparing.

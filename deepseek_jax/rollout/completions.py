@@ -48,11 +48,13 @@ class RolloutLog:
     done: row -> {"ids", "logprobs", "finished", ...} of completions that ended before: they are not sampled.
     begun: row -> (ids, logprobs), at least one token, of completions that have not ended: they continue.
     enough: None, or a method that is called after completions have ended; if it is true the rollout ends.
+    weight_sync_seconds: set by the rollout, how long it took to have the parameters in the form for decoding.
     """
 
     done = types.MappingProxyType({})
     begun = types.MappingProxyType({})
     enough = None
+    weight_sync_seconds = 0.0
 
     def add(self, rows, rollout):
         """Take the rows that have just ended, int[e], of the Rollout as it is now."""

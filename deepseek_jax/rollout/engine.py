@@ -22,6 +22,7 @@ be seated at any step, and a cache moves only where the ring has to grow for a l
 import contextlib
 import dataclasses
 import math
+import time
 
 import jax
 import numpy as np
@@ -59,9 +60,6 @@ SEATED_TOGETHER = 32
 UNEVEN = 1.5
 
 
-NOTHING = RolloutLog()
-
-
 def generate(
     config,
     params,
@@ -76,7 +74,7 @@ def generate(
     seed=0,
     slots=32,
     speculative=False,
-    log=NOTHING,
+    log=None,
 ):
     """Sample n completions of every prompt: -> Rollout of len(prompts) * n rows.
 
@@ -88,6 +86,7 @@ def generate(
     Raises ValueError for prompts that requests.check refuses, and for speculative=True without such a module
     or with log.begun; FloatingPointError for a completion whose log-probabilities are not finite.
     """
+    log = RolloutLog() if log is None else log
     sampling = Sampling(float(temperature), float(top_p), top_k)
     check(config, sampling, prompts, max_completion_length, n, slots)
     check_begun(log.begun, max_completion_length, speculative)
@@ -107,7 +106,9 @@ def generate(
     fill(result, log)
     if queue:
         with contextlib.nullcontext() if mesh is None else jax.set_mesh(mesh):
+            began = time.perf_counter()
             engine = _Engine(parts, (config, sampling, tuple(eos_ids)), params, requests)
+            log.weight_sync_seconds = time.perf_counter() - began
             engine.open(slots, max_completion_length)
             _serve(queue, engine, result, log)
     return result
@@ -161,7 +162,9 @@ class _Engine:
         """parts: steps.Parts. fixed: (config, sampling, eos_ids), for which they are compiled."""
         self.parts, self.fixed, self.config, self.requests = parts, fixed, fixed[0], requests
         prepare = in_place if is_quantized(params) else parts.decoding_weights
-        self.weights = prepare(self.config, params)
+        with jax.profiler.TraceAnnotation("weight_sync"):
+            # Waiting costs nothing, since prefill needs them, and gives the time of this part its end
+            self.weights = jax.block_until_ready(prepare(self.config, params))
         # The number of the chunk that is prefilled
         self.chunk = None
 

@@ -15,7 +15,7 @@ from deepseek_jax.data.tokenizer import Tokenizer, checkpoint_path, load_tokeniz
 from deepseek_jax.models import ModelConfig, RunSettings, check_architecture, how_to_run
 from deepseek_jax.parallel.processes import say
 from deepseek_jax.rollout.completions import Rollout, RolloutLog
-from deepseek_jax.rollout.engine import NOTHING, generate
+from deepseek_jax.rollout.engine import generate
 from deepseek_jax.settings import Count, NonNegative, PositiveShare, build
 
 # The last tokens of a prompt, searched for <think>: enough for it and a line break at one byte a token
@@ -113,7 +113,7 @@ class Policy:
             eos_ids=self.eos_ids,
             seed=seed,
             slots=options.slots,
-            log=log or NOTHING,
+            log=log,
         )
         return Answers(completion_texts(self.tokenizer, prompts, rollout), rollout, n)
 

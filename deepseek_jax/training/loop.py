@@ -1,9 +1,8 @@
 """The loop around the update: batches in, metrics and checkpoints out, and resuming from them."""
 
+import contextlib
 import functools
 import math
-import resource
-import sys
 import time
 from collections.abc import Mapping
 from typing import NamedTuple
@@ -16,16 +15,13 @@ from deepseek_jax.checkpoint.store import Store
 from deepseek_jax.costs.chips import peak_of
 from deepseek_jax.errors import suggest
 from deepseek_jax.parallel.processes import StopTogether, from_first, say
-from deepseek_jax.training.run import Run
+from deepseek_jax.training.memory import memory_metrics
+from deepseek_jax.training.run import STOPPED, Run
 from deepseek_jax.training.state import TrainState, state_maker
 from deepseek_jax.training.step import jitted_step, make_train_step
 
-# Exit status of a run that was asked to stop and has saved: start it again to resume. The number is
-# EX_TEMPFAIL of sysexits.h
-STOPPED = 75
 # So many updates in a row with gradients that are not finite end the run
 MAX_NONFINITE = 3
-GIB = 2**30
 
 
 class Limit(NamedTuple):
@@ -51,7 +47,8 @@ def train(
     pattern (tree, dtypes, shardings) of what is restored; may be donated. train_step(state, batch, rng) ->
     (state, metrics), jitted: folds state.step into rng. source.next(state, step) -> (list of batches, dict of
     floats): a step makes one update for each batch. source.get_state() -> its position, as anything that JSON
-    can hold; source.set_state(position) resumes there. run: Run of this phase, whose folder holds its
+    can hold; source.set_state(position) resumes there. source.of_updates(), if it has one: a dict of floats
+    about the updates of the latest step, when they have ended. run: Run of this phase, whose folder holds its
     checkpoints and nothing else. seed: of the rng. limits: metric of train_step -> its Limit. A step beyond
     one ends the run, at the latest after the next step, and before anything is saved. flops_per_token: what
     the model needs for one of the source's tokens.
@@ -60,7 +57,8 @@ def train(
     names ending in _max, the largest); since the line before: seconds a step, nonfinite (updates skipped),
     expert_overflows (where buffers for experts are bounded), and, where the source reports `tokens`,
     tokens_per_second; with flops_per_token, and on devices whose speed costs.chips knows, mfu: the share of
-    their peak that these tokens need; and peak memory. Between lines the loop waits for the device only if
+    their peak that these tokens need, or, where the source reports it, its `row_tokens`: those that are read
+    and not learned as well; and memory.memory_metrics. Between lines the loop waits for the device only if
     there are limits or such buffers, and then for an earlier step. Saves after each save_every steps, at
     the end, and as settings.checkpoints says; returns the best of these states where that names a metric.
 
@@ -76,18 +74,28 @@ def train(
         # Before writer.start, which deletes lines: a complete phase is left as it is
         if first_step < settings.num_steps:
             update = functools.partial(train_step, rng=jax.random.key(seed))
+            update = jax.profiler.annotate_function(update, name="update")
             run.writer.start(run.phase, first_step)
             peak = peak_of(run.mesh.devices.ravel()) if flops_per_token else None
-            log = _Log(run.writer, run.phase, limits or {}, peak and peak / flops_per_token)
-            with StopTogether(run.should_stop) as should_stop:
-                steps = range(first_step, settings.num_steps)
+            of_updates = getattr(source, "of_updates", dict)
+            peak_tokens = peak and peak / flops_per_token
+            log = _Log(run.writer, run.phase, limits or {}, of_updates, peak_tokens)
+            steps = _observed(range(first_step, settings.num_steps), run, lambda: log.last)
+            with contextlib.closing(steps), StopTogether(run.should_stop) as should_stop:
                 state = _train(steps, settings, state, update, source, should_stop, store, log)
         return _best(state, store, kept, run.phase) if kept.best else state
 
 
+def _observed(steps, run, latest):
+    """The steps, while the run's profile and watchdog look on. latest() -> arrays of the latest step."""
+    for observer in (run.profile, run.watchdog):
+        steps = steps if observer is None else observer.over(steps, run.phase, latest)
+    yield from steps
+
+
 def _train(steps, settings, state, update, source, should_stop, store, log):
     num_steps, kept = settings.num_steps, settings.checkpoints
-    saved_at, score = time.monotonic(), store.scores().get(steps.start)
+    saved_at, score = time.monotonic(), store.latest_score()
     for step in steps:
         batches, source_metrics = source.next(state, step)
         updates = []
@@ -188,8 +196,8 @@ def _resume(state, source, store, num_steps, phase):
 class _Log:
     """Collects the metrics of steps, on the device, and writes them a line at a time."""
 
-    def __init__(self, writer, phase, limits, peak_tokens=None):
-        self.writer, self.phase, self.limits = writer, phase, limits
+    def __init__(self, writer, phase, limits, of_updates, peak_tokens=None):
+        self.writer, self.phase, self.limits, self.of_updates = writer, phase, limits, of_updates
         # A second, of devices that do nothing but the model's products
         self.peak_tokens = peak_tokens
         # Metrics still on the device, which _count has not read
@@ -204,7 +212,7 @@ class _Log:
 
     def _begin_line(self):
         self.began = time.perf_counter()
-        self.steps = self.tokens = self.nonfinite = self.overflows = 0
+        self.steps = self.tokens = self.row_tokens = self.nonfinite = self.overflows = 0
 
     def add(self, step, updates, source_metrics):
         """Add a step's updates; check the limits of the step before, whose metrics the device has by now."""
@@ -213,7 +221,9 @@ class _Log:
         self.updates += updates
         self.last = (updates, source_metrics)
         self.steps += 1
-        self.tokens += source_metrics.get("tokens", 0)
+        tokens = source_metrics.get("tokens", 0)
+        self.tokens += tokens
+        self.row_tokens += source_metrics.get("row_tokens", tokens)
 
     def check(self):
         """Wait for the updates so far; end a run beyond its limits or whose gradients stay non-finite."""
@@ -230,11 +240,11 @@ class _Log:
         # Waits for the device, so that the seconds below include all updates of the line
         self._count()
         updates, source_metrics = self.last
-        updates = jax.device_get(updates)
+        updates, source_metrics = jax.device_get(updates), source_metrics | self.of_updates()
         line = {name: _merge(name, [u[name] for u in updates]) for name in (updates or [{}])[0]}
         shared = line.keys() & source_metrics.keys()
         assert not shared, f"both the loss and the source report {shared}"
-        line |= source_metrics | {"nonfinite": float(self.nonfinite)} | _memory()
+        line |= source_metrics | {"nonfinite": float(self.nonfinite)} | memory_metrics()
         if "expert_overflows" in line:
             line["expert_overflows"] = float(self.overflows)
         seconds = time.perf_counter() - self.began
@@ -242,7 +252,7 @@ class _Log:
         if "tokens" in source_metrics:
             line["tokens_per_second"] = self.tokens / seconds
             if self.peak_tokens is not None:
-                line["mfu"] = line["tokens_per_second"] / self.peak_tokens
+                line["mfu"] = self.row_tokens / seconds / self.peak_tokens
         self.writer.write(step, line, phase=self.phase)
         # After the line is written, so that it shows the numbers for which the run ends
         self.check()
@@ -274,16 +284,3 @@ class _Log:
 
 def _merge(name, values):
     return float(np.max(values) if name.endswith("_max") else np.mean(values))
-
-
-def _memory():
-    """Peak memory so far, in GiB: of this process, and of its first device where that reports it."""
-    # ru_maxrss counts bytes on macOS and KiB elsewhere
-    unit = 1 if sys.platform == "darwin" else 1024
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-    memory = {"host_peak_gib": peak / GIB}
-    # None on CPU
-    stats = jax.local_devices()[0].memory_stats()
-    if stats and "peak_bytes_in_use" in stats:
-        memory["device_peak_gib"] = stats["peak_bytes_in_use"] / GIB
-    return memory

@@ -1,4 +1,4 @@
-"""Where a run's numbers go, from process 0 only: JSON lines, TensorBoard and the console."""
+"""Where a run's numbers go, from process 0 only: JSON lines, boards (TensorBoard, W&B) and the console."""
 
 import json
 import math
@@ -11,6 +11,8 @@ from absl import logging
 from rich.console import Console
 from rich.text import Text
 from tensorboardX import SummaryWriter
+
+from deepseek_jax.training.wandb_board import WandbRun
 
 # The console prints those of these that a phase logs; the files hold everything.
 HEADLINE = (
@@ -27,12 +29,15 @@ class MetricsWriter:
     workdir/metrics.jsonl: one object a line, {"step": int, "phase": str, metric: float or null, ...}.
     workdir/tensorboard/phase: one TensorBoard run per phase ("pretrain", "grpo", ...).
     Nothing is created before `start`. On processes other than 0 every method returns at once.
-    console_seconds: between lines of the console; a faster run prints fewer, but always its last.
+    console_seconds: between lines of the console; a faster run prints fewer, but always its last. wandb: the
+    W&B run that gets the same numbers; None for none.
     """
 
-    def __init__(self, workdir: str | Path, console_seconds: float = 2.0):
+    def __init__(
+        self, workdir: str | Path, console_seconds: float = 2.0, wandb: WandbRun | None = None
+    ):
         self.workdir, self.console_seconds = Path(workdir), console_seconds
-        self.path = self.workdir / "metrics.jsonl"
+        self.path, self.wandb = self.workdir / "metrics.jsonl", wandb
         self._boards = {}
         self._console = Console(highlight=False)
         self._waiting, self._shown_at = None, -math.inf
@@ -50,11 +55,13 @@ class MetricsWriter:
         if phase in self._boards:
             self._boards[phase].close()
         # tensorboardX names files by the second: two writers of one second would share a file
-        self._boards[phase] = SummaryWriter(
+        tensorboard = SummaryWriter(
             str(self.workdir / "tensorboard" / phase),
             purge_step=first_step,
             filename_suffix=f".{time.time_ns()}",
         )
+        others = [] if self.wandb is None else [self.wandb.board(phase)]
+        self._boards[phase] = _Boards(tensorboard, *others)
 
     def write(self, step: int, metrics, *, phase: str):
         """Log a flat dict of scalars (Python, numpy or jax) at an update count.
@@ -77,6 +84,8 @@ class MetricsWriter:
             file.write(json.dumps(record, allow_nan=False) + "\n")
         for name in [name for name in values if name not in bad]:
             self._boards[phase].add_scalar(name, values[name], int(step))
+        # The line is whole: W&B takes it as one, and it outlives the process
+        self._boards[phase].flush()
         self._show(step, values, phase)
 
     def close(self):
@@ -84,6 +93,8 @@ class MetricsWriter:
         self._print_waiting()
         for board in self._boards.values():
             board.close()
+        if self.wandb is not None:
+            self.wandb.close()
         self._boards = {}
 
     def _show(self, step, values, phase):
@@ -104,6 +115,25 @@ class MetricsWriter:
             line.append(f"  {name} ", "dim").append(f"{values[name]:.4g}")
         self._console.print(line, soft_wrap=True)
         self._waiting, self._shown_at = None, time.monotonic()
+
+
+class _Boards:
+    """TensorBoard's writer and others with its methods, as one."""
+
+    def __init__(self, *boards):
+        self.boards = boards
+
+    def add_scalar(self, name, value, step):
+        for board in self.boards:
+            board.add_scalar(name, value, step)
+
+    def flush(self):
+        for board in self.boards:
+            board.flush()
+
+    def close(self):
+        for board in self.boards:
+            board.close()
 
 
 def read_metrics(path: str | Path, phase: str):

@@ -7,6 +7,12 @@ from pathlib import Path
 from jax.sharding import Mesh
 
 from deepseek_jax.training.metrics import MetricsWriter
+from deepseek_jax.training.profile import Profile
+from deepseek_jax.training.watchdog import Watchdog
+
+# Exit status of a run that was asked to stop and has saved: start it again to resume. The number is
+# EX_TEMPFAIL of sysexits.h
+STOPPED = 75
 
 
 @dataclasses.dataclass(frozen=True)
@@ -15,7 +21,8 @@ class Run:
 
     folder: holds the files of the run, or the checkpoints of the phase. writer: takes the metrics of all
     phases. should_stop(): whether this process was asked to save and exit; called after every step. phase:
-    the name of the phase in metrics and messages. strict: end at a damaged checkpoint; else an earlier one is
+    the name of the phase in metrics and messages. profile: traces some steps of each phase. watchdog: looks
+    for a step that is stuck. None for neither. strict: end at a damaged checkpoint; else an earlier one is
     used.
     """
 
@@ -24,6 +31,8 @@ class Run:
     writer: MetricsWriter
     should_stop: Callable[[], bool] = lambda: False
     phase: str = ""
+    profile: Profile | None = None
+    watchdog: Watchdog | None = None
     strict: bool = False
 
     def of(self, phase: str, folder: Path | None = None):

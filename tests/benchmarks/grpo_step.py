@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from configs import models
+from deepseek_jax.costs.program import GENERATION, SYNC
 from deepseek_jax.data.tokenizer import load_tokenizer, smollm2_gguf
 from deepseek_jax.models import build_model, random_params
 from deepseek_jax.parallel import make_mesh
@@ -82,7 +83,7 @@ def our_step(dtype, tokenizer, prompts):
             state[0], _ = train_step(state[0], batches[0], rng)
             jax.block_until_ready(state[0])
         ended = time.perf_counter()
-        generate = metrics["rollout_seconds"]
+        generate = metrics[SYNC] + metrics[GENERATION]
         return {
             "generate": generate,
             "score": scored - began - generate,

@@ -69,6 +69,7 @@ def run(settings, run):
         if step == 3:
             print("under way", flush=True)
     (run.folder / f"done{jax.process_index()}").write_text(f"{step} {dict(run.mesh.shape)}")
+    print(run.watchdog)
 '''
 WORKERS = '''
 """Asks a worker process of math-verify what it has imported."""
@@ -126,14 +127,20 @@ def contents(folder):
     return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def test_a_recipe_gets_the_overridden_config_the_mesh_and_its_work_directory(folder):
-    """Oracle: by hand: eight devices of conftest over expert=2, the step count of the argument."""
-    status, out, err = launched(folder, "--config=tiny.py:steps=4", "--config.mesh={'expert': 2}")
+def test_a_recipe_gets_the_overridden_config_the_mesh_its_work_directory_and_observers(folder):
+    """Oracle: by hand: eight devices of conftest over expert=2, the step count of the argument, the numbers
+    of the flags. A recipe without a loop takes no step that could be traced.
+    """
+    flags = "--profile=3:2", "--watchdog=7", "--watchdog_requeue"
+    fields = "--config=tiny.py:steps=4", "--config.mesh={'expert': 2}"
+    status, out, err = launched(folder, *fields, *flags)
     assert status == 0, err
     workdir = folder / "runs" / "tiny_steps=4"
     mesh = dict.fromkeys(MESH_AXES, 1) | {"data": 4, "expert": 2}
     assert (workdir / "done0").read_text() == f"4 {mesh}"
     assert str(workdir) in out and "polling on 8 x" in out
+    assert "Watchdog(factor=7.0, exit_status=75, floor_seconds=600.0)" in out
+    assert "profile: nothing was traced: this run took no step from 3 to 4" in out
 
 
 @pytest.mark.slow
@@ -194,6 +201,9 @@ MISTAKES = [
     ("--config=tiny.py --config.mesh={'exprt':2}", "config.mesh.exprt is not a field"),
     ("--config=tiny.py --config.mesh={'expert':3}", "config.mesh.expert=3"),
     ("--config=tiny.py --config.bad=settings", "config.rl.lr is not a field"),
+    ("--config=tiny.py --profile=5", "--profile=5 is not STEP:COUNT"),
+    ("--config=tiny.py --watchdog=0.5", "--watchdog=0.5 must be at least 1"),
+    ("--config=tiny.py --watchdog=0 --watchdog_requeue", "--watchdog_requeue needs a watchdog"),
     (
         "--config=tiny.py --distributed=yes",
         "--distributed=yes: coordinator_address should be defined",
@@ -318,6 +328,8 @@ def test_two_processes_make_one_mesh_and_one_work_directory(folder):
     done = [(folder / "runs" / "tiny" / f"done{i}").read_text() for i in (0, 1)]
     assert done == [f"3 {mesh}"] * 2
     assert "polling on 16 x" in ends[0][0] and "polling" not in ends[1][0]
+    # Without a flag
+    assert "Watchdog(factor=20.0, exit_status=None, floor_seconds=600.0)" in ends[0][0]
 
 
 @pytest.mark.slow

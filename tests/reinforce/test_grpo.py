@@ -9,6 +9,7 @@ import numpy as np
 import optax
 import pytest
 
+from deepseek_jax.costs.flops import training_flops
 from deepseek_jax.losses.grpo import group_advantages
 from deepseek_jax.models import build_model, init_params
 from deepseek_jax.parallel import make_mesh
@@ -16,13 +17,15 @@ from deepseek_jax.recipes.grpo.settings import GrpoSettings
 from deepseek_jax.reinforce import groups
 from deepseek_jax.reinforce.stragglers import StragglerSource
 from deepseek_jax.rewards import Rewards, scoring
-from deepseek_jax.rollout import Policy, generate, policy
+from deepseek_jax.rollout import Policy, engine, generate, policy
 from deepseek_jax.settings import build
+from deepseek_jax.training.profile import Profile
 from deepseek_jax.training.state import TrainState
 from deepseek_jax.worlds.arithmetic.tasks import arithmetic_task
 from deepseek_jax.worlds.arithmetic.tokenizer import arithmetic_tokenizer
 from tests.processes import run_two
 from tests.recipes.small import one_device, small_config
+from tests.training.test_profile import folders_of, perfetto
 
 TOKENIZER = arithmetic_tokenizer()
 EXAMPLES = [
@@ -327,9 +330,10 @@ def test_equal_groups_that_fill_a_batch_are_counted_beside_those_that_differ(sta
     assert metrics["equal_groups_used"] == 4 - len(kept)
 
 
-def test_sampling_and_grading_and_updates_are_timed_apart(state, rewarded_by, monkeypatch):
-    """Oracle: by hand, of a clock that generation moves by 5 s, each reward by 0.25 s and the updates by 2 s:
-    two rounds of eight completions, whose tokens are learned in two epochs.
+def test_a_step_is_timed_in_the_parts_of_mlperf(state, rewarded_by, monkeypatch):
+    """Oracle: by hand, of a clock that moves by 1 s for the parameters of a rollout, by 5 s for the rest of
+    it, by 0.25 s for each reward, by 3 s for old log-probabilities and by 2 s for the updates: two rounds of
+    eight completions, whose tokens are learned in two epochs, on one device.
     """
     now = [0.0]
 
@@ -340,19 +344,71 @@ def test_sampling_and_grading_and_updates_are_timed_apart(state, rewarded_by, mo
 
         return moving
 
-    monkeypatch.setattr(groups, "time", SimpleNamespace(perf_counter=lambda: now[0]))
+    clock = SimpleNamespace(perf_counter=lambda: now[0])
+    for module in (groups, engine):
+        monkeypatch.setattr(module, "time", clock)
+    weights = engine.steps.decoding_weights
+    parts = engine.steps.PARTS._replace(decoding_weights=moves(1, weights))
+    monkeypatch.setattr(engine.steps, "PARTS", parts)
     monkeypatch.setattr(policy, "generate", moves(5, generate))
     rewarded_by(moves(0.25, lambda text, example: 1.0))
     source = make_source(max_sampling_rounds=2, epochs=2)
-    _, first = source.next(state, 0)
-    now[0] += 2
-    _, second = source.next(state, 1)
-    assert not first.keys() & {"update_seconds", "update_tokens_per_second"}
-    for metrics in (first, second):
-        assert metrics["rollout_seconds"] == 10 and metrics["reward_seconds"] == 4
+    source.score = moves(3, source.score)
+    for step in range(2):
+        _, metrics = source.next(state, step)
+        now[0] += 2
+        after = source.of_updates()
+        assert metrics["weight_sync_time"] == 2 and metrics["exposed_generation_time"] == 10
+        assert metrics["reward_seconds"] == 4
         assert metrics["rollout_tokens_per_second"] == metrics["sampled_tokens"] / 10
-    assert second["update_seconds"] == 2
-    assert second["update_tokens_per_second"] == 2 * first["tokens"] / 2
+        assert after == {
+            "policy_training_time": 5,
+            "train_step_time": 21,
+            "valid_tokens_per_sec_per_gpu": pytest.approx(metrics["tokens"] / 21),
+            "update_tokens_per_second": pytest.approx(2 * metrics["tokens"] / 5),
+        }
+        # Of the loop, between two steps
+        now[0] += 100
+
+
+def test_the_mfu_of_an_update_counts_its_epochs_and_the_passes_that_score(
+    state, rewarded_by, monkeypatch
+):
+    """Oracle: by hand: two epochs and the two scoring passes, of a third each, of old policy and reference,
+    in 4 s at a peak of 1e9: every token by the keys that it sees, in a python loop.
+    """
+    rewarded_by(by_length)
+    now = [0.0]
+    monkeypatch.setattr(groups, "time", SimpleNamespace(perf_counter=lambda: now[0]))
+    monkeypatch.setattr(groups, "peak_of", lambda devices: 1e9)
+    source = make_source(state.params, epochs=2, loss=dict(kl_coef=0.1))
+    (batch, _), _ = source.next(state, 0)
+    now[0] += 4
+    once = 0.0
+    prompts, completions = (
+        np.asarray(batch[f"{part}_mask"]).sum(1) for part in ("prompt", "completion")
+    )
+    for row, prompt in enumerate(prompts):
+        once += prompt * training_flops(POLICY, prompt / 2)
+        for length in completions[4 * row : 4 * row + 4]:
+            once += length * training_flops(POLICY, prompt + length / 2)
+    wanted = once * (2 + 2 / 3) / (4 * 1e9)
+    assert source.of_updates()["update_mfu"] == pytest.approx(wanted, rel=1e-6)
+
+
+def test_a_trace_names_the_parts_of_a_step(state, rewarded_by, tmp_path):
+    """Oracle: names by hand, in order, the parameters within the generation that needs them."""
+    rewarded_by(by_length)
+    source, profile = make_source(), Profile(0, 1, tmp_path)
+    for step in profile.over(range(1), "grpo", lambda: None):
+        source.next(state, step)
+    (folder,) = folders_of(tmp_path / "grpo")
+    names = ("grpo", "generation", "weight_sync", "rewards", "logprobs")
+    events = [event for event in perfetto(folder) if event["name"] in names]
+    assert [event["name"] for event in events] == list(names)
+    ends = {event["name"]: event["ts"] + event["dur"] for event in events}
+    assert ends["weight_sync"] < ends["generation"] < ends["rewards"] < ends["logprobs"]
+    assert ends["logprobs"] <= ends["grpo"]
 
 
 def test_prompts_are_prefilled_once_for_their_group(state, rewarded_by):

@@ -17,6 +17,7 @@ from deepseek_jax.training.settings import CheckpointSettings
 from deepseek_jax.training.state import TrainState
 from deepseek_jax.training.step import make_train_step
 from tests.processes import run_two
+from tests.recipes.small import one_device
 
 TX = optax.adam(0.1)
 
@@ -57,12 +58,14 @@ def train(workdir, source=None, **settings):
     source = source or Numbers()
     should_stop = settings.pop("should_stop", lambda: False)
     settings["checkpoints"] = CheckpointSettings(**settings.pop("checkpoints", {}))
+    observers = {name: settings.pop(name, None) for name in ("profile", "watchdog")}
+    mesh, needed = settings.pop("mesh", None), settings.pop("flops_per_token", None)
     numbers = SimpleNamespace(**(dict(num_steps=6, save_every=2, log_every=1) | settings))
     writer = MetricsWriter(workdir)
-    run = Run(None, workdir / "checkpoints", writer, should_stop, "pretrain")
+    run = Run(mesh, workdir / "checkpoints", writer, should_stop, "pretrain", **observers)
     state = TrainState.create({"x": jnp.zeros(4)}, TX)
     try:
-        state = loop.train(numbers, state, TRAIN_STEP, source, run, 7)
+        state = loop.train(numbers, state, TRAIN_STEP, source, run, 7, flops_per_token=needed)
     finally:
         writer.close()
     return state, source, lines_of(workdir)
@@ -167,6 +170,37 @@ def test_throughput_counts_all_tokens_since_the_line_before(tmp_path):
     _, _, lines = train(tmp_path, log_every=3)
     for line in lines:
         np.testing.assert_allclose(line["tokens_per_second"] * line["seconds"], 4, rtol=1e-6)
+
+
+@pytest.mark.parametrize("row_tokens", [None, 10.0])
+def test_mfu_counts_all_tokens_of_the_rows_since_the_line_before(tmp_path, monkeypatch, row_tokens):
+    """Oracle: by hand: 4 tokens a step, or the 10 of its rows, at 50 FLOPs each, of a peak of 1000."""
+
+    class Rows(Numbers):
+        def next(self, state, step):
+            batches, metrics = super().next(state, step)
+            return batches, metrics | ({"row_tokens": row_tokens} if row_tokens else {})
+
+    monkeypatch.setattr(loop, "peak_of", lambda devices: 1000.0)
+    _, _, lines = train(tmp_path, Rows(), log_every=3, mesh=one_device(), flops_per_token=50.0)
+    for line in lines:
+        wanted = (row_tokens or 4.0) * 50 / 1000 / line["seconds"]
+        np.testing.assert_allclose(line["mfu"], wanted, rtol=1e-6)
+
+
+def test_a_source_reports_on_its_updates_when_they_have_ended(tmp_path):
+    """Oracle: by hand: the step that each line is of, from a source that is asked at lines alone."""
+
+    class Reports(Numbers):
+        def next(self, state, step):
+            self.step = step
+            return super().next(state, step)
+
+        def of_updates(self):
+            return {"updated": float(self.step)}
+
+    _, _, lines = train(tmp_path, Reports(), log_every=3)
+    assert [line["updated"] for line in lines] == [0, 3, 5]
 
 
 def test_metrics_of_several_updates_in_a_step_are_averaged_or_their_largest(tmp_path):

@@ -1,0 +1,92 @@
+"""Traces of a few steps, for Perfetto and TensorBoard."""
+
+import shutil
+import tempfile
+from pathlib import Path
+
+import jax
+
+from deepseek_jax.parallel.processes import say
+
+
+class Profile:
+    """Traces steps first to first + count - 1 of every phase that has them.
+
+    Each process writes folder/PHASE, or folder/PHASE/process_INDEX where there are several: in
+    plugins/profile/TIME the host's .xplane.pb, which TensorBoard opens with --logdir=folder (it needs the
+    package xprof), and perfetto_trace.json.gz for ui.perfetto.dev. A step is named by its phase and has its
+    step_num; what the host does in it is named by the code that does it, such as "update".
+    """
+
+    def __init__(self, first: int, count: int, folder: Path):
+        self.first, self.count, self.folder = first, count, folder
+        # Phase -> its traced steps
+        self.traced = {}
+
+    @classmethod
+    def of(cls, text: str, folder: Path):
+        """The Profile of "STEP:COUNT". Raises ValueError for another form."""
+        first, _, count = text.partition(":")
+        # isdecimal: int() takes spaces, signs and underscores too
+        if not (first.isdecimal() and count.isdecimal() and int(count)):
+            raise ValueError(
+                f"--profile={text} is not STEP:COUNT, a step from 0 and a number of steps from 1; for "
+                "example, --profile=100:3 traces steps 100, 101 and 102"
+            )
+        return cls(int(first), int(count), folder)
+
+    def over(self, steps, phase: str, latest):
+        """Yield the steps of a phase, and trace those that are asked for.
+
+        latest() -> the arrays of the step that has just run its course on the host.
+        """
+        wanted, traces = range(self.first, self.first + self.count), None
+        try:
+            for step in steps:
+                if step not in wanted:
+                    yield step
+                    continue
+                if traces is None:
+                    # The devices may still be at earlier steps
+                    jax.block_until_ready(latest())
+                    traces = self._begin()
+                with jax.profiler.StepTraceAnnotation(phase, step_num=step):
+                    yield step
+                self.traced.setdefault(phase, []).append(step)
+                if step == wanted[-1]:
+                    jax.block_until_ready(latest())
+                    traces = self._end(traces, phase)
+        finally:
+            # A run that stops on the way leaves what it has
+            if traces is not None:
+                self._end(traces, phase)
+
+    def report(self):
+        """Print which steps were traced and where the traces are, from process 0."""
+        for phase, steps in self.traced.items():
+            say(
+                f"profile: {phase}, steps {steps[0]} to {steps[-1]}, traced in {self.folder / phase}"
+            )
+        if not self.traced:
+            last = self.first + self.count - 1
+            say(f"profile: nothing was traced: this run took no step from {self.first} to {last}")
+
+    def _begin(self):
+        # JAX writes local files alone; they are copied to where the run is
+        traces, options = tempfile.mkdtemp(), jax.profiler.ProfileOptions()
+        # A rollout calls so many functions that a viewer, which shows a million events, would drop the rest
+        options.python_tracer_level = 0
+        jax.profiler.start_trace(traces, create_perfetto_trace=True, profiler_options=options)
+        return traces
+
+    def _end(self, traces, phase):
+        jax.profiler.stop_trace()
+        folder = self.folder / phase
+        if jax.process_count() > 1:
+            folder = folder / f"process_{jax.process_index()}"
+        for path in sorted(Path(traces).rglob("*")):
+            if path.is_file():
+                copy = folder / path.relative_to(traces)
+                copy.parent.mkdir(parents=True, exist_ok=True)
+                copy.write_bytes(path.read_bytes())
+        shutil.rmtree(traces)

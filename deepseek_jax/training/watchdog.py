@@ -1,0 +1,147 @@
+"""A watchdog over the loop: a step that takes many medians prints all stacks, and may end the process."""
+
+import dataclasses
+import faulthandler
+import os
+import socket
+import statistics
+import sys
+import threading
+import time
+from collections import deque
+from contextlib import contextmanager
+
+import jax
+
+# Seconds between two looks
+LOOK_EVERY = 1.0
+# The median is of so many of the latest steps, and there is none before so few have ended
+RECENT, FEWEST = 100, 3
+
+
+@dataclasses.dataclass(frozen=True)
+class Watchdog:
+    """When a step is stuck, and what happens then.
+
+    A step is stuck after `factor` times the median of the phase's earlier steps, and after floor_seconds at
+    least: steps that log, save, evaluate or compile take many medians, and are healthy. All stacks of the
+    process are printed to stderr then, once for a step. exit_status: the process ends with it after that,
+    without saving; None: the step goes on. Raises ValueError for a factor below 1.
+
+    No step is stuck before four have ended: the first ones compile, for as long as that takes. The watchdog
+    is a thread, so it sees no code that holds Python's lock; waiting for a device does not hold it.
+    """
+
+    factor: float
+    exit_status: int | None = None
+    floor_seconds: float = 600.0
+
+    def __post_init__(self):
+        if self.factor < 1:
+            raise ValueError(
+                f"factor={self.factor} must be at least 1, in medians of earlier steps; 0 for no watchdog"
+            )
+
+    def over(self, steps, phase: str, latest):
+        """Yield the steps of a phase while a thread watches them. latest() -> the arrays of the step that has
+        just run its course on the host; the step ends when the devices have them.
+        """
+        watch = _Watch(self)
+        with self._watching(watch, phase):
+            for step in steps:
+                watch.begin(step, time.monotonic())
+                yield step
+                watch.dispatched(latest())
+
+    @contextmanager
+    def _watching(self, watch, phase):
+        ended = threading.Event()
+
+        def look():
+            while not ended.wait(min(LOOK_EVERY, self.floor_seconds / 4)):
+                stuck = watch.look(time.monotonic())
+                if stuck is not None:
+                    self._report(phase, *stuck)
+
+        thread = threading.Thread(target=look, name="watchdog", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            ended.set()
+            thread.join()
+
+    def _report(self, phase, step, seconds, median):
+        where = f"process {jax.process_index()} of {jax.process_count()} on {socket.gethostname()}"
+        print(
+            f"watchdog: {where}: {phase} step {step} has taken {seconds:.1f} s, where the median is "
+            f"{median:.3g} s. The stacks of its threads:",
+            file=sys.stderr,
+            flush=True,
+        )
+        faulthandler.dump_traceback(file=sys.stderr)
+        if self.exit_status is None:
+            return
+        print(f"watchdog: exit with {self.exit_status}", file=sys.stderr, flush=True)
+        sys.stdout.flush()
+        # Not sys.exit: that ends this thread alone, and the step may never return
+        os._exit(self.exit_status)
+
+
+class _Watch:
+    """The clock of a phase: which steps are under way, and how long the earlier ones took.
+
+    The loop dispatches steps faster than devices run them, so a step lasts from the end of the step before to
+    its own, as the devices see it.
+    """
+
+    def __init__(self, rule: Watchdog):
+        self.rule, self.lock = rule, threading.Lock()
+        # [step, its arrays or None], oldest first
+        self.under_way = deque()
+        # When the latest step ended, or the first one began
+        self.since = None
+        self.any_ended, self.reported = False, None
+        self.seconds = deque(maxlen=RECENT)
+
+    def begin(self, step, now):
+        """The host begins a step."""
+        with self.lock:
+            self.since = now if self.since is None else self.since
+            self.under_way.append([step, None])
+
+    def dispatched(self, arrays):
+        """The host is done with the latest step, and the devices compute these."""
+        with self.lock:
+            self.under_way[-1][1] = [x for x in jax.tree.leaves(arrays) if hasattr(x, "is_ready")]
+
+    def look(self, now):
+        """(step, seconds so far, median) of a step that is stuck and not reported yet, else None."""
+        with self.lock:
+            self._count_ended(now)
+            if not self.under_way or len(self.seconds) < FEWEST:
+                return None
+            step, median = self.under_way[0][0], statistics.median(self.seconds)
+            took = now - self.since
+            if step == self.reported or took <= max(
+                self.rule.factor * median, self.rule.floor_seconds
+            ):
+                return None
+            self.reported = step
+            return step, took, median
+
+    def _count_ended(self, now):
+        ended = 0
+        while self.under_way and self._is_ready(self.under_way[0][1]):
+            self.under_way.popleft()
+            ended += 1
+        if not ended:
+            return
+        # Not the first, which compiles
+        if self.any_ended:
+            self.seconds.extend([(now - self.since) / ended] * ended)
+        self.since, self.any_ended = now, True
+
+    @staticmethod
+    def _is_ready(arrays):
+        return arrays is not None and all(array.is_ready() for array in arrays)
