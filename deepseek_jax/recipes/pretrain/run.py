@@ -47,8 +47,9 @@ def run(settings: PretrainSettings, run: Run):
     mesh, workdir = run.mesh, run.folder
     with at("config"):
         tokenizer, model, params, stages = _prepare(settings, mesh)
-        documents, held_out = open_corpus(settings.data, workdir / "data", settings.seed, mesh)
-    corpus = Corpus(documents, tokenizer, settings.data.packing, settings.data.fim_rate)
+        documents, held_out = open_corpus(settings.data, workdir / "data", settings.seed)
+    data = settings.data
+    corpus = Corpus(documents, tokenizer, data.packing, data.fim_rate, data.readers)
     models, losses = settings.models(model), {}
     # The batches of all stages come before any training: too few held-out documents raise at once
     measures = [
