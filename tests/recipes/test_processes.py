@@ -80,10 +80,14 @@ def pretrain_in_stages(folder):
 
 
 def grpo(folder):
-    """A dense layer: little to compile."""
-    config = grpo_of_experts(folder)
-    config.model = models.qwen2_tiny(vocab_size=21) | dict(num_hidden_layers=1)
-    config.base.bias_update_speed = 0.0
+    return with_one_layer(grpo_of_experts(folder))
+
+
+def with_one_layer(config):
+    """A config whose base has one dense layer: little to compile."""
+    sizes = dict(num_hidden_layers=1)
+    config.model = models.qwen2_tiny(vocab_size=config.model.vocab_size) | sizes
+    config.base.update(dict(bias_update_speed=0.0, num_steps=2))
     return config
 
 
@@ -95,19 +99,18 @@ def grpo_of_experts(folder):
 
 def sft(folder):
     config = of_sft.small_config(num_steps=3)
-    config.base.num_steps = 2
     config.data.readers = 2
-    return config
+    return with_one_layer(config)
 
 
 def reward_model(folder):
-    return of_reward_model.small_config(num_steps=3)
+    return with_one_layer(of_reward_model.small_config(num_steps=3))
 
 
 def judge(folder):
     config = test_judge.small_config(num_steps=3, batch_size=8, save_every=1, log_every=1, slots=8)
     config.data.readers = 2
-    return config
+    return with_one_layer(config)
 
 
 def evaluate(folder):
@@ -120,9 +123,7 @@ def evaluate(folder):
 
 
 def generate(folder):
-    config = of_generate.small_config(chunk_size=2)
-    config.base.num_steps = 2
-    return config
+    return with_one_layer(of_generate.small_config(chunk_size=2))
 
 
 def distill(folder):
@@ -144,7 +145,7 @@ def r1(folder):
         config[name].slots = 8
     config.judge.slots = 8
     config.sft.data.readers = 2
-    return config
+    return with_one_layer(config)
 
 
 STAGES = tuple(f"{name}/params" for name in of_r1.MEASURED)
@@ -197,7 +198,7 @@ def crossing_mesh():
 
 
 def turn(name, workdir, stops=False, asked=True):
-    """Run or resume a case in workdir. stops: until a process is asked to stop; asked: whether it is this one."""
+    """Run or resume a case in workdir. stops: until a process is asked to stop. asked: this process is."""
     case, calls = CASES[name], itertools.count(1)
     recipe = importlib.import_module(f"deepseek_jax.recipes.{case.recipe}.run")
     with pytest.MonkeyPatch.context() as patch:
