@@ -10,6 +10,8 @@ launch/generate.py writes the texts from R1, here as two tasks. The students sta
 whose tokenizer_config.json must have the chat template for the student.
 """
 
+import math
+
 from ml_collections import ConfigDict
 
 from configs.common import parse_arg
@@ -41,4 +43,6 @@ def published(arg, init_from, model, *, learning_rate, mesh, micro_batches=1, po
     student.update(eval_every=500, save_every=500, log_every=10)
     c.students = dict(student=student)
     c.mesh = mesh
+    # One for each host of four chips
+    c.readers = math.prod(mesh.values()) // 4
     return c

@@ -37,15 +37,19 @@ def get_config(arg=None):
     # A micro-batch has one row a device: there is room for what attention returned
     c.model.remat = "attention"
     c.data = dict(sources=("/data/text/1.0.0",), tokenizer="deepseek", fim_rate=0.1)
-    # Documents: with about 700 tokens or more each, they fill eval_batches without a repetition
-    c.data.num_held_out = 50_000
+    # Documents: with about 700 tokens each, a reader's share has twice what it puts into eval_batches
+    c.data.num_held_out = 100_000
+    # A reader for each host of four chips, or for each row of a micro-batch where there are fewer
     if arg.context == "4k":
+        c.data.readers = 256
         c.mesh = dict(data=1, fsdp=32, expert=32)
         c.stages = dict(stage_1=from_scratch())
     elif arg.context == "32k":
+        c.data.readers = 128
         c.mesh = dict(data=1, fsdp=4, expert=32, context=8)
         c.stages = dict(stage_2_32k=long_context(32_768, rows=1920, at_once=128))
     elif arg.context == "128k":
+        c.data.readers = 32
         c.mesh = dict(data=1, expert=32, context=32)
         c.stages = dict(stage_3_128k=long_context(131_072, rows=480, at_once=32))
     else:

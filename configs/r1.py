@@ -50,9 +50,9 @@ def _fine_tuned(path, *, epochs, tokens):
     c = ConfigDict(dict(recipe="sft", batch_size=128, sequence_length=TOKENS))
     c.num_steps = -(-epochs * tokens // (c.batch_size * TOKENS))
     c.init_from = "/checkpoints/DeepSeek-V3-Base"
-    # 128 rows: a row on eight chips
+    # 128 rows: a row on eight chips, which are two hosts, and a reader for each row
     c.update(_on_chips(fsdp=4, context=8))
-    c.data = dict(path=path, template="r1_zero", num_held_out=512)
+    c.data = dict(path=path, template="r1_zero", num_held_out=512, readers=c.batch_size)
     c.accuracy = "math_verify"
     c.rewards = dict(math_verify=1.0, think_answer_format=1.0)
     c.answers = dict(num_prompts=64, max_completion_length=TOKENS, temperature=0.6, slots=1024)

@@ -28,6 +28,7 @@ def get_config(arg=None):
         # Trained whole: smaller steps, and moments of half the size
         c.optimizer.update(learning_rate=2e-5, moment_dtype="bfloat16")
     if arg.model == "deepseek_v2_lite":
-        # A row for each of sixteen chips
+        # A row for each of sixteen chips, and a reader for each of their four hosts
         c.batch_size, c.micro_batches, c.answers.slots = 16, 1, 64
+        c.data.readers = 4
     return c

@@ -64,25 +64,25 @@ class Mixture:
         seed: int,
         *,
         num_epochs: int | None = None,
-        process_index: int = 0,
-        process_count: int = 1,
+        reader: int = 0,
+        readers: int = 1,
     ):
-        """The order in which one process reads: a grain.MapDataset of int64[2], epoch and document.
+        """The order in which one reader reads: a grain.MapDataset of int64[2], epoch and document.
 
         Each source is shuffled by `seed` and repeated on its own, in another order each epoch; each
-        process reads every process_count-th document of each source. num_epochs: None repeats for
-        ever; a finite run ends where the first source has been read that often, and reads no document
-        more often than that.
-        Raises ValueError for a source with fewer documents than processes.
+        reader reads every readers-th document of each source, from number `reader` on. num_epochs: None
+        repeats for ever; a finite run ends where the first source has been read that often, and reads no
+        document more often than that.
+        Raises ValueError for a source with fewer documents than readers.
         """
         streams = []
         for number, (start, end) in enumerate(zip(self.starts, self.starts[1:], strict=False)):
-            if end - start < process_count:
+            if end - start < readers:
                 raise ValueError(
-                    f"there are no documents for some of {process_count} processes: source {number} has "
-                    f"{end - start}, and each needs one; give it more documents, or start fewer processes."
+                    f"there are no documents for some of readers={readers}: source {number} has "
+                    f"{end - start}, and each reader needs one; give it more documents, or lower readers."
                 )
-            share = grain.MapDataset.range(start + process_index, end, process_count)
+            share = grain.MapDataset.range(start + reader, end, readers)
             # Grain's later epochs use the next seeds, so the seeds of two sources are far apart.
             # Grain refuses seeds from 2**32 on
             shuffled = share.shuffle((seed + (number << 16)) % 2**32)

@@ -20,18 +20,19 @@ BATCHES_AHEAD = 8
 
 @dataclass(frozen=True, kw_only=True)
 class Rows:
-    """The rows of a batch, and which of them one process packs.
+    """The rows of a batch, and which of them one reader packs.
 
-    batch_size counts the rows of all processes: each process packs every process_count-th document of every
-    source into its share of the rows. packing=False: one document a row.
-    Raises ValueError for rows without room for a target, or rows that do not split over the processes.
+    batch_size counts the rows of all readers: each of them packs every readers-th document of every source
+    into its share of the rows. So the rows depend on the number of readers, and not on how many processes run
+    them. packing=False: one document a row.
+    Raises ValueError for rows without room for a target, or rows that do not split over the readers.
     """
 
     sequence_length: int
     batch_size: int
     packing: bool = True
-    process_index: int = 0
-    process_count: int = 1
+    reader: int = 0
+    readers: int = 1
 
     def __post_init__(self):
         if self.sequence_length < 2 or self.batch_size < 1:
@@ -39,16 +40,21 @@ class Rows:
                 f"sequence_length={self.sequence_length} and batch_size={self.batch_size} leave nothing to "
                 "predict; set sequence_length to at least 2 and batch_size to at least 1."
             )
-        if self.batch_size % self.process_count:
-            raise ValueError(
-                f"batch_size={self.batch_size} does not split over {self.process_count} processes; "
-                f"set it to a multiple of {self.process_count}."
-            )
+        check_readers(self.readers, self.batch_size)
 
     def order(self, mixture: Mixture, seed: int, num_epochs: int | None = None):
-        """Mixture.order of this process."""
-        share = dict(process_index=self.process_index, process_count=self.process_count)
+        """Mixture.order of this reader."""
+        share = dict(reader=self.reader, readers=self.readers)
         return mixture.order(seed, num_epochs=num_epochs, **share)
+
+
+def check_readers(readers: int, rows: int, field: str = "batch_size"):
+    """Raise ValueError where readers cannot pack equal shares of a batch's rows. field: the rows' name."""
+    if rows % readers:
+        raise ValueError(
+            f"readers={readers} does not divide the rows of a batch, {field}={rows}; set readers to a "
+            f"divisor of {rows}"
+        )
 
 
 def pack(
@@ -70,7 +76,7 @@ def pack(
     are learned as prefix, suffix, middle (infill.fill_in_the_middle), others in each epoch.
     num_epochs: None repeats for ever, in another order each time; a finite run, see Mixture.order,
     fills its last batch with padding. The iterators resume exactly by get_state(), which is JSON,
-    and set_state(); close() ends the thread that reads ahead. The normalizer and num_tokens of a process
+    and set_state(); close() ends the thread that reads ahead. The normalizer and num_tokens of a reader
     count its own rows alone.
 
     Batches are numpy: tokens, targets, segment_ids, positions int32[b t]; loss_mask bool[b t];
@@ -113,7 +119,7 @@ def pack_segments(blocks, to_segments, rows: Rows, *, features, seed: int, pad_i
         max_sequences_per_bin=None if rows.packing else 1,
         seed=seed,
     )
-    own = rows.batch_size // rows.process_count
+    own = rows.batch_size // rows.readers
     pad_rows = partial(grain.experimental.batch_and_pad, batch_size=own)
     batches = packed.batch(own, batch_fn=pad_rows)
     others = [name for name in features if name not in ("tokens", "weights")]
@@ -128,7 +134,7 @@ def _read(draws, *, source, tokenizer, length, fim_rate, seed):
     read = []
     for (epoch, index), document in zip(draws, documents, strict=True):
         text = _text(document["text"], index)
-        # This seed depends neither on the number of processes nor on where the run resumed
+        # This seed depends neither on the number of readers nor on where the run resumed
         own_seed = (seed, epoch, index)
         segments = fill_in_the_middle(text, tokenizer, length=length, rate=fim_rate, seed=own_seed)
         read.append([np.array(segment, np.int32) for segment in segments])
@@ -180,7 +186,15 @@ def _finish(batch, *, pad_id, others):
         "loss_mask": loss_mask,
         "segment_ids": segments,
         "positions": batch["tokens_positions"],
-        "normalizer": np.float32(loss_weights.sum(dtype=np.float64)),
-        "num_tokens": np.float32((segments > 0).sum()),
     }
-    return finished | ({"loss_weights": loss_weights} if "weights" in batch else {})
+    finished |= {"loss_weights": loss_weights} if "weights" in batch else {}
+    return finished | totals(finished)
+
+
+def totals(batch):
+    """normalizer and num_tokens of these rows of a batch, see `pack` and `pack_segments`: a dict."""
+    weights = batch.get("loss_weights", batch["loss_mask"])
+    return {
+        "normalizer": np.float32(weights.sum(dtype=np.float64)),
+        "num_tokens": np.float32((batch["segment_ids"] > 0).sum()),
+    }

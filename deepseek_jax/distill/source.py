@@ -1,11 +1,14 @@
 """A distillation's batches for the training loop: packed texts and the student's samples. Held-out losses."""
 
+from collections.abc import Callable
+
 import numpy as np
 from jax.sharding import Mesh
 
 from deepseek_jax.data.batches import PackedDocuments
 from deepseek_jax.data.chat import last_prompt
 from deepseek_jax.data.conversations import render_numbered
+from deepseek_jax.data.packing import Rows
 from deepseek_jax.distill.objective import SAMPLED, without_projections
 from deepseek_jax.distill.settings import OnPolicySettings
 from deepseek_jax.evaluation.compare import compare
@@ -140,7 +143,8 @@ class DistillSource(PackedDocuments):
 
     def __init__(
         self,
-        dataset,
+        make: Callable,
+        rows: Rows,
         mesh: Mesh,
         *,
         watch: TaskWatch,
@@ -148,7 +152,7 @@ class DistillSource(PackedDocuments):
         learns_texts: bool = True,
         **options,
     ):
-        super().__init__(dataset, mesh, evaluate=watch, **options)
+        super().__init__(make, rows, mesh, evaluate=watch, **options)
         self.watch, self.sampler, self.learns_texts = watch, sampler, learns_texts
 
     def next(self, state, step):

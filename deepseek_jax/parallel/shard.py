@@ -129,21 +129,35 @@ def batch_share(mesh: Mesh):
 
     Processes whose devices hold the same rows (two stages of a pipeline, say) provide the same share.
     """
-    sharding = batch_sharding(mesh)
-    parts = batch_parts(mesh)
-    # Process -> the parts of the batch whose rows its devices hold
-    rows = {}
-    for device, (part,) in sharding.devices_indices_map((parts,)).items():
-        rows.setdefault(device.process_index, set()).add(part.start or 0)
+    rows = _parts_held(mesh)
     # A set: processes with the same rows have one share together
-    shares = sorted({tuple(sorted(held)) for held in rows.values()})
+    shares = sorted(set(rows.values()))
     # Shares that overlap without being equal would load some rows twice
-    if sum(map(len, shares)) != parts:
+    if sum(map(len, shares)) != batch_parts(mesh):
         raise ValueError(
             "the processes hold overlapping parts of a batch's rows; order the mesh so that the devices "
             "of one process make up whole parts of slices x data x fsdp x expert"
         )
-    return shares.index(tuple(sorted(rows[jax.process_index()]))), len(shares)
+    return shares.index(rows[jax.process_index()]), len(shares)
+
+
+def own_rows(mesh: Mesh, rows: int):
+    """int64[n]: which of a batch's `rows` rows the devices of this process hold, the rows of its share.
+
+    Rising, and not always neighbours: a host's chips may lie apart along several axes of the mesh. Raises
+    ValueError, naming the config field, where the rows do not split evenly.
+    """
+    _check_splits(mesh, "a batch's rows: axis batch", rows, batch_sharding(mesh).spec[0])
+    parts = np.arange(rows).reshape(batch_parts(mesh), -1)
+    return parts[list(_parts_held(mesh)[jax.process_index()])].ravel()
+
+
+def _parts_held(mesh):
+    """Process -> the parts of a batch whose rows its devices hold, a tuple of rising numbers."""
+    parts, held = batch_parts(mesh), {}
+    for device, (part,) in batch_sharding(mesh).devices_indices_map((parts,)).items():
+        held.setdefault(device.process_index, set()).add(part.start or 0)
+    return {process: tuple(sorted(numbers)) for process, numbers in held.items()}
 
 
 def put_batch(mesh: Mesh, batch):
@@ -168,9 +182,8 @@ def put_batch(mesh: Mesh, batch):
 
 def put_share(mesh: Mesh, batch):
     """put_batch of a batch that every process has whole: each puts its own share of the rows."""
-    share, shares = batch_share(mesh)
     # Scalars are totals of the global batch, the same on every process
-    own = {name: np.split(x, shares)[share] if x.ndim else x for name, x in batch.items()}
+    own = {name: x[own_rows(mesh, len(x))] if x.ndim else x for name, x in batch.items()}
     return put_batch(mesh, own)
 
 

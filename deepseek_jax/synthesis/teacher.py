@@ -11,7 +11,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from deepseek_jax.parallel.processes import any_on, barrier, say
+from deepseek_jax.parallel.processes import any_on, barrier, from_each, say
 from deepseek_jax.rewards import Rewards
 from deepseek_jax.rollout.policy import Policy, opened_thought
 from deepseek_jax.rollout.sample_log import SampleLog
@@ -44,7 +44,8 @@ class Teacher:
         text, which begins with the policy's opening; tokens, the length of the completion; finished; and with
         rewards, reward and parts, None where a reward failed. The same call writes the same bytes, whichever
         files exist and however many processes share the work (in float32; see rollout.generate). The examples
-        have prompt_ids. When should_stop() is true, raises SystemExit(STOPPED) after the next completion.
+        have prompt_ids. When should_stop() is true, the group stops after the next completion, and raises
+        SystemExit(STOPPED) together with the others, which stop by their own should_stop() or at their end.
         Ended completions wait in a SampleLog for their chunk, and are not sampled again.
         """
         paths = chunk_paths(folder, len(examples), self.settings.chunk_size)
@@ -53,29 +54,41 @@ class Teacher:
         # Before a chunk is written: all processes must share out the same list
         barrier(f"{folder}: all have seen what is there")
         group, place = divmod(jax.process_index(), self.settings.teacher_processes)
-        own = left[group :: jax.process_count() // self.settings.teacher_processes]
-        for number in own:
-            start = number * self.settings.chunk_size
-            chunk = examples[start : start + self.settings.chunk_size]
-            log = SampleLog(paths[number].with_suffix(".ended"), writes=place == 0)
-            log.on_add = functools.partial(self._stop_before_the_last, log, len(chunk) * n)
-            rows = self._rows(chunk, n, rewards, log)
-            if place == 0:
-                _write_whole(paths[number], rows)
-            log.remove()
-            say(f"{folder.name}: {paths[number].stem}{_summary(rows, rewards)}")
-            # A stop after the last chunk would leave nothing to resume
-            if number != own[-1]:
-                self._stop_if_asked(log)
-        barrier(f"{folder} is answered")
+        own, stopped = left[group :: jax.process_count() // self.settings.teacher_processes], False
+        try:
+            for number in own:
+                start = number * self.settings.chunk_size
+                chunk = examples[start : start + self.settings.chunk_size]
+                log = self._answer_chunk(paths[number], chunk, n, rewards, writes=place == 0)
+                # A stop after the last chunk would leave nothing to resume
+                if number != own[-1]:
+                    self._stop_if_asked(log)
+        except _Stop:
+            stopped = True
+        # Here all groups meet: one that had left would let the others wait for ever
+        if any(from_each(stopped)):
+            raise SystemExit(STOPPED)
         return paths
+
+    def _answer_chunk(self, path, chunk, n, rewards, writes):
+        """Write the file of a chunk: -> its SampleLog, which is removed."""
+        log = SampleLog(path.with_suffix(".ended"), writes=writes)
+        # The whole group has read the log before one process removes it
+        any_on(self.mesh, False)
+        log.on_add = functools.partial(self._stop_before_the_last, log, len(chunk) * n)
+        rows = self._rows(chunk, n, rewards, log)
+        if writes:
+            _write_whole(path, rows)
+        log.remove()
+        say(f"{path.parent.name}: {path.stem}{_summary(rows, rewards)}")
+        return log
 
     def _stop_if_asked(self, log):
         if any_on(self.mesh, self.should_stop()):
             say(
                 f"{log.path.parent.name}: asked to stop; ended completions are on disk. Run again to resume."
             )
-            raise SystemExit(STOPPED)
+            raise _Stop
 
     def _stop_before_the_last(self, log, completions):
         # After the last completion the chunk is written first
@@ -101,6 +114,10 @@ class Teacher:
         groups = [samples[i : i + n] for i in range(0, len(samples), n)]
         pairs = zip(bare, groups, strict=True)
         return [{"example": example, "samples": group} for example, group in pairs]
+
+
+class _Stop(Exception):
+    """Ends a group's work on its chunks."""
 
 
 def check_opening(policy: Policy, prompt_ids):

@@ -85,8 +85,8 @@ def test_a_resumed_iterator_goes_on_where_it_was():
         assert all(np.array_equal(batch[name], again[name]) for name in batch)
 
 
-def test_two_processes_share_the_conversations():
-    """Oracle: one process: two together read the same conversations, in half of the rows each."""
+def test_two_readers_share_the_conversations():
+    """Oracle: one reader: two together read the same conversations, in half of the rows each."""
     settings = SETTINGS | {"num_epochs": 1}
     source = make_source(60)
 
@@ -94,7 +94,7 @@ def test_two_processes_share_the_conversations():
         batches = pack_conversations(source, BYTES, **settings, **share)
         return [ids for batch in batches for ids, _ in read_segments(batch)]
 
-    halves = [ids(process_index=i, process_count=2) for i in range(2)]
+    halves = [ids(reader=i, readers=2) for i in range(2)]
     assert min(map(len, halves)) > 0
     assert sorted(halves[0] + halves[1]) == sorted(ids())
 

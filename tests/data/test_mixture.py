@@ -44,32 +44,32 @@ def test_shares_are_the_weights(weights):
     np.testing.assert_array_less(np.abs(counts - 2000 * shares), 0.01 * 2000 * shares + 2)
 
 
-@pytest.mark.parametrize("process_count", [1, 3])
-def test_every_epoch_of_every_source_has_each_document_once(process_count):
-    """Oracle: the documents' numbers, sorted; those of the processes put together."""
+@pytest.mark.parametrize("readers", [1, 3])
+def test_every_epoch_of_every_source_has_each_document_once(readers):
+    """Oracle: the documents' numbers, sorted; those of the readers put together."""
     shares = [
         draw(
             make_mixture(),
-            3000 // process_count,
+            3000 // readers,
             seed=1,
-            process_index=i,
-            process_count=process_count,
+            reader=i,
+            readers=readers,
         )
-        for i in range(process_count)
+        for i in range(readers)
     ]
     for source, length in enumerate(LENGTHS):
         for epoch in range(2):
             parts = [d[(s == source) & (e == epoch)] for s, e, d in shares]
             assert sorted(np.concatenate(parts).tolist()) == list(range(length))
-            assert len(parts) == process_count and all(len(part) > 0 for part in parts)
+            assert len(parts) == readers and all(len(part) > 0 for part in parts)
 
 
-def test_a_process_keeps_its_documents_for_ever():
-    """Oracle: the sets of two processes over many epochs share nothing, though epochs drift apart."""
+def test_a_reader_keeps_its_documents_for_ever():
+    """Oracle: the sets of two readers over many epochs share nothing, though epochs drift apart."""
     drawn = [
         set(
             zip(
-                *draw(make_mixture(), 3000, seed=0, process_index=i, process_count=2)[::2],
+                *draw(make_mixture(), 3000, seed=0, reader=i, readers=2)[::2],
                 strict=True,
             )
         )
@@ -115,9 +115,9 @@ def test_a_mixture_of_nothing_or_with_a_source_too_small_is_refused():
     with pytest.raises(ValueError, match="of 0 sources"):
         Mixture((), ())
     mixture = Mixture(([{"text": "a"}] * 5, [{"text": "b"}]), (1, 1))
-    mixture.order(0, process_count=1)
-    with pytest.raises(ValueError, match="source 1 has 1, and each needs one; give it more"):
-        mixture.order(0, process_count=2)
+    mixture.order(0, readers=1)
+    with pytest.raises(ValueError, match="readers=2: source 1 has 1, .* needs one; give it more"):
+        mixture.order(0, readers=2)
 
 
 @pytest.mark.parametrize("weights", [(0.5, 0.3, 0.2), (1, 1, 1), (30, 1, 5.5), (0.004, 0.9, 2)])

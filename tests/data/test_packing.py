@@ -158,13 +158,13 @@ def take_segments(batches, n):
     ]
 
 
-@pytest.mark.parametrize("process", [(0, 1), (1, 2)])
+@pytest.mark.parametrize("share", [(0, 1), (1, 2)])
 @pytest.mark.parametrize("kind", ["one", "mixture", "a document a row", "longer than a row"])
-def test_a_resumed_iterator_yields_what_the_uninterrupted_one_would(kind, process):
+def test_a_resumed_iterator_yields_what_the_uninterrupted_one_would(kind, share):
     """Oracle: the uninterrupted run, across epochs' ends; the state went through JSON."""
-    index, count = process
+    index, count = share
     settings = dict(sequence_length=64, batch_size=4 * count, seed=2)
-    settings |= dict(process_index=index, process_count=count)
+    settings |= dict(reader=index, readers=count)
 
     def start():
         if kind == "one":
@@ -204,8 +204,8 @@ def test_a_mixture_is_predicted_whole_and_once_in_each_sources_epoch():
     np.testing.assert_allclose(shares, [3 / 6, 2 / 6, 1 / 6], atol=12 / sum(totals))
 
 
-def test_two_processes_read_other_documents_and_together_all_of_them():
-    """Oracle: the documents' own tokens, counted, with fill-in-the-middle as one process has it."""
+def test_two_readers_read_other_documents_and_together_all_of_them():
+    """Oracle: the documents' own tokens, counted, with fill-in-the-middle as one reader has it."""
     documents = [{"text": f"document {n}"} for n in range(101)]
     settings = dict(sequence_length=32, batch_size=4, seed=3, num_epochs=1)
     for rate in (0.0, 0.5):
@@ -219,8 +219,8 @@ def test_two_processes_read_other_documents_and_together_all_of_them():
                         BYTES,
                         **settings,
                         fim_rate=rate,
-                        process_index=i,
-                        process_count=count,
+                        reader=i,
+                        readers=count,
                     )
                     for i in range(count)
                 )
@@ -272,8 +272,8 @@ def places():
     return tokenizer, [{"text": text} for text in texts]
 
 
-@pytest.mark.parametrize("process_count", [1, 2])
-def test_pieces_of_long_documents_are_rearranged_each_by_itself_and_nothing_is_lost(process_count):
+@pytest.mark.parametrize("readers", [1, 2])
+def test_pieces_of_long_documents_are_rearranged_each_by_itself_and_nothing_is_lost(readers):
     """Oracle: by hand: once the parts between three markers are put back, places follow each other. In two
     epochs each place but a document's first, and each document's end, is predicted twice; 5 standard
     deviations.
@@ -282,8 +282,8 @@ def test_pieces_of_long_documents_are_rearranged_each_by_itself_and_nothing_is_l
     begin, hole, end = tokenizer.fim_ids
     predicted, rearranged = Counter(), []
     settings = dict(sequence_length=48, batch_size=8, seed=0, fim_rate=rate, num_epochs=2)
-    for index in range(process_count):
-        share = dict(process_index=index, process_count=process_count)
+    for index in range(readers):
+        share = dict(reader=index, readers=readers)
         for segment in take_segments(pack(documents, tokenizer, **settings, **share), None):
             ids = [i for i in segment if i < tokenizer.pad_id]
             if segment[0] == begin:
@@ -303,14 +303,13 @@ def test_pieces_of_long_documents_are_rearranged_each_by_itself_and_nothing_is_l
     assert n > 400 and abs(sum(rearranged) - n * rate) < 5 * np.sqrt(n * rate * (1 - rate))
 
 
-def test_a_long_document_is_rearranged_alike_by_any_number_of_processes():
-    """Oracle: the segments of one process, as a set of tuples, against those of two."""
+def test_a_long_document_is_rearranged_alike_by_any_number_of_readers():
+    """Oracle: the segments of one reader, as a set of tuples, against those of two."""
     settings = dict(sequence_length=48, batch_size=8, seed=0, fim_rate=0.5, num_epochs=1)
 
     def read(count):
         shares = [
-            pack(long_documents(), BYTES, **settings, process_index=i, process_count=count)
-            for i in range(count)
+            pack(long_documents(), BYTES, **settings, reader=i, readers=count) for i in range(count)
         ]
         return sorted(s for batches in shares for batch in batches for s in read_segments(batch))
 

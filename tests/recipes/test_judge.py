@@ -18,7 +18,8 @@ from tests.recipes.small import run_recipe
 SIZES = dict(num_train=16, num_held_out=6)
 
 
-def run(workdir, should_stop=lambda: False, **fields):
+def small_config(**fields):
+    """The ConfigDict of sixty steps on sixteen judgements; fields: others of JudgeSettings."""
     config = get_config()
     config.update(dict(num_steps=60, batch_size=4, save_every=20, log_every=20))
     config.base.update(dict(num_documents=200, batch_size=8, num_steps=2))
@@ -27,6 +28,11 @@ def run(workdir, should_stop=lambda: False, **fields):
     config.data.update(SIZES)
     config.unlock()
     config.update(fields)
+    return config
+
+
+def run(workdir, should_stop=lambda: False, **fields):
+    config = small_config(**fields)
     mesh = make_mesh(devices=jax.devices()[:1])
     with jax.set_mesh(mesh):
         run_recipe(judge, config, workdir, should_stop, mesh)

@@ -5,7 +5,7 @@ import pytest
 
 from configs.distill_small import made_teacher
 from deepseek_jax.checkpoint import save_orbax
-from deepseek_jax.data.batches import joined
+from deepseek_jax.data.batches import summed
 from deepseek_jax.data.packing import Rows, pack
 from deepseek_jax.distill import update as distill_update
 from deepseek_jax.models import build_model, random_params
@@ -222,4 +222,4 @@ def test_a_planned_batch_is_the_largest_of_a_stage():
         batch = next(iter(pack(documents, tokenizer, sizes, seed=0)))
         described = dict(planned[name].arguments[1])
         assert described.pop("mtp_weight").shape == ()
-        assert_described(described, put_batch(mesh, joined(mesh, [batch])))
+        assert_described(described, put_batch(mesh, summed(mesh, batch)))

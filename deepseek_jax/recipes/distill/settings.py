@@ -6,8 +6,9 @@ from typing import Annotated
 import optax
 
 from deepseek_jax.data.chat import Template
+from deepseek_jax.data.packing import check_readers
 from deepseek_jax.distill.settings import CROSS, LossSettings
-from deepseek_jax.errors import suggest
+from deepseek_jax.errors import at, suggest
 from deepseek_jax.models.adapters import AdapterSettings
 from deepseek_jax.recipes.pretrain.settings import BaseSettings
 from deepseek_jax.recipes.r1.settings import R1FineTuneSettings
@@ -172,7 +173,8 @@ class DistillSettings:
     teacher: None where students learn texts alone. text: how the teacher answers puzzles; students learn its
     right answers. None for other texts: those of config.tasks.NAME.path, or the small world's own solutions.
     mixing_temperature: T; a task of n texts is drawn in proportion to n**(1/T). comparisons: title ->
-    (student, student), whose answers to the same questions are compared.
+    (student, student), whose answers to the same questions are compared. readers: of the students' texts, as
+    in a pretrain config's data.
     """
 
     recipe: str
@@ -188,6 +190,7 @@ class DistillSettings:
     comparisons: dict[str, tuple[str, str]] = dataclasses.field(default_factory=dict)
     mixing_temperature: Positive = 1.0
     packing: bool = True
+    readers: Count = 1
     world: str = "bilingual"
     mesh: dict = dataclasses.field(default_factory=dict)
 
@@ -229,6 +232,9 @@ class DistillSettings:
                 f"{path}.start={student.start!r} is not one of starts; "
                 f"{suggest(student.start, self.starts)}"
             )
+        if isinstance(student, StudentSettings):
+            with at(path):
+                check_readers(self.readers, student.batch_size)
         # A reinforced student has a block loss too, that of GRPO
         loss = getattr(student, "loss", None)
         if isinstance(loss, LossSettings) and loss.asks_teacher() and self.teacher is None:

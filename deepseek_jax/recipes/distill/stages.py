@@ -142,6 +142,9 @@ class DistillStages:
         inputs = {"settings": self._about(student), "texts": digest, "parent": start.hash}
         inputs["teacher"] = None if teacher is None else teacher.hash
         inputs["batches"] = [self.settings.mixing_temperature, self.settings.packing]
+        # Students that were trained before there were several readers stay as they are
+        if self.settings.readers > 1:
+            inputs["batches"].append(self.settings.readers)
 
         def train(run):
             taught = None if teacher is None else self._loaded(teacher, trained=False)
@@ -231,8 +234,9 @@ class DistillStages:
         def train(run):
             policy = self._loaded(base)
             with at("config.teacher.fine_tune"):
-                check_conversations(policy, conversations, "teacher's", rows_of(settings, run.mesh))
-            batches = list(packed(settings, policy, held_out, rows_of(settings), num_epochs=1))
+                check_conversations(policy, conversations, "teacher's", rows_of(settings))
+            whole = rows_of(settings, held_out=True)
+            batches = list(packed(settings, policy, held_out, whole, num_epochs=1))
             loss_of = ConversationLoss(policy.config, batches, run.mesh)
             source = packed_conversations(settings, policy, conversations, loss_of, run.mesh)
             phase = run.of("teacher", run.folder / "checkpoints")

@@ -5,7 +5,6 @@ import functools
 
 import jax
 
-from deepseek_jax.data.batches import share_of_rows
 from deepseek_jax.data.conversations import pack_conversations, weighed_tokens
 from deepseek_jax.data.packing import Rows
 from deepseek_jax.data.tokenizer import Tokenizer
@@ -63,11 +62,11 @@ class StudentRun:
         watch = self._watch(policy)
         source = DistillSource(
             self._batches(policy, taught),
+            self._rows(),
             self.run.mesh,
             watch=watch,
             sampler=self._sampler(policy),
             batch_sizes=((0, self.student.batch_size),),
-            quantum=self.student.batch_size,
             scalars={
                 "temperature": self.student.loss.temperature_at,
                 # Read after the evaluation of the same step, see PackedDocuments.next
@@ -97,7 +96,7 @@ class StudentRun:
         for name, task in self.tasks.items():
             with at(f"config.students.{self.name}"):
                 check_conversations(policy, task.train, f"{name} training", self._rows())
-                whole = self._rows(shared=False)
+                whole = self._rows(held_out=True)
                 check_conversations(policy, task.held_out, f"{name} held-out", whole)
 
     def objective(self, policy: Policy, taught: Policy | None):
@@ -149,28 +148,34 @@ class StudentRun:
             )
         return ()
 
-    def _rows(self, *, shared: bool = True):
-        """This process's share of the rows, or all of them."""
+    def _rows(self, *, held_out: bool = False):
+        """The rows of a batch; those of the held-out texts have one reader."""
         student = self.student
         fields = dict(sequence_length=student.sequence_length, batch_size=student.batch_size)
         fields["packing"] = self.settings.packing
-        return share_of_rows(self.run.mesh, **fields) if shared else Rows(**fields)
+        # ConversationLoss needs every held-out text on every process
+        return Rows(**fields, readers=1 if held_out else self.settings.readers)
 
     def _batches(self, policy: Policy, taught: Policy | None):
-        """Packed texts of all tasks, with the teacher's tokens or cached top k where a term needs them."""
-        tokenizer, rows, seed = policy.tokenizer, self._rows(), self.student.seed
+        """A function from Rows to one reader's packed texts of all tasks, with the teacher's tokens or cached
+        top k where a term needs them.
+        """
+        tokenizer, seed = policy.tokenizer, self.student.seed
         temperature, template = self.settings.mixing_temperature, self.settings.template
         mixture = mixed([task.train for task in self.tasks.values()], temperature)
         if self.student.loss.needs("matched", "sorted"):
             tokenizers = tokenizer, taught.tokenizer
-            return pack_paired(mixture, *tokenizers, rows, template=template, seed=seed)
+            how = dict(template=template, seed=seed)
+            return lambda rows: pack_paired(mixture, *tokenizers, rows, **how)
         if self.student.loss.top_k is None:
-            return pack_conversations(mixture, tokenizer, rows, template=template, seed=seed)
+            how = dict(template=template, seed=seed)
+            return lambda rows: pack_conversations(mixture, tokenizer, rows, **how)
         cached = [
             self._cached(name, task.train, tokenizer, taught) for name, task in self.tasks.items()
         ]
         # Sizes, seed and temperature as without a cache, so that the student learns the same texts
-        return pack_targets(mixed(cached, temperature), rows, seed=seed, pad_id=tokenizer.pad_id)
+        cached, how = mixed(cached, temperature), dict(seed=seed, pad_id=tokenizer.pad_id)
+        return lambda rows: pack_targets(cached, rows, **how)
 
     def _cached(self, name: str, conversations, tokenizer: Tokenizer, taught: Policy):
         """The texts of a task with the teacher's top k, which are written to folder/targets/TASK first."""
@@ -198,8 +203,7 @@ class StudentRun:
 
     def _watch(self, policy: Policy):
         """The TaskWatch of the held-out texts."""
-        # Every process reads all of them, as ConversationLoss needs
-        rows = self._rows(shared=False)
+        rows = self._rows(held_out=True)
         options = dict(template=self.settings.template, seed=self.student.seed, num_epochs=1)
         batches = {
             name: list(pack_conversations(task.held_out, policy.tokenizer, rows, **options))

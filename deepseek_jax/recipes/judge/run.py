@@ -11,8 +11,9 @@ from pathlib import Path
 import numpy as np
 
 from deepseek_jax.checkpoint import save_orbax
-from deepseek_jax.data.batches import PackedDocuments, share_of_rows
+from deepseek_jax.data.batches import PackedDocuments
 from deepseek_jax.data.conversations import pack_conversations, render_numbered
+from deepseek_jax.data.packing import Rows
 from deepseek_jax.data.tasks import Task
 from deepseek_jax.errors import at
 from deepseek_jax.evaluation.accuracy import summarise
@@ -128,14 +129,11 @@ def train_judge(
 def _packed(settings: JudgeTrainingSettings, policy: Policy, conversations: list, mesh):
     fields = dict(sequence_length=settings.sequence_length, batch_size=settings.batch_size)
     how = dict(template=policy.template, seed=settings.seed)
-    rows = share_of_rows(mesh, **fields)
-    packed = pack_conversations(conversations, policy.tokenizer, rows, **how)
-    sizes = ((0, settings.batch_size),)
     return PackedDocuments(
-        packed,
+        lambda rows: pack_conversations(conversations, policy.tokenizer, rows, **how),
+        Rows(**fields, readers=settings.data.readers),
         mesh,
-        batch_sizes=sizes,
-        quantum=settings.batch_size,
+        batch_sizes=((0, settings.batch_size),),
         scalars={},
         evaluate=None,
         eval_every=1,

@@ -5,22 +5,21 @@ from pathlib import Path
 from deepseek_jax.data.mixture import Mixture
 from deepseek_jax.data.sources import hold_out, jsonl_documents, python_documents, tfds_documents
 from deepseek_jax.errors import at
-from deepseek_jax.parallel.shard import batch_share
 from deepseek_jax.recipes.pretrain.settings import CorpusSettings
 from deepseek_jax.worlds.registry import corpus_names, find_corpus
 
 
-def open_corpus(settings: CorpusSettings, data_dir: Path, seed: int, mesh):
+def open_corpus(settings: CorpusSettings, data_dir: Path, seed: int):
     """Read settings.sources: -> (Mixture to train on, Mixture of held-out documents).
 
-    Raises ValueError, naming the field, where a source gives some process no document of its own to train on,
+    Raises ValueError, naming the field, where a source gives some reader no document of its own to train on,
     or no held-out one.
     """
-    _, shares = batch_share(mesh)
-    if settings.num_held_out < shares:
+    readers = settings.readers
+    if settings.num_held_out < readers:
         raise ValueError(
-            f"data.num_held_out={settings.num_held_out} documents of a source are too few for "
-            f"{shares} processes that each read their own; set it to at least {shares}"
+            f"data.num_held_out={settings.num_held_out} documents of a source are too few for data.readers="
+            f"{readers} that each read their own; set it to at least {readers}, or lower data.readers"
         )
     weights = settings.weights or (1.0,) * len(settings.sources)
     with at("data.sources", "path"):
@@ -28,10 +27,10 @@ def open_corpus(settings: CorpusSettings, data_dir: Path, seed: int, mesh):
     with at("data"):
         train, held_out = zip(*(hold_out(s, settings.num_held_out) for s in sources), strict=True)
     for name, source in zip(settings.sources, train, strict=True):
-        if len(source) < shares:
+        if len(source) < readers:
             raise ValueError(
                 f"data.sources has {name!r}, which leaves {len(source)} documents to train on, too few for "
-                f"{shares} processes that each read their own; give a larger source"
+                f"data.readers={readers} that each read their own; give a larger source, or lower readers"
             )
     with at("data"):
         return Mixture(train, weights), Mixture(held_out, weights)

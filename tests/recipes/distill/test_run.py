@@ -48,7 +48,11 @@ def write_texts(path):
 @pytest.fixture(scope="module")
 def files(tmp_path_factory):
     """A folder with a random teacher, and texts."""
-    folder = tmp_path_factory.mktemp("distill")
+    return make_files(tmp_path_factory.mktemp("distill"))
+
+
+def make_files(folder):
+    """Write a random teacher, and texts: -> (folder, the path of the texts)."""
     config = build_model(made_teacher()["model"])
     save_orbax(folder / "teacher", config, random_params(config, one_device(), 1))
     return folder, write_texts(folder / "texts.jsonl")

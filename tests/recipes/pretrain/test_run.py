@@ -138,7 +138,7 @@ def test_a_long_context_is_trained_under_its_own_scaling(tmp_path):
     found = records(tmp_path)[("stage_2_long", 0)]["next_token_loss"]
 
     settings = build(PretrainSettings, config, "config")
-    train, _ = open_corpus(settings.data, tmp_path / "data", settings.seed, mesh)
+    train, _ = open_corpus(settings.data, tmp_path / "data", settings.seed)
     rows = Rows(sequence_length=96, batch_size=2)
     how = dict(seed=settings.seed, fim_rate=0.1)
     batch = next(iter(pack(train, named_tokenizer("bytes"), rows, **how)))

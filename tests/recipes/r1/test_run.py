@@ -69,15 +69,19 @@ def tellable(text, example):
 @pytest.fixture(scope="module", autouse=True)
 def rules_that_a_beginner_meets():
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(rejection, "LAYOUT", {"untellable": "tellable"})
-        patch.setattr(rejection, "IN_ONE_LANGUAGE", {})
-        patch.setitem(scoring.RULES, "tellable", scoring.Rule(tellable))
-        reading = BILINGUAL.rewards["puzzle_answer"].reading
-        patch.setitem(BILINGUAL.rewards, "puzzle_answer", scoring.Rule(tellable, None, reading))
-        patch.setitem(
-            scoring.RULES, "think_answer_format", scoring.Rule(lambda text, _: len(text) / 10)
-        )
+        make_rules_easy(patch)
         yield
+
+
+def make_rules_easy(patch):
+    """Replace the rules by ones that a base of two steps can meet."""
+    patch.setattr(rejection, "LAYOUT", {"untellable": "tellable"})
+    patch.setattr(rejection, "IN_ONE_LANGUAGE", {})
+    patch.setitem(scoring.RULES, "tellable", scoring.Rule(tellable))
+    reading = BILINGUAL.rewards["puzzle_answer"].reading
+    patch.setitem(BILINGUAL.rewards, "puzzle_answer", scoring.Rule(tellable, None, reading))
+    by_length = scoring.Rule(lambda text, _: len(text) / 10)
+    patch.setitem(scoring.RULES, "think_answer_format", by_length)
 
 
 def run(workdir, should_stop=lambda: False, config=None):

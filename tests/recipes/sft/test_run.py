@@ -197,12 +197,13 @@ print("result", json.dumps(losses_on(make_mesh())))
 
 def losses_on(mesh):
     """The loss of CHATS' first batch, its weight, and the held-out loss, on a mesh."""
-    settings = build(SftSettings, small_config(sequence_length=32), "config")
+    settings = build(SftSettings, small_config(sequence_length=32, data=dict(readers=2)), "config")
     model = build_model(settings.model)
     with jax.set_mesh(mesh):
         params = random_params(model, mesh, 0)
         policy = Policy(model, params, TOKENIZER, settings.data.template)
-        batches = list(sft.packed(settings, policy, CHATS, sft.rows_of(settings), num_epochs=1))
+        whole = sft.rows_of(settings, held_out=True)
+        batches = list(sft.packed(settings, policy, CHATS, whole, num_epochs=1))
         held_out = ConversationLoss(model, batches, mesh)
         source = sft.packed_conversations(settings, policy, CHATS, held_out, mesh)
         (batch,), metrics = source.next(TrainState(0, params, None), 0)
@@ -211,14 +212,13 @@ def losses_on(mesh):
 
 
 @pytest.mark.slow
-def test_two_processes_give_the_losses_that_one_has_of_both_shares():
-    """Oracle: the rows of both shares, put together by numpy, on one device."""
+def test_two_processes_give_the_losses_that_one_has_of_both_readers():
+    """Oracle: the rows of both readers, put together by numpy, on one device."""
     statuses, outputs = run_two(ONE_OF_TWO, xla_flags="--xla_force_host_platform_device_count=1")
     assert statuses == [0, 0], outputs
-    settings = build(SftSettings, small_config(sequence_length=32), "config")
+    settings = build(SftSettings, small_config(sequence_length=32, data=dict(readers=2)), "config")
     policy = Policy(None, None, TOKENIZER, settings.data.template)
-    whole = sft.rows_of(settings)
-    halves = [dataclasses.replace(whole, process_index=i, process_count=2) for i in range(2)]
+    halves = [dataclasses.replace(sft.rows_of(settings), reader=i) for i in range(2)]
     shares = [next(iter(sft.packed(settings, policy, CHATS, half))) for half in halves]
     rows = {k: np.concatenate([s[k] for s in shares]) for k in shares[0] if shares[0][k].ndim}
     rows |= {k: shares[0][k] + shares[1][k] for k in ("normalizer", "num_tokens")}
