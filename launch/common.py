@@ -18,6 +18,7 @@ from ml_collections import ConfigDict
 
 from deepseek_jax import recipes
 from deepseek_jax.errors import at, suggest
+from deepseek_jax.files import absolute
 from deepseek_jax.settings import build
 from launch.config_file import load_config, split_arguments
 from launch.workdir import claim_workdir, default_workdir
@@ -149,8 +150,9 @@ def _has_run(file):
 
 
 def given_workdir(name: str, seed: int | None):
-    """--workdir, or the default folder of a run: see workdir.default_workdir."""
-    return Path(flags.FLAGS.workdir or default_workdir(name, seed)).resolve()
+    """--workdir, a folder or gs://..., or the default folder of a run: see workdir.default_workdir."""
+    with one_message():
+        return absolute(flags.FLAGS.workdir or default_workdir(name, seed))
 
 
 def start(config: ConfigDict, workdir: Path, shown=str):

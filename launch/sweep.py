@@ -25,6 +25,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from absl import app, flags
 
+from deepseek_jax.files import is_remote
 from launch import common
 from launch.config_file import load_function, split_arguments
 from launch.engines import STOPPED, gke, slurm
@@ -95,6 +96,11 @@ def sweeps_folder():
         "config": f"{Path(file).resolve()}{colon}{arg}",
         "sweep": str(Path(values.sweep).resolve()),
     }
+    if values.workdir and is_remote(values.workdir):
+        raise ValueError(
+            f"--workdir={values.workdir}: the folder of a sweep holds the logs and the exit statuses of "
+            "other processes, and cannot be in a bucket; give a folder"
+        )
     return Folder(Path(values.workdir or Path("runs") / file_name(name)).resolve(), identity)
 
 

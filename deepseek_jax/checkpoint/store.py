@@ -5,6 +5,8 @@ from pathlib import Path
 import jax
 from orbax.checkpoint import v1 as ocp
 
+from deepseek_jax.files import absolute
+
 
 class Store:
     """The checkpoints of one run in one folder; the newest `keep` of them stay.
@@ -16,7 +18,7 @@ class Store:
     """
 
     def __init__(self, folder: str | Path, *, keep: int = 2):
-        self.folder = Path(folder).resolve()
+        self.folder = absolute(folder)
         registry = ocp.handlers.local_registry()
         registry.add(ocp.handlers.JsonHandler, checkpointable_name="data")
         context = ocp.Context()

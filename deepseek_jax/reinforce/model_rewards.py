@@ -11,6 +11,7 @@ from deepseek_jax.checkpoint import load_orbax
 from deepseek_jax.checkpoint.reward_params import load_reward_model
 from deepseek_jax.data.preferences import render_response
 from deepseek_jax.errors import at
+from deepseek_jax.files import as_path
 from deepseek_jax.parallel.shard import check_splits
 from deepseek_jax.rewards.judge import Judge
 from deepseek_jax.rewards.model import RewardModel
@@ -46,8 +47,8 @@ def load_model_rewards(settings: dict[str, ModelRewardSettings], mesh: Mesh):
 
 
 def _load_model(settings: ModelRewardSettings, mesh: Mesh):
-    if (Path(settings.path) / JUDGE).is_file():
-        return _load_judge(Path(settings.path), mesh, settings.batch_size)
+    if (as_path(settings.path) / JUDGE).is_file():
+        return _load_judge(as_path(settings.path), mesh, settings.batch_size)
     check_splits(mesh, "batch_size", settings.batch_size, "batch")
     try:
         config, params, about = load_reward_model(settings.path, mesh)

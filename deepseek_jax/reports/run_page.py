@@ -1,9 +1,10 @@
 """Writes report.html from the files that a run of several stages left in its work directory."""
 
 import json
-import os
-from pathlib import Path
 
+from etils.epath import Path
+
+from deepseek_jax.files import write_whole
 from deepseek_jax.parallel.processes import first_process
 from deepseek_jax.reports.html_report import report_page
 from deepseek_jax.training.lineage import content_hash
@@ -22,10 +23,8 @@ def write_report(workdir: Path, title: str, stages: dict[str, str], forms, names
     if not first_process():
         return
     page = report_page(title, **collect(workdir, stages), forms=forms, names=names)
-    fresh = workdir / "report.html.tmp"
-    fresh.write_text(page)
-    # Replaced at once: a reader of the page never meets half of it
-    os.replace(fresh, workdir / "report.html")
+    # Whole: a reader of the page never meets half of it
+    write_whole(workdir / "report.html", page)
 
 
 def collect(workdir: Path, stages: dict[str, str]):

@@ -96,6 +96,7 @@ def _train_from(first_step, settings, state, update, source, run, store, log):
         if done % settings.save_every == 0 or done == num_steps or stopping:
             # Ends a run whose gradients stay non-finite before it saves
             log.check()
+            run.writer.flush()
             store.save(done, {"state": state.saved(), "data": {"source": source.get_state()}})
         if stopping and done < num_steps:
             # Saving runs in the background, so exit only when it is on disk

@@ -229,21 +229,27 @@ def test_a_signal_lets_the_recipe_save_and_leave_with_75(folder, signum):
 
 
 def test_a_work_directory_has_one_process_at_a_time(folder):
-    """Oracle: status 2 and the directory's bytes while the first runs; none once it was killed."""
+    """Oracle: status 2, the first one's pid and the directory's bytes while it runs; none once it was killed,
+    and no owner once the next one has ended.
+    """
     args = "--config=tiny.py", "--config.wait=True"
     first = start(folder, *args)
     assert any("under way" in line for line in first.stdout)
+    owner = folder / "runs" / "tiny" / "owner.json"
     before = contents(folder / "runs")
     status, _, err = launched(folder, *args)
-    assert status == 2 and f"another process is at work in {folder / 'runs' / 'tiny'}" in err
-    assert contents(folder / "runs") == before
+    place = f"{folder / 'runs' / 'tiny'}: process {first.pid} on "
+    assert status == 2 and f"another process is at work in {place}" in err
+    # The owner renews its own file meanwhile
+    after = contents(folder / "runs")
+    assert after.pop(owner) and before.pop(owner) and after == before
     first.kill()
     first.communicate()
     again = start(folder, *args)
     assert any("under way" in line for line in again.stdout)
     again.terminate()
     again.communicate(timeout=60)
-    assert again.returncode == 75
+    assert again.returncode == 75 and not owner.exists()
 
 
 def test_a_reward_worker_imports_the_main_script_and_no_jax(folder):

@@ -1,11 +1,9 @@
-import errno
 import json
 
 import jax
 import pytest
 from ml_collections import ConfigDict
 
-from launch import workdir
 from launch.workdir import claim_workdir, default_workdir
 
 
@@ -144,18 +142,6 @@ def test_a_directory_belongs_to_one_run_at_a_time(tmp_path):
             claim(tmp_path, config(seed=1), may_change=True)
         assert contents(tmp_path) == before
     claim(tmp_path, config(seed=1), may_change=True)
-
-
-def test_a_file_system_without_locks_serves_too_and_is_named(tmp_path, monkeypatch, capsys):
-    """Oracle: the mark is written, and the error printed: that of a network file system without locks."""
-
-    def flock(folder, how):
-        raise OSError(errno.EBADF, "Bad file descriptor")
-
-    monkeypatch.setattr(workdir.fcntl, "flock", flock)
-    claim(tmp_path, config())
-    assert (tmp_path / "config.json").exists()
-    assert f"{tmp_path} cannot be locked ([Errno {errno.EBADF}]" in capsys.readouterr().out
 
 
 def test_only_process_zero_writes(tmp_path, monkeypatch):

@@ -103,7 +103,7 @@ def report_sweep(folder: Path, workdirs: list[Path]):
     (folder / "findings.json").write_text(json.dumps(content, indent=1) + "\n")
     table = _table(f"findings of {len(workdirs)} run{'s' if len(workdirs) > 1 else ''}", rows)
     Console(width=TABLE_WIDTH).print(table)
-    with open(folder / "findings.txt", "w") as file:
+    with (folder / "findings.txt").open("w") as file:
         Console(width=TABLE_WIDTH, file=file).print(table)
 
 

@@ -13,6 +13,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
+from deepseek_jax.checkpoint.folder import is_whole
 from deepseek_jax.checkpoint.reward_params import save_reward_model
 from deepseek_jax.costs.flops import useful_flops
 from deepseek_jax.errors import at
@@ -99,7 +100,7 @@ def train_reward_model(
     needed = reward_flops(model, settings.sequence_length, frozen=base is not None)
     params = fit(settings, loss_fn, params, source, run.within(folder / PHASE), needed)
     remembered(folder / "after.json", lambda: measure(params))
-    if not (folder / "params").exists():
+    if not is_whole(folder / "params"):
         template = settings.data.template
         about = dict(kind=settings.kind, template=template, tokenizer=tokenizer_name)
         save_reward_model(folder / "params", model, params, about, base)
