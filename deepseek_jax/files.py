@@ -187,7 +187,8 @@ def staged(path: str | os.PathLike, wanted: Callable[[str], bool] = lambda name:
     if not files:
         raise ValueError(f"there is nothing at {path}")
     stats = [file.stat() for file in files]
-    digest = blake2b(digest_size=16)
+    # The path too: a folder of one file is another copy than the file
+    digest = blake2b(f"{path}\0".encode(), digest_size=16)
     for file, stat in zip(files, stats, strict=True):
         digest.update(f"{file}\0{stat.length}\0{stat.mtime}\0".encode())
     folder = cache_folder("staged") / digest.hexdigest()

@@ -198,8 +198,9 @@ def run_recipe(config: ConfigDict, workdir: Path, shown=str, listen=Stop, **cons
             if jax.process_index() == 0:
                 devices = f"{mesh.size} x {mesh.devices.flat[0].device_kind}"
                 print(f"{config.recipe} on {devices}; work directory {workdir}", flush=True)
-            writer = MetricsWriter(workdir, **console)
-            recipe.run(settings, Run(mesh, workdir, writer, listen()))
+            # Closed also where the run raises: in a bucket its last lines wait to be written
+            with contextlib.closing(MetricsWriter(workdir, **console)) as writer:
+                recipe.run(settings, Run(mesh, workdir, writer, listen()))
 
 
 def _join_peers():

@@ -74,9 +74,10 @@ def _or_value_error(workdir, claim):
         return claim()
     # Of any kind: each package that writes to buckets has its own
     except Exception as error:
+        cause = " ".join(f"{type(error).__name__}: {error}".split())
         raise ValueError(
-            f"--workdir={workdir} cannot be written: {type(error).__name__}: {error}; give another "
-            "--workdir, or this account the right to write there"
+            f"--workdir={workdir} cannot be written: {cause}; give another --workdir, or this account the "
+            "right to write there"
         ) from error
 
 
@@ -115,12 +116,14 @@ class _Owner:
         return json.dumps(self.place | {"token": self.token, "beats": self.beats}) + "\n"
 
     def _write(self):
-        write_whole(self.path, self._text())
+        if is_remote(self.path):
+            write_whole(self.path, self._text())
+        else:
+            os.replace(self._fresh(), self.path)
 
     def _created(self):
         """Whether the file was made by this call. False also where that cannot be known."""
-        fresh = pathlib.Path(f"{self.path}.{self.token}")
-        fresh.write_text(self._text())
+        fresh = self._fresh()
         try:
             # In one step, and only where there is no such file
             os.link(fresh, self.path)
@@ -130,6 +133,12 @@ class _Owner:
         finally:
             fresh.unlink()
         return True
+
+    def _fresh(self):
+        """A local file with the text to write, whose name no other process uses: all may write at once."""
+        fresh = pathlib.Path(f"{self.path}.{self.token}")
+        fresh.write_text(self._text())
+        return fresh
 
     def _lives(self, found):
         if found["token"] in _OURS:

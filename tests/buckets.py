@@ -4,6 +4,7 @@ and tensorstore use, in memory.
 
 import base64
 import contextlib
+import itertools
 import json
 import os
 import re
@@ -15,14 +16,17 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from unittest import mock
 from urllib.parse import parse_qs, unquote, urlsplit
 
-TIME = "2026-01-01T00:00:00.{:06d}Z"
+NUMBERS = itertools.count()
+TIME = "2026-01-01T00:{:02d}:{:02d}.000Z"
 
 
 class Bucket:
-    """The objects of one bucket. read_only: every write is answered with 403, as without permission."""
+    """The objects of one bucket, whose folder is gs://NAME. read_only: every write is answered with 403, as
+    without permission.
+    """
 
     def __init__(self, name: str):
-        self.name, self.read_only = name, False
+        self.name, self.folder, self.read_only = name, f"gs://{name}", False
         # Name of an object -> (its generation, its bytes)
         self.objects, self.written = {}, 0
         self.lock = threading.Lock()
@@ -40,7 +44,7 @@ class Bucket:
     def about(self, name: str):
         """The metadata of an object that is there."""
         generation, data = self.objects[name]
-        time = TIME.format(generation)
+        time = TIME.format(generation // 60, generation % 60)
         return {
             "kind": "storage#object",
             "bucket": self.name,
@@ -224,9 +228,10 @@ def _payload(body):
 
 
 @contextlib.contextmanager
-def served_bucket(name: str = "bucket"):
-    """Serve a Bucket, which gs://NAME is in this process and those that it starts: -> Bucket."""
-    bucket = Bucket(name)
+def served_bucket():
+    """Serve a Bucket, which is there for this process and those that it starts: yields the Bucket."""
+    # Libraries remember what they know of a name
+    bucket = Bucket(f"bucket-{next(NUMBERS)}")
     server = Server(("127.0.0.1", 0), type("Own", (Handler,), {"bucket": bucket}))
     threading.Thread(target=server.serve_forever, daemon=True).start()
     address = f"http://127.0.0.1:{server.server_port}"

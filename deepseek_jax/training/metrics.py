@@ -29,8 +29,9 @@ class MetricsWriter:
 
     workdir/metrics.jsonl: one object a line, {"step": int, "phase": str, metric: float or null, ...}.
     workdir/tensorboard/phase: one TensorBoard run per phase ("pretrain", "grpo", ...).
-    Nothing is created before `start`. On processes other than 0 every method returns at once. In a bucket the
-    files are written anew at most every files.REWRITE_SECONDS, and when `flush` or `close` is called.
+    Nothing is created before `start`. On processes other than 0 every method returns at once. A local line is
+    in the file when `write` returns. In a bucket metrics.jsonl is written anew at most every
+    files.REWRITE_SECONDS, and both when `flush` or `close` is called.
     console_seconds: between lines of the console; a faster run prints fewer, but always its last.
     """
 
