@@ -5,6 +5,7 @@ folders. Methods of etils.epath.Path serve both places; what these need beside t
 """
 
 import contextlib
+import fcntl
 import functools
 import importlib.util
 import os
@@ -96,8 +97,9 @@ class GrowingFile:
     """A file of text that lines are added to, made when the first one is.
 
     A local file has a line when `add` returns. In a bucket the file is written anew, at most every
-    REWRITE_SECONDS and when `flush` is called: a process that is killed loses the lines after that. sync: a
-    local file has its lines on disk even if the machine fails.
+    REWRITE_SECONDS and when `flush` is called: a process that is killed loses the lines after that. Where the
+    bucket cannot be written for a while, `add` keeps the lines, and `flush` raises. sync: a local file has
+    its lines on disk even if the machine fails.
     """
 
     def __init__(self, path: str | os.PathLike, *, sync: bool = False):
@@ -110,7 +112,7 @@ class GrowingFile:
         if is_remote(self.path):
             self._waiting.append(text)
             if time.monotonic() >= self._next:
-                self.flush()
+                self._try_to_flush()
             return
         self.path.parent.mkdir(parents=True, exist_ok=True)
         # Opened for each text, which is then in the file when the process is killed
@@ -127,10 +129,19 @@ class GrowingFile:
         began = time.monotonic()
         if self._text is None:
             self._text = self.path.read_text() if self.path.exists() else ""
-        self._text += "".join(self._waiting)
-        write_whole(self.path, self._text)
+        text = self._text + "".join(self._waiting)
+        write_whole(self.path, text)
         now = time.monotonic()
-        self._waiting, self._next = [], now + max(REWRITE_SECONDS, REST * (now - began))
+        self._text, self._waiting = text, []
+        self._next = now + max(REWRITE_SECONDS, REST * (now - began))
+
+    def _try_to_flush(self):
+        try:
+            self.flush()
+        # Of any kind: each package that writes to buckets has its own. The lines wait, and a run goes on
+        except Exception as error:
+            print(f"{self.path} could not be written, and is tried again: {error}", flush=True)
+            self._next = time.monotonic() + REWRITE_SECONDS
 
 
 def below(path: str | os.PathLike):
@@ -149,21 +160,22 @@ def remove_folder(path: str | os.PathLike):
     """Remove a folder with everything in it, if it is there."""
     path = as_path(path)
     if is_remote(path):
-        # An empty folder of a bucket does not exist
-        if path.exists():
-            path.rmtree()
+        path.rmtree(missing_ok=True)
     else:
         shutil.rmtree(path, ignore_errors=True)
 
 
 def upload(folder: str | os.PathLike, target: str | os.PathLike, last: str | None = None):
-    """Copy the files of a local folder to a folder of a bucket. last: the name of the file that comes last,
-    by which readers know that the others are there.
+    """Copy the files of a local folder to another folder, which may be in a bucket. last: the name of the
+    file that comes last, by which readers know that the others are there.
     """
     folder, target = pathlib.Path(folder), as_path(target)
     files = [path for path in folder.rglob("*") if path.is_file()]
     for path in sorted(files, key=lambda path: path.name == last):
-        Path(path).copy(target / path.relative_to(folder).as_posix(), overwrite=True)
+        copy = target / path.relative_to(folder).as_posix()
+        if not is_remote(copy):
+            copy.parent.mkdir(parents=True, exist_ok=True)
+        Path(path).copy(copy, overwrite=True)
 
 
 def cache_folder(name: str):
@@ -221,8 +233,6 @@ def _stage(path, files, folder):
 @contextlib.contextmanager
 def _alone(path):
     """Wait until no other process of this machine is in this block for the same file."""
-    import fcntl
-
     with open(path, "w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield

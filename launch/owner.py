@@ -22,6 +22,8 @@ OWNER = "owner.json"
 BEAT_SECONDS, WATCH_SECONDS = 5.0, 30.0
 # Two processes may take over at once: after so long the file has settled, and names the one that has it
 SETTLE_SECONDS, POLL_SECONDS = 1.0, 0.5
+# Where the owner's process is; see _place
+FIELDS = ("host", "boot", "pid", "started", "token", "beats")
 # Tokens of the directories that this process owns
 _OURS = set()
 
@@ -51,11 +53,19 @@ def owned(workdir: str | os.PathLike, busy: Callable[[dict], None]):
 
 
 def read_owner(workdir):
-    """What owner.json holds, a dict; None where there is no such file."""
+    """What owner.json holds, a dict; None where there is no such file. Raises ValueError for another file."""
     try:
-        return json.loads((workdir / OWNER).read_text())
+        owner = json.loads((workdir / OWNER).read_text())
+        if set(FIELDS) <= owner.keys():
+            return owner
     except FileNotFoundError:
         return None
+    # Of no JSON, and of JSON that is no object
+    except (ValueError, AttributeError):
+        pass
+    raise ValueError(
+        f"--workdir={workdir}: {OWNER} there is not a run's; move it away, or give another --workdir"
+    )
 
 
 def names_in(workdir):
@@ -72,6 +82,8 @@ def _or_value_error(workdir, claim):
         raise ValueError(f"--workdir={workdir} cannot be a directory: {error}") from error
     try:
         return claim()
+    except ValueError:
+        raise
     # Of any kind: each package that writes to buckets has its own
     except Exception as error:
         cause = " ".join(f"{type(error).__name__}: {error}".split())
@@ -87,7 +99,7 @@ class _Owner:
     def __init__(self, workdir):
         self.workdir, self.path = workdir, workdir / OWNER
         self.token, self.beats = secrets.token_hex(8), 0
-        self.place = dict(zip(("host", "boot", "pid", "started"), _place(os.getpid()), strict=True))
+        self.place = dict(zip(FIELDS, _place(os.getpid()), strict=False))
         self.ended = threading.Event()
         self.renewing = threading.Thread(target=self._renew, daemon=True)
 
@@ -106,7 +118,8 @@ class _Owner:
     def release(self):
         """Stop renewing, and remove the file if it is still ours."""
         self.ended.set()
-        self.renewing.join()
+        # It may be waiting for a bucket that does not answer
+        self.renewing.join(WATCH_SECONDS)
         with contextlib.suppress(Exception):
             if (read_owner(self.workdir) or {}).get("token") == self.token:
                 self.path.unlink()
@@ -144,7 +157,7 @@ class _Owner:
         if found["token"] in _OURS:
             return True
         if found["boot"] == self.place["boot"] is not None:
-            return _place(found["pid"])[1:] == tuple(found[k] for k in ("boot", "pid", "started"))
+            return _place(found["pid"])[1:] == tuple(found[name] for name in FIELDS[1:4])
         print(
             f"{self.workdir} is owned by {shown(found)}: looking for {WATCH_SECONDS:g} s whether it lives",
             flush=True,

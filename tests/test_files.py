@@ -67,6 +67,24 @@ def test_a_local_file_grows_at_once_and_one_in_a_bucket_at_a_bounded_rate(
     assert written == ["abc", "abcde"] and remote.path.read_text() == "abcde"
 
 
+def test_a_bucket_that_fails_for_a_while_costs_no_line(bucket, monkeypatch, capsys):
+    """Oracle: the lines by hand, each once; the message names the file; flush raises what add does not."""
+    monkeypatch.setattr(files, "REWRITE_SECONDS", 0.0)
+    monkeypatch.setattr(files, "REST", 0)
+    file = files.GrowingFile(f"{bucket.folder}/fails")
+    file.add("a\n")
+    with monkeypatch.context() as patch:
+        patch.setattr(bucket, "read_only", True)
+        file.add("b\n")
+        assert f"{bucket.folder}/fails could not be written, and is tried again" in (
+            capsys.readouterr().out
+        )
+        with pytest.raises(OSError, match="storage.objects.create"):
+            file.flush()
+    file.add("c\n")
+    assert file.path.read_text() == "a\nb\nc\n"
+
+
 def test_a_folder_is_listed_and_removed_whole(place):
     """Oracle: the files by hand; a second removal finds nothing and is no error."""
     for name in ("a", "b/c", "b/d/e.txt"):

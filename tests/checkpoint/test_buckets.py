@@ -108,6 +108,8 @@ def test_parameters_whose_saving_was_cut_short_do_not_count_and_are_replaced(
         save_orbax(place / "params", CONFIG, params)
     assert (place / "params" / UNFINISHED).exists()
     assert not is_orbax(place / "params") and not is_whole(place / "params")
+    with pytest.raises(ValueError, match=f"{place}/params is not complete"):
+        load_hf(place / "params")
     save_orbax(place / "params", CONFIG, params)
     assert is_orbax(place / "params") and not (place / "params" / UNFINISHED).exists()
     jax.tree.map(np.testing.assert_array_equal, load_orbax(place / "params")[1], params)

@@ -203,14 +203,21 @@ def test_of_many_that_come_at_once_one_owns_the_directory(place):
     assert said[[process.pid for process in started].index(pid)] == "mine\n"
 
 
-def test_a_directory_that_cannot_be_written_is_one_message(bucket, monkeypatch):
-    """Oracle: the flag, the directory and the cause: a folder of the system's, a bucket without permission,
-    and one that is not there.
+def test_a_directory_that_cannot_be_written_is_one_message(bucket, tmp_path, monkeypatch):
+    """Oracle: the flag, the directory and the cause: a folder of the system's, another owner.json, a bucket
+    without permission, and one that is not there.
     """
     with pytest.raises(ValueError, match=r"--workdir=/proc cannot be written: .*Error: .*/proc"):
         claim("/proc")
     with pytest.raises(ValueError, match="--workdir=/dev/null/run cannot be a directory"):
         claim("/dev/null/run")
+    for text in ("mine", "[]", '{"token": 1}'):
+        (tmp_path / OWNER).write_text(text)
+        with pytest.raises(
+            ValueError, match=f"--workdir={tmp_path}: owner.json there is not a run's"
+        ):
+            claim(tmp_path)
+        assert (tmp_path / OWNER).read_text() == text
     monkeypatch.setattr(bucket, "read_only", True)
     place = f"{bucket.folder}/new"
     with pytest.raises(ValueError, match=f"--workdir={place} cannot be written: .*storage.objects"):

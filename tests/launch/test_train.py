@@ -189,6 +189,10 @@ MISTAKES = [
     ("--config=tiny.py --config.mesh={'exprt':2}", "config.mesh.exprt is not a field"),
     ("--config=tiny.py --config.mesh={'expert':3}", "config.mesh.expert=3"),
     ("--config=tiny.py --config.bad=settings", "config.rl.lr is not a field"),
+    (
+        "--config=tiny.py --workdir=s3://b/x",
+        "s3://b/x is neither a local path nor an address gs://",
+    ),
     ("--config=tiny.py --distributed", "--distributed: coordinator_address should be defined"),
 ]
 

@@ -6,6 +6,7 @@ from ml_collections import ConfigDict
 
 from deepseek_jax.parallel import processes
 from launch import workdir
+from launch.owner import FIELDS
 from launch.workdir import claim_workdir, default_workdir
 
 
@@ -150,7 +151,7 @@ def test_a_process_that_does_not_share_the_directory_is_named_to_all(tmp_path, m
     """Oracle: by hand, the answers of three processes, of which 1 sees nothing, as process 2 gathers them;
     and the outcome of process 0, which all raise.
     """
-    (tmp_path / "owner.json").write_text('{"token": "theirs"}')
+    (tmp_path / "owner.json").write_text(json.dumps(dict.fromkeys(FIELDS, "theirs")))
     monkeypatch.setattr(processes, "first_process", lambda: False)
     monkeypatch.setattr(workdir, "SHARED_SECONDS", 0.0)
     place = "--workdir=/shared of process 0 on a is not the directory of process 1 on b: "
