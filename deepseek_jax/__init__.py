@@ -1,6 +1,7 @@
 """DeepSeek in JAX and Flax. The rooms in reading order; a room imports only from rooms printed above it.
 
-errors.py, lazy.py, settings.py: messages with the config's path; public names; a config block -> a dataclass
+errors.py, files.py: messages with the config's path; files in folders and buckets (gs://)
+lazy.py, settings.py: public names; a config block -> a dataclass
 ops/          the papers' equations: arrays in, arrays out; imports jax alone
 parallel/     where arrays live: mesh, the table of axes, shardings, expert exchange, pipeline, processes
 models/       what the network computes; the only nn.Modules

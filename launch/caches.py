@@ -1,17 +1,12 @@
-"""The folders in which compiled plans and programs wait for the next start."""
+"""Where what JAX compiles waits for the next start."""
 
 import hashlib
-import os
 import platform
 from pathlib import Path
 
+from deepseek_jax.files import cache_folder
+
 CPU_INFO = Path("/proc/cpuinfo")
-
-
-def cache_folder(name: str):
-    """The folder ~/.cache/deepseek_jax/NAME, below XDG_CACHE_HOME where that is set."""
-    caches = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(caches) / "deepseek_jax" / name
 
 
 def keep_programs(shared: Path | None):

@@ -8,7 +8,6 @@ import functools
 import importlib.metadata
 import os
 import platform
-import shutil
 import socket
 import sys
 import threading
@@ -17,6 +16,7 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
+from deepseek_jax.files import remove_folder
 from launch.workdir import claim_workdir
 
 # What runs together has to be the same
@@ -173,7 +173,7 @@ def _files(config, workdir, redoes, data):
             finally:
                 barrier("the data is checked")
                 if first_process():
-                    shutil.rmtree(folder, ignore_errors=True)
+                    remove_folder(folder)
             raise _Done
     except _Done:
         return f"{workdir}; {said}"

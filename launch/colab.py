@@ -5,7 +5,6 @@ A TPU belongs to one process. The notebook uses it, so its runs cannot be proces
 
 import gc
 import itertools
-import json
 import subprocess
 import sys
 from pathlib import Path
@@ -15,6 +14,7 @@ from ml_collections import ConfigDict
 
 from configs.common import without_fusion_emitters
 from deepseek_jax.data.tokenizer import SMOLLM2
+from deepseek_jax.files import read_json
 from launch import common
 from launch.caches import keep_programs
 from launch.config_file import load_config, set_field
@@ -149,7 +149,7 @@ def _saved(folder):
 def resume(work: Path):
     """Report on the runs in the folders of `work`, and resume those that are not complete."""
     for folder in report(work):
-        train(ConfigDict(json.loads((folder / MARKER).read_text())), folder)
+        train(ConfigDict(read_json(folder / MARKER)), folder)
 
 
 def curves(workdir: Path, phase: str = "grpo"):

@@ -18,6 +18,7 @@ from ml_collections import ConfigDict
 
 from deepseek_jax import recipes
 from deepseek_jax.errors import at, suggest
+from deepseek_jax.files import absolute
 from deepseek_jax.settings import build
 from launch import distributed
 from launch.caches import keep_programs
@@ -167,8 +168,9 @@ def _has_run(file):
 
 
 def given_workdir(name: str, seed: int | None):
-    """--workdir, or the default folder of a run: see workdir.default_workdir."""
-    return Path(flags.FLAGS.workdir or default_workdir(name, seed)).resolve()
+    """--workdir, a folder or gs://..., or the default folder of a run: see workdir.default_workdir."""
+    with one_message():
+        return absolute(flags.FLAGS.workdir or default_workdir(name, seed))
 
 
 def start(config: ConfigDict, workdir: Path, shown=str):
@@ -248,13 +250,14 @@ def run_recipe(
             if jax.process_index() == 0:
                 devices = f"{mesh.size} x {mesh.devices.flat[0].device_kind}"
                 print(f"{config.recipe} on {devices}; work directory {workdir}", flush=True)
-            writer = MetricsWriter(workdir, **metrics)
             more = dict(profile=profile, watchdog=watchdog, strict=strict)
-            try:
-                recipe.run(settings, Run(mesh, workdir, writer, listen(), **more))
-            finally:
-                if profile is not None:
-                    profile.report()
+            # Closed also where the run raises: in a bucket its last lines wait to be written
+            with contextlib.closing(MetricsWriter(workdir, **metrics)) as writer:
+                try:
+                    recipe.run(settings, Run(mesh, workdir, writer, listen(), **more))
+                finally:
+                    if profile is not None:
+                        profile.report()
 
 
 def _opened(config):

@@ -12,6 +12,7 @@ folder. A mistake is one message and exit status 2; nothing half-written stays.
 """
 
 import sys
+import tempfile
 from pathlib import Path
 
 # A checkout runs without being installed
@@ -52,6 +53,7 @@ def convert(
     from deepseek_jax import checkpoint
     from deepseek_jax.data.gguf_tokenizer import gguf_tokenizer
     from deepseek_jax.data.tokenizer import checkpoint_path
+    from deepseek_jax.files import upload
     from deepseek_jax.models.adapters import merged
     from deepseek_jax.parallel import make_mesh
 
@@ -73,7 +75,10 @@ def convert(
         return config, params
     checkpoint.save_hf(target, config, params, like=like, fp8=fp8)
     if tokenizer is not None:
-        tokenizer.save_pretrained(target)
+        # transformers writes local files alone
+        with tempfile.TemporaryDirectory() as folder:
+            tokenizer.save_pretrained(folder)
+            upload(folder, target)
     return config, params
 
 

@@ -23,8 +23,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from absl import app, flags
 
+from deepseek_jax.files import cache_folder
 from launch import common
-from launch.caches import cache_folder
 from launch.search import published, search
 from launch.topology import (
     ENVIRONMENT,

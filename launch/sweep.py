@@ -25,8 +25,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from absl import app, flags
 
+from deepseek_jax.files import cache_folder, is_remote
 from launch import common
-from launch.caches import cache_folder
 from launch.config_file import load_function, split_arguments
 from launch.engines import STOPPED, gke, slurm
 from launch.engines.local import TRAIN, Local
@@ -95,6 +95,11 @@ def sweeps_folder():
         "config": f"{Path(file).resolve()}{colon}{arg}",
         "sweep": str(Path(values.sweep).resolve()),
     }
+    if values.workdir and is_remote(values.workdir):
+        raise ValueError(
+            f"--workdir={values.workdir}: the folder of a sweep holds the logs and the exit statuses of "
+            "other processes, and cannot be in a bucket; give a folder"
+        )
     return Folder(Path(values.workdir or Path("runs") / file_name(name)).resolve(), identity)
 
 

@@ -1,20 +1,24 @@
-"""The work directory of a run: its name, the config.json that names its owner, and the lock on it."""
+"""The work directory of a run: its name, the config.json that it belongs to, and who may work in it."""
 
 import contextlib
-import fcntl
 import json
-import os
 import re
-from collections.abc import Callable
+import socket
+import time
 from pathlib import Path
 
 from ml_collections import ConfigDict
+
+from deepseek_jax.files import absolute, read_json, write_whole
+from launch.owner import names_in, owned, read_owner, shown
 
 MARKER = "config.json"
 # Where a run takes place, not what it computes: these may change when it resumes
 PLACES = ("mesh", "xla_flags")
 # A claim that was interrupted leaves this file
 FRESH = f"{MARKER}.tmp"
+# Network file systems show a new file to other machines within so long
+SHARED_SECONDS = 60.0
 
 
 def default_workdir(config_path: str, seed: int | None):
@@ -31,81 +35,98 @@ def default_workdir(config_path: str, seed: int | None):
 
 @contextlib.contextmanager
 def claim_workdir(workdir: Path, config: ConfigDict, may_change: bool = False):
-    """Lock a work directory for this process, and mark it as this config's.
+    """Own a work directory while this run is at work in it, and mark it as this config's.
 
-    The mark is config.json. Process 0 alone writes it and locks the directory. If the body raises before it
-    writes anything else, the mark is removed, so that a corrected config can use the directory. The lock ends
-    with the process, however that ends. Another mesh is no other config. may_change: another config of the
-    same recipe may replace the mark, for a recipe that itself finds out what to run again. Raises ValueError
-    where another process has the lock, where the directory belongs to another config (the fields that differ
-    are listed), where it has files but no config.json, and where it cannot be created. Existing files stay as
-    they are.
+    The mark is config.json. Process 0 alone writes it and owns the directory; see owner.owned. If the body
+    raises before it writes anything else, the mark is removed, so that a corrected config can use the
+    directory. Another mesh is no other config. may_change: another config of the same recipe may replace the
+    mark, for a recipe that itself finds out what to run again. Raises ValueError, on all processes, where
+    another run is at work there, where the directory belongs to another config (the fields that differ are
+    listed), where it has files but no config.json, where it cannot be created or written, and where a process
+    does not share it. Existing files stay as they are.
     """
     # Here, because launch/common.py imports this module and must not import jax
     import jax
 
-    if jax.process_index() != 0:
-        _owner(workdir, config, may_change)
+    workdir = absolute(workdir)
+    with contextlib.ExitStack() as stack:
+        token = failure = None
+        if jax.process_index() == 0:
+            try:
+                token = stack.enter_context(_claimed(workdir, config, may_change))
+            # The other processes wait for the outcome
+            except ValueError as error:
+                failure = error
+        _check_shared(workdir, token, failure, lambda: _owner(workdir, config, may_change))
         yield
-        return
-    with locked(workdir, lambda: _is_busy(workdir)):
+
+
+@contextlib.contextmanager
+def _claimed(workdir, config, may_change):
+    """claim_workdir in process 0: yields the token of owner.owned."""
+    with owned(workdir, lambda owner: _is_busy(workdir, owner)) as token:
         # Through JSON, as the file was: tuples become lists
         old, new = _owner(workdir, config, may_change), json.loads(config.to_json())
-        if old is None and set(os.listdir(workdir)) - {FRESH}:
+        if old is None and names_in(workdir) - {FRESH}:
             raise ValueError(
                 f"--workdir={workdir} is not empty and has no {MARKER}: it is not a run's directory, and is "
                 "left as it is; give a new or an empty --workdir"
             )
         if old != new:
-            (workdir / FRESH).write_text(json.dumps(new, indent=2) + "\n")
-            # Written whole, then renamed: an interrupted claim leaves no half-written mark
-            os.replace(workdir / FRESH, workdir / MARKER)
+            # Whole: an interrupted claim leaves no half-written mark
+            write_whole(workdir / MARKER, json.dumps(new, indent=2) + "\n")
         try:
-            yield
+            yield token
         # Not SystemExit: a run that was asked to stop keeps its directory to resume in
         except Exception:
-            if old is None and os.listdir(workdir) == [MARKER]:
+            if old is None and names_in(workdir) == {MARKER}:
                 (workdir / MARKER).unlink()
             raise
 
 
-@contextlib.contextmanager
-def locked(workdir: Path, busy: Callable):
-    """Create the directory and lock it. The lock is on the directory itself: no lock file stays.
-
-    busy(): called while another process has the lock, again and again; it waits a while, or raises. Raises
-    ValueError where the directory cannot be created.
+def _check_shared(workdir, token, failure, check):
+    """Raise ValueError on every process if process 0 could not claim the directory, if a process does not see
+    that it did, or if the directory is not of its config: check() raises. token, failure: of process 0.
     """
-    try:
-        workdir.mkdir(parents=True, exist_ok=True)
-        folder = os.open(workdir, os.O_RDONLY)
-    except OSError as error:
-        raise ValueError(f"--workdir={workdir} cannot be a directory: {error}") from error
-    try:
-        while not _lock(folder, workdir):
-            busy()
-        yield
-    finally:
-        os.close(folder)
+    from deepseek_jax.parallel.processes import first_process, from_each
 
-
-def _lock(folder, workdir):
-    """Whether this process now has the lock, or there can be none."""
-    try:
-        fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    # As on some network file systems
-    except OSError as error:
-        print(
-            f"{workdir} cannot be locked ({error}): make sure that no other run uses it", flush=True
+    claim = from_each([token, None if failure is None else str(failure)])[0]
+    if failure is not None:
+        raise failure
+    if claim[1] is not None:
+        raise ValueError(claim[1])
+    sees, problem = first_process() or _sees(workdir, claim[0]), None
+    if sees and not first_process():
+        try:
+            check()
+        except ValueError as error:
+            problem = str(error)
+    found = from_each([sees, socket.gethostname(), str(workdir), problem])
+    blind = [f"{i} on {host}" for i, (sees, host, _, _) in enumerate(found) if not sees]
+    if blind:
+        raise ValueError(
+            f"--workdir={found[0][2]} of process 0 on {found[0][1]} is not the directory of process "
+            f"{', '.join(blind)}: give all processes one --workdir that they share, in a bucket (gs://) or "
+            "on a network file system"
         )
+    for *_, problem in found:
+        if problem is not None:
+            raise ValueError(problem)
+
+
+def _sees(workdir, token):
+    until = time.monotonic() + SHARED_SECONDS
+    while (read_owner(workdir) or {}).get("token") != token:
+        if time.monotonic() > until:
+            return False
+        time.sleep(1)
     return True
 
 
-def _is_busy(workdir):
+def _is_busy(workdir, owner):
     raise ValueError(
-        f"another process is at work in {workdir}; wait until it ends, or give another --workdir"
+        f"another process is at work in {workdir}: {shown(owner)}; wait until it ends, or give another "
+        "--workdir"
     )
 
 
@@ -114,7 +135,7 @@ def _owner(workdir, config, may_change):
     marker, new = workdir / MARKER, json.loads(config.to_json())
     if not marker.exists():
         return None
-    old = json.loads(marker.read_text())
+    old = read_json(marker)
     differences = list(_differences(old, new))
     if differences and not (may_change and old.get("recipe") == new.get("recipe")):
         raise ValueError(

@@ -6,10 +6,12 @@ Subprocesses that a test starts inherit all of it. Level 0 is for correctness, n
 import gc
 import os
 from pathlib import Path
+from unittest import mock
 
 import pytest
 
 from configs.common import without_fusion_emitters
+from tests.buckets import served_bucket
 
 XLA_FLAGS = (
     "--xla_force_host_platform_device_count=8",
@@ -30,6 +32,14 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test downloads anything
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+
+
+@pytest.fixture(scope="module")
+def bucket(tmp_path_factory):
+    """An empty Bucket, and an empty cache folder for copies of what is in it."""
+    caches = {"XDG_CACHE_HOME": str(tmp_path_factory.mktemp("caches"))}
+    with served_bucket() as served, mock.patch.dict(os.environ, caches):
+        yield served
 
 
 @pytest.fixture(autouse=True, scope="module")

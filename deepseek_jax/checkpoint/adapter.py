@@ -21,7 +21,8 @@ from deepseek_jax.checkpoint.adapter_names import (
     to_arrays,
     to_tensors,
 )
-from deepseek_jax.checkpoint.folder import check_new, whole_folder
+from deepseek_jax.checkpoint.folder import check_new, is_unfinished, whole_folder
+from deepseek_jax.files import as_path, read_json, staged, whole_file
 from deepseek_jax.models import ModelConfig
 from deepseek_jax.models.adapter_modules import EXPERTS, adapter_places, modules
 from deepseek_jax.models.adapters import Adapted
@@ -49,7 +50,8 @@ PLAIN = {
 
 def is_adapter(folder: str | Path):
     """Whether peft or save_adapter wrote this folder."""
-    return (Path(folder) / CONFIG).is_file()
+    folder = as_path(folder)
+    return not is_unfinished(folder) and (folder / CONFIG).is_file()
 
 
 def save_adapter(folder: str | Path, config: ModelConfig, params: Adapted, base: str | Path):
@@ -73,7 +75,8 @@ def save_adapter(folder: str | Path, config: ModelConfig, params: Adapted, base:
                 tensors |= dict(zip(names, both, strict=True))
     with whole_folder(folder) as partial:
         if first_process():
-            save_file(tensors, partial / TENSORS, metadata={"format": "pt"})
+            with whole_file(partial / TENSORS) as fresh:
+                save_file(tensors, fresh, metadata={"format": "pt"})
             text = json.dumps(_config(ranks, params.scale, base), indent=2)
             (partial / CONFIG).write_text(text + "\n")
             (partial / BASE).write_text(json.dumps(about, indent=2) + "\n")
@@ -105,15 +108,15 @@ def load_adapter(folder: str | Path, config: ModelConfig, params, mesh: Mesh):
     missing, and for an adapter of another base: of another architecture, or, where save_adapter wrote it, of
     other weights. Beside int8 on one side alone, the weights that int8 rounds are not compared.
     """
-    folder = Path(folder)
+    folder = as_path(folder)
     for name in (CONFIG, TENSORS):
         if not (folder / name).is_file():
             raise ValueError(f"no adapter in {folder}: there is no {name}")
-    text = json.loads((folder / CONFIG).read_text())
+    text = read_json(folder / CONFIG)
     scale = _scale(text, folder / CONFIG)
     _check_base(folder, params)
     try:
-        adapter = _arrays(config, load_file(folder / TENSORS))
+        adapter = _arrays(config, load_file(staged(folder / TENSORS)))
     except ValueError as error:
         raise ValueError(f"{folder / TENSORS}: {error}") from error
     places = adapter_places(config, adapter, mesh)
@@ -167,7 +170,7 @@ def _check_base(folder, params):
     """Raise ValueError where save_adapter wrote the folder beside other parameters than these."""
     if not (folder / BASE).is_file():
         return
-    saved, own = json.loads((folder / BASE).read_text()), base_fingerprints(params)
+    saved, own = read_json(folder / BASE), base_fingerprints(params)
     comparable = [name for name in own if None not in (own[name], saved[name])]
     if any(own[name] != saved[name] for name in comparable):
         raise ValueError(

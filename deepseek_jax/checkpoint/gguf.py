@@ -8,6 +8,7 @@ import numpy as np
 
 from deepseek_jax.checkpoint.fill import load_tensors
 from deepseek_jax.checkpoint.hf_names import tensors
+from deepseek_jax.files import staged
 from deepseek_jax.models import ModelConfig
 
 # Field of ModelConfig -> key of the file's metadata. Keys of OPTIONAL may be absent.
@@ -35,14 +36,14 @@ def load_gguf(path: str | Path, dtype: str | None = None, mesh=None):
     load_hf. Raises ValueError for a file that is not GGUF or is cut short, for an architecture other than
     llama, for scaled RoPE, and for a tensor that is missing, extra or wrongly shaped, naming it and the file.
     """
-    path = Path(path)
+    path = staged(path)
     reader, config = _opened(path)
     return load_tensors(config, _Tensors(path, reader, config), dtype, mesh)
 
 
 def gguf_config(path: str | Path):
     """The ModelConfig of a .gguf file, without its weights. Raises ValueError as load_gguf does."""
-    return _opened(Path(path))[1]
+    return _opened(staged(path))[1]
 
 
 def _opened(path):

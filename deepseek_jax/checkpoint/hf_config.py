@@ -4,6 +4,8 @@ import dataclasses
 import json
 from pathlib import Path
 
+from deepseek_jax.checkpoint.folder import UNFINISHED, is_unfinished
+from deepseek_jax.files import as_path
 from deepseek_jax.models import ModelConfig, RopeScaling
 
 ARCHITECTURES = {
@@ -50,12 +52,16 @@ def read_config(folder: str | Path):
     try:
         return parse_config(raw)
     except ValueError as error:
-        raise ValueError(f"{Path(folder) / 'config.json'}: {error}") from error
+        raise ValueError(f"{as_path(folder) / 'config.json'}: {error}") from error
 
 
 def read_json(folder: str | Path):
-    """folder/config.json as a dict. Raises ValueError, with the path, if it is missing or not an object."""
-    path = Path(folder) / "config.json"
+    """folder/config.json as a dict. Raises ValueError, with the path, if it is missing or not an object, and
+    if writing the folder was interrupted.
+    """
+    if is_unfinished(folder):
+        raise ValueError(f"{folder} is not complete: {UNFINISHED} is there; write it again")
+    path = as_path(folder) / "config.json"
     if not path.is_file():
         raise ValueError(
             f"{path} does not exist; give a Hugging Face folder: config.json and safetensors"

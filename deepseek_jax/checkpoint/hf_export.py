@@ -2,7 +2,6 @@
 
 import functools
 import json
-import shutil
 from pathlib import Path
 
 import jax
@@ -18,6 +17,7 @@ from deepseek_jax.checkpoint.hf_config import config_json, read_config, read_jso
 from deepseek_jax.checkpoint.hf_files import SCALE, HFFiles
 from deepseek_jax.checkpoint.hf_names import copies, is_projection, tensors
 from deepseek_jax.checkpoint.tree import checked_by_path
+from deepseek_jax.files import as_path, whole_file
 from deepseek_jax.models import ModelConfig
 from deepseek_jax.ops.fp8 import BLOCK, quantize
 
@@ -60,12 +60,11 @@ def save_hf(
     )
     with whole_folder(folder) as partial:
         if like:
-            _copy_side_files(Path(like), partial)
+            _copy_side_files(as_path(like), partial)
         (partial / "config.json").write_text(json.dumps(text, indent=2) + "\n")
         for file, names in plan.filename_to_tensors.items():
-            save_file(
-                {name: export(name) for name in names}, partial / file, metadata={"format": "pt"}
-            )
+            with whole_file(partial / file) as fresh:
+                save_file({name: export(name) for name in names}, fresh, metadata={"format": "pt"})
         if plan.is_sharded:
             index = {"metadata": plan.metadata, "weight_map": plan.tensor_to_filename}
             (partial / "model.safetensors.index.json").write_text(
@@ -84,7 +83,7 @@ def _copy_side_files(like, folder):
     for path in like.iterdir():
         kept, left = (any(map(path.match, names)) for names in (COPIED, NOT_COPIED))
         if path.is_file() and kept and not left:
-            shutil.copy2(path, folder)
+            path.copy(folder / path.name)
 
 
 class _Export:

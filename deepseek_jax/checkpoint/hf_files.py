@@ -10,6 +10,8 @@ from huggingface_hub import get_local_safetensors_metadata
 from huggingface_hub.constants import SAFETENSORS_INDEX_FILE
 from huggingface_hub.errors import NotASafetensorsRepoError, SafetensorsParsingError
 
+from deepseek_jax.files import staged
+
 DTYPES = {
     "F32": np.dtype(np.float32),
     "F16": np.dtype(np.float16),
@@ -22,6 +24,7 @@ SCALE = "_scale_inv"
 
 class HFFiles:
     """The safetensors of a folder. Files stay on disk; `read` loads one tensor, `read_rows` a part of one.
+    A folder of a bucket is copied to local disk first.
 
     `names` leaves out the scales of FP8 tensors: both return them with their tensors, from any file.
     Raises ValueError for a folder without safetensors, for a file that is missing or cut short, for a dtype
@@ -29,7 +32,7 @@ class HFFiles:
     """
 
     def __init__(self, folder: str | Path):
-        self.folder = Path(folder)
+        self.folder = staged(folder)
         self._check_index()
         try:
             found = get_local_safetensors_metadata(self.folder)

@@ -9,9 +9,10 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from orbax.checkpoint import v1 as ocp
 
-from deepseek_jax.checkpoint.folder import check_new, whole_folder
+from deepseek_jax.checkpoint.folder import check_new, is_unfinished, whole_folder
 from deepseek_jax.checkpoint.hf_config import config_json, read_config
 from deepseek_jax.checkpoint.tree import abstract_params, checked_by_path, compute_dtype, from_paths
+from deepseek_jax.files import absolute
 from deepseek_jax.models import ModelConfig
 from deepseek_jax.parallel.processes import first_process
 
@@ -21,7 +22,8 @@ CHUNK_BYTES = 2**24
 
 def is_orbax(folder: str | Path):
     """Whether save_orbax wrote this folder."""
-    return ocp.is_orbax_checkpoint(Path(folder).absolute() / "params")
+    folder = absolute(folder)
+    return not is_unfinished(folder) and ocp.is_orbax_checkpoint(folder / "params")
 
 
 def save_orbax(folder: str | Path, config: ModelConfig, params):
@@ -47,7 +49,7 @@ def load_orbax(folder: str | Path, dtype: str | None = None, mesh: Mesh | None =
 
     A process reads the chunks of the files that its devices hold any number of: about its share.
     """
-    config, path = read_config(folder), Path(folder).absolute() / "params"
+    config, path = read_config(folder), absolute(folder) / "params"
     saved = checked_by_path(config, ocp.metadata(path).metadata)
     # The router's balancing bias is never rounded: it has the dtype that was saved
     dtypes = {

@@ -12,6 +12,7 @@ from deepseek_jax.checkpoint.adapter import load_adapter, save_adapter
 from deepseek_jax.checkpoint.folder import check_new, whole_folder
 from deepseek_jax.checkpoint.load import load_params
 from deepseek_jax.checkpoint.orbax_params import load_orbax, save_orbax
+from deepseek_jax.files import absolute, read_json
 from deepseek_jax.models import ModelConfig
 from deepseek_jax.models.quantized import is_quantized, quantized
 from deepseek_jax.models.reward import decoder_params, init_reward_head, reward_config
@@ -38,7 +39,7 @@ def save_reward_model(
         else:
             save_adapter(partial / "adapter", config, params["decoder"], base)
             kind = "int8" if is_quantized(params["decoder"]) else None
-            about = about | {"base": str(Path(base).absolute()), "quantize": kind}
+            about = about | {"base": str(absolute(base)), "quantize": kind}
         ocp.save(partial / "head", params["head"])
         if first_process():
             (partial / ABOUT).write_text(json.dumps(about, indent=2) + "\n")
@@ -49,10 +50,10 @@ def load_reward_model(folder: str | Path, mesh: Mesh):
 
     Raises ValueError for a folder without a reward model.
     """
-    folder = Path(folder).absolute()
+    folder = absolute(folder)
     if not (folder / ABOUT).is_file():
         raise ValueError(f"no reward model in {folder}: there is no {ABOUT}")
-    about = json.loads((folder / ABOUT).read_text())
+    about = read_json(folder / ABOUT)
     config, decoder = _decoder(folder, about, mesh)
     boxed = jax.eval_shape(lambda rng: init_reward_head(config, rng), jax.random.key(0))
     shapes = nn.unbox(boxed)

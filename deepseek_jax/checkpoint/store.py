@@ -1,14 +1,13 @@
 """Training state on disk, by Orbax: complete checkpoints only, for any mesh."""
 
 import json
-import os
-import shutil
 from hashlib import blake2b
 from pathlib import Path
 
 import jax
 from orbax.checkpoint import v1 as ocp
 
+from deepseek_jax.files import absolute, remove_folder
 from deepseek_jax.ops.fingerprint import fingerprint
 from deepseek_jax.parallel.processes import barrier, first_process, from_each, say
 
@@ -43,7 +42,7 @@ class Store:
         best_is: str | None = None,
         strict: bool = False,
     ):
-        self.folder = Path(folder).resolve()
+        self.folder = absolute(folder)
         stays = [policies.LatestN(keep)]
         if keep_every is not None:
             stays.append(policies.EveryNSteps(keep_every))
@@ -203,8 +202,8 @@ class Store:
         if first_process():
             aside = self.folder / f"{step}{ASIDE}"
             # Of an earlier time
-            shutil.rmtree(aside, ignore_errors=True)
-            os.replace(self.folder / str(step), aside)
+            remove_folder(aside)
+            (self.folder / str(step)).rename(aside)
         barrier(f"checkpoint {step} is set aside")
 
     def _check_same(self, step, abstract_state):

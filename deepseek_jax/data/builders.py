@@ -5,13 +5,18 @@ import json
 import re
 import sys
 import sysconfig
+import tempfile
 from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
 
 import tensorflow_datasets as tfds
 
+from deepseek_jax.files import as_path, is_remote, staged, upload
 from deepseek_jax.parallel.processes import first_process, from_each
+
+# A folder with this file is a whole dataset
+LAST = "dataset_info.json"
 
 
 class TextBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
@@ -37,7 +42,7 @@ class JsonlConfig(tfds.core.BuilderConfig):
     path: str = ""
 
     def __post_init__(self):
-        with open(self.path, "rb") as file:
+        with open(staged(self.path), "rb") as file:
             digest = hashlib.file_digest(file, lambda: blake2b(digest_size=8)).hexdigest()
         self.name = f"{re.sub('[^0-9A-Za-z]+', '_', Path(self.path).stem)}_{digest}"
 
@@ -94,31 +99,55 @@ def parameter_digest(parameters):
 
 
 def build(builder, config, data_dir: str | Path, **more):
-    """Random access to the documents of a TextBuilder class; the dataset is built if it is not there yet.
+    """Random access to the documents of a TextBuilder class; see `prepared`."""
+    return prepared(builder, config, data_dir, **more).as_data_source(split="train")
+
+
+def prepared(builder, config, data_dir: str | Path, **more):
+    """A builder of this class, to read from; the dataset is built under data_dir if it is not there yet.
 
     config: a BuilderConfig, or None. more: further arguments of the class.
 
     A build that is killed leaves a folder `incomplete.*`, which is never read. Several processes share
     the folder: the first one builds and the others wait; if the build fails, it fails on all of them.
-    Stored as array_record, which needs no TensorFlow.
+    Stored as array_record, which needs no TensorFlow, and which is read from local disk alone: of a dataset
+    in a bucket each machine reads a copy.
     """
-    options = dict(data_dir=data_dir, config=config, file_format="array_record", **more)
+    options = dict(config=config, file_format="array_record", **more)
     # The work takes a few seconds
     tfds.disable_progress_bar()
-    failure = None
+    folder = failure = None
     if first_process():
         try:
-            builder(**options).download_and_prepare()
+            folder = _build(builder, options, data_dir)
         # Of any kind: the other processes wait for the outcome in from_each
         except Exception as error:
             failure = error
-    message = from_each(None if failure is None else f"{type(failure).__name__}: {failure}")[0]
+    failed = None if failure is None else f"{type(failure).__name__}: {failure}"
+    folder, message = from_each([folder, failed])[0]
     if failure is not None:
         raise failure
     if message is not None:
         raise ValueError(f"process 0 could not build the corpus: {message}")
     # This process or the first one has built it by now
-    return builder(**options).as_data_source(split="train")
+    if is_remote(data_dir):
+        return tfds.builder_from_directory(staged(folder))
+    return builder(data_dir=data_dir, **options)
+
+
+def _build(builder, options, data_dir):
+    """Build a dataset unless it is there: -> its folder, a str."""
+    if not is_remote(data_dir):
+        local = builder(data_dir=data_dir, **options)
+        local.download_and_prepare()
+        return str(local.data_dir)
+    with tempfile.TemporaryDirectory() as place:
+        local = builder(data_dir=place, **options)
+        target = as_path(data_dir) / Path(local.data_dir).relative_to(place).as_posix()
+        if not (target / LAST).exists():
+            local.download_and_prepare()
+            upload(local.data_dir, target, last=LAST)
+    return str(target)
 
 
 def json_lines(path: str | Path):
@@ -127,7 +156,7 @@ def json_lines(path: str | Path):
     Raises ValueError, with the place, for a line that is not UTF-8 or not a JSON object.
     """
     # Each line is decoded below: as text, one that is not UTF-8 would raise here, without its number
-    with open(path, "rb") as lines:
+    with open(staged(path), "rb") as lines:
         for number, line in enumerate(lines, start=1):
             if line.strip():
                 place = f"{path}, line {number}"

@@ -9,6 +9,7 @@ import tensorflow_datasets as tfds
 
 from deepseek_jax.data.builders import JsonlConfig, TextBuilder, build, json_lines
 from deepseek_jax.data.sources import RANDOM_ACCESS_FORMATS, read
+from deepseek_jax.files import as_path, staged
 
 ROLES = ("system", "user", "assistant")
 DERIVED_FROM = "derived_from"
@@ -29,9 +30,9 @@ def read_conversations(path: str | Path, data_dir: str | Path, split: str = "tra
     Raises ValueError where the path has neither, for a missing or empty split, for other features, and,
     naming file and line, for a record that is not a conversation.
     """
-    if Path(path).is_dir():
+    if as_path(path).is_dir():
         return _tfds_conversations(path, split)
-    if not Path(path).is_file():
+    if not as_path(path).is_file():
         raise ValueError(
             f"path='{path}' does not exist; set it to the folder of a TFDS dataset, or to a jsonl file of "
             f"lines such as {EXAMPLE}"
@@ -129,12 +130,12 @@ def _outside_in(record):
 
 
 def _tfds_conversations(path, split):
-    if not (Path(path) / "dataset_info.json").is_file():
+    if not (as_path(path) / "dataset_info.json").is_file():
         raise ValueError(
             f"path='{path}' is not a TFDS dataset: there is no dataset_info.json; set it to the folder of a "
             f"version, as DATA_DIR/NAME/1.0.0, or to a jsonl file of lines such as {EXAMPLE}"
         )
-    builder = tfds.builder_from_directory(path)
+    builder = tfds.builder_from_directory(staged(path))
     features = builder.info.features
     fields = getattr(features["messages"] if "messages" in features else None, "feature", None)
     if not isinstance(fields, tfds.features.FeaturesDict) or not {"role", "content"} <= {*fields}:

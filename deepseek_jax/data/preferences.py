@@ -8,6 +8,7 @@ from deepseek_jax.data.builders import json_lines
 from deepseek_jax.data.chat import render_conversation
 from deepseek_jax.data.messages import parse_conversation
 from deepseek_jax.data.tokenizer import Tokenizer
+from deepseek_jax.files import as_path
 
 # Kind of record -> the fields that hold its responses, the better one first
 RESPONSES = {"helpfulness": ("chosen", "rejected"), "safety": ("response",)}
@@ -58,7 +59,7 @@ def read_preferences(kind: str, path: str | Path, num_held_out: int, seed: int):
     Whole prompts are held out, chosen by seed, until they have num_held_out records or more. Raises
     ValueError for a missing file, where one side would be empty, and as parse_preference does.
     """
-    if not Path(path).is_file():
+    if not as_path(path).is_file():
         raise ValueError(
             f"path='{path}' is not a file; set it to a jsonl file of lines such as {EXAMPLES[kind]}"
         )

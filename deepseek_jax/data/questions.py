@@ -12,6 +12,7 @@ from deepseek_jax.data.builders import json_lines
 from deepseek_jax.data.chat import asked_messages
 from deepseek_jax.data.messages import parse_conversation, read_conversations
 from deepseek_jax.data.sources import load_jsonl_questions, read, tfds_source
+from deepseek_jax.files import as_path
 
 # The text features that a TFDS dataset may have
 READ = ("question", "answer", "language")
@@ -26,13 +27,13 @@ def read_questions(path: str | Path, split: str = "train"):
     and optionally answer and language.
     Raises ValueError as these do, and for a dataset without either.
     """
-    if Path(path).is_dir():
+    if as_path(path).is_dir():
         return distinct(_of_dataset(path, split))
     if split != "train":
         raise ValueError(
             f"path='{path}' is a file, which has no split={split!r}; set split to 'train'"
         )
-    if Path(path).is_file():
+    if as_path(path).is_file():
         first = next(json_lines(path), None)
         if first is not None and "messages" in first[1]:
             read_lines = (parse_conversation(*line) for line in json_lines(path))
@@ -49,7 +50,7 @@ def evaluation_texts(name: str):
     examples = read_questions(path, split)
     questions = [example["question"] for example in examples]
     # read_questions drops the working of a question in GSM8K's format
-    if Path(path).is_file() and "messages" not in examples[0]:
+    if as_path(path).is_file() and "messages" not in examples[0]:
         return questions, [str(record.get("answer", "")) for _, record in json_lines(path)]
     return questions, [example.get("answer", "") for example in examples]
 

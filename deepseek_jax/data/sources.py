@@ -13,6 +13,7 @@ from deepseek_jax.data.builders import (
     build,
     json_lines,
 )
+from deepseek_jax.files import as_path, staged
 
 RANDOM_ACCESS_FORMATS = ("array_record", "parquet")
 READ_AT_ONCE = 1024
@@ -59,12 +60,12 @@ def tfds_source(path: str | Path, split: str = "train"):
     Raises ValueError for a folder without a dataset, a missing or empty split, and a file format without
     random access.
     """
-    if not (Path(path) / "dataset_info.json").is_file():
+    if not (as_path(path) / "dataset_info.json").is_file():
         raise ValueError(
             f"path='{path}' is not a TFDS dataset: there is no dataset_info.json; set it to the folder of a "
             "version, as DATA_DIR/NAME/1.0.0, or to a jsonl file"
         )
-    builder = tfds.builder_from_directory(path)
+    builder = tfds.builder_from_directory(staged(path))
     file_format = builder.info.file_format.value
     if file_format not in RANDOM_ACCESS_FORMATS:
         raise ValueError(
@@ -168,7 +169,7 @@ def load_jsonl_questions(path: str | Path):
 
 
 def _check_file(path, example):
-    if not Path(path).is_file():
+    if not as_path(path).is_file():
         message = f"path='{path}' is not a file; set it to a jsonl file of lines such as {example}"
         raise ValueError(message)
 

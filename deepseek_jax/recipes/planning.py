@@ -16,6 +16,7 @@ from deepseek_jax.costs.program import Program, forward_work, update_program
 from deepseek_jax.data.batches import TOTALS, abstract_rows
 from deepseek_jax.data.tokenizer import checkpoint_path
 from deepseek_jax.errors import CannotPlan, at
+from deepseek_jax.files import as_path
 from deepseek_jax.losses.next_token import target_logprobs
 from deepseek_jax.models import (
     ModelConfig,
@@ -52,7 +53,7 @@ def planned_model(block: dict, checkpoint: str | Path | None):
     path = checkpoint_path(checkpoint)
     if path.suffix == ".gguf":
         return dataclasses.replace(gguf_config(path), **how)
-    if (Path(checkpoint) / "config.json").exists():
+    if (as_path(checkpoint) / "config.json").exists():
         return dataclasses.replace(read_config(checkpoint), **how)
     raise CannotPlan(
         f"model={block!r} does not name the architecture of {checkpoint}, and the checkpoint is not there: a "

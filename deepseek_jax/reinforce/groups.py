@@ -1,7 +1,6 @@
 """Questions in, the batches of a step of GRPO out: completions in groups, their rewards and advantages."""
 
 import functools
-import shutil
 import time
 from collections import Counter
 from pathlib import Path
@@ -13,6 +12,7 @@ from jax.sharding import Mesh
 
 from deepseek_jax.costs.chips import peak_of
 from deepseek_jax.costs.program import GENERATION, STEP, SYNC, TOKEN_RATE, TRAINING
+from deepseek_jax.files import remove_folder
 from deepseek_jax.losses.grpo import NORMALIZES_STD
 from deepseek_jax.models.adapters import Adapted
 from deepseek_jax.ops.fingerprint import fingerprint
@@ -84,7 +84,7 @@ class GroupSource:
         """What set_state resumes from, as JSON can hold it."""
         # Called at each checkpoint, after which earlier completions have no use
         if self.folder is not None and first_process():
-            shutil.rmtree(self.folder, ignore_errors=True)
+            remove_folder(self.folder)
         return {"position": self.position}
 
     def set_state(self, state):

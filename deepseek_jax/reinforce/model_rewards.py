@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import json
 from pathlib import Path
 
 from jax.sharding import Mesh
@@ -11,6 +10,7 @@ from deepseek_jax.checkpoint import load_orbax
 from deepseek_jax.checkpoint.reward_params import load_reward_model
 from deepseek_jax.data.preferences import render_response
 from deepseek_jax.errors import at
+from deepseek_jax.files import as_path, read_json
 from deepseek_jax.parallel.shard import check_splits
 from deepseek_jax.rewards.judge import Judge
 from deepseek_jax.rewards.model import RewardModel
@@ -46,8 +46,8 @@ def load_model_rewards(settings: dict[str, ModelRewardSettings], mesh: Mesh):
 
 
 def _load_model(settings: ModelRewardSettings, mesh: Mesh):
-    if (Path(settings.path) / JUDGE).is_file():
-        return _load_judge(Path(settings.path), mesh, settings.batch_size)
+    if (as_path(settings.path) / JUDGE).is_file():
+        return _load_judge(as_path(settings.path), mesh, settings.batch_size)
     check_splits(mesh, "batch_size", settings.batch_size, "batch")
     try:
         config, params, about = load_reward_model(settings.path, mesh)
@@ -60,7 +60,7 @@ def _load_model(settings: ModelRewardSettings, mesh: Mesh):
 
 def _load_judge(folder: Path, mesh: Mesh, slots: int):
     """The rewards.judge.Judge from a folder that recipes.judge wrote."""
-    about = json.loads((folder / JUDGE).read_text())
+    about = read_json(folder / JUDGE)
     config, params = load_orbax(folder, dtype="float32", mesh=mesh)
     tokenizer = named_tokenizer(about["tokenizer"])
     options = judge_options(about["max_completion_length"], slots)

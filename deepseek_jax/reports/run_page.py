@@ -1,9 +1,8 @@
 """Writes report.html from the files that a run of several stages left in its work directory."""
 
-import json
-import os
-from pathlib import Path
+from etils.epath import Path
 
+from deepseek_jax.files import read_json, write_whole
 from deepseek_jax.parallel.processes import first_process
 from deepseek_jax.reports.html_report import report_page
 from deepseek_jax.training.lineage import content_hash
@@ -22,10 +21,8 @@ def write_report(workdir: Path, title: str, stages: dict[str, str], forms, names
     if not first_process():
         return
     page = report_page(title, **collect(workdir, stages), forms=forms, names=names)
-    fresh = workdir / "report.html.tmp"
-    fresh.write_text(page)
-    # Replaced at once: a reader of the page never meets half of it
-    os.replace(fresh, workdir / "report.html")
+    # Whole: a reader of the page never meets half of it
+    write_whole(workdir / "report.html", page)
 
 
 def collect(workdir: Path, stages: dict[str, str]):
@@ -104,4 +101,4 @@ def _state(record, inputs, earlier):
 
 
 def _read(path):
-    return json.loads(path.read_text()) if path.exists() else None
+    return read_json(path) if path.exists() else None

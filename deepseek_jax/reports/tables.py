@@ -10,6 +10,7 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
+from deepseek_jax.files import whole_file
 from deepseek_jax.training.metrics import read_metrics
 
 CURVES = ("reward", "accuracy", "completion_length")
@@ -170,5 +171,5 @@ def plot_curves(metrics_path: Path, png_path: Path, *, phase: str, names=CURVES)
         axes.plot(*zip(*points, strict=True), marker="." if len(points) < 60 else None)
         axes.set(title=name.replace("_", " "), xlabel=f"{phase} step")
         axes.grid(alpha=0.3)
-    Path(png_path).parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(png_path, dpi=120)
+    with whole_file(png_path) as fresh:
+        figure.savefig(fresh, dpi=120, format="png")

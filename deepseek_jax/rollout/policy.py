@@ -12,6 +12,7 @@ from deepseek_jax.checkpoint.hf_config import read_config
 from deepseek_jax.data.chat import end_of_turn, render_question
 from deepseek_jax.data.texts import LazyTexts, picked
 from deepseek_jax.data.tokenizer import Tokenizer, checkpoint_path, load_tokenizer
+from deepseek_jax.files import as_path
 from deepseek_jax.models import ModelConfig, RunSettings, check_architecture, how_to_run
 from deepseek_jax.parallel.processes import say
 from deepseek_jax.rollout.completions import Rollout, RolloutLog
@@ -146,7 +147,7 @@ def load_policy(
     if not saved:
         path = str(checkpoint_path(path))
         tokenizer = load_tokenizer(path)
-    if (Path(path) / "config.json").exists():
+    if (as_path(path) / "config.json").exists():
         # Before gigabytes of parameters are read
         check_architecture(model, read_config(path), path)
     config, params = load_params(path, dtype, mesh)

@@ -1,11 +1,12 @@
 """Writes completions to disk one by one as they end, so that a call can resume an interrupted one."""
 
 import json
-import os
 import time
 from collections.abc import Callable
-from pathlib import Path
 
+from etils.epath import Path
+
+from deepseek_jax.files import GrowingFile, as_path, write_whole
 from deepseek_jax.rollout.completions import Rollout, RolloutLog, line_of
 
 
@@ -26,15 +27,16 @@ class SampleLog(RolloutLog):
         every: float = 0.0,
         on_add: Callable = lambda: None,
     ):
-        self.path, self.writes, self.every, self.on_add = path, writes, every, on_add
+        self.path, self.writes, self.every, self.on_add = as_path(path), writes, every, on_add
+        self.file = GrowingFile(self.path, sync=True)
         # Lines that wait to be written, and when the last ones were
         self.waiting, self.written = [], time.monotonic()
-        lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
+        lines = _lines(self.path)
         whole = [line for line in lines if line.endswith(b"\n")]
         self.done = {line["row"]: line for line in map(json.loads, whole)}
         if writes and len(whole) < len(lines):
             # The next line must begin on a line of its own
-            os.truncate(path, sum(map(len, whole)))
+            write_whole(self.path, b"".join(whole).decode())
 
     def add(self, rows, rollout: Rollout):
         """Write the rows of a rollout that have ended."""
@@ -48,14 +50,19 @@ class SampleLog(RolloutLog):
     def write(self):
         """Put the lines that wait on disk."""
         if self.writes and self.waiting:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            with open(self.path, "a") as file:
-                file.writelines(json.dumps(line) + "\n" for line in self.waiting)
-                file.flush()
-                os.fsync(file.fileno())
+            self.file.add("".join(json.dumps(line) + "\n" for line in self.waiting))
         self.waiting, self.written = [], time.monotonic()
+
+    def flush(self):
+        """Put the lines that wait where a run that is stopped now finds them again, in a bucket too."""
+        self.write()
+        self.file.flush()
 
     def remove(self):
         """Delete the file, once its completions are elsewhere."""
         if self.writes:
             self.path.unlink(missing_ok=True)
+
+
+def _lines(path):
+    return path.read_bytes().splitlines(keepends=True) if path.exists() else []

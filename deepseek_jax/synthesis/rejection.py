@@ -5,13 +5,13 @@ not a repetition. If no rule can check that it is right, a judge compares it wit
 """
 
 import json
-import os
 from collections import Counter
-from pathlib import Path
 
 import numpy as np
+from etils.epath import Path
 
 from deepseek_jax.data.texts import picked
+from deepseek_jax.files import write_whole
 from deepseek_jax.parallel.processes import barrier, first_process, in_shares, say
 from deepseek_jax.rewards.judge import Judge
 from deepseek_jax.rollout.policy import Policy
@@ -126,10 +126,8 @@ def sample_accepted(
     barrier("what was accepted is written")
     if first_process():
         lines = [_line(repeated[row], texts[row]) for row in ended[kept].tolist()]
-        fresh = path.with_suffix(".tmp")
-        fresh.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
-        # Renamed when it is whole: callers take a file that exists as complete
-        os.replace(fresh, path)
+        # Whole: callers take a file that exists as complete
+        write_whole(path, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
     barrier("what was accepted is there")
 
 

@@ -3,14 +3,14 @@
 import dataclasses
 import functools
 import json
-import os
 from collections.abc import Callable
-from pathlib import Path
 
 import jax
 import numpy as np
+from etils.epath import Path
 from jax.sharding import Mesh
 
+from deepseek_jax.files import as_path, write_whole
 from deepseek_jax.parallel.processes import any_on, barrier, from_each, say
 from deepseek_jax.rewards import Rewards
 from deepseek_jax.rollout.policy import Policy, opened_thought
@@ -78,13 +78,15 @@ class Teacher:
         log.on_add = functools.partial(self._stop_before_the_last, log, len(chunk) * n)
         rows = self._rows(chunk, n, rewards, log)
         if writes:
-            _write_whole(path, rows)
+            text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+            write_whole(path, text)
         log.remove()
         say(f"{path.parent.name}: {path.stem}{_summary(rows, rewards)}")
         return log
 
     def _stop_if_asked(self, log):
         if any_on(self.mesh, self.should_stop()):
+            log.flush()
             say(
                 f"{log.path.parent.name}: asked to stop; ended completions are on disk. Run again to resume."
             )
@@ -135,13 +137,13 @@ def check_opening(policy: Policy, prompt_ids):
 def chunk_paths(folder: Path, num_prompts: int, chunk_size: int):
     """The files for num_prompts prompts, in order."""
     count = -(-num_prompts // chunk_size)
-    return [Path(folder) / f"{number:05d}-of-{count:05d}.jsonl" for number in range(count)]
+    return [as_path(folder) / f"{number:05d}-of-{count:05d}.jsonl" for number in range(count)]
 
 
 def read_rows(folder: Path):
     """Yield the rows of all chunks of a folder, in the order of the prompts."""
-    for path in sorted(Path(folder).glob("*-of-*.jsonl")):
-        with open(path, encoding="utf-8") as lines:
+    for path in sorted(as_path(folder).glob("*-of-*.jsonl")):
+        with path.open(encoding="utf-8") as lines:
             yield from map(json.loads, lines)
 
 
@@ -167,14 +169,3 @@ def _summary(rows, rewards):
         return text
     scored = [sample["reward"] for sample in samples if sample["reward"] is not None]
     return f"{text}, reward {np.mean(scored):.2f}"
-
-
-def _write_whole(path, rows):
-    """Write a jsonl file completely or not at all."""
-    fresh = path.with_suffix(".tmp")
-    with open(fresh, "w", encoding="utf-8") as file:
-        file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-        file.flush()
-        # Its content must be on disk before its name is
-        os.fsync(file.fileno())
-    os.replace(fresh, path)

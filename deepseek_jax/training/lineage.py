@@ -9,12 +9,12 @@ no hash. A changed default changes no hash either: stages that ran with the old 
 import dataclasses
 import functools
 import json
-import os
-import shutil
 from hashlib import blake2b
-from pathlib import Path
 from typing import Any
 
+from etils.epath import Path
+
+from deepseek_jax.files import read_json, remove_folder, write_whole
 from deepseek_jax.parallel.processes import barrier, first_process, say
 
 # The format of stage.json. Records of the first format have no field `format`
@@ -51,7 +51,7 @@ def as_given(workdir: Path, name: str):
     {} where no program started the run.
     """
     path = workdir / "config.json"
-    return json.loads(path.read_text()).get(name, {}) if path.exists() else {}
+    return read_json(path).get(name, {}) if path.exists() else {}
 
 
 def run_stage(workdir: Path, name: str, inputs: dict, make):
@@ -97,11 +97,11 @@ def measure_once(workdir: Path, name: str, inputs: dict, measure):
     def make(folder):
         found = measure()
         if first_process():
-            (folder / "scores.json").write_text(json.dumps(found, indent=1))
+            write_whole(folder / "scores.json", json.dumps(found, indent=1))
 
     run_stage(workdir, name, inputs, make)
     # Always from the file: JSON turns tuples into lists, and a resumed run must get the same
-    return json.loads((workdir / name / "scores.json").read_text())
+    return read_json(workdir / name / "scores.json")
 
 
 def _record(name, inputs, *, whole=False):
@@ -136,28 +136,28 @@ def _default(field):
 
 
 def _read(path):
-    return json.loads(path.read_text()) if path.exists() else None
+    return read_json(path) if path.exists() else None
 
 
 def _remove(folder):
-    """Remove a stage's folder. It is renamed first, in one step: a removal that is cut short must leave no
-    record of a complete stage beside half of its files.
+    """Remove a stage's folder: its files, then its record, which from the start on is of no inputs. A removal
+    that is cut short must leave no record of a complete stage beside half of its files, and is begun again.
     """
     barrier(f"{folder.name} is removed")
     if first_process():
-        removed = folder.with_name(f".{folder.name}.removed")
-        shutil.rmtree(removed, ignore_errors=True)
-        os.replace(folder, removed)
-        shutil.rmtree(removed)
+        record = folder / "stage.json"
+        write_whole(record, json.dumps(_record(folder.name, {}) | {"complete": False}))
+        for path in folder.iterdir():
+            if path.is_dir():
+                remove_folder(path)
+            elif path != record:
+                path.unlink()
+        remove_folder(folder)
     barrier(f"{folder.name} is gone")
 
 
 def _write(path, record):
     barrier(f"{path} is written")
     if first_process():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        fresh = path.with_suffix(".tmp")
-        fresh.write_text(json.dumps(record, indent=1) + "\n")
-        # In one step: a process killed here leaves the old record or the new one, never a part
-        os.replace(fresh, path)
+        write_whole(path, json.dumps(record, indent=1) + "\n")
     barrier(f"{path} is there")

@@ -115,6 +115,8 @@ def _train(steps, settings, state, update, source, should_stop, store, log):
         if saves:
             # Ends a run whose gradients stay non-finite before it saves
             log.check()
+            # A run that resumes from here logs no earlier step
+            log.writer.flush()
             saved = {"state": state.saved(), "data": {"source": source.get_state()}}
             store.save(done, saved, score)
             saved_at = time.monotonic()

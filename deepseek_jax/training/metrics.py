@@ -2,7 +2,8 @@
 
 import json
 import math
-import os
+import shutil
+import tempfile
 import time
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from rich.console import Console
 from rich.text import Text
 from tensorboardX import SummaryWriter
 
+from deepseek_jax.files import GrowingFile, as_path, is_remote, upload, write_whole
 from deepseek_jax.training.wandb_board import WandbRun
 
 # The console prints those of these that a phase logs; the files hold everything.
@@ -28,7 +30,9 @@ class MetricsWriter:
 
     workdir/metrics.jsonl: one object a line, {"step": int, "phase": str, metric: float or null, ...}.
     workdir/tensorboard/phase: one TensorBoard run per phase ("pretrain", "grpo", ...).
-    Nothing is created before `start`. On processes other than 0 every method returns at once.
+    Nothing is created before `start`. On processes other than 0 every method returns at once. A local line is
+    in the file when `write` returns. In a bucket metrics.jsonl is written anew at most every
+    files.REWRITE_SECONDS, and both when `flush` or `close` is called.
     console_seconds: between lines of the console; a faster run prints fewer, but always its last. wandb: the
     W&B run that gets the same numbers; None for none.
     """
@@ -36,9 +40,11 @@ class MetricsWriter:
     def __init__(
         self, workdir: str | Path, console_seconds: float = 2.0, wandb: WandbRun | None = None
     ):
-        self.workdir, self.console_seconds = Path(workdir), console_seconds
+        self.workdir, self.console_seconds = as_path(workdir), console_seconds
         self.path, self.wandb = self.workdir / "metrics.jsonl", wandb
-        self._boards = {}
+        self._boards, self._file = {}, GrowingFile(self.path)
+        # tensorboardX writes local files alone: where they wait for the bucket
+        self._board_folder = None
         self._console = Console(highlight=False)
         self._waiting, self._shown_at = None, -math.inf
 
@@ -51,12 +57,14 @@ class MetricsWriter:
         if jax.process_index() != 0:
             return
         self.workdir.mkdir(parents=True, exist_ok=True)
+        self._file.flush()
         _cut(self.path, phase, first_step)
+        self._file = GrowingFile(self.path)
         if phase in self._boards:
             self._boards[phase].close()
         # tensorboardX names files by the second: two writers of one second would share a file
         tensorboard = SummaryWriter(
-            str(self.workdir / "tensorboard" / phase),
+            str(self._boards_in() / "tensorboard" / phase),
             purge_step=first_step,
             filename_suffix=f".{time.time_ns()}",
         )
@@ -79,14 +87,20 @@ class MetricsWriter:
         record = {"step": int(step), "phase": phase}
         assert not record.keys() & values.keys(), "step and phase are taken"
         record |= {name: None if name in bad else value for name, value in values.items()}
-        # Opened for each line, which is then on disk when the run is killed
-        with open(self.path, "a") as file:
-            file.write(json.dumps(record, allow_nan=False) + "\n")
+        self._file.add(json.dumps(record, allow_nan=False) + "\n")
         for name in [name for name in values if name not in bad]:
             self._boards[phase].add_scalar(name, values[name], int(step))
         # The line is whole: W&B takes it as one, and it outlives the process
         self._boards[phase].flush()
         self._show(step, values, phase)
+
+    def flush(self):
+        """Write what waits: before a checkpoint, because a run that resumes from it logs no earlier step."""
+        self._file.flush()
+        if self._board_folder is not None:
+            for board in self._boards.values():
+                board.flush()
+            upload(self._board_folder, self.workdir)
 
     def close(self):
         """Flush and close all files; the writer can be started again."""
@@ -95,7 +109,19 @@ class MetricsWriter:
             board.close()
         if self.wandb is not None:
             self.wandb.close()
+        self.flush()
         self._boards = {}
+        if self._board_folder is not None:
+            shutil.rmtree(self._board_folder)
+            self._board_folder = None
+
+    def _boards_in(self):
+        """The local folder that tensorboardX writes in."""
+        if not is_remote(self.workdir):
+            return self.workdir
+        if self._board_folder is None:
+            self._board_folder = Path(tempfile.mkdtemp(prefix="tensorboard"))
+        return self._board_folder
 
     def _show(self, step, values, phase):
         if self._waiting and self._waiting[0] != phase:
@@ -148,7 +174,7 @@ def read_metrics(path: str | Path, phase: str):
 def read_phases(path: str | Path):
     """phase -> its records, as from read_metrics, in the order in which the phases began."""
     phases = {}
-    for _, record in _lines(Path(path)):
+    for _, record in _lines(as_path(path)):
         phases.setdefault(record["phase"], []).append(record)
     return phases
 
@@ -172,6 +198,4 @@ def _cut(path, phase, first_step):
     if not path.exists():
         return
     kept = [line for line, r in _lines(path) if r["phase"] != phase or r["step"] < first_step]
-    fresh = path.with_name(path.name + ".tmp")
-    fresh.write_text("".join(kept))
-    os.replace(fresh, path)
+    write_whole(path, "".join(kept))

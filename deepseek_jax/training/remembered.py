@@ -1,19 +1,17 @@
 """Measurements that a run makes once and reads from a file when it resumes."""
 
 import json
-import os
-from pathlib import Path
 
 import numpy as np
+from etils.epath import Path
 
+from deepseek_jax.files import read_json, write_whole
 from deepseek_jax.parallel.processes import barrier, first_process, from_first
 
 
 def before_and_after(folder: Path, prefix: str = ""):
     """What PREFIXbefore.json and PREFIXafter.json in the folder hold."""
-    return [
-        json.loads((folder / f"{prefix}{when}.json").read_text()) for when in ("before", "after")
-    ]
+    return [read_json(folder / f"{prefix}{when}.json") for when in ("before", "after")]
 
 
 def remembered(path: Path, measure):
@@ -26,9 +24,7 @@ def remembered(path: Path, measure):
     if not from_first(np.asarray(path.exists())):
         measured = measure()
         if first_process():
-            fresh = path.with_suffix(".tmp")
-            fresh.write_text(json.dumps(measured, indent=1))
-            os.replace(fresh, path)
+            write_whole(path, json.dumps(measured, indent=1))
         # As the file has it, so that a resumed run gets the same: lists for tuples
         return json.loads(json.dumps(measured))
-    return json.loads(path.read_text())
+    return read_json(path)

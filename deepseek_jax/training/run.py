@@ -2,8 +2,8 @@
 
 import dataclasses
 from collections.abc import Callable
-from pathlib import Path
 
+from etils.epath import Path
 from jax.sharding import Mesh
 
 from deepseek_jax.training.metrics import MetricsWriter

@@ -7,13 +7,13 @@ cancelled       there from a cancel until the sweep is started again
 """
 
 import json
-import os
 from collections.abc import Callable
 from pathlib import Path
 
+from deepseek_jax.files import read_json, write_whole
 from launch.engines import Job
+from launch.owner import names_in, owned
 from launch.sweeps.runs import Run
-from launch.workdir import locked
 
 SWEEP, COMPLETE = "sweep.json", "complete.json"
 
@@ -29,7 +29,7 @@ class Folder:
         """Raise ValueError where the folder belongs to another sweep, or to none and has files."""
         if not (self.path / SWEEP).exists():
             # Before sweep.json there was complete.json alone
-            if self.path.exists() and os.listdir(self.path) and not (self.path / COMPLETE).exists():
+            if names_in(self.path) and not (self.path / COMPLETE).exists():
                 raise ValueError(
                     f"--workdir={self.path} is not empty and has no {SWEEP}: it is not a sweep's folder, and "
                     "is left as it is; give a new or an empty --workdir"
@@ -45,7 +45,7 @@ class Folder:
 
     def claimed(self, wait: Callable):
         """A context in which no other process starts runs here. wait(): called until the other ends."""
-        return locked(self.path, wait)
+        return owned(self.path, lambda owner: wait())
 
     def begin(self, engine: str):
         """Record the sweep and its engine, and forget a cancel. Raises ValueError as `check` does, and where
@@ -102,7 +102,7 @@ class Folder:
     def complete(self):
         """{name: config} of the runs that are complete."""
         path = self.path / COMPLETE
-        return json.loads(path.read_text()) if path.exists() else {}
+        return read_json(path) if path.exists() else {}
 
     def log(self, name: str):
         """The file with a run's output."""
@@ -113,10 +113,7 @@ class Folder:
 
     def _record(self):
         path = self.path / SWEEP
-        return json.loads(path.read_text()) if path.exists() else {}
+        return read_json(path) if path.exists() else {}
 
     def _write(self, name, content):
-        fresh = self.path / f"{name}.tmp"
-        fresh.write_text(json.dumps(content, indent=1))
-        # Whole or not at all, also when we are killed
-        os.replace(fresh, self.path / name)
+        write_whole(self.path / name, json.dumps(content, indent=1))

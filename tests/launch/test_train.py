@@ -205,6 +205,10 @@ MISTAKES = [
     ("--config=tiny.py --watchdog=0.5", "--watchdog=0.5 must be at least 1"),
     ("--config=tiny.py --watchdog=0 --watchdog_requeue", "--watchdog_requeue needs a watchdog"),
     (
+        "--config=tiny.py --workdir=s3://b/x",
+        "s3://b/x is neither a local path nor an address gs://",
+    ),
+    (
         "--config=tiny.py --distributed=yes",
         "--distributed=yes: coordinator_address should be defined",
     ),
@@ -247,21 +251,85 @@ def test_a_signal_lets_the_recipe_save_and_leave_with_75(folder, signum):
 
 
 def test_a_work_directory_has_one_process_at_a_time(folder):
-    """Oracle: status 2 and the directory's bytes while the first runs; none once it was killed."""
+    """Oracle: status 2, the first one's pid and the directory's bytes while it runs; none once it was killed,
+    and no owner once the next one has ended.
+    """
     args = "--config=tiny.py", "--config.wait=True"
     first = start(folder, *args)
     assert any("under way" in line for line in first.stdout)
+    owner = folder / "runs" / "tiny" / "owner.json"
     before = contents(folder / "runs")
     status, _, err = launched(folder, *args)
-    assert status == 2 and f"another process is at work in {folder / 'runs' / 'tiny'}" in err
-    assert contents(folder / "runs") == before
+    place = f"{folder / 'runs' / 'tiny'}: process {first.pid} on "
+    assert status == 2 and f"another process is at work in {place}" in err
+    # The owner renews its own file meanwhile
+    after = contents(folder / "runs")
+    assert after.pop(owner) and before.pop(owner) and after == before
     first.kill()
     first.communicate()
     again = start(folder, *args)
     assert any("under way" in line for line in again.stdout)
     again.terminate()
     again.communicate(timeout=60)
-    assert again.returncode == 75
+    assert again.returncode == 75 and not owner.exists()
+
+
+def test_a_bucket_that_cannot_be_written_is_one_message(folder, bucket, monkeypatch):
+    """Oracle: exit status 2, the flag, the bucket and what it answered; no traceback, no object."""
+    monkeypatch.setattr(bucket, "read_only", True)
+    place = f"{bucket.folder}/run"
+    status, _, err = launched(folder, "--config=tiny.py", f"--workdir={place}")
+    assert status == 2 and f"error: --workdir={place} cannot be written: " in err, err
+    assert "storage.objects.create" in err and "Traceback" not in err and not bucket.objects
+
+
+@pytest.mark.slow
+def test_a_run_in_a_bucket_is_stopped_and_resumed_there(folder, bucket):
+    """Oracle: as in a folder: status 75 and the recipe's own file, twice; no owner at the end."""
+    bucket.objects.clear()
+    args = "--config=tiny.py", f"--workdir={bucket.folder}/run"
+    process = start(folder, *args, "--config.wait=True")
+    assert any("under way" in line for line in process.stdout)
+    status, _, err = launched(folder, *args, "--config.wait=True")
+    place = f"{bucket.folder}/run: process {process.pid} on "
+    assert status == 2 and f"another process is at work in {place}" in err
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=60)
+    assert process.returncode == 75 and {*bucket.objects} == {"run/config.json", "run/saved"}
+    again = start(folder, *args, "--config.wait=True")
+    assert any("under way" in line for line in again.stdout)
+    again.send_signal(signal.SIGTERM)
+    again.communicate(timeout=60)
+    assert again.returncode == 75 and {*bucket.objects} == {"run/config.json", "run/saved"}
+
+
+@pytest.mark.slow
+def test_processes_that_do_not_share_the_work_directory_are_refused_at_the_start(folder):
+    """Oracle: status 2 of both processes, one message that names the one that sees another directory."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    source = (folder / "launch_here.py").read_text()
+    quick = "from launch import workdir\nworkdir.SHARED_SECONDS = 1.0\nrunpy"
+    (folder / "launch_here.py").write_text(source.replace("\nrunpy", f"\n{quick}"))
+    slurm = {"JAX_COORDINATOR_PORT": port, "SLURM_JOB_ID": "1"}
+    slurm |= {"SLURM_STEP_NODELIST": "localhost", "SLURM_NTASKS": "2"}
+    processes = [
+        start(
+            folder,
+            *("--config=tiny.py", "--distributed", f"--workdir=disk{i}"),
+            **slurm,
+            SLURM_PROCID=i,
+            SLURM_LOCALID=i,
+        )
+        for i in "01"
+    ]
+    ends = [process.communicate(timeout=120) for process in processes]
+    assert [process.returncode for process in processes] == [2, 2], ends
+    for _, err in ends:
+        assert f"--workdir={folder / 'disk0'} of process 0 on" in err and "of process 1 on" in err
+        assert "give all processes one --workdir that they share" in err
+    assert not list(folder.glob("disk*/*"))
 
 
 def test_a_reward_worker_imports_the_main_script_and_no_jax(folder):

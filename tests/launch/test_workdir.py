@@ -1,11 +1,12 @@
-import errno
 import json
 
 import jax
 import pytest
 from ml_collections import ConfigDict
 
+from deepseek_jax.parallel import processes
 from launch import workdir
+from launch.owner import FIELDS
 from launch.workdir import claim_workdir, default_workdir
 
 
@@ -157,16 +158,32 @@ def test_a_directory_belongs_to_one_run_at_a_time(tmp_path):
     claim(tmp_path, config(seed=1), may_change=True)
 
 
-def test_a_file_system_without_locks_serves_too_and_is_named(tmp_path, monkeypatch, capsys):
-    """Oracle: the mark is written, and the error printed: that of a network file system without locks."""
+def test_a_process_that_does_not_share_the_directory_is_named_to_all(tmp_path, monkeypatch):
+    """Oracle: by hand, the answers of three processes, of which 1 sees nothing, as process 2 gathers them;
+    and the outcome of process 0, which all raise.
+    """
+    (tmp_path / "owner.json").write_text(json.dumps(dict.fromkeys(FIELDS, "theirs")))
+    monkeypatch.setattr(processes, "first_process", lambda: False)
+    monkeypatch.setattr(workdir, "SHARED_SECONDS", 0.0)
+    place = "--workdir=/shared of process 0 on a is not the directory of process 1 on b: "
 
-    def flock(folder, how):
-        raise OSError(errno.EBADF, "Bad file descriptor")
+    def gathering(first):
+        answers = iter([[first], None])
 
-    monkeypatch.setattr(workdir.fcntl, "flock", flock)
-    claim(tmp_path, config())
-    assert (tmp_path / "config.json").exists()
-    assert f"{tmp_path} cannot be locked ([Errno {errno.EBADF}]" in capsys.readouterr().out
+        def from_each(value):
+            if (known := next(answers)) is not None:
+                return known
+            return [[True, "a", "/shared", None], [False, "b", "/own", None], value]
+
+        monkeypatch.setattr(processes, "from_each", from_each)
+
+    for first, words in ((["theirs", None], place), ([None, "is busy"], "is busy")):
+        gathering(first)
+        with pytest.raises(ValueError, match=words):
+            workdir._check_shared(tmp_path, None, None, lambda: None)
+    gathering(["another", None])
+    with pytest.raises(ValueError, match="of process 1 on b, 2 on "):
+        workdir._check_shared(tmp_path, None, None, lambda: None)
 
 
 def test_only_process_zero_writes(tmp_path, monkeypatch):

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from tensorboardX.proto.event_pb2 import Event
 
+from deepseek_jax.files import as_path, staged
 from deepseek_jax.training import metrics
 from deepseek_jax.training.metrics import MetricsWriter, read_metrics
 
@@ -25,9 +26,8 @@ def logged(workdir, *spans):
 def events(workdir, phase):
     """The events of a phase in order, out of records: length, its crc, bytes, their crc."""
     found = []
-    for path in sorted(
-        (workdir / "tensorboard" / phase).iterdir(), key=lambda p: p.stat().st_mtime_ns
-    ):
+    # Their names begin with the time
+    for path in sorted((workdir / "tensorboard" / phase).iterdir()):
         data, at = path.read_bytes(), 0
         while at < len(data):
             (size,) = struct.unpack_from("<Q", data, at)
@@ -66,6 +66,30 @@ def test_a_line_cut_short_by_a_kill_is_dropped_on_resume(tmp_path):
     assert [r["step"] for r in read_metrics(path, "grpo")] == [0, 1, 2]
     logged(tmp_path, ("grpo", 3, 3))
     assert path.read_text() == whole + '{"step": 3, "phase": "grpo", "loss": 3.0}\n'
+
+
+def test_a_writer_in_a_bucket_has_its_lines_and_boards_there_once_it_is_flushed(tmp_path, bucket):
+    """Oracle: the same calls on a folder: the bytes of the lines, the steps and values of the boards; a
+    process that is killed after the flush has closed nothing.
+    """
+    place, pairs = as_path(bucket.folder) / "run", (("pretrain", 0, 1), ("grpo", 0, 3))
+    logged(tmp_path, *pairs, ("grpo", 2, 4))
+    logged(place, *pairs)
+    writer = MetricsWriter(place)
+    writer.start("grpo", 2)
+    for step in range(2, 5):
+        writer.write(step, {"loss": float(step)}, phase="grpo")
+    assert len(read_metrics(writer.path, "grpo")) == 2
+    writer.flush()
+    assert writer.path.read_bytes() == (tmp_path / "metrics.jsonl").read_bytes()
+    copy = staged(place)
+    for phase in ("pretrain", "grpo"):
+        ours, theirs = (
+            [(event.step, event.summary) for event in events(folder, phase) if event.summary.value]
+            for folder in (copy, tmp_path)
+        )
+        assert ours == theirs
+    writer.close()
 
 
 def test_a_broken_line_elsewhere_is_an_error_that_names_it(tmp_path):

@@ -1,6 +1,5 @@
 """Compare pairs of students over several runs: which of the two answers more of the same questions right."""
 
-import json
 from pathlib import Path
 from typing import NamedTuple
 
@@ -9,6 +8,7 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from deepseek_jax.evaluation.compare import NO_DIFFERENCE, Comparison, compare
+from deepseek_jax.files import read_json
 
 VERDICTS = {"better": "won", "worse": "lost", NO_DIFFERENCE: NO_DIFFERENCE}
 FILE = "answers.json"  # in a run's folder, see recipes.distill.run
@@ -76,7 +76,7 @@ def _read(workdir: Path):
     path = workdir / FILE
     if not path.exists():
         raise ValueError(f"{workdir} has no {FILE}; run it to its end")
-    return json.loads(path.read_text())
+    return read_json(path)
 
 
 def _test(title: str, pair: list[str], runs: list[dict]):

@@ -123,7 +123,7 @@ def report_sweep(folder: Path, workdirs: list[Path]):
     found = findings(workdirs)
     table = findings_table(found, len(workdirs))
     Console(width=TABLE_WIDTH).print(table)
-    with open(folder / "findings.txt", "w") as file:
+    with (folder / "findings.txt").open("w") as file:
         Console(width=TABLE_WIDTH, file=file).print(table)
     (folder / "findings.json").write_text(json.dumps(as_json(found), indent=1) + "\n")
 

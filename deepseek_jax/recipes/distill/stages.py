@@ -12,6 +12,7 @@ from deepseek_jax.data.tasks import Task
 from deepseek_jax.data.tokenizer import checkpoint_path
 from deepseek_jax.errors import at
 from deepseek_jax.evaluation.conversation_loss import ConversationLoss
+from deepseek_jax.files import as_path
 from deepseek_jax.models import build_model, how_to_run, random_params
 from deepseek_jax.models.adapters import Adapted, with_adapter
 from deepseek_jax.recipes.distill.settings import (
@@ -96,7 +97,7 @@ class DistillStages:
         # Not the architecture, which the checkpoint has to have
         how = how_to_run(teacher.model)
         own = content_hash([fingerprint(teacher.path), teacher.tokenizer, how])
-        return Made("teacher", own, Path(teacher.path), teacher.model, teacher.tokenizer)
+        return Made("teacher", own, as_path(teacher.path), teacher.model, teacher.tokenizer)
 
     def text(self, world: World, teacher: Made):
         """The teacher's right answers to puzzles: (their hash, dicts of question and solution)."""
@@ -126,7 +127,12 @@ class DistillStages:
         how = dataclasses.replace(start, model=how_to_run(start.model))
         about = [fingerprint(start.init_from), how]
         own = Formerly(content_hash(about), content_hash(about, whole=True))
-        given = Path(start.init_from), start.model, start.init_from, start.max_position_embeddings
+        given = (
+            as_path(start.init_from),
+            start.model,
+            start.init_from,
+            start.max_position_embeddings,
+        )
         return Made(f"starts/{name}", own, *given)
 
     def student(

@@ -14,6 +14,7 @@ from deepseek_jax.data.questions import read_questions
 from deepseek_jax.data.sources import hold_out, read
 from deepseek_jax.data.tasks import Task
 from deepseek_jax.errors import at
+from deepseek_jax.files import as_path
 from deepseek_jax.recipes.distill.settings import DistillSettings, TaskSettings
 from deepseek_jax.training.lineage import Formerly, content_hash
 from deepseek_jax.worlds.world import World, given_solution
@@ -113,7 +114,7 @@ def texts_hash(settings: DistillSettings, digest: str | None, given: dict):
     the files' contents; for a TFDS dataset, of its dataset_info.json. given: the block tasks as config.json
     has it, which records without a format hash.
     """
-    paths = [Path(task.path) for task in settings.tasks.values() if task.path]
+    paths = [as_path(task.path) for task in settings.tasks.values() if task.path]
     files = [path / "dataset_info.json" if path.is_dir() else path for path in paths]
     contents = [content_hash(file.read_text(encoding="utf-8")) for file in files if file.is_file()]
     more = [digest, settings.seed, contents]

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from deepseek_jax.evaluation.problem_scores import compared_tasks, in_order, task_scores
 from deepseek_jax.evaluation.problems import load_problems
+from deepseek_jax.files import as_path
 from deepseek_jax.recipes.evaluate.settings import EvaluateSettings
 from deepseek_jax.reports.answers import make_console
 from deepseek_jax.reports.tables import comparison_table, stages_table
@@ -45,7 +46,7 @@ def report_against(workdir: Path, path):
 
 def _read_problems(path):
     try:
-        results = json.loads(Path(path).read_text())
+        results = json.loads(as_path(path).read_text())
         if "made_of" in results and "problems" in results:
             return results["problems"]
         error = "it has no problems"

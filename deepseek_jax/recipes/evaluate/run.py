@@ -4,17 +4,18 @@ problems -> sample and judge k answers to each, some problems at a time -> resul
 """
 
 import dataclasses
-import shutil
+import os
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
+from etils.epath import Path
 
 from deepseek_jax.checkpoint import is_orbax
 from deepseek_jax.data.chat import render_question
 from deepseek_jax.data.tokenizer import checkpoint_path
 from deepseek_jax.errors import at
 from deepseek_jax.evaluation.problems import Rules, load_problems
+from deepseek_jax.files import below, is_remote, remove_folder
 from deepseek_jax.models import ModelConfig
 from deepseek_jax.parallel.processes import barrier, first_process, say, total
 from deepseek_jax.recipes.evaluate.report import RESULTS, report
@@ -65,7 +66,7 @@ def run(settings: EvaluateSettings, run: Run):
     # Another process may still read the parts that process 0 removes
     barrier("the results are there")
     if first_process():
-        shutil.rmtree(folder / "parts", ignore_errors=True)
+        remove_folder(folder / "parts")
     report(results["problems"], folder)
 
 
@@ -82,11 +83,21 @@ def files_hash(checkpoint: str, field: str = "checkpoint"):
     field: of the config, for messages. Raises ValueError where the path does not exist.
     """
     path = checkpoint_path(checkpoint)
-    files = sorted(path.rglob("*")) if path.is_dir() else [path] if path.exists() else []
+    files = sorted(below(path)) if path.is_dir() else [path] if path.exists() else []
     if not files:
         raise ValueError(f"config.{field}={checkpoint!r}: there is nothing at this path")
-    found = [(str(f.relative_to(path)), f.stat()) for f in files if f.is_file()]
-    return content_hash([(name, stat.st_size, stat.st_mtime_ns) for name, stat in found])
+    found = [(str(f.relative_to(path)), *_size_and_time(f)) for f in files if f.is_file()]
+    return content_hash(found)
+
+
+def _size_and_time(path):
+    """Bytes, and when the file was last modified: in ns, of a bucket in s."""
+    if is_remote(path):
+        stat = path.stat()
+        return stat.length, stat.mtime
+    # etils' stat has no ns
+    stat = os.stat(path)
+    return stat.st_size, stat.st_mtime_ns
 
 
 def _policy(settings: EvaluateSettings, mesh):

@@ -17,6 +17,7 @@ from deepseek_jax.checkpoint import is_orbax, save_orbax
 from deepseek_jax.checkpoint.folder import fingerprint
 from deepseek_jax.data.questions import distinct, evaluation_texts, read_questions
 from deepseek_jax.errors import at
+from deepseek_jax.files import read_json
 from deepseek_jax.models import build_model, how_to_run
 from deepseek_jax.parallel.mesh import group_mesh
 from deepseek_jax.parallel.processes import first_process, say
@@ -226,7 +227,7 @@ def _report(workdir: Path, fates: dict):
     """
     if not first_process():
         return
-    completions = json.loads((workdir / "dataset" / "fates.json").read_text())
+    completions = read_json(workdir / "dataset" / "fates.json")
     report = {"questions": fates, "completions": completions}
     (workdir / "report.json").write_text(json.dumps(report, indent=1) + "\n")
     console = make_console()

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from deepseek_jax.checkpoint import save_orbax
+from deepseek_jax.checkpoint.folder import is_whole
 from deepseek_jax.data.batches import PackedDocuments
 from deepseek_jax.data.conversations import pack_conversations, render_numbered
 from deepseek_jax.data.packing import Rows
@@ -118,7 +119,7 @@ def train_judge(
     source = _packed(settings, policy, world.judgements(pairs.train, settings.seed), run.mesh)
     params = fine_tune(settings, policy, source, run.within(folder / PHASE))
     remembered(folder / "after.json", lambda: measure(params))
-    if not (folder / "params").exists():
+    if not is_whole(folder / "params"):
         save_orbax(folder / "params", policy.config, params)
     about = dict(template=policy.template, tokenizer=tokenizer_name, max_completion_length=length)
     # Written last: recipes.r1 takes this file as the sign that the judge is complete

@@ -5,7 +5,6 @@ multi-token prediction speeds up decoding -> report.
 """
 
 import itertools
-import json
 from pathlib import Path
 
 import jax
@@ -20,6 +19,7 @@ from deepseek_jax.data.infill import check_fim_rate
 from deepseek_jax.data.tokenizer import Tokenizer
 from deepseek_jax.errors import at
 from deepseek_jax.evaluation.perplexity import held_out_loss
+from deepseek_jax.files import read_json
 from deepseek_jax.losses.next_token import next_token_loss
 from deepseek_jax.models import ModelConfig, build_model, random_params
 from deepseek_jax.parallel.processes import first_process, say
@@ -198,7 +198,7 @@ def _report(settings: PretrainSettings, workdir: Path):
         plot_curves(workdir / "metrics.jsonl", workdir / f"{name}.png", phase=name, names=CURVES)
         losses[name] = (stage.sequence_length, *before_and_after(workdir, f"{name}_"))
     Console().print(loss_table(losses))
-    drafts = json.loads((workdir / DRAFTS).read_text())
+    drafts = read_json(workdir / DRAFTS)
     if drafts is not None:
         say(
             f"multi-token prediction drafts one token a step; {drafts['acceptance']:.0%} of them are "

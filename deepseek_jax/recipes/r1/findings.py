@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 from deepseek_jax.evaluation.compare import Comparison, compare
+from deepseek_jax.files import read_json
 from deepseek_jax.parallel.processes import first_process
 from deepseek_jax.recipes.r1.scores import FORMS
 
@@ -97,13 +98,13 @@ def report_sweep(folder: Path, workdirs: list[Path]):
     if not first_process():
         return
     found = findings(workdirs)
-    k = json.loads((workdirs[0] / "measured" / "base" / "scores.json").read_text())["k"]
+    k = read_json(workdirs[0] / "measured" / "base" / "scores.json")["k"]
     rows = [_cells(finding, k) for finding in found]
     content = {"heads": HEADS, "rows": rows, "findings": [_as_json(finding) for finding in found]}
     (folder / "findings.json").write_text(json.dumps(content, indent=1) + "\n")
     table = _table(f"findings of {len(workdirs)} run{'s' if len(workdirs) > 1 else ''}", rows)
     Console(width=TABLE_WIDTH).print(table)
-    with open(folder / "findings.txt", "w") as file:
+    with (folder / "findings.txt").open("w") as file:
         Console(width=TABLE_WIDTH, file=file).print(table)
 
 
@@ -134,7 +135,7 @@ def _table(title, rows):
 def _values(workdir: Path):
     """stage -> {score: float64[p]} of a finished run."""
     files = sorted(workdir.glob("measured/*/scores.json"))
-    values = {file.parent.name: json.loads(file.read_text())["values"] for file in files}
+    values = {file.parent.name: read_json(file)["values"] for file in files}
     wanted = {side[0] for claim in CLAIMS for side in claim[1:3] if side != WHOLE}
     if missing := wanted - set(values):
         raise ValueError(

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from deepseek_jax.checkpoint import is_orbax, load_orbax, save_orbax
-from deepseek_jax.checkpoint.folder import fingerprint
+from deepseek_jax.checkpoint.folder import fingerprint, is_whole
 from deepseek_jax.data.messages import worked_conversations
 from deepseek_jax.data.sources import read
 from deepseek_jax.data.tasks import Task
@@ -138,7 +138,7 @@ class Stages:
             records = load_preferences(settings, self.world, self.run.folder / name / "data")
 
         def make(folder):
-            if (folder / "params").exists():
+            if is_whole(folder / "params"):
                 return
             with at(f"config.{name}"):
                 with_own_ids = [

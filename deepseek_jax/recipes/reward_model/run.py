@@ -12,6 +12,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
+from deepseek_jax.checkpoint.folder import is_whole
 from deepseek_jax.checkpoint.reward_params import save_reward_model
 from deepseek_jax.costs.flops import useful_flops
 from deepseek_jax.errors import at
@@ -56,7 +57,7 @@ def run(settings: RewardModelSettings, run: Run):
     config.reward_models.NAME.path of another run. A complete run is reported alone.
     """
     # What train_reward_model writes last
-    if not (run.folder / "params").exists():
+    if not is_whole(run.folder / "params"):
         _train(settings, run)
     _report(run.folder)
 
@@ -112,7 +113,7 @@ def train_reward_model(
     needed = reward_flops(model, settings.sequence_length, frozen=base is not None)
     params = fit(settings, loss_fn, params, source, run.within(folder / PHASE), needed)
     remembered(folder / "after.json", lambda: measure(params))
-    if not (folder / "params").exists():
+    if not is_whole(folder / "params"):
         template = settings.data.template
         about = dict(kind=settings.kind, template=template, tokenizer=tokenizer_name)
         save_reward_model(folder / "params", model, params, about, base)

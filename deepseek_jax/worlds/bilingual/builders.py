@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import tensorflow_datasets as tfds
 
-from deepseek_jax.data.builders import TextBuilder, build, parameter_digest
+from deepseek_jax.data.builders import TextBuilder, build, parameter_digest, prepared
 from deepseek_jax.data.tasks import Task
 from deepseek_jax.worlds.bilingual import corpus as bilingual_corpus
 from deepseek_jax.worlds.bilingual import preferences as bilingual_preferences
@@ -59,10 +59,7 @@ def bilingual_examples(
     if what not in FIELDS:
         raise ValueError(f"there are no bilingual {what!r}; choose from {', '.join(FIELDS)}.")
     config = BilingualConfig(what=what, num_train=num_train, num_held_out=num_held_out, seed=seed)
-    build(BilingualExamples, config, data_dir)
-    # build returns the split "train" alone, so the dataset is opened again for both
-    options = dict(data_dir=data_dir, config=config, file_format="array_record")
-    builder = BilingualExamples(**options)
+    builder = prepared(BilingualExamples, config, data_dir)
     return Task(*(_examples(builder, split) for split in ("train", "held_out")))
 
 

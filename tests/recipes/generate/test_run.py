@@ -13,6 +13,7 @@ import jax
 import pytest
 
 from configs.generate_small import get_config
+from deepseek_jax import files
 from deepseek_jax.checkpoint import load_orbax, save_adapter
 from deepseek_jax.data.messages import read_conversations
 from deepseek_jax.data.sources import tfds_source
@@ -21,7 +22,6 @@ from deepseek_jax.parallel import make_mesh
 from deepseek_jax.recipes.generate import run as generate
 from deepseek_jax.rewards.arithmetic import correct
 from deepseek_jax.rollout.sample_log import SampleLog
-from deepseek_jax.synthesis import teacher
 from deepseek_jax.synthesis.teacher import chunk_paths, read_rows
 from deepseek_jax.training.loop import STOPPED
 from tests.processes import run_two
@@ -137,10 +137,10 @@ def test_torn_from_a_chunk_it_does_that_one_again_and_no_other(finished, with_ba
             raise KeyboardInterrupt
         write(fresh, path)
 
-    monkeypatch.setattr(teacher.os, "replace", torn)
+    monkeypatch.setattr(files.os, "replace", torn)
     with pytest.raises(KeyboardInterrupt):
         run(with_base)
-    monkeypatch.setattr(teacher.os, "replace", write)
+    monkeypatch.setattr(files.os, "replace", write)
     before = {path: path.stat().st_mtime_ns for path in with_base.glob("samples/*.jsonl")}
     assert len(before) == 2
     run(with_base)

@@ -1,0 +1,249 @@
+"""Files of a run, in a folder or in a bucket (gs://): paths, whole writes, growing files, local copies.
+
+A bucket holds objects, not files: an object appears once it is whole, it cannot grow, and there are no
+folders. Methods of etils.epath.Path serve both places; what these need beside them is here.
+"""
+
+import contextlib
+import fcntl
+import functools
+import importlib.util
+import json
+import os
+import pathlib
+import shutil
+import tempfile
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from hashlib import blake2b
+
+from etils.epath import Path
+
+# A growing file in a bucket is written anew at most so often; a large one less often, so that writing takes
+# at most 1 / REST of the time
+REWRITE_SECONDS, REST = 10.0, 20
+# Files that are copied from a bucket at once
+COPIES = 8
+
+
+def is_remote(path: str | os.PathLike):
+    """Whether a path is the address of something in a bucket."""
+    return "://" in os.fspath(path)
+
+
+def as_path(path: str | os.PathLike):
+    """An etils.epath.Path, which serves local paths and buckets.
+
+    Raises ValueError for another address than gs://, and where the package that reads gs:// is missing.
+    """
+    if is_remote(path):
+        if not os.fspath(path).startswith("gs://"):
+            raise ValueError(f"{path} is neither a local path nor an address gs://BUCKET/NAME")
+        _prepare_buckets()
+    return Path(path)
+
+
+def absolute(path: str | os.PathLike):
+    """as_path, and absolute where it is local: the absolute() of etils would break gs://."""
+    path = as_path(path)
+    return path if is_remote(path) else Path(os.path.abspath(path))
+
+
+@functools.cache
+def _prepare_buckets():
+    if importlib.util.find_spec("tensorflow") is None:
+        if importlib.util.find_spec("gcsfs") is None:
+            raise ValueError(
+                "paths that begin with gs:// need the package gcsfs: pip install 'deepseek_jax[gcs]'"
+            )
+        import fsspec
+
+        # Otherwise gcsfs lists a folder once, and never sees what other processes write there later
+        fsspec.config.conf.setdefault("gcs", {})["use_listings_cache"] = False
+
+
+@contextlib.contextmanager
+def whole_file(path: str | os.PathLike):
+    """Yield a local path to write to. At the end of the block `path` has that content, whole; if the block
+    raises, or the process is killed, `path` stays as it was.
+    """
+    path = as_path(path)
+    if is_remote(path):
+        with tempfile.TemporaryDirectory() as folder:
+            fresh = pathlib.Path(folder, path.name)
+            yield fresh
+            Path(fresh).copy(path, overwrite=True)
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    fresh = pathlib.Path(path.with_name(path.name + ".tmp"))
+    try:
+        yield fresh
+        with open(fresh, "rb") as file:
+            # The content must be on disk before the name is
+            os.fsync(file.fileno())
+        os.replace(fresh, path)
+    except BaseException:
+        fresh.unlink(missing_ok=True)
+        raise
+
+
+def write_whole(path: str | os.PathLike, text: str):
+    """Write a file of text whole, in place of the one that is there."""
+    with whole_file(path) as fresh:
+        fresh.write_text(text, encoding="utf-8")
+
+
+def read_json(path: str | os.PathLike):
+    """What a file of ours holds. Raises ValueError, naming it, where that is not JSON: something damaged it."""
+    try:
+        return json.loads(as_path(path).read_text())
+    except ValueError as error:
+        raise ValueError(
+            f"{path} is damaged, as it is not JSON ({error}); put back a copy, or remove what it belongs to"
+        ) from error
+
+
+class GrowingFile:
+    """A file of text that lines are added to, made when the first one is.
+
+    A local file has a line when `add` returns. In a bucket the file is written anew, at most every
+    REWRITE_SECONDS and when `flush` is called: a process that is killed loses the lines after that. Where the
+    bucket cannot be written for a while, `add` keeps the lines, and `flush` raises. sync: a local file has
+    its lines on disk even if the machine fails.
+    """
+
+    def __init__(self, path: str | os.PathLike, *, sync: bool = False):
+        self.path, self.sync = as_path(path), sync
+        # Of a bucket's file: its text, what is to be added, and when it may be written again
+        self._text, self._waiting, self._next = None, [], time.monotonic() + REWRITE_SECONDS
+
+    def add(self, text: str):
+        """Add text, whole lines, at the end."""
+        if is_remote(self.path):
+            self._waiting.append(text)
+            if time.monotonic() >= self._next:
+                self._try_to_flush()
+            return
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        # Opened for each text, which is then in the file when the process is killed
+        with open(self.path, "a", encoding="utf-8") as file:
+            file.write(text)
+            if self.sync:
+                file.flush()
+                os.fsync(file.fileno())
+
+    def flush(self):
+        """Write the lines that wait."""
+        if not self._waiting:
+            return
+        began = time.monotonic()
+        if self._text is None:
+            self._text = self.path.read_text() if self.path.exists() else ""
+        text = self._text + "".join(self._waiting)
+        write_whole(self.path, text)
+        now = time.monotonic()
+        self._text, self._waiting = text, []
+        self._next = now + max(REWRITE_SECONDS, REST * (now - began))
+
+    def _try_to_flush(self):
+        try:
+            self.flush()
+        # Of any kind: each package that writes to buckets has its own. The lines wait, and a run goes on
+        except Exception as error:
+            print(f"{self.path} could not be written, and is tried again: {error}", flush=True)
+            self._next = time.monotonic() + REWRITE_SECONDS
+
+
+def below(path: str | os.PathLike):
+    """Everything below a folder, at any depth, as a list of paths; of a bucket the files alone."""
+    path = as_path(path)
+    if not is_remote(path):
+        return [Path(each) for each in pathlib.Path(path).rglob("*")]
+    found = []
+    # glob and walk of etils do not find everything in a bucket
+    for each in path.iterdir():
+        found += below(each) if each.is_dir() else [each]
+    return found
+
+
+def remove_folder(path: str | os.PathLike):
+    """Remove a folder with everything in it, if it is there."""
+    path = as_path(path)
+    if is_remote(path):
+        path.rmtree(missing_ok=True)
+    else:
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def upload(folder: str | os.PathLike, target: str | os.PathLike, last: str | None = None):
+    """Copy the files of a local folder to another folder, which may be in a bucket. last: the name of the
+    file that comes last, by which readers know that the others are there.
+    """
+    folder, target = pathlib.Path(folder), as_path(target)
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    for path in sorted(files, key=lambda path: path.name == last):
+        copy = target / path.relative_to(folder).as_posix()
+        if not is_remote(copy):
+            copy.parent.mkdir(parents=True, exist_ok=True)
+        Path(path).copy(copy, overwrite=True)
+
+
+def cache_folder(name: str):
+    """The local folder of this name for what may be deleted at any time: below $XDG_CACHE_HOME, ~/.cache."""
+    caches = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
+    return pathlib.Path(caches) / "deepseek_jax" / name
+
+
+def staged(path: str | os.PathLike, wanted: Callable[[str], bool] = lambda name: True):
+    """A local path of what is at `path`, as pathlib.Path: itself, or of gs:// a copy, whole.
+
+    For libraries that read local files alone. A copy stays in cache_folder("staged") and serves the processes
+    of a machine and later runs, until the source changes. wanted(name): whether a file of a folder is copied.
+    Raises ValueError where there is nothing.
+    """
+    if not is_remote(path):
+        return pathlib.Path(path)
+    path = as_path(path)
+    every = below(path) if path.is_dir() else [path] if path.exists() else []
+    files = [file for file in every if wanted(file.name)]
+    if not files:
+        raise ValueError(f"there is nothing at {path}")
+    stats = [file.stat() for file in files]
+    # The path too: a folder of one file is another copy than the file
+    digest = blake2b(f"{path}\0".encode(), digest_size=16)
+    for file, stat in zip(files, stats, strict=True):
+        digest.update(f"{file}\0{stat.length}\0{stat.mtime}\0".encode())
+    folder = cache_folder("staged") / digest.hexdigest()
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with _alone(folder.with_suffix(".lock")):
+        if not folder.exists():
+            _stage(path, files, folder)
+    return folder / path.name
+
+
+def _stage(path, files, folder):
+    print(f"{path} is copied to {folder}", flush=True)
+    partial = pathlib.Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
+    try:
+
+        def copy(file):
+            # Of a single file, the path itself
+            target = partial / path.name / pathlib.PurePosixPath(file.relative_to(path))
+            target.parent.mkdir(parents=True, exist_ok=True)
+            file.copy(target)
+
+        with ThreadPoolExecutor(COPIES) as pool:
+            list(pool.map(copy, files))
+        os.replace(partial, folder)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+
+
+@contextlib.contextmanager
+def _alone(path):
+    """Wait until no other process of this machine is in this block for the same file."""
+    with open(path, "w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield

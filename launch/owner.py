@@ -1,0 +1,219 @@
+"""Who is at work in a directory: owner.json, which the owner renews while it lives and removes at its end.
+
+File systems' own locks would not do: buckets have none, and many network file systems do not either. Clocks
+of two machines are never compared: an owner on another machine lives if its file changes while we look.
+"""
+
+import contextlib
+import json
+import os
+import pathlib
+import secrets
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable
+
+from deepseek_jax.files import absolute, is_remote, write_whole
+
+OWNER = "owner.json"
+# A living owner renews its file so often. One whose file stays the same for so long is dead
+BEAT_SECONDS, WATCH_SECONDS = 5.0, 30.0
+# Two processes may take over at once: after so long the file has settled, and names the one that has it
+SETTLE_SECONDS, POLL_SECONDS = 1.0, 0.5
+# Where the owner's process is; see _place
+FIELDS = ("host", "boot", "pid", "started", "token", "beats")
+# Tokens of the directories that this process owns
+_OURS = set()
+
+
+@contextlib.contextmanager
+def owned(workdir: str | os.PathLike, busy: Callable[[dict], None]):
+    """Create the directory and own it while the block runs: yields the token in owner.json.
+
+    busy(owner): called while another process owns it, again and again, with what owner.json holds: host, pid,
+    token, beats, and where the pid counts; it waits a while, or raises. The file of a process of this machine
+    that has ended is taken over at once, of another machine after WATCH_SECONDS without a change. A process
+    whose directory was taken over, because it stood still for that long, ends at once with status 1: another
+    one resumes from its last checkpoint, and what it would write now would be in the way.
+    Raises ValueError where the directory cannot be created or written.
+    """
+    workdir = absolute(workdir)
+    owner = _Owner(workdir)
+    while (other := _or_value_error(workdir, owner.claim)) is not None:
+        busy(other)
+    _OURS.add(owner.token)
+    owner.renewing.start()
+    try:
+        yield owner.token
+    finally:
+        owner.release()
+        _OURS.discard(owner.token)
+
+
+def read_owner(workdir):
+    """What owner.json holds, a dict; None where there is no such file. Raises ValueError for another file."""
+    try:
+        owner = json.loads((workdir / OWNER).read_text())
+        if set(FIELDS) <= owner.keys():
+            return owner
+    except FileNotFoundError:
+        return None
+    # Of no JSON, and of JSON that is no object
+    except (ValueError, AttributeError):
+        pass
+    raise ValueError(
+        f"--workdir={workdir}: {OWNER} there is not a run's; move it away, or give another --workdir"
+    )
+
+
+def names_in(workdir):
+    """The names in a directory, without the files of its owner."""
+    names = {path.name for path in workdir.iterdir()} if workdir.exists() else set()
+    return {name for name in names if not name.startswith(OWNER)}
+
+
+def _or_value_error(workdir, claim):
+    try:
+        if not is_remote(workdir):
+            workdir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"--workdir={workdir} cannot be a directory: {error}") from error
+    try:
+        return claim()
+    except ValueError:
+        raise
+    # Of any kind: each package that writes to buckets has its own
+    except Exception as error:
+        cause = " ".join(f"{type(error).__name__}: {error}".split())
+        raise ValueError(
+            f"--workdir={workdir} cannot be written: {cause}; give another --workdir, or this account the "
+            "right to write there"
+        ) from error
+
+
+class _Owner:
+    """This process as the owner of a directory."""
+
+    def __init__(self, workdir):
+        self.workdir, self.path = workdir, workdir / OWNER
+        self.token, self.beats = secrets.token_hex(8), 0
+        self.place = dict(zip(FIELDS, _place(os.getpid()), strict=False))
+        self.ended = threading.Event()
+        self.renewing = threading.Thread(target=self._renew, daemon=True)
+
+    def claim(self):
+        """Own the directory: -> None; or what owner.json holds, if another process does."""
+        found = read_owner(self.workdir)
+        if found is not None and self._lives(found):
+            return found
+        if found is None and not is_remote(self.path) and self._created():
+            return None
+        self._write()
+        time.sleep(SETTLE_SECONDS)
+        found = read_owner(self.workdir)
+        return None if found is None or found["token"] == self.token else found
+
+    def release(self):
+        """Stop renewing, and remove the file if it is still ours."""
+        self.ended.set()
+        # It may be waiting for a bucket that does not answer
+        self.renewing.join(WATCH_SECONDS)
+        with contextlib.suppress(Exception):
+            if (read_owner(self.workdir) or {}).get("token") == self.token:
+                self.path.unlink()
+
+    def _text(self):
+        self.beats += 1
+        return json.dumps(self.place | {"token": self.token, "beats": self.beats}) + "\n"
+
+    def _write(self):
+        if is_remote(self.path):
+            write_whole(self.path, self._text())
+        else:
+            os.replace(self._fresh(), self.path)
+
+    def _created(self):
+        """Whether the file was made by this call. False also where that cannot be known."""
+        fresh = self._fresh()
+        try:
+            # In one step, and only where there is no such file
+            os.link(fresh, self.path)
+        # Some file systems have no links
+        except OSError:
+            return False
+        finally:
+            fresh.unlink()
+        return True
+
+    def _fresh(self):
+        """A local file with the text to write, whose name no other process uses: all may write at once."""
+        fresh = pathlib.Path(f"{self.path}.{self.token}")
+        fresh.write_text(self._text())
+        return fresh
+
+    def _lives(self, found):
+        if found["token"] in _OURS:
+            return True
+        if found["boot"] == self.place["boot"] is not None:
+            return _place(found["pid"])[1:] == tuple(found[name] for name in FIELDS[1:4])
+        print(
+            f"{self.workdir} is owned by {shown(found)}: looking for {WATCH_SECONDS:g} s whether it lives",
+            flush=True,
+        )
+        until = time.monotonic() + WATCH_SECONDS
+        while time.monotonic() < until:
+            time.sleep(POLL_SECONDS)
+            if (now := read_owner(self.workdir)) != found:
+                return now is not None
+        return False
+
+    def _renew(self):
+        failed = False
+        while not self.ended.wait(BEAT_SECONDS):
+            try:
+                found = read_owner(self.workdir)
+                if found is not None and found["token"] != self.token:
+                    _leave(self.workdir, found)
+                self._write()
+                failed = False
+            # Of any kind, as above. The run itself may not need the directory for a while
+            except Exception as error:
+                if not failed:
+                    print(f"{self.path} could not be renewed: {error}", file=sys.stderr, flush=True)
+                failed = True
+
+
+def shown(owner: dict):
+    """An owner in words."""
+    return f"process {owner['pid']} on {owner['host']}"
+
+
+def _leave(workdir, owner):
+    """End this process, whose directory is another's, before it saves anything else."""
+    message = (
+        f"error: {workdir} was taken over by {shown(owner)}, because this process did not renew {OWNER} for "
+        f"{WATCH_SECONDS:g} s; it ends now, and the other one resumes from its last checkpoint"
+    )
+    print(message, file=sys.stderr, flush=True)
+    # Not sys.exit, which ends this thread alone
+    os._exit(1)
+
+
+def _place(pid):
+    """(host, boot, pid, when the process started) of a process that lives here: two processes with the same
+    are one. boot: of the machine and its pids, for a container has its own; None where this is unknown.
+    """
+    try:
+        boot = pathlib.Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        boot += " " + os.readlink("/proc/self/ns/pid")
+    # Another system than Linux
+    except OSError:
+        return socket.gethostname(), None, pid, None
+    try:
+        # The name of the program, in brackets, may have spaces
+        started = pathlib.Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
+    except OSError:
+        started = None
+    return socket.gethostname(), boot, pid, started
