@@ -95,7 +95,7 @@ def write_whole(path: str | os.PathLike, text: str):
 
 
 def read_json(path: str | os.PathLike):
-    """What a file of ours holds. Raises ValueError, naming it, where that is not JSON: something damaged it."""
+    """What a file of ours holds. Raises ValueError, naming it, where that is not JSON."""
     try:
         return json.loads(as_path(path).read_text())
     except ValueError as error:
