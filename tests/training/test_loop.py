@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from jax._src.array import ArrayImpl  # whose value is read on the host by this property alone
 
 from deepseek_jax.checkpoint.store import Store
 from deepseek_jax.training import loop
@@ -366,3 +367,24 @@ def test_a_metric_that_no_line_has_is_named_before_anything_is_saved(tmp_path):
     with pytest.raises(ValueError, match="checkpoints.best='los' .* did you mean loss?"):
         train(tmp_path, checkpoints=dict(best="los"))
     assert steps_in(tmp_path) == []
+
+
+def test_between_logged_steps_nothing_waits_for_the_device(tmp_path, monkeypatch):
+    """Oracle: by hand, the steps in which a number of a jax array is read on the host, which waits for it:
+    those that are logged, and the last, after which the state is saved.
+    """
+    now, read_in, value = [None], set(), ArrayImpl._value.fget
+
+    class Counted(Numbers):
+        def next(self, state, step):
+            now[0] = step
+            return super().next(state, step)
+
+    def read(array):
+        read_in.add(now[0])
+        return value(array)
+
+    train(tmp_path / "warm")
+    monkeypatch.setattr(ArrayImpl, "_value", property(read))
+    train(tmp_path / "run", Counted(), num_steps=8, save_every=8, log_every=5)
+    assert read_in - {None} == {0, 5, 7}
