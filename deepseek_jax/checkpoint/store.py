@@ -188,9 +188,11 @@ class Store:
 
     def _set_aside_bad_scores(self):
         """Orbax reads the scores of all checkpoints at once, and fails if one of them is not JSON."""
-        for path in sorted(self.folder.glob("*/metrics/metrics")):
-            step = path.parent.parent.name
-            if step.isdigit() and not _is_json(path.read_text(errors="replace")):
+        if not self.folder.exists():
+            return
+        for step in sorted(folder.name for folder in self.folder.iterdir()):
+            path = self.folder / step / "metrics" / "metrics"
+            if step.isdigit() and path.exists() and not _is_json(path.read_bytes()):
                 damage = DamagedCheckpoint(f"{self.folder / step} is damaged: {path} is not JSON")
                 self._set_aside(step, damage)
 
@@ -242,9 +244,9 @@ def _digest_of_json(data):
     return blake2b(text.encode(), digest_size=8).hexdigest()
 
 
-def _is_json(text):
+def _is_json(content):
     try:
-        json.loads(text)
+        json.loads(content)
     except ValueError:
         return False
     return True
