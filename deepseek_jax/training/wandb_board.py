@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+import sys
 import uuid
 from pathlib import Path
 
@@ -39,9 +40,9 @@ class WandbRun:
         return _Board(self._run, phase)
 
     def close(self):
-        """End the W&B run, for now: another board opens it again."""
+        """End the W&B run, for now: another board opens it again. It has failed if an exception passes."""
         if self._run is not None:
-            self._run.finish()
+            self._run.finish(exit_code=int(sys.exc_info()[0] is not None))
         self._run = None
 
     def _open(self):

@@ -1,5 +1,6 @@
 """Weights & Biases offline: what MetricsWriter sends there, read back from W&B's own file."""
 
+import contextlib
 import importlib.util
 import json
 import struct
@@ -94,6 +95,18 @@ def test_the_run_of_a_work_directory_has_every_line_and_resumes(tmp_path):
         assert each.resume
     axes = {m.glob_name: m.step_metric for m in of_kind(first, "metric") if m.glob_name}
     assert axes == {"pretrain/*": "pretrain/step", "grpo/*": "grpo/step"}
+
+
+def test_a_run_that_fails_is_shown_as_failed(tmp_path):
+    """Oracle: the exit code in W&B's record: 1 where an exception closes the writer, else 0."""
+    logged(tmp_path / "whole", ("grpo", 0, 0))
+    writer = MetricsWriter(tmp_path, wandb=WandbRun("toys", tmp_path, CONFIG))
+    with pytest.raises(FloatingPointError), contextlib.closing(writer):
+        writer.start("grpo", 0)
+        raise FloatingPointError
+    wandb.teardown()
+    ends = [of_kind(records(folder)[0], "exit")[0] for folder in (tmp_path / "whole", tmp_path)]
+    assert [end.exit_code for end in ends] == [0, 1]
 
 
 def test_two_work_directories_are_two_runs(tmp_path):
