@@ -47,11 +47,13 @@ class Readers:
         pieces = len(next(iter(taken.values())))
         each = self._rows_each(pieces)
         readers, places = np.divmod(own_rows(self.mesh, pieces * self.rows.batch_size), each)
-        own = []
+        parts = []
         for reader, batches in taken.items():
             rows = places[readers == reader]
-            own.append({n: _concatenated(batches, n)[rows] for n in batches[0] if n not in TOTALS})
-        batch = {name: _concatenated(own, name) for name in own[0]}
+            parts.append(
+                {n: _concatenated(batches, n)[rows] for n in batches[0] if n not in TOTALS}
+            )
+        batch = {name: _concatenated(parts, name) for name in parts[0]}
         return batch | totals(batch)
 
     def _rows_each(self, pieces):

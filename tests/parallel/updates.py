@@ -12,8 +12,8 @@ import optax
 
 from deepseek_jax.losses.next_token import next_token_loss
 from deepseek_jax.models import ModelConfig, init_params
-from deepseek_jax.parallel import logical_names, make_mesh, put_batch, shardings
-from deepseek_jax.parallel.shard import batch_share
+from deepseek_jax.parallel import logical_names, make_mesh, shardings
+from deepseek_jax.parallel.shard import put_share
 from deepseek_jax.training.state import TrainState, state_shardings
 from deepseek_jax.training.step import make_train_step
 from tests.tiny import MLA_MOE
@@ -84,11 +84,6 @@ def one_update(mesh, *, micro_batches, packed, remat, scan_layers):
     config = ModelConfig(**V3, remat=remat, scan_layers=scan_layers)
     step = make_step(config, micro_batches)
     host, batch = host_params(), make_batch(packed)
-    index, shares = batch_share(mesh)
-    batch = {
-        name: x.reshape(shares, -1, *x.shape[1:])[index] if x.ndim else x
-        for name, x in batch.items()
-    }
     with jax.set_mesh(mesh):
         places = shardings(mesh, logical_names(boxed_shapes()), host)
         placed = state_shardings(mesh, places, host, GRADIENTS)
@@ -98,7 +93,7 @@ def one_update(mesh, *, micro_batches, packed, remat, scan_layers):
             placed,
         )
         step = jax.jit(step, out_shardings=(placed, None))
-        state, metrics = step(state, put_batch(mesh, batch), jax.random.key(0))
+        state, metrics = step(state, put_share(mesh, batch), jax.random.key(0))
         return metrics, state
 
 

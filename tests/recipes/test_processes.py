@@ -42,8 +42,9 @@ FAR = 1e-3
 class Case:
     """A recipe at toy size. config(folder) -> its ConfigDict; folder: of what all its runs read.
 
-    stop: of the calls of should_stop, the one that asks. leaves: of the work directory, parameters. says:
-    JSON files and lines, by patterns. replace(patch): replaces rules that such a small model never meets.
+    stop: of the first turn's calls of should_stop, the one that asks. leaves: of the work directory,
+    parameters. says: JSON files and lines, by patterns. replace(patch): replaces rules that such a small
+    model never meets.
     """
 
     recipe: str
@@ -183,9 +184,9 @@ import jax
 process, port, folder, turns = sys.argv[1:]
 jax.distributed.initialize(f"127.0.0.1:{port}", num_processes=2, process_id=int(process))
 from tests.recipes.test_processes import turn
-for name, stops in json.loads(turns).items():
+for name, stop in json.loads(turns).items():
     # The second process alone is asked to stop
-    turn(name, Path(folder) / name / "shared", stops, asked=process == "1")
+    turn(name, Path(folder) / name / "shared", stop, asked=process == "1")
     print("made its turn at", name, flush=True)
 """
 
@@ -197,27 +198,30 @@ def crossing_mesh():
     return make_mesh(data=2, fsdp=2, expert=2, devices=devices)
 
 
-def turn(name, workdir, stops=False, asked=True):
-    """Run or resume a case in workdir. stops: until a process is asked to stop. asked: this process is."""
+def turn(name, workdir, stop=None, asked=True):
+    """Run or resume a case in workdir, to its end or until it is stopped.
+
+    stop: the number of the call of should_stop that asks, from 1 on. asked: whether this process is asked.
+    """
     case, calls = CASES[name], itertools.count(1)
     recipe = importlib.import_module(f"deepseek_jax.recipes.{case.recipe}.run")
     with pytest.MonkeyPatch.context() as patch:
         case.replace(patch)
         config = case.config(workdir.parent)
-        leaves = pytest.raises(SystemExit) if stops else contextlib.nullcontext()
+        leaves = pytest.raises(SystemExit) if stop else contextlib.nullcontext()
         with leaves as stopped:
             run_recipe(
                 recipe,
                 config,
                 workdir,
-                lambda: next(calls) == case.stop and stops and asked,
+                lambda: next(calls) == stop and asked,
                 crossing_mesh(),
             )
-    assert not stops or stopped.value.code == STOPPED
+    assert not stop or stopped.value.code == STOPPED
 
 
 def turns_of_two(folder, **turns):
-    """turn() by two processes, of several cases one after another. turns: case -> whether it stops."""
+    """turn() by two processes, of several cases one after another. turns: case -> stop."""
     flags = "--xla_force_host_platform_device_count=4"
     statuses, outputs = run_two(ONE_OF_TWO, folder, json.dumps(turns), xla_flags=flags)
     assert statuses == [0, 0], "\n".join(outputs)
@@ -282,8 +286,8 @@ def test_pretrain_and_grpo_pass_between_two_processes_and_one(tmp_path):
     """
     for name in ("pretrain", "grpo"):
         turn(name, tmp_path / name / "whole")
-    turn("grpo", tmp_path / "grpo" / "shared", stops=True)
-    turns_of_two(tmp_path, pretrain=True, grpo=False)
+    turn("grpo", tmp_path / "grpo" / "shared", CASES["grpo"].stop)
+    turns_of_two(tmp_path, pretrain=CASES["pretrain"].stop, grpo=None)
     turn("pretrain", tmp_path / "pretrain" / "shared")
     for name in ("pretrain", "grpo"):
         assert_same(tmp_path, name)
@@ -294,7 +298,7 @@ def test_pretrain_and_grpo_pass_between_two_processes_and_one(tmp_path):
 def test_a_recipe_passes_from_two_processes_to_one_and_back(tmp_path, name):
     """Oracle: one process's run on the same mesh, which nothing stopped."""
     turn(name, tmp_path / name / "whole")
-    turns_of_two(tmp_path, **{name: True})
-    turn(name, tmp_path / name / "shared", stops=True)
-    turns_of_two(tmp_path, **{name: False})
+    turns_of_two(tmp_path, **{name: CASES[name].stop})
+    turn(name, tmp_path / name / "shared", stop=1)
+    turns_of_two(tmp_path, **{name: None})
     assert_same(tmp_path, name)
