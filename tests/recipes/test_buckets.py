@@ -15,10 +15,9 @@ from deepseek_jax.files import as_path
 from deepseek_jax.recipes.grpo import run as grpo
 from tests.data.test_messages import RECORDS, WANTED, everything
 from tests.data.test_tokenizer import save_small_tokenizer
-from tests.recipes.small import run_recipe, small_config
+from tests.recipes.small import CLOCKS, run_recipe, small_config
 
 # Metrics that no two runs share
-CLOCKS = ("seconds", "per_second", "gib")
 
 
 @pytest.fixture

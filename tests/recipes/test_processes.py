@@ -28,10 +28,9 @@ from tests.recipes.pretrain import test_run as of_pretrain
 from tests.recipes.r1 import test_run as of_r1
 from tests.recipes.reward_model import test_run as of_reward_model
 from tests.recipes.sft import test_run as of_sft
-from tests.recipes.small import run_recipe
+from tests.recipes.small import CLOCKS, run_recipe
 from tests.tiny import save_tiny_model
 
-CLOCKS = ("seconds", "per_second", "gib")  # metrics that no two runs share
 # float32, summed in another order between processes than within one
 CLOSE = dict(rtol=1e-3, atol=2e-5)
 # Of a parameter's norm: Adam makes a whole step of the rounding errors of a gradient that is nearly 0

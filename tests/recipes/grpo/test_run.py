@@ -22,15 +22,8 @@ from deepseek_jax.settings import build
 from deepseek_jax.training.metrics import read_metrics
 from deepseek_jax.worlds.arithmetic.corpus import question
 from tests.compilations import compilations
-from tests.recipes.small import run_recipe, small_config
+from tests.recipes.small import CLOCKS, run_recipe, small_config
 
-CLOCKS = (
-    "seconds",
-    "_time",
-    "per_second",
-    "per_sec_per_gpu",
-    "gib",
-)  # metrics that no two runs share
 STEPS_OF = {"pretrain": 5, "grpo": 2}
 
 

@@ -17,9 +17,7 @@ from deepseek_jax.rewards import Rewards
 from deepseek_jax.training.metrics import read_metrics
 from deepseek_jax.worlds.bilingual.builders import bilingual_examples
 from deepseek_jax.worlds.bilingual.world import preference_records
-from tests.recipes.small import run_recipe
-
-CLOCKS = ("seconds", "per_second", "gib")  # metrics that no two runs share
+from tests.recipes.small import CLOCKS, run_recipe
 
 
 def small_config(kind="helpfulness", **fields):

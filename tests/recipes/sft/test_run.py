@@ -26,10 +26,8 @@ from deepseek_jax.worlds.arithmetic.tokenizer import arithmetic_tokenizer
 from tests.compilations import compilations
 from tests.processes import run_two
 from tests.quick import others_slow
-from tests.recipes.small import run_recipe
+from tests.recipes.small import CLOCKS, run_recipe
 from tests.turns import turns
-
-CLOCKS = ("seconds", "per_second", "gib")  # metrics that no two runs share
 
 
 def small_config(**fields):
