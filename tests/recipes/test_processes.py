@@ -165,7 +165,7 @@ CASES = {
         leaves=("base/params",),
         says=("samples/*.jsonl", "report.json", "dataset/fates.json"),
     ),
-    "distill": Case("distill", distill, leaves=("students/qwen/params",), says=("*/stage.json",)),
+    "distill": Case("distill", distill, leaves=("students/qwen/params",), says=("*/*/stage.json",)),
     "r1": Case(
         "r1",
         r1,
@@ -293,7 +293,16 @@ def test_pretrain_and_grpo_pass_between_two_processes_and_one(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [name for name in CASES if name not in ("pretrain", "grpo")])
+def test_r1_passes_from_one_process_to_two(tmp_path):
+    """Oracle: one process's run on the same mesh, which nothing stopped."""
+    turn("r1", tmp_path / "r1" / "whole")
+    turn("r1", tmp_path / "r1" / "shared", CASES["r1"].stop)
+    turns_of_two(tmp_path, r1=None)
+    assert_same(tmp_path, "r1")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [name for name in CASES if name not in ("pretrain", "grpo", "r1")])
 def test_a_recipe_passes_from_two_processes_to_one_and_back(tmp_path, name):
     """Oracle: one process's run on the same mesh, which nothing stopped."""
     turn(name, tmp_path / name / "whole")

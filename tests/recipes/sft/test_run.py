@@ -1,6 +1,5 @@
 """The whole recipe at toy size: what it leaves behind, and that stopping it changes nothing."""
 
-import dataclasses
 import json
 import shutil
 
@@ -12,19 +11,12 @@ from orbax.checkpoint import v1 as ocp
 from configs.sft_small import get_config
 from deepseek_jax.checkpoint import load_orbax
 from deepseek_jax.checkpoint.store import Store
-from deepseek_jax.evaluation.conversation_loss import ConversationLoss
-from deepseek_jax.losses.next_token import next_token_loss
-from deepseek_jax.models import build_model, random_params
 from deepseek_jax.parallel import make_mesh
 from deepseek_jax.recipes.sft import run as sft
 from deepseek_jax.recipes.sft.settings import SftSettings
-from deepseek_jax.rollout import Policy
 from deepseek_jax.settings import build
 from deepseek_jax.training.metrics import read_metrics
-from deepseek_jax.training.state import TrainState
-from deepseek_jax.worlds.arithmetic.tokenizer import arithmetic_tokenizer
 from tests.compilations import compilations
-from tests.processes import run_two
 from tests.quick import others_slow
 from tests.recipes.small import CLOCKS, run_recipe
 from tests.turns import turns
@@ -174,60 +166,6 @@ def test_eight_devices_learn_what_one_does(finished, with_base):
             if name in theirs:
                 np.testing.assert_allclose(ours[name], theirs[name], rtol=1e-3)
         assert ours["tokens"] == theirs["tokens"]
-
-
-TOKENIZER = arithmetic_tokenizer()
-CHATS = [
-    {"messages": turns(f"What is {a} + {b}?", str(a + b)), "weight": 0.5 * (1 + a)}
-    for a in range(1, 10)
-    for b in range(1, 10)
-]
-ONE_OF_TWO = """
-import json, sys
-import jax
-process, port = int(sys.argv[1]), sys.argv[2]
-jax.distributed.initialize(f"127.0.0.1:{port}", num_processes=2, process_id=process)
-from deepseek_jax.parallel import make_mesh
-from tests.recipes.sft.test_run import losses_on
-print("result", json.dumps(losses_on(make_mesh())))
-"""
-
-
-def losses_on(mesh):
-    """The loss of CHATS' first batch, its weight, and the held-out loss, on a mesh."""
-    settings = build(SftSettings, small_config(sequence_length=32, data=dict(readers=2)), "config")
-    model = build_model(settings.model)
-    with jax.set_mesh(mesh):
-        params = random_params(model, mesh, 0)
-        policy = Policy(model, params, TOKENIZER, settings.data.template)
-        whole = sft.rows_of(settings, held_out=True)
-        batches = list(sft.packed(settings, policy, CHATS, whole, num_epochs=1))
-        held_out = ConversationLoss(model, batches, mesh)
-        source = sft.packed_conversations(settings, policy, CHATS, held_out, mesh)
-        (batch,), metrics = source.next(TrainState(0, params, None), 0)
-        loss = jax.jit(lambda p, b: next_token_loss(model, p, b)[0])(params, batch)
-    return [float(loss), metrics["tokens"], metrics["held_out_loss"]]
-
-
-@pytest.mark.slow
-def test_two_processes_give_the_losses_that_one_has_of_both_readers():
-    """Oracle: the rows of both readers, put together by numpy, on one device."""
-    statuses, outputs = run_two(ONE_OF_TWO, xla_flags="--xla_force_host_platform_device_count=1")
-    assert statuses == [0, 0], outputs
-    settings = build(SftSettings, small_config(sequence_length=32, data=dict(readers=2)), "config")
-    policy = Policy(None, None, TOKENIZER, settings.data.template)
-    halves = [dataclasses.replace(sft.rows_of(settings), reader=i) for i in range(2)]
-    shares = [next(iter(sft.packed(settings, policy, CHATS, half))) for half in halves]
-    rows = {k: np.concatenate([s[k] for s in shares]) for k in shares[0] if shares[0][k].ndim}
-    rows |= {k: shares[0][k] + shares[1][k] for k in ("normalizer", "num_tokens")}
-    model = build_model(settings.model)
-    params = random_params(model, make_mesh(devices=jax.devices()[:1]), 0)
-    loss = float(next_token_loss(model, params, rows)[0])
-    held_out = losses_on(make_mesh(devices=jax.devices()[:1]))[2]
-    for output in outputs:
-        result = json.loads(output.split("result ")[1].splitlines()[0])
-        # float32, summed in another order
-        np.testing.assert_allclose(result, [loss, rows["normalizer"], held_out], rtol=1e-5)
 
 
 def write_conversations(path, weight):
