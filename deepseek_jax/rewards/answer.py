@@ -1,7 +1,8 @@
 """Is the final answer right: extract it from the text, then compare numbers as fractions.
 
 A model's text is never evaluated as Python: `number` walks a syntax tree of digits and
-+ - * / ** alone, within caps on length, depth and size.
++ - * / ** alone, within caps on length, depth and size. Digits are those of ASCII in every rule: 0 to 9.
+The patterns match any script's, as text, so that no rule reads a 5 in the "٣5" of two scripts.
 """
 
 import ast
@@ -21,11 +22,16 @@ BINARY |= {ast.Mult: operator.mul, ast.Div: operator.truediv}
 NUMERAL = r"(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|\.\d+"
 # A minus after a digit, a period or a closing bracket subtracts; elsewhere it is a sign
 LAST_NUMBER = re.compile(rf"(?:(?<![\d.)])(?<![\d.)]\s)-)?(?:{NUMERAL})(?:/\d+)?")
-# A unit in letters follows a space: "72 clips" is 72, and "5x" is no number
-WITH_UNIT = re.compile(rf"([-+]?(?:{NUMERAL}))\s*(?:[%°]|\s[a-z][a-z ]*)?")
+# A unit in letters follows a space: "72 clips" is 72, "12 cm^2" is 12, and "5x" and "5 x" are no numbers
+UNIT = r"(?![xyz]\b)[a-z][a-z ]*(?:\^\{?[0-9]\}?)?"
+WITH_UNIT = re.compile(rf"([-+]?(?:{NUMERAL}))\s*(?:[%°]|\s{UNIT})?")
 THOUSANDS = re.compile(r"(?<=\d),(?=\d{3}(?!\d))")
 LEADING_ZEROS = re.compile(r"(?<![\d.])0+(?=\d)")
 BRACES = re.compile(r"\\boxed\s*\{|\\[{}]|[{}]")
+# LaTeX that changes how an answer looks and not what it is: words in a font, spaces, "1{,}000"
+WORDS = re.compile(r"\\(?:text|textbf|textit|textrm|mathrm|mathbf|mbox)\s*\{([^{}]*)\}")
+SPACES = re.compile(r"\\[,:; ]|~")
+CHOICE = re.compile(r"\(\s*([a-z])\s*\)")
 
 
 def extract_answer(text: str):
@@ -90,8 +96,8 @@ def gold_answer(example: Mapping):
 
 
 def same_answer(answer: str, gold: str):
-    """Are two answers equal: as numbers if both are numbers, else as text, without regard to case, spaces,
-    dollar signs and a final period?
+    r"""Are two answers equal: as numbers if both are numbers, else as text, without regard to case, spaces,
+    dollar signs, a final period, LaTeX's \text{...} and parentheses around a choice such as (A)?
     """
     key = answer_key(answer)
     # An empty answer equals nothing, not even another empty one
@@ -106,7 +112,8 @@ def answer_key(answer: str):
 
 
 def number(text: str):
-    """Read `text` exactly, as a Fraction: "1,234", "$5", "0.5", "1/2", "2 * (3 + 4)", "72 clips".
+    r"""Read `text` exactly, as a Fraction: "1,234", "$5", "0.5", "1/2", "2 * (3 + 4)", "72 clips", and in
+    LaTeX "1{,}234" and "12 \text{ cm}".
 
     Returns None if it is not a number, or exceeds a cap of this module.
     """
@@ -116,7 +123,7 @@ def number(text: str):
     unit = WITH_UNIT.fullmatch(text)
     # A numeral with leading zeros is a syntax error in Python
     text = LEADING_ZEROS.sub("", THOUSANDS.sub("", unit[1] if unit else text))
-    if not re.fullmatch(r"[\d+\-*/(). ]+", text):
+    if not re.fullmatch(r"[0-9+\-*/(). ]+", text):
         return None
     try:
         return _walk(ast.parse(text.strip(), mode="eval").body, text.strip(), MAX_DEPTH)
@@ -163,8 +170,10 @@ def _bits(value):
 
 
 def _plain(text):
-    text = re.sub(r"\\?[$£€]", "", text.replace("\\%", "%"))
-    return " ".join(text.lower().split()).rstrip(".").strip()
+    text = re.sub(r"\\?[$£€]", "", text.replace("\\%", "%").replace("{,}", ",").replace("\\!", ""))
+    text = " ".join(SPACES.sub(" ", WORDS.sub(r" \1 ", text)).lower().split()).rstrip(".").strip()
+    choice = CHOICE.fullmatch(text)
+    return choice[1] if choice else text
 
 
 def _last_boxed(text):

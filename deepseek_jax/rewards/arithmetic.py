@@ -11,7 +11,7 @@ import re
 from collections import Counter
 from collections.abc import Mapping
 
-from deepseek_jax.rewards.answer import gold_answer, number
+from deepseek_jax.rewards.answer import final_text, gold_answer, number
 
 # A longer number is not read as an answer
 MAX_DIGITS = 30
@@ -19,7 +19,7 @@ MAX_DIGITS = 30
 SIGN = r"(?:(?<!\d)(?<!\d\s)-)?"
 NUMBER = rf"{SIGN}(?:\d{{1,3}}(?:,\d{{3}})+(?!\d)|\d+)(?:\.\d+)?"
 NUMBERS = re.compile(NUMBER)
-STEP = re.compile(r"(-?\d{1,30})\s*([-+*])\s*(-?\d{1,30})\s*=\s*(-?\d{1,30})")
+STEP = re.compile(r"(-?[0-9]{1,30})\s*([-+*])\s*(-?[0-9]{1,30})\s*=\s*(-?[0-9]{1,30})")
 FINAL_ANSWER = re.compile(
     r"(?:^|[\s;,.])(?:(?:so,? )?the (?:final )?answer is|(?:final )?answer:|a:)\s*(-?\d+)$", re.I
 )
@@ -33,9 +33,10 @@ BULLET = re.compile(r"^[ \t]*[-*] ", re.M)
 def correct(completion: str, example: Mapping):
     """1.0 if the last number in `completion` is example["answer"], an integer; else 0.0.
 
-    Raises ValueError if the answer is not an integer.
+    The number is read as every rule reads an answer, see answer.final_text: one in a thought, closed or not,
+    is none. Raises ValueError if the answer is not an integer.
     """
-    return float(_last_integer(completion) == _answer(example))
+    return float(_last_integer(final_text(completion)) == _answer(example))
 
 
 def check_integer(example: Mapping):

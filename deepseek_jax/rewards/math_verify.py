@@ -13,15 +13,26 @@ from collections.abc import Sequence
 from deepseek_jax.rewards.answer import final_text, gold_answer, marked_answer, same_answer
 from deepseek_jax.rewards.workers import WorkerPool
 
+# Answers to which batch_limit_seconds applies
+BATCH = 256
+
 
 class MathVerifier(WorkerPool):
-    """Scores answers in `num_workers` processes, with a time limit for each answer.
+    """Scores answers in `num_workers` processes, with a time limit for each answer and one for all of them.
 
-    `timeouts` counts the answers without a verdict: past time_limit_seconds, a worker that died, or an
-    exception in math-verify. Raises ValueError if the math-verify package is not installed.
+    batch_limit_seconds: for every 256 answers of a batch, or the rest of that, which are not equal as they
+    stand. A policy that has learned to write 9^{9^{9^9}} would else take time_limit_seconds with each answer.
+    `timeouts` counts the answers without a verdict: past a limit, a worker that died, or an exception in
+    math-verify. Raises ValueError if the math-verify package is not installed.
     """
 
-    def __init__(self, *, num_workers: int = 2, time_limit_seconds: float = 5.0):
+    def __init__(
+        self,
+        *,
+        num_workers: int = 2,
+        time_limit_seconds: float = 5.0,
+        batch_limit_seconds: float = 60.0,
+    ):
         if importlib.util.find_spec("math_verify") is None:
             raise ValueError(
                 "the reward 'math_verify' needs a package: pip install math-verify, or leave this "
@@ -35,6 +46,7 @@ class MathVerifier(WorkerPool):
             wall_limit_seconds=2 * time_limit_seconds + 1,
         )
         self.time_limit_seconds = time_limit_seconds
+        self.batch_limit_seconds = batch_limit_seconds
         self.timeouts = 0
 
     def score(self, golds: Sequence[str], completions: Sequence[str]):
@@ -53,7 +65,7 @@ class MathVerifier(WorkerPool):
             else:
                 answer = final_text(completion) if answer is None else _as_math(answer)
                 pairs[i] = (_as_math(gold), answer, self.time_limit_seconds)
-        verdicts = self.run(pairs)
+        verdicts = self.run(pairs, self.batch_limit_seconds * math.ceil(len(pairs) / BATCH))
         scores |= {i: verdicts.get(i, math.nan) for i in pairs}
         self.timeouts += sum(map(math.isnan, scores.values()))
         return [scores[i] for i in range(len(scores))]

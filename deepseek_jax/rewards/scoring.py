@@ -70,6 +70,8 @@ RULES = {
     "language_consistency_zh": Rule(language_consistency_zh),
 }
 MAX_MESSAGES = 5
+# Of a completion, 250,000 tokens or so: the rules take seconds with more, and workers copy it
+MAX_CHARS = 2**20
 
 
 @dataclass
@@ -95,8 +97,8 @@ class Scores:
 class Rewards:
     """Rewards by name, with weights: Rewards({"correct": 1.0, "correct_reasoning": 1.0}).
 
-    A part fails on a completion if it raises or returns anything but a finite number. The total is then
-    NaN, "not scored": a 0 would look like a wrong answer.
+    A part fails on a completion if it raises or returns anything but a finite number, and each does on one of
+    more than MAX_CHARS characters. The total is then NaN, "not scored": a 0 would look like a wrong answer.
     models: trained rewards by name, rewards.model.RewardModel or any object with its
     score(examples, completions). rules: the rules that weights may name.
     Raises ValueError for no rewards, an unknown name, a model with the name of another reward or
@@ -198,12 +200,19 @@ class Rewards:
         if name in self._models:
             values = self._models[name].score(examples, list(completions))
             return [values[row] for row in rows]
-        examples, completions = [examples[row] for row in rows], [completions[row] for row in rows]
+        texts = {row: completions[row] for row in rows}
+        fit = [row for row, text in texts.items() if len(text) <= MAX_CHARS]
         if name in self._verifiers:
-            field = self._rules[name].field
-            return self._verifiers[name].score([e[field] for e in examples], completions)
-        pairs = zip(completions, examples, strict=True)
-        return [_call(self._rules[name].score, *pair) for pair in pairs]
+            asked = [examples[row][self._rules[name].field] for row in fit]
+            values = self._verifiers[name].score(asked, [texts[row] for row in fit])
+        else:
+            values = [_call(self._rules[name].score, texts[row], examples[row]) for row in fit]
+        values = dict(zip(fit, values, strict=True))
+        return [values[row] if row in values else _too_long(texts[row]) for row in rows]
+
+
+def _too_long(text):
+    return ValueError(f"{len(text)} characters; rules read at most {MAX_CHARS}")
 
 
 def _call(reward, completion, example):

@@ -4,10 +4,12 @@ The processes import no jax, and killing one loses nothing else.
 """
 
 import faulthandler
+import math
 import multiprocessing
 import os
 import resource
 import signal
+import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -48,20 +50,25 @@ class WorkerPool:
             self._pool.shutdown(cancel_futures=True)
             self._pool = None
 
-    def run(self, jobs: Mapping):
-        """Call work(*args) for every key -> args of `jobs`.
+    def run(self, jobs: Mapping, limit_seconds: float = math.inf):
+        """Call work(*args) for every key -> args of `jobs`, for at most limit_seconds in all.
 
         Returns a dict of key -> result, or the exception that the call raised. A call that killed its process
-        has no key in it.
+        has no key in it, nor has one that limit_seconds ended or left no time for.
         """
-        results = self._run(jobs)
+        deadline = time.monotonic() + limit_seconds
+        results = self._run(jobs, deadline)
         for key in [key for key in jobs if key not in results]:
             # Lost when a worker died, perhaps by another job: run each alone, so only the culprit is lost
-            results |= self._run({key: jobs[key]})
+            if time.monotonic() < deadline:
+                results |= self._run({key: jobs[key]}, deadline)
         return results
 
-    def _run(self, jobs):
-        """Results of `jobs`, without those that were running or waiting when a worker died."""
+    def _run(self, jobs, deadline):
+        """Results of `jobs`, without those that ran or waited when a worker died or at the deadline.
+
+        deadline: of time.monotonic, which all processes of a machine share.
+        """
         if self._pool is None:
             # Not fork, which is unsafe in a process where jax has started threads
             spawn = multiprocessing.get_context("spawn")
@@ -70,18 +77,23 @@ class WorkerPool:
         try:
             for key, args in jobs.items():
                 futures[key] = self._pool.submit(
-                    _watched, self.wall_limit_seconds, self._work, args
+                    _watched, self.wall_limit_seconds, deadline, self._work, args
                 )
         # Jobs already submitted fail alike, and the others have no result: run() repeats them all
         except BrokenProcessPool:
             pass
         wait(futures.values())
         results = {key: future.exception() or future.result() for key, future in futures.items()}
-        results = {k: r for k, r in results.items() if not isinstance(r, BrokenProcessPool)}
+        broken = any(isinstance(result, BrokenProcessPool) for result in results.values())
         # A pool that lost a worker accepts no more jobs: the next run starts another one
-        if len(results) < len(jobs):
+        if broken or len(futures) < len(jobs):
             self.close()
-        return results
+        lost = BrokenProcessPool, _NoTimeLeft
+        return {key: result for key, result in results.items() if not isinstance(result, lost)}
+
+
+class _NoTimeLeft(Exception):
+    """The deadline passed before the call began."""
 
 
 def _start_worker(start, *start_args):
@@ -92,10 +104,14 @@ def _start_worker(start, *start_args):
     start(*start_args)
 
 
-def _watched(wall_limit_seconds, work, args):
+def _watched(wall_limit_seconds, deadline, work, args):
+    left = deadline - time.monotonic()
+    if left <= 0:
+        raise _NoTimeLeft
     with open(os.devnull, "w") as nowhere:
         # A Python signal handler waits until a long call in C returns; this timer ends the worker anyway
-        faulthandler.dump_traceback_later(wall_limit_seconds, exit=True, file=nowhere)
+        seconds = min(wall_limit_seconds, left)
+        faulthandler.dump_traceback_later(seconds, exit=True, file=nowhere)
         try:
             return work(*args)
         finally:

@@ -1,4 +1,20 @@
-"""Small programs for the program reward's tests: right, wrong and hostile ones."""
+"""Small programs for the program reward's tests: right and wrong ones."""
+
+from deepseek_jax.rewards.program import find_sandbox
+
+
+def fenced(program):
+    """A completion that gives the program."""
+    return f"<think>hm</think> So:\n```python\n{program}\n```\n"
+
+
+def works(name):
+    """Does the sandbox work here?"""
+    try:
+        return bool(find_sandbox([name]))
+    except ValueError:
+        return False
+
 
 # name -> (program, standard inputs)
 PROGRAMS = {
@@ -92,22 +108,4 @@ WRONG = {  # name -> (program, how it ends) where 1 + the number read is asked f
     "fails_at_the_end": ("print(int(input()) + 1)\nraise SystemExit('no')", "crashed"),
     "no_python": ("print(int(input()) + 1", "crashed"),
     "null_byte": ("print(int(input()) + 1)\0", "crashed"),
-}
-HOSTILE = {  # name -> program; each would print 42 if it got through
-    "endless_loop": "while True:\n    pass",
-    "uncatchable": "while True:\n    try:\n        while True: pass\n    except BaseException: pass",
-    "big_integer": "print(len(str(10 ** (10 ** 8))))\nprint(42)",
-    "memory_at_once": "x = bytearray(10 ** 10)\nprint(42)",
-    "memory_bomb": "x = []\nwhile True:\n    x.append('a' * 10 ** 7)",
-    "endless_print": "while True:\n    print('x' * 1000)",
-    "recursion": "def f(n):\n    return f(n + 1)\nf(0)\nprint(42)",
-    "read_file": "print(open('/etc/hostname').read())\nprint(42)",
-    "write_file": "open('/usr/x', 'w').write('x')\nprint(42)",
-    "system": "print(__import__('os').system('ls /work /root /home || exit 1'))\nprint(42)",
-    "environment": "import os\nos.listdir(os.environ['HOME'])\nprint(42)",
-    "network": "import socket\nsocket.create_connection(('127.0.0.1', 22), 1)\nprint(42)",
-    "fork_bomb": "import os\nwhile True:\n    try:\n        os.fork()\n    except OSError:\n        pass",
-    "kill_everyone": "import os\nos.kill(-1, 9)\nprint(42)",
-    "exit": "import os\nos._exit(0)",
-    "deep_source": "x = " + "[" * 5000 + "]" * 5000 + "\nprint(42)",
 }

@@ -1,34 +1,10 @@
 """Finding the final answer in a text, and comparing it."""
 
-import time
 from fractions import Fraction
 
 import pytest
 
 from deepseek_jax.rewards.answer import exact_answer, extract_answer, marked_answer, number
-
-HOSTILE = {
-    "import": "__import__('os').system('touch /tmp/deepseek_jax_was_here')",
-    "power_tower": "9**9**9",
-    "power_tower_of_fractions": "(1/3)**(9**9)",
-    "negative_tower": "2**-(9**9**9)",
-    "digits": "9" * 100_000,
-    "parentheses": "(" * 50_000 + ")" * 50_000,
-    "minuses": "-" * 99 + "1",
-    "deep": "(" * 45 + "1" + ")" * 45,
-    "boxes": "\\boxed{" * 15_000,
-    "nested_boxes": "\\boxed{" * 10_000 + "}" * 10_000,
-    "tags": "<answer>" * 12_000,
-    "closing_tags": "</answer>" * 12_000,
-    "hashes": "####" * 25_000,
-    "spaces": "1" + " " * 100_000 + "2",
-    "thousands": "1" + ",111" * 25_000 + "1",
-    "signs": "+-" * 50_000,
-    "lambda": "(lambda: 5)()",
-    "list": "[5]*9**9",
-    "names": "True",
-    "null": "5\x00",
-}
 
 
 @pytest.mark.parametrize(
@@ -114,17 +90,6 @@ def test_number_refuses_what_is_not_one(text):
     assert number(text) is None
 
 
-@pytest.mark.parametrize("name", HOSTILE)
-def test_hostile_answers_are_inert_and_quick(name, tmp_path):
-    """Oracle: by hand, a wrong answer; 1 s is a thousand times what any of them takes linearly."""
-    text = HOSTILE[name].replace("/tmp/deepseek_jax_was_here", str(tmp_path / "was_here"))
-    start = time.perf_counter()
-    for completion in (text, f"\\boxed{{{text}}}", f"<answer>{text}</answer>", f"#### {text}"):
-        assert exact_answer(completion, {"question": "?", "answer": "3"}) == 0.0
-    assert time.perf_counter() - start < 60  # a pattern that backtracks would take for ever
-    assert not (tmp_path / "was_here").exists()
-
-
 @pytest.mark.parametrize("answer", ["1234", "1,234", "$1,234", "1234.0", "1234.", "1,234 clips"])
 @pytest.mark.parametrize("form", ["\\boxed{%s}", "<answer>%s</answer>", "#### %s", "it is %s"])
 @pytest.mark.parametrize("gold", ["1234", "1,234", "some working: 5\n#### 1,234"])
@@ -149,11 +114,41 @@ def test_a_wrong_answer_scores_nothing_in_every_form(form, answer):
         ("B", "A", 0.0),
         ("Monday", "Tuesday", 0.0),
         ("5", "five", 0.0),
+        ("٥", "5", 0.0),
+        ("５", "5", 0.0),
+        ("٣5", "5", 0.0),
+        ("5 x", "5", 0.0),
     ],
 )
 def test_answers_compare_as_numbers_else_as_text(answer, gold, want):
     """Oracle: by hand."""
     assert exact_answer(f"\\boxed{{{answer}}}", {"question": "?", "answer": gold}) == want
+
+
+@pytest.mark.parametrize(
+    "written, plain, other",
+    [
+        (r"\text{A}", "A", "B"),
+        (r"\textbf{(A)}", "A", "B"),
+        ("(A)", "A", "B"),
+        (r"(\text{A})", "a", "b"),
+        ("1{,}000", "1000", "1"),
+        (r"1{,}234{,}567", "1,234,567", "1234"),
+        (r"1,\!000", "1000", "1"),
+        (r"12 \text{ cm}", "12", "2"),
+        (r"12\text{cm}", "12", "12.5"),
+        (r"12\,\mathrm{cm}^2", "12", "144"),
+        (r"1{,}000 \text{ dollars}", "$1000", "100"),
+        (r"\text{Monday}", "Monday", "Tuesday"),
+        (r"x~\text{and}~y", "x and y", "x or y"),
+    ],
+)
+def test_how_latex_shows_an_answer_changes_nothing(written, plain, other):
+    """Oracle: by hand, with the LaTeX on either side and on both; another answer stays another."""
+    boxed = rf"\boxed{{{written}}}"
+    for completion, gold in ((boxed, plain), (rf"\boxed{{{plain}}}", written), (boxed, written)):
+        assert exact_answer(completion, {"question": "?", "answer": gold}) == 1.0
+    assert exact_answer(boxed, {"question": "?", "answer": other}) == 0.0
 
 
 def test_no_answer_at_all_scores_nothing():

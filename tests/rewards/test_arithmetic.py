@@ -115,6 +115,33 @@ def test_wrong_answers_score_0(completion):
 
 
 @pytest.mark.parametrize(
+    "completion, want",
+    [
+        ("<think>3 + 8 = 11; 11 + 5 = 16", 0),
+        ("<think>3 + 8 = 11; 11 + 5 = 16</think>", 0),
+        ("16 <think> or 17", 1),
+        ("17 <think> or 16", 0),
+        ("<think>3 + 8 = 11; 11 + 5 = 17</think> 16", 1),
+        ("<think>is it 16?</think> <think>or 16", 0),
+    ],
+)
+def test_a_thought_holds_no_answer(completion, want):
+    """Oracle: by hand, for 3 + 8 + 5; a thought may be cut off by the length limit."""
+    assert correct(completion, ask(3, 8, 5)) == want
+
+
+@pytest.mark.parametrize(
+    "completion",
+    ["٣ + ٨ = 11; 11 + ٥ = 16", "３ + ８ = 11; 11 + ５ = 16", "3 + 8 = 11; 11 + 𝟓 = 16"],
+)
+def test_digits_of_other_scripts_are_no_numbers(completion):
+    """Oracle: by hand: the last number is ASCII and right, the steps are not read."""
+    assert graded(completion, ask(3, 8, 5)) == 1
+    assert correct_working(completion, ask(3, 8, 5)) == 0
+    assert correct("١٦", ask(3, 8, 5)) == correct("١16", ask(3, 8, 5)) == 0
+
+
+@pytest.mark.parametrize(
     "example, completion, want",
     [
         (ask(9, 4, sign="-"), "9 - 4 = 5", 2),
@@ -175,6 +202,7 @@ APPLES = {"question": "Tom has 3 apples and buys 8 more. How many has he?", "ans
         ("50 × 0.2 = 10", {"question": "50 minutes at 0.2?", "answer": "10"}),
         ("1,000 + 234 = 1,234", ask(1000, 234)),
         ("7 - 10 = -3", ask(7, 10, sign="-")),
+        ("<think>3 + 4 = 7</think><answer>7</answer>", ask(3, 4)),
     ],
 )
 def test_free_text_with_true_equations_shows_its_working(completion, example):

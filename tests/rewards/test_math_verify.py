@@ -93,6 +93,18 @@ def test_an_endless_answer_is_nan_and_counted_and_its_neighbours_are_scored(veri
     assert time.perf_counter() - start < 20
 
 
+def test_a_batch_of_endless_answers_ends_at_its_limit_and_the_rest_is_nan_and_counted():
+    """Oracle: the clock and by hand: 20 answers of 1 s each in a batch of 3 s. The next batch is scored."""
+    with MathVerifier(num_workers=1, time_limit_seconds=1.0, batch_limit_seconds=3.0) as verifier:
+        verifier.score(["1"], ["$x$"])
+        start = time.perf_counter()
+        scores = verifier.score(["3"] * 22, ["3", r"\boxed{\sqrt{9}}", *[ENDLESS] * 20])
+        assert time.perf_counter() - start < 10
+        assert scores[:2] == [1.0, 1.0] and all(map(math.isnan, scores[2:]))
+        assert verifier.timeouts == 20
+        assert verifier.score(["3"], [r"\boxed{\sqrt{9}}"]) == [1.0]
+
+
 def test_a_worker_killed_between_batches_is_replaced(verifier):
     """Oracle: the same verdicts as from a worker that lives."""
     for process in multiprocessing.active_children():

@@ -1,4 +1,4 @@
-"""Programs in real sandboxes: right, wrong and hostile ones, and sandboxes that fail."""
+"""Programs in real sandboxes: right and wrong ones, and sandboxes that fail."""
 
 import multiprocessing
 import os
@@ -21,21 +21,11 @@ from deepseek_jax.rewards.program import (
     find_sandbox,
 )
 from deepseek_jax.rewards.sandbox import SandboxError
-from tests.rewards.programs import HOSTILE, ONLY_IN_PYTHON, PROGRAMS, WRONG
+from tests.reliability.hostile import PROGRAMS as HOSTILE
+from tests.rewards.programs import ONLY_IN_PYTHON, PROGRAMS, WRONG, fenced, works
 
 NEXT = [{"input": f"{n}\n", "output": f"{n + 1}\n"} for n in (1, 10, -1)]
 PRINTS_42 = [{"input": "", "output": "42"}]
-
-
-def fenced(program):
-    return f"<think>hm</think> So:\n```python\n{program}\n```\n"
-
-
-def works(name):
-    try:
-        return bool(find_sandbox([name]))
-    except ValueError:
-        return False
 
 
 @pytest.fixture(scope="module", params=["pydantic-monty", "bubblewrap"])
@@ -94,19 +84,6 @@ def test_wrong_programs_score_0(verifier, name):
     before = verifier.outcomes[outcome]
     assert verifier.score([NEXT], [fenced(program)]) == [0.0]
     assert verifier.outcomes[outcome] == before + 1
-
-
-@pytest.mark.parametrize("name", HOSTILE)
-def test_hostile_programs_earn_nothing_and_leave_the_sandbox_whole(verifier, name):
-    """Oracle: by hand: 0, or no verdict where monty has not what the attack needs; a right program
-    beside it and one behind it pass; the clock, at two limits and what a loaded machine adds."""
-    right = fenced("print(6 * 7)")
-    start = time.perf_counter()
-    scores = verifier.score([PRINTS_42] * 2, [fenced(HOSTILE[name]), right])
-    assert time.perf_counter() - start < 20
-    assert scores[0] == 0.0 or verifier.sandbox == "pydantic-monty"
-    assert scores[0] == 0.0 or "is not all of Python" in str(scores[0])
-    assert scores[1:] + verifier.score([PRINTS_42], [right]) == [1.0, 1.0]
 
 
 def test_hung_programs_are_counted(verifier):

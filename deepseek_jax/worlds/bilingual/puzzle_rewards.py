@@ -61,6 +61,7 @@ def _solution(example):
 
 def _terms(text):
     """The signed numbers of "9 - 4 + 2", [9, -4, 2]; None if `text` is not such an expression."""
-    if text is None or not EXPRESSION.fullmatch(text.strip()):
+    # int would read the digits of any script, and those of no other rule count
+    if text is None or not text.isascii() or not EXPRESSION.fullmatch(text.strip()):
         return None
     return [int(sign + number) for sign, number in TERM.findall(text)]

@@ -31,6 +31,8 @@ COUNTDOWN = {"question": "Make 7 of 9, 4, 2.", "answer": "9 - 4 + 2"}
         ("the capital of Arland", 0.0),
         ("", 0.0),
         ("7" * 5000, 0.0),
+        ("٧", 0.0),
+        ("<answer>７</answer>", 0.0),
     ],
 )
 def test_a_chain_asks_for_its_number(completion, score):
@@ -53,6 +55,7 @@ def test_a_chain_asks_for_its_number(completion, score):
         ("<answer>9 - 4 + 2 = 7</answer>", 0.0),
         ("<answer>9 - 4 + 2 so</answer>", 0.0),
         ("<answer>9 - - 4 + 2</answer>", 0.0),
+        ("<answer>٩ - 4 + 2</answer>", 0.0),
     ],
 )
 def test_a_countdown_asks_for_an_expression_of_exactly_its_numbers(completion, score):
