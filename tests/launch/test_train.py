@@ -274,6 +274,7 @@ def test_a_work_directory_has_one_process_at_a_time(folder):
     assert again.returncode == 75 and not owner.exists()
 
 
+@pytest.mark.slow
 def test_a_bucket_that_cannot_be_written_is_one_message(folder, bucket, monkeypatch):
     """Oracle: exit status 2, the flag, the bucket and what it answered; no traceback, no object."""
     monkeypatch.setattr(bucket, "read_only", True)

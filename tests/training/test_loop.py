@@ -11,6 +11,7 @@ import pytest
 from jax._src.array import ArrayImpl  # whose value is read on the host by this property alone
 
 from deepseek_jax.checkpoint.store import Store
+from deepseek_jax.files import as_path
 from deepseek_jax.training import loop
 from deepseek_jax.training.metrics import MetricsWriter
 from deepseek_jax.training.run import Run
@@ -96,6 +97,30 @@ def test_state_is_that_of_the_updates_alone(tmp_path):
         wanted, _ = TRAIN_STEP(wanted, batch, jax.random.key(7))
     assert_equal(state, wanted)
     assert source.seen == again.seen
+
+
+def test_a_run_in_a_bucket_that_is_killed_after_a_checkpoint_lacks_no_line(
+    tmp_path, bucket, monkeypatch
+):
+    """Oracle: the lines and the state of the uninterrupted run in a folder. The first writer closes nothing:
+    its lines are in the bucket only because they were written before the checkpoint.
+    """
+
+    class Killed(Numbers):
+        def next(self, state, step):
+            if step == 3:
+                raise KeyboardInterrupt
+            return super().next(state, step)
+
+    wanted, _, wanted_lines = train(tmp_path)
+    place = as_path(bucket.folder) / "run"
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(MetricsWriter, "close", lambda self: None)
+        train(place, Killed())
+    assert [line["step"] for line in lines_of(place)] == [0, 1]
+    state, _, lines = train(place)
+    assert_equal(state, wanted)
+    assert timeless(lines) == timeless(wanted_lines)
 
 
 @pytest.mark.parametrize("stop_after", [1, 2, 5])
