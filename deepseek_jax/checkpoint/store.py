@@ -102,8 +102,7 @@ class Store:
     def newest(self, abstract_state):
         """(step, what restore returns) of the newest checkpoint that is whole; (None, None) without any.
 
-        A damaged one is named, and renamed to STEP.damaged. Raises DamagedCheckpoint where no
-        checkpoint is left.
+        A damaged one is named, and renamed to STEP.damaged. Raises DamagedCheckpoint where none is left.
         """
         newest = step = self.latest_step()
         while step is not None:
@@ -182,8 +181,8 @@ class Store:
         changed = sorted(path for path in found if found[path] != digests.get(path))
         if changed:
             raise DamagedCheckpoint(
-                f"{self.folder / str(step)} is damaged: {changed[0]} is not what was saved, nor are "
-                f"{len(changed) - 1} other arrays of {len(found)}"
+                f"{self.folder / str(step)} is damaged: {changed[0]} is not what was saved ({len(changed)} of "
+                f"{len(found)} parts are not)"
             )
 
     def _set_aside_bad_scores(self):
