@@ -181,8 +181,8 @@ class Store:
         changed = sorted(path for path in found if found[path] != digests.get(path))
         if changed:
             raise DamagedCheckpoint(
-                f"{self.folder / str(step)} is damaged: {changed[0]} is not what was saved ({len(changed)} of "
-                f"{len(found)} parts are not)"
+                f"{self.folder / str(step)} is damaged: {changed[0]} is not what was saved; of its "
+                f"{len(found)} parts {len(changed)} are not"
             )
 
     def _set_aside_bad_scores(self):

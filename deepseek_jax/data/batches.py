@@ -11,7 +11,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from deepseek_jax.data.packing import Rows, pack, totals
 from deepseek_jax.data.tokenizer import Tokenizer
 from deepseek_jax.parallel import batch_sharding, put_batch
-from deepseek_jax.parallel.processes import from_each, total
+from deepseek_jax.parallel.processes import from_each, total_on
 from deepseek_jax.parallel.shard import batch_share, own_rows
 from deepseek_jax.training.schedule import number_at
 
@@ -145,8 +145,7 @@ class PackedDocuments:
         pieces = number_at(self.batch_sizes, step) // self.readers.rows.batch_size
         batch = summed(self.mesh, self.readers.next(pieces))
         scalars = {name: np.float32(number(step)) for name, number in self.scalars.items()}
-        counts = dict(tokens=batch["normalizer"], row_tokens=batch["num_tokens"])
-        metrics |= {name: float(count) for name, count in counts.items()}
+        metrics |= dict(tokens=batch["normalizer"], row_tokens=batch["num_tokens"])
         return [put_batch(self.mesh, batch | scalars)], metrics
 
     def get_state(self):
@@ -180,8 +179,13 @@ def abstract_batch(mesh: Mesh, shapes: dict):
 
 
 def summed(mesh: Mesh, batch):
-    """A batch of Readers with normalizer and num_tokens summed over all processes."""
+    """A batch of Readers with normalizer and num_tokens summed over all processes, where there are several as
+    jax arrays, for which no process waits.
+    """
+    if jax.process_count() == 1:
+        return batch
     _, shares = batch_share(mesh)
     # So many processes hold the same rows (batch_share): a sum over processes counts each row that often
     copies = jax.process_count() // shares
-    return batch | {name: total(batch[name]) / np.float32(copies) for name in TOTALS}
+    totals_on = total_on(mesh, np.array([batch[name] for name in TOTALS], np.float32)) / copies
+    return batch | dict(zip(TOTALS, totals_on, strict=True))

@@ -161,7 +161,8 @@ def _parts_held(mesh):
 
 
 def put_batch(mesh: Mesh, batch):
-    """Move a batch, a dict of numpy arrays, onto the mesh: rows split, scalars everywhere.
+    """Move a batch, a dict of numpy arrays, onto the mesh: rows split, scalars everywhere. Jax arrays are
+    there already.
 
     Every process passes its share of the rows (see batch_share) and gets the global array. Scalars are totals
     of the global batch and must be the same on all processes. Raises ValueError, naming key and config field,
@@ -171,6 +172,8 @@ def put_batch(mesh: Mesh, batch):
     _, shares = batch_share(mesh)
 
     def put(name, value):
+        if isinstance(value, jax.Array):
+            return value
         if not value.shape:
             return jax.make_array_from_process_local_data(everywhere, value)
         size = value.shape[0] * shares

@@ -242,13 +242,14 @@ class _Log:
         # Waits for the device, so that the seconds below include all updates of the line
         self._count()
         updates, source_metrics = self.last
-        updates, source_metrics = jax.device_get(updates), source_metrics | self.of_updates()
+        updates, source_metrics = jax.device_get((updates, source_metrics | self.of_updates()))
         line = {name: _merge(name, [u[name] for u in updates]) for name in (updates or [{}])[0]}
         shared = line.keys() & source_metrics.keys()
         assert not shared, f"both the loss and the source report {shared}"
         line |= source_metrics | {"nonfinite": float(self.nonfinite)} | memory_metrics()
         if "expert_overflows" in line:
             line["expert_overflows"] = float(self.overflows)
+        self.tokens, self.row_tokens = jax.device_get((self.tokens, self.row_tokens))
         seconds = time.perf_counter() - self.began
         line["seconds"] = seconds / self.steps
         if "tokens" in source_metrics:
