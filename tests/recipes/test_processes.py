@@ -60,12 +60,14 @@ def longer_is_better(patch):
 
 
 def pretrain(folder):
-    """A dense layer, in one stage without multi-token prediction: little to compile."""
-    rows = dict(batch_size=((0, 8),), micro_batch_size=8, sequence_length=32, num_steps=2)
+    """A dense layer, in one stage without multi-token prediction: little to compile. Asked in the first of
+    its three steps, two processes stop in the second.
+    """
+    rows = dict(batch_size=((0, 8),), micro_batch_size=8, sequence_length=32, num_steps=3)
     more = dict(mtp_weight=((0, 0.0),), bias_update_speed=((0, 0.0),), balance_weight=0.0)
     config = of_pretrain.small_config(**rows, **more)
     del config.stages["stage_2_long"]
-    config.stages.stage_1.optimizer.phases = [dict(kind="constant", steps=2, to=1e-3)]
+    config.stages.stage_1.optimizer.phases = [dict(kind="constant", steps=3, to=1e-3)]
     config.model = models.qwen2_tiny(vocab_size=264) | dict(num_hidden_layers=1)
     config.data.num_held_out, config.data.readers = 60, 2
     return config
