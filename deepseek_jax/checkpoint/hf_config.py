@@ -7,6 +7,7 @@ from pathlib import Path
 from deepseek_jax.checkpoint.folder import UNFINISHED, is_unfinished
 from deepseek_jax.files import as_path
 from deepseek_jax.models import ModelConfig, RopeScaling
+from deepseek_jax.ops.rope import yarn_mscale
 
 ARCHITECTURES = {
     "deepseek_v3": "DeepseekV3ForCausalLM",
@@ -38,6 +39,8 @@ FP8_QUANTIZATION = {
     "activation_scheme": "dynamic",
     "weight_block_size": [128, 128],
 }
+# quantization_config.scale_fmt of DeepSeek-V3.1: its scales are powers of two, stored as float32
+POWERS_OF_TWO = "ue8m0"
 # How to compute, not what: config.json has no such fields
 RUN_FIELDS = {"dtype", "scan_layers", "fp8", "remat", "pipeline_micro_batches", "expert_buffer"}
 FIELDS = [f.name for f in dataclasses.fields(ModelConfig) if f.name not in RUN_FIELDS]
@@ -105,14 +108,22 @@ def config_json(config: ModelConfig, *, dtype, fp8: bool = False, like: dict | N
     """ModelConfig -> config.json's dict, in the spelling that transformers 4 and 5 both read.
 
     dtype: of the parameters. fp8: whether projections are quantised. like: the dict of another config.json,
-    whose fields stay as they are, dtype and spelling included, except for those that config changes.
+    whose fields stay as they are, dtype, quantisation and spelling included, except for those that config
+    changes.
     """
     written = _fields_json(config)
     if like is None:
         written |= {"architectures": [ARCHITECTURES[config.model_type]], "torch_dtype": str(dtype)}
     else:
         written = _changed(config, written, like)
-    return written | ({"quantization_config": FP8_QUANTIZATION} if fp8 else {})
+    if fp8 and not written.get("quantization_config"):
+        written |= {"quantization_config": FP8_QUANTIZATION}
+    return written
+
+
+def scales_are_powers_of_two(raw: dict):
+    """Does a config.json, as a dict, say that the scales of FP8 tensors are powers of two?"""
+    return (raw.get("quantization_config") or {}).get("scale_fmt") == POWERS_OF_TWO
 
 
 def _required(raw):
@@ -170,6 +181,13 @@ def _rope(raw):
         if rope.get(key) == value:
             del rope[key]
     unknown = {key: value for key, value in rope.items() if key not in ROPE_FIELDS}
+    if kind == "yarn" and "attn_factor" in unknown and rope.get("factor"):
+        both = yarn_mscale(rope["factor"], 1.0) * unknown["attn_factor"]
+        raise ValueError(
+            f"attn_factor={unknown['attn_factor']} in the RoPE parameters is read in two ways: vLLM "
+            "multiplies YaRN's own amplitude by it, and transformers ignores it. In config.json, replace it "
+            f"by attention_factor={both:.6g}, which is vLLM's amplitude, or delete it for transformers'"
+        )
     if unknown:
         raise ValueError(f"{unknown} in the RoPE parameters are not modelled, only {ROPE_FIELDS}")
     if kind != "default" and rope.get("factor") is None:

@@ -13,7 +13,12 @@ from safetensors.numpy import save_file
 
 from deepseek_jax.checkpoint.fill import decode
 from deepseek_jax.checkpoint.folder import check_new, whole_folder
-from deepseek_jax.checkpoint.hf_config import config_json, read_config, read_json
+from deepseek_jax.checkpoint.hf_config import (
+    config_json,
+    read_config,
+    read_json,
+    scales_are_powers_of_two,
+)
 from deepseek_jax.checkpoint.hf_files import SCALE, HFFiles
 from deepseek_jax.checkpoint.hf_names import copies, is_projection, tensors
 from deepseek_jax.checkpoint.tree import checked_by_path
@@ -41,16 +46,19 @@ def save_hf(
     Hugging Face folder that params came from. Then each tensor gets the dtype it has there, unchanged tensors
     are written with the same bytes (FP8 scales included), config.json keeps the fields that are not modelled
     here, and the files of COPIED (tokenizer, generation_config.json) are copied. fp8 quantises the
-    projections, as DeepSeek-V3 does. max_shard_size: of a file, an int of bytes or a str such as "5GB".
+    projections, as DeepSeek-V3 does. New scales are powers of two where `like` has them so, as its
+    quantization_config's scale_fmt "ue8m0" says (DeepSeek-V3.1). max_shard_size: of a file, an int of bytes
+    or a str such as "5GB".
     Raises ValueError before it writes anything: for a folder that is not empty, for params that do not fit
     config, for a `like` of other shapes. A later failure leaves nothing behind.
     """
     check_new(folder)
-    export = _Export(config, params, HFFiles(like) if like else None, fp8)
     if like:
         # For its errors, which name the file
         read_config(like)
     like_json = read_json(like) if like else None
+    power_of_two = scales_are_powers_of_two(like_json or {})
+    export = _Export(config, params, HFFiles(like) if like else None, fp8, power_of_two)
     text = config_json(config, dtype=export.dtype, fp8=fp8, like=like_json)
     plan = split_state_dict_into_shards_factory(
         export.plan,
@@ -89,8 +97,9 @@ def _copy_side_files(like, folder):
 class _Export:
     """The tensors to write: `plan` holds their shapes and dtypes by name, a call returns one's array."""
 
-    def __init__(self, config, params, like, fp8):
+    def __init__(self, config, params, like, fp8, power_of_two):
         self._flat, self._like, self._fp8 = checked_by_path(config, params), like, fp8
+        self._power_of_two = power_of_two
         self.dtype = self._flat["embedding"].dtype
         self._places, self._originals = tensors(config), copies(config)
         self.plan = {}
@@ -138,12 +147,16 @@ class _Export:
             if np.array_equal(before.view(np.uint8), ours.view(np.uint8)):
                 return tensor, scale
         if dtype == FP8:
-            return tuple(np.asarray(array) for array in _quantize(ours))
+            return tuple(np.asarray(array) for array in _quantize(ours, self._power_of_two))
         return ours.astype(dtype), None
 
 
 _decode = jax.jit(decode, static_argnums=2)
-_quantize = jax.jit(lambda weights: quantize(weights, BLOCK))
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def _quantize(weights, power_of_two):
+    return quantize(weights, BLOCK, power_of_two=power_of_two)
 
 
 def _gather(flat, places):

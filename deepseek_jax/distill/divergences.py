@@ -2,6 +2,7 @@
 
 import math
 
+import jax
 import jax.numpy as jnp
 
 from deepseek_jax.ops.vocabulary import (
@@ -10,7 +11,6 @@ from deepseek_jax.ops.vocabulary import (
     largest,
     log_softmax,
     log_total,
-    unshifted_log,
 )
 
 
@@ -41,15 +41,21 @@ def forward_kl(p, q, temperature=1.0):
     """KL(p || q) in nats of the softmaxes of p / temperature and q / temperature: float32[... v], twice ->
     float32[...]. The student must cover every token that the teacher finds likely (arXiv:1503.02531).
 
-    p, q: the teacher's logits and the student's; log-probabilities are logits too. Computed as the sum of
-    softmax(p) (p - q), plus log(sum exp q) - log(sum exp p), which takes fewer passes over v than two
-    log-softmaxes would.
+    p, q: the teacher's logits and the student's, each with any offset; log-probabilities are logits too.
+    Never negative. Computed as the sum of softmax(p) (p - q), plus log(sum exp q / sum exp p), from logits
+    less their maxima: fewer passes over v than two log-softmaxes would take.
     """
-    most = largest(p)
-    moved = (exponential(p, most, temperature) * (p - q)).sum(-1)
-    total = exponential_sum(p, most, temperature)
-    log_ratio = log_total(q, temperature) - unshifted_log(total, most, temperature)
-    return moved / (total * temperature) + log_ratio
+    most_p, most_q = largest(p), largest(q)
+    # Not p - q: an offset of 10,000 between them would leave three decimals
+    apart = (p - most_p) - (q - most_q)
+    moved = (exponential(p, most_p, temperature) * apart).sum(-1)
+    total_p, total_q = (exponential_sum(x, y, temperature) for x, y in ((p, most_p), (q, most_q)))
+    return _floored(moved / (total_p * temperature) + jnp.log(total_q / total_p))
+
+
+def _floored(divergence):
+    """Rounding below 0 becomes 0, and the gradient stays as it is."""
+    return divergence + jax.lax.stop_gradient(jnp.maximum(divergence, 0) - divergence)
 
 
 def reverse_kl(p, q, temperature=1.0):
@@ -66,11 +72,12 @@ def jsd(p, q, temperature=1.0, *, beta: float):
     beta: the teacher's share of the mixture, between 0 and 1. The value vanishes like beta KL(p || q) as beta
     goes to 0, and like (1 - beta) KL(q || p) as beta goes to 1.
     """
-    logp, logq = log_softmax(p / temperature), log_softmax(q / temperature)
+    # Less their maxima first, as in forward_kl
+    logp, logq = (log_softmax((x - largest(x)) / temperature) for x in (p, q))
     logm = jnp.logaddexp(logp + math.log(beta), logq + math.log1p(-beta))
     of_teacher = (jnp.exp(logp) * (logp - logm)).sum(-1)
     of_student = (jnp.exp(logq) * (logq - logm)).sum(-1)
-    return beta * of_teacher + (1 - beta) * of_student
+    return _floored(beta * of_teacher + (1 - beta) * of_student)
 
 
 # THE table of divergences D(teacher p, student q)

@@ -16,7 +16,6 @@ from deepseek_jax.ops.vocabulary import (
     exponential_sum,
     largest,
     log_softmax,
-    unshifted_log,
 )
 
 # 1.2e-38, the least dropped mass: its log stays finite
@@ -99,19 +98,19 @@ def split_tail(logits, ids, temperature=1.0):
     The tail is a sum over its tokens: 1 minus the others would lose a small tail to rounding. It is at least
     1.2e-38 of the likeliest token. Without other ids, k = v, tail and smallest are LOG_TINY.
     """
-    kept_mk = jnp.take_along_axis(logits, ids, axis=-1) / temperature
+    most_m1 = largest(logits)
+    # Less the largest first: a logit with an offset of 10,000 has three decimals
+    kept_mk = (jnp.take_along_axis(logits, ids, axis=-1) - most_m1) / temperature
     if ids.shape[1] == logits.shape[1]:
         nothing_m = jnp.full(len(ids), LOG_TINY)
         return Buckets(log_softmax(kept_mk), nothing_m, nothing_m)
     is_kept_mv = jnp.zeros(logits.shape, bool).at[jnp.arange(len(ids))[:, None], ids].set(True)
-    most_m1 = largest(logits)
     exponential_mv = exponential(logits, most_m1, temperature)
     others_m = jnp.where(is_kept_mv, 0.0, exponential_mv).sum(-1)
-    total_m = exponential_sum(logits, most_m1, temperature)
-    tail_m = jnp.log(jnp.maximum(others_m, TINY)) - jnp.log(total_m)
-    normalizer_m = unshifted_log(total_m, most_m1, temperature)
-    smallest_m = jnp.where(is_kept_mv, jnp.inf, logits).min(-1) / temperature
-    return Buckets(kept_mk - normalizer_m[:, None], tail_m, smallest_m - normalizer_m)
+    log_total_m = jnp.log(exponential_sum(logits, most_m1, temperature))
+    tail_m = jnp.log(jnp.maximum(others_m, TINY)) - log_total_m
+    smallest_m = jnp.where(is_kept_mv, jnp.inf, logits - most_m1).min(-1) / temperature
+    return Buckets(kept_mk - log_total_m[:, None], tail_m, smallest_m - log_total_m)
 
 
 def teacher_buckets(teacher: TopK):

@@ -7,13 +7,12 @@ __getattr__, __dir__, __all__ = lazy_names(
     {
         "Comparison": "compare",
         "ConversationLoss": "conversation_loss",
-        "bootstrap_interval": "bootstrap",
         "evaluate": "held_out",
         "held_out_loss": "perplexity",
         "label_report": "preference",
         "mean_interval": "accuracy",
         "pair_report": "preference",
-        "share_interval": "bootstrap",
+        "share_interval": "accuracy",
         "wilson_interval": "accuracy",
     },
 )

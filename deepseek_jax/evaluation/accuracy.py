@@ -5,6 +5,8 @@ from scipy.special import stdtrit
 
 # The 97.5% quantile of the normal distribution
 Z95 = 1.959963984540054
+# Problems that share_interval adds to what it knows of the spread: Z95**2, as Agresti and Coull (1998)
+ADDED = 4
 
 
 def wilson_interval(successes: int, n: int):
@@ -15,12 +17,36 @@ def wilson_interval(successes: int, n: int):
     """
     if n < 1 or not 0 <= successes <= n:
         raise ValueError(f"{successes} successes of {n}: needs 0 <= successes <= n and n >= 1")
-    share = successes / n
+    return _wilson(successes / n, n)
+
+
+def share_interval(values):
+    """The 95% interval of a mean of shares: Wilson's, of as many trials as the problems are worth.
+
+    values: numbers [p] in 0..1, p >= 2, one per problem, such as the share of its samples that are right.
+    Samples of one problem are alike, so p problems of n samples are worth between p and p n trials: p over
+    the design effect (Kish, 1965, section 8.2), which is the variance over problems relative to that of zeros
+    and ones with the same mean. ADDED more problems of samples that are all alike are counted in, because the
+    spread of few problems is uncertain. Zeros and ones alone, one sample a problem, get Wilson's interval
+    itself. Returns (mean, low, high). Raises ValueError for fewer than two values, and for values that are
+    not finite or not within 0..1.
+    """
+    values = _checked(values)
+    if values.min() < 0 or values.max() > 1:
+        raise ValueError(f"shares from {values.min():g} to {values.max():g} are not within 0..1")
+    mean, n = float(values.mean()), len(values)
+    largest = mean * (1 - mean)
+    effect = float(values.var()) / largest if largest else 1.0
+    return mean, *_wilson(mean, n * (n + ADDED) / (n * effect + ADDED))
+
+
+def _wilson(share, n):
+    """(low, high) of a share of n trials, which need not be an int."""
     centre = (share + Z95**2 / (2 * n)) / (1 + Z95**2 / n)
     half = Z95 / (1 + Z95**2 / n) * np.sqrt(share * (1 - share) / n + Z95**2 / (4 * n**2))
-    # At 0 and at n one bound is exactly 0 or 1; rounding would give 1e-17 or 1 - 1e-16
-    low = 0.0 if successes == 0 else float(centre - half)
-    high = 1.0 if successes == n else float(centre + half)
+    # At 0 and at 1 one bound is exactly 0 or 1; rounding would give 1e-17 or 1 - 1e-16
+    low = 0.0 if share == 0 else float(centre - half)
+    high = 1.0 if share == 1 else float(centre + half)
     return low, high
 
 
@@ -31,14 +57,19 @@ def mean_interval(values):
     prompt first. Equal values give an interval of width 0, although values not seen may differ.
     Returns (mean, low, high). Raises ValueError for fewer than two values and for NaN or infinity.
     """
+    values = _checked(values)
+    mean = float(values.mean())
+    half = float(stdtrit(len(values) - 1, 0.975) * values.std(ddof=1) / np.sqrt(len(values)))
+    return mean, mean - half, mean + half
+
+
+def _checked(values):
     values = np.asarray(values, np.float64)
     if values.ndim != 1 or len(values) < 2:
         raise ValueError(f"an interval needs 2 values in a row, given shape {values.shape}")
     if not np.isfinite(values).all():
         raise ValueError(f"{np.sum(~np.isfinite(values))} of {len(values)} values are not finite")
-    mean = float(values.mean())
-    half = float(stdtrit(len(values) - 1, 0.975) * values.std(ddof=1) / np.sqrt(len(values)))
-    return mean, mean - half, mean + half
+    return values
 
 
 def summarise(scores):

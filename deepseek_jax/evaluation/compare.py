@@ -4,10 +4,14 @@ from typing import NamedTuple
 
 import numpy as np
 
-from deepseek_jax.evaluation.bootstrap import DRAWS_AT_ONCE, RESAMPLES, bootstrap_interval
+from deepseek_jax.evaluation.accuracy import mean_interval
 
 NO_DIFFERENCE = "no difference shown"
 LEVEL = 0.05
+# Of the signs
+FLIPS = 10_000
+# Signs in memory at once
+DRAWS_AT_ONCE = 2**20
 # Tolerance for two equal means of differences, summed in another order
 ROUNDING = 1e-12
 
@@ -31,29 +35,29 @@ class Comparison(NamedTuple):
 def compare(ours, theirs, seed: int = 0):
     """Compare two runs problem by problem: a Comparison.
 
-    ours, theirs: numbers [p], of the same problems in the same order. The differences are resampled: a
-    problem that is hard for one run is hard for the other, so their interval is narrower than those of the
-    two runs. With few problems the interval is too narrow, so a verdict needs the test to agree: fewer than
-    six problems never show a difference. Raises ValueError as bootstrap_interval does, and for two lengths.
+    ours, theirs: numbers [p], of the same problems in the same order. The t interval is that of the
+    differences: a problem that is hard for one run is hard for the other, so it is narrower than those of the
+    two runs. With few problems that differ it is too narrow, so a verdict needs the test to agree: fewer than
+    six problems never show a difference. Raises ValueError as mean_interval does, and for two lengths.
     """
     ours, theirs = np.asarray(ours, np.float64), np.asarray(theirs, np.float64)
     if ours.shape != theirs.shape:
         raise ValueError(f"{ours.shape} scores against {theirs.shape}: not the same problems")
     differences = ours - theirs
-    return Comparison(bootstrap_interval(differences, seed), sign_flip_p_value(differences, seed))
+    return Comparison(mean_interval(differences), sign_flip_p_value(differences, seed))
 
 
 def sign_flip_p_value(differences, seed: int = 0):
     """The two-sided p-value of a permutation test (Fisher, 1935, section 21).
 
     If the two runs were equally good, each problem's difference would have either sign with equal
-    probability. differences: float[p]. RESAMPLES random sign flips; the observed signs count as one more,
+    probability. differences: float[p]. FLIPS random sign flips; the observed signs count as one more,
     which holds the test at its level.
     """
     differences = np.asarray(differences, np.float64)
     rng = np.random.default_rng(seed)
     # as_large begins at 1, for the observed signs
-    observed, as_large, left = abs(differences.mean()), 1, RESAMPLES
+    observed, as_large, left = abs(differences.mean()), 1, FLIPS
     # In parts of at most DRAWS_AT_ONCE signs, which fit in memory
     while left:
         rows = min(left, max(1, DRAWS_AT_ONCE // len(differences)))
@@ -61,4 +65,4 @@ def sign_flip_p_value(differences, seed: int = 0):
         means = np.abs(signs @ differences) / len(differences)
         as_large += int(np.sum(means >= observed - ROUNDING))
         left -= rows
-    return as_large / (RESAMPLES + 1)
+    return as_large / (FLIPS + 1)

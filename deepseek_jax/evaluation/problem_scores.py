@@ -7,7 +7,7 @@ whether the most frequent answer is right, None where answers cannot be counted.
 
 import numpy as np
 
-from deepseek_jax.evaluation.bootstrap import bootstrap_interval, share_interval
+from deepseek_jax.evaluation.accuracy import mean_interval, share_interval
 from deepseek_jax.evaluation.compare import compare
 from deepseek_jax.evaluation.pass_at_k import pass_at_k
 
@@ -85,7 +85,7 @@ def _numbers(n):
 
 
 def _interval(name, values):
-    return (share_interval if name.startswith(SHARES) else bootstrap_interval)(values)
+    return (share_interval if name.startswith(SHARES) else mean_interval)(values)
 
 
 def _groups(problems):

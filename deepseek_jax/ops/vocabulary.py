@@ -13,7 +13,7 @@ def log_softmax(logits):
 def log_total(logits, temperature=1.0):
     """log of the sum of exp(logits / temperature): float32[... v] -> float32[...]."""
     most = largest(logits)
-    return unshifted_log(exponential_sum(logits, most, temperature), most, temperature)
+    return jnp.log(exponential_sum(logits, most, temperature)) + most[..., 0] / temperature
 
 
 def largest(logits):
@@ -30,8 +30,3 @@ def exponential(logits, most, temperature=1.0):
 def exponential_sum(logits, most, temperature=1.0):
     """The sum of `exponential`: float32[... v], float32[... 1] -> float32[...]."""
     return exponential(logits, most, temperature).sum(-1)
-
-
-def unshifted_log(total, most, temperature):
-    """log_total, from an exponential_sum float32[...] and the shift of its exponents, float32[... 1]."""
-    return jnp.log(total) + most[..., 0] / temperature

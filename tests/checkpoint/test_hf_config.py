@@ -1,13 +1,17 @@
 """config.json in both spellings, and the values that are refused."""
 
 import json
+import math
 
+import jax.numpy as jnp
+import numpy as np
 import pytest
 import transformers
 
 from configs import models
 from deepseek_jax.checkpoint.hf_config import config_json, parse_config, read_config
 from deepseek_jax.models import ModelConfig, RopeScaling
+from deepseek_jax.models.layers import position_tables
 from tests.models.families import FAMILIES
 
 R1 = dict(
@@ -166,6 +170,33 @@ def test_what_is_not_modelled_is_an_error_that_names_the_field(change, words):
         parse_config(dict(R1, **change))
     for word in words:
         assert word in str(error.value)
+
+
+def test_r1_0528_qwen3_8bs_attn_factor_says_what_to_do():
+    """Oracle: by hand: the released rope_scaling, whose attn_factor is 1 / (0.1 ln 4 + 1): vLLM's amplitude
+    is 1, that of transformers 0.1 ln 4 + 1. Both edits of the message are read.
+    """
+    raw = {
+        key: value for key, value in R1.items() if "rope" not in key or key == "qk_rope_head_dim"
+    }
+    scaling = dict(rope_type="yarn", factor=4.0, original_max_position_embeddings=32768)
+    own = dict(scaling, attn_factor=0.8782488562869419)
+    with pytest.raises(
+        ValueError, match="^attn_factor=0.878.* by attention_factor=1, .* or delete it"
+    ):
+        parse_config(dict(raw, rope_scaling=own))
+    for attention_factor, wanted in ((1.0, 1.0), (None, 0.1 * math.log(4) + 1)):
+        edited = dict(scaling, attention_factor=attention_factor)
+        config = parse_config(dict(raw, rope_scaling=edited))
+        cos, _ = position_tables(config, jnp.zeros(1, jnp.int32))
+        np.testing.assert_allclose(cos, wanted, rtol=1e-6)
+
+
+def test_quantisation_stays_as_it_was():
+    """Oracle: by hand: V3.1's scale_fmt, also where an export quantises anew."""
+    like = dict(R1, quantization_config=dict(R1["quantization_config"], scale_fmt="ue8m0"))
+    for fp8 in (False, True):
+        assert config_json(parse_config(like), dtype="bfloat16", fp8=fp8, like=like) == like
 
 
 def test_llama_with_attention_bias_is_an_error():

@@ -1,6 +1,7 @@
 """Writing Hugging Face folders: byte for byte, in FP8, complete or not at all."""
 
 import json
+import shutil
 
 import jax
 import ml_dtypes
@@ -77,6 +78,32 @@ def test_a_changed_fp8_tensor_gets_fresh_scales_and_the_others_keep_their_bytes(
     read = dict(hf_tensors(*load_hf(tmp_path / "out")))[name].astype(np.float32)
     wanted = dict(hf_tensors(config, params))[name].astype(np.float32)
     np.testing.assert_allclose(read, wanted, atol=np.abs(wanted).max() / 16 / 16, rtol=1 / 16)
+
+
+@pytest.mark.parametrize("fp8", [False, True])
+def test_scales_of_a_ue8m0_checkpoint_stay_powers_of_two(released, tmp_path, fp8):
+    """Oracle: float32's mantissa bits, all 0, in the scales of every tensor of a changed copy; its numbers,
+    to e4m3's 1/16; and config.json, which still says ue8m0.
+    """
+    folder, config, params = released
+    shutil.copytree(folder, tmp_path / "v3.1")
+    raw = json.loads((folder / "config.json").read_text())
+    raw["quantization_config"]["scale_fmt"] = "ue8m0"
+    (tmp_path / "v3.1" / "config.json").write_text(json.dumps(raw))
+    # Other scales than those of the folder, in every tensor
+    params = jax.tree.map(lambda leaf: leaf * 1.5, params)
+    save_hf(tmp_path / "out", config, params, like=tmp_path / "v3.1", fp8=fp8)
+    scales = {n: t[2] for n, t in stored(tmp_path / "out").items() if n.endswith("_scale_inv")}
+    assert scales
+    for name, raw_bytes in scales.items():
+        assert not (np.frombuffer(raw_bytes, np.uint32) & 0x7FFFFF).any(), name
+    written = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert written == raw
+    read = dict(hf_tensors(*load_hf(tmp_path / "out")))
+    for name, wanted in hf_tensors(config, params):
+        wanted, top = wanted.astype(np.float32), np.abs(wanted.astype(np.float32)).max()
+        near = dict(atol=top / 128, rtol=1 / 16)
+        np.testing.assert_allclose(read[name].astype(np.float32), wanted, **near, err_msg=name)
 
 
 def test_bfloat16_round_trip_without_like_is_byte_identical(tmp_path):

@@ -2,7 +2,12 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from deepseek_jax.evaluation.accuracy import mean_interval, summarise, wilson_interval
+from deepseek_jax.evaluation.accuracy import (
+    mean_interval,
+    share_interval,
+    summarise,
+    wilson_interval,
+)
 
 
 @pytest.mark.parametrize("successes, n", [(0, 5), (5, 5), (1, 1), (67, 256), (241, 256), (3, 1319)])
@@ -23,6 +28,45 @@ def test_wilson_interval_refuses_impossible_counts(successes, n):
     """Oracle: the documented range."""
     with pytest.raises(ValueError, match=f"{successes} successes of {n}"):
         wilson_interval(successes, n)
+
+
+@pytest.mark.parametrize("successes, n", [(0, 20), (20, 20), (1, 2), (67, 256), (3, 1319)])
+def test_one_sample_a_problem_has_wilsons_interval(successes, n):
+    """Oracle: wilson_interval, which is scipy's; 1e-12: a few float64 operations."""
+    values = np.arange(n) < successes
+    wanted = successes / n, *wilson_interval(successes, n)
+    np.testing.assert_allclose(share_interval(values), wanted, atol=1e-12)
+
+
+def test_samples_of_one_problem_are_worth_less_than_problems():
+    """Oracle: Wilson's interval, by hand: problems whose four samples are all alike are worth one trial each,
+    and problems that are all equally hard, and so vary as their samples do, four; ADDED takes up to a tenth
+    of them here.
+    """
+    alike = [0.0] * 60 + [1.0] * 20
+    assert share_interval(alike) == pytest.approx((0.25, *wilson_interval(20, 80)))
+    rng = np.random.default_rng(0)
+    equally_hard = rng.binomial(4, 0.25, size=10_000) / 4
+    _, low, high = share_interval(equally_hard)
+    least, most = wilson_interval(int(equally_hard.sum() * 4), 40_000)
+    assert high - low == pytest.approx(most - least, rel=0.03)
+    _, low, high = share_interval(equally_hard[:80])
+    least, most = wilson_interval(int(equally_hard[:80].sum() * 4), 320)
+    assert most - least < high - low < 1.15 * (most - least)
+
+
+def test_equal_shares_still_have_an_interval_of_some_width():
+    """Oracle: by hand: 20 problems of which half the samples are right, worth 20 * 24 / 4 trials."""
+    assert share_interval([0.5] * 20) == pytest.approx((0.5, *wilson_interval(60, 120)))
+
+
+@pytest.mark.parametrize(
+    "values", [[], [1.0], [[1.0, 0.0]], [1.0, np.nan], [0.5, 1.5], [-0.1, 0.5]]
+)
+def test_share_interval_refuses_what_has_none(values):
+    """Oracle: the documented conditions."""
+    with pytest.raises(ValueError, match="an interval needs 2|are not finite|are not within 0..1"):
+        share_interval(values)
 
 
 def test_mean_interval_is_students():

@@ -37,7 +37,7 @@ def test_pairing_shows_what_the_two_intervals_alone_would_not():
 
 def test_five_problems_never_show_a_difference_and_six_may():
     """Oracle: by hand: all n flips go one way with probability 2 / 2^n, 6.3% for five and 3.1% for six, while
-    the bootstrap's interval has width 0.
+    the t interval has width 0.
     """
     for n, verdict in ((5, NO_DIFFERENCE), (6, "better")):
         found = compare(np.ones(n), np.zeros(n))

@@ -2,7 +2,7 @@
 
 import pytest
 
-from deepseek_jax.evaluation.bootstrap import bootstrap_interval, share_interval
+from deepseek_jax.evaluation.accuracy import mean_interval, share_interval
 from deepseek_jax.evaluation.compare import NO_DIFFERENCE
 from deepseek_jax.evaluation.problem_scores import compared_tasks, task_scores
 
@@ -35,7 +35,7 @@ def test_each_task_and_all_of_them_get_their_scores():
     assert scores["sum"]["pass@1"] == pytest.approx(share_interval([0.25, 0.5]))
     assert scores["sum"]["pass@4"] == share_interval([1, 1])
     assert scores["sum"]["cons@4"][0] == 0.5
-    assert scores["sum"]["length"] == bootstrap_interval([2.5, 5.25])
+    assert scores["sum"]["length"] == mean_interval([2.5, 5.25])
     assert scores["sum"]["truncated"] == share_interval([0, 0])
     assert scores["all"]["pass@1"] == pytest.approx(share_interval([0.25, 1, 0.5, 0]))
     assert scores["all"]["pass@4"][0] == 0.75

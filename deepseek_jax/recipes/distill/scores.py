@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from deepseek_jax.evaluation.bootstrap import share_interval
+from deepseek_jax.evaluation.accuracy import share_interval
 from deepseek_jax.recipes.distill.settings import ScoreSettings
 from deepseek_jax.rollout.policy import Policy
 from deepseek_jax.worlds.registry import open_rewards

@@ -3,7 +3,7 @@
 import numpy as np
 
 from deepseek_jax.data.texts import joined
-from deepseek_jax.evaluation.bootstrap import bootstrap_interval, share_interval
+from deepseek_jax.evaluation.accuracy import mean_interval, share_interval
 from deepseek_jax.evaluation.problems import Rules
 from deepseek_jax.parallel.processes import say
 from deepseek_jax.recipes.r1.samples import layout_rewards, sample_groups
@@ -37,7 +37,7 @@ def measure(
     Returns a dict for JSON. values: score -> one number a prompt, the mean of its k samples. Reasoning
     questions have pass@1, cons@k (is the most frequent answer right), language, format and length in tokens;
     general ones have the world's scores. scores: score -> [mean, low, high] of these, with 95% intervals,
-    bootstrapped over prompts. samples: the first shown_puzzles and shown_requests prompts with all their
+    over prompts. samples: the first shown_puzzles and shown_requests prompts with all their
     completions.
     """
     values, samples = {}, {}
@@ -104,8 +104,8 @@ def general_values(questions: Questions, examples, groups):
 
 
 def _interval(name, values):
-    """[mean, low, high]. A length has the bootstrap's interval: share_interval is for values within 0..1."""
-    return list((bootstrap_interval if name == "length" else share_interval)(values))
+    """[mean, low, high]. A length has the t interval: share_interval is for values within 0..1."""
+    return list((mean_interval if name == "length" else share_interval)(values))
 
 
 def _by_prompt(reward, examples, groups):
