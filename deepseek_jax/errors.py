@@ -32,8 +32,10 @@ class SamplerApart(Fault, ValueError):
     status = 4
 
 
-class IdleTerm(Fault, ValueError):
-    """A term of the loss, a reference or a part of the parameters does nothing, though the config has it."""
+class BrokenTerm(Fault, ValueError):
+    """A term of the loss does not do what the config says: it, or its gradient, is 0, or its reference is
+    another policy.
+    """
 
     status = 5
 

@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 
 from deepseek_jax.checkpoint.store import Store
 from deepseek_jax.costs.chips import peak_of
-from deepseek_jax.errors import IdleTerm, NotFinite, SamplerApart, suggest
+from deepseek_jax.errors import BrokenTerm, NotFinite, SamplerApart, suggest
 from deepseek_jax.parallel.processes import StopTogether, from_first, is_due, say
 from deepseek_jax.training.memory import memory_metrics
 from deepseek_jax.training.run import STOPPED, Run
@@ -60,7 +60,7 @@ def train(
 
     Raises ValueError for a checkpoint of another run and where no line has the metric checkpoints.best;
     SamplerApart beyond a limit; NotFinite after faults.nonfinite skipped updates in a row, those before a
-    resumption counted, and for parameters that are not finite, which are not saved; IdleTerm as watch.Idle,
+    resumption counted, and for parameters that are not finite, which are not saved; BrokenTerm as watch.Idle,
     and for faults.idle_lines steps in a row without a token to learn; and SystemExit(STOPPED) when
     run.should_stop() is true on any process and the state is saved.
     """
@@ -354,7 +354,7 @@ class _Log:
             f"{step}: no token is learned"
         )
         if self.without_tokens >= self.faults.idle_lines:
-            raise IdleTerm(f"{message}; look at the data and at sequence_length")
+            raise BrokenTerm(f"{message}; look at the data and at sequence_length")
         if is_due(self.without_tokens):
             say(message)
 

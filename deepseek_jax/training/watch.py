@@ -1,6 +1,7 @@
 """What a run checks of its own numbers while it trains, because nothing else would show that it is wrong."""
 
 import dataclasses
+import math
 from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
@@ -8,7 +9,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from deepseek_jax.errors import IdleTerm, NotFinite
+from deepseek_jax.errors import BrokenTerm, NotFinite
 from deepseek_jax.training.nonfinite import broken_group, keys_of
 from deepseek_jax.training.state import on_device
 
@@ -37,6 +38,28 @@ class Checks:
     locate: Callable | None = None
 
 
+def check_terms(weights, values, gradient_norms):
+    """Raise BrokenTerm, naming their weights, for terms that have no effect at the first update.
+
+    weights, values, gradient_norms: {field of a term's weight: number}. A term or its gradient is 0 or not
+    finite if its inputs are missing or equal, or if a mask leaves no token.
+    """
+    faults = []
+    for field, weight in weights.items():
+        measured = {"value": float(values[field]), "gradient norm": float(gradient_norms[field])}
+        faults += [
+            f"{field}={float(weight):g}, and the term's {what} is {number:g}"
+            for what, number in measured.items()
+            if number == 0 or not math.isfinite(number)
+        ]
+    if faults:
+        raise BrokenTerm(
+            "; ".join(faults)
+            + ": check that both sides of the term are in the batch, differ and are not masked out, or set "
+            "that weight to 0"
+        )
+
+
 class Idle:
     """Looks for terms and parts of a phase that do nothing from its start, at the lines that it logs."""
 
@@ -48,7 +71,7 @@ class Idle:
     def look(self, step: int, line, state, last: bool):
         """Look at a line, and at the state after its step. last: whether it is the phase's last line.
 
-        Raises IdleTerm for a term that is exactly 0 in each of the first `lines` lines, or in all of them,
+        Raises BrokenTerm for a term that is exactly 0 in each of the first `lines` lines, or in all of them,
         and for a part without a gradient where others have one.
         """
         for name in [name for name in self.waiting if name in line]:
@@ -58,7 +81,7 @@ class Idle:
                 continue
             self.zeros[name] += 1
             if self.zeros[name] >= self.lines or last:
-                raise IdleTerm(
+                raise BrokenTerm(
                     f"{self.phase}: {name} is exactly 0 in each of the {self.zeros[name]} lines up to step "
                     f"{step}: {self.waiting[name]}"
                 )
@@ -72,7 +95,7 @@ class Idle:
             self.learns = ()
         if self.learns == () and not all(learned.values()):
             idle = ", ".join(name for name, moved in learned.items() if not moved)
-            raise IdleTerm(
+            raise BrokenTerm(
                 f"{self.phase}: {idle} had no gradient up to step {step}, while other parameters had one: "
                 "nothing in the loss reads it; leave it out of the adapter's targets, or look at the loss"
             )
