@@ -85,7 +85,8 @@ class RewardSettings(Settings):
 
 def check_weights(rewards, field: str):
     """Raise ValueError, naming the field, for weights that are all 0, or too large for advantages."""
-    if not any(rewards.values()):
+    # No rewards at all are named where they are opened
+    if rewards and not any(rewards.values()):
         raise ValueError(f"{field}={dict(rewards)} pays nothing; set one of the weights above 0")
     for name, weight in rewards.items():
         if abs(weight) > LARGEST_REWARD:

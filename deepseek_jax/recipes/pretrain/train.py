@@ -106,7 +106,7 @@ def _checks(stage: StageSettings, step):
 
 
 def check_balance(model: ModelConfig, stage: StageSettings, params, batch):
-    """Raise BrokenTerm where the balance loss, or its gradient in the routers' weights, is 0 or not finite."""
+    """Raise BrokenTerm where the balance loss or its gradient in the routers' weights is 0 or not finite."""
     flat = flatten_dict(params)
     routers = {path: leaf for path, leaf in flat.items() if path[-1] == "router"}
 
