@@ -12,6 +12,40 @@ class CannotPlan(ValueError):
     """A plan of a run that could run all the same: only its sizes cannot be told."""
 
 
+class Fault(Exception):
+    """What a run finds wrong with itself, and no check of its config could. status: the exit status of a
+    program that it ends; a user's mistake has 2, and a run that was asked to stop 75.
+    """
+
+    status: int
+
+
+class NotFinite(Fault, FloatingPointError):
+    """Gradients of several updates in a row, parameters or log-probabilities are NaN or infinite."""
+
+    status = 3
+
+
+class SamplerApart(Fault, ValueError):
+    """Samples do not come from the policy that learns from them: stale parameters, or another program."""
+
+    status = 4
+
+
+class BrokenTerm(Fault, ValueError):
+    """A term of the loss does not do what the config says: it, or its gradient, is 0, or its reference is
+    another policy.
+    """
+
+    status = 5
+
+
+class UnusableRewards(Fault, RuntimeError):
+    """No completion could be scored, or for many steps there is nothing to learn from their rewards."""
+
+    status = 6
+
+
 @contextlib.contextmanager
 def at(path: str, argument: str | None = None):
     """Put the config's path before the message of a ValueError that the body raises.

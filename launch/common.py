@@ -17,7 +17,7 @@ from absl import flags, logging
 from ml_collections import ConfigDict
 
 from deepseek_jax import recipes
-from deepseek_jax.errors import at, suggest
+from deepseek_jax.errors import Fault, at, suggest
 from deepseek_jax.files import absolute
 from deepseek_jax.settings import build
 from launch import distributed
@@ -88,22 +88,26 @@ def parse_config(argv):
         fail(error)
 
 
-def fail(message):
-    """Print a mistake that the user can correct, once for all processes, and exit with status 2."""
+def fail(message, status: int = USER_ERROR):
+    """Print a mistake that the user can correct, or a run's fault, once for all processes, and exit."""
     distributed.print_once(
         str(message), lambda text: print(f"error: {text}", file=sys.stderr, flush=True)
     )
-    sys.exit(USER_ERROR)
+    sys.exit(status)
 
 
 @contextlib.contextmanager
 def one_message(shown=str):
-    """Turn a ValueError that this project raises in the body into one message and exit status 2.
+    """Turn a ValueError that this project raises in the body into one message and exit status 2, and an
+    errors.Fault into one message and its own status.
 
     shown(error) is the message. One that a library raises keeps its traceback: no user can correct it.
     """
     try:
         yield
+    except Fault as fault:
+        logging.debug("raised here:", exc_info=fault)
+        fail(shown(fault), fault.status)
     except ValueError as error:
         *_, (last, _) = traceback.walk_tb(error.__traceback__)
         source = Path(last.f_code.co_filename).resolve()

@@ -7,6 +7,7 @@ from pathlib import Path
 import jax
 from orbax.checkpoint import v1 as ocp
 
+from deepseek_jax.errors import Fault
 from deepseek_jax.files import absolute, remove_folder
 from deepseek_jax.ops.fingerprint import fingerprint
 from deepseek_jax.parallel.processes import barrier, first_process, from_each, say
@@ -17,8 +18,10 @@ ASIDE = ".damaged"
 _fingerprint = jax.jit(fingerprint)
 
 
-class DamagedCheckpoint(ValueError):
+class DamagedCheckpoint(Fault, ValueError):
     """A checkpoint that cannot be read, or that is not what was saved."""
+
+    status = 7
 
 
 class Store:

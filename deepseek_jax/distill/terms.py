@@ -1,6 +1,4 @@
-"""The terms of a student's objective, and a check that each one works."""
-
-import math
+"""The terms of a student's objective."""
 
 # THE list of terms. Each is a mean over the tokens in the loss, except l2
 TERMS = {
@@ -19,25 +17,3 @@ OF_FEATURES = ("hidden", "relations")
 # Terms that need the batch's own rows
 OF_DATA = OF_LOGITS + OF_FEATURES
 OF_TEACHER = ("soft", "hidden", "relations", "matched", "sorted", "on_policy")
-
-
-def check_terms(weights, values, gradient_norms):
-    """Raise ValueError, naming their weights, for terms that have no effect at the first update.
-
-    weights, values, gradient_norms: {name of a term: number}. A term or its gradient is 0 or not finite if
-    its inputs are missing or equal, or if a mask leaves no token.
-    """
-    faults = []
-    for name, weight in weights.items():
-        measured = {"value": float(values[name]), "gradient norm": float(gradient_norms[name])}
-        faults += [
-            f"weights.{name}={float(weight):g}, and the term's {what} is {number:g}"
-            for what, number in measured.items()
-            if number == 0 or not math.isfinite(number)
-        ]
-    if faults:
-        raise ValueError(
-            "; ".join(faults)
-            + ": check that both sides of the term are in the batch, differ and are not masked out, or set "
-            "that weight to 0"
-        )

@@ -10,14 +10,19 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from deepseek_jax.distill.feature_distillation import init_projections
 from deepseek_jax.distill.objective import PROJECTIONS, STUDENT, Objective, without_projections
 from deepseek_jax.distill.source import HELD_OUT_LOSS, DistillSource
-from deepseek_jax.distill.terms import check_terms
 from deepseek_jax.errors import at
 from deepseek_jax.models.adapters import join, split
 from deepseek_jax.parallel.processes import say
-from deepseek_jax.training.loop import train
+from deepseek_jax.training.loop import LOSS_TERMS, train
 from deepseek_jax.training.run import Run
 from deepseek_jax.training.state import state_maker
-from deepseek_jax.training.step import jitted_step, make_train_step, over_micro_batches
+from deepseek_jax.training.step import (
+    jitted_step,
+    locator,
+    make_train_step,
+    over_micro_batches,
+)
+from deepseek_jax.training.watch import Checks, check_terms
 
 
 def train_student(
@@ -26,7 +31,7 @@ def train_student(
     """Train a student by its objective: -> params. Resumes from run.folder. Donates the given params.
 
     settings: StudentSettings. teacher_params: never changed, {} where no term needs a teacher. Before the
-    first update check_first raises ValueError for a term that has no effect.
+    first update check_first raises BrokenTerm for a term that has no effect.
     """
     if objective.weights.get("hidden"):
         projections = _projections(objective, run.mesh, settings.seed)
@@ -49,7 +54,11 @@ def train_student(
         cached=not settings.loss.reads_teacher(),
         frozen=state.frozen is not None,
     )
-    state = train(settings, state, step, source, run, settings.seed, flops_per_token=needed)
+    checks = Checks(
+        terms=LOSS_TERMS,
+        locate=lambda state, batch, rng: update.locate(state, batch, rng, teacher_params),
+    )
+    state = train(settings, state, step, source, run, settings.seed, checks, needed)
     return without_projections(state.model)
 
 
@@ -70,11 +79,15 @@ def jitted_update(settings, objective: Objective, params, mesh: Mesh):
             metrics["plateau_scale"] = state.opt_state[-1].scale
         return state, metrics
 
+    def loss_fn(params, batch, rng, teacher_params):
+        return objective.loss(params, batch, rng, teacher_params=teacher_params)
+
+    train_step.locate = locator(loss_fn, settings.micro_batches)
     return create, jitted_step(train_step, placed)
 
 
 def check_first(objective: Objective, params, batch, teacher_params):
-    """Raise ValueError, naming its weight, for a term that has no effect: its value, or its gradient in the
+    """Raise BrokenTerm, naming its weight, for a term that has no effect: its value, or its gradient in the
     student's own parameters, is 0 or not finite.
 
     Measures each term by the objective's own loss with all other weights removed, which takes the memory of
@@ -109,7 +122,10 @@ def check_first(objective: Objective, params, batch, teacher_params):
         values[name], norms[name] = float(value), float(norm)
     listed = (f"{name} {value:.4g} (gradient {norms[name]:.3g})" for name, value in values.items())
     say(f"terms at the first update: {', '.join(listed)}")
-    check_terms(weights, values, norms)
+    fields = (
+        {f"weights.{name}": number for name, number in d.items()} for d in (weights, values, norms)
+    )
+    check_terms(*fields)
     return values
 
 

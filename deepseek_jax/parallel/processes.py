@@ -34,6 +34,11 @@ def say(message: str):
         print(message, flush=True)
 
 
+def is_due(count: int, first: int = 1):
+    """Whether to `say` what happens for the count-th time: at `first`, a power of 2, and at doublings."""
+    return count >= first and count & (count - 1) == 0
+
+
 def barrier(name: str, seconds: float = BARRIER_SECONDS):
     """Wait until every process has come to the barrier of this name.
 

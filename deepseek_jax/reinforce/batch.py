@@ -5,8 +5,10 @@ from jax.sharding import Mesh
 
 from deepseek_jax.costs.flops import training_flops
 from deepseek_jax.data.batches import abstract_batch
+from deepseek_jax.errors import BrokenTerm
 from deepseek_jax.losses.grpo import group_advantages
 from deepseek_jax.models import ModelConfig
+from deepseek_jax.reinforce.degenerate import all_equal
 from deepseek_jax.reinforce.settings import ReinforceSettings
 
 # Lengths are rounded up to multiples of this, so that few shapes are compiled
@@ -43,6 +45,7 @@ def group_batch(groups, *, normalize_std: bool, shared: bool = True, multiple: i
     prompt_mask = np.arange(prompt_ids.shape[1]) < lengths
     repeats = 1 if shared else group_size
     advantages = group_advantages(rewards, group_size=group_size, normalize_std=normalize_std)
+    check_advantages(groups, np.asarray(advantages))
     batch = {
         "prompt_ids": np.repeat(prompt_ids, repeats, axis=0),
         "prompt_mask": np.repeat(prompt_mask, repeats, axis=0),
@@ -55,6 +58,18 @@ def group_batch(groups, *, normalize_std: bool, shared: bool = True, multiple: i
         stale = np.concatenate([group["stale"] for group in groups])
         batch["stale_mask"] = batch["completion_mask"] & (np.arange(t) < stale[:, None])
     return batch | totals(batch)
+
+
+def check_advantages(groups, advantages):
+    """Raise BrokenTerm for a group whose advantages are all 0 though its rewards differ. advantages:
+    float32[b], those of a group adjacent.
+    """
+    for group, own in zip(groups, np.split(advantages, len(groups)), strict=True):
+        if not own.any() and not all_equal(group["rewards"]):
+            raise BrokenTerm(
+                f"the rewards {group['rewards'].tolist()} of a group differ, and all their advantages are 0: "
+                "it would teach nothing; look at the size of the rewards"
+            )
 
 
 def abstract_batch_of(settings: ReinforceSettings, mesh: Mesh):

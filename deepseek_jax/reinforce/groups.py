@@ -20,6 +20,7 @@ from deepseek_jax.parallel.host_memory import return_freed_memory
 from deepseek_jax.parallel.processes import first_process, say
 from deepseek_jax.parallel.shard import put_share
 from deepseek_jax.reinforce.batch import BUCKET, bucket, group_batch, split, totals, update_flops
+from deepseek_jax.reinforce.degenerate import Degenerate, all_equal, check_range
 from deepseek_jax.reinforce.metrics import describe
 from deepseek_jax.reinforce.scenarios import ScenarioRewards, place
 from deepseek_jax.reinforce.settings import ReinforceSettings
@@ -73,9 +74,10 @@ class GroupSource:
         )
         self.settings, self.mesh, self.reference = settings, mesh, reference
         self.folder = folder
+        self.degenerate = Degenerate(settings.degenerate, policy.eos_ids)
         self.fingerprint = jax.jit(fingerprint)
-        # Of the parameters that sampled last
-        self.sampled_by = 0
+        # Of the parameters that sampled last, and of those that the reference was made from: None for unknown
+        self.sampled_by, self.referred = 0, None
         # When the latest step began, and when it had its groups; the tokens and FLOPs that it learns with
         self.began, self.sampled, self.tokens, self.flops = 0.0, 0.0, 0.0, 0.0
         self.score = jitted_score(policy.config)
@@ -106,6 +108,10 @@ class GroupSource:
         self.began = time.perf_counter()
         groups, sampled, sampling_metrics = self._sample(state.model, step)
         self.sampled = time.perf_counter()
+        self.degenerate.look(step, sampled)
+        every = self.settings.reference_every
+        if step == 0 or (every is not None and step % every == 0):
+            self.referred = self.sampled_by
         # The memory of KV caches and decoding weights
         return_freed_memory()
         normalize_std = NORMALIZES_STD[self.settings.loss.loss_type]
@@ -165,7 +171,7 @@ class GroupSource:
             sampled += groups
             counts.update(counted)
             for group in groups:
-                (equal if _all_equal(group["rewards"]) else kept).append(group)
+                (equal if all_equal(group["rewards"]) else kept).append(group)
             if len(kept) >= wanted:
                 break
         metrics = self._of_rounds(sampled, counts)
@@ -184,7 +190,7 @@ class GroupSource:
     def _of_rounds(groups, counts):
         """Metrics of the groups that a step has sampled. counts: sums over its rounds."""
         metrics = {name: float(count) for name, count in counts.items()}
-        equal = [_all_equal(group["rewards"]) for group in groups]
+        equal = [all_equal(group["rewards"]) for group in groups]
         metrics["all_equal_share"] = float(np.mean(equal))
         metrics["rollout_tokens_per_second"] = counts["sampled_tokens"] / counts[GENERATION]
         return metrics
@@ -222,6 +228,7 @@ class GroupSource:
         asked = [example for example in examples for _ in range(answers.n)]
         scores = self.rewards.score_together(asked, answers.texts)
         scores.require_one()
+        check_range(scores)
         for message in scores.messages:
             say(f"step {step}: {message} The completion is dropped from its group.")
         counted = {
@@ -315,8 +322,3 @@ def make_groups(examples, answers: Answers, scores: Scores):
             }
         )
     return groups
-
-
-def _all_equal(rewards):
-    scored = rewards[~np.isnan(rewards)]
-    return len(scored) == 0 or scored.min() == scored.max()

@@ -5,10 +5,12 @@ questions -> groups of completions, their rewards and advantages -> updates -> p
 
 from deepseek_jax.models.adapters import Adapted
 from deepseek_jax.reinforce.groups import GroupSource
+from deepseek_jax.reinforce.idle import IdleUpdates, checking_reference
 from deepseek_jax.reinforce.scenarios import ScenarioRewards
 from deepseek_jax.reinforce.settings import ReinforceSettings
 from deepseek_jax.reinforce.stragglers import StragglerSource
 from deepseek_jax.reinforce.update import (
+    LARGEST_MEAN_GAP,
     as_reference,
     jitted_update,
     refreshing,
@@ -18,6 +20,7 @@ from deepseek_jax.rewards import Rewards
 from deepseek_jax.rollout.policy import Policy
 from deepseek_jax.training.loop import train
 from deepseek_jax.training.run import Run
+from deepseek_jax.training.watch import Checks
 
 
 def reinforce(
@@ -34,6 +37,7 @@ def reinforce(
     """
     params, frozen, saved = policy.params, None, None
     create, step = jitted_update(settings, policy.config, params, run.mesh)
+    locate = step.locate
     # With an adapter the frozen policy beside it is the reference, which GroupSource finds in the state
     compares = settings.loss.kl_coef and not isinstance(params, Adapted)
     if compares and settings.reference_every is None:
@@ -45,5 +49,10 @@ def reinforce(
     kind = StragglerSource if settings.extra_prompts else GroupSource
     source = kind(policy, questions, rewards, settings, run.mesh, frozen, general, folder)
     state = create(params).replace(reference=saved)
-    limits = sampler_limits(policy.config)
-    return train(settings, state, step, source, run, settings.seed, limits).model
+    checks = Checks(
+        limits=sampler_limits(policy.config),
+        of_line=IdleUpdates(settings, source).look,
+        locate=locate,
+    )
+    step = checking_reference(step, settings, LARGEST_MEAN_GAP[policy.config.dtype])
+    return train(settings, state, step, source, run, settings.seed, checks).model

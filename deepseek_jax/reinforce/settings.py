@@ -4,6 +4,7 @@ import dataclasses
 from typing import Literal
 
 from deepseek_jax.losses.grpo import GrpoOptions
+from deepseek_jax.reinforce.degenerate import LARGEST_REWARD, DegenerateSettings
 from deepseek_jax.rollout.policy import AnswerOptions
 from deepseek_jax.settings import (
     Count,
@@ -82,6 +83,16 @@ class RewardSettings(Settings):
             )
 
 
+def check_weights(rewards, field: str):
+    """Raise ValueError, naming the field, for weights that are all 0, or too large for advantages."""
+    # No rewards at all are named where they are opened
+    if rewards and not any(rewards.values()):
+        raise ValueError(f"{field}={dict(rewards)} pays nothing; set one of the weights above 0")
+    for name, weight in rewards.items():
+        if abs(weight) > LARGEST_REWARD:
+            raise ValueError(f"{field}.{name}={weight} must be within +-{LARGEST_REWARD:g}")
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ReinforceSettings(FitSettings, RewardSettings):
     """Reinforcement by GRPO, from any policy.
@@ -91,7 +102,8 @@ class ReinforceSettings(FitSettings, RewardSettings):
     next, see reinforce.stragglers. reference_every: after each so many steps the policy becomes the reference
     of the KL (arXiv:2501.12948, appendix A.3); None for a fixed reference. reference_dtype, reference_memory:
     how it is stored; "host" keeps it in the host's memory while it does not score. general: settings of
-    general questions, None to ask reasoning questions alone.
+    general questions, None to ask reasoning questions alone. degenerate: when steps without anything to learn
+    end the run.
     """
 
     prompts_per_step: Count
@@ -106,6 +118,7 @@ class ReinforceSettings(FitSettings, RewardSettings):
     reference_every: Count | None = None
     reference_dtype: Literal["float32", "bfloat16"] = added("float32")
     reference_memory: Literal["device", "host"] = added("device")
+    degenerate: DegenerateSettings = added(DegenerateSettings())
     save_every: Count = 20
 
     def __post_init__(self):
@@ -128,6 +141,12 @@ class ReinforceSettings(FitSettings, RewardSettings):
                 f"reference_every={self.reference_every}, but loss.kl_coef=0 reads no reference; set it "
                 "above 0, or leave reference_every out"
             )
+        if self.reference_every == 1 and self.minibatches * self.epochs == 1:
+            raise ValueError(
+                "reference_every=1 makes the policy its own reference at each update, where the KL is 0; set "
+                "it above 1, or loss.kl_coef to 0"
+            )
+        check_weights(self.rewards, "rewards")
         if not self.loss.kl_coef:
             self.check_not_stored("loss.kl_coef=0 reads no reference (above 0 it does)")
         if self.general is not None:
@@ -163,6 +182,7 @@ class ReinforceSettings(FitSettings, RewardSettings):
             )
 
     def _check_general(self, general):
+        check_weights(general.rewards, "general.rewards")
         if general.num_steps > self.num_steps:
             raise ValueError(
                 f"general.num_steps={general.num_steps} is above num_steps={self.num_steps}"

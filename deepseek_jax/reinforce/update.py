@@ -13,9 +13,9 @@ from deepseek_jax.models import ModelConfig
 from deepseek_jax.ops.fingerprint import fingerprint
 from deepseek_jax.parallel.shard import batch_parts
 from deepseek_jax.reinforce.settings import ReinforceSettings
-from deepseek_jax.training.loop import Limit
 from deepseek_jax.training.state import in_memory, state_maker
 from deepseek_jax.training.step import jitted_step, make_train_step
+from deepseek_jax.training.watch import Limit
 
 # Means of |old - sampler|, in nats, that rounding explains. Runs in float32 have 4e-7; in bfloat16 rounding
 # often sends a token to other experts, whose scores are nearly equal
@@ -26,7 +26,7 @@ LARGEST_SHARE = 1e-3
 
 
 def sampler_limits(config: ModelConfig):
-    """Limits of what an update reports of its samples: metric -> training.loop.Limit.
+    """Limits of what an update reports of its samples: metric -> training.watch.Limit.
 
     The log-probabilities of trainer and sampler differ by rounding alone, unless the two disagree about
     weights, positions, masks or the temperature. Then the ratios are wrong, and nothing else would show it.
@@ -119,6 +119,8 @@ def comparing(train_step):
     parameters that sampled, is not that of the state's; 0 is not compared.
     """
 
+    # With its locate
+    @functools.wraps(train_step)
     def step(state, batch, rng):
         wanted = batch["sampled_by"]
         read = functools.partial(fingerprint, state.model)

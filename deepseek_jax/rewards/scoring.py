@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from deepseek_jax.errors import at, suggest
+from deepseek_jax.errors import UnusableRewards, at, suggest
 from deepseek_jax.rewards.answer import answer_key, exact_answer, extract_answer, gold_answer
 from deepseek_jax.rewards.arithmetic import (
     check_chain,
@@ -88,10 +88,10 @@ class Scores:
     messages: list[str] = field(default_factory=list)
 
     def require_one(self):
-        """Raise RuntimeError, with the first message, if not a single completion could be scored."""
+        """Raise UnusableRewards, with the first message, if not a single completion could be scored."""
         if len(self.total) and self.errors == len(self.total):
             first = "".join(self.messages[:1])
-            raise RuntimeError(f"none of {self.errors} completions could be scored. {first}")
+            raise UnusableRewards(f"none of {self.errors} completions could be scored. {first}")
 
 
 class Rewards:

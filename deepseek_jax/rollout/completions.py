@@ -7,6 +7,8 @@ import jax
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
+from deepseek_jax.errors import NotFinite
+
 
 class Rollout(NamedTuple):
     """Completions, n adjacent rows a prompt, as numpy arrays.
@@ -131,7 +133,7 @@ def _take(tree, rows):
 
 
 def check_finite(rollout: Rollout, rows, state, slots):
-    """Raise FloatingPointError, naming the devices of its slot, where a completion of copy_completions has a
+    """Raise NotFinite, naming the devices of its slot, where a completion of copy_completions has a
     log-probability that is not finite: its weights, or the device, are broken.
     """
     for row, slot in zip(rows, slots, strict=True):
@@ -143,7 +145,7 @@ def check_finite(rollout: Rollout, rows, state, slots):
                 for device, (part, _) in where.items()
                 if slot in range(len(state.ended))[part]
             ]
-            raise FloatingPointError(
+            raise NotFinite(
                 f"token {broken[0]} of completion {row} has the log-probability "
                 f"{rollout.sampler_logprobs[row, broken[0]]}, sampled in slot {slot} on "
                 f"{', '.join(map(str, devices))}: the parameters are not finite, or the device is faulty"

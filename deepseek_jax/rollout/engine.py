@@ -84,7 +84,7 @@ def generate(
     the model's multi-token prediction module, which changes the draws and not their distribution. log: a
     RolloutLog. If it ends the call, the Rollout has the completions under way as far as they have come.
     Raises ValueError for prompts that requests.check refuses, and for speculative=True without such a module
-    or with log.begun; FloatingPointError for a completion whose log-probabilities are not finite.
+    or with log.begun; NotFinite for a completion whose log-probabilities are not finite.
     """
     log = RolloutLog() if log is None else log
     sampling = Sampling(float(temperature), float(top_p), top_k)

@@ -5,7 +5,6 @@ import functools
 import math
 import time
 from collections.abc import Mapping
-from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -13,22 +12,19 @@ from jax.sharding import Mesh
 
 from deepseek_jax.checkpoint.store import Store
 from deepseek_jax.costs.chips import peak_of
-from deepseek_jax.errors import suggest
-from deepseek_jax.parallel.processes import StopTogether, from_first, say
+from deepseek_jax.errors import BrokenTerm, NotFinite, SamplerApart, suggest
+from deepseek_jax.parallel.processes import StopTogether, from_first, is_due, say
 from deepseek_jax.training.memory import memory_metrics
 from deepseek_jax.training.run import STOPPED, Run
 from deepseek_jax.training.state import TrainState, state_maker
 from deepseek_jax.training.step import jitted_step, make_train_step
+from deepseek_jax.training.watch import Checks, Idle, check_params
 
-# So many updates in a row with gradients that are not finite end the run
-MAX_NONFINITE = 3
-
-
-class Limit(NamedTuple):
-    """The largest value that a metric may have, and what a larger one, or NaN, means."""
-
-    largest: float
-    meaning: str
+# watch.Checks.terms of every loss of examples
+LOSS_TERMS = {
+    "loss": "no token or pair is left in the loss; look at the data",
+    "grad_norm": "no trained parameter changes the loss; look at the data and at the adapter",
+}
 
 
 def train(
@@ -38,20 +34,20 @@ def train(
     source,
     run: Run,
     seed: int,
-    limits: Mapping[str, Limit] | None = None,
+    checks: Checks | None = None,
     flops_per_token: float | None = None,
 ):
     """Run the steps up to num_steps, from 0 or from the newest checkpoint of the phase: -> TrainState.
 
-    settings: has num_steps, save_every, log_every and checkpoints (training.settings). state: also the
-    pattern (tree, dtypes, shardings) of what is restored; may be donated. train_step(state, batch, rng) ->
-    (state, metrics), jitted: folds state.step into rng. source.next(state, step) -> (list of batches, dict of
-    floats): a step makes one update for each batch. source.get_state() -> its position, as anything that JSON
-    can hold; source.set_state(position) resumes there. source.of_updates(), if it has one: a dict of floats
-    about the updates of the latest step, when they have ended. run: Run of this phase, whose folder holds its
-    checkpoints and nothing else. seed: of the rng. limits: metric of train_step -> its Limit. A step beyond
-    one ends the run, at the latest after the next step, and before anything is saved. flops_per_token: what
-    the model needs for one of the source's tokens.
+    settings: has num_steps, save_every, log_every, checkpoints and faults (training.settings). state: also
+    the pattern (tree, dtypes, shardings) of what is restored; may be donated. train_step(state, batch, rng)
+    -> (state, metrics), jitted: folds state.step into rng. source.next(state, step) -> (list of batches, dict
+    of floats): a step makes one update for each batch. source.get_state() -> its position, as anything that
+    JSON can hold; source.set_state(position) resumes there. source.of_updates(), if it has one: a dict of
+    floats about the updates of the latest step, when they have ended. run: Run of this phase, whose folder
+    holds its checkpoints and nothing else. seed: of the rng. checks: see training.watch. A step beyond one of
+    their limits ends the run, at the latest after the next step, and before anything is saved; the rest is
+    checked at logged steps. flops_per_token: what the model needs for one of the source's tokens.
 
     Steps 0, log_every, ... and the last one are logged: that step's metrics (averaged over its updates; for
     names ending in _max, the largest); since the line before: seconds a step, nonfinite (updates skipped),
@@ -62,24 +58,31 @@ def train(
     there are limits or such buffers, and then for an earlier step. Saves after each save_every steps, at
     the end, and as settings.checkpoints says; returns the best of these states where that names a metric.
 
-    Raises ValueError for a checkpoint of another run, beyond a limit and where no line has the metric
-    checkpoints.best; FloatingPointError after MAX_NONFINITE skipped updates in a row; and SystemExit(STOPPED)
-    when run.should_stop() is true on any process and the state is saved.
+    Raises ValueError for a checkpoint of another run and where no line has the metric checkpoints.best;
+    SamplerApart beyond a limit; NotFinite after faults.nonfinite skipped updates in a row, those before a
+    resumption counted, and for parameters that are not finite, which are not saved; BrokenTerm as watch.Idle,
+    and for faults.idle_lines steps in a row without a token to learn; and SystemExit(STOPPED) when
+    run.should_stop() is true on any process and the state is saved.
     """
-    kept = settings.checkpoints
+    kept, checks = settings.checkpoints, checks or Checks()
     keeps = dict(keep=kept.keep, keep_every=kept.keep_every, best_is=kept.best and kept.best_is)
     keeps["strict"] = run.strict
     with Store(run.folder, **keeps) as store:
-        state, first_step = _resume(state, source, store, settings.num_steps, run.phase)
+        state, first_step, skipped = _resume(state, source, store, settings.num_steps, run.phase)
         # Before writer.start, which deletes lines: a complete phase is left as it is
         if first_step < settings.num_steps:
-            update = functools.partial(train_step, rng=jax.random.key(seed))
+            rng = jax.random.key(seed)
+            update = functools.partial(train_step, rng=rng)
             update = jax.profiler.annotate_function(update, name="update")
             run.writer.start(run.phase, first_step)
             peak = peak_of(run.mesh.devices.ravel()) if flops_per_token else None
             of_updates = getattr(source, "of_updates", dict)
             peak_tokens = peak and peak / flops_per_token
-            log = _Log(run.writer, run.phase, limits or {}, of_updates, peak_tokens)
+            log = _Log(run.writer, run.phase, settings.faults, checks, of_updates, rng, peak_tokens)
+            log.streak, log.idle = skipped, Idle(checks, run.phase, settings.faults.idle_lines)
+            if first_step:
+                # A term that was at work before may have nothing left to do
+                log.idle = None
             steps = _observed(range(first_step, settings.num_steps), run, lambda: log.last)
             with contextlib.closing(steps), StopTogether(run.should_stop) as should_stop:
                 state = _train(steps, settings, state, update, source, should_stop, store, log)
@@ -102,22 +105,24 @@ def _train(steps, settings, state, update, source, should_stop, store, log):
         for batch in batches:
             state, metrics = update(state, batch)
             updates.append(metrics)
-        log.add(step, updates, source_metrics)
+        log.add(step, updates, source_metrics, batches)
 
         done = step + 1
         stopping = should_stop()
         saves = done % settings.save_every == 0 or done == num_steps or stopping
         if step % settings.log_every == 0 or done == num_steps:
-            line = log.write(step)
+            line = log.write(step, state, last=done == num_steps)
             if kept.best is not None:
                 score = _score(step, line, kept.best, score)
             saves = saves or _is_due(saved_at, kept.minutes)
         if saves:
-            # Ends a run whose gradients stay non-finite before it saves
-            log.check()
+            # Ends a run whose gradients or parameters are not finite before it saves
+            log.check(state)
+            check_params(state, step, log.phase)
             # A run that resumes from here logs no earlier step
             log.writer.flush()
-            saved = {"state": state.saved(), "data": {"source": source.get_state()}}
+            data = {"source": source.get_state(), "skipped_in_a_row": log.streak}
+            saved = {"state": state.saved(), "data": data}
             store.save(done, saved, score)
             saved_at = time.monotonic()
         if stopping and done < num_steps:
@@ -160,16 +165,25 @@ def _best(state, store, kept, phase):
     return checkpoint["state"].replace(frozen=state.frozen)
 
 
-def fit(settings, loss_fn, params, source, run: Run, flops_per_token: float | None = None):
+def fit(
+    settings,
+    loss_fn,
+    params,
+    source,
+    run: Run,
+    flops_per_token: float | None = None,
+    terms: Mapping[str, str] | None = None,
+):
     """Train params, which are donated, on loss_fn(params, batch, rng): -> params. Resumes from run.folder.
     Where they have adapters (models.adapters.Adapted), these alone are trained.
 
     settings: as for `train`, with make_optimizer(), micro_batches and seed. Router biases and multi-token
-    prediction modules stay as they are.
+    prediction modules stay as they are. terms: of watch.Checks, besides the loss and its gradient.
     """
     create, step = jitted_fit(settings, loss_fn, params, run.mesh)
+    checks = Checks(terms=LOSS_TERMS | (terms or {}), locate=step.locate)
     state, work = create(params), dict(flops_per_token=flops_per_token)
-    return train(settings, state, step, source, run, settings.seed, **work).model
+    return train(settings, state, step, source, run, settings.seed, checks, **work).model
 
 
 def jitted_fit(settings, loss_fn, params, mesh: Mesh):
@@ -183,62 +197,84 @@ def jitted_fit(settings, loss_fn, params, mesh: Mesh):
 
 
 def _resume(state, source, store, num_steps, phase):
-    """(state, steps done) of the newest checkpoint; without one, the given state and 0."""
+    """(state, steps done, updates skipped in a row) of the newest checkpoint; without one, the given state
+    and 0.
+    """
     done, checkpoint = store.newest(state.saved())
     if done is None:
-        return state, 0
+        return state, 0, 0
     source.set_state(checkpoint["data"]["source"])
+    # Earlier checkpoints do not have it
+    skipped = checkpoint["data"].get("skipped_in_a_row", 0)
     if done >= num_steps:
         say(f"{phase}: already complete, {done} steps in {store.folder}")
     else:
         say(f"{phase}: resuming at step {done} of {num_steps} from {store.folder}")
-    return checkpoint["state"].replace(frozen=state.frozen), done
+    return checkpoint["state"].replace(frozen=state.frozen), done, skipped
 
 
 class _Log:
     """Collects the metrics of steps, on the device, and writes them a line at a time."""
 
-    def __init__(self, writer, phase, limits, of_updates, peak_tokens=None):
-        self.writer, self.phase, self.limits, self.of_updates = writer, phase, limits, of_updates
+    def __init__(self, writer, phase, faults, checks, of_updates, rng, peak_tokens=None):
+        self.writer, self.phase, self.of_updates = writer, phase, of_updates
+        self.faults, self.checks, self.rng = faults, checks, rng
         # A second, of devices that do nothing but the model's products
         self.peak_tokens = peak_tokens
-        # Metrics still on the device, which _count has not read
+        # (step, index in it, metrics still on the device) of updates that _count has not read
         self.updates = []
-        # (updates, source metrics) of the latest step
-        self.last = None
+        # (updates, source metrics) of the latest step, and its batches
+        self.last, self.batches = None, []
         # The latest step and its updates, whose limits are not checked yet
         self.unread = None, []
-        # Skipped updates in a row. Stays at MAX_NONFINITE, which a later finite update must not hide
-        self.streak = 0
+        # Skipped updates in a row, and the latest one. Stays at faults.nonfinite, which a later finite update
+        # must not hide. All those of this process, and their number when it was said
+        self.streak, self.skipped, self.all_skipped, self.said = 0, None, 0, 0
+        # Steps in a row without a token to learn
+        self.without_tokens = 0
+        self.idle = None
         self._begin_line()
 
     def _begin_line(self):
         self.began = time.perf_counter()
         self.steps = self.tokens = self.row_tokens = self.nonfinite = self.overflows = 0
 
-    def add(self, step, updates, source_metrics):
+    def add(self, step, updates, source_metrics, batches):
         """Add a step's updates; check the limits of the step before, whose metrics the device has by now."""
         self._check_limits()
         self.unread = step, updates
-        self.updates += updates
-        self.last = (updates, source_metrics)
+        self.updates += [(step, index, metrics) for index, metrics in enumerate(updates)]
+        self.last, self.batches = (updates, source_metrics), batches
         self.steps += 1
+        self._check_tokens(step, source_metrics)
         tokens = source_metrics.get("tokens", 0)
         self.tokens += tokens
         self.row_tokens += source_metrics.get("row_tokens", tokens)
 
-    def check(self):
-        """Wait for the updates so far; end a run beyond its limits or whose gradients stay non-finite."""
+    def check(self, state):
+        """Wait for the updates so far; end a run beyond its limits or whose gradients stay non-finite. state:
+        after the latest step.
+        """
         self._check_limits()
         self._count()
-        if self.streak >= MAX_NONFINITE:
-            raise FloatingPointError(
+        if self.streak >= self.faults.nonfinite:
+            raise NotFinite(
                 f"{self.phase}: gradients were not finite in {self.streak} updates in a row, which "
-                "were skipped; lower the learning rate, or look at the data of these steps"
+                "were skipped; lower the learning rate, or look at the data of these steps. "
+                f"{self._about_skipped(state)}"
+            )
+        # At the first, and when their number has doubled
+        if self.all_skipped.bit_length() > self.said.bit_length():
+            self.said = self.all_skipped
+            say(
+                f"{self.phase}: updates skipped, because gradients were not finite: {self.said}. "
+                f"{self._about_skipped(state)}"
             )
 
-    def write(self, step):
-        """Write the latest step's line: -> its metrics."""
+    def write(self, step, state, last):
+        """Write the latest step's line: -> its metrics. state: after it. last: whether it is the phase's last
+        line.
+        """
         # Waits for the device, so that the seconds below include all updates of the line
         self._count()
         updates, source_metrics = self.last
@@ -258,31 +294,69 @@ class _Log:
                 line["mfu"] = self.row_tokens / seconds / self.peak_tokens
         self.writer.write(step, line, phase=self.phase)
         # After the line is written, so that it shows the numbers for which the run ends
-        self.check()
+        self.check(state)
+        if self.idle is not None:
+            self.idle.look(step, line, state, last)
+        if self.checks.of_line is not None:
+            self.checks.of_line(step, line)
         self._begin_line()
         return line
 
     def _check_limits(self):
         step, updates = self.unread
         for metrics in updates:
-            for name, (largest, meaning) in self.limits.items():
+            for name, (largest, meaning) in self.checks.limits.items():
                 value = float(metrics[name])
                 # Not value > largest, which NaN is not
                 if not value <= largest:
-                    raise ValueError(
+                    raise SamplerApart(
                         f"{self.phase}: at step {step} {name} is {value:.1e}, above {largest:.1e}: "
                         f"{meaning}; this step is not saved"
                     )
         self.unread = step, []
 
     def _count(self):
-        for metrics in jax.device_get(self.updates):
+        for step, index, metrics in jax.device_get(self.updates):
             skipped = metrics["nonfinite"] > 0
             self.nonfinite += int(skipped)
             self.overflows += int(metrics.get("expert_overflows", 0))
-            if self.streak < MAX_NONFINITE:
+            if skipped:
+                self.all_skipped, self.skipped = self.all_skipped + 1, (step, index)
+            if self.streak < self.faults.nonfinite:
                 self.streak = self.streak + 1 if skipped else 0
         self.updates = []
+
+    def _about_skipped(self, state):
+        """In words where the latest update that was skipped is not finite."""
+        if self.skipped is None:
+            return "All of them came before this process"
+        (step, index), (last, _) = self.skipped, self.unread
+        if step != last or self.checks.locate is None:
+            # Only the batches of the latest step are still there
+            return f"The latest was at step {step}"
+        batch, later = self.batches[index], len(self.batches) - index - 1
+        try:
+            before = state.replace(step=state.step - later)
+            where = self.checks.locate(before, batch, self.rng)
+        # A run that goes on must not end because its fault is looked for, such as for lack of memory
+        except jax.errors.JaxRuntimeError as error:
+            where = f"looking for the place failed: {str(error).partition(chr(10))[0]}"
+        return f"At step {step}: {where}"
+
+    def _check_tokens(self, step, source_metrics):
+        """End a run whose batches leave nothing to learn: their loss masks are all zeros."""
+        if source_metrics.get("tokens", 1) != 0:
+            self.without_tokens = 0
+            return
+        self.without_tokens += 1
+        message = (
+            f"{self.phase}: the loss mask is all zeros in {self.without_tokens} steps in a row up to step "
+            f"{step}: no token is learned"
+        )
+        if self.without_tokens >= self.faults.idle_lines:
+            raise BrokenTerm(f"{message}; look at the data and at sequence_length")
+        if is_due(self.without_tokens):
+            say(message)
 
 
 def _merge(name, values):

@@ -5,15 +5,16 @@ import math
 import shutil
 import tempfile
 import time
+from collections import Counter
 from pathlib import Path
 
 import jax
-from absl import logging
 from rich.console import Console
 from rich.text import Text
 from tensorboardX import SummaryWriter
 
 from deepseek_jax.files import GrowingFile, as_path, is_remote, upload, write_whole
+from deepseek_jax.parallel.processes import is_due, say
 from deepseek_jax.training.wandb_board import WandbRun
 
 # The console prints those of these that a phase logs; the files hold everything.
@@ -47,6 +48,8 @@ class MetricsWriter:
         self._board_folder = None
         self._console = Console(highlight=False)
         self._waiting, self._shown_at = None, -math.inf
+        # (phase, metric) -> lines in which it was not finite
+        self._not_finite = Counter()
 
     def start(self, phase: str, first_step: int):
         """Begin or resume a phase at first_step: the lines that it logged from there on are deleted.
@@ -74,8 +77,8 @@ class MetricsWriter:
     def write(self, step: int, metrics, *, phase: str):
         """Log a flat dict of scalars (Python, numpy or jax) at an update count.
 
-        NaN and infinities become null in the file, with a warning. TypeError where a value is not
-        one number.
+        NaN and infinities become null in the file, and the console says so, at doublings. TypeError where a
+        value is not one number.
         """
         if jax.process_index() != 0:
             return
@@ -83,7 +86,7 @@ class MetricsWriter:
         values = {name: float(value) for name, value in jax.device_get(dict(metrics)).items()}
         bad = [name for name, value in values.items() if not math.isfinite(value)]
         if bad:
-            logging.warning("%s step %d: not finite: %s", phase, step, ", ".join(bad))
+            self._say_not_finite(phase, int(step), bad)
         record = {"step": int(step), "phase": phase}
         assert not record.keys() & values.keys(), "step and phase are taken"
         record |= {name: None if name in bad else value for name, value in values.items()}
@@ -93,6 +96,13 @@ class MetricsWriter:
         # The line is whole: W&B takes it as one, and it outlives the process
         self._boards[phase].flush()
         self._show(step, values, phase)
+
+    def _say_not_finite(self, phase, step, bad):
+        self._not_finite.update((phase, name) for name in bad)
+        counts = {name: self._not_finite[phase, name] for name in bad}
+        due = [f"{name} ({count} times)" for name, count in counts.items() if is_due(count)]
+        if due:
+            say(f"{phase}: step {step}: not finite: {', '.join(due)}")
 
     def flush(self):
         """Write what waits: before a checkpoint, because a run that resumes from it logs no earlier step."""

@@ -22,7 +22,7 @@ class OptimizerSettings:
     moment_memory: "host" keeps the moments in the host's memory between updates.
     """
 
-    learning_rate: NonNegative | None = None
+    learning_rate: Positive | None = None
     schedule: Literal["constant", "cosine"] = "constant"
     warmup_steps: Natural = 0
     final_fraction: Share = 0.1
@@ -37,6 +37,10 @@ class OptimizerSettings:
     def __post_init__(self):
         if self.learning_rate is None and not self.phases:
             raise ValueError("learning_rate=None and phases=() are no schedule; set one of them")
+        if self.phases and all(phase.to == 0 for phase in self.phases):
+            raise ValueError(
+                "phases[0].to=0, and so all others: nothing is trained; set one above 0"
+            )
         # The first four fields are the other way to give a schedule
         for field in dataclasses.fields(self)[:4] if self.phases else ():
             given = getattr(self, field.name)

@@ -26,6 +26,19 @@ class CheckpointSettings(Settings):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class FaultSettings(Settings):
+    """When a fault that a run survives at first ends it.
+
+    nonfinite: so many updates in a row whose gradients are not finite; each is skipped. idle_lines: a term of
+    the loss that is exactly 0 in so many lines of metrics.jsonl from the start of a phase on, or a loss mask
+    of zeros in so many steps in a row.
+    """
+
+    nonfinite: Count = 3
+    idle_lines: Count = 3
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class LoopSettings(Settings):
     """The settings of every training loop, see training.loop. A step is one pass of the loop."""
 
@@ -34,6 +47,7 @@ class LoopSettings(Settings):
     save_every: Count = 50
     log_every: Count = 1
     checkpoints: CheckpointSettings = added(CheckpointSettings())
+    faults: FaultSettings = added(FaultSettings())
 
     def __post_init__(self):
         super().__post_init__()

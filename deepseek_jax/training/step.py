@@ -1,5 +1,7 @@
 """One update: gradients, summed over micro-batches, then the optimizer and the balancing bias."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import optax
@@ -9,6 +11,7 @@ from deepseek_jax.ops.routing import updated_bias
 from deepseek_jax.parallel import constrain
 from deepseek_jax.parallel.dispatch import larger_buffers
 from deepseek_jax.parallel.processes import say
+from deepseek_jax.training.nonfinite import locate
 from deepseek_jax.training.state import on_device
 
 # How much larger a buffer for experts' tokens is after an overflow, and after all of them at most
@@ -72,11 +75,21 @@ def make_train_step(
         metrics |= {"loss": loss, "grad_norm": grad_norm, "nonfinite": 1.0 - finite}
         return state.replace(step=state.step + 1, params=params, opt_state=opt_state), metrics
 
+    train_step.locate = locator(loss_fn, micro_batches)
     return train_step
 
 
+def locator(loss_fn, micro_batches: int):
+    """nonfinite.locate for the loss of a step: (state after an update that was skipped, batch, rng, further
+    arguments of loss_fn) -> words.
+    """
+    return functools.partial(locate, _cut, loss_fn, micro_batches)
+
+
 def jitted_step(train_step, placed):
-    """Jit a step of make_train_step for a state with the shardings `placed`; the state is donated."""
+    """Jit a step of make_train_step for a state with the shardings `placed`; the state is donated. Its locate
+    is the step's.
+    """
     return _JittedStep(train_step, placed)
 
 
@@ -87,6 +100,7 @@ class _JittedStep:
 
     def __init__(self, train_step, placed):
         self._train_step, self._placed, self._factor = train_step, placed, 1.0
+        self.locate = train_step.locate
         # expert_overflows of the latest calls
         self._unread = []
         self._compile()

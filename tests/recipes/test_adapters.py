@@ -172,8 +172,8 @@ def test_a_student_is_an_adapter_of_its_start(files, tmp_path):  # noqa: F811
         (dict(adapter=dict(rank=4, alpha=0.0)), "config.adapter.alpha=0.0 must be above 0"),
         (dict(adapter=dict(rank=4)), "config.adapter lacks alpha"),
         (
-            dict(adapter=LATENT, loss=dict(kl_coef=0.1), reference_every=1),
-            "config.reference_every=1 replaces the reference, which beside an adapter is the frozen policy",
+            dict(adapter=LATENT, loss=dict(kl_coef=0.1), reference_every=2),
+            "config.reference_every=2 replaces the reference, which beside an adapter is the frozen policy",
         ),
         (
             dict(adapter=LATENT, loss=dict(kl_coef=0.1), reference_dtype="bfloat16"),

@@ -15,7 +15,7 @@ from deepseek_jax.files import as_path
 from deepseek_jax.training import loop
 from deepseek_jax.training.metrics import MetricsWriter
 from deepseek_jax.training.run import Run
-from deepseek_jax.training.settings import CheckpointSettings
+from deepseek_jax.training.settings import CheckpointSettings, FaultSettings
 from deepseek_jax.training.state import TrainState
 from deepseek_jax.training.step import make_train_step
 from tests.processes import run_two
@@ -60,6 +60,7 @@ def train(workdir, source=None, **settings):
     source = source or Numbers()
     should_stop = settings.pop("should_stop", lambda: False)
     settings["checkpoints"] = CheckpointSettings(**settings.pop("checkpoints", {}))
+    settings["faults"] = FaultSettings(**settings.pop("faults", {}))
     observers = {name: settings.pop(name, None) for name in ("profile", "watchdog")}
     mesh, needed = settings.pop("mesh", None), settings.pop("flops_per_token", None)
     numbers = SimpleNamespace(**(dict(num_steps=6, save_every=2, log_every=1) | settings))
@@ -266,7 +267,13 @@ def test_a_checkpoint_of_another_model_is_refused_and_stays(tmp_path):
     """Oracle: the message names the parameter; the old run still loads."""
     wanted, _, _ = train(tmp_path)
     other = TrainState.create({"y": jnp.zeros(4)}, TX)
-    settings = dict(num_steps=9, save_every=1, log_every=1, checkpoints=CheckpointSettings())
+    settings = dict(
+        num_steps=9,
+        save_every=1,
+        log_every=1,
+        checkpoints=CheckpointSettings(),
+        faults=FaultSettings(),
+    )
     writer = MetricsWriter(tmp_path / "other")
     run = Run(None, tmp_path / "checkpoints", writer, phase="pretrain")
     with pytest.raises(ValueError, match="params/x is float32.* there and missing here|mu/x"):
@@ -286,7 +293,7 @@ from deepseek_jax.parallel import make_mesh, put_batch
 from deepseek_jax.training.loop import train
 from deepseek_jax.training.metrics import MetricsWriter
 from deepseek_jax.training.run import Run
-from deepseek_jax.training.settings import CheckpointSettings
+from deepseek_jax.training.settings import CheckpointSettings, FaultSettings
 from deepseek_jax.training.state import TrainState
 from deepseek_jax.training.step import make_train_step
 
@@ -311,7 +318,8 @@ def should_stop():
     return process == 1 and len(sys.argv) > 4 and next(asked) >= 5
 
 run = Run(mesh, workdir / "checkpoints", MetricsWriter(workdir), should_stop, "pretrain")
-settings = dict(num_steps=40, save_every=99, log_every=39, checkpoints=CheckpointSettings())
+blocks = dict(checkpoints=CheckpointSettings(), faults=FaultSettings())
+settings = dict(num_steps=40, save_every=99, log_every=39) | blocks
 state = train(SimpleNamespace(**settings), state, train_step, Rows(), run, 0)
 print("final", float(state.params["x"]))
 """

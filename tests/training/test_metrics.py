@@ -1,5 +1,5 @@
 import json
-import logging
+import re
 import struct
 
 import jax.numpy as jnp
@@ -101,15 +101,25 @@ def test_a_broken_line_elsewhere_is_an_error_that_names_it(tmp_path):
     assert path.read_text().endswith("not json\n")
 
 
-def test_non_finite_values_become_null_with_a_warning(tmp_path, caplog):
-    """Oracle: strict JSON by hand, and the names in the log."""
+def test_non_finite_values_become_null_and_the_console_says_so(tmp_path, capsys):
+    """Oracle: strict JSON by hand, and the names on the console."""
     writer = MetricsWriter(tmp_path)
     writer.start("grpo", 0)
-    with caplog.at_level(logging.WARNING, logger="absl"):
-        writer.write(3, {"kl": jnp.nan, "loss": np.inf, "reward": 1.0}, phase="grpo")
+    writer.write(3, {"kl": jnp.nan, "loss": np.inf, "reward": 1.0}, phase="grpo")
     line = writer.path.read_text()
     assert line == '{"step": 3, "phase": "grpo", "kl": null, "loss": null, "reward": 1.0}\n'
-    assert "grpo step 3: not finite: kl, loss" in caplog.text
+    assert "grpo: step 3: not finite: kl (1 times), loss (1 times)\n" in capsys.readouterr().out
+    writer.close()
+
+
+def test_a_metric_that_stays_non_finite_is_said_at_doublings(tmp_path, capsys):
+    """Oracle: the powers of two up to 9."""
+    writer = MetricsWriter(tmp_path)
+    writer.start("grpo", 0)
+    for step in range(9):
+        writer.write(step, {"kl": jnp.nan}, phase="grpo")
+    said = re.findall(r"step (\d): not finite: kl \((\d) times\)", capsys.readouterr().out)
+    assert said == [("0", "1"), ("1", "2"), ("3", "4"), ("7", "8")]
     writer.close()
 
 

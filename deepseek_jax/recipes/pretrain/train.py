@@ -4,6 +4,9 @@ import dataclasses
 import functools
 from pathlib import Path
 
+import jax
+import optax
+from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.sharding import Mesh
 
 from deepseek_jax.costs.flops import useful_flops
@@ -17,11 +20,12 @@ from deepseek_jax.recipes.pretrain.settings import (
     StageSettings,
     switched_on,
 )
-from deepseek_jax.training.loop import train
+from deepseek_jax.training.loop import LOSS_TERMS, train
 from deepseek_jax.training.run import Run
-from deepseek_jax.training.schedule import stepwise
+from deepseek_jax.training.schedule import number_at, stepwise
 from deepseek_jax.training.state import state_maker
-from deepseek_jax.training.step import jitted_step, make_train_step
+from deepseek_jax.training.step import jitted_step, make_train_step, over_micro_batches
+from deepseek_jax.training.watch import Checks, check_terms
 from deepseek_jax.worlds.registry import find_corpus
 
 
@@ -71,13 +75,58 @@ def train_stage(
         eval_every=stage.eval_every,
     )
 
+    started = not stage.balance_weight
+
     def update(state, batch, rng):
+        nonlocal started
+        # The step is read at the first call alone, because reading waits for the device
+        if not started and int(state.step) == 0:
+            check_balance(model, stage, state.params, batch)
+        started = True
         return step(len(batch["tokens"]))(state, batch, rng)
 
     mtp = switched_on(stage.mtp_weight)
     needed = useful_flops(model, stage.sequence_length, trains_mtp=mtp)
     state = create(params)
-    return train(stage, state, update, source, run, seed, flops_per_token=needed).params
+    return train(stage, state, update, source, run, seed, _checks(stage, step), needed).params
+
+
+def _checks(stage: StageSettings, step):
+    """The training.watch.Checks of a stage. step: of jitted."""
+    mtp = number_at(stage.mtp_weight, 0)
+    terms = {}
+    if switched_on(stage.mtp_weight):
+        why = "no document has a token so far ahead; use longer documents, or set it to 0"
+        terms["mtp_loss"] = f"mtp_weight={stage.mtp_weight} trains nothing: {why}"
+    return Checks(
+        terms=LOSS_TERMS | terms,
+        learns=("mtp_",) if mtp else (),
+        locate=lambda state, batch, rng: step(len(batch["tokens"])).locate(state, batch, rng),
+    )
+
+
+def check_balance(model: ModelConfig, stage: StageSettings, params, batch):
+    """Raise BrokenTerm where the balance loss or its gradient in the routers' weights is 0 or not finite."""
+    flat = flatten_dict(params)
+    routers = {path: leaf for path, leaf in flat.items() if path[-1] == "router"}
+
+    @jax.jit
+    def measure(routers, flat, batch):
+        def of_part(part):
+            def balance(routers):
+                params = unflatten_dict(flat | routers)
+                return next_token_loss(model, params, part)[1]["balance_loss"]
+
+            value, gradient = jax.value_and_grad(balance)(routers)
+            return value, optax.tree.norm(gradient)
+
+        pieces = len(batch["tokens"]) // (stage.micro_batch_size or len(batch["tokens"]))
+        values, norms = over_micro_batches(of_part, batch, pieces)
+        return values.sum(), norms.max()
+
+    value, norm = measure(routers, flat, batch)
+    field = "balance_weight"
+    check_terms({field: stage.balance_weight}, {field: value}, {field: norm})
 
 
 def jitted(model: ModelConfig, stage: StageSettings, params, mesh: Mesh):

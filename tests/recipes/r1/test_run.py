@@ -39,7 +39,7 @@ def small_config():
         stage.update(dict(num_steps=STEPS, prompts_per_step=2, group_size=2, save_every=1))
         stage.log_every = 1
         stage.rollout.update(dict(max_completion_length=16, slots=4, temperature=1.0))
-        stage.loss.kl_coef, stage.reference_every = 0.001, 1
+        stage.loss.kl_coef, stage.reference_every = 0.001, 2
     config.scenarios.general.update(dict(num_steps=1, per_step=1))
     for name in ("cold_start", "sft"):
         config[name].update(dict(num_steps=STEPS, batch_size=4, eval_every=1, log_every=1))

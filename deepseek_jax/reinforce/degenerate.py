@@ -1,0 +1,97 @@
+"""Groups that nothing can be learned from, at many steps in a row: said on the console, and ended."""
+
+import dataclasses
+from collections import Counter
+
+import numpy as np
+
+from deepseek_jax.errors import UnusableRewards
+from deepseek_jax.parallel.processes import is_due, say
+from deepseek_jax.settings import Count, Settings
+
+# A few such steps are usual, above all at the start
+FIRST_SAID = 8
+# float32 squares of larger rewards overflow, and their small differences are lost
+LARGEST_REWARD = 1e6
+MEANINGS = {
+    "equal_rewards": "all rewards of each group were equal, so that nothing was learned",
+    "constant_reward": "a reward was the same for all completions",
+    "truncated": "every completion was cut off at max_completion_length",
+    "empty": "every completion was empty",
+    "odd_ends": "completions ended at other tokens than those that end an answer",
+}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DegenerateSettings(Settings):
+    """How many steps in a row with such groups end a run; None for never. See MEANINGS for the fields."""
+
+    equal_rewards: Count | None = 200
+    constant_reward: Count | None = None
+    truncated: Count | None = 200
+    empty: Count | None = 50
+    odd_ends: Count | None = FIRST_SAID
+
+
+class Degenerate:
+    """Counts the steps in a row with groups that nothing can be learned from.
+
+    limits: DegenerateSettings. eos_ids: the tokens that end an answer.
+    """
+
+    def __init__(self, limits: DegenerateSettings, eos_ids):
+        self.limits, self.eos_ids, self.counts = limits, list(eos_ids), Counter()
+
+    def look(self, step: int, groups: list):
+        """Look at the groups of a step, of groups.make_groups. Raises UnusableRewards at a limit."""
+        found = dict(faults(groups, self.eos_ids))
+        self.counts = Counter({fault: self.counts[fault] + 1 for fault in found})
+        for fault, count in self.counts.items():
+            field = fault.partition(" ")[0]
+            message = f"step {step}: for {count} steps in a row {MEANINGS[field]}{found[fault]}"
+            limit = getattr(self.limits, field)
+            if limit is not None and count >= limit:
+                raise UnusableRewards(f"{message}; degenerate.{field}={limit} ends the run")
+            if is_due(count, FIRST_SAID):
+                say(message)
+
+
+def faults(groups: list, eos_ids: list):
+    """Pairs of a key of MEANINGS, or that and a reward's name, and an end of its sentence."""
+    rewards = np.stack([group["rewards"] for group in groups])
+    if all(all_equal(row) for row in rewards):
+        yield "equal_rewards", ""
+    for name in groups[0]["parts"]:
+        part = np.array([group["parts"][name] for group in groups])
+        # One that no question of this step has is NaN for all
+        if not np.isnan(part).all() and all_equal(part):
+            yield f"constant_reward {name}", f": {name} was {np.nanmax(part):g}"
+    ended = ~np.concatenate([group["truncated"] for group in groups])
+    if not ended.any():
+        yield "truncated", ""
+    mask = np.concatenate([group["mask"] for group in groups])
+    ids = np.concatenate([group["ids"] for group in groups])
+    lengths = mask.sum(1)
+    if (lengths <= ended).all():
+        yield "empty", ""
+    last = ids[np.arange(len(ids)), np.maximum(lengths - 1, 0)]
+    odd = np.unique(last[ended & (lengths > 0) & ~np.isin(last, eos_ids)])
+    if len(odd):
+        yield "odd_ends", f": {', '.join(map(str, odd[:5]))}"
+
+
+def all_equal(rewards):
+    """Whether all rewards that are not NaN are equal."""
+    scored = rewards[~np.isnan(rewards)]
+    return len(scored) == 0 or scored.min() == scored.max()
+
+
+def check_range(scores):
+    """Raise UnusableRewards for rewards.Scores beyond +-LARGEST_REWARD."""
+    for name, values in {**scores.parts, "the weighted sum": scores.total}.items():
+        largest = np.nanmax(np.abs(values), initial=0.0)
+        if largest > LARGEST_REWARD:
+            raise UnusableRewards(
+                f"{name}: a reward is {largest:.3g} in size, above {LARGEST_REWARD:g}: float32 would lose "
+                "the differences that advantages are made of; scale that reward, or its weight in rewards"
+            )

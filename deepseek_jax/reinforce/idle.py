@@ -1,0 +1,61 @@
+"""Checks that GRPO's two terms, the advantages and the KL to the reference, do their work."""
+
+from collections import Counter
+
+from deepseek_jax.errors import BrokenTerm
+from deepseek_jax.reinforce.settings import ReinforceSettings
+
+
+def checking_reference(train_step, settings: ReinforceSettings, largest: float):
+    """Wrap train_step: at the first update of a phase the reference is the policy, so that the metric kl is
+    at most `largest`, in nats a token, which is for rounding. Raises BrokenTerm above it.
+    """
+    if not settings.loss.kl_coef:
+        return train_step
+    started = False
+
+    def step(state, batch, rng):
+        nonlocal started
+        # The step is read at the first call alone, because reading waits for the device
+        first, started = not started and int(state.step) == 0, True
+        state, metrics = train_step(state, batch, rng)
+        if first and float(metrics["kl"]) > largest:
+            raise BrokenTerm(
+                f"loss.kl_coef={settings.loss.kl_coef}: at the first update the KL to the reference is "
+                f"{float(metrics['kl']):.1e} nats a token, above {largest:.1e}: the reference is not the "
+                "policy that the training starts from"
+            )
+        return state, metrics
+
+    return step
+
+
+class IdleUpdates:
+    """Looks at the lines of a phase for updates that do nothing.
+
+    source: the GroupSource, which knows whether the policy has moved from its reference.
+    """
+
+    def __init__(self, settings: ReinforceSettings, source):
+        self.settings, self.source, self.counts = settings, source, Counter()
+
+    def look(self, step: int, line):
+        """Raises BrokenTerm where it finds the same in faults.idle_lines lines in a row."""
+        found = dict(self._faults(line))
+        self.counts = Counter({name: self.counts[name] + 1 for name in found})
+        for name, count in self.counts.items():
+            if count >= self.settings.faults.idle_lines:
+                raise BrokenTerm(
+                    f"{name} is exactly 0 in {count} lines in a row up to step {step}, {found[name]}"
+                )
+
+    def _faults(self, line):
+        referred, sampled = self.source.referred, self.source.sampled_by
+        if line.get("kl") == 0 and referred is not None and referred != sampled:
+            kl_coef = self.settings.loss.kl_coef
+            yield (
+                "kl",
+                f"though the policy has moved from its reference: loss.kl_coef={kl_coef} does nothing",
+            )
+        if line["grad_norm"] == 0 and line["all_equal_share"] < 1:
+            yield "grad_norm", "though rewards differ: no trained parameter changes the completions"

@@ -1,0 +1,200 @@
+"""Where an update stops being finite: micro-batch, rows, devices and layers, computed once more."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import multihost_utils
+
+from deepseek_jax.training.state import on_device
+
+# Stacks of layers, in the order of the forward pass; their arrays have a leading axis of layers
+STACKS = ("dense_layers", "moe_layers")
+
+
+def locate(cut, loss_fn, micro_batches: int, state, batch, rng, *extra):
+    """Say in words where the loss or the gradients of an update are not finite.
+
+    cut(batch, micro_batches): of training.step. loss_fn(params, batch, rng, *extra) -> (loss, metrics), as
+    the step uses it. state: TrainState after the update, which was skipped: its params are those before it.
+    batch, rng: of the update. Names the first micro-batch, one of its rows and the devices that hold it, and
+    the first layer: in the forward pass where the loss is not finite, else in the backward pass. Compiles two
+    programs, and takes the memory of an update.
+    """
+    group = broken_group(state.params)
+    if group is not None:
+        return f"the parameters of {group} are not finite"
+    rng = jax.random.fold_in(rng, state.step - 1)
+    rows, scalars = cut(batch, micro_batches)
+
+    @jax.jit
+    def measure(params, micro, rng, extra):
+        def loss_of(params):
+            return loss_fn(state.replace(params=params).model, micro, rng, *extra)[0]
+
+        loss, grads = jax.value_and_grad(loss_of)(params)
+        return loss, jax.tree.map_with_path(_is_finite, grads)
+
+    @jax.jit
+    def silenced(model, micro, rng, depth, extra):
+        return loss_fn(_silence(model, depth), micro, rng, *extra)[0]
+
+    def is_finite(micro):
+        loss, grads = measure(state.params, micro | scalars, key, extra)
+        return bool(jnp.isfinite(loss)) and not _broken(grads)
+
+    for index in range(micro_batches):
+        key = jax.random.fold_in(rng, index) if micro_batches > 1 else rng
+        micro = {name: x[index] for name, x in rows.items()}
+        if is_finite(micro):
+            continue
+        loss, grads = measure(state.params, micro | scalars, key, extra)
+        if bool(jnp.isfinite(loss)):
+            layer = (
+                f"the gradients of {_last_broken(grads)} are not, the first in the backward pass"
+            )
+            what = f"the loss {float(loss):.3g} is finite, and {layer}"
+        else:
+            depths = len(_layers(state.model))
+
+            def fails(depth, micro=micro, key=key):
+                loss = silenced(state.model, micro | scalars, key, depth, extra)
+                return not bool(jnp.isfinite(loss))
+
+            first = _first(fails, depths)
+            names = ["what comes before the layers", *_layers(state.model)]
+            what = f"the loss is {float(loss)}, first in {names[first]}"
+        where = _row(micro, is_finite)
+        return f"micro-batch {index} of {micro_batches}{where}: {what}"
+    return "computed again all is finite, so a device may be faulty"
+
+
+def _row(micro, is_finite):
+    """In words a row, and the devices that hold it, that alone makes the micro-batch not finite; else ''."""
+    # Prompts and their completions may be rows of different arrays
+    units = math.gcd(*(len(x) for x in micro.values()))
+
+    def only(low, high):
+        def fill(x):
+            size = len(x) // units
+            kept = jnp.arange(units) % (high - low) + low
+            chosen = (kept[:, None] * size + jnp.arange(size)).reshape(-1)
+            return jax.device_put(x[chosen], x.sharding)
+
+        return {name: fill(x) for name, x in micro.items()}
+
+    low, high = 0, units
+    while high - low > 1:
+        half = (low + high) // 2
+        low, high = (low, half) if not is_finite(only(low, half)) else (half, high)
+    if units > 1 and is_finite(only(low, high)):
+        return ""
+    devices = set()
+    for x in micro.values():
+        size = len(x) // units
+        for device, (part, *_) in x.sharding.devices_indices_map(x.shape).items():
+            start, stop, _ = part.indices(len(x))
+            if start < (low + 1) * size and stop > low * size:
+                devices.add(str(device))
+    return f", row {low} on {', '.join(sorted(devices))}"
+
+
+def _first(fails, most):
+    """The smallest depth of 0..most that fails; those above it do as well, and `most` does."""
+    low, high = 0, most
+    while low < high:
+        middle = (low + high) // 2
+        low, high = (low, middle) if fails(middle) else (middle + 1, high)
+    return low
+
+
+def keys_of(path):
+    """The names of a path in a tree of dicts."""
+    return [key.key for key in path if isinstance(getattr(key, "key", None), str)]
+
+
+def _layer_of(path):
+    """The stack of layers that a leaf belongs to, or its multi-token prediction module; else None."""
+    for key in keys_of(path):
+        if key in STACKS or key.startswith("mtp_"):
+            return key
+    return None
+
+
+def _layers(model):
+    """The names of all layers, in the order of the forward pass."""
+    sizes = {}
+    for path, leaf in jax.tree.leaves_with_path(model):
+        group = _layer_of(path)
+        if group in STACKS:
+            sizes[group] = len(leaf)
+        elif group is not None:
+            sizes[group] = None
+    names = [f"layer {i} of {group}" for group in STACKS for i in range(sizes.get(group, 0))]
+    return names + sorted(group for group in sizes if group not in STACKS)
+
+
+def _silence(model, depth):
+    """The model with all weights 0 in its layers from number `depth` on: these add 0 to the residual stream,
+    whatever they read, so that what is not finite comes from the layers before.
+    """
+    names = _layers(model)
+
+    def keep(path, leaf):
+        group = _layer_of(path)
+        if group is None:
+            return leaf
+        if group not in STACKS:
+            return jnp.where(names.index(group) < depth, leaf, jnp.zeros_like(leaf))
+        own = jnp.arange(len(leaf)) + names.index(f"layer 0 of {group}")
+        return jnp.where(
+            (own < depth).reshape(-1, *[1] * (leaf.ndim - 1)), leaf, jnp.zeros_like(leaf)
+        )
+
+    return jax.tree.map_with_path(keep, model)
+
+
+def _is_finite(path, leaf):
+    """Of a leaf: bool[l] for stacked layers, else bool[]."""
+    axes = tuple(range(1, leaf.ndim)) if _layer_of(path) in STACKS else None
+    return jnp.isfinite(leaf).all(axes)
+
+
+@jax.jit
+def _all_finite(params):
+    return jax.tree.map_with_path(_is_finite, on_device(params))
+
+
+def _broken(flags):
+    """The names of what is not finite, in the order of the forward pass."""
+    layers, others = {}, []
+    for path, flag in jax.tree.leaves_with_path(_read(flags)):
+        group = _layer_of(path)
+        if group in STACKS:
+            layers[group] = layers.get(group, True) & flag
+        elif not flag:
+            others.append(group or ".".join(keys_of(path)))
+    stacked = [
+        f"layer {i} of {group}"
+        for group in STACKS
+        for i, flag in enumerate(layers.get(group, ()))
+        if not flag
+    ]
+    first = [name for name in others if name.endswith("embedding")]
+    return first + stacked + sorted(set(others) - set(first))
+
+
+def _read(flags):
+    """The flags on the host; with several processes each of them holds a part."""
+    if jax.process_count() == 1:
+        return jax.device_get(flags)
+    return multihost_utils.process_allgather(flags, tiled=True)
+
+
+def broken_group(params):
+    """The name of the first group of parameters, in the order of the forward pass, that is not finite."""
+    return next(iter(_broken(_all_finite(params))), None)
+
+
+def _last_broken(flags):
+    return _broken(flags)[-1]

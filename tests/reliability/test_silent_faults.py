@@ -1,0 +1,574 @@
+"""Faults that no loss shows: each is planted, named, and ends a run with its own exit status."""
+
+import dataclasses
+import importlib
+import math
+import typing
+from types import SimpleNamespace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax.sharding import NamedSharding, PartitionSpec
+
+from configs.grpo_small import get_config
+from deepseek_jax import settings as blocks
+from deepseek_jax.checkpoint.store import DamagedCheckpoint, Store
+from deepseek_jax.errors import BrokenTerm, NotFinite, SamplerApart, UnusableRewards
+from deepseek_jax.losses import grpo as losses
+from deepseek_jax.parallel import make_mesh
+from deepseek_jax.recipes.grpo.settings import GrpoSettings
+from deepseek_jax.recipes.pretrain import train as pretrain
+from deepseek_jax.reinforce import batch as batches
+from deepseek_jax.reinforce import grpo
+from deepseek_jax.reinforce.degenerate import Degenerate, DegenerateSettings, check_range
+from deepseek_jax.reinforce.idle import IdleUpdates, checking_reference
+from deepseek_jax.rewards import scoring
+from deepseek_jax.rewards.scoring import Scores
+from deepseek_jax.settings import build
+from deepseek_jax.training import loop
+from deepseek_jax.training.metrics import MetricsWriter
+from deepseek_jax.training.run import Run
+from deepseek_jax.training.settings import CheckpointSettings, FaultSettings
+from deepseek_jax.training.state import TrainState
+from deepseek_jax.training.step import make_train_step
+from deepseek_jax.training.watch import Checks
+from launch import common
+from tests.reinforce.test_update import train as reinforced
+from tests.tiny import tiny_model
+from tests.training.test_loop import Numbers
+
+RECIPES = (
+    "pretrain",
+    "sft",
+    "reward_model",
+    "judge",
+    "grpo",
+    "generate",
+    "evaluate",
+    "r1",
+    "distill",
+)
+EOS = 7
+
+
+def status_of(body):
+    """The exit status of a program whose run does this."""
+    with pytest.raises(SystemExit) as ended, common.one_message():
+        body()
+    return ended.value.code
+
+
+def squares(params, batch, rng):
+    return ((params["x"] - batch["values"]) ** 2).mean(), {}
+
+
+def train(workdir, loss_fn=squares, params=None, source=None, tx=None, checks=None, **fields):
+    """Six steps of the real loop over Numbers."""
+    tx = tx or optax.adam(0.1)
+    settings = dict(num_steps=6, save_every=1, log_every=1) | fields
+    settings |= dict(checkpoints=CheckpointSettings(), faults=FaultSettings())
+    step = make_train_step(loss_fn, tx)
+    checks = checks or Checks(terms=loop.LOSS_TERMS, locate=step.locate)
+    run = Run(None, workdir / "checkpoints", MetricsWriter(workdir), phase="sft")
+    state = TrainState.create(params or {"x": jnp.zeros(4)}, tx)
+    step = jax.jit(step)
+    settings = SimpleNamespace(**settings)
+    return loop.train(settings, state, step, source or Numbers(), run, 7, checks)
+
+
+def saved_in(workdir):
+    with Store(workdir / "checkpoints") as store:
+        return store.latest_step()
+
+
+def test_each_kind_of_fault_has_its_own_exit_status():
+    """Oracle: the table in launch/README.md, by hand. 2 is a user's mistake, 75 a stopped run."""
+    kinds = NotFinite, SamplerApart, BrokenTerm, UnusableRewards, DamagedCheckpoint
+    assert [kind.status for kind in kinds] == [3, 4, 5, 6, 7]
+
+    def fail(kind):
+        raise kind("a fault")
+
+    assert [status_of(lambda kind=kind: fail(kind)) for kind in kinds] == [3, 4, 5, 6, 7]
+
+
+# Ranges
+
+
+def hints_in(cls, seen):
+    """(field, hint) of every field of a settings class and of the classes within it."""
+    if cls in seen:
+        return
+    seen.add(cls)
+    for name, hint in typing.get_type_hints(cls, include_extras=True).items():
+        yield name, hint
+        for inner in within(hint):
+            if isinstance(inner, type) and dataclasses.is_dataclass(inner):
+                yield from hints_in(inner, seen)
+
+
+def within(hint):
+    yield hint
+    for part in typing.get_args(hint):
+        yield from within(part)
+
+
+def test_no_number_of_any_config_may_be_nan_or_infinite():
+    """Oracle: every field of every recipe's settings, and the entries of its lists and dicts, given each of
+    the three: only fields that take anything, or no number at all, are left out.
+    """
+    numbers, seen = 0, set()
+    for recipe in RECIPES:
+        name = f"deepseek_jax.recipes.{recipe}.run"
+        for field, hint in hints_in(importlib.import_module(name).SETTINGS, seen):
+            for part in within(hint):
+                # A range's own hint is Annotated, around the plain one
+                if part is not float and float not in typing.get_args(part):
+                    continue
+                for bad in (math.nan, math.inf, -math.inf):
+                    with pytest.raises(ValueError, match=f"{field}="):
+                        blocks._checked(bad, part, field)
+                numbers += 1
+    assert numbers > 50
+
+
+@pytest.mark.parametrize(
+    "path, value, words",
+    [
+        ("optimizer.learning_rate", math.nan, "learning_rate=nan must be above 0"),
+        ("optimizer.learning_rate", math.inf, "learning_rate=inf must be above 0"),
+        ("optimizer.learning_rate", 0.0, "learning_rate=0.0 must be above 0"),
+        ("rollout.temperature", math.inf, "config.rollout.temperature=inf must be above 0"),
+        ("loss.kl_coef", math.inf, "config.loss.kl_coef=inf must be at least 0"),
+        ("loss.clip_eps", math.inf, "config.loss.clip_eps=inf must be above 0"),
+        ("rewards.correct_reasoning", 0.0, "config.rewards={.*} pays nothing; set one of the"),
+        (
+            "rewards.correct_reasoning",
+            1e30,
+            r"config.rewards.correct_reasoning=1e[+]30 must be within",
+        ),
+        ("reference_every", 1, "config.reference_every=1 makes the policy its own reference"),
+    ],
+)
+def test_a_value_that_trains_nothing_is_refused(path, value, words):
+    """Oracle: the field and the range, by hand, before anything compiles; exit status 2."""
+    config = get_config()
+    config.unlock()
+    config.loss.kl_coef = 0.1
+    for name in config.rewards:
+        config.rewards[name] = 0.0 if path.startswith("rewards") else config.rewards[name]
+    with config.ignore_type():
+        config.update_from_flattened_dict({path: value})
+    with pytest.raises(ValueError, match=words):
+        build(GrpoSettings, config, "config")
+    assert status_of(lambda: build(GrpoSettings, config, "config")) == 2
+
+
+def test_phases_without_a_rate_are_refused():
+    """Oracle: the field, by hand."""
+    optimizer = importlib.import_module("deepseek_jax.training.optimizer").OptimizerSettings
+    phases = [dict(kind="constant", steps=5, to=0.0)]
+    with pytest.raises(ValueError, match=r"config.optimizer.phases\[0\].to=0, and so all others"):
+        build(optimizer, dict(phases=phases), "config.optimizer")
+
+
+def test_parameters_that_an_update_breaks_are_never_saved(tmp_path):
+    """Oracle: a rate that is infinite from update 3 on: the checkpoint after update 2 is the last."""
+    rate = optax.join_schedules([lambda _: 0.1, lambda _: jnp.inf], [3])
+    words = "sft: after step 3 the parameters of x are not finite"
+    with pytest.raises(NotFinite, match=words):
+        train(tmp_path, tx=optax.adam(rate))
+    assert saved_in(tmp_path) == 3
+    assert status_of(lambda: train(tmp_path, tx=optax.adam(rate))) == 3
+
+
+# Gradients that are not finite
+
+
+def test_skipped_updates_in_a_row_are_counted_across_resumes(tmp_path, capsys):
+    """Oracle: by hand: steps 1 and 2 are skipped and saved, step 3 is the third in a row."""
+    stops = iter([False, False, True])
+    settings = dict(num_steps=6, save_every=1, log_every=1)
+    settings |= dict(checkpoints=CheckpointSettings(), faults=FaultSettings())
+    tx = optax.adam(0.1)
+    step = make_train_step(squares, tx)
+
+    def resumed(should_stop):
+        run = Run(None, tmp_path / "checkpoints", MetricsWriter(tmp_path), should_stop, "sft")
+        state = TrainState.create({"x": jnp.zeros(4)}, tx)
+        source, checks = Numbers(poisoned=(1, 2, 3)), Checks(locate=step.locate)
+        loop.train(SimpleNamespace(**settings), state, jax.jit(step), source, run, 7, checks)
+
+    with pytest.raises(SystemExit):
+        resumed(lambda: next(stops))
+    said = capsys.readouterr().out
+    assert (
+        "sft: updates skipped, because gradients were not finite: 1. At step 1: micro-batch" in said
+    )
+    assert status_of(lambda: resumed(lambda: False)) == 3
+    told = capsys.readouterr().err
+    assert "not finite in 3 updates in a row" in told and "At step 3: micro-batch 0 of 1" in told
+    assert saved_in(tmp_path) == 3
+
+
+def layered(function):
+    """A loss of residual layers, whose weights are those of a stack: h + function(w h)."""
+
+    def loss_fn(params, batch, rng):
+        h = batch["x"] * params["embedding"]
+        for w in params["dense_layers"]["w"]:
+            h = h + function(w * h)
+        return h.sum() / 16, {}
+
+    return loss_fn
+
+
+def located(loss_fn, weights, x):
+    """nonfinite.locate for two micro-batches of eight rows on eight devices, after a step that skips."""
+    mesh, tx = make_mesh(data=8), optax.sgd(0.1)
+    params = {"embedding": jnp.ones(()), "dense_layers": {"w": jnp.array(weights)}}
+    params = jax.device_put(params, NamedSharding(mesh, PartitionSpec()))
+    x = jax.device_put(jnp.asarray(x), NamedSharding(mesh, PartitionSpec("data")))
+    step = make_train_step(loss_fn, tx, micro_batches=2)
+    with jax.set_mesh(mesh):
+        state, metrics = jax.jit(step)(TrainState.create(params, tx), {"x": x}, jax.random.key(0))
+        assert metrics["nonfinite"] == 1
+        return step.locate(state, {"x": x}, jax.random.key(0)), mesh.devices.ravel()
+
+
+def test_a_loss_that_overflows_is_located(tmp_path):
+    """Oracle: by hand: exp overflows in layer 1 alone, in row 3 of the second micro-batch, on one device."""
+    x = np.ones(16, np.float32)
+    x[8 + 3] = 1000
+    words, devices = located(layered(jnp.exp), [0.0, 1.0, 0.0], x)
+    assert words == (
+        f"micro-batch 1 of 2, row 3 on {devices[3]}: the loss is inf, first in layer 1 of dense_layers"
+    )
+
+
+def test_a_gradient_that_overflows_is_located():
+    """Oracle: by hand: the slope of a root at 0 is infinite in layer 1, from which it spreads to the layers
+    before.
+    """
+    words, _ = located(layered(jnp.sqrt), [1.0, 0.0, 1.0], np.ones(16, np.float32))
+    assert words.startswith("micro-batch 0 of 2, row 0 on ")
+    assert words.endswith(
+        "the gradients of layer 1 of dense_layers are not, the first in the backward pass"
+    )
+
+
+def test_parameters_that_are_not_finite_are_named():
+    """Oracle: by hand: the weights of layer 2."""
+    words, _ = located(layered(jnp.exp), [1.0, 0.0, np.nan], np.ones(16, np.float32))
+    assert words == "the parameters of layer 2 of dense_layers are not finite"
+
+
+@pytest.mark.slow
+def test_a_layer_of_a_model_that_overflows_is_located():
+    """Oracle: the layer whose weights were scaled up, in a model with experts; every parameter is finite."""
+    config, params = tiny_model("mla_moe")
+    huge = jax.tree.map(lambda w: w * 1e30, params["moe_layers"])
+    step = make_train_step(pretraining_loss(config), optax.sgd(0.1))
+    state = TrainState.create(params | {"moe_layers": huge}, optax.sgd(0.1))
+    state, metrics = jax.jit(step)(state, rows(), jax.random.key(0))
+    assert metrics["nonfinite"] == 1
+    words = step.locate(state, rows(), jax.random.key(0))
+    assert words.endswith("first in layer 0 of moe_layers"), words
+
+
+# Terms that do nothing
+
+
+def pretraining_loss(config):
+    return lambda params, batch, rng: pretrain.next_token_loss(config, params, batch)
+
+
+def rows():
+    """A batch of pre-training: two rows of twelve tokens."""
+    tokens = jax.random.randint(jax.random.key(1), (2, 12), 0, 50)
+    ones = jnp.ones((2, 12), jnp.int32)
+    return dict(
+        tokens=tokens,
+        targets=jnp.roll(tokens, -1, 1),
+        segment_ids=ones,
+        positions=jnp.tile(jnp.arange(12), (2, 1)),
+        loss_mask=ones.astype(bool),
+        normalizer=jnp.float32(24),
+        num_tokens=jnp.float32(24),
+    )
+
+
+def test_a_balance_loss_without_a_gradient_is_named(monkeypatch):
+    """Oracle: the real loss passes; with its gradient stopped, the field and the number, by hand."""
+    config, params = tiny_model("mla_moe")
+    stage = SimpleNamespace(balance_weight=0.01, micro_batch_size=1)
+    pretrain.check_balance(config, stage, params, rows())
+    loss = pretrain.next_token_loss
+
+    def stopped(*arguments):
+        value, metrics = loss(*arguments)
+        return value, metrics | {"balance_loss": jax.lax.stop_gradient(metrics["balance_loss"])}
+
+    monkeypatch.setattr(pretrain, "next_token_loss", stopped)
+    words = "^balance_weight=0.01, and the term's gradient norm is 0: "
+    with pytest.raises(BrokenTerm, match=words):
+        pretrain.check_balance(config, stage, params, rows())
+
+
+@pytest.mark.parametrize("num_steps, lines", [(6, 3), (2, 2)])
+def test_a_term_that_stays_zero_is_named(tmp_path, num_steps, lines):
+    """Oracle: three lines, or all of a run that has fewer; a term that has worked once may become 0."""
+    stage = SimpleNamespace(mtp_weight=0.3)
+    (name, meaning), *_ = pretrain._checks(stage, None).terms.items() - loop.LOSS_TERMS.items()
+
+    def loss_fn(params, batch, rng):
+        return squares(params, batch, rng)[0], {name: 0.0 * params["x"].sum()}
+
+    words = (
+        f"sft: mtp_loss is exactly 0 in each of the {lines} lines .*: mtp_weight=0.3 trains nothing"
+    )
+    checks = Checks(terms={name: meaning})
+    with pytest.raises(BrokenTerm, match=words):
+        train(tmp_path, loss_fn, checks=checks, num_steps=num_steps)
+
+    def once(params, batch, rng):
+        return squares(params, batch, rng)[0], {name: (params["x"] == 0).mean()}
+
+    train(tmp_path / "once", once, checks=checks)
+
+
+def test_a_loss_mask_of_zeros_ends_the_run(tmp_path, capsys):
+    """Oracle: by hand: no token in steps 1 and 2 is survived and said; in steps 3 to 5 it ends the run."""
+
+    class Masked(Numbers):
+        def next(self, state, step):
+            found, metrics = super().next(state, step)
+            return found, metrics | {"tokens": 0.0 if step != 0 and step != 3 else 4.0}
+
+    words = "sft: the loss mask is all zeros in 3 steps in a row up to step 6: no token is learned; look"
+    with pytest.raises(BrokenTerm, match=words):
+        train(tmp_path, source=Masked(), num_steps=9)
+    said = capsys.readouterr().out
+    assert "all zeros in 2 steps in a row up to step 2" in said and saved_in(tmp_path) == 6
+
+
+def adapters(read):
+    """(loss_fn, params) of two adapters whose b is 0, of which the loss reads these."""
+    pair = {"lora_a": jnp.ones(4), "lora_b": jnp.zeros(4)}
+
+    def loss_fn(params, batch, rng):
+        products = [
+            params["layers"][name]["lora_a"] * params["layers"][name]["lora_b"] for name in read
+        ]
+        return ((sum(products) - batch["values"]) ** 2).mean(), {}
+
+    return loss_fn, {"layers": {"q_proj": dict(pair), "v_proj": dict(pair)}}
+
+
+def test_an_adapter_without_a_gradient_is_named(tmp_path):
+    """Oracle: by hand: the one that the loss does not read; where it reads both, the run is complete."""
+    train(tmp_path / "both", *adapters(["q_proj", "v_proj"]))
+    with pytest.raises(BrokenTerm, match="sft: layers.v_proj had no gradient up to step 0, while"):
+        train(tmp_path, *adapters(["q_proj"]))
+    assert status_of(lambda: train(tmp_path / "again", *adapters(["q_proj"]))) == 5
+
+
+def test_no_gradient_at_all_is_named(tmp_path):
+    """Oracle: by hand: a loss that reads no parameter."""
+
+    def constant(params, batch, rng):
+        return (batch["values"] ** 2).mean() + 0 * params["x"].sum(), {}
+
+    with pytest.raises(
+        BrokenTerm, match="grad_norm is exactly 0 in each of the 3 lines up to step 2"
+    ):
+        train(tmp_path, constant)
+
+
+GRPO = SimpleNamespace(loss=SimpleNamespace(kl_coef=0.04), faults=FaultSettings())
+
+
+def test_a_kl_of_zero_is_named_once_the_policy_has_moved():
+    """Oracle: by hand: fingerprints of the sampling policy and of the one that is the reference."""
+    source = SimpleNamespace(referred=11, sampled_by=11)
+    checked, line = IdleUpdates(GRPO, source), dict(kl=0.0, grad_norm=1.0, all_equal_share=0.0)
+    for step in range(5):
+        checked.look(step, line)
+    source.sampled_by = 12
+    checked.look(5, line)
+    checked.look(6, line | {"kl": 1e-9})
+    checked.look(7, line)
+    checked.look(8, line)
+    with pytest.raises(
+        BrokenTerm, match="kl is exactly 0 in 3 lines in a row up to step 9, though .*=0.04"
+    ):
+        checked.look(9, line)
+
+
+def test_rewards_that_differ_and_move_nothing_are_named():
+    """Oracle: by hand; where all rewards are equal, a gradient of 0 is right."""
+    checked = IdleUpdates(GRPO, SimpleNamespace(referred=None, sampled_by=1))
+    for step in range(9):
+        checked.look(step, dict(grad_norm=0.0, all_equal_share=1.0))
+    checked.look(9, dict(grad_norm=0.0, all_equal_share=0.5))
+    checked.look(10, dict(grad_norm=0.0, all_equal_share=0.5))
+    with pytest.raises(
+        BrokenTerm, match="grad_norm is exactly 0 in 3 lines in a row up to step 11, though"
+    ):
+        checked.look(11, dict(grad_norm=0.0, all_equal_share=0.5))
+
+
+@pytest.mark.parametrize("step, kl, wrong", [(0, 0.5, True), (0, 1e-9, False), (3, 0.5, False)])
+def test_a_reference_unlike_the_policy_is_named_at_the_first_update(step, kl, wrong):
+    """Oracle: by hand: half a nat, at the first update of a phase and of a resumed one."""
+    checked = checking_reference(lambda *_: (None, {"kl": jnp.float32(kl)}), GRPO, 1e-4)
+    state = SimpleNamespace(step=jnp.int32(step))
+    if not wrong:
+        checked(state, {}, None)
+        # Later on the policy may be far from its reference
+        checked(state, {}, None)
+        return
+    with pytest.raises(
+        BrokenTerm, match="loss.kl_coef=0.04: at the first update the KL .* is 5.0e-01"
+    ):
+        checked(state, {}, None)
+
+
+# Rewards
+
+
+def group(rewards, ids=((3, EOS),) * 4, truncated=(False,) * 4, **parts):
+    """A group of groups.make_groups, of four completions."""
+    ids = np.array(ids)
+    return dict(
+        prompt_ids=[1, 2],
+        rewards=np.array(rewards, np.float32),
+        parts={name: np.array(part, np.float32) for name, part in parts.items()},
+        ids=ids,
+        mask=ids > 0,
+        logprobs=np.zeros(ids.shape, np.float32),
+        truncated=np.array(truncated),
+    )
+
+
+def test_advantages_of_zero_for_rewards_that_differ_are_named(monkeypatch):
+    """Oracle: by hand: the second group's; groups of equal rewards have advantages of 0."""
+    groups = [group([1, 1, 1, 1]), group([0, 1, 0, 1])]
+    batches.group_batch(groups, normalize_std=True)
+
+    def zeros(rewards, **how):
+        return jnp.zeros(len(rewards))
+
+    monkeypatch.setattr(batches, "group_advantages", zeros)
+    words = r"the rewards \[0.0, 1.0, 0.0, 1.0\] of a group differ, and all their advantages are 0"
+    with pytest.raises(BrokenTerm, match=words):
+        batches.group_batch(groups, normalize_std=True)
+
+
+@pytest.mark.parametrize(
+    "reward, allowed", [(1e30, False), (-2e6, False), (1e6, True), (math.nan, True)]
+)
+def test_rewards_whose_advantages_would_overflow_are_refused(reward, allowed):
+    """Oracle: by hand: 1e30 squared is infinite in float32. NaN is one that could not be scored."""
+    values = np.array([0.0, reward], np.float32)
+    scores = Scores(total=values, parts={"length": values})
+    if allowed:
+        check_range(scores)
+        return
+    with pytest.raises(
+        UnusableRewards, match="length: a reward is .*, above 1e[+]06: float32 would lose"
+    ):
+        check_range(scores)
+
+
+VARIES = [0, 1, 0, 1]
+FINE = group(VARIES, length=VARIES)
+CUT = group(VARIES, truncated=(True,) * 4, length=VARIES)
+EMPTY = group(VARIES, ids=((EOS, 0),) * 4, length=VARIES)
+ODD = group(VARIES, ids=((3, EOS), (3, 5), (3, EOS), (3, 4)), length=VARIES)
+CONSTANT = group(VARIES, length=[2, 2, 2, 2])
+
+
+@pytest.mark.parametrize(
+    "field, bad, words",
+    [
+        (
+            "equal_rewards",
+            group([1, 1, 1, 1], length=VARIES),
+            "all rewards of each group were equal",
+        ),
+        ("constant_reward", CONSTANT, "a reward was the same for all completions: length was 2"),
+        ("truncated", CUT, "every completion was cut off at max_completion_length"),
+        ("empty", EMPTY, "every completion was empty"),
+        ("odd_ends", ODD, "ended at other tokens than those that end an answer: 4, 5"),
+    ],
+)
+def test_steps_without_anything_to_learn_are_said_and_then_end_the_run(capsys, field, bad, words):
+    """Oracle: by hand: said after 8 and 16 steps in a row, ended at the limit of 20; a step that is fine
+    begins the count anew.
+    """
+    none = dict.fromkeys([f.name for f in dataclasses.fields(DegenerateSettings)])
+    watched = Degenerate(DegenerateSettings(**none | {field: 20}), [EOS])
+    for step in range(7):
+        watched.look(step, [bad, bad])
+    watched.look(7, [FINE, FINE])
+    assert not capsys.readouterr().out
+    for step in range(19):
+        watched.look(step, [bad, bad])
+    said = capsys.readouterr().out.splitlines()
+    assert [line.partition(":")[0] for line in said] == ["step 7", "step 15"] and words in said[0]
+    with pytest.raises(
+        UnusableRewards, match=f"for 20 steps in a row .*{words}; degenerate.{field}=20"
+    ):
+        watched.look(19, [bad, bad])
+    never = Degenerate(DegenerateSettings(**none), [EOS])
+    for step in range(300):
+        never.look(step, [bad, bad])
+
+
+@pytest.fixture
+def by_length(monkeypatch):
+    """A reward that varies from the first step on."""
+    rule = scoring.Rule(lambda text, _: len(text) / 10)
+    monkeypatch.setitem(scoring.RULES, "correct_reasoning", rule)
+
+
+@pytest.mark.slow
+def test_a_run_whose_kl_is_zero_is_ended(tmp_path, monkeypatch, by_length):
+    """Oracle: a KL of exactly 0 planted in the loss; at step 0 the policy has not moved."""
+    monkeypatch.setattr(losses, "k3_kl", lambda logprobs, reference: jnp.zeros_like(logprobs))
+    with pytest.raises(
+        BrokenTerm, match="kl is exactly 0 in 3 lines in a row up to step 3, though"
+    ):
+        reinforced(tmp_path, num_steps=6)
+
+
+@pytest.mark.slow
+def test_a_run_with_another_models_reference_is_ended_at_its_first_update(
+    tmp_path, monkeypatch, by_length
+):
+    """Oracle: a reference whose weights are 1.5 times the policy's; nothing is saved."""
+    stored = grpo.as_reference
+
+    def other(settings, params):
+        return jax.tree.map(lambda x: x * 1.5, stored(settings, params))
+
+    monkeypatch.setattr(grpo, "as_reference", other)
+    with pytest.raises(BrokenTerm, match="at the first update the KL to the reference is"):
+        reinforced(tmp_path, num_steps=2)
+    assert not any(path.name.isdigit() for path in (tmp_path / "checkpoints").iterdir())
+
+
+@pytest.mark.slow
+def test_a_run_of_equal_rewards_is_ended_at_its_limit(tmp_path, monkeypatch, capsys):
+    """Oracle: by hand: a grader that pays 1 for anything, and a limit of three steps; exit status 6."""
+    monkeypatch.setitem(scoring.RULES, "correct_reasoning", scoring.Rule(lambda text, _: 1.0))
+    block = dict(degenerate=dict(equal_rewards=3))
+    assert status_of(lambda: reinforced(tmp_path, num_steps=5, **block)) == 6
+    assert (
+        "step 2: for 3 steps in a row all rewards of each group were equal"
+        in capsys.readouterr().err
+    )
