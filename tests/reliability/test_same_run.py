@@ -5,9 +5,8 @@ import json
 import jax
 import numpy as np
 import pytest
+from orbax.checkpoint import v1 as ocp
 
-from deepseek_jax.checkpoint import load_orbax
-from deepseek_jax.checkpoint.orbax_params import is_orbax
 from deepseek_jax.training.metrics import read_phases
 from tests.recipes import test_judge as judge
 from tests.recipes.distill import test_run as distill
@@ -18,7 +17,6 @@ from tests.recipes.pretrain import test_run as pretrain
 from tests.recipes.r1 import test_run as r1
 from tests.recipes.reward_model import test_run as reward_model
 from tests.recipes.sft import test_run as sft
-from tests.recipes.small import one_device
 from tests.tiny import save_tiny_model
 
 # Rules that a model of a few steps can earn
@@ -66,8 +64,10 @@ def left(workdir):
     paths = sorted(p for name in MEASUREMENTS for p in workdir.rglob(name))
     measured = {str(p.relative_to(workdir)): json.loads(p.read_text()) for p in paths}
     measured["metrics"] = read_phases(workdir / "metrics.jsonl")
-    saved = sorted(p for p in workdir.rglob("params") if p.is_dir() and is_orbax(p))
-    params = {str(p.relative_to(workdir)): load_orbax(p, mesh=one_device())[1] for p in saved}
+    # The folders of arrays that save_orbax and save_reward_model write
+    saved = [p for name in ("params", "head") for p in workdir.rglob(name)]
+    saved = [p for p in saved if ocp.is_orbax_checkpoint(p)]
+    params = {str(p.relative_to(workdir)): ocp.load(p) for p in saved}
     return without_clocks(measured, workdir), params
 
 
