@@ -4,7 +4,6 @@ import contextlib
 import functools
 import math
 import time
-from collections.abc import Mapping
 
 import jax
 import numpy as np
@@ -172,16 +171,15 @@ def fit(
     source,
     run: Run,
     flops_per_token: float | None = None,
-    terms: Mapping[str, str] | None = None,
 ):
     """Train params, which are donated, on loss_fn(params, batch, rng): -> params. Resumes from run.folder.
     Where they have adapters (models.adapters.Adapted), these alone are trained.
 
     settings: as for `train`, with make_optimizer(), micro_batches and seed. Router biases and multi-token
-    prediction modules stay as they are. terms: of watch.Checks, besides the loss and its gradient.
+    prediction modules stay as they are.
     """
     create, step = jitted_fit(settings, loss_fn, params, run.mesh)
-    checks = Checks(terms=LOSS_TERMS | (terms or {}), locate=step.locate)
+    checks = Checks(terms=LOSS_TERMS, locate=step.locate)
     state, work = create(params), dict(flops_per_token=flops_per_token)
     return train(settings, state, step, source, run, settings.seed, checks, **work).model
 
