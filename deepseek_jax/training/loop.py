@@ -4,7 +4,6 @@ import contextlib
 import functools
 import math
 import time
-from collections.abc import Mapping
 
 import jax
 import numpy as np
@@ -13,7 +12,7 @@ from jax.sharding import Mesh
 from deepseek_jax.checkpoint.store import Store
 from deepseek_jax.costs.chips import peak_of
 from deepseek_jax.errors import BrokenTerm, NotFinite, SamplerApart, suggest
-from deepseek_jax.parallel.processes import StopTogether, from_first, is_due, say
+from deepseek_jax.parallel.processes import StopTogether, from_first, say
 from deepseek_jax.training.memory import memory_metrics
 from deepseek_jax.training.run import STOPPED, Run
 from deepseek_jax.training.state import TrainState, state_maker
@@ -61,7 +60,7 @@ def train(
     Raises ValueError for a checkpoint of another run and where no line has the metric checkpoints.best;
     SamplerApart beyond a limit; NotFinite after faults.nonfinite skipped updates in a row, those before a
     resumption counted, and for parameters that are not finite, which are not saved; BrokenTerm as watch.Idle,
-    and for faults.idle_lines steps in a row without a token to learn; and SystemExit(STOPPED) when
+    and for faults.idle_lines steps in a row or more without a token to learn; and SystemExit(STOPPED) when
     run.should_stop() is true on any process and the state is saved.
     """
     kept, checks = settings.checkpoints, checks or Checks()
@@ -172,16 +171,15 @@ def fit(
     source,
     run: Run,
     flops_per_token: float | None = None,
-    terms: Mapping[str, str] | None = None,
 ):
     """Train params, which are donated, on loss_fn(params, batch, rng): -> params. Resumes from run.folder.
     Where they have adapters (models.adapters.Adapted), these alone are trained.
 
     settings: as for `train`, with make_optimizer(), micro_batches and seed. Router biases and multi-token
-    prediction modules stay as they are. terms: of watch.Checks, besides the loss and its gradient.
+    prediction modules stay as they are.
     """
     create, step = jitted_fit(settings, loss_fn, params, run.mesh)
-    checks = Checks(terms=LOSS_TERMS | (terms or {}), locate=step.locate)
+    checks = Checks(terms=LOSS_TERMS, locate=step.locate)
     state, work = create(params), dict(flops_per_token=flops_per_token)
     return train(settings, state, step, source, run, settings.seed, checks, **work).model
 
@@ -246,7 +244,6 @@ class _Log:
         self.updates += [(step, index, metrics) for index, metrics in enumerate(updates)]
         self.last, self.batches = (updates, source_metrics), batches
         self.steps += 1
-        self._check_tokens(step, source_metrics)
         tokens = source_metrics.get("tokens", 0)
         self.tokens += tokens
         self.row_tokens += source_metrics.get("row_tokens", tokens)
@@ -295,6 +292,8 @@ class _Log:
         self.writer.write(step, line, phase=self.phase)
         # After the line is written, so that it shows the numbers for which the run ends
         self.check(state)
+        if "tokens" in source_metrics:
+            self._check_tokens(step)
         if self.idle is not None:
             self.idle.look(step, line, state, last)
         if self.checks.of_line is not None:
@@ -343,19 +342,19 @@ class _Log:
             where = f"looking for the place failed: {str(error).partition(chr(10))[0]}"
         return f"At step {step}: {where}"
 
-    def _check_tokens(self, step, source_metrics):
-        """End a run whose batches leave nothing to learn: their loss masks are all zeros."""
-        if source_metrics.get("tokens", 1) != 0:
-            self.without_tokens = 0
-            return
-        self.without_tokens += 1
+    def _check_tokens(self, step):
+        """End a run whose batches leave nothing to learn: their loss masks are all zeros. By lines, because
+        the number of a step's tokens is on the device.
+        """
+        before = self.without_tokens
+        self.without_tokens = before + self.steps if self.tokens == 0 else 0
         message = (
             f"{self.phase}: the loss mask is all zeros in {self.without_tokens} steps in a row up to step "
             f"{step}: no token is learned"
         )
         if self.without_tokens >= self.faults.idle_lines:
             raise BrokenTerm(f"{message}; look at the data and at sequence_length")
-        if is_due(self.without_tokens):
+        if self.without_tokens.bit_length() > before.bit_length():
             say(message)
 
 

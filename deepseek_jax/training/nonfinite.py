@@ -25,7 +25,7 @@ def locate(cut, loss_fn, micro_batches: int, state, batch, rng, *extra):
     if group is not None:
         return f"the parameters of {group} are not finite"
     rng = jax.random.fold_in(rng, state.step - 1)
-    rows, scalars = cut(batch, micro_batches)
+    rows, scalars = cut(jax.tree.map(jnp.asarray, batch), micro_batches)
 
     @jax.jit
     def measure(params, micro, rng, extra):

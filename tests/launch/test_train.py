@@ -30,6 +30,7 @@ RECIPE = '''
 import dataclasses, time
 import jax, numpy as np
 from absl import logging
+from deepseek_jax.errors import BrokenTerm
 from deepseek_jax.settings import build
 
 @dataclasses.dataclass(frozen=True)
@@ -58,6 +59,8 @@ def run(settings, run):
         build(Nothing, {"lr": 1}, "config.rl")
     if settings.bad == "library":
         np.zeros(3).reshape(2)
+    if settings.bad == "fault":
+        raise BrokenTerm("grpo: kl is exactly 0")
     logging.info("a library tells of a file")
     step = 0
     while step < settings.steps or settings.wait:
@@ -237,6 +240,13 @@ def test_an_error_out_of_a_library_keeps_its_traceback(folder):
     """Oracle: a ValueError of numpy, which the user cannot correct: status 1 and the line that raised it."""
     status, _, err = launched(folder, "--config=tiny.py", "--config.bad=library")
     assert status == 1 and "Traceback" in err and "reshape(2)" in err
+
+
+@pytest.mark.slow
+def test_a_fault_of_a_run_is_one_message_and_its_own_exit_status(folder):
+    """Oracle: status 5 by the table in launch/README.md, the recipe's message, no traceback."""
+    status, _, err = launched(folder, "--config=tiny.py", "--config.bad=fault")
+    assert status == 5 and "error: grpo: kl is exactly 0" in err and "Traceback" not in err
 
 
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
