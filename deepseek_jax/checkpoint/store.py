@@ -231,9 +231,9 @@ class Store:
 def _digests(state):
     """{path: ops.fingerprint of the array}: each array alone, so that a message can name it."""
     leaves = jax.tree_util.tree_leaves_with_path(state)
-    # Moments in the host's memory go through the device one by one
-    digests = {_name(path): _fingerprint(_on_device(leaf)) for path, leaf in leaves}
-    return {name: int(digest) for name, digest in digests.items()}
+    # One by one: moments in the host's memory would not fit on the device together, and sums of several
+    # programs at once may wait for each other where processes exchange them on CPUs
+    return {_name(path): int(_fingerprint(_on_device(leaf))) for path, leaf in leaves}
 
 
 def _on_device(leaf):
