@@ -168,7 +168,7 @@ def total(number):
 def total_on(mesh: Mesh, numbers):
     """The sums over processes of numpy's float32[k], on every device of the mesh: float32[k], a jax array.
 
-    It is computed by the devices, so that on accelerators no process waits for another. Every process calls it.
+    Devices compute it, so that on accelerators no process waits for another. Every process calls it.
     """
     places = NamedSharding(mesh, PartitionSpec(mesh.axis_names))
     owners = [device.process_index for device in mesh.devices.flat]
