@@ -104,8 +104,12 @@ def general_values(questions: Questions, examples, groups):
 
 
 def _interval(name, values):
-    """[mean, low, high]. A length has the t interval: share_interval is for values within 0..1."""
-    return list((mean_interval if name == "length" else share_interval)(values))
+    """[mean, low, high]: of shares share_interval; of a length, and of a world's score outside 0..1, the t
+    interval.
+    """
+    values = np.asarray(values)
+    is_share = name != "length" and values.min() >= 0 and values.max() <= 1
+    return list((share_interval if is_share else mean_interval)(values))
 
 
 def _by_prompt(reward, examples, groups):
