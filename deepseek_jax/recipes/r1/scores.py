@@ -3,7 +3,7 @@
 import numpy as np
 
 from deepseek_jax.data.texts import joined
-from deepseek_jax.evaluation.accuracy import mean_interval, share_interval
+from deepseek_jax.evaluation.accuracy import mean_interval, score_interval
 from deepseek_jax.evaluation.problems import Rules
 from deepseek_jax.parallel.processes import say
 from deepseek_jax.recipes.r1.samples import layout_rewards, sample_groups
@@ -104,12 +104,8 @@ def general_values(questions: Questions, examples, groups):
 
 
 def _interval(name, values):
-    """[mean, low, high]: of shares share_interval; of a length, and of a world's score outside 0..1, the t
-    interval.
-    """
-    values = np.asarray(values)
-    is_share = name != "length" and values.min() >= 0 and values.max() <= 1
-    return list((share_interval if is_share else mean_interval)(values))
+    """[mean, low, high]. A length is no share, even one of 0 or 1 tokens."""
+    return list((mean_interval if name == "length" else score_interval)(values))
 
 
 def _by_prompt(reward, examples, groups):
