@@ -40,6 +40,13 @@ def share_interval(values):
     return mean, *_wilson(mean, n * (n + ADDED) / (n * effect + ADDED))
 
 
+def score_interval(values):
+    """share_interval of values that are all within 0..1, else mean_interval: of scores by any rule."""
+    values = _checked(values)
+    is_share = values.min() >= 0 and values.max() <= 1
+    return (share_interval if is_share else mean_interval)(values)
+
+
 def _wilson(share, n):
     """(low, high) of a share of n trials, which need not be an int."""
     centre = (share + Z95**2 / (2 * n)) / (1 + Z95**2 / n)

@@ -4,6 +4,7 @@ from scipy import stats
 
 from deepseek_jax.evaluation.accuracy import (
     mean_interval,
+    score_interval,
     share_interval,
     summarise,
     wilson_interval,
@@ -67,6 +68,14 @@ def test_share_interval_refuses_what_has_none(values):
     """Oracle: the documented conditions."""
     with pytest.raises(ValueError, match="an interval needs 2|are not finite|are not within 0..1"):
         share_interval(values)
+
+
+def test_scores_outside_0_and_1_have_the_interval_of_a_mean():
+    """Oracle: the two intervals called directly."""
+    shares = [0.0, 0.5, 1.0, 0.25]
+    assert score_interval(shares) == share_interval(shares)
+    for scores in ([0.0, 0.5, 1.5], [-0.1, 0.5, 1.0]):
+        assert score_interval(scores) == mean_interval(scores)
 
 
 def test_mean_interval_is_students():

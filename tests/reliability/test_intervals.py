@@ -45,7 +45,9 @@ def test_a_share_of_one_sample_a_problem(problems):
     check(coverage)
 
 
-@pytest.mark.parametrize("problems, samples", [(32, 4), (32, 16), (64, 4), (256, 4)])
+@pytest.mark.parametrize(
+    "problems, samples", others_slow([(32, 4), (32, 16), (64, 4), (256, 4)], (32, 4))
+)
 def test_a_share_of_several_samples_a_problem(problems, samples):
     """Oracle: simulated, with a known share; 1000 worlds: a standard error of 0.7 points at each share."""
     rng = np.random.default_rng(problems + samples)

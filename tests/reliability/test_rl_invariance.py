@@ -122,10 +122,7 @@ def name_of(how):
     return ", ".join(f"{name} {value}" for name, value in how.items() if value != PLAIN[name])
 
 
-QUICK = (PLAIN | dict(order="reversed"), ALL_AT_ONCE)
-
-
-@pytest.mark.parametrize("how", others_slow(CASES, *QUICK), ids=name_of)
+@pytest.mark.parametrize("how", others_slow(CASES, ALL_AT_ONCE), ids=name_of)
 def test_the_update_is_that_of_the_plain_batch(how):
     """Oracle: the plain path: one device, one part, a row for each group, prompts in their first order."""
     check("mla_moe", "dapo", how)

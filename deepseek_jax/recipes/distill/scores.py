@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from deepseek_jax.evaluation.accuracy import share_interval
+from deepseek_jax.evaluation.accuracy import score_interval
 from deepseek_jax.recipes.distill.settings import ScoreSettings
 from deepseek_jax.rollout.policy import Policy
 from deepseek_jax.worlds.registry import open_rewards
@@ -28,6 +28,6 @@ def answer_tasks(sampling: ScoreSettings, tasks: dict, policy: Policy, seed: int
 
 
 def intervals(found: dict):
-    """{task: (mean, low, high), ..., "all": ...} of answer_tasks' shares: 95% intervals over questions."""
+    """{task: (mean, low, high), ..., "all": ...} of answer_tasks' means: 95% intervals over questions."""
     everything = {"all": sum(found.values(), [])} if len(found) > 1 else {}
-    return {name: share_interval(shares) for name, shares in (found | everything).items()}
+    return {name: score_interval(shares) for name, shares in (found | everything).items()}

@@ -3,7 +3,7 @@
 import numpy as np
 
 from deepseek_jax.data.texts import joined
-from deepseek_jax.evaluation.accuracy import mean_interval, share_interval
+from deepseek_jax.evaluation.accuracy import mean_interval, score_interval
 from deepseek_jax.evaluation.problems import Rules
 from deepseek_jax.parallel.processes import say
 from deepseek_jax.recipes.r1.samples import layout_rewards, sample_groups
@@ -104,8 +104,8 @@ def general_values(questions: Questions, examples, groups):
 
 
 def _interval(name, values):
-    """[mean, low, high]. A length has the t interval: share_interval is for values within 0..1."""
-    return list((mean_interval if name == "length" else share_interval)(values))
+    """[mean, low, high]. A length is no share, even one of 0 or 1 tokens."""
+    return list((mean_interval if name == "length" else score_interval)(values))
 
 
 def _by_prompt(reward, examples, groups):
