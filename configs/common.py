@@ -113,7 +113,8 @@ def _value(arg, key, text, kind):
         return BOOLS[text.lower()] if kind is bool else kind(text)
     except (AttributeError, KeyError, TypeError, ValueError):
         given = "no value" if text is None else repr(text)
+        wanted = f"{'an' if kind is int else 'a'} {kind.__name__}"
         raise ValueError(
-            f"config argument {arg!r}: {key} needs a {kind.__name__}, given {given}; "
+            f"config argument {arg!r}: {key} needs {wanted}, given {given}; "
             f"write --config=FILE:{key}={'true or false' if kind is bool else 'VALUE'}"
         ) from None

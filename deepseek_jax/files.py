@@ -104,6 +104,16 @@ def read_json(path: str | os.PathLike):
         ) from error
 
 
+def read_object(path: str | os.PathLike):
+    """read_json of a file that holds an object: a dict. Raises ValueError, naming it, for anything else."""
+    found = read_json(path)
+    if not isinstance(found, dict):
+        raise ValueError(
+            f"{path} is damaged, as it holds no JSON object; put back a copy, or remove what it belongs to"
+        )
+    return found
+
+
 class GrowingFile:
     """A file of text that lines are added to, made when the first one is.
 

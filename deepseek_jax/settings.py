@@ -64,6 +64,8 @@ PositiveShare = Annotated[float, Between(0, 1, open_low=True)]
 # An int stays an int here: the hash of a stage is of the config as it is written
 Weights = dict[str, int | float]
 
+# A key of jax.random has 32 bits of it; the seeds of later stages and of updates are a little above it
+Seed = Annotated[int, Between(0, 2**31, open_high=True)]
 # Steps are int32 on the device
 Step = Annotated[int, Between(0, 2**31, open_high=True)]
 # A number, or pairs (first step, number), each of which holds from its step on

@@ -5,6 +5,7 @@ The worker processes of a reward import the program again, so jax is imported on
 
 import contextlib
 import dataclasses
+import errno
 import importlib
 import os
 import shlex
@@ -29,6 +30,13 @@ from launch.workdir import claim_workdir, default_workdir
 flags.disclaim_key_flags()
 ROOT = Path(__file__).resolve().parents[1]
 USER_ERROR = 2
+# What a file system may refuse to any of our reads and writes
+REMEDIES = {
+    errno.ENOSPC: "free space on that disk",
+    errno.EDQUOT: "free space there or raise the quota",
+    errno.EROFS: "make that file system writable, or give another place",
+    errno.EACCES: "give this account the right to read and write there, or another place",
+}
 
 
 def define_config(required=True):
@@ -101,22 +109,47 @@ def one_message(shown=str):
     """Turn a ValueError that this project raises in the body into one message and exit status 2, and an
     errors.Fault into one message and its own status.
 
-    shown(error) is the message. One that a library raises keeps its traceback: no user can correct it.
+    shown(error) is the message. An error that a library raises keeps its traceback, for no user can correct
+    it, unless a full or a closed disk caused it: see refused.
     """
     try:
         yield
     except Fault as fault:
         logging.debug("raised here:", exc_info=fault)
         fail(shown(fault), fault.status)
-    except ValueError as error:
-        *_, (last, _) = traceback.walk_tb(error.__traceback__)
-        source = Path(last.f_code.co_filename).resolve()
-        ours = (ROOT / part for part in ("configs", "deepseek_jax", "launch"))
-        if not any(source.is_relative_to(part) for part in ours):
-            raise
+    except Exception as error:
         # --verbosity=1 shows where it was raised
         logging.debug("raised here:", exc_info=error)
-        fail(shown(error))
+        if isinstance(error, ValueError) and _is_ours(error):
+            fail(shown(error))
+        cause = refused(error)
+        if cause is None:
+            raise
+        # Not `fail`: the disk may be of this process alone, and process 0 knows nothing of it
+        print(f"error: {cause}", file=sys.stderr, flush=True)
+        sys.exit(USER_ERROR)
+
+
+def _is_ours(error):
+    """Whether a line of this project raised the error."""
+    *_, (last, _) = traceback.walk_tb(error.__traceback__)
+    source = Path(last.f_code.co_filename).resolve()
+    return any(source.is_relative_to(ROOT / part) for part in ("configs", "deepseek_jax", "launch"))
+
+
+def refused(error: BaseException):
+    """A message with the remedy where a file system that is full or closed to us caused an error, else None.
+
+    Libraries raise errors of their own for it, with the system's words in them or its error before them.
+    """
+    seen = error
+    while seen is not None:
+        for number, remedy in REMEDIES.items():
+            if getattr(seen, "errno", None) == number or os.strerror(number) in str(seen):
+                cause = " ".join(str(seen).split())
+                return f"{cause[:400]}; {remedy}, and start the same command again: it resumes"
+        seen = seen.__cause__ or seen.__context__
+    return None
 
 
 class Stop:
@@ -173,7 +206,7 @@ def _has_run(file):
 
 def given_workdir(name: str, seed: int | None):
     """--workdir, a folder or gs://..., or the default folder of a run: see workdir.default_workdir."""
-    with one_message():
+    with one_message(), at("--workdir"):
         return absolute(flags.FLAGS.workdir or default_workdir(name, seed))
 
 
@@ -211,6 +244,8 @@ def _observers(config, workdir):
     elif values.watchdog_requeue:
         raise ValueError("--watchdog_requeue needs a watchdog; leave out --watchdog=0, or itself")
     if values.wandb is not None:
+        if not all(parts := values.wandb.split("/")) or len(parts) > 2:
+            raise ValueError(f"--wandb={values.wandb} is not PROJECT or ENTITY/PROJECT")
         observers["wandb"] = WandbRun(values.wandb, workdir, config.to_dict())
     return observers
 

@@ -49,6 +49,8 @@ def named_models(names: list[str]):
     from deepseek_jax.models import build_model
 
     known = [name for name, f in inspect.getmembers(sizes, inspect.isfunction) if name[0] != "_"]
+    if not names:
+        raise ValueError(f"--models= names no model; allowed: {', '.join(known)}")
     for name in names:
         if name not in known:
             raise ValueError(f"--models={name} is not in configs/models.py; {suggest(name, known)}")

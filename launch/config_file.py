@@ -10,6 +10,8 @@ import importlib.util
 import inspect
 import re
 import sys
+import traceback
+from collections.abc import Callable
 from pathlib import Path
 
 from ml_collections import ConfigDict
@@ -47,8 +49,10 @@ def load_config(name: str, overrides=()):
     try:
         inspect.signature(get_config).bind(*arg)
     except TypeError as error:
-        raise ValueError(f"--config={name}: get_config does not fit: {error}") from error
-    config = get_config(*arg)
+        raise ValueError(
+            f"--config={name}: get_config does not fit: {error}; write def get_config(arg=None)"
+        ) from error
+    config = call(lambda: get_config(*arg), f"--config={name}", path)
     if not isinstance(config, ConfigDict):
         raise ValueError(
             f"--config={path}: get_config returned {config!r}; it must return a ConfigDict"
@@ -65,16 +69,44 @@ def load_config(name: str, overrides=()):
 def load_function(path: str, name: str, flag: str):
     """The function `name` of the Python file that `flag` gives. Raises ValueError where it is missing."""
     if not Path(path).is_file():
-        raise ValueError(f"{flag}={path}: there is no such file")
+        raise ValueError(f"{flag}={path}: there is no such file; give the path of a Python file")
     spec = importlib.util.spec_from_file_location(f"{name}_file", path)
     if spec is None:
         raise ValueError(f"{flag}={path} is not a Python file")
     # Registered before it runs, as import does: dataclasses look their module up there
     module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    if not hasattr(module, name):
-        raise ValueError(f"{flag}={path} has no function {name}")
+    call(lambda: spec.loader.exec_module(module), f"{flag}={path}", path)
+    if not callable(getattr(module, name, None)):
+        raise ValueError(f"{flag}={path} has no function {name}; define it there")
     return getattr(module, name)
+
+
+def call(code: Callable, given: str, path: str):
+    """code(), which runs the Python file at path. given: the flag that names it.
+
+    Raises ValueError for any error: what this project raises has its own message, and for any other the
+    message says the flag and the line of the file.
+    """
+    try:
+        return code()
+    except Exception as error:
+        places = traceback.extract_tb(error.__traceback__)
+        if isinstance(error, ValueError) and _is_ours(places[-1].filename, path):
+            raise
+        file, argument = Path(path).resolve(), "" if given.endswith(path) else ", or the argument"
+        lines = [place.lineno for place in places if Path(place.filename).resolve() == file]
+        # A file that does not parse has run no line
+        line = lines[-1] if lines else getattr(error, "lineno", None) or 1
+        raise ValueError(
+            f"{given}: {path}, line {line}: {type(error).__name__}: {error}; correct that line{argument}"
+        ) from error
+
+
+def _is_ours(file, path):
+    """Whether a file of this project other than the one at path."""
+    file, root = Path(file).resolve(), Path(__file__).resolve().parents[1]
+    ours = any(file.is_relative_to(root / part) for part in ("configs", "deepseek_jax", "launch"))
+    return ours and file != Path(path).resolve()
 
 
 def set_field(config: ConfigDict, field: str, value):

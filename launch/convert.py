@@ -51,6 +51,9 @@ def convert(
     import jax
 
     from deepseek_jax import checkpoint
+    from deepseek_jax.checkpoint.adapter import adapter_scale
+    from deepseek_jax.checkpoint.folder import check_new
+    from deepseek_jax.checkpoint.hf_config import read_json
     from deepseek_jax.data.gguf_tokenizer import gguf_tokenizer
     from deepseek_jax.data.tokenizer import checkpoint_path
     from deepseek_jax.files import upload
@@ -62,6 +65,12 @@ def convert(
         raise ValueError(
             "--like and --fp8 say how to write a Hugging Face folder; leave them out of --format=orbax"
         )
+    # Before gigabytes of parameters are read
+    check_new(target)
+    if like is not None:
+        read_json(like)
+    if adapter is not None:
+        adapter_scale(adapter)
     config, params = checkpoint.load_params(source, dtype)
     tokenizer = None
     if source.suffix == ".gguf" and form == "hf":
@@ -90,10 +99,13 @@ def main(argv):
     given = flags.FLAGS
     how = dict(form=given.format, like=given.like, fp8=given.fp8, dtype=given.dtype)
     how["adapter"] = given.adapter
-    try:
-        config, params = convert(given["from"].value, given.to, **how)
-    except ValueError as error:
-        common.fail(error)
+    with common.one_message():
+        try:
+            config, params = convert(given["from"].value, given.to, **how)
+        except ValueError as error:
+            if common.refused(error) is not None:
+                raise
+            common.fail(error)
     size = sum(leaf.size for leaf in jax.tree.leaves(params))
     print(f"{given.to}: {config.model_type}, {size:,} parameters")
 

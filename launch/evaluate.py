@@ -23,6 +23,7 @@ from absl import app, flags
 from ml_collections import ConfigDict
 
 from configs.common import parse_arg
+from deepseek_jax.errors import at
 from deepseek_jax.recipes.evaluate.settings import EvaluateSettings
 from launch import common
 
@@ -74,17 +75,27 @@ def main(argv):
     named = given.checkpoint, given.adapter, *given.data
     workdir = common.given_workdir(f"evaluate:{','.join(filter(None, named))}", given.seed)
     with common.one_message(_by_flag):
-        config.mesh = parse_arg(given.mesh, **dataclasses.asdict(MeshSettings()))
+        config.mesh = _mesh(given.mesh, dataclasses.asdict(MeshSettings()))
         # Before anything is sampled: the other run may be of other problems
         if given.against is not None:
             from deepseek_jax.recipes.evaluate.report import check_against
 
-            check_against(config, given.against)
+            with at("--against"):
+                check_against(config, given.against)
     common.start(config, workdir, shown=_by_flag)
     if given.against is not None:
         from deepseek_jax.recipes.evaluate.report import report_against
 
         report_against(workdir, given.against)
+
+
+def _mesh(text, axes):
+    try:
+        return parse_arg(text, **axes)
+    except ValueError as error:
+        raise ValueError(
+            f"--mesh={text} is not AXIS=SIZE,AXIS=SIZE with whole numbers; the axes are {', '.join(axes)}"
+        ) from error
 
 
 def _by_flag(error):

@@ -79,7 +79,9 @@ def _or_value_error(workdir, claim):
         if not is_remote(workdir):
             workdir.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise ValueError(f"--workdir={workdir} cannot be a directory: {error}") from error
+        raise ValueError(
+            f"--workdir={workdir} cannot be a directory: {error}; give another --workdir"
+        ) from error
     try:
         return claim()
     except ValueError:

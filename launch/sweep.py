@@ -27,7 +27,7 @@ from absl import app, flags
 
 from deepseek_jax.files import cache_folder, is_remote
 from launch import common
-from launch.config_file import load_function, split_arguments
+from launch.config_file import call, load_function, split_arguments
 from launch.engines import STOPPED, gke, slurm
 from launch.engines.local import TRAIN, Local
 from launch.sweeps.folder import Folder
@@ -66,7 +66,8 @@ def main(given):
         folder.check()
         # Before the recipe, which imports jax: what is missing is said at once
         engine = make_engine(folder.path)
-        overrides = load_function(values.sweep, "sweep", "--sweep")(config)
+        listed = load_function(values.sweep, "sweep", "--sweep")
+        overrides = call(lambda: listed(config), f"--sweep={values.sweep}", values.sweep)
         recipe = common.find_recipe(config.get("recipe"))
         runs = sweep_runs(config, overrides, recipe.SETTINGS)
     should_stop = common.Stop()

@@ -9,14 +9,17 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from deepseek_jax.files import absolute, read_json, write_whole
-from launch.owner import names_in, owned, read_owner, shown
+from deepseek_jax.files import absolute, below, read_object, remove_folder, write_whole
+from launch.owner import OWNER, names_in, owned, read_owner, shown
 
 MARKER = "config.json"
 # Where a run takes place, not what it computes: these may change when it resumes
 PLACES = ("mesh", "xla_flags")
 # A claim that was interrupted leaves this file
 FRESH = f"{MARKER}.tmp"
+# What a start leaves before it computes anything: marks of the run and of its stages, and folders of datasets
+# that it built from files
+MARKS, BUILT = {MARKER, FRESH, "stage.json"}, "data"
 # Network file systems show a new file to other machines within so long
 SHARED_SECONDS = 60.0
 
@@ -38,7 +41,7 @@ def claim_workdir(workdir: Path, config: ConfigDict, may_change: bool = False):
     """Own a work directory while this run is at work in it, and mark it as this config's.
 
     The mark is config.json. Process 0 alone writes it and owns the directory; see owner.owned. If the body
-    raises before it writes anything else, the mark is removed, so that a corrected config can use the
+    raises before it has computed anything, what it wrote is removed, so that a corrected config can use the
     directory. Another mesh is no other config. may_change: another config of the same recipe may replace the
     mark, for a recipe that itself finds out what to run again. Raises ValueError, on all processes, where
     another run is at work there, where the directory belongs to another config (the fields that differ are
@@ -79,9 +82,21 @@ def _claimed(workdir, config, may_change):
             yield token
         # Not SystemExit: a run that was asked to stop keeps its directory to resume in
         except Exception:
-            if old is None and names_in(workdir) == {MARKER}:
-                (workdir / MARKER).unlink()
+            if old is None and not _has_results(workdir):
+                for name in names_in(workdir):
+                    path = workdir / name
+                    remove_folder(path) if path.is_dir() else path.unlink()
             raise
+
+
+def _has_results(workdir):
+    """Whether anything in the directory was computed."""
+    for path in below(workdir):
+        *folders, name = path.relative_to(workdir).parts
+        may_go = name in MARKS or name.startswith(OWNER) or BUILT in folders
+        if path.is_file() and not may_go:
+            return True
+    return False
 
 
 def _check_shared(workdir, token, failure, check):
@@ -135,7 +150,7 @@ def _owner(workdir, config, may_change):
     marker, new = workdir / MARKER, json.loads(config.to_json())
     if not marker.exists():
         return None
-    old = read_json(marker)
+    old = read_object(marker)
     differences = list(_differences(old, new))
     if differences and not (may_change and old.get("recipe") == new.get("recipe")):
         raise ValueError(

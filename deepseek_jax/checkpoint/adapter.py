@@ -22,7 +22,7 @@ from deepseek_jax.checkpoint.adapter_names import (
     to_tensors,
 )
 from deepseek_jax.checkpoint.folder import check_new, is_unfinished, whole_folder
-from deepseek_jax.files import as_path, read_json, staged, whole_file
+from deepseek_jax.files import as_path, read_json, read_object, staged, whole_file
 from deepseek_jax.models import ModelConfig
 from deepseek_jax.models.adapter_modules import EXPERTS, adapter_places, modules
 from deepseek_jax.models.adapters import Adapted
@@ -101,6 +101,18 @@ def _config(ranks, scale, base):
     }
 
 
+def adapter_scale(folder: str | Path):
+    """The scale of the adapter in a folder, by its small files. Raises ValueError as load_adapter does."""
+    folder = as_path(folder)
+    for name in (CONFIG, TENSORS):
+        if not (folder / name).is_file():
+            raise ValueError(
+                f"no adapter in {folder}: there is no {name}; give the folder adapter of a run, or one of "
+                "peft's"
+            )
+    return _scale(read_object(folder / CONFIG), folder / CONFIG)
+
+
 def load_adapter(folder: str | Path, config: ModelConfig, params, mesh: Mesh):
     """Read an adapter of peft's, or of save_adapter, beside the params of its base: -> Adapted.
 
@@ -109,11 +121,7 @@ def load_adapter(folder: str | Path, config: ModelConfig, params, mesh: Mesh):
     other weights. Beside int8 on one side alone, the weights that int8 rounds are not compared.
     """
     folder = as_path(folder)
-    for name in (CONFIG, TENSORS):
-        if not (folder / name).is_file():
-            raise ValueError(f"no adapter in {folder}: there is no {name}")
-    text = read_json(folder / CONFIG)
-    scale = _scale(text, folder / CONFIG)
+    scale = adapter_scale(folder)
     _check_base(folder, params)
     try:
         adapter = _arrays(config, load_file(staged(folder / TENSORS)))
@@ -135,6 +143,10 @@ def _scale(text, path):
             raise ValueError(
                 f"{path}: {field}={given!r} is not supported; it has to be {plain[0]!r}"
             )
+
+    for field in ("r", "lora_alpha"):
+        if type(text.get(field)) not in (int, float) or not text[field] > 0:
+            raise ValueError(f"{path}: {field}={text.get(field)!r} must be a number above 0")
 
     def scale(rank, alpha):
         return alpha / (math.sqrt(rank) if text.get("use_rslora") else rank)

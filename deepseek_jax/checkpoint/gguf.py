@@ -53,7 +53,9 @@ def _opened(path):
     try:
         reader = gguf.GGUFReader(path)
     except (ValueError, IndexError) as error:
-        raise ValueError(f"{path} is not a whole GGUF file: {error}") from error
+        raise ValueError(
+            f"{path} is not a whole GGUF file: {error}; take another copy of it"
+        ) from error
     return reader, _config(path, reader)
 
 

@@ -8,6 +8,7 @@ from deepseek_jax.checkpoint.folder import UNFINISHED, is_unfinished
 from deepseek_jax.files import as_path
 from deepseek_jax.models import ModelConfig, RopeScaling
 from deepseek_jax.ops.rope import yarn_mscale
+from deepseek_jax.settings import build
 
 ARCHITECTURES = {
     "deepseek_v3": "DeepseekV3ForCausalLM",
@@ -72,7 +73,7 @@ def read_json(folder: str | Path):
     try:
         raw = json.loads(path.read_text())
     except ValueError as error:
-        raise ValueError(f"{path} is not JSON: {error}") from error
+        raise ValueError(f"{path} is not JSON: {error}; take another copy of it") from error
     if not isinstance(raw, dict):
         raise ValueError(f"{path} holds a {type(raw).__name__}; it must be an object with fields")
     return raw
@@ -84,11 +85,14 @@ def parse_config(raw: dict):
     if family not in ARCHITECTURES:
         raise ValueError(f"model_type={family!r} is not one of {sorted(ARCHITECTURES)}")
     raw = {ALIASES.get(key, key): value for key, value in raw.items()}
+    for name in ("rope_parameters", "rope_scaling", "quantization_config"):
+        if not isinstance(raw.get(name) or {}, dict):
+            raise ValueError(f"{name}={raw[name]!r} must be an object with fields, or null")
     _check_fixed(raw)
     fields = {name: raw[name] for name in FIELDS if raw.get(name) is not None}
     missing = [name for name in _required(raw) if name not in fields]
     if missing:
-        raise ValueError(f"a {family} model lacks {', '.join(missing)}")
+        raise ValueError(f"a {family} model lacks {', '.join(missing)}; set them there")
     if family in ROUTERS:
         fields |= _router(raw)
         heads = raw["num_attention_heads"]
@@ -101,7 +105,7 @@ def parse_config(raw: dict):
         fields.pop("head_dim", None)
     if isinstance(raw.get("eos_token_id"), list):
         fields["eos_token_id"] = tuple(raw["eos_token_id"])
-    return ModelConfig(**fields | _rope(raw))
+    return build(ModelConfig, fields | _rope(raw), "config.json")
 
 
 def config_json(config: ModelConfig, *, dtype, fp8: bool = False, like: dict | None = None):
@@ -194,7 +198,7 @@ def _rope(raw):
         raise ValueError(
             f"the RoPE parameters of type {kind!r} lack factor; set it beside rope_type"
         )
-    scaling = None if kind == "default" else RopeScaling(rope_type=kind, **rope)
+    scaling = None if kind == "default" else dict(rope, rope_type=kind)
     return {"rope_theta": float(theta), "rope_scaling": scaling}
 
 

@@ -38,7 +38,7 @@ class HFFiles:
             found = get_local_safetensors_metadata(self.folder)
         except (NotASafetensorsRepoError, SafetensorsParsingError, FileNotFoundError) as error:
             raise ValueError(
-                f"{folder} holds no readable safetensors checkpoint: {error}"
+                f"{folder} holds no readable safetensors checkpoint: {error}; take another copy of it"
             ) from error
         # _start: where the data of each file begin
         self._info, self._file, self._start = {}, {}, {}
@@ -122,7 +122,9 @@ class HFFiles:
         while left:
             count = file.readinto(left)
             if not count:
-                raise ValueError(f"{file.name} is truncated: it ends {len(left)} bytes too early")
+                raise ValueError(
+                    f"{file.name} is truncated: it ends {len(left)} bytes too early; take another copy of it"
+                )
             left = left[count:]
 
     def _check_index(self):
@@ -133,10 +135,14 @@ class HFFiles:
         try:
             files = set(json.loads(path.read_text())["weight_map"].values())
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise ValueError(f"{path} is damaged: it has no weight_map ({error!r})") from error
+            raise ValueError(
+                f"{path} is damaged: it has no weight_map ({error!r}); take another copy of it"
+            ) from error
         for file in files:
             if not isinstance(file, str) or Path(file).name != file:
-                raise ValueError(f"{path} names {file!r}, which is not a file of its folder")
+                raise ValueError(
+                    f"{path} names {file!r}, which is not a file of its folder; take another copy of it"
+                )
 
     def _check_length(self, file, infos):
         path = self.folder / file
@@ -147,7 +153,10 @@ class HFFiles:
         for name, info in sorted(infos.items(), key=lambda item: item[1].data_offsets):
             if info.data_offsets[1] > available:
                 missing = info.data_offsets[1] - available
-                raise ValueError(f"{name} is truncated: {path} ends {missing} bytes before it does")
+                raise ValueError(
+                    f"{name} is truncated: {path} ends {missing} bytes before it does; take another copy "
+                    "of it"
+                )
 
     def _check_scale(self, name):
         if name + SCALE not in self._info:

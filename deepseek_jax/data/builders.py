@@ -12,11 +12,9 @@ from pathlib import Path
 
 import tensorflow_datasets as tfds
 
+from deepseek_jax.data.stored import INFO, stored_dataset, stored_records
 from deepseek_jax.files import as_path, is_remote, staged, upload
 from deepseek_jax.parallel.processes import first_process, from_each
-
-# A folder with this file is a whole dataset
-LAST = "dataset_info.json"
 
 
 class TextBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
@@ -57,7 +55,9 @@ class JsonlCorpus(TextBuilder):
                 raise ValueError(f"{place} has no text under 'text'; it has {sorted(record)}.")
             # JSON can hold half of a surrogate pair, and UTF-8 cannot
             if re.search("[\ud800-\udfff]", text):
-                raise ValueError(f"{place} has half of a surrogate pair, which is no character.")
+                raise ValueError(
+                    f"{place} has half of a surrogate pair, which is no character; remove it."
+                )
             yield number, {"text": text}
 
 
@@ -100,7 +100,7 @@ def parameter_digest(parameters):
 
 def build(builder, config, data_dir: str | Path, **more):
     """Random access to the documents of a TextBuilder class; see `prepared`."""
-    return prepared(builder, config, data_dir, **more).as_data_source(split="train")
+    return stored_records(prepared(builder, config, data_dir, **more), "train")
 
 
 def prepared(builder, config, data_dir: str | Path, **more):
@@ -131,7 +131,7 @@ def prepared(builder, config, data_dir: str | Path, **more):
         raise ValueError(f"process 0 could not build the corpus: {message}")
     # This process or the first one has built it by now
     if is_remote(data_dir):
-        return tfds.builder_from_directory(staged(folder))
+        return stored_dataset(folder)
     return builder(data_dir=data_dir, **options)
 
 
@@ -144,9 +144,9 @@ def _build(builder, options, data_dir):
     with tempfile.TemporaryDirectory() as place:
         local = builder(data_dir=place, **options)
         target = as_path(data_dir) / Path(local.data_dir).relative_to(place).as_posix()
-        if not (target / LAST).exists():
+        if not (target / INFO).exists():
             local.download_and_prepare()
-            upload(local.data_dir, target, last=LAST)
+            upload(local.data_dir, target, last=INFO)
     return str(target)
 
 
@@ -164,7 +164,9 @@ def json_lines(path: str | Path):
                     record = json.loads(line.decode())
                 # The UnicodeDecodeError of such a line is a ValueError too
                 except ValueError as error:
-                    raise ValueError(f"{place} is not JSON: {error}") from error
+                    raise ValueError(
+                        f"{place} is not JSON: {error}; give {{...}} on each line."
+                    ) from error
                 if not isinstance(record, dict):
                     raise ValueError(f"{place} is not a JSON object; give {{...}} on each line.")
                 yield place, record

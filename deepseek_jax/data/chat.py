@@ -139,7 +139,22 @@ def _render_chat(tokenizer, question):
             'set it to "r1_zero" or to a text that contains {question}.'
         )
     messages = [{"role": "user", "content": question}]
-    return tokenizer.chat.apply_chat_template(messages, add_generation_prompt=True)["input_ids"]
+    return _by_template(tokenizer, messages, add_generation_prompt=True)["input_ids"]
+
+
+def _by_template(tokenizer, messages, **how):
+    """transformers' apply_chat_template; raises ValueError where the template cannot be run."""
+    try:
+        return tokenizer.chat.apply_chat_template(messages, **how)
+    # Of any kind: the template is a program, which jinja runs in a sandbox
+    except Exception as error:
+        line = getattr(error, "lineno", None)
+        place = "" if line is None else f" in line {line}"
+        raise ValueError(
+            f"the tokenizer's chat template fails{place}: {type(error).__name__}: {error}; correct the field "
+            "chat_template of its tokenizer_config.json, or its chat_template.jinja, or set template to "
+            '"r1_zero" or to a text that contains {question}.'
+        ) from error
 
 
 def _chat_contexts(tokenizer, messages, template):
@@ -149,7 +164,7 @@ def _chat_contexts(tokenizer, messages, template):
         render_prompt(tokenizer, messages[-2]["content"], template=template)
     hidden = [m | {"content": OWN_TEXT} if m["role"] == "assistant" else m for m in messages]
     ends = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
-    render = partial(tokenizer.chat.apply_chat_template, tokenize=False)
+    render = partial(_by_template, tokenizer, tokenize=False)
     written = render(hidden).split(OWN_TEXT)
     # The same texts as generation prompts write them: what a policy reads before it samples
     asked = [render(hidden[:i], add_generation_prompt=True).split(OWN_TEXT)[-1] for i in ends]

@@ -67,7 +67,9 @@ def _metadata(path):
     try:
         fields = gguf.GGUFReader(path).fields
     except (ValueError, IndexError) as error:
-        raise ValueError(f"{path} is not a whole GGUF file: {error}") from error
+        raise ValueError(
+            f"{path} is not a whole GGUF file: {error}; take another copy of it"
+        ) from error
     metadata = {
         key.removeprefix(PREFIX): field.contents()
         for key, field in fields.items()

@@ -9,7 +9,8 @@ import tensorflow_datasets as tfds
 
 from deepseek_jax.data.builders import JsonlConfig, TextBuilder, build, json_lines
 from deepseek_jax.data.sources import RANDOM_ACCESS_FORMATS, read
-from deepseek_jax.files import as_path, staged
+from deepseek_jax.data.stored import stored_dataset, stored_records
+from deepseek_jax.files import as_path
 
 ROLES = ("system", "user", "assistant")
 DERIVED_FROM = "derived_from"
@@ -130,12 +131,7 @@ def _outside_in(record):
 
 
 def _tfds_conversations(path, split):
-    if not (as_path(path) / "dataset_info.json").is_file():
-        raise ValueError(
-            f"path='{path}' is not a TFDS dataset: there is no dataset_info.json; set it to the folder of a "
-            f"version, as DATA_DIR/NAME/1.0.0, or to a jsonl file of lines such as {EXAMPLE}"
-        )
-    builder = tfds.builder_from_directory(staged(path))
+    builder = stored_dataset(path, f"a jsonl file of lines such as {EXAMPLE}")
     features = builder.info.features
     fields = getattr(features["messages"] if "messages" in features else None, "feature", None)
     if not isinstance(fields, tfds.features.FeaturesDict) or not {"role", "content"} <= {*fields}:
@@ -146,18 +142,7 @@ def _tfds_conversations(path, split):
     file_format = builder.info.file_format.value
     if file_format != RANDOM_ACCESS_FORMATS[0]:
         raise ValueError(f"path='{path}' is stored as {file_format}; prepare it as array_record")
-    try:
-        source = builder.as_data_source(split=split)
-    except ValueError as error:
-        raise ValueError(
-            f"path='{path}' has no split={split!r}; set split to one of "
-            f"{', '.join(builder.info.splits)}, or to a slice: {error}"
-        ) from error
-    if not len(source):
-        raise ValueError(
-            f"path='{path}' has no conversations in split={split!r}; set another split"
-        )
-    return Conversations(source, path)
+    return Conversations(stored_records(builder, split, path), path)
 
 
 def _parse_message(place, message):
@@ -178,7 +163,7 @@ def _text(place, key, value):
         raise ValueError(f"{place} has no text under {key!r}.")
     # JSON can hold half of a surrogate pair, and UTF-8 cannot
     if re.search("[\ud800-\udfff]", value):
-        raise ValueError(f"{place} has half of a surrogate pair, which is no character.")
+        raise ValueError(f"{place} has half of a surrogate pair, which is no character; remove it.")
     return value
 
 

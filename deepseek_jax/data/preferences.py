@@ -43,7 +43,10 @@ def parse_preference(kind: str, place: str, record):
         answered = [*messages, {"role": "assistant", "content": record[field]}]
         parsed = parse_conversation(place, record | {"messages": answered})
     if len(set(responses)) < len(responses):
-        raise ValueError(f"{place} chooses {responses[0][:80]!r} over itself.")
+        raise ValueError(
+            f"{place} chooses {responses[0][:80]!r} over itself; leave the pair out, or correct one of "
+            "the two."
+        )
     more = {}
     if kind == "safety":
         if not isinstance(record.get("safe"), bool):

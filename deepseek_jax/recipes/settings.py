@@ -6,7 +6,7 @@ from deepseek_jax.data.chat import Template
 from deepseek_jax.models.adapters import AdapterSettings
 from deepseek_jax.models.config import ModelConfig, RunSettings, names_architecture
 from deepseek_jax.recipes.pretrain.settings import BaseSettings
-from deepseek_jax.settings import Natural, Settings, Several, added, build
+from deepseek_jax.settings import Seed, Settings, Several, added, build
 from deepseek_jax.worlds.arithmetic.corpus import PROMPT_TEMPLATE
 
 
@@ -20,7 +20,7 @@ class PolicyRun(Settings):
     """
 
     recipe: str
-    seed: Natural = 0
+    seed: Seed = 0
     model: dict = dataclasses.field(default_factory=dict)
     mesh: dict = dataclasses.field(default_factory=dict)
     init_from: str | None = None

@@ -144,19 +144,22 @@ def load_policy(
             f"tokenizer=None: the parameters in {path} have no tokenizer with them; set tokenizer to a "
             "world, a Hugging Face folder or a .gguf file"
         )
-    if not saved:
-        path = str(checkpoint_path(path))
-        tokenizer = load_tokenizer(path)
+    path = path if saved else str(checkpoint_path(path))
+    # Everything that shows in small files, before gigabytes of parameters are read
     if (as_path(path) / "config.json").exists():
-        # Before gigabytes of parameters are read
         check_architecture(model, read_config(path), path)
+    if not saved:
+        tokenizer = load_tokenizer(path)
+    # Without a chat template there is no end of a turn; the first prompt raises the ValueError about it
+    has_turns = template != "chat" or tokenizer.chat is not None
+    if has_turns:
+        end_of_turn(tokenizer, template)
     config, params = load_params(path, dtype, mesh)
     # A .gguf file has no config.json
     check_architecture(model, config, path)
     config = dataclasses.replace(config, **dataclasses.asdict(how))
     check_vocabulary(config, tokenizer)
-    # Without a chat template there is no end of a turn; the first prompt raises the ValueError about it
-    if template != "chat" or tokenizer.chat is not None:
+    if has_turns:
         config = ending_turns(config, tokenizer, template)
     return Policy(config, params, tokenizer, template)
 
@@ -166,7 +169,8 @@ def check_vocabulary(config: ModelConfig, tokenizer: Tokenizer):
     # Under jit a token beyond the embedding would raise no error
     if tokenizer.vocab_size > config.vocab_size:
         raise ValueError(
-            f"model.vocab_size={config.vocab_size} is below the tokenizer's {tokenizer.vocab_size}"
+            f"model.vocab_size={config.vocab_size} is below the tokenizer's {tokenizer.vocab_size}; "
+            "raise it"
         )
     beyond = [token for token in config.eos_ids if not 0 <= token < config.vocab_size]
     if beyond:
@@ -199,7 +203,7 @@ def fitting(examples, max_prompt_length: int, kind: str):
         shortest = min(len(example["prompt_ids"]) for example in examples)
         raise ValueError(
             f"max_prompt_length={max_prompt_length} is below all {len(examples)} {kind} prompts; the "
-            f"shortest has {shortest} tokens"
+            f"shortest has {shortest} tokens; raise it"
         )
     if len(fits) < len(examples):
         say(

@@ -11,6 +11,7 @@ from deepseek_jax.settings import (
     Natural,
     NonNegative,
     PositiveShare,
+    Seed,
     Settings,
     Weights,
     added,
@@ -62,7 +63,7 @@ class AskSettings(Settings):
     """
 
     sampling: SamplingSettings
-    seed: Natural = 0
+    seed: Seed = 0
     chunk_size: Count = 64
     teacher_processes: Count = 1
 

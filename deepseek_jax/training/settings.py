@@ -4,7 +4,7 @@ import dataclasses
 from typing import Literal
 
 from deepseek_jax.errors import at
-from deepseek_jax.settings import Count, Natural, Positive, Settings, Several, added
+from deepseek_jax.settings import Count, Positive, Seed, Settings, Several, added
 from deepseek_jax.training.optimizer import OptimizerSettings
 
 
@@ -68,7 +68,7 @@ class LoopSettings(Settings):
 class FitSettings(LoopSettings):
     """The settings of training.loop.fit. micro_batches: parts of a batch that an update computes in turn."""
 
-    seed: Natural = 0
+    seed: Seed = 0
     micro_batches: Count = 1
 
 

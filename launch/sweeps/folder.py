@@ -10,7 +10,7 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
-from deepseek_jax.files import read_json, write_whole
+from deepseek_jax.files import read_object, write_whole
 from launch.engines import Job
 from launch.owner import names_in, owned
 from launch.sweeps.runs import Run
@@ -37,10 +37,10 @@ class Folder:
             return
         record = self._record()
         for name, given in self.identity.items():
-            if record[name] != given:
+            if record.get(name) != given:
                 raise ValueError(
-                    f"{self.path} belongs to another sweep, and is left as it is: --{name} is {record[name]} "
-                    f"there, and {given} here; give another --workdir"
+                    f"{self.path} belongs to another sweep, and is left as it is: --{name} is "
+                    f"{record.get(name)} there, and {given} here; give another --workdir"
                 )
 
     def claimed(self, wait: Callable):
@@ -102,7 +102,7 @@ class Folder:
     def complete(self):
         """{name: config} of the runs that are complete."""
         path = self.path / COMPLETE
-        return read_json(path) if path.exists() else {}
+        return read_object(path) if path.exists() else {}
 
     def log(self, name: str):
         """The file with a run's output."""
@@ -113,7 +113,7 @@ class Folder:
 
     def _record(self):
         path = self.path / SWEEP
-        return read_json(path) if path.exists() else {}
+        return read_object(path) if path.exists() else {}
 
     def _write(self, name, content):
         write_whole(self.path / name, json.dumps(content, indent=1))

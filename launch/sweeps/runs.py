@@ -30,6 +30,11 @@ def sweep_runs(config: ConfigDict, overrides: list[dict], settings: type):
     have the same name, and where a run's config does not fit the recipe.
     """
     runs = []
+    if not isinstance(overrides, (list, tuple)) or not all(map(_are_overrides, overrides)):
+        raise ValueError(
+            f"--sweep: sweep(config) returned {overrides!r}; it must return a list of dicts, "
+            '{"FIELD": VALUE} for each run'
+        )
     for fields in overrides:
         name = file_name(",".join(f"{k}={v}" for k, v in fields.items()))
         changed = config.copy_and_resolve_references()
@@ -46,6 +51,10 @@ def sweep_runs(config: ConfigDict, overrides: list[dict], settings: type):
     if not runs:
         raise ValueError("--sweep: sweep(config) names no runs")
     return runs
+
+
+def _are_overrides(fields):
+    return isinstance(fields, dict) and all(isinstance(name, str) for name in fields)
 
 
 def file_name(text: str):

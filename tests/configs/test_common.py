@@ -32,9 +32,9 @@ def test_a_bool_can_be_switched_off():
     "arg, words",
     [
         ("runlocl", "did you mean runlocal? allowed: runlocal, seed"),
-        ("seed=abc", "seed needs a int, given 'abc'"),
-        ("seed=1.5", "seed needs a int, given '1.5'"),
-        ("seed", "seed needs a int, given no value"),
+        ("seed=abc", "seed needs an int, given 'abc'"),
+        ("seed=1.5", "seed needs an int, given '1.5'"),
+        ("seed", "seed needs an int, given no value"),
         ("runlocal=1", "write --config=FILE:runlocal=true or false"),
         ("seed=1,seed=2", "'seed' is given twice"),
     ],

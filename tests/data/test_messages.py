@@ -92,7 +92,9 @@ def test_a_prepared_dataset_gives_its_conversations(tmp_path):
 def test_a_dataset_that_does_not_fit_is_refused(tmp_path):
     """Oracle: the words a reader needs."""
     folder = prepare(Chats, tmp_path)
-    with pytest.raises(ValueError, match="^path=.* has no split='train'; set split to one of test"):
+    with pytest.raises(
+        ValueError, match="^path=.* has no records in split='train'; choose from test"
+    ):
         read_conversations(folder, None)
     with pytest.raises(ValueError, match="^path=.* is not a TFDS dataset"):
         read_conversations(tmp_path, None)

@@ -82,7 +82,7 @@ def test_a_split_without_documents_is_refused(pages, split):
     """Oracle: the message names the split, and those that there are."""
     with pytest.raises(ValueError) as error:
         tfds_documents(pages, split)
-    assert f"no documents in split={split!r}; choose from train, validation" in str(error.value)
+    assert f"no records in split={split!r}; choose from train, validation" in str(error.value)
 
 
 def test_a_folder_or_a_dataset_of_another_kind_is_refused(tmp_path):

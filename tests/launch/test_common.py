@@ -1,5 +1,6 @@
 """The functions that the programs share."""
 
+import errno
 import io
 import signal
 import subprocess
@@ -92,3 +93,43 @@ def test_a_programs_help_lists_the_flags_that_it_shares(name, flag):
     command = [sys.executable, ROOT / "launch" / f"{name}.py", "--help"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert f"\n  {flag}: " in done.stdout and "--verbosity" not in done.stdout
+
+
+def chained(first, *causes):
+    """An error that was raised from others, the last of them the first to happen."""
+    error = first
+    for cause in causes:
+        error.__cause__ = cause
+        error = cause
+    return first
+
+
+FULL = OSError(errno.ENOSPC, "No space left on device", "w/metrics.jsonl")
+REFUSED = [
+    (FULL, "w/metrics.jsonl", "free space on that disk"),
+    (OSError(errno.EROFS, "Read-only file system", "w/x"), "w/x", "make that file system writable"),
+    (PermissionError(errno.EACCES, "Permission denied", "d"), "'d'", "the right to read and write"),
+    # As tensorstore says it
+    (ValueError("RESOURCE_EXHAUSTED: No space left on device [28]"), "[28]", "free space on that"),
+    (chained(RuntimeError("a save failed"), KeyError("x"), FULL), "w/metrics.jsonl", "free space"),
+]
+
+
+@pytest.mark.parametrize("error, place, remedy", REFUSED)
+def test_a_disk_that_is_full_or_closed_is_one_message_with_the_remedy(error, place, remedy, capsys):
+    """Oracle: by hand: status 2, the path and the remedy, whatever libraries make of the system's error."""
+    with pytest.raises(SystemExit) as end, common.one_message():
+        raise error
+    said = capsys.readouterr().err
+    assert end.value.code == 2 and said.count("error: ") == 1
+    assert place in said and remedy in said and "start the same command again" in said
+
+
+@pytest.mark.parametrize(
+    "error", [FileNotFoundError(2, "No such file"), KeyError("x"), OSError("?")]
+)
+def test_other_errors_keep_their_traceback(error):
+    """Oracle: the very error."""
+    with pytest.raises(type(error)) as raised, common.one_message():
+        raise error
+    assert raised.value is error

@@ -136,6 +136,18 @@ def test_a_failed_start_gives_the_directory_back(tmp_path):
     assert contents(tmp_path)
 
 
+def test_a_start_that_fails_after_it_built_data_gives_the_directory_back(tmp_path):
+    """Oracle: an empty directory, which a corrected config can claim; empty folders go too."""
+    with pytest.raises(ValueError, match="no such file"), claim_workdir(tmp_path, config()):
+        for name in ("data/corpus/1.0.0/texts", "judge/data/x", "text/stage.json"):
+            (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / name).write_text("built")
+        (tmp_path / "tensorboard").mkdir()
+        raise ValueError("no such file")
+    assert not list(tmp_path.iterdir())
+    claim(tmp_path, config(seed=1))
+
+
 @pytest.mark.parametrize("left", ["in an earlier run", "before it failed"])
 def test_a_directory_with_results_is_not_given_back(tmp_path, left):
     """Oracle: its files by name."""

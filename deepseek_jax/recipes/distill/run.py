@@ -12,6 +12,7 @@ from pathlib import Path
 from rich.console import Console
 
 from deepseek_jax.checkpoint.hf_config import read_config
+from deepseek_jax.data.tokenizer import check_checkpoint
 from deepseek_jax.distill import compute
 from deepseek_jax.errors import at
 from deepseek_jax.parallel.processes import first_process, say
@@ -106,6 +107,12 @@ def _conclude(
 
 def _check(settings: DistillSettings, mesh):
     """Raise ValueError where a student's rows do not split over the mesh, and for an unknown reward."""
+    named = {f"starts.{name}.init_from": s.init_from for name, s in settings.starts.items()}
+    named["teacher.path"] = None if settings.teacher is None else settings.teacher.path
+    for field, path in named.items():
+        with at(field):
+            if path is not None:
+                check_checkpoint(path)
     for name, student in settings.students.items():
         with at(f"students.{name}"):
             check_rows(student, mesh)

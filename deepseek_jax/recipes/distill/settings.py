@@ -23,6 +23,7 @@ from deepseek_jax.settings import (
     NonNegative,
     Positive,
     PositiveShare,
+    Seed,
     Several,
     added,
 )
@@ -178,7 +179,7 @@ class DistillSettings:
     """
 
     recipe: str
-    seed: Natural
+    seed: Seed
     template: Template
     tasks: dict[str, TaskSettings]
     starts: dict[str, StartSettings]

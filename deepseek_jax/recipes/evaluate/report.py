@@ -52,4 +52,4 @@ def _read_problems(path):
         error = "it has no problems"
     except (OSError, ValueError) as cause:
         error = cause
-    raise ValueError(f"{path} is no results.json of an evaluation: {error}")
+    raise ValueError(f"{path} is no results.json of an evaluation: {error}; correct the path")

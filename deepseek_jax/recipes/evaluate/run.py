@@ -11,6 +11,7 @@ import numpy as np
 from etils.epath import Path
 
 from deepseek_jax.checkpoint import is_orbax
+from deepseek_jax.checkpoint.adapter import adapter_scale
 from deepseek_jax.data.chat import render_question
 from deepseek_jax.data.tokenizer import checkpoint_path
 from deepseek_jax.errors import at
@@ -85,7 +86,9 @@ def files_hash(checkpoint: str, field: str = "checkpoint"):
     path = checkpoint_path(checkpoint)
     files = sorted(below(path)) if path.is_dir() else [path] if path.exists() else []
     if not files:
-        raise ValueError(f"config.{field}={checkpoint!r}: there is nothing at this path")
+        raise ValueError(
+            f"config.{field}={checkpoint!r}: there is nothing at this path; correct it"
+        )
     found = [(str(f.relative_to(path)), *_size_and_time(f)) for f in files if f.is_file()]
     return content_hash(found)
 
@@ -113,6 +116,9 @@ def _policy(settings: EvaluateSettings, mesh):
             "file; other checkpoints have their own tokenizer, so leave it out"
         )
     tokenizer = named_tokenizer(name) if ours else None
+    with at("config.adapter"):
+        if settings.adapter is not None:
+            adapter_scale(settings.adapter)
     with at("config.checkpoint"):
         policy = load_policy(
             settings.checkpoint,

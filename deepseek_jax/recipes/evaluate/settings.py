@@ -4,7 +4,7 @@ import dataclasses
 from typing import Literal
 
 from deepseek_jax.data.chat import Template
-from deepseek_jax.settings import Count, Natural, NonNegative, PositiveShare
+from deepseek_jax.settings import Count, NonNegative, PositiveShare, Seed
 
 MAX_COMPLETION_LENGTH = 32768  # section 3 of version 1
 # From R1's model card
@@ -41,7 +41,7 @@ class EvaluateSettings:
     tokenizer: str | None = None
     adapter: str | None = None
     dtype: Literal["float32", "bfloat16"] = "float32"
-    seed: Natural = 0
+    seed: Seed = 0
     slots: Count = 32
     save_every: Count = 64
     mesh: dict = dataclasses.field(default_factory=dict)

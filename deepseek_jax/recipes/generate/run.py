@@ -16,6 +16,7 @@ from jax.sharding import Mesh
 from deepseek_jax.checkpoint import is_orbax, save_orbax
 from deepseek_jax.checkpoint.folder import fingerprint
 from deepseek_jax.data.questions import distinct, evaluation_texts, read_questions
+from deepseek_jax.data.tokenizer import check_checkpoint
 from deepseek_jax.errors import at
 from deepseek_jax.files import read_json
 from deepseek_jax.models import build_model, how_to_run
@@ -165,6 +166,8 @@ def _checkpoint(settings: GenerateSettings, run: Run, own: Mesh, questions: list
     Pre-trains a base first, on the mesh of all processes. own: the mesh that the Policy is read on.
     """
     if settings.init_from is not None:
+        with at("init_from"):
+            check_checkpoint(settings.init_from)
         # Not the architecture, which the checkpoint has to have
         named = {"init_from": fingerprint(settings.init_from), "model": how_to_run(settings.model)}
         named["tokenizer"] = settings.tokenizer

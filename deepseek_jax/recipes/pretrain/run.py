@@ -4,6 +4,7 @@ read documents -> random parameters, or a checkpoint's -> train each stage -> he
 multi-token prediction speeds up decoding -> report.
 """
 
+import contextlib
 import itertools
 from pathlib import Path
 
@@ -115,7 +116,8 @@ def _prepare(settings: PretrainSettings, mesh: Mesh):
         tokenizer = named_tokenizer(settings.data.tokenizer)
     with at("data"):
         check_fim_rate(settings.data.fim_rate, tokenizer)
-    model, params = _starting_point(settings, mesh)
+    with at("init_from") if settings.init_from is not None else contextlib.nullcontext():
+        model, params = _starting_point(settings, mesh)
     check_vocabulary(model, tokenizer)
     return tokenizer, model, params, settings.checked_stages(model, mesh)
 

@@ -10,10 +10,10 @@ from deepseek_jax.parallel.shard import check_batch, check_splits
 from deepseek_jax.settings import (
     Count,
     CountBySteps,
-    Natural,
     NonNegative,
     NonNegativeBySteps,
     Positive,
+    Seed,
     Several,
     Share,
     build,
@@ -159,7 +159,7 @@ class PretrainSettings:
     """
 
     recipe: str
-    seed: Natural
+    seed: Seed
     model: dict
     data: CorpusSettings
     stages: dict[str, StageSettings]

@@ -7,6 +7,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from deepseek_jax.data.builders import TextBuilder, build, parameter_digest, prepared
+from deepseek_jax.data.stored import stored_records
 from deepseek_jax.data.tasks import Task
 from deepseek_jax.worlds.bilingual import corpus as bilingual_corpus
 from deepseek_jax.worlds.bilingual import preferences as bilingual_preferences
@@ -129,7 +130,7 @@ class BilingualExamples(tfds.core.GeneratorBasedBuilder, skip_registration=True)
 
 
 def _examples(builder, split):
-    source = builder.as_data_source(split=split)
+    source = stored_records(builder, split)
     return [
         {k: v.decode() if isinstance(v, bytes) else float(v) for k, v in record.items()}
         for record in (source[i] for i in range(len(source)))

@@ -1,0 +1,134 @@
+"""Datasets as TFDS stores them on disk: opened only if all of their files are whole, and never as code."""
+
+import bisect
+import itertools
+import json
+from pathlib import Path
+
+import tensorflow_datasets as tfds
+from array_record.python import array_record_module
+
+from deepseek_jax.files import as_path, staged
+
+# Every dataset has this file; of one that is being built it is the last
+INFO = "dataset_info.json"
+# In features.json, fields that name a Python class, which TFDS imports
+CLASS_FIELDS = ("pythonClassName", "python_class_name", "type")
+FEATURES = "tensorflow_datasets."
+WHOLE = "copy or prepare the dataset anew"
+
+
+def stored_dataset(path: str | Path, instead: str = "a jsonl file"):
+    """A TFDS builder of the prepared dataset at path, the folder of one version.
+
+    instead: what path may be as well, for messages.
+
+    Raises ValueError where there is none, where its description cannot be read, and where that names a class
+    of another package than tensorflow_datasets: reading it would import, hence run, that package.
+    """
+    if not (as_path(path) / INFO).is_file():
+        raise ValueError(
+            f"path='{path}' is not a TFDS dataset: there is no {INFO}; set it to the folder of a "
+            f"version, as DATA_DIR/NAME/1.0.0, or to {instead}"
+        )
+    folder = staged(path)
+    try:
+        features = json.loads((folder / "features.json").read_text())
+        foreign = next((name for name in _classes(features) if not name.startswith(FEATURES)), None)
+        if foreign is None:
+            return tfds.builder_from_directory(folder)
+    # Of any kind: json, protobuf and TFDS raise errors of their own
+    except Exception as error:
+        raise ValueError(
+            f"path='{path}' is a damaged TFDS dataset: {type(error).__name__}: {error}; {WHOLE}"
+        ) from error
+    raise ValueError(
+        f"path='{path}': features.json names the class {foreign}, which would be imported; prepare the "
+        "dataset with features of tensorflow_datasets alone"
+    )
+
+
+def stored_records(builder, split: str, path: str | Path | None = None):
+    """Random access to the records of a split, or of a slice of one.
+
+    path: as the user gave it; None for a dataset that this project has built. Raises ValueError where there
+    is no such split, and, naming the file, where one of the split's is missing, cut short or damaged: at once
+    where its index shows that, else when a damaged record is read. A reader of array_record would wait for
+    ever for the records of a cut file.
+    """
+    try:
+        parts = builder.info.splits[split].file_instructions
+        if not parts:
+            raise ValueError("the slice is empty")
+    except ValueError as error:
+        raise ValueError(
+            f"path='{path}' has no records in split={split!r}; choose from "
+            f"{', '.join(builder.info.splits)}, or a slice: {error}"
+        ) from error
+    given = "" if path is None else f"path='{path}': "
+    remedy = f"remove {builder.data_path}, and it is built anew" if path is None else WHOLE
+    if builder.info.file_format.value == "array_record":
+        for part in parts:
+            _check_length(given, part, remedy)
+        return Records(builder.as_data_source(split=split), parts, given, remedy)
+    try:
+        return builder.as_data_source(split=split)
+    except (OSError, ValueError) as error:
+        files = " or ".join(sorted({str(part.filename) for part in parts}))
+        raise ValueError(f"{given}{files} cannot be read ({error}); {remedy}") from error
+
+
+class Records:
+    """The records of a source of array_record files; a damaged one raises ValueError, naming its file.
+
+    parts: TFDS's file instructions, in the order of the records. given, remedy: begin and end the message.
+    """
+
+    def __init__(self, source, parts, given: str, remedy: str):
+        self._source, self._given, self._remedy = source, given, remedy
+        self._files = [str(part.filename) for part in parts]
+        self._ends = list(itertools.accumulate(part.take for part in parts))
+
+    def __len__(self):
+        return len(self._source)
+
+    def __getitem__(self, index: int):
+        return self.__getitems__([index])[0]
+
+    def __getitems__(self, indices):
+        try:
+            return self._source.__getitems__(indices)
+        except RuntimeError as error:
+            files = {self._files[bisect.bisect_right(self._ends, index)] for index in indices}
+            raise ValueError(
+                f"{self._given}{' or '.join(sorted(files))} is damaged ({error}); {self._remedy}"
+            ) from error
+
+
+def _classes(tree):
+    """The Python classes that a parsed features.json names."""
+    entries = tree.items() if isinstance(tree, dict) else enumerate(tree)
+    for key, value in entries:
+        if key in CLASS_FIELDS and isinstance(value, str) and "." in value:
+            yield value
+        elif isinstance(value, (dict, list)):
+            yield from _classes(value)
+
+
+def _check_length(given, part, remedy):
+    path, length = str(part.filename), part.examples_in_shard
+    if not Path(path).is_file():
+        raise ValueError(f"{given}{path} is missing; {remedy}")
+    # A reader of a file that was cut anywhere has no records, and says why when it is closed
+    found, cause = 0, ""
+    try:
+        reader = array_record_module.ArrayRecordReader(path)
+        found = reader.num_records()
+        reader.close()
+    except RuntimeError as error:
+        cause = f" ({error})"
+    if found != length:
+        raise ValueError(
+            f"{given}{path} is cut short or damaged: {found} of its {length} records can be read{cause}; "
+            f"{remedy}"
+        )

@@ -1,0 +1,432 @@
+"""Mistakes in flags, plans, sweeps and work directories; see bad_inputs.py."""
+
+from tests.reliability.goods import both, swept, write
+
+SWEEP = "sweep sft_small --sweep=sweep.py"
+
+FLAGS = [
+    ("train", "flag --config=None: Flag --config must have a value other than None."),
+    ("train sft_small --wrkdir=x", "Unknown command line flag 'wrkdir'. Did you mean: workdir ?"),
+    ("train sft_small x", "x is not a flag; use --config.FIELD=VALUE"),
+    (
+        "train sft_small --profile=5",
+        (
+            "--profile=5 is not STEP:COUNT, a step from 0 and a number of steps from 1; for "
+            "example, --profile=100:3 traces steps 100, 101 and 102"
+        ),
+    ),
+    (
+        "train sft_small --profile=0:0",
+        (
+            "--profile=0:0 is not STEP:COUNT, a step from 0 and a number of steps from 1; for"
+            " example, --profile=100:3 traces steps 100, 101 and 102"
+        ),
+    ),
+    (
+        "train sft_small --watchdog=-1",
+        "--watchdog=-1.0 must be at least 1, in medians of earlier steps; 0 for no watchdog",
+    ),
+    ("train sft_small --watchdog=x", "flag --watchdog=x: could not convert string to float: 'x'"),
+    ("train sft_small --wandb=a/b/c", "--wandb=a/b/c is not PROJECT or ENTITY/PROJECT"),
+    (
+        "train sft_small --distributed=maybe",
+        "flag --distributed=maybe: value should be one of <auto|yes|no>",
+    ),
+    (
+        "train sft_small --flagfile=none.txt",
+        "ERROR:: Unable to open flagfile: [Errno 2] No such file or directory: 'none.txt'",
+    ),
+    ("generate sft_small", "config.recipe='sft' is for launch/train.py"),
+    (
+        "generate generate_small --adapter=none",
+        "config.adapter='none' belongs to a checkpoint, and init_from=None; set init_from",
+    ),
+    (
+        "generate generate_small --config.data.num_prompts=100000",
+        "config.data.num_prompts=100000 is above the 4096 different questions; lower it",
+    ),
+    (
+        "generate generate_small --config.keep.near_duplicates=2",
+        "config.keep.near_duplicates=2.0 must be above 0 and at most 1",
+    ),
+    (
+        "generate generate_small --config.keep.at_least={'x':1.0}",
+        (
+            "config.keep.at_least.x=1.0 is not of a reward; allowed: language_consistency, "
+            "puzzle_answer, think_answer_format, reward"
+        ),
+    ),
+    (
+        "generate generate_small --config.teacher_processes=3",
+        (
+            "config.teacher_processes: 1 processes do not split into groups of 3; set it to a"
+            " divisor of 1"
+        ),
+    ),
+    ("evaluate", "flag --checkpoint=None: Flag --checkpoint must have a value other than None."),
+    (
+        "evaluate --checkpoint=model",
+        "flag --data=None: Flag --data must have a value other than None.",
+    ),
+    (
+        "evaluate --checkpoint=model --data=",
+        "--data=() names no problems; give a jsonl file or a small world's task",
+    ),
+    (
+        "evaluate --checkpoint=none --data=arithmetic",
+        "--checkpoint='none': there is nothing at this path; correct it",
+    ),
+    (
+        "evaluate --checkpoint=model --data=arithmetik",
+        (
+            "--data='arithmetik' is neither a .jsonl file nor a world's task; did you mean "
+            "arithmetic? allowed: arithmetic, word_arithmetic, bilingual_puzzles, "
+            "bilingual_requests"
+        ),
+    ),
+    ("evaluate --checkpoint=model --data=arithmetic --samples=0", "--samples=0 must be at least 1"),
+    (
+        "evaluate --checkpoint=model --data=arithmetic --samples=x",
+        "flag --samples=x: invalid literal for int() with base 10: 'x'",
+    ),
+    (
+        "evaluate --checkpoint=model --data=arithmetic --temperature=-1",
+        "--temperature=-1.0 must be at least 0",
+    ),
+    (
+        "evaluate --checkpoint=model --data=arithmetic --top_p=0",
+        "--top_p=0.0 must be above 0 and at most 1",
+    ),
+    (
+        "evaluate --checkpoint=model --data=arithmetic --dtype=float64",
+        "--dtype='float64' is not allowed; did you mean bfloat16? allowed: float32, bfloat16",
+    ),
+    (
+        "evaluate --checkpoint=model --data=arithmetic --template=ask",
+        '--template=\'ask\' must be "chat", "r1_zero" or a text with {question} in it',
+    ),
+    (
+        "evaluate --checkpoint=model --data=arithmetic --mesh=fsdp=x",
+        "--mesh=fsdp=x is not AXIS=SIZE,AXIS=SIZE with whole numbers; the axes are slices...",
+    ),
+    (
+        "evaluate --checkpoint=model --data=arithmetic --mesh=fsdp=3",
+        (
+            "--mesh.fsdp=3 make 3, which does not divide the 8 devices; change one of them, "
+            "or set one to -1"
+        ),
+    ),
+    (
+        "evaluate --checkpoint=model --data=arithmetic --mesh=fspd=2",
+        "--mesh=fspd=2 is not AXIS=SIZE,AXIS=SIZE with whole numbers; the axes are slices...",
+    ),
+    (
+        "evaluate --checkpoint=model --data=arithmetic --against=none.json",
+        "--against: none.json is no results.json of an evaluation: ...; correct the path",
+    ),
+    (
+        "evaluate --checkpoint=model --data=arithmetic --against=bad.json",
+        "--against: bad.json is no results.json of an evaluation: ...; correct the path",
+        write("bad.json", "{"),
+    ),
+    (
+        "evaluate --checkpoint=model --data=arithmetic --against=bad.json",
+        "--against: bad.json is no results.json of an evaluation: ...; correct the path",
+        write("bad.json", "[]"),
+    ),
+    (
+        "evaluate --checkpoint=model --data=arithmetic --num_problems=0",
+        "--num_problems=0 must be at least 1",
+    ),
+    ("evaluate --checkpoint=model --data=arithmetic --slots=0", "--slots=0 must be at least 1"),
+    (
+        "compare --models=r1_distil",
+        (
+            "--models=r1_distil is not in configs/models.py; did you mean r1_distill_qwen_7b?"
+            " allowed: deepseek_v2_lite..."
+        ),
+    ),
+    ("compare --tpu=v9", "--tpu=v9 is not a known chip; allowed: v5e, v5p, v6e, tpu7x"),
+    ("compare --batch_size=0", "--batch_size=0 must be at least 1"),
+    (
+        "compare --context_length=10000000",
+        (
+            "--context_length=10000000 is more than the 163840 of deepseek_v3; lower it, or "
+            "leave deepseek_v3 out of --models"
+        ),
+    ),
+    ("compare --models=", "--models= names no model; allowed: deepseek_v2_lite..."),
+]
+
+PLANS = [
+    (
+        "plan",
+        "flags config=None, published=False: Flag --config must have a value other than None.",
+    ),
+    (
+        "plan sft_small",
+        "flags topology=None, published=False: Flag --topology must have a value other than None.",
+    ),
+    (
+        "plan sft_small --topology=h100:0",
+        "--topology=h100:0 needs a number of GPUs; examples: v5e:1x1...",
+    ),
+    (
+        "plan sft_small --topology=h100:x",
+        "--topology=h100:x needs a number of GPUs; examples: v5e:1x1...",
+    ),
+    (
+        "plan sft_small --topology=v99:2x2",
+        "--topology=v99:2x2 is unknown to libtpu: ...; examples: v5e:1x1...",
+    ),
+    ("plan sft_small --topology=", "--topology= is unknown to libtpu: ...; examples: v5e:1x1..."),
+    (
+        "plan sft_small --topology=v5e:3x3",
+        "--topology=v5e:3x3 is unknown to libtpu: ...; examples: v5e:1x1...",
+    ),
+    (
+        "plan sft_small --topology=v5e:4x4 --config.mesh={'expert':3}",
+        (
+            "config.mesh.expert=3 make 3, which does not divide the 16 devices; change one of"
+            " them, or set one to -1"
+        ),
+    ),
+    (
+        "plan sft_small --topology=v5e:4x4 --config.batch_size=1",
+        (
+            "config.batch_size=1, sequence_length=64: a batch of 1 rows does not split into "
+            "mesh.data=16; set the number of rows to a multiple of 16, or lower one of these"
+        ),
+    ),
+    (
+        "plan sft_small --topology=v5e:1x1 --search=0",
+        "flag --search=0: 0 is not a positive number of layouts",
+    ),
+    (
+        "plan sft_small --topology=h100:8 --search",
+        "--search compiles for TPUs; --topology=h100:8 has none",
+    ),
+    (
+        "plan sft_small --topology=v5e:1x1 --config.recipe=x",
+        "config.recipe='x' is not a recipe; allowed: distill...",
+    ),
+    (
+        "plan generate_small:teacher=model --topology=v5e:1x1",
+        (
+            "config.model={} does not name the architecture of model, and the checkpoint is "
+            "not there: a plan needs one of them; set model to one of configs/models.py"
+        ),
+    ),
+]
+
+SWEEPS = [
+    (SWEEP, "--sweep=sweep.py: there is no such file; give the path of a Python file"),
+    (
+        SWEEP,
+        (
+            "--sweep=sweep.py: sweep.py, line 1: SyntaxError: invalid syntax (sweep.py, line "
+            "1); correct that line"
+        ),
+        write("sweep.py", "def sweep(:\n"),
+    ),
+    (
+        SWEEP,
+        "--sweep=sweep.py has no function sweep; define it there",
+        write("sweep.py", "def sweeps(config):\n    return []\n"),
+    ),
+    (
+        SWEEP,
+        "--sweep=sweep.py: sweep.py, line 2: AttributeError: \"'nothing'\"; correct that line",
+        swept("config.nothing"),
+    ),
+    (
+        SWEEP,
+        (
+            "--sweep=sweep.py: sweep.py, line 1: TypeError: sweep() takes 0 positional "
+            "arguments but 1 was given; correct that line"
+        ),
+        write("sweep.py", "def sweep():\n    return []\n"),
+    ),
+    (
+        SWEEP,
+        (
+            '--sweep: sweep(config) returned None; it must return a list of dicts, {"FIELD": '
+            "VALUE} for each run"
+        ),
+        swept("None"),
+    ),
+    (SWEEP, "--sweep: sweep(config) names no runs", swept("[]")),
+    (
+        SWEEP,
+        (
+            '--sweep: sweep(config) returned [3]; it must return a list of dicts, {"FIELD": '
+            "VALUE} for each run"
+        ),
+        swept("[3]"),
+    ),
+    (SWEEP, "--sweep: every run needs overrides of its own, given [{}]", swept("[{}]")),
+    (
+        SWEEP,
+        (
+            "--sweep: sweep(config) returned [{3: 4}]; it must return a list of dicts, "
+            '{"FIELD": VALUE} for each run'
+        ),
+        swept("[{3: 4}]"),
+    ),
+    (
+        SWEEP,
+        "--sweep: every run needs overrides of its own, given [{'seed': 1}, {'seed': 1}]",
+        swept("[{'seed': 1}, {'seed': 1}]"),
+    ),
+    (
+        SWEEP,
+        "--sweep: sed=1: config.sed is not a field; did you mean seed? allowed: recipe...",
+        swept("[{'sed': 1}]"),
+    ),
+    (
+        SWEEP,
+        "--sweep: seed=-1: config.seed=-1 must be at least 0 and below 2147483648",
+        swept("[{'seed': -1}]"),
+    ),
+    (
+        SWEEP,
+        "--sweep: seed.x=1: --config.seed.x: config.seed=0 is not a block with fields",
+        swept("[{'seed.x': 1}]"),
+    ),
+    (
+        SWEEP,
+        (
+            "--sweep: optimizer.learning_rate=x: config.optimizer.learning_rate='x' (str) "
+            "must be a float"
+        ),
+        swept("[{'optimizer.learning_rate': 'x'}]"),
+    ),
+    ("sweep sft_small", "flag --sweep=None: Flag --sweep must have a value other than None."),
+    (SWEEP + " --engine=k8s", "flag --engine=k8s: value should be one of <local|slurm|gke>"),
+    (SWEEP + " --max_jobs=0", "flag --max_jobs=0: 0 is not a positive integer"),
+    (
+        SWEEP + " --workdir=gs://b/x",
+        (
+            "--workdir=gs://b/x: the folder of a sweep holds the logs and the exit statuses "
+            "of other processes, and cannot be in a bucket; give a folder"
+        ),
+    ),
+    (SWEEP + " --cancel", "there is no sweep in ...w", swept("[{'seed': 1}]")),
+]
+
+WORKDIRS = [
+    (
+        "train sft_small --workdir=s3://b/x",
+        "--workdir: s3://b/x is neither a local path nor an address gs://BUCKET/NAME",
+    ),
+    (
+        "train sft_small --workdir=file",
+        (
+            "--workdir=...file cannot be a directory: [Errno 17] File exists: '...file'; give"
+            " another --workdir"
+        ),
+        write("file", "x"),
+    ),
+    (
+        "train sft_small --workdir=file/below",
+        (
+            "--workdir=...file/below cannot be a directory: [Errno 20] Not a directory: "
+            "'...file/below'; give another --workdir"
+        ),
+        write("file", "x"),
+    ),
+    (
+        "train sft_small",
+        (
+            "--workdir=...w is not empty and has no config.json: it is not a run's directory,"
+            " and is left as it is; give a new or an empty --workdir"
+        ),
+        write("w/notes.txt", "mine"),
+    ),
+    (
+        "train sft_small",
+        "...w belongs to another config, and is left as it is:",
+        write("w/config.json", '{"recipe": "sft", "seed": 3}'),
+    ),
+    (
+        "train sft_small",
+        (
+            "...w/config.json is damaged, as it is not JSON ...; put back a copy, or remove "
+            "what it belongs to"
+        ),
+        write("w/config.json", "{"),
+    ),
+    (
+        "train sft_small",
+        (
+            "...w/config.json is damaged, as it holds no JSON object; put back a copy, or "
+            "remove what it belongs to"
+        ),
+        write("w/config.json", "[]"),
+    ),
+    (
+        "train sft_small",
+        (
+            "...w/config.json is damaged, as it holds no JSON object; put back a copy, or "
+            "remove what it belongs to"
+        ),
+        write("w/config.json", "3"),
+    ),
+    (
+        "train sft_small",
+        "--workdir=...w: owner.json there is not a run's; move it away, or give another --workdir",
+        write("w/owner.json", "{"),
+    ),
+    (
+        "train sft_small",
+        "--workdir=...w: owner.json there is not a run's; move it away, or give another --workdir",
+        write("w/owner.json", "[]"),
+    ),
+    (
+        "generate generate_small",
+        "...w belongs to another config, and is left as it is:",
+        write("w/config.json", '{"recipe": "sft"}'),
+    ),
+    (
+        SWEEP,
+        (
+            "--workdir=...w is not empty and has no sweep.json: it is not a sweep's folder, "
+            "and is left as it is; give a new or an empty --workdir"
+        ),
+        both(swept("[{'seed': 1}]"), write("w/notes.txt", "x")),
+    ),
+    (
+        SWEEP,
+        (
+            "...w/sweep.json is damaged, as it is not JSON ...; put back a copy, or remove "
+            "what it belongs to"
+        ),
+        both(swept("[{'seed': 1}]"), write("w/sweep.json", "{")),
+    ),
+    (
+        SWEEP,
+        (
+            "...w belongs to another sweep, and is left as it is: --config is None there, and"
+            " ...configs/sft_small.py here; give another --workdir"
+        ),
+        both(swept("[{'seed': 1}]"), write("w/sweep.json", "{}")),
+    ),
+    (
+        SWEEP,
+        (
+            "...w belongs to another sweep, and is left as it is: --config is a there, and "
+            "...configs/sft_small.py here; give another --workdir"
+        ),
+        both(
+            swept("[{'seed': 1}]"),
+            write("w/sweep.json", '{"config": "a", "sweep": "b", "engine": "local"}'),
+        ),
+    ),
+    (
+        "train sft_small --workdir=/proc/nothing",
+        (
+            "--workdir=/proc/nothing cannot be a directory: [Errno 2] No such file or "
+            "directory: '/proc/nothing'; give another --workdir"
+        ),
+    ),
+]

@@ -1,0 +1,25 @@
+"""Mistakes that users make, as command lines of the programs, each with the message that it gets.
+
+A case is (command line, message) or (command line, message, prepare). A bare first name, as in
+"train sft_small", is a file of configs/. "..." in a message stands for any text: words of libraries, long
+lists, paths. Of a long message the beginning is enough. prepare(good, here) writes what the command needs
+into its directory `here`; `good` has whole things to copy, see goods.py.
+"""
+
+from tests.reliability.bad_checkpoints import CHECKPOINTS, WEIGHTS
+from tests.reliability.bad_configs import CONFIGS, SEEDS, SIZES
+from tests.reliability.bad_data import DATA
+from tests.reliability.bad_flags import FLAGS, PLANS, SWEEPS, WORKDIRS
+
+GROUPS = dict(
+    configs=CONFIGS,
+    seeds=SEEDS,
+    sizes=SIZES,
+    flags=FLAGS,
+    plans=PLANS,
+    sweeps=SWEEPS,
+    data=DATA,
+    checkpoints=CHECKPOINTS,
+    weights=WEIGHTS,
+    workdirs=WORKDIRS,
+)
