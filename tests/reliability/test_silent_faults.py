@@ -36,6 +36,7 @@ from deepseek_jax.training.state import TrainState
 from deepseek_jax.training.step import make_train_step
 from deepseek_jax.training.watch import Checks
 from launch import common
+from tests.processes import run_two
 from tests.reinforce.test_update import train as reinforced
 from tests.tiny import tiny_model
 from tests.training.test_loop import Numbers
@@ -247,6 +248,49 @@ def test_a_loss_that_overflows_is_located(tmp_path):
     assert words == (
         f"micro-batch 1 of 2, row 3 on {devices[3]}: the loss is inf, first in layer 1 of dense_layers"
     )
+
+
+TWO_PROCESSES = """
+import sys
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.sharding import NamedSharding, PartitionSpec
+
+process, port = sys.argv[1:]
+jax.distributed.initialize(f"localhost:{port}", 2, int(process))
+from deepseek_jax.parallel import make_mesh
+from deepseek_jax.training.state import TrainState
+from deepseek_jax.training.step import make_train_step
+from tests.reliability.test_silent_faults import layered
+
+mesh, tx = make_mesh(data=8), optax.sgd(0.1)
+
+def put(array, *axes):
+    array = np.asarray(array, np.float32)
+    places = NamedSharding(mesh, PartitionSpec(*axes))
+    return jax.make_array_from_callback(array.shape, places, lambda index: array[index])
+
+x = np.ones(16)
+x[8 + 3] = 1000
+batch = {"x": put(x, "data")}
+params = {"embedding": put(1.0), "dense_layers": {"w": put([0.0, 1.0, 1e-9])}}
+step = make_train_step(layered(jnp.exp), tx, micro_batches=2)
+with jax.set_mesh(mesh):
+    state, _ = jax.jit(step)(TrainState.create(params, tx), batch, jax.random.key(0))
+    print(step.locate(state, batch, jax.random.key(0)), flush=True)
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_locate_the_same():
+    """Oracle: the words for one process, by hand: the row is on the fourth device of process 0."""
+    flags = "--xla_force_host_platform_device_count=4"
+    statuses, outputs = run_two(TWO_PROCESSES, xla_flags=flags)
+    assert statuses == [0, 0], outputs
+    words = "micro-batch 1 of 2, row 3 on cpu:3: the loss is inf, first in layer 1 of dense_layers"
+    assert all(words in output for output in outputs), outputs
 
 
 def test_a_gradient_that_overflows_is_located():
