@@ -252,7 +252,7 @@ def batches_of(cached, folder, count, **loss):
     fields = dict(weights=dict(soft=0.5, hard=0.5), temperature=2.0, **loss)
     student = dataclasses.replace(student, loss=build(type(student.loss), fields, "config"))
     run = StudentRun(settings, "qwen", student, tasks, make_run(folder))
-    iterator = iter(run._batches(teacher, teacher))
+    iterator = iter(run._batches(teacher, teacher)(run._rows()))
     drawn = [next(iterator) for _ in range(count)]
     iterator.close()
     return drawn
