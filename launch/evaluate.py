@@ -93,9 +93,9 @@ def _mesh(text, axes):
     try:
         return parse_arg(text, **axes)
     except ValueError as error:
-        raise ValueError(
-            f"--mesh={text} is not AXIS=SIZE,AXIS=SIZE with whole numbers; the axes are {', '.join(axes)}"
-        ) from error
+        # It speaks of a config's argument
+        why = str(error).partition(": ")[2].replace("--config=FILE:", "--mesh=")
+        raise ValueError(f"--mesh={text}: {why}") from error
 
 
 def _by_flag(error):

@@ -107,7 +107,7 @@ FLAGS = [
     ),
     (
         "evaluate --checkpoint=model --data=arithmetic --mesh=fsdp=x",
-        "--mesh=fsdp=x is not AXIS=SIZE,AXIS=SIZE with whole numbers; the axes are slices...",
+        "--mesh=fsdp=x: fsdp needs an int, given 'x'; write --mesh=fsdp=VALUE",
     ),
     (
         "evaluate --checkpoint=model --data=arithmetic --mesh=fsdp=3",
@@ -118,7 +118,7 @@ FLAGS = [
     ),
     (
         "evaluate --checkpoint=model --data=arithmetic --mesh=fspd=2",
-        "--mesh=fspd=2 is not AXIS=SIZE,AXIS=SIZE with whole numbers; the axes are slices...",
+        "--mesh=fspd=2: 'fspd' is not a key; did you mean fsdp? allowed: slices...",
     ),
     (
         "evaluate --checkpoint=model --data=arithmetic --against=none.json",

@@ -4,7 +4,6 @@ read documents -> random parameters, or a checkpoint's -> train each stage -> he
 multi-token prediction speeds up decoding -> report.
 """
 
-import contextlib
 import itertools
 from pathlib import Path
 
@@ -116,8 +115,7 @@ def _prepare(settings: PretrainSettings, mesh: Mesh):
         tokenizer = named_tokenizer(settings.data.tokenizer)
     with at("data"):
         check_fim_rate(settings.data.fim_rate, tokenizer)
-    with at("init_from") if settings.init_from is not None else contextlib.nullcontext():
-        model, params = _starting_point(settings, mesh)
+    model, params = _starting_point(settings, mesh)
     check_vocabulary(model, tokenizer)
     return tokenizer, model, params, settings.checked_stages(model, mesh)
 
@@ -130,10 +128,13 @@ def _starting_point(settings: PretrainSettings, mesh: Mesh):
     if settings.init_from is None:
         return build_model(settings.model), None
     # config.json alone shows a wrong field, before gigabytes of parameters are read
-    settings.overridden(read_config(settings.init_from))
+    with at("init_from"):
+        stored = read_config(settings.init_from)
+    settings.overridden(stored)
     # Training needs float32 parameters, whatever the dtype of the checkpoint
     load = load_orbax if is_orbax(settings.init_from) else load_hf
-    config, params = load(settings.init_from, dtype="float32", mesh=mesh)
+    with at("init_from"):
+        config, params = load(settings.init_from, dtype="float32", mesh=mesh)
     model = settings.overridden(config)
     try:
         checked_by_path(model, params)
