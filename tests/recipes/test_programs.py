@@ -48,6 +48,8 @@ def first_update(recipe, config, workdir, module, mesh):
         def step(*arguments, **named):
             raise FirstUpdate(arguments, named)
 
+        # As a jitted step has it
+        step.locate = train_step.locate
         return step
 
     with pytest.MonkeyPatch.context() as patch:
