@@ -67,7 +67,7 @@ def plain():
     return one_update()
 
 
-@pytest.mark.parametrize("name", others_slow(HOWS, "expert, tensor"))
+@pytest.mark.parametrize("name", others_slow(HOWS, "dots"))
 def test_an_update_is_that_of_one_device_and_leaves_the_base(plain, name):
     """Oracle: the same update unrolled on one device, without recomputation; the base as it was loaded."""
     loss, gradients, base = one_update(**HOWS[name])

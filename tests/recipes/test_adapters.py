@@ -56,6 +56,7 @@ def left_beside_its_base(workdir):
     return config, base, load_adapter(workdir / "adapter", config, base, one_device())
 
 
+@pytest.mark.slow
 def test_grpo_trains_the_adapter_alone_and_saves_it_alone(finished):
     """Oracle: the pre-trained base, to the bit; and Orbax' last checkpoint, which holds the adapter and its
     moments, with the numbers of the folder that is left.
@@ -79,6 +80,7 @@ def test_the_frozen_policy_is_the_reference(finished):
     assert all(line["sampler_gap_mean"] < 1e-5 for line in (first, second))
 
 
+@pytest.mark.slow
 def test_a_stopped_run_ends_like_one_that_was_not(finished, tmp_path):
     """Oracle: the metrics, measurements and adapter of the run that nothing interrupted, to the bit."""
     asked = []

@@ -481,6 +481,7 @@ def test_eight_devices_get_the_batch_that_one_gets(state, rewarded_by):
     assert len(eight["completion_ids"].sharding.device_set) == 8
 
 
+@pytest.mark.slow
 def test_two_processes_get_the_batch_that_each_has_made():
     """Oracle: that batch, gathered from both: once with its rows split over the processes, once with a
     pipeline, where each process has its own stage and so all rows.

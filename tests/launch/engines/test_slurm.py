@@ -44,6 +44,7 @@ def swept(folder, *args):
     )
 
 
+@pytest.mark.slow
 def test_the_runs_are_one_array_with_what_the_flags_ask_for(tmp_path, commands):
     """Oracle: sbatch's options by hand. No job is ever listed, so the runs end without an exit status; the
     interval until that is believed is cut by a Slurm that leaves one.

@@ -90,6 +90,7 @@ def finished(files, tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_every_term_is_logged_the_rate_follows_and_projections_are_dropped(finished, files):
     """Oracle: the weights, which the loss must be the sum of; the tree of the start; and by hand, two
     evaluations of two updates each, the second not lower by nine tenths.

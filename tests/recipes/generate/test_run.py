@@ -260,6 +260,7 @@ def test_killed_at_any_moment_it_ends_in_the_same_bytes(finished, with_base):
     assert made(with_base) == made(finished)
 
 
+@pytest.mark.slow
 def test_a_teacher_with_an_adapter_answers_otherwise_and_a_new_one_the_same(finished, tmp_path):
     """Oracle: the samples of the teacher without an adapter; a new adapter changes nothing."""
     mesh, params = one_device(), finished / "base" / "params"
