@@ -11,6 +11,7 @@ import os
 import shlex
 import signal
 import sys
+import time
 import traceback
 from pathlib import Path
 
@@ -30,6 +31,8 @@ from launch.workdir import claim_workdir, default_workdir
 flags.disclaim_key_flags()
 ROOT = Path(__file__).resolve().parents[1]
 USER_ERROR = 2
+# What a scheduler sends by several ways comes within so long
+TOGETHER_SECONDS = 1.0
 # What a file system may refuse to any of our reads and writes
 REMEDIES = {
     errno.ENOSPC: "free space on that disk",
@@ -155,11 +158,13 @@ def refused(error: BaseException):
 class Stop:
     """should_stop of a recipe, which calls it after every step: whether SIGINT or SIGTERM has come.
 
+    Signals within TOGETHER_SECONDS of the first are the same request: a scheduler may send one to a process,
+    and to the group that it is in.
     As a context manager it listens until the end of the block.
     """
 
     def __init__(self):
-        self.asked = False
+        self.asked, self.since = False, 0.0
         self.previous = {s: signal.signal(s, self._ask) for s in (signal.SIGINT, signal.SIGTERM)}
 
     def __call__(self):
@@ -173,9 +178,13 @@ class Stop:
             signal.signal(each, handler)
 
     def _ask(self, number, frame):
-        self.asked = True
-        # A second signal acts as if this class did not exist
-        self.__exit__()
+        if self.asked:
+            if time.monotonic() - self.since > TOGETHER_SECONDS:
+                # A second request acts as if this class did not exist
+                self.__exit__()
+                os.kill(os.getpid(), number)
+            return
+        self.asked, self.since = True, time.monotonic()
         name = signal.Signals(number).name
         message = f"\n{name}: finishing the step, then saving; send it again to exit at once\n"
         # Not print, which raises where the signal interrupts another print

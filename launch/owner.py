@@ -56,13 +56,12 @@ def read_owner(workdir):
     """What owner.json holds, a dict; None where there is no such file. Raises ValueError for another file."""
     try:
         owner = json.loads((workdir / OWNER).read_text())
-        if set(FIELDS) <= owner.keys():
-            return owner
     except FileNotFoundError:
         return None
-    # Of no JSON, and of JSON that is no object
-    except (ValueError, AttributeError):
-        pass
+    except ValueError:
+        owner = None
+    if isinstance(owner, dict) and set(FIELDS) <= owner.keys():
+        return owner
     raise ValueError(
         f"--workdir={workdir}: {OWNER} there is not a run's; move it away, or give another --workdir"
     )

@@ -73,6 +73,7 @@ def say_mistake(message: str, seconds: float = 10.0):
     try:
         # Process 0, which serves the store, must not end before the others have read it
         _store().wait_at_barrier("mistake", timeout_in_ms=round(1000 * seconds))
+    # The others may make no mistake, and never come
     except jax.errors.JaxRuntimeError:
         pass
     said = dict(_store().key_value_dir_get("mistake"))
@@ -112,7 +113,7 @@ class StopTogether:
             return asked
         with self.lock:
             if asked and self.at is None:
-                _store().key_value_set(f"{self.place}/asked", "", allow_overwrite=True)
+                _store().key_value_set(f"{self.place}/asked/{jax.process_index()}", "")
                 self._agree()
             stops = self.at is not None and self.calls + 1 >= self.at
             self.calls += not stops
@@ -121,15 +122,11 @@ class StopTogether:
     def _listen(self):
         """Answer another process's request while this one is inside a step."""
         while not self.closed.wait(POLL_SECONDS):
-            try:
-                _store().key_value_try_get(f"{self.place}/asked")
-            # Nobody has asked yet
-            except jax.errors.JaxRuntimeError:
-                continue
-            with self.lock:
-                if self.at is None:
-                    self._agree()
-            return
+            if _store().key_value_dir_get(f"{self.place}/asked"):
+                with self.lock:
+                    if self.at is None:
+                        self._agree()
+                return
 
     def _agree(self):
         """Set the call at which all stop: the first that no process has passed. The lock, held here and by

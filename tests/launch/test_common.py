@@ -13,8 +13,12 @@ from launch import common
 from tests.launch.test_train import RECIPE, ROOT
 
 
-def test_a_second_signal_acts_as_if_nobody_listened():
-    """Oracle: Python's own answer to Ctrl-C, KeyboardInterrupt; the first only sets the flag."""
+def test_a_second_signal_acts_as_if_nobody_listened(monkeypatch):
+    """Oracle: Python's own answer to Ctrl-C, KeyboardInterrupt; the first only sets the flag, and one that
+    comes at once with it does nothing.
+    """
+    now = [10.0]
+    monkeypatch.setattr(common.time, "monotonic", lambda: now[0])
     # A shell that starts pytest in the background has it ignore SIGINT
     before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
     signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -23,6 +27,9 @@ def test_a_second_signal_acts_as_if_nobody_listened():
         assert not stop()
         signal.raise_signal(signal.SIGINT)
         assert stop()
+        now[0] += common.TOGETHER_SECONDS / 2
+        signal.raise_signal(signal.SIGINT)
+        now[0] += common.TOGETHER_SECONDS
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)
     finally:
