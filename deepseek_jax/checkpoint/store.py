@@ -11,6 +11,7 @@ from deepseek_jax.errors import Fault
 from deepseek_jax.files import absolute, remove_folder
 from deepseek_jax.ops.fingerprint import fingerprint
 from deepseek_jax.parallel.processes import barrier, first_process, from_each, say
+from deepseek_jax.parallel.shard import on_device
 
 policies = ocp.training.preservation_policies
 # The name of a checkpoint that was set aside: STEP and this
@@ -233,12 +234,7 @@ def _digests(state):
     leaves = jax.tree_util.tree_leaves_with_path(state)
     # One by one: moments in the host's memory would not fit on the device together, and sums of several
     # programs at once may wait for each other where processes exchange them on CPUs
-    return {_name(path): int(_fingerprint(_on_device(leaf))) for path, leaf in leaves}
-
-
-def _on_device(leaf):
-    waits = jax.typeof(leaf).memory_space == jax.memory.Space.Host
-    return jax.device_put(leaf, jax.memory.Space.Device) if waits else leaf
+    return {_name(path): int(_fingerprint(on_device(leaf))) for path, leaf in leaves}
 
 
 def _digest_of_json(data):

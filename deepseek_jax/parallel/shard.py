@@ -190,6 +190,16 @@ def put_share(mesh: Mesh, batch):
     return put_batch(mesh, own)
 
 
+def on_device(tree):
+    """The tree, with the arrays that wait in the host's memory moved to the device's; in jit or outside."""
+
+    def move(leaf):
+        waits = jax.typeof(leaf).memory_space == jax.memory.Space.Host
+        return jax.device_put(leaf, jax.memory.Space.Device) if waits else leaf
+
+    return jax.tree.map(move, tree)
+
+
 def constrain(array, names):
     """Pin a traced array to the sharding of its logical axis names, on the mesh of `jax.set_mesh`.
 

@@ -18,7 +18,7 @@ from deepseek_jax.models.adapters import Adapted
 from deepseek_jax.ops.fingerprint import fingerprint
 from deepseek_jax.parallel.host_memory import return_freed_memory
 from deepseek_jax.parallel.processes import first_process, say
-from deepseek_jax.parallel.shard import put_share
+from deepseek_jax.parallel.shard import on_device, put_share
 from deepseek_jax.reinforce.batch import BUCKET, bucket, group_batch, split, totals, update_flops
 from deepseek_jax.reinforce.degenerate import Degenerate, all_equal, check_range
 from deepseek_jax.reinforce.metrics import describe
@@ -30,7 +30,6 @@ from deepseek_jax.rollout.completions import RolloutLog
 from deepseek_jax.rollout.policy import Answers, Policy
 from deepseek_jax.rollout.requests import PROMPT_BUCKET
 from deepseek_jax.rollout.sample_log import SampleLog
-from deepseek_jax.training.state import on_device
 
 # A rollout that takes less leaves no file
 SECONDS_BETWEEN_WRITES = 60

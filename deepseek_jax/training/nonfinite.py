@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jax.experimental import multihost_utils
 
-from deepseek_jax.training.state import on_device
+from deepseek_jax.parallel.shard import on_device
 
 # Stacks of layers, in the order of the forward pass; their arrays have a leading axis of layers
 STACKS = ("dense_layers", "moe_layers")

@@ -70,16 +70,6 @@ def in_memory(place: NamedSharding, memory: str):
     return place if memory == "device" else place.with_memory_kind("pinned_host")
 
 
-def on_device(tree):
-    """The tree, with the arrays that wait in the host's memory moved to the device's; in jit or outside."""
-
-    def move(leaf):
-        waits = jax.typeof(leaf).memory_space == jax.memory.Space.Host
-        return jax.device_put(leaf, jax.memory.Space.Device) if waits else leaf
-
-    return jax.tree.map(move, tree)
-
-
 def _is_masked(moment):
     # A frozen parameter has this in place of moments
     return isinstance(moment, optax.MaskedNode)

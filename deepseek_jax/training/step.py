@@ -11,8 +11,8 @@ from deepseek_jax.ops.routing import updated_bias
 from deepseek_jax.parallel import constrain
 from deepseek_jax.parallel.dispatch import larger_buffers
 from deepseek_jax.parallel.processes import say
+from deepseek_jax.parallel.shard import on_device
 from deepseek_jax.training.nonfinite import locate
-from deepseek_jax.training.state import on_device
 
 # How much larger a buffer for experts' tokens is after an overflow, and after all of them at most
 GROWTH, MOST = 1.25, 2.0

@@ -10,8 +10,8 @@ import jax
 import jax.numpy as jnp
 
 from deepseek_jax.errors import BrokenTerm, NotFinite
+from deepseek_jax.parallel.shard import on_device
 from deepseek_jax.training.nonfinite import broken_group, keys_of
-from deepseek_jax.training.state import on_device
 
 
 class Limit(NamedTuple):

@@ -6,13 +6,14 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from deepseek_jax.parallel import make_mesh, shardings
+from deepseek_jax.parallel.shard import on_device
 from deepseek_jax.training.loop import fit
 from deepseek_jax.training.metrics import MetricsWriter
 from deepseek_jax.training.optimizer import OptimizerSettings, make_optimizer
 from deepseek_jax.training.run import Run
 from deepseek_jax.training.schedule import make_schedule
 from deepseek_jax.training.settings import FitSettings
-from deepseek_jax.training.state import TrainState, in_memory, on_device, state_shardings
+from deepseek_jax.training.state import TrainState, in_memory, state_shardings
 
 
 def test_moments_lie_where_their_parameters_do():
