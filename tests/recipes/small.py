@@ -9,7 +9,7 @@ from deepseek_jax.training.metrics import MetricsWriter
 from deepseek_jax.training.run import Run
 
 # The ends of the names of metrics that no two runs share
-CLOCKS = ("seconds", "_time", "per_second", "per_sec_per_gpu", "gib")
+CLOCKS = ("seconds", "minutes", "_time", "per_second", "per_sec_per_gpu", "gib")
 
 
 def small_config(**fields):

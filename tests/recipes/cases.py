@@ -1,0 +1,160 @@
+"""Every recipe at toy size: configs for tests that start whole runs in processes of their own."""
+
+import dataclasses
+from collections.abc import Callable
+
+from ml_collections import ConfigDict
+
+from configs import models
+from deepseek_jax.rewards import scoring
+from tests.recipes import small, test_judge
+from tests.recipes.distill import test_run as of_distill
+from tests.recipes.generate import test_run as of_generate
+from tests.recipes.grpo import test_run as of_grpo
+from tests.recipes.pretrain import test_run as of_pretrain
+from tests.recipes.r1 import test_run as of_r1
+from tests.recipes.reward_model import test_run as of_reward_model
+from tests.recipes.sft import test_run as of_sft
+from tests.tiny import save_tiny_model
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """A recipe at toy size. config(folder) -> its ConfigDict; folder: of what all its runs read.
+
+    stop: of the first turn's calls of should_stop, the one that asks. leaves: of the work directory,
+    parameters. says: JSON files and lines, by patterns. replace(patch): replaces rules that such a small
+    model never meets.
+    """
+
+    recipe: str
+    config: Callable
+    stop: int = 3
+    leaves: tuple[str, ...] = ("params",)
+    says: tuple[str, ...] = ("before.json", "after.json")
+    replace: Callable = lambda patch: None
+
+
+def longer_is_better(patch):
+    """A model of two steps answers nothing right, but its answers have lengths."""
+    patch.setitem(scoring.RULES, "correct_reasoning", scoring.Rule(of_grpo.by_length))
+
+
+def pretrain(folder):
+    """A dense layer, in one stage without multi-token prediction: little to compile. Asked in the first of
+    its three steps, two processes stop in the second.
+    """
+    rows = dict(batch_size=((0, 8),), micro_batch_size=8, sequence_length=32, num_steps=3)
+    more = dict(mtp_weight=((0, 0.0),), bias_update_speed=((0, 0.0),), balance_weight=0.0)
+    config = of_pretrain.small_config(**rows, **more)
+    del config.stages["stage_2_long"]
+    config.stages.stage_1.optimizer.phases = [dict(kind="constant", steps=3, to=1e-3)]
+    config.model = models.qwen2_tiny(vocab_size=264) | dict(num_hidden_layers=1)
+    config.data.num_held_out, config.data.readers = 60, 2
+    return config
+
+
+def pretrain_in_stages(folder):
+    """Experts, multi-token prediction, rows that grow, and a second stage."""
+    config = of_pretrain.small_config(batch_size=((0, 8), (2, 16)), micro_batch_size=8)
+    config.stages["stage_2_long"].batch_size = 8
+    config.data.num_held_out, config.data.readers = 60, 4
+    return config
+
+
+def grpo(folder):
+    return with_one_layer(grpo_of_experts(folder))
+
+
+def with_one_layer(config):
+    """A config whose base has one dense layer: little to compile."""
+    sizes = dict(num_hidden_layers=1)
+    config.model = models.qwen2_tiny(vocab_size=config.model.vocab_size) | sizes
+    config.base.update(dict(bias_update_speed=0.0, num_steps=2))
+    return config
+
+
+def grpo_of_experts(folder):
+    config = small.small_config(num_steps=2, prompts_per_step=8, group_size=2)
+    config.base.num_steps = 2
+    return config
+
+
+def sft(folder):
+    config = of_sft.small_config(num_steps=3)
+    config.data.readers = 2
+    return with_one_layer(config)
+
+
+def reward_model(folder):
+    return with_one_layer(of_reward_model.small_config(num_steps=3))
+
+
+def judge(folder):
+    config = test_judge.small_config(num_steps=3, batch_size=8, save_every=1, log_every=1, slots=8)
+    config.data.readers = 2
+    return with_one_layer(config)
+
+
+def evaluate(folder):
+    checkpoint = folder / "checkpoint" / "params"
+    if not checkpoint.exists():
+        save_tiny_model(checkpoint)
+    config = dict(recipe="evaluate", checkpoint=str(checkpoint), data=["arithmetic"], samples=3)
+    config |= dict(max_completion_length=12, num_problems=6, save_every=2, slots=8)
+    return ConfigDict(config)
+
+
+def generate(folder):
+    return with_one_layer(of_generate.small_config(chunk_size=2))
+
+
+def distill(folder):
+    files = folder / "teacher", str(folder / "texts.jsonl")
+    if not files[0].exists():
+        of_distill.make_files(folder)
+    return of_distill.small_config((folder, files[1]), readers=2)
+
+
+def r1(folder):
+    config = of_r1.small_config()
+    config.base.batch_size = 8
+    for name in ("zero", "reasoning", "scenarios"):
+        config[name].prompts_per_step = 8
+        config[name].rollout.slots = 8
+    for name in ("cold_start", "sft", *of_r1.REWARD_MODELS, "judge"):
+        config[name].batch_size = 8
+    for name in ("traces", "rejection", "judged", "evaluation"):
+        config[name].slots = 8
+    config.judge.slots = 8
+    config.sft.data.readers = 2
+    return with_one_layer(config)
+
+
+STAGES = tuple(f"{name}/params" for name in of_r1.MEASURED)
+CASES = {
+    "pretrain": Case("pretrain", pretrain, stop=1, says=("stage_1_*.json",)),
+    "pretrain in stages": Case("pretrain", pretrain_in_stages, says=("stage*.json", "drafts.json")),
+    "grpo": Case("grpo", grpo, replace=longer_is_better),
+    "grpo of experts": Case("grpo", grpo_of_experts, replace=longer_is_better),
+    "sft": Case("sft", sft),
+    "reward_model": Case("reward_model", reward_model),
+    "judge": Case("judge", judge),
+    "evaluate": Case("evaluate", evaluate, 1, (), ("results.json",)),
+    "generate": Case(
+        "generate",
+        generate,
+        stop=5,
+        leaves=("base/params",),
+        says=("samples/*.jsonl", "report.json", "dataset/fates.json"),
+    ),
+    "distill": Case("distill", distill, leaves=("students/qwen/params",), says=("*/*/stage.json",)),
+    "r1": Case(
+        "r1",
+        r1,
+        stop=5,
+        leaves=STAGES,
+        says=("measured/*/scores.json", "*/accepted.jsonl", "*/before.json", "*/after.json"),
+        replace=of_r1.make_rules_easy,
+    ),
+}

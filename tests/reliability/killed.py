@@ -1,0 +1,107 @@
+"""A recipe at toy size in a process of its own, which kills itself with SIGKILL at a moment chosen before.
+
+    python -m tests.reliability.killed CASE WORKDIR [MOMENT]
+
+CASE: of tests.recipes.cases. MOMENT: KIND:NUMBER:SECONDS, so many seconds after the NUMBERth moment of a kind
+in this process. Every change of a file in the work directory is a moment just before it, as are a call for
+more tokens and an update that the devices are at work on. Without a moment, or where the run ends before
+it, the process prints how many it had of each kind, as JSON, and ends with the recipe's status.
+"""
+
+import collections
+import json
+import os
+import pathlib
+import signal
+import sys
+import threading
+import time
+
+import pytest
+
+from deepseek_jax.rollout import engine
+from deepseek_jax.training import loop
+from launch import caches, common
+from tests.recipes.cases import CASES
+
+# Audit events (PEP 578) of what changes files
+CHANGES = {"os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.link", "os.truncate"}
+WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT
+# Of a moment, the first kind of which a function is under way in its thread. Their files, by rooms
+KINDS = {
+    "save": ("checkpoint/store.py", "checkpoint/orbax_params.py", "checkpoint/adapter.py"),
+    "evaluation": ("training/remembered.py", "deepseek_jax/evaluation/", "evaluate/run.py"),
+    "rollout": ("deepseek_jax/rollout/",),
+    "update": ("training/loop.py",),
+}
+
+
+class Moments:
+    """Counts moments, and ends the process at one of them. at: (kind, number, seconds) or None."""
+
+    def __init__(self, workdir: str, at):
+        self.workdir, self.at = workdir, at
+        self.counts, self.lock = collections.Counter(), threading.Lock()
+
+    def audit(self, event, arguments):
+        """A hook of sys.addaudithook."""
+        changes = event in CHANGES or (event == "open" and _writes(arguments))
+        if changes and str(arguments[0]).startswith(self.workdir):
+            self.add("save" if "orbax-checkpoint-tmp" in str(arguments[0]) else _kind("files"))
+
+    def before(self, function):
+        """The function, each of whose calls is a moment."""
+
+        def call(*args, **kwargs):
+            self.add(_kind("files"))
+            return function(*args, **kwargs)
+
+        return call
+
+    def add(self, kind):
+        with self.lock:
+            self.counts[kind] += 1
+            if self.at is None or (kind, self.counts[kind]) != self.at[:2]:
+                return
+        threading.Thread(target=_kill, args=self.at[2:], daemon=True).start()
+        if not self.at[2]:
+            # Nothing of this thread comes after the moment
+            time.sleep(60)
+
+
+def _writes(arguments):
+    _, mode, flags = arguments
+    return bool(flags & WRITES) if mode is None else any(letter in mode for letter in "wxa+")
+
+
+def _kind(other):
+    frame, found = sys._getframe(2), set()
+    while frame is not None:
+        name = frame.f_code.co_filename
+        found |= {kind for kind, rooms in KINDS.items() if any(room in name for room in rooms)}
+        frame = frame.f_back
+    return next((kind for kind in KINDS if kind in found), other)
+
+
+def _kill(seconds):
+    time.sleep(seconds)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def main(name, workdir, moment=None):
+    kind, number, seconds = moment.split(":") if moment else (None, 0, 0)
+    moments = Moments(workdir, moment and (kind, int(number), float(seconds)))
+    case, folder = CASES[name], pathlib.Path(workdir)
+    with pytest.MonkeyPatch.context() as patch:
+        case.replace(patch)
+        config = case.config(folder.parent)
+        sys.addaudithook(moments.audit)
+        patch.setattr(engine._Engine, "decode", moments.before(engine._Engine.decode))
+        patch.setattr(loop._Log, "add", moments.before(loop._Log.add))
+        caches.keep_programs(None)
+        common.run_recipe(config, folder)
+    print(json.dumps(moments.counts))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
