@@ -234,6 +234,9 @@ def staged(path: str | os.PathLike, wanted: Callable[[str], bool] = lambda name:
 
 def _stage(path, files, folder):
     print(f"{path} is copied to {folder}", flush=True)
+    # Of processes that were killed: only one at a time is here
+    for left in folder.parent.glob(f".{folder.name}.*"):
+        shutil.rmtree(left, ignore_errors=True)
     partial = pathlib.Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
     try:
 

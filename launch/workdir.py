@@ -67,6 +67,8 @@ def claim_workdir(workdir: Path, config: ConfigDict, may_change: bool = False):
 @contextlib.contextmanager
 def _claimed(workdir, config, may_change):
     """claim_workdir in process 0: yields the token of owner.owned."""
+    from deepseek_jax.checkpoint.folder import remove_partial
+
     with owned(workdir, lambda owner: _is_busy(workdir, owner)) as token:
         # Through JSON, as the file was: tuples become lists
         old, new = _owner(workdir, config, may_change), json.loads(config.to_json())
@@ -78,6 +80,7 @@ def _claimed(workdir, config, may_change):
         if old != new:
             # Whole: an interrupted claim leaves no half-written mark
             write_whole(workdir / MARKER, json.dumps(new, indent=2) + "\n")
+        remove_partial(workdir)
         try:
             yield token
         # Not SystemExit: a run that was asked to stop keeps its directory to resume in

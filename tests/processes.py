@@ -1,4 +1,4 @@
-"""Two processes of one JAX run, each a fresh interpreter."""
+"""Processes that a test starts: two of one JAX run, each a fresh interpreter, and what is left of one."""
 
 import os
 import socket
@@ -11,6 +11,8 @@ from pathlib import Path
 TIMEOUT = 600  # seconds
 # After one process has failed, the other may wait for it in a collective for ever
 GRACE = 10
+# What a killed process has started ends within so many seconds
+ORPHAN_SECONDS = 20
 
 
 def run_two(program, *args, xla_flags=""):
@@ -37,6 +39,30 @@ def run_two(program, *args, xla_flags=""):
                 )
         _wait(started)
         return [process.returncode for process in started], [path.read_text() for path in paths]
+
+
+def wait_for_orphans(session):
+    """Return when no process of a session lives, that of Popen(start_new_session=True). AssertionError where
+    one lives ORPHAN_SECONDS later.
+    """
+    until = time.monotonic() + ORPHAN_SECONDS
+    while orphans := _living(session):
+        assert time.monotonic() < until, f"{orphans} live on"
+        time.sleep(0.1)
+
+
+def _living(session):
+    found = []
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            # The name of the program, in brackets, may have spaces
+            state, _, _, its_session = path.read_text().rpartition(")")[2].split()[:4]
+        # It has ended meanwhile
+        except OSError:
+            continue
+        if int(its_session) == session and state != "Z":
+            found.append(int(path.parent.name))
+    return found
 
 
 def _wait(started):

@@ -13,6 +13,8 @@ from deepseek_jax.parallel.processes import barrier, first_process, from_each
 ENDS = 2**16
 # In a folder of a bucket until it is complete: a bucket has no folders to rename
 UNFINISHED = "UNFINISHED"
+# In the name of a local folder until it is complete
+PARTIAL = ".partial-"
 
 
 def check_new(folder: str | Path):
@@ -87,6 +89,15 @@ def whole_folder(folder: str | Path):
         raise
 
 
+def remove_partial(folder: Path):
+    """Remove what killed processes left of whole_folder at any depth of a folder, in which no other process
+    is at work. In a bucket the next whole_folder does it.
+    """
+    if not is_remote(folder):
+        for path in list(Path(folder).rglob(f".*{PARTIAL}*")):
+            remove_folder(path)
+
+
 def _marked(folder):
     """The path of a folder of a bucket, emptied and marked as UNFINISHED: str."""
     remove_folder(folder)
@@ -97,7 +108,7 @@ def _marked(folder):
 def _new_beside(folder):
     """The path of a new folder with a name of its own beside `folder`: str."""
     folder.parent.mkdir(parents=True, exist_ok=True)
-    partial = tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}.")
+    partial = tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}{PARTIAL}")
     # mkdtemp lets nobody but its owner read
     os.chmod(partial, 0o755)
     return partial

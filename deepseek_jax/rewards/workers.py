@@ -9,6 +9,7 @@ import multiprocessing
 import os
 import resource
 import signal
+import threading
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ProcessPoolExecutor, wait
@@ -97,11 +98,18 @@ class _NoTimeLeft(Exception):
 
 
 def _start_worker(start, *start_args):
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     # A call that would fill the memory then fails in this process alone
     resource.setrlimit(resource.RLIMIT_AS, (WORKER_BYTES, WORKER_BYTES))
     # The main process handles Ctrl-C
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     start(*start_args)
+
+
+def _end_with_parent():
+    # A parent that was killed has closed nothing: the worker would wait for its next job for ever
+    multiprocessing.parent_process().join()
+    os._exit(1)
 
 
 def _watched(wall_limit_seconds, deadline, work, args):

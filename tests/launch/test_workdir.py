@@ -4,6 +4,7 @@ import jax
 import pytest
 from ml_collections import ConfigDict
 
+from deepseek_jax.checkpoint.folder import whole_folder
 from deepseek_jax.parallel import processes
 from launch import workdir
 from launch.owner import FIELDS
@@ -118,6 +119,18 @@ def test_a_claim_that_was_cut_short_can_be_made_again(tmp_path):
     (tmp_path / "config.json.tmp").write_text('{"rec')
     claim(tmp_path, config())
     assert [path.name for path in tmp_path.iterdir()] == ["config.json"]
+
+
+def test_what_a_killed_process_left_of_its_last_save_is_removed(tmp_path):
+    """Oracle: the files that are there: a folder that was not complete is gone, the others stay."""
+    claim(tmp_path, config())
+    with whole_folder(tmp_path / "stage" / "params") as partial:
+        (partial / "array").write_text("whole")
+    # As a process leaves it that is killed within the block
+    partial.mkdir()
+    (partial / "array").write_text("ha")
+    claim(tmp_path, config())
+    assert [path.name for path in (tmp_path / "stage").rglob("*")] == ["params", "array"]
 
 
 def test_a_block_that_becomes_a_number_is_a_difference(tmp_path):

@@ -15,7 +15,7 @@ UNIQUE = {"tensorboard", "d"}
 
 def assert_equal(workdir, other):
     """Two runs have left the same files, numbers, texts and parameters, bit for bit."""
-    assert _names(workdir) == _names(other)
+    assert not _names(workdir) ^ _names(other)
     (ours, our_params), (theirs, their_params) = left(workdir), left(other)
     assert ours.keys() == theirs.keys()
     for name in ours:

@@ -7,11 +7,11 @@ import random
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 
+from tests.processes import wait_for_orphans
 from tests.recipes.cases import CASES
 from tests.reliability.outcome import assert_equal
 
@@ -19,8 +19,6 @@ ROOT = Path(__file__).resolve().parents[2]
 KILLS = 20
 # Half of the kills come at once, half so many seconds after their moment at most
 LATER_SECONDS = 0.3
-# What a killed process has started must end within so long
-ORPHAN_SECONDS = 20
 
 
 def start(name, workdir, moment=()):
@@ -31,24 +29,8 @@ def start(name, workdir, moment=()):
     streams = dict(stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     process = subprocess.Popen(command, cwd=ROOT, env=env, start_new_session=True, **streams)
     output, _ = process.communicate(timeout=600)
-    until = time.monotonic() + ORPHAN_SECONDS
-    while orphans := session(process.pid):
-        assert time.monotonic() < until, f"{orphans} live on"
-        time.sleep(0.1)
+    wait_for_orphans(process.pid)
     return process.returncode, output
-
-
-def session(pid):
-    """The processes of a session that live: their ids."""
-    found = []
-    for path in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            state, _, _, its_session = path.read_text().rpartition(")")[2].split()[:4]
-        except OSError:
-            continue
-        if int(its_session) == pid and state != "Z":
-            found.append(int(path.parent.name))
-    return found
 
 
 def moments(output):

@@ -2,9 +2,23 @@
 
 import math
 import os
+import signal
+import subprocess
+import sys
 import time
 
 from deepseek_jax.rewards.workers import WorkerPool
+from tests.processes import wait_for_orphans
+
+KILLED = """
+import os, signal, threading, time
+from deepseek_jax.rewards.workers import WorkerPool
+if __name__ == "__main__":
+    workers = WorkerPool(time.sleep, int, num_workers=2, wall_limit_seconds=600.0)
+    workers.run({"starts": (0,)})
+    threading.Timer(1.0, os.kill, (os.getpid(), signal.SIGKILL)).start()
+    workers.run({"works": (600,)})
+"""
 
 
 def pool(work, wall_limit_seconds=10.0):
@@ -54,3 +68,12 @@ def test_a_start_that_fails_gives_no_results_and_does_not_hang():
     """Oracle: by hand; int("x") raises in every worker."""
     with WorkerPool(abs, int, "x", num_workers=1, wall_limit_seconds=5.0) as workers:
         assert workers.run({"a": (1,)}) == {}
+
+
+def test_no_worker_outlives_a_run_that_was_killed(tmp_path):
+    """Oracle: the processes of the run's session, one at work and one waiting when it gets SIGKILL."""
+    program = tmp_path / "run.py"
+    program.write_text(KILLED)
+    run = subprocess.Popen([sys.executable, program], start_new_session=True)
+    assert run.wait() == -signal.SIGKILL
+    wait_for_orphans(run.pid)
