@@ -107,10 +107,13 @@ class _Owner:
     def claim(self):
         """Own the directory: -> None; or what owner.json holds, if another process does."""
         found = read_owner(self.workdir)
+        if found is None and not is_remote(self.path):
+            if self._created():
+                return None
+            # Another process was quicker; or the file system has no links
+            found = read_owner(self.workdir)
         if found is not None and self._lives(found):
             return found
-        if found is None and not is_remote(self.path) and self._created():
-            return None
         self._write()
         time.sleep(SETTLE_SECONDS)
         found = read_owner(self.workdir)
@@ -123,6 +126,9 @@ class _Owner:
         self.renewing.join(WATCH_SECONDS)
         with contextlib.suppress(Exception):
             if (read_owner(self.workdir) or {}).get("token") == self.token:
+                # Of processes that were killed; none that lives writes one while this one owns the directory
+                for left in self.workdir.glob(f"{OWNER}.*"):
+                    left.unlink(missing_ok=True)
                 self.path.unlink()
 
     def _text(self):
@@ -145,7 +151,7 @@ class _Owner:
         except OSError:
             return False
         finally:
-            fresh.unlink()
+            fresh.unlink(missing_ok=True)
         return True
 
     def _fresh(self):

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from deepseek_jax.files import absolute, below, read_object, remove_folder, write_whole
+from deepseek_jax.files import absolute, below, is_remote, read_object, remove_folder, write_whole
 from launch.owner import OWNER, names_in, owned, read_owner, shown
 
 MARKER = "config.json"
@@ -67,8 +67,6 @@ def claim_workdir(workdir: Path, config: ConfigDict, may_change: bool = False):
 @contextlib.contextmanager
 def _claimed(workdir, config, may_change):
     """claim_workdir in process 0: yields the token of owner.owned."""
-    from deepseek_jax.checkpoint.folder import remove_partial
-
     with owned(workdir, lambda owner: _is_busy(workdir, owner)) as token:
         # Through JSON, as the file was: tuples become lists
         old, new = _owner(workdir, config, may_change), json.loads(config.to_json())
@@ -80,7 +78,7 @@ def _claimed(workdir, config, may_change):
         if old != new:
             # Whole: an interrupted claim leaves no half-written mark
             write_whole(workdir / MARKER, json.dumps(new, indent=2) + "\n")
-        remove_partial(workdir)
+        _remove_partial(workdir)
         try:
             yield token
         # Not SystemExit: a run that was asked to stop keeps its directory to resume in
@@ -90,6 +88,17 @@ def _claimed(workdir, config, may_change):
                     path = workdir / name
                     remove_folder(path) if path.is_dir() else path.unlink()
             raise
+
+
+def _remove_partial(workdir):
+    """Remove what killed processes left that is not complete. In a bucket the next writer of it does."""
+    from deepseek_jax.checkpoint.folder import PARTIALS
+    from deepseek_jax.data.stored import INCOMPLETE
+
+    if not is_remote(workdir):
+        paths = [path for name in (PARTIALS, INCOMPLETE) for path in Path(workdir).rglob(name)]
+        for path in paths:
+            remove_folder(path)
 
 
 def _has_results(workdir):

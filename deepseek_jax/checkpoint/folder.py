@@ -13,8 +13,8 @@ from deepseek_jax.parallel.processes import barrier, first_process, from_each
 ENDS = 2**16
 # In a folder of a bucket until it is complete: a bucket has no folders to rename
 UNFINISHED = "UNFINISHED"
-# In the name of a local folder until it is complete
-PARTIAL = ".partial-"
+# The end of a local folder's name until it is complete, and others that only a killed process leaves
+PARTIAL, PARTIALS = ".partial-", ".*.partial-*"
 
 
 def check_new(folder: str | Path):
@@ -87,15 +87,6 @@ def whole_folder(folder: str | Path):
         # Another process may be deleting it too
         remove_folder(partial)
         raise
-
-
-def remove_partial(folder: Path):
-    """Remove what killed processes left of whole_folder at any depth of a folder, in which no other process
-    is at work. In a bucket the next whole_folder does it.
-    """
-    if not is_remote(folder):
-        for path in list(Path(folder).rglob(f".*{PARTIAL}*")):
-            remove_folder(path)
 
 
 def _marked(folder):

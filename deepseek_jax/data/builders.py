@@ -108,7 +108,7 @@ def prepared(builder, config, data_dir: str | Path, **more):
 
     config: a BuilderConfig, or None. more: further arguments of the class.
 
-    A build that is killed leaves a folder `incomplete.*`, which is never read. Several processes share
+    A build that is killed leaves a folder INCOMPLETE, which is never read. Several processes share
     the folder: the first one builds and the others wait; if the build fails, it fails on all of them.
     Stored as array_record, which needs no TensorFlow, and which is read from local disk alone: of a dataset
     in a bucket each machine reads a copy.

@@ -12,6 +12,8 @@ from deepseek_jax.files import as_path, staged
 
 # Every dataset has this file; of one that is being built it is the last
 INFO = "dataset_info.json"
+# The folders of those that are being built, or were when the process was killed
+INCOMPLETE = "incomplete.*"
 # In features.json, fields that name a Python class, which TFDS imports
 CLASS_FIELDS = ("pythonClassName", "python_class_name", "type")
 FEATURES = "tensorflow_datasets."

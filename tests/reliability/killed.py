@@ -1,11 +1,11 @@
 """A recipe at toy size in a process of its own, which kills itself with SIGKILL at a moment chosen before.
 
-    python -m tests.reliability.killed CASE WORKDIR [MOMENT]
+    python -m tests.reliability.killed CASE WORKDIR MOMENT [PROCESS PORT]
 
 CASE: of tests.recipes.cases. MOMENT: KIND:NUMBER:SECONDS, so many seconds after the NUMBERth moment of a kind
-in this process. Every change of a file in the work directory is a moment just before it, as are a call for
-more tokens and an update that the devices are at work on. Without a moment, or where the run ends before
-it, the process prints how many it had of each kind, as JSON, and ends with the recipe's status.
+in this process, or "never". PROCESS, PORT: of a run of two processes. Each change of a file in the work
+directory has a moment just before it; a call for more tokens is one, and an update that has begun. Where the
+run ends first, the process prints how many it had of each kind, as JSON.
 """
 
 import collections
@@ -17,13 +17,15 @@ import sys
 import threading
 import time
 
+import jax
 import pytest
 
 from deepseek_jax.rollout import engine
 from deepseek_jax.training import loop
-from launch import caches, common
+from launch import common
 from tests.recipes.cases import CASES
 
+NEVER = "never"
 # Audit events (PEP 578) of what changes files
 CHANGES = {"os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.link", "os.truncate"}
 WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT
@@ -88,17 +90,21 @@ def _kill(seconds):
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def main(name, workdir, moment=None):
-    kind, number, seconds = moment.split(":") if moment else (None, 0, 0)
-    moments = Moments(workdir, moment and (kind, int(number), float(seconds)))
-    case, folder = CASES[name], pathlib.Path(workdir)
+def main(name, workdir, moment, process=None, port=None):
+    at = None
+    if moment != NEVER:
+        kind, number, seconds = moment.split(":")
+        at = kind, int(number), float(seconds)
+    moments, case, folder = Moments(workdir, at), CASES[name], pathlib.Path(workdir)
+    if process is not None:
+        place = dict(num_processes=2, process_id=int(process))
+        jax.distributed.initialize(f"127.0.0.1:{port}", **place)
     with pytest.MonkeyPatch.context() as patch:
         case.replace(patch)
         config = case.config(folder.parent)
         sys.addaudithook(moments.audit)
         patch.setattr(engine._Engine, "decode", moments.before(engine._Engine.decode))
         patch.setattr(loop._Log, "add", moments.before(loop._Log.add))
-        caches.keep_programs(None)
         common.run_recipe(config, folder)
     print(json.dumps(moments.counts))
 
