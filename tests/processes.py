@@ -20,9 +20,7 @@ def run_two(program, *args, xla_flags=""):
 
     Processes that still run GRACE seconds after one has failed, or after TIMEOUT, are killed.
     """
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
+    port = free_port()
     env = os.environ | {
         "PYTHONPATH": str(Path(__file__).parents[1]),
         "XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} {xla_flags}",
@@ -39,6 +37,13 @@ def run_two(program, *args, xla_flags=""):
                 )
         _wait(started)
         return [process.returncode for process in started], [path.read_text() for path in paths]
+
+
+def free_port():
+    """The number of a free port of this machine: str."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return str(free.getsockname()[1])
 
 
 def wait_for_orphans(session):

@@ -80,10 +80,23 @@ def grpo_of_experts(folder):
     return config
 
 
+def grpo_with_an_adapter(folder):
+    return with_an_adapter(grpo(folder))
+
+
+def with_an_adapter(config):
+    config.adapter = dict(rank=2, alpha=4.0, targets=["all-linear"])
+    return config
+
+
 def sft(folder):
     config = of_sft.small_config(num_steps=3)
     config.data.readers = 2
     return with_one_layer(config)
+
+
+def sft_with_an_adapter(folder):
+    return with_an_adapter(sft(folder))
 
 
 def reward_model(folder):
@@ -137,7 +150,11 @@ CASES = {
     "pretrain in stages": Case("pretrain", pretrain_in_stages, says=("stage*.json", "drafts.json")),
     "grpo": Case("grpo", grpo, replace=longer_is_better),
     "grpo of experts": Case("grpo", grpo_of_experts, replace=longer_is_better),
+    "grpo with an adapter": Case(
+        "grpo", grpo_with_an_adapter, leaves=("base", "adapter"), replace=longer_is_better
+    ),
     "sft": Case("sft", sft),
+    "sft with an adapter": Case("sft", sft_with_an_adapter, leaves=("base", "adapter")),
     "reward_model": Case("reward_model", reward_model),
     "judge": Case("judge", judge),
     "evaluate": Case("evaluate", evaluate, 1, (), ("results.json",)),

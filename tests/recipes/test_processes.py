@@ -6,24 +6,14 @@ import itertools
 import json
 
 import jax
-import numpy as np
 import pytest
 
-from deepseek_jax.checkpoint import load_orbax
-from deepseek_jax.checkpoint.reward_params import load_reward_model
 from deepseek_jax.parallel import make_mesh
 from deepseek_jax.training.loop import STOPPED
-from deepseek_jax.training.metrics import read_phases
 from tests.processes import run_two
-from tests.recipes import small
 from tests.recipes.cases import CASES
-from tests.recipes.small import CLOCKS, run_recipe
-
-# float32, summed in another order between processes than within one
-CLOSE = dict(rtol=1e-3, atol=2e-5)
-# Of a parameter's norm: Adam makes a whole step of the rounding errors of a gradient that is nearly 0
-FAR = 1e-3
-
+from tests.recipes.outcome import assert_near
+from tests.recipes.small import run_recipe
 
 ONE_OF_TWO = """
 import json, sys
@@ -77,55 +67,7 @@ def turns_of_two(folder, **turns):
 
 def assert_same(folder, name):
     """Both work directories of a case hold the same numbers, texts and parameters."""
-    case, ours, theirs = CASES[name], folder / name / "shared", folder / name / "whole"
-    lines = [read_phases(each / "metrics.jsonl") for each in (ours, theirs)]
-    assert_close(*({p: [_timeless(r) for r in of] for p, of in each.items()} for each in lines))
-    for pattern in case.says:
-        paths = [path.relative_to(theirs) for path in sorted(theirs.glob(pattern))]
-        assert paths, pattern
-        for path in paths:
-            assert_close(_json(ours / path), _json(theirs / path), str(path))
-    for leaf in case.leaves:
-        jax.tree.map(_assert_near, _params(ours / leaf), _params(theirs / leaf))
-
-
-def _timeless(record):
-    return {name: value for name, value in record.items() if not name.endswith(CLOCKS)}
-
-
-def _json(path):
-    text = path.read_text()
-    return (
-        [json.loads(line) for line in text.splitlines()]
-        if path.suffix == ".jsonl"
-        else json.loads(text)
-    )
-
-
-def _params(folder):
-    load = load_reward_model if (folder / "head").exists() else load_orbax
-    return load(folder, mesh=small.one_device())[1]
-
-
-def _assert_near(ours, theirs):
-    distance = np.linalg.norm(np.float64(ours) - np.float64(theirs))
-    assert distance <= FAR * np.linalg.norm(theirs), distance
-
-
-def assert_close(ours, theirs, where=""):
-    """Two trees of JSON: floats are close, everything else is equal."""
-    if isinstance(ours, dict) and isinstance(theirs, dict):
-        assert ours.keys() == theirs.keys(), where
-        for name in ours:
-            assert_close(ours[name], theirs[name], f"{where}/{name}")
-    elif isinstance(ours, list) and isinstance(theirs, list):
-        assert len(ours) == len(theirs), where
-        for number, pair in enumerate(zip(ours, theirs, strict=True)):
-            assert_close(*pair, f"{where}/{number}")
-    elif isinstance(ours, float) and isinstance(theirs, float):
-        np.testing.assert_allclose(ours, theirs, **CLOSE, err_msg=where)
-    else:
-        assert ours == theirs, where
+    assert_near(CASES[name], folder / name / "shared", folder / name / "whole")
 
 
 def test_pretrain_and_grpo_pass_between_two_processes_and_one(tmp_path):

@@ -97,7 +97,8 @@ def main(name, workdir, moment, process=None, port=None):
         at = kind, int(number), float(seconds)
     moments, case, folder = Moments(workdir, at), CASES[name], pathlib.Path(workdir)
     if process is not None:
-        place = dict(num_processes=2, process_id=int(process))
+        # The peer of a killed process ends when this has passed; JAX's own is 100 s
+        place = dict(num_processes=2, process_id=int(process), heartbeat_timeout_seconds=10)
         jax.distributed.initialize(f"127.0.0.1:{port}", **place)
     with pytest.MonkeyPatch.context() as patch:
         case.replace(patch)

@@ -7,11 +7,11 @@ from tests.recipes.distill import test_run as distill
 from tests.recipes.evaluate import test_run as evaluate
 from tests.recipes.generate import test_run as generate
 from tests.recipes.grpo import test_run as grpo
+from tests.recipes.outcome import assert_equal, left
 from tests.recipes.pretrain import test_run as pretrain
 from tests.recipes.r1 import test_run as r1
 from tests.recipes.reward_model import test_run as reward_model
 from tests.recipes.sft import test_run as sft
-from tests.reliability.outcome import assert_equal, left
 from tests.tiny import save_tiny_model
 
 # Rules that a model of a few steps can earn

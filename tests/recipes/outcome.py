@@ -1,0 +1,111 @@
+"""What a run leaves: its measurements, metrics, texts and parameters, for tests that compare two runs."""
+
+import json
+
+import jax
+import numpy as np
+from orbax.checkpoint import v1 as ocp
+from safetensors.numpy import load_file
+
+from deepseek_jax.checkpoint import load_orbax
+from deepseek_jax.checkpoint.reward_params import load_reward_model
+from deepseek_jax.training.metrics import read_phases
+from tests.recipes.small import CLOCKS, one_device
+
+# float32, summed in another order between processes than within one
+CLOSE = dict(rtol=1e-3, atol=2e-5)
+# Of a parameter's norm: Adam makes a whole step of the rounding errors of a gradient that is nearly 0
+FAR = 1e-3
+# Folders whose files have names of their own in every run: of TensorBoard, and within Orbax' checkpoints
+UNIQUE = {"tensorboard", "d"}
+ADAPTER = "adapter_model.safetensors"
+
+
+def assert_equal(workdir, other):
+    """Two runs have left the same files, numbers, texts and parameters, bit for bit."""
+    assert not _names(workdir) ^ _names(other)
+    (ours, our_params), (theirs, their_params) = left(workdir), left(other)
+    assert ours.keys() == theirs.keys()
+    for name in ours:
+        assert ours[name] == theirs[name], name
+    assert our_params.keys() == their_params.keys()
+    jax.tree.map(np.testing.assert_array_equal, our_params, their_params)
+
+
+def left(workdir):
+    """(name -> what a run's file of JSON or of text says, name -> parameters that it has saved)."""
+    texts = {str(p.relative_to(workdir)): _read(p) for p in sorted(workdir.rglob("*.json*"))}
+    texts["metrics.jsonl"] = read_phases(workdir / "metrics.jsonl")
+    # The folders of arrays that save_orbax and save_reward_model write
+    saved = [p for name in ("params", "head") for p in workdir.rglob(name)]
+    saved = [p for p in saved if ocp.is_orbax_checkpoint(p)]
+    params = {str(p.relative_to(workdir)): ocp.load(p) for p in saved}
+    params |= {str(p.relative_to(workdir)): load_file(p) for p in workdir.rglob(ADAPTER)}
+    return _without_clocks(texts, workdir), params
+
+
+def _read(path):
+    text = path.read_text()
+    if path.suffix == ".json":
+        return json.loads(text)
+    return [json.loads(line) for line in text.splitlines()]
+
+
+def _without_clocks(value, workdir):
+    """What JSON holds, without times and memory, and without the name of the work directory."""
+    if isinstance(value, dict):
+        kept = {k: v for k, v in value.items() if not k.endswith(CLOCKS)}
+        return {k: _without_clocks(v, workdir) for k, v in kept.items()}
+    if isinstance(value, list):
+        return [_without_clocks(v, workdir) for v in value]
+    return value.replace(str(workdir), "") if isinstance(value, str) else value
+
+
+def _names(workdir):
+    paths = [path.relative_to(workdir) for path in workdir.rglob("*")]
+    return {str(path) for path in paths if not UNIQUE & set(path.parts)}
+
+
+def assert_near(case, ours, theirs):
+    """Two work directories of a case hold the same numbers, texts and parameters, but for rounding."""
+    lines = [read_phases(each / "metrics.jsonl") for each in (ours, theirs)]
+    assert_close(*({p: [_timeless(r) for r in of] for p, of in each.items()} for each in lines))
+    for pattern in case.says:
+        paths = [path.relative_to(theirs) for path in sorted(theirs.glob(pattern))]
+        assert paths, pattern
+        for path in paths:
+            assert_close(_read(ours / path), _read(theirs / path), str(path))
+    for leaf in case.leaves:
+        jax.tree.map(_assert_close_arrays, _params(ours / leaf), _params(theirs / leaf))
+
+
+def _timeless(record):
+    return {name: value for name, value in record.items() if not name.endswith(CLOCKS)}
+
+
+def _params(folder):
+    if (folder / ADAPTER).exists():
+        return load_file(folder / ADAPTER)
+    load = load_reward_model if (folder / "head").exists() else load_orbax
+    return load(folder, mesh=one_device())[1]
+
+
+def _assert_close_arrays(ours, theirs):
+    distance = np.linalg.norm(np.float64(ours) - np.float64(theirs))
+    assert distance <= FAR * np.linalg.norm(theirs), distance
+
+
+def assert_close(ours, theirs, where=""):
+    """Two trees of JSON: floats are close, everything else is equal."""
+    if isinstance(ours, dict) and isinstance(theirs, dict):
+        assert ours.keys() == theirs.keys(), where
+        for name in ours:
+            assert_close(ours[name], theirs[name], f"{where}/{name}")
+    elif isinstance(ours, list) and isinstance(theirs, list):
+        assert len(ours) == len(theirs), where
+        for number, pair in enumerate(zip(ours, theirs, strict=True)):
+            assert_close(*pair, f"{where}/{number}")
+    elif isinstance(ours, float) and isinstance(theirs, float):
+        np.testing.assert_allclose(ours, theirs, **CLOSE, err_msg=where)
+    else:
+        assert ours == theirs, where
