@@ -17,6 +17,7 @@ GUIDES = [
         "deepseek_jax/README.md",
         "launch/README.md",
         "tests/benchmarks/README.md",
+        "tests/reliability/README.md",
     )
 ]
 EXPERIMENTS = [

@@ -80,6 +80,13 @@ def grpo_of_experts(folder):
     return config
 
 
+def grpo_with_workers(folder):
+    """Answers are compared in processes of their own."""
+    config = grpo(folder)
+    config.rewards.math_verify = 0.5
+    return config
+
+
 def grpo_with_an_adapter(folder):
     return with_an_adapter(grpo(folder))
 
@@ -150,6 +157,7 @@ CASES = {
     "pretrain in stages": Case("pretrain", pretrain_in_stages, says=("stage*.json", "drafts.json")),
     "grpo": Case("grpo", grpo, replace=longer_is_better),
     "grpo of experts": Case("grpo", grpo_of_experts, replace=longer_is_better),
+    "grpo with workers": Case("grpo", grpo_with_workers, replace=longer_is_better),
     "grpo with an adapter": Case(
         "grpo", grpo_with_an_adapter, leaves=("base", "adapter"), replace=longer_is_better
     ),

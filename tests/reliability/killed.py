@@ -3,19 +3,20 @@
     python -m tests.reliability.killed CASE WORKDIR MOMENT [PROCESS PORT]
 
 CASE: of tests.recipes.cases. MOMENT: KIND:NUMBER:SECONDS, so many seconds after the NUMBERth moment of a kind
-in this process, or "never". PROCESS, PORT: of a run of two processes. Each change of a file in the work
-directory has a moment just before it; a call for more tokens is one, and an update that has begun. Where the
-run ends first, the process prints how many it had of each kind, as JSON.
+in this process, or "never"; with WORKERS before it, workers of rewards are killed in place of the process.
+PROCESS, PORT: of a run of two processes. Each change of a file in the work directory has a moment just before
+it; a call for more tokens is one, and an update that has begun. Where the run ends first, the process prints
+how many it had of each kind, as JSON.
 """
 
 import collections
 import json
+import multiprocessing
 import os
 import pathlib
 import signal
 import sys
 import threading
-import time
 
 import jax
 import pytest
@@ -25,7 +26,7 @@ from deepseek_jax.training import loop
 from launch import common
 from tests.recipes.cases import CASES
 
-NEVER = "never"
+NEVER, WORKERS = "never", "workers "
 # Audit events (PEP 578) of what changes files
 CHANGES = {"os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.link", "os.truncate"}
 WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT
@@ -39,10 +40,10 @@ KINDS = {
 
 
 class Moments:
-    """Counts moments, and ends the process at one of them. at: (kind, number, seconds) or None."""
+    """Counts moments, and calls kill(seconds) at one of them. at: (kind, number, seconds) or None."""
 
-    def __init__(self, workdir: str, at):
-        self.workdir, self.at = workdir, at
+    def __init__(self, workdir: str, at, kill):
+        self.workdir, self.at, self.kill = workdir, at, kill
         self.counts, self.lock = collections.Counter(), threading.Lock()
 
     def audit(self, event, arguments):
@@ -63,12 +64,13 @@ class Moments:
     def add(self, kind):
         with self.lock:
             self.counts[kind] += 1
-            if self.at is None or (kind, self.counts[kind]) != self.at[:2]:
-                return
-        threading.Thread(target=_kill, args=self.at[2:], daemon=True).start()
+            due = self.at is not None and (kind, self.counts[kind]) == self.at[:2]
+        if not due:
+            return
         if not self.at[2]:
-            # Nothing of this thread comes after the moment
-            time.sleep(60)
+            self.kill()
+        else:
+            threading.Timer(self.at[2], self.kill).start()
 
 
 def _writes(arguments):
@@ -85,17 +87,24 @@ def _kind(other):
     return next((kind for kind in KINDS if kind in found), other)
 
 
-def _kill(seconds):
-    time.sleep(seconds)
+def _kill():
     os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _kill_workers():
+    workers = multiprocessing.active_children()
+    for worker in workers:
+        os.kill(worker.pid, signal.SIGKILL)
+    print("killed workers:", len(workers), flush=True)
 
 
 def main(name, workdir, moment, process=None, port=None):
     at = None
     if moment != NEVER:
-        kind, number, seconds = moment.split(":")
+        kind, number, seconds = moment.removeprefix(WORKERS).split(":")
         at = kind, int(number), float(seconds)
-    moments, case, folder = Moments(workdir, at), CASES[name], pathlib.Path(workdir)
+    kill = _kill_workers if moment.startswith(WORKERS) else _kill
+    moments, case, folder = Moments(workdir, at, kill), CASES[name], pathlib.Path(workdir)
     if process is not None:
         # The peer of a killed process ends when this has passed; JAX's own is 100 s
         place = dict(num_processes=2, process_id=int(process), heartbeat_timeout_seconds=10)

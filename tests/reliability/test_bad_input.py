@@ -79,11 +79,12 @@ def faults(line, message, prepare=None, *, good, here, small=0):
 
 @pytest.mark.parametrize("group", others_slow(GROUPS, "data", "workdirs"))
 def test_a_mistake_is_one_message_and_leaves_everything_as_it_was(
-    good, group, tmp_path, monkeypatch
+    good, group, tmp_path, monkeypatch, record_property
 ):
     """Oracle: the messages of bad_inputs.py; exit status 2, the bytes of all files before and after, and what
     JAX was asked to compile.
     """
+    record_property("number", len(GROUPS[group]))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "caches"))
     previous = signal.signal(signal.SIGALRM, _too_late)
     wrong = []

@@ -3,11 +3,11 @@
 import pytest
 
 from tests.recipes.cases import CASES
-from tests.recipes.outcome import assert_near
-from tests.reliability.killed import NEVER
+from tests.recipes.outcome import assert_equal, assert_near
+from tests.reliability.killed import NEVER, WORKERS
 from tests.reliability.kills import Killer, kill_again_and_again
 
-KILLS = 20
+KILLS, WORKERS_KILLED = 20, 4
 
 
 @pytest.fixture
@@ -37,6 +37,22 @@ def test_a_run_of_two_processes_of_which_one_is_killed_goes_on(name, tmp_path, k
     """Oracle: as above. The other process ends by itself, because its peer does not answer."""
     killer = Killer(name, tmp_path, processes=2)
     kill_again_and_again(killer, KILLS)
+    killed(killer)
+
+
+@pytest.mark.slow
+def test_a_run_whose_reward_workers_are_killed_ends_like_one_that_was_not(tmp_path, killed):
+    """Oracle: as above, and what the process says of the workers that it killed."""
+    killer = Killer("grpo with workers", tmp_path)
+    (there,) = killer.moments
+    for number in range(WORKERS_KILLED):
+        place = tmp_path / str(number)
+        at = killer.rng.randint(there["rollout"] // 2, there["rollout"])
+        moment = f"{WORKERS}rollout:{at}:{killer.rng.uniform(0, 0.3):.3f}"
+        ((status, output),) = killer.start(place, [moment])
+        assert status == 0 and "killed workers: 2" in output, output
+        assert_equal(place, tmp_path / "whole")
+        killer.kills["rollout"] += 1
     killed(killer)
 
 
