@@ -60,7 +60,7 @@ class Store:
                     keep_checkpoints_without_metrics=False,
                 )
             )
-        self.strict = strict
+        self.strict, self._stays = strict, policies.AnyPreservationPolicy(stays)
         self._set_aside_bad_scores()
         registry = ocp.handlers.local_registry()
         registry.add(ocp.handlers.JsonHandler, checkpointable_name="data")
@@ -71,7 +71,7 @@ class Store:
             context=context,
             # Save whenever `save` is called
             save_decision_policy=ocp.training.save_decision_policies.FixedIntervalPolicy(1),
-            preservation_policy=policies.AnyPreservationPolicy(stays),
+            preservation_policy=self._stays,
         )
 
     def save(self, step: int, checkpoint, score: float | None = None):
@@ -144,6 +144,15 @@ class Store:
         checkpoint = self._read(step, lambda: self._checkpointer.load_checkpointables(step, wanted))
         self._check_digests(step, checkpoint)
         return checkpoint
+
+    def finish_deleting(self):
+        """Delete checkpoints that do not stay. Saves do it: this is for a run killed in its last one."""
+        self.wait()
+        found = self._checkpointer.checkpoints
+        stays = self._stays.should_preserve(found, context=policies.PreservationContext())
+        for checkpoint, stay in zip(found, stays, strict=True):
+            if not stay:
+                self._checkpointer.delete(checkpoint.step)
 
     def wait(self):
         """Return once every save is on disk; raises any error of a save."""

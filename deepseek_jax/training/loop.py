@@ -85,6 +85,8 @@ def train(
             steps = _observed(range(first_step, settings.num_steps), run, lambda: log.last)
             with contextlib.closing(steps), StopTogether(run.should_stop) as should_stop:
                 state = _train(steps, settings, state, update, source, should_stop, store, log)
+        else:
+            store.finish_deleting()
         return _best(state, store, kept, run.phase) if kept.best else state
 
 

@@ -120,6 +120,25 @@ def test_a_save_that_was_killed_is_never_read_and_can_be_repeated(tmp_path):
     assert {path.name for path in tmp_path.iterdir()} == {"1", "2"}
 
 
+def test_a_deletion_that_was_killed_is_finished(tmp_path):
+    """Oracle: by hand: the newest two and a multiple of 2 before them; of an older one half was there."""
+    half = tmp_path / "half"
+    with Store(tmp_path / "store", keep=2, keep_every=2) as store:
+        for step in range(1, 6):
+            store.save(step, {"state": {"x": jnp.full(3, step)}, "data": {}})
+            store.wait()
+            if step == 3:
+                shutil.copytree(store.folder / "3", half)
+    shutil.rmtree(half / "state")
+    shutil.move(half, tmp_path / "store" / "3")
+    with Store(tmp_path / "store", keep=2, keep_every=2) as store:
+        store.finish_deleting()
+        assert {path.name for path in store.folder.iterdir()} == {"2", "4", "5"}
+        np.testing.assert_array_equal(
+            store.restore(None, {"x": jnp.zeros(3, int)})["state"]["x"], 5
+        )
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
