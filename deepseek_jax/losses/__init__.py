@@ -8,7 +8,7 @@ __getattr__, __dir__, __all__ = lazy_names(
         "GrpoOptions": "grpo",
         "NORMALIZES_STD": "grpo",
         "completion_logprobs": "completions",
-        "group_advantages": "grpo",
+        "group_advantages": "advantages",
         "grpo_loss": "grpo",
         "k3_kl": "grpo",
         "multi_token_losses": "multi_token",

@@ -1,4 +1,4 @@
-"""Group Relative Policy Optimisation and three variants: group advantages and the clipped loss."""
+"""Group Relative Policy Optimisation and its variants: the clipped loss."""
 
 import dataclasses
 from typing import Literal
@@ -6,16 +6,16 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 
-from deepseek_jax.settings import NonNegative, Positive, check_fields
+from deepseek_jax.settings import NonNegative, Positive, added, check_fields
 
-# THE list of loss types: does the advantage divide by the standard deviation of its group?
+# THE list of loss types: does its paper divide advantages by the standard deviation of their group?
 NORMALIZES_STD = {
     "grpo": True,  # arXiv:2402.03300, eq. 3: mean over each completion, then over completions
     "dapo": True,  # arXiv:2503.14476, eq. 8: mean over all tokens
     "dr_grpo": False,  # arXiv:2503.20783: sum over tokens, divided by a constant
     "gspo": True,  # arXiv:2507.18071, eq. 5: one ratio for the whole completion
+    "cispo": True,  # arXiv:2506.13585, section 3.1: the clipped ratio is a weight; mean over all tokens
 }
-STD_EPS = 1e-6
 # exp stays finite, so that inf * 0 never makes a NaN
 MAX_LOG_RATIO = 20.0
 # Nats between two programs that compute a log-probability in float32; rounding alone makes 3e-5
@@ -27,9 +27,17 @@ class GrpoOptions:
     """The options of grpo_loss.
 
     loss_type: a key of NORMALIZES_STD; it chooses the ratio and the normaliser.
+    normalize_std: whether advantages divide by the standard deviation of their group, which V3.2 leaves out
+      (arXiv:2512.02556, section 3.1); default as in the paper of the loss type.
     clip_eps, clip_eps_high: the ratio is clipped to [1 - clip_eps, 1 + clip_eps_high]. clip_eps_high
-      defaults to clip_eps.
+      defaults to clip_eps. cispo clips from above alone.
+    ratio_cap: the ratio is at most this where the advantage is negative as well (two-sided clipping,
+      arXiv:2505.07291). It is above 1 + clip_eps_high.
     kl_coef: the weight of the KL to the reference; 0 needs no reference.
+    unbiased_kl: multiply the KL of a token by its ratio to the old policy, with gradient, so that the
+      gradient is that of the KL under the policy (arXiv:2512.02556, section 3.1).
+    off_policy_limit: a completion with a negative advantage has no surrogate if the policy gives its tokens
+      so many nats less, on average, than the sampler did (arXiv:2512.02556, section 3.1).
     importance_cap: the surrogate of a token, not its KL, is multiplied by the truncated importance
       weight min(pi_old / pi_sampler, importance_cap), without gradient: 1 for a stale token.
     """
@@ -39,44 +47,31 @@ class GrpoOptions:
     clip_eps_high: Positive | None = None
     kl_coef: NonNegative = 0.0
     importance_cap: Positive | None = None
+    normalize_std: bool | None = added(None)
+    ratio_cap: Positive | None = added(None)
+    unbiased_kl: bool = added(False)
+    off_policy_limit: Positive | None = added(None)
 
     def __post_init__(self):
         check_fields(self)
+        _, high = self.clip_range()
+        if self.ratio_cap is not None and (self.ratio_cap <= high or self.loss_type == "cispo"):
+            raise ValueError(
+                f"ratio_cap={self.ratio_cap} must be above 1 + clip_eps_high = {high:g}, which clips gains "
+                "already, and has no use with cispo; raise it or leave it out"
+            )
+        if self.unbiased_kl and not self.kl_coef:
+            raise ValueError("unbiased_kl=True, but kl_coef=0 has no KL; set kl_coef above 0")
 
     def clip_range(self):
         """(lowest, highest) ratio that still has a gradient."""
         high = self.clip_eps if self.clip_eps_high is None else self.clip_eps_high
-        return 1 - self.clip_eps, 1 + high
+        return 0.0 if self.loss_type == "cispo" else 1 - self.clip_eps, 1 + high
 
-
-def group_advantages(rewards, *, group_size: int, normalize_std: bool = True):
-    """Compare each completion with the others of its prompt (arXiv:2402.03300, section 4.1.2).
-
-    rewards: float32[b], the completions of one prompt adjacent; NaN means "not scored".
-    Returns advantages: float32[b] = (r - mean) / (std + 1e-6), or r - mean where `normalize_std` is
-    False (see NORMALIZES_STD). A completion that was not scored stays out of its group's mean and
-    std and gets 0; a group whose scored rewards are all equal gets exactly 0.
-    The paper does not define the std or how it stays above 0: this is the unbiased one, plus 1e-6.
-    Raises ValueError if group_size is below 2 or does not divide b.
-    """
-    if group_size < 2 or rewards.shape[0] % group_size:
-        raise ValueError(
-            f"group_size={group_size} does not cut {rewards.shape[0]} rewards into groups; set it "
-            "to 2 or more, and the batch to a multiple of it."
-        )
-    rewards_pi = rewards.astype(jnp.float32).reshape(-1, group_size)
-    scored_pi = ~jnp.isnan(rewards_pi)
-    count_p1 = scored_pi.sum(-1, keepdims=True)
-    mean_p1 = jnp.where(scored_pi, rewards_pi, 0).sum(-1, keepdims=True) / jnp.maximum(count_p1, 1)
-    centred_pi = jnp.where(scored_pi, rewards_pi - mean_p1, 0)
-    # Rounding can make the mean of equal rewards differ from them; dividing by the std would make that +-1
-    highest_p1 = jnp.where(scored_pi, rewards_pi, -jnp.inf).max(-1, keepdims=True)
-    lowest_p1 = jnp.where(scored_pi, rewards_pi, jnp.inf).min(-1, keepdims=True)
-    centred_pi = jnp.where(highest_p1 > lowest_p1, centred_pi, 0)
-    if normalize_std:
-        variance_p1 = (centred_pi**2).sum(-1, keepdims=True) / jnp.maximum(count_p1 - 1, 1)
-        centred_pi = centred_pi / (jnp.sqrt(variance_p1) + STD_EPS)
-    return centred_pi.reshape(-1)
+    def normalizes_std(self):
+        """Whether advantages divide by the standard deviation of their group."""
+        own = self.normalize_std
+        return NORMALIZES_STD[self.loss_type] if own is None else own
 
 
 def grpo_loss(logprobs, entropy, batch, options: GrpoOptions, *, max_completion_length: int):
@@ -87,9 +82,10 @@ def grpo_loss(logprobs, entropy, batch, options: GrpoOptions, *, max_completion_
       num_tokens, num_completions float32[] of the whole global batch, so that micro-batches add up;
       old_logprobs float32[b t], absent while the policy has not moved (the ratio is exactly 1);
       ref_logprobs float32[b t], needed if options.kl_coef > 0. Masked positions may hold anything, even
-      NaN; a completion without tokens contributes nothing. stale_mask bool[b t], within completion_mask:
-      tokens that earlier parameters sampled; their old_logprobs are sampler_logprobs, so that their ratio is
-      to the policy that sampled. num_stale float32[] counts those of the global batch. Absent: none is.
+      NaN; a completion without tokens contributes nothing. kl_weight float32[b] multiplies options.kl_coef;
+      absent: 1. stale_mask bool[b t], within completion_mask: tokens that earlier parameters sampled; their
+      old_logprobs are sampler_logprobs, so that their ratio is to the policy that sampled. num_stale
+      float32[] counts those of the global batch. Absent: none is.
     max_completion_length: the constant divisor of dr_grpo.
     Returns (loss float32[], metrics): metrics are float32[], divided by num_tokens so that micro-batches
     add up here too, except `sampler_gap_max`. sampler_gap_* are of the tokens that are not stale,
@@ -107,18 +103,14 @@ def grpo_loss(logprobs, entropy, batch, options: GrpoOptions, *, max_completion_
     stale_bt = batch.get("stale_mask", jnp.zeros_like(mask_bt))
     old_bt = jnp.where(stale_bt, sampler_bt, old_bt)
 
-    low, high = options.clip_range()
     ratio_bt = _ratio(logprobs - old_bt, mask_bt, options.loss_type)
-    clipped_bt = jnp.clip(ratio_bt, low, high)
-    # The minimum is pessimistic: clipping limits a gain and never a loss
-    surrogate_bt = jnp.minimum(ratio_bt * advantage_b1, clipped_bt * advantage_b1)
-    per_token = {
-        "entropy": entropy,
-        "ratio_mean": ratio_bt,
-        # Only where clipping ends the gradient: for the other sign of A the minimum is the unclipped term
-        "clip_fraction_low": (ratio_bt < low) & (advantage_b1 < 0),
-        "clip_fraction_high": (ratio_bt > high) & (advantage_b1 > 0),
-    }
+    surrogate_bt, clipped = _surrogate(ratio_bt, logprobs, advantage_b1, options)
+    per_token = {"entropy": entropy, "ratio_mean": ratio_bt} | clipped
+    if options.off_policy_limit is not None:
+        drift_b1 = (sampler_bt - logprobs).sum(-1, keepdims=True) / _lengths(mask_bt)
+        off_b1 = (advantage_b1 < 0) & (drift_b1 > options.off_policy_limit)
+        surrogate_bt = jnp.where(off_b1, 0.0, surrogate_bt)
+        per_token["off_policy_fraction"] = jnp.broadcast_to(off_b1, mask_bt.shape)
     if options.importance_cap is not None:
         weight_bt = jnp.minimum(jnp.exp(old_bt - sampler_bt), options.importance_cap)
         surrogate_bt = jax.lax.stop_gradient(weight_bt) * surrogate_bt
@@ -126,8 +118,12 @@ def grpo_loss(logprobs, entropy, batch, options: GrpoOptions, *, max_completion_
     loss_bt = -surrogate_bt
     if options.kl_coef:
         kl_bt = k3_kl(logprobs, _masked(_reference(batch, options.kl_coef), mask_bt))
-        loss_bt += options.kl_coef * kl_bt
         per_token["kl"] = kl_bt
+        if options.unbiased_kl:
+            kl_bt *= _token_ratio(logprobs - old_bt)
+        if "kl_weight" in batch:
+            kl_bt *= batch["kl_weight"][:, None]
+        loss_bt += options.kl_coef * kl_bt
 
     loss = _normalise(loss_bt, mask_bt, batch, options.loss_type, max_completion_length)
     num_tokens = jnp.maximum(batch["num_tokens"], 1)
@@ -135,6 +131,26 @@ def grpo_loss(logprobs, entropy, batch, options: GrpoOptions, *, max_completion_
     metrics["clip_fraction"] = metrics["clip_fraction_low"] + metrics["clip_fraction_high"]
     metrics |= _gaps(_masked(gap_bt, mask_bt & ~stale_bt), _masked(gap_bt, stale_bt), batch)
     return loss, jax.lax.stop_gradient(metrics)
+
+
+def _surrogate(ratio_bt, logprobs, advantage_b1, options):
+    """(surrogate float32[b t], {metric: bool[b t], where clipping ends or limits the gradient})."""
+    low, high = options.clip_range()
+    too_high_bt = (ratio_bt > high) & (advantage_b1 > 0)
+    if options.loss_type == "cispo":
+        weight_bt = jax.lax.stop_gradient(jnp.minimum(ratio_bt, high))
+        surrogate_bt = weight_bt * advantage_b1 * logprobs
+        too_high_bt = ratio_bt > high
+    else:
+        clipped_bt, whole_bt = jnp.clip(ratio_bt, low, high), ratio_bt
+        if options.ratio_cap is not None:
+            whole_bt = jnp.minimum(ratio_bt, options.ratio_cap)
+            too_high_bt |= (ratio_bt > options.ratio_cap) & (advantage_b1 < 0)
+        # The minimum is pessimistic: clipping limits a gain and, but for ratio_cap, never a loss
+        surrogate_bt = jnp.minimum(whole_bt * advantage_b1, clipped_bt * advantage_b1)
+    # For the other sign of A the minimum is the unclipped term
+    too_low_bt = (ratio_bt < low) & (advantage_b1 < 0)
+    return surrogate_bt, {"clip_fraction_low": too_low_bt, "clip_fraction_high": too_high_bt}
 
 
 def _gaps(own_bt, stale_bt, batch):
@@ -176,13 +192,17 @@ def _ratio(log_ratio_bt, mask_bt, loss_type):
         # Padding adds 0 to the sum: both log-probabilities are masked to 0 there
         mean_b1 = log_ratio_bt.sum(-1, keepdims=True) / _lengths(mask_bt)
         log_ratio_bt = jnp.broadcast_to(mean_b1, log_ratio_bt.shape)
+    return _token_ratio(log_ratio_bt)
+
+
+def _token_ratio(log_ratio_bt):
     return jnp.exp(jnp.clip(log_ratio_bt, -MAX_LOG_RATIO, MAX_LOG_RATIO))
 
 
 def _normalise(loss_bt, mask_bt, batch, loss_type, max_completion_length):
     """Sum the real tokens and divide by the loss type's normaliser, from counts of the global batch."""
     loss_bt = _masked(loss_bt, mask_bt)
-    if loss_type == "dapo":
+    if loss_type in ("dapo", "cispo"):
         return loss_bt.sum() / jnp.maximum(batch["num_tokens"], 1)
     num_completions = jnp.maximum(batch["num_completions"], 1)
     if loss_type == "dr_grpo":

@@ -6,7 +6,7 @@ from jax.sharding import Mesh
 from deepseek_jax.costs.flops import training_flops
 from deepseek_jax.data.batches import abstract_batch
 from deepseek_jax.errors import BrokenTerm
-from deepseek_jax.losses.grpo import group_advantages
+from deepseek_jax.losses.advantages import group_advantages
 from deepseek_jax.models import ModelConfig
 from deepseek_jax.reinforce.degenerate import all_equal
 from deepseek_jax.reinforce.settings import ReinforceSettings
@@ -22,13 +22,16 @@ COMPLETIONS = {
 }
 
 
-def group_batch(groups, *, normalize_std: bool, shared: bool = True, multiple: int = BUCKET):
+def group_batch(
+    groups, *, normalize_std: bool, shared: bool = True, multiple: int = BUCKET, kl_weights=None
+):
     """Build the batch that losses.grpo_loss takes, numpy arrays, from the groups of grpo.make_groups.
 
     Completions of a group are adjacent. shared: a prompt stands once for its group; else once for each of its
     completions, see losses.completions. Lengths are multiples of `multiple`; where prompts are not shared,
     and rows are long, by powers of two. A completion whose reward failed (NaN) is masked out of the loss.
-    normalize_std: see losses.group_advantages. Groups with `stale`, of reinforce.stragglers, make stale_mask.
+    normalize_std: see losses.group_advantages. kl_weights: scenario -> kl_weight of its completions. Groups
+    with `stale`, of reinforce.stragglers, make stale_mask.
     """
     size = bucket if shared else _power_of_two
     mask = np.concatenate([group["mask"] for group in groups])
@@ -54,6 +57,9 @@ def group_batch(groups, *, normalize_std: bool, shared: bool = True, multiple: i
         "sampler_logprobs": _fitted([group["logprobs"] for group in groups], t),
         "advantages": np.asarray(advantages),
     }
+    if kl_weights:
+        own = [kl_weights.get(group["scenario"], 1.0) for group in groups]
+        batch["kl_weight"] = np.repeat(np.float32(own), group_size)
     if "stale" in groups[0]:
         stale = np.concatenate([group["stale"] for group in groups])
         batch["stale_mask"] = batch["completion_mask"] & (np.arange(t) < stale[:, None])
@@ -85,6 +91,8 @@ def abstract_batch_of(settings: ReinforceSettings, mesh: Mesh):
         shapes["old_logprobs"] = (completions, t), np.float32
     if settings.loss.kl_coef:
         shapes["ref_logprobs"] = (completions, t), np.float32
+    if settings.kl_weights:
+        shapes["kl_weight"] = (completions,), np.float32
     if settings.extra_prompts:
         shapes["stale_mask"] = (completions, t), np.bool_
         shapes["num_stale"] = (), np.float32

@@ -13,7 +13,6 @@ from jax.sharding import Mesh
 from deepseek_jax.costs.chips import peak_of
 from deepseek_jax.costs.program import GENERATION, STEP, SYNC, TOKEN_RATE, TRAINING
 from deepseek_jax.files import remove_folder
-from deepseek_jax.losses.grpo import NORMALIZES_STD
 from deepseek_jax.models.adapters import Adapted
 from deepseek_jax.ops.fingerprint import fingerprint
 from deepseek_jax.parallel.host_memory import return_freed_memory
@@ -22,7 +21,7 @@ from deepseek_jax.parallel.shard import on_device, put_share
 from deepseek_jax.reinforce.batch import BUCKET, bucket, group_batch, split, totals, update_flops
 from deepseek_jax.reinforce.degenerate import Degenerate, all_equal, check_range
 from deepseek_jax.reinforce.metrics import describe
-from deepseek_jax.reinforce.scenarios import ScenarioRewards, place
+from deepseek_jax.reinforce.scenarios import ScenarioRewards, place, scenario_of
 from deepseek_jax.reinforce.settings import ReinforceSettings
 from deepseek_jax.reinforce.update import jitted_score
 from deepseek_jax.rewards import Rewards, Scores
@@ -113,11 +112,16 @@ class GroupSource:
             self.referred = self.sampled_by
         # The memory of KV caches and decoding weights
         return_freed_memory()
-        normalize_std = NORMALIZES_STD[self.settings.loss.loss_type]
         shared = self.settings.shares_prompts()
         # A row's tokens split over the devices of its context
         multiple = BUCKET * self.mesh.shape["context"]
-        batch = group_batch(groups, shared=shared, multiple=multiple, normalize_std=normalize_std)
+        batch = group_batch(
+            groups,
+            shared=shared,
+            multiple=multiple,
+            normalize_std=self.settings.loss.normalizes_std(),
+            kl_weights=self.settings.kl_weights,
+        )
         tokens = float(batch["num_tokens"])
         metrics = describe(sampled, self.settings.accuracy) | sampling_metrics | {"tokens": tokens}
         batches = self._updates(state, batch, self.settings.rollout.temperature_at(step))
@@ -312,6 +316,7 @@ def make_groups(examples, answers: Answers, scores: Scores):
         groups.append(
             {
                 "prompt_ids": example["prompt_ids"],
+                "scenario": scenario_of(example),
                 "rewards": scores.total[rows],
                 "parts": {name: part[rows] for name, part in scores.parts.items()},
                 "ids": rollout.completion_ids[rows],

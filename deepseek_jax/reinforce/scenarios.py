@@ -10,11 +10,9 @@ import numpy as np
 
 from deepseek_jax.data.texts import picked
 from deepseek_jax.errors import at
-from deepseek_jax.reinforce.settings import ReinforceSettings
+from deepseek_jax.reinforce.settings import SCENARIOS, ReinforceSettings
 from deepseek_jax.rewards import Rewards, Scores
 from deepseek_jax.worlds.registry import open_rewards
-
-SCENARIOS = ("reasoning", "general")
 
 
 def place(settings: ReinforceSettings, index: int):
@@ -74,7 +72,7 @@ class ScenarioRewards:
         parts = {name: total.copy() for name in names}
         errors, messages = 0, []
         for scenario, rewards in self.rewards.items():
-            rows = [i for i, example in enumerate(examples) if _scenario(example) == scenario]
+            rows = [i for i, example in enumerate(examples) if scenario_of(example) == scenario]
             asked = [examples[i] for i in rows]
             scores = rewards.score_together(asked, picked(completions, rows))
             total[rows] = scores.total
@@ -84,5 +82,6 @@ class ScenarioRewards:
         return Scores(total, parts, errors, messages)
 
 
-def _scenario(example):
+def scenario_of(example):
+    """The scenario of an example of reinforcement."""
     return example.get("scenario", SCENARIOS[0])

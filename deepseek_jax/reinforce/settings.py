@@ -1,6 +1,7 @@
 """The settings of GRPO: each config block is a dataclass, checked when built."""
 
 import dataclasses
+import math
 from typing import Literal
 
 from deepseek_jax.losses.grpo import GrpoOptions
@@ -22,6 +23,8 @@ from deepseek_jax.training.settings import FitSettings
 # A row of a prompt and its completions has all scores of its attention in memory at once. So many of a head
 # take 32 MiB in float32
 MOST_SHARED_SCORES = 2**23
+# What a question of reinforcement may be for
+SCENARIOS = ("reasoning", "general")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,7 +106,8 @@ class ReinforceSettings(FitSettings, RewardSettings):
     of the KL (arXiv:2501.12948, appendix A.3); None for a fixed reference. reference_dtype, reference_memory:
     how it is stored; "host" keeps it in the host's memory while it does not score. general: settings of
     general questions, None to ask reasoning questions alone. degenerate: when steps without anything to learn
-    end the run.
+    end the run. kl_weights: scenario -> a factor of loss.kl_coef in its questions, 1 where it is not given:
+    the best KL differs by domain, weak or none for mathematics (arXiv:2512.02556, section 3.1).
     """
 
     prompts_per_step: Count
@@ -119,6 +123,7 @@ class ReinforceSettings(FitSettings, RewardSettings):
     reference_dtype: Literal["float32", "bfloat16"] = added("float32")
     reference_memory: Literal["device", "host"] = added("device")
     degenerate: DegenerateSettings = added(DegenerateSettings())
+    kl_weights: Weights | None = added(None)
     save_every: Count = 20
 
     def __post_init__(self):
@@ -151,6 +156,8 @@ class ReinforceSettings(FitSettings, RewardSettings):
             self.check_not_stored("loss.kl_coef=0 reads no reference (above 0 it does)")
         if self.general is not None:
             self._check_general(self.general)
+        if self.kl_weights:
+            self._check_kl_weights(self.kl_weights)
         if self.extra_prompts:
             self._check_stragglers()
 
@@ -179,6 +186,22 @@ class ReinforceSettings(FitSettings, RewardSettings):
             raise ValueError(
                 f"extra_prompts={self.extra_prompts} continues completions that were sampled at another of "
                 f"rollout.temperature={self.rollout.temperature}; set one temperature, or extra_prompts to 0"
+            )
+
+    def _check_kl_weights(self, weights):
+        used = SCENARIOS if self.general is not None else SCENARIOS[:1]
+        for name, weight in weights.items():
+            if name not in used:
+                raise ValueError(
+                    f"kl_weights.{name}={weight} is for no questions of this run: {', '.join(used)}; leave it "
+                    "out"
+                )
+            if not 0 <= weight < math.inf:
+                raise ValueError(f"kl_weights.{name}={weight} must be at least 0")
+        if not self.loss.kl_coef or not any(weights.get(name, 1) for name in used):
+            raise ValueError(
+                f"kl_weights={dict(weights)} with loss.kl_coef={self.loss.kl_coef} has no KL; set "
+                "loss.kl_coef and a weight above 0, or leave kl_weights out"
             )
 
     def _check_general(self, general):

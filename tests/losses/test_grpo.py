@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from deepseek_jax.losses.grpo import NORMALIZES_STD, GrpoOptions, group_advantages, grpo_loss, k3_kl
+from deepseek_jax.losses.advantages import group_advantages
+from deepseek_jax.losses.grpo import NORMALIZES_STD, GrpoOptions, grpo_loss, k3_kl
 
 LENGTHS = (5, 1, 3, 0, 4, 2, 5, 3)
 WIDTH = 5
@@ -33,7 +34,8 @@ def make_batch(seed=6, lengths=LENGTHS):
 
 
 def torch_loss(logprobs, batch, *, loss_type, clip_eps, max_completion_length, clip_eps_high=None,
-               kl_coef=0.0, importance_cap=None):  # fmt: skip
+               kl_coef=0.0, importance_cap=None, ratio_cap=None, unbiased_kl=False,
+               off_policy_limit=None):  # fmt: skip
     """The papers' sums, one completion and one token at a time, in float64: (loss, gradient)."""
     x = torch.tensor(logprobs, dtype=torch.float64, requires_grad=True)
     old, ref, sampler = (
@@ -47,13 +49,22 @@ def torch_loss(logprobs, batch, *, loss_type, clip_eps, max_completion_length, c
             if loss_type == "gspo":
                 ratio = torch.exp((x[i, :n] - old[i, :n]).mean())
             a = float(batch["advantages"][i])
-            term = torch.minimum(ratio * a, torch.clamp(ratio, 1 - clip_eps, 1 + high) * a)
+            if loss_type == "cispo":
+                term = torch.clamp(ratio.detach(), max=1 + high) * a * x[i, t]
+            else:
+                whole = torch.clamp(ratio, max=ratio_cap or torch.inf)
+                term = torch.minimum(whole * a, torch.clamp(ratio, 1 - clip_eps, 1 + high) * a)
+            if off_policy_limit is not None and a < 0:
+                drift = sum(float(sampler[i, s] - logprobs[i, s]) for s in range(n)) / n
+                term = term * (drift <= off_policy_limit)
             if importance_cap is not None:
                 term = term * min(float(torch.exp(old[i, t] - sampler[i, t])), importance_cap)
             d = ref[i, t] - x[i, t]
-            term = term - kl_coef * (torch.exp(d) - d - 1)
-            count = sum(LENGTHS) if loss_type == "dapo" else len(LENGTHS)
-            inner = {"dapo": 1, "dr_grpo": max_completion_length}.get(loss_type, n)
+            weight = torch.exp(x[i, t] - old[i, t]) if unbiased_kl else 1.0
+            weight = weight * float(batch.get("kl_weight", np.ones(len(LENGTHS)))[i])
+            term = term - kl_coef * weight * (torch.exp(d) - d - 1)
+            count = sum(LENGTHS) if loss_type in ("dapo", "cispo") else len(LENGTHS)
+            inner = {"dapo": 1, "cispo": 1, "dr_grpo": max_completion_length}.get(loss_type, n)
             total = total - term / inner / count
     total.backward()
     return total.item(), x.grad.numpy()
@@ -85,9 +96,62 @@ def test_loss_and_gradient_follow_the_papers_sums(loss_type, extra):
     logprobs, entropy, batch = make_batch()
     value, grad, metrics = loss_and_grad(logprobs, entropy, batch, loss_type=loss_type, **extra)
     want_value, want_grad = torch_loss(logprobs, batch, loss_type=loss_type, **SETTINGS | extra)
-    assert metrics["clip_fraction_low"] > 0 and metrics["clip_fraction_high"] > 0
+    assert (metrics["clip_fraction_low"] > 0) == (loss_type != "cispo")
+    assert metrics["clip_fraction_high"] > 0
     assert value == pytest.approx(want_value, rel=1e-5, abs=1e-6)
     np.testing.assert_allclose(grad, want_grad, rtol=1e-5, atol=1e-7)
+
+
+V3_2 = dict(kl_coef=0.3, unbiased_kl=True, off_policy_limit=0.05)
+
+
+@pytest.mark.parametrize("loss_type", LOSS_TYPES)
+def test_v3_2s_options_follow_its_sums(loss_type):
+    """Oracle: loops over ragged completions and autograd, float64 torch, as above; by hand, that some
+    completions are masked and others with a negative advantage are not.
+    """
+    logprobs, entropy, batch = make_batch()
+    batch["kl_weight"] = np.float32([0, 1, 0.5, 1, 0, 2, 1, 1])
+    settings = dict(V3_2, loss_type=loss_type)
+    settings |= {} if loss_type == "cispo" else dict(ratio_cap=1.3)
+    value, grad, metrics = loss_and_grad(logprobs, entropy, batch, **settings)
+    want_value, want_grad = torch_loss(logprobs, batch, **SETTINGS | settings)
+    mask = batch["completion_mask"]
+    negative = (mask & (batch["advantages"] < 0)[:, None]).sum() / mask.sum()
+    assert 0 < metrics["off_policy_fraction"] < negative
+    assert value == pytest.approx(want_value, rel=1e-5, abs=1e-6)
+    np.testing.assert_allclose(grad, want_grad, rtol=1e-5, atol=1e-7)
+
+
+def test_an_unbiased_kl_has_a_gradient_while_the_policy_has_not_moved():
+    """Oracle: by hand: at old = policy the gradient of r (exp(d) - d - 1) is (exp(d) - d - 1) + (1 - exp(d)),
+    which is -d: the gradient of the KL itself, E[log(pi / ref) grad log pi]. Without r it is 1 - exp(d).
+    """
+    logprobs, entropy, batch = make_batch(lengths=(WIDTH,) * 8)
+    del batch["old_logprobs"]
+    batch["advantages"] = np.zeros(8, np.float32)
+    _, grad, metrics = loss_and_grad(logprobs, entropy, batch, kl_coef=0.5, unbiased_kl=True)
+    d = batch["ref_logprobs"] - logprobs
+    np.testing.assert_allclose(grad, 0.5 * -d / (8 * WIDTH), rtol=1e-4, atol=1e-8)
+    assert metrics["kl"] == pytest.approx((np.exp(d) - d - 1).mean(), rel=1e-5)
+
+
+def test_two_sided_clipping_ends_the_gradient_of_a_large_ratio_with_a_negative_advantage():
+    """Oracle: by hand, at ratios 3 and 5 with a cap of 4: the loss of the second is that of the cap, flat."""
+    log_ratio = np.log(np.array([[3.0], [5.0]], np.float32))
+    zeros = np.zeros_like(log_ratio)
+    batch = dict(
+        completion_mask=zeros == 0,
+        advantages=np.array([-1, -1], np.float32),
+        old_logprobs=zeros,
+        sampler_logprobs=zeros,
+        num_tokens=np.float32(2),
+        num_completions=np.float32(2),
+    )
+    value, grad, metrics = loss_and_grad(log_ratio, zeros, batch, ratio_cap=4.0)
+    assert value == pytest.approx((3 + 4) / 2)
+    np.testing.assert_allclose(grad[:, 0], [3 / 2, 0], rtol=1e-6)
+    assert metrics["clip_fraction_high"] == 0.5
 
 
 def test_metrics_are_means_over_the_real_tokens():
@@ -186,9 +250,11 @@ def test_the_ratio_is_one_while_the_policy_has_not_moved(loss_type):
     del batch["old_logprobs"]
     value, grad, metrics = loss_and_grad(logprobs, entropy, batch, loss_type=loss_type)
     divisor = 8 * (7 if loss_type == "dr_grpo" else WIDTH)
-    advantages = batch["advantages"][:, None]
-    np.testing.assert_allclose(grad, -np.broadcast_to(advantages, grad.shape) / divisor, rtol=1e-5)
-    assert value == pytest.approx(-advantages.sum() * WIDTH / divisor, rel=1e-5)
+    advantages = np.broadcast_to(batch["advantages"][:, None], grad.shape)
+    np.testing.assert_allclose(grad, -advantages / divisor, rtol=1e-5)
+    # cispo's surrogate is not the ratio but log pi
+    worth = logprobs if loss_type == "cispo" else 1.0
+    assert value == pytest.approx(-(advantages * worth).sum() / divisor, rel=1e-5)
     assert metrics["ratio_mean"] == 1 and metrics["clip_fraction"] == 0
 
 
@@ -321,13 +387,17 @@ def test_equal_rewards_give_exactly_zero(value):
     [
         (
             dict(loss_type="ppo"),
-            "^loss_type='ppo' is not allowed; .*grpo, dapo, dr_grpo, gspo",
+            "^loss_type='ppo' is not allowed; .*grpo, dapo, dr_grpo, gspo, cispo",
         ),
         (dict(loss_type="grpo", clip_eps=0.0), "^clip_eps=0.0 must be above 0"),
         (dict(loss_type="grpo", clip_eps_high=-1.0), "clip_eps_high=-1.0"),
         (dict(loss_type="grpo", importance_cap=0.0), "^importance_cap=0.0 must be above 0"),
         (dict(loss_type="grpo", kl_coef=-0.1), "^kl_coef=-0.1 must be at least 0"),
         (dict(loss_type="dr_grpo", max_completion_length=0), "^max_completion_length=0 must be"),
+        (dict(ratio_cap=1.1), r"^ratio_cap=1.1 must be above 1 \+ clip_eps_high = 1.2"),
+        (dict(loss_type="cispo", ratio_cap=5.0), "^ratio_cap=5.0 .* no use with cispo"),
+        (dict(unbiased_kl=True), "^unbiased_kl=True, but kl_coef=0 has no KL"),
+        (dict(off_policy_limit=0.0), "^off_policy_limit=0.0 must be above 0"),
     ],
 )
 def test_a_wrong_setting_is_named(settings, message):

@@ -61,6 +61,35 @@ def test_rows_of_one_completion_split_over_the_context():
     assert second["prompt_mask"].sum() == 2 * 20
 
 
+def test_the_kl_has_a_weight_by_scenario():
+    """Oracle: by hand: 0.5 for both completions of the general question, 1 where none is given."""
+    reasoning, general = groups()
+    both = [reasoning | {"scenario": "reasoning"}, general | {"scenario": "general"}]
+    batch = group_batch(both, normalize_std=False, kl_weights={"general": 0.5})
+    np.testing.assert_array_equal(batch["kl_weight"], np.float32([1, 1, 0.5, 0.5]))
+    assert "kl_weight" not in group_batch(both, normalize_std=False)
+
+
+GENERAL = dict(num_steps=1, per_step=1, rewards={"correct": 1.0}, path="general.jsonl")
+KL = dict(clip_eps=0.2, kl_coef=0.1)
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        (dict(kl_weights={"general": 0.0}, loss=KL), "kl_weights.general=0.0 is for no questions"),
+        (dict(kl_weights={"math": 0.0}, loss=KL, general=GENERAL), "kl_weights.math=0.0 is for no"),
+        (dict(kl_weights={"reasoning": -1.0}, loss=KL), "kl_weights.reasoning=-1.0 must be at"),
+        (dict(kl_weights={"reasoning": 0.0}, loss=KL), "has no KL"),
+        (dict(kl_weights={"reasoning": 0.5}), "loss.kl_coef=0.0 has no KL"),
+    ],
+)
+def test_weights_of_a_kl_that_is_not_there_are_refused(fields, words):
+    """Oracle: the words a reader needs."""
+    with pytest.raises(ValueError, match=words):
+        of_config(**fields)
+
+
 def of_config(**fields):
     return build(GrpoSettings, small_config(**fields), "config")
 

@@ -10,7 +10,7 @@ import optax
 import pytest
 
 from deepseek_jax.costs.flops import training_flops
-from deepseek_jax.losses.grpo import group_advantages
+from deepseek_jax.losses.advantages import group_advantages
 from deepseek_jax.models import build_model, init_params
 from deepseek_jax.parallel import make_mesh
 from deepseek_jax.recipes.grpo.settings import GrpoSettings

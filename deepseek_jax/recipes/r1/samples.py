@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from deepseek_jax.losses.grpo import group_advantages
+from deepseek_jax.losses.advantages import group_advantages
 from deepseek_jax.rewards.language import LANGUAGES, chain_of_thought, language_share
 from deepseek_jax.worlds.registry import open_rewards
 from deepseek_jax.worlds.world import Questions
