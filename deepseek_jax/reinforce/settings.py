@@ -193,7 +193,7 @@ class ReinforceSettings(FitSettings, RewardSettings):
         for name, weight in weights.items():
             if name not in used:
                 raise ValueError(
-                    f"kl_weights.{name}={weight} is for no questions of this run: {', '.join(used)}; leave it "
+                    f"kl_weights.{name}={weight} is for no question of this run ({', '.join(used)}); leave it "
                     "out"
                 )
             if not 0 <= weight < math.inf:

@@ -77,7 +77,7 @@ KL = dict(clip_eps=0.2, kl_coef=0.1)
 @pytest.mark.parametrize(
     ("fields", "words"),
     [
-        (dict(kl_weights={"general": 0.0}, loss=KL), "kl_weights.general=0.0 is for no questions"),
+        (dict(kl_weights={"general": 0.0}, loss=KL), "kl_weights.general=0.0 is for no question"),
         (dict(kl_weights={"math": 0.0}, loss=KL, general=GENERAL), "kl_weights.math=0.0 is for no"),
         (dict(kl_weights={"reasoning": -1.0}, loss=KL), "kl_weights.reasoning=-1.0 must be at"),
         (dict(kl_weights={"reasoning": 0.0}, loss=KL), "has no KL"),
