@@ -193,8 +193,8 @@ class ReinforceSettings(FitSettings, RewardSettings):
         for name, weight in weights.items():
             if name not in used:
                 raise ValueError(
-                    f"kl_weights.{name}={weight} is for no question of this run ({', '.join(used)}); leave it "
-                    "out"
+                    f"kl_weights.{name}={weight} is for no question of this run, which asks "
+                    f"{', '.join(used)}; leave it out"
                 )
             if not 0 <= weight < math.inf:
                 raise ValueError(f"kl_weights.{name}={weight} must be at least 0")
