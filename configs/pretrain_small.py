@@ -2,6 +2,7 @@
 stage. The data are bytes of the source code of this Python installation, and of sums.
 
 python launch/train.py --config=configs/pretrain_small.py          # or configs/pretrain_small.py:seed=1
+python launch/train.py --config=configs/pretrain_small.py:optimizer=muon
 """
 
 from ml_collections import ConfigDict
@@ -11,7 +12,7 @@ from configs.common import batch_ramp, parse_arg
 
 
 def get_config(arg=None):
-    arg = parse_arg(arg, seed=0, fp8=True)
+    arg = parse_arg(arg, seed=0, fp8=True, optimizer="adamw")
     c = ConfigDict(dict(recipe="pretrain", seed=arg.seed))
     c.model = models.deepseek_v3_mini() | dict(fp8=arg.fp8)
     c.data = dict(
@@ -38,5 +39,7 @@ def get_config(arg=None):
     long["optimizer"] = dict(learning_rate=2e-4, weight_decay=0.1, moment_dtype="bfloat16")
     c.stages = {"stage_1": short, "stage_2_long": long}
     for stage in c.stages.values():
+        if arg.optimizer != "adamw":
+            stage.optimizer.kind = arg.optimizer
         stage.update(dict(balance_weight=1e-4, log_every=10, eval_every=100, save_every=100))
     return c

@@ -18,7 +18,7 @@ from deepseek_jax.models.heads import (
     layer_states,
     predict_further,
 )
-from deepseek_jax.models.layers import decays
+from deepseek_jax.models.layers import decays, matrix_input_axes
 from deepseek_jax.models.moe import Routing
 
 __all__ = [
@@ -38,6 +38,7 @@ __all__ = [
     "init_params",
     "last_attention",
     "layer_states",
+    "matrix_input_axes",
     "names_architecture",
     "predict_further",
     "random_params",

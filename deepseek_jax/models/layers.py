@@ -85,6 +85,28 @@ def swiglu(gate, up):
 LINEAR = dict(q=1, k=1, v=1, q_down=1, q_up=1, kv_down=1, out=2, gate_up=1, down=1)
 # The same for all weights of attention, MLPs and experts: decoding absorbs these two, see models.mla
 INPUTS = LINEAR | dict(k_up=1, v_up=1)
+# And of all other matrices but embedding and head
+MATRICES = INPUTS | dict(router=1, input=1)
+
+
+def matrix_input_axes(path):
+    """input_axes of MATRICES."""
+    return input_axes(path, MATRICES)
+
+
+def input_axes(path, contracted: dict[str, int]):
+    """The axes of a parameter that its product contracts; None where its name is not in `contracted`, which
+    is INPUTS or MATRICES. path: its keys in a tree of params.
+    """
+    names = [key.key for key in path]
+    if names[-1] not in contracted:
+        return None
+    # Layers come first, then the experts of a MoE layer's own MLP; a prediction module's block is one too
+    stacked = bool({"dense_layers", "moe_layers"} & set(names))
+    has_experts = "dense_layers" not in names
+    of_experts = has_experts and names[-2:] in (["ffn", "gate_up"], ["ffn", "down"])
+    first = stacked + of_experts
+    return range(first, first + contracted[names[-1]])
 
 
 def linear(config: ModelConfig, spec: str, x, w, *, power_of_two: bool = False):

@@ -5,7 +5,7 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from deepseek_jax.models.layers import INPUTS
+from deepseek_jax.models.layers import INPUTS, input_axes
 
 
 def quantized(params):
@@ -34,27 +34,20 @@ def _holds_int8(node):
 def unquantized_leaves(params):
     """The leaves that quantized leaves as they are."""
     leaves = jax.tree.leaves_with_path(params, is_leaf=_holds_int8)
-    return [leaf for path, leaf in leaves if _input_axes(path, leaf) is None]
+    return [leaf for path, leaf in leaves if _int8_axes(path) is None]
 
 
 def _over_weights(params, convert):
     def one(path, leaf):
-        axes = _input_axes(path, leaf)
+        axes = _int8_axes(path)
         return leaf if axes is None else convert(leaf, axes)
 
     return jax.tree.map_with_path(one, params)
 
 
-def _input_axes(path, leaf):
-    """The axes that a product with this weight contracts; None for any other parameter."""
-    names = [key.key for key in path]
+def _int8_axes(path):
     # Only drafts read multi-token prediction modules, and these take no int8
-    if names[-1] not in INPUTS or names[0].startswith("mtp_"):
-        return None
-    # Layers come first, then the experts of a MoE layer's own MLP
-    of_experts = names[-2] == "ffn" and names[0] == "moe_layers"
-    first = 2 if of_experts else 1
-    return range(first, first + INPUTS[names[-1]])
+    return None if path[0].key.startswith("mtp_") else input_axes(path, INPUTS)
 
 
 @functools.partial(jax.jit, static_argnums=1, donate_argnums=0)

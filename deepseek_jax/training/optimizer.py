@@ -1,4 +1,4 @@
-"""AdamW: the parameters that it leaves alone, and the dtype that its moments are stored in."""
+"""AdamW, alone or with Muon for matrices: the parameters that they leave alone, and the dtype of moments."""
 
 import dataclasses
 from typing import Annotated, Literal
@@ -9,6 +9,7 @@ import optax
 
 from deepseek_jax.models import decays
 from deepseek_jax.settings import Between, Natural, NonNegative, Positive, Share, added
+from deepseek_jax.training.muon import is_matrix, scale_by_muon
 from deepseek_jax.training.schedule import Phase, join_phases, make_schedule
 
 Decay = Annotated[float, Between(0, 1, open_high=True)]
@@ -16,8 +17,9 @@ Decay = Annotated[float, Between(0, 1, open_high=True)]
 
 @dataclasses.dataclass(frozen=True)
 class OptimizerSettings:
-    """AdamW and its learning-rate schedule; see training.optimizer and training.schedule.
+    """The optimizer and its learning-rate schedule; see training.optimizer and training.schedule.
 
+    kind: "adamw", or "muon" for matrices, with this momentum, and AdamW for the rest, see training.muon.
     The schedule is either learning_rate with schedule, warmup_steps and final_fraction, or phases end to end.
     moment_memory: "host" keeps the moments in the host's memory between updates.
     """
@@ -33,6 +35,8 @@ class OptimizerSettings:
     max_grad_norm: Positive = 1.0
     moment_dtype: Literal["float32", "bfloat16"] = "float32"
     moment_memory: Literal["device", "host"] = added("device")
+    kind: Literal["adamw", "muon"] = added("adamw")
+    momentum: Decay = added(0.95)
 
     def __post_init__(self):
         if self.learning_rate is None and not self.phases:
@@ -48,7 +52,10 @@ class OptimizerSettings:
                 raise ValueError(
                     f"{field.name}={given!r} and phases are two schedules; keep one of them"
                 )
-        for name in ("b1", "b2") if self.moment_dtype == "bfloat16" else ():
+        momentum = type(self).__dataclass_fields__["momentum"].default
+        if self.kind == "adamw" and self.momentum != momentum:
+            raise ValueError(f"momentum={self.momentum} is Muon's; set b1, or kind to 'muon'")
+        for name in ("b1", "b2", "momentum") if self.moment_dtype == "bfloat16" else ():
             # A relative change below 2^-8, half of bfloat16's widest gap, may round to no change
             if getattr(self, name) > 1 - 2**-8:
                 raise ValueError(
@@ -70,6 +77,7 @@ class OptimizerSettings:
             max_grad_norm=self.max_grad_norm,
             trains_mtp=trains_mtp,
             moment_dtype=self.moment_dtype,
+            momentum=self.momentum if self.kind == "muon" else None,
         )
 
     def rate(self, num_updates: int):
@@ -95,18 +103,24 @@ def make_optimizer(
     trains_mtp: bool = False,
     moment_dtype: str = "float32",
     eps: float = 1e-8,
+    momentum: float | None = None,
 ):
-    """Clip by global norm, then AdamW (arXiv:1711.05101): an optax transformation.
+    """Clip by global norm, then AdamW (arXiv:1711.05101), or with a momentum Muon for the matrices and AdamW
+    for the rest: an optax transformation.
 
     schedule: the learning rate by update. Weight decay, multiplied by it, skips norm scales and
     biases. Leaves named router_bias have no moments and are never changed here: the train step moves
     them, by expert load. Unless trains_mtp, leaves below a name that begins with mtp_ are left alone
     too: where no loss trains multi-token prediction, decay alone would shrink a checkpoint's weights.
-    moment_dtype: that of both moments; bfloat16 as in arXiv:2412.19437, section 3.3.3. See scale_by_adam.
+    moment_dtype: that of all moments; bfloat16 as in arXiv:2412.19437, section 3.3.3. See scale_by_adam.
     """
+    direction = scale_by_adam(b1, b2, eps, moment_dtype)
+    if momentum is not None:
+        kinds = {"matrix": scale_by_muon(momentum, moment_dtype), "other": direction}
+        direction = optax.partition(kinds, _matrices)
     trained = optax.chain(
         clip_by_global_norm(max_grad_norm),
-        scale_by_adam(b1, b2, eps, moment_dtype),
+        direction,
         # After Adam, so that Adam does not rescale the decay (arXiv:1711.05101, algorithm 2)
         optax.add_decayed_weights(weight_decay, mask=decays),
         optax.scale_by_learning_rate(schedule),
@@ -163,6 +177,20 @@ def scale_by_adam(b1: float, b2: float, eps: float, moment_dtype: str):
         return jax.tree.map(direction, mean, square), optax.ScaleByAdamState(count, mean, square)
 
     return optax.GradientTransformation(init, update)
+
+
+def _matrices(params):
+    """The label of each parameter. Raises ValueError for params without a matrix."""
+    labels = jax.tree.map_with_path(
+        lambda path, _: "matrix" if is_matrix(path) else "other", params
+    )
+    # optax.tree.map_params calls it with a placeholder
+    if isinstance(params, dict) and "matrix" not in jax.tree.leaves(labels):
+        raise ValueError(
+            "kind='muon' finds no matrix among the trained parameters, such as those of an adapter; set "
+            "it to 'adamw'"
+        )
+    return labels
 
 
 def _is_frozen(path, trains_mtp):

@@ -1,0 +1,163 @@
+"""Muon: which parameters are matrices, and how far an update moves them."""
+
+import dataclasses
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from deepseek_jax.models import init_params
+from deepseek_jax.parallel import make_mesh, shardings
+from deepseek_jax.parallel.shard import logical_names
+from deepseek_jax.training.muon import COEFFICIENTS, is_matrix
+from deepseek_jax.training.optimizer import OptimizerSettings, make_optimizer
+from deepseek_jax.training.schedule import make_schedule
+from deepseek_jax.training.state import state_maker
+from tests.tiny import MTP, random_leaves, tiny_model
+
+SETTINGS = dict(b1=0.9, b2=0.95, weight_decay=0.1, max_grad_norm=1e9, momentum=0.95)
+RATE = 0.01
+
+
+def make():
+    return make_optimizer(make_schedule(RATE, num_steps=10), trains_mtp=True, **SETTINGS)
+
+
+def directions(momentum):
+    """V4's ten steps on each matrix of a stack [... n m], in float64."""
+    x = momentum / np.linalg.norm(momentum, axis=(-2, -1), keepdims=True)
+    for a, b, c in COEFFICIENTS:
+        gram = x @ np.swapaxes(x, -2, -1)
+        x = a * x + (b * gram + c * gram @ gram) @ x
+    return x
+
+
+# Of a parameter: its axes as inputs and outputs of a stack of matrices, by hand
+MATRICES = {
+    ("moe_layers", "attention", "q_down"): "l (d) (q)",
+    ("moe_layers", "attention", "q_up"): "l (q) (h x)",
+    ("moe_layers", "attention", "k_up"): "l (c) (h n)",
+    ("moe_layers", "attention", "out"): "l (h u) (d)",
+    ("moe_layers", "ffn", "router"): "l (d) (e)",
+    ("moe_layers", "ffn", "gate_up"): "l e (d) 2 (f)",
+    ("moe_layers", "ffn", "down"): "l e (f) (d)",
+    ("moe_layers", "ffn", "shared", "gate_up"): "l (d) 2 (f)",
+    ("dense_layers", "ffn", "down"): "l (f) (d)",
+    ("mtp_0", "input"): "(z) (d)",
+    ("mtp_0", "block", "ffn", "down"): "e (f) (d)",
+    ("mtp_0", "block", "attention", "out"): "(h u) (d)",
+}
+
+
+def stacked(array, form):
+    """(matrices [... inputs outputs] of a parameter, the inverse)."""
+    words = form.replace("(", " ( ").replace(")", " ) ").split()
+    order, groups, axis, inside = [], [], 0, False
+    for word in words:
+        if word in "()":
+            inside = word == "("
+            groups += [[]] * inside
+            continue
+        if inside:
+            groups[-1] = groups[-1] + [axis]
+        else:
+            order.append(axis)
+        axis += 1
+    axes = order + groups[0] + groups[1]
+    turned = np.transpose(array, axes)
+    lead = turned.shape[: len(order)]
+    inputs = np.prod([array.shape[a] for a in groups[0]], dtype=int)
+    flat = turned.reshape(*lead, inputs, -1)
+    return flat, lambda x: np.transpose(x.reshape(turned.shape), np.argsort(axes))
+
+
+@pytest.mark.parametrize("path", MATRICES, ids="/".join)
+def test_a_matrix_moves_by_its_orthogonal_direction(path):
+    """Oracle: two updates in float64 numpy: Nesterov momentum with its bias corrected, ten Newton-Schulz
+    steps, times sqrt(max(n, m)) * 0.18, decay and the rate. Which axes belong to a matrix stands above.
+    """
+    _, params = tiny_model("mtp")
+    leaf = params
+    for key in path:
+        leaf = leaf[key]
+    tx, tree = make(), nest(path, leaf)
+    state, rng, mean = tx.init(tree), np.random.default_rng(0), 0.0
+    for _ in range(2):
+        grad = rng.normal(size=leaf.shape)
+        updates, state = tx.update(nest(path, np.float32(grad)), state, tree)
+        mean = 0.95 * mean + 0.05 * grad
+    (update,) = jax.tree.leaves(updates)
+    nesterov = 0.95 * mean / (1 - 0.95**3) + 0.05 * grad / (1 - 0.95**2)
+    matrices, back = stacked(nesterov, MATRICES[path])
+    scale = 0.18 * max(matrices.shape[-2:]) ** 0.5
+    wanted = -RATE * (back(scale * directions(matrices)) + 0.1 * np.float64(leaf))
+    np.testing.assert_allclose(update, wanted, rtol=2e-4, atol=2e-6)
+
+
+def nest(path, leaf):
+    for key in reversed(path):
+        leaf = {key: leaf}
+    return leaf
+
+
+def test_all_directions_of_a_matrix_learn_at_one_pace():
+    """Oracle: numpy's singular values, which the last two steps of V4's ten bring to 1."""
+    rng = np.random.default_rng(0)
+    grad = rng.normal(size=(24, 16)) @ np.diag(np.logspace(0, -2, 16)) @ rng.normal(size=(16, 16))
+    values = np.linalg.svd(directions(grad), compute_uv=False)
+    assert abs(values - 1).max() < 1e-2
+
+
+def test_embedding_head_norms_and_biases_are_adams():
+    """Oracle: by hand, the names; and the update of AdamW alone, bit for bit."""
+    _, params = tiny_model("mtp")
+    paths = jax.tree.leaves_with_path(params)
+    others = {path[-1].key for path, _ in paths if not is_matrix(path)}
+    assert others == {"embedding", "head", "scale", "router_bias"}
+    grads = jax.tree.map(jnp.ones_like, params)
+    alone = make_optimizer(
+        make_schedule(RATE, num_steps=10), trains_mtp=True, **SETTINGS | dict(momentum=None)
+    )
+    (ours, _), (theirs, _) = (tx.update(grads, tx.init(params), params) for tx in (make(), alone))
+    for (path, own), other in zip(
+        jax.tree.leaves_with_path(ours), jax.tree.leaves(theirs), strict=True
+    ):
+        if not is_matrix(path):
+            np.testing.assert_array_equal(own, other)
+
+
+def test_a_sharded_update_is_that_of_one_device():
+    """Oracle: one device; the moments lie as their parameters do. float32 sums in another order."""
+    boxed = jax.eval_shape(lambda: init_params(MTP, jax.random.key(0)))
+    _, params = tiny_model("mtp")
+    # Of full rank: the direction of a singular value near 0 would be that of rounding
+    grads = random_leaves(params, jax.random.key(1))
+    tx = make()
+    wanted, _ = tx.update(grads, tx.init(params), params)
+    mesh = make_mesh(fsdp=2, expert=2, tensor=2)
+    places = shardings(mesh, logical_names(boxed), nn.unbox(boxed))
+    own, own_grads = (jax.device_put(tree, places) for tree in (params, grads))
+    create, placed = state_maker(own, tx, mesh)
+    with jax.set_mesh(mesh):
+        state = create(jax.tree.map(jnp.copy, own))
+        updates, _ = jax.jit(tx.update)(own_grads, state.opt_state, own)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5), updates, wanted
+    )
+    moments = optax.tree.get_all_with_path(state.opt_state, "mu")
+    held = {leaf.sharding.spec for _, tree in moments for leaf in jax.tree.leaves(tree)}
+    assert any("expert" in str(spec) for spec in held)
+
+
+def test_wrong_settings_are_named():
+    """Oracle: the words a reader needs."""
+    with pytest.raises(ValueError, match="^momentum=0.9 is Muon's; set b1, or kind to 'muon'"):
+        OptimizerSettings(learning_rate=0.1, momentum=0.9)
+    settings = OptimizerSettings(learning_rate=0.1, kind="muon")
+    adapter = {"moe_layers": {"self_attn.q_proj": {"lora_a": jnp.ones((2, 3))}}}
+    with pytest.raises(ValueError, match="kind='muon' finds no matrix"):
+        settings.make(10).init(adapter)
+    assert dataclasses.replace(settings, momentum=0.9).momentum == 0.9
