@@ -7,11 +7,13 @@ from pathlib import Path
 from deepseek_jax.checkpoint.folder import UNFINISHED, is_unfinished
 from deepseek_jax.files import as_path
 from deepseek_jax.models import ModelConfig, RopeScaling
+from deepseek_jax.models.config import HOW_TO_RUN
 from deepseek_jax.ops.rope import yarn_mscale
 from deepseek_jax.settings import build
 
 ARCHITECTURES = {
     "deepseek_v3": "DeepseekV3ForCausalLM",
+    "deepseek_v32": "DeepseekV32ForCausalLM",
     "deepseek_v2": "DeepseekV2ForCausalLM",
     "qwen2": "Qwen2ForCausalLM",
     "qwen3": "Qwen3ForCausalLM",
@@ -30,6 +32,7 @@ FIXED = {
 # model_type -> (scoring_func, the topk_methods that are modelled, the default first)
 ROUTERS = {
     "deepseek_v3": ("sigmoid", ("noaux_tc",)),
+    "deepseek_v32": ("sigmoid", ("noaux_tc",)),
     "deepseek_v2": ("softmax", ("greedy", "group_limited_greedy")),
 }
 # Name of a field in transformers 5 -> ours, which is that of the released files
@@ -42,9 +45,7 @@ FP8_QUANTIZATION = {
 }
 # quantization_config.scale_fmt of DeepSeek-V3.1: its scales are powers of two, stored as float32
 POWERS_OF_TWO = "ue8m0"
-# How to compute, not what: config.json has no such fields
-RUN_FIELDS = {"dtype", "scan_layers", "fp8", "remat", "pipeline_micro_batches", "expert_buffer"}
-FIELDS = [f.name for f in dataclasses.fields(ModelConfig) if f.name not in RUN_FIELDS]
+FIELDS = [f.name for f in dataclasses.fields(ModelConfig) if f.name not in HOW_TO_RUN]
 # ModelConfig lists these together, those of multi-token prediction among them, up to rope_theta
 MOE_FIELDS = FIELDS[FIELDS.index("n_routed_experts") : FIELDS.index("rope_theta")]
 ROPE_FIELDS = [f.name for f in dataclasses.fields(RopeScaling)]
@@ -135,7 +136,11 @@ def _required(raw):
     required = [f.name for f in dataclasses.fields(ModelConfig) if f.default is dataclasses.MISSING]
     if raw.get("n_routed_experts"):
         required += ["num_experts_per_tok", "first_k_dense_replace", "routed_scaling_factor"]
-        required += ["n_group", "topk_group"] if raw["model_type"] == "deepseek_v3" else []
+        required += (
+            ["n_group", "topk_group"]
+            if raw["model_type"] in ("deepseek_v3", "deepseek_v32")
+            else []
+        )
     # Qwen3's head_dim is no quotient: the 0.6B model has 16 heads of 128 at a hidden_size of 1024
     return required + (["head_dim"] if raw["model_type"] == "qwen3" else [])
 
@@ -144,9 +149,12 @@ def _check_fixed(raw):
     for key, value in FIXED.items():
         if raw.get(key) not in (value, None):
             raise ValueError(f"{key}={raw[key]!r} is not modelled, only {value!r}")
-    kinds = set(raw.get("layer_types") or ()) - {"full_attention"}
+    kind = "indexed_attention" if raw["model_type"] == "deepseek_v32" else "full_attention"
+    kinds = set(raw.get("layer_types") or ()) - {kind}
     if kinds:
-        raise ValueError(f"layer_types={sorted(kinds)} are not modelled, only 'full_attention'")
+        raise ValueError(
+            f"layer_types={sorted(kinds)} are not modelled for {raw['model_type']}, only {kind!r}"
+        )
     quantization = raw.get("quantization_config") or FP8_QUANTIZATION
     for key in ("quant_method", "weight_block_size"):
         if quantization.get(key) != FP8_QUANTIZATION[key]:

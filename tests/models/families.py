@@ -31,6 +31,8 @@ LATENT = dict(
     first_k_dense_replace=1,
     num_key_value_heads=6,
 )
+# With few heads ReLU leaves many scores at exactly 0, where transformers breaks ties by the row's width
+INDEX = dict(index_n_heads=16, index_head_dim=16, index_topk=24)
 YARN = dict(
     rope_type="yarn", factor=8.0, original_max_position_embeddings=32, beta_fast=32.0, beta_slow=1.0
 )
@@ -48,6 +50,19 @@ FAMILIES = {
         topk_group=2,
         routed_scaling_factor=2.5,
         num_mtp_layers=0,
+        rope_parameters=dict(YARN, rope_theta=10000.0, mscale=1.0, mscale_all_dim=0.707),
+    ),
+    "deepseek_v32": lambda: transformers.DeepseekV32Config(
+        **COMMON,
+        **LATENT,
+        **INDEX,
+        q_lora_rank=20,
+        n_routed_experts=16,
+        n_shared_experts=1,
+        num_experts_per_tok=4,
+        n_group=4,
+        topk_group=2,
+        routed_scaling_factor=2.5,
         rope_parameters=dict(YARN, rope_theta=10000.0, mscale=1.0, mscale_all_dim=0.707),
     ),
     "deepseek_v2": lambda: transformers.DeepseekV2Config(
