@@ -43,7 +43,8 @@ FP8_QUANTIZATION = {
     "activation_scheme": "dynamic",
     "weight_block_size": [128, 128],
 }
-# quantization_config.scale_fmt of DeepSeek-V3.1: its scales are powers of two, stored as float32
+# quantization_config.scale_fmt of DeepSeek-V3.1 and V3.2: powers of two, stored as float32. Some scales of
+# V3.1's o_proj are none all the same, so only new scales are bound to it
 POWERS_OF_TWO = "ue8m0"
 FIELDS = [f.name for f in dataclasses.fields(ModelConfig) if f.name not in HOW_TO_RUN]
 # ModelConfig lists these together, those of multi-token prediction among them, up to rope_theta
@@ -123,6 +124,8 @@ def config_json(config: ModelConfig, *, dtype, fp8: bool = False, like: dict | N
         written = _changed(config, written, like)
     if fp8 and not written.get("quantization_config"):
         written |= {"quantization_config": FP8_QUANTIZATION}
+        if config.has_indexer:
+            written["quantization_config"] = FP8_QUANTIZATION | {"scale_fmt": POWERS_OF_TWO}
     return written
 
 
@@ -155,6 +158,13 @@ def _check_fixed(raw):
         raise ValueError(
             f"layer_types={sorted(kinds)} are not modelled for {raw['model_type']}, only {kind!r}"
         )
+    first_dense = raw.get("first_k_dense_replace")
+    for layer, mlp in enumerate(raw.get("mlp_layer_types") or ()):
+        if mlp != ("dense" if layer < (first_dense or 0) else "sparse"):
+            raise ValueError(
+                f"mlp_layer_types has {mlp!r} for layer {layer}, which is not modelled with "
+                f"first_k_dense_replace={first_dense}: dense layers come first"
+            )
     quantization = raw.get("quantization_config") or FP8_QUANTIZATION
     for key in ("quant_method", "weight_block_size"):
         if quantization.get(key) != FP8_QUANTIZATION[key]:

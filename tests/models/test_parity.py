@@ -278,9 +278,10 @@ def test_bfloat16_stays_near_float32(pair_of, family):
     assert np.median(np.abs(exact - rounded)) > 1e-4  # it did compute in bfloat16
 
 
-def test_multi_token_prediction_agrees(tmp_path):
+@pytest.mark.parametrize("family", ["deepseek_v3", "deepseek_v32"])
+def test_multi_token_prediction_agrees(tmp_path, family):
     """Oracle: transformers' MtpLayer on the embeddings one ahead and the trunk's normed hidden states."""
-    model, mtp, _ = write_released_checkpoint(tmp_path, fp8=False)
+    model, mtp, _ = write_released_checkpoint(tmp_path, fp8=False, family=family)
     config, params = load_hf(tmp_path)
     tokens = np.random.default_rng(0).integers(0, 96, (2, 41))
     with torch.no_grad():
