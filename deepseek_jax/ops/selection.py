@@ -17,15 +17,15 @@ from deepseek_jax.ops.platform import choice
 def index_scores(q_btjy, k_bsy, w_btj):
     """I[t, s] = sum over j of w[t, j] ReLU(q[t, j] . k[s] / sqrt(y)): -> float32[b t s].
 
-    One key head serves all query heads. w_btj: float32, scaled by 1 / sqrt(j) already. The products of all
-    heads, float32[b j t s], are never whole in memory where keys are many: they are made for one block of
-    keys at a time, and again for the gradient.
+    One key head serves all query heads. w_btj: float32, scaled by 1 / sqrt(j) already. Of the products of all
+    heads, float32[b t j s], ops.platform's "index_scores_alive" numbers are in memory at once: where there
+    are more, they are made for one block of keys at a time, and again for the gradient.
     The released inference code also rotates q and k by one orthogonal matrix, which leaves every product as
     it is, and rounds them to FP8, which this does not.
     """
-    block = choice("attention_block")
-    s = k_bsy.shape[1]
-    if s <= max(block, choice("longest_whole_row")):
+    s, lanes = k_bsy.shape[1], 128
+    block = max(choice("index_scores_alive") // w_btj.size // lanes, 1) * lanes
+    if s <= block:
         return _scores_of_block(q_btjy, k_bsy, w_btj)
     k_bsy = jnp.pad(k_bsy, [(0, 0), (0, -s % block), (0, 0)])
     k_nbsy = jnp.moveaxis(k_bsy.reshape(len(k_bsy), -1, block, k_bsy.shape[-1]), 1, 0)
