@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from deepseek_jax.data.chat import end_of_turn, render_conversation, render_prompt, render_question
-from deepseek_jax.data.deepseek_v32 import TOOLS, parse_answer, render_messages
+from deepseek_jax.data.deepseek_v32 import parse_answer, render_messages
 from deepseek_jax.data.tokenizer import load_tokenizer
 
 BOS, EOS = "<｜begin▁of▁sentence｜>", "<｜end▁of▁sentence｜>"
