@@ -16,7 +16,10 @@ from deepseek_jax.models import forward
 from tests.models.families import write_released_checkpoint, write_tiny_checkpoint
 
 
-@pytest.fixture(scope="module", params=["deepseek_v3", "deepseek_v32"])
+@pytest.fixture(
+    scope="module",
+    params=["deepseek_v3", pytest.param("deepseek_v32", marks=pytest.mark.slow)],
+)
 def released(tmp_path_factory, request):
     """-> (folder, config, params): FP8, scales in another file, MTP layer, correction bias; of V3.2 the
     scales of o_proj alone are no powers of two, against its scale_fmt.
@@ -52,6 +55,18 @@ def test_untouched_released_checkpoint_comes_back_byte_for_byte(released, tmp_pa
     assert stored(tmp_path / "out") == stored(folder)
     again = json.loads((tmp_path / "out" / "config.json").read_text())
     assert again == json.loads((folder / "config.json").read_text())
+
+
+def test_untouched_v3_2_keeps_scales_that_are_no_powers_of_two(tmp_path):
+    """Oracle: the folder it came from; o_proj's scales alone are none, against config.json's ue8m0."""
+    write_released_checkpoint(tmp_path, family="deepseek_v32")
+    save_hf(tmp_path / "out", *load_hf(tmp_path), like=tmp_path)
+    written = stored(tmp_path / "out")
+    assert written == stored(tmp_path)
+    assert written["model.layers.0.self_attn.indexer.wk.weight"][0] == "torch.float8_e4m3fn"
+    scales = {name: raw for name, (_, _, raw) in written.items() if name.endswith("_scale_inv")}
+    plain = {n for n, raw in scales.items() if (np.frombuffer(raw, np.uint32) & 0x7FFFFF).any()}
+    assert plain == {name for name in scales if "o_proj" in name}
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])

@@ -118,7 +118,7 @@ def hf_gradients(model):
     return gradients
 
 
-@pytest.mark.parametrize("family", MOE)
+@pytest.mark.parametrize("family", others_slow(MOE, "deepseek_v3", "deepseek_v2"))
 def test_chosen_experts_are_identical(pair_of, family):
     """Oracle: the router modules of transformers, hooked in a forward pass, on the hidden states they saw."""
     model, _, config, params, tokens = pair_of(family)
@@ -278,7 +278,7 @@ def test_bfloat16_stays_near_float32(pair_of, family):
     assert np.median(np.abs(exact - rounded)) > 1e-4  # it did compute in bfloat16
 
 
-@pytest.mark.parametrize("family", ["deepseek_v3", "deepseek_v32"])
+@pytest.mark.parametrize("family", others_slow(["deepseek_v3", "deepseek_v32"], "deepseek_v3"))
 def test_multi_token_prediction_agrees(tmp_path, family):
     """Oracle: transformers' MtpLayer on the embeddings one ahead and the trunk's normed hidden states."""
     model, mtp, _ = write_released_checkpoint(tmp_path, fp8=False, family=family)

@@ -15,6 +15,7 @@ from deepseek_jax.models.cache import in_order, slots_in_order
 from deepseek_jax.ops.platform import CHOICES
 from deepseek_jax.rollout import generate
 from tests.models.families import write_tiny_checkpoint
+from tests.quick import others_slow
 from tests.rollout.test_engine import EOS, LENGTH, PROMPTS, SAMPLED, assert_same, teacher_forced
 from tests.tiny import VOCAB, tiny_model
 
@@ -81,7 +82,7 @@ def scores_of(indexer, hidden_states, q_resid, position_embeddings, **_):
         return torch.einsum("btj,btjs->bts", w, products)
 
 
-@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.parametrize("seed", others_slow([0, 1], 0))
 def test_logits_agree_where_the_selection_is_not_a_near_tie(tmp_path, seed):
     """Oracle: transformers, 16 index heads, 120 tokens over an original context of 32, 24 keys selected.
     Tokens whose 24th and 25th index score differ by less than 1e-5 in any layer are left out: at most 2 of
@@ -204,7 +205,7 @@ def is_of_indexer(path):
     return any(key.key == "indexer" for key in path)
 
 
-@pytest.mark.parametrize("form", ["dense", "sparse"])
+@pytest.mark.parametrize("form", others_slow(["dense", "sparse"], "sparse"))
 def test_the_indexer_learns_from_its_loss_alone_and_the_model_from_the_others(form):
     """Oracle: the gradients of the same losses without the indexer's. Dense: those of V3, whose attention
     sees all keys. Every parameter of every indexer moves, MTP's too.

@@ -89,7 +89,8 @@ SPARSE += [
 ]
 
 
-@pytest.mark.parametrize("how", others_slow(SPARSE, SPARSE[-2]), ids=name_of)
+@pytest.mark.slow
+@pytest.mark.parametrize("how", SPARSE, ids=name_of)
 def test_sparse_attention_and_its_indexer_learn_as_on_one_device(how):
     """Oracle: the plain path of V3.2, whose indexers' losses and gradients are among what is compared."""
     sizes = MESHES[how["mesh"]] or dict(data=1, devices=jax.devices()[:1])
