@@ -34,7 +34,14 @@ def hidden_states(config: ModelConfig, params, tokens, **options):
 
 
 def layer_states(config: ModelConfig, params, tokens, *, keep_layers: bool = True, **options):
-    """reported_states with Routing alone in place of the Report."""
+    """reported_states with Routing alone in place of the Report. Raises ValueError where an indexer should
+    learn: its loss would be dropped in silence.
+    """
+    if config.indexer_loss != "none":
+        raise ValueError(
+            f"indexer_loss={config.indexer_loss!r} is a part of next_token_loss and of no other loss; "
+            "set model.indexer_loss to 'none'"
+        )
     hidden, report, layers = reported_states(
         config, params, tokens, keep_layers=keep_layers, **options
     )
@@ -107,5 +114,7 @@ def forward(config: ModelConfig, params, tokens, *, segment_ids=None, positions=
     segment_ids: int32[b t], 0 on padding (left or right), elsewhere one number for each packed document:
     no token sees another segment. positions: int32[b t]; default counts from 0 in each segment.
     """
-    hidden, _ = hidden_states(config, params, tokens, segment_ids=segment_ids, positions=positions)
+    hidden, _, _ = reported_states(
+        config, params, tokens, segment_ids=segment_ids, positions=positions
+    )
     return dot("btd,vd->btv", hidden, head_weight(config, params), jnp.float32)

@@ -10,7 +10,7 @@ import torch
 
 from deepseek_jax.checkpoint import load_hf
 from deepseek_jax.losses import completion_logprobs, next_token_loss
-from deepseek_jax.models import forward, reported_states
+from deepseek_jax.models import forward, hidden_states, reported_states
 from deepseek_jax.models.cache import in_order, slots_in_order
 from deepseek_jax.ops.platform import CHOICES
 from deepseek_jax.rollout import generate
@@ -233,6 +233,13 @@ def test_the_indexer_learns_from_its_loss_alone_and_the_model_from_the_others(fo
             assert all(np.abs(layer).max() > 1e-6 for layer in layers), path
         else:
             np.testing.assert_allclose(gradient, theirs[path], atol=1e-6, rtol=1e-4)
+
+
+def test_other_losses_refuse_to_drop_the_indexers():
+    """Oracle: the words a reader needs."""
+    config, params = tiny_model("sparse")
+    with pytest.raises(ValueError, match="indexer_loss='sparse' is a part of next_token_loss"):
+        hidden_states(dataclasses.replace(config, indexer_loss="sparse"), params, np.ones((1, 4)))
 
 
 def test_the_indexer_trains_on_rows_shorter_than_its_top_k():
