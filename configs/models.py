@@ -52,6 +52,13 @@ def deepseek_v3():
     )
 
 
+def deepseek_v3_2():
+    """DeepSeek-V3.2: V3 with an indexer in every layer, which selects 2048 keys (arXiv:2512.02556)."""
+    return deepseek_v3() | dict(
+        model_type="deepseek_v32", index_n_heads=64, index_head_dim=128, index_topk=2048
+    )
+
+
 def deepseek_v2_lite():
     """DeepSeek-V2-Lite: 16B parameters, 2.4B active (arXiv:2405.04434, appendix B)."""
     return dict(
@@ -111,6 +118,13 @@ def deepseek_v3_tiny(vocab_size=32):
         # Below the usual 10,000, as a tiny model sees tens of positions: the slowest of these frequencies
         # turns by a radian in 75
         rope_theta=100.0,
+    )
+
+
+def deepseek_v3_2_tiny(vocab_size=32):
+    """DeepSeek-V3.2's architecture in miniature: deepseek_v3_tiny with an indexer that selects 16 keys."""
+    return deepseek_v3_tiny(vocab_size) | dict(
+        model_type="deepseek_v32", index_n_heads=16, index_head_dim=32, index_topk=16
     )
 
 

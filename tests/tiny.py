@@ -45,12 +45,23 @@ CONFIGS = {
 
 
 MTP = ModelConfig(**MLA_MOE | dict(num_nextn_predict_layers=2))
+# Two index heads: ReLU leaves many scores at exactly 0, so that ties decide what is selected
+SPARSE = ModelConfig(
+    **MLA_MOE
+    | dict(
+        model_type="deepseek_v32",
+        index_n_heads=2,
+        index_head_dim=8,
+        index_topk=5,
+        num_nextn_predict_layers=1,
+    )
+)
 
 
 @functools.cache
 def tiny_model(kind):
-    """(ModelConfig, float32 params) of a key of CONFIGS, or "mtp"; logits spread over a few units."""
-    config = MTP if kind == "mtp" else CONFIGS[kind]
+    """(ModelConfig, float32 params) of a key of CONFIGS, "mtp" or "sparse"; logits of a few units."""
+    config = (CONFIGS | {"mtp": MTP, "sparse": SPARSE})[kind]
 
     @jax.jit
     def make(rng):

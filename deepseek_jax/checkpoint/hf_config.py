@@ -7,11 +7,13 @@ from pathlib import Path
 from deepseek_jax.checkpoint.folder import UNFINISHED, is_unfinished
 from deepseek_jax.files import as_path
 from deepseek_jax.models import ModelConfig, RopeScaling
+from deepseek_jax.models.config import HOW_TO_RUN
 from deepseek_jax.ops.rope import yarn_mscale
 from deepseek_jax.settings import build
 
 ARCHITECTURES = {
     "deepseek_v3": "DeepseekV3ForCausalLM",
+    "deepseek_v32": "DeepseekV32ForCausalLM",
     "deepseek_v2": "DeepseekV2ForCausalLM",
     "qwen2": "Qwen2ForCausalLM",
     "qwen3": "Qwen3ForCausalLM",
@@ -30,6 +32,7 @@ FIXED = {
 # model_type -> (scoring_func, the topk_methods that are modelled, the default first)
 ROUTERS = {
     "deepseek_v3": ("sigmoid", ("noaux_tc",)),
+    "deepseek_v32": ("sigmoid", ("noaux_tc",)),
     "deepseek_v2": ("softmax", ("greedy", "group_limited_greedy")),
 }
 # Name of a field in transformers 5 -> ours, which is that of the released files
@@ -40,11 +43,10 @@ FP8_QUANTIZATION = {
     "activation_scheme": "dynamic",
     "weight_block_size": [128, 128],
 }
-# quantization_config.scale_fmt of DeepSeek-V3.1: its scales are powers of two, stored as float32
+# quantization_config.scale_fmt of DeepSeek-V3.1 and V3.2: powers of two, stored as float32. Some scales of
+# V3.1's o_proj are none all the same, so only new scales are bound to it
 POWERS_OF_TWO = "ue8m0"
-# How to compute, not what: config.json has no such fields
-RUN_FIELDS = {"dtype", "scan_layers", "fp8", "remat", "pipeline_micro_batches", "expert_buffer"}
-FIELDS = [f.name for f in dataclasses.fields(ModelConfig) if f.name not in RUN_FIELDS]
+FIELDS = [f.name for f in dataclasses.fields(ModelConfig) if f.name not in HOW_TO_RUN]
 # ModelConfig lists these together, those of multi-token prediction among them, up to rope_theta
 MOE_FIELDS = FIELDS[FIELDS.index("n_routed_experts") : FIELDS.index("rope_theta")]
 ROPE_FIELDS = [f.name for f in dataclasses.fields(RopeScaling)]
@@ -122,6 +124,8 @@ def config_json(config: ModelConfig, *, dtype, fp8: bool = False, like: dict | N
         written = _changed(config, written, like)
     if fp8 and not written.get("quantization_config"):
         written |= {"quantization_config": FP8_QUANTIZATION}
+        if config.has_indexer:
+            written["quantization_config"] = FP8_QUANTIZATION | {"scale_fmt": POWERS_OF_TWO}
     return written
 
 
@@ -135,7 +139,11 @@ def _required(raw):
     required = [f.name for f in dataclasses.fields(ModelConfig) if f.default is dataclasses.MISSING]
     if raw.get("n_routed_experts"):
         required += ["num_experts_per_tok", "first_k_dense_replace", "routed_scaling_factor"]
-        required += ["n_group", "topk_group"] if raw["model_type"] == "deepseek_v3" else []
+        required += (
+            ["n_group", "topk_group"]
+            if raw["model_type"] in ("deepseek_v3", "deepseek_v32")
+            else []
+        )
     # Qwen3's head_dim is no quotient: the 0.6B model has 16 heads of 128 at a hidden_size of 1024
     return required + (["head_dim"] if raw["model_type"] == "qwen3" else [])
 
@@ -144,9 +152,19 @@ def _check_fixed(raw):
     for key, value in FIXED.items():
         if raw.get(key) not in (value, None):
             raise ValueError(f"{key}={raw[key]!r} is not modelled, only {value!r}")
-    kinds = set(raw.get("layer_types") or ()) - {"full_attention"}
+    kind = "indexed_attention" if raw["model_type"] == "deepseek_v32" else "full_attention"
+    kinds = set(raw.get("layer_types") or ()) - {kind}
     if kinds:
-        raise ValueError(f"layer_types={sorted(kinds)} are not modelled, only 'full_attention'")
+        raise ValueError(
+            f"layer_types={sorted(kinds)} are not modelled for {raw['model_type']}, only {kind!r}"
+        )
+    first_dense = raw.get("first_k_dense_replace")
+    for layer, mlp in enumerate(raw.get("mlp_layer_types") or ()):
+        if mlp != ("dense" if layer < (first_dense or 0) else "sparse"):
+            raise ValueError(
+                f"mlp_layer_types has {mlp!r} for layer {layer}, which is not modelled with "
+                f"first_k_dense_replace={first_dense}: dense layers come first"
+            )
     quantization = raw.get("quantization_config") or FP8_QUANTIZATION
     for key in ("quant_method", "weight_block_size"):
         if quantization.get(key) != FP8_QUANTIZATION[key]:

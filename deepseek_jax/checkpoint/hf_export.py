@@ -46,9 +46,9 @@ def save_hf(
     Hugging Face folder that params came from. Then each tensor gets the dtype it has there, unchanged tensors
     are written with the same bytes (FP8 scales included), config.json keeps the fields that are not modelled
     here, and the files of COPIED (tokenizer, generation_config.json) are copied. fp8 quantises the
-    projections, as DeepSeek-V3 does. New scales are powers of two where `like` has them so, as its
-    quantization_config's scale_fmt "ue8m0" says (DeepSeek-V3.1). max_shard_size: of a file, an int of bytes
-    or a str such as "5GB".
+    projections, as DeepSeek-V3 does. New scales are powers of two where the scale_fmt of `like`'s
+    quantization_config is "ue8m0" (DeepSeek-V3.1), and those of a V3.2 without `like`. max_shard_size: of a
+    file, an int of bytes or a str such as "5GB".
     Raises ValueError before it writes anything: for a folder that is not empty, for params that do not fit
     config, for a `like` of other shapes. A later failure leaves nothing behind.
     """
@@ -57,9 +57,9 @@ def save_hf(
         # For its errors, which name the file
         read_config(like)
     like_json = read_json(like) if like else None
-    power_of_two = scales_are_powers_of_two(like_json or {})
-    export = _Export(config, params, HFFiles(like) if like else None, fp8, power_of_two)
+    export = _Export(config, params, HFFiles(like) if like else None, fp8)
     text = config_json(config, dtype=export.dtype, fp8=fp8, like=like_json)
+    export.power_of_two = scales_are_powers_of_two(text)
     plan = split_state_dict_into_shards_factory(
         export.plan,
         get_storage_size=lambda leaf: leaf.size * leaf.dtype.itemsize,
@@ -95,11 +95,14 @@ def _copy_side_files(like, folder):
 
 
 class _Export:
-    """The tensors to write: `plan` holds their shapes and dtypes by name, a call returns one's array."""
+    """The tensors to write: `plan` holds their shapes and dtypes by name, a call returns one's array.
 
-    def __init__(self, config, params, like, fp8, power_of_two):
+    power_of_two: whether new scales are; to be set before the first call.
+    """
+
+    def __init__(self, config, params, like, fp8):
         self._flat, self._like, self._fp8 = checked_by_path(config, params), like, fp8
-        self._power_of_two = power_of_two
+        self.power_of_two = False
         self.dtype = self._flat["embedding"].dtype
         self._places, self._originals = tensors(config), copies(config)
         self.plan = {}
@@ -147,7 +150,7 @@ class _Export:
             if np.array_equal(before.view(np.uint8), ours.view(np.uint8)):
                 return tensor, scale
         if dtype == FP8:
-            return tuple(np.asarray(array) for array in _quantize(ours, self._power_of_two))
+            return tuple(np.asarray(array) for array in _quantize(ours, self.power_of_two))
         return ours.astype(dtype), None
 
 

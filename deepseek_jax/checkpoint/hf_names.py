@@ -34,6 +34,14 @@ MLA_LOW_RANK_QUERY = [
     ("self_attn.q_a_layernorm.weight", "attention/q_norm/scale", "q -> q"),
     ("self_attn.q_b_proj.weight", "attention/q_up", "(h n+~r) q -> q h n+r"),
 ]
+INDEXER = [
+    # Its rotary pairs are half-split in the checkpoint too
+    ("self_attn.indexer.wq_b.weight", "attention/indexer/q_up", "(j y) q -> q j y"),
+    ("self_attn.indexer.wk.weight", "attention/indexer/k", "y d -> d y"),
+    ("self_attn.indexer.k_norm.weight", "attention/indexer/k_norm/scale", "y -> y"),
+    ("self_attn.indexer.k_norm.bias", "attention/indexer/k_norm/bias", "y -> y"),
+    ("self_attn.indexer.weights_proj.weight", "attention/indexer/head_weights", "j d -> d j"),
+]
 MLA = [
     ("self_attn.kv_a_proj_with_mqa.weight", "attention/kv_down", "c+~r d -> d c+r"),
     ("self_attn.kv_a_layernorm.weight", "attention/kv_norm/scale", "c -> c"),
@@ -76,6 +84,7 @@ def layer_table(config: ModelConfig, is_moe: bool):
     """The table of one layer."""
     if config.is_mla:
         attention = (MLA_LOW_RANK_QUERY if config.q_lora_rank else MLA_QUERY) + MLA
+        attention = attention + INDEXER * config.has_indexer
     else:
         attention = GQA + QKV_BIAS * config.has_qkv_bias + QK_NORM * config.has_qk_norm
     if not is_moe:
@@ -99,6 +108,8 @@ def letter_sizes(config: ModelConfig, is_moe: bool):
         u=c.v_head_dim,
         q=c.q_lora_rank,
         c=c.kv_lora_rank,
+        j=c.index_n_heads,
+        y=c.index_head_dim,
         f=c.moe_intermediate_size if is_moe else c.intermediate_size,
         s=is_moe and c.n_shared_experts * c.moe_intermediate_size,
         e=c.n_routed_experts,
@@ -150,9 +161,15 @@ def copies(config: ModelConfig):
 
 
 def is_projection(name: str):
-    """Whether the released FP8 checkpoints quantise this tensor: attention's and every MLP's matrices."""
-    # eh_proj, which joins embedding and hidden state, is bfloat16 in the released files
-    return "eh_proj" not in name and name.endswith(("_proj.weight", "_proj_with_mqa.weight"))
+    """Whether the released FP8 checkpoints quantise this tensor: attention's and every MLP's matrices, and an
+    indexer's queries and keys.
+    """
+    # eh_proj, which joins embedding and hidden state, and the weights of an indexer's heads are not
+    if "eh_proj" in name or "weights_proj" in name:
+        return False
+    return name.endswith(
+        ("_proj.weight", "_proj_with_mqa.weight", "indexer.wq_b.weight", "indexer.wk.weight")
+    )
 
 
 def _add(places, config, is_moe, table, prefix, root, **index):

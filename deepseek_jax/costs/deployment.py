@@ -59,8 +59,24 @@ def unquantised_bytes(config: ModelConfig):
 def cache_bytes(config: ModelConfig):
     """Bytes of the decoding cache for one token, in all layers, in bfloat16: int."""
     # The decoder's own cache, so that this cannot differ from what it allocates
+    return sum(_cache_parts(config).values())
+
+
+def _cache_parts(config):
     one = jax.eval_shape(lambda: empty_cache(config, 1, 1, jnp.bfloat16))
-    return config.num_hidden_layers * sum(2 * array.size for array in one.values())
+    return {name: config.num_hidden_layers * 2 * array.size for name, array in one.items()}
+
+
+def read_cache_bytes(config: ModelConfig, context_length: int):
+    """Bytes of the cache that one sequence's decoding step reads: int. With an indexer, its keys of all
+    tokens, and of the rest what it selects.
+    """
+    parts = _cache_parts(config)
+    if not config.selects(context_length):
+        # Nothing is scored where everything is selected
+        return context_length * sum(size for name, size in parts.items() if name != "k_index")
+    scored = parts.pop("k_index")
+    return context_length * scored + config.index_topk * sum(parts.values())
 
 
 def distinct_experts(config: ModelConfig, tokens: int):
@@ -75,11 +91,11 @@ def distinct_experts(config: ModelConfig, tokens: int):
 def step_bytes(config: ModelConfig, form: str, batch_size: int, context_length: int):
     """Bytes that one decoding step reads from memory, to add a token to each of batch_size sequences: float.
 
-    It reads every weight once, but only distinct_experts of the routed experts, and the cache of
-    context_length tokens for each sequence. An embedding that is not the head too is not counted: a step
+    It reads every weight once, but only distinct_experts of the routed experts, and read_cache_bytes of each
+    sequence's context_length tokens. An embedding that is not the head too is not counted: a step
     reads one row of it a token. Activations and writes are left out: this is a lower bound.
     """
-    total = float(batch_size * context_length * cache_bytes(config))
+    total = float(batch_size * read_cache_bytes(config, context_length))
     for name, size in tensor_bytes(config, form).items():
         # "mlp.experts.3.up_proj": a routed expert; shared ones are "mlp.shared_experts"
         if ".experts." in name:

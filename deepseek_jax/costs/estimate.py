@@ -11,7 +11,7 @@ import math
 from jax.sharding import Mesh
 
 from deepseek_jax.costs.chips import Chip
-from deepseek_jax.costs.flops import forward_flops
+from deepseek_jax.costs.flops import attended_keys, forward_flops
 from deepseek_jax.costs.layouts import Layout, Shards, compute_bytes
 from deepseek_jax.costs.program import Program
 from deepseek_jax.costs.roofline import collective_seconds
@@ -45,6 +45,10 @@ def peak_bytes(program: Program, shards: Shards, layout: Layout):
         n * _saved(config, widths[is_moe], layout.remat, split) for n, is_moe in layers if n
     )
     saved *= tokens * itemsize / layout.mesh["pipeline"]
+    if config.selects(length := 2 * _keys(program)) and layout.remat not in ("full", "offload"):
+        # A selection has a bit for each key of the row
+        layers_here = config.num_hidden_layers / layout.mesh["pipeline"]
+        saved += layers_here * tokens * length / 8 / split
     # In the backward pass: a layer's numbers, whose places gradients take, its weights and their gradients
     working = max(_whole(config, width, split) for width in widths.values())
     layer = working * tokens * itemsize + 2 * shards.layer
@@ -56,7 +60,9 @@ def peak_bytes(program: Program, shards: Shards, layout: Layout):
 
 def step_seconds(program: Program, shards: Shards, layout: Layout, chip: Chip, mesh: Mesh):
     """Seconds of the update, roughly. mesh: the layout's, over devices."""
-    work = program.flops + program.tokens * _recomputed(program, layout.remat)
+    work = program.flops + program.tokens * (
+        _recomputed(program, layout.remat) + _masked(program.model, _keys(program))
+    )
     seconds = work / mesh.size / chip.flops_per_second
     for axes, whole in shards.gathered.items():
         parts = math.prod(layout.mesh[axis] for axis in axes)
@@ -102,6 +108,9 @@ def _widths(config: ModelConfig, is_moe: bool, sizes: dict):
         key = config.qk_nope_head_dim + config.qk_rope_head_dim
         latents = (config.q_lora_rank or h * key) + config.kv_lora_rank + config.qk_rope_head_dim
         heads, attended = h * (2 * key + config.v_head_dim), h * config.v_head_dim
+        if config.has_indexer:
+            latents += config.index_head_dim + config.index_n_heads
+            heads += config.index_n_heads * config.index_head_dim
     else:
         heads = latents = (h + 2 * config.num_key_value_heads) * config.head_dim
         attended = h * config.head_dim
@@ -137,11 +146,23 @@ def _whole(config: ModelConfig, width: Widths, tensor: int):
     return 4 * config.hidden_size + width.latents + inside / tensor + 2 * width.rows
 
 
+def _keys(program: Program):
+    """How many keys a token sees on average."""
+    rows = max(len(x) for x in program.arguments[1].values() if x.shape)
+    return program.tokens / rows / 2
+
+
+def _masked(config: ModelConfig, keys: float):
+    """FLOPs of a token, forward and backward, for keys that it did not select: training masks them."""
+    every = forward_flops(config, keys, attended=keys)
+    needed = forward_flops(config, keys, attended=attended_keys(config, round(2 * keys)))
+    return 3 * (every - needed)
+
+
 def _recomputed(program: Program, remat: str):
     """FLOPs of a token that the backward pass computes again."""
-    config, rows = program.model, max(len(x) for x in program.arguments[1].values() if x.shape)
-    keys = program.tokens / rows / 2
-    forward, products = forward_flops(config, keys), forward_flops(config, 0)
+    config, keys = program.model, _keys(program)
+    forward, products = forward_flops(config, keys, attended=keys), forward_flops(config, 0)
     if remat == "full":
         return forward
     if remat == "none":

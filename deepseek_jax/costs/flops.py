@@ -82,27 +82,57 @@ def useful_flops(
     then count as well. frozen: see training_flops.
     """
     depths = config.num_nextn_predict_layers if trains_mtp else 0
-    return training_flops(config, sequence_length / 2, depths, frozen)
+    attended = attended_keys(config, sequence_length)
+    return training_flops(config, sequence_length / 2, depths, frozen, attended)
 
 
-def training_flops(config: ModelConfig, keys: float, depths: int = 0, frozen: bool = False):
-    """forward_flops, and those of the backward pass. frozen: the weights stay as they are beside an adapter,
-    which needs no gradient of theirs; the adapter's own few products do not count. (Our program computes that
-    gradient all the same, a layer at a time, because it merges the two.)
+def training_flops(
+    config: ModelConfig, keys: float, depths: int = 0, frozen: bool = False, attended=None
+):
+    """forward_flops, and those of the backward pass, which an indexer needs only where it learns. frozen: the
+    weights stay as they are beside an adapter, which needs no gradient of theirs; the adapter's own few
+    products do not count. (Our program computes that gradient all the same, a layer at a time, because it
+    merges the two.)
     """
-    return 3 * forward_flops(config, keys, depths) - frozen * 2 * active_weights(config, depths)
+    forward, weights = forward_flops(config, keys, depths, attended), active_weights(config, depths)
+    if config.has_indexer and config.indexer_loss == "none":
+        forward -= 2 / 3 * indexer_flops(config, keys, depths)
+        weights -= indexer_flops(config, 0, depths) / 2
+    return 3 * forward - frozen * 2 * weights
 
 
-def forward_flops(config: ModelConfig, keys: float, depths: int = 0):
+def attended_keys(config: ModelConfig, length: int):
+    """How many keys a token of a full row attends to on average: float. Half of the row, or less by an
+    indexer's selection.
+    """
+    if not config.selects(length):
+        return length / 2
+    return config.index_topk * (1 - config.index_topk / (2 * length))
+
+
+def indexer_flops(config: ModelConfig, keys: float, depths: int = 0):
+    """The part of forward_flops that is the indexers': float."""
+    if not config.has_indexer:
+        return 0.0
+    d, j, y = config.hidden_size, config.index_n_heads, config.index_head_dim
+    weights = config.q_lora_rank * j * y + d * (y + j)
+    return 2 * (config.num_hidden_layers + depths) * (weights + j * y * keys)
+
+
+def forward_flops(config: ModelConfig, keys: float, depths: int = 0, attended=None):
     """Operations that one token needs whose queries score so many keys, forward alone: float. See
-    useful_flops. depths: as in active_weights.
+    useful_flops. depths: as in active_weights. attended: the keys that attention sees, where an indexer
+    scores `keys` and selects among them; by default as many of them as it can select.
     """
+    if attended is None:
+        attended = min(keys, config.index_topk) if config.selects(keys) else keys
     if config.is_mla:
         width = config.qk_nope_head_dim + config.qk_rope_head_dim + config.v_head_dim
     else:
         width = 2 * config.head_dim
     attention = (config.num_hidden_layers + depths) * config.num_attention_heads * width
-    return 2 * (active_weights(config, depths) + attention * keys)
+    scored = indexer_flops(config, keys, depths) - indexer_flops(config, 0, depths)
+    return 2 * (active_weights(config, depths) + attention * attended) + scored
 
 
 @functools.cache

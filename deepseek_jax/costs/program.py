@@ -7,7 +7,7 @@ from collections.abc import Callable
 import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from deepseek_jax.costs.flops import forward_flops, useful_flops
+from deepseek_jax.costs.flops import attended_keys, forward_flops, useful_flops
 from deepseek_jax.models import ModelConfig
 
 # A step of reinforcement and its parts, in seconds. The names are those of MLPerf's training benchmarks, with
@@ -74,7 +74,8 @@ def update_program(
 def forward_work(config: ModelConfig, rows: int, length: int):
     """The fields tokens, flops and sizes of a Program that reads rows of so many tokens."""
     tokens, sizes = rows * length, f"{rows:,} rows x {length:,}"
-    return dict(tokens=tokens, flops=tokens * forward_flops(config, length / 2), sizes=sizes)
+    flops = forward_flops(config, length / 2, attended=attended_keys(config, length))
+    return dict(tokens=tokens, flops=tokens * flops, sizes=sizes)
 
 
 def everywhere(mesh: Mesh, shape: tuple, dtype):

@@ -1,6 +1,7 @@
 """Text to ids and back, with a checkpoint's own tokenizer or one of a closed vocabulary."""
 
 import importlib.util
+import json
 import re
 from dataclasses import dataclass
 from functools import cached_property
@@ -9,6 +10,7 @@ from typing import Any
 
 import tokenizers
 
+from deepseek_jax.data.deepseek_v32 import DeepseekV32Chat
 from deepseek_jax.data.gguf_tokenizer import gguf_tokenizer
 from deepseek_jax.files import as_path, staged
 
@@ -30,7 +32,7 @@ class Tokenizer:
     backend: tokenizers.Tokenizer. eos_id ends a document and a completion. pad_id fills rows and
     may equal eos_id: masks come from lengths, never from ids. bos_id: the id that this tokenizer puts
     before plain text, None for most. chat: the transformers tokenizer that renders the
-    checkpoint's chat template, None without a template. fim_ids: the tokens before prefix,
+    checkpoint's chat template, or what stands for it, None without either. fim_ids: the tokens before prefix,
     suffix and middle in fill-in-the-middle, None if the vocabulary lacks them.
     """
 
@@ -82,7 +84,8 @@ def closed_tokenizer(pieces):
 
 
 def load_tokenizer(path: str | Path):
-    """The tokenizer of a Hugging Face folder or a .gguf file, with its chat template.
+    """The tokenizer of a Hugging Face folder or a .gguf file, with its chat template; that of a DeepSeek-V3.2
+    without one renders prompts by data.deepseek_v32.
 
     Raises ValueError if `path` does not exist, if the folder has no tokenizer or one that transformers
     cannot read, if the tokenizer has no end token, and as gguf_tokenizer does.
@@ -102,14 +105,22 @@ def load_tokenizer(path: str | Path):
     # Encode any text, to see whether this tokenizer puts bos before it
     first_id = chat("a").input_ids[0]
     fim_ids = tuple(map(chat.backend_tokenizer.token_to_id, FIM_TOKENS))
+    renders = chat if chat.chat_template else None
+    if renders is None and _is_deepseek_v32(path):
+        renders = DeepseekV32Chat(chat.backend_tokenizer)
     return Tokenizer(
         chat.backend_tokenizer,
         eos_id=chat.eos_token_id,
         pad_id=chat.eos_token_id if chat.pad_token_id is None else chat.pad_token_id,
         bos_id=first_id if first_id == chat.bos_token_id else None,
-        chat=chat if chat.chat_template else None,
+        chat=renders,
         fim_ids=None if None in fim_ids else fim_ids,
     )
+
+
+def _is_deepseek_v32(path):
+    config = path / "config.json"
+    return config.is_file() and json.loads(config.read_text()).get("model_type") == "deepseek_v32"
 
 
 def _may_be_of_a_tokenizer(name):

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax.tree_util import Partial
 
-from deepseek_jax.costs.flops import forward_flops, useful_flops
+from deepseek_jax.costs.flops import attended_keys, forward_flops, useful_flops
 from deepseek_jax.distill.chunks import Outputs, Term, mean_over_tokens
 from deepseek_jax.distill.cross_tokenizer import (
     outputs_beside,
@@ -117,7 +117,8 @@ class Objective:
         flops = useful_flops(self.student, sequence_length, trains_mtp=False, frozen=frozen)
         if self.teacher is None or cached:
             return flops
-        return flops + forward_flops(self.teacher, sequence_length / 2)
+        attended = attended_keys(self.teacher, sequence_length)
+        return flops + forward_flops(self.teacher, sequence_length / 2, attended=attended)
 
     def _has(self, *names):
         return any(self.weights.get(name) for name in names)

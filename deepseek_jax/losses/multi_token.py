@@ -13,20 +13,20 @@ def multi_token_losses(config: ModelConfig, params, batch, hidden):
     batch: as in next_token_loss. hidden: [b t d] after the final norm, the input of module 1, as in the
     released code. A token counts if its own document holds all tokens that its module reads and predicts.
     Returns (list of float32[], one a module, in nats and divided by batch["normalizer"]; dict from the
-    module's key in params to its models.Routing). Raises ValueError for a model without modules.
+    module's key in params to its models.Report). Raises ValueError for a model without modules.
     """
     if not config.num_nextn_predict_layers:
         raise ValueError(
             "a multi-token prediction weight needs modules: set model.num_nextn_predict_layers to at "
             "least 1, or the weight to 0"
         )
-    losses, routings = [], {}
+    losses, reports = [], {}
     for depth in range(config.num_nextn_predict_layers):
         ahead = depth + 1
         # True where the token that the module reads, `ahead` later, is in the same document
         same_bt = _ahead(batch["segment_ids"], ahead, 0) == batch["segment_ids"]
         # Eq. 21: a module reads the hidden states of the module before it
-        hidden, routings[f"mtp_{depth}"] = predict_further(
+        hidden, reports[f"mtp_{depth}"] = predict_further(
             config,
             params,
             depth,
@@ -43,7 +43,7 @@ def multi_token_losses(config: ModelConfig, params, batch, hidden):
         mask_bt = same_bt & _ahead(batch["loss_mask"], ahead, False)
         # Eq. 24 divides by T, the tokens of the main loss, though this module has fewer targets
         losses.append(-jnp.where(mask_bt, logprobs_bt, 0.0).sum() / batch["normalizer"])
-    return losses, routings
+    return losses, reports
 
 
 def _ahead(array_bt, ahead: int, fill):

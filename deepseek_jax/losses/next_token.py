@@ -1,9 +1,11 @@
-"""Cross-entropy of the next token over packed documents, plus the two other losses of V3's pre-training."""
+"""Cross-entropy of the next token over packed documents, plus the other losses of V3's pre-training and
+V3.2's.
+"""
 
 import jax.numpy as jnp
 
 from deepseek_jax.losses.multi_token import multi_token_losses
-from deepseek_jax.models import ModelConfig, head_weight, hidden_states
+from deepseek_jax.models import ModelConfig, head_weight, reported_states
 from deepseek_jax.ops.logprobs import token_logprobs
 from deepseek_jax.parallel.tokens import over_tokens
 
@@ -13,7 +15,8 @@ def next_token_loss(
 ):
     """Negative log-likelihood of the targets under loss_mask, in nats a token, plus two weighted losses: the
     sequence-wise balance loss of every MoE layer (arXiv:2412.19437, eqs. 17-20) and multi-token prediction
-    (eqs. 24-25).
+    (eqs. 24-25). config.indexer_loss adds the loss of every layer's indexer (DeepSeek-V3.2-Exp, section 2.1),
+    without a weight: no other loss has a gradient in the indexer, nor this one elsewhere.
 
     batch: tokens, targets, segment_ids, positions int32[b t]; loss_mask bool[b t]; normalizer float32[], the
     number of True in loss_mask, and num_tokens float32[], the number of real tokens, both of the global
@@ -24,11 +27,12 @@ def next_token_loss(
       next_token_loss and entropy, float32[] in nats;
       where experts are routed, balance_loss, averaged over layers, 1 for uniform routing, and routing, a dict
       from a key of params (moe_layers, mtp_0, ...) to models.moe.Routing;
+      with config.indexer_loss, indexer_loss in nats a real token, averaged over layers;
       with mtp_weight, mtp_loss in nats: each module's sum over its targets divided by normalizer, as
       published, averaged over the modules.
     """
     assert mtp_weight is None or "loss_weights" not in batch
-    logprobs_bt, entropy_bt, hidden_btd, routing = target_logprobs(config, params, batch)
+    logprobs_bt, entropy_bt, hidden_btd, report = target_logprobs(config, params, batch)
     weight_bt = batch.get("loss_weights", 1.0)
 
     def mean(x_bt):
@@ -36,13 +40,19 @@ def next_token_loss(
 
     loss = -mean(logprobs_bt)
     metrics = {"next_token_loss": loss, "entropy": mean(entropy_bt)}
-    routings = {} if routing is None else {"moe_layers": routing}
+    reports = {"moe_layers": report}
     if mtp_weight is not None:
         losses, further = multi_token_losses(config, params, batch, hidden_btd)
         metrics["mtp_loss"] = sum(losses) / len(losses)
         # Eq. 25: lambda / D times the sum over D modules
         loss += mtp_weight * metrics["mtp_loss"]
-        routings |= further
+        reports |= further
+    if config.indexer_loss != "none":
+        indexer_l = jnp.concatenate([r.indexer.reshape(-1) for r in reports.values()])
+        indexer_l /= batch["num_tokens"]
+        metrics["indexer_loss"] = indexer_l.mean()
+        loss += indexer_l.sum()
+    routings = {name: r.routing for name, r in reports.items() if r.routing is not None}
     if routings:
         balance_l = jnp.concatenate([r.balance.reshape(-1) for r in routings.values()])
         # ops.routing.sequence_balance leaves this division to its caller: num_tokens is of the global batch
@@ -55,10 +65,10 @@ def next_token_loss(
 
 
 def target_logprobs(config: ModelConfig, params, batch):
-    """(logprobs, entropy, hidden, routing): of the targets float32[b t] in nats each, then the results of
-    hidden_states. batch: as in next_token_loss. Values outside loss_mask are undefined.
+    """(logprobs, entropy, hidden, report): of the targets float32[b t] in nats each, then the results of
+    reported_states. batch: as in next_token_loss. Values outside loss_mask are undefined.
     """
-    hidden_btd, routing = hidden_states(
+    hidden_btd, report, _ = reported_states(
         config,
         params,
         batch["tokens"],
@@ -67,4 +77,4 @@ def target_logprobs(config: ModelConfig, params, batch):
     )
     head = head_weight(config, params)
     logprobs_bt, entropy_bt = over_tokens(token_logprobs, hidden_btd, head, batch["targets"])
-    return logprobs_bt, entropy_bt, hidden_btd, routing
+    return logprobs_bt, entropy_bt, hidden_btd, report

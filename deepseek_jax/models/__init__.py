@@ -9,7 +9,7 @@ from deepseek_jax.models.config import (
     how_to_run,
     names_architecture,
 )
-from deepseek_jax.models.decoder import Branches, count_params, init_params, random_params
+from deepseek_jax.models.decoder import Branches, Report, count_params, init_params, random_params
 from deepseek_jax.models.heads import (
     forward,
     head_weight,
@@ -17,6 +17,7 @@ from deepseek_jax.models.heads import (
     last_attention,
     layer_states,
     predict_further,
+    reported_states,
 )
 from deepseek_jax.models.layers import decays, matrix_input_axes
 from deepseek_jax.models.moe import Routing
@@ -24,6 +25,7 @@ from deepseek_jax.models.moe import Routing
 __all__ = [
     "Branches",
     "ModelConfig",
+    "Report",
     "RopeScaling",
     "Routing",
     "RunSettings",
@@ -42,4 +44,5 @@ __all__ = [
     "names_architecture",
     "predict_further",
     "random_params",
+    "reported_states",
 ]

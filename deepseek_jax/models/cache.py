@@ -13,11 +13,14 @@ class CacheWrite(NamedTuple):
     """The slot of the caches that one decoding step writes.
 
     index: int32[], the slot that every sequence writes. Keys are rotated by their positions already, so the
-    order of slots has no meaning. mask: bool[b s], the slots that each sequence may see, new one included.
+    order of slots has no meaning to attention. mask: bool[b s], the slots that each sequence may see, new one
+    included. ring: the first of the slots that are written in turn, the oldest of which comes after index;
+    None where slots are in the order of positions. A tie of index scores goes to the lowest position.
     """
 
     index: jax.Array
     mask: jax.Array
+    ring: int | None = None
 
     def __call__(self, cache, entry):
         """Write entry [b 1 x] or [z 1 x] into cache [b s x] or [z s x] at index."""
@@ -29,11 +32,12 @@ class PositionWrite(NamedTuple):
     """Like CacheWrite, but each token of each sequence has its own slot.
 
     index: int32[b t]; entries with an index past the cache's end are dropped. mask: bool[b t s], the slots
-    that each of the t tokens may see.
+    that each of the t tokens may see. Slots are in the order of positions.
     """
 
     index: jax.Array
     mask: jax.Array
+    ring = None
 
     def __call__(self, cache, entry):
         """Write entry [b t ...] into cache [b s ...] at index."""
@@ -41,8 +45,25 @@ class PositionWrite(NamedTuple):
         return cache.at[at].set(entry.astype(cache.dtype), mode="drop")
 
 
+def in_order(a_bs, ring: int | None, newest):
+    """Entries of a cache's slots in the order of their positions. newest: int32[], the slot written last."""
+    if ring is None:
+        return a_bs
+    in_turn = jnp.roll(a_bs[:, ring:], ring - 1 - newest, axis=1)
+    return jnp.concatenate([a_bs[:, :ring], in_turn], axis=1)
+
+
+def slots_in_order(indices, length: int, ring: int | None, newest):
+    """The slots of indices into in_order's result. length: of the cache."""
+    if ring is None:
+        return indices
+    in_turn = ring + (indices + newest + 1 - 2 * ring) % (length - ring)
+    return jnp.where(indices < ring, indices, in_turn)
+
+
 def empty_cache(config: ModelConfig, batch_size: int, length: int, dtype):
-    """Zeros for one layer: c_kv [b s c] and k_rope [b s r] under MLA, k and v [z s x] under GQA.
+    """Zeros for one layer: c_kv [b s c] and k_rope [b s r] under MLA, with an indexer k_index [b s y] too;
+    k and v [z s x] under GQA.
 
     z: all key heads of the first sequence, then all of the second, and so on, so that the axis splits over
     devices by sequences.
@@ -52,6 +73,8 @@ def empty_cache(config: ModelConfig, batch_size: int, length: int, dtype):
             "c_kv": (batch_size, length, config.kv_lora_rank),
             "k_rope": (batch_size, length, config.qk_rope_head_dim),
         }
+        if config.has_indexer:
+            shapes["k_index"] = (batch_size, length, config.index_head_dim)
     else:
         # One axis for both: XLA's CPU compiler copied a cache that had an axis of one sequence at every step
         shape = (batch_size * config.num_key_value_heads, length, config.head_dim)

@@ -4,10 +4,11 @@ import dataclasses
 import math
 from typing import Annotated, Literal
 
-from deepseek_jax.settings import Between, Count, Natural, NonNegative, Positive, build
+from deepseek_jax.settings import Between, Count, Natural, NonNegative, Positive, added, build
 
 ATTENTION_OF = {
     "deepseek_v3": "mla",
+    "deepseek_v32": "mla",
     "deepseek_v2": "mla",
     "qwen2": "gqa",
     "qwen3": "gqa",
@@ -28,6 +29,13 @@ REMAT_POLICIES = {
     "dots": "all but the results of its products with weights",
     "selective": "norms, SwiGLU, attention and its up-projections (arXiv:2412.19437, section 3.2.3)",
     "offload": "the whole layer, from its input, which waits in the host's memory",
+}
+# indexer_loss -> what the lightning indexer learns from, and what attention sees (DeepSeek-V3.2-Exp,
+# section 2.1)
+INDEXER_LOSSES = {
+    "none": "nothing; attention sees the selected keys",
+    "dense": "attention over all keys, which it sees: the warm-up before anything is selected",
+    "sparse": "attention over the selected keys",
 }
 # In units of an even share of the tokens: 1 is room for a perfectly balanced router
 ExpertBuffer = Annotated[float, Between(1)]
@@ -62,7 +70,7 @@ class RopeScaling:
 # Frozen, hence hashable: jit takes it as a static argument
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
-    """One decoder: DeepSeek-V3 and V2, Qwen2 and Qwen3, Llama. Field names are Hugging Face's.
+    """One decoder: DeepSeek-V3.2, V3 and V2, Qwen2 and Qwen3, Llama. Field names are Hugging Face's.
 
     The last fields say how to run the network and do not change its parameters:
     dtype: the compute dtype, "float32" or "bfloat16". Parameters have their own dtype.
@@ -75,6 +83,7 @@ class ModelConfig:
     expert_buffer: the room that a TPU has to receive tokens for its experts, see
       parallel.dispatch.expert_parallel (default: the worst case). The backward pass then runs experts again,
       whatever remat says.
+    indexer_loss: what losses.next_token trains the indexer on, see INDEXER_LOSSES.
     """
 
     model_type: Literal[tuple(ATTENTION_OF)]
@@ -91,6 +100,10 @@ class ModelConfig:
     qk_nope_head_dim: Count | None = None
     qk_rope_head_dim: Count | None = None
     v_head_dim: Count | None = None
+    # The lightning indexer, which selects the index_topk keys that a query attends to
+    index_n_heads: Count | None = added(None)
+    index_head_dim: Count | None = added(None)
+    index_topk: Count | None = added(None)
     # Mixture of experts
     n_routed_experts: Count | None = None
     n_shared_experts: Natural = 0
@@ -120,6 +133,7 @@ class ModelConfig:
     remat: Literal[tuple(REMAT_POLICIES)] = "none"
     pipeline_micro_batches: Count | None = None
     expert_buffer: ExpertBuffer | None = None
+    indexer_loss: Literal[tuple(INDEXER_LOSSES)] = added("none")
 
     def __post_init__(self):
         for name in ("num_key_value_heads", "head_dim"):
@@ -134,6 +148,7 @@ class ModelConfig:
                 # A frozen dataclass can set its own fields only this way
                 object.__setattr__(self, name, default[name == "head_dim"])
         self._check_attention()
+        self._check_indexer()
         if self.n_routed_experts:
             self._check_experts()
         elif self.num_nextn_predict_layers:
@@ -160,6 +175,34 @@ class ModelConfig:
             name = "qk_rope_head_dim" if self.is_mla else "head_dim"
             raise ValueError(
                 f"{name}={self.rope_dim} is the rotary width; set it to an even number"
+            )
+
+    def _check_indexer(self):
+        fields = ("index_n_heads", "index_head_dim", "index_topk")
+        if not self.has_indexer:
+            for name in fields:
+                if getattr(self, name) is not None:
+                    raise ValueError(
+                        f"{name}={getattr(self, name)} is of an indexer, and a model with "
+                        f"model_type={self.model_type!r} has none; set model_type to 'deepseek_v32', or "
+                        f"leave {name} out"
+                    )
+            if self.indexer_loss != "none":
+                raise ValueError(
+                    f"indexer_loss={self.indexer_loss!r} trains an indexer, and a model with "
+                    f"model_type={self.model_type!r} has none; set indexer_loss to 'none'"
+                )
+            return
+        self._require("q_lora_rank", *fields)
+        if self.index_head_dim < self.qk_rope_head_dim:
+            raise ValueError(
+                f"index_head_dim={self.index_head_dim} has no room for the qk_rope_head_dim="
+                f"{self.qk_rope_head_dim} rotary numbers; raise index_head_dim"
+            )
+        if self.index_topk > self.max_position_embeddings:
+            raise ValueError(
+                f"index_topk={self.index_topk} is more than the max_position_embeddings="
+                f"{self.max_position_embeddings} tokens of the longest row; lower index_topk"
             )
 
     def _check_experts(self):
@@ -201,7 +244,15 @@ class ModelConfig:
 
     @property
     def has_router_bias(self):
-        return self.model_type == "deepseek_v3"
+        return self.model_type in ("deepseek_v3", "deepseek_v32")
+
+    @property
+    def has_indexer(self):
+        return self.model_type == "deepseek_v32"
+
+    def selects(self, keys: int):
+        """Whether some query of a row of so many keys attends to a selection of them."""
+        return self.has_indexer and self.indexer_loss != "dense" and keys > self.index_topk
 
     @property
     def num_dense_layers(self):
@@ -233,6 +284,7 @@ class RunSettings:
     remat: Literal[tuple(REMAT_POLICIES)] = "none"
     pipeline_micro_batches: Count | None = None
     expert_buffer: ExpertBuffer | None = None
+    indexer_loss: Literal[tuple(INDEXER_LOSSES)] = added("none")
 
 
 HOW_TO_RUN = frozenset(field.name for field in dataclasses.fields(RunSettings))

@@ -12,7 +12,7 @@ from deepseek_jax.models.config import ModelConfig
 from deepseek_jax.models.gqa import GroupedQueryAttention
 from deepseek_jax.models.layers import GatedMLP, RMSNorm, position_tables, weight
 from deepseek_jax.models.mla import MultiHeadLatentAttention
-from deepseek_jax.models.moe import MoE
+from deepseek_jax.models.moe import MoE, Routing
 from deepseek_jax.models.mtp import MultiTokenPrediction
 from deepseek_jax.ops.remat import ATTENDED, SAVED
 from deepseek_jax.parallel import constrain
@@ -28,6 +28,17 @@ class Branches(NamedTuple):
 
     prefix_length: int
     branches: int
+
+
+class Report(NamedTuple):
+    """What layers say about a batch's rows, of one layer or with a leading axis l.
+
+    routing: models.Routing, None where nothing routes. indexer: float32[], the sum over real tokens of
+    ops.index_loss; None where config.indexer_loss is "none".
+    """
+
+    routing: Routing | None
+    indexer: jax.Array | None
 
 
 class DecoderLayer(nn.Module):
@@ -54,21 +65,22 @@ class DecoderLayer(nn.Module):
         return x + self.ffn(self.ffn_norm(x)), None
 
     def __call__(self, x_btd, rope, segment_ids, branches=None):
-        """x [b t d] -> (x [b t d], Routing or None, the entries of the decoding cache)."""
-        y_btd, remembered = self.attention(self.attention_norm(x_btd), rope, segment_ids, branches)
+        """x [b t d] -> (x [b t d], Report, the entries of the decoding cache)."""
+        normed_btd = self.attention_norm(x_btd)
+        y_btd, remembered, indexer = self.attention(normed_btd, rope, segment_ids, branches)
         x_btd, routing = self._feed_forward(x_btd + y_btd, segment_ids)
-        return x_btd, routing, remembered
+        return x_btd, Report(routing, indexer), remembered
 
     def train(self, x_btd, rope, segment_ids, branches: Branches | None, keep: bool):
-        """__call__ as a body of lax.scan, without a cache: -> (x [b t d], (Routing or None, x if keep)).
+        """__call__ as a body of lax.scan, without a cache: -> (x [b t d], (Report, x if keep)).
 
         branches and keep are static.
         """
         # The policy "offload" moves what has this name to the host
         x_btd = checkpoint_name(constrain(x_btd, ROWS), "layer_input")
-        x_btd, routing, _ = self(x_btd, rope, segment_ids, branches)
+        x_btd, report, _ = self(x_btd, rope, segment_ids, branches)
         x_btd = constrain(x_btd, ROWS)
-        return x_btd, (routing, x_btd if keep else None)
+        return x_btd, (report, x_btd if keep else None)
 
     def project(self, x_btd, rope):
         """x [b t d] -> the queries, keys and values of its attention, [b t heads size] each."""
@@ -160,21 +172,24 @@ class Decoder(nn.Module):
         return scanned(cfg, is_moe)
 
     def __call__(self, tokens, positions, segment_ids, branches=None, keep_layers=False):
-        """int32[b t] each -> (hidden [b t d] after the final norm, Routing of each MoE layer or None, the
-        residual stream after each layer [l b t d] if keep_layers, else None).
+        """int32[b t] each -> (hidden [b t d] after the final norm, Report: routing of each MoE layer and
+        indexer of every layer, the residual stream after each layer [l b t d] if keep_layers, else None).
         """
         # Here, because every layer rotates by the same angles
         rope = position_tables(self.config, positions)
         x_btd = self._embed(tokens)
-        # Dense layers come first and do not route, so the last stack's routing is that of all
-        routing, kept = None, []
+        reports, kept = [], []
         for stack in filter(None, (self.dense_layers, self.moe_layers)):
             # The last stack alone is split into stages. While initializing, it has no parameters to split yet
             in_stages = stack is (self.moe_layers or self.dense_layers) and pipeline_stages() > 1
             run = self._train_in_stages if in_stages and not self.is_initializing() else _train
-            x_btd, (routing, x_lbtd) = run(stack, x_btd, rope, segment_ids, branches, keep_layers)
+            x_btd, (report, x_lbtd) = run(stack, x_btd, rope, segment_ids, branches, keep_layers)
+            reports.append(report)
             kept.append(x_lbtd)
-        return self.final_norm(x_btd), routing, jnp.concatenate(kept) if keep_layers else None
+        losses = [report.indexer for report in reports if report.indexer is not None]
+        # Dense layers come first and do not route, so the last stack's routing is that of all
+        report = Report(reports[-1].routing, jnp.concatenate(losses) if losses else None)
+        return self.final_norm(x_btd), report, jnp.concatenate(kept) if keep_layers else None
 
     def _embed(self, tokens):
         # Gathered whole, so that each device can look up its own tokens
@@ -198,8 +213,8 @@ class Decoder(nn.Module):
                 return layer.apply({"params": layer_params}, *arguments, method="train")
 
             unroll = 1 if cfg.scan_layers else len(jax.tree.leaves(params)[0])
-            x_btd, (routing, _) = jax.lax.scan(one_layer, carried["x"], params, unroll=unroll)
-            return carried | {"x": x_btd}, routing
+            x_btd, (report, _) = jax.lax.scan(one_layer, carried["x"], params, unroll=unroll)
+            return carried | {"x": x_btd}, report
 
         if cfg.expert_buffer is not None:
             # Stages are one program under vmap, which runs both branches of a condition
@@ -210,14 +225,14 @@ class Decoder(nn.Module):
             )
         carried = {"x": x_btd, "rope": rope, "segment_ids": segment_ids}
         micro_batches = cfg.pipeline_micro_batches or pipeline_stages()
-        x_btd, routing = pipeline(run_stage, stack.variables["params"], carried, micro_batches)
-        return x_btd, (routing, None)
+        x_btd, report = pipeline(run_stage, stack.variables["params"], carried, micro_batches)
+        return x_btd, (report, None)
 
     def predict_further(self, depth, hidden_btd, next_tokens, positions, segment_ids):
         """Multi-token prediction module `depth`, from 0 (arXiv:2412.19437, eqs. 21-22).
 
         hidden_btd: after the final norm, or from module depth - 1. next_tokens: int32[b t], the tokens
-        depth + 1 ahead. Returns (hidden [b t d] for the head, Routing).
+        depth + 1 ahead. Returns (hidden [b t d] for the head, Report).
         """
         embedding_btd = self._embed(next_tokens)
         rope = position_tables(self.config, positions)

@@ -55,11 +55,13 @@ class GroupedQueryAttention(nn.Module):
         return apply_rope(q, *rope), apply_rope(k, *rope), v
 
     def __call__(self, x_btd, rope, segment_ids, branches=None):
-        """Attend within a row: x [b t d] -> ([b t d], the cache entries k and v, [z t x])."""
+        """Attend within a row: x [b t d] -> ([b t d], the cache entries k and v, [z t x], None: there is no
+        indexer).
+        """
         q, k, v = self.project(x_btd, rope)
         remembered = {"k": _by_sequence(k), "v": _by_sequence(v)}
         out_bthx = attend_rows(q, k, v, segment_ids, branches, self.config.head_dim**-0.5)
-        return self._out("bthx,hxd->btd", out_bthx), remembered
+        return self._out("bthx,hxd->btd", out_bthx), remembered, None
 
     def decode(self, x_bd, rope, cache, write):
         """Attend from one new token: x [b d] -> ([b d], cache with the token's k and v in it)."""

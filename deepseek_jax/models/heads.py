@@ -33,7 +33,22 @@ def hidden_states(config: ModelConfig, params, tokens, **options):
     return layer_states(config, params, tokens, keep_layers=False, **options)[:2]
 
 
-def layer_states(
+def layer_states(config: ModelConfig, params, tokens, *, keep_layers: bool = True, **options):
+    """reported_states with Routing alone in place of the Report. Raises ValueError where an indexer should
+    learn: its loss would be dropped in silence.
+    """
+    if config.indexer_loss != "none":
+        raise ValueError(
+            f"indexer_loss={config.indexer_loss!r} is a part of next_token_loss and of no other loss; "
+            "set model.indexer_loss to 'none'"
+        )
+    hidden, report, layers = reported_states(
+        config, params, tokens, keep_layers=keep_layers, **options
+    )
+    return hidden, report.routing, layers
+
+
+def reported_states(
     config: ModelConfig,
     params,
     tokens,
@@ -41,14 +56,15 @@ def layer_states(
     segment_ids=None,
     positions=None,
     branches: Branches | None = None,
-    keep_layers: bool = True,
+    keep_layers: bool = False,
 ):
-    """Run the decoder: tokens int32[b t] -> (hidden [b t d] after the final norm, models.Routing, and
-    with keep_layers the residual stream after each layer, [l b t d]).
+    """Run the decoder: tokens int32[b t] -> (hidden [b t d] after the final norm, models.Report, and with
+    keep_layers the residual stream after each layer, [l b t d], else None).
 
     segment_ids: int32[b t], 0 on padding, elsewhere a number for each packed document; default one document.
     positions: int32[b t]; default counts from 0 in each segment. branches: a models.Branches layout.
-    Routing has a leading axis of MoE layers and counts real tokens only; None where no layer routes.
+    Report.routing has a leading axis of MoE layers and counts real tokens only; None where no layer routes.
+    Report.indexer has one of all layers; None where config.indexer_loss is "none".
     """
     if segment_ids is None:
         segment_ids = jnp.ones_like(tokens)
@@ -86,7 +102,7 @@ def predict_further(
 
     hidden: [b t d], from hidden_states or the module before. next_tokens: int32[b t], the tokens depth + 1
     ahead. segment_ids: int32[b t], 0 where the document has no token that far ahead. positions: int32[b t]
-    of hidden. Returns (hidden [b t d], for the same output head, models.Routing).
+    of hidden. Returns (hidden [b t d], for the same output head, models.Report).
     """
     arguments = depth, hidden, next_tokens, positions, segment_ids
     return Decoder(config).apply({"params": whole(params)}, *arguments, method="predict_further")
@@ -98,5 +114,7 @@ def forward(config: ModelConfig, params, tokens, *, segment_ids=None, positions=
     segment_ids: int32[b t], 0 on padding (left or right), elsewhere one number for each packed document:
     no token sees another segment. positions: int32[b t]; default counts from 0 in each segment.
     """
-    hidden, _ = hidden_states(config, params, tokens, segment_ids=segment_ids, positions=positions)
+    hidden, _, _ = reported_states(
+        config, params, tokens, segment_ids=segment_ids, positions=positions
+    )
     return dot("btd,vd->btv", hidden, head_weight(config, params), jnp.float32)

@@ -51,15 +51,16 @@ def rms_norm(x, scale, eps):
     return (normed.astype(x.dtype) * scale).astype(x.dtype)
 
 
-def attend_rows(q, k, v, segment_ids, branches, scale):
+def attend_rows(q, k, v, segment_ids, branches, scale, selected=None):
     """Attend within rows, over the devices of the mesh, and save the result for the backward pass.
 
-    q: [b t h x], k: [b t k x], v: [b t k u]. branches: the layout of attend_branches, or None. -> [b t h u].
+    q: [b t h x], k: [b t k x], v: [b t k u]. branches: the layout of attend_branches, or None. selected:
+    uint8[b t z], see ops.attention, or None. -> [b t h u].
     """
     attention = functools.partial(attend, scale=scale)
     if branches is not None:
         attention = functools.partial(attend_branches, scale=scale, **branches._asdict())
-    return save_for_backward(over_heads(attention, q, k, v, segment_ids))
+    return save_for_backward(over_heads(attention, q, k, v, segment_ids, selected))
 
 
 class RMSNorm(nn.Module):

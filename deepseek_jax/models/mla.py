@@ -6,9 +6,10 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from deepseek_jax.models import indexer
 from deepseek_jax.models.config import ModelConfig
 from deepseek_jax.models.layers import RMSNorm, attend_rows, linear, weight
-from deepseek_jax.ops.attention import attend_latent
+from deepseek_jax.ops.attention import attend_latent, attend_latent_selected
 from deepseek_jax.ops.dot import dot
 from deepseek_jax.ops.remat import save_for_backward
 from deepseek_jax.ops.rope import apply_rope, yarn_mscale
@@ -23,7 +24,8 @@ class MultiHeadLatentAttention(nn.Module):
     """Keys and values from one low-rank latent for each token.
 
     Training and prefill expand the latent to keys and values. Decoding absorbs the up-projections into the
-    queries and the output instead, so that the cache holds latents only.
+    queries and the output instead, so that the cache holds latents only. With an indexer, each query attends
+    to the keys that it selects (DeepSeek-V3.2-Exp, section 2), and the cache holds the indexer's keys too.
     """
 
     config: ModelConfig
@@ -51,6 +53,8 @@ class MultiHeadLatentAttention(nn.Module):
         self.w_k_up = weight(self, "k_up", kv_lora=c, heads=h, head_dim=n)
         self.w_v_up = weight(self, "v_up", kv_lora=c, heads=h, head_dim=u)
         self.w_out = weight(self, "out", heads=h, head_dim=u, embed=d)
+        if cfg.has_indexer:
+            self.indexer = indexer.LightningIndexer(cfg)
         self.linear = functools.partial(linear, cfg)
 
     @property
@@ -67,18 +71,24 @@ class MultiHeadLatentAttention(nn.Module):
         return self.linear(spec, attended, self.w_out, power_of_two=True)
 
     def _queries(self, x_btd, rope):
-        """Eqs. 6-9: the part without positions [b t h n] and the rotated part [b t h r]."""
+        """Eqs. 6-9: the part without positions [b t h n], the rotated part [b t h r], and the indexer's Index
+        or None.
+        """
+        index = None
         if self.config.q_lora_rank:
             # Saved before norm and up-projection, which are computed again (arXiv:2412.19437, section 3.2.3)
             down_btq = save_for_backward(self.linear("btd,dq->btq", x_btd, self.w_q_down))
-            q_bthx = self.linear("btq,qhx->bthx", self.q_norm(down_btq), self.w_q_up)
+            latent_btq = self.q_norm(down_btq)
+            q_bthx = self.linear("btq,qhx->bthx", latent_btq, self.w_q_up)
+            if self.config.has_indexer:
+                index = self.indexer(x_btd, latent_btq, rope)
         else:
             q_bthx = self.linear("btd,dhx->bthx", x_btd, self.w_q)
         q_nope, q_rope = jnp.split(q_bthx, [self.config.qk_nope_head_dim], axis=-1)
-        return q_nope, apply_rope(q_rope, *rope)
+        return q_nope, apply_rope(q_rope, *rope), index
 
     def _latent(self, x_btd, rope):
-        """Eqs. 1 and 3: the entries of the cache, c_kv [b t c] and k_rope [b t r]."""
+        """Eqs. 1 and 3: c_kv [b t c] and k_rope [b t r]."""
         down = save_for_backward(self.linear("btd,dc->btc", x_btd, self.w_kv_down))
         c_kv, k_rope = jnp.split(down, [self.config.kv_lora_rank], axis=-1)
         return self.kv_norm(c_kv), apply_rope(k_rope[:, :, None], *rope)[:, :, 0]
@@ -88,8 +98,8 @@ class MultiHeadLatentAttention(nn.Module):
         return self._expand(x_btd, rope)[0]
 
     def _expand(self, x_btd, rope):
-        """((queries, keys, values), (c_kv, k_rope)): keys and values are expanded from the latent."""
-        q_nope, q_rope = self._queries(x_btd, rope)
+        """((queries, keys, values), cache entries, Index): keys and values are expanded from the latent."""
+        q_nope, q_rope, index = self._queries(x_btd, rope)
         # Gather the sequence here: the latent is smaller to send than the keys and values from it
         latent = self._latent(x_btd, rope)
         c_kv, k_rope = (constrain(part, ("batch", None, None)) for part in latent)
@@ -99,50 +109,75 @@ class MultiHeadLatentAttention(nn.Module):
         k_rope_bthr = jnp.broadcast_to(k_rope[:, :, None], q_rope.shape)
         q = jnp.concatenate([q_nope, q_rope], axis=-1)
         k = jnp.concatenate([k_nope, k_rope_bthr], axis=-1)
-        return (q, k, v), (c_kv, k_rope)
+        return (q, k, v), _entries(c_kv, k_rope, index), index
 
     def __call__(self, x_btd, rope, segment_ids, branches=None):
-        """Expanded form: x [b t d] -> ([b t d], the cache entries c_kv [b t c] and k_rope [b t r])."""
-        projected, (c_kv, k_rope) = self._expand(x_btd, rope)
-        out_bthu = attend_rows(*projected, segment_ids, branches, self.scale)
-        return self._out("bthu,hud->btd", out_bthu), {"c_kv": c_kv, "k_rope": k_rope}
+        """Expanded form: x [b t d] -> ([b t d], the cache entries [b t ...], models.indexer.loss or None)."""
+        cfg, selected, loss = self.config, None, None
+        (q, k, v), entries, index = self._expand(x_btd, rope)
+        if index is not None:
+            selected = indexer.select(cfg, index, segment_ids, branches)
+            if branches is None:
+                loss = indexer.loss(cfg, index, (q, k), segment_ids, selected, self.scale)
+        out_bthu = attend_rows(q, k, v, segment_ids, branches, self.scale, selected)
+        return self._out("bthu,hud->btd", out_bthu), entries, loss
 
     def decode(self, x_bd, rope, cache, write):
-        """Absorbed form, from one new token: x [b d] -> ([b d], cache with the token's latent in it)."""
-        q_nope, q_rope = (a[:, 0] for a in self._queries(x_bd[:, None], rope))
-        c_kv, k_rope = self._latent(x_bd[:, None], rope)
-        cache = self._written(cache, write, c_kv, k_rope)
+        """Absorbed form, from one new token: x [b d] -> ([b d], cache with the token's entries in it)."""
+        q_nope, q_rope, scorers, cache = self._step(x_bd[:, None], rope, cache, write)
+        q_nope, q_rope, scorers = jax.tree.map(lambda a: a[:, 0], (q_nope, q_rope, scorers))
         # (W c) . q = c . (W^T q): the up-projection moves from all cached keys to one query
         q_latent = dot("bhn,chn->bhc", q_nope, self.w_k_up)
         q_latent, q_rope = map(heads_to_slots, (q_latent, q_rope))
-        latents = cache["c_kv"], cache["k_rope"]
-        z_bhc = by_slot(self._attend_latent, q_latent, q_rope, *latents, write.mask)
+        attend = functools.partial(self._attend_cache, write.ring)
+        z_bhc = by_slot(attend, q_latent, q_rope, write.mask, scorers, cache)
         z_bhc = slots_to_heads(z_bhc)
         return self._out("bhu,hud->bd", dot("bhc,chu->bhu", z_bhc, self.w_v_up)), cache
 
-    def _attend_latent(self, q_latent, q_rope, c_kv, k_rope, mask):
-        return attend_latent(q_latent, q_rope, c_kv, k_rope, scale=self.scale, mask=mask)
-
-    def _written(self, cache, write, c_kv, k_rope):
-        """The cache with the entries of new tokens in it."""
-        entries = {"c_kv": c_kv, "k_rope": k_rope}
-        return {
-            name: own_slots(write(cache[name], own_slots(entry))) for name, entry in entries.items()
-        }
-
     def extend(self, x_btd, rope, cache, write):
-        """decode for t new tokens a sequence: x [b t d] -> ([b t d], cache with their latents in it).
+        """decode for t new tokens a sequence: x [b t d] -> ([b t d], cache with their entries in it).
 
         write: PositionWrite, with mask bool[b t s].
         """
-        q_nope, q_rope = self._queries(x_btd, rope)
-        c_kv, k_rope = self._latent(x_btd, rope)
-        cache = self._written(cache, write, c_kv, k_rope)
-
+        q_nope, q_rope, scorers, cache = self._step(x_btd, rope, cache, write)
         q_latent = heads_to_slots(dot("bthn,chn->bthc", q_nope, self.w_k_up))
         q_rope = heads_to_slots(q_rope)
         # The queries of a sequence see one cache
-        attend = jax.vmap(self._attend_latent, in_axes=(1, 1, None, None, 1), out_axes=1)
-        z_bthc = by_slot(attend, q_latent, q_rope, cache["c_kv"], cache["k_rope"], write.mask)
+        attend = functools.partial(self._attend_cache, write.ring)
+        attend = jax.vmap(attend, in_axes=(1, 1, 1, 1, None), out_axes=1)
+        z_bthc = by_slot(attend, q_latent, q_rope, write.mask, scorers, cache)
         z_bthc = slots_to_heads(z_bthc)
         return self._out("bthu,hud->btd", dot("bthc,chu->bthu", z_bthc, self.w_v_up)), cache
+
+    def _step(self, x_btd, rope, cache, write):
+        """What new tokens ask of the cache: (q_nope, q_rope, scorers, the cache with their entries in it).
+
+        scorers: (q [b t j y], w [b t j], write.index int32[b t]) if queries select slots, else None.
+        """
+        q_nope, q_rope, index = self._queries(x_btd, rope)
+        entries = _entries(*self._latent(x_btd, rope), index)
+        cache = {
+            name: own_slots(write(cache[name], own_slots(entry))) for name, entry in entries.items()
+        }
+        scorers = None
+        if self.config.selects(cache["c_kv"].shape[1]):
+            index_bt = jnp.broadcast_to(write.index, x_btd.shape[:2])
+            scorers = jax.tree.map(own_slots, (index.q, index.w, index_bt))
+        return q_nope, q_rope, scorers, cache
+
+    def _attend_cache(self, ring, q_latent, q_rope, mask_bs, scorers, cache):
+        """One query a sequence over its cache: -> [b h c]. ring: of the write. scorers: of _step, less t."""
+        latents = cache["c_kv"], cache["k_rope"]
+        if scorers is None:
+            return attend_latent(q_latent, q_rope, *latents, scale=self.scale, mask=mask_bs)
+        q_bjy, w_bj, index_b = scorers
+        scored = q_bjy, w_bj, cache["k_index"], mask_bs
+        # In a ring all sequences write one slot
+        chosen = indexer.choose_slots(self.config, *scored, ring, index_b[0])
+        return attend_latent_selected(q_latent, q_rope, *latents, chosen, scale=self.scale)
+
+
+def _entries(c_kv, k_rope, index):
+    """The entries of the cache, [b t ...] each."""
+    entries = {"c_kv": c_kv, "k_rope": k_rope}
+    return entries if index is None else entries | {"k_index": index.k}

@@ -29,10 +29,10 @@ class MultiTokenPrediction(nn.Module):
         return linear(self.config, "btz,zd->btd", jnp.concatenate(normed, axis=-1), self.w_input)
 
     def __call__(self, embedding_btd, hidden_btd, rope, segment_ids):
-        """-> (normed hidden [b t d], the block's Routing)."""
+        """-> (normed hidden [b t d], the block's Report)."""
         x_btd = self._input(embedding_btd, hidden_btd)
-        x_btd, (routing, _) = self.block.train(x_btd, rope, segment_ids, None, False)
-        return self.head_norm(x_btd), routing
+        x_btd, (report, _) = self.block.train(x_btd, rope, segment_ids, None, False)
+        return self.head_norm(x_btd), report
 
     def prefill(self, embedding_btd, hidden_btd, rope, segment_ids):
         """-> the block's cache entries."""

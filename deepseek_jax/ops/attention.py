@@ -15,6 +15,7 @@ from deepseek_jax.ops.pallas import attention as pallas
 from deepseek_jax.ops.pallas import decoding
 from deepseek_jax.ops.platform import choice, choose
 from deepseek_jax.ops.remat import ATTENDED
+from deepseek_jax.ops.selection import packed, unpacked
 
 # Finite, so that a query that sees no key gives no NaN
 MASKED = -1e30
@@ -25,17 +26,27 @@ def _softmax(scores, mask, dtype):
 
 
 def attend(
-    q, k, v, *, scale: float, segment_ids, kernels: bool = True, implementation: str | None = None
+    q,
+    k,
+    v,
+    *,
+    scale: float,
+    segment_ids,
+    selected=None,
+    kernels: bool = True,
+    implementation: str | None = None,
 ):
-    """Each token sees itself and the tokens before it in its own segment.
+    """Each token sees itself and the tokens before it in its own segment, or of these what it selected.
 
     q: [b t h x], k: [b t k x], v: [b t k u], where query head i reads key head i // (h / k).
     segment_ids: int32[b t]. scale: multiplies the scores. Scores and softmax are float32.
+    selected: uint8[b t z], the keys that each query selected, see ops.selection.select_rows; None: all.
     implementation: "whole" has all scores, float32[b h t t], in memory at once. "blockwise" has those of one
     block of queries and one block of keys, recomputes them for the gradient, and skips blocks of later keys.
     "splash" is JAX's Pallas kernel for TPU, which has them in vector memory, and "interpreted" its emulation.
     None takes "whole" for short rows, and for long ones the choice of ops.platform. Narrow heads take no
-    kernel. kernels: False in a program that the compiler splits over devices: it cannot split a kernel.
+    kernel, and a selection takes none. kernels: False in a program that the compiler splits over devices: it
+    cannot split a kernel.
     Returns [b t h u] in v's dtype.
     """
     if implementation is None and q.shape[1] <= choice("longest_whole_row"):
@@ -43,39 +54,50 @@ def attend(
     form = choose(
         "attend",
         implementation,
-        suits=lambda: kernels and pallas.is_wide(q, v),
+        suits=lambda: kernels and selected is None and pallas.is_wide(q, v),
         whole=_attend_whole,
         blockwise=_attend_blockwise,
-        splash=pallas.attend,
-        interpreted=functools.partial(pallas.attend, interpret=True),
+        splash=_by_kernel(pallas.attend),
+        interpreted=_by_kernel(functools.partial(pallas.attend, interpret=True)),
     )
-    return form(q, k, v, segment_ids, scale)
+    return form(q, k, v, segment_ids, selected, scale)
 
 
-def _attend_whole(q, k, v, segment_ids, scale):
+def _by_kernel(kernel):
+    def form(q, k, v, segment_ids, selected, scale):
+        if selected is not None:
+            raise ValueError("attend's kernel takes no selection; leave out implementation")
+        return kernel(q, k, v, segment_ids, scale)
+
+    return form
+
+
+def _attend_whole(q, k, v, segment_ids, selected, scale):
     t, g = q.shape[1], q.shape[2] // k.shape[2]
     before_ts = jnp.tril(jnp.ones((t, t), bool))
     mask_bts = before_ts & (segment_ids[:, :, None] == segment_ids[:, None, :])
+    if selected is not None:
+        mask_bts &= unpacked(selected, t)
     k_bksx, v_bksu = jnp.swapaxes(k, 1, 2), jnp.swapaxes(v, 1, 2)
     scores_bkms = dot("bkmx,bksx->bkms", _by_key_head(q, g), k_bksx, jnp.float32) * scale
     weights_bkms = _masked_softmax(scores_bkms, mask_bts[:, None, None], v.dtype)
     return _by_token(dot("bkms,bksu->bkmu", weights_bkms, v_bksu), g)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
-def _attend_blockwise(q, k, v, segment_ids, scale):
+@functools.partial(jax.custom_vjp, nondiff_argnums=(5,))
+def _attend_blockwise(q, k, v, segment_ids, selected, scale):
     """attend with an online softmax over blocks of keys (arXiv:2205.14135): each product takes one block
     of queries and one of keys.
     """
-    return _blockwise_forward(q, k, v, segment_ids, scale)[0]
+    return _blockwise_forward(q, k, v, segment_ids, selected, scale)[0]
 
 
-def _blockwise_forward(q, k, v, segment_ids, scale):
+def _blockwise_forward(q, k, v, segment_ids, selected, scale):
     t, g = q.shape[1], q.shape[2] // k.shape[2]
     # The barrier ties these to q. The masks depend on no layer: without it, a scan over layers would compute
     # and hold all of them before its first layer
     tied_q, tied_ids, pairs = jax.lax.optimization_barrier((q, segment_ids, _pairs(t)))
-    blocks = _Blocks(tied_q, k, v, tied_ids, scale)
+    blocks = _Blocks(tied_q, k, v, tied_ids, selected, scale)
     n, b, heads, m, _ = blocks.q.shape
     shape = (b, heads, m, 1)
     fresh = jnp.full(shape, MASKED), jnp.zeros(shape), jnp.zeros((b, heads, m, v.shape[-1]))
@@ -106,13 +128,13 @@ def _blockwise_forward(q, k, v, segment_ids, scale):
     # Under the policy "attention" the backward pass has these, and does not work through the blocks again
     out = checkpoint_name(_joined(_by_token(out_nbkmu, g), t), ATTENDED)
     normalizer_nbkm1 = checkpoint_name(normalizer_nbkm1, ATTENDED)
-    return out, (q, k, v, segment_ids, out, normalizer_nbkm1)
+    return out, (q, k, v, segment_ids, selected, out, normalizer_nbkm1)
 
 
 def _blockwise_backward(scale, saved, cotangent):
-    q, k, v, segment_ids, out, normalizer_nbkm1 = saved
+    q, k, v, segment_ids, selected, out, normalizer_nbkm1 = saved
     t, g = q.shape[1], q.shape[2] // k.shape[2]
-    blocks = _Blocks(q, k, v, segment_ids, scale)
+    blocks = _Blocks(q, k, v, segment_ids, selected, scale)
     d_out = _by_key_head(_split(cotangent), g)
     # The softmax's gradient needs sum_s(weight * d_weight), which is d_out . out (arXiv:2205.14135, app. B.4)
     product = cotangent.astype(jnp.float32) * out.astype(jnp.float32)
@@ -138,7 +160,7 @@ def _blockwise_backward(scale, saved, cotangent):
     (d_q, d_k, d_v), _ = jax.lax.scan(step, init, _pairs(t))
     d_k, d_v = (_joined(jnp.swapaxes(x, 2, 3), t) for x in (d_k, d_v))
     d_q = _joined(_by_token(d_q, g), t)
-    return d_q.astype(q.dtype), d_k.astype(k.dtype), d_v.astype(v.dtype), None
+    return d_q.astype(q.dtype), d_k.astype(k.dtype), d_v.astype(v.dtype), None, None
 
 
 _attend_blockwise.defvjp(_blockwise_forward, _blockwise_backward)
@@ -147,8 +169,9 @@ _attend_blockwise.defvjp(_blockwise_forward, _blockwise_backward)
 class _Blocks:
     """Operands of attend in n blocks along t: q [n b k m x], k [n b k s x], v [n b k s u]; m = g * block."""
 
-    def __init__(self, q, k, v, segment_ids, scale):
+    def __init__(self, q, k, v, segment_ids, selected, scale):
         self.g, self.scale = q.shape[2] // k.shape[2], scale
+        self.selected = None if selected is None else _split(selected)
         self.q = _by_key_head(_split(q), self.g)
         self.k, self.v = (jnp.swapaxes(_split(x), 2, 3) for x in (k, v))
         self.segments = _split(segment_ids)
@@ -161,6 +184,10 @@ class _Blocks:
         at_t, at_s = i * t + jnp.arange(t), j * t + jnp.arange(t)
         mask_bts = self.segments[i][:, :, None] == self.segments[j][:, None, :]
         mask_bts &= at_t[:, None] >= at_s
+        if self.selected is not None:
+            # Whole bytes: a row of several blocks has blocks of whole bytes
+            bits_btz = jax.lax.dynamic_slice_in_dim(self.selected[i], j * t // 8, -(-t // 8), 2)
+            mask_bts &= unpacked(bits_btz, t)
         # A key head's rows are those of g query heads, one head after the other: they share one mask
         return jnp.where(jnp.tile(mask_bts, (1, self.g, 1))[:, None], scores_bkms, MASKED)
 
@@ -194,13 +221,24 @@ def _joined(blocks, t):
 
 
 def attend_branches(
-    q, k, v, *, scale: float, segment_ids, prefix_length: int, branches: int, kernels: bool = True
+    q,
+    k,
+    v,
+    *,
+    scale: float,
+    segment_ids,
+    prefix_length: int,
+    branches: int,
+    selected=None,
+    kernels: bool = True,
 ):
-    """Attention over rows [prefix, branch 1, ..., branch n]: a branch sees only the prefix and itself.
+    """Attention over rows [prefix, branch 1, ..., branch n]: a branch sees only the prefix and itself, or of
+    these what its queries selected.
 
     A prompt shared by n completions is computed once this way. Shapes as in `attend`, with
     t = prefix_length + branches * length of a branch. segment_ids: int32[b t], 0 on padding, 1 elsewhere.
-    Equal to n separate rows [prefix, branch i]. Returns [b t h u] in v's dtype.
+    Equal to n separate rows [prefix, branch i]. selected: uint8[b t z] of ops.selection.select_branches, or
+    None: all. Returns [b t h u] in v's dtype.
     """
     b, g = len(q), q.shape[2] // k.shape[2]
 
@@ -211,6 +249,9 @@ def attend_branches(
     seen_bs, seen_bns = split(segment_ids)
     # A prefix sees nothing of its branches, so it is an ordinary row of its own
     whole = dict(scale=scale, segment_ids=seen_bs, kernels=kernels)
+    if selected is not None:
+        of_prefix, of_branches = split(unpacked(selected, prefix_length + q_bnthx.shape[2]))
+        whole["selected"] = packed(of_prefix[..., :prefix_length])
     prefix_bthu = attend(q_prefix, k_prefix, v_prefix, **whole)
 
     q_bknmx = jnp.moveaxis(_by_key_head(q_bnthx, g), 2, 1)
@@ -226,10 +267,11 @@ def attend_branches(
     see_prefix = jnp.broadcast_to(
         (seen_bs > 0)[:, None, None], (*see_branch.shape[:-1], prefix_length)
     )
+    see = jnp.concatenate([see_prefix, see_branch], axis=-1)
+    if selected is not None:
+        see &= of_branches
     weights_bknms = _masked_softmax(
-        jnp.concatenate([to_prefix, to_branch], axis=-1) * scale,
-        jnp.concatenate([see_prefix, see_branch], axis=-1)[:, None, :, None],
-        v.dtype,
+        jnp.concatenate([to_prefix, to_branch], axis=-1) * scale, see[:, None, :, None], v.dtype
     )
     out_bknmu = dot("bknms,bksu->bknmu", weights_bknms[..., :prefix_length], v_bksu)
     out_bknmu += dot("bknms,bknsu->bknmu", weights_bknms[..., prefix_length:], v_bknsu)
@@ -292,6 +334,16 @@ def attend_latent(
         interpreted=functools.partial(decoding.attend_latent, interpret=True),
     )
     return form(q_latent, q_rope, c_kv, k_rope, mask, scale)
+
+
+def attend_latent_selected(q_latent, q_rope, c_kv, k_rope, chosen, *, scale: float):
+    """attend_latent over a few latents of the cache, which are gathered.
+
+    chosen: (int32[b k], bool[b k]) of ops.selection.select_indices.
+    """
+    slots_bk, mask_bk = chosen
+    latents = (jnp.take_along_axis(a, slots_bk[..., None], axis=1) for a in (c_kv, k_rope))
+    return attend_latent(q_latent, q_rope, *latents, scale=scale, mask=mask_bk)
 
 
 def _attend_latent_plain(q_latent, q_rope, c_kv, k_rope, mask, scale):

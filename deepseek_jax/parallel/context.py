@@ -8,37 +8,84 @@ from deepseek_jax.parallel.shard import axis_parts, constrain, current_mesh, par
 HEADS = ("batch", None, "attention_heads", None)
 
 
-def over_heads(attention, q, k, v, segment_ids):
-    """Call attention(q, k, v, segment_ids=...): each device attends over whole rows with its own heads.
+def over_heads(attention, q, k, v, segment_ids, selected=None):
+    """Call attention(q, k, v, segment_ids=..., selected=...): each device attends over whole rows with its
+    own heads.
 
-    q: [b t h x], k: [b t k x], v: [b t k u], segment_ids: int32[b t], and the result, [b t h u], are split by
-    token. attention treats each row, and each query head with its key head, alone. Where the queries' heads
-    or the rows do not split over the devices, q stays split by token and each device gathers whole rows of k
-    and v. Then attention gets kernels=False, because a kernel runs on one device.
+    q: [b t h x], k: [b t k x], v: [b t k u], segment_ids: int32[b t], selected: uint8[b t z] or None, and the
+    result, [b t h u], are split by token. attention treats each row, and each query head with its key head,
+    alone. Where the queries' heads or the rows do not split over the devices, q stays split by token and each
+    device gathers whole rows of k and v. Then attention gets kernels=False, because a kernel runs on one
+    device.
     """
 
-    def local(q, k, v, segment_ids):
-        return attention(q, k, v, segment_ids=segment_ids)
+    def local(q, k, v, segment_ids, selected):
+        return attention(q, k, v, segment_ids=segment_ids, selected=selected)
 
     mesh = current_mesh()
     if mesh is None:
-        return local(q, k, v, segment_ids)
+        return local(q, k, v, segment_ids, selected)
     spec = partition_spec(HEADS)
     rows, parts = axis_parts(mesh, spec[0]), axis_parts(mesh, spec[2])
     # Here, or an attention that works through blocks would gather them at every block
     segment_ids = constrain(segment_ids, ("batch", None))
+    if selected is not None:
+        selected = constrain(selected, ("batch", None, None))
     if q.shape[2] % parts or len(q) % rows:
         k, v = (constrain(array, ("batch", None, "kv_heads", None)) for array in (k, v))
-        out = attention(q, k, v, segment_ids=segment_ids, kernels=False)
+        out = attention(q, k, v, segment_ids=segment_ids, selected=selected, kernels=False)
         return constrain(out, ("batch", "seq", "heads", None))
     if k.shape[2] % parts:
         # Fewer key heads than devices: every query head gets its own copy
         k, v = (jnp.repeat(array, q.shape[2] // array.shape[2], axis=2) for array in (k, v))
     out = jax.shard_map(
         local,
-        in_specs=(spec, spec, spec, partition_spec(("batch", None))),
+        in_specs=(spec, spec, spec, *[partition_spec(("batch", None))] * 2),
         out_specs=spec,
         # Custom gradients do not declare the axes over which they vary
         check_vma=False,
-    )(q, k, v, segment_ids)
+    )(q, k, v, segment_ids, selected)
     return constrain(out, ("batch", "seq", "heads", None))
+
+
+def over_queries(function, queries, keys):
+    """function(queries, keys, first): each device computes for its own queries over whole rows of keys.
+
+    queries: a tree of [b t ...], and so is the result; keys: a tree of [b s ...], gathered. first: int32[],
+    the index in its row of a device's first query.
+    """
+    mesh = current_mesh()
+    if mesh is None:
+        return function(queries, keys, 0)
+    spec = partition_spec(("batch", "queries"))
+    b, t = jax.tree.leaves(queries)[0].shape[:2]
+    if b % axis_parts(mesh, spec[0]):
+        return function(queries, keys, 0)
+    parts = axis_parts(mesh, spec[1])
+
+    def local(queries, keys):
+        first = 0
+        if parts > 1:
+            first = jax.lax.axis_index(spec[1]) * jax.tree.leaves(queries)[0].shape[1]
+        return function(queries, keys, first)
+
+    def filled(x):
+        return jnp.pad(x, [(0, 0), (0, -t % parts)] + [(0, 0)] * (x.ndim - 2))
+
+    out = jax.shard_map(
+        local,
+        in_specs=(spec, partition_spec(("batch",))),
+        out_specs=spec,
+        check_vma=False,
+    )(jax.tree.map(filled, queries), keys)
+    return jax.tree.map(lambda x: x[:, :t], out)
+
+
+def by_rows(function, *arrays, axis: str = "batch"):
+    """function(*arrays) of trees of [b ...]: each device computes its own rows. axis: their logical name."""
+    mesh, spec = current_mesh(), partition_spec((axis,))
+    rows = len(jax.tree.leaves(arrays)[0])
+    if mesh is None or rows % axis_parts(mesh, spec[0]):
+        return function(*arrays)
+    # A kernel does not declare the axes over which it varies
+    return jax.shard_map(function, in_specs=spec, out_specs=spec, check_vma=False)(*arrays)

@@ -8,16 +8,15 @@ MLPs and the vocabulary, and each device keeps the caches of its own slots.
 import contextlib
 import math
 
-import jax
 from jax.sharding import AbstractMesh, Mesh
 
+from deepseek_jax.parallel.context import by_rows
 from deepseek_jax.parallel.rules import MESH_AXES, RULES
 from deepseek_jax.parallel.shard import (
     axis_parts,
     constrain,
     current_mesh,
     current_rules,
-    partition_spec,
     use_rules,
 )
 
@@ -43,7 +42,9 @@ def decoding_rules(mesh: Mesh | AbstractMesh, heads: int, experts: int):
     model = _model_axes(mesh, heads)
     batch = tuple(axis for axis in MESH_AXES if axis not in model)
     rules = dict.fromkeys(RULES) | {"experts": _expert_axes(mesh, model, experts), "batch": batch}
-    rules |= dict.fromkeys(("heads", "kv_heads", "attention_heads", "mlp", "vocab"), model)
+    rules |= dict.fromkeys(
+        ("heads", "kv_heads", "attention_heads", "queries", "mlp", "vocab"), model
+    )
     # Every device attends for its own slots; the major axes are those of the batch, so that going from one to
     # the other is an exchange along the model's axes alone
     return rules | {"slots": (*batch, *model)}
@@ -110,11 +111,7 @@ def _own_heads(a):
 
 def by_slot(attend, *arrays):
     """attend(*arrays) of arrays [b ...] with a leading axis of slots: each device computes its own."""
-    mesh, spec = current_mesh(), partition_spec(("slots",))
-    if mesh is None or len(arrays[0]) % axis_parts(mesh, spec[0]):
-        return attend(*arrays)
-    # No gradient is taken of decoding, and a kernel does not declare the axes over which it varies
-    return jax.shard_map(attend, in_specs=spec, out_specs=spec, check_vma=False)(*arrays)
+    return by_rows(attend, *arrays, axis="slots")
 
 
 def own_slots(a):

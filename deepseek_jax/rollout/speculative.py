@@ -47,7 +47,7 @@ def check(config):
             f"speculative=True drafts with a multi-token prediction module, and a model with "
             f"model.model_type={config.model_type!r} and "
             f"model.num_nextn_predict_layers={config.num_nextn_predict_layers} has none that can; "
-            "it takes deepseek_v3 or deepseek_v2 with at least 1. Decode with speculative=False"
+            "it takes deepseek_v3, v32 or v2 with at least 1. Decode with speculative=False"
         )
 
 

@@ -189,7 +189,7 @@ def decode(config, sampling, eos_ids, weights, tables, slots, ends):
         age_t = (slots.step - jnp.arange(completion_room)) % completion_room
         seen_prompt = jnp.arange(prompt_room) < slots.prompt_length[:, None]
         seen = jnp.concatenate([seen_prompt, age_t < slots.length[:, None]], axis=1)
-        write = CacheWrite(prompt_room + slots.step % completion_room, seen)
+        write = CacheWrite(prompt_room + slots.step % completion_room, seen, ring=prompt_room)
         # RoPE needs a token's position in its text, which is not its index in the ring
         positions = slots.prompt_length + slots.length - 1
         rope = [jnp.take(table, positions[:, None], axis=0, mode="clip") for table in tables]

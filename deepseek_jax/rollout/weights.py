@@ -14,14 +14,19 @@ from deepseek_jax.parallel import constrain, logical_names
 from deepseek_jax.parallel.decoding import to_rollout
 from deepseek_jax.rollout.slots import on_rollout_mesh
 
+# Parts of the names of weights whose products are float32
+FLOAT32 = ("router", "head_weights")
+
 
 def cast(config, params):
-    """Cast params to the compute dtype, except for router weights and their bias."""
+    """Cast params to the compute dtype, except for the weights of routers and of an indexer's heads, whose
+    products are float32.
+    """
     return jax.tree.map_with_path(functools.partial(_cast, config), params)
 
 
 def _cast(config, path, leaf):
-    keep = any("router" in str(part) for part in path)
+    keep = any(name in str(part) for part in path for name in FLOAT32)
     return leaf if keep else leaf.astype(config.dtype)
 
 
@@ -54,8 +59,8 @@ def layers_of(weights, x):
 def decoding_weights(config, params):
     """Unstack the layers and cast to the compute dtype, once a rollout: decoding runs fastest unrolled.
 
-    Router weights and their bias stay float32, as routing does. The weights of Linear layers are prepared for
-    products of few rows.
+    What `cast` leaves stays float32, as routing and index scores do. The weights of Linear layers are
+    prepared for products of few rows.
     """
     names, params = axis_names(config), whole(params)
     layers = []

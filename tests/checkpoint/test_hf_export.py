@@ -16,11 +16,16 @@ from deepseek_jax.models import forward
 from tests.models.families import write_released_checkpoint, write_tiny_checkpoint
 
 
-@pytest.fixture(scope="module")
-def released(tmp_path_factory):
-    """-> (folder, config, params): FP8, scales in another file, MTP layer, correction bias."""
+@pytest.fixture(
+    scope="module",
+    params=["deepseek_v3", pytest.param("deepseek_v32", marks=pytest.mark.slow)],
+)
+def released(tmp_path_factory, request):
+    """-> (folder, config, params): FP8, scales in another file, MTP layer, correction bias; of V3.2 the
+    scales of o_proj alone are no powers of two, against its scale_fmt.
+    """
     folder = tmp_path_factory.mktemp("released")
-    write_released_checkpoint(folder)
+    write_released_checkpoint(folder, family=request.param)
     return folder, *load_hf(folder)
 
 
@@ -52,6 +57,18 @@ def test_untouched_released_checkpoint_comes_back_byte_for_byte(released, tmp_pa
     assert again == json.loads((folder / "config.json").read_text())
 
 
+def test_untouched_v3_2_keeps_scales_that_are_no_powers_of_two(tmp_path):
+    """Oracle: the folder it came from; o_proj's scales alone are none, against config.json's ue8m0."""
+    write_released_checkpoint(tmp_path, family="deepseek_v32")
+    save_hf(tmp_path / "out", *load_hf(tmp_path), like=tmp_path)
+    written = stored(tmp_path / "out")
+    assert written == stored(tmp_path)
+    assert written["model.layers.0.self_attn.indexer.wk.weight"][0] == "torch.float8_e4m3fn"
+    scales = {name: raw for name, (_, _, raw) in written.items() if name.endswith("_scale_inv")}
+    plain = {n for n, raw in scales.items() if (np.frombuffer(raw, np.uint32) & 0x7FFFFF).any()}
+    assert plain == {name for name in scales if "o_proj" in name}
+
+
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_unchanged_tensors_keep_their_bytes_whatever_dtype_they_were_loaded_in(
     released, tmp_path, dtype
@@ -72,9 +89,9 @@ def test_a_changed_fp8_tensor_gets_fresh_scales_and_the_others_keep_their_bytes(
     save_hf(tmp_path / "out", config, params, like=folder)
     before, after = stored(folder), stored(tmp_path / "out")
     name = "model.layers.2.self_attn.o_proj.weight"
-    assert {n for n in after if after[n] != before[n]} == {
-        name + "_scale_inv"
-    }  # values scale along
+    changed = {n for n in after if after[n] != before[n]}
+    # Values scale along, unless the new scales are bound to powers of two
+    assert changed - ({name} if config.has_indexer else set()) == {name + "_scale_inv"}
     read = dict(hf_tensors(*load_hf(tmp_path / "out")))[name].astype(np.float32)
     wanted = dict(hf_tensors(config, params))[name].astype(np.float32)
     np.testing.assert_allclose(read, wanted, atol=np.abs(wanted).max() / 16 / 16, rtol=1 / 16)
@@ -139,11 +156,19 @@ def test_fp8_export_loads_in_transformers_with_our_logits(family, tmp_path):
 
 
 def test_fp8_export_quantises_what_the_released_checkpoint_does(released, tmp_path):
-    """Oracle: the released folder's own dtypes, tensor by tensor, scales and MTP layer included."""
+    """Oracle: the released folder's own dtypes, tensor by tensor, scales and MTP layer included; V3.2's new
+    scales are powers of two, by float32's mantissa bits.
+    """
     folder, config, params = released
     save_hf(tmp_path / "out", config, params, fp8=True)
     dtypes = [{n: t[:2] for n, t in stored(f).items()} for f in (folder, tmp_path / "out")]
     assert dtypes[0] == dtypes[1]
+    formats = [json.loads((f / "config.json").read_text()) for f in (folder, tmp_path / "out")]
+    formats = [raw["quantization_config"].get("scale_fmt") for raw in formats]
+    assert formats == ["ue8m0" if config.has_indexer else None] * 2
+    scales = [t[2] for n, t in stored(tmp_path / "out").items() if n.endswith("_scale_inv")]
+    mantissas = np.frombuffer(b"".join(scales), np.uint32) & 0x7FFFFF
+    assert mantissas.any() == (not config.has_indexer)
 
 
 def test_a_stray_tied_head_is_written_where_like_has_it(tmp_path):

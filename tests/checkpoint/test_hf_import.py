@@ -145,6 +145,22 @@ def test_a_tensor_missing_from_one_of_several_files_is_named(released, tmp_path,
     assert_fault_names(tmp_path, name, "missing", file if listed else path)
 
 
+def test_an_indexers_tensor_is_named_where_it_is_missing_or_not_wanted(tmp_path):
+    """Oracle: its name and the file; a V3 folder that has one is no V3."""
+    write_tiny_checkpoint("deepseek_v32", tmp_path)
+    file, name = tmp_path / "model.safetensors", "model.layers.1.self_attn.indexer.k_norm.bias"
+    stored = load_file(file)
+    save_file({k: v for k, v in stored.items() if k != name}, file)
+    assert_fault_names(tmp_path, name, "missing", file)
+    save_file(stored, file)
+    config = json.loads((tmp_path / "config.json").read_text())
+    v3 = {k: v for k, v in config.items() if not k.startswith("index_") and k != "layer_types"}
+    (tmp_path / "config.json").write_text(json.dumps(v3 | {"model_type": "deepseek_v3"}))
+    assert_fault_names(tmp_path, "self_attn.indexer.", "no tensor of a deepseek_v3 model", file)
+    (tmp_path / "config.json").write_text(json.dumps(config | {"model_type": "deepseek_v3"}))
+    assert_fault_names(tmp_path, "indexed_attention", "deepseek_v3", "config.json")
+
+
 def test_extra_tensor_is_named(tiny):
     """Oracle: its name and the file."""
     folder, file, stored = tiny

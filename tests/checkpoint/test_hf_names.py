@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from configs import models
-from deepseek_jax.checkpoint.hf_names import copies, tensors
+from deepseek_jax.checkpoint.hf_names import copies, is_projection, tensors
 from deepseek_jax.checkpoint.tree import abstract_params
 from deepseek_jax.checkpoint.turn import parse
 from deepseek_jax.models import ModelConfig
@@ -23,6 +23,7 @@ CONFIGS = {
         q_lora_rank=None,
         num_nextn_predict_layers=0,
     ),
+    "deepseek_v32": dict(models.deepseek_v3_2_tiny(), num_nextn_predict_layers=1),
     "qwen2": dict(QWEN, model_type="qwen2", num_attention_heads=4, num_key_value_heads=2),
     "qwen3": dict(QWEN, model_type="qwen3", num_attention_heads=4, head_dim=6),
     "llama": dict(QWEN, model_type="llama", num_attention_heads=2, tie_word_embeddings=True),
@@ -88,6 +89,27 @@ def test_released_deepseek_v3_has_its_tensor_names_and_shapes():
     assert names["model.layers.60.mlp.experts.255.down_proj.weight"][0].turn.shape == (7168, 2048)
     assert "model.layers.2.mlp.gate.weight" not in names
     assert "model.layers.3.mlp.gate.e_score_correction_bias" in names
+
+
+def test_released_deepseek_v3_2_has_its_tensor_names_and_shapes():
+    """Oracle: V3's names, and five tensors of an indexer in each of 62 layers, shapes by hand."""
+    rest = tensors(ModelConfig(**{**models.deepseek_v3(), "rope_scaling": None}))
+    names = tensors(ModelConfig(**{**models.deepseek_v3_2(), "rope_scaling": None}))
+    assert len(names) == len(rest) + 5 * 62
+    prefix = "model.layers.61.self_attn.indexer."
+    shapes = {name: names[prefix + name][0].turn.shape for name in INDEXER}
+    assert shapes == INDEXER
+    quantised = {name for name in INDEXER if is_projection(prefix + name)}
+    assert quantised == {"wq_b.weight", "wk.weight"}
+
+
+INDEXER = {
+    "wq_b.weight": (8192, 1536),
+    "wk.weight": (128, 7168),
+    "k_norm.weight": (128,),
+    "k_norm.bias": (128,),
+    "weights_proj.weight": (64, 7168),
+}
 
 
 def test_rotary_pairs_are_put_half_split_at_the_end_of_their_axis():

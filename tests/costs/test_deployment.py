@@ -11,6 +11,7 @@ from deepseek_jax.costs.deployment import (
     cache_bytes,
     chips_for,
     distinct_experts,
+    read_cache_bytes,
     served,
     step_bytes,
     tensor_bytes,
@@ -58,13 +59,28 @@ def test_fp8_bytes_are_those_of_the_released_checkpoint():
 
 @pytest.mark.parametrize(
     ("name", "by_hand"),
-    [("deepseek_v3", 2 * 61 * (512 + 64)), ("r1_distill_llama_8b", 2 * 32 * 2 * 8 * 128)],
+    [
+        ("deepseek_v3", 2 * 61 * (512 + 64)),
+        ("deepseek_v3_2", 2 * 61 * (512 + 64 + 128)),
+        ("r1_distill_llama_8b", 2 * 32 * 2 * 8 * 128),
+    ],
 )
 def test_cache_bytes_of_a_token(name, by_hand):
-    """Oracle: a latent and one rotary key a layer, 70,272 B (arXiv:2412.19437, section 2.1.1); keys and
-    values of 8 heads.
+    """Oracle: a latent and one rotary key a layer, 70,272 B (arXiv:2412.19437, section 2.1.1), and V3.2's
+    index key; keys and values of 8 heads.
     """
     assert cache_bytes(named(name)) == by_hand
+
+
+def test_a_sparse_step_reads_all_index_keys_and_the_latents_that_it_selects():
+    """Oracle: by hand: at 128K tokens 128 numbers of each, and 576 of 2048 of them; at 2048 tokens everything
+    is selected and nothing scored.
+    """
+    dense, sparse = named("deepseek_v3"), named("deepseek_v3_2")
+    layer = 131_072 * 128 + 2048 * 576
+    assert read_cache_bytes(sparse, 131_072) == 2 * 61 * layer
+    assert read_cache_bytes(sparse, 2048) == read_cache_bytes(dense, 2048)
+    assert read_cache_bytes(dense, 131_072) == 131_072 * cache_bytes(dense)
 
 
 def test_experts_that_tokens_meet_together():

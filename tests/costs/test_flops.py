@@ -10,9 +10,10 @@ import pytest
 from jax.experimental import pallas as pl
 from jax.sharding import PartitionSpec
 
-from deepseek_jax.costs.flops import active_weights, matmul_flops, useful_flops
+from configs import models
+from deepseek_jax.costs.flops import active_weights, forward_flops, matmul_flops, useful_flops
 from deepseek_jax.losses.next_token import next_token_loss
-from deepseek_jax.models import count_params, init_params
+from deepseek_jax.models import ModelConfig, count_params, init_params, reported_states
 from deepseek_jax.parallel import make_mesh
 from tests.models.test_param_counts import named
 from tests.tiny import tiny_model
@@ -146,6 +147,50 @@ def test_the_published_model_needs_the_published_operations():
     assert useful_flops(config, t, trains_mtp=False) == 6 * weights + scores
     further = 6 * (layer + 2 * d * d + v * d) + scores / 61
     assert useful_flops(config, t, trains_mtp=True) == 6 * weights + scores + further
+
+
+def test_sparse_attention_needs_its_selection_and_all_index_scores():
+    """Oracle: V3's operations, and by hand: at 32K tokens a query scores 16K keys on average with 64 heads of
+    128 and attends to 2048 (1 - 2048 / 64K) of them; the indexer needs no backward pass unless it learns.
+    """
+    t, dense, sparse = 32768, named("deepseek_v3"), named("deepseek_v3_2")
+    index = 1536 * 8192 + 7168 * (128 + 64)
+    assert active_weights(sparse) == active_weights(dense) + 61 * index
+    attended = 2048 * (1 - 2048 / 65536)
+    width = 61 * 128 * (192 + 128)
+    base = 6 * (active_weights(dense) + width * attended)
+    scores = 61 * (index + 8192 * t / 2)
+    assert useful_flops(sparse, t, trains_mtp=False) == pytest.approx(base + 2 * scores)
+    learns = dataclasses.replace(sparse, indexer_loss="sparse")
+    assert useful_flops(learns, t, trains_mtp=False) == pytest.approx(base + 6 * scores)
+    # A decoding step at 128K: the scores of all keys, attention over the selection
+    keys = 131072
+    step = forward_flops(sparse, keys)
+    assert step == 2 * (active_weights(sparse) + width * 2048 + 61 * 8192 * keys)
+    assert 3.3 < forward_flops(dense, keys) / step < 3.4
+
+
+@pytest.mark.parametrize("form", ["none", "sparse"])
+def test_the_scores_of_a_sparse_model_are_counted_as_its_program_computes_them(form):
+    """Oracle: the forward program's products, which mask what is not selected: all of a row of 64 in place of
+    the half that a query sees; the indexer's loss makes both kinds of scores once more.
+    """
+    dense = dict(n_routed_experts=None, first_k_dense_replace=0)
+    config = ModelConfig(**models.deepseek_v3_2_tiny() | dense, indexer_loss=form)
+    params = nn.unbox(jax.eval_shape(lambda: init_params(config, jax.random.key(0))))
+    tokens = jax.ShapeDtypeStruct((2, 64), jnp.int32)
+
+    def run(params, tokens):
+        hidden, report, _ = reported_states(config, params, tokens)
+        return hidden, report.indexer
+
+    products = matmul_flops(jax.jit(run).trace(params, tokens).jaxpr)
+    head = 2 * config.vocab_size * config.hidden_size
+    by_hand = forward_flops(config, 64, attended=64) - head
+    if form == "sparse":
+        by_hand += 2 * config.num_hidden_layers * (8 * 48 + 16 * 32) * 64
+    # The weighted sum of an indexer's heads is no product
+    assert products == 2 * 64 * by_hand
 
 
 def test_a_dense_models_active_weights_are_all_but_its_norms():

@@ -31,6 +31,8 @@ LATENT = dict(
     first_k_dense_replace=1,
     num_key_value_heads=6,
 )
+# With few heads ReLU leaves many scores at exactly 0, where transformers breaks ties by the row's width
+INDEX = dict(index_n_heads=16, index_head_dim=16, index_topk=24)
 YARN = dict(
     rope_type="yarn", factor=8.0, original_max_position_embeddings=32, beta_fast=32.0, beta_slow=1.0
 )
@@ -48,6 +50,19 @@ FAMILIES = {
         topk_group=2,
         routed_scaling_factor=2.5,
         num_mtp_layers=0,
+        rope_parameters=dict(YARN, rope_theta=10000.0, mscale=1.0, mscale_all_dim=0.707),
+    ),
+    "deepseek_v32": lambda: transformers.DeepseekV32Config(
+        **COMMON,
+        **LATENT,
+        **INDEX,
+        q_lora_rank=20,
+        n_routed_experts=16,
+        n_shared_experts=1,
+        num_experts_per_tok=4,
+        n_group=4,
+        topk_group=2,
+        routed_scaling_factor=2.5,
         rope_parameters=dict(YARN, rope_theta=10000.0, mscale=1.0, mscale_all_dim=0.707),
     ),
     "deepseek_v2": lambda: transformers.DeepseekV2Config(
@@ -108,19 +123,24 @@ def write_tiny_checkpoint(family, folder, seed=0, **fields):
     return model
 
 
-def write_released_checkpoint(folder, seed=0, fp8=True):
-    """Write a tiny DeepSeek-V3 as released: -> (transformers model, its MtpLayer, {name: torch tensor}).
+def write_released_checkpoint(folder, seed=0, fp8=True, family="deepseek_v3"):
+    """Write a tiny DeepSeek-V3 or V3.2 as released: -> (transformers model, its MtpLayer, {name: torch
+    tensor}).
 
     One multi-token prediction layer under the released names, bfloat16, and with fp8 the projections as
     e4m3 with one scale for 128 x 128 of them, ragged last blocks, all scales in the second of two files.
-    Without fp8 everything is float32. The modules hold the numbers before any rounding.
+    Without fp8 everything is float32. The modules hold the numbers before any rounding. V3.2's scales are
+    powers of two, but for those of o_proj: some of V3.1's are none.
     """
-    config = FAMILIES["deepseek_v3"]()
+    config = FAMILIES[family]()
     config.hidden_size, config.v_head_dim, config.num_mtp_layers = 160, 20, 1
     torch.manual_seed(seed)
     config._attn_implementation = "eager"
     model = _random(transformers.AutoModelForCausalLM.from_config(config).float().eval())
     layer = len(model.model.layers)
+    if family == "deepseek_v32":
+        # transformers has no kind for a prediction layer's MLP
+        config.mlp_layer_types = [*config.mlp_layer_types, "sparse"]
     block, norm = type(model.model.layers[-1]), type(model.model.norm)
     mtp = _random(MtpLayer(config, block, norm, layer).float().eval())
     tensors = {name: tensor.float() for name, tensor in _unfused(model.state_dict())}
@@ -135,12 +155,17 @@ def write_released_checkpoint(folder, seed=0, fp8=True):
     scales = {}
     if fp8:
         for name, tensor in tensors.items():
-            if "_proj" in name and "eh_proj" not in name:
-                tensors[name], scales[f"{name}_scale_inv"] = _quantized(tensor)
+            if any(part in name for part in PROJECTIONS) and "weights_proj" not in name:
+                power_of_two = family == "deepseek_v32" and "o_proj" not in name
+                tensors[name], scales[f"{name}_scale_inv"] = _quantized(tensor, power_of_two)
             elif "correction_bias" not in name:
                 tensors[name] = tensor.bfloat16()
     _write(folder, config, tensors, scales)
     return model, mtp, tensors | scales
+
+
+# Parts of the names of what is FP8 in the released files
+PROJECTIONS = "a_proj b_proj q_proj kv_a_proj o_proj gate_proj up_proj down_proj wq_b wk.".split()
 
 
 def _random(module):
@@ -165,18 +190,21 @@ def _unfused(state):
                 yield f"{prefix}{fused}{expert}.{projection}.weight", part.contiguous()
 
 
-def _quantized(tensor):
+def _quantized(tensor, power_of_two):
     values = torch.empty_like(tensor, dtype=torch.float8_e4m3fn)
     scale = torch.empty([-(-size // 128) for size in tensor.shape])
     for i, j in itertools.product(*map(range, scale.shape)):
         at = (slice(128 * i, 128 * (i + 1)), slice(128 * j, 128 * (j + 1)))
         scale[i, j] = tensor[at].abs().max() / 448
+        if power_of_two:
+            scale[i, j] = scale[i, j].log2().ceil().exp2()
         values[at] = (tensor[at] / scale[i, j]).to(values.dtype)
     return values, scale
 
 
 def _write(folder, config, tensors, scales):
-    raw = config.to_dict() | {"architectures": ["DeepseekV3ForCausalLM"], "torch_dtype": "bfloat16"}
+    architecture = type(config).__name__.replace("Config", "ForCausalLM")
+    raw = config.to_dict() | {"architectures": [architecture], "torch_dtype": "bfloat16"}
     files = [tensors, scales] if scales else [tensors]
     weight_map = {}
     for i, part in enumerate(files):
@@ -190,6 +218,8 @@ def _write(folder, config, tensors, scales):
             "activation_scheme": "dynamic",
             "weight_block_size": [128, 128],
         }
+        if config.model_type == "deepseek_v32":
+            raw["quantization_config"]["scale_fmt"] = "ue8m0"
     (Path(folder) / "config.json").write_text(json.dumps(raw))
     index = {"metadata": {}, "weight_map": weight_map}
     (Path(folder) / "model.safetensors.index.json").write_text(json.dumps(index))

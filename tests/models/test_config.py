@@ -11,6 +11,7 @@ from deepseek_jax.models.config import OF_THE_RUN, check_architecture
 from deepseek_jax.settings import build
 
 TINY = models.deepseek_v3_tiny()
+SPARSE = dict(model_type="deepseek_v32", index_n_heads=4, index_head_dim=32, index_topk=16)
 LLAMA = dict(
     model_type="llama",
     vocab_size=32,
@@ -34,6 +35,13 @@ LLAMA = dict(
         (TINY, dict(topk_group=5), ["topk_group=5", "n_group=4"]),
         (TINY, dict(num_experts_per_tok=5), ["num_experts_per_tok=5", "topk_group"]),
         (TINY, dict(n_group=8, topk_group=4), ["n_group=8", "best two"]),
+        (TINY, dict(index_topk=4), ["index_topk=4", "'deepseek_v3'", "'deepseek_v32'"]),
+        (TINY, dict(indexer_loss="sparse"), ["indexer_loss='sparse'", "'deepseek_v3'", "'none'"]),
+        (TINY | SPARSE, dict(indexer_loss="some"), ["'some'", "dense", "sparse"]),
+        (TINY | SPARSE, dict(index_n_heads=None), ["'deepseek_v32' needs index_n_heads"]),
+        (TINY | SPARSE, dict(q_lora_rank=None), ["needs q_lora_rank"]),
+        (TINY | SPARSE, dict(index_topk=300), ["index_topk=300", "max_position_embeddings=256"]),
+        (TINY | SPARSE, dict(index_head_dim=31), ["index_head_dim=31", "qk_rope_head_dim=32"]),
         (TINY, dict(first_k_dense_replace=3), ["first_k_dense_replace=3", "0..2"]),
         (LLAMA, dict(num_key_value_heads=3), ["num_attention_heads=4", "num_key_value_heads=3"]),
         (LLAMA, dict(head_dim=7), ["head_dim=7", "even"]),
@@ -116,6 +124,9 @@ OTHERS = dict(
     qk_nope_head_dim=10,
     qk_rope_head_dim=12,
     v_head_dim=11,
+    index_n_heads=3,
+    index_head_dim=48,
+    index_topk=7,
     n_routed_experts=16,
     n_shared_experts=2,
     num_experts_per_tok=1,
@@ -144,6 +155,7 @@ def test_another_architecture_than_the_checkpoints_is_named_by_its_field(name):
     """Oracle: the field, its value in the block and in the checkpoint, and the checkpoint's path."""
     block = LLAMA if name in ("num_key_value_heads", "head_dim") else TINY
     block = dict(block, num_key_value_heads=4, head_dim=6) if block is LLAMA else block
+    block = block | SPARSE if name.startswith("index_") else block
     theirs = build_model(block)
     ours = dict(block, **{name: OTHERS[name]})
     with pytest.raises(ValueError) as error:

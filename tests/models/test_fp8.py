@@ -27,11 +27,13 @@ def roundings(jaxpr):
     return total
 
 
-@pytest.mark.parametrize(("kind", "linears"), [("mla_moe", 8 + 10), ("gqa", 6)])
+@pytest.mark.parametrize(
+    ("kind", "linears"), [("mla_moe", 8 + 10), ("sparse", 10 + 12), ("gqa", 6)]
+)
 def test_every_linear_rounds_both_its_operands_and_nothing_else(kind, linears):
     """Oracle: by hand. MLA has six products with weights (two for q, three for the latent, one out), a gated
-    MLP two, an MoE layer two of its routed and two of its shared experts; GQA has four, in both layers alike.
-    No other is in FP8: embedding, head, router, attention.
+    MLP two, an MoE layer two of its routed and two of its shared experts; an indexer has two; GQA has four,
+    in both layers alike. No other is in FP8: embedding, head, router, attention, an indexer's head weights.
     """
     config, params = tiny_model(kind)
     config = dataclasses.replace(config, fp8=True)
@@ -39,7 +41,7 @@ def test_every_linear_rounds_both_its_operands_and_nothing_else(kind, linears):
     assert roundings(program.jaxpr) == 2 * linears
 
 
-@pytest.mark.parametrize("kind", others_slow(["mtp", "gqa"], "gqa"))
+@pytest.mark.parametrize("kind", others_slow(["mtp", "sparse", "gqa"], "gqa"))
 def test_fp8_errs_by_a_few_percent(kind):
     """Oracle: the float32 loss and gradients. An operand rounds by 2.6% rms, and a gradient passes through
     about twenty products of two operands, and through choices of experts. Its cosine with the float32

@@ -29,6 +29,12 @@ def named(name):
     return ModelConfig(**fields, rope_scaling=RopeScaling(**scaling) if scaling else None)
 
 
+def test_deepseek_v3_2_is_v3_and_an_indexer_in_each_layer():
+    """Oracle: by hand: 64 heads of 128 from the query latent, a key head and its norm, heads' weights."""
+    indexer = 1536 * 64 * 128 + 7168 * 128 + 2 * 128 + 7168 * 64
+    assert count_params(named("deepseek_v3_2")) == PUBLISHED["deepseek_v3"] + 62 * indexer
+
+
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_named_size_has_the_published_number_of_parameters(name):
     """Oracle: the released checkpoints' counts."""

@@ -7,7 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from configs import models
 from deepseek_jax.costs.hlo import program_cost
+from deepseek_jax.models import ModelConfig, indexer
 from deepseek_jax.ops.attention import attend
 from deepseek_jax.parallel import constrain, make_mesh
 from deepseek_jax.parallel.context import over_heads
@@ -86,3 +88,34 @@ def test_nothing_travels_from_block_to_block():
     gathered = moved["all-gather", ("context",)]
     assert gathered.count <= 2 and gathered.wire_bytes <= 2 * segment_ids.nbytes, moved
     assert moved["all-reduce", ("context",)].count == 1 and len(moved) == 3, moved
+
+
+@pytest.mark.parametrize("t", [64, 61])
+def test_each_device_selects_for_its_own_queries_what_whole_rows_select(t):
+    """Oracle: the op on one device, and the indexer's loss and its gradient; 61 tokens do not split over
+    eight devices.
+    """
+    config = ModelConfig(**models.deepseek_v3_2_tiny(), indexer_loss="sparse")
+    q, k, w, attention = (
+        jax.random.normal(jax.random.key(i), (2, t, *shape))
+        for i, shape in enumerate([(2, 8), (8,), (2,), (4, 6)])
+    )
+    segment_ids = jnp.asarray((np.arange(t) > 20) + 1 - (np.arange(t) < 3))[None].repeat(2, axis=0)
+
+    def run(index, attention):
+        def loss(index):
+            selected = indexer.select(config, index, segment_ids, None)
+            both = attention, attention
+            return indexer.loss(config, index, both, segment_ids, selected, 0.3), selected
+
+        (value, selected), gradient = jax.value_and_grad(loss, has_aux=True)(index)
+        return selected, value, gradient
+
+    arrays = indexer.Index(q, k, w), attention
+    wanted = jax.jit(run)(*arrays)
+    with jax.set_mesh(make_mesh(data=1, context=4, tensor=2)):
+        ours = jax.jit(lambda *arrays: run(*arrays))(*arrays)
+    assert wanted[1] > 1
+    np.testing.assert_array_equal(ours[0], wanted[0])
+    for one, other in zip(jax.tree.leaves(ours[1:]), jax.tree.leaves(wanted[1:]), strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-5 * np.abs(other).max())

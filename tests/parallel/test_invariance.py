@@ -82,6 +82,22 @@ def test_every_combination_gives_the_update_of_one_device(how):
     check_combination(**how)
 
 
+SPARSE = [PLAIN | dict(mesh=mesh) for mesh in MESHES]
+SPARSE += [
+    dict(mesh=mesh, micro_batches=2, packed=False, remat=remat, scan_layers=True)
+    for mesh, remat in zip(MIXED, ("full", "attention", "selective"), strict=True)
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", SPARSE, ids=name_of)
+def test_sparse_attention_and_its_indexer_learn_as_on_one_device(how):
+    """Oracle: the plain path of V3.2, whose indexers' losses and gradients are among what is compared."""
+    sizes = MESHES[how["mesh"]] or dict(data=1, devices=jax.devices()[:1])
+    rest = {name: value for name, value in how.items() if name != "mesh"}
+    check(*one_update(make_mesh(**sizes), **rest, model="V3.2"), plain("V3.2"))
+
+
 def test_the_plain_update_moves_every_bias_and_feeds_every_parameter():
     """Oracle: invariants of the reference itself: it would prove nothing with idle parts. Each real token has
     two experts in each of three layers.

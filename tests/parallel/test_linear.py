@@ -20,9 +20,10 @@ MESHES = {
     "fsdp, context, tensor": dict(fsdp=2, context=2, tensor=2),
     "data, fsdp, expert": dict(data=2, fsdp=2, expert=2),
 }
-SIZES = dict(b=8, t=16, s=16, d=32, h=8, x=4, u=4, n=4, q=16, c=24, z=2, f=16)
-# Weights into heads and widths of MLPs, out of them, into latents, and over whole rows
+SIZES = dict(b=8, t=16, s=16, d=32, h=8, x=4, u=4, n=4, q=16, c=24, z=2, f=16, j=4, y=8)
+# Weights into heads and widths of MLPs, out of them, into latents, and over whole rows; those of an indexer
 SPECS = ["btd,dzf->btzf", "bthu,hud->btd", "btd,dq->btq", "btq,qhx->bthx", "bsc,chn->bshn"]
+SPECS += ["btq,qjy->btjy", "btd,dy->bty"]
 
 
 def normal(letters, seed, sizes):

@@ -1,4 +1,5 @@
-"""One update of V3's whole block, with balance and multi-token losses and the bias update, in float32.
+"""One update of V3's whole block, with balance and multi-token losses and the bias update, in float32; and
+one of V3.2's.
 
 The tests of this folder split it into parts and over devices.
 """
@@ -27,6 +28,15 @@ V3 = MLA_MOE | dict(
     num_nextn_predict_layers=1,
     max_position_embeddings=64,
 )
+# Its indexers learn too, in the same update. Documents are longer than what a query selects
+V3_2 = V3 | dict(
+    model_type="deepseek_v32",
+    index_n_heads=4,
+    index_head_dim=8,
+    index_topk=4,
+    indexer_loss="sparse",
+)
+MODELS = {"V3": V3, "V3.2": V3_2}
 SPEED = 0.01
 # Its state is what it was given
 GRADIENTS = optax.chain(optax.trace(decay=0.0), optax.set_to_zero())
@@ -62,7 +72,7 @@ def make_batch(packed):
 
 
 @functools.cache
-def host_params():
+def host_params(model="V3"):
     """Every parameter with noise of size 0.2, scales around one: made on the host, since to compile an init
     for every mesh would take longer than to compile the step.
     """
@@ -72,20 +82,20 @@ def host_params():
         mean = 1.0 if path[-1].key == "scale" else 0.0
         return rng.normal(mean, 0.2, leaf.shape).astype(np.float32)
 
-    return jax.tree.map_with_path(noise, nn.unbox(boxed_shapes()))
+    return jax.tree.map_with_path(noise, nn.unbox(boxed_shapes(model)))
 
 
-def boxed_shapes():
-    return jax.eval_shape(lambda: init_params(ModelConfig(**V3), jax.random.key(0)))
+def boxed_shapes(model="V3"):
+    return jax.eval_shape(lambda: init_params(ModelConfig(**MODELS[model]), jax.random.key(0)))
 
 
-def one_update(mesh, *, micro_batches, packed, remat, scan_layers):
+def one_update(mesh, *, micro_batches, packed, remat, scan_layers, model="V3"):
     """(metrics, TrainState after) on a Mesh; the state's opt_state[0].trace holds the gradients."""
-    config = ModelConfig(**V3, remat=remat, scan_layers=scan_layers)
+    config = ModelConfig(**MODELS[model], remat=remat, scan_layers=scan_layers)
     step = make_step(config, micro_batches)
-    host, batch = host_params(), make_batch(packed)
+    host, batch = host_params(model), make_batch(packed)
     with jax.set_mesh(mesh):
-        places = shardings(mesh, logical_names(boxed_shapes()), host)
+        places = shardings(mesh, logical_names(boxed_shapes(model)), host)
         placed = state_shardings(mesh, places, host, GRADIENTS)
         state = jax.tree.map(
             lambda x, place: jax.make_array_from_callback(x.shape, place, lambda at: x[at]),
@@ -113,11 +123,11 @@ def make_step(config, micro_batches):
 
 
 @functools.cache
-def plain():
+def plain(model="V3"):
     """The reference: (metrics, gradients, parameters after), as numpy, of one device."""
     mesh = make_mesh(data=1, devices=jax.local_devices()[:1])
-    metrics, state = one_update(mesh, micro_batches=1, packed=True, remat="none", scan_layers=False)
-    return on_host(metrics, state)
+    how = dict(micro_batches=1, packed=True, remat="none", scan_layers=False, model=model)
+    return on_host(*one_update(mesh, **how))
 
 
 def on_host(metrics, state):

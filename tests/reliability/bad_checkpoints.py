@@ -79,7 +79,7 @@ CHECKPOINTS = [
         TUNE,
         (
             "config.init_from: model/config.json: model_type='gpt2' is not one of "
-            "['deepseek_v2', 'deepseek_v3', 'llama', 'qwen2', 'qwen3']"
+            "['deepseek_v2', 'deepseek_v3', 'deepseek_v32', 'llama', 'qwen2', 'qwen3']"
         ),
         tuned(fields("config.json", model_type="gpt2")),
     ),

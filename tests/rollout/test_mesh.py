@@ -32,6 +32,7 @@ MODELS = {
     "dense of 12 heads": ModelConfig(**DENSE | dict(num_attention_heads=12, head_dim=8)),
     "experts": ModelConfig(**EXPERTS | dict(num_hidden_layers=3)),
     "drafting": ModelConfig(**EXPERTS | dict(num_nextn_predict_layers=1)),
+    "sparse": ModelConfig(**models.deepseek_v3_2_tiny(vocab_size=64) | dict(num_hidden_layers=3)),
 }
 MESHES = {
     "data": dict(data=8),
@@ -50,6 +51,7 @@ RNG = np.random.default_rng(0)
 PROMPTS = [RNG.integers(1, 64, RNG.integers(2, 20)).tolist() for _ in range(7)]
 CASES = [(model, mesh) for model in ("dense", "experts") for mesh in MESHES]
 CASES = [(m, a) for m, a in CASES if not (m == "dense" and "expert" in MESHES[a])]
+CASES += [("sparse", mesh) for mesh in ("mixed", "context", "fsdp")]
 CASES += [("dense of 12 heads", "fsdp"), ("drafting", "mixed"), ("drafting", "fsdp")]
 QUICK = [
     ("experts", "mixed"),

@@ -1,0 +1,214 @@
+"""DeepSeek-V3.2's prompts: its folder has no chat template, but a Python file, encoding/encoding_dsv32.py.
+
+Written anew from what that file's public copies do. Not checked: the tokenizer of V3.2's own folder, whose
+ids of ｜DSML｜ may be special; everything else of a prompt is in V3's vocabulary.
+"""
+
+import json
+import re
+
+BOS, EOS = "<｜begin▁of▁sentence｜>", "<｜end▁of▁sentence｜>"
+USER, ASSISTANT = "<｜User｜>", "<｜Assistant｜>"
+THINK, THOUGHT = "<think>", "</think>"
+MARK = "｜DSML｜"
+TOOLS = f"""## Tools
+
+You have access to a set of tools you can use to answer the user's question.
+You can invoke functions by writing a "<{MARK}function_calls>" block like the following as part of your reply to the user:
+<{MARK}function_calls>
+<{MARK}invoke name="$FUNCTION_NAME">
+<{MARK}parameter name="$PARAMETER_NAME" string="true|false">$PARAMETER_VALUE</{MARK}parameter>
+...
+</{MARK}invoke>
+<{MARK}invoke name="$FUNCTION_NAME2">
+...
+</{MARK}invoke>
+</{MARK}function_calls>
+
+String and scalar parameters should be specified as is without any escaping or quotes, while lists and objects should use JSON format. The "string" attribute should be set to "true" for string type parameters and "false" for other types (numbers, booleans, arrays, objects).
+
+If the thinking_mode is enabled, then after function results you should strongly consider outputting a thinking block. Here is an example:
+
+<{MARK}function_calls>
+...
+</{MARK}function_calls>
+
+<function_results>
+...
+</function_results>
+
+{THINK}...thinking about results{THOUGHT}
+
+Here are the functions available in JSONSchema format:
+<functions>
+"""  # noqa: E501  the model learned these lines
+FORMAT = "## Response Format:\n\nYou MUST strictly adhere to the following schema to reply:\n"
+ROLES = ("system", "developer", "user", "assistant", "tool")
+
+
+def render_messages(messages: list[dict], *, thinking: bool):
+    """The text of a conversation, from the begin token on; if it ends with a question or with the results of
+    tools, an answer continues it.
+
+    messages: dicts with role and content, in OpenAI's form. system and developer may have tools
+    ([{"function": schema}]) and response_format; assistant reasoning_content and tool_calls
+    ([{"function": {"name", "arguments": JSON text}}]). thinking: whether the last question is to be thought
+    about. Reasoning is written after the last question alone, through all calls of tools that follow it;
+    earlier turns lose theirs, and developer messages before the last question are left out, as published.
+    Raises ValueError, with the number of the message, for one that the format cannot hold.
+    """
+    asked = max((i for i, m in enumerate(messages) if _asks(m)), default=-1)
+    if thinking:
+        messages = [m for i, m in enumerate(messages) if i >= asked or m["role"] != "developer"]
+        asked = max((i for i, m in enumerate(messages) if _asks(m)), default=-1)
+    text, open_calls, answered = BOS, 0, 0
+    for i, message in enumerate(messages):
+        opening = THINK if thinking and i >= asked else THOUGHT
+        role = message.get("role")
+        if open_calls and role != "tool":
+            _refuse(
+                i, f"comes before the results of {open_calls} calls; give a tool message for each"
+            )
+        if role == "tool":
+            if not open_calls:
+                _refuse(i, "is a result that no tool_calls of the assistant ask for; leave it out")
+            text += "" if answered else "\n\n<function_results>"
+            text += f"\n<result>{message['content']}</result>"
+            open_calls, answered = open_calls - 1, answered + 1
+            if not open_calls:
+                text += f"\n</function_results>\n\n{opening}"
+        elif role == "assistant":
+            text += _answer(i, message, thinking and i > asked)
+            open_calls, answered = len(message.get("tool_calls") or ()), 0
+        elif _asks(message):
+            text += USER + _question(i, message) + ASSISTANT + opening
+        elif role == "system":
+            text += _with_tools(message.get("content") or "", message)
+        else:
+            _refuse(i, f"has the role {role!r}; set it to one of {', '.join(ROLES)}")
+    return text
+
+
+def _asks(message):
+    return message.get("role") in ("user", "developer")
+
+
+def _refuse(i, why):
+    raise ValueError(f"messages[{i}] {why}")
+
+
+def _question(i, message):
+    content = message.get("content")
+    if not content:
+        _refuse(i, "has no content; give the question")
+    if message["role"] == "user":
+        return content
+    return _with_tools("", message) + f"\n\n# The user's message is: {content}"
+
+
+def _with_tools(text, message):
+    if tools := message.get("tools"):
+        schemas = "\n".join(_json(tool["function"]) for tool in tools)
+        text += f"\n\n{TOOLS}{schemas}\n</functions>\n"
+    if schema := message.get("response_format"):
+        text += f"\n\n{FORMAT}{_json(schema)}"
+    return text
+
+
+def _answer(i, message, thinks):
+    calls, reasoning = message.get("tool_calls") or [], message.get("reasoning_content") or ""
+    if thinks and not (reasoning or calls):
+        _refuse(
+            i, "answers the last question without reasoning_content; give it, or set thinking=False"
+        )
+    text = (reasoning + THOUGHT if thinks else "") + (message.get("content") or "")
+    if calls:
+        invoked = "\n".join(_invoke(call["function"]) for call in calls)
+        text += f"\n\n<{MARK}function_calls>\n{invoked}\n</{MARK}function_calls>"
+    return text + EOS
+
+
+def _invoke(call):
+    lines = [
+        f'<{MARK}parameter name="{name}" string="{_is_text(value)}">{_value(value)}</{MARK}parameter>'
+        for name, value in json.loads(call["arguments"]).items()
+    ]
+    inside = "\n".join(lines)
+    return f'<{MARK}invoke name="{call["name"]}">\n{inside}\n</{MARK}invoke>'
+
+
+def _is_text(value):
+    return "true" if isinstance(value, str) else "false"
+
+
+def _value(value):
+    return value if isinstance(value, str) else _json(value)
+
+
+def _json(value):
+    return json.dumps(value, ensure_ascii=False)
+
+
+INVOKE = re.compile(rf'<{MARK}invoke name="(.*?)">\n(.*?)\n?</{MARK}invoke>', re.DOTALL)
+PARAMETER = re.compile(
+    rf'<{MARK}parameter name="(.*?)" string="(true|false)">(.*?)</{MARK}parameter>', re.DOTALL
+)
+
+
+def parse_answer(text: str, *, thinking: bool):
+    """The assistant message that a sampled text is, without its end token: the inverse of render_messages.
+
+    Raises ValueError for a text that is cut short or malformed: it may be anything.
+    """
+    reasoning = ""
+    if thinking:
+        reasoning, found, text = text.partition(THOUGHT)
+        if not found:
+            raise ValueError(f"the answer has no {THOUGHT} after its reasoning")
+    content, called, block = text.partition(f"\n\n<{MARK}function_calls>\n")
+    message = {"role": "assistant", "content": content, "reasoning_content": reasoning}
+    if any(token in content + reasoning for token in (BOS, EOS, THINK, THOUGHT, MARK)):
+        raise ValueError("the answer has a special token in its text")
+    if not called:
+        return message
+    inside, found, rest = block.partition(f"\n</{MARK}function_calls>")
+    if not found or rest or INVOKE.sub("", inside).strip("\n"):
+        raise ValueError("the answer's function_calls are not complete, or not alone at its end")
+    return message | {"tool_calls": [_parse_call(*call) for call in INVOKE.findall(inside)]}
+
+
+def _parse_call(name, inside):
+    if PARAMETER.sub("", inside).strip("\n"):
+        raise ValueError(f"the call of {name!r} has text outside of its parameters")
+    arguments = {}
+    for key, is_text, value in PARAMETER.findall(inside):
+        if key in arguments:
+            raise ValueError(f"the call of {name!r} has the parameter {key!r} twice")
+        try:
+            arguments[key] = value if is_text == "true" else json.loads(value)
+        except ValueError as error:
+            raise ValueError(f"parameter {key!r} of {name!r} is no JSON: {value[:80]!r}") from error
+    return {"type": "function", "function": {"name": name, "arguments": _json(arguments)}}
+
+
+class DeepseekV32Chat:
+    """Stands for a tokenizer of transformers that has a chat template, as data.chat uses one.
+
+    It asks for thinking. A finished answer stands right after the token <｜Assistant｜>: its text brings its
+    own <think>, in every turn.
+    """
+
+    def __init__(self, backend):
+        self._backend = backend
+
+    def apply_chat_template(self, messages, *, add_generation_prompt=False, tokenize=True):
+        """The text of user, assistant and system messages, or with tokenize {"input_ids": ids}."""
+        text = BOS
+        for message in messages:
+            before = dict(user=USER, system="").get(message["role"], "")
+            after = dict(user=ASSISTANT, assistant=EOS).get(message["role"], "")
+            text += before + message["content"] + after
+        text += THINK if add_generation_prompt else ""
+        if not tokenize:
+            return text
+        return {"input_ids": self._backend.encode(text, add_special_tokens=False).ids}

@@ -1,0 +1,65 @@
+"""What trains the lightning indexer: attention itself (DeepSeek-V3.2-Exp, section 2.1; arXiv:2512.02556)."""
+
+import jax
+import jax.numpy as jnp
+
+from deepseek_jax.ops.attention import MASKED
+from deepseek_jax.ops.dot import dot
+from deepseek_jax.ops.platform import choice
+from deepseek_jax.ops.selection import index_scores, over_query_blocks, seen, unpacked
+
+
+def index_loss(index, attention, segments_bt, segments_bs, selected, *, first, scale: float):
+    """KL(p_t || softmax(I_t)) of each token, in nats, 0 on padding: float32[b t].
+
+    p_t is the mean over heads of attention's own probabilities, over the keys that a query sees (dense) or,
+    with selected, over those that it selected (sparse); softmax(I_t) is over the same keys. p_t gets no
+    gradient: the model learns from its other losses only, and the scores from this one.
+    index: (q [b t j y], k [b s y], w [b t j]), see ops.selection.index_scores. attention: (q [b t h x],
+    k [b s h x]). segments_bt, segments_bs: int32, 0 on padding. selected: uint8[b t z] bits or None. first:
+    int32[], the index in its row of query 0. scale: of attention's scores. Only one block of queries has its
+    scores in memory, and of a long row one head's.
+    """
+    (q_btjy, k_bsy, w_btj), (q_bthx, k_bshx) = index, jax.lax.stop_gradient(attention)
+
+    # Its scores are made again for the gradient
+    @jax.checkpoint
+    def one_block(block):
+        q_btjy, w_btj, q_bthx, segments_bt, *bits, at_t = block
+        mask_bts = seen(segments_bt, segments_bs, at_t)
+        if bits:
+            mask_bts &= unpacked(bits[0], k_bsy.shape[1])
+        share_bts = _shares_of_attention(q_bthx, k_bshx, mask_bts, scale)
+        scores_bts = index_scores(q_btjy, k_bsy, w_btj)
+        logs_bts = jax.nn.log_softmax(jnp.where(mask_bts, scores_bts, MASKED), axis=-1)
+        cross_bts = jnp.where(mask_bts, share_bts * logs_bts, 0.0)
+        kl_bt = (jax.scipy.special.xlogy(share_bts, share_bts) - cross_bts).sum(-1)
+        return jnp.where((segments_bt > 0) & (at_t >= 0), kl_bt, 0.0)
+
+    at_t = first + jnp.arange(q_btjy.shape[1])
+    bits = () if selected is None else (selected,)
+    arrays = q_btjy, w_btj, q_bthx, segments_bt, *bits
+    return over_query_blocks(one_block, k_bsy.shape[1], at_t, *arrays)[:, : len(at_t)]
+
+
+def _shares_of_attention(q_bthx, k_bshx, mask_bts, scale):
+    """The mean over heads of softmax(q . k scale) where mask_bts: -> float32[b t s]."""
+
+    def of_heads(q_bthx, k_bshx):
+        scores_bhts = dot("bthx,bshx->bhts", q_bthx, k_bshx, jnp.float32) * scale
+        weights_bhts = jax.nn.softmax(jnp.where(mask_bts[:, None], scores_bhts, MASKED), axis=-1)
+        return weights_bhts.sum(1)
+
+    h = q_bthx.shape[2]
+    if k_bshx.shape[1] <= choice("longest_whole_row"):
+        shares_bts = of_heads(q_bthx, k_bshx)
+    else:
+
+        def add(total_bts, one):
+            q_btx, k_bsx = one
+            return total_bts + of_heads(q_btx[:, :, None], k_bsx[:, :, None]), None
+
+        by_head = tuple(jnp.moveaxis(a, 2, 0) for a in (q_bthx, k_bshx))
+        shares_bts, _ = jax.lax.scan(add, jnp.zeros(mask_bts.shape, jnp.float32), by_head)
+    # A query that sees nothing has equal weights on masked keys
+    return jnp.where(mask_bts, shares_bts / h, 0.0)

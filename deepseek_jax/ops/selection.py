@@ -1,0 +1,158 @@
+"""DeepSeek Sparse Attention's index scores, and the keys that each query selects by them (DeepSeek-V3.2-Exp,
+section 2; arXiv:2512.02556).
+
+Scores, selection, and attention over what is selected are separate ops: ops.attention takes a selection, and
+ops.index_loss trains the scores. A tie goes to the key of the lowest position: ReLU makes many scores
+exactly 0, so ties are common with few index heads.
+Letter z: the bytes of a row of bits, one bit a key.
+"""
+
+import jax
+import jax.numpy as jnp
+
+from deepseek_jax.ops.dot import dot
+from deepseek_jax.ops.platform import choice
+
+
+def index_scores(q_btjy, k_bsy, w_btj):
+    """I[t, s] = sum over j of w[t, j] ReLU(q[t, j] . k[s] / sqrt(y)): -> float32[b t s].
+
+    One key head serves all query heads. w_btj: float32, scaled by 1 / sqrt(j) already. Of the products of all
+    heads, float32[b t j s], ops.platform's "index_scores_alive" numbers are in memory at once: where there
+    are more, they are made for one block of keys at a time, and again for the gradient.
+    The released inference code also rotates q and k by one orthogonal matrix, which leaves every product as
+    it is, and rounds them to FP8, which this does not.
+    """
+    s, lanes = k_bsy.shape[1], 128
+    block = max(choice("index_scores_alive") // w_btj.size // lanes, 1) * lanes
+    if s <= block:
+        return _scores_of_block(q_btjy, k_bsy, w_btj)
+    k_bsy = jnp.pad(k_bsy, [(0, 0), (0, -s % block), (0, 0)])
+    k_nbsy = jnp.moveaxis(k_bsy.reshape(len(k_bsy), -1, block, k_bsy.shape[-1]), 1, 0)
+    one_block = jax.checkpoint(lambda k: _scores_of_block(q_btjy, k, w_btj))
+    scores_nbts = jax.lax.map(one_block, k_nbsy)
+    return jnp.moveaxis(scores_nbts, 0, 2).reshape(*q_btjy.shape[:2], -1)[..., :s]
+
+
+def _scores_of_block(q_btjy, k_bsy, w_btj):
+    products_btjs = dot("btjy,bsy->btjs", q_btjy, k_bsy, jnp.float32)
+    positive_btjs = jax.nn.relu(products_btjs * q_btjy.shape[-1] ** -0.5)
+    # No dot: a TPU would round the operands of a float32 product to bfloat16
+    return (w_btj[..., None] * positive_btjs).sum(2)
+
+
+def select(scores, mask, index_topk: int):
+    """Which keys each query attends to: the index_topk of the largest scores among those it may see, a tie
+    going to the lowest index: -> bool[... s].
+
+    scores: float32[... s]. mask: bool[... s], the keys that a query may see. A query that may see no more
+    than index_topk keys selects all of them.
+    """
+    if index_topk >= scores.shape[-1]:
+        return mask
+    scores = jnp.where(mask, scores, -jnp.inf)
+    last = jax.lax.top_k(scores, index_topk)[0][..., -1:]
+    above, tied = scores > last, scores == last
+    room = index_topk - above.sum(-1, keepdims=True, dtype=jnp.int32)
+    chosen = above | (tied & (jnp.cumsum(tied, axis=-1, dtype=jnp.int32) <= room))
+    # Where fewer keys than index_topk can be seen, the last score is that of keys that cannot
+    return chosen & mask
+
+
+def select_indices(scores, mask, index_topk: int):
+    """`select` as indices, for a gather: -> (int32[... k], bool[... k], False where a query selects fewer).
+
+    index_topk must be less than the number of keys.
+    """
+    # lax.top_k puts 0 before -0, which are equal, and else the lower index first
+    scores = jnp.where(scores == 0, 0.0, scores)
+    values, indices = jax.lax.top_k(jnp.where(mask, scores, -jnp.inf), index_topk)
+    return indices, values > -jnp.inf
+
+
+def select_rows(q_btjy, k_bsy, w_btj, segments_bt, segments_bs, *, first, index_topk: int):
+    """The selection of the queries of packed rows, as `packed` bits: -> uint8[b t z].
+
+    segments_bt, segments_bs: int32, of the queries and of the keys; a query sees keys up to itself in its own
+    segment. first: int32[], the index in its row of query 0. No gradient passes. Scores exist for one block
+    of queries at a time.
+    """
+    s = k_bsy.shape[1]
+    q_btjy, k_bsy, w_btj = jax.lax.stop_gradient((q_btjy, k_bsy, w_btj))
+
+    def one_block(block):
+        q_btjy, w_btj, segments_bt, at_t = block
+        mask_bts = seen(segments_bt, segments_bs, at_t)
+        return packed(select(index_scores(q_btjy, k_bsy, w_btj), mask_bts, index_topk))
+
+    at_t = first + jnp.arange(q_btjy.shape[1])
+    blocks = over_query_blocks(one_block, s, at_t, q_btjy, w_btj, segments_bt)
+    return blocks[:, : q_btjy.shape[1]]
+
+
+def select_branches(
+    q_btjy, k_bty, w_btj, segment_ids, *, prefix_length: int, branches: int, index_topk: int
+):
+    """select_rows for rows of ops.attention.attend_branches: -> uint8[b t z] bits.
+
+    The bits of a row are those of the prefix and of one branch: of its own, for a branch's query.
+    """
+    q_btjy, k_bty, w_btj = jax.lax.stop_gradient((q_btjy, k_bty, w_btj))
+
+    def split(a):
+        return a[:, :prefix_length], a[:, prefix_length:].reshape(
+            len(a), branches, -1, *a.shape[2:]
+        )
+
+    parts = map(split, (q_btjy, k_bty, w_btj, segment_ids))
+    (q_prefix, q_bntjy), (k_prefix, k_bnsy), (w_prefix, w_bntj), (seen_bs, seen_bns) = parts
+    at_t = jnp.arange(prefix_length)
+    see_prefix = seen(seen_bs, seen_bs, at_t)
+    of_prefix = select(index_scores(q_prefix, k_prefix, w_prefix), see_prefix, index_topk)
+    to_prefix = jax.vmap(index_scores, (1, None, 1), 1)(q_bntjy, k_prefix, w_bntj)
+    to_branch = jax.vmap(index_scores, 1, 1)(q_bntjy, k_bnsy, w_bntj)
+    length = q_bntjy.shape[2]
+    see_branch = jax.vmap(seen, (1, 1, None), 1)(seen_bns, seen_bns, jnp.arange(length))
+    see_prefix = jnp.broadcast_to((seen_bs > 0)[:, None, None], to_prefix.shape)
+    scores, see = (
+        jnp.concatenate(pair, -1) for pair in ((to_prefix, to_branch), (see_prefix, see_branch))
+    )
+    of_branches = select(scores, see, index_topk)
+    of_branches = of_branches.reshape(len(scores), -1, prefix_length + length)
+    of_prefix = jnp.pad(of_prefix, [(0, 0), (0, 0), (0, length)])
+    return packed(jnp.concatenate([of_prefix, of_branches], axis=1))
+
+
+def seen(segments_bt, segments_bs, at_t):
+    """The keys up to each query in its own segment: bool[b t s]. at_t: int32[t], the queries' indices."""
+    before_ts = at_t[:, None] >= jnp.arange(segments_bs.shape[1])
+    return before_ts & (segments_bt[:, :, None] == segments_bs[:, None, :])
+
+
+def over_query_blocks(function, keys: int, at_t, *arrays):
+    """function((*arrays, at_t)) for one block of queries after another, if keys are many: -> [b t ...].
+
+    arrays: [b t ...]. The result is padded to whole blocks of t; padding has the index -1, so it sees no key.
+    """
+    t, block = len(at_t), choice("attention_block")
+    if max(t, keys) <= max(block, choice("longest_whole_row")):
+        return function((*arrays, at_t))
+
+    def split(array):
+        array = jnp.pad(array, [(0, 0), (0, -t % block)] + [(0, 0)] * (array.ndim - 2))
+        return jnp.moveaxis(array.reshape(len(array), -1, block, *array.shape[2:]), 1, 0)
+
+    at_nt = jnp.pad(at_t, (0, -t % block), constant_values=-1).reshape(-1, block)
+    out = jax.lax.map(function, (*map(split, arrays), at_nt))
+    out = jnp.moveaxis(out, 0, 1)
+    return out.reshape(len(out), -1, *out.shape[3:])
+
+
+def packed(chosen):
+    """bool[... s] -> uint8[... z], an eighth of the bytes: a selection is held until its gradient."""
+    return jnp.packbits(chosen, axis=-1)
+
+
+def unpacked(bits, count: int):
+    """The inverse of packed: -> bool[... s] of count keys."""
+    return jnp.unpackbits(bits, axis=-1, count=count).astype(bool)
