@@ -87,7 +87,7 @@ LINEAR = dict(q=1, k=1, v=1, q_down=1, q_up=1, kv_down=1, out=2, gate_up=1, down
 # The same for all weights of attention, MLPs and experts: decoding absorbs these two, see models.mla
 INPUTS = LINEAR | dict(k_up=1, v_up=1)
 # And of all other matrices but embedding and head
-MATRICES = INPUTS | dict(router=1, input=1)
+MATRICES = INPUTS | dict(router=1, input=1, head_weights=1)
 
 
 def matrix_input_axes(path):
