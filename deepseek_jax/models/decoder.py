@@ -34,11 +34,13 @@ class Report(NamedTuple):
     """What layers say about a batch's rows, of one layer or with a leading axis l.
 
     routing: models.Routing, None where nothing routes. indexer: float32[], the sum over real tokens of
-    ops.index_loss; None where config.indexer_loss is "none".
+    ops.index_loss; None where config.indexer_loss is "none". experts: int32[b t a], those of each token; None
+    where nothing routes, and in training.
     """
 
     routing: Routing | None
     indexer: jax.Array | None
+    experts: jax.Array | None = None
 
 
 class DecoderLayer(nn.Module):
@@ -54,43 +56,43 @@ class DecoderLayer(nn.Module):
         self.ffn_norm = RMSNorm(cfg, cfg.hidden_size)
         self.ffn = MoE(cfg) if self.is_moe else GatedMLP(cfg, cfg.intermediate_size)
 
-    def _feed_forward(self, x, segment_ids=None):
+    def _feed_forward(self, x, segment_ids=None, kept=None):
         if self.is_moe:
-            y, routing = self.ffn(self.ffn_norm(x), segment_ids)
+            y, routing, experts = self.ffn(self.ffn_norm(x), segment_ids, kept)
             if routing is not None:
                 # A NaN balance (an earlier layer gave NaN) makes the load NaN, so the bias update skips this
                 # layer
                 routing = routing._replace(load=routing.load + 0 * routing.balance)
-            return x + y, routing
-        return x + self.ffn(self.ffn_norm(x)), None
+            return x + y, routing, experts
+        return x + self.ffn(self.ffn_norm(x)), None, None
 
-    def __call__(self, x_btd, rope, segment_ids, branches=None):
-        """x [b t d] -> (x [b t d], Report, the entries of the decoding cache)."""
+    def __call__(self, x_btd, rope, segment_ids, branches=None, kept=None):
+        """x [b t d] -> (x [b t d], Report, the entries of the decoding cache). kept: see MoE."""
         normed_btd = self.attention_norm(x_btd)
         y_btd, remembered, indexer = self.attention(normed_btd, rope, segment_ids, branches)
-        x_btd, routing = self._feed_forward(x_btd + y_btd, segment_ids)
-        return x_btd, Report(routing, indexer), remembered
+        x_btd, routing, experts = self._feed_forward(x_btd + y_btd, segment_ids, kept)
+        return x_btd, Report(routing, indexer, experts), remembered
 
-    def train(self, x_btd, rope, segment_ids, branches: Branches | None, keep: bool):
+    def train(self, x_btd, rope, segment_ids, branches: Branches | None, keep: bool, kept=None):
         """__call__ as a body of lax.scan, without a cache: -> (x [b t d], (Report, x if keep)).
 
         branches and keep are static.
         """
         # The policy "offload" moves what has this name to the host
         x_btd = checkpoint_name(constrain(x_btd, ROWS), "layer_input")
-        x_btd, report, _ = self(x_btd, rope, segment_ids, branches)
+        x_btd, report, _ = self(x_btd, rope, segment_ids, branches, kept)
         x_btd = constrain(x_btd, ROWS)
-        return x_btd, (report, x_btd if keep else None)
+        return x_btd, (report._replace(experts=None), x_btd if keep else None)
 
     def project(self, x_btd, rope):
         """x [b t d] -> the queries, keys and values of its attention, [b t heads size] each."""
         return self.attention.project(self.attention_norm(x_btd), rope)
 
     def decode(self, x_bd, rope, cache, write):
-        """One new token a sequence: x [b d] -> (x [b d], cache)."""
+        """One new token a sequence: x [b d] -> (x [b d], cache, its experts int32[b a] or None)."""
         y_bd, cache = self.attention.decode(self.attention_norm(x_bd), rope, cache, write)
-        x_bd, _ = self._feed_forward(x_bd + y_bd)
-        return x_bd, cache
+        x_bd, _, experts = self._feed_forward(x_bd + y_bd)
+        return x_bd, cache, None if experts is None else experts[:, 0]
 
     def extend(self, x_btd, rope, cache, write):
         """t new tokens a sequence, for MLA only: x [b t d] -> (x [b t d], cache)."""
@@ -162,7 +164,8 @@ class Decoder(nn.Module):
             _training_layer(cfg, looped),
             variable_axes={"params": 0},
             split_rngs={"params": True},
-            in_axes=nn.broadcast,
+            # Those of `train`: the last has an axis of layers
+            in_axes=(*[nn.broadcast] * 4, 0),
             length=length,
             # Unrolled in a scan all the same, so that the parameters are stacked either way
             unroll=1 if cfg.scan_layers else length,
@@ -171,37 +174,45 @@ class Decoder(nn.Module):
         )
         return scanned(cfg, is_moe)
 
-    def __call__(self, tokens, positions, segment_ids, branches=None, keep_layers=False):
+    def __call__(self, tokens, positions, segment_ids, branches=None, keep_layers=False, kept=None):
         """int32[b t] each -> (hidden [b t d] after the final norm, Report: routing of each MoE layer and
         indexer of every layer, the residual stream after each layer [l b t d] if keep_layers, else None).
+        kept: int32[l b t a] of the MoE layers, see ops.routing.route, or None.
         """
         # Here, because every layer rotates by the same angles
         rope = position_tables(self.config, positions)
         x_btd = self._embed(tokens)
-        reports, kept = [], []
+        reports, states = [], []
         for stack in filter(None, (self.dense_layers, self.moe_layers)):
             # The last stack alone is split into stages. While initializing, it has no parameters to split yet
             in_stages = stack is (self.moe_layers or self.dense_layers) and pipeline_stages() > 1
             run = self._train_in_stages if in_stages and not self.is_initializing() else _train
-            x_btd, (report, x_lbtd) = run(stack, x_btd, rope, segment_ids, branches, keep_layers)
+            own = kept if stack is self.moe_layers else None
+            arguments = x_btd, rope, segment_ids, branches, keep_layers, own
+            x_btd, (report, x_lbtd) = run(stack, *arguments)
             reports.append(report)
-            kept.append(x_lbtd)
+            states.append(x_lbtd)
         losses = [report.indexer for report in reports if report.indexer is not None]
         # Dense layers come first and do not route, so the last stack's routing is that of all
         report = Report(reports[-1].routing, jnp.concatenate(losses) if losses else None)
-        return self.final_norm(x_btd), report, jnp.concatenate(kept) if keep_layers else None
+        return self.final_norm(x_btd), report, jnp.concatenate(states) if keep_layers else None
 
     def _embed(self, tokens):
         # Gathered whole, so that each device can look up its own tokens
         table_vd = constrain(self.embedding, (None, None))
         return jnp.take(table_vd, tokens, axis=0).astype(self.config.dtype)
 
-    def _train_in_stages(self, stack, x_btd, rope, segment_ids, branches, keep_layers):
+    def _train_in_stages(self, stack, x_btd, rope, segment_ids, branches, keep_layers, kept):
         """stack.train with the layers split over the mesh's pipeline stages."""
         cfg = self.config
         if keep_layers:
             raise ValueError(
                 "the hidden states of single layers do not leave a pipeline's stages; set mesh.pipeline to 1"
+            )
+        if kept is not None:
+            raise ValueError(
+                "experts that a rollout kept do not enter a pipeline's stages; set keep_routing to False, or "
+                "mesh.pipeline to 1"
             )
         # parent=None: it is applied to a slice of the stacked parameters, not to those of this module.
         # looped: pipeline scans over its turns, whatever scan_layers is

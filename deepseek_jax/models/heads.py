@@ -57,20 +57,22 @@ def reported_states(
     positions=None,
     branches: Branches | None = None,
     keep_layers: bool = False,
+    kept=None,
 ):
     """Run the decoder: tokens int32[b t] -> (hidden [b t d] after the final norm, models.Report, and with
     keep_layers the residual stream after each layer, [l b t d], else None).
 
     segment_ids: int32[b t], 0 on padding, elsewhere a number for each packed document; default one document.
     positions: int32[b t]; default counts from 0 in each segment. branches: a models.Branches layout.
-    Report.routing has a leading axis of MoE layers and counts real tokens only; None where no layer routes.
-    Report.indexer has one of all layers; None where config.indexer_loss is "none".
+    kept: int32[l b t a], the experts of each token in each MoE layer; the router chooses where it is negative
+    or None. Report.routing has a leading axis of MoE layers and counts real tokens only; None where no layer
+    routes. Report.indexer has one of all layers; None where config.indexer_loss is "none".
     """
     if segment_ids is None:
         segment_ids = jnp.ones_like(tokens)
     if positions is None:
         positions = segment_positions(segment_ids)
-    arguments = tokens, positions, segment_ids, branches, keep_layers
+    arguments = tokens, positions, segment_ids, branches, keep_layers, kept
     return Decoder(config).apply({"params": whole(params)}, *arguments)
 
 

@@ -35,10 +35,12 @@ class MoE(nn.Module):
     config: ModelConfig
 
     @nn.compact
-    def __call__(self, x, segment_ids=None):
-        """x [b t d] -> ([b t d], Routing of the tokens whose segment_ids int32[b t] is not 0).
+    def __call__(self, x, segment_ids=None, kept=None):
+        """x [b t d] -> ([b t d], Routing of the tokens whose segment_ids int32[b t] is not 0, the experts of
+        all tokens int32[b t a]).
 
-        Without segment_ids, when decoding, x may be [b d] too, and Routing is None.
+        Without segment_ids, when decoding, x may be [b d] too, and Routing is None. kept: int32[b t a] of
+        ops.routing.route, or None.
         """
         cfg = self.config
         e, d, f = cfg.n_routed_experts, cfg.hidden_size, cfg.moe_intermediate_size
@@ -61,7 +63,11 @@ class MoE(nn.Module):
             norm_topk_prob=cfg.norm_topk_prob,
             routed_scaling_factor=cfg.routed_scaling_factor,
         )
-        experts_bta, weights_bta = jax.vmap(choose, (0, None))(logits_bte, bias_e)
+        if kept is None:
+            experts_bta, weights_bta = jax.vmap(choose, (0, None))(logits_bte, bias_e)
+        else:
+            choose_or_keep = jax.vmap(lambda *row: choose(*row[:2], kept=row[2]), (0, None, 0))
+            experts_bta, weights_bta = choose_or_keep(logits_bte, bias_e, kept)
         y, overflows = expert_parallel(
             functools.partial(run_experts, fp8=cfg.fp8),
             x_btd,
@@ -89,7 +95,7 @@ class MoE(nn.Module):
             )
             load = expert_load(experts_bta, e, segment_ids > 0)
             routing = Routing(load, balance, overflows)
-        return y, routing
+        return y, routing, experts_bta
 
 
 def run_experts(x_md, experts_ma, weights_ma, kernels, *, fp8: bool):

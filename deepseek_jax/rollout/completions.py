@@ -51,12 +51,14 @@ class RolloutLog:
     begun: row -> (ids, logprobs), at least one token, of completions that have not ended: they continue.
     enough: None, or a method that is called after completions have ended; if it is true the rollout ends.
     weight_sync_seconds: set by the rollout, how long it took to have the parameters in the form for decoding.
+    keeps_routing: whether the rollout keeps the experts of its tokens; it sets `kept`, a kept.Kept.
     """
 
     done = types.MappingProxyType({})
     begun = types.MappingProxyType({})
     enough = None
     weight_sync_seconds = 0.0
+    keeps_routing, kept = False, None
 
     def add(self, rows, rollout):
         """Take the rows that have just ended, int[e], of the Rollout as it is now."""
@@ -119,12 +121,15 @@ def _rows_of(state, slots):
     drafting = state.drafting
     if drafting is not None:
         drafting = drafting._replace(hidden=None, next_tokens=None, fresh=None)
-    unread = dict.fromkeys(("caches", "step", "keys", "prompt_length", "last_token", "ended"))
-    # A power of two, so that few sizes are compiled; the last slot fills the rest
-    width = 1 << (len(slots) - 1).bit_length()
-    padded = np.append(slots, np.full(width - len(slots), slots[-1]))
-    taken = _take(state._replace(**unread, drafting=drafting), padded)
+    unread = "caches", "step", "keys", "prompt_length", "last_token", "ended", "experts"
+    taken = _take(state._replace(**dict.fromkeys(unread), drafting=drafting), padded(slots))
     return jax.tree.map(lambda array: on_host(array)[: len(slots)], taken)
+
+
+def padded(numbers):
+    """int[e], with the last one repeated up to a power of two, so that few sizes are compiled."""
+    width = 1 << (len(numbers) - 1).bit_length()
+    return np.append(numbers, np.full(width - len(numbers), numbers[-1]))
 
 
 @jax.jit

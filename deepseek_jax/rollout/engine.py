@@ -21,6 +21,7 @@ be seated at any step, and a cache moves only where the ring has to grow for a l
 
 import contextlib
 import dataclasses
+import functools
 import math
 import time
 
@@ -30,8 +31,8 @@ import numpy as np
 from deepseek_jax.models.quantized import is_quantized
 from deepseek_jax.parallel.decoding import decoding_mesh, decoding_rules
 from deepseek_jax.parallel.shard import axis_parts
+from deepseek_jax.rollout import kept, steps
 from deepseek_jax.rollout import speculative as drafting
-from deepseek_jax.rollout import steps
 from deepseek_jax.rollout.completions import (
     RolloutLog,
     check_finite,
@@ -39,6 +40,7 @@ from deepseek_jax.rollout.completions import (
     empty_rollout,
     fill,
     on_host,
+    padded,
 )
 from deepseek_jax.rollout.requests import (
     RequestQueue,
@@ -83,13 +85,19 @@ def generate(
     the call (in float32; lower precisions round differently in another batch). speculative: draft tokens with
     the model's multi-token prediction module, which changes the draws and not their distribution. log: a
     RolloutLog. If it ends the call, the Rollout has the completions under way as far as they have come.
-    Raises ValueError for prompts that requests.check refuses, and for speculative=True without such a module
-    or with log.begun; NotFinite for a completion whose log-probabilities are not finite.
+    Raises ValueError for prompts that requests.check refuses, for speculative=True without such a module
+    or with log.begun, and for log.keeps_routing with either, or of a dense model; NotFinite for a completion
+    whose log-probabilities are not finite.
     """
     log = RolloutLog() if log is None else log
     sampling = Sampling(float(temperature), float(top_p), top_k)
     check(config, sampling, prompts, max_completion_length, n, slots)
     check_begun(log.begun, max_completion_length, speculative)
+    if log.keeps_routing and (speculative or log.begun or not config.num_moe_layers):
+        raise ValueError(
+            "keeps_routing takes a model with routed experts, no drafts, and no completion that has begun; "
+            "set it to False"
+        )
     if speculative and is_quantized(params):
         raise ValueError("speculative=True does not take weights in int8; set speculative to False")
     parts = drafting.parts(config) if speculative else steps.PARTS
@@ -109,8 +117,9 @@ def generate(
             began = time.perf_counter()
             engine = _Engine(parts, (config, sampling, tuple(eos_ids)), params, requests)
             log.weight_sync_seconds = time.perf_counter() - began
-            engine.open(slots, max_completion_length)
+            engine.open(slots, max_completion_length, log.keeps_routing)
             _serve(queue, engine, result, log)
+            log.kept = engine.kept
     return result
 
 
@@ -167,15 +176,25 @@ class _Engine:
             self.weights = jax.block_until_ready(prepare(self.config, params))
         # The number of the chunk that is prefilled
         self.chunk = None
+        self.kept = None
 
-    def open(self, slots, max_completion_length):
-        """Make `slots` free slots."""
+    def open(self, slots, max_completion_length, keeps_routing=False):
+        """Make `slots` free slots. keeps_routing: keep the experts of all tokens in `kept`, a kept.Kept."""
         prompt_room = self.requests.prompt_room
         sizes = slots, prompt_room, min(FIRST_ROOM, max_completion_length), max_completion_length
         self.state = self.parts.empty_slots(self.config, *sizes)
         self.tables = steps.rotations(self.config, prompt_room + max_completion_length)
         # -1: the slot is free
         self.request_in = np.full(slots, -1)
+        if keeps_routing:
+            nothing = functools.partial(kept.nothing, self.config)
+            self.state = self.state._replace(experts=nothing(slots, max_completion_length))
+            # Whole chunks and slots, which split over the devices
+            requests = -(-len(self.requests.keys) // slots) * slots
+            self.kept = kept.Kept(
+                nothing(len(self.requests.tokens), prompt_room),
+                nothing(requests, max_completion_length),
+            )
 
     @property
     def is_busy(self):
@@ -212,8 +231,13 @@ class _Engine:
     def _prefill(self, chunk):
         """Run a chunk's prompts. Their caches replace those of the previous chunk."""
         rows = self.requests.chunk(chunk, widest=len(self.tables[0]))
-        self.prefilled = self.parts.prefill(self.config, self.weights, self.tables, *rows)
+        prefilled = self.parts.prefill(self.config, self.weights, self.tables, *rows)
+        *self.prefilled, experts = prefilled
         self.chunk = chunk
+        if self.kept is not None:
+            first = np.int32(chunk * self.requests.chunk_size)
+            prompts = kept.put_prompts(self.config, self.kept.prompts, experts, first)
+            self.kept = self.kept._replace(prompts=prompts)
 
     def _make_room(self, tokens):
         """Let the caches have room for so many tokens of a completion, if any can be so long."""
@@ -243,4 +267,10 @@ class _Engine:
             copy_completions(result, rows, self.state, slots)
             check_finite(result, rows, self.state, slots)
             self.request_in[slots] = -1
+            if self.kept is not None:
+                pairs = padded(slots), padded(rows)
+                completions = kept.put_completions(
+                    self.config, self.kept.completions, self.state, *pairs
+                )
+                self.kept = self.kept._replace(completions=completions)
         return rows

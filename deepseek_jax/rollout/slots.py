@@ -35,6 +35,7 @@ class Slots(NamedTuple):
     tokens: jax.Array  # int32[b t]
     logprobs: jax.Array  # float32[b t]
     drafting: tuple | None = None  # speculative.Drafting, where tokens are drafted
+    experts: jax.Array | None = None  # uint16[b t l a], of kept.note, where a rollout keeps them
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2, 3, 4))

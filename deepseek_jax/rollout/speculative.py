@@ -88,12 +88,12 @@ def _apply_module(method, config, weights, hidden_btd, next_tokens, *args):
 @functools.partial(jax.jit, static_argnums=0)
 @on_rollout_mesh
 def prefill(config, weights, tables, tokens, lengths):
-    """steps.prefill -> (caches, the module's too, logits float32[p v], hidden [p d] of the last token).
+    """steps.prefill -> (caches, the module's too, logits float32[p v], hidden [p d] of the last token, None).
 
     The last token's pair has to wait for the completion's first token: what stands at its index, and
     after it, is overwritten.
     """
-    caches, x_ptd = steps.run_prompts(config, weights, tables, tokens, lengths)
+    caches, x_ptd, _ = steps.run_prompts(config, weights, tables, tokens, lengths)
     hidden_ptd = rms_norm(x_ptd, weights["final_norm"], config.rms_norm_eps)
     t = tokens.shape[1]
     cache = _apply_module(
@@ -107,7 +107,7 @@ def prefill(config, weights, tables, tokens, lengths):
         (jnp.arange(t) < lengths[:, None]).astype(jnp.int32),
     )
     last_pd = jnp.take_along_axis(hidden_ptd, (lengths - 1)[:, None, None], axis=1)[:, 0]
-    return [*caches, cache], steps.logits(config, weights, last_pd), last_pd
+    return [*caches, cache], steps.logits(config, weights, last_pd), last_pd, None
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2), donate_argnums=3)

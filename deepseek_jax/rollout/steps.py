@@ -19,6 +19,7 @@ from deepseek_jax.models.layers import position_tables, rms_norm
 from deepseek_jax.ops.dot import dot
 from deepseek_jax.parallel import constrain
 from deepseek_jax.parallel.decoding import own_rows, own_slots
+from deepseek_jax.rollout import kept
 from deepseek_jax.rollout.sampling import sample
 from deepseek_jax.rollout.slots import (
     append,
@@ -80,28 +81,29 @@ def rotations(config, room):
 @on_rollout_mesh
 def prefill(config, weights, tables, tokens, lengths):
     """Run prompts: tokens int32[p t], right-padded, lengths int32[p] -> (caches a layer, logits
-    float32[p v]). tables: of `rotations`.
+    float32[p v], experts uint16[p t l a] of each token or None). tables: of `rotations`.
     """
-    caches, x_ptd = run_prompts(config, weights, tables, tokens, lengths)
+    caches, x_ptd, experts = run_prompts(config, weights, tables, tokens, lengths)
     # Only the last token's logits are needed: those of all would be [p t v]
     last_pd = jnp.take_along_axis(x_ptd, (lengths - 1)[:, None, None], axis=1)[:, 0]
-    return caches, _logits_of_stream(config, weights, last_pd)
+    return caches, _logits_of_stream(config, weights, last_pd), experts
 
 
 def run_prompts(config, weights, tables, tokens, lengths):
-    """`prefill` up to the final norm -> (caches a layer, x [p t d])."""
+    """`prefill` up to the final norm -> (caches a layer, x [p t d], experts uint16[p t l a] or None)."""
     t = tokens.shape[1]
     segment_ids = (jnp.arange(t) < lengths[:, None]).astype(jnp.int32)
     rope = [table[:t] for table in tables]
     x_ptd = embed(weights, tokens)
-    caches = []
+    caches, experts = [], []
     for index, layer in enumerate(layers_of(weights, x_ptd)):
-        x_ptd, _, remembered = layer_at(config, index).apply(
+        x_ptd, report, remembered = layer_at(config, index).apply(
             {"params": layer}, x_ptd, rope, segment_ids
         )
         x_ptd = own_rows(x_ptd)
         caches.append(remembered)
-    return caches, x_ptd
+        experts.append(report.experts)
+    return caches, x_ptd, kept.stacked(experts)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2, 11), donate_argnums=3)
@@ -194,13 +196,16 @@ def decode(config, sampling, eos_ids, weights, tables, slots, ends):
         positions = slots.prompt_length + slots.length - 1
         rope = [jnp.take(table, positions[:, None], axis=0, mode="clip") for table in tables]
         x_bd = embed(weights, slots.last_token)
-        caches = []
+        caches, experts = [], []
         for index, layer in enumerate(layers_of(weights, x_bd)):
-            x_bd, cache = layer_at(config, index).apply(
+            x_bd, cache, chosen = layer_at(config, index).apply(
                 {"params": layer}, x_bd, rope, slots.caches[index], write, method="decode"
             )
             x_bd = own_rows(x_bd)
             caches.append(cache)
+            experts.append(chosen)
+        if slots.experts is not None:
+            slots = kept.note(slots, kept.stacked(experts), active)
         step_keys = jax.vmap(jax.random.fold_in)(slots.keys, slots.length)
         tokens, logprobs = sample(step_keys, _logits_of_stream(config, weights, x_bd), sampling)
         slots = slots._replace(caches=caches, step=slots.step + 1)

@@ -39,9 +39,19 @@ def left(workdir):
     # The folders of arrays that save_orbax and save_reward_model write
     saved = [p for name in ("params", "head") for p in workdir.rglob(name)]
     saved = [p for p in saved if ocp.is_orbax_checkpoint(p)]
-    params = {str(p.relative_to(workdir)): ocp.load(p) for p in saved}
+    params = {str(p.relative_to(workdir)): _load(p) for p in saved}
     params |= {str(p.relative_to(workdir)): load_file(p) for p in workdir.rglob(ADAPTER)}
     return _without_clocks(texts, workdir), params
+
+
+def _load(folder):
+    """The arrays of a folder, wherever they were saved, on one device."""
+    place = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+
+    def here(leaf):
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place)
+
+    return ocp.load(folder, jax.tree.map(here, ocp.metadata(folder).metadata))
 
 
 def _read(path):
