@@ -11,8 +11,9 @@ def completion_logprobs(config: ModelConfig, params, batch, *, temperature=1.0):
     """Score each completion's tokens: (logprobs float32[b t], entropy float32[b t], Routing or None).
 
     batch: prompt_ids int32[p s] and prompt_mask bool[p s], right-padded; completion_ids int32[b t] and
-    completion_mask bool[b t], right-padded, b / p adjacent completions a prompt. temperature: a number or
-    float32[]. Both results are in nats and undefined where completion_mask is False.
+    completion_mask bool[b t], right-padded, b / p adjacent completions a prompt; or also what a rollout kept,
+    prompt_experts uint16[p s l a] and completion_experts uint16[b t l a]. temperature: a number or float32[].
+    Both results are in nats and undefined where completion_mask is False.
     With p < b a prompt and its completions are one row, [prompt, completion 1, ...], in which a completion
     sees the prompt and itself. With p = b each completion is a row of its own after its prompt: more tokens,
     but attention by blocks, and a row splits over the context axis. Results and gradients are equal.
@@ -30,12 +31,17 @@ def _own_rows(config, params, batch, temperature):
     tokens = jnp.concatenate([prompt_ids, batch["completion_ids"]], axis=1)
     is_prompt_bs = jnp.arange(s) >= padding_b1
     segment_ids = jnp.concatenate([is_prompt_bs, batch["completion_mask"]], axis=1)
+    kept = None
+    if "prompt_experts" in batch:
+        of_prompt = jnp.take_along_axis(batch["prompt_experts"], from_bs[..., None, None], axis=1)
+        kept = jnp.concatenate([of_prompt, batch["completion_experts"]], axis=1)
     hidden, routing = hidden_states(
         config,
         params,
         tokens,
         segment_ids=segment_ids.astype(jnp.int32),
         positions=jnp.maximum(jnp.arange(tokens.shape[1]) - padding_b1, 0),
+        kept=_by_layer(kept),
     )
     # Predictions inside the prompt are computed and dropped: to cut the row, whose tokens are split over
     # devices, would move every hidden state
@@ -61,6 +67,11 @@ def _shared_rows(config, params, batch, temperature):
     segment_ids = jnp.concatenate(
         [batch["prompt_mask"], batch["completion_mask"].reshape(p, n * t)], axis=1
     )
+    kept = None
+    if "prompt_experts" in batch:
+        of_completions = batch["completion_experts"]
+        of_completions = of_completions.reshape(p, n * t, *of_completions.shape[2:])
+        kept = jnp.concatenate([batch["prompt_experts"], of_completions], axis=1)
     # A completion's positions continue its prompt's, without the padding between them
     after_prompt = prompt_length_p[:, None] + jnp.tile(jnp.arange(t), n)
     positions = jnp.concatenate([jnp.broadcast_to(jnp.arange(s), (p, s)), after_prompt], axis=1)
@@ -72,6 +83,7 @@ def _shared_rows(config, params, batch, temperature):
         segment_ids=segment_ids.astype(jnp.int32),
         positions=positions,
         branches=Branches(s, n),
+        kept=_by_layer(kept),
     )
     d = hidden.shape[-1]
     # The first token of a completion is predicted by the prompt's last one, the others by the token before
@@ -86,6 +98,10 @@ def _shared_rows(config, params, batch, temperature):
         temperature,
     )
     return logprobs, entropy, routing
+
+
+def _by_layer(kept_btla):
+    return None if kept_btla is None else jnp.moveaxis(kept_btla, 2, 0)
 
 
 def _token_logprobs(hidden_md, head_vd, target_m, temperature):

@@ -177,7 +177,7 @@ class Decoder(nn.Module):
     def __call__(self, tokens, positions, segment_ids, branches=None, keep_layers=False, kept=None):
         """int32[b t] each -> (hidden [b t d] after the final norm, Report: routing of each MoE layer and
         indexer of every layer, the residual stream after each layer [l b t d] if keep_layers, else None).
-        kept: int32[l b t a] of the MoE layers, see ops.routing.route, or None.
+        kept: uint16[l b t a] of the MoE layers, see ops.routing.route, or None.
         """
         # Here, because every layer rotates by the same angles
         rope = position_tables(self.config, positions)

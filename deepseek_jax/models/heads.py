@@ -64,9 +64,9 @@ def reported_states(
 
     segment_ids: int32[b t], 0 on padding, elsewhere a number for each packed document; default one document.
     positions: int32[b t]; default counts from 0 in each segment. branches: a models.Branches layout.
-    kept: int32[l b t a], the experts of each token in each MoE layer; the router chooses where it is negative
-    or None. Report.routing has a leading axis of MoE layers and counts real tokens only; None where no layer
-    routes. Report.indexer has one of all layers; None where config.indexer_loss is "none".
+    kept: uint16[l b t a], the experts of each token in each MoE layer, see ops.routing.route; None leaves the
+    choice to the routers. Report.routing has a leading axis of MoE layers and counts real tokens only; None
+    where no layer routes. Report.indexer has one of all layers; None where config.indexer_loss is "none".
     """
     if segment_ids is None:
         segment_ids = jnp.ones_like(tokens)

@@ -39,7 +39,7 @@ class MoE(nn.Module):
         """x [b t d] -> ([b t d], Routing of the tokens whose segment_ids int32[b t] is not 0, the experts of
         all tokens int32[b t a]).
 
-        Without segment_ids, when decoding, x may be [b d] too, and Routing is None. kept: int32[b t a] of
+        Without segment_ids, when decoding, x may be [b d] too, and Routing is None. kept: uint16[b t a] of
         ops.routing.route, or None.
         """
         cfg = self.config

@@ -3,6 +3,9 @@
 import jax
 import jax.numpy as jnp
 
+# In place of an expert, of a token whose choice was not kept
+FREE = 2**16 - 1
+
 
 def route(
     logits,
@@ -23,8 +26,8 @@ def route(
     gradient; None if the router has no bias (DeepSeek-V2). A group's score is the sum of its best two experts
     under "sigmoid" (V3), its best expert under "softmax" (V2). norm_topk_prob: a token's weights sum to 1
     before they are multiplied by routed_scaling_factor, which is in the released code, not in the equations.
-    kept: int32[m a], a choice that stands in place of this one, for tokens where it is not negative; its
-    weights are computed here (keep routing, arXiv:2512.02556, section 3.1).
+    kept: uint16[m a], a choice that stands in place of this one but where it is FREE; its weights are of
+    these logits (keep routing, arXiv:2512.02556, section 3.1).
     Returns experts: int32[m a], best first, and weights: float32[m a].
     """
     affinity_me = affinities(logits, scoring_func)
@@ -41,7 +44,7 @@ def route(
         choice_me = jnp.where(kept_mg[..., None], choice_mgx, -jnp.inf).reshape(logits.shape)
     experts_ma = jax.lax.top_k(jax.lax.stop_gradient(choice_me), num_experts_per_tok)[1]
     if kept is not None:
-        experts_ma = jnp.where(kept >= 0, kept, experts_ma)
+        experts_ma = jnp.where(kept == FREE, experts_ma, kept.astype(jnp.int32))
     # Eqs. 16 and 13: the biased scores choose the experts, the plain affinities weigh them
     weights_ma = jnp.take_along_axis(affinity_me, experts_ma, axis=-1)
     if norm_topk_prob:

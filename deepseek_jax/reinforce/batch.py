@@ -23,7 +23,13 @@ COMPLETIONS = {
 
 
 def group_batch(
-    groups, *, normalize_std: bool, shared: bool = True, multiple: int = BUCKET, kl_weights=None
+    groups,
+    *,
+    normalize_std: bool,
+    shared: bool = True,
+    multiple: int = BUCKET,
+    kl_weights=None,
+    rows: bool = False,
 ):
     """Build the batch that losses.grpo_loss takes, numpy arrays, from the groups of grpo.make_groups.
 
@@ -31,7 +37,8 @@ def group_batch(
     completions, see losses.completions. Lengths are multiples of `multiple`; where prompts are not shared,
     and rows are long, by powers of two. A completion whose reward failed (NaN) is masked out of the loss.
     normalize_std: see losses.group_advantages. kl_weights: scenario -> kl_weight of its completions. Groups
-    with `stale`, of reinforce.stragglers, make stale_mask.
+    with `stale`, of reinforce.stragglers, make stale_mask. rows: add prompt_rows int32[p] and completion_rows
+    int32[b], where these stand in their rollout.
     """
     size = bucket if shared else _power_of_two
     mask = np.concatenate([group["mask"] for group in groups])
@@ -57,6 +64,10 @@ def group_batch(
         "sampler_logprobs": _fitted([group["logprobs"] for group in groups], t),
         "advantages": np.asarray(advantages),
     }
+    if rows:
+        first = np.int32([group["row"] for group in groups])
+        batch["prompt_rows"] = np.repeat(first, repeats)
+        batch["completion_rows"] = (first[:, None] * group_size + np.arange(group_size)).ravel()
     if kl_weights:
         own = [kl_weights.get(group["scenario"], 1.0) for group in groups]
         batch["kl_weight"] = np.repeat(np.float32(own), group_size)
@@ -78,7 +89,7 @@ def check_advantages(groups, advantages):
             )
 
 
-def abstract_batch_of(settings: ReinforceSettings, mesh: Mesh):
+def abstract_batch_of(settings: ReinforceSettings, config: ModelConfig, mesh: Mesh):
     """The largest batch of an update as ShapeDtypeStructs with shardings. Shared prompts count once."""
     multiple = BUCKET * mesh.shape["context"]
     size = bucket if settings.shares_prompts() else _power_of_two
@@ -91,6 +102,10 @@ def abstract_batch_of(settings: ReinforceSettings, mesh: Mesh):
         shapes["old_logprobs"] = (completions, t), np.float32
     if settings.loss.kl_coef:
         shapes["ref_logprobs"] = (completions, t), np.float32
+    if settings.keep_routing:
+        experts = config.num_moe_layers, config.num_experts_per_tok
+        shapes["prompt_experts"] = (settings.rows(), s, *experts), np.uint16
+        shapes["completion_experts"] = (completions, t, *experts), np.uint16
     if settings.kl_weights:
         shapes["kl_weight"] = (completions,), np.float32
     if settings.extra_prompts:

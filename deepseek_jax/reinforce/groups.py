@@ -26,10 +26,13 @@ from deepseek_jax.reinforce.settings import ReinforceSettings
 from deepseek_jax.reinforce.update import jitted_score
 from deepseek_jax.rewards import Rewards, Scores
 from deepseek_jax.rollout.completions import RolloutLog
+from deepseek_jax.rollout.kept import check_experts, rows_of
 from deepseek_jax.rollout.policy import Answers, Policy
 from deepseek_jax.rollout.requests import PROMPT_BUCKET
 from deepseek_jax.rollout.sample_log import SampleLog
 
+# Of the batch, with settings.keep_routing
+EXPERTS = "prompt_experts", "completion_experts"
 # A rollout that takes less leaves no file
 SECONDS_BETWEEN_WRITES = 60
 
@@ -79,6 +82,8 @@ class GroupSource:
         # When the latest step began, and when it had its groups; the tokens and FLOPs that it learns with
         self.began, self.sampled, self.tokens, self.flops = 0.0, 0.0, 0.0, 0.0
         self.score = jitted_score(policy.config)
+        # Of the latest rollout, a rollout.kept.Kept
+        self.kept = None
 
     def get_state(self):
         """What set_state resumes from, as JSON can hold it."""
@@ -121,6 +126,7 @@ class GroupSource:
             multiple=multiple,
             normalize_std=self.settings.loss.normalizes_std(),
             kl_weights=self.settings.kl_weights,
+            rows=self.settings.keep_routing,
         )
         tokens = float(batch["num_tokens"])
         metrics = describe(sampled, self.settings.accuracy) | sampling_metrics | {"tokens": tokens}
@@ -255,6 +261,7 @@ class GroupSource:
         # From seed, step and round alone, so that a resumed run samples what an uninterrupted one samples
         settings, entropy = self.settings, [self.settings.seed, step, number]
         log = RolloutLog() if log is None else log
+        log.keeps_routing = settings.keep_routing
         began = time.perf_counter()
         answers = policy.answer(
             examples,
@@ -263,7 +270,7 @@ class GroupSource:
             seed=int(np.random.SeedSequence(entropy).generate_state(1)[0] >> 1),
             log=log,
         )
-        seconds = time.perf_counter() - began
+        seconds, self.kept = time.perf_counter() - began, log.kept
         longest = max(len(example["prompt_ids"]) for example in examples)
         return answers, {
             SYNC: log.weight_sync_seconds,
@@ -286,18 +293,34 @@ class GroupSource:
             put_share(self.mesh, part | totals(part) | sampled_at)
             for part in split(batch, settings.minibatches)
         ]
+        if self.kept is not None:
+            parts = [self._with_experts(part) for part in parts]
+            # Its memory is the update's
+            self.kept = None
         # Before the first update: pi_old in each ratio is the policy that sampled (arXiv:2402.03300, eq. 3)
         if settings.minibatches * settings.epochs > 1:
             parts = [part | {"old_logprobs": self.score(state.model, part)} for part in parts]
         reference = self._reference(state)
         if reference is not None:
-            parts = [part | {"ref_logprobs": self.score(reference, part)} for part in parts]
+            # Another model, with another choice of experts
+            own = [{k: v for k, v in part.items() if k not in EXPERTS} for part in parts]
+            scores = [self.score(reference, part) for part in own]
+            parts = [part | {"ref_logprobs": s} for part, s in zip(parts, scores, strict=True)]
         # The policy moves with the first update, so the later ones cannot compare
         sampled_by = [self.sampled_by] + [0] * (len(parts) * settings.epochs - 1)
         return [
             part | put_share(self.mesh, {"sampled_by": np.uint32(number)})
             for part, number in zip(parts * settings.epochs, sampled_by, strict=True)
         ]
+
+    def _with_experts(self, part):
+        """A part of the batch with the experts of its rows in place of the rows' numbers."""
+        rows = part["prompt_rows"], part["completion_rows"]
+        lengths = part["prompt_ids"].shape[1], part["completion_ids"].shape[1]
+        part = {k: v for k, v in part.items() if not k.endswith("_rows")}
+        experts = rows_of(self.kept, *rows, *lengths)
+        check_experts(self.policy.config, experts)
+        return part | dict(zip(EXPERTS, experts, strict=True))
 
     def _reference(self, state):
         """The params of the policy that the KL compares with, on the device; None for no KL."""
@@ -316,6 +339,7 @@ def make_groups(examples, answers: Answers, scores: Scores):
         groups.append(
             {
                 "prompt_ids": example["prompt_ids"],
+                "row": index,
                 "scenario": scenario_of(example),
                 "rewards": scores.total[rows],
                 "parts": {name: part[rows] for name, part in scores.parts.items()},

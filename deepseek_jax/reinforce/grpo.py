@@ -12,6 +12,7 @@ from deepseek_jax.reinforce.stragglers import StragglerSource
 from deepseek_jax.reinforce.update import (
     LARGEST_MEAN_GAP,
     as_reference,
+    check_routing,
     jitted_update,
     refreshing,
     sampler_limits,
@@ -34,7 +35,9 @@ def reinforce(
     """Train policy.params, which are donated: -> params. Resumes from run.folder.
 
     questions, general: examples with prompt_ids; the general ones are asked only if settings.general is set.
+    Raises ValueError as check_routing does.
     """
+    check_routing(settings, policy.config, run.mesh)
     params, frozen, saved = policy.params, None, None
     create, step = jitted_update(settings, policy.config, params, run.mesh)
     locate = step.locate

@@ -10,6 +10,7 @@ from deepseek_jax.models.adapters import AdapterSettings
 from deepseek_jax.reinforce.batch import abstract_batch_of, update_flops
 from deepseek_jax.reinforce.settings import ReinforceSettings
 from deepseek_jax.reinforce.update import (
+    check_routing,
     check_rows,
     jitted_score,
     jitted_update,
@@ -32,6 +33,7 @@ def reinforcement_programs(
     Every prompt and every completion counts as the longest.
     """
     check_rows(settings, mesh)
+    check_routing(settings, config, mesh)
     rollout = settings.rollout
     rolled = rollout_programs(
         config,
@@ -42,12 +44,13 @@ def reinforcement_programs(
             prompt_length=rollout.max_prompt_length,
             n=settings.group_size,
             continued=settings.extra_prompts * settings.group_size,
+            keeps_routing=settings.keep_routing,
         ),
         adapter=adapter,
         name=name,
     )
     params = abstract_tree(config, mesh, adapter=adapter)
-    batch = abstract_batch_of(settings, mesh)
+    batch = abstract_batch_of(settings, config, mesh)
     work = _work(config, batch, adapter is not None)
     create, step = jitted_update(settings, config, params, mesh)
     state = create.eval_shape(params)

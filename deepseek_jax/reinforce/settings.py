@@ -107,7 +107,8 @@ class ReinforceSettings(FitSettings, RewardSettings):
     how it is stored; "host" keeps it in the host's memory while it does not score. general: settings of
     general questions, None to ask reasoning questions alone. degenerate: when steps without anything to learn
     end the run. kl_weights: scenario -> a factor of loss.kl_coef in its questions, 1 where it is not given:
-    the best KL differs by domain, weak or none for mathematics (arXiv:2512.02556, section 3.1).
+    the best KL differs by domain, weak or none for mathematics (arXiv:2512.02556, section 3.1). keep_routing:
+    updates use the experts that the sampler chose, see rollout.kept; the reference uses its own.
     """
 
     prompts_per_step: Count
@@ -124,6 +125,7 @@ class ReinforceSettings(FitSettings, RewardSettings):
     reference_memory: Literal["device", "host"] = added("device")
     degenerate: DegenerateSettings = added(DegenerateSettings())
     kl_weights: Weights | None = added(None)
+    keep_routing: bool = added(False)
     save_every: Count = 20
 
     def __post_init__(self):
@@ -156,6 +158,12 @@ class ReinforceSettings(FitSettings, RewardSettings):
             self.check_not_stored("loss.kl_coef=0 reads no reference (above 0 it does)")
         if self.general is not None:
             self._check_general(self.general)
+        if self.keep_routing and (self.extra_prompts or self.max_sampling_rounds > 1):
+            raise ValueError(
+                "keep_routing=True keeps the experts of one rollout a step, and none of an earlier one; "
+                f"set extra_prompts={self.extra_prompts} to 0 and "
+                f"max_sampling_rounds={self.max_sampling_rounds} to 1, or keep_routing to False"
+            )
         if self.kl_weights:
             self._check_kl_weights(self.kl_weights)
         if self.extra_prompts:

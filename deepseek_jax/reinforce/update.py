@@ -149,6 +149,19 @@ def refreshing(train_step, settings: ReinforceSettings):
     return step
 
 
+def check_routing(settings: ReinforceSettings, config: ModelConfig, mesh: Mesh):
+    """Raise ValueError where there are no experts to keep, or the update could not use them."""
+    if settings.keep_routing and not config.num_moe_layers:
+        raise ValueError(
+            f"keep_routing=True, but this model of {config.model_type} has no routed experts; set it to False"
+        )
+    if settings.keep_routing and mesh.shape["pipeline"] > 1:
+        raise ValueError(
+            f"keep_routing=True does not go with mesh.pipeline={mesh.shape['pipeline']}, whose stages take "
+            "no experts from a rollout; set keep_routing to False, or mesh.pipeline to 1"
+        )
+
+
 def check_rows(settings: ReinforceSettings, mesh: Mesh):
     """Raise ValueError unless the rows of every micro-batch split over the mesh."""
     parts, rows = batch_parts(mesh), settings.rows()

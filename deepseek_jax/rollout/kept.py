@@ -10,14 +10,14 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
+from deepseek_jax.errors import BrokenTerm
+from deepseek_jax.ops.routing import FREE
+from deepseek_jax.parallel import constrain
 from deepseek_jax.parallel.decoding import own_slots
 from deepseek_jax.rollout.slots import on_rollout_mesh
 
 DTYPE = jnp.uint16
-# In place of the experts of a token that has none
-FREE = np.iinfo(DTYPE).max
 
 
 class Kept(NamedTuple):
@@ -69,3 +69,38 @@ def put_completions(config, kept_btla, slots, seats, rows):
     was_run_et = jnp.arange(experts.shape[1]) < length[:, None] - 1
     experts = jnp.where(was_run_et[..., None, None], experts, FREE)
     return own_slots(kept_btla.at[rows].set(experts))
+
+
+@functools.partial(jax.jit, static_argnums=(3, 4))
+def rows_of(kept: Kept, prompts, completions, prompt_length: int, completion_length: int):
+    """(uint16[p s l a], uint16[b t l a]) of these rows, int32[p] and int32[b], in these lengths, split as a
+    batch on the mesh of `jax.set_mesh`.
+    """
+
+    def fitted(experts, rows, length):
+        own = experts[rows, :length]
+        missing = length - own.shape[1]
+        own = jnp.pad(own, ((0, 0), (0, missing), (0, 0), (0, 0)), constant_values=FREE)
+        return constrain(own, ("batch", None, None, None))
+
+    return (
+        fitted(kept.prompts, prompts, prompt_length),
+        fitted(kept.completions, completions, completion_length),
+    )
+
+
+def check_experts(config, experts):
+    """Raise BrokenTerm for an expert that the model does not have. experts: of rows_of."""
+    highest = int(_highest(experts))
+    if highest >= config.n_routed_experts:
+        raise BrokenTerm(
+            f"keep_routing: a kept choice has expert {highest}, and the model has "
+            f"n_routed_experts={config.n_routed_experts}: the rollout was another model's, or its memory is "
+            "damaged"
+        )
+
+
+@jax.jit
+def _highest(experts):
+    # FREE is no expert
+    return jnp.stack([jnp.where(each == FREE, 0, each).max() for each in experts]).max()

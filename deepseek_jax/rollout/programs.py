@@ -16,6 +16,7 @@ from deepseek_jax.models.quantized import is_quantized
 from deepseek_jax.parallel.decoding import decoding_mesh
 from deepseek_jax.rollout import steps
 from deepseek_jax.rollout.engine import batch_parts_of, rollout_config
+from deepseek_jax.rollout.kept import DTYPE
 from deepseek_jax.rollout.requests import PROMPT_BUCKET, chunk_rows
 from deepseek_jax.rollout.sampling import Sampling
 from deepseek_jax.rollout.weights import in_place
@@ -27,13 +28,14 @@ NO_WORK = dict(tokens=0, flops=0.0)
 class Asked(NamedTuple):
     """What a rollout has to answer: so many prompts, the longest of prompt_length tokens, n times each.
     continued: how many completions an earlier rollout may have begun, each of which is prefilled as the
-    longest.
+    longest. keeps_routing: of rollout.completions.RolloutLog.
     """
 
     prompts: int
     prompt_length: int
     n: int = 1
     continued: int = 0
+    keeps_routing: bool = False
 
 
 def rollout_programs(
@@ -66,6 +68,7 @@ def rollout_programs(
         prompt_room=-(-asked.prompt_length // PROMPT_BUCKET) * PROMPT_BUCKET,
         longest=options.max_completion_length,
         chunk=chunk_rows(asked.prompts, asked.n, slots, parts),
+        keeps_routing=asked.keeps_routing,
     )
     turns = -(-asked.prompts * asked.n // slots)
     programs = [
@@ -89,7 +92,7 @@ def rollout_programs(
 @dataclasses.dataclass(frozen=True)
 class _Rollout:
     """The sizes of a rollout. name: a prefix of its programs' names. prompt_room, longest: tokens of the
-    longest prompt and completion. chunk: the prompts that are prefilled at once.
+    longest prompt and completion. chunk: the prompts that are prefilled at once. keeps_routing: of Asked.
     """
 
     config: ModelConfig
@@ -99,6 +102,7 @@ class _Rollout:
     prompt_room: int
     longest: int
     chunk: int
+    keeps_routing: bool
 
     def weights(self, params):
         arguments = self.config, params
@@ -131,7 +135,8 @@ class _Rollout:
             # New keys, which are on every device, not those of the slots
             keys = slots.keys.update(sharding=numbers.sharding)
             begun = (numbers, self.prompt_room) if continued else ()
-            return *self._fixed(), slots, seats, numbers, *prefilled, numbers, keys, *begun
+            (caches, logits, _), slots = prefilled, self._keeping(slots)
+            return *self._fixed(), slots, seats, numbers, caches, logits, numbers, keys, *begun
 
         kind, work = "continued " if continued else "", self._of_slots(times=turns)
         needs = "slots", f"{kind}prefill"
@@ -139,13 +144,23 @@ class _Rollout:
 
     def decode(self, turns: int):
         def arguments(weights, slots):
-            return *self._fixed(), weights, self._tables(), slots, self._numbers()
+            tables, ends = self._tables(), self._numbers()
+            return *self._fixed(), weights, tables, self._keeping(slots), ends
 
         # A slot's token sees its prompt, and half of its completion on average
         seen = self.prompt_room + self.longest / 2
         needed = self.slots * forward_flops(self.config, seen)
         work = self._of_slots(times=turns * self.longest, tokens=self.slots, flops=needed)
         return self._program("decode", steps.decode, arguments, "weights", "slots", **work)
+
+    def _keeping(self, slots):
+        """The abstract slots with room for experts, where a rollout keeps them."""
+        if not self.keeps_routing:
+            return slots
+        own = self.config.num_moe_layers, self.config.num_experts_per_tok
+        tokens = slots.tokens
+        experts = jax.ShapeDtypeStruct((*tokens.shape, *own), DTYPE, sharding=tokens.sharding)
+        return slots._replace(experts=experts)
 
     def _program(self, called, function, arguments, *needs, **fields):
         needs = tuple(self.name + each for each in needs)

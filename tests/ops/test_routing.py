@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from deepseek_jax.ops.routing import expert_load, route, sequence_balance, updated_bias
+from deepseek_jax.ops.routing import FREE, expert_load, route, sequence_balance, updated_bias
 
 V3 = dict(num_experts_per_tok=3, n_group=4, topk_group=2, routed_scaling_factor=2.5)
 V2 = dict(
@@ -75,6 +75,29 @@ def test_the_bias_moves_the_choice_and_never_a_weight():
     ):
         np.testing.assert_array_equal(same, shifted)
     assert (route(logits, 0 * bias, **V3)[0] != experts).any()
+
+
+@pytest.mark.parametrize("settings", [V3, V2, PLAIN], ids=["v3", "v2", "plain"])
+def test_a_kept_choice_stands_and_its_weights_are_those_of_these_logits(settings):
+    """Oracle: the affinities of the kept experts by numpy, normalised and scaled as the loop does; a token
+    whose choice is free has that of a router without any kept.
+    """
+    logits, bias = random_logits()
+    a, rng = settings["num_experts_per_tok"], np.random.default_rng(1)
+    kept = np.stack([rng.permutation(16)[:a] for _ in logits]).astype(np.uint16)
+    kept[::3] = FREE
+    experts, weights = route(logits, bias, **settings, kept=kept)
+    free_experts, free_weights = route(logits, bias, **settings)
+    np.testing.assert_array_equal(experts, np.where(kept == FREE, free_experts, kept))
+    np.testing.assert_array_equal(weights[::3], free_weights[::3])
+    softmax = settings.get("scoring_func") == "softmax"
+    affinity = np.exp(np.float64(logits)) if softmax else 1 / (1 + np.exp(-np.float64(logits)))
+    affinity /= affinity.sum(-1, keepdims=True) if softmax else 1
+    wanted = np.take_along_axis(affinity, np.asarray(experts), axis=-1)
+    if settings.get("norm_topk_prob", True):
+        wanted /= wanted.sum(-1, keepdims=True)
+    wanted *= settings.get("routed_scaling_factor", 1.0)
+    np.testing.assert_allclose(weights, wanted, rtol=1e-5)
 
 
 def test_the_bias_gets_no_gradient_and_the_logits_get_the_weights_one():

@@ -12,6 +12,7 @@ import pytest
 from deepseek_jax.costs.flops import training_flops
 from deepseek_jax.losses.advantages import group_advantages
 from deepseek_jax.models import build_model, init_params
+from deepseek_jax.ops.routing import FREE
 from deepseek_jax.parallel import make_mesh
 from deepseek_jax.recipes.grpo.settings import GrpoSettings
 from deepseek_jax.reinforce import groups
@@ -39,6 +40,7 @@ import sys
 import jax
 import numpy as np
 jax.distributed.initialize(f"127.0.0.1:{sys.argv[2]}", num_processes=2, process_id=int(sys.argv[1]))
+from deepseek_jax.ops.routing import FREE
 from deepseek_jax.parallel import make_mesh
 from deepseek_jax.training.state import TrainState
 from tests.reinforce.test_grpo import make_source
@@ -457,6 +459,37 @@ def test_a_completion_that_cannot_be_scored_is_left_out_and_counted(
         "step 0: reward 'correct' failed with ZeroDivisionError('no rule')"
         in capsys.readouterr().out
     )
+
+
+def test_updates_use_the_experts_that_the_sampler_chose(state, rewarded_by):
+    """Oracle: the numbers of a source that keeps none, in float32, where the policy chooses the same; the
+    experts of a token of the batch are those of the rollout's row.
+    """
+    rewarded_by(by_length)
+    fields = dict(minibatches=2, loss=dict(kl_coef=0.1, clip_eps=0.2))
+    batches, free = (
+        make_source(state.params, keep_routing=keeps, **fields).next(state, 0)[0]
+        for keeps in (True, False)
+    )
+    assert batches[0]["prompt_experts"].shape[:2] == batches[0]["prompt_ids"].shape
+    assert batches[0]["completion_experts"].shape[:2] == batches[0]["completion_ids"].shape
+    for ours, theirs in zip(batches, free, strict=True):
+        assert ours.keys() - theirs.keys() == set(groups.EXPERTS)
+        mask = np.asarray(ours["completion_mask"])
+        for name in ("old_logprobs", "ref_logprobs"):
+            np.testing.assert_array_equal(ours[name][mask], theirs[name][mask])
+        # Every token of a completion but its last
+        lengths = mask.sum(1)
+        kept = (np.asarray(ours["completion_experts"]) != FREE).all((2, 3)).sum(1)
+        np.testing.assert_array_equal(kept, lengths - 1)
+
+
+@pytest.mark.parametrize("field", [dict(extra_prompts=1), dict(max_sampling_rounds=2)])
+def test_experts_of_several_rollouts_are_not_kept(field):
+    """Oracle: the words a reader needs."""
+    ((name, value),) = field.items()
+    with pytest.raises(ValueError, match=f"keep_routing=True .* {name}={value} to"):
+        make_source(keep_routing=True, **field)
 
 
 def test_a_source_goes_on_where_another_stood(state, rewarded_by):

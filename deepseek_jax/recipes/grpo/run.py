@@ -25,7 +25,7 @@ from deepseek_jax.recipes.start import (
 from deepseek_jax.reinforce.grpo import reinforce
 from deepseek_jax.reinforce.model_rewards import load_model_rewards
 from deepseek_jax.reinforce.scenarios import ScenarioRewards, scenario_rewards
-from deepseek_jax.reinforce.update import check_rows
+from deepseek_jax.reinforce.update import check_routing, check_rows
 from deepseek_jax.reports.answers import make_console, print_samples, print_table
 from deepseek_jax.reports.tables import plot_curves
 from deepseek_jax.rollout.policy import AnswerOptions, Policy, check_room, fitting
@@ -67,6 +67,7 @@ def _train(settings: GrpoSettings, run: Run):
             paid = _rewards(settings, run.mesh, opened)
             task, general = _questions(settings, paid)
             policy = starting_policy(settings, run.mesh, settings.data.template)
+            check_routing(settings, policy.config, run.mesh)
             train, held_out, general = _prompts(settings, policy, task, general)
         policy = adapted(pretrained(policy, settings, run), settings, run.mesh)
         measure = functools.partial(_measure, settings, policy, held_out, paid["reasoning"])

@@ -24,6 +24,7 @@ from deepseek_jax.recipes.r1.stages import Stages
 from deepseek_jax.recipes.reward_model.run import reward_model_table
 from deepseek_jax.recipes.start import check_positions, check_rows, check_slots, starting_policy
 from deepseek_jax.reinforce.scenarios import scenario_rewards
+from deepseek_jax.reinforce.update import check_routing
 from deepseek_jax.reinforce.update import check_rows as check_groups
 from deepseek_jax.reports.answers import make_console
 from deepseek_jax.reports.run_page import write_report
@@ -142,6 +143,7 @@ def _check(settings: R1Settings, policy: Policy, mesh):
         models = dict.fromkeys(settings.reward_models() if stage.general else ())
         with at(name), scenario_rewards(stage, models):
             check_groups(stage, mesh)
+            check_routing(stage, policy.config, mesh)
     check_slots(settings, mesh)
     pipeline = policy.config.pipeline_micro_batches
     for name in ("cold_start", "sft", *PREFERENCE_STAGES):

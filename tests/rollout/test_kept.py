@@ -1,0 +1,152 @@
+"""Keep routing: the experts that a rollout kept are those of its tokens."""
+
+import jax
+import numpy as np
+import pytest
+
+from deepseek_jax.errors import BrokenTerm
+from deepseek_jax.losses.completions import completion_logprobs
+from deepseek_jax.ops.routing import FREE
+from deepseek_jax.parallel import make_mesh
+from deepseek_jax.rollout import engine, generate, steps
+from deepseek_jax.rollout.completions import RolloutLog
+from deepseek_jax.rollout.kept import check_experts
+from tests.tiny import tiny_model
+
+PROMPTS = [[3, 4, 5, 6, 7], [8], [9, 10, 11], [12] * 17]
+LENGTH = 20
+
+
+def rolled(config, params, log=None, **options):
+    """(Rollout, the experts of its prompts and completions, as numpy) of two completions a prompt."""
+    log = RolloutLog() if log is None else log
+    log.keeps_routing = True
+    asked = dict(max_completion_length=LENGTH, n=2, eos_ids=(7, 8, 9), slots=3, seed=1) | options
+    rollout = generate(config, params, PROMPTS, log=log, **asked)
+    return rollout, *map(np.asarray, log.kept)
+
+
+def experts_of(config, params, text):
+    """Those that routers choose as the text is run as one prompt: uint16[t l a]."""
+    weights, tables = steps.decoding_weights(config, params), steps.rotations(config, 64)
+    tokens = np.pad(np.int32([text]), ((0, 0), (0, 64 - len(text))))
+    *_, experts = steps.prefill(config, weights, tables, tokens, np.int32([len(text)]))
+    return np.asarray(experts)[0, : len(text)]
+
+
+@pytest.mark.parametrize("room", [4, LENGTH])
+def test_the_experts_of_every_token_that_was_run_are_kept(monkeypatch, room):
+    """Oracle: the experts of each whole text, run as one prompt, in float32. Eight requests in three slots,
+    whose caches grow or not: slots are used again, and completions end early.
+    """
+    monkeypatch.setattr(engine, "FIRST_ROOM", room)
+    config, params = tiny_model("mla_moe")
+    rollout, prompts, completions = rolled(config, params)
+    lengths = rollout.completion_mask.sum(1)
+    assert len(set(lengths)) > 2 and lengths.max() > 4
+    for row, n in enumerate(lengths):
+        prompt = PROMPTS[row // 2]
+        text = [*prompt, *rollout.completion_ids[row][:n]]
+        wanted = experts_of(config, params, text)
+        np.testing.assert_array_equal(prompts[row // 2, : len(prompt)], wanted[: len(prompt)])
+        # The last token is sampled, and never run
+        np.testing.assert_array_equal(completions[row, : n - 1], wanted[len(prompt) : -1])
+        assert (completions[row, n - 1 :] == FREE).all()
+
+
+@pytest.mark.slow
+def test_a_mesh_keeps_what_one_device_keeps():
+    """Oracle: one device, in float32."""
+    config, params = tiny_model("mla_moe")
+    one = rolled(config, params, slots=8)
+    with jax.set_mesh(make_mesh(data=2, fsdp=2, expert=2)):
+        eight = rolled(config, params, slots=8)
+    np.testing.assert_array_equal(one[0].completion_ids, eight[0].completion_ids)
+    np.testing.assert_array_equal(one[1][: len(PROMPTS)], eight[1][: len(PROMPTS)])
+    rows = 2 * len(PROMPTS)
+    np.testing.assert_array_equal(one[2][:rows], eight[2][:rows])
+
+
+def test_a_dense_model_and_drafts_keep_nothing():
+    """Oracle: the message."""
+    for kind, options in (("gqa", {}), ("mtp", dict(speculative=True))):
+        config, params = tiny_model(kind)
+        with pytest.raises(ValueError, match="keeps_routing takes a model with routed experts, no"):
+            rolled(config, params, **options)
+
+
+def as_batch(rollout, prompts, completions, own_rows):
+    """The batch of losses.completions, with the experts that were kept."""
+    room = max(map(len, PROMPTS))
+    ids = np.zeros((len(PROMPTS), room), np.int32)
+    for row, prompt in zip(ids, PROMPTS, strict=True):
+        row[: len(prompt)] = prompt
+    mask = np.arange(room) < np.array([[len(prompt)] for prompt in PROMPTS])
+    repeats = 2 if own_rows else 1
+    of_prompts = dict(
+        prompt_ids=ids, prompt_mask=mask, prompt_experts=prompts[: len(PROMPTS), :room]
+    )
+    return {name: np.repeat(x, repeats, axis=0) for name, x in of_prompts.items()} | dict(
+        completion_ids=rollout.completion_ids,
+        completion_mask=rollout.completion_mask,
+        completion_experts=completions[: 2 * len(PROMPTS)],
+    )
+
+
+def free(batch):
+    return {name: x for name, x in batch.items() if not name.endswith("_experts")}
+
+
+@pytest.mark.parametrize("own_rows", [False, True])
+def test_a_forward_pass_takes_the_experts_that_were_kept(own_rows):
+    """Oracle: with the sampler's parameters, the pass that chooses by itself, bit for bit, and the sampler's
+    log-probabilities. With others, whose routers choose otherwise, the experts that are counted are those
+    that were kept, and the numbers are no longer those of a free choice.
+    """
+    config, params = tiny_model("mla_moe")
+    rollout, *experts = rolled(config, params)
+    batch = as_batch(rollout, *experts, own_rows)
+    mask = rollout.completion_mask
+    score = jax.jit(lambda params, batch: completion_logprobs(config, params, batch))
+    kept, _, routing = score(params, batch)
+    np.testing.assert_array_equal(kept, score(params, free(batch))[0])
+    np.testing.assert_allclose(kept[mask], rollout.sampler_logprobs[mask], atol=1e-5)
+
+    others = jax.tree.map(lambda x: x, params)
+    others["moe_layers"]["ffn"]["router"] = -params["moe_layers"]["ffn"]["router"]
+    moved, _, other_routing = score(others, batch)
+    # Only the last token of a completion is free
+    changed = np.abs(other_routing.load - routing.load).sum(-1) / 2
+    assert (changed <= 2 * len(mask)).all() and changed.any()
+    free_load = score(others, free(batch))[2].load
+    assert (np.abs(free_load - routing.load).sum(-1) / 2 > 5 * changed).all()
+    assert abs(moved - score(others, free(batch))[0])[mask].max() > 1e-3
+
+
+def test_the_router_learns_from_a_kept_choice():
+    """Oracle: the gradient of the pass that chooses by itself, bit for bit, with the sampler's parameters."""
+    config, params = tiny_model("mla_moe")
+    rollout, *experts = rolled(config, params)
+    batch = as_batch(rollout, *experts, False)
+
+    @jax.jit
+    def gradient(params, batch):
+        def loss(params):
+            logprobs = completion_logprobs(config, params, batch)[0]
+            return np.where(rollout.completion_mask, 1.0, 0.0).ravel() @ logprobs.ravel()
+
+        return jax.grad(loss)(params)
+
+    kept, own = gradient(params, batch), gradient(params, free(batch))
+    assert np.abs(kept["moe_layers"]["ffn"]["router"]).max() > 0
+    jax.tree.map(np.testing.assert_array_equal, kept, own)
+
+
+def test_an_expert_that_the_model_does_not_have_is_named():
+    """Oracle: the message; FREE is no expert."""
+    config, _ = tiny_model("mla_moe")
+    experts = [np.full((2, 3, 1, 2), FREE, np.uint16), np.full((2, 3, 1, 2), 7, np.uint16)]
+    check_experts(config, experts)
+    experts[1][1, 2, 0, 1] = 8
+    with pytest.raises(BrokenTerm, match="expert 8, and the model has n_routed_experts=8"):
+        check_experts(config, experts)
