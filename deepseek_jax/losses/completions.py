@@ -11,9 +11,10 @@ def completion_logprobs(config: ModelConfig, params, batch, *, temperature=1.0):
     """Score each completion's tokens: (logprobs float32[b t], entropy float32[b t], Routing or None).
 
     batch: prompt_ids int32[p s] and prompt_mask bool[p s], right-padded; completion_ids int32[b t] and
-    completion_mask bool[b t], right-padded, b / p adjacent completions a prompt; or also what a rollout kept,
-    prompt_experts uint16[p s l a] and completion_experts uint16[b t l a]. temperature: a number or float32[].
-    Both results are in nats and undefined where completion_mask is False.
+    completion_mask bool[b t], right-padded, b / p adjacent completions a prompt; or also what a rollout kept:
+    prompt_experts uint16[p s l a] and completion_experts uint16[b t l a], or candidates int32[b t n], which
+    distributions are over. temperature: a number or float32[]. Both results are in nats and undefined where
+    completion_mask is False.
     With p < b a prompt and its completions are one row, [prompt, completion 1, ...], in which a completion
     sees the prompt and itself. With p = b each completion is a row of its own after its prompt: more tokens,
     but attention by blocks, and a row splits over the context axis. Results and gradients are equal.
@@ -43,14 +44,14 @@ def _own_rows(config, params, batch, temperature):
         positions=jnp.maximum(jnp.arange(tokens.shape[1]) - padding_b1, 0),
         kept=_by_layer(kept),
     )
+    candidates = batch.get("candidates")
+    if candidates is not None:
+        # Those of a token stand where it is predicted, as its target does
+        candidates = jnp.pad(candidates, ((0, 0), (s - 1, 1), (0, 0)), constant_values=-1)
     # Predictions inside the prompt are computed and dropped: to cut the row, whose tokens are split over
     # devices, would move every hidden state
-    logprobs, entropy = over_tokens(
-        _token_logprobs,
-        hidden,
-        head_weight(config, params),
-        jnp.roll(tokens, -1, axis=1),
-        temperature,
+    logprobs, entropy = _scored(
+        config, params, hidden, jnp.roll(tokens, -1, axis=1), temperature, candidates
     )
     return logprobs[:, s - 1 : -1], entropy[:, s - 1 : -1], routing
 
@@ -90,12 +91,13 @@ def _shared_rows(config, params, batch, temperature):
     last_pd = jnp.take_along_axis(hidden, (prompt_length_p - 1)[:, None, None], axis=1)
     last_pn1d = jnp.broadcast_to(last_pd[:, None], (p, n, 1, d))
     before_pntd = jnp.concatenate([last_pn1d, hidden[:, s:].reshape(p, n, t, d)[:, :, :-1]], axis=2)
-    logprobs, entropy = over_tokens(
-        _token_logprobs,
+    logprobs, entropy = _scored(
+        config,
+        params,
         before_pntd.reshape(b, t, d),
-        head_weight(config, params),
         batch["completion_ids"],
         temperature,
+        batch.get("candidates"),
     )
     return logprobs, entropy, routing
 
@@ -104,5 +106,14 @@ def _by_layer(kept_btla):
     return None if kept_btla is None else jnp.moveaxis(kept_btla, 2, 0)
 
 
-def _token_logprobs(hidden_md, head_vd, target_m, temperature):
-    return token_logprobs(hidden_md, head_vd, target_m, temperature=temperature)
+def _scored(config, params, hidden, targets, temperature, candidates):
+    """(logprobs, entropy) of targets int32[b t], each under its hidden state [b t d]."""
+    of_tokens = targets if candidates is None else (targets, candidates)
+    return over_tokens(_token_logprobs, hidden, head_weight(config, params), of_tokens, temperature)
+
+
+def _token_logprobs(hidden_md, head_vd, of_tokens, temperature):
+    target_m, candidates_mn = of_tokens if isinstance(of_tokens, tuple) else (of_tokens, None)
+    return token_logprobs(
+        hidden_md, head_vd, target_m, temperature=temperature, candidates=candidates_mn
+    )

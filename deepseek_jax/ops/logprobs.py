@@ -10,12 +10,15 @@ from deepseek_jax.ops.platform import choice
 from deepseek_jax.ops.vocabulary import log_total
 
 
-def token_logprobs(hidden, head, targets, *, temperature=1.0, chunk_size: int | None = None):
+def token_logprobs(
+    hidden, head, targets, *, temperature=1.0, candidates=None, chunk_size: int | None = None
+):
     """Log-probability of each target token, and the entropy of the predicted distribution.
 
     hidden: [m d], after the final norm. head: [v d]. targets: int32[m]. temperature: divides the logits, as
-    in sampling; it gets no gradient. Returns logprobs, float32[m] in nats, and entropy, float32[m] in nats,
-    without a gradient.
+    in sampling; it gets no gradient. candidates: int32[m n], the tokens that each distribution is over, -1
+    for none; None for all tokens. Results of a row without any have no meaning. Returns logprobs, float32[m]
+    in nats, and entropy, float32[m] in nats, without a gradient.
     Equal to a full log-softmax, but computed in chunks of chunk_size tokens (default: as many as have
     "logits_alive" logits, of ops.platform). With more than one chunk, the backward pass recomputes the
     logits, so that at most chunk_size * v are in memory.
@@ -30,15 +33,37 @@ def token_logprobs(hidden, head, targets, *, temperature=1.0, chunk_size: int | 
     temperature, recomputed = jnp.float32(temperature), len(hidden) > 1
 
     def of_chunk(inputs):
-        hidden_md, target_m = inputs
+        hidden_md, target_m, *candidates = inputs
+        if candidates:
+            return _chunk_among(hidden_md, head, target_m, temperature, *candidates)
         return _chunk_logprobs(hidden_md, head, target_m, temperature, recomputed)
 
-    logprobs, entropy = jax.lax.map(of_chunk, (hidden, targets))
+    inputs = hidden, targets
+    if candidates is not None:
+        padded = jnp.pad(candidates, ((0, padding), (0, 0)), constant_values=-1)
+        inputs += (padded.reshape(-1, chunk, candidates.shape[1]),)
+    logprobs, entropy = jax.lax.map(of_chunk, inputs)
     return logprobs.reshape(-1)[:m], entropy.reshape(-1)[:m]
 
 
 def _logits(hidden, head):
     return dot("md,vd->mv", hidden, head, jnp.float32)
+
+
+@jax.checkpoint
+def _chunk_among(hidden_md, head, target_m, temperature, candidates_mn):
+    """_chunk_logprobs of distributions over the candidates."""
+    logits_mv = _logits(hidden_md, head) / jax.lax.stop_gradient(temperature)
+    is_one_mn = candidates_mn >= 0
+    among_mn = jnp.take_along_axis(logits_mv, jnp.maximum(candidates_mn, 0), axis=-1)
+    among_mn = jnp.where(is_one_mn, among_mn, -jnp.inf)
+    # A row without candidates: of -inf alone the gradient would be NaN
+    some_m1 = is_one_mn.any(-1, keepdims=True)
+    total_m = jax.nn.logsumexp(jnp.where(some_m1, among_mn, 0.0), axis=-1)
+    logprob_m = jnp.take_along_axis(logits_mv, target_m[:, None], axis=-1)[:, 0] - total_m
+    logprobs_mn = jax.lax.stop_gradient(among_mn - total_m[:, None])
+    terms_mn = jnp.where(is_one_mn, jnp.exp(logprobs_mn) * logprobs_mn, 0.0)
+    return logprob_m, -terms_mn.sum(-1)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4,))

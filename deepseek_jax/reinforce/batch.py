@@ -106,6 +106,8 @@ def abstract_batch_of(settings: ReinforceSettings, config: ModelConfig, mesh: Me
         experts = config.num_moe_layers, config.num_experts_per_tok
         shapes["prompt_experts"] = (settings.rows(), s, *experts), np.uint16
         shapes["completion_experts"] = (completions, t, *experts), np.uint16
+    if settings.rollout.truncates():
+        shapes["candidates"] = (completions, t, settings.rollout.top_k), np.int32
     if settings.kl_weights:
         shapes["kl_weight"] = (completions,), np.float32
     if settings.extra_prompts:

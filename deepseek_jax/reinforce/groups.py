@@ -26,13 +26,12 @@ from deepseek_jax.reinforce.settings import ReinforceSettings
 from deepseek_jax.reinforce.update import jitted_score
 from deepseek_jax.rewards import Rewards, Scores
 from deepseek_jax.rollout.completions import RolloutLog
-from deepseek_jax.rollout.kept import check_experts, rows_of
+from deepseek_jax.rollout.kept import check_rows as check_kept
+from deepseek_jax.rollout.kept import rows_of
 from deepseek_jax.rollout.policy import Answers, Policy
 from deepseek_jax.rollout.requests import PROMPT_BUCKET
 from deepseek_jax.rollout.sample_log import SampleLog
 
-# Of the batch, with settings.keep_routing
-EXPERTS = "prompt_experts", "completion_experts"
 # A rollout that takes less leaves no file
 SECONDS_BETWEEN_WRITES = 60
 
@@ -126,7 +125,7 @@ class GroupSource:
             multiple=multiple,
             normalize_std=self.settings.loss.normalizes_std(),
             kl_weights=self.settings.kl_weights,
-            rows=self.settings.keep_routing,
+            rows=self.settings.keeps(),
         )
         tokens = float(batch["num_tokens"])
         metrics = describe(sampled, self.settings.accuracy) | sampling_metrics | {"tokens": tokens}
@@ -223,8 +222,10 @@ class GroupSource:
         return policy
 
     def _log(self, step, number):
-        """Where a round's completions are written as they end; None without a folder."""
-        if self.folder is None:
+        """Where a round's completions are written as they end; None without a folder, and where an update
+        needs their candidates, which are on the devices alone.
+        """
+        if self.folder is None or self.settings.rollout.truncates():
             return None
         # The name has the parameters too: a run that resumes after a change must not take over others'
         path = self.folder / f"{step}_{number}_{self.sampled_by:08x}.jsonl"
@@ -262,6 +263,7 @@ class GroupSource:
         settings, entropy = self.settings, [self.settings.seed, step, number]
         log = RolloutLog() if log is None else log
         log.keeps_routing = settings.keep_routing
+        log.keeps_candidates = settings.rollout.truncates()
         began = time.perf_counter()
         answers = policy.answer(
             examples,
@@ -294,7 +296,7 @@ class GroupSource:
             for part in split(batch, settings.minibatches)
         ]
         if self.kept is not None:
-            parts = [self._with_experts(part) for part in parts]
+            parts = [self._with_kept(part) for part in parts]
             # Its memory is the update's
             self.kept = None
         # Before the first update: pi_old in each ratio is the policy that sampled (arXiv:2402.03300, eq. 3)
@@ -302,8 +304,8 @@ class GroupSource:
             parts = [part | {"old_logprobs": self.score(state.model, part)} for part in parts]
         reference = self._reference(state)
         if reference is not None:
-            # Another model, with another choice of experts
-            own = [{k: v for k, v in part.items() if k not in EXPERTS} for part in parts]
+            # Another model, with a choice of experts of its own
+            own = [{k: v for k, v in part.items() if not k.endswith("_experts")} for part in parts]
             scores = [self.score(reference, part) for part in own]
             parts = [part | {"ref_logprobs": s} for part, s in zip(parts, scores, strict=True)]
         # The policy moves with the first update, so the later ones cannot compare
@@ -313,14 +315,14 @@ class GroupSource:
             for part, number in zip(parts * settings.epochs, sampled_by, strict=True)
         ]
 
-    def _with_experts(self, part):
-        """A part of the batch with the experts of its rows in place of the rows' numbers."""
+    def _with_kept(self, part):
+        """A part of the batch with what the rollout kept of its rows in place of the rows' numbers."""
         rows = part["prompt_rows"], part["completion_rows"]
         lengths = part["prompt_ids"].shape[1], part["completion_ids"].shape[1]
         part = {k: v for k, v in part.items() if not k.endswith("_rows")}
-        experts = rows_of(self.kept, *rows, *lengths)
-        check_experts(self.policy.config, experts)
-        return part | dict(zip(EXPERTS, experts, strict=True))
+        kept = rows_of(self.kept, *rows, *lengths)
+        check_kept(self.policy.config, kept)
+        return part | kept
 
     def _reference(self, state):
         """The params of the policy that the KL compares with, on the device; None for no KL."""

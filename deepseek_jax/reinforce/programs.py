@@ -45,6 +45,7 @@ def reinforcement_programs(
             n=settings.group_size,
             continued=settings.extra_prompts * settings.group_size,
             keeps_routing=settings.keep_routing,
+            candidates=settings.rollout.top_k,
         ),
         adapter=adapter,
         name=name,

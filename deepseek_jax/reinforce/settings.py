@@ -12,6 +12,7 @@ from deepseek_jax.settings import (
     CountBySteps,
     Natural,
     PositiveBySteps,
+    PositiveShare,
     Settings,
     Several,
     Weights,
@@ -23,6 +24,8 @@ from deepseek_jax.training.settings import FitSettings
 # A row of a prompt and its completions has all scores of its attention in memory at once. So many of a head
 # take 32 MiB in float32
 MOST_SHARED_SCORES = 2**23
+# The tokens that may be kept of a distribution: 512 bytes a token
+MOST_CANDIDATES = 128
 # What a question of reinforcement may be for
 SCENARIOS = ("reasoning", "general")
 
@@ -32,13 +35,28 @@ class RolloutSettings:
     """Sampling. Questions whose prompt is longer than max_prompt_length are dropped and counted.
 
     max_completion_length, temperature: a number, or pairs (step, number), each valid from its step on:
-    R1-Zero raised its limit from 32,768 to 65,536 tokens (arXiv:2501.12948, section 2).
+    R1-Zero raised its limit from 32,768 to 65,536 tokens (arXiv:2501.12948, section 2). top_p, top_k: the
+    candidates that these leave of each token's distribution are kept, and those of the update and of its
+    reference are over the same (keep sampling mask, arXiv:2512.02556, section 3.1).
     """
 
     max_prompt_length: Count
     max_completion_length: CountBySteps
     temperature: PositiveBySteps = 1.0
     slots: Count = 32
+    top_p: PositiveShare = added(1.0)
+    top_k: Natural = added(0)
+
+    def __post_init__(self):
+        if self.truncates() and not 0 < self.top_k <= MOST_CANDIDATES:
+            raise ValueError(
+                f"top_k={self.top_k} with top_p={self.top_p}: an update keeps at most {MOST_CANDIDATES} "
+                f"candidates a token; set top_k to 1 to {MOST_CANDIDATES}, or to 0 with top_p=1"
+            )
+
+    def truncates(self):
+        """Whether tokens are sampled from fewer than all."""
+        return self.top_p < 1 or self.top_k > 0
 
     def at(self, step: int):
         """The AnswerOptions of a step."""
@@ -46,6 +64,8 @@ class RolloutSettings:
             max_completion_length=number_at(self.max_completion_length, step),
             temperature=self.temperature_at(step),
             slots=self.slots,
+            top_p=self.top_p,
+            top_k=self.top_k,
         )
 
     def longest(self):
@@ -158,11 +178,11 @@ class ReinforceSettings(FitSettings, RewardSettings):
             self.check_not_stored("loss.kl_coef=0 reads no reference (above 0 it does)")
         if self.general is not None:
             self._check_general(self.general)
-        if self.keep_routing and (self.extra_prompts or self.max_sampling_rounds > 1):
+        if self.keeps() and (self.extra_prompts or self.max_sampling_rounds > 1):
             raise ValueError(
-                "keep_routing=True keeps the experts of one rollout a step, and none of an earlier one; "
-                f"set extra_prompts={self.extra_prompts} to 0 and "
-                f"max_sampling_rounds={self.max_sampling_rounds} to 1, or keep_routing to False"
+                "keep_routing=True and rollout.top_k keep what one rollout a step chose, and nothing of an "
+                f"earlier one; set extra_prompts={self.extra_prompts} to 0 and "
+                f"max_sampling_rounds={self.max_sampling_rounds} to 1, or keep nothing"
             )
         if self.kl_weights:
             self._check_kl_weights(self.kl_weights)
@@ -228,6 +248,10 @@ class ReinforceSettings(FitSettings, RewardSettings):
                 f"max_sampling_rounds={self.max_sampling_rounds}: each step has its own share of general "
                 "questions, which further rounds would shift; leave it at 1"
             )
+
+    def keeps(self):
+        """Whether updates use anything that the rollout kept, see rollout.kept."""
+        return self.keep_routing or self.rollout.truncates()
 
     def shares_prompts(self):
         """Whether a prompt and all its completions are one row of an update, as losses.completions says; else

@@ -51,14 +51,16 @@ class RolloutLog:
     begun: row -> (ids, logprobs), at least one token, of completions that have not ended: they continue.
     enough: None, or a method that is called after completions have ended; if it is true the rollout ends.
     weight_sync_seconds: set by the rollout, how long it took to have the parameters in the form for decoding.
-    keeps_routing: whether the rollout keeps the experts of its tokens; it sets `kept`, a kept.Kept.
+    keeps_routing, keeps_candidates: whether the rollout keeps the experts of its tokens, and what top-p and
+    top-k left to draw each from; it sets `kept`, a kept.Kept.
     """
 
     done = types.MappingProxyType({})
     begun = types.MappingProxyType({})
     enough = None
     weight_sync_seconds = 0.0
-    keeps_routing, kept = False, None
+    keeps_routing = keeps_candidates = False
+    kept = None
 
     def add(self, rows, rollout):
         """Take the rows that have just ended, int[e], of the Rollout as it is now."""
@@ -121,7 +123,7 @@ def _rows_of(state, slots):
     drafting = state.drafting
     if drafting is not None:
         drafting = drafting._replace(hidden=None, next_tokens=None, fresh=None)
-    unread = "caches", "step", "keys", "prompt_length", "last_token", "ended", "experts"
+    unread = "caches step keys prompt_length last_token ended experts candidates".split()
     taken = _take(state._replace(**dict.fromkeys(unread), drafting=drafting), padded(slots))
     return jax.tree.map(lambda array: on_host(array)[: len(slots)], taken)
 

@@ -21,7 +21,6 @@ be seated at any step, and a cache moves only where the ring has to grow for a l
 
 import contextlib
 import dataclasses
-import functools
 import math
 import time
 
@@ -86,17 +85,22 @@ def generate(
     the model's multi-token prediction module, which changes the draws and not their distribution. log: a
     RolloutLog. If it ends the call, the Rollout has the completions under way as far as they have come.
     Raises ValueError for prompts that requests.check refuses, for speculative=True without such a module
-    or with log.begun, and for log.keeps_routing with either, or of a dense model; NotFinite for a completion
-    whose log-probabilities are not finite.
+    or with log.begun, for log.keeps_routing with either, or of a dense model, and for log.keeps_candidates
+    with either, or without top_k; NotFinite for a completion whose log-probabilities are not finite.
     """
     log = RolloutLog() if log is None else log
-    sampling = Sampling(float(temperature), float(top_p), top_k)
+    sampling = Sampling(float(temperature), float(top_p), top_k, log.keeps_candidates)
     check(config, sampling, prompts, max_completion_length, n, slots)
     check_begun(log.begun, max_completion_length, speculative)
     if log.keeps_routing and (speculative or log.begun or not config.num_moe_layers):
         raise ValueError(
             "keeps_routing takes a model with routed experts, no drafts, and no completion that has begun; "
             "set it to False"
+        )
+    if log.keeps_candidates and (speculative or log.begun or not top_k):
+        raise ValueError(
+            "keeps_candidates takes a top_k above 0, no drafts, and no completion that has begun; set it to "
+            "False"
         )
     if speculative and is_quantized(params):
         raise ValueError("speculative=True does not take weights in int8; set speculative to False")
@@ -117,7 +121,7 @@ def generate(
             began = time.perf_counter()
             engine = _Engine(parts, (config, sampling, tuple(eos_ids)), params, requests)
             log.weight_sync_seconds = time.perf_counter() - began
-            engine.open(slots, max_completion_length, log.keeps_routing)
+            engine.open(slots, max_completion_length, log)
             _serve(queue, engine, result, log)
             log.kept = engine.kept
     return result
@@ -178,23 +182,16 @@ class _Engine:
         self.chunk = None
         self.kept = None
 
-    def open(self, slots, max_completion_length, keeps_routing=False):
-        """Make `slots` free slots. keeps_routing: keep the experts of all tokens in `kept`, a kept.Kept."""
+    def open(self, slots, max_completion_length, log):
+        """Make `slots` free slots, and a kept.Kept of what the RolloutLog says to keep."""
         prompt_room = self.requests.prompt_room
         sizes = slots, prompt_room, min(FIRST_ROOM, max_completion_length), max_completion_length
         self.state = self.parts.empty_slots(self.config, *sizes)
         self.tables = steps.rotations(self.config, prompt_room + max_completion_length)
         # -1: the slot is free
         self.request_in = np.full(slots, -1)
-        if keeps_routing:
-            nothing = functools.partial(kept.nothing, self.config)
-            self.state = self.state._replace(experts=nothing(slots, max_completion_length))
-            # Whole chunks and slots, which split over the devices
-            requests = -(-len(self.requests.keys) // slots) * slots
-            self.kept = kept.Kept(
-                nothing(len(self.requests.tokens), prompt_room),
-                nothing(requests, max_completion_length),
-            )
+        if log.keeps_routing or log.keeps_candidates:
+            self.state, self.kept = kept.begin(*self.fixed[:2], log, self.state, self.requests)
 
     @property
     def is_busy(self):
@@ -236,8 +233,7 @@ class _Engine:
         self.chunk = chunk
         if self.kept is not None:
             first = np.int32(chunk * self.requests.chunk_size)
-            prompts = kept.put_prompts(self.config, self.kept.prompts, experts, first)
-            self.kept = self.kept._replace(prompts=prompts)
+            self.kept = kept.put_prompts(self.config, self.kept, experts, first)
 
     def _make_room(self, tokens):
         """Let the caches have room for so many tokens of a completion, if any can be so long."""
@@ -269,8 +265,5 @@ class _Engine:
             self.request_in[slots] = -1
             if self.kept is not None:
                 pairs = padded(slots), padded(rows)
-                completions = kept.put_completions(
-                    self.config, self.kept.completions, self.state, *pairs
-                )
-                self.kept = self.kept._replace(completions=completions)
+                self.kept = kept.put_completions(self.config, self.kept, self.state, *pairs)
         return rows

@@ -17,7 +17,7 @@ from deepseek_jax.models import ModelConfig, RunSettings, check_architecture, ho
 from deepseek_jax.parallel.processes import say
 from deepseek_jax.rollout.completions import Rollout, RolloutLog
 from deepseek_jax.rollout.engine import generate
-from deepseek_jax.settings import Count, NonNegative, PositiveShare, build
+from deepseek_jax.settings import Count, Natural, NonNegative, PositiveShare, added, build
 
 # The last tokens of a prompt, searched for <think>: enough for it and a line break at one byte a token
 TAIL = 16
@@ -27,12 +27,13 @@ TAIL = 16
 class AnswerOptions:
     """How answers are sampled: at most max_completion_length tokens each, `slots` answers at once.
 
-    temperature 0 is greedy; top_p 1 filters no token.
+    temperature 0 is greedy; top_p 1 and top_k 0 filter no token.
     """
 
     max_completion_length: Count
     temperature: NonNegative = 1.0
     top_p: PositiveShare = 1.0
+    top_k: Natural = added(0)
     slots: Count = 32
 
 
@@ -111,6 +112,7 @@ class Policy:
             max_completion_length=options.max_completion_length,
             temperature=options.temperature,
             top_p=options.top_p,
+            top_k=options.top_k,
             eos_ids=self.eos_ids,
             seed=seed,
             slots=options.slots,

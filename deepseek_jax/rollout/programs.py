@@ -28,7 +28,7 @@ NO_WORK = dict(tokens=0, flops=0.0)
 class Asked(NamedTuple):
     """What a rollout has to answer: so many prompts, the longest of prompt_length tokens, n times each.
     continued: how many completions an earlier rollout may have begun, each of which is prefilled as the
-    longest. keeps_routing: of rollout.completions.RolloutLog.
+    longest. keeps_routing: of rollout.completions.RolloutLog. candidates: how many it keeps of a token.
     """
 
     prompts: int
@@ -36,6 +36,7 @@ class Asked(NamedTuple):
     n: int = 1
     continued: int = 0
     keeps_routing: bool = False
+    candidates: int = 0
 
 
 def rollout_programs(
@@ -69,6 +70,7 @@ def rollout_programs(
         longest=options.max_completion_length,
         chunk=chunk_rows(asked.prompts, asked.n, slots, parts),
         keeps_routing=asked.keeps_routing,
+        candidates=asked.candidates,
     )
     turns = -(-asked.prompts * asked.n // slots)
     programs = [
@@ -92,7 +94,7 @@ def rollout_programs(
 @dataclasses.dataclass(frozen=True)
 class _Rollout:
     """The sizes of a rollout. name: a prefix of its programs' names. prompt_room, longest: tokens of the
-    longest prompt and completion. chunk: the prompts that are prefilled at once. keeps_routing: of Asked.
+    longest prompt and completion. chunk: the prompts that are prefilled at once. The rest is of Asked.
     """
 
     config: ModelConfig
@@ -103,6 +105,7 @@ class _Rollout:
     longest: int
     chunk: int
     keeps_routing: bool
+    candidates: int
 
     def weights(self, params):
         arguments = self.config, params
@@ -154,20 +157,25 @@ class _Rollout:
         return self._program("decode", steps.decode, arguments, "weights", "slots", **work)
 
     def _keeping(self, slots):
-        """The abstract slots with room for experts, where a rollout keeps them."""
-        if not self.keeps_routing:
-            return slots
-        own = self.config.num_moe_layers, self.config.num_experts_per_tok
-        tokens = slots.tokens
-        experts = jax.ShapeDtypeStruct((*tokens.shape, *own), DTYPE, sharding=tokens.sharding)
-        return slots._replace(experts=experts)
+        """The abstract slots with room for what a rollout keeps."""
+        of_experts = self.config.num_moe_layers, self.config.num_experts_per_tok
+
+        def of_tokens(dtype, *sizes):
+            shape, place = (*slots.tokens.shape, *sizes), slots.tokens.sharding
+            return jax.ShapeDtypeStruct(shape, dtype, sharding=place)
+
+        return slots._replace(
+            experts=of_tokens(DTYPE, *of_experts) if self.keeps_routing else None,
+            candidates=of_tokens(jnp.int32, self.candidates) if self.candidates else None,
+        )
 
     def _program(self, called, function, arguments, *needs, **fields):
         needs = tuple(self.name + each for each in needs)
         return Program(self.name + called, function, arguments, self.mesh, needs=needs, **fields)
 
     def _fixed(self):
-        return self.config, Sampling(), self.config.eos_ids
+        keeps = dict(top_k=self.candidates, keeps_candidates=self.candidates > 0)
+        return self.config, Sampling(**keeps), self.config.eos_ids
 
     def _tables(self):
         shape = self.prompt_room + self.longest, self.config.rope_dim // 2

@@ -5,6 +5,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+# In place of a token that was kept: more tokens were than there is room for
+TOO_MANY = -2
 # Probabilities in one partial sum of `draw`
 LANES = 128
 
@@ -12,12 +14,14 @@ LANES = 128
 class Sampling(NamedTuple):
     """How tokens are drawn. Hashable, because it is a static argument of compiled functions.
 
-    temperature 0 is greedy. top_k 0 and top_p 1 filter no token.
+    temperature 0 is greedy. top_k 0 and top_p 1 filter no token. keeps_candidates: `sample` returns the
+    tokens that top_k and top_p left.
     """
 
     temperature: float = 1.0
     top_p: float = 1.0
     top_k: int = 0
+    keeps_candidates: bool = False
 
     def check(self, vocab_size: int):
         """Raise ValueError for a setting out of range."""
@@ -77,7 +81,8 @@ def draw(uniform, probs):
 
 
 def sample(keys, logits, sampling: Sampling):
-    """Draw one token a row: keys typed[b], logits float32[b v] -> (tokens int32[b], logprobs float32[b]).
+    """Draw one token a row: keys typed[b], logits float32[b v] -> (tokens int32[b], logprobs float32[b],
+    candidates int32[b n] or None, see `candidates_of`).
 
     logprobs are under the sampled distribution; with greedy decoding, under temperature 1.
     """
@@ -88,7 +93,20 @@ def sample(keys, logits, sampling: Sampling):
     else:
         uniform_b = jax.vmap(jax.random.uniform)(keys)
         tokens_b = draw(uniform_b, jnp.exp(logprobs_bv))
-    return tokens_b, jnp.take_along_axis(logprobs_bv, tokens_b[:, None], axis=-1)[:, 0]
+    logprobs_b = jnp.take_along_axis(logprobs_bv, tokens_b[:, None], axis=-1)[:, 0]
+    keeps = sampling.keeps_candidates
+    return tokens_b, logprobs_b, candidates_of(logits_bv, sampling.top_k) if keeps else None
+
+
+def candidates_of(logits, top_k: int):
+    """The tokens with a logit above -inf, of sampled_logits float32[b v]: int32[b top_k], -1 for none.
+
+    Where more than top_k tie, the first is TOO_MANY.
+    """
+    values_bn, tokens_bn = jax.lax.top_k(logits, top_k)
+    tokens_bn = jnp.where(values_bn > -jnp.inf, tokens_bn, -1)
+    too_many_b1 = (logits > -jnp.inf).sum(-1, keepdims=True) > top_k
+    return jnp.where(too_many_b1 & (jnp.arange(top_k) == 0), TOO_MANY, tokens_bn)
 
 
 def distribution(logits, sampling: Sampling):

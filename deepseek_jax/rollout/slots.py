@@ -36,6 +36,9 @@ class Slots(NamedTuple):
     logprobs: jax.Array  # float32[b t]
     drafting: tuple | None = None  # speculative.Drafting, where tokens are drafted
     experts: jax.Array | None = None  # uint16[b t l a], of kept.note, where a rollout keeps them
+    candidates: jax.Array | None = (
+        None  # int32[b t n], of sampling.sample, where a rollout keeps them
+    )
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2, 3, 4))
@@ -69,13 +72,16 @@ def pinned(slots):
     return jax.tree.map(own_slots, apart)._replace(caches=slots.caches, step=slots.step)
 
 
-def append(slots, tokens, logprobs, seats, eos_ids):
-    """Append a sampled token to each slot of seats: bool[b]."""
+def append(slots, tokens, logprobs, seats, eos_ids, candidates=None):
+    """Append a sampled token to each slot of seats: bool[b]. candidates: int32[b n], where they are kept."""
     at = jnp.arange(len(tokens)), slots.length
     length = slots.length + seats
     # -1 is no token: without eos_ids nothing stops a completion but its room
     stops = jnp.isin(tokens, jnp.array(eos_ids or (-1,)))
     is_full = length == slots.tokens.shape[1]
+    if slots.candidates is not None:
+        own = jnp.where(seats[:, None], candidates, slots.candidates[at])
+        slots = slots._replace(candidates=slots.candidates.at[at].set(own, mode="drop"))
     return slots._replace(
         length=length,
         last_token=jnp.where(seats, tokens, slots.last_token),

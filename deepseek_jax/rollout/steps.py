@@ -155,8 +155,9 @@ def seat(
         length=jnp.where(seats, 0 if begun is None else begun, slots.length),
     )
     step_keys = jax.vmap(jax.random.fold_in)(slots.keys, slots.length)
-    tokens, logprobs = sample(step_keys, own_slots(prefilled_logits[rows]), sampling)
-    return pinned(append(slots, tokens, logprobs, seats, eos_ids))
+    sampled = sample(step_keys, own_slots(prefilled_logits[rows]), sampling)
+    tokens, logprobs, candidates = sampled
+    return pinned(append(slots, tokens, logprobs, seats, eos_ids, candidates))
 
 
 def _places(slots, prompt_room, prompt_length, begun):
@@ -207,9 +208,10 @@ def decode(config, sampling, eos_ids, weights, tables, slots, ends):
         if slots.experts is not None:
             slots = kept.note(slots, kept.stacked(experts), active)
         step_keys = jax.vmap(jax.random.fold_in)(slots.keys, slots.length)
-        tokens, logprobs = sample(step_keys, _logits_of_stream(config, weights, x_bd), sampling)
+        sampled = sample(step_keys, _logits_of_stream(config, weights, x_bd), sampling)
+        tokens, logprobs, candidates = sampled
         slots = slots._replace(caches=caches, step=slots.step + 1)
-        return pinned(append(slots, tokens, logprobs, active, eos_ids))
+        return pinned(append(slots, tokens, logprobs, active, eos_ids, candidates))
 
     # The last token sampled is not in the cache yet: a step needs room for `length` tokens
     return repeat(body, slots, ends, completion_room)

@@ -143,6 +143,7 @@ def test_a_judge(tmp_path):
                 loss=dict(kl_coef=0.1),
                 kl_weights=dict(reasoning=0.5),
                 keep_routing=True,
+                rollout=dict(max_prompt_length=16, max_completion_length=12, top_k=4, slots=8),
                 minibatches=2,
                 reference_every=2,
                 reference_dtype="bfloat16",

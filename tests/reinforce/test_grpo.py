@@ -474,7 +474,7 @@ def test_updates_use_the_experts_that_the_sampler_chose(state, rewarded_by):
     assert batches[0]["prompt_experts"].shape[:2] == batches[0]["prompt_ids"].shape
     assert batches[0]["completion_experts"].shape[:2] == batches[0]["completion_ids"].shape
     for ours, theirs in zip(batches, free, strict=True):
-        assert ours.keys() - theirs.keys() == set(groups.EXPERTS)
+        assert ours.keys() - theirs.keys() == {"prompt_experts", "completion_experts"}
         mask = np.asarray(ours["completion_mask"])
         for name in ("old_logprobs", "ref_logprobs"):
             np.testing.assert_array_equal(ours[name][mask], theirs[name][mask])
@@ -484,11 +484,38 @@ def test_updates_use_the_experts_that_the_sampler_chose(state, rewarded_by):
         np.testing.assert_array_equal(kept, lengths - 1)
 
 
+def test_updates_of_truncated_samples_are_over_their_candidates(state, rewarded_by):
+    """Oracle: the sampler's own log-probabilities, which are over the candidates; of all tokens they would be
+    lower by up to a nat.
+    """
+    rewarded_by(by_length)
+    rollout = dict(max_prompt_length=16, max_completion_length=12, top_k=4, top_p=0.9, slots=8)
+    source = make_source(
+        state.params, minibatches=2, rollout=rollout, loss=dict(kl_coef=0.1, clip_eps=0.2)
+    )
+    for batch in source.next(state, 0)[0]:
+        mask = np.asarray(batch["completion_mask"])
+        sampled = batch["sampler_logprobs"][mask]
+        for name in ("old_logprobs", "ref_logprobs"):
+            np.testing.assert_allclose(batch[name][mask], sampled, atol=1e-5)
+        whole = source.score(state.params, {k: v for k, v in batch.items() if k != "candidates"})
+        assert (np.asarray(whole)[mask] < sampled - 0.1).mean() > 0.5
+
+
+@pytest.mark.parametrize("fields", [dict(top_p=0.9), dict(top_k=129), dict(top_p=0.9, top_k=200)])
+def test_more_candidates_than_an_update_keeps_are_refused(fields):
+    """Oracle: the words a reader needs."""
+    rollout = dict(max_prompt_length=16, max_completion_length=12) | fields
+    words = f"config.rollout.top_k={fields.get('top_k', 0)} .* keeps at most 128 candidates a token"
+    with pytest.raises(ValueError, match=words):
+        make_source(rollout=rollout)
+
+
 @pytest.mark.parametrize("field", [dict(extra_prompts=1), dict(max_sampling_rounds=2)])
 def test_experts_of_several_rollouts_are_not_kept(field):
     """Oracle: the words a reader needs."""
     ((name, value),) = field.items()
-    with pytest.raises(ValueError, match=f"keep_routing=True .* {name}={value} to"):
+    with pytest.raises(ValueError, match=f"keep_routing=True .* set .*{name}={value} to"):
         make_source(keep_routing=True, **field)
 
 

@@ -6,11 +6,14 @@ import pytest
 
 from deepseek_jax.errors import BrokenTerm
 from deepseek_jax.losses.completions import completion_logprobs
+from deepseek_jax.models import forward
+from deepseek_jax.ops.logprobs import token_logprobs
 from deepseek_jax.ops.routing import FREE
 from deepseek_jax.parallel import make_mesh
 from deepseek_jax.rollout import engine, generate, steps
 from deepseek_jax.rollout.completions import RolloutLog
-from deepseek_jax.rollout.kept import check_experts
+from deepseek_jax.rollout.kept import check_rows
+from deepseek_jax.rollout.sampling import Sampling, candidates_of, sampled_logits
 from tests.tiny import tiny_model
 
 PROMPTS = [[3, 4, 5, 6, 7], [8], [9, 10, 11], [12] * 17]
@@ -23,7 +26,7 @@ def rolled(config, params, log=None, **options):
     log.keeps_routing = True
     asked = dict(max_completion_length=LENGTH, n=2, eos_ids=(7, 8, 9), slots=3, seed=1) | options
     rollout = generate(config, params, PROMPTS, log=log, **asked)
-    return rollout, *map(np.asarray, log.kept)
+    return rollout, *map(np.asarray, log.kept[:2])
 
 
 def experts_of(config, params, text):
@@ -146,7 +149,83 @@ def test_an_expert_that_the_model_does_not_have_is_named():
     """Oracle: the message; FREE is no expert."""
     config, _ = tiny_model("mla_moe")
     experts = [np.full((2, 3, 1, 2), FREE, np.uint16), np.full((2, 3, 1, 2), 7, np.uint16)]
-    check_experts(config, experts)
+    rows = dict(zip(("prompt_experts", "completion_experts"), experts, strict=True))
+    check_rows(config, rows)
     experts[1][1, 2, 0, 1] = 8
     with pytest.raises(BrokenTerm, match="expert 8, and the model has n_routed_experts=8"):
-        check_experts(config, experts)
+        check_rows(config, rows)
+
+
+def test_the_candidates_of_every_token_are_kept_and_the_update_is_over_them():
+    """Oracle: the softmax over the tokens that top-p and top-k leave, by numpy over the logits of a whole
+    forward pass: the same tokens, and the log-probabilities of sampler and update.
+    """
+    config, params = tiny_model("mla_moe")
+    log = RolloutLog()
+    log.keeps_candidates = True
+    options = dict(max_completion_length=LENGTH, n=2, eos_ids=(7, 8, 9), slots=3, seed=1)
+    rollout = generate(config, params, PROMPTS, log=log, top_k=5, top_p=0.8, **options)
+    assert log.kept.prompt_experts is None
+    candidates = np.asarray(log.kept.candidates)[: len(rollout.completion_ids)]
+    mask, counts = rollout.completion_mask, set()
+    wanted = np.zeros(mask.shape)
+    for row, n in enumerate(mask.sum(1)):
+        prompt = PROMPTS[row // 2]
+        text = np.int32([[*prompt, *rollout.completion_ids[row][:n]]])
+        logits = np.asarray(forward(config, params, text))[0, len(prompt) - 1 : -1]
+        for t, own in enumerate(logits):
+            best = np.argsort(-own)[:5]
+            shares = np.exp(own[best]) / np.exp(own[best]).sum()
+            best = best[np.cumsum(shares) - shares < 0.8]
+            kept = candidates[row, t][candidates[row, t] >= 0]
+            assert sorted(kept) == sorted(best)
+            counts.add(len(best))
+            chosen = own[rollout.completion_ids[row, t]]
+            wanted[row, t] = chosen - np.log(np.exp(own[best]).sum())
+        assert (candidates[row, n:] == -1).all()
+    assert len(counts) > 2
+    np.testing.assert_allclose(rollout.sampler_logprobs, wanted, atol=2e-5)
+    for own_rows in (False, True):
+        batch = free(as_batch(rollout, np.zeros((4, 64)), np.zeros((8, 1)), own_rows))
+        batch["candidates"] = candidates
+        logprobs, entropy, _ = completion_logprobs(config, params, batch)
+        np.testing.assert_allclose(np.where(mask, logprobs, 0), wanted, atol=2e-5)
+        assert (np.asarray(entropy)[mask] <= np.log(5) + 1e-6).all()
+
+
+def test_a_gradient_over_candidates_is_that_of_their_softmax():
+    """Oracle: autodiff of the log-softmax of a gather, in chunks and in one; no NaN where a row has none."""
+    rng = np.random.default_rng(0)
+    hidden, head = (rng.normal(size=s).astype(np.float32) for s in ((6, 4), (11, 4)))
+    candidates = np.stack([rng.permutation(11)[:5] for _ in range(6)]).astype(np.int32)
+    candidates[2, 3:] = candidates[5] = -1
+    targets = candidates[:, 0].copy()
+    targets[5] = 0
+
+    def by_hand(hidden, head):
+        total = 0.0
+        for row, target in zip(range(5), targets, strict=False):
+            own = candidates[row][candidates[row] >= 0]
+            logits = hidden[row] @ head[own].T / 0.7
+            total += jax.nn.log_softmax(logits)[list(own).index(target)]
+        return total
+
+    def ours(hidden, head, chunk):
+        options = dict(temperature=0.7, candidates=candidates, chunk_size=chunk)
+        return token_logprobs(hidden, head, targets, **options)[0][:5].sum()
+
+    wanted = jax.grad(by_hand, (0, 1))(hidden, head)
+    for chunk in (6, 2):
+        found = jax.grad(ours, (0, 1))(hidden, head, chunk)
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), found, wanted)
+
+
+def test_more_tokens_than_there_is_room_for_are_refused():
+    """Oracle: the message, where three tokens tie with the second."""
+    logits = np.float32([[3, 2, 2, 2, 0], [3, 2, 1, 1, 0]])
+    kept = candidates_of(sampled_logits(logits, Sampling(top_k=2)), 2)
+    np.testing.assert_array_equal(kept[1], [0, 1])
+    config, _ = tiny_model("gqa")
+    check_rows(config, {"candidates": kept[1:]})
+    with pytest.raises(BrokenTerm, match="more tokens tie with the last of the top_k"):
+        check_rows(config, {"candidates": kept})

@@ -59,7 +59,7 @@ def test_logprobs_are_of_the_distribution_sampled(sampling):
     """Oracle: the numpy probabilities, after filtering, at the drawn tokens."""
     logits = random_logits(b=64)
     keys = jax.random.split(jax.random.key(0), 64)
-    tokens, logprobs = sample(keys, jnp.asarray(logits), sampling)
+    tokens, logprobs, _ = sample(keys, jnp.asarray(logits), sampling)
     probs = filtered(logits, sampling)[np.arange(64), tokens]
     assert (probs > 0).all()
     np.testing.assert_allclose(logprobs, np.log(probs), atol=1e-5)
@@ -70,7 +70,7 @@ def test_greedy_takes_the_largest_logit_whatever_the_key():
     logits = random_logits()
     for seed in (0, 1):
         keys = jax.random.split(jax.random.key(seed), 4)
-        tokens, logprobs = sample(keys, jnp.asarray(logits), Sampling(temperature=0.0))
+        tokens, logprobs, _ = sample(keys, jnp.asarray(logits), Sampling(temperature=0.0))
         np.testing.assert_array_equal(tokens, logits.argmax(-1))
         exact = np.log(filtered(logits, Sampling()).max(-1))
         np.testing.assert_allclose(logprobs, exact, atol=1e-5)
