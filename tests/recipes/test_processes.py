@@ -135,6 +135,15 @@ def distill(folder):
     return of_distill.small_config((folder, files[1]), readers=2)
 
 
+def distill_from_a_cache(folder):
+    """The teacher's likeliest tokens, which the devices of both processes compute, and one of them writes."""
+    config = distill(folder)
+    student = config.students.qwen
+    student.loss = dict(weights=dict(soft=0.5, hard=0.5), top_k=8, temperature=2.0)
+    student.batch_size, student.micro_batches, student.num_steps = 16, 2, 6
+    return config
+
+
 def r1(folder):
     config = of_r1.small_config()
     config.base.batch_size = 8
@@ -168,6 +177,13 @@ CASES = {
         says=("samples/*.jsonl", "report.json", "dataset/fates.json"),
     ),
     "distill": Case("distill", distill, leaves=("students/qwen/params",), says=("*/*/stage.json",)),
+    "distill from a cache": Case(
+        "distill",
+        distill_from_a_cache,
+        stop=2,
+        leaves=("students/qwen/params",),
+        says=("*/*/stage.json", "students/qwen/targets/*/*/*/features.json"),
+    ),
     "r1": Case(
         "r1",
         r1,
