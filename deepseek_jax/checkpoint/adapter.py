@@ -10,8 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
-from safetensors.numpy import load_file, save_file
 
+from deepseek_jax.checkpoint.adapter_file import read_tensors, write_tensors
 from deepseek_jax.checkpoint.adapter_names import (
     module_of,
     parse_name,
@@ -22,7 +22,7 @@ from deepseek_jax.checkpoint.adapter_names import (
     to_tensors,
 )
 from deepseek_jax.checkpoint.folder import check_new, is_unfinished, whole_folder
-from deepseek_jax.files import as_path, read_json, read_object, staged, whole_file
+from deepseek_jax.files import as_path, read_json, read_object
 from deepseek_jax.models import ModelConfig
 from deepseek_jax.models.adapter_modules import EXPERTS, adapter_places, modules
 from deepseek_jax.models.adapters import Adapted
@@ -75,8 +75,7 @@ def save_adapter(folder: str | Path, config: ModelConfig, params: Adapted, base:
                 tensors |= dict(zip(names, both, strict=True))
     with whole_folder(folder) as partial:
         if first_process():
-            with whole_file(partial / TENSORS) as fresh:
-                save_file(tensors, fresh, metadata={"format": "pt"})
+            write_tensors(partial / TENSORS, tensors)
             text = json.dumps(_config(ranks, params.scale, base), indent=2)
             (partial / CONFIG).write_text(text + "\n")
             (partial / BASE).write_text(json.dumps(about, indent=2) + "\n")
@@ -118,13 +117,15 @@ def load_adapter(folder: str | Path, config: ModelConfig, params, mesh: Mesh):
 
     Raises ValueError where the folder holds something else than plain LoRA of one scale, where a tensor is
     missing, and for an adapter of another base: of another architecture, or, where save_adapter wrote it, of
-    other weights. Beside int8 on one side alone, the weights that int8 rounds are not compared.
+    other weights. Beside int8 on one side alone, the weights that int8 rounds are not compared. Raises
+    DamagedCheckpoint, as adapter_file.read_tensors does.
     """
     folder = as_path(folder)
     scale = adapter_scale(folder)
     _check_base(folder, params)
+    tensors = read_tensors(folder / TENSORS)
     try:
-        adapter = _arrays(config, load_file(staged(folder / TENSORS)))
+        adapter = _arrays(config, tensors)
     except ValueError as error:
         raise ValueError(f"{folder / TENSORS}: {error}") from error
     places = adapter_places(config, adapter, mesh)
