@@ -100,17 +100,17 @@ def grpo_of_experts(folder):
 
 
 def sft(folder):
-    config = of_sft.small_config(num_steps=3)
+    config = of_sft.small_config(num_steps=4)
     config.data.readers = 2
     return with_one_layer(config)
 
 
 def reward_model(folder):
-    return with_one_layer(of_reward_model.small_config(num_steps=3))
+    return with_one_layer(of_reward_model.small_config(num_steps=4))
 
 
 def judge(folder):
-    config = test_judge.small_config(num_steps=3, batch_size=8, save_every=1, log_every=1, slots=8)
+    config = test_judge.small_config(num_steps=4, batch_size=8, save_every=1, log_every=1, slots=8)
     config.data.readers = 2
     return with_one_layer(config)
 
