@@ -1,42 +1,31 @@
-"""The file of an adapter's tensors, with a digest of each in its metadata, which peft does not read."""
+"""The file of an adapter's tensors, and a digest of each, by which damage is found."""
 
-import json
 from hashlib import blake2b
 from pathlib import Path
 
-from safetensors import safe_open
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load_file
 
 from deepseek_jax.checkpoint.damage import REMEDY, check_digests, read_together
-from deepseek_jax.files import staged, whole_file
+from deepseek_jax.files import staged
 
 
-def write_tensors(path: str | Path, tensors):
-    """Write {name: numpy array} whole."""
-    digests = {name: _digest(tensor) for name, tensor in tensors.items()}
-    with whole_file(path) as fresh:
-        save_file(tensors, fresh, metadata={"format": "pt", "digests": json.dumps(digests)})
+def read_tensors(path: str | Path, digests: dict | None):
+    """{name: numpy array} of a safetensors file; the processes of a run call it together.
 
-
-def read_tensors(path: str | Path):
-    """{name: numpy array} of a file of write_tensors or of peft; the processes of a run call it together.
-
-    Raises DamagedCheckpoint where the file cannot be read, and, with its name, where a tensor is not what
-    write_tensors wrote.
+    digests: tensor_digests of what was written, None if they are not known. Raises DamagedCheckpoint where
+    the file cannot be read, and, with its name, where a tensor is not what was written.
     """
-
-    def read():
-        local = staged(path)
-        with safe_open(local, "numpy") as file:
-            digests = (file.metadata() or {}).get("digests")
-        # Without digests the file is peft's, or of an earlier version
-        return load_file(local), digests and json.loads(digests)
-
-    tensors, digests = read_together(path, read, remedy=REMEDY)
+    tensors = read_together(path, lambda: load_file(staged(path)), remedy=REMEDY)
     if digests is not None:
-        found = {name: _digest(tensor) for name, tensor in tensors.items()}
-        check_digests(path, dict.fromkeys(digests) | found, digests, REMEDY)
+        # A tensor that is missing has no digest
+        found = dict.fromkeys(digests) | tensor_digests(tensors)
+        check_digests(path, found, digests, REMEDY)
     return tensors
+
+
+def tensor_digests(tensors):
+    """{name: 16 hexadecimal digits} for the dtype, shape and numbers of each numpy array."""
+    return {name: _digest(tensor) for name, tensor in tensors.items()}
 
 
 def _digest(tensor):
