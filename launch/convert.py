@@ -20,6 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from absl import app, flags
 
+from deepseek_jax.errors import Fault
 from launch import common
 
 
@@ -102,6 +103,8 @@ def main(argv):
     with common.one_message():
         try:
             config, params = convert(given["from"].value, given.to, **how)
+        except Fault:
+            raise
         except ValueError as error:
             if common.refused(error) is not None:
                 raise

@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from tests.benchmarks.result_tables import cell_text, outcome, table
+from tests.benchmarks.result_tables import block, cell_text, outcome, table
 from tests.benchmarks.results import (
     BLOCK,
     FOLDER,
@@ -92,6 +92,16 @@ def test_a_table_has_the_columns_that_are_filled_and_those_facts_that_differ():
     result = {"columns": {"seed": "", "x": ".1f", "y": ""}, "rows": rows}
     lines = ["| seed | x | version |", "|---|---|---|", "| 0 | 0.5 | a |", "| 1 | 0.5 | b |"]
     assert table(result).split("\n") == lines
+
+
+def test_what_a_rows_intervals_are_stands_above_the_table_while_the_row_does():
+    """Oracle: by hand: said once for two rows, and no more when another row takes their place."""
+    old = [{"seed": seed, "version": "a", "x": 0.5, "intervals": "Of old."} for seed in "01"]
+    result = {"command": "go", "machine": "m", "columns": {"x": ""}, "caveats": [], "rows": old}
+    command, said, lines, facts = block(result).split("\n\n")
+    assert said == "Of old." and lines.startswith("| x |") and "seed" not in facts
+    result["rows"] = [{"seed": "0", "version": "b", "x": 0.5}]
+    assert "Of old." not in block(result)
 
 
 def test_the_version_is_this_checkouts_commit():

@@ -10,8 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import save_file
 
+from deepseek_jax.checkpoint.adapter_file import read_tensors, tensor_digests
 from deepseek_jax.checkpoint.adapter_names import (
     module_of,
     parse_name,
@@ -22,7 +23,7 @@ from deepseek_jax.checkpoint.adapter_names import (
     to_tensors,
 )
 from deepseek_jax.checkpoint.folder import check_new, is_unfinished, whole_folder
-from deepseek_jax.files import as_path, read_json, read_object, staged, whole_file
+from deepseek_jax.files import as_path, read_object, whole_file
 from deepseek_jax.models import ModelConfig
 from deepseek_jax.models.adapter_modules import EXPERTS, adapter_places, modules
 from deepseek_jax.models.adapters import Adapted
@@ -31,7 +32,7 @@ from deepseek_jax.ops.fingerprint import fingerprint
 from deepseek_jax.parallel.processes import first_process, say
 
 CONFIG, TENSORS = "adapter_config.json", "adapter_model.safetensors"
-# Our own file, which peft does not read: fingerprints of the base
+# Our own file, which peft does not read: fingerprints of the base, and digests of the tensors
 BASE = "base.json"
 # Fields of the config that change what an adapter computes, with the values that mean plain LoRA
 PLAIN = {
@@ -79,6 +80,7 @@ def save_adapter(folder: str | Path, config: ModelConfig, params: Adapted, base:
                 save_file(tensors, fresh, metadata={"format": "pt"})
             text = json.dumps(_config(ranks, params.scale, base), indent=2)
             (partial / CONFIG).write_text(text + "\n")
+            about["digests"] = tensor_digests(tensors)
             (partial / BASE).write_text(json.dumps(about, indent=2) + "\n")
 
 
@@ -118,13 +120,17 @@ def load_adapter(folder: str | Path, config: ModelConfig, params, mesh: Mesh):
 
     Raises ValueError where the folder holds something else than plain LoRA of one scale, where a tensor is
     missing, and for an adapter of another base: of another architecture, or, where save_adapter wrote it, of
-    other weights. Beside int8 on one side alone, the weights that int8 rounds are not compared.
+    other weights. Beside int8 on one side alone, the weights that int8 rounds are not compared. Raises
+    DamagedCheckpoint, as adapter_file.read_tensors does.
     """
     folder = as_path(folder)
     scale = adapter_scale(folder)
-    _check_base(folder, params)
+    about = read_object(folder / BASE) if (folder / BASE).is_file() else None
+    if about is not None:
+        _check_base(folder, about, params)
+    tensors = read_tensors(folder / TENSORS, _digests(folder, about))
     try:
-        adapter = _arrays(config, load_file(staged(folder / TENSORS)))
+        adapter = _arrays(config, tensors)
     except ValueError as error:
         raise ValueError(f"{folder / TENSORS}: {error}") from error
     places = adapter_places(config, adapter, mesh)
@@ -178,11 +184,19 @@ def base_fingerprints(params):
     return {"unrounded": int(rounded(unquantized_leaves(params))), "all": whole}
 
 
-def _check_base(folder, params):
-    """Raise ValueError where save_adapter wrote the folder beside other parameters than these."""
-    if not (folder / BASE).is_file():
-        return
-    saved, own = read_json(folder / BASE), base_fingerprints(params)
+def _digests(folder, about):
+    """The tensors' digests that save_adapter wrote, or None. about: the content of BASE, None without."""
+    # peft, whose configs have this field and ours do not, may have written other tensors beside our file
+    if about is None or "inference_mode" in read_object(folder / CONFIG):
+        return None
+    return about.get("digests")
+
+
+def _check_base(folder, saved, params):
+    """Raise ValueError where save_adapter wrote the folder beside other parameters than these. saved: the
+    content of BASE.
+    """
+    own = base_fingerprints(params)
     comparable = [name for name in own if None not in (own[name], saved[name])]
     if any(own[name] != saved[name] for name in comparable):
         raise ValueError(

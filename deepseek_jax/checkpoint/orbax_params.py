@@ -9,15 +9,13 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from orbax.checkpoint import v1 as ocp
 
+from deepseek_jax.checkpoint.arrays import StoredArrays, save_arrays
 from deepseek_jax.checkpoint.folder import check_new, is_unfinished, whole_folder
 from deepseek_jax.checkpoint.hf_config import config_json, read_config
 from deepseek_jax.checkpoint.tree import abstract_params, checked_by_path, compute_dtype, from_paths
 from deepseek_jax.files import absolute
 from deepseek_jax.models import ModelConfig
 from deepseek_jax.parallel.processes import first_process
-
-# An array is stored in chunks of at most so many bytes, of which a process reads what it needs
-CHUNK_BYTES = 2**24
 
 
 def is_orbax(folder: str | Path):
@@ -35,11 +33,8 @@ def save_orbax(folder: str | Path, config: ModelConfig, params):
     check_new(folder)
     flat = checked_by_path(config, params)
     text = config_json(config, dtype=flat["embedding"].dtype)
-    context = ocp.Context()
-    context.array.saving.storage_options.chunk_byte_size = CHUNK_BYTES
     with whole_folder(folder) as partial:
-        with context:
-            ocp.save(partial / "params", params)
+        save_arrays(partial / "params", params)
         if first_process():
             (partial / "config.json").write_text(json.dumps(text, indent=2) + "\n")
 
@@ -47,10 +42,11 @@ def save_orbax(folder: str | Path, config: ModelConfig, params):
 def load_orbax(folder: str | Path, dtype: str | None = None, mesh: Mesh | None = None):
     """Read what save_orbax wrote: -> (ModelConfig, params). dtype and mesh as in load_hf.
 
-    A process reads the chunks of the files that its devices hold any number of: about its share.
+    A process reads the chunks of the files that its devices hold any number of: about its share. The
+    processes of a run call it together. Raises DamagedCheckpoint, as arrays.StoredArrays does.
     """
-    config, path = read_config(folder), absolute(folder) / "params"
-    saved = checked_by_path(config, ocp.metadata(path).metadata)
+    config, stored = read_config(folder), StoredArrays(absolute(folder) / "params")
+    saved = checked_by_path(config, stored.tree)
     # The router's balancing bias is never rounded: it has the dtype that was saved
     dtypes = {
         name: jnp.dtype(leaf.dtype if dtype is None or name.endswith("router_bias") else dtype)
@@ -61,5 +57,5 @@ def load_orbax(folder: str | Path, dtype: str | None = None, mesh: Mesh | None =
         name: leaf.update(sharding=place) if place else leaf
         for name, leaf in abstract_params(config, dtypes, mesh).items()
     }
-    params = ocp.load(path, from_paths(wanted))
+    params = stored.load(from_paths(wanted))
     return dataclasses.replace(config, dtype=compute_dtype(params)), params

@@ -6,9 +6,9 @@ from pathlib import Path
 import flax.linen as nn
 import jax
 from jax.sharding import Mesh
-from orbax.checkpoint import v1 as ocp
 
 from deepseek_jax.checkpoint.adapter import load_adapter, save_adapter
+from deepseek_jax.checkpoint.arrays import StoredArrays, save_arrays
 from deepseek_jax.checkpoint.folder import check_new, whole_folder
 from deepseek_jax.checkpoint.load import load_params
 from deepseek_jax.checkpoint.orbax_params import load_orbax, save_orbax
@@ -40,7 +40,7 @@ def save_reward_model(
             save_adapter(partial / "adapter", config, params["decoder"], base)
             kind = "int8" if is_quantized(params["decoder"]) else None
             about = about | {"base": str(absolute(base)), "quantize": kind}
-        ocp.save(partial / "head", params["head"])
+        save_arrays(partial / "head", params["head"])
         if first_process():
             (partial / ABOUT).write_text(json.dumps(about, indent=2) + "\n")
 
@@ -48,7 +48,8 @@ def save_reward_model(
 def load_reward_model(folder: str | Path, mesh: Mesh):
     """Read what save_reward_model wrote: -> (ModelConfig, float32 params on the mesh, about).
 
-    Raises ValueError for a folder without a reward model.
+    Raises ValueError for a folder without a reward model, and DamagedCheckpoint where an array of it is not
+    what was saved.
     """
     folder = absolute(folder)
     if not (folder / ABOUT).is_file():
@@ -62,7 +63,7 @@ def load_reward_model(folder: str | Path, mesh: Mesh):
         shapes,
         shardings(mesh, logical_names(boxed), shapes),
     )
-    params = {"decoder": decoder, "head": ocp.load(folder / "head", wanted)}
+    params = {"decoder": decoder, "head": StoredArrays(folder / "head").load(wanted)}
     return config, params, about
 
 

@@ -7,22 +7,16 @@ from pathlib import Path
 import jax
 from orbax.checkpoint import v1 as ocp
 
-from deepseek_jax.errors import Fault
+from deepseek_jax.checkpoint.damage import DamagedCheckpoint, check_digests, read_together
 from deepseek_jax.files import absolute, remove_folder
 from deepseek_jax.ops.fingerprint import fingerprint
-from deepseek_jax.parallel.processes import barrier, first_process, from_each, say
+from deepseek_jax.parallel.processes import barrier, first_process, say
 from deepseek_jax.parallel.shard import on_device
 
 policies = ocp.training.preservation_policies
 # The name of a checkpoint that was set aside: STEP and this
 ASIDE = ".damaged"
 _fingerprint = jax.jit(fingerprint)
-
-
-class DamagedCheckpoint(Fault, ValueError):
-    """A checkpoint that cannot be read, or that is not what was saved."""
-
-    status = 7
 
 
 class Store:
@@ -169,20 +163,7 @@ class Store:
         self.close()
 
     def _read(self, step, read):
-        """read(). Raises DamagedCheckpoint, on all processes, where it raises anything on one of them."""
-        result = failure = None
-        try:
-            result = read()
-        # Orbax, tensorstore and json raise errors of their own, none of which names the checkpoint
-        except Exception as error:
-            failure = error
-        whys = from_each(failure and f"{type(failure).__name__}: {failure}")
-        for process, why in enumerate(whys):
-            if why is not None:
-                raise DamagedCheckpoint(
-                    f"{self.folder / str(step)} is damaged: process {process} cannot read it ({why[:300]})"
-                ) from failure
-        return result
+        return read_together(self.folder / str(step), read)
 
     def _check_digests(self, step, checkpoint):
         data = checkpoint["data"]
@@ -191,12 +172,7 @@ class Store:
             say(f"{self.folder / str(step)} is of a version without digests, and is not checked")
             return
         found = _digests(checkpoint["state"]) | {"data": _digest_of_json(data)}
-        changed = sorted(path for path in found if found[path] != digests.get(path))
-        if changed:
-            raise DamagedCheckpoint(
-                f"{self.folder / str(step)} is damaged: {changed[0]} is not what was saved; of its "
-                f"{len(found)} parts {len(changed)} are not"
-            )
+        check_digests(self.folder / str(step), found, digests)
 
     def _set_aside_bad_scores(self):
         """Orbax reads the scores of all checkpoints at once, and fails if one of them is not JSON."""

@@ -1,5 +1,6 @@
 """Datasets that TFDS builds on disk, without TensorFlow: a jsonl file, and Python's own source."""
 
+import contextlib
 import hashlib
 import json
 import re
@@ -14,6 +15,7 @@ import tensorflow_datasets as tfds
 
 from deepseek_jax.data.stored import INFO, stored_dataset, stored_records
 from deepseek_jax.files import as_path, is_remote, staged, upload
+from deepseek_jax.parallel.led import Led
 from deepseek_jax.parallel.processes import first_process, from_each
 
 
@@ -103,10 +105,11 @@ def build(builder, config, data_dir: str | Path, **more):
     return stored_records(prepared(builder, config, data_dir, **more), "train")
 
 
-def prepared(builder, config, data_dir: str | Path, **more):
+def prepared(builder, config, data_dir: str | Path, *, led: Led | None = None, **more):
     """A builder of this class, to read from; the dataset is built under data_dir if it is not there yet.
 
-    config: a BuilderConfig, or None. more: further arguments of the class.
+    config: a BuilderConfig, or None. led: computes the documents on the devices of all processes, where the
+    class asks for that. more: further arguments of the class.
 
     A build that is killed leaves a folder INCOMPLETE, which is never read. Several processes share
     the folder: the first one builds and the others wait; if the build fails, it fails on all of them.
@@ -117,18 +120,19 @@ def prepared(builder, config, data_dir: str | Path, **more):
     # The work takes a few seconds
     tfds.disable_progress_bar()
     folder = failure = None
-    if first_process():
-        try:
-            folder = _build(builder, options, data_dir)
-        # Of any kind: the other processes wait for the outcome in from_each
-        except Exception as error:
-            failure = error
+    with led or contextlib.nullcontext():
+        if first_process():
+            try:
+                folder = _build(builder, options, data_dir)
+            # Of any kind: the other processes wait for the outcome in from_each
+            except Exception as error:
+                failure = error
     failed = None if failure is None else f"{type(failure).__name__}: {failure}"
     folder, message = from_each([folder, failed])[0]
     if failure is not None:
         raise failure
     if message is not None:
-        raise ValueError(f"process 0 could not build the corpus: {message}")
+        raise ValueError(f"process 0 could not build the dataset: {message}")
     # This process or the first one has built it by now
     if is_remote(data_dir):
         return stored_dataset(folder)

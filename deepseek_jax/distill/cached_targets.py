@@ -42,13 +42,13 @@ class CachedTargets(TextBuilder):
         yield from enumerate(self._records())
 
 
-def write_targets(records, k: int, data_dir):
+def write_targets(records, k: int, data_dir, led=None):
     """Random access to the records of records(). Writes them under data_dir first if they are missing.
 
     builders.build writes all of them or nothing, in the first of several processes. k: stored tokens at each
-    position.
+    position. led: see builders.prepared.
     """
-    return build(CachedTargets, None, data_dir, records=records, k=k)
+    return build(CachedTargets, None, data_dir, led=led, records=records, k=k)
 
 
 def pack_targets(source, rows: Rows, *, seed: int, pad_id: int):

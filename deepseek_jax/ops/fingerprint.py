@@ -4,6 +4,9 @@ import jax
 import jax.numpy as jnp
 
 GOLDEN = 0x9E3779B1  # odd, so that every position gets another multiple of it
+# Dtypes that fingerprint_as converts, and bits of float32
+FLOATS = ("float32", "bfloat16")
+INFINITY, NAN = 0x7F800000, 0x7FC00000
 
 
 def fingerprint(tree):
@@ -24,6 +27,25 @@ def fingerprint(tree):
         of_leaf = _mixed(bits.astype(jnp.uint32) ^ _mixed(position * jnp.uint32(GOLDEN)))
         total += _mixed(of_leaf.sum(dtype=jnp.uint32) + jnp.uint32(index))
     return total
+
+
+def fingerprint_as(leaf, dtype: str):
+    """uint32[]: `fingerprint` of an array as it would be in another dtype, of float32 and bfloat16; all NaNs
+    are the same here. An array of a third dtype has only its own.
+
+    Integers round to bfloat16, to nearest even, so that the result is the same on every platform, and that of
+    an array which a reader of files has rounded on the host.
+    """
+    if dtype not in FLOATS:
+        return fingerprint(leaf)
+    if leaf.dtype == jnp.float32:
+        bits = jax.lax.bitcast_convert_type(leaf, jnp.uint32)
+    else:
+        bits = jax.lax.bitcast_convert_type(leaf, jnp.uint16).astype(jnp.uint32) << 16
+    bits = jnp.where(bits & 0x7FFFFFFF > INFINITY, jnp.uint32(NAN), bits)
+    if dtype == "float32":
+        return fingerprint(bits)
+    return fingerprint(((bits + 0x7FFF + (bits >> 16 & 1)) >> 16).astype(jnp.uint16))
 
 
 def _mixed(x):

@@ -9,7 +9,7 @@ from jax.sharding import Mesh
 from deepseek_jax.checkpoint import load_orbax
 from deepseek_jax.checkpoint.reward_params import load_reward_model
 from deepseek_jax.data.preferences import render_response
-from deepseek_jax.errors import at
+from deepseek_jax.errors import Fault, at
 from deepseek_jax.files import as_path, read_json
 from deepseek_jax.parallel.shard import check_splits
 from deepseek_jax.rewards.judge import Judge
@@ -51,6 +51,9 @@ def _load_model(settings: ModelRewardSettings, mesh: Mesh):
     check_splits(mesh, "batch_size", settings.batch_size, "batch")
     try:
         config, params, about = load_reward_model(settings.path, mesh)
+    # A damaged one keeps its exit status
+    except Fault:
+        raise
     except ValueError as error:
         raise ValueError(f"path={settings.path!r}: {error}") from error
     render = functools.partial(_render, named_tokenizer(about["tokenizer"]), about["template"])

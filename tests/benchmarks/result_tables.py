@@ -2,8 +2,9 @@
 
 A file is one experiment or benchmark: its command, its rows, the table's columns (name -> the format of its
 numbers; "{}" stands for the row's own "form"), its headlines, and caveats. A row has the results of one run:
-seed, version, minutes, and cells by name. A cell is a text, a number, [mean, low, high] with a 95% interval,
-{"before": ..., "after": ...}, {"low": ..., "high": ...} over several runs, or {"by_run": [...]}.
+seed, version, minutes, cells by name, and "intervals", a sentence for above the table where its intervals are
+not those that a run has today. A cell is a text, a number, [mean, low, high] with a 95% interval, {"before":
+..., "after": ...}, {"low": ..., "high": ...} over several runs, or {"by_run": [...]}.
 """
 
 import textwrap
@@ -53,9 +54,11 @@ def block(result):
         for name, text in OF_A_RUN.items()
         if name in shared and name not in columns
     ]
-    paragraphs = [f"{'; '.join(facts)}.", *result["caveats"]]
-    wrapped = (textwrap.fill(text, WIDTH, break_on_hyphens=False) for text in paragraphs)
-    return "\n\n".join([f"```sh\n{result['command']}\n```", table(result), *wrapped])
+    # Of a row, so that they go with it when a new run replaces it
+    above = dict.fromkeys(row["intervals"] for row in result["rows"] if "intervals" in row)
+    below = [f"{'; '.join(facts)}.", *result["caveats"]]
+    command = f"```sh\n{result['command']}\n```"
+    return "\n\n".join([command, *map(_wrapped, above), table(result), *map(_wrapped, below)])
 
 
 def summary(results):
@@ -84,6 +87,10 @@ def outcome(result):
         return f"{name}: {next(iter(means.values()))}"
     label = "seed " if label == "seed" else ""
     return f"{name}: " + ", ".join(f"{text} ({label}{of})" for of, text in means.items())
+
+
+def _wrapped(text):
+    return textwrap.fill(text, WIDTH, break_on_hyphens=False)
 
 
 def _line(cells):

@@ -18,6 +18,7 @@ from deepseek_jax.checkpoint.adapter_names import to_tensors
 from deepseek_jax.models import forward
 from deepseek_jax.models.adapter_modules import adapter_axes
 from deepseek_jax.models.adapters import (
+    Adapted,
     AdapterSettings,
     join,
     merged,
@@ -142,6 +143,24 @@ def test_a_folder_of_ours_is_one_of_peft(adapted_of, tmp_path, family):
     with torch.no_grad():
         logits = [m(torch.tensor(tokens())).logits.numpy() for m in (again, theirs)]
     np.testing.assert_array_equal(*logits)
+
+
+def test_a_folder_of_ours_that_peft_writes_anew_is_not_taken_for_a_damaged_one(
+    adapted_of, tmp_path
+):
+    """Oracle: the tensors that peft wrote."""
+    theirs, _, base, config, ours = adapted_of("qwen2_tied")
+    save_adapter(
+        tmp_path / "it",
+        config,
+        Adapted(ours.base, jax.tree.map(jnp.zeros_like, ours.adapter), 1.0),
+        base,
+    )
+    theirs.save_pretrained(tmp_path / "it")
+    assert (tmp_path / "it" / "base.json").is_file()
+    read = load_adapter(tmp_path / "it", config, ours.base, one_device())
+    jax.tree.map(np.testing.assert_array_equal, read.adapter, ours.adapter)
+    assert read.scale == ours.scale != 1.0
 
 
 def test_merged_weights_are_those_of_peft(adapted_of):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from configs import models
-from deepseek_jax.checkpoint import is_orbax, load_orbax, orbax_params, save_orbax
+from deepseek_jax.checkpoint import arrays, is_orbax, load_orbax, save_orbax
 from deepseek_jax.checkpoint.tree import abstract_params, by_path, from_paths
 from deepseek_jax.models import ModelConfig, random_params
 from deepseek_jax.parallel import make_mesh
@@ -104,7 +104,7 @@ def test_each_of_two_processes_reads_about_its_share(tmp_path, monkeypatch):
     """
     sizes = dict(hidden_size=512, moe_intermediate_size=512, n_routed_experts=32)
     config = ModelConfig(**models.deepseek_v3_tiny() | sizes)
-    monkeypatch.setattr(orbax_params, "CHUNK_BYTES", 2**20)
+    monkeypatch.setattr(arrays, "CHUNK_BYTES", 2**20)
     save_orbax(
         tmp_path / "out", config, random_params(config, make_mesh(devices=jax.devices()[:1]), 0)
     )
@@ -119,14 +119,14 @@ def test_each_of_two_processes_reads_about_its_share(tmp_path, monkeypatch):
 
 def test_nothing_is_left_when_writing_fails(params, tmp_path, monkeypatch):
     """Oracle: an empty parent folder after the disk fills up once the parameters are written."""
-    real = orbax_params.ocp.save
+    real = arrays.ocp.save
 
-    def full_disk(path, tree):
-        real(path, tree)
+    def full_disk(path, tree, **more):
+        real(path, tree, **more)
         assert any(tmp_path.rglob("params"))
         raise OSError("No space left on device")
 
-    monkeypatch.setattr(orbax_params.ocp, "save", full_disk)
+    monkeypatch.setattr(arrays.ocp, "save", full_disk)
     with pytest.raises(OSError, match="No space"):
         save_orbax(tmp_path / "out", CONFIG, params)
     assert list(tmp_path.iterdir()) == []

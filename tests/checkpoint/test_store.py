@@ -10,7 +10,8 @@ import numpy as np
 import optax
 import pytest
 
-from deepseek_jax.checkpoint.store import DamagedCheckpoint, Store
+from deepseek_jax.checkpoint.damage import DamagedCheckpoint
+from deepseek_jax.checkpoint.store import Store
 from deepseek_jax.parallel import make_mesh, shardings
 from deepseek_jax.training.state import TrainState, state_shardings
 
@@ -93,7 +94,7 @@ def test_a_checkpoint_restores_onto_another_mesh(tmp_path, sizes):
 KILLED = """
 import os, signal, sys
 import jax.numpy as jnp
-from deepseek_jax.checkpoint.store import DamagedCheckpoint, Store
+from deepseek_jax.checkpoint.store import Store
 store = Store(sys.argv[1])
 store.save(1, {"state": {"x": jnp.ones(3)}, "data": {"step": 1}})
 store.wait()

@@ -7,6 +7,7 @@ from deepseek_jax.data.mixture import Mixture
 from deepseek_jax.distill import cached_targets
 from deepseek_jax.distill.cached_targets import write_targets
 from tests.data.rows import with_rows
+from tests.processes import run_two
 
 pack_targets = with_rows(cached_targets.pack_targets)
 
@@ -60,3 +61,59 @@ def test_what_is_on_disk_is_not_written_again(folder):
         raise AssertionError("asked for records")
 
     assert len(write_targets(none, K, folder)) == TEXTS
+
+
+ONE_OF_TWO = """
+import sys
+import jax
+import numpy as np
+process, port, folder = int(sys.argv[1]), sys.argv[2], sys.argv[3]
+jax.distributed.initialize(f"127.0.0.1:{port}", num_processes=2, process_id=process)
+from deepseek_jax.distill.cached_targets import write_targets
+from deepseek_jax.parallel.led import Led
+from deepseek_jax.parallel.processes import total
+from tests.distill.test_cached_targets import K, records
+
+seen = []
+
+def together(numbers):
+    # An exchange that hangs unless both processes make it
+    seen.append(numbers.tolist())
+    assert total(1) == 2
+
+def computed(full_disk=False):
+    for number, record in enumerate(records()):
+        led(record["tokens"][:2])
+        if full_disk and number == 3:
+            raise OSError("No space left on device")
+        yield record
+
+led = Led(together, (np.zeros(2, np.int32),))
+try:
+    write_targets(lambda: computed(full_disk=True), K, folder, led=led)
+except (OSError, ValueError) as error:
+    print("failed:", repr(error), "behind", seen, flush=True)
+for _ in range(2):
+    seen.clear()
+    source = write_targets(computed, K, folder, led=led)
+    print("read", len(source), source[7]["tokens"][0], "behind", len(seen), flush=True)
+"""
+
+
+@pytest.mark.slow
+def test_the_first_process_writes_what_both_compute(tmp_path):
+    """Oracle: by hand: of a write that fails at its fourth text, of one that does not, and of one that finds
+    the records there.
+    """
+    codes, outputs = run_two(ONE_OF_TWO, tmp_path)
+    assert codes == [0, 0], outputs
+    behind = f"behind {[[100 * text, 100 * text + 1] for text in range(4)]}"
+    full = "No space left on device"
+    wanted = (
+        f"OSError('{full}')",
+        f"ValueError('process 0 could not build the dataset: OSError: {full}')",
+    )
+    for output, error in zip(outputs, wanted, strict=True):
+        lines = [line for line in output.splitlines() if line.startswith(("failed", "read"))]
+        read = f"read {TEXTS} 700 behind"
+        assert lines == [f"failed: {error} {behind}", f"{read} {TEXTS}", f"{read} 0"], output

@@ -13,7 +13,9 @@ from deepseek_jax.checkpoint import load_hf
 from deepseek_jax.data.tokenizer import load_tokenizer, smollm2_gguf
 from launch.convert import convert
 from tests.checkpoint.test_adapter import quietly_adapted
+from tests.checkpoint.test_store import flip, largest
 from tests.models.families import write_released_checkpoint, write_tiny_checkpoint
+from tests.tiny import save_tiny_model
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -66,6 +68,17 @@ def run(*arguments):
     return subprocess.run(
         [sys.executable, "launch/convert.py", *arguments], cwd=ROOT, capture_output=True, text=True
     )
+
+
+@pytest.mark.slow
+def test_damaged_parameters_end_it_with_their_own_status(tmp_path):
+    """Oracle: 7, in launch/README.md's table; the folder; nothing is written."""
+    save_tiny_model(tmp_path / "it")
+    flip(largest(tmp_path / "it" / "params" / "state" / "ocdbt.process_0"))
+    done = run(f"--from={tmp_path / 'it'}", f"--to={tmp_path / 'out'}")
+    assert done.returncode == 7
+    assert done.stderr.splitlines()[-1].startswith(f"error: {tmp_path / 'it/params'} is damaged: ")
+    assert [path.name for path in tmp_path.iterdir()] == ["it"]
 
 
 def test_the_command_writes_what_the_function_does(tmp_path):

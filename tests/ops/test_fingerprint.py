@@ -2,12 +2,14 @@
 
 import jax
 import jax.numpy as jnp
+import ml_dtypes
 import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from deepseek_jax.ops.fingerprint import GOLDEN, fingerprint
+from deepseek_jax.ops.fingerprint import GOLDEN, fingerprint, fingerprint_as
 from deepseek_jax.parallel import make_mesh
+from launch.topology import ENVIRONMENT, planned_mesh
 
 TREE = {
     "a": jax.random.normal(jax.random.key(0), (8, 3, 16)),
@@ -62,3 +64,35 @@ def test_a_fingerprint_does_not_depend_on_the_sharding(spec):
 def test_a_changed_tree_has_another_fingerprint(change):
     """Oracle: by hand: the trees differ."""
     assert int(fingerprint(change(TREE))) != int(fingerprint(TREE))
+
+
+def test_a_fingerprint_in_another_dtype_is_that_of_the_array_in_it():
+    """Oracle: ml_dtypes, which rounds to nearest even, and widens; a loop over Python's integers."""
+    numbers = np.random.default_rng(0).normal(size=(64, 33)).astype(np.float32)
+    # Two ties, an overflow, a denormal
+    numbers[0, :4] = 1 + 2.0**-8, 1 + 3 * 2.0**-8, 3.4e38, -1e-40
+    rounded = numbers.astype(ml_dtypes.bfloat16)
+    number_of = jax.jit(fingerprint_as, static_argnames="dtype")
+    for array, dtype, wanted in (
+        (numbers, "float32", numbers),
+        (numbers, "bfloat16", rounded),
+        (rounded, "float32", rounded.astype(np.float32)),
+        (rounded, "bfloat16", rounded),
+        (np.arange(8, dtype=np.int32), "int32", np.arange(8, dtype=np.int32)),
+    ):
+        assert int(number_of(jnp.asarray(array), dtype=dtype)) == by_hand(wanted)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_tpu_needs_no_copy_of_an_array_for_its_fingerprint(dtype, monkeypatch):
+    """Oracle: the compiler's own count of temporary memory."""
+    for name, value in ENVIRONMENT.items():
+        monkeypatch.setenv(name, value)
+    mesh, _ = planned_mesh("v5p:2x2x1", dict(data=1, fsdp=4))
+    place = NamedSharding(mesh, PartitionSpec(None, None, "fsdp"))
+    array = jax.ShapeDtypeStruct((64, 256, 1024), dtype, sharding=place)
+    for wanted in ("float32", "bfloat16"):
+        traced = jax.jit(fingerprint_as, static_argnames="dtype").trace(array, dtype=wanted)
+        compiled = traced.lower(lowering_platforms=("tpu",)).compile()
+        assert compiled.memory_analysis().temp_size_in_bytes < 2**16

@@ -97,7 +97,7 @@ def with_an_adapter(config):
 
 
 def sft(folder):
-    config = of_sft.small_config(num_steps=3)
+    config = of_sft.small_config(num_steps=4)
     config.data.readers = 2
     return with_one_layer(config)
 
@@ -107,11 +107,11 @@ def sft_with_an_adapter(folder):
 
 
 def reward_model(folder):
-    return with_one_layer(of_reward_model.small_config(num_steps=3))
+    return with_one_layer(of_reward_model.small_config(num_steps=4))
 
 
 def judge(folder):
-    config = test_judge.small_config(num_steps=3, batch_size=8, save_every=1, log_every=1, slots=8)
+    config = test_judge.small_config(num_steps=4, batch_size=8, save_every=1, log_every=1, slots=8)
     config.data.readers = 2
     return with_one_layer(config)
 
@@ -134,6 +134,15 @@ def distill(folder):
     if not files[0].exists():
         of_distill.make_files(folder)
     return of_distill.small_config((folder, files[1]), readers=2)
+
+
+def distill_from_a_cache(folder):
+    """The teacher's likeliest tokens, which the devices of both processes compute, and one of them writes."""
+    config = distill(folder)
+    student = config.students.qwen
+    student.loss = dict(weights=dict(soft=0.5, hard=0.5), top_k=8, temperature=2.0)
+    student.batch_size, student.micro_batches, student.num_steps = 16, 2, 6
+    return config
 
 
 def r1(folder):
@@ -174,6 +183,13 @@ CASES = {
         says=("samples/*.jsonl", "report.json", "dataset/fates.json"),
     ),
     "distill": Case("distill", distill, leaves=("students/qwen/params",), says=("*/*/stage.json",)),
+    "distill from a cache": Case(
+        "distill",
+        distill_from_a_cache,
+        stop=2,
+        leaves=("students/qwen/params",),
+        says=("*/*/stage.json", "students/qwen/targets/*/*/*/features.json"),
+    ),
     "r1": Case(
         "r1",
         r1,

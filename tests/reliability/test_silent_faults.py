@@ -15,7 +15,8 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from configs.grpo_small import get_config
 from deepseek_jax import settings as blocks
-from deepseek_jax.checkpoint.store import DamagedCheckpoint, Store
+from deepseek_jax.checkpoint.damage import DamagedCheckpoint
+from deepseek_jax.checkpoint.store import Store
 from deepseek_jax.errors import BrokenTerm, NotFinite, SamplerApart, UnusableRewards
 from deepseek_jax.losses import grpo as losses
 from deepseek_jax.parallel import make_mesh

@@ -179,12 +179,7 @@ class StudentRun:
 
     def _cached(self, name: str, conversations, tokenizer: Tokenizer, taught: Policy):
         """The texts of a task with the teacher's top k, which are written to folder/targets/TASK first."""
-        loss = self.student.loss
-        if jax.process_count() > 1:
-            raise ValueError(
-                f"config.students.{self.name}.loss.top_k={loss.top_k}: one process writes the teacher's "
-                "targets; train on one, or set it to None"
-            )
+        student, loss = self.student, self.student.loss
         render = functools.partial(weighed_tokens, tokenizer, template=self.settings.template)
         texts = (render(conversations[i], i) for i in range(len(conversations)))
         with at(f"config.students.{self.name}.loss"):
@@ -193,13 +188,15 @@ class StudentRun:
                 taught.params,
                 texts,
                 loss.top_k,
-                sequence_length=self.student.sequence_length,
-                batch_size=self.student.batch_size,
+                # As many rows at once as an update reads: what it has memory for
+                shape=(student.batch_size // student.micro_batches, student.sequence_length),
+                mesh=self.run.mesh,
                 vocab_size=loss.vocab_size,
                 # LossSettings allow a single temperature with top_k
                 temperature=loss.temperature_at(0),
             )
-        return write_targets(records, loss.top_k, self.run.folder / "targets" / name)
+        folder = self.run.folder / "targets" / name
+        return write_targets(records, loss.top_k, folder, led=records.led)
 
     def _watch(self, policy: Policy):
         """The TaskWatch of the held-out texts."""
