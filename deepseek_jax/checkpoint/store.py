@@ -71,15 +71,17 @@ class Store:
     def save(self, step: int, checkpoint, score: float | None = None):
         """Start to save {"state": ..., "data": ...} as `step`, after any save still under way.
 
-        The arrays may be donated once this returns. step: above those saved so far. Raises ValueError
+        The arrays may be donated, and the data may change, once this returns. step: above those saved so far. Raises ValueError
         where it is not, and any error of the save before.
         """
         latest = self.latest_step()
         if latest is not None and step <= latest:
             raise ValueError(f"{self.folder} already holds step {latest}; cannot save step {step}")
         metrics = None if score is None else {"score": score}
-        digests = _digests(checkpoint["state"]) | {"data": _digest_of_json(checkpoint["data"])}
-        checkpoint = checkpoint | {"data": checkpoint["data"] | {"digests": digests}}
+        # A copy: it is written in the background, while the run goes on changing its own
+        data = json.loads(json.dumps(checkpoint["data"]))
+        digests = _digests(checkpoint["state"]) | {"data": _digest_of_json(data)}
+        checkpoint = checkpoint | {"data": data | {"digests": digests}}
         self._checkpointer.save_checkpointables_async(step, checkpoint, metrics=metrics)
 
     def latest_step(self):

@@ -121,6 +121,16 @@ def test_a_save_that_was_killed_is_never_read_and_can_be_repeated(tmp_path):
     assert {path.name for path in tmp_path.iterdir()} == {"1", "2"}
 
 
+def test_what_changes_after_a_save_is_saved_as_it_was(tmp_path):
+    """Oracle: by hand: the data at the call, though the run changes its own while saving continues."""
+    with Store(tmp_path) as store:
+        for step in range(1, 6):
+            data = {"best": {"a": [step]}}
+            store.save(step, {"state": {"x": jnp.full(3, step)}, "data": data})
+            data["best"]["a"][0] = data["best"]["b"] = "later"
+            assert store.restore(step, {"x": jnp.zeros(3, int)})["data"] == {"best": {"a": [step]}}
+
+
 def test_a_deletion_that_was_killed_is_finished(tmp_path):
     """Oracle: by hand: the newest two and a multiple of 2 before them; of an older one half was there."""
     half = tmp_path / "half"
