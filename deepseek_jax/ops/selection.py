@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from deepseek_jax.ops.dot import dot
-from deepseek_jax.ops.platform import choice
+from deepseek_jax.ops.platform import choice, choose
 
 
 def index_scores(q_btjy, k_bsy, w_btj):
@@ -41,17 +41,20 @@ def _scores_of_block(q_btjy, k_bsy, w_btj):
     return (w_btj[..., None] * positive_btjs).sum(2)
 
 
-def select(scores, mask, index_topk: int):
+def select(scores, mask, index_topk: int, implementation: str | None = None):
     """Which keys each query attends to: the index_topk of the largest scores among those it may see, a tie
     going to the lowest index: -> bool[... s].
 
     scores: float32[... s]. mask: bool[... s], the keys that a query may see. A query that may see no more
     than index_topk keys selects all of them.
+    implementation: how the last score that is selected is found, "sorted" or "bits"; None takes the choice of
+    ops.platform.
     """
     if index_topk >= scores.shape[-1]:
         return mask
+    find = choose("kth_largest", implementation, sorted=_kth_sorted, bits=_kth_by_bits)
     scores = jnp.where(mask, scores, -jnp.inf)
-    last = jax.lax.top_k(scores, index_topk)[0][..., -1:]
+    last = find(scores, index_topk)
     above, tied = scores > last, scores == last
     room = index_topk - above.sum(-1, keepdims=True, dtype=jnp.int32)
     chosen = above | (tied & (jnp.cumsum(tied, axis=-1, dtype=jnp.int32) <= room))
@@ -59,15 +62,40 @@ def select(scores, mask, index_topk: int):
     return chosen & mask
 
 
-def select_indices(scores, mask, index_topk: int):
-    """`select` as indices, for a gather: -> (int32[... k], bool[... k], False where a query selects fewer).
+def _kth_sorted(scores, k):
+    return jax.lax.top_k(scores, k)[0][..., -1:]
 
-    index_topk must be less than the number of keys.
+
+def _kth_by_bits(scores, k):
+    """The k-th largest by a binary search through the 32 bits of a float: it reads the scores 32 times, and
+    sorts nothing.
     """
-    # lax.top_k puts 0 before -0, which are equal, and else the lower index first
-    scores = jnp.where(scores == 0, 0.0, scores)
-    values, indices = jax.lax.top_k(jnp.where(mask, scores, -jnp.inf), index_topk)
-    return indices, values > -jnp.inf
+    bits = jax.lax.bitcast_convert_type(scores, jnp.uint32)
+    sign = jnp.uint32(1 << 31)
+    # Unsigned numbers in the order of the floats
+    rising = jnp.where(bits & sign, ~bits, bits | sign)
+
+    def one_bit(i, found):
+        trial = found | (sign >> i)
+        enough = (rising >= trial).sum(-1, keepdims=True, dtype=jnp.int32) >= k
+        return jnp.where(enough, trial, found)
+
+    found = jnp.zeros((*scores.shape[:-1], 1), jnp.uint32)
+    found = jax.lax.fori_loop(0, 32, lambda i, x: one_bit(jnp.uint32(i), x), found)
+    return jax.lax.bitcast_convert_type(jnp.where(found & sign, found ^ sign, ~found), jnp.float32)
+
+
+def select_indices(scores, mask, index_topk: int):
+    """`select` as rising indices, for a gather: -> (int32[... k], bool[... k], False where a query selects
+    fewer than k = index_topk keys).
+    """
+    chosen = select(scores, mask, index_topk)
+    # The n-th index is the first one up to which n are chosen
+    counts = jnp.cumsum(chosen, axis=-1, dtype=jnp.int32)
+    nth = jnp.arange(1, index_topk + 1)
+    find = jnp.vectorize(lambda row: jnp.searchsorted(row, nth), signature="(s)->(k)")
+    indices = jnp.minimum(find(counts), scores.shape[-1] - 1)
+    return indices, nth <= counts[..., -1:]
 
 
 def select_rows(q_btjy, k_bsy, w_btj, segments_bt, segments_bs, *, first, index_topk: int):

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from deepseek_jax.ops import selection
 from deepseek_jax.ops.attention import attend, attend_branches
 from deepseek_jax.ops.platform import CHOICES
 from deepseek_jax.ops.selection import (
@@ -78,8 +79,9 @@ def test_the_gradient_of_index_scores_by_blocks_is_that_of_all_at_once(monkeypat
         np.testing.assert_allclose(ours, theirs, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize("implementation", ["sorted", "bits"])
 @pytest.mark.parametrize("k", [1, 3, 6, 9, 12])
-def test_select_takes_the_best_and_of_equals_the_first(k):
+def test_select_takes_the_best_and_of_equals_the_first(k, implementation):
     """Oracle: a stable sort. Scores of five values, so that ties cross the k-th place; 0 and -0 are equal;
     some queries see fewer than k keys, one none.
     """
@@ -88,18 +90,31 @@ def test_select_takes_the_best_and_of_equals_the_first(k):
     assert np.signbit(scores[scores == 0]).any() and not np.signbit(scores[scores == 0]).all()
     mask = rng.random((40, 9)) < rng.random((40, 1))
     mask[0] = False
-    ours = np.asarray(select(jnp.asarray(scores), jnp.asarray(mask), k))
+    ours = np.asarray(select(jnp.asarray(scores), jnp.asarray(mask), k, implementation))
     np.testing.assert_array_equal(ours, loop_select(scores, mask, k))
     if k < 9:
         indices, filled = select_indices(jnp.asarray(scores), jnp.asarray(mask), k)
         by_index = np.zeros_like(ours)
-        np.put_along_axis(by_index, np.asarray(indices), np.asarray(filled), axis=-1)
+        rows = np.broadcast_to(np.arange(40)[:, None], indices.shape)
+        by_index[rows[filled], indices[filled]] = True
         np.testing.assert_array_equal(by_index, ours)
+        assert (filled.sum(-1) == ours.sum(-1)).all()
 
 
 def rows_of_three(t):
     cuts = np.arange(t)
     return np.stack([1 + (cuts > 2) + (cuts > 17), (cuts > 0) * (cuts < 21)]).astype(int)
+
+
+def test_a_search_through_bits_finds_the_kth_largest_of_any_floats():
+    """Oracle: numpy's sort, of numbers of all sizes and signs, infinities and denormals among them."""
+    rng = np.random.default_rng(0)
+    scores = rng.normal(size=(50, 101)) * 10.0 ** rng.integers(-44, 38, (50, 101))
+    scores = np.concatenate([scores, np.full((50, 2), -np.inf), np.full((50, 1), np.inf)], 1)
+    scores = scores.astype(np.float32)
+    for k in (1, 7, 60, 104):
+        last = selection._kth_by_bits(jnp.asarray(scores), k)
+        np.testing.assert_array_equal(last[:, 0], np.sort(scores, -1)[:, -k])
 
 
 @pytest.mark.parametrize("t", [5, 8, 13, 29])
