@@ -68,7 +68,7 @@ def _kth_sorted(scores, k):
 
 def _kth_by_bits(scores, k):
     """The k-th largest by a binary search through the 32 bits of a float: it reads the scores 32 times, and
-    sorts nothing. XLA's sort for a TPU compiles for minutes.
+    sorts nothing.
     """
     bits = jax.lax.bitcast_convert_type(scores, jnp.uint32)
     sign = jnp.uint32(1 << 31)

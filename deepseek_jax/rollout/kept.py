@@ -94,9 +94,9 @@ def put_completions(config, kept: Kept, slots, seats, rows):
     """Put what the Slots keep of completions in seats, int32[e], into rows, int32[e]; pairs may repeat."""
     length_e1 = slots.length[seats][:, None]
     # Past these a slot still has what an earlier request left. The last token was never run
-    many = {"completion_experts": (slots.experts, length_e1 - 1)}
-    many["candidates"] = slots.candidates, length_e1
-    for name, (own, count_e1) in many.items():
+    counted = {"completion_experts": (slots.experts, length_e1 - 1)}
+    counted["candidates"] = slots.candidates, length_e1
+    for name, (own, count_e1) in counted.items():
         if own is not None:
             own = own[seats]
             is_own = jnp.arange(own.shape[1]) < count_e1
