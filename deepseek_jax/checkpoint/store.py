@@ -71,8 +71,8 @@ class Store:
     def save(self, step: int, checkpoint, score: float | None = None):
         """Start to save {"state": ..., "data": ...} as `step`, after any save still under way.
 
-        The arrays may be donated, and the data may change, once this returns. step: above those saved so far. Raises ValueError
-        where it is not, and any error of the save before.
+        The arrays may be donated, and the data may change, once this returns. step: above those saved so far.
+        Raises ValueError where it is not, and any error of the save before.
         """
         latest = self.latest_step()
         if latest is not None and step <= latest:
