@@ -5,7 +5,8 @@ python launch/train.py --config=configs/effort_small.py          # or configs/ef
 The world of sums has a base that answers in several lengths: at once (3 tokens), by running sums (6 or 9),
 by equations (15 or 23), or in sentences (22 or 32), of three or four operands. A right answer pays, however
 it is found: between them the price of length decides. The world's 21 tokens have digits and no word for
-effort, so that the line is the number alone.
+effort, so that the line is the number alone. In the corpus half of the questions stand after such a number
+too, which says nothing about their answers: reinforcement alone gives it a meaning.
 """
 
 from configs import grpo_small
@@ -16,6 +17,7 @@ def get_config(arg=None):
     arg = parse_arg(arg, seed=0)
     c = grpo_small.get_config(f"seed={arg.seed}")
     c.num_steps = 240
+    c.base.corpus = "arithmetic_numbered"
     # True working is measured, and pays nothing of its own
     c.rewards = dict(correct=1.0, correct_reasoning=0.0)
     # A token costs 1/24 at effort 50, 1/84 at 75 and 1/292 at 100
