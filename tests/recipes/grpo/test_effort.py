@@ -13,7 +13,7 @@ from deepseek_jax.settings import build
 from deepseek_jax.training.metrics import read_metrics
 from tests.benchmarks.finished_run import READERS
 from tests.experiments import CONFIGS, load
-from tests.recipes.small import run_recipe, small_config
+from tests.recipes.small import CLOCKS, run_recipe, small_config
 
 EFFORT = dict(
     values=(50, 100), line="{effort}; ", k0=1.0, tau=20.0, max_penalty=0.5, norm_length=12
@@ -74,6 +74,32 @@ def test_a_finished_runs_numbers_are_a_row_for_each_effort(finished):
     for row in rows:
         pair = (m[row["effort"]]["greedy"]["scores"]["accuracy"] for m in (before, after))
         assert list(row["accuracy, greedy"].values()) == list(pair)
+
+
+@pytest.mark.slow
+def test_a_stopped_run_asks_on_with_the_same_efforts(finished, tmp_path):
+    """Oracle: the metrics and measurements of the run that nothing stopped, digit for digit."""
+    asked = []
+
+    def stopping():
+        asked.append(None)
+        # Of five steps of pre-training and two of reinforcement, behind the first of the latter
+        return len(asked) == 6
+
+    config = small_config(**FIELDS)
+    with pytest.raises(SystemExit):
+        run_recipe(grpo, config, tmp_path, stopping)
+    run_recipe(grpo, config, tmp_path)
+    whole = finished[0]
+    assert (tmp_path / "after.json").read_bytes() == (whole / "after.json").read_bytes()
+    ours, theirs = (
+        [
+            {name: value for name, value in line.items() if not name.endswith(CLOCKS)}
+            for line in read_metrics(folder / "metrics.jsonl", "grpo")
+        ]
+        for folder in (tmp_path, whole)
+    )
+    assert ours == theirs and len(ours) == 2
 
 
 @pytest.mark.parametrize(
