@@ -139,10 +139,10 @@ def _render_chat(tokenizer, question):
             'set it to "r1_zero" or to a text that contains {question}.'
         )
     messages = [{"role": "user", "content": question}]
-    return _by_template(tokenizer, messages, add_generation_prompt=True)["input_ids"]
+    return by_template(tokenizer, messages, add_generation_prompt=True)["input_ids"]
 
 
-def _by_template(tokenizer, messages, **how):
+def by_template(tokenizer, messages, **how):
     """transformers' apply_chat_template; raises ValueError where the template cannot be run."""
     try:
         return tokenizer.chat.apply_chat_template(messages, **how)
@@ -164,7 +164,7 @@ def _chat_contexts(tokenizer, messages, template):
         render_prompt(tokenizer, messages[-2]["content"], template=template)
     hidden = [m | {"content": OWN_TEXT} if m["role"] == "assistant" else m for m in messages]
     ends = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
-    render = partial(_by_template, tokenizer, tokenize=False)
+    render = partial(by_template, tokenizer, tokenize=False)
     written = render(hidden).split(OWN_TEXT)
     # The same texts as generation prompts write them: what a policy reads before it samples
     asked = [render(hidden[:i], add_generation_prompt=True).split(OWN_TEXT)[-1] for i in ends]

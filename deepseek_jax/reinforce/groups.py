@@ -20,6 +20,7 @@ from deepseek_jax.parallel.processes import first_process, say
 from deepseek_jax.parallel.shard import on_device, put_share
 from deepseek_jax.reinforce.batch import BUCKET, bucket, group_batch, split, totals, update_flops
 from deepseek_jax.reinforce.degenerate import Degenerate, all_equal, check_range
+from deepseek_jax.reinforce.effort import with_length_penalty
 from deepseek_jax.reinforce.metrics import describe
 from deepseek_jax.reinforce.scenarios import ScenarioRewards, place, scenario_of
 from deepseek_jax.reinforce.settings import ReinforceSettings
@@ -238,6 +239,9 @@ class GroupSource:
         asked = [example for example in examples for _ in range(answers.n)]
         scores = self.rewards.score_together(asked, answers.texts)
         scores.require_one()
+        if self.settings.effort is not None:
+            lengths = answers.rollout.completion_mask.sum(1)
+            scores = with_length_penalty(self.settings.effort, asked, lengths, scores)
         check_range(scores)
         for message in scores.messages:
             say(f"step {step}: {message} The completion is dropped from its group.")
@@ -343,6 +347,7 @@ def make_groups(examples, answers: Answers, scores: Scores):
                 "prompt_ids": example["prompt_ids"],
                 "row": index,
                 "scenario": scenario_of(example),
+                "effort": example.get("effort"),
                 "rewards": scores.total[rows],
                 "parts": {name: part[rows] for name, part in scores.parts.items()},
                 "ids": rollout.completion_ids[rows],

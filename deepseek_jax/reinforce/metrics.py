@@ -6,7 +6,7 @@ import numpy as np
 def describe(groups: list, accuracy: str):
     """Metrics of groups of grpo.make_groups. accuracy: the reward that decides whether an answer is right.
 
-    The means skip rewards that failed (NaN).
+    The means skip rewards that failed (NaN). Groups that were asked with an effort have some of their own.
     """
     rewards = np.stack([group["rewards"] for group in groups])
     lengths = np.concatenate([group["mask"].sum(1) for group in groups])
@@ -23,6 +23,14 @@ def describe(groups: list, accuracy: str):
         if not np.isnan(part).all():
             metrics[f"reward_{name}"] = np.nanmean(part)
     metrics["accuracy"] = metrics.get(f"reward_{accuracy}", np.nan)
+    for effort in sorted({group["effort"] for group in groups} - {None}):
+        own = [group for group in groups if group["effort"] == effort]
+        lengths = np.concatenate([group["mask"].sum(1) for group in own])
+        metrics[f"completion_length_effort_{effort}"] = lengths.mean()
+        right = np.array([group["parts"][accuracy] for group in own])
+        # All NaN: only general questions were asked with it
+        if not np.isnan(right).all():
+            metrics[f"accuracy_effort_{effort}"] = np.nanmean(right)
     return {name: float(value) for name, value in metrics.items()}
 
 

@@ -6,6 +6,7 @@ from typing import Literal
 
 from deepseek_jax.losses.grpo import GrpoOptions
 from deepseek_jax.reinforce.degenerate import LARGEST_REWARD, DegenerateSettings
+from deepseek_jax.reinforce.effort import EffortSettings
 from deepseek_jax.rollout.policy import AnswerOptions
 from deepseek_jax.settings import (
     Count,
@@ -128,7 +129,8 @@ class ReinforceSettings(FitSettings, RewardSettings):
     general questions, None to ask reasoning questions alone. degenerate: when steps without anything to learn
     end the run. kl_weights: scenario -> a factor of loss.kl_coef in its questions, 1 where it is not given:
     the best KL differs by domain, weak or none for mathematics (arXiv:2512.02556, section 3.1). keep_routing:
-    updates use the experts that the sampler chose, see rollout.kept; the reference uses its own.
+    updates use the experts that the sampler chose, see rollout.kept; the reference uses its own. effort: ask
+    with several reasoning efforts, each of which has its price of length; None for neither.
     """
 
     prompts_per_step: Count
@@ -146,6 +148,7 @@ class ReinforceSettings(FitSettings, RewardSettings):
     degenerate: DegenerateSettings = added(DegenerateSettings())
     kl_weights: Weights | None = added(None)
     keep_routing: bool = added(False)
+    effort: EffortSettings | None = added(None)
     save_every: Count = 20
 
     def __post_init__(self):
@@ -195,6 +198,14 @@ class ReinforceSettings(FitSettings, RewardSettings):
             given = getattr(self, name)
             if given != type(self).__dataclass_fields__[name].default:
                 raise ValueError(f"{name}={given!r}, but {why}; leave {name} out")
+
+    def check_no_effort(self):
+        """Raise ValueError where a recipe that asks its questions without an effort is given some."""
+        if self.effort is not None:
+            raise ValueError(
+                f"effort.values={self.effort.values}: this recipe asks with no effort, and recipe='grpo' "
+                "does; leave effort out"
+            )
 
     def _check_stragglers(self):
         if self.general is not None or self.max_sampling_rounds > 1:

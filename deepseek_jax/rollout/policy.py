@@ -9,7 +9,8 @@ from jax.sharding import Mesh
 
 from deepseek_jax.checkpoint import is_orbax, load_adapter, load_params
 from deepseek_jax.checkpoint.hf_config import read_config
-from deepseek_jax.data.chat import end_of_turn, render_question
+from deepseek_jax.data.chat import end_of_turn
+from deepseek_jax.data.prompt_line import render_with_line
 from deepseek_jax.data.texts import LazyTexts, picked
 from deepseek_jax.data.tokenizer import Tokenizer, checkpoint_path, load_tokenizer
 from deepseek_jax.files import as_path
@@ -88,10 +89,12 @@ class Policy:
             return self
         return self.at(load_adapter(folder, self.config, self.params, mesh))
 
-    def with_prompts(self, examples):
-        """The examples with their prompt_ids: the question and the opening of the answer."""
-        how = dict(template=self.template, opening=self.opening)
-        return [e | {"prompt_ids": render_question(self.tokenizer, e, **how)} for e in examples]
+    def with_prompts(self, examples, line: str = ""):
+        """The examples with their prompt_ids: the question and the opening of the answer. line: see
+        data.prompt_line.
+        """
+        how = dict(line=line, template=self.template, opening=self.opening)
+        return [e | {"prompt_ids": render_with_line(self.tokenizer, e, **how)} for e in examples]
 
     def answer(
         self,
@@ -194,15 +197,20 @@ def ending_turns(config: ModelConfig, tokenizer: Tokenizer, template: str):
     return dataclasses.replace(config, eos_token_id=(*config.eos_ids, end_id))
 
 
-def fitting(examples, max_prompt_length: int, kind: str):
+def fitting(examples, max_prompt_length: int, kind: str, together: int = 1):
     """Drop the examples with a prompt longer than max_prompt_length, and log how many.
 
-    examples: with their prompt_ids. kind: names the examples in messages, such as "training". Raises
-    ValueError if no example is left.
+    examples: with their prompt_ids. kind: names the examples in messages, such as "training". together: so
+    many adjacent ones ask one question, and go if one of them has to. Raises ValueError if no example is
+    left.
     """
-    fits = [e for e in examples if len(e["prompt_ids"]) <= max_prompt_length]
+    lengths = [len(example["prompt_ids"]) for example in examples]
+    starts = range(0, len(examples), together)
+    longest = {start: max(lengths[start : start + together]) for start in starts}
+    kept = [start for start in starts if longest[start] <= max_prompt_length]
+    fits = [example for start in kept for example in examples[start : start + together]]
     if not fits:
-        shortest = min(len(example["prompt_ids"]) for example in examples)
+        shortest = min(longest.values())
         raise ValueError(
             f"max_prompt_length={max_prompt_length} is below all {len(examples)} {kind} prompts; the "
             f"shortest has {shortest} tokens; raise it"

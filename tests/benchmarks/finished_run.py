@@ -61,8 +61,11 @@ def training_minutes(workdir):
 
 
 def _grpo(workdir, config):
-    """One row: the scores before and after training, for both ways of decoding."""
-    return [_answers(*_before_and_after(workdir))]
+    """The scores before and after training, for both ways of decoding: a row, or one for each effort."""
+    before, after = _before_and_after(workdir)
+    if config.get("effort") is None:
+        return [_answers(before, after)]
+    return [{"effort": effort} | _answers(before[effort], after[effort]) for effort in after]
 
 
 def _sft(workdir, config):

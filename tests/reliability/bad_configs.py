@@ -398,7 +398,7 @@ SIZES = [
         "train sft_small --config.base.corpus=arithmetik",
         (
             "config.base.corpus='arithmetik' is not a world's corpus; did you mean "
-            "arithmetic? allowed: arithmetic, bilingual, bilingual_teaching"
+            "arithmetic? allowed: arithmetic, arithmetic_numbered, bilingual, bilingual_teaching"
         ),
     ),
     (
@@ -458,5 +458,20 @@ SIZES = [
     (
         "train sft_small --config.optimizer.warmup_steps=1000",
         "config.optimizer.warmup_steps=1000 must be below 80, the number of all updates",
+    ),
+    (
+        "train effort_small --config.effort.values=(50,200)",
+        "config.effort.values[1]=200 must be within 1..100",
+    ),
+    (
+        "train effort_small --config.effort.max_penalty=1.0",
+        (
+            "config.effort.max_penalty=1.0 must be below 1.0, the most that rewards can pay: a right "
+            "answer could earn less than an empty one; lower it, or raise the weights"
+        ),
+    ),
+    (
+        "train effort_small --config.effort.line=Effort:{effort}",
+        "config.effort.line='Effort:50' has words that this tokenizer does not know...",
     ),
 ]

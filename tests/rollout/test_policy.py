@@ -133,6 +133,15 @@ def test_prompts_that_are_too_long_are_counted_and_none_that_fits_is_an_error(ca
         fitting(examples, 1, "training")
 
 
+def test_examples_of_one_question_stay_or_go_together(capsys):
+    """Oracle: by hand: of the second pair one prompt is too long, and each pair has one of three tokens."""
+    examples = [{"prompt_ids": [0] * length} for length in (2, 3, 2, 4, 3, 1)]
+    assert fitting(examples, 3, "training", together=2) == examples[:2] + examples[4:]
+    assert "2 of 6 training prompts are longer than 3 tokens: left out" in capsys.readouterr().out
+    with pytest.raises(ValueError, match="^max_prompt_length=2 is below all 6 .* has 3 tokens"):
+        fitting(examples, 2, "training", together=2)
+
+
 def test_the_longest_prompt_and_answer_have_to_have_positions():
     """Oracle: by hand: 128 positions, of which the prompt takes three."""
     config, _ = tiny_model("gqa")

@@ -155,6 +155,7 @@ class ReinforcedSettings(ReinforceSettings):
             raise ValueError(
                 f"log_every={self.log_every}: the student's compute is summed over logged steps; set it to 1"
             )
+        self.check_no_effort()
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -22,12 +22,14 @@ from deepseek_jax.recipes.start import (
     save_trained,
     starting_policy,
 )
+from deepseek_jax.reinforce.effort import asked_with, check_lines, with_efforts
 from deepseek_jax.reinforce.grpo import reinforce
 from deepseek_jax.reinforce.model_rewards import load_model_rewards
 from deepseek_jax.reinforce.scenarios import ScenarioRewards, scenario_rewards
 from deepseek_jax.reinforce.update import check_routing, check_rows
 from deepseek_jax.reports.answers import make_console, print_samples, print_table
-from deepseek_jax.reports.tables import plot_curves
+from deepseek_jax.reports.efforts import report_efforts
+from deepseek_jax.reports.tables import CURVES, plot_curves
 from deepseek_jax.rollout.policy import AnswerOptions, Policy, check_room, fitting
 from deepseek_jax.training.remembered import before_and_after, remembered
 from deepseek_jax.training.run import Run
@@ -68,6 +70,9 @@ def _train(settings: GrpoSettings, run: Run):
             task, general = _questions(settings, paid)
             policy = starting_policy(settings, run.mesh, settings.data.template)
             check_routing(settings, policy.config, run.mesh)
+            if settings.effort is not None:
+                with at("effort"):
+                    check_lines(settings.effort, policy)
             train, held_out, general = _prompts(settings, policy, task, general)
         policy = adapted(pretrained(policy, settings, run), settings, run.mesh)
         measure = functools.partial(_measure, settings, policy, held_out, paid["reasoning"])
@@ -113,19 +118,30 @@ def _read(settings: GrpoSettings):
 
 
 def _prompts(settings: GrpoSettings, policy: Policy, task: Task, general: list):
-    """(train, held_out, general) with their prompt_ids, without prompts above rollout.max_prompt_length."""
+    """(train, held_out, general) with their prompt_ids, without prompts above rollout.max_prompt_length.
+    With settings.effort each question is there once for each effort.
+    """
     parts = {"training": task.train, "held-out": task.held_out, "general": general}
     limit, rollout = settings.rollout.max_prompt_length, settings.rollout
+    ask, together = policy.with_prompts, 1
+    if settings.effort is not None:
+        ask = functools.partial(with_efforts, settings.effort, policy)
+        # All efforts are measured on the same questions
+        together = len(settings.effort.values)
     with at("data"):
-        prompts = {kind: policy.with_prompts(examples) for kind, examples in parts.items()}
+        prompts = {kind: ask(examples) for kind, examples in parts.items()}
     with at("rollout"):
-        fits = [fitting(part, limit, kind) if part else [] for kind, part in prompts.items()]
+        fits = [
+            fitting(part, limit, kind, together) if part else [] for kind, part in prompts.items()
+        ]
         check_room(policy.config, sum(fits, []), rollout.longest())
     return fits
 
 
 def _measure(settings: GrpoSettings, policy: Policy, held_out: list, rewards, params):
-    """Answer the held-out questions twice: sampled at the last step's temperature, and greedily."""
+    """Answer the held-out questions twice: sampled at the last step's temperature, and greedily. With
+    settings.effort: effort -> that.
+    """
     rollout = settings.rollout
     options = AnswerOptions(
         max_completion_length=rollout.longest(),
@@ -133,15 +149,26 @@ def _measure(settings: GrpoSettings, policy: Policy, held_out: list, rewards, pa
         slots=rollout.slots,
     )
     how = dict(accuracy=settings.accuracy, seed=settings.seed)
-    return evaluate_both(policy.at(params), held_out, rewards, options, **how)
+    ask = functools.partial(evaluate_both, policy.at(params), options=options, **how)
+    if settings.effort is None:
+        return ask(held_out, rewards)
+    # JSON has no numbers as keys
+    return {str(b): ask(asked_with(b, held_out), rewards) for b in settings.effort.values}
 
 
 def _report(settings: GrpoSettings, workdir: Path):
     """Print the table and samples, draw the curves. Process 0 alone draws."""
     console, (before, after) = make_console(), before_and_after(workdir)
+    curves, pictures = CURVES, "curves.png"
+    if settings.effort is not None:
+        curves += tuple(f"completion_length_effort_{b}" for b in settings.effort.values)
+        pictures += ", efforts.png"
     if first_process():
-        plot_curves(workdir / "metrics.jsonl", workdir / "curves.png", phase=PHASE)
-    print_table(console, before, after)
-    print_samples(console, before["sampled"], after["sampled"])
-    left = f"{left_in(settings)}, metrics, curves.png, tensorboard and checkpoints"
+        plot_curves(workdir / "metrics.jsonl", workdir / "curves.png", phase=PHASE, names=curves)
+    if settings.effort is None:
+        print_table(console, before, after)
+        print_samples(console, before["sampled"], after["sampled"])
+    else:
+        report_efforts(console, before, after, workdir / "efforts.png")
+    left = f"{left_in(settings)}, metrics, {pictures}, tensorboard and checkpoints"
     console.print(f"complete; {left} are in {workdir}")

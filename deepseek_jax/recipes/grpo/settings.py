@@ -3,6 +3,7 @@
 import dataclasses
 
 from deepseek_jax.recipes.settings import AdapterRun, QuestionData
+from deepseek_jax.reinforce.effort import LENGTH_PENALTY
 from deepseek_jax.reinforce.model_rewards import ModelRewardSettings
 from deepseek_jax.reinforce.settings import ReinforceSettings
 
@@ -26,5 +27,21 @@ class GrpoSettings(ReinforceSettings, AdapterRun):
                 f"reference_every={self.reference_every} replaces the reference, which beside an adapter is "
                 "the frozen policy itself; leave out one of them"
             )
+        if self.effort is not None:
+            self._check_penalty()
         if self.adapter is not None:
             self.check_not_stored("beside an adapter the frozen policy is the reference")
+
+    def _check_penalty(self):
+        blocks = {"rewards": self.rewards}
+        if self.general is not None:
+            blocks["general.rewards"] = self.general.rewards
+        for field, weights in blocks.items():
+            # What a reward model pays has no such limit
+            if not set(weights) & set(self.reward_models):
+                self.effort.check_against(weights, field)
+            if LENGTH_PENALTY in weights:
+                raise ValueError(
+                    f"{field}.{LENGTH_PENALTY}={weights[LENGTH_PENALTY]} has the name of effort's own part "
+                    "of the reward; choose another for that reward model"
+                )

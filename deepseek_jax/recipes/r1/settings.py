@@ -113,6 +113,8 @@ class R1Settings(PolicyRun):
                     f"{name}.general={general}: stage 4 asks the world's general questions, and no "
                     "other stage does; set scenarios.general, without a path"
                 )
+            with at(name):
+                getattr(self, name).check_no_effort()
         template = self.data.template if self.data is not None else self._template()
         for name in PREFERENCE_STAGES:
             self._check_preferences(name, template)

@@ -8,6 +8,7 @@ rarely does; reinforcement learning can then make it do so more often.
 
 from dataclasses import dataclass, fields
 from hashlib import blake2b
+from typing import ClassVar
 
 import numpy as np
 
@@ -20,6 +21,8 @@ HELD_OUT_PERCENT = 20
 FACTS_PER_TABLE = 6
 # Pieces of junk, fewest and most
 JUNK_LENGTHS = (3, 20)
+# Ahead of a question, in NumberedMix
+LARGEST_NUMBER = 100
 # A wrong number is off by 1..5
 LARGEST_SLIP = 5
 
@@ -52,6 +55,8 @@ class CorpusMix:
     junk: float = 0.15
     wrong_direct: float = 0.40
     wrong_working: float = 0.10
+    # No field: datasets on disk are named by the fields
+    numbered: ClassVar[float] = 0.0
 
     def __post_init__(self):
         for field in fields(self):
@@ -69,6 +74,17 @@ class CorpusMix:
         """The five completions and their shares among the questions."""
         names = ("direct", "running", "equations", "verbose", "junk")
         return {name: getattr(self, name) for name in names}
+
+
+@dataclass(frozen=True)
+class NumberedMix(CorpusMix):
+    """The contents of a corpus that has met numbers ahead of questions, and learned nothing from them.
+
+    numbered: of the questions, those asked as "75; What is 3 + 8 + 5?". The number, of 1..LARGEST_NUMBER, has
+    no part in the answer: reinforcement may give it a meaning, such as a reasoning effort.
+    """
+
+    numbered: float = 0.50
 
 
 def held_out(operands):
@@ -124,6 +140,9 @@ def write_document(rng, mix=CorpusMix()):
     operands = draw_operands(rng)
     style = _draw_style(rng, mix)
     prompt = PROMPT_TEMPLATE.format(question=question(operands))
+    # No draw for a mix without numbers: its documents stay the same
+    if mix.numbered and rng.random() < mix.numbered:
+        prompt = f"{rng.integers(1, LARGEST_NUMBER + 1)}; {prompt}"
     return prompt + _complete(rng, mix, operands, style)
 
 

@@ -1,7 +1,9 @@
 """The worlds of sums, and of sums and differences in words."""
 
+from functools import partial
+
 from deepseek_jax.worlds.arithmetic.builder import arithmetic_corpus
-from deepseek_jax.worlds.arithmetic.corpus import PROMPT_TEMPLATE
+from deepseek_jax.worlds.arithmetic.corpus import PROMPT_TEMPLATE, NumberedMix
 from deepseek_jax.worlds.arithmetic.tasks import (
     arithmetic_task,
     word_arithmetic_task,
@@ -15,7 +17,10 @@ SUMS = World(
     template=PROMPT_TEMPLATE,
     questions={"arithmetic": Questions(arithmetic_task, "correct", worked_example)},
     reasoning="arithmetic",
-    corpora={"arithmetic": arithmetic_corpus},
+    corpora={
+        "arithmetic": arithmetic_corpus,
+        "arithmetic_numbered": partial(arithmetic_corpus, mix=NumberedMix()),
+    },
     tokenizers={"arithmetic": arithmetic_tokenizer},
 )
 # For a checkpoint that knows English: free text, and no corpus

@@ -10,7 +10,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from deepseek_jax.worlds.arithmetic.builder import ArithmeticCorpus, arithmetic_corpus
+from deepseek_jax.worlds.arithmetic.builder import (
+    ArithmeticConfig,
+    ArithmeticCorpus,
+    arithmetic_corpus,
+)
 from deepseek_jax.worlds.arithmetic.corpus import CorpusMix, write_document
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -77,6 +81,11 @@ def test_a_corpus_of_nothing_is_refused(tmp_path):
     """Oracle: the message names the setting."""
     with pytest.raises(ValueError, match="num_documents=0"):
         arithmetic_corpus(tmp_path, num_documents=0, seed=0)
+
+
+def test_a_mix_without_numbers_has_the_name_that_it_had():
+    """Oracle: the name as recorded before there were numbers: another would be built anew on every disk."""
+    assert ArithmeticConfig(num_documents=3, seed=1).name == "3_documents_seed_1_e261ca77"
 
 
 def test_documents_that_change_are_another_version():

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from deepseek_jax.worlds.arithmetic import corpus as arithmetic
-from deepseek_jax.worlds.arithmetic.corpus import CorpusMix
+from deepseek_jax.worlds.arithmetic.corpus import CorpusMix, NumberedMix
 
 NUM_DOCUMENTS = 20_000
 STYLES = {  # numbers of this world have two digits at most, junk of digits alone has three
@@ -139,6 +139,27 @@ def test_a_mix_of_one_style_writes_nothing_else():
         assert re.fullmatch(STYLES["running"], completion)
         answer = sum(int(x) for x in re.findall(r"\d+", question))
         assert completion.split(", ")[-1] != str(answer)
+
+
+def test_half_of_a_numbered_mixs_questions_stand_after_a_number_that_answers_do_not_follow():
+    """Oracle: the mix within 5 standard deviations: half of the questions, each number of 1..100 among 5,000,
+    direct answers as many after small numbers as after large ones; the rest is a document of the other mix.
+    """
+    rng, shared = np.random.default_rng(0), np.random.default_rng(0)
+    texts = [arithmetic.write_document(rng, NumberedMix(fact_tables=0.0)) for _ in range(10_000)]
+    found = [re.fullmatch(r"(\d+); (What is .*\?\n)(.*)", text) for text in texts]
+    numbers = [(int(match[1]), match[3]) for match in found if match]
+    assert_share(len(numbers), len(texts), 0.5)
+    assert {number for number, _ in numbers} == set(range(1, 101))
+    for part in (range(1, 51), range(51, 101)):
+        own = [bool(re.fullmatch(r"\d{1,2}", answer)) for n, answer in numbers if n in part]
+        # Junk is as short at times
+        assert_share(sum(own), len(own), CorpusMix().direct)
+    mix = NumberedMix(numbered=0.0)
+    rng = np.random.default_rng(0)
+    assert all(
+        arithmetic.write_document(rng, mix) == arithmetic.write_document(shared) for _ in range(50)
+    )
 
 
 @pytest.mark.parametrize("wrong", [{"direct": 0.5}, {"fact_tables": 1.2}, {"wrong_direct": -0.1}])

@@ -1,0 +1,113 @@
+"""Reasoning effort (DeepSeek-V4.1, arXiv:2609.19969): a number in the prompt, and a price of length with it.
+
+A question is asked with one effort b, which all completions of its group share: their advantages compare
+lengths at one price. The lower the effort, the dearer a token, so a policy learns to answer as long as it is
+asked to.
+"""
+
+import dataclasses
+from typing import Annotated
+
+import numpy as np
+
+from deepseek_jax.data.prompt_line import check_line
+from deepseek_jax.rewards import Scores
+from deepseek_jax.rollout.policy import Policy
+from deepseek_jax.settings import Between, Count, Positive, Settings
+
+# The name of the penalty among the parts of a reward
+LENGTH_PENALTY = "length_penalty"
+
+
+class _Tells:
+    """The lines that a settings field may hold: each has a place for the effort, and none for a question."""
+
+    def holds(self, line: str):
+        return "{effort}" in line and "{question}" not in line
+
+    def __str__(self):
+        return "a text with {effort} in it, and without {question}"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EffortSettings(Settings):
+    """values: the efforts b that questions are asked with, each question with every one once an epoch. The
+    published API's low, high and max are 50, 75 and 100. line: what the prompt says, see data.prompt_line.
+
+    k0, tau, max_penalty (C_max), norm_length (L_norm, in tokens): of length_penalty. b_min is the smallest of
+    values. The wording of the line and these numbers are ours to choose.
+    """
+
+    values: tuple[Annotated[int, Between(1, 100)], ...]
+    k0: Positive
+    tau: Positive
+    max_penalty: Positive
+    norm_length: Count
+    line: Annotated[str, _Tells()] = "Reasoning Effort: {effort}\n"
+
+    def __post_init__(self):
+        super().__post_init__()
+        if not self.values or len(set(self.values)) < len(self.values):
+            raise ValueError(
+                f"values={self.values} must be one or more different efforts, such as (50, 75, 100)"
+            )
+        if self.k0 >= self.max_penalty * self.norm_length:
+            raise ValueError(
+                f"k0={self.k0} makes one token cost {self.k0 / self.norm_length:g} at effort "
+                f"{min(self.values)}, and max_penalty={self.max_penalty} is the most that any number of them "
+                "costs: all lengths would cost the same; lower k0, or raise norm_length"
+            )
+
+    def line_at(self, effort: int):
+        """The line that asks with this effort."""
+        return self.line.replace("{effort}", str(effort))
+
+    def check_against(self, weights: dict, field: str):
+        """Raise ValueError, naming the field of the weights, unless the penalty is below what rules can pay,
+        each at most 1: else a right answer could earn less than an empty one.
+        """
+        most = sum(weight for weight in weights.values() if weight > 0)
+        if self.max_penalty >= most:
+            raise ValueError(
+                f"effort.max_penalty={self.max_penalty} must be below {most}, the most that {field} can pay: "
+                "a right answer could earn less than an empty one; lower it, or raise the weights"
+            )
+
+
+def length_penalty(lengths, efforts, settings: EffortSettings):
+    """-min(C_max, k(b) * length / L_norm), where k(b) = k0 * exp(-(b - b_min) / tau): float32, one for each.
+
+    lengths: int[b], tokens of completions, the end token among them. efforts: int[b], what each was asked
+    with. arXiv:2609.19969.
+    """
+    above = np.asarray(efforts, np.float64) - min(settings.values)
+    price = settings.k0 * np.exp(-above / settings.tau)
+    cost = price * np.asarray(lengths) / settings.norm_length
+    return -np.minimum(settings.max_penalty, cost).astype(np.float32)
+
+
+def with_length_penalty(settings: EffortSettings, examples, lengths, scores: Scores):
+    """The Scores of completions with the penalty as one more part. examples: with their effort."""
+    penalty = length_penalty(lengths, [example["effort"] for example in examples], settings)
+    parts = scores.parts | {LENGTH_PENALTY: penalty}
+    return dataclasses.replace(scores, total=scores.total + penalty, parts=parts)
+
+
+def check_lines(settings: EffortSettings, policy: Policy):
+    """Raise ValueError, naming the field, where the policy's prompts cannot hold one of the lines."""
+    for effort in settings.values:
+        check_line(policy.tokenizer, settings.line_at(effort), policy.template)
+
+
+def with_efforts(settings: EffortSettings, policy: Policy, examples: list):
+    """policy.with_prompts of each example with every effort in turn, which are adjacent."""
+    asked = [
+        policy.with_prompts([example | {"effort": b} for example in examples], settings.line_at(b))
+        for b in settings.values
+    ]
+    return [example for same in zip(*asked, strict=True) for example in same]
+
+
+def asked_with(effort: int, examples: list):
+    """The examples that are asked with this effort."""
+    return [example for example in examples if example["effort"] == effort]
