@@ -27,6 +27,8 @@ FIXED = {
     "use_sliding_window": False,
     "moe_layer_freq": 1,
     "rope_interleave": True,
+    # MLA's pairs are side by side, an indexer's half-split
+    "indexer_rope_interleave": False,
     "partial_rotary_factor": 1.0,
 }
 # model_type -> (scoring_func, the topk_methods that are modelled, the default first)
@@ -139,11 +141,8 @@ def _required(raw):
     required = [f.name for f in dataclasses.fields(ModelConfig) if f.default is dataclasses.MISSING]
     if raw.get("n_routed_experts"):
         required += ["num_experts_per_tok", "first_k_dense_replace", "routed_scaling_factor"]
-        required += (
-            ["n_group", "topk_group"]
-            if raw["model_type"] in ("deepseek_v3", "deepseek_v32")
-            else []
-        )
+        is_v2 = raw["model_type"] == "deepseek_v2"
+        required += [] if is_v2 else ["n_group", "topk_group"]
     # Qwen3's head_dim is no quotient: the 0.6B model has 16 heads of 128 at a hidden_size of 1024
     return required + (["head_dim"] if raw["model_type"] == "qwen3" else [])
 

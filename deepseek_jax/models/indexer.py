@@ -16,6 +16,7 @@ from deepseek_jax.ops.index_loss import index_loss
 from deepseek_jax.ops.remat import ATTENDED, save_for_backward
 from deepseek_jax.ops.rope import apply_rope
 from deepseek_jax.ops.selection import index_scores, select_branches, select_indices, select_rows
+from deepseek_jax.parallel import constrain
 from deepseek_jax.parallel.context import by_rows, over_queries
 
 # The released code uses this for the keys' norm, whatever rms_norm_eps is
@@ -70,9 +71,12 @@ class LightningIndexer(nn.Module):
         """x [b t d] and MLA's normed query latent [b t q] -> Index."""
         x_btd, latent_btq = jax.lax.stop_gradient((x_btd, latent_btq))
         q_btjy = self.linear("btq,qjy->btjy", latent_btq, self.w_q)
+        # In a rollout each device has some of the heads. Pinned, or the compiler gathers the weight
+        q_btjy = constrain(q_btjy, ("batch", "seq", "index_heads", None))
         k_bty = self.k_norm(save_for_backward(self.linear("btd,dy->bty", x_btd, self.w_k)))
         # float32 in every dtype, and never FP8, as in the released code
         w_btj = dot("btd,dj->btj", x_btd.astype(jnp.float32), self.w_heads)
+        w_btj = constrain(w_btj, ("batch", "seq", "index_heads"))
         w_btj = save_for_backward(w_btj * self.config.index_n_heads**-0.5)
         return Index(
             self._rotate(q_btjy, rope), self._rotate(k_bty[:, :, None], rope)[:, :, 0], w_btj

@@ -20,6 +20,9 @@ from deepseek_jax.parallel.shard import (
     use_rules,
 )
 
+# What the axes of the model split
+OF_MODEL = "heads kv_heads attention_heads index_heads queries mlp vocab".split()
+
 
 def decoding_mesh(mesh: Mesh, heads: int):
     """The mesh of a rollout over the devices of a training mesh: fsdp as large as `heads` allow, data the
@@ -42,9 +45,7 @@ def decoding_rules(mesh: Mesh | AbstractMesh, heads: int, experts: int):
     model = _model_axes(mesh, heads)
     batch = tuple(axis for axis in MESH_AXES if axis not in model)
     rules = dict.fromkeys(RULES) | {"experts": _expert_axes(mesh, model, experts), "batch": batch}
-    rules |= dict.fromkeys(
-        ("heads", "kv_heads", "attention_heads", "queries", "mlp", "vocab"), model
-    )
+    rules |= dict.fromkeys(OF_MODEL, model)
     # Every device attends for its own slots; the major axes are those of the batch, so that going from one to
     # the other is an exchange along the model's axes alone
     return rules | {"slots": (*batch, *model)}

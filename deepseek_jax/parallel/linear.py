@@ -10,7 +10,7 @@ from deepseek_jax.parallel.shard import current_mesh, placed, stored
 
 # The logical axes of a product's letters: those that split activations, and those that split weights only
 OF_ACTIVATIONS = dict(b="batch", t="seq", h="heads", f="mlp")
-OF_WEIGHTS = dict(d="embed", q="q_lora", c="kv_lora")
+OF_WEIGHTS = dict(d="embed", q="q_lora", c="kv_lora", j="index_heads")
 
 
 def by_token(product, spec: str, x, w):

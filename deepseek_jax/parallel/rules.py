@@ -20,7 +20,7 @@ RULES = dict(
     kv_heads="tensor",
     attention_heads=("tensor", "context"),          # inside attention, which needs whole rows
     queries=("context", "tensor"),                  # of the indexer, which needs whole rows of keys
-    index_heads=None,                               # every device scores its own queries with all of them
+    index_heads=None,                               # a device scores its own queries with all of them
     index_head_dim=None,
     head_dim=None,
     gate_up=None,                                   # the two halves of a gated MLP's first product
@@ -31,5 +31,5 @@ RULES = dict(
 
 # A weight's dimensions that are stored in more parts, where their size allows it. They are gathered before a
 # product, as embed is, and no device stores what another one stores
-STORED = dict(heads="expert", kv_heads="expert", mlp="expert")
+STORED = dict.fromkeys(("heads", "kv_heads", "index_heads", "mlp"), "expert")
 # fmt: on

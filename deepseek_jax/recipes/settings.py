@@ -30,6 +30,10 @@ class PolicyRun(Settings):
         """Whether all parameters of the policy are trained."""
         return True
 
+    def trains_indexer(self):
+        """Whether the run's loss has a part for an indexer: losses.next_token alone does."""
+        return False
+
     def __post_init__(self):
         super().__post_init__()
         if (self.init_from is None) == (self.base is None):
@@ -37,7 +41,7 @@ class PolicyRun(Settings):
             raise ValueError(
                 f"init_from={given}: set just one of them, a checkpoint or how to pre-train one"
             )
-        check_model(self.model, self.init_from)
+        check_model(self.model, self.init_from, self.trains_indexer())
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -50,12 +54,18 @@ class AdapterRun(PolicyRun):
         return self.adapter is None
 
 
-def check_model(block: dict, checkpoint: str | None):
+def check_model(block: dict, checkpoint: str | None, trains_indexer: bool = False):
     """Raise ValueError, naming the field of `model`, unless block builds a ModelConfig, or, where there is a
-    checkpoint and the block names no architecture, RunSettings.
+    checkpoint and the block names no architecture, RunSettings; and for an indexer that should learn from a
+    loss without a part for it.
     """
     whole = checkpoint is None or names_architecture(block)
-    build(ModelConfig if whole else RunSettings, block, "model")
+    built = build(ModelConfig if whole else RunSettings, block, "model")
+    if built.indexer_loss != "none" and not trains_indexer:
+        raise ValueError(
+            f"model.indexer_loss={built.indexer_loss!r} is a part of the loss of pre-training and of whole "
+            "fine-tuning alone; set it to 'none'"
+        )
 
 
 @dataclasses.dataclass(frozen=True)

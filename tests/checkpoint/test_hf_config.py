@@ -104,6 +104,30 @@ def test_both_rope_spellings_read_the_same():
     assert parse_config(new) == parse_config(R1)
 
 
+V3_2 = R1 | dict(model_type="deepseek_v32", index_n_heads=64, index_head_dim=128, index_topk=2048)
+
+
+def test_released_v3_2_config_is_the_named_size():
+    """Oracle: configs/models.py, and the words a reader needs for what is not V3.2."""
+    named = models.deepseek_v3_2()
+    for run_field in ("dtype", "scan_layers", "remat"):
+        del named[run_field]
+    named["rope_scaling"] = RopeScaling(**named["rope_scaling"])
+    assert parse_config(V3_2) == ModelConfig(**named)
+    for change, words in (
+        (dict(indexer_rope_interleave=True), "indexer_rope_interleave=True is not modelled"),
+        (dict(mlp_layer_types=["sparse"] * 61), "'sparse' for layer 0.*first_k_dense_replace=3"),
+        (dict(layer_types=["full_attention"]), "full_attention.*only 'indexed_attention'"),
+        (dict(index_topk=None), "'deepseek_v32' needs index_topk"),
+        (
+            dict(model_type="deepseek_v3"),
+            "index_n_heads=64 is of an indexer.*'deepseek_v3' has none",
+        ),
+    ):
+        with pytest.raises(ValueError, match=words):
+            parse_config(V3_2 | change)
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_written_config_reads_back_the_same(family, tmp_path):
     """Oracle: the ModelConfig read from what transformers writes; and transformers reads ours."""

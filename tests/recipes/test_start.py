@@ -6,16 +6,34 @@ from types import SimpleNamespace
 
 import pytest
 
-from configs import distill_small, grpo_small, r1_small
+from configs import distill_small, grpo_small, models, r1_small, sft_small
 from deepseek_jax.checkpoint import load_orbax, save_orbax
 from deepseek_jax.data.tokenizer import load_tokenizer, smollm2_gguf
 from deepseek_jax.errors import at
 from deepseek_jax.recipes.distill.settings import DistillSettings
 from deepseek_jax.recipes.grpo.settings import GrpoSettings
 from deepseek_jax.recipes.r1.settings import R1Settings
+from deepseek_jax.recipes.sft.settings import SftSettings
 from deepseek_jax.recipes.start import check_slots, ending_turns
 from deepseek_jax.settings import build
 from tests.tiny import tiny_model
+
+
+def test_an_indexer_that_should_learn_is_refused_where_the_loss_has_no_part_for_it():
+    """Oracle: the words a reader needs; and fine-tuning, which has one, but not beside an adapter."""
+    model = models.deepseek_v3_2_tiny(21) | dict(indexer_loss="sparse")
+    told = "config.model.indexer_loss='sparse' is a part of the loss of pre-training"
+    for settings, module in ((GrpoSettings, grpo_small), (R1Settings, r1_small)):
+        config = module.get_config()
+        config.model = model
+        with pytest.raises(ValueError, match=told):
+            build(settings, config, "config")
+    config = sft_small.get_config()
+    config.model = model
+    assert build(SftSettings, config, "config").model["indexer_loss"] == "sparse"
+    config.adapter = dict(rank=2, alpha=4.0, targets=["o_proj"])
+    with pytest.raises(ValueError, match=told):
+        build(SftSettings, config, "config")
 
 
 @pytest.mark.slow

@@ -75,3 +75,6 @@ class RewardModelSettings(RewardTrainingSettings, AdapterRun):
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class JudgeSettings(JudgeTrainingSettings, PolicyRun):
     """A whole config of recipes.judge."""
+
+    def trains_indexer(self):
+        return True

@@ -61,6 +61,10 @@ class SftSettings(FineTuneSettings, RewardSettings, AdapterRun):
     answers: AnswerSettings
     reward_models: dict[str, ModelRewardSettings] = dataclasses.field(default_factory=dict)
 
+    def trains_indexer(self):
+        # Beside an adapter it stays as it is
+        return self.trains_whole()
+
     def __post_init__(self):
         super().__post_init__()
         with at("data"):
