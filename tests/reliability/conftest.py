@@ -52,8 +52,9 @@ def table_rows(reports):
             continue
         given, properties = name.partition("[")[2].rstrip("]"), dict(report.user_properties)
         key = kind, name.partition("[")[0].removeprefix("test_").replace("_", " ")
-        if kills := properties.get("kills"):
+        if kind == "kills":
             key = kind, f"{key[1]}: {given}".removesuffix(": ")
+        if kills := properties.get("kills"):
             details[key] = [", ".join(f"{each} {number}" for each, number in sorted(kills.items()))]
         numbers[key] += sum(kills.values()) if kills else properties.get("number", 1)
         passed[key].append(report.outcome == "passed")
