@@ -15,6 +15,8 @@ from tests.recipes.cases import CASES
 from tests.recipes.outcome import assert_near
 from tests.recipes.small import run_recipe
 
+# Tested apart, or, with workers, as the recipe is without them
+ELSEWHERE = "pretrain", "grpo", "grpo with workers", "r1"
 ONE_OF_TWO = """
 import json, sys
 from pathlib import Path
@@ -93,7 +95,7 @@ def test_r1_passes_from_one_process_to_two(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [name for name in CASES if name not in ("pretrain", "grpo", "r1")])
+@pytest.mark.parametrize("name", [name for name in CASES if name not in ELSEWHERE])
 def test_a_recipe_passes_from_two_processes_to_one_and_back(tmp_path, name):
     """Oracle: one process's run on the same mesh, which nothing stopped."""
     turn(name, tmp_path / name / "whole")
