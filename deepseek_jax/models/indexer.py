@@ -53,7 +53,7 @@ class LayerNorm(nn.Module):
 class LightningIndexer(nn.Module):
     """Scores of all keys for each query, from a few small heads; a query attends to the best index_topk keys.
 
-    Its inputs get no gradient: it learns from models.mla's index loss alone.
+    Its inputs get no gradient: it learns from ops.index_loss alone.
     """
 
     config: ModelConfig

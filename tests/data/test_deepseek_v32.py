@@ -1,4 +1,4 @@
-"""DeepSeek-V3.2's prompts against texts recorded from the published encoder, encoding_dsv32.py."""
+"""DeepSeek-V3.2's prompts against texts recorded from a public copy of its encoder, encoding_dsv32.py."""
 
 import hashlib
 import importlib.util
