@@ -15,6 +15,7 @@ from deepseek_jax.worlds.arithmetic.builder import arithmetic_corpus
 from deepseek_jax.worlds.arithmetic.corpus import write_document
 from deepseek_jax.worlds.arithmetic.tokenizer import arithmetic_tokenizer
 from tests.data.rows import with_rows
+from tests.quick import others_slow
 
 pack = with_rows(packed.pack)
 
@@ -159,7 +160,9 @@ def take_segments(batches, n):
 
 
 @pytest.mark.parametrize("share", [(0, 1), (1, 2)])
-@pytest.mark.parametrize("kind", ["one", "mixture", "a document a row", "longer than a row"])
+@pytest.mark.parametrize(
+    "kind", others_slow(["one", "mixture", "a document a row", "longer than a row"], "one")
+)
 def test_a_resumed_iterator_yields_what_the_uninterrupted_one_would(kind, share):
     """Oracle: the uninterrupted run, across epochs' ends; the state went through JSON."""
     index, count = share

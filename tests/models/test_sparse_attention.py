@@ -149,6 +149,7 @@ def test_decoding_selects_what_the_full_forward_selects():
     assert len(PROMPTS) * 4 * mask.sum(1).mean() / 3 > 2 * LENGTH
 
 
+@pytest.mark.slow
 def test_speculative_decoding_selects_alike():
     """Oracle: greedy decoding without drafts."""
     settings = dict(max_completion_length=LENGTH, eos_ids=EOS, seed=5, slots=3, temperature=0.0)
@@ -158,6 +159,7 @@ def test_speculative_decoding_selects_alike():
     assert_same(drafted, plain)
 
 
+@pytest.mark.slow
 def test_a_group_with_one_prompt_scores_as_rows_of_their_own():
     """Oracle: each completion in a row after its prompt."""
     config, params = tiny_model("sparse")

@@ -184,6 +184,7 @@ for name in ("v5p:2x2x1", "v5e:2x2", "v6e:2x2", "tpu7x:2x2x1"):
 """
 
 
+@pytest.mark.slow
 def test_on_tpu_product_and_gradients_cost_what_their_rows_cost():
     """Oracle: the compiler's own count: three products of each row with one matrix, with an eighth to spare
     for what is no product; dense over the eight experts any of them would add 7 / 3. All are kernels.

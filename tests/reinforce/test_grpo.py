@@ -461,6 +461,7 @@ def test_a_completion_that_cannot_be_scored_is_left_out_and_counted(
     )
 
 
+@pytest.mark.slow
 def test_updates_use_the_experts_that_the_sampler_chose(state, rewarded_by):
     """Oracle: the numbers of a source that keeps none, in float32, where the policy chooses the same; the
     experts of a token of the batch are those of the rollout's row.

@@ -111,6 +111,7 @@ def test_all_directions_of_a_matrix_learn_at_one_pace():
     assert abs(values - 1).max() < 1e-2
 
 
+@pytest.mark.slow
 def test_embedding_head_norms_and_biases_are_adams():
     """Oracle: by hand, the names; and the update of AdamW alone, bit for bit."""
     _, params = tiny_model("mtp")

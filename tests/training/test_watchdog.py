@@ -44,8 +44,8 @@ class Hangs(Numbers):
 def test_a_step_that_hangs_prints_all_stacks_once_and_goes_on(tmp_path, capfd):
     """Oracle: by hand: the function that hangs, the process and the step; the run completes all the same."""
     # On a busy machine other steps may be reported too
-    watchdog = Watchdog(1.0, floor_seconds=0.8)
-    _, _, lines = train(tmp_path, Hangs(3.0), num_steps=11, watchdog=watchdog)
+    watchdog = Watchdog(1.0, floor_seconds=1.5)
+    _, _, lines = train(tmp_path, Hangs(4.0), num_steps=11, watchdog=watchdog)
     assert lines[-1]["step"] == 10
     printed = capfd.readouterr().err
     assert "watchdog: process 0 of 1 on " in printed

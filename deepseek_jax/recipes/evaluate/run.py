@@ -22,7 +22,7 @@ from deepseek_jax.parallel.processes import barrier, first_process, say, total
 from deepseek_jax.recipes.evaluate.report import RESULTS, report
 from deepseek_jax.recipes.evaluate.settings import MAX_COMPLETION_LENGTH, EvaluateSettings
 from deepseek_jax.recipes.start import check_slots
-from deepseek_jax.rollout.policy import Policy, check_room, load_policy
+from deepseek_jax.rollout.policy import AnswerOptions, Policy, check_room, load_policy
 from deepseek_jax.rollout.sampling import Sampling
 from deepseek_jax.training.lineage import content_hash
 from deepseek_jax.training.loop import STOPPED
@@ -195,7 +195,13 @@ def _with_length(settings: EvaluateSettings, config: ModelConfig, problems: list
 
 def _answer(settings: EvaluateSettings, policy: Policy, problems: list, rules: Rules):
     """Answer some problems: -> their entries in results.json, a list of dicts."""
-    answers = policy.answer(problems, settings, n=settings.samples, seed=settings.seed)
+    options = AnswerOptions(
+        max_completion_length=settings.max_completion_length,
+        temperature=settings.temperature,
+        top_p=settings.top_p,
+        slots=settings.slots,
+    )
+    answers = policy.answer(problems, options, n=settings.samples, seed=settings.seed)
     texts, rollout = answers.texts, answers.rollout
     lengths, truncated = rollout.completion_mask.sum(1).tolist(), rollout.truncated.tolist()
     rows = [slice(i, i + settings.samples) for i in range(0, len(texts), settings.samples)]

@@ -36,6 +36,7 @@ def finished(tmp_path_factory):
     return workdir, asked
 
 
+@pytest.mark.slow
 def test_a_run_measures_the_same_questions_at_each_effort_before_and_after(finished):
     """Oracle: the scores of a run without efforts, for each; the examples that were asked."""
     workdir, asked = finished
@@ -49,6 +50,7 @@ def test_a_run_measures_the_same_questions_at_each_effort_before_and_after(finis
             assert {"accuracy", "completion_length"} <= ways["sampled"]["scores"].keys()
 
 
+@pytest.mark.slow
 def test_a_run_logs_lengths_by_effort_and_draws_them(finished):
     """Oracle: the names of the config's efforts; the penalty is below 0; a PNG's first bytes."""
     workdir, _ = finished
@@ -63,6 +65,7 @@ def test_a_run_logs_lengths_by_effort_and_draws_them(finished):
         assert (workdir / name).read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.slow
 def test_a_finished_runs_numbers_are_a_row_for_each_effort(finished):
     """Oracle: the files of the run."""
     workdir, _ = finished
