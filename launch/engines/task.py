@@ -8,6 +8,7 @@ SIGTERM came to this process, which passes it on once. It imports nothing but th
 """
 
 import argparse
+import ctypes
 import os
 import signal
 import subprocess
@@ -16,6 +17,8 @@ from pathlib import Path
 
 # As in training.loop
 STOPPED = 75
+# Of <linux/prctl.h>
+PR_SET_PDEATHSIG = 1
 # It has saved; or SIGTERM ended it before it could answer, or a second one did
 PREEMPTED = STOPPED, -signal.SIGTERM
 
@@ -32,6 +35,21 @@ def main():
             sys.exit(task.end(status))
         if values.slurm:
             sys.exit(task.requeue(status))
+
+
+def _end_with(parent):
+    """What a command's process calls first: it is killed when the task is, however that ends. Else it would
+    be at work in its directory while the job starts again. On Linux alone.
+    """
+    prctl = getattr(ctypes.CDLL(None), "prctl", None)
+
+    def end_with_parent():
+        if prctl is not None:
+            prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+            if os.getppid() != parent:
+                os._exit(1)
+
+    return end_with_parent
 
 
 def parsed():
@@ -56,7 +74,8 @@ class Task:
         # Each process of a job has a log; a command that starts again adds to it
         name = log if self.rank == 0 else log.with_name(f"{log.stem}.{self.rank}{log.suffix}")
         with open(name, "a") as file:
-            self.process = subprocess.Popen(self.values.command, stdout=file, stderr=file)
+            how = dict(stdout=file, stderr=file, preexec_fn=_end_with(os.getpid()))
+            self.process = subprocess.Popen(self.values.command, **how)
             return self.process.wait()
 
     def stop(self, number, frame):

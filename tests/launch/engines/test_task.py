@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.processes import wait_for_orphans
+
 TASK = Path(__file__).resolve().parents[3] / "launch" / "engines" / "task.py"
 # Preempted the first time, complete the second
 TWICE = """
@@ -34,11 +36,14 @@ time.sleep(60)
 NOTE = '#!/bin/sh\necho "$(basename $0) $*" >> notes\n'
 
 
-def start(folder, program, *options, **environment):
+def start(folder, program, *options, session=False, **environment):
     files = [f"--{name}={folder / name}" for name in ("status", "cancelled")]
     command = [sys.executable, str(TASK), f"--log={folder}/run.log", *files, *options]
     return subprocess.Popen(
-        [*command, sys.executable, "-c", program], cwd=folder, env=os.environ | environment
+        [*command, sys.executable, "-c", program],
+        cwd=folder,
+        env=os.environ | environment,
+        start_new_session=session,
     )
 
 
@@ -47,6 +52,16 @@ def wait_for(path):
     while not path.exists():
         assert time.monotonic() < until, path
         time.sleep(0.05)
+
+
+def test_a_command_ends_with_a_task_that_is_killed(tmp_path):
+    """Oracle: the processes of the task's session, and the file that the command would leave."""
+    task = start(tmp_path, SAVES, session=True)
+    wait_for(tmp_path / "ready")
+    task.kill()
+    assert task.wait() == -signal.SIGKILL
+    wait_for_orphans(task.pid)
+    assert not (tmp_path / "saved").exists()
 
 
 @pytest.fixture
