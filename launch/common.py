@@ -266,7 +266,9 @@ def prepare_process(xla_flags: str):
     given = os.environ.get("XLA_FLAGS", "")
     os.environ["XLA_FLAGS"] = f"{xla_flags} {given}".strip()
     from deepseek_jax.parallel.host_memory import keep_freed_memory, return_compilers_memory
+    from deepseek_jax.parallel.host_threads import give_devices_threads
 
+    give_devices_threads()
     # It has to come before any other thread runs
     keep_freed_memory()
     return_compilers_memory()

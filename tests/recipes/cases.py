@@ -88,7 +88,10 @@ def grpo_with_workers(folder):
 
 
 def grpo_with_an_adapter(folder):
-    return with_an_adapter(grpo(folder))
+    """Two processes stop a step after the one that is asked, and one stops a step later again."""
+    config = with_an_adapter(grpo(folder))
+    config.num_steps = 4
+    return config
 
 
 def with_an_adapter(config):

@@ -16,7 +16,7 @@ from tests.recipes.outcome import assert_near
 from tests.recipes.small import run_recipe
 
 # Tested apart, or, with workers, as the recipe is without them
-ELSEWHERE = "pretrain", "grpo", "grpo with workers", "grpo with an adapter", "r1"
+ELSEWHERE = "pretrain", "grpo", "grpo with workers", "r1"
 ONE_OF_TWO = """
 import json, sys
 from pathlib import Path
