@@ -1,13 +1,13 @@
 """A watchdog over the loop: a step that takes many medians prints all stacks, and may end the process."""
 
 import dataclasses
-import faulthandler
 import os
 import socket
 import statistics
 import sys
 import threading
 import time
+import traceback
 from collections import deque
 from contextlib import contextmanager
 
@@ -76,16 +76,32 @@ class Watchdog:
         print(
             f"watchdog: {where}: {phase} step {step} has taken {seconds:.1f} s, where the median is "
             f"{median:.3g} s. The stacks of its threads:",
+            *_stacks(),
+            sep="\n",
             file=sys.stderr,
             flush=True,
         )
-        faulthandler.dump_traceback(file=sys.stderr)
         if self.exit_status is None:
             return
         print(f"watchdog: exit with {self.exit_status}", file=sys.stderr, flush=True)
         sys.stdout.flush()
         # Not sys.exit: that ends this thread alone, and the step may never return
         os._exit(self.exit_status)
+
+
+def _stacks():
+    """The stack of every thread, the main one's first, the innermost call of each first.
+
+    faulthandler would leave out all but the latest 100 threads, and with them the main one. No source line is
+    read: the disk may be what a thread waits for.
+    """
+    names = {thread.ident: thread.name for thread in threading.enumerate()}
+    main = threading.main_thread().ident
+    frames = sorted(sys._current_frames().items(), key=lambda item: item[0] != main)
+    for ident, frame in frames:
+        yield f"Thread {names.get(ident, ident)!r}:"
+        for caller, line in traceback.walk_stack(frame):
+            yield f'  File "{caller.f_code.co_filename}", line {line} in {caller.f_code.co_name}'
 
 
 class _Watch:

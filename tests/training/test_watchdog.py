@@ -2,7 +2,9 @@
 
 import subprocess
 import sys
+import threading
 import time
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -27,6 +29,21 @@ def waits_for_a_lost_disk(seconds):
     time.sleep(seconds)
 
 
+@contextmanager
+def many_threads(count):
+    """So many more threads, which wait."""
+    ended = threading.Event()
+    threads = [threading.Thread(target=ended.wait, name=f"waits {i}") for i in range(count)]
+    for thread in threads:
+        thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        for thread in threads:
+            thread.join()
+
+
 class Hangs(Numbers):
     """Numbers, of which step 9 waits."""
 
@@ -42,15 +59,19 @@ class Hangs(Numbers):
 
 
 def test_a_step_that_hangs_prints_all_stacks_once_and_goes_on(tmp_path, capfd):
-    """Oracle: by hand: the function that hangs, the process and the step; the run completes all the same."""
+    """Oracle: by hand: the function that hangs, the process and the step, in a process of many threads; the
+    run completes all the same.
+    """
     # On a busy machine other steps may be reported too
     watchdog = Watchdog(1.0, floor_seconds=1.5)
-    _, _, lines = train(tmp_path, Hangs(4.0), num_steps=11, watchdog=watchdog)
+    with many_threads(120):
+        _, _, lines = train(tmp_path, Hangs(4.0), num_steps=11, watchdog=watchdog)
     assert lines[-1]["step"] == 10
     printed = capfd.readouterr().err
     assert "watchdog: process 0 of 1 on " in printed
     assert printed.count("pretrain step 9 has taken") == 1
     assert "in waits_for_a_lost_disk" in printed
+    assert printed.count("Thread 'waits 119':") == 1
 
 
 def test_a_step_that_hangs_ends_a_process_that_is_to_be_started_again(tmp_path):
