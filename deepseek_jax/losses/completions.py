@@ -2,7 +2,8 @@
 
 import jax.numpy as jnp
 
-from deepseek_jax.models import Branches, ModelConfig, head_weight, hidden_states
+from deepseek_jax.models import ModelConfig, head_weight, hidden_states
+from deepseek_jax.ops.branches import Branches
 from deepseek_jax.ops.logprobs import token_logprobs
 from deepseek_jax.parallel.tokens import over_tokens
 

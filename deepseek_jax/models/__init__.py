@@ -9,7 +9,7 @@ from deepseek_jax.models.config import (
     how_to_run,
     names_architecture,
 )
-from deepseek_jax.models.decoder import Branches, Report, count_params, init_params, random_params
+from deepseek_jax.models.decoder import Report, count_params, init_params, random_params
 from deepseek_jax.models.heads import (
     forward,
     head_weight,
@@ -23,7 +23,6 @@ from deepseek_jax.models.layers import decays, matrix_input_axes
 from deepseek_jax.models.moe import Routing
 
 __all__ = [
-    "Branches",
     "ModelConfig",
     "Report",
     "RopeScaling",

@@ -14,6 +14,7 @@ from deepseek_jax.models.layers import GatedMLP, RMSNorm, position_tables, weigh
 from deepseek_jax.models.mla import MultiHeadLatentAttention
 from deepseek_jax.models.moe import MoE, Routing
 from deepseek_jax.models.mtp import MultiTokenPrediction
+from deepseek_jax.ops.branches import Branches
 from deepseek_jax.ops.remat import ATTENDED, SAVED
 from deepseek_jax.parallel import constrain
 from deepseek_jax.parallel.pipeline import pipeline, pipeline_stages
@@ -21,13 +22,6 @@ from deepseek_jax.parallel.shard import init_sharded
 
 # The axes that split x [b t d] between layers
 ROWS = ("batch", "seq", None)
-
-
-class Branches(NamedTuple):
-    """A row's layout [prefix, branch 1, ..., branch n]: branches see the prefix and themselves alone."""
-
-    prefix_length: int
-    branches: int
 
 
 class Report(NamedTuple):
@@ -177,7 +171,7 @@ class Decoder(nn.Module):
     def __call__(self, tokens, positions, segment_ids, branches=None, keep_layers=False, kept=None):
         """int32[b t] each -> (hidden [b t d] after the final norm, Report: routing of each MoE layer and
         indexer of every layer, the residual stream after each layer [l b t d] if keep_layers, else None).
-        kept: uint16[l b t a] of the MoE layers, see ops.routing.route, or None.
+        kept: uint16[l b t a] of the MoE layers, see ops.routing.with_kept, or None.
         """
         # Here, because every layer rotates by the same angles
         rope = position_tables(self.config, positions)

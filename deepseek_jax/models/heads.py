@@ -5,8 +5,9 @@ import jax.numpy as jnp
 
 from deepseek_jax.models.adapters import whole
 from deepseek_jax.models.config import ModelConfig
-from deepseek_jax.models.decoder import Branches, Decoder, DecoderLayer
+from deepseek_jax.models.decoder import Decoder, DecoderLayer
 from deepseek_jax.models.layers import position_tables
+from deepseek_jax.ops.branches import Branches
 from deepseek_jax.ops.dot import dot
 
 
@@ -63,10 +64,11 @@ def reported_states(
     keep_layers the residual stream after each layer, [l b t d], else None).
 
     segment_ids: int32[b t], 0 on padding, elsewhere a number for each packed document; default one document.
-    positions: int32[b t]; default counts from 0 in each segment. branches: a models.Branches layout.
-    kept: uint16[l b t a], the experts of each token in each MoE layer, see ops.routing.route; None leaves the
-    choice to the routers. Report.routing has a leading axis of MoE layers and counts real tokens only; None
-    where no layer routes. Report.indexer has one of all layers; None where config.indexer_loss is "none".
+    positions: int32[b t]; default counts from 0 in each segment. branches: an ops.branches.Branches.
+    kept: uint16[l b t a], the experts of each token in each MoE layer, see ops.routing.with_kept; None leaves
+    the choice to the routers. Report.routing has a leading axis of MoE layers and counts real tokens only;
+    None where no layer routes. Report.indexer has one of all layers; None where config.indexer_loss is
+    "none".
     """
     if segment_ids is None:
         segment_ids = jnp.ones_like(tokens)

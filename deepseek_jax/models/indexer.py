@@ -91,7 +91,7 @@ class LightningIndexer(nn.Module):
 def select(config: ModelConfig, index: Index, segment_ids, branches):
     """The keys that each query of a row selected: uint8[b t z] for ops.attention, or None for all.
 
-    branches: the layout of attend_branches, or None.
+    branches: an ops.branches.Branches, or None.
     """
     t = segment_ids.shape[1]
     if branches is None:
@@ -109,7 +109,7 @@ def select(config: ModelConfig, index: Index, segment_ids, branches):
         length = (t - branches.prefix_length) // branches.branches
         if not config.selects(branches.prefix_length + length):
             return None
-        options = branches._asdict() | dict(index_topk=config.index_topk)
+        options = dict(layout=branches, index_topk=config.index_topk)
         arrays = index.q, index.k, index.w, segment_ids
         selected = by_rows(functools.partial(select_branches, **options), *arrays)
     # Saved under every policy that saves attention's results: its gradient is of this selection

@@ -54,12 +54,12 @@ def rms_norm(x, scale, eps):
 def attend_rows(q, k, v, segment_ids, branches, scale, selected=None):
     """Attend within rows, over the devices of the mesh, and save the result for the backward pass.
 
-    q: [b t h x], k: [b t k x], v: [b t k u]. branches: the layout of attend_branches, or None. selected:
+    q: [b t h x], k: [b t k x], v: [b t k u]. branches: an ops.branches.Branches, or None. selected:
     uint8[b t z], see ops.attention, or None. -> [b t h u].
     """
     attention = functools.partial(attend, scale=scale)
     if branches is not None:
-        attention = functools.partial(attend_branches, scale=scale, **branches._asdict())
+        attention = functools.partial(attend_branches, scale=scale, layout=branches)
     return save_for_backward(over_heads(attention, q, k, v, segment_ids, selected))
 
 

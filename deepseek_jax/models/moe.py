@@ -13,7 +13,14 @@ from deepseek_jax.ops import grouped_matmul as grouped
 from deepseek_jax.ops.dot import dot
 from deepseek_jax.ops.fp8_grouped import expert_block, grouped_fp8
 from deepseek_jax.ops.remat import save_for_backward
-from deepseek_jax.ops.routing import affinities, expert_load, route, sequence_balance
+from deepseek_jax.ops.routing import (
+    affinities,
+    expert_load,
+    expert_weights,
+    route,
+    sequence_balance,
+    with_kept,
+)
 from deepseek_jax.parallel.dispatch import Kernels, expert_parallel
 
 
@@ -40,7 +47,7 @@ class MoE(nn.Module):
         all tokens int32[b t a]).
 
         Without segment_ids, when decoding, x may be [b d] too, and Routing is None. kept: uint16[b t a] of
-        ops.routing.route, or None.
+        ops.routing.with_kept, or None.
         """
         cfg = self.config
         e, d, f = cfg.n_routed_experts, cfg.hidden_size, cfg.moe_intermediate_size
@@ -54,20 +61,22 @@ class MoE(nn.Module):
         x_btd = x if x.ndim == 3 else x[:, None]
         # Routing is float32 in every dtype. b and t stay two axes: either may be split over devices
         logits_bte = dot("btd,de->bte", x_btd.astype(jnp.float32), w_router)
+        weighing = dict(
+            scoring_func=cfg.scoring_func,
+            norm_topk_prob=cfg.norm_topk_prob,
+            routed_scaling_factor=cfg.routed_scaling_factor,
+        )
         choose = functools.partial(
             route,
             num_experts_per_tok=cfg.num_experts_per_tok,
             n_group=cfg.n_group,
             topk_group=cfg.topk_group,
-            scoring_func=cfg.scoring_func,
-            norm_topk_prob=cfg.norm_topk_prob,
-            routed_scaling_factor=cfg.routed_scaling_factor,
+            **weighing,
         )
-        if kept is None:
-            experts_bta, weights_bta = jax.vmap(choose, (0, None))(logits_bte, bias_e)
-        else:
-            choose_or_keep = jax.vmap(lambda *row: choose(*row[:2], kept=row[2]), (0, None, 0))
-            experts_bta, weights_bta = choose_or_keep(logits_bte, bias_e, kept)
+        experts_bta, weights_bta = jax.vmap(choose, (0, None))(logits_bte, bias_e)
+        if kept is not None:
+            experts_bta = with_kept(experts_bta, kept)
+            weights_bta = expert_weights(logits_bte, experts_bta, **weighing)
         y, overflows = expert_parallel(
             functools.partial(run_experts, fp8=cfg.fp8),
             x_btd,

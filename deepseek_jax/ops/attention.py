@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.ad_checkpoint import checkpoint_name
 
+from deepseek_jax.ops.branches import Branches
 from deepseek_jax.ops.dot import dot
 from deepseek_jax.ops.pallas import attention as pallas
 from deepseek_jax.ops.pallas import decoding
@@ -227,8 +228,7 @@ def attend_branches(
     *,
     scale: float,
     segment_ids,
-    prefix_length: int,
-    branches: int,
+    layout: Branches,
     selected=None,
     kernels: bool = True,
 ):
@@ -236,21 +236,17 @@ def attend_branches(
     these what its queries selected.
 
     A prompt shared by n completions is computed once this way. Shapes as in `attend`, with
-    t = prefix_length + branches * length of a branch. segment_ids: int32[b t], 0 on padding, 1 elsewhere.
-    Equal to n separate rows [prefix, branch i]. selected: uint8[b t z] of ops.selection.select_branches, or
-    None: all. Returns [b t h u] in v's dtype.
+    t = prefix_length + branches * length of a branch, of the layout. segment_ids: int32[b t], 0 on padding, 1
+    elsewhere. Equal to n separate rows [prefix, branch i]. selected: uint8[b t z] of
+    ops.selection.select_branches, or None: all. Returns [b t h u] in v's dtype.
     """
-    b, g = len(q), q.shape[2] // k.shape[2]
-
-    def split(a):
-        return a[:, :prefix_length], a[:, prefix_length:].reshape(b, branches, -1, *a.shape[2:])
-
-    (q_prefix, q_bnthx), (k_prefix, k_bnskx), (v_prefix, v_bnsku) = split(q), split(k), split(v)
-    seen_bs, seen_bns = split(segment_ids)
+    g, prefix_length = q.shape[2] // k.shape[2], layout.prefix_length
+    (q_prefix, q_bnthx), (k_prefix, k_bnskx), (v_prefix, v_bnsku) = map(layout.split, (q, k, v))
+    seen_bs, seen_bns = layout.split(segment_ids)
     # A prefix sees nothing of its branches, so it is an ordinary row of its own
     whole = dict(scale=scale, segment_ids=seen_bs, kernels=kernels)
     if selected is not None:
-        of_prefix, of_branches = split(unpacked(selected, prefix_length + q_bnthx.shape[2]))
+        of_prefix, of_branches = layout.split(unpacked(selected, prefix_length + q_bnthx.shape[2]))
         whole["selected"] = packed(of_prefix[..., :prefix_length])
     prefix_bthu = attend(q_prefix, k_prefix, v_prefix, **whole)
 
@@ -276,7 +272,9 @@ def attend_branches(
     out_bknmu = dot("bknms,bksu->bknmu", weights_bknms[..., :prefix_length], v_bksu)
     out_bknmu += dot("bknms,bknsu->bknmu", weights_bknms[..., prefix_length:], v_bknsu)
     out_bnthu = _by_token(jnp.moveaxis(out_bknmu, 1, 2), g)
-    return jnp.concatenate([prefix_bthu, out_bnthu.reshape(b, -1, *out_bnthu.shape[3:])], axis=1)
+    return jnp.concatenate(
+        [prefix_bthu, out_bnthu.reshape(len(q), -1, *out_bnthu.shape[3:])], axis=1
+    )
 
 
 def _by_key_head(q, g):

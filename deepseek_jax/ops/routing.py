@@ -17,7 +17,6 @@ def route(
     scoring_func: str = "sigmoid",
     norm_topk_prob: bool = True,
     routed_scaling_factor: float = 1.0,
-    kept=None,
 ):
     """Choose each token's experts in its best groups (arXiv:2412.19437, eqs. 13-16; arXiv:2405.04434,
     section 2.2).
@@ -26,12 +25,10 @@ def route(
     gradient; None if the router has no bias (DeepSeek-V2). A group's score is the sum of its best two experts
     under "sigmoid" (V3), its best expert under "softmax" (V2). norm_topk_prob: a token's weights sum to 1
     before they are multiplied by routed_scaling_factor, which is in the released code, not in the equations.
-    kept: uint16[m a], a choice that stands in place of this one but where it is FREE; its weights are of
-    these logits (keep routing, arXiv:2512.02556, section 3.1).
     Returns experts: int32[m a], best first, and weights: float32[m a].
     """
-    affinity_me = affinities(logits, scoring_func)
-    choice_me = affinity_me if bias is None else affinity_me + jax.lax.stop_gradient(bias)
+    choice_me = affinities(logits, scoring_func)
+    choice_me = choice_me if bias is None else choice_me + jax.lax.stop_gradient(bias)
     if n_group > 1:
         # x: the experts of one group
         choice_mgx = choice_me.reshape(len(logits), n_group, -1)
@@ -43,14 +40,42 @@ def route(
         # -inf, not 0: the bias can move an expert of an open group below 0, and a closed group's would win
         choice_me = jnp.where(kept_mg[..., None], choice_mgx, -jnp.inf).reshape(logits.shape)
     experts_ma = jax.lax.top_k(jax.lax.stop_gradient(choice_me), num_experts_per_tok)[1]
-    if kept is not None:
-        experts_ma = jnp.where(kept == FREE, experts_ma, kept.astype(jnp.int32))
-    # Eqs. 16 and 13: the biased scores choose the experts, the plain affinities weigh them
-    weights_ma = jnp.take_along_axis(affinity_me, experts_ma, axis=-1)
+    weights_ma = expert_weights(
+        logits,
+        experts_ma,
+        scoring_func=scoring_func,
+        norm_topk_prob=norm_topk_prob,
+        routed_scaling_factor=routed_scaling_factor,
+    )
+    return experts_ma, weights_ma
+
+
+def expert_weights(
+    logits,
+    experts,
+    *,
+    scoring_func: str = "sigmoid",
+    norm_topk_prob: bool = True,
+    routed_scaling_factor: float = 1.0,
+):
+    """The weights of chosen experts (arXiv:2412.19437, eqs. 13 and 16): float32[... a]. The bias chose them;
+    the plain affinities weigh them.
+
+    logits: float32[... e]. experts: int32[... a]. The rest is as in `route`.
+    """
+    weights = jnp.take_along_axis(affinities(logits, scoring_func), experts, axis=-1)
     if norm_topk_prob:
         # 1e-20, as in Hugging Face's code: all chosen sigmoids may underflow to 0
-        weights_ma /= weights_ma.sum(-1, keepdims=True) + 1e-20
-    return experts_ma, weights_ma * routed_scaling_factor
+        weights /= weights.sum(-1, keepdims=True) + 1e-20
+    return weights * routed_scaling_factor
+
+
+def with_kept(experts, kept):
+    """The kept choice where there is one, else this one (keep routing, arXiv:2512.02556, section 3.1).
+
+    experts: int32[... a]. kept: uint16[... a], FREE in each place of a token whose choice was not kept.
+    """
+    return jnp.where(kept == FREE, experts, kept.astype(jnp.int32))
 
 
 def affinities(logits, scoring_func: str):

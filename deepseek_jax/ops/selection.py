@@ -10,6 +10,7 @@ Letter z: the bytes of a row of bits, one bit a key.
 import jax
 import jax.numpy as jnp
 
+from deepseek_jax.ops.branches import Branches
 from deepseek_jax.ops.dot import dot
 from deepseek_jax.ops.platform import choice, choose
 
@@ -118,23 +119,15 @@ def select_rows(q_btjy, k_bsy, w_btj, segments_bt, segments_bs, *, first, index_
     return blocks[:, : q_btjy.shape[1]]
 
 
-def select_branches(
-    q_btjy, k_bty, w_btj, segment_ids, *, prefix_length: int, branches: int, index_topk: int
-):
+def select_branches(q_btjy, k_bty, w_btj, segment_ids, *, layout: Branches, index_topk: int):
     """select_rows for rows of ops.attention.attend_branches: -> uint8[b t z] bits.
 
     The bits of a row are those of the prefix and of one branch: of its own, for a branch's query.
     """
     q_btjy, k_bty, w_btj = jax.lax.stop_gradient((q_btjy, k_bty, w_btj))
-
-    def split(a):
-        return a[:, :prefix_length], a[:, prefix_length:].reshape(
-            len(a), branches, -1, *a.shape[2:]
-        )
-
-    parts = map(split, (q_btjy, k_bty, w_btj, segment_ids))
+    parts = map(layout.split, (q_btjy, k_bty, w_btj, segment_ids))
     (q_prefix, q_bntjy), (k_prefix, k_bnsy), (w_prefix, w_bntj), (seen_bs, seen_bns) = parts
-    at_t = jnp.arange(prefix_length)
+    at_t = jnp.arange(layout.prefix_length)
     see_prefix = seen(seen_bs, seen_bs, at_t)
     of_prefix = select(index_scores(q_prefix, k_prefix, w_prefix), see_prefix, index_topk)
     to_prefix = jax.vmap(index_scores, (1, None, 1), 1)(q_bntjy, k_prefix, w_bntj)
@@ -146,7 +139,7 @@ def select_branches(
         jnp.concatenate(pair, -1) for pair in ((to_prefix, to_branch), (see_prefix, see_branch))
     )
     of_branches = select(scores, see, index_topk)
-    of_branches = of_branches.reshape(len(scores), -1, prefix_length + length)
+    of_branches = of_branches.reshape(len(scores), -1, layout.prefix_length + length)
     of_prefix = jnp.pad(of_prefix, [(0, 0), (0, 0), (0, length)])
     return packed(jnp.concatenate([of_prefix, of_branches], axis=1))
 

@@ -12,6 +12,8 @@ from deepseek_jax.settings import Between, Natural, NonNegative, Positive, Share
 from deepseek_jax.training.muon import is_matrix, scale_by_muon
 from deepseek_jax.training.schedule import Phase, join_phases, make_schedule
 
+# Adam's, as in the papers and in optax
+EPS = 1e-8
 Decay = Annotated[float, Between(0, 1, open_high=True)]
 
 
@@ -102,7 +104,6 @@ def make_optimizer(
     max_grad_norm: float,
     trains_mtp: bool = False,
     moment_dtype: str = "float32",
-    eps: float = 1e-8,
     momentum: float | None = None,
 ):
     """Clip by global norm, then AdamW (arXiv:1711.05101), or with a momentum Muon for the matrices and AdamW
@@ -114,7 +115,7 @@ def make_optimizer(
     too: where no loss trains multi-token prediction, decay alone would shrink a checkpoint's weights.
     moment_dtype: that of all moments; bfloat16 as in arXiv:2412.19437, section 3.3.3. See scale_by_adam.
     """
-    direction = scale_by_adam(b1, b2, eps, moment_dtype)
+    direction = scale_by_adam(b1, b2, EPS, moment_dtype)
     if momentum is not None:
         kinds = {"matrix": scale_by_muon(momentum, moment_dtype), "other": direction}
         direction = optax.partition(kinds, _matrices)

@@ -10,6 +10,7 @@ import pytest
 
 from deepseek_jax.costs.flops import matmul_flops
 from deepseek_jax.ops.attention import attend, attend_branches, attend_cached, attend_latent
+from deepseek_jax.ops.branches import Branches
 from deepseek_jax.ops.platform import CHOICES, choice
 
 SCALE = 0.7
@@ -148,20 +149,22 @@ def test_a_scan_over_layers_keeps_no_masks_of_blocks(monkeypatch):
 
 
 def branch_rows():
-    """Two prompts of ragged length with three ragged completions each: q, k, v, segment_ids."""
-    prefix, branches, length = 5, 3, 4
-    t = prefix + branches * length
+    """Two prompts of ragged length with three ragged completions each: q, k, v, segment_ids, Branches."""
+    layout, length = Branches(5, 3), 4
+    prefix = layout.prefix_length
+    t = prefix + layout.branches * length
     q, k, v = normal(3, 2, t, 4, 6), normal(4, 2, t, 2, 6), normal(5, 2, t, 2, 3)
     seen = np.zeros((2, t), np.int32)
     for row, (prompt_length, lengths) in enumerate([(5, (4, 1, 2)), (2, (3, 4, 0))]):
         seen[row, :prompt_length] = 1
         for i, own in enumerate(lengths):
             seen[row, prefix + i * length : prefix + i * length + own] = 1
-    return q, k, v, seen, prefix, branches
+    return q, k, v, seen, layout
 
 
-def rows_of_their_own(q, k, v, segment_ids, prefix, branches):
+def rows_of_their_own(q, k, v, segment_ids, layout):
     """The same tokens, one row [prefix, branch i] at a time through attend: [b t h u]."""
+    prefix, branches = layout
     length = (q.shape[1] - prefix) // branches
     pieces = []
     for i in range(branches):
@@ -171,27 +174,25 @@ def rows_of_their_own(q, k, v, segment_ids, prefix, branches):
     return jnp.concatenate(pieces, axis=1)
 
 
-def shared(q, k, v, segment_ids, prefix, branches):
-    return attend_branches(
-        q, k, v, scale=SCALE, segment_ids=segment_ids, prefix_length=prefix, branches=branches
-    )
+def shared(q, k, v, segment_ids, layout):
+    return attend_branches(q, k, v, scale=SCALE, segment_ids=segment_ids, layout=layout)
 
 
 def test_branches_see_the_prefix_and_themselves():
     """Oracle: a row of its own for each branch, by attend; padding in prefix and branches."""
-    q, k, v, seen, *layout = branch_rows()
+    q, k, v, seen, layout = branch_rows()
     real = seen[..., None, None] > 0
-    ours, theirs = (f(q, k, v, seen, *layout) * real for f in (shared, rows_of_their_own))
+    ours, theirs = (f(q, k, v, seen, layout) * real for f in (shared, rows_of_their_own))
     np.testing.assert_allclose(ours, theirs, **CLOSE)
 
 
 def test_branch_gradients_are_those_of_rows_of_their_own():
     """Oracle: autodiff through a row of its own for each branch; the prefix's gradients add up."""
-    q, k, v, seen, *layout = branch_rows()
+    q, k, v, seen, layout = branch_rows()
     probe = normal(6, *q.shape[:3], v.shape[-1]) * (seen[..., None, None] > 0)
 
     def gradients(form):
-        return jax.grad(lambda *qkv: (form(*qkv, seen, *layout) * probe).sum(), argnums=(0, 1, 2))(
+        return jax.grad(lambda *qkv: (form(*qkv, seen, layout) * probe).sum(), argnums=(0, 1, 2))(
             q, k, v
         )
 
@@ -201,10 +202,10 @@ def test_branch_gradients_are_those_of_rows_of_their_own():
 
 def test_padding_of_prefix_and_branches_reaches_no_real_token():
     """Oracle: invariant: other keys and values there leave real outputs bit for bit as they were."""
-    q, k, v, seen, *layout = branch_rows()
+    q, k, v, seen, layout = branch_rows()
     padding = seen[..., None, None] == 0
-    ours = shared(q, k, v, seen, *layout)
-    other = shared(q, np.where(padding, 50, k), np.where(padding, -9, v), seen, *layout)
+    ours = shared(q, k, v, seen, layout)
+    other = shared(q, np.where(padding, 50, k), np.where(padding, -9, v), seen, layout)
     np.testing.assert_array_equal(np.where(padding, 0, ours), np.where(padding, 0, other))
 
 

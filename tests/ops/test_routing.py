@@ -5,7 +5,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from deepseek_jax.ops.routing import FREE, expert_load, route, sequence_balance, updated_bias
+from deepseek_jax.ops.routing import (
+    FREE,
+    expert_load,
+    expert_weights,
+    route,
+    sequence_balance,
+    updated_bias,
+    with_kept,
+)
 
 V3 = dict(num_experts_per_tok=3, n_group=4, topk_group=2, routed_scaling_factor=2.5)
 V2 = dict(
@@ -86,8 +94,11 @@ def test_a_kept_choice_stands_and_its_weights_are_those_of_these_logits(settings
     a, rng = settings["num_experts_per_tok"], np.random.default_rng(1)
     kept = np.stack([rng.permutation(16)[:a] for _ in logits]).astype(np.uint16)
     kept[::3] = FREE
-    experts, weights = route(logits, bias, **settings, kept=kept)
     free_experts, free_weights = route(logits, bias, **settings)
+    experts = with_kept(free_experts, kept)
+    names = "scoring_func", "norm_topk_prob", "routed_scaling_factor"
+    weighing = {name: settings[name] for name in names if name in settings}
+    weights = expert_weights(logits, experts, **weighing)
     np.testing.assert_array_equal(experts, np.where(kept == FREE, free_experts, kept))
     np.testing.assert_array_equal(weights[::3], free_weights[::3])
     softmax = settings.get("scoring_func") == "softmax"

@@ -178,12 +178,12 @@ def test_a_kernel_refuses_a_selection():
 
 def test_branches_select_from_the_prefix_and_themselves():
     """Oracle: a row of its own for each branch, through select_rows and attend, outputs of real tokens."""
-    q, k, v, seen, prefix, branches = branch_rows()
+    q, k, v, seen, layout = branch_rows()
     k, v = (np.repeat(a, 2, axis=2) for a in (k, v))
     index, t = index_of(2, q.shape[1]), q.shape[1]
-    layout = dict(prefix_length=prefix, branches=branches)
-    bits = select_branches(*index, seen, **layout, index_topk=3)
-    ours = attend_branches(q, k, v, scale=SCALE, segment_ids=seen, selected=bits, **layout)
+    prefix, branches = layout
+    bits = select_branches(*index, seen, layout=layout, index_topk=3)
+    ours = attend_branches(q, k, v, scale=SCALE, segment_ids=seen, selected=bits, layout=layout)
     length = (t - prefix) // branches
     for i in range(branches):
         own = np.r_[:prefix, prefix + i * length : prefix + (i + 1) * length]
