@@ -86,6 +86,13 @@ def useful_flops(
     return training_flops(config, sequence_length / 2, depths, frozen, attended)
 
 
+def warm_up_flops(config: ModelConfig, sequence_length: int, *, trains_mtp: bool):
+    """useful_flops where the indexers learn alone: forward, and the backward pass of the indexers."""
+    depths, keys = config.num_nextn_predict_layers if trains_mtp else 0, sequence_length / 2
+    forward = forward_flops(config, keys, depths, attended_keys(config, sequence_length))
+    return forward + 2 * indexer_flops(config, keys, depths)
+
+
 def training_flops(
     config: ModelConfig, keys: float, depths: int = 0, frozen: bool = False, attended=None
 ):

@@ -67,7 +67,8 @@ def update_program(
         rows, length = batch["tokens"].shape
         how = dict(trains_mtp="mtp_weight" in batch, frozen=state.frozen is not None)
         flops = rows * length * useful_flops(config, length, **how)
-        work |= dict(tokens=rows * length, flops=flops, sizes=f"{rows:,} rows x {length:,}")
+        sizes = f"{rows:,} rows x {length:,}"
+        work = dict(tokens=rows * length, flops=flops, sizes=sizes) | work
     return Program(name, step, (state, batch, rng), mesh, model=config, **work)
 
 

@@ -18,6 +18,7 @@ from deepseek_jax.models.adapter_modules import ALL_LINEAR, MODULES, adapter_axe
 from deepseek_jax.models.config import ModelConfig
 from deepseek_jax.models.low_rank import LowRank, dense, is_weight
 from deepseek_jax.models.quantized import abstract_quantized
+from deepseek_jax.models.trained_part import TrainedPart, rejoined
 from deepseek_jax.parallel.shard import init_sharded, logical_names, shardings
 from deepseek_jax.settings import Count, Positive
 
@@ -56,6 +57,10 @@ class Adapted:
     base: dict
     adapter: dict
     scale: float
+
+
+# The field of each tree that learns in part
+LEARNS = {Adapted: "adapter", TrainedPart: "trained"}
 
 
 def with_adapter(config: ModelConfig, params, settings: AdapterSettings, mesh: Mesh, seed: int):
@@ -119,6 +124,8 @@ def init_adapter(config: ModelConfig, settings: AdapterSettings, rng):
 
 def whole(params):
     """The tree of a model's parameters. That of Adapted has a LowRank wherever a weight has an adapter."""
+    if isinstance(params, TrainedPart):
+        return rejoined(params)
     if not isinstance(params, Adapted):
         return params
     flat, pairs = flatten_dict(params.base, sep="/"), {}
@@ -159,18 +166,19 @@ def merged(params: Adapted):
 def split(params):
     """(trained, frozen): the arrays of a tree that an update changes, and what `join` needs beside them.
 
-    Of Adapted the adapter is trained; frozen is None where the tree has none, and all of it is trained.
+    Of Adapted the adapter is trained, of TrainedPart its part. frozen is None where the tree has neither, and
+    all of it is trained.
     """
-    if not any(map(_is_adapted, jax.tree.leaves(params, is_leaf=_is_adapted))):
+    if not any(map(_learns_in_part, jax.tree.leaves(params, is_leaf=_learns_in_part))):
         return params, None
 
     def own(node):
-        return node.adapter if _is_adapted(node) else node
+        return getattr(node, LEARNS[type(node)]) if _learns_in_part(node) else node
 
     def rest(node):
-        return dataclasses.replace(node, adapter=None) if _is_adapted(node) else None
+        return _with_own(node, None) if _learns_in_part(node) else None
 
-    return tuple(jax.tree.map(part, params, is_leaf=_is_adapted) for part in (own, rest))
+    return tuple(jax.tree.map(part, params, is_leaf=_learns_in_part) for part in (own, rest))
 
 
 def join(trained, frozen):
@@ -179,12 +187,16 @@ def join(trained, frozen):
         return trained
 
     def put(node, own):
-        return own if node is None else dataclasses.replace(node, adapter=own)
+        return own if node is None else _with_own(node, own)
 
     return jax.tree.map(
-        put, frozen, trained, is_leaf=lambda node: node is None or _is_adapted(node)
+        put, frozen, trained, is_leaf=lambda node: node is None or _learns_in_part(node)
     )
 
 
-def _is_adapted(node):
-    return isinstance(node, Adapted)
+def _learns_in_part(node):
+    return type(node) in LEARNS
+
+
+def _with_own(node, own):
+    return dataclasses.replace(node, **{LEARNS[type(node)]: own})

@@ -124,13 +124,14 @@ def base_programs(config: ModelConfig, base: BaseSettings | None, mesh: Mesh):
 
 def stage_program(name: str, config: ModelConfig, stage: StageSettings, mesh: Mesh):
     """The update of a stage of pre-training, at its largest batch."""
-    params = abstract_tree(config, mesh)
+    params = stage.learns(abstract_tree(config, mesh))
     create, step = jitted(config, stage, params, mesh)
     rows = max(rows for _, rows in stage.batch_sizes())
     scalars = (*TOTALS, "mtp_weight") if switched_on(stage.mtp_weight) else TOTALS
     batch = abstract_rows(mesh, rows, stage.sequence_length, scalars=scalars)
     state = create.eval_shape(params)
-    return update_program(name, step(rows), state, batch, config=config, mesh=mesh)
+    flops = rows * stage.sequence_length * stage.flops_per_token(config)
+    return update_program(name, step(rows), state, batch, config=config, mesh=mesh, flops=flops)
 
 
 def fine_tuning_programs(

@@ -4,6 +4,7 @@ read documents -> random parameters, or a checkpoint's -> train each stage -> he
 multi-token prediction speeds up decoding -> report.
 """
 
+import dataclasses
 import itertools
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from deepseek_jax.evaluation.perplexity import held_out_loss
 from deepseek_jax.files import read_json
 from deepseek_jax.losses.next_token import next_token_loss
 from deepseek_jax.models import ModelConfig, build_model, random_params
+from deepseek_jax.models.trained_part import with_indexers
 from deepseek_jax.parallel.processes import first_process, say
 from deepseek_jax.recipes.pretrain.documents import open_corpus
 from deepseek_jax.recipes.pretrain.settings import (
@@ -95,7 +97,9 @@ def _train(settings: PretrainSettings, run: Run):
             evaluate=lambda p, m=measure: {"held_out_loss": m(p)[0]},
         )
         remembered(workdir / f"{name}_after.json", lambda m=measure, p=params: m(p))
-    # Before drafting, so that a failure there loses nothing. After the loop, model is the last stage's
+    # After the loop, model is the last stage's. Nothing trains its indexers from here on
+    model = dataclasses.replace(model, indexer_loss="none")
+    # Before drafting, so that a failure there loses nothing
     if not is_orbax(workdir / "params"):
         save_orbax(workdir / "params", model, params)
     # rollout.speculative drafts with MLA alone
@@ -110,7 +114,12 @@ def _train(settings: PretrainSettings, run: Run):
 
 def _prepare(settings: PretrainSettings, mesh: Mesh):
     """(tokenizer, ModelConfig, params or None, checked stages)."""
-    settings.check_start()
+    stored = None
+    if settings.init_from is not None:
+        # config.json alone shows a wrong field, before gigabytes of parameters are read
+        with at("init_from"):
+            stored = read_config(settings.init_from)
+    settings.check_start(stored)
     with at("data.tokenizer"):
         tokenizer = named_tokenizer(settings.data.tokenizer)
     with at("data"):
@@ -127,15 +136,14 @@ def _starting_point(settings: PretrainSettings, mesh: Mesh):
     """
     if settings.init_from is None:
         return build_model(settings.model), None
-    # config.json alone shows a wrong field, before gigabytes of parameters are read
-    with at("init_from"):
-        stored = read_config(settings.init_from)
-    settings.overridden(stored)
     # Training needs float32 parameters, whatever the dtype of the checkpoint
     load = load_orbax if is_orbax(settings.init_from) else load_hf
     with at("init_from"):
         config, params = load(settings.init_from, dtype="float32", mesh=mesh)
     model = settings.overridden(config)
+    if settings.gains_indexers(config):
+        say(f"init_from={settings.init_from!r} has no indexers; random ones are added")
+        params = with_indexers(model, params, mesh, settings.seed)
     try:
         checked_by_path(model, params)
     except ValueError as error:
@@ -167,7 +175,8 @@ def _held_out(
             sequence_length=stage.sequence_length,
             seed=seed,
         )
-    loss_fn = jax.jit(lambda params, batch: next_token_loss(model, params, batch)[0])
+    # The metric: the loss has the indexers' in it
+    loss_fn = jax.jit(lambda p, batch: next_token_loss(model, p, batch)[1]["next_token_loss"])
     return lambda params: list(held_out_loss(loss_fn, params, batches))
 
 

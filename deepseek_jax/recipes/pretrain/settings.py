@@ -2,10 +2,14 @@
 
 import dataclasses
 import math
+from typing import Literal
 
+from deepseek_jax.costs.flops import useful_flops, warm_up_flops
 from deepseek_jax.data.packing import check_readers
 from deepseek_jax.errors import at
 from deepseek_jax.models import ModelConfig, RopeScaling
+from deepseek_jax.models.config import INDEXER_LOSSES
+from deepseek_jax.models.trained_part import indexers_of
 from deepseek_jax.parallel.shard import check_batch, check_splits
 from deepseek_jax.settings import (
     Count,
@@ -16,6 +20,7 @@ from deepseek_jax.settings import (
     Seed,
     Several,
     Share,
+    added,
     build,
 )
 from deepseek_jax.training.schedule import pairs_of
@@ -31,7 +36,8 @@ class StageSettings(LoopSettings):
     multi-token prediction loss) are one number each, or pairs (first update, number) that begin at update 0.
     balance_weight: weight of the sequence-wise balance loss. micro_batch_size: rows whose activations are in
     memory at once; None for the whole batch. rope_scaling: replaces the model's. eval_every: updates between
-    held-out losses, where there are held-out documents.
+    held-out losses, where there are held-out documents. indexer_loss: replaces the model's, in this stage
+    alone. trains: "all", or "indexer", which freezes everything else (DeepSeek-V3.2-Exp, section 2.1).
     """
 
     sequence_length: Several
@@ -44,6 +50,8 @@ class StageSettings(LoopSettings):
     save_every: Count = 500
     log_every: Count = 25
     eval_every: Count = 500
+    indexer_loss: Literal[tuple(INDEXER_LOSSES)] | None = added(None)
+    trains: Literal["all", "indexer"] = added("all")
 
     def __post_init__(self):
         super().__post_init__()
@@ -90,11 +98,30 @@ class StageSettings(LoopSettings):
                 f"balance_weight={self.balance_weight} balances experts, and this model has none; "
                 "set it to 0"
             )
+        if self.trains == "indexer":
+            self._check_warm_up(model)
         self._check_rows(model, mesh)
         if model.is_mla and mesh.shape["context"] > 1:
             # Attention needs whole rows, so along context MLA splits its heads instead
             heads = "the model's num_attention_heads"
             check_splits(mesh, heads, model.num_attention_heads, "attention_heads")
+
+    def _check_warm_up(self, model: ModelConfig):
+        if model.indexer_loss == "none":
+            raise ValueError(
+                "trains='indexer' and indexer_loss='none' train nothing; set indexer_loss to 'dense', or "
+                "trains to 'all'"
+            )
+        for name in ("bias_update_speed", "balance_weight"):
+            if switched_on(getattr(self, name)):
+                raise ValueError(
+                    f"{name}={getattr(self, name)} moves what trains='indexer' freezes; set it to 0"
+                )
+        if model.num_nextn_predict_layers and not switched_on(self.mtp_weight):
+            raise ValueError(
+                f"mtp_weight={self.mtp_weight} leaves the indexers of the model's num_nextn_predict_layers="
+                f"{model.num_nextn_predict_layers} modules random, as nothing runs these; set it above 0"
+            )
 
     def _check_rows(self, model: ModelConfig, mesh):
         at_once, micro_batches = self.rows_at_once(), model.pipeline_micro_batches
@@ -107,9 +134,18 @@ class StageSettings(LoopSettings):
 
     def model(self, model: ModelConfig):
         """The ModelConfig of this stage."""
-        if self.rope_scaling is None:
-            return model
-        return dataclasses.replace(model, rope_scaling=self.rope_scaling)
+        names = "rope_scaling", "indexer_loss"
+        own = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
+        return dataclasses.replace(model, **own) if own else model
+
+    def learns(self, params):
+        """The model's params as this stage trains them: whole, or a models.trained_part.TrainedPart."""
+        return params if self.trains == "all" else indexers_of(params)
+
+    def flops_per_token(self, model: ModelConfig):
+        """Operations that a token of an update needs: float. model: of this stage."""
+        needed = useful_flops if self.trains == "all" else warm_up_flops
+        return needed(model, self.sequence_length, trains_mtp=switched_on(self.mtp_weight))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -181,9 +217,17 @@ class PretrainSettings:
         """[(name, StageSettings)] in the order in which they run."""
         return sorted(self.stages.items())
 
-    def check_start(self):
-        """Raise ValueError where the first stage extends the context of random parameters."""
+    def check_start(self, stored: ModelConfig | None = None):
+        """Raise ValueError where the first stage extends the context of random parameters, or trains the
+        whole of a model whose indexers are random. stored: the checkpoint's ModelConfig.
+        """
         first = min(self.stages)
+        gains = stored is not None and self.gains_indexers(stored)
+        if gains and self.stages[first].trains != "indexer":
+            raise ValueError(
+                f"init_from={self.init_from!r} has no indexers, and random ones select keys at random; set "
+                f"stages.{first}.trains to 'indexer', with indexer_loss='dense'"
+            )
         if self.init_from is None and self.stages[first].rope_scaling:
             raise ValueError(
                 f"init_from=None, and stages.{first}.rope_scaling stretches the context of a trained model; "
@@ -194,6 +238,10 @@ class PretrainSettings:
         """The checkpoint's ModelConfig, with the fields of config.model in place of its own."""
         return build(ModelConfig, vars(checkpoint) | self.model, "model")
 
+    def gains_indexers(self, stored: ModelConfig):
+        """Whether config.model adds indexers to a checkpoint of a model without."""
+        return self.overridden(stored).has_indexer and not stored.has_indexer
+
     def checked_stages(self, model: ModelConfig, mesh):
         """in_order(), each stage checked against model and mesh."""
         for name, stage in self.in_order():
@@ -203,11 +251,11 @@ class PretrainSettings:
 
     def models(self, model: ModelConfig):
         """The ModelConfig of each stage. A stage without rope_scaling inherits the previous stage's."""
-        scaled = []
+        of_stages = []
         for _, stage in self.in_order():
-            model = stage.model(model)
-            scaled.append(model)
-        return scaled
+            of_stages.append(stage.model(model))
+            model = dataclasses.replace(model, rope_scaling=of_stages[-1].rope_scaling)
+        return of_stages
 
 
 def switched_on(numbers):

@@ -9,12 +9,12 @@ import optax
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.sharding import Mesh
 
-from deepseek_jax.costs.flops import useful_flops
 from deepseek_jax.data.batches import PackedDocuments
 from deepseek_jax.data.packing import Rows, pack
 from deepseek_jax.data.tokenizer import Tokenizer
 from deepseek_jax.losses.next_token import next_token_loss
 from deepseek_jax.models import ModelConfig, random_params
+from deepseek_jax.models.adapters import whole
 from deepseek_jax.recipes.pretrain.settings import (
     BaseSettings,
     StageSettings,
@@ -56,6 +56,7 @@ def train_stage(
 
     evaluate: see PackedDocuments.
     """
+    params = stage.learns(params)
     create, step = jitted(model, stage, params, run.mesh)
     # The documents are packed in batches of one size; an update takes several of them
     sizes = dict(sequence_length=stage.sequence_length, batch_size=stage.quantum())
@@ -85,22 +86,23 @@ def train_stage(
         started = True
         return step(len(batch["tokens"]))(state, batch, rng)
 
-    mtp = switched_on(stage.mtp_weight)
-    needed = useful_flops(model, stage.sequence_length, trains_mtp=mtp)
-    state = create(params)
-    return train(stage, state, update, source, run, seed, _checks(stage, step), needed).params
+    state, needed = create(params), stage.flops_per_token(model)
+    checks = _checks(model, stage, step)
+    return whole(train(stage, state, update, source, run, seed, checks, needed).model)
 
 
-def _checks(stage: StageSettings, step):
+def _checks(model: ModelConfig, stage: StageSettings, step):
     """The training.watch.Checks of a stage. step: of jitted."""
     mtp = number_at(stage.mtp_weight, 0)
     terms = {}
     if switched_on(stage.mtp_weight):
         why = "no document has a token so far ahead; use longer documents, or set it to 0"
         terms["mtp_loss"] = f"mtp_weight={stage.mtp_weight} trains nothing: {why}"
+    if model.indexer_loss != "none":
+        terms["indexer_loss"] = f"indexer_loss={model.indexer_loss!r} trains nothing"
     return Checks(
         terms=LOSS_TERMS | terms,
-        learns=("mtp_",) if mtp else (),
+        learns=("mtp_",) * bool(mtp) + ("indexer",) * (model.indexer_loss != "none"),
         locate=lambda state, batch, rng: step(len(batch["tokens"])).locate(state, batch, rng),
     )
 
