@@ -114,28 +114,31 @@ def _train(settings: PretrainSettings, run: Run):
 
 def _prepare(settings: PretrainSettings, mesh: Mesh):
     """(tokenizer, ModelConfig, params or None, checked stages)."""
-    stored = None
-    if settings.init_from is not None:
+    if settings.init_from is None:
+        settings.check_start()
+        model = build_model(settings.model)
+    else:
         # config.json alone shows a wrong field, before gigabytes of parameters are read
         with at("init_from"):
             stored = read_config(settings.init_from)
-    settings.check_start(stored)
+        settings.check_start(stored)
+        model = settings.overridden(stored)
     with at("data.tokenizer"):
         tokenizer = named_tokenizer(settings.data.tokenizer)
     with at("data"):
         check_fim_rate(settings.data.fim_rate, tokenizer)
-    model, params = _starting_point(settings, mesh)
     check_vocabulary(model, tokenizer)
-    return tokenizer, model, params, settings.checked_stages(model, mesh)
+    stages = settings.checked_stages(model, mesh)
+    if settings.init_from is None:
+        return tokenizer, model, None, stages
+    return tokenizer, *_checkpoint(settings, mesh), stages
 
 
-def _starting_point(settings: PretrainSettings, mesh: Mesh):
-    """(ModelConfig, the checkpoint's params or None).
+def _checkpoint(settings: PretrainSettings, mesh: Mesh):
+    """(ModelConfig, params) of config.init_from.
 
     Raises ValueError where config.model needs parameters that the checkpoint does not have.
     """
-    if settings.init_from is None:
-        return build_model(settings.model), None
     # Training needs float32 parameters, whatever the dtype of the checkpoint
     load = load_orbax if is_orbax(settings.init_from) else load_hf
     with at("init_from"):

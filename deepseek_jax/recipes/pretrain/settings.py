@@ -219,7 +219,7 @@ class PretrainSettings:
 
     def check_start(self, stored: ModelConfig | None = None):
         """Raise ValueError where the first stage extends the context of random parameters, or trains the
-        whole of a model whose indexers are random. stored: the checkpoint's ModelConfig.
+        whole of a model whose indexers are random. stored: the ModelConfig of init_from, if there is one.
         """
         first = min(self.stages)
         gains = stored is not None and self.gains_indexers(stored)
