@@ -160,7 +160,7 @@ def deepseek_v3_mini(vocab_size=264):
 def deepseek_v3_2_mini(vocab_size=264):
     """deepseek_v3_mini with an indexer in every layer, which selects 128 keys."""
     return deepseek_v3_mini(vocab_size) | dict(
-        model_type="deepseek_v32", index_n_heads=16, index_head_dim=32, index_topk=128
+        model_type="deepseek_v32", index_n_heads=8, index_head_dim=32, index_topk=128
     )
 
 

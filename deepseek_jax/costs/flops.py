@@ -133,13 +133,18 @@ def forward_flops(config: ModelConfig, keys: float, depths: int = 0, attended=No
     """
     if attended is None:
         attended = min(keys, config.index_topk) if config.selects(keys) else keys
+    scored = indexer_flops(config, keys, depths) - indexer_flops(config, 0, depths)
+    of_weights = 2 * active_weights(config, depths)
+    return of_weights + attention_flops(config, attended, depths) + scored
+
+
+def attention_flops(config: ModelConfig, keys: float, depths: int = 0):
+    """The part of forward_flops that scores so many keys and weighs their values: float."""
     if config.is_mla:
         width = config.qk_nope_head_dim + config.qk_rope_head_dim + config.v_head_dim
     else:
         width = 2 * config.head_dim
-    attention = (config.num_hidden_layers + depths) * config.num_attention_heads * width
-    scored = indexer_flops(config, keys, depths) - indexer_flops(config, 0, depths)
-    return 2 * (active_weights(config, depths) + attention * attended) + scored
+    return 2 * (config.num_hidden_layers + depths) * config.num_attention_heads * width * keys
 
 
 @functools.cache

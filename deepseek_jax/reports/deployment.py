@@ -6,7 +6,10 @@ from rich.table import Table
 from deepseek_jax.costs import deployment as d
 from deepseek_jax.costs.deployment_claims import findings, parameter_ratios
 from deepseek_jax.costs.flops import active_weights
+from deepseek_jax.costs.sparse_attention import attention_costs, contexts
 from deepseek_jax.models import ModelConfig, count_params
+
+FORMS = "dense", "sparse"
 
 
 def size_table(models: dict[str, ModelConfig]):
@@ -110,6 +113,20 @@ def claims_table(teacher, students, **settings):
         verdict = "holds" if one.holds else "does not hold"
         table.add_row(f"  {one.assumption}", f"{one.claimed:.3g}", f"{one.found:.3g}", verdict)
     return table if found else None
+
+
+def attention_table(config: ModelConfig):
+    """Attention of a model with an indexer beside the same one without, by the length of the context."""
+    caption = (
+        "FLOPs a token, forward, on average over a row of that length: scores and weighted values, and the "
+        "indexer; bytes of the bfloat16 cache: of the whole context, and read for one more token"
+    )
+    columns = [f"{name}\n{kind}" for name in ("FLOPs", "cache B", "read B") for kind in FORMS]
+    table = _table("attention in all layers, by tokens of context", caption, columns)
+    for length in contexts(config):
+        pairs = zip(*attention_costs(config, length), strict=True)
+        table.add_row(f"{length:,}", *(f"{number:.3g}" for pair in pairs for number in pair))
+    return table
 
 
 def measured_table(models: dict[str, ModelConfig], speeds: dict[str, float], caption: str):

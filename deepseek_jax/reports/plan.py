@@ -1,5 +1,6 @@
 """A plan as tables: what each program of an experiment needs on one device."""
 
+import dataclasses
 from collections import defaultdict
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from deepseek_jax.costs.compiled import Compiled, compile_programs
 from deepseek_jax.costs.program import GENERATION, SYNC, TRAINING, Program, argument_bytes
 from deepseek_jax.costs.remedies import remedies
 from deepseek_jax.costs.roofline import Roofline, roofline, share_of_peak
+from deepseek_jax.reports.deployment import attention_table
 
 WIDTH = 150  # columns
 
@@ -26,6 +28,11 @@ def print_plan(programs: list[Program], chip: Chip, cache: Path | None):
         planned.append((program, compiled, seconds))
         console.print(program_table(program, compiled, seconds, chip))
     console.print(summary_table(planned, chip))
+    trained = (program.model for program in programs if program.model is not None)
+    # Stages of one training differ in what their indexers learn from
+    free = (dataclasses.replace(m, indexer_loss="none") for m in trained if m.has_indexer)
+    for model in dict.fromkeys(free):
+        console.print(attention_table(model))
     for line in step_lines(planned):
         console.print(line)
     return all(fits(compiled, chip) for _, compiled, _ in planned)

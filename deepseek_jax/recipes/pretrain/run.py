@@ -33,6 +33,7 @@ from deepseek_jax.recipes.pretrain.settings import (
     switched_on,
 )
 from deepseek_jax.recipes.pretrain.train import Corpus, train_stage
+from deepseek_jax.reports.deployment import attention_table
 from deepseek_jax.reports.tables import loss_table, plot_curves
 from deepseek_jax.rollout import generate
 from deepseek_jax.rollout.policy import check_vocabulary
@@ -213,6 +214,9 @@ def _report(settings: PretrainSettings, workdir: Path):
         plot_curves(workdir / "metrics.jsonl", workdir / f"{name}.png", phase=name, names=CURVES)
         losses[name] = (stage.sequence_length, *before_and_after(workdir, f"{name}_"))
     Console().print(loss_table(losses))
+    model = read_config(workdir / "params")
+    if model.has_indexer:
+        Console().print(attention_table(model))
     drafts = read_json(workdir / DRAFTS)
     if drafts is not None:
         say(
