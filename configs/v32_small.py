@@ -3,11 +3,10 @@ that an indexer selects in rows of 1024 (DeepSeek-V3.2-Exp, section 2.1).
 
 python launch/train.py --config=configs/pretrain_small.py
 python launch/train.py --config=configs/v32_small.py          # or configs/v32_small.py:seed=1
-python launch/train.py --config=configs/v32_small.py:dense=True
+python launch/sweep.py --config=configs/v32_small.py --sweep=configs/sweeps/dense_twin.py
 
 First the indexers alone learn, from attention over all keys; then everything learns, from attention over the
-keys that they select. :dense=True is the dense twin: the same updates on the same rows, and attention over
-all keys to the end. Its indexers learn beside it, and change nothing else.
+keys that they select. The sweep has the dense twin beside it.
 """
 
 from ml_collections import ConfigDict
@@ -17,11 +16,11 @@ from configs.common import parse_arg
 
 
 def get_config(arg=None):
-    arg = parse_arg(arg, seed=0, dense=False)
-    before = pretrain_small.get_config(f"seed={arg.seed}")
+    arg = parse_arg(arg, seed=0)
+    before = pretrain_small.get_config()
     long = before.stages.stage_2_long
     c = ConfigDict(dict(recipe="pretrain", seed=arg.seed))
-    c.init_from = "runs/pretrain_small" + (f"_seed{arg.seed}" if arg.seed else "") + "/params"
+    c.init_from = "runs/pretrain_small/params"
     c.model = models.deepseek_v3_2_mini() | dict(fp8=before.model.fp8)
     c.model.rope_scaling = long.rope_scaling
     c.data = before.data
@@ -32,7 +31,7 @@ def get_config(arg=None):
     warm_up = dict(rows, trains="indexer", indexer_loss="dense", num_steps=100)
     warm_up["optimizer"] = dict(learning_rate=1e-3)
     # The published rate is that at which the dense model ended; so is this
-    sparse = dict(rows, indexer_loss="dense" if arg.dense else "sparse", num_steps=200)
+    sparse = dict(rows, indexer_loss="sparse", num_steps=200)
     sparse["optimizer"] = long.optimizer
     sparse["balance_weight"] = long.balance_weight
     c.stages = {"stage_1_warm_up": warm_up, "stage_2_sparse": sparse}

@@ -32,7 +32,7 @@ RUNS = [(path, None) for path in EXPERIMENTS] + [
     for name, stages in {"r1": r1.STAGES, "v3_post_training": v3_post_training.STAGES}.items()
     for stage in stages
 ]
-RUNS += [(CONFIGS / "distill_small.py", "letters"), (CONFIGS / "v32_small.py", "dense")]
+RUNS.append((CONFIGS / "distill_small.py", "letters"))
 
 
 def load(path, arg=None):

@@ -111,18 +111,24 @@ def test_logits_agree_where_the_selection_is_not_a_near_tie(tmp_path, seed):
     assert np.abs(logits_of(dense, dense_params, tokens) - theirs).max() > 0.1
 
 
-def test_a_top_k_that_covers_the_row_is_our_v3_exactly():
-    """Oracle: our DeepSeek-V3 with the same weights: the same bits, forward and decoding."""
+def wide_and_dense():
+    """(the sparse model with a top-k of 64 tokens, V3 with the same weights), (config, params) each."""
     config, params = tiny_model("sparse")
+    return (dataclasses.replace(config, index_topk=64), params), as_v3(config, params)
+
+
+def test_a_top_k_that_covers_the_row_is_our_v3_exactly():
+    """Oracle: our DeepSeek-V3 with the same weights: the same bits."""
     tokens = np.random.default_rng(0).integers(0, VOCAB, (2, 24))
-    dense, dense_params = as_v3(config, params)
-    wide = dataclasses.replace(config, index_topk=64)
-    ours, theirs = (logits_of(c, p, tokens) for c, p in ((wide, params), (dense, dense_params)))
+    ours, theirs = (logits_of(*model, tokens) for model in wide_and_dense())
     np.testing.assert_array_equal(ours, theirs)
-    assert np.abs(logits_of(config, params, tokens) - theirs).max() > 0.1
-    ours, theirs = (
-        generate(c, p, PROMPTS, **SAMPLED) for c, p in ((wide, params), (dense, dense_params))
-    )
+    assert np.abs(logits_of(*tiny_model("sparse"), tokens) - theirs).max() > 0.1
+
+
+@pytest.mark.slow
+def test_decoding_with_a_top_k_that_covers_the_row_is_our_v3s_exactly():
+    """Oracle: our DeepSeek-V3 with the same weights: tokens, and log-probabilities to the bit."""
+    ours, theirs = (generate(*model, PROMPTS, **SAMPLED) for model in wide_and_dense())
     np.testing.assert_array_equal(ours.completion_ids, theirs.completion_ids)
     np.testing.assert_array_equal(ours.sampler_logprobs, theirs.sampler_logprobs)
 
@@ -177,6 +183,7 @@ def test_a_group_with_one_prompt_scores_as_rows_of_their_own():
     np.testing.assert_allclose(shared[mask], own[mask], atol=2e-6, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_packed_documents_select_as_if_alone(monkeypatch):
     """Oracle: each document alone; blocks of 8 queries and keys, and padding."""
     config, params = tiny_model("sparse")

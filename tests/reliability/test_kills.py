@@ -2,6 +2,7 @@
 
 import pytest
 
+from tests.quick import others_slow
 from tests.recipes.cases import CASES
 from tests.recipes.outcome import assert_equal, assert_near
 from tests.reliability.killed import NEVER, WORKERS
@@ -57,7 +58,7 @@ def test_a_run_whose_reward_workers_are_killed_ends_like_one_that_was_not(tmp_pa
     killed(killer)
 
 
-@pytest.mark.parametrize("name", ["pretrain", "grpo"])
+@pytest.mark.parametrize("name", others_slow(["pretrain", "grpo"], "grpo"))
 def test_a_killed_run_goes_on(name, tmp_path):
     """Oracle: as above, for one kill."""
     kill_again_and_again(Killer(name, tmp_path), 1)
