@@ -28,13 +28,13 @@ def get_config(arg=None):
     rows = dict(sequence_length=long.sequence_length, batch_size=4, bias_update_speed=0.0)
     # The modules of multi-token prediction have indexers too
     rows |= dict(mtp_weight=0.1, log_every=10)
-    warm_up = dict(rows, trains="indexer", indexer_loss="dense", num_steps=100)
+    warm_up = dict(rows, trains="indexer", indexer_loss="dense", num_steps=60)
     warm_up["optimizer"] = dict(learning_rate=1e-3)
     # The published rate is that at which the dense model ended; so is this
-    sparse = dict(rows, indexer_loss="sparse", num_steps=200)
+    sparse = dict(rows, indexer_loss="sparse", num_steps=120)
     sparse["optimizer"] = long.optimizer
     sparse["balance_weight"] = long.balance_weight
     c.stages = {"stage_1_warm_up": warm_up, "stage_2_sparse": sparse}
     for stage in c.stages.values():
-        stage.update(dict(eval_every=50, save_every=50))
+        stage.update(dict(eval_every=30, save_every=30))
     return c
