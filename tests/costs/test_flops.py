@@ -11,7 +11,13 @@ from jax.experimental import pallas as pl
 from jax.sharding import PartitionSpec
 
 from configs import models
-from deepseek_jax.costs.flops import active_weights, forward_flops, matmul_flops, useful_flops
+from deepseek_jax.costs.flops import (
+    active_weights,
+    forward_flops,
+    matmul_flops,
+    useful_flops,
+    warm_up_flops,
+)
 from deepseek_jax.losses.next_token import next_token_loss
 from deepseek_jax.models import ModelConfig, count_params, init_params, reported_states
 from deepseek_jax.parallel import make_mesh
@@ -163,6 +169,10 @@ def test_sparse_attention_needs_its_selection_and_all_index_scores():
     assert useful_flops(sparse, t, trains_mtp=False) == pytest.approx(base + 2 * scores)
     learns = dataclasses.replace(sparse, indexer_loss="sparse")
     assert useful_flops(learns, t, trains_mtp=False) == pytest.approx(base + 6 * scores)
+    # The model's own forward pass over all keys, and both passes of the indexer
+    warm_up = dataclasses.replace(sparse, indexer_loss="dense")
+    forward = 2 * (active_weights(dense) + width * t / 2)
+    assert warm_up_flops(warm_up, t, trains_mtp=False) == pytest.approx(forward + 6 * scores)
     # A decoding step at 128K: the scores of all keys, attention over the selection
     keys = 131072
     step = forward_flops(sparse, keys)
