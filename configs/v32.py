@@ -22,7 +22,6 @@ def get_config(arg=None):
     arg = parse_arg(arg, seed=0, fp8=False)
     c = ConfigDict(dict(recipe="pretrain", seed=arg.seed))
     c.init_from = "/checkpoints/DeepSeek-V3.1-Terminus-Base"
-    # remat: a row leaves no room for more than the inputs of layers
     c.model = models.deepseek_v3_2() | dict(fp8=arg.fp8, expert_buffer=1.25)
     before = pretrain_v3.get_config("context=128k")
     c.data = before.data
