@@ -16,7 +16,6 @@ from deepseek_jax.parallel.mesh import MeshSettings
 from deepseek_jax.recipes.distill.settings import DistillSettings
 from deepseek_jax.recipes.grpo.settings import GrpoSettings
 from deepseek_jax.recipes.pretrain.settings import PretrainSettings
-from deepseek_jax.recipes.r1.settings import REWARD_MODELS
 from deepseek_jax.recipes.sft.settings import SftSettings
 from deepseek_jax.reinforce.scenarios import scenario_rewards
 from deepseek_jax.settings import build
@@ -45,8 +44,8 @@ def test_an_experiments_numbers_are_its_recipes_settings(path, arg):
     if config.recipe == "pretrain":
         settings.checked_stages(build_model(settings.model), ONE_DEVICE)
     if config.recipe == "r1":
-        for stage in (settings.zero, settings.reasoning, settings.scenarios):
-            with scenario_rewards(stage, dict.fromkeys(REWARD_MODELS if stage.general else ())):
+        for name, stage in settings.reinforced().items():
+            with scenario_rewards(stage, dict.fromkeys(settings.models_for(name))):
                 pass
 
 
