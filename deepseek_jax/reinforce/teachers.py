@@ -217,7 +217,7 @@ def check_teacher(student: ModelConfig, tokenizer, teacher: ModelConfig, teacher
     """
     if teacher.vocab_size != student.vocab_size:
         raise ValueError(
-            f"vocab_size={teacher.vocab_size} of the teacher is not the student's {student.vocab_size}: the "
+            f"the teacher's vocab_size={teacher.vocab_size} is not the student's {student.vocab_size}: the "
             "KL is over one vocabulary; choose a teacher of the same one, or distil from text by "
             "recipe='distill', whose terms matched and sorted compare two"
         )

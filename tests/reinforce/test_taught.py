@@ -369,7 +369,7 @@ def test_a_teacher_of_another_vocabulary_is_named():
     check_teacher(STUDENT, TOKENIZER, NARROW, TOKENIZER)
     larger = dataclasses.replace(STUDENT, vocab_size=VOCAB + 1)
     with pytest.raises(
-        ValueError, match=f"vocab_size={VOCAB + 1} of the teacher is not the student's {VOCAB}"
+        ValueError, match=f"the teacher's vocab_size={VOCAB + 1} is not the student's {VOCAB}"
     ):
         check_teacher(STUDENT, TOKENIZER, larger, TOKENIZER)
     with pytest.raises(
