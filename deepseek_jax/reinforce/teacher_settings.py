@@ -4,7 +4,7 @@ import dataclasses
 from typing import ClassVar
 
 from deepseek_jax.errors import at
-from deepseek_jax.reinforce.settings import MOST_SHARED_SCORES, RolloutSettings
+from deepseek_jax.reinforce.settings import RolloutSettings, scores_fit
 from deepseek_jax.settings import Count, Positive, Settings
 from deepseek_jax.training.settings import FitSettings
 
@@ -73,9 +73,7 @@ class TaughtSettings(FitSettings):
 
     def shares_prompts(self):
         """As ReinforceSettings.shares_prompts."""
-        length = self.rollout.longest()
-        scores = self.group_size * length * (self.rollout.max_prompt_length + length)
-        return self.group_size > 1 and scores <= MOST_SHARED_SCORES
+        return self.group_size > 1 and scores_fit(self.rollout, self.group_size)
 
     def rows(self, task: str):
         """The number of rows of a task in an update."""

@@ -24,7 +24,7 @@ from deepseek_jax.parallel.host_memory import return_freed_memory
 from deepseek_jax.parallel.shard import batch_parts, batch_sharding, on_device, put_share
 from deepseek_jax.reinforce.batch import BUCKET, completion_batch, totals
 from deepseek_jax.reinforce.sampler import Sampler, named
-from deepseek_jax.reinforce.teacher_settings import TaughtSettings
+from deepseek_jax.reinforce.teacher_settings import TaughtSettings, TeacherSettings
 from deepseek_jax.rollout.policy import Answers, Policy, check_room
 from deepseek_jax.training.state import in_memory
 
@@ -34,17 +34,15 @@ HIDDEN = "teacher_hidden"
 
 @dataclasses.dataclass(frozen=True)
 class Teacher:
-    """A teacher of one task. policy: its params wait in the host's memory. weight: of its KL."""
+    """policy: that of the teacher; its params wait in the host's memory."""
 
     policy: Policy
-    task: str
-    weight: float = 1.0
 
     @classmethod
-    def waiting(cls, policy: Policy, task: str, weight: float = 1.0):
-        """The teacher of a policy whose params are on the devices: they are moved away."""
+    def waiting(cls, policy: Policy):
+        """The teacher of a policy whose params are on the devices, where they are free to go."""
         places = jax.tree.map(lambda leaf: in_memory(leaf.sharding, "host"), policy.params)
-        return cls(policy.at(jax.device_put(policy.params, places)), task, weight)
+        return cls(policy.at(jax.device_put(policy.params, places)))
 
     def body(self):
         """The params that give the last hidden states, on the devices."""
@@ -122,7 +120,7 @@ class TeacherSource(Sampler):
         # The memory of KV caches and decoding weights
         return_freed_memory()
         sampled = time.perf_counter()
-        groups = by_teacher(completion_groups(examples, answers), self.teachers)
+        groups = by_teacher(completion_groups(examples, answers), self.settings.teachers)
         temperature = self.settings.rollout.temperature_at(step)
         batch = {name: self._read(name, own, temperature) for name, own in groups.items()}
         self.read = time.perf_counter()
@@ -157,7 +155,8 @@ class TeacherSource(Sampler):
         # A row's tokens split over the devices of its context
         multiple = BUCKET * self.mesh.shape["context"]
         rows = completion_batch(groups, shared=shared, multiple=multiple)
-        scalars = {"temperature": np.float32(temperature), "weight": np.float32(teacher.weight)}
+        weight = self.settings.teachers[name].weight
+        scalars = {"temperature": np.float32(temperature), "weight": np.float32(weight)}
         batch = put_share(self.mesh, rows | totals(rows) | scalars)
         body = teacher.body()
         hidden = self.states(teacher.policy.config)(body, for_teacher(batch))
@@ -190,7 +189,7 @@ def completion_groups(examples, answers: Answers):
     return groups
 
 
-def by_teacher(groups: list, teachers: dict[str, Teacher]):
+def by_teacher(groups: list, teachers: dict[str, TeacherSettings]):
     """Sort groups: teacher's name -> those of its task, in their order."""
     return {
         name: [group for group in groups if group["task"] == teacher.task]

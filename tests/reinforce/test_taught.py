@@ -16,7 +16,7 @@ from deepseek_jax.parallel.shard import on_device, put_share
 from deepseek_jax.reinforce import taught, teachers
 from deepseek_jax.reinforce.batch import completion_batch, totals
 from deepseek_jax.reinforce.taught import jitted_update, learn_from_teachers
-from deepseek_jax.reinforce.teacher_settings import TaughtSettings
+from deepseek_jax.reinforce.teacher_settings import TaughtSettings, TeacherSettings
 from deepseek_jax.reinforce.teachers import (
     HIDDEN,
     Teacher,
@@ -62,6 +62,9 @@ def settings_of(**fields):
     return build(TaughtSettings, config_of(**fields), "config")
 
 
+TAUGHT = settings_of().teachers
+
+
 def policy(config, seed, mesh=None):
     return Policy(
         config, random_params(config, mesh or one_device(), seed), TOKENIZER, "{question}\n"
@@ -70,8 +73,8 @@ def policy(config, seed, mesh=None):
 
 def two_teachers(mesh=None, narrow=NARROW):
     return {
-        "sums": Teacher.waiting(policy(narrow, 1, mesh), "x"),
-        "words": Teacher.waiting(policy(STUDENT, 2, mesh), "y", 0.3),
+        "sums": Teacher.waiting(policy(narrow, 1, mesh)),
+        "words": Teacher.waiting(policy(STUDENT, 2, mesh)),
     }
 
 
@@ -97,9 +100,12 @@ def groups_of(seed=0, n=2):
 def batch_of(groups, its, mesh, shared=True):
     """{teacher's name: batch} of groups, each with the hidden states that its teacher reads off them."""
     batch = {}
-    for name, own in by_teacher(groups, its).items():
+    for name, own in by_teacher(groups, TAUGHT).items():
         rows = completion_batch(own, shared=shared)
-        scalars = {"temperature": np.float32(TEMPERATURE), "weight": np.float32(its[name].weight)}
+        scalars = {
+            "temperature": np.float32(TEMPERATURE),
+            "weight": np.float32(TAUGHT[name].weight),
+        }
         part = put_share(mesh, rows | totals(rows) | scalars)
         config = its[name].policy.config
         states = teachers.jitted_states(config, mesh)
@@ -144,10 +150,10 @@ def by_full_logits(student, groups):
     @jax.jit
     def loss(params, teachers_params):
         total = 0.0
-        for name, own in by_teacher(groups, its).items():
+        for name, own in by_teacher(groups, TAUGHT).items():
             q = logprobs(student, params, own)
             p = logprobs(its[name].policy.config, teachers_params[name], own)
-            total += its[name].weight * (jnp.exp(q) * (q - p)).sum(-1).mean()
+            total += TAUGHT[name].weight * (jnp.exp(q) * (q - p)).sum(-1).mean()
         return total
 
     params = {name: on_device(teacher.policy.params) for name, teacher in its.items()}
@@ -203,7 +209,7 @@ def test_neither_devices_nor_parts_nor_the_order_of_rows_change_an_update(form):
 def test_samples_are_sorted_by_teacher():
     """Oracle: by hand."""
     groups = [dict(task=task, number=i) for i, task in enumerate("yxyx")]
-    found = by_teacher(groups, dict(a=Teacher(None, "x"), b=Teacher(None, "y")))
+    found = by_teacher(groups, dict(a=TeacherSettings(task="x"), b=TeacherSettings(task="y")))
     assert {n: [group["number"] for group in own] for n, own in found.items()} == {
         "a": [1, 3],
         "b": [0, 2],
@@ -303,10 +309,7 @@ def test_a_student_comes_nearer_to_its_teachers(tmp_path):
 @pytest.mark.slow
 def test_a_teacher_that_is_the_student_is_named(tmp_path):
     """Oracle: the words a reader needs: with itself as every teacher nothing moves and no KL is there."""
-    its = {
-        name: Teacher.waiting(policy(STUDENT, 0), task)
-        for name, task in dict(sums="x", words="y").items()
-    }
+    its = {name: Teacher.waiting(policy(STUDENT, 0)) for name in TAUGHT}
     with pytest.raises(BrokenTerm, match="kl_sums is exactly 0.*teachers.sums teaches nothing"):
         trained(tmp_path, its=its, num_steps=3, optimizer=dict(learning_rate=1e-30))
 

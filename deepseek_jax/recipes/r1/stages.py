@@ -184,7 +184,7 @@ class Stages:
             limit = settings.rollout.max_prompt_length
             fits = {task: fitting(examples, limit, task) for task, examples in asked.items()}
             teachers = {
-                name: Teacher.waiting(self._teacher(teacher, earlier), teacher.task, teacher.weight)
+                name: Teacher.waiting(self._teacher(teacher, earlier))
                 for name, teacher in settings.teachers.items()
             }
             phase = run.within(run.folder / "checkpoints")
