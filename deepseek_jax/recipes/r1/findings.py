@@ -93,7 +93,9 @@ def claims_of(last: list[str]):
         claims += tuple(claim for claim in own if claim not in claims)
     if len(last) > 1:
         claims += tuple(
-            Claim(f"{text}: distilled | reinforced", (distilled, s), (scenarios, s), beside=True)
+            Claim(
+                f"{text}: distilled, beside reinforced", (distilled, s), (scenarios, s), beside=True
+            )
             for s, text in SCORED.items()
         )
     return claims

@@ -296,6 +296,25 @@ def test_a_distillation_that_is_killed_ends_like_one_that_was_not(finished, tmp_
         jax.tree.map(np.testing.assert_array_equal, params(parts, name), params(whole, name))
 
 
+@pytest.mark.slow
+def test_a_teacher_may_be_a_checkpoint(finished, tmp_path):
+    """Oracle: by hand: the student that learns from the same parameters as a stage, bit for bit."""
+    students = []
+    for name, where in dict(stage=dict(stage="zero"), path=dict(path="zero/params")).items():
+        workdir = tmp_path / name
+        shutil.copytree(finished, workdir)
+        config = small_config("last=distill")
+        for block in ("general_teacher", *REWARD_MODELS):
+            del config[block]
+        if "path" in where:
+            where = dict(path=str(finished / where["path"]))
+        config.distilled.unlock()
+        config.distilled.teachers.general = dict(task="general", **where)
+        run(workdir, config=config)
+        students.append(params(workdir, "distilled"))
+    jax.tree.map(np.testing.assert_array_equal, *students)
+
+
 def test_seeds_of_stages_that_came_later_are_no_one_elses():
     """Oracle: by hand, of three runs: 12 stages that keep their seeds, and three of each that are new."""
     seeds = [
