@@ -73,6 +73,24 @@ def test_the_small_runs_seed_is_its_argument():
     assert load(path).seed == 0 and load(path, "seed=3").seed == 3
 
 
+def test_r1s_last_stage_is_its_argument():
+    """Oracle: by hand: the blocks of each form; as many samples of either; the words a reader needs."""
+    path = CONFIGS / "r1_small.py"
+    blocks = {"reasoning_teacher", "general_teacher", "distilled"}
+    first, second, both = (load(path, f"last={last}") for last in ("scenarios", "distill", "both"))
+    assert load(path).to_json() == first.to_json() and not blocks & set(first)
+    assert set(both) - set(first) == blocks and set(both) - set(second) == {"scenarios"}
+    stage = second.distilled
+    taught = stage.num_steps * stage.group_size * sum(stage.prompts_per_step.values())
+    specialists = [second[name] for name in ("reasoning_teacher", "general_teacher")]
+    sampled = [
+        s.num_steps * s.group_size * s.prompts_per_step for s in (*specialists, first.scenarios)
+    ]
+    assert taught + sum(sampled[:2]) == sampled[2]
+    with pytest.raises(ValueError, match="last='mixed' must be one of scenarios, distill, both"):
+        load(path, "last=mixed")
+
+
 def test_gsm8k_asks_for_longer_answers_and_pays_for_true_working():
     """Oracle: by hand."""
     path = CONFIGS / "grpo_smollm2.py"
