@@ -15,7 +15,7 @@ rollout/      prompts in, completions and their log-probabilities out
 worlds/       each toy world whole: words, corpus, tokenizer, tasks, its rewards
 evaluation/   scores and how sure they are: pass@k, cons@k, intervals, paired comparison
 distill/      the student's objective, its losses, targets, cache, update
-reinforce/    GRPO's source of groups, its update, reward models in use, scenarios
+reinforce/    from own samples: GRPO, its reward models and scenarios; many teachers, one student
 synthesis/    data from a teacher: ask, vary, filter, deduplicate
 reports/      tables, curves, the page
 recipes/      whole runs in order: pretrain, sft, reward_model, judge, grpo, r1, distill, generate, evaluate

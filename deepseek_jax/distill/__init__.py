@@ -15,6 +15,7 @@ __getattr__, __dir__, __all__ = lazy_names(
         "relation_loss": "relation_distillation",
         "reverse_kl": "divergences",
         "soft_loss": "divergences",
+        "teacher_kl": "many_teachers",
         "top_k_logprobs": "top_k",
         "top_k_loss": "top_k",
         "train_student": "update",

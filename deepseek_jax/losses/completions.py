@@ -1,11 +1,34 @@
 """Log-probabilities of completions: the prompt of a group computed once, or once for each completion."""
 
+from typing import NamedTuple
+
+import jax
 import jax.numpy as jnp
 
 from deepseek_jax.models import ModelConfig, head_weight, hidden_states
 from deepseek_jax.ops.branches import Branches
 from deepseek_jax.ops.logprobs import token_logprobs
 from deepseek_jax.parallel.tokens import over_tokens
+
+
+class Predicting(NamedTuple):
+    """What predicts the tokens of completions. hidden: [b c d], after the final norm, the columns that a head
+    scores. targets: int32[b c], the token that each predicts. first: the column that predicts a completion's
+    first token; those of its other tokens follow. routing: of the forward pass, or None.
+    """
+
+    hidden: jax.Array
+    targets: jax.Array
+    first: int
+    routing: tuple | None
+
+    def spread(self, array_bt, fill=0):
+        """Values of the completions' tokens in the columns that predict them, `fill` in the others: [b t ...]
+        -> [b c ...].
+        """
+        after = self.hidden.shape[1] - self.first - array_bt.shape[1]
+        rest = [(0, 0)] * (array_bt.ndim - 2)
+        return jnp.pad(array_bt, [(0, 0), (self.first, after), *rest], constant_values=fill)
 
 
 def completion_logprobs(config: ModelConfig, params, batch, *, temperature=1.0):
@@ -20,11 +43,28 @@ def completion_logprobs(config: ModelConfig, params, batch, *, temperature=1.0):
     sees the prompt and itself. With p = b each completion is a row of its own after its prompt: more tokens,
     but attention by blocks, and a row splits over the context axis. Results and gradients are equal.
     """
+    found, t = completion_states(config, params, batch), batch["completion_ids"].shape[1]
+    candidates = batch.get("candidates")
+    if candidates is not None:
+        # Those of a token stand where it is predicted, as its target does
+        candidates = found.spread(candidates, fill=-1)
+    of_tokens = found.targets if candidates is None else (found.targets, candidates)
+    head = head_weight(config, params)
+    scores = over_tokens(_token_logprobs, found.hidden, head, of_tokens, temperature)
+    logprobs, entropy = (score[:, found.first : found.first + t] for score in scores)
+    return logprobs, entropy, found.routing
+
+
+def completion_states(config: ModelConfig, params, batch):
+    """The hidden states that predict the tokens of completions: Predicting. batch: as in completion_logprobs,
+    whose two forms have different columns: with p < b those of the completions alone, c = t, else of whole
+    rows, c = s + t.
+    """
     form = _own_rows if len(batch["prompt_ids"]) == len(batch["completion_ids"]) else _shared_rows
-    return form(config, params, batch, temperature)
+    return form(config, params, batch)
 
 
-def _own_rows(config, params, batch, temperature):
+def _own_rows(config, params, batch):
     s = batch["prompt_ids"].shape[1]
     # Right-aligned: completions begin at one column, so that predictions are a slice of the row
     padding_b1 = s - batch["prompt_mask"].sum(-1, keepdims=True)
@@ -45,19 +85,12 @@ def _own_rows(config, params, batch, temperature):
         positions=jnp.maximum(jnp.arange(tokens.shape[1]) - padding_b1, 0),
         kept=_by_layer(kept),
     )
-    candidates = batch.get("candidates")
-    if candidates is not None:
-        # Those of a token stand where it is predicted, as its target does
-        candidates = jnp.pad(candidates, ((0, 0), (s - 1, 1), (0, 0)), constant_values=-1)
     # Predictions inside the prompt are computed and dropped: to cut the row, whose tokens are split over
     # devices, would move every hidden state
-    logprobs, entropy = _scored(
-        config, params, hidden, jnp.roll(tokens, -1, axis=1), temperature, candidates
-    )
-    return logprobs[:, s - 1 : -1], entropy[:, s - 1 : -1], routing
+    return Predicting(hidden, jnp.roll(tokens, -1, axis=1), s - 1, routing)
 
 
-def _shared_rows(config, params, batch, temperature):
+def _shared_rows(config, params, batch):
     p, s = batch["prompt_ids"].shape
     b, t = batch["completion_ids"].shape
     n = b // p
@@ -92,25 +125,11 @@ def _shared_rows(config, params, batch, temperature):
     last_pd = jnp.take_along_axis(hidden, (prompt_length_p - 1)[:, None, None], axis=1)
     last_pn1d = jnp.broadcast_to(last_pd[:, None], (p, n, 1, d))
     before_pntd = jnp.concatenate([last_pn1d, hidden[:, s:].reshape(p, n, t, d)[:, :, :-1]], axis=2)
-    logprobs, entropy = _scored(
-        config,
-        params,
-        before_pntd.reshape(b, t, d),
-        batch["completion_ids"],
-        temperature,
-        batch.get("candidates"),
-    )
-    return logprobs, entropy, routing
+    return Predicting(before_pntd.reshape(b, t, d), batch["completion_ids"], 0, routing)
 
 
 def _by_layer(kept_btla):
     return None if kept_btla is None else jnp.moveaxis(kept_btla, 2, 0)
-
-
-def _scored(config, params, hidden, targets, temperature, candidates):
-    """(logprobs, entropy) of targets int32[b t], each under its hidden state [b t d]."""
-    of_tokens = targets if candidates is None else (targets, candidates)
-    return over_tokens(_token_logprobs, hidden, head_weight(config, params), of_tokens, temperature)
 
 
 def _token_logprobs(hidden_md, head_vd, of_tokens, temperature):

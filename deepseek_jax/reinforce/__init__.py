@@ -1,4 +1,6 @@
-"""GRPO: the source of groups, the update, loading of reward models, and scenarios."""
+"""Learning from a policy's own samples: GRPO with its source of groups, update, reward models and scenarios;
+and distillation from many teachers.
+"""
 
 from deepseek_jax.lazy import lazy_names
 
@@ -9,7 +11,10 @@ __getattr__, __dir__, __all__ = lazy_names(
         "ReinforceSettings": "settings",
         "RolloutSettings": "settings",
         "ScenarioRewards": "scenarios",
+        "TaughtSettings": "teacher_settings",
+        "Teacher": "teachers",
         "group_batch": "batch",
+        "learn_from_teachers": "taught",
         "load_model_rewards": "model_rewards",
         "make_groups": "groups",
         "make_grpo_loss": "update",

@@ -40,33 +40,17 @@ def group_batch(
     with `stale`, of reinforce.stragglers, make stale_mask. rows: add prompt_rows int32[p] and completion_rows
     int32[b], where these stand in their rollout.
     """
-    size = bucket if shared else _power_of_two
-    mask = np.concatenate([group["mask"] for group in groups])
-    t = size(mask.sum(1).max(), multiple)
-    # The columns of shared rows split over no devices: no need to exceed the longest completion allowed
-    t = min(t, mask.shape[1]) if shared else t
     rewards = np.concatenate([group["rewards"] for group in groups])
     group_size = len(rewards) // len(groups)
-    prompts = [group["prompt_ids"] for group in groups]
-    prompt_ids = np.zeros((len(prompts), size(max(map(len, prompts)), multiple)), np.int32)
-    for row, prompt in zip(prompt_ids, prompts, strict=True):
-        row[: len(prompt)] = prompt
-    lengths = np.array([[len(prompt)] for prompt in prompts])
-    prompt_mask = np.arange(prompt_ids.shape[1]) < lengths
-    repeats = 1 if shared else group_size
     advantages = group_advantages(rewards, group_size=group_size, normalize_std=normalize_std)
     check_advantages(groups, np.asarray(advantages))
-    batch = {
-        "prompt_ids": np.repeat(prompt_ids, repeats, axis=0),
-        "prompt_mask": np.repeat(prompt_mask, repeats, axis=0),
-        "completion_ids": _fitted([group["ids"] for group in groups], t),
-        "completion_mask": _fitted([mask & ~np.isnan(rewards)[:, None]], t),
-        "sampler_logprobs": _fitted([group["logprobs"] for group in groups], t),
-        "advantages": np.asarray(advantages),
-    }
+    batch = completion_batch(groups, shared=shared, multiple=multiple)
+    batch["completion_mask"] &= ~np.isnan(rewards)[:, None]
+    batch["advantages"] = np.asarray(advantages)
+    t = batch["completion_ids"].shape[1]
     if rows:
         first = np.int32([group["row"] for group in groups])
-        batch["prompt_rows"] = np.repeat(first, repeats)
+        batch["prompt_rows"] = np.repeat(first, 1 if shared else group_size)
         batch["completion_rows"] = (first[:, None] * group_size + np.arange(group_size)).ravel()
     if kl_weights:
         own = [kl_weights.get(group["scenario"], 1.0) for group in groups]
@@ -75,6 +59,29 @@ def group_batch(
         stale = np.concatenate([group["stale"] for group in groups])
         batch["stale_mask"] = batch["completion_mask"] & (np.arange(t) < stale[:, None])
     return batch | totals(batch)
+
+
+def completion_batch(groups, *, shared: bool = True, multiple: int = BUCKET):
+    """The arrays of PROMPTS and COMPLETIONS of groups, numpy arrays. shared, multiple: as in group_batch."""
+    size = bucket if shared else _power_of_two
+    mask = np.concatenate([group["mask"] for group in groups])
+    t = size(mask.sum(1).max(), multiple)
+    # The columns of shared rows split over no devices: no need to exceed the longest completion allowed
+    t = min(t, mask.shape[1]) if shared else t
+    prompts = [group["prompt_ids"] for group in groups]
+    prompt_ids = np.zeros((len(prompts), size(max(map(len, prompts)), multiple)), np.int32)
+    for row, prompt in zip(prompt_ids, prompts, strict=True):
+        row[: len(prompt)] = prompt
+    lengths = np.array([[len(prompt)] for prompt in prompts])
+    prompt_mask = np.arange(prompt_ids.shape[1]) < lengths
+    repeats = 1 if shared else len(mask) // len(groups)
+    return {
+        "prompt_ids": np.repeat(prompt_ids, repeats, axis=0),
+        "prompt_mask": np.repeat(prompt_mask, repeats, axis=0),
+        "completion_ids": _fitted([group["ids"] for group in groups], t),
+        "completion_mask": _fitted([mask], t),
+        "sampler_logprobs": _fitted([group["logprobs"] for group in groups], t),
+    }
 
 
 def check_advantages(groups, advantages):
@@ -91,13 +98,9 @@ def check_advantages(groups, advantages):
 
 def abstract_batch_of(settings: ReinforceSettings, config: ModelConfig, mesh: Mesh):
     """The largest batch of an update as ShapeDtypeStructs with shardings. Shared prompts count once."""
-    multiple = BUCKET * mesh.shape["context"]
-    size = bucket if settings.shares_prompts() else _power_of_two
-    s = size(settings.rollout.max_prompt_length, multiple)
-    t = size(settings.rollout.longest(), multiple)
     completions = settings.prompts_per_step // settings.minibatches * settings.group_size
-    shapes = {name: ((settings.rows(), s), dtype) for name, dtype in PROMPTS.items()}
-    shapes |= {name: ((completions, t), dtype) for name, dtype in COMPLETIONS.items()}
+    s, t = longest_row(settings, mesh)
+    shapes = row_shapes(settings.rows(), completions, s, t)
     if settings.minibatches * settings.epochs > 1:
         shapes["old_logprobs"] = (completions, t), np.float32
     if settings.loss.kl_coef:
@@ -116,6 +119,22 @@ def abstract_batch_of(settings: ReinforceSettings, config: ModelConfig, mesh: Me
     shapes["advantages"] = (completions,), np.float32
     shapes |= {name: ((), np.float32) for name in ("num_tokens", "num_completions", "temperature")}
     return abstract_batch(mesh, shapes | {"sampled_by": ((), np.uint32)})
+
+
+def longest_row(settings, mesh: Mesh):
+    """The columns (of prompts, of completions) of the longest batch. settings: has rollout and
+    shares_prompts().
+    """
+    multiple = BUCKET * mesh.shape["context"]
+    size = bucket if settings.shares_prompts() else _power_of_two
+    rollout = settings.rollout
+    return size(rollout.max_prompt_length, multiple), size(rollout.longest(), multiple)
+
+
+def row_shapes(rows: int, completions: int, s: int, t: int):
+    """{name: (shape, dtype)} of PROMPTS, [rows s], and COMPLETIONS, [completions t]."""
+    shapes = {name: ((rows, s), dtype) for name, dtype in PROMPTS.items()}
+    return shapes | {name: ((completions, t), dtype) for name, dtype in COMPLETIONS.items()}
 
 
 def update_flops(config: ModelConfig, prompts, completions, frozen: bool = False):

@@ -1,6 +1,5 @@
 """Questions in, the batches of a step of GRPO out: completions in groups, their rewards and advantages."""
 
-import functools
 import time
 from collections import Counter
 from pathlib import Path
@@ -11,38 +10,26 @@ import numpy as np
 from jax.sharding import Mesh
 
 from deepseek_jax.costs.chips import peak_of
-from deepseek_jax.costs.program import GENERATION, STEP, SYNC, TOKEN_RATE, TRAINING
-from deepseek_jax.files import remove_folder
+from deepseek_jax.costs.program import GENERATION, STEP, TOKEN_RATE, TRAINING
 from deepseek_jax.models.adapters import Adapted
-from deepseek_jax.ops.fingerprint import fingerprint
 from deepseek_jax.parallel.host_memory import return_freed_memory
-from deepseek_jax.parallel.processes import first_process, say
+from deepseek_jax.parallel.processes import say
 from deepseek_jax.parallel.shard import on_device, put_share
-from deepseek_jax.reinforce.batch import BUCKET, bucket, group_batch, split, totals, update_flops
+from deepseek_jax.reinforce.batch import BUCKET, group_batch, split, totals, update_flops
 from deepseek_jax.reinforce.degenerate import Degenerate, all_equal, check_range
 from deepseek_jax.reinforce.effort import with_length_penalty
 from deepseek_jax.reinforce.metrics import describe
+from deepseek_jax.reinforce.sampler import Sampler, named
 from deepseek_jax.reinforce.scenarios import ScenarioRewards, place, scenario_of
 from deepseek_jax.reinforce.settings import ReinforceSettings
 from deepseek_jax.reinforce.update import jitted_score
 from deepseek_jax.rewards import Rewards, Scores
-from deepseek_jax.rollout.completions import RolloutLog
 from deepseek_jax.rollout.kept import check_rows as check_kept
 from deepseek_jax.rollout.kept import rows_of
 from deepseek_jax.rollout.policy import Answers, Policy
-from deepseek_jax.rollout.requests import PROMPT_BUCKET
-from deepseek_jax.rollout.sample_log import SampleLog
-
-# A rollout that takes less leaves no file
-SECONDS_BETWEEN_WRITES = 60
 
 
-def named(name):
-    """Decorate what a step does by its name in a trace, see training.profile."""
-    return functools.partial(jax.profiler.annotate_function, name=name)
-
-
-class GroupSource:
+class GroupSource(Sampler):
     """Each step: groups of completions sampled with the state's params, scored, and split into its updates.
 
     policy: its own params are not read. questions, general: examples with prompt_ids, asked without end: each
@@ -68,28 +55,24 @@ class GroupSource:
                 f"{len(questions)} questions and {len(general)} general questions are given; give at least "
                 "one of each kind that settings ask"
             )
-        self.policy, self.rewards, self.position = policy, rewards, 0
+        super().__init__(policy, settings, folder)
+        self.rewards, self.position = rewards, 0
         self.questions, self.general = (
             grain.MapDataset.source(examples).shuffle(settings.seed).repeat() if examples else None
             for examples in (questions, general)
         )
-        self.settings, self.mesh, self.reference = settings, mesh, reference
-        self.folder = folder
+        self.mesh, self.reference = mesh, reference
         self.degenerate = Degenerate(settings.degenerate, policy.eos_ids)
-        self.fingerprint = jax.jit(fingerprint)
-        # Of the parameters that sampled last, and of those that the reference was made from: None for unknown
-        self.sampled_by, self.referred = 0, None
+        # The fingerprint of the parameters that the reference was made from: None for unknown
+        self.referred = None
         # When the latest step began, and when it had its groups; the tokens and FLOPs that it learns with
         self.began, self.sampled, self.tokens, self.flops = 0.0, 0.0, 0.0, 0.0
         self.score = jitted_score(policy.config)
-        # Of the latest rollout, a rollout.kept.Kept
-        self.kept = None
 
     def get_state(self):
         """What set_state resumes from, as JSON can hold it."""
-        # Called at each checkpoint, after which earlier completions have no use
-        if self.folder is not None and first_process():
-            remove_folder(self.folder)
+        # Called at each checkpoint
+        self.forget()
         return {"position": self.position}
 
     def set_state(self, state):
@@ -207,30 +190,9 @@ class GroupSource:
     def _round(self, params, step, number):
         """Sample and score a group for each of prompts_per_step questions: -> (groups, metrics to sum)."""
         examples = self._take(self.settings.prompts_per_step)
-        policy = self._at(params)
-        log = self._log(step, number)
-        answers, sampled = self._answer(policy, examples, step, number, log)
-        # The rest of a long rollout, in case the run is killed in the update
-        if log is not None and log.path.exists():
-            log.write()
+        answers, sampled = self._sampled(params, examples, step, number)
         groups, scored = self._scored(examples, answers, step)
         return groups, sampled | scored
-
-    def _at(self, params):
-        """The policy with these parameters, whose fingerprint is the last that sampled."""
-        policy = self.policy.at(params)
-        self.sampled_by = int(self.fingerprint(policy.params))
-        return policy
-
-    def _log(self, step, number):
-        """Where a round's completions are written as they end; None without a folder, and where an update
-        needs their candidates, which are on the devices alone.
-        """
-        if self.folder is None or self.settings.rollout.truncates():
-            return None
-        # The name has the parameters too: a run that resumes after a change must not take over others'
-        path = self.folder / f"{step}_{number}_{self.sampled_by:08x}.jsonl"
-        return SampleLog(path, writes=first_process(), every=SECONDS_BETWEEN_WRITES)
 
     @named("rewards")
     def _scored(self, examples, answers, step):
@@ -259,31 +221,6 @@ class GroupSource:
         places = (place(self.settings, index) for index in range(start, self.position))
         of = {"reasoning": self.questions, "general": self.general}
         return [of[scenario][i] | {"scenario": scenario} for scenario, i in places]
-
-    @named("generation")
-    def _answer(self, policy, examples, step, number, log):
-        """Answer the examples in one sampling round of a step: -> (Answers, metrics to sum)."""
-        # From seed, step and round alone, so that a resumed run samples what an uninterrupted one samples
-        settings, entropy = self.settings, [self.settings.seed, step, number]
-        log = RolloutLog() if log is None else log
-        log.keeps_routing = settings.keep_routing
-        log.keeps_candidates = settings.rollout.truncates()
-        began = time.perf_counter()
-        answers = policy.answer(
-            examples,
-            settings.rollout.at(step),
-            n=settings.group_size,
-            seed=int(np.random.SeedSequence(entropy).generate_state(1)[0] >> 1),
-            log=log,
-        )
-        seconds, self.kept = time.perf_counter() - began, log.kept
-        longest = max(len(example["prompt_ids"]) for example in examples)
-        return answers, {
-            SYNC: log.weight_sync_seconds,
-            GENERATION: seconds - log.weight_sync_seconds,
-            "sampled_tokens": answers.rollout.completion_mask.sum(),
-            "prefilled_positions": len(examples) * bucket(longest, PROMPT_BUCKET),
-        }
 
     @named("logprobs")
     def _updates(self, state, batch, temperature):

@@ -107,6 +107,12 @@ class RewardSettings(Settings):
             )
 
 
+def scores_fit(rollout: RolloutSettings, group_size: int):
+    """Whether the attention scores of a prompt and all its completions, in one row, are few enough."""
+    length = rollout.longest()
+    return group_size * length * (rollout.max_prompt_length + length) <= MOST_SHARED_SCORES
+
+
 def check_weights(rewards, field: str):
     """Raise ValueError, naming the field, for weights that are all 0, or too large for advantages."""
     # No rewards at all are named where they are opened
@@ -268,9 +274,7 @@ class ReinforceSettings(FitSettings, RewardSettings):
         """Whether a prompt and all its completions are one row of an update, as losses.completions says; else
         each completion is a row of its own. Long completions are, whose scores would not fit in memory.
         """
-        length = self.rollout.longest()
-        scores = self.group_size * length * (self.rollout.max_prompt_length + length)
-        return scores <= MOST_SHARED_SCORES
+        return scores_fit(self.rollout, self.group_size)
 
     def rows(self):
         """The number of rows of an update."""

@@ -9,7 +9,7 @@ from deepseek_jax.training.lineage import content_hash
 from deepseek_jax.training.metrics import read_phases
 
 # Inputs in a stage.json that are not stages
-NOT_STAGES = ("settings", "data")
+NOT_STAGES = ("settings", "data", "checkpoint")
 
 
 def write_report(workdir: Path, title: str, stages: dict[str, str], forms, names):

@@ -38,16 +38,44 @@ def make_train_step(
     Raises ValueError at tracing for rows that do not split, or a bias speed without routing.
     """
 
+    gradients = gradients_of(loss_fn, micro_batches)
+    update = update_of(tx, bias_update_speed=bias_update_speed)
+
     def train_step(state, batch, rng):
+        (loss, metrics), grads = gradients(state, batch, rng)
+        value = {} if watched is None else {"value": batch[watched]}
+        return update(state, grads, metrics | {"loss": loss}, **value)
+
+    train_step.locate = locator(loss_fn, micro_batches)
+    return train_step
+
+
+def gradients_of(loss_fn, micro_batches: int = 1):
+    """Build (state, batch, rng) -> ((loss, metrics), gradients in the trained parameters), the first half of
+    make_train_step. loss_fn, batch, micro_batches: as there.
+    """
+
+    def gradients(state, batch, rng):
         def loss_of_trained(params, batch, rng):
             return loss_fn(state.replace(params=params).model, batch, rng)
 
-        gradients = jax.value_and_grad(loss_of_trained, has_aux=True)
+        found = jax.value_and_grad(loss_of_trained, has_aux=True)
         if micro_batches > 1:
-            gradients = _accumulated(gradients, micro_batches)
+            found = _accumulated(found, micro_batches)
         # From the step alone, so that a resumed run draws what an uninterrupted one draws
-        rng = jax.random.fold_in(rng, state.step)
-        (loss, metrics), grads = gradients(state.params, batch, rng)
+        return found(state.params, batch, jax.random.fold_in(rng, state.step))
+
+    return gradients
+
+
+def update_of(tx, *, bias_update_speed=None):
+    """Build update(state, grads, metrics, **value) -> (state, metrics), the second half of make_train_step.
+
+    grads: in the trained parameters. metrics: with loss, and with routing as make_train_step takes it. value:
+    what tx takes besides the gradients.
+    """
+
+    def update(state, grads, metrics, **value):
         metrics = dict(metrics)
         routings = metrics.pop("routing", {})
         loads = {name: routing.load for name, routing in routings.items()}
@@ -55,8 +83,7 @@ def make_train_step(
         finite = jnp.isfinite(grad_norm)
         opt_before = on_device(state.opt_state)
 
-        def update():
-            value = {} if watched is None else {"value": batch[watched]}
+        def apply():
             updates, opt_state = tx.update(grads, opt_before, state.params, **value)
             return optax.apply_updates(state.params, updates), opt_state
 
@@ -64,7 +91,7 @@ def make_train_step(
             return state.params, _counted(opt_before)
 
         # A branch, not a select: for a select, the old moments would have to outlive the new ones
-        params, opt_state = jax.lax.cond(finite, update, skip)
+        params, opt_state = jax.lax.cond(finite, apply, skip)
         if bias_update_speed is not None:
             params = _move_router_biases(params, loads, bias_update_speed(state.step))
 
@@ -72,11 +99,10 @@ def make_train_step(
         overflows = [r.overflows.sum() for r in routings.values() if r.overflows is not None]
         if overflows:
             metrics["expert_overflows"] = sum(overflows)
-        metrics |= {"loss": loss, "grad_norm": grad_norm, "nonfinite": 1.0 - finite}
+        metrics |= {"grad_norm": grad_norm, "nonfinite": 1.0 - finite}
         return state.replace(step=state.step + 1, params=params, opt_state=opt_state), metrics
 
-    train_step.locate = locator(loss_fn, micro_batches)
-    return train_step
+    return update
 
 
 def locator(loss_fn, micro_batches: int):
@@ -88,7 +114,7 @@ def locator(loss_fn, micro_batches: int):
 
 def jitted_step(train_step, placed):
     """Jit a step of make_train_step for a state with the shardings `placed`; the state is donated. Its locate
-    is the step's.
+    is the step's. Or jit any (tree, ...) -> (tree, metrics) for a tree of such shardings.
     """
     return _JittedStep(train_step, placed)
 
@@ -100,7 +126,7 @@ class _JittedStep:
 
     def __init__(self, train_step, placed):
         self._train_step, self._placed, self._factor = train_step, placed, 1.0
-        self.locate = train_step.locate
+        self.locate = getattr(train_step, "locate", None)
         # expert_overflows of the latest calls
         self._unread = []
         self._compile()
@@ -113,7 +139,7 @@ class _JittedStep:
             with larger_buffers(factor):
                 return self._train_step(*args, **kwargs)
 
-        chip = chip_of(self._placed.step.mesh.devices.ravel())
+        chip = chip_of(jax.tree.leaves(self._placed)[0].mesh.devices.ravel())
         self._jitted = jax.jit(
             step,
             donate_argnums=0,

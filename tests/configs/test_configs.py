@@ -16,7 +16,6 @@ from deepseek_jax.parallel.mesh import MeshSettings
 from deepseek_jax.recipes.distill.settings import DistillSettings
 from deepseek_jax.recipes.grpo.settings import GrpoSettings
 from deepseek_jax.recipes.pretrain.settings import PretrainSettings
-from deepseek_jax.recipes.r1.settings import REWARD_MODELS
 from deepseek_jax.recipes.sft.settings import SftSettings
 from deepseek_jax.reinforce.scenarios import scenario_rewards
 from deepseek_jax.settings import build
@@ -45,8 +44,8 @@ def test_an_experiments_numbers_are_its_recipes_settings(path, arg):
     if config.recipe == "pretrain":
         settings.checked_stages(build_model(settings.model), ONE_DEVICE)
     if config.recipe == "r1":
-        for stage in (settings.zero, settings.reasoning, settings.scenarios):
-            with scenario_rewards(stage, dict.fromkeys(REWARD_MODELS if stage.general else ())):
+        for name, stage in settings.reinforced().items():
+            with scenario_rewards(stage, dict.fromkeys(settings.models_for(name))):
                 pass
 
 
@@ -72,6 +71,24 @@ def test_the_small_runs_seed_is_its_argument():
     """Oracle: by hand."""
     path = CONFIGS / "grpo_small.py"
     assert load(path).seed == 0 and load(path, "seed=3").seed == 3
+
+
+def test_r1s_last_stage_is_its_argument():
+    """Oracle: by hand: the blocks of each form; as many samples of either; the words a reader needs."""
+    path = CONFIGS / "r1_small.py"
+    blocks = {"reasoning_teacher", "general_teacher", "distilled"}
+    first, second, both = (load(path, f"last={last}") for last in ("scenarios", "distill", "both"))
+    assert load(path).to_json() == first.to_json() and not blocks & set(first)
+    assert set(both) - set(first) == blocks and set(both) - set(second) == {"scenarios"}
+    stage = second.distilled
+    taught = stage.num_steps * stage.group_size * sum(stage.prompts_per_step.values())
+    specialists = [second[name] for name in ("reasoning_teacher", "general_teacher")]
+    sampled = [
+        s.num_steps * s.group_size * s.prompts_per_step for s in (*specialists, first.scenarios)
+    ]
+    assert taught + sum(sampled[:2]) == sampled[2]
+    with pytest.raises(ValueError, match="last='mixed' must be one of scenarios, distill, both"):
+        load(path, "last=mixed")
 
 
 def test_gsm8k_asks_for_longer_answers_and_pays_for_true_working():

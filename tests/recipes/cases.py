@@ -149,11 +149,13 @@ def distill_from_a_cache(folder):
 
 
 def r1(folder):
-    config = of_r1.small_config()
+    config = of_r1.small_config("last=both")
     config.base.batch_size = 8
-    for name in ("zero", "reasoning", "scenarios"):
+    for name in ("zero", "reasoning", "scenarios", *of_r1.SPECIALISTS):
         config[name].prompts_per_step = 8
         config[name].rollout.slots = 8
+    config.distilled.prompts_per_step = dict(reasoning=8, general=8)
+    config.distilled.rollout.slots = 8
     for name in ("cold_start", "sft", *of_r1.REWARD_MODELS, "judge"):
         config[name].batch_size = 8
     for name in ("traces", "rejection", "judged", "evaluation"):
@@ -163,7 +165,7 @@ def r1(folder):
     return with_one_layer(config)
 
 
-STAGES = tuple(f"{name}/params" for name in of_r1.MEASURED)
+STAGES = tuple(f"{name}/params" for name in (*of_r1.MEASURED, *of_r1.LATER))
 CASES = {
     "pretrain": Case("pretrain", pretrain, stop=1, says=("stage_1_*.json",)),
     "pretrain in stages": Case("pretrain", pretrain_in_stages, says=("stage*.json", "drafts.json")),

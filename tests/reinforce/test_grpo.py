@@ -15,7 +15,7 @@ from deepseek_jax.models import build_model, init_params
 from deepseek_jax.ops.routing import FREE
 from deepseek_jax.parallel import make_mesh
 from deepseek_jax.recipes.grpo.settings import GrpoSettings
-from deepseek_jax.reinforce import groups
+from deepseek_jax.reinforce import groups, sampler
 from deepseek_jax.reinforce.stragglers import StragglerSource
 from deepseek_jax.rewards import Rewards, scoring
 from deepseek_jax.rollout import Policy, engine, generate, policy
@@ -347,7 +347,7 @@ def test_a_step_is_timed_in_the_parts_of_mlperf(state, rewarded_by, monkeypatch)
         return moving
 
     clock = SimpleNamespace(perf_counter=lambda: now[0])
-    for module in (groups, engine):
+    for module in (groups, sampler, engine):
         monkeypatch.setattr(module, "time", clock)
     weights = engine.steps.decoding_weights
     parts = engine.steps.PARTS._replace(decoding_weights=moves(1, weights))

@@ -13,7 +13,7 @@ import pytest
 from deepseek_jax.models import build_model, random_params
 from deepseek_jax.parallel import make_mesh
 from deepseek_jax.recipes.grpo.settings import GrpoSettings
-from deepseek_jax.reinforce import groups, grpo, update
+from deepseek_jax.reinforce import grpo, sampler, update
 from deepseek_jax.reinforce import settings as settings_of_reinforce
 from deepseek_jax.reinforce.grpo import GroupSource, reinforce
 from deepseek_jax.rewards import Rewards, scoring
@@ -270,7 +270,7 @@ def test_a_sampler_with_other_weights_stops_a_run_at_its_step(
 @pytest.mark.slow
 def test_a_run_that_is_killed_in_a_rollout_resumes_in_it(tmp_path, monkeypatch):
     """Oracle: the run that nothing kills, bit for bit; completions that had ended are not sampled again."""
-    monkeypatch.setattr(groups, "SECONDS_BETWEEN_WRITES", 0)
+    monkeypatch.setattr(sampler, "SECONDS_BETWEEN_WRITES", 0)
     monkeypatch.setitem(
         scoring.RULES, "correct_reasoning", scoring.Rule(lambda text, _: len(text) / 10)
     )

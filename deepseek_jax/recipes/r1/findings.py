@@ -14,12 +14,15 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from deepseek_jax.evaluation.compare import Comparison, compare
+from deepseek_jax.evaluation.compare import NO_DIFFERENCE, Comparison, compare
 from deepseek_jax.files import read_json
 from deepseek_jax.parallel.processes import first_process
 from deepseek_jax.recipes.r1.scores import FORMS
+from deepseek_jax.recipes.r1.settings import LAST_STAGES
+from deepseek_jax.training.lineage import as_given
 
 REPRODUCED, NOT_REPRODUCED = "reproduced", "not reproduced at this scale"
+HIGHER, LOWER = "higher", "lower"
 HEADS = ("finding", "this", "that", "difference", "margin", "each run", "verdict")
 TABLE_WIDTH = 130  # columns
 # In a claim this stands for (stage, score): every prompt scores 1
@@ -27,12 +30,15 @@ WHOLE = 1.0
 
 
 class Claim(NamedTuple):
-    """ours is above theirs by more than margin. Both: (stage, score), or a number."""
+    """ours is above theirs by more than margin. Both: (stage, score), or a number. beside: no claim of a
+    paper, but two forms of one stage beside each other, whichever is higher.
+    """
 
     text: str
     ours: tuple[str, str] | float
     theirs: tuple[str, str] | float
     margin: float = 0.0
+    beside: bool = False
 
 
 CLAIMS = (
@@ -66,6 +72,45 @@ CLAIMS = (
     Claim("R1-Zero: cons@k exceeds pass@1", ("zero", "cons@k"), ("zero", "pass@1")),
     Claim("R1: cons@k exceeds pass@1", ("scenarios", "cons@k"), ("scenarios", "pass@1")),
 )
+# Of each score for the two forms of the last stage
+SCORED = {
+    "helpful": "helpful answers",
+    "harmless": "harmless answers",
+    "pass@1": "right answers, pass@1",
+    "cons@k": "right answers, cons@k",
+    "language": "language consistency",
+    "format": "format",
+    "length": "length (tokens)",
+}
+
+
+def claims_of(last: list[str]):
+    """The claims about runs with these of LAST_STAGES: the paper's about each; the two beside each other."""
+    scenarios, distilled = LAST_STAGES
+    claims = CLAIMS if scenarios in last else ()
+    if distilled in last:
+        own = [_about(distilled, claim) for claim in CLAIMS]
+        claims += tuple(claim for claim in own if claim not in claims)
+    if len(last) > 1:
+        claims += tuple(
+            Claim(
+                f"{text}: distilled, beside reinforced", (distilled, s), (scenarios, s), beside=True
+            )
+            for s, text in SCORED.items()
+        )
+    return claims
+
+
+def _about(stage: str, claim: Claim):
+    """A claim about R1 as one about the R1 of this stage."""
+    sides = [
+        side if side == WHOLE or side[0] not in LAST_STAGES else (stage, side[1])
+        for side in claim[1:3]
+    ]
+    if sides == list(claim[1:3]):
+        return claim
+    text = claim.text.removeprefix("R1: ").removeprefix("R1 ")
+    return claim._replace(text=f"R1, distilled: {text}", ours=sides[0], theirs=sides[1])
 
 
 class Finding(NamedTuple):
@@ -89,15 +134,18 @@ def findings(workdirs: list[Path], claims: tuple[Claim, ...] = CLAIMS):
     seeds differ. Skips a claim about a score that some run's world does not have. Raises ValueError, naming
     the folder, where a run is not finished.
     """
-    runs = [_values(workdir) for workdir in workdirs]
+    runs = [_values(workdir, claims) for workdir in workdirs]
     return [_test(claim, runs) for claim in claims if all(_is_about(claim, run) for run in runs)]
 
 
-def report_sweep(folder: Path, workdirs: list[Path]):
-    """Print the findings over finished runs, and write them to folder/findings.txt and findings.json."""
+def report_sweep(folder: Path, workdirs: list[Path], last: list[str] | None = None):
+    """Print the findings over finished runs, and write them to folder/findings.txt and findings.json.
+
+    last: those of LAST_STAGES that the runs have; None to see it by their files.
+    """
     if not first_process():
         return
-    found = findings(workdirs)
+    found = findings(workdirs, claims_of(last or _last_stages(workdirs[0])))
     k = read_json(workdirs[0] / "measured" / "base" / "scores.json")["k"]
     rows = [_cells(finding, k) for finding in found]
     content = {"heads": HEADS, "rows": rows, "findings": [_as_json(finding) for finding in found]}
@@ -132,11 +180,19 @@ def _table(title, rows):
     return table
 
 
-def _values(workdir: Path):
+def _last_stages(workdir: Path):
+    """Those of LAST_STAGES that a run's config has; without a config, those that it has measured."""
+    config = workdir / "config.json"
+    if config.exists():
+        return [name for name in LAST_STAGES if as_given(workdir, name)]
+    return [n for n in LAST_STAGES if (workdir / "measured" / n).exists()] or [LAST_STAGES[0]]
+
+
+def _values(workdir: Path, claims: tuple[Claim, ...]):
     """stage -> {score: float64[p]} of a finished run."""
     files = sorted(workdir.glob("measured/*/scores.json"))
     values = {file.parent.name: read_json(file)["values"] for file in files}
-    wanted = {side[0] for claim in CLAIMS for side in claim[1:3] if side != WHOLE}
+    wanted = {side[0] for claim in claims for side in claim[1:3] if side != WHOLE}
     if missing := wanted - set(values):
         raise ValueError(
             f"{workdir} has not measured {', '.join(sorted(missing))}; run it to its end"
@@ -171,9 +227,19 @@ def _pair(claim: Claim, run: dict):
     return [np.full_like(known, WHOLE) if side is None else side for side in sides]
 
 
+def _verdict(finding: Finding):
+    """In words; of two things beside each other, which is higher in every run and beyond the noise."""
+    claim, _, comparison, by_run, reproduced = finding
+    if not claim.beside:
+        return REPRODUCED if reproduced else NOT_REPRODUCED
+    if comparison.verdict == "better" and min(by_run) > 0:
+        return HIGHER
+    return LOWER if comparison.verdict == "worse" and max(by_run) < 0 else NO_DIFFERENCE
+
+
 def _cells(finding: Finding, k: int):
     """A finding's row of the table, as strings."""
-    claim, means, comparison, by_run, reproduced = finding
+    claim, means, comparison, by_run, _ = finding
     score = next(side for side in claim[1:3] if side != WHOLE)[1]
     form = FORMS[score]
     mean, low, high = (format(value, "+" + form) for value in comparison.difference)
@@ -183,5 +249,5 @@ def _cells(finding: Finding, k: int):
         f"{mean}\n{low} to {high}",
         format(claim.margin, "+" + form) if claim.margin else "0",
         " ".join(format(value, "+" + form) for value in by_run),
-        REPRODUCED if reproduced else NOT_REPRODUCED,
+        _verdict(finding),
     )

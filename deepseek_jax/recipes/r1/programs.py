@@ -3,18 +3,20 @@
 from jax.sharding import Mesh
 
 from deepseek_jax.errors import at
-from deepseek_jax.models import ModelConfig
+from deepseek_jax.models import ModelConfig, how_to_run
 from deepseek_jax.recipes.judge.programs import training_programs as judge_programs
 from deepseek_jax.recipes.planning import (
     answer_programs,
     base_programs,
     fine_tuning_programs,
+    planned_model,
     planned_policy,
 )
-from deepseek_jax.recipes.r1.settings import R1Settings
+from deepseek_jax.recipes.r1.settings import SPECIALISTS, R1Settings, R1TeacherSettings
 from deepseek_jax.recipes.reward_model.programs import training_programs as reward_programs
 from deepseek_jax.recipes.start import check_slots
 from deepseek_jax.reinforce.programs import reinforcement_programs
+from deepseek_jax.reinforce.teacher_programs import taught_programs
 
 
 def programs(settings: R1Settings, mesh: Mesh):
@@ -36,10 +38,31 @@ def programs(settings: R1Settings, mesh: Mesh):
         for name in settings.reward_models():
             with at(name):
                 planned += reward_programs(f"{name}: ", getattr(settings, name), config, mesh)
-        planned += _reinforced("scenarios", settings, config, mesh)
+        for name in ("scenarios", *SPECIALISTS):
+            if getattr(settings, name) is not None:
+                planned += _reinforced(name, settings, config, mesh)
+        if settings.distilled is not None:
+            planned += _distilled(settings, config, mesh)
     asked = settings.evaluation
     sizes = dict(prompts=max(asked.num_puzzles, asked.num_requests), n=asked.samples)
     return planned + answer_programs("evaluation: ", config, mesh, asked, **sizes)
+
+
+def teacher_config(teacher: R1TeacherSettings, settings: R1Settings, student: ModelConfig):
+    """The ModelConfig of a teacher. student: that of all stages."""
+    if teacher.path is None:
+        return student
+    # Not the architecture, which the checkpoint has to have
+    return planned_model(how_to_run(settings.model), teacher.path)
+
+
+def _distilled(settings: R1Settings, config: ModelConfig, mesh: Mesh):
+    with at("distilled"):
+        teachers = {}
+        for name, teacher in settings.distilled.teachers.items():
+            with at(f"teachers.{name}"):
+                teachers[name] = teacher_config(teacher, settings, config)
+        return taught_programs("distilled: ", settings.distilled, config, teachers, mesh)
 
 
 def _reinforced(name: str, settings: R1Settings, config: ModelConfig, mesh: Mesh):

@@ -8,6 +8,9 @@ base -> 1 cold-start fine-tuning on R1-Zero's readable traces -> Dev1
 base -> 3 fine-tuning on the accepted answers and on good answers to general questions -> Dev3
         Dev3 -> two reward models, of helpfulness and of safety
      -> 4 reinforcement for all scenarios, rewarded by rules and by the reward models -> R1
+or (V4's last stage, arXiv:2606.19348), or also, to compare the two:
+        Dev3 -> specialists, each reinforced on the questions of one task
+     -> 4 distillation from a teacher of each task on the student's own samples -> R1, distilled
 Every policy is measured on held-out questions.
 """
 
@@ -18,12 +21,15 @@ from deepseek_jax.errors import at
 from deepseek_jax.models import build_model
 from deepseek_jax.parallel.processes import say
 from deepseek_jax.recipes.r1.findings import TABLE_WIDTH, report_sweep
+from deepseek_jax.recipes.r1.programs import teacher_config
 from deepseek_jax.recipes.r1.scores import FORMS
-from deepseek_jax.recipes.r1.settings import PREFERENCE_STAGES, R1Settings
-from deepseek_jax.recipes.r1.stages import Stages
+from deepseek_jax.recipes.r1.settings import PREFERENCE_STAGES, SPECIALISTS, R1Settings
+from deepseek_jax.recipes.r1.stages import Stages, teacher_tokenizer
 from deepseek_jax.recipes.reward_model.run import reward_model_table
 from deepseek_jax.recipes.start import check_positions, check_rows, check_slots, starting_policy
 from deepseek_jax.reinforce.scenarios import scenario_rewards
+from deepseek_jax.reinforce.teacher_checks import check_questions, check_teacher
+from deepseek_jax.reinforce.teacher_checks import check_rows as check_student_rows
 from deepseek_jax.reinforce.update import check_routing
 from deepseek_jax.reinforce.update import check_rows as check_groups
 from deepseek_jax.reports.answers import make_console
@@ -38,7 +44,6 @@ from deepseek_jax.worlds.world import World
 SETTINGS = R1Settings
 # A changed config may resume in the same workdir: stages that depend on the change run again (see lineage)
 REDOES_WHAT_CHANGED = True
-REINFORCED = ("zero", "reasoning", "scenarios")
 TITLES = {
     "base": "base",
     "zero": "R1-Zero",
@@ -52,6 +57,9 @@ TITLES = {
     "helpfulness_model": "helpfulness",
     "safety_model": "safety",
     "scenarios": "R1",
+    "reasoning_teacher": "reasoning teacher",
+    "general_teacher": "general teacher",
+    "distilled": "R1, distilled",
 }
 
 
@@ -66,14 +74,20 @@ def run(settings: R1Settings, run: Run):
         policy = _shared_policy(settings, world, run.mesh)
         _check(settings, policy, run.mesh)
         reasoning, general = _tasks(settings, world, policy)
+        questions = {"reasoning": reasoning.train, "general": general.train}
+        if settings.distilled is not None:
+            with at("distilled"):
+                _check_distilled(settings, policy, questions, run.mesh)
     stages = Stages(settings, world, policy, run)
     # Before the first stage, so that a wrong judge block raises now
     pairs = None if settings.judge is None else stages.judged_pairs()
     names = {name: name.replace("@k", f"@{settings.evaluation.samples}") for name in FORMS}
     scores, workdir = {}, run.folder
+    # A stage without its block has no place on the page
+    titles = {name: t for name, t in TITLES.items() if getattr(settings, name, name) is not None}
 
     def report():
-        write_report(workdir, f"R1 in {workdir.name}", TITLES, FORMS, names)
+        write_report(workdir, f"R1 in {workdir.name}", titles, FORMS, names)
 
     def measured(stage):
         questions = reasoning.held_out, general.held_out
@@ -94,13 +108,20 @@ def run(settings: R1Settings, run: Run):
     models = [stages.reward_model(name, dev3) for name in settings.reward_models()]
     for model in (*judges, *models):
         make_console().print(reward_model_table(f"{model.name}, held out", model.folder))
-    measured(stages.scenarios(dev3, models, reasoning.train, general.train))
+    if settings.scenarios is not None:
+        measured(stages.scenarios(dev3, models, reasoning.train, general.train))
+    if settings.distilled is not None:
+        earlier = {stage.name: stage for stage in (zero, dev1, dev2, dev3)}
+        for name, task in SPECIALISTS.items():
+            if getattr(settings, name) is not None:
+                earlier[name] = measured(stages.specialist(name, dev3, models, questions[task]))
+        measured(stages.distilled(dev3, earlier, questions))
     run.writer.close()
     # A world may lack scores, such as one whose questions name no language
     forms = {name: form for name, form in FORMS.items() if any(name in s for s in scores.values())}
     make_console(width=TABLE_WIDTH).print(stages_table(scores, forms, names))
     # Over this run alone; launch/sweep.py tests the findings over several seeds
-    report_sweep(workdir, [workdir])
+    report_sweep(workdir, [workdir], settings.last_stages())
     # Again, because the page has the findings too
     report()
     say(f"complete; report.html, and a folder of each stage's lineage and params, are in {workdir}")
@@ -137,10 +158,9 @@ def _shared_policy(settings: R1Settings, world: World, mesh):
 
 def _check(settings: R1Settings, policy: Policy, mesh):
     """Raise ValueError where a stage cannot run, before the first one does."""
-    for name in REINFORCED:
-        stage = getattr(settings, name)
+    for name, stage in settings.reinforced().items():
         # The reward models are not trained yet; their names are enough to check the rewards
-        models = dict.fromkeys(settings.reward_models() if stage.general else ())
+        models = dict.fromkeys(settings.models_for(name))
         with at(name), scenario_rewards(stage, models):
             check_groups(stage, mesh)
             check_routing(stage, policy.config, mesh)
@@ -151,6 +171,22 @@ def _check(settings: R1Settings, policy: Policy, mesh):
             with at(name):
                 check_positions(stage, policy.config)
                 check_rows(stage, mesh, pipeline)
+
+
+def _check_distilled(settings: R1Settings, policy: Policy, questions: dict, mesh):
+    """Raise ValueError where the student cannot learn from a teacher, before any stage runs.
+
+    questions: task -> examples with prompt_ids.
+    """
+    taught = settings.distilled
+    check_student_rows(taught, mesh)
+    configs = {}
+    for name, teacher in taught.teachers.items():
+        with at(f"teachers.{name}"):
+            configs[name] = teacher_config(teacher, settings, policy.config)
+            tokenizer = teacher_tokenizer(teacher, policy.tokenizer)
+            check_teacher(policy.config, policy.tokenizer, configs[name], tokenizer)
+    check_questions(taught, configs, questions)
 
 
 def _tasks(settings: R1Settings, world: World, policy: Policy):
@@ -168,8 +204,8 @@ def _tasks(settings: R1Settings, world: World, policy: Policy):
     for name, number in sizes.items():
         task = Task([], []) if name is None else world.questions[name].make(settings.seed, number)
         tasks.append(Task(policy.with_prompts(task.train), policy.with_prompts(task.held_out)))
-    for name in REINFORCED:
-        rollout = getattr(settings, name).rollout
+    for name, stage in (settings.reinforced() | settings.distilling()).items():
+        rollout = stage.rollout
         for task in filter(lambda task: task.train, tasks):
             with at(f"{name}.rollout"):
                 asked = fitting(task.train, rollout.max_prompt_length, "training")

@@ -1,7 +1,7 @@
 """The fields of an R1 config: one dataclass for each block, checked when built."""
 
 import dataclasses
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from deepseek_jax.data.chat import Template
 from deepseek_jax.data.packing import check_readers
@@ -12,7 +12,8 @@ from deepseek_jax.recipes.reward_model.settings import (
 )
 from deepseek_jax.recipes.settings import PolicyRun
 from deepseek_jax.recipes.sft.settings import FineTuneSettings
-from deepseek_jax.reinforce.settings import ReinforceSettings
+from deepseek_jax.reinforce.settings import SCENARIOS, ReinforceSettings
+from deepseek_jax.reinforce.teacher_settings import TaughtSettings, TeacherSettings
 from deepseek_jax.rollout.policy import AnswerOptions
 from deepseek_jax.settings import Count, Natural, PositiveShare, Several, added
 from deepseek_jax.synthesis.settings import RejectionSettings
@@ -22,6 +23,12 @@ TEMPLATE = "r1_zero"  # default for a user's own data
 # Each names a block of the config, a stage, and (the first two) a reward
 REWARD_MODELS = ("helpfulness_model", "safety_model")
 PREFERENCE_STAGES = (*REWARD_MODELS, "judge")
+# Specialists: Dev3, reinforced on questions of one kind; each names a block of the config and a stage
+SPECIALISTS = {"reasoning_teacher": "reasoning", "general_teacher": "general"}
+# The stages whose policies may be teachers
+TEACHER_STAGES = ("zero", "cold_start", "reasoning", "sft", *SPECIALISTS)
+# Forms of the last stage, each of which makes an R1 from Dev3
+LAST_STAGES = ("scenarios", "distilled")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,15 +85,50 @@ class OwnDataSettings:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class R1TeacherSettings(TeacherSettings):
+    """A teacher: the policy of a stage, or a checkpoint. weight: of its KL.
+
+    path: a folder of parameters that a run left, a Hugging Face folder or a .gguf file. tokenizer: of such a
+    folder of parameters, a name for worlds.registry.named_tokenizer; None for the student's.
+    """
+
+    task: Literal[SCENARIOS]
+    stage: Literal[TEACHER_STAGES] | None = None
+    path: str | None = None
+    tokenizer: str | None = None
+
+    def __post_init__(self):
+        super().__post_init__()
+        if (self.stage is None) == (self.path is None):
+            raise ValueError(
+                f"stage={self.stage!r} and path={self.path!r}: set just one of them, a stage of this run or "
+                "a checkpoint"
+            )
+        if self.path is None and self.tokenizer is not None:
+            raise ValueError(
+                f"tokenizer={self.tokenizer!r} is that of a path, and stage={self.stage!r} has the "
+                "student's; leave it out"
+            )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DistilledSettings(TaughtSettings):
+    """The last stage as distillation from specialists: Dev3 learns from its teachers on its own samples."""
+
+    teachers: dict[str, R1TeacherSettings]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class R1Settings(PolicyRun):
     """A whole config of this recipe. The stages derive their own seeds from seed.
 
     world: the name of the world whose reasoning and general questions the stages ask; data replaces it. The
     stages start from base, pre-trained on the world's corpus, or from init_from, a checkpoint with its own
     tokenizer. traces and rejection sample answers to reasoning questions; judged samples answers to general
-    questions whose given answers no fine-tuning learns. Only scenarios may reinforce on general questions;
-    its rewards may name REWARD_MODELS. Without general questions leave out judge, judged, helpfulness_model
-    and safety_model.
+    questions whose given answers no fine-tuning learns. The last stage is scenarios, reinforcement, or
+    distilled, or both, each from Dev3. Only scenarios may reinforce on questions of both kinds; its rewards
+    and those of general_teacher, which asks general questions alone, may name REWARD_MODELS. Without general
+    questions leave out judge, judged, helpfulness_model and safety_model.
     """
 
     zero: ReinforceSettings
@@ -95,8 +137,11 @@ class R1Settings(PolicyRun):
     reasoning: ReinforceSettings
     rejection: RejectionSettings
     sft: R1FineTuneSettings
-    scenarios: ReinforceSettings
     evaluation: EvaluationSettings
+    scenarios: ReinforceSettings | None = None
+    reasoning_teacher: ReinforceSettings | None = None
+    general_teacher: ReinforceSettings | None = None
+    distilled: DistilledSettings | None = None
     world: str = "bilingual"
     data: OwnDataSettings | None = None
     judge: JudgeTrainingSettings | None = None
@@ -106,15 +151,15 @@ class R1Settings(PolicyRun):
 
     def __post_init__(self):
         super().__post_init__()
-        for name in ("zero", "reasoning", "scenarios"):
-            general = getattr(self, name).general
-            if general and (name != "scenarios" or general.path is not None):
+        for name, stage in self.reinforced().items():
+            if stage.general and (name != "scenarios" or stage.general.path is not None):
                 raise ValueError(
-                    f"{name}.general={general}: stage 4 asks the world's general questions, and no "
+                    f"{name}.general={stage.general}: stage 4 asks the world's general questions, and no "
                     "other stage does; set scenarios.general, without a path"
                 )
             with at(name):
-                getattr(self, name).check_no_effort()
+                stage.check_no_effort()
+        self._check_last()
         template = self.data.template if self.data is not None else self._template()
         for name in PREFERENCE_STAGES:
             self._check_preferences(name, template)
@@ -148,6 +193,54 @@ class R1Settings(PolicyRun):
                 f"{name}.data.template={block.data.template!r} is not the template of the other stages; set "
                 f"it to {template!r}"
             )
+
+    def _check_last(self):
+        """Raise ValueError without a last stage, and where a teacher is not trained, or for nothing."""
+        if self.scenarios is None and self.distilled is None:
+            raise ValueError(
+                "scenarios=None and distilled=None leave the run without its last stage; set one, or both"
+            )
+        teachers = {} if self.distilled is None else self.distilled.teachers
+        for name, teacher in teachers.items():
+            if teacher.stage in SPECIALISTS and getattr(self, teacher.stage) is None:
+                raise ValueError(
+                    f"distilled.teachers.{name}.stage={teacher.stage!r}, and {teacher.stage}=None trains "
+                    "none; set that block, or the teacher to another stage"
+                )
+        paying = {model for name in self.reinforced() for model in self.models_for(name)}
+        for name in self.reward_models():
+            if name not in paying:
+                raise ValueError(
+                    f"{name} is a reward model that pays nothing: set its weight in "
+                    "scenarios.general.rewards or general_teacher.rewards, or leave it out"
+                )
+        for name in SPECIALISTS:
+            if getattr(self, name) is not None and name not in {t.stage for t in teachers.values()}:
+                raise ValueError(
+                    f"{name} trains a teacher that no one of distilled.teachers names; leave it out"
+                )
+
+    def reinforced(self):
+        """{name: settings} of the stages of reinforcement that this config has, in their order."""
+        names = ("zero", "reasoning", *SPECIALISTS, "scenarios")
+        return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
+
+    def distilling(self):
+        """{"distilled": settings}, or {} without that stage."""
+        return {} if self.distilled is None else {"distilled": self.distilled}
+
+    def models_for(self, name: str):
+        """The names of the reward models that a stage of reinforcement is paid by."""
+        stage = getattr(self, name)
+        if name == "general_teacher":
+            paid = set(stage.rewards)
+        else:
+            paid = set(stage.rewards) | set(stage.general.rewards) if stage.general else set()
+        return [model for model in self.reward_models() if model in paid]
+
+    def last_stages(self):
+        """Those of LAST_STAGES that this config has."""
+        return [name for name in LAST_STAGES if getattr(self, name) is not None]
 
     def reward_models(self):
         """The names of the reward models that this config trains."""

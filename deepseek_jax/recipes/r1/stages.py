@@ -9,13 +9,19 @@ from deepseek_jax.checkpoint.folder import fingerprint, is_whole
 from deepseek_jax.data.messages import worked_conversations
 from deepseek_jax.data.sources import read
 from deepseek_jax.data.tasks import Task
+from deepseek_jax.data.tokenizer import Tokenizer
 from deepseek_jax.errors import at
 from deepseek_jax.evaluation.conversation_loss import ConversationLoss
 from deepseek_jax.models import how_to_run
 from deepseek_jax.recipes.judge.run import check_lengths, judged_pairs, train_judge
 from deepseek_jax.recipes.pretrain.train import base_documents, train_base
 from deepseek_jax.recipes.r1.scores import measure, say_scores
-from deepseek_jax.recipes.r1.settings import REWARD_MODELS, R1Settings
+from deepseek_jax.recipes.r1.settings import (
+    REWARD_MODELS,
+    SPECIALISTS,
+    R1Settings,
+    R1TeacherSettings,
+)
 from deepseek_jax.recipes.reward_model.data import load_preferences, with_ids
 from deepseek_jax.recipes.reward_model.run import train_reward_model
 from deepseek_jax.recipes.sft.data import check_conversations, packed, rows_of
@@ -24,15 +30,20 @@ from deepseek_jax.recipes.start import starting_policy
 from deepseek_jax.reinforce.grpo import reinforce
 from deepseek_jax.reinforce.model_rewards import JUDGE, ModelRewardSettings, load_model_rewards
 from deepseek_jax.reinforce.scenarios import ScenarioRewards, scenario_rewards
-from deepseek_jax.rollout.policy import Policy, fitting
+from deepseek_jax.reinforce.taught import learn_from_teachers
+from deepseek_jax.reinforce.teachers import Teacher
+from deepseek_jax.rollout.policy import Policy, fitting, load_policy
 from deepseek_jax.synthesis.rejection import read_accepted, sample_accepted
 from deepseek_jax.training.lineage import measure_once, run_stage
 from deepseek_jax.training.run import Run
+from deepseek_jax.worlds.registry import named_tokenizer
 from deepseek_jax.worlds.world import World, given_solution
 
 # Stages take their seeds from their places here (_seed): a new name changes the seeds of a run
 ORDER = ("base", "zero", "traces", "cold_start", "reasoning", "judge", "rejection", "judged", "sft")
 ORDER += (*REWARD_MODELS, "scenarios")
+# Stages that came later have seeds of their own, so that those of ORDER keep theirs
+LATER, LATER_SEEDS = (*SPECIALISTS, "distilled"), 2**30
 
 
 class Stage(NamedTuple):
@@ -157,6 +168,43 @@ class Stages:
         """
         return self._reinforced("scenarios", dev3, reasoning, general, reward_models)
 
+    def specialist(self, name: str, dev3: Stage, reward_models: list[Stage], examples: list):
+        """One of SPECIALISTS: Dev3, reinforced on questions of its task alone."""
+        return self._reinforced(name, dev3, examples, (), reward_models)
+
+    def distilled(self, dev3: Stage, earlier: dict[str, Stage], questions: dict[str, list]):
+        """R1 by V4's last stage: Dev3 learns from the teachers of its tasks on its own samples.
+
+        earlier: the stages that may teach, by name. questions: task -> examples.
+        """
+        settings = self._with_seed("distilled")
+        asked = {task: questions[task] for task in settings.prompts_per_step}
+
+        def train(run):
+            limit = settings.rollout.max_prompt_length
+            fits = {task: fitting(examples, limit, task) for task, examples in asked.items()}
+            teachers = {
+                name: Teacher.waiting(self._teacher(teacher, earlier))
+                for name, teacher in settings.teachers.items()
+            }
+            phase = run.within(run.folder / "checkpoints")
+            return learn_from_teachers(settings, self.trained(dev3), teachers, fits, phase)
+
+        inputs = {"settings": self.settings_of(settings), "parent": dev3.hash}
+        taught = settings.teachers.items()
+        inputs |= {f"teacher {name}": earlier[t.stage].hash for name, t in taught if t.stage}
+        checkpoints = {name: fingerprint(t.path) for name, t in taught if t.path}
+        return self._trained("distilled", inputs | {"data": [asked, checkpoints]}, train)
+
+    def _teacher(self, teacher: R1TeacherSettings, earlier: dict[str, Stage]):
+        """The Policy of a teacher."""
+        if teacher.path is None:
+            return self.trained(earlier[teacher.stage])
+        tokenizer = teacher_tokenizer(teacher, self.policy.tokenizer)
+        # Not the architecture, which the checkpoint has to have
+        how, options = how_to_run(self.settings.model), dict(template=self.policy.template)
+        return load_policy(teacher.path, how, self.run.mesh, tokenizer=tokenizer, **options)
+
     def measured(self, stage: Stage, reasoning: list, general: list):
         """The result of r1.scores.measure for a stage's policy. Measures once, and again where the hash of
         the stage or the evaluation has changed.
@@ -211,7 +259,8 @@ class Stages:
 
     def _reinforced(self, name: str, parent: Stage, reasoning, general=(), reward_models=()):
         """A stage of reinforcement. general: the questions of settings.general."""
-        settings = self._with_seed(name)
+        settings, paying = self._with_seed(name), self.settings.models_for(name)
+        reward_models = [model for model in reward_models if model.name in paying]
 
         def train(run):
             limit = settings.rollout.max_prompt_length
@@ -295,7 +344,16 @@ class Stages:
     def _seed(self, name: str):
         """A stage's own seed, so that no two stages draw alike."""
         # Seeds of runs are len(ORDER) apart, so stages of two runs do not share one either
+        if name in LATER:
+            return LATER_SEEDS + len(LATER) * self.settings.seed + LATER.index(name)
         return len(ORDER) * self.settings.seed + ORDER.index(name)
+
+
+def teacher_tokenizer(teacher: R1TeacherSettings, tokenizer: Tokenizer):
+    """The Tokenizer of a teacher. tokenizer: the student's."""
+    if teacher.path is None or is_orbax(teacher.path) and teacher.tokenizer is None:
+        return tokenizer
+    return named_tokenizer(teacher.tokenizer or teacher.path)
 
 
 def _paths(stages):

@@ -5,20 +5,20 @@ import json
 import numpy as np
 import pytest
 
-from deepseek_jax.recipes.r1.findings import CLAIMS, Claim, findings, report_sweep
+from deepseek_jax.recipes.r1.findings import CLAIMS, SCORED, Claim, findings, report_sweep
 
-STAGES = ("base", "zero", "reasoning", "sft", "scenarios")
+STAGES = ("base", "zero", "reasoning", "sft", "scenarios", "distilled")
 SCORES = ("pass@1", "cons@k", "language", "length", "helpful")
 PROMPTS = 40
 ABOVE = Claim("R1-Zero is better", ("zero", "pass@1"), ("base", "pass@1"), 0.2)
 IMPURE = Claim("R1-Zero mixes languages", 1.0, ("zero", "language"), 0.1)
 
 
-def write_run(folder, **zero):
-    """A finished run, each score one half for every prompt but those given of R1-Zero."""
-    for stage in STAGES:
+def write_run(folder, stages=STAGES[:-1], of="zero", **zero):
+    """A finished run, each score one half for every prompt but those given of one stage."""
+    for stage in stages:
         values = {score: [0.5] * PROMPTS for score in SCORES}
-        if stage == "zero":
+        if stage == of:
             values |= {name.replace("_at_", "@"): list(given) for name, given in zero.items()}
         path = folder / "measured" / stage / "scores.json"
         path.parent.mkdir(parents=True)
@@ -73,6 +73,51 @@ def test_findings_are_printed_and_kept(tmp_path, capsys):
     assert [row["text"] for row in kept] == [claim.text for claim in CLAIMS]
     expected = [claim.margin < 0 or claim.ours == 1.0 for claim in CLAIMS]
     assert [row["reproduced"] for row in kept] == expected
+
+
+def test_a_run_with_distillation_alone_has_the_same_claims_about_it(tmp_path):
+    """Oracle: by hand: those about R1 are about the distilled one, and the others stay."""
+    run = write_run(tmp_path, [stage for stage in STAGES if stage != "scenarios"])
+    report_sweep(tmp_path, [run])
+    kept = json.loads((tmp_path / "findings.json").read_text())["findings"]
+    assert len(kept) == len(CLAIMS)
+    for row, claim in zip(kept, CLAIMS, strict=True):
+        sides = [
+            [side[0].replace("scenarios", "distilled"), side[1]] if side != 1.0 else side
+            for side in claim[1:3]
+        ]
+        assert [row["ours"], row["theirs"]] == sides and row["margin"] == claim.margin
+        assert row["text"].startswith("R1, distilled: ") == (
+            ["distilled"] in [s[:1] for s in sides if s != 1.0]
+        )
+
+
+@pytest.mark.parametrize(
+    "means, verdict",
+    [
+        ((0.6, 0.7), "higher"),
+        ((0.3, 0.4), "lower"),
+        ((0.8, 0.45), "no difference shown"),  # beyond the noise, but one run is lower
+    ],
+)
+def test_two_forms_of_the_last_stage_stand_beside_each_other(tmp_path, means, verdict):
+    """Oracle: by hand, beside one half; the other scores are alike."""
+    runs = [
+        write_run(tmp_path / str(i), STAGES, "distilled", helpful=around(mean))
+        for i, mean in enumerate(means)
+    ]
+    report_sweep(tmp_path, runs)
+    content = json.loads((tmp_path / "findings.json").read_text())
+    beside = [
+        (f["ours"][1], cells[-1])
+        for f, cells in zip(content["findings"], content["rows"], strict=True)
+        if f["beside"]
+    ]
+    assert beside == [
+        (score, verdict if score == "helpful" else "no difference shown")
+        for score in SCORED
+        if score in SCORES
+    ]
 
 
 def test_a_run_that_is_not_finished_is_named(tmp_path):

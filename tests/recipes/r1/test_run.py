@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -11,9 +12,9 @@ import pytest
 from configs.r1_small import get_config
 from deepseek_jax.checkpoint import load_orbax
 from deepseek_jax.recipes.r1 import run as r1
-from deepseek_jax.recipes.r1.findings import CLAIMS
-from deepseek_jax.recipes.r1.settings import REWARD_MODELS
-from deepseek_jax.recipes.r1.stages import ORDER
+from deepseek_jax.recipes.r1.findings import CLAIMS, SCORED
+from deepseek_jax.recipes.r1.settings import REWARD_MODELS, SPECIALISTS
+from deepseek_jax.recipes.r1.stages import LATER, ORDER, Stages
 from deepseek_jax.rewards import scoring
 from deepseek_jax.synthesis import rejection
 from deepseek_jax.training.lineage import content_hash
@@ -22,6 +23,7 @@ from deepseek_jax.worlds.bilingual.tokenizer import bilingual_tokenizer
 from deepseek_jax.worlds.bilingual.world import BILINGUAL
 from tests.compilations import compilations
 from tests.recipes.small import one_device, run_recipe
+from tests.tiny import save_tiny_model
 
 TRAINED = ("zero", "cold_start", "reasoning", "judge", "sft", *REWARD_MODELS, "scenarios")
 PHASES = ("pretrain", *TRAINED)
@@ -29,18 +31,26 @@ MEASURED = ("base", "zero", "cold_start", "reasoning", "sft", "scenarios")
 STEPS = 2  # of every stage
 
 
-def small_config():
+def small_config(arg=None):
     """Two steps of each stage. Stages share sizes where they can, since compiling takes most of the time."""
-    config = get_config()
+    config = get_config(arg)
     config.base.update(dict(num_documents=300, batch_size=4, num_steps=STEPS))
     config.base.optimizer.warmup_steps = 1
-    for name in ("zero", "reasoning", "scenarios"):
+    for name in ("zero", "reasoning", "scenarios", *SPECIALISTS):
+        if name not in config:
+            continue
         stage = config[name]
         stage.update(dict(num_steps=STEPS, prompts_per_step=2, group_size=2, save_every=1))
         stage.log_every = 1
         stage.rollout.update(dict(max_completion_length=16, slots=4, temperature=1.0))
         stage.loss.kl_coef, stage.reference_every = 0.001, 2
-    config.scenarios.general.update(dict(num_steps=1, per_step=1))
+    if "scenarios" in config:
+        config.scenarios.general.update(dict(num_steps=1, per_step=1))
+    if "distilled" in config:
+        stage = config.distilled
+        stage.update(dict(num_steps=STEPS, group_size=2, save_every=1, log_every=1))
+        stage.prompts_per_step = dict(reasoning=2, general=2)
+        stage.rollout.update(dict(max_completion_length=16, slots=4))
     for name in ("cold_start", "sft"):
         config[name].update(dict(num_steps=STEPS, batch_size=4, eval_every=1, log_every=1))
         config[name].optimizer.update(dict(learning_rate=1e-3, warmup_steps=1))
@@ -224,6 +234,172 @@ def test_a_run_killed_again_and_again_ends_like_one_that_was_not(finished, tmp_p
     run(tmp_path, kill_at(None))
     assert 3 <= len(asked) - len(PHASES) * STEPS <= 6
     assert_same(tmp_path, finished)
+
+
+@pytest.mark.slow
+def test_a_finished_run_goes_on_with_distillation_beside_its_last_stage(finished, tmp_path, capsys):
+    """Oracle: the records of the run before, of which none changes; by hand: a specialist begins at Dev3, and
+    the student has it, Dev3 and the other as parents; the page and the findings have both forms.
+    """
+    shutil.copytree(finished, tmp_path, dirs_exist_ok=True)
+    before = records(tmp_path)
+    run(tmp_path, config=small_config("last=both"))
+    assert records(tmp_path) == before
+    found = {name: json.loads((tmp_path / name / "stage.json").read_text()) for name in LATER}
+    for name in LATER:
+        assert found[name]["inputs"]["parent"] == content_hash(before["sft"]["hash"])
+        assert found[name]["complete"] and (tmp_path / "measured" / name / "scores.json").exists()
+    for teacher in ("reasoning", "general"):
+        parent = content_hash(found[f"{teacher}_teacher"]["hash"])
+        assert found["distilled"]["inputs"][f"teacher {teacher}"] == parent
+    assert set(REWARD_MODELS) <= set(found["general_teacher"]["inputs"])
+    assert not set(REWARD_MODELS) & set(found["reasoning_teacher"]["inputs"])
+    first, last = read_metrics(tmp_path / "metrics.jsonl", "distilled")
+    # Two steps move nobody far: a KL may be 0 in one line, and is not in both
+    assert all(first[f"kl_{n}"] or last[f"kl_{n}"] for n in ("reasoning", "general"))
+    assert last["sampler_gap_mean"] < 1e-5
+    page = (tmp_path / "report.html").read_text()
+    assert all(record["hash"] in page for record in found.values()) and "R1, distilled" in page
+    assert "outdated" not in page.partition("<body>")[2] and "not begun" not in page
+    findings = json.loads((tmp_path / "findings.json").read_text())
+    beside = [f for f in findings["findings"] if f["beside"]]
+    # So few requests may have no score of harmlessness
+    scored = json.loads((tmp_path / "measured" / "distilled" / "scores.json").read_text())["scores"]
+    assert [f["ours"] for f in beside] == [["distilled", s] for s in SCORED if s in scored]
+    distilled = [params(tmp_path, name) for name in (*LATER, "sft", "scenarios")]
+    for i, tree in enumerate(distilled):
+        for other in distilled[:i]:
+            assert any(jax.tree.leaves(jax.tree.map(lambda a, b: (a != b).any(), tree, other)))
+
+
+@pytest.mark.slow
+def test_a_distillation_that_is_killed_ends_like_one_that_was_not(finished, tmp_path):
+    """Oracle: the run that nothing interrupted, bit for bit; killed in a specialist and in the student."""
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    for folder in (whole, parts):
+        shutil.copytree(finished, folder)
+    config, asked = small_config("last=distill"), []
+    run(whole, config=config)
+
+    def kill_at(step):
+        def should_stop():
+            asked.append(None)
+            if len(asked) == step:
+                raise Killed
+            return False
+
+        return should_stop
+
+    for step in (2, 7):
+        with pytest.raises(Killed):
+            run(parts, kill_at(step), config)
+    run(parts, config=config)
+    for name in LATER:
+        jax.tree.map(np.testing.assert_array_equal, params(parts, name), params(whole, name))
+
+
+@pytest.mark.slow
+def test_a_teacher_may_be_a_checkpoint(finished, tmp_path):
+    """Oracle: by hand: the student that learns from the same parameters as a stage, bit for bit."""
+    students = []
+    for name, where in dict(stage=dict(stage="zero"), path=dict(path="zero/params")).items():
+        workdir = tmp_path / name
+        shutil.copytree(finished, workdir)
+        config = small_config("last=distill")
+        for block in ("general_teacher", *REWARD_MODELS):
+            del config[block]
+        if "path" in where:
+            where = dict(path=str(finished / where["path"]))
+        config.distilled.unlock()
+        config.distilled.teachers.general = dict(task="general", **where)
+        run(workdir, config=config)
+        students.append(params(workdir, "distilled"))
+    jax.tree.map(np.testing.assert_array_equal, *students)
+
+
+def test_seeds_of_stages_that_came_later_are_no_one_elses():
+    """Oracle: by hand, of three runs: 12 stages that keep their seeds, and three of each that are new."""
+    seeds = [
+        Stages(SimpleNamespace(seed=seed), None, None, None)._seed(name)
+        for seed in range(3)
+        for name in (*ORDER, *LATER)
+    ]
+    assert len(set(seeds)) == len(seeds) == 3 * (12 + 3)
+    first = [Stages(SimpleNamespace(seed=1), None, None, None)._seed(name) for name in ORDER]
+    assert first == list(range(12, 24))
+
+
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        (
+            lambda c: c.distilled.teachers.general.update(weight=0.0),
+            "config.distilled.teachers.general.weight=0.0 must be above 0",
+        ),
+        (
+            lambda c: c.distilled.teachers.general.update(task="reasoning"),
+            "config.distilled.teachers.reasoning.task='reasoning' is the task of teachers.general too",
+        ),
+        (
+            lambda c: c.distilled.teachers.general.update(task="code"),
+            "config.distilled.teachers.general.task='code' is not allowed",
+        ),
+        (
+            lambda c: c.distilled.teachers.__delitem__("general"),
+            "config.distilled.prompts_per_step.general=2 is a task without a teacher",
+        ),
+        (
+            lambda c: c.distilled.prompts_per_step.__delitem__("general"),
+            "config.distilled.teachers.general.task='general' is a task without questions",
+        ),
+        (
+            lambda c: c.distilled.teachers.general.update(stage="sft"),
+            "general_teacher trains a teacher that no one of distilled.teachers names",
+        ),
+        (
+            lambda c: c.__delitem__("general_teacher"),
+            "config.distilled.teachers.general.stage='general_teacher', and general_teacher=None",
+        ),
+        (
+            lambda c: c.__delitem__("distilled"),
+            "config.scenarios=None and distilled=None leave the run without its last stage",
+        ),
+        (
+            lambda c: c.general_teacher.rewards.__delitem__("safety_model"),
+            "safety_model is a reward model that pays nothing",
+        ),
+        (
+            lambda c: c.distilled.rollout.update(max_prompt_length=4),
+            "config.distilled.rollout.max_prompt_length=4 is below all",
+        ),
+    ],
+)
+def test_a_mistake_about_teachers_is_named_before_anything_is_written(tmp_path, change, words):
+    """Oracle: the words a reader needs, and an empty work directory."""
+    config = small_config("last=distill")
+    config.unlock()
+    change(config)
+    with pytest.raises(ValueError) as error:
+        run(tmp_path, config=config)
+    assert words in str(error.value)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_teacher_of_another_vocabulary_is_named_before_anything_is_written(tmp_path):
+    """Oracle: the words a reader needs, of a model of the small world of sums."""
+    teacher, _ = save_tiny_model(tmp_path / "teacher")
+    config = small_config("last=distill")
+    config.unlock()
+    del config["general_teacher"]
+    for name in REWARD_MODELS:
+        del config[name]
+    where = dict(path=str(tmp_path / "teacher"), tokenizer="arithmetic")
+    config.distilled.teachers.general = dict(task="general", **where)
+    words = f"the teacher's vocab_size={teacher.vocab_size} is not the student's 202"
+    with pytest.raises(ValueError) as error:
+        run(tmp_path / "run", config=config)
+    assert str(error.value).startswith(f"config.distilled.teachers.general: {words}")
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,163 @@
+"""A student learns from many teachers on its own samples (arXiv:2606.19348): the update, and the training.
+
+sample -> sort by teacher -> each teacher's hidden states -> gradients, teacher by teacher -> one update.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
+from deepseek_jax.distill.chunks import Outputs
+from deepseek_jax.distill.many_teachers import teacher_kl
+from deepseek_jax.losses.completions import completion_states
+from deepseek_jax.models import ModelConfig, head_weight
+from deepseek_jax.reinforce.teacher_checks import check_rows
+from deepseek_jax.reinforce.teacher_settings import TaughtSettings
+from deepseek_jax.reinforce.teachers import HIDDEN, Teacher, TeacherSource
+from deepseek_jax.reinforce.update import sampler_limits
+from deepseek_jax.rollout.policy import Policy
+from deepseek_jax.training.loop import train
+from deepseek_jax.training.run import Run
+from deepseek_jax.training.state import state_maker
+from deepseek_jax.training.step import gradients_of, jitted_step, locator, update_of
+from deepseek_jax.training.watch import Checks
+
+
+def learn_from_teachers(
+    settings: TaughtSettings,
+    policy: Policy,
+    teachers: dict[str, Teacher],
+    questions: dict[str, list],
+    run: Run,
+):
+    """Train policy.params, which are donated: -> params. Resumes from run.folder.
+
+    teachers: name -> Teacher, for each of settings.teachers. questions: task -> examples with prompt_ids.
+    """
+    check_rows(settings, run.mesh)
+    create, update = jitted_update(settings, policy.config, policy.params, run.mesh, teachers)
+    folder = run.folder.with_name(f"{run.folder.name}_rollouts")
+    source = TeacherSource(settings, policy, teachers, questions, run.mesh, folder)
+    limits = sampler_limits(policy.config)
+    checks = Checks(
+        limits={"sampler_gap_mean": limits["sampler_gap_mean"]},
+        terms=terms_of(settings),
+        locate=update.locate,
+    )
+    state = create(policy.params)
+    return train(settings, state, update, source, run, settings.seed, checks).model
+
+
+def terms_of(settings: TaughtSettings):
+    """watch.Checks.terms: each teacher's KL, and the gradient."""
+    terms = {
+        f"kl_{name}": f"teachers.{name} teaches nothing: it is the student itself, or has no tokens; "
+        "look at where it comes from"
+        for name in settings.teachers
+    }
+    return terms | {"grad_norm": "no trained parameter changes the KL to a teacher"}
+
+
+def make_taught_loss(config: ModelConfig):
+    """The loss_fn(params, batch, rng, head) -> (loss, metrics) of one teacher: weight times the KL to it.
+
+    batch: of completions, see losses.completions, with sampler_logprobs float32[b t], num_tokens, the tokens
+    of the mean, temperature and weight, float32[], and HIDDEN. head: the teacher's, [v d].
+    """
+
+    def loss_fn(params, batch, rng, head):
+        found = completion_states(config, params, batch)
+        share_bt = batch["completion_mask"] / jnp.maximum(batch["num_tokens"], 1)
+        loss, metrics = teacher_kl(
+            Outputs(found.hidden, head_weight(config, params)),
+            Outputs(batch[HIDDEN], head),
+            found.spread(share_bt),
+            (found.targets, found.spread(batch["sampler_logprobs"])),
+            weight=batch["weight"],
+            temperature=batch["temperature"],
+        )
+        if found.routing is not None:
+            metrics["routing"] = {"moe_layers": found.routing}
+        return loss, metrics
+
+    return loss_fn
+
+
+def jitted_update(
+    settings: TaughtSettings, config: ModelConfig, params, mesh: Mesh, teachers: dict[str, Teacher]
+):
+    """(create, update): create(params), which donates them, -> TrainState; a TeachersUpdate.
+
+    params: arrays, or ShapeDtypeStructs with shardings.
+    """
+    tx = settings.make_optimizer()
+    create, placed = state_maker(params, tx, mesh, settings.optimizer.moment_memory)
+    return create, TeachersUpdate(config, settings.micro_batches, placed, tx, teachers)
+
+
+class TeachersUpdate:
+    """update(state, {teacher's name: batch}, rng) -> (state, metrics): gradients add up teacher by teacher,
+    with one head on the devices at a time; then the optimizer moves the parameters once. Donates the state.
+
+    Metrics besides those of training.step: kl_NAME and entropy_NAME, in nats a token, on the samples for this
+    teacher, and sampler_gap_mean, the largest of the teachers' sampler_gap.
+    """
+
+    def __init__(self, config, micro_batches: int, placed, tx, teachers: dict[str, Teacher]):
+        self.teachers, self.placed = teachers, placed
+        self.loss_fn, self.micro_batches = make_taught_loss(config), micro_batches
+        self.zeros = jax.jit(_zeros, out_shardings=placed.params)
+        self.add = jitted_step(self._add, placed.params)
+        self.apply = jitted_step(update_of(tx), placed)
+
+    def __call__(self, state, batch, rng):
+        gradients, found = self.zeros(state.params), {}
+        for name, part in batch.items():
+            head = self.teachers[name].head()
+            gradients, found[name] = self.add(gradients, state, part, rng, head)
+            # The next head must not come before this one has gone
+            jax.block_until_ready(gradients)
+            del head
+        overflows = [m.pop("expert_overflows") for m in found.values() if "expert_overflows" in m]
+        state, metrics = self.apply(state, gradients, merged(found))
+        return state, metrics | ({"expert_overflows": sum(overflows)} if overflows else {})
+
+    def locate(self, state, batch, rng):
+        """Where the update is not finite, in words, see training.nonfinite.locate: of every teacher."""
+        find = locator(self.loss_fn, self.micro_batches)
+        parts = batch.items()
+        return "; ".join(
+            f"teacher {name}: {find(state, part, rng, self.teachers[name].head())}"
+            for name, part in parts
+        )
+
+    def _add(self, gradients, state, part, rng, head):
+        """Add a teacher's gradient: -> (gradients, its metrics)."""
+        loss_fn = functools.partial(self.loss_fn, head=head)
+        (loss, metrics), own = gradients_of(loss_fn, self.micro_batches)(state, part, rng)
+        routing = metrics.pop("routing", {})
+        overflows = [r.overflows.sum() for r in routing.values() if r.overflows is not None]
+        if overflows:
+            metrics["expert_overflows"] = sum(overflows)
+        if routing:
+            # Their overflows are counted by now
+            metrics["routing"] = {k: r._replace(overflows=None) for k, r in routing.items()}
+        return jax.tree.map(jnp.add, gradients, own), metrics | {"loss": loss}
+
+
+def merged(found: dict):
+    """The metrics of an update from {teacher's name: those of its part}."""
+    metrics = {f"{key}_{name}": m[key] for name, m in found.items() for key in ("kl", "entropy")}
+    metrics["loss"] = sum(m["loss"] for m in found.values())
+    gaps = [m["sampler_gap"] for m in found.values()]
+    metrics["sampler_gap_mean"] = functools.reduce(jnp.maximum, gaps)
+    routings = [m["routing"] for m in found.values() if "routing" in m]
+    if routings:
+        metrics["routing"] = jax.tree.map(lambda *parts: sum(parts), *routings)
+    return metrics
+
+
+def _zeros(params):
+    return jax.tree.map(lambda p: jnp.zeros(p.shape, jnp.float32), params)

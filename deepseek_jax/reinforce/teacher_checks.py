@@ -1,0 +1,58 @@
+"""What many teachers and one student must have in common, checked before anything compiles."""
+
+from jax.sharding import Mesh
+
+from deepseek_jax.errors import at
+from deepseek_jax.models import ModelConfig
+from deepseek_jax.parallel.shard import batch_parts
+from deepseek_jax.reinforce.teacher_settings import TaughtSettings
+from deepseek_jax.rollout.policy import check_room
+
+
+def check_teacher(student: ModelConfig, tokenizer, teacher: ModelConfig, teacher_tokenizer):
+    """Raise ValueError where a teacher does not have the student's vocabulary: the KL is over all of it.
+
+    Widths and layers may differ. tokenizer, teacher_tokenizer: data.tokenizer.Tokenizer.
+    """
+    if teacher.vocab_size != student.vocab_size:
+        raise ValueError(
+            f"the teacher's vocab_size={teacher.vocab_size} is not the student's {student.vocab_size}: the "
+            "KL is over one vocabulary; choose a teacher of the same one, or distil from text by "
+            "recipe='distill', whose terms matched and sorted compare two"
+        )
+    own, theirs = (t.backend.get_vocab(True) for t in (tokenizer, teacher_tokenizer))
+    if own != theirs:
+        token = min(own.items() ^ theirs.items(), key=lambda pair: (pair[1], pair[0]))[0]
+        raise ValueError(
+            f"the teacher's tokenizer has another vocabulary: {token!r} is token {theirs.get(token)} there "
+            f"and {own.get(token)} in the student's; choose a teacher of the same tokenizer"
+        )
+
+
+def check_questions(settings: TaughtSettings, configs: dict[str, ModelConfig], questions: dict):
+    """Raise ValueError for a task without questions, and where a teacher has no room for them.
+
+    configs: the teachers'. questions: task -> examples with prompt_ids.
+    """
+    for task, number in settings.prompts_per_step.items():
+        if not questions.get(task):
+            there = ", ".join(name for name, examples in questions.items() if examples)
+            raise ValueError(
+                f"prompts_per_step.{task}={number}: there are no questions of that task; there are: {there}"
+            )
+    for name, config in configs.items():
+        with at(f"teachers.{name}"):
+            asked = questions[settings.teachers[name].task]
+            check_room(config, asked, settings.rollout.longest())
+
+
+def check_rows(settings: TaughtSettings, mesh: Mesh):
+    """Raise ValueError unless every task's rows split over the mesh."""
+    parts = batch_parts(mesh) * settings.micro_batches
+    for task, number in settings.prompts_per_step.items():
+        if settings.rows(task) % parts:
+            raise ValueError(
+                f"prompts_per_step.{task}={number} makes {settings.rows(task)} rows, which do not split into "
+                f"micro_batches={settings.micro_batches} over the {batch_parts(mesh)} parts of the mesh "
+                "(slices x data x fsdp x expert); make them a multiple of both"
+            )

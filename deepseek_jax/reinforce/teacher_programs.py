@@ -1,0 +1,87 @@
+"""The programs of a student's step with many teachers, for a plan."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from deepseek_jax.checkpoint.tree import abstract_tree
+from deepseek_jax.costs.program import Program
+from deepseek_jax.data.batches import abstract_batch
+from deepseek_jax.models import ModelConfig, head_weight
+from deepseek_jax.models.reward import decoder_params
+from deepseek_jax.reinforce.batch import longest_row, row_shapes, update_flops
+from deepseek_jax.reinforce.taught import jitted_update, merged
+from deepseek_jax.reinforce.teacher_checks import check_rows
+from deepseek_jax.reinforce.teacher_settings import TaughtSettings
+from deepseek_jax.reinforce.teachers import HIDDEN, for_teacher, jitted_states
+from deepseek_jax.rollout.policy import AnswerOptions
+from deepseek_jax.rollout.programs import Asked, rollout_programs
+
+
+def taught_programs(
+    name: str,
+    settings: TaughtSettings,
+    config: ModelConfig,
+    teachers: dict[str, ModelConfig],
+    mesh: Mesh,
+):
+    """The rollout, each teacher's reading of its samples and the student's gradient from it, and the update:
+    [Program]. name: a prefix of their names. config: the student's.
+
+    Every prompt and every completion counts as the longest.
+    """
+    check_rows(settings, mesh)
+    rollout = settings.rollout
+    planned = rollout_programs(
+        config,
+        mesh,
+        AnswerOptions(max_completion_length=rollout.longest(), slots=rollout.slots),
+        Asked(settings.questions_per_step(), rollout.max_prompt_length, settings.group_size),
+        name=name,
+    )
+    params = abstract_tree(config, mesh)
+    create, update = jitted_update(settings, config, params, mesh, {})
+    state = create.eval_shape(params)
+    gradients = jax.tree.map(lambda leaf: leaf.update(dtype=jnp.float32), state.params)
+    # Where the update counter is: on every device
+    rng = jax.eval_shape(lambda: jax.random.key(0)).update(sharding=state.step.sharding)
+    for teacher, its in teachers.items():
+        batch = _abstract_batch(settings, settings.teachers[teacher].task, mesh)
+        own, whole = _work(config, batch), abstract_tree(its, mesh)
+        reading = own | {"flops": _work(its, batch)["flops"] / 3}
+        asked = decoder_params(whole), for_teacher(batch)
+        states = f"{name}{teacher}: hidden states"
+        planned.append(Program(states, jitted_states(its, mesh), asked, mesh, **reading))
+
+        def learned(hidden, batch=batch, whole=whole, its=its):
+            return gradients, state, batch | {HIDDEN: hidden}, rng, head_weight(its, whole)
+
+        called, needs = f"{name}{teacher}: gradient", (states,)
+        planned.append(Program(called, update.add, learned, mesh, needs=needs, **own))
+
+    def applied(*results):
+        found = {teacher: metrics for teacher, (_, metrics) in zip(teachers, results, strict=True)}
+        return state, gradients, jax.eval_shape(merged, found)
+
+    needs = tuple(f"{name}{teacher}: gradient" for teacher in teachers)
+    called, nothing = f"{name}update", dict(tokens=0, flops=0.0, sizes="")
+    return [*planned, Program(called, update.apply, applied, mesh, needs=needs, **nothing)]
+
+
+def _abstract_batch(settings: TaughtSettings, task: str, mesh: Mesh):
+    """The largest batch of a task, without a teacher's hidden states."""
+    s, t = longest_row(settings, mesh)
+    completions = settings.prompts_per_step[task] * settings.group_size
+    shapes = row_shapes(settings.rows(task), completions, s, t)
+    scalars = ("num_tokens", "num_completions", "temperature", "weight")
+    return abstract_batch(mesh, shapes | {name: ((), np.float32) for name in scalars})
+
+
+def _work(config: ModelConfig, batch):
+    """The fields tokens, flops and sizes of a Program that trains config on the batch."""
+    rows, s = batch["prompt_ids"].shape
+    completions, t = batch["completion_ids"].shape
+    flops = update_flops(config, [s] * rows, [t] * completions)
+    sizes = f"{rows:,} rows x {s:,} + {completions // rows} x {t:,}"
+    return dict(tokens=rows * s + completions * t, flops=flops, sizes=sizes)

@@ -1,0 +1,208 @@
+"""Many teachers: where their parameters wait, and the samples of the student that each of them is asked for.
+
+A teacher's parameters are in the host's memory, and come to the devices in two parts: its body while it
+reads the samples of its task, of which its last hidden states stay, and its head while the student learns
+from these (arXiv:2606.19348). So the devices hold one body or one head at a time, of however many teachers.
+"""
+
+import dataclasses
+import functools
+import time
+
+import grain
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from deepseek_jax.costs.program import GENERATION, STEP, TOKEN_RATE, TRAINING
+from deepseek_jax.losses.completions import completion_states
+from deepseek_jax.models import ModelConfig, head_weight
+from deepseek_jax.models.reward import decoder_params
+from deepseek_jax.parallel.host_memory import return_freed_memory
+from deepseek_jax.parallel.shard import batch_sharding, on_device, put_share
+from deepseek_jax.reinforce.batch import BUCKET, completion_batch, totals
+from deepseek_jax.reinforce.sampler import Sampler, named
+from deepseek_jax.reinforce.teacher_settings import TaughtSettings, TeacherSettings
+from deepseek_jax.rollout.policy import Answers, Policy
+from deepseek_jax.training.state import in_memory
+
+# The batch key of a teacher's last hidden states, [b c d] of losses.completions.Predicting
+HIDDEN = "teacher_hidden"
+
+
+@dataclasses.dataclass(frozen=True)
+class Teacher:
+    """policy: that of the teacher; its params wait in the host's memory."""
+
+    policy: Policy
+
+    @classmethod
+    def waiting(cls, policy: Policy):
+        """The teacher of a policy whose params are on the devices, where they are free to go."""
+        places = jax.tree.map(lambda leaf: in_memory(leaf.sharding, "host"), policy.params)
+        return cls(policy.at(jax.device_put(policy.params, places)))
+
+    def body(self):
+        """The params that give the last hidden states, on the devices."""
+        return on_device(decoder_params(self.policy.params))
+
+    def head(self):
+        """The output matrix, [v d], on the devices."""
+        return on_device(head_weight(self.policy.config, self.policy.params))
+
+
+def jitted_states(config: ModelConfig, mesh: Mesh):
+    """Jitted (decoder_params, batch) -> the hidden states that predict the batch's completions, [b c d] in
+    the config's dtype.
+    """
+
+    def states(params, batch):
+        if not config.tie_word_embeddings:
+            # Linen asks for it, though nothing reads it: the compiler drops it
+            params = params | {"head": jnp.zeros((config.vocab_size, config.hidden_size))}
+        return completion_states(config, params, batch).hidden
+
+    return jax.jit(states, out_shardings=batch_sharding(mesh))
+
+
+class TeacherSource(Sampler):
+    """Each step: completions that the student samples, sorted by teacher, with each teacher's hidden states.
+
+    policy: the student's; its own params are not read. teachers: name -> Teacher. questions: task -> examples
+    with prompt_ids, asked without end: each once an epoch, in an order set by settings.seed and new each
+    epoch. positions: the questions of each task so far, which is the whole state.
+    """
+
+    def __init__(
+        self,
+        settings: TaughtSettings,
+        policy: Policy,
+        teachers: dict[str, Teacher],
+        questions: dict[str, list],
+        mesh: Mesh,
+        folder=None,
+    ):
+        super().__init__(policy, settings, folder)
+        self.teachers, self.mesh = teachers, mesh
+        self.questions = {
+            task: grain.MapDataset.source(questions[task]).shuffle(settings.seed).repeat()
+            for task in settings.prompts_per_step
+        }
+        self.positions = dict.fromkeys(self.questions, 0)
+        # Teachers of one architecture share their compiled programs
+        self.states = functools.cache(lambda config: jitted_states(config, mesh))
+        # When the latest step began, and when the teachers had read its samples; the tokens that it learns
+        self.began, self.read, self.tokens = 0.0, 0.0, 0.0
+
+    def get_state(self):
+        """What set_state resumes from, as JSON can hold it."""
+        self.forget()
+        return {"positions": dict(self.positions)}
+
+    def set_state(self, state):
+        """Resume after the questions of get_state."""
+        self.positions = dict(state["positions"])
+
+    def next(self, state, step: int):
+        """Sample, and let each teacher read its samples: -> ([{teacher's name: batch}], metrics).
+
+        The one batch is for taught.TeachersUpdate. teacher_seconds: for the teachers' parameters to come and
+        their forward passes. The other times are those of groups.GroupSource.
+        """
+        # Updates are dispatched asynchronously: the previous step's may not have ended
+        jax.block_until_ready(state.params)
+        return_freed_memory()
+        self.began = time.perf_counter()
+        examples = self._take()
+        answers, counts = self._sampled(state.model, examples, step, 0)
+        # The memory of KV caches and decoding weights
+        return_freed_memory()
+        sampled = time.perf_counter()
+        groups = by_teacher(completion_groups(examples, answers), self.settings.teachers)
+        temperature = self.settings.rollout.temperature_at(step)
+        batch = {name: self._read(name, own, temperature) for name, own in groups.items()}
+        self.read = time.perf_counter()
+        self.tokens = float(counts["sampled_tokens"])
+        metrics = {name: float(count) for name, count in counts.items()}
+        metrics["rollout_tokens_per_second"] = self.tokens / counts[GENERATION]
+        metrics |= {"teacher_seconds": self.read - sampled, "tokens": self.tokens}
+        return [batch], metrics | describe_by_teacher(groups)
+
+    def of_updates(self):
+        """Metrics of the latest step, whose update has ended, see groups.GroupSource.of_updates."""
+        now = time.perf_counter()
+        step = now - self.began
+        rate = self.tokens / step / self.mesh.size
+        return {TRAINING: now - self.read, STEP: step, TOKEN_RATE: rate}
+
+    def _take(self):
+        """The next questions of every task, with their task."""
+        taken = []
+        for task, number in self.settings.prompts_per_step.items():
+            start = self.positions[task]
+            self.positions[task] = start + number
+            taken += [
+                self.questions[task][i] | {"task": task} for i in range(start, start + number)
+            ]
+        return taken
+
+    @named("teachers")
+    def _read(self, name: str, groups: list, temperature: float):
+        """The batch of a teacher's groups, with its hidden states. Its body is gone when this returns."""
+        teacher, shared = self.teachers[name], self.settings.shares_prompts()
+        # A row's tokens split over the devices of its context
+        multiple = BUCKET * self.mesh.shape["context"]
+        rows = completion_batch(groups, shared=shared, multiple=multiple)
+        weight = self.settings.teachers[name].weight
+        scalars = {"temperature": np.float32(temperature), "weight": np.float32(weight)}
+        batch = put_share(self.mesh, rows | totals(rows) | scalars)
+        body = teacher.body()
+        hidden = self.states(teacher.policy.config)(body, for_teacher(batch))
+        # The next teacher's body must not come before this one's has gone
+        jax.block_until_ready(hidden)
+        return batch | {HIDDEN: hidden}
+
+
+def for_teacher(batch):
+    """The part of a batch that a teacher reads."""
+    names = ("prompt_ids", "prompt_mask", "completion_ids", "completion_mask")
+    return {name: batch[name] for name in names}
+
+
+def completion_groups(examples, answers: Answers):
+    """One dict per example: its prompt and task, and its completions' rows."""
+    groups, n, rollout = [], answers.n, answers.rollout
+    for index, example in enumerate(examples):
+        rows = slice(index * n, (index + 1) * n)
+        groups.append(
+            {
+                "prompt_ids": example["prompt_ids"],
+                "task": example["task"],
+                "ids": rollout.completion_ids[rows],
+                "mask": rollout.completion_mask[rows],
+                "logprobs": rollout.sampler_logprobs[rows],
+                "truncated": rollout.truncated[rows],
+            }
+        )
+    return groups
+
+
+def by_teacher(groups: list, teachers: dict[str, TeacherSettings]):
+    """Sort groups: teacher's name -> those of its task, in their order."""
+    return {
+        name: [group for group in groups if group["task"] == teacher.task]
+        for name, teacher in teachers.items()
+    }
+
+
+def describe_by_teacher(groups: dict[str, list]):
+    """completion_length and truncated_share of the samples for each teacher, and of all."""
+    every = [group for own in groups.values() for group in own]
+    metrics = {}
+    for ending, own in {"": every, **{f"_{name}": own for name, own in groups.items()}}.items():
+        lengths = np.concatenate([group["mask"].sum(1) for group in own])
+        truncated = np.concatenate([group["truncated"] for group in own])
+        metrics[f"completion_length{ending}"] = float(lengths.mean())
+        metrics[f"truncated_share{ending}"] = float(truncated.mean())
+    return metrics
