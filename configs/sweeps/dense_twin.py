@@ -11,4 +11,4 @@ from configs.sweeps.draws import grid
 def sweep(config):
     """Overrides of the config, a dict for each run."""
     last = max(config.stages)
-    return grid({f"stages.{last}.indexer_loss": ["dense", "sparse"], "seed": range(3)})
+    return grid({f"stages.{last}.indexer_loss": ["dense", "sparse"], "seed": [config.seed]})
