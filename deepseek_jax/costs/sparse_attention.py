@@ -20,14 +20,12 @@ class Attention(NamedTuple):
 
 
 def attention_costs(config: ModelConfig, length: int):
-    """(dense, sparse) Attention of all layers, of a model with an indexer and of the same one without.
-
-    config.indexer_loss: "none".
-    """
-    dense = dataclasses.replace(
-        config, model_type="deepseek_v3", index_n_heads=None, index_head_dim=None, index_topk=None
-    )
-    return tuple(_attention(one, length) for one in (dense, config))
+    """(dense, sparse) Attention of all layers, of a model with an indexer and of the same one without."""
+    without = dict.fromkeys(("index_n_heads", "index_head_dim", "index_topk"))
+    # A warm-up's indexers select nothing yet
+    sparse = dataclasses.replace(config, indexer_loss="none")
+    dense = dataclasses.replace(sparse, model_type="deepseek_v3", **without)
+    return tuple(_attention(one, length) for one in (dense, sparse))
 
 
 def _attention(config, length):

@@ -3,12 +3,12 @@
 import os
 import re
 
-# Threads a device: its programs that wait in a collective at the same time
+# As many programs of a device may wait in a collective at once
 PER_DEVICE = 8
 
 
 def give_devices_threads():
-    """Give XLA threads enough for all simulated devices; before jax is imported.
+    """Give XLA threads enough for all simulated devices; before anything asks jax for devices.
 
     XLA's pool has a thread a core, or one a device if these are more, and a program that waits in a
     collective holds one. Programs that do not depend on each other run at the same time: with every thread

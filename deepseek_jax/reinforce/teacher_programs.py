@@ -29,7 +29,9 @@ def taught_programs(
     """The rollout, each teacher's reading of its samples and the student's gradient from it, and the update:
     [Program]. name: a prefix of their names. config: the student's.
 
-    Every prompt and every completion counts as the longest.
+    Every prompt and every completion counts as the longest. A program counts what it reads itself: in a run
+    the student's state is on the devices too while a teacher reads, and so are the batches of a step, with
+    all teachers' hidden states, until those of the next step are there.
     """
     check_rows(settings, mesh)
     rollout = settings.rollout

@@ -41,7 +41,8 @@ class Teacher:
     def waiting(cls, policy: Policy):
         """The teacher of a policy whose params are on the devices, where they are free to go."""
         places = jax.tree.map(lambda leaf: in_memory(leaf.sharding, "host"), policy.params)
-        return cls(policy.at(jax.device_put(policy.params, places)))
+        # The next teacher's params must not come before these have gone
+        return cls(policy.at(jax.block_until_ready(jax.device_put(policy.params, places))))
 
     def body(self):
         """The params that give the last hidden states, on the devices."""

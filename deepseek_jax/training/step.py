@@ -59,11 +59,11 @@ def gradients_of(loss_fn, micro_batches: int = 1):
         def loss_of_trained(params, batch, rng):
             return loss_fn(state.replace(params=params).model, batch, rng)
 
-        found = jax.value_and_grad(loss_of_trained, has_aux=True)
+        value_and_gradient = jax.value_and_grad(loss_of_trained, has_aux=True)
         if micro_batches > 1:
-            found = _accumulated(found, micro_batches)
+            value_and_gradient = _accumulated(value_and_gradient, micro_batches)
         # From the step alone, so that a resumed run draws what an uninterrupted one draws
-        return found(state.params, batch, jax.random.fold_in(rng, state.step))
+        return value_and_gradient(state.params, batch, jax.random.fold_in(rng, state.step))
 
     return gradients
 
@@ -114,7 +114,8 @@ def locator(loss_fn, micro_batches: int):
 
 def jitted_step(train_step, placed):
     """Jit a step of make_train_step for a state with the shardings `placed`; the state is donated. Its locate
-    is the step's. Or jit any (tree, ...) -> (tree, metrics) for a tree of such shardings.
+    is the step's. Any other function (tree, ...) -> (tree, metrics) is jitted alike, `placed` being the
+    tree's shardings.
     """
     return _JittedStep(train_step, placed)
 

@@ -97,7 +97,8 @@ class Idle:
             idle = ", ".join(name for name, moved in learned.items() if not moved)
             raise BrokenTerm(
                 f"{self.phase}: {idle} had no gradient up to step {step}, while other parameters had one: "
-                "nothing in the loss reads it; leave it out of the adapter's targets, or look at the loss"
+                "nothing in the loss reads it; leave it out of what is trained, such as an adapter's "
+                "targets, or look at the loss"
             )
 
 

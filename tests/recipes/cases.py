@@ -88,7 +88,7 @@ def grpo_with_workers(folder):
 
 
 def grpo_with_an_adapter(folder):
-    """Two processes stop a step after the one that is asked, and one stops a step later again."""
+    """Four steps, because two processes stop one step after they are asked."""
     config = with_an_adapter(grpo(folder))
     config.num_steps = 4
     return config

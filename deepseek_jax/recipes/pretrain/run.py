@@ -136,11 +136,10 @@ def _prepare(settings: PretrainSettings, mesh: Mesh):
 
 
 def _checkpoint(settings: PretrainSettings, mesh: Mesh):
-    """(ModelConfig, params) of config.init_from.
+    """(ModelConfig, params) of config.init_from. Its dtype is float32, as training needs it.
 
     Raises ValueError where config.model needs parameters that the checkpoint does not have.
     """
-    # Training needs float32 parameters, whatever the dtype of the checkpoint
     load = load_orbax if is_orbax(settings.init_from) else load_hf
     with at("init_from"):
         config, params = load(settings.init_from, dtype="float32", mesh=mesh)

@@ -159,6 +159,11 @@ class BaseSettings(StageSettings):
         super().__post_init__()
         # Raises for an unknown name
         find_corpus(self.corpus)
+        if (self.indexer_loss, self.trains) != (None, "all"):
+            raise ValueError(
+                f"indexer_loss={self.indexer_loss!r} and trains={self.trains!r} are of the stages of "
+                "recipe='pretrain', and a base has one stage; leave them out"
+            )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -218,15 +223,16 @@ class PretrainSettings:
         return sorted(self.stages.items())
 
     def check_start(self, stored: ModelConfig | None = None):
-        """Raise ValueError where the first stage extends the context of random parameters, or trains the
-        whole of a model whose indexers are random. stored: the ModelConfig of init_from, if there is one.
+        """Raise ValueError where the first stage extends the context of random parameters, and where it is no
+        warm-up of new indexers. stored: the ModelConfig of init_from, if there is one.
         """
         first = min(self.stages)
         gains = stored is not None and self.gains_indexers(stored)
-        if gains and self.stages[first].trains != "indexer":
+        how = self.stages[first].trains, self.stages[first].indexer_loss
+        if gains and how != ("indexer", "dense"):
             raise ValueError(
                 f"init_from={self.init_from!r} has no indexers, and random ones select keys at random; set "
-                f"stages.{first}.trains to 'indexer', with indexer_loss='dense'"
+                f"stages.{first}.trains to 'indexer' and its indexer_loss to 'dense'"
             )
         if self.init_from is None and self.stages[first].rope_scaling:
             raise ValueError(

@@ -93,16 +93,18 @@ def train_stage(
 
 def _checks(model: ModelConfig, stage: StageSettings, step):
     """The training.watch.Checks of a stage. step: of jitted."""
-    mtp = number_at(stage.mtp_weight, 0)
+    mtp = number_at(stage.mtp_weight, 0) > 0
     terms = {}
     if switched_on(stage.mtp_weight):
         why = "no document has a token so far ahead; use longer documents, or set it to 0"
         terms["mtp_loss"] = f"mtp_weight={stage.mtp_weight} trains nothing: {why}"
+    learns_index = model.indexer_loss != "none" and (mtp or not model.num_nextn_predict_layers)
     if model.indexer_loss != "none":
         terms["indexer_loss"] = f"indexer_loss={model.indexer_loss!r} trains nothing"
     return Checks(
         terms=LOSS_TERMS | terms,
-        learns=("mtp_",) * bool(mtp) + ("indexer",) * (model.indexer_loss != "none"),
+        # The modules have indexers too, which nothing trains while mtp_weight is 0
+        learns=("mtp_",) * mtp + ("indexer",) * learns_index,
         locate=lambda state, batch, rng: step(len(batch["tokens"])).locate(state, batch, rng),
     )
 

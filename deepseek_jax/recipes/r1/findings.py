@@ -30,8 +30,8 @@ WHOLE = 1.0
 
 
 class Claim(NamedTuple):
-    """ours is above theirs by more than margin. Both: (stage, score), or a number. beside: no claim of a
-    paper, but two forms of one stage beside each other, whichever is higher.
+    """ours is above theirs by more than margin. Both: (stage, score), or a number. beside: compares the two
+    forms of the last stage; no paper claims which is higher.
     """
 
     text: str
@@ -159,14 +159,16 @@ def report_sweep(folder: Path, workdirs: list[Path], last: list[str] | None = No
 def _as_json(finding: Finding):
     claim, means, comparison, by_run, reproduced = finding
     numbers = dict(means=means, difference=comparison.difference, p_value=comparison.p_value)
-    return claim._asdict() | numbers | {"by_run": by_run, "reproduced": reproduced}
+    said = {"verdict": _verdict(finding)} if claim.beside else {"reproduced": reproduced}
+    return claim._asdict() | numbers | {"by_run": by_run} | said
 
 
 def _table(title, rows):
     table = Table(
         title=title,
         caption="held-out prompts of every run: this, less that, and the difference's 95% interval. "
-        "Reproduced: the interval is above the margin, and so is every run's own difference",
+        "Reproduced: the interval is above the margin, and so is every run's own difference. Higher, lower: "
+        "the interval is on one side of 0, and so is every run's",
         box=SIMPLE_HEAD,
         padding=(0, 1, 0, 0),
         pad_edge=False,

@@ -17,6 +17,7 @@ Every policy is measured on held-out questions.
 from pathlib import Path
 
 from deepseek_jax.data.tasks import Task
+from deepseek_jax.data.tokenizer import check_checkpoint
 from deepseek_jax.errors import at
 from deepseek_jax.models import build_model
 from deepseek_jax.parallel.processes import say
@@ -83,8 +84,7 @@ def run(settings: R1Settings, run: Run):
     pairs = None if settings.judge is None else stages.judged_pairs()
     names = {name: name.replace("@k", f"@{settings.evaluation.samples}") for name in FORMS}
     scores, workdir = {}, run.folder
-    # A stage without its block has no place on the page
-    titles = {name: t for name, t in TITLES.items() if getattr(settings, name, name) is not None}
+    titles = titles_of(settings)
 
     def report():
         write_report(workdir, f"R1 in {workdir.name}", titles, FORMS, names)
@@ -125,6 +125,12 @@ def run(settings: R1Settings, run: Run):
     # Again, because the page has the findings too
     report()
     say(f"complete; report.html, and a folder of each stage's lineage and params, are in {workdir}")
+
+
+def titles_of(settings: R1Settings):
+    """{stage: its name on the page} of the stages that a config has. A base may be a checkpoint."""
+    there = {"base", *(name for name in TITLES if getattr(settings, name) is not None)}
+    return {name: title for name, title in TITLES.items() if name in there}
 
 
 def check_data(settings: R1Settings, mesh, folder: Path):
@@ -183,6 +189,8 @@ def _check_distilled(settings: R1Settings, policy: Policy, questions: dict, mesh
     configs = {}
     for name, teacher in taught.teachers.items():
         with at(f"teachers.{name}"):
+            if teacher.path is not None:
+                check_checkpoint(teacher.path)
             configs[name] = teacher_config(teacher, settings, policy.config)
             tokenizer = teacher_tokenizer(teacher, policy.tokenizer)
             check_teacher(policy.config, policy.tokenizer, configs[name], tokenizer)

@@ -207,6 +207,16 @@ class R1Settings(PolicyRun):
                     f"distilled.teachers.{name}.stage={teacher.stage!r}, and {teacher.stage}=None trains "
                     "none; set that block, or the teacher to another stage"
                 )
+            if SPECIALISTS.get(teacher.stage, teacher.task) != teacher.task:
+                raise ValueError(
+                    f"distilled.teachers.{name}.task={teacher.task!r} is not what {teacher.stage} learns; "
+                    f"set it to {SPECIALISTS[teacher.stage]!r}"
+                )
+        if teachers and all(teacher.stage == "sft" for teacher in teachers.values()):
+            raise ValueError(
+                "distilled.teachers are all stage='sft', which is the student itself, and teach it nothing; "
+                "set one to another stage"
+            )
         paying = {model for name in self.reinforced() for model in self.models_for(name)}
         for name in self.reward_models():
             if name not in paying:
@@ -217,12 +227,12 @@ class R1Settings(PolicyRun):
         for name in SPECIALISTS:
             if getattr(self, name) is not None and name not in {t.stage for t in teachers.values()}:
                 raise ValueError(
-                    f"{name} trains a teacher that no one of distilled.teachers names; leave it out"
+                    f"{name} trains a teacher that distilled.teachers does not name; leave it out"
                 )
 
     def reinforced(self):
         """{name: settings} of the stages of reinforcement that this config has, in their order."""
-        names = ("zero", "reasoning", *SPECIALISTS, "scenarios")
+        names = ("zero", "reasoning", "scenarios", *SPECIALISTS)
         return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
 
     def distilling(self):

@@ -350,10 +350,20 @@ class Stages:
 
 
 def teacher_tokenizer(teacher: R1TeacherSettings, tokenizer: Tokenizer):
-    """The Tokenizer of a teacher. tokenizer: the student's."""
-    if teacher.path is None or is_orbax(teacher.path) and teacher.tokenizer is None:
+    """The Tokenizer of a teacher. tokenizer: the student's.
+
+    Raises ValueError for the name of one beside a checkpoint that has its own.
+    """
+    if teacher.path is None:
         return tokenizer
-    return named_tokenizer(teacher.tokenizer or teacher.path)
+    if is_orbax(teacher.path):
+        return tokenizer if teacher.tokenizer is None else named_tokenizer(teacher.tokenizer)
+    if teacher.tokenizer is not None:
+        raise ValueError(
+            f"tokenizer={teacher.tokenizer!r}: the checkpoint {teacher.path} has a tokenizer of its own; "
+            "leave it out"
+        )
+    return named_tokenizer(teacher.path)
 
 
 def _paths(stages):

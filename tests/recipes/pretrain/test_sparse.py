@@ -5,10 +5,14 @@ import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
 
+from configs import r1_small
 from deepseek_jax.checkpoint import load_orbax, save_orbax
 from deepseek_jax.files import read_json
 from deepseek_jax.models import build_model, random_params
 from deepseek_jax.models.trained_part import indexers_of
+from deepseek_jax.recipes.pretrain.settings import BaseSettings, StageSettings
+from deepseek_jax.recipes.pretrain.train import _checks
+from deepseek_jax.settings import build
 from tests.recipes.pretrain.test_run import records, run, small_config, stop_after
 from tests.recipes.small import one_device
 
@@ -126,7 +130,7 @@ def test_a_stopped_run_goes_on_to_the_same_end(start, whole, tmp_path, updates):
             dict(trains="all"),
             "has no indexers, and random ones select keys at random; set stages.stage_1",
         ),
-        (dict(indexer_loss="none"), "trains='indexer' and indexer_loss='none' train nothing"),
+        (dict(indexer_loss="sparse"), "random ones select keys at random; set stages.stage_1"),
         (
             dict(bias_update_speed=0.001),
             "bias_update_speed=0.001 moves what trains='indexer' freezes",
@@ -147,11 +151,32 @@ def test_a_warm_up_that_cannot_be_is_refused(start, tmp_path, fields, words):
     assert not list(tmp_path.iterdir())
 
 
-def test_an_indexers_loss_without_an_indexer_is_refused(tmp_path):
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        (dict(indexer_loss="dense"), "set indexer_loss to 'none'"),
+        (dict(trains="indexer"), "trains='indexer' and indexer_loss='none' train nothing"),
+    ],
+)
+def test_training_an_indexer_without_one_is_refused(tmp_path, fields, words):
     """Oracle: the words a reader needs: the stage's block and the field."""
-    config = small_config(indexer_loss="dense")
     with pytest.raises(ValueError) as error:
-        run(tmp_path, config)
-    assert "config.stages.stage_1" in str(error.value) and "set indexer_loss to 'none'" in str(
-        error.value
-    )
+        run(tmp_path, small_config(**fields))
+    assert "config.stages.stage_1" in str(error.value) and words in str(error.value)
+
+
+def test_a_base_has_no_stage_for_its_indexers():
+    """Oracle: the words a reader needs: a base is trained in one stage."""
+    base = dict(r1_small.get_config().base, indexer_loss="dense")
+    with pytest.raises(ValueError, match="indexer_loss='dense' and trains='all' are of the stages"):
+        build(BaseSettings, base, "config.base")
+
+
+def test_an_indexer_that_no_loss_reads_yet_is_not_missed():
+    """Oracle: by hand: while mtp_weight is 0 the indexers of the modules get no gradient."""
+    model = build_model(dict(dense_config().model) | INDEXER | dict(indexer_loss="dense"))
+    learns = []
+    for weight in (0.3, ((0, 0.0), (1, 0.3))):
+        block = dict(dense_config().stages.stage_1, trains="indexer", mtp_weight=weight)
+        learns.append(_checks(model, build(StageSettings, block, "stage"), None).learns)
+    assert learns == [("mtp_", "indexer"), ()]

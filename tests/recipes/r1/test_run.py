@@ -13,9 +13,15 @@ from configs.r1_small import get_config
 from deepseek_jax.checkpoint import load_orbax
 from deepseek_jax.recipes.r1 import run as r1
 from deepseek_jax.recipes.r1.findings import CLAIMS, SCORED
-from deepseek_jax.recipes.r1.settings import REWARD_MODELS, SPECIALISTS
-from deepseek_jax.recipes.r1.stages import LATER, ORDER, Stages
+from deepseek_jax.recipes.r1.settings import (
+    REWARD_MODELS,
+    SPECIALISTS,
+    R1Settings,
+    R1TeacherSettings,
+)
+from deepseek_jax.recipes.r1.stages import LATER, ORDER, Stages, teacher_tokenizer
 from deepseek_jax.rewards import scoring
+from deepseek_jax.settings import build
 from deepseek_jax.synthesis import rejection
 from deepseek_jax.training.lineage import content_hash
 from deepseek_jax.training.metrics import read_metrics
@@ -354,7 +360,7 @@ def test_seeds_of_stages_that_came_later_are_no_one_elses():
         ),
         (
             lambda c: c.distilled.teachers.general.update(stage="sft"),
-            "general_teacher trains a teacher that no one of distilled.teachers names",
+            "general_teacher trains a teacher that distilled.teachers does not name",
         ),
         (
             lambda c: c.__delitem__("general_teacher"),
@@ -393,13 +399,39 @@ def test_a_teacher_of_another_vocabulary_is_named_before_anything_is_written(tmp
     del config["general_teacher"]
     for name in REWARD_MODELS:
         del config[name]
-    where = dict(path=str(tmp_path / "teacher"), tokenizer="arithmetic")
-    config.distilled.teachers.general = dict(task="general", **where)
+    where = str(tmp_path / "teacher")
+    named = dict(task="general", path=where, tokenizer="arithmetic")
+    config.distilled.teachers.general = named
     words = f"the teacher's vocab_size={teacher.vocab_size} is not the student's 202"
     with pytest.raises(ValueError) as error:
         run(tmp_path / "run", config=config)
     assert str(error.value).startswith(f"config.distilled.teachers.general: {words}")
+    for wrong, words in (
+        (dict(path=f"{where}s"), f"there is nothing at {where}s; give a Hugging Face folder"),
+        (dict(stage="reasoning_teacher"), "task='general' is not what reasoning_teacher learns"),
+    ):
+        config.distilled.teachers.general = dict(task="general", **wrong)
+        with pytest.raises(ValueError) as error:
+            run(tmp_path / "run", config=config)
+        assert words in str(error.value)
     assert not (tmp_path / "run").exists()
+    # A folder that has a tokenizer would not read the one that is named
+    with pytest.raises(
+        ValueError, match="tokenizer='arithmetic': the checkpoint X has a tokenizer"
+    ):
+        teacher_tokenizer(R1TeacherSettings(**named | dict(path="X"), weight=1.0), None)
+
+
+def test_a_base_that_is_a_checkpoint_stands_on_the_page():
+    """Oracle: by hand: its stage runs, and others descend from it; a form of the last stage that is left out
+    does not.
+    """
+    config = small_config()
+    config.unlock()
+    del config["base"]
+    config.init_from = "CHECKPOINT"
+    titles = r1.titles_of(build(R1Settings, config, "config"))
+    assert titles["base"] == "base" and set(titles) == {*ORDER, "base"}
 
 
 @pytest.mark.parametrize(
