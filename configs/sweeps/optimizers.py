@@ -11,6 +11,7 @@ def sweep(config):
     """Overrides of the config, a dict for each run."""
     return [
         {f"stages.{stage}.optimizer.kind": kind for stage in config.stages} | {"seed": seed}
-        for kind in ("adamw", "muon")
+        # Both with a seed before the next seed: a sweep that is stopped early still compares
         for seed in range(3)
+        for kind in ("adamw", "muon")
     ]
