@@ -6,7 +6,7 @@ often without working and often wrongly, seldom step by step. Tables of true fac
 rarely does; reinforcement learning can then make it do so more often.
 """
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from hashlib import blake2b
 from typing import ClassVar
 
@@ -78,13 +78,33 @@ class CorpusMix:
 
 @dataclass(frozen=True)
 class NumberedMix(CorpusMix):
-    """The contents of a corpus that has met numbers ahead of questions, and learned nothing from them.
+    """The contents of a corpus in which a number ahead of a question hints at the length of its answer.
 
-    numbered: of the questions, those asked as "75; What is 3 + 8 + 5?". The number, of 1..LARGEST_NUMBER, has
-    no part in the answer: reinforcement may give it a meaning, such as a reasoning effort.
+    numbered: of the questions, those asked as "75; What is 3 + 8 + 5?", with a number of 1..LARGEST_NUMBER.
+    following: how far the styles follow it: direct answers are 1 + following times as many at the smallest
+    number as without one, and 1 - following times at the largest; equations make room for them, or take
+    theirs. Reinforcement may make a rule of the hint, such as a reasoning effort. Direct answers are seldom
+    wrong here, so that a short answer is worth something.
     """
 
     numbered: float = 0.50
+    following: float = 0.50
+    wrong_direct: float = 0.10
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.direct * self.following > self.equations:
+            raise ValueError(
+                f"following={self.following} of direct={self.direct} is above equations={self.equations}, in "
+                "whose place these come; lower following, or raise equations"
+            )
+
+    def at(self, number: int):
+        """The mix of the questions that are asked with this number."""
+        moved = self.direct * self.following * (1 - 2 * number / LARGEST_NUMBER)
+        return replace(
+            self, direct=self.direct + moved, equations=self.equations - moved, following=0.0
+        )
 
 
 def held_out(operands):
@@ -138,12 +158,12 @@ def write_document(rng, mix=CorpusMix()):
     if rng.random() < mix.fact_tables:
         return _fact_table(rng)
     operands = draw_operands(rng)
-    style = _draw_style(rng, mix)
     prompt = PROMPT_TEMPLATE.format(question=question(operands))
     # No draw for a mix without numbers: its documents stay the same
     if mix.numbered and rng.random() < mix.numbered:
-        prompt = f"{rng.integers(1, LARGEST_NUMBER + 1)}; {prompt}"
-    return prompt + _complete(rng, mix, operands, style)
+        number = int(rng.integers(1, LARGEST_NUMBER + 1))
+        mix, prompt = mix.at(number), f"{number}; {prompt}"
+    return prompt + _complete(rng, mix, operands, _draw_style(rng, mix))
 
 
 def _fact_table(rng):

@@ -141,25 +141,39 @@ def test_a_mix_of_one_style_writes_nothing_else():
         assert completion.split(", ")[-1] != str(answer)
 
 
-def test_half_of_a_numbered_mixs_questions_stand_after_a_number_that_answers_do_not_follow():
-    """Oracle: the mix within 5 standard deviations: half of the questions, each number of 1..100 among 5,000,
-    direct answers as many after small numbers as after large ones; the rest is a document of the other mix.
+def test_half_of_a_numbered_mixs_questions_stand_after_a_number_that_hints_at_the_answers_length():
+    """Oracle: the mix within 5 standard deviations: half of the questions, each number of 1..100 among 5,000;
+    of direct answers, and of equations, the shares by hand at the mean number of each quarter; without a
+    number, and without numbers at all, the documents of the mix itself.
     """
+    mix = NumberedMix(fact_tables=0.0)
     rng, shared = np.random.default_rng(0), np.random.default_rng(0)
-    texts = [arithmetic.write_document(rng, NumberedMix(fact_tables=0.0)) for _ in range(10_000)]
-    found = [re.fullmatch(r"(\d+); (What is .*\?\n)(.*)", text) for text in texts]
-    numbers = [(int(match[1]), match[3]) for match in found if match]
+    texts = [arithmetic.write_document(rng, mix) for _ in range(20_000)]
+    found = [re.fullmatch(r"(?:(\d+); )?What is .*\?\n(.*)", text) for text in texts]
+    numbers = [(int(match[1]), match[2]) for match in found if match[1]]
     assert_share(len(numbers), len(texts), 0.5)
     assert {number for number, _ in numbers} == set(range(1, 101))
-    for part in (range(1, 51), range(51, 101)):
-        own = [bool(re.fullmatch(r"\d{1,2}", answer)) for n, answer in numbers if n in part]
+    for first in (1, 26, 51, 76):
+        own = [answer for n, answer in numbers if first <= n < first + 25]
+        # By hand: 0.40 direct and 0.25 equations at 50, 0.20 and 0.45 at 100
+        direct = 0.40 - 0.20 * ((first + 12) / 50 - 1)
         # Junk is as short at times
-        assert_share(sum(own), len(own), CorpusMix().direct)
-    mix = NumberedMix(numbered=0.0)
+        assert_share(sum(bool(re.fullmatch(r"\d{1,2}", a)) for a in own), len(own), direct)
+        equations = sum(bool(re.fullmatch(STYLES["equations"], a)) for a in own)
+        assert_share(equations, len(own), 0.65 - direct)
+    bare = [match[2] for match in found if not match[1]]
+    assert_share(sum(bool(re.fullmatch(r"\d{1,2}", a)) for a in bare), len(bare), 0.40)
+    mix = NumberedMix(numbered=0.0, wrong_direct=CorpusMix().wrong_direct)
     rng = np.random.default_rng(0)
     assert all(
         arithmetic.write_document(rng, mix) == arithmetic.write_document(shared) for _ in range(50)
     )
+
+
+def test_a_hint_for_which_the_equations_have_no_room_is_refused_by_name():
+    """Oracle: by hand: 0.8 of 0.40 is above 0.25."""
+    with pytest.raises(ValueError, match="following=0.8 of direct=0.4 is above equations=0.25"):
+        NumberedMix(following=0.8)
 
 
 @pytest.mark.parametrize("wrong", [{"direct": 0.5}, {"fact_tables": 1.2}, {"wrong_direct": -0.1}])
