@@ -21,8 +21,8 @@ HELD_OUT_PERCENT = 20
 FACTS_PER_TABLE = 6
 # Pieces of junk, fewest and most
 JUNK_LENGTHS = (3, 20)
-# Ahead of a question, in NumberedMix
-LARGEST_NUMBER = 100
+# Ahead of a question, in NumberedMix. Few, so that a small model learns to read them
+NUMBERS = (25, 50, 75, 100)
 # A wrong number is off by 1..5
 LARGEST_SLIP = 5
 
@@ -80,31 +80,21 @@ class CorpusMix:
 class NumberedMix(CorpusMix):
     """The contents of a corpus in which a number ahead of a question hints at the length of its answer.
 
-    numbered: of the questions, those asked as "75; What is 3 + 8 + 5?", with a number of 1..LARGEST_NUMBER.
-    following: how far the styles follow it: direct answers are 1 + following times as many at the smallest
-    number as without one, and 1 - following times at the largest; equations make room for them, or take
-    theirs. Reinforcement may make a rule of the hint, such as a reasoning effort. Direct answers are seldom
-    wrong here, so that a short answer is worth something.
+    numbered: of the questions, those asked as "75; What is 3 + 8 + 5?", with one of NUMBERS. following: how
+    far the styles follow it: at 50 they are those without a number, at 100 this share of the direct answers
+    are equations instead, and at 75 and at 25 half as many are, or equations are direct answers.
+    Reinforcement may make a rule of the hint, such as a reasoning effort. Direct answers are seldom wrong
+    here, so that a short answer is worth something.
     """
 
     numbered: float = 0.50
-    following: float = 0.50
+    following: float = 0.80
     wrong_direct: float = 0.10
-
-    def __post_init__(self):
-        super().__post_init__()
-        if self.direct * self.following > self.equations:
-            raise ValueError(
-                f"following={self.following} of direct={self.direct} is above equations={self.equations}, in "
-                "whose place these come; lower following, or raise equations"
-            )
 
     def at(self, number: int):
         """The mix of the questions that are asked with this number."""
-        moved = self.direct * self.following * (1 - 2 * number / LARGEST_NUMBER)
-        return replace(
-            self, direct=self.direct + moved, equations=self.equations - moved, following=0.0
-        )
+        moved = self.direct * self.following * (number / 50 - 1)
+        return replace(self, direct=self.direct - moved, equations=self.equations + moved)
 
 
 def held_out(operands):
@@ -161,7 +151,7 @@ def write_document(rng, mix=CorpusMix()):
     prompt = PROMPT_TEMPLATE.format(question=question(operands))
     # No draw for a mix without numbers: its documents stay the same
     if mix.numbered and rng.random() < mix.numbered:
-        number = int(rng.integers(1, LARGEST_NUMBER + 1))
+        number = NUMBERS[rng.integers(len(NUMBERS))]
         mix, prompt = mix.at(number), f"{number}; {prompt}"
     return prompt + _complete(rng, mix, operands, _draw_style(rng, mix))
 
