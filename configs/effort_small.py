@@ -21,7 +21,7 @@ def get_config(arg=None):
     c.base.corpus = "arithmetic_numbered"
     # True working is measured, and pays nothing of its own
     c.rewards = dict(correct=1.0, correct_reasoning=0.0)
-    # Without it the policy forgets the lengths that an effort needs before it has learned which does
+    # Keeps all lengths of the base within reach while the policy learns which one an effort asks for
     c.loss.kl_coef = 0.05
     # A token costs 1/12 at effort 50, 1/64 at 75 and 1/336 at 100
     c.effort = dict(values=(50, 75, 100), line="{effort}; ")
