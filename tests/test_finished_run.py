@@ -13,6 +13,7 @@ from deepseek_jax.recipes.grpo import run as grpo
 from deepseek_jax.recipes.r1.findings import CLAIMS
 from deepseek_jax.recipes.r1.findings import report_sweep as report_r1
 from deepseek_jax.training.metrics import read_phases
+from launch.config_file import set_field
 from launch.workdir import claim_workdir
 from tests.benchmarks.finished_run import training_minutes
 from tests.benchmarks.results import FOLDER, renew
@@ -207,6 +208,74 @@ def test_a_sweep_of_the_study_gives_its_comparisons(tmp_path, folder):
         ]
         assert row["difference"] == finding["comparison"]["difference"]
         assert row["p value"] == finding["comparison"]["p_value"]
+
+
+def write_arms(workdir, folder, losses):
+    """Write a finished sweep of the optimizers, and an empty result for it. losses: {(kind, seed): (of the
+    first stage, of the second)}. Logged lines are METRICS, and a gap of each step in the phase `first`.
+    """
+    gaps = [{"step": step, "phase": "first", "gap": gap} for step, gap in enumerate((9, 2, 1, 3))]
+    complete = {}
+    for (kind, seed), stages in losses.items():
+        config = importlib.import_module("configs.pretrain_small").get_config(f"seed={seed}")
+        fields = {f"stages.{stage}.optimizer.kind": kind for stage in config.stages}
+        for field, value in fields.items():
+            set_field(config, field, value)
+        names = ",".join(f"{name}={value}" for name, value in (fields | {"seed": seed}).items())
+        run = workdir / names
+        for stage, loss in zip(config.stages, stages, strict=True):
+            for when, more in (("before", 3.0), ("after", 0.0)):
+                write(run / f"{stage}_{when}.json", [loss + more, loss - 1, loss + 1])
+        lines = [json.dumps(line) + "\n" for line in METRICS + gaps]
+        (run / "metrics.jsonl").write_text("".join(lines))
+        complete[names] = json.loads(config.to_json())
+        write(run / "config.json", complete[names])
+    write(workdir / "complete.json", complete)
+    result = {"config": "configs/pretrain_small.py", "sweep": "configs/sweeps/optimizers.py"}
+    result |= {"command": "sweep", "rows": [], "logged": {"gap": ["first", "gap", 0.5]}}
+    write(folder / "arms.json", result)
+
+
+LOSSES = {
+    **{("adamw", seed): (2.0 + seed, 1.0) for seed in range(3)},
+    **{("muon", seed): (1.5 + 2 * seed, 0.5) for seed in range(3)},
+}
+
+
+def test_a_sweeps_arms_are_means_over_seeds_and_differences_by_seed(tmp_path, folder):
+    """Oracle: by hand. t(2) is 4.3027, and of 2, 3, 4 the standard error is 1 / sqrt(3); the differences
+    -0.5, 0.5, 1.5 have the same; the gap is the mean of its last two lines of four.
+    """
+    write_arms(tmp_path / "sweep", folder, LOSSES)
+    assert renew(tmp_path / "sweep", VERSION, folder) == folder / "arms.json"
+    rows = rows_of(folder, "arms", "0, 1, 2")
+    arms = ["kind=adamw", "kind=muon", "kind=muon less kind=adamw"]
+    assert [row["arm"] for row in rows] == [arm for arm in arms for _ in range(2)]
+    assert [row["stage"] for row in rows] == ["stage_1", "stage_2_long"] * 3
+    assert [row["tokens a row"] for row in rows] == [256, 1024] * 3
+    half = 4.3027 / 3**0.5
+    for row, mean, scale in ((rows[0], 3.0, 1), (rows[2], 3.5, 2), (rows[4], 0.5, 1)):
+        expected = [mean, mean - scale * half, mean + scale * half]
+        assert row["held-out loss"]["after"] == pytest.approx(expected, abs=1e-4)
+    assert rows[2]["held-out loss"]["before"][0] == 6.5
+    assert rows[5]["held-out loss"] == {"before": [-0.5] * 3, "after": [-0.5] * 3}
+    assert [row["gap"] for row in rows] == [[2.0] * 3] * 4 + [[0.0] * 3] * 2
+    assert [row.get("form") for row in rows] == [None] * 4 + ["+"] * 2
+    assert all(row["minutes"] == {"low": MINUTES, "high": MINUTES} for row in rows)
+
+
+def test_a_sweep_with_runs_missing_is_refused(tmp_path, folder):
+    """Oracle: the words a reader needs: the run that is missing, and one whose numbers are others."""
+    write_arms(tmp_path, folder, LOSSES)
+    complete = json.loads((tmp_path / "complete.json").read_text())
+    first, second, *_ = complete
+    del complete[first]
+    complete[second]["data"]["num_held_out"] = 9
+    write(tmp_path / "complete.json", complete)
+    with pytest.raises(
+        ValueError, match=f"arms has 6 runs, .* its numbers: {first}, {second}; run"
+    ):
+        renew(tmp_path, VERSION, folder)
 
 
 def test_a_distillation_gives_each_student_beside_its_start(tmp_path, folder):

@@ -94,6 +94,19 @@ def test_a_table_has_the_columns_that_are_filled_and_those_facts_that_differ():
     assert table(result).split("\n") == lines
 
 
+def test_an_outcome_names_its_rows_by_all_their_texts():
+    """Oracle: by hand: of two arms and of their difference, whose form has a sign."""
+    columns = {"arm": "", "stage": "", "tokens": "", "loss": "{}.1f"}
+    rows = [{"arm": arm, "stage": "long", "tokens": 9, "loss": [1.5, 1, 2]} for arm in "ab"]
+    rows.append(rows[0] | {"arm": "b less a", "form": "+", "loss": [0.5, 0, 1]})
+    result = {"columns": columns, "headline": ["loss"], "rows": rows}
+    assert outcome(result) == "loss: 1.5 (a, long), 1.5 (b, long), +0.5 (b less a, long)"
+    assert "| b less a | long | 9 | +0.5 (+0.0 to +1.0) |" in table(result)
+    efforts = [{"effort": effort, "loss": [x, x, x]} for effort, x in (("50", 1), ("75", 2))]
+    result = {"columns": {"effort": "", "loss": ".1f"}, "headline": ["loss"], "rows": efforts}
+    assert outcome(result) == "loss: 1.0 (effort 50), 2.0 (effort 75)"
+
+
 def test_what_a_rows_intervals_are_stands_above_the_table_while_the_row_does():
     """Oracle: by hand: said once for two rows, and no more when another row takes their place."""
     old = [{"seed": seed, "version": "a", "x": 0.5, "intervals": "Of old."} for seed in "01"]

@@ -4,11 +4,14 @@ Minutes are those of the training steps alone, from metrics.jsonl.
 """
 
 import json
+import math
 
-from deepseek_jax.evaluation import share_interval
+import numpy as np
+
+from deepseek_jax.evaluation import mean_interval, share_interval
 from deepseek_jax.recipes.r1.scores import FORMS
 from deepseek_jax.training.metrics import read_phases
-from tests.benchmarks.run_config import experiment_of
+from tests.benchmarks.run_config import experiment_of, sweep_of
 
 SWEEP = "complete.json"  # written by launch/sweep.py: name of a run -> its config
 
@@ -20,7 +23,11 @@ def read(workdir, results):
     unfinished run, and a run whose config is not one of the experiments'.
     """
     if (workdir / SWEEP).exists():
-        runs = [workdir / name for name in _json(workdir / SWEEP)]
+        complete = _json(workdir / SWEEP)
+        name, runs = sweep_of(complete, results)
+        if name is not None:
+            return name, _arms(workdir, runs, results[name].get("logged", {}))
+        runs = [workdir / name for name in complete]
     else:
         runs = [workdir]
     configs = [_json(run / "config.json") for run in runs]
@@ -38,9 +45,83 @@ def read(workdir, results):
     return name, rows
 
 
+def _arms(workdir, runs, logged):
+    """The rows of a sweep: those of a run for each arm, which is the runs that differ in their seed alone,
+    with means and 95% t intervals over the seeds, and those of each other arm less the first, by seed.
+
+    runs: list of launch.sweeps.runs.Run. logged: column -> [phase, metric, share]: the mean over the last
+    share of the metric's lines.
+    """
+    arms = {}
+    for run in runs:
+        folder, fields = workdir / run.name, dict(run.overrides)
+        seed = fields.pop("seed")
+        rows = READERS[run.config["recipe"]](folder, run.config)
+        own = {column: _logged(folder, *of) for column, of in logged.items()}
+        arms.setdefault(_arm(fields), {})[seed] = [row | own for row in rows]
+    named = {name: {"arm": name} if name else {} for name in arms}
+    means = [named[arm] | row for arm, by_seed in arms.items() for row in _over(by_seed.values())]
+    (first, base), *others = arms.items()
+    for name, by_seed in others:
+        changes = [[_less(a, b) for a, b in zip(by_seed[s], base[s], strict=True)] for s in base]
+        label = {"arm": f"{name} less {first}", "form": "+"}
+        means += [label | row for row in _over(changes)]
+    folders = [workdir / run.name for run in runs]
+    return _with_facts(folders, [run.config for run in runs], means)
+
+
+def _arm(fields):
+    """The name of an arm by its overrides, "" without any. {"a.kind": 1, "b.kind": 1} is "kind=1"."""
+    words = [f"{name.rpartition('.')[2]}={value}" for name, value in fields.items()]
+    return ", ".join(dict.fromkeys(words))
+
+
+def _over(by_seed):
+    """Rows of several runs as one list of rows: of numbers the mean and its interval over the runs."""
+    return [
+        {name: _combined([row[name] for row in rows]) for name in rows[0]}
+        for rows in zip(*by_seed, strict=True)
+    ]
+
+
+def _combined(cells):
+    if isinstance(cells[0], dict):
+        return {part: _combined([cell[part] for cell in cells]) for part in cells[0]}
+    # A name, or a size
+    if isinstance(cells[0], (str, int)):
+        assert len(set(cells)) == 1, cells
+        return cells[0]
+    return list(mean_interval([_number(cell) for cell in cells]))
+
+
+def _less(row, other):
+    """The cells of a row less those of another one: of means, without their intervals."""
+    return {name: _difference(cell, other[name]) for name, cell in row.items()}
+
+
+def _difference(cell, other):
+    if isinstance(cell, dict):
+        return {part: _difference(value, other[part]) for part, value in cell.items()}
+    if isinstance(cell, (str, int)):
+        return cell
+    return _number(cell) - _number(other)
+
+
+def _number(cell):
+    """A cell's number, or the mean of its interval."""
+    return float(cell[0] if isinstance(cell, list) else cell)
+
+
+def _logged(workdir, phase, metric, share):
+    """The mean of a metric over the last share of its lines in metrics.jsonl."""
+    records = read_phases(_finished(workdir / "metrics.jsonl"))[phase]
+    values = [record[metric] for record in records if record.get(metric) is not None]
+    return float(np.mean(values[-math.ceil(share * len(values)) :]))
+
+
 def _with_facts(runs, configs, rows):
     """The rows, with the seeds and the minutes of their runs."""
-    seeds = ", ".join(str(seed) for seed in sorted(config["seed"] for config in configs))
+    seeds = ", ".join(str(seed) for seed in sorted({config["seed"] for config in configs}))
     minutes = sorted(map(training_minutes, runs))
     ends = {"low": minutes[0], "high": minutes[-1]} if len(minutes) > 1 else minutes[0]
     return [{"seed": seeds, "minutes": ends} | row for row in rows]

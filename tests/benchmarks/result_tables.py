@@ -1,10 +1,13 @@
 """Renders configs/results/*.json as Markdown.
 
 A file is one experiment or benchmark: its command, its rows, the table's columns (name -> the format of its
-numbers; "{}" stands for the row's own "form"), its headlines, and caveats. A row has the results of one run:
-seed, version, minutes, cells by name, and "intervals", a sentence for above the table where its intervals are
-not those that a run has today. A cell is a text, a number, [mean, low, high] with a 95% interval, {"before":
-..., "after": ...}, {"low": ..., "high": ...} over several runs, or {"by_run": [...]}.
+numbers; "{}" stands for the row's own "form"), its headlines, and caveats. With "sweep", a file of
+configs/sweeps, the rows are of all runs of that sweep together, see finished_run.read; "logged" has more of
+their columns, name -> [phase, metric, share]: the mean over that last share of the metric's lines. A row has
+the results of one run: seed, version, minutes, cells by name, and "intervals", a sentence for above the table
+where its intervals are not those that a run has today. A cell is a text, a number, [mean, low, high] with a
+95% interval, {"before": ..., "after": ...}, {"low": ..., "high": ...} over several runs, or {"by_run":
+[...]}.
 """
 
 import textwrap
@@ -75,18 +78,20 @@ def summary(results):
 
 def outcome(result):
     """The first headline that the rows have: their means, or how many rows have each text."""
-    rows, label = result["rows"], next(iter(result["columns"]))
+    rows, columns = result["rows"], result["columns"]
     name = next(name for name in result["headline"] if any(name in row for row in rows))
-    cells = {row[label]: row[name] for row in rows if name in row}
-    if all(isinstance(cell, str) for cell in cells.values()):
-        said = list(cells.values())
+    rows = [row for row in rows if name in row]
+    said = [row[name] for row in rows]
+    if all(isinstance(text, str) for text in said):
         return ", ".join(f"{said.count(text)} {text}" for text in dict.fromkeys(said))
-    form = result["columns"][name]
-    means = {of: cell_text(_mean(cell), form) for of, cell in cells.items()}
+    forms = [columns[name].replace("{}", row.get("form", "")) for row in rows]
+    means = [cell_text(_mean(cell), form) for cell, form in zip(said, forms, strict=True)]
     if len(means) == 1:
-        return f"{name}: {next(iter(means.values()))}"
-    label = "seed " if label == "seed" else ""
-    return f"{name}: " + ", ".join(f"{text} ({label}{of})" for of, text in means.items())
+        return f"{name}: {means[0]}"
+    labels = [n for n in columns if all(isinstance(row.get(n), str) for row in rows)]
+    label = f"{labels[0]} " if labels[0] in ("seed", "effort") else ""
+    names = [f"{label}{', '.join(row[n] for n in labels)}" for row in rows]
+    return f"{name}: " + ", ".join(f"{m} ({of})" for m, of in zip(means, names, strict=True))
 
 
 def _wrapped(text):

@@ -1,9 +1,12 @@
-"""Finds the experiment that a run belongs to, by its config."""
+"""Finds the experiment that a run or a sweep belongs to, by its config."""
 
 import importlib.util
 import json
 import re
 from pathlib import Path
+
+from launch.common import find_recipe
+from launch.sweeps.runs import sweep_runs
 
 ROOT = Path(__file__).resolve().parents[2]
 OVERRIDE = re.compile(r"--config\.([\w.]+)=")
@@ -18,7 +21,8 @@ def experiment_of(config, results):
     """
     given, nearest, fewest = _fields(config), None, []
     for name, result in results.items():
-        if "config" not in result:
+        # One run of a sweep is no result of its command
+        if "config" not in result or "sweep" in result:
             continue
         wanted = _fields(_load_config(result["config"], config["seed"]))
         free = tuple(OVERRIDE.findall(result["command"]))
@@ -34,13 +38,41 @@ def experiment_of(config, results):
     )
 
 
+def sweep_of(complete, results):
+    """(name, runs) of the experiment whose sweep has these runs; (None, []) where no sweep has any of them.
+
+    complete: name of a run -> its config. runs: list of launch.sweeps.runs.Run. Raises ValueError where some
+    of the sweep's runs are missing.
+    """
+    for name, result in results.items():
+        if "sweep" not in result:
+            continue
+        config = _load(result["config"]).get_config()
+        overrides = _load(result["sweep"]).sweep(config)
+        runs = sweep_runs(config, overrides, find_recipe(config.recipe).SETTINGS)
+        missing = [run.name for run in runs if complete.get(run.name) != run.config]
+        if not missing:
+            return name, runs
+        if len(missing) < len(runs):
+            raise ValueError(
+                f"the sweep of {name} has {len(runs)} runs, and these are not complete with its numbers: "
+                f"{', '.join(missing)}; run it again: {result['command']}"
+            )
+    return None, []
+
+
 def _load_config(reference, seed):
     """The config of FILE:ARG with this seed, in the form of a run's config.json."""
     path, _, arg = reference.partition(":")
+    return json.loads(_load(path).get_config(f"{arg},seed={seed}".strip(",")).to_json())
+
+
+def _load(path):
+    """The Python file at this path, below ROOT unless it is absolute."""
     spec = importlib.util.spec_from_file_location(f"experiment_{Path(path).stem}", ROOT / path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    return json.loads(module.get_config(f"{arg},seed={seed}".strip(",")).to_json())
+    return module
 
 
 def _fields(tree, path=""):

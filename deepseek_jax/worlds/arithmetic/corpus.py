@@ -6,7 +6,7 @@ often without working and often wrongly, seldom step by step. Tables of true fac
 rarely does; reinforcement learning can then make it do so more often.
 """
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from hashlib import blake2b
 from typing import ClassVar
 
@@ -21,8 +21,8 @@ HELD_OUT_PERCENT = 20
 FACTS_PER_TABLE = 6
 # Pieces of junk, fewest and most
 JUNK_LENGTHS = (3, 20)
-# Ahead of a question, in NumberedMix
-LARGEST_NUMBER = 100
+# Ahead of a question, in NumberedMix. Few, so that a small model learns to read them
+NUMBERS = (25, 50, 75, 100)
 # A wrong number is off by 1..5
 LARGEST_SLIP = 5
 
@@ -78,13 +78,23 @@ class CorpusMix:
 
 @dataclass(frozen=True)
 class NumberedMix(CorpusMix):
-    """The contents of a corpus that has met numbers ahead of questions, and learned nothing from them.
+    """The contents of a corpus in which a number ahead of a question hints at the length of its answer.
 
-    numbered: of the questions, those asked as "75; What is 3 + 8 + 5?". The number, of 1..LARGEST_NUMBER, has
-    no part in the answer: reinforcement may give it a meaning, such as a reasoning effort.
+    numbered: of the questions, those asked as "75; What is 3 + 8 + 5?", with one of NUMBERS. following: how
+    far the styles follow it: at 50 they are those without a number, at 100 this share of the direct answers
+    are equations instead, and at 75 and at 25 half as many are, or equations are direct answers.
+    Reinforcement may make a rule of the hint, such as a reasoning effort. Direct answers are seldom wrong
+    here, so that a short answer is worth something.
     """
 
     numbered: float = 0.50
+    following: float = 0.80
+    wrong_direct: float = 0.10
+
+    def at(self, number: int):
+        """The mix of the questions that are asked with this number."""
+        moved = self.direct * self.following * (number / 50 - 1)
+        return replace(self, direct=self.direct - moved, equations=self.equations + moved)
 
 
 def held_out(operands):
@@ -138,12 +148,12 @@ def write_document(rng, mix=CorpusMix()):
     if rng.random() < mix.fact_tables:
         return _fact_table(rng)
     operands = draw_operands(rng)
-    style = _draw_style(rng, mix)
     prompt = PROMPT_TEMPLATE.format(question=question(operands))
     # No draw for a mix without numbers: its documents stay the same
     if mix.numbered and rng.random() < mix.numbered:
-        prompt = f"{rng.integers(1, LARGEST_NUMBER + 1)}; {prompt}"
-    return prompt + _complete(rng, mix, operands, style)
+        number = NUMBERS[rng.integers(len(NUMBERS))]
+        mix, prompt = mix.at(number), f"{number}; {prompt}"
+    return prompt + _complete(rng, mix, operands, _draw_style(rng, mix))
 
 
 def _fact_table(rng):

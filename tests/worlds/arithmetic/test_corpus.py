@@ -141,21 +141,28 @@ def test_a_mix_of_one_style_writes_nothing_else():
         assert completion.split(", ")[-1] != str(answer)
 
 
-def test_half_of_a_numbered_mixs_questions_stand_after_a_number_that_answers_do_not_follow():
-    """Oracle: the mix within 5 standard deviations: half of the questions, each number of 1..100 among 5,000,
-    direct answers as many after small numbers as after large ones; the rest is a document of the other mix.
+def test_half_of_a_numbered_mixs_questions_stand_after_a_number_that_hints_at_the_answers_length():
+    """Oracle: the mix within 5 standard deviations: half of the questions, the numbers equally often; the
+    shares of direct answers and of equations after each, by hand; without a number those of the mix, and
+    without any numbers the documents of the other mix.
     """
     rng, shared = np.random.default_rng(0), np.random.default_rng(0)
     texts = [arithmetic.write_document(rng, NumberedMix(fact_tables=0.0)) for _ in range(10_000)]
-    found = [re.fullmatch(r"(\d+); (What is .*\?\n)(.*)", text) for text in texts]
-    numbers = [(int(match[1]), match[3]) for match in found if match]
-    assert_share(len(numbers), len(texts), 0.5)
-    assert {number for number, _ in numbers} == set(range(1, 101))
-    for part in (range(1, 51), range(51, 101)):
-        own = [bool(re.fullmatch(r"\d{1,2}", answer)) for n, answer in numbers if n in part]
-        # Junk is as short at times
-        assert_share(sum(own), len(own), CorpusMix().direct)
-    mix = NumberedMix(numbered=0.0)
+    found = [re.fullmatch(r"(?:(\d+); )?What is .*\?\n(.*)", text) for text in texts]
+    answers = {}
+    for match in found:
+        answers.setdefault(match[1], []).append(match[2])
+    assert_share(len(answers[None]), len(texts), 0.5)
+    expected = {None: 0.40, "25": 0.56, "50": 0.40, "75": 0.24, "100": 0.08}
+    assert answers.keys() == expected.keys()
+    for number, direct in expected.items():
+        own = answers[number]
+        if number:
+            assert_share(len(own), len(texts), 0.125)
+        assert_share(sum(bool(re.fullmatch(STYLES["direct"], a)) for a in own), len(own), direct)
+        equations = sum(bool(re.fullmatch(STYLES["equations"], a)) for a in own)
+        assert_share(equations, len(own), 0.65 - direct)
+    mix = NumberedMix(numbered=0.0, wrong_direct=CorpusMix().wrong_direct)
     rng = np.random.default_rng(0)
     assert all(
         arithmetic.write_document(rng, mix) == arithmetic.write_document(shared) for _ in range(50)
