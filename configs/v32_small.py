@@ -3,10 +3,13 @@ that an indexer selects in rows of 1024 (DeepSeek-V3.2-Exp, section 2.1).
 
 python launch/train.py --config=configs/pretrain_small.py
 python launch/train.py --config=configs/v32_small.py          # or configs/v32_small.py:seed=1
-python launch/sweep.py --config=configs/v32_small.py --sweep=configs/sweeps/dense_twin.py
+python launch/train.py --config=configs/v32_small.py --workdir=runs/v32_twin
+    --config.stages.stage_2_sparse.indexer_loss=dense
 
 First the indexers alone learn, from attention over all keys; then everything learns, from attention over the
-keys that they select. The sweep has the dense twin beside it.
+keys that they select. The last command is the dense twin: the same updates on the same rows, with attention
+over all keys to the end. Its indexers learn beside it, and change nothing else but the norm by which all
+gradients are clipped together.
 """
 
 from ml_collections import ConfigDict
