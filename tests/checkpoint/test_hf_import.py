@@ -17,6 +17,7 @@ from deepseek_jax.checkpoint import hf_tensors, load_hf
 from deepseek_jax.checkpoint.tree import by_path
 from deepseek_jax.parallel import make_mesh
 from tests.models.families import write_released_checkpoint, write_tiny_checkpoint
+from tests.quick import others_slow
 
 DOWN = "model.layers.1.mlp.experts.3.down_proj.weight"
 
@@ -45,7 +46,7 @@ def dequantized(name, tensors):
     return tensor
 
 
-@pytest.mark.parametrize("dtype", [None, "float32", "bfloat16"])
+@pytest.mark.parametrize("dtype", others_slow([None, "float32", "bfloat16"], None))
 def test_released_format_is_read_to_the_last_bit(released, dtype):
     """Oracle: a loop over blocks in torch: e4m3 times scale in float32, then cast."""
     folder, stored = released

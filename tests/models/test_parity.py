@@ -208,7 +208,6 @@ def test_padding_agrees_with_an_attention_mask_in_transformers(pair_of, family, 
     "how",
     others_slow(
         [dict(remat="full")] + [dict(scan_layers=True, remat=policy) for policy in REMAT_POLICIES],
-        dict(scan_layers=True, remat="full"),
         dict(scan_layers=True, remat="attention"),
     ),
 )

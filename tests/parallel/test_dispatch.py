@@ -170,6 +170,7 @@ def test_rows_that_split_are_exchanged():
         assert "all_to_all" in run.lower(x, ROUTES["random"], weights, kernels).as_text()
 
 
+@pytest.mark.slow
 def test_a_bounded_buffer_that_suffices_changes_nothing(ragged):
     """Oracle: the padded exchange. Balanced tokens fill a buffer of 1.0 to the last row."""
     *ours, overflows = exchanged("expert", "ragged", "balanced", 1.0)
@@ -207,6 +208,7 @@ def fullest(route, mesh):
     return max(rows) / (ROUTES[route].size / 8)
 
 
+@pytest.mark.slow
 def test_a_buffer_that_just_suffices_does_not_overflow(ragged):
     """Oracle: numpy counts the rows of the fullest device, fewer than in the worst case. With room for one
     less, it does.

@@ -367,8 +367,10 @@ def test_a_balance_loss_without_a_gradient_is_named(monkeypatch):
 @pytest.mark.parametrize("num_steps, lines", [(6, 3), (2, 2)])
 def test_a_term_that_stays_zero_is_named(tmp_path, num_steps, lines):
     """Oracle: three lines, or all of a run that has fewer; a term that has worked once may become 0."""
-    stage = SimpleNamespace(mtp_weight=0.3)
-    (name, meaning), *_ = pretrain._checks(stage, None).terms.items() - loop.LOSS_TERMS.items()
+    stage, model = SimpleNamespace(mtp_weight=0.3), SimpleNamespace(indexer_loss="none")
+    (name, meaning), *_ = (
+        pretrain._checks(model, stage, None).terms.items() - loop.LOSS_TERMS.items()
+    )
 
     def loss_fn(params, batch, rng):
         return squares(params, batch, rng)[0], {name: 0.0 * params["x"].sum()}

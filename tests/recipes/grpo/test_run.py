@@ -221,6 +221,7 @@ def test_a_resumed_run_keeps_the_reference_of_its_start(with_base, tmp_path_fact
     assert [line["step"] for line in ours] == [0, 1] and ours[1]["kl"] > 1e-4
 
 
+@pytest.mark.slow
 def test_a_sampler_with_other_weights_stops_the_run_at_its_first_step(with_base, monkeypatch):
     """Oracle: the message; nothing of the step is saved."""
 
