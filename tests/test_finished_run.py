@@ -210,8 +210,11 @@ def test_a_sweep_of_the_study_gives_its_comparisons(tmp_path, folder):
         assert row["p value"] == finding["comparison"]["p_value"]
 
 
+ARMS = "pretrain_small_optimizers"
+
+
 def write_arms(workdir, folder, losses):
-    """Write a finished sweep of the optimizers, and an empty result for it. losses: {(kind, seed): (of the
+    """Write a finished sweep of the optimizers, and an empty result in place of the real one. losses: {(kind, seed): (of the
     first stage, of the second)}. Logged lines are METRICS, and a gap of each step in the phase `first`.
     """
     gaps = [{"step": step, "phase": "first", "gap": gap} for step, gap in enumerate((9, 2, 1, 3))]
@@ -233,7 +236,7 @@ def write_arms(workdir, folder, losses):
     write(workdir / "complete.json", complete)
     result = {"config": "configs/pretrain_small.py", "sweep": "configs/sweeps/optimizers.py"}
     result |= {"command": "sweep", "rows": [], "logged": {"gap": ["first", "gap", 0.5]}}
-    write(folder / "arms.json", result)
+    write(folder / f"{ARMS}.json", result)
 
 
 LOSSES = {
@@ -247,8 +250,8 @@ def test_a_sweeps_arms_are_means_over_seeds_and_differences_by_seed(tmp_path, fo
     -0.5, 0.5, 1.5 have the same; the gap is the mean of its last two lines of four.
     """
     write_arms(tmp_path / "sweep", folder, LOSSES)
-    assert renew(tmp_path / "sweep", VERSION, folder) == folder / "arms.json"
-    rows = rows_of(folder, "arms", "0, 1, 2")
+    assert renew(tmp_path / "sweep", VERSION, folder) == folder / f"{ARMS}.json"
+    rows = rows_of(folder, ARMS, "0, 1, 2")
     arms = ["kind=adamw", "kind=muon", "kind=muon less kind=adamw"]
     assert [row["arm"] for row in rows] == [arm for arm in arms for _ in range(2)]
     assert [row["stage"] for row in rows] == ["stage_1", "stage_2_long"] * 3
@@ -273,7 +276,7 @@ def test_a_sweep_with_runs_missing_is_refused(tmp_path, folder):
     complete[second]["data"]["num_held_out"] = 9
     write(tmp_path / "complete.json", complete)
     with pytest.raises(
-        ValueError, match=f"arms has 6 runs, .* its numbers: {first}, {second}; run"
+        ValueError, match=f"{ARMS} has 6 runs, .* its numbers: {first}, {second}; run"
     ):
         renew(tmp_path, VERSION, folder)
 
