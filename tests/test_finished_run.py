@@ -214,8 +214,10 @@ ARMS = "pretrain_small_optimizers"
 
 
 def write_arms(workdir, folder, losses):
-    """Write a finished sweep of the optimizers, and an empty result in place of the real one. losses: {(kind, seed): (of the
-    first stage, of the second)}. Logged lines are METRICS, and a gap of each step in the phase `first`.
+    """Write a finished sweep of the optimizers, and an empty result in place of the real one.
+
+    losses: {(kind, seed): (of the first stage, of the second)}. Logged lines are METRICS, and a gap of each
+    step in the phase `first`.
     """
     gaps = [{"step": step, "phase": "first", "gap": gap} for step, gap in enumerate((9, 2, 1, 3))]
     complete = {}
