@@ -9,6 +9,7 @@ import torch
 
 from deepseek_jax.losses.preference import pairwise_loss, pointwise_loss, reward_loss
 from deepseek_jax.models.reward import init_reward_head, predict_rewards, reward_config
+from deepseek_jax.training import optimizer
 from deepseek_jax.training.optimizer import make_optimizer
 from deepseek_jax.training.state import TrainState
 from deepseek_jax.training.step import make_train_step
@@ -113,14 +114,15 @@ def test_a_batch_is_scored_response_by_response(kind, responses):
 
 
 @pytest.mark.slow
-def test_micro_batches_make_the_same_update_and_decay_leaves_the_bias_alone():
+def test_micro_batches_make_the_same_update_and_decay_leaves_the_bias_alone(monkeypatch):
     """Oracle: the update from the whole batch, and by hand: a pair's two rewards share the head's bias, and
     decay leaves it alone, so that it stays as it was, and the weight does not. Tolerance: float32, gradients
-    summed in another order; eps=1 keeps Adam from turning their rounding into signs.
+    summed in another order; an eps of 1 keeps Adam from turning their rounding into signs.
     """
     config, params = reward_model("mla_moe")
     batch = pairs(np.random.default_rng(1))
-    options = dict(b1=0.9, b2=0.95, weight_decay=0.5, max_grad_norm=1e9, eps=1.0)
+    options = dict(b1=0.9, b2=0.95, weight_decay=0.5, max_grad_norm=1e9)
+    monkeypatch.setattr(optimizer, "EPS", 1.0)
     tx = make_optimizer(lambda step: 0.1, **options)
     states = []
     for micro_batches in (1, 2):
