@@ -142,6 +142,18 @@ class Killed(BaseException):
     """What no recipe catches."""
 
 
+def kill_at(step, asked: list):
+    """A should_stop that raises Killed at its step-th call. asked: grows by one a call."""
+
+    def should_stop():
+        asked.append(None)
+        if len(asked) == step:
+            raise Killed
+        return False
+
+    return should_stop
+
+
 @pytest.mark.slow
 def test_a_run_leaves_every_stage_with_its_parents_scores_and_metrics(finished):
     """Oracle: by hand: the pipeline's arrows (stage 3 begins at the base again); the steps of the config."""
@@ -225,19 +237,10 @@ def test_a_run_killed_again_and_again_ends_like_one_that_was_not(finished, tmp_p
     """
     asked = []
 
-    def kill_at(step):
-        def should_stop():
-            asked.append(None)
-            if len(asked) == step:
-                raise Killed
-            return False
-
-        return should_stop
-
     for step in (4, 9, 14):
         with pytest.raises(Killed):
-            run(tmp_path, kill_at(step))
-    run(tmp_path, kill_at(None))
+            run(tmp_path, kill_at(step, asked))
+    run(tmp_path, kill_at(None, asked))
     assert 3 <= len(asked) - len(PHASES) * STEPS <= 6
     assert_same(tmp_path, finished)
 
@@ -287,18 +290,9 @@ def test_a_distillation_that_is_killed_ends_like_one_that_was_not(finished, tmp_
     config, asked = small_config("last=distill"), []
     run(whole, config=config)
 
-    def kill_at(step):
-        def should_stop():
-            asked.append(None)
-            if len(asked) == step:
-                raise Killed
-            return False
-
-        return should_stop
-
     for step in (2, 7):
         with pytest.raises(Killed):
-            run(parts, kill_at(step), config)
+            run(parts, kill_at(step, asked), config)
     run(parts, config=config)
     for name in LATER:
         jax.tree.map(np.testing.assert_array_equal, params(parts, name), params(whole, name))
