@@ -5,16 +5,16 @@ A TPU belongs to one process. The notebook uses it, so its runs cannot be proces
 
 import gc
 import itertools
+import os
 import subprocess
 import sys
-from pathlib import Path
 
 from absl import logging
 from ml_collections import ConfigDict
 
 from configs.common import without_fusion_emitters
 from deepseek_jax.data.tokenizer import SMOLLM2
-from deepseek_jax.files import read_json
+from deepseek_jax.files import absolute, read_json
 from launch import common
 from launch.caches import keep_programs
 from launch.config_file import load_config, set_field
@@ -93,11 +93,12 @@ def _leaves(fields, path=""):
             yield f"{path}{name}", value
 
 
-def train(config: ConfigDict, workdir: Path, stop_after: int | None = None):
+def train(config: ConfigDict, workdir: str | os.PathLike, stop_after: int | None = None):
     """Run an experiment, or resume it, in this process: -> whether it is complete.
 
-    The notebook's stop button saves after the step at hand, and raises KeyboardInterrupt. stop_after: stop
-    after so many steps, in the same way but without an exception. A mistake is one message and SystemExit.
+    workdir: a folder, or gs://BUCKET/NAME, as for all functions here. The notebook's stop button saves after
+    the step at hand, and raises KeyboardInterrupt. stop_after: stop after so many steps, in the same way but
+    without an exception. A mistake is one message and SystemExit.
     """
     from deepseek_jax.training.loop import STOPPED
 
@@ -109,7 +110,7 @@ def train(config: ConfigDict, workdir: Path, stop_after: int | None = None):
 
         how = dict(listen=lambda: should_stop, console_seconds=CONSOLE_SECONDS)
         try:
-            common.run_recipe(config, Path(workdir), **how)
+            common.run_recipe(config, absolute(workdir), **how)
         except SystemExit as ended:
             if ended.code != STOPPED:
                 raise
@@ -122,48 +123,57 @@ def train(config: ConfigDict, workdir: Path, stop_after: int | None = None):
     return True
 
 
-def report(work: Path):
+def report(work: str | os.PathLike):
     """Print how far the runs in the folders of `work` are: -> the folders of those that are not complete."""
     from deepseek_jax.checkpoint import is_adapter, is_orbax
 
-    unfinished = []
-    for folder in sorted(marker.parent for marker in Path(work).glob(f"*/{MARKER}")):
+    work, unfinished = absolute(work), []
+    runs = [path for path in _folders(work) if (path / MARKER).exists()]
+    for folder in runs:
         complete = is_orbax(folder / "params") or is_adapter(folder / "adapter")
         saved = ", ".join(f"{phase} step {step}" for phase, step in _saved(folder).items())
         state = "complete" if complete else f"not complete; saved: {saved or 'nothing yet'}"
         print(f"{folder}: {state}")
         if not complete:
             unfinished.append(folder)
-    if not any(Path(work).glob(f"*/{MARKER}")):
+    if not runs:
         print(f"{work}: no run yet")
     return unfinished
 
 
+def _folders(path):
+    """The folders in a folder, by name; none where it is not there."""
+    return sorted(each for each in path.iterdir() if each.is_dir()) if path.exists() else []
+
+
 def _saved(folder):
-    """{phase: the step of its newest checkpoint}; a checkpoint that is being written has another name."""
-    steps = [(p.parent.name, int(p.name)) for p in folder.glob("*/*") if p.name.isdigit()]
-    # Of equal keys a dict keeps the last
-    return dict(sorted(steps))
+    """{phase: the step of its newest checkpoint that is whole}."""
+    from orbax.checkpoint.utils import checkpoint_steps
+
+    steps = {phase.name: checkpoint_steps(phase) for phase in _folders(folder)}
+    return {phase: max(found) for phase, found in steps.items() if found}
 
 
-def resume(work: Path):
+def resume(work: str | os.PathLike):
     """Report on the runs in the folders of `work`, and resume those that are not complete."""
     for folder in report(work):
         train(ConfigDict(read_json(folder / MARKER)), folder)
 
 
-def curves(workdir: Path, phase: str = "grpo"):
+def curves(workdir: str | os.PathLike, phase: str = "grpo"):
     """The curves of one phase of a run, complete or not, as a picture for the notebook."""
     from IPython.display import Image
 
     from deepseek_jax.reports.tables import plot_curves
 
-    picture = Path(workdir) / "notebook.png"
-    plot_curves(Path(workdir) / "metrics.jsonl", picture, phase=phase, names=("reward", "accuracy"))
-    return Image(filename=str(picture))
+    picture = absolute(workdir) / "notebook.png"
+    plot_curves(
+        picture.with_name("metrics.jsonl"), picture, phase=phase, names=("reward", "accuracy")
+    )
+    return Image(data=picture.read_bytes())
 
 
-def plan(name: str, topology: str, *, program: str, cache: Path, **fields):
+def plan(name: str, topology: str, *, program: str, cache: str | os.PathLike, **fields):
     """Plan an experiment with launch/plan.py, and print what it prints: -> whether all of it fits.
 
     name, fields: as of `experiment`. The rest are flags of that program.

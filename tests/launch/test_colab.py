@@ -13,6 +13,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import nbformat
 import pytest
@@ -23,6 +24,7 @@ from configs.adapted_models import MODELS
 from deepseek_jax import recipes
 from launch import colab, common
 from tests.experiments import EXPERIMENTS
+from tests.recipes.small import small_config
 from tests.rollout.test_tpu_decode import compile_apart
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -165,6 +167,35 @@ def test_every_model_of_the_hub_is_one_of_the_experiments():
     """Oracle: the last part of its name on the hub is the folder that its experiment names."""
     for model, name in colab.ON_THE_HUB.items():
         assert name.partition("/")[2] == MODELS[model][0]
+
+
+def test_the_folder_cell_takes_a_bucket(monkeypatch, bucket):
+    """Oracle: by hand: the account is asked for, the packages are there, and WORK is below gs://."""
+    asked = []
+    auth = SimpleNamespace(authenticate_user=lambda: asked.append("account"))
+    monkeypatch.setitem(sys.modules, "google.colab", SimpleNamespace(auth=auth))
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    shell = SimpleNamespace(run_line_magic=lambda name, line: asked.append(f"{name} {line}"))
+    names = {"sys": sys, "Path": Path, "get_ipython": lambda: shell}
+    exec(code("work-folder").replace('BUCKET = ""', f"BUCKET = {bucket.folder!r}"), names)
+    assert asked == ["account", "pip install --quiet gcsfs google-cloud-storage"]
+    assert str(names["WORK"] / "run") == f"{bucket.folder}/run"
+
+
+@pytest.mark.slow
+def test_a_run_in_a_bucket_is_reported_drawn_and_resumed(bucket, capsys):
+    """Oracle: the lines for a folder, see below; a PNG's first bytes."""
+    work, config = f"{bucket.folder}/work", small_config(prompts_per_step=8)
+    assert colab.report(work) == [] and capsys.readouterr().out == f"{work}: no run yet\n"
+    # Five steps of its base, then one of two
+    assert colab.train(config, f"{work}/one", stop_after=6) is False
+    capsys.readouterr()
+    (folder,) = colab.report(work)
+    line = f"{work}/one: not complete; saved: grpo step 1, pretrain step 5\n"
+    assert capsys.readouterr().out == line and str(folder) == f"{work}/one"
+    colab.resume(work)
+    assert colab.report(work) == [] and f"{work}/one: complete\n" in capsys.readouterr().out
+    assert colab.curves(folder).data.startswith(b"\x89PNG")
 
 
 COUNTING = '''
