@@ -2,7 +2,7 @@
 shows in review. To accept one, write the files anew:
 
 python -m tests.configs.snapshots               # parameters, in seconds
-python -m tests.configs.snapshots collectives [FOLDER_OF_PLANS]   # compiles programs for TPUs, for an hour
+python -m tests.configs.snapshots collectives [FOLDER_OF_PLANS]   # compiles programs for TPUs, for two hours
 """
 
 import importlib
@@ -10,6 +10,7 @@ import math
 import os
 import sys
 from pathlib import Path
+from typing import NamedTuple
 
 FOLDER = Path(__file__).parent / "snapshots"
 # Config -> the slice that its docstring names
@@ -31,12 +32,37 @@ SLICES = {
     "distill_llama_8b": "v5p:4x4x4",
     "distill_llama_70b": "v5p:4x8x8",
 }
-# Programs whose collectives are kept: (config, program) -> GiB of a chip
+
+
+class Figures(NamedTuple):
+    """Of one chip: GiB at the peak; MFU with all collectives hidden; GB sent, and GB of memory traffic, in a
+    call, or in a token step of decoding. As limits of a program: the MFU is the least, the others the most.
+    """
+
+    gib: float
+    mfu: float = 0.0
+    sent_gb: float = math.inf
+    traffic_gb: float = math.inf
+
+
+V5E, V5P = 15.75, 95.0
+# Programs whose collectives are kept, with their limits
 COMPILED = {
-    ("distill_qwen_1_5b", "student: update"): 15.75,
-    ("distill_qwen_7b", "student: update"): 15.75,
-    ("r1_zero", "update"): 95.0,
-    ("r1:stage=reasoning", "update"): 95.0,
+    ("distill_qwen_1_5b", "student: update"): Figures(V5E, mfu=0.25),
+    ("distill_qwen_7b", "student: update"): Figures(V5E, mfu=0.55),
+    ("distill_qwen_14b", "student: update"): Figures(V5P, mfu=0.6),
+    ("distill_qwen_32b", "student: update"): Figures(V5P, mfu=0.6),
+    ("distill_llama_8b", "student: update"): Figures(V5P, mfu=0.6),
+    ("distill_llama_70b", "student: update"): Figures(V5P, mfu=0.6),
+    ("pretrain_v3", "stage_1"): Figures(V5P, mfu=0.4),
+    ("r1:stage=sft", "update"): Figures(V5P, mfu=0.25),
+    ("r1:stage=helpfulness", "update"): Figures(V5P, mfu=0.25),
+    ("v3_post_training:stage=rl", "update"): Figures(V5P, mfu=0.25),
+    ("r1_zero", "update"): Figures(V5P, mfu=0.25),
+    ("r1:stage=reasoning", "update"): Figures(V5P, mfu=0.25),
+    # 2,048 slots of 34,816 and of 67,584 positions
+    ("r1:stage=reasoning", "decode"): Figures(12.0, sent_gb=2.0, traffic_gb=20.0),
+    ("r1_zero", "decode"): Figures(17.0, sent_gb=2.0, traffic_gb=40.0),
 }
 
 
@@ -88,25 +114,33 @@ def abstract_mesh(sizes, devices, names):
     return AbstractMesh(tuple(sizes.get(name, 1) for name in names), tuple(names))
 
 
-def sent(name, program, cache=None):
-    """(peak bytes, lines of what one device sends in a program), compiled for the config's slice. cache: see
+def compiled(name, program, cache=None):
+    """(Figures, lines of what one device sends) of a program, compiled for the config's slice. cache: see
     costs.compiled.
     """
     from launch import topology
 
     config = config_of(name)
-    mesh, _ = topology.planned_mesh(SLICES[name], config.get("mesh", {}))
+    mesh, chip = topology.planned_mesh(SLICES[name], config.get("mesh", {}))
     from deepseek_jax.costs.compiled import compile_programs
+    from deepseek_jax.costs.roofline import roofline, share_of_peak
 
     programs = topology.chosen(topology.recipes_programs(config, mesh), program)
-    *_, (_, compiled) = compile_programs(programs, cache)
-    assert compiled.refusal is None, compiled.refusal
-    axes = {key: one for key, one in compiled.cost.collectives.items() if one.wire_bytes >= 1e6}
+    *_, (planned, found) = compile_programs(programs, cache)
+    assert found.refusal is None, found.refusal
+    seconds = roofline(found.cost, chip, planned.mesh).hidden
+    sent = {key: one for key, one in found.cost.collectives.items() if one.wire_bytes >= 1e6}
+    figures = Figures(
+        gib=found.memory.peak / 2**30,
+        mfu=share_of_peak(planned.flops, seconds, chip, planned.mesh.size),
+        sent_gb=sum(one.wire_bytes for one in sent.values()) / 1e9,
+        traffic_gb=found.cost.hbm_bytes / 1e9,
+    )
     lines = [
         f"{kind} over {' x '.join(along)}: {one.count:,} times, {one.wire_bytes / 1e9:,.2f} GB"
-        for (kind, along), one in sorted(axes.items())
+        for (kind, along), one in sorted(sent.items())
     ]
-    return compiled.memory.peak, lines
+    return figures, lines
 
 
 def file_of(kind, name):
@@ -129,7 +163,9 @@ if __name__ == "__main__":
         os.environ.update(ENVIRONMENT)
         cache = Path(sys.argv[2]) if sys.argv[2:] else None
         for name, program in COMPILED:
-            write("collectives", f"{name} {program}", sent(name, program, cache)[1])
+            figures, lines = compiled(name, program, cache)
+            print(name, program, figures, flush=True)
+            write("collectives", f"{name} {program}", lines)
     else:
         for name in SLICES:
             write("parameters", name, placed(name))

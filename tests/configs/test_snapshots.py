@@ -14,8 +14,8 @@ from tests.configs import snapshots
 ROOT = Path(__file__).resolve().parents[2]
 COMPILE = """
 import json, sys
-from tests.configs.snapshots import sent
-print("result", json.dumps(sent(*sys.argv[1:])))
+from tests.configs.snapshots import compiled
+print("result", json.dumps(compiled(*sys.argv[1:])))
 """
 
 
@@ -25,17 +25,18 @@ def test_every_parameter_is_placed_as_the_snapshot_says(name):
     assert snapshots.placed(name) == snapshots.file_of("parameters", name).read_text().splitlines()
 
 
-def compiled():
+def marked():
     """COMPILED, each marked by what its compilation takes."""
     for name, program in snapshots.COMPILED:
         mark = pytest.mark.slow if name.startswith("distill") else pytest.mark.pod
         yield pytest.param(name, program, marks=mark)
 
 
-@pytest.mark.parametrize(("name", "program"), list(compiled()))
+@pytest.mark.parametrize(("name", "program"), list(marked()))
 def test_a_program_fits_and_sends_what_the_snapshot_says(name, program):
-    """Oracle: the compiler, for all layers and the config's slice: the peak memory, and the collectives of
-    its text against the file. `python -m tests.configs.snapshots collectives` writes it anew.
+    """Oracle: the compiler, for all layers and the config's slice: memory, and by its text the MFU, the
+    traffic, and the collectives against the file. `python -m tests.configs.snapshots collectives` writes it
+    anew.
     """
     done = subprocess.run(
         [sys.executable, "-c", COMPILE, name, program],
@@ -45,7 +46,9 @@ def test_a_program_fits_and_sends_what_the_snapshot_says(name, program):
         timeout=1800,
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    peak, lines = json.loads(done.stdout.split("result ")[1])
-    assert peak <= snapshots.COMPILED[name, program] * 2**30
+    figures, lines = json.loads(done.stdout.split("result ")[1])
+    found, limits = snapshots.Figures(*figures), snapshots.COMPILED[name, program]
+    assert found.gib <= limits.gib and found.mfu >= limits.mfu
+    assert found.sent_gb <= limits.sent_gb and found.traffic_gb <= limits.traffic_gb
     kept = snapshots.file_of("collectives", f"{name} {program}").read_text().splitlines()
     assert lines == kept
