@@ -20,7 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from absl import app, flags
 
-from deepseek_jax.errors import Fault
+from deepseek_jax.errors import Fault, at
 from launch import common
 
 
@@ -71,7 +71,8 @@ def convert(
     if like is not None:
         read_json(like)
     if adapter is not None:
-        adapter_scale(adapter)
+        with at("--adapter"):
+            adapter_scale(adapter)
     config, params = checkpoint.load_params(source, dtype)
     tokenizer = None
     if source.suffix == ".gguf" and form == "hf":
@@ -79,7 +80,8 @@ def convert(
         tokenizer = gguf_tokenizer(source)
     if adapter is not None:
         mesh = make_mesh(devices=jax.devices()[:1])
-        params = merged(checkpoint.load_adapter(adapter, config, params, mesh))
+        with at("--adapter"):
+            params = merged(checkpoint.load_adapter(adapter, config, params, mesh))
     if form == "orbax":
         checkpoint.save_orbax(target, config, params)
         return config, params

@@ -1,9 +1,11 @@
 """The tables of the guides, from the results of experiments and benchmarks."""
 
+import json
 import re
 
 import pytest
 
+from tests.benchmarks import accelerator
 from tests.benchmarks.result_tables import block, cell_text, outcome, table
 from tests.benchmarks.results import (
     BLOCK,
@@ -122,3 +124,16 @@ def test_the_version_is_this_checkouts_commit():
     if not (ROOT / ".git").exists():
         pytest.skip("no git checkout")
     assert re.match(r"[0-9a-f]{7,}(-dirty)? \(20\d\d-\d\d-\d\d\)$", revision())
+
+
+@pytest.mark.slow
+def test_the_benchmark_of_accelerators_runs_on_a_cpu_in_small(tmp_path, monkeypatch):
+    """Oracle: by hand: three kinds of work of a model, with the device's name; a second run takes their
+    place.
+    """
+    monkeypatch.setattr(accelerator, "FOLDER", tmp_path)
+    for _ in range(2):
+        accelerator.main(["--rounds", "1", "--model", "v3_stack", "--write"])
+    rows = json.loads((tmp_path / "accelerator.json").read_text())["rows"]
+    assert [row["case"].rpartition(": ")[2] for row in rows] == ["decoding", "update", "GRPO step"]
+    assert all(row["device"].endswith("x cpu") and row["tokens/s"] > 0 for row in rows)

@@ -25,7 +25,7 @@ from deepseek_jax.checkpoint.adapter_names import (
 from deepseek_jax.checkpoint.folder import check_new, is_unfinished, whole_folder
 from deepseek_jax.files import as_path, read_object, whole_file
 from deepseek_jax.models import ModelConfig
-from deepseek_jax.models.adapter_modules import EXPERTS, adapter_places, modules
+from deepseek_jax.models.adapter_modules import EXPERTS, adapter_places, module_axes, modules
 from deepseek_jax.models.adapters import Adapted
 from deepseek_jax.models.quantized import is_quantized, unquantized_leaves
 from deepseek_jax.ops.fingerprint import fingerprint
@@ -131,6 +131,7 @@ def load_adapter(folder: str | Path, config: ModelConfig, params, mesh: Mesh):
     tensors = read_tensors(folder / TENSORS, _digests(folder, about))
     try:
         adapter = _arrays(config, tensors)
+        _check_complete(read_object(folder / CONFIG), config, adapter)
     except ValueError as error:
         raise ValueError(f"{folder / TENSORS}: {error}") from error
     places = adapter_places(config, adapter, mesh)
@@ -151,14 +152,17 @@ def _scale(text, path):
             )
 
     for field in ("r", "lora_alpha"):
-        if type(text.get(field)) not in (int, float) or not text[field] > 0:
+        if not _is_positive(text.get(field)):
             raise ValueError(f"{path}: {field}={text.get(field)!r} must be a number above 0")
 
     def scale(rank, alpha):
         return alpha / (math.sqrt(rank) if text.get("use_rslora") else rank)
 
     own = scale(text["r"], text["lora_alpha"])
-    ranks, alphas = text.get("rank_pattern") or {}, text.get("alpha_pattern") or {}
+    ranks, alphas = (text.get(f"{name}_pattern") or {} for name in ("rank", "alpha"))
+    for name, pattern in ("rank", ranks), ("alpha", alphas):
+        if not isinstance(pattern, dict) or not all(map(_is_positive, pattern.values())):
+            raise ValueError(f"{path}: {name}_pattern={pattern!r} must have numbers above 0")
     for key in ranks.keys() | alphas.keys():
         other = scale(ranks.get(key, text["r"]), alphas.get(key, text["lora_alpha"]))
         if not math.isclose(other, own):
@@ -167,6 +171,10 @@ def _scale(text, path):
                 f"{own:g}; only one scale for all is supported"
             )
     return own
+
+
+def _is_positive(x):
+    return type(x) in (int, float) and 0 < x < math.inf
 
 
 def base_fingerprints(params):
@@ -235,6 +243,24 @@ def _arrays(config, tensors):
             stacked = _stacked(config, module, place, own, layers[stack])
             adapter.setdefault(stack, {})[module] = stacked
     return adapter
+
+
+def _check_complete(text, config, adapter):
+    """Raise ValueError where the config names a module that has no tensors, or another rank than theirs."""
+    named = [text.get(field) or [] for field in ("target_modules", "target_parameters")]
+    # A text is a pattern, which may match less than it seems
+    names = [name for own in named if isinstance(own, list) for name in own]
+    patterns = text.get("rank_pattern") or {}
+    for stack, module in module_axes(config):
+        pair = adapter.get(stack, {}).get(module)
+        if pair is None:
+            targeted = any(f".{module}".endswith(f".{name}") for name in names)
+            if targeted and not text.get("exclude_modules"):
+                raise ValueError(f"{module} has no tensors, and {CONFIG} names it as a target")
+        elif (rank := pair["lora_a"].shape[-1]) not in (text["r"], *patterns.values()):
+            raise ValueError(f"{module} has rank {rank}, and {CONFIG} has r={text['r']!r}")
+    if not adapter:
+        raise ValueError("there are no tensors")
 
 
 def _stacked(config, module, place, tensors, layers):

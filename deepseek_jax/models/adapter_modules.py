@@ -74,7 +74,9 @@ class Axes(NamedTuple):
 
 def adapter_axes(config: ModelConfig, targets: tuple[str, ...]):
     """{(stack, module): Axes} of the targets. Raises ValueError for one that the model does not have."""
-    axes = _module_axes(config)
+    axes = module_axes(config)
+    if not targets:
+        raise ValueError(f"targets=[] trains nothing; name a module, or {ALL_LINEAR!r}")
     for target in targets:
         if not any(_matches(module, target) for _, module in axes):
             known = sorted({_short(module) for _, module in axes})
@@ -91,7 +93,7 @@ def adapter_axes(config: ModelConfig, targets: tuple[str, ...]):
 
 def adapter_places(config: ModelConfig, adapter, mesh: Mesh):
     """The shardings of an adapter's arrays. Raises ValueError for a module that the model does not have."""
-    axes, names = _module_axes(config), {}
+    axes, names = module_axes(config), {}
     for stack, pairs in adapter.items():
         for module in pairs:
             if (stack, module) not in axes:
@@ -112,7 +114,7 @@ def matrix_axes(axes: Axes, rank: int):
     }
 
 
-def _module_axes(config):
+def module_axes(config):
     """{(stack, module): Axes} of every module of the model."""
     boxed = jax.eval_shape(lambda: init_params(config, jax.random.key(0)))
     names = flatten_dict(logical_names(boxed), sep="/")

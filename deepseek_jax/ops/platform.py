@@ -43,13 +43,15 @@ CHOICES = {
     # XLA's CPU compiler does not implement the ragged exchange
     "expert_parallel": {"any": "padded", "tpu": "ragged"},
 }
+# Forms that are Pallas kernels for a TPU. "interpreted" emulates each of them anywhere
+KERNELS = ("kernel", "megablox", "splash")
 
 
 def choose(op, implementation=None, suits=lambda: True, **forms):
     """The form of an op that `implementation` names, or else CHOICES. forms: every form by its name.
 
     suits(): whether a TPU's own form takes the shapes at hand. Where it does not, a TPU takes the form of any
-    machine. Raises ValueError for a name that the op does not have.
+    machine. Raises ValueError for a name that the op does not have, and for a kernel on another machine.
     """
     if implementation is None and platform() == "tpu" and not suits():
         implementation = CHOICES[op]["any"]
@@ -57,6 +59,12 @@ def choose(op, implementation=None, suits=lambda: True, **forms):
     if implementation not in forms:
         raise ValueError(
             f"{op} has no implementation={implementation!r}; it has {', '.join(forms)}"
+        )
+    if implementation in KERNELS and platform() != "tpu":
+        others = ", ".join(form for form in forms if form not in KERNELS)
+        raise ValueError(
+            f"{op}: implementation={implementation!r} is a kernel for TPUs, and this program is for a "
+            f"{platform()}; leave it out, or set it to one of {others}"
         )
     return forms[implementation]
 

@@ -244,6 +244,29 @@ def test_a_missing_tensor_is_named(adapted_of, tmp_path):
     assert f"{gone} is missing" in refused(tmp_path / "x", config, ours.base)
 
 
+@pytest.mark.parametrize(
+    "fields, gone, words",
+    [
+        ({}, "q_proj", "self_attn.q_proj has no tensors, and adapter_config.json names it"),
+        (dict(target_modules="all-linear"), "", "there are no tensors"),
+        (dict(r=6), None, "self_attn.q_proj has rank 3, and adapter_config.json has r=6"),
+        (dict(r=0), None, "r=0 must be a number above 0"),
+        (dict(lora_alpha=float("inf")), None, "lora_alpha=inf must be a number above 0"),
+        (dict(rank_pattern={"q_proj": 0}), None, "rank_pattern={'q_proj': 0} must have numbers"),
+    ],
+)
+def test_a_folder_whose_tensors_are_not_those_of_its_config_is_refused(
+    adapted_of, tmp_path, fields, gone, words
+):
+    """Oracle: the words a reader needs; without this the adapter would be another, and nobody would know."""
+    _, folder, _, config, ours = adapted_of("qwen3")
+    made = changed_config(folder, tmp_path / "x", **fields)
+    tensors = load_file(folder / TENSORS)
+    kept = {name: x for name, x in tensors.items() if gone is None or gone not in name}
+    save_file(kept, made / TENSORS)
+    assert words in refused(made, config, ours.base)
+
+
 def copied(params):
     """A copy for a function that donates it."""
     return jax.tree.map(jnp.copy, params)
@@ -278,6 +301,8 @@ def test_a_folder_without_an_adapter_is_named(adapted_of, tmp_path):
 def test_a_target_that_does_not_exist_is_named_with_those_that_do(adapted_of):
     """Oracle: the modules of the family, by hand."""
     config = adapted_of("deepseek_v3")[3]
+    with pytest.raises(ValueError, match="^targets=\\[\\] trains nothing"):
+        adapter_axes(config, ())
     with pytest.raises(ValueError, match="'q_proj' is not a module of this model; .*q_a_proj"):
         adapter_axes(config, ("q_proj",))
     assert {module for _, module in adapter_axes(config, ("all-linear",))} == {

@@ -387,4 +387,10 @@ def test_the_kernel_refuses_experts_that_begin_within_a_tile():
     """Oracle: the message: the argument, what is allowed."""
     rows, kernel = jnp.zeros((64, D)), jnp.zeros((EXPERTS, D, F))
     with pytest.raises(ValueError, match="block=8 is no multiple of 128.*ragged, pieces"):
-        grouped_fp8(rows, kernel, jnp.full(EXPERTS, 8), block=8, implementation="kernel")
+        grouped_fp8(rows, kernel, jnp.full(EXPERTS, 8), block=8, implementation="interpreted")
+
+
+def test_the_kernel_refuses_what_its_tiles_do_not_cover():
+    """Oracle: the message: the argument, what is allowed."""
+    with pytest.raises(ValueError, match=r"multiples of 128, and x is 8 x 300; .*: plain"):
+        quantize(jnp.zeros((8, 300)), ROW, implementation="interpreted")

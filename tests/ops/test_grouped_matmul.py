@@ -146,6 +146,14 @@ def test_blocks_are_about_an_experts_share():
     assert [grouped.block_size(*x) for x in given] == [2, 8, 1, 1, 8]
 
 
+def test_rows_on_a_tpu_are_whole_tiles():
+    """Oracle: by hand: of 512 rows, of 128 where there are few."""
+    with jax.default_device("tpu"):
+        found = [grouped.whole_tiles(rows) for rows in (1, 129, 4095, 4096, 4097)]
+    assert found == [128, 256, 4096, 4096, 4608]
+    assert grouped.whole_tiles(129) == 129
+
+
 @pytest.mark.parametrize("implementation", ["pieces", "ragged"])
 def test_gradients_arrive_in_their_operands_dtypes(implementation):
     """Oracle: bfloat16 activations, float32 masters and float32 weights of the router."""

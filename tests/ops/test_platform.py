@@ -53,6 +53,19 @@ def test_an_implementation_that_an_op_does_not_have_is_refused():
     assert words == str(error.value)
 
 
+def test_a_kernel_for_tpus_is_refused_elsewhere():
+    """Oracle: the words a reader needs; on a TPU it is taken."""
+    forms = dict(ragged=1, megablox=2, interpreted=3)
+    with pytest.raises(ValueError) as error:
+        choose("grouped_matmul", "megablox", **forms)
+    assert str(error.value) == (
+        "grouped_matmul: implementation='megablox' is a kernel for TPUs, and this program is for a cpu; "
+        "leave it out, or set it to one of ragged, interpreted"
+    )
+    with jax.default_device("tpu"):
+        assert choose("grouped_matmul", "megablox", **forms) == 2
+
+
 def update(config):
     """The gradient of a batch's loss, multi-token prediction too where there is one."""
     weights = dict(mtp_weight=0.3) if config.num_nextn_predict_layers else {}

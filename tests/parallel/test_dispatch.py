@@ -2,6 +2,7 @@
 
 import functools
 import itertools
+import re
 
 import jax
 import jax.numpy as jnp
@@ -168,6 +169,30 @@ def test_rows_that_split_are_exchanged():
     with jax.set_mesh(make_mesh(**MESHES["expert, context"])):
         run = jax.jit(lambda *arrays: expert_parallel(run_experts, *with_axes(arrays))[0])
         assert "all_to_all" in run.lower(x, ROUTES["random"], weights, kernels).as_text()
+
+
+@pytest.mark.parametrize("dtype, name", [("bfloat16", "bf16"), ("float32", "f32")])
+def test_kernels_enter_split_and_their_gradients_leave_split(dtype, name):
+    """Oracle: the program: each kernel is gathered once, in its dtype, and its gradient is reduced and
+    scattered in float32; nothing of a whole kernel's size is reduced.
+    """
+    x, weights, kernels = inputs()
+
+    def loss(kernels):
+        arrays = x, ROUTES["random"], weights
+        return probe(expert_parallel(run_experts, *arrays, Kernels(kernels, AXES, dtype))[0])
+
+    with jax.set_mesh(make_mesh(**MESHES["fsdp, expert, tensor"])):
+        text = jax.jit(jax.grad(loss)).lower(kernels).as_text()
+    gathers = [line for line in text.splitlines() if "stablehlo.all_gather" in line]
+    held, f = E // 2, F // 2
+    for shape in (f"{held}x{D}x{f}", f"{held}x{f}x{D}"):
+        assert sum(line.endswith(f"-> tensor<{shape}x{name}>") for line in gathers) == 1
+    scattered = re.findall(r"stablehlo\.reduce_scatter.*?\}\) : \(tensor<(\S+?)>\)", text, re.S)
+    assert scattered == [f"{held}x{f}x{D}xf32", f"{held}x{D}x{f}xf32"]
+    reduced = re.findall(r"stablehlo\.all_reduce.*?\}\) : \(tensor<(\S+?)>\)", text, re.S)
+    # Shares may be, over axes that do not split them
+    assert not {f"{held}x{f}x{D}xf32", f"{held}x{D}x{f}xf32"} & set(reduced)
 
 
 @pytest.mark.slow

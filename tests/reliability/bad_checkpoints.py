@@ -429,7 +429,7 @@ CHECKPOINTS = [
     (
         CONVERT + " --adapter=none",
         (
-            "no adapter in none: there is no adapter_config.json; give the folder adapter of "
+            "--adapter: no adapter in none: there is no adapter_config.json; give the folder adapter of "
             "a run, or one of peft's"
         ),
         copied("model"),

@@ -27,6 +27,11 @@ def takes(q_latent, c_kv):
 def attend_latent(q_latent, q_rope, c_kv, k_rope, mask, scale, interpret=False):
     """ops.attention.attend_latent, with the online softmax of arXiv:2205.14135 over blocks of the cache."""
     (b, h, c), r, s = q_latent.shape, q_rope.shape[-1], c_kv.shape[1]
+    if s % BLOCKS[-1]:
+        raise ValueError(
+            f"attend_latent's kernel reads blocks of {BLOCKS[-1]} tokens, and c_kv has {s}; pass a multiple, "
+            "or another implementation: plain"
+        )
     block = next(size for size in BLOCKS if s % size == 0)
 
     def of_sequence(*shape):

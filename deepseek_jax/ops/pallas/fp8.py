@@ -38,6 +38,11 @@ def is_whole(x, tile):
 def quantize(x, tile, of_amax, scale=None, interpret: bool = False):
     """ops.fp8.quantize. of_amax: the scale of a tile by its largest magnitude."""
     *lead, i, j = x.shape
+    if not is_whole(x, tile):
+        raise ValueError(
+            f"quantize's kernel needs x in whole tiles of {tile} and columns in multiples of {TERMS}, and x "
+            f"is {i} x {j}; pass such sizes, or another implementation: plain"
+        )
     rows, columns = ROUNDED_ROWS, _columns(j, ROUNDED_COLUMNS)
     of_rows = pl.BlockSpec((rows, LANES), lambda i, s: (i, s * columns // TERMS // LANES))
     in_specs = [pl.BlockSpec((rows, columns), lambda i, s: (i, s))]

@@ -33,6 +33,14 @@ def test_the_kernel_is_the_plain_form(spread):
     np.testing.assert_allclose(ours, plain, atol=1e-5 * np.abs(plain).max())
 
 
+def test_a_cache_of_no_whole_blocks_is_refused():
+    """Oracle: the message: the argument, what is allowed."""
+    (*queries, c_kv, k_rope), mask = operands()
+    short = *queries, c_kv[:, :100], k_rope[:, :100]
+    with pytest.raises(ValueError, match="blocks of 128 tokens, and c_kv has 100; .*: plain"):
+        attend_latent(*short, scale=0.1, mask=mask[:, :100], implementation="interpreted")
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("topology", ["v5e:2x2", "v5p:2x2x1", "v6e:2x2", "tpu7x:2x2x1"])
 def test_decoding_on_a_tpu_writes_no_scores(monkeypatch, topology):
