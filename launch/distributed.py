@@ -4,10 +4,13 @@ JAX is imported where it is used, because launch/common.py imports this module.
 """
 
 import os
+import threading
 
 from absl import flags
 
 flags.disclaim_key_flags()
+# How long a process that found a mistake waits for the others, to agree who prints it
+PRINT_SECONDS = 60
 
 
 def define_flags():
@@ -28,6 +31,8 @@ def join_peers(seconds: int = 300):
     choice = _choice()
     if choice == "no" or (choice == "auto" and _count_processes() == 1):
         return False
+    # It would take SIGTERM for itself: before the run listens, the signal would be lost
+    jax.config.update("jax_enable_preemption_service", False)
     try:
         jax.distributed.initialize(initialization_timeout=seconds)
     # JAX raises where it finds no cluster of a kind that it knows
@@ -42,8 +47,17 @@ def print_once(message: str, print_it):
     """Call print_it(text) on one process for a mistake that all find. A process that alone finds one prints
     it too, with its number.
     """
-    # Most mistakes are found before the processes have joined; they join only to agree who prints
-    if "distributed" not in flags.FLAGS or not _joins_to_print():
+    if "distributed" not in flags.FLAGS:
+        print_it(message)
+        return
+    # Most mistakes are found before the processes have joined; they join only to agree who prints. Where one
+    # does not come, JAX ends this process while it waits: better printed twice than never
+    late = threading.Timer(PRINT_SECONDS - 6, print_it, [message])
+    late.daemon = True
+    late.start()
+    joined = _joins_to_print()
+    late.cancel()
+    if not joined:
         print_it(message)
         return
     import jax
@@ -57,8 +71,8 @@ def print_once(message: str, print_it):
 
 def _joins_to_print():
     try:
-        return join_peers(seconds=60)
-    # No peers, or none that answers: better printed twice than never
+        return join_peers(seconds=PRINT_SECONDS)
+    # No peers
     except Exception:
         return False
 

@@ -3,8 +3,10 @@
 Messages that must not wait for the devices go through the key-value store of JAX's coordination service.
 """
 
+import contextlib
 import itertools
 import json
+import sys
 import threading
 from collections import Counter
 from collections.abc import Callable
@@ -20,7 +22,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 BARRIER_SECONDS = 1800
 # How often a process looks for another's request to stop
 POLL_SECONDS = 0.5
-_barriers, _agreements = Counter(), itertools.count()
+_barriers, _agreements, _exchanges = Counter(), itertools.count(), itertools.count(1)
 
 
 def first_process():
@@ -195,13 +197,47 @@ def any_on(mesh: Mesh, flag: bool):
     return bool(jax.jit(jnp.any, out_shardings=NamedSharding(mesh, PartitionSpec()))(flags))
 
 
-def from_each(value):
-    """The values of all processes, a list by process index. value: anything that JSON can hold."""
+@contextlib.contextmanager
+def _naming_who_is_missing(seconds: float):
+    """Where a block in which all processes meet takes longer than `seconds`, print who has not come to it. It
+    waits on: one of them may be at honest work, such as building a dataset.
+    """
+    number = next(_exchanges)
+    # One key a process, for all such blocks: every process comes to them in the same order
+    _store().key_value_set(f"exchange/{jax.process_index()}", str(number), allow_overwrite=True)
+
+    def late():
+        come = {
+            int(k.rpartition("/")[2]): int(v) for k, v in _store().key_value_dir_get("exchange")
+        }
+        missing = [each for each in range(jax.process_count()) if come.get(each, 0) < number]
+        print(
+            f"process {jax.process_index()} has waited {seconds:.0f} s, and these processes of "
+            f"{jax.process_count()} have not come: {missing}; look at their output",
+            file=sys.stderr,
+            flush=True,
+        )
+
+    timer = threading.Timer(seconds, late)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
+def from_each(value, seconds: float = BARRIER_SECONDS):
+    """The values of all processes, a list by process index. value: anything that JSON can hold.
+
+    A process that waits for others longer than `seconds` prints which of them are missing, and waits on.
+    """
     if jax.process_count() == 1:
         return [value]
     text = np.frombuffer(json.dumps(value).encode(), np.uint8)
     # allgather needs one shape: texts are padded to the longest
-    sizes = multihost_utils.process_allgather(np.int32(len(text)))
+    with _naming_who_is_missing(seconds):
+        sizes = multihost_utils.process_allgather(np.int32(len(text)))
     padded = np.pad(text, (0, int(sizes.max()) - len(text)))
     rows = np.asarray(multihost_utils.process_allgather(padded))
     return [json.loads(row[:size].tobytes()) for row, size in zip(rows, sizes.ravel(), strict=True)]

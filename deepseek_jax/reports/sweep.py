@@ -16,7 +16,7 @@ from deepseek_jax.training.metrics import read_phases
 SEED = "seed"
 COMPLETE = "complete"
 # The metric of a sweep that names none: the first of these that the last phase logged
-HEADLINE = "accuracy", "held_out_loss", "reward", "loss"
+HEADLINE = "accuracy", "held_out_loss", "kept_share", "reward", "loss"
 
 
 class SweepRun(NamedTuple):

@@ -3,12 +3,14 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from orbax.checkpoint._src.path import atomicity
 
 from deepseek_jax.checkpoint.damage import DamagedCheckpoint
 from deepseek_jax.checkpoint.store import Store
@@ -289,3 +291,21 @@ def test_the_damaged_array_is_named_on_any_mesh(tmp_path):
     shutil.copy(tmp_path / "1" / "data" / "data.json", tmp_path / "2" / "data" / "data.json")
     with Store(tmp_path) as store, pytest.raises(DamagedCheckpoint, match="damaged: b is not what"):
         store.restore(2, jax.device_put(state, by_rows))
+
+
+def test_save_returns_while_the_checkpoint_is_still_being_written(tmp_path, monkeypatch):
+    """Oracle: by hand: the folder gets its name when the test lets it; the state of the call is saved."""
+    may_end, end = threading.Event(), atomicity.AtomicRenameTemporaryPath.finalize
+
+    async def later(*args, **kwargs):
+        assert may_end.wait(60)
+        return await end(*args, **kwargs)
+
+    monkeypatch.setattr(atomicity.AtomicRenameTemporaryPath, "finalize", later)
+    with Store(tmp_path) as store:
+        store.save(1, {"state": make_state(1), "data": DATA})
+        assert not (tmp_path / "1").exists()
+        may_end.set()
+        store.wait()
+        assert (tmp_path / "1").exists()
+        assert_equal(store.restore(None, make_state())["state"], make_state(1))

@@ -51,6 +51,17 @@ def test_what_is_well_is_told_and_nothing_is_left(folder):  # noqa: F811
 
 
 @pytest.mark.slow
+def test_two_processes_check_themselves_together(folder):  # noqa: F811
+    """Oracle: by hand: sixteen devices, whose sums cross the processes; process 0 alone speaks; no file."""
+    ends = ended(tasks(folder, "--config=tiny.py", "--config.mesh={'expert': 4}", "--check"))
+    assert [status for status, *_ in ends] == [0, 0], ends
+    (_, out, _), (_, other, _) = ends
+    assert "devices: 2 x (8 x cpu" in out and "mesh data=4, expert=4" in out
+    assert "along data" in out and "all is well" in out and "well" not in other
+    assert contents(folder / "runs") == {}
+
+
+@pytest.mark.slow
 def test_processes_of_different_versions_are_named(folder):  # noqa: F811
     """Oracle: the version that process 1 alone has; exit status 2 of both, one message."""
     record = folder / "other" / "grain-9.9.dist-info" / "METADATA"

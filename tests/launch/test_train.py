@@ -1,6 +1,7 @@
 """launch/train.py as a user starts it, in processes of its own, with a small recipe beside ours."""
 
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -436,3 +437,41 @@ def test_a_mistake_is_printed_once_for_all_processes(folder, args, words):
     ends = [process.communicate(timeout=120) for process in processes]
     assert [process.returncode for process in processes] == [2, 2], ends
     assert words in ends[0][1] and "error:" not in ends[1][1], ends
+
+
+LONELY = """
+from launch import distributed
+distributed.PRINT_SECONDS = 12
+join = distributed.join_peers
+distributed.join_peers = lambda seconds=12: join(seconds)
+runpy"""
+
+
+@pytest.mark.slow
+def test_a_mistake_is_printed_where_a_process_does_not_come(folder):
+    """Oracle: the message, once, although JAX ends the process that waits for its peer."""
+    text = (folder / "launch_here.py").read_text()
+    (folder / "launch_here.py").write_text(text.replace("\nrunpy", LONELY, 1))
+    (process,) = tasks(folder, "--config=tiny.py:stepps=3", environments=({},))
+    _, err = process.communicate(timeout=60)
+    (said,) = re.findall("^error: .*", err, re.MULTILINE)
+    assert process.returncode != 0 and "did you mean steps?" in said, err
+
+
+TERM_EARLY = """
+import os, signal
+from launch import workdir
+workdir._check_shared = lambda *_: os.kill(os.getpid(), signal.SIGTERM)
+runpy"""
+
+
+@pytest.mark.slow
+def test_sigterm_before_the_run_listens_ends_every_process(folder):
+    """Oracle: the status of a process that a signal ends; nothing is run."""
+    text = (folder / "launch_here.py").read_text()
+    (folder / "launch_here.py").write_text(text.replace("\nrunpy", TERM_EARLY, 1))
+    processes = tasks(folder, "--config=tiny.py")
+    for process in processes:
+        process.communicate(timeout=60)
+    assert [process.returncode for process in processes] == [-signal.SIGTERM] * 2
+    assert not list(folder.glob("runs/*/done*"))

@@ -87,7 +87,7 @@ import sys, time
 import jax
 process, port, what = int(sys.argv[1]), sys.argv[2], sys.argv[3]
 jax.distributed.initialize(f"127.0.0.1:{port}", num_processes=2, process_id=process)
-from deepseek_jax.parallel.processes import StopTogether, barrier, say_mistake
+from deepseek_jax.parallel.processes import StopTogether, barrier, from_each, say_mistake
 
 if what == "late":
     for _ in range(2):
@@ -99,6 +99,10 @@ if what == "late":
             print(error, flush=True)
     else:
         time.sleep(3)
+if what == "slow":
+    barrier("both have their devices")
+    time.sleep(4 * process)
+    print("got", from_each(process, seconds=1), from_each(2, seconds=1), flush=True)
 if what == "mistakes":
     print("same:", say_mistake("alpha"), flush=True)
 if what == "another":
@@ -126,6 +130,14 @@ barrier("the end")
     "what, wanted",
     [
         ("late", (r"barrier 'one comes': process 0 waited 1 s, .* 2 have not come: \[1\]", "")),
+        # Said once, by the one that waits; what they exchange is whole
+        (
+            "slow",
+            (
+                r"process 0 has waited 1 s, .* 2 have not come: \[1\](?s:.*)got \[0, 1\] \[2, 2\]",
+                r"got",
+            ),
+        ),
         ("mistakes", ("same: True", "same: False")),
         ("another", ("says: True", "says: True")),
         ("alone", ("", "says: True")),

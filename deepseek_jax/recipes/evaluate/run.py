@@ -55,6 +55,10 @@ def run(settings: EvaluateSettings, run: Run):
         with Rules(problems) as rules:
             policy = _policy(settings, run.mesh)
             answered = _answered(settings, policy, problems, rules, parts, run.should_stop)
+        # One line, for the table of a sweep
+        shares = [np.mean(problem["correct"]) for problem in answered]
+        run.writer.start("evaluate", 0)
+        run.writer.write(0, {"accuracy": np.mean(shares)}, phase="evaluate")
         return {"made_of": made_of, "problems": answered}
 
     results = remembered(folder / RESULTS, answer)

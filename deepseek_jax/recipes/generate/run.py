@@ -72,6 +72,7 @@ def run(settings: GenerateSettings, run: Run):
 
         def write(folder):
             write_sifted(settings, samples, evaluation, folder)
+            _log_kept(folder, run.writer)
 
         run_stage(run.folder, "dataset", inputs, write)
     _report(run.folder, fates)
@@ -222,6 +223,15 @@ def _sampling(settings: GenerateSettings, n: int, rewards, reward_models: dict):
         models = Formerly(settings.reward_models, {n: dict(m) for n, m in reward_models.items()})
         shown |= {"rewards": settings.rewards, "models": models}
     return shown | {"sampling": settings.sampling, "chunk": settings.chunk_size}
+
+
+def _log_kept(folder: Path, writer):
+    """Log the share of completions that the filters kept: one line, for the table of a sweep."""
+    if first_process():
+        fates = read_json(folder / "fates.json").values()
+        share = sum(of["kept"] for of in fates) / sum(sum(of.values()) for of in fates)
+        writer.start("generate", 0)
+        writer.write(0, {"kept_share": share}, phase="generate")
 
 
 def _report(workdir: Path, fates: dict):

@@ -1,0 +1,102 @@
+"""What a reader sees of a sweep, live and at its end, from files as runs leave them."""
+
+import json
+
+import pytest
+
+from launch.engines import RUNNING, WAITING
+from launch.sweeps.folder import Folder
+from launch.sweeps.follow import Sweep
+from launch.sweeps.runs import Run
+from launch.sweeps.show import Show
+
+RUNS = [
+    Run(f"rate={r},seed={s}", {"rate": r, "seed": s}, {"seed": s}) for r in (1, 2) for s in "012"
+]
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A sweep whose first run is complete, whose second failed and whose third has saved."""
+    folder = Folder(tmp_path, {"config": "/a.py", "sweep": "/b.py"})
+    folder.begin("local")
+    folder.submitted(RUNS[:5], list("abcde"))
+    for run, status in zip(RUNS, (0, 2, 75), strict=False):
+        folder.ended(run.name, status)
+    for number, run in enumerate(RUNS[:4]):
+        line = dict(step=7, phase="sft", held_out_loss=1.5 + number)
+        (tmp_path / run.name).mkdir()
+        (tmp_path / run.name / "metrics.jsonl").write_text(json.dumps(line) + "\n")
+    return folder
+
+
+def test_the_table_says_how_far_each_run_is_and_ends_in_two_files(folder, capsys):
+    """Oracle: by hand, one run of each status; the mean is of the complete one alone."""
+    show = Show(folder, RUNS, None, pruned={RUNS[5].name})
+    show.watch({RUNS[3].name: RUNNING, RUNS[4].name: WAITING})
+    live = capsys.readouterr().out
+    for words in (
+        "1 complete",
+        "1 failed (2)",
+        "1 stopped",
+        "1 running at sft step 7",
+        "1 waiting",
+    ):
+        assert words in live
+    assert "1 pruned" in live and "sft held out loss" in live
+    # Nothing has changed, and WATCH_SECONDS have not passed
+    show.watch({RUNS[3].name: RUNNING})
+    assert capsys.readouterr().out == ""
+    show.last()
+    out = capsys.readouterr().out
+    text = (folder.path / "sweep.txt").read_text()
+    assert text in out and text.splitlines()[2].split()[:4] == ["1", "1", "complete", "1.5"]
+    assert (folder.path / "sweep.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_sweep_in_which_no_run_logged_anything_has_a_table_and_no_plot(folder, capsys):
+    """Oracle: the statuses alone."""
+    for path in folder.path.glob("*/metrics.jsonl"):
+        path.unlink()
+    Show(folder, RUNS, None).last()
+    assert "1 failed (2)" in (folder.path / "sweep.txt").read_text()
+    assert not (folder.path / "sweep.png").exists()
+
+
+class Engine:
+    """Runs that end after three looks. most: of those that lived at once."""
+
+    name, max_jobs, takes_all, survives, poll_seconds, settle_seconds = (
+        "local",
+        1,
+        False,
+        False,
+        0,
+        0,
+    )
+    output = "{log}"
+
+    def __init__(self, folder):
+        self.folder, self.looks, self.most = folder, {}, 0
+
+    def submit(self, jobs):
+        self.looks |= {job.name: 3 for job in jobs}
+        return [job.name for job in jobs]
+
+    def state(self, ids):
+        self.most = max(self.most, len(ids))
+        for name in ids:
+            self.looks[name] -= 1
+            if not self.looks[name]:
+                (self.folder.path / f"{name}.status").write_text("0")
+        return {name: RUNNING for name in ids if self.looks[name]}
+
+
+@pytest.mark.parametrize("max_jobs, most", [(None, 1), (2, 2), (9, 6)])
+def test_so_many_runs_live_at_once_as_max_jobs_allows(tmp_path, max_jobs, most):
+    """Oracle: the engine's count; each of six runs is complete."""
+    folder = Folder(tmp_path, {"config": "/a.py", "sweep": "/b.py"})
+    engine = Engine(folder)
+    sweep = Sweep(folder, engine, lambda run: folder.job(run.name, []), None)
+    statuses = sweep.run(RUNS, max_jobs, False, lambda: False)
+    assert engine.most == most and statuses == dict.fromkeys((run.name for run in RUNS), 0)
