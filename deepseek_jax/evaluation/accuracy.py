@@ -7,6 +7,8 @@ from scipy.special import stdtrit
 Z95 = 1.959963984540054
 # Problems that share_interval adds to what it knows of the spread: Z95**2, as Agresti and Coull (1998)
 ADDED = 4
+# The same for pass@k with k above 1, whose estimates are skewed near 1: by simulation, tests/reliability
+ADDED_OF_PASS_AT_K = 8
 
 
 def wilson_interval(successes: int, n: int):
@@ -20,13 +22,13 @@ def wilson_interval(successes: int, n: int):
     return _wilson(successes / n, n)
 
 
-def share_interval(values):
+def share_interval(values, added: int = ADDED):
     """The 95% interval of a mean of shares: Wilson's, of as many trials as the problems are worth.
 
     values: numbers [p] in 0..1, p >= 2, one per problem, such as the share of its samples that are right.
     Samples of one problem are alike, so p problems of n samples are worth between p and p n trials: p over
     the design effect (Kish, 1965, section 8.2), which is the variance over problems relative to that of zeros
-    and ones with the same mean. ADDED more problems of samples that are all alike are counted in, because the
+    and ones with the same mean. `added` more problems of samples that are all alike are counted in: the
     spread of few problems is uncertain. Zeros and ones alone, one sample a problem, get Wilson's interval
     itself. Returns (mean, low, high). Raises ValueError for fewer than two values, and for values that are
     not finite or not within 0..1.
@@ -37,7 +39,7 @@ def share_interval(values):
     mean, n = float(values.mean()), len(values)
     largest = mean * (1 - mean)
     effect = float(values.var()) / largest if largest else 1.0
-    return mean, *_wilson(mean, n * (n + ADDED) / (n * effect + ADDED))
+    return mean, *_wilson(mean, n * (n + added) / (n * effect + added))
 
 
 def score_interval(values):

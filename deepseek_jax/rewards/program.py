@@ -164,20 +164,55 @@ def _judge(program, cases, time_limit_seconds):
     deadline = time.monotonic() + time_limit_seconds
     runs = [(program, case["input"], case["output"]) for case in cases if not isinstance(case, str)]
     asserts = [case for case in cases if isinstance(case, str)]
+    values = []
     # The program cannot guess the word: printing it shows that the asserts passed (or reads their file)
     if asserts:
         word = secrets.token_hex(16)
+        asserts, values = zip(*(_without_literals(case, word) for case in asserts), strict=True)
         runs.append(("\n".join([program, "", *asserts, "print()", f"print({word!r})"]), "", word))
     for source, stdin, expected in runs:
         left = deadline - time.monotonic()
         printed, failure = _sandbox.run(source, stdin, left) if left > 0 else ("", TIME_LIMIT)
         if failure is not None:
             return failure
-        # The program may print before the asserts: of their run only the last line counts
-        shown = _lines(printed)[-1:] if asserts and expected == word else _lines(printed)
-        if shown != _lines(expected):
+        lines = _lines(printed)
+        if asserts and expected == word:
+            # The program may print before the asserts: of their run only the last line counts, and values
+            if not _are([x for x in lines if x.startswith(word)][:-1], word, sum(values, [])):
+                return WRONG
+            lines = lines[-1:]
+        if lines != _lines(expected):
             return WRONG
     return PASSED
+
+
+def _without_literals(case, word):
+    """(code, values) of a case: `assert LEFT == LITERAL` prints the word and LEFT instead, which is compared
+    outside. In the sandbox an object that equals everything would pass, and a program could read the literal.
+
+    A Counter and other kinds of dict count as dicts; other objects that equal a literal, such as a Decimal,
+    do not pass. Asserts of other forms are decided in the sandbox, where a hostile program can pass them.
+    """
+    tree, values = ast.parse(case), []
+    for place, node in enumerate(tree.body):
+        match node:
+            case ast.Assert(test=ast.Compare(left=left, ops=[ast.Eq()], comparators=[right])):
+                try:
+                    values.append(ast.literal_eval(right))
+                except ValueError:
+                    continue
+                plain = f"(lambda x: dict(x) if isinstance(x, dict) else x)({ast.unparse(left)})"
+                shown = f"print({chr(10) + word!r} + repr({plain}))"
+                tree.body[place] = ast.parse(shown).body[0]
+    return ast.unparse(tree), values
+
+
+def _are(lines, word, values):
+    """Whether the lines show these values. What is no literal is not equal to one."""
+    try:
+        return [ast.literal_eval(line.removeprefix(word)) for line in lines] == values
+    except (ValueError, SyntaxError, MemoryError, RecursionError):
+        return False
 
 
 def _lines(text):

@@ -1,5 +1,6 @@
 """The loop around the update: batches in, metrics and checkpoints out, and resuming from them."""
 
+import collections
 import contextlib
 import functools
 import math
@@ -19,6 +20,8 @@ from deepseek_jax.training.state import TrainState, state_maker
 from deepseek_jax.training.step import jitted_step, make_train_step
 from deepseek_jax.training.watch import Checks, Idle, check_params
 
+# Of a device, for batches of steps that were not logged: what is not finite in them can be looked for
+KEPT_BYTES = 2**28
 # watch.Checks.terms of every loss of examples
 LOSS_TERMS = {
     "loss": "no token or pair is left in the loss; look at the data",
@@ -223,8 +226,8 @@ class _Log:
         self.peak_tokens = peak_tokens
         # (step, index in it, metrics still on the device) of updates that _count has not read
         self.updates = []
-        # (updates, source metrics) of the latest step, and its batches
-        self.last, self.batches = None, []
+        # (updates, source metrics) of the latest step. (step, its batches, their bytes) since the latest check
+        self.last, self.batches = None, collections.deque()
         # The latest step and its updates, whose limits are not checked yet
         self.unread = None, []
         # Skipped updates in a row, and the latest one. Stays at faults.nonfinite, which a later finite update
@@ -244,7 +247,11 @@ class _Log:
         self._check_limits()
         self.unread = step, updates
         self.updates += [(step, index, metrics) for index, metrics in enumerate(updates)]
-        self.last, self.batches = (updates, source_metrics), batches
+        self.last = updates, source_metrics
+        self.batches.append((step, batches, sum(x.nbytes for x in jax.tree.leaves(batches))))
+        room = KEPT_BYTES * jax.device_count()
+        while len(self.batches) > 1 and sum(size for *_, size in self.batches) > room:
+            self.batches.popleft()
         self.steps += 1
         tokens = source_metrics.get("tokens", 0)
         self.tokens += tokens
@@ -269,6 +276,8 @@ class _Log:
                 f"{self.phase}: updates skipped, because gradients were not finite: {self.said}. "
                 f"{self._about_skipped(state)}"
             )
+        while len(self.batches) > 1:
+            self.batches.popleft()
 
     def write(self, step, state, last):
         """Write the latest step's line: -> its metrics. state: after it. last: whether it is the phase's last
@@ -331,18 +340,20 @@ class _Log:
         """In words where the latest update that was skipped is not finite."""
         if self.skipped is None:
             return "All of them came before this process"
-        (step, index), (last, _) = self.skipped, self.unread
-        if step != last or self.checks.locate is None:
-            # Only the batches of the latest step are still there
+        step, index = self.skipped
+        kept, (last, _) = {number: of for number, of, _ in self.batches}, self.unread
+        if step not in kept or self.checks.locate is None:
             return f"The latest was at step {step}"
-        batch, later = self.batches[index], len(self.batches) - index - 1
+        batch = kept[step][index]
+        later = sum(len(kept[each]) for each in range(step, last + 1)) - index - 1
+        moved = f" (with the parameters after step {last})" if step != last else ""
         try:
             before = state.replace(step=state.step - later)
             where = self.checks.locate(before, batch, self.rng)
         # A run that goes on must not end because its fault is looked for, such as for lack of memory
         except jax.errors.JaxRuntimeError as error:
             where = f"looking for the place failed: {str(error).partition(chr(10))[0]}"
-        return f"At step {step}: {where}"
+        return f"At step {step}{moved}: {where}"
 
     def _check_tokens(self, step):
         """End a run whose batches leave nothing to learn: their loss masks are all zeros. By lines, because

@@ -11,7 +11,7 @@ from deepseek_jax.parallel.processes import barrier, first_process, from_first
 
 def before_and_after(folder: Path, prefix: str = ""):
     """What PREFIXbefore.json and PREFIXafter.json in the folder hold."""
-    return [read_json(folder / f"{prefix}{when}.json") for when in ("before", "after")]
+    return [_read(folder / f"{prefix}{when}.json") for when in ("before", "after")]
 
 
 def remembered(path: Path, measure):
@@ -27,4 +27,12 @@ def remembered(path: Path, measure):
             write_whole(path, json.dumps(measured, indent=1))
         # As the file has it, so that a resumed run gets the same: lists for tuples
         return json.loads(json.dumps(measured))
-    return read_json(path)
+    return _read(path)
+
+
+def _read(path):
+    found = read_json(path)
+    # A measurement holds something: of pre-training a list, of others an object
+    if not found or not isinstance(found, dict | list):
+        raise ValueError(f"{path} is damaged, as it holds no measurement; put back a copy")
+    return found

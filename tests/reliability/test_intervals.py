@@ -2,10 +2,17 @@
 
 import numpy as np
 import pytest
+from scipy.optimize import brentq
 
-from deepseek_jax.evaluation.accuracy import mean_interval, share_interval, wilson_interval
+from deepseek_jax.evaluation.accuracy import (
+    ADDED_OF_PASS_AT_K,
+    mean_interval,
+    share_interval,
+    wilson_interval,
+)
 from deepseek_jax.evaluation.compare import compare
 from deepseek_jax.evaluation.conversation_loss import ratio_interval
+from deepseek_jax.evaluation.pass_at_k import pass_at_k
 from deepseek_jax.evaluation.preference import correlation_interval
 from tests.quick import others_slow
 
@@ -57,6 +64,27 @@ def test_a_share_of_several_samples_a_problem(problems, samples):
             for p in SHARES
         ]
     )
+
+
+@pytest.mark.parametrize(
+    "problems, n, k", others_slow([(32, 8, 4), (64, 16, 8), (256, 16, 4)], (32, 8, 4))
+)
+def test_a_pass_at_k(problems, n, k):
+    """Oracle: simulated, 1 - (1 - chance)**k of each problem, whose mean over Beta(a, b) is a product."""
+
+    def mean(p):
+        failing = [(2 * (1 - p) + i) / (2 + i) for i in range(k)]
+        return 1 - np.prod(failing)
+
+    rng, found = np.random.default_rng(problems + k), []
+    of_count = pass_at_k(np.tri(n + 1, n, -1), k)
+    for share in SHARES:
+        p = brentq(lambda p, share=share: mean(p) - share, 1e-6, 1 - 1e-6)
+        right = np.rint(solved(rng, p, problems, n) * n).astype(int)
+        found.append(
+            covered([share_interval(w, ADDED_OF_PASS_AT_K)[1:] for w in of_count[right]], share)
+        )
+    check(found)
 
 
 def test_intervals_that_take_samples_for_problems_fail_this_check():

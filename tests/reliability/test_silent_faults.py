@@ -3,6 +3,7 @@
 import dataclasses
 import importlib
 import math
+import re
 import typing
 from types import SimpleNamespace
 
@@ -424,6 +425,25 @@ def test_an_adapter_without_a_gradient_is_named(tmp_path):
     assert status_of(lambda: train(tmp_path / "again", *adapters(["q_proj"]))) == 5
 
 
+def test_a_prediction_module_without_a_gradient_is_named(tmp_path):
+    """Oracle: by hand: the module that the loss does not read; where it reads both, the run is complete."""
+    stage, model = SimpleNamespace(mtp_weight=0.3), SimpleNamespace(indexer_loss="none")
+    checks = pretrain._checks(model, stage, None)
+    params = {name: {"w": jnp.zeros(4)} for name in ("mtp_1", "mtp_2")}
+
+    def reading(*names):
+        def loss_fn(params, batch, rng):
+            ours = sum(params[name]["w"] for name in names)
+            loss = ((ours - batch["values"]) ** 2).mean()
+            return loss, {"mtp_loss": loss}
+
+        return loss_fn
+
+    train(tmp_path / "both", reading("mtp_1", "mtp_2"), params, checks=checks)
+    with pytest.raises(BrokenTerm, match="sft: mtp_2 had no gradient up to step 0, while"):
+        train(tmp_path, reading("mtp_1"), params, checks=checks)
+
+
 def test_no_gradient_at_all_is_named(tmp_path):
     """Oracle: by hand: a loss that reads no parameter."""
 
@@ -620,3 +640,19 @@ def test_a_run_of_equal_rewards_is_ended_at_its_limit(tmp_path, monkeypatch, cap
         "step 2: for 3 steps in a row all rewards of each group were equal"
         in capsys.readouterr().err
     )
+
+
+def _scores_nothing(text, example):
+    raise ValueError("no verdict")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "rule, words", [(lambda *_: 1e30, "above 1e[+]06"), (_scores_nothing, "could be scored")]
+)
+def test_a_run_of_unusable_rewards_ends_with_six(tmp_path, monkeypatch, capsys, rule, words):
+    """Oracle: by hand: exit status 6, nothing saved."""
+    monkeypatch.setitem(scoring.RULES, "correct_reasoning", scoring.Rule(rule))
+    assert status_of(lambda: reinforced(tmp_path, num_steps=2)) == 6
+    assert re.search(words, capsys.readouterr().err)
+    assert saved_in(tmp_path) is None

@@ -131,6 +131,36 @@ def test_assert_statements_are_test_cases(verifier, program, score):
     )
 
 
+READS_ITSELF = """
+import os, re, sys
+try:
+    text = open(__file__).read() + open('/proc/self/cmdline').read()
+except Exception:
+    text = repr(sys._getframe().f_code.co_consts)
+for word in re.findall("[0-9a-f]{32}", text)[-1:]:
+    print()
+    print(word, flush=True)
+os._exit(0)
+"""
+
+
+@pytest.mark.parametrize(
+    "program",
+    [
+        "class E:\n    def __eq__(self, other):\n        return True\ndef add(a, b):\n    return E()",
+        READS_ITSELF,
+        "import sys, os\nw = [c for c in sys._getframe().f_code.co_consts if len(str(c)) == 32]\n"
+        "print()\nprint(w[-1], flush=True)\nos._exit(0)",
+    ],
+)
+def test_an_assert_pays_no_object_that_equals_everything_and_no_word_read_from_the_file(
+    verifier, program
+):
+    """Oracle: by hand: 0, or no verdict where monty has not what the attack needs."""
+    (score,) = verifier.score([ASSERTS[:1]], [fenced(program)])
+    assert score == 0.0 or "is not all of Python" in str(score)
+
+
 def test_white_space_at_the_ends_of_lines_is_no_difference(verifier):
     """Oracle: by hand; within a line, and at its start, it is one."""
     cases = [

@@ -18,6 +18,7 @@ from deepseek_jax.training.run import Run
 from deepseek_jax.training.settings import CheckpointSettings, FaultSettings
 from deepseek_jax.training.state import TrainState
 from deepseek_jax.training.step import make_train_step
+from deepseek_jax.training.watch import Checks
 from tests.processes import run_two
 from tests.recipes.small import one_device
 
@@ -62,13 +63,16 @@ def train(workdir, source=None, **settings):
     settings["checkpoints"] = CheckpointSettings(**settings.pop("checkpoints", {}))
     settings["faults"] = FaultSettings(**settings.pop("faults", {}))
     observers = {name: settings.pop(name, None) for name in ("profile", "watchdog")}
+    checks = settings.pop("checks", None)
     mesh, needed = settings.pop("mesh", None), settings.pop("flops_per_token", None)
     numbers = SimpleNamespace(**(dict(num_steps=6, save_every=2, log_every=1) | settings))
     writer = MetricsWriter(workdir)
     run = Run(mesh, workdir / "checkpoints", writer, should_stop, "pretrain", **observers)
     state = TrainState.create({"x": jnp.zeros(4)}, TX)
     try:
-        state = loop.train(numbers, state, TRAIN_STEP, source, run, 7, flops_per_token=needed)
+        state = loop.train(
+            numbers, state, TRAIN_STEP, source, run, 7, checks, flops_per_token=needed
+        )
     finally:
         writer.close()
     return state, source, lines_of(workdir)
@@ -257,6 +261,34 @@ def test_three_skipped_updates_in_a_row_end_the_run(tmp_path, log_every):
         assert store.latest_step() == 2
 
 
+def test_what_is_skipped_between_lines_is_located_too(tmp_path, monkeypatch, capsys):
+    """Oracle: by hand: steps 2 and 3 of two updates each; the key of the last of them, its update 7. With no
+    room for batches the step alone is named.
+    """
+    asked = []
+
+    def locate(state, batch, rng):
+        asked.append((int(state.step) - 1, bool(np.isnan(batch["values"]).all())))
+        return "the place"
+
+    for room, words in (
+        (2**28, "At step 3 (with the parameters after step 5): the place"),
+        (0, "step 3\n"),
+    ):
+        monkeypatch.setattr(loop, "KEPT_BYTES", room)
+        with pytest.raises(FloatingPointError, match="4 updates in a row") as error:
+            train(
+                tmp_path / str(room),
+                Numbers(2, poisoned=(2, 3)),
+                log_every=9,
+                save_every=6,
+                faults=dict(nonfinite=4),
+                checks=Checks(locate=locate),
+            )
+        assert words in f"{error.value}\n"
+    assert asked == [(7, True)]
+
+
 def test_skipped_updates_that_are_not_in_a_row_go_on(tmp_path):
     """Oracle: steps 0, 1, 3 and 4 poisoned, two in a row at most."""
     _, _, lines = train(tmp_path, Numbers(poisoned=(0, 1, 3, 4)), log_every=6)
@@ -296,6 +328,7 @@ from deepseek_jax.training.run import Run
 from deepseek_jax.training.settings import CheckpointSettings, FaultSettings
 from deepseek_jax.training.state import TrainState
 from deepseek_jax.training.step import make_train_step
+from deepseek_jax.training.watch import Checks
 
 mesh, tx = make_mesh(), optax.sgd(0.1)
 whole = NamedSharding(mesh, PartitionSpec())
@@ -315,7 +348,7 @@ asked = iter(range(1, 99))
 train_step = jax.jit(make_train_step(loss_fn, tx), donate_argnums=0, out_shardings=whole)
 state = jax.jit(lambda: TrainState.create({"x": jnp.zeros(())}, tx), out_shardings=whole)()
 def should_stop():
-    return process == 1 and len(sys.argv) > 4 and next(asked) >= 5
+    return sys.argv[4:] == [str(process)] and next(asked) >= 5
 
 run = Run(mesh, workdir / "checkpoints", MetricsWriter(workdir), should_stop, "pretrain")
 blocks = dict(checkpoints=CheckpointSettings(), faults=FaultSettings())
@@ -326,12 +359,13 @@ print("final", float(state.params["x"]))
 
 
 @pytest.mark.slow
-def test_a_stop_on_one_process_stops_and_saves_on_all(tmp_path):
+@pytest.mark.parametrize("asked", [0, 1])
+def test_a_stop_on_one_process_stops_and_saves_on_all(tmp_path, asked):
     """Oracle: x <- x - 0.2 (x - mean of 16 rows), forty times, by hand in Python floats; exit status 75.
 
-    Process 0 may be some steps ahead of process 1, which is asked at its fifth: none waits for the other.
+    One process may be some steps ahead of the other, which is asked at its fifth: none waits for the other.
     """
-    codes, outputs = run_two(TWO_PROCESSES, tmp_path, "stop")
+    codes, outputs = run_two(TWO_PROCESSES, tmp_path, asked)
     assert codes == [75, 75], outputs
     codes, outputs = run_two(TWO_PROCESSES, tmp_path)
     assert codes == [0, 0], outputs
