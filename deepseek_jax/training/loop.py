@@ -226,7 +226,7 @@ class _Log:
         self.peak_tokens = peak_tokens
         # (step, index in it, metrics still on the device) of updates that _count has not read
         self.updates = []
-        # (updates, source metrics) of the latest step. (step, its batches, their bytes) since the latest check
+        # (updates, source metrics) of the latest step; (step, batches, bytes) of those since the last check
         self.last, self.batches = None, collections.deque()
         # The latest step and its updates, whose limits are not checked yet
         self.unread = None, []
