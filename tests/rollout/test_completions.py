@@ -13,19 +13,15 @@ from deepseek_jax.rollout.completions import on_host
 from tests.compilations import compilations
 
 mesh = make_mesh()
-wanted = {"ids": np.arange(16).reshape(8, 2), "lengths": np.arange(8), "step": np.int32(3)}
-places = {name: jax.NamedSharding(mesh, jax.P("data" if np.ndim(a) else None)) for name, a in wanted.items()}
-places["step"] = jax.NamedSharding(mesh, jax.P())
+wanted = {"ids": np.arange(16).reshape(8, 2), "lengths": np.arange(8), "step": np.array(3)}
 
-def on_devices(tree):
-    return {
-        name: jax.make_array_from_callback(np.shape(a), places[name], lambda index, a=a: np.asarray(a)[index])
-        for name, a in tree.items()
-    }
+def put(array):
+    place = jax.NamedSharding(mesh, jax.P("data") if array.ndim else jax.P())
+    return jax.make_array_from_callback(array.shape, place, lambda index: array[index])
 
 for factor in range(1, 4):
-    scaled = {name: factor * a for name, a in wanted.items()}
-    tree = on_devices(scaled)
+    scaled = {name: np.asarray(factor * array) for name, array in wanted.items()}
+    tree = {name: put(array) for name, array in scaled.items()}
     assert not tree["ids"].is_fully_addressable
     with compilations() as requests:
         found = on_host(tree)
