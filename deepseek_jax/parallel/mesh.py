@@ -1,6 +1,7 @@
 """Build the Mesh over every device from the axis sizes in the config."""
 
 import dataclasses
+import functools
 import math
 
 import jax
@@ -40,7 +41,7 @@ def make_mesh(
     only a data-centre network joins: TPU slices or, where devices have no slice index, processes. Within one
     process devices are taken in order. devices: default all devices of all processes. Axes are Auto: the
     compiler places whatever no sharding names. Raises ValueError unless the product of the sizes is the
-    number of devices.
+    number of devices, and for sizes that jax cannot lay over the torus of a TPU.
     """
     devices = jax.devices() if devices is None else devices
     sizes = (slices, pipeline, data, fsdp, expert, context, tensor)
@@ -54,16 +55,25 @@ def make_mesh(
                 f"{len(groups)}, or to 1 to treat them as one"
             )
         # Only the axis "slice" crosses the data-centre network: the second shape is 1 along all others
-        placed = mesh_utils.create_hybrid_device_mesh(
+        place = functools.partial(
+            mesh_utils.create_hybrid_device_mesh,
             (1, *shape[1:]),
             (slices,) + (1,) * (len(shape) - 1),
             devices,
             process_is_granule=not hasattr(devices[0], "slice_index"),
-            allow_split_physical_axes=True,
         )
     else:
-        # allow_split_physical_axes: without it a TPU refuses sizes that cut an axis of its torus in two
-        placed = mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
+        place = functools.partial(mesh_utils.create_device_mesh, shape, devices)
+    try:
+        # Without this flag a TPU refuses all sizes that cut a side of its torus in two
+        placed = place(allow_split_physical_axes=True)
+    except (TypeError, ValueError) as error:
+        # With it jax loses prime factors of some sizes and sides, 10 and 28 among them, and fails later
+        wide = [axis for axis, size in sizes.items() if size > 1]
+        raise ValueError(
+            f"{_sizes(wide, sizes)} cannot be laid over these devices, as jax cannot cut a side of their "
+            "torus so; set each size to a product of whole sides of the slice"
+        ) from error
     return Mesh(placed, MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES))
 
 

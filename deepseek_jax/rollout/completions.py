@@ -1,5 +1,6 @@
 """The result of a rollout: completions and the log-probabilities that they were sampled with."""
 
+import functools
 import types
 from typing import NamedTuple
 
@@ -125,7 +126,7 @@ def _rows_of(state, slots):
         drafting = drafting._replace(hidden=None, next_tokens=None, fresh=None)
     unread = "caches step keys prompt_length last_token ended experts candidates".split()
     taken = _take(state._replace(**dict.fromkeys(unread), drafting=drafting), padded(slots))
-    return jax.tree.map(lambda array: on_host(array)[: len(slots)], taken)
+    return jax.tree.map(lambda array: array[: len(slots)], on_host(taken))
 
 
 def padded(numbers):
@@ -159,10 +160,22 @@ def check_finite(rollout: Rollout, rows, state, slots):
             )
 
 
-def on_host(array):
-    """A jax array as numpy, even if other processes have parts of it."""
-    if not (array.is_fully_addressable or array.is_fully_replicated):
-        # numpy reads only what this process holds: replicate the array first
-        everywhere = NamedSharding(array.sharding.mesh, PartitionSpec())
-        array = jax.jit(lambda whole: whole, out_shardings=everywhere)(array)
-    return np.asarray(array)
+def on_host(tree):
+    """A tree of jax arrays as numpy, even if other processes have parts of them."""
+    apart = [
+        array
+        for array in jax.tree.leaves(tree)
+        if not (array.is_fully_addressable or array.is_fully_replicated)
+    ]
+    if apart:
+        # numpy reads only what this process holds: replicate the arrays first, all in one program
+        tree = _replicating(apart[0].sharding.mesh)(tree)
+    return jax.tree.map(np.asarray, tree)
+
+
+@functools.cache
+def _replicating(mesh):
+    """The jitted copy of a tree to every device of a mesh: one for all calls, as jit compiles each new
+    function anew.
+    """
+    return jax.jit(lambda tree: tree, out_shardings=NamedSharding(mesh, PartitionSpec()))

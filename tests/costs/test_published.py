@@ -1,13 +1,14 @@
 """Published steps beside our prediction, by hand."""
 
 import math
+import re
 
 import numpy as np
 import pytest
 from rich.console import Console
 
 from deepseek_jax.costs.chips import CHIPS
-from deepseek_jax.costs.published import PUBLISHED
+from deepseek_jax.costs.published import DIFFERENT, LEFT_OUT, PUBLISHED
 from deepseek_jax.costs.roofline import Roofline
 from deepseek_jax.reports.published import published_table
 
@@ -34,7 +35,9 @@ class Stub:
 
 
 def test_the_factor_and_mfu_of_a_prediction():
-    """Oracle: by hand: 90.668 s / 40 s; 37e9 x 6 x 25,165,824 / (90.668 x 512 x 459e12)."""
+    """Oracle: by hand: 90.668 s / 40 s; 37e9 x 6 x 25,165,824 / (90.668 x 512 x 459e12). What lies between
+    the two times is listed whole.
+    """
     assert PUBLISHED[0].factor(40.0) == 90.668 / 40
     seconds = Roofline(products=30.0, memory=10.0, operations=40.0, collectives=10.0)
     console = Console(width=200, record=True)
@@ -43,3 +46,7 @@ def test_the_factor_and_mfu_of_a_prediction():
     assert "90.67 s, MFU 26.2%" in text
     assert "40.00 s, MFU 59.4%; published is 2.27 times that" in text
     assert "50.00 s, MFU 47.5%; published is 1.81 times that" in text
+    rows = re.findall(r"(left out|different) +│ (.+?) +│", text)
+    assert rows == [("left out", line) for line in LEFT_OUT] + [
+        ("different", line) for line in DIFFERENT
+    ]

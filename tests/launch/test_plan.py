@@ -169,7 +169,7 @@ def test_without_libtpu_a_plan_says_what_to_install(folder):
     hide = "import importlib.util as u; f = u.find_spec"
     hide += "; u.find_spec = lambda name, *a: None if name == 'libtpu' else f(name, *a)"
     status, _, err = planned(folder, "--topology=v5e:2x2", before=hide)
-    assert status == 2 and err.strip().endswith("pip install libtpu==0.0.42"), err
+    assert status == 2 and err.strip().endswith(f'pip install "jax[tpu]=={jax.__version__}"'), err
 
 
 MISTAKES = [
@@ -177,6 +177,10 @@ MISTAKES = [
     ("--topology=v5e:5x7", "examples: v5e:1x1, v5e:4x4, v5e:16x16"),
     ("--topology=v4:2x2x1", "has TPU v4 chips, whose memory and speed are not in"),
     ("--topology=v5e:4x4", "which does not equal the 16 devices"),
+    (
+        "--topology=v5p:4x4x28 --config.mesh.data=-1 --config.mesh.expert=1 --config.mesh.fsdp=32",
+        "config.mesh.data=14, fsdp=32 cannot be laid over these devices",
+    ),
     ("--topology=h100:8", "which does not equal the 8 devices"),
     ("--topology=h100:many", "--topology=h100:many needs a number of GPUs"),
     ("--topology=v5e:2x2 --program=stage1", "did you mean stage_1?"),

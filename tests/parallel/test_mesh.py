@@ -1,3 +1,6 @@
+import dataclasses
+import itertools
+
 import pytest
 
 from deepseek_jax.parallel import MESH_AXES, make_mesh
@@ -34,3 +37,26 @@ def test_sizes_that_do_not_fit_the_devices_are_refused(sizes, message):
     """Oracle: 8 devices, by hand; the message names the argument."""
     with pytest.raises(ValueError, match=message):
         make_mesh(**sizes)
+
+
+@dataclasses.dataclass(frozen=True)
+class Chip:
+    """What mesh_utils reads of a TPU."""
+
+    coords: tuple
+    platform: str = "tpu"
+    device_kind: str = "TPU v5p"
+    core_on_chip: int = 0
+    slice_index: int = 0
+    process_index: int = 0
+
+
+@pytest.mark.parametrize(("sides", "fsdp", "remedy"), [((4, 4, 20), 10, 20), ((4, 4, 28), 32, 16)])
+def test_sizes_that_jax_cannot_lay_over_a_torus_are_refused_with_a_remedy(sides, fsdp, remedy):
+    """Oracle: by hand: 2 x 5 of a side of 20, and 4 x 4 x 2 of sides of 28, could be cut, and jax fails with
+    "cannot reshape" and a TypeError; products of whole sides, as the message says, can be laid.
+    """
+    devices = [Chip(coords=at) for at in itertools.product(*map(range, sides))]
+    with pytest.raises(ValueError, match=f"^data=.*, fsdp={fsdp} cannot be .* whole sides of the"):
+        make_mesh(fsdp=fsdp, devices=devices)
+    assert make_mesh(fsdp=remedy, devices=devices).shape["fsdp"] == remedy

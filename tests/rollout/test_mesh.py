@@ -1,17 +1,24 @@
 """Rollouts on meshes of eight devices, against the same rollout on one."""
 
 import functools
+import re
+from types import SimpleNamespace
 
+import flax.linen as nn
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from configs import models
+from deepseek_jax.errors import NotFinite
 from deepseek_jax.models import ModelConfig, forward, random_params
+from deepseek_jax.models.moe import MoE
 from deepseek_jax.parallel import make_mesh
 from deepseek_jax.parallel.decoding import decoding_mesh, decoding_rules
 from deepseek_jax.parallel.shard import partition_spec, use_rules
-from deepseek_jax.rollout import generate
+from deepseek_jax.rollout import generate, steps
+from deepseek_jax.rollout.requests import _random_streams
 from tests.quick import others_slow
 from tests.rollout.test_engine import Recorded
 
@@ -71,16 +78,42 @@ def on_one(model):
     return rollout(model, make_mesh(data=1, devices=jax.devices()[:1]))
 
 
-def margin(model, row, at):
-    """How near another token was, at a token of the rollout on one device: by how many nats the likeliest is
-    ahead of the second, from the whole forward pass.
+def ahead(scores, k):
+    """By how much the k-th largest of the last axis is ahead of the next, where that is least."""
+    best = jax.lax.top_k(scores, k + 1)[0]
+    return (best[..., -2] - best[..., -1]).min()
+
+
+def near_experts(distances, call, arguments, more, context):
+    """Run a module. Of an MoE append to distances how far the last group and expert that it chose are ahead
+    of the next, in the router's scores, for the token where that is least.
     """
-    config, one = MODELS[model], on_one(model)
-    ids = [*PROMPTS[row // 4], *one.completion_ids[row, :at]]
-    mesh = make_mesh(data=1, devices=jax.devices()[:1])
-    logits = forward(config, random_params(config, mesh, 0), np.array([ids], np.int32))[0, -1]
-    second, first = np.sort(np.asarray(jax.nn.log_softmax(logits)))[-2:]
-    return float(first - second)
+    if isinstance(context.module, MoE):
+        cfg, weights = context.module.config, context.module.variables["params"]
+        scores = jax.nn.sigmoid(arguments[0][0] @ weights["router"]) + weights["router_bias"]
+        scores_mgx = scores.reshape(len(scores), cfg.n_group, -1)
+        groups_mg = jax.lax.top_k(scores_mgx, 2)[0].sum(-1)
+        is_open = groups_mg >= jax.lax.top_k(groups_mg, cfg.topk_group)[0][:, -1:]
+        open_me = jnp.where(is_open[..., None], scores_mgx, -jnp.inf).reshape(scores.shape)
+        near = ahead(groups_mg, cfg.topk_group), ahead(open_me, cfg.num_experts_per_tok)
+        jax.debug.callback(lambda *found: distances.extend(map(float, found)), *near)
+    return call(*arguments, **more)
+
+
+def drawn(model, row, at):
+    """The token that the rollout's random stream draws from the whole forward pass, after the tokens of the
+    rollout on one device: -> (the token, the distance of the draw from another one in probability, that of
+    experts from others, see near_experts, the least of all layers; inf without experts).
+    """
+    config, mesh, distances = MODELS[model], make_mesh(data=1, devices=jax.devices()[:1]), []
+    ids = [*PROMPTS[row // 4], *on_one(model).completion_ids[row, :at]]
+    params = random_params(config, mesh, 0)
+    with nn.intercept_methods(functools.partial(near_experts, distances)):
+        logits = forward(config, params, np.array([ids], np.int32))[0, -1]
+    jax.effects_barrier()
+    key = jax.random.fold_in(_random_streams(PROMPTS, 4, 0)[row], at)
+    edges = np.cumsum(jax.nn.softmax(logits)) - float(jax.random.uniform(key))
+    return int((edges <= 0).sum()), np.abs(edges[:-1]).min(), min(distances, default=np.inf)
 
 
 @pytest.mark.parametrize("model, axes", others_slow(CASES, *QUICK))
@@ -88,16 +121,54 @@ def test_a_rollout_on_a_mesh_is_that_of_one_device(model, axes):
     """Oracle: one device: the same tokens, and log-probabilities to float32's rounding (4e-6 nats)."""
     one, many = on_one(model), rollout(model, make_mesh(**MESHES[axes]))
     differs = one.completion_ids != many.completion_ids
-    for row in np.flatnonzero(differs.any(1)):
+    # Drafts have other draws; each row takes seconds
+    for row in np.flatnonzero(differs.any(1))[: 0 if model == "drafting" else 3]:
         at = differs[row].argmax()
-        print(
-            f"row {row}, token {at}: the likeliest two were {margin(model, row, at):.2g} nats apart"
-        )
+        _, near, experts = drawn(model, row, at)
+        print(f"row {row}, token {at}: the draw was {near:.2g} of probability from another token,")
+        print(f"other groups or experts were behind by {experts:.2g} in a router's score")
     np.testing.assert_array_equal(many.completion_ids, one.completion_ids)
     np.testing.assert_array_equal(many.completion_mask, one.completion_mask)
     np.testing.assert_array_equal(many.truncated, one.truncated)
     np.testing.assert_allclose(many.sampler_logprobs, one.sampler_logprobs, atol=4e-6)
     assert 0 < one.truncated.mean() < 1 or model == "drafting"
+
+
+def test_a_draw_that_is_made_again_is_the_rollouts():
+    """Oracle: the tokens of the rollout on one device, first, in the middle and last."""
+    one = on_one("dense")
+    for row, at in ((0, 0), (5, 12), (9, one.completion_mask[9].sum() - 1)):
+        token, near, experts = drawn("dense", row, at)
+        assert token == one.completion_ids[row, at] and 0 < near < 0.5 and experts == np.inf
+
+
+def test_how_near_other_groups_and_experts_were():
+    """Oracle: by hand: of groups with sums 1.0, 1.1, 0.9 and 0.3 the first two are chosen, 0.1 ahead of the
+    next; their best two experts are 0.5 ahead of the third. The bias takes the last score down from 0.95.
+    """
+    scores = np.array([0.9, 0.1, 0.8, 0.3, 0.5, 0.4, 0.2, 0.1])
+    raised = np.append(scores[:-1], 0.95)
+    router = {"router": np.eye(8), "router_bias": scores - raised}
+    context = SimpleNamespace(module=MoE(MODELS["experts"]).bind({"params": router}))
+    distances, x = [], np.log(raised / (1 - raised))[None, None]
+    near_experts(distances, lambda x: None, (x,), {}, context)
+    jax.effects_barrier()
+    np.testing.assert_allclose(distances, [0.1, 0.5], rtol=1e-5)
+
+
+@pytest.mark.parametrize("sizes", others_slow([dict(data=8), dict(fsdp=4, tensor=2)], dict(data=8)))
+def test_a_completion_that_is_not_finite_names_the_device_of_its_slot(monkeypatch, sizes):
+    """Oracle: by hand: of eight slots on eight devices the sixth's log-probabilities are NaN."""
+    mesh, decode = make_mesh(**sizes), steps.PARTS.decode
+
+    def broken(*arguments):
+        state = decode(*arguments)
+        return state._replace(logprobs=state.logprobs.at[5].set(np.nan))
+
+    monkeypatch.setattr(steps, "PARTS", steps.PARTS._replace(decode=broken))
+    device = re.escape(str(mesh.devices.ravel()[5]))
+    with pytest.raises(NotFinite, match=f"sampled in slot 5 on {device}: "):
+        rollout("dense", mesh)
 
 
 @pytest.mark.parametrize("model, axes", [("experts", "mixed")])

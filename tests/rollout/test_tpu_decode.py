@@ -137,7 +137,7 @@ R1_ZERO = dict(data=1, fsdp=4, expert=32, context=8)
 )
 def test_a_pods_rollout_fits(model, topology, mesh, slots, prompt_room, completion_room, gib):
     """Oracle: the peak memory that the compiler counts, with all layers and the sizes of configs/r1_zero.py
-    for DeepSeek-V3: 9.4 GiB a chip; 7.5 for the 7B model. A v5p has 95 GiB, a v5e 15.75.
+    for DeepSeek-V3: 10.0 GiB a chip; 7.5 for the 7B model. A v5p has 95 GiB, a v5e 15.75.
     """
     if model == "deepseek_v3":
         config = get_config()

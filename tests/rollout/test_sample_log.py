@@ -1,0 +1,83 @@
+"""Completions on disk: what a file of them gives back."""
+
+import json
+
+import numpy as np
+import pytest
+
+from deepseek_jax.rollout.completions import empty_rollout, fill
+from deepseek_jax.rollout.sample_log import SampleLog
+
+
+def a_rollout():
+    """Five ragged completions of up to 7 tokens; row 3 is empty, and every second one lacks its end token."""
+    rng, rollout = np.random.default_rng(0), empty_rollout(5, 7)
+    for row, length in enumerate((7, 1, 4, 0, 6)):
+        rollout.completion_mask[row, :length] = True
+        rollout.completion_ids[row, :length] = rng.integers(0, 2**31, length)
+        rollout.sampler_logprobs[row, :length] = -rng.exponential(size=length)
+    rollout.truncated[::2] = True
+    return rollout
+
+
+def assert_filled_from(log, rollout, rows):
+    """The rows of the log fill an empty rollout as they stand in this one, bit for bit, and no other does."""
+    assert sorted(log.done) == sorted(rows)
+    filled, wanted = empty_rollout(5, 7), empty_rollout(5, 7)
+    fill(filled, log)
+    for got, expected, source in zip(filled[:4], wanted[:4], rollout[:4], strict=True):
+        expected[rows] = source[rows]
+        assert got.dtype == expected.dtype and got.tobytes() == expected.tobytes()
+
+
+def test_a_log_gives_back_what_was_added_without_its_cut_last_line(tmp_path):
+    """Oracle: the rollout itself, bit for bit, in the call that adds and in the next ones, whose own lines
+    begin on a line of their own.
+    """
+    rollout, path = a_rollout(), tmp_path / "log"
+    log = SampleLog(path)
+    log.add([4, 0], rollout)
+    log.add([3], rollout)
+    assert_filled_from(log, rollout, [0, 3, 4])
+    whole = path.read_bytes()
+    path.write_bytes(whole + whole[:50])
+    log = SampleLog(path)
+    assert path.read_bytes() == whole
+    assert_filled_from(log, rollout, [0, 3, 4])
+    log.add([1], rollout)
+    assert_filled_from(SampleLog(path), rollout, [0, 1, 3, 4])
+
+
+def test_a_log_of_lists_is_read(tmp_path):
+    """Oracle: the rollout itself; the lines are those that earlier versions wrote."""
+    rollout, path = a_rollout(), tmp_path / "log"
+    with open(path, "w") as file:
+        for row in (2, 1):
+            mask = rollout.completion_mask[row]
+            line = {
+                "row": row,
+                "ids": rollout.completion_ids[row][mask].tolist(),
+                "logprobs": rollout.sampler_logprobs[row][mask].tolist(),
+                "finished": bool(not rollout.truncated[row]),
+            }
+            file.write(json.dumps(line) + "\n")
+    log = SampleLog(path)
+    assert_filled_from(log, rollout, [1, 2])
+    log.add([0], rollout)
+    assert_filled_from(SampleLog(path), rollout, [0, 1, 2])
+
+
+@pytest.mark.parametrize("writes", [True, False])
+def test_long_completions_take_few_bytes_on_disk_and_in_memory(tmp_path, writes):
+    """Oracle: by hand: 8 bytes a token in memory, and 4 characters for 3 of them on disk; a process that does
+    not write makes no file, and nothing waits for one.
+    """
+    rollout, path = empty_rollout(1, 30_000), tmp_path / "log"
+    rollout.completion_mask[:] = True
+    rollout.completion_ids[:], rollout.sampler_logprobs[:] = 128_000, -1.2345678
+    log = SampleLog(path, writes=writes, every=1e9)
+    log.add([0], rollout)
+    assert len(log.waiting) == writes
+    log.write()
+    assert (path.stat().st_size if path.exists() else 0) <= writes * (30_000 * 8 * 4 / 3 + 200)
+    assert sum(log.done[0][name].nbytes for name in ("ids", "logprobs")) == 30_000 * 8
