@@ -22,7 +22,8 @@ class SampleLog(RolloutLog):
 
     done: row -> its line, those of earlier calls too; an incomplete last line is ignored, and cut off.
     writes: False on a process that shares the work with one that writes. every: seconds between two writes;
-    with 0 every completion is on disk when `add` returns. on_add(): called after each `add`.
+    with 0 every completion is on disk when `add` returns. on_add(): called after each `add`. Raises
+    ValueError, naming the file and the line, where a whole line is damaged.
     """
 
     def __init__(
@@ -39,10 +40,20 @@ class SampleLog(RolloutLog):
         self.waiting, self.written = [], time.monotonic()
         lines = _lines(self.path)
         whole = [line for line in lines if line.endswith(b"\n")]
-        self.done = {line["row"]: line for line in map(_read, whole)}
+        self.done = {line["row"]: line for line in self._read(whole)}
         if writes and len(whole) < len(lines):
             # The next line must begin on a line of its own
             write_whole(self.path, b"".join(whole).decode())
+
+    def _read(self, lines):
+        for number, line in enumerate(lines, start=1):
+            try:
+                yield _completion(line)
+            except (ValueError, KeyError, TypeError) as error:
+                raise ValueError(
+                    f"{self.path} is damaged: line {number} holds no completion; remove the file, and its "
+                    "completions are sampled anew"
+                ) from error
 
     def add(self, rows, rollout: Rollout):
         """Write the rows of a rollout that have ended."""
@@ -86,7 +97,7 @@ def _text(line):
     return json.dumps(line | {n: base64.b64encode(b).decode() for n, b in packed.items()}) + "\n"
 
 
-def _read(text):
+def _completion(text):
     line = json.loads(text)
     # Earlier versions wrote lists of numbers
     packed = {name: base64.b64decode(line[name]) for name in ARRAYS if isinstance(line[name], str)}

@@ -81,3 +81,17 @@ def test_long_completions_take_few_bytes_on_disk_and_in_memory(tmp_path, writes)
     log.write()
     assert (path.stat().st_size if path.exists() else 0) <= writes * (30_000 * 8 * 4 / 3 + 200)
     assert sum(log.done[0][name].nbytes for name in ("ids", "logprobs")) == 30_000 * 8
+
+
+@pytest.mark.parametrize(
+    "damaged", ["\0" * 20, '{"row": 1}', "[]", '{"row": 1, "ids": "AAA", "logprobs": ""}']
+)
+def test_a_damaged_line_is_named(tmp_path, damaged):
+    """Oracle: by hand: the file, the second of three lines, the remedy; the file stays as it was."""
+    path = tmp_path / "log"
+    SampleLog(path).add([1, 0], a_rollout())
+    first, second = path.read_text().splitlines(keepends=True)
+    path.write_text(text := f"{first}{damaged}\n{second}")
+    with pytest.raises(ValueError, match=f"{path} is damaged: line 2 .*; remove the file"):
+        SampleLog(path)
+    assert path.read_text() == text
