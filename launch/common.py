@@ -8,6 +8,7 @@ import dataclasses
 import errno
 import importlib
 import os
+import re
 import shlex
 import signal
 import sys
@@ -73,7 +74,7 @@ def parse_flags(argv):
     try:
         rest = flags.FLAGS(argv)
     except flags.Error as error:
-        fail(error)
+        fail(_plainly(error))
     if rest[1:]:
         form = "--config.FIELD=VALUE" if "config" in flags.FLAGS else "--FLAG=VALUE"
         fail(f"{shlex.join(rest[1:])} is not a flag; use {form}")
@@ -96,7 +97,25 @@ def parse_config(argv):
             return None
         return load_config(flags.FLAGS.config, overrides)
     except (ValueError, flags.Error) as error:
-        fail(error)
+        fail(_plainly(error))
+
+
+# How absl says what a flag does not take, and how we do
+PLAINLY = (
+    (r"flag (--\S+?)=(.*): invalid literal for int\(\).*", r"\1=\2 must be a whole number"),
+    (r"flag (--\S+?)=(.*): could not convert string to float.*", r"\1=\2 must be a number"),
+    (
+        r"ERROR:: Unable to open flagfile: .*: (.*)",
+        r"--flagfile=\1 cannot be read; name a file of flags, one a line",
+    ),
+)
+
+
+def _plainly(error):
+    message = str(error)
+    for theirs, ours in PLAINLY:
+        message = re.sub(f"^{theirs}$", ours, message)
+    return message
 
 
 def fail(message, status: int = USER_ERROR):

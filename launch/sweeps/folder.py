@@ -60,7 +60,9 @@ class Folder:
     def check_engine(self, engine: str):
         """Raise ValueError where the jobs are another engine's: only that one can say whether they live."""
         if not (self.path / SWEEP).exists():
-            raise ValueError(f"there is no sweep in {self.path}")
+            raise ValueError(
+                f"there is no sweep in {self.path}; set --workdir to the folder that a sweep printed"
+            )
         given = self._record()["engine"]
         if given != engine:
             raise ValueError(

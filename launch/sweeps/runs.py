@@ -49,7 +49,7 @@ def sweep_runs(config: ConfigDict, overrides: list[dict], settings: type):
     if not all(names) or len(set(names)) < len(names):
         raise ValueError(f"--sweep: every run needs overrides of its own, given {overrides}")
     if not runs:
-        raise ValueError("--sweep: sweep(config) names no runs")
+        raise ValueError("--sweep: sweep(config) names no runs; return at least one dict of fields")
     return runs
 
 

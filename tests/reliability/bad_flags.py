@@ -26,7 +26,7 @@ FLAGS = [
         "train sft_small --watchdog=-1",
         "--watchdog=-1.0 must be at least 1, in medians of earlier steps; 0 for no watchdog",
     ),
-    ("train sft_small --watchdog=x", "flag --watchdog=x: could not convert string to float: 'x'"),
+    ("train sft_small --watchdog=x", "--watchdog=x must be a number"),
     ("train sft_small --wandb=a/b/c", "--wandb=a/b/c is not PROJECT or ENTITY/PROJECT"),
     (
         "train sft_small --distributed=maybe",
@@ -34,7 +34,7 @@ FLAGS = [
     ),
     (
         "train sft_small --flagfile=none.txt",
-        "ERROR:: Unable to open flagfile: [Errno 2] No such file or directory: 'none.txt'",
+        "--flagfile='none.txt' cannot be read; name a file of flags, one a line",
     ),
     ("generate sft_small", "config.recipe='sft' is for launch/train.py"),
     (
@@ -87,7 +87,7 @@ FLAGS = [
     ("evaluate --checkpoint=model --data=arithmetic --samples=0", "--samples=0 must be at least 1"),
     (
         "evaluate --checkpoint=model --data=arithmetic --samples=x",
-        "flag --samples=x: invalid literal for int() with base 10: 'x'",
+        "--samples=x must be a whole number",
     ),
     (
         "evaluate --checkpoint=model --data=arithmetic --temperature=-1",
@@ -255,7 +255,11 @@ SWEEPS = [
         ),
         swept("None"),
     ),
-    (SWEEP, "--sweep: sweep(config) names no runs", swept("[]")),
+    (
+        SWEEP,
+        "--sweep: sweep(config) names no runs; return at least one dict of fields",
+        swept("[]"),
+    ),
     (
         SWEEP,
         (
@@ -311,7 +315,11 @@ SWEEPS = [
             "of other processes, and cannot be in a bucket; give a folder"
         ),
     ),
-    (SWEEP + " --cancel", "there is no sweep in ...w", swept("[{'seed': 1}]")),
+    (
+        SWEEP + " --cancel",
+        "there is no sweep in ...w; set --workdir to the folder",
+        swept("[{'seed': 1}]"),
+    ),
 ]
 
 WORKDIRS = [
