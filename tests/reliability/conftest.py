@@ -61,6 +61,8 @@ def table_rows(reports):
         passed[key].append(report.outcome == "passed")
     rows = {}
     for key, held in passed.items():
+        if not numbers[key]:
+            continue
         word = "yes" if all(held) else f"{sum(held)} of {len(held)} tests"
         rows[key] = str(numbers[key]), "; ".join([word, *details.get(key, [])])
     return rows

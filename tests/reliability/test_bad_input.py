@@ -97,8 +97,10 @@ def test_a_mistake_is_one_message_and_leaves_everything_as_it_was(
     assert not wrong, "\n".join(wrong)
 
 
-def test_there_are_many_cases():
+def test_there_are_many_cases(record_property):
     """Oracle: by hand: the project promises 150; none is there twice."""
+    # It does nothing to a run, so the table has no row of it
+    record_property("number", 0)
     cases = [case for group in GROUPS.values() for case in group]
     assert len(cases) >= 150
     plain = [case for case in cases if len(case) == 2]
