@@ -92,9 +92,9 @@ def moments_of(state):
     return Held("the optimizer's moments", state.opt_state, fields)
 
 
-def params_of(params):
-    """The Held of parameters that wait while a program reads a copy of them, or others."""
-    return Held("the parameters", params)
+def policy_params(params):
+    """The Held of a policy's parameters while another model works."""
+    return Held("the policy's parameters", params)
 
 
 def update_program(

@@ -4,7 +4,14 @@ import jax
 from jax.sharding import Mesh
 
 from deepseek_jax.checkpoint.tree import abstract_tree
-from deepseek_jax.costs.program import Held, Program, beside, moments_of, params_of, update_program
+from deepseek_jax.costs.program import (
+    Held,
+    Program,
+    beside,
+    moments_of,
+    policy_params,
+    update_program,
+)
 from deepseek_jax.models import ModelConfig
 from deepseek_jax.models.adapters import AdapterSettings
 from deepseek_jax.reinforce.batch import abstract_batch_of, update_flops
@@ -94,7 +101,7 @@ def reinforcement_programs(
     paid = scoring_programs(name, paying or {}, sizes, mesh)
     planned = [
         *beside(rolled, moments, *reference, *models),
-        *beside(paid, params_of(params), moments, *reference),
+        *beside(paid, policy_params(params), moments, *reference),
     ]
     scored = [key for key in ("old_logprobs", "ref_logprobs") if key in batch]
     if not scored:

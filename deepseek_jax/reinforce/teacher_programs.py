@@ -6,7 +6,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from deepseek_jax.checkpoint.tree import abstract_tree
-from deepseek_jax.costs.program import Held, Program, beside, moments_of, params_of
+from deepseek_jax.costs.program import Held, Program, beside, moments_of, policy_params
 from deepseek_jax.data.batches import abstract_batch
 from deepseek_jax.models import ModelConfig, head_weight
 from deepseek_jax.models.reward import decoder_params
@@ -59,7 +59,7 @@ def taught_programs(
         states = f"{name}{teacher}: hidden states"
         others = [held for other, held in hidden.items() if other != teacher]
         # Those of the step before, and the other teachers' of this one
-        waiting = params_of(params), moments_of(state), *hidden.values(), *others
+        waiting = policy_params(params), moments_of(state), *hidden.values(), *others
         read = Program(states, jitted_states(its, mesh), asked, mesh, **reading)
         planned += beside([read], *waiting)
 

@@ -15,7 +15,7 @@ from deepseek_jax.costs.remedies import remedies
 from deepseek_jax.costs.roofline import Roofline, roofline, share_of_peak
 from deepseek_jax.reports.deployment import attention_table
 
-WIDTH = 150  # columns
+WIDTH = 160  # columns
 
 
 def print_plan(programs: list[Program], chip: Chip, cache: Path | None):

@@ -12,11 +12,11 @@ from deepseek_jax.costs.flops import forward_flops
 from deepseek_jax.costs.program import (
     GENERATION,
     SYNC,
+    Held,
     Program,
     beside,
     everywhere,
     forward_work,
-    params_of,
 )
 from deepseek_jax.models import ModelConfig
 from deepseek_jax.models.adapters import AdapterSettings
@@ -96,7 +96,7 @@ def rollout_programs(
             rollout.seat(chunks, continued=True),
         ]
     # Of weights in int8 there is no copy: what decodes is the parameters
-    waiting = [] if is_quantized(params) else [params_of(params)]
+    waiting = [] if is_quantized(params) else [Held("the parameters", params)]
     return [weights, *beside(programs, *waiting)]
 
 

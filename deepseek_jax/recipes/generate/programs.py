@@ -3,7 +3,7 @@
 from jax.sharding import Mesh
 
 from deepseek_jax.checkpoint.tree import abstract_tree
-from deepseek_jax.costs.program import beside, params_of
+from deepseek_jax.costs.program import beside, policy_params
 from deepseek_jax.errors import at
 from deepseek_jax.parallel.mesh import make_mesh
 from deepseek_jax.recipes.generate.settings import GenerateSettings
@@ -35,7 +35,7 @@ def programs(settings: GenerateSettings, mesh: Mesh):
     dtype = "float32" if settings.init_from is None else config.dtype
     answers = answer_programs("samples: ", config, own, sampling, n=samples, dtype=dtype, **sizes)
     planned = [*base_programs(config, settings.base, mesh), *answers]
-    params = params_of(abstract_tree(config, own, dtype))
+    params = policy_params(abstract_tree(config, own, dtype))
     return [*beside(planned, *held_models(paying, own)), *beside(paid, params)]
 
 

@@ -3,7 +3,7 @@
 from jax.sharding import Mesh
 
 from deepseek_jax.checkpoint.tree import abstract_tree
-from deepseek_jax.costs.program import beside, params_of
+from deepseek_jax.costs.program import beside, policy_params
 from deepseek_jax.errors import at
 from deepseek_jax.models import ModelConfig, how_to_run
 from deepseek_jax.recipes.judge.programs import training_programs as judge_programs
@@ -107,5 +107,5 @@ def _sampled(name: str, settings: R1Settings, config: ModelConfig, mesh: Mesh):
     )
     with at(name):
         paid = scoring_programs(f"{name}: ", judges, scored, mesh)
-    params = params_of(abstract_tree(config, mesh))
+    params = policy_params(abstract_tree(config, mesh))
     return [*beside(answers, *held_models(judges, mesh)), *beside(paid, params)]

@@ -3,7 +3,7 @@
 from jax.sharding import Mesh
 
 from deepseek_jax.checkpoint.tree import abstract_tree
-from deepseek_jax.costs.program import beside, params_of
+from deepseek_jax.costs.program import beside, policy_params
 from deepseek_jax.errors import at
 from deepseek_jax.recipes.planning import (
     PROMPT_LENGTH,
@@ -36,5 +36,5 @@ def programs(settings: SftSettings, mesh: Mesh):
         paid = scoring_programs("answers: ", paying, Scored(asked, PROMPT_LENGTH, length), mesh)
     sizes = dict(prompts=asked, adapter=settings.adapter)
     answers = answer_programs("answers: ", config, mesh, settings.answers, **sizes)
-    params = params_of(abstract_tree(config, mesh, adapter=settings.adapter))
+    params = policy_params(abstract_tree(config, mesh, adapter=settings.adapter))
     return [*beside([*trained, *answers], *held_models(paying, mesh)), *beside(paid, params)]
