@@ -17,7 +17,6 @@ from deepseek_jax.parallel.shard import check_splits
 from deepseek_jax.rewards.judge import Judge
 from deepseek_jax.rewards.model import RewardModel
 from deepseek_jax.rollout import AnswerOptions, Policy
-from deepseek_jax.rollout.requests import check_slots
 from deepseek_jax.settings import Count, added
 from deepseek_jax.worlds.registry import named_tokenizer
 
@@ -46,8 +45,8 @@ def load_model_rewards(
 
     settings: NAME, which has a weight in Rewards -> its settings. expert_buffer: of the run's ModelConfig,
     whose reward models read as long rows on the same mesh. Raises ValueError, naming the field, for a path
-    without a reward model, a batch_size that does not split over the mesh, and another max_completion_length
-    than the folder's.
+    without a reward model, a batch_size that does not split over the mesh, and a max_completion_length that
+    is not the folder's.
     """
     models = {}
     for name, block in settings.items():
@@ -58,11 +57,14 @@ def load_model_rewards(
 
 def check_split(settings: ModelRewardSettings, mesh: Mesh, judges: bool):
     """Raise ValueError unless the rows of a reward model, or the slots of a judge, split over the mesh."""
-    if judges:
-        with at("batch_size"):
-            check_slots(settings.batch_size, mesh.size)
-    else:
-        check_splits(mesh, "batch_size", settings.batch_size, "batch")
+    rows, devices = settings.batch_size, mesh.size
+    if not judges:
+        check_splits(mesh, "batch_size", rows, "batch")
+    elif rows % devices:
+        raise ValueError(
+            f"batch_size={rows} does not split over the mesh's {devices} devices, each of which samples its "
+            f"own judgements; set it to a multiple of {devices}"
+        )
 
 
 def judge_length(settings: ModelRewardSettings, about: dict):
@@ -87,6 +89,11 @@ def _load_model(settings: ModelRewardSettings, mesh: Mesh, expert_buffer: float 
     folder = as_path(settings.path)
     if (folder / JUDGE).is_file():
         return _load_judge(folder, mesh, settings)
+    if settings.max_completion_length is not None:
+        raise ValueError(
+            f"max_completion_length={settings.max_completion_length} is of a judge, and there is no {JUDGE} "
+            f"in {settings.path}; correct path, or leave max_completion_length out"
+        )
     check_split(settings, mesh, judges=False)
     try:
         config, params, about = load_reward_model(folder, mesh, settings.dtype)
@@ -95,11 +102,6 @@ def _load_model(settings: ModelRewardSettings, mesh: Mesh, expert_buffer: float 
         raise
     except ValueError as error:
         raise ValueError(f"path={settings.path!r}: {error}") from error
-    if settings.max_completion_length is not None:
-        raise ValueError(
-            f"max_completion_length={settings.max_completion_length} is of a judge, and {settings.path} is a "
-            "reward model, which samples nothing; leave it out"
-        )
     config = computed_in(config, settings.dtype, expert_buffer)
     render = functools.partial(_render, named_tokenizer(about["tokenizer"]), about["template"])
     kind, rows = about["kind"], settings.batch_size

@@ -48,7 +48,8 @@ def taught_programs(
     gradients = jax.tree.map(lambda leaf: leaf.update(dtype=jnp.float32), state.params)
     batches = {t: _abstract_batch(settings, settings.teachers[t].task, mesh) for t in teachers}
     hidden = {t: _hidden(t, its, batches[t], mesh) for t, its in teachers.items()}
-    planned = beside(planned, moments_of(state), *hidden.values())
+    former = [held._replace(name=f"{held.name}, a step before") for held in hidden.values()]
+    planned = beside(planned, moments_of(state), *former)
     # Where the update counter is: on every device
     rng = jax.eval_shape(lambda: jax.random.key(0)).update(sharding=state.step.sharding)
     for teacher, its in teachers.items():
@@ -58,8 +59,7 @@ def taught_programs(
         asked = decoder_params(whole), for_teacher(batch)
         states = f"{name}{teacher}: hidden states"
         others = [held for other, held in hidden.items() if other != teacher]
-        # Those of the step before, and the other teachers' of this one
-        waiting = policy_params(params), moments_of(state), *hidden.values(), *others
+        waiting = policy_params(params), moments_of(state), *former, *others
         read = Program(states, jitted_states(its, mesh), asked, mesh, **reading)
         planned += beside([read], *waiting)
 

@@ -6,6 +6,7 @@ import jax
 import pytest
 from ml_collections import ConfigDict
 
+from configs import r1_small
 from configs.distill_small import made_teacher
 from configs.r1_zero_small import VOCAB_SIZE
 from deepseek_jax.checkpoint import save_orbax
@@ -30,6 +31,8 @@ from deepseek_jax.recipes.judge import run as judge
 from deepseek_jax.recipes.pretrain import programs as of_pretrain
 from deepseek_jax.recipes.pretrain import run as pretrain
 from deepseek_jax.recipes.pretrain import train as pretrain_train
+from deepseek_jax.recipes.r1 import programs as of_r1
+from deepseek_jax.recipes.r1 import run as r1
 from deepseek_jax.recipes.reward_model import programs as of_reward_model
 from deepseek_jax.recipes.reward_model import run as reward_model
 from deepseek_jax.recipes.sft import programs as of_sft
@@ -318,6 +321,32 @@ def test_a_judge_in_use(tmp_path):
     assert held == pytest.approx(call.held, rel=0.01)
     # Eight slots of up to four tokens
     assert slots.arguments[1] == 8 and slots.arguments[3:] == (4, 4)
+
+
+@pytest.mark.slow
+def test_what_pays_or_teaches_a_stage_of_r1_lies_beside_it():
+    """Oracle: by hand: the reward models pay the last reinforcement and its update, and not the first; the
+    judge is there while answers are sampled; a teacher reads beside the student, its moments, and the hidden
+    states [64 64 64] in float32 of two teachers, now and a step before.
+    """
+    planned = planned_programs(r1, of_r1, r1_small.get_config("last=both"), small.one_device())
+    beside = {name: {h.name: h.bytes for h in p.beside} for name, p in planned.items()}
+    models = {f"reward model {kind}_model" for kind in ("helpfulness", "safety")}
+    for name in ("weights", "decode", "update", "score"):
+        assert models <= beside[f"scenarios: {name}"].keys(), name
+        assert not models & beside[f"reasoning: {name}"].keys(), name
+    scores = beside["scenarios: helpfulness_model: score"].keys()
+    assert scores & models == {"reward model safety_model"} and "the policy's parameters" in scores
+    assert "reward model judge" in beside["judged: decode"]
+    assert not {"reward model judge"} & beside["rejection: decode"].keys()
+    assert "the policy's parameters" in beside["judged: judge: decode"]
+    hidden = [f"hidden states of {teacher}" for teacher in ("general", "reasoning")]
+    reads, size = beside["distilled: general: hidden states"], 64 * 64 * 64 * 4
+    assert {"the policy's parameters", "the optimizer's moments"} < reads.keys()
+    assert [reads.get(name) for name in hidden] == [None, size]
+    assert [reads[f"{name}, a step before"] for name in hidden] == [size, size]
+    assert beside["distilled: general: gradient"] == {hidden[1]: size}
+    assert beside["distilled: update"] == dict.fromkeys(hidden, size)
 
 
 @pytest.mark.parametrize("fields", [dict(max_completion_length=12), {}])
