@@ -38,6 +38,7 @@ from deepseek_jax.recipes.reward_model import run as reward_model
 from deepseek_jax.recipes.sft import programs as of_sft
 from deepseek_jax.recipes.sft import run as sft
 from deepseek_jax.reinforce import update as grpo_update
+from deepseek_jax.reinforce.model_reward_programs import planned_rewards
 from deepseek_jax.reinforce.model_rewards import JUDGE
 from deepseek_jax.rewards import model
 from deepseek_jax.rollout import steps
@@ -278,18 +279,28 @@ def planned_programs(recipe, module, config, mesh):
 )
 def test_a_reward_model_in_use(tmp_path, mesh, dtype, fields):
     """Oracle: the arrays of a run: those that the reward model scores, whose rows may end before the longest
-    that is allowed; and all that a device holds by then: training state, reference and reward model. The plan
-    leaves out what is below 1%. It is the same before the reward model's folder is there.
+    that is allowed; its config, with the run's room for experts' tokens; and all that a device holds by then:
+    training state, reference and reward model. The plan leaves out what is below 1%. It is the same before
+    the reward model's folder is there.
     """
     mesh, config = mesh(), small.small_config(loss=dict(kl_coef=0.1), **fields)
+    config.model.expert_buffer = 2.0
     config.rewards.liked = 1.0
     config.reward_models = dict(liked=dict(path="nowhere", batch_size=8, dtype=dtype))
     before = planned_programs(grpo, of_grpo, config, mesh)["liked: score"]
     config.reward_models.liked.path = reward_model_in(tmp_path / "liked", config, mesh)
     planned = planned_programs(grpo, of_grpo, config, mesh)["liked: score"]
     assert before.arguments == planned.arguments and before.beside == planned.beside
-    call = Call(mesh)
-    called(grpo, config, tmp_path / "run", mesh, [(model, "jitted_rewards", lambda *_: call)])
+    call, configs = Call(mesh), []
+
+    def jitted(config, *_):
+        configs.append(config)
+        return call
+
+    called(grpo, config, tmp_path / "run", mesh, [(model, "jitted_rewards", jitted)])
+    settings = build(grpo.SETTINGS, config, "config")
+    (paying,) = planned_rewards(settings.reward_models, build_model(config.model)).values()
+    assert configs == [paying.config] and paying.config.expert_buffer == 2.0
     for index, (ours, theirs) in enumerate(zip(planned.arguments, call.arguments, strict=True)):
         assert_described(ours, theirs, shorter=index == 1)
     held = argument_bytes(planned.arguments) + planned.beside_bytes
