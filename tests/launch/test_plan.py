@@ -230,8 +230,9 @@ def test_gpus_are_planned_by_shapes_alone(folder):
     assert status == 0, err
     for name, program in small_programs().items():
         (row,) = [line.split() for line in out.splitlines() if line.strip().startswith(name + " ")]
-        held, tera, seconds = row[-3:]
+        held, beside, tera, seconds = row[-4:]
         assert float(held) == pytest.approx(argument_bytes(program.arguments) / GIB, abs=0.0051)
+        assert float(beside) == 0
         assert float(tera) == pytest.approx(program.flops / 4 / 1e12, rel=1e-2)
         assert float(seconds) == pytest.approx(program.flops / 4 / 989.4e12, rel=1e-2)
     assert "NVIDIA H100, without a compiler" in out
