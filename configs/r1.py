@@ -14,9 +14,10 @@ stage (a reward model needs no conversion). /data/NAME.jsonl has conversations, 
 language, or preferences. The judge is a model that recipe="sft" trained on judgements. Its params folder
 needs a judge.json with the template, tokenizer and max_completion_length for its questions. Values that are
 not published are ours: the number of cold-start conversations, the steps of stage 2 (published: until
-convergence), Adam's numbers, packing, the prompts' length, the general prompts' share of a step, and the
-mesh. All stages use R1-Zero's template. A step of reinforcement here is one rollout, 16 of the paper's steps
-(see configs/r1_zero.py): stage 4 has 106 steps for 1,700, the last 25, for 400, with general prompts.
+convergence), Adam's numbers, packing, the prompts' length, the length of a judgement, the general prompts'
+share of a step, and the mesh. All stages use R1-Zero's template. A step of reinforcement here is one rollout,
+16 of the paper's steps (see configs/r1_zero.py): stage 4 has 106 steps for 1,700, the last 25, for 400, with
+general prompts.
 """
 
 from functools import partial
@@ -31,6 +32,7 @@ TOKENS = 32_768  # of a row or a completion
 COLD_START_TOKENS = 8000 * 5000  # "thousands" of conversations
 # Stage 3's conversations, of 5,355 tokens on average
 SFT_TOKENS = 804_745 * 5355
+JUDGEMENT_TOKENS = 2048  # at most, as in the judge's judge.json
 PREFERENCES = {"helpfulness": 66_000, "safety": 106_000}
 
 
@@ -87,7 +89,10 @@ def _rejection():
 def _judged():
     c = _rejection()
     c.data.path, c.accuracy = "/data/r1_unchecked.jsonl", "judge"
-    c.reward_models = {"judge": dict(path="/checkpoints/R1-judge")}
+    # 128 chips of a v5p for each teacher: the judge is on them too, which is as large
+    c.teacher_processes, c.mesh = 32, dict(fsdp=8, expert=16)
+    judge = _reward("R1-judge") | dict(max_completion_length=JUDGEMENT_TOKENS)
+    c.reward_models = {"judge": judge}
     c.rewards = dict(judge=1.0, think_answer_format=0.0, language_consistency=0.0)
     # 0.5 is the judge's score of the reference itself, see rewards.judge.Judge
     c.keep.at_least = dict(judge=0.5, think_answer_format=1.0, language_consistency=0.95)
@@ -117,11 +122,13 @@ def _scenarios():
     c.general.rewards = dict(
         helpful=1.0, safe=1.0, think_answer_format=1.0, language_consistency=1.0
     )
-    c.reward_models = {
-        "helpful": dict(path="/checkpoints/R1-helpfulness"),
-        "safe": dict(path="/checkpoints/R1-safety"),
-    }
+    c.reward_models = {"helpful": _reward("R1-helpfulness"), "safe": _reward("R1-safety")}
     return c
+
+
+def _reward(name):
+    """A reward model or a judge in use, which reads 128 rows, or judges as many pairs, at once."""
+    return dict(path=f"/checkpoints/{name}", dtype="bfloat16", batch_size=128)
 
 
 def _on_chips(fsdp, context):

@@ -47,7 +47,8 @@ def _rl():
     c.rollout.max_completion_length, c.rollout.temperature = 8192, 1.0
     c.general = dict(num_steps=c.num_steps, per_step=256, path="/data/v3_prompts.jsonl")
     c.general.rewards = dict(helpful=1.0)
-    c.reward_models = {"helpful": dict(path="/checkpoints/DeepSeek-V3-helpfulness")}
+    c.reward_models["helpful"].path = "/checkpoints/DeepSeek-V3-helpfulness"
+    del c.reward_models["safe"]
     return c
 
 

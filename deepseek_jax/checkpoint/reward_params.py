@@ -45,17 +45,17 @@ def save_reward_model(
             (partial / ABOUT).write_text(json.dumps(about, indent=2) + "\n")
 
 
-def load_reward_model(folder: str | Path, mesh: Mesh):
-    """Read what save_reward_model wrote: -> (ModelConfig, float32 params on the mesh, about).
+def load_reward_model(folder: str | Path, mesh: Mesh, dtype: str = "float32"):
+    """Read what save_reward_model wrote: -> (ModelConfig, params on the mesh, about).
 
-    Raises ValueError for a folder without a reward model, and DamagedCheckpoint where an array of it is not
-    what was saved.
+    dtype: of the decoder; the head stays as it was saved. Raises ValueError for a folder without a reward
+    model, and DamagedCheckpoint where an array of it is not what was saved.
     """
     folder = absolute(folder)
     if not (folder / ABOUT).is_file():
         raise ValueError(f"no reward model in {folder}: there is no {ABOUT}")
     about = read_json(folder / ABOUT)
-    config, decoder = _decoder(folder, about, mesh)
+    config, decoder = _decoder(folder, about, mesh, dtype)
     boxed = jax.eval_shape(lambda rng: init_reward_head(config, rng), jax.random.key(0))
     shapes = nn.unbox(boxed)
     wanted = jax.tree.map(
@@ -67,11 +67,11 @@ def load_reward_model(folder: str | Path, mesh: Mesh):
     return config, params, about
 
 
-def _decoder(folder, about, mesh):
+def _decoder(folder, about, mesh, dtype):
     """(ModelConfig, params) of the decoder: with an adapter, about.base holds the other parameters."""
     if about.get("base") is None:
-        return load_orbax(folder / "decoder", dtype="float32", mesh=mesh)
-    config, params = load_params(about["base"], dtype="float32", mesh=mesh)
+        return load_orbax(folder / "decoder", dtype=dtype, mesh=mesh)
+    config, params = load_params(about["base"], dtype=dtype, mesh=mesh)
     config, params = reward_config(config), decoder_params(params)
     if about["quantize"] is not None:
         params = quantized(params)

@@ -32,7 +32,7 @@ class Layout:
 
 @dataclasses.dataclass(frozen=True)
 class Shards:
-    """Bytes of one device of a mesh: of an update's arguments, and of its parameters.
+    """Bytes of one device of a mesh: of an update's arguments and what lies beside it, and of its parameters.
 
     gathered: {axes: bytes} of the weights, in the compute dtype, that gathers over these axes complete.
     layer: of the largest layer that is gathered at once.
@@ -107,27 +107,34 @@ def shards(program: Program, mesh: AbstractMesh):
         stack = next((key for key in keys if key.endswith("_layers")), None)
         name = stack or next(filter(None, keys), "")
         layers[name] = layers.get(name, 0) + whole // (leaf.shape[0] if stack else 1)
-    return Shards(
-        argument_bytes(arguments), argument_bytes(state.params), gathered, max(layers.values())
-    )
+    held = argument_bytes(arguments) + sum(argument_bytes(tree) for tree in _beside(mesh, program))
+    return Shards(held, argument_bytes(state.params), gathered, max(layers.values()))
 
 
 def _on(mesh, arguments):
     """An update's arguments, placed on another mesh. Of the state, rules.STORED holds where sizes split."""
-
-    def place(leaf, may_drop=False):
-        spec = leaf.sharding.spec
-        if may_drop:
-            pairs = zip(leaf.shape, spec, strict=False)
-            spec = [
-                entry[:-1] if _is_stored(entry) and size % axis_parts(mesh, entry) else entry
-                for size, entry in pairs
-            ]
-        return leaf.update(sharding=NamedSharding(mesh, PartitionSpec(*spec)))
-
     state, *others = arguments
-    state = jax.tree.map(functools.partial(place, may_drop=True), state)
-    return state, *jax.tree.map(place, others)
+    state = jax.tree.map(functools.partial(_placed, mesh, may_drop=True), state)
+    return state, *jax.tree.map(functools.partial(_placed, mesh), others)
+
+
+def _beside(mesh, program):
+    """The trees of parameters that lie beside an update, placed on another mesh."""
+    place = functools.partial(_placed, mesh, may_drop=True)
+    return [jax.tree.map(place, held.tree) for held in program.beside]
+
+
+def _placed(mesh, leaf, may_drop=False):
+    spec = leaf.sharding.spec
+    if may_drop:
+        pairs = zip(leaf.shape, spec, strict=False)
+        spec = [
+            entry[:-1] if _is_stored(entry) and size % axis_parts(mesh, entry) else entry
+            for size, entry in pairs
+        ]
+    # An array that waits in the host's memory does so on any mesh
+    kind = leaf.sharding.memory_kind
+    return leaf.update(sharding=NamedSharding(mesh, PartitionSpec(*spec), memory_kind=kind))
 
 
 def _is_stored(entry):

@@ -2,7 +2,8 @@
 
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
 
 import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
@@ -16,8 +17,26 @@ STEP = "train_step_time"
 TRAINING = "policy_training_time"
 GENERATION = "exposed_generation_time"
 SYNC = "weight_sync_time"
+# Of reward models and judges. Not one of MLPerf's names: it is the metric of a run
+REWARD = "reward_seconds"
 # Learned tokens of a step / its seconds / devices, of whatever kind
 TOKEN_RATE = "valid_tokens_per_sec_per_gpu"
+
+
+class Held(NamedTuple):
+    """What lies on the devices while a program runs, and is not among its arguments.
+
+    tree: of ShapeDtypeStructs with shardings. fields: of the config, in words, that make it smaller.
+    """
+
+    name: str
+    tree: Any
+    fields: str = ""
+
+    @property
+    def bytes(self):
+        """Of one device."""
+        return argument_bytes(self.tree)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,8 +45,9 @@ class Program:
 
     arguments: static ones included. needs: the names of earlier programs; where there are any, arguments is a
     function of their results. tokens, flops: what one call does and what the model needs for it, over all
-    devices; of a decoding step, not of the loop. part: TRAINING, GENERATION or SYNC. times: how often a step
-    of the run calls it, at most. sizes: for a reader. model: of an update, what it trains.
+    devices; of a decoding step, not of the loop. part: TRAINING, GENERATION, SYNC or REWARD. times: how often
+    a step of the run calls it, at most. sizes: for a reader. model: of an update, what it trains. beside:
+    what else the devices hold meanwhile.
     """
 
     name: str
@@ -41,6 +61,12 @@ class Program:
     times: int = 1
     needs: tuple[str, ...] = ()
     model: ModelConfig | None = None
+    beside: tuple[Held, ...] = ()
+
+    @property
+    def beside_bytes(self):
+        """Of one device, what lies beside the program."""
+        return sum(held.bytes for held in self.beside)
 
     @property
     def filled(self):
@@ -53,6 +79,22 @@ class Program:
         if not self.needs:
             return self.arguments
         return self.arguments(*(results[name] for name in self.needs))
+
+
+def beside(programs: Iterable[Program], *held: Held):
+    """The programs, while these lie on the devices too: [Program]."""
+    return [dataclasses.replace(p, beside=(*p.beside, *held)) for p in programs]
+
+
+def moments_of(state):
+    """The Held of a TrainState that waits while another program reads its parameters."""
+    fields = "optimizer.moment_memory='host', or optimizer.moment_dtype='bfloat16'"
+    return Held("the optimizer's moments", state.opt_state, fields)
+
+
+def policy_params(params):
+    """The Held of a policy's parameters while another model works."""
+    return Held("the policy's parameters", params)
 
 
 def update_program(
@@ -86,9 +128,11 @@ def everywhere(mesh: Mesh, shape: tuple, dtype):
 
 
 def argument_bytes(arguments):
-    """The bytes that one device holds of a tree of ShapeDtypeStructs with shardings."""
+    """The bytes that one device holds of a tree of ShapeDtypeStructs with shardings. What waits in the host's
+    memory has none.
+    """
     return sum(
         math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
         for leaf in jax.tree.leaves(arguments)
-        if isinstance(leaf, jax.ShapeDtypeStruct)
+        if isinstance(leaf, jax.ShapeDtypeStruct) and leaf.sharding.memory_kind != "pinned_host"
     )

@@ -2,7 +2,7 @@
 
 from deepseek_jax.costs.chips import GIB, Chip
 from deepseek_jax.costs.compiled import Compiled
-from deepseek_jax.costs.program import GENERATION, TRAINING, Program
+from deepseek_jax.costs.program import GENERATION, REWARD, TRAINING, Program
 
 
 def remedies(program: Program, compiled: Compiled, chip: Chip):
@@ -10,13 +10,17 @@ def remedies(program: Program, compiled: Compiled, chip: Chip):
     if compiled.refusal is not None:
         return _fields(program, None)
     memory = compiled.memory
-    excess = memory.peak - chip.hbm_bytes
+    excess = memory.peak + program.beside_bytes - chip.hbm_bytes
     held, live = memory.arguments, memory.peak - memory.arguments
-    return [
-        f"{excess / GIB:.2f} GiB are too much; arguments hold {held / GIB:.2f}, and {live / GIB:.2f} are "
-        "temporaries and new results",
-        *_fields(program, held > live),
-    ]
+    own = (
+        f"{excess / GIB:.2f} GiB are too much; arguments hold {held / GIB:.2f}, {live / GIB:.2f} are "
+        "temporaries and new results"
+    )
+    # The largest first; what waits in the host's memory has no bytes here
+    others = sorted((one for one in program.beside if one.bytes), key=lambda one: -one.bytes)
+    waiting = [f"{one.bytes / GIB:.2f} are {one.name}" for one in others]
+    smaller = [f"{one.fields}, for {one.name}" for one in others if one.fields]
+    return [", ".join([own, *waiting]), *smaller, *_fields(program, held > live)]
 
 
 def _fields(program, arguments_dominate):
@@ -33,6 +37,11 @@ def _fields(program, arguments_dominate):
             "more micro_batches (micro_batch_size in pre-training), model.remat='full', a lower "
             "model.expert_buffer, or mesh.context above 1 for long rows",
             f"more devices along {split}; optimizer.moment_dtype='bfloat16', reference_dtype='bfloat16'",
+        ]
+    elif program.part == REWARD:
+        lines = [
+            "a lower batch_size of the reward model, or a lower max_completion_length",
+            f"more devices along {split}, which split the weights",
         ]
     else:
         lines = [f"more devices along {split}"]

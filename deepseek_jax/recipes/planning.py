@@ -8,15 +8,13 @@ from pathlib import Path
 import jax
 from jax.sharding import Mesh
 
-from deepseek_jax.checkpoint.gguf import gguf_config
-from deepseek_jax.checkpoint.hf_config import read_config
+from deepseek_jax.checkpoint.load import read_any_config
 from deepseek_jax.checkpoint.tree import abstract_tree
 from deepseek_jax.costs.layouts import Layout
-from deepseek_jax.costs.program import Program, forward_work, update_program
+from deepseek_jax.costs.program import Program, beside, forward_work, moments_of, update_program
 from deepseek_jax.data.batches import TOTALS, abstract_rows
 from deepseek_jax.data.tokenizer import checkpoint_path
 from deepseek_jax.errors import CannotPlan, at
-from deepseek_jax.files import as_path
 from deepseek_jax.losses.next_token import target_logprobs
 from deepseek_jax.models import (
     ModelConfig,
@@ -51,10 +49,8 @@ def planned_model(block: dict, checkpoint: str | Path | None):
         return build_model(block)
     how = dataclasses.asdict(build(RunSettings, how_to_run(block), "model"))
     path = checkpoint_path(checkpoint)
-    if path.suffix == ".gguf":
-        return dataclasses.replace(gguf_config(path), **how)
-    if (as_path(checkpoint) / "config.json").exists():
-        return dataclasses.replace(read_config(checkpoint), **how)
+    if path.suffix == ".gguf" or (path / "config.json").exists():
+        return dataclasses.replace(read_any_config(path), **how)
     raise CannotPlan(
         f"model={block!r} does not name the architecture of {checkpoint}, and the checkpoint is not there: a "
         "plan needs one of them; set model to one of configs/models.py"
@@ -151,7 +147,8 @@ def fine_tuning_programs(
     update = update_program(f"{name}update", step, state, batch, config=config, mesh=mesh)
     score = jax.jit(functools.partial(target_logprobs, config))
     work = forward_work(config, rows, length)
-    return [update, Program(f"{name}held-out loss", score, (params, batch), mesh, **work)]
+    held_out = Program(f"{name}held-out loss", score, (params, batch), mesh, **work)
+    return [update, *beside([held_out], moments_of(state))]
 
 
 def answer_programs(

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 from pathlib import Path
+from typing import Literal
 
 from jax.sharding import Mesh
 
@@ -11,11 +12,12 @@ from deepseek_jax.checkpoint.reward_params import load_reward_model
 from deepseek_jax.data.preferences import render_response
 from deepseek_jax.errors import Fault, at
 from deepseek_jax.files import as_path, read_json
+from deepseek_jax.models import ModelConfig
 from deepseek_jax.parallel.shard import check_splits
 from deepseek_jax.rewards.judge import Judge
 from deepseek_jax.rewards.model import RewardModel
 from deepseek_jax.rollout import AnswerOptions, Policy
-from deepseek_jax.settings import Count
+from deepseek_jax.settings import Count, added
 from deepseek_jax.worlds.registry import named_tokenizer
 
 # Beside a judge's parameters: its template, tokenizer and completion length
@@ -25,48 +27,94 @@ JUDGE = "judge.json"
 @dataclasses.dataclass(frozen=True)
 class ModelRewardSettings:
     """path: the folder params that recipes.reward_model or recipes.judge wrote. batch_size: how many rows are
-    scored, or judgements sampled, at once.
+    scored, or judgements sampled, at once. dtype: that its parameters are read in, and that it computes in.
+    max_completion_length: of a judge, and a reward model has none. The folder has it too, and a run takes no
+    other; a plan knows by it that a folder which is not there yet will hold a judge.
     """
 
     path: str
     batch_size: Count = 64
+    dtype: Literal["float32", "bfloat16"] = added("float32")
+    max_completion_length: Count | None = added(None)
 
 
-def load_model_rewards(settings: dict[str, ModelRewardSettings], mesh: Mesh):
+def load_model_rewards(
+    settings: dict[str, ModelRewardSettings], mesh: Mesh, expert_buffer: float | None = None
+):
     """Load reward models for rewards.Rewards: -> {NAME: rewards.model.RewardModel or rewards.judge.Judge}.
 
-    settings: NAME, which has a weight in Rewards -> its settings. Raises ValueError, naming the field, for a
-    path without a reward model and a batch_size that does not split over the mesh.
+    settings: NAME, which has a weight in Rewards -> its settings. expert_buffer: of the run's ModelConfig,
+    whose reward models read as long rows on the same mesh. Raises ValueError, naming the field, for a path
+    without a reward model, a batch_size that does not split over the mesh, and a max_completion_length that
+    is not the folder's.
     """
     models = {}
     for name, block in settings.items():
         with at(name):
-            models[name] = _load_model(block, mesh)
+            models[name] = _load_model(block, mesh, expert_buffer)
     return models
 
 
-def _load_model(settings: ModelRewardSettings, mesh: Mesh):
-    if (as_path(settings.path) / JUDGE).is_file():
-        return _load_judge(as_path(settings.path), mesh, settings.batch_size)
-    check_splits(mesh, "batch_size", settings.batch_size, "batch")
+def check_split(settings: ModelRewardSettings, mesh: Mesh, judges: bool):
+    """Raise ValueError unless the rows of a reward model, or the slots of a judge, split over the mesh."""
+    rows, devices = settings.batch_size, mesh.size
+    if not judges:
+        check_splits(mesh, "batch_size", rows, "batch")
+    elif rows % devices:
+        raise ValueError(
+            f"batch_size={rows} does not split over the mesh's {devices} devices, each of which samples its "
+            f"own judgements; set it to a multiple of {devices}"
+        )
+
+
+def judge_length(settings: ModelRewardSettings, about: dict):
+    """The longest completion of a judge. about: what its folder says. Raises ValueError where the settings
+    differ from it.
+    """
+    given, own = settings.max_completion_length, about["max_completion_length"]
+    if given not in (None, own):
+        raise ValueError(
+            f"max_completion_length={given}, and the judge in {settings.path} answers in {own} tokens; set "
+            f"it to {own}"
+        )
+    return own
+
+
+def computed_in(config: ModelConfig, dtype: str, expert_buffer: float | None):
+    """The ModelConfig of a reward model with parameters in dtype."""
+    return dataclasses.replace(config, dtype=dtype, expert_buffer=expert_buffer)
+
+
+def _load_model(settings: ModelRewardSettings, mesh: Mesh, expert_buffer: float | None):
+    folder = as_path(settings.path)
+    if (folder / JUDGE).is_file():
+        return _load_judge(folder, mesh, settings)
+    if settings.max_completion_length is not None:
+        raise ValueError(
+            f"max_completion_length={settings.max_completion_length} is of a judge, and there is no {JUDGE} "
+            f"in {settings.path}; correct path, or leave max_completion_length out"
+        )
+    check_split(settings, mesh, judges=False)
     try:
-        config, params, about = load_reward_model(settings.path, mesh)
+        config, params, about = load_reward_model(folder, mesh, settings.dtype)
     # A damaged one keeps its exit status
     except Fault:
         raise
     except ValueError as error:
         raise ValueError(f"path={settings.path!r}: {error}") from error
+    config = computed_in(config, settings.dtype, expert_buffer)
     render = functools.partial(_render, named_tokenizer(about["tokenizer"]), about["template"])
     kind, rows = about["kind"], settings.batch_size
     return RewardModel(config, params, render, mesh, kind=kind, batch_size=rows)
 
 
-def _load_judge(folder: Path, mesh: Mesh, slots: int):
+def _load_judge(folder: Path, mesh: Mesh, settings: ModelRewardSettings):
     """The rewards.judge.Judge from a folder that recipes.judge wrote."""
     about = read_json(folder / JUDGE)
-    config, params = load_orbax(folder, dtype="float32", mesh=mesh)
+    options = judge_options(judge_length(settings, about), settings.batch_size)
+    check_split(settings, mesh, judges=True)
+    config, params = load_orbax(folder, dtype=settings.dtype, mesh=mesh)
     tokenizer = named_tokenizer(about["tokenizer"])
-    options = judge_options(about["max_completion_length"], slots)
     return make_judge(Policy(config, params, tokenizer, about["template"]), options)
 
 

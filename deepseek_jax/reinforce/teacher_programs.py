@@ -6,10 +6,11 @@ import numpy as np
 from jax.sharding import Mesh
 
 from deepseek_jax.checkpoint.tree import abstract_tree
-from deepseek_jax.costs.program import Program
+from deepseek_jax.costs.program import Held, Program, beside, moments_of, policy_params
 from deepseek_jax.data.batches import abstract_batch
 from deepseek_jax.models import ModelConfig, head_weight
 from deepseek_jax.models.reward import decoder_params
+from deepseek_jax.parallel.shard import batch_sharding
 from deepseek_jax.reinforce.batch import longest_row, row_shapes, update_flops
 from deepseek_jax.reinforce.taught import jitted_update, merged
 from deepseek_jax.reinforce.teacher_checks import check_rows
@@ -29,9 +30,8 @@ def taught_programs(
     """The rollout, each teacher's reading of its samples and the student's gradient from it, and the update:
     [Program]. name: a prefix of their names. config: the student's.
 
-    Every prompt and every completion counts as the longest. A program counts what it reads itself: in a run
-    the student's state is on the devices too while a teacher reads, and so are the batches of a step, with
-    all teachers' hidden states, until those of the next step are there.
+    Every prompt and every completion counts as the longest. The student's state is on the devices too while a
+    teacher reads, and so are all teachers' hidden states of a step, until those of the next step are there.
     """
     check_rows(settings, mesh)
     rollout = settings.rollout
@@ -46,21 +46,29 @@ def taught_programs(
     create, update = jitted_update(settings, config, params, mesh, {})
     state = create.eval_shape(params)
     gradients = jax.tree.map(lambda leaf: leaf.update(dtype=jnp.float32), state.params)
+    batches = {t: _abstract_batch(settings, settings.teachers[t].task, mesh) for t in teachers}
+    hidden = {t: _hidden(t, its, batches[t], mesh) for t, its in teachers.items()}
+    former = [held._replace(name=f"{held.name}, a step before") for held in hidden.values()]
+    planned = beside(planned, moments_of(state), *former)
     # Where the update counter is: on every device
     rng = jax.eval_shape(lambda: jax.random.key(0)).update(sharding=state.step.sharding)
     for teacher, its in teachers.items():
-        batch = _abstract_batch(settings, settings.teachers[teacher].task, mesh)
+        batch = batches[teacher]
         own, whole = _work(config, batch), abstract_tree(its, mesh)
         reading = own | {"flops": _work(its, batch)["flops"] / 3}
         asked = decoder_params(whole), for_teacher(batch)
         states = f"{name}{teacher}: hidden states"
-        planned.append(Program(states, jitted_states(its, mesh), asked, mesh, **reading))
+        others = [held for other, held in hidden.items() if other != teacher]
+        waiting = policy_params(params), moments_of(state), *former, *others
+        read = Program(states, jitted_states(its, mesh), asked, mesh, **reading)
+        planned += beside([read], *waiting)
 
         def learned(hidden, batch=batch, whole=whole, its=its):
             return gradients, state, batch | {HIDDEN: hidden}, rng, head_weight(its, whole)
 
         called, needs = f"{name}{teacher}: gradient", (states,)
-        planned.append(Program(called, update.add, learned, mesh, needs=needs, **own))
+        learn = Program(called, update.add, learned, mesh, needs=needs, **own)
+        planned += beside([learn], *others)
 
     def applied(*results):
         found = {teacher: metrics for teacher, (_, metrics) in zip(teachers, results, strict=True)}
@@ -68,7 +76,17 @@ def taught_programs(
 
     needs = tuple(f"{name}{teacher}: gradient" for teacher in teachers)
     called, nothing = f"{name}update", dict(tokens=0, flops=0.0, sizes="")
-    return [*planned, Program(called, update.apply, applied, mesh, needs=needs, **nothing)]
+    apply = Program(called, update.apply, applied, mesh, needs=needs, **nothing)
+    return [*planned, *beside([apply], *hidden.values())]
+
+
+def _hidden(teacher: str, config: ModelConfig, batch, mesh: Mesh):
+    """The Held of a teacher's hidden states for its batch."""
+    function, place = jitted_states(config, mesh), batch_sharding(mesh)
+    found = jax.eval_shape(
+        function, decoder_params(abstract_tree(config, mesh)), for_teacher(batch)
+    )
+    return Held(f"hidden states of {teacher}", found.update(sharding=place))
 
 
 def _abstract_batch(settings: TaughtSettings, task: str, mesh: Mesh):

@@ -15,7 +15,7 @@ from deepseek_jax.costs.remedies import remedies
 from deepseek_jax.costs.roofline import Roofline, roofline, share_of_peak
 from deepseek_jax.reports.deployment import attention_table
 
-WIDTH = 150  # columns
+WIDTH = 160  # columns
 
 
 def print_plan(programs: list[Program], chip: Chip, cache: Path | None):
@@ -35,12 +35,17 @@ def print_plan(programs: list[Program], chip: Chip, cache: Path | None):
         console.print(attention_table(model))
     for line in step_lines(planned):
         console.print(line)
-    return all(fits(compiled, chip) for _, compiled, _ in planned)
+    return all(fits(program, compiled, chip) for program, compiled, _ in planned)
 
 
-def fits(compiled: Compiled, chip: Chip):
-    """Whether the compiler accepts a program and its peak is within a device's memory."""
-    return compiled.refusal is None and compiled.memory.peak <= chip.hbm_bytes
+def fits(program: Program, compiled: Compiled, chip: Chip):
+    """Whether the compiler accepts a program, and a device has room for its peak and what lies beside it."""
+    return compiled.refusal is None and held_at_once(program, compiled) <= chip.hbm_bytes
+
+
+def held_at_once(program: Program, compiled: Compiled):
+    """The most bytes that one device holds while a program runs."""
+    return compiled.memory.peak + program.beside_bytes
 
 
 def program_table(program: Program, compiled: Compiled, seconds: Roofline | None, chip: Chip):
@@ -54,15 +59,22 @@ def program_table(program: Program, compiled: Compiled, seconds: Roofline | None
         table.add_row("does not fit", compiled.refusal)
     else:
         for name, size in vars(compiled.memory).items():
-            table.add_row(f"{name}, bytes", f"{size:,} = {size / GIB:.2f} GiB")
-        share = f"{compiled.memory.peak / chip.hbm_bytes:.1%} of {chip.hbm_bytes / GIB:.2f} GiB"
-        table.add_row("fits" if fits(compiled, chip) else "does not fit", share)
+            table.add_row(f"{name}, bytes", _bytes(size))
+        for held in program.beside:
+            table.add_row(f"beside it, {held.name}", _bytes(held.bytes))
+        share = held_at_once(program, compiled) / chip.hbm_bytes
+        verdict = "fits" if fits(program, compiled, chip) else "does not fit"
+        table.add_row(verdict, f"{share:.1%} of {chip.hbm_bytes / GIB:.2f} GiB")
         for name, text in _work(program, compiled, seconds, chip):
             table.add_row(name, text)
-    if not fits(compiled, chip):
+    if not fits(program, compiled, chip):
         for line in remedies(program, compiled, chip):
             table.add_row("would help", line)
     return table
+
+
+def _bytes(size):
+    return f"{size:,} = {size / GIB:.2f} GiB"
 
 
 def _work(program, compiled, seconds, chip):
@@ -100,12 +112,21 @@ def summary_table(planned, chip: Chip):
     table = Table(box=SIMPLE_HEAD, title=f"one {chip.device_kind}", title_justify="left")
     for name in ("program", "sizes", "fits"):
         table.add_column(name, no_wrap=True)
-    for name in ("peak GiB", "TFLOP", "GB", "GB sent", "seconds", "bound by", "MFU at most"):
+    for name in (
+        "peak GiB",
+        "beside it",
+        "TFLOP",
+        "GB",
+        "GB sent",
+        "seconds",
+        "bound by",
+        "MFU at most",
+    ):
         table.add_column(name, justify="right", no_wrap=True)
     for program, compiled, seconds in planned:
-        verdict = "yes" if fits(compiled, chip) else "NO"
+        verdict = "yes" if fits(program, compiled, chip) else "NO"
         if compiled.refusal is not None:
-            table.add_row(program.name, program.sizes, verdict, *["-"] * 7)
+            table.add_row(program.name, program.sizes, verdict, *["-"] * 8)
             continue
         cost = compiled.cost
         sent = sum(one.wire_bytes for one in cost.collectives.values())
@@ -117,6 +138,7 @@ def summary_table(planned, chip: Chip):
             program.sizes,
             verdict,
             f"{compiled.memory.peak / GIB:.2f}",
+            f"{program.beside_bytes / GIB:.2f}",
             f"{cost.flops.total() / 1e12:.3g}",
             f"{cost.hbm_bytes / 1e9:.3g}",
             f"{sent / 1e9:.3g}",
@@ -146,20 +168,22 @@ def step_lines(planned):
 
 
 def print_shapes(programs: list[Program], chip: Chip):
-    """Print what needs no compiler: -> whether the arguments of every program fit."""
+    """Print what needs no compiler: -> whether every program's arguments and what lies beside it fit."""
     table = Table(box=SIMPLE_HEAD, title=f"one {chip.device_kind}, without a compiler")
     table.add_column("program", no_wrap=True)
     table.add_column("sizes", no_wrap=True)
-    for name in ("arguments GiB", "TFLOP needed", "seconds at peak"):
+    for name in ("arguments GiB", "beside it", "TFLOP needed", "seconds at peak"):
         table.add_column(name, justify="right")
     all_fit = True
     for program in programs:
         held, needed = "-", program.flops / program.mesh.size
+        others = program.beside_bytes
         if not program.needs:
             size = argument_bytes(program.arguments)
-            held, all_fit = f"{size / GIB:.2f}", all_fit and size <= chip.hbm_bytes
+            held, all_fit = f"{size / GIB:.2f}", all_fit and size + others <= chip.hbm_bytes
         seconds = needed / chip.flops_per_second
-        table.add_row(program.name, program.sizes, held, f"{needed / 1e12:.3g}", f"{seconds:.3g}")
+        numbers = f"{others / GIB:.2f}", f"{needed / 1e12:.3g}", f"{seconds:.3g}"
+        table.add_row(program.name, program.sizes, held, *numbers)
     console = Console(width=WIDTH, soft_wrap=True)
     console.print(table)
     console.print(

@@ -23,7 +23,7 @@ def print_published(row: Published, program: Program, chip: Chip, cache: Path | 
     console.print(program_table(program, compiled, seconds, chip))
     if seconds is not None:
         console.print(published_table(row, program, seconds, chip))
-    return fits(compiled, chip)
+    return fits(program, compiled, chip)
 
 
 def published_table(row: Published, program: Program, seconds: Roofline, chip: Chip):

@@ -15,7 +15,7 @@ from deepseek_jax.costs.layouts import Layout
 from deepseek_jax.costs.program import Program
 from deepseek_jax.costs.roofline import roofline, share_of_peak
 from deepseek_jax.costs.search import Ranked, rank
-from deepseek_jax.reports.plan import WIDTH, fits
+from deepseek_jax.reports.plan import WIDTH, fits, held_at_once
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Compared:
 
     def fits(self, chip: Chip):
         """Whether every update does."""
-        return all(fits(one, chip) for _, one in self.compiled)
+        return all(fits(program, one, chip) for program, one in self.compiled)
 
     def seconds(self, chip: Chip):
         """(with collectives hidden, with none hidden), of one call of each update."""
@@ -105,7 +105,7 @@ def _numbers(one, chip):
     peak, estimated = f"{one.ranked.peak / GIB:.2f}", f"{one.ranked.seconds:.3g}"
     if any(compiled.refusal is not None for _, compiled in one.compiled):
         return peak, "refused", estimated, "-", "-"
-    held = max(compiled.memory.peak for _, compiled in one.compiled)
+    held = max(held_at_once(program, compiled) for program, compiled in one.compiled)
     hidden, exposed = one.seconds(chip)
     flops = sum(program.flops for program, _ in one.compiled)
     mfu = share_of_peak(flops, hidden, chip, one.compiled[0][0].mesh.size)

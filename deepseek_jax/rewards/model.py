@@ -40,13 +40,7 @@ class RewardModel:
         self.config, self.params, self.render, self.mesh = config, params, render, mesh
         self.kind, self.batch_size = kind, batch_size
 
-        def rewards(params, batch):
-            reward_b = predict_rewards(config, params, batch["tokens"], batch["segment_ids"])[0]
-            return jax.nn.sigmoid(reward_b) if kind == "safety" else reward_b
-
-        # Replicated, so that every process can read all rewards
-        everywhere = NamedSharding(mesh, PartitionSpec())
-        self._rewards = jax.jit(rewards, out_shardings=everywhere)
+        self._rewards = jitted_rewards(config, mesh, kind)
 
     def score(self, examples: Sequence[Mapping], completions: Sequence[str]):
         """One float per completion, or the ValueError of one that cannot be read; see Rewards._part.
@@ -76,14 +70,31 @@ class RewardModel:
 
     def _batch(self, rows):
         """The rewards of up to batch_size rows of ids: float32[len(rows)]."""
-        length = SHORTEST
-        while length < max(map(len, rows)):
-            length *= 2
+        length = padded_length(max(map(len, rows)))
         # The first row fills the batch up: every batch has batch_size rows, so one shape per length
         batch = right_padded(rows + rows[:1] * (self.batch_size - len(rows)), length)
         with jax.set_mesh(self.mesh):
             rewards = self._rewards(self.params, put_share(self.mesh, batch))
         return np.asarray(rewards)[: len(rows)]
+
+
+def jitted_rewards(config: ModelConfig, mesh: Mesh, kind: str = "helpfulness"):
+    """Jitted (params, batch) -> float32[b], see RewardModel. batch: of right_padded."""
+
+    def rewards(params, batch):
+        reward_b = predict_rewards(config, params, batch["tokens"], batch["segment_ids"])[0]
+        return jax.nn.sigmoid(reward_b) if kind == "safety" else reward_b
+
+    # Replicated, so that every process can read all rewards
+    return jax.jit(rewards, out_shardings=NamedSharding(mesh, PartitionSpec()))
+
+
+def padded_length(longest: int):
+    """The tokens of rows of which the longest has so many."""
+    length = SHORTEST
+    while length < longest:
+        length *= 2
+    return length
 
 
 def right_padded(rows, length: int):

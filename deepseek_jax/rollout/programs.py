@@ -9,7 +9,15 @@ from jax.sharding import Mesh
 
 from deepseek_jax.checkpoint.tree import abstract_tree
 from deepseek_jax.costs.flops import forward_flops
-from deepseek_jax.costs.program import GENERATION, SYNC, Program, everywhere, forward_work
+from deepseek_jax.costs.program import (
+    GENERATION,
+    SYNC,
+    Held,
+    Program,
+    beside,
+    everywhere,
+    forward_work,
+)
 from deepseek_jax.models import ModelConfig
 from deepseek_jax.models.adapters import AdapterSettings
 from deepseek_jax.models.quantized import is_quantized
@@ -53,7 +61,7 @@ def rollout_programs(
 
     options: AnswerOptions. dtype, adapter: of the parameters, see abstract_tree. name: a prefix of the
     programs' names. Caches are as large as they get, and every completion counts as the longest: both are the
-    most that a rollout can need.
+    most that a rollout can need. The parameters lie beside the programs that read their copy for decoding.
     """
     params = abstract_tree(config, mesh, dtype, adapter)
     if mesh.size > 1:
@@ -73,22 +81,23 @@ def rollout_programs(
         candidates=asked.candidates,
     )
     turns = -(-asked.prompts * asked.n // slots)
+    weights = rollout.weights(params)
     programs = [
-        rollout.weights(params),
         rollout.prefill(chunks=-(-asked.prompts // rollout.chunk)),
         rollout.empty_slots(),
         # As often as all slots are seated anew
         rollout.seat(turns),
         rollout.decode(turns),
     ]
-    if not asked.continued:
-        return programs
-    chunks = -(-asked.continued // rollout.chunk)
-    return [
-        *programs,
-        rollout.prefill(chunks, continued=True),
-        rollout.seat(chunks, continued=True),
-    ]
+    if asked.continued:
+        chunks = -(-asked.continued // rollout.chunk)
+        programs += [
+            rollout.prefill(chunks, continued=True),
+            rollout.seat(chunks, continued=True),
+        ]
+    # Of weights in int8 there is no copy: what decodes is the parameters
+    waiting = [] if is_quantized(params) else [Held("the parameters", params)]
+    return [weights, *beside(programs, *waiting)]
 
 
 @dataclasses.dataclass(frozen=True)

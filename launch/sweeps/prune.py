@@ -113,13 +113,13 @@ def compiled(programs, chip, cache):
     """Compile the programs for TPUs: yields (Program, seconds, None, or why it does not fit)."""
     from deepseek_jax.costs.compiled import compile_programs
     from deepseek_jax.costs.roofline import roofline
-    from deepseek_jax.reports.plan import fits
+    from deepseek_jax.reports.plan import fits, held_at_once
 
     for program, found in compile_programs(programs, cache):
-        if fits(found, chip):
+        if fits(program, found, chip):
             yield program, roofline(found.cost, chip, program.mesh).hidden, None
         else:
-            yield program, None, found.refusal or _too_much(found.memory.peak, chip)
+            yield program, None, found.refusal or _too_much(held_at_once(program, found), chip)
 
 
 def shapes(programs, chip):
@@ -127,7 +127,7 @@ def shapes(programs, chip):
     from deepseek_jax.costs.program import argument_bytes
 
     for program in programs:
-        held = 0 if program.needs else argument_bytes(program.arguments)
+        held = program.beside_bytes + (0 if program.needs else argument_bytes(program.arguments))
         seconds = program.flops / program.mesh.size / chip.flops_per_second
         yield program, seconds, _too_much(held, chip) if held > chip.hbm_bytes else None
 

@@ -31,7 +31,7 @@ for name, arg, topology in json.loads(sys.argv[1]):
     config = load(CONFIGS / f"{name}.py", arg)
     mesh, chip = slices.planned_mesh(topology, config.get("mesh", {}))
     programs = slices.recipes_programs(config, mesh)
-    held = {p.name: argument_bytes(p.arguments) for p in programs if not p.needs}
+    held = {p.name: argument_bytes(p.arguments) + p.beside_bytes for p in programs if not p.needs}
     found.append([chip.hbm_bytes, held, [[p.name, p.tokens, p.needs] for p in programs]])
 print("result", json.dumps(found))
 """
@@ -43,8 +43,9 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(scope="module")
 def planned():
-    """{(name, arg): [bytes of a device's memory, {program: bytes of its arguments}, [[program, tokens,
-    needs]]]} of every experiment, listed by one process without checkpoints, tokenizers or data.
+    """{(name, arg): [bytes of a device's memory, {program: bytes of its arguments and of what lies beside
+    it}, [[program, tokens, needs]]]} of every experiment, listed by one process without checkpoints,
+    tokenizers or data.
     """
     jobs = [
         (path.stem, arg, WIDE.get(arg) or SLICES.get(path.stem, "v5e:1x1")) for path, arg in PLANNED
@@ -54,7 +55,9 @@ def planned():
 
 
 def test_the_arguments_of_every_experiments_programs_fit_its_devices(planned):
-    """Oracle: the memory of a chip, see costs/chips.py; each config has an update or answers questions."""
+    """Oracle: the memory of a chip, see costs/chips.py; each config has an update or answers questions.
+    Reward models, judges and the training state beside a program count.
+    """
     for run, (memory, held, programs) in planned.items():
         assert held and max(held.values()) < memory, (run, held)
         names = {name.rpartition(": ")[2] for name, _, _ in programs}

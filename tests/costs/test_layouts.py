@@ -10,10 +10,11 @@ from jax.sharding import AbstractMesh
 from ml_collections import ConfigDict
 
 from configs import models
+from deepseek_jax.checkpoint.tree import by_path
 from deepseek_jax.costs.chips import CHIPS
 from deepseek_jax.costs.estimate import peak_bytes
 from deepseek_jax.costs.layouts import Layout, meshes, micro_batches, shards
-from deepseek_jax.costs.program import argument_bytes
+from deepseek_jax.costs.program import Held, argument_bytes, beside
 from deepseek_jax.costs.search import rank
 from deepseek_jax.parallel import make_mesh
 from deepseek_jax.parallel.mesh import size_name
@@ -26,11 +27,11 @@ LAYERS, HIDDEN = 4, 64
 WHOLE = dict(slice=1, pipeline=1, data=1, fsdp=1, expert=1, context=1, tensor=1)
 
 
-def update(**mesh):
+def update(moment_memory="device", **mesh):
     """The update of a small experiment on so many of conftest's devices; on one without sizes."""
     sizes = dict(num_hidden_layers=LAYERS, hidden_size=HIDDEN, scan_layers=True, dtype="bfloat16")
     stage = dict(sequence_length=LENGTH, batch_size=ROWS, num_steps=1, bias_update_speed=0.0)
-    stage["optimizer"] = dict(learning_rate=1e-3)
+    stage["optimizer"] = dict(learning_rate=1e-3, moment_memory=moment_memory)
     config = ConfigDict(dict(recipe="pretrain", seed=0, data=dict(sources=("arithmetic",))))
     config.model, config.stages = models.deepseek_v3_tiny() | sizes, dict(only=stage)
     devices = jax.devices()[: int(np.prod(list(mesh.values())))]
@@ -69,6 +70,28 @@ def test_the_bytes_of_the_arguments_are_those_of_the_recipes_program(sizes):
     found = shards(on_one_device(), abstract(**sizes))
     assert found.arguments == argument_bytes(real.arguments)
     assert found.params == argument_bytes(real.arguments[0].params)
+
+
+def test_what_waits_in_the_hosts_memory_waits_there_on_every_mesh():
+    """Oracle: argument_bytes of the update that the recipe builds there: less by two float32 moments of each
+    parameter than with the moments on the devices. The biases that balance routers have none.
+    """
+    sizes = dict(fsdp=2, expert=4)
+    real, with_moments = update("host", **sizes), update(**sizes)
+    found = shards(update("host"), abstract(**sizes))
+    assert found.arguments == argument_bytes(real.arguments)
+    params = by_path(real.arguments[0].params).items()
+    moments = 2 * argument_bytes([x for path, x in params if not path.endswith("router_bias")])
+    assert found.arguments == argument_bytes(with_moments.arguments) - moments
+
+
+def test_what_lies_beside_an_update_is_there_on_every_mesh():
+    """Oracle: argument_bytes of the parameters that the recipe places on such a mesh."""
+    program, sizes = on_one_device(), dict(fsdp=2, expert=4)
+    (beside_params,) = beside([program], Held("the reference", program.arguments[0].params))
+    real = update(**sizes)
+    found = shards(beside_params, abstract(**sizes)).arguments
+    assert found == argument_bytes((real.arguments, real.arguments[0].params))
 
 
 def test_the_weights_of_a_gather_are_whole_but_for_the_other_axes():

@@ -9,7 +9,14 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from deepseek_jax.checkpoint.tree import abstract_tree
 from deepseek_jax.costs.flops import forward_flops, useful_flops
-from deepseek_jax.costs.program import Program, argument_bytes, everywhere, update_program
+from deepseek_jax.costs.program import (
+    Held,
+    Program,
+    argument_bytes,
+    beside,
+    everywhere,
+    update_program,
+)
 from deepseek_jax.data.batches import abstract_rows
 from deepseek_jax.parallel import make_mesh, put_batch
 from deepseek_jax.training.state import TrainState
@@ -36,6 +43,25 @@ def test_the_bytes_of_arguments_are_those_of_a_devices_shards():
     place = NamedSharding(MESH, PartitionSpec("fsdp"))
     assert argument_bytes(jax.ShapeDtypeStruct((8, 6), "bfloat16", sharding=place)) == 2 * 4 * 6
     assert argument_bytes(everywhere(MESH, (3, 5), "int32")) == 4 * 3 * 5
+
+
+def test_what_waits_in_the_hosts_memory_has_no_bytes_on_a_device():
+    """Oracle: by hand: of two arrays of [8 6] float32 in halves one is on the device."""
+    place = NamedSharding(MESH, PartitionSpec("fsdp"))
+    there = jax.ShapeDtypeStruct((8, 6), "float32", sharding=place)
+    waiting = there.update(sharding=place.with_memory_kind("pinned_host"))
+    assert argument_bytes((there, waiting)) == 4 * 4 * 6
+
+
+def test_what_lies_beside_programs_adds_up():
+    """Oracle: by hand: [8 6] of float32, and of bfloat16 in halves; programs keep what they had."""
+    fields = dict(function=None, arguments=(), mesh=MESH, tokens=0, flops=0.0, sizes="")
+    first = Held("the reference", everywhere(MESH, (8, 6), "float32"))
+    half = NamedSharding(MESH, PartitionSpec("fsdp"))
+    second = Held("it", {"a": jax.ShapeDtypeStruct((8, 6), "bfloat16", sharding=half)})
+    alone, both = beside([Program("a", **fields), Program("b", beside=(first,), **fields)], second)
+    assert alone.beside == (second,) and alone.beside_bytes == 2 * 4 * 6
+    assert both.beside == (first, second) and both.beside_bytes == 4 * 8 * 6 + 2 * 4 * 6
 
 
 def test_a_token_of_grouped_attention_needs_what_its_weights_say():

@@ -324,7 +324,7 @@ name, arg = json.loads(sys.argv[1])
 config = load(CONFIGS / f"{name}.py", arg)
 mesh, chip = slices.planned_mesh("v5e:1x1", config.get("mesh", {}))
 planned = compile_programs(slices.recipes_programs(config, mesh))
-print("result", json.dumps({program.name: fits(compiled, chip) for program, compiled in planned}))
+print("result", json.dumps({program.name: fits(program, compiled, chip) for program, compiled in planned}))
 """
 
 

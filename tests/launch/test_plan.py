@@ -10,8 +10,9 @@ import jax
 import pytest
 
 from deepseek_jax.costs.chips import DEVICES, GIB
-from deepseek_jax.costs.compiled import compile_programs
-from deepseek_jax.costs.program import argument_bytes
+from deepseek_jax.costs.compiled import Compiled, Memory, compile_programs
+from deepseek_jax.costs.program import Held, Program, argument_bytes, everywhere
+from deepseek_jax.costs.remedies import remedies
 from deepseek_jax.parallel import make_mesh
 from deepseek_jax.recipes.pretrain import programs as of_pretrain
 from deepseek_jax.recipes.pretrain.settings import PretrainSettings
@@ -47,11 +48,29 @@ def get_config(arg=None):
 """
 
 
+# An embedding of 4 GiB, with what reinforcement holds beside a rollout; the dtype of a reward model
+BESIDE = """
+from configs import grpo_small
+
+def get_config(arg=None):
+    config = grpo_small.get_config()
+    config.unlock()
+    del config.base
+    config.init_from = "nowhere"
+    config.model.update(dict(vocab_size=2**20, hidden_size=1024, tie_word_embeddings=True))
+    config.loss.kl_coef = 0.1
+    config.reward_models = dict(liked=dict(path="nowhere", dtype=arg))
+    config.rewards.liked = 1.0
+    return config
+"""
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("plans")
     (folder / "tiny.py").write_text(CONFIG)
     (folder / "answers.py").write_text(ANSWERS)
+    (folder / "beside.py").write_text(BESIDE)
     return folder
 
 
@@ -146,6 +165,60 @@ def test_what_does_not_fit_is_said_with_what_would_help(folder):
     assert "mesh.fsdp (now 1) or mesh.expert (now 1)" in out
 
 
+def test_what_lies_beside_a_program_is_added_to_it(folder):
+    """Oracle: by hand, in GiB: an embedding of 2^20 x 1024 numbers in float32, which is the head too, is 4:
+    the parameters, two moments, a fixed reference and a reward model exceed a v5e's 15.75 beside small
+    caches. What makes each smaller comes with its name, the largest first, and helps.
+    """
+    status, out, err = planned(
+        folder, "--topology=v5e:1x1", "--program=slots", config="beside.py:float32"
+    )
+    assert status == 1 and "Traceback" not in err, err
+    found = rows_of(out)
+    parts = {
+        "the parameters": 4,
+        "the optimizer's moments": 8,
+        "the reference": 4,
+        "reward model liked": 4,
+    }
+    held = {name: bytes_in(found[f"beside it, {name}"]) for name in parts}
+    for name, gib in parts.items():
+        assert held[name] / GIB == pytest.approx(gib, rel=0.05), name
+    at_once = bytes_in(found["peak, bytes"]) + sum(held.values())
+    assert found["does not fit"] == f"{at_once / (15.75 * GIB):.1%} of 15.75 GiB"
+    excess = at_once / GIB - 15.75
+    assert f"{excess:.2f} GiB are too much" in out and re.search(r" slots .* NO ", out)
+    moments, reward = (
+        "optimizer.moment_memory='host', or optimizer.moment_dtype='bfloat16', for the optimizer's moments",
+        "reward_models.liked.dtype='bfloat16', for reward model liked",
+    )
+    assert 0 < out.find(moments) < out.find(reward)
+    # With what it proposes, it fits
+    args = "--topology=v5e:1x1", "--program=slots", "--config.optimizer.moment_memory=host"
+    status, out, err = planned(folder, *args, config="beside.py:bfloat16")
+    assert status == 0, err
+    found = rows_of(out)
+    assert bytes_in(found["beside it, the optimizer's moments"]) < GIB / 1000
+    assert bytes_in(found["beside it, reward model liked"]) / GIB == pytest.approx(2, rel=0.05)
+
+
+def test_the_excess_of_what_compiles_is_said_in_gib():
+    """Oracle: by hand: a peak of 20 GiB and 1.5 beside it are 5.75 above a v5e's 15.75; 12 of the 20 are
+    arguments.
+    """
+    chip, mesh = DEVICES["TPU v5 lite"], make_mesh(devices=jax.devices()[:1])
+    tree = everywhere(mesh, (3 * 2**28,), "bfloat16")
+    held = Held("the reference", tree, "reference_memory='host'")
+    program = Program("a", None, (), mesh, tokens=0, flops=0.0, sizes="", beside=(held,))
+    compiled = Compiled(memory=Memory(12 * GIB, 0, 0, 8 * GIB, 20 * GIB))
+    first, second, *_ = remedies(program, compiled, chip)
+    assert first == (
+        "5.75 GiB are too much; arguments hold 12.00, 8.00 are temporaries and new results, 1.50 are the "
+        "reference"
+    )
+    assert second == "reference_memory='host', for the reference"
+
+
 @pytest.mark.slow
 def test_gpus_are_planned_by_shapes_alone(folder):
     """Oracle: by hand: the bytes of the arguments on a device, in GiB; FLOPs needed over the peak of an H100,
@@ -157,8 +230,9 @@ def test_gpus_are_planned_by_shapes_alone(folder):
     assert status == 0, err
     for name, program in small_programs().items():
         (row,) = [line.split() for line in out.splitlines() if line.strip().startswith(name + " ")]
-        held, tera, seconds = row[-3:]
+        held, beside, tera, seconds = row[-4:]
         assert float(held) == pytest.approx(argument_bytes(program.arguments) / GIB, abs=0.0051)
+        assert float(beside) == 0
         assert float(tera) == pytest.approx(program.flops / 4 / 1e12, rel=1e-2)
         assert float(seconds) == pytest.approx(program.flops / 4 / 989.4e12, rel=1e-2)
     assert "NVIDIA H100, without a compiler" in out
@@ -184,10 +258,6 @@ MISTAKES = [
     ("--topology=h100:8", "which does not equal the 8 devices"),
     ("--topology=h100:many", "--topology=h100:many needs a number of GPUs"),
     ("--topology=v5e:2x2 --program=stage1", "did you mean stage_1?"),
-    (
-        "--topology=v5e:2x2 --config.recipe=evaluate",
-        "config.recipe='evaluate' cannot be planned",
-    ),
     ("--topology=v5e:2x2 --config.recipe=grop", "did you mean grpo?"),
     ("--topology=v5e:2x2 --config.mesh.fsdp=0", "config.mesh.fsdp=0"),
     ("", "Flag --topology must have a value other than None"),

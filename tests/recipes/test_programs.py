@@ -1,17 +1,29 @@
 """What a plan describes is what a run passes: the first update of small runs against their Programs."""
 
+import json
+
 import jax
 import pytest
+from ml_collections import ConfigDict
 
+from configs import r1_small
 from configs.distill_small import made_teacher
+from configs.r1_zero_small import VOCAB_SIZE
 from deepseek_jax.checkpoint import save_orbax
+from deepseek_jax.checkpoint.reward_params import save_reward_model
+from deepseek_jax.costs.program import argument_bytes
 from deepseek_jax.data.batches import summed
 from deepseek_jax.data.packing import Rows, pack
 from deepseek_jax.distill import update as distill_update
 from deepseek_jax.models import build_model, random_params
+from deepseek_jax.models.reward import reward_config, reward_params
 from deepseek_jax.parallel import make_mesh, put_batch
 from deepseek_jax.recipes.distill import programs as of_distill
 from deepseek_jax.recipes.distill import run as distill
+from deepseek_jax.recipes.evaluate import programs as of_evaluate
+from deepseek_jax.recipes.evaluate import run as evaluate
+from deepseek_jax.recipes.generate import programs as of_generate
+from deepseek_jax.recipes.generate import run as generate
 from deepseek_jax.recipes.grpo import programs as of_grpo
 from deepseek_jax.recipes.grpo import run as grpo
 from deepseek_jax.recipes.judge import programs as of_judge
@@ -19,20 +31,30 @@ from deepseek_jax.recipes.judge import run as judge
 from deepseek_jax.recipes.pretrain import programs as of_pretrain
 from deepseek_jax.recipes.pretrain import run as pretrain
 from deepseek_jax.recipes.pretrain import train as pretrain_train
+from deepseek_jax.recipes.r1 import programs as of_r1
+from deepseek_jax.recipes.r1 import run as r1
 from deepseek_jax.recipes.reward_model import programs as of_reward_model
 from deepseek_jax.recipes.reward_model import run as reward_model
 from deepseek_jax.recipes.sft import programs as of_sft
 from deepseek_jax.recipes.sft import run as sft
 from deepseek_jax.reinforce import update as grpo_update
+from deepseek_jax.reinforce.model_reward_programs import planned_rewards
+from deepseek_jax.reinforce.model_rewards import JUDGE
+from deepseek_jax.rewards import model
+from deepseek_jax.rollout import steps
 from deepseek_jax.settings import build
 from deepseek_jax.training import loop
 from deepseek_jax.worlds.registry import named_tokenizer
 from tests.quick import others_slow
 from tests.recipes import small, test_judge
 from tests.recipes.distill import test_run as small_distill
+from tests.recipes.generate import test_run as small_generate
 from tests.recipes.pretrain import test_run as small_pretrain
 from tests.recipes.reward_model import test_run as small_reward_model
 from tests.recipes.sft import test_run as small_sft
+from tests.tiny import save_tiny_model
+
+PARTS = steps.PARTS
 
 
 class FirstUpdate(Exception):
@@ -167,6 +189,193 @@ def test_reinforcement(tmp_path, mesh, fields):
     config = small.small_config(**fields)
     module = dict(module=grpo_update)
     assert_planned(grpo, of_grpo, config, tmp_path, mesh=mesh(), shorter=True, **module)
+
+
+def reward_model_in(folder, config, mesh):
+    """Write a reward model of random parameters, of the model that the config pre-trains: -> its path."""
+    model = build_model(config.model)
+    policy = random_params(model, mesh, 1)
+    params = reward_params(model, policy, mesh, jax.random.key(2))
+    about = dict(kind="helpfulness", template="{question}\n", tokenizer="arithmetic")
+    save_reward_model(folder, reward_config(model), params, about)
+    return str(folder)
+
+
+def judge_in(folder, config, mesh):
+    """Write a judge of random parameters, of the model that the config pre-trains: -> its path."""
+    model = build_model(config.model)
+    save_orbax(folder, model, random_params(model, mesh, 1))
+    about = dict(tokenizer="bilingual", template="{question}\n", max_completion_length=4)
+    (folder / JUDGE).write_text(json.dumps(about))
+    return str(folder)
+
+
+class Call:
+    """What a run passes to a jitted function in its nth call, which ends the run. held: by then, the bytes of
+    all arrays on the first device of the mesh that were not there before.
+    """
+
+    def __init__(self, mesh, nth=1):
+        self.before = {id(array) for array in jax.live_arrays()}
+        self.device, self.nth = mesh.devices.flat[0], nth
+        self.arguments, self.held = None, None
+
+    def __call__(self, *arguments):
+        self.nth -= 1
+        if self.nth:
+            return False
+        new = [array for array in jax.live_arrays() if id(array) not in self.before]
+        shards = [shard for array in new for shard in array.addressable_shards]
+        self.held = sum(shard.data.nbytes for shard in shards if shard.device == self.device)
+        self.arguments = arguments
+        raise FirstUpdate
+
+
+def called(recipe, config, workdir, mesh, patches):
+    """Run a recipe, whose base stays as it is drawn and which measures nothing, until a Call ends it.
+    patches: (module, name, value) to set meanwhile.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pretrain_train, "train", lambda stage, state, *rest, **named: state)
+        if recipe is grpo:
+            patch.setattr(recipe, "remembered", lambda path, measure: {})
+        for module, name, value in patches:
+            patch.setattr(module, name, value)
+        with pytest.raises(FirstUpdate):
+            small.run_recipe(recipe, config, workdir, mesh=mesh)
+
+
+def first_rollouts(recipe, config, workdir, mesh, nth=1):
+    """The Call of decoding_weights in the nth rollout of a run."""
+    call = Call(mesh, nth)
+
+    def weights(*arguments):
+        call(*arguments)
+        return PARTS.decoding_weights(*arguments)
+
+    parts = PARTS._replace(decoding_weights=weights)
+    called(recipe, config, workdir, mesh, [(steps, "PARTS", parts)])
+    return call
+
+
+def planned_programs(recipe, module, config, mesh):
+    """{name: Program}."""
+    planned = module.programs(build(recipe.SETTINGS, config, "config"), mesh)
+    return {program.name: program for program in planned}
+
+
+@pytest.mark.parametrize(
+    "mesh, dtype, fields",
+    [
+        (small.one_device, "bfloat16", dict(reference_every=2)),
+        pytest.param(small.one_device, "float32", {}, marks=pytest.mark.slow),
+        pytest.param(
+            eight_devices,
+            "float32",
+            dict(prompts_per_step=8, reference_dtype="bfloat16"),
+            marks=pytest.mark.slow,
+        ),
+    ],
+)
+def test_a_reward_model_in_use(tmp_path, mesh, dtype, fields):
+    """Oracle: the arrays of a run: those that the reward model scores, whose rows may end before the longest
+    that is allowed; its config, with the run's room for experts' tokens; and all that a device holds by then:
+    training state, reference and reward model. The plan leaves out what is below 1%. It is the same before
+    the reward model's folder is there.
+    """
+    mesh, config = mesh(), small.small_config(loss=dict(kl_coef=0.1), **fields)
+    config.model.expert_buffer = 2.0
+    config.rewards.liked = 1.0
+    config.reward_models = dict(liked=dict(path="nowhere", batch_size=8, dtype=dtype))
+    before = planned_programs(grpo, of_grpo, config, mesh)["liked: score"]
+    config.reward_models.liked.path = reward_model_in(tmp_path / "liked", config, mesh)
+    planned = planned_programs(grpo, of_grpo, config, mesh)["liked: score"]
+    assert before.arguments == planned.arguments and before.beside == planned.beside
+    call, configs = Call(mesh), []
+
+    def jitted(config, *_):
+        configs.append(config)
+        return call
+
+    called(grpo, config, tmp_path / "run", mesh, [(model, "jitted_rewards", jitted)])
+    settings = build(grpo.SETTINGS, config, "config")
+    (paying,) = planned_rewards(settings.reward_models, build_model(config.model)).values()
+    assert configs == [paying.config] and paying.config.expert_buffer == 2.0
+    for index, (ours, theirs) in enumerate(zip(planned.arguments, call.arguments, strict=True)):
+        assert_described(ours, theirs, shorter=index == 1)
+    held = argument_bytes(planned.arguments) + planned.beside_bytes
+    assert held == pytest.approx(call.held, rel=0.01)
+
+
+def test_a_judge_in_use(tmp_path):
+    """Oracle: the arrays of a run: the judge's parameters when it answers, after the teacher, and all that
+    the device holds by then, the teacher among it. The same before the judge's folder is there, where the
+    config says how long a judgement gets.
+    """
+    mesh, config = small.one_device(), small_generate.small_config()
+    # Questions that a judge's prompt can be written for
+    config.model.vocab_size, config.base.corpus = VOCAB_SIZE, "bilingual_teaching"
+    config.data.update(dict(task="bilingual_puzzles", template="r1_zero"))
+    config.accuracy, config.rewards = "puzzle_answer", dict(puzzle_answer=1.0, judge=1.0)
+    how = dict(batch_size=8, dtype="bfloat16", max_completion_length=4)
+    config.reward_models = dict(judge=dict(path="nowhere", **how))
+    before = planned_programs(generate, of_generate, config, mesh)
+    config.reward_models.judge.path = judge_in(tmp_path / "judge", config, mesh)
+    planned = planned_programs(generate, of_generate, config, mesh)
+    assert before.keys() == planned.keys()
+    weights, slots = (planned[f"samples: judge: {name}"] for name in ("weights", "slots"))
+    assert before["samples: judge: weights"].arguments[1] == weights.arguments[1]
+    call = first_rollouts(generate, config, tmp_path / "run", mesh, nth=2)
+    assert call.arguments[0] == weights.arguments[0]
+    assert_described(weights.arguments[1], call.arguments[1])
+    held = argument_bytes(weights.arguments) + weights.beside_bytes
+    assert held == pytest.approx(call.held, rel=0.01)
+    # Eight slots of up to four tokens
+    assert slots.arguments[1] == 8 and slots.arguments[3:] == (4, 4)
+
+
+@pytest.mark.slow
+def test_what_pays_or_teaches_a_stage_of_r1_lies_beside_it():
+    """Oracle: by hand: the reward models pay the last reinforcement and its update, and not the first; the
+    judge is there while answers are sampled; a teacher reads beside the student, its moments, and the hidden
+    states [64 64 64] in float32 of two teachers, now and a step before.
+    """
+    planned = planned_programs(r1, of_r1, r1_small.get_config("last=both"), small.one_device())
+    beside = {name: {h.name: h.bytes for h in p.beside} for name, p in planned.items()}
+    models = {f"reward model {kind}_model" for kind in ("helpfulness", "safety")}
+    for name in ("weights", "decode", "update", "score"):
+        assert models <= beside[f"scenarios: {name}"].keys(), name
+        assert not models & beside[f"reasoning: {name}"].keys(), name
+    scores = beside["scenarios: helpfulness_model: score"].keys()
+    assert scores & models == {"reward model safety_model"} and "the policy's parameters" in scores
+    assert "reward model judge" in beside["judged: decode"]
+    assert not {"reward model judge"} & beside["rejection: decode"].keys()
+    assert "the policy's parameters" in beside["judged: judge: decode"]
+    hidden = [f"hidden states of {teacher}" for teacher in ("general", "reasoning")]
+    reads, size = beside["distilled: general: hidden states"], 64 * 64 * 64 * 4
+    assert {"the policy's parameters", "the optimizer's moments"} < reads.keys()
+    assert [reads.get(name) for name in hidden] == [None, size]
+    assert [reads[f"{name}, a step before"] for name in hidden] == [size, size]
+    assert beside["distilled: general: gradient"] == {hidden[1]: size}
+    assert beside["distilled: update"] == dict.fromkeys(hidden, size)
+
+
+@pytest.mark.parametrize("fields", [dict(max_completion_length=12), {}])
+def test_an_evaluation(tmp_path, fields):
+    """Oracle: the parameters of a run, and by hand its slots: four, of the completions that the config
+    allows, or of what the model has room for beside the prompts.
+    """
+    mesh, (model, _) = small.one_device(), save_tiny_model(tmp_path / "params")
+    sizes = dict(samples=3, num_problems=6, save_every=2, slots=4, dtype="bfloat16")
+    config = ConfigDict(dict(recipe="evaluate", checkpoint=str(tmp_path / "params")) | sizes)
+    config.update(dict(data=["arithmetic"]) | fields)
+    planned = planned_programs(evaluate, of_evaluate, config, mesh)
+    weights, slots = (planned[f"answers: {name}"] for name in ("weights", "slots"))
+    call = first_rollouts(evaluate, config, tmp_path / "run", mesh)
+    assert call.arguments[0] == weights.arguments[0]
+    assert_described(weights.arguments[1], call.arguments[1])
+    longest = fields.get("max_completion_length") or max(1, model.max_position_embeddings - 1024)
+    assert slots.arguments[1] == 4 and slots.arguments[3:] == (longest, longest)
 
 
 LOSSES = {

@@ -8,7 +8,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from deepseek_jax.checkpoint.tree import abstract_tree
-from deepseek_jax.costs.program import Program, everywhere, update_program
+from deepseek_jax.costs.program import Held, Program, beside, everywhere, moments_of, update_program
 from deepseek_jax.data.batches import TOTALS, abstract_batch, abstract_rows
 from deepseek_jax.distill.feature_distillation import init_projections
 from deepseek_jax.distill.objective import CACHED, PROJECTIONS, SAMPLED, STUDENT
@@ -121,7 +121,9 @@ def _student(
         options, sizes = loss.on_policy, dict(prompts=loss.on_policy.prompts)
         sizes["adapter"] = student.adapter
         sizes["prompt_length"] = student.sequence_length - options.max_completion_length
-        planned += answer_programs(f"{name}: ", config, mesh, options, **sizes)
+        sampled = answer_programs(f"{name}: ", config, mesh, options, **sizes)
+        taught = Held("the teacher's parameters", frozen)
+        planned += beside(sampled, moments_of(state), taught)
     return planned
 
 

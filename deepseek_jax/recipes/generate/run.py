@@ -90,7 +90,9 @@ def check_data(settings: GenerateSettings, mesh: Mesh, folder: Path):
 def _rewards(settings: GenerateSettings, mesh: Mesh):
     """The Rewards that score the samples, with the trained reward models."""
     with at("reward_models"):
-        models = load_model_rewards(settings.reward_models, mesh)
+        models = load_model_rewards(
+            settings.reward_models, mesh, settings.model.get("expert_buffer")
+        )
     with at("rewards"):
         return open_rewards(settings.rewards, models=models)
 

@@ -88,7 +88,9 @@ def _train(settings: GrpoSettings, run: Run):
 def _rewards(settings: GrpoSettings, mesh, opened: contextlib.ExitStack):
     """scenario -> its Rewards, which `opened` closes."""
     with at("reward_models"):
-        models = load_model_rewards(settings.reward_models, mesh)
+        models = load_model_rewards(
+            settings.reward_models, mesh, settings.model.get("expert_buffer")
+        )
     return opened.enter_context(scenario_rewards(settings, models))
 
 

@@ -2,10 +2,13 @@
 
 from jax.sharding import Mesh
 
+from deepseek_jax.checkpoint.tree import abstract_tree
+from deepseek_jax.costs.program import beside, policy_params
 from deepseek_jax.errors import at
 from deepseek_jax.models import ModelConfig, how_to_run
 from deepseek_jax.recipes.judge.programs import training_programs as judge_programs
 from deepseek_jax.recipes.planning import (
+    PROMPT_LENGTH,
     answer_programs,
     base_programs,
     fine_tuning_programs,
@@ -15,6 +18,13 @@ from deepseek_jax.recipes.planning import (
 from deepseek_jax.recipes.r1.settings import SPECIALISTS, R1Settings, R1TeacherSettings
 from deepseek_jax.recipes.reward_model.programs import training_programs as reward_programs
 from deepseek_jax.recipes.start import check_slots
+from deepseek_jax.reinforce.model_reward_programs import (
+    Scored,
+    held_models,
+    planned_reward,
+    scoring_programs,
+)
+from deepseek_jax.reinforce.model_rewards import ModelRewardSettings
 from deepseek_jax.reinforce.programs import reinforcement_programs
 from deepseek_jax.reinforce.teacher_programs import taught_programs
 
@@ -66,8 +76,16 @@ def _distilled(settings: R1Settings, config: ModelConfig, mesh: Mesh):
 
 
 def _reinforced(name: str, settings: R1Settings, config: ModelConfig, mesh: Mesh):
+    # Each starts from a policy of this config, and is read with the default settings
+    paying = {model: _reward(config) for model in settings.models_for(name)}
     with at(name):
-        return reinforcement_programs(f"{name}: ", getattr(settings, name), config, mesh)
+        block = getattr(settings, name)
+        return reinforcement_programs(f"{name}: ", block, config, mesh, paying=paying)
+
+
+def _reward(config: ModelConfig, **fields):
+    """The PlannedReward of a model that an earlier stage leaves."""
+    return planned_reward(config, ModelRewardSettings(path="", **fields), config.expert_buffer)
 
 
 def _fine_tuned(name: str, settings: R1Settings, config: ModelConfig, mesh: Mesh):
@@ -79,5 +97,15 @@ def _sampled(name: str, settings: R1Settings, config: ModelConfig, mesh: Mesh):
     block = getattr(settings, name)
     if block is None:
         return []
-    sizes = dict(prompts=block.num_prompts, n=block.samples_per_prompt)
-    return answer_programs(f"{name}: ", config, mesh, block, **sizes)
+    sizes, judges = dict(prompts=block.num_prompts, n=block.samples_per_prompt), {}
+    if name == "judged":
+        length = settings.judge.max_completion_length
+        judges["judge"] = _reward(config, max_completion_length=length)
+    answers = answer_programs(f"{name}: ", config, mesh, block, **sizes)
+    scored = Scored(
+        block.num_prompts * block.samples_per_prompt, PROMPT_LENGTH, block.max_completion_length
+    )
+    with at(name):
+        paid = scoring_programs(f"{name}: ", judges, scored, mesh)
+    params = policy_params(abstract_tree(config, mesh))
+    return [*beside(answers, *held_models(judges, mesh)), *beside(paid, params)]

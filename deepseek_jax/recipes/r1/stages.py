@@ -266,7 +266,8 @@ class Stages:
             limit = settings.rollout.max_prompt_length
             # fitting raises for an empty list, which a stage without general questions has
             asked = [fitting(e, limit, "training") if e else e for e in (reasoning, general)]
-            models = load_model_rewards(_paths(reward_models), run.mesh)
+            buffer = self.policy.config.expert_buffer
+            models = load_model_rewards(_paths(reward_models), run.mesh, buffer)
             with scenario_rewards(settings, models) as paid:
                 rewards = paid["reasoning"] if settings.general is None else ScenarioRewards(paid)
                 # train wants a folder of checkpoints alone; the stage has stage.json and params beside them
@@ -289,7 +290,8 @@ class Stages:
             path = folder / "accepted.jsonl"
             if path.exists():
                 return
-            models = load_model_rewards(_paths(judges), self.run.mesh)
+            buffer = self.policy.config.expert_buffer
+            models = load_model_rewards(_paths(judges), self.run.mesh, buffer)
             rule = self.world.questions[self.world.reasoning].rule
             how = dict(rule=rule, seed=seed, judge=models.get("judge"))
             with at(f"config.{name}"):

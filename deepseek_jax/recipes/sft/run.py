@@ -98,7 +98,9 @@ def _rewards(settings: SftSettings, mesh):
     check_rows(settings, mesh, pipeline_micro_batches=settings.model.get("pipeline_micro_batches"))
     check_slots(settings, mesh)
     with at("reward_models"):
-        models = load_model_rewards(settings.reward_models, mesh)
+        models = load_model_rewards(
+            settings.reward_models, mesh, settings.model.get("expert_buffer")
+        )
     with at("rewards"):
         return open_rewards(settings.rewards, models=models)
 

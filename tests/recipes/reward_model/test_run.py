@@ -159,6 +159,10 @@ def test_safety_is_learned_from_labels(tmp_path):
             dict(path="/nowhere", batch_size=3),
             "^liked.batch_size=3 does not split over mesh.data=2",
         ),
+        (
+            dict(path="/nowhere", max_completion_length=8),
+            "^liked.max_completion_length=8 is of a judge, and there is no judge.json in /nowhere",
+        ),
     ],
 )
 def test_a_reward_model_that_is_not_there_is_named(block, wrong):
