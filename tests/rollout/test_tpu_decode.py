@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 
-from configs.r1_zero import get_config
 from launch.topology import ENVIRONMENT
 
 COMPILE = """
@@ -120,29 +119,10 @@ def test_sparse_decoding_at_128k_computes_less_than_dense():
     assert dense[0] < sparse[0] < dense[0] + 3
 
 
-R1_ZERO = dict(data=1, fsdp=4, expert=32, context=8)
-
-
-@pytest.mark.parametrize(
-    "model, topology, mesh, slots, prompt_room, completion_room, gib",
-    [
-        pytest.param(
-            *("deepseek_v3", "v5p:8x8x16", R1_ZERO, 2048, 2048, 32768, 12), marks=pytest.mark.pod
-        ),
-        pytest.param(
-            *("r1_distill_qwen_7b", "v5e:4x4", dict(data=1, fsdp=16), 256, 512, 2048, 12),
-            marks=pytest.mark.slow,
-        ),
-    ],
-)
-def test_a_pods_rollout_fits(model, topology, mesh, slots, prompt_room, completion_room, gib):
-    """Oracle: the peak memory that the compiler counts, with all layers and the sizes of configs/r1_zero.py
-    for DeepSeek-V3: 10.0 GiB a chip; 7.5 for the 7B model. A v5p has 95 GiB, a v5e 15.75.
+@pytest.mark.slow
+def test_a_pods_rollout_fits():
+    """Oracle: the peak memory that the compiler counts for a 7B model, with all layers: 7.5 GiB a chip, of
+    15.75. That of DeepSeek-V3's rollouts stands with their snapshots, in tests/configs.
     """
-    if model == "deepseek_v3":
-        config = get_config()
-        assert config.mesh.to_dict() == mesh and config.rollout.slots == slots
-        assert config.rollout.max_prompt_length == prompt_room
-        assert config.rollout.max_completion_length[0][1] == completion_room
-    sizes = json.dumps([model, topology, mesh, slots, prompt_room, completion_room])
-    assert compile_apart(ON_A_POD, sizes, timeout=1200)[0] < gib
+    sizes = ["r1_distill_qwen_7b", "v5e:4x4", dict(data=1, fsdp=16), 256, 512, 2048]
+    assert compile_apart(ON_A_POD, json.dumps(sizes), timeout=1200)[0] < 12
