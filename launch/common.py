@@ -43,6 +43,10 @@ REMEDIES = {
 }
 
 
+# The flags of what looks on at a run, which a sweep passes on to its runs
+OBSERVERS = "wandb", "watchdog", "watchdog_requeue"
+
+
 def define_config(required=True):
     """Define --config. parse_config reads it, and the --config.FIELD=VALUE that go with it."""
     meaning = "The experiment: FILE.py or FILE.py:ARG; --config.FIELD=VALUE sets a field of it."
@@ -59,6 +63,11 @@ def define_run(default: str):
     flags.DEFINE_bool("strict", False, meaning)
     meaning = "STEP:COUNT. Trace COUNT steps from STEP on, of each phase that has them, in WORKDIR/profile."
     flags.DEFINE_string("profile", None, meaning)
+    define_observers()
+
+
+def define_observers():
+    """Define the flags of OBSERVERS."""
     meaning = (
         "PROJECT or ENTITY/PROJECT of Weights & Biases. It gets the metrics as TensorBoard does."
     )

@@ -3,11 +3,13 @@
     python launch/sweep.py --config=configs/r1_small.py[:ARG] --sweep=configs/sweeps/seeds.py
         [--engine=local|slurm|gke] [--max_jobs=N] [--topology=v5e:4x4] [--workdir=FOLDER] [--watch]
         [--metric=NAME] [--rerun_failed] [--cancel] [--dry_run] [--config.FIELD=VALUE ...]
+        [--wandb=PROJECT] [--watchdog=FACTOR] [--watchdog_requeue]
 
 --sweep is a file with sweep(config) -> a list of {"FIELD": VALUE}, one a run; FIELD is a dotted field of the
 config. Each run is a launch/train.py of its own, in a folder of its own below --workdir; its output goes to
 NAME.log beside that folder. --max_jobs of them run at once: 1 on this machine, elsewhere all. With --topology
-the plan names the runs that cannot run there, which are left out, and the chip-hours of the others.
+the plan names the runs that cannot run there, which are left out, and the chip-hours of the others. The last
+line's flags are those of launch/train.py, for every run.
 
 Run it again to resume: it takes over runs that live, and a complete run is not run again, unless its config
 has changed. --rerun_failed starts only runs that failed. --cancel asks all runs to save and end. A run that
@@ -54,6 +56,7 @@ def define_flags():
     flags.DEFINE_bool("rerun_failed", False, "Start only runs that failed.")
     flags.DEFINE_bool("cancel", False, "Ask the runs that live to save and end.")
     flags.DEFINE_bool("dry_run", False, "Print what would be started; for GKE write manifests.")
+    common.define_observers()
     slurm.define_flags()
     gke.define_flags()
 
@@ -152,7 +155,10 @@ def parse_flags(argv):
     config = common.parse_config(argv)
     overrides, _ = split_arguments(flags.FLAGS.read_flags_from_files(argv, False))
     set_by_user = [f"--config.{field}={text}" for field, text in overrides]
-    return config, [f"--config={flags.FLAGS.config}", *set_by_user]
+    observers = [
+        flag.serialize() for flag in map(flags.FLAGS.__getitem__, common.OBSERVERS) if flag.present
+    ]
+    return config, [f"--config={flags.FLAGS.config}", *set_by_user, *observers]
 
 
 if __name__ == "__main__":
