@@ -12,6 +12,7 @@ import pytest
 
 from deepseek_jax.losses.next_token import next_token_loss
 from deepseek_jax.models import ModelConfig, init_params
+from deepseek_jax.ops.attention import attend, attend_latent
 from deepseek_jax.ops.grouped_matmul import grouped_matmul
 from deepseek_jax.ops.platform import choose, platform
 from deepseek_jax.rollout import speculative, steps
@@ -64,6 +65,46 @@ def test_a_kernel_for_tpus_is_refused_elsewhere():
     )
     with jax.default_device("tpu"):
         assert choose("grouped_matmul", "megablox", **forms) == 2
+
+
+def attention(head):
+    def attended(q, k, v, ids):
+        return attend(q, k, v, scale=0.1, segment_ids=ids)
+
+    heads = [jax.ShapeDtypeStruct((1, 2048, 2, head), jnp.bfloat16)] * 3
+    return attended, [*heads, jax.ShapeDtypeStruct((1, 2048), jnp.int32)]
+
+
+def latent_decoding(heads=16, latent=128, cache=256):
+    def attended(*arrays):
+        return attend_latent(*arrays[:-1], scale=0.1, mask=arrays[-1])
+
+    shapes = (2, heads, latent), (2, heads, 64), (2, cache, latent), (2, cache, 64)
+    arrays = [jax.ShapeDtypeStruct(shape, jnp.bfloat16) for shape in shapes]
+    return attended, [*arrays, jax.ShapeDtypeStruct((2, cache), bool)]
+
+
+def experts(d=128, f=128):
+    shapes = ((256, d), jnp.bfloat16), ((4, d, f), jnp.float32), ((4,), jnp.int32)
+    return grouped_matmul, [jax.ShapeDtypeStruct(*shape) for shape in shapes]
+
+
+@pytest.mark.parametrize(
+    "op, wide, narrow",
+    [
+        (attention, dict(head=64), [dict(head=32)]),
+        (latent_decoding, {}, [dict(heads=8), dict(latent=64), dict(cache=200)]),
+        (experts, {}, [dict(d=32), dict(f=32)]),
+    ],
+)
+def test_a_kernel_is_for_sizes_that_fill_its_tiles(op, wide, narrow):
+    """Oracle: whether the program that is traced for a TPU calls a kernel of Pallas."""
+    with jax.default_device("tpu"):
+        calls = [
+            "pallas_call" in str(jax.make_jaxpr(function)(*arrays))
+            for function, arrays in (op(**sizes) for sizes in (wide, *narrow))
+        ]
+    assert calls == [True] + [False] * len(narrow)
 
 
 def update(config):

@@ -12,6 +12,7 @@ from orbax.checkpoint import v1 as ocp
 
 from deepseek_jax.checkpoint import load_adapter, load_orbax
 from deepseek_jax.models.adapters import Adapted
+from deepseek_jax.recipes.distill import run as distill
 from deepseek_jax.recipes.grpo import run as grpo
 from deepseek_jax.recipes.reward_model import run as reward_model
 from deepseek_jax.recipes.sft import run as sft
@@ -23,6 +24,7 @@ from deepseek_jax.worlds.bilingual.builders import bilingual_examples
 from tests.recipes.distill import test_run as of_distill
 from tests.recipes.distill.test_run import files  # noqa: F401
 from tests.recipes.grpo.test_run import assert_same_outcome, by_length
+from tests.recipes.outcome import assert_equal
 from tests.recipes.reward_model import test_run as of_reward_model
 from tests.recipes.sft import test_run as of_sft
 from tests.recipes.small import one_device, run_recipe, small_config
@@ -149,6 +151,22 @@ def test_a_reward_model_is_an_adapter_and_a_head(tmp_path):
 
 
 @pytest.mark.slow
+def test_a_stopped_reward_model_ends_like_one_that_was_not(tmp_path):
+    """Oracle: all that the run that nothing interrupted leaves, to the bit: metrics, adapter, head."""
+
+    config = of_reward_model.small_config(adapter=LATENT, optimizer=FAST)
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    run_recipe(reward_model, config, whole)
+    # Two steps of pre-training, then in the second of the reward model
+    stops = iter([False, False, False, True])
+    with pytest.raises(SystemExit):
+        run_recipe(reward_model, config, stopped, lambda: next(stops))
+    assert (stopped / "reward_model").exists()
+    run_recipe(reward_model, config, stopped)
+    assert_equal(stopped, whole)
+
+
+@pytest.mark.slow
 def test_a_student_is_an_adapter_of_its_start(files, tmp_path):  # noqa: F811
     """Oracle: the start's parameters, to the bit; every term still reaches the student; and the projections,
     which train in full, are dropped. The student's base is in int8.
@@ -165,6 +183,22 @@ def test_a_student_is_an_adapter_of_its_start(files, tmp_path):  # noqa: F811
     assert lines[0]["hidden"] > 0 and lines[-2]["loss"] < lines[0]["loss"]
     # The stage is complete: nothing is trained again
     of_distill.run(tmp_path, config)
+
+
+@pytest.mark.slow
+def test_a_stopped_student_ends_like_one_that_was_not(files, tmp_path):  # noqa: F811
+    """Oracle: all that the run that nothing interrupted leaves, to the bit. The projections, which train
+    beside the adapter and are in no folder, show in the losses.
+    """
+    config = of_distill.small_config(files)
+    config.students.qwen.adapter = dict(rank=2, alpha=4.0)
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    of_distill.run(whole, config)
+    stops = iter([False, True])
+    with pytest.raises(SystemExit):
+        run_recipe(distill, config, stopped, lambda: next(stops))
+    of_distill.run(stopped, config)
+    assert_equal(stopped, whole)
 
 
 @pytest.mark.parametrize(
