@@ -3,6 +3,7 @@
 python launch/train.py --config=configs/sft_lora.py:model=smollm2                 # on a CPU
 python launch/train.py --config=configs/sft_lora.py --config.init_from=FOLDER --config.data.path=MY.jsonl
 python launch/plan.py --config=configs/sft_lora.py --topology=v5e:1x1
+python launch/plan.py --config=configs/sft_lora.py:model=deepseek_v2_lite --topology=v5e:4x4
 
 It is sft_smollm2.py with an adapter, for the models of adapted_models.py.
 """

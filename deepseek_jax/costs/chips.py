@@ -40,8 +40,10 @@ class Chip:
         )
 
 
-# Reductions beside other work, on the sparse cores: of the options of MaxText's recipe for DeepSeek-V3 on v5p
-# (github.com/AI-Hypercomputer/tpu-recipes), those that change what overlaps in our step, with libtpu 0.0.42
+# Collectives beside other work, on the sparse cores: of the options of MaxText's recipe for DeepSeek-V3 on
+# v5p (github.com/AI-Hypercomputer/tpu-recipes), those that change what overlaps in our step, with libtpu
+# 0.0.42. launch/README.md has what the compiler of each chip makes of them, under "The compiler's options".
+# They change nothing on v5e, which has no sparse cores, and on tpu7x, which uses its own without them
 _REDUCES = ("all_gather", "reduce_scatter", "all_reduce")
 ON_SPARSE_CORES = {
     **{f"xla_tpu_enable_sparse_core_collective_offload_{kind}": "true" for kind in _REDUCES},
@@ -64,7 +66,15 @@ CHIPS = {
         peaks={"s8": 918e12},
         options=ON_SPARSE_CORES,
     ),
-    "v6e": Chip("TPU v6 lite", 32 * GIB, 1638e9, 918e12, 90e9, peaks={"s8": 1836e12}),
+    "v6e": Chip(
+        "TPU v6 lite",
+        32 * GIB,
+        1638e9,
+        918e12,
+        90e9,
+        peaks={"s8": 1836e12},
+        options=ON_SPARSE_CORES,
+    ),
     "tpu7x": Chip(
         "TPU7x", 192 * GIB, 7380e9, 2307e12, 100e9, peaks={"f8e4m3fn": 4614e12}, devices=2
     ),

@@ -274,17 +274,19 @@ def test_a_mistake_is_one_message_and_exit_status_two(folder, args, words):
 
 
 @pytest.mark.slow
-def test_a_v5ps_reductions_overlap_with_other_work(monkeypatch):
-    """Oracle: the compiled program, where without costs.chips' options none does: every reduce-scatter of
-    gradients starts and ends apart.
+@pytest.mark.parametrize("topology", ["v5p:2x2x1", "v6e:2x2"])
+def test_a_chips_collectives_overlap_with_other_work(monkeypatch, topology):
+    """Oracle: the compiled program, where without costs.chips' options none does: every gather of weights and
+    every reduce-scatter of gradients along fsdp starts and ends apart.
     """
     for name, value in ENVIRONMENT.items():
         monkeypatch.setenv(name, value)
     module = {}
     exec(CONFIG, module)
     config = module["get_config"]()
-    mesh, _ = planned_mesh("v5p:2x2x1", config.mesh)
+    mesh, _ = planned_mesh(topology, config.mesh)
     programs = of_pretrain.programs(build(PretrainSettings, config, "config"), mesh)
     _, compiled = next(compile_programs(programs[:1], None))
-    scattered = compiled.cost.collectives["reduce-scatter", ("fsdp",)]
-    assert scattered.count and scattered.asynchronous == scattered.count
+    for kind in ("all-gather", "reduce-scatter"):
+        moved = compiled.cost.collectives[kind, ("fsdp",)]
+        assert moved.count and moved.asynchronous == moved.count
