@@ -153,7 +153,6 @@ def test_a_reward_model_is_an_adapter_and_a_head(tmp_path):
 @pytest.mark.slow
 def test_a_stopped_reward_model_ends_like_one_that_was_not(tmp_path):
     """Oracle: all that the run that nothing interrupted leaves, to the bit: metrics, adapter, head."""
-
     config = of_reward_model.small_config(adapter=LATENT, optimizer=FAST)
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
     run_recipe(reward_model, config, whole)

@@ -1,8 +1,8 @@
 """Absorbed latent attention over a cache, whose scores stay in a TPU core's vector memory.
 
-JAX's kernels read keys and values apart: paged_attention wants two arrays of one width, splash attention a
-copy of the cache in which latents and rotary keys are joined. Latents are both keys and values, and this
-kernel reads them once: of V3's cache it moves about half of the bytes. tokamax 0.0.12 has splash attention.
+Latents are both keys and values, and this kernel reads them once. JAX's kernels read keys and values apart,
+of V3's cache about twice the bytes: paged_attention takes two arrays of one width, and splash attention needs
+a copy of the cache in which latents and rotary keys are joined. tokamax 0.0.12 has splash attention alone.
 """
 
 import functools
