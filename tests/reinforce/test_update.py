@@ -147,7 +147,7 @@ def kls(workdir):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("every", [None, 1])
+@pytest.mark.parametrize("every", [None, 2])
 def test_a_reference_in_bfloat16_on_the_host_is_one_rounded_by_hand(
     tmp_path, monkeypatch, seen, every
 ):

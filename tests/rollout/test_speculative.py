@@ -112,6 +112,8 @@ def test_completions_come_as_often_as_the_model_says(draft, sampling, eos_ids):
     prompt, length, n = [3, 1, 4], 4, 20000
     exact = enumerated(config, params, prompt, length, sampling, eos_ids)
     settings = sampling._asdict() | dict(max_completion_length=length, eos_ids=eos_ids)
+    # An argument of the log, not of generate
+    del settings["keeps_candidates"]
     rollout = speculate(config, params, [prompt], n=n, slots=n, seed=11, **settings)
     counts = dict.fromkeys(exact, 0)
     for ids, mask in zip(rollout.completion_ids.tolist(), rollout.completion_mask, strict=True):
