@@ -51,7 +51,7 @@ assert len(moved["readers"]) == 2 and source.get_state() == moved
 with jax.set_mesh(mesh):
     params = random_params(CONFIG, mesh, 0)
     loss, _ = jax.jit(lambda params, batch: next_token_loss(CONFIG, params, batch))(params, batch)
-print("result", json.dumps([float(loss), metrics["tokens"]]))
+print("result", json.dumps([float(loss), float(metrics["tokens"])]))
 """
 
 
