@@ -50,8 +50,38 @@ def reinforcement_programs(
     """
     check_rows(settings, mesh)
     check_routing(settings, config, mesh)
+    params = abstract_tree(config, mesh, adapter=adapter)
+    batch = abstract_batch_of(settings, config, mesh)
+    create, step = jitted_update(settings, config, params, mesh)
+    state, models = create.eval_shape(params), held_models(paying or {}, mesh)
+    moments, (reference, read) = moments_of(state), _references(settings, config, mesh, adapter)
+    # A reference that follows the policy is in the update's state
+    follows = bool(reference) and settings.reference_every is not None
+    if follows:
+        state = state.replace(reference=reference[0].tree)
+    update = update_program(
+        f"{name}update",
+        step,
+        state,
+        batch,
+        config=config,
+        mesh=mesh,
+        times=settings.minibatches * settings.epochs,
+        **_work(config, batch, adapter is not None),
+    )
+    paid = scoring_programs(name, paying or {}, _completions(settings), mesh)
+    return [
+        *beside(_rolled(name, settings, config, mesh, adapter), moments, *reference, *models),
+        *beside(paid, policy_params(params), moments, *reference),
+        *beside(_scored(name, settings, config, mesh, params, batch), moments, *read, *models),
+        *beside([update], *([] if follows else reference), *models),
+    ]
+
+
+def _rolled(name, settings, config, mesh, adapter):
+    """The programs of a step's rollout."""
     rollout = settings.rollout
-    rolled = rollout_programs(
+    return rollout_programs(
         config,
         mesh,
         AnswerOptions(max_completion_length=rollout.longest(), slots=rollout.slots),
@@ -61,61 +91,46 @@ def reinforcement_programs(
             n=settings.group_size,
             continued=settings.extra_prompts * settings.group_size,
             keeps_routing=settings.keep_routing,
-            candidates=settings.rollout.top_k,
+            candidates=rollout.top_k,
         ),
         adapter=adapter,
         name=name,
     )
-    params = abstract_tree(config, mesh, adapter=adapter)
-    batch = abstract_batch_of(settings, config, mesh)
-    work = _work(config, batch, adapter is not None)
-    create, step = jitted_update(settings, config, params, mesh)
-    state, models = create.eval_shape(params), held_models(paying or {}, mesh)
-    moments, reference, read = moments_of(state), [], []
-    # With an adapter the frozen policy is the reference
-    if settings.loss.kl_coef and adapter is None:
-        tree = abstract_tree(config, mesh, settings.reference_dtype)
-        places = reference_places(settings, tree)
-        stored = jax.tree.map(lambda x, place: x.update(sharding=place), tree, places)
-        fields = "reference_memory='host', or reference_dtype='bfloat16'"
-        reference = [Held("the reference", stored, fields)]
-        # While it is read, it is on the devices beside the policy, in whatever memory it waits
-        read = [Held("the reference", tree, "reference_dtype='bfloat16'")]
-        if settings.reference_every is not None:
-            state = state.replace(reference=stored)
-    update = update_program(
-        f"{name}update",
-        step,
-        state,
-        batch,
-        config=config,
-        mesh=mesh,
-        times=settings.minibatches * settings.epochs,
-        **work,
-    )
-    # A reference that follows the policy is in the update's state
-    own = reference if settings.reference_every is None else []
-    (update,) = beside([update], *own, *models)
+
+
+def _completions(settings):
+    """What the reward models score in a step."""
     answered = settings.prompts_per_step + settings.extra_prompts
-    sizes = Scored(answered * settings.group_size, rollout.max_prompt_length, rollout.longest())
-    paid = scoring_programs(name, paying or {}, sizes, mesh)
-    planned = [
-        *beside(rolled, moments, *reference, *models),
-        *beside(paid, policy_params(params), moments, *reference),
-    ]
+    rollout = settings.rollout
+    return Scored(answered * settings.group_size, rollout.max_prompt_length, rollout.longest())
+
+
+def _references(settings, config, mesh, adapter):
+    """([Held], [Held]) of a stored reference, as it waits and as it is read; ([], []) without one."""
+    # With an adapter the frozen policy is the reference
+    if not settings.loss.kl_coef or adapter is not None:
+        return [], []
+    tree = abstract_tree(config, mesh, settings.reference_dtype)
+    places = reference_places(settings, tree)
+    stored = jax.tree.map(lambda x, place: x.update(sharding=place), tree, places)
+    fields = "reference_memory='host', or reference_dtype='bfloat16'"
+    # While it is read, it is on the devices beside the policy, in whatever memory it waits
+    read = Held("the reference", tree, "reference_dtype='bfloat16'")
+    return [Held("the reference", stored, fields)], [read]
+
+
+def _scored(name, settings, config, mesh, params, batch):
+    """The program that scores before the updates, in a list; [] where the loss needs no such scores."""
     scored = [key for key in ("old_logprobs", "ref_logprobs") if key in batch]
     if not scored:
-        return [*planned, update]
+        return []
     own = {key: leaf for key, leaf in batch.items() if key not in scored}
-    score = Program(
-        f"{name}score",
-        jitted_score(config),
-        (params, own),
-        mesh,
-        times=settings.minibatches * len(scored),
-        **work | {"flops": _work(config, batch, False)["flops"] / 3},
-    )
-    return [*planned, *beside([score], moments, *read, *models), update]
+    work = _work(config, batch, False)
+    # A forward pass is a third of an update of all weights
+    work["flops"] /= 3
+    times = settings.minibatches * len(scored)
+    score = jitted_score(config)
+    return [Program(f"{name}score", score, (params, own), mesh, times=times, **work)]
 
 
 def _work(config, batch, frozen):
