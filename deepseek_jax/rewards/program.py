@@ -177,7 +177,7 @@ def _judge(program, cases, time_limit_seconds):
             return failure
         lines = _lines(printed)
         if asserts and expected == word:
-            # The program may print before the asserts: of their run only the last line counts, and values
+            # The program may print before the asserts: only the values and the last line count
             if not _are([x for x in lines if x.startswith(word)][:-1], word, sum(values, [])):
                 return WRONG
             lines = lines[-1:]

@@ -20,7 +20,7 @@ from deepseek_jax.training.state import TrainState, state_maker
 from deepseek_jax.training.step import jitted_step, make_train_step
 from deepseek_jax.training.watch import Checks, Idle, check_params
 
-# Of a device, for batches of steps that were not logged: what is not finite in them can be looked for
+# The most that batches since the last check take of a device. What is not finite is looked for in them
 KEPT_BYTES = 2**28
 # watch.Checks.terms of every loss of examples
 LOSS_TERMS = {
