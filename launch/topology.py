@@ -5,9 +5,10 @@ import fnmatch
 import importlib
 import importlib.metadata
 import importlib.util
+from pathlib import Path
 
 from deepseek_jax.costs.chips import DEVICES, GPUS
-from deepseek_jax.errors import at, suggest
+from deepseek_jax.errors import CannotPlan, at, suggest
 from deepseek_jax.settings import build
 from launch import common
 
@@ -92,12 +93,15 @@ def _stand_ins(topology, size):
 
 
 def recipes_programs(config, mesh):
-    """The costs.program.Programs of the config's recipe. Raises ValueError."""
+    """The costs.program.Programs of the config's recipe. Raises ValueError, and CannotPlan without any."""
     recipe = common.find_recipe(config.get("recipe"))
-    # "...grpo.run" -> "...grpo.programs"
-    name = recipe.__name__.removesuffix("run") + "programs"
+    if not Path(recipe.__file__).with_name("programs.py").exists():
+        raise CannotPlan(
+            f"config.recipe={config.recipe!r} lists no programs, and runs without a plan; to plan it, write "
+            "a programs.py beside its run.py, as recipes/sft has it"
+        )
     settings = build(recipe.SETTINGS, config, "config")
-    return importlib.import_module(name).programs(settings, mesh)
+    return importlib.import_module(f"{recipe.__package__}.programs").programs(settings, mesh)
 
 
 def chosen(programs, pattern: str | None):

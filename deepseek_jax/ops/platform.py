@@ -40,18 +40,19 @@ CHOICES = {
     "fp8_operands": {"any": "bfloat16", "tpu7x": "float8_e4m3fn"},
     # XLA computes this product densely over the experts, on TPU too
     "product_over_rows": {"any": "ragged", "tpu": "megablox"},
-    # XLA's CPU compiler does not implement the ragged exchange
     "expert_parallel": {"any": "padded", "tpu": "ragged"},
 }
 # Forms that are Pallas kernels for a TPU. "interpreted" emulates each of them anywhere
 KERNELS = ("kernel", "megablox", "splash")
+# {op: its forms that XLA does not compile for a CPU}
+NOT_ON_CPU = {"expert_parallel": ("ragged",)}
 
 
 def choose(op, implementation=None, suits=lambda: True, **forms):
     """The form of an op that `implementation` names, or else CHOICES. forms: every form by its name.
 
     suits(): whether a TPU's own form takes the shapes at hand. Where it does not, a TPU takes the form of any
-    machine. Raises ValueError for a name that the op does not have, and for a kernel on another machine.
+    machine. Raises ValueError for a name that the op does not have, and for one that this machine lacks.
     """
     if implementation is None and platform() == "tpu" and not suits():
         implementation = CHOICES[op]["any"]
@@ -60,13 +61,20 @@ def choose(op, implementation=None, suits=lambda: True, **forms):
         raise ValueError(
             f"{op} has no implementation={implementation!r}; it has {', '.join(forms)}"
         )
-    if implementation in KERNELS and platform() != "tpu":
-        others = ", ".join(form for form in forms if form not in KERNELS)
+    if implementation in _missing(op):
+        what = "a kernel for TPUs" if implementation in KERNELS else "not for CPUs"
+        others = ", ".join(form for form in forms if form not in _missing(op))
         raise ValueError(
-            f"{op}: implementation={implementation!r} is a kernel for TPUs, and this program is for a "
-            f"{platform()}; leave it out, or set it to one of {others}"
+            f"{op}: implementation={implementation!r} is {what}, and this program is for a {platform()}; "
+            f"leave it out, or set it to one of {others}"
         )
     return forms[implementation]
+
+
+def _missing(op):
+    """The forms that the machine does not have."""
+    missing = () if platform() == "tpu" else KERNELS
+    return missing + (NOT_ON_CPU.get(op, ()) if platform() == "cpu" else ())
 
 
 def choice(name):

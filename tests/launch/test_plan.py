@@ -8,17 +8,20 @@ from pathlib import Path
 
 import jax
 import pytest
+from ml_collections import ConfigDict
 
+from deepseek_jax import recipes
 from deepseek_jax.costs.chips import DEVICES, GIB
 from deepseek_jax.costs.compiled import Compiled, Memory, compile_programs
 from deepseek_jax.costs.program import Held, Program, argument_bytes, everywhere
 from deepseek_jax.costs.remedies import remedies
+from deepseek_jax.errors import CannotPlan
 from deepseek_jax.parallel import make_mesh
 from deepseek_jax.recipes.pretrain import programs as of_pretrain
 from deepseek_jax.recipes.pretrain.settings import PretrainSettings
 from deepseek_jax.settings import build
 from launch.plan import ENVIRONMENT
-from launch.topology import planned_mesh
+from launch.topology import planned_mesh, recipes_programs
 from tests.quick import others_slow
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -271,6 +274,17 @@ def test_a_mistake_is_one_message_and_exit_status_two(folder, args, words):
     assert status == 2 and words in err and "Traceback" not in err, err
     _, message = err.split("error: ")
     assert message.strip().count("\n") == 0
+
+
+def test_a_recipe_that_lists_no_programs_says_which_file_is_missing(tmp_path, monkeypatch):
+    """Oracle: the words a reader needs."""
+    (tmp_path / "polling").mkdir()
+    (tmp_path / "polling" / "run.py").write_text("\ndef run(settings, run):\n    pass\n")
+    monkeypatch.setattr(recipes, "__path__", [*recipes.__path__, str(tmp_path)])
+    with pytest.raises(
+        CannotPlan, match="config.recipe='polling' lists no .* write a programs.py beside"
+    ):
+        recipes_programs(ConfigDict({"recipe": "polling"}), None)
 
 
 @pytest.mark.slow

@@ -67,6 +67,20 @@ def test_a_kernel_for_tpus_is_refused_elsewhere():
         assert choose("grouped_matmul", "megablox", **forms) == 2
 
 
+def test_an_exchange_that_xla_does_not_compile_for_a_cpu_is_refused_there():
+    """Oracle: the words a reader needs; on a GPU and on a TPU it is taken."""
+    forms = dict(padded=1, ragged=2)
+    with pytest.raises(ValueError) as error:
+        choose("expert_parallel", "ragged", **forms)
+    assert str(error.value) == (
+        "expert_parallel: implementation='ragged' is not for CPUs, and this program is for a cpu; "
+        "leave it out, or set it to one of padded"
+    )
+    for machine in ("gpu", "tpu"):
+        with jax.default_device(machine):
+            assert choose("expert_parallel", "ragged", **forms) == 2
+
+
 def attention(head):
     def attended(q, k, v, ids):
         return attend(q, k, v, scale=0.1, segment_ids=ids)

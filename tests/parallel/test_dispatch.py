@@ -12,6 +12,7 @@ import pytest
 
 from deepseek_jax.models.moe import Routing
 from deepseek_jax.ops import grouped_matmul as grouped
+from deepseek_jax.ops import platform
 from deepseek_jax.parallel import dispatch, make_mesh
 from deepseek_jax.parallel.dispatch import (
     Kernels,
@@ -129,6 +130,7 @@ def ragged_all_to_all(
 @pytest.fixture
 def ragged(monkeypatch):
     monkeypatch.setattr(jax.lax, "ragged_all_to_all", ragged_all_to_all)
+    monkeypatch.setattr(platform, "NOT_ON_CPU", {})
 
 
 @pytest.mark.parametrize("route", ROUTES)
