@@ -14,7 +14,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from deepseek_jax.costs.chips import chip_of
 from deepseek_jax.costs.hlo import Cost, program_cost
 from deepseek_jax.costs.hlo_collectives import Collective
-from deepseek_jax.costs.program import Program
+from deepseek_jax.costs.program import Held, Program, beside
 
 # Of what is read off a program. A new number computes it anew
 VERSION = 3
@@ -46,22 +46,24 @@ class Compiled:
 
 
 def compile_programs(programs: list[Program], cache: Path | None = None):
-    """Compile programs in order: yields (Program, Compiled) as each is ready.
+    """Compile programs in order: yields (Program, Compiled) as each is ready. Beside the Program lie the
+    results of those that it names as waiting.
 
-    cache: a folder for results, by the programs' contents. A program that takes the results of a refused one
+    cache: a folder for results, by the programs' contents. A program that needs the results of a refused one
     is refused too. The devices need not exist: see jax.experimental.topologies.
     """
     results = {}
     for program in programs:
-        if missing := [name for name in program.needs if name not in results]:
-            refusal = f"it takes the results of {missing[0]!r}, which was refused"
+        if missing := [name for name in program.after if name not in results]:
+            refusal = f"it needs the results of {missing[0]!r}, which was refused"
             yield program, Compiled(refusal=refusal)
             continue
         arguments = program.arguments_after(results)
         compiled, lowered = _compiled(program, arguments, cache)
         if compiled.refusal is None:
             results[program.name] = _results(program, lowered, compiled.specs)
-        yield program, compiled
+        waiting = [Held(f"the results of {name}", results[name]) for name in program.waiting]
+        yield *beside([program], *waiting), compiled
 
 
 def _compiled(program, arguments, cache):

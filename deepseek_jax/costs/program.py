@@ -47,7 +47,7 @@ class Program:
     function of their results. tokens, flops: what one call does and what the model needs for it, over all
     devices; of a decoding step, not of the loop. part: TRAINING, GENERATION, SYNC or REWARD. times: how often
     a step of the run calls it, at most. sizes: for a reader. model: of an update, what it trains. beside:
-    what else the devices hold meanwhile.
+    what else the devices hold meanwhile. waiting: the names of earlier programs whose results they hold too.
     """
 
     name: str
@@ -62,6 +62,7 @@ class Program:
     needs: tuple[str, ...] = ()
     model: ModelConfig | None = None
     beside: tuple[Held, ...] = ()
+    waiting: tuple[str, ...] = ()
 
     @property
     def beside_bytes(self):
@@ -73,6 +74,11 @@ class Program:
         """The share of its experts' buffers that a balanced load fills."""
         buffer = None if self.model is None else self.model.expert_buffer
         return 1.0 if buffer is None else 1 / buffer
+
+    @property
+    def after(self):
+        """The names of all earlier programs without whose results it cannot be planned."""
+        return self.needs + self.waiting
 
     def arguments_after(self, results: dict):
         """The arguments, given {name: results} of the programs before. Raises KeyError for missing ones."""

@@ -178,8 +178,8 @@ class _Engine:
         with jax.profiler.TraceAnnotation("weight_sync"):
             # Waiting costs nothing, since prefill needs them, and gives the time of this part its end
             self.weights = jax.block_until_ready(prepare(self.config, params))
-        # The number of the chunk that is prefilled
-        self.chunk = None
+        # The number of the chunk that is prefilled, and its (caches, logits)
+        self.chunk, self.prefilled = None, None
         self.kept = None
 
     def open(self, slots, max_completion_length, log):
@@ -227,6 +227,8 @@ class _Engine:
 
     def _prefill(self, chunk):
         """Run a chunk's prompts. Their caches replace those of the previous chunk."""
+        # The former are gone before the new ones come
+        self.prefilled = None
         rows = self.requests.chunk(chunk, widest=len(self.tables[0]))
         prefilled = self.parts.prefill(self.config, self.weights, self.tables, *rows)
         *self.prefilled, experts = prefilled

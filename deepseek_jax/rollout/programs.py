@@ -23,7 +23,7 @@ from deepseek_jax.models.adapters import AdapterSettings
 from deepseek_jax.models.quantized import is_quantized
 from deepseek_jax.parallel.decoding import decoding_mesh
 from deepseek_jax.rollout import steps
-from deepseek_jax.rollout.engine import batch_parts_of, rollout_config
+from deepseek_jax.rollout.engine import FIRST_ROOM, GROWTH, batch_parts_of, rollout_config
 from deepseek_jax.rollout.kept import DTYPE
 from deepseek_jax.rollout.requests import PROMPT_BUCKET, chunk_rows
 from deepseek_jax.rollout.sampling import Sampling
@@ -61,7 +61,8 @@ def rollout_programs(
 
     options: AnswerOptions. dtype, adapter: of the parameters, see abstract_tree. name: a prefix of the
     programs' names. Caches are as large as they get, and every completion counts as the longest: both are the
-    most that a rollout can need. The parameters lie beside the programs that read their copy for decoding.
+    most that a rollout can need. Beside a program lie the parameters, whose copy it reads, and of this copy,
+    the slots and a chunk's prompts what it does not take.
     """
     params = abstract_tree(config, mesh, dtype, adapter)
     if mesh.size > 1:
@@ -83,11 +84,10 @@ def rollout_programs(
     turns = -(-asked.prompts * asked.n // slots)
     weights = rollout.weights(params)
     programs = [
-        rollout.prefill(chunks=-(-asked.prompts // rollout.chunk)),
         rollout.empty_slots(),
+        rollout.prefill(chunks=-(-asked.prompts // rollout.chunk)),
         # As often as all slots are seated anew
         rollout.seat(turns),
-        rollout.decode(turns),
     ]
     if asked.continued:
         chunks = -(-asked.continued // rollout.chunk)
@@ -95,6 +95,8 @@ def rollout_programs(
             rollout.prefill(chunks, continued=True),
             rollout.seat(chunks, continued=True),
         ]
+    longest_chunk = "continued prefill" if asked.continued else "prefill"
+    programs += [*rollout.growth(longest_chunk), rollout.decode(turns, longest_chunk)]
     # Of weights in int8 there is no copy: what decodes is the parameters
     waiting = [] if is_quantized(params) else [Held("the parameters", params)]
     return [weights, *beside(programs, *waiting)]
@@ -134,11 +136,33 @@ class _Rollout:
 
         work = forward_work(self.config, rows, room) | dict(part=GENERATION, times=chunks)
         called = "continued prefill" if continued else "prefill"
-        return self._program(called, steps.prefill, arguments, "weights", **work)
+        return self._program(called, steps.prefill, arguments, "weights", waiting=["slots"], **work)
 
     def empty_slots(self):
         sizes = self.slots, self.prompt_room, self.longest, self.longest
-        return self._program("slots", steps.empty_slots, (self.config, *sizes), **self._of_slots())
+        arguments, work = (self.config, *sizes), self._of_slots()
+        return self._program("slots", steps.empty_slots, arguments, waiting=["weights"], **work)
+
+    def growth(self, chunk: str):
+        """The last growth of the caches, in a list; [] where they have room from the start. chunk: the name
+        of a prefill.
+        """
+        room, times = FIRST_ROOM, 1
+        if room >= self.longest:
+            return []
+        while GROWTH * room < self.longest:
+            room, times = GROWTH * room, times + 1
+
+        def smaller(cache):
+            shape = cache.shape[0], self.prompt_room + room, *cache.shape[2:]
+            return jax.ShapeDtypeStruct(shape, cache.dtype, sharding=cache.sharding)
+
+        def arguments(slots):
+            slots = self._keeping(slots)._replace(caches=jax.tree.map(smaller, slots.caches))
+            return self.config, self._tables(), slots, self.longest
+
+        work = dict(waiting=["weights", chunk]) | self._of_slots(times=times)
+        return [self._program("grow", steps.grow, arguments, "slots", **work)]
 
     def seat(self, turns: int, continued: bool = False):
         seats, numbers = everywhere(self.mesh, (self.slots,), bool), self._numbers(self.slots)
@@ -152,9 +176,11 @@ class _Rollout:
 
         kind, work = "continued " if continued else "", self._of_slots(times=turns)
         needs = "slots", f"{kind}prefill"
-        return self._program(f"{kind}seat", steps.seat, arguments, *needs, **work)
+        return self._program(
+            f"{kind}seat", steps.seat, arguments, *needs, waiting=["weights"], **work
+        )
 
-    def decode(self, turns: int):
+    def decode(self, turns: int, chunk: str):
         def arguments(weights, slots):
             tables, ends = self._tables(), self._numbers()
             return *self._fixed(), weights, tables, self._keeping(slots), ends
@@ -163,7 +189,8 @@ class _Rollout:
         seen = self.prompt_room + self.longest / 2
         needed = self.slots * forward_flops(self.config, seen)
         work = self._of_slots(times=turns * self.longest, tokens=self.slots, flops=needed)
-        return self._program("decode", steps.decode, arguments, "weights", "slots", **work)
+        needs = "weights", "slots"
+        return self._program("decode", steps.decode, arguments, *needs, waiting=[chunk], **work)
 
     def _keeping(self, slots):
         """The abstract slots with room for what a rollout keeps."""
@@ -178,9 +205,10 @@ class _Rollout:
             candidates=of_tokens(jnp.int32, self.candidates) if self.candidates else None,
         )
 
-    def _program(self, called, function, arguments, *needs, **fields):
-        needs = tuple(self.name + each for each in needs)
-        return Program(self.name + called, function, arguments, self.mesh, needs=needs, **fields)
+    def _program(self, called, function, arguments, *needs, waiting=(), **fields):
+        needs, waiting = (tuple(self.name + each for each in names) for names in (needs, waiting))
+        fields |= dict(needs=needs, waiting=waiting)
+        return Program(self.name + called, function, arguments, self.mesh, **fields)
 
     def _fixed(self):
         keeps = dict(top_k=self.candidates, keeps_candidates=self.candidates > 0)

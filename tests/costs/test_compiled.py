@@ -1,5 +1,6 @@
 """Programs compiled ahead of time: chains of them, the cache, and refusals."""
 
+import dataclasses
 import functools
 
 import jax
@@ -51,6 +52,19 @@ def chain(m=64):
 
 def compiled(programs, cache=None):
     return {program.name: found for program, found in compile_programs(programs, cache)}
+
+
+def test_what_an_earlier_program_left_lies_beside_a_later_one():
+    """Oracle: by hand, bytes of one device: of y[64 32] in bfloat16 half and of 64 bits an eighth. One that
+    needs them is not planned without them.
+    """
+    first, _ = chain()
+    later = dataclasses.replace(first, name="later", waiting=("multiply",))
+    (alone, _), (after, _) = compile_programs([first, later])
+    assert not alone.beside and [held.name for held in after.beside] == ["the results of multiply"]
+    assert after.beside_bytes == 2 * 64 * 16 + 8
+    (_, refused), *_ = compile_programs([later])
+    assert refused.refusal == "it needs the results of 'multiply', which was refused"
 
 
 def test_a_program_takes_anothers_results():
@@ -165,8 +179,8 @@ def test_what_exceeds_a_tpu_is_refused_in_the_compilers_words(tmp_path):
     found, files, again = compile_apart(TOO_LARGE, str(tmp_path), timeout=300)
     refusals = {name: refusal for name, refusal, _ in found}
     assert "RESOURCE_EXHAUSTED" in refusals["large"] and "\n" not in refusals["large"]
-    assert refusals["after"] == "it takes the results of 'large', which was refused"
-    assert refusals["then"] == "it takes the results of 'after', which was refused"
+    assert refusals["after"] == "it needs the results of 'large', which was refused"
+    assert refusals["then"] == "it needs the results of 'after', which was refused"
     peaks = {name: peak for name, refusal, peak in found if refusal is None}
     assert peaks.keys() == {"small", "beside"}
     assert all(2 * 2**30 <= peak < DEVICES["TPU v5 lite"].hbm_bytes for peak in peaks.values())

@@ -147,14 +147,16 @@ def test_a_plan_shows_what_one_device_holds_and_does(folder):
 
 @pytest.mark.slow
 def test_a_single_chip_and_the_programs_that_one_needs(folder):
-    """Oracle: by hand: a decoding step takes weights and empty slots, and no other program is compiled; with
-    4096 slots of 4096 tokens each, caches of 2 layers x (32 + 16) numbers of 2 bytes are 3 GiB and up.
+    """Oracle: by hand: a decoding step takes weights and empty slots, beside it lie a chunk's prompts, and no
+    other program is compiled; with 4096 slots of 4096 tokens each, caches of 2 layers x (32 + 16) numbers of
+    2 bytes are 3 GiB and up.
     """
     args = ("--topology=v5e:1x1", "--program=decode")
     status, out, err = planned(folder, *args, config="answers.py:128")
     assert status == 0, err
     listed = [line.split()[0] for line in out.splitlines() if re.search(r" (yes|NO) ", line)]
-    assert listed == ["weights", "slots", "decode"]
+    assert listed == ["weights", "slots", "prefill", "decode"]
+    assert bytes_in(rows_of(out)["beside it, the results of prefill"]) > 0
     assert "1 x TPU v5 lite" in out and "128 slots x 4,096" in out
 
 
@@ -170,8 +172,8 @@ def test_what_does_not_fit_is_said_with_what_would_help(folder):
 
 def test_what_lies_beside_a_program_is_added_to_it(folder):
     """Oracle: by hand, in GiB: an embedding of 2^20 x 1024 numbers in float32, which is the head too, is 4:
-    the parameters, two moments, a fixed reference and a reward model exceed a v5e's 15.75 beside small
-    caches. What makes each smaller comes with its name, the largest first, and helps.
+    the parameters, their copy for decoding, two moments, a fixed reference and a reward model exceed a v5e's
+    15.75 beside small caches. What makes each smaller comes with its name, the largest first, and helps.
     """
     status, out, err = planned(
         folder, "--topology=v5e:1x1", "--program=slots", config="beside.py:float32"
@@ -180,6 +182,7 @@ def test_what_lies_beside_a_program_is_added_to_it(folder):
     found = rows_of(out)
     parts = {
         "the parameters": 4,
+        "the results of weights": 4,
         "the optimizer's moments": 8,
         "the reference": 4,
         "reward model liked": 4,

@@ -1,5 +1,8 @@
 """What a plan says of a rollout is what the engine calls: its parts' arguments against the Programs'."""
 
+import math
+from typing import NamedTuple
+
 import jax
 import numpy as np
 import pytest
@@ -7,9 +10,9 @@ import pytest
 from deepseek_jax.checkpoint.tree import abstract_tree
 from deepseek_jax.costs.compiled import compile_programs
 from deepseek_jax.costs.flops import forward_flops
-from deepseek_jax.costs.program import GENERATION, SYNC
+from deepseek_jax.costs.program import GENERATION, SYNC, argument_bytes
 from deepseek_jax.parallel import make_mesh
-from deepseek_jax.rollout import AnswerOptions, generate, steps
+from deepseek_jax.rollout import AnswerOptions, engine, generate, programs, steps
 from deepseek_jax.rollout.programs import Asked, rollout_programs
 from tests.recipes.small import one_device
 from tests.rollout.test_engine import Recorded
@@ -40,10 +43,34 @@ def shapes_of(arguments):
     return [x for x in jax.tree.leaves(arguments) if isinstance(x, jax.ShapeDtypeStruct)]
 
 
+def held_by_one(arrays):
+    """The bytes that the first device has of them. To ask an array for its shards would make more of them."""
+    first, held = jax.devices()[0], 0
+    for array in arrays:
+        if first in array.sharding.device_set:
+            shape = array.sharding.shard_shape(array.shape)
+            held += math.prod(shape) * array.dtype.itemsize
+    return held
+
+
+class Call(NamedTuple):
+    """Of a part of the engine: its static arguments, the shapes, dtypes and shardings of the others, and the
+    bytes of all arrays that one device has by then.
+    """
+
+    static: list
+    described: list
+    held: int
+
+
 @pytest.fixture
 def called(monkeypatch):
-    """{name of a part: [the arguments of each call, in shapes, dtypes and shardings]}"""
+    """{name of a part: [a Call]}"""
     calls = {name: [] for name in steps.Parts._fields}
+    # What tests share is no part of a rollout
+    for kind in ("gqa", "mla_moe"):
+        tiny_model(kind)
+    before = {id(array) for array in jax.live_arrays()}
 
     def recording(name, part):
         def record(*arguments):
@@ -58,7 +85,8 @@ def called(monkeypatch):
                 for x in leaves_of(arguments)
             ]
             static = [x for x in arguments if not leaves_of(x)]
-            calls[name].append((static, described))
+            new = [array for array in jax.live_arrays() if id(array) not in before]
+            calls[name].append(Call(static, described, held_by_one(new)))
             return part(*arguments)
 
         return record
@@ -72,7 +100,7 @@ def engines_calls(called, kind, mesh):
     """(config, calls) of a real rollout of tiny parameters."""
     config, params = tiny_model(kind)
     places = jax.tree.map(lambda x: x.sharding, abstract_tree(config, mesh))
-    params = jax.device_put(params, places)
+    params = jax.tree.map(lambda x, place: jax.device_put(np.array(x), place), params, places)
     sizes = dict(max_completion_length=LONGEST, n=N, slots=SLOTS)
     with jax.set_mesh(mesh):
         generate(config, params, PROMPTS, eos_ids=config.eos_ids, **sizes)
@@ -97,9 +125,11 @@ def planned_calls(config, mesh, **more):
         object.__setattr__(program, "arguments_after", remember)
         return program
 
+    calls = {}
     for program, compiled in compile_programs([watched(program) for program in planned]):
         assert compiled.refusal is None, program.name
-    return {program.name: (program, arguments[program.name]) for program in planned}
+        calls[program.name] = program, arguments[program.name]
+    return calls
 
 
 @pytest.mark.parametrize(
@@ -123,7 +153,7 @@ def test_a_planned_rollout_calls_what_the_engine_calls(called, kind, mesh):
         static = [x for x in arguments if not shapes_of(x)]
         shapes = shapes_of(arguments)
         assert calls[part], name
-        for real_static, real in calls[part]:
+        for real_static, real, _ in calls[part]:
             # The engine passes a number for the slots that have to end, and the plan its shape
             assert [x for x in real_static if not isinstance(x, int)] == [
                 x for x in static if not isinstance(x, int)
@@ -138,8 +168,38 @@ def test_a_planned_rollout_calls_what_the_engine_calls(called, kind, mesh):
                         name,
                         ours,
                     )
-        placed = [x for _, real in calls[part] for x in real if x.sharding is not None]
+        placed = [x for _, real, _ in calls[part] for x in real if x.sharding is not None]
         assert part == "empty_slots" or placed, name
+
+
+@pytest.mark.parametrize(
+    "kind, mesh",
+    [
+        pytest.param("gqa", one_device, id="one device"),
+        pytest.param("mla_moe", eight_devices, id="eight devices", marks=pytest.mark.slow),
+    ],
+)
+def test_all_that_a_device_holds_in_a_rollout_is_planned(called, monkeypatch, kind, mesh):
+    """Oracle: by all arrays on a device of a real rollout when a program is called, the most of its calls;
+    caches grow from room for 2 tokens to 4 and 6, and the last growth is planned. The plan leaves out what is
+    below 2%.
+    """
+    for module in (engine, programs):
+        monkeypatch.setattr(module, "FIRST_ROOM", 2)
+        monkeypatch.setattr(module, "GROWTH", 2)
+    mesh = mesh()
+    config, calls = engines_calls(called, kind, mesh)
+    planned = planned_calls(config, mesh)
+    assert planned.keys() == PARTS.keys() | {"grow"}
+    assert planned["grow"][0].times == len(calls["grow"]) == 2
+    last = calls["grow"][-1]
+    ours = shapes_of(planned["grow"][1])
+    assert [(x.shape, x.dtype) for x in ours] == [(x.shape, x.dtype) for x in last.described]
+    for name, (program, arguments) in planned.items():
+        held = max(call.held for call in calls[PARTS.get(name, name)])
+        assert argument_bytes(arguments) + program.beside_bytes == pytest.approx(held, rel=0.02), (
+            name
+        )
 
 
 def test_the_prefill_of_carried_completions_is_planned(called):
@@ -152,7 +212,7 @@ def test_the_prefill_of_carried_completions_is_planned(called):
     for name in ("prefill", "seat"):
         program, arguments = planned[f"continued {name}"]
         shapes = [(x.shape, x.dtype) for x in shapes_of(arguments)]
-        assert shapes in [[(x.shape, x.dtype) for x in arrays] for _, arrays in called[name]]
+        assert shapes in [[(x.shape, x.dtype) for x in call.described] for call in called[name]]
         assert program.times == 1
 
 
