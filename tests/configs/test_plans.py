@@ -32,7 +32,7 @@ for name, arg, topology in json.loads(sys.argv[1]):
     mesh, chip = slices.planned_mesh(topology, config.get("mesh", {}))
     programs = slices.recipes_programs(config, mesh)
     held = {p.name: argument_bytes(p.arguments) + p.beside_bytes for p in programs if not p.needs}
-    found.append([chip.hbm_bytes, held, [[p.name, p.tokens, p.needs] for p in programs]])
+    found.append([chip.hbm_bytes, held, [[p.name, p.tokens, p.after] for p in programs]])
 print("result", json.dumps(found))
 """
 
@@ -44,7 +44,7 @@ pytestmark = pytest.mark.slow
 @pytest.fixture(scope="module")
 def planned():
     """{(name, arg): [bytes of a device's memory, {program: bytes of its arguments and of what lies beside
-    it}, [[program, tokens, needs]]]} of every experiment, listed by one process without checkpoints,
+    it}, [[program, tokens, after]]]} of every experiment, listed by one process without checkpoints,
     tokenizers or data.
     """
     jobs = [
@@ -71,13 +71,13 @@ def test_the_arguments_of_every_experiments_programs_fit_its_devices(planned):
         }, run
 
 
-def test_no_program_stands_before_one_whose_results_it_takes(planned):
+def test_no_program_stands_before_one_whose_results_it_needs(planned):
     """Oracle: the order of the list, in which names are distinct."""
     for _, _, programs in planned.values():
         names = [name for name, _, _ in programs]
         assert len(set(names)) == len(names)
-        for index, (_, _, needs) in enumerate(programs):
-            assert set(needs) <= set(names[:index])
+        for index, (_, _, earlier) in enumerate(programs):
+            assert set(earlier) <= set(names[:index])
 
 
 def test_the_state_of_v3_is_its_parameters_and_two_moments(planned):
