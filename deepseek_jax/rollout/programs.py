@@ -61,8 +61,8 @@ def rollout_programs(
 
     options: AnswerOptions. dtype, adapter: of the parameters, see abstract_tree. name: a prefix of the
     programs' names. Caches are as large as they get, and every completion counts as the longest: both are the
-    most that a rollout can need. Beside a program lie the parameters, whose copy it reads, and of this copy,
-    the slots and a chunk's prompts what it does not take.
+    most that a rollout can need. Beside a program lie the parameters, whose copy for decoding it reads, and
+    what it does not take of this copy, the slots and a chunk's prompts.
     """
     params = abstract_tree(config, mesh, dtype, adapter)
     if mesh.size > 1:
@@ -81,25 +81,9 @@ def rollout_programs(
         keeps_routing=asked.keeps_routing,
         candidates=asked.candidates,
     )
-    turns = -(-asked.prompts * asked.n // slots)
-    weights = rollout.weights(params)
-    programs = [
-        rollout.empty_slots(),
-        rollout.prefill(chunks=-(-asked.prompts // rollout.chunk)),
-        # As often as all slots are seated anew
-        rollout.seat(turns),
-    ]
-    if asked.continued:
-        chunks = -(-asked.continued // rollout.chunk)
-        programs += [
-            rollout.prefill(chunks, continued=True),
-            rollout.seat(chunks, continued=True),
-        ]
-    longest_chunk = "continued prefill" if asked.continued else "prefill"
-    programs += [*rollout.growth(longest_chunk), rollout.decode(turns, longest_chunk)]
     # Of weights in int8 there is no copy: what decodes is the parameters
     waiting = [] if is_quantized(params) else [Held("the parameters", params)]
-    return [weights, *beside(programs, *waiting)]
+    return [rollout.weights(params), *beside(rollout.served(asked), *waiting)]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -126,6 +110,21 @@ class _Rollout:
             # Nothing is copied: donated, the results are the arguments
             function = jax.jit(in_place, static_argnums=0, donate_argnums=1)
         return self._program("weights", function, arguments, **work)
+
+    def served(self, asked: Asked):
+        """The programs that read the weights, to answer what is asked."""
+        # As often as all slots are seated anew
+        turns = -(-asked.prompts * asked.n // self.slots)
+        programs = [
+            self.empty_slots(),
+            self.prefill(chunks=-(-asked.prompts // self.chunk)),
+            self.seat(turns),
+        ]
+        longest = "prefill"
+        if asked.continued:
+            chunks, longest = -(-asked.continued // self.chunk), "continued prefill"
+            programs += [self.prefill(chunks, continued=True), self.seat(chunks, continued=True)]
+        return [*programs, *self.growth(longest), self.decode(turns, longest)]
 
     def prefill(self, chunks: int, continued: bool = False):
         rows, room = self.chunk, self.prompt_room + (self.longest if continued else 0)
