@@ -55,15 +55,19 @@ def pretrain(folder):
 
 
 def pretrain_in_stages(folder):
-    """Experts, multi-token prediction, rows that grow, and a second stage."""
+    """Experts, multi-token prediction, rows that grow, and a second stage, in which two processes may stop
+    some steps after they are asked.
+    """
     config = of_pretrain.small_config(batch_size=((0, 8), (2, 16)), micro_batch_size=8)
-    config.stages["stage_2_long"].batch_size = 8
+    config.stages["stage_2_long"].update(dict(batch_size=8, num_steps=6))
     config.data.num_held_out, config.data.readers = 60, 4
     return config
 
 
 def grpo(folder):
-    return with_one_layer(grpo_of_experts(folder))
+    config = with_one_layer(grpo_of_experts(folder))
+    config.num_steps = 2
+    return config
 
 
 def with_one_layer(config):
@@ -75,7 +79,8 @@ def with_one_layer(config):
 
 
 def grpo_of_experts(folder):
-    config = small.small_config(num_steps=2, prompts_per_step=8, group_size=2)
+    """Four steps, because two processes stop one step after they are asked."""
+    config = small.small_config(num_steps=4, prompts_per_step=8, group_size=2)
     config.base.num_steps = 2
     return config
 
@@ -88,10 +93,7 @@ def grpo_with_workers(folder):
 
 
 def grpo_with_an_adapter(folder):
-    """Four steps, because two processes stop one step after they are asked."""
-    config = with_an_adapter(grpo(folder))
-    config.num_steps = 4
-    return config
+    return with_an_adapter(with_one_layer(grpo_of_experts(folder)))
 
 
 def with_an_adapter(config):
@@ -136,7 +138,9 @@ def distill(folder):
     files = folder / "teacher", str(folder / "texts.jsonl")
     if not files[0].exists():
         of_distill.make_files(folder)
-    return of_distill.small_config((folder, files[1]), readers=2)
+    config = of_distill.small_config((folder, files[1]), readers=2)
+    config.students.qwen.num_steps = 8
+    return config
 
 
 def distill_from_a_cache(folder):
@@ -187,7 +191,13 @@ CASES = {
         leaves=("base/params",),
         says=("samples/*.jsonl", "report.json", "dataset/fates.json"),
     ),
-    "distill": Case("distill", distill, leaves=("students/qwen/params",), says=("*/*/stage.json",)),
+    "distill": Case(
+        "distill",
+        distill,
+        stop=2,
+        leaves=("students/qwen/params",),
+        says=("*/*/stage.json",),
+    ),
     "distill from a cache": Case(
         "distill",
         distill_from_a_cache,

@@ -41,7 +41,8 @@ def crossing_mesh():
 def turn(name, workdir, stop=None, asked=True):
     """Run or resume a case in workdir, to its end or until it is stopped.
 
-    stop: the number of the call of should_stop that asks, from 1 on. asked: whether this process is asked.
+    stop: the number of the call of should_stop from which on it asks, as a signal does, 1 for the first.
+    asked: whether this process is asked.
     """
     case, calls = CASES[name], itertools.count(1)
     recipe = importlib.import_module(f"deepseek_jax.recipes.{case.recipe}.run")
@@ -54,7 +55,7 @@ def turn(name, workdir, stop=None, asked=True):
                 recipe,
                 config,
                 workdir,
-                lambda: next(calls) == stop and asked,
+                lambda: stop is not None and next(calls) >= stop and asked,
                 crossing_mesh(),
             )
     assert not stop or stopped.value.code == STOPPED
