@@ -36,7 +36,7 @@ class DegenerateSettings(Settings):
 class Degenerate:
     """Counts the steps in a row with groups that nothing can be learned from.
 
-    limits: DegenerateSettings. eos_ids: the tokens that end an answer.
+    limits: DegenerateSettings. eos_ids: the tokens that end an answer. counts: {fault: steps in a row}.
     """
 
     def __init__(self, limits: DegenerateSettings, eos_ids):

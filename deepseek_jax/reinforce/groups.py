@@ -35,7 +35,7 @@ class GroupSource(Sampler):
     policy: its own params are not read. questions, general: examples with prompt_ids, asked without end: each
     once an epoch, in an order set by settings.seed and new each epoch. reference: params of the frozen
     policy; None if the state holds it, or the policy with an adapter, or kl_coef is 0. position: the number
-    of questions asked so far, which is the whole state. folder: takes the completions of long rollouts as
+    of questions asked so far. folder: takes the completions of long rollouts as
     they end, so that a run that is killed in one resumes in it.
     """
 
@@ -73,11 +73,13 @@ class GroupSource(Sampler):
         """What set_state resumes from, as JSON can hold it."""
         # Called at each checkpoint
         self.forget()
-        return {"position": self.position}
+        return {"position": self.position, "degenerate": dict(self.degenerate.counts)}
 
     def set_state(self, state):
         """Resume after the questions of get_state."""
         self.position = state["position"]
+        # A run that is often interrupted ends at its limits, too. Earlier checkpoints have no counts
+        self.degenerate.counts.update(state.get("degenerate", {}))
 
     def next(self, state, step: int):
         """Sample, score and split into the step's updates: -> (list of batches, metrics).
