@@ -18,12 +18,11 @@ PATH = "--config.data.path=no.jsonl"
 ASKED = ["--config.data.task=None", "--config.keep.decontaminate=()", PATH]
 
 
-# The config's own mesh is for 64 chips
-HERE = "--config.mesh={'data': 1, 'fsdp': -1}"
+TASKS = "--config.tasks={'talks': {'path': 'no.jsonl', 'num_held_out': 4}}"
 
 
 MISSING = [
-    ("distill_qwen_7b", [HERE], "config.tasks.general.path='/data/r1_distill/", CONVERSATION),
+    ("distill_small", [TASKS], "config.tasks.talks.path='no.jsonl'", CONVERSATION),
     ("sft_small", [PATH], "config.data.path='no.jsonl'", CONVERSATION),
     ("grpo_small", [PATH], "config.data.path='no.jsonl'", QUESTION),
     ("grpo_small", [f"--config.general={GENERAL}"], "config.general.path='no.jsonl'", QUESTION),

@@ -35,7 +35,15 @@ CUT = (
     "0 of its 20 records can be read... copy or prepare the dataset anew"
 )
 
+TASKS = "train distill_small --config.tasks={'talks':{'path':'bad.jsonl','num_held_out':4}}"
+
 DATA = [
+    (TASKS, "config.tasks.talks.path='bad.jsonl' does not exist; set it to the folder of a TFDS"),
+    (
+        TASKS,
+        "config.tasks.talks.path='bad.jsonl' holds no conversations; give lines such as",
+        write("bad.jsonl", ""),
+    ),
     (
         SFT,
         (

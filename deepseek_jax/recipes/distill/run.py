@@ -20,7 +20,12 @@ from deepseek_jax.recipes.distill.findings import FILE, as_json, findings, findi
 from deepseek_jax.recipes.distill.scores import answer_tasks, intervals
 from deepseek_jax.recipes.distill.settings import DistillSettings
 from deepseek_jax.recipes.distill.stages import DistillStages, Made
-from deepseek_jax.recipes.distill.tasks import texts_hash, transfer_tasks, world_tasks
+from deepseek_jax.recipes.distill.tasks import (
+    file_tasks,
+    texts_hash,
+    transfer_tasks,
+    world_tasks,
+)
 from deepseek_jax.recipes.start import check_rows, check_slots
 from deepseek_jax.reinforce.update import check_rows as check_groups
 from deepseek_jax.reports.answers import make_console
@@ -51,10 +56,11 @@ def run(settings: DistillSettings, run: Run):
     world, evaluation = find_world(settings.world), settings.evaluation
     number = FEWEST if evaluation is None else evaluation.num_questions
     questions = world_tasks(world, settings.seed, number)
+    of_files = file_tasks(settings, run.folder / "data")
     stages = DistillStages(settings, questions[world.reasoning], run)
     teacher = None if settings.teacher is None else stages.teacher(world, questions)
     digest, accepted = (None, None) if settings.text is None else stages.text(world, teacher)
-    tasks = transfer_tasks(settings, world, questions, accepted, run.folder / "data")
+    tasks = transfer_tasks(settings, world, questions, accepted, of_files)
     texts = texts_hash(settings, digest, as_given(run.folder, "tasks")), tasks
     starts = {name: stages.start(name) for name in settings.starts}
     made = {} if teacher is None else {"teacher": teacher}
@@ -82,7 +88,7 @@ def check_data(settings: DistillSettings, mesh, folder: Path):
     world = find_world(settings.world)
     questions = world_tasks(world, settings.seed, FEWEST)
     # The teacher's answers are not there yet
-    tasks = transfer_tasks(settings, world, questions, None, folder)
+    tasks = transfer_tasks(settings, world, questions, None, file_tasks(settings, folder))
     return "; ".join(f"{name}: {len(task.train)} texts" for name, task in tasks.items())
 
 

@@ -59,19 +59,28 @@ def world_tasks(world: World, seed: int, num_questions: int):
     }
 
 
+def file_tasks(settings: DistillSettings, folder: Path):
+    """name -> TransferTask of each task that has files of its own, of which datasets are made in folder.
+    Raises ValueError, before anything is trained.
+    """
+    found = {}
+    for name, task in settings.tasks.items():
+        if task.path is not None:
+            with at(f"config.tasks.{name}"):
+                found[name] = _of_files(task, folder)
+    return found
+
+
 def transfer_tasks(
-    settings: DistillSettings, world: World, tasks: dict[str, Task], accepted, folder: Path
+    settings: DistillSettings, world: World, tasks: dict[str, Task], accepted, of_files: dict
 ):
     """name -> TransferTask. tasks: of world_tasks. accepted: the teacher's right answers, dicts of question
-    and solution, or None for the world's own solutions.
+    and solution, or None for the world's own solutions. of_files: of file_tasks.
     """
     found = {}
     for name, task in settings.tasks.items():
         with at(f"config.tasks.{name}"):
-            if task.path is not None:
-                found[name] = _of_files(task, folder)
-            else:
-                found[name] = _of_world(name, task, world, tasks, accepted)
+            found[name] = of_files.get(name) or _of_world(name, task, world, tasks, accepted)
     return found
 
 

@@ -19,7 +19,13 @@ from deepseek_jax.parallel import make_mesh
 from deepseek_jax.recipes.distill import run as distill
 from deepseek_jax.recipes.distill.settings import DistillSettings
 from deepseek_jax.recipes.distill.student import StudentRun
-from deepseek_jax.recipes.distill.tasks import mixed, texts_hash, transfer_tasks, world_tasks
+from deepseek_jax.recipes.distill.tasks import (
+    file_tasks,
+    mixed,
+    texts_hash,
+    transfer_tasks,
+    world_tasks,
+)
 from deepseek_jax.rewards.answer import exact_answer
 from deepseek_jax.rollout import AnswerOptions, Policy, generate, load_policy
 from deepseek_jax.settings import build
@@ -240,7 +246,8 @@ def cached(files, tmp_path_factory):
     config = small_config(files)
     config.tasks.a.weight, config.tasks.b = 0.5, dict(path=str(path), num_held_out=2, weight=3.0)
     settings = build(DistillSettings, config, "config")
-    tasks = transfer_tasks(settings, BILINGUAL, {}, None, tmp_path_factory.mktemp("data"))
+    of_files = file_tasks(settings, tmp_path_factory.mktemp("data"))
+    tasks = transfer_tasks(settings, BILINGUAL, {}, None, of_files)
     config, params = load_orbax(folder / "teacher")
     teacher = Policy(config, params, bilingual_tokenizer(), settings.template)
     return settings, tasks, teacher
@@ -304,7 +311,7 @@ def test_texts_of_the_teacher_take_the_place_of_the_worlds_own():
     settings, asked = build(DistillSettings, config, "config"), world_tasks(BILINGUAL, 0, 4)
     puzzles = {e["kind"]: e["question"] for e in asked["bilingual_puzzles"].train}
     accepted = [dict(question=q, solution=f"so: {kind}") for kind, q in puzzles.items()]
-    tasks = transfer_tasks(settings, BILINGUAL, asked, accepted, None)
+    tasks = transfer_tasks(settings, BILINGUAL, asked, accepted, {})
     for kind in ("sum", "countdown"):
         (shown,) = [tasks[kind].train[i] for i in range(len(tasks[kind].train))]
         assert shown["messages"] == turns(puzzles[kind], f"so: {kind}")
@@ -312,7 +319,7 @@ def test_texts_of_the_teacher_take_the_place_of_the_worlds_own():
         assert not {e["question"] for e in tasks[kind].questions} & set(puzzles.values())
     assert len(tasks["requests"].train) == len(asked["bilingual_requests"].train)
     with pytest.raises(ValueError, match="config.tasks.countdown: the teacher has no right answer"):
-        transfer_tasks(settings, BILINGUAL, asked, accepted[:0], None)
+        transfer_tasks(settings, BILINGUAL, asked, accepted[:0], {})
 
 
 def test_a_text_no_row_has_room_for_is_counted_and_none_that_fits_is_an_error(
