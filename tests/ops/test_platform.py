@@ -144,7 +144,7 @@ def rollout(config):
         weights = parts.decoding_weights(config, params)
         tables = steps.rotations(config, ROOM)
         slots = parts.empty_slots(config, PROMPTS, PROMPT_ROOM, *[ROOM - PROMPT_ROOM] * 2)
-        prefilled = parts.prefill(config, weights, tables, tokens, lengths)
+        *prefilled, _ = parts.prefill(config, weights, tables, tokens, lengths)
         seats, prompts = jnp.ones(PROMPTS, bool), jnp.arange(PROMPTS)
         slots = parts.seat(*fixed, slots, seats, prompts, *prefilled, lengths, slots.keys)
         return parts.decode(*fixed, weights, tables, slots, PROMPTS)
