@@ -226,10 +226,15 @@ def fitting(examples, max_prompt_length: int, kind: str, together: int = 1):
 def check_room(config: ModelConfig, examples, max_completion_length: int):
     """Raise ValueError unless prompts and completions fit the model's max_position_embeddings.
 
-    examples: with their prompt_ids.
+    examples: with their prompt_ids; none where they are not known yet.
     """
-    longest = max(len(example["prompt_ids"]) for example in examples)
+    longest = max((len(example["prompt_ids"]) for example in examples), default=0)
     limit = config.max_position_embeddings
+    if not longest and max_completion_length >= limit:
+        raise ValueError(
+            f"max_completion_length={max_completion_length} leaves no room for a prompt in the model's "
+            f"max_position_embeddings={limit}; lower it"
+        )
     if longest + max_completion_length > limit:
         raise ValueError(
             f"max_completion_length={max_completion_length} after the longest prompt's {longest} tokens is "

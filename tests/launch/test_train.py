@@ -415,8 +415,8 @@ def test_two_processes_make_one_mesh_and_one_work_directory(folder):
 @pytest.mark.slow
 @pytest.mark.parametrize("args", [[], ["--distributed=no"]])
 def test_a_process_without_peers_does_not_wait_for_any(folder, args):
-    """Oracle: the eight devices of one process: of a step of one task, and of two that run apart, of which the
-    first takes the work directory.
+    """Oracle: the eight devices of one process: of a step of one task, and of two that run apart, of which
+    the first takes the work directory.
     """
     processes = tasks(folder, "--config=tiny.py", *args, count=1 + len(args))
     ends = [process.communicate(timeout=120) for process in processes]

@@ -200,6 +200,51 @@ CONFIGS = [
     ),
 ]
 
+# Of stages that come late
+STAGES = [
+    *(
+        (
+            f"train distill_small --config.{block}.max_completion_length=256",
+            f"config.{block}.max_completion_length=256 leaves no room for a prompt in the model's "
+            "max_position_embeddings=256; lower it",
+        )
+        for block in ("evaluation", "text")
+    ),
+    *(
+        (
+            f"train distill_small --config.{block}.sequence_length=257",
+            f"config.{block}.sequence_length=257 is beyond the model's max_position_embeddings=256",
+        )
+        for block in ("students.llama", "teacher.fine_tune", "teacher.base", "starts.llama.base")
+    ),
+    *(
+        (
+            f"train distill_small --config.{block}.tokenizer=nope",
+            f"config.{block}.tokenizer: nothing at nope; give a Hugging Face folder",
+        )
+        for block in ("teacher", "starts.llama")
+    ),
+    (
+        "train judge_small --config.max_completion_length=256",
+        "config.max_completion_length=256 leaves no room for a prompt in the model's",
+    ),
+    (
+        "train r1_small --config.judge.max_completion_length=256",
+        "config.judge.max_completion_length=256 leaves no room for a prompt in the model's",
+    ),
+    *(
+        (
+            f"train r1_small --config.{block}.max_completion_length=250",
+            f"config.{block}.max_completion_length=250 after the longest prompt's ... tokens is beyond",
+        )
+        for block in ("traces", "rejection", "judged", "evaluation")
+    ),
+    (
+        "train r1_small --config.helpfulness_model.sequence_length=4",
+        "config.helpfulness_model.sequence_length=4: none of 4096 training records fits a row; raise it",
+    ),
+]
+
 SEEDED = (
     "sft_small",
     "grpo_small",

@@ -12,10 +12,10 @@ from pathlib import Path
 from rich.console import Console
 
 from deepseek_jax.checkpoint.hf_config import read_config
-from deepseek_jax.data.tokenizer import check_checkpoint
 from deepseek_jax.distill import compute
 from deepseek_jax.errors import at
 from deepseek_jax.parallel.processes import first_process, say
+from deepseek_jax.recipes.distill.checks import check
 from deepseek_jax.recipes.distill.findings import FILE, as_json, findings, findings_table
 from deepseek_jax.recipes.distill.scores import answer_tasks, intervals
 from deepseek_jax.recipes.distill.settings import DistillSettings
@@ -26,13 +26,11 @@ from deepseek_jax.recipes.distill.tasks import (
     transfer_tasks,
     world_tasks,
 )
-from deepseek_jax.recipes.start import check_rows, check_slots
-from deepseek_jax.reinforce.update import check_rows as check_groups
 from deepseek_jax.reports.answers import make_console
 from deepseek_jax.reports.tables import plot_curves, stages_table
 from deepseek_jax.training.lineage import as_given
 from deepseek_jax.training.run import Run
-from deepseek_jax.worlds.registry import find_world, open_rewards
+from deepseek_jax.worlds.registry import find_world
 
 SETTINGS = DistillSettings
 # A changed config may resume in the same workdir: stages that depend on the change run again (see lineage)
@@ -51,8 +49,7 @@ def run(settings: DistillSettings, run: Run):
     config's.
     """
     with at("config"):
-        _check(settings, run.mesh)
-        check_slots(settings, run.mesh)
+        check(settings, run.mesh)
     world, evaluation = find_world(settings.world), settings.evaluation
     number = FEWEST if evaluation is None else evaluation.num_questions
     questions = world_tasks(world, settings.seed, number)
@@ -109,24 +106,6 @@ def _conclude(
     if settings.comparisons:
         # Over this run alone; launch/sweep.py tests the comparisons over several seeds
         report_sweep(folder, [folder])
-
-
-def _check(settings: DistillSettings, mesh):
-    """Raise ValueError where a student's rows do not split over the mesh, and for an unknown reward."""
-    named = {f"starts.{name}.init_from": s.init_from for name, s in settings.starts.items()}
-    named["teacher.path"] = None if settings.teacher is None else settings.teacher.path
-    for field, path in named.items():
-        with at(field):
-            if path is not None:
-                check_checkpoint(path)
-    for name, student in settings.students.items():
-        with at(f"students.{name}"):
-            check_rows(student, mesh)
-    for name, student in settings.reinforced.items():
-        with at(f"reinforced.{name}"):
-            check_groups(student, mesh)
-            with at("rewards"):
-                open_rewards(student.rewards).close()
 
 
 def report_sweep(folder: Path, workdirs: list[Path]):

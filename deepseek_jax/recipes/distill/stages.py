@@ -28,7 +28,7 @@ from deepseek_jax.recipes.sft.data import check_conversations, packed, rows_of
 from deepseek_jax.recipes.sft.run import fine_tune, packed_conversations
 from deepseek_jax.recipes.start import frozen
 from deepseek_jax.reinforce.grpo import reinforce
-from deepseek_jax.rollout.policy import check_vocabulary, fitting, load_policy
+from deepseek_jax.rollout.policy import fitting, load_policy
 from deepseek_jax.synthesis.rejection import read_accepted, sample_accepted
 from deepseek_jax.training.lineage import (
     Formerly,
@@ -207,8 +207,6 @@ class DistillStages:
     def _pretrained(self, name: str, start: StartSettings):
         """A stage whose result is the start's model, pre-trained by start.base or random."""
         config, tokenizer = build_model(start.model), named_tokenizer(start.tokenizer)
-        with at(f"config.{'teacher' if name == 'teacher_base' else name.replace('/', '.')}"):
-            check_vocabulary(config, tokenizer)
         seed, phase = self.settings.seed, f"pretrain_{Path(name).name}"
 
         def train(run):

@@ -33,7 +33,7 @@ from deepseek_jax.reinforce.model_rewards import JUDGE, judge_options, make_judg
 from deepseek_jax.reports.answers import make_console
 from deepseek_jax.reports.tables import plot_curves
 from deepseek_jax.rewards.judge import Judge
-from deepseek_jax.rollout.policy import Policy
+from deepseek_jax.rollout.policy import Policy, check_room
 from deepseek_jax.training.remembered import remembered
 from deepseek_jax.training.run import Run
 from deepseek_jax.worlds.bilingual.world import BILINGUAL
@@ -85,7 +85,8 @@ def judged_pairs(settings: JudgeTrainingSettings, world: World, folder: Path):
 
 
 def check_lengths(settings: JudgeTrainingSettings, policy: Policy, pairs: Task, world: World):
-    """Raise ValueError where a judgement does not fit a row."""
+    """Raise ValueError where a judgement does not fit a row, or a verdict the model's positions."""
+    check_room(policy.config, (), settings.max_completion_length)
     conversations, limit = world.judgements(pairs.train, settings.seed), settings.sequence_length
     render = functools.partial(render_numbered, policy.tokenizer, template=policy.template)
     longest = max(len(render(c, i)[0]) for i, c in enumerate(conversations))

@@ -80,8 +80,9 @@ def run(settings: R1Settings, run: Run):
             with at("distilled"):
                 _check_distilled(settings, policy, questions, run.mesh)
     stages = Stages(settings, world, policy, run)
-    # Before the first stage, so that a wrong judge block raises now
+    # Before the first stage, so that a wrong block of a judge or a reward model raises now
     pairs = None if settings.judge is None else stages.judged_pairs()
+    preferences = {name: stages.preferences(name) for name in settings.reward_models()}
     names = {name: name.replace("@k", f"@{settings.evaluation.samples}") for name in FORMS}
     scores, workdir = {}, run.folder
     titles = titles_of(settings)
@@ -105,7 +106,7 @@ def run(settings: R1Settings, run: Run):
     accepted = [stages.rejection(dev2, reasoning.train)]
     accepted += [stages.judged(dev2, judge, general.train) for judge in judges]
     dev3 = measured(stages.sft(base, accepted, reasoning, general))
-    models = [stages.reward_model(name, dev3) for name in settings.reward_models()]
+    models = [stages.reward_model(name, dev3, *found) for name, found in preferences.items()]
     for model in (*judges, *models):
         make_console().print(reward_model_table(f"{model.name}, held out", model.folder))
     if settings.scenarios is not None:
@@ -219,7 +220,21 @@ def _tasks(settings: R1Settings, world: World, policy: Policy):
                 asked = fitting(task.train, rollout.max_prompt_length, "training")
                 check_room(policy.config, asked, rollout.longest())
     _check_numbers(settings, *(len(task.train) for task in tasks))
+    _check_answers(settings, policy, *tasks)
     return tasks
+
+
+def _check_answers(settings: R1Settings, policy: Policy, reasoning: Task, general: Task):
+    """Raise ValueError where the answers that a stage samples exceed the model's positions."""
+    asked = {"evaluation": [*reasoning.held_out, *general.held_out]}
+    for name in ("traces", "rejection"):
+        asked[name] = reasoning.train[: getattr(settings, name).num_prompts]
+    if settings.judged is not None:
+        # What a judge reads is made of two answers
+        asked |= {"judged": general.train[-settings.judged.num_prompts :], "judge": ()}
+    for name, questions in asked.items():
+        with at(name):
+            check_room(policy.config, questions, getattr(settings, name).max_completion_length)
 
 
 def _check_numbers(settings: R1Settings, reasoning: int, general: int):

@@ -141,21 +141,25 @@ class Stages:
         """Dev3: the base again, fine-tuned on the accepted completions and on solutions of some questions."""
         return self._fine_tuned("sft", base, accepted, reasoning, general)
 
-    def reward_model(self, name: str, dev3: Stage):
-        """One of REWARD_MODELS. It starts from Dev3, whose training set had general questions."""
+    def preferences(self, name: str):
+        """The records that one of REWARD_MODELS learns, training and held-out, and the same with their ids.
+        Raises ValueError where none fits a row.
+        """
         settings = self._with_seed(name)
-        # Outside make: the hash of the records is an input of the stage
         with at(f"config.{name}"):
             records = load_preferences(settings, self.world, self.run.folder / name / "data")
+            kinds = zip(records, ("training", "held-out"), strict=True)
+            return records, [with_ids(settings, self.policy, *part) for part in kinds]
+
+    def reward_model(self, name: str, dev3: Stage, records, with_own_ids: list):
+        """One of REWARD_MODELS. It starts from Dev3, whose training set had general questions. records,
+        with_own_ids: of preferences.
+        """
+        settings = self._with_seed(name)
 
         def make(folder):
             if is_whole(folder / "params"):
                 return
-            with at(f"config.{name}"):
-                with_own_ids = [
-                    with_ids(settings, self.policy, part, kind)
-                    for part, kind in zip(records, ("training", "held-out"), strict=True)
-                ]
             run, policy = self.run.of(name, folder), self.trained(dev3)
             train_reward_model(settings, policy, with_own_ids, run, self._tokenizer_name())
 
