@@ -1,6 +1,6 @@
 """Mistakes in config files and in the fields of a config; see bad_inputs.py."""
 
-from tests.reliability.goods import config_file, empty, write
+from tests.reliability.goods import config_file, copied, empty, write
 
 HEAD = "from ml_collections import ConfigDict\n"
 
@@ -223,6 +223,13 @@ STAGES = [
             f"config.{block}.tokenizer: nothing at nope; give a Hugging Face folder",
         )
         for block in ("teacher", "starts.llama")
+    ),
+    (
+        "train distill_small --config.students.qwen.sequence_length=200 "
+        "--config.starts={'qwen':{'init_from':'model','max_position_embeddings':100}} "
+        "--config.students.llama.start=qwen",
+        "config.students.qwen.sequence_length=200 is beyond the model's max_position_embeddings=100",
+        copied("model"),
     ),
     (
         "train judge_small --config.max_completion_length=256",

@@ -1,5 +1,7 @@
 """What a distillation can know of its stages before the first one runs, which may take hours."""
 
+import dataclasses
+
 from deepseek_jax.checkpoint.load import read_any_config
 from deepseek_jax.data.tokenizer import check_checkpoint, checkpoint_path
 from deepseek_jax.errors import at
@@ -38,9 +40,10 @@ def _check_learners(settings: DistillSettings, starts: dict[str, ModelConfig], m
     for name, student in settings.students.items():
         with at(f"students.{name}"):
             check_rows(student, mesh)
-            # A start may be given other positions than its checkpoint's own
-            if settings.starts[student.start].max_position_embeddings is None:
-                check_positions(student, starts[student.start])
+            # A start may be given other positions than its checkpoint's own, to learn from
+            own = settings.starts[student.start].max_position_embeddings
+            given = {} if own is None else dict(max_position_embeddings=own)
+            check_positions(student, dataclasses.replace(starts[student.start], **given))
     for name, student in settings.reinforced.items():
         with at(f"reinforced.{name}"):
             check_groups(student, mesh)
