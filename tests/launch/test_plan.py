@@ -281,13 +281,13 @@ def test_a_mistake_is_one_message_and_exit_status_two(folder, args, words):
 
 def test_a_recipe_that_lists_no_programs_says_which_file_is_missing(tmp_path, monkeypatch):
     """Oracle: the words a reader needs."""
-    (tmp_path / "polling").mkdir()
-    (tmp_path / "polling" / "run.py").write_text("\ndef run(settings, run):\n    pass\n")
+    (tmp_path / "unplanned").mkdir()
+    (tmp_path / "unplanned" / "run.py").write_text("\ndef run(settings, run):\n    pass\n")
     monkeypatch.setattr(recipes, "__path__", [*recipes.__path__, str(tmp_path)])
     with pytest.raises(
-        CannotPlan, match="config.recipe='polling' lists no .* write a programs.py beside"
+        CannotPlan, match="config.recipe='unplanned' lists no .* write a programs.py beside"
     ):
-        recipes_programs(ConfigDict({"recipe": "polling"}), None)
+        recipes_programs(ConfigDict({"recipe": "unplanned"}), None)
 
 
 @pytest.mark.slow
