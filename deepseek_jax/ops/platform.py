@@ -61,9 +61,10 @@ def choose(op, implementation=None, suits=lambda: True, **forms):
         raise ValueError(
             f"{op} has no implementation={implementation!r}; it has {', '.join(forms)}"
         )
-    if implementation in _missing(op):
+    missing = _missing(op)
+    if implementation in missing:
         what = "a kernel for TPUs" if implementation in KERNELS else "not for CPUs"
-        others = ", ".join(form for form in forms if form not in _missing(op))
+        others = ", ".join(form for form in forms if form not in missing)
         raise ValueError(
             f"{op}: implementation={implementation!r} is {what}, and this program is for a {platform()}; "
             f"leave it out, or set it to one of {others}"
@@ -73,8 +74,8 @@ def choose(op, implementation=None, suits=lambda: True, **forms):
 
 def _missing(op):
     """The forms that the machine does not have."""
-    missing = () if platform() == "tpu" else KERNELS
-    return missing + (NOT_ON_CPU.get(op, ()) if platform() == "cpu" else ())
+    kernels = () if platform() == "tpu" else KERNELS
+    return kernels + (NOT_ON_CPU.get(op, ()) if platform() == "cpu" else ())
 
 
 def choice(name):

@@ -127,6 +127,14 @@ def generate(
     return result
 
 
+def cache_rooms(longest: int):
+    """The completion rooms that caches grow through, for completions of up to longest tokens: [int]."""
+    sizes = [min(FIRST_ROOM, longest)]
+    while sizes[-1] < longest:
+        sizes.append(min(GROWTH * sizes[-1], longest))
+    return sizes
+
+
 def rollout_config(config, mesh):
     """The config with a bounded buffer for experts' tokens. mesh: of rollout_mesh."""
     if mesh is None or not config.n_routed_experts:
@@ -185,7 +193,8 @@ class _Engine:
     def open(self, slots, max_completion_length, log):
         """Make `slots` free slots, and a kept.Kept of what the RolloutLog says to keep."""
         prompt_room = self.requests.prompt_room
-        sizes = slots, prompt_room, min(FIRST_ROOM, max_completion_length), max_completion_length
+        first = cache_rooms(max_completion_length)[0]
+        sizes = slots, prompt_room, first, max_completion_length
         self.state = self.parts.empty_slots(self.config, *sizes)
         self.tables = steps.rotations(self.config, prompt_room + max_completion_length)
         # -1: the slot is free
@@ -240,10 +249,9 @@ class _Engine:
     def _make_room(self, tokens):
         """Let the caches have room for so many tokens of a completion, if any can be so long."""
         room, longest = rooms(self.tables, self.state)[1], self.state.tokens.shape[1]
-        larger = room
-        while larger < min(tokens, longest):
-            larger = min(GROWTH * larger, longest)
-        if larger > room:
+        wanted = min(tokens, longest)
+        if wanted > room:
+            larger = next(size for size in cache_rooms(longest) if size >= wanted)
             self.state = self.parts.grow(self.config, self.tables, self.state, larger)
 
     def decode(self, wanted):

@@ -23,7 +23,7 @@ from deepseek_jax.models.adapters import AdapterSettings
 from deepseek_jax.models.quantized import is_quantized
 from deepseek_jax.parallel.decoding import decoding_mesh
 from deepseek_jax.rollout import steps
-from deepseek_jax.rollout.engine import FIRST_ROOM, GROWTH, batch_parts_of, rollout_config
+from deepseek_jax.rollout.engine import batch_parts_of, cache_rooms, rollout_config
 from deepseek_jax.rollout.kept import DTYPE
 from deepseek_jax.rollout.requests import PROMPT_BUCKET, chunk_rows
 from deepseek_jax.rollout.sampling import Sampling
@@ -146,21 +146,19 @@ class _Rollout:
         """The last growth of the caches, in a list; [] where they have room from the start. chunk: the name
         of a prefill.
         """
-        room, times = FIRST_ROOM, 1
-        if room >= self.longest:
+        former = cache_rooms(self.longest)[:-1]
+        if not former:
             return []
-        while GROWTH * room < self.longest:
-            room, times = GROWTH * room, times + 1
 
         def smaller(cache):
-            shape = cache.shape[0], self.prompt_room + room, *cache.shape[2:]
+            shape = cache.shape[0], self.prompt_room + former[-1], *cache.shape[2:]
             return jax.ShapeDtypeStruct(shape, cache.dtype, sharding=cache.sharding)
 
         def arguments(slots):
             slots = self._keeping(slots)._replace(caches=jax.tree.map(smaller, slots.caches))
             return self.config, self._tables(), slots, self.longest
 
-        work = dict(waiting=["weights", chunk]) | self._of_slots(times=times)
+        work = dict(waiting=["weights", chunk]) | self._of_slots(times=len(former))
         return [self._program("grow", steps.grow, arguments, "slots", **work)]
 
     def seat(self, turns: int, continued: bool = False):

@@ -79,7 +79,7 @@ def with_one_layer(config):
 
 
 def grpo_of_experts(folder):
-    """Four steps, because two processes stop one step after they are asked."""
+    """Four steps, because two processes may stop some steps after they are asked."""
     config = small.small_config(num_steps=4, prompts_per_step=8, group_size=2)
     config.base.num_steps = 2
     return config
@@ -135,6 +135,7 @@ def generate(folder):
 
 
 def distill(folder):
+    """Eight steps, because two processes may stop some steps after they are asked."""
     files = folder / "teacher", str(folder / "texts.jsonl")
     if not files[0].exists():
         of_distill.make_files(folder)

@@ -12,7 +12,7 @@ from deepseek_jax.costs.compiled import compile_programs
 from deepseek_jax.costs.flops import forward_flops
 from deepseek_jax.costs.program import GENERATION, SYNC, argument_bytes
 from deepseek_jax.parallel import make_mesh
-from deepseek_jax.rollout import AnswerOptions, engine, generate, programs, steps
+from deepseek_jax.rollout import AnswerOptions, engine, generate, steps
 from deepseek_jax.rollout.programs import Asked, rollout_programs
 from tests.recipes.small import one_device
 from tests.rollout.test_engine import Recorded
@@ -184,9 +184,8 @@ def test_all_that_a_device_holds_in_a_rollout_is_planned(called, monkeypatch, ki
     caches grow from room for 2 tokens to 4 and 6, and the last growth is planned. The plan leaves out what is
     below 2%.
     """
-    for module in (engine, programs):
-        monkeypatch.setattr(module, "FIRST_ROOM", 2)
-        monkeypatch.setattr(module, "GROWTH", 2)
+    monkeypatch.setattr(engine, "FIRST_ROOM", 2)
+    monkeypatch.setattr(engine, "GROWTH", 2)
     mesh = mesh()
     config, calls = engines_calls(called, kind, mesh)
     planned = planned_calls(config, mesh)

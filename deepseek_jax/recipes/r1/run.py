@@ -230,8 +230,9 @@ def _check_answers(settings: R1Settings, policy: Policy, reasoning: Task, genera
     for name in ("traces", "rejection"):
         asked[name] = reasoning.train[: getattr(settings, name).num_prompts]
     if settings.judged is not None:
+        last = len(general.train) - settings.judged.num_prompts
         # What a judge reads is made of two answers
-        asked |= {"judged": general.train[-settings.judged.num_prompts :], "judge": ()}
+        asked |= {"judged": general.train[last:], "judge": ()}
     for name, questions in asked.items():
         with at(name):
             check_room(policy.config, questions, getattr(settings, name).max_completion_length)
