@@ -20,24 +20,28 @@ def scale_by_muon(momentum: float, moment_dtype: str):
     """The direction of each matrix, an optax transformation: Nesterov momentum, orthogonalised, times
     UPDATE_RMS * sqrt(max(inputs, outputs)).
 
-    It takes only parameters for which is_matrix is true. Each layer, expert and half of a gated MLP's first
-    weight is a matrix of its own, and so are the two up-projections of a latent, which checkpoints join. All
-    heads of a projection are one matrix.
+    The momentum is that of arXiv:2502.16982, section 2.1: M = momentum * M + G, of which momentum * M + G is
+    orthogonalised. It takes only parameters for which is_matrix is true. Each layer, expert and half of a
+    gated MLP's first weight is a matrix of its own, and so are the two up-projections of a latent, which
+    checkpoints join. All heads of a projection are one matrix.
     """
-    orthogonal = optax.contrib.scale_by_muon(
+    # Without optax's momentum, which corrects the bias of M and of G apart: at first G would weigh too much
+    newton_schulz = optax.contrib.scale_by_muon(
         ns_coeffs=COEFFICIENTS,
         ns_steps=len(COEFFICIENTS),
-        beta=momentum,
-        mu_dtype=moment_dtype,
-        nesterov=True,
+        beta=0.0,
+        nesterov=False,
         weight_dimension_numbers=lambda params: jax.tree.map_with_path(_matrix, params),
     )
 
-    def scale(updates, state, params=None):
-        return jax.tree.map_with_path(lambda p, x: x * _scale(p, x), updates), state
+    def direction(momenta, params):
+        # Its state, all zeros, would be a second buffer of moments
+        orthogonal, _ = newton_schulz.update(momenta, newton_schulz.init(momenta))
+        return jax.tree.map_with_path(lambda p, x: x * _scale(p, x), orthogonal)
 
     return optax.chain(
-        orthogonal, optax.GradientTransformation(lambda params: optax.EmptyState(), scale)
+        optax.trace(momentum, nesterov=True, accumulator_dtype=moment_dtype),
+        optax.stateless(direction),
     )
 
 

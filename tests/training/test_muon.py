@@ -1,6 +1,7 @@
 """Muon: which parameters are matrices, and how far an update moves them."""
 
 import dataclasses
+from unittest import mock
 
 import flax.linen as nn
 import jax
@@ -8,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+import torch
 
 from deepseek_jax.models import init_params
 from deepseek_jax.parallel import make_mesh, shardings
@@ -76,25 +78,54 @@ def stacked(array, form):
 
 @pytest.mark.parametrize("path", MATRICES, ids="/".join)
 def test_a_matrix_moves_by_its_orthogonal_direction(path):
-    """Oracle: two updates in float64 numpy: Nesterov momentum with its bias corrected, ten Newton-Schulz
-    steps, times sqrt(max(n, m)) * 0.18, decay and the rate. Which axes belong to a matrix stands above.
+    """Oracle: 20 updates in float64 numpy (arXiv:2502.16982, section 2.1): M = 0.95 M + G, ten Newton-Schulz
+    steps of 0.95 M + G, times sqrt(max(n, m)) * 0.18, decay and the rate. Which axes belong to a matrix
+    stands above. Each update rounds to float32, and small singular values amplify that.
     """
     _, params = tiny_model("mtp")
     leaf = params
     for key in path:
         leaf = leaf[key]
-    tx, tree = make(), nest(path, leaf)
-    state, rng, mean = tx.init(tree), np.random.default_rng(0), 0.0
-    for _ in range(2):
-        grad = rng.normal(size=leaf.shape)
-        updates, state = tx.update(nest(path, np.float32(grad)), state, tree)
-        mean = 0.95 * mean + 0.05 * grad
-    (update,) = jax.tree.leaves(updates)
-    nesterov = 0.95 * mean / (1 - 0.95**3) + 0.05 * grad / (1 - 0.95**2)
-    matrices, back = stacked(nesterov, MATRICES[path])
-    scale = 0.18 * max(matrices.shape[-2:]) ** 0.5
-    wanted = -RATE * (back(scale * directions(matrices)) + 0.1 * np.float64(leaf))
-    np.testing.assert_allclose(update, wanted, rtol=2e-4, atol=2e-6)
+    tx, own = make(), np.float32(leaf)
+    state, wanted = tx.init(nest(path, own)), np.float64(leaf)
+    update, rng, momentum = jax.jit(tx.update), np.random.default_rng(0), 0.0
+    for _ in range(20):
+        grad = np.float32(rng.normal(size=leaf.shape))
+        updates, state = update(nest(path, grad), state, nest(path, own))
+        (moved,) = jax.tree.leaves(updates)
+        momentum = 0.95 * momentum + np.float64(grad)
+        matrices, back = stacked(0.95 * momentum + grad, MATRICES[path])
+        scale = 0.18 * max(matrices.shape[-2:]) ** 0.5
+        direction = -RATE * (back(scale * directions(matrices)) + 0.1 * wanted)
+        np.testing.assert_allclose(moved, direction, rtol=2e-4, atol=2e-6)
+        own, wanted = own + moved, wanted + direction
+
+
+def test_the_momentum_is_that_of_torch():
+    """Oracle: what enters the Newton-Schulz steps of torch.optim.Muon at each of 20 updates, orthogonalised
+    in float64: torch's own steps are bfloat16 with other coefficients, and a factor of their input cancels.
+    """
+    rng, entered, steps = np.random.default_rng(0), [], torch.optim._muon
+    weight = torch.zeros(12, 8, requires_grad=True)
+    theirs = torch.optim.Muon([weight], momentum=SETTINGS["momentum"])
+
+    def recording(momentum, *options):
+        entered.append(momentum.double().numpy())
+        return torch.zeros_like(momentum)
+
+    path = "moe_layers", "ffn", "router"
+    tx, tree = make(), nest(path, jnp.zeros((1, 12, 8)))
+    state = tx.init(tree)
+    with mock.patch.object(steps, "_zeropower_via_newtonschulz", recording):
+        for number in range(20):
+            # Later gradients are smaller: the share of the newest one decides the direction
+            grad = np.float32(rng.normal(size=(12, 8)) / (1 + number))
+            weight.grad = torch.tensor(grad)
+            theirs.step()
+            updates, state = tx.update(nest(path, grad[None]), state, tree)
+            (moved,) = jax.tree.leaves(updates)
+            direction = 0.18 * 12**0.5 * directions(entered[-1])
+            np.testing.assert_allclose(moved[0], -RATE * direction, rtol=2e-4, atol=2e-6)
 
 
 def nest(path, leaf):
@@ -148,7 +179,7 @@ def test_a_sharded_update_is_that_of_one_device():
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5), updates, wanted
     )
-    moments = optax.tree.get_all_with_path(state.opt_state, "mu")
+    moments = optax.tree.get_all_with_path(state.opt_state, "trace")
     held = {leaf.sharding.spec for _, tree in moments for leaf in jax.tree.leaves(tree)}
     assert any("expert" in str(spec) for spec in held)
 
