@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from deepseek_jax.models import ModelConfig, head_weight, hidden_states
 from deepseek_jax.ops.branches import Branches
 from deepseek_jax.ops.logprobs import token_logprobs
+from deepseek_jax.ops.token_at import token_at
 from deepseek_jax.parallel.tokens import over_tokens
 
 
@@ -122,8 +123,8 @@ def _shared_rows(config, params, batch):
     )
     d = hidden.shape[-1]
     # The first token of a completion is predicted by the prompt's last one, the others by the token before
-    last_pd = jnp.take_along_axis(hidden, (prompt_length_p - 1)[:, None, None], axis=1)
-    last_pn1d = jnp.broadcast_to(last_pd[:, None], (p, n, 1, d))
+    last_pd = token_at(hidden, prompt_length_p - 1)
+    last_pn1d = jnp.broadcast_to(last_pd[:, None, None], (p, n, 1, d))
     before_pntd = jnp.concatenate([last_pn1d, hidden[:, s:].reshape(p, n, t, d)[:, :, :-1]], axis=2)
     return Predicting(before_pntd.reshape(b, t, d), batch["completion_ids"], 0, routing)
 

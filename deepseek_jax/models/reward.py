@@ -11,6 +11,7 @@ from deepseek_jax.models.adapters import Adapted
 from deepseek_jax.models.config import ModelConfig
 from deepseek_jax.models.heads import hidden_states
 from deepseek_jax.models.layers import weight
+from deepseek_jax.ops.token_at import token_at
 from deepseek_jax.parallel.shard import init_sharded, logical_names, shardings
 
 
@@ -75,6 +76,5 @@ def predict_rewards(config: ModelConfig, params, tokens, segment_ids):
     int32[b t], 1 on prompt and response and 0 on padding. They decide which token is the last, never its id.
     """
     hidden_btd, routing = hidden_states(config, params["decoder"], tokens, segment_ids=segment_ids)
-    last_b = (segment_ids > 0).sum(-1) - 1
-    last_bd = jnp.take_along_axis(hidden_btd, last_b[:, None, None], axis=1)[:, 0]
+    last_bd = token_at(hidden_btd, (segment_ids > 0).sum(-1) - 1)
     return RewardHead(config).apply({"params": params["head"]}, last_bd), routing

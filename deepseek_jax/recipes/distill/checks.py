@@ -6,7 +6,13 @@ from deepseek_jax.checkpoint.load import read_any_config
 from deepseek_jax.data.tokenizer import check_checkpoint, checkpoint_path
 from deepseek_jax.errors import at
 from deepseek_jax.models import ModelConfig, build_model
-from deepseek_jax.recipes.distill.settings import DistillSettings, StartSettings, TeacherSettings
+from deepseek_jax.parallel.shard import check_batch
+from deepseek_jax.recipes.distill.settings import (
+    DistillSettings,
+    StartSettings,
+    StudentSettings,
+    TeacherSettings,
+)
 from deepseek_jax.recipes.start import check_positions, check_rows, check_slots
 from deepseek_jax.reinforce.update import check_rows as check_groups
 from deepseek_jax.rollout.policy import check_room, check_vocabulary
@@ -39,7 +45,7 @@ def check(settings: DistillSettings, mesh):
 def _check_learners(settings: DistillSettings, starts: dict[str, ModelConfig], mesh):
     for name, student in settings.students.items():
         with at(f"students.{name}"):
-            check_rows(student, mesh)
+            check_student_rows(student, mesh)
             # A start may be given other positions than its checkpoint's own, to learn from
             own = settings.starts[student.start].max_position_embeddings
             given = {} if own is None else dict(max_position_embeddings=own)
@@ -51,6 +57,15 @@ def _check_learners(settings: DistillSettings, starts: dict[str, ModelConfig], m
                 check_room(starts[student.start], (), student.rollout.longest())
             with at("rewards"):
                 open_rewards(student.rewards).close()
+
+
+def check_student_rows(student: StudentSettings, mesh):
+    """Raise ValueError, naming the fields, unless the rows of texts and of samples split over the mesh."""
+    check_rows(student, mesh)
+    if (on_policy := student.loss.on_policy) is not None:
+        cuts = dict(micro_batches=student.micro_batches)
+        with at(f"loss.on_policy.prompts={on_policy.prompts}"):
+            check_batch(mesh, on_policy.prompts, student.sequence_length, **cuts)
 
 
 def _teacher(teacher: TeacherSettings, mesh):

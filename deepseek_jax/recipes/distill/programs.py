@@ -16,6 +16,7 @@ from deepseek_jax.distill.source import HELD_OUT_LOSS
 from deepseek_jax.distill.update import jitted_update
 from deepseek_jax.errors import at
 from deepseek_jax.models import ModelConfig
+from deepseek_jax.recipes.distill.checks import check_student_rows
 from deepseek_jax.recipes.distill.settings import DistillSettings, StartSettings, StudentSettings
 from deepseek_jax.recipes.distill.student import StudentRun
 from deepseek_jax.recipes.planning import (
@@ -24,7 +25,7 @@ from deepseek_jax.recipes.planning import (
     fine_tuning_programs,
     planned_model,
 )
-from deepseek_jax.recipes.start import check_rows, check_slots
+from deepseek_jax.recipes.start import check_slots
 from deepseek_jax.reinforce.programs import reinforcement_programs
 
 
@@ -40,7 +41,7 @@ def programs(settings: DistillSettings, mesh: Mesh):
             planned += _named(f"{name}: ", base_programs(starts[name], start.base, mesh))
     for name, student in settings.students.items():
         with at(f"config.students.{name}"):
-            check_rows(student, mesh)
+            check_student_rows(student, mesh)
         planned += _student(settings, name, student, starts[student.start], teacher, mesh)
     for name, student in settings.reinforced.items():
         with at(f"config.reinforced.{name}"):
