@@ -21,7 +21,14 @@ from deepseek_jax.distill.feature_distillation import hidden_state_loss, layer_m
 from deepseek_jax.distill.relation_distillation import relation_loss
 from deepseek_jax.distill.terms import OF_DATA, OF_FEATURES, OF_LOGITS
 from deepseek_jax.distill.top_k import TopK, top_k_loss
-from deepseek_jax.models import ModelConfig, decays, head_weight, last_attention, layer_states
+from deepseek_jax.models import (
+    ModelConfig,
+    decays,
+    has_gradient,
+    head_weight,
+    last_attention,
+    layer_states,
+)
 from deepseek_jax.models.adapters import split
 
 # Where the term "hidden" has a weight, the keys of the student's params and of the projections that are
@@ -228,10 +235,11 @@ def l2_penalty(params):
     """Half the sum of the squares of the weights that weight decay would decay: float32[].
 
     The gradient in a weight is the weight. Projections are dropped after training and do not count, nor do
-    frozen parameters beside an adapter.
+    parts that no term trains, and frozen parameters beside an adapter.
     """
     params, _ = split(without_projections(params))
-    masked = jax.tree.map(
-        lambda leaf, use: jnp.square(leaf).sum() if use else jnp.float32(0), params, decays(params)
-    )
-    return 0.5 * sum(jax.tree.leaves(masked))
+
+    def square(path, leaf, use):
+        return jnp.square(leaf).sum() if use and has_gradient(path) else jnp.float32(0)
+
+    return 0.5 * sum(jax.tree.leaves(jax.tree.map_with_path(square, params, decays(params))))

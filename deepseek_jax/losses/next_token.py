@@ -64,6 +64,11 @@ def next_token_loss(
     return loss, metrics
 
 
+def parts_trained(config: ModelConfig, *, with_mtp: bool = False):
+    """Those of models.PARTS that next_token_loss gives a gradient; with_mtp: if it has an mtp_weight."""
+    return ("mtp",) * with_mtp + ("indexer",) * (config.indexer_loss != "none")
+
+
 def target_logprobs(config: ModelConfig, params, batch):
     """(logprobs, entropy, hidden, report): of the targets float32[b t] in nats each, then the results of
     reported_states. batch: as in next_token_loss. Values outside loss_mask are undefined.

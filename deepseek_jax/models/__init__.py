@@ -19,10 +19,11 @@ from deepseek_jax.models.heads import (
     predict_further,
     reported_states,
 )
-from deepseek_jax.models.layers import decays, matrix_input_axes
+from deepseek_jax.models.layers import PARTS, decays, has_gradient, matrix_input_axes
 from deepseek_jax.models.moe import Routing
 
 __all__ = [
+    "PARTS",
     "ModelConfig",
     "Report",
     "RopeScaling",
@@ -33,6 +34,7 @@ __all__ = [
     "count_params",
     "decays",
     "forward",
+    "has_gradient",
     "head_weight",
     "hidden_states",
     "how_to_run",

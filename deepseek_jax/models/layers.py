@@ -16,6 +16,11 @@ from deepseek_jax.ops.remat import save_for_backward
 from deepseek_jax.parallel.context import over_heads
 from deepseek_jax.parallel.linear import by_token
 
+# The module of V3.2's attention that selects keys
+INDEXER = "indexer"
+# Parts of a model that few losses train, each with what a key in their parameters' paths looks like
+PARTS = {"mtp": lambda key: key.startswith("mtp_"), "indexer": lambda key: key == INDEXER}
+
 
 def weight(module: nn.Module, name: str, *, init=None, **axes: int):
     """Declare a float32 parameter of `module`. axes: one keyword a dimension, logical axis = size, in order.
@@ -30,6 +35,16 @@ def weight(module: nn.Module, name: str, *, init=None, **axes: int):
     init = init or nn.initializers.normal(module.config.initializer_range)
     boxed = nn.with_logical_partitioning(init, tuple(axes))
     return module.param(name, boxed, tuple(axes.values()), jnp.float32)
+
+
+def has_gradient(path, parts=()):
+    """Whether a loss that trains these PARTS gives the parameter with these keys a gradient. It does not give
+    router_bias one, which balancing moves (arXiv:2412.19437, section 2.1.2).
+    """
+    # Anywhere in the path: a student's params may stand beside projections
+    keys = [str(key.key) for key in path]
+    others = [of_part for part, of_part in PARTS.items() if part not in parts]
+    return keys[-1] != "router_bias" and not any(of_part(key) for of_part in others for key in keys)
 
 
 def decays(params):

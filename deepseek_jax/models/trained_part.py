@@ -9,9 +9,8 @@ from jax.sharding import Mesh
 
 from deepseek_jax.models.config import ModelConfig
 from deepseek_jax.models.decoder import init_params
+from deepseek_jax.models.layers import INDEXER
 from deepseek_jax.parallel.shard import init_sharded
-
-INDEXER = "indexer"
 
 
 @functools.partial(

@@ -15,7 +15,7 @@ from deepseek_jax.costs.program import Program, beside, forward_work, moments_of
 from deepseek_jax.data.batches import TOTALS, abstract_rows
 from deepseek_jax.data.tokenizer import checkpoint_path
 from deepseek_jax.errors import CannotPlan, at
-from deepseek_jax.losses.next_token import target_logprobs
+from deepseek_jax.losses.next_token import parts_trained, target_logprobs
 from deepseek_jax.models import (
     ModelConfig,
     RunSettings,
@@ -142,7 +142,9 @@ def fine_tuning_programs(
     params = abstract_tree(config, mesh, adapter=adapter)
     rows, length = settings.batch_size, settings.sequence_length
     batch = abstract_rows(mesh, rows, length, weighed=True)
-    create, step = jitted_fit(settings, fine_tuning_loss(config), params, mesh)
+    create, step = jitted_fit(
+        settings, fine_tuning_loss(config), params, mesh, parts_trained(config)
+    )
     state = create.eval_shape(params)
     update = update_program(f"{name}update", step, state, batch, config=config, mesh=mesh)
     score = jax.jit(functools.partial(target_logprobs, config))

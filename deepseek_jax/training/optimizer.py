@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from deepseek_jax.models import decays
+from deepseek_jax.models import decays, has_gradient
 from deepseek_jax.settings import Between, Natural, NonNegative, Positive, Share, added
 from deepseek_jax.training.muon import is_matrix, scale_by_muon
 from deepseek_jax.training.schedule import Phase, join_phases, make_schedule
@@ -66,10 +66,10 @@ class OptimizerSettings:
                     "to 'float32'"
                 )
 
-    def make(self, num_updates: int, trains_mtp: bool = False):
+    def make(self, num_updates: int, parts: tuple[str, ...] = ()):
         """The optax transformation for a run of this many updates. Raises ValueError as `rate` does.
 
-        trains_mtp: whether a loss trains the multi-token prediction modules.
+        parts: those of models.PARTS that the loss trains.
         """
         return make_optimizer(
             self.rate(num_updates),
@@ -77,7 +77,7 @@ class OptimizerSettings:
             b2=self.b2,
             weight_decay=self.weight_decay,
             max_grad_norm=self.max_grad_norm,
-            trains_mtp=trains_mtp,
+            parts=parts,
             moment_dtype=self.moment_dtype,
             momentum=self.momentum if self.kind == "muon" else None,
         )
@@ -102,7 +102,7 @@ def make_optimizer(
     b2: float,
     weight_decay: float,
     max_grad_norm: float,
-    trains_mtp: bool = False,
+    parts: tuple[str, ...] = (),
     moment_dtype: str = "float32",
     momentum: float | None = None,
 ):
@@ -110,9 +110,9 @@ def make_optimizer(
     for the rest: an optax transformation.
 
     schedule: the learning rate by update. Weight decay, multiplied by it, skips norm scales and
-    biases. Leaves named router_bias have no moments and are never changed here: the train step moves
-    them, by expert load. Unless trains_mtp, leaves below a name that begins with mtp_ are left alone
-    too: where no loss trains multi-token prediction, decay alone would shrink a checkpoint's weights.
+    biases. Parameters without a gradient have no moments and are never changed here, or decay alone would
+    shrink a checkpoint's weights: router_bias, which the train step moves by expert load, and what belongs
+    to those of models.PARTS that are not among `parts`.
     moment_dtype: that of all moments; bfloat16 as in arXiv:2412.19437, section 3.3.3. See scale_by_adam.
     """
     direction = scale_by_adam(b1, b2, EPS, moment_dtype)
@@ -129,7 +129,7 @@ def make_optimizer(
 
     def labels(params):
         return jax.tree.map_with_path(
-            lambda path, _: "frozen" if _is_frozen(path, trains_mtp) else "trained", params
+            lambda path, _: "trained" if has_gradient(path, parts) else "frozen", params
         )
 
     return optax.partition({"trained": trained, "frozen": optax.set_to_zero()}, labels)
@@ -192,13 +192,3 @@ def _matrices(params):
             "it to 'adamw'"
         )
     return labels
-
-
-def _is_frozen(path, trains_mtp):
-    # Anywhere in the path: a student's params may stand beside projections
-    of_mtp = any(str(key.key).startswith("mtp_") for key in path)
-    return _name(path) == "router_bias" or (of_mtp and not trains_mtp)
-
-
-def _name(path):
-    return path[-1].key

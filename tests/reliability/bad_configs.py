@@ -366,6 +366,17 @@ SIZES = [
         ),
     ),
     (
+        "train distill_study --config.students.on_policy.loss.on_policy.slots=24",
+        (
+            "config.students.on_policy.loss.on_policy.prompts=20: a batch of 20 rows does not split into "
+            "mesh.data=8; set the number of rows to a multiple of 8, or lower one of these"
+        ),
+    ),
+    (
+        "train distill_study --config.students.features.loss.weights={'hidden':0.1}",
+        "config.students.features.optimizer.weight_decay=0.05 would shrink what loss.weights=",
+    ),
+    (
         "train sft_small --config.sequence_length=1000",
         "config.sequence_length=1000 is beyond the model's max_position_embeddings=256; lower it",
     ),

@@ -78,22 +78,24 @@ def test_router_bias_has_no_moments_and_never_moves():
     np.testing.assert_array_equal(after, params["layer"]["router_bias"])
 
 
-@pytest.mark.parametrize("trains_mtp", [False, True])
-def test_multi_token_prediction_moves_only_where_a_loss_trains_it(trains_mtp):
+@pytest.mark.parametrize("trained", [False, True])
+@pytest.mark.parametrize(("part", "key"), [("mtp", "mtp_0"), ("indexer", "indexer")])
+def test_a_part_moves_only_where_a_loss_trains_it(part, key, trained):
     """Oracle: paths of the state's arrays; the weights before, which decay alone would move, but never
     scales and biases.
     """
-    tx = make_optimizer(make_schedule(0.01, num_steps=10), **SETTINGS, trains_mtp=trains_mtp)
-    params = parameters() | {"mtp_0": {"block": parameters()["layer"]}}
+    parts = (part,) if trained else ()
+    tx = make_optimizer(make_schedule(0.01, num_steps=10), **SETTINGS, parts=parts)
+    params = parameters() | {key: {"block": parameters()["layer"]}}
     opt_state = tx.init(params)
     paths = [jax.tree_util.keystr(p) for p, _ in jax.tree_util.tree_leaves_with_path(opt_state)]
-    assert sum("mtp_0" in path for path in paths) == 2 * 3 * trains_mtp  # all but router_bias
+    assert sum(key in path for path in paths) == 2 * 3 * trained  # all but router_bias
     updates, _ = tx.update(jax.tree.map(jnp.zeros_like, params), opt_state, params)
     after = optax.apply_updates(params, updates)
     assert (after["layer"]["kernel"] != params["layer"]["kernel"]).all()
-    before, after = params["mtp_0"]["block"], after["mtp_0"]["block"]
+    before, after = params[key]["block"], after[key]["block"]
     moved = {name for name, x in after.items() if (x != before[name]).any()}
-    assert moved == ({"kernel"} if trains_mtp else set())
+    assert moved == ({"kernel"} if trained else set())
 
 
 @pytest.mark.slow
@@ -212,7 +214,7 @@ def test_a_state_of_bfloat16_moments_is_placed_saved_and_restored(tmp_path):
     params = {"kernel": jnp.arange(32.0).reshape(8, 4), "router_bias": jnp.ones(4)}
     placed = shardings(mesh, {"kernel": ("embed", "mlp"), "router_bias": ("experts",)}, params)
     tx = make_optimizer(
-        make_schedule(0.1, num_steps=2), **SETTINGS, moment_dtype="bfloat16", trains_mtp=True
+        make_schedule(0.1, num_steps=2), **SETTINGS, moment_dtype="bfloat16", parts=("mtp",)
     )
     wanted = state_shardings(mesh, placed, params, tx)
 

@@ -40,8 +40,8 @@ def test_phases_of_a_config_become_its_learning_rates(moment_dtype, rtol):
 def test_multi_token_prediction_is_trained_where_asked():
     """Oracle: by hand: 0.5, the rate, where every gradient is 1."""
     params = {"mtp_0": {"kernel": jnp.ones(())}}
-    for trains_mtp, moved in ((False, 0), (True, -0.5)):
-        tx = settings(learning_rate=0.5).make(1, trains_mtp=trains_mtp)
+    for parts, moved in ((), 0), (("mtp",), -0.5):
+        tx = settings(learning_rate=0.5).make(1, parts=parts)
         updates, _ = tx.update(params, tx.init(params), params)
         np.testing.assert_allclose(updates["mtp_0"]["kernel"], moved, rtol=1e-6)  # float32
 

@@ -8,6 +8,7 @@ import optax
 from deepseek_jax.data.chat import Template
 from deepseek_jax.data.packing import check_readers
 from deepseek_jax.distill.settings import CROSS, LossSettings
+from deepseek_jax.distill.terms import OF_LOGITS
 from deepseek_jax.errors import at, suggest
 from deepseek_jax.models.adapters import AdapterSettings
 from deepseek_jax.recipes.pretrain.settings import BaseSettings
@@ -130,6 +131,15 @@ class StudentSettings(FineTuneSettings):
     loss: LossSettings
     plateau: PlateauSettings | None = None
     adapter: AdapterSettings | None = added(None)
+
+    def __post_init__(self):
+        super().__post_init__()
+        decay, weights = self.optimizer.weight_decay, self.loss.weights
+        if decay and not self.loss.needs(*OF_LOGITS, "on_policy"):
+            raise ValueError(
+                f"optimizer.weight_decay={decay} would shrink what loss.weights={weights} do not train, such "
+                f"as the output head; set it to 0, or one of {', '.join(OF_LOGITS)}, on_policy above 0"
+            )
 
     def make_optimizer(self, **options):
         """The optax transformation. With plateau, its update needs the held-out loss as `value`."""

@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 from deepseek_jax.data.batches import PackedDocuments
 from deepseek_jax.data.packing import Rows, pack
 from deepseek_jax.data.tokenizer import Tokenizer
-from deepseek_jax.losses.next_token import next_token_loss
+from deepseek_jax.losses.next_token import next_token_loss, parts_trained
 from deepseek_jax.models import ModelConfig, random_params
 from deepseek_jax.models.adapters import whole
 from deepseek_jax.recipes.pretrain.settings import (
@@ -139,8 +139,8 @@ def jitted(model: ModelConfig, stage: StageSettings, params, mesh: Mesh):
     create(params) donates params and returns the TrainState. step(rows) is the train_step of a batch of
     `rows` rows, split into micro-batches. params: arrays, or ShapeDtypeStructs with shardings.
     """
-    trains_mtp = switched_on(stage.mtp_weight)
-    tx = stage.make_optimizer(trains_mtp=trains_mtp)
+    parts = parts_trained(model, with_mtp=switched_on(stage.mtp_weight))
+    tx = stage.make_optimizer(parts=parts)
     create, placed = state_maker(params, tx, mesh, stage.optimizer.moment_memory)
     speed = None
     if switched_on(stage.bias_update_speed):

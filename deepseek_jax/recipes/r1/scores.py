@@ -3,7 +3,7 @@
 import numpy as np
 
 from deepseek_jax.data.texts import joined
-from deepseek_jax.evaluation.accuracy import mean_interval, score_interval
+from deepseek_jax.evaluation.accuracy import LENGTHS, length_interval, score_interval
 from deepseek_jax.evaluation.problems import Rules
 from deepseek_jax.parallel.processes import say
 from deepseek_jax.recipes.r1.samples import layout_rewards, sample_groups
@@ -105,7 +105,7 @@ def general_values(questions: Questions, examples, groups):
 
 def _interval(name, values):
     """[mean, low, high]. A length is no share, even one of 0 or 1 tokens."""
-    return list((mean_interval if name == "length" else score_interval)(values))
+    return list((length_interval if name in LENGTHS else score_interval)(values))
 
 
 def _by_prompt(reward, examples, groups):

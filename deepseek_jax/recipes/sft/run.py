@@ -12,7 +12,7 @@ from deepseek_jax.data.batches import PackedDocuments
 from deepseek_jax.errors import at
 from deepseek_jax.evaluation.conversation_loss import ConversationLoss
 from deepseek_jax.evaluation.held_out import evaluate_both
-from deepseek_jax.losses.next_token import next_token_loss
+from deepseek_jax.losses.next_token import next_token_loss, parts_trained
 from deepseek_jax.models import ModelConfig
 from deepseek_jax.models.adapters import Adapted
 from deepseek_jax.parallel.processes import first_process
@@ -137,11 +137,14 @@ def packed_conversations(
 def fine_tune(settings: FineTuneSettings, policy: Policy, source: PackedDocuments, run: Run):
     """Train policy.params, which are donated: -> params. Resumes from run.folder.
 
-    Router biases and multi-token prediction modules stay as they are: the loss gives them no gradient.
+    What the loss gives no gradient stays as it is: router biases, multi-token prediction modules, and
+    indexers unless config.indexer_loss trains them.
     """
-    how = dict(trains_mtp=False, frozen=isinstance(policy.params, Adapted))
-    needed = useful_flops(policy.config, settings.sequence_length, **how)
-    return fit(settings, fine_tuning_loss(policy.config), policy.params, source, run, needed)
+    config, params = policy.config, policy.params
+    how = dict(trains_mtp=False, frozen=isinstance(params, Adapted))
+    needed = useful_flops(config, settings.sequence_length, **how)
+    loss_fn, parts = fine_tuning_loss(config), parts_trained(config)
+    return fit(settings, loss_fn, params, source, run, needed, parts)
 
 
 def fine_tuning_loss(config: ModelConfig):
