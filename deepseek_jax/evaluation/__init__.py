@@ -10,6 +10,7 @@ __getattr__, __dir__, __all__ = lazy_names(
         "evaluate": "held_out",
         "held_out_loss": "perplexity",
         "label_report": "preference",
+        "length_interval": "accuracy",
         "mean_interval": "accuracy",
         "pair_report": "preference",
         "share_interval": "accuracy",

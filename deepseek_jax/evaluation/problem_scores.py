@@ -7,7 +7,13 @@ whether the most frequent answer is right, None where answers cannot be counted.
 
 import numpy as np
 
-from deepseek_jax.evaluation.accuracy import ADDED_OF_PASS_AT_K, mean_interval, share_interval
+from deepseek_jax.evaluation.accuracy import (
+    ADDED_OF_PASS_AT_K,
+    LENGTHS,
+    length_interval,
+    mean_interval,
+    share_interval,
+)
 from deepseek_jax.evaluation.compare import compare
 from deepseek_jax.evaluation.pass_at_k import pass_at_k
 
@@ -87,6 +93,8 @@ def _numbers(n):
 def _interval(name, values):
     if name.startswith("pass@") and name != "pass@1":
         return share_interval(values, ADDED_OF_PASS_AT_K)
+    if name in LENGTHS:
+        return length_interval(values)
     return (share_interval if name.startswith(SHARES) else mean_interval)(values)
 
 

@@ -1,8 +1,12 @@
+import statistics
+
 import numpy as np
 import pytest
 from scipy import stats
 
+from deepseek_jax.evaluation import accuracy
 from deepseek_jax.evaluation.accuracy import (
+    length_interval,
     mean_interval,
     score_interval,
     share_interval,
@@ -90,6 +94,23 @@ def test_mean_interval_covers_the_mean_as_often_as_it_says():
     draws = np.random.default_rng(1).normal(3.0, 2.0, size=(2000, 8))
     covered = [low <= 3.0 <= high for _, low, high in map(mean_interval, draws)]
     assert abs(np.mean(covered) - 0.95) < 0.02
+
+
+def test_length_interval_is_the_bootstrap_t():
+    """Oracle: the definition, by a loop over resamples with the statistics module. A sample of equal values
+    has a width of 0, and few values have Student's interval.
+    """
+    values = np.random.default_rng(1).lognormal(3, 1, 20).tolist()
+    draws = np.random.default_rng(0).integers(20, size=(accuracy.RESAMPLES, 20))
+    mean, error, ratios = statistics.mean(values), statistics.stdev(values) / 20**0.5, []
+    for draw in draws.tolist():
+        resample = [values[i] for i in draw]
+        ratios.append((statistics.mean(resample) - mean) / (statistics.stdev(resample) / 20**0.5))
+    low, high = (mean - np.quantile(ratios, share) * error for share in (0.975, 0.01))
+    np.testing.assert_allclose(length_interval(values), (mean, low, high), rtol=1e-12)
+    assert high > mean_interval(values)[2]
+    assert length_interval([7] * 12) == (7, 7, 7)
+    assert length_interval(values[:9]) == mean_interval(values[:9])
 
 
 @pytest.mark.parametrize("values", [[], [1.0], [[1.0, 2.0]], [1.0, np.nan], [1.0, np.inf]])

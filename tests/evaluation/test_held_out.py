@@ -7,7 +7,7 @@ import pytest
 
 from configs import models
 from deepseek_jax.data.byte_tokenizer import byte_tokenizer
-from deepseek_jax.evaluation.accuracy import mean_interval, wilson_interval
+from deepseek_jax.evaluation.accuracy import length_interval, mean_interval, wilson_interval
 from deepseek_jax.evaluation.held_out import evaluate
 from deepseek_jax.models import ModelConfig, init_params
 from deepseek_jax.rewards import Rewards, scoring
@@ -68,7 +68,7 @@ def test_scores_are_those_of_the_rollout_scored_by_hand(params, monkeypatch):
     assert scores["correct"] == (0, *wilson_interval(0, 10))
     np.testing.assert_allclose(scores["reward"], mean_interval(2 * np.array(even)))
     np.testing.assert_allclose(
-        scores["completion_length"], mean_interval(rollout.completion_mask.sum(1))
+        scores["completion_length"], length_interval(rollout.completion_mask.sum(1))
     )
     assert scores["truncated"][0] == rollout.truncated.mean()
     assert "even_length" not in scores
