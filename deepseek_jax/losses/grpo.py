@@ -16,6 +16,11 @@ NORMALIZES_STD = {
     "gspo": True,  # arXiv:2507.18071, eq. 5: one ratio for the whole completion
     "cispo": True,  # arXiv:2506.13585, section 3.1: the clipped ratio is a weight; mean over all tokens
 }
+# Metrics that are means over all tokens of a batch
+PER_TOKEN = (
+    *("entropy", "ratio_mean", "kl", "clip_fraction", "clip_fraction_low", "clip_fraction_high"),
+    *("off_policy_fraction", "importance_weight_mean"),
+)
 # exp stays finite, so that inf * 0 never makes a NaN
 MAX_LOG_RATIO = 20.0
 # Nats between two programs that compute a log-probability in float32; rounding alone makes 3e-5
@@ -131,6 +136,20 @@ def grpo_loss(logprobs, entropy, batch, options: GrpoOptions, *, max_completion_
     metrics["clip_fraction"] = metrics["clip_fraction_low"] + metrics["clip_fraction_high"]
     metrics |= _gaps(_masked(gap_bt, mask_bt & ~stale_bt), _masked(gap_bt, stale_bt), batch)
     return loss, jax.lax.stop_gradient(metrics)
+
+
+def metric_weights(batch, options: GrpoOptions):
+    """What grpo_loss and its metrics are means over in a batch, tokens or completions: {metric: float32[]}.
+
+    Weighed by these, the metrics of several batches are means over all of them.
+    """
+    tokens, stale = batch["num_tokens"], batch.get("num_stale", 0.0)
+    by_tokens = options.loss_type in ("dapo", "cispo")
+    return (
+        dict.fromkeys(PER_TOKEN, tokens)
+        | dict.fromkeys(("sampler_gap_mean", "sampler_gap_share"), tokens - stale)
+        | {"stale_gap_mean": stale, "loss": tokens if by_tokens else batch["num_completions"]}
+    )
 
 
 def _surrogate(ratio_bt, logprobs, advantage_b1, options):

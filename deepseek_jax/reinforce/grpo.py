@@ -3,6 +3,9 @@
 questions -> groups of completions, their rewards and advantages -> updates -> params.
 """
 
+import functools
+
+from deepseek_jax.losses.grpo import metric_weights
 from deepseek_jax.models.adapters import Adapted
 from deepseek_jax.reinforce.groups import GroupSource
 from deepseek_jax.reinforce.idle import IdleUpdates, checking_reference
@@ -56,6 +59,7 @@ def reinforce(
         limits=sampler_limits(policy.config),
         of_line=IdleUpdates(settings, source).look,
         locate=locate,
+        weights=functools.partial(metric_weights, options=settings.loss),
     )
     step = checking_reference(step, settings, LARGEST_MEAN_GAP[policy.config.dtype])
     return train(settings, state, step, source, run, settings.seed, checks).model

@@ -176,24 +176,25 @@ def fit(
     source,
     run: Run,
     flops_per_token: float | None = None,
+    parts: tuple[str, ...] = (),
 ):
     """Train params, which are donated, on loss_fn(params, batch, rng): -> params. Resumes from run.folder.
     Where they have adapters (models.adapters.Adapted), these alone are trained.
 
-    settings: as for `train`, with make_optimizer(), micro_batches and seed. Router biases and multi-token
-    prediction modules stay as they are.
+    settings: as for `train`, with make_optimizer(), micro_batches and seed. parts: those of models.PARTS that
+    the loss trains; the others and router biases stay as they are.
     """
-    create, step = jitted_fit(settings, loss_fn, params, run.mesh)
+    create, step = jitted_fit(settings, loss_fn, params, run.mesh, parts)
     checks = Checks(terms=LOSS_TERMS, locate=step.locate)
     state, work = create(params), dict(flops_per_token=flops_per_token)
     return train(settings, state, step, source, run, settings.seed, checks, **work).model
 
 
-def jitted_fit(settings, loss_fn, params, mesh: Mesh):
+def jitted_fit(settings, loss_fn, params, mesh: Mesh, parts: tuple[str, ...] = ()):
     """The two jitted functions of `fit`: create(params), which donates them, -> TrainState, and
-    step(state, batch, rng). params: arrays, or ShapeDtypeStructs with shardings.
+    step(state, batch, rng). params: arrays, or ShapeDtypeStructs with shardings. parts: as in `fit`.
     """
-    tx = settings.make_optimizer()
+    tx = settings.make_optimizer(parts=parts)
     create, placed = state_maker(params, tx, mesh, settings.optimizer.moment_memory)
     step = make_train_step(loss_fn, tx, micro_batches=settings.micro_batches)
     return create, jitted_step(step, placed)
@@ -226,7 +227,8 @@ class _Log:
         self.peak_tokens = peak_tokens
         # (step, index in it, metrics still on the device) of updates that _count has not read
         self.updates = []
-        # (updates, source metrics) of the latest step; (step, batches, bytes) of those since the last check
+        # (updates, their weights, source metrics) of the latest step; (step, batches, bytes) of those since
+        # the last check
         self.last, self.batches = None, collections.deque()
         # The latest step and its updates, whose limits are not checked yet
         self.unread = None, []
@@ -247,7 +249,7 @@ class _Log:
         self._check_limits()
         self.unread = step, updates
         self.updates += [(step, index, metrics) for index, metrics in enumerate(updates)]
-        self.last = updates, source_metrics
+        self.last = updates, [self.checks.weights(batch) for batch in batches], source_metrics
         self.batches.append((step, batches, sum(x.nbytes for x in jax.tree.leaves(batches))))
         room = KEPT_BYTES * jax.device_count()
         while len(self.batches) > 1 and sum(size for *_, size in self.batches) > room:
@@ -285,9 +287,10 @@ class _Log:
         """
         # Waits for the device, so that the seconds below include all updates of the line
         self._count()
-        updates, source_metrics = self.last
-        updates, source_metrics = jax.device_get((updates, source_metrics | self.of_updates()))
-        line = {name: _merge(name, [u[name] for u in updates]) for name in (updates or [{}])[0]}
+        updates, weights, source_metrics = self.last
+        arrays = updates, weights, source_metrics | self.of_updates()
+        updates, weights, source_metrics = jax.device_get(arrays)
+        line = {name: _merge(name, updates, weights) for name in (updates or [{}])[0]}
         shared = line.keys() & source_metrics.keys()
         assert not shared, f"both the loss and the source report {shared}"
         line |= source_metrics | {"nonfinite": float(self.nonfinite)} | memory_metrics()
@@ -371,5 +374,10 @@ class _Log:
             say(message)
 
 
-def _merge(name, values):
-    return float(np.max(values) if name.endswith("_max") else np.mean(values))
+def _merge(name, updates, weights):
+    """A metric of a step's updates as one number: the largest, or the mean, weighed by what each is over."""
+    values, shares = ([of.get(name, 1.0) for of in each] for each in (updates, weights))
+    if name.endswith("_max"):
+        return float(np.max(values))
+    # Of nothing at all, as of stale tokens where there are none, every value is the same
+    return float(np.average(values, weights=shares if np.sum(shares) else None))

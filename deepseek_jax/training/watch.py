@@ -28,7 +28,8 @@ class Checks:
     limits: metric of train_step -> its Limit. terms: metric -> what it means that it stays exactly 0, with
     the field to change. learns: beginnings of names; each part of the parameters with such a name has to get
     a gradient. of_line(step, line): raises for a line that cannot be right. locate(state, batch, rng):
-    nonfinite.locate for the loss of train_step; None where nothing is located.
+    nonfinite.locate for the loss of train_step; None where nothing is located. weights(batch) -> {metric: how
+    much of the batch it is a mean over}, by which a line of several updates weighs it; others count alike.
     """
 
     limits: Mapping[str, Limit] = dataclasses.field(default_factory=dict)
@@ -36,6 +37,7 @@ class Checks:
     learns: tuple[str, ...] = ("lora_",)
     of_line: Callable | None = None
     locate: Callable | None = None
+    weights: Callable = lambda batch: {}
 
 
 def check_terms(weights, values, gradient_norms):

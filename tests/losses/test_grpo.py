@@ -7,7 +7,13 @@ import pytest
 import torch
 
 from deepseek_jax.losses.advantages import group_advantages
-from deepseek_jax.losses.grpo import NORMALIZES_STD, GrpoOptions, grpo_loss, k3_kl
+from deepseek_jax.losses.grpo import (
+    NORMALIZES_STD,
+    GrpoOptions,
+    grpo_loss,
+    k3_kl,
+    metric_weights,
+)
 
 LENGTHS = (5, 1, 3, 0, 4, 2, 5, 3)
 WIDTH = 5
@@ -175,6 +181,37 @@ def test_metrics_are_means_over_the_real_tokens():
             rows[k].append(v)
     want = {k: max(v) if k.endswith("_max") else np.mean(v) for k, v in rows.items()}
     assert metrics == pytest.approx(want, rel=1e-5)
+
+
+@pytest.mark.parametrize("loss_type", LOSS_TYPES)
+def test_metrics_of_unequal_batches_are_weighed_into_those_of_both(loss_type):
+    """Oracle: grpo_loss of all rows at once; rtol: float32. Of the two batches one has 15 of 23 tokens, 5 of
+    8 completions and most of the stale tokens.
+    """
+    options = dict(kl_coef=0.1, importance_cap=2.0, off_policy_limit=0.1, clip_eps=0.2)
+    options = GrpoOptions(loss_type=loss_type, **options)
+    logprobs, entropy, whole = make_batch()
+    stale = whole["completion_mask"] & (np.arange(WIDTH) < np.arange(8)[::-1, None] - 3)
+
+    def measured(rows):
+        batch = {name: x[rows] for name, x in whole.items() if x.ndim} | {"stale_mask": stale[rows]}
+        batch["num_tokens"] = np.float32(batch["completion_mask"].sum())
+        batch["num_completions"] = np.float32(len(logprobs[rows]))
+        batch["num_stale"] = np.float32(stale[rows].sum())
+        arrays = logprobs[rows], entropy[rows], batch
+        loss, metrics = grpo_loss(*arrays, options, max_completion_length=7)
+        return metrics | {"loss": loss}, metric_weights(batch, options)
+
+    wanted, weights = measured(slice(None))
+    parts, shares = zip(*map(measured, (slice(6), slice(6, None))), strict=True)
+    assert wanted.keys() - weights.keys() == {"sampler_gap_max"}
+    for name, value in wanted.items():
+        values = [part[name] for part in parts]
+        merged = max(values)
+        if name in weights:
+            merged = np.average(values, weights=[share[name] for share in shares])
+            assert weights[name] == sum(share[name] for share in shares)
+        np.testing.assert_allclose(merged, value, rtol=1e-5, err_msg=name)
 
 
 @pytest.mark.parametrize("loss_type", LOSS_TYPES)

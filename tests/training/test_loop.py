@@ -1,3 +1,4 @@
+import itertools
 import json
 import re
 from types import SimpleNamespace
@@ -243,6 +244,22 @@ def test_metrics_of_several_updates_in_a_step_are_averaged_or_their_largest(tmp_
         pairs = np.reshape([line[name] for line in single], (3, 2))
         wanted = [merge(pair) for pair in pairs]
         np.testing.assert_allclose([line[name] for line in double], wanted, rtol=1e-6)  # float32
+
+
+def test_an_update_weighs_as_much_as_its_means_are_over(tmp_path):
+    """Oracle: numpy's weighted average: every second update is over three times as much, then over nothing,
+    and a metric that is over nothing in all updates is their plain mean.
+    """
+    sizes = {"loss": itertools.cycle((100.0, 300.0, 1.0, 0.0)), "grad_norm": itertools.repeat(0.0)}
+    checks = Checks(weights=lambda batch: {name: next(size) for name, size in sizes.items()})
+    _, _, single = train(tmp_path / "single")
+    _, _, double = train(tmp_path / "double", Numbers(updates=2), num_steps=3, checks=checks)
+    pairs = np.reshape([line["loss"] for line in single], (3, 2))
+    wanted = [pairs[0] @ (0.25, 0.75), pairs[1, 0], pairs[2] @ (0.25, 0.75)]
+    np.testing.assert_allclose([line["loss"] for line in double], wanted, rtol=1e-6)  # float32
+    pairs = np.reshape([line["grad_norm"] for line in single], (3, 2))
+    np.testing.assert_allclose([line["grad_norm"] for line in double], pairs.mean(1), rtol=1e-6)
+    assert loop._merge("kl", [{"kl": 0.4}, {"kl": 0.1}], [{"kl": 100}, {"kl": 300}]) == 0.175
 
 
 def test_a_skipped_update_is_counted_in_the_next_line(tmp_path):
