@@ -65,7 +65,7 @@ def next_token_loss(
 
 
 def parts_trained(config: ModelConfig, *, with_mtp: bool = False):
-    """Those of models.PARTS that next_token_loss gives a gradient; with_mtp: if it has an mtp_weight."""
+    """Those of models.layers.PARTS that next_token_loss trains. with_mtp: whether it has an mtp_weight."""
     return ("mtp",) * with_mtp + ("indexer",) * (config.indexer_loss != "none")
 
 

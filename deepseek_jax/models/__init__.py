@@ -19,11 +19,10 @@ from deepseek_jax.models.heads import (
     predict_further,
     reported_states,
 )
-from deepseek_jax.models.layers import PARTS, decays, has_gradient, matrix_input_axes
+from deepseek_jax.models.layers import decays, has_gradient, matrix_input_axes
 from deepseek_jax.models.moe import Routing
 
 __all__ = [
-    "PARTS",
     "ModelConfig",
     "Report",
     "RopeScaling",

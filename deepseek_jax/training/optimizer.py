@@ -69,7 +69,7 @@ class OptimizerSettings:
     def make(self, num_updates: int, parts: tuple[str, ...] = ()):
         """The optax transformation for a run of this many updates. Raises ValueError as `rate` does.
 
-        parts: those of models.PARTS that the loss trains.
+        parts: those of models.layers.PARTS that the loss trains.
         """
         return make_optimizer(
             self.rate(num_updates),
@@ -112,7 +112,7 @@ def make_optimizer(
     schedule: the learning rate by update. Weight decay, multiplied by it, skips norm scales and
     biases. Parameters without a gradient have no moments and are never changed here, or decay alone would
     shrink a checkpoint's weights: router_bias, which the train step moves by expert load, and what belongs
-    to those of models.PARTS that are not among `parts`.
+    to those of models.layers.PARTS that are not among `parts`.
     moment_dtype: that of all moments; bfloat16 as in arXiv:2412.19437, section 3.3.3. See scale_by_adam.
     """
     direction = scale_by_adam(b1, b2, EPS, moment_dtype)
