@@ -16,12 +16,8 @@ from deepseek_jax.parallel.processes import say
 from deepseek_jax.training.loop import LOSS_TERMS, train
 from deepseek_jax.training.run import Run
 from deepseek_jax.training.state import state_maker
-from deepseek_jax.training.step import (
-    jitted_step,
-    locator,
-    make_train_step,
-    over_micro_batches,
-)
+from deepseek_jax.training.step import over_micro_batches
+from deepseek_jax.training.update import Update
 from deepseek_jax.training.watch import Checks, check_terms
 
 
@@ -37,16 +33,13 @@ def train_student(
         projections = _projections(objective, run.mesh, settings.seed)
         params = {STUDENT: params, PROJECTIONS: projections}
     create, update = jitted_update(settings, objective, params, run.mesh)
-    started = False
 
     def step(state, batch, rng):
-        nonlocal started
-        # The step is read at the first call alone, because reading waits for the device
-        if not started and int(state.step) == 0:
-            with at("loss"):
-                check_first(objective, state.model, batch, teacher_params)
-        started = True
         return update(state, batch, rng, teacher_params)
+
+    def before_first(state, batch):
+        with at("loss"):
+            check_first(objective, state.model, batch, teacher_params)
 
     state = create(params)
     needed = objective.flops_per_token(
@@ -56,6 +49,7 @@ def train_student(
     )
     checks = Checks(
         terms=LOSS_TERMS,
+        before_first=before_first,
         locate=lambda state, batch, rng: update.locate(state, batch, rng, teacher_params),
     )
     state = train(settings, state, step, source, run, settings.seed, checks, needed)
@@ -63,27 +57,24 @@ def train_student(
 
 
 def jitted_update(settings, objective: Objective, params, mesh: Mesh):
-    """Two jitted functions: create(params), which donates them, -> TrainState, and
-    train_step(state, batch, rng, teacher_params) -> (state, metrics), for the objective.
+    """(create, update): create(params), jitted, donates them and returns the TrainState. An Update for the
+    objective, update(state, batch, rng, teacher_params).
     """
     tx = settings.make_optimizer()
     create, placed = state_maker(params, tx, mesh, settings.optimizer.moment_memory)
     watched = None if settings.plateau is None else HELD_OUT_LOSS
 
-    def train_step(state, batch, rng, teacher_params):
-        loss_fn = functools.partial(objective.loss, teacher_params=teacher_params)
-        step = make_train_step(loss_fn, tx, micro_batches=settings.micro_batches, watched=watched)
-        state, metrics = step(state, batch, rng)
-        if watched is not None:
-            # The factor on the learning rate, from the next update on
-            metrics["plateau_scale"] = state.opt_state[-1].scale
-        return state, metrics
-
     def loss_fn(params, batch, rng, teacher_params):
         return objective.loss(params, batch, rng, teacher_params=teacher_params)
 
-    train_step.locate = locator(loss_fn, settings.micro_batches)
-    return create, jitted_step(train_step, placed)
+    def report(state):
+        # The factor on the learning rate, from the next update on
+        return {} if watched is None else {"plateau_scale": state.opt_state[-1].scale}
+
+    micro_batches = settings.micro_batches
+    return create, Update(
+        loss_fn, tx, placed, micro_batches=micro_batches, watched=watched, report=report
+    )
 
 
 def check_first(objective: Objective, params, batch, teacher_params):

@@ -227,7 +227,7 @@ class GroupSource(Sampler):
     @named("logprobs")
     def _updates(self, state, batch, temperature):
         """Split a batch into minibatches, repeated for each epoch, with the sampling temperature, the
-        log-probabilities that the loss needs, and sampled_by, see update.comparing.
+        log-probabilities that the loss needs, and sampled_by, see training.update.
 
         A single update needs no old_logprobs: its policy is the one that sampled.
         """

@@ -8,7 +8,7 @@ import functools
 from deepseek_jax.losses.grpo import metric_weights
 from deepseek_jax.models.adapters import Adapted
 from deepseek_jax.reinforce.groups import GroupSource
-from deepseek_jax.reinforce.idle import IdleUpdates, checking_reference
+from deepseek_jax.reinforce.idle import IdleUpdates, check_reference
 from deepseek_jax.reinforce.scenarios import ScenarioRewards
 from deepseek_jax.reinforce.settings import ReinforceSettings
 from deepseek_jax.reinforce.stragglers import StragglerSource
@@ -17,7 +17,6 @@ from deepseek_jax.reinforce.update import (
     as_reference,
     check_routing,
     jitted_update,
-    refreshing,
     sampler_limits,
 )
 from deepseek_jax.rewards import Rewards
@@ -42,15 +41,14 @@ def reinforce(
     """
     check_routing(settings, policy.config, run.mesh)
     params, frozen, saved = policy.params, None, None
-    create, step = jitted_update(settings, policy.config, params, run.mesh)
-    locate = step.locate
+    create, update = jitted_update(settings, policy.config, params, run.mesh)
     # With an adapter the frozen policy beside it is the reference, which GroupSource finds in the state
     compares = settings.loss.kl_coef and not isinstance(params, Adapted)
     if compares and settings.reference_every is None:
         frozen = as_reference(settings, params)
     elif compares:
         # It follows the policy, so it is part of the state, and checkpoints have it
-        saved, step = as_reference(settings, params), refreshing(step, settings)
+        saved = as_reference(settings, params)
     folder = run.folder.with_name(f"{run.folder.name}_rollouts")
     kind = StragglerSource if settings.extra_prompts else GroupSource
     source = kind(policy, questions, rewards, settings, run.mesh, frozen, general, folder)
@@ -58,8 +56,10 @@ def reinforce(
     checks = Checks(
         limits=sampler_limits(policy.config),
         of_line=IdleUpdates(settings, source).look,
-        locate=locate,
+        locate=update.locate,
+        after_first=functools.partial(
+            check_reference, settings, LARGEST_MEAN_GAP[policy.config.dtype]
+        ),
         weights=functools.partial(metric_weights, options=settings.loss),
     )
-    step = checking_reference(step, settings, LARGEST_MEAN_GAP[policy.config.dtype])
-    return train(settings, state, step, source, run, settings.seed, checks).model
+    return train(settings, state, update, source, run, settings.seed, checks).model

@@ -6,28 +6,16 @@ from deepseek_jax.errors import BrokenTerm
 from deepseek_jax.reinforce.settings import ReinforceSettings
 
 
-def checking_reference(train_step, settings: ReinforceSettings, largest: float):
-    """Wrap train_step: at the first update of a phase the reference is the policy, so that the metric kl is
-    at most `largest`, in nats a token, which is for rounding. Raises BrokenTerm above it.
+def check_reference(settings: ReinforceSettings, largest: float, metrics):
+    """Raise BrokenTerm where the KL of a phase's first update, whose reference is the policy, is above
+    `largest`, in nats a token, which is for rounding.
     """
-    if not settings.loss.kl_coef:
-        return train_step
-    started = False
-
-    def step(state, batch, rng):
-        nonlocal started
-        # The step is read at the first call alone, because reading waits for the device
-        first, started = not started and int(state.step) == 0, True
-        state, metrics = train_step(state, batch, rng)
-        if first and float(metrics["kl"]) > largest:
-            raise BrokenTerm(
-                f"loss.kl_coef={settings.loss.kl_coef}: at the first update the KL to the reference is "
-                f"{float(metrics['kl']):.1e} nats a token, above {largest:.1e}: the reference is not the "
-                "policy that the training starts from"
-            )
-        return state, metrics
-
-    return step
+    if settings.loss.kl_coef and float(metrics["kl"]) > largest:
+        raise BrokenTerm(
+            f"loss.kl_coef={settings.loss.kl_coef}: at the first update the KL to the reference is "
+            f"{float(metrics['kl']):.1e} nats a token, above {largest:.1e}: the reference is not the "
+            "policy that the training starts from"
+        )
 
 
 class IdleUpdates:

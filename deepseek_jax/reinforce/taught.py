@@ -19,9 +19,11 @@ from deepseek_jax.reinforce.teachers import HIDDEN, Teacher, TeacherSource
 from deepseek_jax.reinforce.update import sampler_limits
 from deepseek_jax.rollout.policy import Policy
 from deepseek_jax.training.loop import train
+from deepseek_jax.training.nonfinite import locate
 from deepseek_jax.training.run import Run
 from deepseek_jax.training.state import state_maker
-from deepseek_jax.training.step import gradients_of, jitted_step, locator, update_of
+from deepseek_jax.training.step import gradients_of, update_of
+from deepseek_jax.training.update import Buffered
 from deepseek_jax.training.watch import Checks
 
 
@@ -109,8 +111,8 @@ class TeachersUpdate:
         self.teachers, self.placed = teachers, placed
         self.loss_fn, self.micro_batches = make_taught_loss(config), micro_batches
         self.zeros = jax.jit(_zeros, out_shardings=placed.params)
-        self.add = jitted_step(self._add, placed.params)
-        self.apply = jitted_step(update_of(tx), placed)
+        self.add = Buffered(self._add, placed.params)
+        self.apply = Buffered(update_of(tx), placed)
 
     def __call__(self, state, batch, rng):
         gradients, found = self.zeros(state.params), {}
@@ -126,11 +128,10 @@ class TeachersUpdate:
 
     def locate(self, state, batch, rng):
         """Where the update is not finite, in words, see training.nonfinite.locate: of every teacher."""
-        find = locator(self.loss_fn, self.micro_batches)
-        parts = batch.items()
+        find = functools.partial(locate, self.loss_fn, self.micro_batches)
         return "; ".join(
             f"teacher {name}: {find(state, part, rng, self.teachers[name].head())}"
-            for name, part in parts
+            for name, part in batch.items()
         )
 
     def _add(self, gradients, state, part, rng, head):

@@ -10,11 +10,10 @@ from jax.sharding import Mesh
 from deepseek_jax.losses.completions import completion_logprobs
 from deepseek_jax.losses.grpo import LARGE_GAP, GrpoOptions, grpo_loss
 from deepseek_jax.models import ModelConfig
-from deepseek_jax.ops.fingerprint import fingerprint
 from deepseek_jax.parallel.shard import batch_parts
 from deepseek_jax.reinforce.settings import ReinforceSettings
 from deepseek_jax.training.state import in_memory, state_maker
-from deepseek_jax.training.step import jitted_step, make_train_step
+from deepseek_jax.training.update import Reference, Update
 from deepseek_jax.training.watch import Limit
 
 # Means of |old - sampler|, in nats, that rounding explains. Runs in float32 have 4e-7; in bfloat16 rounding
@@ -70,20 +69,22 @@ def make_grpo_loss(config: ModelConfig, options: GrpoOptions, *, max_completion_
 
 
 def jitted_update(settings: ReinforceSettings, config: ModelConfig, params, mesh: Mesh):
-    """Two jitted functions: create(params), which donates them, -> TrainState without a reference, and
-    step(state, batch, rng), whose state has one if settings.reference_every is set.
+    """(create, update): create(params), jitted, donates them and returns the TrainState without a reference.
+    An Update, whose state has one if settings.reference_every is set: after each so many steps the policy.
 
     params: arrays, or ShapeDtypeStructs with shardings.
     """
-    tx = settings.make_optimizer()
+    tx, reference = settings.make_optimizer(), None
     create, placed = state_maker(params, tx, mesh, settings.optimizer.moment_memory)
     if settings.reference_every is not None:
         placed = placed.replace(reference=reference_places(settings, params))
+        every = settings.reference_every * settings.minibatches * settings.epochs
+        reference = Reference(every, functools.partial(as_reference, settings))
     # One divisor at all steps, even if the limit rises: that of dr_grpo is a constant (arXiv:2503.20783)
     longest = settings.rollout.longest()
     loss_fn = make_grpo_loss(config, settings.loss, max_completion_length=longest)
-    step = make_train_step(loss_fn, tx, micro_batches=settings.micro_batches)
-    return create, jitted_step(comparing(step), placed)
+    micro_batches = settings.micro_batches
+    return create, Update(loss_fn, tx, placed, micro_batches=micro_batches, reference=reference)
 
 
 def reference_places(settings: ReinforceSettings, params):
@@ -112,41 +113,6 @@ def jitted_score(config: ModelConfig):
         return completion_logprobs(config, params, batch, temperature=batch["temperature"])[0]
 
     return jax.jit(score)
-
-
-def comparing(train_step):
-    """Wrap train_step: the metric stale_params is 1.0 where batch["sampled_by"], the fingerprint of the
-    parameters that sampled, is not that of the state's; 0 is not compared.
-    """
-
-    # With its locate
-    @functools.wraps(train_step)
-    def step(state, batch, rng):
-        wanted = batch["sampled_by"]
-        read = functools.partial(fingerprint, state.model)
-        own = jax.lax.cond(wanted == 0, lambda: jnp.uint32(0), read)
-        state, metrics = train_step(state, batch, rng)
-        return state, metrics | {"stale_params": (own != wanted).astype(jnp.float32)}
-
-    return step
-
-
-def refreshing(train_step, settings: ReinforceSettings):
-    """Wrap train_step: after each reference_every steps the policy becomes the state's reference."""
-    every = settings.reference_every * settings.minibatches * settings.epochs
-    done = None
-
-    def step(state, batch, rng):
-        nonlocal done
-        # Read state.step once only: reading waits for the device
-        done = int(state.step) if done is None else done
-        state, metrics = train_step(state, batch, rng)
-        done += 1
-        if done % every == 0:
-            state = state.replace(reference=as_reference(settings, state.params))
-        return state, metrics
-
-    return step
 
 
 def check_routing(settings: ReinforceSettings, config: ModelConfig, mesh: Mesh):

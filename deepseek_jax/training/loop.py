@@ -17,7 +17,7 @@ from deepseek_jax.parallel.processes import StopTogether, from_first, say
 from deepseek_jax.training.memory import memory_metrics
 from deepseek_jax.training.run import STOPPED, Run
 from deepseek_jax.training.state import TrainState, state_maker
-from deepseek_jax.training.step import jitted_step, make_train_step
+from deepseek_jax.training.update import Update
 from deepseek_jax.training.watch import Checks, Idle, check_params
 
 # The most that batches since the last check take of a device. What is not finite is looked for in them
@@ -107,7 +107,12 @@ def _train(steps, settings, state, update, source, should_stop, store, log):
         batches, source_metrics = source.next(state, step)
         updates = []
         for batch in batches:
+            is_first = step == 0 and not updates
+            if is_first:
+                log.checks.before_first(state, batch)
             state, metrics = update(state, batch)
+            if is_first:
+                log.checks.after_first(metrics)
             updates.append(metrics)
         log.add(step, updates, source_metrics, batches)
 
@@ -181,8 +186,8 @@ def fit(
     """Train params, which are donated, on loss_fn(params, batch, rng): -> params. Resumes from run.folder.
     Where they have adapters (models.adapters.Adapted), these alone are trained.
 
-    settings: as for `train`, with make_optimizer(), micro_batches and seed. parts: those of models.PARTS that
-    the loss trains; the others and router biases stay as they are.
+    settings: as for `train`, with make_optimizer(), micro_batches and seed. parts: those of
+    models.layers.PARTS that the loss trains; the others and router biases stay as they are.
     """
     create, step = jitted_fit(settings, loss_fn, params, run.mesh, parts)
     checks = Checks(terms=LOSS_TERMS, locate=step.locate)
@@ -191,13 +196,12 @@ def fit(
 
 
 def jitted_fit(settings, loss_fn, params, mesh: Mesh, parts: tuple[str, ...] = ()):
-    """The two jitted functions of `fit`: create(params), which donates them, -> TrainState, and
-    step(state, batch, rng). params: arrays, or ShapeDtypeStructs with shardings. parts: as in `fit`.
+    """The two jitted functions of `fit`: create(params), which donates them, -> TrainState, and an Update.
+    params: arrays, or ShapeDtypeStructs with shardings. parts: as in `fit`.
     """
     tx = settings.make_optimizer(parts=parts)
     create, placed = state_maker(params, tx, mesh, settings.optimizer.moment_memory)
-    step = make_train_step(loss_fn, tx, micro_batches=settings.micro_batches)
-    return create, jitted_step(step, placed)
+    return create, Update(loss_fn, tx, placed, micro_batches=settings.micro_batches)
 
 
 def _resume(state, source, store, num_steps, phase):

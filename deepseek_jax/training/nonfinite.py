@@ -7,15 +7,16 @@ import jax.numpy as jnp
 from jax.experimental import multihost_utils
 
 from deepseek_jax.parallel.shard import on_device
+from deepseek_jax.training.step import cut
 
 # Stacks of layers, in the order of the forward pass; their arrays have a leading axis of layers
 STACKS = ("dense_layers", "moe_layers")
 
 
-def locate(cut, loss_fn, micro_batches: int, state, batch, rng, *extra):
+def locate(loss_fn, micro_batches: int, state, batch, rng, *extra):
     """Say in words where the loss or the gradients of an update are not finite.
 
-    cut(batch, micro_batches): of training.step. loss_fn(params, batch, rng, *extra) -> (loss, metrics), as
+    loss_fn(params, batch, rng, *extra) -> (loss, metrics), as
     the step uses it. state: TrainState after the update, which was skipped: its params are those before it.
     batch, rng: of the update. Names the first micro-batch, one of its rows and the devices that hold it, and
     the first layer: in the forward pass where the loss is not finite, else in the backward pass. Compiles two

@@ -1,21 +1,12 @@
 """One update: gradients, summed over micro-batches, then the optimizer and the balancing bias."""
 
-import functools
-
 import jax
 import jax.numpy as jnp
 import optax
 
-from deepseek_jax.costs.chips import chip_of
 from deepseek_jax.ops.routing import updated_bias
 from deepseek_jax.parallel import constrain
-from deepseek_jax.parallel.dispatch import larger_buffers
-from deepseek_jax.parallel.processes import say
 from deepseek_jax.parallel.shard import on_device
-from deepseek_jax.training.nonfinite import locate
-
-# How much larger a buffer for experts' tokens is after an overflow, and after all of them at most
-GROWTH, MOST = 1.25, 2.0
 
 
 def make_train_step(
@@ -46,7 +37,6 @@ def make_train_step(
         value = {} if watched is None else {"value": batch[watched]}
         return update(state, grads, metrics | {"loss": loss}, **value)
 
-    train_step.locate = locator(loss_fn, micro_batches)
     return train_step
 
 
@@ -105,70 +95,6 @@ def update_of(tx, *, bias_update_speed=None):
     return update
 
 
-def locator(loss_fn, micro_batches: int):
-    """nonfinite.locate for the loss of a step: (state after an update that was skipped, batch, rng, further
-    arguments of loss_fn) -> words.
-    """
-    return functools.partial(locate, _cut, loss_fn, micro_batches)
-
-
-def jitted_step(train_step, placed):
-    """Jit a step of make_train_step for a state with the shardings `placed`; the state is donated. Its locate
-    is the step's. Any other function (tree, ...) -> (tree, metrics) is jitted alike, `placed` being the
-    tree's shardings.
-    """
-    return _JittedStep(train_step, placed)
-
-
-class _JittedStep:
-    """A jitted step. Once tokens have overflowed the buffers for experts, it is compiled anew with larger
-    ones: a step with an overflow is right, but slow.
-    """
-
-    def __init__(self, train_step, placed):
-        self._train_step, self._placed, self._factor = train_step, placed, 1.0
-        self.locate = getattr(train_step, "locate", None)
-        # expert_overflows of the latest calls
-        self._unread = []
-        self._compile()
-
-    def _compile(self):
-        factor = self._factor
-
-        # Another function, or jit would take the program that it has
-        def step(*args, **kwargs):
-            with larger_buffers(factor):
-                return self._train_step(*args, **kwargs)
-
-        chip = chip_of(jax.tree.leaves(self._placed)[0].mesh.devices.ravel())
-        self._jitted = jax.jit(
-            step,
-            donate_argnums=0,
-            out_shardings=(self._placed, None),
-            compiler_options=chip and chip.options,
-        )
-
-    def __call__(self, *args, **kwargs):
-        # The latest call but one: the device has its result by now, and nothing waits
-        overflowed = len(self._unread) > 1 and float(self._unread.pop(0)) > 0
-        if overflowed and self._factor * GROWTH <= MOST:
-            self._factor *= GROWTH
-            say(
-                "experts got more tokens than expert_buffer has room for; compiling with room for "
-                f"{self._factor:.2f} times as many"
-            )
-            self._unread.clear()
-            self._compile()
-        state, metrics = self._jitted(*args, **kwargs)
-        if "expert_overflows" in metrics:
-            self._unread.append(metrics["expert_overflows"])
-        return state, metrics
-
-    def trace(self, *args, **kwargs):
-        """As jax.jit's."""
-        return self._jitted.trace(*args, **kwargs)
-
-
 def load_metrics(loads):
     """How evenly each layer's experts are used: -> dict of float32[]. loads: {key of params: Routing.load}.
 
@@ -194,7 +120,7 @@ def _accumulated(gradients, micro_batches):
     """The same function, run on one micro-batch after another; gradients add up in float32."""
 
     def run(params, batch, rng):
-        rows, scalars = _cut(batch, micro_batches)
+        rows, scalars = cut(batch, micro_batches)
 
         def body(total, xs):
             index, micro = xs
@@ -216,11 +142,11 @@ def _accumulated(gradients, micro_batches):
 
 def over_micro_batches(function, batch, micro_batches: int):
     """Apply function to each micro-batch in turn, as make_train_step cuts them: -> its results, stacked."""
-    rows, scalars = _cut(batch, micro_batches)
+    rows, scalars = cut(batch, micro_batches)
     return jax.lax.map(lambda micro: function(micro | scalars), rows)
 
 
-def _cut(batch, micro_batches):
+def cut(batch, micro_batches: int):
     """(arrays [micro_batches, b / micro_batches, ...], scalars) of a batch, by name."""
     rows = {name: _split(name, x, micro_batches) for name, x in batch.items() if x.ndim}
     return rows, {name: x for name, x in batch.items() if not x.ndim}

@@ -30,6 +30,7 @@ class Checks:
     a gradient. of_line(step, line): raises for a line that cannot be right. locate(state, batch, rng):
     nonfinite.locate for the loss of train_step; None where nothing is located. weights(batch) -> {metric: how
     much of the batch it is a mean over}, by which a line of several updates weighs it; others count alike.
+    before_first(state, batch), after_first(metrics): raise for a first update of the phase that is wrong.
     """
 
     limits: Mapping[str, Limit] = dataclasses.field(default_factory=dict)
@@ -38,6 +39,8 @@ class Checks:
     of_line: Callable | None = None
     locate: Callable | None = None
     weights: Callable = lambda batch: {}
+    before_first: Callable = lambda state, batch: None
+    after_first: Callable = lambda metrics: None
 
 
 def check_terms(weights, values, gradient_norms):

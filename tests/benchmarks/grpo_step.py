@@ -26,7 +26,7 @@ from deepseek_jax.rewards import Rewards
 from deepseek_jax.rollout import Policy
 from deepseek_jax.settings import build
 from deepseek_jax.training.state import state_maker
-from deepseek_jax.training.step import jitted_step, make_train_step
+from deepseek_jax.training.update import Update
 from tests.benchmarks.timing import peak_flops, print_table
 
 PROMPTS, GROUP, PROMPT, COMPLETION = 4, 8, 55, 64
@@ -65,7 +65,7 @@ def our_step(dtype, tokenizer, prompts):
     loss_fn = make_grpo_loss(config, settings.loss, max_completion_length=COMPLETION)
     tx = settings.optimizer.make(settings.num_steps)
     create, placed = state_maker(reference, tx, mesh)
-    train_step = jitted_step(make_train_step(loss_fn, tx), placed)
+    train_step = Update(loss_fn, tx, placed)
     examples = [{"question": "q", "answer": "1", "prompt_ids": ids} for ids in prompts]
     rewards = Rewards(settings.rewards)
     policy = Policy(config, None, tokenizer, "{question}")

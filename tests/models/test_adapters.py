@@ -28,7 +28,7 @@ from deepseek_jax.parallel import logical_names, make_mesh, put_batch, shardings
 from deepseek_jax.rollout import generate
 from deepseek_jax.training import make_optimizer
 from deepseek_jax.training.state import state_maker
-from deepseek_jax.training.step import jitted_step, make_train_step
+from deepseek_jax.training.update import Update
 from tests.parallel.updates import GRADIENTS, V3, boxed_shapes, host_params, make_batch
 from tests.quick import others_slow
 from tests.recipes.small import one_device
@@ -65,9 +65,9 @@ def one_update(mesh=None, micro_batches=1, **how):
         base = jax.device_put(host_params(), places)
         params = noisy(with_adapter(config, base, SETTINGS, mesh, 0))
         create, placed = state_maker(params, GRADIENTS, mesh)
-        step = make_train_step(loss_fn, GRADIENTS, micro_batches=micro_batches)
+        update = Update(loss_fn, GRADIENTS, placed, micro_batches=micro_batches)
         batch = put_batch(mesh, make_batch(packed=True))
-        state, metrics = jitted_step(step, placed)(create(params), batch, jax.random.key(0))
+        state, metrics = update(create(params), batch, jax.random.key(0))
     return jax.device_get((metrics["loss"], state.opt_state[0].trace, state.frozen.base))
 
 

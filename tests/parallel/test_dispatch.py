@@ -21,7 +21,7 @@ from deepseek_jax.parallel.dispatch import (
     receive_rows,
 )
 from deepseek_jax.training.state import state_maker
-from deepseek_jax.training.step import jitted_step, make_train_step
+from deepseek_jax.training.update import Update
 from tests.quick import others_slow
 
 B, T, A, E, D, F = 8, 4, 2, 16, 6, 4
@@ -275,7 +275,7 @@ def test_a_step_whose_tokens_overflow_is_right_and_the_next_ones_have_more_room(
     x, weights, kernels = inputs()
     tx = optax.sgd(0.01)
 
-    def step_of(buffer, implementation):
+    def loss_of(buffer, implementation):
         def loss_fn(params, batch, rng):
             arrays = x, batch["experts"], params["weights"], params["kernels"]
             options = dict(buffer=buffer, implementation=implementation)
@@ -284,13 +284,13 @@ def test_a_step_whose_tokens_overflow_is_right_and_the_next_ones_have_more_room(
             routing = Routing(jnp.ones((1, E)), jnp.zeros(1), overflows)
             return (y**2).mean(), {"routing": {"moe_layers": routing}}
 
-        return make_train_step(loss_fn, tx)
+        return loss_fn
 
     def states(buffer, implementation):
         """(parameters, overflows) after each of four steps."""
         params = jax.tree.map(jnp.array, {"weights": weights, "kernels": kernels})
         create, placed = state_maker(params, tx, mesh)
-        state, step = create(params), jitted_step(step_of(buffer, implementation), placed)
+        state, step = create(params), Update(loss_of(buffer, implementation), tx, placed)
         for _ in range(4):
             batch = {"experts": ROUTES["random"]}
             state, metrics = step(state, batch, jax.random.key(0))

@@ -44,6 +44,7 @@ from deepseek_jax.rewards import model
 from deepseek_jax.rollout import steps
 from deepseek_jax.settings import build
 from deepseek_jax.training import loop
+from deepseek_jax.training.update import Update
 from deepseek_jax.worlds.registry import named_tokenizer
 from tests.quick import others_slow
 from tests.recipes import small, test_judge
@@ -62,20 +63,16 @@ class FirstUpdate(Exception):
 
 
 def first_update(recipe, config, workdir, module, mesh):
-    """(state, batch, rng, ...) of the first update that a run makes by the step which `module` jits. A base
-    stays as it is drawn, except where its own update is asked for.
+    """(state, batch, rng, ...) of the first call of the Update that `module` makes. A base stays as it is
+    drawn, except where its own update is asked for.
     """
 
-    def recorder(train_step, placed):
-        def step(*arguments, **named):
+    class Recorder(Update):
+        def __call__(self, *arguments, **named):
             raise FirstUpdate(arguments, named)
 
-        # As a jitted step has it
-        step.locate = train_step.locate
-        return step
-
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "jitted_step", recorder)
+        patch.setattr(module, "Update", Recorder)
         # Compiles every term, to look at the values
         patch.setattr(distill_update, "check_first", lambda *arguments: None)
         if module is not pretrain_train:

@@ -246,6 +246,21 @@ def test_metrics_of_several_updates_in_a_step_are_averaged_or_their_largest(tmp_
         np.testing.assert_allclose([line[name] for line in double], wanted, rtol=1e-6)  # float32
 
 
+def test_the_first_update_of_a_phase_is_looked_at_before_and_after(tmp_path):
+    """Oracle: by hand: once, at update 0 of a step of two, and no more after a resumption."""
+    seen, stops = [], iter([False, True])
+    checks = Checks(
+        before_first=lambda state, batch: seen.append(("before", int(state.step))),
+        after_first=lambda metrics: seen.append(("after", float(metrics["loss"]))),
+    )
+    with pytest.raises(SystemExit):
+        how = dict(should_stop=lambda: next(stops), checks=checks)
+        train(tmp_path / "run", Numbers(updates=2), num_steps=3, **how)
+    train(tmp_path / "run", Numbers(updates=2), num_steps=3, checks=checks)
+    _, _, single = train(tmp_path / "single")
+    assert seen == [("before", 0), ("after", pytest.approx(single[0]["loss"]))]
+
+
 def test_an_update_weighs_as_much_as_its_means_are_over(tmp_path):
     """Oracle: numpy's weighted average: every second update is over three times as much, then over nothing,
     and a metric that is over nothing in all updates is their plain mean.

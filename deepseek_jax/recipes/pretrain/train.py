@@ -24,7 +24,8 @@ from deepseek_jax.training.loop import LOSS_TERMS, train
 from deepseek_jax.training.run import Run
 from deepseek_jax.training.schedule import number_at, stepwise
 from deepseek_jax.training.state import state_maker
-from deepseek_jax.training.step import jitted_step, make_train_step, over_micro_batches
+from deepseek_jax.training.step import over_micro_batches
+from deepseek_jax.training.update import Update
 from deepseek_jax.training.watch import Checks, check_terms
 from deepseek_jax.worlds.registry import find_corpus
 
@@ -76,14 +77,7 @@ def train_stage(
         eval_every=stage.eval_every,
     )
 
-    started = not stage.balance_weight
-
     def update(state, batch, rng):
-        nonlocal started
-        # The step is read at the first call alone, because reading waits for the device
-        if not started and int(state.step) == 0:
-            check_balance(model, stage, state.params, batch)
-        started = True
         return step(len(batch["tokens"]))(state, batch, rng)
 
     state, needed = create(params), stage.flops_per_token(model)
@@ -101,8 +95,14 @@ def _checks(model: ModelConfig, stage: StageSettings, step):
     learns_index = model.indexer_loss != "none" and (mtp or not model.num_nextn_predict_layers)
     if model.indexer_loss != "none":
         terms["indexer_loss"] = f"indexer_loss={model.indexer_loss!r} trains nothing"
+
+    def before_first(state, batch):
+        if stage.balance_weight:
+            check_balance(model, stage, state.params, batch)
+
     return Checks(
         terms=LOSS_TERMS | terms,
+        before_first=before_first,
         # The modules have indexers too, which nothing trains while mtp_weight is 0
         learns=("mtp_",) * mtp + ("indexer",) * learns_index,
         locate=lambda state, batch, rng: step(len(batch["tokens"])).locate(state, batch, rng),
@@ -136,8 +136,8 @@ def check_balance(model: ModelConfig, stage: StageSettings, params, batch):
 def jitted(model: ModelConfig, stage: StageSettings, params, mesh: Mesh):
     """A stage's two jitted functions, (create, step).
 
-    create(params) donates params and returns the TrainState. step(rows) is the train_step of a batch of
-    `rows` rows, split into micro-batches. params: arrays, or ShapeDtypeStructs with shardings.
+    create(params) donates params and returns the TrainState. step(rows) is the Update of a batch of `rows`
+    rows, split into micro-batches. params: arrays, or ShapeDtypeStructs with shardings.
     """
     parts = parts_trained(model, with_mtp=switched_on(stage.mtp_weight))
     tx = stage.make_optimizer(parts=parts)
@@ -156,8 +156,7 @@ def jitted(model: ModelConfig, stage: StageSettings, params, mesh: Mesh):
     @functools.cache
     def step(rows):
         micro_batches = rows // (stage.micro_batch_size or rows)
-        step = make_train_step(loss_fn, tx, micro_batches=micro_batches, bias_update_speed=speed)
-        return jitted_step(step, placed)
+        return Update(loss_fn, tx, placed, micro_batches=micro_batches, bias_update_speed=speed)
 
     return create, step
 
