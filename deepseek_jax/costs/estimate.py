@@ -16,7 +16,7 @@ from deepseek_jax.costs.layouts import Layout, Shards, compute_bytes
 from deepseek_jax.costs.program import Program
 from deepseek_jax.costs.roofline import collective_seconds
 from deepseek_jax.models import ModelConfig
-from deepseek_jax.ops.platform import CHOICES
+from deepseek_jax.ops.platform import SIZES
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,7 +54,7 @@ def peak_bytes(program: Program, shards: Shards, layout: Layout):
     layer = working * tokens * itemsize + 2 * shards.layer
     # The head is gathered whole; its gradient is float32
     head = config.vocab_size * config.hidden_size * (itemsize + 4)
-    chunk = min(CHOICES["logits_alive"]["tpu"], tokens / split * config.vocab_size)
+    chunk = min(SIZES["logits_alive"]["tpu"], tokens / split * config.vocab_size)
     return shards.arguments + gradients + saved + max(layer, head + 3 * 4 * chunk)
 
 

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
 from deepseek_jax.ops.dot import dot
-from deepseek_jax.ops.platform import choice
+from deepseek_jax.ops.platform import size_of
 from deepseek_jax.parallel.shard import current_mesh
 from deepseek_jax.parallel.tokens import token_shards
 
@@ -161,7 +161,7 @@ def map_chunks(of_chunk, arrays, *, width: int, chunk_size: int | None = None):
 def _cut(arrays, width, chunk_size):
     """A tree of [m ...] -> the same of [chunks, rows ...]."""
     m = len(jax.tree.leaves(arrays)[0])
-    chunk = min(chunk_size or max(choice("logits_alive") // width, 1), m)
+    chunk = min(chunk_size or max(size_of("logits_alive") // width, 1), m)
     # The same number of chunks, but of even size: the least padding
     chunk = -(-m // -(-m // chunk))
 

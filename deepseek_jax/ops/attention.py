@@ -14,7 +14,7 @@ from deepseek_jax.ops.branches import Branches
 from deepseek_jax.ops.dot import dot
 from deepseek_jax.ops.pallas import attention as pallas
 from deepseek_jax.ops.pallas import decoding
-from deepseek_jax.ops.platform import choice, choose
+from deepseek_jax.ops.platform import choose, size_of
 from deepseek_jax.ops.remat import ATTENDED
 from deepseek_jax.ops.selection import packed, unpacked
 
@@ -50,7 +50,7 @@ def attend(
     cannot split a kernel.
     Returns [b t h u] in v's dtype.
     """
-    if implementation is None and q.shape[1] <= choice("longest_whole_row"):
+    if implementation is None and q.shape[1] <= size_of("longest_whole_row"):
         implementation = "whole"
     form = choose(
         "attend",
@@ -204,7 +204,7 @@ def _pairs(t):
 
 
 def _block(t):
-    return min(choice("attention_block"), t)
+    return min(size_of("attention_block"), t)
 
 
 def _split(array):

@@ -21,7 +21,7 @@ from deepseek_jax.ops.fp8_blocks import (
     transposed,
 )
 from deepseek_jax.ops.pallas import fp8 as pallas
-from deepseek_jax.ops.platform import choice, choose
+from deepseek_jax.ops.platform import choose, size_of
 
 
 class _Grouped(NamedTuple):
@@ -36,7 +36,7 @@ class _Grouped(NamedTuple):
 
 def expert_block(choices: int, n_routed_experts: int):
     """ops.grouped_matmul.block_size for grouped_fp8."""
-    return choice("fp8_expert_block") or grouped.block_size(choices, n_routed_experts)
+    return size_of("fp8_expert_block") or grouped.block_size(choices, n_routed_experts)
 
 
 def grouped_fp8(

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from deepseek_jax.ops.cpu import grouped_matmul as cpu
 from deepseek_jax.ops.pallas import grouped_matmul as pallas
-from deepseek_jax.ops.platform import choice, choose
+from deepseek_jax.ops.platform import choose, size_of
 
 ALONG_ROWS = jax.lax.RaggedDotDimensionNumbers((((1,), (1,)), ((), ())), (0,), (0,))
 ALONG_COLUMNS = jax.lax.RaggedDotDimensionNumbers((((1,), (2,)), ((), ())), (0,), (0,))
@@ -32,12 +32,12 @@ def block_size(choices: int, n_routed_experts: int):
     that padding at most doubles the rows, and at most what ops.platform has for the machine.
     """
     share = max(choices // n_routed_experts, 1)
-    return min(1 << (share.bit_length() - 1), choice("expert_block"))
+    return min(1 << (share.bit_length() - 1), size_of("expert_block"))
 
 
 def whole_tiles(rows: int):
     """The number of rows, rounded up to whole tiles of the machine's grouped product."""
-    few, many = choice("row_tiles")
+    few, many = size_of("row_tiles")
     # Decoding has few rows, which a large tile would nearly double
     tile = few if rows < 8 * many else many
     return -(-rows // tile) * tile

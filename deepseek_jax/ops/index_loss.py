@@ -5,7 +5,7 @@ import jax.numpy as jnp
 
 from deepseek_jax.ops.attention import MASKED
 from deepseek_jax.ops.dot import dot
-from deepseek_jax.ops.platform import choice
+from deepseek_jax.ops.platform import size_of
 from deepseek_jax.ops.selection import index_scores, over_query_blocks, seen, unpacked
 
 
@@ -51,7 +51,7 @@ def _shares_of_attention(q_bthx, k_bshx, mask_bts, scale):
         return weights_bhts.sum(1)
 
     h = q_bthx.shape[2]
-    if k_bshx.shape[1] <= choice("longest_whole_row"):
+    if k_bshx.shape[1] <= size_of("longest_whole_row"):
         shares_bts = of_heads(q_bthx, k_bshx)
     else:
 

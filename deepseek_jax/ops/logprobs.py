@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from deepseek_jax.ops.dot import dot
-from deepseek_jax.ops.platform import choice
+from deepseek_jax.ops.platform import size_of
 from deepseek_jax.ops.vocabulary import log_total
 
 
@@ -24,7 +24,7 @@ def token_logprobs(
     logits, so that at most chunk_size * v are in memory.
     """
     m = len(targets)
-    chunk = min(chunk_size or max(choice("logits_alive") // len(head), 1), m)
+    chunk = min(chunk_size or max(size_of("logits_alive") // len(head), 1), m)
     # The same number of chunks, but even ones: the least padding
     chunk = -(-m // -(-m // chunk))
     padding = -m % chunk

@@ -1,46 +1,51 @@
-"""The one place that depends on the kind of machine that a program is for: it chooses the form of each op."""
+"""The one place that depends on the kind of machine that a program is for: the form of each op, and sizes."""
 
 import jax
 
-# The form of each op unless its caller names one: on any machine, and on kinds of machine that take another.
-# "tpu7x" is one of the TPUs. "one cpu" is a CPU of one device: in a program for several, some forms would
-# gather what is split.
-# A new form is a function in a folder of ops/, a name for it where its op calls `choose`, and that name here.
-CHOICES = {
+# Two tables: what any machine takes, and kinds of machine that take something else. "tpu7x" is one of the
+# TPUs. "one cpu" is a CPU of one device: in a program for several, some forms would gather what is split.
+
+# The form of each op unless its caller names one. A new form is a function in a folder of ops/, a name for it
+# where its op calls `choose`, and that name here
+FORMS = {
     "einsum": {"any": "plain", "one cpu": "matrices"},
     "prepare": {"any": "as_it_is", "one cpu": "inputs_last"},
     "save_for_backward": {"any": "plain", "cpu": "bits"},
     # For rows longer than longest_whole_row
     "attend": {"any": "blockwise", "tpu": "splash"},
-    # Tokens of a row up to which attention holds all its scores at once, and those of a longer one's blocks.
-    # On a CPU blocks take less than half the time from 128 tokens on
-    "longest_whole_row": {"any": 1024, "cpu": 128},
-    # Larger blocks read and write their running sums less often, and compute more beyond the diagonal
-    "attention_block": {"any": 512, "cpu": 128, "tpu": 1024},
     # Of a row's index scores
     "kth_largest": {"any": "bits", "cpu": "sorted"},
-    # Of an indexer's heads, before their weighted sum: 64 MiB of float32
-    "index_scores_alive": {"any": 2**24, "cpu": 2**20, "tpu": 2**26},
-    # The logits of a chunk of tokens: 64 MiB of float32. On TPU 512 MiB: each chunk reads the head from HBM,
-    # and adds to its gradient there
-    "logits_alive": {"any": 2**24, "tpu": 2**27},
     "attend_latent": {"any": "plain", "tpu": "kernel"},
     "grouped_matmul": {"any": "ragged", "cpu": "pieces", "tpu": "megablox"},
-    # Each expert's rows are padded to a multiple of expert_block, and all rows together to one of row_tiles:
-    # of its first number where they are few. A tile of a TPU's kernel may hold rows of several experts, but
-    # must be full
-    "expert_block": {"any": 8, "tpu": 1},
-    "row_tiles": {"any": (1, 1), "tpu": (128, 512)},
     # A kernel scales the sum of each 128 terms. An expert's rows fill whole tiles of it
     "quantize": {"any": "plain", "tpu": "kernel"},
     "block_product": {"any": "dequantized", "tpu": "kernel"},
     "grouped_fp8": {"any": "ragged", "cpu": "pieces", "tpu": "kernel"},
-    "fp8_expert_block": {"any": None, "tpu": 256},
     # bfloat16 holds the values of E4M3 exactly; other TPUs do not multiply them
     "fp8_operands": {"any": "bfloat16", "tpu7x": "float8_e4m3fn"},
     # XLA computes this product densely over the experts, on TPU too
     "product_over_rows": {"any": "ragged", "tpu": "megablox"},
     "expert_parallel": {"any": "padded", "tpu": "ragged"},
+}
+# Rows, tokens and numbers in memory at a time
+SIZES = {
+    # Tokens of a row up to which attention holds all its scores at once, and those of a longer one's blocks.
+    # On a CPU blocks take less than half the time from 128 tokens on
+    "longest_whole_row": {"any": 1024, "cpu": 128},
+    # Larger blocks read and write their running sums less often, and compute more beyond the diagonal
+    "attention_block": {"any": 512, "cpu": 128, "tpu": 1024},
+    # Of an indexer's heads, before their weighted sum: 64 MiB of float32
+    "index_scores_alive": {"any": 2**24, "cpu": 2**20, "tpu": 2**26},
+    # The logits of a chunk of tokens: 64 MiB of float32. On TPU 512 MiB: each chunk reads the head from HBM,
+    # and adds to its gradient there
+    "logits_alive": {"any": 2**24, "tpu": 2**27},
+    # Each expert's rows are padded to a multiple of expert_block, and all rows together to one of row_tiles:
+    # of its first number where they are few. A tile of a TPU's kernel may hold rows of several experts, but
+    # must be full
+    "expert_block": {"any": 8, "tpu": 1},
+    "row_tiles": {"any": (1, 1), "tpu": (128, 512)},
+    # None: that of other products
+    "fp8_expert_block": {"any": None, "tpu": 256},
 }
 # Forms that are Pallas kernels for a TPU. "interpreted" emulates each of them anywhere
 KERNELS = ("kernel", "megablox", "splash")
@@ -49,14 +54,14 @@ NOT_ON_CPU = {"expert_parallel": ("ragged",)}
 
 
 def choose(op, implementation=None, suits=lambda: True, **forms):
-    """The form of an op that `implementation` names, or else CHOICES. forms: every form by its name.
+    """The form of an op that `implementation` names, or else FORMS. forms: every form by its name.
 
     suits(): whether a TPU's own form takes the shapes at hand. Where it does not, a TPU takes the form of any
     machine. Raises ValueError for a name that the op does not have, and for one that this machine lacks.
     """
     if implementation is None and platform() == "tpu" and not suits():
-        implementation = CHOICES[op]["any"]
-    implementation = implementation or choice(op)
+        implementation = FORMS[op]["any"]
+    implementation = implementation or form_of(op)
     if implementation not in forms:
         raise ValueError(
             f"{op} has no implementation={implementation!r}; it has {', '.join(forms)}"
@@ -78,9 +83,18 @@ def _missing(op):
     return kernels + (NOT_ON_CPU.get(op, ()) if platform() == "cpu" else ())
 
 
-def choice(name):
-    """What CHOICES has for the machine that the program being traced is for."""
-    choices, kinds = CHOICES[name], [platform(), "any"]
+def form_of(op):
+    """The name of the form that FORMS has for the machine that the program being traced is for."""
+    return _row_of(FORMS[op])
+
+
+def size_of(name):
+    """The size that SIZES has for the machine that the program being traced is for."""
+    return _row_of(SIZES[name])
+
+
+def _row_of(choices):
+    kinds = [platform(), "any"]
     # The size of no mesh is 0
     if platform() == "cpu" and jax.sharding.get_abstract_mesh().size <= 1:
         kinds.insert(0, "one cpu")

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 from deepseek_jax.ops.branches import Branches
 from deepseek_jax.ops.dot import dot
-from deepseek_jax.ops.platform import choice, choose
+from deepseek_jax.ops.platform import choose, size_of
 
 
 def index_scores(q_btjy, k_bsy, w_btj):
@@ -25,7 +25,7 @@ def index_scores(q_btjy, k_bsy, w_btj):
     it is, and rounds them to FP8, which this does not.
     """
     s, lanes = k_bsy.shape[1], 128
-    block = max(choice("index_scores_alive") // w_btj.size // lanes, 1) * lanes
+    block = max(size_of("index_scores_alive") // w_btj.size // lanes, 1) * lanes
     if s <= block:
         return _scores_of_block(q_btjy, k_bsy, w_btj)
     k_bsy = jnp.pad(k_bsy, [(0, 0), (0, -s % block), (0, 0)])
@@ -155,8 +155,8 @@ def over_query_blocks(function, keys: int, at_t, *arrays):
 
     arrays: [b t ...]. The result is padded to whole blocks of t; padding has the index -1, so it sees no key.
     """
-    t, block = len(at_t), choice("attention_block")
-    if max(t, keys) <= max(block, choice("longest_whole_row")):
+    t, block = len(at_t), size_of("attention_block")
+    if max(t, keys) <= max(block, size_of("longest_whole_row")):
         return function((*arrays, at_t))
 
     def split(array):

@@ -18,7 +18,7 @@ from deepseek_jax.ops.grouped_matmul import (
     rows_by_expert,
     whole_tiles,
 )
-from deepseek_jax.ops.platform import choice, choose
+from deepseek_jax.ops.platform import choose, form_of
 from deepseek_jax.parallel.gather import gathered, split_over
 from deepseek_jax.parallel.shard import axis_parts, constrain, current_mesh, partition_spec
 
@@ -115,7 +115,7 @@ def expert_parallel(
     of_mlp = () if mesh is None else places[0][kernels.axes[0].index("mlp")]
     partial_over = split_over(mesh, of_mlp)
     tokens = None if mesh is None else _token_places(mesh, x.shape, over)
-    form = implementation or choice("expert_parallel")
+    form = implementation or form_of("expert_parallel")
     bounded = bool(over) and buffer is not None and form == "ragged"
     if tokens is None:
         mesh, over = None, ()

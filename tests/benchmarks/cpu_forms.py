@@ -9,6 +9,7 @@ import argparse
 import contextlib
 import statistics
 import time
+from unittest import mock
 
 import flax.linen as nn
 import jax
@@ -18,7 +19,7 @@ import numpy as np
 from configs import models
 from deepseek_jax.losses.next_token import next_token_loss
 from deepseek_jax.models import ModelConfig, init_params
-from deepseek_jax.ops.platform import CHOICES, choice
+from deepseek_jax.ops.platform import FORMS, SIZES, form_of
 from deepseek_jax.rollout import steps
 from deepseek_jax.rollout.sampling import Sampling
 from deepseek_jax.training.state import TrainState
@@ -26,8 +27,8 @@ from deepseek_jax.training.step import make_train_step
 from tests.benchmarks.timing import batch_of, print_table
 from tests.benchmarks.train_step import OPTIMIZER, SIXTEEN
 
-# The rows of ops.platform.CHOICES that a form is
-FORMS = {
+# The rows of the tables of ops.platform that a form is
+ROWS = {
     "nothing": [],
     "weights with inputs last": ["prepare"],
     "products as matrices": ["einsum", "prepare"],  # the first form is for these products alone
@@ -35,7 +36,7 @@ FORMS = {
     "short blocks of attention": ["longest_whole_row", "attention_block"],
     "experts piece by piece": ["grouped_matmul"],
 }
-FORMS["all of them"] = sorted(set(sum(FORMS.values(), [])))
+ROWS["all of them"] = sorted(set(sum(ROWS.values(), [])))
 TRAINING = dict(scan_layers=True, remat="selective")
 PROMPT, NEW, LENGTH = 64, 16, 256
 
@@ -43,12 +44,11 @@ PROMPT, NEW, LENGTH = 64, 16, 256
 @contextlib.contextmanager
 def without(rows):
     """Programs traced in here take the plain forms of these rows."""
-    before = {row: CHOICES[row] for row in rows}
-    CHOICES.update({row: {"any": CHOICES[row]["any"]} for row in rows})
-    try:
+    with contextlib.ExitStack() as stack:
+        for table in (FORMS, SIZES):
+            plain = {row: {"any": table[row]["any"]} for row in rows if row in table}
+            stack.enter_context(mock.patch.dict(table, plain))
         yield
-    finally:
-        CHOICES.update(before)
 
 
 def random_model(sizes):
@@ -63,7 +63,7 @@ def decode(dtype):
     prepared = {}
 
     def make():
-        form = choice("prepare")
+        form = form_of("prepare")
         if form not in prepared:
             prepare = jax.jit(lambda params: steps.decoding_weights.__wrapped__(config, params))
             prepared[form] = prepare(params)
@@ -125,8 +125,8 @@ def timed(run):
 def measure(name, rounds):
     """Rows of strings: a form, the step's ratios without it by the clock and in CPU seconds."""
     make, runs = STEPS[name](), {}
-    concerned = [form for form in FORMS if form not in UNCONCERNED[name.rpartition(" ")[0]]]
-    for form, rows in {"": [], **{form: FORMS[form] for form in concerned}}.items():
+    concerned = [form for form in ROWS if form not in UNCONCERNED[name.rpartition(" ")[0]]]
+    for form, rows in {"": [], **{form: ROWS[form] for form in concerned}}.items():
         with without(rows):
             runs[form] = make()
             runs[form]()  # compile here

@@ -18,11 +18,12 @@ from deepseek_jax.checkpoint import load_hf
 from deepseek_jax.checkpoint.fill import fill
 from deepseek_jax.checkpoint.hf_files import HFFiles
 from deepseek_jax.checkpoint.hf_names import copies, is_projection, tensors
-from deepseek_jax.checkpoint.share import share_bytes, while_read
+from deepseek_jax.checkpoint.share import while_read
 from deepseek_jax.checkpoint.tree import by_path
 from deepseek_jax.checkpoint.turn import parse
 from deepseek_jax.models import ModelConfig, count_params
 from deepseek_jax.parallel import MESH_AXES, make_mesh
+from tests.checkpoint.share_bytes import share_bytes
 from tests.models.families import write_released_checkpoint
 from tests.processes import run_two
 from tests.quick import others_slow
@@ -40,7 +41,7 @@ process, port, folder, altered, wanted = int(sys.argv[1]), *sys.argv[2:6]
 jax.distributed.initialize(f"127.0.0.1:{port}", num_processes=2, process_id=process)
 from deepseek_jax.checkpoint import load_hf
 from deepseek_jax.checkpoint.hf_files import HFFiles
-from deepseek_jax.checkpoint.share import share_bytes
+from tests.checkpoint.share_bytes import share_bytes
 from deepseek_jax.checkpoint.tree import by_path
 from deepseek_jax.parallel import make_mesh
 from tests.checkpoint.test_share import CROSSING, SCALES, WEIGHTS, counted, copied_bytes, own_bytes

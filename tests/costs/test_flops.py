@@ -14,13 +14,13 @@ from configs import models
 from deepseek_jax.costs.flops import (
     active_weights,
     forward_flops,
-    matmul_flops,
     useful_flops,
     warm_up_flops,
 )
 from deepseek_jax.losses.next_token import next_token_loss
 from deepseek_jax.models import ModelConfig, count_params, init_params, reported_states
 from deepseek_jax.parallel import make_mesh
+from tests.costs.products import matmul_flops
 from tests.models.test_param_counts import named
 from tests.tiny import tiny_model
 

@@ -13,7 +13,7 @@ from jax.tree_util import Partial
 from deepseek_jax.distill.chunks import Outputs, Term, map_chunks, mean_over_tokens
 from deepseek_jax.distill.divergences import hard_loss, soft_loss
 from deepseek_jax.distill.top_k import top_k_logprobs, top_k_loss
-from deepseek_jax.ops.platform import choice
+from deepseek_jax.ops.platform import size_of
 from deepseek_jax.parallel import make_mesh
 from tests.distill.test_divergences import ALL, torch_divergence
 
@@ -278,5 +278,5 @@ def test_the_default_chunk_keeps_the_numbers_alive_bounded():
         seen.append(len(x))
         return x
 
-    map_chunks(of_chunk, jnp.zeros(100), width=choice("logits_alive") // 40)
+    map_chunks(of_chunk, jnp.zeros(100), width=size_of("logits_alive") // 40)
     assert set(seen) == {34}

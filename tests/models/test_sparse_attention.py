@@ -21,7 +21,7 @@ from deepseek_jax.models import (
     reported_states,
 )
 from deepseek_jax.models.cache import in_order, slots_in_order
-from deepseek_jax.ops.platform import CHOICES
+from deepseek_jax.ops.platform import SIZES
 from deepseek_jax.rollout import generate
 from tests.models.families import write_tiny_checkpoint
 from tests.quick import others_slow
@@ -195,7 +195,7 @@ def test_packed_documents_select_as_if_alone(monkeypatch):
         row[start : start + len(text)], segments[start : start + len(text)] = text, i + 1
     alone = [logits_of(config, params, text[None])[0] for text in texts]
     for name in ("attention_block", "longest_whole_row"):
-        monkeypatch.setitem(CHOICES, name, {"any": 8})
+        monkeypatch.setitem(SIZES, name, {"any": 8})
     # A function of its own, so that jit compiles it with these blocks
     in_blocks = jax.jit(
         lambda params: forward(config, params, row[None], segment_ids=segments[None])

@@ -8,10 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from deepseek_jax.costs.flops import matmul_flops
 from deepseek_jax.ops.attention import attend, attend_branches, attend_cached, attend_latent
 from deepseek_jax.ops.branches import Branches
-from deepseek_jax.ops.platform import CHOICES, choice
+from deepseek_jax.ops.platform import SIZES, size_of
+from tests.costs.products import matmul_flops
 
 SCALE = 0.7
 CLOSE = dict(atol=2e-6, rtol=2e-5)  # float32 rounding of sums over a few keys
@@ -50,7 +50,7 @@ def test_attend_is_softmax_over_what_comes_before_in_the_segment(key_heads):
 
 def forms(monkeypatch, *arrays, **options):
     """(outputs and gradients of attend whole, those blockwise) for blocks of 8, as two flat lists."""
-    monkeypatch.setitem(CHOICES, "attention_block", {"any": 8})
+    monkeypatch.setitem(SIZES, "attention_block", {"any": 8})
     probe = normal(10, *arrays[0].shape[:3], arrays[2].shape[-1])
 
     def results(implementation):
@@ -110,8 +110,8 @@ def test_long_rows_are_attended_blockwise_and_half_their_scores_left_out():
     """Oracle: the program itself: by default no array as large as all scores of a long row, and the products
     of n (n + 1) / 2 blocks of n^2.
     """
-    t = 4 * choice("attention_block")
-    assert t > choice("longest_whole_row")
+    t = 4 * size_of("attention_block")
+    assert t > size_of("longest_whole_row")
     shapes = [jax.ShapeDtypeStruct((1, t, 2, 8), jnp.float32)] * 3
     ids = jax.ShapeDtypeStruct((1, t), jnp.int32)
 
@@ -133,7 +133,7 @@ def test_a_scan_over_layers_keeps_no_masks_of_blocks(monkeypatch):
     """Oracle: the gradient's program: no array with an entry for each pair of blocks and each key of a block,
     which the masks of all pairs would be, made ahead of the first layer.
     """
-    monkeypatch.setitem(CHOICES, "attention_block", {"any": 8})
+    monkeypatch.setitem(SIZES, "attention_block", {"any": 8})
     ids = jnp.ones((1, 32), jnp.int32)  # 4 blocks, 10 pairs
 
     @functools.partial(jax.checkpoint, prevent_cse=False)

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from deepseek_jax.ops.index_loss import index_loss
-from deepseek_jax.ops.platform import CHOICES
+from deepseek_jax.ops.platform import SIZES
 from deepseek_jax.ops.selection import select_rows, unpacked
 from tests.ops.test_attention import SCALE, normal
 from tests.ops.test_selection import blocks_of_8, index_of, rows_of_three
@@ -68,8 +68,8 @@ def test_the_loss_is_the_divergence_from_attention(monkeypatch, topk, blocks):
 
 def test_a_long_row_has_no_scores_of_all_its_queries():
     """Oracle: the gradient's program: no array with all of a row's queries and keys."""
-    t = 4 * CHOICES["attention_block"]["cpu"]
-    assert t > CHOICES["longest_whole_row"]["cpu"]
+    t = 4 * SIZES["attention_block"]["cpu"]
+    assert t > SIZES["longest_whole_row"]["cpu"]
     of_index, of_attention = [(1, t, 2, 8), (1, t, 8), (1, t, 2)], [(1, t, 2, 8)] * 2
     index, attention = (
         [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes]

@@ -7,7 +7,7 @@ import pytest
 
 from deepseek_jax.ops import selection
 from deepseek_jax.ops.attention import attend, attend_branches
-from deepseek_jax.ops.platform import CHOICES
+from deepseek_jax.ops.platform import SIZES
 from deepseek_jax.ops.selection import (
     index_scores,
     packed,
@@ -45,9 +45,9 @@ def loop_select(scores, mask, k):
 
 
 def blocks_of_8(monkeypatch):
-    monkeypatch.setitem(CHOICES, "attention_block", {"any": 8})
-    monkeypatch.setitem(CHOICES, "longest_whole_row", {"any": 8})
-    monkeypatch.setitem(CHOICES, "index_scores_alive", {"any": 1})
+    monkeypatch.setitem(SIZES, "attention_block", {"any": 8})
+    monkeypatch.setitem(SIZES, "longest_whole_row", {"any": 8})
+    monkeypatch.setitem(SIZES, "index_scores_alive", {"any": 1})
 
 
 @pytest.mark.parametrize("t", [5, 19, 150])
@@ -140,7 +140,7 @@ def test_attention_over_a_selection_is_softmax_over_the_selected_keys(monkeypatc
     """Oracle: the definition by a numpy loop, for the whole form and for the blockwise one with blocks of 8;
     the gradient of one against autodiff through the other. Some queries did not select their own block.
     """
-    monkeypatch.setitem(CHOICES, "attention_block", {"any": 8})
+    monkeypatch.setitem(SIZES, "attention_block", {"any": 8})
     q, k, v = normal(0, 2, t, 4, 6), normal(1, 2, t, 4, 6), normal(2, 2, t, 4, 5)
     segments, probe = rows_of_three(t), normal(9, 2, t, 4, 5)
     bits = select_rows(*index_of(2, t), segments, segments, first=0, index_topk=3)

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from deepseek_jax.ops.platform import choice
+from deepseek_jax.ops.platform import form_of
 
 # Terms of a sum that share scales
 TERMS = 128
@@ -265,7 +265,7 @@ def _add_blocks(summed, left, right, first, blocks):
     lanes = jax.lax.broadcasted_iota(jnp.int32, left_scale.shape, 1)
     for block in range(blocks):
         terms = pl.ds(block * TERMS, TERMS)
-        operands = (x.astype(choice("fp8_operands")) for x in (left[:, terms], right[terms, :]))
+        operands = (x.astype(form_of("fp8_operands")) for x in (left[:, terms], right[terms, :]))
         partial = jnp.dot(*operands, preferred_element_type=jnp.float32)
         of_rows = _lane(left_scale, lanes == (first + block) % LANES)
         of_columns = right_scale[pl.ds((first + block) % SUBLANES, 1), :]

@@ -11,7 +11,7 @@ import pytest
 from deepseek_jax.ops.cpu import dot as cpu
 from deepseek_jax.ops.decoding import prepare
 from deepseek_jax.ops.dot import dot, einsum
-from deepseek_jax.ops.platform import CHOICES
+from deepseek_jax.ops.platform import FORMS
 from tests.ops.test_dot import SPECS, operands, relative_error
 
 
@@ -41,7 +41,7 @@ def test_gradients_are_those_of_the_plain_form(monkeypatch, spec):
         return jax.vjp(functools.partial(dot, spec), x, w)[1](cotangent)
 
     ours = gradients()
-    monkeypatch.setitem(CHOICES, "einsum", {"any": "plain"})
+    monkeypatch.setitem(FORMS, "einsum", {"any": "plain"})
     for one, other in zip(ours, gradients(), strict=True):
         assert relative_error(one, np.asarray(other, np.float64)) < 2**-8
 

@@ -14,7 +14,7 @@ from deepseek_jax.models import forward, init_params
 from deepseek_jax.models.config import ModelConfig
 from deepseek_jax.ops.fp8_dot import fp8_dot
 from deepseek_jax.ops.fp8_grouped import expert_block, grouped_fp8
-from deepseek_jax.ops.platform import choice
+from deepseek_jax.ops.platform import form_of
 from launch.plan import ENVIRONMENT
 from launch.topology import planned_mesh
 from tests.tiny import MLA_MOE
@@ -142,7 +142,7 @@ def test_values_are_multiplied_as_the_chip_can(monkeypatch, topology):
         monkeypatch.setenv(name, value)
     mesh, chip = planned_mesh(topology, dict(data=-1))
     with jax.default_device(mesh.devices.flat[0]):
-        native = choice("fp8_operands") == "float8_e4m3fn"
+        native = form_of("fp8_operands") == "float8_e4m3fn"
     assert native == ("f8e4m3fn" in chip.peaks)
 
 
