@@ -138,7 +138,7 @@ def fine_tune(settings: FineTuneSettings, policy: Policy, source: PackedDocument
     """Train policy.params, which are donated: -> params. Resumes from run.folder.
 
     What the loss gives no gradient stays as it is: router biases, multi-token prediction modules, and
-    indexers unless config.indexer_loss trains them.
+    indexers unless the model's indexer_loss trains them.
     """
     config, params = policy.config, policy.params
     how = dict(trains_mtp=False, frozen=isinstance(params, Adapted))
