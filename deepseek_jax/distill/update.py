@@ -57,8 +57,8 @@ def train_student(
 
 
 def jitted_update(settings, objective: Objective, params, mesh: Mesh):
-    """(create, update): create(params), jitted, donates them and returns the TrainState. An Update for the
-    objective, update(state, batch, rng, teacher_params).
+    """(create, update): create(params), jitted, donates them and returns the TrainState. update is an Update
+    for the objective, called with (state, batch, rng, teacher_params).
     """
     tx = settings.make_optimizer()
     create, placed = state_maker(params, tx, mesh, settings.optimizer.moment_memory)

@@ -11,8 +11,9 @@ ADDED = 4
 ADDED_OF_PASS_AT_K = 8
 # Scores that are lengths in tokens
 LENGTHS = ("length", "completion_length")
-# Of length_interval: resamples, the fewest values that it resamples, and the shares of resamples beyond its
-# two ends. A long tail is seldom in the sample: by simulation, tests/reliability, its end needs the smaller
+# length_interval draws RESAMPLES times from FEWEST values or more. These shares of the resamples lie BEYOND
+# its lower and its upper end: a sample seldom holds the long tail, so fewer may lie above
+# (tests/reliability/test_intervals.py)
 RESAMPLES = 2000
 FEWEST = 10
 BEYOND = 0.025, 0.01

@@ -16,6 +16,8 @@ NORMALIZES_STD = {
     "gspo": True,  # arXiv:2507.18071, eq. 5: one ratio for the whole completion
     "cispo": True,  # arXiv:2506.13585, section 3.1: the clipped ratio is a weight; mean over all tokens
 }
+# Loss types whose loss is a mean over all tokens of a batch; that of the others is over completions
+BY_TOKENS = ("dapo", "cispo")
 # Metrics that are means over all tokens of a batch
 PER_TOKEN = (
     *("entropy", "ratio_mean", "kl", "clip_fraction", "clip_fraction_low", "clip_fraction_high"),
@@ -144,11 +146,11 @@ def metric_weights(batch, options: GrpoOptions):
     Weighed by these, the metrics of several batches are means over all of them.
     """
     tokens, stale = batch["num_tokens"], batch.get("num_stale", 0.0)
-    by_tokens = options.loss_type in ("dapo", "cispo")
+    of_loss = tokens if options.loss_type in BY_TOKENS else batch["num_completions"]
     return (
         dict.fromkeys(PER_TOKEN, tokens)
         | dict.fromkeys(("sampler_gap_mean", "sampler_gap_share"), tokens - stale)
-        | {"stale_gap_mean": stale, "loss": tokens if by_tokens else batch["num_completions"]}
+        | {"stale_gap_mean": stale, "loss": of_loss}
     )
 
 
@@ -221,7 +223,7 @@ def _token_ratio(log_ratio_bt):
 def _normalise(loss_bt, mask_bt, batch, loss_type, max_completion_length):
     """Sum the real tokens and divide by the loss type's normaliser, from counts of the global batch."""
     loss_bt = _masked(loss_bt, mask_bt)
-    if loss_type in ("dapo", "cispo"):
+    if loss_type in BY_TOKENS:
         return loss_bt.sum() / jnp.maximum(batch["num_tokens"], 1)
     num_completions = jnp.maximum(batch["num_completions"], 1)
     if loss_type == "dr_grpo":

@@ -70,7 +70,7 @@ def make_grpo_loss(config: ModelConfig, options: GrpoOptions, *, max_completion_
 
 def jitted_update(settings: ReinforceSettings, config: ModelConfig, params, mesh: Mesh):
     """(create, update): create(params), jitted, donates them and returns the TrainState without a reference.
-    An Update, whose state has one if settings.reference_every is set: after each so many steps the policy.
+    update is an Update. With settings.reference_every its state has a reference, which the policy replaces.
 
     params: arrays, or ShapeDtypeStructs with shardings.
     """

@@ -383,5 +383,5 @@ def _merge(name, updates, weights):
     values, shares = ([of.get(name, 1.0) for of in each] for each in (updates, weights))
     if name.endswith("_max"):
         return float(np.max(values))
-    # Of nothing at all, as of stale tokens where there are none, every value is the same
+    # Weights that are all 0, such as stale tokens where there are none, give the plain mean
     return float(np.average(values, weights=shares if np.sum(shares) else None))

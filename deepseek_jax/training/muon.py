@@ -20,10 +20,10 @@ def scale_by_muon(momentum: float, moment_dtype: str):
     """The direction of each matrix, an optax transformation: Nesterov momentum, orthogonalised, times
     UPDATE_RMS * sqrt(max(inputs, outputs)).
 
-    The momentum is that of arXiv:2502.16982, section 2.1: M = momentum * M + G, of which momentum * M + G is
-    orthogonalised. It takes only parameters for which is_matrix is true. Each layer, expert and half of a
-    gated MLP's first weight is a matrix of its own, and so are the two up-projections of a latent, which
-    checkpoints join. All heads of a projection are one matrix.
+    The momentum M is that of arXiv:2502.16982, section 2.1: M becomes momentum * M + G, and then
+    momentum * M + G is orthogonalised. It takes only parameters for which is_matrix is true. Each layer,
+    expert and half of a gated MLP's first weight is a matrix of its own, and so are the two up-projections of
+    a latent, which checkpoints join. All heads of a projection are one matrix.
     """
     # Without optax's momentum, which corrects the bias of M and of G apart: at first G would weigh too much
     newton_schulz = optax.contrib.scale_by_muon(

@@ -119,7 +119,7 @@ def test_a_difference_of_two_runs(problems, samples, monkeypatch):
     check(coverage)
 
 
-# One length each: sigma of the logarithm, or the share of the mean at which answers are cut
+# Lengths by the kind of their tail; "cut" is a limit of completions
 LONG_TAILED = {
     "lognormal 0.3": lambda rng, size: rng.lognormal(0, 0.3, size),
     "lognormal 1": lambda rng, size: rng.lognormal(0, 1, size),

@@ -63,9 +63,9 @@ def check_student_rows(student: StudentSettings, mesh):
     """Raise ValueError, naming the fields, unless the rows of texts and of samples split over the mesh."""
     check_rows(student, mesh)
     if (on_policy := student.loss.on_policy) is not None:
-        cuts = dict(micro_batches=student.micro_batches)
-        with at(f"loss.on_policy.prompts={on_policy.prompts}"):
-            check_batch(mesh, on_policy.prompts, student.sequence_length, **cuts)
+        rows, length = on_policy.prompts, student.sequence_length
+        with at(f"loss.on_policy.prompts={rows}"):
+            check_batch(mesh, rows, length, micro_batches=student.micro_batches)
 
 
 def _teacher(teacher: TeacherSettings, mesh):
