@@ -14,8 +14,8 @@ rewards/      text in, float out; plain Python (reward models load jax when call
 rollout/      prompts in, completions and their log-probabilities out
 worlds/       each toy world whole: words, corpus, tokenizer, tasks, its rewards
 evaluation/   scores and how sure they are: pass@k, cons@k, intervals, paired comparison
-distill/      the student's objective, its losses, targets, cache, update
-reinforce/    from own samples: GRPO, its reward models and scenarios; many teachers, one student
+reinforce/    GRPO: its source of groups, its update, its reward models and scenarios
+distill/      all that teaches: targets, cache, alignment; one teacher or many, on texts or on own samples
 synthesis/    data from a teacher: ask, vary, filter, deduplicate
 reports/      tables, curves, the page
 recipes/      whole runs in order: pretrain, sft, reward_model, judge, grpo, r1, distill, generate, evaluate

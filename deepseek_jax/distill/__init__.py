@@ -1,4 +1,6 @@
-"""Distillation of a student from its teacher: objective, losses, targets, their cache, and the update."""
+"""All that teaches a student: targets, their cache, alignment; one teacher or many, on texts or on its own
+samples.
+"""
 
 from deepseek_jax.lazy import lazy_names
 
@@ -6,11 +8,14 @@ __getattr__, __dir__, __all__ = lazy_names(
     __name__,
     {
         "Objective": "objective",
+        "TaughtSettings": "teacher_settings",
+        "Teacher": "teachers",
         "Term": "chunks",
         "forward_kl": "divergences",
         "hard_loss": "divergences",
         "hidden_state_loss": "feature_distillation",
         "jsd": "divergences",
+        "learn_from_teachers": "taught",
         "mean_over_tokens": "chunks",
         "relation_loss": "relation_distillation",
         "reverse_kl": "divergences",

@@ -4,6 +4,7 @@ from jax.sharding import Mesh
 
 from deepseek_jax.checkpoint.tree import abstract_tree
 from deepseek_jax.costs.program import beside, policy_params
+from deepseek_jax.distill.teacher_programs import taught_programs
 from deepseek_jax.errors import at
 from deepseek_jax.models import ModelConfig, how_to_run
 from deepseek_jax.recipes.judge.programs import training_programs as judge_programs
@@ -26,7 +27,6 @@ from deepseek_jax.reinforce.model_reward_programs import (
 )
 from deepseek_jax.reinforce.model_rewards import ModelRewardSettings
 from deepseek_jax.reinforce.programs import reinforcement_programs
-from deepseek_jax.reinforce.teacher_programs import taught_programs
 
 
 def programs(settings: R1Settings, mesh: Mesh):

@@ -18,6 +18,8 @@ from pathlib import Path
 
 from deepseek_jax.data.tasks import Task
 from deepseek_jax.data.tokenizer import check_checkpoint
+from deepseek_jax.distill.teacher_checks import check_questions, check_teacher
+from deepseek_jax.distill.teacher_checks import check_rows as check_student_rows
 from deepseek_jax.errors import at
 from deepseek_jax.models import build_model
 from deepseek_jax.parallel.processes import say
@@ -29,8 +31,6 @@ from deepseek_jax.recipes.r1.stages import Stages, teacher_tokenizer
 from deepseek_jax.recipes.reward_model.run import reward_model_table
 from deepseek_jax.recipes.start import check_positions, check_rows, check_slots, starting_policy
 from deepseek_jax.reinforce.scenarios import scenario_rewards
-from deepseek_jax.reinforce.teacher_checks import check_questions, check_teacher
-from deepseek_jax.reinforce.teacher_checks import check_rows as check_student_rows
 from deepseek_jax.reinforce.update import check_routing
 from deepseek_jax.reinforce.update import check_rows as check_groups
 from deepseek_jax.reports.answers import make_console

@@ -5,6 +5,7 @@ from typing import ClassVar, Literal
 
 from deepseek_jax.data.chat import Template
 from deepseek_jax.data.packing import check_readers
+from deepseek_jax.distill.teacher_settings import TaughtSettings, TeacherSettings
 from deepseek_jax.errors import at, suggest
 from deepseek_jax.recipes.reward_model.settings import (
     JudgeTrainingSettings,
@@ -13,7 +14,6 @@ from deepseek_jax.recipes.reward_model.settings import (
 from deepseek_jax.recipes.settings import PolicyRun
 from deepseek_jax.recipes.sft.settings import FineTuneSettings
 from deepseek_jax.reinforce.settings import SCENARIOS, ReinforceSettings
-from deepseek_jax.reinforce.teacher_settings import TaughtSettings, TeacherSettings
 from deepseek_jax.rollout.policy import AnswerOptions
 from deepseek_jax.settings import Count, Natural, PositiveShare, Several, added
 from deepseek_jax.synthesis.settings import RejectionSettings

@@ -10,6 +10,8 @@ from deepseek_jax.data.messages import worked_conversations
 from deepseek_jax.data.sources import read
 from deepseek_jax.data.tasks import Task
 from deepseek_jax.data.tokenizer import Tokenizer
+from deepseek_jax.distill.taught import learn_from_teachers
+from deepseek_jax.distill.teachers import Teacher
 from deepseek_jax.errors import at
 from deepseek_jax.evaluation.conversation_loss import ConversationLoss
 from deepseek_jax.models import how_to_run
@@ -30,8 +32,6 @@ from deepseek_jax.recipes.start import starting_policy
 from deepseek_jax.reinforce.grpo import reinforce
 from deepseek_jax.reinforce.model_rewards import JUDGE, ModelRewardSettings, load_model_rewards
 from deepseek_jax.reinforce.scenarios import ScenarioRewards, scenario_rewards
-from deepseek_jax.reinforce.taught import learn_from_teachers
-from deepseek_jax.reinforce.teachers import Teacher
 from deepseek_jax.rollout.policy import Policy, fitting, load_policy
 from deepseek_jax.synthesis.rejection import read_accepted, sample_accepted
 from deepseek_jax.training.lineage import measure_once, run_stage

@@ -11,11 +11,11 @@ from jax.sharding import Mesh
 
 from deepseek_jax.distill.chunks import Outputs
 from deepseek_jax.distill.many_teachers import teacher_kl
+from deepseek_jax.distill.teacher_checks import check_rows
+from deepseek_jax.distill.teacher_settings import TaughtSettings
+from deepseek_jax.distill.teachers import HIDDEN, Teacher, TeacherSource
 from deepseek_jax.losses.completions import completion_states
 from deepseek_jax.models import ModelConfig, head_weight
-from deepseek_jax.reinforce.teacher_checks import check_rows
-from deepseek_jax.reinforce.teacher_settings import TaughtSettings
-from deepseek_jax.reinforce.teachers import HIDDEN, Teacher, TeacherSource
 from deepseek_jax.reinforce.update import sampler_limits
 from deepseek_jax.rollout.policy import Policy
 from deepseek_jax.training.loop import train

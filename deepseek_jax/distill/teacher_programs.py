@@ -8,14 +8,14 @@ from jax.sharding import Mesh
 from deepseek_jax.checkpoint.tree import abstract_tree
 from deepseek_jax.costs.program import Held, Program, beside, moments_of, policy_params
 from deepseek_jax.data.batches import abstract_batch
+from deepseek_jax.distill.taught import jitted_update, merged
+from deepseek_jax.distill.teacher_checks import check_rows
+from deepseek_jax.distill.teacher_settings import TaughtSettings
+from deepseek_jax.distill.teachers import HIDDEN, for_teacher, jitted_states
 from deepseek_jax.models import ModelConfig, head_weight
 from deepseek_jax.models.reward import decoder_params
 from deepseek_jax.parallel.shard import batch_sharding
 from deepseek_jax.reinforce.batch import longest_row, row_shapes, update_flops
-from deepseek_jax.reinforce.taught import jitted_update, merged
-from deepseek_jax.reinforce.teacher_checks import check_rows
-from deepseek_jax.reinforce.teacher_settings import TaughtSettings
-from deepseek_jax.reinforce.teachers import HIDDEN, for_teacher, jitted_states
 from deepseek_jax.rollout.policy import AnswerOptions
 from deepseek_jax.rollout.programs import Asked, rollout_programs
 

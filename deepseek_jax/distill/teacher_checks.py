@@ -2,10 +2,10 @@
 
 from jax.sharding import Mesh
 
+from deepseek_jax.distill.teacher_settings import TaughtSettings
 from deepseek_jax.errors import at
 from deepseek_jax.models import ModelConfig
 from deepseek_jax.parallel.shard import batch_parts
-from deepseek_jax.reinforce.teacher_settings import TaughtSettings
 from deepseek_jax.rollout.policy import check_room, fitting
 
 

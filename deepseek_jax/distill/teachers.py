@@ -16,6 +16,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from deepseek_jax.costs.program import GENERATION, STEP, TOKEN_RATE, TRAINING
+from deepseek_jax.distill.teacher_settings import TaughtSettings, TeacherSettings
 from deepseek_jax.losses.completions import completion_states
 from deepseek_jax.models import ModelConfig, head_weight
 from deepseek_jax.models.reward import decoder_params
@@ -23,7 +24,6 @@ from deepseek_jax.parallel.host_memory import return_freed_memory
 from deepseek_jax.parallel.shard import batch_sharding, on_device, put_share
 from deepseek_jax.reinforce.batch import BUCKET, completion_batch, totals
 from deepseek_jax.reinforce.sampler import Sampler, named
-from deepseek_jax.reinforce.teacher_settings import TaughtSettings, TeacherSettings
 from deepseek_jax.rollout.policy import Answers, Policy
 from deepseek_jax.training.state import in_memory
 
