@@ -81,11 +81,6 @@ class Settings:
         pass
 
 
-def added(default):
-    """A field added after lineage's first format: training.lineage leaves it out of that format's hashes."""
-    return dataclasses.field(default=default, metadata={"since": 2})
-
-
 def build(cls: type, block, path: str):
     """Build the dataclass `cls` from a config block, checking names, types and ranges.
 

@@ -44,9 +44,10 @@ def claim_workdir(workdir: Path, config: ConfigDict, may_change: bool = False):
     raises before it has computed anything, what it wrote is removed, so that a corrected config can use the
     directory. Another mesh is no other config. may_change: another config of the same recipe may replace the
     mark, for a recipe that itself finds out what to run again. Raises ValueError, on all processes, where
-    another run is at work there, where the directory belongs to another config (the fields that differ are
-    listed), where it has files but no config.json, where it cannot be created or written, and where a process
-    does not share it. Existing files stay as they are.
+    another run is at work there, where another version of this project left a stage in another format, where
+    the directory belongs to another config (the fields that differ are listed), where it has files but no
+    config.json, where it cannot be created or written, and where a process does not share it. Existing files
+    stay as they are.
     """
     # Here, because launch/common.py imports this module and must not import jax
     import jax
@@ -69,6 +70,7 @@ def _claimed(workdir, config, may_change):
     """claim_workdir in process 0: yields the token of owner.owned."""
     with owned(workdir, lambda owner: _is_busy(workdir, owner)) as token:
         # Through JSON, as the file was: tuples become lists
+        _check_format(workdir)
         old, new = _owner(workdir, config, may_change), json.loads(config.to_json())
         if old is None and names_in(workdir) - {FRESH}:
             raise ValueError(
@@ -88,6 +90,17 @@ def _claimed(workdir, config, may_change):
                     path = workdir / name
                     remove_folder(path) if path.is_dir() else path.unlink()
             raise
+
+
+def _check_format(workdir):
+    """Raise ValueError where a run of another version of this project left a stage in another format."""
+    from deepseek_jax.training.lineage import RECORD, read_record
+
+    # Without the mark it is no run's directory: what it has is none of ours, and may be anything
+    if (workdir / MARKER).exists():
+        for path in below(workdir):
+            if path.name == RECORD:
+                read_record(path)
 
 
 def _remove_partial(workdir):

@@ -22,6 +22,7 @@ from deepseek_jax.checkpoint.adapter_names import (
     to_arrays,
     to_tensors,
 )
+from deepseek_jax.checkpoint.damage import digests_in
 from deepseek_jax.checkpoint.folder import check_new, is_unfinished, whole_folder
 from deepseek_jax.files import as_path, read_object, whole_file
 from deepseek_jax.models import ModelConfig
@@ -197,7 +198,7 @@ def _digests(folder, about):
     # peft, whose configs have this field and ours do not, may have written other tensors beside our file
     if about is None or "inference_mode" in read_object(folder / CONFIG):
         return None
-    return about.get("digests")
+    return digests_in(folder, about)
 
 
 def _check_base(folder, saved, params):

@@ -5,7 +5,7 @@ from pathlib import Path
 import jax
 from orbax.checkpoint import v1 as ocp
 
-from deepseek_jax.checkpoint.damage import REMEDY, check_digests, read_together
+from deepseek_jax.checkpoint.damage import REMEDY, check_digests, digests_in, read_together
 from deepseek_jax.checkpoint.tree import by_path
 from deepseek_jax.ops.fingerprint import FLOATS, fingerprint_as
 from deepseek_jax.parallel.processes import say
@@ -26,10 +26,10 @@ def save_arrays(path: str | Path, tree):
 
 
 class StoredArrays:
-    """Arrays that save_arrays wrote, or an earlier version without digests. tree: their shapes and dtypes.
+    """Arrays that save_arrays wrote. tree: their shapes and dtypes.
 
     The processes of a run use it together. Raises DamagedCheckpoint, on all of them, where one cannot read
-    the folder.
+    the folder, and ValueError as damage.digests_in does.
     """
 
     def __init__(self, path: str | Path):
@@ -41,7 +41,7 @@ class StoredArrays:
             return about
 
         self.path, about = path, read_together(path, read, remedy=REMEDY)
-        self.tree, self._saved = about.metadata, (about.custom_metadata or {}).get("digests")
+        self.tree, self._saved = about.metadata, digests_in(path, about.custom_metadata or {})
 
     def load(self, wanted):
         """The arrays. wanted: the same tree, of ShapeDtypeStructs with shardings: of any dtype, on any mesh.
@@ -54,9 +54,6 @@ class StoredArrays:
             return jax.block_until_ready(ocp.load(self.path, wanted))
 
         tree = read_together(self.path, read, by_path(wanted), REMEDY)
-        if self._saved is None:
-            say(f"{self.path} is of a version without digests, and is not checked")
-            return tree
         leaves, kept = by_path(tree), self._saved
         saved = {name: kept.get(name, {}).get(leaf.dtype.name) for name, leaf in leaves.items()}
         # Read in a dtype that is neither the stored one nor one of FLOATS

@@ -52,6 +52,16 @@ def read_together(path: str | Path, read: Callable, names=(), remedy: str = ""):
     return result
 
 
+def digests_in(path: str | Path, saved: dict):
+    """The digests that stand with what was saved in `path`. Raises ValueError where there are none."""
+    if "digests" not in saved:
+        raise ValueError(
+            f"{path} has no digests: an earlier version of this project wrote it, and this one does not read "
+            "it; make it anew, or use the version that wrote it"
+        )
+    return saved["digests"]
+
+
 def check_digests(path: str | Path, found: dict, saved: dict, remedy: str = ""):
     """Raise DamagedCheckpoint, with the names, where parts of a checkpoint are not what was saved.
 

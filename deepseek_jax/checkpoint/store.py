@@ -7,7 +7,12 @@ from pathlib import Path
 import jax
 from orbax.checkpoint import v1 as ocp
 
-from deepseek_jax.checkpoint.damage import DamagedCheckpoint, check_digests, read_together
+from deepseek_jax.checkpoint.damage import (
+    DamagedCheckpoint,
+    check_digests,
+    digests_in,
+    read_together,
+)
 from deepseek_jax.files import absolute, remove_folder
 from deepseek_jax.ops.fingerprint import fingerprint
 from deepseek_jax.parallel.processes import barrier, first_process, say
@@ -123,8 +128,8 @@ class Store:
 
         abstract_state: the tree of arrays, or ShapeDtypeStructs with shardings, that "state" must
         be; the shardings decide where the arrays go, whatever mesh they were saved from.
-        Raises ValueError for a step that is not there, and for a state of another tree, shape or
-        dtype: it names the first path that differs. Raises DamagedCheckpoint, on all processes, where a file
+        Raises ValueError for a step that is not there, as damage.digests_in does, and for a state of another
+        tree, shape or dtype: it names the first path that differs. Raises DamagedCheckpoint, on all processes, where a file
         cannot be read on one of them, and where an array is not what was saved: it names the array.
         """
         # A save still under way is not in the list
@@ -168,13 +173,11 @@ class Store:
         return read_together(self.folder / str(step), read)
 
     def _check_digests(self, step, checkpoint):
-        data = checkpoint["data"]
-        digests = data.pop("digests", None)
-        if digests is None:
-            say(f"{self.folder / str(step)} is of a version without digests, and is not checked")
-            return
+        path, data = self.folder / str(step), checkpoint["data"]
+        digests = digests_in(path, data)
+        del data["digests"]
         found = _digests(checkpoint["state"]) | {"data": _digest_of_json(data)}
-        check_digests(self.folder / str(step), found, digests)
+        check_digests(path, found, digests)
 
     def _set_aside_bad_scores(self):
         """Orbax reads the scores of all checkpoints at once, and fails if one of them is not JSON."""

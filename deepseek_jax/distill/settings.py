@@ -16,7 +16,6 @@ from deepseek_jax.settings import (
     NonNegative,
     Positive,
     PositiveShare,
-    added,
 )
 from deepseek_jax.training.schedule import pairs_of
 
@@ -34,7 +33,7 @@ class OnPolicySettings(AnswerOptions):
     divergence: Literal[tuple(DIVERGENCES)] = "reverse_kl"
     beta: Mixed | None = None
     temperature: Positive = 1.0
-    top_p: PositiveShare = added(1.0)
+    top_p: PositiveShare = 1.0
     slots: Count = 64
 
     def __post_init__(self):

@@ -6,7 +6,7 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 
-from deepseek_jax.settings import NonNegative, Positive, added, check_fields
+from deepseek_jax.settings import NonNegative, Positive, check_fields
 
 # THE list of loss types: does its paper divide advantages by the standard deviation of their group?
 NORMALIZES_STD = {
@@ -54,10 +54,10 @@ class GrpoOptions:
     clip_eps_high: Positive | None = None
     kl_coef: NonNegative = 0.0
     importance_cap: Positive | None = None
-    normalize_std: bool | None = added(None)
-    ratio_cap: Positive | None = added(None)
-    unbiased_kl: bool = added(False)
-    off_policy_limit: Positive | None = added(None)
+    normalize_std: bool | None = None
+    ratio_cap: Positive | None = None
+    unbiased_kl: bool = False
+    off_policy_limit: Positive | None = None
 
     def __post_init__(self):
         check_fields(self)

@@ -4,7 +4,7 @@ import dataclasses
 import math
 from typing import Annotated, Literal
 
-from deepseek_jax.settings import Between, Count, Natural, NonNegative, Positive, added, build
+from deepseek_jax.settings import Between, Count, Natural, NonNegative, Positive, build
 
 ATTENTION_OF = {
     "deepseek_v3": "mla",
@@ -101,9 +101,9 @@ class ModelConfig:
     qk_rope_head_dim: Count | None = None
     v_head_dim: Count | None = None
     # The lightning indexer, which selects the index_topk keys that a query attends to
-    index_n_heads: Count | None = added(None)
-    index_head_dim: Count | None = added(None)
-    index_topk: Count | None = added(None)
+    index_n_heads: Count | None = None
+    index_head_dim: Count | None = None
+    index_topk: Count | None = None
     # Mixture of experts
     n_routed_experts: Count | None = None
     n_shared_experts: Natural = 0
@@ -133,7 +133,7 @@ class ModelConfig:
     remat: Literal[tuple(REMAT_POLICIES)] = "none"
     pipeline_micro_batches: Count | None = None
     expert_buffer: ExpertBuffer | None = None
-    indexer_loss: Literal[tuple(INDEXER_LOSSES)] = added("none")
+    indexer_loss: Literal[tuple(INDEXER_LOSSES)] = "none"
 
     def __post_init__(self):
         for name in ("num_key_value_heads", "head_dim"):
@@ -284,7 +284,7 @@ class RunSettings:
     remat: Literal[tuple(REMAT_POLICIES)] = "none"
     pipeline_micro_batches: Count | None = None
     expert_buffer: ExpertBuffer | None = None
-    indexer_loss: Literal[tuple(INDEXER_LOSSES)] = added("none")
+    indexer_loss: Literal[tuple(INDEXER_LOSSES)] = "none"
 
 
 HOW_TO_RUN = frozenset(field.name for field in dataclasses.fields(RunSettings))

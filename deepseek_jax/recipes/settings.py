@@ -6,7 +6,7 @@ from deepseek_jax.data.chat import Template
 from deepseek_jax.models.adapters import AdapterSettings
 from deepseek_jax.models.config import ModelConfig, RunSettings, names_architecture
 from deepseek_jax.recipes.pretrain.settings import BaseSettings
-from deepseek_jax.settings import Seed, Settings, Several, added, build
+from deepseek_jax.settings import Seed, Settings, Several, build
 from deepseek_jax.worlds.arithmetic.corpus import PROMPT_TEMPLATE
 
 
@@ -48,7 +48,7 @@ class PolicyRun(Settings):
 class AdapterRun(PolicyRun):
     """A run that may train an adapter in place of the policy, which then stays as it is, in model.dtype."""
 
-    adapter: AdapterSettings | None = added(None)
+    adapter: AdapterSettings | None = None
 
     def trains_whole(self):
         return self.adapter is None

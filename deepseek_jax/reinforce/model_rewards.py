@@ -17,7 +17,7 @@ from deepseek_jax.parallel.shard import check_splits
 from deepseek_jax.rewards.judge import Judge
 from deepseek_jax.rewards.model import RewardModel
 from deepseek_jax.rollout import AnswerOptions, Policy
-from deepseek_jax.settings import Count, added
+from deepseek_jax.settings import Count
 from deepseek_jax.worlds.registry import named_tokenizer
 
 # Beside a judge's parameters: its template, tokenizer and completion length
@@ -34,8 +34,8 @@ class ModelRewardSettings:
 
     path: str
     batch_size: Count = 64
-    dtype: Literal["float32", "bfloat16"] = added("float32")
-    max_completion_length: Count | None = added(None)
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    max_completion_length: Count | None = None
 
 
 def load_model_rewards(

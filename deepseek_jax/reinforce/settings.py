@@ -17,7 +17,6 @@ from deepseek_jax.settings import (
     Settings,
     Several,
     Weights,
-    added,
 )
 from deepseek_jax.training.schedule import number_at, pairs_of
 from deepseek_jax.training.settings import FitSettings
@@ -45,8 +44,8 @@ class RolloutSettings:
     max_completion_length: CountBySteps
     temperature: PositiveBySteps = 1.0
     slots: Count = 32
-    top_p: PositiveShare = added(1.0)
-    top_k: Natural = added(0)
+    top_p: PositiveShare = 1.0
+    top_k: Natural = 0
 
     def __post_init__(self):
         if self.truncates() and not 0 < self.top_k <= MOST_CANDIDATES:
@@ -146,15 +145,15 @@ class ReinforceSettings(FitSettings, RewardSettings):
     minibatches: Count = 1
     epochs: Count = 1
     max_sampling_rounds: Count = 1
-    extra_prompts: Natural = added(0)
+    extra_prompts: Natural = 0
     general: GeneralSettings | None = None
     reference_every: Count | None = None
-    reference_dtype: Literal["float32", "bfloat16"] = added("float32")
-    reference_memory: Literal["device", "host"] = added("device")
-    degenerate: DegenerateSettings = added(DegenerateSettings())
-    kl_weights: Weights | None = added(None)
-    keep_routing: bool = added(False)
-    effort: EffortSettings | None = added(None)
+    reference_dtype: Literal["float32", "bfloat16"] = "float32"
+    reference_memory: Literal["device", "host"] = "device"
+    degenerate: DegenerateSettings = DegenerateSettings()
+    kl_weights: Weights | None = None
+    keep_routing: bool = False
+    effort: EffortSettings | None = None
     save_every: Count = 20
 
     def __post_init__(self):

@@ -18,7 +18,7 @@ from deepseek_jax.models import ModelConfig, RunSettings, check_architecture, ho
 from deepseek_jax.parallel.processes import say
 from deepseek_jax.rollout.completions import Rollout, RolloutLog
 from deepseek_jax.rollout.engine import generate
-from deepseek_jax.settings import Count, Natural, NonNegative, PositiveShare, added, build
+from deepseek_jax.settings import Count, Natural, NonNegative, PositiveShare, build
 
 # The last tokens of a prompt, searched for <think>: enough for it and a line break at one byte a token
 TAIL = 16
@@ -34,7 +34,7 @@ class AnswerOptions:
     max_completion_length: Count
     temperature: NonNegative = 1.0
     top_p: PositiveShare = 1.0
-    top_k: Natural = added(0)
+    top_k: Natural = 0
     slots: Count = 32
 
 

@@ -99,8 +99,7 @@ def _text(line):
 
 def _completion(text):
     line = json.loads(text)
-    # Earlier versions wrote lists of numbers
-    packed = {name: base64.b64decode(line[name]) for name in ARRAYS if isinstance(line[name], str)}
+    packed = {name: base64.b64decode(line[name]) for name in ARRAYS}
     return line | {name: np.frombuffer(packed[name], ARRAYS[name]) for name in packed}
 
 

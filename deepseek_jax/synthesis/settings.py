@@ -14,7 +14,6 @@ from deepseek_jax.settings import (
     Seed,
     Settings,
     Weights,
-    added,
 )
 
 TOTAL = "reward"  # in config.keep.at_least, the weighted sum
@@ -77,7 +76,7 @@ class RejectionSettings(AnswerOptions):
     num_prompts: Count
     samples_per_prompt: Count
     max_per_prompt: Count
-    top_p: PositiveShare = added(1.0)
+    top_p: PositiveShare = 1.0
     slots: Count = 128
 
 

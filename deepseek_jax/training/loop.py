@@ -212,8 +212,7 @@ def _resume(state, source, store, num_steps, phase):
     if done is None:
         return state, 0, 0
     source.set_state(checkpoint["data"]["source"])
-    # Earlier checkpoints do not have it
-    skipped = checkpoint["data"].get("skipped_in_a_row", 0)
+    skipped = checkpoint["data"]["skipped_in_a_row"]
     if done >= num_steps:
         say(f"{phase}: already complete, {done} steps in {store.folder}")
     else:

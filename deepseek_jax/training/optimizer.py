@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from deepseek_jax.models import decays, has_gradient
-from deepseek_jax.settings import Between, Natural, NonNegative, Positive, Share, added
+from deepseek_jax.settings import Between, Natural, NonNegative, Positive, Share
 from deepseek_jax.training.muon import is_matrix, scale_by_muon
 from deepseek_jax.training.schedule import Phase, join_phases, make_schedule
 
@@ -36,9 +36,9 @@ class OptimizerSettings:
     weight_decay: NonNegative = 0.0
     max_grad_norm: Positive = 1.0
     moment_dtype: Literal["float32", "bfloat16"] = "float32"
-    moment_memory: Literal["device", "host"] = added("device")
-    kind: Literal["adamw", "muon"] = added("adamw")
-    momentum: Decay = added(0.95)
+    moment_memory: Literal["device", "host"] = "device"
+    kind: Literal["adamw", "muon"] = "adamw"
+    momentum: Decay = 0.95
 
     def __post_init__(self):
         if self.learning_rate is None and not self.phases:

@@ -4,7 +4,7 @@ import dataclasses
 from typing import Literal
 
 from deepseek_jax.errors import at
-from deepseek_jax.settings import Count, Positive, Seed, Settings, Several, added
+from deepseek_jax.settings import Count, Positive, Seed, Settings, Several
 from deepseek_jax.training.optimizer import OptimizerSettings
 
 
@@ -46,8 +46,8 @@ class LoopSettings(Settings):
     optimizer: OptimizerSettings
     save_every: Count = 50
     log_every: Count = 1
-    checkpoints: CheckpointSettings = added(CheckpointSettings())
-    faults: FaultSettings = added(FaultSettings())
+    checkpoints: CheckpointSettings = CheckpointSettings()
+    faults: FaultSettings = FaultSettings()
 
     def __post_init__(self):
         super().__post_init__()

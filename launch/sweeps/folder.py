@@ -28,8 +28,7 @@ class Folder:
     def check(self):
         """Raise ValueError where the folder belongs to another sweep, or to none and has files."""
         if not (self.path / SWEEP).exists():
-            # Before sweep.json there was complete.json alone
-            if names_in(self.path) and not (self.path / COMPLETE).exists():
+            if names_in(self.path):
                 raise ValueError(
                     f"--workdir={self.path} is not empty and has no {SWEEP}: it is not a sweep's folder, and "
                     "is left as it is; give a new or an empty --workdir"

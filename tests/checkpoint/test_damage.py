@@ -1,5 +1,5 @@
 """Damaged folders of parameters, reward models and adapters: named, with their arrays, on any mesh and in any
-dtype; and what of an earlier version has no digests.
+dtype; and folders without digests.
 """
 
 import itertools
@@ -191,15 +191,14 @@ def test_a_dtype_without_a_digest_is_said_to_be_unchecked(tmp_path, capsys):
     assert "it: not checked, as no digests are of their dtype: a\n" in capsys.readouterr().out
 
 
-def test_a_folder_of_an_earlier_version_is_read_and_said_to_be_unchecked(saved, tmp_path, capsys):
-    """Oracle: a folder as save_orbax wrote it before there were digests."""
+def test_a_folder_without_digests_is_refused_by_name(saved, tmp_path):
+    """Oracle: a folder as Orbax alone writes it."""
     config, params, folder = saved
     (tmp_path / "old").mkdir()
     shutil.copy(folder / "config.json", tmp_path / "old")
     ocp.save(tmp_path / "old" / "params", params)
-    read = load_orbax(tmp_path / "old")[1]
-    jax.tree.map(np.testing.assert_array_equal, read, params)
-    assert "of a version without digests, and is not checked" in capsys.readouterr().out
+    with pytest.raises(ValueError, match=f"^{tmp_path / 'old' / 'params'} has no digests"):
+        load_orbax(tmp_path / "old")
 
 
 @pytest.fixture(scope="module")

@@ -293,6 +293,17 @@ def test_the_damaged_array_is_named_on_any_mesh(tmp_path):
         store.restore(2, jax.device_put(state, by_rows))
 
 
+def test_a_checkpoint_without_digests_is_refused_and_left_as_it_is(tmp_path):
+    """Oracle: the checkpoint's name in the message, and its bytes: it is not set aside as damaged."""
+    with Store(tmp_path) as store:
+        store.save(1, {"state": make_state(1), "data": DATA})
+    (tmp_path / "1" / "data" / "data.json").write_text(json.dumps(DATA))
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    with Store(tmp_path) as store, pytest.raises(ValueError, match=f"^{tmp_path}/1 has no digests"):
+        store.newest(make_state(0))
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
 def test_save_returns_while_the_checkpoint_is_still_being_written(tmp_path, monkeypatch):
     """Oracle: by hand: the folder gets its name when the test lets it; the state of the call is saved."""
     may_end, end = threading.Event(), atomicity.AtomicRenameTemporaryPath.finalize

@@ -6,7 +6,9 @@ from ml_collections import ConfigDict
 
 from deepseek_jax.checkpoint.folder import whole_folder
 from deepseek_jax.parallel import processes
+from deepseek_jax.training.lineage import RECORD, run_stage
 from launch import workdir
+from launch.common import USER_ERROR, one_message
 from launch.owner import FIELDS
 from launch.workdir import claim_workdir, default_workdir
 
@@ -92,6 +94,33 @@ def test_a_recipe_that_redoes_what_changed_takes_its_directory_over(tmp_path):
     before = contents(tmp_path)
     with pytest.raises(ValueError, match="belongs to another config"):
         claim(tmp_path, config(recipe="grpo", steps=6), may_change=True)
+    assert contents(tmp_path) == before
+
+
+@pytest.mark.parametrize("stage", ["base", "measured/students/qwen"])
+def test_a_run_of_an_older_version_is_refused_and_left_as_it_is(tmp_path, stage, capsys):
+    """Oracle: exit status 2, the file and the formats in the message, and the directory's bytes: also where
+    another config could take the mark over.
+    """
+    claim(tmp_path, config(recipe="r1", steps=5), may_change=True)
+    run_stage(tmp_path, stage, {"settings": 1}, lambda folder: (folder / "result").write_text("it"))
+    path = tmp_path / stage / RECORD
+    record = json.loads(path.read_text())
+    claim(tmp_path, config(recipe="r1", steps=5), may_change=True)
+    # Records of the first format had no such field
+    del record["format"]
+    path.write_text(json.dumps(record))
+    # What a killed run left of a save
+    with whole_folder(tmp_path / stage / "params") as partial:
+        pass
+    partial.mkdir()
+    (partial / "array").write_text("ha")
+    before = contents(tmp_path)
+    with pytest.raises(SystemExit) as ended, one_message():
+        claim(tmp_path, config(recipe="r1", steps=6), may_change=True)
+    said = capsys.readouterr().err
+    assert ended.value.code == USER_ERROR
+    assert f"{path} has format 1, and this version writes format 2" in said and "--workdir" in said
     assert contents(tmp_path) == before
 
 

@@ -1,7 +1,5 @@
 """Completions on disk: what a file of them gives back."""
 
-import json
-
 import numpy as np
 import pytest
 
@@ -46,25 +44,6 @@ def test_a_log_gives_back_what_was_added_without_its_cut_last_line(tmp_path):
     assert_filled_from(log, rollout, [0, 3, 4])
     log.add([1], rollout)
     assert_filled_from(SampleLog(path), rollout, [0, 1, 3, 4])
-
-
-def test_a_log_of_lists_is_read(tmp_path):
-    """Oracle: the rollout itself; the lines are those that earlier versions wrote."""
-    rollout, path = a_rollout(), tmp_path / "log"
-    with open(path, "w") as file:
-        for row in (2, 1):
-            mask = rollout.completion_mask[row]
-            line = {
-                "row": row,
-                "ids": rollout.completion_ids[row][mask].tolist(),
-                "logprobs": rollout.sampler_logprobs[row][mask].tolist(),
-                "finished": bool(not rollout.truncated[row]),
-            }
-            file.write(json.dumps(line) + "\n")
-    log = SampleLog(path)
-    assert_filled_from(log, rollout, [1, 2])
-    log.add([0], rollout)
-    assert_filled_from(SampleLog(path), rollout, [0, 1, 2])
 
 
 @pytest.mark.parametrize("writes", [True, False])

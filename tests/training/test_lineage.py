@@ -2,13 +2,11 @@
 
 import dataclasses
 import json
-from hashlib import blake2b
 
 import pytest
 
-from deepseek_jax.settings import added
 from deepseek_jax.training import lineage
-from deepseek_jax.training.lineage import Formerly, all_fields, content_hash, run_stage
+from deepseek_jax.training.lineage import RECORD, content_hash, run_stage
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,7 +25,7 @@ class Block:
 
 @dataclasses.dataclass(frozen=True)
 class NewerRates(Rates):
-    ceiling: float = added(2.0)
+    ceiling: float = 2.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,7 +33,7 @@ class NewerBlock(Block):
     """Block, after someone has added fields to it and to the block in it."""
 
     rates: NewerRates = NewerRates(1.0)
-    window: int | None = added(None)
+    window: int | None = None
 
 
 BLOCK = dict(num_steps=3, names=("a",), more={"b": 1})
@@ -141,19 +139,6 @@ def test_a_hash_is_of_the_content_and_not_of_the_order_of_keys():
     assert content_hash("马") == content_hash("\u9a6c") == "9676a84c121b933e"
 
 
-def former_hash(content):
-    """The hash formula before records had a format, applied to dataclasses.asdict."""
-    text = json.dumps(content, sort_keys=True, ensure_ascii=False)
-    return blake2b(text.encode(), digest_size=8).hexdigest()
-
-
-def former_record(name, inputs, complete):
-    """A stage.json as it was written before records had a format."""
-    hashes = {key: former_hash(value) for key, value in inputs.items()}
-    own = former_hash({"stage": name} | hashes)
-    return {"stage": name, "inputs": hashes, "hash": own, "complete": complete}
-
-
 def test_a_dataclass_is_hashed_by_what_differs_from_its_defaults():
     """Oracle: the dict written by hand, fields without a default among it; another class with more fields."""
     by_hand = {"num_steps": 3, "rates": {"peak": 2.0}, "names": ["a"], "more": {"b": 1}}
@@ -169,56 +154,20 @@ def test_content_that_json_cannot_say_is_an_error():
         content_hash({"a": {1}})
 
 
-@pytest.mark.parametrize("block", [Block(**BLOCK), NewerBlock(**BLOCK)])
-def test_a_former_hash_is_of_all_fields_but_those_added_since(block):
-    """Oracle: the former formula on dataclasses.asdict of the class as it was."""
-    former = former_hash({"block": dataclasses.asdict(Block(**BLOCK)), "seed": 1})
-    assert content_hash({"block": block, "seed": 1}, whole=True) == former
-    merged = Formerly({"block": block, "seed": 1}, all_fields(block) | {"seed": 1})
-    former = former_hash(dataclasses.asdict(Block(**BLOCK)) | {"seed": 1})
-    assert content_hash(merged, whole=True) == former
-    assert content_hash(merged) == content_hash({"block": block, "seed": 1})
-
-
-@pytest.mark.parametrize("block", [Block(**BLOCK), NewerBlock(**BLOCK)])
-def test_a_record_without_a_format_stays_as_it_is_and_its_followers_go_on(tmp_path, block, capsys):
-    """Oracle: the bytes of stage.json, the former hash, and what make saw of a stage cut short."""
-    inputs = {"settings": {"block": dataclasses.asdict(Block(**BLOCK))}, "data": ["x"]}
-    first = former_record("one", inputs, True)
-    second = former_record("two", {"parent": first["hash"]}, False)
-    for record in (first, second):
-        (tmp_path / record["stage"]).mkdir()
-        (tmp_path / record["stage"] / "stage.json").write_text(json.dumps(record))
-    (tmp_path / "two" / "half").write_text("done")
-    before = (tmp_path / "one" / "stage.json").read_bytes()
-    found = []
-
-    def make(folder):
-        found.append(sorted(path.name for path in folder.iterdir()))
-
-    own = run_stage(tmp_path, "one", {"settings": {"block": block}, "data": ["x"]}, make)
-    assert own == first["hash"] and (tmp_path / "one" / "stage.json").read_bytes() == before
-    assert run_stage(tmp_path, "two", {"parent": own}, make) == second["hash"]
-    assert found == [["half", "stage.json"]] and "unchanged" in capsys.readouterr().out
-    record = json.loads((tmp_path / "two" / "stage.json").read_text())
-    assert record == second | {"complete": True}
-    run_stage(tmp_path, "three", {"parent": own}, make)
-    assert json.loads((tmp_path / "three" / "stage.json").read_text())["format"] == 2
-
-
-def test_a_record_without_a_format_of_other_settings_is_replaced(tmp_path, capsys):
-    """Oracle: by hand: the stage is run in an empty folder, and its record has a format from then on."""
-    inputs = {"settings": dataclasses.asdict(Block(**BLOCK)), "data": 1}
-    (tmp_path / "one").mkdir()
-    record = former_record("one", inputs, True)
-    (tmp_path / "one" / "stage.json").write_text(json.dumps(record))
-    (tmp_path / "one" / "result").write_text("old")
-    found = []
-    changed = {"settings": Block(4), "data": 1}
-    own = run_stage(tmp_path, "one", changed, lambda f: found.extend(p.name for p in f.iterdir()))
-    assert (
-        found == ["stage.json"] and "settings changed, so it is run anew" in capsys.readouterr().out
-    )
-    record = json.loads((tmp_path / "one" / "stage.json").read_text())
-    hashes = {name: content_hash(value) for name, value in changed.items()}
-    assert record == {"stage": "one", "inputs": hashes, "hash": own, "format": 2, "complete": True}
+@pytest.mark.parametrize("fields, found", [({}, 1), ({"format": 3}, 3)])
+def test_a_record_of_another_format_is_refused_and_left_as_it_is(tmp_path, fields, found):
+    """Oracle: the file and both formats in the message; the bytes of the stage; nothing is made."""
+    made = []
+    inputs = {"settings": Block(**BLOCK)}
+    run_stage(tmp_path, "one", inputs, lambda folder: (folder / "result").write_text("old"))
+    path = tmp_path / "one" / RECORD
+    record = json.loads(path.read_text())
+    del record["format"]
+    path.write_text(json.dumps(record | fields))
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    with pytest.raises(
+        ValueError, match=f"^{path} has format {found}, .* format {lineage.FORMAT} "
+    ):
+        run_stage(tmp_path, "one", inputs, made.append)
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+    assert not made

@@ -28,7 +28,6 @@ from deepseek_jax.recipes.distill.tasks import (
 )
 from deepseek_jax.reports.answers import make_console
 from deepseek_jax.reports.tables import plot_curves, stages_table
-from deepseek_jax.training.lineage import as_given
 from deepseek_jax.training.run import Run
 from deepseek_jax.worlds.registry import find_world
 
@@ -58,7 +57,7 @@ def run(settings: DistillSettings, run: Run):
     teacher = None if settings.teacher is None else stages.teacher(world, questions)
     digest, accepted = (None, None) if settings.text is None else stages.text(world, teacher)
     tasks = transfer_tasks(settings, world, questions, accepted, of_files)
-    texts = texts_hash(settings, digest, as_given(run.folder, "tasks")), tasks
+    texts = texts_hash(settings, digest), tasks
     starts = {name: stages.start(name) for name in settings.starts}
     made = {} if teacher is None else {"teacher": teacher}
     made |= {f"start {name}": start for name, start in starts.items()}

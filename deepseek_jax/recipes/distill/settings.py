@@ -26,7 +26,6 @@ from deepseek_jax.settings import (
     PositiveShare,
     Seed,
     Several,
-    added,
 )
 from deepseek_jax.synthesis.settings import RejectionSettings
 from deepseek_jax.worlds.registry import find_world
@@ -130,7 +129,7 @@ class StudentSettings(FineTuneSettings):
     start: str
     loss: LossSettings
     plateau: PlateauSettings | None = None
-    adapter: AdapterSettings | None = added(None)
+    adapter: AdapterSettings | None = None
 
     def __post_init__(self):
         super().__post_init__()
@@ -174,7 +173,7 @@ class ScoreSettings(AnswerOptions):
 
     num_questions: Count = 128
     samples: Count = 4
-    top_p: PositiveShare = added(1.0)
+    top_p: PositiveShare = 1.0
     slots: Count = 128
 
 

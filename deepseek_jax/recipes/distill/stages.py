@@ -31,8 +31,6 @@ from deepseek_jax.reinforce.grpo import reinforce
 from deepseek_jax.rollout.policy import fitting, load_policy
 from deepseek_jax.synthesis.rejection import read_accepted, sample_accepted
 from deepseek_jax.training.lineage import (
-    Formerly,
-    all_fields,
     content_hash,
     measure_once,
     run_stage,
@@ -122,11 +120,9 @@ class DistillStages:
         start = self.settings.starts[name]
         if start.init_from is None:
             return self._pretrained(f"starts/{name}", start)
-        # Records of the first format hash every field, see lineage.Formerly
         # Not the architecture, which the checkpoint has to have
         how = dataclasses.replace(start, model=how_to_run(start.model))
-        about = [fingerprint(start.init_from), how]
-        own = Formerly(content_hash(about), content_hash(about, whole=True))
+        own = content_hash([fingerprint(start.init_from), how])
         given = (
             as_path(start.init_from),
             start.model,
@@ -272,5 +268,4 @@ class DistillStages:
 
     def _about(self, block):
         """A stage's settings for the lineage: its block, the template and the seed."""
-        shared = {"template": self.settings.template, "seed": self.settings.seed}
-        return Formerly({"block": block} | shared, all_fields(block) | shared)
+        return {"block": block, "template": self.settings.template, "seed": self.settings.seed}

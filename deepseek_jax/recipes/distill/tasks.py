@@ -16,7 +16,7 @@ from deepseek_jax.data.tasks import Task
 from deepseek_jax.errors import at
 from deepseek_jax.files import as_path
 from deepseek_jax.recipes.distill.settings import DistillSettings, TaskSettings
-from deepseek_jax.training.lineage import Formerly, content_hash
+from deepseek_jax.training.lineage import content_hash
 from deepseek_jax.worlds.world import World, given_solution
 
 
@@ -118,16 +118,14 @@ def _of_world(name: str, task: TaskSettings, world: World, tasks: dict[str, Task
     )
 
 
-def texts_hash(settings: DistillSettings, digest: str | None, given: dict):
+def texts_hash(settings: DistillSettings, digest: str | None):
     """A hash that changes with the tasks' texts: of the settings, of digest (the teacher's answers) and of
-    the files' contents; for a TFDS dataset, of its dataset_info.json. given: the block tasks as config.json
-    has it, which records without a format hash.
+    the files' contents; for a TFDS dataset, of its dataset_info.json.
     """
     paths = [as_path(task.path) for task in settings.tasks.values() if task.path]
     files = [path / "dataset_info.json" if path.is_dir() else path for path in paths]
     contents = [content_hash(file.read_text(encoding="utf-8")) for file in files if file.is_file()]
-    more = [digest, settings.seed, contents]
-    return Formerly(content_hash([settings.tasks, *more]), content_hash([given, *more]))
+    return content_hash([settings.tasks, digest, settings.seed, contents])
 
 
 def mixed(sources, temperature: float):

@@ -34,7 +34,7 @@ from deepseek_jax.synthesis.generated import dataset_folder
 from deepseek_jax.synthesis.ngrams import Evaluation
 from deepseek_jax.synthesis.sift import write_sifted
 from deepseek_jax.synthesis.teacher import Teacher, check_opening
-from deepseek_jax.training.lineage import Formerly, as_given, run_stage
+from deepseek_jax.training.lineage import run_stage
 from deepseek_jax.training.run import Run
 from deepseek_jax.worlds.registry import find_questions, named_tokenizer, open_rewards
 
@@ -113,8 +113,7 @@ class _Asking:
             prompts = _prompts(self.settings, self.teacher.policy, examples)
             self.teacher.answer(folder, prompts, n=n, rewards=rewards)
 
-        given = as_given(self.run.folder, "reward_models")
-        sampling = _sampling(self.settings, n, rewards, given)
+        sampling = _sampling(self.settings, n, rewards)
         inputs = {"settings": sampling, "parent": self.parent}
         self.hashes[name] = run_stage(self.run.folder, name, inputs | {"data": examples}, make)
         return self.run.folder / name
@@ -214,16 +213,12 @@ def _loader(
     return load
 
 
-def _sampling(settings: GenerateSettings, n: int, rewards, reward_models: dict):
-    """The settings of a stage's samples for the lineage, besides the teacher and the questions.
-
-    reward_models: the config's block, which records without a format hash as it is.
-    """
+def _sampling(settings: GenerateSettings, n: int, rewards):
+    """The settings of a stage's samples for the lineage, besides the teacher and the questions."""
     data = settings.data
     shown = {"template": data.template, "opening": data.opening, "seed": settings.seed, "n": n}
     if rewards is not None:
-        models = Formerly(settings.reward_models, {n: dict(m) for n, m in reward_models.items()})
-        shown |= {"rewards": settings.rewards, "models": models}
+        shown |= {"rewards": settings.rewards, "models": settings.reward_models}
     return shown | {"sampling": settings.sampling, "chunk": settings.chunk_size}
 
 

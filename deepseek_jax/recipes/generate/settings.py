@@ -6,7 +6,6 @@ from deepseek_jax.errors import suggest
 from deepseek_jax.recipes.settings import PolicyRun
 from deepseek_jax.reinforce.model_rewards import ModelRewardSettings
 from deepseek_jax.reinforce.settings import RewardSettings
-from deepseek_jax.settings import added
 from deepseek_jax.synthesis.settings import (
     TOTAL,
     AskSettings,
@@ -30,7 +29,7 @@ class GenerateSettings(AskSettings, RewardSettings, PolicyRun):
     augment: AugmentSettings = AugmentSettings()
     reward_models: dict[str, ModelRewardSettings] = dataclasses.field(default_factory=dict)
     tokenizer: str | None = None
-    adapter: str | None = added(None)
+    adapter: str | None = None
 
     def __post_init__(self):
         super().__post_init__()

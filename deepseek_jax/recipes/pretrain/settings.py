@@ -20,7 +20,6 @@ from deepseek_jax.settings import (
     Seed,
     Several,
     Share,
-    added,
     build,
 )
 from deepseek_jax.training.schedule import pairs_of
@@ -50,8 +49,8 @@ class StageSettings(LoopSettings):
     save_every: Count = 500
     log_every: Count = 25
     eval_every: Count = 500
-    indexer_loss: Literal[tuple(INDEXER_LOSSES)] | None = added(None)
-    trains: Literal["all", "indexer"] = added("all")
+    indexer_loss: Literal[tuple(INDEXER_LOSSES)] | None = None
+    trains: Literal["all", "indexer"] = "all"
 
     def __post_init__(self):
         super().__post_init__()

@@ -19,7 +19,6 @@ from deepseek_jax.files import read_json
 from deepseek_jax.parallel.processes import first_process
 from deepseek_jax.recipes.r1.scores import FORMS
 from deepseek_jax.recipes.r1.settings import LAST_STAGES
-from deepseek_jax.training.lineage import as_given
 
 REPRODUCED, NOT_REPRODUCED = "reproduced", "not reproduced at this scale"
 HIGHER, LOWER = "higher", "lower"
@@ -186,7 +185,8 @@ def _last_stages(workdir: Path):
     """Those of LAST_STAGES that a run's config has; without a config, those that it has measured."""
     config = workdir / "config.json"
     if config.exists():
-        return [name for name in LAST_STAGES if as_given(workdir, name)]
+        given = read_json(config)
+        return [name for name in LAST_STAGES if given.get(name)]
     return [n for n in LAST_STAGES if (workdir / "measured" / n).exists()] or [LAST_STAGES[0]]
 
 

@@ -15,7 +15,7 @@ from deepseek_jax.recipes.settings import PolicyRun
 from deepseek_jax.recipes.sft.settings import FineTuneSettings
 from deepseek_jax.reinforce.settings import SCENARIOS, ReinforceSettings
 from deepseek_jax.rollout.policy import AnswerOptions
-from deepseek_jax.settings import Count, Natural, PositiveShare, Several, added
+from deepseek_jax.settings import Count, Natural, PositiveShare, Several
 from deepseek_jax.synthesis.settings import RejectionSettings
 from deepseek_jax.worlds.registry import find_world
 
@@ -40,7 +40,7 @@ class ConversationSettings:
     packing: ClassVar[bool] = True
     num_puzzles: Natural = 0
     num_requests: Natural = 0
-    readers: Count = added(1)
+    readers: Count = 1
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -65,7 +65,7 @@ class EvaluationSettings(AnswerOptions):
     num_puzzles: Several = 128
     num_requests: Several = 96
     samples: Count = 16
-    top_p: PositiveShare = added(1.0)
+    top_p: PositiveShare = 1.0
     slots: Count = 128
     shown_puzzles: Count = 12
     shown_requests: Count = 8

@@ -8,7 +8,7 @@ from deepseek_jax.data.packing import check_readers
 from deepseek_jax.data.preferences import RESPONSES
 from deepseek_jax.errors import at
 from deepseek_jax.recipes.settings import AdapterRun, PolicyRun
-from deepseek_jax.settings import Count, added
+from deepseek_jax.settings import Count
 from deepseek_jax.training.settings import RowSettings
 
 QUESTION_LINE = "{question}\n"
@@ -30,7 +30,7 @@ class DataSettings:
 class JudgeDataSettings(DataSettings):
     """The pairs that a judge learns to compare. readers: as in a pretrain config's data."""
 
-    readers: Count = added(1)
+    readers: Count = 1
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

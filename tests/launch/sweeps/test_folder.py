@@ -85,13 +85,11 @@ def test_another_sweep_is_refused_and_nothing_is_touched(folder):
     assert {path: path.read_bytes() for path in folder.path.iterdir()} == before
 
 
-def test_a_folder_that_is_no_sweeps_is_refused_and_an_older_sweeps_is_not(tmp_path):
-    """Oracle: the words a reader needs; complete.json alone, as earlier versions left it."""
+def test_a_folder_that_is_no_sweeps_is_refused(tmp_path):
+    """Oracle: the words a reader needs."""
     (tmp_path / "notes").write_text("mine")
     with pytest.raises(ValueError, match="is not empty and has no sweep.json"):
         Folder(tmp_path, IDENTITY).check()
-    (tmp_path / "complete.json").write_text("{}")
-    Folder(tmp_path, IDENTITY).check()
 
 
 def test_live_jobs_of_another_engine_are_left_to_it(folder):
