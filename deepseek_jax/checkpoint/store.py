@@ -129,8 +129,9 @@ class Store:
         abstract_state: the tree of arrays, or ShapeDtypeStructs with shardings, that "state" must
         be; the shardings decide where the arrays go, whatever mesh they were saved from.
         Raises ValueError for a step that is not there, as damage.digests_in does, and for a state of another
-        tree, shape or dtype: it names the first path that differs. Raises DamagedCheckpoint, on all processes, where a file
-        cannot be read on one of them, and where an array is not what was saved: it names the array.
+        tree, shape or dtype: it names the first path that differs. Raises DamagedCheckpoint, on all
+        processes, where a file cannot be read on one of them, and where an array is not what was saved: it
+        names the array.
         """
         # A save still under way is not in the list
         self.wait()
