@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from deepseek_jax.distill import taught, teachers
 from deepseek_jax.distill.taught import jitted_update, learn_from_teachers
 from deepseek_jax.distill.teacher_checks import check_questions, check_rows, check_teacher
 from deepseek_jax.distill.teacher_settings import TaughtSettings, TeacherSettings
@@ -17,7 +18,6 @@ from deepseek_jax.errors import BrokenTerm, SamplerApart
 from deepseek_jax.models import forward, random_params
 from deepseek_jax.parallel import make_mesh
 from deepseek_jax.parallel.shard import on_device, put_share
-from deepseek_jax.reinforce import taught, teachers
 from deepseek_jax.reinforce.batch import completion_batch, totals
 from deepseek_jax.rollout import Policy
 from deepseek_jax.settings import build
