@@ -7,7 +7,6 @@ from these (arXiv:2606.19348). So the devices hold one body or one head at a tim
 
 import dataclasses
 import functools
-import time
 
 import grain
 import jax
@@ -15,14 +14,15 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from deepseek_jax.costs.program import GENERATION, STEP, TOKEN_RATE, TRAINING
 from deepseek_jax.distill.teacher_settings import TaughtSettings, TeacherSettings
 from deepseek_jax.losses.completions import completion_states
 from deepseek_jax.models import ModelConfig, head_weight
 from deepseek_jax.models.reward import decoder_params
 from deepseek_jax.parallel.host_memory import return_freed_memory
 from deepseek_jax.parallel.shard import batch_sharding, on_device, put_share
-from deepseek_jax.reinforce.batch import BUCKET, completion_batch, totals
+from deepseek_jax.reinforce.batch import completion_batch, row_multiple, totals
+from deepseek_jax.reinforce.groups import completion_groups
+from deepseek_jax.reinforce.metrics import StepRecord
 from deepseek_jax.reinforce.sampler import Sampler, named
 from deepseek_jax.rollout.policy import Answers, Policy
 from deepseek_jax.training.state import in_memory
@@ -67,12 +67,13 @@ def jitted_states(config: ModelConfig, mesh: Mesh):
     return jax.jit(states, out_shardings=batch_sharding(mesh))
 
 
-class TeacherSource(Sampler):
+class TeacherSource:
     """Each step: completions that the student samples, sorted by teacher, with each teacher's hidden states.
 
     policy: the student's; its own params are not read. teachers: name -> Teacher. questions: task -> examples
     with prompt_ids, asked without end: each once an epoch, in an order set by settings.seed and new each
-    epoch. positions: the questions of each task so far, which is the whole state.
+    epoch. positions: the questions of each task so far, which is the whole state. record: the StepRecord of
+    the latest step.
     """
 
     def __init__(
@@ -84,8 +85,8 @@ class TeacherSource(Sampler):
         mesh: Mesh,
         folder=None,
     ):
-        super().__init__(policy, settings, folder)
-        self.teachers, self.mesh = teachers, mesh
+        self.settings, self.teachers, self.mesh = settings, teachers, mesh
+        self.sampler = Sampler(policy, settings, folder)
         self.questions = {
             task: grain.MapDataset.source(questions[task]).shuffle(settings.seed).repeat()
             for task in settings.prompts_per_step
@@ -93,12 +94,11 @@ class TeacherSource(Sampler):
         self.positions = dict.fromkeys(self.questions, 0)
         # Teachers of one architecture share their compiled programs
         self.states = functools.cache(lambda config: jitted_states(config, mesh))
-        # When the latest step began, and when the teachers had read its samples; the tokens that it learns
-        self.began, self.read, self.tokens = 0.0, 0.0, 0.0
+        self.record = StepRecord(mesh)
 
     def get_state(self):
         """What set_state resumes from, as JSON can hold it."""
-        self.forget()
+        self.sampler.forget()
         return {"positions": dict(self.positions)}
 
     def set_state(self, state):
@@ -109,33 +109,28 @@ class TeacherSource(Sampler):
         """Sample, and let each teacher read its samples: -> ([{teacher's name: batch}], metrics).
 
         The one batch is for taught.TeachersUpdate. teacher_seconds: for the teachers' parameters to come and
-        their forward passes. The other times are those of groups.GroupSource.
+        their forward passes. The other times and counts are those of StepRecord.
         """
         # Updates are dispatched asynchronously: the previous step's may not have ended
         jax.block_until_ready(state.params)
         return_freed_memory()
-        self.began = time.perf_counter()
+        record = self.record = StepRecord(self.mesh)
         examples = self._take()
-        answers, counts = self._sampled(state.model, examples, step, 0)
+        answers, counts = self.sampler.answer(state.model, examples, step)
+        record.add(counts)
         # The memory of KV caches and decoding weights
         return_freed_memory()
-        sampled = time.perf_counter()
-        groups = by_teacher(completion_groups(examples, answers), self.settings.teachers)
-        temperature = self.settings.rollout.temperature_at(step)
-        batch = {name: self._read(name, own, temperature) for name, own in groups.items()}
-        self.read = time.perf_counter()
-        self.tokens = float(counts["sampled_tokens"])
-        metrics = {name: float(count) for name, count in counts.items()}
-        metrics["rollout_tokens_per_second"] = self.tokens / counts[GENERATION]
-        metrics |= {"teacher_seconds": self.read - sampled, "tokens": self.tokens}
-        return [batch], metrics | describe_by_teacher(groups)
+        with record.timed("teacher_seconds"):
+            groups = by_teacher(task_groups(examples, answers), self.settings.teachers)
+            temperature = self.settings.rollout.temperature_at(step)
+            batch = {name: self._read(name, own, temperature) for name, own in groups.items()}
+        record.begin_training()
+        record.tokens = counts["sampled_tokens"]
+        return [batch], record.of_samples() | describe_by_teacher(groups)
 
     def of_updates(self):
-        """Metrics of the latest step, whose update has ended, see groups.GroupSource.of_updates."""
-        now = time.perf_counter()
-        step = now - self.began
-        rate = self.tokens / step / self.mesh.size
-        return {TRAINING: now - self.read, STEP: step, TOKEN_RATE: rate}
+        """Metrics of the latest step, whose update has ended: StepRecord.of_updates."""
+        return self.record.of_updates()
 
     def _take(self):
         """The next questions of every task, with their task."""
@@ -152,9 +147,7 @@ class TeacherSource(Sampler):
     def _read(self, name: str, groups: list, temperature: float):
         """The batch of a teacher's groups, with its hidden states. Its body is gone when this returns."""
         teacher, shared = self.teachers[name], self.settings.shares_prompts()
-        # A row's tokens split over the devices of its context
-        multiple = BUCKET * self.mesh.shape["context"]
-        rows = completion_batch(groups, shared=shared, multiple=multiple)
+        rows = completion_batch(groups, shared=shared, multiple=row_multiple(self.mesh))
         weight = self.settings.teachers[name].weight
         scalars = {"temperature": np.float32(temperature), "weight": np.float32(weight)}
         batch = put_share(self.mesh, rows | totals(rows) | scalars)
@@ -171,22 +164,10 @@ def for_teacher(batch):
     return {name: batch[name] for name in names}
 
 
-def completion_groups(examples, answers: Answers):
-    """One dict per example: its prompt and task, and its completions' rows."""
-    groups, n, rollout = [], answers.n, answers.rollout
-    for index, example in enumerate(examples):
-        rows = slice(index * n, (index + 1) * n)
-        groups.append(
-            {
-                "prompt_ids": example["prompt_ids"],
-                "task": example["task"],
-                "ids": rollout.completion_ids[rows],
-                "mask": rollout.completion_mask[rows],
-                "logprobs": rollout.sampler_logprobs[rows],
-                "truncated": rollout.truncated[rows],
-            }
-        )
-    return groups
+def task_groups(examples, answers: Answers):
+    """The groups of groups.completion_groups, each with its question's task."""
+    pairs = zip(completion_groups(examples, answers), examples, strict=True)
+    return [group | {"task": example["task"]} for group, example in pairs]
 
 
 def by_teacher(groups: list, teachers: dict[str, TeacherSettings]):

@@ -1,4 +1,6 @@
-"""The batch of an update: groups of completions as arrays of few shapes."""
+"""The batches of updates: groups of completions as arrays of few shapes, on the mesh."""
+
+from typing import NamedTuple
 
 import numpy as np
 from jax.sharding import Mesh
@@ -6,8 +8,8 @@ from jax.sharding import Mesh
 from deepseek_jax.costs.flops import training_flops
 from deepseek_jax.data.batches import abstract_batch
 from deepseek_jax.errors import BrokenTerm
-from deepseek_jax.losses.advantages import group_advantages
 from deepseek_jax.models import ModelConfig
+from deepseek_jax.parallel.shard import put_share
 from deepseek_jax.reinforce.degenerate import all_equal
 from deepseek_jax.reinforce.settings import ReinforceSettings
 
@@ -22,32 +24,57 @@ COMPLETIONS = {
 }
 
 
+class RowLengths(NamedTuple):
+    """The lengths of all rows of a step's minibatches. prompts: int[p], the tokens of each prompt.
+    completions: int[b], those of each completion that are learned; b / p adjacent ones have one prompt.
+    """
+
+    prompts: np.ndarray
+    completions: np.ndarray
+
+
+def update_batches(groups, advantages, settings: ReinforceSettings, mesh: Mesh, step: int):
+    """Put a step's minibatches on the mesh: -> (list of batches, their RowLengths). groups, advantages: as in
+    group_batch.
+    """
+    batch = group_batch(
+        groups,
+        advantages,
+        shared=settings.shares_prompts(),
+        multiple=row_multiple(mesh),
+        kl_weights=settings.kl_weights,
+        rows=settings.keeps(),
+    )
+    lengths = RowLengths(batch["prompt_mask"].sum(1), batch["completion_mask"].sum(1))
+    temperature = settings.rollout.temperature_at(step)
+    return put_minibatches(batch, mesh, settings.minibatches, temperature), lengths
+
+
 def group_batch(
     groups,
+    advantages,
     *,
-    normalize_std: bool,
     shared: bool = True,
     multiple: int = BUCKET,
     kl_weights=None,
     rows: bool = False,
 ):
-    """Build the batch that losses.grpo_loss takes, numpy arrays, from the groups of grpo.make_groups.
+    """Build the batch that losses.grpo_loss takes, numpy arrays, from groups of groups.make_groups.
 
-    Completions of a group are adjacent. shared: a prompt stands once for its group; else once for each of its
-    completions, see losses.completions. Lengths are multiples of `multiple`; where prompts are not shared,
-    and rows are long, by powers of two. A completion whose reward failed (NaN) is masked out of the loss.
-    normalize_std: see losses.group_advantages. kl_weights: scenario -> kl_weight of its completions. Groups
-    with `stale`, of reinforce.stragglers, make stale_mask. rows: add prompt_rows int32[p] and completion_rows
-    int32[b], where these stand in their rollout.
+    Completions of a group are adjacent. advantages: float32[b], of losses.group_advantages. shared: a prompt
+    stands once for its group; else once for each of its completions, see losses.completions. Lengths are
+    multiples of `multiple`; where prompts are not shared, and rows are long, by powers of two. A completion
+    whose reward failed (NaN) is masked out of the loss. kl_weights: scenario -> kl_weight of its completions.
+    Groups with `stale`, of reinforce.stragglers, make stale_mask. rows: add prompt_rows int32[p] and
+    completion_rows int32[b], where these stand in their rollout. Raises BrokenTerm as check_advantages.
     """
+    advantages = np.asarray(advantages)
+    check_advantages(groups, advantages)
     rewards = np.concatenate([group["rewards"] for group in groups])
     group_size = len(rewards) // len(groups)
-    advantages = group_advantages(rewards, group_size=group_size, normalize_std=normalize_std)
-    check_advantages(groups, np.asarray(advantages))
     batch = completion_batch(groups, shared=shared, multiple=multiple)
     batch["completion_mask"] &= ~np.isnan(rewards)[:, None]
-    batch["advantages"] = np.asarray(advantages)
-    t = batch["completion_ids"].shape[1]
+    batch["advantages"] = advantages
     if rows:
         first = np.int32([group["row"] for group in groups])
         batch["prompt_rows"] = np.repeat(first, 1 if shared else group_size)
@@ -57,6 +84,7 @@ def group_batch(
         batch["kl_weight"] = np.repeat(np.float32(own), group_size)
     if "stale" in groups[0]:
         stale = np.concatenate([group["stale"] for group in groups])
+        t = batch["completion_ids"].shape[1]
         batch["stale_mask"] = batch["completion_mask"] & (np.arange(t) < stale[:, None])
     return batch | totals(batch)
 
@@ -96,6 +124,30 @@ def check_advantages(groups, advantages):
             )
 
 
+def put_minibatches(batch, mesh: Mesh, parts: int, temperature: float):
+    """Cut a batch into minibatches, each with its own totals and the sampling temperature, and put them on
+    the mesh. Every process has the whole batch.
+    """
+    sampled_at = {"temperature": np.float32(temperature)}
+    # A minibatch is one update, so the divisors of its loss are its own totals
+    return [put_share(mesh, part | totals(part) | sampled_at) for part in split(batch, parts)]
+
+
+def split(batch, parts: int):
+    """Cut a batch into consecutive rows, equal shares of prompts and of completions: groups stay whole."""
+    pieces = {name: np.split(array, parts) for name, array in batch.items() if array.ndim}
+    return [{name: piece[i] for name, piece in pieces.items()} for i in range(parts)]
+
+
+def totals(batch):
+    """The divisors of the loss."""
+    mask = batch["completion_mask"]
+    counts = {"num_tokens": mask.sum(), "num_completions": mask.any(1).sum()}
+    if "stale_mask" in batch:
+        counts["num_stale"] = batch["stale_mask"].sum()
+    return {name: np.float32(count) for name, count in counts.items()}
+
+
 def abstract_batch_of(settings: ReinforceSettings, config: ModelConfig, mesh: Mesh):
     """The largest batch of an update as ShapeDtypeStructs with shardings. Shared prompts count once."""
     completions = settings.prompts_per_step // settings.minibatches * settings.group_size
@@ -125,7 +177,7 @@ def longest_row(settings, mesh: Mesh):
     """The columns (of prompts, of completions) of the longest batch. settings: has rollout and
     shares_prompts().
     """
-    multiple = BUCKET * mesh.shape["context"]
+    multiple = row_multiple(mesh)
     size = bucket if settings.shares_prompts() else _power_of_two
     rollout = settings.rollout
     return size(rollout.max_prompt_length, multiple), size(rollout.longest(), multiple)
@@ -152,25 +204,27 @@ def update_flops(config: ModelConfig, prompts, completions, frozen: bool = False
     return tokens * training_flops(config, keys / tokens, frozen=frozen)
 
 
+def step_flops(settings: ReinforceSettings, config: ModelConfig, lengths: RowLengths, frozen: bool):
+    """The FLOPs that a step's updates need, and before them the log-probabilities of the old policy and the
+    reference. frozen: as in update_flops.
+    """
+    update = update_flops(config, *lengths, frozen=frozen)
+    # A forward pass is a third of an update of all weights
+    score = update_flops(config, *lengths) / 3
+    scored = (settings.minibatches * settings.epochs > 1) + (settings.loss.kl_coef > 0)
+    return settings.epochs * update + scored * score
+
+
 def _fitted(arrays, t):
     """Join arrays [b t] along the first axis, cut or padded to t columns. What is cut off is padding."""
     joined = np.concatenate(arrays)[:, :t]
     return np.pad(joined, ((0, 0), (0, t - joined.shape[1])))
 
 
-def totals(batch):
-    """The divisors of the loss."""
-    mask = batch["completion_mask"]
-    counts = {"num_tokens": mask.sum(), "num_completions": mask.any(1).sum()}
-    if "stale_mask" in batch:
-        counts["num_stale"] = batch["stale_mask"].sum()
-    return {name: np.float32(count) for name, count in counts.items()}
-
-
-def split(batch, parts: int):
-    """Cut a batch into consecutive rows, equal shares of prompts and of completions: groups stay whole."""
-    pieces = {name: np.split(array, parts) for name, array in batch.items() if array.ndim}
-    return [{name: piece[i] for name, piece in pieces.items()} for i in range(parts)]
+def row_multiple(mesh: Mesh):
+    """What the lengths of an update's rows are multiples of."""
+    # A row's tokens split over the devices of its context
+    return BUCKET * mesh.shape["context"]
 
 
 def bucket(length, multiple: int = BUCKET):

@@ -11,7 +11,6 @@ from deepseek_jax.reinforce.groups import GroupSource
 from deepseek_jax.reinforce.idle import IdleUpdates, check_reference
 from deepseek_jax.reinforce.scenarios import ScenarioRewards
 from deepseek_jax.reinforce.settings import ReinforceSettings
-from deepseek_jax.reinforce.stragglers import StragglerSource
 from deepseek_jax.reinforce.update import (
     LARGEST_MEAN_GAP,
     as_reference,
@@ -50,8 +49,7 @@ def reinforce(
         # It follows the policy, so it is part of the state, and checkpoints have it
         saved = as_reference(settings, params)
     folder = run.folder.with_name(f"{run.folder.name}_rollouts")
-    kind = StragglerSource if settings.extra_prompts else GroupSource
-    source = kind(policy, questions, rewards, settings, run.mesh, frozen, general, folder)
+    source = GroupSource(policy, questions, rewards, settings, run.mesh, frozen, general, folder)
     state = create(params).replace(reference=saved)
     checks = Checks(
         limits=sampler_limits(policy.config),

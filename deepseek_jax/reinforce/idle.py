@@ -38,8 +38,7 @@ class IdleUpdates:
                 )
 
     def _faults(self, line):
-        referred, sampled = self.source.referred, self.source.sampled_by
-        if line.get("kl") == 0 and referred is not None and referred != sampled:
+        if line.get("kl") == 0 and self.source.has_moved:
             kl_coef = self.settings.loss.kl_coef
             yield (
                 "kl",

@@ -1,10 +1,76 @@
-"""What is logged of a step's rollouts."""
+"""What is logged of a step: its groups, its times and its counts."""
+
+import contextlib
+import time
+from collections import Counter
 
 import numpy as np
+from jax.sharding import Mesh
+
+from deepseek_jax.costs.chips import peak_of
+from deepseek_jax.costs.program import GENERATION, STEP, TOKEN_RATE, TRAINING
+from deepseek_jax.reinforce.degenerate import all_equal
+
+
+class StepRecord:
+    """The times and counts of a step that samples and learns, from now on, and the metrics that they make.
+
+    counts: by the names of metrics. Summed over the step's sampling rounds: weight_sync_time, seconds until
+    the parameters had the form for decoding; exposed_generation_time, those of the rest of the rollout, for
+    all of which the update waits; sampled_tokens; prefilled_positions, of the engine's padded prompts, one
+    prompt for its whole group; reward_seconds, for the rewards; reward_errors. tokens: those that the step
+    learns, in each of its epochs. flops: what its updates need; None where they are not counted.
+    """
+
+    def __init__(self, mesh: Mesh):
+        self.mesh, self.counts = mesh, Counter()
+        self.tokens, self.epochs, self.flops = 0.0, 1, None
+        self.began = self.training_began = time.perf_counter()
+
+    def add(self, counts: dict):
+        """Add counts to those of the step."""
+        self.counts.update(counts)
+
+    @contextlib.contextmanager
+    def timed(self, name: str):
+        """Add the seconds within this context to the counts."""
+        began = time.perf_counter()
+        yield
+        self.add({name: time.perf_counter() - began})
+
+    def begin_training(self):
+        """Note that the samples of the step are ready to learn from."""
+        self.training_began = time.perf_counter()
+
+    def of_samples(self):
+        """The metrics that are known before the updates: the counts, tokens and rollout_tokens_per_second."""
+        rate = self.counts["sampled_tokens"] / self.counts[GENERATION]
+        numbers = {**self.counts, "tokens": self.tokens, "rollout_tokens_per_second": rate}
+        return {name: float(number) for name, number in numbers.items()}
+
+    def of_updates(self):
+        """Metrics of the step, whose updates have ended.
+
+        policy_training_time: seconds from begin_training to here, for log-probabilities of the old policy and
+        the reference, and for the updates. train_step_time: seconds of the whole step: weight_sync_time,
+        exposed_generation_time, reward_seconds and policy_training_time, and little else.
+        valid_tokens_per_sec_per_gpu: the learned tokens by the whole step, for each device. Where FLOPs are
+        counted, update_tokens_per_second, a token counting once per epoch, and, on devices whose speed
+        costs.chips knows, update_mfu follow from policy_training_time.
+        """
+        now = time.perf_counter()
+        training, step = now - self.training_began, now - self.began
+        rate = self.tokens / step / self.mesh.size
+        metrics = {TRAINING: training, STEP: step, TOKEN_RATE: rate}
+        if self.flops is not None:
+            metrics["update_tokens_per_second"] = self.epochs * self.tokens / training
+            if (peak := peak_of(self.mesh.devices.ravel())) is not None:
+                metrics["update_mfu"] = self.flops / (training * peak)
+        return metrics
 
 
 def describe(groups: list, accuracy: str):
-    """Metrics of groups of grpo.make_groups. accuracy: the reward that decides whether an answer is right.
+    """Metrics of groups of groups.make_groups. accuracy: the reward that decides whether an answer is right.
 
     The means skip rewards that failed (NaN). Groups that were asked with an effort have some of their own.
     """
@@ -13,6 +79,7 @@ def describe(groups: list, accuracy: str):
     metrics = {
         "reward": np.nanmean(rewards),
         "reward_group_std": np.nanmean([_std(row) for row in rewards]),
+        "all_equal_share": np.mean([all_equal(row) for row in rewards]),
         "completion_length": lengths.mean(),
         "completion_length_max": lengths.max(),
         "truncated_share": np.mean([group["truncated"] for group in groups]),

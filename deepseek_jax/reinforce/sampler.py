@@ -31,64 +31,42 @@ class Sampler:
 
     policy: its own params are not read. settings: has seed, rollout, group_size and keep_routing. folder:
     takes the completions of long rollouts as they end, so that a run that is killed in one resumes in it.
+    sampled_by: the fingerprint of the parameters that sampled last; 0 for unknown. kept: a rollout.kept.Kept
+    of the latest rollout.
     """
 
     def __init__(self, policy: Policy, settings, folder: Path | None):
         self.policy, self.settings, self.folder = policy, settings, folder
         self.fingerprint = jax.jit(fingerprint)
-        # Of the parameters that sampled last; 0 for unknown
-        self.sampled_by = 0
-        # Of the latest rollout, a rollout.kept.Kept
-        self.kept = None
+        self.sampled_by, self.kept = 0, None
 
-    def forget(self):
-        """Remove what long rollouts wrote: after a checkpoint it has no use."""
-        if self.folder is not None and first_process():
-            remove_folder(self.folder)
+    def answer(self, params, examples, step: int, number: int = 0, log: RolloutLog | None = None):
+        """Answer the examples in one sampling round of a step: -> (Answers, counts to sum over its rounds).
 
-    def _sampled(self, params, examples, step, number):
-        """Answer the examples in one sampling round of a step: -> (Answers, metrics to sum)."""
-        policy = self._at(params)
-        log = self._log(step, number)
-        answers, sampled = self._answer(policy, examples, step, number, log)
-        # The rest of a long rollout, in case the run is killed in the update
-        if log is not None and log.path.exists():
-            log.write()
-        return answers, sampled
-
-    def _at(self, params):
-        """The policy with these parameters, whose fingerprint is the last that sampled."""
-        policy = self.policy.at(params)
-        self.sampled_by = int(self.fingerprint(policy.params))
-        return policy
-
-    def _log(self, step, number):
-        """Where a round's completions are written as they end; None without a folder, and where an update
-        needs their candidates, which are on the devices alone.
+        number: of the round. log: has what earlier steps sampled of these completions; None for a rollout
+        that a step begins, which continues where a killed run was in it. The counts have the names and the
+        meanings of metrics.StepRecord.
         """
-        if self.folder is None or self.settings.rollout.truncates():
-            return None
-        # The name has the parameters too: a run that resumes after a change must not take over others'
-        path = self.folder / f"{step}_{number}_{self.sampled_by:08x}.jsonl"
-        return SampleLog(path, writes=first_process(), every=SECONDS_BETWEEN_WRITES)
-
-    @named("generation")
-    def _answer(self, policy, examples, step, number, log):
-        """As _sampled, with a policy and a RolloutLog or None."""
-        # From seed, step and round alone, so that a resumed run samples what an uninterrupted one samples
-        settings, entropy = self.settings, [self.settings.seed, step, number]
-        log = RolloutLog() if log is None else log
+        policy, settings = self.policy.at(params), self.settings
+        self.sampled_by = int(self.fingerprint(policy.params))
+        log = self._log(step, number) if log is None else log
         log.keeps_routing = settings.keep_routing
         log.keeps_candidates = settings.rollout.truncates()
+        # From seed, step and round alone, so that a resumed run samples what an uninterrupted one samples
+        entropy = np.random.SeedSequence([settings.seed, step, number])
         began = time.perf_counter()
-        answers = policy.answer(
-            examples,
-            settings.rollout.at(step),
-            n=settings.group_size,
-            seed=int(np.random.SeedSequence(entropy).generate_state(1)[0] >> 1),
-            log=log,
-        )
+        with jax.profiler.TraceAnnotation("generation"):
+            answers = policy.answer(
+                examples,
+                settings.rollout.at(step),
+                n=settings.group_size,
+                seed=int(entropy.generate_state(1)[0] >> 1),
+                log=log,
+            )
         seconds, self.kept = time.perf_counter() - began, log.kept
+        # The rest of a long rollout, in case the run is killed in the update
+        if isinstance(log, SampleLog) and log.path.exists():
+            log.write()
         longest = max(len(example["prompt_ids"]) for example in examples)
         return answers, {
             SYNC: log.weight_sync_seconds,
@@ -96,3 +74,18 @@ class Sampler:
             "sampled_tokens": answers.rollout.completion_mask.sum(),
             "prefilled_positions": len(examples) * bucket(longest, PROMPT_BUCKET),
         }
+
+    def forget(self):
+        """Remove what long rollouts wrote: after a checkpoint it has no use."""
+        if self.folder is not None and first_process():
+            remove_folder(self.folder)
+
+    def _log(self, step, number):
+        """Where a round's completions are written as they end. Nowhere without a folder, and where an update
+        needs their candidates, which are on the devices alone.
+        """
+        if self.folder is None or self.settings.rollout.truncates():
+            return RolloutLog()
+        # The name has the parameters too: a run that resumes after a change must not take over others'
+        path = self.folder / f"{step}_{number}_{self.sampled_by:08x}.jsonl"
+        return SampleLog(path, writes=first_process(), every=SECONDS_BETWEEN_WRITES)

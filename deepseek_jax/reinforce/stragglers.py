@@ -15,12 +15,12 @@ Two biases remain, and both are logged.
 """
 
 import dataclasses
-from collections import Counter
 
 import numpy as np
 
 from deepseek_jax.reinforce.batch import bucket
-from deepseek_jax.reinforce.groups import GroupSource
+from deepseek_jax.reinforce.sampler import Sampler
+from deepseek_jax.reinforce.settings import ReinforceSettings
 from deepseek_jax.rollout.completions import Rollout, RolloutLog, line_of
 from deepseek_jax.rollout.requests import PROMPT_BUCKET
 
@@ -76,53 +76,60 @@ class UnderWay(RolloutLog):
         ]
 
 
-class StragglerSource(GroupSource):
-    """A GroupSource whose steps leave settings.extra_prompts groups, at most, to the next step."""
+class LateAnswers:
+    """The groups that a step leaves to the next, settings.extra_prompts at most.
 
-    def __init__(self, *arguments):
-        super().__init__(*arguments)
-        self.carried = []
+    questions: number -> example with prompt_ids. carried: the groups for the next step, [Open]. taken: those
+    of the latest step, as they were before it, [Open].
+    """
+
+    def __init__(self, sampler: Sampler, questions, settings: ReinforceSettings):
+        self.sampler, self.questions, self.settings = sampler, questions, settings
+        self.carried, self.taken = [], []
 
     def get_state(self):
-        """The questions asked so far, and the groups that are carried into the next step."""
-        return super().get_state() | {"carried": [dataclasses.asdict(g) for g in self.carried]}
+        """What set_state resumes from, as JSON can hold it."""
+        return {"carried": [dataclasses.asdict(group) for group in self.carried]}
 
     def set_state(self, state):
-        """Resume with the questions and the groups of get_state."""
-        super().set_state(state)
+        """Resume with the groups of get_state."""
         self.carried = [Open(**group) for group in state["carried"]]
 
-    def _sample(self, params, step: int):
-        """The groups that are complete first, prompts_per_step of them in the order in which they were asked,
-        each with `stale`, int[n], how many tokens of its completions earlier parameters sampled:
-        -> (groups, the same, metrics).
+    def room(self):
+        """How many questions join the carried ones in the next step."""
+        settings = self.settings
+        return settings.prompts_per_step + settings.extra_prompts - len(self.carried)
+
+    def answer(self, params, numbers: range, step: int):
+        """Continue the carried groups, and ask the questions of these numbers: -> (examples, their Answers,
+        counts of the step), of the groups that are complete first, prompts_per_step of them in the order in
+        which they were asked.
         """
         wanted, n = self.settings.prompts_per_step, self.settings.group_size
-        new = wanted + self.settings.extra_prompts - len(self.carried)
-        start, self.position = self.position, self.position + new
         nothing = dict(ids=[], logprobs=[], finished=False, ended=False)
-        asked = [Open(index, step, [nothing] * n) for index in range(start, self.position)]
-        before = [*self.carried, *asked]
+        before = [*self.carried, *(Open(number, step, [nothing] * n) for number in numbers)]
         examples = [self.questions[group.index] for group in before]
         under_way = UnderWay(before, wanted)
-        answers, counts = self._answer(self._at(params), examples, step, 0, under_way)
+        answers, counts = self.sampler.answer(params, examples, step, log=under_way)
         after = under_way.after(answers.rollout)
         taken = [i for i, group in enumerate(after) if group.is_complete][:wanted]
         self.carried = [group for i, group in enumerate(after) if i not in taken]
-
-        groups, scored = self._scored([examples[i] for i in taken], answers.of(taken), step)
-        for group, i in zip(groups, taken, strict=True):
-            group["stale"] = before[i].lengths()
-        stale = sum(group["stale"].sum() for group in groups)
-        counts = Counter(counts | scored)
+        self.taken = [before[i] for i in taken]
         # Of this step alone
         counts["sampled_tokens"] -= sum(group.lengths().sum() for group in before)
         counts["prefilled_positions"] += sum(
             bucket(len(examples[row // n]["prompt_ids"]) + len(ids), PROMPT_BUCKET)
             for row, (ids, _) in under_way.begun.items()
         )
-        metrics = self._of_rounds(groups, counts)
-        metrics["groups_carried"] = float(len(self.carried))
-        metrics["carried_steps_max"] = float(max(step - before[i].asked for i in taken))
-        metrics["stale_share"] = stale / sum(group["mask"].sum() for group in groups)
-        return groups, groups, metrics
+        answers, stale = answers.of(taken), sum(group.lengths().sum() for group in self.taken)
+        counts["groups_carried"] = len(self.carried)
+        counts["carried_steps_max"] = max(step - group.asked for group in self.taken)
+        counts["stale_share"] = stale / answers.rollout.completion_mask.sum()
+        return [examples[i] for i in taken], answers, counts
+
+    def marked(self, groups: list):
+        """The groups of the latest answers, each with `stale`, int[n]: how many tokens of its completions
+        earlier parameters sampled.
+        """
+        pairs = zip(groups, self.taken, strict=True)
+        return [group | {"stale": before.lengths()} for group, before in pairs]

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from deepseek_jax.distill import taught, teachers
 from deepseek_jax.distill.taught import jitted_update, learn_from_teachers
 from deepseek_jax.distill.teacher_checks import check_questions, check_rows, check_teacher
 from deepseek_jax.distill.teacher_settings import TaughtSettings, TeacherSettings
@@ -17,8 +18,8 @@ from deepseek_jax.errors import BrokenTerm, SamplerApart
 from deepseek_jax.models import forward, random_params
 from deepseek_jax.parallel import make_mesh
 from deepseek_jax.parallel.shard import on_device, put_share
-from deepseek_jax.reinforce import taught, teachers
 from deepseek_jax.reinforce.batch import completion_batch, totals
+from deepseek_jax.reinforce.sampler import Sampler
 from deepseek_jax.rollout import Policy
 from deepseek_jax.settings import build
 from deepseek_jax.training.metrics import read_metrics
@@ -310,12 +311,12 @@ def test_a_teacher_that_is_the_student_is_named(tmp_path):
 @pytest.mark.slow
 def test_samples_of_another_policy_end_the_run(tmp_path, monkeypatch):
     """Oracle: the limit of rounding; the sampler has other parameters than the student."""
-    sampled, other = TeacherSource._sampled, policy(STUDENT, 5).params
+    answer, other = Sampler.answer, policy(STUDENT, 5).params
 
     def elsewhere(self, params, *arguments):
-        return sampled(self, other, *arguments)
+        return answer(self, other, *arguments)
 
-    monkeypatch.setattr(TeacherSource, "_sampled", elsewhere)
+    monkeypatch.setattr(Sampler, "answer", elsewhere)
     with pytest.raises(SamplerApart, match="sampler_gap_mean"):
         trained(tmp_path)
 

@@ -16,6 +16,7 @@ from tests.tiny import CONFIGS
 
 PROMPTS = [5, 6, 7], [8] * 20
 LENGTHS = [3, 40], [7, 1]
+ADVANTAGES = np.float32([-0.5, 0.5, -0.5, 0.5])
 
 
 def groups():
@@ -36,7 +37,7 @@ def test_a_prompt_stands_once_for_its_group_or_once_for_each_completion():
     longest has 40 tokens, and the same advantages. 48 and 64 are the next multiple of 16 and power of two;
     for the prompts both are 32.
     """
-    batches = [group_batch(groups(), shared=s, normalize_std=True) for s in (True, False)]
+    batches = [group_batch(groups(), ADVANTAGES, shared=shared) for shared in (True, False)]
     for batch, rows, t in zip(batches, (2, 4), (48, 64), strict=True):
         assert batch["prompt_ids"].shape == batch["prompt_mask"].shape == (rows, 32)
         for row, (ids, mask) in enumerate(
@@ -49,12 +50,12 @@ def test_a_prompt_stands_once_for_its_group_or_once_for_each_completion():
             np.testing.assert_array_equal(batch[name][:, :48], whole[:, :48])
             assert not batch[name][:, 48:].any()
         assert batch["num_tokens"] == 51 and batch["num_completions"] == 4
-    np.testing.assert_array_equal(batches[0]["advantages"], batches[1]["advantages"])
+        np.testing.assert_array_equal(batch["advantages"], ADVANTAGES)
 
 
 def test_rows_of_one_completion_split_over_the_context():
     """Oracle: by hand: multiples of 16 x 3 times a power of two."""
-    batch = group_batch(groups(), shared=False, multiple=48, normalize_std=True)
+    batch = group_batch(groups(), ADVANTAGES, shared=False, multiple=48)
     assert batch["prompt_ids"].shape[1] == 48 and batch["completion_ids"].shape[1] == 48
     first, second = split(batch, 2)
     assert len(first["prompt_ids"]) == len(first["completion_ids"]) == 2
@@ -65,9 +66,9 @@ def test_the_kl_has_a_weight_by_scenario():
     """Oracle: by hand: 0.5 for both completions of the general question, 1 where none is given."""
     reasoning, general = groups()
     both = [reasoning | {"scenario": "reasoning"}, general | {"scenario": "general"}]
-    batch = group_batch(both, normalize_std=False, kl_weights={"general": 0.5})
+    batch = group_batch(both, ADVANTAGES, kl_weights={"general": 0.5})
     np.testing.assert_array_equal(batch["kl_weight"], np.float32([1, 1, 0.5, 0.5]))
-    assert "kl_weight" not in group_batch(both, normalize_std=False)
+    assert "kl_weight" not in group_batch(both, ADVANTAGES)
 
 
 GENERAL = dict(num_steps=1, per_step=1, rewards={"correct": 1.0}, path="general.jsonl")

@@ -88,7 +88,7 @@ def test_a_group_shares_its_effort_and_pays_its_price(state, monkeypatch):
     """
     monkeypatch.setitem(scoring.RULES, "correct", scoring.Rule(by_length))
     source = make_source(questions=ASKED, prompts_per_step=6, effort=FIELDS)
-    groups, sampled, _ = source._sample(state.params, 0)
+    groups, _ = source._sample(state.params, 0)
     assert len({group["effort"] for group in groups}) > 1
     for group in groups:
         assert TOKENIZER.decode(group["prompt_ids"]).startswith(f"{group['effort']}; What")
@@ -114,7 +114,7 @@ def test_a_source_that_resumes_asks_with_the_same_efforts():
     """Oracle: a source that nothing interrupted; and the shuffle, in which no effort is left out."""
     source, resumed = (make_source(questions=ASKED, effort=FIELDS) for _ in range(2))
     whole = source._take(len(ASKED))
-    resumed.set_state({"position": 50})
+    resumed.set_state({"position": 50, "degenerate": {}})
     assert resumed._take(len(ASKED) - 50) == whole[50:]
     pairs = {(example["question"], example["effort"]) for example in whole}
     assert len(pairs) == len(ASKED)
@@ -125,7 +125,7 @@ def test_without_efforts_nothing_is_added(state, monkeypatch):
     """Oracle: the rewards' own scores, bit for bit."""
     monkeypatch.setitem(scoring.RULES, "correct", scoring.Rule(by_length))
     source = make_source()
-    groups, _, _ = source._sample(state.params, 0)
+    groups, _ = source._sample(state.params, 0)
     rewards = Rewards(source.settings.rewards)
     for group in groups:
         texts = [TOKENIZER.decode(i[m]) for i, m in zip(group["ids"], group["mask"], strict=True)]

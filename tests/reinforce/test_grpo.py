@@ -16,8 +16,9 @@ from deepseek_jax.models import build_model, init_params
 from deepseek_jax.ops.routing import FREE
 from deepseek_jax.parallel import make_mesh
 from deepseek_jax.recipes.grpo.settings import GrpoSettings
-from deepseek_jax.reinforce import groups, sampler
-from deepseek_jax.reinforce.stragglers import StragglerSource
+from deepseek_jax.reinforce import metrics as step_metrics
+from deepseek_jax.reinforce import sampler
+from deepseek_jax.reinforce.groups import GroupSource
 from deepseek_jax.rewards import Rewards, scoring
 from deepseek_jax.rollout import Policy, engine, generate, policy
 from deepseek_jax.settings import build
@@ -41,19 +42,17 @@ import sys
 import jax
 import numpy as np
 jax.distributed.initialize(f"127.0.0.1:{sys.argv[2]}", num_processes=2, process_id=int(sys.argv[1]))
-from deepseek_jax.ops.routing import FREE
 from deepseek_jax.parallel import make_mesh
-from deepseek_jax.training.state import TrainState
-from tests.reinforce.test_grpo import make_source
+from deepseek_jax.reinforce.batch import put_minibatches
 
 rng = np.random.default_rng(0)
 whole = {"prompt_ids": rng.integers(0, 21, (4, 16), np.int32), "advantages": np.float32(np.arange(16))}
 whole |= {"completion_ids": rng.integers(0, 21, (16, 12), np.int32)}
 whole |= {"completion_mask": rng.random((16, 12)) < 0.5}
 for sizes in (dict(data=2), dict(pipeline=2)):
-    source = make_source(prompts_per_step=4, mesh=make_mesh(**sizes))
-    (batch,) = source._updates(TrainState(step=None, params=None, opt_state=None), whole, 1.0)
-    everywhere = jax.NamedSharding(source.mesh, jax.P())
+    mesh = make_mesh(**sizes)
+    (batch,) = put_minibatches(whole, mesh, 1, 1.0)
+    everywhere = jax.NamedSharding(mesh, jax.P())
     for name, array in whole.items():
         put = jax.jit(lambda x: x, out_shardings=everywhere)(batch[name])
         np.testing.assert_array_equal(np.asarray(put), array, err_msg=name)
@@ -93,8 +92,7 @@ GENERAL = dict(num_steps=3, per_step=1, rewards={"correct": 1.0}, path="general.
 def make_source(reference=None, mesh=None, questions=EXAMPLES, requests=(), **fields):
     config = small_config(accuracy="correct", rewards=dict(correct=1.0), **fields)
     settings = build(GrpoSettings, config, "config")
-    kind = StragglerSource if settings.extra_prompts else groups.GroupSource
-    return kind(
+    return GroupSource(
         Policy(POLICY, None, TOKENIZER, "{question}\n"),
         questions,
         Rewards(settings.rewards),
@@ -200,7 +198,7 @@ def test_general_questions_are_asked_in_their_steps_alone(taken):
     puzzles = [e["question"] for step in steps for e in step if e["scenario"] == "reasoning"]
     assert puzzles == [example["question"] for example in asked(17)]
     resumed = make_source(**fields)
-    resumed.set_state({"position": taken})
+    resumed.set_state({"position": taken, "degenerate": {}})
     assert resumed._take(20 - taken) == sum(steps, [])[taken:]
 
 
@@ -280,6 +278,21 @@ def test_a_reference_scores_the_completions(state, rewarded_by):
     assert gaps[0] < 1e-5 and gaps[1] > 1e-3
 
 
+def test_a_source_knows_whether_the_policy_has_moved_from_its_reference(state, rewarded_by):
+    """Oracle: by hand: other parameters sample from step 1 on, and are the reference from step 2 on. One that
+    resumes between these steps does not know its reference.
+    """
+    rewarded_by(by_length)
+    moved = state.replace(params=jax.tree.map(lambda leaf: leaf * 1.2, state.params))
+    fields = dict(reference_every=2, loss=dict(kl_coef=0.1), num_steps=3)
+    source, resumed = (make_source(state.params, **fields) for _ in range(2))
+    for step, (params, has_moved) in enumerate([(state, False), (moved, True), (moved, False)]):
+        source.next(params, step)
+        assert source.has_moved == has_moved
+    resumed.next(moved, 1)
+    assert not resumed.has_moved
+
+
 def test_dynamic_sampling_draws_on_until_enough_groups_differ(state, rewarded_by, rollouts, capsys):
     """Oracle: the stream, read by hand in rounds of four, for questions whose groups differ."""
     rewarded_by(lambda text, example: len(text) * operand_sum_is_even(example) * 1.0)
@@ -353,7 +366,7 @@ def test_a_step_is_timed_in_the_parts_of_mlperf(state, rewarded_by, monkeypatch)
         return moving
 
     clock = SimpleNamespace(perf_counter=lambda: now[0])
-    for module in (groups, sampler, engine):
+    for module in (step_metrics, sampler, engine):
         monkeypatch.setattr(module, "time", clock)
     weights = engine.steps.decoding_weights
     parts = engine.steps.PARTS._replace(decoding_weights=moves(1, weights))
@@ -387,8 +400,8 @@ def test_the_mfu_of_an_update_counts_its_epochs_and_the_passes_that_score(
     """
     rewarded_by(by_length)
     now = [0.0]
-    monkeypatch.setattr(groups, "time", SimpleNamespace(perf_counter=lambda: now[0]))
-    monkeypatch.setattr(groups, "peak_of", lambda devices: 1e9)
+    monkeypatch.setattr(step_metrics, "time", SimpleNamespace(perf_counter=lambda: now[0]))
+    monkeypatch.setattr(step_metrics, "peak_of", lambda devices: 1e9)
     source = make_source(state.params, epochs=2, loss=dict(kl_coef=0.1))
     (batch, _), _ = source.next(state, 0)
     now[0] += 4

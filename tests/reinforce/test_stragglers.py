@@ -9,6 +9,7 @@ import pytest
 from deepseek_jax.models import random_params
 from deepseek_jax.recipes.grpo.settings import GrpoSettings
 from deepseek_jax.reinforce import stragglers
+from deepseek_jax.reinforce.metrics import StepRecord
 from deepseek_jax.rewards import scoring
 from deepseek_jax.settings import build
 from deepseek_jax.training.metrics import read_metrics
@@ -37,6 +38,12 @@ def small_source():
     return make_source(**FIELDS)
 
 
+def sample(source, step):
+    """(groups, all sampled groups, counts) of a step, with the parameters of the seed `step`."""
+    source.record = StepRecord(source.mesh)
+    return *source._sample(params(step), step), source.record.counts
+
+
 def tokens_of(carried):
     """{index of the question: the ids of its completions}"""
     return {group.index: [c["ids"] for c in group.completions] for group in carried}
@@ -48,10 +55,10 @@ def test_every_group_is_taken_once_and_its_completions_only_grow():
     """
     source, used, before = small_source(), [], {}
     for step in range(6):
-        groups, sampled, metrics = source._sample(params(step), step)
+        groups, sampled, counts = sample(source, step)
         assert len(groups) == WANTED and sampled is groups
-        after, known = tokens_of(source.carried), range(source.position)
-        assert len(after) == EXTRA == metrics["groups_carried"]
+        after, known = tokens_of(source.late.carried), range(source.position)
+        assert len(after) == EXTRA == counts["groups_carried"]
         taken = [i for i in known if i not in used and i not in after]
         prompts = [asked(i + 1)[i]["prompt_ids"] for i in taken]
         assert [group["prompt_ids"] for group in groups] == prompts
@@ -68,27 +75,27 @@ def test_every_group_is_taken_once_and_its_completions_only_grow():
             for had, ids in zip(before.get(index, [[]] * N), completions, strict=True):
                 assert ids[: len(had)] == had
         total = sum(group["mask"].sum() for group in groups)
-        assert metrics["stale_share"] == stale / total
+        assert counts["stale_share"] == stale / total
         used, before = used + taken, after
     assert sorted(used + list(before)) == list(range(source.position)) and len(set(used)) == 12
-    assert metrics["carried_steps_max"] > 0 and metrics["stale_share"] > 0
+    assert counts["carried_steps_max"] > 0 and counts["stale_share"] > 0
 
 
 @pytest.mark.slow
 def test_a_rollout_ends_when_enough_groups_are_complete(monkeypatch):
     """Oracle: the same rollout to its end, which samples more tokens."""
-    first = small_source()._sample(params(0), 0)[2]["sampled_tokens"]
+    first = sample(small_source(), 0)[2]["sampled_tokens"]
     monkeypatch.setattr(stragglers.UnderWay, "enough", None)
-    assert first < small_source()._sample(params(0), 0)[2]["sampled_tokens"]
+    assert first < sample(small_source(), 0)[2]["sampled_tokens"]
 
 
 def test_a_sampler_resumes_with_what_it_carries():
     """Oracle: the sampler that goes on, bit for bit, from a state that went through JSON."""
     source, resumed = small_source(), small_source()
     for step in range(2):
-        source._sample(params(step), step)
+        sample(source, step)
     resumed.set_state(json.loads(json.dumps(source.get_state())))
-    groups, others = (each._sample(params(2), 2)[0] for each in (source, resumed))
+    groups, others = (sample(each, 2)[0] for each in (source, resumed))
     assert_same(groups, others)
     assert source.get_state() == resumed.get_state()
 
@@ -98,10 +105,10 @@ def test_stale_tokens_are_marked_in_the_batch_and_counted():
     source = make_source(**FIELDS)
     state = TrainState(step=None, params=params(0), opt_state=None)
     source.next(state, 0)
-    carried = {g.index: g.lengths() for g in source.carried}
+    carried = {g.index: g.lengths() for g in source.late.carried}
     (batch,), metrics = source.next(TrainState(step=None, params=params(1), opt_state=None), 1)
     stale, mask = (np.asarray(batch[name]) for name in ("stale_mask", "completion_mask"))
-    left = {group.index for group in source.carried}
+    left = {group.index for group in source.late.carried}
     taken = [i for i in range(source.position) if i not in left]
     counts = [
         carried.get(i, np.zeros(N, int)) for i in taken if i in carried or i >= WANTED + EXTRA
@@ -153,5 +160,5 @@ def test_what_stragglers_cannot_be_combined_with_is_refused(fields, words):
 def test_questions_run_out_for_none():
     """Oracle: by hand: with more under way than there are questions the stream repeats them."""
     source = make_source(prompts_per_step=WANTED, extra_prompts=len(EXAMPLES))
-    groups, _, metrics = source._sample(params(0), 0)
-    assert len(groups) == WANTED and metrics["groups_carried"] == len(EXAMPLES)
+    groups, _, counts = sample(source, 0)
+    assert len(groups) == WANTED and counts["groups_carried"] == len(EXAMPLES)

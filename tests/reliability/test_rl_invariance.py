@@ -6,6 +6,7 @@ import jax
 import numpy as np
 import pytest
 
+from deepseek_jax.losses.advantages import group_advantages
 from deepseek_jax.losses.grpo import GrpoOptions
 from deepseek_jax.models import init_params
 from deepseek_jax.parallel import logical_names, make_mesh, shardings
@@ -71,7 +72,9 @@ def make_groups():
 
 def make_batch(multiple, shared, order):
     groups = make_groups() if order == "as asked" else make_groups()[::-1]
-    batch = group_batch(groups, normalize_std=True, shared=shared, multiple=multiple)
+    rewards = np.concatenate([group["rewards"] for group in groups])
+    advantages = group_advantages(rewards, group_size=GROUP_SIZE)
+    batch = group_batch(groups, advantages, shared=shared, multiple=multiple)
     room = batch["completion_ids"].shape[1] - LONGEST
     for row, name in enumerate(("old_logprobs", "ref_logprobs")):
         near = np.concatenate([group["logprobs"] + group["noise"][row] for group in groups])
