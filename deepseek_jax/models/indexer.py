@@ -13,8 +13,9 @@ from deepseek_jax.models.config import ModelConfig
 from deepseek_jax.models.layers import linear, weight
 from deepseek_jax.ops.dot import dot
 from deepseek_jax.ops.index_loss import index_loss
-from deepseek_jax.ops.remat import ATTENDED, save_for_backward
+from deepseek_jax.ops.remat import save_for_backward
 from deepseek_jax.ops.rope import apply_rope
+from deepseek_jax.ops.saved_names import ATTENDED
 from deepseek_jax.ops.selection import index_scores, select_branches, select_indices, select_rows
 from deepseek_jax.parallel import constrain
 from deepseek_jax.parallel.context import by_rows, over_queries

@@ -15,7 +15,7 @@ from deepseek_jax.ops.dot import dot
 from deepseek_jax.ops.pallas import attention as pallas
 from deepseek_jax.ops.pallas import decoding
 from deepseek_jax.ops.platform import choose, size_of
-from deepseek_jax.ops.remat import ATTENDED
+from deepseek_jax.ops.saved_names import ATTENDED
 from deepseek_jax.ops.selection import packed, unpacked
 
 # Finite, so that a query that sees no key gives no NaN
