@@ -74,8 +74,12 @@ class Task:
         # Each process of a job has a log; a command that starts again adds to it
         name = log if self.rank == 0 else log.with_name(f"{log.stem}.{self.rank}{log.suffix}")
         with open(name, "a") as file:
-            how = dict(stdout=file, stderr=file, preexec_fn=_end_with(os.getpid()))
-            self.process = subprocess.Popen(self.values.command, **how)
+            self.process = subprocess.Popen(
+                self.values.command,
+                stdout=file,
+                stderr=file,
+                preexec_fn=_end_with(os.getpid()),
+            )
             return self.process.wait()
 
     def stop(self, number, frame):
