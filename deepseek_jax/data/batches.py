@@ -30,7 +30,7 @@ class Readers:
 
     def __init__(self, make: Callable, rows: Rows, mesh: Mesh):
         self.rows, self.mesh = rows, mesh
-        # Of one batch: of a batch of several pieces a process holds rows of the same readers
+        # The readers of one piece: in a batch of several pieces a process holds rows of the same readers
         needed = np.unique(own_rows(mesh, rows.batch_size) // self._rows_each(1)).tolist()
         self.iterators = {r: iter(make(dataclasses.replace(rows, reader=r))) for r in needed}
 

@@ -17,7 +17,7 @@ from pathlib import Path
 
 # As in training.loop
 STOPPED = 75
-# Of <linux/prctl.h>
+# From <linux/prctl.h>
 PR_SET_PDEATHSIG = 1
 # It has saved; or SIGTERM ended it before it could answer, or a second one did
 PREEMPTED = STOPPED, -signal.SIGTERM
