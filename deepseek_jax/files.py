@@ -125,7 +125,7 @@ class GrowingFile:
 
     def __init__(self, path: str | os.PathLike, *, sync: bool = False):
         self.path, self.sync = as_path(path), sync
-        # Of a bucket's file: its text, what is to be added, and when it may be written again
+        # For a file in a bucket: its text, what is to be added, and when it may be written again
         self._text, self._waiting, self._next = None, [], time.monotonic() + REWRITE_SECONDS
 
     def add(self, text: str):
@@ -159,7 +159,7 @@ class GrowingFile:
     def _try_to_flush(self):
         try:
             self.flush()
-        # Of any kind: each package that writes to buckets has its own. The lines wait, and a run goes on
+        # Any exception: each package that writes to buckets has its own. The lines wait, the run continues
         except Exception as error:
             print(f"{self.path} could not be written, and is tried again: {error}", flush=True)
             self._next = time.monotonic() + REWRITE_SECONDS
@@ -234,14 +234,14 @@ def staged(path: str | os.PathLike, wanted: Callable[[str], bool] = lambda name:
 
 def _stage(path, files, folder):
     print(f"{path} is copied to {folder}", flush=True)
-    # Of processes that were killed: only one at a time is here
+    # Left by processes that were killed: only one at a time is here
     for left in folder.parent.glob(f".{folder.name}.*"):
         shutil.rmtree(left, ignore_errors=True)
     partial = pathlib.Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
     try:
 
         def copy(file):
-            # Of a single file, the path itself
+            # For a single file this is the path itself
             target = partial / path.name / pathlib.PurePosixPath(file.relative_to(path))
             target.parent.mkdir(parents=True, exist_ok=True)
             file.copy(target)

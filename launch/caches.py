@@ -20,7 +20,7 @@ def keep_programs(shared: Path | None):
 
     if jax.config.jax_compilation_cache_dir:
         return
-    # Of several processes only the first writes, and all read
+    # Where there are several processes, only the first writes, and all read
     folder = cache_folder("programs") if shared is None else shared / ".compiled"
     jax.config.update("jax_compilation_cache_dir", str(folder / _machine()))
     # Small programs too: a recipe has dozens of them

@@ -20,7 +20,7 @@ from launch.caches import keep_programs
 from launch.config_file import load_config, set_field
 from launch.workdir import MARKER
 
-# Of adapted_models.MODELS, those that fit one v5e chip: their names on the hub. They need no login
+# The models of adapted_models.MODELS that fit one v5e chip: their names on the hub. They need no login
 ON_THE_HUB = {
     "qwen3_0_6b": "Qwen/Qwen3-0.6B",
     "qwen2_5_1_5b": "Qwen/Qwen2.5-1.5B-Instruct",
@@ -108,9 +108,13 @@ def train(config: ConfigDict, workdir: str | os.PathLike, stop_after: int | None
         def should_stop():
             return stop() or next(steps) == stop_after
 
-        how = dict(listen=lambda: should_stop, console_seconds=CONSOLE_SECONDS)
         try:
-            common.run_recipe(config, absolute(workdir), **how)
+            common.run_recipe(
+                config,
+                absolute(workdir),
+                listen=lambda: should_stop,
+                console_seconds=CONSOLE_SECONDS,
+            )
         except SystemExit as ended:
             if ended.code != STOPPED:
                 raise

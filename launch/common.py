@@ -15,6 +15,7 @@ import sys
 import time
 import traceback
 from pathlib import Path
+from typing import Any, NamedTuple
 
 from absl import flags, logging
 from ml_collections import ConfigDict
@@ -260,31 +261,39 @@ def start(config: ConfigDict, workdir: Path, shown=str):
         with one_message(shown):
             check(*_opened(config), config, workdir)
         return
-    run_recipe(config, workdir, shown, strict=flags.FLAGS.strict, **observers)
+    run_recipe(config, workdir, shown, observers=observers, strict=flags.FLAGS.strict)
+
+
+class Observers(NamedTuple):
+    """What looks on at a run, None for nothing: a Profile, a Watchdog and a WandbRun of training."""
+
+    profile: Any = None
+    watchdog: Any = None
+    wandb: Any = None
 
 
 def _observers(config, workdir):
-    """What looks on at a run, by the flags: keywords of run_recipe. Raises ValueError for a wrong flag."""
+    """The Observers that the flags ask for. Raises ValueError for a wrong flag."""
     from deepseek_jax.training.profile import Profile
     from deepseek_jax.training.run import STOPPED
     from deepseek_jax.training.wandb_board import WandbRun
     from deepseek_jax.training.watchdog import Watchdog
 
     values = flags.FLAGS
-    observers = {}
+    profile = watchdog = wandb = None
     if values.profile is not None:
-        observers["profile"] = Profile.of(values.profile, workdir / "profile")
+        profile = Profile.of(values.profile, workdir / "profile")
     if values.watchdog:
         with at("--watchdog", "factor"):
             status = STOPPED if values.watchdog_requeue else None
-            observers["watchdog"] = Watchdog(values.watchdog, status)
+            watchdog = Watchdog(values.watchdog, status)
     elif values.watchdog_requeue:
         raise ValueError("--watchdog_requeue needs a watchdog; leave out --watchdog=0, or itself")
     if values.wandb is not None:
         if not all(parts := values.wandb.split("/")) or len(parts) > 2:
             raise ValueError(f"--wandb={values.wandb} is not PROJECT or ENTITY/PROJECT")
-        observers["wandb"] = WandbRun(values.wandb, workdir, config.to_dict())
-    return observers
+        wandb = WandbRun(values.wandb, workdir, config.to_dict())
+    return Observers(profile, watchdog, wandb)
 
 
 def prepare_process(xla_flags: str):
@@ -307,19 +316,20 @@ def run_recipe(
     workdir: Path,
     shown=str,
     listen=Stop,
-    profile=None,
-    watchdog=None,
-    strict=False,
-    **metrics,
+    *,
+    observers: Observers | None = None,
+    strict: bool = False,
+    console_seconds: float | None = None,
 ):
-    """The part of `start` that a process may repeat. listen() -> should_stop of the recipe's Run. profile,
-    watchdog, strict: of it. metrics: keywords of MetricsWriter.
+    """The part of `start` that a process may repeat. listen() -> should_stop of the recipe's Run. strict: of
+    it. console_seconds: of MetricsWriter.
     """
     import jax
 
     from deepseek_jax.training.metrics import MetricsWriter
     from deepseek_jax.training.run import Run
 
+    observers = observers or Observers()
     with one_message(shown):
         # Before the work directory is claimed: a misspelt field is named even if that is another config's
         recipe, settings, mesh = _opened(config)
@@ -328,14 +338,23 @@ def run_recipe(
             if jax.process_index() == 0:
                 devices = f"{mesh.size} x {mesh.devices.flat[0].device_kind}"
                 print(f"{config.recipe} on {devices}; work directory {workdir}", flush=True)
-            more = dict(profile=profile, watchdog=watchdog, strict=strict)
+            writer = MetricsWriter(workdir, console_seconds, observers.wandb)
             # Closed also where the run raises: in a bucket its last lines wait to be written
-            with contextlib.closing(MetricsWriter(workdir, **metrics)) as writer:
+            with contextlib.closing(writer):
+                run = Run(
+                    mesh,
+                    workdir,
+                    writer,
+                    listen(),
+                    profile=observers.profile,
+                    watchdog=observers.watchdog,
+                    strict=strict,
+                )
                 try:
-                    recipe.run(settings, Run(mesh, workdir, writer, listen(), **more))
+                    recipe.run(settings, run)
                 finally:
-                    if profile is not None:
-                        profile.report()
+                    if run.profile is not None:
+                        run.profile.report()
 
 
 def _opened(config):

@@ -32,7 +32,8 @@ STUDENTS = [
 ]
 # Teacher and students of configs/distill_small.py, for --measure
 SMALL = ("deepseek_v3_tiny", "qwen2_tiny", "llama_tiny")
-MEASURED = dict(batch_size=8, new_tokens=128, repeats=5)
+# With --measure: sequences, the tokens that each gets, and rounds of all models in turn
+MEASURED_BATCH, NEW_TOKENS, REPEATS = 8, 128, 5
 
 
 def define_flags():
@@ -84,27 +85,40 @@ def measured(models):
 
     make = jax.jit(lambda rng, config: nn.unbox(init_params(config, rng)), static_argnums=1)
     random = {name: (config, make(jax.random.key(0), config)) for name, config in models.items()}
-    speeds = decode_speeds(random, **MEASURED)
+    speeds = decode_speeds(
+        random, batch_size=MEASURED_BATCH, new_tokens=NEW_TOKENS, repeats=REPEATS
+    )
     caption = (
-        f"{MEASURED['batch_size']} sequences of {MEASURED['new_tokens']} sampled tokens on "
+        f"{MEASURED_BATCH} sequences of {NEW_TOKENS} sampled tokens on "
         f"{jax.devices()[0].device_kind}, each config's dtype, random weights; median of "
-        f"{MEASURED['repeats']} rounds in turn"
+        f"{REPEATS} rounds in turn"
     )
     return report.measured_table(models, speeds, caption)
 
 
-def tables(models: dict, tpu: str, workload: dict):
+def tables(models: dict, tpu: str, batch_size: int, context_length: int):
     """Yield the tables computed from shapes alone; None where one would be empty. tpu: a key of CHIPS."""
     from deepseek_jax.reports import deployment as report
 
     chip = CHIPS[tpu]
-    memory = dict(chip_bytes=chip.hbm_bytes, bytes_per_second=chip.hbm_bytes_per_second)
     yield report.size_table(models)
-    yield report.speed_table(models, chip_name=tpu, **memory, **workload)
-    yield report.ratio_table(models, **workload)
+    yield report.speed_table(
+        models,
+        chip_name=tpu,
+        chip_bytes=chip.hbm_bytes,
+        bytes_per_second=chip.hbm_bytes_per_second,
+        batch_size=batch_size,
+        context_length=context_length,
+    )
+    yield report.ratio_table(models, batch_size=batch_size, context_length=context_length)
     if TEACHER in models:
-        workload = workload | {"chip_bytes": chip.hbm_bytes}
-        yield report.claims_table(models[TEACHER], models, **workload)
+        yield report.claims_table(
+            models[TEACHER],
+            models,
+            batch_size=batch_size,
+            context_length=context_length,
+            chip_bytes=chip.hbm_bytes,
+        )
 
 
 def main(argv):
@@ -116,14 +130,13 @@ def main(argv):
     # Shapes need no accelerator; without this JAX looks for one and prints a warning if it has no success
     if not values.measure:
         os.environ.setdefault("JAX_PLATFORMS", "cpu")
-    workload = dict(batch_size=values.batch_size, context_length=values.context_length)
     with common.one_message():
         if values.tpu not in CHIPS:
             message = f"--tpu={values.tpu} is not a known chip; {suggest(values.tpu, CHIPS)}"
             raise ValueError(message)
         models = named_models(values.models)
-        check_workload(models, **workload)
-    found = list(tables(models, values.tpu, workload))
+        check_workload(models, values.batch_size, values.context_length)
+    found = list(tables(models, values.tpu, values.batch_size, values.context_length))
     if values.measure:
         found.append(measured(named_models(SMALL)))
     for table in filter(None, found):

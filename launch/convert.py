@@ -100,11 +100,17 @@ def main(argv):
     # common.parse_flags has read it
     del argv
     given = flags.FLAGS
-    how = dict(form=given.format, like=given.like, fp8=given.fp8, dtype=given.dtype)
-    how["adapter"] = given.adapter
     with common.one_message():
         try:
-            config, params = convert(given["from"].value, given.to, **how)
+            config, params = convert(
+                given["from"].value,
+                given.to,
+                form=given.format,
+                like=given.like,
+                adapter=given.adapter,
+                fp8=given.fp8,
+                dtype=given.dtype,
+            )
         except Fault:
             raise
         except ValueError as error:

@@ -85,7 +85,7 @@ def _or_value_error(workdir, claim):
         return claim()
     except ValueError:
         raise
-    # Of any kind: each package that writes to buckets has its own
+    # Any exception: each package that writes to buckets has its own
     except Exception as error:
         cause = " ".join(f"{type(error).__name__}: {error}".split())
         raise ValueError(
@@ -126,7 +126,7 @@ class _Owner:
         self.renewing.join(WATCH_SECONDS)
         with contextlib.suppress(Exception):
             if (read_owner(self.workdir) or {}).get("token") == self.token:
-                # Of processes that were killed; none that lives writes one while this one owns the directory
+                # Left by killed processes: no other one writes here while this one owns the directory
                 for left in self.workdir.glob(f"{OWNER}.*"):
                     left.unlink(missing_ok=True)
                 self.path.unlink()
@@ -185,7 +185,7 @@ class _Owner:
                     _leave(self.workdir, found)
                 self._write()
                 failed = False
-            # Of any kind, as above. The run itself may not need the directory for a while
+            # Any exception, as above. The run itself may not need the directory for a while
             except Exception as error:
                 if not failed:
                     print(f"{self.path} could not be renewed: {error}", file=sys.stderr, flush=True)

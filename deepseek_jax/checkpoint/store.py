@@ -50,7 +50,7 @@ class Store:
         if keep_every is not None:
             stays.append(policies.EveryNSteps(keep_every))
         if best_is is not None:
-            # Of its ascending order Orbax keeps the last: the largest, and of equals the newest
+            # Orbax sorts by score, ascending, and keeps the last: the largest, and among equals the newest
             stays.append(
                 policies.BestN(
                     get_metric_fn=lambda metrics: metrics["score"],
@@ -197,7 +197,7 @@ class Store:
         barrier(f"checkpoint {step} is read")
         if first_process():
             aside = self.folder / f"{step}{ASIDE}"
-            # Of an earlier time
+            # A folder that was set aside earlier
             remove_folder(aside)
             (self.folder / str(step)).rename(aside)
         barrier(f"checkpoint {step} is set aside")

@@ -30,7 +30,7 @@ class Readers:
 
     def __init__(self, make: Callable, rows: Rows, mesh: Mesh):
         self.rows, self.mesh = rows, mesh
-        # Of one batch: of a batch of several pieces a process holds rows of the same readers
+        # The readers of one piece: in a batch of several pieces a process holds rows of the same readers
         needed = np.unique(own_rows(mesh, rows.batch_size) // self._rows_each(1)).tolist()
         self.iterators = {r: iter(make(dataclasses.replace(rows, reader=r))) for r in needed}
 
@@ -98,8 +98,11 @@ def held_out_batches(
     Raises ValueError, naming the field, where the documents of a reader fill too few batches.
     """
     rows = Rows(batch_size=batch_size, sequence_length=sequence_length, readers=settings.readers)
-    how = dict(num_epochs=1, seed=seed)
-    readers = Readers(lambda rows: pack(documents, tokenizer, rows, **how), rows, mesh)
+
+    def make(rows):
+        return pack(documents, tokenizer, rows, seed=seed, num_epochs=1)
+
+    readers = Readers(make, rows, mesh)
     # Every row of a full batch has a segment; padding rows can stand in a reader's last batch only
     full = {
         reader: [batch for batch in batches if batch["segment_ids"][:, 0].all()]

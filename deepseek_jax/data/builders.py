@@ -8,6 +8,7 @@ import sys
 import sysconfig
 import tempfile
 from dataclasses import dataclass
+from functools import partial
 from hashlib import blake2b
 from pathlib import Path
 
@@ -100,31 +101,31 @@ def parameter_digest(parameters):
     return blake2b(repr(parameters).encode(), digest_size=4).hexdigest()
 
 
-def build(builder, config, data_dir: str | Path, **more):
+def build(builder, config, data_dir: str | Path, *, led: Led | None = None):
     """Random access to the documents of a TextBuilder class; see `prepared`."""
-    return stored_records(prepared(builder, config, data_dir, **more), "train")
+    return stored_records(prepared(builder, config, data_dir, led=led), "train")
 
 
-def prepared(builder, config, data_dir: str | Path, *, led: Led | None = None, **more):
+def prepared(builder, config, data_dir: str | Path, *, led: Led | None = None):
     """A builder of this class, to read from; the dataset is built under data_dir if it is not there yet.
 
-    config: a BuilderConfig, or None. led: computes the documents on the devices of all processes, where the
-    class asks for that. more: further arguments of the class.
+    builder: the class, or a partial with its own arguments. config: a BuilderConfig, or None. led: computes
+    the documents on the devices of all processes, where the class asks for that.
 
     A build that is killed leaves a folder INCOMPLETE, which is never read. Several processes share
     the folder: the first one builds and the others wait; if the build fails, it fails on all of them.
     Stored as array_record, which needs no TensorFlow, and which is read from local disk alone: of a dataset
     in a bucket each machine reads a copy.
     """
-    options = dict(config=config, file_format="array_record", **more)
+    make = partial(builder, config=config, file_format="array_record")
     # The work takes a few seconds
     tfds.disable_progress_bar()
     folder = failure = None
     with led or contextlib.nullcontext():
         if first_process():
             try:
-                folder = _build(builder, options, data_dir)
-            # Of any kind: the other processes wait for the outcome in from_each
+                folder = _build(make, data_dir)
+            # Any exception: the other processes wait for the outcome in from_each
             except Exception as error:
                 failure = error
     failed = None if failure is None else f"{type(failure).__name__}: {failure}"
@@ -136,17 +137,17 @@ def prepared(builder, config, data_dir: str | Path, *, led: Led | None = None, *
     # This process or the first one has built it by now
     if is_remote(data_dir):
         return stored_dataset(folder)
-    return builder(data_dir=data_dir, **options)
+    return make(data_dir=data_dir)
 
 
-def _build(builder, options, data_dir):
-    """Build a dataset unless it is there: -> its folder, a str."""
+def _build(make, data_dir):
+    """Build a dataset unless it is there: -> its folder, a str. make(data_dir=...) -> its builder."""
     if not is_remote(data_dir):
-        local = builder(data_dir=data_dir, **options)
+        local = make(data_dir=data_dir)
         local.download_and_prepare()
         return str(local.data_dir)
     with tempfile.TemporaryDirectory() as place:
-        local = builder(data_dir=place, **options)
+        local = make(data_dir=place)
         target = as_path(data_dir) / Path(local.data_dir).relative_to(place).as_posix()
         if not (target / INFO).exists():
             local.download_and_prepare()

@@ -142,11 +142,13 @@ def _render_chat(tokenizer, question):
     return by_template(tokenizer, messages, add_generation_prompt=True)["input_ids"]
 
 
-def by_template(tokenizer, messages, **how):
+def by_template(tokenizer, messages, *, tokenize: bool = True, add_generation_prompt: bool = False):
     """transformers' apply_chat_template; raises ValueError where the template cannot be run."""
     try:
-        return tokenizer.chat.apply_chat_template(messages, **how)
-    # Of any kind: the template is a program, which jinja runs in a sandbox
+        return tokenizer.chat.apply_chat_template(
+            messages, tokenize=tokenize, add_generation_prompt=add_generation_prompt
+        )
+    # Any exception: the template is a program, which jinja runs in a sandbox
     except Exception as error:
         line = getattr(error, "lineno", None)
         place = "" if line is None else f" in line {line}"

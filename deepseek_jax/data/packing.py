@@ -44,8 +44,7 @@ class Rows:
 
     def order(self, mixture: Mixture, seed: int, num_epochs: int | None = None):
         """Mixture.order of this reader."""
-        share = dict(reader=self.reader, readers=self.readers)
-        return mixture.order(seed, num_epochs=num_epochs, **share)
+        return mixture.order(seed, num_epochs=num_epochs, reader=self.reader, readers=self.readers)
 
 
 def check_readers(readers: int, rows: int, field: str = "batch_size"):
@@ -88,8 +87,14 @@ def pack(
     check_fim_rate(fim_rate, tokenizer)
     mixture = source if isinstance(source, Mixture) else Mixture((source,), (1,))
     documents = rows.order(mixture, seed, num_epochs)
-    how = dict(tokenizer=tokenizer, length=rows.sequence_length, fim_rate=fim_rate, seed=seed)
-    to_ids = partial(_read, source=mixture, **how)
+    to_ids = partial(
+        _read,
+        source=mixture,
+        tokenizer=tokenizer,
+        length=rows.sequence_length,
+        fim_rate=fim_rate,
+        seed=seed,
+    )
     return pack_segments(
         documents.batch(BLOCK).map(to_ids),
         _Segments() if rows.packing else _FirstSegments(),

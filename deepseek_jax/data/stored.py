@@ -39,7 +39,7 @@ def stored_dataset(path: str | Path, instead: str = "a jsonl file"):
         foreign = next((name for name in _classes(features) if not name.startswith(FEATURES)), None)
         if foreign is None:
             return tfds.builder_from_directory(folder)
-    # Of any kind: json, protobuf and TFDS raise errors of their own
+    # Any exception: json, protobuf and TFDS raise errors of their own
     except Exception as error:
         raise ValueError(
             f"path='{path}' is a damaged TFDS dataset: {type(error).__name__}: {error}; {WHOLE}"

@@ -139,7 +139,7 @@ def _folder_tokenizer(folder):
     try:
         # Else a folder whose files name code of its own makes transformers ask, and run it
         return transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-    # Of any kind: tokenizers raises nothing narrower, and a field of a wrong type raises TypeError
+    # Any exception: tokenizers raises nothing narrower, and a field of a wrong type raises TypeError
     except Exception as error:
         cause = " ".join(f"{type(error).__name__}: {error}".split())
         raise ValueError(

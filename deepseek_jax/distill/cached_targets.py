@@ -48,7 +48,7 @@ def write_targets(records, k: int, data_dir, led=None):
     builders.build writes all of them or nothing, in the first of several processes. k: stored tokens at each
     position. led: see builders.prepared.
     """
-    return build(CachedTargets, None, data_dir, led=led, records=records, k=k)
+    return build(partial(CachedTargets, records=records, k=k), None, data_dir, led=led)
 
 
 def pack_targets(source, rows: Rows, *, seed: int, pad_id: int):

@@ -25,8 +25,8 @@ def distilled(
     answered: tokens that the teacher sampled to write it.
     """
     loss, length = student.loss, student.sequence_length
-    how = dict(trains_mtp=False, frozen=student.adapter is not None)
-    own, taught = useful_flops(policy, length, **how), 0.0
+    frozen = student.adapter is not None
+    own, taught = useful_flops(policy, length, trains_mtp=False, frozen=frozen), 0.0
     if teacher is not None:
         taught = FORWARD * useful_flops(teacher, length, trains_mtp=False)
     total, rows = 0.0, student.num_steps * student.batch_size

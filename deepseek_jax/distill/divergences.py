@@ -33,8 +33,9 @@ def hard_loss(logits, targets):
 
 def diverge(p, q, temperature=1.0, *, divergence: str, beta: float | None = None):
     """D(p, q) by its name in DIVERGENCES: float32[... v], twice -> float32[...]. beta: for jsd alone."""
-    share = {} if beta is None else {"beta": beta}
-    return DIVERGENCES[divergence](p, q, temperature, **share)
+    if beta is None:
+        return DIVERGENCES[divergence](p, q, temperature)
+    return DIVERGENCES[divergence](p, q, temperature, beta=beta)
 
 
 def forward_kl(p, q, temperature=1.0):

@@ -16,7 +16,14 @@ from deepseek_jax.ops.vocabulary import exponential, largest, log_total
 
 
 def teacher_kl(
-    student: Outputs, teacher: Outputs, share, sampled, *, weight, temperature=1.0, **options
+    student: Outputs,
+    teacher: Outputs,
+    share,
+    sampled,
+    *,
+    weight,
+    temperature=1.0,
+    chunk_size: int | None = None,
 ):
     """(weight KL(student || teacher) float32[], {"kl", "entropy", "sampler_gap": float32[]}), nats a token.
 
@@ -25,14 +32,14 @@ def teacher_kl(
     share of the means. sampled: (int32[b t], float32[b t]), the sampled tokens and what the sampler gave as
     their log-probabilities. entropy: the student's. sampler_gap: the mean of |log-probability - the
     sampler's|, which rounding alone explains where the student sampled these tokens itself. weight,
-    temperature: numbers or float32[]. options: of chunks.mean_over_tokens, which computes all this a few
+    temperature: numbers or float32[]. chunk_size: of chunks.mean_over_tokens, which computes all this a few
     tokens at a time.
     """
     terms = {
         "kl": Term(Partial(_kl_and_entropy, temperature=temperature), share, weight),
         "sampler_gap": Term(Partial(_gap, temperature=temperature), share, 0.0, sampled),
     }
-    return mean_over_tokens(terms, student, teacher, **options)
+    return mean_over_tokens(terms, student, teacher, chunk_size=chunk_size)
 
 
 def _kl_and_entropy(logits, teacher_logits, temperature):

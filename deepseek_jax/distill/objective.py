@@ -137,17 +137,19 @@ class Objective:
     def _terms(self, batch):
         """The terms of OF_LOGITS that have a weight: {name: Term}."""
         share_bt, weights, terms = token_weights(batch), self.weights, {}
+        temperature = batch["temperature"]
 
-        def compare(loss, **arrays):
-            # A Partial is a pytree: arrays bound by it reach shard_map and scan as arguments, not constants
-            loss = functools.partial(loss, divergence=self.divergence, beta=self.beta)
-            return Partial(loss, temperature=batch["temperature"], **arrays)
+        def chosen(loss):
+            return functools.partial(loss, divergence=self.divergence, beta=self.beta)
 
+        # A Partial is a pytree: arrays bound by it reach shard_map and scan as arguments, not constants
         if self._has("soft") and CACHED[0] in batch:
             top_k = TopK(*(batch[name] for name in CACHED))
-            terms["soft"] = Term(compare(top_k_loss), share_bt, weights["soft"], top_k)
+            loss = Partial(chosen(top_k_loss), temperature=temperature)
+            terms["soft"] = Term(loss, share_bt, weights["soft"], top_k)
         elif self._has("soft"):
-            terms["soft"] = Term(compare(soft_loss), share_bt, weights["soft"])
+            loss = Partial(chosen(soft_loss), temperature=temperature)
+            terms["soft"] = Term(loss, share_bt, weights["soft"])
         if self._has("hard"):
             terms["hard"] = Term(Partial(hard_loss), share_bt, weights["hard"], batch["targets"])
         if self._has("matched", "sorted"):
@@ -155,7 +157,8 @@ class Objective:
             aligned_bt, exact_bt = place_beside(batch) >= 0, jnp.roll(batch["exact"], -1, axis=1)
         if self._has("matched"):
             shared = tuple(jnp.array(ids, jnp.int32) for ids in self.shared)
-            loss = compare(shared_vocabulary_loss, shared=shared)
+            loss = chosen(shared_vocabulary_loss)
+            loss = Partial(loss, temperature=temperature, shared=shared)
             terms["matched"] = Term(loss, share_bt * (aligned_bt & exact_bt), weights["matched"])
         if self._has("sorted"):
             share_bt = share_bt * (aligned_bt & ~exact_bt)
@@ -170,16 +173,20 @@ class Objective:
         if self._has("relations"):
             pairs = zip(student.attention, teacher.attention, strict=True)
             flat = [[x.reshape(*x.shape[:2], -1) for x in pair] for pair in pairs]
-            kind = dict(relation_heads=self.relation_heads)
-            losses = [relation_loss(*pair, batch["segment_ids"], **kind) for pair in flat]
+            losses = [
+                relation_loss(*pair, batch["segment_ids"], relation_heads=self.relation_heads)
+                for pair in flat
+            ]
             means["relations"] = (weight_bt * sum(losses)).sum() / len(losses)
         return self._weighted(means)
 
     def _on_policy(self, params, batch, teacher_params):
         # The samples are data: sampling has no gradient (arXiv:2306.13649, section 3)
         rows = {k.removeprefix(SAMPLED): v for k, v in batch.items() if k.startswith(SAMPLED)}
-        kind = dict(divergence=self.on_policy_divergence, beta=self.on_policy_beta)
-        loss = Partial(functools.partial(soft_loss, **kind), temperature=batch["temperature"])
+        loss = functools.partial(
+            soft_loss, divergence=self.on_policy_divergence, beta=self.on_policy_beta
+        )
+        loss = Partial(loss, temperature=batch["temperature"])
         student = self._read(self.student, without_projections(params), rows).outputs
         teacher = self._read(self.teacher, teacher_params, rows).outputs
         term = Term(loss, token_weights(rows), self.weights["on_policy"])
@@ -202,10 +209,14 @@ class Objective:
 
     def _read(self, config: ModelConfig, params, batch, compared=None):
         """Reading of a model, with features if it has layers to compare."""
-        options = {name: batch[name] for name in ("segment_ids", "positions")}
         keep = compared is not None
         hidden, _, states = layer_states(
-            config, params, batch["tokens"], keep_layers=keep, **options
+            config,
+            params,
+            batch["tokens"],
+            segment_ids=batch["segment_ids"],
+            positions=batch["positions"],
+            keep_layers=keep,
         )
         # Rows past vocab_size belong to no token of the tokenizer
         outputs = Outputs(hidden, head_weight(config, params)[: self.vocab_size])

@@ -86,9 +86,8 @@ def top_k_loss(logits, teacher: TopK, temperature, *, divergence: str, beta: flo
     as in soft_loss.
     """
     student, v = split_tail(logits, teacher.ids, temperature), logits.shape[-1]
-    kind = dict(divergence=divergence, beta=beta)
-    loss_m = diverge(teacher_buckets(teacher), student.joined(), **kind)
-    bound_m = dropped_mass_bound(teacher, student, v, **kind)
+    loss_m = diverge(teacher_buckets(teacher), student.joined(), divergence=divergence, beta=beta)
+    bound_m = dropped_mass_bound(teacher, student, v, divergence=divergence, beta=beta)
     return temperature**2 * loss_m, {"soft_bound": temperature**2 * bound_m}
 
 

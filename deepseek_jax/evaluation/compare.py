@@ -8,7 +8,7 @@ from deepseek_jax.evaluation.accuracy import mean_interval
 
 NO_DIFFERENCE = "no difference shown"
 LEVEL = 0.05
-# Of the signs
+# Random draws of the differences' signs
 FLIPS = 10_000
 # Signs in memory at once
 DRAWS_AT_ONCE = 2**20

@@ -8,13 +8,27 @@ from deepseek_jax.rewards import Rewards
 from deepseek_jax.rollout.policy import AnswerOptions, Policy
 
 
-def evaluate_both(policy: Policy, examples, rewards: Rewards, options: AnswerOptions, **more):
+def evaluate_both(
+    policy: Policy,
+    examples,
+    rewards: Rewards,
+    options: AnswerOptions,
+    *,
+    accuracy: str,
+    seed: int = 0,
+    samples: int = 3,
+):
     """`evaluate`, both sampled with options and greedily: a dict of "sampled" and "greedy"."""
-    sizes = dict(max_completion_length=options.max_completion_length, slots=options.slots)
-    greedy = AnswerOptions(temperature=0.0, **sizes)
+    greedy = AnswerOptions(
+        temperature=0.0,
+        max_completion_length=options.max_completion_length,
+        slots=options.slots,
+    )
     return {
-        way: evaluate(policy, examples, rewards, how, **more)
-        for way, how in (("sampled", options), ("greedy", greedy))
+        way: evaluate(
+            policy, examples, rewards, chosen, accuracy=accuracy, seed=seed, samples=samples
+        )
+        for way, chosen in (("sampled", options), ("greedy", greedy))
     }
 
 

@@ -4,6 +4,7 @@ import dataclasses
 import math
 from typing import Annotated, Literal
 
+from deepseek_jax.models.remat_policies import REMAT_POLICIES
 from deepseek_jax.settings import Between, Count, Natural, NonNegative, Positive, build
 
 ATTENTION_OF = {
@@ -20,16 +21,6 @@ ROPE_FIELDS = {
     "linear": ("factor",),
 }
 
-
-# remat -> the part of a layer that the backward pass computes again instead of saving it in the forward pass
-REMAT_POLICIES = {
-    "none": "nothing",
-    "full": "the whole layer, from its input",
-    "attention": "all but the results of attention that works through a long row by blocks",
-    "dots": "all but the results of its products with weights",
-    "selective": "norms, SwiGLU, attention and its up-projections (arXiv:2412.19437, section 3.2.3)",
-    "offload": "the whole layer, from its input, which waits in the host's memory",
-}
 # indexer_loss -> what the lightning indexer learns from, and what attention sees (DeepSeek-V3.2-Exp,
 # section 2.1)
 INDEXER_LOSSES = {
@@ -39,6 +30,7 @@ INDEXER_LOSSES = {
 }
 # In units of an even share of the tokens: 1 is room for a perfectly balanced router
 ExpertBuffer = Annotated[float, Between(1)]
+Remat = Literal["none", *REMAT_POLICIES]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,7 +69,8 @@ class ModelConfig:
     scan_layers: compile one layer instead of all of them, which is faster to compile.
     fp8: round the operands of the Linear layers' products to E4M3, forward and backward (arXiv:2412.19437,
       section 3.3).
-    remat: the part of a layer that the backward pass recomputes, a key of REMAT_POLICIES.
+    remat: the part of a layer that the backward pass recomputes, a key of remat_policies.REMAT_POLICIES;
+      "none" for nothing.
     pipeline_micro_batches: the number of parts in which a batch's rows pass through the pipeline stages of
       the mesh (default: the number of stages).
     expert_buffer: the room that a TPU has to receive tokens for its experts, see
@@ -130,7 +123,7 @@ class ModelConfig:
     dtype: Literal["float32", "bfloat16"] = "float32"
     scan_layers: bool = False
     fp8: bool = False
-    remat: Literal[tuple(REMAT_POLICIES)] = "none"
+    remat: Remat = "none"
     pipeline_micro_batches: Count | None = None
     expert_buffer: ExpertBuffer | None = None
     indexer_loss: Literal[tuple(INDEXER_LOSSES)] = "none"
@@ -281,7 +274,7 @@ class RunSettings:
     dtype: Literal["float32", "bfloat16"] = "float32"
     scan_layers: bool = False
     fp8: bool = False
-    remat: Literal[tuple(REMAT_POLICIES)] = "none"
+    remat: Remat = "none"
     pipeline_micro_batches: Count | None = None
     expert_buffer: ExpertBuffer | None = None
     indexer_loss: Literal[tuple(INDEXER_LOSSES)] = "none"

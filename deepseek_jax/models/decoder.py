@@ -1,5 +1,6 @@
 """The residual stack: each layer with its attention and feed-forward, scanned or unrolled."""
 
+import functools
 from typing import NamedTuple
 
 import flax.linen as nn
@@ -14,8 +15,9 @@ from deepseek_jax.models.layers import GatedMLP, RMSNorm, position_tables, weigh
 from deepseek_jax.models.mla import MultiHeadLatentAttention
 from deepseek_jax.models.moe import MoE, Routing
 from deepseek_jax.models.mtp import MultiTokenPrediction
+from deepseek_jax.models.remat_policies import REMAT_POLICIES, RematPolicy
 from deepseek_jax.ops.branches import Branches
-from deepseek_jax.ops.remat import ATTENDED, SAVED
+from deepseek_jax.ops.saved_names import LAYER_INPUT
 from deepseek_jax.parallel import constrain
 from deepseek_jax.parallel.pipeline import pipeline, pipeline_stages
 from deepseek_jax.parallel.shard import init_sharded
@@ -72,8 +74,7 @@ class DecoderLayer(nn.Module):
 
         branches and keep are static.
         """
-        # The policy "offload" moves what has this name to the host
-        x_btd = checkpoint_name(constrain(x_btd, ROWS), "layer_input")
+        x_btd = checkpoint_name(constrain(x_btd, ROWS), LAYER_INPUT)
         x_btd, report, _ = self(x_btd, rope, segment_ids, branches, kept)
         x_btd = constrain(x_btd, ROWS)
         return x_btd, (report._replace(experts=None), x_btd if keep else None)
@@ -94,19 +95,21 @@ class DecoderLayer(nn.Module):
         return self._feed_forward(x_btd + y_btd)[0], cache
 
 
-POLICIES = {
-    "full": None,
-    "attention": jax.checkpoint_policies.save_only_these_names(ATTENDED),
-    # Products with weights have no batch axes. Attention's own have, and are computed again
-    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
-    "selective": jax.checkpoint_policies.save_only_these_names(SAVED),
-    "offload": jax.checkpoint_policies.save_and_offload_only_these_names(
-        names_which_can_be_saved=[],
-        names_which_can_be_offloaded=["layer_input"],
-        offload_src="device",
-        offload_dst="pinned_host",
-    ),
-}
+# One policy a process: jax keys what it has traced by the policy itself
+@functools.cache
+def _checkpoint_policy(remat: RematPolicy):
+    """The policy of jax.checkpoint that does what a RematPolicy says. None saves the layer's input alone."""
+    if remat.saves_products:
+        # Products with weights have no batch axes. Attention's own have, and are computed again
+        return jax.checkpoint_policies.dots_with_no_batch_dims_saveable
+    if remat.offloads:
+        return jax.checkpoint_policies.save_and_offload_only_these_names(
+            names_which_can_be_saved=list(remat.saves),
+            names_which_can_be_offloaded=list(remat.offloads),
+            offload_src="device",
+            offload_dst="pinned_host",
+        )
+    return jax.checkpoint_policies.save_only_these_names(*remat.saves) if remat.saves else None
 
 
 def _training_layer(config: ModelConfig, looped: bool = False):
@@ -123,7 +126,7 @@ def _training_layer(config: ModelConfig, looped: bool = False):
         # branches and keep, self being 0
         static_argnums=(4, 5),
         prevent_cse=not looped,
-        policy=POLICIES[config.remat],
+        policy=_checkpoint_policy(REMAT_POLICIES[config.remat]),
     )
 
 

@@ -29,12 +29,41 @@ def segment_positions(segment_ids):
     return index_t - start_bt
 
 
-def hidden_states(config: ModelConfig, params, tokens, **options):
+def hidden_states(
+    config: ModelConfig,
+    params,
+    tokens,
+    *,
+    segment_ids=None,
+    positions=None,
+    branches: Branches | None = None,
+    kept=None,
+):
     """layer_states without the layers: -> (hidden [b t d] after the final norm, models.Routing)."""
-    return layer_states(config, params, tokens, keep_layers=False, **options)[:2]
+    hidden, routing, _ = layer_states(
+        config,
+        params,
+        tokens,
+        segment_ids=segment_ids,
+        positions=positions,
+        branches=branches,
+        keep_layers=False,
+        kept=kept,
+    )
+    return hidden, routing
 
 
-def layer_states(config: ModelConfig, params, tokens, *, keep_layers: bool = True, **options):
+def layer_states(
+    config: ModelConfig,
+    params,
+    tokens,
+    *,
+    segment_ids=None,
+    positions=None,
+    branches: Branches | None = None,
+    keep_layers: bool = True,
+    kept=None,
+):
     """reported_states with Routing alone in place of the Report. Raises ValueError where an indexer should
     learn: its loss would be dropped in silence.
     """
@@ -44,7 +73,14 @@ def layer_states(config: ModelConfig, params, tokens, *, keep_layers: bool = Tru
             "set model.indexer_loss to 'none'"
         )
     hidden, report, layers = reported_states(
-        config, params, tokens, keep_layers=keep_layers, **options
+        config,
+        params,
+        tokens,
+        segment_ids=segment_ids,
+        positions=positions,
+        branches=branches,
+        keep_layers=keep_layers,
+        kept=kept,
     )
     return hidden, report.routing, layers
 

@@ -13,8 +13,9 @@ from deepseek_jax.models.config import ModelConfig
 from deepseek_jax.models.layers import linear, weight
 from deepseek_jax.ops.dot import dot
 from deepseek_jax.ops.index_loss import index_loss
-from deepseek_jax.ops.remat import ATTENDED, save_for_backward
+from deepseek_jax.ops.remat import save_for_backward
 from deepseek_jax.ops.rope import apply_rope
+from deepseek_jax.ops.saved_names import ATTENDED
 from deepseek_jax.ops.selection import index_scores, select_branches, select_indices, select_rows
 from deepseek_jax.parallel import constrain
 from deepseek_jax.parallel.context import by_rows, over_queries
@@ -31,22 +32,21 @@ class Index(NamedTuple):
     w: jax.Array
 
 
-class LayerNorm(nn.Module):
-    """Zero mean and unit variance over the last axis, in float32, then scale and bias (arXiv:1607.06450)."""
+class KeyNorm(nn.Module):
+    """LayerNorm of the keys: zero mean and unit variance over the last axis, in float32, then scale and bias
+    (arXiv:1607.06450).
+    """
 
     config: ModelConfig
-    size: int
-    axis: str
-    eps: float
 
     @nn.compact
     def __call__(self, x):
-        axes = {self.axis: self.size}
-        scale = weight(self, "scale", init=nn.initializers.ones, **axes)
-        bias = weight(self, "bias", init=nn.initializers.zeros, **axes)
+        y = self.config.index_head_dim
+        scale = weight(self, "scale", init=nn.initializers.ones, index_head_dim=y)
+        bias = weight(self, "bias", init=nn.initializers.zeros, index_head_dim=y)
         wide = x.astype(jnp.float32)
         wide = wide - wide.mean(-1, keepdims=True)
-        wide *= jax.lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + self.eps)
+        wide *= jax.lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + KEY_NORM_EPS)
         return (wide * scale + bias).astype(x.dtype)
 
 
@@ -63,7 +63,7 @@ class LightningIndexer(nn.Module):
         d, j, y = cfg.hidden_size, cfg.index_n_heads, cfg.index_head_dim
         self.w_q = weight(self, "q_up", q_lora=cfg.q_lora_rank, index_heads=j, index_head_dim=y)
         self.w_k = weight(self, "k", embed=d, index_head_dim=y)
-        self.k_norm = LayerNorm(cfg, y, "index_head_dim", KEY_NORM_EPS)
+        self.k_norm = KeyNorm(cfg)
         self.w_heads = weight(self, "head_weights", embed=d, index_heads=j)
         self.linear = functools.partial(linear, cfg)
 
@@ -100,8 +100,9 @@ def select(config: ModelConfig, index: Index, segment_ids, branches):
 
         def of_queries(queries, keys, first):
             (q, w, segments_bt), (k, segments_bs) = queries, keys
-            options = dict(first=first, index_topk=config.index_topk)
-            return select_rows(q, k, w, segments_bt, segments_bs, **options)
+            return select_rows(
+                q, k, w, segments_bt, segments_bs, first=first, index_topk=config.index_topk
+            )
 
         queries, keys = (index.q, index.w, segment_ids), (index.k, segment_ids)
         selected = over_queries(of_queries, queries, keys)
@@ -109,9 +110,10 @@ def select(config: ModelConfig, index: Index, segment_ids, branches):
         length = (t - branches.prefix_length) // branches.branches
         if not config.selects(branches.prefix_length + length):
             return None
-        options = dict(layout=branches, index_topk=config.index_topk)
-        arrays = index.q, index.k, index.w, segment_ids
-        selected = by_rows(functools.partial(select_branches, **options), *arrays)
+        select_all = functools.partial(
+            select_branches, layout=branches, index_topk=config.index_topk
+        )
+        selected = by_rows(select_all, index.q, index.k, index.w, segment_ids)
     # Saved under every policy that saves attention's results: its gradient is of this selection
     return save_for_backward(checkpoint_name(selected, ATTENDED))
 

@@ -61,22 +61,7 @@ class MoE(nn.Module):
         x_btd = x if x.ndim == 3 else x[:, None]
         # Routing is float32 in every dtype. b and t stay two axes: either may be split over devices
         logits_bte = dot("btd,de->bte", x_btd.astype(jnp.float32), w_router)
-        weighing = dict(
-            scoring_func=cfg.scoring_func,
-            norm_topk_prob=cfg.norm_topk_prob,
-            routed_scaling_factor=cfg.routed_scaling_factor,
-        )
-        choose = functools.partial(
-            route,
-            num_experts_per_tok=cfg.num_experts_per_tok,
-            n_group=cfg.n_group,
-            topk_group=cfg.topk_group,
-            **weighing,
-        )
-        experts_bta, weights_bta = jax.vmap(choose, (0, None))(logits_bte, bias_e)
-        if kept is not None:
-            experts_bta = with_kept(experts_bta, kept)
-            weights_bta = expert_weights(logits_bte, experts_bta, **weighing)
+        experts_bta, weights_bta = choose_experts(cfg, logits_bte, bias_e, kept)
         y, overflows = expert_parallel(
             functools.partial(run_experts, fp8=cfg.fp8),
             x_btd,
@@ -105,6 +90,31 @@ class MoE(nn.Module):
             load = expert_load(experts_bta, e, segment_ids > 0)
             routing = Routing(load, balance, overflows)
         return y, routing, experts_bta
+
+
+def choose_experts(config: ModelConfig, logits_bte, bias_e, kept):
+    """(experts int32[b t a], weights float32[b t a]) of all tokens. bias_e, kept: or None; see MoE."""
+    choose = functools.partial(
+        route,
+        num_experts_per_tok=config.num_experts_per_tok,
+        n_group=config.n_group,
+        topk_group=config.topk_group,
+        scoring_func=config.scoring_func,
+        norm_topk_prob=config.norm_topk_prob,
+        routed_scaling_factor=config.routed_scaling_factor,
+    )
+    experts_bta, weights_bta = jax.vmap(choose, (0, None))(logits_bte, bias_e)
+    if kept is None:
+        return experts_bta, weights_bta
+    experts_bta = with_kept(experts_bta, kept)
+    weights_bta = expert_weights(
+        logits_bte,
+        experts_bta,
+        scoring_func=config.scoring_func,
+        norm_topk_prob=config.norm_topk_prob,
+        routed_scaling_factor=config.routed_scaling_factor,
+    )
+    return experts_bta, weights_bta
 
 
 def run_experts(x_md, experts_ma, weights_ma, kernels, *, fp8: bool):

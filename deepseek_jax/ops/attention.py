@@ -15,7 +15,7 @@ from deepseek_jax.ops.dot import dot
 from deepseek_jax.ops.pallas import attention as pallas
 from deepseek_jax.ops.pallas import decoding
 from deepseek_jax.ops.platform import choose, size_of
-from deepseek_jax.ops.remat import ATTENDED
+from deepseek_jax.ops.saved_names import ATTENDED
 from deepseek_jax.ops.selection import packed, unpacked
 
 # Finite, so that a query that sees no key gives no NaN
@@ -244,11 +244,19 @@ def attend_branches(
     (q_prefix, q_bnthx), (k_prefix, k_bnskx), (v_prefix, v_bnsku) = map(layout.split, (q, k, v))
     seen_bs, seen_bns = layout.split(segment_ids)
     # A prefix sees nothing of its branches, so it is an ordinary row of its own
-    whole = dict(scale=scale, segment_ids=seen_bs, kernels=kernels)
+    of_prefix = None
     if selected is not None:
         of_prefix, of_branches = layout.split(unpacked(selected, prefix_length + q_bnthx.shape[2]))
-        whole["selected"] = packed(of_prefix[..., :prefix_length])
-    prefix_bthu = attend(q_prefix, k_prefix, v_prefix, **whole)
+        of_prefix = packed(of_prefix[..., :prefix_length])
+    prefix_bthu = attend(
+        q_prefix,
+        k_prefix,
+        v_prefix,
+        scale=scale,
+        segment_ids=seen_bs,
+        selected=of_prefix,
+        kernels=kernels,
+    )
 
     q_bknmx = jnp.moveaxis(_by_key_head(q_bnthx, g), 2, 1)
     k_bksx, v_bksu = jnp.swapaxes(k_prefix, 1, 2), jnp.swapaxes(v_prefix, 1, 2)

@@ -92,22 +92,24 @@ class _Form(NamedTuple):
 
 
 def _form(how):
-    plain = {
-        name: _Form(
-            functools.partial(_grouped_dequantized, name),
-            functools.partial(_over_rows_dequantized, name),
-        )
-        for name in ("ragged", "pieces")
-    }
     return choose(
         "grouped_fp8",
         how.implementation,
-        **plain,
+        ragged=_dequantized("ragged"),
+        pieces=_dequantized("pieces"),
         kernel=_Form(_grouped_by_kernel, _over_rows_by_kernel),
         interpreted=_Form(
             functools.partial(_grouped_by_kernel, interpret=True),
             functools.partial(_over_rows_by_kernel, interpret=True),
         ),
+    )
+
+
+def _dequantized(name):
+    """The _Form that multiplies dequantized numbers. name: of a form of ops.grouped_matmul."""
+    return _Form(
+        functools.partial(_grouped_dequantized, name),
+        functools.partial(_over_rows_dequantized, name),
     )
 
 

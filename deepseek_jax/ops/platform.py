@@ -13,7 +13,7 @@ FORMS = {
     "save_for_backward": {"any": "plain", "cpu": "bits"},
     # For rows longer than longest_whole_row
     "attend": {"any": "blockwise", "tpu": "splash"},
-    # Of a row's index scores
+    # The k-th largest of a row's index scores
     "kth_largest": {"any": "bits", "cpu": "sorted"},
     "attend_latent": {"any": "plain", "tpu": "kernel"},
     "grouped_matmul": {"any": "ragged", "cpu": "pieces", "tpu": "megablox"},
@@ -34,7 +34,7 @@ SIZES = {
     "longest_whole_row": {"any": 1024, "cpu": 128},
     # Larger blocks read and write their running sums less often, and compute more beyond the diagonal
     "attention_block": {"any": 512, "cpu": 128, "tpu": 1024},
-    # Of an indexer's heads, before their weighted sum: 64 MiB of float32
+    # Scores of an indexer's heads, before their weighted sum: 64 MiB of float32
     "index_scores_alive": {"any": 2**24, "cpu": 2**20, "tpu": 2**26},
     # The logits of a chunk of tokens: 64 MiB of float32. On TPU 512 MiB: each chunk reads the head from HBM,
     # and adds to its gradient there

@@ -4,11 +4,7 @@ from jax.ad_checkpoint import checkpoint_name
 
 from deepseek_jax.ops.cpu import remat as cpu
 from deepseek_jax.ops.platform import choose
-
-# The name that the remat policy of models.decoder looks for
-SAVED = "saved_for_backward"
-# That of ModelConfig.remat="attention": what attention by blocks has to compute before its gradient
-ATTENDED = "attended"
+from deepseek_jax.ops.saved_names import SAVED
 
 
 def save_for_backward(x):

@@ -253,7 +253,7 @@ class _Exchange(NamedTuple):
         shards, held = jax.lax.axis_size(self.over), len(kernels[0])
         # Sorted by expert they are sorted by device too. In blocks of 1, every row has a token
         layout = expert_layout(experts_ma, shards * held, 1)
-        # Of all devices: a sender must know where its rows begin on a peer, after those of others
+        # Gathered from all devices: a sender must know where its rows begin on a peer, after those of others
         count_se = layout.rows_per_expert.reshape(shards, held)
         return layout, jax.lax.all_gather(count_se, self.over)
 

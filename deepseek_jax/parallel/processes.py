@@ -254,7 +254,7 @@ def in_shares(work, count: int):
     own = range(jax.process_index(), count, processes)
     try:
         done = work(own)
-    # Of any kind: the other processes wait for the outcome in from_each
+    # Any exception: the other processes wait for the outcome in from_each
     except Exception as error:
         failure = error
     message = None if failure is None else f"{type(failure).__name__}: {failure}"

@@ -98,7 +98,14 @@ def ratio_table(models: dict[str, ModelConfig], *, batch_size: int, context_leng
     return table
 
 
-def claims_table(teacher, students, **settings):
+def claims_table(
+    teacher: ModelConfig,
+    students: dict[str, ModelConfig],
+    *,
+    batch_size: int,
+    context_length: int,
+    chip_bytes: int,
+):
     """Published claims beside our numbers; None without a claim. The arguments are those of findings."""
     table = _table(
         "claims",
@@ -106,7 +113,13 @@ def claims_table(teacher, students, **settings):
         ("claimed", "found", ""),
     )
     table.columns[0].no_wrap = False
-    found = findings(teacher, students, **settings)
+    found = findings(
+        teacher,
+        students,
+        batch_size=batch_size,
+        context_length=context_length,
+        chip_bytes=chip_bytes,
+    )
     for one, before in zip(found, [None, *found], strict=False):
         if before is None or before.student != one.student:
             table.add_row(f"{one.student}: {one.claim}")

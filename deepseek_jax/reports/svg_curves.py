@@ -6,11 +6,11 @@ from itertools import groupby
 import numpy as np
 from matplotlib.ticker import MaxNLocator
 
-# Of a panel, in SVG units
+# The size of a panel, in SVG units
 WIDTH, HEIGHT = 260, 120
 # Margins around the curve, for tick labels
 LEFT, RIGHT, TOP, BOTTOM = 40, 8, 8, 16
-# Of a curve; a longer one is averaged over consecutive steps
+# Points of a curve; one with more is averaged over consecutive steps
 MAX_POINTS = 200
 
 

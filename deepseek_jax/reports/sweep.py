@@ -71,7 +71,7 @@ def choose_metric(workdirs: list[Path], wanted: str | None = None):
     one that no run logged although each run logged some.
     """
     phases = [read_phases(workdir / "metrics.jsonl") for workdir in workdirs]
-    # Of the run that has come furthest, for a run that has just begun lacks the later phases
+    # The run that has come furthest decides: one that has just begun lacks the later phases
     furthest = max(phases, key=len, default={})
     logged = [(phase, n) for phase, records in furthest.items() for r in records for n in r]
     for name in HEADLINE if wanted is None else [wanted]:

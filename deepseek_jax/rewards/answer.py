@@ -11,10 +11,10 @@ import re
 from collections.abc import Mapping
 from fractions import Fraction
 
-# Of an expression that is read as a number; a longer one is compared as text
+# The longest and deepest expression that is read as a number; others are compared as text
 MAX_CHARS = 100
 MAX_DEPTH = 20
-# Of a numerator or denominator, intermediate results too
+# The largest numerator or denominator, in intermediate results too
 MAX_BITS = 256
 
 BINARY = {ast.Add: operator.add, ast.Sub: operator.sub}

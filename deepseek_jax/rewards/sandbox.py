@@ -1,6 +1,6 @@
 """Limits that both sandboxes share, and the failures of a program in them."""
 
-# Of a process in the sandbox
+# Limits of a process in the sandbox
 MAX_MEMORY_BYTES = 512 * 2**20
 MAX_OUTPUT_BYTES = 2**20
 # The failures of a program

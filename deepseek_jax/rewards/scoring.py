@@ -70,7 +70,7 @@ RULES = {
     "language_consistency_zh": Rule(language_consistency_zh),
 }
 MAX_MESSAGES = 5
-# Of a completion, 250,000 tokens or so: the rules take seconds with more, and workers copy it
+# Longest completion that rules read, about 250,000 tokens: longer ones take seconds, and workers copy them
 MAX_CHARS = 2**20
 
 

@@ -93,8 +93,13 @@ class Policy:
         """The examples with their prompt_ids: the question and the opening of the answer. line: see
         data.prompt_line.
         """
-        how = dict(line=line, template=self.template, opening=self.opening)
-        return [e | {"prompt_ids": render_with_line(self.tokenizer, e, **how)} for e in examples]
+
+        def render(example):
+            return render_with_line(
+                self.tokenizer, example, line, template=self.template, opening=self.opening
+            )
+
+        return [example | {"prompt_ids": render(example)} for example in examples]
 
     def answer(
         self,

@@ -29,9 +29,6 @@ from deepseek_jax.rollout.requests import PROMPT_BUCKET, chunk_rows
 from deepseek_jax.rollout.sampling import Sampling
 from deepseek_jax.rollout.weights import in_place
 
-# Of a program that only moves numbers
-NO_WORK = dict(tokens=0, flops=0.0)
-
 
 class Asked(NamedTuple):
     """What a rollout has to answer: so many prompts, the longest of prompt_length tokens, n times each.
@@ -81,9 +78,19 @@ def rollout_programs(
         keeps_routing=asked.keeps_routing,
         candidates=asked.candidates,
     )
-    # Of weights in int8 there is no copy: what decodes is the parameters
+    # Weights in int8 have no copy: what decodes is the parameters
     waiting = [] if is_quantized(params) else [Held("the parameters", params)]
     return [rollout.weights(params), *beside(rollout.served(asked), *waiting)]
+
+
+class _Work(NamedTuple):
+    """Fields of a Program, for a program that only moves numbers if tokens and flops are left out."""
+
+    sizes: str
+    part: str = GENERATION
+    times: int = 1
+    tokens: int = 0
+    flops: float = 0.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,13 +110,11 @@ class _Rollout:
     candidates: int
 
     def weights(self, params):
-        arguments = self.config, params
-        work = dict(part=SYNC, sizes="") | NO_WORK
         function = steps.decoding_weights
         if is_quantized(params):
             # Nothing is copied: donated, the results are the arguments
             function = jax.jit(in_place, static_argnums=0, donate_argnums=1)
-        return self._program("weights", function, arguments, **work)
+        return self._program("weights", function, (self.config, params), _Work("", SYNC))
 
     def served(self, asked: Asked):
         """The programs that read the weights, to answer what is asked."""
@@ -133,14 +138,22 @@ class _Rollout:
         def arguments(weights):
             return self.config, weights, self._tables(), *prompts
 
-        work = forward_work(self.config, rows, room) | dict(part=GENERATION, times=chunks)
-        called = "continued prefill" if continued else "prefill"
-        return self._program(called, steps.prefill, arguments, "weights", waiting=["slots"], **work)
+        read = forward_work(self.config, rows, room)
+        return self._program(
+            "continued prefill" if continued else "prefill",
+            steps.prefill,
+            arguments,
+            _Work(read["sizes"], times=chunks, tokens=read["tokens"], flops=read["flops"]),
+            needs=["weights"],
+            waiting=["slots"],
+        )
 
     def empty_slots(self):
         sizes = self.slots, self.prompt_room, self.longest, self.longest
-        arguments, work = (self.config, *sizes), self._of_slots()
-        return self._program("slots", steps.empty_slots, arguments, waiting=["weights"], **work)
+        work = _Work(self._sizes_of_slots())
+        return self._program(
+            "slots", steps.empty_slots, (self.config, *sizes), work, waiting=["weights"]
+        )
 
     def growth(self, chunk: str):
         """The last growth of the caches, in a list; [] where they have room from the start. chunk: the name
@@ -158,8 +171,15 @@ class _Rollout:
             slots = self._keeping(slots)._replace(caches=jax.tree.map(smaller, slots.caches))
             return self.config, self._tables(), slots, self.longest
 
-        work = dict(waiting=["weights", chunk]) | self._of_slots(times=len(former))
-        return [self._program("grow", steps.grow, arguments, "slots", **work)]
+        grown = self._program(
+            "grow",
+            steps.grow,
+            arguments,
+            _Work(self._sizes_of_slots(), times=len(former)),
+            needs=["slots"],
+            waiting=["weights", chunk],
+        )
+        return [grown]
 
     def seat(self, turns: int, continued: bool = False):
         seats, numbers = everywhere(self.mesh, (self.slots,), bool), self._numbers(self.slots)
@@ -171,10 +191,14 @@ class _Rollout:
             (caches, logits, _), slots = prefilled, self._keeping(slots)
             return *self._fixed(), slots, seats, numbers, caches, logits, numbers, keys, *begun
 
-        kind, work = "continued " if continued else "", self._of_slots(times=turns)
-        needs = "slots", f"{kind}prefill"
+        kind = "continued " if continued else ""
         return self._program(
-            f"{kind}seat", steps.seat, arguments, *needs, waiting=["weights"], **work
+            f"{kind}seat",
+            steps.seat,
+            arguments,
+            _Work(self._sizes_of_slots(), times=turns),
+            needs=["slots", f"{kind}prefill"],
+            waiting=["weights"],
         )
 
     def decode(self, turns: int, chunk: str):
@@ -184,10 +208,15 @@ class _Rollout:
 
         # A slot's token sees its prompt, and half of its completion on average
         seen = self.prompt_room + self.longest / 2
-        needed = self.slots * forward_flops(self.config, seen)
-        work = self._of_slots(times=turns * self.longest, tokens=self.slots, flops=needed)
-        needs = "weights", "slots"
-        return self._program("decode", steps.decode, arguments, *needs, waiting=[chunk], **work)
+        work = _Work(
+            self._sizes_of_slots(),
+            times=turns * self.longest,
+            tokens=self.slots,
+            flops=self.slots * forward_flops(self.config, seen),
+        )
+        return self._program(
+            "decode", steps.decode, arguments, work, needs=["weights", "slots"], waiting=[chunk]
+        )
 
     def _keeping(self, slots):
         """The abstract slots with room for what a rollout keeps."""
@@ -202,14 +231,25 @@ class _Rollout:
             candidates=of_tokens(jnp.int32, self.candidates) if self.candidates else None,
         )
 
-    def _program(self, called, function, arguments, *needs, waiting=(), **fields):
-        needs, waiting = (tuple(self.name + each for each in names) for names in (needs, waiting))
-        fields |= dict(needs=needs, waiting=waiting)
-        return Program(self.name + called, function, arguments, self.mesh, **fields)
+    def _program(self, called, function, arguments, work: _Work, *, needs=(), waiting=()):
+        """A Program. called, needs, waiting: names without the prefix."""
+        return Program(
+            self.name + called,
+            function,
+            arguments,
+            self.mesh,
+            tokens=work.tokens,
+            flops=work.flops,
+            sizes=work.sizes,
+            part=work.part,
+            times=work.times,
+            needs=tuple(self.name + each for each in needs),
+            waiting=tuple(self.name + each for each in waiting),
+        )
 
     def _fixed(self):
-        keeps = dict(top_k=self.candidates, keeps_candidates=self.candidates > 0)
-        return self.config, Sampling(**keeps), self.config.eos_ids
+        sampling = Sampling(top_k=self.candidates, keeps_candidates=self.candidates > 0)
+        return self.config, sampling, self.config.eos_ids
 
     def _tables(self):
         shape = self.prompt_room + self.longest, self.config.rope_dim // 2
@@ -218,6 +258,5 @@ class _Rollout:
     def _numbers(self, *shape):
         return everywhere(self.mesh, shape, jnp.int32)
 
-    def _of_slots(self, **fields):
-        sizes = f"{self.slots:,} slots x {self.prompt_room + self.longest:,}"
-        return NO_WORK | dict(part=GENERATION, sizes=sizes) | fields
+    def _sizes_of_slots(self):
+        return f"{self.slots:,} slots x {self.prompt_room + self.longest:,}"

@@ -98,7 +98,7 @@ class RequestQueue:
 
     def take(self, room: int):
         """Remove and return the first requests, int[r]: at most `room`, all of one chunk."""
-        # Of one chunk, because the engine has the prefilled caches of one chunk at a time
+        # The engine has the prefilled caches of one chunk at a time
         chunks = self.requests.chunk_of(self.waiting[:room])
         count = np.count_nonzero(chunks == chunks[0])
         taken, self.waiting = self.waiting[:count], self.waiting[count:]

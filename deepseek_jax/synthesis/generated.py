@@ -1,5 +1,6 @@
 """Conversations with a teacher's answers, as a TFDS dataset that fine-tuning reads: data.messages."""
 
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -39,7 +40,7 @@ def write_conversations(records, data_dir: Path):
 
     builders.build writes all of them or nothing, in the first of several processes.
     """
-    build(TeacherConversations, None, data_dir, records=records)
+    build(partial(TeacherConversations, records=records), None, data_dir)
     return dataset_folder(data_dir)
 
 

@@ -62,8 +62,9 @@ class Sift:
             # One index for the completions of all origins
             near = NearDuplicates(keep.near_duplicates, keep.shingle)
             last["near-duplicate"] = lambda text, e: not near.is_new(_whole(text, e))
-        made = dict(max_per_prompt=keep.max_per_prompt, last=last)
-        self.sieves = defaultdict(lambda: Sieve(rules, **made))
+        self.sieves = defaultdict(
+            lambda: Sieve(rules, max_per_prompt=keep.max_per_prompt, last=last)
+        )
 
     def records(self, samples: Path):
         """Yield the records of generated.TeacherConversations from a folder of chunks.

@@ -98,8 +98,7 @@ class Teacher:
             self._stop_if_asked(log)
 
     def _rows(self, examples, n, rewards, log):
-        how = dict(n=n, seed=self.settings.seed, log=log)
-        self.policy.answer(examples, self.settings.sampling, **how)
+        self.policy.answer(examples, self.settings.sampling, n=n, seed=self.settings.seed, log=log)
         opening = self.policy.opening
         samples = [
             {

@@ -67,9 +67,13 @@ def train(
     run.should_stop() is true on any process and the state is saved.
     """
     kept, checks = settings.checkpoints, checks or Checks()
-    keeps = dict(keep=kept.keep, keep_every=kept.keep_every, best_is=kept.best and kept.best_is)
-    keeps["strict"] = run.strict
-    with Store(run.folder, **keeps) as store:
+    with Store(
+        run.folder,
+        keep=kept.keep,
+        keep_every=kept.keep_every,
+        best_is=kept.best and kept.best_is,
+        strict=run.strict,
+    ) as store:
         state, first_step, skipped = _resume(state, source, store, settings.num_steps, run.phase)
         # Before writer.start, which deletes lines: a complete phase is left as it is
         if first_step < settings.num_steps:
@@ -191,8 +195,9 @@ def fit(
     """
     create, step = jitted_fit(settings, loss_fn, params, run.mesh, parts)
     checks = Checks(terms=LOSS_TERMS, locate=step.locate)
-    state, work = create(params), dict(flops_per_token=flops_per_token)
-    return train(settings, state, step, source, run, settings.seed, checks, **work).model
+    state = create(params)
+    state = train(settings, state, step, source, run, settings.seed, checks, flops_per_token)
+    return state.model
 
 
 def jitted_fit(settings, loss_fn, params, mesh: Mesh, parts: tuple[str, ...] = ()):

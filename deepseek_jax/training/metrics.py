@@ -22,8 +22,8 @@ HEADLINE = (
     *("loss", "held_out_loss", "mtp_loss", "reward", "accuracy", "completion_length"),
     *("kl", "entropy", "grad_norm", "tokens_per_second"),
 )
-# On a line
-CONSOLE_METRICS = 6
+# On a line, and between two lines
+CONSOLE_METRICS, CONSOLE_SECONDS = 6, 2.0
 
 
 class MetricsWriter:
@@ -34,14 +34,18 @@ class MetricsWriter:
     Nothing is created before `start`. On processes other than 0 every method returns at once. A local line is
     in the file when `write` returns. In a bucket metrics.jsonl is written anew at most every
     files.REWRITE_SECONDS, and both when `flush` or `close` is called.
-    console_seconds: between lines of the console; a faster run prints fewer, but always its last. wandb: the
-    W&B run that gets the same numbers; None for none.
+    console_seconds: between lines of the console, None for CONSOLE_SECONDS; a faster run prints fewer, but
+    always its last. wandb: the W&B run that gets the same numbers; None for none.
     """
 
     def __init__(
-        self, workdir: str | Path, console_seconds: float = 2.0, wandb: WandbRun | None = None
+        self,
+        workdir: str | Path,
+        console_seconds: float | None = None,
+        wandb: WandbRun | None = None,
     ):
-        self.workdir, self.console_seconds = as_path(workdir), console_seconds
+        self.workdir = as_path(workdir)
+        self.console_seconds = CONSOLE_SECONDS if console_seconds is None else console_seconds
         self.path, self.wandb = self.workdir / "metrics.jsonl", wandb
         self._boards, self._file = {}, GrowingFile(self.path)
         # tensorboardX writes local files alone: where they wait for the bucket

@@ -59,9 +59,9 @@ class LoopSettings(Settings):
         """The number of updates of all steps together."""
         return self.num_steps
 
-    def make_optimizer(self, **options):
-        """The optax transformation for the whole training. options: of OptimizerSettings.make."""
-        return self.optimizer.make(self.num_updates(), **options)
+    def make_optimizer(self, parts: tuple[str, ...] = ()):
+        """The optax transformation for the whole training. parts: as in OptimizerSettings.make."""
+        return self.optimizer.make(self.num_updates(), parts)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -34,8 +34,8 @@ def make_train_step(
 
     def train_step(state, batch, rng):
         (loss, metrics), grads = gradients(state, batch, rng)
-        value = {} if watched is None else {"value": batch[watched]}
-        return update(state, grads, metrics | {"loss": loss}, **value)
+        value = None if watched is None else batch[watched]
+        return update(state, grads, metrics | {"loss": loss}, value)
 
     return train_step
 
@@ -59,13 +59,16 @@ def gradients_of(loss_fn, micro_batches: int = 1):
 
 
 def update_of(tx, *, bias_update_speed=None):
-    """Build update(state, grads, metrics, **value) -> (state, metrics), the second half of make_train_step.
+    """Build update(state, grads, metrics, value=None) -> (state, metrics), the second half of
+    make_train_step.
 
     grads: in the trained parameters. metrics: with loss, and with routing as make_train_step takes it. value:
-    what tx takes besides the gradients.
+    for a schedule of tx that follows it, None for no such schedule.
     """
+    # It takes `value` whether or not it has such a schedule
+    tx = optax.with_extra_args_support(tx)
 
-    def update(state, grads, metrics, **value):
+    def update(state, grads, metrics, value=None):
         metrics = dict(metrics)
         routings = metrics.pop("routing", {})
         loads = {name: routing.load for name, routing in routings.items()}
@@ -74,7 +77,7 @@ def update_of(tx, *, bias_update_speed=None):
         opt_before = on_device(state.opt_state)
 
         def apply():
-            updates, opt_state = tx.update(grads, opt_before, state.params, **value)
+            updates, opt_state = tx.update(grads, opt_before, state.params, value=value)
             return optax.apply_updates(state.params, updates), opt_state
 
         def skip():

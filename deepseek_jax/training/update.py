@@ -110,9 +110,9 @@ class Buffered:
         factor = self._factor
 
         # Another function, or jit would take the program that it has
-        def step(*args, **kwargs):
+        def step(*arguments):
             with larger_buffers(factor):
-                return self._function(*args, **kwargs)
+                return self._function(*arguments)
 
         chip = chip_of(jax.tree.leaves(self._placed)[0].mesh.devices.ravel())
         self._jitted = jax.jit(
@@ -122,7 +122,7 @@ class Buffered:
             compiler_options=chip and chip.options,
         )
 
-    def __call__(self, *args, **kwargs):
+    def __call__(self, *arguments):
         # The latest call but one: the device has its result by now, and nothing waits
         overflowed = len(self._unread) > 1 and float(self._unread.pop(0)) > 0
         if overflowed and self._factor * GROWTH <= MOST:
@@ -133,11 +133,11 @@ class Buffered:
             )
             self._unread.clear()
             self._compile()
-        state, metrics = self._jitted(*args, **kwargs)
+        state, metrics = self._jitted(*arguments)
         if "expert_overflows" in metrics:
             self._unread.append(metrics["expert_overflows"])
         return state, metrics
 
-    def trace(self, *args, **kwargs):
+    def trace(self, *arguments):
         """As jax.jit's."""
-        return self._jitted.trace(*args, **kwargs)
+        return self._jitted.trace(*arguments)

@@ -43,11 +43,16 @@ class Local:
             # The job inherits the lock. It ends with the process, however that ends, and no pid is mistaken
             # for that of another
             fcntl.flock(held, fcntl.LOCK_EX)
-            # A session of its own: Ctrl-C reaches it once, through us
-            own = dict(start_new_session=True, pass_fds=[held.fileno()])
-            # Nothing of ours: whoever reads our output would wait for the job when we are gone
-            streams = dict(stdin=subprocess.DEVNULL, stdout=log, stderr=log)
-            process = subprocess.Popen(command(job), **own, **streams)
+            process = subprocess.Popen(
+                command(job),
+                # A session of its own: Ctrl-C reaches it once, through us
+                start_new_session=True,
+                pass_fds=[held.fileno()],
+                # No stream of ours: whoever reads our output would wait for the job when we are gone
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+            )
         # Kept, so that the process is reaped when it ends
         self._processes.append(process)
         identity = f"{process.pid}@{socket.gethostname()}"

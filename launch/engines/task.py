@@ -17,7 +17,7 @@ from pathlib import Path
 
 # As in training.loop
 STOPPED = 75
-# Of <linux/prctl.h>
+# From <linux/prctl.h>
 PR_SET_PDEATHSIG = 1
 # It has saved; or SIGTERM ended it before it could answer, or a second one did
 PREEMPTED = STOPPED, -signal.SIGTERM
@@ -74,8 +74,12 @@ class Task:
         # Each process of a job has a log; a command that starts again adds to it
         name = log if self.rank == 0 else log.with_name(f"{log.stem}.{self.rank}{log.suffix}")
         with open(name, "a") as file:
-            how = dict(stdout=file, stderr=file, preexec_fn=_end_with(os.getpid()))
-            self.process = subprocess.Popen(self.values.command, **how)
+            self.process = subprocess.Popen(
+                self.values.command,
+                stdout=file,
+                stderr=file,
+                preexec_fn=_end_with(os.getpid()),
+            )
             return self.process.wait()
 
     def stop(self, number, frame):

@@ -78,8 +78,8 @@ def test_what_is_measured_is_the_small_teacher_and_its_students():
 @pytest.mark.slow
 def test_the_small_models_are_timed_in_turn(monkeypatch):
     """Oracle: their parameters, and a speed above 0 of each; the first's ratio is 1."""
-    monkeypatch.setitem(compare.MEASURED, "new_tokens", 4)
-    monkeypatch.setitem(compare.MEASURED, "repeats", 1)
+    monkeypatch.setattr(compare, "NEW_TOKENS", 4)
+    monkeypatch.setattr(compare, "REPEATS", 1)
     models = named_models(SMALL)
     table = compare.measured(models)
     names, parameters, _, speeds, ratios = (list(column.cells) for column in table.columns)

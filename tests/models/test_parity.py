@@ -20,7 +20,7 @@ from deepseek_jax.models import (
     layer_states,
     predict_further,
 )
-from deepseek_jax.models.config import REMAT_POLICIES
+from deepseek_jax.models.remat_policies import REMAT_POLICIES
 from deepseek_jax.ops.routing import route
 from tests.models.families import FAMILIES, write_released_checkpoint, write_tiny_checkpoint
 from tests.quick import others_slow
@@ -207,7 +207,8 @@ def test_padding_agrees_with_an_attention_mask_in_transformers(pair_of, family, 
 @pytest.mark.parametrize(
     "how",
     others_slow(
-        [dict(remat="full")] + [dict(scan_layers=True, remat=policy) for policy in REMAT_POLICIES],
+        [dict(remat="full")]
+        + [dict(scan_layers=True, remat=policy) for policy in ("none", *REMAT_POLICIES)],
         dict(scan_layers=True, remat="attention"),
     ),
 )

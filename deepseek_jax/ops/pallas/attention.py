@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 from jax.experimental.pallas.ops.tpu import splash_attention as splash
 
-from deepseek_jax.ops.remat import ATTENDED
+from deepseek_jax.ops.saved_names import ATTENDED
 
 # Lanes of a TPU's vector registers: blocks are multiples of it
 LANES = 128

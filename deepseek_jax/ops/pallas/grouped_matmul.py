@@ -7,7 +7,7 @@ from jax.experimental.pallas.ops.tpu.megablox.gmm import gmm, tgmm
 
 # Rows, contracted columns and columns of a tile, that fit 16 MiB of vector memory
 TILES = {"bfloat16": (512, 1024, 1024), "float32": (512, 512, 512)}
-# Of a product over rows, whose result is float32
+# The tile of a product over rows, whose result is float32
 TILES_OVER_ROWS = (512, 512, 512)
 # Rows of the smallest tile
 LEAST_ROWS = 128

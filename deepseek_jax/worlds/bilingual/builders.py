@@ -13,7 +13,7 @@ from deepseek_jax.worlds.bilingual import corpus as bilingual_corpus
 from deepseek_jax.worlds.bilingual import preferences as bilingual_preferences
 from deepseek_jax.worlds.bilingual import tasks as bilingual_tasks
 
-# Of the corpus and of the examples
+# The version of both datasets, the corpus and the examples
 VERSION = tfds.core.Version("1.0.0")
 # Distinct requests in the preferences of a split
 NUM_JUDGED = 512

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 
 from deepseek_jax.rewards.answer import final_text, gold_answer, marked_answer
 
-# Of a number; a longer one is not read
+# The longest number that is read
 MAX_DIGITS = 9
 EXPRESSION = re.compile(
     rf"(?<!\d)\d{{1,{MAX_DIGITS}}}(?!\d)(?: ?[+-] ?\d{{1,{MAX_DIGITS}}}(?!\d))*"

@@ -22,12 +22,12 @@ from deepseek_jax.worlds.bilingual.words import (
 
 # The kind with fewer puzzles first
 KINDS = ("countdown", "sum")
-# Of a sum; a countdown has three
+# Operands of a sum; a countdown has three
 OPERAND_COUNTS = (3, 4)
 LARGEST_OPERAND = 9
 # A countdown's first number, at least the sum of the others
 COUNTDOWN_FIRST = range(5, 21)
-# Of a step that a puzzle can need
+# The largest left operand in any step of a puzzle
 LARGEST_LEFT = LARGEST_OPERAND + max(COUNTDOWN_FIRST)
 
 

@@ -38,8 +38,10 @@ def preference_records(kind: str, examples: list):
     return records
 
 
-def _preferences(kind, dataset, folder, **sizes):
-    task = bilingual_examples(dataset, folder, **sizes)
+def _preferences(kind, dataset, folder, *, num_train, num_held_out, seed):
+    task = bilingual_examples(
+        dataset, folder, num_train=num_train, num_held_out=num_held_out, seed=seed
+    )
     return preference_records(kind, task.train), preference_records(kind, task.held_out)
 
 
