@@ -25,8 +25,7 @@ from absl import app, flags
 
 from deepseek_jax.files import cache_folder
 from launch import common
-from launch.search import published, search
-from launch.topology import (
+from launch.planning.topology import (
     ENVIRONMENT,
     EXAMPLES,
     chosen,
@@ -82,15 +81,20 @@ def main(config):
 
 def planned(config, topology: str | None, cache: Path | None, of_gpus: bool):
     """Print what the flags ask for: -> whether it fits. Raises ValueError."""
+    # Imported once the environment is set: these import jax
     if flags.FLAGS.published:
+        from launch.planning.published import published
+
         return published(cache)
     if flags.FLAGS.search is not None:
         if of_gpus:
             raise ValueError(f"--search compiles for TPUs; --topology={topology} has none")
+        from launch.planning.search import search
+
         return search(config, topology, flags.FLAGS.program, flags.FLAGS.search, cache)
     mesh, chip = planned_mesh(topology, config.get("mesh", {}))
     programs = chosen(recipes_programs(config, mesh), flags.FLAGS.program)
-    from deepseek_jax.reports.plan import print_plan, print_shapes
+    from launch.planning.report import print_plan, print_shapes
 
     return print_shapes(programs, chip) if of_gpus else print_plan(programs, chip, cache)
 

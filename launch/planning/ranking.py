@@ -7,9 +7,10 @@ from collections.abc import Callable
 from jax.sharding import AbstractMesh, Mesh
 
 from deepseek_jax.costs.chips import Chip
-from deepseek_jax.costs.estimate import peak_bytes, step_seconds
-from deepseek_jax.costs.layouts import REMAT, Layout, micro_batches, shards
+from deepseek_jax.costs.layouts import Layout
 from deepseek_jax.costs.program import Program
+from launch.planning.estimate import peak_bytes, step_seconds
+from launch.planning.shards import REMAT, micro_batches, shards
 
 
 @dataclasses.dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 Memory: the arguments, the gradients, what the forward pass saves, and the largest working set beside them.
 Time: products at the peak, then the collectives, nothing hidden. Left out: memory traffic, the optimizer, the
-gradients' sum over slices, and all that costs/roofline.py leaves out.
+gradients' sum over slices, and all that roofline.py leaves out.
 """
 
 import dataclasses
@@ -12,11 +12,12 @@ from jax.sharding import Mesh
 
 from deepseek_jax.costs.chips import Chip
 from deepseek_jax.costs.flops import attended_keys, forward_flops
-from deepseek_jax.costs.layouts import Layout, Shards, compute_bytes
+from deepseek_jax.costs.layouts import Layout
 from deepseek_jax.costs.program import Program
-from deepseek_jax.costs.roofline import collective_seconds
 from deepseek_jax.models import ModelConfig
 from deepseek_jax.ops.platform import SIZES
+from launch.planning.roofline import collective_seconds
+from launch.planning.shards import Shards, compute_bytes
 
 
 @dataclasses.dataclass(frozen=True)

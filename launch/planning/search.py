@@ -1,4 +1,4 @@
-"""Programs that launch/plan.py builds itself: those of a search, and those of published steps."""
+"""Programs of a search, which launch/plan.py builds itself."""
 
 import copy
 from pathlib import Path
@@ -6,9 +6,8 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from deepseek_jax.settings import build
-from launch import common
-from launch.config_file import load_config, set_field
-from launch.topology import chosen, planned_mesh, recipes_programs
+from launch.config_file import set_field
+from launch.planning.topology import chosen, planned_mesh, recipes_programs
 
 
 def search(config: ConfigDict, topology: str, pattern: str | None, count: int, cache: Path | None):
@@ -16,10 +15,10 @@ def search(config: ConfigDict, topology: str, pattern: str | None, count: int, c
 
     Raises ValueError for a config that is wrong on any mesh, and where --program names no update.
     """
-    from deepseek_jax.costs.layouts import meshes
     from deepseek_jax.parallel.mesh import MeshSettings, make_mesh, size_name
     from deepseek_jax.recipes.planning import layout_fields
-    from deepseek_jax.reports.search import Search, print_search
+    from launch.planning.search_table import Search, print_search
+    from launch.planning.shards import meshes
 
     given = build(MeshSettings, config.get("mesh", {}), "config.mesh")
     whole, chip = planned_mesh(topology, dict(slices=given.slices, pipeline=given.pipeline))
@@ -59,19 +58,3 @@ def _updates(config, mesh, pattern):
     if not updates:
         raise ValueError(f"--search ranks layouts of updates, and --program={pattern} names none")
     return updates
-
-
-def published(cache: Path | None):
-    """Print each published step beside our prediction: -> whether our programs of them fit."""
-    from deepseek_jax.costs.published import PUBLISHED
-    from deepseek_jax.reports.published import print_published
-
-    fits = []
-    for row in PUBLISHED:
-        config = load_config(str(common.ROOT / "configs" / "pretrain_v3.py"))
-        for field, value in row.fields().items():
-            set_field(config, field, value)
-        mesh, chip = planned_mesh(row.topology, config.mesh)
-        (program,) = recipes_programs(config, mesh)
-        fits.append(print_published(row, program, chip, cache))
-    return all(fits)

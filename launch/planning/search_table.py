@@ -10,12 +10,12 @@ from rich.console import Console
 from rich.table import Table
 
 from deepseek_jax.costs.chips import GIB, Chip
-from deepseek_jax.costs.compiled import Compiled, compile_programs
 from deepseek_jax.costs.layouts import Layout
 from deepseek_jax.costs.program import Program
-from deepseek_jax.costs.roofline import roofline, share_of_peak
-from deepseek_jax.costs.search import Ranked, rank
-from deepseek_jax.reports.plan import WIDTH, fits, held_at_once
+from launch.planning.compiled import Compiled, compile_programs
+from launch.planning.ranking import Ranked, rank
+from launch.planning.report import WIDTH, fits, held_at_once
+from launch.planning.roofline import roofline, share_of_peak
 
 
 @dataclasses.dataclass(frozen=True)

@@ -12,15 +12,16 @@ from ml_collections import ConfigDict
 from configs import models
 from deepseek_jax.checkpoint.tree import by_path
 from deepseek_jax.costs.chips import CHIPS
-from deepseek_jax.costs.estimate import peak_bytes
-from deepseek_jax.costs.layouts import Layout, meshes, micro_batches, shards
+from deepseek_jax.costs.layouts import Layout
 from deepseek_jax.costs.program import Held, argument_bytes, beside
-from deepseek_jax.costs.search import rank
 from deepseek_jax.parallel import make_mesh
 from deepseek_jax.parallel.mesh import size_name
 from deepseek_jax.recipes.pretrain.programs import programs
 from deepseek_jax.recipes.pretrain.settings import PretrainSettings
 from deepseek_jax.settings import build
+from launch.planning.estimate import peak_bytes
+from launch.planning.ranking import rank
+from launch.planning.shards import meshes, micro_batches, shards
 
 ROWS, LENGTH = 24, 128
 LAYERS, HIDDEN = 4, 64
