@@ -12,7 +12,6 @@ from deepseek_jax.parallel.mesh import size_name
 from deepseek_jax.parallel.rules import MESH_AXES, RULES, STORED
 from deepseek_jax.parallel.shard import axis_parts
 
-REMAT = ("none", "dots", "selective", "attention", "full")
 # The axes that a search divides the devices among; data is 1, since fsdp splits the rows as it does
 SEARCHED = ("fsdp", "expert", "context", "tensor")
 
@@ -22,13 +21,18 @@ class Shards:
     """Bytes of one device of a mesh: of an update's arguments and what lies beside it, and of its parameters.
 
     gathered: {axes: bytes} of the weights, in the compute dtype, that gathers over these axes complete.
-    layer: of the largest layer that is gathered at once.
     """
 
     arguments: int
     params: int
     gathered: dict[tuple, int]
-    layer: int
+
+    @property
+    def state(self):
+        """What training holds whatever it saves for the backward pass: the arguments, and gradients, which
+        are of the parameters' dtype.
+        """
+        return self.arguments + self.params
 
 
 def meshes(devices: int, has_experts: bool, slices: int = 1, pipeline: int = 1):
@@ -80,22 +84,16 @@ def shards(program: Program, mesh: AbstractMesh):
     """The Shards of an update on a mesh. mesh: axes and sizes alone."""
     arguments = _on(mesh, program.arguments)
     state, itemsize = arguments[0], compute_bytes(program)
-    gathered, layers = {}, {}
+    gathered = {}
     # Of a model with an adapter, the frozen weights too
-    for path, leaf in jax.tree.leaves_with_path(state.model):
+    for leaf in jax.tree.leaves(state.model):
         axes = tuple(a for a in ("fsdp", "context") if _splits(leaf.sharding.spec, a))
         axes += tuple({entry[-1] for entry in leaf.sharding.spec if _is_stored(entry)})
         held = math.prod(leaf.sharding.shard_shape(leaf.shape)) * itemsize
-        whole = held * axis_parts(mesh, axes)
         if axes:
-            gathered[axes] = gathered.get(axes, 0) + whole
-        keys = [getattr(key, "key", "") for key in path]
-        # The layers of a stack are gathered one after the other
-        stack = next((key for key in keys if key.endswith("_layers")), None)
-        name = stack or next(filter(None, keys), "")
-        layers[name] = layers.get(name, 0) + whole // (leaf.shape[0] if stack else 1)
+            gathered[axes] = gathered.get(axes, 0) + held * axis_parts(mesh, axes)
     held = argument_bytes(arguments) + sum(argument_bytes(tree) for tree in _beside(mesh, program))
-    return Shards(held, argument_bytes(state.params), gathered, max(layers.values()))
+    return Shards(held, argument_bytes(state.params), gathered)
 
 
 def _on(mesh, arguments):
