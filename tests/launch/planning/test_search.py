@@ -19,7 +19,7 @@ def get_config():
     config.model.update(sizes | dict(num_nextn_predict_layers=0))
     del config.stages["stage_2_long"]
     with config.ignore_type():
-        config.stages.stage_1.update(dict(batch_size=256, mtp_weight=0.0))
+        config.stages.stage_1.update(dict(batch_size=16, mtp_weight=0.0))
     config.mesh = dict(data=1, fsdp=4)
     return config
 """
