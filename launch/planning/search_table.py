@@ -37,7 +37,7 @@ def search_table(compared: list[Compared], chip: Chip):
     table = Table(box=SIMPLE_HEAD, title=f"one {chip.device_kind}", title_justify="left")
     for name in ("mesh", "micro-batches", "remat", "fits"):
         table.add_column(name, no_wrap=True)
-    for name in ("state GiB", "peak GiB", "collectives, seconds", "seconds", "MFU at most"):
+    for name in ("state GiB", "peak GiB", "collectives estimated", "seconds", "MFU at most"):
         table.add_column(name, justify="right")
     for one in compared:
         layout = one.layout
@@ -53,7 +53,7 @@ def search_table(compared: list[Compared], chip: Chip):
 
 
 def _numbers(one, chip):
-    """The cells of memory, time and MFU. State and collectives are those of the ranking."""
+    """The cells of memory, time and MFU. State and collectives' seconds are those of the ranking."""
     state = f"{one.ranked.state / GIB:.2f}"
     collectives = f"{one.ranked.collectives(one.layout.micro_batches):.3g}"
     if any(compiled.refusal is not None for _, compiled in one.compiled):

@@ -4,8 +4,11 @@ import re
 
 import pytest
 
+from deepseek_jax.costs.chips import CHIPS
+from launch.planning import search as searching
+from launch.planning.compiled import Compiled
 from launch.planning.ranking import Ranked
-from launch.planning.search import REMAT, try_layouts
+from launch.planning.search import REMAT, Search, print_search, try_layouts
 from tests.launch.test_plan import planned
 
 CONFIG = """
@@ -87,6 +90,24 @@ def test_a_search_without_a_layout_that_fits_ends():
     assert [micro_batches for _, micro_batches, _ in tried] == [1, 2, 4, 15, 60]
     assert {remat for *_, remat in tried} == {"full"}
     try_layouts([], 3, None)
+
+
+@pytest.mark.parametrize(
+    ("ranked", "words"),
+    [
+        (MESHES, "in a plan of the last: context=4, micro_batches=60, remat=full"),
+        ([], "None was compiled; more devices would help, or a smaller model."),
+    ],
+)
+def test_a_search_that_finds_nothing_says_what_would_help(monkeypatch, capsys, ranked, words):
+    """Oracle: the words a reader needs; why a mesh was dropped."""
+    monkeypatch.setattr(searching, "rank", lambda *how: (ranked, ["24 rows, not a multiple of 5"]))
+    refused = [(None, Compiled(refusal="20 GiB are too much"))]
+    monkeypatch.setattr(searching, "compile_programs", lambda *how: refused)
+    what = Search([], [], mesh_of=None, flags=str, planned=lambda layout: [])
+    assert not print_search(what, 3, CHIPS["v5e"], None)
+    out = capsys.readouterr().out
+    assert words in out and "1 dropped, such as: 24 rows, not a multiple of 5" in out
 
 
 def searched(folder, *args):
