@@ -9,9 +9,14 @@ and needs the wheel libtpu. The largest models take minutes and a few gigabytes;
 plan that is run again takes seconds. For GPUs, --topology=h100:64 counts what needs no compiler. A mistake is
 one message and exit status 2; a program that does not fit is exit status 1.
 
---search ranks meshes, micro-batches and remat policies for the updates, compiles the best N (default 3), and
-prints the flags that set the best of them. --published compiles our programs of published training steps, and
-prints the predicted and the published times.
+--search looks for a layout of the updates, among the meshes that split them and have room for their state:
+
+1. micro-batches: more and more, until remat="full" fits the mesh whose collectives cost least;
+2. remat: on that mesh, the first policy that fits, from the one that recomputes least on;
+3. the mesh: the N (default 3) whose collectives cost least are compiled with both.
+
+It prints the flags of the fastest layout that fits. --published compiles our programs of published training
+steps, and prints the predicted and the published times.
 """
 
 import os
@@ -25,8 +30,7 @@ from absl import app, flags
 
 from deepseek_jax.files import cache_folder
 from launch import common
-from launch.search import published, search
-from launch.topology import (
+from launch.planning.topology import (
     ENVIRONMENT,
     EXAMPLES,
     chosen,
@@ -35,7 +39,7 @@ from launch.topology import (
     recipes_programs,
 )
 
-# How many layouts --search compiles
+# How many layouts --search compares
 COMPILED = 3
 
 
@@ -51,7 +55,7 @@ def define_flags():
         )
     flags.DEFINE_string("program", None, "The programs to plan, such as update or 'answers*'.")
     # boolean: absl then takes the flag without a value too
-    help = f"Rank layouts of the updates and compile the best so many; {COMPILED} without a number."
+    help = f"Find a layout of the updates, among the best so many; {COMPILED} without a number."
     flags.DEFINE(CountOfSearch(), "search", None, help, boolean=True)
     flags.DEFINE_string(
         "cache", str(cache_folder("plans")), "The folder of compiled plans; '' for none."
@@ -82,15 +86,20 @@ def main(config):
 
 def planned(config, topology: str | None, cache: Path | None, of_gpus: bool):
     """Print what the flags ask for: -> whether it fits. Raises ValueError."""
+    # Imported once the environment is set: these import jax
     if flags.FLAGS.published:
+        from launch.planning.published import published
+
         return published(cache)
     if flags.FLAGS.search is not None:
         if of_gpus:
             raise ValueError(f"--search compiles for TPUs; --topology={topology} has none")
+        from launch.planning.search import search
+
         return search(config, topology, flags.FLAGS.program, flags.FLAGS.search, cache)
     mesh, chip = planned_mesh(topology, config.get("mesh", {}))
     programs = chosen(recipes_programs(config, mesh), flags.FLAGS.program)
-    from deepseek_jax.reports.plan import print_plan, print_shapes
+    from launch.planning.report import print_plan, print_shapes
 
     return print_shapes(programs, chip) if of_gpus else print_plan(programs, chip, cache)
 

@@ -32,12 +32,12 @@ from launch import common
 from launch.config_file import call, load_function, split_arguments
 from launch.engines import STOPPED, gke, slurm
 from launch.engines.local import TRAIN, Local
+from launch.planning.topology import EXAMPLES
 from launch.sweeps.folder import Folder
 from launch.sweeps.follow import Sweep, cancel
 from launch.sweeps.prune import able_runs
 from launch.sweeps.runs import file_name, sweep_runs, train_arguments
 from launch.sweeps.show import Show
-from launch.topology import EXAMPLES
 
 FAILED = 1
 ENGINES = ("local", "slurm", "gke")

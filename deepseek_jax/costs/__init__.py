@@ -8,7 +8,6 @@ __getattr__, __dir__, __all__ = lazy_names(
         "CHIPS": "chips",
         "cache_bytes": "deployment",
         "chips_for": "deployment",
-        "program_cost": "hlo",
         "step_bytes": "deployment",
         "tokens_per_second": "deployment",
         "useful_flops": "flops",

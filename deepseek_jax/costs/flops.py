@@ -1,4 +1,4 @@
-"""Floating-point operations that a model needs of an update; costs.compiled reads those that XLA counts."""
+"""Floating-point operations that a model needs of an update; launch/planning reads those that XLA counts."""
 
 import functools
 

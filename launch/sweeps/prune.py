@@ -16,8 +16,8 @@ from deepseek_jax.costs.chips import CHIPS, GIB
 from deepseek_jax.errors import CannotPlan
 from deepseek_jax.settings import build
 from launch import common
+from launch.planning.topology import ENVIRONMENT, on_gpus, planned_mesh, recipes_programs
 from launch.sweeps.runs import Run
-from launch.topology import ENVIRONMENT, on_gpus, planned_mesh, recipes_programs
 
 
 class Verdict(NamedTuple):
@@ -111,9 +111,9 @@ def verdict(config: dict, topology: str, cache: Path | None):
 
 def compiled(programs, chip, cache):
     """Compile the programs for TPUs: yields (Program, seconds, None, or why it does not fit)."""
-    from deepseek_jax.costs.compiled import compile_programs
-    from deepseek_jax.costs.roofline import roofline
-    from deepseek_jax.reports.plan import fits, held_at_once
+    from launch.planning.compiled import compile_programs
+    from launch.planning.report import fits, held_at_once
+    from launch.planning.roofline import roofline
 
     for program, found in compile_programs(programs, cache):
         if fits(program, found, chip):

@@ -18,10 +18,8 @@ import numpy as np
 
 from configs import models
 from deepseek_jax.costs.chips import chip_of
-from deepseek_jax.costs.compiled import compile_programs
 from deepseek_jax.costs.flops import forward_flops, useful_flops
 from deepseek_jax.costs.program import argument_bytes, update_program
-from deepseek_jax.costs.roofline import roofline
 from deepseek_jax.losses.next_token import next_token_loss
 from deepseek_jax.models import build_model, random_params
 from deepseek_jax.parallel import make_mesh, put_batch
@@ -36,6 +34,8 @@ from deepseek_jax.settings import build
 from deepseek_jax.training.loop import jitted_fit
 from deepseek_jax.training.settings import FitSettings
 from deepseek_jax.worlds.arithmetic.tokenizer import arithmetic_tokenizer
+from launch.planning.compiled import compile_programs
+from launch.planning.roofline import roofline
 from tests.benchmarks.results import FOLDER, as_text, revision
 from tests.benchmarks.timing import batch_of, print_table
 

@@ -116,14 +116,14 @@ def abstract_mesh(sizes, devices, names):
 
 def compiled(name, program, cache=None):
     """(Figures, lines of what one device sends) of a program, compiled for the config's slice. cache: see
-    costs.compiled.
+    launch.planning.compiled.
     """
-    from launch import topology
+    from launch.planning import topology
 
     config = config_of(name)
     mesh, chip = topology.planned_mesh(SLICES[name], config.get("mesh", {}))
-    from deepseek_jax.costs.compiled import compile_programs
-    from deepseek_jax.costs.roofline import roofline, share_of_peak
+    from launch.planning.compiled import compile_programs
+    from launch.planning.roofline import roofline, share_of_peak
 
     programs = topology.chosen(topology.recipes_programs(config, mesh), program)
     *_, (planned, found) = compile_programs(programs, cache)
@@ -158,7 +158,7 @@ def write(kind, name, lines):
 
 if __name__ == "__main__":
     if sys.argv[1:2] == ["collectives"]:
-        from launch.topology import ENVIRONMENT
+        from launch.planning.topology import ENVIRONMENT
 
         os.environ.update(ENVIRONMENT)
         cache = Path(sys.argv[2]) if sys.argv[2:] else None

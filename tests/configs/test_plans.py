@@ -23,7 +23,7 @@ WIDE = {"model=deepseek_v2_lite": "v5e:4x4"}
 LIST = """
 import json, sys
 from deepseek_jax.costs.program import argument_bytes
-from launch import topology as slices
+from launch.planning import topology as slices
 from tests.experiments import CONFIGS, load
 
 found = []

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from launch.topology import ENVIRONMENT
+from launch.planning.topology import ENVIRONMENT
 from tests.configs import snapshots
 
 ROOT = Path(__file__).resolve().parents[2]

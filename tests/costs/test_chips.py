@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from launch.topology import ENVIRONMENT, planned_mesh
+from launch.planning.topology import ENVIRONMENT, planned_mesh
 
 
 @pytest.mark.parametrize("topology", ["v5e:2x2", "v5p:2x2x1", "v6e:2x2", "tpu7x:2x2x1"])

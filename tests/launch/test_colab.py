@@ -315,9 +315,9 @@ def test_the_notebook_runs_in_under_ten_minutes_on_a_cpu(tmp_path):
 
 COMPILE = """
 import json, sys
-from deepseek_jax.costs.compiled import compile_programs
-from deepseek_jax.reports.plan import fits
-from launch import topology as slices
+from launch.planning import topology as slices
+from launch.planning.compiled import compile_programs
+from launch.planning.report import fits
 from tests.experiments import CONFIGS, load
 
 name, arg = json.loads(sys.argv[1])

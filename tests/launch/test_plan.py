@@ -12,16 +12,16 @@ from ml_collections import ConfigDict
 
 from deepseek_jax import recipes
 from deepseek_jax.costs.chips import DEVICES, GIB
-from deepseek_jax.costs.compiled import Compiled, Memory, compile_programs
 from deepseek_jax.costs.program import Held, Program, argument_bytes, everywhere
-from deepseek_jax.costs.remedies import remedies
 from deepseek_jax.errors import CannotPlan
 from deepseek_jax.parallel import make_mesh
 from deepseek_jax.recipes.pretrain import programs as of_pretrain
 from deepseek_jax.recipes.pretrain.settings import PretrainSettings
 from deepseek_jax.settings import build
 from launch.plan import ENVIRONMENT
-from launch.topology import planned_mesh, recipes_programs
+from launch.planning.compiled import Compiled, Memory, compile_programs
+from launch.planning.remedies import remedies
+from launch.planning.topology import planned_mesh, recipes_programs
 from tests.quick import others_slow
 
 ROOT = Path(__file__).resolve().parents[2]

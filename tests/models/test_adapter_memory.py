@@ -8,9 +8,9 @@ from tests.rollout.test_tpu_decode import compile_apart
 
 COMPILE = """
 import json, sys
-from deepseek_jax.costs.compiled import compile_programs
 from deepseek_jax.costs.program import argument_bytes
-from launch import topology as slices
+from launch.planning import topology as slices
+from launch.planning.compiled import compile_programs
 from tests.experiments import CONFIGS, load
 
 name, model, fields, quantize, topology = json.loads(sys.argv[1])

@@ -8,10 +8,10 @@ import pytest
 from jax.extend.core import jaxprs_in_params
 
 from configs import models
-from deepseek_jax.costs.hlo import program_cost
 from deepseek_jax.losses.next_token import next_token_loss
 from deepseek_jax.models import ModelConfig, forward, hidden_states, init_params
 from deepseek_jax.parallel import make_mesh
+from launch.planning.hlo import program_cost
 from tests.parallel.updates import V3, boxed_shapes, make_batch
 from tests.tiny import MLA_MOE, tiny_model
 

@@ -9,7 +9,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from deepseek_jax.ops.fingerprint import GOLDEN, fingerprint, fingerprint_as
 from deepseek_jax.parallel import make_mesh
-from launch.topology import ENVIRONMENT, planned_mesh
+from launch.planning.topology import ENVIRONMENT, planned_mesh
 
 TREE = {
     "a": jax.random.normal(jax.random.key(0), (8, 3, 16)),

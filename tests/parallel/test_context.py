@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 
 from configs import models
-from deepseek_jax.costs.hlo import program_cost
 from deepseek_jax.models import ModelConfig, indexer
 from deepseek_jax.ops.attention import attend
 from deepseek_jax.parallel import constrain, make_mesh
 from deepseek_jax.parallel.context import over_heads
+from launch.planning.hlo import program_cost
 
 ROWS = ("batch", "seq", "heads", None)
 SPLIT = ("batch", "seq", None)

@@ -8,7 +8,7 @@ import pytest
 from deepseek_jax.costs.layouts import Layout
 from deepseek_jax.recipes.planning import layout_fields
 from launch.config_file import load_config, split_arguments
-from launch.search import flags_of
+from launch.planning.search import flags_of
 
 LAYOUT = Layout(dict(slice=1, fsdp=2, expert=4), micro_batches=3, remat="dots")
 FILE = """

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 
 from deepseek_jax.checkpoint.tree import abstract_tree
-from deepseek_jax.costs.compiled import compile_programs
 from deepseek_jax.costs.flops import forward_flops
 from deepseek_jax.costs.program import GENERATION, SYNC, argument_bytes
 from deepseek_jax.parallel import make_mesh
 from deepseek_jax.rollout import AnswerOptions, engine, generate, steps
 from deepseek_jax.rollout.programs import Asked, rollout_programs
+from launch.planning.compiled import compile_programs
 from tests.recipes.small import one_device
 from tests.rollout.test_engine import Recorded
 from tests.tiny import tiny_model

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from launch.topology import ENVIRONMENT
+from launch.planning.topology import ENVIRONMENT
 
 COMPILE = """
 import json

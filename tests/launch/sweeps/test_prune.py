@@ -18,10 +18,10 @@ from deepseek_jax.costs.program import GENERATION, SYNC, TRAINING
 from deepseek_jax.parallel import make_mesh
 from deepseek_jax.settings import build
 from launch import common
+from launch.planning.topology import recipes_programs
 from launch.sweeps.folder import Folder
 from launch.sweeps.prune import able_runs, run_seconds, verdict
 from launch.sweeps.runs import Run
-from launch.topology import recipes_programs
 
 # The plan's words for a run of `elsewhere`
 UNKNOWN = "does not name the architecture of elsewhere, and the checkpoint is not there"

@@ -7,10 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from deepseek_jax.costs.hlo import program_cost
 from deepseek_jax.ops.attention import attend
 from deepseek_jax.parallel.context import over_heads
-from launch.topology import ENVIRONMENT, planned_mesh
+from launch.planning.hlo import program_cost
+from launch.planning.topology import ENVIRONMENT, planned_mesh
 from tests.ops.test_attention import normal
 
 SCALE = 0.1

@@ -5,9 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from deepseek_jax.costs.hlo import program_cost
 from deepseek_jax.ops.attention import attend_latent
-from launch.topology import ENVIRONMENT, planned_mesh
+from launch.planning.hlo import program_cost
+from launch.planning.topology import ENVIRONMENT, planned_mesh
 from tests.ops.test_attention import normal
 
 B, H, S, C, R = 3, 16, 384, 128, 64

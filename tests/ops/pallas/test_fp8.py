@@ -8,15 +8,14 @@ import jax.numpy as jnp
 import pytest
 
 from deepseek_jax.costs.chips import DEVICES
-from deepseek_jax.costs.hlo import program_cost
-from deepseek_jax.costs.roofline import roofline
 from deepseek_jax.models import forward, init_params
 from deepseek_jax.models.config import ModelConfig
 from deepseek_jax.ops.fp8_dot import fp8_dot
 from deepseek_jax.ops.fp8_grouped import expert_block, grouped_fp8
 from deepseek_jax.ops.platform import form_of
-from launch.plan import ENVIRONMENT
-from launch.topology import planned_mesh
+from launch.planning.hlo import program_cost
+from launch.planning.roofline import roofline
+from launch.planning.topology import ENVIRONMENT, planned_mesh
 from tests.tiny import MLA_MOE
 
 FP8 = "f8e4m3fn x f8e4m3fn"

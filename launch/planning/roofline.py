@@ -12,7 +12,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from deepseek_jax.costs.chips import Chip
-from deepseek_jax.costs.hlo import Cost
+from launch.planning.hlo import Cost
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """Bytes of device memory that one operation of a compiled program reads and writes."""
 
-from deepseek_jax.costs.hlo_collectives import continues
-from deepseek_jax.costs.hlo_text import VIEWS, Computation, Operation
+from launch.planning.hlo_collectives import continues
+from launch.planning.hlo_text import VIEWS, Computation, Operation
 
 # Names, or work of the operations of other computations
 FREE = (

@@ -8,9 +8,8 @@ import pytest
 from rich.console import Console
 
 from deepseek_jax.costs.chips import CHIPS
-from deepseek_jax.costs.published import DIFFERENT, LEFT_OUT, PUBLISHED
-from deepseek_jax.costs.roofline import Roofline
-from deepseek_jax.reports.published import published_table
+from launch.planning.published import DIFFERENT, LEFT_OUT, PUBLISHED, published_table
+from launch.planning.roofline import Roofline
 
 
 def test_the_tokens_of_the_published_steps():

@@ -8,11 +8,11 @@ import jax.numpy as jnp
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from deepseek_jax.costs import compiled as compiling
 from deepseek_jax.costs.chips import DEVICES
-from deepseek_jax.costs.compiled import compile_programs
 from deepseek_jax.costs.program import Program
 from deepseek_jax.parallel import make_mesh
+from launch.planning import compiled as compiling
+from launch.planning.compiled import compile_programs
 from tests.rollout.test_tpu_decode import compile_apart
 
 MESH = make_mesh(data=1, fsdp=4, tensor=2)
@@ -147,9 +147,9 @@ import json, sys
 from pathlib import Path
 import jax
 from jax.experimental import topologies
-from deepseek_jax.costs.compiled import compile_programs
 from deepseek_jax.costs.program import Program
 from deepseek_jax.parallel import make_mesh
+from launch.planning.compiled import compile_programs
 
 devices = topologies.get_topology_desc(platform="tpu", topology_name="v5e:2x2").devices
 mesh = make_mesh(data=1, fsdp=4, devices=devices)

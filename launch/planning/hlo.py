@@ -7,12 +7,12 @@ import dataclasses
 import re
 from collections import Counter
 
-from deepseek_jax.costs.hlo_collectives import Collective, collective_of, continues
-from deepseek_jax.costs.hlo_flops import GROUPED, operation_flops
-from deepseek_jax.costs.hlo_loops import trip_count
-from deepseek_jax.costs.hlo_text import Computation, Operation, parse
-from deepseek_jax.costs.hlo_traffic import operation_bytes
 from deepseek_jax.parallel.dispatch import RARE
+from launch.planning.hlo_collectives import Collective, collective_of, continues
+from launch.planning.hlo_flops import GROUPED, operation_flops
+from launch.planning.hlo_loops import trip_count
+from launch.planning.hlo_text import Computation, Operation, parse
+from launch.planning.hlo_traffic import operation_bytes
 
 # XLA writes a number near 2**63 for what it cannot estimate
 NO_ESTIMATE = 2**50

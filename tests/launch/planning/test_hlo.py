@@ -8,8 +8,8 @@ import pytest
 from jax import lax
 from jax.sharding import NamedSharding, PartitionSpec
 
-from deepseek_jax.costs.hlo import program_cost
 from deepseek_jax.parallel.dispatch import RARE
+from launch.planning.hlo import program_cost
 from tests.rollout.test_tpu_decode import compile_apart
 
 AXES = {"a": 2, "b": 2, "c": 2}

@@ -12,9 +12,9 @@ import jax
 from jax.sharding import NamedSharding, PartitionSpec
 
 from deepseek_jax.costs.chips import chip_of
-from deepseek_jax.costs.hlo import Cost, program_cost
-from deepseek_jax.costs.hlo_collectives import Collective
 from deepseek_jax.costs.program import Held, Program, beside
+from launch.planning.hlo import Cost, program_cost
+from launch.planning.hlo_collectives import Collective
 
 # Of what is read off a program. A new number computes it anew
 VERSION = 3

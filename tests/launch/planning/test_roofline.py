@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from deepseek_jax.costs.chips import CHIPS, DEVICES, Chip
-from deepseek_jax.costs.hlo import Cost
-from deepseek_jax.costs.hlo_collectives import Collective
-from deepseek_jax.costs.roofline import Roofline, collective_seconds, roofline, share_of_peak
+from launch.planning.hlo import Cost
+from launch.planning.hlo_collectives import Collective
+from launch.planning.roofline import Roofline, collective_seconds, roofline, share_of_peak
 
 CHIP = Chip("round", 10**9, 100.0, 1000.0, link=10.0, network=1.0, peaks={"s8": 2000.0})
 

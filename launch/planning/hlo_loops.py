@@ -1,6 +1,6 @@
 """How often the loops of a compiled program run."""
 
-from deepseek_jax.costs.hlo_text import VIEWS, Operation
+from launch.planning.hlo_text import VIEWS, Operation
 
 
 def trip_count(computations, computation, loop: Operation, loops: int):

@@ -9,11 +9,11 @@ from rich.console import Console
 from rich.table import Table
 
 from deepseek_jax.costs.chips import GIB, Chip
-from deepseek_jax.costs.compiled import Compiled, compile_programs
 from deepseek_jax.costs.program import GENERATION, SYNC, TRAINING, Program, argument_bytes
-from deepseek_jax.costs.remedies import remedies
-from deepseek_jax.costs.roofline import Roofline, roofline, share_of_peak
 from deepseek_jax.reports.deployment import attention_table
+from launch.planning.compiled import Compiled, compile_programs
+from launch.planning.remedies import remedies
+from launch.planning.roofline import Roofline, roofline, share_of_peak
 
 WIDTH = 160  # columns
 

@@ -6,7 +6,7 @@ import re
 
 import numpy as np
 
-from deepseek_jax.costs.hlo_text import Computation, Operation
+from launch.planning.hlo_text import Computation, Operation
 
 # Groups of devices, in XLA's three notations: listed; counted, split and transposed; the axes of a mesh
 LISTED = re.compile(r"(replica_groups|source_target_pairs)=(\{[\d,{}]*\})")

@@ -6,7 +6,7 @@ import re
 
 import numpy as np
 
-from deepseek_jax.costs.hlo_text import Computation, Operation
+from launch.planning.hlo_text import Computation, Operation
 
 # The label of a grouped product, and what it starts with where the operands are not bfloat16
 GROUPED = "grouped matmul"

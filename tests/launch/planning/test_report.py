@@ -3,8 +3,8 @@
 from types import SimpleNamespace
 
 from deepseek_jax.costs.program import GENERATION, SYNC, TRAINING
-from deepseek_jax.costs.roofline import Roofline
-from deepseek_jax.reports.plan import step_lines
+from launch.planning.report import step_lines
+from launch.planning.roofline import Roofline
 
 
 def program(name, part, seconds, times=1):

@@ -1,8 +1,8 @@
 """What would help where a program does not fit: fields of the config, in the order of what they bring."""
 
 from deepseek_jax.costs.chips import GIB, Chip
-from deepseek_jax.costs.compiled import Compiled
 from deepseek_jax.costs.program import GENERATION, REWARD, TRAINING, Program
+from launch.planning.compiled import Compiled
 
 
 def remedies(program: Program, compiled: Compiled, chip: Chip):

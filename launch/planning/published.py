@@ -1,0 +1,148 @@
+"""Published times of a training step beside our prediction, of our program of the step on the same chips."""
+
+import dataclasses
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from deepseek_jax.costs.chips import Chip
+from deepseek_jax.costs.program import Program
+from launch import common
+from launch.config_file import load_config, set_field
+from launch.planning.compiled import compile_programs
+from launch.planning.report import WIDTH, fits, program_table
+from launch.planning.roofline import Roofline, roofline, share_of_peak
+from launch.planning.topology import planned_mesh, recipes_programs
+
+# What lies between the roofline and a clock, as far as the programs are the same
+LEFT_OUT = (
+    "the compiler's schedule: how much of the collectives is hidden lies between the two times",
+    "products whose tiles do not fill the matrix unit",
+    "latencies: of kernels, of loops and of each collective",
+    "links that two collectives want at once",
+)
+# In what the programs differ
+DIFFERENT = (
+    "MaxText keeps layers' inputs, on v5p attention's outputs too, in the host's memory",
+    "our buffer for routed tokens is a quarter larger than the balanced share: gathers read empty rows too",
+    "MaxText splits weights over all chips alone, not experts",
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Published:
+    """A published step of DeepSeek-V3's pre-training in bfloat16, on synthetic data, without MTP.
+
+    topology: of launch/plan.py. rows of length tokens each are a batch. seconds: of a step. source: of these
+    numbers. mesh, micro_batch_size, remat: ours, fields of configs/pretrain_v3.py.
+    """
+
+    name: str
+    topology: str
+    rows: int
+    length: int
+    seconds: float
+    source: str
+    mesh: dict
+    micro_batch_size: int
+    remat: str
+
+    @property
+    def tokens(self):
+        """Of a step."""
+        return self.rows * self.length
+
+    def factor(self, predicted: float):
+        """How many times longer than a predicted number of seconds the published step takes."""
+        return self.seconds / predicted
+
+    def fields(self):
+        """{dotted field of configs/pretrain_v3.py: its value}."""
+        stage = dict(
+            sequence_length=self.length,
+            batch_size=self.rows,
+            micro_batch_size=self.micro_batch_size,
+            mtp_weight=0.0,
+        )
+        return {
+            "mesh": self.mesh,
+            "model.num_nextn_predict_layers": 0,
+            "model.remat": self.remat,
+            **{f"stages.stage_1.{name}": value for name, value in stage.items()},
+        }
+
+
+# MaxText's recipes in the repository AI-Hypercomputer/tpu-recipes
+PUBLISHED = (
+    Published(
+        "512 v5p chips",
+        "v5p:8x8x8",
+        rows=512 * 6,
+        length=8192,
+        seconds=90.668,
+        source="training/v5p/DeepSeek3-671B-MaxText: 25,165,824 tokens a step, float32 weights",
+        mesh=dict(data=1, fsdp=16, expert=32),
+        micro_batch_size=512,
+        remat="attention",
+    ),
+    Published(
+        "128 tpu7x chips",
+        "tpu7x:4x4x8",
+        rows=256 * 8,
+        length=4096,
+        seconds=27.02,
+        source="training/ironwood/deepseek3-671b/4k-bf16-tpu7x-4x4x8: random routing",
+        mesh=dict(data=1, fsdp=8, expert=32),
+        micro_batch_size=256,
+        # A core has half of a chip's memory
+        remat="full",
+    ),
+)
+
+
+def published(cache: Path | None):
+    """Print each published step beside our prediction: -> whether our programs of them fit."""
+    fitting = []
+    for row in PUBLISHED:
+        config = load_config(str(common.ROOT / "configs" / "pretrain_v3.py"))
+        for field, value in row.fields().items():
+            set_field(config, field, value)
+        mesh, chip = planned_mesh(row.topology, config.mesh)
+        (program,) = recipes_programs(config, mesh)
+        fitting.append(print_published(row, program, chip, cache))
+    return all(fitting)
+
+
+def print_published(row: Published, program: Program, chip: Chip, cache: Path | None):
+    """Compile our program of a published step and print both times: -> whether it fits."""
+    console = Console(width=WIDTH, soft_wrap=True)
+    [(_, compiled)] = compile_programs([program], cache)
+    seconds = None
+    if compiled.refusal is None:
+        seconds = roofline(compiled.cost, chip, program.mesh)
+    console.print(program_table(program, compiled, seconds, chip))
+    if seconds is not None:
+        console.print(published_table(row, program, seconds, chip))
+    return fits(program, compiled, chip)
+
+
+def published_table(row: Published, program: Program, seconds: Roofline, chip: Chip):
+    """A rich Table of the predicted and the published time, and what lies between them."""
+    table = Table(title=row.name, show_header=False, title_justify="left")
+    table.add_row("source", row.source)
+    table.add_row("tokens a step", f"{row.tokens:,} = {row.rows:,} rows x {row.length:,}")
+    table.add_row("published", f"{row.seconds:.2f} s, {_mfu(program, row.seconds, chip)}")
+    ends = {"collectives hidden": seconds.hidden, "collectives exposed": seconds.exposed}
+    for name, predicted in ends.items():
+        text = f"{predicted:.2f} s, {_mfu(program, predicted, chip)}; published is "
+        table.add_row(f"predicted, {name}", f"{text}{row.factor(predicted):.2f} times that")
+    for line in LEFT_OUT:
+        table.add_row("left out", line)
+    for line in DIFFERENT:
+        table.add_row("different", line)
+    return table
+
+
+def _mfu(program, seconds, chip):
+    return f"MFU {share_of_peak(program.flops, seconds, chip, program.mesh.size):.1%}"

@@ -1,0 +1,121 @@
+"""Rank the meshes of a search by what their collectives cost, so that only a few have to be compiled.
+
+Counted are the gathers of weights with the sum of their gradients, and the exchanges of activations between
+devices that share rows, heads or experts. Left out: exchanges that remat repeats, and sums over slices.
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable
+
+from jax.sharding import AbstractMesh, Mesh
+
+from deepseek_jax.costs.chips import GIB, Chip
+from deepseek_jax.costs.program import Program
+from deepseek_jax.models import ModelConfig
+from launch.planning.roofline import collective_seconds
+from launch.planning.shards import Shards, compute_bytes, micro_batches, shards
+
+
+@dataclasses.dataclass(frozen=True)
+class Ranked:
+    """A mesh over which the updates split, with room for their state.
+
+    micro_batches: the numbers of them into which the rows of every update split. state: Shards.state of the
+    update that holds most. gathers, exchanges: seconds of one call of each update, with nothing hidden; each
+    micro-batch repeats the gathers.
+    """
+
+    mesh: dict[str, int]
+    micro_batches: set[int]
+    state: int
+    gathers: float
+    exchanges: float
+
+    def collectives(self, micro_batches: int):
+        """Seconds of all collectives."""
+        return micro_batches * self.gathers + self.exchanges
+
+
+def rank(updates: list[Program], meshes: list[dict], mesh_of: Callable[[dict], Mesh], chip: Chip):
+    """([Ranked], [why a mesh was dropped]).
+
+    updates: of any mesh: their shapes and axes alone are read. meshes: as of shards.meshes. mesh_of({axis:
+    size}) is the Mesh over the devices.
+    """
+    ranked, dropped = [], []
+    for sizes in meshes:
+        try:
+            ranked.append(_ranked(updates, sizes, mesh_of, chip))
+        except ValueError as error:
+            dropped.append(str(error))
+    return ranked, dropped
+
+
+def best_first(ranked: list[Ranked], micro_batches: int):
+    """The meshes that split into so many micro-batches, those with the cheapest collectives first."""
+    possible = [one for one in ranked if micro_batches in one.micro_batches]
+    return sorted(possible, key=lambda one: (one.collectives(micro_batches), one.state))
+
+
+def _ranked(updates, sizes, mesh_of, chip):
+    """Raises ValueError where an update does not split over a mesh, or has no room for its state."""
+    abstract = AbstractMesh(tuple(sizes.values()), tuple(sizes))
+    counts = set.intersection(*(set(micro_batches(update, abstract)) for update in updates))
+    held = [shards(update, abstract) for update in updates]
+    state = max(one.state for one in held)
+    if state > chip.hbm_bytes:
+        raise ValueError(
+            f"{_named(sizes)}: the training state alone takes {state / GIB:.2f} GiB, of "
+            f"{chip.hbm_bytes / GIB:.2f} GiB of a device"
+        )
+    mesh = mesh_of(sizes)
+    gathers = math.fsum(_gather_seconds(one, sizes, chip, mesh) for one in held)
+    exchanges = math.fsum(_exchange_seconds(update, sizes, chip, mesh) for update in updates)
+    return Ranked(sizes, counts, state, gathers, exchanges)
+
+
+def _gather_seconds(held: Shards, sizes: dict, chip: Chip, mesh: Mesh):
+    """Seconds of one micro-batch."""
+    seconds = 0.0
+    for axes, whole in held.gathered.items():
+        parts = math.prod(sizes[axis] for axis in axes)
+        # Forward, backward, and the same wire for the gradients
+        wire = 3 * whole * (parts - 1) / parts
+        seconds += collective_seconds("all-gather", axes, wire, chip, mesh)
+    return seconds
+
+
+def _exchange_seconds(program: Program, sizes: dict, chip: Chip, mesh: Mesh):
+    """Seconds of an update, in all its micro-batches."""
+    config = program.model
+    tokens = program.tokens / math.prod(
+        sizes[axis] for axis in ("slice", "data", "fsdp", "expert", "context")
+    )
+    # Forward and backward
+    numbers = 2 * tokens * compute_bytes(program) / sizes["pipeline"]
+    routed = config.num_moe_layers * (config.num_experts_per_tok or 0) * config.hidden_size
+    # Rows to their experts and back; heads' rows and outputs; two sums of a layer, each there and back
+    one_way = {
+        ("ragged-all-to-all", "expert"): 2 * routed,
+        ("all-to-all", "context"): config.num_hidden_layers * _heads(config) / sizes["tensor"],
+        ("all-reduce", "tensor"): 2 * 2 * config.num_hidden_layers * config.hidden_size,
+    }
+    seconds = 0.0
+    for (kind, axis), wide in one_way.items():
+        if sizes[axis] > 1:
+            wire = numbers * wide * (sizes[axis] - 1) / sizes[axis]
+            seconds += collective_seconds(kind, (axis,), wire, chip, mesh)
+    return seconds
+
+
+def _heads(config: ModelConfig):
+    """Numbers of a token in the queries, keys, values and outputs of a layer's heads."""
+    if config.is_mla:
+        key = config.qk_nope_head_dim + config.qk_rope_head_dim
+        return 2 * config.num_attention_heads * (key + config.v_head_dim)
+    return 2 * (config.num_attention_heads + config.num_key_value_heads) * config.head_dim
+
+
+def _named(sizes):
+    return " ".join(f"{axis}={size}" for axis, size in sizes.items() if size > 1) or "one device"

@@ -1,0 +1,168 @@
+"""Search for a layout of an experiment's updates: compile a few layouts, and print the fastest that fits.
+
+A mesh has to split the updates and to have room for parameters, moments and gradients (shards.py). Meshes are
+ranked by their collectives (ranking.py), for each number of micro-batches anew. The rest the compiler says:
+
+1. micro_batches: the smallest number, each at least twice the one before, for which the first mesh fits with
+   remat="full";
+2. remat: on that mesh, the first of REMAT that fits, from the policy that recomputes least on;
+3. mesh: the first N with these micro_batches and remat, N of --search=N.
+
+The result is the fastest of all layouts that fit, by its roofline with no collective hidden.
+"""
+
+import copy
+import dataclasses
+import itertools
+from collections.abc import Callable
+from pathlib import Path
+
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+from rich.console import Console
+
+from deepseek_jax.costs.chips import Chip
+from deepseek_jax.costs.layouts import Layout
+from deepseek_jax.costs.program import Program
+from deepseek_jax.parallel.mesh import MeshSettings, make_mesh, size_name
+from deepseek_jax.recipes.planning import layout_fields
+from deepseek_jax.settings import build
+from launch.config_file import set_field
+from launch.planning.compiled import compile_programs
+from launch.planning.ranking import Ranked, best_first, rank
+from launch.planning.report import WIDTH
+from launch.planning.search_table import Compared, search_table
+from launch.planning.shards import meshes
+from launch.planning.topology import chosen, planned_mesh, recipes_programs
+
+# From the policy that recomputes least to the one that saves least
+REMAT = ("none", "dots", "selective", "attention", "full")
+
+
+@dataclasses.dataclass(frozen=True)
+class Search:
+    """What a search varies. updates: on any mesh. meshes: [{axis: size}], of all the devices.
+
+    mesh_of({axis: size}) is a Mesh of the devices. flags(layout): text that a user sets the layout by.
+    planned(layout): the updates in that layout; raises ValueError where the recipe refuses it.
+    """
+
+    updates: list[Program]
+    meshes: list[dict[str, int]]
+    mesh_of: Callable[[dict], Mesh]
+    flags: Callable[[Layout], str]
+    planned: Callable[[Layout], list[Program]]
+
+
+def search(config: ConfigDict, topology: str, pattern: str | None, count: int, cache: Path | None):
+    """Rank meshes for the experiment's updates and compile the best: -> whether a layout fits.
+
+    Raises ValueError for a config that is wrong on any mesh, and where --program names no update.
+    """
+    given = build(MeshSettings, config.get("mesh", {}), "config.mesh")
+    whole, chip = planned_mesh(topology, dict(slices=given.slices, pipeline=given.pipeline))
+    devices = list(whole.devices.flat)
+    # On one device everything splits: its shapes are those of every mesh
+    updates = _updates(config, make_mesh(devices=devices[:1]), pattern)
+
+    def mesh_of(sizes):
+        return make_mesh(**{size_name(axis): n for axis, n in sizes.items()}, devices=devices)
+
+    def fields(layout):
+        return layout_fields(config, updates, layout)
+
+    def planned(layout):
+        own = copy.deepcopy(config)
+        for name, value in fields(layout).items():
+            set_field(own, name, value)
+        return _updates(own, mesh_of(layout.mesh), pattern)
+
+    has_experts = any(update.model.n_routed_experts for update in updates)
+    sizes = meshes(len(devices), has_experts, given.slices, given.pipeline)
+
+    def flags(layout):
+        return flags_of(fields(layout))
+
+    return print_search(Search(updates, sizes, mesh_of, flags, planned), count, chip, cache)
+
+
+def flags_of(fields: dict):
+    """The command line's flags that set these dotted fields of the config."""
+    return " ".join(f"--config.{name}={value}" for name, value in fields.items())
+
+
+def _updates(config, mesh, pattern):
+    programs = chosen(recipes_programs(config, mesh), pattern)
+    updates = [program for program in programs if program.model is not None]
+    if not updates:
+        raise ValueError(f"--search ranks layouts of updates, and --program={pattern} names none")
+    return updates
+
+
+def print_search(search: Search, count: int, chip: Chip, cache: Path | None):
+    """Search, and print a table of the layouts that were compiled: -> whether one of them fits."""
+    console = Console(width=WIDTH, soft_wrap=True)
+    console.print("ranking meshes by their collectives ...")
+    ranked, dropped = rank(search.updates, search.meshes, search.mesh_of, chip)
+    split = f"{len(ranked):,} of {len(search.meshes):,} meshes split"
+    console.print(f"{split}, with room for the training state")
+    # By the layout's text, None where the recipe refuses it
+    tried = {}
+
+    def fits(one, micro_batches, remat):
+        layout = Layout(one.mesh, micro_batches, remat)
+        if str(layout) not in tried:
+            tried[str(layout)] = None
+            try:
+                programs = search.planned(layout)
+            except ValueError as error:
+                dropped.append(str(error))
+                return None
+            console.print(f"compiling {layout} ...")
+            compiled = list(compile_programs(programs, cache))
+            tried[str(layout)] = Compared(layout, one, compiled)
+        return tried[str(layout)] and tried[str(layout)].fits(chip)
+
+    try_layouts(ranked, count, fits)
+    compared = list(filter(None, tried.values()))
+    if dropped:
+        console.print(f"{len(dropped):,} dropped, such as: {dropped[-1]}", highlight=False)
+    console.print(search_table(compared, chip))
+    fitting = [one for one in compared if one.fits(chip)]
+    if fitting:
+        best = min(fitting, key=lambda one: one.seconds(chip)[1])
+        console.print(f"the best of them: {search.flags(best.layout)}")
+    elif compared:
+        last = search.flags(compared[-1].layout)
+        console.print(f"None of these fits. What would help is in a plan of the last: {last}")
+    else:
+        console.print("None was compiled; more devices would help, or a smaller model.")
+    return bool(fitting)
+
+
+def try_layouts(ranked: list[Ranked], count: int, fits: Callable[[Ranked, int, str], bool | None]):
+    """Call fits(mesh, micro_batches, remat) for the layouts of a search, by the rules of this module.
+
+    fits says whether a layout fits, or None where the recipe refuses its mesh: the next one takes its place.
+    """
+
+    def accepted(micro_batches, remat):
+        best = best_first(ranked, micro_batches)
+        return (one for one in best if fits(one, micro_batches, remat) is not None)
+
+    for micro_batches in _at_least_doubled(set().union(*(one.micro_batches for one in ranked))):
+        first = next(accepted(micro_batches, "full"), None)
+        if first and fits(first, micro_batches, "full"):
+            remat = next(remat for remat in REMAT if fits(first, micro_batches, remat))
+            # Each one is compiled as it is drawn
+            list(itertools.islice(accepted(micro_batches, remat), count))
+            return
+
+
+def _at_least_doubled(numbers):
+    """Of these numbers the smallest, then in turn the next that is at least twice the last."""
+    last = 0
+    for number in sorted(numbers):
+        if number >= 2 * last:
+            last = number
+            yield number

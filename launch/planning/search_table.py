@@ -1,0 +1,65 @@
+"""The layouts that a search compiled, as a table."""
+
+import dataclasses
+
+from rich.box import SIMPLE_HEAD
+from rich.table import Table
+
+from deepseek_jax.costs.chips import GIB, Chip
+from deepseek_jax.costs.layouts import Layout
+from deepseek_jax.costs.program import Program
+from launch.planning.compiled import Compiled
+from launch.planning.ranking import Ranked
+from launch.planning.report import fits, held_at_once
+from launch.planning.roofline import roofline, share_of_peak
+
+
+@dataclasses.dataclass(frozen=True)
+class Compared:
+    """A layout, its mesh as it was ranked, and its compiled updates."""
+
+    layout: Layout
+    ranked: Ranked
+    compiled: list[tuple[Program, Compiled]]
+
+    def fits(self, chip: Chip):
+        """Whether every update does."""
+        return all(fits(program, one, chip) for program, one in self.compiled)
+
+    def seconds(self, chip: Chip):
+        """(with collectives hidden, with none hidden), of one call of each update."""
+        times = [roofline(one.cost, chip, p.mesh) for p, one in self.compiled]
+        return sum(t.hidden for t in times), sum(t.exposed for t in times)
+
+
+def search_table(compared: list[Compared], chip: Chip):
+    """A rich Table with a row for each Compared."""
+    table = Table(box=SIMPLE_HEAD, title=f"one {chip.device_kind}", title_justify="left")
+    for name in ("mesh", "micro-batches", "remat", "fits"):
+        table.add_column(name, no_wrap=True)
+    for name in ("state GiB", "peak GiB", "collectives estimated", "seconds", "MFU at most"):
+        table.add_column(name, justify="right")
+    for one in compared:
+        layout = one.layout
+        axes = " ".join(f"{axis}={size}" for axis, size in layout.mesh.items() if size > 1)
+        table.add_row(
+            axes or "one device",
+            str(layout.micro_batches),
+            layout.remat,
+            "yes" if one.fits(chip) else "NO",
+            *_numbers(one, chip),
+        )
+    return table
+
+
+def _numbers(one, chip):
+    """The cells of memory, time and MFU. State and collectives' seconds are those of the ranking."""
+    state = f"{one.ranked.state / GIB:.2f}"
+    collectives = f"{one.ranked.collectives(one.layout.micro_batches):.3g}"
+    if any(compiled.refusal is not None for _, compiled in one.compiled):
+        return state, "refused", collectives, "-", "-"
+    held = max(held_at_once(program, compiled) for program, compiled in one.compiled)
+    hidden, exposed = one.seconds(chip)
+    flops = sum(program.flops for program, _ in one.compiled)
+    mfu = share_of_peak(flops, hidden, chip, one.compiled[0][0].mesh.size)
+    return state, f"{held / GIB:.2f}", collectives, f"{hidden:.3g}-{exposed:.3g}", f"{mfu:.1%}"

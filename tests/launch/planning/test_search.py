@@ -1,0 +1,147 @@
+"""launch/plan.py --search: which layouts it compiles, and a small experiment as a user starts it."""
+
+import re
+
+import pytest
+
+from deepseek_jax.costs.chips import CHIPS
+from launch.planning import search as searching
+from launch.planning.compiled import Compiled
+from launch.planning.ranking import Ranked
+from launch.planning.search import REMAT, Search, print_search, try_layouts
+from tests.launch.test_plan import planned
+
+CONFIG = """
+from configs import pretrain_small
+
+def get_config():
+    config = pretrain_small.get_config("fp8=False")
+    sizes = dict(hidden_size=256, q_lora_rank=128, kv_lora_rank=128, moe_intermediate_size=128)
+    sizes |= dict(qk_nope_head_dim=128, qk_rope_head_dim=128, v_head_dim=128, num_attention_heads=4)
+    sizes |= dict(num_hidden_layers=2, intermediate_size=512, scan_layers=True)
+    config.model.update(sizes | dict(num_nextn_predict_layers=0))
+    del config.stages["stage_2_long"]
+    with config.ignore_type():
+        config.stages.stage_1.update(dict(batch_size=16, mtp_weight=0.0))
+    config.mesh = dict(data=1, fsdp=4)
+    return config
+"""
+
+
+# Of the first, gathers take long, of the second, exchanges; the third splits into more micro-batches
+MESHES = [
+    Ranked(dict(fsdp=4), {1, 3, 5, 15}, state=1, gathers=4.0, exchanges=1.0),
+    Ranked(dict(expert=4), {1, 3, 5, 15}, state=1, gathers=1.0, exchanges=5.0),
+    Ranked(dict(context=4), {1, 2, 3, 4, 5, 15, 60}, state=1, gathers=5.0, exchanges=9.0),
+]
+
+
+def layouts_tried(count, fits):
+    """[(axis, micro_batches, remat)] of try_layouts on MESHES, each once. fits(*layout): its verdict."""
+    tried = []
+
+    def verdict(one, *how):
+        (axis,) = one.mesh
+        if (axis, *how) not in tried:
+            tried.append((axis, *how))
+        return fits(axis, *how)
+
+    try_layouts(MESHES, count, verdict)
+    return tried
+
+
+def test_what_fits_at_once_is_compiled_without_recomputation_on_the_best_meshes():
+    """Oracle: by hand: full remat, then none, and the two meshes with the cheapest collectives."""
+    tried = layouts_tried(2, lambda axis, micro_batches, remat: True)
+    assert tried == [("fsdp", 1, "full"), ("fsdp", 1, "none"), ("expert", 1, "none")]
+
+
+def test_more_micro_batches_are_tried_on_the_mesh_that_is_best_for_them():
+    """Oracle: by hand: of 1, 2, 3, 4, 5, 15, 60, those that at least double are 1, 2, 4, 15. Only one mesh
+    splits into 2 and 4; with 15, gathers take longest. There the policies follow until one fits.
+    """
+
+    def fits(axis, micro_batches, remat):
+        return micro_batches == 15 and REMAT.index(remat) >= REMAT.index("selective")
+
+    assert layouts_tried(3, fits) == [
+        ("fsdp", 1, "full"),
+        ("context", 2, "full"),
+        ("context", 4, "full"),
+        ("expert", 15, "full"),
+        ("expert", 15, "none"),
+        ("expert", 15, "dots"),
+        ("expert", 15, "selective"),
+        ("fsdp", 15, "selective"),
+        ("context", 15, "selective"),
+    ]
+
+
+def test_the_next_mesh_takes_the_place_of_one_that_the_recipe_refuses():
+    """Oracle: by hand: without fsdp, two of the others are compiled."""
+    tried = layouts_tried(2, lambda axis, *how: None if axis == "fsdp" else True)
+    compiled = [each for each in tried if each[0] != "fsdp"]
+    assert compiled == [("expert", 1, "full"), ("expert", 1, "none"), ("context", 1, "none")]
+
+
+def test_a_search_without_a_layout_that_fits_ends():
+    """Oracle: by hand: one mesh for each number of micro-batches; none where no mesh splits."""
+    tried = layouts_tried(3, lambda *how: False)
+    assert [micro_batches for _, micro_batches, _ in tried] == [1, 2, 4, 15, 60]
+    assert {remat for *_, remat in tried} == {"full"}
+    try_layouts([], 3, None)
+
+
+@pytest.mark.parametrize(
+    ("ranked", "words"),
+    [
+        (MESHES, "in a plan of the last: context=4, micro_batches=60, remat=full"),
+        ([], "None was compiled; more devices would help, or a smaller model."),
+    ],
+)
+def test_a_search_that_finds_nothing_says_what_would_help(monkeypatch, capsys, ranked, words):
+    """Oracle: the words a reader needs; why a mesh was dropped."""
+    monkeypatch.setattr(searching, "rank", lambda *how: (ranked, ["24 rows, not a multiple of 5"]))
+    refused = [(None, Compiled(refusal="20 GiB are too much"))]
+    monkeypatch.setattr(searching, "compile_programs", lambda *how: refused)
+    what = Search([], [], mesh_of=None, flags=str, planned=lambda layout: [])
+    assert not print_search(what, 3, CHIPS["v5e"], None)
+    out = capsys.readouterr().out
+    assert words in out and "1 dropped, such as: 24 rows, not a multiple of 5" in out
+
+
+def searched(folder, *args):
+    """(exit status, stdout, stderr) of one launch."""
+    (folder / "small.py").write_text(CONFIG)
+    return planned(folder, *args, config="small.py")
+
+
+@pytest.mark.slow
+def test_a_search_compiles_the_best_and_prints_their_flags(tmp_path):
+    """Oracle: the compiler's own count of the memory, which is more than the state; the printed flags, which
+    a plan takes and compiles, from the cache, to the memory in the search's table.
+    """
+    status, out, err = searched(tmp_path, "--topology=v5e:2x2", "--search=2")
+    assert status == 0, err
+    rows = re.findall(r"^ +(\w+=.*?) +(\d+) +(\w+) +yes +([\d.]+) +([\d.]+) +", out, re.M)
+    assert [remat for _, _, remat, *_ in rows] == ["full", "none", "none"], out
+    for *_, state, peak in rows:
+        assert 0 < float(state) < float(peak)
+    (flags,) = re.findall("the best of them: (.*)", out)
+    status, out, err = searched(tmp_path, "--topology=v5e:2x2", *flags.split())
+    assert status == 0, err
+    assert any(f" {peak} GiB" in out for *_, peak in rows)
+
+
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        ("--topology=v5e:2x2 --search=0", "0 is not a positive number of layouts"),
+        ("--topology=h100:8 --search", "--search compiles for TPUs; --topology=h100:8 has none"),
+        ("--search", "Flag --topology must have a value other than None"),
+    ],
+)
+def test_a_mistake_is_one_message_and_exit_status_two(tmp_path, args, words):
+    """Oracle: the words a reader needs, no traceback."""
+    status, _, err = searched(tmp_path, *args.split())
+    assert status == 2 and words in err and "Traceback" not in err, err
