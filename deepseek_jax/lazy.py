@@ -1,5 +1,6 @@
-"""A package's public names; the module of each is imported when the name is first used (PEP 562)."""
+"""Names and tables whose modules are imported when they are first used (PEP 562)."""
 
+import collections
 import importlib
 
 
@@ -17,3 +18,14 @@ def lazy_names(package: str, modules: dict[str, str]):
 
     names = sorted(modules)
     return load, lambda: names, names
+
+
+class LazyTable(collections.UserDict):
+    """A dict in which a text "module:name" stands for what the module defines by that name."""
+
+    def __getitem__(self, key):
+        entry = self.data[key]
+        if isinstance(entry, str):
+            module, _, name = entry.partition(":")
+            entry = self.data[key] = getattr(importlib.import_module(module), name)
+        return entry

@@ -38,11 +38,13 @@ def check(recipe, settings, mesh, config: ConfigDict, workdir: Path):
     settings: of recipe.SETTINGS, built from the config.
     """
     from deepseek_jax.parallel.processes import say
+    from deepseek_jax.recipes import driver
+    from deepseek_jax.training.run import Run
 
     def data(folder):
-        return recipe.check_data(settings, mesh, folder)
+        return driver.describe_data(recipe.JOB(settings, mesh, Run(mesh, folder, None)))
 
-    redoes = getattr(recipe, "REDOES_WHAT_CHANGED", False)
+    redoes = recipe.JOB.redoes_what_changed
     parts = {
         "devices": lambda: _devices(mesh),
         "versions": _versions,

@@ -221,13 +221,13 @@ class Stop:
 
 
 def find_recipe(name: str):
-    """The module deepseek_jax/recipes/NAME.py or NAME/run.py, which has `run` and SETTINGS.
+    """The module deepseek_jax/recipes/NAME.py or NAME/run.py, which has JOB and SETTINGS.
 
     Raises ValueError for an unknown name.
     """
     folders = [Path(folder) for folder in recipes.__path__]
     # Files are read, not imported: one recipe does not need the dependencies of another
-    files = [file for folder in folders for file in folder.glob("*.py") if _has_run(file)]
+    files = [file for folder in folders for file in folder.glob("*.py") if _has_job(file)]
     modules = {file.stem: file.stem for file in files}
     for folder in folders:
         modules |= {f.parent.name: f"{f.parent.name}.run" for f in folder.glob("*/run.py")}
@@ -238,8 +238,8 @@ def find_recipe(name: str):
     return importlib.import_module(f"{recipes.__name__}.{modules[name]}")
 
 
-def _has_run(file):
-    return "\ndef run(" in file.read_text()
+def _has_job(file):
+    return "\nJOB = " in file.read_text()
 
 
 def given_workdir(name: str, seed: int | None):
@@ -326,6 +326,7 @@ def run_recipe(
     """
     import jax
 
+    from deepseek_jax.recipes import driver
     from deepseek_jax.training.metrics import MetricsWriter
     from deepseek_jax.training.run import Run
 
@@ -333,7 +334,7 @@ def run_recipe(
     with one_message(shown):
         # Before the work directory is claimed: a misspelt field is named even if that is another config's
         recipe, settings, mesh = _opened(config)
-        redoes = getattr(recipe, "REDOES_WHAT_CHANGED", False)
+        redoes = recipe.JOB.redoes_what_changed
         with claim_workdir(workdir, config, may_change=redoes), jax.set_mesh(mesh):
             if jax.process_index() == 0:
                 devices = f"{mesh.size} x {mesh.devices.flat[0].device_kind}"
@@ -351,7 +352,7 @@ def run_recipe(
                     strict=strict,
                 )
                 try:
-                    recipe.run(settings, run)
+                    driver.run(recipe.JOB(settings, mesh, run))
                 finally:
                     if run.profile is not None:
                         run.profile.report()

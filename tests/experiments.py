@@ -4,26 +4,14 @@ import importlib
 from pathlib import Path
 
 from configs import r1, v3_post_training
-from deepseek_jax.recipes.distill.settings import DistillSettings
-from deepseek_jax.recipes.evaluate.settings import EvaluateSettings
-from deepseek_jax.recipes.generate.settings import GenerateSettings
-from deepseek_jax.recipes.grpo.settings import GrpoSettings
-from deepseek_jax.recipes.pretrain.settings import PretrainSettings
-from deepseek_jax.recipes.r1.settings import R1Settings
-from deepseek_jax.recipes.reward_model.settings import JudgeSettings, RewardModelSettings
-from deepseek_jax.recipes.sft.settings import SftSettings
+from deepseek_jax import recipes
+from launch import common
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
+# Every recipe: launch/evaluate.py makes the config of one from flags
 SETTINGS = {
-    "distill": DistillSettings,
-    "evaluate": EvaluateSettings,  # launch/evaluate.py makes its config from flags
-    "generate": GenerateSettings,
-    "grpo": GrpoSettings,
-    "judge": JudgeSettings,
-    "pretrain": PretrainSettings,
-    "r1": R1Settings,
-    "reward_model": RewardModelSettings,
-    "sft": SftSettings,
+    path.parent.name: common.find_recipe(path.parent.name).SETTINGS
+    for path in sorted(Path(recipes.__file__).parent.glob("*/run.py"))
 }
 SHARED = ("__init__", "adapted_models", "common", "distill_published", "models")
 EXPERIMENTS = sorted(path for path in CONFIGS.glob("*.py") if path.stem not in SHARED)

@@ -48,6 +48,7 @@ class Program:
     devices; of a decoding step, not of the loop. part: TRAINING, GENERATION, SYNC or REWARD. times: how often
     a step of the run calls it, at most. sizes: for a reader. model: of an update, what it trains. beside:
     what else the devices hold meanwhile. waiting: the names of earlier programs whose results they hold too.
+    settings: of its stage. path, model_path: where these, and the model, stand in the config.
     """
 
     name: str
@@ -63,6 +64,9 @@ class Program:
     model: ModelConfig | None = None
     beside: tuple[Held, ...] = ()
     waiting: tuple[str, ...] = ()
+    settings: Any = None
+    path: str = ""
+    model_path: str = "model"
 
     @property
     def beside_bytes(self):

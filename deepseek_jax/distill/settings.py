@@ -8,7 +8,7 @@ import numpy as np
 from deepseek_jax.distill.divergences import DIVERGENCES, check_divergence
 from deepseek_jax.distill.terms import OF_DATA, OF_TEACHER, TERMS
 from deepseek_jax.errors import suggest
-from deepseek_jax.rollout.policy import AnswerOptions
+from deepseek_jax.rollout.settings import AnswerOptions
 from deepseek_jax.settings import (
     Between,
     Count,

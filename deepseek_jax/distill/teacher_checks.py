@@ -6,7 +6,7 @@ from deepseek_jax.distill.teacher_settings import TaughtSettings
 from deepseek_jax.errors import at
 from deepseek_jax.models import ModelConfig
 from deepseek_jax.parallel.shard import batch_parts
-from deepseek_jax.rollout.policy import check_room, fitting
+from deepseek_jax.rollout.policy import check_room
 
 
 def check_teacher(student: ModelConfig, tokenizer, teacher: ModelConfig, teacher_tokenizer):
@@ -43,8 +43,7 @@ def check_questions(settings: TaughtSettings, configs: dict[str, ModelConfig], q
     for name, config in configs.items():
         with at(f"teachers.{name}"):
             task, rollout = settings.teachers[name].task, settings.rollout
-            asked = fitting(questions[task], rollout.max_prompt_length, task)
-            check_room(config, asked, rollout.longest())
+            check_room(config, questions[task], rollout.longest())
 
 
 def check_rows(settings: TaughtSettings, mesh: Mesh):

@@ -15,9 +15,8 @@ from deepseek_jax.models.adapters import join, split
 from deepseek_jax.parallel.processes import say
 from deepseek_jax.training.loop import LOSS_TERMS, train
 from deepseek_jax.training.run import Run
-from deepseek_jax.training.state import state_maker
 from deepseek_jax.training.step import over_micro_batches
-from deepseek_jax.training.update import Update
+from deepseek_jax.training.update import Beside, create_update
 from deepseek_jax.training.watch import Checks, check_terms
 
 
@@ -60,8 +59,6 @@ def jitted_update(settings, objective: Objective, params, mesh: Mesh):
     """(create, update): create(params), jitted, donates them and returns the TrainState. update is an Update
     for the objective, called with (state, batch, rng, teacher_params).
     """
-    tx = settings.make_optimizer()
-    create, placed = state_maker(params, tx, mesh, settings.optimizer.moment_memory)
     watched = None if settings.plateau is None else HELD_OUT_LOSS
 
     def loss_fn(params, batch, rng, teacher_params):
@@ -71,10 +68,8 @@ def jitted_update(settings, objective: Objective, params, mesh: Mesh):
         # The factor on the learning rate, from the next update on
         return {} if watched is None else {"plateau_scale": state.opt_state[-1].scale}
 
-    micro_batches = settings.micro_batches
-    return create, Update(
-        loss_fn, tx, placed, micro_batches=micro_batches, watched=watched, report=report
-    )
+    beside = Beside(watched=watched, report=report)
+    return create_update(settings, loss_fn, params, mesh, beside=beside)
 
 
 def check_first(objective: Objective, params, batch, teacher_params):

@@ -5,7 +5,8 @@ import numpy as np
 from deepseek_jax.evaluation.accuracy import summarise
 from deepseek_jax.parallel.processes import say
 from deepseek_jax.rewards import Rewards
-from deepseek_jax.rollout.policy import AnswerOptions, Policy
+from deepseek_jax.rollout.policy import Policy
+from deepseek_jax.rollout.settings import AnswerOptions
 
 
 def evaluate_both(

@@ -1,26 +1,19 @@
 """Where arrays live: the device mesh, the table of axes, and the shardings that follow."""
 
-from deepseek_jax.parallel.mesh import make_mesh
-from deepseek_jax.parallel.rules import MESH_AXES, RULES
-from deepseek_jax.parallel.shard import (
-    batch_sharding,
-    constrain,
-    init_sharded,
-    logical_names,
-    partition_spec,
-    put_batch,
-    shardings,
-)
+from deepseek_jax.lazy import lazy_names
 
-__all__ = [
-    "MESH_AXES",
-    "RULES",
-    "batch_sharding",
-    "constrain",
-    "init_sharded",
-    "logical_names",
-    "make_mesh",
-    "partition_spec",
-    "put_batch",
-    "shardings",
-]
+__getattr__, __dir__, __all__ = lazy_names(
+    __name__,
+    {
+        "MESH_AXES": "rules",
+        "RULES": "rules",
+        "batch_sharding": "shard",
+        "constrain": "shard",
+        "init_sharded": "shard",
+        "logical_names": "shard",
+        "make_mesh": "mesh",
+        "partition_spec": "shard",
+        "put_batch": "shard",
+        "shardings": "shard",
+    },
+)

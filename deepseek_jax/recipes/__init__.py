@@ -1,1 +1,1 @@
-"""Whole runs, step by step. A recipe is a module with SETTINGS and run(settings, run)."""
+"""Whole runs, as lists of stages. A recipe is a module with SETTINGS and JOB, a driver.Job."""

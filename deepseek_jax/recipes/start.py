@@ -1,4 +1,4 @@
-"""The policy that a run starts from: a checkpoint, or a base that is pre-trained first."""
+"""The policy that a run starts from, a checkpoint or a base; and what a run of one policy leaves."""
 
 import contextlib
 import dataclasses
@@ -9,25 +9,49 @@ import jax
 from jax.sharding import NamedSharding, PartitionSpec
 
 from deepseek_jax.checkpoint import is_adapter, is_orbax, save_adapter, save_orbax
+from deepseek_jax.checkpoint.load import read_any_config
 from deepseek_jax.data.tokenizer import checkpoint_path
-from deepseek_jax.errors import at
-from deepseek_jax.models import ModelConfig, build_model
+from deepseek_jax.errors import CannotPlan, at
+from deepseek_jax.models import (
+    ModelConfig,
+    RunSettings,
+    build_model,
+    how_to_run,
+    names_architecture,
+)
 from deepseek_jax.models.adapter_modules import adapter_axes
 from deepseek_jax.models.adapters import AdapterSettings, with_adapter
 from deepseek_jax.models.quantized import quantized
 from deepseek_jax.parallel.mesh import make_mesh
 from deepseek_jax.parallel.shard import check_batch
-from deepseek_jax.recipes.pretrain.train import train_base
 from deepseek_jax.recipes.settings import AdapterRun, PolicyRun
 from deepseek_jax.rollout import requests
 from deepseek_jax.rollout.policy import Policy, check_vocabulary, ending_turns, load_policy
 from deepseek_jax.rollout.weights import cast
+from deepseek_jax.settings import build
 from deepseek_jax.training.run import Run
 from deepseek_jax.worlds.registry import named_tokenizer
 
 
+def planned_model(block: dict, checkpoint: str | Path | None):
+    """The ModelConfig of a config's block `model`, as small files say it. checkpoint: of the start, or None.
+
+    Raises CannotPlan where the block does not name the architecture and the checkpoint is not there either.
+    """
+    if checkpoint is None or names_architecture(block):
+        return build_model(block)
+    how = dataclasses.asdict(build(RunSettings, how_to_run(block), "model"))
+    path = checkpoint_path(checkpoint)
+    if path.suffix == ".gguf" or (path / "config.json").exists():
+        return dataclasses.replace(read_any_config(path), **how)
+    raise CannotPlan(
+        f"model={block!r} does not name the architecture of {checkpoint}, and the checkpoint is not there: a "
+        "plan needs one of them; set model to one of configs/models.py"
+    )
+
+
 def starting_policy(settings: PolicyRun, mesh, template: str):
-    """The Policy of settings.init_from, or of settings.base, whose params are None until `pretrained`.
+    """The Policy of settings.init_from, or of settings.base, whose params are None until it is trained.
 
     Raises ValueError where this model or mesh cannot run settings.base.
     """
@@ -81,28 +105,22 @@ def _base(settings: PolicyRun, mesh, template: str):
     return Policy(config, None, tokenizer, template)
 
 
-def pretrained(policy: Policy, settings: PolicyRun, run: Run):
-    """The policy with parameters. Pre-trains settings.base where there is no checkpoint."""
-    if policy.params is not None:
-        return policy
-    params = train_base(
-        policy.config, settings.base, policy.tokenizer, run.of("pretrain"), settings.seed
-    )
+def ready_to_train(policy: Policy, settings: AdapterRun, run: Run):
+    """The policy, with a new adapter if settings.adapter asks for one: training then changes that alone.
+
+    A base that was just pre-trained is saved in run.folder/base, and takes the form that stays beside the
+    adapter.
+    """
     if settings.trains_whole():
-        return policy.at(params)
-    # An adapter is of no use without what it was trained beside
-    if not is_orbax(run.folder / "base"):
-        save_orbax(run.folder / "base", policy.config, params)
-    params = jax.jit(cast, static_argnums=0, donate_argnums=1)(policy.config, params)
-    return policy.at(params if settings.adapter.quantize is None else quantized(params))
-
-
-def adapted(policy: Policy, settings: AdapterRun, mesh):
-    """The policy, with a new adapter if settings.adapter asks for one: training then changes that alone."""
-    if settings.adapter is None:
         return policy
-    params = with_adapter(policy.config, policy.params, settings.adapter, mesh, settings.seed)
-    return policy.at(params)
+    config, params = policy.config, policy.params
+    if settings.init_from is None:
+        # An adapter is of no use without what it was trained beside
+        if not is_orbax(run.folder / "base"):
+            save_orbax(run.folder / "base", config, params)
+        params = jax.jit(cast, static_argnums=0, donate_argnums=1)(config, params)
+        params = params if settings.adapter.quantize is None else quantized(params)
+    return policy.at(with_adapter(config, params, settings.adapter, run.mesh, settings.seed))
 
 
 def is_trained(settings: AdapterRun, folder: Path):

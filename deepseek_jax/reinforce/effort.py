@@ -99,13 +99,13 @@ def check_lines(settings: EffortSettings, policy: Policy):
         check_line(policy.tokenizer, settings.line_at(effort), policy.template)
 
 
-def with_efforts(settings: EffortSettings, policy: Policy, examples: list):
-    """policy.with_prompts of each example with every effort in turn, which are adjacent."""
-    asked = [
-        policy.with_prompts([example | {"effort": b} for example in examples], settings.line_at(b))
-        for b in settings.values
+def with_efforts(settings: EffortSettings, examples: list):
+    """Each example with every effort, and the line that asks with it, in turn: these are adjacent."""
+    return [
+        example | {"effort": effort, "line": settings.line_at(effort)}
+        for example in examples
+        for effort in settings.values
     ]
-    return [example for same in zip(*asked, strict=True) for example in same]
 
 
 def asked_with(effort: int, examples: list):

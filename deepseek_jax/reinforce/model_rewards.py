@@ -3,7 +3,6 @@
 import dataclasses
 import functools
 from pathlib import Path
-from typing import Literal
 
 from jax.sharding import Mesh
 
@@ -14,28 +13,14 @@ from deepseek_jax.errors import Fault, at
 from deepseek_jax.files import as_path, read_json
 from deepseek_jax.models import ModelConfig
 from deepseek_jax.parallel.shard import check_splits
+from deepseek_jax.reinforce.settings import ModelRewardSettings
 from deepseek_jax.rewards.judge import Judge
 from deepseek_jax.rewards.model import RewardModel
 from deepseek_jax.rollout import AnswerOptions, Policy
-from deepseek_jax.settings import Count
 from deepseek_jax.worlds.registry import named_tokenizer
 
 # Beside a judge's parameters: its template, tokenizer and completion length
 JUDGE = "judge.json"
-
-
-@dataclasses.dataclass(frozen=True)
-class ModelRewardSettings:
-    """path: the folder params that recipes.reward_model or recipes.judge wrote. batch_size: how many rows are
-    scored, or judgements sampled, at once. dtype: that its parameters are read in, and that it computes in.
-    max_completion_length: of a judge, and a reward model has none. The folder has it too, and a run takes no
-    other; a plan knows by it that a folder which is not there yet will hold a judge.
-    """
-
-    path: str
-    batch_size: Count = 64
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    max_completion_length: Count | None = None
 
 
 def load_model_rewards(

@@ -7,7 +7,7 @@ from typing import Literal
 from deepseek_jax.losses.grpo import GrpoOptions
 from deepseek_jax.reinforce.degenerate import LARGEST_REWARD, DegenerateSettings
 from deepseek_jax.reinforce.effort import EffortSettings
-from deepseek_jax.rollout.policy import AnswerOptions
+from deepseek_jax.rollout.settings import AnswerOptions, Limit
 from deepseek_jax.settings import (
     Count,
     CountBySteps,
@@ -72,6 +72,10 @@ class RolloutSettings:
         """The most tokens of a completion at any step."""
         return max(length for _, length in pairs_of(self.max_completion_length))
 
+    def limit(self):
+        """The longest prompt, and the longest completion of any step: a Limit."""
+        return Limit(self.longest(), self.max_prompt_length)
+
     def temperature_at(self, step: int):
         """The temperature of a step."""
         return number_at(self.temperature, step)
@@ -104,6 +108,20 @@ class RewardSettings(Settings):
             raise ValueError(
                 f"accuracy={self.accuracy!r} is not one of rewards: {', '.join(self.rewards)}"
             )
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelRewardSettings:
+    """path: the folder params that recipes.reward_model or recipes.judge wrote. batch_size: how many rows are
+    scored, or judgements sampled, at once. dtype: that its parameters are read in, and that it computes in.
+    max_completion_length: of a judge, and a reward model has none. The folder has it too, and a run takes no
+    other; a plan knows by it that a folder which is not there yet will hold a judge.
+    """
+
+    path: str
+    batch_size: Count = 64
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    max_completion_length: Count | None = None
 
 
 def scores_fit(rollout: RolloutSettings, group_size: int):

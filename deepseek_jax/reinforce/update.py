@@ -12,8 +12,8 @@ from deepseek_jax.losses.grpo import LARGE_GAP, GrpoOptions, grpo_loss
 from deepseek_jax.models import ModelConfig
 from deepseek_jax.parallel.shard import batch_parts
 from deepseek_jax.reinforce.settings import ReinforceSettings
-from deepseek_jax.training.state import in_memory, state_maker
-from deepseek_jax.training.update import Reference, Update
+from deepseek_jax.training.state import in_memory
+from deepseek_jax.training.update import Beside, Reference, create_update
 from deepseek_jax.training.watch import Limit
 
 # Means of |old - sampler|, in nats, that rounding explains. Runs in float32 have 4e-7; in bfloat16 rounding
@@ -74,17 +74,15 @@ def jitted_update(settings: ReinforceSettings, config: ModelConfig, params, mesh
 
     params: arrays, or ShapeDtypeStructs with shardings.
     """
-    tx, reference = settings.make_optimizer(), None
-    create, placed = state_maker(params, tx, mesh, settings.optimizer.moment_memory)
+    reference = None
     if settings.reference_every is not None:
-        placed = placed.replace(reference=reference_places(settings, params))
         every = settings.reference_every * settings.minibatches * settings.epochs
-        reference = Reference(every, functools.partial(as_reference, settings))
+        places = reference_places(settings, params)
+        reference = Reference(every, functools.partial(as_reference, settings), places)
     # One divisor at all steps, even if the limit rises: that of dr_grpo is a constant (arXiv:2503.20783)
     longest = settings.rollout.longest()
     loss_fn = make_grpo_loss(config, settings.loss, max_completion_length=longest)
-    micro_batches = settings.micro_batches
-    return create, Update(loss_fn, tx, placed, micro_batches=micro_batches, reference=reference)
+    return create_update(settings, loss_fn, params, mesh, beside=Beside(reference=reference))
 
 
 def reference_places(settings: ReinforceSettings, params):

@@ -1,21 +1,16 @@
 """Prompts in; completions, and the log-probabilities that they were sampled with, out."""
 
-from deepseek_jax.rollout.completions import Rollout
-from deepseek_jax.rollout.engine import generate
-from deepseek_jax.rollout.policy import (
-    AnswerOptions,
-    Answers,
-    Policy,
-    completion_texts,
-    load_policy,
-)
+from deepseek_jax.lazy import lazy_names
 
-__all__ = [
-    "AnswerOptions",
-    "Answers",
-    "Policy",
-    "Rollout",
-    "completion_texts",
-    "generate",
-    "load_policy",
-]
+__getattr__, __dir__, __all__ = lazy_names(
+    __name__,
+    {
+        "AnswerOptions": "settings",
+        "Answers": "policy",
+        "Policy": "policy",
+        "Rollout": "completions",
+        "completion_texts": "policy",
+        "generate": "engine",
+        "load_policy": "policy",
+    },
+)

@@ -18,24 +18,11 @@ from deepseek_jax.models import ModelConfig, RunSettings, check_architecture, ho
 from deepseek_jax.parallel.processes import say
 from deepseek_jax.rollout.completions import Rollout, RolloutLog
 from deepseek_jax.rollout.engine import generate
-from deepseek_jax.settings import Count, Natural, NonNegative, PositiveShare, build
+from deepseek_jax.rollout.settings import AnswerOptions, Limit
+from deepseek_jax.settings import build
 
 # The last tokens of a prompt, searched for <think>: enough for it and a line break at one byte a token
 TAIL = 16
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class AnswerOptions:
-    """How answers are sampled: at most max_completion_length tokens each, `slots` answers at once.
-
-    temperature 0 is greedy; top_p 1 and top_k 0 filter no token.
-    """
-
-    max_completion_length: Count
-    temperature: NonNegative = 1.0
-    top_p: PositiveShare = 1.0
-    top_k: Natural = 0
-    slots: Count = 32
 
 
 class Answers(NamedTuple):
@@ -89,14 +76,30 @@ class Policy:
             return self
         return self.at(load_adapter(folder, self.config, self.params, mesh))
 
-    def with_prompts(self, examples, line: str = ""):
-        """The examples with their prompt_ids: the question and the opening of the answer. line: see
-        data.prompt_line.
+    def ask(self, examples, limit: Limit, kind: str = "training", together: int = 1):
+        """The examples with their prompt_ids, without those whose prompts are longer than the limit.
+
+        kind: names the examples in messages. together: see fitting. Raises ValueError as with_prompts,
+        fitting and check_room do.
+        """
+        asked = self.with_prompts(examples)
+        if limit.prompt is not None:
+            asked = fitting(asked, limit.prompt, kind, together)
+        check_room(self.config, asked, limit.completion)
+        return asked
+
+    def with_prompts(self, examples):
+        """The examples with their prompt_ids: the question and the opening of the answer, and the example's
+        own line, if it has one, see data.prompt_line.
         """
 
         def render(example):
             return render_with_line(
-                self.tokenizer, example, line, template=self.template, opening=self.opening
+                self.tokenizer,
+                example,
+                example.get("line", ""),
+                template=self.template,
+                opening=self.opening,
             )
 
         return [example | {"prompt_ids": render(example)} for example in examples]

@@ -5,7 +5,7 @@ import dataclasses
 from deepseek_jax.data.chat import Template
 from deepseek_jax.errors import suggest
 from deepseek_jax.rewards.language import LANGUAGES
-from deepseek_jax.rollout.policy import AnswerOptions
+from deepseek_jax.rollout.settings import AnswerOptions
 from deepseek_jax.settings import (
     Count,
     Natural,

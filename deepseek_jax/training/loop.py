@@ -8,7 +8,6 @@ import time
 
 import jax
 import numpy as np
-from jax.sharding import Mesh
 
 from deepseek_jax.checkpoint.store import Store
 from deepseek_jax.costs.chips import peak_of
@@ -16,8 +15,8 @@ from deepseek_jax.errors import BrokenTerm, NotFinite, SamplerApart, suggest
 from deepseek_jax.parallel.processes import StopTogether, from_first, say
 from deepseek_jax.training.memory import memory_metrics
 from deepseek_jax.training.run import STOPPED, Run
-from deepseek_jax.training.state import TrainState, state_maker
-from deepseek_jax.training.update import Update
+from deepseek_jax.training.state import TrainState
+from deepseek_jax.training.update import create_update
 from deepseek_jax.training.watch import Checks, Idle, check_params
 
 # The most that batches since the last check take of a device. What is not finite is looked for in them
@@ -193,20 +192,11 @@ def fit(
     settings: as for `train`, with make_optimizer(), micro_batches and seed. parts: those of
     models.layers.PARTS that the loss trains; the others and router biases stay as they are.
     """
-    create, step = jitted_fit(settings, loss_fn, params, run.mesh, parts)
+    create, step = create_update(settings, loss_fn, params, run.mesh, parts=parts)
     checks = Checks(terms=LOSS_TERMS, locate=step.locate)
     state = create(params)
     state = train(settings, state, step, source, run, settings.seed, checks, flops_per_token)
     return state.model
-
-
-def jitted_fit(settings, loss_fn, params, mesh: Mesh, parts: tuple[str, ...] = ()):
-    """The two jitted functions of `fit`: create(params), which donates them, -> TrainState, and an Update.
-    params: arrays, or ShapeDtypeStructs with shardings. parts: as in `fit`.
-    """
-    tx = settings.make_optimizer(parts=parts)
-    create, placed = state_maker(params, tx, mesh, settings.optimizer.moment_memory)
-    return create, Update(loss_fn, tx, placed, micro_batches=settings.micro_batches)
 
 
 def _resume(state, source, store, num_steps, phase):

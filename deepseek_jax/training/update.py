@@ -2,16 +2,18 @@
 
 import functools
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 
 from deepseek_jax.costs.chips import chip_of
 from deepseek_jax.ops.fingerprint import fingerprint
 from deepseek_jax.parallel.dispatch import larger_buffers
 from deepseek_jax.parallel.processes import say
 from deepseek_jax.training.nonfinite import locate
+from deepseek_jax.training.state import state_maker
 from deepseek_jax.training.step import make_train_step
 
 # How much larger a buffer for experts' tokens is after an overflow, and after all of them at most
@@ -19,34 +21,63 @@ GROWTH, MOST = 1.25, 2.0
 
 
 class Reference(NamedTuple):
-    """A reference that follows the policy: of(params) takes its place after `every` updates."""
+    """A reference that follows the policy: of(params) takes its place after `every` updates. places: its
+    shardings.
+    """
 
     every: int
     of: Callable
+    places: Any
+
+
+class Beside(NamedTuple):
+    """What an update does beside the optimizer's step. bias_update_speed, watched: of make_train_step.
+    report(state) -> further metrics, of the state after. reference: None where the state's stays as it is.
+    """
+
+    bias_update_speed: Callable | None = None
+    watched: str | None = None
+    report: Callable = lambda state: {}
+    reference: Reference | None = None
+
+
+NOTHING = Beside()
+
+
+def create_update(
+    settings,
+    loss_fn,
+    params,
+    mesh: Mesh,
+    *,
+    parts: tuple[str, ...] = (),
+    micro_batches: int | None = None,
+    beside: Beside = NOTHING,
+):
+    """(create, update): create(params), jitted, donates them and returns the TrainState, without a reference;
+    update is THE Update of a run, and what its plan compiles.
+
+    settings: has make_optimizer(), optimizer and micro_batches. params: arrays, or ShapeDtypeStructs with
+    shardings. parts: those of models.layers.PARTS that the loss trains; the others and router biases stay as
+    they are. micro_batches: in place of the settings'.
+    """
+    tx = settings.make_optimizer(parts=parts)
+    create, placed = state_maker(params, tx, mesh, settings.optimizer.moment_memory)
+    if beside.reference is not None:
+        placed = placed.replace(reference=beside.reference.places)
+    return create, Update(loss_fn, tx, placed, micro_batches or settings.micro_batches, beside)
 
 
 class Update:
     """update(state, batch, rng, *more) -> (state, metrics), jitted; the state is donated.
 
-    loss_fn(params, batch, rng, *more), tx, micro_batches, bias_update_speed, watched: of make_train_step.
-    placed: the TrainState of its shardings. report(state) -> further metrics, of the state after. reference:
-    None where the state's stays as it is. A batch with sampled_by, the fingerprint of the parameters that
-    sampled it, gets the metric stale_params: 1.0 where it is not that of the state's; 0 is not compared.
+    loss_fn(params, batch, rng, *more), tx, micro_batches: of make_train_step. placed: the TrainState of its
+    shardings. A batch with sampled_by, the fingerprint of the parameters that sampled it, gets the metric
+    stale_params: 1.0 where it is not that of the state's; 0 is not compared.
     """
 
-    def __init__(
-        self,
-        loss_fn,
-        tx,
-        placed,
-        *,
-        micro_batches: int = 1,
-        bias_update_speed=None,
-        watched: str | None = None,
-        report: Callable = lambda state: {},
-        reference: Reference | None = None,
-    ):
-        self.loss_fn, self.micro_batches, self.reference = loss_fn, micro_batches, reference
+    def __init__(self, loss_fn, tx, placed, micro_batches: int = 1, beside: Beside = NOTHING):
+        self.loss_fn, self.micro_batches, self.reference = loss_fn, micro_batches, beside.reference
         # Updates so far, where the reference follows them
         self.done = None
 
@@ -56,14 +87,14 @@ class Update:
                 lambda params, batch, rng: loss_fn(params, batch, rng, *more),
                 tx,
                 micro_batches=micro_batches,
-                bias_update_speed=bias_update_speed,
-                watched=watched,
+                bias_update_speed=beside.bias_update_speed,
+                watched=beside.watched,
             )
             state, metrics = step(state, batch, rng)
             if own is not None:
                 stale = own != batch["sampled_by"]
                 metrics["stale_params"] = stale.astype(jnp.float32)
-            return state, metrics | report(state)
+            return state, metrics | beside.report(state)
 
         self.jitted = Buffered(train_step, placed)
         self.trace = self.jitted.trace

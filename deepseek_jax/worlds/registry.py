@@ -5,11 +5,17 @@ from collections.abc import Mapping
 from deepseek_jax.data.byte_tokenizer import byte_tokenizer
 from deepseek_jax.data.tokenizer import SMOLLM2, deepseek_tokenizer, load_tokenizer, smollm2_gguf
 from deepseek_jax.errors import suggest
+from deepseek_jax.lazy import LazyTable
 from deepseek_jax.rewards import RULES, Rewards
-from deepseek_jax.worlds.arithmetic.world import SUMS, WORDS
-from deepseek_jax.worlds.bilingual.world import BILINGUAL
 
-WORLDS = {world.name: world for world in (SUMS, WORDS, BILINGUAL)}
+# By their names; a world's words are read when it is first asked for
+WORLDS = LazyTable(
+    {
+        "arithmetic": "deepseek_jax.worlds.arithmetic.world:SUMS",
+        "word_arithmetic": "deepseek_jax.worlds.arithmetic.world:WORDS",
+        "bilingual": "deepseek_jax.worlds.bilingual.world:BILINGUAL",
+    }
+)
 # These belong to no world
 TOKENIZERS = {"bytes": byte_tokenizer, "deepseek": deepseek_tokenizer}
 

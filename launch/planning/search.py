@@ -22,13 +22,12 @@ from ml_collections import ConfigDict
 from rich.console import Console
 
 from deepseek_jax.costs.chips import Chip
-from deepseek_jax.costs.layouts import Layout
 from deepseek_jax.costs.program import Program
 from deepseek_jax.parallel.mesh import MeshSettings, make_mesh, size_name
-from deepseek_jax.recipes.planning import layout_fields
 from deepseek_jax.settings import build
 from launch.config_file import set_field
 from launch.planning.compiled import compile_programs
+from launch.planning.layouts import Layout, layout_fields
 from launch.planning.ranking import Ranked, best_first, rank
 from launch.planning.report import WIDTH
 from launch.planning.search_table import Compared, search_table
@@ -69,7 +68,7 @@ def search(config: ConfigDict, topology: str, pattern: str | None, count: int, c
         return make_mesh(**{size_name(axis): n for axis, n in sizes.items()}, devices=devices)
 
     def fields(layout):
-        return layout_fields(config, updates, layout)
+        return layout_fields(updates, layout)
 
     def planned(layout):
         own = copy.deepcopy(config)

@@ -6,9 +6,9 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from deepseek_jax.costs.chips import GIB, Chip
-from deepseek_jax.costs.layouts import Layout
 from deepseek_jax.costs.program import Program
 from launch.planning.compiled import Compiled
+from launch.planning.layouts import Layout
 from launch.planning.ranking import Ranked
 from launch.planning.report import fits, held_at_once
 from launch.planning.roofline import roofline, share_of_peak

@@ -2,10 +2,8 @@
 
 import dataclasses
 import fnmatch
-import importlib
 import importlib.metadata
 import importlib.util
-from pathlib import Path
 
 from deepseek_jax.costs.chips import DEVICES, GPUS
 from deepseek_jax.errors import CannotPlan, at, suggest
@@ -94,14 +92,15 @@ def _stand_ins(topology, size):
 
 def recipes_programs(config, mesh):
     """The costs.program.Programs of the config's recipe. Raises ValueError, and CannotPlan without any."""
+    from deepseek_jax.recipes import driver
+
     recipe = common.find_recipe(config.get("recipe"))
-    if not Path(recipe.__file__).with_name("programs.py").exists():
+    programs = driver.plan(recipe.JOB(build(recipe.SETTINGS, config, "config"), mesh))
+    if not programs:
         raise CannotPlan(
-            f"config.recipe={config.recipe!r} lists no programs, and runs without a plan; to plan it, write "
-            "a programs.py beside its run.py, as recipes/sft has it"
+            f"config.recipe={config.recipe!r} lists no programs, and runs without a plan"
         )
-    settings = build(recipe.SETTINGS, config, "config")
-    return importlib.import_module(f"{recipe.__package__}.programs").programs(settings, mesh)
+    return programs
 
 
 def chosen(programs, pattern: str | None):

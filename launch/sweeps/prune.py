@@ -14,8 +14,6 @@ from ml_collections import ConfigDict
 
 from deepseek_jax.costs.chips import CHIPS, GIB
 from deepseek_jax.errors import CannotPlan
-from deepseek_jax.settings import build
-from launch import common
 from launch.planning.topology import ENVIRONMENT, on_gpus, planned_mesh, recipes_programs
 from launch.sweeps.runs import Run
 
@@ -104,8 +102,7 @@ def verdict(config: dict, topology: str, cache: Path | None):
         if reason is not None:
             return Verdict(reason=f"{program.name}: {reason}")
         seconds[program.name] = each
-    settings = build(common.find_recipe(config.recipe).SETTINGS, config, "config")
-    total = run_seconds(config, settings, programs, seconds)
+    total = run_seconds(programs, seconds)
     return Verdict(chip_hours=total and total * chips(mesh, chip) / 3600)
 
 
@@ -136,13 +133,12 @@ def _too_much(size, chip):
     return f"{size / GIB:.2f} GiB, of {chip.hbm_bytes / GIB:.2f} GiB of a {chip.device_kind}"
 
 
-def run_seconds(config, settings, programs, seconds: dict):
-    """The seconds of all updates of a run, with their rollouts; None where a program has no steps.
+def run_seconds(programs, seconds: dict):
+    """The seconds of all updates of a run, with their rollouts; None of a run without any.
 
     seconds: {program's name: of one call}. Evaluations and data are left out.
     """
     from deepseek_jax.costs.program import GENERATION, SYNC, TRAINING
-    from deepseek_jax.recipes.planning import steps_of
 
     total = 0.0
     for update in programs:
@@ -156,10 +152,7 @@ def run_seconds(config, settings, programs, seconds: dict):
         # A step of reinforcement is its rollout, its scoring and its updates
         called = group if reinforced and kind != "pretrain" else [update]
         each = sum(program.times * seconds[program.name] for program in called)
-        try:
-            total += each * steps_of(settings, config, update.name)
-        except (AttributeError, KeyError, TypeError):
-            return None
+        total += each * update.settings.num_steps
     return total or None
 
 

@@ -24,15 +24,15 @@ from deepseek_jax.losses.next_token import next_token_loss
 from deepseek_jax.models import build_model, random_params
 from deepseek_jax.parallel import make_mesh, put_batch
 from deepseek_jax.recipes.grpo.settings import GrpoSettings
+from deepseek_jax.recipes.kinds.reinforce import reinforcement_programs
 from deepseek_jax.reinforce.groups import GroupSource
-from deepseek_jax.reinforce.programs import reinforcement_programs
 from deepseek_jax.reinforce.update import jitted_update
 from deepseek_jax.rewards import Rewards
 from deepseek_jax.rollout import AnswerOptions, Policy, generate
 from deepseek_jax.rollout.programs import Asked, rollout_programs
 from deepseek_jax.settings import build
-from deepseek_jax.training.loop import jitted_fit
 from deepseek_jax.training.settings import FitSettings
+from deepseek_jax.training.update import create_update
 from deepseek_jax.worlds.arithmetic.tokenizer import arithmetic_tokenizer
 from launch.planning.compiled import compile_programs
 from launch.planning.roofline import roofline
@@ -131,7 +131,7 @@ def update(config, mesh, sizes, chip):
         return next_token_loss(config, params, batch)
 
     params = random_params(config, mesh, 0)
-    create, step = jitted_fit(settings, loss_fn, params, mesh)
+    create, step = create_update(settings, loss_fn, params, mesh)
     tokens = np.random.default_rng(0).integers(0, config.vocab_size, (sizes.rows, sizes.length))
     batch, rng = put_batch(mesh, batch_of(tokens)), jax.random.key(0)
     shapes = create.eval_shape(params)

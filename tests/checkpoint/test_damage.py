@@ -21,7 +21,8 @@ from deepseek_jax.checkpoint.tree import by_path, from_paths
 from deepseek_jax.models.adapters import AdapterSettings, with_adapter
 from deepseek_jax.models.reward import reward_config, reward_params
 from deepseek_jax.parallel import make_mesh
-from deepseek_jax.reinforce.model_rewards import ModelRewardSettings, load_model_rewards
+from deepseek_jax.reinforce.model_rewards import load_model_rewards
+from deepseek_jax.reinforce.settings import ModelRewardSettings
 from tests.checkpoint.test_store import flip, largest
 from tests.processes import run_two
 from tests.recipes.small import one_device

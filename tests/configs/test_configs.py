@@ -13,8 +13,10 @@ from configs import models, r1, v3_post_training
 from deepseek_jax.models import build_model
 from deepseek_jax.parallel import make_mesh
 from deepseek_jax.parallel.mesh import MeshSettings
+from deepseek_jax.recipes import driver
 from deepseek_jax.recipes.distill.settings import DistillSettings
 from deepseek_jax.recipes.grpo.settings import GrpoSettings
+from deepseek_jax.recipes.pretrain.run import PretrainJob
 from deepseek_jax.recipes.pretrain.settings import PretrainSettings
 from deepseek_jax.recipes.sft.settings import SftSettings
 from deepseek_jax.reinforce.scenarios import scenario_rewards
@@ -42,7 +44,7 @@ def test_an_experiments_numbers_are_its_recipes_settings(path, arg):
     if config.recipe in ("generate", "grpo", "sft"):
         assert settings.data.path is not None or settings.data.task in question_names()
     if config.recipe == "pretrain":
-        settings.checked_stages(build_model(settings.model), ONE_DEVICE)
+        driver.check(PretrainJob(settings, ONE_DEVICE))
     if config.recipe == "r1":
         for name, stage in settings.reinforced().items():
             with scenario_rewards(stage, dict.fromkeys(settings.models_for(name))):
@@ -107,7 +109,8 @@ def test_v3s_run_is_the_published_one():
     path = CONFIGS / "pretrain_v3.py"
     config = load(path)
     settings = build(PretrainSettings, config, "config")
-    stages = settings.checked_stages(build_model(config.model), ONE_DEVICE)
+    driver.check(PretrainJob(settings, ONE_DEVICE))
+    stages = settings.in_order()
     ((_, first),) = stages
     sizes = [number_at(first.batch_sizes(), update) for update in range(first.num_steps)]
     tokens = 4096 * np.cumsum([0, *sizes])

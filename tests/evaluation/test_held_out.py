@@ -12,7 +12,8 @@ from deepseek_jax.evaluation.held_out import evaluate
 from deepseek_jax.models import ModelConfig, init_params
 from deepseek_jax.rewards import Rewards, scoring
 from deepseek_jax.rollout import Rollout, generate
-from deepseek_jax.rollout.policy import AnswerOptions, Policy, completion_texts
+from deepseek_jax.rollout.policy import Policy, completion_texts
+from deepseek_jax.rollout.settings import AnswerOptions
 from deepseek_jax.worlds.arithmetic.tasks import arithmetic_task
 from deepseek_jax.worlds.arithmetic.tokenizer import arithmetic_tokenizer
 

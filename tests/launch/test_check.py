@@ -5,7 +5,9 @@ import numpy as np
 import pytest
 
 from deepseek_jax.parallel import make_mesh
+from deepseek_jax.recipes import driver
 from deepseek_jax.settings import build
+from deepseek_jax.training.run import Run
 from launch import check, common
 from launch.config_file import load_config
 from tests.launch.test_train import ROOT, contents, folder, launched, tasks  # noqa: F401
@@ -104,7 +106,9 @@ def test_every_recipe_reads_its_data(tmp_path, name, words):
     config = load_config(str(ROOT / "configs" / f"{name}.py"))
     recipe = common.find_recipe(config.recipe)
     settings = build(recipe.SETTINGS, config, "config")
-    assert words in recipe.check_data(settings, make_mesh(), tmp_path)
+    mesh = make_mesh()
+    job = recipe.JOB(settings, mesh, Run(mesh, tmp_path, None))
+    assert words in driver.describe_data(job)
 
 
 def ended(processes):

@@ -9,6 +9,7 @@ import sys
 import pytest
 
 from deepseek_jax import recipes
+from deepseek_jax.recipes import driver
 from launch import common
 from tests.launch.test_train import RECIPE, ROOT
 
@@ -62,7 +63,7 @@ def test_a_signal_that_comes_amid_a_print_sets_the_flag_all_the_same(monkeypatch
 
 
 def test_a_recipe_is_found_by_the_name_of_its_module(tmp_path, monkeypatch):
-    """Oracle: the module's own function and settings; a module without `run` is no recipe."""
+    """Oracle: the module's own class and settings; a module without JOB is no recipe."""
     (tmp_path / "polling.py").write_text(RECIPE)
     monkeypatch.setattr(recipes, "__path__", [*recipes.__path__, str(tmp_path)])
     recipe = common.find_recipe("polling")
@@ -73,13 +74,15 @@ def test_a_recipe_is_found_by_the_name_of_its_module(tmp_path, monkeypatch):
 
 
 def test_every_recipe_names_the_settings_of_its_config():
-    """Oracle: the nine recipes, by hand; each has a run and a dataclass with a field recipe."""
+    """Oracle: the nine recipes, by hand; each has a JOB and a dataclass with a field recipe."""
     names = "distill evaluate generate grpo judge pretrain r1 reward_model sft".split()
     with pytest.raises(ValueError, match=f"allowed: {', '.join(names)}$"):
         common.find_recipe("")
     for name in names:
         recipe = common.find_recipe(name)
-        assert callable(recipe.run) and "recipe" in recipe.SETTINGS.__dataclass_fields__
+        assert (
+            issubclass(recipe.JOB, driver.Job) and "recipe" in recipe.SETTINGS.__dataclass_fields__
+        )
 
 
 PROGRAMS = sorted(path.stem for path in (ROOT / "launch").glob("*.py") if path.stem != "__init__")

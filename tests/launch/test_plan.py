@@ -15,7 +15,8 @@ from deepseek_jax.costs.chips import DEVICES, GIB
 from deepseek_jax.costs.program import Held, Program, argument_bytes, everywhere
 from deepseek_jax.errors import CannotPlan
 from deepseek_jax.parallel import make_mesh
-from deepseek_jax.recipes.pretrain import programs as of_pretrain
+from deepseek_jax.recipes import driver
+from deepseek_jax.recipes.pretrain.run import PretrainJob
 from deepseek_jax.recipes.pretrain.settings import PretrainSettings
 from deepseek_jax.settings import build
 from launch.plan import ENVIRONMENT
@@ -48,6 +49,20 @@ def get_config(arg=None):
     config.model.dtype = "bfloat16"
     config.prompts_per_step = 4096
     return config
+"""
+UNPLANNED = """
+import dataclasses
+from deepseek_jax.recipes.driver import WorkdirJob
+
+@dataclasses.dataclass(frozen=True)
+class Unplanned:
+    recipe: str
+
+class Job(WorkdirJob):
+    stages = ()
+
+SETTINGS = Unplanned
+JOB = Job
 """
 
 
@@ -99,7 +114,7 @@ def small_programs():
     exec(CONFIG, module)
     config = module["get_config"]()
     mesh = make_mesh(**config.mesh, devices=jax.devices()[:4])
-    programs = of_pretrain.programs(build(PretrainSettings, config, "config"), mesh)
+    programs = driver.plan(PretrainJob(build(PretrainSettings, config, "config"), mesh))
     return {program.name: program for program in programs}
 
 
@@ -279,14 +294,11 @@ def test_a_mistake_is_one_message_and_exit_status_two(folder, args, words):
     assert message.strip().count("\n") == 0
 
 
-def test_a_recipe_that_lists_no_programs_says_which_file_is_missing(tmp_path, monkeypatch):
-    """Oracle: the words a reader needs."""
-    (tmp_path / "unplanned").mkdir()
-    (tmp_path / "unplanned" / "run.py").write_text("\ndef run(settings, run):\n    pass\n")
+def test_a_recipe_that_compiles_nothing_runs_without_a_plan(tmp_path, monkeypatch):
+    """Oracle: the words a reader needs, of a recipe without stages."""
+    (tmp_path / "unplanned.py").write_text(UNPLANNED)
     monkeypatch.setattr(recipes, "__path__", [*recipes.__path__, str(tmp_path)])
-    with pytest.raises(
-        CannotPlan, match="config.recipe='unplanned' lists no .* write a programs.py beside"
-    ):
+    with pytest.raises(CannotPlan, match="config.recipe='unplanned' lists no programs"):
         recipes_programs(ConfigDict({"recipe": "unplanned"}), None)
 
 
@@ -302,7 +314,7 @@ def test_a_chips_collectives_overlap_with_other_work(monkeypatch, topology):
     exec(CONFIG, module)
     config = module["get_config"]()
     mesh, _ = planned_mesh(topology, config.mesh)
-    programs = of_pretrain.programs(build(PretrainSettings, config, "config"), mesh)
+    programs = driver.plan(PretrainJob(build(PretrainSettings, config, "config"), mesh))
     _, compiled = next(compile_programs(programs[:1], None))
     for kind in ("all-gather", "reduce-scatter"):
         moved = compiled.cost.collectives[kind, ("fsdp",)]

@@ -32,6 +32,7 @@ import dataclasses, time
 import jax, numpy as np
 from absl import logging
 from deepseek_jax.errors import BrokenTerm
+from deepseek_jax.recipes import driver
 from deepseek_jax.settings import build
 
 @dataclasses.dataclass(frozen=True)
@@ -50,44 +51,56 @@ class Polling:
 
 SETTINGS = Polling
 
-def check_data(settings, mesh, folder):
-    if settings.bad == "data" and jax.process_index() == 1:
-        time.sleep(60)
-    return f"no data for {dict(mesh.shape)['data']}"
+class Job(driver.WorkdirJob):
+    stages = ()
 
-def run(settings, run):
-    if settings.bad == "settings":
-        build(Nothing, {"lr": 1}, "config.rl")
-    if settings.bad == "library":
-        np.zeros(3).reshape(2)
-    if settings.bad == "fault":
-        raise BrokenTerm("grpo: kl is exactly 0")
-    logging.info("a library tells of a file")
-    step = 0
-    while step < settings.steps or settings.wait:
-        step += 1
-        if run.should_stop():
-            (run.folder / "saved").write_text(str(step))
-            raise SystemExit(75)
-        time.sleep(0.01)
-        if step == 3:
-            print("under way", flush=True)
-    (run.folder / f"done{jax.process_index()}").write_text(f"{step} {dict(run.mesh.shape)}")
-    print(run.watchdog)
+    def describe_data(self):
+        if self.settings.bad == "data" and jax.process_index() == 1:
+            time.sleep(60)
+        return f"no data for {dict(self.mesh.shape)['data']}"
+
+    def finish(self):
+        settings, run = self.settings, self.run
+        if settings.bad == "settings":
+            build(Nothing, {"lr": 1}, "config.rl")
+        if settings.bad == "library":
+            np.zeros(3).reshape(2)
+        if settings.bad == "fault":
+            raise BrokenTerm("grpo: kl is exactly 0")
+        logging.info("a library tells of a file")
+        step = 0
+        while step < settings.steps or settings.wait:
+            step += 1
+            if run.should_stop():
+                (run.folder / "saved").write_text(str(step))
+                raise SystemExit(75)
+            time.sleep(0.01)
+            if step == 3:
+                print("under way", flush=True)
+        (run.folder / f"done{jax.process_index()}").write_text(f"{step} {dict(run.mesh.shape)}")
+        print(run.watchdog)
+
+JOB = Job
 '''
 WORKERS = '''
 """Asks a worker process of math-verify what it has imported."""
 import sys
+from deepseek_jax.recipes import driver
 from deepseek_jax.recipes.polling import SETTINGS
 from deepseek_jax.rewards.math_verify import MathVerifier
 
-def run(settings, run):
-    with MathVerifier(num_workers=1) as verifier:
-        assert verifier.score(["1"], ["$x$"]) == [0.0]  # starts the worker
-        modules = verifier._pool.submit(eval, "list(__import__('sys').modules)").result()
-    main = sys.modules["__main__"].__file__
-    (run.folder / "modules").write_text("\\n".join(modules))
-    (run.folder / "main").write_text(main)
+class Job(driver.WorkdirJob):
+    stages = ()
+
+    def finish(self):
+        with MathVerifier(num_workers=1) as verifier:
+            assert verifier.score(["1"], ["$x$"]) == [0.0]  # starts the worker
+            modules = verifier._pool.submit(eval, "list(__import__('sys').modules)").result()
+        main = sys.modules["__main__"].__file__
+        (self.run.folder / "modules").write_text("\\n".join(modules))
+        (self.run.folder / "main").write_text(main)
+
+JOB = Job
 '''
 LAUNCH = f"""
 import runpy, sys

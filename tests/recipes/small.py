@@ -4,6 +4,7 @@ import jax
 
 from configs.grpo_small import get_config
 from deepseek_jax.parallel import make_mesh
+from deepseek_jax.recipes import driver
 from deepseek_jax.settings import build
 from deepseek_jax.training.metrics import MetricsWriter
 from deepseek_jax.training.run import Run
@@ -32,11 +33,11 @@ def one_device():
 
 
 def run_recipe(recipe, config, workdir, should_stop=lambda: False, mesh=None):
-    """Run a recipe's module as launch does, on one device or on a mesh: -> what recipe.run returns."""
+    """Run a recipe's module as launch does, on one device or on a mesh."""
     mesh = mesh or one_device()
     settings = build(recipe.SETTINGS, config, "config")
     with jax.set_mesh(mesh):
-        return recipe.run(settings, make_run(workdir, should_stop, mesh))
+        driver.run(recipe.JOB(settings, mesh, make_run(workdir, should_stop, mesh)))
 
 
 def make_run(workdir, should_stop=lambda: False, mesh=None, phase=""):

@@ -16,7 +16,8 @@ from deepseek_jax.recipes.distill import run as distill
 from deepseek_jax.recipes.grpo import run as grpo
 from deepseek_jax.recipes.reward_model import run as reward_model
 from deepseek_jax.recipes.sft import run as sft
-from deepseek_jax.reinforce.model_rewards import ModelRewardSettings, load_model_rewards
+from deepseek_jax.reinforce.model_rewards import load_model_rewards
+from deepseek_jax.reinforce.settings import ModelRewardSettings
 from deepseek_jax.rewards import scoring
 from deepseek_jax.settings import build
 from deepseek_jax.training.metrics import read_metrics

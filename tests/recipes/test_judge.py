@@ -9,11 +9,8 @@ import pytest
 from configs.judge_small import get_config
 from deepseek_jax.parallel import make_mesh
 from deepseek_jax.recipes.judge import run as judge
-from deepseek_jax.reinforce.model_rewards import (
-    JUDGE,
-    ModelRewardSettings,
-    load_model_rewards,
-)
+from deepseek_jax.reinforce.model_rewards import JUDGE, load_model_rewards
+from deepseek_jax.reinforce.settings import ModelRewardSettings
 from deepseek_jax.rewards import Rewards
 from deepseek_jax.training.metrics import read_metrics
 from deepseek_jax.worlds.bilingual.builders import bilingual_examples

@@ -18,32 +18,25 @@ from deepseek_jax.distill import update as distill_update
 from deepseek_jax.models import build_model, random_params
 from deepseek_jax.models.reward import reward_config, reward_params
 from deepseek_jax.parallel import make_mesh, put_batch
-from deepseek_jax.recipes.distill import programs as of_distill
+from deepseek_jax.recipes import driver
 from deepseek_jax.recipes.distill import run as distill
-from deepseek_jax.recipes.evaluate import programs as of_evaluate
 from deepseek_jax.recipes.evaluate import run as evaluate
-from deepseek_jax.recipes.generate import programs as of_generate
 from deepseek_jax.recipes.generate import run as generate
-from deepseek_jax.recipes.grpo import programs as of_grpo
 from deepseek_jax.recipes.grpo import run as grpo
-from deepseek_jax.recipes.judge import programs as of_judge
 from deepseek_jax.recipes.judge import run as judge
-from deepseek_jax.recipes.pretrain import programs as of_pretrain
+from deepseek_jax.recipes.kinds import judge as kinds_judge
+from deepseek_jax.recipes.kinds import prefer
+from deepseek_jax.recipes.kinds import pretrain as pretrain_train
+from deepseek_jax.recipes.kinds.paying import planned_rewards
 from deepseek_jax.recipes.pretrain import run as pretrain
-from deepseek_jax.recipes.pretrain import train as pretrain_train
-from deepseek_jax.recipes.r1 import programs as of_r1
 from deepseek_jax.recipes.r1 import run as r1
-from deepseek_jax.recipes.reward_model import programs as of_reward_model
 from deepseek_jax.recipes.reward_model import run as reward_model
-from deepseek_jax.recipes.sft import programs as of_sft
 from deepseek_jax.recipes.sft import run as sft
-from deepseek_jax.reinforce import update as grpo_update
-from deepseek_jax.reinforce.model_reward_programs import planned_rewards
 from deepseek_jax.reinforce.model_rewards import JUDGE
 from deepseek_jax.rewards import model
 from deepseek_jax.rollout import steps
 from deepseek_jax.settings import build
-from deepseek_jax.training import loop
+from deepseek_jax.training import update
 from deepseek_jax.training.update import Update
 from deepseek_jax.worlds.registry import named_tokenizer
 from tests.quick import others_slow
@@ -62,9 +55,9 @@ class FirstUpdate(Exception):
     """Ends a run at its first update."""
 
 
-def first_update(recipe, config, workdir, module, mesh):
-    """(state, batch, rng, ...) of the first call of the Update that `module` makes. A base stays as it is
-    drawn, except where its own update is asked for.
+def first_update(recipe, config, workdir, of_base, mesh):
+    """(state, batch, rng, ...) of the first call of a run's Update. A base stays as it is drawn, except where
+    its own update is asked for.
     """
 
     class Recorder(Update):
@@ -72,13 +65,14 @@ def first_update(recipe, config, workdir, module, mesh):
             raise FirstUpdate(arguments, named)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "Update", Recorder)
+        patch.setattr(update, "Update", Recorder)
         # Compiles every term, to look at the values
         patch.setattr(distill_update, "check_first", lambda *arguments: None)
-        if module is not pretrain_train:
+        if not of_base:
             patch.setattr(pretrain_train, "train", lambda stage, state, *rest, **named: state)
         # Measuring samples and scores
-        patch.setattr(recipe, "remembered", lambda path, measure: {}, raising=False)
+        for module in (driver, prefer, kinds_judge):
+            patch.setattr(module, "remembered", lambda path, measure: {})
         with pytest.raises(FirstUpdate) as stopped:
             small.run_recipe(recipe, config, workdir, mesh=mesh)
     arguments, named = stopped.value.args
@@ -86,9 +80,9 @@ def first_update(recipe, config, workdir, module, mesh):
     return (*arguments, *named.values())
 
 
-def planned_updates(recipe, module, config, mesh):
+def planned_updates(recipe, config, mesh):
     """{name: Program} of the programs that train."""
-    planned = module.programs(build(recipe.SETTINGS, config, "config"), mesh)
+    planned = driver.plan(recipe.JOB(build(recipe.SETTINGS, config, "config"), mesh))
     return {p.name: p for p in planned if p.name.endswith(("update", "pretrain")) or not p.needs}
 
 
@@ -110,12 +104,12 @@ def assert_described(planned, real, shorter=False):
 
 
 def assert_planned(
-    recipe, programs, config, workdir, *, module=loop, name="update", mesh=None, shorter=False
+    recipe, config, workdir, *, of_base=False, name="update", mesh=None, shorter=False
 ):
     """Compare one update of a run with the Program of this name: -> the real arguments."""
     mesh = mesh or small.one_device()
-    planned = planned_updates(recipe, programs, config, mesh)[name]
-    real = first_update(recipe, config, workdir, module, mesh)
+    planned = planned_updates(recipe, config, mesh)[name]
+    real = first_update(recipe, config, workdir, of_base, mesh)
     assert len(planned.arguments) == len(real)
     for index, (ours, theirs) in enumerate(zip(planned.arguments, real, strict=True)):
         assert_described(ours, theirs, shorter and index == 1)
@@ -129,7 +123,7 @@ def eight_devices():
 @pytest.mark.parametrize("mesh", others_slow([small.one_device, eight_devices], small.one_device))
 def test_fine_tuning(tmp_path, mesh):
     """Oracle: the arrays of a run, on one device and on eight."""
-    assert_planned(sft, of_sft, small_sft.small_config(), tmp_path, mesh=mesh())
+    assert_planned(sft, small_sft.small_config(), tmp_path, mesh=mesh())
 
 
 @pytest.mark.parametrize("kind", others_slow(["helpfulness", "safety"]))
@@ -138,7 +132,7 @@ def test_a_reward_model(tmp_path, kind):
     sequence_length.
     """
     config = small_reward_model.small_config(kind)
-    assert_planned(reward_model, of_reward_model, config, tmp_path, shorter=True)
+    assert_planned(reward_model, config, tmp_path, shorter=True)
 
 
 @pytest.mark.slow
@@ -150,7 +144,7 @@ def test_a_judge(tmp_path):
     config.base.optimizer.warmup_steps = 1
     config.optimizer.warmup_steps = 0
     config.data.update(test_judge.SIZES)
-    assert_planned(judge, of_judge, config, tmp_path)
+    assert_planned(judge, config, tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -185,8 +179,7 @@ def test_reinforcement(tmp_path, mesh, fields):
     and the reference in the dtype and memory that the config says.
     """
     config = small.small_config(**fields)
-    module = dict(module=grpo_update)
-    assert_planned(grpo, of_grpo, config, tmp_path, mesh=mesh(), shorter=True, **module)
+    assert_planned(grpo, config, tmp_path, mesh=mesh(), shorter=True)
 
 
 def reward_model_in(folder, config, mesh):
@@ -236,7 +229,7 @@ def called(recipe, config, workdir, mesh, patches):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(pretrain_train, "train", lambda stage, state, *rest, **named: state)
         if recipe is grpo:
-            patch.setattr(recipe, "remembered", lambda path, measure: {})
+            patch.setattr(driver, "remembered", lambda path, measure: {})
         for module, name, value in patches:
             patch.setattr(module, name, value)
         with pytest.raises(FirstUpdate):
@@ -256,9 +249,9 @@ def first_rollouts(recipe, config, workdir, mesh, nth=1):
     return call
 
 
-def planned_programs(recipe, module, config, mesh):
+def planned_programs(recipe, config, mesh):
     """{name: Program}."""
-    planned = module.programs(build(recipe.SETTINGS, config, "config"), mesh)
+    planned = driver.plan(recipe.JOB(build(recipe.SETTINGS, config, "config"), mesh))
     return {program.name: program for program in planned}
 
 
@@ -285,9 +278,9 @@ def test_a_reward_model_in_use(tmp_path, mesh, dtype, fields):
     config.model.expert_buffer = 2.0
     config.rewards.liked = 1.0
     config.reward_models = dict(liked=dict(path="nowhere", batch_size=8, dtype=dtype))
-    before = planned_programs(grpo, of_grpo, config, mesh)["liked: score"]
+    before = planned_programs(grpo, config, mesh)["liked: score"]
     config.reward_models.liked.path = reward_model_in(tmp_path / "liked", config, mesh)
-    planned = planned_programs(grpo, of_grpo, config, mesh)["liked: score"]
+    planned = planned_programs(grpo, config, mesh)["liked: score"]
     assert before.arguments == planned.arguments and before.beside == planned.beside
     call, configs = Call(mesh), []
 
@@ -317,9 +310,9 @@ def test_a_judge_in_use(tmp_path):
     config.accuracy, config.rewards = "puzzle_answer", dict(puzzle_answer=1.0, judge=1.0)
     how = dict(batch_size=8, dtype="bfloat16", max_completion_length=4)
     config.reward_models = dict(judge=dict(path="nowhere", **how))
-    before = planned_programs(generate, of_generate, config, mesh)
+    before = planned_programs(generate, config, mesh)
     config.reward_models.judge.path = judge_in(tmp_path / "judge", config, mesh)
-    planned = planned_programs(generate, of_generate, config, mesh)
+    planned = planned_programs(generate, config, mesh)
     assert before.keys() == planned.keys()
     weights, slots = (planned[f"samples: judge: {name}"] for name in ("weights", "slots"))
     assert before["samples: judge: weights"].arguments[1] == weights.arguments[1]
@@ -338,7 +331,7 @@ def test_what_pays_or_teaches_a_stage_of_r1_lies_beside_it():
     judge is there while answers are sampled; a teacher reads beside the student, its moments, and the hidden
     states [64 64 64] in float32 of two teachers, now and a step before.
     """
-    planned = planned_programs(r1, of_r1, r1_small.get_config("last=both"), small.one_device())
+    planned = planned_programs(r1, r1_small.get_config("last=both"), small.one_device())
     beside = {name: {h.name: h.bytes for h in p.beside} for name, p in planned.items()}
     models = {f"reward model {kind}_model" for kind in ("helpfulness", "safety")}
     for name in ("weights", "decode", "update", "score"):
@@ -367,7 +360,7 @@ def test_an_evaluation(tmp_path, fields):
     sizes = dict(samples=3, num_problems=6, save_every=2, slots=4, dtype="bfloat16")
     config = ConfigDict(dict(recipe="evaluate", checkpoint=str(tmp_path / "params")) | sizes)
     config.update(dict(data=["arithmetic"]) | fields)
-    planned = planned_programs(evaluate, of_evaluate, config, mesh)
+    planned = planned_programs(evaluate, config, mesh)
     weights, slots = (planned[f"answers: {name}"] for name in ("weights", "slots"))
     call = first_rollouts(evaluate, config, tmp_path / "run", mesh)
     assert call.arguments[0] == weights.arguments[0]
@@ -400,9 +393,7 @@ def test_distillation(tmp_path, loss):
     )
     with config.students.qwen.ignore_type():
         config.students.qwen.loss = LOSSES[loss]
-    *_, frozen = assert_planned(
-        distill, of_distill, config, tmp_path / "run", module=distill_update, name="qwen: update"
-    )
+    *_, frozen = assert_planned(distill, config, tmp_path / "run", name="qwen: update")
     assert bool(frozen) == (loss != "top k")
 
 
@@ -410,7 +401,7 @@ def test_distillation(tmp_path, loss):
 def test_the_base_of_a_recipe(tmp_path):
     """Oracle: the arrays of a run of the recipe up to its base's first update."""
     config = small.small_config()
-    assert_planned(grpo, of_grpo, config, tmp_path, module=pretrain_train, name="pretrain")
+    assert_planned(grpo, config, tmp_path, of_base=True, name="pretrain")
 
 
 @pytest.mark.slow
@@ -418,7 +409,7 @@ def test_pre_training(tmp_path):
     """Oracle: the arrays of a run of one size of batch."""
     config = small_pretrain.small_config()
     config.stages.stage_1.batch_size = ((0, 4),)
-    assert_planned(pretrain, of_pretrain, config, tmp_path, module=pretrain_train, name="stage_1")
+    assert_planned(pretrain, config, tmp_path, of_base=True, name="stage_1")
 
 
 def test_a_planned_batch_is_the_largest_of_a_stage():
@@ -426,7 +417,7 @@ def test_a_planned_batch_is_the_largest_of_a_stage():
     config, mesh = small_pretrain.small_config(micro_batch_size=8), eight_devices()
     config.stages.stage_1.batch_size = ((0, 8), (2, 16))
     config.stages.stage_2_long.batch_size = 8
-    planned = planned_updates(pretrain, of_pretrain, config, mesh)
+    planned = planned_updates(pretrain, config, mesh)
     tokenizer = named_tokenizer(config.data.tokenizer)
     documents = [{"text": "0123456789" * 200}] * 50
     for name, rows in (("stage_1", 16), ("stage_2_long", 8)):

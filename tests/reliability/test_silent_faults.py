@@ -23,7 +23,7 @@ from deepseek_jax.errors import BrokenTerm, NotFinite, SamplerApart, UnusableRew
 from deepseek_jax.losses import grpo as losses
 from deepseek_jax.parallel import make_mesh
 from deepseek_jax.recipes.grpo.settings import GrpoSettings
-from deepseek_jax.recipes.pretrain import train as pretrain
+from deepseek_jax.recipes.kinds import pretrain
 from deepseek_jax.reinforce import batch as batches
 from deepseek_jax.reinforce import grpo
 from deepseek_jax.reinforce.degenerate import Degenerate, DegenerateSettings, check_range

@@ -5,7 +5,6 @@ student on the accepted texts, by the terms of config.students.NAME.loss -> all 
 questions. Students of config.reinforced learn from rewards alone, for comparison.
 """
 
-import functools
 import json
 from pathlib import Path
 
@@ -13,98 +12,124 @@ from rich.console import Console
 
 from deepseek_jax.checkpoint.hf_config import read_config
 from deepseek_jax.distill import compute
-from deepseek_jax.errors import at
 from deepseek_jax.parallel.processes import first_process, say
-from deepseek_jax.recipes.distill.checks import check
 from deepseek_jax.recipes.distill.findings import FILE, as_json, findings, findings_table
-from deepseek_jax.recipes.distill.scores import answer_tasks, intervals
-from deepseek_jax.recipes.distill.settings import DistillSettings
-from deepseek_jax.recipes.distill.stages import DistillStages, Made
-from deepseek_jax.recipes.distill.tasks import (
-    file_tasks,
-    texts_hash,
-    transfer_tasks,
-    world_tasks,
+from deepseek_jax.recipes.distill.job import (
+    MEASURED,
+    REINFORCED,
+    STARTS,
+    STUDENTS,
+    TEACHER,
+    TEACHER_BASE,
+    TEXT,
+    DistillJob,
 )
+from deepseek_jax.recipes.distill.scores import intervals
+from deepseek_jax.recipes.distill.settings import DistillSettings
+from deepseek_jax.recipes.driver import Stage
 from deepseek_jax.reports.answers import make_console
 from deepseek_jax.reports.tables import plot_curves, stages_table
-from deepseek_jax.training.run import Run
-from deepseek_jax.worlds.registry import find_world
 
 SETTINGS = DistillSettings
-# A changed config may resume in the same workdir: stages that depend on the change run again (see lineage)
-REDOES_WHAT_CHANGED = True
 TABLE_WIDTH = 120  # columns
 CURVES = ("loss", "held_out_loss", "soft", "hard", "on_policy")
-FEWEST = 2  # held-out questions of the world where config.evaluation is None
 
 
-def run(settings: DistillSettings, run: Run):
-    """Run the recipe, or resume it.
-
-    Each stage has a folder with stage.json, the hashes of its inputs (see lineage), and params, which
-    launch/convert.py reads. answers.json has, for tasks with questions, answers: policy -> task -> each
-    question's share of right answers; compute: student -> floating-point operations; comparisons: the
-    config's.
+class Job(DistillJob):
+    """A distillation as a config wants it, with its report. answers.json has, for tasks with questions,
+    answers: policy -> task -> each question's share of right answers; compute: student -> floating-point
+    operations; comparisons: the config's.
     """
-    with at("config"):
-        check(settings, run.mesh)
-    world, evaluation = find_world(settings.world), settings.evaluation
-    number = FEWEST if evaluation is None else evaluation.num_questions
-    questions = world_tasks(world, settings.seed, number)
-    of_files = file_tasks(settings, run.folder / "data")
-    stages = DistillStages(settings, questions[world.reasoning], run)
-    teacher = None if settings.teacher is None else stages.teacher(world, questions)
-    digest, accepted = (None, None) if settings.text is None else stages.text(world, teacher)
-    tasks = transfer_tasks(settings, world, questions, accepted, of_files)
-    texts = texts_hash(settings, digest), tasks
-    starts = {name: stages.start(name) for name in settings.starts}
-    made = {} if teacher is None else {"teacher": teacher}
-    made |= {f"start {name}": start for name, start in starts.items()}
-    answers = _measured(settings, stages, made, texts)
-    students = {}
-    for name, student in settings.seeded(settings.students).items():
-        students[name] = stages.student(name, student, starts[student.start], texts, teacher)
-        answers |= _measured(settings, stages, {name: students[name]}, texts)
-    for name, student in settings.seeded(settings.reinforced).items():
-        students[name] = stages.reinforced(name, student, starts[student.start])
-        answers |= _measured(settings, stages, {name: students[name]}, texts)
-    run.writer.close()
-    if first_process():
-        _plot(settings, run.folder)
-        if answers:
-            _conclude(settings, answers, students, teacher, tasks, run.folder)
-    say(
-        f"complete; metrics, curves, and a folder of each stage with its params are in {run.folder}"
-    )
+
+    def __init__(self, *arguments):
+        super().__init__(*arguments)
+        self.stages = tuple(stages_of(self.settings))
+
+    def describe_data(self):
+        # The teacher's answers are not there yet
+        return "; ".join(f"{name}: {len(task.train)} texts" for name, task in self.tasks.items())
+
+    def report(self):
+        """Draw the curves; write answers.json, print its table and the findings. Process 0 alone."""
+        folder = self.run.folder
+        if first_process():
+            _plot(self.settings, folder)
+            answers = {
+                self.title_of(name.removeprefix(MEASURED)): made.result
+                for name, made in self.made.items()
+                if made.result is not None
+            }
+            if answers:
+                self._conclude(answers)
+        say(
+            f"complete; metrics, curves, and a folder of each stage with its params are in {folder}"
+        )
+
+    def _conclude(self, answers: dict):
+        folder, comparisons = self.run.folder, self.settings.comparisons
+        found = {"answers": answers, "compute": {}, "comparisons": comparisons}
+        if comparisons:
+            found["compute"] = self._compute()
+        (folder / FILE).write_text(json.dumps(found))
+        _report(answers)
+        if comparisons:
+            # Over this run alone; launch/sweep.py tests the comparisons over several seeds
+            report_sweep(folder, [folder])
+
+    def _compute(self):
+        """student -> the floating-point operations of its training, with the teacher's and the sampling's."""
+        settings, counts, text = self.settings, {}, self.settings.text
+        taught = None
+        if settings.teacher is not None:
+            taught = read_config(self.path_of_params(TEACHER))
+        answered = 0
+        if text is not None:
+            # An upper bound: the lengths of the completions are not saved
+            answered = text.num_prompts * text.samples_per_prompt * text.max_completion_length
+        texts = sum(len(task.train) for task in self.tasks.values())
+        for name, student in settings.students.items():
+            config = read_config(self.path_of_params(f"{STUDENTS}{name}"))
+            counts[name] = compute.distilled(
+                student, config, taught, texts=texts, answered=answered
+            )
+        for name, student in settings.reinforced.items():
+            config = read_config(self.path_of_params(f"{REINFORCED}{name}"))
+            metrics = self.run.folder / "metrics.jsonl"
+            counts[name] = compute.reinforced(student, config, metrics, name)
+        return counts
 
 
-def check_data(settings: DistillSettings, mesh, folder: Path):
-    """Read the data as a run does, with what it builds in `folder`: -> what there is, in words."""
-    world = find_world(settings.world)
-    questions = world_tasks(world, settings.seed, FEWEST)
-    # The teacher's answers are not there yet
-    tasks = transfer_tasks(settings, world, questions, None, file_tasks(settings, folder))
-    return "; ".join(f"{name}: {len(task.train)} texts" for name, task in tasks.items())
+def stages_of(settings: DistillSettings):
+    """The teacher, its texts, the starts, then each student, with what they answer right: [Stage]."""
+    found, teacher, text = [], settings.teacher, ()
+    if teacher is not None and teacher.path is None:
+        found += [Stage(TEACHER_BASE, "pretrain"), Stage(TEACHER, "tune", TEACHER_BASE)]
+    elif teacher is not None:
+        found.append(Stage(TEACHER, "given"))
+    if settings.text is not None:
+        found.append(Stage(TEXT, "accept", TEACHER))
+        text = (TEXT,)
+    for name, start in settings.starts.items():
+        found.append(Stage(f"{STARTS}{name}", "given" if start.init_from else "pretrain"))
+    policies = [
+        stage.name for stage in found if stage.does.is_policy and stage.name != TEACHER_BASE
+    ]
+    found += _measured(settings, policies)
+    for name, student in settings.students.items():
+        # A student whose loss needs no teacher must not be trained again for another teacher
+        reads = (*text, TEACHER) if student.loss.asks_teacher() else text
+        found.append(Stage(f"{STUDENTS}{name}", "distil", f"{STARTS}{student.start}", reads))
+        found += _measured(settings, [found[-1].name])
+    for name, student in settings.reinforced.items():
+        found.append(Stage(f"{REINFORCED}{name}", "reinforce", f"{STARTS}{student.start}"))
+        found += _measured(settings, [found[-1].name])
+    return found
 
 
-def _conclude(
-    settings: DistillSettings,
-    answers: dict,
-    students: dict[str, Made],
-    teacher: Made | None,
-    tasks: dict,
-    folder: Path,
-):
-    """Write answers.json, print its table and the findings. Process 0 alone."""
-    found = {"answers": answers, "compute": {}, "comparisons": settings.comparisons}
-    if settings.comparisons:
-        found["compute"] = _compute(settings, students, teacher, tasks, folder)
-    (folder / FILE).write_text(json.dumps(found))
-    _report(answers)
-    if settings.comparisons:
-        # Over this run alone; launch/sweep.py tests the comparisons over several seeds
-        report_sweep(folder, [folder])
+def _measured(settings: DistillSettings, names: list[str]):
+    """The stages that measure the policies of these stages; none where no task has questions."""
+    asks = any(task.path is None or task.questions for task in settings.tasks.values())
+    return [Stage(f"{MEASURED}{name}", "measure", name) for name in names if asks]
 
 
 def report_sweep(folder: Path, workdirs: list[Path]):
@@ -117,44 +142,6 @@ def report_sweep(folder: Path, workdirs: list[Path]):
     with (folder / "findings.txt").open("w") as file:
         Console(width=TABLE_WIDTH, file=file).print(table)
     (folder / "findings.json").write_text(json.dumps(as_json(found), indent=1) + "\n")
-
-
-def _measured(settings: DistillSettings, stages: DistillStages, made: dict[str, Made], texts):
-    """title -> answer_tasks' shares of that policy; {} where no task has questions. texts: (hash, tasks)."""
-    answers, tasks = {}, texts[1]
-    if not any(task.questions for task in tasks.values()):
-        return answers
-    for title, policy in made.items():
-        measure = functools.partial(answer_tasks, settings.evaluation, tasks, seed=settings.seed)
-        answers[title] = stages.measured(policy, texts, measure)
-        shown = (f"{n} {mean:.1%}" for n, (mean, *_) in intervals(answers[title]).items())
-        say(f"{title} answers right: {', '.join(shown)}")
-    return answers
-
-
-def _compute(
-    settings: DistillSettings,
-    students: dict[str, Made],
-    teacher: Made | None,
-    tasks: dict,
-    workdir: Path,
-):
-    """student -> the floating-point operations of its training, with the teacher's and the sampling's."""
-    taught, counts = teacher and read_config(teacher.path), {}
-    texts = dict(texts=sum(len(task.train) for task in tasks.values()), answered=0)
-    if settings.text is not None:
-        asked = settings.text
-        # An upper bound: the lengths of the completions are not saved
-        texts["answered"] = (
-            asked.num_prompts * asked.samples_per_prompt * asked.max_completion_length
-        )
-    for name, student in settings.students.items():
-        config = read_config(students[name].path)
-        counts[name] = compute.distilled(student, config, taught, **texts)
-    for name, student in settings.reinforced.items():
-        metrics, config = workdir / "metrics.jsonl", read_config(students[name].path)
-        counts[name] = compute.reinforced(student, config, metrics, name)
-    return counts
 
 
 def _plot(settings: DistillSettings, workdir: Path):
@@ -170,5 +157,7 @@ def _report(answers: dict):
     names = list(next(iter(rows.values())))
     forms, columns = dict.fromkeys(names, ".1%"), {name: name for name in names}
     title = "right answers to held-out questions; of requests, how far they help"
-    how = dict(title=title, first_column="policy")
-    make_console().print(stages_table(rows, forms, columns, **how))
+    make_console().print(stages_table(rows, forms, columns, title=title, first_column="policy"))
+
+
+JOB = Job

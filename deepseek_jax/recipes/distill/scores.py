@@ -3,6 +3,7 @@
 import numpy as np
 
 from deepseek_jax.evaluation.accuracy import score_interval
+from deepseek_jax.parallel.processes import say
 from deepseek_jax.recipes.distill.settings import ScoreSettings
 from deepseek_jax.rollout.policy import Policy
 from deepseek_jax.worlds.registry import open_rewards
@@ -31,3 +32,9 @@ def intervals(found: dict):
     """{task: (mean, low, high), ..., "all": ...} of answer_tasks' means: 95% intervals over questions."""
     everything = {"all": sum(found.values(), [])} if len(found) > 1 else {}
     return {name: score_interval(shares) for name, shares in (found | everything).items()}
+
+
+def say_shares(title: str, found: dict):
+    """Print the means of answer_tasks."""
+    shown = (f"{name} {mean:.1%}" for name, (mean, *_) in intervals(found).items())
+    say(f"{title} answers right: {', '.join(shown)}")

@@ -16,7 +16,7 @@ from deepseek_jax.recipes.r1.settings import R1FineTuneSettings
 from deepseek_jax.recipes.settings import check_model
 from deepseek_jax.recipes.sft.settings import FineTuneSettings
 from deepseek_jax.reinforce.settings import ReinforceSettings
-from deepseek_jax.rollout.policy import AnswerOptions
+from deepseek_jax.rollout.settings import AnswerOptions
 from deepseek_jax.settings import (
     Between,
     Count,

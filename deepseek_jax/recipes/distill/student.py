@@ -26,7 +26,7 @@ from deepseek_jax.evaluation.conversation_loss import ConversationLoss
 from deepseek_jax.models import ModelConfig
 from deepseek_jax.recipes.distill.settings import DistillSettings, StudentSettings
 from deepseek_jax.recipes.distill.tasks import mixed
-from deepseek_jax.recipes.sft.data import check_conversations
+from deepseek_jax.recipes.kinds.tune import check_conversations
 from deepseek_jax.rollout.policy import Policy
 from deepseek_jax.training.run import Run
 
@@ -46,7 +46,7 @@ class StudentRun:
     run: Run
 
     def train(self, policy: Policy, taught: Policy | None):
-        """Train the student: -> (ModelConfig, params).
+        """Train the student: -> its Policy.
 
         policy: its start, whose params are donated. taught: the teacher's Policy, None if no term needs one.
         """
@@ -89,7 +89,7 @@ class StudentRun:
         # A run cut short here has already written this record: start drops it
         self.run.writer.start(self.name, end)
         self.run.writer.write(end, watch(params), phase=self.name)
-        return policy.config, params
+        return policy.at(params)
 
     def check_texts(self, policy: Policy):
         """sft.data.check_conversations on the texts of every task."""

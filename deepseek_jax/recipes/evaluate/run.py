@@ -4,6 +4,7 @@ problems -> sample and judge k answers to each, some problems at a time -> resul
 """
 
 import dataclasses
+import functools
 import os
 from collections.abc import Callable
 
@@ -12,74 +13,113 @@ from etils.epath import Path
 
 from deepseek_jax.checkpoint import is_orbax
 from deepseek_jax.checkpoint.adapter import adapter_scale
+from deepseek_jax.checkpoint.load import read_any_config
 from deepseek_jax.data.chat import render_question
 from deepseek_jax.data.tokenizer import checkpoint_path
 from deepseek_jax.errors import at
 from deepseek_jax.evaluation.problems import Rules, load_problems
-from deepseek_jax.files import below, is_remote, remove_folder
+from deepseek_jax.files import below, is_remote, read_json, remove_folder
 from deepseek_jax.models import ModelConfig
 from deepseek_jax.parallel.processes import barrier, first_process, say, total
+from deepseek_jax.recipes.driver import PROMPT_LENGTH, Answering, Stage, Work, WorkdirJob
 from deepseek_jax.recipes.evaluate.report import RESULTS, report
 from deepseek_jax.recipes.evaluate.settings import MAX_COMPLETION_LENGTH, EvaluateSettings
-from deepseek_jax.recipes.start import check_slots
-from deepseek_jax.rollout.policy import AnswerOptions, Policy, check_room, load_policy
+from deepseek_jax.rollout.policy import Policy, check_room, load_policy
 from deepseek_jax.rollout.sampling import Sampling
+from deepseek_jax.rollout.settings import AnswerOptions
 from deepseek_jax.training.lineage import content_hash
 from deepseek_jax.training.loop import STOPPED
 from deepseek_jax.training.remembered import remembered
-from deepseek_jax.training.run import Run
 from deepseek_jax.worlds.registry import find_questions, named_tokenizer, question_names
 
 SETTINGS = EvaluateSettings
 THINK = "<think>\n"
 
 
-def run(settings: EvaluateSettings, run: Run):
-    """Run the recipe, or resume it.
-
-    Writes results.json. made_of: hashes of the checkpoint and of the problems. problems: for each one its
-    prompt, completions, verdicts and majority answer, as evaluation.problem_scores reads them.
+class EvaluateJob(WorkdirJob):
+    """One measuring stage. Writes results.json. made_of: hashes of the checkpoint and of the problems.
+    problems: for each one its prompt, completions, verdicts and majority answer, as
+    evaluation.problem_scores reads them.
     """
-    folder = run.folder
-    with at("config"):
-        check_slots(settings, run.mesh)
-        problems = load_problems(settings)
-    made_of = {"checkpoint": files_hash(settings.checkpoint), "problems": content_hash(problems)}
-    if settings.adapter is not None:
-        made_of["adapter"] = files_hash(settings.adapter, "adapter")
-    # A folder of its own for each state: answers of an earlier checkpoint must not be resumed from
-    parts = folder / "parts" / content_hash(made_of)
 
-    def answer():
+    settings: EvaluateSettings
+    stages = (Stage(RESULTS.removesuffix(".json"), "measure"),)
+
+    @functools.cached_property
+    def problems(self):
+        """The problems of config.data."""
+        return load_problems(self.settings)
+
+    @functools.cached_property
+    def made_of(self):
+        """What the results depend on, as hashes."""
+        settings = self.settings
+        found = {"checkpoint": files_hash(settings.checkpoint)}
+        found["problems"] = content_hash(self.problems)
+        if settings.adapter is not None:
+            found["adapter"] = files_hash(settings.adapter, "adapter")
+        return found
+
+    @property
+    def parts(self):
+        """A folder of its own for each state: answers of an earlier checkpoint must not be resumed from."""
+        return self.run.folder / "parts" / content_hash(self.made_of)
+
+    def settings_of(self, stage: Stage):
+        return self.settings
+
+    def config_of(self, stage: Stage):
+        with at("checkpoint"):
+            config = read_any_config(checkpoint_path(self.settings.checkpoint))
+        return dataclasses.replace(config, dtype=self.settings.dtype)
+
+    def check_measured_data(self, work: Work):
+        """Raise ValueError where the problems or the checkpoint are not there."""
+        return self.made_of
+
+    def answering(self, work: Work):
+        # The problems between two saves. The checkpoint's config has to be there; an adapter is left out
+        settings, longest = self.settings, self.settings.max_completion_length
+        if longest is None:
+            longest = longest_completion(work.config, PROMPT_LENGTH)
+        options = AnswerOptions(max_completion_length=longest, slots=settings.slots)
+        return Answering(options, settings.save_every, settings.samples, dtype=settings.dtype)
+
+    def measure(self, work: Work):
+        """The content of results.json."""
+        run, problems = self.run, self.problems
         # Before the checkpoint is read: a rule without its package or sandbox raises at once
         with Rules(problems) as rules:
-            policy = _policy(settings, run.mesh)
-            answered = _answered(settings, policy, problems, rules, parts, run.should_stop)
+            policy = _policy(self.settings, self.mesh)
+            answered = _answered(
+                self.settings, policy, problems, rules, self.parts, run.should_stop
+            )
         # One line, for the table of a sweep
         shares = [np.mean(problem["correct"]) for problem in answered]
         run.writer.start("evaluate", 0)
         run.writer.write(0, {"accuracy": np.mean(shares)}, phase="evaluate")
-        return {"made_of": made_of, "problems": answered}
+        return {"made_of": self.made_of, "problems": answered}
 
-    results = remembered(folder / RESULTS, answer)
-    if results["made_of"] != made_of:
-        changed = [name for name in made_of if results["made_of"][name] != made_of[name]]
-        raise ValueError(
-            f"{folder / RESULTS} is of another state of the {' and the '.join(changed)}, and is left as it "
-            "is; give another --workdir"
-        )
-    # Another process may still read the parts that process 0 removes
-    barrier("the results are there")
-    if first_process():
-        remove_folder(folder / "parts")
-    report(results["problems"], folder)
+    def finish(self):
+        path, made_of = self.run.folder / RESULTS, self.made_of
+        found = read_json(path)["made_of"]
+        if found != made_of:
+            changed = [name for name in made_of if found[name] != made_of[name]]
+            raise ValueError(
+                f"{path} is of another state of the {' and the '.join(changed)}, and is left as it is; give "
+                "another --workdir"
+            )
+        # Another process may still read the parts that process 0 removes
+        barrier("the results are there")
+        if first_process():
+            remove_folder(self.run.folder / "parts")
 
+    def describe_data(self):
+        return f"{len(self.problems)} problems, such as {self.problems[0]['question']!r}"
 
-def check_data(settings: EvaluateSettings, mesh, folder: Path):
-    """Read the data as a run does, with what it builds in `folder`: -> what there is, in words."""
-    with at("config"):
-        problems = load_problems(settings)
-    return f"{len(problems)} problems, such as {problems[0]['question']!r}"
+    def report(self):
+        """Print the scores."""
+        report(read_json(self.run.folder / RESULTS)["problems"], self.run.folder)
 
 
 def files_hash(checkpoint: str, field: str = "checkpoint"):
@@ -90,9 +130,7 @@ def files_hash(checkpoint: str, field: str = "checkpoint"):
     path = checkpoint_path(checkpoint)
     files = sorted(below(path)) if path.is_dir() else [path] if path.exists() else []
     if not files:
-        raise ValueError(
-            f"config.{field}={checkpoint!r}: there is nothing at this path; correct it"
-        )
+        raise ValueError(f"{field}={checkpoint!r}: there is nothing at this path; correct it")
     found = [(str(f.relative_to(path)), *_size_and_time(f)) for f in files if f.is_file()]
     return content_hash(found)
 
@@ -173,8 +211,9 @@ def _prompt(policy: Policy, problem: dict):
     """The prompt_ids of a problem, in the template of its own task, with policy.opening at the end."""
     # asked: the question with the instruction after it; results.json has the bare question
     asked = {"question": problem.get("asked", problem["question"])}
-    how = dict(template=problem["template"], opening=policy.opening)
-    return render_question(policy.tokenizer, asked, **how)
+    return render_question(
+        policy.tokenizer, asked, template=problem["template"], opening=policy.opening
+    )
 
 
 def _with_length(settings: EvaluateSettings, config: ModelConfig, problems: list):
@@ -184,9 +223,7 @@ def _with_length(settings: EvaluateSettings, config: ModelConfig, problems: list
     Sampling(settings.temperature, settings.top_p).check(config.vocab_size)
     longest = max(len(problem["prompt_ids"]) for problem in problems)
     if settings.max_completion_length is None:
-        room = config.max_position_embeddings - longest
-        # At least 1, so that check_room writes the message where the prompts alone fill the context
-        length = max(1, min(MAX_COMPLETION_LENGTH, room))
+        length = longest_completion(config, longest)
         settings = dataclasses.replace(settings, max_completion_length=length)
     with at("config"):
         check_room(config, problems, settings.max_completion_length)
@@ -195,6 +232,12 @@ def _with_length(settings: EvaluateSettings, config: ModelConfig, problems: list
         f"{settings.max_completion_length} tokens"
     )
     return settings
+
+
+def longest_completion(config: ModelConfig, prompt_length: int):
+    """The published length of a completion; fewer tokens where the model has less room after the prompt."""
+    # At least 1, so that check_room writes the message where the prompts alone fill the context
+    return max(1, min(MAX_COMPLETION_LENGTH, config.max_position_embeddings - prompt_length))
 
 
 def _answer(settings: EvaluateSettings, policy: Policy, problems: list, rules: Rules):
@@ -224,3 +267,6 @@ def _answer(settings: EvaluateSettings, policy: Policy, problems: list, rules: R
         }
         for problem, verdict, row in zip(problems, judged, rows, strict=True)
     ]
+
+
+JOB = EvaluateJob

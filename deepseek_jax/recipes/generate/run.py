@@ -4,131 +4,245 @@ questions -> add variants, by rule and by the teacher -> sample and score n answ
 ones as a dataset for recipes.sft -> report what each filter removed.
 """
 
-import contextlib
 import dataclasses
+import functools
 import json
-from collections.abc import Callable
 from pathlib import Path
 
 import jax
 from jax.sharding import Mesh
 
-from deepseek_jax.checkpoint import is_orbax, save_orbax
-from deepseek_jax.checkpoint.folder import fingerprint
+from deepseek_jax.checkpoint import is_orbax
 from deepseek_jax.data.questions import distinct, evaluation_texts, read_questions
 from deepseek_jax.data.tokenizer import check_checkpoint
 from deepseek_jax.errors import at
 from deepseek_jax.files import read_json
-from deepseek_jax.models import build_model, how_to_run
-from deepseek_jax.parallel.mesh import group_mesh
+from deepseek_jax.parallel.mesh import group_mesh, make_mesh
 from deepseek_jax.parallel.processes import first_process, say
+from deepseek_jax.recipes.driver import LineageJob, Stage, Work
 from deepseek_jax.recipes.generate.settings import GenerateSettings
-from deepseek_jax.recipes.pretrain.train import train_base
-from deepseek_jax.recipes.start import check_slots, starting_policy
+from deepseek_jax.recipes.kinds.ask import sampling_inputs
+from deepseek_jax.recipes.kinds.pretrain import base_corpus
+from deepseek_jax.recipes.start import check_slots, planned_model, starting_policy
 from deepseek_jax.reinforce.model_rewards import load_model_rewards
 from deepseek_jax.reports.answers import make_console
 from deepseek_jax.reports.tables import fates_table
-from deepseek_jax.rollout.policy import Policy, check_room, fitting, load_policy
+from deepseek_jax.rollout.policy import Policy, load_policy
+from deepseek_jax.rollout.settings import Limit
 from deepseek_jax.synthesis.augment import augmented
 from deepseek_jax.synthesis.generated import dataset_folder
 from deepseek_jax.synthesis.ngrams import Evaluation
-from deepseek_jax.synthesis.sift import write_sifted
 from deepseek_jax.synthesis.teacher import Teacher, check_opening
 from deepseek_jax.training.lineage import run_stage
-from deepseek_jax.training.run import Run
 from deepseek_jax.worlds.registry import find_questions, named_tokenizer, open_rewards
 
 SETTINGS = GenerateSettings
-# A changed config may resume in the same workdir: with other filters, the same samples are filtered again
-REDOES_WHAT_CHANGED = True
+# The stages; with a checkpoint the first is not trained
+BASE, CHECKPOINT, SAMPLES, DATASET = "base", "init_from", "samples", "dataset"
+PHASE = "pretrain"  # of the base
 
 
-def run(settings: GenerateSettings, run: Run):
-    """Run the recipe, or resume it.
-
-    With several processes, each group of config.teacher_processes answers its own share of the prompts, on a
-    mesh of its own devices.
+class GenerateJob(LineageJob):
+    """The questions and the teacher. With several processes, each group of config.teacher_processes answers
+    its own share of the prompts, on a mesh of its own devices.
     """
-    with contextlib.ExitStack() as opened, at("config"):
+
+    settings: GenerateSettings
+
+    def __init__(self, *arguments):
+        super().__init__(*arguments)
+        given = self.settings.init_from is not None
+        start = Stage(CHECKPOINT, "given") if given else Stage(BASE, "pretrain")
+        self.stages = (
+            start,
+            Stage(SAMPLES, "ask", start.name),
+            Stage(DATASET, "sift", "", (SAMPLES,)),
+        )
+
+    @functools.cached_property
+    def own(self):
+        """The mesh of a teacher: of the devices of its own group of processes."""
+        if self.run is None:
+            return teacher_mesh(self.settings, self.mesh)
         with at("teacher_processes"):
-            own = group_mesh(run.mesh, settings.teacher_processes)
-        check_slots(settings, own)
-        rewards = opened.enter_context(_rewards(settings, own))
-        questions, held_out = _questions(settings)
+            return group_mesh(self.mesh, self.settings.teacher_processes)
+
+    @functools.cached_property
+    def read(self):
+        """(questions to ask, held-out questions of config.data.task)."""
+        return _questions(self.settings)
+
+    @functools.cached_property
+    def measured_on(self):
+        """(questions, solutions) of the evaluation sets that config.keep.decontaminate names."""
+        return _measured_on(self.settings, self.read[1])
+
+    @functools.cached_property
+    def evaluation(self):
+        """The synthesis.ngrams.Evaluation of these sets, or None."""
+        return Evaluation(*self.measured_on) if any(self.measured_on) else None
+
+    @functools.cached_property
+    def rewards(self):
+        """The Rewards that score the samples, with the trained reward models."""
+        settings = self.settings
+        with at("reward_models"):
+            models = load_model_rewards(
+                settings.reward_models, self.own, settings.model.get("expert_buffer")
+            )
+        with at("rewards"):
+            return self.opened.enter_context(open_rewards(settings.rewards, models=models))
+
+    @functools.cached_property
+    def teacher(self):
+        """The synthesis.teacher.Teacher, whose policy is loaded when there is something to answer."""
+        return Teacher(self.settings, self._load, self.own, self.run.should_stop)
+
+    @functools.cached_property
+    def augmented(self):
+        """(the examples that are asked, the fate of each question)."""
+        with at("config"):
+            return augmented(self.settings, self.read[0], self.evaluation, self._ask)
+
+    def begin(self):
+        check_slots(self.settings, self.own)
+        if self.run is None:
+            return self.planned
+        # Wrong rewards, questions and checkpoints raise before anything is trained
+        rewards, (questions, _) = self.rewards, self.read
         with at("rewards"):
             rewards.check(questions)
-        measured_on = _measured_on(settings, held_out)
-        evaluation = Evaluation(*measured_on, settings.keep.ngram) if any(measured_on) else None
-        load, parent = _checkpoint(settings, run, own, questions)
-        # launch has set the mesh of all processes; a teacher is on the devices of its own group
-        with jax.set_mesh(own):
-            asking = _Asking(settings, Teacher(settings, load, own, run.should_stop), parent, run)
-            examples, fates = augmented(settings, questions, evaluation, asking)
-            n = settings.sampling.samples_per_prompt
-            samples = asking("samples", examples, n, rewards)
-        # Filters are inputs of this stage alone: other filters sift the same samples again
-        inputs = {"settings": [settings.keep, settings.accuracy]}
-        inputs |= {"parent": asking.hashes["samples"], "data": measured_on}
+        if self.settings.init_from is None:
+            prompts_of(self.settings, self.policy, questions)
+        else:
+            with at("init_from"):
+                check_checkpoint(self.settings.init_from)
+        return self.evaluation
 
-        def write(folder):
-            write_sifted(settings, samples, evaluation, folder)
-            _log_kept(folder, run.writer)
+    @functools.cached_property
+    def planned(self):
+        """The teacher's ModelConfig, as small files say it."""
+        return planned_model(self.settings.model, self.settings.init_from)
 
-        run_stage(run.folder, "dataset", inputs, write)
-    _report(run.folder, fates)
+    @functools.cached_property
+    def policy(self):
+        """The Policy of a base, without params."""
+        policy = starting_policy(self.settings, self.mesh, self.settings.data.template)
+        return dataclasses.replace(policy, opening=self.settings.data.opening)
 
+    def path_of(self, stage: Stage):
+        return "base" if stage.kind == "pretrain" else ""
 
-def check_data(settings: GenerateSettings, mesh: Mesh, folder: Path):
-    """Read the data as a run does, with what it builds in `folder`: -> what there is, in words."""
-    with at("config"):
-        questions, held_out = _questions(settings)
-        measured_on, _ = _measured_on(settings, held_out)
-    counts = f"{len(questions)} questions, and {len(measured_on)} of evaluations that they must not contain"
-    return f"{counts}, such as {questions[0]['question']!r}"
+    def settings_of(self, stage: Stage):
+        return self.settings.base if stage.kind == "pretrain" else self.settings
 
+    def config_of(self, stage: Stage):
+        return self.planned
 
-def _rewards(settings: GenerateSettings, mesh: Mesh):
-    """The Rewards that score the samples, with the trained reward models."""
-    with at("reward_models"):
-        models = load_model_rewards(
-            settings.reward_models, mesh, settings.model.get("expert_buffer")
-        )
-    with at("rewards"):
-        return open_rewards(settings.rewards, models=models)
+    def prefix_of(self, stage: Stage):
+        return f"{stage.name}: "
 
+    def pretraining_name(self, work: Work):
+        """The name of a base's program."""
+        return PHASE
 
-class _Asking:
-    """Stages in which the teacher answers examples: asking(name, examples, n, rewards) -> the chunks' folder.
+    def phase_of(self, stage: Stage):
+        return self.run.of(PHASE, self.run.folder / stage.name / PHASE)
 
-    parent: the teacher's checkpoint for the lineage. hashes: name -> the stage's hash.
-    """
+    def models(self, work: Work):
+        return self.settings.reward_models
 
-    def __init__(self, settings: GenerateSettings, teacher: Teacher, parent, run: Run):
-        self.settings, self.teacher, self.parent, self.run = settings, teacher, parent, run
-        self.hashes = {}
+    def mesh_of_models(self):
+        return self.own
 
-    def __call__(self, name: str, examples: list, n: int = 1, rewards=None):
+    def corpus(self, work: Work):
+        """The documents of the base."""
+        settings, folder = self.settings, work.phase.folder
+        return base_corpus(settings.base, self.policy.tokenizer, folder, settings.seed)
+
+    def policy_of(self, work: Work, params):
+        return self.policy.at(params)
+
+    def checkpoint_of(self, work: Work):
+        """(path, block of the model) of the teacher's checkpoint."""
+        return self.settings.init_from, self.settings.model
+
+    def given(self, work: Work):
+        """Stays where it is."""
+
+    def _ask(self, name: str, examples: list):
+        """Let the teacher answer each example once: -> the folder of its chunks."""
+        start = self.stages[0].name
+        inputs = sampling_inputs(self.settings, examples, n=1, scored=False)
+        inputs |= {"parent": self.made[start].hash}
+
         def make(folder):
-            # Inside make, because teacher.policy reads the checkpoint: a complete stage does not need it
-            prompts = _prompts(self.settings, self.teacher.policy, examples)
-            self.teacher.answer(folder, prompts, n=n, rewards=rewards)
+            self.answer(folder, examples, n=1)
 
-        sampling = _sampling(self.settings, n, rewards)
-        inputs = {"settings": sampling, "parent": self.parent}
-        self.hashes[name] = run_stage(self.run.folder, name, inputs | {"data": examples}, make)
+        run_stage(self.run.folder, name, inputs, make)
         return self.run.folder / name
 
+    def answer(self, folder: Path, examples: list, n: int, rewards=None):
+        """Let the teacher answer examples n times, into chunks in a folder."""
+        # launch has set the mesh of all processes; a teacher is on the devices of its own group
+        with jax.set_mesh(self.own), at("config"):
+            # Reads the checkpoint: a complete stage does not need it
+            prompts = prompts_of(self.settings, self.teacher.policy, examples)
+            self.teacher.answer(folder, prompts, n=n, rewards=rewards)
 
-def _prompts(settings: GenerateSettings, policy: Policy, examples: list):
+    def _load(self):
+        """The teacher's Policy."""
+        settings = self.settings
+        path, name, model = settings.init_from, settings.tokenizer, settings.model
+        if path is None:
+            path, name, model = self.run.folder / BASE / "params", settings.base.corpus, {}
+        policy = load_policy(
+            path,
+            model,
+            self.own,
+            template=settings.data.template,
+            tokenizer=named_tokenizer(name) if is_orbax(path) and name else None,
+        )
+        with at("adapter"):
+            policy = policy.with_adapter_of(settings.adapter, self.own)
+        return dataclasses.replace(policy, opening=settings.data.opening)
+
+    def describe_data(self):
+        questions, evaluations = self.read[0], self.measured_on[0]
+        counts = f"{len(questions)} questions, and {len(evaluations)} of evaluations"
+        return f"{counts} that they must not contain, such as {questions[0]['question']!r}"
+
+    def report(self):
+        """Print how many questions and completions each filter removed, and write report.json. Process 0
+        alone.
+        """
+        if first_process():
+            _report(self.run.folder, self.augmented[1])
+
+
+def prompts_of(settings: GenerateSettings, policy: Policy, examples: list):
     """The examples with their prompt_ids, without prompts above sampling.max_prompt_length."""
+    sampling = settings.sampling
+    limit = Limit(sampling.max_completion_length, sampling.max_prompt_length)
+    with at("sampling"):
+        prompts = policy.ask(examples, limit, "generation")
     with at("data"):
-        prompts = policy.with_prompts(examples)
         # One prompt is enough: the template ends all of them alike
         check_opening(policy, prompts[0]["prompt_ids"])
-    with at("sampling"):
-        fits = fitting(prompts, settings.sampling.max_prompt_length, "generation")
-        check_room(policy.config, fits, settings.sampling.max_completion_length)
-    return fits
+    return prompts
+
+
+def teacher_mesh(settings: GenerateSettings, mesh: Mesh):
+    """The mesh of the first teacher: parallel.mesh.group_mesh for devices that are not there."""
+    if mesh.devices.flat[0].platform == "cpu":
+        return mesh
+    devices = [
+        device
+        for device in sorted(mesh.devices.flat, key=lambda device: device.id)
+        if device.process_index < settings.teacher_processes
+    ]
+    sizes = {axis: size for axis, size in mesh.shape.items() if axis not in ("slice", "data")}
+    return make_mesh(**sizes, devices=devices)
 
 
 def _questions(settings: GenerateSettings):
@@ -162,81 +276,7 @@ def _measured_on(settings: GenerateSettings, held_out: list):
     return questions, solutions
 
 
-def _checkpoint(settings: GenerateSettings, run: Run, own: Mesh, questions: list):
-    """(function that reads the teacher's Policy, its entry in the lineage).
-
-    Pre-trains a base first, on the mesh of all processes. own: the mesh that the Policy is read on.
-    """
-    if settings.init_from is not None:
-        with at("init_from"):
-            check_checkpoint(settings.init_from)
-        # Not the architecture, which the checkpoint has to have
-        named = {"init_from": fingerprint(settings.init_from), "model": how_to_run(settings.model)}
-        named["tokenizer"] = settings.tokenizer
-        if settings.adapter is not None:
-            named["adapter"] = fingerprint(settings.adapter)
-        given = settings.init_from, settings.tokenizer, settings.model
-        return _loader(settings, *given, own), named
-    policy = starting_policy(settings, run.mesh, settings.data.template)
-    policy = dataclasses.replace(policy, opening=settings.data.opening)
-    # Raises for prompts that do not fit, before the base is trained
-    _prompts(settings, policy, questions)
-    base, seed, params = settings.base, settings.seed, run.folder / "base" / "params"
-
-    def train(folder):
-        # A run that was killed after this save calls train again
-        if not is_orbax(params):
-            base_run = run.of("pretrain", folder / "pretrain")
-            trained = train_base(policy.config, base, policy.tokenizer, base_run, seed)
-            save_orbax(params, policy.config, trained)
-            run.writer.close()
-
-    model = build_model(settings.model)
-    numbers = {"base": base, "model": model, "seed": seed}
-    made = run_stage(run.folder, "base", {"settings": numbers}, train)
-    return _loader(settings, params, base.corpus, {}, own), made
-
-
-def _loader(
-    settings: GenerateSettings, path, tokenizer: str | None, model: dict, mesh: Mesh
-) -> Callable[[], Policy]:
-    """A function that reads a Policy. tokenizer: a name, for a checkpoint that has none."""
-
-    def load():
-        named = named_tokenizer(tokenizer) if is_orbax(path) and tokenizer else None
-        options = dict(template=settings.data.template, tokenizer=named)
-        policy = load_policy(path, model, mesh, **options)
-        with at("config.adapter"):
-            policy = policy.with_adapter_of(settings.adapter, mesh)
-        return dataclasses.replace(policy, opening=settings.data.opening)
-
-    return load
-
-
-def _sampling(settings: GenerateSettings, n: int, rewards):
-    """The settings of a stage's samples for the lineage, besides the teacher and the questions."""
-    data = settings.data
-    shown = {"template": data.template, "opening": data.opening, "seed": settings.seed, "n": n}
-    if rewards is not None:
-        shown |= {"rewards": settings.rewards, "models": settings.reward_models}
-    return shown | {"sampling": settings.sampling, "chunk": settings.chunk_size}
-
-
-def _log_kept(folder: Path, writer):
-    """Log the share of completions that the filters kept: one line, for the table of a sweep."""
-    if first_process():
-        fates = read_json(folder / "fates.json").values()
-        share = sum(of["kept"] for of in fates) / sum(sum(of.values()) for of in fates)
-        writer.start("generate", 0)
-        writer.write(0, {"kept_share": share}, phase="generate")
-
-
 def _report(workdir: Path, fates: dict):
-    """Print how many questions and completions each filter removed, and write workdir/report.json. Process 0
-    alone.
-    """
-    if not first_process():
-        return
     completions = read_json(workdir / "dataset" / "fates.json")
     report = {"questions": fates, "completions": completions}
     (workdir / "report.json").write_text(json.dumps(report, indent=1) + "\n")
@@ -244,3 +284,6 @@ def _report(workdir: Path, fates: dict):
     for what, counts in report.items():
         console.print(fates_table(f"what became of the {what}", counts))
     say(f"complete; set config.data.path of recipe 'sft' to {dataset_folder(workdir / 'dataset')}")
+
+
+JOB = GenerateJob

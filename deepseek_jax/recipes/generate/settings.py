@@ -4,8 +4,7 @@ import dataclasses
 
 from deepseek_jax.errors import suggest
 from deepseek_jax.recipes.settings import PolicyRun
-from deepseek_jax.reinforce.model_rewards import ModelRewardSettings
-from deepseek_jax.reinforce.settings import RewardSettings
+from deepseek_jax.reinforce.settings import ModelRewardSettings, RewardSettings
 from deepseek_jax.synthesis.settings import (
     TOTAL,
     AskSettings,

@@ -4,8 +4,7 @@ import dataclasses
 
 from deepseek_jax.recipes.settings import AdapterRun, QuestionData
 from deepseek_jax.reinforce.effort import LENGTH_PENALTY
-from deepseek_jax.reinforce.model_rewards import ModelRewardSettings
-from deepseek_jax.reinforce.settings import ReinforceSettings
+from deepseek_jax.reinforce.settings import ModelRewardSettings, ReinforceSettings
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -5,6 +5,7 @@ multi-token prediction speeds up decoding -> report.
 """
 
 import dataclasses
+import functools
 import itertools
 from pathlib import Path
 
@@ -22,23 +23,18 @@ from deepseek_jax.errors import at
 from deepseek_jax.evaluation.perplexity import held_out_loss
 from deepseek_jax.files import read_json
 from deepseek_jax.losses.next_token import next_token_loss
-from deepseek_jax.models import ModelConfig, build_model, random_params
+from deepseek_jax.models import ModelConfig, build_model, names_architecture
 from deepseek_jax.models.trained_part import with_indexers
 from deepseek_jax.parallel.processes import first_process, say
+from deepseek_jax.recipes.driver import Stage, Work, WorkdirJob
+from deepseek_jax.recipes.kinds.pretrain import Corpus
 from deepseek_jax.recipes.pretrain.documents import open_corpus
-from deepseek_jax.recipes.pretrain.settings import (
-    CorpusSettings,
-    PretrainSettings,
-    StageSettings,
-    switched_on,
-)
-from deepseek_jax.recipes.pretrain.train import Corpus, train_stage
+from deepseek_jax.recipes.pretrain.settings import PretrainSettings, switched_on
 from deepseek_jax.reports.deployment import attention_table
 from deepseek_jax.reports.tables import loss_table, plot_curves
 from deepseek_jax.rollout import generate
-from deepseek_jax.rollout.policy import check_vocabulary
+from deepseek_jax.rollout.policy import Policy, check_vocabulary
 from deepseek_jax.training.remembered import before_and_after, remembered
-from deepseek_jax.training.run import Run
 from deepseek_jax.worlds.registry import named_tokenizer
 
 SETTINGS = PretrainSettings
@@ -47,140 +43,201 @@ CURVES = ("next_token_loss", "held_out_loss", "mtp_loss", "max_vio")
 DRAFTS = "drafts.json"
 # Speculative decoding is measured on DRAFT_PROMPTS prompts of PROMPT_TOKENS, each DRAFT_TOKENS long at most
 PROMPT_TOKENS, DRAFT_TOKENS, DRAFT_PROMPTS = 32, 64, 8
+# The first stage of the list
+CHECKPOINT, RANDOM = "init_from", "random"
+BEFORE, AFTER = "_before", "_after"
 
 
-def run(settings: PretrainSettings, run: Run):
-    """Run the recipe, or resume it. Leaves the parameters in run.folder/params for launch/convert.py. A
-    complete run is reported alone.
+class PretrainJob(WorkdirJob):
+    """The documents, and one model that changes by stages. Leaves the parameters in params for
+    launch/convert.py.
     """
-    # What _train writes last
-    if not (run.folder / DRAFTS).exists():
-        _train(settings, run)
-    _report(settings, run.folder)
 
+    settings: PretrainSettings
 
-def check_data(settings: PretrainSettings, mesh: Mesh, folder: Path):
-    """Read the data as a run does, with what it builds in `folder`: -> what there is, in words."""
-    with at("config"):
-        train, held_out = open_corpus(settings.data, folder, settings.seed)
-    return (
-        f"{len(train)} documents, and {len(held_out)} held out, such as {train[0]['text'][:60]!r}"
-    )
+    def __init__(self, *arguments):
+        super().__init__(*arguments)
+        self.stages = tuple(stages_of(self.settings))
 
-
-def _train(settings: PretrainSettings, run: Run):
-    """Everything up to what the run leaves."""
-    mesh, workdir = run.mesh, run.folder
-    with at("config"):
-        tokenizer, model, params, stages = _prepare(settings, mesh)
-        documents, held_out = open_corpus(settings.data, workdir / "data", settings.seed)
-    data = settings.data
-    corpus = Corpus(documents, tokenizer, data.packing, data.fim_rate, data.readers)
-    models = settings.models(model)
-    # The batches of all stages come before any training: too few held-out documents raise at once
-    measures = [
-        _held_out(scaled, stage, settings.data, held_out, tokenizer, mesh, settings.seed)
-        for scaled, (_, stage) in zip(models, stages, strict=True)
-    ]
-    if params is None:
-        params = random_params(model, mesh, settings.seed)
-    stretches = zip(stages, models, measures, strict=True)
-    for index, ((name, stage), model, measure) in enumerate(stretches):
-        remembered(workdir / f"{name}_before.json", lambda m=measure, p=params: m(p))
-        params = train_stage(
-            model,
-            stage,
-            corpus,
-            params,
-            run.of(name),
-            # Each stage reads the documents in another order
-            seed=settings.seed + index,
-            evaluate=lambda p, m=measure: {"held_out_loss": m(p)[0]},
-        )
-        remembered(workdir / f"{name}_after.json", lambda m=measure, p=params: m(p))
-    # After the loop, model is the last stage's. Nothing trains its indexers from here on
-    model = dataclasses.replace(model, indexer_loss="none")
-    # Before drafting, so that a failure there loses nothing
-    if not is_orbax(workdir / "params"):
-        save_orbax(workdir / "params", model, params)
-    # rollout.speculative drafts with MLA alone
-    drafts = any(switched_on(stage.mtp_weight) for _, stage in stages) and model.is_mla
-
-    def measured():
-        return _drafting(model, params, held_out, tokenizer, mesh) if drafts else None
-
-    remembered(workdir / DRAFTS, measured)
-    run.writer.close()
-
-
-def _prepare(settings: PretrainSettings, mesh: Mesh):
-    """(tokenizer, ModelConfig, params or None, checked stages)."""
-    if settings.init_from is None:
-        settings.check_start()
-        model = build_model(settings.model)
-    else:
+    @functools.cached_property
+    def model(self):
+        """The ModelConfig that the first stage begins with."""
+        settings = self.settings
+        if settings.init_from is None:
+            # A plan may be of a stage that extends the context of what the run before leaves
+            if self.run is not None:
+                settings.check_start()
+            return build_model(settings.model)
+        if self.run is None and names_architecture(settings.model):
+            return build_model(settings.model)
         # config.json alone shows a wrong field, before gigabytes of parameters are read
         with at("init_from"):
             stored = read_config(settings.init_from)
-        settings.check_start(stored)
-        model = settings.overridden(stored)
-    with at("data.tokenizer"):
-        tokenizer = named_tokenizer(settings.data.tokenizer)
-    with at("data"):
-        check_fim_rate(settings.data.fim_rate, tokenizer)
-    check_vocabulary(model, tokenizer)
-    stages = settings.checked_stages(model, mesh)
-    if settings.init_from is None:
-        return tokenizer, model, None, stages
-    return tokenizer, *_checkpoint(settings, mesh), stages
+        if self.run is not None:
+            settings.check_start(stored)
+        return settings.overridden(stored)
+
+    @functools.cached_property
+    def stage_models(self):
+        """{stage: its ModelConfig}."""
+        names = (name for name, _ in self.settings.in_order())
+        return dict(zip(names, self.settings.models(self.model), strict=True))
+
+    @functools.cached_property
+    def tokenizer(self):
+        """The Tokenizer of the documents."""
+        data = self.settings.data
+        with at("data.tokenizer"):
+            tokenizer = named_tokenizer(data.tokenizer)
+        with at("data"):
+            check_fim_rate(data.fim_rate, tokenizer)
+        check_vocabulary(self.model, tokenizer)
+        return tokenizer
+
+    @functools.cached_property
+    def documents(self):
+        """(Mixture to train on, Mixture of held-out documents)."""
+        return open_corpus(self.settings.data, self.run.folder / "data", self.settings.seed)
+
+    @functools.cached_property
+    def measures(self):
+        """{stage: a function from params to the held-out loss, [mean, low, high] in nats a token}."""
+        return {name: self._held_out(name, stage) for name, stage in self.settings.in_order()}
+
+    def _held_out(self, name, stage):
+        model, (_, held_out) = self.stage_models[name], self.documents
+        with at("data"):
+            batches = held_out_batches(
+                held_out,
+                self.tokenizer,
+                self.mesh,
+                self.settings.data,
+                # The rows of a micro-batch: their activations fit in memory
+                batch_size=stage.rows_at_once(),
+                sequence_length=stage.sequence_length,
+                seed=self.settings.seed,
+            )
+        # The metric: the loss has the indexers' in it. Without FIM
+        loss_fn = jax.jit(lambda p, batch: next_token_loss(model, p, batch)[1]["next_token_loss"])
+        return lambda params: list(held_out_loss(loss_fn, params, batches))
+
+    def begin(self):
+        if self.run is None:
+            return self.stage_models
+        checkpoint = self.settings.init_from and self.checkpoint
+        return self.tokenizer, self.stage_models, checkpoint
+
+    def path_of(self, stage: Stage):
+        return f"stages.{stage.name}" if stage.kind == "pretrain" else ""
+
+    def settings_of(self, stage: Stage):
+        # Random parameters have none
+        return self.settings.stages.get(stage.name)
+
+    def config_of(self, stage: Stage):
+        return self.stage_models.get(stage.name, self.model)
+
+    def seed_of(self, stage: Stage):
+        # Each stage reads the documents in another order
+        return self.settings.seed + list(self.stage_models).index(stage.name)
+
+    def pretraining_name(self, work: Work):
+        """The name of a stage's program."""
+        return work.name
+
+    def corpus(self, work: Work):
+        """The documents to train on."""
+        data = self.settings.data
+        return Corpus(self.documents[0], self.tokenizer, data.packing, data.fim_rate, data.readers)
+
+    def evaluate_of(self, work: Work):
+        measure = self.measures[work.name]
+        return lambda params: {"held_out_loss": measure(params)[0]}
+
+    def policy_of(self, work: Work, params):
+        return Policy(self.config_of(work.stage), params, self.tokenizer, "")
+
+    @functools.cached_property
+    def checkpoint(self):
+        """The parameters of config.init_from, in float32, as training needs it.
+
+        Raises ValueError where config.model needs parameters that the checkpoint does not have.
+        """
+        settings, mesh = self.settings, self.mesh
+        load = load_orbax if is_orbax(settings.init_from) else load_hf
+        with at("init_from"):
+            config, params = load(settings.init_from, dtype="float32", mesh=mesh)
+        model = settings.overridden(config)
+        if settings.gains_indexers(config):
+            say(f"init_from={settings.init_from!r} has no indexers; random ones are added")
+            params = with_indexers(model, params, mesh, settings.seed)
+        try:
+            checked_by_path(model, params)
+        except ValueError as error:
+            raise ValueError(
+                f"init_from={settings.init_from!r} has parameters of another size than model: {error}; "
+                "remove the fields that set sizes from model"
+            ) from error
+        return params
+
+    def given(self, work: Work):
+        """The policy of config.init_from."""
+        return self.policy_of(work, self.checkpoint)
+
+    def check_measured_data(self, work: Work):
+        """Raise ValueError where there are too few held-out documents."""
+        return self.measures
+
+    def measure(self, work: Work):
+        """The held-out loss before or after a stage of pre-training."""
+        name = work.name.removesuffix(BEFORE).removesuffix(AFTER)
+        return self.measures[name](work.start().params)
+
+    def is_complete(self):
+        # What `finish` writes last
+        return (self.run.folder / DRAFTS).exists()
+
+    def finish(self):
+        folder, (name, _) = self.run.folder, self.settings.in_order()[-1]
+        policy = self.policies[name]
+        # Nothing trains its indexers from here on
+        model = dataclasses.replace(policy.config, indexer_loss="none")
+        # Before drafting, so that a failure there loses nothing
+        if not is_orbax(folder / "params"):
+            save_orbax(folder / "params", model, policy.params)
+        trained = any(switched_on(stage.mtp_weight) for stage in self.settings.stages.values())
+
+        def measure():
+            # rollout.speculative drafts with MLA alone
+            if not (trained and model.is_mla):
+                return None
+            return _drafting(model, policy.params, self.documents[1], self.tokenizer, self.mesh)
+
+        remembered(folder / DRAFTS, measure)
+
+    def describe_data(self):
+        train, held_out = self.documents
+        counts = f"{len(train)} documents, and {len(held_out)} held out"
+        return f"{counts}, such as {train[0]['text'][:60]!r}"
+
+    def report(self):
+        """Draw the curves, print the losses and the drafts. Process 0 alone."""
+        if first_process():
+            _report(self.settings, self.run.folder)
 
 
-def _checkpoint(settings: PretrainSettings, mesh: Mesh):
-    """(ModelConfig, params) of config.init_from. Its dtype is float32, as training needs it.
-
-    Raises ValueError where config.model needs parameters that the checkpoint does not have.
-    """
-    load = load_orbax if is_orbax(settings.init_from) else load_hf
-    with at("init_from"):
-        config, params = load(settings.init_from, dtype="float32", mesh=mesh)
-    model = settings.overridden(config)
-    if settings.gains_indexers(config):
-        say(f"init_from={settings.init_from!r} has no indexers; random ones are added")
-        params = with_indexers(model, params, mesh, settings.seed)
-    try:
-        checked_by_path(model, params)
-    except ValueError as error:
-        raise ValueError(
-            f"init_from={settings.init_from!r} has parameters of another size than model: {error}; remove "
-            "the fields that set sizes from model"
-        ) from error
-    return model, params
-
-
-def _held_out(
-    model: ModelConfig,
-    stage: StageSettings,
-    data: CorpusSettings,
-    documents,
-    tokenizer: Tokenizer,
-    mesh: Mesh,
-    seed: int,
-):
-    """A function from params to the held-out loss, [mean, low, high] in nats a token, without FIM."""
-    with at("config.data"):
-        batches = held_out_batches(
-            documents,
-            tokenizer,
-            mesh,
-            data,
-            # The rows of a micro-batch: their activations fit in memory
-            batch_size=stage.rows_at_once(),
-            sequence_length=stage.sequence_length,
-            seed=seed,
-        )
-    # The metric: the loss has the indexers' in it
-    loss_fn = jax.jit(lambda p, batch: next_token_loss(model, p, batch)[1]["next_token_loss"])
-    return lambda params: list(held_out_loss(loss_fn, params, batches))
+def stages_of(settings: PretrainSettings):
+    """The stages, with the held-out loss before and after each: [Stage]."""
+    checkpoint = settings.init_from is not None
+    found = [Stage(CHECKPOINT, "given") if checkpoint else Stage(RANDOM, "pretrain")]
+    for name, _ in settings.in_order():
+        start = found[-1].name.removesuffix(AFTER)
+        found += [
+            Stage(f"{name}{BEFORE}", "measure", start),
+            Stage(name, "pretrain", start),
+            Stage(f"{name}{AFTER}", "measure", name),
+        ]
+    return found
 
 
 def _drafting(model: ModelConfig, params, documents, tokenizer: Tokenizer, mesh: Mesh):
@@ -197,17 +254,21 @@ def _drafting(model: ModelConfig, params, documents, tokenizer: Tokenizer, mesh:
     prompts = list(itertools.islice(prompts, DRAFT_PROMPTS))
     if not prompts:
         return None
-    options = dict(max_completion_length=length, temperature=0.0, eos_ids=(tokenizer.eos_id,))
-    # As few slots as split over the devices
-    options["slots"] = -(-len(prompts) // mesh.size) * mesh.size
-    rollout = generate(model, params, prompts, speculative=True, **options)
+    rollout = generate(
+        model,
+        params,
+        prompts,
+        speculative=True,
+        max_completion_length=length,
+        temperature=0.0,
+        eos_ids=(tokenizer.eos_id,),
+        # As few slots as split over the devices
+        slots=-(-len(prompts) // mesh.size) * mesh.size,
+    )
     return {"acceptance": rollout.acceptance_rate, "tokens_per_step": rollout.tokens_per_step}
 
 
 def _report(settings: PretrainSettings, workdir: Path):
-    """Draw the curves, print the losses and the drafts. Process 0 alone."""
-    if not first_process():
-        return
     losses = {}
     for name, stage in settings.in_order():
         plot_curves(workdir / "metrics.jsonl", workdir / f"{name}.png", phase=name, names=CURVES)
@@ -223,3 +284,6 @@ def _report(settings: PretrainSettings, workdir: Path):
             f"accepted, which makes {drafts['tokens_per_step']:.2f} tokens a step"
         )
     say(f"complete; parameters for launch/convert.py are in {workdir / 'params'}")
+
+
+JOB = PretrainJob

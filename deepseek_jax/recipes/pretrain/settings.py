@@ -247,18 +247,12 @@ class PretrainSettings:
         """Whether config.model adds indexers to a checkpoint of a model without."""
         return self.overridden(stored).has_indexer and not stored.has_indexer
 
-    def checked_stages(self, model: ModelConfig, mesh):
-        """in_order(), each stage checked against model and mesh."""
-        for name, stage in self.in_order():
-            with at(f"stages.{name}"):
-                stage.check(stage.model(model), mesh)
-        return self.in_order()
-
     def models(self, model: ModelConfig):
         """The ModelConfig of each stage. A stage without rope_scaling inherits the previous stage's."""
         of_stages = []
-        for _, stage in self.in_order():
-            of_stages.append(stage.model(model))
+        for name, stage in self.in_order():
+            with at(f"stages.{name}"):
+                of_stages.append(stage.model(model))
             model = dataclasses.replace(model, rope_scaling=of_stages[-1].rope_scaling)
         return of_stages
 

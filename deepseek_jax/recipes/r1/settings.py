@@ -1,6 +1,7 @@
 """The fields of an R1 config: one dataclass for each block, checked when built."""
 
 import dataclasses
+import typing
 from typing import ClassVar, Literal
 
 from deepseek_jax.data.chat import Template
@@ -14,7 +15,7 @@ from deepseek_jax.recipes.reward_model.settings import (
 from deepseek_jax.recipes.settings import PolicyRun
 from deepseek_jax.recipes.sft.settings import FineTuneSettings
 from deepseek_jax.reinforce.settings import SCENARIOS, ReinforceSettings
-from deepseek_jax.rollout.policy import AnswerOptions
+from deepseek_jax.rollout.settings import AnswerOptions
 from deepseek_jax.settings import Count, Natural, PositiveShare, Several
 from deepseek_jax.synthesis.settings import RejectionSettings
 from deepseek_jax.worlds.registry import find_world
@@ -25,8 +26,6 @@ REWARD_MODELS = ("helpfulness_model", "safety_model")
 PREFERENCE_STAGES = (*REWARD_MODELS, "judge")
 # Specialists: Dev3, reinforced on questions of one kind; each names a block of the config and a stage
 SPECIALISTS = {"reasoning_teacher": "reasoning", "general_teacher": "general"}
-# The stages whose policies may be teachers
-TEACHER_STAGES = ("zero", "cold_start", "reasoning", "sft", *SPECIALISTS)
 # Forms of the last stage, each of which makes an R1 from Dev3
 LAST_STAGES = ("scenarios", "distilled")
 
@@ -86,14 +85,14 @@ class OwnDataSettings:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class R1TeacherSettings(TeacherSettings):
-    """A teacher: the policy of a stage, or a checkpoint. weight: of its KL.
+    """A teacher: the policy of a stage that is none of LAST_STAGES, or a checkpoint. weight: of its KL.
 
     path: a folder of parameters that a run left, a Hugging Face folder or a .gguf file. tokenizer: of such a
     folder of parameters, a name for worlds.registry.named_tokenizer; None for the student's.
     """
 
     task: Literal[SCENARIOS]
-    stage: Literal[TEACHER_STAGES] | None = None
+    stage: str | None = None
     path: str | None = None
     tokenizer: str | None = None
 
@@ -201,7 +200,13 @@ class R1Settings(PolicyRun):
                 "scenarios=None and distilled=None leave the run without its last stage; set one, or both"
             )
         teachers = {} if self.distilled is None else self.distilled.teachers
+        policies = self.teaching()
         for name, teacher in teachers.items():
+            if teacher.stage is not None and teacher.stage not in policies:
+                raise ValueError(
+                    f"distilled.teachers.{name}.stage={teacher.stage!r} is no stage that can teach; "
+                    f"{suggest(teacher.stage, policies)}"
+                )
             if teacher.stage in SPECIALISTS and getattr(self, teacher.stage) is None:
                 raise ValueError(
                     f"distilled.teachers.{name}.stage={teacher.stage!r}, and {teacher.stage}=None trains "
@@ -231,13 +236,20 @@ class R1Settings(PolicyRun):
                 )
 
     def reinforced(self):
-        """{name: settings} of the stages of reinforcement that this config has, in their order."""
-        names = ("zero", "reasoning", "scenarios", *SPECIALISTS)
-        return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
+        """{name: settings} of the stages of reinforcement that this config has."""
+        blocks = ((field.name, getattr(self, field.name)) for field in dataclasses.fields(self))
+        return {name: block for name, block in blocks if isinstance(block, ReinforceSettings)}
 
-    def distilling(self):
-        """{"distilled": settings}, or {} without that stage."""
-        return {} if self.distilled is None else {"distilled": self.distilled}
+    @classmethod
+    def teaching(cls):
+        """The names of the stages whose policies may teach the last one."""
+        kinds = {ReinforceSettings, R1FineTuneSettings}
+        hints = typing.get_type_hints(cls)
+        return [
+            name
+            for name, hint in hints.items()
+            if name not in LAST_STAGES and kinds & {hint, *typing.get_args(hint)}
+        ]
 
     def models_for(self, name: str):
         """The names of the reward models that a stage of reinforcement is paid by."""

@@ -1,7 +1,7 @@
 """The fields of a config that trains a reward model or a judge: one dataclass for each block."""
 
 import dataclasses
-from typing import Literal
+from typing import ClassVar, Literal
 
 from deepseek_jax.data.chat import Template
 from deepseek_jax.data.packing import check_readers
@@ -30,6 +30,7 @@ class DataSettings:
 class JudgeDataSettings(DataSettings):
     """The pairs that a judge learns to compare. readers: as in a pretrain config's data."""
 
+    packing: ClassVar[bool] = True
     readers: Count = 1
 
 
@@ -52,6 +53,8 @@ class JudgeTrainingSettings(RowSettings):
     reasoning has at most max_completion_length tokens. slots: verdicts that are sampled at once.
     """
 
+    # No held-out loss is measured on the way
+    eval_every: ClassVar[int] = 1
     data: JudgeDataSettings
     max_completion_length: Count = 24
     slots: Count = 128

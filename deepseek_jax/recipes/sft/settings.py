@@ -5,9 +5,8 @@ import dataclasses
 from deepseek_jax.data.packing import check_readers
 from deepseek_jax.errors import at
 from deepseek_jax.recipes.settings import AdapterRun, QuestionData
-from deepseek_jax.reinforce.model_rewards import ModelRewardSettings
-from deepseek_jax.reinforce.settings import RewardSettings
-from deepseek_jax.rollout.policy import AnswerOptions
+from deepseek_jax.reinforce.settings import ModelRewardSettings, RewardSettings
+from deepseek_jax.rollout.settings import AnswerOptions
 from deepseek_jax.settings import Count, Positive, Several
 from deepseek_jax.training.settings import RowSettings, check_evaluations
 

@@ -49,7 +49,7 @@ def test_the_seconds_of_a_run_are_those_of_its_steps():
     config = sft_small.get_config()
     settings, programs = programs_of(config)
     seconds = {program.name: 1000.0 for program in programs} | {"pretrain": 2.0, "update": 0.5}
-    assert run_seconds(config, settings, programs, seconds) == 600 * 2.0 + 80 * 0.5
+    assert run_seconds(programs, seconds) == 600 * 2.0 + 80 * 0.5
 
 
 def test_a_step_of_reinforcement_is_its_rollout_and_its_updates():
@@ -62,7 +62,7 @@ def test_a_step_of_reinforcement_is_its_rollout_and_its_updates():
     step = [p for p in programs if ": " not in p.name and p.name != "pretrain"]
     assert {program.part for program in step} == {TRAINING, GENERATION, SYNC}
     expected = 2400 + 120 * sum(program.times for program in step)
-    assert run_seconds(config, settings, programs, seconds) == expected
+    assert run_seconds(programs, seconds) == expected
 
 
 @pytest.mark.slow
@@ -71,7 +71,7 @@ def test_every_update_of_a_recipe_has_steps(module):
     """Oracle: at least one second a step of the longest update, where each program takes one."""
     config = module.get_config()
     settings, programs = programs_of(config)
-    seconds = run_seconds(config, settings, programs, {program.name: 1.0 for program in programs})
+    seconds = run_seconds(programs, {program.name: 1.0 for program in programs})
     assert seconds is not None and seconds >= 100
 
 

@@ -119,14 +119,14 @@ def test_every_term_is_logged_the_rate_follows_and_projections_are_dropped(finis
 
 
 def test_what_is_unchanged_is_not_made_again(finished, files, capsys):
-    """Oracle: what the run says of its two stages; no request for a compilation; the hash of texts, by the
+    """Oracle: what the run says of its three stages; no request for a compilation; the hash of texts, by the
     content of their file.
     """
     with compilations() as requests:
         run(finished, small_config(files))
     assert not requests
     said = capsys.readouterr().out
-    assert said.count("not run again") == 2 and "complete" in said
+    assert said.count("not run again") == 3 and "complete" in said
     settings = build(DistillSettings, small_config(files), "config")
     before, path = texts_hash(settings, None), Path(files[1])
     text = path.read_text()

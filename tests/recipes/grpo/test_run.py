@@ -11,9 +11,8 @@ from orbax.checkpoint import v1 as ocp
 from deepseek_jax.checkpoint import load_orbax
 from deepseek_jax.checkpoint.store import Store
 from deepseek_jax.parallel import make_mesh
-from deepseek_jax.recipes import start
 from deepseek_jax.recipes.grpo import run as grpo
-from deepseek_jax.recipes.pretrain import train as pretrain
+from deepseek_jax.recipes.kinds import pretrain
 from deepseek_jax.reinforce import grpo as groups
 from deepseek_jax.reinforce import update
 from deepseek_jax.rewards import scoring
@@ -400,17 +399,17 @@ def test_rows_that_do_not_split_over_the_mesh_are_refused_before_anything_is_wri
 @pytest.mark.parametrize("kl_coef", [0.0, 0.04])
 def test_the_weights_are_held_twice_for_a_reference_alone(with_base, monkeypatch, kl_coef):
     """Oracle: the base's own arrays, which the training takes, and the copies that are made for the KL."""
-    bases, copied = [], []
+    bases, copied, trained = [], [], pretrain.train_stage
 
-    def train_base(*arguments, **settings):
-        bases.append(pretrain.train_base(*arguments, **settings))
+    def train_stage(*arguments, **settings):
+        bases.append(trained(*arguments, **settings))
         return bases[-1]
 
     def as_reference(settings, params):
         copied.append(update.as_reference(settings, params))
         return copied[-1]
 
-    monkeypatch.setattr(start, "train_base", train_base)
+    monkeypatch.setattr(pretrain, "train_stage", train_stage)
     monkeypatch.setattr(groups, "as_reference", as_reference)
     run(with_base, num_steps=1, loss=dict(kl_coef=kl_coef))
     assert all(leaf.is_deleted() for leaf in jax.tree.leaves(bases[0]))

@@ -13,9 +13,10 @@ from deepseek_jax.checkpoint.hf_config import read_config
 from deepseek_jax.data.packing import Rows, pack
 from deepseek_jax.losses.next_token import next_token_loss
 from deepseek_jax.models import RopeScaling, build_model, random_params
+from deepseek_jax.recipes import driver
 from deepseek_jax.recipes.pretrain import run as pretrain
 from deepseek_jax.recipes.pretrain.documents import open_corpus
-from deepseek_jax.recipes.pretrain.programs import programs
+from deepseek_jax.recipes.pretrain.run import PretrainJob
 from deepseek_jax.recipes.pretrain.settings import PretrainSettings
 from deepseek_jax.settings import build
 from deepseek_jax.worlds.registry import named_tokenizer
@@ -292,5 +293,5 @@ def test_a_checkpoints_model_is_overridden_field_by_field(checkpoint):
     wanted = build_model(dict(small_config().model, dtype="bfloat16", rope_scaling=yarn))
     given = settings.overridden(read_config(checkpoint))
     assert given == wanted and hash(given) == hash(wanted)
-    update, _ = programs(settings, one_device())
+    update, _ = driver.plan(PretrainJob(settings, one_device()))
     assert update.name == "stage_1" and update.function.trace(*update.arguments)

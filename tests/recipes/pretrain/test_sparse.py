@@ -10,8 +10,8 @@ from deepseek_jax.checkpoint import load_orbax, save_orbax
 from deepseek_jax.files import read_json
 from deepseek_jax.models import build_model, random_params
 from deepseek_jax.models.trained_part import indexers_of
+from deepseek_jax.recipes.kinds.pretrain import _checks
 from deepseek_jax.recipes.pretrain.settings import BaseSettings, StageSettings
-from deepseek_jax.recipes.pretrain.train import _checks
 from deepseek_jax.settings import build
 from tests.recipes.pretrain.test_run import records, run, small_config, stop_after
 from tests.recipes.small import one_device

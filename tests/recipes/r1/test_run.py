@@ -1,9 +1,9 @@
 """R1's stages at toy size: what is run again and what is not, and that stopping changes nothing."""
 
+import dataclasses
 import json
 import re
 import shutil
-from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -13,13 +13,13 @@ from configs.r1_small import get_config
 from deepseek_jax.checkpoint import load_orbax
 from deepseek_jax.recipes.r1 import run as r1
 from deepseek_jax.recipes.r1.findings import CLAIMS, SCORED
+from deepseek_jax.recipes.r1.job import R1Job
 from deepseek_jax.recipes.r1.settings import (
     REWARD_MODELS,
     SPECIALISTS,
     R1Settings,
     R1TeacherSettings,
 )
-from deepseek_jax.recipes.r1.stages import LATER, ORDER, Stages, teacher_tokenizer
 from deepseek_jax.rewards import scoring
 from deepseek_jax.settings import build
 from deepseek_jax.synthesis import rejection
@@ -31,6 +31,8 @@ from tests.compilations import compilations
 from tests.recipes.small import one_device, run_recipe
 from tests.tiny import save_tiny_model
 
+NAMES = tuple(stage.name for stage in r1.R1)
+ORDER, LATER = NAMES[:12], NAMES[12:]
 TRAINED = ("zero", "cold_start", "reasoning", "judge", "sft", *REWARD_MODELS, "scenarios")
 PHASES = ("pretrain", *TRAINED)
 MEASURED = ("base", "zero", "cold_start", "reasoning", "sft", "scenarios")
@@ -319,14 +321,11 @@ def test_a_teacher_may_be_a_checkpoint(finished, tmp_path):
 
 def test_seeds_of_stages_that_came_later_are_no_one_elses():
     """Oracle: by hand, of three runs: 12 stages that keep their seeds, and three of each that are new."""
-    seeds = [
-        Stages(SimpleNamespace(seed=seed), None, None, None)._seed(name)
-        for seed in range(3)
-        for name in (*ORDER, *LATER)
-    ]
-    assert len(set(seeds)) == len(seeds) == 3 * (12 + 3)
-    first = [Stages(SimpleNamespace(seed=1), None, None, None)._seed(name) for name in ORDER]
-    assert first == list(range(12, 24))
+    config = small_config("last=both")
+    settings = build(R1Settings, config, "config")
+    jobs = [r1.Job(dataclasses.replace(settings, seed=seed), None) for seed in range(3)]
+    seeds = [[job.seed_of(stage) for stage in r1.R1[1:]] for job in jobs]
+    assert len({seed for each in seeds for seed in each}) == 3 * (11 + 3)
 
 
 @pytest.mark.parametrize(
@@ -413,7 +412,8 @@ def test_a_teacher_of_another_vocabulary_is_named_before_anything_is_written(tmp
     with pytest.raises(
         ValueError, match="tokenizer='arithmetic': the checkpoint X has a tokenizer"
     ):
-        teacher_tokenizer(R1TeacherSettings(**named | dict(path="X"), weight=1.0), None)
+        job = R1Job(None, None)
+        job.teacher_tokenizer(R1TeacherSettings(**named | dict(path="X"), weight=1.0))
 
 
 def test_a_base_that_is_a_checkpoint_stands_on_the_page():

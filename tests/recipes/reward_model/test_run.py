@@ -12,7 +12,8 @@ from deepseek_jax.checkpoint.store import Store
 from deepseek_jax.data.chat import R1_ZERO_TEMPLATE
 from deepseek_jax.parallel import make_mesh
 from deepseek_jax.recipes.reward_model import run as reward_model
-from deepseek_jax.reinforce.model_rewards import ModelRewardSettings, load_model_rewards
+from deepseek_jax.reinforce.model_rewards import load_model_rewards
+from deepseek_jax.reinforce.settings import ModelRewardSettings
 from deepseek_jax.rewards import Rewards
 from deepseek_jax.training.metrics import read_metrics
 from deepseek_jax.worlds.bilingual.builders import bilingual_examples

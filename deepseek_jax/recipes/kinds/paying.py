@@ -16,16 +16,23 @@ from deepseek_jax.files import as_path, read_json
 from deepseek_jax.models import ModelConfig
 from deepseek_jax.models.quantized import abstract_quantized
 from deepseek_jax.models.reward import abstract_head, reward_config
+from deepseek_jax.recipes.driver import Work
 from deepseek_jax.reinforce.model_rewards import (
     JUDGE,
-    ModelRewardSettings,
     check_split,
     computed_in,
     judge_length,
     judge_options,
 )
+from deepseek_jax.reinforce.settings import ModelRewardSettings
 from deepseek_jax.rewards.model import jitted_rewards, padded_length
 from deepseek_jax.rollout.programs import Asked, rollout_programs
+
+
+def beside_models(work: Work, programs: list[Program]):
+    """The programs, while the reward models of their stage lie on the devices too."""
+    paying = planned_rewards(work.job.models(work), work.config)
+    return beside(programs, *held_models(paying, work.job.mesh_of_models()))
 
 
 class PlannedReward(NamedTuple):

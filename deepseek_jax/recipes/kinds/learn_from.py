@@ -1,23 +1,28 @@
-"""The programs of a student's step with many teachers, for a plan."""
+"""A stage that learns from a teacher of each task, on the student's own samples (V4's last stage,
+arXiv:2606.19348).
+"""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
+from deepseek_jax.checkpoint.folder import fingerprint
 from deepseek_jax.checkpoint.tree import abstract_tree
 from deepseek_jax.costs.program import Held, Program, beside, moments_of, policy_params
 from deepseek_jax.data.batches import abstract_batch
-from deepseek_jax.distill.taught import jitted_update, merged
-from deepseek_jax.distill.teacher_checks import check_rows
+from deepseek_jax.distill.taught import jitted_update, learn_from_teachers, merged
+from deepseek_jax.distill.teacher_checks import check_questions, check_rows, check_teacher
 from deepseek_jax.distill.teacher_settings import TaughtSettings
-from deepseek_jax.distill.teachers import HIDDEN, for_teacher, jitted_states
+from deepseek_jax.distill.teachers import HIDDEN, Teacher, for_teacher, jitted_states
+from deepseek_jax.errors import at
 from deepseek_jax.models import ModelConfig, head_weight
 from deepseek_jax.models.reward import decoder_params
 from deepseek_jax.parallel.shard import batch_sharding
+from deepseek_jax.recipes.driver import Kind, Work
 from deepseek_jax.reinforce.batch import longest_row, row_shapes, update_flops
-from deepseek_jax.rollout.policy import AnswerOptions
 from deepseek_jax.rollout.programs import Asked, rollout_programs
+from deepseek_jax.rollout.settings import AnswerOptions
 
 
 def taught_programs(
@@ -33,7 +38,6 @@ def taught_programs(
     Every prompt and every completion counts as the longest. The student's state is on the devices too while a
     teacher reads, and so are all teachers' hidden states of a step, until those of the next step are there.
     """
-    check_rows(settings, mesh)
     rollout = settings.rollout
     planned = rollout_programs(
         config,
@@ -105,3 +109,50 @@ def _work(config: ModelConfig, batch):
     flops = update_flops(config, [s] * rows, [t] * completions)
     sizes = f"{rows:,} rows x {s:,} + {completions // rows} x {t:,}"
     return dict(tokens=rows * s + completions * t, flops=flops, sizes=sizes)
+
+
+def _check(work: Work):
+    check_rows(work.settings, work.mesh)
+
+
+def _check_data(work: Work):
+    """Raise ValueError where the student cannot learn from a teacher: another vocabulary, or no room."""
+    job, configs, questions = work.job, {}, work.job.questions(work)
+    for name, teacher in work.settings.teachers.items():
+        with at(f"teachers.{name}"):
+            job.check_teacher(teacher)
+            configs[name] = job.teacher_config(teacher)
+            tokenizer = job.teacher_tokenizer(teacher)
+            check_teacher(work.config, job.policy.tokenizer, configs[name], tokenizer)
+    check_questions(work.settings, configs, questions)
+
+
+def _covers(work: Work):
+    paths = {name: t.path for name, t in work.settings.teachers.items() if t.path is not None}
+    checkpoints = {name: fingerprint(path) for name, path in paths.items()}
+    data = [work.job.asked(work), checkpoints]
+    return {"settings": work.job.about(work.settings), "data": data}
+
+
+def _compiles(work: Work):
+    teachers = {}
+    for name, teacher in work.settings.teachers.items():
+        with at(f"teachers.{name}"):
+            teachers[name] = work.job.teacher_config(teacher)
+    return taught_programs(work.prefix, work.settings, work.config, teachers, work.mesh)
+
+
+def _run(work: Work):
+    """The student."""
+    teachers = {
+        name: Teacher.waiting(work.job.load_teacher(teacher))
+        for name, teacher in work.settings.teachers.items()
+    }
+    with work.at():
+        questions = work.job.questions(work)
+    policy = work.start()
+    params = learn_from_teachers(work.settings, policy, teachers, questions, work.phase)
+    return policy.at(params)
+
+
+LEARN_FROM = Kind(_check, _compiles, _run, _covers, _check_data)

@@ -1,4 +1,4 @@
-"""The programs of a step of reinforcement, for a plan."""
+"""A stage of reinforcement by GRPO (arXiv:2402.03300), rewarded by rules and by reward models."""
 
 import jax
 from jax.sharding import Mesh
@@ -14,13 +14,17 @@ from deepseek_jax.costs.program import (
 )
 from deepseek_jax.models import ModelConfig
 from deepseek_jax.models.adapters import AdapterSettings
-from deepseek_jax.reinforce.batch import abstract_batch_of, update_flops
-from deepseek_jax.reinforce.model_reward_programs import (
+from deepseek_jax.recipes.driver import Kind, Work
+from deepseek_jax.recipes.kinds.paying import (
     PlannedReward,
     Scored,
     held_models,
+    planned_rewards,
     scoring_programs,
 )
+from deepseek_jax.reinforce.batch import abstract_batch_of, update_flops
+from deepseek_jax.reinforce.grpo import reinforce
+from deepseek_jax.reinforce.scenarios import ScenarioRewards
 from deepseek_jax.reinforce.settings import ReinforceSettings
 from deepseek_jax.reinforce.update import (
     check_routing,
@@ -29,8 +33,49 @@ from deepseek_jax.reinforce.update import (
     jitted_update,
     reference_places,
 )
-from deepseek_jax.rollout.policy import AnswerOptions
 from deepseek_jax.rollout.programs import Asked, rollout_programs
+from deepseek_jax.rollout.settings import AnswerOptions
+
+
+def _check(work: Work):
+    check_rows(work.settings, work.mesh)
+    check_routing(work.settings, work.config, work.mesh)
+
+
+def _check_data(work: Work):
+    work.job.check_rewards(work)
+    work.job.questions(work)
+
+
+def _covers(work: Work):
+    questions = work.job.asked(work)
+    data = [questions["reasoning"], questions["general"]]
+    return {"settings": work.job.about(work.settings), "data": data}
+
+
+def _compiles(work: Work):
+    paying = planned_rewards(work.job.models(work), work.config)
+    return reinforcement_programs(
+        work.prefix, work.settings, work.config, work.mesh, work.adapter, paying
+    )
+
+
+def _run(work: Work):
+    """The policy after its reinforcement."""
+    with work.at():
+        questions = work.job.questions(work)
+    with work.job.rewards(work) as paid:
+        rewards = ScenarioRewards(paid) if questions["general"] else paid["reasoning"]
+        policy = work.start()
+        params = reinforce(
+            work.settings,
+            policy,
+            questions["reasoning"],
+            rewards,
+            work.phase,
+            questions["general"],
+        )
+    return policy.at(params)
 
 
 def reinforcement_programs(
@@ -48,8 +93,6 @@ def reinforcement_programs(
     Every prompt and every completion counts as the longest. The training state, a reference and the reward
     models lie on the devices all the time, beside the programs that do not read them.
     """
-    check_rows(settings, mesh)
-    check_routing(settings, config, mesh)
     params = abstract_tree(config, mesh, adapter=adapter)
     batch = abstract_batch_of(settings, config, mesh)
     create, step = jitted_update(settings, config, params, mesh)
@@ -141,3 +184,6 @@ def _work(config, batch, frozen):
     each = completions // rows
     shape = f"{s:,} + {each} x {t:,}" if each > 1 else f"{s:,} + {t:,}"
     return dict(tokens=rows * s + completions * t, flops=flops, sizes=f"{rows:,} rows x {shape}")
+
+
+REINFORCE = Kind(_check, _compiles, _run, _covers, _check_data)

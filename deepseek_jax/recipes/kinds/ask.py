@@ -1,0 +1,122 @@
+"""The two stages that make a dataset (arXiv:2501.12948, appendix B.3.3): a teacher answers every question,
+and filters sift the answers. With other filters, the same answers are sifted again.
+"""
+
+from pathlib import Path
+
+from deepseek_jax.checkpoint.folder import fingerprint
+from deepseek_jax.checkpoint.tree import abstract_tree
+from deepseek_jax.costs.program import beside, policy_params
+from deepseek_jax.errors import at
+from deepseek_jax.files import read_json
+from deepseek_jax.parallel.processes import first_process
+from deepseek_jax.recipes.driver import Kind, Work
+from deepseek_jax.recipes.generate.settings import GenerateSettings
+from deepseek_jax.recipes.kinds.measure import answer_programs
+from deepseek_jax.recipes.kinds.paying import (
+    Scored,
+    held_models,
+    planned_rewards,
+    scoring_programs,
+)
+from deepseek_jax.synthesis.sift import write_sifted
+
+
+def sampling_inputs(settings: GenerateSettings, examples: list, n: int, scored: bool):
+    """The inputs of the hash of a stage's samples, besides the teacher's parameters."""
+    data = settings.data
+    shown = {"template": data.template, "opening": data.opening, "seed": settings.seed, "n": n}
+    shown |= {"sampling": settings.sampling, "chunk": settings.chunk_size}
+    shown |= {"tokenizer": settings.tokenizer}
+    if settings.adapter is not None:
+        shown["adapter"] = fingerprint(settings.adapter)
+    if scored:
+        shown |= {"rewards": settings.rewards, "models": settings.reward_models}
+    return {"settings": shown, "data": examples}
+
+
+def _ask_covers(work: Work):
+    examples, _ = work.job.augmented
+    n = work.settings.sampling.samples_per_prompt
+    return sampling_inputs(work.settings, examples, n, scored=True)
+
+
+def _ask_compiles(work: Work):
+    """The answers of one teacher, on the devices of its processes, and what reward models and judges make of
+    them there.
+    """
+    settings, config, mesh = work.settings, work.config, work.job.own
+    sampling, chunk = settings.sampling, settings.chunk_size
+    paying = planned_rewards(settings.reward_models, config)
+    scored = Scored(
+        chunk * sampling.samples_per_prompt,
+        sampling.max_prompt_length,
+        sampling.max_completion_length,
+    )
+    # A base is pre-trained in float32; a checkpoint is read in the dtype that it computes in
+    dtype = "float32" if settings.init_from is None else config.dtype
+    answers = answer_programs(
+        work.prefix,
+        config,
+        mesh,
+        sampling,
+        prompts=chunk,
+        n=sampling.samples_per_prompt,
+        prompt_length=sampling.max_prompt_length,
+        dtype=dtype,
+    )
+    paid = scoring_programs(work.prefix, paying, scored, mesh)
+    params = policy_params(abstract_tree(config, mesh, dtype))
+    return [*beside(answers, *held_models(paying, mesh)), *beside(paid, params)]
+
+
+def _ask_run(work: Work):
+    """Leaves the chunks in the stage's folder."""
+    examples, _ = work.job.augmented
+    n = work.settings.sampling.samples_per_prompt
+    work.job.answer(work.folder, examples, n, work.job.rewards)
+
+
+ASK = Kind(
+    lambda work: None,
+    _ask_compiles,
+    _ask_run,
+    _ask_covers,
+    # The teacher skips chunks that are there
+    is_left=lambda folder: False,
+    is_policy=False,
+)
+
+
+def _sift_covers(work: Work):
+    settings = work.settings
+    return {"settings": [settings.keep, settings.accuracy], "data": work.job.measured_on}
+
+
+def _sift_run(work: Work):
+    """Leaves the dataset in the stage's folder."""
+    job = work.job
+    with at("config"):
+        write_sifted(
+            work.settings, job.made[work.stage.reads[0]].folder, job.evaluation, work.folder
+        )
+    _log_kept(work.folder, job.run.writer)
+
+
+SIFT = Kind(
+    lambda work: None,
+    lambda work: [],
+    _sift_run,
+    _sift_covers,
+    is_left=lambda folder: False,
+    is_policy=False,
+)
+
+
+def _log_kept(folder: Path, writer):
+    """Log the share of completions that the filters kept: one line, for the table of a sweep."""
+    if first_process():
+        fates = read_json(folder / "fates.json").values()
+        share = sum(of["kept"] for of in fates) / sum(sum(of.values()) for of in fates)
+        writer.start("generate", 0)
+        writer.write(0, {"kept_share": share}, phase="generate")

@@ -1,0 +1,176 @@
+"""A stage that trains a generative reward model (arXiv:2412.19437, section 5.2.1): a policy, fine-tuned to
+compare two answers, grade them and say which one is better.
+"""
+
+import functools
+import json
+from pathlib import Path
+
+import numpy as np
+from jax.sharding import Mesh
+
+from deepseek_jax.checkpoint import save_orbax
+from deepseek_jax.checkpoint.folder import is_whole
+from deepseek_jax.data.conversations import render_numbered
+from deepseek_jax.data.tasks import Task
+from deepseek_jax.evaluation.accuracy import summarise
+from deepseek_jax.models import ModelConfig
+from deepseek_jax.parallel.processes import first_process
+from deepseek_jax.recipes.driver import Kind, Work
+from deepseek_jax.recipes.kinds.measure import answer_programs
+from deepseek_jax.recipes.kinds.tune import fine_tune, fine_tuning_programs, packed_conversations
+from deepseek_jax.recipes.reward_model.settings import JudgeTrainingSettings
+from deepseek_jax.recipes.start import check_positions, check_rows
+from deepseek_jax.reinforce.model_rewards import JUDGE, judge_options, make_judge
+from deepseek_jax.rewards.judge import Judge
+from deepseek_jax.rollout.policy import Policy, check_room
+from deepseek_jax.training.remembered import remembered
+from deepseek_jax.training.run import Run
+from deepseek_jax.worlds.world import World
+
+PHASE = "judge"
+
+
+def is_judge(folder: Path):
+    """Whether train_judge has ended in a folder: it writes this file last."""
+    return (folder / "params" / JUDGE).exists()
+
+
+def judged_pairs(settings: JudgeTrainingSettings, world: World, folder: Path):
+    """The world's training and held-out pairs: a Task. They are written below `folder` as a dataset."""
+    return world.judged_pairs(
+        folder,
+        seed=settings.seed,
+        num_train=settings.data.num_train,
+        num_held_out=settings.data.num_held_out,
+    )
+
+
+def check_lengths(settings: JudgeTrainingSettings, policy: Policy, pairs: Task, world: World):
+    """Raise ValueError where a judgement does not fit a row, or a verdict the model's positions."""
+    check_room(policy.config, (), settings.max_completion_length)
+    conversations, limit = world.judgements(pairs.train, settings.seed), settings.sequence_length
+    render = functools.partial(render_numbered, policy.tokenizer, template=policy.template)
+    longest = max(len(render(c, i)[0]) for i, c in enumerate(conversations))
+    if longest > limit:
+        raise ValueError(
+            f"sequence_length={limit} is below the {longest} tokens of the longest judgement; raise it"
+        )
+
+
+def train_judge(
+    settings: JudgeTrainingSettings,
+    policy: Policy,
+    pairs: Task,
+    world: World,
+    run: Run,
+    tokenizer_name: str,
+):
+    """Train a judge from policy.params, which are donated, and save it in run.folder/params.
+
+    Resumes from run.folder. before.json and after.json there have the scores on the held-out pairs. run: the
+    Run of this phase. tokenizer_name: for worlds.registry.named_tokenizer.
+    """
+    folder, length = run.folder, settings.max_completion_length
+    options = judge_options(length, settings.slots)
+
+    def measure(params):
+        return _measure(make_judge(policy.at(params), options), pairs.held_out)
+
+    # Before fine_tune, which donates policy.params
+    remembered(folder / "before.json", lambda: measure(policy.params))
+    judgements = world.judgements(pairs.train, settings.seed)
+    source = packed_conversations(settings, policy, judgements, None, run.mesh)
+    params = fine_tune(settings, policy, source, run.within(folder / PHASE))
+    remembered(folder / "after.json", lambda: measure(params))
+    if not is_whole(folder / "params"):
+        save_orbax(folder / "params", policy.config, params)
+    about = dict(template=policy.template, tokenizer=tokenizer_name, max_completion_length=length)
+    # Written last: recipes.r1 takes this file as the sign that the judge is complete
+    if first_process():
+        (folder / "params" / JUDGE).write_text(json.dumps(about, indent=2) + "\n")
+
+
+def _measure(judge: Judge, examples: list):
+    """Ask the judge about held-out pairs, each in both orders: score -> [mean, low, high], 95%.
+
+    Each score is a share of the pairs. accuracy: the chosen answer wins, where it stands first in every other
+    pair and second in the rest. accuracy_of_both: it wins in both orders. same_verdict: both orders agree.
+    no_verdict: at least one order has no verdict.
+    """
+    pairs = [(e["question"], e["chosen"], e["rejected"]) for e in examples]
+    forth = judge.verdicts(pairs)
+    back = judge.verdicts([(question, b, a) for question, a, b in pairs])
+    first = np.array([verdict == 1 for verdict in forth])
+    second = np.array([verdict == 2 for verdict in back])
+    none = np.array([None in verdicts for verdicts in zip(forth, back, strict=True)])
+    # A judge that always names the same position gets 1/2 by this
+    alternating = np.where(np.arange(len(pairs)) % 2 == 0, first, second)
+    scores = {
+        "accuracy": alternating,
+        "accuracy_of_both": first & second,
+        "same_verdict": (first == second) & ~none,
+        "no_verdict": none,
+    }
+    return {name: list(interval) for name, interval in summarise(scores).items()} | {
+        "pairs": len(pairs)
+    }
+
+
+def judge_programs(name: str, settings: JudgeTrainingSettings, config: ModelConfig, mesh: Mesh):
+    """The update of a judge that starts from a policy of config, and its verdicts."""
+    update = fine_tuning_programs(name, settings, config, mesh)[:1]
+    options = judge_options(settings.max_completion_length, settings.slots)
+    verdicts = answer_programs(
+        f"{name}verdicts: ",
+        config,
+        mesh,
+        options,
+        # Both orders of each held-out pair are judged
+        prompts=2 * settings.data.num_held_out,
+        prompt_length=settings.sequence_length,
+    )
+    return update + verdicts
+
+
+def _check(work: Work):
+    check_positions(work.settings, work.config)
+    check_rows(work.settings, work.mesh, work.config.pipeline_micro_batches)
+
+
+def _check_data(work: Work):
+    check_lengths(work.settings, work.job.policy, work.job.pairs(work), work.job.world)
+
+
+def _covers(work: Work):
+    pairs = work.job.pairs(work)
+    data = [pairs.train, pairs.held_out]
+    return {"settings": work.job.about(work.settings), "data": data}
+
+
+def _compiles(work: Work):
+    return judge_programs(work.prefix, work.settings, work.config, work.mesh)
+
+
+def _run(work: Work):
+    """Leaves the judge, and its scores before and after, in the stage's folder."""
+    train_judge(
+        work.settings,
+        work.start(),
+        work.job.pairs(work),
+        work.job.world,
+        work.phase,
+        work.job.tokenizer_name(),
+    )
+
+
+TRAIN_JUDGE = Kind(
+    _check,
+    _compiles,
+    _run,
+    _covers,
+    _check_data,
+    is_left=is_judge,
+    is_policy=False,
+    builds_data=True,
+)

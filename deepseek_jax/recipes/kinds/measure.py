@@ -1,0 +1,93 @@
+"""A stage that measures a policy on what is held out. What is asked and scored is the recipe's own."""
+
+from jax.sharding import Mesh
+
+from deepseek_jax.checkpoint.tree import abstract_tree
+from deepseek_jax.costs.program import Program, beside, policy_params
+from deepseek_jax.models import ModelConfig
+from deepseek_jax.models.adapters import AdapterSettings
+from deepseek_jax.recipes.driver import PROMPT_LENGTH, SCORES, Kind, Work
+from deepseek_jax.recipes.kinds.paying import (
+    Scored,
+    beside_models,
+    planned_rewards,
+    scoring_programs,
+)
+from deepseek_jax.rollout.programs import Asked, rollout_programs
+from deepseek_jax.rollout.settings import AnswerOptions
+
+
+def answer_programs(
+    name: str,
+    config: ModelConfig,
+    mesh: Mesh,
+    options: AnswerOptions,
+    *,
+    prompts: int,
+    n: int = 1,
+    prompt_length: int = PROMPT_LENGTH,
+    dtype: str = "float32",
+    adapter: AdapterSettings | None = None,
+) -> list[Program]:
+    """The programs that answer questions, where a model has room for prompts of prompt_length.
+
+    dtype, adapter: of checkpoint.tree.abstract_tree.
+    """
+    room = config.max_position_embeddings - options.max_completion_length
+    asked = Asked(prompts, min(prompt_length, room), n)
+    return rollout_programs(config, mesh, options, asked, name=name, dtype=dtype, adapter=adapter)
+
+
+def _check(work: Work):
+    work.job.check_measured(work)
+
+
+def _check_data(work: Work):
+    work.job.check_measured_data(work)
+
+
+def _covers(work: Work):
+    return work.job.measured_inputs(work)
+
+
+def _compiles(work: Work):
+    asked = work.job.answering(work)
+    if asked is None:
+        return []
+    config, mesh, longest = work.config, work.mesh, asked.options.max_completion_length
+    length = PROMPT_LENGTH if asked.prompt_length is None else asked.prompt_length
+    answers = answer_programs(
+        work.prefix,
+        config,
+        mesh,
+        asked.options,
+        prompts=asked.prompts,
+        n=asked.n,
+        prompt_length=length,
+        dtype=asked.dtype,
+        adapter=work.adapter,
+    )
+    answers = beside_models(work, answers)
+    if not asked.scored:
+        return answers
+    scored = Scored(asked.prompts * asked.n, length, longest)
+    params = policy_params(abstract_tree(config, mesh, asked.dtype, work.adapter))
+    paying = planned_rewards(work.job.models(work), config)
+    return [*answers, *beside(scoring_programs(work.prefix, paying, scored, mesh), params)]
+
+
+def _run(work: Work):
+    """What the recipe's measure finds, as JSON can hold it."""
+    return work.job.measure(work)
+
+
+MEASURE = Kind(
+    _check,
+    _compiles,
+    _run,
+    _covers,
+    _check_data,
+    is_left=lambda folder: (folder / SCORES).exists(),
+    is_policy=False,
+    is_measure=True,
+)

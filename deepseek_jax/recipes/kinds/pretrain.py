@@ -1,0 +1,249 @@
+"""A stage of pre-training (arXiv:2412.19437, section 4): a corpus and a loss to trained parameters."""
+
+import dataclasses
+import functools
+from pathlib import Path
+
+import jax
+import optax
+from flax.traverse_util import flatten_dict, unflatten_dict
+from jax.sharding import Mesh
+
+from deepseek_jax.checkpoint.folder import fingerprint
+from deepseek_jax.checkpoint.tree import abstract_tree
+from deepseek_jax.costs.program import Program, update_program
+from deepseek_jax.data.batches import TOTALS, PackedDocuments, abstract_rows
+from deepseek_jax.data.packing import Rows, pack
+from deepseek_jax.data.sources import read
+from deepseek_jax.data.tokenizer import Tokenizer
+from deepseek_jax.losses.next_token import next_token_loss, parts_trained
+from deepseek_jax.models import ModelConfig, how_to_run, random_params
+from deepseek_jax.models.adapters import whole
+from deepseek_jax.recipes.driver import Kind, Work
+from deepseek_jax.recipes.kinds.paying import beside_models
+from deepseek_jax.recipes.pretrain.settings import (
+    BaseSettings,
+    StageSettings,
+    switched_on,
+)
+from deepseek_jax.training.loop import LOSS_TERMS, train
+from deepseek_jax.training.run import Run
+from deepseek_jax.training.schedule import number_at, stepwise
+from deepseek_jax.training.step import over_micro_batches
+from deepseek_jax.training.update import Beside, create_update
+from deepseek_jax.training.watch import Checks, check_terms
+from deepseek_jax.worlds.registry import find_corpus
+
+
+@dataclasses.dataclass(frozen=True)
+class Corpus:
+    """Documents to train on, and how they are read and packed. documents: a source of data.sources, or a
+    Mixture. packing, fim_rate, readers: see data.packing.
+    """
+
+    documents: object
+    tokenizer: Tokenizer
+    packing: bool = True
+    fim_rate: float = 0.0
+    readers: int = 1
+
+
+def train_stage(
+    model: ModelConfig,
+    stage: StageSettings,
+    corpus: Corpus,
+    params,
+    run: Run,
+    *,
+    seed: int,
+    evaluate=None,
+):
+    """Train params, which are donated, over one stage: -> params. Resumes from run.folder.
+
+    evaluate: see PackedDocuments.
+    """
+    params = stage.learns(params)
+    of_rows = updates(model, stage, params, run.mesh)
+    # The documents are packed in batches of one size; an update takes several of them
+    sizes = dict(sequence_length=stage.sequence_length, batch_size=stage.quantum())
+    rows = Rows(packing=corpus.packing, readers=corpus.readers, **sizes)
+    how = dict(seed=seed, fim_rate=corpus.fim_rate)
+    weight = {}
+    if switched_on(stage.mtp_weight):
+        # Goes into the batches, because a loss_fn does not see the update count
+        weight["mtp_weight"] = stepwise(stage.mtp_weight)
+    source = PackedDocuments(
+        lambda rows: pack(corpus.documents, corpus.tokenizer, rows, **how),
+        rows,
+        run.mesh,
+        batch_sizes=stage.batch_sizes(),
+        scalars=weight,
+        evaluate=evaluate,
+        eval_every=stage.eval_every,
+    )
+
+    def update(state, batch, rng):
+        return of_rows(len(batch["tokens"]))[1](state, batch, rng)
+
+    (create, _), needed = of_rows(stage.quantum()), stage.flops_per_token(model)
+    state, checks = create(params), _checks(model, stage, of_rows)
+    return whole(train(stage, state, update, source, run, seed, checks, needed).model)
+
+
+def _checks(model: ModelConfig, stage: StageSettings, of_rows):
+    """The training.watch.Checks of a stage. of_rows: from `updates`."""
+    mtp = number_at(stage.mtp_weight, 0) > 0
+    terms = {}
+    if switched_on(stage.mtp_weight):
+        why = "no document has a token so far ahead; use longer documents, or set it to 0"
+        terms["mtp_loss"] = f"mtp_weight={stage.mtp_weight} trains nothing: {why}"
+    learns_index = model.indexer_loss != "none" and (mtp or not model.num_nextn_predict_layers)
+    if model.indexer_loss != "none":
+        terms["indexer_loss"] = f"indexer_loss={model.indexer_loss!r} trains nothing"
+
+    def before_first(state, batch):
+        if stage.balance_weight:
+            check_balance(model, stage, state.params, batch)
+
+    return Checks(
+        terms=LOSS_TERMS | terms,
+        before_first=before_first,
+        # The modules have indexers too, which nothing trains while mtp_weight is 0
+        learns=("mtp_",) * mtp + ("indexer",) * learns_index,
+        locate=lambda state, batch, rng: of_rows(len(batch["tokens"]))[1].locate(state, batch, rng),
+    )
+
+
+def check_balance(model: ModelConfig, stage: StageSettings, params, batch):
+    """Raise BrokenTerm where the balance loss or its gradient in the routers' weights is 0 or not finite."""
+    flat = flatten_dict(params)
+    routers = {path: leaf for path, leaf in flat.items() if path[-1] == "router"}
+
+    @jax.jit
+    def measure(routers, flat, batch):
+        def of_part(part):
+            def balance(routers):
+                params = unflatten_dict(flat | routers)
+                return next_token_loss(model, params, part)[1]["balance_loss"]
+
+            value, gradient = jax.value_and_grad(balance)(routers)
+            return value, optax.tree.norm(gradient)
+
+        pieces = len(batch["tokens"]) // (stage.micro_batch_size or len(batch["tokens"]))
+        values, norms = over_micro_batches(of_part, batch, pieces)
+        return values.sum(), norms.max()
+
+    value, norm = measure(routers, flat, batch)
+    field = "balance_weight"
+    check_terms({field: stage.balance_weight}, {field: value}, {field: norm})
+
+
+def updates(model: ModelConfig, stage: StageSettings, params, mesh: Mesh):
+    """A function from the rows of a batch to its (create, update), see training.update.create_update.
+
+    params: arrays, or ShapeDtypeStructs with shardings.
+    """
+    # The arrays are donated before the last size of batch is met
+    shapes = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding), params
+    )
+    parts = parts_trained(model, with_mtp=switched_on(stage.mtp_weight))
+    speed = stage.bias_update_speed
+    beside = Beside(bias_update_speed=stepwise(speed) if switched_on(speed) else None)
+
+    def loss_fn(params, batch, rng):
+        weight = batch.get("mtp_weight")
+        return next_token_loss(
+            model, params, batch, balance_weight=stage.balance_weight, mtp_weight=weight
+        )
+
+    # One program for each size of batch, since the rows may grow on the way
+    @functools.cache
+    def of_rows(rows):
+        pieces = rows // (stage.micro_batch_size or rows)
+        return create_update(
+            stage, loss_fn, shapes, mesh, parts=parts, micro_batches=pieces, beside=beside
+        )
+
+    return of_rows
+
+
+def stage_program(name: str, config: ModelConfig, stage: StageSettings, mesh: Mesh):
+    """The update of a stage, at its largest batch: a Program."""
+    params = stage.learns(abstract_tree(config, mesh))
+    rows = max(rows for _, rows in stage.batch_sizes())
+    create, step = updates(config, stage, params, mesh)(rows)
+    scalars = (*TOTALS, "mtp_weight") if switched_on(stage.mtp_weight) else TOTALS
+    batch = abstract_rows(mesh, rows, stage.sequence_length, scalars=scalars)
+    state = create.eval_shape(params)
+    flops = rows * stage.sequence_length * stage.flops_per_token(config)
+    return update_program(name, step, state, batch, config=config, mesh=mesh, flops=flops)
+
+
+def base_corpus(settings: BaseSettings, tokenizer: Tokenizer, folder: Path, seed: int):
+    """The Corpus of a base, a world's, which is built in the folder data beside that of its checkpoints."""
+    _, documents = find_corpus(settings.corpus)
+    found = documents(folder.parent / "data", num_documents=settings.num_documents, seed=seed)
+    return Corpus(found, tokenizer)
+
+
+def _check(work: Work):
+    if work.settings is not None:
+        work.settings.check(work.config, work.mesh)
+
+
+def _covers(work: Work):
+    """The corpus itself is hashed: a world whose text changes has another base."""
+    found = {"settings": {"block": work.settings, "model": work.config, "seed": work.seed}}
+    if work.settings is None:
+        return found
+    # In the folder where the training looks for it: the corpus is built once
+    documents = work.job.corpus(work).documents
+    texts = read(documents, range(len(documents)))
+    return found | {"data": [record["text"].decode() for record in texts]}
+
+
+def _compiles(work: Work) -> list[Program]:
+    if work.settings is None:
+        return []
+    name = work.job.pretraining_name(work)
+    return beside_models(work, [stage_program(name, work.config, work.settings, work.mesh)])
+
+
+def _run(work: Work):
+    """The policy of parameters that are trained from those of the stage's start, or from random ones. Without
+    settings there is no training.
+    """
+    if work.stage.start:
+        params = work.start().params
+    else:
+        params = random_params(work.config, work.mesh, work.job.settings.seed)
+    if work.settings is not None:
+        params = train_stage(
+            work.config,
+            work.settings,
+            work.job.corpus(work),
+            params,
+            work.phase,
+            seed=work.seed,
+            evaluate=work.job.evaluate_of(work),
+        )
+    return work.job.policy_of(work, params)
+
+
+PRETRAIN = Kind(_check, _compiles, _run, _covers)
+
+
+def _given_covers(work: Work):
+    path, model = work.job.checkpoint_of(work)
+    # Not the architecture, which the checkpoint has to have
+    return {"checkpoint": fingerprint(path), "settings": how_to_run(model)}
+
+
+# A checkpoint that a run starts from
+GIVEN = Kind(
+    lambda work: None,
+    lambda work: [],
+    lambda work: work.job.given(work),
+    _given_covers,
+)

@@ -1,0 +1,34 @@
+"""How an update is laid out over devices: what --search varies, and which fields of a config set it."""
+
+import dataclasses
+
+from deepseek_jax.costs.program import Program
+from deepseek_jax.parallel.mesh import size_name
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """How an update is spread: the size of every mesh axis, the micro-batches, and ModelConfig's remat."""
+
+    mesh: dict[str, int]
+    micro_batches: int
+    remat: str
+
+    def __str__(self):
+        axes = " ".join(f"{size_name(axis)}={n}" for axis, n in self.mesh.items() if n > 1)
+        return f"{axes or 'one device'}, micro_batches={self.micro_batches}, remat={self.remat}"
+
+
+def layout_fields(updates: list[Program], layout: Layout):
+    """{dotted field of an experiment's config: value} that lay its updates out so."""
+    fields = {f"mesh.{size_name(axis)}": size for axis, size in layout.mesh.items()}
+    for update in updates:
+        block = f"{update.path}." if update.path else ""
+        rows = max(len(leaf) for leaf in update.arguments[1].values() if leaf.shape)
+        if hasattr(update.settings, "micro_batch_size"):
+            # Pre-training counts the rows of a micro-batch, not the micro-batches
+            fields[f"{block}micro_batch_size"] = rows // layout.micro_batches
+        else:
+            fields[f"{block}micro_batches"] = layout.micro_batches
+        fields[f"{update.model_path}.remat"] = layout.remat
+    return fields

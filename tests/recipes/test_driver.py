@@ -1,0 +1,105 @@
+"""A recipe is one file and one config: this one asks a small base the questions of its world."""
+
+import json
+
+import pytest
+from ml_collections import ConfigDict
+
+from configs import models
+from deepseek_jax import recipes
+from deepseek_jax.recipes import driver
+from deepseek_jax.settings import build
+from launch import common
+from tests.compilations import compilations
+from tests.recipes.small import one_device, run_recipe, small_config
+
+RECIPE = '''
+"""A base -> the share of its world's held-out questions that it answers right."""
+
+import dataclasses
+
+from deepseek_jax.recipes.driver import Answering, Stage
+from deepseek_jax.recipes.settings import PolicyRun, QuestionData
+from deepseek_jax.recipes.short import PolicyJob
+from deepseek_jax.rollout.settings import AnswerOptions, Limit
+from deepseek_jax.worlds.registry import find_questions, open_rewards
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Quiz(PolicyRun):
+    data: QuestionData
+    answers: AnswerOptions
+
+
+class QuizJob(PolicyJob):
+    stages = (Stage("pretrain", "pretrain"), Stage("quiz", "measure", "pretrain"))
+
+    def answering(self, work):
+        return Answering(self.settings.answers, self.settings.data.num_held_out)
+
+    def measure(self, work):
+        data, options, policy = self.settings.data, self.settings.answers, work.start()
+        _, questions = find_questions(data.task)
+        task = questions.make(self.settings.seed, data.num_held_out)
+        asked = policy.ask(task.held_out, Limit(options.max_completion_length), "held-out")
+        with open_rewards({questions.rule: 1.0}) as rewards:
+            scores = rewards.score_together(asked, policy.answer(asked, options).texts)
+        return {"right": float(scores.total.mean()), "of": len(asked)}
+
+    def is_complete(self):
+        return (self.run.folder / "quiz.json").exists()
+
+    def report(self):
+        print("complete; answers right:", (self.run.folder / "quiz.json").read_text())
+
+
+SETTINGS = Quiz
+JOB = QuizJob
+'''
+
+
+def config_of_a_quiz():
+    """The one config of the one file."""
+    shared = small_config()
+    base = shared.base.to_dict() | dict(bias_update_speed=0.0, num_steps=2)
+    model = models.qwen2_tiny(vocab_size=shared.model.vocab_size) | dict(num_hidden_layers=1)
+    return ConfigDict(
+        dict(
+            recipe="quiz",
+            seed=0,
+            model=model,
+            base=base,
+            data=dict(num_held_out=8),
+            answers=dict(max_completion_length=4, slots=8),
+        )
+    )
+
+
+@pytest.fixture
+def quiz(tmp_path, monkeypatch):
+    (tmp_path / "quiz.py").write_text(RECIPE)
+    monkeypatch.setattr(recipes, "__path__", [*recipes.__path__, str(tmp_path)])
+    return common.find_recipe("quiz")
+
+
+def test_a_recipe_is_one_file_and_one_config(quiz, tmp_path, capsys):
+    """Oracle: by hand: what it leaves; its programs; that it says so when it is complete, without a
+    compilation; and that the driver checks it before anything runs.
+    """
+    config, workdir = config_of_a_quiz(), tmp_path / "run"
+    names = [
+        p.name for p in driver.plan(quiz.JOB(build(quiz.SETTINGS, config, "config"), one_device()))
+    ]
+    assert names[0] == "pretrain" and "answers: decode" in names
+    run_recipe(quiz, config, workdir)
+    found = json.loads((workdir / "quiz.json").read_text())
+    assert found["of"] == 8 and 0 <= found["right"] <= 1
+    with compilations() as requests:
+        run_recipe(quiz, config, workdir)
+    assert not requests and capsys.readouterr().out.count("complete; answers right") == 2
+    config.base.sequence_length = 10_000
+    with pytest.raises(
+        ValueError, match="^config.base.sequence_length=10000 is beyond the model's"
+    ):
+        run_recipe(quiz, config, tmp_path / "other")
+    assert not (tmp_path / "other").exists()
