@@ -59,7 +59,7 @@ LOOP = "log_every micro_batches num_steps optimizer save_every seed"
 ROWS = f"{LOOP} batch_size sequence_length"
 SAMPLED = "max_completion_length slots temperature"
 DISTILL_LOSS = """
-beta divergence on_policy relation_heads same_tokens temperature top_k vocab_size weights
+beta divergence on_policy relation_heads temperature top_k vocab_size weights
 """
 FORMER = {
     ModelConfig: MODEL,
@@ -74,14 +74,14 @@ FORMER = {
     RejectionSettings: f"{SAMPLED} max_per_prompt num_prompts samples_per_prompt",
     ConversationSettings: "num_puzzles num_requests",
     R1FineTuneSettings: f"{ROWS} data eval_every",
-    EvaluationSettings: f"{SAMPLED} num_puzzles num_requests samples shown_puzzles shown_requests",
+    EvaluationSettings: f"{SAMPLED} num_puzzles num_requests samples",
     RewardTrainingSettings: f"{ROWS} data kind",
     JudgeTrainingSettings: f"{ROWS} data max_completion_length slots",
     DataSettings: "num_held_out num_train path template",
     distill.LossSettings: DISTILL_LOSS,
     distill.OnPolicySettings: f"{SAMPLED} beta divergence prompts",
     StudentSettings: f"{ROWS} eval_every loss plateau start",
-    PlateauSettings: "cooldown factor min_scale patience rtol",
+    PlateauSettings: "factor patience rtol",
     ReinforcedSettings: f"{REINFORCE} start",
     StartSettings: "base init_from max_position_embeddings model tokenizer",
     ScoreSettings: f"{SAMPLED} num_questions samples",
