@@ -42,7 +42,7 @@ def get_config(arg=None):
     c.reference_every = 25
     c.optimizer = dict(learning_rate=3e-6, weight_decay=0.0)
     c.save_every = 5
-    # A step has 8,192 completions and takes hours: what a small run needs many steps to be sure of, two show
+    # A step has 8,192 completions and takes hours: a fault of all of them is no chance, and soon ends the run
     c.degenerate = dict(equal_rewards=2, truncated=2, empty=2)
     c.faults = dict(idle_lines=2)
     return c
