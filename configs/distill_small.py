@@ -4,6 +4,7 @@ architecture, by its right answers, its distributions, its hidden states and its
 python launch/train.py --config=configs/distill_small.py   # teacher: runs/r1_small, else trained first
 python launch/train.py --config=configs/distill_small.py:teacher=FOLDER   # teacher=made trains one first
 python launch/train.py --config=configs/distill_small.py:letters   # students whose tokens are letters
+python launch/train.py --config=configs/distill_small.py:plateau   # the rate follows the held-out loss
 """
 
 from pathlib import Path
@@ -23,7 +24,7 @@ ACROSS = dict(matched=0.5, sorted=0.5, hard=0.5, l2=1e-5)
 
 
 def get_config(arg=None):
-    arg = parse_arg(arg, seed=0, teacher="", letters=False)
+    arg = parse_arg(arg, seed=0, teacher="", letters=False, plateau=False)
     c = ConfigDict(dict(recipe="distill", seed=arg.seed, template="r1_zero"))
     teacher = arg.teacher or (R1 if Path(R1).is_dir() else MADE)
     c.teacher = made_teacher() if teacher == MADE else dict(path=teacher)
@@ -42,6 +43,11 @@ def get_config(arg=None):
     weights = ACROSS if arg.letters else WEIGHTS
     c.students = {name: student(name, weights=weights) for name in c.starts}
     c.evaluation = dict(num_questions=96, samples=4, max_completion_length=LENGTH)
+    if arg.plateau:
+        for each in c.students.values():
+            each.optimizer.schedule = "constant"
+            # Halved where two evaluations in a row, 100 updates, have not brought a hundredth
+            each.plateau = dict(factor=0.5, patience=2, rtol=0.01)
     if arg.letters:
         c.evaluation.max_completion_length = LETTERS
         for each in c.students.values():

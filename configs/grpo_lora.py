@@ -22,6 +22,10 @@ def get_config(arg=None):
     if arg.model == "smollm2":
         return c
     c.rollout.max_completion_length, c.micro_batches = 512, 4
+    # In bfloat16 the sampler's probabilities are not quite the update's
+    c.loss.importance_cap = 2.0
+    # A long run may forget again: it ends with the policy of the best mean reward
+    c.checkpoints = dict(best="reward", best_is="highest")
     if arg.model == "r1_distill_qwen_7b":
         c.rollout.slots = 8
     if arg.model == "qwen3_0_6b":

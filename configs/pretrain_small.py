@@ -40,6 +40,7 @@ def get_config(arg=None):
     c.stages = {"stage_1": short, "stage_2_long": long}
     for stage in c.stages.values():
         if arg.optimizer != "adamw":
-            stage.optimizer.kind = arg.optimizer
+            # The momentum is DeepSeek-V4's (arXiv:2606.19348)
+            stage.optimizer.update(kind=arg.optimizer, momentum=0.95)
         stage.update(dict(balance_weight=1e-4, log_every=10, eval_every=100, save_every=100))
     return c

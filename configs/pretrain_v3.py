@@ -22,7 +22,7 @@ TERA, GIGA = 10**12, 10**9
 LENGTH = 4096
 LAST_RATE = 7.3e-6
 # Section 4.2; moments in bfloat16 as in section 3.3.3
-OPTIMIZER = dict(weight_decay=0.1, max_grad_norm=1.0, moment_dtype="bfloat16")
+OPTIMIZER = dict(b1=0.9, b2=0.95, weight_decay=0.1, max_grad_norm=1.0, moment_dtype="bfloat16")
 
 
 def get_config(arg=None):
@@ -56,6 +56,10 @@ def get_config(arg=None):
         raise ValueError(f"context={arg.context!r} is not published; allowed: 4k, 32k, 128k")
     for stage in c.stages.values():
         stage.update(dict(balance_weight=1e-4, log_every=10, eval_every=1000, save_every=1000))
+        # 1000 updates take most of a day. Of the first stage a dozen checkpoints stay, to go back to
+        stage.checkpoints = dict(minutes=60, keep_every=20_000)
+        # A run of two months skips a bad stretch of documents rather than wait for somebody
+        stage.faults = dict(nonfinite=10)
     return c
 
 

@@ -22,7 +22,7 @@ def get_config(arg=None):
     if arg.last not in LAST:
         raise ValueError(f"config argument last={arg.last!r} must be one of {', '.join(LAST)}")
     zero = r1_zero_small.get_config(arg=f"seed={arg.seed}")
-    c = ConfigDict(dict(recipe="r1", seed=arg.seed))
+    c = ConfigDict(dict(recipe="r1", world="bilingual", seed=arg.seed))
     c.model = models.deepseek_v3_tiny(vocab_size=r1_zero_small.VOCAB_SIZE)
     c.base = zero.base
     names = "num_steps prompts_per_step group_size accuracy rewards rollout loss optimizer"

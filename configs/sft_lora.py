@@ -23,6 +23,8 @@ def get_config(arg=None):
         return c
     c.batch_size, c.sequence_length, c.micro_batches = 8, 2048, 4
     c.answers.max_completion_length = 512
+    # A few thousand conversations are soon known by heart. A checkpoint has the loss that was measured last
+    c.checkpoints, c.eval_every = dict(best="held_out_loss"), 5
     if arg.model == "r1_distill_qwen_7b":
         c.micro_batches, c.answers.slots = 8, 8
     if arg.model == "qwen3_0_6b":

@@ -147,6 +147,7 @@ def _checked(value, hint, path):
     return checked
 
 
+# Not pydantic: strict, it takes no mapping for a dataclass and no list for a tuple; else it takes True for 1
 def _of_type(value, hint, path):
     bare, origin, args = _parts(hint)
     if origin is typing.Union:

@@ -20,7 +20,8 @@ RUNS = [(path, None) for path in EXPERIMENTS] + [
     for name, stages in {"r1": r1.STAGES, "v3_post_training": v3_post_training.STAGES}.items()
     for stage in stages
 ]
-RUNS += [(CONFIGS / "distill_small.py", "letters")]
+RUNS += [(CONFIGS / "distill_small.py", arg) for arg in ("letters", "plateau")]
+RUNS += [(CONFIGS / "r1_zero.py", "extra_prompts=128")]
 RUNS += [(CONFIGS / "r1_small.py", f"last={last}") for last in ("distill", "both")]
 
 

@@ -48,7 +48,6 @@ class LossSettings:
     temperature: of the teacher's and student's distributions; or pairs (update, temperature), with linear
     interpolation between them. top_k: soft uses only so many of the teacher's likeliest tokens, from a cache
     on disk. vocab_size: number of tokens that teacher and student share, where an embedding has more rows.
-    same_tokens: for matched, (student's, teacher's) spellings of one token, besides the end tokens.
     """
 
     weights: dict[str, Natural | NonNegative]
@@ -58,7 +57,6 @@ class LossSettings:
     top_k: Count | None = None
     relation_heads: Count = 1
     vocab_size: Count | None = None
-    same_tokens: tuple[tuple[str, str], ...] = ()
     on_policy: OnPolicySettings | None = None
 
     def __post_init__(self):

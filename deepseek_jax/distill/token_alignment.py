@@ -45,29 +45,19 @@ def _boundaries(offsets):
     return {int(end): index for index, end in enumerate(ends)}
 
 
-def shared_vocabulary(student: dict[str, int], teacher: dict[str, int], same_tokens=()):
+def shared_vocabulary(student: dict[str, int], teacher: dict[str, int], end: tuple[str, str]):
     """The ids of tokens with equal spelling: (student_ids int32[n], teacher_ids int32[n]), by student's id.
 
     student, teacher: dicts from a token's spelling to its id, both in one alphabet, such as the byte-level
-    BPE of DeepSeek, Qwen and Llama 3. same_tokens: further (student spelling, teacher spelling) pairs, such
-    as the end tokens; they have precedence over equal spelling. Raises ValueError where no token is shared or
-    one of same_tokens is missing.
+    BPE of DeepSeek, Qwen and Llama 3. end: the student's and the teacher's end token, a pair whatever their
+    spelling.
     """
-    for mine, theirs in same_tokens:
-        if mine not in student or theirs not in teacher:
-            raise ValueError(
-                f"same_tokens={(mine, theirs)!r} must be a token of the student and one of the teacher"
-            )
-    pairs = {student[mine]: teacher[theirs] for mine, theirs in same_tokens}
+    mine, theirs = end
+    pairs = {student[mine]: teacher[theirs]}
     taken = set(pairs.values())
     for token, i in student.items():
         j = teacher.get(token)
         if j is not None and i not in pairs and j not in taken:
             pairs[i] = j
-    if not pairs:
-        raise ValueError(
-            f"no token of the student's {len(student)} is spelled like one of the teacher's {len(teacher)}; "
-            "give both vocabularies in one alphabet, or set weights.matched to 0"
-        )
     ids = np.array(sorted(pairs.items()), np.int32)
     return ids[:, 0], ids[:, 1]

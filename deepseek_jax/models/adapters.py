@@ -31,15 +31,13 @@ class AdapterSettings:
 
     targets: Hugging Face's names of modules, such as "q_proj"; "experts.gate_up_proj" and
     "experts.down_proj" for routed experts; "all-linear" for attention and MLPs, in a model with routed
-    experts for attention alone. init: of a, while b starts at zero: uniform within 1 / sqrt(inputs), or
-    normal with deviation 1 / rank, as peft's True and "gaussian". quantize: "int8" keeps the frozen weights
-    in half the memory of bfloat16, see models.quantized.
+    experts for attention alone. quantize: "int8" keeps the frozen weights in half the memory of bfloat16, see
+    models.quantized.
     """
 
     rank: Count
     alpha: Positive
     targets: tuple[str, ...] = (ALL_LINEAR,)
-    init: Literal["uniform", "gaussian"] = "uniform"
     quantize: Literal["int8"] | None = None
 
 
@@ -103,7 +101,9 @@ def as_read(path, leaf):
 
 
 def init_adapter(config: ModelConfig, settings: AdapterSettings, rng):
-    """A new adapter's float32 arrays in Linen's boxes, which name their axes."""
+    """A new adapter's float32 arrays in Linen's boxes, which name their axes: a is uniform within
+    1 / sqrt(inputs), as peft's, and b zero.
+    """
     r, adapter = settings.rank, {}
     places = sorted(adapter_axes(config, settings.targets).items())
     for key, (place, axes) in zip(jax.random.split(rng, len(places)), places, strict=True):
@@ -111,10 +111,7 @@ def init_adapter(config: ModelConfig, settings: AdapterSettings, rng):
         (a_names, a_shape), (b_names, b_shape) = (
             zip(*own, strict=True) for own in matrices.values()
         )
-        if settings.init == "uniform":
-            a = UNIFORM(key, a_shape) * math.prod(axes.inputs.values()) ** -0.5
-        else:
-            a = jax.random.normal(key, a_shape) / r
+        a = UNIFORM(key, a_shape) * math.prod(axes.inputs.values()) ** -0.5
         adapter[place] = {
             "lora_a": nn.LogicallyPartitioned(a, a_names),
             "lora_b": nn.LogicallyPartitioned(jnp.zeros(b_shape), b_names),

@@ -13,6 +13,9 @@ from deepseek_jax.settings import Count, Settings
 FIRST_SAID = 8
 # float32 squares of larger rewards overflow, and their small differences are lost
 LARGEST_REWARD = 1e6
+# Limits that no config sets: odd ends are the sampler's fault, and a reward may be constant because the
+# policy has learned to earn it
+FIXED = {"odd_ends": FIRST_SAID, "constant_reward": None}
 MEANINGS = {
     "equal_rewards": "all rewards of each group were equal, so that nothing was learned",
     "constant_reward": "a reward was the same for all completions",
@@ -27,10 +30,8 @@ class DegenerateSettings(Settings):
     """How many steps in a row with such groups end a run; None for never. See MEANINGS for the fields."""
 
     equal_rewards: Count | None = 200
-    constant_reward: Count | None = None
     truncated: Count | None = 200
     empty: Count | None = 50
-    odd_ends: Count | None = FIRST_SAID
 
 
 class Degenerate:
@@ -44,14 +45,15 @@ class Degenerate:
 
     def look(self, step: int, groups: list):
         """Look at the groups of a step, of groups.make_groups. Raises UnusableRewards at a limit."""
-        found = dict(faults(groups, self.eos_ids))
+        found, limits = dict(faults(groups, self.eos_ids)), dataclasses.asdict(self.limits) | FIXED
         self.counts = Counter({fault: self.counts[fault] + 1 for fault in found})
         for fault, count in self.counts.items():
             field = fault.partition(" ")[0]
             message = f"step {step}: for {count} steps in a row {MEANINGS[field]}{found[fault]}"
-            limit = getattr(self.limits, field)
+            limit = limits[field]
             if limit is not None and count >= limit:
-                raise UnusableRewards(f"{message}; degenerate.{field}={limit} ends the run")
+                name = "the limit" if field in FIXED else f"degenerate.{field}"
+                raise UnusableRewards(f"{message}; {name}={limit} ends the run")
             if is_due(count, FIRST_SAID):
                 say(message)
 

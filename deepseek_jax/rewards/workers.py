@@ -18,6 +18,7 @@ from concurrent.futures.process import BrokenProcessPool
 WORKER_BYTES = 4 * 2**30
 
 
+# Not pebble's pool: it gives the next call to a worker that was just killed, so `run` would have to repeat it
 class WorkerPool:
     """Calls a function in `num_workers` processes, each call under a wall-clock limit.
 

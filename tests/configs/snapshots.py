@@ -19,6 +19,7 @@ SLICES = {
     "pretrain_v3:context=32k": "v5p:8x8x16",
     "pretrain_v3:context=128k": "v5p:8x8x16",
     "v32": "v5p:8x8x16",
+    "v32_grpo": "v5p:4x8x8",
     "r1_zero": "v5p:8x8x16",
     "r1:stage=reasoning": "v5p:8x8x16",
     "r1:stage=sft": "v5p:8x8x16",

@@ -163,6 +163,18 @@ def test_r1_zeros_run_is_the_published_one():
     assert settings.prompts_per_step % (settings.minibatches * parts) == 0
 
 
+def test_v32s_grpo_has_all_that_the_paper_adds():
+    """Oracle: arXiv:2512.02556, section 3.1: no division by the standard deviation, an unbiased KL, masks of
+    completions that the policy has left, the sampler's experts and candidates, a weaker KL for mathematics.
+    """
+    for name in ("v32_grpo", "v32_grpo_small"):
+        settings = build(GrpoSettings, load(CONFIGS / f"{name}.py"), "config")
+        loss = settings.loss
+        assert not loss.normalizes_std() and loss.unbiased_kl and loss.off_policy_limit > 0
+        assert settings.keep_routing and settings.rollout.truncates() and loss.kl_coef > 0
+        assert 0 < settings.kl_weights["reasoning"] < 1
+
+
 @pytest.mark.parametrize(
     "name, start, rate",
     [

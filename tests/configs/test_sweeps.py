@@ -1,12 +1,18 @@
-"""What the files of configs/sweeps build their lists of overrides from."""
+"""What the files of configs/sweeps build their lists of overrides from, and that their runs are configs."""
 
 import math
+import re
 
 import pytest
 from ml_collections import ConfigDict
 
 from configs.sweeps import learning_rates
 from configs.sweeps.draws import choice, draw, grid, log_uniform, uniform
+from launch.config_file import load_config, load_function
+from launch.sweeps.runs import sweep_runs
+from tests.experiments import CONFIGS, SETTINGS
+
+SWEEPS = sorted(path for path in (CONFIGS / "sweeps").glob("*.py") if path.stem != "draws")
 
 
 def test_a_grid_is_every_combination_the_last_field_the_fastest():
@@ -57,3 +63,13 @@ def test_the_learning_rates_of_a_config():
     runs = learning_rates.sweep(config)
     assert [run["optimizer.learning_rate"] for run in runs] == [1e-4] * 3 + [3e-4] * 3
     assert [run["seed"] for run in runs] == [0, 1, 2] * 2
+
+
+@pytest.mark.parametrize("path", SWEEPS, ids=lambda path: path.stem)
+def test_the_runs_of_a_sweep_are_configs_of_their_recipe(path):
+    """Oracle: the recipe's settings, for the config that the sweep's own command names."""
+    name, own = re.search(r"--config=configs/(\S+) --sweep=(\S+)", path.read_text()).groups()
+    assert own == f"configs/sweeps/{path.name}"
+    config = load_config(str(CONFIGS / name))
+    overrides = load_function(str(path), "sweep", "--sweep")(config)
+    assert len(sweep_runs(config, overrides, SETTINGS[config.recipe])) == len(overrides) > 1

@@ -568,10 +568,8 @@ CONSTANT = group(VARIES, length=[2, 2, 2, 2])
             group([1, 1, 1, 1], length=VARIES),
             "all rewards of each group were equal",
         ),
-        ("constant_reward", CONSTANT, "a reward was the same for all completions: length was 2"),
         ("truncated", CUT, "every completion was cut off at max_completion_length"),
         ("empty", EMPTY, "every completion was empty"),
-        ("odd_ends", ODD, "ended at other tokens than those that end an answer: 4, 5"),
     ],
 )
 def test_steps_without_anything_to_learn_are_said_and_then_end_the_run(capsys, field, bad, words):
@@ -595,6 +593,22 @@ def test_steps_without_anything_to_learn_are_said_and_then_end_the_run(capsys, f
     never = Degenerate(DegenerateSettings(**none), [EOS])
     for step in range(300):
         never.look(step, [bad, bad])
+
+
+def test_a_constant_reward_is_said_and_odd_ends_end_the_run(capsys):
+    """Oracle: by hand: both for 8 steps in a row; the constant reward for 300, too."""
+    watched = Degenerate(DegenerateSettings(), [EOS])
+    for step in range(300):
+        watched.look(step, [CONSTANT, CONSTANT])
+    words = "step 7: for 8 steps in a row a reward was the same for all completions: length was 2"
+    assert words in capsys.readouterr().out
+    for step in range(7):
+        watched.look(step, [ODD, ODD])
+    words = (
+        "for 8 steps in a row .* at other tokens than those that end an answer: 4, 5; the limit=8"
+    )
+    with pytest.raises(UnusableRewards, match=words):
+        watched.look(7, [ODD, ODD])
 
 
 @pytest.fixture

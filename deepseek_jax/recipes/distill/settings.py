@@ -20,8 +20,6 @@ from deepseek_jax.rollout.settings import AnswerOptions
 from deepseek_jax.settings import (
     Between,
     Count,
-    Natural,
-    NonNegative,
     Positive,
     PositiveShare,
     Seed,
@@ -29,6 +27,9 @@ from deepseek_jax.settings import (
 )
 from deepseek_jax.synthesis.settings import RejectionSettings
 from deepseek_jax.worlds.registry import find_world
+
+# A plateau lowers the learning rate to no less than this share of it
+MIN_SCALE = 0.01
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,9 +115,7 @@ class PlateauSettings:
 
     factor: Annotated[float, Between(0, 1, open_low=True, open_high=True)] = 0.5
     patience: Count = 1
-    cooldown: Natural = 0
     rtol: PositiveShare = 1e-3
-    min_scale: NonNegative = 0.01
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -147,7 +146,11 @@ class StudentSettings(FineTuneSettings):
             return tx
         # The held-out loss is new at every eval_every-th update: its repetitions are no plateau
         follow = optax.contrib.reduce_on_plateau(
-            **dataclasses.asdict(self.plateau), accumulation_size=self.eval_every
+            factor=self.plateau.factor,
+            patience=self.plateau.patience,
+            rtol=self.plateau.rtol,
+            min_scale=MIN_SCALE,
+            accumulation_size=self.eval_every,
         )
         return optax.chain(tx, follow)
 

@@ -139,7 +139,7 @@ class StudentRun:
             spelled = zip((tokenizer, teacher_tokenizer), ends, strict=True)
             end = tuple(t.backend.id_to_token(i) for t, i in spelled)
             with at(f"config.students.{self.name}.loss"):
-                pairs = shared_vocabulary(own, theirs, (end, *loss.same_tokens))
+                pairs = shared_vocabulary(own, theirs, end)
             return tuple(tuple(ids.tolist()) for ids in pairs)
         if own != theirs:
             raise ValueError(

@@ -23,6 +23,8 @@ FORMS = {
     "harmless": ".1%",
 }
 SHOWN = 2  # samples of each kind that are printed
+# Questions of each kind whose samples all stand in report.html
+ON_PAGE = {"puzzles": 12, "requests": 8}
 LAYOUT = {
     "language_consistency": "language",
     "think_answer_format": "format",
@@ -37,15 +39,11 @@ def measure(
     Returns a dict for JSON. values: score -> one number a prompt, the mean of its k samples. Reasoning
     questions have pass@1, cons@k (is the most frequent answer right), language, format and length in tokens;
     general ones have the world's scores. scores: score -> [mean, low, high] of these, with 95% intervals,
-    over prompts. samples: the first shown_puzzles and shown_requests prompts with all their
-    completions.
+    over prompts. samples: the first ON_PAGE prompts with all their completions.
     """
     values, samples = {}, {}
-    parts = (
-        ("puzzles", world.reasoning, reasoning, settings.shown_puzzles),
-        ("requests", world.general, general, settings.shown_requests),
-    )
-    for title, name, examples, num_shown in parts:
+    parts = ("puzzles", world.reasoning, reasoning), ("requests", world.general, general)
+    for title, name, examples in parts:
         if not examples:
             continue
         questions = world.questions[name]
@@ -55,7 +53,7 @@ def measure(
             values |= reasoning_values(questions, examples, groups) | {"length": lengths.mean(1)}
         else:
             values |= general_values(questions, examples, groups)
-        shown = examples[:num_shown], groups[:num_shown], lengths[:num_shown]
+        shown = (each[: ON_PAGE[title]] for each in (examples, groups, lengths))
         samples[title] = sample_groups(questions, *shown)
     return {
         "k": settings.samples,

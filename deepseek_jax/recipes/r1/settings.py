@@ -57,8 +57,7 @@ class R1FineTuneSettings(FineTuneSettings):
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class EvaluationSettings(AnswerOptions):
     """How every stage's policy is measured: `samples` answers to each of num_puzzles held-out reasoning
-    questions and num_requests general ones. report.html has all samples of the first shown_puzzles and
-    shown_requests.
+    questions and num_requests general ones.
     """
 
     num_puzzles: Several = 128
@@ -66,8 +65,6 @@ class EvaluationSettings(AnswerOptions):
     samples: Count = 16
     top_p: PositiveShare = 1.0
     slots: Count = 128
-    shown_puzzles: Count = 12
-    shown_requests: Count = 8
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -1,0 +1,48 @@
+"""DeepSeek-V3.2's reinforcement: GRPO, with what keeps it stable at scale (arXiv:2512.02556, section 3.1).
+
+python launch/train.py --config=configs/v32_grpo.py
+python launch/plan.py --config=configs/v32_grpo.py --topology=v5p:4x8x8       # does it fit?
+
+Set the paths to yours, see configs/r1.py. Reasoning and general questions are learned in one stage. A judge
+answers for the paper's generative reward model, which has rubrics for each question. What `stabilise` sets is
+published, and its numbers are not: they are ours. The other numbers are those of R1's last stage, but for the
+mesh: 256 chips, a quarter of R1's.
+"""
+
+from configs import models, r1
+from configs.common import parse_arg
+
+
+def get_config(arg=None):
+    arg = parse_arg(arg, seed=0)
+    c = r1.get_config(f"stage=scenarios,seed={arg.seed}")
+    c.init_from = "/checkpoints/DeepSeek-V3.2-SFT"
+    c.model = models.deepseek_v3_2() | dict(expert_buffer=1.25, remat="attention")
+    # An update is 512 rows of one completion: a row on eight chips, in sixteen micro-batches
+    c.mesh, c.micro_batches = dict(data=1, expert=32, context=8), 16
+    # On a quarter of the chips, what a rollout does not read would take a third of their memory
+    c.optimizer.update(moment_dtype="bfloat16", moment_memory="host")
+    c.update(reference_dtype="bfloat16", reference_memory="host")
+    c.data.path, c.data.template = "/data/v32_questions.jsonl", "chat"
+    c.rewards = dict(math_verify=1.0, language_consistency=1.0)
+    c.general = dict(num_steps=c.num_steps, per_step=256, path="/data/v32_general.jsonl")
+    c.general.rewards = dict(judge=1.0, language_consistency=1.0)
+    # Four judgements on each chip at a time
+    judge = dict(path="/checkpoints/V3.2-judge", dtype="bfloat16", batch_size=1024)
+    c.reward_models = dict(judge=judge | dict(max_completion_length=r1.JUDGEMENT_TOKENS))
+    c.rollout.temperature = 1.0
+    stabilise(c, top_k=64)
+    return c
+
+
+def stabilise(c, top_k):
+    """Set what V3.2 adds to GRPO, in a ConfigDict of GRPO."""
+    # Advantages are rewards less their group's mean. The KL's gradient is that of the policy's own samples
+    c.loss.update(normalize_std=False, unbiased_kl=True)
+    # A bad completion teaches nothing once the policy gives it so many nats a token less than its sampler did
+    c.loss.off_policy_limit = 0.5
+    # Mathematics does better with a weak KL
+    c.kl_weights = dict(reasoning=0.1)
+    # Updates use the experts that the sampler chose, and the candidates that it drew each token from
+    c.keep_routing = True
+    c.rollout.update(top_p=0.95, top_k=top_k)
