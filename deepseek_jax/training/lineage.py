@@ -41,6 +41,13 @@ def read_record(path: Path):
     return record
 
 
+def own_seed(seed: int, name: str):
+    """A seed of a stage's own: of a run's seed and the stage's name alone, so that no stage more or less in a
+    recipe changes it.
+    """
+    return int(content_hash([seed, name]), 16) % 2**31
+
+
 def run_stage(workdir: Path, name: str, inputs: dict, make):
     """Call make(folder) once for these inputs, with the folder workdir/name: -> the stage's hash.
 

@@ -26,6 +26,7 @@ from deepseek_jax.reports.answers import make_console
 from deepseek_jax.reports.preferences import reward_model_table
 from deepseek_jax.reports.run_page import write_report
 from deepseek_jax.reports.tables import stages_table
+from deepseek_jax.training.lineage import own_seed
 
 SETTINGS = R1Settings
 R1 = (
@@ -61,15 +62,10 @@ class Job(R1Job):
         self.stages = tuple(stages_of(self.settings))
 
     def seed_of(self, stage: Stage):
-        """A stage's own seed, so that no two stages draw alike."""
-        names = [each.name for each in R1]
-        if stage.name == "base" or stage.name not in names:
+        # The base draws as that of any recipe does, and all policies answer alike
+        if stage.kind in ("pretrain", "given", "measure"):
             return self.settings.seed
-        index, first = names.index(stage.name), names.index("scenarios") + 1
-        # Stages that came later have seeds of their own, so that the first ones keep theirs
-        if index >= first:
-            return 2**30 + (len(names) - first) * self.settings.seed + index - first
-        return first * self.settings.seed + index
+        return own_seed(self.settings.seed, stage.name)
 
     def ended(self, work: Work):
         if work.stage.kind == "measure":
