@@ -6,7 +6,7 @@ from deepseek_jax.checkpoint import is_orbax
 from deepseek_jax.data.tokenizer import check_checkpoint
 from deepseek_jax.errors import at
 from deepseek_jax.recipes.driver import Stage, Work, WorkdirJob
-from deepseek_jax.recipes.kinds.pretrain import base_corpus
+from deepseek_jax.recipes.pretrain.corpus import base_corpus
 from deepseek_jax.recipes.settings import AdapterRun, PolicyRun
 from deepseek_jax.recipes.start import (
     base_path,

@@ -22,8 +22,8 @@ from deepseek_jax.recipes.distill.tasks import (
 )
 from deepseek_jax.recipes.driver import Answering, LineageJob, Stage, Work
 from deepseek_jax.recipes.kinds.accept import accepted_by
-from deepseek_jax.recipes.kinds.pretrain import base_corpus
 from deepseek_jax.recipes.kinds.tune import check_conversations, held_out_loss, rows_of
+from deepseek_jax.recipes.pretrain.corpus import base_corpus
 from deepseek_jax.recipes.start import frozen, planned_model
 from deepseek_jax.reinforce.scenarios import scenario_rewards
 from deepseek_jax.rollout.policy import Policy, check_room, check_vocabulary, load_policy

@@ -22,7 +22,7 @@ from deepseek_jax.parallel.processes import first_process, say
 from deepseek_jax.recipes.driver import LineageJob, Stage, Work
 from deepseek_jax.recipes.generate.settings import GenerateSettings
 from deepseek_jax.recipes.kinds.ask import sampling_inputs
-from deepseek_jax.recipes.kinds.pretrain import base_corpus
+from deepseek_jax.recipes.pretrain.corpus import base_corpus
 from deepseek_jax.recipes.start import check_slots, planned_model, starting_policy
 from deepseek_jax.reinforce.model_rewards import load_model_rewards
 from deepseek_jax.reports.answers import make_console

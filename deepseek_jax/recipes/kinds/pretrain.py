@@ -1,8 +1,6 @@
 """A stage of pre-training (arXiv:2412.19437, section 4): a corpus and a loss to trained parameters."""
 
-import dataclasses
 import functools
-from pathlib import Path
 
 import jax
 import optax
@@ -15,14 +13,13 @@ from deepseek_jax.costs.program import Program, update_program
 from deepseek_jax.data.batches import TOTALS, PackedDocuments, abstract_rows
 from deepseek_jax.data.packing import Rows, pack
 from deepseek_jax.data.sources import read
-from deepseek_jax.data.tokenizer import Tokenizer
 from deepseek_jax.losses.next_token import next_token_loss, parts_trained
 from deepseek_jax.models import ModelConfig, how_to_run, random_params
 from deepseek_jax.models.adapters import whole
 from deepseek_jax.recipes.driver import Kind, Work
 from deepseek_jax.recipes.kinds.paying import beside_models
+from deepseek_jax.recipes.pretrain.corpus import Corpus
 from deepseek_jax.recipes.pretrain.settings import (
-    BaseSettings,
     StageSettings,
     switched_on,
 )
@@ -32,20 +29,6 @@ from deepseek_jax.training.schedule import number_at, stepwise
 from deepseek_jax.training.step import over_micro_batches
 from deepseek_jax.training.update import Beside, create_update
 from deepseek_jax.training.watch import Checks, check_terms
-from deepseek_jax.worlds.registry import find_corpus
-
-
-@dataclasses.dataclass(frozen=True)
-class Corpus:
-    """Documents to train on, and how they are read and packed. documents: a source of data.sources, or a
-    Mixture. packing, fim_rate, readers: see data.packing.
-    """
-
-    documents: object
-    tokenizer: Tokenizer
-    packing: bool = True
-    fim_rate: float = 0.0
-    readers: int = 1
 
 
 def train_stage(
@@ -178,13 +161,6 @@ def stage_program(name: str, config: ModelConfig, stage: StageSettings, mesh: Me
     state = create.eval_shape(params)
     flops = rows * stage.sequence_length * stage.flops_per_token(config)
     return update_program(name, step, state, batch, config=config, mesh=mesh, flops=flops)
-
-
-def base_corpus(settings: BaseSettings, tokenizer: Tokenizer, folder: Path, seed: int):
-    """The Corpus of a base, a world's, which is built in the folder data beside that of its checkpoints."""
-    _, documents = find_corpus(settings.corpus)
-    found = documents(folder.parent / "data", num_documents=settings.num_documents, seed=seed)
-    return Corpus(found, tokenizer)
 
 
 def _check(work: Work):

@@ -14,8 +14,8 @@ from deepseek_jax.recipes.driver import Answering, LineageJob, Stage, Work
 from deepseek_jax.recipes.kinds.accept import accepted_by
 from deepseek_jax.recipes.kinds.judge import judged_pairs
 from deepseek_jax.recipes.kinds.preferences import load_preferences, with_ids
-from deepseek_jax.recipes.kinds.pretrain import base_corpus
 from deepseek_jax.recipes.kinds.tune import check_conversations, held_out_loss, rows_of
+from deepseek_jax.recipes.pretrain.corpus import base_corpus
 from deepseek_jax.recipes.r1.scores import measure, say_scores
 from deepseek_jax.recipes.r1.settings import SPECIALISTS, R1Settings, R1TeacherSettings
 from deepseek_jax.recipes.start import planned_model, starting_policy
