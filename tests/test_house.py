@@ -2,7 +2,11 @@
 
 import ast
 import graphlib
+import subprocess
+import sys
 from pathlib import Path
+
+import pytest
 
 import deepseek_jax
 from tests.test_import_order import imports_of
@@ -44,3 +48,31 @@ def test_one_place_makes_an_update():
     """Oracle: the calls in all files: training/update.py makes it, for runs and for plans."""
     found = {name: calls_of(path, "Update") for name, path in MODULES.items()}
     assert {name: n for name, n in found.items() if n} == {"deepseek_jax.training.update": 1}
+
+
+def loaded(module):
+    """The modules of a fresh interpreter that has imported one of ours."""
+    program = f"import sys, {module}; print(*sys.modules)"
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    )
+    return done.stdout.split()
+
+
+def test_the_grpo_recipe_is_read_with_few_modules():
+    """Oracle: sys.modules of a fresh interpreter: 150 of ours; kinds of stages, worlds, rules and formats of
+    checkpoints come when a run asks for them.
+    """
+    names = loaded("deepseek_jax.recipes.grpo.run")
+    ours = [name for name in names if name.split(".")[0] == "deepseek_jax"]
+    assert len(ours) <= 150
+
+
+@pytest.mark.parametrize(
+    "recipe", sorted(path.parent.name for path in ROOT.glob("recipes/*/settings.py"))
+)
+def test_settings_are_read_without_a_sampler_orbax_or_a_model(recipe):
+    """Oracle: sys.modules of a fresh interpreter."""
+    names = loaded(f"deepseek_jax.recipes.{recipe}.settings")
+    unwanted = ("rollout.engine", "rollout.policy", "checkpoint.orbax_params", "models.decoder")
+    assert not [n for n in names if n == "orbax" or n.endswith(unwanted)]

@@ -4,21 +4,38 @@ from pathlib import Path
 
 from jax.sharding import Mesh
 
-from deepseek_jax.checkpoint.gguf import gguf_config, load_gguf
-from deepseek_jax.checkpoint.hf_config import read_config
-from deepseek_jax.checkpoint.hf_import import load_hf
-from deepseek_jax.checkpoint.orbax_params import is_orbax, load_orbax
+from deepseek_jax.checkpoint.orbax_params import is_orbax
 from deepseek_jax.files import as_path
+from deepseek_jax.lazy import LazyTable
+
+# What reads the parameters and what the config of each format; only the one at hand is imported
+LOADERS = LazyTable(
+    {
+        "orbax": "deepseek_jax.checkpoint.orbax_params:load_orbax",
+        "gguf": "deepseek_jax.checkpoint.gguf:load_gguf",
+        "hf": "deepseek_jax.checkpoint.hf_import:load_hf",
+    }
+)
+CONFIGS = LazyTable(
+    {
+        "orbax": "deepseek_jax.checkpoint.hf_config:read_config",
+        "gguf": "deepseek_jax.checkpoint.gguf:gguf_config",
+        "hf": "deepseek_jax.checkpoint.hf_config:read_config",
+    }
+)
 
 
 def load_params(path: str | Path, dtype: str | None = None, mesh: Mesh | None = None):
     """load_orbax, load_gguf or load_hf of the path: -> (ModelConfig, params)."""
-    if is_orbax(path):
-        return load_orbax(path, dtype, mesh)
-    load = load_gguf if as_path(path).suffix == ".gguf" else load_hf
-    return load(path, dtype, mesh)
+    return LOADERS[_format(path)](path, dtype, mesh)
 
 
 def read_any_config(path: str | Path):
     """The ModelConfig of what load_params reads at a path, whose parameters need not be there."""
-    return gguf_config(path) if as_path(path).suffix == ".gguf" else read_config(path)
+    return CONFIGS[_format(path)](path)
+
+
+def _format(path):
+    if is_orbax(path):
+        return "orbax"
+    return "gguf" if as_path(path).suffix == ".gguf" else "hf"

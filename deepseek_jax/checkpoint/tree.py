@@ -7,7 +7,8 @@ from flax.traverse_util import unflatten_dict
 from jax.sharding import Mesh
 
 from deepseek_jax.models import ModelConfig, init_params
-from deepseek_jax.models.adapters import AdapterSettings, abstract_adapted
+from deepseek_jax.models.adapter_settings import AdapterSettings
+from deepseek_jax.models.adapters import abstract_adapted
 from deepseek_jax.parallel import logical_names, shardings
 
 

@@ -8,6 +8,7 @@ import numpy as np
 
 from deepseek_jax.data.infill import check_fim_rate, fill_in_the_middle
 from deepseek_jax.data.mixture import Mixture
+from deepseek_jax.data.readers import check_readers
 from deepseek_jax.data.tokenizer import Tokenizer
 
 # Documents read at once: one by one, reading costs more than all the rest
@@ -45,15 +46,6 @@ class Rows:
     def order(self, mixture: Mixture, seed: int, num_epochs: int | None = None):
         """Mixture.order of this reader."""
         return mixture.order(seed, num_epochs=num_epochs, reader=self.reader, readers=self.readers)
-
-
-def check_readers(readers: int, rows: int, field: str = "batch_size"):
-    """Raise ValueError where readers cannot pack equal shares of a batch's rows. field: the rows' name."""
-    if rows % readers:
-        raise ValueError(
-            f"readers={readers} does not divide the rows of a batch, {field}={rows}; set readers to a "
-            f"divisor of {rows}"
-        )
 
 
 def pack(

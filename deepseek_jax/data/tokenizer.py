@@ -10,11 +10,17 @@ from typing import Any
 
 import tokenizers
 
-from deepseek_jax.data.deepseek_v32 import DeepseekV32Chat
-from deepseek_jax.data.gguf_tokenizer import gguf_tokenizer
 from deepseek_jax.files import as_path, staged
+from deepseek_jax.lazy import LazyTable
 
 VOCABULARY_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
+# What reads the tokenizer of some checkpoints
+SPECIAL = LazyTable(
+    {
+        "gguf": "deepseek_jax.data.gguf_tokenizer:gguf_tokenizer",
+        "deepseek_v32": "deepseek_jax.data.deepseek_v32:DeepseekV32Chat",
+    }
+)
 # Files of a folder in a bucket that hold no tokenizer, and are large
 WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth")
 # As DeepSeek's vocabularies have them
@@ -94,7 +100,7 @@ def load_tokenizer(path: str | Path):
     if path.is_dir():
         chat = _folder_tokenizer(path)
     elif path.is_file():
-        chat = gguf_tokenizer(path)
+        chat = SPECIAL["gguf"](path)
     else:
         raise ValueError(f"nothing at {path}; give a Hugging Face folder or a .gguf file.")
     if chat.eos_token_id is None:
@@ -107,7 +113,7 @@ def load_tokenizer(path: str | Path):
     fim_ids = tuple(map(chat.backend_tokenizer.token_to_id, FIM_TOKENS))
     renders = chat if chat.chat_template else None
     if renders is None and _is_deepseek_v32(path):
-        renders = DeepseekV32Chat(chat.backend_tokenizer)
+        renders = SPECIAL["deepseek_v32"](chat.backend_tokenizer)
     return Tokenizer(
         chat.backend_tokenizer,
         eos_id=chat.eos_token_id,

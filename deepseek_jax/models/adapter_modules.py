@@ -9,13 +9,11 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.sharding import Mesh
 
 from deepseek_jax.errors import suggest
+from deepseek_jax.models.adapter_settings import ALL_LINEAR
 from deepseek_jax.models.config import ModelConfig
 from deepseek_jax.models.decoder import init_params
 from deepseek_jax.models.layers import INPUTS
 from deepseek_jax.parallel.shard import logical_names, shardings
-
-# The target that stands for every Linear module; routed experts are parameters of one module instead
-ALL_LINEAR = "all-linear"
 
 
 @dataclasses.dataclass(frozen=True)

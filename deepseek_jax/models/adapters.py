@@ -5,7 +5,6 @@ frozen parameters. Nothing else in the model knows of them.
 import dataclasses
 import functools
 import math
-from typing import Literal
 
 import flax.linen as nn
 import jax
@@ -14,31 +13,15 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.experimental.layout import Format, Layout
 from jax.sharding import Mesh
 
-from deepseek_jax.models.adapter_modules import ALL_LINEAR, MODULES, adapter_axes, matrix_axes
+from deepseek_jax.models.adapter_modules import MODULES, adapter_axes, matrix_axes
+from deepseek_jax.models.adapter_settings import AdapterSettings
 from deepseek_jax.models.config import ModelConfig
 from deepseek_jax.models.low_rank import LowRank, dense, is_weight
 from deepseek_jax.models.quantized import abstract_quantized
 from deepseek_jax.models.trained_part import TrainedPart, rejoined
 from deepseek_jax.parallel.shard import init_sharded, logical_names, shardings
-from deepseek_jax.settings import Count, Positive
 
 UNIFORM = functools.partial(jax.random.uniform, minval=-1.0, maxval=1.0)
-
-
-@dataclasses.dataclass(frozen=True)
-class AdapterSettings:
-    """Adapters of this rank; their product is scaled by alpha / rank.
-
-    targets: Hugging Face's names of modules, such as "q_proj"; "experts.gate_up_proj" and
-    "experts.down_proj" for routed experts; "all-linear" for attention and MLPs, in a model with routed
-    experts for attention alone. quantize: "int8" keeps the frozen weights in half the memory of bfloat16, see
-    models.quantized.
-    """
-
-    rank: Count
-    alpha: Positive
-    targets: tuple[str, ...] = (ALL_LINEAR,)
-    quantize: Literal["int8"] | None = None
 
 
 @functools.partial(

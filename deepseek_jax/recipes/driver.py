@@ -18,7 +18,7 @@ from deepseek_jax.errors import at
 from deepseek_jax.files import read_json, write_whole
 from deepseek_jax.lazy import LazyTable
 from deepseek_jax.models import ModelConfig
-from deepseek_jax.models.adapters import AdapterSettings
+from deepseek_jax.models.adapter_settings import AdapterSettings
 from deepseek_jax.parallel.processes import first_process
 from deepseek_jax.recipes.start import check_slots
 from deepseek_jax.reinforce.settings import ModelRewardSettings

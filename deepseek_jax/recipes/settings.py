@@ -3,7 +3,7 @@
 import dataclasses
 
 from deepseek_jax.data.chat import Template
-from deepseek_jax.models.adapters import AdapterSettings
+from deepseek_jax.models.adapter_settings import AdapterSettings
 from deepseek_jax.models.config import ModelConfig, RunSettings, names_architecture
 from deepseek_jax.recipes.pretrain.settings import BaseSettings
 from deepseek_jax.settings import Seed, Settings, Several, build

@@ -11,8 +11,8 @@ from typing import Annotated
 import numpy as np
 
 from deepseek_jax.data.prompt_line import check_line
+from deepseek_jax.data.tokenizer import Tokenizer
 from deepseek_jax.rewards import Scores
-from deepseek_jax.rollout.policy import Policy
 from deepseek_jax.settings import Between, Count, Positive, Settings
 
 # The name of the penalty among the parts of a reward
@@ -93,10 +93,10 @@ def with_length_penalty(settings: EffortSettings, examples, lengths, scores: Sco
     return dataclasses.replace(scores, total=scores.total + penalty, parts=parts)
 
 
-def check_lines(settings: EffortSettings, policy: Policy):
-    """Raise ValueError, naming the field, where the policy's prompts cannot hold one of the lines."""
+def check_lines(settings: EffortSettings, tokenizer: Tokenizer, template: str):
+    """Raise ValueError, naming the field, where prompts in this template cannot hold one of the lines."""
     for effort in settings.values:
-        check_line(policy.tokenizer, settings.line_at(effort), policy.template)
+        check_line(tokenizer, settings.line_at(effort), template)
 
 
 def with_efforts(settings: EffortSettings, examples: list):

@@ -5,9 +5,14 @@ from deepseek_jax.lazy import lazy_names
 __getattr__, __dir__, __all__ = lazy_names(
     __name__,
     {
+        "CURVES": "tables",
         "before_after_table": "tables",
         "loss_table": "tables",
+        "make_console": "answers",
         "plot_curves": "tables",
+        "print_samples": "answers",
+        "print_table": "answers",
+        "report_efforts": "efforts",
         "report_page": "html_report",
         "stages_table": "tables",
         "write_report": "run_page",

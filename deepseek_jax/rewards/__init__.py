@@ -9,10 +9,10 @@ __getattr__, __dir__, __all__ = lazy_names(
         "MathVerifier": "math_verify",
         "ProgramVerifier": "program",
         "RULES": "scoring",
-        "Reading": "scoring",
+        "Reading": "rule",
         "RewardModel": "model",
         "Rewards": "scoring",
-        "Rule": "scoring",
+        "Rule": "rule",
         "Scores": "scoring",
     },
 )

@@ -2,73 +2,30 @@
 
 import functools
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
 
 import numpy as np
 
 from deepseek_jax.errors import UnusableRewards, at, suggest
-from deepseek_jax.rewards.answer import answer_key, exact_answer, extract_answer, gold_answer
-from deepseek_jax.rewards.arithmetic import (
-    check_chain,
-    check_integer,
-    correct,
-    correct_reasoning,
-    correct_working,
-    true_equations,
-)
-from deepseek_jax.rewards.format import think_answer_format
-from deepseek_jax.rewards.language import (
-    check_language,
-    language_consistency,
-    language_consistency_en,
-    language_consistency_zh,
-)
-from deepseek_jax.rewards.math_verify import MathVerifier
-from deepseek_jax.rewards.program import ProgramVerifier, check_test_cases
+from deepseek_jax.lazy import LazyTable
 
-
-class Reading(NamedTuple):
-    """How a rule reads the answer in a completion, so that answers can vote.
-
-    find(completion) -> str, or None without an answer. Answers with equal key(answer) are the same.
-    """
-
-    find: Callable
-    key: Callable
-
-
-class Rule(NamedTuple):
-    """One reward by rule.
-
-    score(completion: str, example: Mapping) -> float. check(example) raises ValueError for an example that
-    the rule cannot score. reading: None where answers cannot vote, such as programs. verifier: in place of
-    score, a class whose score(list of example[field], completions) scores a batch in a pool of workers.
-    """
-
-    score: Callable | None = None
-    check: Callable | None = None
-    reading: Reading | None = None
-    verifier: Callable | None = None
-    field: str = "answer"
-
-
-NUMBERS = Reading(extract_answer, answer_key)
 # THE rules, by their name in config.rewards; worlds add more, see worlds.registry
-RULES = {
-    "exact_answer": Rule(exact_answer, gold_answer, NUMBERS),
-    "math_verify": Rule(None, gold_answer, NUMBERS, verifier=MathVerifier),
-    "correct": Rule(correct, check_integer, NUMBERS),
-    "correct_reasoning": Rule(correct_reasoning, check_chain),
-    "correct_working": Rule(correct_working, check_integer),
-    "true_equations": Rule(true_equations),
-    "program": Rule(None, check_test_cases, verifier=ProgramVerifier, field="test_cases"),
-    "think_answer_format": Rule(think_answer_format),
-    "language_consistency": Rule(language_consistency, check_language),
-    "language_consistency_en": Rule(language_consistency_en),
-    "language_consistency_zh": Rule(language_consistency_zh),
-}
+RULES = LazyTable(
+    {
+        "exact_answer": "deepseek_jax.rewards.rules:EXACT_ANSWER",
+        "math_verify": "deepseek_jax.rewards.rules:MATH_VERIFY",
+        "correct": "deepseek_jax.rewards.rules:CORRECT",
+        "correct_reasoning": "deepseek_jax.rewards.rules:CORRECT_REASONING",
+        "correct_working": "deepseek_jax.rewards.rules:CORRECT_WORKING",
+        "true_equations": "deepseek_jax.rewards.rules:TRUE_EQUATIONS",
+        "program": "deepseek_jax.rewards.rules:PROGRAM",
+        "think_answer_format": "deepseek_jax.rewards.rules:THINK_ANSWER_FORMAT",
+        "language_consistency": "deepseek_jax.rewards.rules:LANGUAGE_CONSISTENCY",
+        "language_consistency_en": "deepseek_jax.rewards.rules:LANGUAGE_CONSISTENCY_EN",
+        "language_consistency_zh": "deepseek_jax.rewards.rules:LANGUAGE_CONSISTENCY_ZH",
+    }
+)
 MAX_MESSAGES = 5
 # Longest completion that rules read, about 250,000 tokens: longer ones take seconds, and workers copy them
 MAX_CHARS = 2**20

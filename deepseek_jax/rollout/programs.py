@@ -19,7 +19,7 @@ from deepseek_jax.costs.program import (
     forward_work,
 )
 from deepseek_jax.models import ModelConfig
-from deepseek_jax.models.adapters import AdapterSettings
+from deepseek_jax.models.adapter_settings import AdapterSettings
 from deepseek_jax.models.quantized import is_quantized
 from deepseek_jax.parallel.decoding import decoding_mesh
 from deepseek_jax.rollout import steps

@@ -7,7 +7,7 @@ from pathlib import Path
 from deepseek_jax.data.chat import asked_messages
 from deepseek_jax.errors import at
 from deepseek_jax.evaluation.consensus import majority
-from deepseek_jax.rewards.scoring import NUMBERS
+from deepseek_jax.rewards.rules import NUMBERS
 from deepseek_jax.synthesis.augment import REWRITTEN
 from deepseek_jax.synthesis.generated import write_conversations
 from deepseek_jax.synthesis.near_duplicates import NearDuplicates

@@ -7,6 +7,7 @@ import tempfile
 import time
 from collections import Counter
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import jax
 from rich.console import Console
@@ -15,7 +16,9 @@ from tensorboardX import SummaryWriter
 
 from deepseek_jax.files import GrowingFile, as_path, is_remote, upload, write_whole
 from deepseek_jax.parallel.processes import is_due, say
-from deepseek_jax.training.wandb_board import WandbRun
+
+if TYPE_CHECKING:
+    from deepseek_jax.training.wandb_board import WandbRun
 
 # The console prints those of these that a phase logs; the files hold everything.
 HEADLINE = (
@@ -42,7 +45,7 @@ class MetricsWriter:
         self,
         workdir: str | Path,
         console_seconds: float | None = None,
-        wandb: WandbRun | None = None,
+        wandb: "WandbRun | None" = None,
     ):
         self.workdir = as_path(workdir)
         self.console_seconds = CONSOLE_SECONDS if console_seconds is None else console_seconds

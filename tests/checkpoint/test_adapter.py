@@ -17,14 +17,8 @@ from deepseek_jax.checkpoint import load_adapter, load_hf, save_adapter
 from deepseek_jax.checkpoint.adapter_names import to_tensors
 from deepseek_jax.models import forward
 from deepseek_jax.models.adapter_modules import adapter_axes
-from deepseek_jax.models.adapters import (
-    Adapted,
-    AdapterSettings,
-    join,
-    merged,
-    split,
-    with_adapter,
-)
+from deepseek_jax.models.adapter_settings import AdapterSettings
+from deepseek_jax.models.adapters import Adapted, join, merged, split, with_adapter
 from deepseek_jax.models.quantized import quantized
 from tests.models.families import write_tiny_checkpoint
 from tests.quick import others_slow

@@ -23,7 +23,8 @@ from deepseek_jax.checkpoint.store import Store
 from deepseek_jax.checkpoint.tree import by_path
 from deepseek_jax.files import as_path, upload
 from deepseek_jax.models import ModelConfig, random_params
-from deepseek_jax.models.adapters import AdapterSettings, with_adapter
+from deepseek_jax.models.adapter_settings import AdapterSettings
+from deepseek_jax.models.adapters import with_adapter
 from deepseek_jax.parallel import make_mesh
 from tests.checkpoint.test_gguf import write_gguf
 from tests.checkpoint.test_store import DATA, assert_equal, make_state

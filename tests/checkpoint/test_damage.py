@@ -18,7 +18,8 @@ from deepseek_jax.checkpoint.arrays import StoredArrays, save_arrays
 from deepseek_jax.checkpoint.damage import DamagedCheckpoint, read_together
 from deepseek_jax.checkpoint.reward_params import load_reward_model, save_reward_model
 from deepseek_jax.checkpoint.tree import by_path, from_paths
-from deepseek_jax.models.adapters import AdapterSettings, with_adapter
+from deepseek_jax.models.adapter_settings import AdapterSettings
+from deepseek_jax.models.adapters import with_adapter
 from deepseek_jax.models.reward import reward_config, reward_params
 from deepseek_jax.parallel import make_mesh
 from deepseek_jax.reinforce.model_rewards import load_model_rewards

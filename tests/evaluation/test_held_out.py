@@ -10,7 +10,7 @@ from deepseek_jax.data.byte_tokenizer import byte_tokenizer
 from deepseek_jax.evaluation.accuracy import length_interval, mean_interval, wilson_interval
 from deepseek_jax.evaluation.held_out import evaluate
 from deepseek_jax.models import ModelConfig, init_params
-from deepseek_jax.rewards import Rewards, scoring
+from deepseek_jax.rewards import Rewards, Rule, scoring
 from deepseek_jax.rollout import Rollout, generate
 from deepseek_jax.rollout.policy import Policy, completion_texts
 from deepseek_jax.rollout.settings import AnswerOptions
@@ -51,7 +51,7 @@ def evaluated(params, examples, weights, accuracy):
 
 def test_scores_are_those_of_the_rollout_scored_by_hand(params, monkeypatch):
     """Oracle: generate with the same settings, each text scored here, and accuracy's intervals."""
-    monkeypatch.setitem(scoring.RULES, "even_length", scoring.Rule(even_length))
+    monkeypatch.setitem(scoring.RULES, "even_length", Rule(even_length))
     examples = arithmetic_task(0, 10).held_out
     weights = {"even_length": 2.0, "correct": 1.0}
     prompts, result = evaluated(params, examples, weights, "even_length")
@@ -81,7 +81,7 @@ def test_scores_are_those_of_the_rollout_scored_by_hand(params, monkeypatch):
 
 def test_answers_that_cannot_be_scored_are_left_out_and_counted(params, monkeypatch, capsys):
     """Oracle: by hand: the texts of odd length are not scored, and all others earn 1."""
-    monkeypatch.setitem(scoring.RULES, "raises", scoring.Rule(raises))
+    monkeypatch.setitem(scoring.RULES, "raises", Rule(raises))
     examples = arithmetic_task(0, 10).held_out
     prompts, result = evaluated(params, examples, {"raises": 1.0}, "raises")
     texts = completion_texts(TOKENIZER, prompts, generate(CONFIG, params, prompts, **SAMPLING))
@@ -97,7 +97,7 @@ def test_answers_that_cannot_be_scored_are_left_out_and_counted(params, monkeypa
 
 def test_answers_none_of_which_can_be_scored_are_an_error_and_no_zero(params, monkeypatch):
     """Oracle: the message holds the reward's own exception."""
-    monkeypatch.setitem(scoring.RULES, "raises", scoring.Rule(lambda completion, example: 1 / 0))
+    monkeypatch.setitem(scoring.RULES, "raises", Rule(lambda completion, example: 1 / 0))
     with pytest.raises(RuntimeError, match="none of 10 .*ZeroDivisionError"):
         evaluated(params, arithmetic_task(0, 10).held_out, {"raises": 1.0}, "raises")
 

@@ -6,7 +6,7 @@ import pytest
 
 from deepseek_jax.evaluation.problems import NUM_OF_A_WORLD, Rules, load_problems
 from deepseek_jax.recipes.evaluate.settings import INSTRUCTION, EvaluateSettings
-from deepseek_jax.rewards import scoring
+from deepseek_jax.rewards import Rule
 from deepseek_jax.settings import build
 from deepseek_jax.worlds.bilingual.tasks import puzzle_examples
 from deepseek_jax.worlds.bilingual.world import BILINGUAL
@@ -123,7 +123,7 @@ def test_an_answer_without_a_verdict_counts_as_wrong_and_is_told(monkeypatch, ca
     def fails_on_x(completion, example):
         return 1.0 / (completion != "x")
 
-    monkeypatch.setitem(BILINGUAL.rewards, "helpfulness", scoring.Rule(fails_on_x))
+    monkeypatch.setitem(BILINGUAL.rewards, "helpfulness", Rule(fails_on_x))
     problem = dict(rule="helpfulness", question="q", answer="a", key="a", kind="lookup")
     with Rules([problem]) as rules:
         (judged,) = rules.judge([problem], [["y", "x"]])

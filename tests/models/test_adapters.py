@@ -11,13 +11,8 @@ from jax.experimental.layout import Format, Layout
 
 from deepseek_jax.losses.next_token import next_token_loss
 from deepseek_jax.models import ModelConfig, adapters, forward
-from deepseek_jax.models.adapters import (
-    AdapterSettings,
-    join,
-    merged,
-    split,
-    with_adapter,
-)
+from deepseek_jax.models.adapter_settings import AdapterSettings
+from deepseek_jax.models.adapters import join, merged, split, with_adapter
 from deepseek_jax.models.low_rank import dense, is_weight
 from deepseek_jax.models.quantized import quantized
 from deepseek_jax.ops.low_rank import low_rank

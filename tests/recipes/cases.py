@@ -6,7 +6,7 @@ from collections.abc import Callable
 from ml_collections import ConfigDict
 
 from configs import models
-from deepseek_jax.rewards import scoring
+from deepseek_jax.rewards import Rule, scoring
 from tests.recipes import small, test_judge
 from tests.recipes.distill import test_run as of_distill
 from tests.recipes.generate import test_run as of_generate
@@ -37,7 +37,7 @@ class Case:
 
 def longer_is_better(patch):
     """A model of two steps answers nothing right, but its answers have lengths."""
-    patch.setitem(scoring.RULES, "correct_reasoning", scoring.Rule(of_grpo.by_length))
+    patch.setitem(scoring.RULES, "correct_reasoning", Rule(of_grpo.by_length))
 
 
 def pretrain(folder):

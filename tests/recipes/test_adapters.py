@@ -18,7 +18,7 @@ from deepseek_jax.recipes.reward_model import run as reward_model
 from deepseek_jax.recipes.sft import run as sft
 from deepseek_jax.reinforce.model_rewards import load_model_rewards
 from deepseek_jax.reinforce.settings import ModelRewardSettings
-from deepseek_jax.rewards import scoring
+from deepseek_jax.rewards import Rule, scoring
 from deepseek_jax.settings import build
 from deepseek_jax.training.metrics import read_metrics
 from deepseek_jax.worlds.bilingual.builders import bilingual_examples
@@ -38,7 +38,7 @@ KL = dict(adapter=LATENT, loss=dict(kl_coef=0.04), optimizer=FAST)
 @pytest.fixture(scope="module", autouse=True)
 def a_reward_that_varies():
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(scoring.RULES, "correct_reasoning", scoring.Rule(by_length))
+        patch.setitem(scoring.RULES, "correct_reasoning", Rule(by_length))
         yield
 
 

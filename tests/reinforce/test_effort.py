@@ -11,7 +11,7 @@ from deepseek_jax.reinforce.effort import (
     with_efforts,
     with_length_penalty,
 )
-from deepseek_jax.rewards import Rewards, Scores, scoring
+from deepseek_jax.rewards import Rewards, Rule, Scores, scoring
 from deepseek_jax.rollout import Policy
 from deepseek_jax.settings import build
 from deepseek_jax.training.state import TrainState
@@ -86,7 +86,7 @@ def test_a_group_shares_its_effort_and_pays_its_price(state, monkeypatch):
     """Oracle: rewards by hand of the texts that were sampled, and the penalty of their tokens; metrics of the
     same numbers. 1e-6: float32.
     """
-    monkeypatch.setitem(scoring.RULES, "correct", scoring.Rule(by_length))
+    monkeypatch.setitem(scoring.RULES, "correct", Rule(by_length))
     source = make_source(questions=ASKED, prompts_per_step=6, effort=FIELDS)
     groups, _ = source._sample(state.params, 0)
     assert len({group["effort"] for group in groups}) > 1
@@ -123,7 +123,7 @@ def test_a_source_that_resumes_asks_with_the_same_efforts():
 
 def test_without_efforts_nothing_is_added(state, monkeypatch):
     """Oracle: the rewards' own scores, bit for bit."""
-    monkeypatch.setitem(scoring.RULES, "correct", scoring.Rule(by_length))
+    monkeypatch.setitem(scoring.RULES, "correct", Rule(by_length))
     source = make_source()
     groups, _ = source._sample(state.params, 0)
     rewards = Rewards(source.settings.rewards)

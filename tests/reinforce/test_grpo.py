@@ -19,7 +19,7 @@ from deepseek_jax.recipes.grpo.settings import GrpoSettings
 from deepseek_jax.reinforce import metrics as step_metrics
 from deepseek_jax.reinforce import sampler
 from deepseek_jax.reinforce.groups import GroupSource
-from deepseek_jax.rewards import Rewards, scoring
+from deepseek_jax.rewards import Rewards, Rule, scoring
 from deepseek_jax.rollout import Policy, engine, generate, policy
 from deepseek_jax.settings import build
 from deepseek_jax.training.profile import Profile
@@ -70,7 +70,7 @@ def state():
 @pytest.fixture
 def rewarded_by(monkeypatch):
     """Make a function of (completion, example) the only reward."""
-    return lambda reward: monkeypatch.setitem(scoring.RULES, "correct", scoring.Rule(reward))
+    return lambda reward: monkeypatch.setitem(scoring.RULES, "correct", Rule(reward))
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from deepseek_jax.models import random_params
 from deepseek_jax.recipes.grpo.settings import GrpoSettings
 from deepseek_jax.reinforce import stragglers
 from deepseek_jax.reinforce.metrics import StepRecord
-from deepseek_jax.rewards import scoring
+from deepseek_jax.rewards import Rule, scoring
 from deepseek_jax.settings import build
 from deepseek_jax.training.metrics import read_metrics
 from deepseek_jax.training.state import TrainState
@@ -25,7 +25,7 @@ FIELDS = dict(prompts_per_step=WANTED, extra_prompts=EXTRA, group_size=N)
 @pytest.fixture(autouse=True)
 def by_length(monkeypatch):
     """A reward in which groups differ."""
-    rule = scoring.Rule(lambda text, _: len(text) / 10)
+    rule = Rule(lambda text, _: len(text) / 10)
     for name in ("correct", "correct_reasoning"):
         monkeypatch.setitem(scoring.RULES, name, rule)
 

@@ -16,7 +16,7 @@ from deepseek_jax.recipes.grpo.settings import GrpoSettings
 from deepseek_jax.reinforce import grpo, sampler, update
 from deepseek_jax.reinforce import settings as settings_of_reinforce
 from deepseek_jax.reinforce.grpo import GroupSource, reinforce
-from deepseek_jax.rewards import Rewards, scoring
+from deepseek_jax.rewards import Rewards, Rule, scoring
 from deepseek_jax.rollout import Policy, engine, generate, policy
 from deepseek_jax.rollout.sample_log import SampleLog
 from deepseek_jax.settings import build
@@ -43,9 +43,7 @@ def seen(monkeypatch):
         return taken(self, state, step)
 
     monkeypatch.setattr(GroupSource, "next", recording)
-    monkeypatch.setitem(
-        scoring.RULES, "correct_reasoning", scoring.Rule(lambda text, _: len(text) / 10)
-    )
+    monkeypatch.setitem(scoring.RULES, "correct_reasoning", Rule(lambda text, _: len(text) / 10))
     return found
 
 
@@ -207,9 +205,7 @@ def test_one_wrong_token_of_the_sampler_stops_a_run_at_any_step(tmp_path, monkey
         return rollout
 
     monkeypatch.setattr(policy, "generate", off_at_one_token)
-    monkeypatch.setitem(
-        scoring.RULES, "correct_reasoning", scoring.Rule(lambda text, _: len(text) / 10)
-    )
+    monkeypatch.setitem(scoring.RULES, "correct_reasoning", Rule(lambda text, _: len(text) / 10))
     words = f"at step {first_wrong} sampler_gap_share is .*, above 1.0e-03: at too many tokens"
     with pytest.raises(ValueError, match=words):
         train(tmp_path, num_steps=3, prompts_per_step=8, group_size=8, save_every=1, log_every=9)
@@ -258,9 +254,7 @@ def test_a_sampler_with_other_weights_stops_a_run_at_its_step(
         return at(self, fault(params, first[0]) if next(steps) else params)
 
     monkeypatch.setattr(Policy, "at", faulty)
-    monkeypatch.setitem(
-        scoring.RULES, "correct_reasoning", scoring.Rule(lambda text, _: len(text) / 10)
-    )
+    monkeypatch.setitem(scoring.RULES, "correct_reasoning", Rule(lambda text, _: len(text) / 10))
     with pytest.raises(error, match=words):
         train(tmp_path, num_steps=4, save_every=1, log_every=9)
     saved = [int(path.name) for path in (tmp_path / "checkpoints").iterdir() if path.name.isdigit()]
@@ -271,9 +265,7 @@ def test_a_sampler_with_other_weights_stops_a_run_at_its_step(
 def test_a_run_that_is_killed_in_a_rollout_resumes_in_it(tmp_path, monkeypatch):
     """Oracle: the run that nothing kills, bit for bit; completions that had ended are not sampled again."""
     monkeypatch.setattr(sampler, "SECONDS_BETWEEN_WRITES", 0)
-    monkeypatch.setitem(
-        scoring.RULES, "correct_reasoning", scoring.Rule(lambda text, _: len(text) / 10)
-    )
+    monkeypatch.setitem(scoring.RULES, "correct_reasoning", Rule(lambda text, _: len(text) / 10))
     fields = dict(num_steps=4, save_every=2, rollout=dict(slots=1, max_completion_length=12))
     wanted = train(tmp_path / "whole", **fields)
     assert not (tmp_path / "whole" / "checkpoints_rollouts").exists()
@@ -308,9 +300,7 @@ def test_weights_that_are_corrupted_after_their_fingerprint_show_in_the_gap(tmp_
         return weights | {"final_norm": weights["final_norm"] * scale}
 
     monkeypatch.setattr(engine.steps, "PARTS", engine.steps.PARTS._replace(decoding_weights=faulty))
-    monkeypatch.setitem(
-        scoring.RULES, "correct_reasoning", scoring.Rule(lambda text, _: len(text) / 10)
-    )
+    monkeypatch.setitem(scoring.RULES, "correct_reasoning", Rule(lambda text, _: len(text) / 10))
     with pytest.raises(ValueError, match="at step 1 sampler_gap_m"):
         train(tmp_path, num_steps=4, save_every=1, log_every=9)
 
@@ -346,9 +336,7 @@ def test_micro_batches_make_the_update_of_the_whole_batch(tmp_path, monkeypatch)
     """Oracle: the loss and the gradient's norm of the step that is not cut, to float32's rounding; for dapo,
     whose mean over tokens is no mean of the two groups' means.
     """
-    monkeypatch.setitem(
-        scoring.RULES, "correct_reasoning", scoring.Rule(lambda text, _: len(text) / 10)
-    )
+    monkeypatch.setitem(scoring.RULES, "correct_reasoning", Rule(lambda text, _: len(text) / 10))
     lines = []
     for micro_batches in (1, 2):
         workdir = tmp_path / f"{micro_batches}"
@@ -367,9 +355,7 @@ def test_rows_of_one_completion_make_the_update_of_shared_rows(tmp_path, monkeyp
     """Oracle: the step whose rows share prompts, on one device: loss, KL and gradient norm to float32's
     rounding, in two updates with a reference.
     """
-    monkeypatch.setitem(
-        scoring.RULES, "correct_reasoning", scoring.Rule(lambda text, _: len(text) / 10)
-    )
+    monkeypatch.setitem(scoring.RULES, "correct_reasoning", Rule(lambda text, _: len(text) / 10))
     fields = dict(num_steps=1, minibatches=2, loss=dict(kl_coef=0.1))
     train(tmp_path / "shared", **fields)
     monkeypatch.setattr(settings_of_reinforce, "MOST_SHARED_SCORES", 0)

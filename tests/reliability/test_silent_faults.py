@@ -28,7 +28,7 @@ from deepseek_jax.reinforce import batch as batches
 from deepseek_jax.reinforce import grpo
 from deepseek_jax.reinforce.degenerate import Degenerate, DegenerateSettings, check_range
 from deepseek_jax.reinforce.idle import IdleUpdates, check_reference
-from deepseek_jax.rewards import scoring
+from deepseek_jax.rewards import Rule, scoring
 from deepseek_jax.rewards.scoring import Scores
 from deepseek_jax.settings import build
 from deepseek_jax.training import loop
@@ -614,7 +614,7 @@ def test_a_constant_reward_is_said_and_odd_ends_end_the_run(capsys):
 @pytest.fixture
 def by_length(monkeypatch):
     """A reward that varies from the first step on."""
-    rule = scoring.Rule(lambda text, _: len(text) / 10)
+    rule = Rule(lambda text, _: len(text) / 10)
     monkeypatch.setitem(scoring.RULES, "correct_reasoning", rule)
 
 
@@ -647,7 +647,7 @@ def test_a_run_with_another_models_reference_is_ended_at_its_first_update(
 @pytest.mark.slow
 def test_a_run_of_equal_rewards_is_ended_at_its_limit(tmp_path, monkeypatch, capsys):
     """Oracle: by hand: a grader that pays 1 for anything, and a limit of three steps; exit status 6."""
-    monkeypatch.setitem(scoring.RULES, "correct_reasoning", scoring.Rule(lambda text, _: 1.0))
+    monkeypatch.setitem(scoring.RULES, "correct_reasoning", Rule(lambda text, _: 1.0))
     block = dict(degenerate=dict(equal_rewards=3))
     assert status_of(lambda: reinforced(tmp_path, num_steps=5, **block)) == 6
     assert (
@@ -666,7 +666,7 @@ def _scores_nothing(text, example):
 )
 def test_a_run_of_unusable_rewards_ends_with_six(tmp_path, monkeypatch, capsys, rule, words):
     """Oracle: by hand: exit status 6, nothing saved."""
-    monkeypatch.setitem(scoring.RULES, "correct_reasoning", scoring.Rule(rule))
+    monkeypatch.setitem(scoring.RULES, "correct_reasoning", Rule(rule))
     assert status_of(lambda: reinforced(tmp_path, num_steps=2)) == 6
     assert re.search(words, capsys.readouterr().err)
     assert saved_in(tmp_path) is None

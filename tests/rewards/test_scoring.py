@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from deepseek_jax.rewards import Rewards, scoring
+from deepseek_jax.rewards import Rewards, Rule, scoring
 from deepseek_jax.rewards.program import ProgramVerifier
 from deepseek_jax.worlds.registry import all_rules, open_rewards
 
@@ -21,7 +21,7 @@ def broken(monkeypatch):
             raise example["gives"]
         return example["gives"]
 
-    monkeypatch.setitem(scoring.RULES, "broken", scoring.Rule(reward))
+    monkeypatch.setitem(scoring.RULES, "broken", Rule(reward))
 
 
 def test_the_total_is_the_weighted_sum_of_the_parts():

@@ -6,11 +6,11 @@ from typing import Annotated
 import optax
 
 from deepseek_jax.data.chat import Template
-from deepseek_jax.data.packing import check_readers
+from deepseek_jax.data.readers import check_readers
 from deepseek_jax.distill.settings import CROSS, LossSettings
 from deepseek_jax.distill.terms import OF_LOGITS
 from deepseek_jax.errors import at, suggest
-from deepseek_jax.models.adapters import AdapterSettings
+from deepseek_jax.models.adapter_settings import AdapterSettings
 from deepseek_jax.recipes.pretrain.settings import BaseSettings
 from deepseek_jax.recipes.r1.settings import R1FineTuneSettings
 from deepseek_jax.recipes.settings import check_model

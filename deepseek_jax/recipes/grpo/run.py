@@ -6,6 +6,7 @@ base -> measure on held-out questions -> sample groups, reward, update -> measur
 import contextlib
 import functools
 
+from deepseek_jax import reports
 from deepseek_jax.data.questions import read_questions
 from deepseek_jax.data.tasks import gsm8k_task
 from deepseek_jax.errors import at
@@ -18,9 +19,6 @@ from deepseek_jax.recipes.start import left_in
 from deepseek_jax.reinforce.effort import asked_with, check_lines, with_efforts
 from deepseek_jax.reinforce.model_rewards import load_model_rewards
 from deepseek_jax.reinforce.scenarios import scenario_rewards
-from deepseek_jax.reports.answers import make_console, print_samples, print_table
-from deepseek_jax.reports.efforts import report_efforts
-from deepseek_jax.reports.tables import CURVES, plot_curves
 from deepseek_jax.rollout.settings import AnswerOptions
 from deepseek_jax.training.remembered import before_and_after
 from deepseek_jax.worlds.registry import find_questions
@@ -69,7 +67,7 @@ class GrpoJob(SavedPolicyJob):
         parts, together = {"training": task.train, "held-out": task.held_out, "general": general}, 1
         if effort is not None:
             with at("effort"):
-                check_lines(effort, policy)
+                check_lines(effort, policy.tokenizer, policy.template)
             parts = {kind: with_efforts(effort, examples) for kind, examples in parts.items()}
             # All efforts are measured on the same questions
             together = len(effort.values)
@@ -144,19 +142,19 @@ class GrpoJob(SavedPolicyJob):
     def report(self):
         """Print the table and samples, draw the curves. Process 0 alone draws."""
         settings, workdir = self.settings, self.run.folder
-        console, (before, after) = make_console(), before_and_after(workdir)
-        curves, pictures = CURVES, "curves.png"
+        console, (before, after) = reports.make_console(), before_and_after(workdir)
+        curves, pictures = reports.CURVES, "curves.png"
         if settings.effort is not None:
             curves += tuple(f"completion_length_effort_{b}" for b in settings.effort.values)
             pictures += ", efforts.png"
         if first_process():
             metrics, picture = workdir / "metrics.jsonl", workdir / "curves.png"
-            plot_curves(metrics, picture, phase=PHASE, names=curves)
+            reports.plot_curves(metrics, picture, phase=PHASE, names=curves)
         if settings.effort is None:
-            print_table(console, before, after)
-            print_samples(console, before["sampled"], after["sampled"])
+            reports.print_table(console, before, after)
+            reports.print_samples(console, before["sampled"], after["sampled"])
         else:
-            report_efforts(console, before, after, workdir / "efforts.png")
+            reports.report_efforts(console, before, after, workdir / "efforts.png")
         left = f"{left_in(settings)}, metrics, {pictures}, tensorboard and checkpoints"
         console.print(f"complete; {left} are in {workdir}")
 

@@ -5,7 +5,7 @@ from jax.sharding import Mesh
 from deepseek_jax.checkpoint.tree import abstract_tree
 from deepseek_jax.costs.program import Program, beside, policy_params
 from deepseek_jax.models import ModelConfig
-from deepseek_jax.models.adapters import AdapterSettings
+from deepseek_jax.models.adapter_settings import AdapterSettings
 from deepseek_jax.recipes.driver import PROMPT_LENGTH, SCORES, Kind, Work
 from deepseek_jax.recipes.kinds.paying import (
     Scored,

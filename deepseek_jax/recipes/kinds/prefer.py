@@ -15,7 +15,7 @@ from deepseek_jax.costs.program import Program, update_program
 from deepseek_jax.evaluation.preference import label_report, pair_report
 from deepseek_jax.losses.preference import batch_rewards, reward_loss
 from deepseek_jax.models import ModelConfig
-from deepseek_jax.models.adapters import AdapterSettings
+from deepseek_jax.models.adapter_settings import AdapterSettings
 from deepseek_jax.models.reward import abstract_head, reward_config, reward_params
 from deepseek_jax.parallel.shard import put_share
 from deepseek_jax.recipes.driver import Kind, Work

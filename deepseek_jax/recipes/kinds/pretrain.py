@@ -9,6 +9,7 @@ from jax.sharding import Mesh
 
 from deepseek_jax.checkpoint.folder import fingerprint
 from deepseek_jax.checkpoint.tree import abstract_tree
+from deepseek_jax.costs.flops import useful_flops, warm_up_flops
 from deepseek_jax.costs.program import Program, update_program
 from deepseek_jax.data.batches import TOTALS, PackedDocuments, abstract_rows
 from deepseek_jax.data.packing import Rows, pack
@@ -16,6 +17,8 @@ from deepseek_jax.data.sources import read
 from deepseek_jax.losses.next_token import next_token_loss, parts_trained
 from deepseek_jax.models import ModelConfig, how_to_run, random_params
 from deepseek_jax.models.adapters import whole
+from deepseek_jax.models.trained_part import indexers_of
+from deepseek_jax.parallel.shard import check_batch, check_splits
 from deepseek_jax.recipes.driver import Kind, Work
 from deepseek_jax.recipes.kinds.paying import beside_models
 from deepseek_jax.recipes.pretrain.corpus import Corpus
@@ -45,7 +48,7 @@ def train_stage(
 
     evaluate: see PackedDocuments.
     """
-    params = stage.learns(params)
+    params = learned_part(stage, params)
     of_rows = updates(model, stage, params, run.mesh)
     # The documents are packed in batches of one size; an update takes several of them
     sizes = dict(sequence_length=stage.sequence_length, batch_size=stage.quantum())
@@ -68,7 +71,7 @@ def train_stage(
     def update(state, batch, rng):
         return of_rows(len(batch["tokens"]))[1](state, batch, rng)
 
-    (create, _), needed = of_rows(stage.quantum()), stage.flops_per_token(model)
+    (create, _), needed = of_rows(stage.quantum()), flops_per_token(stage, model)
     state, checks = create(params), _checks(model, stage, of_rows)
     return whole(train(stage, state, update, source, run, seed, checks, needed).model)
 
@@ -151,21 +154,93 @@ def updates(model: ModelConfig, stage: StageSettings, params, mesh: Mesh):
     return of_rows
 
 
+def learned_part(stage: StageSettings, params):
+    """The model's params as this stage trains them: whole, or a models.trained_part.TrainedPart."""
+    return params if stage.trains == "all" else indexers_of(params)
+
+
+def flops_per_token(stage: StageSettings, model: ModelConfig):
+    """Operations that a token of an update needs: float. model: of this stage."""
+    needed = useful_flops if stage.trains == "all" else warm_up_flops
+    return needed(model, stage.sequence_length, trains_mtp=switched_on(stage.mtp_weight))
+
+
+def check_stage(stage: StageSettings, model: ModelConfig, mesh: Mesh):
+    """Raise ValueError, naming the field, where this model or mesh cannot run the stage."""
+    if stage.sequence_length > model.max_position_embeddings:
+        raise ValueError(
+            f"sequence_length={stage.sequence_length} is beyond the model's "
+            f"max_position_embeddings={model.max_position_embeddings}"
+        )
+    if switched_on(stage.bias_update_speed) and not (
+        model.num_moe_layers and model.has_router_bias
+    ):
+        raise ValueError(
+            f"bias_update_speed={stage.bias_update_speed} moves a router's bias, "
+            "and this model has none; set it to 0"
+        )
+    if switched_on(stage.mtp_weight) and not model.num_nextn_predict_layers:
+        raise ValueError(
+            f"mtp_weight={stage.mtp_weight} trains modules that this model lacks; set it to 0, or the "
+            "model's num_nextn_predict_layers to at least 1"
+        )
+    if stage.balance_weight and not model.num_moe_layers:
+        raise ValueError(
+            f"balance_weight={stage.balance_weight} balances experts, and this model has none; "
+            "set it to 0"
+        )
+    if stage.trains == "indexer":
+        _check_warm_up(stage, model)
+    _check_rows(stage, model, mesh)
+    if model.is_mla and mesh.shape["context"] > 1:
+        # Attention needs whole rows, so along context MLA splits its heads instead
+        heads = "the model's num_attention_heads"
+        check_splits(mesh, heads, model.num_attention_heads, "attention_heads")
+
+
+def _check_warm_up(stage: StageSettings, model: ModelConfig):
+    if model.indexer_loss == "none":
+        raise ValueError(
+            "trains='indexer' and indexer_loss='none' train nothing; set indexer_loss to 'dense', or "
+            "trains to 'all'"
+        )
+    for name in ("bias_update_speed", "balance_weight"):
+        if switched_on(getattr(stage, name)):
+            raise ValueError(
+                f"{name}={getattr(stage, name)} moves what trains='indexer' freezes; set it to 0"
+            )
+    if model.num_nextn_predict_layers and not switched_on(stage.mtp_weight):
+        raise ValueError(
+            f"mtp_weight={stage.mtp_weight} leaves the indexers of the model's num_nextn_predict_layers="
+            f"{model.num_nextn_predict_layers} modules random, as nothing runs these; set it above 0"
+        )
+
+
+def _check_rows(stage: StageSettings, model: ModelConfig, mesh: Mesh):
+    at_once, micro_batches = stage.rows_at_once(), model.pipeline_micro_batches
+    name = "micro_batch_size" if stage.micro_batch_size else "batch_size"
+    try:
+        check_batch(mesh, at_once, stage.sequence_length, pipeline_micro_batches=micro_batches)
+    except ValueError as error:
+        numbers = f"{name}={at_once}, sequence_length={stage.sequence_length}"
+        raise ValueError(f"{numbers}: {error}") from error
+
+
 def stage_program(name: str, config: ModelConfig, stage: StageSettings, mesh: Mesh):
     """The update of a stage, at its largest batch: a Program."""
-    params = stage.learns(abstract_tree(config, mesh))
+    params = learned_part(stage, abstract_tree(config, mesh))
     rows = max(rows for _, rows in stage.batch_sizes())
     create, step = updates(config, stage, params, mesh)(rows)
     scalars = (*TOTALS, "mtp_weight") if switched_on(stage.mtp_weight) else TOTALS
     batch = abstract_rows(mesh, rows, stage.sequence_length, scalars=scalars)
     state = create.eval_shape(params)
-    flops = rows * stage.sequence_length * stage.flops_per_token(config)
+    flops = rows * stage.sequence_length * flops_per_token(stage, config)
     return update_program(name, step, state, batch, config=config, mesh=mesh, flops=flops)
 
 
 def _check(work: Work):
     if work.settings is not None:
-        work.settings.check(work.config, work.mesh)
+        check_stage(work.settings, work.config, work.mesh)
 
 
 def _covers(work: Work):

@@ -13,7 +13,7 @@ from deepseek_jax.costs.program import (
     update_program,
 )
 from deepseek_jax.models import ModelConfig
-from deepseek_jax.models.adapters import AdapterSettings
+from deepseek_jax.models.adapter_settings import AdapterSettings
 from deepseek_jax.recipes.driver import Kind, Work
 from deepseek_jax.recipes.kinds.paying import (
     PlannedReward,

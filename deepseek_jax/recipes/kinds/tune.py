@@ -15,7 +15,8 @@ from deepseek_jax.data.packing import Rows
 from deepseek_jax.evaluation.conversation_loss import ConversationLoss
 from deepseek_jax.losses.next_token import next_token_loss, parts_trained, target_logprobs
 from deepseek_jax.models import ModelConfig
-from deepseek_jax.models.adapters import Adapted, AdapterSettings
+from deepseek_jax.models.adapter_settings import AdapterSettings
+from deepseek_jax.models.adapters import Adapted
 from deepseek_jax.parallel.processes import say
 from deepseek_jax.recipes.driver import Kind, Work
 from deepseek_jax.recipes.kinds.paying import beside_models

@@ -4,13 +4,10 @@ import dataclasses
 import math
 from typing import Literal
 
-from deepseek_jax.costs.flops import useful_flops, warm_up_flops
-from deepseek_jax.data.packing import check_readers
+from deepseek_jax.data.readers import check_readers
 from deepseek_jax.errors import at
 from deepseek_jax.models import ModelConfig, RopeScaling
 from deepseek_jax.models.config import INDEXER_LOSSES
-from deepseek_jax.models.trained_part import indexers_of
-from deepseek_jax.parallel.shard import check_batch, check_splits
 from deepseek_jax.settings import (
     Count,
     CountBySteps,
@@ -73,78 +70,11 @@ class StageSettings(LoopSettings):
         """The rows whose activations are in memory at once."""
         return self.micro_batch_size or self.quantum()
 
-    def check(self, model: ModelConfig, mesh):
-        """Raise ValueError, naming the field, where this model or mesh cannot run the stage."""
-        if self.sequence_length > model.max_position_embeddings:
-            raise ValueError(
-                f"sequence_length={self.sequence_length} is beyond the model's "
-                f"max_position_embeddings={model.max_position_embeddings}"
-            )
-        if switched_on(self.bias_update_speed) and not (
-            model.num_moe_layers and model.has_router_bias
-        ):
-            raise ValueError(
-                f"bias_update_speed={self.bias_update_speed} moves a router's bias, "
-                "and this model has none; set it to 0"
-            )
-        if switched_on(self.mtp_weight) and not model.num_nextn_predict_layers:
-            raise ValueError(
-                f"mtp_weight={self.mtp_weight} trains modules that this model lacks; set it to 0, or the "
-                "model's num_nextn_predict_layers to at least 1"
-            )
-        if self.balance_weight and not model.num_moe_layers:
-            raise ValueError(
-                f"balance_weight={self.balance_weight} balances experts, and this model has none; "
-                "set it to 0"
-            )
-        if self.trains == "indexer":
-            self._check_warm_up(model)
-        self._check_rows(model, mesh)
-        if model.is_mla and mesh.shape["context"] > 1:
-            # Attention needs whole rows, so along context MLA splits its heads instead
-            heads = "the model's num_attention_heads"
-            check_splits(mesh, heads, model.num_attention_heads, "attention_heads")
-
-    def _check_warm_up(self, model: ModelConfig):
-        if model.indexer_loss == "none":
-            raise ValueError(
-                "trains='indexer' and indexer_loss='none' train nothing; set indexer_loss to 'dense', or "
-                "trains to 'all'"
-            )
-        for name in ("bias_update_speed", "balance_weight"):
-            if switched_on(getattr(self, name)):
-                raise ValueError(
-                    f"{name}={getattr(self, name)} moves what trains='indexer' freezes; set it to 0"
-                )
-        if model.num_nextn_predict_layers and not switched_on(self.mtp_weight):
-            raise ValueError(
-                f"mtp_weight={self.mtp_weight} leaves the indexers of the model's num_nextn_predict_layers="
-                f"{model.num_nextn_predict_layers} modules random, as nothing runs these; set it above 0"
-            )
-
-    def _check_rows(self, model: ModelConfig, mesh):
-        at_once, micro_batches = self.rows_at_once(), model.pipeline_micro_batches
-        name = "micro_batch_size" if self.micro_batch_size else "batch_size"
-        try:
-            check_batch(mesh, at_once, self.sequence_length, pipeline_micro_batches=micro_batches)
-        except ValueError as error:
-            numbers = f"{name}={at_once}, sequence_length={self.sequence_length}"
-            raise ValueError(f"{numbers}: {error}") from error
-
     def model(self, model: ModelConfig):
         """The ModelConfig of this stage."""
         names = "rope_scaling", "indexer_loss"
         own = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
         return dataclasses.replace(model, **own) if own else model
-
-    def learns(self, params):
-        """The model's params as this stage trains them: whole, or a models.trained_part.TrainedPart."""
-        return params if self.trains == "all" else indexers_of(params)
-
-    def flops_per_token(self, model: ModelConfig):
-        """Operations that a token of an update needs: float. model: of this stage."""
-        needed = useful_flops if self.trains == "all" else warm_up_flops
-        return needed(model, self.sequence_length, trains_mtp=switched_on(self.mtp_weight))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

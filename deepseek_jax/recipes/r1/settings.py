@@ -5,7 +5,7 @@ import typing
 from typing import ClassVar, Literal
 
 from deepseek_jax.data.chat import Template
-from deepseek_jax.data.packing import check_readers
+from deepseek_jax.data.readers import check_readers
 from deepseek_jax.distill.teacher_settings import TaughtSettings, TeacherSettings
 from deepseek_jax.errors import at, suggest
 from deepseek_jax.recipes.reward_model.settings import (

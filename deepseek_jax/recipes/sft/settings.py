@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from deepseek_jax.data.packing import check_readers
+from deepseek_jax.data.readers import check_readers
 from deepseek_jax.errors import at
 from deepseek_jax.recipes.settings import AdapterRun, QuestionData
 from deepseek_jax.reinforce.settings import ModelRewardSettings, RewardSettings

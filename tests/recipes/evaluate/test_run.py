@@ -11,10 +11,11 @@ import pytest
 from ml_collections import ConfigDict
 
 from deepseek_jax.checkpoint import save_adapter
-from deepseek_jax.models.adapters import AdapterSettings, with_adapter
+from deepseek_jax.models.adapter_settings import AdapterSettings
+from deepseek_jax.models.adapters import with_adapter
 from deepseek_jax.recipes.evaluate import report as evaluate_report
 from deepseek_jax.recipes.evaluate import run as evaluate
-from deepseek_jax.rewards import scoring
+from deepseek_jax.rewards import Rule, scoring
 from deepseek_jax.rollout import Policy, generate, policy
 from deepseek_jax.rollout.policy import completion_texts
 from deepseek_jax.training.metrics import read_metrics
@@ -36,7 +37,7 @@ def even_length(completion, example):
 @pytest.fixture(scope="module", autouse=True)
 def a_rule_that_varies():
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(scoring.RULES, "even_length", scoring.Rule(even_length))
+        patch.setitem(scoring.RULES, "even_length", Rule(even_length))
         asked = dataclasses.replace(SUMS.questions["arithmetic"], rule="even_length")
         patch.setitem(SUMS.questions, "arithmetic", asked)
         yield

@@ -17,7 +17,8 @@ from deepseek_jax import files
 from deepseek_jax.checkpoint import load_orbax, save_adapter
 from deepseek_jax.data.messages import read_conversations
 from deepseek_jax.data.sources import tfds_source
-from deepseek_jax.models.adapters import AdapterSettings, with_adapter
+from deepseek_jax.models.adapter_settings import AdapterSettings
+from deepseek_jax.models.adapters import with_adapter
 from deepseek_jax.parallel import make_mesh
 from deepseek_jax.recipes.generate import run as generate
 from deepseek_jax.rewards.arithmetic import correct

@@ -15,7 +15,7 @@ from deepseek_jax.recipes.grpo import run as grpo
 from deepseek_jax.recipes.kinds import pretrain
 from deepseek_jax.reinforce import grpo as groups
 from deepseek_jax.reinforce import update
-from deepseek_jax.rewards import scoring
+from deepseek_jax.rewards import Rule, scoring
 from deepseek_jax.rollout import generate, policy
 from deepseek_jax.settings import build
 from deepseek_jax.training.metrics import read_metrics
@@ -34,7 +34,7 @@ def by_length(completion, example):
 @pytest.fixture(scope="module", autouse=True)
 def a_reward_that_varies():
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(scoring.RULES, "correct_reasoning", scoring.Rule(by_length))
+        patch.setitem(scoring.RULES, "correct_reasoning", Rule(by_length))
         yield
 
 

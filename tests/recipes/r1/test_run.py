@@ -20,7 +20,7 @@ from deepseek_jax.recipes.r1.settings import (
     R1Settings,
     R1TeacherSettings,
 )
-from deepseek_jax.rewards import scoring
+from deepseek_jax.rewards import Rule, scoring
 from deepseek_jax.settings import build
 from deepseek_jax.synthesis import rejection
 from deepseek_jax.training.lineage import content_hash
@@ -95,10 +95,10 @@ def make_rules_easy(patch):
     """Replace the rules by ones that a base of two steps can meet."""
     patch.setattr(rejection, "LAYOUT", {"untellable": "tellable"})
     patch.setattr(rejection, "IN_ONE_LANGUAGE", {})
-    patch.setitem(scoring.RULES, "tellable", scoring.Rule(tellable))
+    patch.setitem(scoring.RULES, "tellable", Rule(tellable))
     reading = BILINGUAL.rewards["puzzle_answer"].reading
-    patch.setitem(BILINGUAL.rewards, "puzzle_answer", scoring.Rule(tellable, None, reading))
-    by_length = scoring.Rule(lambda text, _: len(text) / 10)
+    patch.setitem(BILINGUAL.rewards, "puzzle_answer", Rule(tellable, None, reading))
+    by_length = Rule(lambda text, _: len(text) / 10)
     patch.setitem(scoring.RULES, "think_answer_format", by_length)
 
 

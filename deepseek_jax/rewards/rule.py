@@ -1,0 +1,29 @@
+"""One reward by rule, and how it reads the answer in a completion."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+
+class Reading(NamedTuple):
+    """How a rule reads the answer in a completion, so that answers can vote.
+
+    find(completion) -> str, or None without an answer. Answers with equal key(answer) are the same.
+    """
+
+    find: Callable
+    key: Callable
+
+
+class Rule(NamedTuple):
+    """One reward by rule.
+
+    score(completion: str, example: Mapping) -> float. check(example) raises ValueError for an example that
+    the rule cannot score. reading: None where answers cannot vote, such as programs. verifier: in place of
+    score, a class whose score(list of example[field], completions) scores a batch in a pool of workers.
+    """
+
+    score: Callable | None = None
+    check: Callable | None = None
+    reading: Reading | None = None
+    verifier: Callable | None = None
+    field: str = "answer"

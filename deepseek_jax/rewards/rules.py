@@ -1,0 +1,35 @@
+"""The general rules. Worlds have rules of their own, see worlds.registry."""
+
+from deepseek_jax.rewards.answer import answer_key, exact_answer, extract_answer, gold_answer
+from deepseek_jax.rewards.arithmetic import (
+    check_chain,
+    check_integer,
+    correct,
+    correct_reasoning,
+    correct_working,
+    true_equations,
+)
+from deepseek_jax.rewards.format import think_answer_format
+from deepseek_jax.rewards.language import (
+    check_language,
+    language_consistency,
+    language_consistency_en,
+    language_consistency_zh,
+)
+from deepseek_jax.rewards.math_verify import MathVerifier
+from deepseek_jax.rewards.program import ProgramVerifier, check_test_cases
+from deepseek_jax.rewards.rule import Reading, Rule
+
+NUMBERS = Reading(extract_answer, answer_key)
+
+EXACT_ANSWER = Rule(exact_answer, gold_answer, NUMBERS)
+MATH_VERIFY = Rule(None, gold_answer, NUMBERS, verifier=MathVerifier)
+CORRECT = Rule(correct, check_integer, NUMBERS)
+CORRECT_REASONING = Rule(correct_reasoning, check_chain)
+CORRECT_WORKING = Rule(correct_working, check_integer)
+TRUE_EQUATIONS = Rule(true_equations)
+PROGRAM = Rule(None, check_test_cases, verifier=ProgramVerifier, field="test_cases")
+THINK_ANSWER_FORMAT = Rule(think_answer_format)
+LANGUAGE_CONSISTENCY = Rule(language_consistency, check_language)
+LANGUAGE_CONSISTENCY_EN = Rule(language_consistency_en)
+LANGUAGE_CONSISTENCY_ZH = Rule(language_consistency_zh)
