@@ -17,7 +17,7 @@ STEP = "train_step_time"
 TRAINING = "policy_training_time"
 GENERATION = "exposed_generation_time"
 SYNC = "weight_sync_time"
-# Of reward models and judges. Not one of MLPerf's names: it is the metric of a run
+# The seconds of reward models and judges: not one of MLPerf's names, but the metric of a run
 REWARD = "reward_seconds"
 # Learned tokens of a step / its seconds / devices, of whatever kind
 TOKEN_RATE = "valid_tokens_per_sec_per_gpu"
@@ -107,28 +107,48 @@ def policy_params(params):
     return Held("the policy's parameters", params)
 
 
+class Amount(NamedTuple):
+    """What one call of a Program works through: its fields of these names."""
+
+    tokens: int
+    flops: float
+    sizes: str
+
+
 def update_program(
-    name: str, step: Callable, state, batch: dict, *, config: ModelConfig, mesh: Mesh, **work
+    name: str,
+    step: Callable,
+    state,
+    batch: dict,
+    amount: Amount | None = None,
+    *,
+    config: ModelConfig,
+    mesh: Mesh,
+    times: int = 1,
 ):
-    """The Program of step(state, batch, rng). state, batch: ShapeDtypeStructs with shardings. work: fields of
-    Program; by default tokens, flops and sizes are those of the rows batch["tokens"].
+    """The Program of step(state, batch, rng). state, batch: ShapeDtypeStructs with shardings. amount: by
+    default that of an update of the rows batch["tokens"].
     """
     # Where the update counter is: on every device
     rng = jax.eval_shape(lambda: jax.random.key(0)).update(sharding=state.step.sharding)
-    if "tokens" not in work:
+    if amount is None:
+        trains_mtp, frozen = "mtp_weight" in batch, state.frozen is not None
         rows, length = batch["tokens"].shape
-        how = dict(trains_mtp="mtp_weight" in batch, frozen=state.frozen is not None)
-        flops = rows * length * useful_flops(config, length, **how)
-        sizes = f"{rows:,} rows x {length:,}"
-        work = dict(tokens=rows * length, flops=flops, sizes=sizes) | work
-    return Program(name, step, (state, batch, rng), mesh, model=config, **work)
+        each = useful_flops(config, length, trains_mtp=trains_mtp, frozen=frozen)
+        amount = rows_of_tokens(rows, length, each)
+    return Program(name, step, (state, batch, rng), mesh, *amount, times=times, model=config)
+
+
+def rows_of_tokens(rows: int, length: int, flops_per_token: float):
+    """The Amount of rows of so many tokens."""
+    tokens = rows * length
+    return Amount(tokens, tokens * flops_per_token, f"{rows:,} rows x {length:,}")
 
 
 def forward_work(config: ModelConfig, rows: int, length: int):
-    """The fields tokens, flops and sizes of a Program that reads rows of so many tokens."""
-    tokens, sizes = rows * length, f"{rows:,} rows x {length:,}"
+    """The Amount of a forward pass over rows of so many tokens."""
     flops = forward_flops(config, length / 2, attended=attended_keys(config, length))
-    return dict(tokens=tokens, flops=tokens * flops, sizes=sizes)
+    return rows_of_tokens(rows, length, flops)
 
 
 def everywhere(mesh: Mesh, shape: tuple, dtype):

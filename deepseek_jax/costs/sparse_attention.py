@@ -21,10 +21,15 @@ class Attention(NamedTuple):
 
 def attention_costs(config: ModelConfig, length: int):
     """(dense, sparse) Attention of all layers, of a model with an indexer and of the same one without."""
-    without = dict.fromkeys(("index_n_heads", "index_head_dim", "index_topk"))
     # A warm-up's indexers select nothing yet
     sparse = dataclasses.replace(config, indexer_loss="none")
-    dense = dataclasses.replace(sparse, model_type="deepseek_v3", **without)
+    dense = dataclasses.replace(
+        sparse,
+        model_type="deepseek_v3",
+        index_n_heads=None,
+        index_head_dim=None,
+        index_topk=None,
+    )
     return tuple(_attention(one, length) for one in (dense, sparse))
 
 

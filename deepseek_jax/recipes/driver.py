@@ -38,14 +38,13 @@ PROMPT_LENGTH = 1024
 class Kind:
     """A kind of stage, as functions of a Work.
 
-    check: raises ValueError, naming the field, where the settings do not fit the mesh or the model; for runs
-    and plans. compiles: the stage's programs. run: the stage itself; what it does not return it leaves in the
-    stage's folder. covers: the inputs of the stage's
-    hash besides the stages that it depends on. check_data: raises ValueError where the data do not fit the
-    settings, before any stage runs. is_left: whether the folder has what run leaves. is_policy: whether run
-    returns a Policy, or None for one that stays where it is; is_measure: whether it returns what it measured,
-    as JSON can hold it.
-    builds_data: whether check_data writes a dataset in the work directory.
+    check: raises ValueError, naming the field, where the settings do not fit the mesh or the model; for
+    runs and plans. compiles: the stage's programs. run: the stage itself; what it does not return it
+    leaves in the stage's folder. covers: the inputs of the stage's hash besides the stages that it
+    depends on. check_data: raises ValueError where the data do not fit the settings, before any stage
+    runs. is_left: whether the folder has what run leaves. is_policy: whether run returns a Policy, or
+    None for one that stays where it is. is_measure: whether it returns what it measured, as JSON can hold
+    it. builds_data: whether check_data writes a dataset in the work directory.
     """
 
     check: Callable[["Work"], None]
@@ -59,7 +58,7 @@ class Kind:
     builds_data: bool = False
 
 
-# The kinds of stages. A recipe imports those that its list names
+# The kinds of stages: a run imports those that its list names
 KINDS = LazyTable(
     {
         "pretrain": "deepseek_jax.recipes.kinds.pretrain:PRETRAIN",
@@ -328,16 +327,55 @@ class Work:
     stage: Stage
     job: Job
 
-    name = property(lambda self: self.stage.name)
-    settings = property(lambda self: self.job.settings_of(self.stage))
-    config = property(lambda self: self.job.config_of(self.stage))
-    seed = property(lambda self: self.job.seed_of(self.stage))
-    adapter = property(lambda self: self.job.adapter_of(self.stage))
-    prefix = property(lambda self: self.job.prefix_of(self.stage))
-    phase = property(lambda self: self.job.phase_of(self.stage))
-    mesh = property(lambda self: self.job.mesh)
-    made = property(lambda self: self.job.made)
-    folder = property(lambda self: self.job.run.folder / self.stage.name)
+    @property
+    def name(self):
+        """The stage's name."""
+        return self.stage.name
+
+    @property
+    def mesh(self) -> Mesh:
+        """The mesh of the run."""
+        return self.job.mesh
+
+    @property
+    def settings(self):
+        """The stage's block of the config, with its seed."""
+        return self.job.settings_of(self.stage)
+
+    @property
+    def seed(self) -> int:
+        """The stage's seed."""
+        return self.job.seed_of(self.stage)
+
+    @property
+    def config(self) -> ModelConfig:
+        """The ModelConfig of the policy that the stage begins with."""
+        return self.job.config_of(self.stage)
+
+    @property
+    def adapter(self) -> AdapterSettings | None:
+        """What the stage trains beside its policy."""
+        return self.job.adapter_of(self.stage)
+
+    @property
+    def prefix(self) -> str:
+        """What the names of its programs begin with."""
+        return self.job.prefix_of(self.stage)
+
+    @property
+    def phase(self) -> Run:
+        """The Run of its training."""
+        return self.job.phase_of(self.stage)
+
+    @property
+    def folder(self) -> Path:
+        """Where the stage leaves what it does not return."""
+        return self.job.run.folder / self.stage.name
+
+    @property
+    def made(self) -> dict[str, Made]:
+        """The stages that have ended."""
+        return self.job.made
 
     def start(self):
         """The policy that the stage begins from."""

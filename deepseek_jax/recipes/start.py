@@ -149,11 +149,15 @@ def base_path(settings: PolicyRun, folder: Path):
 
 def check_rows(settings, mesh, pipeline_micro_batches: int | None = None):
     """Raise ValueError, naming the fields, unless a step's rows split over the mesh."""
-    sizes = settings.batch_size, settings.sequence_length
-    cuts = dict(micro_batches=settings.micro_batches)
-    cuts["pipeline_micro_batches"] = pipeline_micro_batches
-    with at(f"batch_size={sizes[0]}, sequence_length={sizes[1]}"):
-        check_batch(mesh, *sizes, **cuts)
+    rows, length = settings.batch_size, settings.sequence_length
+    with at(f"batch_size={rows}, sequence_length={length}"):
+        check_batch(
+            mesh,
+            rows,
+            length,
+            micro_batches=settings.micro_batches,
+            pipeline_micro_batches=pipeline_micro_batches,
+        )
 
 
 def check_slots(settings, mesh):

@@ -115,7 +115,7 @@ class LateAnswers:
         taken = [i for i, group in enumerate(after) if group.is_complete][:wanted]
         self.carried = [group for i, group in enumerate(after) if i not in taken]
         self.taken = [before[i] for i in taken]
-        # Of this step alone
+        # The tokens of this step alone
         counts["sampled_tokens"] -= sum(group.lengths().sum() for group in before)
         counts["prefilled_positions"] += sum(
             bucket(len(examples[row // n]["prompt_ids"]) + len(ids), PROMPT_BUCKET)

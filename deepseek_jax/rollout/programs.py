@@ -143,7 +143,7 @@ class _Rollout:
             "continued prefill" if continued else "prefill",
             steps.prefill,
             arguments,
-            _Work(read["sizes"], times=chunks, tokens=read["tokens"], flops=read["flops"]),
+            _Work(read.sizes, times=chunks, tokens=read.tokens, flops=read.flops),
             needs=["weights"],
             waiting=["slots"],
         )

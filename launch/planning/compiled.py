@@ -16,7 +16,7 @@ from deepseek_jax.costs.program import Held, Program, beside
 from launch.planning.hlo import Cost, program_cost
 from launch.planning.hlo_collectives import Collective
 
-# Of what is read off a program. A new number computes it anew
+# The version of what is read off a program: a new number computes it anew
 VERSION = 3
 # The environment's flags for the compilers
 COMPILER_FLAGS = "XLA_FLAGS", "LIBTPU_INIT_ARGS"
@@ -86,7 +86,7 @@ def _compile(program, lowered):
     try:
         done = lowered.compile()
     except jax.errors.JaxRuntimeError as error:
-        # Of memory or of a kernel's limits: the first line says which
+        # The first line says whether memory or a kernel's limits refuse it
         return Compiled(refusal=str(error).splitlines()[0])
     found = done.memory_analysis()
     memory = Memory(

@@ -45,7 +45,7 @@ class Roofline:
 
 def roofline(cost: Cost, chip: Chip, mesh: Mesh):
     """The Roofline of a program's Cost on devices of this chip. mesh: the Mesh of its devices."""
-    # Of each dtype, a product's seconds at its peak over those at bfloat16's
+    # dtype -> a product's seconds at its peak over those at bfloat16's
     slowness = chip.flops_per_second / np.array(
         [chip.peaks.get(_operand(label), chip.flops_per_second) for label in cost.flops]
     )

@@ -85,7 +85,7 @@ def shards(program: Program, mesh: AbstractMesh):
     arguments = _on(mesh, program.arguments)
     state, itemsize = arguments[0], compute_bytes(program)
     gathered = {}
-    # Of a model with an adapter, the frozen weights too
+    # The frozen weights of a model with an adapter too
     for leaf in jax.tree.leaves(state.model):
         axes = tuple(a for a in ("fsdp", "context") if _splits(leaf.sharding.spec, a))
         axes += tuple({entry[-1] for entry in leaf.sharding.spec if _is_stored(entry)})

@@ -139,9 +139,9 @@ class StudentSettings(FineTuneSettings):
                 f"as the output head; set it to 0, or one of {', '.join(OF_LOGITS)}, on_policy above 0"
             )
 
-    def make_optimizer(self, **options):
+    def make_optimizer(self, parts: tuple[str, ...] = ()):
         """The optax transformation. With plateau, its update needs the held-out loss as `value`."""
-        tx = super().make_optimizer(**options)
+        tx = super().make_optimizer(parts)
         if self.plateau is None:
             return tx
         # The held-out loss is new at every eval_every-th update: its repetitions are no plateau

@@ -111,11 +111,8 @@ class StudentRun:
     def objective_of(self, config: ModelConfig, teacher: ModelConfig | None, shared: tuple = ()):
         """The Objective of a student of this config. shared: pairs of tokens, see Objective."""
         loss, on_policy = self.student.loss, self.student.loss.on_policy
-        sampled = {}
-        if on_policy is not None:
-            sampled = dict(on_policy_divergence=on_policy.divergence, on_policy_beta=on_policy.beta)
         with at(f"config.students.{self.name}.loss"):
-            return Objective(
+            objective = Objective(
                 student=config,
                 teacher=teacher,
                 weights={name: weight for name, weight in loss.weights.items() if weight},
@@ -125,7 +122,13 @@ class StudentRun:
                 vocab_size=loss.vocab_size,
                 micro_batches=self.student.micro_batches,
                 shared=shared,
-                **sampled,
+            )
+            if on_policy is None:
+                return objective
+            return dataclasses.replace(
+                objective,
+                on_policy_divergence=on_policy.divergence,
+                on_policy_beta=on_policy.beta,
             )
 
     def _shared(self, tokenizer: Tokenizer, teacher_tokenizer: Tokenizer):
@@ -150,11 +153,13 @@ class StudentRun:
 
     def _rows(self, *, held_out: bool = False):
         """The rows of a batch; those of the held-out texts have one reader."""
-        student = self.student
-        fields = dict(sequence_length=student.sequence_length, batch_size=student.batch_size)
-        fields["packing"] = self.settings.packing
-        # ConversationLoss needs every held-out text on every process
-        return Rows(**fields, readers=1 if held_out else self.settings.readers)
+        return Rows(
+            sequence_length=self.student.sequence_length,
+            batch_size=self.student.batch_size,
+            packing=self.settings.packing,
+            # ConversationLoss needs every held-out text on every process
+            readers=1 if held_out else self.settings.readers,
+        )
 
     def _batches(self, policy: Policy, taught: Policy | None):
         """A function from Rows to one reader's packed texts of all tasks, with the teacher's tokens or cached
@@ -164,18 +169,19 @@ class StudentRun:
         temperature, template = self.settings.mixing_temperature, self.settings.template
         mixture = mixed([task.train for task in self.tasks.values()], temperature)
         if self.student.loss.needs("matched", "sorted"):
-            tokenizers = tokenizer, taught.tokenizer
-            how = dict(template=template, seed=seed)
-            return lambda rows: pack_paired(mixture, *tokenizers, rows, **how)
+            return lambda rows: pack_paired(
+                mixture, tokenizer, taught.tokenizer, rows, template=template, seed=seed
+            )
         if self.student.loss.top_k is None:
-            how = dict(template=template, seed=seed)
-            return lambda rows: pack_conversations(mixture, tokenizer, rows, **how)
+            return lambda rows: pack_conversations(
+                mixture, tokenizer, rows, template=template, seed=seed
+            )
         cached = [
             self._cached(name, task.train, tokenizer, taught) for name, task in self.tasks.items()
         ]
         # Sizes, seed and temperature as without a cache, so that the student learns the same texts
-        cached, how = mixed(cached, temperature), dict(seed=seed, pad_id=tokenizer.pad_id)
-        return lambda rows: pack_targets(cached, rows, **how)
+        mixture = mixed(cached, temperature)
+        return lambda rows: pack_targets(mixture, rows, seed=seed, pad_id=tokenizer.pad_id)
 
     def _cached(self, name: str, conversations, tokenizer: Tokenizer, taught: Policy):
         """The texts of a task with the teacher's top k, which are written to folder/targets/TASK first."""
@@ -201,11 +207,18 @@ class StudentRun:
     def _watch(self, policy: Policy):
         """The TaskWatch of the held-out texts."""
         rows = self._rows(held_out=True)
-        options = dict(template=self.settings.template, seed=self.student.seed, num_epochs=1)
-        batches = {
-            name: list(pack_conversations(task.held_out, policy.tokenizer, rows, **options))
-            for name, task in self.tasks.items()
-        }
+
+        def packed(task):
+            return pack_conversations(
+                task.held_out,
+                policy.tokenizer,
+                rows,
+                template=self.settings.template,
+                seed=self.student.seed,
+                num_epochs=1,
+            )
+
+        batches = {name: list(packed(task)) for name, task in self.tasks.items()}
         return TaskWatch(ConversationLoss(policy.config, [], self.run.mesh), batches, self.name)
 
     def _sampler(self, policy: Policy):
@@ -216,6 +229,11 @@ class StudentRun:
         prompts = []
         for task in self.tasks.values():
             prompts += prompts_of(task.train, policy, MOST_PROMPTS)
-        sizes = dict(sequence_length=self.student.sequence_length, seed=self.student.seed)
         with at(f"config.students.{self.name}.loss.on_policy"):
-            return OnPolicyRows(policy, prompts, on_policy, **sizes)
+            return OnPolicyRows(
+                policy,
+                prompts,
+                on_policy,
+                sequence_length=self.student.sequence_length,
+                seed=self.student.seed,
+            )

@@ -20,7 +20,8 @@ from deepseek_jax.models import ModelConfig, head_weight
 from deepseek_jax.models.reward import decoder_params
 from deepseek_jax.parallel.shard import batch_sharding
 from deepseek_jax.recipes.driver import Kind, Work
-from deepseek_jax.reinforce.batch import longest_row, row_shapes, update_flops
+from deepseek_jax.recipes.kinds.reinforce import amount_of
+from deepseek_jax.reinforce.batch import longest_row, row_shapes
 from deepseek_jax.rollout.programs import Asked, rollout_programs
 from deepseek_jax.rollout.settings import AnswerOptions
 
@@ -58,20 +59,21 @@ def taught_programs(
     rng = jax.eval_shape(lambda: jax.random.key(0)).update(sharding=state.step.sharding)
     for teacher, its in teachers.items():
         batch = batches[teacher]
-        own, whole = _work(config, batch), abstract_tree(its, mesh)
-        reading = own | {"flops": _work(its, batch)["flops"] / 3}
+        own, whole = amount_of(config, batch), abstract_tree(its, mesh)
+        # A forward pass is a third of an update of all weights
+        reading = own._replace(flops=amount_of(its, batch).flops / 3)
         asked = decoder_params(whole), for_teacher(batch)
         states = f"{name}{teacher}: hidden states"
         others = [held for other, held in hidden.items() if other != teacher]
         waiting = policy_params(params), moments_of(state), *former, *others
-        read = Program(states, jitted_states(its, mesh), asked, mesh, **reading)
+        read = Program(states, jitted_states(its, mesh), asked, mesh, *reading)
         planned += beside([read], *waiting)
 
         def learned(hidden, batch=batch, whole=whole, its=its):
             return gradients, state, batch | {HIDDEN: hidden}, rng, head_weight(its, whole)
 
         called, needs = f"{name}{teacher}: gradient", (states,)
-        learn = Program(called, update.add, learned, mesh, needs=needs, **own)
+        learn = Program(called, update.add, learned, mesh, *own, needs=needs)
         planned += beside([learn], *others)
 
     def applied(*results):
@@ -79,8 +81,7 @@ def taught_programs(
         return state, gradients, jax.eval_shape(merged, found)
 
     needs = tuple(f"{name}{teacher}: gradient" for teacher in teachers)
-    called, nothing = f"{name}update", dict(tokens=0, flops=0.0, sizes="")
-    apply = Program(called, update.apply, applied, mesh, needs=needs, **nothing)
+    apply = Program(f"{name}update", update.apply, applied, mesh, 0, 0.0, "", needs=needs)
     return [*planned, *beside([apply], *hidden.values())]
 
 
@@ -100,15 +101,6 @@ def _abstract_batch(settings: TaughtSettings, task: str, mesh: Mesh):
     shapes = row_shapes(settings.rows(task), completions, s, t)
     scalars = ("num_tokens", "num_completions", "temperature", "weight")
     return abstract_batch(mesh, shapes | {name: ((), np.float32) for name in scalars})
-
-
-def _work(config: ModelConfig, batch):
-    """The fields tokens, flops and sizes of a Program that trains config on the batch."""
-    rows, s = batch["prompt_ids"].shape
-    completions, t = batch["completion_ids"].shape
-    flops = update_flops(config, [s] * rows, [t] * completions)
-    sizes = f"{rows:,} rows x {s:,} + {completions // rows} x {t:,}"
-    return dict(tokens=rows * s + completions * t, flops=flops, sizes=sizes)
 
 
 def _check(work: Work):

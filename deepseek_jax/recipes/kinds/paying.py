@@ -142,12 +142,13 @@ def _scores(name, model, scored, mesh):
     length = padded_length(min(longest, config.max_position_embeddings))
     shape = (rows, length), jnp.int32
     batch = abstract_batch(mesh, {"tokens": shape, "segment_ids": shape})
-    work = forward_work(config, rows, length)
+    amount = forward_work(config, rows, length)
     # The head of a policy's config is not there
-    work["flops"] -= 2 * work["tokens"] * config.vocab_size * config.hidden_size
+    head = 2 * amount.tokens * config.vocab_size * config.hidden_size
+    amount = amount._replace(flops=amount.flops - head)
     times = -(-scored.completions // rows)
     function, arguments = jitted_rewards(config, mesh), (model.params(mesh), batch)
-    return [Program(f"{name}score", function, arguments, mesh, part=REWARD, times=times, **work)]
+    return [Program(f"{name}score", function, arguments, mesh, *amount, part=REWARD, times=times)]
 
 
 def _verdicts(name, model, scored, mesh):

@@ -11,7 +11,7 @@ from deepseek_jax.checkpoint.folder import is_whole
 from deepseek_jax.checkpoint.reward_params import save_reward_model
 from deepseek_jax.checkpoint.tree import abstract_tree
 from deepseek_jax.costs.flops import useful_flops
-from deepseek_jax.costs.program import Program, update_program
+from deepseek_jax.costs.program import Program, rows_of_tokens, update_program
 from deepseek_jax.evaluation.preference import label_report, pair_report
 from deepseek_jax.losses.preference import batch_rewards, reward_loss
 from deepseek_jax.models import ModelConfig
@@ -118,25 +118,15 @@ def reward_programs(
     params = {"decoder": decoder, "head": abstract_head(model, mesh)}
     batch = abstract_batch_of(settings, mesh)
     responses, length = batch["tokens"].shape[1:]
-    tokens, rows = batch["tokens"].size, settings.batch_size * responses
-    forward = tokens * reward_flops(model, length) / 3
-    sizes = f"{rows:,} rows x {length:,}"
+    rows = settings.batch_size * responses
+    forward = rows_of_tokens(rows, length, reward_flops(model, length) / 3)
+    flops = reward_flops(model, length, frozen=adapter is not None)
     create, step = create_update(settings, reward_model_loss(model), params, mesh)
-    needed = tokens * reward_flops(model, length, frozen=adapter is not None)
     state, score = create.eval_shape(params), jax.jit(functools.partial(batch_rewards, model))
+    amount = rows_of_tokens(rows, length, flops)
     return [
-        update_program(
-            f"{name}update",
-            step,
-            state,
-            batch,
-            config=model,
-            mesh=mesh,
-            tokens=tokens,
-            flops=needed,
-            sizes=sizes,
-        ),
-        Program(f"{name}scores", score, (params, batch), mesh, tokens, forward, sizes),
+        update_program(f"{name}update", step, state, batch, amount, config=model, mesh=mesh),
+        Program(f"{name}scores", score, (params, batch), mesh, *forward),
     ]
 
 

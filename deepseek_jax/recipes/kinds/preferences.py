@@ -29,13 +29,17 @@ def load_preferences(settings: RewardTrainingSettings, world: World, folder: Pat
     if data.path is not None:
         with at("data"):
             return read_preferences(settings.kind, data.path, data.num_held_out, settings.seed)
-    sizes = dict(num_train=data.num_train, num_held_out=data.num_held_out)
     if settings.kind not in world.preferences:
         raise ValueError(
             f"kind={settings.kind!r}: the world {world.name!r} has no such preferences; set data.path to a "
             "jsonl file"
         )
-    return world.preferences[settings.kind](folder, seed=settings.seed, **sizes)
+    return world.preferences[settings.kind](
+        folder,
+        seed=settings.seed,
+        num_train=data.num_train,
+        num_held_out=data.num_held_out,
+    )
 
 
 def with_ids(settings: RewardTrainingSettings, policy: Policy, records: list, kind: str):

@@ -10,7 +10,7 @@ from jax.sharding import Mesh
 from deepseek_jax.checkpoint.folder import fingerprint
 from deepseek_jax.checkpoint.tree import abstract_tree
 from deepseek_jax.costs.flops import useful_flops, warm_up_flops
-from deepseek_jax.costs.program import Program, update_program
+from deepseek_jax.costs.program import Program, rows_of_tokens, update_program
 from deepseek_jax.data.batches import TOTALS, PackedDocuments, abstract_rows
 from deepseek_jax.data.packing import Rows, pack
 from deepseek_jax.data.sources import read
@@ -51,15 +51,20 @@ def train_stage(
     params = learned_part(stage, params)
     of_rows = updates(model, stage, params, run.mesh)
     # The documents are packed in batches of one size; an update takes several of them
-    sizes = dict(sequence_length=stage.sequence_length, batch_size=stage.quantum())
-    rows = Rows(packing=corpus.packing, readers=corpus.readers, **sizes)
-    how = dict(seed=seed, fim_rate=corpus.fim_rate)
+    rows = Rows(
+        sequence_length=stage.sequence_length,
+        batch_size=stage.quantum(),
+        packing=corpus.packing,
+        readers=corpus.readers,
+    )
     weight = {}
     if switched_on(stage.mtp_weight):
         # Goes into the batches, because a loss_fn does not see the update count
         weight["mtp_weight"] = stepwise(stage.mtp_weight)
     source = PackedDocuments(
-        lambda rows: pack(corpus.documents, corpus.tokenizer, rows, **how),
+        lambda rows: pack(
+            corpus.documents, corpus.tokenizer, rows, seed=seed, fim_rate=corpus.fim_rate
+        ),
         rows,
         run.mesh,
         batch_sizes=stage.batch_sizes(),
@@ -234,8 +239,8 @@ def stage_program(name: str, config: ModelConfig, stage: StageSettings, mesh: Me
     scalars = (*TOTALS, "mtp_weight") if switched_on(stage.mtp_weight) else TOTALS
     batch = abstract_rows(mesh, rows, stage.sequence_length, scalars=scalars)
     state = create.eval_shape(params)
-    flops = rows * stage.sequence_length * flops_per_token(stage, config)
-    return update_program(name, step, state, batch, config=config, mesh=mesh, flops=flops)
+    amount = rows_of_tokens(rows, stage.sequence_length, flops_per_token(stage, config))
+    return update_program(name, step, state, batch, amount, config=config, mesh=mesh)
 
 
 def _check(work: Work):

@@ -5,6 +5,7 @@ from jax.sharding import Mesh
 
 from deepseek_jax.checkpoint.tree import abstract_tree
 from deepseek_jax.costs.program import (
+    Amount,
     Held,
     Program,
     beside,
@@ -107,10 +108,10 @@ def reinforcement_programs(
         step,
         state,
         batch,
+        amount_of(config, batch, adapter is not None),
         config=config,
         mesh=mesh,
         times=settings.minibatches * settings.epochs,
-        **_work(config, batch, adapter is not None),
     )
     paid = scoring_programs(name, paying or {}, _completions(settings), mesh)
     return [
@@ -168,22 +169,22 @@ def _scored(name, settings, config, mesh, params, batch):
     if not scored:
         return []
     own = {key: leaf for key, leaf in batch.items() if key not in scored}
-    work = _work(config, batch, False)
+    amount = amount_of(config, batch)
     # A forward pass is a third of an update of all weights
-    work["flops"] /= 3
+    amount = amount._replace(flops=amount.flops / 3)
     times = settings.minibatches * len(scored)
     score = jitted_score(config)
-    return [Program(f"{name}score", score, (params, own), mesh, times=times, **work)]
+    return [Program(f"{name}score", score, (params, own), mesh, *amount, times=times)]
 
 
-def _work(config, batch, frozen):
-    """The fields tokens, flops and sizes of an update's Program."""
+def amount_of(config: ModelConfig, batch: dict, frozen: bool = False):
+    """The Amount of an update of config with the longest batch. frozen: see costs.flops.training_flops."""
     rows, s = batch["prompt_ids"].shape
     completions, t = batch["completion_ids"].shape
     flops = update_flops(config, [s] * rows, [t] * completions, frozen)
     each = completions // rows
     shape = f"{s:,} + {each} x {t:,}" if each > 1 else f"{s:,} + {t:,}"
-    return dict(tokens=rows * s + completions * t, flops=flops, sizes=f"{rows:,} rows x {shape}")
+    return Amount(rows * s + completions * t, flops, f"{rows:,} rows x {shape}")
 
 
 REINFORCE = Kind(_check, _compiles, _run, _covers, _check_data)

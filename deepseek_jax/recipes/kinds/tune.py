@@ -171,8 +171,8 @@ def fine_tuning_programs(
     state = create.eval_shape(params)
     update = update_program(f"{name}update", step, state, batch, config=config, mesh=mesh)
     score = jax.jit(functools.partial(target_logprobs, config))
-    work = forward_work(config, rows, length)
-    held_out = Program(f"{name}held-out loss", score, (params, batch), mesh, **work)
+    amount = forward_work(config, rows, length)
+    held_out = Program(f"{name}held-out loss", score, (params, batch), mesh, *amount)
     return [update, *beside([held_out], moments_of(state))]
 
 

@@ -71,7 +71,7 @@ CLAIMS = (
     Claim("R1-Zero: cons@k exceeds pass@1", ("zero", "cons@k"), ("zero", "pass@1")),
     Claim("R1: cons@k exceeds pass@1", ("scenarios", "cons@k"), ("scenarios", "pass@1")),
 )
-# Of each score for the two forms of the last stage
+# What a claim says of each score of the two forms of the last stage
 SCORED = {
     "helpful": "helpful answers",
     "harmless": "harmless answers",
