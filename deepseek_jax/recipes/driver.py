@@ -205,8 +205,8 @@ class Job:
         """NAME -> settings of the reward models and judges that are loaded for a stage."""
         return {}
 
-    def mesh_of_models(self):
-        """The mesh that these are on."""
+    def sampling_mesh(self):
+        """The mesh that answers are sampled on, where these models are too."""
         return self.mesh
 
     def measure(self, work: "Work"):
@@ -390,7 +390,7 @@ class Work:
 def check(job: Job):
     """Raise ValueError where a stage's settings do not fit the mesh or its model."""
     with at("config"):
-        check_slots(job.settings, job.mesh)
+        check_slots(job.settings, job.sampling_mesh())
         job.begin()
     for work in job.works():
         with work.at():

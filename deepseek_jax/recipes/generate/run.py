@@ -23,7 +23,7 @@ from deepseek_jax.recipes.driver import LineageJob, Stage, Work
 from deepseek_jax.recipes.generate.settings import GenerateSettings
 from deepseek_jax.recipes.kinds.ask import sampling_inputs
 from deepseek_jax.recipes.pretrain.corpus import base_corpus
-from deepseek_jax.recipes.start import check_slots, planned_model, starting_policy
+from deepseek_jax.recipes.start import planned_model, starting_policy
 from deepseek_jax.reinforce.model_rewards import load_model_rewards
 from deepseek_jax.reports.answers import make_console
 from deepseek_jax.reports.tables import fates_table
@@ -105,7 +105,6 @@ class GenerateJob(LineageJob):
             return augmented(self.settings, self.read[0], self.evaluation, self._ask)
 
     def begin(self):
-        check_slots(self.settings, self.own)
         if self.run is None:
             return self.planned
         # Wrong rewards, questions and checkpoints raise before anything is trained
@@ -152,7 +151,7 @@ class GenerateJob(LineageJob):
     def models(self, work: Work):
         return self.settings.reward_models
 
-    def mesh_of_models(self):
+    def sampling_mesh(self):
         return self.own
 
     def corpus(self, work: Work):

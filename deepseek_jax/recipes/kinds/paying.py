@@ -32,7 +32,7 @@ from deepseek_jax.rollout.programs import Asked, rollout_programs
 def beside_models(work: Work, programs: list[Program]):
     """The programs, while the reward models of their stage lie on the devices too."""
     paying = planned_rewards(work.job.models(work), work.config)
-    return beside(programs, *held_models(paying, work.job.mesh_of_models()))
+    return beside(programs, *held_models(paying, work.job.sampling_mesh()))
 
 
 class PlannedReward(NamedTuple):
