@@ -2,9 +2,11 @@
 
 import functools
 
+from deepseek_jax import reports
 from deepseek_jax.checkpoint import is_orbax
 from deepseek_jax.data.tokenizer import check_checkpoint
 from deepseek_jax.errors import at
+from deepseek_jax.parallel.processes import first_process
 from deepseek_jax.recipes.driver import Stage, Work, WorkdirJob
 from deepseek_jax.recipes.pretrain.corpus import base_corpus
 from deepseek_jax.recipes.settings import AdapterRun, PolicyRun
@@ -21,27 +23,21 @@ BASE = "pretrain"  # the stage of a base, and its phase
 CHECKPOINT = "init_from"  # the stage of a checkpoint
 
 
-def start_of(settings: PolicyRun):
-    """The first stage of a recipe's list."""
-    return Stage(BASE, "pretrain") if settings.init_from is None else Stage(CHECKPOINT, "given")
-
-
-class PolicyJob(WorkdirJob):
-    """A job of a base or a checkpoint, and of stages that begin with it, whose settings are the whole config.
-
-    template: how a question becomes a prompt.
-    """
+class FromPolicy:
+    """The part of a job that starts from a base or a checkpoint, and whose settings are the whole config."""
 
     settings: PolicyRun
 
-    @property
-    def template(self):
-        return self.settings.data.template
+    def first(self, name: str = BASE):
+        """The first stage of the list. name: of a base."""
+        if self.settings.init_from is None:
+            return Stage(name, "pretrain")
+        return Stage(CHECKPOINT, "given")
 
     @functools.cached_property
     def policy(self):
         """The Policy that the run starts from; without params where a base is pre-trained first."""
-        return starting_policy(self.settings, self.mesh, self.template)
+        return starting_policy(self.settings, self.mesh, self.settings.data.template)
 
     @functools.cached_property
     def planned(self):
@@ -64,19 +60,12 @@ class PolicyJob(WorkdirJob):
     def config_of(self, stage: Stage):
         return self.planned
 
-    def adapter_of(self, stage: Stage):
-        return getattr(self.settings, "adapter", None)
-
     def models(self, work: Work):
         # They are loaded before the first stage, and stay
         return getattr(self.settings, "reward_models", {})
 
     def policy_of(self, work: Work, params):
-        return ready_to_train(self.policy.at(params), self.settings, self.run)
-
-    def given(self, work: Work):
-        """The policy of the checkpoint."""
-        return ready_to_train(self.policy, self.settings, self.run)
+        return self.policy.at(params)
 
     def corpus(self, work: Work):
         """The documents of the base."""
@@ -87,6 +76,66 @@ class PolicyJob(WorkdirJob):
         """The name of a base's program."""
         return BASE
 
+
+class PolicyJob(FromPolicy, WorkdirJob):
+    """A job that leaves its results in the work directory."""
+
+    def adapter_of(self, stage: Stage):
+        return getattr(self.settings, "adapter", None)
+
+    def policy_of(self, work: Work, params):
+        return ready_to_train(super().policy_of(work, params), self.settings, self.run)
+
+    def given(self, work: Work):
+        """The policy of the checkpoint."""
+        return self.policy_of(work, self.policy.params)
+
+
+class TrainedJob(PolicyJob):
+    """A PolicyJob that trains a policy, measured before and after, and leaves it in params, or its adapter in
+    `adapter`, for launch/evaluate.py and launch/convert.py. trains: (name, kind) of the stage.
+    """
+
+    settings: AdapterRun
+    trains: tuple[str, str]
+
+    def __init__(self, *arguments):
+        super().__init__(*arguments)
+        start, (name, kind) = self.first(), self.trains
+        self.stages = (
+            start,
+            Stage("before", "measure", start.name),
+            Stage(name, kind, start.name),
+            Stage("after", "measure", name),
+        )
+
+    def is_complete(self):
+        return is_trained(self.settings, self.run.folder)
+
+    def finish(self):
+        policy = self.policies[self.trains[0]]
+        save_trained(self.settings, self.run.folder, policy.config, policy.params)
+
+
+class PayingJob(PolicyJob):
+    """A PolicyJob that trains what rewards policies, and leaves it in params, for other runs'
+    config.reward_models.NAME.path. trains: (name, kind) of the stage. title: of its scores. curves: metrics
+    that are drawn.
+    """
+
+    trains: tuple[str, str]
+    title: str
+    curves: tuple[str, ...]
+
+    def __init__(self, *arguments):
+        super().__init__(*arguments)
+        start = self.first()
+        self.stages = start, Stage(*self.trains, start.name)
+
+    def phase_of(self, stage: Stage):
+        # What it leaves is that of the run
+        return self.run.of(stage.name, self.run.folder if stage.start else None)
+
     def tokenizer_name(self):
         """For worlds.registry.named_tokenizer."""
         return self.settings.init_from or self.settings.base.corpus
@@ -96,15 +145,20 @@ class PolicyJob(WorkdirJob):
         settings = self.settings
         return None if settings.trains_whole() else base_path(settings, self.run.folder)
 
-
-class SavedPolicyJob(PolicyJob):
-    """A PolicyJob that leaves its last policy in params, or its adapter in `adapter`."""
-
-    settings: AdapterRun
-
     def is_complete(self):
-        return is_trained(self.settings, self.run.folder)
+        # What the stage leaves last
+        return self.stages[-1].does.is_left(self.run.folder)
 
-    def finish(self):
-        policy = self.policies[self.stages[-2].name]
-        save_trained(self.settings, self.run.folder, policy.config, policy.params)
+    def report(self):
+        """Draw the curves and print the scores. Process 0 alone."""
+        if not first_process():
+            return
+        workdir, console = self.run.folder, reports.make_console()
+        metrics, picture = workdir / "metrics.jsonl", workdir / "curves.png"
+        reports.plot_curves(metrics, picture, phase=self.trains[0], names=self.curves)
+        console.print(reports.reward_model_table(self.title, workdir))
+        console.print(
+            f"complete; metrics, curves.png, tensorboard and checkpoints are in {workdir}"
+        )
+        folder = workdir / "params"
+        console.print(f"to be rewarded by it, set config.reward_models.NAME.path to {folder}")

@@ -14,6 +14,7 @@ __getattr__, __dir__, __all__ = lazy_names(
         "print_table": "answers",
         "report_efforts": "efforts",
         "report_page": "html_report",
+        "reward_model_table": "preferences",
         "stages_table": "tables",
         "write_report": "run_page",
     },

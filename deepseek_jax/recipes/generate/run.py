@@ -14,7 +14,6 @@ from jax.sharding import Mesh
 
 from deepseek_jax.checkpoint import is_orbax
 from deepseek_jax.data.questions import distinct, evaluation_texts, read_questions
-from deepseek_jax.data.tokenizer import check_checkpoint
 from deepseek_jax.errors import at
 from deepseek_jax.files import read_json
 from deepseek_jax.parallel.mesh import group_mesh, make_mesh
@@ -22,8 +21,7 @@ from deepseek_jax.parallel.processes import first_process, say
 from deepseek_jax.recipes.driver import LineageJob, Stage, Work
 from deepseek_jax.recipes.generate.settings import GenerateSettings
 from deepseek_jax.recipes.kinds.ask import sampling_inputs
-from deepseek_jax.recipes.pretrain.corpus import base_corpus
-from deepseek_jax.recipes.start import planned_model, starting_policy
+from deepseek_jax.recipes.short import FromPolicy
 from deepseek_jax.reinforce.model_rewards import load_model_rewards
 from deepseek_jax.reports.answers import make_console
 from deepseek_jax.reports.tables import fates_table
@@ -38,11 +36,11 @@ from deepseek_jax.worlds.registry import find_questions, named_tokenizer, open_r
 
 SETTINGS = GenerateSettings
 # The stages; with a checkpoint the first is not trained
-BASE, CHECKPOINT, SAMPLES, DATASET = "base", "init_from", "samples", "dataset"
+BASE, SAMPLES, DATASET = "base", "samples", "dataset"
 PHASE = "pretrain"  # of the base
 
 
-class GenerateJob(LineageJob):
+class GenerateJob(FromPolicy, LineageJob):
     """The questions and the teacher. With several processes, each group of config.teacher_processes answers
     its own share of the prompts, on a mesh of its own devices.
     """
@@ -51,8 +49,7 @@ class GenerateJob(LineageJob):
 
     def __init__(self, *arguments):
         super().__init__(*arguments)
-        given = self.settings.init_from is not None
-        start = Stage(CHECKPOINT, "given") if given else Stage(BASE, "pretrain")
+        start = self.first(BASE)
         self.stages = (
             start,
             Stage(SAMPLES, "ask", start.name),
@@ -113,54 +110,18 @@ class GenerateJob(LineageJob):
             rewards.check(questions)
         if self.settings.init_from is None:
             prompts_of(self.settings, self.policy, questions)
-        else:
-            with at("init_from"):
-                check_checkpoint(self.settings.init_from)
-        return self.evaluation
-
-    @functools.cached_property
-    def planned(self):
-        """The teacher's ModelConfig, as small files say it."""
-        return planned_model(self.settings.model, self.settings.init_from)
+        return self.planned, self.evaluation
 
     @functools.cached_property
     def policy(self):
         """The Policy of a base, without params."""
-        policy = starting_policy(self.settings, self.mesh, self.settings.data.template)
-        return dataclasses.replace(policy, opening=self.settings.data.opening)
-
-    def path_of(self, stage: Stage):
-        return "base" if stage.kind == "pretrain" else ""
-
-    def settings_of(self, stage: Stage):
-        return self.settings.base if stage.kind == "pretrain" else self.settings
-
-    def config_of(self, stage: Stage):
-        return self.planned
-
-    def prefix_of(self, stage: Stage):
-        return f"{stage.name}: "
-
-    def pretraining_name(self, work: Work):
-        """The name of a base's program."""
-        return PHASE
+        return dataclasses.replace(super().policy, opening=self.settings.data.opening)
 
     def phase_of(self, stage: Stage):
         return self.run.of(PHASE, self.run.folder / stage.name / PHASE)
 
-    def models(self, work: Work):
-        return self.settings.reward_models
-
     def sampling_mesh(self):
         return self.own
-
-    def corpus(self, work: Work):
-        """The documents of the base."""
-        settings, folder = self.settings, work.phase.folder
-        return base_corpus(settings.base, self.policy.tokenizer, folder, settings.seed)
-
-    def policy_of(self, work: Work, params):
-        return self.policy.at(params)
 
     def checkpoint_of(self, work: Work):
         """(path, block of the model) of the teacher's checkpoint."""

@@ -12,9 +12,9 @@ from deepseek_jax.data.tasks import gsm8k_task
 from deepseek_jax.errors import at
 from deepseek_jax.evaluation.held_out import evaluate_both
 from deepseek_jax.parallel.processes import first_process
-from deepseek_jax.recipes.driver import Answering, Stage, Work
+from deepseek_jax.recipes.driver import Answering, Work
 from deepseek_jax.recipes.grpo.settings import GrpoSettings
-from deepseek_jax.recipes.short import SavedPolicyJob, start_of
+from deepseek_jax.recipes.short import TrainedJob
 from deepseek_jax.recipes.start import left_in
 from deepseek_jax.reinforce.effort import asked_with, check_lines, with_efforts
 from deepseek_jax.reinforce.model_rewards import load_model_rewards
@@ -27,22 +27,12 @@ SETTINGS = GrpoSettings
 PHASE = "grpo"
 
 
-class GrpoJob(SavedPolicyJob):
-    """The questions and the rewards. Leaves the policy in params, or its adapter in `adapter`, for
-    launch/evaluate.py and launch/convert.py.
-    """
+class GrpoJob(TrainedJob):
+    """The questions and the rewards."""
 
     settings: GrpoSettings
 
-    def __init__(self, *arguments):
-        super().__init__(*arguments)
-        start = start_of(self.settings)
-        self.stages = (
-            start,
-            Stage("before", "measure", start.name),
-            Stage(PHASE, "reinforce", start.name),
-            Stage("after", "measure", PHASE),
-        )
+    trains = PHASE, "reinforce"
 
     @functools.cached_property
     def read(self):

@@ -8,11 +8,11 @@ import functools
 from deepseek_jax.errors import at
 from deepseek_jax.evaluation.held_out import evaluate_both
 from deepseek_jax.parallel.processes import first_process
-from deepseek_jax.recipes.driver import Answering, Stage, Work
+from deepseek_jax.recipes.driver import Answering, Work
 from deepseek_jax.recipes.kinds.tune import check_conversations, held_out_loss, rows_of
 from deepseek_jax.recipes.sft.data import held_out_prompts, load_conversations
 from deepseek_jax.recipes.sft.settings import SftSettings
-from deepseek_jax.recipes.short import SavedPolicyJob, start_of
+from deepseek_jax.recipes.short import TrainedJob
 from deepseek_jax.recipes.start import left_in
 from deepseek_jax.reinforce.model_rewards import load_model_rewards
 from deepseek_jax.reports.answers import make_console, print_samples, print_table
@@ -25,22 +25,12 @@ PHASE = "sft"
 CURVES = ("loss", "held_out_loss", "grad_norm")
 
 
-class SftJob(SavedPolicyJob):
-    """The conversations and the rewards. Leaves the policy in params, or its adapter in `adapter`, for
-    launch/evaluate.py and launch/convert.py.
-    """
+class SftJob(TrainedJob):
+    """The conversations and the rewards."""
 
     settings: SftSettings
 
-    def __init__(self, *arguments):
-        super().__init__(*arguments)
-        start = start_of(self.settings)
-        self.stages = (
-            start,
-            Stage("before", "measure", start.name),
-            Stage(PHASE, "tune", start.name),
-            Stage("after", "measure", PHASE),
-        )
+    trains = PHASE, "tune"
 
     @functools.cached_property
     def read(self):
