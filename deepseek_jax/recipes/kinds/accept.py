@@ -2,16 +2,8 @@
 becomes text to learn from.
 """
 
-from deepseek_jax.checkpoint.tree import abstract_tree
-from deepseek_jax.costs.program import beside, policy_params
-from deepseek_jax.recipes.driver import PROMPT_LENGTH, Kind, Made, Work
-from deepseek_jax.recipes.kinds.measure import answer_programs
-from deepseek_jax.recipes.kinds.paying import (
-    Scored,
-    held_models,
-    planned_rewards,
-    scoring_programs,
-)
+from deepseek_jax.recipes.driver import Answering, Kind, Made, Work
+from deepseek_jax.recipes.kinds.measure import answering_programs
 from deepseek_jax.reinforce.model_rewards import load_model_rewards
 from deepseek_jax.rollout.policy import check_room
 from deepseek_jax.rollout.settings import Limit
@@ -35,22 +27,9 @@ def _covers(work: Work):
 
 
 def _compiles(work: Work):
-    settings, config, mesh = work.settings, work.config, work.mesh
-    answers = answer_programs(
-        work.prefix,
-        config,
-        mesh,
-        settings,
-        prompts=settings.num_prompts,
-        n=settings.samples_per_prompt,
-        dtype=work.job.sampling_dtype(work),
-    )
-    judges = planned_rewards(work.job.models(work), config)
-    completions = settings.num_prompts * settings.samples_per_prompt
-    scored = Scored(completions, PROMPT_LENGTH, settings.max_completion_length)
-    paid = scoring_programs(work.prefix, judges, scored, mesh)
-    params = policy_params(abstract_tree(config, mesh))
-    return [*beside(answers, *held_models(judges, mesh)), *beside(paid, params)]
+    settings, dtype = work.settings, work.job.sampling_dtype(work)
+    number, n = settings.num_prompts, settings.samples_per_prompt
+    return answering_programs(work, Answering(settings, number, n, dtype=dtype, scored=True))
 
 
 def _run(work: Work):

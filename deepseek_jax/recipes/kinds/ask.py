@@ -5,20 +5,12 @@ and filters sift the answers. With other filters, the same answers are sifted ag
 from pathlib import Path
 
 from deepseek_jax.checkpoint.folder import fingerprint
-from deepseek_jax.checkpoint.tree import abstract_tree
-from deepseek_jax.costs.program import beside, policy_params
 from deepseek_jax.errors import at
 from deepseek_jax.files import read_json
 from deepseek_jax.parallel.processes import first_process
-from deepseek_jax.recipes.driver import Kind, Work
+from deepseek_jax.recipes.driver import Answering, Kind, Work
 from deepseek_jax.recipes.generate.settings import GenerateSettings
-from deepseek_jax.recipes.kinds.measure import answer_programs
-from deepseek_jax.recipes.kinds.paying import (
-    Scored,
-    held_models,
-    planned_rewards,
-    scoring_programs,
-)
+from deepseek_jax.recipes.kinds.measure import answering_programs
 from deepseek_jax.synthesis.sift import write_sifted
 
 
@@ -45,29 +37,17 @@ def _ask_compiles(work: Work):
     """The answers of one teacher, on the devices of its processes, and what reward models and judges make of
     them there.
     """
-    settings, config, mesh = work.settings, work.config, work.job.own
-    sampling, chunk = settings.sampling, settings.chunk_size
-    paying = planned_rewards(settings.reward_models, config)
-    scored = Scored(
-        chunk * sampling.samples_per_prompt,
-        sampling.max_prompt_length,
-        sampling.max_completion_length,
-    )
-    # A base is pre-trained in float32; a checkpoint is read in the dtype that it computes in
-    dtype = "float32" if settings.init_from is None else config.dtype
-    answers = answer_programs(
-        work.prefix,
-        config,
-        mesh,
+    settings, sampling = work.settings, work.settings.sampling
+    asked = Answering(
         sampling,
-        prompts=chunk,
-        n=sampling.samples_per_prompt,
-        prompt_length=sampling.max_prompt_length,
-        dtype=dtype,
+        settings.chunk_size,
+        sampling.samples_per_prompt,
+        sampling.max_prompt_length,
+        # A base is pre-trained in float32; a checkpoint is read in the dtype that it computes in
+        dtype="float32" if settings.init_from is None else work.config.dtype,
+        scored=True,
     )
-    paid = scoring_programs(work.prefix, paying, scored, mesh)
-    params = policy_params(abstract_tree(config, mesh, dtype))
-    return [*beside(answers, *held_models(paying, mesh)), *beside(paid, params)]
+    return answering_programs(work, asked)
 
 
 def _ask_run(work: Work):

@@ -6,7 +6,7 @@ from deepseek_jax.checkpoint.tree import abstract_tree
 from deepseek_jax.costs.program import Program, beside, policy_params
 from deepseek_jax.models import ModelConfig
 from deepseek_jax.models.adapter_settings import AdapterSettings
-from deepseek_jax.recipes.driver import PROMPT_LENGTH, SCORES, Kind, Work
+from deepseek_jax.recipes.driver import PROMPT_LENGTH, SCORES, Answering, Kind, Work
 from deepseek_jax.recipes.kinds.paying import (
     Scored,
     beside_models,
@@ -38,23 +38,13 @@ def answer_programs(
     return rollout_programs(config, mesh, options, asked, name=name, dtype=dtype, adapter=adapter)
 
 
-def _check(work: Work):
-    work.job.check_measured(work)
-
-
-def _check_data(work: Work):
-    work.job.check_measured_data(work)
-
-
-def _covers(work: Work):
-    return work.job.measured_inputs(work)
-
-
-def _compiles(work: Work):
-    asked = work.job.answering(work)
-    if asked is None:
-        return []
-    config, mesh, longest = work.config, work.mesh, asked.options.max_completion_length
+def answering_programs(work: Work, asked: Answering) -> list[Program]:
+    """The programs of a stage's answers, and, where reward models score them, what these make of them."""
+    config, mesh, longest = (
+        work.config,
+        work.job.sampling_mesh(),
+        asked.options.max_completion_length,
+    )
     length = PROMPT_LENGTH if asked.prompt_length is None else asked.prompt_length
     answers = answer_programs(
         work.prefix,
@@ -74,6 +64,23 @@ def _compiles(work: Work):
     params = policy_params(abstract_tree(config, mesh, asked.dtype, work.adapter))
     paying = planned_rewards(work.job.models(work), config)
     return [*answers, *beside(scoring_programs(work.prefix, paying, scored, mesh), params)]
+
+
+def _check(work: Work):
+    work.job.check_measured(work)
+
+
+def _check_data(work: Work):
+    work.job.check_measured_data(work)
+
+
+def _covers(work: Work):
+    return work.job.measured_inputs(work)
+
+
+def _compiles(work: Work):
+    asked = work.job.answering(work)
+    return [] if asked is None else answering_programs(work, asked)
 
 
 def _run(work: Work):
