@@ -1,7 +1,7 @@
 """DeepSeek in JAX and Flax. The rooms in reading order; a room imports only from rooms printed above it.
 
 errors.py, files.py: messages with the config's path; files in folders and buckets (gs://)
-lazy.py, settings.py: public names; a config block -> a dataclass
+lazy.py, settings.py: names and tables that import when used; a config block -> a dataclass
 ops/          the papers' equations: arrays in, arrays out; imports jax alone
 parallel/     where arrays live: mesh, the table of axes, shardings, expert exchange, pipeline, processes
 models/       what the network computes; the only nn.Modules
@@ -18,7 +18,7 @@ reinforce/    GRPO: its source of groups, its update, its reward models and scen
 distill/      all that teaches: targets, cache, alignment; one teacher or many, on texts or on own samples
 synthesis/    data from a teacher: ask, vary, filter, deduplicate
 reports/      tables, curves, the page
-recipes/      whole runs in order: pretrain, sft, reward_model, judge, grpo, r1, distill, generate, evaluate
+recipes/      kinds of stages (kinds/), the driver, and each recipe: a list of stages
 
 Dimensions, one letter each, in array names and in einsum strings:
 b batch; t query position; s key position; m = b t flattened; l layer; d hidden_size; v vocab_size;
