@@ -253,6 +253,10 @@ class LineageJob(Job):
         """A block of settings for the hash, with what else the stage depends on."""
         raise NotImplementedError
 
+    def read_with(self, work: "Work") -> dict:
+        """What else the parameters of a first stage are read with: a part of its hash."""
+        return {}
+
     def save(self, work: "Work", policy: Policy):
         """Save the policy that a stage's run returned."""
         save_orbax(work.folder / "params", policy.config, policy.params)

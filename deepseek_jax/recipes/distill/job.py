@@ -108,6 +108,11 @@ class DistillJob(LineageJob):
     def given(self, work: Work):
         """Stays where it is."""
 
+    def read_with(self, work: Work):
+        block = self.block_of(work.stage)
+        positions = getattr(block, "max_position_embeddings", None)
+        return {"tokenizer": block.tokenizer, "max_position_embeddings": positions}
+
     @functools.cached_property
     def _configs(self):
         return {}

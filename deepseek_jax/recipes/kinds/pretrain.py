@@ -250,7 +250,8 @@ def _check(work: Work):
 
 def _covers(work: Work):
     """The corpus itself is hashed: a world whose text changes has another base."""
-    found = {"settings": {"block": work.settings, "model": work.config, "seed": work.seed}}
+    numbers = {"block": work.settings, "model": work.config, "seed": work.seed}
+    found = {"settings": numbers | work.job.read_with(work)}
     if work.settings is None:
         return found
     # In the folder where the training looks for it: the corpus is built once
@@ -293,7 +294,8 @@ PRETRAIN = Kind(_check, _compiles, _run, _covers)
 def _given_covers(work: Work):
     path, model = work.job.checkpoint_of(work)
     # Not the architecture, which the checkpoint has to have
-    return {"checkpoint": fingerprint(path), "settings": how_to_run(model)}
+    settings = {"model": how_to_run(model)} | work.job.read_with(work)
+    return {"checkpoint": fingerprint(path), "settings": settings}
 
 
 # A checkpoint that a run starts from

@@ -29,6 +29,7 @@ from deepseek_jax.recipes.distill.tasks import (
 from deepseek_jax.rewards.answer import exact_answer
 from deepseek_jax.rollout import AnswerOptions, Policy, generate, load_policy
 from deepseek_jax.settings import build
+from deepseek_jax.training.lineage import content_hash
 from deepseek_jax.training.metrics import read_metrics
 from deepseek_jax.worlds.bilingual.tokenizer import bilingual_tokenizer
 from deepseek_jax.worlds.bilingual.world import BILINGUAL
@@ -170,6 +171,36 @@ def test_a_users_own_questions_measure_teacher_and_students(files, tmp_path):
     groups = teacher.answer(asked, options, n=3, seed=config.seed).groups()
     wanted = [np.mean([exact_answer(t, {"answer": "12"}) for t in group]) for group in groups]
     np.testing.assert_allclose(answers["teacher"]["a"], wanted)
+
+
+def test_a_start_that_is_read_otherwise_is_another_start(files, tmp_path):
+    """Oracle: the inputs of the stages' hashes: another tokenizer, more positions and another teacher's
+    tokenizer each change those of their own line's first stage alone.
+    """
+
+    def inputs(change):
+        config = small_config(files)
+        config.starts.small = dict(init_from=str(files[0] / "teacher"))
+        config.unlock()
+        change(config)
+        job = distill.JOB(
+            build(DistillSettings, config, "config"), one_device(), make_run(tmp_path)
+        )
+        first = [
+            work for work in job.works() if not work.stage.start and work.stage.kind != "measure"
+        ]
+        return {work.name: content_hash(work.stage.does.covers(work)) for work in first}
+
+    plain = inputs(lambda config: None)
+    assert set(plain) == {"teacher", "starts/qwen", "starts/small"}
+    changes = {
+        "starts/qwen": lambda c: c.starts.qwen.update(tokenizer="letters"),
+        "starts/small": lambda c: c.starts.small.update(max_position_embeddings=512),
+        "teacher": lambda c: c.teacher.update(tokenizer="letters"),
+    }
+    for name, change in changes.items():
+        changed = inputs(change)
+        assert {other for other in plain if changed[other] != plain[other]} == {name}
 
 
 def test_questions_of_ones_own_need_a_rule_and_an_evaluation(files):
