@@ -17,7 +17,7 @@ def get_config(arg=None):
     arg = parse_arg(arg, seed=0)
     c = r1.get_config(f"stage=scenarios,seed={arg.seed}")
     c.init_from = "/checkpoints/DeepSeek-V3.2-SFT"
-    c.model = models.deepseek_v3_2() | dict(expert_buffer=1.25, remat="attention")
+    c.model = models.deepseek_v3_2() | dict(expert_buffer=1.25)
     # An update is 512 rows of one completion: a row on eight chips, in sixteen micro-batches
     c.mesh, c.micro_batches = dict(data=1, expert=32, context=8), 16
     # On a quarter of the chips, what a rollout does not read would take a third of their memory

@@ -11,7 +11,7 @@ from configs.common import parse_arg
 def get_config(arg=None):
     arg = parse_arg(arg, seed=0)
     c = grpo_small.get_config(f"seed={arg.seed}")
-    # Its indexers stay random, as neither base nor GRPO trains them: about half of a row's keys are selected
+    # Its indexers stay random, as neither a base nor GRPO trains them. They select about half of a row's keys
     c.model = models.deepseek_v3_2_tiny(vocab_size=c.model.vocab_size)
     c.minibatches = 4
     c.loss.kl_coef = 0.01

@@ -21,6 +21,7 @@ SLICES = {
     "v32": "v5p:8x8x16",
     "v32_grpo": "v5p:4x8x8",
     "r1_zero": "v5p:8x8x16",
+    "r1_own": "v5e:2x4",
     "r1:stage=reasoning": "v5p:8x8x16",
     "r1:stage=sft": "v5p:8x8x16",
     "r1:stage=helpfulness": "v5p:8x8x16",
@@ -61,6 +62,7 @@ COMPILED = {
     ("v3_post_training:stage=rl", "update"): Figures(V5P, mfu=0.25),
     ("r1_zero", "update"): Figures(V5P, mfu=0.25),
     ("r1:stage=reasoning", "update"): Figures(V5P, mfu=0.25),
+    ("v32_grpo", "update"): Figures(V5P, mfu=0.1),
     # 2,048 slots of 34,816 and of 67,584 positions
     ("r1:stage=reasoning", "decode"): Figures(12.0, sent_gb=2.0, traffic_gb=20.0),
     ("r1_zero", "decode"): Figures(17.0, sent_gb=2.0, traffic_gb=40.0),
