@@ -112,7 +112,8 @@ def train(config: ConfigDict, workdir: str | os.PathLike, stop_after: int | None
             common.run_recipe(
                 config,
                 absolute(workdir),
-                listen=lambda: should_stop,
+                listen=lambda: stop,
+                after_step=should_stop,
                 console_seconds=CONSOLE_SECONDS,
             )
         except SystemExit as ended:

@@ -10,14 +10,13 @@ import importlib
 import os
 import re
 import shlex
-import signal
 import sys
-import time
 import traceback
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from absl import flags, logging
+from absl import app, flags, logging
 from ml_collections import ConfigDict
 
 from deepseek_jax import recipes
@@ -27,14 +26,13 @@ from deepseek_jax.settings import build
 from launch import distributed
 from launch.caches import keep_programs
 from launch.config_file import load_config, split_arguments
+from launch.signals import Stop, interruptible
 from launch.workdir import claim_workdir, default_workdir
 
 # So --help of a program lists the flags that this module defines for it
 flags.disclaim_key_flags()
 ROOT = Path(__file__).resolve().parents[1]
 USER_ERROR = 2
-# What a scheduler sends by several ways comes within so long
-TOGETHER_SECONDS = 1.0
 # What a file system may refuse to any of our reads and writes
 REMEDIES = {
     errno.ENOSPC: "free space on that disk",
@@ -46,6 +44,12 @@ REMEDIES = {
 
 # The flags of what looks on at a run, which a sweep passes on to its runs
 OBSERVERS = "wandb", "watchdog", "watchdog_requeue"
+
+
+def run_program(main, parse):
+    """What the last line of a program calls: main(parse(argv)), as absl's app.run does, ended by Ctrl-C."""
+    with interruptible():
+        app.run(main, flags_parser=parse)
 
 
 def define_config(required=True):
@@ -184,42 +188,6 @@ def refused(error: BaseException):
     return None
 
 
-class Stop:
-    """should_stop of a recipe, which calls it after every step: whether SIGINT or SIGTERM has come.
-
-    Signals within TOGETHER_SECONDS of the first are the same request: a scheduler may send one to a process,
-    and to the group that it is in.
-    As a context manager it listens until the end of the block.
-    """
-
-    def __init__(self):
-        self.asked, self.since = False, 0.0
-        self.previous = {s: signal.signal(s, self._ask) for s in (signal.SIGINT, signal.SIGTERM)}
-
-    def __call__(self):
-        return self.asked
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        for each, handler in self.previous.items():
-            signal.signal(each, handler)
-
-    def _ask(self, number, frame):
-        if self.asked:
-            if time.monotonic() - self.since > TOGETHER_SECONDS:
-                # A second request acts as if this class did not exist
-                self.__exit__()
-                os.kill(os.getpid(), number)
-            return
-        self.asked, self.since = True, time.monotonic()
-        name = signal.Signals(number).name
-        message = f"\n{name}: finishing the step, then saving; send it again to exit at once\n"
-        # Not print, which raises where the signal interrupts another print
-        os.write(1, message.encode())
-
-
 def find_recipe(name: str):
     """The module deepseek_jax/recipes/NAME.py or NAME/run.py, which has JOB and SETTINGS.
 
@@ -320,15 +288,17 @@ def run_recipe(
     observers: Observers | None = None,
     strict: bool = False,
     console_seconds: float | None = None,
+    after_step: Callable[[], bool] | None = None,
 ):
-    """The part of `start` that a process may repeat. listen() -> should_stop of the recipe's Run. strict: of
-    it. console_seconds: of MetricsWriter.
+    """The part of `start` that a process may repeat. listen() -> whether it was asked to stop, as Stop says,
+    after a step or within a measurement. after_step: of steps, in its place. strict: of the recipe's Run.
+    console_seconds: of MetricsWriter.
     """
     import jax
 
     from deepseek_jax.recipes import driver
     from deepseek_jax.training.metrics import MetricsWriter
-    from deepseek_jax.training.run import Run
+    from deepseek_jax.training.run import Run, stoppable
 
     observers = observers or Observers()
     with one_message(shown):
@@ -341,12 +311,13 @@ def run_recipe(
                 print(f"{config.recipe} on {devices}; work directory {workdir}", flush=True)
             writer = MetricsWriter(workdir, console_seconds, observers.wandb)
             # Closed also where the run raises: in a bucket its last lines wait to be written
-            with contextlib.closing(writer):
+            asked = listen()
+            with contextlib.closing(writer), stoppable(asked):
                 run = Run(
                     mesh,
                     workdir,
                     writer,
-                    listen(),
+                    after_step or asked,
                     profile=observers.profile,
                     watchdog=observers.watchdog,
                     strict=strict,

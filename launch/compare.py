@@ -17,7 +17,7 @@ from pathlib import Path
 # A checkout runs without being installed
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from absl import app, flags
+from absl import flags
 
 from configs import models as sizes
 from deepseek_jax.costs.chips import CHIPS
@@ -145,4 +145,4 @@ def main(argv):
 
 if __name__ == "__main__":
     define_flags()
-    app.run(main, flags_parser=common.parse_flags)
+    common.run_program(main, common.parse_flags)

@@ -18,7 +18,7 @@ from pathlib import Path
 # A checkout runs without being installed
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from absl import app, flags
+from absl import flags
 
 from deepseek_jax.errors import Fault, at
 from launch import common
@@ -123,4 +123,4 @@ def main(argv):
 
 if __name__ == "__main__":
     define_flags()
-    app.run(main, flags_parser=common.parse_flags)
+    common.run_program(main, common.parse_flags)

@@ -19,7 +19,7 @@ from pathlib import Path
 # A checkout runs without being installed
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from absl import app, flags
+from absl import flags
 from ml_collections import ConfigDict
 
 from configs.common import parse_arg
@@ -105,4 +105,4 @@ def _by_flag(error):
 
 if __name__ == "__main__":
     define_flags()
-    app.run(main, flags_parser=common.parse_flags)
+    common.run_program(main, common.parse_flags)

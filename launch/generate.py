@@ -13,7 +13,7 @@ from pathlib import Path
 # A checkout runs without being installed
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from absl import app, flags
+from absl import flags
 
 from launch import common
 from launch.config_file import set_field
@@ -35,4 +35,4 @@ def main(config):
 
 if __name__ == "__main__":
     define_flags()
-    app.run(main, flags_parser=common.parse_config)
+    common.run_program(main, common.parse_config)

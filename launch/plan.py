@@ -26,7 +26,7 @@ from pathlib import Path
 # A checkout runs without being installed
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from absl import app, flags
+from absl import flags
 
 from deepseek_jax.files import cache_folder
 from launch import common
@@ -106,4 +106,4 @@ def planned(config, topology: str | None, cache: Path | None, of_gpus: bool):
 
 if __name__ == "__main__":
     define_flags()
-    app.run(main, flags_parser=common.parse_config)
+    common.run_program(main, common.parse_config)

@@ -25,7 +25,7 @@ from pathlib import Path
 # A checkout runs without being installed
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from absl import app, flags
+from absl import flags
 
 from deepseek_jax.files import cache_folder, is_remote
 from launch import common
@@ -73,10 +73,10 @@ def main(given):
         overrides = call(lambda: listed(config), f"--sweep={values.sweep}", values.sweep)
         recipe = common.find_recipe(config.get("recipe"))
         runs = sweep_runs(config, overrides, recipe.SETTINGS)
-    should_stop = common.Stop()
     with common.one_message():
         if values.cancel:
-            stopped = cancel(folder, engine, should_stop)
+            with common.Stop() as should_stop:
+                stopped = cancel(folder, engine, should_stop)
             print(f"asked to save and end: {', '.join(stopped) or 'no run is live'}", flush=True)
             return
         able = able_runs(folder, runs, values.topology, cache_folder("plans"))
@@ -84,7 +84,9 @@ def main(given):
             return dry_run(folder, able, engine, shared)
         show = Show(folder, runs, values.metric, {r.name for r in runs if r not in able})
         sweep = Sweep(folder, engine, lambda run: job_of(folder, run, shared), show, values.watch)
-        statuses = sweep.run(able, values.max_jobs, values.rerun_failed, should_stop)
+        # Before and after it there is nothing to pass a signal on to
+        with common.Stop() as should_stop:
+            statuses = sweep.run(able, values.max_jobs, values.rerun_failed, should_stop)
     if should_stop() or folder.cancelled.exists():
         sys.exit(STOPPED)
     report(recipe, folder, able, statuses, show)
@@ -163,4 +165,4 @@ def parse_flags(argv):
 
 if __name__ == "__main__":
     define_flags()
-    app.run(main, flags_parser=parse_flags)
+    common.run_program(main, parse_flags)

@@ -33,9 +33,13 @@ class TaskWatch:
     def __call__(self, params):
         """Measure: -> {held_out_loss, held_out_loss/TASK, regressed/TASK: 1.0 for a task that did}."""
         params, metrics = without_projections(params), {}
+        # All before anything is noted: a run that is asked to stop leaves a measurement halfway
+        measured = {
+            task: self.loss_of.by_conversation(params, batches)
+            for task, batches in self.batches.items()
+        }
         self.evaluations += 1
-        for task, batches in self.batches.items():
-            losses = self.loss_of.by_conversation(params, batches)
+        for task, losses in measured.items():
             metrics[f"{HELD_OUT_LOSS}/{task}"] = float(losses.mean())
             metrics[f"regressed/{task}"] = float(self._regressed(task, losses))
         means = [metrics[f"{HELD_OUT_LOSS}/{task}"] for task in self.batches]

@@ -10,6 +10,7 @@ from deepseek_jax.evaluation.accuracy import mean_interval
 from deepseek_jax.losses.next_token import target_logprobs
 from deepseek_jax.models import ModelConfig
 from deepseek_jax.parallel.shard import put_share
+from deepseek_jax.training.run import leave_if_asked
 
 
 class ConversationLoss:
@@ -50,6 +51,7 @@ class ConversationLoss:
 
     def _sums(self, params, batch):
         """For each conversation of a batch: float64[n] nats, and int[n] targets."""
+        leave_if_asked("the measurement")
         logprobs = np.asarray(self._logprobs(params, put_share(self.mesh, batch)), np.float64)
         # Segments count from 1 in every row: shift each row, so that no two conversations share a number
         width = batch["segment_ids"].max() + 1

@@ -5,6 +5,7 @@ import numpy as np
 from deepseek_jax.evaluation.accuracy import summarise
 from deepseek_jax.parallel.processes import say
 from deepseek_jax.rewards import Rewards
+from deepseek_jax.rollout.completions import MeasuredLog
 from deepseek_jax.rollout.policy import Policy
 from deepseek_jax.rollout.settings import AnswerOptions
 
@@ -53,7 +54,7 @@ def evaluate(
     few prompts and completions with their rewards, None if not scored. Raises RuntimeError if no answer could
     be scored.
     """
-    texts, rollout, _ = policy.answer(examples, options, seed=seed)
+    texts, rollout, _ = policy.answer(examples, options, seed=seed, log=MeasuredLog())
     scores = rewards.score_together(examples, texts)
     scores.require_one()
     if scores.errors:

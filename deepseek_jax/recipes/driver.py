@@ -26,7 +26,7 @@ from deepseek_jax.rollout.policy import Policy
 from deepseek_jax.rollout.settings import AnswerOptions
 from deepseek_jax.training.lineage import run_stage
 from deepseek_jax.training.remembered import remembered
-from deepseek_jax.training.run import Run
+from deepseek_jax.training.run import Run, leave_if_asked
 
 # The file of a measurement in its stage's folder
 SCORES = "scores.json"
@@ -437,9 +437,11 @@ def run(job: Job):
             check(job)
             # A mistake must be named before anything is written
             for work in sorted(job.works(), key=_when_checked):
+                leave_if_asked("the start")
                 with work.at():
                     work.stage.does.check_data(work)
             for work in job.works():
+                leave_if_asked(f"stage {work.name}")
                 job.keep(work)
         job.run.writer.close()
         job.finish()

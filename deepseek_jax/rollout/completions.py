@@ -9,6 +9,7 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
 from deepseek_jax.errors import NotFinite
+from deepseek_jax.training.run import leave_if_asked
 
 
 class Rollout(NamedTuple):
@@ -65,6 +66,13 @@ class RolloutLog:
 
     def add(self, rows, rollout):
         """Take the rows that have just ended, int[e], of the Rollout as it is now."""
+
+
+class MeasuredLog(RolloutLog):
+    """The log of answers that are measured: between two of them a run that was asked to stop is left."""
+
+    def add(self, rows, rollout):
+        leave_if_asked("the measurement")
 
 
 def empty_rollout(rows: int, length: int):

@@ -105,9 +105,18 @@ def _observed(steps, run, latest):
 
 def _train(steps, settings, state, update, source, should_stop, store, log):
     num_steps, kept = settings.num_steps, settings.checkpoints
-    saved_at, score = time.monotonic(), store.latest_score()
+    saved_at, score, saved = time.monotonic(), store.latest_score(), None
     for step in steps:
-        batches, source_metrics = source.next(state, step)
+        # What is there when the first step begins
+        saved = step if saved is None else saved
+        try:
+            batches, source_metrics = source.next(state, step)
+        except SystemExit:
+            # It was left in a measurement: the steps before it are saved
+            if saved < step:
+                _save(store, step, state, source, log, score)
+                store.wait()
+            raise
         updates = []
         for batch in batches:
             is_first = step == 0 and not updates
@@ -128,15 +137,8 @@ def _train(steps, settings, state, update, source, should_stop, store, log):
                 score = _score(step, line, kept.best, score)
             saves = saves or _is_due(saved_at, kept.minutes)
         if saves:
-            # Ends a run whose gradients or parameters are not finite before it saves
-            log.check(state)
-            check_params(state, step, log.phase)
-            # A run that resumes from here logs no earlier step
-            log.writer.flush()
-            data = {"source": source.get_state(), "skipped_in_a_row": log.streak}
-            saved = {"state": state.saved(), "data": data}
-            store.save(done, saved, score)
-            saved_at = time.monotonic()
+            _save(store, done, state, source, log, score)
+            saved, saved_at = done, time.monotonic()
         if stopping and done < num_steps:
             # Saving runs in the background, so exit only when it is on disk
             store.wait()
@@ -146,6 +148,16 @@ def _train(steps, settings, state, update, source, should_stop, store, log):
             raise SystemExit(STOPPED)
     store.wait()
     return state
+
+
+def _save(store, done, state, source, log, score):
+    """Save the state after `done` steps. Ends a run whose gradients or parameters are not finite before."""
+    log.check(state)
+    check_params(state, done - 1, log.phase)
+    # A run that resumes from here logs no earlier step
+    log.writer.flush()
+    data = {"source": source.get_state(), "skipped_in_a_row": log.streak}
+    store.save(done, {"state": state.saved(), "data": data}, score)
 
 
 def _is_due(saved_at, minutes):

@@ -1,11 +1,14 @@
 """Run: the mesh, the folder, the metrics writer and the stop request that launch hands to a recipe."""
 
+import contextlib
 import dataclasses
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from etils.epath import Path
 from jax.sharding import Mesh
+
+from deepseek_jax.parallel.processes import StopTogether, say
 
 if TYPE_CHECKING:
     from deepseek_jax.training.metrics import MetricsWriter
@@ -15,6 +18,29 @@ if TYPE_CHECKING:
 # Exit status of a run that was asked to stop and has saved: start it again to resume. The number is
 # EX_TEMPFAIL of sysexits.h
 STOPPED = 75
+# should_stop of the run that is under way
+_should_leave = None
+
+
+@contextlib.contextmanager
+def stoppable(should_stop: Callable[[], bool]):
+    """In the block leave_if_asked() leaves, on all processes at the same call, once should_stop() is true."""
+    global _should_leave
+    before = _should_leave
+    with StopTogether(should_stop) as _should_leave:
+        try:
+            yield
+        finally:
+            _should_leave = before
+
+
+def leave_if_asked(what: str):
+    """Raise SystemExit(STOPPED) where the run was asked to stop. Every process calls it between parts of
+    `what`, of which nothing is saved; training saves before it leaves. Outside a run nothing happens.
+    """
+    if _should_leave is not None and _should_leave():
+        say(f"asked to stop; {what} is left and begins again with the next start")
+        raise SystemExit(STOPPED)
 
 
 @dataclasses.dataclass(frozen=True)

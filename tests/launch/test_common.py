@@ -1,8 +1,6 @@
 """The functions that the programs share."""
 
 import errno
-import io
-import signal
 import subprocess
 import sys
 
@@ -12,54 +10,6 @@ from deepseek_jax import recipes
 from deepseek_jax.recipes import driver
 from launch import common
 from tests.launch.test_train import RECIPE, ROOT
-
-
-def test_a_second_signal_acts_as_if_nobody_listened(monkeypatch):
-    """Oracle: Python's own answer to Ctrl-C, KeyboardInterrupt; the first only sets the flag, and one that
-    comes at once with it does nothing.
-    """
-    now = [10.0]
-    monkeypatch.setattr(common.time, "monotonic", lambda: now[0])
-    # A shell that starts pytest in the background has it ignore SIGINT
-    before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    try:
-        stop = common.Stop()
-        assert not stop()
-        signal.raise_signal(signal.SIGINT)
-        assert stop()
-        now[0] += common.TOGETHER_SECONDS / 2
-        signal.raise_signal(signal.SIGINT)
-        now[0] += common.TOGETHER_SECONDS
-        with pytest.raises(KeyboardInterrupt):
-            signal.raise_signal(signal.SIGINT)
-    finally:
-        for number, handler in zip((signal.SIGINT, signal.SIGTERM), before, strict=True):
-            signal.signal(number, handler)
-
-
-def test_a_signal_that_comes_amid_a_print_sets_the_flag_all_the_same(monkeypatch, capfd):
-    """Oracle: by hand: a signal while the output is being written, where a print raises RuntimeError."""
-
-    class Signalled(io.RawIOBase):
-        def writable(self):
-            return True
-
-        def write(self, data):
-            if not stop():  # a second one would end this process
-                signal.raise_signal(signal.SIGTERM)
-            return len(data)
-
-    before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
-    try:
-        stop = common.Stop()
-        with monkeypatch.context() as patched:
-            patched.setattr("sys.stdout", io.TextIOWrapper(io.BufferedWriter(Signalled())))
-            print("a step's line", flush=True)
-        assert stop() and "SIGTERM: finishing the step" in capfd.readouterr().out
-    finally:
-        for number, handler in zip((signal.SIGINT, signal.SIGTERM), before, strict=True):
-            signal.signal(number, handler)
 
 
 def test_a_recipe_is_found_by_the_name_of_its_module(tmp_path, monkeypatch):

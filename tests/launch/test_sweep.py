@@ -27,15 +27,14 @@ def sweep(config):
 SWEEP_HERE = f"""
 import sys
 sys.path.insert(0, {str(ROOT)!r})
-from absl import app
 from deepseek_jax import recipes
-from launch import sweep
+from launch import common, sweep
 from launch.engines import local
 recipes.__path__.append("plugins")
 local.TRAIN = "launch_here.py"  # launch/train.py, which finds the small recipe too
 if __name__ == "__main__":
     sweep.define_flags()
-    app.run(sweep.main, flags_parser=sweep.parse_flags)
+    common.run_program(sweep.main, sweep.parse_flags)
 """
 ARGUMENTS = ("--config=tiny.py:steps=4", "--sweep=three.py", "--workdir=out")
 
@@ -100,6 +99,23 @@ def test_sigterm_is_passed_on_and_asks_to_be_started_again(folder):
     assert sweep.returncode == 75 and "seed=1: exit status 75" in out
     assert int((folder / "out" / "seed=1" / "saved").read_text()) >= 3
     assert not (folder / "out" / "seed=4").exists()
+
+
+INTERRUPTED_REPORT = """
+def report_sweep(folder, workdirs):
+    import os, signal, time
+    os.kill(os.getpid(), signal.SIGINT)
+    time.sleep(300)
+"""
+
+
+def test_ctrl_c_while_a_sweep_reports_ends_it(folder):
+    """Oracle: the status of a shell for Ctrl-C, and a line: the runs are complete, and stay so."""
+    (folder / "plugins" / "polling.py").write_text(RECIPE + INTERRUPTED_REPORT)
+    sweep = start(folder, "--sweep=one.py")
+    out, err = sweep.communicate(timeout=200)
+    assert sweep.returncode == 130 and "seed=1: complete" in out and "Traceback" not in err
+    assert out.endswith("Ctrl-C: ended; nothing was under way that could be saved\n")
 
 
 def state_of(folder, name):

@@ -15,7 +15,7 @@ from deepseek_jax.checkpoint.store import Store
 from deepseek_jax.files import as_path
 from deepseek_jax.training import loop
 from deepseek_jax.training.metrics import MetricsWriter
-from deepseek_jax.training.run import Run
+from deepseek_jax.training.run import Run, leave_if_asked, stoppable
 from deepseek_jax.training.settings import CheckpointSettings, FaultSettings
 from deepseek_jax.training.state import TrainState
 from deepseek_jax.training.step import make_train_step
@@ -145,6 +145,30 @@ def test_a_stopped_run_that_resumes_equals_an_uninterrupted_one(tmp_path, capsys
     output = capsys.readouterr().out
     assert f"asked to stop; saved at step {stop_after} of 6" in output
     assert f"resuming at step {stop_after} of 6" in output
+
+
+@pytest.mark.parametrize("stop_at", [0, 1, 2, 5])
+def test_a_run_that_is_left_in_a_measurement_has_saved_the_steps_before_it(tmp_path, stop_at):
+    """Oracle: the uninterrupted run: state, metrics and data, bit for bit; exit status 75. Step 2 begins with
+    a checkpoint, the others do not.
+    """
+
+    class Measuring(Numbers):
+        def next(self, state, step):
+            for _ in range(3):
+                leave_if_asked("the measurement")
+            return super().next(state, step)
+
+    wanted, whole, wanted_lines = train(tmp_path / "whole", Measuring())
+    # The second batch of that step's measurement
+    calls, first = iter(range(100)), Measuring()
+    with pytest.raises(SystemExit) as left, stoppable(lambda: next(calls) == 3 * stop_at + 1):
+        train(tmp_path / "cut", first)
+    assert left.value.code == 75 and len(first.seen) == stop_at
+    state, second, lines = train(tmp_path / "cut", Measuring())
+    assert_equal(state, wanted)
+    assert timeless(lines) == timeless(wanted_lines)
+    assert first.seen + second.seen == whole.seen
 
 
 def test_a_run_killed_between_saves_repeats_the_steps_since_the_last(tmp_path):

@@ -5,6 +5,7 @@ import numpy as np
 from deepseek_jax.evaluation.accuracy import score_interval
 from deepseek_jax.parallel.processes import say
 from deepseek_jax.recipes.distill.settings import ScoreSettings
+from deepseek_jax.rollout.completions import MeasuredLog
 from deepseek_jax.rollout.policy import Policy
 from deepseek_jax.worlds.registry import open_rewards
 
@@ -20,7 +21,8 @@ def answer_tasks(sampling: ScoreSettings, tasks: dict, policy: Policy, seed: int
         if not task.questions:
             continue
         asked = policy.with_prompts(task.questions)
-        texts = policy.answer(asked, sampling, n=sampling.samples, seed=seed).texts
+        log = MeasuredLog()
+        texts = policy.answer(asked, sampling, n=sampling.samples, seed=seed, log=log).texts
         repeated = [example for example in asked for _ in range(sampling.samples)]
         with open_rewards({task.rule: 1.0}) as rewards:
             right = rewards.score_together(repeated, texts).parts[task.rule]

@@ -8,6 +8,7 @@ from deepseek_jax.evaluation.problems import Rules
 from deepseek_jax.parallel.processes import say
 from deepseek_jax.recipes.r1.samples import layout_rewards, sample_groups
 from deepseek_jax.recipes.r1.settings import EvaluationSettings
+from deepseek_jax.rollout.completions import MeasuredLog
 from deepseek_jax.rollout.policy import Policy
 from deepseek_jax.worlds.registry import open_rewards
 from deepseek_jax.worlds.world import Questions, World
@@ -47,7 +48,9 @@ def measure(
         if not examples:
             continue
         questions = world.questions[name]
-        answers = policy.answer(examples, settings, n=settings.samples, seed=seed)
+        answers = policy.answer(
+            examples, settings, n=settings.samples, seed=seed, log=MeasuredLog()
+        )
         groups, lengths = answers.groups(), answers.lengths()
         if name == world.reasoning:
             values |= reasoning_values(questions, examples, groups) | {"length": lengths.mean(1)}

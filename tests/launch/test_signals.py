@@ -1,0 +1,162 @@
+"""Ctrl-C and SIGTERM, from the first second of every program on."""
+
+import io
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from launch import signals
+from tests.launch.test_train import ROOT
+from tests.quick import others_slow
+
+PROGRAMS = {
+    "train": ["--config=configs/sft_small.py"],
+    "generate": ["--config=configs/generate_small.py"],
+    "evaluate": ["--checkpoint=model", "--data=arithmetic"],
+    "convert": ["--from=model", "--to=other"],
+    "compare": [],
+    "plan": ["--config=configs/sft_small.py", "--topology=v5e:1x1"],
+    "sweep": ["--config=configs/sft_small.py", "--sweep=configs/sweeps/seeds.py"],
+}
+# Ctrl-C while jax is imported, in a callback that loses exceptions, as one of jax's does
+EARLY = """
+import os, runpy, signal, sys
+
+class Finder:
+    def find_spec(self, name, *_):
+        if name == "jax":
+            try:
+                os.kill(os.getpid(), signal.SIGINT)
+                print("is heard")
+            except KeyboardInterrupt:
+                print("is lost")
+
+sys.meta_path.insert(0, Finder())
+sys.argv = sys.argv[1:]
+sys.path.insert(0, os.getcwd())
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+# Ten million rounds of a hash in C, without the interpreter: no handler of Python's runs meanwhile
+DEAF = """
+import hashlib
+from launch import signals
+with signals.interruptible():
+    if {stop}:
+        signals.Stop()
+    print("under way", flush=True)
+    hashlib.pbkdf2_hmac("sha256", b"", b"", 10**9)
+"""
+
+
+@pytest.mark.parametrize("name", others_slow(PROGRAMS, "train"))
+def test_ctrl_c_while_jax_is_imported_ends_every_program(name, tmp_path):
+    """Oracle: by hand: one line and the status of a shell for Ctrl-C. The exception would be lost."""
+    given = [*PROGRAMS[name], f"--workdir={tmp_path}"] if name in ("train", "generate") else []
+    command = [sys.executable, "-c", EARLY, f"launch/{name}.py", *(given or PROGRAMS[name])]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.returncode == signals.INTERRUPTED == 130, done.stderr
+    said = done.stdout.strip().splitlines()
+    assert said == ["Ctrl-C: ended; nothing was under way that could be saved"] and not done.stderr
+
+
+@pytest.mark.parametrize("stop", [True, False])
+def test_a_second_ctrl_c_ends_a_program_amid_a_compilation(stop):
+    """Oracle: status 130 and a last line within seconds; at once with the first, it is the same request."""
+    program = subprocess.Popen(
+        [sys.executable, "-c", DEAF.format(stop=stop)],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert program.stdout.readline() == "under way\n"
+    for _ in range(2):
+        program.send_signal(signal.SIGINT)
+    with pytest.raises(subprocess.TimeoutExpired):
+        program.wait(signals.TOGETHER_SECONDS + 1)
+    program.send_signal(signal.SIGINT)
+    out, err = program.communicate(timeout=10)
+    assert program.returncode == 130 and not err
+    assert out.strip() == "Ctrl-C again: ended at once; what came after the last save is lost"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("tenths", range(0, 100, 5))
+def test_ctrl_c_in_the_first_ten_seconds_is_heard(tenths, tmp_path):
+    """Oracle: the run ends before its steps could have: it has saved (75), or nothing was under way (130)."""
+    given = [
+        "--config=configs/sft_small.py",
+        "--config.base.num_steps=100000",
+        f"--workdir={tmp_path}",
+    ]
+    program = subprocess.Popen(
+        [sys.executable, "launch/train.py", *given],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )
+    time.sleep(tenths / 10)
+    program.send_signal(signal.SIGINT)
+    try:
+        out, err = program.communicate(timeout=120)
+    finally:
+        program.kill()
+    # In the first tenths Python itself starts, and answers as it does
+    early = -signal.SIGINT if tenths <= 5 else 130
+    assert program.returncode in (75, 130, early), (out, err)
+    assert "Traceback" not in err or program.returncode == early != 130
+    assert len(re.findall("^Ctrl-C: ended|^SIGINT: finishing", out, re.MULTILINE)) <= 1
+
+
+def test_a_second_signal_acts_as_if_nobody_listened(monkeypatch):
+    """Oracle: Python's own answer to Ctrl-C, KeyboardInterrupt; the first only sets the flag, and one that
+    comes at once with it does nothing.
+    """
+    now = [10.0]
+    monkeypatch.setattr(signals.time, "monotonic", lambda: now[0])
+    # A shell that starts pytest in the background has it ignore SIGINT
+    before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        stop = signals.Stop()
+        assert not stop()
+        signal.raise_signal(signal.SIGINT)
+        assert stop()
+        now[0] += signals.TOGETHER_SECONDS / 2
+        signal.raise_signal(signal.SIGINT)
+        now[0] += signals.TOGETHER_SECONDS
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+    finally:
+        for number, handler in zip((signal.SIGINT, signal.SIGTERM), before, strict=True):
+            signal.signal(number, handler)
+
+
+def test_a_signal_that_comes_amid_a_print_sets_the_flag_all_the_same(monkeypatch, capfd):
+    """Oracle: by hand: a signal while the output is being written, where a print raises RuntimeError."""
+
+    class Signalled(io.RawIOBase):
+        def writable(self):
+            return True
+
+        def write(self, data):
+            if not stop():  # a second one would end this process
+                signal.raise_signal(signal.SIGTERM)
+            return len(data)
+
+    before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    try:
+        stop = signals.Stop()
+        with monkeypatch.context() as patched:
+            patched.setattr("sys.stdout", io.TextIOWrapper(io.BufferedWriter(Signalled())))
+            print("a step's line", flush=True)
+        assert stop() and "SIGTERM: finishing the step" in capfd.readouterr().out
+    finally:
+        for number, handler in zip((signal.SIGINT, signal.SIGTERM), before, strict=True):
+            signal.signal(number, handler)
