@@ -32,16 +32,31 @@ def is_remote(path: str | os.PathLike):
     return "://" in os.fspath(path)
 
 
-def as_path(path: str | os.PathLike):
-    """An etils.epath.Path, which serves local paths and buckets.
+def expanded(path: str | os.PathLike):
+    """A path with the home folder in place of ~ or ~USER at its beginning: str.
 
-    Raises ValueError for another address than gs://, and where the package that reads gs:// is missing.
+    Raises ValueError where there is no such user: the path would name a folder ~USER below the working one.
+    """
+    found = os.path.expanduser(os.fspath(path))
+    if found.startswith("~"):
+        raise ValueError(
+            f"{path} begins with the home folder of a user that is not there; write ./{path} for a path "
+            "below the working folder"
+        )
+    return found
+
+
+def as_path(path: str | os.PathLike):
+    """An etils.epath.Path, which serves local paths, expanded, and buckets.
+
+    Raises ValueError for another address than gs://, where the package that reads gs:// is missing, and as
+    expanded.
     """
     if is_remote(path):
         if not os.fspath(path).startswith("gs://"):
             raise ValueError(f"{path} is neither a local path nor an address gs://BUCKET/NAME")
         _prepare_buckets()
-    return Path(path)
+    return Path(expanded(path))
 
 
 def absolute(path: str | os.PathLike):
@@ -212,9 +227,9 @@ def staged(path: str | os.PathLike, wanted: Callable[[str], bool] = lambda name:
     of a machine and later runs, until the source changes. wanted(name): whether a file of a folder is copied.
     Raises ValueError where there is nothing.
     """
+    path = as_path(path)
     if not is_remote(path):
         return pathlib.Path(path)
-    path = as_path(path)
     every = below(path) if path.is_dir() else [path] if path.exists() else []
     files = [file for file in every if wanted(file.name)]
     if not files:

@@ -16,6 +16,8 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
+from deepseek_jax.files import expanded
+
 OVERRIDE = re.compile(r"--?config\.([^=]*)(=?)(.*)", re.DOTALL)
 BOOLS = {"true": True, "false": False}
 
@@ -45,6 +47,7 @@ def load_config(name: str, overrides=()):
     an override that cannot be read or that a later one would replace.
     """
     path, *arg = name.split(":", 1)
+    path = expanded(path)
     get_config = load_function(path, "get_config", "--config")
     try:
         inspect.signature(get_config).bind(*arg)
@@ -68,6 +71,7 @@ def load_config(name: str, overrides=()):
 
 def load_function(path: str, name: str, flag: str):
     """The function `name` of the Python file that `flag` gives. Raises ValueError where it is missing."""
+    path = expanded(path)
     if not Path(path).is_file():
         raise ValueError(f"{flag}={path}: there is no such file; give the path of a Python file")
     spec = importlib.util.spec_from_file_location(f"{name}_file", path)

@@ -28,7 +28,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from absl import flags
 
-from deepseek_jax.files import cache_folder
+from deepseek_jax.files import cache_folder, expanded
 from launch import common
 from launch.planning.topology import (
     ENVIRONMENT,
@@ -78,8 +78,8 @@ class CountOfSearch(flags.ArgumentParser):
 
 def main(config):
     os.environ.update(ENVIRONMENT)
-    cache = Path(flags.FLAGS.cache) if flags.FLAGS.cache else None
     with common.one_message():
+        cache = Path(expanded(flags.FLAGS.cache)) if flags.FLAGS.cache else None
         fits = planned(config, flags.FLAGS.topology, cache, on_gpus(flags.FLAGS.topology or ""))
     sys.exit(0 if fits else 1)
 

@@ -27,7 +27,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from absl import flags
 
-from deepseek_jax.files import cache_folder, is_remote
+from deepseek_jax.errors import at
+from deepseek_jax.files import cache_folder, expanded, is_remote
 from launch import common
 from launch.config_file import call, load_function, split_arguments
 from launch.engines import STOPPED, gke, slurm
@@ -98,15 +99,17 @@ def sweeps_folder():
     file, colon, arg = values.config.partition(":")
     name = f"{Path(file).stem}_{Path(values.sweep).stem}"
     identity = {
-        "config": f"{Path(file).resolve()}{colon}{arg}",
-        "sweep": str(Path(values.sweep).resolve()),
+        "config": f"{Path(expanded(file)).resolve()}{colon}{arg}",
+        "sweep": str(Path(expanded(values.sweep)).resolve()),
     }
     if values.workdir and is_remote(values.workdir):
         raise ValueError(
             f"--workdir={values.workdir}: the folder of a sweep holds the logs and the exit statuses of "
             "other processes, and cannot be in a bucket; give a folder"
         )
-    return Folder(Path(values.workdir or Path("runs") / file_name(name)).resolve(), identity)
+    with at("--workdir"):
+        folder = expanded(values.workdir or Path("runs") / file_name(name))
+    return Folder(Path(folder).resolve(), identity)
 
 
 def make_engine(folder: Path):

@@ -1,6 +1,7 @@
 """Files in a folder and in a bucket: each test runs in both where they must not differ."""
 
 import importlib.util
+import os
 import pathlib
 
 import pytest
@@ -135,6 +136,19 @@ def test_what_is_not_there_cannot_be_staged(bucket):
     """Oracle: the address in the message."""
     with pytest.raises(ValueError, match=f"nothing at {bucket.folder}/absent"):
         files.staged(f"{bucket.folder}/absent")
+
+
+def test_a_path_begins_with_the_home_folder(tmp_path, monkeypatch):
+    """Oracle: by hand, as a shell writes it; a ~ elsewhere, and behind ./, is a name."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for function in (files.as_path, files.absolute, files.staged):
+        assert str(function("~/x")) == f"{tmp_path}/x" and str(function("~")) == str(tmp_path)
+    assert str(files.as_path("./~x")) in ("~x", "./~x") and str(files.as_path("a/~/b")) == "a/~/b"
+    assert str(files.absolute("~root")) == os.path.expanduser("~root") != "~root"
+    with pytest.raises(
+        ValueError, match="~nobody_here begins with the home .* write ./~nobody_here"
+    ):
+        files.as_path("~nobody_here")
 
 
 def test_an_address_that_is_not_served_is_refused_with_what_is():

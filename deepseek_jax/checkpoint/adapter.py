@@ -109,9 +109,10 @@ def adapter_scale(folder: str | Path):
     folder = as_path(folder)
     for name in (CONFIG, TENSORS):
         if not (folder / name).is_file():
+            inner = folder / "adapter"
+            given = f"give {inner}" if is_adapter(inner) else "give the folder adapter of a run"
             raise ValueError(
-                f"no adapter in {folder}: there is no {name}; give the folder adapter of a run, or one of "
-                "peft's"
+                f"no adapter in {folder}: there is no {name}; {given}, or one of peft's"
             )
     return _scale(read_object(folder / CONFIG), folder / CONFIG)
 

@@ -43,9 +43,10 @@ class FromPolicy:
     def planned(self):
         """The ModelConfig as small files say it: parameters of gigabytes are not read to check it."""
         settings = self.settings
-        if self.run is not None and settings.init_from and not is_orbax(settings.init_from):
+        if self.run is not None and settings.init_from:
             with at("init_from"):
-                check_checkpoint(settings.init_from)
+                if not is_orbax(settings.init_from):
+                    check_checkpoint(settings.init_from)
         return planned_model(settings.model, settings.init_from)
 
     def begin(self):

@@ -34,17 +34,20 @@ from deepseek_jax.training.run import Run
 from deepseek_jax.worlds.registry import named_tokenizer
 
 
-def planned_model(block: dict, checkpoint: str | Path | None):
-    """The ModelConfig of a config's block `model`, as small files say it. checkpoint: of the start, or None.
+def planned_model(block: dict, checkpoint: str | Path | None, field: str = "init_from"):
+    """The ModelConfig of a config's block `model`, as small files say it. checkpoint: of the start, which
+    `field` names, or None.
 
     Raises CannotPlan where the block does not name the architecture and the checkpoint is not there either.
     """
     if checkpoint is None or names_architecture(block):
         return build_model(block)
     how = dataclasses.asdict(build(RunSettings, how_to_run(block), "model"))
-    path = checkpoint_path(checkpoint)
-    if path.suffix == ".gguf" or (path / "config.json").exists():
-        return dataclasses.replace(read_any_config(path), **how)
+    with at(field):
+        path = checkpoint_path(checkpoint)
+    if path.suffix == ".gguf" or path.exists():
+        with at(field):
+            return dataclasses.replace(read_any_config(path), **how)
     raise CannotPlan(
         f"model={block!r} does not name the architecture of {checkpoint}, and the checkpoint is not there: a "
         "plan needs one of them; set model to one of configs/models.py"

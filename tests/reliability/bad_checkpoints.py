@@ -43,14 +43,84 @@ def asked(*changes):
     return both(ASKED, copied("model", *changes))
 
 
+# The work directory of a run in place of what it left there
+RUN = both(
+    ASKED,
+    GOOD,
+    write("run/config.json", '{"recipe": "sft"}'),
+    write("run/params/config.json", "{}"),
+    write("run/params/params/state", ""),
+)
+
+UNENDED = both(ASKED, GOOD, write("run/config.json", '{"recipe": "sft"}'))
+
+R1_RUN = both(
+    ASKED,
+    write("run/config.json", '{"recipe": "r1"}'),
+    write("run/zero/params/config.json", "{}"),
+)
+
+ADAPTED = both(
+    ASKED,
+    GOOD,
+    copied("model"),
+    write("run/config.json", '{"recipe": "sft"}'),
+    write("run/adapter/adapter_config.json", "{}"),
+)
+
+LEFT = "run is the folder of a run; give what it left there: run/params"
+
+RUNS = [
+    (TUNE.replace("=model", "=run"), f"config.init_from: {LEFT}", RUN),
+    (
+        TUNE.replace("=model", "=run"),
+        "config.init_from: run is the folder of a run; it has",
+        UNENDED,
+    ),
+    (TUNE.replace("=model", "=run"), "config.init_from: run is the...: run/adapter", ADAPTED),
+    (EVALUATE.replace("=model", "=run"), f"--checkpoint: {LEFT}", RUN),
+    (
+        EVALUATE.replace("=model", "=run"),
+        "--checkpoint: run is ... left there: run/zero/params",
+        R1_RUN,
+    ),
+    (EVALUATE.replace("=model", "=run") + " --tokenizer=bilingual", f"--checkpoint: {LEFT}", RUN),
+    (
+        EVALUATE.replace("=model", "=run/adapter"),
+        "--checkpoint: run/adapter holds an adapter",
+        ADAPTED,
+    ),
+    (EVALUATE + " --adapter=run", "--adapter: no adapter in run...; give run/adapter, or", ADAPTED),
+    ("generate generate_small:teacher=run", f"config.init_from: {LEFT}", RUN),
+    ("train pretrain_small --config.init_from=run", f"config.init_from: {LEFT}", RUN),
+    (
+        "train distill_small --config.teacher.path=run --config.teacher.base=None "
+        "--config.teacher.fine_tune=None",
+        f"config.teacher.path: {LEFT}",
+        RUN,
+    ),
+    (
+        "train distill_small --config.starts.llama.init_from=run --config.starts.llama.base=None",
+        f"config.starts.llama.init_from: {LEFT}",
+        RUN,
+    ),
+    (CONVERT.replace("=model", "=run"), LEFT, RUN),
+    (CONVERT.replace("=model", "=run/adapter"), "run/adapter holds an adapter; give", ADAPTED),
+    (CONVERT + " --adapter=run", "--adapter: no adapter in run...; give run/adapter, or", ADAPTED),
+    (CONVERT + " --like=run", LEFT, both(RUN, copied("model"))),
+]
+
 CHECKPOINTS = [
-    (TUNE, "config.init_from: nothing at model; give a Hugging Face folder or a .gguf file.", GOOD),
+    (
+        TUNE,
+        "config.init_from: there is nothing at model; give a Hugging Face folder, a .gguf file or",
+        GOOD,
+    ),
     (
         TUNE,
         (
-            "config.init_from: no tokenizer in model: none of tokenizer.json, "
-            "tokenizer.model, vocab.json is there; copy the tokenizer's files there from the "
-            "folder that the checkpoint comes from."
+            "config.init_from: model/config.json does not exist; give a Hugging Face folder: "
+            "config.json and safetensors"
         ),
         both(GOOD, empty("model")),
     ),
@@ -307,7 +377,7 @@ CHECKPOINTS = [
     ),
     (
         TUNE + " --config.init_from=bad.gguf",
-        "config.init_from: nothing at bad.gguf; give a Hugging Face folder or a .gguf file.",
+        "config.init_from: there is nothing at bad.gguf; give a Hugging Face folder, a .gguf",
         GOOD,
     ),
     (

@@ -322,6 +322,32 @@ SWEEPS = [
     ),
 ]
 
+# The home folder of a user that is not there
+HOMELESS = (
+    "~nobody_here/x begins with the home folder of a user that is not there; write ./~nobody_here/x"
+)
+
+HOMES = [
+    ("train sft_small --workdir=~nobody_here/x", f"--workdir: {HOMELESS}"),
+    ("generate generate_small --workdir=~nobody_here/x", f"--workdir: {HOMELESS}"),
+    (f"{SWEEP} --workdir=~nobody_here/x", f"--workdir: {HOMELESS}", swept("[{'seed': 1}]")),
+    ("train ~nobody_here/x", HOMELESS),
+    ("sweep sft_small --sweep=~nobody_here/x", HOMELESS),
+    ("plan sft_small --topology=v5e:1x1 --cache=~nobody_here/x", HOMELESS),
+    ("convert --from=~nobody_here/x --to=out", HOMELESS),
+    ("convert --from=model --to=~nobody_here/x", HOMELESS),
+    ("evaluate --checkpoint=~nobody_here/x --data=arithmetic", f"--checkpoint: {HOMELESS}"),
+    ("train sft_small --config.data.path=~nobody_here/x", f"config.data: {HOMELESS}"),
+    (
+        "train sft_small --config.base=None --config.init_from=~nobody_here/x",
+        f"config.init_from: {HOMELESS}",
+    ),
+    (
+        "train grpo_small --config.reward_models={'safety':{'path':'~nobody_here/x'}}",
+        f"config.reward_models.safety: {HOMELESS}",
+    ),
+]
+
 WORKDIRS = [
     (
         "train sft_small --workdir=s3://b/x",

@@ -6,10 +6,10 @@ lists, paths. Of a long message the beginning is enough. prepare(good, here) wri
 into its directory `here`; `good` has whole things to copy, see goods.py.
 """
 
-from tests.reliability.bad_checkpoints import CHECKPOINTS, WEIGHTS
+from tests.reliability.bad_checkpoints import CHECKPOINTS, RUNS, WEIGHTS
 from tests.reliability.bad_configs import CONFIGS, SEEDS, SIZES, STAGES
 from tests.reliability.bad_data import DATA
-from tests.reliability.bad_flags import FLAGS, PLANS, SWEEPS, WORKDIRS
+from tests.reliability.bad_flags import FLAGS, HOMES, PLANS, SWEEPS, WORKDIRS
 
 GROUPS = dict(
     configs=CONFIGS,
@@ -22,5 +22,7 @@ GROUPS = dict(
     data=DATA,
     checkpoints=CHECKPOINTS,
     weights=WEIGHTS,
+    runs=RUNS,
+    homes=HOMES,
     workdirs=WORKDIRS,
 )

@@ -121,8 +121,9 @@ class DistillJob(LineageJob):
         root = self.root_of(stage)
         if root.name not in self._configs:
             block = self.block_of(stage)
+            field = _path_field(root)
             with at(self.path_of_block(root)):
-                self._configs[root.name] = planned_model(block.model, _path(block))
+                self._configs[root.name] = planned_model(block.model, _path(block), field)
         config = self._configs[root.name]
         positions = getattr(self.block_of(stage), "max_position_embeddings", None)
         # They are for what is learned; answers have the checkpoint's own
@@ -140,7 +141,7 @@ class DistillJob(LineageJob):
             if stage.start:
                 continue
             block = self.block_of(stage)
-            path, field = _path(block), "path" if stage.name == TEACHER else "init_from"
+            path, field = _path(block), _path_field(stage)
             with at(self.path_of_block(stage)):
                 if path is not None:
                     with at(field):
@@ -403,3 +404,8 @@ class DistillJob(LineageJob):
 def _path(block: StartSettings | TeacherSettings):
     """The path of the checkpoint that a block names, or None."""
     return block.path if isinstance(block, TeacherSettings) else block.init_from
+
+
+def _path_field(stage: Stage):
+    """The field of a first stage's block that names its checkpoint."""
+    return "path" if stage.name == TEACHER else "init_from"

@@ -127,7 +127,8 @@ def files_hash(checkpoint: str, field: str = "checkpoint"):
 
     field: of the config, for messages. Raises ValueError where the path does not exist.
     """
-    path = checkpoint_path(checkpoint)
+    with at(field):
+        path = checkpoint_path(checkpoint)
     files = sorted(below(path)) if path.is_dir() else [path] if path.exists() else []
     if not files:
         raise ValueError(f"{field}={checkpoint!r}: there is nothing at this path; correct it")
@@ -150,6 +151,9 @@ def _policy(settings: EvaluateSettings, mesh):
     that of the world in config.data. Raises ValueError for a missing and for a superfluous tokenizer.
     """
     name = settings.tokenizer or _shared_tokenizer(settings.data)
+    with at("config.checkpoint"):
+        # The folder of a run or of an adapter is named, before its tokenizer is missed
+        read_any_config(checkpoint_path(settings.checkpoint))
     ours = is_orbax(settings.checkpoint)
     if ours and name is None or settings.tokenizer and not ours:
         raise ValueError(

@@ -277,7 +277,7 @@ class R1Job(LineageJob):
         if teacher.path is None:
             return self._planned if self.run is None else self.policy.config
         # Not the architecture, which the checkpoint has to have
-        return planned_model(how_to_run(self.settings.model), teacher.path)
+        return planned_model(how_to_run(self.settings.model), teacher.path, "path")
 
     def teacher_tokenizer(self, teacher: R1TeacherSettings):
         """The Tokenizer of a teacher. Raises ValueError for the name of one beside a checkpoint that has its
