@@ -13,6 +13,7 @@ import os
 import pathlib
 import shutil
 import tempfile
+import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -25,6 +26,8 @@ from etils.epath import Path
 REWRITE_SECONDS, REST = 10.0, 20
 # Files that are copied from a bucket at once
 COPIES = 8
+# When it is said that a bucket is waited for, and how long it may take to answer for the first time
+SAY_SECONDS, ANSWER_SECONDS = 5.0, 60.0
 
 
 def is_remote(path: str | os.PathLike):
@@ -49,13 +52,14 @@ def expanded(path: str | os.PathLike):
 def as_path(path: str | os.PathLike):
     """An etils.epath.Path, which serves local paths, expanded, and buckets.
 
-    Raises ValueError for another address than gs://, where the package that reads gs:// is missing, and as
-    expanded.
+    Raises ValueError for another address than gs://, where the package that reads gs:// is missing, for a
+    bucket that does not answer, and as expanded.
     """
     if is_remote(path):
         if not os.fspath(path).startswith("gs://"):
             raise ValueError(f"{path} is neither a local path nor an address gs://BUCKET/NAME")
         _prepare_buckets()
+        _wait_for(os.fspath(path).split("/")[2])
     return Path(expanded(path))
 
 
@@ -76,6 +80,28 @@ def _prepare_buckets():
 
         # Otherwise gcsfs lists a folder once, and never sees what other processes write there later
         fsspec.config.conf.setdefault("gcs", {})["use_listings_cache"] = False
+
+
+@functools.cache
+def _wait_for(bucket):
+    """Wait for the first answer of a bucket, whatever it is: libraries ask again without a word."""
+    answered = threading.Event()
+
+    def ask():
+        # Any exception: each package has its own, and the call that needs the answer raises it again
+        with contextlib.suppress(Exception):
+            Path(f"gs://{bucket}").exists()
+        answered.set()
+
+    threading.Thread(target=ask, daemon=True).start()
+    if answered.wait(SAY_SECONDS):
+        return
+    print(f"waiting for gs://{bucket} to answer, at most {ANSWER_SECONDS:g} s", flush=True)
+    if not answered.wait(ANSWER_SECONDS - SAY_SECONDS):
+        raise ValueError(
+            f"gs://{bucket} has not answered in {ANSWER_SECONDS:g} s; look at the network, or give a place "
+            "that can be reached"
+        )
 
 
 @contextlib.contextmanager

@@ -24,15 +24,19 @@ from deepseek_jax.errors import Fault, at, suggest
 from deepseek_jax.files import absolute
 from deepseek_jax.settings import build
 from launch import distributed
+from launch.backend import check_xla_flags, no_backend
 from launch.caches import keep_programs
 from launch.config_file import load_config, split_arguments
 from launch.signals import Stop, interruptible
+from launch.waiting import USER_ERROR, waiting
 from launch.workdir import claim_workdir, default_workdir
 
 # So --help of a program lists the flags that this module defines for it
 flags.disclaim_key_flags()
 ROOT = Path(__file__).resolve().parents[1]
-USER_ERROR = 2
+# JAX itself would end the process, with the traces of its service
+PEERS_SECONDS = 300.0
+PEERS_REMEDY = "start as many processes as the launcher says, or give --distributed=no"
 # What a file system may refuse to any of our reads and writes
 REMEDIES = {
     errno.ENOSPC: "free space on that disk",
@@ -40,7 +44,9 @@ REMEDIES = {
     errno.EROFS: "make that file system writable, or give another place",
     errno.EACCES: "give this account the right to read and write there, or another place",
 }
-
+# In the address of an object, as the packages that read gs:// show it
+BUCKETS = "/storage/v1/b/"
+BUCKET_REMEDY = "correct the address gs://, or give this account the right to use what is there"
 
 # The flags of what looks on at a run, which a sweep passes on to its runs
 OBSERVERS = "wandb", "watchdog", "watchdog_requeue"
@@ -49,6 +55,8 @@ OBSERVERS = "wandb", "watchdog", "watchdog_requeue"
 def run_program(main, parse):
     """What the last line of a program calls: main(parse(argv)), as absl's app.run does, ended by Ctrl-C."""
     with interruptible():
+        with one_message():
+            check_xla_flags(os.environ.get("XLA_FLAGS", ""))
         app.run(main, flags_parser=parse)
 
 
@@ -146,7 +154,7 @@ def one_message(shown=str):
     errors.Fault into one message and its own status.
 
     shown(error) is the message. An error that a library raises keeps its traceback, for no user can correct
-    it, unless a full or a closed disk caused it: see refused.
+    it, unless a full or a closed disk or a missing device caused it: see refused and no_backend.
     """
     try:
         yield
@@ -158,10 +166,10 @@ def one_message(shown=str):
         logging.debug("raised here:", exc_info=error)
         if isinstance(error, ValueError) and _is_ours(error):
             fail(shown(error))
-        cause = refused(error)
+        cause = refused(error) or no_backend(error)
         if cause is None:
             raise
-        # Not `fail`: the disk may be of this process alone, and process 0 knows nothing of it
+        # Not `fail`: disk and device may be of this process alone, and process 0 knows nothing of it
         print(f"error: {cause}", file=sys.stderr, flush=True)
         sys.exit(USER_ERROR)
 
@@ -174,12 +182,15 @@ def _is_ours(error):
 
 
 def refused(error: BaseException):
-    """A message with the remedy where a file system that is full or closed to us caused an error, else None.
+    """A message with the remedy where a file system or bucket is full, closed to us or not there, else None.
 
     Libraries raise errors of their own for it, with the system's words in them or its error before them.
     """
     seen = error
     while seen is not None:
+        if BUCKETS in str(seen) or type(seen).__module__.startswith("gcsfs"):
+            cause = " ".join(str(seen).split())
+            return f"{cause[:400]}; {BUCKET_REMEDY}"
         for number, remedy in REMEDIES.items():
             if getattr(seen, "errno", None) == number or os.strerror(number) in str(seen):
                 cause = " ".join(str(seen).split())
@@ -218,10 +229,11 @@ def given_workdir(name: str, seed: int | None):
 
 def start(config: ConfigDict, workdir: Path, shown=str):
     """Run config's recipe in workdir on its mesh. A user's mistake is one message, shown(error)."""
-    prepare_process(config.get("xla_flags", ""))
     with one_message(shown):
+        prepare_process(config.get("xla_flags", ""))
         observers = _observers(config, workdir)
-        several = distributed.join_peers()
+        with waiting("the other processes of this run", PEERS_SECONDS, PEERS_REMEDY):
+            several = distributed.join_peers()
     keep_programs(workdir.parent if several else None)
     if flags.FLAGS.check:
         from launch.check import check
@@ -266,10 +278,12 @@ def _observers(config, workdir):
 
 def prepare_process(xla_flags: str):
     """Set what JAX and malloc read when this process starts to use them: call it before anything asks for
-    devices. xla_flags are put before XLA_FLAGS of the environment, which win.
+    devices. xla_flags are put before XLA_FLAGS of the environment, which win. Raises ValueError for a flag
+    that XLA does not know.
     """
     given = os.environ.get("XLA_FLAGS", "")
     os.environ["XLA_FLAGS"] = f"{xla_flags} {given}".strip()
+    check_xla_flags(os.environ["XLA_FLAGS"])
     from deepseek_jax.parallel.host_memory import keep_freed_memory, return_compilers_memory
     from deepseek_jax.parallel.host_threads import give_devices_threads
 

@@ -131,6 +131,11 @@ def main(argv):
     if not values.measure:
         os.environ.setdefault("JAX_PLATFORMS", "cpu")
     with common.one_message():
+        if values.measure:
+            import jax
+
+            # One that is missing is said here: an error within jit has another traceback
+            jax.devices()
         if values.tpu not in CHIPS:
             message = f"--tpu={values.tpu} is not a known chip; {suggest(values.tpu, CHIPS)}"
             raise ValueError(message)

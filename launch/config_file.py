@@ -93,7 +93,8 @@ def call(code: Callable, given: str, path: str):
     """
     try:
         return code()
-    except Exception as error:
+    # A file that calls sys.exit(0) would look like a success
+    except (Exception, SystemExit) as error:
         places = traceback.extract_tb(error.__traceback__)
         if isinstance(error, ValueError) and _is_ours(places[-1].filename, path):
             raise

@@ -101,6 +101,8 @@ def main(argv):
     del argv
     given = flags.FLAGS
     with common.one_message():
+        # One that is missing is said before gigabytes are read
+        jax.devices()
         try:
             config, params = convert(
                 given["from"].value,

@@ -8,6 +8,8 @@ import threading
 
 from absl import flags
 
+from launch.backend import check_launcher
+
 flags.disclaim_key_flags()
 # How long a process that found a mistake waits for the others, to agree who prints it
 PRINT_SECONDS = 60
@@ -19,16 +21,19 @@ def define_flags():
     flags.DEFINE_enum("distributed", "auto", ("auto", "yes", "no"), meaning)
 
 
-def join_peers(seconds: int = 300):
+def join_peers(seconds: int = 360):
     """Join the other processes as --distributed says, once: -> whether there are others.
 
-    seconds: how long to wait for them. Raises ValueError where --distributed=yes and JAX finds no cluster.
+    seconds: how long to wait for them. Raises ValueError where --distributed=yes and JAX finds no cluster,
+    and as check_launcher.
     """
     import jax
 
     if jax.distributed.is_initialized():
         return jax.process_count() > 1
     choice = _choice()
+    if choice != "no":
+        check_launcher()
     if choice == "no" or (choice == "auto" and _count_processes() == 1):
         return False
     # It would take SIGTERM for itself: before the run listens, the signal would be lost

@@ -1,6 +1,6 @@
 """Mistakes in config files and in the fields of a config; see bad_inputs.py."""
 
-from tests.reliability.goods import config_file, copied, empty, write
+from tests.reliability.goods import config_file, copied, empty, swept, write
 
 HEAD = "from ml_collections import ConfigDict\n"
 
@@ -197,6 +197,42 @@ CONFIGS = [
     (
         "train sft_small --config.data.num_held_out=3 --config.data={'task':'arithmetic'}",
         "--config.data would replace --config.data.num_held_out; give it first",
+    ),
+]
+
+EXITS = [
+    *(
+        (
+            "train mine.py",
+            f"--config=mine.py: mine.py, line {line}: SystemExit: {status}; correct that line",
+            config_file(text),
+        )
+        for text, line, status in (
+            ("import sys\nsys.exit(0)\n", 2, "0"),
+            ("raise SystemExit\n", 1, ""),
+            ("def get_config():\n    exit(0)\n", 2, "0"),
+            ("def get_config():\n    quit('no')\n", 2, "no"),
+        )
+    ),
+    (
+        "sweep sft_small --sweep=sweep.py",
+        "--sweep=sweep.py: sweep.py, line 2: SystemExit: 0; correct that line",
+        swept("exit(0)"),
+    ),
+    (
+        "sweep sft_small --sweep=sweep.py",
+        "--sweep=sweep.py: sweep.py, line 1: SystemExit: 3; correct that line",
+        write("sweep.py", "raise SystemExit(3)\n"),
+    ),
+    (
+        "plan mine.py --topology=v5e:1x1",
+        "--config=mine.py: mine.py, line 1: SystemExit: 0; correct that line",
+        config_file("exit(0)\n"),
+    ),
+    (
+        "generate mine.py",
+        "--config=mine.py: mine.py, line 1: SystemExit: 0; correct that line",
+        config_file("exit(0)\n"),
     ),
 ]
 

@@ -7,12 +7,13 @@ into its directory `here`; `good` has whole things to copy, see goods.py.
 """
 
 from tests.reliability.bad_checkpoints import CHECKPOINTS, RUNS, WEIGHTS
-from tests.reliability.bad_configs import CONFIGS, SEEDS, SIZES, STAGES
+from tests.reliability.bad_configs import CONFIGS, EXITS, SEEDS, SIZES, STAGES
 from tests.reliability.bad_data import DATA
 from tests.reliability.bad_flags import FLAGS, HOMES, PLANS, SWEEPS, WORKDIRS
 
 GROUPS = dict(
     configs=CONFIGS,
+    exits=EXITS,
     stages=STAGES,
     seeds=SEEDS,
     sizes=SIZES,
