@@ -4,7 +4,7 @@ import dataclasses
 import math
 from typing import Literal
 
-from deepseek_jax.losses.grpo import GrpoOptions
+from deepseek_jax.losses.settings import GrpoOptions
 from deepseek_jax.reinforce.degenerate import LARGEST_REWARD, DegenerateSettings
 from deepseek_jax.reinforce.effort import EffortSettings
 from deepseek_jax.rollout.settings import AnswerOptions, Limit
