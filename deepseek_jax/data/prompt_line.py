@@ -1,28 +1,7 @@
-"""A line that tells a policy how to answer, such as its reasoning effort, in any kind of prompt."""
+"""The check of a line that tells a policy how to answer, such as its reasoning effort."""
 
-from deepseek_jax.data.chat import (
-    R1_ZERO_TEMPLATE,
-    asked_messages,
-    by_template,
-    render_question,
-)
+from deepseek_jax.data.chat import by_template, with_system_line
 from deepseek_jax.data.tokenizer import Tokenizer
-
-
-def render_with_line(tokenizer: Tokenizer, example, line: str, *, template: str, opening: str = ""):
-    """data.chat.render_question with a line, "" for none: ids of the prompt.
-
-    With template "chat" it is the first line of the system message. Other templates have no system message:
-    there it stands right before each question, so it has to end as a line does in that text.
-    """
-    if not line:
-        return render_question(tokenizer, example, template=template, opening=opening)
-    if template == "chat":
-        asked = _with_system_line(asked_messages(example), line.strip())
-        return render_question(tokenizer, {"messages": asked}, template=template, opening=opening)
-    text = R1_ZERO_TEMPLATE if template == "r1_zero" else template
-    text = text.replace("{question}", line + "{question}")
-    return render_question(tokenizer, example, template=text, opening=opening)
 
 
 def check_line(tokenizer: Tokenizer, line: str, template: str):
@@ -38,7 +17,7 @@ def check_line(tokenizer: Tokenizer, line: str, template: str):
                 f"number alone ({error})"
             ) from error
         return
-    messages = _with_system_line([{"role": "user", "content": "?"}], line.strip())
+    messages = with_system_line([{"role": "user", "content": "?"}], line)
     why = "leaves a system message out"
     try:
         if line.strip() in by_template(tokenizer, messages, tokenize=False):
@@ -49,10 +28,3 @@ def check_line(tokenizer: Tokenizer, line: str, template: str):
         f"line={line!r} has no room in template='chat': the checkpoint's chat template {why}; set the "
         'template to "r1_zero" or to a text that contains {question}, where it stands before the question'
     )
-
-
-def _with_system_line(messages, line):
-    if messages[0]["role"] != "system":
-        return [{"role": "system", "content": line}, *messages]
-    first, *others = messages
-    return [first | {"content": f"{line}\n{first['content']}"}, *others]

@@ -32,7 +32,7 @@ class _Tells:
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class EffortSettings(Settings):
     """values: the efforts b that questions are asked with, each question with every one once an epoch. The
-    published API's low, high and max are 50, 75 and 100. line: what the prompt says, see data.prompt_line.
+    published API's low, high and max are 50, 75 and 100. line: what the prompt says, see data.chat.
 
     k0, tau, max_penalty (C_max), norm_length (L_norm, in tokens): of length_penalty. b_min is the smallest of
     values. The wording of the line and these numbers are ours to choose.
