@@ -6,7 +6,7 @@ import dataclasses
 import pytest
 
 from deepseek_jax.data.chat import render_prompt, render_question
-from deepseek_jax.data.prompt_line import check_line
+from deepseek_jax.reinforce.effort import check_line
 from deepseek_jax.worlds.arithmetic.tokenizer import arithmetic_tokenizer
 from deepseek_jax.worlds.bilingual.tokenizer import bilingual_tokenizer
 from tests.turns import turns
