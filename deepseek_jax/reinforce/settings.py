@@ -283,6 +283,12 @@ class ReinforceSettings(FitSettings, RewardSettings):
                 "questions, which further rounds would shift; leave it at 1"
             )
 
+    def scored(self):
+        """The log-probabilities that are computed before a step's updates: keys of a batch."""
+        # A single update needs no old ones: its policy is the one that sampled
+        old = ("old_logprobs",) if self.minibatches * self.epochs > 1 else ()
+        return old + (("ref_logprobs",) if self.loss.kl_coef else ())
+
     def keeps(self):
         """Whether updates use anything that the rollout kept, see rollout.kept."""
         return self.keep_routing or self.rollout.truncates()
