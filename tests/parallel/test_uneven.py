@@ -31,7 +31,7 @@ from deepseek_jax.parallel.dispatch import Kernels, expert_parallel
 from deepseek_jax.parallel.linear import by_token
 from deepseek_jax.parallel.tokens import over_tokens
 from deepseek_jax.training.state import TrainState
-from deepseek_jax.training.step import make_train_step
+from deepseek_jax.training.update import make_train_step
 from tests.distill import test_objective as distilled
 from tests.losses.test_preference import pairs, reward_model
 from tests.parallel import test_dispatch as moe

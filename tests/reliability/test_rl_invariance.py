@@ -14,7 +14,7 @@ from deepseek_jax.parallel import logical_names, make_mesh, shardings
 from deepseek_jax.parallel.shard import put_share
 from deepseek_jax.reinforce.batch import group_batch
 from deepseek_jax.training.state import TrainState, state_shardings
-from deepseek_jax.training.step import make_train_step
+from deepseek_jax.training.update import make_train_step
 from tests.parallel.updates import GRADIENTS
 from tests.quick import others_slow
 from tests.tiny import VOCAB, tiny_model

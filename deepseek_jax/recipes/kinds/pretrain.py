@@ -27,9 +27,9 @@ from deepseek_jax.recipes.pretrain.settings import (
     switched_on,
 )
 from deepseek_jax.training.loop import LOSS_TERMS, train
+from deepseek_jax.training.micro_batches import over_micro_batches
 from deepseek_jax.training.run import Run
 from deepseek_jax.training.schedule import number_at, stepwise
-from deepseek_jax.training.step import over_micro_batches
 from deepseek_jax.training.update import Beside, create_update
 from deepseek_jax.training.watch import Checks, check_terms
 
