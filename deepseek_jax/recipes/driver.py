@@ -150,6 +150,11 @@ class Job:
         "config".
         """
 
+    def check_shared_data(self):
+        """Read the data that all stages share, which may write datasets below the run's folder. Raises
+        ValueError as at "config".
+        """
+
     def works(self):
         """The stages of the list, in order: [Work]."""
         return [Work(stage, self) for stage in self.stages]
@@ -440,6 +445,8 @@ def run(job: Job):
                 leave_if_asked("the start")
                 with work.at():
                     work.stage.does.check_data(work)
+            with at("config"):
+                job.check_shared_data()
             for work in job.works():
                 leave_if_asked(f"stage {work.name}")
                 job.keep(work)
