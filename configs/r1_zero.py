@@ -38,7 +38,7 @@ def get_config(arg=None):
     c.rollout = dict(max_prompt_length=2048, temperature=1.0, slots=2048)
     c.rollout.max_completion_length = ((0, 32_768), (512, 65_536))
     # Section 3.2.1: a lower clip_eps cuts off the gradients of many tokens, a higher one may be unstable
-    c.loss = dict(loss_type="grpo", clip_eps=10.0, kl_coef=0.001)
+    c.loss = dict(loss_type="grpo", clip_eps=10.0, kl_coef=0.001, lower_bound=False)
     c.reference_every = 25
     c.optimizer = dict(learning_rate=3e-6, weight_decay=0.0)
     c.save_every = 5

@@ -4,6 +4,8 @@ import contextlib
 import difflib
 import re
 
+# Characters of a line on the console: an answer that it quotes may have millions
+MOST = 4000
 # A message that begins with an argument's name
 FIELD = re.compile(r"[A-Za-z_]\w*(?:[.\[][^\s=]*)?=")
 
@@ -68,6 +70,14 @@ def at(path: str, argument: str | None = None):
         error.args = (message,)
         error.has_path = True
         raise
+
+
+def shortened(text: str, most: int = MOST):
+    """A text for a person: one of more than so many characters without its middle."""
+    if len(text) <= most:
+        return text
+    left = len(text) - most
+    return f"{text[: most // 2]} ... ({left:,} characters left out) ... {text[-most // 2 :]}"
 
 
 def suggest(name, allowed):

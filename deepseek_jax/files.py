@@ -53,14 +53,18 @@ def as_path(path: str | os.PathLike):
     """An etils.epath.Path, which serves local paths, expanded, and buckets.
 
     Raises ValueError for another address than gs://, where the package that reads gs:// is missing, for a
-    bucket that does not answer, and as expanded.
+    bucket that does not answer, for a pipe, and as expanded.
     """
     if is_remote(path):
         if not os.fspath(path).startswith("gs://"):
             raise ValueError(f"{path} is neither a local path nor an address gs://BUCKET/NAME")
         _prepare_buckets()
         _wait_for(os.fspath(path).split("/")[2])
-    return Path(expanded(path))
+        return Path(os.fspath(path))
+    local = pathlib.Path(expanded(path))
+    if local.is_fifo():
+        raise ValueError(f"{path} is a pipe, and is read more than once; write it to a file first")
+    return Path(local)
 
 
 def absolute(path: str | os.PathLike):
@@ -135,10 +139,24 @@ def write_whole(path: str | os.PathLike, text: str):
         fresh.write_text(text, encoding="utf-8")
 
 
+def parse_json(text: str):
+    """As json.loads. Raises ValueError for a key that an object has twice too: json takes the last."""
+    return json.loads(text, object_pairs_hook=_object)
+
+
+def _object(pairs):
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        keys = [key for key, _ in pairs]
+        twice = next(key for key in keys if keys.count(key) > 1)
+        raise ValueError(f"the key {twice!r} is there twice")
+    return found
+
+
 def read_json(path: str | os.PathLike):
     """What a file of ours holds. Raises ValueError, naming it, where that is not JSON."""
     try:
-        return json.loads(as_path(path).read_text())
+        return parse_json(as_path(path).read_text())
     except ValueError as error:
         raise ValueError(
             f"{path} is damaged, as it is not JSON ({error}); put back a copy, or remove what it belongs to"

@@ -17,16 +17,19 @@ from deepseek_jax.errors import at, suggest
 class Between:
     """The range of a field, as in Annotated[float, Between(0, 1)]. NaN and infinity are in no range.
 
-    open_low, open_high: that end itself is not in the range.
+    open_low, open_high: that end itself is not in the range. or_zero: 0 is in it too.
     """
 
     low: float = -math.inf
     high: float = math.inf
     open_low: bool = False
     open_high: bool = False
+    or_zero: bool = False
 
     def holds(self, number):
         """Whether the number is in the range."""
+        if self.or_zero and number == 0:
+            return True
         above = number > self.low if self.open_low else number >= self.low
         below = number < self.high if self.open_high else number <= self.high
         # Infinity passes the default bounds
@@ -37,7 +40,7 @@ class Between:
         if self.high == math.inf:
             return "a finite number" if self.low == -math.inf else low
         if not self.open_low and not self.open_high:
-            return f"within {self.low}..{self.high}"
+            return f"{'0 or ' if self.or_zero else ''}within {self.low}..{self.high}"
         return f"{low} and {'below' if self.open_high else 'at most'} {self.high}"
 
 
@@ -53,7 +56,8 @@ class Rising:
         return "pairs (step, number) whose steps begin at 0 and rise"
 
 
-Count = Annotated[int, Between(1)]
+# A number of things that arrays have: int32 on the device
+Count = Annotated[int, Between(1, 2**31, open_high=True)]
 # A group, an interval and a text to predict need two of them
 Several = Annotated[int, Between(2)]
 Natural = Annotated[int, Between(0)]
@@ -61,6 +65,9 @@ Positive = Annotated[float, Between(0, open_low=True)]
 NonNegative = Annotated[float, Between(0)]
 Share = Annotated[float, Between(0, 1)]
 PositiveShare = Annotated[float, Between(0, 1, open_low=True)]
+# Beyond it float32 logits overflow, or the most and the least likely token become one; 0 is greedy
+Temperature = Annotated[float, Between(0.01, 100.0)]
+GreedyOrTemperature = Annotated[float, Between(0.01, 100.0, or_zero=True)]
 # An int stays an int here: the hash of a stage is of the config as it is written
 Weights = dict[str, int | float]
 
@@ -71,6 +78,7 @@ Step = Annotated[int, Between(0, 2**31, open_high=True)]
 # A number, or pairs (first step, number), each of which holds from its step on
 CountBySteps = Count | Annotated[tuple[tuple[Step, Count], ...], Rising()]
 PositiveBySteps = Positive | Annotated[tuple[tuple[Step, Positive], ...], Rising()]
+TemperatureBySteps = Temperature | Annotated[tuple[tuple[Step, Temperature], ...], Rising()]
 NonNegativeBySteps = NonNegative | Annotated[tuple[tuple[Step, NonNegative], ...], Rising()]
 
 

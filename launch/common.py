@@ -20,7 +20,7 @@ from absl import app, flags, logging
 from ml_collections import ConfigDict
 
 from deepseek_jax import recipes
-from deepseek_jax.errors import Fault, at, suggest
+from deepseek_jax.errors import Fault, at, shortened, suggest
 from deepseek_jax.files import absolute
 from deepseek_jax.settings import build
 from launch import distributed
@@ -29,7 +29,7 @@ from launch.caches import keep_programs
 from launch.config_file import load_config, split_arguments
 from launch.signals import Stop, interruptible
 from launch.waiting import USER_ERROR, waiting
-from launch.workdir import claim_workdir, default_workdir
+from launch.workdir import check_starts, claim_workdir, default_workdir
 
 # So --help of a program lists the flags that this module defines for it
 flags.disclaim_key_flags()
@@ -143,7 +143,7 @@ def _plainly(error):
 def fail(message, status: int = USER_ERROR):
     """Print a mistake that the user can correct, or a run's fault, once for all processes, and exit."""
     distributed.print_once(
-        str(message), lambda text: print(f"error: {text}", file=sys.stderr, flush=True)
+        shortened(str(message)), lambda text: print(f"error: {text}", file=sys.stderr, flush=True)
     )
     sys.exit(status)
 
@@ -232,8 +232,11 @@ def start(config: ConfigDict, workdir: Path, shown=str):
     with one_message(shown):
         prepare_process(config.get("xla_flags", ""))
         observers = _observers(config, workdir)
+        check_starts(config, workdir)
         with waiting("the other processes of this run", PEERS_SECONDS, PEERS_REMEDY):
             several = distributed.join_peers()
+        if observers.wandb is not None:
+            observers.wandb.log_in()
     keep_programs(workdir.parent if several else None)
     if flags.FLAGS.check:
         from launch.check import check

@@ -13,6 +13,7 @@ from deepseek_jax.files import absolute, below, is_remote, read_object, remove_f
 from launch.owner import OWNER, names_in, owned, read_owner, shown
 
 MARKER = "config.json"
+CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 # Where a run takes place, not what it computes: these may change when it resumes
 PLACES = ("mesh", "xla_flags")
 # A claim that was interrupted leaves this file
@@ -34,6 +35,34 @@ def default_workdir(config_path: str, seed: int | None):
     if seed and "seed=" not in arg:
         name += f"_seed{seed}"
     return Path("runs") / re.sub(r"[^\w=.,+-]", "_", name)
+
+
+def check_starts(config: ConfigDict, workdir: Path):
+    """Raise ValueError, naming the field and the command, where the config names what another run of this
+    checkout leaves in its default workdir, and that run was not made. A run that has begun is left alone.
+    """
+    if (workdir / MARKER).exists():
+        return
+    for field, value in _texts(config, "config"):
+        parts = Path(value).parts
+        # config_file_arg_seedN: an argument may have an underscore too
+        stems = parts[1].split("_") if parts[:1] == ("runs",) and len(parts) > 1 else []
+        files = [CONFIGS / ("_".join(stems[:n]) + ".py") for n in range(len(stems), 0, -1)]
+        made_by = next((file.name for file in files if file.is_file()), None)
+        if made_by is not None and not Path(value).exists():
+            raise ValueError(
+                f"{field}={value!r} is not there yet; make it with: python launch/train.py "
+                f"--config=configs/{made_by}"
+            )
+
+
+def _texts(block, path):
+    """(dotted path, text) of every text in a config."""
+    for name, value in block.items():
+        if isinstance(value, ConfigDict):
+            yield from _texts(value, f"{path}.{name}")
+        elif isinstance(value, str):
+            yield f"{path}.{name}", value
 
 
 @contextlib.contextmanager

@@ -6,6 +6,7 @@ import jax
 from orbax.checkpoint import v1 as ocp
 
 from deepseek_jax.checkpoint.damage import REMEDY, check_digests, digests_in, read_together
+from deepseek_jax.checkpoint.quiet import quiet_orbax
 from deepseek_jax.checkpoint.tree import by_path
 from deepseek_jax.ops.fingerprint import FLOATS, fingerprint_as
 from deepseek_jax.parallel.processes import say
@@ -33,6 +34,8 @@ class StoredArrays:
     """
 
     def __init__(self, path: str | Path):
+        quiet_orbax()
+
         def read():
             about = ocp.metadata(path)
             # Orbax takes an unreadable file of its own for an empty one

@@ -1,11 +1,10 @@
 """Convert config.json to ModelConfig and back, in the spellings of transformers 4 and 5."""
 
 import dataclasses
-import json
 from pathlib import Path
 
 from deepseek_jax.checkpoint.folder import UNFINISHED, is_unfinished
-from deepseek_jax.files import as_path
+from deepseek_jax.files import as_path, parse_json
 from deepseek_jax.models import ModelConfig, RopeScaling
 from deepseek_jax.models.config import HOW_TO_RUN
 from deepseek_jax.ops.rope import yarn_mscale
@@ -82,7 +81,7 @@ def read_json(folder: str | Path):
             f"{path} does not exist; give a Hugging Face folder: config.json and safetensors"
         )
     try:
-        raw = json.loads(path.read_text())
+        raw = parse_json(path.read_text())
     except ValueError as error:
         raise ValueError(f"{path} is not JSON: {error}; take another copy of it") from error
     if not isinstance(raw, dict):

@@ -1,6 +1,5 @@
 """The tensors of a Hugging Face folder, whole or in rows; every fault names the tensor and the file."""
 
-import json
 import math
 from pathlib import Path
 
@@ -10,7 +9,7 @@ from huggingface_hub import get_local_safetensors_metadata
 from huggingface_hub.constants import SAFETENSORS_INDEX_FILE
 from huggingface_hub.errors import NotASafetensorsRepoError, SafetensorsParsingError
 
-from deepseek_jax.files import staged
+from deepseek_jax.files import parse_json, staged
 
 DTYPES = {
     "F32": np.dtype(np.float32),
@@ -133,7 +132,7 @@ class HFFiles:
         if not path.exists():
             return
         try:
-            files = set(json.loads(path.read_text())["weight_map"].values())
+            files = set(parse_json(path.read_text())["weight_map"].values())
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise ValueError(
                 f"{path} is damaged: it has no weight_map ({error!r}); take another copy of it"
@@ -157,6 +156,12 @@ class HFFiles:
                     f"{name} is truncated: {path} ends {missing} bytes before it does; take another copy "
                     "of it"
                 )
+        end = max((info.data_offsets[1] for info in infos.values()), default=0)
+        if available > end:
+            raise ValueError(
+                f"{path} has {available - end} bytes that belong to none of its tensors; take another copy "
+                "of it"
+            )
 
     def _check_scale(self, name):
         if name + SCALE not in self._info:

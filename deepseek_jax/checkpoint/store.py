@@ -13,6 +13,7 @@ from deepseek_jax.checkpoint.damage import (
     digests_in,
     read_together,
 )
+from deepseek_jax.checkpoint.quiet import quiet_orbax
 from deepseek_jax.files import absolute, remove_folder
 from deepseek_jax.ops.fingerprint import fingerprint
 from deepseek_jax.parallel.processes import barrier, first_process, say
@@ -45,6 +46,7 @@ class Store:
         best_is: str | None = None,
         strict: bool = False,
     ):
+        quiet_orbax()
         self.folder = absolute(folder)
         stays = [policies.LatestN(keep)]
         if keep_every is not None:

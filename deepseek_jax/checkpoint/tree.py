@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from flax.traverse_util import unflatten_dict
 from jax.sharding import Mesh
 
-from deepseek_jax.models import ModelConfig, init_params
+from deepseek_jax.models import ModelConfig, abstract_init
 from deepseek_jax.models.adapter_settings import AdapterSettings
 from deepseek_jax.models.adapters import abstract_adapted
 from deepseek_jax.parallel import logical_names, shardings
@@ -31,7 +31,7 @@ def abstract_params(config: ModelConfig, dtypes: dict | None = None, mesh: Mesh 
 
     dtypes: {path: dtype}, default float32 for all. Without a mesh the sharding is None.
     """
-    boxed = jax.eval_shape(lambda rng: init_params(config, rng), jax.random.key(0))
+    boxed = abstract_init(config)
     shapes = nn.unbox(boxed)
     places = by_path(shardings(mesh, logical_names(boxed), shapes)) if mesh else {}
     return {

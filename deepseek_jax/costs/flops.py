@@ -5,7 +5,7 @@ import functools
 import flax.linen as nn
 import jax
 
-from deepseek_jax.models import ModelConfig, init_params
+from deepseek_jax.models import ModelConfig, abstract_init
 from deepseek_jax.parallel import logical_names
 
 
@@ -93,7 +93,7 @@ def active_weights(config: ModelConfig, depths: int = 0):
     Only the routed experts that it chooses count. The head counts once for each prediction. Only the first
     `depths` multi-token prediction modules count.
     """
-    boxed = jax.eval_shape(lambda: init_params(config, jax.random.key(0)))
+    boxed = abstract_init(config)
     # The embedding is looked up, not multiplied. The head is counted below: a tied one is no parameter
     used = {name: part for name, part in boxed.items() if name not in ("embedding", "head")}
     for depth in range(depths, config.num_nextn_predict_layers):

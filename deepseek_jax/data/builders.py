@@ -2,7 +2,6 @@
 
 import contextlib
 import hashlib
-import json
 import re
 import sys
 import sysconfig
@@ -15,7 +14,7 @@ from pathlib import Path
 import tensorflow_datasets as tfds
 
 from deepseek_jax.data.stored import INFO, stored_dataset, stored_records
-from deepseek_jax.files import as_path, is_remote, staged, upload
+from deepseek_jax.files import as_path, is_remote, parse_json, staged, upload
 from deepseek_jax.parallel.led import Led
 from deepseek_jax.parallel.processes import first_process, from_each
 
@@ -166,7 +165,7 @@ def json_lines(path: str | Path):
             if line.strip():
                 place = f"{path}, line {number}"
                 try:
-                    record = json.loads(line.decode())
+                    record = parse_json(line.decode())
                 # The UnicodeDecodeError of such a line is a ValueError too
                 except ValueError as error:
                     raise ValueError(

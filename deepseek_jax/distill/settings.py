@@ -14,8 +14,8 @@ from deepseek_jax.settings import (
     Count,
     Natural,
     NonNegative,
-    Positive,
     PositiveShare,
+    Temperature,
 )
 from deepseek_jax.training.schedule import pairs_of
 
@@ -32,7 +32,7 @@ class OnPolicySettings(AnswerOptions):
     prompts: Count
     divergence: Literal[tuple(DIVERGENCES)] = "reverse_kl"
     beta: Mixed | None = None
-    temperature: Positive = 1.0
+    temperature: Temperature = 1.0
     top_p: PositiveShare = 1.0
     slots: Count = 64
 
@@ -53,7 +53,7 @@ class LossSettings:
     weights: dict[str, Natural | NonNegative]
     divergence: Literal[tuple(DIVERGENCES)] = "forward_kl"
     beta: Mixed | None = None
-    temperature: Positive | tuple[tuple[Natural, Positive], ...] = 1.0
+    temperature: Temperature | tuple[tuple[Natural, Temperature], ...] = 1.0
     top_k: Count | None = None
     relation_heads: Count = 1
     vocab_size: Count | None = None

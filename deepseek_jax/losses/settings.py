@@ -26,6 +26,7 @@ class GrpoOptions:
       (arXiv:2512.02556, section 3.1); default as in the paper of the loss type.
     clip_eps, clip_eps_high: the ratio is clipped to [1 - clip_eps, 1 + clip_eps_high]. clip_eps_high
       defaults to clip_eps. cispo clips from above alone.
+    lower_bound: False clips from above alone too, as R1's clip_eps of 10 does.
     ratio_cap: the ratio is at most this where the advantage is negative as well (two-sided clipping,
       arXiv:2505.07291). It is above 1 + clip_eps_high.
     kl_coef: the weight of the KL to the reference; 0 needs no reference.
@@ -46,10 +47,16 @@ class GrpoOptions:
     ratio_cap: Positive | None = None
     unbiased_kl: bool = False
     off_policy_limit: Positive | None = None
+    lower_bound: bool = True
 
     def __post_init__(self):
         check_fields(self)
         _, high = self.clip_range()
+        if self._bounded() and self.clip_eps >= 1:
+            raise ValueError(
+                f"clip_eps={self.clip_eps} leaves ratios no lower bound, as 1 - clip_eps is not above 0; set "
+                "it below 1, or lower_bound=False if that is meant"
+            )
         if self.ratio_cap is not None and (self.ratio_cap <= high or self.loss_type == "cispo"):
             raise ValueError(
                 f"ratio_cap={self.ratio_cap} must be above 1 + clip_eps_high = {high:g}, which clips gains "
@@ -61,7 +68,10 @@ class GrpoOptions:
     def clip_range(self):
         """(lowest, highest) ratio that still has a gradient."""
         high = self.clip_eps if self.clip_eps_high is None else self.clip_eps_high
-        return 0.0 if self.loss_type == "cispo" else 1 - self.clip_eps, 1 + high
+        return 1 - self.clip_eps if self._bounded() else 0.0, 1 + high
+
+    def _bounded(self):
+        return self.lower_bound and self.loss_type != "cispo"
 
     def normalizes_std(self):
         """Whether advantages divide by the standard deviation of their group."""

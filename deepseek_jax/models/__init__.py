@@ -10,6 +10,7 @@ __getattr__, __dir__, __all__ = lazy_names(
         "RopeScaling": "config",
         "Routing": "moe",
         "RunSettings": "config",
+        "abstract_init": "decoder",
         "build_model": "config",
         "check_architecture": "config",
         "count_params": "decoder",

@@ -4,14 +4,13 @@ import dataclasses
 from typing import NamedTuple
 
 import flax.linen as nn
-import jax
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.sharding import Mesh
 
 from deepseek_jax.errors import suggest
 from deepseek_jax.models.adapter_settings import ALL_LINEAR
 from deepseek_jax.models.config import ModelConfig
-from deepseek_jax.models.decoder import init_params
+from deepseek_jax.models.decoder import abstract_init
 from deepseek_jax.models.layers import INPUTS
 from deepseek_jax.parallel.shard import logical_names, shardings
 
@@ -114,7 +113,7 @@ def matrix_axes(axes: Axes, rank: int):
 
 def module_axes(config):
     """{(stack, module): Axes} of every module of the model."""
-    boxed = jax.eval_shape(lambda: init_params(config, jax.random.key(0)))
+    boxed = abstract_init(config)
     names = flatten_dict(logical_names(boxed), sep="/")
     shapes = flatten_dict(nn.unbox(boxed), sep="/")
     axes = {}

@@ -266,9 +266,15 @@ def init_params(config: ModelConfig, rng):
     return Decoder(config).init(rng, jnp.zeros((1, 1), jnp.int32), method="touch")["params"]
 
 
+@functools.cache
+def abstract_init(config: ModelConfig):
+    """What init_params returns, as shapes. It traces the whole model, for seconds, and many ask for it."""
+    return jax.eval_shape(lambda: init_params(config, jax.random.key(0)))
+
+
 def count_params(config: ModelConfig):
     """Number of parameters, from their shapes alone."""
-    shapes = jax.eval_shape(lambda rng: init_params(config, rng), jax.random.key(0))
+    shapes = abstract_init(config)
     return sum(leaf.size for leaf in jax.tree.leaves(nn.unbox(shapes)))
 
 

@@ -1,6 +1,9 @@
 """The memory of this process on the host, which arrays on a CPU share with everything else."""
 
+import contextlib
 import ctypes
+import os
+from pathlib import Path
 
 import jax
 
@@ -10,8 +13,29 @@ M_TRIM_THRESHOLD, M_MMAP_MAX, M_ARENA_MAX = -1, -4, -8
 LARGEST = 2**31 - 1
 # The event that jax reports after a compilation
 COMPILED = "/jax/core/compile/backend_compile_duration"
+# The limit of a container, by both versions of Linux's control groups; "max" where there is none
+CONTAINERS = (
+    Path("/sys/fs/cgroup/memory.max"),
+    Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"),
+)
 # Seconds
 LONG = 1.0
+
+
+def device_bytes():
+    """Bytes that arrays may take on one device of this process; None where nobody says. CPU devices share the
+    host's memory, or the part of it that a container has.
+    """
+    device = jax.local_devices()[0]
+    if device.platform != "cpu":
+        return (device.memory_stats() or {}).get("bytes_limit")
+    if not hasattr(os, "sysconf"):
+        return None
+    limits = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
+    for path in CONTAINERS:
+        with contextlib.suppress(OSError, ValueError):
+            limits.append(int(path.read_text()))
+    return min(limits) // jax.local_device_count()
 
 
 def keep_freed_memory():

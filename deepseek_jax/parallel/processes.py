@@ -18,6 +18,8 @@ from jax._src import distributed  # JAX has no public name for the store
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from deepseek_jax.errors import shortened
+
 # How long a process waits at a barrier for the others
 BARRIER_SECONDS = 1800
 # How often a process looks for another's request to stop
@@ -33,7 +35,7 @@ def first_process():
 def say(message: str):
     """Print a line, from process 0 only."""
     if first_process():
-        print(message, flush=True)
+        print(shortened(message), flush=True)
 
 
 def is_due(count: int, first: int = 1):

@@ -13,12 +13,14 @@ from typing import Any, NamedTuple
 from jax.sharding import Mesh
 
 from deepseek_jax.checkpoint import is_orbax, save_orbax
-from deepseek_jax.costs.program import Program
+from deepseek_jax.costs.chips import GIB
+from deepseek_jax.costs.program import Program, argument_bytes
 from deepseek_jax.errors import at
 from deepseek_jax.files import read_json, write_whole
 from deepseek_jax.lazy import LazyTable
 from deepseek_jax.models import ModelConfig
 from deepseek_jax.models.adapter_settings import AdapterSettings
+from deepseek_jax.parallel.host_memory import device_bytes
 from deepseek_jax.parallel.processes import first_process
 from deepseek_jax.recipes.start import check_slots
 from deepseek_jax.reinforce.settings import ModelRewardSettings
@@ -435,10 +437,37 @@ def describe_data(job: Job):
         return job.describe_data()
 
 
+def check_room(job: Job):
+    """Raise ValueError, naming the fields, where what a program is called with exceeds a device's memory.
+
+    It is a part of what the program needs, and known without an array: the plan's own shapes.
+    """
+    room = device_bytes()
+    try:
+        programs = plan(type(job)(job.settings, job.mesh)) if room else []
+    # The run's own check follows, and says in its words what is wrong
+    except ValueError:
+        return
+    for program in programs:
+        # What an earlier program returns is in that one's arguments, or is smaller
+        state, *batch = program.arguments if not program.needs else ((),)
+        parts = argument_bytes(state), argument_bytes(batch), program.beside_bytes
+        if sum(parts) > room:
+            held, rows, others = (f"{part / GIB:,.2f} GiB" for part in parts)
+            path = ".".join(filter(None, ("config", program.path)))
+            raise ValueError(
+                f"{path}: {program.name!r} does not fit in a device's {room / GIB:,.2f} GiB: parameters and "
+                f"optimizer state take {held}, the batch {rows}, and what waits meanwhile {others}; lower "
+                f"the sizes of config.{program.model_path}, the rows and lengths of a batch, such as "
+                "batch_size, or split them over more devices by config.mesh"
+            )
+
+
 def run(job: Job):
     """Check all stages before the first one runs; run those that are left, in order; report."""
     if not job.is_complete():
         with job.opened:
+            check_room(job)
             check(job)
             # A mistake must be named before anything is written
             for work in sorted(job.works(), key=_when_checked):

@@ -12,10 +12,10 @@ from deepseek_jax.settings import (
     Count,
     CountBySteps,
     Natural,
-    PositiveBySteps,
     PositiveShare,
     Settings,
     Several,
+    TemperatureBySteps,
     Weights,
 )
 from deepseek_jax.training.schedule import number_at, pairs_of
@@ -42,7 +42,7 @@ class RolloutSettings:
 
     max_prompt_length: Count
     max_completion_length: CountBySteps
-    temperature: PositiveBySteps = 1.0
+    temperature: TemperatureBySteps = 1.0
     slots: Count = 32
     top_p: PositiveShare = 1.0
     top_k: Natural = 0

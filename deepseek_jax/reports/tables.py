@@ -10,6 +10,7 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
+from deepseek_jax.errors import shortened
 from deepseek_jax.files import whole_file
 from deepseek_jax.training.metrics import read_metrics
 
@@ -66,7 +67,8 @@ def sample_panel(samples):
 
 
 def _printable(text):
-    shown = "".join(c if c.isprintable() or c == "\n" else ascii(c)[1:-1] for c in text)
+    printable = (c if c.isprintable() or c == "\n" else ascii(c)[1:-1] for c in shortened(text))
+    shown = "".join(printable)
     return Text(shown.strip("\n"))
 
 

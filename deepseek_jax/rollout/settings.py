@@ -3,7 +3,7 @@
 import dataclasses
 from typing import NamedTuple
 
-from deepseek_jax.settings import Count, Natural, NonNegative, PositiveShare
+from deepseek_jax.settings import Count, GreedyOrTemperature, Natural, PositiveShare
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -14,7 +14,7 @@ class AnswerOptions:
     """
 
     max_completion_length: Count
-    temperature: NonNegative = 1.0
+    temperature: GreedyOrTemperature = 1.0
     top_p: PositiveShare = 1.0
     top_k: Natural = 0
     slots: Count = 32

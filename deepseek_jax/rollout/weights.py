@@ -5,7 +5,7 @@ import functools
 
 import jax
 
-from deepseek_jax.models import init_params
+from deepseek_jax.models import abstract_init
 from deepseek_jax.models.adapters import whole
 from deepseek_jax.models.layers import LINEAR
 from deepseek_jax.models.low_rank import dense, is_weight
@@ -108,7 +108,7 @@ def _moved(config, path, leaf, axes):
 
 def axis_names(config):
     """The logical axes of every parameter: a tree of tuples like the params."""
-    return logical_names(jax.eval_shape(lambda: init_params(config, jax.random.key(0))))
+    return logical_names(abstract_init(config))
 
 
 def _is_axes(x):

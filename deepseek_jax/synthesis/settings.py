@@ -8,8 +8,8 @@ from deepseek_jax.rewards.language import LANGUAGES
 from deepseek_jax.rollout.settings import AnswerOptions
 from deepseek_jax.settings import (
     Count,
+    GreedyOrTemperature,
     Natural,
-    NonNegative,
     PositiveShare,
     Seed,
     Settings,
@@ -51,7 +51,7 @@ class SamplingSettings(AnswerOptions):
 
     samples_per_prompt: Count
     max_prompt_length: Count
-    temperature: NonNegative = 0.6
+    temperature: GreedyOrTemperature = 0.6
     top_p: PositiveShare = 0.95
 
 

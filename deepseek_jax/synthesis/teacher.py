@@ -10,6 +10,7 @@ import numpy as np
 from etils.epath import Path
 from jax.sharding import Mesh
 
+from deepseek_jax.errors import shortened
 from deepseek_jax.files import as_path, write_whole
 from deepseek_jax.parallel.processes import any_on, barrier, from_each, say
 from deepseek_jax.rewards import Rewards
@@ -149,7 +150,7 @@ def read_rows(folder: Path):
 def _score(samples, examples, rewards):
     scores = rewards.score(examples, [sample["text"] for sample in samples])
     for message in scores.messages:
-        print(f"{message} The completion is dropped.", flush=True)
+        print(f"{shortened(message)} The completion is dropped.", flush=True)
     scores.require_one()
     for i, sample in enumerate(samples):
         sample["reward"] = _number(scores.total[i])

@@ -3,9 +3,18 @@
 import dataclasses
 from typing import Literal
 
-from deepseek_jax.errors import at
+from deepseek_jax.errors import at, suggest
 from deepseek_jax.settings import Count, Positive, Seed, Settings, Several
 from deepseek_jax.training.optimizer import OptimizerSettings
+
+# The metrics that say how good a state is, by which the best checkpoint is chosen
+OF_LOSSES = (
+    *("loss", "held_out_loss", "next_token_loss", "mtp_loss", "balance_loss", "indexer_loss"),
+    *("soft", "hard", "hidden", "relations", "matched", "sorted", "on_policy", "entropy", "kl"),
+)
+OF_REWARDS = ("reward", "accuracy", "margin", "safe_probability", "completion_length")
+# What follows is a name of the config: a task, a reward, an effort, a teacher
+FAMILIES = ("held_out_loss/", "regressed/", "reward_", "accuracy_effort_", "loss_", "kl_")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -23,6 +32,15 @@ class CheckpointSettings(Settings):
     keep_every: Count | None = None
     best: str | None = None
     best_is: Literal["lowest", "highest"] = "lowest"
+
+    def __post_init__(self):
+        super().__post_init__()
+        known = (*OF_LOSSES, *OF_REWARDS)
+        if self.best is not None and self.best not in known and not self.best.startswith(FAMILIES):
+            raise ValueError(
+                f"best={self.best!r} is not a metric that says how good a checkpoint is; "
+                f"{suggest(self.best, (*known, *(f'{family}NAME' for family in FAMILIES)))}"
+            )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -54,6 +72,12 @@ class LoopSettings(Settings):
         with at("optimizer"):
             # A schedule that does not fit the number of updates raises here, before anything compiles
             self.optimizer.rate(self.num_updates())
+            # Recipes that may train an adapter have this field
+            if self.optimizer.kind == "muon" and getattr(self, "adapter", None) is not None:
+                raise ValueError(
+                    "kind='muon' trains whole matrices, and with an adapter none is trained; set it to "
+                    "'adamw', or adapter to None"
+                )
 
     def num_updates(self):
         """The number of updates of all steps together."""

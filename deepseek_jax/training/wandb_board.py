@@ -6,7 +6,7 @@ import sys
 import uuid
 from pathlib import Path
 
-from deepseek_jax.parallel.processes import say
+from deepseek_jax.parallel.processes import first_process, say
 
 # In the work directory
 ID_FILE = "wandb_id"
@@ -29,6 +29,23 @@ class WandbRun:
             )
         self.project, self.workdir, self.config = project, workdir, config
         self._run = None
+
+    def log_in(self):
+        """Raise ValueError where W&B has no key for this account: the first board would, late."""
+        if not first_process():
+            return
+        # Here, because it is an extra
+        import wandb
+
+        try:
+            wandb.login(verify=False)
+        except wandb.errors.Error as error:
+            raise self._refused(error) from error
+
+    def _refused(self, error):
+        return ValueError(
+            f"--wandb={self.project}: {error}; run `wandb login`, or set WANDB_MODE=offline"
+        )
 
     def board(self, phase: str):
         """The board of one phase. The first opens the W&B run."""
@@ -70,9 +87,7 @@ class WandbRun:
             return run
         # Such as a key that is missing
         except wandb.errors.Error as error:
-            raise ValueError(
-                f"--wandb={self.project}: {error}; run `wandb login`, or set WANDB_MODE=offline"
-            ) from error
+            raise self._refused(error) from error
 
     def _id(self):
         path = self.workdir / ID_FILE

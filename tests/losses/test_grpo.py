@@ -343,7 +343,8 @@ def test_clip_eps_of_10_clips_only_gains_above_a_ratio_of_11():
         num_tokens=np.float32(6),
         num_completions=np.float32(6),
     )
-    _, grad, metrics = loss_and_grad(log_ratio, zeros, batch, loss_type="grpo", clip_eps=10.0)
+    options = dict(loss_type="grpo", clip_eps=10.0, lower_bound=False)
+    _, grad, metrics = loss_and_grad(log_ratio, zeros, batch, **options)
     np.testing.assert_array_equal(grad[:, 0] != 0, [True, True, False, True, True, True])
     assert metrics["clip_fraction"] == pytest.approx(1 / 6)
 
@@ -423,6 +424,7 @@ def test_equal_rewards_give_exactly_zero(value):
         ),
         (dict(loss_type="grpo", clip_eps=0.0), "^clip_eps=0.0 must be above 0"),
         (dict(loss_type="grpo", clip_eps_high=-1.0), "clip_eps_high=-1.0"),
+        (dict(loss_type="dapo", clip_eps=1.0), "^clip_eps=1.0 leaves ratios no lower bound"),
         (dict(loss_type="grpo", importance_cap=0.0), "^importance_cap=0.0 must be above 0"),
         (dict(loss_type="grpo", kl_coef=-0.1), "^kl_coef=-0.1 must be at least 0"),
         (dict(loss_type="dr_grpo", max_completion_length=0), "^max_completion_length=0 must be"),

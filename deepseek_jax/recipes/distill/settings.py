@@ -202,7 +202,7 @@ class DistillSettings:
     text: RejectionSettings | None = None
     reinforced: dict[str, ReinforcedSettings] = dataclasses.field(default_factory=dict)
     comparisons: dict[str, tuple[str, str]] = dataclasses.field(default_factory=dict)
-    mixing_temperature: Positive = 1.0
+    mixing_temperature: Annotated[float, Between(0.1, 100.0)] = 1.0
     packing: bool = True
     readers: Count = 1
     world: str = "bilingual"

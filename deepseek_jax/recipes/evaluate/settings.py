@@ -4,7 +4,7 @@ import dataclasses
 from typing import Literal
 
 from deepseek_jax.data.chat import Template
-from deepseek_jax.settings import Count, NonNegative, PositiveShare, Seed
+from deepseek_jax.settings import Count, GreedyOrTemperature, PositiveShare, Seed
 
 MAX_COMPLETION_LENGTH = 32768  # section 3 of version 1
 # From R1's model card
@@ -31,7 +31,7 @@ class EvaluateSettings:
     checkpoint: str
     data: tuple[str, ...]
     samples: Count = 16
-    temperature: NonNegative = 0.6
+    temperature: GreedyOrTemperature = 0.6
     top_p: PositiveShare = 0.95
     max_completion_length: Count | None = None
     num_problems: Count | None = None

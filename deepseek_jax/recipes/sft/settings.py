@@ -7,7 +7,7 @@ from deepseek_jax.errors import at
 from deepseek_jax.recipes.settings import AdapterRun, QuestionData
 from deepseek_jax.reinforce.settings import ModelRewardSettings, RewardSettings
 from deepseek_jax.rollout.settings import AnswerOptions
-from deepseek_jax.settings import Count, Positive, Several
+from deepseek_jax.settings import Count, Several, Temperature
 from deepseek_jax.training.settings import RowSettings, check_evaluations
 
 
@@ -31,7 +31,7 @@ class AnswerSettings(AnswerOptions):
 
     num_prompts: Several = 64
     # That of the sampled answers; greedy ones are always measured too
-    temperature: Positive = 1.0
+    temperature: Temperature = 1.0
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
