@@ -53,7 +53,7 @@ def as_path(path: str | os.PathLike):
     """An etils.epath.Path, which serves local paths, expanded, and buckets.
 
     Raises ValueError for another address than gs://, where the package that reads gs:// is missing, for a
-    bucket that does not answer, for a pipe, and as expanded.
+    bucket that does not answer, for a pipe or a device, and as expanded.
     """
     if is_remote(path):
         if not os.fspath(path).startswith("gs://"):
@@ -61,9 +61,11 @@ def as_path(path: str | os.PathLike):
         _prepare_buckets()
         _wait_for(os.fspath(path).split("/")[2])
         return Path(os.fspath(path))
-    local = pathlib.Path(expanded(path))
-    if local.is_fifo():
-        raise ValueError(f"{path} is a pipe, and is read more than once; write it to a file first")
+    local = expanded(path)
+    if os.path.exists(local) and not (os.path.isfile(local) or os.path.isdir(local)):
+        raise ValueError(
+            f"{path} is a pipe or a device, and may never end; write it to a file first"
+        )
     return Path(local)
 
 
@@ -140,8 +142,13 @@ def write_whole(path: str | os.PathLike, text: str):
 
 
 def parse_json(text: str):
-    """As json.loads. Raises ValueError for a key that an object has twice too: json takes the last."""
-    return json.loads(text, object_pairs_hook=_object)
+    """As json.loads. Raises ValueError also for a key that an object has twice, of which json takes the last,
+    and for what is nested too deep.
+    """
+    try:
+        return json.loads(text, object_pairs_hook=_object)
+    except RecursionError as error:
+        raise ValueError("it is nested too deep") from error
 
 
 def _object(pairs):
@@ -155,8 +162,9 @@ def _object(pairs):
 
 def read_json(path: str | os.PathLike):
     """What a file of ours holds. Raises ValueError, naming it, where that is not JSON."""
+    path = as_path(path)
     try:
-        return parse_json(as_path(path).read_text())
+        return parse_json(path.read_text())
     except ValueError as error:
         raise ValueError(
             f"{path} is damaged, as it is not JSON ({error}); put back a copy, or remove what it belongs to"

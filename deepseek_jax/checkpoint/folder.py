@@ -18,8 +18,11 @@ PARTIAL, PARTIALS = ".partial-", ".*.partial-*"
 
 
 def check_new(folder: str | Path):
-    """Raise ValueError unless folder is absent or empty."""
+    """Raise ValueError unless folder is absent or empty, and what stands above it are folders."""
     folder = as_path(folder)
+    files = [above for above in folder.parents if not is_remote(folder) and above.is_file()]
+    if files:
+        raise ValueError(f"{folder} cannot be a folder: {files[0]} is a file; give another path")
     if not is_unfinished(folder) and folder.exists():
         if not folder.is_dir() or any(folder.iterdir()):
             raise ValueError(f"{folder} is not empty; give a new folder, nothing is overwritten")

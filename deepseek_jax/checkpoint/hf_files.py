@@ -17,6 +17,7 @@ DTYPES = {
     "BF16": np.dtype(ml_dtypes.bfloat16),
     "F8_E4M3": np.dtype(ml_dtypes.float8_e4m3fn),
 }
+UNREADABLE = NotASafetensorsRepoError, SafetensorsParsingError
 # Follows the name of an FP8 tensor to name its scale, by which, despite "inv", the tensor is multiplied
 SCALE = "_scale_inv"
 
@@ -35,7 +36,8 @@ class HFFiles:
         self._check_index()
         try:
             found = get_local_safetensors_metadata(self.folder)
-        except (NotASafetensorsRepoError, SafetensorsParsingError, FileNotFoundError) as error:
+        # AttributeError: the header is JSON, but no object
+        except (*UNREADABLE, FileNotFoundError, AttributeError) as error:
             raise ValueError(
                 f"{folder} holds no readable safetensors checkpoint: {error}; take another copy of it"
             ) from error

@@ -176,14 +176,14 @@ def abstract_rows(
     return abstract_batch(mesh, row, rows)
 
 
-def abstract_batch(mesh: Mesh, batch: dict, rows: int | None = None):
-    """A batch of arrays as ShapeDtypeStructs, with the shardings that put_batch gives. rows: so many as its
-    one row; None for those that it has.
+def abstract_batch(mesh: Mesh, batch: dict, times: int = 1):
+    """A batch of arrays as ShapeDtypeStructs, with the shardings that put_batch gives, and so many times its
+    rows.
     """
     by_rows, everywhere = batch_sharding(mesh), NamedSharding(mesh, PartitionSpec())
 
     def placed(x):
-        shape = x.shape if rows is None or not x.shape else (rows, *x.shape[1:])
+        shape = (times * x.shape[0], *x.shape[1:]) if x.shape else ()
         return jax.ShapeDtypeStruct(shape, x.dtype, sharding=by_rows if shape else everywhere)
 
     return {name: placed(array) for name, array in batch.items()}

@@ -153,21 +153,29 @@ def totals(batch):
 
 def longest_batch(settings: ReinforceSettings, config: ModelConfig, mesh: Mesh):
     """The largest batch of an update as ShapeDtypeStructs with shardings: that of the longest groups."""
-    groups = [longest_group(settings)] * (settings.prompts_per_step // settings.minibatches)
-    advantages = np.zeros(len(groups) * settings.group_size, np.float32)
-    (batch,) = minibatches(step_batch(groups, advantages, settings, mesh), 1, 1.0)
-    scores = np.float32(batch["completion_mask"])
+    # Of one completion: a batch that no memory holds is refused by its shapes
+    one = step_batch([longest_group(settings, 1)], np.zeros(1, np.float32), settings, mesh)
+    (one,) = minibatches(one, 1, 1.0)
+    prompts = settings.prompts_per_step // settings.minibatches
+
+    def repeated(name, x):
+        once = settings.shares_prompts() and name.startswith("prompt_")
+        shape = (prompts if once else prompts * settings.group_size, *x.shape[1:])
+        return jax.ShapeDtypeStruct(shape if x.shape else (), x.dtype)
+
+    batch = {name: repeated(name, x) for name, x in one.items()}
+    scores = batch["completion_mask"].update(dtype=np.float32)
     if settings.keeps():
         batch = jax.eval_shape(with_kept, batch, one_kept(settings, config))
     batch |= dict.fromkeys(settings.scored(), scores) | {"sampled_by": np.uint32(0)}
     return abstract_batch(mesh, batch)
 
 
-def longest_group(settings):
+def longest_group(settings, completions: int | None = None):
     """A group whose prompt and completions are as long as the settings allow, as groups.make_groups has it.
-    settings: has rollout and group_size.
+    settings: has rollout and group_size. completions: their number, by default group_size.
     """
-    shape = settings.group_size, settings.rollout.longest()
+    shape = completions or settings.group_size, settings.rollout.longest()
     group = {
         "prompt_ids": [0] * settings.rollout.max_prompt_length,
         "row": 0,

@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from deepseek_jax.models import decays, has_gradient
@@ -160,7 +161,8 @@ def scale_by_adam(b1: float, b2: float, eps: float, moment_dtype: str):
 
     def init(params):
         mean, square = (optax.tree.zeros_like(params, dtype=moment_dtype) for _ in range(2))
-        return optax.ScaleByAdamState(jnp.zeros((), jnp.int32), mean, square)
+        # Of numpy, so that a plan compiles nothing
+        return optax.ScaleByAdamState(np.zeros((), np.int32), mean, square)
 
     def moment(decay, old, sample):
         return ((1 - decay) * sample + decay * old.astype(jnp.float32)).astype(moment_dtype)

@@ -10,6 +10,7 @@ from tests.reliability.bad_checkpoints import CHECKPOINTS, RUNS, WEIGHTS
 from tests.reliability.bad_configs import CONFIGS, EXITS, SEEDS, SIZES, STAGES
 from tests.reliability.bad_data import DATA
 from tests.reliability.bad_flags import FLAGS, HOMES, PLANS, SWEEPS, WORKDIRS
+from tests.reliability.bad_more import LARGE, LATE, LONG, MORE, PIPES, TWICE
 
 GROUPS = dict(
     configs=CONFIGS,
@@ -26,4 +27,10 @@ GROUPS = dict(
     runs=RUNS,
     homes=HOMES,
     workdirs=WORKDIRS,
+    late=LATE,
+    large=LARGE,
+    pipes=PIPES,
+    twice=TWICE,
+    more=MORE,
+    long=LONG,
 )

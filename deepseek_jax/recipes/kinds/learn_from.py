@@ -101,8 +101,8 @@ def _hidden(teacher: str, config: ModelConfig, batch, mesh: Mesh):
 
 def _longest_batch(settings: TaughtSettings, task: str, mesh: Mesh):
     """The largest batch of a task, without a teacher's hidden states."""
-    groups = [longest_group(settings)] * settings.prompts_per_step[task]
-    return abstract_batch(mesh, teacher_batch(groups, settings, mesh, 1.0, 1.0))
+    one = teacher_batch([longest_group(settings)], settings, mesh, 1.0, 1.0)
+    return abstract_batch(mesh, one, settings.prompts_per_step[task])
 
 
 def _check(work: Work):

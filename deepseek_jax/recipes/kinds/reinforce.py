@@ -181,8 +181,8 @@ def amount_of(config: ModelConfig, batch: dict, frozen: bool = False):
     """The Amount of an update of config with the longest batch. frozen: see costs.flops.training_flops."""
     rows, s = batch["prompt_ids"].shape
     completions, t = batch["completion_ids"].shape
-    flops = update_flops(config, [s] * rows, [t] * completions, frozen)
     each = completions // rows
+    flops = rows * update_flops(config, [s], [t] * each, frozen)
     shape = f"{s:,} + {each} x {t:,}" if each > 1 else f"{s:,} + {t:,}"
     return Amount(rows * s + completions * t, flops, f"{rows:,} rows x {shape}")
 

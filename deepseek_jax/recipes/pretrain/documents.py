@@ -22,6 +22,10 @@ def open_corpus(settings: CorpusSettings, data_dir: Path, seed: int):
             f"{readers} that each read their own; set it to at least {readers}, or lower data.readers"
         )
     weights = settings.weights or (1.0,) * len(settings.sources)
+    if not settings.sources:
+        raise ValueError(
+            "data.sources=() names no documents; give a jsonl file or a small world's corpus"
+        )
     with at("data.sources", "path"):
         sources = [_open(name, settings, data_dir, seed) for name in settings.sources]
     with at("data"):
