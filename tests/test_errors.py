@@ -2,7 +2,7 @@
 
 import pytest
 
-from deepseek_jax.errors import at, suggest
+from deepseek_jax.errors import MOST, at, shortened, suggest
 
 
 @pytest.mark.parametrize(
@@ -65,3 +65,11 @@ def test_other_errors_pass_unchanged():
 def test_a_suggestion_is_the_nearest_name_then_all(name, end):
     """Oracle: by hand."""
     assert suggest(name, ("group", "loss")) == end
+
+
+def test_a_long_text_is_shown_by_its_ends():
+    """Oracle: by hand."""
+    assert shortened("short") == "short" and shortened("x" * MOST) == "x" * MOST
+    text = shortened("a" * 5_000_000 + "z")
+    assert len(text) < MOST + 50 and text.startswith("aaa") and text.endswith("az")
+    assert " ... (4,996,001 characters left out) ... " in text

@@ -40,14 +40,15 @@ sys.argv = sys.argv[1:]
 sys.path.insert(0, os.getcwd())
 runpy.run_path(sys.argv[0], run_name="__main__")
 """
-# Ten million rounds of a hash in C, without the interpreter: no handler of Python's runs meanwhile
+# Many rounds of a hash in C, without the interpreter: no handler of Python's runs meanwhile. The timer has
+# another thread speak once the main one is there
 DEAF = """
-import hashlib
+import hashlib, threading
 from launch import signals
 with signals.interruptible():
     if {stop}:
         signals.Stop()
-    print("under way", flush=True)
+    threading.Timer(1, lambda: print("under way", flush=True)).start()
     hashlib.pbkdf2_hmac("sha256", b"", b"", 10**9)
 """
 

@@ -90,6 +90,12 @@ def test_a_completion_cannot_command_the_terminal():
     assert r"\x1b[2J\x07\t[/bold][red]" in text
 
 
+def test_a_completion_of_megabytes_is_shown_by_its_ends():
+    """Oracle: by hand: the first and the last characters, and few of the others."""
+    text = rendered(sample_panel([sample("6", "a " + "9 " * 5_000_000 + "z")]))
+    assert len(text) < 40_000 and "a 9 9" in text and "9 9 z" in text and "left out" in text
+
+
 def test_the_plot_has_a_panel_for_each_curve_that_was_logged(tmp_path):
     """Oracle: pixel widths: three panels are three times one; other phases are not drawn."""
     steps = [{"step": s, "phase": "grpo", "reward": s / 10, "accuracy": None} for s in range(3)]

@@ -75,7 +75,7 @@ class EvaluateJob(WorkdirJob):
 
     def check_measured_data(self, work: Work):
         """Raise ValueError where the problems or the checkpoint are not there."""
-        return self.made_of
+        return self.problems, self.made_of
 
     def answering(self, work: Work):
         # The problems between two saves. The checkpoint's config has to be there; an adapter is left out
