@@ -1,12 +1,14 @@
 """The memory of freed arrays: reused, or returned to the system."""
 
 import gc
+import os
 import subprocess
 import sys
 
 import numpy as np
 import pytest
 
+from deepseek_jax.parallel import host_memory
 from deepseek_jax.parallel.host_memory import return_freed_memory
 
 MIB = 2**20
@@ -104,3 +106,15 @@ def test_freed_arrays_leave_no_memory_behind():
     gc.collect()
     return_freed_memory()
     assert resident_bytes() - before < 64 * MIB, len(arrays)
+
+
+def test_cpu_devices_share_the_hosts_memory_or_its_containers(tmp_path, monkeypatch):
+    """Oracle: by hand, for 8 CPU devices: the system's own count, and limits of both control groups."""
+    system = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    files = [tmp_path / "memory.max", tmp_path / "limit_in_bytes"]
+    monkeypatch.setattr(host_memory, "CONTAINERS", files)
+    assert host_memory.device_bytes() == system // 8
+    files[0].write_text("max\n")
+    assert host_memory.device_bytes() == system // 8
+    files[1].write_text(f"{2**28}\n")
+    assert host_memory.device_bytes() == 2**25

@@ -2,11 +2,13 @@
 
 import json
 
+import jax
 import pytest
 from ml_collections import ConfigDict
 
 from configs import models
 from deepseek_jax import recipes
+from deepseek_jax.costs.program import argument_bytes
 from deepseek_jax.recipes import driver
 from deepseek_jax.settings import build
 from launch import common
@@ -103,6 +105,28 @@ def test_a_recipe_is_one_file_and_one_config(quiz, tmp_path, capsys):
     ):
         run_recipe(quiz, config, tmp_path / "other")
     assert not (tmp_path / "other").exists()
+
+
+def test_what_no_device_holds_is_planned_and_never_run(quiz, tmp_path, monkeypatch):
+    """Oracle: by hand: the bytes of the parameters and of Adam's two moments, in float32, and of the batch. A
+    plan, which is of other devices, lists the same programs as before.
+    """
+    config = config_of_a_quiz()
+    job = quiz.JOB(build(quiz.SETTINGS, config, "config"), one_device())
+    update = driver.plan(job)[0]
+    state, batch, _ = update.arguments
+    sizes = [leaf.size for leaf in jax.tree.leaves(state.params)]
+    needed = 12 * sum(sizes) + argument_bytes(batch)
+    # Counters, and the key of the update's randomness
+    assert needed <= argument_bytes(update.arguments) < needed + 100
+    monkeypatch.setattr(driver, "device_bytes", lambda: needed - 1)
+    with pytest.raises(ValueError, match="^config.base: 'pretrain' does not fit in a device's"):
+        run_recipe(quiz, config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+    assert driver.plan(job)[0].name == "pretrain"
+    for room in (None, 2 * needed):
+        monkeypatch.setattr(driver, "device_bytes", lambda room=room: room)
+        driver.check_room(job)
 
 
 def test_a_measurement_is_made_once_for_its_inputs(tmp_path, monkeypatch):
