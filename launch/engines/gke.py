@@ -15,6 +15,7 @@ from pathlib import Path
 
 from absl import flags
 
+from deepseek_jax.files import expanded
 from launch.common import ROOT
 from launch.engines import RUNNING, STOPPED, WAITING, Job
 
@@ -52,7 +53,7 @@ class Gke:
         missing = [name for name in REQUIRED if flags.FLAGS[name].value is None]
         if missing:
             raise ValueError(f"--engine=gke needs --{missing[0]}")
-        config = Path(flags.FLAGS.config.partition(":")[0])
+        config = Path(expanded(flags.FLAGS.config.partition(":")[0]))
         if config.is_absolute() or not (ROOT / config).is_file():
             raise ValueError(
                 f"--engine=gke: --config={config} is not in the image; give a path below the checkout, as in "
