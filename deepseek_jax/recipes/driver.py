@@ -437,7 +437,7 @@ def describe_data(job: Job):
         return job.describe_data()
 
 
-def check_room(job: Job):
+def check_memory(job: Job):
     """Raise ValueError, naming the fields, where what a program is called with exceeds a device's memory.
 
     It is a part of what the program needs, and known without an array: the plan's own shapes.
@@ -467,7 +467,7 @@ def run(job: Job):
     """Check all stages before the first one runs; run those that are left, in order; report."""
     if not job.is_complete():
         with job.opened:
-            check_room(job)
+            check_memory(job)
             check(job)
             # A mistake must be named before anything is written
             for work in sorted(job.works(), key=_when_checked):

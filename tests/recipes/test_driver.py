@@ -126,7 +126,7 @@ def test_what_no_device_holds_is_planned_and_never_run(quiz, tmp_path, monkeypat
     assert driver.plan(job)[0].name == "pretrain"
     for room in (None, 2 * needed):
         monkeypatch.setattr(driver, "device_bytes", lambda room=room: room)
-        driver.check_room(job)
+        driver.check_memory(job)
 
 
 def test_a_measurement_is_made_once_for_its_inputs(tmp_path, monkeypatch):

@@ -583,6 +583,17 @@ MORE = [
         "train sft_small --config.answers.num_prompts=2000000000",
         "config.answers.num_prompts=2000000000, and 256 held-out conversations fit a row; lower it",
     ),
+    *(
+        (
+            f"train {name} --config.{path}rollout.{field}=2000000000",
+            f"config.{path}rollout.{field}=2000000000 {message}",
+        )
+        for name, path in (("grpo_small", ""), ("r1_small", "reasoning."))
+        for field, message in (
+            ("max_completion_length", "leaves no room for a prompt in the model's"),
+            ("max_prompt_length", "is beyond the model's max_position_embeddings="),
+        )
+    ),
     (
         f"{PACKED} --config.data.sources=()",
         "config.data.sources=() names no documents; give a jsonl",

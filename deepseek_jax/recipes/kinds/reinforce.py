@@ -13,6 +13,7 @@ from deepseek_jax.costs.program import (
     policy_params,
     update_program,
 )
+from deepseek_jax.errors import at
 from deepseek_jax.models import ModelConfig
 from deepseek_jax.models.adapter_settings import AdapterSettings
 from deepseek_jax.recipes.driver import Kind, Work
@@ -34,6 +35,7 @@ from deepseek_jax.reinforce.update import (
     jitted_update,
     reference_places,
 )
+from deepseek_jax.rollout.policy import check_room
 from deepseek_jax.rollout.programs import Asked, rollout_programs
 from deepseek_jax.rollout.settings import AnswerOptions
 
@@ -41,6 +43,14 @@ from deepseek_jax.rollout.settings import AnswerOptions
 def _check(work: Work):
     check_rows(work.settings, work.mesh)
     check_routing(work.settings, work.config, work.mesh)
+    rollout, positions = work.settings.rollout, work.config.max_position_embeddings
+    with at("rollout"):
+        check_room(work.config, (), rollout.longest())
+        if rollout.max_prompt_length > positions:
+            raise ValueError(
+                f"max_prompt_length={rollout.max_prompt_length} is beyond the model's "
+                f"max_position_embeddings={positions}; lower it"
+            )
 
 
 def _check_data(work: Work):
