@@ -66,8 +66,8 @@ NonNegative = Annotated[float, Between(0)]
 Share = Annotated[float, Between(0, 1)]
 PositiveShare = Annotated[float, Between(0, 1, open_low=True)]
 # Beyond it float32 logits overflow, or the most and the least likely token become one; 0 is greedy
-Temperature = Annotated[float, Between(0.01, 100.0)]
-GreedyOrTemperature = Annotated[float, Between(0.01, 100.0, or_zero=True)]
+Temperature = Annotated[float, Between(0.001, 100.0)]
+GreedyOrTemperature = Annotated[float, Between(0.001, 100.0, or_zero=True)]
 # An int stays an int here: the hash of a stage is of the config as it is written
 Weights = dict[str, int | float]
 

@@ -91,7 +91,7 @@ FLAGS = [
     ),
     (
         "evaluate --checkpoint=model --data=arithmetic --temperature=-1",
-        "--temperature=-1.0 must be 0 or within 0.01..100.0",
+        "--temperature=-1.0 must be 0 or within 0.001..100.0",
     ),
     (
         "evaluate --checkpoint=model --data=arithmetic --top_p=0",

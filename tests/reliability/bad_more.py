@@ -90,9 +90,9 @@ CHOICES = {
             "checkpoints.best=held_out_los",
             "checkpoints.best='held_out_los' is not a metric that says how good a checkpoint is; did",
         ),
-        ("answers.temperature=0", "answers.temperature=0.0 must be within 0.01..100.0"),
-        ("answers.temperature=1e-30", "answers.temperature=1e-30 must be within 0.01..100.0"),
-        ("answers.temperature=1e30", "answers.temperature=1e+30 must be within 0.01..100.0"),
+        ("answers.temperature=0", "answers.temperature=0.0 must be within 0.001..100.0"),
+        ("answers.temperature=1e-30", "answers.temperature=1e-30 must be within 0.001..100.0"),
+        ("answers.temperature=1e30", "answers.temperature=1e+30 must be within 0.001..100.0"),
     ],
     "train grpo_small": [
         (
@@ -103,8 +103,8 @@ CHOICES = {
             "loss.clip_eps=2.5",
             "loss.clip_eps=2.5 leaves ratios no lower bound, as 1 - clip_eps is not above 0; set it",
         ),
-        ("rollout.temperature=1e-30", "rollout.temperature=1e-30 must be within 0.01..100.0"),
-        ("rollout.temperature=1e30", "rollout.temperature=1e+30 must be within 0.01..100.0"),
+        ("rollout.temperature=1e-30", "rollout.temperature=1e-30 must be within 0.001..100.0"),
+        ("rollout.temperature=1e30", "rollout.temperature=1e+30 must be within 0.001..100.0"),
         (
             "rollout.temperature=((1,1.0),)",
             "rollout.temperature=((1, 1.0),) must be pairs (step, number) whose steps begin at 0 and",
@@ -115,7 +115,7 @@ CHOICES = {
         ),
         (
             "rollout.temperature=((0,1.0),(5,1e30))",
-            "rollout.temperature[1][1]=1e+30 must be within 0.01..100.0",
+            "rollout.temperature[1][1]=1e+30 must be within 0.001..100.0",
         ),
         (
             "checkpoints.best=rewrad",
@@ -131,15 +131,15 @@ CHOICES = {
     "train distill_small": [
         (
             "students.llama.loss.temperature=0",
-            "students.llama.loss.temperature=0.0 must be within 0.01..100.0",
+            "students.llama.loss.temperature=0.0 must be within 0.001..100.0",
         ),
         (
             "students.llama.loss.temperature=1e30",
-            "students.llama.loss.temperature=1e+30 must be within 0.01..100.0",
+            "students.llama.loss.temperature=1e+30 must be within 0.001..100.0",
         ),
         ("mixing_temperature=1e30", "mixing_temperature=1e+30 must be within 0.1..100.0"),
         ("mixing_temperature=1e-30", "mixing_temperature=1e-30 must be within 0.1..100.0"),
-        ("text.temperature=1e30", "text.temperature=1e+30 must be 0 or within 0.01..100.0"),
+        ("text.temperature=1e30", "text.temperature=1e+30 must be 0 or within 0.001..100.0"),
         (
             "students.llama.checkpoints={'best':'nope'}",
             "students.llama.checkpoints.best='nope' is not a metric that says how good a checkpoint",
@@ -152,7 +152,7 @@ CHOICES = {
         ),
         (
             "reasoning.rollout.temperature=1e30",
-            "reasoning.rollout.temperature=1e+30 must be within 0.01..100.0",
+            "reasoning.rollout.temperature=1e+30 must be within 0.001..100.0",
         ),
         (
             "scenarios.checkpoints={'best':'nope'}",
@@ -168,7 +168,7 @@ CHOICES = {
     "generate generate_small": [
         (
             "sampling.temperature=1e-30",
-            "sampling.temperature=1e-30 must be 0 or within 0.01..100.0",
+            "sampling.temperature=1e-30 must be 0 or within 0.001..100.0",
         ),
     ],
 }
@@ -569,8 +569,8 @@ MORE = [
         (f"evaluate --checkpoint=model --data=arithmetic --{flag}", f"--{message}")
         for flag, message in (
             ("top_p=2", "top_p=2.0 must be above 0 and at most 1"),
-            ("temperature=1e30", "temperature=1e+30 must be 0 or within 0.01..100.0"),
-            ("temperature=1e-30", "temperature=1e-30 must be 0 or within 0.01..100.0"),
+            ("temperature=1e30", "temperature=1e+30 must be 0 or within 0.001..100.0"),
+            ("temperature=1e-30", "temperature=1e-30 must be 0 or within 0.001..100.0"),
             ("save_every=0", "save_every=0 must be at least 1"),
             ("max_completion_length=0", "max_completion_length=0 must be at least 1"),
         )

