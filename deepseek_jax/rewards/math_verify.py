@@ -10,7 +10,17 @@ import math
 import signal
 from collections.abc import Sequence
 
-from deepseek_jax.rewards.answer import final_text, gold_answer, marked_answer, same_answer
+from deepseek_jax.rewards.answer import (
+    contradicts,
+    extract_answer,
+    final_text,
+    gold_answer,
+    in_percent,
+    marked_answer,
+    same_answer,
+)
+from deepseek_jax.rewards.latex import readable
+from deepseek_jax.rewards.number import number, plain
 from deepseek_jax.rewards.workers import WorkerPool
 
 # Answers to which batch_limit_seconds applies
@@ -49,26 +59,55 @@ class MathVerifier(WorkerPool):
         self.batch_limit_seconds = batch_limit_seconds
         self.timeouts = 0
 
-    def score(self, golds: Sequence[str], completions: Sequence[str]):
+    def score(
+        self,
+        golds: Sequence[str],
+        completions: Sequence[str],
+        questions: Sequence[str | None] | None = None,
+    ):
         r"""Compare each completion's answer with its gold answer.
 
-        golds, completions: lists of str. A completion's answer is the one it marks (\boxed{...},
-        <answer>, ####), else whatever math-verify reads after its last </think>.
+        golds, completions: lists of str. questions: where one asks for a percentage, a % after a number does
+        not count. A completion's answer is the one it marks (\boxed{...}, <answer>, ####), else whatever
+        math-verify reads after its last </think>. Only what math-verify reads in full is compared, see
+        latex.readable: the rest is wrong, and so are two answers that differ.
         Returns a list of float: 1.0 equal, 0.0 not, NaN without a verdict (see `timeouts`).
         """
         scores, pairs = {}, {}
-        for i, (gold, completion) in enumerate(zip(golds, completions, strict=True)):
-            gold, answer = gold_answer(dict(answer=gold)), marked_answer(completion)
-            # Also for answers that math-verify cannot read, such as the option A
-            if answer is not None and same_answer(answer, gold):
-                scores[i] = 1.0
+        rows = zip(golds, completions, questions or [None] * len(golds), strict=True)
+        for i, (gold, completion, question) in enumerate(rows):
+            gold = gold_answer(dict(answer=gold))
+            verdict, answer = _first_look(completion, gold, question)
+            if answer is None:
+                scores[i] = verdict
             else:
-                answer = final_text(completion) if answer is None else _as_math(answer)
                 pairs[i] = (_as_math(gold), answer, self.time_limit_seconds)
         verdicts = self.run(pairs, self.batch_limit_seconds * math.ceil(len(pairs) / BATCH))
         scores |= {i: verdicts.get(i, math.nan) for i in pairs}
         self.timeouts += sum(map(math.isnan, scores.values()))
         return [scores[i] for i in range(len(scores))]
+
+
+def _first_look(completion, gold, question):
+    """(1.0 or 0.0, None) where no mathematics is needed, else (None, the text for math-verify)."""
+    marked = marked_answer(completion)
+    # Also for answers that math-verify cannot read, such as the option A
+    if marked is not None and same_answer(marked, gold, question):
+        return 1.0, None
+    if marked is not None:
+        answer = readable(marked, gold, question)
+        return (0.0, None) if answer is None else (None, _as_math(answer))
+    stated = extract_answer(completion)
+    if contradicts(completion) or (stated and _is_changed(stated, gold, question)):
+        return 0.0, None
+    return None, final_text(completion)
+
+
+def _is_changed(stated, gold, question):
+    """Is this number, found in free text, one that math-verify would misread: "5 million", "5%" for 5?"""
+    if "%" in plain(stated) and not in_percent(gold, question):
+        return True
+    return number(stated) is None and plain(stated) not in plain(gold)
 
 
 class _TimeLimit(BaseException):

@@ -4,24 +4,42 @@ from fractions import Fraction
 
 import pytest
 
-from deepseek_jax.rewards.answer import exact_answer, extract_answer, marked_answer, number
+from deepseek_jax.rewards.answer import (
+    answer_key,
+    contradicts,
+    exact_answer,
+    extract_answer,
+    marked_answer,
+    number,
+    same_answer,
+)
 
 
 @pytest.mark.parametrize(
     "text, want",
     [
         (r"so the sum is \boxed{5}.", "5"),
-        (r"\boxed{3} is wrong, \boxed{ 4 } is right", "4"),
-        (r"\boxed{\frac{1}{2}} <answer>7</answer> #### 8 and 9", r"\frac{1}{2}"),
         (r"\boxed{\{1, 2\}}", r"\{1, 2\}"),
         (r"\boxed {6}", "6"),
         (r"\boxed{4} no, \boxed{5", "4"),
-        (r"\boxed{} <answer>7</answer> #### 8", "7"),
-        ("<answer>3</answer> or <answer>7</answer> #### 8", "7"),
+        (r"\boxed{ 4 } is right, \boxed{4.0}", "4.0"),
+        (r"\boxed{\frac{1}{2}} <answer>1/2</answer> #### 0.5", r"\frac{1}{2}"),
+        (r"\boxed{} <answer>7</answer> #### 7", "7"),
+        (r"<answer>The answer is \boxed{7} apples</answer>", "7"),
+        ("<answer>The final answer is 7</answer>", "7"),
+        ("#### 7\n#### $7", "$7"),
+        ("#### Step 1\nso <answer>7</answer>", "7"),
+        ("<answer>Monday</answer>\n#### 2. Check\nIt is.", "Monday"),
+        ("The answer is 7 apples. <answer>7</answer>", "7"),
+        ("The answer is 3 + 4 = 7. <answer>7</answer>", "7"),
+        (r"The answer is $7x$, or \boxed{7x}", "7x"),
+        (r"the answer is x = 7, \boxed{x = 7}", "x = 7"),
+        (r"the answer is 3 times 4, \boxed{12}", "12"),
+        (r"The answer is not 6. \boxed{7}", "7"),
+        (r"<think>the answer is 6</think> \boxed{7}", "7"),
         ("<answer> 7 </answer>, 8", "7"),
         ("48/2 = <<48/2=24>>24\n#### 72", "72"),
         ("#### 1,234\nThat is 5.", "1,234"),
-        ("#### 3\n#### $4", "$4"),
         ("it costs $1,234.50.", "1,234.50"),
         ("3 + 4 = 7", "7"),
         ("11 - 5 = -6", "-6"),
@@ -44,6 +62,37 @@ def test_extract_answer_takes_the_last_and_most_marked(text, want):
 def test_no_answer_is_none(text):
     """Oracle: by hand; none of these states one outside of its working."""
     assert extract_answer(text) is None
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        r"\boxed{3} is wrong, \boxed{ 4 } is right",
+        r"\boxed{\frac{1}{2}} <answer>7</answer> #### 8 and 9",
+        r"\boxed{} <answer>7</answer> #### 8",
+        "<answer>3</answer> or <answer>7</answer> #### 8",
+        "#### 3\n#### $4",
+        r"\boxed{5} <answer>6</answer>",
+        "<answer>5</answer> #### 6",
+        r"\boxed{5}. No: the answer is 6",
+        r"The answer is 6. \boxed{5}",
+        r"\boxed{5}. The final answer is therefore: **6**",
+        r"\boxed{5}. The answer is $x = 6$.",
+        r"\boxed{5}. The answer is \(6\)",
+        r"\boxed{5}. Answer: \frac{1}{6}",
+        r"\boxed{5}. The answer is -5",
+        r"\boxed{5}. The answer is 5 million.",
+        r"<answer>5</answer> <answer>five</answer>",
+        "<answer>Monday</answer> #### Tuesday",
+        "The answer is 5. The answer is 6.",
+        r"<think>5</think> \boxed{x = 5} \boxed{x = 6}",
+    ],
+)
+def test_two_answers_that_differ_are_no_answer(text):
+    """Oracle: by hand: a policy that states two would be paid for either."""
+    assert contradicts(text)
+    assert extract_answer(text) is None and marked_answer(text) is None
+    assert exact_answer(text, {"question": "?", "answer": "5"}) == 0.0
 
 
 def test_an_unmarked_number_is_not_a_marked_answer():
@@ -73,6 +122,16 @@ def test_an_unmarked_number_is_not_a_marked_answer():
         ("72 clips", 72),
         ("72%", 72),
         ("$72 per week.", 72),
+        ("72 km/h", 72),
+        ("72 square feet", 72),
+        ("72 times a day", 72),
+        ("12 cm²", 12),
+        ("45°", 45),
+        (r"45^\circ", 45),
+        ("−5", -5),
+        (r"\frac{1}{2}", Fraction(1, 2)),
+        (r"-\dfrac12", Fraction(-1, 2)),
+        (r"\frac{1}{2} \text{ cup}", Fraction(1, 2)),
         ("1" * 30, int("1" * 30)),
     ],
 )
@@ -83,7 +142,22 @@ def test_number_is_exact(text, want):
 
 @pytest.mark.parametrize(
     "text",
-    ["", "x", "5x", "1 2", "1,23", "(1, 2)", "1/0", "5 -", "5//2", "1e5", "0x10", "1_0", "1j"],
+    ["", "x", "5x", "1 2", "1,23", "(1, 2)", "1/0", "5 -", "5//2", "1e5", "0x10", "1_0", "1j"]
+    + ["5 million", "5 minus two", "5 or six or seven", "5 and a half", "5 dozen", "5 plus one"]
+    + [
+        "5 hundredths",
+        "5 squared",
+        "5²",
+        "5^2",
+        "5 pi",
+        "5 xy",
+        "5 ab",
+        "5 n",
+        "5 M",
+        "5 k",
+        "5 or more",
+    ]
+    + [r"5 \text{ million}", r"2\frac{1}{2}", "minus 5", "not 5", "half of 5", "5½", "5 x apples"],
 )
 def test_number_refuses_what_is_not_one(text):
     """Oracle: by hand."""
@@ -118,11 +192,52 @@ def test_a_wrong_answer_scores_nothing_in_every_form(form, answer):
         ("５", "5", 0.0),
         ("٣5", "5", 0.0),
         ("5 x", "5", 0.0),
+        ("5%", "5", 0.0),
+        ("5 percent", "5", 0.0),
+        ("500%", "5", 0.0),
+        ("5%", "5%", 1.0),
+        ("5", r"5\%", 1.0),
+        ("5 percent", "5%", 1.0),
+        ("6%", "5%", 0.0),
     ],
 )
 def test_answers_compare_as_numbers_else_as_text(answer, gold, want):
     """Oracle: by hand."""
     assert exact_answer(f"\\boxed{{{answer}}}", {"question": "?", "answer": gold}) == want
+
+
+@pytest.mark.parametrize("question", ["What percent is it?", "What percentage?", "How many %?"])
+def test_a_percent_counts_where_the_question_asks_for_one(question):
+    """Oracle: by hand."""
+    for answer, want in (("5%", 1.0), ("5", 1.0), ("5 percent", 1.0), ("500%", 0.0), ("6%", 0.0)):
+        assert (
+            exact_answer(f"<answer>{answer}</answer>", {"question": question, "answer": "5"})
+            == want
+        )
+        assert same_answer(answer, "5") == (answer == "5")
+
+
+def test_a_percentage_and_a_number_are_two_votes():
+    """Oracle: by hand."""
+    assert answer_key("5%") == answer_key("5.0 percent") != answer_key("5")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "it is 5 million",
+        "it is 5%",
+        "it is $5$ million",
+        "so 5²",
+        "so 5^2",
+        "it is −5",
+        "it is minus 5",
+    ]
+    + ["about 5k", "5 dozen", r"it is \frac{1}{5}", "5 hundredths", "it is 5\\%."],
+)
+def test_the_last_number_is_read_with_what_changes_it(text):
+    """Oracle: by hand; none is 5."""
+    assert exact_answer(text, {"question": "?", "answer": "5"}) == 0.0
 
 
 @pytest.mark.parametrize(
