@@ -46,8 +46,8 @@ def get_config(arg=None):
     if arg.plateau:
         for each in c.students.values():
             each.optimizer.schedule = "constant"
-            # Halved where two evaluations in a row, 100 updates, have not brought a hundredth
-            each.plateau = dict(factor=0.5, patience=2, rtol=0.01)
+            # Halved where one evaluation, after 50 updates, has not brought a tenth
+            each.plateau = dict(factor=0.5, patience=1, rtol=0.1)
     if arg.letters:
         c.evaluation.max_completion_length = LETTERS
         for each in c.students.values():

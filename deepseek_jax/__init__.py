@@ -54,7 +54,7 @@ __getattr__, __dir__, __all__ = lazy_names(
         "load_policy": "rollout",
         "load_tokenizer": "data",
         "make_groups": "reinforce",
-        "make_grpo_loss": "reinforce",
+        "make_grpo_loss": "losses",
         "make_mesh": "parallel",
         "make_optimizer": "training",
         "make_train_step": "training",

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from deepseek_jax.data.packing import Rows, pack, totals
+from deepseek_jax.data.packing import Rows, pack, totals, whole_row
 from deepseek_jax.data.tokenizer import Tokenizer
 from deepseek_jax.parallel import batch_sharding, put_batch
 from deepseek_jax.parallel.processes import from_each, total_on
@@ -161,24 +161,32 @@ class PackedDocuments:
         self.readers.set_state(state["readers"] if "readers" in state else state["processes"])
 
 
-def abstract_rows(mesh: Mesh, rows: int, length: int, *, weighed: bool = False, scalars=TOTALS):
+def abstract_rows(
+    mesh: Mesh, rows: int, length: int, *, weighed: bool = False, features=(), scalars=()
+):
     """A batch of packed rows as ShapeDtypeStructs, with the shardings that put_batch gives.
 
-    weighed: with loss_weights, as conversations have. scalars: the names of its numbers.
+    weighed: with loss_weights, as conversations have. features: further ones, name -> array, of
+    packing.whole_row. scalars: the names of further numbers.
     """
-    dtypes = dict.fromkeys(("tokens", "targets", "segment_ids", "positions"), np.int32)
-    dtypes |= {"loss_mask": np.bool_} | ({"loss_weights": np.float32} if weighed else {})
-    shapes = {name: ((rows, length), dtype) for name, dtype in dtypes.items()}
-    return abstract_batch(mesh, shapes | {name: ((), np.float32) for name in scalars})
+    segment = {"tokens": np.zeros(length, np.int32)} | dict(features)
+    if weighed:
+        segment["weights"] = np.ones(length, np.float32)
+    row = whole_row(segment) | dict.fromkeys(scalars, np.float32(0))
+    return abstract_batch(mesh, row, rows)
 
 
-def abstract_batch(mesh: Mesh, shapes: dict):
-    """A batch as ShapeDtypeStructs, from {name: (shape, dtype)}, with the shardings that put_batch gives."""
+def abstract_batch(mesh: Mesh, batch: dict, rows: int | None = None):
+    """A batch of arrays as ShapeDtypeStructs, with the shardings that put_batch gives. rows: so many as its
+    one row; None for those that it has.
+    """
     by_rows, everywhere = batch_sharding(mesh), NamedSharding(mesh, PartitionSpec())
-    return {
-        name: jax.ShapeDtypeStruct(shape, dtype, sharding=by_rows if shape else everywhere)
-        for name, (shape, dtype) in shapes.items()
-    }
+
+    def placed(x):
+        shape = x.shape if rows is None or not x.shape else (rows, *x.shape[1:])
+        return jax.ShapeDtypeStruct(shape, x.dtype, sharding=by_rows if shape else everywhere)
+
+    return {name: placed(array) for name, array in batch.items()}
 
 
 def summed(mesh: Mesh, batch):

@@ -39,11 +39,18 @@ def asked_messages(example):
 def render_question(tokenizer: Tokenizer, example, *, template: str, opening: str = ""):
     r"""Ids of an example's prompt; the answer continues them, after `opening`.
 
+    With template "chat" an example's `line` is the first line of the system message. Other templates have no
+    system message: there it stands right before each question, so it has to end as a line does in that text.
     template: see render_prompt. opening: text that every answer begins with, "<think>\n" for one that has
     to think; the part of it that the chat template has written is not repeated.
     Raises ValueError as render_prompt and render_conversation do.
     """
-    messages = asked_messages(example)
+    messages, line = asked_messages(example), example.get("line")
+    if line and template == "chat":
+        messages = with_system_line(messages, line)
+    elif line:
+        text = R1_ZERO_TEMPLATE if template == "r1_zero" else template
+        template = text.replace("{question}", line + "{question}")
     if len(messages) == 1:
         ids = render_prompt(tokenizer, messages[0]["content"], template=template)
     else:
@@ -58,6 +65,14 @@ def render_question(tokenizer: Tokenizer, example, *, template: str, opening: st
         if ids[-size:] == opened[:size]:
             return ids + opened[size:]
     return ids + opened
+
+
+def with_system_line(messages: list, line: str):
+    """The messages with a line before the rest of the system message."""
+    line, (first, *others) = line.strip(), messages
+    if first["role"] != "system":
+        return [{"role": "system", "content": line}, *messages]
+    return [first | {"content": f"{line}\n{first['content']}"}, *others]
 
 
 def render_prompt(tokenizer: Tokenizer, question: str, *, template: str):

@@ -119,9 +119,24 @@ def pack_segments(blocks, to_segments, rows: Rows, *, features, seed: int, pad_i
     own = rows.batch_size // rows.readers
     pad_rows = partial(grain.experimental.batch_and_pad, batch_size=own)
     batches = packed.batch(own, batch_fn=pad_rows)
-    others = [name for name in features if name not in ("tokens", "weights")]
-    batches = batches.map(partial(_finish, pad_id=pad_id, others=others))
+    batches = batches.map(partial(_finish, pad_id=pad_id, others=_others(features)))
     return grain.experimental.ThreadPrefetchIterDataset(batches, prefetch_buffer_size=BATCHES_AHEAD)
+
+
+def whole_row(features: dict):
+    """A batch of one row, which one segment fills: what a plan makes many of. features: name -> array
+    [length ...] of the segment, as to_segments of pack_segments gives them.
+    """
+    row = {name: array[None] for name, array in features.items()}
+    for name in filter(lambda name: name.endswith("tokens"), features):
+        row[f"{name}_segment_ids"] = np.ones_like(row[name])
+        row[f"{name}_positions"] = np.arange(len(features[name]), dtype=np.int32)[None]
+    return _finish(row, pad_id=0, others=_others(features))
+
+
+def _others(features):
+    """The features that pass through."""
+    return [name for name in features if name not in ("tokens", "weights")]
 
 
 def _read(draws, *, source, tokenizer, length, fim_rate, seed):

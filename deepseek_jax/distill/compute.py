@@ -56,6 +56,6 @@ def reinforced(settings, policy: ModelConfig, metrics_path: Path, phase: str):
     names = ("tokens", "prefilled_positions", "sampled_tokens")
     tokens, prefilled, sampled = (sum(record[name] for record in records) for name in names)
     learned = tokens + prefilled
-    scored = (settings.minibatches * settings.epochs > 1) + (settings.loss.kl_coef > 0)
+    scored = len(settings.scored())
     own = useful_flops(policy, length, trains_mtp=False)
     return own * (settings.epochs * learned + FORWARD * (scored * learned + prefilled + sampled))

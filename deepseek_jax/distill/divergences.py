@@ -5,13 +5,7 @@ import math
 import jax
 import jax.numpy as jnp
 
-from deepseek_jax.ops.vocabulary import (
-    exponential,
-    exponential_sum,
-    largest,
-    log_softmax,
-    log_total,
-)
+from deepseek_jax.ops.vocabulary import log_softmax, log_total
 
 
 def soft_loss(logits, teacher_logits, temperature, *, divergence: str, beta: float | None = None):
@@ -43,15 +37,22 @@ def forward_kl(p, q, temperature=1.0):
     float32[...]. The student must cover every token that the teacher finds likely (arXiv:1503.02531).
 
     p, q: the teacher's logits and the student's, each with any offset; log-probabilities are logits too.
-    Never negative. Computed as the sum of softmax(p) (p - q), plus log(sum exp q / sum exp p), from logits
-    less their maxima: fewer passes over v than two log-softmaxes would take.
+    Never negative. Computed as the sum of softmax(p) (p - q), plus log(sum exp q / sum exp p): fewer passes
+    over v than two log-softmaxes would take.
     """
-    most_p, most_q = largest(p), largest(q)
-    # Not p - q: an offset of 10,000 between them would leave three decimals
-    apart = (p - most_p) - (q - most_q)
-    moved = (exponential(p, most_p, temperature) * apart).sum(-1)
-    total_p, total_q = (exponential_sum(x, y, temperature) for x, y in ((p, most_p), (q, most_q)))
+    p, q = _below_0(p), _below_0(q)
+    # The temperature enters here alone: dividing the logits would be one more pass over v
+    exp_p, exp_q = jnp.exp(p * (1 / temperature)), jnp.exp(q * (1 / temperature))
+    total_p, total_q = exp_p.sum(-1), exp_q.sum(-1)
+    moved = (exp_p * (p - q)).sum(-1)
     return _floored(moved / (total_p * temperature) + jnp.log(total_q / total_p))
+
+
+def _below_0(logits):
+    """The logits less the largest of a row, which changes no softmax, and has no gradient. Exponentials stay
+    finite, and differences of two models' logits keep their digits, whatever offsets the two have.
+    """
+    return logits - jax.lax.stop_gradient(logits).max(-1, keepdims=True)
 
 
 def _floored(divergence):
@@ -73,8 +74,7 @@ def jsd(p, q, temperature=1.0, *, beta: float):
     beta: the teacher's share of the mixture, between 0 and 1. The value vanishes like beta KL(p || q) as beta
     goes to 0, and like (1 - beta) KL(q || p) as beta goes to 1.
     """
-    # Less their maxima first, as in forward_kl
-    logp, logq = (log_softmax((x - largest(x)) / temperature) for x in (p, q))
+    logp, logq = (log_softmax(_below_0(x) / temperature) for x in (p, q))
     logm = jnp.logaddexp(logp + math.log(beta), logq + math.log1p(-beta))
     of_teacher = (jnp.exp(logp) * (logp - logm)).sum(-1)
     of_student = (jnp.exp(logq) * (logq - logm)).sum(-1)

@@ -22,8 +22,7 @@ from deepseek_jax.training.loop import train
 from deepseek_jax.training.nonfinite import locate
 from deepseek_jax.training.run import Run
 from deepseek_jax.training.state import state_maker
-from deepseek_jax.training.step import gradients_of, update_of
-from deepseek_jax.training.update import Buffered
+from deepseek_jax.training.update import Buffered, gradients_of, update_of
 from deepseek_jax.training.watch import Checks
 
 
@@ -103,8 +102,8 @@ class TeachersUpdate:
     """update(state, {teacher's name: batch}, rng) -> (state, metrics): gradients add up teacher by teacher,
     with one head on the devices at a time; then the optimizer moves the parameters once. Donates the state.
 
-    Metrics besides those of training.step: kl_NAME and entropy_NAME, in nats a token, on the samples for this
-    teacher, and sampler_gap_mean, the largest of the teachers' sampler_gap.
+    Metrics besides those of training.update: kl_NAME and entropy_NAME, in nats a token, on the samples for
+    this teacher, and sampler_gap_mean, the largest of the teachers' sampler_gap.
     """
 
     def __init__(self, config, micro_batches: int, placed, tx, teachers: dict[str, Teacher]):

@@ -146,16 +146,24 @@ class TeacherSource:
     @named("teachers")
     def _read(self, name: str, groups: list, temperature: float):
         """The batch of a teacher's groups, with its hidden states. Its body is gone when this returns."""
-        teacher, shared = self.teachers[name], self.settings.shares_prompts()
-        rows = completion_batch(groups, shared=shared, multiple=row_multiple(self.mesh))
-        weight = self.settings.teachers[name].weight
-        scalars = {"temperature": np.float32(temperature), "weight": np.float32(weight)}
-        batch = put_share(self.mesh, rows | totals(rows) | scalars)
+        teacher, weight = self.teachers[name], self.settings.teachers[name].weight
+        batch = teacher_batch(groups, self.settings, self.mesh, temperature, weight)
+        batch = put_share(self.mesh, batch)
         body = teacher.body()
         hidden = self.states(teacher.policy.config)(body, for_teacher(batch))
         # The next teacher's body must not come before this one's has gone
         jax.block_until_ready(hidden)
         return batch | {HIDDEN: hidden}
+
+
+def teacher_batch(
+    groups: list, settings: TaughtSettings, mesh: Mesh, temperature: float, weight: float
+):
+    """The batch of a teacher's groups, numpy arrays, without its hidden states."""
+    shared, multiple = settings.shares_prompts(), row_multiple(mesh)
+    rows = completion_batch(groups, shared=shared, multiple=multiple)
+    scalars = {"temperature": np.float32(temperature), "weight": np.float32(weight)}
+    return rows | totals(rows) | scalars
 
 
 def for_teacher(batch):

@@ -14,8 +14,8 @@ from deepseek_jax.errors import at
 from deepseek_jax.models.adapters import join, split
 from deepseek_jax.parallel.processes import say
 from deepseek_jax.training.loop import LOSS_TERMS, train
+from deepseek_jax.training.micro_batches import over_micro_batches
 from deepseek_jax.training.run import Run
-from deepseek_jax.training.step import over_micro_batches
 from deepseek_jax.training.update import Beside, create_update
 from deepseek_jax.training.watch import Checks, check_terms
 

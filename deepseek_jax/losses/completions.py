@@ -51,7 +51,7 @@ def completion_logprobs(config: ModelConfig, params, batch, *, temperature=1.0):
         candidates = found.spread(candidates, fill=-1)
     of_tokens = found.targets if candidates is None else (found.targets, candidates)
     head = head_weight(config, params)
-    scores = over_tokens(_token_logprobs, found.hidden, head, of_tokens, temperature)
+    scores = over_tokens(token_logprobs, found.hidden, head, of_tokens, temperature)
     logprobs, entropy = (score[:, found.first : found.first + t] for score in scores)
     return logprobs, entropy, found.routing
 
@@ -131,10 +131,3 @@ def _shared_rows(config, params, batch):
 
 def _by_layer(kept_btla):
     return None if kept_btla is None else jnp.moveaxis(kept_btla, 2, 0)
-
-
-def _token_logprobs(hidden_md, head_vd, of_tokens, temperature):
-    target_m, candidates_mn = of_tokens if isinstance(of_tokens, tuple) else (of_tokens, None)
-    return token_logprobs(
-        hidden_md, head_vd, target_m, temperature=temperature, candidates=candidates_mn
-    )

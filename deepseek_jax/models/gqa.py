@@ -6,10 +6,11 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from deepseek_jax.models.config import ModelConfig
-from deepseek_jax.models.layers import RMSNorm, attend_rows, linear, weight
+from deepseek_jax.models.layers import RMSNorm, linear, weight
 from deepseek_jax.ops.attention import attend_cached
 from deepseek_jax.ops.remat import save_for_backward
 from deepseek_jax.ops.rope import apply_rope
+from deepseek_jax.parallel.context import attend_rows
 from deepseek_jax.parallel.decoding import heads_to_slots, own_slots, slots_to_heads
 
 

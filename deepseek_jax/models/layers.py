@@ -9,11 +9,10 @@ import jax.numpy as jnp
 from deepseek_jax.models.config import ModelConfig, RopeScaling
 from deepseek_jax.models.low_rank import dense
 from deepseek_jax.ops import rope
-from deepseek_jax.ops.attention import attend, attend_branches
 from deepseek_jax.ops.dot import dot
 from deepseek_jax.ops.fp8_dot import fp8_dot
+from deepseek_jax.ops.gated_mlp import swiglu
 from deepseek_jax.ops.remat import save_for_backward
-from deepseek_jax.parallel.context import over_heads
 from deepseek_jax.parallel.linear import by_token
 
 # The module of V3.2's attention that selects keys
@@ -66,18 +65,6 @@ def rms_norm(x, scale, eps):
     return (normed.astype(x.dtype) * scale).astype(x.dtype)
 
 
-def attend_rows(q, k, v, segment_ids, branches, scale, selected=None):
-    """Attend within rows, over the devices of the mesh, and save the result for the backward pass.
-
-    q: [b t h x], k: [b t k x], v: [b t k u]. branches: an ops.branches.Branches, or None. selected:
-    uint8[b t z], see ops.attention, or None. -> [b t h u].
-    """
-    attention = functools.partial(attend, scale=scale)
-    if branches is not None:
-        attention = functools.partial(attend_branches, scale=scale, layout=branches)
-    return save_for_backward(over_heads(attention, q, k, v, segment_ids, selected))
-
-
 class RMSNorm(nn.Module):
     """rms_norm with its scale. size: width of the normed axis; axis: its logical name."""
 
@@ -90,11 +77,6 @@ class RMSNorm(nn.Module):
     def __call__(self, x):
         scale = weight(self, "scale", init=nn.initializers.ones, **{self.axis: self.size})
         return rms_norm(x, scale, self.eps or self.config.rms_norm_eps)
-
-
-def swiglu(gate, up):
-    """silu(gate) * up (arXiv:2002.05202), computed in float32 and rounded to their dtype once."""
-    return (nn.silu(gate.astype(jnp.float32)) * up.astype(jnp.float32)).astype(gate.dtype)
 
 
 # For each weight of a Linear layer, how many of its first axes the product contracts

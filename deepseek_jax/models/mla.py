@@ -8,12 +8,13 @@ import jax.numpy as jnp
 
 from deepseek_jax.models import indexer
 from deepseek_jax.models.config import ModelConfig
-from deepseek_jax.models.layers import RMSNorm, attend_rows, linear, weight
+from deepseek_jax.models.layers import RMSNorm, linear, weight
 from deepseek_jax.ops.attention import attend_latent, attend_latent_selected
 from deepseek_jax.ops.dot import dot
 from deepseek_jax.ops.remat import save_for_backward
 from deepseek_jax.ops.rope import apply_rope, yarn_mscale
 from deepseek_jax.parallel import constrain
+from deepseek_jax.parallel.context import attend_rows
 from deepseek_jax.parallel.decoding import by_slot, heads_to_slots, own_slots, slots_to_heads
 
 # The released code uses this for the latents' norms, whatever rms_norm_eps is

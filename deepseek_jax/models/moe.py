@@ -8,11 +8,9 @@ import jax
 import jax.numpy as jnp
 
 from deepseek_jax.models.config import ModelConfig
-from deepseek_jax.models.layers import GatedMLP, swiglu, weight
-from deepseek_jax.ops import grouped_matmul as grouped
+from deepseek_jax.models.layers import GatedMLP, weight
 from deepseek_jax.ops.dot import dot
-from deepseek_jax.ops.fp8_grouped import expert_block, grouped_fp8
-from deepseek_jax.ops.remat import save_for_backward
+from deepseek_jax.ops.gated_mlp import run_experts
 from deepseek_jax.ops.routing import (
     affinities,
     expert_load,
@@ -115,23 +113,3 @@ def choose_experts(config: ModelConfig, logits_bte, bias_e, kept):
         routed_scaling_factor=config.routed_scaling_factor,
     )
     return experts_bta, weights_bta
-
-
-def run_experts(x_md, experts_ma, weights_ma, kernels, *, fp8: bool):
-    """Each token's weighted sum over its experts' gated MLPs: x [m d], experts int32[m a], weights
-    float32[m a] -> [m d]. kernels: gate and up [e d 2 f], down [e f d]. fp8: see ModelConfig.
-    """
-    matmul, up_matmul = grouped.grouped_matmul, grouped.grouped_matmul
-    w_gate_up, w_down = kernels
-    e, d = w_gate_up.shape[:2]
-    block = (expert_block if fp8 else grouped.block_size)(experts_ma.size, e)
-    if fp8:
-        matmul = functools.partial(grouped_fp8, block=block)
-        # Scales as published for these inputs (arXiv:2412.19437, section 3.3.3); the parts are gate and up
-        up_matmul = functools.partial(matmul, power_of_two=True, parts=2)
-    layout = grouped.expert_layout(experts_ma, e, block)
-    rows_rd = grouped.rows_by_expert(x_md, layout)
-    hidden_rz = up_matmul(rows_rd, w_gate_up.reshape(e, d, -1), layout.rows_per_expert)
-    gate_rf, up_rf = jnp.split(save_for_backward(hidden_rz), 2, axis=-1)
-    out_rd = matmul(swiglu(gate_rf, up_rf), w_down, layout.rows_per_expert)
-    return grouped.combine(out_rd, weights_ma, layout)

@@ -10,19 +10,18 @@ from deepseek_jax.ops.platform import size_of
 from deepseek_jax.ops.vocabulary import log_total
 
 
-def token_logprobs(
-    hidden, head, targets, *, temperature=1.0, candidates=None, chunk_size: int | None = None
-):
+def token_logprobs(hidden, head, targets, temperature=1.0, *, chunk_size: int | None = None):
     """Log-probability of each target token, and the entropy of the predicted distribution.
 
-    hidden: [m d], after the final norm. head: [v d]. targets: int32[m]. temperature: divides the logits, as
-    in sampling; it gets no gradient. candidates: int32[m n], the tokens that each distribution is over, -1
-    for none; None for all tokens. Results of a row without any have no meaning. Returns logprobs, float32[m]
-    in nats, and entropy, float32[m] in nats, without a gradient.
+    hidden: [m d], after the final norm. head: [v d]. targets: int32[m], or (int32[m], candidates int32[m n]),
+    the tokens that each distribution is over, -1 for none; results of a row without any have no meaning.
+    temperature: divides the logits, as in sampling; it gets no gradient. Returns logprobs, float32[m] in
+    nats, and entropy, float32[m] in nats, without a gradient.
     Equal to a full log-softmax, but computed in chunks of chunk_size tokens (default: as many as have
     "logits_alive" logits, of ops.platform). With more than one chunk, the backward pass recomputes the
     logits, so that at most chunk_size * v are in memory.
     """
+    targets, candidates = targets if isinstance(targets, tuple) else (targets, None)
     m = len(targets)
     chunk = min(chunk_size or max(size_of("logits_alive") // len(head), 1), m)
     # The same number of chunks, but even ones: the least padding

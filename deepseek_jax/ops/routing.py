@@ -126,3 +126,24 @@ def updated_bias(bias, load, *, speed: float):
     bias: float32[... e]; load: float32[... e], tokens per expert over the whole global batch.
     """
     return bias + speed * jnp.sign(load.mean(-1, keepdims=True) - load)
+
+
+def load_metrics(loads):
+    """How evenly each layer's experts are used: -> dict of float32[]. loads: {key of params: Routing.load}.
+
+    max_vio/LAYER: MaxVio (arXiv:2408.15664), max(load) / mean(load) - 1, 0 in perfect balance.
+    load_entropy/LAYER: entropy of the load in nats, log(e) in perfect balance. LAYER is moe_0, ... or mtp_0,
+    ...; max_vio is the mean over all.
+    """
+    layers = {}
+    for name, load in loads.items():
+        stacked = {f"moe_{i}": load_e for i, load_e in enumerate(load)}
+        layers |= stacked if load.ndim == 2 else {name: load}
+    violations = {f"max_vio/{name}": x.max() / x.mean() - 1 for name, x in layers.items()}
+    entropies = {f"load_entropy/{name}": _entropy(x / x.sum()) for name, x in layers.items()}
+    mean = {"max_vio": sum(violations.values()) / len(violations)} if layers else {}
+    return mean | violations | entropies
+
+
+def _entropy(share_e):
+    return -jax.scipy.special.xlogy(share_e, share_e).sum()

@@ -1,11 +1,27 @@
 """Attention over rows that are split by token: inside it they are split by head (arXiv:2309.14509)."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 
+from deepseek_jax.ops.attention import attend, attend_branches
+from deepseek_jax.ops.remat import save_for_backward
 from deepseek_jax.parallel.shard import axis_parts, constrain, current_mesh, partition_spec
 
 HEADS = ("batch", None, "attention_heads", None)
+
+
+def attend_rows(q, k, v, segment_ids, branches, scale, selected=None):
+    """Attend within rows, over the devices of the mesh, and save the result for the backward pass.
+
+    q: [b t h x], k: [b t k x], v: [b t k u]. branches: an ops.branches.Branches, or None. selected:
+    uint8[b t z], see ops.attention, or None. -> [b t h u].
+    """
+    attention = functools.partial(attend, scale=scale)
+    if branches is not None:
+        attention = functools.partial(attend_branches, scale=scale, layout=branches)
+    return save_for_backward(over_heads(attention, q, k, v, segment_ids, selected))
 
 
 def over_heads(attention, q, k, v, segment_ids, selected=None):

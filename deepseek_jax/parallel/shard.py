@@ -246,8 +246,8 @@ def check_batch(
 ):
     """Raise ValueError, naming the config fields, unless every part of a batch splits over the mesh.
 
-    rows: of the global batch. training.step cuts them into micro_batches; a mesh with a pipeline cuts each
-    part again, into ModelConfig's pipeline_micro_batches. The gradient of rows that do not split is right
+    rows: of the global batch. An update cuts them into micro_batches; a mesh with a pipeline cuts each part
+    again, into ModelConfig's pipeline_micro_batches. The gradient of rows that do not split is right
     (tests/parallel/test_uneven.py) but slow: every device does the work of several.
     """
     # Everything that divides the rows, with the field that sets it

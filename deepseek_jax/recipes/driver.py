@@ -150,6 +150,11 @@ class Job:
         "config".
         """
 
+    def check_shared_data(self):
+        """Read the data that all stages share, which may write datasets below the run's folder. Raises
+        ValueError as at "config".
+        """
+
     def works(self):
         """The stages of the list, in order: [Work]."""
         return [Work(stage, self) for stage in self.stages]
@@ -439,6 +444,8 @@ def run(job: Job):
             for work in sorted(job.works(), key=_when_checked):
                 with work.at():
                     work.stage.does.check_data(work)
+            with at("config"):
+                job.check_shared_data()
             for work in job.works():
                 job.keep(work)
         job.run.writer.close()

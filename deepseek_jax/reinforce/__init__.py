@@ -12,7 +12,6 @@ __getattr__, __dir__, __all__ = lazy_names(
         "group_batch": "batch",
         "load_model_rewards": "model_rewards",
         "make_groups": "groups",
-        "make_grpo_loss": "update",
         "reinforce": "grpo",
     },
 )

@@ -2,6 +2,7 @@
 
 from typing import NamedTuple
 
+import jax
 import numpy as np
 from jax.sharding import Mesh
 
@@ -12,16 +13,10 @@ from deepseek_jax.models import ModelConfig
 from deepseek_jax.parallel.shard import put_share
 from deepseek_jax.reinforce.degenerate import all_equal
 from deepseek_jax.reinforce.settings import ReinforceSettings
+from deepseek_jax.rollout import kept
 
 # Lengths are rounded up to multiples of this, so that few shapes are compiled
 BUCKET = 16
-# Arrays of an update's batch and their dtypes: a row for each prompt, and one for each completion
-PROMPTS = {"prompt_ids": np.int32, "prompt_mask": np.bool_}
-COMPLETIONS = {
-    "completion_ids": np.int32,
-    "completion_mask": np.bool_,
-    "sampler_logprobs": np.float32,
-}
 
 
 class RowLengths(NamedTuple):
@@ -37,7 +32,15 @@ def update_batches(groups, advantages, settings: ReinforceSettings, mesh: Mesh, 
     """Put a step's minibatches on the mesh: -> (list of batches, their RowLengths). groups, advantages: as in
     group_batch.
     """
-    batch = group_batch(
+    batch = step_batch(groups, advantages, settings, mesh)
+    lengths = RowLengths(batch["prompt_mask"].sum(1), batch["completion_mask"].sum(1))
+    temperature = settings.rollout.temperature_at(step)
+    return put_minibatches(batch, mesh, settings.minibatches, temperature), lengths
+
+
+def step_batch(groups, advantages, settings: ReinforceSettings, mesh: Mesh):
+    """group_batch as the settings and the mesh want it."""
+    return group_batch(
         groups,
         advantages,
         shared=settings.shares_prompts(),
@@ -45,9 +48,6 @@ def update_batches(groups, advantages, settings: ReinforceSettings, mesh: Mesh, 
         kl_weights=settings.kl_weights,
         rows=settings.keeps(),
     )
-    lengths = RowLengths(batch["prompt_mask"].sum(1), batch["completion_mask"].sum(1))
-    temperature = settings.rollout.temperature_at(step)
-    return put_minibatches(batch, mesh, settings.minibatches, temperature), lengths
 
 
 def group_batch(
@@ -90,7 +90,7 @@ def group_batch(
 
 
 def completion_batch(groups, *, shared: bool = True, multiple: int = BUCKET):
-    """The arrays of PROMPTS and COMPLETIONS of groups, numpy arrays. shared, multiple: as in group_batch."""
+    """The ids, masks and sampler_logprobs of groups, as group_batch has them."""
     size = bucket if shared else _power_of_two
     mask = np.concatenate([group["mask"] for group in groups])
     t = size(mask.sum(1).max(), multiple)
@@ -125,12 +125,15 @@ def check_advantages(groups, advantages):
 
 
 def put_minibatches(batch, mesh: Mesh, parts: int, temperature: float):
-    """Cut a batch into minibatches, each with its own totals and the sampling temperature, and put them on
-    the mesh. Every process has the whole batch.
-    """
+    """Cut a batch into minibatches and put them on the mesh. Every process has the whole batch."""
+    return [put_share(mesh, part) for part in minibatches(batch, parts, temperature)]
+
+
+def minibatches(batch, parts: int, temperature: float):
+    """Cut a batch into minibatches, each with its own totals and the sampling temperature."""
     sampled_at = {"temperature": np.float32(temperature)}
     # A minibatch is one update, so the divisors of its loss are its own totals
-    return [put_share(mesh, part | totals(part) | sampled_at) for part in split(batch, parts)]
+    return [part | totals(part) | sampled_at for part in split(batch, parts)]
 
 
 def split(batch, parts: int):
@@ -148,45 +151,53 @@ def totals(batch):
     return {name: np.float32(count) for name, count in counts.items()}
 
 
-def abstract_batch_of(settings: ReinforceSettings, config: ModelConfig, mesh: Mesh):
-    """The largest batch of an update as ShapeDtypeStructs with shardings. Shared prompts count once."""
-    completions = settings.prompts_per_step // settings.minibatches * settings.group_size
-    s, t = longest_row(settings, mesh)
-    shapes = row_shapes(settings.rows(), completions, s, t)
-    if settings.minibatches * settings.epochs > 1:
-        shapes["old_logprobs"] = (completions, t), np.float32
-    if settings.loss.kl_coef:
-        shapes["ref_logprobs"] = (completions, t), np.float32
-    if settings.keep_routing:
-        experts = config.num_moe_layers, config.num_experts_per_tok
-        shapes["prompt_experts"] = (settings.rows(), s, *experts), np.uint16
-        shapes["completion_experts"] = (completions, t, *experts), np.uint16
-    if settings.rollout.truncates():
-        shapes["candidates"] = (completions, t, settings.rollout.top_k), np.int32
-    if settings.kl_weights:
-        shapes["kl_weight"] = (completions,), np.float32
-    if settings.extra_prompts:
-        shapes["stale_mask"] = (completions, t), np.bool_
-        shapes["num_stale"] = (), np.float32
-    shapes["advantages"] = (completions,), np.float32
-    shapes |= {name: ((), np.float32) for name in ("num_tokens", "num_completions", "temperature")}
-    return abstract_batch(mesh, shapes | {"sampled_by": ((), np.uint32)})
+def longest_batch(settings: ReinforceSettings, config: ModelConfig, mesh: Mesh):
+    """The largest batch of an update as ShapeDtypeStructs with shardings: that of the longest groups."""
+    groups = [longest_group(settings)] * (settings.prompts_per_step // settings.minibatches)
+    advantages = np.zeros(len(groups) * settings.group_size, np.float32)
+    (batch,) = minibatches(step_batch(groups, advantages, settings, mesh), 1, 1.0)
+    scores = np.float32(batch["completion_mask"])
+    if settings.keeps():
+        batch = jax.eval_shape(with_kept, batch, one_kept(settings, config))
+    batch |= dict.fromkeys(settings.scored(), scores) | {"sampled_by": np.uint32(0)}
+    return abstract_batch(mesh, batch)
 
 
-def longest_row(settings, mesh: Mesh):
-    """The columns (of prompts, of completions) of the longest batch. settings: has rollout and
-    shares_prompts().
+def longest_group(settings):
+    """A group whose prompt and completions are as long as the settings allow, as groups.make_groups has it.
+    settings: has rollout and group_size.
     """
-    multiple = row_multiple(mesh)
-    size = bucket if settings.shares_prompts() else _power_of_two
-    rollout = settings.rollout
-    return size(rollout.max_prompt_length, multiple), size(rollout.longest(), multiple)
+    shape = settings.group_size, settings.rollout.longest()
+    group = {
+        "prompt_ids": [0] * settings.rollout.max_prompt_length,
+        "row": 0,
+        "ids": np.zeros(shape, np.int32),
+        "mask": np.ones(shape, bool),
+        "logprobs": np.zeros(shape, np.float32),
+        "rewards": np.zeros(shape[0], np.float32),
+        "scenario": "reasoning",
+    }
+    stale = np.full(shape[0], shape[1])
+    return group | ({"stale": stale} if getattr(settings, "extra_prompts", 0) else {})
 
 
-def row_shapes(rows: int, completions: int, s: int, t: int):
-    """{name: (shape, dtype)} of PROMPTS, [rows s], and COMPLETIONS, [completions t]."""
-    shapes = {name: ((rows, s), dtype) for name, dtype in PROMPTS.items()}
-    return shapes | {name: ((completions, t), dtype) for name, dtype in COMPLETIONS.items()}
+def one_kept(settings: ReinforceSettings, config: ModelConfig):
+    """A Kept of one row of one token, as ShapeDtypeStructs."""
+    experts = candidates = None
+    if settings.keep_routing:
+        of_token = config.num_moe_layers, config.num_experts_per_tok
+        experts = jax.ShapeDtypeStruct((1, 1, *of_token), kept.DTYPE)
+    if settings.rollout.truncates():
+        candidates = jax.ShapeDtypeStruct((1, 1, settings.rollout.top_k), np.int32)
+    return kept.Kept(experts, experts, candidates)
+
+
+def with_kept(batch, own: kept.Kept):
+    """A batch with what the rollout kept of its rows in place of their numbers."""
+    rows = batch["prompt_rows"], batch["completion_rows"]
+    lengths = batch["prompt_ids"].shape[1], batch["completion_ids"].shape[1]
+    others = {name: x for name, x in batch.items() if not name.endswith("_rows")}
+    return others | kept.rows_of(own, *rows, *lengths)
 
 
 def update_flops(config: ModelConfig, prompts, completions, frozen: bool = False):
@@ -211,8 +222,7 @@ def step_flops(settings: ReinforceSettings, config: ModelConfig, lengths: RowLen
     update = update_flops(config, *lengths, frozen=frozen)
     # A forward pass is a third of an update of all weights
     score = update_flops(config, *lengths) / 3
-    scored = (settings.minibatches * settings.epochs > 1) + (settings.loss.kl_coef > 0)
-    return settings.epochs * update + scored * score
+    return settings.epochs * update + len(settings.scored()) * score
 
 
 def _fitted(arrays, t):

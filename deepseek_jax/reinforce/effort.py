@@ -10,7 +10,7 @@ from typing import Annotated
 
 import numpy as np
 
-from deepseek_jax.data.prompt_line import check_line
+from deepseek_jax.data.chat import by_template, with_system_line
 from deepseek_jax.data.tokenizer import Tokenizer
 from deepseek_jax.rewards import Scores
 from deepseek_jax.settings import Between, Count, Positive, Settings
@@ -32,7 +32,7 @@ class _Tells:
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class EffortSettings(Settings):
     """values: the efforts b that questions are asked with, each question with every one once an epoch. The
-    published API's low, high and max are 50, 75 and 100. line: what the prompt says, see data.prompt_line.
+    published API's low, high and max are 50, 75 and 100. line: what the prompt says, see data.chat.
 
     k0, tau, max_penalty (C_max), norm_length (L_norm, in tokens): of length_penalty. b_min is the smallest of
     values. The wording of the line and these numbers are ours to choose.
@@ -97,6 +97,32 @@ def check_lines(settings: EffortSettings, tokenizer: Tokenizer, template: str):
     """Raise ValueError, naming the field, where prompts in this template cannot hold one of the lines."""
     for effort in settings.values:
         check_line(tokenizer, settings.line_at(effort), template)
+
+
+def check_line(tokenizer: Tokenizer, line: str, template: str):
+    """Raise ValueError where no prompt in this template can hold the line: the chat template refuses a system
+    message or leaves it out, or the line has words that are not in a closed vocabulary.
+    """
+    if template != "chat":
+        try:
+            tokenizer.encode(line)
+        except ValueError as error:
+            raise ValueError(
+                f"line={line!r} has words that this tokenizer does not know; set it to others, or to the "
+                f"number alone ({error})"
+            ) from error
+        return
+    messages = with_system_line([{"role": "user", "content": "?"}], line)
+    why = "leaves a system message out"
+    try:
+        if line.strip() in by_template(tokenizer, messages, tokenize=False):
+            return
+    except ValueError as error:
+        why = f"refuses a system message ({error})"
+    raise ValueError(
+        f"line={line!r} has no room in template='chat': the checkpoint's chat template {why}; set the "
+        'template to "r1_zero" or to a text that contains {question}, where it stands before the question'
+    )
 
 
 def with_efforts(settings: EffortSettings, examples: list):

@@ -12,7 +12,7 @@ from deepseek_jax.models.adapters import Adapted
 from deepseek_jax.parallel.host_memory import return_freed_memory
 from deepseek_jax.parallel.processes import say
 from deepseek_jax.parallel.shard import on_device, put_share
-from deepseek_jax.reinforce.batch import step_flops, update_batches
+from deepseek_jax.reinforce.batch import step_flops, update_batches, with_kept
 from deepseek_jax.reinforce.degenerate import Degenerate, all_equal, check_range
 from deepseek_jax.reinforce.effort import with_length_penalty
 from deepseek_jax.reinforce.metrics import StepRecord, describe
@@ -23,7 +23,6 @@ from deepseek_jax.reinforce.stragglers import LateAnswers
 from deepseek_jax.reinforce.update import jitted_score
 from deepseek_jax.rewards import Rewards, Scores
 from deepseek_jax.rollout.kept import check_rows as check_kept
-from deepseek_jax.rollout.kept import rows_of
 from deepseek_jax.rollout.policy import Answers, Policy
 
 
@@ -203,11 +202,13 @@ class GroupSource:
         """
         settings = self.settings
         if self.sampler.kept is not None:
-            parts = [self._with_kept(part) for part in parts]
+            parts = [with_kept(part, self.sampler.kept) for part in parts]
+            for part in parts:
+                check_kept(self.policy.config, part)
             # Its memory is the update's
             self.sampler.kept = None
         # Before the first update: pi_old in each ratio is the policy that sampled (arXiv:2402.03300, eq. 3)
-        if settings.minibatches * settings.epochs > 1:
+        if "old_logprobs" in settings.scored():
             parts = [part | {"old_logprobs": self.score(state.model, part)} for part in parts]
         reference = self._reference(state)
         if reference is not None:
@@ -221,15 +222,6 @@ class GroupSource:
             part | put_share(self.mesh, {"sampled_by": np.uint32(number)})
             for part, number in zip(parts * settings.epochs, sampled_by, strict=True)
         ]
-
-    def _with_kept(self, part):
-        """A part of the batch with what the rollout kept of its rows in place of the rows' numbers."""
-        rows = part["prompt_rows"], part["completion_rows"]
-        lengths = part["prompt_ids"].shape[1], part["completion_ids"].shape[1]
-        part = {k: v for k, v in part.items() if not k.endswith("_rows")}
-        kept = rows_of(self.sampler.kept, *rows, *lengths)
-        check_kept(self.policy.config, kept)
-        return part | kept
 
     def _reference(self, state):
         """The params of the policy that the KL compares with, on the device; None for no KL."""

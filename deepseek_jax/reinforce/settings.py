@@ -4,7 +4,7 @@ import dataclasses
 import math
 from typing import Literal
 
-from deepseek_jax.losses.grpo import GrpoOptions
+from deepseek_jax.losses.settings import GrpoOptions
 from deepseek_jax.reinforce.degenerate import LARGEST_REWARD, DegenerateSettings
 from deepseek_jax.reinforce.effort import EffortSettings
 from deepseek_jax.rollout.settings import AnswerOptions, Limit
@@ -282,6 +282,12 @@ class ReinforceSettings(FitSettings, RewardSettings):
                 f"max_sampling_rounds={self.max_sampling_rounds}: each step has its own share of general "
                 "questions, which further rounds would shift; leave it at 1"
             )
+
+    def scored(self):
+        """The log-probabilities that are computed before a step's updates: keys of a batch."""
+        # A single update needs no old ones: its policy is the one that sampled
+        old = ("old_logprobs",) if self.minibatches * self.epochs > 1 else ()
+        return old + (("ref_logprobs",) if self.loss.kl_coef else ())
 
     def keeps(self):
         """Whether updates use anything that the rollout kept, see rollout.kept."""

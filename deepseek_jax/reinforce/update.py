@@ -1,4 +1,4 @@
-"""The update of GRPO: its loss, the reference that may follow the policy, and limits of what is logged."""
+"""The update of GRPO, the reference that may follow the policy, and limits of what is logged."""
 
 import functools
 import math
@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from deepseek_jax.losses.completions import completion_logprobs
-from deepseek_jax.losses.grpo import LARGE_GAP, GrpoOptions, grpo_loss
+from deepseek_jax.losses.grpo import LARGE_GAP, make_grpo_loss
 from deepseek_jax.models import ModelConfig
 from deepseek_jax.parallel.shard import batch_parts
 from deepseek_jax.reinforce.settings import ReinforceSettings
@@ -45,27 +45,6 @@ def sampler_limits(config: ModelConfig):
     if config.num_moe_layers:
         return limits | {"sampler_gap_share": Limit(LARGEST_SHARE, f"at too many tokens {apart}")}
     return limits | {"sampler_gap_max": Limit(LARGE_GAP, f"at one token {apart}")}
-
-
-def make_grpo_loss(config: ModelConfig, options: GrpoOptions, *, max_completion_length: int):
-    """The loss_fn(params, batch, rng) -> (loss, metrics) of training.make_train_step.
-
-    batch: of losses.grpo_loss, with prompt_ids, prompt_mask and completion_ids, and, where it was not 1, the
-    temperature that was sampled at, float32[]. max_completion_length: the longest completion of any batch.
-    """
-
-    def loss_fn(params, batch, rng):
-        temperature = batch.get("temperature", 1.0)
-        scored = completion_logprobs(config, params, batch, temperature=temperature)
-        logprobs, entropy, routing = scored
-        loss, metrics = grpo_loss(
-            logprobs, entropy, batch, options, max_completion_length=max_completion_length
-        )
-        if routing is not None:
-            metrics["routing"] = {"moe_layers": routing}
-        return loss, metrics
-
-    return loss_fn
 
 
 def jitted_update(settings: ReinforceSettings, config: ModelConfig, params, mesh: Mesh):

@@ -132,9 +132,9 @@ def _fitted(array, length, value):
 
 def check_rows(config, rows):
     """Raise BrokenTerm for an expert that the model does not have, and where more tokens could be drawn than
-    there was room to keep. rows: of rows_of.
+    there was room to keep. rows: a batch, or its part of rows_of.
     """
-    highest, lowest = map(int, _extremes(rows))
+    highest, lowest = map(int, _extremes({name: rows[name] for name in NOTHING if name in rows}))
     if highest >= (config.n_routed_experts or 1):
         raise BrokenTerm(
             f"keep_routing: a kept choice has expert {highest}, and the model has "
@@ -150,7 +150,7 @@ def check_rows(config, rows):
 
 @jax.jit
 def _extremes(rows):
-    """(the highest expert, the lowest candidate)."""
+    """(the highest expert, the lowest candidate) of a batch."""
     experts = [rows[name] for name in rows if name.endswith("_experts")]
     highest = [jnp.where(each == FREE, 0, each).max().astype(jnp.int32) for each in experts]
     lowest = rows["candidates"].min() if "candidates" in rows else jnp.int32(-1)

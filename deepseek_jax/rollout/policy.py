@@ -9,8 +9,7 @@ from jax.sharding import Mesh
 
 from deepseek_jax.checkpoint import is_orbax, load_adapter, load_params
 from deepseek_jax.checkpoint.hf_config import read_config
-from deepseek_jax.data.chat import end_of_turn
-from deepseek_jax.data.prompt_line import render_with_line
+from deepseek_jax.data.chat import end_of_turn, render_question
 from deepseek_jax.data.texts import LazyTexts, picked
 from deepseek_jax.data.tokenizer import Tokenizer, checkpoint_path, load_tokenizer
 from deepseek_jax.files import as_path
@@ -90,16 +89,12 @@ class Policy:
 
     def with_prompts(self, examples):
         """The examples with their prompt_ids: the question and the opening of the answer, and the example's
-        own line, if it has one, see data.prompt_line.
+        own line, if it has one.
         """
 
         def render(example):
-            return render_with_line(
-                self.tokenizer,
-                example,
-                example.get("line", ""),
-                template=self.template,
-                opening=self.opening,
+            return render_question(
+                self.tokenizer, example, template=self.template, opening=self.opening
             )
 
         return [example | {"prompt_ids": render(example)} for example in examples]

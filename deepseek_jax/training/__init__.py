@@ -11,7 +11,7 @@ __getattr__, __dir__, __all__ = lazy_names(
         "fit": "loop",
         "make_optimizer": "optimizer",
         "make_schedule": "schedule",
-        "make_train_step": "step",
+        "make_train_step": "update",
         "read_metrics": "metrics",
         "train": "loop",
     },

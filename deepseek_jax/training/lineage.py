@@ -12,7 +12,7 @@ from hashlib import blake2b
 
 from etils.epath import Path
 
-from deepseek_jax.files import read_json, read_object, remove_folder, write_whole
+from deepseek_jax.files import read_object, remove_folder, write_whole
 from deepseek_jax.parallel.processes import barrier, first_process, say
 
 RECORD = "stage.json"
@@ -77,22 +77,6 @@ def run_stage(workdir: Path, name: str, inputs: dict, make):
     make(folder)
     _write(folder / RECORD, record | {"complete": True})
     return own
-
-
-def measure_once(workdir: Path, name: str, inputs: dict, measure):
-    """run_stage for a measurement: -> what measure() returned for these inputs, anything that JSON can hold.
-
-    It is stored in scores.json in the stage's folder.
-    """
-
-    def make(folder):
-        found = measure()
-        if first_process():
-            write_whole(folder / "scores.json", json.dumps(found, indent=1))
-
-    run_stage(workdir, name, inputs, make)
-    # Always from the file: JSON turns tuples into lists, and a resumed run must get the same
-    return read_json(workdir / name / "scores.json")
 
 
 def _record(name, inputs):

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jax.experimental import multihost_utils
 
 from deepseek_jax.parallel.shard import on_device
-from deepseek_jax.training.step import cut
+from deepseek_jax.training.micro_batches import cut
 
 # Stacks of layers, in the order of the forward pass; their arrays have a leading axis of layers
 STACKS = ("dense_layers", "moe_layers")

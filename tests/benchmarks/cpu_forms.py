@@ -23,7 +23,7 @@ from deepseek_jax.ops.platform import FORMS, SIZES, form_of
 from deepseek_jax.rollout import steps
 from deepseek_jax.rollout.sampling import Sampling
 from deepseek_jax.training.state import TrainState
-from deepseek_jax.training.step import make_train_step
+from deepseek_jax.training.update import make_train_step
 from tests.benchmarks.timing import batch_of, print_table
 from tests.benchmarks.train_step import OPTIMIZER, SIXTEEN
 

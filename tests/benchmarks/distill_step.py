@@ -24,7 +24,7 @@ from deepseek_jax.distill.top_k import top_k_logprobs, top_k_loss
 from deepseek_jax.models import head_weight, hidden_states
 from deepseek_jax.training.optimizer import OptimizerSettings
 from deepseek_jax.training.state import TrainState
-from deepseek_jax.training.step import make_train_step
+from deepseek_jax.training.update import make_train_step
 from tests.benchmarks.peers import smollm2, smollm2_half
 from tests.benchmarks.timing import interleave, medians, peak_flops, print_table
 

@@ -16,12 +16,12 @@ import jax.numpy as jnp
 from configs import models
 from deepseek_jax.costs.program import GENERATION, SYNC
 from deepseek_jax.data.tokenizer import load_tokenizer, smollm2_gguf
+from deepseek_jax.losses import make_grpo_loss
 from deepseek_jax.models import build_model, random_params
 from deepseek_jax.parallel import make_mesh
 from deepseek_jax.parallel.host_memory import return_compilers_memory
 from deepseek_jax.recipes.grpo.settings import GrpoSettings
 from deepseek_jax.reinforce.groups import GroupSource
-from deepseek_jax.reinforce.update import make_grpo_loss
 from deepseek_jax.rewards import Rewards
 from deepseek_jax.rollout import Policy
 from deepseek_jax.settings import build

@@ -13,10 +13,11 @@ import numpy as np
 
 from configs import models
 from deepseek_jax.models import ModelConfig
-from deepseek_jax.models.layers import GatedMLP, swiglu
+from deepseek_jax.models.layers import GatedMLP
 from deepseek_jax.models.moe import MoE
 from deepseek_jax.ops import grouped_matmul as grouped
 from deepseek_jax.ops.dot import dot
+from deepseek_jax.ops.gated_mlp import swiglu
 from tests.benchmarks.timing import interleave, medians, print_table
 
 TOKENS = 2048

@@ -18,7 +18,7 @@ from deepseek_jax.costs.flops import useful_flops
 from deepseek_jax.losses.next_token import next_token_loss
 from deepseek_jax.training.optimizer import OptimizerSettings
 from deepseek_jax.training.state import TrainState
-from deepseek_jax.training.step import make_train_step
+from deepseek_jax.training.update import make_train_step
 from tests.benchmarks.peers import small_v3, smollm2, tiny_v3
 from tests.benchmarks.timing import batch_of, interleave, medians, peak_flops, print_table
 

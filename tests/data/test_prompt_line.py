@@ -6,7 +6,7 @@ import dataclasses
 import pytest
 
 from deepseek_jax.data.chat import render_prompt, render_question
-from deepseek_jax.data.prompt_line import check_line, render_with_line
+from deepseek_jax.reinforce.effort import check_line
 from deepseek_jax.worlds.arithmetic.tokenizer import arithmetic_tokenizer
 from deepseek_jax.worlds.bilingual.tokenizer import bilingual_tokenizer
 from tests.turns import turns
@@ -27,7 +27,7 @@ def test_a_chat_has_the_line_in_its_system_message(smollm2):
     messages = [{"role": "system", "content": "Reasoning Effort: 75"}, *turns("2 + 3?")]
     text = smollm2.chat.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
     assert text.startswith("<|im_start|>system\nReasoning Effort: 75<|im_end|>\n")
-    ids = render_with_line(smollm2, ASKED, LINE, template="chat")
+    ids = render_question(smollm2, ASKED | {"line": LINE}, template="chat")
     assert smollm2.backend.decode(ids, skip_special_tokens=False) == text
 
 
@@ -37,7 +37,7 @@ def test_a_system_message_that_is_there_follows_the_line(smollm2):
     wanted = turns("Hi", "Hello", "2 + 3?", system="Reasoning Effort: 75\nBe brief.")
     text = smollm2.chat.apply_chat_template(wanted, tokenize=False, add_generation_prompt=True)
     example = {"question": "2 + 3?", "messages": asked}
-    ids = render_with_line(smollm2, example, LINE, template="chat")
+    ids = render_question(smollm2, example | {"line": LINE}, template="chat")
     assert smollm2.backend.decode(ids, skip_special_tokens=False) == text
     assert asked[0]["content"] == "Be brief."
 
@@ -52,7 +52,7 @@ def test_a_system_message_that_is_there_follows_the_line(smollm2):
 def test_a_plain_prompt_has_the_line_before_its_question(tokenizer, line, template, question, text):
     """Oracle: by hand, in worlds that know digits and no word for effort."""
     check_line(tokenizer, line, template)
-    ids = render_with_line(tokenizer, {"question": question}, line, template=template)
+    ids = render_question(tokenizer, {"question": question, "line": line}, template=template)
     assert tokenizer.decode(ids).endswith(text)
 
 
@@ -60,13 +60,13 @@ def test_in_a_plain_conversation_each_question_has_the_line():
     """Oracle: render_question of the same conversation with the line written into its questions."""
     tokenizer = arithmetic_tokenizer()
     said, wanted = (turns(f"{b}What is 1", "1", f"{b}What is 2") for b in ("", "75; "))
-    ids = render_with_line(tokenizer, {"messages": said}, "75; ", template="{question}?\n")
+    ids = render_question(tokenizer, {"messages": said, "line": "75; "}, template="{question}?\n")
     assert ids == render_question(tokenizer, {"messages": wanted}, template="{question}?\n")
 
 
 def test_without_a_line_the_prompt_is_the_plain_one(smollm2):
     """Oracle: render_prompt."""
-    ids = render_with_line(smollm2, ASKED, "", template="chat")
+    ids = render_question(smollm2, ASKED | {"line": ""}, template="chat")
     assert ids == render_prompt(smollm2, "2 + 3?", template="chat")
 
 

@@ -202,6 +202,7 @@ COUNTING = '''
 """Counts its steps in checkpoints of a phase."""
 import dataclasses, signal
 from deepseek_jax.checkpoint.adapter import CONFIG
+from deepseek_jax.recipes.driver import Job
 
 @dataclasses.dataclass(frozen=True)
 class Counting:
@@ -211,18 +212,24 @@ class Counting:
 
 SETTINGS = Counting
 
-def run(settings, run):
-    phase = run.folder / "grpo"
-    phase.mkdir(exist_ok=True)
-    (phase / "7.orbax-checkpoint-tmp").mkdir(exist_ok=True)
-    for step in range(len(list(phase.glob("?"))), settings.steps):
-        (phase / str(step + 1)).mkdir()
-        if settings.interrupted and step == 2:
-            signal.raise_signal(signal.SIGINT)
-        if run.should_stop():
-            raise SystemExit(75)
-    (run.folder / "adapter").mkdir()
-    (run.folder / "adapter" / CONFIG).touch()
+class CountingJob(Job):
+    stages = ()
+
+    def finish(self):
+        settings, run = self.settings, self.run
+        phase = run.folder / "grpo"
+        phase.mkdir(exist_ok=True)
+        (phase / "7.orbax-checkpoint-tmp").mkdir(exist_ok=True)
+        for step in range(len(list(phase.glob("?"))), settings.steps):
+            (phase / str(step + 1)).mkdir()
+            if settings.interrupted and step == 2:
+                signal.raise_signal(signal.SIGINT)
+            if run.should_stop():
+                raise SystemExit(75)
+        (run.folder / "adapter").mkdir()
+        (run.folder / "adapter" / CONFIG).touch()
+
+JOB = CountingJob
 '''
 
 

@@ -27,6 +27,8 @@ def get_config():
 RECIPE = """
 import dataclasses
 
+from deepseek_jax.recipes.driver import Job
+
 @dataclasses.dataclass(frozen=True)
 class Loss:
     clip: float
@@ -52,8 +54,10 @@ class Fields:
 
 SETTINGS = Fields
 
-def run(settings, run):
-    pass
+class FieldsJob(Job):
+    stages = ()
+
+JOB = FieldsJob
 """
 AS_IT_STANDS = dict(
     recipe="fields",

@@ -7,13 +7,8 @@ import pytest
 import torch
 
 from deepseek_jax.losses.advantages import group_advantages
-from deepseek_jax.losses.grpo import (
-    NORMALIZES_STD,
-    GrpoOptions,
-    grpo_loss,
-    k3_kl,
-    metric_weights,
-)
+from deepseek_jax.losses.grpo import grpo_loss, k3_kl, metric_weights
+from deepseek_jax.losses.settings import NORMALIZES_STD, GrpoOptions
 
 LENGTHS = (5, 1, 3, 0, 4, 2, 5, 3)
 WIDTH = 5

@@ -9,7 +9,7 @@ import pytest
 import torch
 from trl.trainer.grpo_trainer import GRPOTrainer
 
-from deepseek_jax.losses.grpo import NORMALIZES_STD
+from deepseek_jax.losses.settings import NORMALIZES_STD
 from tests.losses.test_grpo import SETTINGS, V3_2, loss_and_grad, make_batch
 
 OPTIONS = {

@@ -12,7 +12,7 @@ from deepseek_jax.models.reward import init_reward_head, predict_rewards, reward
 from deepseek_jax.training import optimizer
 from deepseek_jax.training.optimizer import make_optimizer
 from deepseek_jax.training.state import TrainState
-from deepseek_jax.training.step import make_train_step
+from deepseek_jax.training.update import make_train_step
 from tests.quick import others_slow
 from tests.tiny import random_leaves, tiny_model
 

@@ -15,9 +15,10 @@ from jax.tree_util import Partial
 
 from deepseek_jax.distill.chunks import Outputs, Term, mean_over_tokens
 from deepseek_jax.distill.divergences import hard_loss
-from deepseek_jax.losses.grpo import GrpoOptions
+from deepseek_jax.losses.grpo import make_grpo_loss
 from deepseek_jax.losses.next_token import next_token_loss
 from deepseek_jax.losses.preference import reward_loss
+from deepseek_jax.losses.settings import GrpoOptions
 from deepseek_jax.models import indexer
 from deepseek_jax.ops.attention import attend, attend_branches
 from deepseek_jax.ops.branches import Branches
@@ -29,9 +30,8 @@ from deepseek_jax.parallel.context import by_rows, over_heads
 from deepseek_jax.parallel.dispatch import Kernels, expert_parallel
 from deepseek_jax.parallel.linear import by_token
 from deepseek_jax.parallel.tokens import over_tokens
-from deepseek_jax.reinforce.update import make_grpo_loss
 from deepseek_jax.training.state import TrainState
-from deepseek_jax.training.step import make_train_step
+from deepseek_jax.training.update import make_train_step
 from tests.distill import test_objective as distilled
 from tests.losses.test_preference import pairs, reward_model
 from tests.parallel import test_dispatch as moe

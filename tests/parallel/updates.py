@@ -16,7 +16,7 @@ from deepseek_jax.models import ModelConfig, init_params
 from deepseek_jax.parallel import logical_names, make_mesh, shardings
 from deepseek_jax.parallel.shard import put_share
 from deepseek_jax.training.state import TrainState, state_shardings
-from deepseek_jax.training.step import make_train_step
+from deepseek_jax.training.update import make_train_step
 from tests.tiny import MLA_MOE
 
 V3 = MLA_MOE | dict(

@@ -11,7 +11,7 @@ from deepseek_jax.recipes import driver
 from deepseek_jax.settings import build
 from launch import common
 from tests.compilations import compilations
-from tests.recipes.small import one_device, run_recipe, small_config
+from tests.recipes.small import make_run, one_device, run_recipe, small_config
 
 RECIPE = '''
 """A base -> the share of its world's held-out questions that it answers right."""
@@ -103,3 +103,27 @@ def test_a_recipe_is_one_file_and_one_config(quiz, tmp_path, capsys):
     ):
         run_recipe(quiz, config, tmp_path / "other")
     assert not (tmp_path / "other").exists()
+
+
+def test_a_measurement_is_made_once_for_its_inputs(tmp_path, monkeypatch):
+    """Oracle: a count of the calls; the same result from memory and from the file, with JSON's lists."""
+    calls, settings = [], {}
+
+    def measure(work):
+        calls.append(None)
+        return {"share": (0.5, len(calls))}
+
+    kind = driver.Kind(
+        check=lambda work: None,
+        compiles=lambda work: [],
+        run=measure,
+        covers=lambda work: settings,
+        is_measure=True,
+    )
+    monkeypatch.setattr(driver, "KINDS", {"count": kind})
+    for number, wanted in ((1, 1), (1, 1), (2, 2)):
+        settings["number"] = number
+        job = driver.LineageJob(None, one_device(), make_run(tmp_path))
+        job.keep(driver.Work(driver.Stage("found", "count"), job))
+        assert job.made["found"].result == {"share": [0.5, wanted]}
+    assert len(calls) == 2

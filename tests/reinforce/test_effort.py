@@ -21,7 +21,9 @@ from tests.reinforce.test_grpo import EXAMPLES, POLICY, TOKENIZER, make_source
 VALUES = (50, 75, 100)
 FIELDS = dict(values=VALUES, line="{effort}; ", k0=2.0, tau=25.0, max_penalty=0.75, norm_length=48)
 SETTINGS = build(EffortSettings, FIELDS, "config.effort")
-ASKED = with_efforts(SETTINGS, Policy(POLICY, None, TOKENIZER, "{question}\n"), EXAMPLES[:40])
+ASKED = Policy(POLICY, None, TOKENIZER, "{question}\n").with_prompts(
+    with_efforts(SETTINGS, EXAMPLES[:40])
+)
 
 
 def test_the_penalty_is_the_papers():

@@ -10,6 +10,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
+from deepseek_jax.losses import grpo as losses
 from deepseek_jax.models import build_model, random_params
 from deepseek_jax.parallel import make_mesh
 from deepseek_jax.recipes.grpo.settings import GrpoSettings
@@ -388,11 +389,11 @@ def test_what_the_config_says_of_the_loss_is_what_a_step_computes(loss, monkeypa
     """
     logprobs, entropy, batch = make_batch()
     scored = logprobs, entropy, None
-    monkeypatch.setattr(update, "completion_logprobs", lambda *_, temperature: scored)
+    monkeypatch.setattr(losses, "completion_logprobs", lambda *_, temperature: scored)
 
     def loss_of(**fields):
         settings = build(GrpoSettings, small_config(loss=fields), "config")
-        loss_fn = update.make_grpo_loss(None, settings.loss, max_completion_length=7)
+        loss_fn = losses.make_grpo_loss(None, settings.loss, max_completion_length=7)
         return float(loss_fn(None, batch | {"temperature": 1.0}, None)[0])
 
     plain = dict(loss_type="grpo", clip_eps=0.2, max_completion_length=7)

@@ -7,14 +7,14 @@ import numpy as np
 import pytest
 
 from deepseek_jax.losses.advantages import group_advantages
-from deepseek_jax.losses.grpo import GrpoOptions
+from deepseek_jax.losses.grpo import make_grpo_loss
+from deepseek_jax.losses.settings import GrpoOptions
 from deepseek_jax.models import init_params
 from deepseek_jax.parallel import logical_names, make_mesh, shardings
 from deepseek_jax.parallel.shard import put_share
 from deepseek_jax.reinforce.batch import group_batch
-from deepseek_jax.reinforce.update import make_grpo_loss
 from deepseek_jax.training.state import TrainState, state_shardings
-from deepseek_jax.training.step import make_train_step
+from deepseek_jax.training.update import make_train_step
 from tests.parallel.updates import GRADIENTS
 from tests.quick import others_slow
 from tests.tiny import VOCAB, tiny_model

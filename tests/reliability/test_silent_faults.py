@@ -37,7 +37,7 @@ from deepseek_jax.training.nonfinite import locate
 from deepseek_jax.training.run import Run
 from deepseek_jax.training.settings import CheckpointSettings, FaultSettings
 from deepseek_jax.training.state import TrainState
-from deepseek_jax.training.step import make_train_step
+from deepseek_jax.training.update import make_train_step
 from deepseek_jax.training.watch import Checks
 from launch import common
 from tests.processes import run_two
@@ -270,7 +270,7 @@ jax.distributed.initialize(f"localhost:{port}", 2, int(process))
 from deepseek_jax.parallel import make_mesh
 from deepseek_jax.training.nonfinite import locate
 from deepseek_jax.training.state import TrainState
-from deepseek_jax.training.step import make_train_step
+from deepseek_jax.training.update import make_train_step
 from tests.reliability.test_silent_faults import layered
 
 mesh, tx = make_mesh(data=8), optax.sgd(0.1)

@@ -214,8 +214,8 @@ def test_a_gradient_over_candidates_is_that_of_their_softmax():
         return total
 
     def ours(hidden, head, chunk):
-        options = dict(temperature=0.7, candidates=candidates, chunk_size=chunk)
-        return token_logprobs(hidden, head, targets, **options)[0][:5].sum()
+        of_tokens = targets, candidates
+        return token_logprobs(hidden, head, of_tokens, 0.7, chunk_size=chunk)[0][:5].sum()
 
     wanted = jax.grad(by_hand, (0, 1))(hidden, head)
     for chunk in (6, 2):

@@ -64,20 +64,6 @@ def test_unchanged_stages_are_skipped_and_say_so(tmp_path, capsys):
     assert capsys.readouterr().out.count("unchanged") == 3
 
 
-def test_a_measurement_is_made_once_for_its_inputs(tmp_path):
-    """Oracle: a count of the calls; the same result from memory and from the file, with JSON's lists."""
-    calls = []
-
-    def measure():
-        calls.append(None)
-        return {"share": [0.5, len(calls)]}
-
-    for settings, wanted in ((1, 1), (1, 1), (2, 2)):
-        found = lineage.measure_once(tmp_path, "measured/one", {"settings": settings}, measure)
-        assert found == {"share": [0.5, wanted]}
-    assert len(calls) == 2
-
-
 def test_a_changed_setting_reruns_its_stage_and_those_behind_it(tmp_path, capsys):
     """Oracle: by hand."""
     made = []

@@ -18,7 +18,7 @@ from deepseek_jax.training.metrics import MetricsWriter
 from deepseek_jax.training.run import Run
 from deepseek_jax.training.settings import CheckpointSettings, FaultSettings
 from deepseek_jax.training.state import TrainState
-from deepseek_jax.training.step import make_train_step
+from deepseek_jax.training.update import make_train_step
 from deepseek_jax.training.watch import Checks
 from tests.processes import run_two
 from tests.recipes.small import one_device
@@ -359,7 +359,7 @@ from deepseek_jax.training.metrics import MetricsWriter
 from deepseek_jax.training.run import Run
 from deepseek_jax.training.settings import CheckpointSettings, FaultSettings
 from deepseek_jax.training.state import TrainState
-from deepseek_jax.training.step import make_train_step
+from deepseek_jax.training.update import make_train_step
 from deepseek_jax.training.watch import Checks
 
 mesh, tx = make_mesh(), optax.sgd(0.1)

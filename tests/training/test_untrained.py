@@ -16,7 +16,7 @@ from deepseek_jax.distill.objective import Objective
 from deepseek_jax.losses.next_token import parts_trained
 from deepseek_jax.training.optimizer import OptimizerSettings
 from deepseek_jax.training.state import TrainState
-from deepseek_jax.training.step import make_train_step
+from deepseek_jax.training.update import make_train_step
 from tests.checkpoint.test_hf_export import stored
 from tests.distill import test_objective as distilled
 from tests.parallel.test_uneven import completions, preferred, texts

@@ -82,9 +82,12 @@ class DistillJob(LineageJob):
 
     def begin(self):
         if self.run is not None:
-            # Wrong files raise before anything is trained; made below the run's folder, they come last
             self._check_starts()
         return [self.config_of(stage) for stage in self.stages]
+
+    def check_shared_data(self):
+        # Wrong files raise before the teacher is trained
+        return self.of_files
 
     def block_of(self, stage: Stage) -> StartSettings | TeacherSettings:
         """The block of the config that names the model of a stage's line."""

@@ -61,12 +61,12 @@ def world_tasks(world: World, seed: int, num_questions: int):
 
 def file_tasks(settings: DistillSettings, folder: Path):
     """name -> TransferTask of each task that has files of its own, of which datasets are made in folder.
-    Raises ValueError, before anything is trained.
+    Raises ValueError as at "config".
     """
     found = {}
     for name, task in settings.tasks.items():
         if task.path is not None:
-            with at(f"config.tasks.{name}"):
+            with at(f"tasks.{name}"):
                 found[name] = _of_files(task, folder)
     return found
 

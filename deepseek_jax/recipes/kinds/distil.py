@@ -12,10 +12,10 @@ from jax.sharding import Mesh
 from deepseek_jax.checkpoint import is_adapter, is_orbax
 from deepseek_jax.checkpoint.tree import abstract_tree
 from deepseek_jax.costs.program import Held, Program, beside, everywhere, moments_of, update_program
-from deepseek_jax.data.batches import TOTALS, abstract_batch, abstract_rows
+from deepseek_jax.data.batches import abstract_batch, abstract_rows
 from deepseek_jax.distill.feature_distillation import init_projections
 from deepseek_jax.distill.objective import CACHED, PROJECTIONS, SAMPLED, STUDENT
-from deepseek_jax.distill.source import HELD_OUT_LOSS
+from deepseek_jax.distill.source import HELD_OUT_LOSS, sampled_rows
 from deepseek_jax.distill.update import jitted_update
 from deepseek_jax.errors import at
 from deepseek_jax.parallel.shard import check_batch
@@ -68,7 +68,7 @@ def _compiles(work: Work) -> list[Program]:
     if teacher is not None and loss.reads_teacher():
         frozen = abstract_tree(teacher, mesh, teacher.dtype)
     create, step = jitted_update(student, objective, params, mesh)
-    state, batch = create.eval_shape(params), abstract_batch_of(student, mesh)
+    state, batch = create.eval_shape(params), longest_batch(student, mesh)
     name = f"{work.prefix}update"
     update = update_program(name, step, state, batch, config=config, mesh=mesh)
     flops = update.tokens * objective.flops_per_token(
@@ -93,24 +93,23 @@ def _compiles(work: Work) -> list[Program]:
     return planned
 
 
-def abstract_batch_of(student: StudentSettings, mesh: Mesh):
-    """The batch of a student's update as ShapeDtypeStructs with shardings."""
-    rows, length, loss = student.batch_size, student.sequence_length, student.loss
-    scalars = (*TOTALS, "temperature", HELD_OUT_LOSS)
-    batch = abstract_rows(mesh, rows, length, weighed=True, scalars=scalars)
-    shapes = {}
+def longest_batch(student: StudentSettings, mesh: Mesh):
+    """The batch of a student's update as ShapeDtypeStructs with shardings: that of rows without padding."""
+    rows, length, loss, features = student.batch_size, student.sequence_length, student.loss, {}
     if loss.top_k is not None:
-        sizes = (rows, length, loss.top_k), (rows, length, loss.top_k), (rows, length)
-        dtypes = np.int32, np.float32, np.float32
-        shapes |= dict(zip(CACHED, zip(sizes, dtypes, strict=True), strict=True))
+        ids = np.zeros((length, loss.top_k), np.int32)
+        features |= dict(zip(CACHED, (ids, np.float32(ids), np.float32(ids[:, 0])), strict=True))
     if loss.needs("matched", "sorted"):
-        names = ("teacher_tokens", "teacher_tokens_segment_ids", "teacher_index")
-        shapes |= {name: ((rows, length), np.int32) for name in names}
-        shapes["exact"] = (rows, length), np.bool_
+        index = np.zeros(length, np.int32)
+        features |= dict(teacher_tokens=index, teacher_index=index, exact=index > 0)
+    scalars = ("temperature", HELD_OUT_LOSS)
+    batch = abstract_rows(mesh, rows, length, weighed=True, features=features, scalars=scalars)
     if loss.on_policy is not None:
-        sampled = abstract_rows(mesh, loss.on_policy.prompts, length, scalars=("normalizer",))
+        completion = [0] * loss.on_policy.max_completion_length
+        pair = [0] * (length - len(completion)), completion
+        sampled = abstract_batch(mesh, sampled_rows([pair], length), loss.on_policy.prompts)
         batch |= {SAMPLED + name: leaf for name, leaf in sampled.items()}
-    return batch | abstract_batch(mesh, shapes)
+    return batch
 
 
 def _run(work: Work):

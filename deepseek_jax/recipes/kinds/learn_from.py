@@ -4,7 +4,6 @@ arXiv:2606.19348).
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.sharding import Mesh
 
 from deepseek_jax.checkpoint.folder import fingerprint
@@ -14,14 +13,20 @@ from deepseek_jax.data.batches import abstract_batch
 from deepseek_jax.distill.taught import jitted_update, learn_from_teachers, merged
 from deepseek_jax.distill.teacher_checks import check_questions, check_rows, check_teacher
 from deepseek_jax.distill.teacher_settings import TaughtSettings
-from deepseek_jax.distill.teachers import HIDDEN, Teacher, for_teacher, jitted_states
+from deepseek_jax.distill.teachers import (
+    HIDDEN,
+    Teacher,
+    for_teacher,
+    jitted_states,
+    teacher_batch,
+)
 from deepseek_jax.errors import at
 from deepseek_jax.models import ModelConfig, head_weight
 from deepseek_jax.models.reward import decoder_params
 from deepseek_jax.parallel.shard import batch_sharding
 from deepseek_jax.recipes.driver import Kind, Work
 from deepseek_jax.recipes.kinds.reinforce import amount_of
-from deepseek_jax.reinforce.batch import longest_row, row_shapes
+from deepseek_jax.reinforce.batch import longest_group
 from deepseek_jax.rollout.programs import Asked, rollout_programs
 from deepseek_jax.rollout.settings import AnswerOptions
 
@@ -51,7 +56,7 @@ def taught_programs(
     create, update = jitted_update(settings, config, params, mesh, {})
     state = create.eval_shape(params)
     gradients = jax.tree.map(lambda leaf: leaf.update(dtype=jnp.float32), state.params)
-    batches = {t: _abstract_batch(settings, settings.teachers[t].task, mesh) for t in teachers}
+    batches = {t: _longest_batch(settings, settings.teachers[t].task, mesh) for t in teachers}
     hidden = {t: _hidden(t, its, batches[t], mesh) for t, its in teachers.items()}
     former = [held._replace(name=f"{held.name}, a step before") for held in hidden.values()]
     planned = beside(planned, moments_of(state), *former)
@@ -94,13 +99,10 @@ def _hidden(teacher: str, config: ModelConfig, batch, mesh: Mesh):
     return Held(f"hidden states of {teacher}", found.update(sharding=place))
 
 
-def _abstract_batch(settings: TaughtSettings, task: str, mesh: Mesh):
+def _longest_batch(settings: TaughtSettings, task: str, mesh: Mesh):
     """The largest batch of a task, without a teacher's hidden states."""
-    s, t = longest_row(settings, mesh)
-    completions = settings.prompts_per_step[task] * settings.group_size
-    shapes = row_shapes(settings.rows(task), completions, s, t)
-    scalars = ("num_tokens", "num_completions", "temperature", "weight")
-    return abstract_batch(mesh, shapes | {name: ((), np.float32) for name in scalars})
+    groups = [longest_group(settings)] * settings.prompts_per_step[task]
+    return abstract_batch(mesh, teacher_batch(groups, settings, mesh, 1.0, 1.0))
 
 
 def _check(work: Work):

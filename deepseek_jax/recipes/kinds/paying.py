@@ -3,7 +3,6 @@
 import dataclasses
 from typing import NamedTuple
 
-import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from deepseek_jax.checkpoint.load import read_any_config
@@ -25,7 +24,7 @@ from deepseek_jax.reinforce.model_rewards import (
     judge_options,
 )
 from deepseek_jax.reinforce.settings import ModelRewardSettings
-from deepseek_jax.rewards.model import jitted_rewards, padded_length
+from deepseek_jax.rewards.model import jitted_rewards, padded_length, right_padded
 from deepseek_jax.rollout.programs import Asked, rollout_programs
 
 
@@ -140,8 +139,7 @@ def _scores(name, model, scored, mesh):
     config, rows = model.config, model.settings.batch_size
     longest = scored.prompt_length + scored.completion_length
     length = padded_length(min(longest, config.max_position_embeddings))
-    shape = (rows, length), jnp.int32
-    batch = abstract_batch(mesh, {"tokens": shape, "segment_ids": shape})
+    batch = abstract_batch(mesh, right_padded([[0] * length], length), rows)
     amount = forward_work(config, rows, length)
     # The head of a policy's config is not there
     head = 2 * amount.tokens * config.vocab_size * config.hidden_size

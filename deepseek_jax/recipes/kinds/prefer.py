@@ -21,9 +21,9 @@ from deepseek_jax.parallel.shard import put_share
 from deepseek_jax.recipes.driver import Kind, Work
 from deepseek_jax.recipes.kinds.preferences import (
     PreferenceSource,
-    abstract_batch_of,
     batch_of,
     ids_of,
+    longest_batch,
     row_length,
 )
 from deepseek_jax.recipes.reward_model.settings import RewardTrainingSettings
@@ -116,7 +116,7 @@ def reward_programs(
     model = reward_config(config)
     decoder = abstract_tree(model, mesh, adapter=adapter)
     params = {"decoder": decoder, "head": abstract_head(model, mesh)}
-    batch = abstract_batch_of(settings, mesh)
+    batch = longest_batch(settings, mesh)
     responses, length = batch["tokens"].shape[1:]
     rows = settings.batch_size * responses
     forward = rows_of_tokens(rows, length, reward_flops(model, length) / 3)

@@ -105,15 +105,12 @@ def batch_of(records: list, length: int, rows: int | None = None):
     return batch
 
 
-def abstract_batch_of(settings: RewardTrainingSettings, mesh: Mesh):
-    """The largest batch of an update as ShapeDtypeStructs with shardings."""
+def longest_batch(settings: RewardTrainingSettings, mesh: Mesh):
+    """The largest batch of an update as ShapeDtypeStructs with shardings: that of the longest responses."""
     responses = 1 if settings.kind == "safety" else 2
-    rows, length = settings.batch_size, settings.sequence_length
-    shapes = {n: ((rows, responses, length), np.int32) for n in ("tokens", "segment_ids")}
-    shapes |= {"weights": ((rows,), np.float32), "normalizer": ((), np.float32)}
-    if responses == 1:
-        shapes["safe"] = (rows,), np.float32
-    return abstract_batch(mesh, shapes)
+    record = {"ids": [[0] * settings.sequence_length] * responses, "weight": 1.0, "safe": True}
+    batch = batch_of([record], row_length([record]))
+    return abstract_batch(mesh, batch, settings.batch_size)
 
 
 class PreferenceSource:

@@ -11,7 +11,7 @@ from deepseek_jax.checkpoint.folder import fingerprint
 from deepseek_jax.checkpoint.tree import abstract_tree
 from deepseek_jax.costs.flops import useful_flops, warm_up_flops
 from deepseek_jax.costs.program import Program, rows_of_tokens, update_program
-from deepseek_jax.data.batches import TOTALS, PackedDocuments, abstract_rows
+from deepseek_jax.data.batches import PackedDocuments, abstract_rows
 from deepseek_jax.data.packing import Rows, pack
 from deepseek_jax.data.sources import read
 from deepseek_jax.losses.next_token import next_token_loss, parts_trained
@@ -27,9 +27,9 @@ from deepseek_jax.recipes.pretrain.settings import (
     switched_on,
 )
 from deepseek_jax.training.loop import LOSS_TERMS, train
+from deepseek_jax.training.micro_batches import over_micro_batches
 from deepseek_jax.training.run import Run
 from deepseek_jax.training.schedule import number_at, stepwise
-from deepseek_jax.training.step import over_micro_batches
 from deepseek_jax.training.update import Beside, create_update
 from deepseek_jax.training.watch import Checks, check_terms
 
@@ -236,7 +236,7 @@ def stage_program(name: str, config: ModelConfig, stage: StageSettings, mesh: Me
     params = learned_part(stage, abstract_tree(config, mesh))
     rows = max(rows for _, rows in stage.batch_sizes())
     create, step = updates(config, stage, params, mesh)(rows)
-    scalars = (*TOTALS, "mtp_weight") if switched_on(stage.mtp_weight) else TOTALS
+    scalars = ("mtp_weight",) if switched_on(stage.mtp_weight) else ()
     batch = abstract_rows(mesh, rows, stage.sequence_length, scalars=scalars)
     state = create.eval_shape(params)
     amount = rows_of_tokens(rows, stage.sequence_length, flops_per_token(stage, config))

@@ -23,7 +23,7 @@ from deepseek_jax.recipes.kinds.paying import (
     planned_rewards,
     scoring_programs,
 )
-from deepseek_jax.reinforce.batch import abstract_batch_of, update_flops
+from deepseek_jax.reinforce.batch import longest_batch, update_flops
 from deepseek_jax.reinforce.grpo import reinforce
 from deepseek_jax.reinforce.scenarios import ScenarioRewards
 from deepseek_jax.reinforce.settings import ReinforceSettings
@@ -95,7 +95,7 @@ def reinforcement_programs(
     models lie on the devices all the time, beside the programs that do not read them.
     """
     params = abstract_tree(config, mesh, adapter=adapter)
-    batch = abstract_batch_of(settings, config, mesh)
+    batch = longest_batch(settings, config, mesh)
     create, step = jitted_update(settings, config, params, mesh)
     state, models = create.eval_shape(params), held_models(paying or {}, mesh)
     moments, (reference, read) = moments_of(state), _references(settings, config, mesh, adapter)
@@ -165,7 +165,7 @@ def _references(settings, config, mesh, adapter):
 
 def _scored(name, settings, config, mesh, params, batch):
     """The program that scores before the updates, in a list; [] where the loss needs no such scores."""
-    scored = [key for key in ("old_logprobs", "ref_logprobs") if key in batch]
+    scored = settings.scored()
     if not scored:
         return []
     own = {key: leaf for key, leaf in batch.items() if key not in scored}

@@ -5,10 +5,11 @@ import optax
 import pytest
 
 from deepseek_jax.models.moe import Routing
+from deepseek_jax.ops.routing import load_metrics
 from deepseek_jax.parallel import make_mesh, put_batch
 from deepseek_jax.training.optimizer import make_optimizer
 from deepseek_jax.training.state import TrainState
-from deepseek_jax.training.step import load_metrics, make_train_step
+from deepseek_jax.training.update import make_train_step
 
 PROMPTS, GROUP, WIDTH, EXPERTS = 4, 4, 3, 5
 TX = optax.sgd(0.5)

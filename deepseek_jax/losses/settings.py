@@ -1,0 +1,69 @@
+"""Settings of losses, which import no model."""
+
+import dataclasses
+from typing import Literal
+
+from deepseek_jax.settings import NonNegative, Positive, check_fields
+
+# THE list of loss types: does its paper divide advantages by the standard deviation of their group?
+NORMALIZES_STD = {
+    "grpo": True,  # arXiv:2402.03300, eq. 3: mean over each completion, then over completions
+    "dapo": True,  # arXiv:2503.14476, eq. 8: mean over all tokens
+    "dr_grpo": False,  # arXiv:2503.20783: sum over tokens, divided by a constant
+    "gspo": True,  # arXiv:2507.18071, eq. 5: one ratio for the whole completion
+    "cispo": True,  # arXiv:2506.13585, section 3.1: the clipped ratio is a weight; mean over all tokens
+}
+# Loss types whose loss is a mean over all tokens of a batch; that of the others is over completions
+BY_TOKENS = ("dapo", "cispo")
+
+
+@dataclasses.dataclass(frozen=True)
+class GrpoOptions:
+    """The options of grpo_loss.
+
+    loss_type: a key of NORMALIZES_STD; it chooses the ratio and the normaliser.
+    normalize_std: whether advantages divide by the standard deviation of their group, which V3.2 leaves out
+      (arXiv:2512.02556, section 3.1); default as in the paper of the loss type.
+    clip_eps, clip_eps_high: the ratio is clipped to [1 - clip_eps, 1 + clip_eps_high]. clip_eps_high
+      defaults to clip_eps. cispo clips from above alone.
+    ratio_cap: the ratio is at most this where the advantage is negative as well (two-sided clipping,
+      arXiv:2505.07291). It is above 1 + clip_eps_high.
+    kl_coef: the weight of the KL to the reference; 0 needs no reference.
+    unbiased_kl: multiply the KL of a token by its ratio to the old policy, with gradient, so that the
+      gradient is that of the KL under the policy (arXiv:2512.02556, section 3.1).
+    off_policy_limit: a completion with a negative advantage has no surrogate if the policy gives its tokens
+      so many nats less, on average, than the sampler did (arXiv:2512.02556, section 3.1).
+    importance_cap: the surrogate of a token, not its KL, is multiplied by the truncated importance
+      weight min(pi_old / pi_sampler, importance_cap), without gradient: 1 for a stale token.
+    """
+
+    loss_type: Literal[tuple(NORMALIZES_STD)] = "grpo"
+    clip_eps: Positive = 0.2
+    clip_eps_high: Positive | None = None
+    kl_coef: NonNegative = 0.0
+    importance_cap: Positive | None = None
+    normalize_std: bool | None = None
+    ratio_cap: Positive | None = None
+    unbiased_kl: bool = False
+    off_policy_limit: Positive | None = None
+
+    def __post_init__(self):
+        check_fields(self)
+        _, high = self.clip_range()
+        if self.ratio_cap is not None and (self.ratio_cap <= high or self.loss_type == "cispo"):
+            raise ValueError(
+                f"ratio_cap={self.ratio_cap} must be above 1 + clip_eps_high = {high:g}, which clips gains "
+                "already, and has no use with cispo; raise it or leave it out"
+            )
+        if self.unbiased_kl and not self.kl_coef:
+            raise ValueError("unbiased_kl=True, but kl_coef=0 has no KL; set kl_coef above 0")
+
+    def clip_range(self):
+        """(lowest, highest) ratio that still has a gradient."""
+        high = self.clip_eps if self.clip_eps_high is None else self.clip_eps_high
+        return 0.0 if self.loss_type == "cispo" else 1 - self.clip_eps, 1 + high
+
+    def normalizes_std(self):
+        """Whether advantages divide by the standard deviation of their group."""
+        own = self.normalize_std
+        return NORMALIZES_STD[self.loss_type] if own is None else own

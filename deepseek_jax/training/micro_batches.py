@@ -1,0 +1,55 @@
+"""Micro-batches: a batch in parts, one after another, whose losses and gradients add up."""
+
+import jax
+import jax.numpy as jnp
+
+from deepseek_jax.parallel import constrain
+
+
+def accumulated(gradients, micro_batches):
+    """The same function, run on one micro-batch after another; gradients add up in float32."""
+
+    def run(params, batch, rng):
+        rows, scalars = cut(batch, micro_batches)
+
+        def body(total, xs):
+            index, micro = xs
+            # Each micro-batch needs random numbers of its own
+            rng_i = jax.random.fold_in(rng, index)
+            out, grads = gradients(params, micro | scalars, rng_i)
+            return jax.tree.map(lambda t, g: t + g.astype(jnp.float32), total, grads), out
+
+        zeros = jax.tree.map(lambda p: jnp.zeros(p.shape, jnp.float32), params)
+        grads, (loss, metrics) = jax.lax.scan(body, zeros, (jnp.arange(micro_batches), rows))
+        metrics = {
+            name: value.max(0) if name.endswith("_max") else jax.tree.map(lambda x: x.sum(0), value)
+            for name, value in metrics.items()
+        }
+        return (loss.sum(), metrics), grads
+
+    return run
+
+
+def over_micro_batches(function, batch, micro_batches: int):
+    """Apply function to each micro-batch in turn, as an update cuts them: -> its results, stacked."""
+    rows, scalars = cut(batch, micro_batches)
+    return jax.lax.map(lambda micro: function(micro | scalars), rows)
+
+
+def cut(batch, micro_batches: int):
+    """(arrays [micro_batches, b / micro_batches, ...], scalars) of a batch, by name."""
+    rows = {name: _split(name, x, micro_batches) for name, x in batch.items() if x.ndim}
+    return rows, {name: x for name, x in batch.items() if not x.ndim}
+
+
+def _split(name, array, micro_batches):
+    """[b ...] -> [micro_batches, b / micro_batches, ...]: consecutive rows stay together."""
+    rows = array.shape[0]
+    if rows % micro_batches:
+        raise ValueError(
+            f"batch[{name!r}] has {rows} rows, which do not split into "
+            f"micro_batches={micro_batches}; set micro_batches to a divisor of {rows}"
+        )
+    split = array.reshape(micro_batches, rows // micro_batches, *array.shape[1:])
+    # Without this the devices could divide the micro-batches among them, in place of each one's rows
+    return constrain(split, (None, "batch"))
