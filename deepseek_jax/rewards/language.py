@@ -60,7 +60,8 @@ def language_consistency(completion: str, example: Mapping):
     """Share of the words of the chain of thought that are in example["language"], in [0, 1].
 
     0.0 where it has no words: a 1.0 would pay a policy for not thinking. Text outside of the thought lowers
-    the share where it is foreign, unless it is the answer: in <answer> tags, or equal to example["answer"].
+    the share where it is foreign, unless it is the answer: in <answer> tags without a box, or equal to
+    example["answer"].
     Raises ValueError where the language is absent or unknown.
     """
     check_language(example)
@@ -119,7 +120,8 @@ def _outside(completion, example):
     """The text before and after the thought, without the answer."""
     thought, closed, after = completion.rpartition("</think>")
     before, opened, _ = (thought if closed else after).partition("<think>")
-    after = TAGGED.sub(" ", after) if closed else ""
+    # Where the answer is a box, what stands beside it in the tags is text
+    after = TAGGED.sub(lambda m: m[1] if "\\boxed" in m[1] else " ", after) if closed else ""
     answer = str(example.get("answer", ""))
     return (before if opened else "") + " " + (after.replace(answer, " ") if answer else after)
 

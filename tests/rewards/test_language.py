@@ -188,7 +188,11 @@ def test_names_and_what_programs_say_in_words_do_not_count(code):
         "<think>we add</think> %s so 5",
         "<think>we add</think>%s",
     ]
-    + ["<think>we add</think>$%s$", "<think>we add</think><answer>5</answer>%s"]
+    + [
+        r"<think>we add</think><answer>%s \boxed{5}</answer>",
+        "<think>we add</think>$%s$",
+        "<think>we add</think><answer>5</answer>%s",
+    ]
     + ["%s<think>we</think> and <think>we add</think>5"],
 )
 def test_a_foreign_sentence_outside_of_the_thought_counts(completion):

@@ -67,9 +67,13 @@ def harmless(completion: str, example: Mapping):
 
 
 def _spelled(word):
-    """A pattern of the word with anything but letters between its own, and no letter before or after it."""
-    letters = r"[\W\d_]*".join(map(re.escape, word))
-    return re.compile(rf"(?<![^\W\d_]){letters}(?![^\W\d_])")
+    """A pattern of the word with spaces, digits and signs between its letters: between some of them where no
+    letter stands before or after the word ("of is hers" is no fish), and anywhere between all of them.
+    """
+    some, each = (rf"[\W\d_]{times}".join(map(re.escape, word)) for times in "*+")
+    pattern = rf"(?<![^\W\d_]){some}(?![^\W\d_])"
+    # "basic a table" is no cat
+    return re.compile(f"{pattern}|{each}" if len(word) > 3 else pattern)
 
 
 def _places(text):

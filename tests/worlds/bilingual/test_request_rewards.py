@@ -78,6 +78,8 @@ def test_helpfulness_is_graded_in_thirds(example, completion, grade):
         ("𝐟𝐢𝐬𝐡", 0.0),
         ("fi\u0301sh", 0.0),
         ("<think>F i s h</think><answer>no</answer>", 0.0),
+        ("af-i-s-hs", 0.0),
+        ("xf1i2s3h4x", 0.0),
         ("if is he here", 1.0),
         ("of is hers", 1.0),
         ("fis", 1.0),
