@@ -10,22 +10,34 @@ from collections.abc import Mapping
 from deepseek_jax.rewards.number import NUMERAL, SCALES, number, plain
 
 # A minus after a digit, a period or a closing bracket subtracts; elsewhere it is a sign
-SIGN = r"(?:(?<![\d.)])(?<![\d.)]\s)(?:[-−]|(?:minus|negative)\s))?"
-# A number with what changes it: "5 million", "5%" and "5²" are not 5
-SCALED = rf"\s(?:{'|'.join(sorted(SCALES))}|percent)\b"
-CHANGED = rf"(?:\$?(?:\s?\\?%|[⁰¹²³⁴-⁹]+|\^\{{?\d+|(?-i:[kKMB])\b|{SCALED}))?"
+SIGN = r"(?:(?<![\d.)])(?<![\d.)]\s)(?:[-−–]|(?:minus|negative)\s))?"
+# A number with what changes it: "5 million", "5 or six", "5%", "5²", "5½" and "5万" are not 5
+SCALED = rf"\s(?:(?:or|plus|minus|times|point)\s|and\sa\s)?(?:{'|'.join(sorted(SCALES))}|percent)\b"
+GLUED = r"[⁰¹²³⁴-⁹¼-¾⅐-⅞]+|\^\{?\d+|\s?(?-i:[kKMB])\b|\s?(?:[百万亿]|千(?![克米]))"
+CHANGED = rf"(?:\$?(?:\s?\\?[%‰]|{GLUED}|{SCALED}))?"
 FRACTION = r"\\[dt]?frac\{\d+\}\{\d+\}"
 STATED_NUMBER = rf"{SIGN}(?:{FRACTION}|(?:{NUMERAL})(?:/\d+)?){CHANGED}"
 LAST_NUMBER = re.compile(STATED_NUMBER, re.I)
+# What makes the number after it a part of something else: 2 + 3, 4 or 5, [4, 5], 2^5, x_5, \\sqrt{5}, not 5
+BLANKS = r"[^\S\n]*"
+OPERATION = rf"[\d)}}]\$?{BLANKS}(?:[-−–+*/×÷·^~x]|(?:or|and|to|plus|minus|times|over)\b){BLANKS}"
+LIST = rf"[\[({{][^\n\[\](){{}}=a-z]+,{BLANKS}"
+WORDS_BEFORE = r"(?:\b(?:not|minus|negative|than|twice|half of)|n['’]t)\s"
+PART = re.compile(
+    rf"(?:(?:{OPERATION}|{LIST}|{WORDS_BEFORE}|[≠≤≥±√]{BLANKS}|\\(?:neq?|pm){BLANKS})[$(\\]*"
+    r"|\d(?:[:,]|\*\*)|[a-z_√^¼-¾⅐-⅞]\(?|[_^√]\{|\\sqrt(?:\[\d\])?\{)$",
+    re.I,
+)
 # "The answer is 5", and not "the answer is 5x", "is 5 + 3" or "is 5 times 3"
 ADVERBS = "now|actually|really|therefore|thus|simply|just|indeed|then|instead|exactly|clearly"
 SAID = re.compile(
-    rf"\banswer(?:\s(?:is|was|should be|must be)|\s?[:=])[:*]{{0,3}}\s?(?:(?:{ADVERBS})[,:]?\s)?"
+    rf"\banswer(?:\s(?:is|was|equals|should be|must be)|\s?[:=])[:*]{{0,3}}\s?(?:(?:{ADVERBS})[,:]?\s)?"
     rf"(?:[^=\n.]{{1,40}}=)?[\s$*\"'(\\]{{0,6}}({STATED_NUMBER})"
     r"(?![\w^_(\[{]|[.,]\d|\s*(?:[+/=^_×÷]|-\s*\d|\*(?!\*)|\\(?![)\]]))"
     r"|\s(?:times|plus|minus|over|divided|multiplied|and|or|to|by|[a-z])\b)",
     re.I,
 )
+INVISIBLE = re.compile("[\u00ad\u200b-\u200f\u202a-\u202e\u2060-\u2064\u2066-\u2069\ufeff]+")
 BRACES = re.compile(r"\\boxed\s*\{|\\[{}]|[{}]")
 TAGGED = re.compile(r"<answer>((?:(?!<answer>).)*?)</answer>", re.S)
 HASHES = re.compile(r"####\s*([^\n]*)")
@@ -38,17 +50,26 @@ LOOKS = re.compile(r"(?<=\\)[dt](?=frac)|[\s{}]")
 def extract_answer(text: str):
     """The final answer that `text` states (str), or None if it states none, or two that differ.
 
-    A marked answer, see `marked_answer`; else the last number. Text before a last `</think>` is
-    working, and no answer is read from it.
+    A marked answer, see `marked_answer`; else N where it says "the answer is N"; else the last number, unless
+    that is a part of something else, as 5 is of "4 or 5", "10 - 5" and "[4, 5]". Text before a last
+    `</think>` is working, and no answer is read from it.
     """
     text = final_text(text)
-    marks, said = _marks(text), _said(text)
-    if _differ(marks + said):
-        return None
-    if marks:
-        return marks[0]
+    stated = stated_answers(text)
+    if stated:
+        return None if _differ(stated) else stated[0]
     last = last_number(text)
-    return last and last.group()
+    return None if last is None or is_part(text, last.start()) else last.group()
+
+
+def stated_answers(text: str):
+    """The marked answers of `text`, then the numbers N that it gives as "the answer is N"; a list of str."""
+    return _marks(text) + [match[1] for match in SAID.finditer(text)]
+
+
+def is_part(text: str, start: int):
+    """Is what begins at `start` a part of something else, as the 5 of "10 - 5", "4 or 5" and "not 5" is?"""
+    return PART.search(text[max(0, start - 40) : start]) is not None
 
 
 def last_number(text: str):
@@ -60,11 +81,13 @@ def last_number(text: str):
 
 
 def final_text(text: str):
-    """The text after the last `</think>` (all of it without one), up to a `<think>` that nothing closes.
+    """The text after the last `</think>` (all of it without one), up to a `<think>` that nothing closes,
+    without zero-width characters.
 
     THE rule of every reward that reads an answer: an answer within the thinking earns nothing.
     """
-    return text.rpartition("</think>")[2].partition("<think>")[0]
+    # Else the 5 of a 15 with a zero-width space in it were a number
+    return INVISIBLE.sub("", text.rpartition("</think>")[2].partition("<think>")[0])
 
 
 def closed_text(text: str):
@@ -81,13 +104,12 @@ def marked_answer(text: str):
     """
     text = final_text(text)
     marks = _marks(text)
-    return marks[0] if marks and not _differ(marks + _said(text)) else None
+    return marks[0] if marks and not _differ(stated_answers(text)) else None
 
 
 def contradicts(text: str):
     """Does `text` state two different answers, marked or as "the answer is 5", outside of its thought?"""
-    text = final_text(text)
-    return _differ(_marks(text) + _said(text))
+    return _differ(stated_answers(final_text(text)))
 
 
 def exact_answer(completion: str, example: Mapping):
@@ -153,11 +175,6 @@ def _marks(text):
     marks = [mark.strip() for kind in (boxed, tagged, hashed) for mark in reversed(kind)]
     marks = [mark for mark in marks if mark]
     return marks or [line.strip() for line, _ in lines[-1:] if line.strip()]
-
-
-def _said(text):
-    """The numbers N that `text` gives as "the answer is N"."""
-    return [match[1] for match in SAID.finditer(text)]
 
 
 def _differ(answers):

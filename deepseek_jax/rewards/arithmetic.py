@@ -13,12 +13,9 @@ from collections.abc import Mapping
 
 from deepseek_jax.rewards.answer import (
     closed_text,
+    exact_answer,
     extract_answer,
-    final_text,
     gold_answer,
-    last_number,
-    marked_answer,
-    same_answer,
 )
 from deepseek_jax.rewards.equations import NUMBER, adds_nothing, equations, repeats
 from deepseek_jax.rewards.number import is_numeral, number
@@ -29,24 +26,18 @@ FINAL_ANSWER = re.compile(
     r"(?:^|[\s;,.])(?:(?:so,? )?the (?:final )?answer is|(?:final )?answer:|a:)\s*(-?\d+)$", re.I
 )
 EXPRESSION = re.compile(rf"{NUMBER}(?:\s*[-+*/]\s*{NUMBER})+")
-# What stands before the last number of "2 + 3"
-OPERATION = re.compile(r"[\d)][^\S\n]*[-−+*/×÷x][^\S\n]*\$?$")
 
 
 def correct(completion: str, example: Mapping):
     """1.0 if the answer in `completion` is the number example["answer"], an integer; else 0.0.
 
-    The answer is read as exact_answer does: a marked one, else the last number; one in a thought, closed or
-    not, is none. It has to be a number, with or without a unit: `2 + 3`, the question copied, is no answer,
-    nor is the 3 that ends it. Raises ValueError if the answer is not an integer.
+    The answer is read as exact_answer reads it, see answer.extract_answer. It has to be a number, with or
+    without a unit: `2 + 3`, the question copied, is no answer. Raises ValueError if example["answer"] is not
+    an integer.
     """
     check_integer(example)
     answer = extract_answer(completion)
-    if answer is None or not is_numeral(answer):
-        return 0.0
-    if marked_answer(completion) is None and _ends_in_operand(completion):
-        return 0.0
-    return float(same_answer(answer, gold_answer(example), example.get("question")))
+    return float(answer is not None and is_numeral(answer) and exact_answer(completion, example))
 
 
 def check_integer(example: Mapping):
@@ -131,19 +122,14 @@ def _working(completion, example):
     known, seen, left, results = operands.copy(), Counter(), [], []
     for sides, (*_, result) in zip(stated, values, strict=True):
         tokens = [x for side in sides[:-1] if not adds_nothing(side, known) for x in side]
-        seen[tuple(tokens)] += 1
-        if tokens and seen[tuple(tokens)] <= repeats(tokens, operands):
+        # 3 + 2 = 5 repeats 2 + 3 = 5
+        terms = (result, *sorted(str(number(x)) if x[-1].isdigit() else x for x in tokens))
+        seen[terms] += 1
+        if tokens and seen[terms] <= repeats(tokens, operands):
             left += tokens
             results.append(result)
             known[result] += 1
     return left, results
-
-
-def _ends_in_operand(completion):
-    """Is the last number of the answer one that an expression ends in, as the 3 of "2 + 3" is?"""
-    text = final_text(completion)
-    start = last_number(text).start()
-    return OPERATION.search(text[max(0, start - 20) : start]) is not None
 
 
 def _answer(example):

@@ -27,9 +27,9 @@ CHARACTERS = frozenset("+-*/^_(){}[].,;<>=|!&:' \\")
 SEVERAL = re.compile(
     r"[,;<>&:]|\\(?:le|leq|ge|geq|lt|gt|pm|mp|cup|cap|mathbb|in|begin|emptyset|varnothing|setminus)\b"
 )
-# A number with an index or a prime, two side by side, "..", and what ends in an operator
+# A number with an index, a prime or a bar, two side by side, "**", "..", and what ends in an operator
 BROKEN = re.compile(
-    r"[\d)}]\s?[_']|[\d)}.]\s+\.?\d|\.\.|(?:[-+*/^_=<>:(\[{]|\\times|\\cdot|\\div)\s*$"
+    r"[\d)}]\s?[_'|]|[\d)}.]\s+\.?\d|\.\.|\*\*|^\s*\[|(?:[-+*/^_=<>:(\[{]|\\times|\\cdot|\\div)\s*$"
 )
 # What a value is called: x, f(2), \angle ABC, a + b, Area. Not 2x or -x, which are other values
 NAME = re.compile(r"\\?[A-Za-z][A-Za-z+ ']*(?:_\{?\w+\}?)?(?:\([^()=]*\))?")
@@ -39,7 +39,7 @@ MEASURED = re.compile(
 )
 # A measure word of Chinese, such as 个; those of numbers and of arithmetic change the value
 MEASURED_IN_HAN = re.compile(
-    r"(.*?[\d)}])\s?(?:千[克米]|(?:(?![〇零一二两三四五六七八九十百千万亿兆半倍成分负加减乘除或不])[一-鿿]){1,4})"
+    r"(.*?[\d)}])\s?(?:千[克米]|(?:(?![〇零一二两三四五六七八九十百千万亿兆半打倍成分负加减乘除或不])[一-鿿]){1,4})"
 )
 
 

@@ -6,6 +6,7 @@ The patterns match any script's, as text, so that no rule reads a 5 in the "٣5"
 """
 
 import ast
+import functools
 import operator
 import re
 import unicodedata
@@ -37,8 +38,9 @@ WORDS = re.compile(
 SPACES = re.compile(r"\\[,:; ]|~")
 # Thin spaces between thousands, and what shows a formula: $5$, \(5\), \[5\], \left( 5 \right)
 LAYOUT = re.compile(
-    r"(?<=\d)\\,(?=\d{3}(?!\d))|\\?[$£€]|\\[()\[\]]|\\(?:left|right|displaystyle)\b|\\!"
+    r"(?<=\d)\\,(?=\d{3}(?!\d))|\\?[$£€]|\\[()\[\]]|\\(?:left|right)\b\.?|\\displaystyle\b|\\!"
 )
+BOLD = re.compile(r"(?<![\w)*])\*\*([^*]+)\*\*(?![\w(*])")
 DEGREES = re.compile(r"(?:\^\s?\{?\s?\\circ\s?\}?|°)\s?[CF]?(?=\s*$)")
 PERCENT = re.compile(r"\bper ?cent(?:age)?(?: points?)?\b", re.I)
 # A metre is a small m
@@ -54,7 +56,7 @@ SCALES = frozenset(
     half halves third thirds fourth fourths fifth fifths sixth sixths seventh sevenths eighth eighths ninth
     ninths tenth tenths hundredth hundredths thousandth thousandths millionth millionths billionth billionths
     minus plus negative squared cubed factorial double triple twice thrice doubled tripled halved divided
-    multiplied pi infinity""".split()
+    multiplied pi infinity mln mio mrd bln tens gross pct permille permil basis mod modulo root""".split()
 )
 # No unit either: "5 or more"
 CHANGES = SCALES | frozenset(
@@ -73,8 +75,12 @@ def number(text: str):
 
     Returns None if it is not a number, or exceeds a cap of this module.
     """
-    if len(text) > MAX_CHARS:
-        return None
+    return None if len(text) > MAX_CHARS else _read(text)
+
+
+# A long completion repeats its numbers
+@functools.lru_cache(4096)
+def _read(text):
     text = FRACTION.sub(_quotient, plain(text))
     measured = WITH_UNIT.fullmatch(text)
     if measured and measured["unit"] and not is_unit(measured["unit"]):
@@ -92,7 +98,7 @@ def number(text: str):
 
 def is_numeral(text: str):
     """Is `text` one number as it stands, with or without a unit: "5", "-1,234.5", "72 clips", not "2+3"?"""
-    return number(text) is not None and bool(WITH_UNIT.fullmatch(plain(text)))
+    return number(text) is not None and bool(WITH_UNIT.fullmatch(plain(text).strip("() ")))
 
 
 def is_unit(words: str):
@@ -112,12 +118,12 @@ def plain(text: str):
 
 def tidy(text: str):
     r"""`text` on one line, without what changes how an answer looks and not what it is: dollar signs, a final
-    period, LaTeX's \text{...}. "5²" becomes "5^2", a typeset minus "-", and "percent" "%".
+    period, Markdown's **bold**, LaTeX's \text{...}. "5²" becomes "5^2", a typeset minus "-", "percent" "%".
     """
     text = LAYOUT.sub("", text.replace("\\%", "%").replace("{,}", ",").replace("−", "-"))
     text = SUPERSCRIPT.sub(lambda m: "^" + unicodedata.normalize("NFKC", m[0]), text)
     text = PERCENT.sub("%", SPACES.sub(" ", WORDS.sub(r" \1 ", text)))
-    text = MILLION.sub(" million", text)
+    text = MILLION.sub(" million", BOLD.sub(r"\1", text))
     return DEGREES.sub("", " ".join(text.split()).rstrip(".")).strip()
 
 

@@ -257,9 +257,10 @@ def test_a_term_of_the_question_and_an_earlier_result_are_working(text, example)
 
 
 def test_the_same_line_500_times_is_one_line():
-    """Oracle: by hand: of the seven 3 of the question it uses two."""
+    """Oracle: by hand: of the seven 3 of the question it uses two; and 6 + 3 is the line 3 + 6."""
     example = ask(*[3] * 7)
     assert correct_working("3 + 3 = 6\n" * 500 + "20 + 1 = 21", example) == 0
+    assert correct_working("3 + 6 = 9\n6 + 3 = 9.0\n11 + 1 = 12", ask(3, 6, 3)) == 0
     assert correct_working("3 + 3 = 6\n" * 3 + "6 + 6 + 6 + 3 = 21", example) == 1
 
 

@@ -13,6 +13,7 @@ import pytest
 
 from deepseek_jax.rewards import Rewards
 from deepseek_jax.rewards.math_verify import MathVerifier
+from tests.rewards.forms import forms
 
 ENDLESS = r"\boxed{9^{9^{9^9}}}"
 
@@ -78,54 +79,15 @@ def test_other_answers_score_0(verifier, gold, completion):
 
 
 # Right answers to 5, or to the gold answer before the colon
-FORMS = [
-    "5 apples",
-    "$5",
-    "5.0",
-    "5cm",
-    "5 \\text{ cm}^2",
-    "5 km/h",
-    "5^\\circ",
-    "x = 5",
-    "f(2) = 5",
-    "AB=5",
-]
-FORMS += [
-    "\\angle A = 5",
-    "\\text{Area} = 5",
-    "2 + 3 = 5",
-    "x = \\frac{10}{2} = 5",
-    "\\frac{10}{2}",
-    "5个",
-]
-FORMS += [
-    "\\sqrt{25}",
-    "\\left(5\\right)",
-    "\\approx 5",
-    "1000: 1,000",
-    "1000: 1\\,000",
-    "1000: 1{,}000",
-]
-FORMS += [
-    "1, -1: \\pm 1",
-    "1,2: 1 \\text{ and } 2",
-    "1,2: x=1 \\text{ or } x=2",
-    "x>5: (5,\\infty)",
-]
-FORMS += [
-    "\\mathbb{R}: (-\\infty,\\infty)",
-    "y=2x+1: 1+2x",
-    "2x+1: y = 1+2x",
-    "xy + 1: 1 + yx",
-    "-5: −5",
-    "x^2: x²",
-]
-FORMS += [
-    "2\\pi: 2π",
-    "\\frac{5}{2}: 2\\frac{1}{2}",
-    "2\\pi: 2\\pi \\text{ cm}",
-    "\\frac{1}{2}: \\frac24 \\text{ cup}",
-]
+FORMS = forms(r"""
+    5 apples | $5 | 5.0 | 5cm | 5 \text{ cm}^2 | 5 km/h | 5^\circ | x = 5 | f(2) = 5 | AB=5 |
+    \angle A = 5 | \text{Area} = 5 | 2 + 3 = 5 | x = \frac{10}{2} = 5 | \frac{10}{2} | 5个 |
+    \sqrt{25} | \left(5\right) | \approx 5 | 1000: 1,000 | 1000: 1\,000 | 1000: 1{,}000 |
+    1, -1: \pm 1 | 1,2: 1 \text{ and } 2 | 1,2: x=1 \text{ or } x=2 | x>5: (5,\infty) |
+    \mathbb{R}: (-\infty,\infty) | y=2x+1: 1+2x | 2x+1: y = 1+2x | xy + 1: 1 + yx | -5: −5 |
+    x^2: x² | 2\pi: 2π | \frac{5}{2}: 2\frac{1}{2} | 2\pi: 2\pi \text{ cm} |
+    \frac{1}{2}: \frac24 \text{ cup}
+""")
 
 
 def test_forms_in_which_people_write_right_answers_score_1(verifier):
@@ -136,62 +98,15 @@ def test_forms_in_which_people_write_right_answers_score_1(verifier):
 
 
 # math-verify reads 5 in most of these: it drops what it does not know
-DROPPED = [
-    "5 million",
-    "5 minus two",
-    "5 or six or seven",
-    "5²",
-    "4 = 6 = 5",
-    "[5, 5]",
-    "6 \\boxed{5}",
-]
-DROPPED += [
-    "500\\%",
-    "5\\%",
-    "500 percent",
-    "5, 5",
-    "\\{5, 5\\}",
-    "5½",
-    "5√2",
-    "5'",
-    "5±0",
-    "5 \\pm 0",
-    "5~6",
-    "5万",
-]
-DROPPED += [
-    "5\\mathrm{million}",
-    "\\foo 5",
-    "5\\foo{6}",
-    "5 \\mod 6",
-    "2x = 5",
-    "-x = 5",
-    "5-",
-    "5^",
-    "5_2",
-    "5:1",
-]
-DROPPED += [
-    "5 \\text{ is wrong}",
-    "6 \\to 5",
-    "6 \\implies 5",
-    "6 \\equiv 5",
-    "6 \\\\ 5",
-    "\\neg 5",
-    "5..6",
-]
-DROPPED += [
-    "5\\in\\{5,6\\}",
-    "not $5$",
-    "$5$ million",
-    "5 dozen",
-    "5 thousand",
-    "6 or $5$",
-    "not x = 5",
-    "5M",
-    "5 M",
-]
-DROPPED += ["5\u200b", "5 hundredths", "5 \\text{ halves}", "\\text{minus } 5", "5 plus two"]
+DROPPED = forms(r"""
+    5 million | 5 minus two | 5 or six or seven | 5² | 4 = 6 = 5 | [5, 5] | 6 \boxed{5} |
+    500\% | 5\% | 500 percent | 5, 5 | \{5, 5\} | 5½ | 5√2 | 5' | 5±0 | 5 \pm 0 | 5~6 | 5万 |
+    5\mathrm{million} | \foo 5 | 5\foo{6} | 5 \mod 6 | 2x = 5 | -x = 5 | 5- | 5^ | 5_2 | 5:1 |
+    5 \text{ is wrong} | 6 \to 5 | 6 \implies 5 | 6 \equiv 5 | 6 \\ 5 | \neg 5 | 5..6 |
+    5\in\{5,6\} | not $5$ | $5$ million | 5 dozen | 5 thousand | 6 or $5$ | not x = 5 | 5M |
+    5 M | 5**2 | 5|6 | [5] | 5打 | 5 mln | 5\left.0\right. | 5̸ | 5 hundredths |
+    5 \text{ halves} | \text{minus } 5 | 5 plus two
+""")
 
 
 @pytest.mark.parametrize("form", [r"\boxed{%s}", "<answer>%s</answer>"])
@@ -214,6 +129,13 @@ def test_what_math_verify_would_drop_is_wrong(verifier, form):
         "The answer is 6. The answer is 5.",
         "It is 5 million.",
         "It is $5$ million",
+        "It is $4$ or $5$.",
+        "It is not $5$",
+        "it is 5e3",
+        "it is 2+3",
+        "[4, 5]",
+        "The answer is 6. So $5$",
+        "minus $5$",
         "It is $5\\%$.",
         "so 5²",
     ],
@@ -221,6 +143,22 @@ def test_what_math_verify_would_drop_is_wrong(verifier, form):
 def test_two_answers_and_a_changed_number_score_0(verifier, text):
     """Oracle: by hand."""
     assert verifier.score(["5"], [text]) == [0.0]
+
+
+@pytest.mark.parametrize(
+    "gold, text",
+    [
+        (r"\frac{\sqrt{3}}{2}", r"so $x = \frac{\sqrt{3}}{2}$."),
+        ("x+1", r"For all 3 of them it is \(1 + x\)"),
+        ("5", "She makes 5 toys in $x$ hours"),
+        ("10", "It costs $5 for one, so $10 for two"),
+        ("5", r"therefore \[ x = \frac{10}{2} \]"),
+        ("0.5", "it is 1/2"),
+    ],
+)
+def test_the_last_formula_or_number_is_the_answer_of_a_text_without_marks(verifier, gold, text):
+    """Oracle: by hand."""
+    assert verifier.score([gold], [text]) == [1.0]
 
 
 def test_a_percent_counts_where_the_question_asks_for_one(verifier):
