@@ -18,7 +18,7 @@ CHANGED = rf"(?:\$?(?:\s?\\?[%‰]|{GLUED}|{SCALED}))?"
 FRACTION = r"\\[dt]?frac\{\d+\}\{\d+\}"
 STATED_NUMBER = rf"{SIGN}(?:{FRACTION}|(?:{NUMERAL})(?:/\d+)?){CHANGED}"
 LAST_NUMBER = re.compile(STATED_NUMBER, re.I)
-# What makes the number after it a part of something else: 2 + 3, 4 or 5, [4, 5], 2^5, x_5, \\sqrt{5}, not 5
+# What makes the number after it a part of something else: 2 + 3, 4 or 5, [4, 5], x_5, \sqrt{5}, not 5
 BLANKS = r"[^\S\n]*"
 OPERATION = rf"[\d)}}]\$?{BLANKS}(?:[-−–+*/×÷·^~x]|(?:or|and|to|plus|minus|times|over)\b){BLANKS}"
 LIST = rf"[\[({{][^\n\[\](){{}}=a-z]+,{BLANKS}"
