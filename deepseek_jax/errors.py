@@ -33,8 +33,8 @@ class SamplerApart(Fault, ValueError):
 
 
 class BrokenTerm(Fault, ValueError):
-    """A term of the loss does not do what the config says: it, or its gradient, is 0, or its reference is
-    another policy.
+    """An update does not do what the config says: a term of its loss, its gradient or its step is 0, its
+    reference is another policy, or it learns other questions, tokens or advantages than were sampled.
     """
 
     status = 5

@@ -10,6 +10,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from deepseek_jax.distill.feature_distillation import init_projections
 from deepseek_jax.distill.objective import PROJECTIONS, STUDENT, Objective, without_projections
 from deepseek_jax.distill.source import HELD_OUT_LOSS, DistillSource
+from deepseek_jax.distill.terms import OF_LOGITS
 from deepseek_jax.errors import at
 from deepseek_jax.models.adapters import join, split
 from deepseek_jax.parallel.processes import say
@@ -46,8 +47,11 @@ def train_student(
         cached=not settings.loss.reads_teacher(),
         frozen=state.frozen is not None,
     )
+    # Terms of the states within reach no head, and not always the last layer
+    reads_logits = settings.loss.needs(*OF_LOGITS, "on_policy")
     checks = Checks(
         terms=LOSS_TERMS,
+        untrained=() if reads_logits else ("",),
         before_first=before_first,
         locate=lambda state, batch, rng: update.locate(state, batch, rng, teacher_params),
     )

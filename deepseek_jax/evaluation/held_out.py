@@ -49,24 +49,25 @@ def evaluate(
     rewards.Rewards; accuracy: the name of the reward that says whether an answer is right. options:
     rollout.AnswerOptions. Returns a dict that can be written as JSON. scores: name -> [mean, low, high] with
     95% intervals, of accuracy, reward, each other reward, completion_length in tokens and truncated.
-    unscored: how many answers could not be scored; accuracy and rewards leave them out. samples: the first
-    few prompts and completions with their rewards, None if not scored. Raises RuntimeError if no answer could
-    be scored.
+    unscored: how many answers could not be scored: they count as 0 in the accuracy, and rewards leave them
+    out; a reward of fewer than two numbers is left out whole. samples: the first few prompts and completions
+    with their rewards, None if not scored. Raises UnusableRewards if no answer could be scored.
     """
     texts, rollout, _ = policy.answer(examples, options, seed=seed)
     scores = rewards.score_together(examples, texts)
     scores.require_one()
     if scores.errors:
         say(
-            f"{scores.errors} of {len(texts)} held-out answers could not be scored and are left out: "
+            f"{scores.errors} of {len(texts)} held-out answers could not be scored and count as wrong: "
             f"{''.join(scores.messages[:1])}"
         )
-    # An answer without a verdict is no wrong answer; its length counts all the same
     scored = ~np.isnan(scores.total)
+    rewarded = {"reward": scores.total[scored]}
+    rewarded |= {name: part[scored] for name, part in scores.parts.items() if name != accuracy}
     values = {
-        "accuracy": scores.parts[accuracy][scored],
-        "reward": scores.total[scored],
-        **{name: part[scored] for name, part in scores.parts.items() if name != accuracy},
+        "accuracy": scores.as_wrong(accuracy),
+        # One number has no interval
+        **{name: of for name, of in rewarded.items() if len(of) > 1},
         "completion_length": rollout.completion_mask.sum(1),
         "truncated": rollout.truncated,
     }

@@ -52,9 +52,9 @@ def grpo_loss(logprobs, entropy, batch, options: GrpoOptions, *, max_completion_
       old_logprobs are sampler_logprobs, so that their ratio is to the policy that sampled. num_stale
       float32[] counts those of the global batch. Absent: none is.
     max_completion_length: the constant divisor of dr_grpo.
-    Returns (loss float32[], metrics): metrics are float32[], divided by num_tokens so that micro-batches
-    add up here too, except `sampler_gap_max`. sampler_gap_* are of the tokens that are not stale,
-    stale_gap_mean of those that are. Raises ValueError for settings out of range.
+    Returns (loss float32[], metrics): metrics are float32[], divided by num_tokens so that micro-batches add
+    up here too, except `sampler_gap_max`; learned_tokens counts those of the loss. sampler_gap_* are of the
+    tokens that are not stale, stale_gap_mean of those that are. Raises ValueError for settings out of range.
     """
     if max_completion_length < 1:
         raise ValueError(f"max_completion_length={max_completion_length} must be at least 1")
@@ -93,6 +93,7 @@ def grpo_loss(logprobs, entropy, batch, options: GrpoOptions, *, max_completion_
     loss = _normalise(loss_bt, mask_bt, batch, options.loss_type, max_completion_length)
     num_tokens = jnp.maximum(batch["num_tokens"], 1)
     metrics = {name: _masked(x, mask_bt).sum() / num_tokens for name, x in per_token.items()}
+    metrics["learned_tokens"] = mask_bt.sum().astype(jnp.float32)
     metrics["clip_fraction"] = metrics["clip_fraction_low"] + metrics["clip_fraction_high"]
     metrics |= _gaps(_masked(gap_bt, mask_bt & ~stale_bt), _masked(gap_bt, stale_bt), batch)
     return loss, jax.lax.stop_gradient(metrics)

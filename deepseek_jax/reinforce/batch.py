@@ -30,12 +30,15 @@ class RowLengths(NamedTuple):
 
 def update_batches(groups, advantages, settings: ReinforceSettings, mesh: Mesh, step: int):
     """Put a step's minibatches on the mesh: -> (list of batches, their RowLengths). groups, advantages: as in
-    group_batch.
+    group_batch. Raises BrokenTerm as check_advantages does.
     """
     batch = step_batch(groups, advantages, settings, mesh)
     lengths = RowLengths(batch["prompt_mask"].sum(1), batch["completion_mask"].sum(1))
     temperature = settings.rollout.temperature_at(step)
-    return put_minibatches(batch, mesh, settings.minibatches, temperature), lengths
+    parts = minibatches(batch, settings.minibatches, temperature)
+    # As the updates get them
+    check_advantages(groups, np.concatenate([part["advantages"] for part in parts]))
+    return [put_share(mesh, part) for part in parts], lengths
 
 
 def step_batch(groups, advantages, settings: ReinforceSettings, mesh: Mesh):
@@ -66,15 +69,13 @@ def group_batch(
     multiples of `multiple`; where prompts are not shared, and rows are long, by powers of two. A completion
     whose reward failed (NaN) is masked out of the loss. kl_weights: scenario -> kl_weight of its completions.
     Groups with `stale`, of reinforce.stragglers, make stale_mask. rows: add prompt_rows int32[p] and
-    completion_rows int32[b], where these stand in their rollout. Raises BrokenTerm as check_advantages.
+    completion_rows int32[b], where these stand in their rollout.
     """
-    advantages = np.asarray(advantages)
-    check_advantages(groups, advantages)
     rewards = np.concatenate([group["rewards"] for group in groups])
     group_size = len(rewards) // len(groups)
     batch = completion_batch(groups, shared=shared, multiple=multiple)
     batch["completion_mask"] &= ~np.isnan(rewards)[:, None]
-    batch["advantages"] = advantages
+    batch["advantages"] = np.asarray(advantages)
     if rows:
         first = np.int32([group["row"] for group in groups])
         batch["prompt_rows"] = np.repeat(first, 1 if shared else group_size)
@@ -113,20 +114,25 @@ def completion_batch(groups, *, shared: bool = True, multiple: int = BUCKET):
 
 
 def check_advantages(groups, advantages):
-    """Raise BrokenTerm for a group whose advantages are all 0 though its rewards differ. advantages:
-    float32[b], those of a group adjacent.
+    """Raise BrokenTerm for a group whose advantages are all 0 though its rewards differ, or do not stand in
+    the order of its rewards. advantages: float32[b], those of a group adjacent.
     """
     for group, own in zip(groups, np.split(advantages, len(groups)), strict=True):
-        if not own.any() and not all_equal(group["rewards"]):
+        rewards = group["rewards"]
+        if not own.any() and not all_equal(rewards):
             raise BrokenTerm(
-                f"the rewards {group['rewards'].tolist()} of a group differ, and all their advantages are 0: "
+                f"the rewards {rewards.tolist()} of a group differ, and all their advantages are 0: "
                 "it would teach nothing; look at the size of the rewards"
             )
-
-
-def put_minibatches(batch, mesh: Mesh, parts: int, temperature: float):
-    """Cut a batch into minibatches and put them on the mesh. Every process has the whole batch."""
-    return [put_share(mesh, part) for part in minibatches(batch, parts, temperature)]
+        # One that was not scored has the advantage 0 and no place in the order
+        scored, order = ~np.isnan(rewards), np.argsort(rewards, kind="stable")
+        order = order[scored[order]]
+        rises, steps = np.diff(rewards[order]), np.diff(own[order])
+        if own[~scored].any() or (steps < 0).any() or steps[rises == 0].any():
+            raise BrokenTerm(
+                f"the rewards {rewards.tolist()} of a group and its advantages {own.tolist()} are not in the "
+                "same order: it would learn from other rewards than its own"
+            )
 
 
 def minibatches(batch, parts: int, temperature: float):

@@ -12,6 +12,12 @@ from deepseek_jax.models.adapters import Adapted
 from deepseek_jax.parallel.host_memory import return_freed_memory
 from deepseek_jax.parallel.processes import say
 from deepseek_jax.parallel.shard import on_device, put_share
+from deepseek_jax.reinforce.accounts import (
+    NewQuestions,
+    check_questions,
+    check_tokens,
+    left_out_tokens,
+)
 from deepseek_jax.reinforce.batch import step_flops, update_batches, with_kept
 from deepseek_jax.reinforce.degenerate import Degenerate, all_equal, check_range
 from deepseek_jax.reinforce.effort import with_length_penalty
@@ -58,6 +64,7 @@ class GroupSource:
             for examples in (questions, general)
         )
         self.position, self.reference = 0, reference
+        self.asked = NewQuestions({"reasoning": len(questions), "general": len(general)})
         self.sampler = Sampler(policy, settings, folder)
         self.late = None
         if settings.extra_prompts:
@@ -96,6 +103,7 @@ class GroupSource:
         groups, sampled = self._sample(state.model, step)
         record.begin_training()
         self.degenerate.look(step, sampled)
+        check_questions(step, record.asked, record.counts["new_questions"])
         every = self.settings.reference_every
         if step == 0 or (every is not None and step % every == 0):
             self.referred = self.sampler.sampled_by
@@ -107,8 +115,10 @@ class GroupSource:
             normalize_std=self.settings.loss.normalizes_std(),
         )
         parts, lengths = update_batches(groups, advantages, self.settings, self.mesh, step)
-        batches = self._updates(state, parts)
         record.tokens, record.epochs = lengths.completions.sum(), self.settings.epochs
+        record.add({"left_out_tokens": left_out_tokens(groups, sampled)})
+        check_tokens(step, record.answered, record.counts["left_out_tokens"], record.tokens)
+        batches = self._updates(state, parts)
         adapts = state.frozen is not None
         record.flops = step_flops(self.settings, self.policy.config, lengths, frozen=adapts)
         return batches, describe(sampled, self.settings.accuracy) | record.of_samples()
@@ -155,6 +165,7 @@ class GroupSource:
         """Ask the questions of one sampling round and score their answers: -> [group], prompts_per_step."""
         if self.late is not None:
             numbers = self._numbers(self.late.room())
+            self._note(("reasoning", number, self.questions[number]) for number in numbers)
             examples, answers, counts = self.late.answer(params, numbers, step)
             self.record.add(counts)
             return self.late.marked(self._scored(examples, answers, step))
@@ -165,12 +176,25 @@ class GroupSource:
 
     def _take(self, n):
         """The next n examples."""
-        numbers = self._numbers(n)
-        if self.settings.general is None:
-            return [self.questions[i] for i in numbers]
-        places = (place(self.settings, index) for index in numbers)
+        has_general = self.settings.general is not None
+        places = [
+            place(self.settings, index) if has_general else ("reasoning", index)
+            for index in self._numbers(n)
+        ]
         of = {"reasoning": self.questions, "general": self.general}
-        return [of[scenario][i] | {"scenario": scenario} for scenario, i in places]
+        examples = [of[scenario][i] for scenario, i in places]
+        self._note((*where, example) for where, example in zip(places, examples, strict=True))
+        if not has_general:
+            return examples
+        return [
+            e | {"scenario": scenario} for e, (scenario, _) in zip(examples, places, strict=True)
+        ]
+
+    def _note(self, asked):
+        """Count questions, (scenario, number, example) each, and those of them that are new."""
+        new = [self.asked.add(*question) for question in asked]
+        self.record.asked += len(new)
+        self.record.add({"new_questions": sum(new)})
 
     def _numbers(self, n):
         """The numbers of the next n questions."""
@@ -180,6 +204,7 @@ class GroupSource:
     @named("rewards")
     def _scored(self, examples, answers, step):
         """Score the Answers to examples: -> groups."""
+        self.record.answered += int(answers.rollout.completion_mask.sum())
         with self.record.timed("reward_seconds"):
             asked = [example for example in examples for _ in range(answers.n)]
             scores = self.rewards.score_together(asked, answers.texts)

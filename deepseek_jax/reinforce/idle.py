@@ -1,5 +1,6 @@
 """Checks that GRPO's two terms, the advantages and the KL to the reference, do their work."""
 
+import math
 from collections import Counter
 
 from deepseek_jax.errors import BrokenTerm
@@ -28,7 +29,16 @@ class IdleUpdates:
         self.settings, self.source, self.counts = settings, source, Counter()
 
     def look(self, step: int, line):
-        """Raises BrokenTerm where it finds the same in faults.idle_lines lines in a row."""
+        """Raises BrokenTerm where it finds the same in faults.idle_lines lines in a row, and where the loss
+        has other tokens than the step's completions.
+        """
+        # Of an update; its float32 rounds the tokens of a pod
+        learned = line["learned_tokens"] * self.settings.minibatches
+        if not math.isclose(learned, line["tokens"], rel_tol=1e-6):
+            raise BrokenTerm(
+                f"step {step}: the losses of its updates have {learned:.0f} tokens of completions in place "
+                f"of {line['tokens']:.0f}: a mask of the loss is wrong"
+            )
         found = dict(self._faults(line))
         self.counts = Counter({name: self.counts[name] + 1 for name in found})
         for name, count in self.counts.items():

@@ -18,13 +18,16 @@ class StepRecord:
     counts: by the names of metrics. Summed over the step's sampling rounds: weight_sync_time, seconds until
     the parameters had the form for decoding; exposed_generation_time, those of the rest of the rollout, for
     all of which the update waits; sampled_tokens; prefilled_positions, of the engine's padded prompts, one
-    prompt for its whole group; reward_seconds, for the rewards; reward_errors. tokens: those that the step
-    learns, in each of its epochs. flops: what its updates need; None where they are not counted.
+    prompt for its whole group; reward_seconds, for the rewards; reward_errors; new_questions, those that are
+    new in their epoch; left_out_tokens, sampled ones that no update learns. asked, answered: all questions,
+    and all tokens of the answers. tokens: those that the step learns, in each of its epochs. flops: what its
+    updates need; None where they are not counted.
     """
 
     def __init__(self, mesh: Mesh):
         self.mesh, self.counts = mesh, Counter()
         self.tokens, self.epochs, self.flops = 0.0, 1, None
+        self.asked = self.answered = 0
         self.began = self.training_began = time.perf_counter()
 
     def add(self, counts: dict):

@@ -13,8 +13,16 @@ FORMS = {"completion_length": ".1f", "reward": ".2f"}
 def print_table(console: Console, before, after):
     """Print the scores of two measurements: dicts from a way of decoding to the result of evaluate."""
     scores = [{way: measured["scores"] for way, measured in m.items()} for m in (before, after)]
-    names = next(iter(scores[1].values()))
+    every = [of for measured in scores for of in measured.values()]
+    names = [name for name in every[-1] if all(name in of for of in every)]
     console.print(before_after_table({name: FORMS.get(name, ".1%") for name in names}, *scores))
+    for way, result in after.items():
+        counts = before[way]["unscored"], result["unscored"]
+        if any(counts):
+            console.print(
+                f"{way}: {counts[0]} answers before and {counts[1]} after training had no score: they count "
+                "as wrong, and no reward has them"
+            )
 
 
 def print_samples(console: Console, before, after):

@@ -44,6 +44,17 @@ class Scores:
     errors: int = 0
     messages: list[str] = field(default_factory=list)
 
+    def as_wrong(self, name: str):
+        """A part in which completions without a verdict count as 0, as in an accuracy: float32[b]."""
+        return np.nan_to_num(self.parts[name])
+
+    def without_verdict(self, name: str):
+        """In words how many completions as_wrong counts as 0; None where there are none."""
+        missing = int(np.isnan(self.parts[name]).sum())
+        if missing:
+            return f"{missing} of {len(self.total)} answers had no verdict by {name} and count as 0"
+        return None
+
     def require_one(self):
         """Raise UnusableRewards, with the first message, if not a single completion could be scored."""
         if len(self.total) and self.errors == len(self.total):

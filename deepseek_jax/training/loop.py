@@ -40,15 +40,15 @@ def train(
 ):
     """Run the steps up to num_steps, from 0 or from the newest checkpoint of the phase: -> TrainState.
 
-    settings: has num_steps, save_every, log_every, checkpoints and faults (training.settings). state: also
-    the pattern (tree, dtypes, shardings) of what is restored; may be donated. train_step(state, batch, rng)
-    -> (state, metrics), jitted: folds state.step into rng. source.next(state, step) -> (list of batches, dict
-    of floats): a step makes one update for each batch. source.get_state() -> its position, as anything that
-    JSON can hold; source.set_state(position) resumes there. source.of_updates(), if it has one: a dict of
-    floats about the updates of the latest step, when they have ended. run: Run of this phase, whose folder
-    holds its checkpoints and nothing else. seed: of the rng. checks: see training.watch. A step beyond one of
-    their limits ends the run, at the latest after the next step, and before anything is saved; the rest is
-    checked at logged steps. flops_per_token: what the model needs for one of the source's tokens.
+    settings: a training.settings.LoopSettings. state: also the pattern (tree, dtypes, shardings) of what is
+    restored; may be donated. train_step(state, batch, rng) -> (state, metrics), jitted: folds state.step into
+    rng. source.next(state, step) -> (list of batches, dict of floats): a step makes one update for each
+    batch. source.get_state() -> its position, as anything that JSON can hold; source.set_state(position)
+    resumes there. source.of_updates(), if it has one: a dict of floats about the updates of the latest step,
+    when they have ended. run: Run of this phase, whose folder holds its checkpoints and nothing else. seed:
+    of the rng. checks: see training.watch. A step beyond one of their limits ends the run, at the latest
+    after the next step, and before anything is saved; the rest is checked at logged steps. flops_per_token:
+    what the model needs for one of the source's tokens.
 
     Steps 0, log_every, ... and the last one are logged: that step's metrics (averaged over its updates; for
     names ending in _max, the largest); since the line before: seconds a step, nonfinite (updates skipped),
@@ -60,10 +60,10 @@ def train(
     the end, and as settings.checkpoints says; returns the best of these states where that names a metric.
 
     Raises ValueError for a checkpoint of another run and where no line has the metric checkpoints.best;
-    SamplerApart beyond a limit; NotFinite after faults.nonfinite skipped updates in a row, those before a
-    resumption counted, and for parameters that are not finite, which are not saved; BrokenTerm as watch.Idle,
-    and for faults.idle_lines steps in a row or more without a token to learn; and SystemExit(STOPPED) when
-    run.should_stop() is true on any process and the state is saved.
+    SamplerApart beyond a limit; NotFinite for a limited metric that is NaN, after faults.nonfinite skipped
+    updates in a row, those before a resumption counted, and for parameters that are not finite, which are not
+    saved; BrokenTerm as watch.Idle, and for faults.idle_lines steps in a row or more without a token to
+    learn; and SystemExit(STOPPED) when run.should_stop() is true on any process and the state is saved.
     """
     kept, checks = settings.checkpoints, checks or Checks()
     with Store(
@@ -84,10 +84,11 @@ def train(
             of_updates = getattr(source, "of_updates", dict)
             peak_tokens = peak and peak / flops_per_token
             log = _Log(run.writer, run.phase, settings.faults, checks, of_updates, rng, peak_tokens)
-            log.streak, log.idle = skipped, Idle(checks, run.phase, settings.faults.idle_lines)
-            if first_step:
-                # A term that was at work before may have nothing left to do
-                log.idle = None
+            log.streak = skipped
+            # After a resumption, a term that was at work before may have nothing left to do
+            if not first_step:
+                lines, warm_up = settings.faults.idle_lines, settings.optimizer.warm_up()
+                log.idle = Idle(checks, run.phase, lines, state.params, warm_up)
             steps = _observed(range(first_step, settings.num_steps), run, lambda: log.last)
             with contextlib.closing(steps), StopTogether(run.should_stop) as should_stop:
                 state = _train(steps, settings, state, update, source, should_stop, store, log)
@@ -117,7 +118,7 @@ def _train(steps, settings, state, update, source, should_stop, store, log):
             if is_first:
                 log.checks.after_first(metrics)
             updates.append(metrics)
-        log.add(step, updates, source_metrics, batches)
+        log.add(step, updates, source_metrics, batches, state)
 
         done = step + 1
         stopping = should_stop()
@@ -241,17 +242,21 @@ class _Log:
     def _begin_line(self):
         self.began = time.perf_counter()
         self.steps = self.tokens = self.row_tokens = self.nonfinite = self.overflows = 0
+        # Updates that had a gradient
+        self.learning = 0
 
-    def add(self, step, updates, source_metrics, batches):
-        """Add a step's updates; check the limits of the step before, whose metrics the device has by now."""
-        self._check_limits()
-        self.unread = step, updates
+    def add(self, step, updates, source_metrics, batches, state):
+        """Add a step's updates; check the limits of the step before, whose metrics the device has by now.
+        state: after the step.
+        """
         self.updates += [(step, index, metrics) for index, metrics in enumerate(updates)]
         self.last = updates, [self.checks.weights(batch) for batch in batches], source_metrics
         self.batches.append((step, batches, sum(x.nbytes for x in jax.tree.leaves(batches))))
         room = KEPT_BYTES * jax.device_count()
         while len(self.batches) > 1 and sum(size for *_, size in self.batches) > room:
             self.batches.popleft()
+        self._check_limits(state)
+        self.unread = step, updates
         self.steps += 1
         tokens = source_metrics.get("tokens", 0)
         self.tokens += tokens
@@ -261,13 +266,12 @@ class _Log:
         """Wait for the updates so far; end a run beyond its limits or whose gradients stay non-finite. state:
         after the latest step.
         """
-        self._check_limits()
+        self._check_limits(state)
         self._count()
         if self.streak >= self.faults.nonfinite:
             raise NotFinite(
-                f"{self.phase}: gradients were not finite in {self.streak} updates in a row, which "
-                "were skipped; lower the learning rate, or look at the data of these steps. "
-                f"{self._about_skipped(state)}"
+                f"{self.phase}: gradients were not finite in {self.streak} updates in a row, which were "
+                f"skipped. {self._about_skipped(state)}"
             )
         # At the first, and when their number has doubled
         if self.all_skipped.bit_length() > self.said.bit_length():
@@ -307,19 +311,23 @@ class _Log:
         if "tokens" in source_metrics:
             self._check_tokens(step)
         if self.idle is not None:
-            self.idle.look(step, line, state, last)
+            self.idle.look(step, line, state, self.learning, last)
         if self.checks.of_line is not None:
             self.checks.of_line(step, line)
         self._begin_line()
         return line
 
-    def _check_limits(self):
+    def _check_limits(self, state):
         step, updates = self.unread
-        for metrics in updates:
+        for index, metrics in enumerate(updates):
             for name, (largest, meaning) in self.checks.limits.items():
                 value = float(metrics[name])
-                # Not value > largest, which NaN is not
-                if not value <= largest:
+                if not math.isfinite(value):
+                    raise NotFinite(
+                        f"{self.phase}: at step {step} {name} is {value}; this step is not saved. "
+                        f"{self._about(step, index, state)}"
+                    )
+                if value > largest:
                     raise SamplerApart(
                         f"{self.phase}: at step {step} {name} is {value:.1e}, above {largest:.1e}: "
                         f"{meaning}; this step is not saved"
@@ -330,6 +338,7 @@ class _Log:
         for step, index, metrics in jax.device_get(self.updates):
             skipped = metrics["nonfinite"] > 0
             self.nonfinite += int(skipped)
+            self.learning += int(not skipped and metrics["grad_norm"] > 0)
             self.overflows += int(metrics.get("expert_overflows", 0))
             if skipped:
                 self.all_skipped, self.skipped = self.all_skipped + 1, (step, index)
@@ -341,8 +350,11 @@ class _Log:
         """In words where the latest update that was skipped is not finite."""
         if self.skipped is None:
             return "All of them came before this process"
-        step, index = self.skipped
-        kept, (last, _) = {number: of for number, of, _ in self.batches}, self.unread
+        return self._about(*self.skipped, state)
+
+    def _about(self, step, index, state):
+        """In words where the index-th update of a step is not finite. state: after the latest step."""
+        kept, last = {number: of for number, of, _ in self.batches}, self.batches[-1][0]
         if step not in kept or self.checks.locate is None:
             return f"The latest was at step {step}"
         batch = kept[step][index]

@@ -9,6 +9,8 @@ from jax.experimental import multihost_utils
 from deepseek_jax.parallel.shard import on_device
 from deepseek_jax.training.micro_batches import cut
 
+# What to do about layers that are not finite
+ADVICE = "lower the learning rate, or look at the data of this step"
 # Stacks of layers, in the order of the forward pass; their arrays have a leading axis of layers
 STACKS = ("dense_layers", "moe_layers")
 
@@ -19,8 +21,8 @@ def locate(loss_fn, micro_batches: int, state, batch, rng, *extra):
     loss_fn(params, batch, rng, *extra) -> (loss, metrics), as
     the step uses it. state: TrainState after the update, which was skipped: its params are those before it.
     batch, rng: of the update. Names the first micro-batch, one of its rows and the devices that hold it, and
-    the first layer: in the forward pass where the loss is not finite, else in the backward pass. Compiles two
-    programs, and takes the memory of an update.
+    the arrays of the batch that make it so, or the first layer: in the forward pass where the loss is not
+    finite, else in the backward pass. Compiles two programs, and takes the memory of an update.
     """
     group = broken_group(state.params)
     if group is not None:
@@ -50,11 +52,13 @@ def locate(loss_fn, micro_batches: int, state, batch, rng, *extra):
         if is_finite(micro):
             continue
         loss, grads = measure(state.params, micro | scalars, key, extra)
-        if bool(jnp.isfinite(loss)):
+        if given := _given(micro, is_finite):
+            what = f"{given} of the batch: look at what made them"
+        elif bool(jnp.isfinite(loss)):
             layer = (
                 f"the gradients of {_last_broken(grads)} are not, the first in the backward pass"
             )
-            what = f"the loss {float(loss):.3g} is finite, and {layer}"
+            what = f"the loss {float(loss):.3g} is finite, and {layer}; {ADVICE}"
         else:
             depths = len(_layers(state.model))
 
@@ -64,10 +68,28 @@ def locate(loss_fn, micro_batches: int, state, batch, rng, *extra):
 
             first = _first(fails, depths)
             names = ["what comes before the layers", *_layers(state.model)]
-            what = f"the loss is {float(loss)}, first in {names[first]}"
+            what = f"the loss is {float(loss)}, first in {names[first]}; {ADVICE}"
         where = _row(micro, is_finite)
         return f"micro-batch {index} of {micro_batches}{where}: {what}"
     return "computed again all is finite, so a device may be faulty"
+
+
+def _given(micro, is_finite):
+    """In words the arrays whose NaN and infinities make the micro-batch not finite; else ''. Where a mask
+    leaves them out, they may hold anything.
+    """
+    floats = [name for name, x in micro.items() if jnp.issubdtype(x.dtype, jnp.floating)]
+    finite = {name: jnp.isfinite(micro[name]) for name in floats}
+    broken = [name for name in floats if not finite[name].all()]
+    mended = {name: jnp.where(finite[name], micro[name], 0) for name in broken}
+    if not broken or not is_finite(micro | mended):
+        return ""
+    alone = [
+        name
+        for name in broken
+        if not is_finite(micro | {n: x for n, x in mended.items() if n != name})
+    ]
+    return f"values that are not finite in {', '.join(alone or broken)}"
 
 
 def _row(micro, is_finite):
@@ -155,10 +177,14 @@ def _silence(model, depth):
     return jax.tree.map_with_path(keep, model)
 
 
+def layer_axes(path, leaf):
+    """The axes of a leaf within a layer, for stacked layers; None for all axes of others."""
+    return tuple(range(1, leaf.ndim)) if _layer_of(path) in STACKS else None
+
+
 def _is_finite(path, leaf):
     """Of a leaf: bool[l] for stacked layers, else bool[]."""
-    axes = tuple(range(1, leaf.ndim)) if _layer_of(path) in STACKS else None
-    return jnp.isfinite(leaf).all(axes)
+    return jnp.isfinite(leaf).all(layer_axes(path, leaf))
 
 
 @jax.jit
@@ -169,7 +195,7 @@ def _all_finite(params):
 def _broken(flags):
     """The names of what is not finite, in the order of the forward pass."""
     layers, others = {}, []
-    for path, flag in jax.tree.leaves_with_path(_read(flags)):
+    for path, flag in jax.tree.leaves_with_path(read_flags(flags)):
         group = _layer_of(path)
         if group in STACKS:
             layers[group] = layers.get(group, True) & flag
@@ -185,8 +211,8 @@ def _broken(flags):
     return first + stacked + sorted(set(others) - set(first))
 
 
-def _read(flags):
-    """The flags on the host; with several processes each of them holds a part."""
+def read_flags(flags):
+    """Flags on the host; with several processes each of them holds a part."""
     if jax.process_count() == 1:
         return jax.device_get(flags)
     return multihost_utils.process_allgather(flags, tiled=True)

@@ -82,6 +82,12 @@ class OptimizerSettings:
             momentum=self.momentum if self.kind == "muon" else None,
         )
 
+    def warm_up(self):
+        """The number of updates before the rate is whole."""
+        if self.phases and self.phases[0].kind != "constant":
+            return self.phases[0].steps
+        return self.warmup_steps
+
     def rate(self, num_updates: int):
         """The learning rate by update. Raises ValueError for a schedule that does not fit num_updates."""
         if self.phases:

@@ -30,8 +30,9 @@ class FaultSettings(Settings):
     """When a fault that a run survives at first ends it.
 
     nonfinite: so many updates in a row whose gradients are not finite; each is skipped. idle_lines: a term of
-    the loss that is exactly 0 in so many lines of metrics.jsonl from the start of a phase on, or a loss mask
-    of zeros in so many steps in a row.
+    the loss that is exactly 0, or a parameter without a gradient, in so many lines of metrics.jsonl from the
+    start of a phase on; so many updates that move no weight, after the warm-up; or a loss mask of zeros in so
+    many steps in a row.
     """
 
     nonfinite: Count = 3

@@ -7,11 +7,17 @@ from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
+import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
 
 from deepseek_jax.errors import BrokenTerm, NotFinite
+from deepseek_jax.ops.fingerprint import fingerprint
+from deepseek_jax.parallel.processes import say
 from deepseek_jax.parallel.shard import on_device
-from deepseek_jax.training.nonfinite import broken_group, keys_of
+from deepseek_jax.training.nonfinite import broken_group, keys_of, layer_axes, read_flags
+
+# Fields of optimizer states that are means of gradients: Adam's and Muon's
+MOMENTS = "mu", "trace"
 
 
 class Limit(NamedTuple):
@@ -26,16 +32,17 @@ class Checks:
     """What training.loop.train checks besides gradients and parameters.
 
     limits: metric of train_step -> its Limit. terms: metric -> what it means that it stays exactly 0, with
-    the field to change. learns: beginnings of names; each part of the parameters with such a name has to get
-    a gradient. of_line(step, line): raises for a line that cannot be right. locate(state, batch, rng):
-    nonfinite.locate for the loss of train_step; None where nothing is located. weights(batch) -> {metric: how
-    much of the batch it is a mean over}, by which a line of several updates weighs it; others count alike.
-    before_first(state, batch), after_first(metrics): raise for a first update of the phase that is wrong.
+    the field to change. untrained: beginnings of names; parameters with such a name may have no gradient in
+    the first updates, all others have to get one. of_line(step, line): raises for a line that cannot be
+    right. locate(state, batch, rng): nonfinite.locate for the loss of train_step; None where nothing is
+    located. weights(batch) -> {metric: how much of the batch it is a mean over}, by which a line of several
+    updates weighs it; others count alike. before_first(state, batch), after_first(metrics): raise for a first
+    update of the phase that is wrong.
     """
 
     limits: Mapping[str, Limit] = dataclasses.field(default_factory=dict)
     terms: Mapping[str, str] = dataclasses.field(default_factory=dict)
-    learns: tuple[str, ...] = ("lora_",)
+    untrained: tuple[str, ...] = ()
     of_line: Callable | None = None
     locate: Callable | None = None
     weights: Callable = lambda batch: {}
@@ -66,18 +73,27 @@ def check_terms(weights, values, gradient_norms):
 
 
 class Idle:
-    """Looks for terms and parts of a phase that do nothing from its start, at the lines that it logs."""
+    """Looks for terms and parameters of a phase that do nothing from its start, at the lines that it logs.
 
-    def __init__(self, checks: Checks, phase: str, lines: int):
-        self.phase, self.lines, self.learns = phase, lines, checks.learns
+    params: those that are trained, before the first update. warm_up: updates before the rate is whole.
+    """
+
+    def __init__(self, checks: Checks, phase: str, lines: int, params, warm_up: int):
+        self.phase, self.lines, self.untrained = phase, lines, checks.untrained
         # Those that have not been seen at work, and the lines in which they were 0
         self.waiting, self.zeros = dict(checks.terms), Counter()
+        # Lines in which some parameters had a gradient; None once all have had one
+        self.learning = 0
+        # The fingerprint of the weights, None once they have moved; updates that had a gradient
+        self.weights, self.updates, self.warm_up = _weights(params), 0, warm_up
 
-    def look(self, step: int, line, state, last: bool):
-        """Look at a line, and at the state after its step. last: whether it is the phase's last line.
+    def look(self, step: int, line, state, updates: int, last: bool):
+        """Look at a line, and at the state after its step. updates: those since the line before that had a
+        gradient. last: whether it is the phase's last line.
 
-        Raises BrokenTerm for a term that is exactly 0 in each of the first `lines` lines, or in all of them,
-        and for a part without a gradient where others have one.
+        Raises BrokenTerm for a term that is exactly 0 in each of the first `lines` lines, or in all of them;
+        for a parameter without a gradient in the first `lines` lines in which others have one; and for
+        `lines` updates with a gradient, after the warm-up, that moved no bit of any weight.
         """
         for name in [name for name in self.waiting if name in line]:
             if line[name] != 0:
@@ -90,39 +106,93 @@ class Idle:
                     f"{self.phase}: {name} is exactly 0 in each of the {self.zeros[name]} lines up to step "
                     f"{step}: {self.waiting[name]}"
                 )
-        if self.learns:
-            self._look_at_parts(step, state)
+        if self.weights is not None:
+            self._look_at_weights(step, state, updates)
+        if self.learning is not None:
+            self._look_at_gradients(step, state, last)
 
-    def _look_at_parts(self, step, state):
-        learned = _learned(state.opt_state, self.learns)
-        # Before any part has a gradient, such as where all rewards were equal, nothing follows
-        if not learned or any(learned.values()):
-            self.learns = ()
-        if self.learns == () and not all(learned.values()):
-            idle = ", ".join(name for name, moved in learned.items() if not moved)
+    def _look_at_weights(self, step, state, updates):
+        is_first, self.updates = self.updates == 0, self.updates + updates
+        # The rate of a warm-up's first update may be 0
+        if not self.updates or (step == 0 and self.warm_up):
+            return
+        if _weights(state.params) != self.weights:
+            self.weights = None
+            return
+        message = (
+            f"{self.phase}: {self.updates} updates up to step {step} had a gradient and moved no bit of any "
+            "weight: raise optimizer.learning_rate"
+        )
+        if self.updates - self.warm_up >= self.lines:
+            raise BrokenTerm(message)
+        if is_first or self.warm_up:
+            say(message)
+
+    def _look_at_gradients(self, step, state, last):
+        learned = _learned(state.opt_state, self.untrained)
+        idle = _idle(learned)
+        # Before any parameter has a gradient, such as where all rewards were equal, nothing follows
+        self.learning += any(moved.any() for moved in learned.values())
+        if not idle:
+            self.learning = None
+        elif self.learning >= self.lines or (last and self.learning):
             raise BrokenTerm(
-                f"{self.phase}: {idle} had no gradient up to step {step}, while other parameters had one: "
-                "nothing in the loss reads it; leave it out of what is trained, such as an adapter's "
-                "targets, or look at the loss"
+                f"{self.phase}: {', '.join(idle)} had no gradient up to step {step}, while other parameters "
+                "had one: nothing in the loss reads it; leave it out of what is trained, such as an "
+                "adapter's targets, or look at the loss"
             )
 
 
-def _learned(opt_state, names):
-    """{part: whether a mean of its gradients is not 0}, of the parts whose names begin so."""
+def _weights(params):
+    """The fingerprint of what the optimizer moves: not of router biases, which follow the experts' load."""
+    flat = {path: x for path, x in flatten_dict(params).items() if path[-1] != "router_bias"}
+    return int(_fingerprint(flat))
+
+
+_fingerprint = jax.jit(fingerprint)
+
+
+def _learned(opt_state, untrained):
+    """{parameter: whether a mean of its gradients is not 0}, bool[l] for stacked layers, without parameters
+    whose names begin with one of `untrained`.
+    """
+    found = {}
+    for path, moved in jax.tree.leaves_with_path(read_flags(_moved(_moments_of(opt_state)))):
+        keys = keys_of(path)
+        if any(key.startswith(tuple(untrained)) for key in keys):
+            continue
+        # A pair of lora_a and lora_b is one: while b is 0, a has no gradient
+        name = ".".join(key for key in keys if not key.startswith("lora_"))
+        found[name] = found.get(name, False) | moved
+    return found
+
+
+def _idle(learned):
+    """The names of the parameters of _learned without a gradient: [str]."""
+    idle = []
+    for name, moved in learned.items():
+        if not moved.any():
+            idle.append(name)
+        elif not moved.all():
+            idle += [f"layer {i} of {name}" for i in np.flatnonzero(~moved)]
+    return idle
+
+
+def _moments_of(opt_state):
+    """{path in the parameters: mean of gradients}."""
     found = {}
     for path, moment in jax.tree.leaves_with_path(opt_state):
-        keys = keys_of(path)
-        at = [i for i, key in enumerate(keys) if key.startswith(names)]
-        if at and any(getattr(key, "name", None) == "mu" for key in path):
-            # A pair of lora_a and lora_b is one part: while b is 0, a has no gradient
-            part = keys[: at[0]] if keys[at[0]].startswith("lora_") else keys[: at[0] + 1]
-            found.setdefault(".".join(part), []).append(moment)
-    return {name: bool(_any_moved(moments)) for name, moments in found.items()}
+        at = [i for i, key in enumerate(path) if getattr(key, "name", None) in MOMENTS]
+        if at:
+            found[tuple(keys_of(path[at[0] :]))] = moment
+    return unflatten_dict(found)
 
 
 @jax.jit
-def _any_moved(moments):
-    return jnp.stack([(moment != 0).any() for moment in on_device(moments)]).any()
+def _moved(moments):
+    return jax.tree.map_with_path(
+        lambda path, x: (x != 0).any(layer_axes(path, x)), on_device(moments)
+    )
 
 
 def check_params(state, step: int, phase: str):

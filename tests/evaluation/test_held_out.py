@@ -1,15 +1,19 @@
 """Held-out scores against the same rollout scored by hand."""
 
+import itertools
+
 import flax.linen as nn
 import jax
 import numpy as np
 import pytest
+from rich.console import Console
 
 from configs import models
 from deepseek_jax.data.byte_tokenizer import byte_tokenizer
 from deepseek_jax.evaluation.accuracy import length_interval, mean_interval, wilson_interval
 from deepseek_jax.evaluation.held_out import evaluate
 from deepseek_jax.models import ModelConfig, init_params
+from deepseek_jax.reports import print_table
 from deepseek_jax.rewards import Rewards, Rule, scoring
 from deepseek_jax.rollout import Rollout, generate
 from deepseek_jax.rollout.policy import Policy, completion_texts
@@ -79,7 +83,7 @@ def test_scores_are_those_of_the_rollout_scored_by_hand(params, monkeypatch):
     ]
 
 
-def test_answers_that_cannot_be_scored_are_left_out_and_counted(params, monkeypatch, capsys):
+def test_answers_that_cannot_be_scored_count_as_wrong_and_are_counted(params, monkeypatch, capsys):
     """Oracle: by hand: the texts of odd length are not scored, and all others earn 1."""
     monkeypatch.setitem(scoring.RULES, "raises", Rule(raises))
     examples = arithmetic_task(0, 10).held_out
@@ -88,11 +92,30 @@ def test_answers_that_cannot_be_scored_are_left_out_and_counted(params, monkeypa
     odd = [len(text) % 2 == 1 for text in texts]
     assert 0 < sum(odd) < 10
     assert result["unscored"] == sum(odd)
-    assert result["scores"]["accuracy"] == (1.0, *wilson_interval(10 - sum(odd), 10 - sum(odd)))
+    right = 10 - sum(odd)
+    assert result["scores"]["accuracy"] == (right / 10, *wilson_interval(right, 10))
     assert [s["reward"] for s in result["samples"]] == [None if o else 1.0 for o in odd[:3]]
     said = capsys.readouterr().out
     assert f"{sum(odd)} of 10 held-out answers could not be scored" in said
     assert "ZeroDivisionError" in said
+
+
+def test_a_reward_of_a_single_number_is_left_out_of_the_table(params, monkeypatch):
+    """Oracle: by hand: one of eight answers is scored: the accuracy is an eighth, with Wilson's interval, and
+    one number of a reward has none.
+    """
+    calls = itertools.count()
+
+    def once(completion, example):
+        return 1.0 if next(calls) == 0 else None
+
+    monkeypatch.setitem(scoring.RULES, "once", Rule(once))
+    _, result = evaluated(params, arithmetic_task(0, 8).held_out, {"once": 1.0}, "once")
+    assert result["unscored"] == 7 and "reward" not in result["scores"]
+    assert result["scores"]["accuracy"] == (1 / 8, *wilson_interval(1, 8))
+    console = Console(record=True, width=100)
+    print_table(console, {"greedy": result}, {"greedy": result})
+    assert "greedy: 7 answers before and 7 after training had no score" in console.export_text()
 
 
 def test_answers_none_of_which_can_be_scored_are_an_error_and_no_zero(params, monkeypatch):

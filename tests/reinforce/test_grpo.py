@@ -43,7 +43,8 @@ import jax
 import numpy as np
 jax.distributed.initialize(f"127.0.0.1:{sys.argv[2]}", num_processes=2, process_id=int(sys.argv[1]))
 from deepseek_jax.parallel import make_mesh
-from deepseek_jax.reinforce.batch import put_minibatches
+from deepseek_jax.parallel.shard import put_share
+from deepseek_jax.reinforce.batch import minibatches
 
 rng = np.random.default_rng(0)
 whole = {"prompt_ids": rng.integers(0, 21, (4, 16), np.int32), "advantages": np.float32(np.arange(16))}
@@ -51,7 +52,7 @@ whole |= {"completion_ids": rng.integers(0, 21, (16, 12), np.int32)}
 whole |= {"completion_mask": rng.random((16, 12)) < 0.5}
 for sizes in (dict(data=2), dict(pipeline=2)):
     mesh = make_mesh(**sizes)
-    (batch,) = put_minibatches(whole, mesh, 1, 1.0)
+    (batch,) = [put_share(mesh, part) for part in minibatches(whole, 1, 1.0)]
     everywhere = jax.NamedSharding(mesh, jax.P())
     for name, array in whole.items():
         put = jax.jit(lambda x: x, out_shardings=everywhere)(batch[name])

@@ -21,11 +21,19 @@ from deepseek_jax.checkpoint.damage import DamagedCheckpoint
 from deepseek_jax.checkpoint.store import Store
 from deepseek_jax.errors import BrokenTerm, NotFinite, SamplerApart, UnusableRewards
 from deepseek_jax.losses import grpo as losses
+from deepseek_jax.losses.advantages import group_advantages
 from deepseek_jax.parallel import make_mesh
 from deepseek_jax.recipes.grpo.settings import GrpoSettings
 from deepseek_jax.recipes.kinds import pretrain
 from deepseek_jax.reinforce import batch as batches
+from deepseek_jax.reinforce import groups as groups_of
 from deepseek_jax.reinforce import grpo
+from deepseek_jax.reinforce.accounts import (
+    NewQuestions,
+    check_questions,
+    check_tokens,
+    left_out_tokens,
+)
 from deepseek_jax.reinforce.degenerate import Degenerate, DegenerateSettings, check_range
 from deepseek_jax.reinforce.idle import IdleUpdates, check_reference
 from deepseek_jax.rewards import Rule, scoring
@@ -34,13 +42,16 @@ from deepseek_jax.settings import build
 from deepseek_jax.training import loop
 from deepseek_jax.training.metrics import MetricsWriter
 from deepseek_jax.training.nonfinite import locate
+from deepseek_jax.training.optimizer import OptimizerSettings
 from deepseek_jax.training.run import Run
+from deepseek_jax.training.schedule import Phase
 from deepseek_jax.training.settings import CheckpointSettings, FaultSettings
 from deepseek_jax.training.state import TrainState
 from deepseek_jax.training.update import make_train_step
 from deepseek_jax.training.watch import Checks
 from launch import common
 from tests.processes import run_two
+from tests.reinforce.test_update import TOKENIZER
 from tests.reinforce.test_update import train as reinforced
 from tests.tiny import tiny_model
 from tests.training.test_loop import Numbers
@@ -73,8 +84,9 @@ def squares(params, batch, rng):
 def train(workdir, loss_fn=squares, params=None, source=None, tx=None, checks=None, **fields):
     """Six steps of the real loop over Numbers."""
     tx = tx or optax.adam(0.1)
-    settings = dict(num_steps=6, save_every=1, log_every=1) | fields
+    settings = dict(num_steps=6, save_every=1, log_every=1)
     settings |= dict(checkpoints=CheckpointSettings(), faults=FaultSettings())
+    settings |= dict(optimizer=OptimizerSettings(learning_rate=0.1)) | fields
     step = make_train_step(loss_fn, tx)
     checks = checks or Checks(terms=loop.LOSS_TERMS, locate=functools.partial(locate, loss_fn, 1))
     run = Run(None, workdir / "checkpoints", MetricsWriter(workdir), phase="sft")
@@ -198,6 +210,7 @@ def test_skipped_updates_in_a_row_are_counted_across_resumes(tmp_path, capsys):
     stops = iter([False, False, True])
     settings = dict(num_steps=6, save_every=1, log_every=1)
     settings |= dict(checkpoints=CheckpointSettings(), faults=FaultSettings())
+    settings |= dict(optimizer=OptimizerSettings(learning_rate=0.1))
     tx = optax.adam(0.1)
     step = make_train_step(squares, tx)
 
@@ -253,7 +266,8 @@ def test_a_loss_that_overflows_is_located(tmp_path):
     x[8 + 3] = 1000
     words, devices = located(layered(jnp.exp), [0.0, 1.0, 1e-9], x)
     assert words == (
-        f"micro-batch 1 of 2, row 3 on {devices[3]}: the loss is inf, first in layer 1 of dense_layers"
+        f"micro-batch 1 of 2, row 3 on {devices[3]}: the loss is inf, first in layer 1 of dense_layers; "
+        "lower the learning rate, or look at the data of this step"
     )
 
 
@@ -297,7 +311,10 @@ def test_two_processes_locate_the_same():
     flags = "--xla_force_host_platform_device_count=4"
     statuses, outputs = run_two(TWO_PROCESSES, xla_flags=flags)
     assert statuses == [0, 0], outputs
-    words = "micro-batch 1 of 2, row 3 on cpu:3: the loss is inf, first in layer 1 of dense_layers"
+    words = (
+        "micro-batch 1 of 2, row 3 on cpu:3: the loss is inf, first in layer 1 of dense_layers; "
+    )
+    words += "lower the learning rate, or look at the data of this step"
     assert all(words in output for output in outputs), outputs
 
 
@@ -308,7 +325,8 @@ def test_a_gradient_that_overflows_is_located():
     words, _ = located(layered(jnp.sqrt), [1.0, 0.0, 1.0], np.ones(16, np.float32))
     assert words.startswith("micro-batch 0 of 2, row 0 on ")
     assert words.endswith(
-        "the gradients of layer 1 of dense_layers are not, the first in the backward pass"
+        "the gradients of layer 1 of dense_layers are not, the first in the backward pass; "
+        "lower the learning rate, or look at the data of this step"
     )
 
 
@@ -328,7 +346,7 @@ def test_a_layer_of_a_model_that_overflows_is_located():
     state, metrics = jax.jit(step)(state, rows(), jax.random.key(0))
     assert metrics["nonfinite"] == 1
     words = locate(pretraining_loss(config), 1, state, rows(), jax.random.key(0))
-    assert words.endswith("first in layer 0 of moe_layers"), words
+    assert "first in layer 0 of moe_layers; lower" in words, words
 
 
 # Terms that do nothing
@@ -429,7 +447,7 @@ def adapters(read):
 def test_an_adapter_without_a_gradient_is_named(tmp_path):
     """Oracle: by hand: the one that the loss does not read; where it reads both, the run is complete."""
     train(tmp_path / "both", *adapters(["q_proj", "v_proj"]))
-    with pytest.raises(BrokenTerm, match="sft: layers.v_proj had no gradient up to step 0, while"):
+    with pytest.raises(BrokenTerm, match="sft: layers.v_proj had no gradient up to step 2, while"):
         train(tmp_path, *adapters(["q_proj"]))
     assert status_of(lambda: train(tmp_path / "again", *adapters(["q_proj"]))) == 5
 
@@ -452,7 +470,7 @@ def test_a_prediction_module_without_a_gradient_is_named(tmp_path):
         return loss_fn
 
     train(tmp_path / "both", reading("mtp_1", "mtp_2"), params, checks=checks)
-    with pytest.raises(BrokenTerm, match="sft: mtp_2 had no gradient up to step 0, while"):
+    with pytest.raises(BrokenTerm, match="sft: mtp_2.w had no gradient up to step 2, while"):
         train(tmp_path, reading("mtp_1"), params, checks=checks)
 
 
@@ -468,13 +486,99 @@ def test_no_gradient_at_all_is_named(tmp_path):
         train(tmp_path, constant)
 
 
-GRPO = SimpleNamespace(loss=SimpleNamespace(kl_coef=0.04), faults=FaultSettings())
+def experts(silent):
+    """(loss_fn, params) of a stack of two layers of three experts, of which the last gets no token. silent:
+    the part of the stack that gets no gradient, a function of the weights.
+    """
+    weights = jnp.linspace(0.1, 0.6, 6).reshape(2, 3)
+    params = {"moe_layers": {"experts": {"up": weights, "down": weights[::-1]}}, "x": jnp.zeros(4)}
+
+    def loss_fn(params, batch, rng):
+        of = params["moe_layers"]["experts"]
+        ours = (of["up"] * silent(of["down"]))[:, :2].sum() + params["x"]
+        return ((ours - batch["values"]) ** 2).mean(), {}
+
+    return loss_fn, params
+
+
+@pytest.mark.parametrize(
+    "silent, name",
+    [
+        (
+            jax.lax.stop_gradient,
+            "moe_layers.experts.down",
+        ),
+        (
+            lambda w: jnp.stack([w[0], jax.lax.stop_gradient(w[1])]),
+            "layer 1 of moe_layers.experts.down",
+        ),
+    ],
+    ids=["stack", "layer"],
+)
+def test_a_stack_of_experts_without_a_gradient_is_named(tmp_path, silent, name):
+    """Oracle: by hand: the stack, or its layer, that the loss holds still; an expert without a token is no
+    fault.
+    """
+    train(tmp_path / "whole", *experts(lambda w: w))
+    with pytest.raises(BrokenTerm, match=f"sft: {name} had no gradient up to step 2, while"):
+        train(tmp_path, *experts(silent))
+
+
+def test_a_parameter_may_begin_to_learn_within_the_first_lines(tmp_path):
+    """Oracle: by hand: w2 has a gradient once w1 has left 0, at the second update."""
+
+    def loss_fn(params, batch, rng):
+        return ((params["w1"] * params["w2"] - batch["values"]) ** 2).mean(), {}
+
+    train(tmp_path, loss_fn, {"w1": jnp.zeros(4), "w2": jnp.ones(4)})
+
+
+def test_weights_that_no_update_moves_are_said_and_end_the_run(tmp_path, capsys):
+    """Oracle: by hand: 1 - 1e-30 is 1 in float32, whatever router_bias does: said at step 0, ended after
+    three updates.
+    """
+    moved = optax.partition(
+        {"weights": optax.adam(1e-30), "biases": optax.sgd(0.1)},
+        lambda params: {name: "biases" if "bias" in name else "weights" for name in params},
+    )
+
+    def loss_fn(params, batch, rng):
+        return ((params["x"] + params["router_bias"] - batch["values"]) ** 2).mean(), {}
+
+    params = {"x": jnp.ones(4), "router_bias": jnp.ones(4)}
+    words = "updates up to step 2 had a gradient and moved no bit of any weight: raise optimizer"
+    with pytest.raises(BrokenTerm, match=f"sft: 3 {words}.learning_rate"):
+        train(tmp_path, loss_fn, params, tx=moved)
+    assert "sft: 1 updates up to step 0 had a gradient and moved no bit" in capsys.readouterr().out
+
+
+def test_weights_may_stand_still_until_the_warm_up_is_over(tmp_path, capsys):
+    """Oracle: by hand: rates of 0 in a warm-up of four updates: only said, from step 1 on; with the same
+    rates of 0 and a warm-up of one it ends at step 3.
+    """
+
+    def run(folder, steps):
+        rate = optax.join_schedules([lambda _: 0.0, lambda _: 0.1], [4])
+        phases = Phase("linear", steps, 0.1), Phase("constant", 6 - steps)
+        settings = OptimizerSettings(phases=phases)
+        train(folder, params={"x": jnp.ones(4)}, tx=optax.adam(rate), optimizer=settings)
+
+    run(tmp_path / "long", 4)
+    said = [line for line in capsys.readouterr().out.splitlines() if "moved no bit" in line]
+    assert [line.split()[1:6] for line in said][0] == ["2", "updates", "up", "to", "step"]
+    with pytest.raises(BrokenTerm, match="sft: 4 updates up to step 3 had a gradient"):
+        run(tmp_path / "short", 1)
+
+
+GRPO = SimpleNamespace(loss=SimpleNamespace(kl_coef=0.04), faults=FaultSettings(), minibatches=2)
+LINE = dict(learned_tokens=20.0, tokens=40.0)
 
 
 def test_a_kl_of_zero_is_named_once_the_policy_has_moved():
     """Oracle: by hand: a KL of 0 is right until the sampling policy is another than the reference."""
     source = SimpleNamespace(has_moved=False)
-    checked, line = IdleUpdates(GRPO, source), dict(kl=0.0, grad_norm=1.0, all_equal_share=0.0)
+    checked = IdleUpdates(GRPO, source)
+    line = LINE | dict(kl=0.0, grad_norm=1.0, all_equal_share=0.0)
     for step in range(5):
         checked.look(step, line)
     source.has_moved = True
@@ -492,13 +596,20 @@ def test_rewards_that_differ_and_move_nothing_are_named():
     """Oracle: by hand; where all rewards are equal, a gradient of 0 is right."""
     checked = IdleUpdates(GRPO, SimpleNamespace(has_moved=False))
     for step in range(9):
-        checked.look(step, dict(grad_norm=0.0, all_equal_share=1.0))
-    checked.look(9, dict(grad_norm=0.0, all_equal_share=0.5))
-    checked.look(10, dict(grad_norm=0.0, all_equal_share=0.5))
+        checked.look(step, LINE | dict(grad_norm=0.0, all_equal_share=1.0))
+    checked.look(9, LINE | dict(grad_norm=0.0, all_equal_share=0.5))
+    checked.look(10, LINE | dict(grad_norm=0.0, all_equal_share=0.5))
     with pytest.raises(
         BrokenTerm, match="grad_norm is exactly 0 in 3 lines in a row up to step 11, though"
     ):
-        checked.look(11, dict(grad_norm=0.0, all_equal_share=0.5))
+        checked.look(11, LINE | dict(grad_norm=0.0, all_equal_share=0.5))
+
+
+def test_a_loss_without_some_tokens_of_the_step_is_named():
+    """Oracle: by hand: two updates of 19 tokens each learn 38 of 40."""
+    line = LINE | dict(grad_norm=1.0, all_equal_share=0.0)
+    with pytest.raises(BrokenTerm, match="step 3: .* have 38 tokens of completions in place of 40"):
+        IdleUpdates(GRPO, None).look(3, line | {"learned_tokens": 19.0})
 
 
 def test_a_reference_unlike_the_policy_is_named_at_the_first_update():
@@ -530,10 +641,30 @@ def group(rewards, ids=((3, EOS),) * 4, truncated=(False,) * 4, **parts):
 def test_advantages_of_zero_for_rewards_that_differ_are_named():
     """Oracle: by hand: the second group's; groups of equal rewards have advantages of 0."""
     groups = [group([1, 1, 1, 1]), group([0, 1, 0, 1])]
-    batches.group_batch(groups, np.float32([0, 0, 0, 0, -1, 1, -1, 1]))
+    batches.check_advantages(groups, np.float32([0, 0, 0, 0, -1, 1, -1, 1]))
     words = r"the rewards \[0.0, 1.0, 0.0, 1.0\] of a group differ, and all their advantages are 0"
     with pytest.raises(BrokenTerm, match=words):
-        batches.group_batch(groups, np.zeros(8, np.float32))
+        batches.check_advantages(groups, np.zeros(8, np.float32))
+
+
+@pytest.mark.parametrize(
+    "planted",
+    [
+        lambda a: -a,
+        lambda a: a.reshape(2, 4)[::-1].ravel(),
+        lambda a: np.roll(a, 1),
+        lambda a: a + np.float32([0, 0, 0, 0.5] * 2),
+    ],
+    ids=["negated", "another group's", "shifted by one", "a completion without a score"],
+)
+def test_advantages_in_another_order_than_the_rewards_are_named(planted):
+    """Oracle: by hand: losses.group_advantages' own pass, also where one completion has no score."""
+    groups = [group([0, 1, 2, math.nan]), group([2, 0, 1, math.nan])]
+    rewards = np.concatenate([each["rewards"] for each in groups])
+    advantages = np.asarray(group_advantages(jnp.array(rewards), group_size=4))
+    batches.check_advantages(groups, advantages)
+    with pytest.raises(BrokenTerm, match="of a group and its advantages .* not in the same order"):
+        batches.check_advantages(groups, planted(advantages))
 
 
 @pytest.mark.parametrize(
@@ -550,6 +681,33 @@ def test_rewards_whose_advantages_would_overflow_are_refused(reward, allowed):
         UnusableRewards, match="length: a reward is .*, above 1e[+]06: float32 would lose"
     ):
         check_range(scores)
+
+
+def test_every_sampled_token_is_learned_or_counted_as_left_out():
+    """Oracle: by hand: a group of four completions of two tokens is not trained on, and one completion of the
+    other has no score: 8 + 2 tokens are left out of 16.
+    """
+    used, unused = group([0, 1, math.nan, 1]), group([1, 1, 1, 1])
+    left_out = left_out_tokens([used], [used, unused])
+    assert left_out == 10
+    check_tokens(5, 16, left_out, 6)
+    with pytest.raises(BrokenTerm, match="step 5: 16 tokens .* learn 3 in place of 6: a mask is"):
+        check_tokens(5, 16, left_out, 3)
+
+
+def test_questions_that_are_asked_again_in_their_epoch_are_not_new():
+    """Oracle: by hand: three questions, two of them alike, asked in two epochs; a resumed run knows none."""
+    questions, asked = [dict(q=1), dict(q=1), dict(q=2)], NewQuestions({"reasoning": 3})
+
+    def new(*numbers):
+        return [asked.add("reasoning", n, questions[n % 3]) for n in numbers]
+
+    assert new(0, 1, 2) == [True] * 3 and new(3, 4) == [True, True] and new(3, 4) == [False, False]
+    assert NewQuestions({"reasoning": 3}).add("reasoning", 5, questions[2])
+    check_questions(1, 2, 1)
+    check_questions(1, 0, 0)
+    with pytest.raises(BrokenTerm, match="step 1: all 2 questions were asked before in this epoch"):
+        check_questions(1, 2, 0)
 
 
 VARIES = [0, 1, 0, 1]
@@ -642,6 +800,134 @@ def test_a_run_with_another_models_reference_is_ended_at_its_first_update(
     with pytest.raises(BrokenTerm, match="at the first update the KL to the reference is"):
         reinforced(tmp_path, num_steps=2)
     assert not any(path.name.isdigit() for path in (tmp_path / "checkpoints").iterdir())
+
+
+def planted(monkeypatch, module, name, change):
+    """Let change(function's result, its arguments) take the place of a function's result."""
+    of = getattr(module, name)
+    monkeypatch.setattr(module, name, lambda *args, **kwargs: change(of(*args, **kwargs), args))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "module, name, change, words",
+    [
+        (groups_of, "group_advantages", lambda a, _: -a, "step|not in the same order"),
+        (groups_of.GroupSource, "_numbers", lambda n, _: range(2), "step 1: all 2 questions"),
+        (batches, "completion_batch", lambda b, _: without_ends(b), "step 0: .* a mask is wrong"),
+        (
+            groups_of,
+            "make_groups",
+            lambda g, _: [without_end(each) for each in g],
+            "a mask is wrong",
+        ),
+        (losses, "_masked", lambda x, _: x, None),
+    ],
+    ids=["negated", "same questions", "no ends in the batch", "no ends in groups", "nothing"],
+)
+def test_a_run_with_a_fault_planted_in_its_batches_is_ended(
+    tmp_path, monkeypatch, by_length, module, name, change, words
+):
+    """Oracle: by hand: the fault that is planted; exit status 5, nothing saved. Without one the run ends."""
+    planted(monkeypatch, module, name, change)
+    if words is None:
+        reinforced(tmp_path, num_steps=2)
+        return
+    with pytest.raises(BrokenTerm, match=words):
+        reinforced(tmp_path, num_steps=3)
+    assert status_of(lambda: reinforced(tmp_path / "again", num_steps=3)) == 5
+
+
+def without_ends(batch):
+    """A batch whose mask leaves out the last token of each completion."""
+    mask = batch["completion_mask"]
+    return batch | {"completion_mask": mask & np.roll(mask, -1, axis=1)}
+
+
+def without_end(of):
+    """A group whose mask leaves out the last token of each completion."""
+    return of | {"mask": of["mask"] & np.roll(of["mask"], -1, axis=1)}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kl_coef", [0.0, 0.1])
+def test_a_run_whose_rate_moves_no_weight_is_ended(tmp_path, by_length, kl_coef):
+    """Oracle: by hand: a rate of 1e-30 in float32; exit status 5."""
+    fields = dict(optimizer=dict(learning_rate=1e-30), loss=dict(kl_coef=kl_coef), num_steps=5)
+    with pytest.raises(BrokenTerm, match="rl: 3 updates up to step 2 had a gradient and moved no"):
+        reinforced(tmp_path, **fields)
+    assert saved_in(tmp_path) == 2
+
+
+@pytest.mark.slow
+def test_a_run_whose_reference_is_not_finite_names_it(tmp_path, monkeypatch, capsys, by_length):
+    """Oracle: by hand: a reference of NaN; exit status 3, and the word for what it gives to the batch."""
+    stored = grpo.as_reference
+
+    def broken(settings, params):
+        return jax.tree.map(lambda x: x * math.nan, stored(settings, params))
+
+    monkeypatch.setattr(grpo, "as_reference", broken)
+    assert status_of(lambda: reinforced(tmp_path, num_steps=5)) == 3
+    told = capsys.readouterr().err
+    assert "values that are not finite in ref_logprobs of the batch" in told
+    assert "learning rate" not in told
+
+
+@pytest.mark.slow
+def test_a_run_whose_log_probabilities_are_not_finite_names_the_micro_batch(
+    tmp_path, monkeypatch, capsys, by_length
+):
+    """Oracle: by hand: NaN in the row of the second micro-batch alone; exit status 3."""
+    scored = losses.completion_logprobs
+
+    def broken(config, params, batch, **how):
+        logprobs, *others = scored(config, params, batch, **how)
+        # advantages of micro-batch 1 alone hold the row's number
+        return logprobs + jnp.where(batch["prompt_ids"][0, 0] == 1, jnp.nan, 0), *others
+
+    monkeypatch.setattr(losses, "completion_logprobs", broken)
+    made = batches.step_batch
+
+    def marked(*arguments):
+        batch = made(*arguments)
+        batch["prompt_ids"][:, 0] = [0, 1]
+        return batch
+
+    monkeypatch.setattr(batches, "step_batch", marked)
+    assert status_of(lambda: reinforced(tmp_path, num_steps=5, micro_batches=2)) == 3
+    assert "micro-batch 1 of 2" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_rewards_stay_with_their_completions(tmp_path, monkeypatch, by_length):
+    """Oracle: the reward of each completion that an update gets, from its own tokens, decoded here. Rewards
+    that were shifted within their group would show nowhere else.
+    """
+    found = []
+    planted(
+        monkeypatch,
+        groups_of,
+        "update_batches",
+        lambda made, args: found.append((made, args)) or made,
+    )
+    reinforced(tmp_path, num_steps=2)
+    rows = 0
+    for (parts, _), (groups, *_) in found:
+        advantages = np.concatenate([np.asarray(part["advantages"]) for part in parts])
+        ids = np.concatenate([np.asarray(part["completion_ids"]) for part in parts])
+        mask = np.concatenate([np.asarray(part["completion_mask"]) for part in parts])
+        texts = [TOKENIZER.decode(row[kept]) for row, kept in zip(ids, mask, strict=True)]
+        paid = np.float32([len(text) / 10 for text in texts])
+        np.testing.assert_array_equal(
+            np.concatenate([g["parts"]["correct_reasoning"] for g in groups]), paid
+        )
+        for own, rewards in zip(
+            np.split(advantages, len(groups)), np.split(paid, len(groups)), strict=True
+        ):
+            np.testing.assert_array_equal(np.sign(own), np.sign(rewards - rewards.mean()))
+            rows += len(set(rewards)) > 1
+    assert rows
 
 
 @pytest.mark.slow

@@ -15,6 +15,7 @@ from deepseek_jax.checkpoint.store import Store
 from deepseek_jax.files import as_path
 from deepseek_jax.training import loop
 from deepseek_jax.training.metrics import MetricsWriter
+from deepseek_jax.training.optimizer import OptimizerSettings
 from deepseek_jax.training.run import Run
 from deepseek_jax.training.settings import CheckpointSettings, FaultSettings
 from deepseek_jax.training.state import TrainState
@@ -63,6 +64,7 @@ def train(workdir, source=None, **settings):
     should_stop = settings.pop("should_stop", lambda: False)
     settings["checkpoints"] = CheckpointSettings(**settings.pop("checkpoints", {}))
     settings["faults"] = FaultSettings(**settings.pop("faults", {}))
+    settings["optimizer"] = OptimizerSettings(learning_rate=0.1)
     observers = {name: settings.pop(name, None) for name in ("profile", "watchdog")}
     checks = settings.pop("checks", None)
     mesh, needed = settings.pop("mesh", None), settings.pop("flops_per_token", None)
@@ -337,6 +339,7 @@ def test_a_checkpoint_of_another_model_is_refused_and_stays(tmp_path):
         log_every=1,
         checkpoints=CheckpointSettings(),
         faults=FaultSettings(),
+        optimizer=OptimizerSettings(learning_rate=0.1),
     )
     writer = MetricsWriter(tmp_path / "other")
     run = Run(None, tmp_path / "checkpoints", writer, phase="pretrain")
@@ -356,6 +359,7 @@ from types import SimpleNamespace
 from deepseek_jax.parallel import make_mesh, put_batch
 from deepseek_jax.training.loop import train
 from deepseek_jax.training.metrics import MetricsWriter
+from deepseek_jax.training.optimizer import OptimizerSettings
 from deepseek_jax.training.run import Run
 from deepseek_jax.training.settings import CheckpointSettings, FaultSettings
 from deepseek_jax.training.state import TrainState
@@ -384,6 +388,7 @@ def should_stop():
 
 run = Run(mesh, workdir / "checkpoints", MetricsWriter(workdir), should_stop, "pretrain")
 blocks = dict(checkpoints=CheckpointSettings(), faults=FaultSettings())
+blocks |= dict(optimizer=OptimizerSettings(learning_rate=0.1))
 settings = dict(num_steps=40, save_every=99, log_every=39) | blocks
 state = train(SimpleNamespace(**settings), state, train_step, Rows(), run, 0)
 print("final", float(state.params["x"]))

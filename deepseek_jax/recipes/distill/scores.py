@@ -23,8 +23,11 @@ def answer_tasks(sampling: ScoreSettings, tasks: dict, policy: Policy, seed: int
         texts = policy.answer(asked, sampling, n=sampling.samples, seed=seed).texts
         repeated = [example for example in asked for _ in range(sampling.samples)]
         with open_rewards({task.rule: 1.0}) as rewards:
-            right = rewards.score_together(repeated, texts).parts[task.rule]
-        found[name] = right.astype(np.float64).reshape(len(asked), -1).mean(1).tolist()
+            scores = rewards.score_together(repeated, texts)
+        if missing := scores.without_verdict(task.rule):
+            say(f"{name}: {missing}")
+        right = scores.as_wrong(task.rule).astype(np.float64).reshape(len(asked), -1)
+        found[name] = right.mean(1).tolist()
     return found
 
 

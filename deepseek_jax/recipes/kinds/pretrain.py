@@ -88,7 +88,6 @@ def _checks(model: ModelConfig, stage: StageSettings, of_rows):
     if switched_on(stage.mtp_weight):
         why = "no document has a token so far ahead; use longer documents, or set it to 0"
         terms["mtp_loss"] = f"mtp_weight={stage.mtp_weight} trains nothing: {why}"
-    learns_index = model.indexer_loss != "none" and (mtp or not model.num_nextn_predict_layers)
     if model.indexer_loss != "none":
         terms["indexer_loss"] = f"indexer_loss={model.indexer_loss!r} trains nothing"
 
@@ -99,8 +98,7 @@ def _checks(model: ModelConfig, stage: StageSettings, of_rows):
     return Checks(
         terms=LOSS_TERMS | terms,
         before_first=before_first,
-        # The modules have indexers too, which nothing trains while mtp_weight is 0
-        learns=("mtp_",) * mtp + ("indexer",) * learns_index,
+        untrained=() if mtp else ("mtp_",),
         locate=lambda state, batch, rng: of_rows(len(batch["tokens"]))[1].locate(state, batch, rng),
     )
 

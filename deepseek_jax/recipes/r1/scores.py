@@ -113,4 +113,6 @@ def _by_prompt(reward, examples, groups):
         scores = rewards.score_together(
             [example for example in examples for _ in range(size)], joined(groups)
         )
-    return scores.parts[reward].astype(np.float64).reshape(-1, size).mean(1)
+    if missing := scores.without_verdict(reward):
+        say(missing)
+    return scores.as_wrong(reward).astype(np.float64).reshape(-1, size).mean(1)
