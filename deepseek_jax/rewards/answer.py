@@ -39,6 +39,7 @@ SAID = re.compile(
 )
 INVISIBLE = re.compile("[\u00ad\u200b-\u200f\u202a-\u202e\u2060-\u2064\u2066-\u2069\ufeff]+")
 BRACES = re.compile(r"\\boxed\s*\{|\\[{}]|[{}]")
+TAGS = re.compile(r"</?(?:think|answer)>")
 TAGGED = re.compile(r"<answer>((?:(?!<answer>).)*?)</answer>", re.S)
 HASHES = re.compile(r"####\s*([^\n]*)")
 INTRODUCTION = re.compile(r"(?:so,? )?(?:the )?(?:final )?answer(?: is|:)\s*", re.I)

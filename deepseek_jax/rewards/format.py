@@ -5,8 +5,8 @@ summary, which is the text for the reader.
 import unicodedata
 from collections.abc import Mapping
 
+from deepseek_jax.rewards.answer import TAGS as ANY_TAG
 from deepseek_jax.rewards.answer import final_text
-from deepseek_jax.rewards.language import TAGS as ANY_TAG
 
 TAGS = ("<think>", "</think>", "<answer>", "</answer>")
 # Letters and a symbol of Unicode that show nothing: fillers of Hangul and Braille

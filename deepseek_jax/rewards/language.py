@@ -19,11 +19,10 @@ import re
 import unicodedata
 from collections.abc import Mapping
 
-from deepseek_jax.rewards.answer import TAGGED
+from deepseek_jax.rewards.answer import TAGGED, TAGS
 
 # Values of example["language"] -> their script
 LANGUAGES = {"en": "latin", "zh": "han"}
-TAGS = re.compile(r"</?(?:think|answer)>")
 IGNORED = re.compile(
     # Neighbours are one match, so that $we$ $add$ $two$ $numbers$ is a sentence
     r"(?:(?:```.*?(?:```|\Z)|`[^`\n]+`"
