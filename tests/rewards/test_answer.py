@@ -88,7 +88,7 @@ def test_no_answer_is_none(text):
     + ["#### 3\n#### $4"],
 )
 def test_two_answers_that_differ_are_no_answer(text):
-    """Oracle: by hand: a policy that states two would be paid for either."""
+    """Oracle: by hand. The last mark, or the boxed one, counted once: stating two paid for either."""
     assert contradicts(text)
     assert extract_answer(text) is None and marked_answer(text) is None
     assert exact_answer(text, {"question": "?", "answer": "5"}) == 0.0

@@ -112,7 +112,7 @@ CHINESE = list("先把两个数相加再从和里去掉十就得到九这是")
     "language, words, foreign", [("en", ENGLISH, CHINESE), ("zh", CHINESE, ENGLISH)]
 )
 def test_each_foreign_word_lowers_the_share(language, words, foreign):
-    """Oracle: (20 - n) / 20 when n words of 20 are replaced."""
+    """Oracle: (20 - n) / 20 when n of 20 words are replaced. All differ: one that repeats counts once."""
     assert len(set(words)) == len(set(foreign)) == 20
     for n in range(21):
         text = " ".join(foreign[:n] + words[n:])
