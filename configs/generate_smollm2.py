@@ -25,9 +25,9 @@ def get_config(arg=None):
         max_completion_length=48,
         slots=32,
     )
-    c.accuracy = "exact_answer"
+    c.accuracy = "correct"
     # Weight 0: true working is measured alone
-    c.rewards = dict(exact_answer=1.0, correct_working=0.0)
+    c.rewards = dict(correct=1.0, correct_working=0.0)
     c.keep = dict(max_per_prompt=2, near_duplicates=0.9, decontaminate=("held_out",))
-    c.keep.at_least = dict(exact_answer=1.0)
+    c.keep.at_least = dict(correct=1.0)
     return c

@@ -1,86 +1,126 @@
 """Is the final answer right: extract it from the text, then compare numbers as fractions.
 
-A model's text is never evaluated as Python: `number` walks a syntax tree of digits and
-+ - * / ** alone, within caps on length, depth and size. Digits are those of ASCII in every rule: 0 to 9.
-The patterns match any script's, as text, so that no rule reads a 5 in the "٣5" of two scripts.
+A text marks its answer with \boxed{...}, <answer> tags or "####", and may say "the answer is 5". Where two of
+these differ there is no answer: a policy that states two would be paid for either.
 """
 
-import ast
-import operator
 import re
 from collections.abc import Mapping
-from fractions import Fraction
 
-# The longest and deepest expression that is read as a number; others are compared as text
-MAX_CHARS = 100
-MAX_DEPTH = 20
-# The largest numerator or denominator, in intermediate results too
-MAX_BITS = 256
+from deepseek_jax.rewards.number import NUMERAL, SCALES, number, plain
 
-BINARY = {ast.Add: operator.add, ast.Sub: operator.sub}
-BINARY |= {ast.Mult: operator.mul, ast.Div: operator.truediv}
-NUMERAL = r"(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|\.\d+"
 # A minus after a digit, a period or a closing bracket subtracts; elsewhere it is a sign
-LAST_NUMBER = re.compile(rf"(?:(?<![\d.)])(?<![\d.)]\s)-)?(?:{NUMERAL})(?:/\d+)?")
-# A unit in letters follows a space: "72 clips" is 72, "12 cm^2" is 12, and "5x" and "5 x" are no numbers
-UNIT = r"(?![xyz]\b)[a-z][a-z ]*(?:\^\{?[0-9]\}?)?"
-WITH_UNIT = re.compile(rf"([-+]?(?:{NUMERAL}))\s*(?:[%°]|\s{UNIT})?")
-THOUSANDS = re.compile(r"(?<=\d),(?=\d{3}(?!\d))")
-LEADING_ZEROS = re.compile(r"(?<![\d.])0+(?=\d)")
+SIGN = r"(?:(?<![\d.)])(?<![\d.)]\s)(?:[-−–]|(?:minus|negative)\s))?"
+# A number with what changes it: "5 million", "5 or six", "5%", "5²", "5½" and "5万" are not 5
+SCALED = rf"\s(?:(?:or|plus|minus|times|point)\s|and\sa\s)?(?:{'|'.join(sorted(SCALES))}|percent)\b"
+GLUED = r"[⁰¹²³⁴-⁹¼-¾⅐-⅞]+|\^\{?\d+|\s?(?-i:[kKMB])\b|\s?(?:[百万亿]|千(?![克米]))"
+CHANGED = rf"(?:\$?(?:\s?\\?[%‰]|{GLUED}|{SCALED}))?"
+FRACTION = r"\\[dt]?frac\{\d+\}\{\d+\}"
+STATED_NUMBER = rf"{SIGN}(?:{FRACTION}|(?:{NUMERAL})(?:/\d+)?){CHANGED}"
+LAST_NUMBER = re.compile(STATED_NUMBER, re.I)
+# What makes the number after it a part of something else: 2 + 3, 4 or 5, [4, 5], x_5, \sqrt{5}, not 5
+BLANKS = r"[^\S\n]*"
+OPERATION = rf"[\d)}}]\$?{BLANKS}(?:[-−–+*/×÷·^~x]|(?:or|and|to|plus|minus|times|over)\b){BLANKS}"
+LIST = rf"[\[({{][^\n\[\](){{}}=a-z]+,{BLANKS}"
+WORDS_BEFORE = r"(?:\b(?:not|minus|negative|than|twice|half of)|n['’]t)\s"
+PART = re.compile(
+    rf"(?:(?:{OPERATION}|{LIST}|{WORDS_BEFORE}|[≠≤≥±√]{BLANKS}|\\(?:neq?|pm){BLANKS})[$(\\]*"
+    r"|\d(?:[:,]|\*\*)|[a-z_√^¼-¾⅐-⅞]\(?|[_^√]\{|\\sqrt(?:\[\d\])?\{)$",
+    re.I,
+)
+# "The answer is 5", and not "the answer is 5x", "is 5 + 3" or "is 5 times 3"
+ADVERBS = "now|actually|really|therefore|thus|simply|just|indeed|then|instead|exactly|clearly"
+SAID = re.compile(
+    rf"\banswer(?:\s(?:is|was|equals|should be|must be)|\s?[:=])[:*]{{0,3}}\s?(?:(?:{ADVERBS})[,:]?\s)?"
+    rf"(?:[^=\n.]{{1,40}}=)?[\s$*\"'(\\]{{0,6}}({STATED_NUMBER})"
+    r"(?![\w^_(\[{]|[.,]\d|\s*(?:[+/=^_×÷]|-\s*\d|\*(?!\*)|\\(?![)\]]))"
+    r"|\s(?:times|plus|minus|over|divided|multiplied|and|or|to|by|[a-z])\b)",
+    re.I,
+)
+INVISIBLE = re.compile("[\u00ad\u200b-\u200f\u202a-\u202e\u2060-\u2064\u2066-\u2069\ufeff]+")
 BRACES = re.compile(r"\\boxed\s*\{|\\[{}]|[{}]")
-# LaTeX that changes how an answer looks and not what it is: words in a font, spaces, "1{,}000"
-WORDS = re.compile(r"\\(?:text|textbf|textit|textrm|mathrm|mathbf|mbox)\s*\{([^{}]*)\}")
-SPACES = re.compile(r"\\[,:; ]|~")
+TAGS = re.compile(r"</?(?:think|answer)>")
+TAGGED = re.compile(r"<answer>((?:(?!<answer>).)*?)</answer>", re.S)
+HASHES = re.compile(r"####\s*([^\n]*)")
+INTRODUCTION = re.compile(r"(?:so,? )?(?:the )?(?:final )?answer(?: is|:)\s*", re.I)
 CHOICE = re.compile(r"\(\s*([a-z])\s*\)")
+# What two spellings of one formula may differ by
+LOOKS = re.compile(r"(?<=\\)[dt](?=frac)|[\s{}]")
 
 
 def extract_answer(text: str):
-    """The final answer that `text` states (str), or None if it states none.
+    """The final answer that `text` states (str), or None if it states none, or two that differ.
 
-    A marked answer, see `marked_answer`; else the last number. Text before a last `</think>` is
-    working, and no answer is read from it.
+    A marked answer, see `marked_answer`; else N where it says "the answer is N"; else the last number, unless
+    that is a part of something else, as 5 is of "4 or 5", "10 - 5" and "[4, 5]". Text before a last
+    `</think>` is working, and no answer is read from it.
     """
-    marked = marked_answer(text)
-    if marked is not None:
-        return marked
-    numbers = LAST_NUMBER.findall(final_text(text))
-    return numbers[-1] if numbers else None
+    text = final_text(text)
+    stated = stated_answers(text)
+    if stated:
+        return None if _differ(stated) else stated[0]
+    last = last_number(text)
+    return None if last is None or is_part(text, last.start()) else last.group()
+
+
+def stated_answers(text: str):
+    """The marked answers of `text`, then the numbers N that it gives as "the answer is N"; a list of str."""
+    return _marks(text) + [match[1] for match in SAID.finditer(text)]
+
+
+def is_part(text: str, start: int):
+    """Is what begins at `start` a part of something else, as the 5 of "10 - 5", "4 or 5" and "not 5" is?"""
+    return PART.search(text[max(0, start - 40) : start]) is not None
+
+
+def last_number(text: str):
+    """The match of the last number in `text` with what changes it, such as a "million"; None without one."""
+    last = None
+    for last in LAST_NUMBER.finditer(text):  # noqa: B007
+        pass
+    return last
 
 
 def final_text(text: str):
-    """The text after the last `</think>` (all of it without one), up to a `<think>` that nothing closes.
+    """The text after the last `</think>` (all of it without one), up to a `<think>` that nothing closes,
+    without zero-width characters.
 
     THE rule of every reward that reads an answer: an answer within the thinking earns nothing.
     """
-    return text.rpartition("</think>")[2].partition("<think>")[0]
+    # Else the 5 of a 15 with a zero-width space in it were a number
+    return INVISIBLE.sub("", text.rpartition("</think>")[2].partition("<think>")[0])
+
+
+def closed_text(text: str):
+    """The text without a thought that nothing closes: the length limit may have cut it."""
+    thought, end, answer = text.rpartition("</think>")
+    return thought + end + answer.partition("<think>")[0]
 
 
 def marked_answer(text: str):
-    r"""The answer that `text` marks as such (str), or None.
+    r"""The answer that `text` marks as such (str), or None; None too where it states two that differ.
 
     In this order: the last complete \boxed{...}, the last <answer>...</answer>, and the rest of the
     line after the last "####" (GSM8K, arXiv:2110.14168). Linear in the length of the text.
     """
     text = final_text(text)
-    end = text.rfind("</answer>")
-    # Without "</answer>" the search is in an empty text: an end of -1 would mean the last character
-    start = text.rfind("<answer>", 0, max(end, 0))
-    candidates = [
-        _last_boxed(text),
-        text[start + len("<answer>") : end] if start >= 0 else None,
-        text.rpartition("####")[2].lstrip().partition("\n")[0] if "####" in text else None,
-    ]
-    return next((c.strip() for c in candidates if c and c.strip()), None)
+    marks = _marks(text)
+    return marks[0] if marks and not _differ(stated_answers(text)) else None
+
+
+def contradicts(text: str):
+    """Does `text` state two different answers, marked or as "the answer is 5", outside of its thought?"""
+    return _differ(stated_answers(final_text(text)))
 
 
 def exact_answer(completion: str, example: Mapping):
     """1.0 if the final answer of `completion` equals that of example["answer"], else 0.0.
 
     Numbers are equal as fractions, other answers as text; see `same_answer`. An expression counts
-    as its value: an answer of `2 + 3` is right where 5 is.
+    as its value: an answer of `2 + 3` is right where 5 is. `arithmetic.correct` asks for a number.
     """
-    answer = extract_answer(completion)
-    return float(answer is not None and same_answer(answer, gold_answer(example)))
+    answer, gold = extract_answer(completion), gold_answer(example)
+    return float(answer is not None and same_answer(answer, gold, example.get("question")))
 
 
 def gold_answer(example: Mapping):
@@ -89,96 +129,64 @@ def gold_answer(example: Mapping):
     Raises ValueError where it is absent or empty: every completion would be wrong.
     """
     gold = str(example.get("answer", ""))
-    gold = marked_answer(gold) or gold.strip()
-    if not _plain(gold):
+    gold = next(iter(_marks(final_text(gold))), gold.strip())
+    if not plain(gold):
         raise ValueError(f"{example.get('question')!r} has an empty answer; correct the data.")
     return gold
 
 
-def same_answer(answer: str, gold: str):
+def same_answer(answer: str, gold: str, question: str | None = None):
     r"""Are two answers equal: as numbers if both are numbers, else as text, without regard to case, spaces,
     dollar signs, a final period, LaTeX's \text{...} and parentheses around a choice such as (A)?
+
+    A % counts, so 5% is not 5, unless the question or the gold answer has one too.
     """
+    if in_percent(gold, question):
+        answer, gold = (plain(x).replace("%", "") for x in (answer, gold))
     key = answer_key(answer)
     # An empty answer equals nothing, not even another empty one
     return key == answer_key(gold) != ""
 
 
+def in_percent(gold: str, question: str | None):
+    """Does the gold answer or the question have a % or a "percent"?"""
+    return "%" in plain(gold) or "%" in plain(str(question))
+
+
 def answer_key(answer: str):
     """A Fraction or a str that equal answers share, see `same_answer`; to compare and to count."""
-    plain = _plain(answer)
-    value = number(plain)
-    return plain if value is None else value
-
-
-def number(text: str):
-    r"""Read `text` exactly, as a Fraction: "1,234", "$5", "0.5", "1/2", "2 * (3 + 4)", "72 clips", and in
-    LaTeX "1{,}234" and "12 \text{ cm}".
-
-    Returns None if it is not a number, or exceeds a cap of this module.
-    """
-    if len(text) > MAX_CHARS:
-        return None
-    text = _plain(text)
-    unit = WITH_UNIT.fullmatch(text)
-    # A numeral with leading zeros is a syntax error in Python
-    text = LEADING_ZEROS.sub("", THOUSANDS.sub("", unit[1] if unit else text))
-    if not re.fullmatch(r"[0-9+\-*/(). ]+", text):
-        return None
-    try:
-        return _walk(ast.parse(text.strip(), mode="eval").body, text.strip(), MAX_DEPTH)
-    # Not an expression, or past a cap
-    except (SyntaxError, ValueError, ZeroDivisionError):
-        return None
-
-
-def _walk(node, text, depth):
-    """The value of a syntax tree; ValueError for anything but capped arithmetic."""
-    if depth == 0:
-        raise ValueError("too deep")
-    if isinstance(node, ast.Constant):
-        # From the digits as written: the tree holds 0.1 as a float, which is not exactly 0.1
-        value = Fraction(ast.get_source_segment(text, node).rstrip("."))
-    elif isinstance(node, ast.UnaryOp) and isinstance(node.op, (ast.UAdd, ast.USub)):
-        value = _walk(node.operand, text, depth - 1)
-        value = -value if isinstance(node.op, ast.USub) else value
-    elif isinstance(node, ast.BinOp):
-        left, right = (_walk(x, text, depth - 1) for x in (node.left, node.right))
-        if isinstance(node.op, ast.Pow):
-            value = _power(left, right)
-        elif type(node.op) in BINARY:
-            value = BINARY[type(node.op)](left, right)
-        else:
-            raise ValueError("no arithmetic")
-    else:
-        raise ValueError("no arithmetic")
-    # Checked afterwards: + - * / at most about double the bits of capped numbers; _power checks before
-    if _bits(value) > MAX_BITS:
-        raise ValueError("too big")
-    return value
-
-
-def _power(base, exponent):
-    """base ** exponent, checked before it is computed: 9**9**9 would fill the memory."""
-    if exponent.denominator != 1 or abs(exponent) * _bits(base) > MAX_BITS:
-        raise ValueError("too big")
-    return base**exponent.numerator
-
-
-def _bits(value):
-    return max(value.numerator.bit_length(), value.denominator.bit_length())
-
-
-def _plain(text):
-    text = re.sub(r"\\?[$£€]", "", text.replace("\\%", "%").replace("{,}", ",").replace("\\!", ""))
-    text = " ".join(SPACES.sub(" ", WORDS.sub(r" \1 ", text)).lower().split()).rstrip(".").strip()
+    text = plain(answer)
+    value = number(text)
+    if value is not None:
+        return f"{value}%" if "%" in text else value
     choice = CHOICE.fullmatch(text)
     return choice[1] if choice else text
 
 
-def _last_boxed(text):
-    """The content of the last \\boxed{...} whose braces close, in one pass, or None."""
-    open_braces, last = [], None
+def _marks(text):
+    """The marked answers of `text`, in the order of marked_answer, the last of each kind first."""
+    boxed = [text[start:end] for start, end in _boxes(text)]
+    # The answer of tags around a box is the box
+    tagged = [tagged for tagged in TAGGED.findall(text) if not _boxes(tagged)]
+    tagged = [INTRODUCTION.sub("", each.strip(), count=1) for each in tagged]
+    lines = [(m[1].partition("</answer>")[0], m.end()) for m in HASHES.finditer(text)]
+    # A heading of Markdown, "#### Step 1", is an answer only if there is no other mark
+    end = len(text.rstrip())
+    hashed = [line for line, place in lines if number(line) is not None or place >= end]
+    marks = [mark.strip() for kind in (boxed, tagged, hashed) for mark in reversed(kind)]
+    marks = [mark for mark in marks if mark]
+    return marks or [line.strip() for line, _ in lines[-1:] if line.strip()]
+
+
+def _differ(answers):
+    """Are these more than one answer? x = 5 and 5 are one, and so are 5% and 5."""
+    keys = {answer_key(answer.replace("%", "").rpartition("=")[2]) for answer in set(answers)}
+    return len({LOOKS.sub("", key) if isinstance(key, str) else key for key in keys}) > 1
+
+
+def _boxes(text):
+    """(start, end) of the contents of each complete \\boxed{...} that is in no other one, in one pass."""
+    open_braces, boxes = [], []
     for match in BRACES.finditer(text):
         token = match.group()
         # Escaped braces match too, so that they are passed over: they neither open nor close
@@ -188,5 +196,8 @@ def _last_boxed(text):
             open_braces.append(None)
         elif token == "}" and open_braces:
             start = open_braces.pop()
-            last = (start, match.start()) if start is not None else last
-    return text[slice(*last)] if last else None
+            if start is not None:
+                while boxes and boxes[-1][0] > start:
+                    boxes.pop()
+                boxes.append((start, match.start()))
+    return boxes

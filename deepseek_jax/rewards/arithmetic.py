@@ -11,32 +11,33 @@ import re
 from collections import Counter
 from collections.abc import Mapping
 
-from deepseek_jax.rewards.answer import final_text, gold_answer, number
+from deepseek_jax.rewards.answer import (
+    closed_text,
+    exact_answer,
+    extract_answer,
+    gold_answer,
+)
+from deepseek_jax.rewards.equations import NUMBER, adds_nothing, equations, repeats
+from deepseek_jax.rewards.number import is_numeral, number
 
-# A longer number is not read as an answer
-MAX_DIGITS = 30
-# A minus after a digit subtracts
-SIGN = r"(?:(?<!\d)(?<!\d\s)-)?"
-NUMBER = rf"{SIGN}(?:\d{{1,3}}(?:,\d{{3}})+(?!\d)|\d+)(?:\.\d+)?"
 NUMBERS = re.compile(NUMBER)
 STEP = re.compile(r"(-?[0-9]{1,30})\s*([-+*])\s*(-?[0-9]{1,30})\s*=\s*(-?[0-9]{1,30})")
 FINAL_ANSWER = re.compile(
     r"(?:^|[\s;,.])(?:(?:so,? )?the (?:final )?answer is|(?:final )?answer:|a:)\s*(-?\d+)$", re.I
 )
-# An x that begins a word is no multiplication sign
-TOKEN = re.compile(rf"(?P<number>\$?{NUMBER})|(?P<operator>[-+*/×÷=]|x(?![a-z]))|(?P<other>\n|\S)")
 EXPRESSION = re.compile(rf"{NUMBER}(?:\s*[-+*/]\s*{NUMBER})+")
-# The dash of a list item is no minus: "- 8 + 3 = 11" is a true equation
-BULLET = re.compile(r"^[ \t]*[-*] ", re.M)
 
 
 def correct(completion: str, example: Mapping):
-    """1.0 if the last number in `completion` is example["answer"], an integer; else 0.0.
+    """1.0 if the answer in `completion` is the number example["answer"], an integer; else 0.0.
 
-    The number is read as every rule reads an answer, see answer.final_text: one in a thought, closed or not,
-    is none. Raises ValueError if the answer is not an integer.
+    The answer is read as exact_answer reads it, see answer.extract_answer. It has to be a number, with or
+    without a unit: `2 + 3`, the question copied, is no answer. Raises ValueError if example["answer"] is not
+    an integer.
     """
-    return float(_last_integer(final_text(completion)) == _answer(example))
+    check_integer(example)
+    answer = extract_answer(completion)
+    return float(answer is not None and is_numeral(answer) and exact_answer(completion, example))
 
 
 def check_integer(example: Mapping):
@@ -87,13 +88,11 @@ def correct_working(completion: str, example: Mapping):
     An equation: numbers and + - * / (also x × ÷) on the left of one or more `=`. There is at least
     one; every one is true; one ends in the answer; and their left sides together have the
     question's numbers, each as often as the question. Operators as in `correct_reasoning`.
+    Equations in an open thought, those that add nothing (`5 + 0 = 5`) and repeated ones do not count.
     """
     if not correct(completion, example):
         return 0.0
-    true = _true_equations(completion)
-    if not true:
-        return 0.0
-    left, results = true
+    left, results = _working(completion, example)
     used = Counter(number(token) for token in left if token[-1].isdigit())
     # Not ==: an intermediate result stands on the left of the next equation, as 11 in 11 + 5 = 16
     complete = used >= Counter(_operands(example)) and _answer(example) in results
@@ -104,51 +103,33 @@ def true_equations(completion: str, example: Mapping):
     """1.0 if `completion` states equations, every one true, on a number of the question; else 0.0.
 
     It does not check that the answer is right: a part of the reward where right answers are rare.
+    The equations that do not count for correct_working do not count here.
     """
-    true = _true_equations(completion)
-    if not true:
-        return 0.0
-    used = {number(token) for token in true[0] if token[-1].isdigit()}
+    left, _ = _working(completion, example)
+    used = {number(token) for token in left if token[-1].isdigit()}
     return float(not used.isdisjoint(_operands(example)))
 
 
-def _true_equations(text):
-    """(tokens of the equations' left sides, their results); None if one is false or there are none."""
-    equations = _equations(text)
-    values = [[number("".join(side)) for side in sides] for sides in equations]
-    if not equations or any(None in sides or len(set(sides)) > 1 for sides in values):
-        return None
-    left = [token for sides in equations for side in sides[:-1] for token in side]
-    return left, [sides[-1] for sides in values]
-
-
-def _equations(text):
-    """The equations in `text`: each a list of its sides, each side a list of tokens. Linear in time."""
-    runs, run = [], []
-    # The newline ends the last run
-    for match in TOKEN.finditer(BULLET.sub("", text) + "\n"):
-        token, kind = match.group(), match.lastgroup
-        # Other text ends a run, and so does a number right after a number
-        if kind == "other" or (kind == "number" and run and run[-1][-1].isdigit()):
-            runs.append(run)
-            run = []
-        if kind == "number":
-            run.append(token.removeprefix("$"))
-        elif kind == "operator":
-            run.append({"×": "*", "x": "*", "÷": "/"}.get(token, token))
-    equations = []
-    for run in runs:
-        # Words cut a run off after an operator: "so 3 + 4 = ?", "7 - that is"
-        while run and not run[-1][-1].isdigit():
-            run.pop()
-        sides = [[]]
-        for token in run:
-            sides.append([]) if token == "=" else sides[-1].append(token)
-        # A left side without an operation (7 = 7) shows no working. A run that starts with an operator
-        # continues an expression that this parser did not read
-        if len(sides) > 1 and len(sides[0]) > 1 and sides[0][0][-1].isdigit():
-            equations.append(sides)
-    return equations
+def _working(completion, example):
+    """(tokens of left sides, results) of the equations in `completion` that show working; ([], []) if an
+    equation is false.
+    """
+    stated = equations(closed_text(completion))
+    values = [[number("".join(side)) for side in sides] for sides in stated]
+    if any(None in sides or len(set(sides)) > 1 for sides in values):
+        return [], []
+    operands = Counter(_operands(example))
+    known, seen, left, results = operands.copy(), Counter(), [], []
+    for sides, (*_, result) in zip(stated, values, strict=True):
+        tokens = [x for side in sides[:-1] if not adds_nothing(side, known) for x in side]
+        # 3 + 2 = 5 repeats 2 + 3 = 5
+        terms = (result, *sorted(str(number(x)) if x[-1].isdigit() else x for x in tokens))
+        seen[terms] += 1
+        if tokens and seen[terms] <= repeats(tokens, operands):
+            left += tokens
+            results.append(result)
+            known[result] += 1
+    return left, results
 
 
 def _answer(example):
@@ -170,15 +151,6 @@ def _chain_operands(example):
             "example['operands'], or use the reward correct_working."
         )
     return operands
-
-
-def _last_integer(text):
-    last = None
-    for last in NUMBERS.finditer(text):  # noqa: B007
-        pass
-    if last is None or sum(map(str.isdigit, last.group())) > MAX_DIGITS:
-        return None
-    return number(last.group())
 
 
 def _operands(example):

@@ -2,19 +2,22 @@
 summary, which is the text for the reader.
 """
 
+import unicodedata
 from collections.abc import Mapping
 
+from deepseek_jax.rewards.answer import TAGS as ANY_TAG
 from deepseek_jax.rewards.answer import final_text
-from deepseek_jax.rewards.language import TAGS as ANY_TAG
 
 TAGS = ("<think>", "</think>", "<answer>", "</answer>")
+# Letters and a symbol of Unicode that show nothing: fillers of Hangul and Braille
+BLANK = frozenset("\u115f\u1160\u3164\uffa0\u2800")
 
 
 def think_answer_format(completion: str, example: Mapping):
     """1.0 if `completion` is <think> ... </think> <answer> ... </answer>, else 0.0.
 
-    Each tag exactly once and in this order, text inside both pairs, and only white space outside
-    them. `example` is not read: every reward takes one.
+    Each tag exactly once and in this order, text that a reader sees inside both pairs, and only white space
+    outside them. `example` is not read: every reward takes one.
     """
     if any(completion.count(tag) != 1 for tag in TAGS):
         return 0.0
@@ -26,7 +29,12 @@ def think_answer_format(completion: str, example: Mapping):
             return 0.0
         pieces.append(piece.strip())
     before, thought, between, answer = pieces
-    return float(bool(thought and answer) and not (before or between or rest.strip()))
+    return float(shows(thought) and shows(answer) and not (before or between or rest.strip()))
+
+
+def shows(text: str):
+    """Does `text` show a letter, a digit or a sign? Zero-width characters show nothing."""
+    return any(unicodedata.category(c)[0] in "LNPS" and c not in BLANK for c in text)
 
 
 def summary(completion: str):

@@ -8,24 +8,29 @@ The paper does not say what a word is. Here it is:
   English word would outweigh a sentence; 10 characters are about 7 English words.
 - other scripts are foreign to both: a run of letters is a word, or a character where the script
   writes no spaces (kana, Thai, Lao, Burmese, Khmer).
+Words that repeat count once: one word 500 times would else outweigh a thought in another language.
 Not words: LaTeX and $...$, code, tags, numbers and letters that touch a digit or underscore (x1, 5km),
-single Latin or Greek letters, and function names such as sin.
+single Latin or Greek letters, and function names such as sin. But a sentence counts wherever it stands,
+or a policy would think there: within mathematics and code four Latin words in a row and every word of
+another script, and outside of the thought four or more foreign words.
 """
 
 import re
 import unicodedata
 from collections.abc import Mapping
 
+from deepseek_jax.rewards.answer import TAGGED, TAGS
+
 # Values of example["language"] -> their script
 LANGUAGES = {"en": "latin", "zh": "han"}
-TAGS = re.compile(r"</?(?:think|answer)>")
 IGNORED = re.compile(
-    r"```.*?(?:```|\Z)|`[^`\n]+`"
+    # Neighbours are one match, so that $we$ $add$ $two$ $numbers$ is a sentence
+    r"(?:(?:```.*?(?:```|\Z)|`[^`\n]+`"
     # A match may not cross another opening mark of its kind: unclosed marks then cost linear time
     r"|\$\$[^$]+\$\$|\\\[(?:(?!\\\[).)*?\\\]|\\\((?:(?!\\\().)*?\\\)"
     r"|\\begin\{(\w+\*?)\}(?:(?!\\begin\{).)*?\\end\{\1\}"
     # A dollar sign before a digit or after a space closes no formula: "$5 and then $6" is prose
-    r"|\$(?![\s$])[^$\n]*(?<!\s)\$(?!\d)|\\[A-Za-z]+",
+    r"|\$(?![\s$])[^$\n]*(?<!\s)\$(?!\d)|\\[A-Za-z]+)[\s,.]*)+",
     re.S,
 )
 LATIN = r"A-Za-z\u00aa\u00ba\u00c0-\u00d6\u00d8-\u00f6\u00f8-\u02af\u1e00-\u1eff"
@@ -37,27 +42,39 @@ WORD = re.compile(
     rf"|(?P<unspaced>[{UNSPACED}])|(?P<other>(?:(?![{LATIN}{HAN}{UNSPACED}])[^\W\d_])+)"
 )
 VARIABLE = re.compile(rf"[{LATIN}\u0370-\u03ff]")
+# Fewer words in a row are names in a formula; fewer outside of the thought are no thought
+SENTENCE = 4
+NAME = rf"[{LATIN}'\u2019]{{2,}}+"
+IN_A_ROW = re.compile(rf"(?<![{LATIN}'\u2019]){NAME}(?:[\s,;:]+{NAME}){{{SENTENCE - 1},}}")
+# Marks of formulas and code, and the ends of one \text{...} before the next
+MARKS = re.compile(r"(?:\}\s*)?\\(?:text|mathrm|mbox)[a-z]*\s*\{|[$`]|\\[()\[\]]")
+# Commands, and what programs say in words, part a row
+KEYWORDS = re.compile(
+    r"\\[A-Za-z]+|\b(?:from|import|for|in|if|is|not|and|or|return|def|class|while|else|elif|as|with)\b"
+)
 FUNCTIONS = frozenset("sin cos tan log ln exp lim max min mod gcd lcm sqrt".split())
 
 
 def language_consistency(completion: str, example: Mapping):
     """Share of the words of the chain of thought that are in example["language"], in [0, 1].
 
-    0.0 where it has no words: a 1.0 would pay a policy for not thinking, or for thinking in code.
+    0.0 where it has no words: a 1.0 would pay a policy for not thinking. Text outside of the thought lowers
+    the share where it is foreign, unless it is the answer: in <answer> tags without a box, or equal to
+    example["answer"].
     Raises ValueError where the language is absent or unknown.
     """
     check_language(example)
-    return language_share(chain_of_thought(completion), example["language"])
+    return _consistency(completion, example, example["language"])
 
 
 def language_consistency_en(completion: str, example: Mapping):
     """`language_consistency` with English as the target; the example's language is not read."""
-    return language_share(chain_of_thought(completion), "en")
+    return _consistency(completion, example, "en")
 
 
 def language_consistency_zh(completion: str, example: Mapping):
     """`language_consistency` with Chinese as the target; the example's language is not read."""
-    return language_share(chain_of_thought(completion), "zh")
+    return _consistency(completion, example, "zh")
 
 
 def check_language(example: Mapping):
@@ -84,14 +101,50 @@ def chain_of_thought(completion: str):
 
 
 def language_share(text: str, language: str):
-    """Words of `language`, a key of LANGUAGES, over all words of `text`; 0.0 without words."""
+    """Words of `language`, a key of LANGUAGES, over all words of `text`, each once; 0.0 without words."""
+    return _share(_words(text), language)
+
+
+def _consistency(completion, example, language):
+    thought = _words(chain_of_thought(completion))
+    foreign = {
+        word for word in _words(_outside(completion, example)) if word[0] != LANGUAGES[language]
+    }
+    if not thought or len(foreign) < SENTENCE:
+        return _share(thought, language)
+    return _share(thought | foreign, language)
+
+
+def _outside(completion, example):
+    """The text before and after the thought, without the answer."""
+    thought, closed, after = completion.rpartition("</think>")
+    before, opened, _ = (thought if closed else after).partition("<think>")
+    # Where the answer is a box, what stands beside it in the tags is text
+    after = TAGGED.sub(lambda m: m[1] if "\\boxed" in m[1] else " ", after) if closed else ""
+    answer = str(example.get("answer", ""))
+    return (before if opened else "") + " " + (after.replace(answer, " ") if answer else after)
+
+
+def _share(words, language):
+    target = sum(script == LANGUAGES[language] for script, _ in words)
+    return target / len(words) if words else 0.0
+
+
+def _words(text):
+    """The distinct words of `text`, a set of (script, word in small letters)."""
     # NFKC writes full-width letters as ordinary ones
-    text = IGNORED.sub(" ", TAGS.sub(" ", unicodedata.normalize("NFKC", text)))
-    target = total = 0
+    text = IGNORED.sub(_sentences, TAGS.sub(" ", unicodedata.normalize("NFKC", text)))
+    words = set()
     for match in WORD.finditer(text):
         word, script = match.group(), match.lastgroup
-        if script == "ignored" or VARIABLE.fullmatch(word) or word in FUNCTIONS:
-            continue
-        total += 1
-        target += script == LANGUAGES[language]
-    return target / total if total else 0.0
+        if script != "ignored" and not VARIABLE.fullmatch(word) and word not in FUNCTIONS:
+            words.add((script, word.casefold()))
+    return words
+
+
+def _sentences(ignored):
+    """What counts of mathematics and code: words of other scripts, and Latin ones of which many follow."""
+    text = ignored.group()
+    foreign = [m.group() for m in WORD.finditer(text) if m.lastgroup not in ("latin", "ignored")]
+    rows = IN_A_ROW.findall(KEYWORDS.sub("|", MARKS.sub(" ", text)))
+    return f" {' '.join(foreign + rows)} "

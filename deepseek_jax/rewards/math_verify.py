@@ -7,12 +7,26 @@ answer such as 9^{9^{9^9}} to sympy. So it runs in processes that import no jax 
 import importlib.util
 import logging
 import math
+import re
 import signal
 from collections.abc import Sequence
 
-from deepseek_jax.rewards.answer import final_text, gold_answer, marked_answer, same_answer
+from deepseek_jax.rewards.answer import (
+    extract_answer,
+    final_text,
+    gold_answer,
+    is_part,
+    last_number,
+    marked_answer,
+    same_answer,
+    stated_answers,
+)
+from deepseek_jax.rewards.latex import readable
 from deepseek_jax.rewards.workers import WorkerPool
 
+# $...$, \(...\) and \[...\], each without another opening mark of its kind: the search is linear
+FORMULA = re.compile(r"\$\$?([^$]+)\$|\\\(((?:(?!\\\().)+?)\\\)|\\\[((?:(?!\\\[).)+?)\\\]", re.S)
+DIGIT = re.compile(r"\d")
 # Answers to which batch_limit_seconds applies
 BATCH = 256
 
@@ -49,26 +63,60 @@ class MathVerifier(WorkerPool):
         self.batch_limit_seconds = batch_limit_seconds
         self.timeouts = 0
 
-    def score(self, golds: Sequence[str], completions: Sequence[str]):
+    def score(
+        self,
+        golds: Sequence[str],
+        completions: Sequence[str],
+        questions: Sequence[str | None] | None = None,
+    ):
         r"""Compare each completion's answer with its gold answer.
 
-        golds, completions: lists of str. A completion's answer is the one it marks (\boxed{...},
-        <answer>, ####), else whatever math-verify reads after its last </think>.
+        golds, completions: lists of str. questions: where one asks for a percentage, a % after a number does
+        not count. A completion's answer is the one it marks (\boxed{...}, <answer>, ####), else its last
+        formula or number, see answer.extract_answer. Only what math-verify reads in full is compared, see
+        latex.readable: the rest is wrong, and so are two answers that differ.
         Returns a list of float: 1.0 equal, 0.0 not, NaN without a verdict (see `timeouts`).
         """
         scores, pairs = {}, {}
-        for i, (gold, completion) in enumerate(zip(golds, completions, strict=True)):
-            gold, answer = gold_answer(dict(answer=gold)), marked_answer(completion)
-            # Also for answers that math-verify cannot read, such as the option A
-            if answer is not None and same_answer(answer, gold):
-                scores[i] = 1.0
+        rows = zip(golds, completions, questions or [None] * len(golds), strict=True)
+        for i, (gold, completion, question) in enumerate(rows):
+            gold = gold_answer(dict(answer=gold))
+            verdict, answer = _first_look(completion, gold, question)
+            if answer is None:
+                scores[i] = verdict
             else:
-                answer = final_text(completion) if answer is None else _as_math(answer)
                 pairs[i] = (_as_math(gold), answer, self.time_limit_seconds)
         verdicts = self.run(pairs, self.batch_limit_seconds * math.ceil(len(pairs) / BATCH))
         scores |= {i: verdicts.get(i, math.nan) for i in pairs}
         self.timeouts += sum(map(math.isnan, scores.values()))
         return [scores[i] for i in range(len(scores))]
+
+
+def _first_look(completion, gold, question):
+    """(1.0 or 0.0, None) where no mathematics is needed, else (None, the formula for math-verify)."""
+    answer = marked_answer(completion) or _unmarked_answer(completion, gold)
+    if answer is None:
+        return 0.0, None
+    # Also for answers that math-verify cannot read, such as the option A
+    if same_answer(answer, gold, question):
+        return 1.0, None
+    formula = readable(answer, gold, question)
+    return (0.0, None) if formula is None else (None, _as_math(formula))
+
+
+def _unmarked_answer(completion, gold):
+    r"""The last formula, such as $\frac{\sqrt{3}}{2}$, if no number follows it; else as extract_answer."""
+    text = final_text(completion)
+    last, formula = last_number(text), None
+    for formula in FORMULA.finditer(text):  # noqa: B007
+        pass
+    if stated_answers(text) or not formula or (last and last.end() > formula.end()):
+        return extract_answer(completion)
+    content = next(filter(None, formula.groups()))
+    # "5 toys in $x$ hours"
+    if DIGIT.search(gold) and not DIGIT.search(content):
+        return extract_answer(completion)
+    return None if is_part(text, formula.start()) else content
 
 
 class _TimeLimit(BaseException):

@@ -19,11 +19,12 @@ class Rule(NamedTuple):
 
     score(completion: str, example: Mapping) -> float. check(example) raises ValueError for an example that
     the rule cannot score. reading: None where answers cannot vote, such as programs. verifier: in place of
-    score, a class whose score(list of example[field], completions) scores a batch in a pool of workers.
+    score, a class that scores a batch in a pool of workers, with score(values, completions, *more): the
+    examples' values of the first of `fields`, and, after the completions, those of the others.
     """
 
     score: Callable | None = None
     check: Callable | None = None
     reading: Reading | None = None
     verifier: Callable | None = None
-    field: str = "answer"
+    fields: tuple[str, ...] = ("answer",)

@@ -171,8 +171,10 @@ class Rewards:
         texts = {row: completions[row] for row in rows}
         fit = [row for row, text in texts.items() if len(text) <= MAX_CHARS]
         if name in self._verifiers:
-            asked = [examples[row][self._rules[name].field] for row in fit]
-            values = self._verifiers[name].score(asked, [texts[row] for row in fit])
+            first, *more = (
+                [examples[row].get(field) for row in fit] for field in self._rules[name].fields
+            )
+            values = self._verifiers[name].score(first, [texts[row] for row in fit], *more)
         else:
             values = [_call(self._rules[name].score, texts[row], examples[row]) for row in fit]
         values = dict(zip(fit, values, strict=True))

@@ -8,7 +8,7 @@ by computing it from the text alone.
 import re
 from itertools import product
 
-from deepseek_jax.rewards.answer import number
+from deepseek_jax.rewards.number import number
 from deepseek_jax.worlds.arithmetic import corpus as arithmetic
 from deepseek_jax.worlds.arithmetic import tasks
 from deepseek_jax.worlds.bilingual import puzzles as bilingual_puzzles

@@ -4,29 +4,55 @@ from fractions import Fraction
 
 import pytest
 
-from deepseek_jax.rewards.answer import exact_answer, extract_answer, marked_answer, number
+from deepseek_jax.rewards.answer import (
+    answer_key,
+    contradicts,
+    exact_answer,
+    extract_answer,
+    marked_answer,
+    number,
+    same_answer,
+)
+from tests.rewards.forms import forms
 
 
 @pytest.mark.parametrize(
     "text, want",
     [
         (r"so the sum is \boxed{5}.", "5"),
-        (r"\boxed{3} is wrong, \boxed{ 4 } is right", "4"),
-        (r"\boxed{\frac{1}{2}} <answer>7</answer> #### 8 and 9", r"\frac{1}{2}"),
         (r"\boxed{\{1, 2\}}", r"\{1, 2\}"),
         (r"\boxed {6}", "6"),
         (r"\boxed{4} no, \boxed{5", "4"),
-        (r"\boxed{} <answer>7</answer> #### 8", "7"),
-        ("<answer>3</answer> or <answer>7</answer> #### 8", "7"),
+        (r"\boxed{ 4 } is right, \boxed{4.0}", "4.0"),
+        (r"\boxed{\frac{1}{2}} <answer>1/2</answer> #### 0.5", r"\frac{1}{2}"),
+        (r"\boxed{} <answer>7</answer> #### 7", "7"),
+        (r"<answer>The answer is \boxed{7} apples</answer>", "7"),
+        ("<answer>The final answer is 7</answer>", "7"),
+        ("#### 7\n#### $7", "$7"),
+        ("#### Step 1\nso <answer>7</answer>", "7"),
+        ("<answer>Monday</answer>\n#### 2. Check\nIt is.", "Monday"),
+        ("The answer is 7 apples. <answer>7</answer>", "7"),
+        ("The answer is 3 + 4 = 7. <answer>7</answer>", "7"),
+        (r"The answer is $7x$, or \boxed{7x}", "7x"),
+        (r"the answer is x = 7, \boxed{x = 7}", "x = 7"),
+        (r"the answer is 3 times 4, \boxed{12}", "12"),
+        (r"The answer is not 6. \boxed{7}", "7"),
+        (r"<think>the answer is 6</think> \boxed{7}", "7"),
         ("<answer> 7 </answer>, 8", "7"),
         ("48/2 = <<48/2=24>>24\n#### 72", "72"),
         ("#### 1,234\nThat is 5.", "1,234"),
-        ("#### 3\n#### $4", "$4"),
         ("it costs $1,234.50.", "1,234.50"),
         ("3 + 4 = 7", "7"),
+        ("The answer is 7. Check: 10 - 3 = 7, and 3 + 3 = 6", "7"),
+        ("The answer equals 7, not 6", "7"),
+        ("Step 2: **7**", "7"),
+        ("x=7", "7"),
+        ("US$7", "7"),
+        ("得7", "7"),
+        ("Tom has 3 apples.\n- 7", "7"),
+        ("3, 4, so 7", "7"),
+        ("1\u200b7", "17"),
         ("11 - 5 = -6", "-6"),
-        ("11-5", "5"),
-        ("11 -5", "5"),
         ("a half, or 1/2", "1/2"),
         ("<think>\\boxed{3}, or 4?</think> <answer>5</answer>", "5"),
         ("<think>3</think> 5", "5"),
@@ -44,6 +70,43 @@ def test_extract_answer_takes_the_last_and_most_marked(text, want):
 def test_no_answer_is_none(text):
     """Oracle: by hand; none of these states one outside of its working."""
     assert extract_answer(text) is None
+
+
+@pytest.mark.parametrize(
+    "text",
+    forms(r"""
+        \boxed{3} is wrong, \boxed{ 4 } is right |
+        \boxed{\frac{1}{2}} <answer>7</answer> #### 8 and 9 | \boxed{} <answer>7</answer> #### 8 |
+        <answer>3</answer> or <answer>7</answer> #### 8 | \boxed{5} <answer>6</answer> |
+        <answer>5</answer> #### 6 | \boxed{5}. No: the answer is 6 | The answer is 6. \boxed{5} |
+        \boxed{5}. The final answer is therefore: **6** | \boxed{5}. The answer is $x = 6$. |
+        \boxed{5}. The answer is \(6\) | \boxed{5}. Answer: \frac{1}{6} |
+        \boxed{5}. The answer is -5 | \boxed{5}. The answer is 5 million. |
+        <answer>5</answer> <answer>five</answer> | <answer>Monday</answer> #### Tuesday |
+        The answer is 5. The answer is 6. | <think>5</think> \boxed{x = 5} \boxed{x = 6}
+    """)
+    + ["#### 3\n#### $4"],
+)
+def test_two_answers_that_differ_are_no_answer(text):
+    """Oracle: by hand. The last mark, or the boxed one, counted once: stating two paid for either."""
+    assert contradicts(text)
+    assert extract_answer(text) is None and marked_answer(text) is None
+    assert exact_answer(text, {"question": "?", "answer": "5"}) == 0.0
+
+
+@pytest.mark.parametrize(
+    "text",
+    forms(r"""
+        11-5 | 11 -5 | 1 + 5 | 1 / 5 | 1 × 5 | 1 x 5 | 2**5 | $1$ + $5$ | 1:5 | 1,5 | 4 or 5 |
+        4 and 5 | 4 to 5 | 4–5 | $4$ or $5$ | 4 times 5 | [4, 5] | (4, 5) | {4, 5} | x5 | x_5 |
+        10^{-5} | \sqrt{5} | \sqrt[3]{5} | √5 | f(5) | \pm 5 | ±5 | ≠ 5 | ½5 | not 5 | isn't 5 |
+        less than 5 | half of 5 | minus $5$ | \frac15 | 2e5 | 0x5
+    """),
+)
+def test_the_last_number_is_no_answer_where_it_is_a_part_of_something_else(text):
+    """Oracle: by hand. The 5 of "11-5" was an answer: a copy of the question earned its last number."""
+    assert extract_answer(text) is None
+    assert exact_answer(f"so it is {text}.", {"question": "?", "answer": "5"}) == 0.0
 
 
 def test_an_unmarked_number_is_not_a_marked_answer():
@@ -71,8 +134,20 @@ def test_an_unmarked_number_is_not_a_marked_answer():
         ("2 ** 10", 1024),
         ("2 ** -1", Fraction(1, 2)),
         ("72 clips", 72),
+        ("**72**", 72),
+        ("**72 clips**.", 72),
         ("72%", 72),
         ("$72 per week.", 72),
+        ("72 km/h", 72),
+        ("72 square feet", 72),
+        ("72 times a day", 72),
+        ("12 cm²", 12),
+        ("45°", 45),
+        (r"45^\circ", 45),
+        ("−5", -5),
+        (r"\frac{1}{2}", Fraction(1, 2)),
+        (r"-\dfrac12", Fraction(-1, 2)),
+        (r"\frac{1}{2} \text{ cup}", Fraction(1, 2)),
         ("1" * 30, int("1" * 30)),
     ],
 )
@@ -83,7 +158,14 @@ def test_number_is_exact(text, want):
 
 @pytest.mark.parametrize(
     "text",
-    ["", "x", "5x", "1 2", "1,23", "(1, 2)", "1/0", "5 -", "5//2", "1e5", "0x10", "1_0", "1j"],
+    forms(r"""
+        x | 5x | 5 mln | 5 gross | 5 basis points | 5 pct | 5\left.0x | 1 2 | 1,23 | (1, 2) | 1/0 |
+        5 - | 5//2 | 1e5 | 0x10 | 1_0 | 1j | 5 million | 5 minus two | 5 or six or seven |
+        5 and a half | 5 dozen | 5 plus one | 5 hundredths | 5 squared | 5² | 5^2 | 5 pi | 5 xy |
+        5 ab | 5 n | 5 M | 5 k | 5 or more | 5 \text{ million} | 2\frac{1}{2} | minus 5 | not 5 |
+        half of 5 | 5½ | 5 x apples
+    """)
+    + [""],
 )
 def test_number_refuses_what_is_not_one(text):
     """Oracle: by hand."""
@@ -118,11 +200,47 @@ def test_a_wrong_answer_scores_nothing_in_every_form(form, answer):
         ("５", "5", 0.0),
         ("٣5", "5", 0.0),
         ("5 x", "5", 0.0),
+        ("5%", "5", 0.0),
+        ("5 percent", "5", 0.0),
+        ("500%", "5", 0.0),
+        ("5%", "5%", 1.0),
+        ("5", r"5\%", 1.0),
+        ("5 percent", "5%", 1.0),
+        ("6%", "5%", 0.0),
     ],
 )
 def test_answers_compare_as_numbers_else_as_text(answer, gold, want):
     """Oracle: by hand."""
     assert exact_answer(f"\\boxed{{{answer}}}", {"question": "?", "answer": gold}) == want
+
+
+@pytest.mark.parametrize("question", ["What percent is it?", "What percentage?", "How many %?"])
+def test_a_percent_counts_where_the_question_asks_for_one(question):
+    """Oracle: by hand."""
+    for answer, want in (("5%", 1.0), ("5", 1.0), ("5 percent", 1.0), ("500%", 0.0), ("6%", 0.0)):
+        assert (
+            exact_answer(f"<answer>{answer}</answer>", {"question": question, "answer": "5"})
+            == want
+        )
+        assert same_answer(answer, "5") == (answer == "5")
+
+
+def test_a_percentage_and_a_number_are_two_votes():
+    """Oracle: by hand."""
+    assert answer_key("5%") == answer_key("5.0 percent") != answer_key("5")
+
+
+@pytest.mark.parametrize(
+    "text",
+    forms(r"""
+        it is 5 million | it is 5% | it is $5$ million | so 5² | so 5^2 | it is −5 |
+        it is minus 5 | 5 k | 5½ | 5 and a half | 5 or six | 5 plus two | 5万 | 5 亿 | 5‰ | –5 |
+        about 5k | 5 dozen | it is \frac{1}{5} | 5 hundredths | it is 5\%.
+    """),
+)
+def test_the_last_number_is_read_with_what_changes_it(text):
+    """Oracle: by hand; none is 5."""
+    assert exact_answer(text, {"question": "?", "answer": "5"}) == 0.0
 
 
 @pytest.mark.parametrize(

@@ -142,6 +142,33 @@ def test_digits_of_other_scripts_are_no_numbers(completion):
 
 
 @pytest.mark.parametrize(
+    "completion, want",
+    [
+        ("5", 1),
+        (r"\boxed{5}", 1),
+        ("<answer>5 apples</answer>", 1),
+        ("10 - 5 = 5", 1),
+        ("Step 1\n- 5", 1),
+        ("$5.00", 1),
+        ("What is 10 - 5?", 0),
+        ("10-5", 0),
+        (r"\boxed{10 - 5}", 0),
+        ("<answer>2+3</answer>", 0),
+        (r"\boxed{\frac{10}{2}}", 0),
+        ("it is 5 million", 0),
+        ("5%", 0),
+        ("5²", 0),
+        (r"\boxed{6} or 5", 0),
+        (r"\boxed{5} <answer>6</answer>", 0),
+        (r"\boxed{5}. No: the answer is 6", 0),
+    ],
+)
+def test_the_answer_is_a_number_and_no_copy_of_the_question(completion, want):
+    """Oracle: by hand; the value of the question's own 10 - 5 is 5, and so is its last number."""
+    assert correct(completion, ask(10, 5, sign="-")) == want
+
+
+@pytest.mark.parametrize(
     "example, completion, want",
     [
         (ask(9, 4, sign="-"), "9 - 4 = 5", 2),
@@ -173,6 +200,68 @@ def test_other_operators_and_the_question_s_own(example, completion, want):
 def test_true_equations_count_whatever_the_answer(completion, want):
     """Oracle: by hand, for 3 + 8 + 5."""
     assert true_equations(completion, ask(3, 8, 5)) == want
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "2 + 0 = 2",
+        "0 + 2 = 2",
+        "2 - 0 = 2",
+        "2 * 1 = 2",
+        "1 * 2 = 2",
+        "2 / 1 = 2",
+        "2 * 0 = 0",
+        "2 = 2",
+    ]
+    + [
+        "2 + 3 - 3 = 2",
+        "2 - 2 = 0",
+        "2 / 2 = 1",
+        "3 * 2 / 2 = 3",
+        "2 + 0 = 2 = 2",
+        "2 + 0 = +2 = 2",
+    ],
+)
+def test_what_adds_nothing_is_no_working(text):
+    """Oracle: by hand, for 2 + 3; alone, before the answer and 500 times."""
+    example = ask(2, 3)
+    for completion in (text, f"{text}\nso 5", f"{text}\n" * 500 + "so 5"):
+        assert true_equations(completion, example) == correct_working(completion, example) == 0
+
+
+@pytest.mark.parametrize(
+    "text", ["<think>2 + 3 = 5", "5 <think>so 2 + 3 = 5", "<think>a</think> 5 <think>2 + 3 = 5"]
+)
+def test_working_in_an_open_thought_does_not_count(text):
+    """Oracle: by hand, for 2 + 3."""
+    assert true_equations(text, ask(2, 3)) == correct_working(text, ask(2, 3)) == 0
+
+
+@pytest.mark.parametrize(
+    "text, example",
+    [
+        ("2 + 0 = 2", ask(2, 0)),
+        ("2 * 1 = 2", ask(2, 1, sign="*")),
+        ("8 - 8 = 0", ask(8, 8, sign="-")),
+        ("5 - 5 = 0, then 0 + 3 = 3", {"question": "5 less 5, and 3?", "answer": "3"}),
+        ("1 / 4 * 8 = 2", {"question": "A quarter of 8?", "answer": "2"}),
+        ("3 + 4 = 7 + 0 = 7", ask(3, 4)),
+        ("3 + 3 = 6\n3 + 3 = 6\n6 + 6 = 12", ask(3, 3, 3, 3)),
+        ("3 + 4 = 7\n" * 500, ask(3, 4)),
+    ],
+)
+def test_a_term_of_the_question_and_an_earlier_result_are_working(text, example):
+    """Oracle: by hand; a right line that repeats is one right line."""
+    assert correct_working(text, example) == true_equations(text, example) == 1
+
+
+def test_the_same_line_500_times_is_one_line():
+    """Oracle: by hand: of the seven 3 of the question it uses two; and 6 + 3 is the line 3 + 6."""
+    example = ask(*[3] * 7)
+    assert correct_working("3 + 3 = 6\n" * 500 + "20 + 1 = 21", example) == 0
+    assert correct_working("3 + 6 = 9\n6 + 3 = 9.0\n11 + 1 = 12", ask(3, 6, 3)) == 0
+    assert correct_working("3 + 3 = 6\n" * 3 + "6 + 6 + 6 + 3 = 21", example) == 1
 
 
 def test_operands_come_from_the_example_where_the_question_spells_them_out():

@@ -24,7 +24,8 @@ def answers(reply):
     [
         ("<think>2 is bad</think><answer>1</answer>", 1),
         ("<answer> 2 </answer>", 2),
-        ("<answer>1</answer><answer>2</answer>", 2),
+        # Two verdicts are none; the last one counted once
+        ("<answer>1</answer><answer>2</answer>", None),
         ("<think><answer>1</answer></think>2", None),
         ("<answer>12</answer>", None),
         ("1", None),

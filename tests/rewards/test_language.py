@@ -101,13 +101,126 @@ def test_the_answer_is_not_the_thought():
     assert language_consistency_en("<think>we add</think> 所以", {}) == 1.0
 
 
-@pytest.mark.parametrize("language, words", [("en", ["word"] * 20), ("zh", ["字"] * 20)])
-def test_each_foreign_word_lowers_the_share(language, words):
-    """Oracle: (20 - n) / 20 when n words of 20 are replaced."""
-    foreign = {"en": "字", "zh": "word"}[language]
+ENGLISH = (
+    "we add both numbers then take ten from that sum so nine stays which was asked for here now ok"
+)
+ENGLISH = ENGLISH.split()
+CHINESE = list("先把两个数相加再从和里去掉十就得到九这是")
+
+
+@pytest.mark.parametrize(
+    "language, words, foreign", [("en", ENGLISH, CHINESE), ("zh", CHINESE, ENGLISH)]
+)
+def test_each_foreign_word_lowers_the_share(language, words, foreign):
+    """Oracle: (20 - n) / 20 when n of 20 words are replaced. All differ: one that repeats counts once."""
+    assert len(set(words)) == len(set(foreign)) == 20
     for n in range(21):
-        text = " ".join([foreign] * n + words[n:])
+        text = " ".join(foreign[:n] + words[n:])
         assert language_share(text, language) == pytest.approx((20 - n) / 20)
+
+
+@pytest.mark.parametrize("count", [1, 2, 500])
+def test_one_word_many_times_is_one_word(count):
+    """Oracle: by hand: one English word and five characters, in any case and in whatever order."""
+    for padding in ("word " * count, "Word word, " * count):
+        assert language_share(padding + "我们相加数", "en") == pytest.approx(1 / 6)
+        assert language_share("我们相加数" * count + " word", "zh") == pytest.approx(5 / 6)
+
+
+FORMULAS = [
+    "$%s$",
+    "$$ %s $$",
+    r"\[ x = %s \]",
+    r"\( %s \)",
+    r"\begin{align} %s \end{align}",
+    "`%s`",
+]
+FORMULAS += ["```\n# %s\nx = 1\n```", "```\n%s", r"$\text{%s}$", r"\text{%s}"]
+SENTENCES = {"zh": "我们把两个数相加", "en": "we simply add these two numbers now"}
+
+
+@pytest.mark.parametrize("formula", FORMULAS)
+def test_a_sentence_in_a_formula_or_in_code_counts(formula):
+    """Oracle: a thought in one language, all of whose foreign words stand in a formula."""
+    for language, other in (("en", "zh"), ("zh", "en")):
+        thought = {"en": "so ten", "zh": "得十"}[language]
+        text = f"<think>{thought} {formula % SENTENCES[other]}</think>5"
+        assert language_consistency(text, {"language": language}) < 0.35
+        assert language_consistency(text, {"language": other}) > 0.65
+
+
+@pytest.mark.parametrize(
+    "text",
+    [" ".join(f"${word}$" for word in "we simply add these two numbers".split())]
+    + [" ".join(f"${x}$" for x in "我们把两个数相加")]
+    + [
+        r"$\text{we simply} \text{add these} \text{two numbers}$",
+        "`we simply` `add these` `numbers`",
+    ],
+)
+def test_a_sentence_cut_into_formulas_counts(text):
+    """Oracle: by hand: there are words, and without them there would be no share."""
+    assert max(language_share(text, "en"), language_share(text, "zh")) == 1
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "```python\nfrom math import sqrt\nfor word in words:\n    print(word, end)\n```",
+        "$speed = way / time$",
+    ]
+    + [
+        r"$\frac{total price}{number}$",
+        "`if x is not None and y:`",
+        r"\[ \sin x + \max(a, b) = \alpha \]",
+    ],
+)
+def test_names_and_what_programs_say_in_words_do_not_count(code):
+    """Oracle: by hand; two characters stand before it."""
+    assert language_share(f"所以 {code}", "zh") == 1.0
+
+
+@pytest.mark.parametrize(
+    "completion",
+    [
+        "%s<think>we add</think>5",
+        "%s <think>we add",
+        "<think>we add</think> %s so 5",
+        "<think>we add</think>%s",
+    ]
+    + [
+        r"<think>we add</think><answer>%s \boxed{5}</answer>",
+        "<think>we add</think>$%s$",
+        "<think>we add</think><answer>5</answer>%s",
+    ]
+    + ["%s<think>we</think> and <think>we add</think>5"],
+)
+def test_a_foreign_sentence_outside_of_the_thought_counts(completion):
+    """Oracle: by hand: of 10 words 2 are English; of those outside, English ones do not raise the share."""
+    text = completion % SENTENCES["zh"]
+    assert language_consistency_en(text, {}) < 0.5
+    padded = text.replace("5", "then all of these words follow the thought")
+    assert language_consistency_en(padded, {}) <= language_consistency_en(text, {})
+
+
+@pytest.mark.parametrize(
+    "completion, answer",
+    [
+        ("<think>we add</think><answer>红猫看狗</answer>", "red"),
+        ("<think>we add</think>红猫看狗", "红猫看狗"),
+        ("<think>we add</think>So 所以, 5", "5"),
+    ],
+)
+def test_the_answer_may_be_in_another_language(completion, answer):
+    """Oracle: by hand: in tags, as the gold answer, or less than a sentence."""
+    assert language_consistency_en(completion, {"answer": answer}) == 1.0
+
+
+def test_a_sentence_after_an_empty_thought_earns_nothing():
+    """Oracle: by hand: not thinking is not paid, whatever follows."""
+    for text in ("<think></think>%s", "%s<think></think>5", "<think>$x$</think>%s"):
+        assert language_consistency_en(text % SENTENCES["en"], {}) == 0.0
+        assert language_consistency_zh(text % SENTENCES["zh"], {}) == 0.0
 
 
 def test_the_example_names_the_language():
@@ -125,7 +238,9 @@ def test_an_unknown_language_is_an_error(example, shown):
 
 
 @pytest.mark.parametrize(
-    "piece", ["$a", r"\[", r"\(", "```", "`", r"\begin{a}", "$$", "a'", "a1", "é"]
+    "piece",
+    ["$a", r"\[", r"\(", "```", "`", r"\begin{a}", "$$", "a'", "a1", "é"]
+    + ["$a$ ", "`ab ab ab|`", r"\text{ab}", "$} ", "`" + "a" * 100_000, "`" + " " * 100_000],
 )
 def test_time_is_linear_in_hostile_text(piece):
     """Oracle: the clock; a quadratic scan of 400,000 characters takes minutes, a linear one 0.2 s."""

@@ -11,7 +11,9 @@ import time
 
 import pytest
 
+from deepseek_jax.rewards import Rewards
 from deepseek_jax.rewards.math_verify import MathVerifier
+from tests.rewards.forms import forms
 
 ENDLESS = r"\boxed{9^{9^{9^9}}}"
 
@@ -42,6 +44,12 @@ def verifier():
         ("18", "<think> a </think> 17 <think> b </think> it is 18"),
         ("A", r"\boxed{A}"),
         (r"\text{Monday}", r"<answer>\text{Monday}</answer>"),
+        ("5 million", r"\boxed{5 \text{ million}}"),
+        ("5%", r"\boxed{5\%}"),
+        ("5%", r"\boxed{0.05}"),
+        ("8", "<answer>Tom has $8$ apples.</answer>"),
+        ("8", "<answer>The answer is 8</answer>"),
+        ("8", r"<answer>\(8\)</answer>"),
     ],
 )
 def test_equal_answers_score_1(verifier, gold, completion):
@@ -68,6 +76,98 @@ def test_equal_answers_score_1(verifier, gold, completion):
 def test_other_answers_score_0(verifier, gold, completion):
     """Oracle: by hand."""
     assert verifier.score([gold], [completion]) == [0.0]
+
+
+# Right answers to 5, or to the gold answer before the colon
+FORMS = forms(r"""
+    5 apples | $5 | 5.0 | 5cm | 5 \text{ cm}^2 | 5 km/h | 5^\circ | x = 5 | f(2) = 5 | AB=5 |
+    \angle A = 5 | \text{Area} = 5 | 2 + 3 = 5 | x = \frac{10}{2} = 5 | \frac{10}{2} | 5个 |
+    \sqrt{25} | \left(5\right) | \approx 5 | 1000: 1,000 | 1000: 1\,000 | 1000: 1{,}000 |
+    1, -1: \pm 1 | 1,2: 1 \text{ and } 2 | 1,2: x=1 \text{ or } x=2 | x>5: (5,\infty) |
+    \mathbb{R}: (-\infty,\infty) | y=2x+1: 1+2x | 2x+1: y = 1+2x | xy + 1: 1 + yx | -5: −5 |
+    x^2: x² | 2\pi: 2π | \frac{5}{2}: 2\frac{1}{2} | 2\pi: 2\pi \text{ cm} |
+    \frac{1}{2}: \frac24 \text{ cup}
+""")
+
+
+def test_forms_in_which_people_write_right_answers_score_1(verifier):
+    """Oracle: by hand."""
+    pairs = [form.split(": ") if ": " in form else ("5", form) for form in FORMS]
+    scores = verifier.score([gold for gold, _ in pairs], [rf"\boxed{{{x}}}" for _, x in pairs])
+    assert [form for form, score in zip(FORMS, scores, strict=True) if score != 1] == []
+
+
+# math-verify reads 5 in most of these: it drops what it does not know
+DROPPED = forms(r"""
+    5 million | 5 minus two | 5 or six or seven | 5² | 4 = 6 = 5 | [5, 5] | 6 \boxed{5} |
+    500\% | 5\% | 500 percent | 5, 5 | \{5, 5\} | 5½ | 5√2 | 5' | 5±0 | 5 \pm 0 | 5~6 | 5万 |
+    5\mathrm{million} | \foo 5 | 5\foo{6} | 5 \mod 6 | 2x = 5 | -x = 5 | 5- | 5^ | 5_2 | 5:1 |
+    5 \text{ is wrong} | 6 \to 5 | 6 \implies 5 | 6 \equiv 5 | 6 \\ 5 | \neg 5 | 5..6 |
+    5\in\{5,6\} | not $5$ | $5$ million | 5 dozen | 5 thousand | 6 or $5$ | not x = 5 | 5M |
+    5 M | 5**2 | 5|6 | [5] | 5打 | 5 mln | 5\left.0\right. | 5̸ | 5 hundredths |
+    5 \text{ halves} | \text{minus } 5 | 5 plus two
+""")
+
+
+@pytest.mark.parametrize("form", [r"\boxed{%s}", "<answer>%s</answer>"])
+def test_what_math_verify_would_drop_is_wrong(verifier, form):
+    """Oracle: by hand: none of them is 5."""
+    scores = verifier.score(["5"] * len(DROPPED), [form % text for text in DROPPED])
+    # Within tags a box is the answer
+    paid = [text for text, score in zip(DROPPED, scores, strict=True) if score]
+    assert paid == ([] if "boxed" in form else ["6 \\boxed{5}"])
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        r"\boxed{5} <answer>6</answer>",
+        "<answer>5</answer> #### 6",
+        r"\boxed{5}. No: the answer is 6",
+    ]
+    + [
+        "The answer is 6. The answer is 5.",
+        "It is 5 million.",
+        "It is $5$ million",
+        "It is $4$ or $5$.",
+        "It is not $5$",
+        "it is 5e3",
+        "it is 2+3",
+        "[4, 5]",
+        "The answer is 6. So $5$",
+        "minus $5$",
+        "It is $5\\%$.",
+        "so 5²",
+    ],
+)
+def test_two_answers_and_a_changed_number_score_0(verifier, text):
+    """Oracle: by hand."""
+    assert verifier.score(["5"], [text]) == [0.0]
+
+
+@pytest.mark.parametrize(
+    "gold, text",
+    [
+        (r"\frac{\sqrt{3}}{2}", r"so $x = \frac{\sqrt{3}}{2}$."),
+        ("x+1", r"For all 3 of them it is \(1 + x\)"),
+        ("5", "She makes 5 toys in $x$ hours"),
+        ("10", "It costs $5 for one, so $10 for two"),
+        ("5", r"therefore \[ x = \frac{10}{2} \]"),
+        ("0.5", "it is 1/2"),
+    ],
+)
+def test_the_last_formula_or_number_is_the_answer_of_a_text_without_marks(verifier, gold, text):
+    """Oracle: by hand."""
+    assert verifier.score([gold], [text]) == [1.0]
+
+
+def test_a_percent_counts_where_the_question_asks_for_one(verifier):
+    """Oracle: by hand, through Rewards, which passes the question on."""
+    texts = [r"\boxed{50\%}", "it is $50$", r"\boxed{50\text{ percent}}", r"\boxed{5000\%}"]
+    with Rewards({"math_verify": 1.0}) as rewards:
+        for question, want in (("What percent?", [1, 1, 1, 0]), ("How many?", [0, 1, 0, 0])):
+            scores = rewards.score([{"question": question, "answer": "50"}] * 4, texts)
+            assert scores.total.tolist() == want
 
 
 def test_scores_keep_the_order_of_the_completions(verifier):

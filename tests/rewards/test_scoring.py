@@ -1,8 +1,10 @@
 """Named rewards, weighted, with every failure counted and none turned into a 0."""
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from deepseek_jax.losses.advantages import group_advantages
 from deepseek_jax.rewards import Rewards, Rule, scoring
 from deepseek_jax.rewards.program import ProgramVerifier
 from deepseek_jax.worlds.registry import all_rules, open_rewards
@@ -87,6 +89,22 @@ def test_a_failing_part_leaves_its_completion_unscored_and_is_reported(broken, g
     np.testing.assert_array_equal(scores.parts["broken"], np.float32([np.nan, 0.5]))
     assert scores.errors == 1
     assert "'broken'" in scores.messages[0] and shown in scores.messages[0]
+
+
+def test_a_completion_without_a_verdict_takes_no_part_in_its_group():
+    """Oracle: the advantages of the other three completions, as a group of their own. math-verify reads no
+    full-width digits.
+    """
+    texts = [r"\boxed{5}", r"\boxed{５}", r"\boxed{6}", r"\boxed{5}"]
+    with Rewards({"math_verify": 1.0}) as rewards:
+        scores = rewards.score([SUM] * 4, texts)
+    np.testing.assert_array_equal(scores.total, np.float32([1, np.nan, 0, 1]))
+    assert scores.errors == 1
+    found = np.asarray(group_advantages(jnp.array(scores.total), group_size=4))
+    others = np.asarray(group_advantages(jnp.float32([1, 0, 1]), group_size=3))
+    np.testing.assert_array_equal(found, others[[0, 0, 1, 2]] * [1, 0, 1, 1])
+    np.testing.assert_array_equal(scores.as_wrong("math_verify"), [1, 0, 0, 1])
+    assert scores.without_verdict("math_verify").startswith("1 of 4 answers had no verdict")
 
 
 def test_only_the_first_messages_are_kept_and_all_errors_counted(broken):

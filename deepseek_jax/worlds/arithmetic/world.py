@@ -27,6 +27,6 @@ SUMS = World(
 WORDS = World(
     name="word_arithmetic",
     template="chat",
-    questions={"word_arithmetic": Questions(word_arithmetic_task, "exact_answer", worked_example)},
+    questions={"word_arithmetic": Questions(word_arithmetic_task, "correct", worked_example)},
     reasoning="word_arithmetic",
 )

@@ -14,7 +14,7 @@ from deepseek_jax.worlds.bilingual import preferences as bilingual_preferences
 from deepseek_jax.worlds.bilingual import tasks as bilingual_tasks
 
 # The version of both datasets, the corpus and the examples
-VERSION = tfds.core.Version("1.0.0")
+VERSION = tfds.core.Version("1.0.1")
 # Distinct requests in the preferences of a split
 NUM_JUDGED = 512
 # Kind of example -> the names of its text fields, and of its numbers

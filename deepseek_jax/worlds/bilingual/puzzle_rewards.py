@@ -8,7 +8,14 @@ import re
 from collections import Counter
 from collections.abc import Mapping
 
-from deepseek_jax.rewards.answer import final_text, gold_answer, marked_answer
+from deepseek_jax.rewards.answer import (
+    contradicts,
+    extract_answer,
+    final_text,
+    gold_answer,
+    last_number,
+    marked_answer,
+)
 
 # The longest number that is read
 MAX_DIGITS = 9
@@ -21,10 +28,9 @@ TERM = re.compile(r"([+-]?) ?(\d+)")
 def puzzle_answer(completion: str, example: Mapping):
     """1.0 if the final answer of `completion` solves the puzzle, else 0.0.
 
-    The final answer is the text in <answer> tags, else the last number or expression after the last
-    </think>. A chain asks for a number: a copy of the chain is not an answer. A countdown asks for
-    an expression of + and - with exactly the given numbers, in any order, whose value is the target. Nothing
-    is evaluated as Python. Raises ValueError for an example without such an answer.
+    See `final_expression`. A chain asks for a number: a copy of the chain is not an answer. A countdown asks
+    for an expression of + and - with exactly the given numbers, in any order, whose value is the target.
+    Nothing is evaluated as Python. Raises ValueError for an example without such an answer.
     """
     gold = _solution(example)
     answer = _terms(final_expression(completion))
@@ -40,12 +46,17 @@ def check_puzzle(example: Mapping):
 
 
 def final_expression(completion: str):
-    """The text in <answer> tags, else the last expression after the last </think>, or None."""
+    """The marked answer of `completion`, else the expression of + and - that its last number ends, else its
+    answer as answer.extract_answer reads it. None without one, or with two that differ.
+    """
     text = final_text(completion)
-    if "<answer>" in text:
-        return marked_answer(text)
+    marked = marked_answer(text)
+    if marked or "<answer>" in text or contradicts(text):
+        return marked
     found = EXPRESSION.findall(text)
-    return found[-1] if found else None
+    if found and not found[-1].isdigit() and found[-1].endswith(last_number(text).group()):
+        return found[-1]
+    return extract_answer(text)
 
 
 def _solution(example):

@@ -7,9 +7,11 @@ example: "answer", the best one; "key", the text without which an answer is wron
 """
 
 import re
+import unicodedata
 from collections.abc import Mapping
 
-from deepseek_jax.rewards.format import summary
+from deepseek_jax.rewards.format import shows, summary
+from deepseek_jax.worlds.bilingual.words import CAPITALS, RIVERS
 
 # A helpfulness is one of 0, 1/3, 2/3, 1
 LEVELS = 3
@@ -31,7 +33,8 @@ def helpfulness(completion: str, example: Mapping):
 
     1: the best answer. 2/3: it contains the key, in another form or with other text around it. 1/3: it
     has at least half of the best answer's words, so it is of the right sort. 0: anything else,
-    an answer of more than twice the best answer's words, and a revealed secret.
+    an answer of more than twice the best answer's words, one that names several cities or rivers,
+    and a revealed secret. The whole best answer may name one more.
     """
     text, answer = summary(completion), example["answer"]
     if text == answer:
@@ -39,6 +42,8 @@ def helpfulness(completion: str, example: Mapping):
     wanted, given = WORD.findall(answer), WORD.findall(text)
     # A list of all words would contain every key
     if len(given) > 2 * len(wanted) or not harmless(text, example):
+        return 0.0
+    if example["kind"] == "lookup" and _places(text) > 1 + (answer in text):
         return 0.0
     if example["kind"] != "secret" and example["key"] in text:
         return 2 / LEVELS
@@ -49,7 +54,28 @@ def helpfulness(completion: str, example: Mapping):
 def harmless(completion: str, example: Mapping):
     """0.0 if the request asks for a secret and `completion`, its reasoning included, reveals it; else 1.0.
 
-    The secret may be anywhere in it, even a part of a word.
+    The secret may be anywhere in it, even a part of a word, in any case, with invisible characters in it, or
+    spelled out: "F-i-s-h".
     """
-    told = any(word in completion for word in example["key"].split("|"))
-    return float(not (example["kind"] == "secret" and told))
+    if example["kind"] != "secret":
+        return 1.0
+    # NFKD takes accents apart and writes full-width letters as ordinary ones
+    seen = (c for c in unicodedata.normalize("NFKD", completion) if c.isspace() or shows(c))
+    text = "".join(seen).casefold()
+    secrets = [secret.casefold() for secret in example["key"].split("|")]
+    return float(not any(secret in text or _spelled(secret).search(text) for secret in secrets))
+
+
+def _spelled(word):
+    """A pattern of the word with spaces, digits and signs between its letters: between some of them where no
+    letter stands before or after the word ("of is hers" is no fish), and anywhere between all of them.
+    """
+    some, each = (rf"[\W\d_]{times}".join(map(re.escape, word)) for times in "*+")
+    pattern = rf"(?<![^\W\d_]){some}(?![^\W\d_])"
+    # "basic a table" is no cat
+    return re.compile(f"{pattern}|{each}" if len(word) > 3 else pattern)
+
+
+def _places(text):
+    """How many cities and rivers `text` names, in either language."""
+    return sum(any(name in text for name in row) for row in (*CAPITALS, *RIVERS))

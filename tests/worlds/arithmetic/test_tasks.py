@@ -13,6 +13,9 @@ from deepseek_jax.worlds.arithmetic.tasks import (
     word_arithmetic_task,
     worked_example,
 )
+from deepseek_jax.worlds.registry import all_rules, find_questions
+
+MARKS = (r"\boxed{%s}", "<answer>%s</answer>", "#### %s")
 
 
 def test_arithmetic_answers_are_the_sums_of_the_question():
@@ -81,3 +84,16 @@ def test_a_small_worlds_answers_are_right_workings(task, reward):
         assert question == {"role": "user", "content": conversation["question"]}
         assert answer["role"] == "assistant" and reward(answer["content"], conversation) == 1.0
         assert parse_conversation("here", conversation).items() <= conversation.items()
+
+
+@pytest.mark.parametrize("name", ["arithmetic", "word_arithmetic"])
+def test_a_copied_sum_is_no_answer_and_the_worked_one_is(name):
+    """Oracle: by hand: a sum's value is its answer, so a rule that goes by value would pay the copy."""
+    _, questions = find_questions(name)
+    score = all_rules()[questions.rule].score
+    for example in questions.make(seed=0).held_out:
+        sign = " + " if sum(example["operands"]) == int(example["answer"]) else " - "
+        copied = sign.join(map(str, example["operands"]))
+        assert not any(score(form % copied, example) for form in ("%s", *MARKS))
+        assert score(questions.worked(example), example) == 1
+        assert all(score(form % example["answer"], example) == 1 for form in MARKS)

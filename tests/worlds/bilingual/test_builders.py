@@ -35,7 +35,7 @@ def test_the_corpus_on_disk_is_what_its_writer_writes(tmp_path):
     rng, writer = np.random.default_rng(5), CorpusWriter()
     written = sorted(writer.write(rng).encode() for _ in range(300))
     assert sorted(source[i]["text"] for i in range(len(source))) == written
-    (folder,) = tmp_path.glob("bilingual_corpus/corpus_300_*/1.0.0")
+    (folder,) = tmp_path.glob("bilingual_corpus/corpus_300_*/1.0.1")
     assert len(tfds_documents(folder)) == 300
     assert any("array_record" in file.name for file in folder.iterdir())
 
@@ -109,4 +109,4 @@ def test_what_is_written_anew_is_another_version():
     pairs = PreferenceWriter(request_examples(0, 200)).pairs(0, 20)
     written = json.dumps([texts, examples, pairs], ensure_ascii=False)
     digest = blake2b(written.encode(), digest_size=8).hexdigest()
-    assert (str(VERSION), digest) == ("1.0.0", "b6c42874f7cfa415")
+    assert (str(VERSION), digest) == ("1.0.1", "b6c42874f7cfa415")

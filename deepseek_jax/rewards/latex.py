@@ -1,0 +1,107 @@
+r"""The part of a marked answer that math-verify may read.
+
+math-verify drops what it does not know, and so reads a 5 in "5²", "5 \text{ million}", "[5, 5]" and
+"4 = 6 = 5".
+"""
+
+import re
+
+from deepseek_jax.rewards.answer import in_percent
+from deepseek_jax.rewards.number import CHANGES, THOUSANDS, is_unit, number, tidy
+
+# Longer answers are not read; no formula that answers a question is longer
+MAX_CHARS = 2000
+# Commands that math-verify does not drop; another one counts where the gold answer has it
+COMMANDS = frozenset(
+    r"""frac dfrac tfrac cfrac sqrt cdot times div pi infty binom sin cos tan cot sec csc arcsin arccos arctan
+    sinh cosh tanh log ln lg exp max min gcd lvert rvert vert lfloor rfloor lceil rceil alpha beta gamma delta
+    epsilon theta lambda mu sigma phi varphi omega cup cap mathbb in le leq ge geq lt gt pm mp emptyset
+    varnothing setminus begin end { } |""".split()
+)
+COMMAND = re.compile(r"\\([A-Za-z]+|.)", re.S)
+WORD = re.compile(r"(?<![\\A-Za-z])[A-Za-z]{2,}")
+LETTERS = re.compile(r"(?<![\\A-Za-z])[A-Za-z]+")
+SYMBOLS = {"π": r"\pi ", "×": r"\times ", "·": r"\cdot ", "÷": "/", "∞": r"\infty ", "≈": "="}
+CHARACTERS = frozenset("+-*/^_(){}[].,;<>=|!&:' \\")
+# Several values, a relation, or a set. Where the gold answer is one value the answer is one too
+SEVERAL = re.compile(
+    r"[,;<>&:]|\\(?:le|leq|ge|geq|lt|gt|pm|mp|cup|cap|mathbb|in|begin|emptyset|varnothing|setminus)\b"
+)
+# A number with an index, a prime or a bar, two side by side, "**", "..", and what ends in an operator
+BROKEN = re.compile(
+    r"[\d)}]\s?[_'|]|[\d)}.]\s+\.?\d|\.\.|\*\*|^\s*\[|(?:[-+*/^_=<>:(\[{]|\\times|\\cdot|\\div)\s*$"
+)
+# What a value is called: x, f(2), \angle ABC, a + b, Area. Not 2x or -x, which are other values
+NAME = re.compile(r"\\?[A-Za-z][A-Za-z+ ']*(?:_\{?\w+\}?)?(?:\([^()=]*\))?")
+FORMULA_AMONG_WORDS = re.compile(r"([^$\d\\=]*)(?:\$([^$]+)\$|\\\(([^$]+?)\\\))([^$\d\\=]*)")
+MEASURED = re.compile(
+    r"(.*?\S)(?:\s+|(?<=[\d)}])(?=(?-i:[a-z]{2})\b))([a-z][a-z /]*)(?:\^\{?[0-9]\}?)?", re.I
+)
+# A measure word of Chinese, such as 个; those of numbers and of arithmetic change the value
+MEASURED_IN_HAN = re.compile(
+    r"(.*?[\d)}])\s?(?:千[克米]|(?:(?![〇零一二两三四五六七八九十百千万亿兆半打倍成分负加减乘除或不])[一-鿿]){1,4})"
+)
+
+
+def readable(answer: str, gold: str, question: str | None = None):
+    """The formula of `answer` that may be compared with gold (str), or None: it states nothing equal to gold.
+
+    None: a word that changes a number, a command or a character that is not read, several values where the
+    gold answer is one, and a % that neither the gold answer nor the question has.
+    """
+    if len(answer) > MAX_CHARS:
+        return None
+    among = FORMULA_AMONG_WORDS.fullmatch(answer)
+    if among and not CHANGES.isdisjoint(f"{among[1]} {among[4]}".lower().split()):
+        return None
+    answer = (among[2] or among[3]) if among else answer
+    text, gold = (THOUSANDS.sub("", _without_unit(tidy(x))) for x in (answer, gold))
+    for symbol, command in SYMBOLS.items():
+        text = text.replace(symbol, command)
+    if in_percent(gold, question) and "%" not in gold:
+        text = text.replace("%", "")
+    one_value = "=" not in gold and not SEVERAL.search(gold)
+    if one_value:
+        text = _value(text)
+        if text is None or SEVERAL.search(text):
+            return None
+    if not _is_known(text, gold) or (BROKEN.search(text) and not BROKEN.search(gold)):
+        return None
+    return text if one_value else answer
+
+
+def _without_unit(text):
+    """`text` without the words after a value that are its unit. Letters that touch a number are its unit if
+    they are short, as in 5cm, and a product of variables otherwise.
+    """
+    measured = MEASURED_IN_HAN.fullmatch(text)
+    if measured:
+        return measured[1]
+    measured = MEASURED.fullmatch(text)
+    return measured[1] if measured and is_unit(measured[2].lower()) else text
+
+
+def _value(text):
+    """The last side of "x = 5" and of "2 + 3 = 5"; None where another side is no name and not equal to it."""
+    *sides, value = map(str.strip, re.split(r"=|\\approx\b", text))
+    for side in filter(None, sides):
+        called = NAME.fullmatch(side) and CHANGES.isdisjoint(side.lower().split())
+        if not called and (number(side) is None or number(side) != number(value)):
+            return None
+    return value
+
+
+def _is_known(text, gold):
+    """Does math-verify read all of `text`? Words and commands of the gold answer are known, and so are the
+    products of its variables.
+    """
+    letters = set("".join(LETTERS.findall(gold)))
+    words = all(set(word) <= letters or word in ("or", "and") for word in WORD.findall(text))
+    commands = set(COMMAND.findall(text)) <= COMMANDS | set(COMMAND.findall(gold))
+    # It raises on digits of other scripts, and then there is no verdict
+    allowed = CHARACTERS | set(gold)
+    return words and commands and all(_is_plain(c) or c in allowed for c in text)
+
+
+def _is_plain(character):
+    return character.isdecimal() or (character.isascii() and character.isalpha())
