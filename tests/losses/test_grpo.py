@@ -174,6 +174,8 @@ def test_metrics_are_means_over_the_real_tokens():
         row |= dict(kl=np.exp(ref - lp) - (ref - lp) - 1)
         for k, v in row.items():
             rows[k].append(v)
+    assert metrics.pop("learned_tokens") == len(rows["entropy"])
+    del rows["learned_tokens"]
     want = {k: max(v) if k.endswith("_max") else np.mean(v) for k, v in rows.items()}
     assert metrics == pytest.approx(want, rel=1e-5)
 
@@ -199,6 +201,7 @@ def test_metrics_of_unequal_batches_are_weighed_into_those_of_both(loss_type):
 
     wanted, weights = measured(slice(None))
     parts, shares = zip(*map(measured, (slice(6), slice(6, None))), strict=True)
+    assert wanted.pop("learned_tokens") == sum(part.pop("learned_tokens") for part in parts)
     assert wanted.keys() - weights.keys() == {"sampler_gap_max"}
     for name, value in wanted.items():
         values = [part[name] for part in parts]

@@ -2,8 +2,11 @@
 
 import time
 
+import pytest
+
 from deepseek_jax.rewards import math_verify
 from deepseek_jax.worlds.registry import all_rules
+from tests.quick import others_slow
 from tests.rewards.forms import forms
 
 LENGTH = 100_000
@@ -25,15 +28,14 @@ PIECES += ["5 ", "minus ", "5 million ", "the answer is 5 ", "fis ", "f i s ", "
 PIECES += ["\n", " ", "\u200b", "2 + 3 = 5\n", "#### 5\n", "five or ", "per cent ", "a a/"]
 
 
-def test_a_long_completion_is_scored_within_a_second():
+@pytest.mark.parametrize("piece", others_slow(PIECES, *PIECES[::6]))
+def test_a_long_completion_is_scored_within_a_second(piece):
     """Oracle: this process's clock; a quadratic search of so many characters takes a minute."""
-    slow = []
-    for piece in PIECES:
-        text = piece * (LENGTH // len(piece))
-        for name, rule in RULES.items():
-            for example in (LOOKUP, SECRET) if name in ("helpfulness", "harmless") else (EXAMPLE,):
-                start = time.process_time()
-                rule(text, example)
-                if time.process_time() - start > 1:
-                    slow.append((name, piece))
+    slow, text = [], piece * (LENGTH // len(piece))
+    for name, rule in RULES.items():
+        for example in (LOOKUP, SECRET) if name in ("helpfulness", "harmless") else (EXAMPLE,):
+            start = time.process_time()
+            rule(text, example)
+            if time.process_time() - start > 1:
+                slow.append(name)
     assert slow == []
