@@ -5,6 +5,8 @@ from typing import Annotated
 
 from deepseek_jax.data.tokenizer import Tokenizer
 
+# The answer begins on the line below
+PLAIN_TEMPLATE = "{question}\n"
 # arXiv:2501.12948, Table 1; {question} stands where the paper has the word "prompt".
 R1_ZERO_TEMPLATE = (
     "A conversation between User and Assistant. The user asks a question, and the Assistant "
@@ -129,6 +131,15 @@ def render_conversation(tokenizer: Tokenizer, messages: list, *, template: str):
         ids += context + own
         is_target += [False] * len(context) + [True] * len(own)
     return ids, is_target
+
+
+def render_response(tokenizer: Tokenizer, messages: list, response: str, *, template: str):
+    """Ids of a conversation that ends in this response and its end token: a list of int.
+
+    Rendered, and refused with a ValueError, as by render_conversation.
+    """
+    answered = [*messages, {"role": "assistant", "content": response}]
+    return render_conversation(tokenizer, answered, template=template)[0]
 
 
 def last_prompt(ids, is_target):

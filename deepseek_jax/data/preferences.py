@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 
 from deepseek_jax.data.builders import json_lines
-from deepseek_jax.data.chat import render_conversation
+from deepseek_jax.data.chat import render_response
 from deepseek_jax.data.messages import parse_conversation
 from deepseek_jax.data.tokenizer import Tokenizer
 from deepseek_jax.files import as_path
@@ -80,15 +80,6 @@ def read_preferences(kind: str, path: str | Path, num_held_out: int, seed: int):
             "leaves none to train on; lower it"
         )
     return train, held_out
-
-
-def render_response(tokenizer: Tokenizer, messages: list, response: str, *, template: str):
-    """Ids of a conversation that ends in this response and its end token: a list of int.
-
-    Rendered, and refused with a ValueError, as by data.chat.render_conversation.
-    """
-    answered = [*messages, {"role": "assistant", "content": response}]
-    return render_conversation(tokenizer, answered, template=template)[0]
 
 
 def render_record(tokenizer: Tokenizer, record, index: int, *, template: str):

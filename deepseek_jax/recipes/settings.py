@@ -2,12 +2,11 @@
 
 import dataclasses
 
-from deepseek_jax.data.chat import Template
+from deepseek_jax.data.chat import PLAIN_TEMPLATE, Template
 from deepseek_jax.models.adapter_settings import AdapterSettings
 from deepseek_jax.models.config import ModelConfig, RunSettings, names_architecture
 from deepseek_jax.recipes.pretrain.settings import BaseSettings
 from deepseek_jax.settings import Seed, Settings, Several, build
-from deepseek_jax.worlds.arithmetic.corpus import PROMPT_TEMPLATE
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -79,5 +78,5 @@ class QuestionData:
 
     task: str = "arithmetic"
     path: str | None = None
-    template: Template = PROMPT_TEMPLATE
+    template: Template = PLAIN_TEMPLATE
     num_held_out: Several = 256

@@ -8,7 +8,7 @@ from jax.sharding import Mesh
 
 from deepseek_jax.checkpoint import load_orbax
 from deepseek_jax.checkpoint.reward_params import load_reward_model
-from deepseek_jax.data.preferences import render_response
+from deepseek_jax.data.chat import render_response
 from deepseek_jax.errors import Fault, at
 from deepseek_jax.files import as_path, read_json
 from deepseek_jax.models import ModelConfig

@@ -8,6 +8,7 @@ import pytest
 
 from deepseek_jax.data.byte_tokenizer import byte_tokenizer
 from deepseek_jax.data.chat import (
+    PLAIN_TEMPLATE,
     R1_ZERO_TEMPLATE,
     end_of_turn,
     last_prompt,
@@ -15,7 +16,6 @@ from deepseek_jax.data.chat import (
     render_prompt,
     render_question,
 )
-from deepseek_jax.worlds.arithmetic.corpus import PROMPT_TEMPLATE
 from deepseek_jax.worlds.arithmetic.tokenizer import arithmetic_tokenizer
 from tests.turns import turns
 
@@ -53,7 +53,7 @@ def test_plain_template_puts_the_question_in_its_place():
     tokenizer = arithmetic_tokenizer()
     ids = render_prompt(tokenizer, "What is 3 + 8", template="{question}?\n1, ")
     assert ids == tokenizer.encode("What is 3 + 8?\n1, ")
-    assert render_prompt(tokenizer, "What is 3 + 8?", template=PROMPT_TEMPLATE)[-1:] == (
+    assert render_prompt(tokenizer, "What is 3 + 8?", template=PLAIN_TEMPLATE)[-1:] == (
         tokenizer.encode("?\n")
     )
 

@@ -25,14 +25,14 @@ def kept():
 
 
 def test_one_process_keeps_programs_in_the_users_cache_and_several_beside_their_run(
-    tmp_path, monkeypatch
+    tmp_path, monkeypatch, bucket
 ):
     """Oracle: the folders by hand; small programs are kept too; a bucket's stays an address."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     caches.keep_programs(None)
     assert kept() == str(tmp_path / "deepseek_jax" / "programs" / caches._machine())
     assert [getattr(jax.config, name) for name in SIZES] == [0.0, -1]
-    for shared in (tmp_path, as_path("gs://b/runs")):
+    for shared in (tmp_path, as_path(f"gs://{bucket.name}/runs")):
         jax.config.update(DIR, None)
         caches.keep_programs(shared)
         assert kept() == f"{shared}/.compiled/{caches._machine()}"

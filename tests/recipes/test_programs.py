@@ -207,7 +207,8 @@ class Call:
     """
 
     def __init__(self, mesh, nth=1):
-        self.before = {id(array) for array in jax.live_arrays()}
+        # Held, as a new array could take the id of one that is gone
+        self.before = jax.live_arrays()
         self.device, self.nth = mesh.devices.flat[0], nth
         self.arguments, self.held = None, None
 
@@ -215,7 +216,8 @@ class Call:
         self.nth -= 1
         if self.nth:
             return False
-        new = [array for array in jax.live_arrays() if id(array) not in self.before]
+        before = {id(array) for array in self.before}
+        new = [array for array in jax.live_arrays() if id(array) not in before]
         shards = [shard for array in new for shard in array.addressable_shards]
         self.held = sum(shard.data.nbytes for shard in shards if shard.device == self.device)
         self.arguments = arguments

@@ -158,7 +158,7 @@ def test_no_number_of_any_config_may_be_nan_or_infinite():
         ("optimizer.learning_rate", math.nan, "learning_rate=nan must be above 0"),
         ("optimizer.learning_rate", math.inf, "learning_rate=inf must be above 0"),
         ("optimizer.learning_rate", 0.0, "learning_rate=0.0 must be above 0"),
-        ("rollout.temperature", math.inf, "config.rollout.temperature=inf must be above 0"),
+        ("rollout.temperature", math.inf, "config.rollout.temperature=inf must be within"),
         ("loss.kl_coef", math.inf, "config.loss.kl_coef=inf must be at least 0"),
         ("loss.clip_eps", math.inf, "config.loss.clip_eps=inf must be above 0"),
         ("rewards.correct_reasoning", 0.0, "config.rewards={.*} pays nothing; set one of the"),

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding
 
-from deepseek_jax.data.preferences import render_response
+from deepseek_jax.data.chat import render_response
 from deepseek_jax.models.reward import predict_rewards, reward_config, reward_params
 from deepseek_jax.parallel import make_mesh
 from deepseek_jax.rewards import Rewards

@@ -12,6 +12,8 @@ from typing import ClassVar
 
 import numpy as np
 
+from deepseek_jax.data.chat import PLAIN_TEMPLATE
+
 OPERAND_COUNTS = (3, 4)
 LARGEST_OPERAND = 9
 # The left side of a last step
@@ -31,9 +33,6 @@ SYMBOLS = (" + ", " = ", "; ", ", ")
 WORDS = ("What is ", "?\n", "we add ", "then ", "the answer is ")
 # Every text of this world is a sequence of these
 PIECES = (*DIGITS, *SYMBOLS, *WORDS)
-
-# How a corpus document leads from the question to its answer
-PROMPT_TEMPLATE = "{question}\n"
 
 
 @dataclass(frozen=True)
@@ -148,7 +147,7 @@ def write_document(rng, mix=CorpusMix()):
     if rng.random() < mix.fact_tables:
         return _fact_table(rng)
     operands = draw_operands(rng)
-    prompt = PROMPT_TEMPLATE.format(question=question(operands))
+    prompt = PLAIN_TEMPLATE.format(question=question(operands))
     # No draw for a mix without numbers: its documents stay the same
     if mix.numbered and rng.random() < mix.numbered:
         number = NUMBERS[rng.integers(len(NUMBERS))]

@@ -2,8 +2,9 @@
 
 from functools import partial
 
+from deepseek_jax.data.chat import PLAIN_TEMPLATE
 from deepseek_jax.worlds.arithmetic.builder import arithmetic_corpus
-from deepseek_jax.worlds.arithmetic.corpus import PROMPT_TEMPLATE, NumberedMix
+from deepseek_jax.worlds.arithmetic.corpus import NumberedMix
 from deepseek_jax.worlds.arithmetic.tasks import (
     arithmetic_task,
     word_arithmetic_task,
@@ -14,7 +15,7 @@ from deepseek_jax.worlds.world import Questions, World
 
 SUMS = World(
     name="arithmetic",
-    template=PROMPT_TEMPLATE,
+    template=PLAIN_TEMPLATE,
     questions={"arithmetic": Questions(arithmetic_task, "correct", worked_example)},
     reasoning="arithmetic",
     corpora={

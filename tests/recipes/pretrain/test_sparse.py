@@ -173,10 +173,10 @@ def test_a_base_has_no_stage_for_its_indexers():
 
 
 def test_an_indexer_that_no_loss_reads_yet_is_not_missed():
-    """Oracle: by hand: while mtp_weight is 0 the indexers of the modules get no gradient."""
+    """Oracle: by hand: while mtp_weight is 0 the modules, and the indexers in them, get no gradient."""
     model = build_model(dict(dense_config().model) | INDEXER | dict(indexer_loss="dense"))
-    learns = []
+    untrained = []
     for weight in (0.3, ((0, 0.0), (1, 0.3))):
         block = dict(dense_config().stages.stage_1, trains="indexer", mtp_weight=weight)
-        learns.append(_checks(model, build(StageSettings, block, "stage"), None).learns)
-    assert learns == [("mtp_", "indexer"), ()]
+        untrained.append(_checks(model, build(StageSettings, block, "stage"), None).untrained)
+    assert untrained == [(), ("mtp_",)]

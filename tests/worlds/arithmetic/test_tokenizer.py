@@ -20,7 +20,7 @@ def test_small_world_spells_digits_singly_and_phrases_whole():
     tokenizer = arithmetic_tokenizer()
     pieces = [tokenizer.decode([i]) for i in tokenizer.encode("What is 3 + 8?\n3 + 8 = 11; 9, 0")]
     assert "|".join(pieces) == "What is |3| + |8|?\n|3| + |8| = |1|1|; |9|, |0"
-    question = arithmetic.PROMPT_TEMPLATE.format(question=arithmetic.question((3, 8, 5, 9)))
+    question = arithmetic.PLAIN_TEMPLATE.format(question=arithmetic.question((3, 8, 5, 9)))
     assert len(tokenizer.encode(question)) == 9
     assert len(tokenizer.encode(arithmetic.worked((3, 8, 5, 9)))) == 22
 
