@@ -117,6 +117,7 @@ def wide_and_dense():
     return (dataclasses.replace(config, index_topk=64), params), as_v3(config, params)
 
 
+@pytest.mark.slow
 def test_a_top_k_that_covers_the_row_is_our_v3_exactly():
     """Oracle: our DeepSeek-V3 with the same weights: the same bits."""
     tokens = np.random.default_rng(0).integers(0, VOCAB, (2, 24))

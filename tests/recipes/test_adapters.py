@@ -103,6 +103,7 @@ def test_a_stopped_run_ends_like_one_that_was_not(finished, tmp_path):
     run_grpo(tmp_path)
 
 
+@pytest.mark.slow
 def test_fine_tuning_lowers_the_loss_by_an_adapter(tmp_path):
     """Oracle: the held-out loss before and after."""
     fields = dict(adapter=LATENT, num_steps=8, optimizer=FAST)

@@ -73,6 +73,7 @@ def assert_same(folder, name):
     assert_near(CASES[name], folder / name / "shared", folder / name / "whole")
 
 
+@pytest.mark.slow
 def test_pretrain_and_grpo_pass_between_two_processes_and_one(tmp_path):
     """Oracle: one process's runs on the same mesh, which nothing stopped. One pair of processes begins the
     first, and ends the second, which saves the start of another pair.

@@ -300,6 +300,7 @@ def test_a_reward_model_in_use(tmp_path, mesh, dtype, fields):
     assert held == pytest.approx(call.held, rel=0.01)
 
 
+@pytest.mark.slow
 def test_a_judge_in_use(tmp_path):
     """Oracle: the arrays of a run: the judge's parameters when it answers, after the teacher, and all that
     the device holds by then, the teacher among it. The same before the judge's folder is there, where the

@@ -505,6 +505,7 @@ def test_updates_use_the_experts_that_the_sampler_chose(state, rewarded_by):
         np.testing.assert_array_equal(kept, lengths - 1)
 
 
+@pytest.mark.slow
 def test_updates_of_truncated_samples_are_over_their_candidates(state, rewarded_by):
     """Oracle: the sampler's own log-probabilities, which are over the candidates; of all tokens they would be
     lower by up to a nat.

@@ -49,6 +49,7 @@ def tokens_of(carried):
     return {group.index: [c["ids"] for c in group.completions] for group in carried}
 
 
+@pytest.mark.slow
 def test_every_group_is_taken_once_and_its_completions_only_grow():
     """Oracle: by hand: of the questions asked so far a step takes two complete groups, the others wait; every
     carried completion is the beginning of the later one, and exactly that is stale.

@@ -157,6 +157,7 @@ def test_an_expert_that_the_model_does_not_have_is_named():
         check_rows(config, rows)
 
 
+@pytest.mark.slow
 def test_the_candidates_of_every_token_are_kept_and_the_update_is_over_them():
     """Oracle: the softmax over the tokens that top-p and top-k leave, by numpy over the logits of a whole
     forward pass: the same tokens, and the log-probabilities of sampler and update.

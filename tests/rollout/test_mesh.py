@@ -171,6 +171,7 @@ def test_a_completion_that_is_not_finite_names_the_device_of_its_slot(monkeypatc
         rollout("dense", mesh)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model, axes", [("experts", "mixed")])
 def test_completions_that_have_begun_continue_on_a_mesh(model, axes):
     """Oracle: the rollout on one device, of which every second completion has begun, with all lengths."""

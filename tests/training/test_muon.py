@@ -161,6 +161,7 @@ def test_embedding_head_norms_and_biases_are_adams():
             np.testing.assert_array_equal(own, other)
 
 
+@pytest.mark.slow
 def test_a_sharded_update_is_that_of_one_device():
     """Oracle: one device; the moments lie as their parameters do. float32 sums in another order."""
     boxed = jax.eval_shape(lambda: init_params(MTP, jax.random.key(0)))

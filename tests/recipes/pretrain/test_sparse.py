@@ -83,6 +83,7 @@ def test_the_indexers_learn_alone_and_then_everything_does(start, whole):
     assert {path[-1] for path in ours.keys() - moved} == {"router_bias"}
 
 
+@pytest.mark.slow
 def test_what_the_warm_up_freezes_stays_as_it_is(start, tmp_path):
     """Oracle: the checkpoint, bit for bit, with the router's bias; every indexer's weights are new ones."""
     config = sparse_config(start)
