@@ -42,7 +42,7 @@ def check(recipe, settings, mesh, config: ConfigDict, workdir: Path):
     from deepseek_jax.training.run import Run
 
     def data(folder):
-        return driver.describe_data(recipe.JOB(settings, mesh, Run(mesh, folder, None)))
+        return driver.describe(recipe.JOB(settings, mesh, Run(mesh, folder, None)))
 
     redoes = recipe.JOB.redoes_what_changed
     parts = {

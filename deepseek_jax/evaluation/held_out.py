@@ -13,10 +13,10 @@ from deepseek_jax.rollout.settings import AnswerOptions
 def evaluate_both(
     policy: Policy,
     examples,
-    rewards: Rewards,
+    rewards: Rewards | None,
     options: AnswerOptions,
     *,
-    accuracy: str,
+    accuracy: str | None,
     seed: int = 0,
     samples: int = 3,
 ):
@@ -37,45 +37,38 @@ def evaluate_both(
 def evaluate(
     policy: Policy,
     examples,
-    rewards: Rewards,
+    rewards: Rewards | None,
     options: AnswerOptions,
     *,
-    accuracy: str,
+    accuracy: str | None,
     seed: int = 0,
     samples: int = 3,
 ):
     """Answer each example once, and score the answers.
 
     policy: rollout.Policy. examples: with their prompt_ids, and the fields that the rewards read. rewards:
-    rewards.Rewards; accuracy: the name of the reward that says whether an answer is right. options:
-    rollout.AnswerOptions. Returns a dict that can be written as JSON. scores: name -> [mean, low, high] with
-    95% intervals, of accuracy, reward, each other reward, completion_length in tokens and truncated.
+    rewards.Rewards, or None for no scores; accuracy: the name of the reward that says whether an answer is
+    right. options: rollout.AnswerOptions. Returns a dict that can be written as JSON. scores: name -> [mean,
+    low, high] with 95% intervals, of accuracy, reward, each other reward, completion_length in tokens and
+    truncated.
     unscored: how many answers could not be scored: they count as 0 in the accuracy, and rewards leave them
     out; a reward of fewer than two numbers is left out whole. samples: the first few prompts and completions
     with their rewards, None if not scored. Raises UnusableRewards if no answer could be scored.
     """
     texts, rollout, _ = policy.answer(examples, options, seed=seed, log=MeasuredLog())
-    scores = rewards.score_together(examples, texts)
-    scores.require_one()
-    if scores.errors:
-        say(
-            f"{scores.errors} of {len(texts)} held-out answers could not be scored and count as wrong: "
-            f"{''.join(scores.messages[:1])}"
-        )
-    scored = ~np.isnan(scores.total)
-    rewarded = {"reward": scores.total[scored]}
-    rewarded |= {name: part[scored] for name, part in scores.parts.items() if name != accuracy}
     values = {
-        "accuracy": scores.as_wrong(accuracy),
-        # One number has no interval
-        **{name: of for name, of in rewarded.items() if len(of) > 1},
         "completion_length": rollout.completion_mask.sum(1),
         "truncated": rollout.truncated,
     }
-    shown = examples[:samples], texts[:samples], scores.total[:samples].tolist()
+    total, unscored = np.full(len(texts), np.nan), 0
+    if rewards is not None:
+        scores = rewards.score_together(examples, texts)
+        values = _scored(scores, accuracy) | values
+        total, unscored = scores.total, scores.errors
+    shown = examples[:samples], texts[:samples], total[:samples].tolist()
     return {
         "scores": summarise({name: _share_or_number(v) for name, v in values.items()}),
-        "unscored": scores.errors,
+        "unscored": unscored,
         "samples": [
             {
                 "prompt": example["question"],
@@ -85,6 +78,24 @@ def evaluate(
             for example, text, reward in zip(*shown, strict=True)
         ],
     }
+
+
+def _scored(scores, accuracy):
+    """name -> one number an answer, of the accuracy and of rewards. Raises UnusableRewards where no answer
+    could be scored.
+    """
+    scores.require_one()
+    if scores.errors:
+        say(
+            f"{scores.errors} of {len(scores.total)} held-out answers could not be scored and count as "
+            f"wrong: {''.join(scores.messages[:1])}"
+        )
+    scored = ~np.isnan(scores.total)
+    rewarded = {"reward": scores.total[scored]}
+    rewarded |= {name: part[scored] for name, part in scores.parts.items() if name != accuracy}
+    # One number has no interval
+    rewarded = {name: of for name, of in rewarded.items() if len(of) > 1}
+    return {"accuracy": scores.as_wrong(accuracy)} | rewarded
 
 
 def _share_or_number(values):

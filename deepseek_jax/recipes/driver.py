@@ -431,10 +431,14 @@ def _when_checked(work: Work):
     return work.stage.does.builds_data, work.stage.does.is_measure
 
 
-def describe_data(job: Job):
-    """What the data of a job are, in words."""
-    with at("config"):
-        return job.describe_data()
+def describe(job: Job):
+    """Open what a run opens before its first stage: -> what its data are, in words. Raises ValueError as
+    check_whole does.
+    """
+    with job.opened:
+        check_whole(job)
+        with at("config"):
+            return job.describe_data()
 
 
 def check_memory(job: Job):
@@ -463,19 +467,26 @@ def check_memory(job: Job):
             )
 
 
+def check_whole(job: Job):
+    """Raise ValueError for all that can be known to be wrong before the first stage runs: of the memory, the
+    settings, the checkpoints, the rewards and the data, which it opens. Within job.opened.
+    """
+    check_memory(job)
+    check(job)
+    for work in sorted(job.works(), key=_when_checked):
+        leave_if_asked("the start")
+        with work.at():
+            work.stage.does.check_data(work)
+    with at("config"):
+        job.check_shared_data()
+
+
 def run(job: Job):
     """Check all stages before the first one runs; run those that are left, in order; report."""
     if not job.is_complete():
         with job.opened:
-            check_memory(job)
-            check(job)
             # A mistake must be named before anything is written
-            for work in sorted(job.works(), key=_when_checked):
-                leave_if_asked("the start")
-                with work.at():
-                    work.stage.does.check_data(work)
-            with at("config"):
-                job.check_shared_data()
+            check_whole(job)
             for work in job.works():
                 leave_if_asked(f"stage {work.name}")
                 job.keep(work)

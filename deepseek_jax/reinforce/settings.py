@@ -97,14 +97,16 @@ class GeneralSettings:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RewardSettings(Settings):
-    """rewards: weights by name. accuracy: the reward that decides whether an answer is right."""
+    """rewards: weights by name. accuracy: the reward that decides whether an answer is right; None where a
+    recipe allows that there are no rewards.
+    """
 
     accuracy: str
     rewards: Weights
 
     def __post_init__(self):
         super().__post_init__()
-        if self.accuracy not in self.rewards:
+        if (self.rewards or self.accuracy is not None) and self.accuracy not in self.rewards:
             raise ValueError(
                 f"accuracy={self.accuracy!r} is not one of rewards: {', '.join(self.rewards)}"
             )

@@ -108,7 +108,7 @@ def test_every_recipe_reads_its_data(tmp_path, name, words):
     settings = build(recipe.SETTINGS, config, "config")
     mesh = make_mesh()
     job = recipe.JOB(settings, mesh, Run(mesh, tmp_path, None))
-    assert words in driver.describe_data(job)
+    assert words in driver.describe(job)
 
 
 def ended(processes):

@@ -106,6 +106,24 @@ def test_a_mistake_is_one_message_and_leaves_everything_as_it_was(
     assert not wrong, "\n".join(wrong)
 
 
+def shown_by_check():
+    """Twenty cases of launch/train.py, from all groups."""
+    cases = [case for group in GROUPS.values() for case in group if case[0].startswith("train ")]
+    return [case for case in cases if "--check" not in case[0]][:: len(cases) // 20][:20]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", shown_by_check(), ids=lambda case: case[0])
+def test_check_says_of_a_mistake_what_the_run_says(good, case, tmp_path, monkeypatch):
+    """Oracle: the messages of bad_inputs.py, which the run gives; --check compiles a sum for each axis."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "caches"))
+    here = tmp_path / "here"
+    here.mkdir()
+    monkeypatch.chdir(here)
+    line, *others = case
+    assert not faults(f"{line} --check", *others, good=good, here=here, small=60)
+
+
 def test_there_are_many_cases(record_property):
     """Oracle: by hand: the project promises 150; none is there twice."""
     # It does nothing to a run, so the table has no row of it

@@ -18,7 +18,7 @@ from deepseek_jax.reinforce.model_rewards import load_model_rewards
 from deepseek_jax.reports.answers import make_console, print_samples, print_table
 from deepseek_jax.reports.tables import loss_table, plot_curves
 from deepseek_jax.training.remembered import before_and_after
-from deepseek_jax.worlds.registry import open_rewards
+from deepseek_jax.worlds.registry import find_questions, open_rewards
 
 SETTINGS = SftSettings
 PHASE = "sft"
@@ -48,15 +48,26 @@ class SftJob(TrainedJob):
         return held_out_prompts(self.settings, self.policy, self.read[1])
 
     @functools.cached_property
-    def rewards(self):
-        """The Rewards that score answers, with the trained reward models."""
+    def accuracy(self):
+        """The reward that decides whether an answer is right, or None."""
         settings = self.settings
+        if settings.accuracy is None and settings.data.path is None:
+            return find_questions(settings.data.task)[1].rule
+        return settings.accuracy
+
+    @functools.cached_property
+    def rewards(self):
+        """The Rewards that score answers, with the trained reward models; None for no scores."""
+        settings = self.settings
+        weights = settings.rewards or ({self.accuracy: 1.0} if self.accuracy else {})
+        if not weights and not settings.reward_models:
+            return None
         with at("reward_models"):
             models = load_model_rewards(
                 settings.reward_models, self.mesh, settings.model.get("expert_buffer")
             )
         with at("rewards"):
-            return self.opened.enter_context(open_rewards(settings.rewards, models=models))
+            return self.opened.enter_context(open_rewards(weights, models=models))
 
     def check_conversations(self, work: Work):
         """Raise ValueError where a conversation cannot be rendered, or none fits a row."""
@@ -72,12 +83,13 @@ class SftJob(TrainedJob):
     def check_measured_data(self, work: Work):
         """Raise ValueError where the rewards cannot score the answers."""
         rewards, asked = self.rewards, self.asked
-        with at("rewards"):
-            rewards.check(asked)
+        if rewards is not None:
+            with at("rewards"):
+                rewards.check(asked)
 
     def answering(self, work: Work):
         asked = self.settings.answers
-        return Answering(asked, asked.num_prompts, scored=True)
+        return Answering(asked, asked.num_prompts, scored=bool(self.settings.rewards))
 
     def measure(self, work: Work):
         """The loss of the held-out conversations, and the scores of answers to their last questions."""
@@ -87,7 +99,7 @@ class SftJob(TrainedJob):
             self.asked,
             self.rewards,
             settings.answers,
-            accuracy=settings.accuracy,
+            accuracy=self.accuracy,
             seed=settings.seed,
         )
         return {"loss": self.loss_of(policy.params), "answers": answers}

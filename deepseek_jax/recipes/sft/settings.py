@@ -7,7 +7,7 @@ from deepseek_jax.errors import at
 from deepseek_jax.recipes.settings import AdapterRun, QuestionData
 from deepseek_jax.reinforce.settings import ModelRewardSettings, RewardSettings
 from deepseek_jax.rollout.settings import AnswerOptions
-from deepseek_jax.settings import Count, Several, Temperature
+from deepseek_jax.settings import Count, Several, Temperature, Weights
 from deepseek_jax.training.settings import RowSettings, check_evaluations
 
 
@@ -53,9 +53,13 @@ class FineTuneSettings(RowSettings):
 class SftSettings(FineTuneSettings, RewardSettings, AdapterRun):
     """A whole config of this recipe.
 
-    The held-out loss is measured before and after training too. reward_models: as in a GRPO config.
+    The held-out loss is measured before and after training too. rewards, accuracy: of answers; without them
+    answers to a world's task are scored by its own rule, and those to conversations of one's own by none.
+    reward_models: as in a GRPO config.
     """
 
+    accuracy: str | None = None
+    rewards: Weights = dataclasses.field(default_factory=dict)
     data: DataSettings
     answers: AnswerSettings
     reward_models: dict[str, ModelRewardSettings] = dataclasses.field(default_factory=dict)

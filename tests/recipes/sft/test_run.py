@@ -198,6 +198,39 @@ def test_a_conversation_that_weighs_more_is_what_is_learned(with_base, tmp_path_
     np.testing.assert_allclose(last["loss"], np.log(10) - 0.9 * np.log(9), atol=0.2)
 
 
+def unrewarded(**fields):
+    """small_config without rewards."""
+    config = small_config(**fields)
+    del config.accuracy, config.rewards
+    return config
+
+
+def test_conversations_of_ones_own_need_no_rewards(with_base, tmp_path_factory):
+    """Oracle: by hand: the loss and the lengths are measured, answers have no score, and references may be
+    texts.
+    """
+    path = tmp_path_factory.mktemp("chats") / "my.jsonl"
+    talks = [turns(f"What is {k}?", "we add then the answer is ") for k in range(12)]
+    path.write_text("\n".join(json.dumps({"messages": talk}) for talk in talks))
+    data, answers = dict(path=str(path), num_held_out=4), dict(num_prompts=2)
+    run_recipe(sft, unrewarded(num_steps=2, data=data, answers=answers), with_base)
+    after = measured(with_base, "after")
+    assert after["loss"]["loss"][0] < measured(with_base, "before")["loss"]["loss"][0]
+    for answered in after["answers"].values():
+        assert set(answered["scores"]) == {"completion_length", "truncated"}
+        assert answered["unscored"] == 0
+        assert [sample["reward"] for sample in answered["samples"]] == [None, None]
+
+
+def test_answers_to_a_worlds_task_are_scored_by_its_rule_without_rewards():
+    """Oracle: by hand: the rule of sums; a reward that is named takes its place."""
+    for config, name in ((unrewarded(), "correct"), (small_config(), "correct")):
+        job = sft.JOB(build(SftSettings, config, "config"), None)
+        assert job.accuracy == name
+    with sft.JOB(build(SftSettings, unrewarded(), "config"), make_mesh()).rewards as rewards:
+        assert rewards.weights == {"correct": 1.0}
+
+
 @pytest.mark.parametrize(
     "fields, words",
     [
