@@ -2,7 +2,7 @@
 
     python launch/sweep.py --config=configs/r1_small.py[:ARG] --sweep=configs/sweeps/seeds.py
         [--engine=local|slurm|gke] [--max_jobs=N] [--topology=v5e:4x4] [--workdir=FOLDER] [--watch]
-        [--metric=NAME] [--rerun_failed] [--cancel] [--dry_run] [--config.FIELD=VALUE ...]
+        [--metric=SCORE] [--rerun_failed] [--cancel] [--dry_run] [--config.FIELD=VALUE ...]
         [--wandb=PROJECT] [--watchdog=FACTOR] [--watchdog_requeue]
 
 --sweep is a file with sweep(config) -> a list of {"FIELD": VALUE}, one a run; FIELD is a dotted field of the
@@ -16,6 +16,11 @@ has changed. --rerun_failed starts only runs that failed. --cancel asks all runs
 is preempted is queued again, and resumes. If a run fails, it is named, the others continue, and the exit
 status is 1. SIGTERM or Ctrl-C is passed on to runs of this machine, and the exit status is 75 (start me
 again); runs of Slurm and GKE go on. A mistake is one message and exit status 2.
+
+The table, with --watch as runs end, and the plot show one score of each complete run on held-out data, with
+its 95% interval. The default is the first score of the last measurement. --metric=SCORE chooses another one,
+--metric=MEASUREMENT/SCORE another measurement too (before/accuracy is in before.json), and
+--metric=logged/PHASE/NAME the last number in metrics.jsonl instead.
 """
 
 import shlex
@@ -37,7 +42,7 @@ from launch.planning.topology import EXAMPLES
 from launch.sweeps.folder import Folder
 from launch.sweeps.follow import Sweep, cancel
 from launch.sweeps.prune import able_runs
-from launch.sweeps.runs import file_name, sweep_runs, train_arguments
+from launch.sweeps.runs import file_name, recipes_job, sweep_runs, train_arguments
 from launch.sweeps.show import Show
 
 FAILED = 1
@@ -53,7 +58,7 @@ def define_flags():
     flags.DEFINE_integer("max_jobs", None, "Runs at a time; default 1 locally.", lower_bound=1)
     flags.DEFINE_string("topology", None, f"The devices to plan each run for, as in {EXAMPLES}.")
     flags.DEFINE_bool("watch", False, "Print the table again whenever it changes.")
-    flags.DEFINE_string("metric", None, "NAME or PHASE/NAME of the table; default a headline.")
+    flags.DEFINE_string("metric", None, "The score of the table; default a headline.")
     flags.DEFINE_bool("rerun_failed", False, "Start only runs that failed.")
     flags.DEFINE_bool("cancel", False, "Ask the runs that live to save and end.")
     flags.DEFINE_bool("dry_run", False, "Print what would be started; for GKE write manifests.")
@@ -83,7 +88,8 @@ def main(given):
         able = able_runs(folder, runs, values.topology, cache_folder("plans"))
         if values.dry_run:
             return dry_run(folder, able, engine, shared)
-        show = Show(folder, runs, values.metric, {r.name for r in runs if r not in able})
+        pruned = {run.name for run in runs if run not in able}
+        show = Show(folder, runs, lambda run: scores(recipe, folder, run), values.metric, pruned)
         sweep = Sweep(folder, engine, lambda run: job_of(folder, run, shared), show, values.watch)
         # Before and after it there is nothing to pass a signal on to
         with common.Stop() as should_stop:
@@ -135,6 +141,13 @@ def dry_run(folder, runs, engine, shared):
         if isinstance(engine, gke.Gke):
             (name,) = engine.submit([job])
             print(f"{name}: {engine.manifest(job)}", flush=True)
+
+
+def scores(recipe, folder, run):
+    """What a run has measured: of recipes.driver.held_out_scores."""
+    from deepseek_jax.recipes.driver import held_out_scores
+
+    return held_out_scores(recipes_job(recipe, run, folder.path / run.name))
 
 
 def report(recipe, folder, runs, statuses, show):

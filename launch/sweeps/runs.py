@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from ml_collections import ConfigDict
 
+from deepseek_jax.files import as_path
 from deepseek_jax.settings import build
 from launch.config_file import set_field
 
@@ -69,3 +70,12 @@ def train_arguments(run: Run, workdir: Path, shared: list[str]):
     """The arguments of the run's launch/train.py. shared: those of every run; the run's own follow."""
     own = [f"--config.{field}={value}" for field, value in run.overrides.items()]
     return [*shared, *own, f"--workdir={workdir / run.name}"]
+
+
+def recipes_job(recipe, run: Run, folder: Path):
+    """The Job of a run in a folder, on no device: enough to read its data and its scores."""
+    # Here, because it imports jax, which a mistake should not wait for
+    from deepseek_jax.training.run import Run as Training
+
+    settings = build(recipe.SETTINGS, ConfigDict(run.config), "config")
+    return recipe.JOB(settings, None, Training(None, as_path(folder), None))

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -10,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from configs.common import without_fusion_emitters
+from deepseek_jax.training.metrics import read_metrics
 from tests.launch.test_train import CONFIG, LAUNCH, RECIPE, ROOT
 
 REPORT = """
@@ -35,6 +38,24 @@ local.TRAIN = "launch_here.py"  # launch/train.py, which finds the small recipe 
 if __name__ == "__main__":
     sweep.define_flags()
     common.run_program(sweep.main, sweep.parse_flags)
+"""
+# Fine-tuning whose last evaluation is the one before its first step
+SFT = """
+from configs import models, sft_small
+
+def get_config(arg=None):
+    c = sft_small.get_config()
+    c.model = models.qwen2_tiny(vocab_size=21) | dict(num_hidden_layers=1)
+    c.update(num_steps=6, batch_size=8, log_every=2, eval_every=20)
+    c.base.update(num_documents=400, batch_size=8, num_steps=5, bias_update_speed=0.0)
+    c.base.optimizer.warmup_steps, c.optimizer.warmup_steps = 1, 0
+    c.data.num_held_out = 12
+    c.answers.update(num_prompts=8, max_completion_length=12, slots=8)
+    return c
+"""
+RATES = """
+def sweep(config):
+    return [{"optimizer.learning_rate": rate} for rate in (1e-4, 1e-3, 1e-2)]
 """
 ARGUMENTS = ("--config=tiny.py:steps=4", "--sweep=three.py", "--workdir=out")
 
@@ -85,6 +106,39 @@ def test_runs_are_made_once_a_failed_one_is_named_and_the_others_are_reported(fo
     out, _ = sweep.communicate(timeout=400)
     assert sweep.returncode == 1 and out.count("complete, not run again") == 2
     assert (folder / "out" / "seed=1" / "done0").read_text() == "left as it is"
+
+
+def test_three_learning_rates_have_the_three_losses_that_their_runs_measured(tmp_path):
+    """Oracle: each run's own after.json, with its interval. The last logged evaluation is of the base, and is
+    the same number three times.
+    """
+    (tmp_path / "sft.py").write_text(SFT)
+    (tmp_path / "rates.py").write_text(RATES)
+    done = subprocess.run(
+        [
+            *(sys.executable, ROOT / "launch" / "sweep.py", "--config=sft.py", "--sweep=rates.py"),
+            *("--workdir=out", "--watch"),
+        ],
+        cwd=tmp_path,
+        # One device compiles fastest
+        env=os.environ | {"PYTHONPATH": str(ROOT), "XLA_FLAGS": without_fusion_emitters()},
+        capture_output=True,
+        text=True,
+        timeout=400,
+    )
+    assert done.returncode == 0, done.stderr
+    rows = (tmp_path / "out" / "sweep.txt").read_text().splitlines()[2:5]
+    folders = [tmp_path / "out" / f"optimizer.learning_rate={r}" for r in (0.0001, 0.001, 0.01)]
+    found = [json.loads((f / "after.json").read_text())["loss"]["loss"] for f in folders]
+    for row, (mean, low, high) in zip(rows, found, strict=True):
+        assert f"1 complete {mean:.4g} {low:.4g} to {high:.4g} {mean:.4g}" in " ".join(row.split())
+    assert len({mean for mean, _, _ in found}) == 3 and "held out loss" in done.stdout
+    # --watch had the first one's row while the others were under way
+    live = done.stdout.partition("0.01: started")[0]
+    assert re.search(rf"1 complete +{found[0][0]:.4g}", live) and "1 not started" in live
+    logged = [read_metrics(f / "metrics.jsonl", "sft") for f in folders]
+    assert len({[r["held_out_loss"] for r in of if "held_out_loss" in r][-1] for of in logged}) == 1
+    assert (tmp_path / "out" / "sweep.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_sigterm_is_passed_on_and_asks_to_be_started_again(folder):
