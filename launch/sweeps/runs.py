@@ -1,8 +1,11 @@
 """The runs of a sweep: the overrides that its file lists, each checked against the recipe's settings."""
 
+import contextlib
 import hashlib
+import io
 import json
 import re
+import tempfile
 from pathlib import Path
 from typing import NamedTuple
 
@@ -79,3 +82,18 @@ def recipes_job(recipe, run: Run, folder: Path):
 
     settings = build(recipe.SETTINGS, ConfigDict(run.config), "config")
     return recipe.JOB(settings, None, Training(None, as_path(folder), None))
+
+
+def check_data(recipe, runs: list[Run]):
+    """Read the data of each run, as launch/train.py --check does. Raises ValueError, naming the run, for data
+    that are not there.
+    """
+    from deepseek_jax.recipes import driver
+
+    # One folder for all: a dataset that several runs build is built once. TFDS prints what it builds
+    with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
+        for run in runs:
+            try:
+                driver.describe_data(recipes_job(recipe, run, folder))
+            except ValueError as error:
+                raise ValueError(f"--sweep: {run.name}: {error}") from error

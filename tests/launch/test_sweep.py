@@ -64,7 +64,9 @@ ARGUMENTS = ("--config=tiny.py:steps=4", "--sweep=three.py", "--workdir=out")
 def folder(tmp_path):
     """A directory to start from, with a config, a recipe, a sweep and ways to launch."""
     (tmp_path / "plugins").mkdir()
-    (tmp_path / "plugins" / "polling.py").write_text(RECIPE + REPORT)
+    # A dry run reads the data on no mesh
+    recipe = RECIPE.replace("{dict(self.mesh.shape)['data']}", "anyone")
+    (tmp_path / "plugins" / "polling.py").write_text(recipe + REPORT)
     for name, text in {
         "tiny.py": CONFIG,
         "three.py": SWEEP,
