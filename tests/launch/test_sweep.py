@@ -260,11 +260,11 @@ def test_only_failed_runs_start_again_where_that_is_asked_for(folder):
 
 @pytest.mark.slow
 def test_a_dry_run_prints_commands_that_a_user_could_type(folder):
-    """Oracle: by hand; what looks on at the runs is passed on; no folder."""
+    """Oracle: by hand, with this test's train.py; what looks on at the runs is passed on; no folder."""
     observers = "--wandb=sums", "--watchdog_requeue"
     out, err = start(folder, "--sweep=one.py", "--dry_run", *observers).communicate(timeout=400)
     assert out.splitlines()[-1] == (
-        f"python {ROOT}/launch/train.py --config=tiny.py:steps=4 --wandb=sums --watchdog_requeue "
+        "python launch_here.py --config=tiny.py:steps=4 --wandb=sums --watchdog_requeue "
         f"--config.seed=1 --workdir={folder}/out/seed=1"
     )
     assert not (folder / "out").exists()
