@@ -2,23 +2,28 @@
 
     python launch/sweep.py --config=configs/r1_small.py[:ARG] --sweep=configs/sweeps/seeds.py
         [--engine=local|slurm|gke] [--max_jobs=N] [--topology=v5e:4x4] [--workdir=FOLDER] [--watch]
-        [--metric=NAME] [--rerun_failed] [--cancel] [--dry_run] [--config.FIELD=VALUE ...]
+        [--metric=SCORE] [--rerun_failed] [--cancel] [--dry_run] [--config.FIELD=VALUE ...]
         [--wandb=PROJECT] [--watchdog=FACTOR] [--watchdog_requeue]
 
 --sweep is a file with sweep(config) -> a list of {"FIELD": VALUE}, one a run; FIELD is a dotted field of the
 config. Each run is a launch/train.py of its own, in a folder of its own below --workdir; its output goes to
 NAME.log beside that folder. --max_jobs of them run at once: 1 on this machine, elsewhere all. With --topology
-the plan names the runs that cannot run there, which are left out, and the chip-hours of the others. The last
-line's flags are those of launch/train.py, for every run.
+the plan names the runs that cannot run there, which are left out, and the chip-hours of the others. --dry_run
+prints what would be started: commands, the script for sbatch, or commands of xpk. It reads the data. Neither
+Slurm nor xpk has to be installed. The last line's flags are those of launch/train.py, for every run.
 
 Run it again to resume: it takes over runs that live, and a complete run is not run again, unless its config
 has changed. --rerun_failed starts only runs that failed. --cancel asks all runs to save and end. A run that
 is preempted is queued again, and resumes. If a run fails, it is named, the others continue, and the exit
 status is 1. SIGTERM or Ctrl-C is passed on to runs of this machine, and the exit status is 75 (start me
 again); runs of Slurm and GKE go on. A mistake is one message and exit status 2.
+
+The table, with --watch as runs end, and the plot show one score of each complete run on held-out data, with
+its 95% interval. The default is the first score of the last measurement. --metric=SCORE chooses another one,
+--metric=MEASUREMENT/SCORE another measurement too (before/accuracy is in before.json), and
+--metric=logged/PHASE/NAME the last number in metrics.jsonl instead.
 """
 
-import shlex
 import sys
 from pathlib import Path
 
@@ -32,12 +37,12 @@ from deepseek_jax.files import cache_folder, expanded, is_remote
 from launch import common
 from launch.config_file import call, load_function, split_arguments
 from launch.engines import STOPPED, gke, slurm
-from launch.engines.local import TRAIN, Local
+from launch.engines.local import Local
 from launch.planning.topology import EXAMPLES
 from launch.sweeps.folder import Folder
 from launch.sweeps.follow import Sweep, cancel
 from launch.sweeps.prune import able_runs
-from launch.sweeps.runs import file_name, sweep_runs, train_arguments
+from launch.sweeps.runs import check_data, file_name, recipes_job, sweep_runs, train_arguments
 from launch.sweeps.show import Show
 
 FAILED = 1
@@ -53,10 +58,10 @@ def define_flags():
     flags.DEFINE_integer("max_jobs", None, "Runs at a time; default 1 locally.", lower_bound=1)
     flags.DEFINE_string("topology", None, f"The devices to plan each run for, as in {EXAMPLES}.")
     flags.DEFINE_bool("watch", False, "Print the table again whenever it changes.")
-    flags.DEFINE_string("metric", None, "NAME or PHASE/NAME of the table; default a headline.")
+    flags.DEFINE_string("metric", None, "The score of the table; default a headline.")
     flags.DEFINE_bool("rerun_failed", False, "Start only runs that failed.")
     flags.DEFINE_bool("cancel", False, "Ask the runs that live to save and end.")
-    flags.DEFINE_bool("dry_run", False, "Print what would be started; for GKE write manifests.")
+    flags.DEFINE_bool("dry_run", False, "Print what would be started, and read the data.")
     common.define_observers()
     slurm.define_flags()
     gke.define_flags()
@@ -82,8 +87,11 @@ def main(given):
             return
         able = able_runs(folder, runs, values.topology, cache_folder("plans"))
         if values.dry_run:
-            return dry_run(folder, able, engine, shared)
-        show = Show(folder, runs, values.metric, {r.name for r in runs if r not in able})
+            print(engine.shown([job_of(folder, run, shared) for run in able]), flush=True)
+            check_data(recipe, able)
+            return
+        pruned = {run.name for run in runs if run not in able}
+        show = Show(folder, runs, lambda run: scores(recipe, folder, run), values.metric, pruned)
         sweep = Sweep(folder, engine, lambda run: job_of(folder, run, shared), show, values.watch)
         # Before and after it there is nothing to pass a signal on to
         with common.Stop() as should_stop:
@@ -113,13 +121,17 @@ def sweeps_folder():
 
 
 def make_engine(folder: Path):
-    """The engine that --engine names. Raises ValueError where it is not installed."""
+    """The engine that --engine names. Raises ValueError where it is not installed and a run is to start."""
     values = flags.FLAGS
     if values.engine == "slurm":
-        return slurm.Slurm(folder, values.max_jobs)
-    if values.engine == "gke":
-        return gke.Gke(folder, values.dry_run)
-    return Local(folder)
+        engine = slurm.Slurm(folder, values.max_jobs)
+    elif values.engine == "gke":
+        engine = gke.Gke(folder)
+    else:
+        engine = Local(folder)
+    if not values.dry_run:
+        engine.check_installed()
+    return engine
 
 
 def job_of(folder, run, shared):
@@ -127,14 +139,11 @@ def job_of(folder, run, shared):
     return folder.job(run.name, train_arguments(run, folder.path, shared))
 
 
-def dry_run(folder, runs, engine, shared):
-    """Print the command of each run; GKE's engine writes its manifest too."""
-    for run in runs:
-        job = job_of(folder, run, shared)
-        print(shlex.join(["python", str(TRAIN), *job.arguments]), flush=True)
-        if isinstance(engine, gke.Gke):
-            (name,) = engine.submit([job])
-            print(f"{name}: {engine.manifest(job)}", flush=True)
+def scores(recipe, folder, run):
+    """What a run has measured: of recipes.driver.held_out_scores."""
+    from deepseek_jax.recipes.driver import held_out_scores
+
+    return held_out_scores(recipes_job(recipe, run, folder.path / run.name))
 
 
 def report(recipe, folder, runs, statuses, show):

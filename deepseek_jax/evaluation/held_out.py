@@ -34,6 +34,12 @@ def evaluate_both(
     }
 
 
+def scores_of_both(answers: dict):
+    """{score: [mean, low, high]} of what evaluate_both returns: of sampled answers, then of greedy ones."""
+    greedy = {f"greedy_{name}": score for name, score in answers["greedy"]["scores"].items()}
+    return answers["sampled"]["scores"] | greedy
+
+
 def evaluate(
     policy: Policy,
     examples,

@@ -128,15 +128,15 @@ class Answering(NamedTuple):
 class Job:
     """What the stages of a recipe share. Each recipe has one of its own, with what its kinds ask of it.
 
-    settings: of the whole config. run: None in a plan, which reads no data, checkpoint or tokenizer. opened:
-    closes what the job opens, such as rewards.
+    settings: of the whole config. mesh: None where only data and scores are read. run: None in a plan, which
+    reads no data, checkpoint or tokenizer. opened: closes what the job opens, such as rewards.
     """
 
     stages: tuple[Stage, ...]
     # Whether a changed config may resume in the same workdir
     redoes_what_changed = False
 
-    def __init__(self, settings, mesh: Mesh, run: Run | None = None):
+    def __init__(self, settings, mesh: Mesh | None, run: Run | None = None):
         self.settings, self.mesh, self.run = settings, mesh, run
         self.opened, self._found = contextlib.ExitStack(), {}
 
@@ -216,6 +216,22 @@ class Job:
         """The mesh that answers are sampled on, where these models are too."""
         return self.mesh
 
+    def measured_in(self, stage: Stage):
+        """The file with what a measuring stage found, below the run's folder."""
+        raise NotImplementedError
+
+    def measurements(self):
+        """{name: its file below the run's folder} of what the run measures, in order."""
+        return {
+            stage.name: self.measured_in(stage) for stage in self.stages if stage.does.is_measure
+        }
+
+    def scores_of(self, result) -> dict:
+        """{score: [mean, low, high]} of what a measurement found, with 95% intervals, the headline first. low
+        and high are None for a score without an interval. Default: the lists of three in a dict.
+        """
+        return {n: s for n, s in result.items() if isinstance(s, list) and len(s) == 3}
+
     def measure(self, work: "Work"):
         """The run of a measuring stage of this recipe."""
         raise NotImplementedError
@@ -263,6 +279,9 @@ class LineageJob(Job):
     def read_with(self, work: "Work") -> dict:
         """What else the parameters of a first stage are read with: a part of its hash."""
         return {}
+
+    def measured_in(self, stage: Stage):
+        return f"{stage.name}/{SCORES}"
 
     def save(self, work: "Work", policy: Policy):
         """Save the policy that a stage's run returned."""
@@ -315,6 +334,9 @@ class WorkdirJob(Job):
     def path_of(self, stage: Stage):
         return ""
 
+    def measured_in(self, stage: Stage):
+        return f"{stage.name}.json"
+
     def prefix_of(self, stage: Stage):
         return "answers: " if stage.kind == "measure" else ""
 
@@ -322,8 +344,9 @@ class WorkdirJob(Job):
         return self.policies[name]
 
     def keep(self, work: "Work"):
-        kind, path = work.stage.does, self.run.folder / f"{work.name}.json"
+        kind = work.stage.does
         if kind.is_measure:
+            path = self.run.folder / self.measured_in(work.stage)
             remembered(path, lambda: kind.run(work))
         elif kind.is_policy:
             self.policies[work.name] = kind.run(work)
@@ -439,6 +462,15 @@ def describe(job: Job):
         check_whole(job)
         with at("config"):
             return job.describe_data()
+
+
+def held_out_scores(job: Job):
+    """{measurement: {score: [mean, low, high]}} of what a run has measured so far, in order.
+
+    The last measurement of a complete run is of what it leaves.
+    """
+    files = {name: job.run.folder / file for name, file in job.measurements().items()}
+    return {name: job.scores_of(read_json(file)) for name, file in files.items() if file.exists()}
 
 
 def check_memory(job: Job):

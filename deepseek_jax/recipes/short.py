@@ -146,6 +146,10 @@ class PayingJob(PolicyJob):
         settings = self.settings
         return None if settings.trains_whole() else base_path(settings, self.run.folder)
 
+    def measurements(self):
+        # The stage measures before and after it trains
+        return {when: f"{when}.json" for when in ("before", "after")}
+
     def is_complete(self):
         # What the stage leaves last
         return self.stages[-1].does.is_left(self.run.folder)

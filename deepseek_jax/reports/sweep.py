@@ -1,6 +1,7 @@
 """The runs of a sweep as one table: a metric against the fields that were swept.
 
-Runs that differ in their seed alone are one row, with the 95% interval of their mean.
+Runs that differ in their seed alone are one row, with the 95% interval of their mean. The metric is a score
+that runs measured on held-out data, see recipes.driver.held_out_scores, or a number of metrics.jsonl.
 """
 
 from collections import Counter
@@ -15,18 +16,19 @@ from deepseek_jax.training.metrics import read_phases
 
 SEED = "seed"
 COMPLETE = "complete"
-# The metric of a sweep that names none: the first of these that the last phase logged
-HEADLINE = "accuracy", "held_out_loss", "kept_share", "reward", "loss"
+# Before the PHASE/NAME of a metric that is the last number of metrics.jsonl, and no held-out score
+LOGGED = "logged/"
+CAPTION = "95% interval: of the mean over seeds; of one run over its held-out data"
 
 
 class SweepRun(NamedTuple):
     """One run. overrides: {dotted field: value}. status: for a reader; COMPLETE where the run is complete.
-    value: the last one of the metric, or None.
+    value: (mean, low, high) of the metric, or None; low and high are None where it has no interval.
     """
 
     overrides: dict
     status: str
-    value: float | None
+    value: tuple | None
 
 
 class Group(NamedTuple):
@@ -41,11 +43,11 @@ class Group(NamedTuple):
         return {run.overrides.get(SEED): run.value for run in complete}
 
     def interval(self):
-        """(mean, low, high) over the seeds; low and high are None for a single one, all for none."""
-        numbers = list(self.values().values())
-        if len(numbers) < 2:
-            return (*numbers, None, None)[:3] if numbers else (None, None, None)
-        return mean_interval(numbers)
+        """(mean, low, high) over the seeds; of a single run its own; None without any."""
+        values = list(self.values().values())
+        if len(values) < 2:
+            return values[0] if values else None
+        return mean_interval([mean for mean, _, _ in values])
 
 
 def grouped(runs: list[SweepRun]):
@@ -64,37 +66,40 @@ def short_names(fields):
     return {n: end if ends[end := n.rpartition(".")[2]] == 1 else n for n in fields}
 
 
-def choose_metric(workdirs: list[Path], wanted: str | None = None):
-    """(phase, name) of the metric of these runs, None while no run has one.
+def headline(measured: list[dict]):
+    """The metric where none was chosen: the first score of the last measurement; None before there is one.
 
-    wanted: NAME, of the last phase that logged it, or PHASE/NAME. Raises ValueError, with what there is, for
-    one that no run logged although each run logged some.
+    measured: of each run {measurement: {score: [mean, low, high]}}.
     """
-    phases = [read_phases(workdir / "metrics.jsonl") for workdir in workdirs]
-    # The run that has come furthest decides: one that has just begun lacks the later phases
-    furthest = max(phases, key=len, default={})
-    logged = [(phase, n) for phase, records in furthest.items() for r in records for n in r]
-    for name in HEADLINE if wanted is None else [wanted]:
-        found = [at for at in logged if name in (at[1], f"{at[0]}/{at[1]}")]
-        if wanted is None:
-            found = [at for at in found if at[0] == list(furthest)[-1]]
-        if found:
-            return found[-1]
-    if wanted is not None and phases and all(phases):
-        names = sorted(
-            {f"{phase}/{name}" for phase, name in logged if name not in ("step", "phase")}
-        )
-        raise ValueError(f"--metric={wanted} was logged by no run; there are {', '.join(names)}")
+    last = (list(of.values())[-1] for of in measured if of)
+    return next((name for scores in last for name in scores), None)
+
+
+def value_of(measured: dict, workdir: Path, metric: str | None):
+    """(mean, low, high) of a run's metric, None where the run has none.
+
+    measured: {measurement: {score: [mean, low, high]}}. metric: SCORE, of the last measurement that has it;
+    MEASUREMENT/SCORE; or LOGGED and PHASE/NAME, whose low and high are None.
+    """
+    if metric is not None and metric.startswith(LOGGED):
+        phase, _, name = metric.removeprefix(LOGGED).rpartition("/")
+        records = read_phases(workdir / "metrics.jsonl").get(phase, [])
+        values = [r[name] for r in records if r.get(name) is not None]
+        return (values[-1], None, None) if values else None
+    for measurement in reversed(measured):
+        for name, score in measured[measurement].items():
+            if metric in (name, f"{measurement}/{name}"):
+                return tuple(score)
     return None
 
 
-def last_value(workdir: Path, metric: tuple | None):
-    """The metric's last value in a run's metrics.jsonl; None where it has none yet."""
-    if metric is None:
-        return None
-    records = read_phases(workdir / "metrics.jsonl").get(metric[0], [])
-    values = [r[metric[1]] for r in records if r.get(metric[1]) is not None]
-    return values[-1] if values else None
+def metric_names(measured: dict, workdir: Path):
+    """The names in full of all metrics of a run, in order."""
+    names = [f"{measurement}/{name}" for measurement, of in measured.items() for name in of]
+    for phase, records in read_phases(workdir / "metrics.jsonl").items():
+        logged = dict.fromkeys(name for record in records for name in record)
+        names += [f"{LOGGED}{phase}/{name}" for name in logged if name not in ("step", "phase")]
+    return names
 
 
 def progress(workdir: Path):
@@ -106,27 +111,43 @@ def progress(workdir: Path):
     return f"{last['phase']} step {last['step']}"
 
 
-def sweep_table(runs: list[SweepRun], metric: tuple | None):
-    """A rich Table with a row for each group. metric: (phase, name), as from choose_metric."""
+def title_of(metric: str | None):
+    """How the table and the plot call a metric."""
+    return "metric" if metric is None else metric.replace("/", " ").replace("_", " ")
+
+
+def sweep_table(runs: list[SweepRun], metric: str | None):
+    """A rich Table with a row for each group. metric: as for value_of."""
     groups = grouped(runs)
-    table = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False)
+    table = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False, caption_justify="left")
+    if any(run.value is not None for run in runs):
+        table.caption = CAPTION
     fields = list(dict.fromkeys(name for group in groups for name in group.fields))
     for name in short_names(fields).values():
         table.add_column(name)
     table.add_column("runs")
-    title = "metric" if metric is None else " ".join(metric).replace("_", " ")
-    for name in (title, "95% interval", "each run"):
+    for name in (title_of(metric), "95% interval", "each run"):
         table.add_column(name, justify="right")
     for group in groups:
-        mean, low, high = group.interval()
-        each = "  ".join("-" if run.value is None else f"{run.value:.4g}" for run in group.runs)
+        mean, low, high = group.interval() or (None, None, None)
         statuses = Counter(run.status for run in group.runs)
-        runs_of = "\n".join(f"{n} {status}" for status, n in statuses.items())
         table.add_row(
             *(str(group.fields.get(name, "")) for name in fields),
-            runs_of,
+            "\n".join(f"{n} {status}" for status, n in statuses.items()),
             "" if mean is None else f"{mean:.4g}",
-            "" if low is None else f"{low:.4g} to {high:.4g}",
-            each,
+            "" if low is None else _between(low, high),
+            "\n".join(_each(run.value, len(group.runs) == 1) for run in group.runs),
         )
     return table
+
+
+def _each(value, is_alone):
+    """A run's value, with its interval where the row does not have it."""
+    if value is None:
+        return "-"
+    mean, low, high = value
+    return f"{mean:.4g}" if low is None or is_alone else f"{mean:.4g} ({_between(low, high)})"
+
+
+def _between(low, high):
+    return f"{low:.4g} to {high:.4g}"

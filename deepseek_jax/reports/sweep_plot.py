@@ -1,6 +1,7 @@
 """The runs of a sweep as one plot: a metric against each field that was swept.
 
-Runs that differ in their seed alone are one point, with the 95% interval of their mean.
+Runs that differ in their seed alone are one point, with the 95% interval of their mean; a single run has that
+of its held-out data.
 """
 
 import math
@@ -9,7 +10,7 @@ from pathlib import Path
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from deepseek_jax.reports.sweep import SEED, SweepRun, grouped, short_names
+from deepseek_jax.reports.sweep import SEED, SweepRun, grouped, short_names, title_of
 
 # A field is drawn on a logarithmic axis where its largest value is so many times the smallest
 LOG_RANGE = 20
@@ -17,7 +18,7 @@ LOG_RANGE = 20
 MOST_LINES = 8
 
 
-def plot_sweep(runs: list[SweepRun], metric: tuple, path: Path):
+def plot_sweep(runs: list[SweepRun], metric: str, path: Path):
     """Draw the metric of complete runs against each swept field, a panel for each, as a PNG.
 
     Groups that agree in all other fields are joined by a line. A sweep over seeds alone is drawn against the
@@ -37,12 +38,12 @@ def plot_sweep(runs: list[SweepRun], metric: tuple, path: Path):
             _draw_seeds(axes, groups[0])
         axes.set(xlabel=names[field])
         axes.grid(alpha=0.3)
-    panels[0].set(ylabel=" ".join(metric).replace("_", " "))
+    panels[0].set(ylabel=title_of(metric))
     figure.savefig(path, dpi=100)
 
 
 def _draw_field(axes, groups, field):
-    """One panel: the mean with its interval, and each seed as a small point."""
+    """One panel: the mean of the seeds with its interval, and each seed as a small point."""
     values = list(
         {repr(g.fields[field]): g.fields[field] for g in groups if field in g.fields}.values()
     )
@@ -66,16 +67,22 @@ def _draw_field(axes, groups, field):
             _, low, high = group.interval()
             if low is not None:
                 axes.vlines(x, low, high, color=line.get_color())
-                values = list(group.values().values())
-                axes.plot([x] * len(values), values, "x", color="grey")
+            means = [mean for mean, _, _ in group.values().values()]
+            if len(means) > 1:
+                axes.plot([x] * len(means), means, "x", color="grey")
     if 1 < len(lines) <= MOST_LINES:
         axes.legend(fontsize="small")
 
 
 def _draw_seeds(axes, group):
-    mean, low, high = group.interval()
+    """Each seed with its own interval, and their mean with its interval."""
     values = group.values()
-    axes.plot([str(seed) for seed in values], list(values.values()), "o")
-    axes.axhline(mean)
-    if low is not None:
+    seeds = [str(seed) for seed in values]
+    axes.plot(seeds, [mean for mean, _, _ in values.values()], "o")
+    for seed, (_, low, high) in zip(seeds, values.values(), strict=True):
+        if low is not None:
+            axes.vlines(seed, low, high)
+    if len(values) > 1:
+        mean, low, high = group.interval()
+        axes.axhline(mean)
         axes.axhspan(low, high, alpha=0.2)

@@ -17,16 +17,19 @@ from deepseek_jax.synthesis.sieve import Sieve
 from deepseek_jax.synthesis.teacher import read_rows
 from deepseek_jax.worlds.registry import all_rules
 
+# In a dataset's folder: origin -> {fate: completions}
+FATES = "fates.json"
+
 
 def write_sifted(settings, samples: Path, evaluation: Evaluation | None, folder: Path):
-    """Write the dataset, and folder/fates.json: origin -> {fate: completions}. samples: folder of chunks."""
+    """Write the dataset and FATES. samples: folder of chunks."""
     sift = Sift(settings, evaluation)
 
     def records():
         yield from sift.records(samples)
         # Before the dataset is complete: a later run finds the dataset and does not count again
         fates = {origin: sieve.fates for origin, sieve in sift.sieves.items()}
-        (folder / "fates.json").write_text(json.dumps(fates, indent=1) + "\n")
+        (folder / FATES).write_text(json.dumps(fates, indent=1) + "\n")
 
     write_conversations(records, folder)
 

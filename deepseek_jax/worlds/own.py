@@ -7,6 +7,7 @@ from deepseek_jax.data.builders import json_lines
 from deepseek_jax.data.questions import distinct, read_questions
 from deepseek_jax.data.sources import load_jsonl_questions
 from deepseek_jax.data.tasks import split_task
+from deepseek_jax.errors import at
 from deepseek_jax.worlds.world import Questions, World
 
 
@@ -19,9 +20,12 @@ def own_world(
     #### stands in <think> tags and the answer in <answer> tags. Raises ValueError, naming the file, as
     load_jsonl_questions and read_questions do.
     """
-    questions = {"reasoning": Questions(partial(split_task, worked_questions(reasoning)), rule)}
+    with at("reasoning", "path"):
+        worked = worked_questions(reasoning)
+    questions = {"reasoning": Questions(partial(split_task, worked), rule)}
     if general is not None:
-        conversations = [e | {"solution": e["answer"]} for e in read_questions(general)]
+        with at("general", "path"):
+            conversations = [e | {"solution": e["answer"]} for e in read_questions(general)]
         questions["general"] = Questions(partial(split_task, conversations))
     return World(
         name="own",
@@ -34,9 +38,10 @@ def own_world(
 
 def worked_questions(path: str | Path):
     """The distinct questions of a jsonl file in GSM8K's format, each with its solution in tags."""
+    examples = load_jsonl_questions(path)
     # load_jsonl_questions drops the working, so the records are read as well
     records = [record for _, record in json_lines(path)]
-    pairs = zip(load_jsonl_questions(path), records, strict=True)
+    pairs = zip(examples, records, strict=True)
     return distinct(example | {"solution": _solution(example, r)} for example, r in pairs)
 
 

@@ -1,5 +1,7 @@
 """Where runs are executed: on this machine, by Slurm, or by GKE. An engine submits, says the state, cancels.
 
+    check_installed(): raises ValueError, saying what to do, where submit needs what is not on this machine
+    shown(jobs) -> the text of what submit(jobs) starts, which needs nothing
     submit(jobs) -> a list of ids, strings that a later process can use
     state(ids) -> {id: WAITING, RUNNING, or an exit status}. An id that is missing has ended; task.py has then
         left its exit status in the job's file, unless it was killed

@@ -40,7 +40,7 @@ def define_flags():
 
 
 class Gke:
-    """Ids are names of workloads. Raises ValueError where xpk, kubectl or a flag is missing."""
+    """Ids are names of workloads. Raises ValueError where a flag is missing, or the config in the image."""
 
     name, max_jobs = "gke", None
     # A slice may be one host, where JAX finds itself alone
@@ -48,8 +48,8 @@ class Gke:
     poll_seconds, settle_seconds = 15.0, 0.0
     output = "kubectl logs --selector=xpk.google.com/workload={id} shows its output"
 
-    def __init__(self, folder: Path, dry_run: bool = False):
-        self.folder, self.dry_run, self._last = folder, dry_run, None
+    def __init__(self, folder: Path):
+        self.folder, self._last = folder, None
         missing = [name for name in REQUIRED if flags.FLAGS[name].value is None]
         if missing:
             raise ValueError(f"--engine=gke needs --{missing[0]}")
@@ -59,35 +59,33 @@ class Gke:
                 f"--engine=gke: --config={config} is not in the image; give a path below the checkout, as in "
                 "configs/NAME.py"
             )
+
+    def check_installed(self):
+        """Raise ValueError, saying what to do, without xpk or kubectl."""
         if shutil.which("xpk") is None:
             raise ValueError(
                 "--engine=gke needs xpk on PATH, in an environment of its own: "
                 f"python -m venv xpk && xpk/bin/pip install {XPK}"
             )
-        if not dry_run and shutil.which("kubectl") is None:
+        if shutil.which("kubectl") is None:
             raise ValueError("--engine=gke needs kubectl on PATH, which xpk calls too")
 
+    def shown(self, jobs: list[Job]):
+        """The command of xpk for each run."""
+        commands = (create_command(workload_name(self.folder, job.name), job) for job in jobs)
+        return "\n".join(map(shlex.join, commands))
+
     def submit(self, jobs: list[Job]):
-        """Create a workload for each job: -> their names. With dry_run a manifest, manifests/NAME.yaml."""
+        """Create a workload for each job: -> their names."""
         return [self._create(job) for job in jobs]
 
     def _create(self, job):
         name = workload_name(self.folder, job.name)
-        command = create_command(name, job)
-        if self.dry_run:
-            manifest = self.manifest(job)
-            manifest.parent.mkdir(parents=True, exist_ok=True)
-            command += ["--dry-run", "--skip-validation", "--no-dependency-auto-download"]
-            command += [f"--output-manifest-file={manifest}"]
-        elif name in (self._last or {}):
+        if name in (self._last or {}):
             # It has ended, and GKE still has its name
             _called(delete_command(name))
-        _called(command)
+        _called(create_command(name, job))
         return name
-
-    def manifest(self, job: Job):
-        """The file of a job's manifest, in a dry run."""
-        return self.folder / "manifests" / f"{job.name}.yaml"
 
     def state(self, ids: list[str]):
         """{id: WAITING, RUNNING, 0 or 1} of the workloads that GKE remembers."""

@@ -1,11 +1,8 @@
-"""The local engine: each run is a process of this machine, in a session of its own.
-
-It is not submitit's local executor: there a process that did not start a job cannot see whether it lives, a
-job that was preempted is not started again, and a run without GPUs is given CUDA_VISIBLE_DEVICES="".
-"""
+"""The local engine: each run is a process of this machine, in a session of its own."""
 
 import fcntl
 import os
+import shlex
 import signal
 import socket
 import subprocess
@@ -31,6 +28,13 @@ class Local:
         # Made when the first job starts
         self.folder = folder / "local"
         self._processes = []
+
+    def check_installed(self):
+        """Python is there."""
+
+    def shown(self, jobs: list[Job]):
+        """The command of each run, as a user could type it."""
+        return "\n".join(shlex.join(["python", str(TRAIN), *job.arguments]) for job in jobs)
 
     def submit(self, jobs: list[Job]):
         """Start a process for each job: -> their ids."""

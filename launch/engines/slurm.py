@@ -1,7 +1,7 @@
-"""The engine for Slurm: the runs of a sweep are one job array, submitted by submitit."""
+"""The engine for Slurm: the runs of a sweep are one job array."""
 
 import getpass
-import importlib.util
+import shlex
 import shutil
 import subprocess
 from pathlib import Path
@@ -32,7 +32,7 @@ def define_flags():
 
 
 class Slurm:
-    """Ids are Slurm's: JOB_INDEX for one of an array. Raises ValueError as check_installed does."""
+    """Ids are Slurm's: JOB_INDEX for one of an array."""
 
     name = "slurm"
     takes_all = survives = True
@@ -41,47 +41,67 @@ class Slurm:
     output = "job {id}; its output is in {log}"
 
     def __init__(self, folder: Path, max_jobs: int | None):
-        check_installed()
         self.folder, self.max_jobs = folder / "slurm", max_jobs
         self._last = {}
 
+    def check_installed(self):
+        """Raise ValueError, saying what to do, without Slurm's commands, or an answer from Slurm."""
+        missing = [name for name in COMMANDS if shutil.which(name) is None]
+        if missing:
+            raise ValueError(
+                f"--engine=slurm needs Slurm's commands, and this machine has no {', '.join(missing)}; "
+                "start the sweep on a login node, or use --engine=local"
+            )
+        asked = subprocess.run(["sinfo", "--noheader"], capture_output=True, text=True)
+        if asked.returncode:
+            raise ValueError(f"--engine=slurm: Slurm does not answer: {_reason(asked.stderr)}")
+
     def submit(self, jobs: list[Job]):
         """Submit the jobs as an array: -> their ids. Raises ValueError where Slurm refuses them."""
-        import submitit
-
-        executor = submitit.SlurmExecutor(self.folder)
-        executor.update_parameters(**self.parameters(len(jobs)))
-        commands = [submitit.helpers.CommandFunction(command(job, "--slurm")) for job in jobs]
-        try:
-            with executor.batch():
-                submitted = [executor.submit(each) for each in commands]
-        except submitit.core.utils.FailedJobError as error:
-            raise ValueError(f"--engine=slurm: Slurm refuses the jobs: {_reason(error)}") from error
-        return [job.job_id for job in submitted]
-
-    def parameters(self, count: int):
-        """What submitit is to ask for, for so many jobs."""
-        values = flags.FLAGS
-        asked = dict(
-            job_name="sweep",
-            nodes=values.nodes,
-            ntasks_per_node=max(1, values.devices_per_node),
-            time=values.minutes,
-            array_parallelism=self.max_jobs or count,
-            stderr_to_stdout=True,
-            # Without it the other processes wait for one that has failed
-            srun_args=["--kill-on-bad-exit=1"],
-            additional_parameters={
-                # submitit's own USR2 asks for a checkpoint in Python; the run answers SIGTERM
-                "signal": f"TERM@{min(SAVE_SECONDS, 15 * values.minutes)}",
-                "requeue": True,
-            },
+        # Slurm writes the output there, and does not make the folder
+        self.folder.mkdir(parents=True, exist_ok=True)
+        done = subprocess.run(
+            ["sbatch", "--parsable"], input=self.shown(jobs), capture_output=True, text=True
         )
+        if done.returncode:
+            raise ValueError(f"--engine=slurm: Slurm refuses the jobs: {_reason(done.stderr)}")
+        # ID, or ID;CLUSTER
+        identity = done.stdout.strip().partition(";")[0]
+        return [f"{identity}_{index}" for index in range(len(jobs))]
+
+    def shown(self, jobs: list[Job]):
+        """The script for sbatch."""
+        # Without the option the other processes wait for one that has failed
+        start = ["srun", "--kill-on-bad-exit=1"]
+        cases = [
+            f"{index}) {shlex.join([*start, *command(job, '--slurm')])} ;;"
+            for index, job in enumerate(jobs)
+        ]
+        options = (f"#SBATCH --{option}" for option in self._options(len(jobs)))
+        return "\n".join(
+            ["#!/bin/bash", *options, 'case "$SLURM_ARRAY_TASK_ID" in', *cases, "esac"]
+        )
+
+    def _options(self, count):
+        """What sbatch is asked for, for so many jobs."""
+        values = flags.FLAGS
+        options = [
+            "job-name=sweep",
+            f"array=0-{count - 1}%{min(self.max_jobs or count, count)}",
+            f"nodes={values.nodes}",
+            f"ntasks-per-node={max(1, values.devices_per_node)}",
+            f"time={values.minutes}",
+            # Of the processes, not of this script
+            f"signal=TERM@{min(SAVE_SECONDS, 15 * values.minutes)}",
+            "requeue",
+            "open-mode=append",
+            f"output={shlex.quote(str(self.folder / '%A_%a.out'))}",
+        ]
         if values.devices_per_node:
-            asked["gpus_per_node"] = values.devices_per_node
+            options.append(f"gpus-per-node={values.devices_per_node}")
         if values.partition is not None:
-            asked["partition"] = values.partition
-        return asked
+            options.append(f"partition={shlex.quote(values.partition)}")
+        return options
 
     def state(self, ids: list[str]):
         """{id: WAITING or RUNNING} of those that Slurm lists."""
@@ -106,21 +126,6 @@ class Slurm:
             if names:
                 # It complains of what has just ended
                 subprocess.run(["scancel", *options, *names], capture_output=True)
-
-
-def check_installed():
-    """Raise ValueError, saying what to do, without submitit, Slurm's commands, or an answer from Slurm."""
-    if importlib.util.find_spec("submitit") is None:
-        raise ValueError('--engine=slurm needs submitit: pip install -e ".[slurm]"')
-    missing = [name for name in COMMANDS if shutil.which(name) is None]
-    if missing:
-        raise ValueError(
-            f"--engine=slurm needs Slurm's commands, and this machine has no {', '.join(missing)}; "
-            "start the sweep on a login node, or use --engine=local"
-        )
-    asked = subprocess.run(["sinfo", "--noheader"], capture_output=True, text=True)
-    if asked.returncode:
-        raise ValueError(f"--engine=slurm: Slurm does not answer: {_reason(asked.stderr)}")
 
 
 def _reason(error):

@@ -1,13 +1,17 @@
 """The runs of a sweep: the overrides that its file lists, each checked against the recipe's settings."""
 
+import contextlib
 import hashlib
+import io
 import json
 import re
+import tempfile
 from pathlib import Path
 from typing import NamedTuple
 
 from ml_collections import ConfigDict
 
+from deepseek_jax.files import as_path
 from deepseek_jax.settings import build
 from launch.config_file import set_field
 
@@ -69,3 +73,27 @@ def train_arguments(run: Run, workdir: Path, shared: list[str]):
     """The arguments of the run's launch/train.py. shared: those of every run; the run's own follow."""
     own = [f"--config.{field}={value}" for field, value in run.overrides.items()]
     return [*shared, *own, f"--workdir={workdir / run.name}"]
+
+
+def recipes_job(recipe, run: Run, folder: Path):
+    """The Job of a run in a folder, on no device: enough to read its data and its scores."""
+    # Here, because it imports jax, which a mistake should not wait for
+    from deepseek_jax.training.run import Run as Training
+
+    settings = build(recipe.SETTINGS, ConfigDict(run.config), "config")
+    return recipe.JOB(settings, None, Training(None, as_path(folder), None))
+
+
+def check_data(recipe, runs: list[Run]):
+    """Read the data of each run, as launch/train.py --check does. Raises ValueError, naming the run, for data
+    that are not there.
+    """
+    from deepseek_jax.recipes import driver
+
+    # One folder for all: a dataset that several runs build is built once. TFDS prints what it builds
+    with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
+        for run in runs:
+            try:
+                driver.describe_data(recipes_job(recipe, run, folder))
+            except ValueError as error:
+                raise ValueError(f"--sweep: {run.name}: {error}") from error

@@ -1,7 +1,9 @@
 """What a reader sees of a sweep: its table, live and at the end, and its plot."""
 
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 from rich.console import Console
 
@@ -15,10 +17,20 @@ WATCH_SECONDS = 10.0
 
 
 class Show:
-    """The table of a sweep. pruned: names of runs that cannot run. metric: as --metric gives it."""
+    """The table of a sweep. measured(run) -> recipes.driver.held_out_scores of a complete run. metric: as
+    --metric gives it. pruned: names of runs that cannot run.
+    """
 
-    def __init__(self, folder: Folder, runs: list[Run], metric: str | None, pruned=()):
-        self.folder, self.runs, self.metric, self.pruned = folder, runs, metric, pruned
+    def __init__(
+        self,
+        folder: Folder,
+        runs: list[Run],
+        measured: Callable,
+        metric: str | None = None,
+        pruned=(),
+    ):
+        self.folder, self.runs, self.measured = folder, runs, measured
+        self.metric, self.pruned = metric, pruned
         self._at, self._shown = -WATCH_SECONDS, None
 
     def watch(self, states: dict):
@@ -26,40 +38,52 @@ class Show:
         if time.monotonic() - self._at < WATCH_SECONDS:
             return
         self._at = time.monotonic()
-        rows = self.rows(states)
-        if rows != self._shown:
-            self._shown = rows
+        table = self._look(states)
+        if table != self._shown:
+            self._shown = table
             print(time.strftime("%H:%M:%S"), flush=True)
-            self._print(rows, None)
+            _print(table, None)
 
     def last(self):
-        """Print the table, and write it and the plot to the sweep's folder: sweep.txt and sweep.png."""
-        from deepseek_jax.reports.sweep import COMPLETE
+        """Print the table, and write it and the plot to the sweep's folder: sweep.txt and sweep.png.
+
+        Raises ValueError, with what there is, for a metric that no run has although some are complete.
+        """
+        from deepseek_jax.reports.sweep import COMPLETE, metric_names
         from deepseek_jax.reports.sweep_plot import plot_sweep
 
-        rows = self.rows({})
+        table = self._look({})
         with open(self.folder.path / "sweep.txt", "w") as file:
-            self._print(rows, file)
-        self._print(rows, None)
-        if any(row.status == COMPLETE and row.value is not None for row in rows):
+            _print(table, file)
+        _print(table, None)
+        complete = [row for row in table.rows if row.status == COMPLETE]
+        if any(row.value is not None for row in complete):
             path = self.folder.path / "sweep.png"
-            plot_sweep(rows, self._metric(), path)
+            plot_sweep(table.rows, table.metric, path)
             print(f"{path.with_suffix('.txt')} and {path.name}: the table and the plot", flush=True)
+        elif complete and self.metric is not None:
+            run = self.runs[table.rows.index(complete[0])]
+            names = ", ".join(metric_names(self.measured(run), self._workdir(run)))
+            raise ValueError(f"--metric={self.metric} is of no complete run; there are {names}")
 
-    def rows(self, states: dict):
-        """A reports.sweep.SweepRun for each run."""
+    def _look(self, states):
+        """The _Table of the runs as they are now."""
         # Here, because it imports jax, which a mistake should not wait for
-        from deepseek_jax.reports.sweep import SweepRun, last_value
+        from deepseek_jax.reports.sweep import COMPLETE, SweepRun, headline, value_of
 
-        metric, complete = self._metric(), self.folder.complete()
-        return [
-            SweepRun(
-                run.overrides,
-                self._status(run, states.get(run.name), complete),
-                last_value(self._workdir(run), metric),
-            )
-            for run in self.runs
+        complete = self.folder.complete()
+        statuses = [self._status(run, states.get(run.name), complete) for run in self.runs]
+        # A run that is not complete may have the scores of another config, or of an earlier stage
+        measured = [
+            self.measured(run) if status == COMPLETE else {}
+            for run, status in zip(self.runs, statuses, strict=True)
         ]
+        metric = self.metric or headline(measured)
+        rows = [
+            SweepRun(run.overrides, status, value_of(scores, self._workdir(run), metric))
+            for run, status, scores in zip(self.runs, statuses, measured, strict=True)
+        ]
+        return _Table(rows, metric)
 
     def _status(self, run, state, complete):
         from deepseek_jax.reports.sweep import COMPLETE, progress
@@ -79,15 +103,18 @@ class Show:
             return "stopped"
         return "ended" if status is None else f"failed ({status})"
 
-    def _metric(self):
-        from deepseek_jax.reports.sweep import choose_metric
-
-        return choose_metric([self._workdir(run) for run in self.runs], self.metric)
-
     def _workdir(self, run) -> Path:
         return self.folder.path / run.name
 
-    def _print(self, rows, file):
-        from deepseek_jax.reports.sweep import sweep_table
 
-        Console(width=WIDTH, file=file).print(sweep_table(rows, self._metric()))
+class _Table(NamedTuple):
+    """A reports.sweep.SweepRun for each run, and the metric that they show."""
+
+    rows: list
+    metric: str | None
+
+
+def _print(table, file):
+    from deepseek_jax.reports.sweep import sweep_table
+
+    Console(width=WIDTH, file=file).print(sweep_table(*table))

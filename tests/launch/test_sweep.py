@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -10,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from configs.common import without_fusion_emitters
+from deepseek_jax.training.metrics import read_metrics
 from tests.launch.test_train import CONFIG, LAUNCH, RECIPE, ROOT
 
 REPORT = """
@@ -36,6 +39,24 @@ if __name__ == "__main__":
     sweep.define_flags()
     common.run_program(sweep.main, sweep.parse_flags)
 """
+# Fine-tuning whose last evaluation is the one before its first step
+SFT = """
+from configs import models, sft_small
+
+def get_config(arg=None):
+    c = sft_small.get_config()
+    c.model = models.qwen2_tiny(vocab_size=21) | dict(num_hidden_layers=1)
+    c.update(num_steps=6, batch_size=8, log_every=2, eval_every=20)
+    c.base.update(num_documents=400, batch_size=8, num_steps=5, bias_update_speed=0.0)
+    c.base.optimizer.warmup_steps, c.optimizer.warmup_steps = 1, 0
+    c.data.num_held_out = 12
+    c.answers.update(num_prompts=8, max_completion_length=12, slots=8)
+    return c
+"""
+RATES = """
+def sweep(config):
+    return [{"optimizer.learning_rate": rate} for rate in (1e-4, 1e-3, 1e-2)]
+"""
 ARGUMENTS = ("--config=tiny.py:steps=4", "--sweep=three.py", "--workdir=out")
 
 
@@ -43,7 +64,9 @@ ARGUMENTS = ("--config=tiny.py:steps=4", "--sweep=three.py", "--workdir=out")
 def folder(tmp_path):
     """A directory to start from, with a config, a recipe, a sweep and ways to launch."""
     (tmp_path / "plugins").mkdir()
-    (tmp_path / "plugins" / "polling.py").write_text(RECIPE + REPORT)
+    # A dry run reads the data on no mesh
+    recipe = RECIPE.replace("{dict(self.mesh.shape)['data']}", "anyone")
+    (tmp_path / "plugins" / "polling.py").write_text(recipe + REPORT)
     for name, text in {
         "tiny.py": CONFIG,
         "three.py": SWEEP,
@@ -85,6 +108,39 @@ def test_runs_are_made_once_a_failed_one_is_named_and_the_others_are_reported(fo
     out, _ = sweep.communicate(timeout=400)
     assert sweep.returncode == 1 and out.count("complete, not run again") == 2
     assert (folder / "out" / "seed=1" / "done0").read_text() == "left as it is"
+
+
+def test_three_learning_rates_have_the_three_losses_that_their_runs_measured(tmp_path):
+    """Oracle: each run's own after.json, with its interval. The last logged evaluation is of the base, and is
+    the same number three times.
+    """
+    (tmp_path / "sft.py").write_text(SFT)
+    (tmp_path / "rates.py").write_text(RATES)
+    done = subprocess.run(
+        [
+            *(sys.executable, ROOT / "launch" / "sweep.py", "--config=sft.py", "--sweep=rates.py"),
+            *("--workdir=out", "--watch"),
+        ],
+        cwd=tmp_path,
+        # One device compiles fastest
+        env=os.environ | {"PYTHONPATH": str(ROOT), "XLA_FLAGS": without_fusion_emitters()},
+        capture_output=True,
+        text=True,
+        timeout=400,
+    )
+    assert done.returncode == 0, done.stderr
+    rows = (tmp_path / "out" / "sweep.txt").read_text().splitlines()[2:5]
+    folders = [tmp_path / "out" / f"optimizer.learning_rate={r}" for r in (0.0001, 0.001, 0.01)]
+    found = [json.loads((f / "after.json").read_text())["loss"]["loss"] for f in folders]
+    for row, (mean, low, high) in zip(rows, found, strict=True):
+        assert f"1 complete {mean:.4g} {low:.4g} to {high:.4g} {mean:.4g}" in " ".join(row.split())
+    assert len({mean for mean, _, _ in found}) == 3 and "held out loss" in done.stdout
+    # --watch had the first one's row while the others were under way
+    live = done.stdout.partition("0.01: started")[0]
+    assert re.search(rf"1 complete +{found[0][0]:.4g}", live) and "1 not started" in live
+    logged = [read_metrics(f / "metrics.jsonl", "sft") for f in folders]
+    assert len({[r["held_out_loss"] for r in of if "held_out_loss" in r][-1] for of in logged}) == 1
+    assert (tmp_path / "out" / "sweep.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_sigterm_is_passed_on_and_asks_to_be_started_again(folder):
@@ -204,11 +260,11 @@ def test_only_failed_runs_start_again_where_that_is_asked_for(folder):
 
 @pytest.mark.slow
 def test_a_dry_run_prints_commands_that_a_user_could_type(folder):
-    """Oracle: by hand; what looks on at the runs is passed on; no folder."""
+    """Oracle: by hand, with this test's train.py; what looks on at the runs is passed on; no folder."""
     observers = "--wandb=sums", "--watchdog_requeue"
     out, err = start(folder, "--sweep=one.py", "--dry_run", *observers).communicate(timeout=400)
     assert out.splitlines()[-1] == (
-        f"python {ROOT}/launch/train.py --config=tiny.py:steps=4 --wandb=sums --watchdog_requeue "
+        "python launch_here.py --config=tiny.py:steps=4 --wandb=sums --watchdog_requeue "
         f"--config.seed=1 --workdir={folder}/out/seed=1"
     )
     assert not (folder / "out").exists()

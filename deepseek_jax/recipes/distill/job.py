@@ -11,7 +11,7 @@ from deepseek_jax.errors import at
 from deepseek_jax.files import as_path
 from deepseek_jax.models import check_architecture, how_to_run
 from deepseek_jax.models.adapters import Adapted, with_adapter
-from deepseek_jax.recipes.distill.scores import answer_tasks, say_shares
+from deepseek_jax.recipes.distill.scores import answer_tasks, intervals, say_shares
 from deepseek_jax.recipes.distill.settings import DistillSettings, StartSettings, TeacherSettings
 from deepseek_jax.recipes.distill.student import StudentRun
 from deepseek_jax.recipes.distill.tasks import (
@@ -398,6 +398,10 @@ class DistillJob(LineageJob):
         shares = answer_tasks(work.settings, self.tasks, policy, self.settings.seed)
         say_shares(self.title_of(work.stage.start), shares)
         return shares
+
+    def scores_of(self, result):
+        # The score of all tasks, where there are several, is the last
+        return dict(reversed(intervals(result).items()))
 
     def title_of(self, name: str):
         """How tables and answers.json call the policy of a stage."""

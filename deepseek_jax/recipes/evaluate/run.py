@@ -17,6 +17,7 @@ from deepseek_jax.checkpoint.load import read_any_config
 from deepseek_jax.data.chat import render_question
 from deepseek_jax.data.tokenizer import checkpoint_path
 from deepseek_jax.errors import at
+from deepseek_jax.evaluation.problem_scores import task_scores
 from deepseek_jax.evaluation.problems import Rules, load_problems
 from deepseek_jax.files import below, is_remote, read_json, remove_folder
 from deepseek_jax.models import ModelConfig
@@ -94,11 +95,12 @@ class EvaluateJob(WorkdirJob):
             answered = _answered(
                 self.settings, policy, problems, rules, self.parts, run.should_stop
             )
-        # One line, for the table of a sweep
-        shares = [np.mean(problem["correct"]) for problem in answered]
-        run.writer.start("evaluate", 0)
-        run.writer.write(0, {"accuracy": np.mean(shares)}, phase="evaluate")
         return {"made_of": self.made_of, "problems": answered}
+
+    def scores_of(self, result):
+        # The scores of all tasks, where there are several, are the last
+        tasks = reversed(task_scores(result["problems"]).items())
+        return {f"{task} {name}": s for task, scores in tasks for name, s in scores.items()}
 
     def finish(self):
         path, made_of = self.run.folder / RESULTS, self.made_of

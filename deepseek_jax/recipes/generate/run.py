@@ -30,6 +30,7 @@ from deepseek_jax.rollout.settings import Limit
 from deepseek_jax.synthesis.augment import augmented
 from deepseek_jax.synthesis.generated import dataset_folder
 from deepseek_jax.synthesis.ngrams import Evaluation
+from deepseek_jax.synthesis.sift import FATES
 from deepseek_jax.synthesis.teacher import Teacher, check_opening
 from deepseek_jax.training.lineage import run_stage
 from deepseek_jax.worlds.registry import find_questions, named_tokenizer, open_rewards
@@ -167,6 +168,15 @@ class GenerateJob(FromPolicy, LineageJob):
             policy = policy.with_adapter_of(settings.adapter, self.own)
         return dataclasses.replace(policy, opening=settings.data.opening)
 
+    def measurements(self):
+        return {DATASET: f"{DATASET}/{FATES}"}
+
+    def scores_of(self, result):
+        # No interval: it would need the fates by question, because completions of one are alike
+        fates = result.values()
+        kept, asked = sum(of["kept"] for of in fates), sum(sum(of.values()) for of in fates)
+        return {"kept_share": [kept / asked, None, None]}
+
     def describe_data(self):
         questions, evaluations = self.read[0], self.measured_on[0]
         counts = f"{len(questions)} questions, and {len(evaluations)} of evaluations"
@@ -237,7 +247,7 @@ def _measured_on(settings: GenerateSettings, held_out: list):
 
 
 def _report(workdir: Path, fates: dict):
-    completions = read_json(workdir / "dataset" / "fates.json")
+    completions = read_json(workdir / DATASET / FATES)
     report = {"questions": fates, "completions": completions}
     (workdir / "report.json").write_text(json.dumps(report, indent=1) + "\n")
     console = make_console()

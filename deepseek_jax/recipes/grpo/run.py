@@ -10,7 +10,7 @@ from deepseek_jax import reports
 from deepseek_jax.data.questions import read_questions
 from deepseek_jax.data.tasks import gsm8k_task
 from deepseek_jax.errors import at
-from deepseek_jax.evaluation.held_out import evaluate_both
+from deepseek_jax.evaluation.held_out import evaluate_both, scores_of_both
 from deepseek_jax.parallel.processes import first_process
 from deepseek_jax.recipes.driver import Answering, Work
 from deepseek_jax.recipes.grpo.settings import GrpoSettings
@@ -123,6 +123,15 @@ class GrpoJob(TrainedJob):
             return ask(held_out, rewards)
         # JSON has no numbers as keys
         return {str(b): ask(asked_with(b, held_out), rewards) for b in settings.effort.values}
+
+    def scores_of(self, result):
+        if self.settings.effort is None:
+            return scores_of_both(result)
+        return {
+            f"{name}_effort_{effort}": score
+            for effort, answers in result.items()
+            for name, score in scores_of_both(answers).items()
+        }
 
     def describe_data(self):
         task, general = self.read

@@ -2,12 +2,8 @@
 and filters sift the answers. With other filters, the same answers are sifted again.
 """
 
-from pathlib import Path
-
 from deepseek_jax.checkpoint.folder import fingerprint
 from deepseek_jax.errors import at
-from deepseek_jax.files import read_json
-from deepseek_jax.parallel.processes import first_process
 from deepseek_jax.recipes.driver import Answering, Kind, Work
 from deepseek_jax.recipes.generate.settings import GenerateSettings
 from deepseek_jax.recipes.kinds.measure import answering_programs
@@ -80,7 +76,6 @@ def _sift_run(work: Work):
         write_sifted(
             work.settings, job.made[work.stage.reads[0]].folder, job.evaluation, work.folder
         )
-    _log_kept(work.folder, job.run.writer)
 
 
 SIFT = Kind(
@@ -91,12 +86,3 @@ SIFT = Kind(
     is_left=lambda folder: False,
     is_policy=False,
 )
-
-
-def _log_kept(folder: Path, writer):
-    """Log the share of completions that the filters kept: one line, for the table of a sweep."""
-    if first_process():
-        fates = read_json(folder / "fates.json").values()
-        share = sum(of["kept"] for of in fates) / sum(sum(of.values()) for of in fates)
-        writer.start("generate", 0)
-        writer.write(0, {"kept_share": share}, phase="generate")

@@ -193,6 +193,9 @@ class PretrainJob(WorkdirJob):
         name = work.name.removesuffix(BEFORE).removesuffix(AFTER)
         return self.measures[name](work.start().params)
 
+    def scores_of(self, result):
+        return {"held_out_loss": result}
+
     def is_complete(self):
         # What `finish` writes last
         return (self.run.folder / DRAFTS).exists()

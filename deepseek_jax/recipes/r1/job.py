@@ -339,6 +339,9 @@ class R1Job(LineageJob):
         say_scores(work.stage.start, scores)
         return scores
 
+    def scores_of(self, result):
+        return result["scores"]
+
 
 def _check_available(field: str, number: int, available: int, what: str):
     if not 0 <= number <= available:

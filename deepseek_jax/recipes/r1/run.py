@@ -81,7 +81,7 @@ class Job(R1Job):
         """Print the scores and the findings."""
         folder, titles = self.run.folder, titles_of(self.settings)
         scores = {
-            titles[name.removeprefix(MEASURED)]: made.result["scores"]
+            titles[name.removeprefix(MEASURED)]: self.scores_of(made.result)
             for name, made in self.made.items()
             if made.result is not None
         }

@@ -6,7 +6,7 @@ base -> loss and answers on held-out conversations -> fine-tune -> measure again
 import functools
 
 from deepseek_jax.errors import at
-from deepseek_jax.evaluation.held_out import evaluate_both
+from deepseek_jax.evaluation.held_out import evaluate_both, scores_of_both
 from deepseek_jax.parallel.processes import first_process
 from deepseek_jax.recipes.driver import Answering, Work
 from deepseek_jax.recipes.kinds.tune import check_conversations, held_out_loss, rows_of
@@ -103,6 +103,9 @@ class SftJob(TrainedJob):
             seed=settings.seed,
         )
         return {"loss": self.loss_of(policy.params), "answers": answers}
+
+    def scores_of(self, result):
+        return {"held_out_loss": result["loss"]["loss"]} | scores_of_both(result["answers"])
 
     def describe_data(self):
         train, held_out = self.read

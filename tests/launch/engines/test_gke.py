@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -114,6 +115,23 @@ def test_what_is_missing_is_one_message(tmp_path, commands):
     assert not (tmp_path / "out").exists()
 
 
+def test_a_dry_run_prints_the_command_of_xpk_without_xpk(tmp_path, monkeypatch):
+    """Oracle: xpk's command line by hand, as a shell reads it; data that are not there are said. Nothing is
+    made.
+    """
+    monkeypatch.setenv("PATH", "/usr/bin:/bin")
+    done = swept(tmp_path, *FLAGS, *WORKLOAD, "--dry_run", "--config.data.path=no.jsonl")
+    assert done.returncode == 2 and not (tmp_path / "out").exists()
+    assert done.stderr.startswith("error: --sweep: seed=1: config.data.path='no.jsonl' does not")
+    first, second = map(shlex.split, done.stdout.splitlines()[-2:])
+    run = "exec python launch/train.py --config=configs/sft_small.py --config.data.path=no.jsonl"
+    assert first[:3] == ["xpk", "workload", "create"] and first[4:6] == [
+        f"--command={run} --config.seed=1 --workdir={tmp_path}/out/seed=1",
+        "--device-type=v5litepod-16",
+    ]
+    assert second[3] == f"--workload={workload_name(tmp_path / 'out', 'seed=2')}"
+
+
 @pytest.mark.slow
 def test_xpk_makes_a_manifest_whose_pods_pass_sigterm_to_the_run(tmp_path, monkeypatch):
     """Oracle: JobSet's fields by hand; and the manifest's own shell script, run here with a python that saves
@@ -124,7 +142,11 @@ def test_xpk_makes_a_manifest_whose_pods_pass_sigterm_to_the_run(tmp_path, monke
     monkeypatch.setenv("PATH", f"{tmp_path}/xpk/bin:{os.environ['PATH']}")
     done = swept(tmp_path, *FLAGS, *WORKLOAD, "--dry_run")
     assert done.returncode == 0, done.stderr
-    text = (tmp_path / "out" / "manifests" / "seed=1.yaml").read_text()
+    create = shlex.split(done.stdout.splitlines()[-2])
+    manifest = tmp_path / "seed=1.yaml"
+    dry = ["--dry-run", "--skip-validation", "--no-dependency-auto-download"]
+    subprocess.run([*create, *dry, f"--output-manifest-file={manifest}"], check=True)
+    text = manifest.read_text()
     assert "kind: JobSet" in text and "replicas: 2" in text and "maxRestarts: 100" in text
     assert "terminationGracePeriodSeconds: 300" in text and "values: [42,75," in text
     assert "cloud.google.com/gke-tpu-topology: 4x4" in text

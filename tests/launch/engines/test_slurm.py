@@ -1,6 +1,5 @@
-"""What launch/sweep.py asks Slurm for, and what it says where Slurm or submitit is missing."""
+"""What launch/sweep.py asks Slurm for, and what it says where Slurm is missing."""
 
-import importlib.util
 import os
 import re
 import subprocess
@@ -9,11 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from launch.engines.slurm import COMMANDS, check_installed
+from launch.engines.slurm import COMMANDS, Slurm
 
 ROOT = Path(__file__).resolve().parents[3]
+ENGINES = ROOT / "launch" / "engines"
 # Slurm's commands, as far as a submission needs them
-SBATCH = '#!/bin/sh\ncp "$1" submitted.sh\necho "Submitted batch job 7"\n'
+SBATCH = "#!/bin/sh\ncat > submitted.sh\necho '7;cluster'\n"
 REFUSES = '#!/bin/sh\necho "sbatch: error: invalid partition specified: fast" >&2\nexit 1\n'
 QUIET = "#!/bin/sh\n"
 
@@ -61,11 +61,48 @@ def test_the_runs_are_one_array_with_what_the_flags_ask_for(tmp_path, commands):
     )
     done = swept(tmp_path, *flags)
     assert done.returncode == 1 and "2 of 2 runs failed" in done.stderr, done.stderr
+    assert "seed=2: started; job 7_1; its output is in" in done.stdout
     asked = set(re.findall(r"^#SBATCH --(\S+)$", (tmp_path / "submitted.sh").read_text(), re.M))
     assert asked >= {
         *("array=0-1%1", "nodes=2", "ntasks-per-node=4", "gpus-per-node=4", "partition=fast"),
         *("time=30", "signal=TERM@120", "requeue"),
     }
+
+
+def test_a_dry_run_prints_the_script_without_slurm(tmp_path, monkeypatch):
+    """Oracle: sbatch's options by hand. The script, run with an srun that prints its arguments, has a run's
+    command for each index of the array. Nothing is made.
+    """
+    monkeypatch.setenv("PATH", "/usr/bin:/bin")
+    flags = "--nodes=2", "--devices_per_node=4", "--partition=a b", "--minutes=4", "--max_jobs=1"
+    done = swept(tmp_path, "--dry_run", *flags)
+    assert done.returncode == 0 and not (tmp_path / "out").exists(), done.stderr
+    script = done.stdout[done.stdout.index("#!/bin/bash\n") :]
+    assert re.findall(r"^#SBATCH --(.*)$", script, re.M) == [
+        *("job-name=sweep", "array=0-1%1", "nodes=2", "ntasks-per-node=4", "time=4"),
+        *("signal=TERM@60", "requeue", "open-mode=append"),
+        *(f"output={tmp_path}/out/slurm/%A_%a.out", "gpus-per-node=4", "partition='a b'"),
+    ]
+    (tmp_path / "srun").write_text('#!/bin/sh\nfor each; do echo "$each"; done\n')
+    (tmp_path / "srun").chmod(0o755)
+    for index, seed in enumerate((1, 2)):
+        words = subprocess.run(
+            ["bash", "-c", script],
+            env={"PATH": f"{tmp_path}:/usr/bin:/bin", "SLURM_ARRAY_TASK_ID": str(index)},
+            capture_output=True,
+            text=True,
+        ).stdout.splitlines()
+        assert words[:3] == ["--kill-on-bad-exit=1", sys.executable, f"{ENGINES}/task.py"]
+        assert words[-4:-2] == [f"{ROOT}/launch/train.py", f"--config={ROOT}/configs/sft_small.py"]
+        assert words[-2:] == [f"--config.seed={seed}", f"--workdir={tmp_path}/out/seed={seed}"]
+
+
+def test_a_dry_run_says_that_data_are_not_there(tmp_path):
+    """Oracle: the run, the field and a line of the file; one message, exit status 2."""
+    done = swept(tmp_path, "--dry_run", "--config.data.path=no.jsonl")
+    assert done.returncode == 2 and done.stderr.count("\n") == 1, done.stderr
+    assert done.stderr.startswith("error: --sweep: seed=1: config.data.path='no.jsonl' does not")
+    assert '{"messages": [' in done.stderr
 
 
 @pytest.mark.slow
@@ -78,26 +115,17 @@ def test_a_refusal_is_one_message_and_nothing_is_recorded_as_started(tmp_path, c
     assert '"jobs"' not in (tmp_path / "out" / "sweep.json").read_text()
 
 
-def test_without_submitit_the_message_names_the_extra(commands, monkeypatch):
-    """Oracle: the words a reader needs, where Python finds no submitit."""
-    find = importlib.util.find_spec
-    hidden = lambda name, *more: None if name == "submitit" else find(name, *more)  # noqa: E731
-    monkeypatch.setattr(importlib.util, "find_spec", hidden)
-    with pytest.raises(ValueError, match=r'needs submitit: pip install -e "\.\[slurm\]"'):
-        check_installed()
-
-
 def test_without_slurms_commands_the_message_names_them(monkeypatch, tmp_path):
     """Oracle: the words a reader needs, on a PATH without them."""
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(ValueError, match="this machine has no sbatch, srun, .* login node"):
-        check_installed()
+        Slurm(tmp_path, None).check_installed()
 
 
-def test_a_slurm_that_does_not_answer_is_said(commands):
+def test_a_slurm_that_does_not_answer_is_said(commands, tmp_path):
     """Oracle: Slurm's own words."""
     (commands / "sinfo").write_text(
         '#!/bin/sh\necho "Unable to contact slurm controller" >&2\nexit 1\n'
     )
     with pytest.raises(ValueError, match="does not answer: Unable to contact slurm controller"):
-        check_installed()
+        Slurm(tmp_path, None).check_installed()

@@ -24,15 +24,20 @@ def folder(tmp_path):
     for run, status in zip(RUNS, (0, 2, 75), strict=False):
         folder.ended(run.name, status)
     for number, run in enumerate(RUNS[:4]):
-        line = dict(step=7, phase="sft", held_out_loss=1.5 + number)
+        line = dict(step=7, phase="sft", held_out_loss=2.5 + number)
         (tmp_path / run.name).mkdir()
         (tmp_path / run.name / "metrics.jsonl").write_text(json.dumps(line) + "\n")
     return folder
 
 
+def measured(run):
+    """What each run has measured, which is more than it has logged."""
+    return {"after": {"held_out_loss": [1.5, 1.25, 1.75]}}
+
+
 def test_the_table_says_how_far_each_run_is_and_ends_in_two_files(folder, capsys):
-    """Oracle: by hand, one run of each status; the mean is of the complete one alone."""
-    show = Show(folder, RUNS, None, pruned={RUNS[5].name})
+    """Oracle: by hand, one run of each status; the score is of the complete one alone."""
+    show = Show(folder, RUNS, measured, pruned={RUNS[5].name})
     show.watch({RUNS[3].name: RUNNING, RUNS[4].name: WAITING})
     live = capsys.readouterr().out
     for words in (
@@ -43,7 +48,8 @@ def test_the_table_says_how_far_each_run_is_and_ends_in_two_files(folder, capsys
         "1 waiting",
     ):
         assert words in live
-    assert "1 pruned" in live and "sft held out loss" in live
+    assert "1 pruned" in live and "held out loss" in live
+    assert live.count("1.5 (1.25 to 1.75)") == 1 and "2.5" not in live
     # Nothing has changed, and WATCH_SECONDS have not passed
     show.watch({RUNS[3].name: RUNNING})
     assert capsys.readouterr().out == ""
@@ -51,14 +57,28 @@ def test_the_table_says_how_far_each_run_is_and_ends_in_two_files(folder, capsys
     out = capsys.readouterr().out
     text = (folder.path / "sweep.txt").read_text()
     assert text in out and text.splitlines()[2].split()[:4] == ["1", "1", "complete", "1.5"]
+    assert text.splitlines()[2].split()[4:7] == ["1.25", "to", "1.75"]
     assert (folder.path / "sweep.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_a_sweep_in_which_no_run_logged_anything_has_a_table_and_no_plot(folder, capsys):
+def test_a_logged_number_is_shown_where_it_is_asked_for(folder, capsys):
+    """Oracle: the lines of metrics.jsonl, those of runs that are not complete too."""
+    Show(folder, RUNS, measured, "logged/sft/held_out_loss").last()
+    first = (folder.path / "sweep.txt").read_text().splitlines()[2:5]
+    assert [line.split()[-1] for line in first] == ["2.5", "3.5", "4.5"]
+
+
+def test_a_metric_that_no_complete_run_has_is_refused_with_what_there_is(folder):
+    """Oracle: the words a reader needs; the table is there all the same."""
+    words = "--metric=los is of no complete run; there are after/held_out_loss, logged/sft/held_out_loss"
+    with pytest.raises(ValueError, match=words):
+        Show(folder, RUNS, measured, "los").last()
+    assert "1 failed (2)" in (folder.path / "sweep.txt").read_text()
+
+
+def test_a_sweep_in_which_no_run_measured_anything_has_a_table_and_no_plot(folder, capsys):
     """Oracle: the statuses alone."""
-    for path in folder.path.glob("*/metrics.jsonl"):
-        path.unlink()
-    Show(folder, RUNS, None).last()
+    Show(folder, RUNS, lambda run: {}).last()
     assert "1 failed (2)" in (folder.path / "sweep.txt").read_text()
     assert not (folder.path / "sweep.png").exists()
 

@@ -155,3 +155,13 @@ def test_a_users_files_are_a_world(tmp_path):
     (long,) = [e for e in general.train + general.held_out if e["question"] == "my name?"]
     assert long["messages"] == said[:3] and long["solution"] == "I do not know it."
     assert world.tokenizer() is None
+
+
+@pytest.mark.parametrize("field", ["reasoning", "general"])
+def test_files_that_are_not_there_are_named_by_their_field(tmp_path, field):
+    """Oracle: the field by hand, and a line of the file that is needed."""
+    there = tmp_path / "q.jsonl"
+    there.write_text('{"question": "1 + 1?", "answer": "1 + 1 = 2 #### 2"}\n')
+    files = {"reasoning": str(there), "general": str(there)} | {field: "no.jsonl"}
+    with pytest.raises(ValueError, match=rf"^{field}='no.jsonl' .* lines such as"):
+        own_world(files["reasoning"], "exact_answer", files["general"], template="chat")
