@@ -198,15 +198,17 @@ def fit(
     run: Run,
     flops_per_token: float | None = None,
     parts: tuple[str, ...] = (),
+    untrained: tuple[str, ...] = (),
 ):
     """Train params, which are donated, on loss_fn(params, batch, rng): -> params. Resumes from run.folder.
     Where they have adapters (models.adapters.Adapted), these alone are trained.
 
     settings: as for `train`, with make_optimizer(), micro_batches and seed. parts: those of
-    models.layers.PARTS that the loss trains; the others and router biases stay as they are.
+    models.layers.PARTS that the loss trains; the others and router biases stay as they are. untrained: of
+    watch.Checks.
     """
     create, step = create_update(settings, loss_fn, params, run.mesh, parts=parts)
-    checks = Checks(terms=LOSS_TERMS, locate=step.locate)
+    checks = Checks(terms=LOSS_TERMS, untrained=untrained, locate=step.locate)
     state = create(params)
     state = train(settings, state, step, source, run, settings.seed, checks, flops_per_token)
     return state.model

@@ -32,12 +32,12 @@ class Checks:
     """What training.loop.train checks besides gradients and parameters.
 
     limits: metric of train_step -> its Limit. terms: metric -> what it means that it stays exactly 0, with
-    the field to change. untrained: beginnings of names; parameters with such a name may have no gradient in
-    the first updates, all others have to get one. of_line(step, line): raises for a line that cannot be
-    right. locate(state, batch, rng): nonfinite.locate for the loss of train_step; None where nothing is
-    located. weights(batch) -> {metric: how much of the batch it is a mean over}, by which a line of several
-    updates weighs it; others count alike. before_first(state, batch), after_first(metrics): raise for a first
-    update of the phase that is wrong.
+    the field to change. untrained: beginnings of names, such as "mtp_" and "head.bias"; parameters with such
+    a name may have no gradient in the first updates, all others have to get one. of_line(step, line): raises
+    for a line that cannot be right. locate(state, batch, rng): nonfinite.locate for the loss of train_step;
+    None where nothing is located. weights(batch) -> {metric: how much of the batch it is a mean over}, by
+    which a line of several updates weighs it; others count alike. before_first(state, batch),
+    after_first(metrics): raise for a first update of the phase that is wrong.
     """
 
     limits: Mapping[str, Limit] = dataclasses.field(default_factory=dict)
@@ -159,7 +159,7 @@ def _learned(opt_state, untrained):
     found = {}
     for path, moved in jax.tree.leaves_with_path(read_flags(_moved(_moments_of(opt_state)))):
         keys = keys_of(path)
-        if any(key.startswith(tuple(untrained)) for key in keys):
+        if any(f".{each}" in f".{'.'.join(keys)}" for each in untrained):
             continue
         # A pair of lora_a and lora_b is one: while b is 0, a has no gradient
         name = ".".join(key for key in keys if not key.startswith("lora_"))

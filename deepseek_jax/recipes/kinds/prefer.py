@@ -60,7 +60,10 @@ def train_reward_model(
     source = PreferenceSource(train, settings, mesh)
     loss_fn = reward_model_loss(model)
     needed = reward_flops(model, settings.sequence_length, frozen=base is not None)
-    params = fit(settings, loss_fn, params, source, run.within(folder / PHASE), needed)
+    # In the difference of two rewards the head's bias cancels out
+    untrained = ("head.bias",) if settings.kind == "helpfulness" else ()
+    training = run.within(folder / PHASE)
+    params = fit(settings, loss_fn, params, source, training, needed, untrained=untrained)
     remembered(folder / "after.json", lambda: measure(params))
     template = settings.data.template
     about = dict(kind=settings.kind, template=template, tokenizer=tokenizer_name)
