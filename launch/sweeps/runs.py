@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 from ml_collections import ConfigDict
 
+from deepseek_jax.errors import at
 from deepseek_jax.files import as_path
 from deepseek_jax.settings import build
 from launch.config_file import set_field
@@ -85,15 +86,14 @@ def recipes_job(recipe, run: Run, folder: Path):
 
 
 def check_data(recipe, runs: list[Run]):
-    """Read the data of each run, as launch/train.py --check does. Raises ValueError, naming the run, for data
-    that are not there.
+    """Read the data of each run, and no checkpoint. Raises ValueError, naming the run, for data that are not
+    there.
     """
-    from deepseek_jax.recipes import driver
-
     # One folder for all: a dataset that several runs build is built once. TFDS prints what it builds
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
         for run in runs:
             try:
-                driver.describe_data(recipes_job(recipe, run, folder))
+                with at("config"):
+                    recipes_job(recipe, run, folder).describe_data()
             except ValueError as error:
                 raise ValueError(f"--sweep: {run.name}: {error}") from error
