@@ -159,7 +159,7 @@ def totals(batch):
 
 def longest_batch(settings: ReinforceSettings, config: ModelConfig, mesh: Mesh):
     """The largest batch of an update as ShapeDtypeStructs with shardings: that of the longest groups."""
-    # Of one completion: a batch that no memory holds is refused by its shapes
+    # From one completion: a batch that no memory holds is refused by its shapes
     one = step_batch([longest_group(settings, 1)], np.zeros(1, np.float32), settings, mesh)
     (one,) = minibatches(one, 1, 1.0)
     prompts = settings.prompts_per_step // settings.minibatches

@@ -32,7 +32,7 @@ class IdleUpdates:
         """Raises BrokenTerm where it finds the same in faults.idle_lines lines in a row, and where the loss
         has other tokens than the step's completions.
         """
-        # Of an update; its float32 rounds the tokens of a pod
+        # The mean over updates; float32 rounds the tokens of a pod
         learned = line["learned_tokens"] * self.settings.minibatches
         if not math.isclose(learned, line["tokens"], rel_tol=1e-6):
             raise BrokenTerm(

@@ -167,7 +167,7 @@ def scale_by_adam(b1: float, b2: float, eps: float, moment_dtype: str):
 
     def init(params):
         mean, square = (optax.tree.zeros_like(params, dtype=moment_dtype) for _ in range(2))
-        # Of numpy, so that a plan compiles nothing
+        # By numpy, so that a plan compiles nothing
         return optax.ScaleByAdamState(np.zeros((), np.int32), mean, square)
 
     def moment(decay, old, sample):

@@ -91,7 +91,7 @@ class Slurm:
             f"nodes={values.nodes}",
             f"ntasks-per-node={max(1, values.devices_per_node)}",
             f"time={values.minutes}",
-            # Of the processes, not of this script
+            # The signal is for the processes, not for this script
             f"signal=TERM@{min(SAVE_SECONDS, 15 * values.minutes)}",
             "requeue",
             "open-mode=append",
