@@ -39,7 +39,7 @@ def stabilise(c, top_k):
     """Set what V3.2 adds to GRPO, in a ConfigDict of GRPO."""
     # Advantages are rewards less their group's mean. The KL's gradient is that of the policy's own samples
     c.loss.update(normalize_std=False, unbiased_kl=True)
-    # A bad completion teaches nothing once the policy gives it so many nats a token less than its sampler did
+    # Nats a token that the policy may have moved away from a bad completion before it teaches nothing
     c.loss.off_policy_limit = 0.5
     # Mathematics does better with a weak KL
     c.kl_weights = dict(reasoning=0.1)

@@ -73,7 +73,7 @@ def at(path: str, argument: str | None = None):
 
 
 def shortened(text: str, most: int = MOST):
-    """A text for a person: one of more than so many characters without its middle."""
+    """A text for a person: a long one without its middle."""
     if len(text) <= most:
         return text
     left = len(text) - most

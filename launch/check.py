@@ -23,7 +23,7 @@ from launch.workdir import claim_workdir
 PACKAGES = ("deepseek_jax", "jax", "jaxlib", "libtpu", "flax", "optax", "orbax-checkpoint", "grain")
 # A part that takes longer hangs: a process is missing, or a link is down
 HANGS_SECONDS = 120.0
-# An all-reduce of so many bytes a device shows a slow link
+# Bytes a device of an all-reduce that shows a slow link
 MESSAGE_BYTES = 2**24
 HANGS = 1
 

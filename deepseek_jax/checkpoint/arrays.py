@@ -5,14 +5,19 @@ from pathlib import Path
 import jax
 from orbax.checkpoint import v1 as ocp
 
-from deepseek_jax.checkpoint.damage import REMEDY, check_digests, digests_in, read_together
-from deepseek_jax.checkpoint.quiet import quiet_orbax
+from deepseek_jax.checkpoint.damage import (
+    REMEDY,
+    check_digests,
+    digests_in,
+    quiet_orbax,
+    read_together,
+)
 from deepseek_jax.checkpoint.tree import by_path
 from deepseek_jax.ops.fingerprint import FLOATS, fingerprint_as
 from deepseek_jax.parallel.processes import say
 from deepseek_jax.parallel.shard import on_device
 
-# An array is stored in chunks of at most so many bytes, of which a process reads what it needs
+# The largest chunk of a stored array, in bytes: a process reads the chunks that it needs
 CHUNK_BYTES = 2**24
 _fingerprint = jax.jit(fingerprint_as, static_argnames="dtype")
 

@@ -1,9 +1,15 @@
 """A checkpoint that is not what was saved, and how the processes of a run learn of it together."""
 
+import functools
+import logging
 import re
+import sys
+import traceback
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
+import absl.logging
 import jax
 
 from deepseek_jax.errors import Fault
@@ -84,3 +90,28 @@ def _name_in(failure, names):
         if re.search(rf"['\"]{re.escape(name.replace('/', '.'))}/", text):
             return name
     return None
+
+
+@functools.cache
+def quiet_orbax():
+    """Keep what Orbax and its threads say of damaged files off the console of this process, because
+    DamagedCheckpoint says it. --verbosity=1 shows it all.
+    """
+    # Orbax logs each attempt as an error; asyncio logs the errors of readings that nobody waits for any more
+    logging.getLogger("absl").addFilter(lambda record: "orbax" not in record.pathname or _shows())
+    logging.getLogger("asyncio").addFilter(lambda record: _shows())
+    warnings.filterwarnings("ignore", "coroutine '.*' was never awaited", RuntimeWarning)
+    before = sys.unraisablehook
+
+    def hook(error):
+        # Readings that end after Orbax has given up
+        last = traceback.extract_tb(error.exc_traceback)[-1:]
+        late = any("orbax" in frame.filename or "uvloop" in frame.filename for frame in last)
+        if not late or _shows():
+            before(error)
+
+    sys.unraisablehook = hook
+
+
+def _shows():
+    return absl.logging.get_verbosity() >= absl.logging.INFO

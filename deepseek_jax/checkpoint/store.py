@@ -11,9 +11,9 @@ from deepseek_jax.checkpoint.damage import (
     DamagedCheckpoint,
     check_digests,
     digests_in,
+    quiet_orbax,
     read_together,
 )
-from deepseek_jax.checkpoint.quiet import quiet_orbax
 from deepseek_jax.files import absolute, remove_folder
 from deepseek_jax.ops.fingerprint import fingerprint
 from deepseek_jax.parallel.processes import barrier, first_process, say

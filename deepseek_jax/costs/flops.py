@@ -66,7 +66,7 @@ def indexer_flops(config: ModelConfig, keys: float, depths: int = 0):
 
 
 def forward_flops(config: ModelConfig, keys: float, depths: int = 0, attended=None):
-    """Operations that one token needs whose queries score so many keys, forward alone: float. See
+    """Operations that one token needs whose queries score `keys` keys, forward alone: float. See
     useful_flops. depths: as in active_weights. attended: the keys that attention sees, where an indexer
     scores `keys` and selects among them; by default as many of them as it can select.
     """
@@ -78,7 +78,7 @@ def forward_flops(config: ModelConfig, keys: float, depths: int = 0, attended=No
 
 
 def attention_flops(config: ModelConfig, keys: float, depths: int = 0):
-    """The part of forward_flops that scores so many keys and weighs their values: float."""
+    """The part of forward_flops that scores `keys` keys and weighs their values: float."""
     if config.is_mla:
         width = config.qk_nope_head_dim + config.qk_rope_head_dim + config.v_head_dim
     else:

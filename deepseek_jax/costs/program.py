@@ -70,7 +70,7 @@ class Program:
 
     @property
     def beside_bytes(self):
-        """Of one device, what lies beside the program."""
+        """Bytes of one device that lie beside the program."""
         return sum(held.bytes for held in self.beside)
 
     @property
@@ -140,13 +140,13 @@ def update_program(
 
 
 def rows_of_tokens(rows: int, length: int, flops_per_token: float):
-    """The Amount of rows of so many tokens."""
+    """The Amount of `rows` rows of `length` tokens."""
     tokens = rows * length
     return Amount(tokens, tokens * flops_per_token, f"{rows:,} rows x {length:,}")
 
 
 def forward_work(config: ModelConfig, rows: int, length: int):
-    """The Amount of a forward pass over rows of so many tokens."""
+    """The Amount of a forward pass over `rows` rows of `length` tokens."""
     flops = forward_flops(config, length / 2, attended=attended_keys(config, length))
     return rows_of_tokens(rows, length, flops)
 

@@ -177,7 +177,7 @@ def abstract_rows(
 
 
 def abstract_batch(mesh: Mesh, batch: dict, times: int = 1):
-    """A batch of arrays as ShapeDtypeStructs, with the shardings that put_batch gives, and so many times its
+    """A batch of arrays as ShapeDtypeStructs, with the shardings that put_batch gives, and `times` as many
     rows.
     """
     by_rows, everywhere = batch_sharding(mesh), NamedSharding(mesh, PartitionSpec())

@@ -46,8 +46,9 @@ class LossSettings:
     distill.divergences.
 
     temperature: of the teacher's and student's distributions; or pairs (update, temperature), with linear
-    interpolation between them. top_k: soft uses only so many of the teacher's likeliest tokens, from a cache
-    on disk. vocab_size: number of tokens that teacher and student share, where an embedding has more rows.
+    interpolation between them. top_k: the number of the teacher's likeliest tokens that soft uses, from a
+    cache on disk. vocab_size: number of tokens that teacher and student share, where an embedding has more
+    rows.
     """
 
     weights: dict[str, Natural | NonNegative]

@@ -244,7 +244,7 @@ class ModelConfig:
         return self.model_type == "deepseek_v32"
 
     def selects(self, keys: int):
-        """Whether some query of a row of so many keys attends to a selection of them."""
+        """Whether queries select among the `keys` tokens of a row: it is longer than index_topk."""
         return self.has_indexer and self.indexer_loss != "dense" and keys > self.index_topk
 
     @property

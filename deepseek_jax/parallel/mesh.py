@@ -92,10 +92,8 @@ def group_mesh(mesh: Mesh, processes: int):
         return mesh
     group = jax.process_index() // processes
     devices = [device for device in jax.devices() if device.process_index // processes == group]
-    # Not slice or data: make_mesh takes a group as one slice, and data takes the devices that are left
-    sizes = {axis: size for axis, size in mesh.shape.items() if axis not in ("slice", "data")}
     try:
-        return make_mesh(**sizes, devices=devices)
+        return mesh_of(mesh, devices)
     except ValueError as error:
         raise ValueError(f"groups of {processes} processes: {error}") from error
 
@@ -128,3 +126,17 @@ def size_name(axis: str):
 
 def _sizes(axes, sizes=None):
     return ", ".join(size_name(a) + (f"={sizes[a]}" if sizes else "") for a in axes)
+
+
+def mesh_of(mesh: Mesh, devices: list):
+    """The Mesh of some of a mesh's devices, with its sizes along all axes but slice and data: the devices are
+    one slice, and data takes those that are left.
+    """
+    return make_mesh(
+        pipeline=mesh.shape["pipeline"],
+        fsdp=mesh.shape["fsdp"],
+        expert=mesh.shape["expert"],
+        context=mesh.shape["context"],
+        tensor=mesh.shape["tensor"],
+        devices=devices,
+    )

@@ -7,10 +7,11 @@ from deepseek_jax.checkpoint import is_orbax
 from deepseek_jax.data.tokenizer import check_checkpoint
 from deepseek_jax.errors import at
 from deepseek_jax.parallel.processes import first_process
-from deepseek_jax.recipes.driver import Stage, Work, WorkdirJob
-from deepseek_jax.recipes.pretrain.corpus import base_corpus
+from deepseek_jax.recipes.job import Work, WorkdirJob
 from deepseek_jax.recipes.settings import AdapterRun, PolicyRun
+from deepseek_jax.recipes.stage import Stage
 from deepseek_jax.recipes.start import (
+    base_corpus,
     base_path,
     is_trained,
     planned_model,

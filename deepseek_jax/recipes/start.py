@@ -1,4 +1,6 @@
-"""The policy that a run starts from, a checkpoint or a base; and what a run of one policy leaves."""
+"""The policy that a run starts from, a checkpoint or a base with its documents; and what a run of one policy
+leaves.
+"""
 
 import contextlib
 import dataclasses
@@ -10,7 +12,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from deepseek_jax.checkpoint import is_adapter, is_orbax, save_adapter, save_orbax
 from deepseek_jax.checkpoint.load import read_any_config
-from deepseek_jax.data.tokenizer import checkpoint_path
+from deepseek_jax.data.tokenizer import Tokenizer, checkpoint_path
 from deepseek_jax.errors import CannotPlan, at
 from deepseek_jax.models import (
     ModelConfig,
@@ -25,13 +27,14 @@ from deepseek_jax.models.adapters import with_adapter
 from deepseek_jax.models.quantized import quantized
 from deepseek_jax.parallel.mesh import make_mesh
 from deepseek_jax.parallel.shard import check_batch
+from deepseek_jax.recipes.pretrain.settings import BaseSettings
 from deepseek_jax.recipes.settings import AdapterRun, PolicyRun
 from deepseek_jax.rollout import requests
 from deepseek_jax.rollout.policy import Policy, check_vocabulary, ending_turns, load_policy
 from deepseek_jax.rollout.weights import cast
 from deepseek_jax.settings import build
 from deepseek_jax.training.run import Run
-from deepseek_jax.worlds.registry import named_tokenizer
+from deepseek_jax.worlds.registry import find_corpus, named_tokenizer
 
 
 def planned_model(block: dict, checkpoint: str | Path | None, field: str = "init_from"):
@@ -189,3 +192,23 @@ def check_positions(settings, config: ModelConfig):
             f"sequence_length={settings.sequence_length} is beyond the model's "
             f"max_position_embeddings={config.max_position_embeddings}; lower it"
         )
+
+
+@dataclasses.dataclass(frozen=True)
+class Corpus:
+    """Documents to train on, and how they are read and packed. documents: a source of data.sources, or a
+    Mixture. packing, fim_rate, readers: see data.packing.
+    """
+
+    documents: object
+    tokenizer: Tokenizer
+    packing: bool = True
+    fim_rate: float = 0.0
+    readers: int = 1
+
+
+def base_corpus(settings: BaseSettings, tokenizer: Tokenizer, folder: Path, seed: int):
+    """The Corpus of a base, a world's, which is built in the folder data beside that of its checkpoints."""
+    _, documents = find_corpus(settings.corpus)
+    found = documents(folder.parent / "data", num_documents=settings.num_documents, seed=seed)
+    return Corpus(found, tokenizer)

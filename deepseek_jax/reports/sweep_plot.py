@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 
 from deepseek_jax.reports.sweep import SEED, SweepRun, grouped, short_names, title_of
 
-# A field is drawn on a logarithmic axis where its largest value is so many times the smallest
+# The ratio of largest to smallest value from which a field is drawn on a logarithmic axis
 LOG_RANGE = 20
 # More lines than these have no legend
 MOST_LINES = 8

@@ -90,7 +90,7 @@ def jitted_rewards(config: ModelConfig, mesh: Mesh, kind: str = "helpfulness"):
 
 
 def padded_length(longest: int):
-    """The tokens of rows of which the longest has so many."""
+    """The padded length of rows whose longest has `longest` tokens."""
     length = SHORTEST
     while length < longest:
         length *= 2

@@ -54,7 +54,7 @@ from deepseek_jax.rollout.weights import in_place
 
 # Tokens of a completion that the caches have room for at first, and the factor by which it grows
 FIRST_ROOM, GROWTH = 2048, 4
-# One of so many slots may stand empty before requests are seated
+# Seat new requests once one slot in 32 is free
 SEATED_TOGETHER = 32
 # Room beyond an even share for a device with one expert. With n experts the share varies less, by the root
 # of n
@@ -247,7 +247,7 @@ class _Engine:
             self.kept = kept.put_prompts(self.config, self.kept, experts, first)
 
     def _make_room(self, tokens):
-        """Let the caches have room for so many tokens of a completion, if any can be so long."""
+        """Grow the caches to hold completions of `tokens` tokens, if any can be that long."""
         room, longest = rooms(self.tables, self.state)[1], self.state.tokens.shape[1]
         wanted = min(tokens, longest)
         if wanted > room:

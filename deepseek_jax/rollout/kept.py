@@ -25,9 +25,9 @@ NOTHING = {"prompt_experts": FREE, "completion_experts": FREE, "candidates": -1}
 
 
 class Kept(NamedTuple):
-    """Of a rollout's tokens, each or None: the experts in each MoE layer, or FREE, of prompts uint16[p s l a]
-    and completions uint16[b t l a], and the candidates of completions, or -1, int32[b t n]. All have more
-    rows than there are, at the end.
+    """What a rollout kept of its tokens, each or None: the experts in each MoE layer, or FREE, of prompts
+    uint16[p s l a] and completions uint16[b t l a], and the candidates of completions, or -1, int32[b t n].
+    All have more rows than there are, at the end.
     """
 
     prompt_experts: jax.Array | None

@@ -31,7 +31,7 @@ from deepseek_jax.rollout.weights import in_place
 
 
 class Asked(NamedTuple):
-    """What a rollout has to answer: so many prompts, the longest of prompt_length tokens, n times each.
+    """What a rollout has to answer: `prompts` prompts, the longest of prompt_length tokens, n times each.
     continued: how many completions an earlier rollout may have begun, each of which is prefilled as the
     longest. keeps_routing: of rollout.completions.RolloutLog. candidates: how many it keeps of a token.
     """

@@ -126,7 +126,7 @@ def grow(config, tables, slots, completion_room):
     index_t = jnp.arange(completion_room)
     # The latest step before this one that writes each index of the larger ring
     step_t = slots.step - 1 - (slots.step - 1 - index_t) % completion_room
-    # An earlier one is overwritten in the smaller ring, and no slot has so many tokens
+    # An earlier one is overwritten in the smaller ring: no slot has as many tokens
     is_there = step_t >= slots.step - old
 
     def larger(cache):

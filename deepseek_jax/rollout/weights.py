@@ -33,7 +33,7 @@ def _cast(config, path, leaf):
 @functools.partial(jax.tree_util.register_dataclass, data_fields=["stacks"], meta_fields=["counts"])
 @dataclasses.dataclass(frozen=True)
 class InPlace:
-    """The layers of a model whose base is in int8: stacks as they were trained, of so many layers each."""
+    """The layers of a model whose base is in int8: stacks as they were trained, with the layers of each."""
 
     stacks: list
     counts: tuple[int, ...]

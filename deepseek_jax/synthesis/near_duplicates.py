@@ -46,7 +46,7 @@ class NearDuplicates:
 
 
 def _misses(similarity, rows):
-    """The probability that two texts of this similarity agree on no band of so many rows."""
+    """The probability that two texts of this similarity agree on no band of `rows` rows."""
     return (1 - similarity**rows) ** (NUM_PERMUTATIONS // rows)
 
 

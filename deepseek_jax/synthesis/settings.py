@@ -22,7 +22,7 @@ TOTAL = "reward"  # in config.keep.at_least, the weighted sum
 @dataclasses.dataclass(frozen=True)
 class QuestionSettings:
     """The questions: from a small world's task, or from path, a jsonl file or the folder of a TFDS dataset,
-    of which split is read (data.questions). num_prompts: use only the first so many, None for all.
+    of which split is read (data.questions). num_prompts: how many are used, from the first; None for all.
 
     template: "chat", "r1_zero" or a text with {question} in it; see data.chat. opening: the first text of
     every answer, part of the prompt and of the dataset: "<think>\\n" makes a teacher reason. num_held_out: a

@@ -8,7 +8,7 @@ import jax
 from deepseek_jax.parallel.processes import from_each
 
 GIB = 2**30
-# Up to so many devices are logged one by one; of more, the two that matter most
+# The most devices that are logged one by one; of more, the two that matter most
 MOST_DEVICES = 32
 KINDS = {"peak": "peak_bytes_in_use", "in_use": "bytes_in_use"}
 

@@ -183,7 +183,7 @@ def layer_axes(path, leaf):
 
 
 def _is_finite(path, leaf):
-    """Of a leaf: bool[l] for stacked layers, else bool[]."""
+    """Whether a leaf is finite: bool[l] for stacked layers, else bool[]."""
     return jnp.isfinite(leaf).all(layer_axes(path, leaf))
 
 

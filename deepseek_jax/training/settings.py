@@ -21,10 +21,11 @@ FAMILIES = ("held_out_loss/", "regressed/", "reward_", "accuracy_effort_", "loss
 class CheckpointSettings(Settings):
     """Which checkpoints a training loop makes besides those of save_every, and which of all stay.
 
-    minutes: also save at a logged step that is so long after the last save. keep: so many of the newest stay.
-    keep_every: those after a multiple of so many steps stay too, for ever. best: the name of a metric; the
-    checkpoint at its best value stays, and its state is the result of the training in place of the last one.
-    best_is: which of the metric's values is the best. A checkpoint has the value that was logged last.
+    minutes: also save at a logged step, if the last save is that old. keep: the number of the newest that
+    stay. keep_every: those after multiples of this number of steps stay too, for ever. best: the name of a
+    metric; the checkpoint at its best value stays, and its state is the result of the training in place of
+    the last one. best_is: which of the metric's values is the best. A checkpoint has the value that was
+    logged last.
     """
 
     minutes: Positive | None = None
@@ -47,7 +48,7 @@ class CheckpointSettings(Settings):
 class FaultSettings(Settings):
     """When a fault that a run survives at first ends it.
 
-    nonfinite: so many updates in a row whose gradients are not finite; each is skipped. idle_lines: a term of
+    nonfinite: updates in a row whose gradients are not finite; each is skipped. idle_lines: a term of
     the loss that is exactly 0, or a parameter without a gradient, in so many lines of metrics.jsonl from the
     start of a phase on; so many updates that move no weight, after the warm-up; or a loss mask of zeros in so
     many steps in a row.

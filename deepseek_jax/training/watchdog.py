@@ -15,7 +15,7 @@ import jax
 
 # Seconds between two looks
 LOOK_EVERY = 1.0
-# The median is of so many of the latest steps, and there is none before so few have ended
+# Median over the last RECENT steps; none until FEWEST have ended
 RECENT, FEWEST = 100, 3
 
 

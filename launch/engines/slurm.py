@@ -83,7 +83,7 @@ class Slurm:
         )
 
     def _options(self, count):
-        """What sbatch is asked for, for so many jobs."""
+        """What sbatch is asked for, for `count` jobs."""
         values = flags.FLAGS
         options = [
             "job-name=sweep",

@@ -113,7 +113,7 @@ def _results(program, lowered, specs):
 
 
 def _digest(program, lowered):
-    """Of all that the result depends on: the program's text, its devices, the compiler and its flags."""
+    """A hash of what the result depends on: the program's text, its devices, the compiler and its flags."""
     devices = program.mesh.devices
     kind = devices.flat[0].device_kind, devices.shape, [str(d) for d in devices.flat]
     compiler = _version("jax"), _version("libtpu"), *map(os.environ.get, COMPILER_FLAGS)

@@ -50,7 +50,7 @@ class Published:
 
     @property
     def tokens(self):
-        """Of a step."""
+        """Tokens of a step."""
         return self.rows * self.length
 
     def factor(self, predicted: float):

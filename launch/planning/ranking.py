@@ -53,7 +53,7 @@ def rank(updates: list[Program], meshes: list[dict], mesh_of: Callable[[dict], M
 
 
 def best_first(ranked: list[Ranked], micro_batches: int):
-    """The meshes that split into so many micro-batches, those with the cheapest collectives first."""
+    """The meshes that split a batch into `micro_batches`, those with the cheapest collectives first."""
     possible = [one for one in ranked if micro_batches in one.micro_batches]
     return sorted(possible, key=lambda one: (one.collectives(micro_batches), one.state))
 

@@ -159,7 +159,7 @@ def try_layouts(ranked: list[Ranked], count: int, fits: Callable[[Ranked, int, s
 
 
 def _at_least_doubled(numbers):
-    """Of these numbers the smallest, then in turn the next that is at least twice the last."""
+    """The smallest of these numbers, then in turn the next that is at least twice the last."""
     last = 0
     for number in sorted(numbers):
         if number >= 2 * last:

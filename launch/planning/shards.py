@@ -51,7 +51,7 @@ def meshes(devices: int, has_experts: bool, slices: int = 1, pipeline: int = 1):
 
 
 def _factorisations(number, factors):
-    """Every tuple of so many positive integers with this product."""
+    """Every tuple of `factors` positive integers with this product."""
     if factors == 1:
         return [(number,)]
     firsts = _divisors(number)

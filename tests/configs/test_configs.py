@@ -39,7 +39,7 @@ def test_an_experiments_numbers_are_its_recipes_settings(path, arg):
     if config.recipe == "grpo":
         with scenario_rewards(settings, dict.fromkeys(settings.reward_models)):
             pass
-    if config.recipe in ("generate", "sft"):
+    if config.recipe in ("generate", "sft") and settings.rewards:
         open_rewards(settings.rewards, models=dict.fromkeys(settings.reward_models)).close()
     if config.recipe in ("generate", "grpo", "sft"):
         assert settings.data.path is not None or settings.data.task in question_names()

@@ -202,7 +202,7 @@ COUNTING = '''
 """Counts its steps in checkpoints of a phase."""
 import dataclasses, signal
 from deepseek_jax.checkpoint.adapter import CONFIG
-from deepseek_jax.recipes.driver import Job
+from deepseek_jax.recipes.job import Job
 
 @dataclasses.dataclass(frozen=True)
 class Counting:

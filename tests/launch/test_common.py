@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from deepseek_jax import recipes
-from deepseek_jax.recipes import driver
+from deepseek_jax.recipes.job import Job
 from launch import common
 from tests.launch.test_train import RECIPE, ROOT
 
@@ -30,9 +30,7 @@ def test_every_recipe_names_the_settings_of_its_config():
         common.find_recipe("")
     for name in names:
         recipe = common.find_recipe(name)
-        assert (
-            issubclass(recipe.JOB, driver.Job) and "recipe" in recipe.SETTINGS.__dataclass_fields__
-        )
+        assert issubclass(recipe.JOB, Job) and "recipe" in recipe.SETTINGS.__dataclass_fields__
 
 
 PROGRAMS = sorted(path.stem for path in (ROOT / "launch").glob("*.py") if path.stem != "__init__")

@@ -27,7 +27,7 @@ def get_config():
 RECIPE = """
 import dataclasses
 
-from deepseek_jax.recipes.driver import Job
+from deepseek_jax.recipes.job import Job
 
 @dataclasses.dataclass(frozen=True)
 class Loss:

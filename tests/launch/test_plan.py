@@ -52,7 +52,7 @@ def get_config(arg=None):
 """
 UNPLANNED = """
 import dataclasses
-from deepseek_jax.recipes.driver import WorkdirJob
+from deepseek_jax.recipes.job import WorkdirJob
 
 @dataclasses.dataclass(frozen=True)
 class Unplanned:

@@ -32,7 +32,7 @@ import dataclasses, time
 import jax, numpy as np
 from absl import logging
 from deepseek_jax.errors import BrokenTerm
-from deepseek_jax.recipes import driver
+from deepseek_jax.recipes.job import WorkdirJob
 from deepseek_jax.settings import build
 
 @dataclasses.dataclass(frozen=True)
@@ -51,7 +51,7 @@ class Polling:
 
 SETTINGS = Polling
 
-class Job(driver.WorkdirJob):
+class Job(WorkdirJob):
     stages = ()
 
     def describe_data(self):
@@ -85,11 +85,11 @@ JOB = Job
 WORKERS = '''
 """Asks a worker process of math-verify what it has imported."""
 import sys
-from deepseek_jax.recipes import driver
+from deepseek_jax.recipes.job import WorkdirJob
 from deepseek_jax.recipes.polling import SETTINGS
 from deepseek_jax.rewards.math_verify import MathVerifier
 
-class Job(driver.WorkdirJob):
+class Job(WorkdirJob):
     stages = ()
 
     def finish(self):

@@ -9,7 +9,8 @@ from ml_collections import ConfigDict
 from configs import models
 from deepseek_jax import recipes
 from deepseek_jax.costs.program import argument_bytes
-from deepseek_jax.recipes import driver
+from deepseek_jax.recipes import driver, stage
+from deepseek_jax.recipes.job import LineageJob, Work
 from deepseek_jax.settings import build
 from launch import common
 from tests.compilations import compilations
@@ -20,7 +21,7 @@ RECIPE = '''
 
 import dataclasses
 
-from deepseek_jax.recipes.driver import Answering, Stage
+from deepseek_jax.recipes.stage import Answering, Stage
 from deepseek_jax.recipes.settings import PolicyRun, QuestionData
 from deepseek_jax.recipes.short import PolicyJob
 from deepseek_jax.rollout.settings import AnswerOptions, Limit
@@ -137,17 +138,17 @@ def test_a_measurement_is_made_once_for_its_inputs(tmp_path, monkeypatch):
         calls.append(None)
         return {"share": (0.5, len(calls))}
 
-    kind = driver.Kind(
+    kind = stage.Kind(
         check=lambda work: None,
         compiles=lambda work: [],
         run=measure,
         covers=lambda work: settings,
         is_measure=True,
     )
-    monkeypatch.setattr(driver, "KINDS", {"count": kind})
+    monkeypatch.setattr(stage, "KINDS", {"count": kind})
     for number, wanted in ((1, 1), (1, 1), (2, 2)):
         settings["number"] = number
-        job = driver.LineageJob(None, one_device(), make_run(tmp_path))
-        job.keep(driver.Work(driver.Stage("found", "count"), job))
+        job = LineageJob(None, one_device(), make_run(tmp_path))
+        job.keep(Work(stage.Stage("found", "count"), job))
         assert job.made["found"].result == {"share": [0.5, wanted]}
     assert len(calls) == 2

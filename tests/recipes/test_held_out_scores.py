@@ -17,6 +17,7 @@ from configs import (
 )
 from deepseek_jax.evaluation.accuracy import share_interval
 from deepseek_jax.recipes import driver
+from deepseek_jax.recipes.job import Job
 from deepseek_jax.settings import build
 from launch import common
 from launch.config_file import load_config
@@ -124,4 +125,4 @@ def test_an_evaluation_has_the_scores_of_each_task_all_tasks_first(tmp_path):
 def test_a_recipe_without_words_of_its_own_has_the_intervals_of_what_it_measured():
     """Oracle: by hand: what is no list of three is no score."""
     result = {"right": LOW, "asked": 3, "shares": [0, 1], "by_kind": {"sum": LOW}}
-    assert driver.Job(None, None).scores_of(result) == {"right": LOW}
+    assert Job(None, None).scores_of(result) == {"right": LOW}

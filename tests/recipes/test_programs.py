@@ -18,7 +18,7 @@ from deepseek_jax.distill import update as distill_update
 from deepseek_jax.models import build_model, random_params
 from deepseek_jax.models.reward import reward_config, reward_params
 from deepseek_jax.parallel import make_mesh, put_batch
-from deepseek_jax.recipes import driver
+from deepseek_jax.recipes import driver, job
 from deepseek_jax.recipes.distill import run as distill
 from deepseek_jax.recipes.evaluate import run as evaluate
 from deepseek_jax.recipes.generate import run as generate
@@ -71,7 +71,7 @@ def first_update(recipe, config, workdir, of_base, mesh):
         if not of_base:
             patch.setattr(pretrain_train, "train", lambda stage, state, *rest, **named: state)
         # Measuring samples and scores
-        for module in (driver, prefer, kinds_judge):
+        for module in (job, prefer, kinds_judge):
             patch.setattr(module, "remembered", lambda path, measure: {})
         with pytest.raises(FirstUpdate) as stopped:
             small.run_recipe(recipe, config, workdir, mesh=mesh)
@@ -231,7 +231,7 @@ def called(recipe, config, workdir, mesh, patches):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(pretrain_train, "train", lambda stage, state, *rest, **named: state)
         if recipe is grpo:
-            patch.setattr(driver, "remembered", lambda path, measure: {})
+            patch.setattr(job, "remembered", lambda path, measure: {})
         for module, name, value in patches:
             patch.setattr(module, name, value)
         with pytest.raises(FirstUpdate):

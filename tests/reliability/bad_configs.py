@@ -110,7 +110,7 @@ CONFIGS = [
     ),
     (
         "train mine.py",
-        "config lacks accuracy...; set config.accuracy",
+        "config lacks num_steps...; set config.num_steps",
         config_file(HEAD + "\ndef get_config():\n    return ConfigDict(dict(recipe='sft'))\n"),
     ),
     ("train mine.txt", "--config=mine.txt is not a Python file", write("mine.txt", "x")),
@@ -236,7 +236,7 @@ EXITS = [
     ),
 ]
 
-# Of stages that come late
+# Mistakes in stages that come late
 STAGES = [
     *(
         (

@@ -20,7 +20,7 @@ from tests.reliability.goods import (
 
 MANY = 5_000_000
 USER = {"role": "user", "content": "1?"}
-# Of a safetensors file: the length of the header, 2
+# A safetensors file: the length of the header, 2
 HEADER = (2).to_bytes(8, "little")
 ADAPTER = "adapter={'rank':4,'alpha':8.0}"
 

@@ -10,7 +10,7 @@ import re
 from pathlib import Path
 
 README = Path(__file__).with_name("README.md")
-# Of the test's file -> what its rows are
+# Test file -> the kind of its rows
 KINDS = {
     "test_kills.py": "kills",
     "test_killed_sweeps.py": "kills",

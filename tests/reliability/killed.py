@@ -22,7 +22,7 @@ import jax
 import pytest
 
 from deepseek_jax.rollout import engine
-from deepseek_jax.training import loop
+from deepseek_jax.training import log
 from launch import common
 from tests.recipes.cases import CASES
 
@@ -30,12 +30,12 @@ NEVER, WORKERS = "never", "workers "
 # Audit events (PEP 578) of what changes files
 CHANGES = {"os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.link", "os.truncate"}
 WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT
-# Of a moment, the first kind of which a function is under way in its thread. Their files, by rooms
+# A moment is of the first kind with a function under way in its thread. The files of each kind
 KINDS = {
     "save": ("checkpoint/store.py", "checkpoint/orbax_params.py", "checkpoint/adapter.py"),
     "evaluation": ("training/remembered.py", "deepseek_jax/evaluation/", "evaluate/run.py"),
     "rollout": ("deepseek_jax/rollout/",),
-    "update": ("training/loop.py",),
+    "update": ("training/loop.py", "training/log.py"),
 }
 
 
@@ -114,7 +114,7 @@ def main(name, workdir, moment, process=None, port=None):
         config = case.config(folder.parent)
         sys.addaudithook(moments.audit)
         patch.setattr(engine._Engine, "decode", moments.before(engine._Engine.decode))
-        patch.setattr(loop._Log, "add", moments.before(loop._Log.add))
+        patch.setattr(log.Log, "add", moments.before(log.Log.add))
         common.run_recipe(config, folder)
     print(json.dumps(moments.counts))
 

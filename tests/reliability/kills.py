@@ -29,7 +29,7 @@ class Killer:
     def __init__(self, name: str, folder: Path, processes: int = 1, seed: int = 0):
         self.name, self.folder, self.processes = name, folder, processes
         self.rng, self.kills = random.Random(f"{name} {processes} {seed}"), collections.Counter()
-        # Of each process of the run that nothing interrupted
+        # For each process of the run that nothing interrupted
         self.moments = self.whole("whole")
 
     def whole(self, name: str):

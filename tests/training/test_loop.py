@@ -13,7 +13,7 @@ from jax._src.array import ArrayImpl  # whose value is read on the host by this 
 
 from deepseek_jax.checkpoint.store import Store
 from deepseek_jax.files import as_path
-from deepseek_jax.training import loop
+from deepseek_jax.training import log, loop
 from deepseek_jax.training.metrics import MetricsWriter
 from deepseek_jax.training.optimizer import OptimizerSettings
 from deepseek_jax.training.run import Run, leave_if_asked, stoppable
@@ -300,7 +300,7 @@ def test_an_update_weighs_as_much_as_its_means_are_over(tmp_path):
     np.testing.assert_allclose([line["loss"] for line in double], wanted, rtol=1e-6)  # float32
     pairs = np.reshape([line["grad_norm"] for line in single], (3, 2))
     np.testing.assert_allclose([line["grad_norm"] for line in double], pairs.mean(1), rtol=1e-6)
-    assert loop._merge("kl", [{"kl": 0.4}, {"kl": 0.1}], [{"kl": 100}, {"kl": 300}]) == 0.175
+    assert log.merge("kl", [{"kl": 0.4}, {"kl": 0.1}], [{"kl": 100}, {"kl": 300}]) == 0.175
 
 
 def test_a_skipped_update_is_counted_in_the_next_line(tmp_path):
@@ -333,7 +333,7 @@ def test_what_is_skipped_between_lines_is_located_too(tmp_path, monkeypatch, cap
         (2**28, "At step 3 (with the parameters after step 5): the place"),
         (0, "step 3\n"),
     ):
-        monkeypatch.setattr(loop, "KEPT_BYTES", room)
+        monkeypatch.setattr(log, "KEPT_BYTES", room)
         with pytest.raises(FloatingPointError, match="4 updates in a row") as error:
             train(
                 tmp_path / str(room),

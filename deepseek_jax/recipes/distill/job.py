@@ -20,11 +20,11 @@ from deepseek_jax.recipes.distill.tasks import (
     transfer_tasks,
     world_tasks,
 )
-from deepseek_jax.recipes.driver import Answering, LineageJob, Stage, Work
+from deepseek_jax.recipes.job import LineageJob, Work
 from deepseek_jax.recipes.kinds.accept import accepted_by
 from deepseek_jax.recipes.kinds.tune import check_conversations, held_out_loss, rows_of
-from deepseek_jax.recipes.pretrain.corpus import base_corpus
-from deepseek_jax.recipes.start import frozen, planned_model
+from deepseek_jax.recipes.stage import Answering, Stage
+from deepseek_jax.recipes.start import base_corpus, frozen, planned_model
 from deepseek_jax.reinforce.scenarios import scenario_rewards
 from deepseek_jax.rollout.policy import Policy, check_room, check_vocabulary, load_policy
 from deepseek_jax.rollout.settings import Limit

@@ -26,7 +26,7 @@ from deepseek_jax.recipes.distill.job import (
 )
 from deepseek_jax.recipes.distill.scores import intervals
 from deepseek_jax.recipes.distill.settings import DistillSettings
-from deepseek_jax.recipes.driver import Stage
+from deepseek_jax.recipes.stage import Stage
 from deepseek_jax.reports.answers import make_console
 from deepseek_jax.reports.tables import plot_curves, stages_table
 

@@ -22,9 +22,10 @@ from deepseek_jax.evaluation.problems import Rules, load_problems
 from deepseek_jax.files import below, is_remote, read_json, remove_folder
 from deepseek_jax.models import ModelConfig
 from deepseek_jax.parallel.processes import barrier, first_process, say, total
-from deepseek_jax.recipes.driver import PROMPT_LENGTH, Answering, Stage, Work, WorkdirJob
 from deepseek_jax.recipes.evaluate.report import RESULTS, report
 from deepseek_jax.recipes.evaluate.settings import MAX_COMPLETION_LENGTH, EvaluateSettings
+from deepseek_jax.recipes.job import PROMPT_LENGTH, Work, WorkdirJob
+from deepseek_jax.recipes.stage import Answering, Stage
 from deepseek_jax.rollout.policy import Policy, check_room, load_policy
 from deepseek_jax.rollout.sampling import Sampling
 from deepseek_jax.rollout.settings import AnswerOptions

@@ -16,12 +16,13 @@ from deepseek_jax.checkpoint import is_orbax
 from deepseek_jax.data.questions import distinct, evaluation_texts, read_questions
 from deepseek_jax.errors import at
 from deepseek_jax.files import read_json
-from deepseek_jax.parallel.mesh import group_mesh, make_mesh
+from deepseek_jax.parallel.mesh import group_mesh, mesh_of
 from deepseek_jax.parallel.processes import first_process, say
-from deepseek_jax.recipes.driver import LineageJob, Stage, Work
 from deepseek_jax.recipes.generate.settings import GenerateSettings
+from deepseek_jax.recipes.job import LineageJob, Work
 from deepseek_jax.recipes.kinds.ask import sampling_inputs
 from deepseek_jax.recipes.short import FromPolicy
+from deepseek_jax.recipes.stage import Stage
 from deepseek_jax.reinforce.model_rewards import load_model_rewards
 from deepseek_jax.reports.answers import make_console
 from deepseek_jax.reports.tables import fates_table
@@ -211,8 +212,7 @@ def teacher_mesh(settings: GenerateSettings, mesh: Mesh):
         for device in sorted(mesh.devices.flat, key=lambda device: device.id)
         if device.process_index < settings.teacher_processes
     ]
-    sizes = {axis: size for axis, size in mesh.shape.items() if axis not in ("slice", "data")}
-    return make_mesh(**sizes, devices=devices)
+    return mesh_of(mesh, devices)
 
 
 def _questions(settings: GenerateSettings):

@@ -12,9 +12,10 @@ from deepseek_jax.data.tasks import gsm8k_task
 from deepseek_jax.errors import at
 from deepseek_jax.evaluation.held_out import evaluate_both, scores_of_both
 from deepseek_jax.parallel.processes import first_process
-from deepseek_jax.recipes.driver import Answering, Work
 from deepseek_jax.recipes.grpo.settings import GrpoSettings
+from deepseek_jax.recipes.job import Work
 from deepseek_jax.recipes.short import TrainedJob
+from deepseek_jax.recipes.stage import Answering
 from deepseek_jax.recipes.start import left_in
 from deepseek_jax.reinforce.effort import asked_with, check_lines, with_efforts
 from deepseek_jax.reinforce.model_rewards import load_model_rewards

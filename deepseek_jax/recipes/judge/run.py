@@ -4,7 +4,7 @@ and say which one is better.
 base -> verdicts on held-out pairs -> fine-tune on judgements -> verdicts again -> report.
 """
 
-from deepseek_jax.recipes.driver import Work
+from deepseek_jax.recipes.job import Work
 from deepseek_jax.recipes.kinds.judge import PHASE, judged_pairs
 from deepseek_jax.recipes.reward_model.settings import JudgeSettings
 from deepseek_jax.recipes.short import PayingJob

@@ -1,3 +1,3 @@
 """The kinds of stages, one file each: what its hash covers, what can be known to be wrong beforehand, what it
-compiles, and the run. recipes.driver says what these functions get.
+compiles, and the run. recipes.stage says what these functions get.
 """

@@ -2,8 +2,9 @@
 becomes text to learn from.
 """
 
-from deepseek_jax.recipes.driver import Answering, Kind, Made, Work
+from deepseek_jax.recipes.job import Work
 from deepseek_jax.recipes.kinds.measure import answering_programs
+from deepseek_jax.recipes.stage import Answering, Kind, Made
 from deepseek_jax.reinforce.model_rewards import load_model_rewards
 from deepseek_jax.rollout.policy import check_room
 from deepseek_jax.rollout.settings import Limit
@@ -49,7 +50,7 @@ def _run(work: Work):
 
 
 def accepted_by(made: dict[str, Made], names):
-    """The examples that the stages `names` have accepted: [dict]. made: of driver.LineageJob."""
+    """The examples that the stages `names` have accepted: [dict]. made: of job.LineageJob."""
     return [line for name in names for line in read_accepted(made[name].folder / FILE)]
 
 

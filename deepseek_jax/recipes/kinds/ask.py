@@ -4,9 +4,10 @@ and filters sift the answers. With other filters, the same answers are sifted ag
 
 from deepseek_jax.checkpoint.folder import fingerprint
 from deepseek_jax.errors import at
-from deepseek_jax.recipes.driver import Answering, Kind, Work
 from deepseek_jax.recipes.generate.settings import GenerateSettings
+from deepseek_jax.recipes.job import Work
 from deepseek_jax.recipes.kinds.measure import answering_programs
+from deepseek_jax.recipes.stage import Answering, Kind
 from deepseek_jax.synthesis.sift import write_sifted
 
 

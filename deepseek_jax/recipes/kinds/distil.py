@@ -20,8 +20,9 @@ from deepseek_jax.distill.update import jitted_update
 from deepseek_jax.errors import at
 from deepseek_jax.parallel.shard import check_batch
 from deepseek_jax.recipes.distill.settings import StudentSettings
-from deepseek_jax.recipes.driver import Kind, Work
+from deepseek_jax.recipes.job import Work
 from deepseek_jax.recipes.kinds.measure import answer_programs
+from deepseek_jax.recipes.stage import Answering, Kind
 from deepseek_jax.recipes.start import check_positions, check_rows
 
 
@@ -79,15 +80,10 @@ def _compiles(work: Work) -> list[Program]:
     arguments = (*update.arguments, frozen)
     planned = [dataclasses.replace(update, arguments=arguments, flops=flops)]
     if loss.on_policy is not None:
-        sampled = answer_programs(
-            work.prefix,
-            config,
-            mesh,
-            loss.on_policy,
-            prompts=loss.on_policy.prompts,
-            prompt_length=student.sequence_length - loss.on_policy.max_completion_length,
-            adapter=student.adapter,
-        )
+        options = loss.on_policy
+        longest = student.sequence_length - options.max_completion_length
+        asked = Answering(options, options.prompts, prompt_length=longest)
+        sampled = answer_programs(work.prefix, config, mesh, asked, student.adapter)
         taught = Held("the teacher's parameters", frozen)
         planned += beside(sampled, moments_of(state), taught)
     return planned

@@ -16,10 +16,11 @@ from deepseek_jax.data.tasks import Task
 from deepseek_jax.evaluation.accuracy import summarise
 from deepseek_jax.models import ModelConfig
 from deepseek_jax.parallel.processes import first_process
-from deepseek_jax.recipes.driver import Kind, Work
+from deepseek_jax.recipes.job import Work
 from deepseek_jax.recipes.kinds.measure import answer_programs
 from deepseek_jax.recipes.kinds.tune import fine_tune, fine_tuning_programs, packed_conversations
 from deepseek_jax.recipes.reward_model.settings import JudgeTrainingSettings
+from deepseek_jax.recipes.stage import Answering, Kind
 from deepseek_jax.recipes.start import check_positions, check_rows
 from deepseek_jax.reinforce.model_rewards import JUDGE, judge_options, make_judge
 from deepseek_jax.rewards.judge import Judge
@@ -121,16 +122,11 @@ def judge_programs(name: str, settings: JudgeTrainingSettings, config: ModelConf
     """The update of a judge that starts from a policy of config, and its verdicts."""
     update = fine_tuning_programs(name, settings, config, mesh)[:1]
     options = judge_options(settings.max_completion_length, settings.slots)
-    verdicts = answer_programs(
-        f"{name}verdicts: ",
-        config,
-        mesh,
-        options,
-        # Both orders of each held-out pair are judged
-        prompts=2 * settings.data.num_held_out,
-        prompt_length=settings.sequence_length,
+    # Both orders of each held-out pair are judged
+    pairs = Answering(
+        options, 2 * settings.data.num_held_out, prompt_length=settings.sequence_length
     )
-    return update + verdicts
+    return update + answer_programs(f"{name}verdicts: ", config, mesh, pairs)
 
 
 def _check(work: Work):

@@ -24,8 +24,9 @@ from deepseek_jax.errors import at
 from deepseek_jax.models import ModelConfig, head_weight
 from deepseek_jax.models.reward import decoder_params
 from deepseek_jax.parallel.shard import batch_sharding
-from deepseek_jax.recipes.driver import Kind, Work
+from deepseek_jax.recipes.job import Work
 from deepseek_jax.recipes.kinds.reinforce import amount_of
+from deepseek_jax.recipes.stage import Kind
 from deepseek_jax.reinforce.batch import longest_group
 from deepseek_jax.rollout.programs import Asked, rollout_programs
 from deepseek_jax.rollout.settings import AnswerOptions

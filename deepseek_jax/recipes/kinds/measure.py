@@ -6,61 +6,52 @@ from deepseek_jax.checkpoint.tree import abstract_tree
 from deepseek_jax.costs.program import Program, beside, policy_params
 from deepseek_jax.models import ModelConfig
 from deepseek_jax.models.adapter_settings import AdapterSettings
-from deepseek_jax.recipes.driver import PROMPT_LENGTH, SCORES, Answering, Kind, Work
+from deepseek_jax.recipes.job import PROMPT_LENGTH, SCORES, Work
 from deepseek_jax.recipes.kinds.paying import (
     Scored,
     beside_models,
     planned_rewards,
     scoring_programs,
 )
+from deepseek_jax.recipes.stage import Answering, Kind
 from deepseek_jax.rollout.programs import Asked, rollout_programs
-from deepseek_jax.rollout.settings import AnswerOptions
 
 
 def answer_programs(
     name: str,
     config: ModelConfig,
     mesh: Mesh,
-    options: AnswerOptions,
-    *,
-    prompts: int,
-    n: int = 1,
-    prompt_length: int = PROMPT_LENGTH,
-    dtype: str = "float32",
+    answering: Answering,
     adapter: AdapterSettings | None = None,
 ) -> list[Program]:
-    """The programs that answer questions, where a model has room for prompts of prompt_length.
-
-    dtype, adapter: of checkpoint.tree.abstract_tree.
+    """The programs that answer questions, where a model has room for their prompts. adapter: of
+    checkpoint.tree.abstract_tree.
     """
-    room = config.max_position_embeddings - options.max_completion_length
-    asked = Asked(prompts, min(prompt_length, room), n)
-    return rollout_programs(config, mesh, options, asked, name=name, dtype=dtype, adapter=adapter)
+    room = config.max_position_embeddings - answering.options.max_completion_length
+    return rollout_programs(
+        config,
+        mesh,
+        answering.options,
+        Asked(answering.prompts, min(_longest_prompt(answering), room), answering.n),
+        name=name,
+        dtype=answering.dtype,
+        adapter=adapter,
+    )
+
+
+def _longest_prompt(answering):
+    return PROMPT_LENGTH if answering.prompt_length is None else answering.prompt_length
 
 
 def answering_programs(work: Work, asked: Answering) -> list[Program]:
     """The programs of a stage's answers, and, where reward models score them, what these make of them."""
-    config, mesh, longest = (
-        work.config,
-        work.job.sampling_mesh(),
-        asked.options.max_completion_length,
-    )
-    length = PROMPT_LENGTH if asked.prompt_length is None else asked.prompt_length
-    answers = answer_programs(
-        work.prefix,
-        config,
-        mesh,
-        asked.options,
-        prompts=asked.prompts,
-        n=asked.n,
-        prompt_length=length,
-        dtype=asked.dtype,
-        adapter=work.adapter,
-    )
+    config, mesh = work.config, work.job.sampling_mesh()
+    answers = answer_programs(work.prefix, config, mesh, asked, work.adapter)
     answers = beside_models(work, answers)
     if not asked.scored:
         return answers
-    scored = Scored(asked.prompts * asked.n, length, longest)
+    longest = asked.options.max_completion_length
+    scored = Scored(asked.prompts * asked.n, _longest_prompt(asked), longest)
     params = policy_params(abstract_tree(config, mesh, asked.dtype, work.adapter))
     paying = planned_rewards(work.job.models(work), config)
     return [*answers, *beside(scoring_programs(work.prefix, paying, scored, mesh), params)]

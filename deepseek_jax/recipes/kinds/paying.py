@@ -15,7 +15,7 @@ from deepseek_jax.files import as_path, read_json
 from deepseek_jax.models import ModelConfig
 from deepseek_jax.models.quantized import abstract_quantized
 from deepseek_jax.models.reward import abstract_head, reward_config
-from deepseek_jax.recipes.driver import Work
+from deepseek_jax.recipes.job import Work
 from deepseek_jax.reinforce.model_rewards import (
     JUDGE,
     check_split,
@@ -59,7 +59,7 @@ class PlannedReward(NamedTuple):
 
 
 class Scored(NamedTuple):
-    """What is scored at once: so many completions; tokens of the longest prompt and completion."""
+    """What is scored at once: the number of completions; tokens of the longest prompt and completion."""
 
     completions: int
     prompt_length: int

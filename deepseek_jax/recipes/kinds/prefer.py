@@ -18,7 +18,7 @@ from deepseek_jax.models import ModelConfig
 from deepseek_jax.models.adapter_settings import AdapterSettings
 from deepseek_jax.models.reward import abstract_head, reward_config, reward_params
 from deepseek_jax.parallel.shard import put_share
-from deepseek_jax.recipes.driver import Kind, Work
+from deepseek_jax.recipes.job import Work
 from deepseek_jax.recipes.kinds.preferences import (
     PreferenceSource,
     batch_of,
@@ -27,6 +27,7 @@ from deepseek_jax.recipes.kinds.preferences import (
     row_length,
 )
 from deepseek_jax.recipes.reward_model.settings import RewardTrainingSettings
+from deepseek_jax.recipes.stage import Kind
 from deepseek_jax.recipes.start import check_positions, check_rows
 from deepseek_jax.rollout.policy import Policy
 from deepseek_jax.training.loop import fit

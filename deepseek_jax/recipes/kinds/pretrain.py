@@ -19,13 +19,14 @@ from deepseek_jax.models import ModelConfig, how_to_run, random_params
 from deepseek_jax.models.adapters import whole
 from deepseek_jax.models.trained_part import indexers_of
 from deepseek_jax.parallel.shard import check_batch, check_splits
-from deepseek_jax.recipes.driver import Kind, Work
+from deepseek_jax.recipes.job import Work
 from deepseek_jax.recipes.kinds.paying import beside_models
-from deepseek_jax.recipes.pretrain.corpus import Corpus
 from deepseek_jax.recipes.pretrain.settings import (
     StageSettings,
     switched_on,
 )
+from deepseek_jax.recipes.stage import Kind
+from deepseek_jax.recipes.start import Corpus
 from deepseek_jax.training.loop import LOSS_TERMS, train
 from deepseek_jax.training.micro_batches import over_micro_batches
 from deepseek_jax.training.run import Run

@@ -16,7 +16,7 @@ from deepseek_jax.costs.program import (
 from deepseek_jax.errors import at
 from deepseek_jax.models import ModelConfig
 from deepseek_jax.models.adapter_settings import AdapterSettings
-from deepseek_jax.recipes.driver import Kind, Work
+from deepseek_jax.recipes.job import Work
 from deepseek_jax.recipes.kinds.paying import (
     PlannedReward,
     Scored,
@@ -24,6 +24,7 @@ from deepseek_jax.recipes.kinds.paying import (
     planned_rewards,
     scoring_programs,
 )
+from deepseek_jax.recipes.stage import Kind
 from deepseek_jax.reinforce.batch import longest_batch, update_flops
 from deepseek_jax.reinforce.grpo import reinforce
 from deepseek_jax.reinforce.scenarios import ScenarioRewards

@@ -18,9 +18,10 @@ from deepseek_jax.models import ModelConfig
 from deepseek_jax.models.adapter_settings import AdapterSettings
 from deepseek_jax.models.adapters import Adapted
 from deepseek_jax.parallel.processes import say
-from deepseek_jax.recipes.driver import Kind, Work
+from deepseek_jax.recipes.job import Work
 from deepseek_jax.recipes.kinds.paying import beside_models
 from deepseek_jax.recipes.sft.settings import FineTuneSettings
+from deepseek_jax.recipes.stage import Kind
 from deepseek_jax.recipes.start import check_positions, check_rows
 from deepseek_jax.rollout.policy import Policy
 from deepseek_jax.training.loop import fit

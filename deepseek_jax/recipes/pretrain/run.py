@@ -26,10 +26,11 @@ from deepseek_jax.losses.next_token import next_token_loss
 from deepseek_jax.models import ModelConfig, build_model, names_architecture
 from deepseek_jax.models.trained_part import with_indexers
 from deepseek_jax.parallel.processes import first_process, say
-from deepseek_jax.recipes.driver import Stage, Work, WorkdirJob
-from deepseek_jax.recipes.pretrain.corpus import Corpus
+from deepseek_jax.recipes.job import Work, WorkdirJob
 from deepseek_jax.recipes.pretrain.documents import open_corpus
 from deepseek_jax.recipes.pretrain.settings import PretrainSettings, switched_on
+from deepseek_jax.recipes.stage import Stage
+from deepseek_jax.recipes.start import Corpus
 from deepseek_jax.reports.deployment import attention_table
 from deepseek_jax.reports.tables import loss_table, plot_curves
 from deepseek_jax.rollout import generate

@@ -10,15 +10,15 @@ from deepseek_jax.data.tasks import Task
 from deepseek_jax.data.tokenizer import check_checkpoint
 from deepseek_jax.errors import at
 from deepseek_jax.models import build_model, how_to_run
-from deepseek_jax.recipes.driver import Answering, LineageJob, Stage, Work
+from deepseek_jax.recipes.job import LineageJob, Work
 from deepseek_jax.recipes.kinds.accept import accepted_by
 from deepseek_jax.recipes.kinds.judge import judged_pairs
 from deepseek_jax.recipes.kinds.preferences import load_preferences, with_ids
 from deepseek_jax.recipes.kinds.tune import check_conversations, held_out_loss, rows_of
-from deepseek_jax.recipes.pretrain.corpus import base_corpus
 from deepseek_jax.recipes.r1.scores import measure, say_scores
 from deepseek_jax.recipes.r1.settings import SPECIALISTS, R1Settings, R1TeacherSettings
-from deepseek_jax.recipes.start import planned_model, starting_policy
+from deepseek_jax.recipes.stage import Answering, Stage
+from deepseek_jax.recipes.start import base_corpus, planned_model, starting_policy
 from deepseek_jax.reinforce.model_rewards import load_model_rewards
 from deepseek_jax.reinforce.scenarios import scenario_rewards
 from deepseek_jax.reinforce.settings import ModelRewardSettings

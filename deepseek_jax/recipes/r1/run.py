@@ -17,11 +17,12 @@ Every policy is measured on held-out questions.
 import dataclasses
 
 from deepseek_jax.parallel.processes import say
-from deepseek_jax.recipes.driver import Stage, Work
+from deepseek_jax.recipes.job import Work
 from deepseek_jax.recipes.r1.findings import TABLE_WIDTH, report_sweep
 from deepseek_jax.recipes.r1.job import MEASURED, R1Job
 from deepseek_jax.recipes.r1.scores import FORMS
 from deepseek_jax.recipes.r1.settings import R1Settings
+from deepseek_jax.recipes.stage import Stage
 from deepseek_jax.reports.answers import make_console
 from deepseek_jax.reports.preferences import reward_model_table
 from deepseek_jax.reports.run_page import write_report

@@ -5,7 +5,7 @@ base -> add a scalar head -> measure on held-out preferences -> train -> measure
 
 import functools
 
-from deepseek_jax.recipes.driver import Work
+from deepseek_jax.recipes.job import Work
 from deepseek_jax.recipes.kinds.prefer import PHASE
 from deepseek_jax.recipes.kinds.preferences import load_preferences, with_ids
 from deepseek_jax.recipes.reward_model.settings import RewardModelSettings

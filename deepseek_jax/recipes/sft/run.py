@@ -8,11 +8,12 @@ import functools
 from deepseek_jax.errors import at
 from deepseek_jax.evaluation.held_out import evaluate_both, scores_of_both
 from deepseek_jax.parallel.processes import first_process
-from deepseek_jax.recipes.driver import Answering, Work
+from deepseek_jax.recipes.job import Work
 from deepseek_jax.recipes.kinds.tune import check_conversations, held_out_loss, rows_of
 from deepseek_jax.recipes.sft.data import held_out_prompts, load_conversations
 from deepseek_jax.recipes.sft.settings import SftSettings
 from deepseek_jax.recipes.short import TrainedJob
+from deepseek_jax.recipes.stage import Answering
 from deepseek_jax.recipes.start import left_in
 from deepseek_jax.reinforce.model_rewards import load_model_rewards
 from deepseek_jax.reports.answers import make_console, print_samples, print_table

@@ -8,8 +8,8 @@ import pytest
 import deepseek_jax
 from deepseek_jax.checkpoint import load_orbax
 from deepseek_jax.recipes import driver
-from deepseek_jax.recipes.driver import Stage
 from deepseek_jax.recipes.r1 import run as r1
+from deepseek_jax.recipes.stage import Stage
 from deepseek_jax.settings import build
 from deepseek_jax.synthesis.rejection import read_accepted
 from tests.recipes.r1.test_run import make_rules_easy, run, small_config

@@ -1,0 +1,192 @@
+"""The numbers of a run's steps: collected on the device, checked, and written a line at a time."""
+
+import collections
+import math
+import time
+
+import jax
+import numpy as np
+
+from deepseek_jax.errors import BrokenTerm, NotFinite, SamplerApart
+from deepseek_jax.parallel.processes import say
+from deepseek_jax.training.memory import memory_metrics
+
+# The most that batches since the last check take of a device. What is not finite is looked for in them
+KEPT_BYTES = 2**28
+
+
+class Log:
+    """Collects the metrics of steps, on the device, and writes them a line at a time."""
+
+    def __init__(self, writer, phase, faults, checks, of_updates, rng, peak_tokens=None):
+        self.writer, self.phase, self.of_updates = writer, phase, of_updates
+        self.faults, self.checks, self.rng = faults, checks, rng
+        # A second, of devices that do nothing but the model's products
+        self.peak_tokens = peak_tokens
+        # (step, index in it, metrics still on the device) of updates that _count has not read
+        self.updates = []
+        # (updates, their weights, source metrics) of the latest step; (step, batches, bytes) of those since
+        # the last check
+        self.last, self.batches = None, collections.deque()
+        # The latest step and its updates, whose limits are not checked yet
+        self.unread = None, []
+        # Skipped updates in a row, and the latest one. Stays at faults.nonfinite, which a later finite update
+        # must not hide. All those of this process, and their number when it was said
+        self.streak, self.skipped, self.all_skipped, self.said = 0, None, 0, 0
+        # Steps in a row without a token to learn
+        self.without_tokens = 0
+        self.idle = None
+        self._begin_line()
+
+    def _begin_line(self):
+        self.began = time.perf_counter()
+        self.steps = self.tokens = self.row_tokens = self.nonfinite = self.overflows = 0
+        # Updates that had a gradient
+        self.learning = 0
+
+    def add(self, step, updates, source_metrics, batches, state):
+        """Add a step's updates; check the limits of the step before, whose metrics the device has by now.
+        state: after the step.
+        """
+        self.updates += [(step, index, metrics) for index, metrics in enumerate(updates)]
+        self.last = updates, [self.checks.weights(batch) for batch in batches], source_metrics
+        self.batches.append((step, batches, sum(x.nbytes for x in jax.tree.leaves(batches))))
+        room = KEPT_BYTES * jax.device_count()
+        while len(self.batches) > 1 and sum(size for *_, size in self.batches) > room:
+            self.batches.popleft()
+        self._check_limits(state)
+        self.unread = step, updates
+        self.steps += 1
+        tokens = source_metrics.get("tokens", 0)
+        self.tokens += tokens
+        self.row_tokens += source_metrics.get("row_tokens", tokens)
+
+    def check(self, state):
+        """Wait for the updates so far; end a run beyond its limits or whose gradients stay non-finite. state:
+        after the latest step.
+        """
+        self._check_limits(state)
+        self._count()
+        if self.streak >= self.faults.nonfinite:
+            raise NotFinite(
+                f"{self.phase}: gradients were not finite in {self.streak} updates in a row, which were "
+                f"skipped. {self._about_skipped(state)}"
+            )
+        # At the first, and when their number has doubled
+        if self.all_skipped.bit_length() > self.said.bit_length():
+            self.said = self.all_skipped
+            say(
+                f"{self.phase}: updates skipped, because gradients were not finite: {self.said}. "
+                f"{self._about_skipped(state)}"
+            )
+        while len(self.batches) > 1:
+            self.batches.popleft()
+
+    def write(self, step, state, last):
+        """Write the latest step's line: -> its metrics. state: after it. last: whether it is the phase's last
+        line.
+        """
+        # Waits for the device, so that the seconds below include all updates of the line
+        self._count()
+        updates, weights, source_metrics = self.last
+        arrays = updates, weights, source_metrics | self.of_updates()
+        updates, weights, source_metrics = jax.device_get(arrays)
+        line = {name: merge(name, updates, weights) for name in (updates or [{}])[0]}
+        shared = line.keys() & source_metrics.keys()
+        assert not shared, f"both the loss and the source report {shared}"
+        line |= source_metrics | {"nonfinite": float(self.nonfinite)} | memory_metrics()
+        if "expert_overflows" in line:
+            line["expert_overflows"] = float(self.overflows)
+        self.tokens, self.row_tokens = jax.device_get((self.tokens, self.row_tokens))
+        seconds = time.perf_counter() - self.began
+        line["seconds"] = seconds / self.steps
+        if "tokens" in source_metrics:
+            line["tokens_per_second"] = self.tokens / seconds
+            if self.peak_tokens is not None:
+                line["mfu"] = self.row_tokens / seconds / self.peak_tokens
+        self.writer.write(step, line, phase=self.phase)
+        # After the line is written, so that it shows the numbers for which the run ends
+        self.check(state)
+        if "tokens" in source_metrics:
+            self._check_tokens(step)
+        if self.idle is not None:
+            self.idle.look(step, line, state, self.learning, last)
+        if self.checks.of_line is not None:
+            self.checks.of_line(step, line)
+        self._begin_line()
+        return line
+
+    def _check_limits(self, state):
+        step, updates = self.unread
+        for index, metrics in enumerate(updates):
+            for name, (largest, meaning) in self.checks.limits.items():
+                value = float(metrics[name])
+                if not math.isfinite(value):
+                    raise NotFinite(
+                        f"{self.phase}: at step {step} {name} is {value}; this step is not saved. "
+                        f"{self._about(step, index, state)}"
+                    )
+                if value > largest:
+                    raise SamplerApart(
+                        f"{self.phase}: at step {step} {name} is {value:.1e}, above {largest:.1e}: "
+                        f"{meaning}; this step is not saved"
+                    )
+        self.unread = step, []
+
+    def _count(self):
+        for step, index, metrics in jax.device_get(self.updates):
+            skipped = metrics["nonfinite"] > 0
+            self.nonfinite += int(skipped)
+            self.learning += int(not skipped and metrics["grad_norm"] > 0)
+            self.overflows += int(metrics.get("expert_overflows", 0))
+            if skipped:
+                self.all_skipped, self.skipped = self.all_skipped + 1, (step, index)
+            if self.streak < self.faults.nonfinite:
+                self.streak = self.streak + 1 if skipped else 0
+        self.updates = []
+
+    def _about_skipped(self, state):
+        """In words where the latest update that was skipped is not finite."""
+        if self.skipped is None:
+            return "All of them came before this process"
+        return self._about(*self.skipped, state)
+
+    def _about(self, step, index, state):
+        """In words where the index-th update of a step is not finite. state: after the latest step."""
+        kept, last = {number: of for number, of, _ in self.batches}, self.batches[-1][0]
+        if step not in kept or self.checks.locate is None:
+            return f"The latest was at step {step}"
+        batch = kept[step][index]
+        later = sum(len(kept[each]) for each in range(step, last + 1)) - index - 1
+        moved = f" (with the parameters after step {last})" if step != last else ""
+        try:
+            before = state.replace(step=state.step - later)
+            where = self.checks.locate(before, batch, self.rng)
+        # A run that goes on must not end because its fault is looked for, such as for lack of memory
+        except jax.errors.JaxRuntimeError as error:
+            where = f"looking for the place failed: {str(error).partition(chr(10))[0]}"
+        return f"At step {step}{moved}: {where}"
+
+    def _check_tokens(self, step):
+        """End a run whose batches leave nothing to learn: their loss masks are all zeros. By lines, because
+        the number of a step's tokens is on the device.
+        """
+        before = self.without_tokens
+        self.without_tokens = before + self.steps if self.tokens == 0 else 0
+        message = (
+            f"{self.phase}: the loss mask is all zeros in {self.without_tokens} steps in a row up to step "
+            f"{step}: no token is learned"
+        )
+        if self.without_tokens >= self.faults.idle_lines:
+            raise BrokenTerm(f"{message}; look at the data and at sequence_length")
+        if self.without_tokens.bit_length() > before.bit_length():
+            say(message)
+
+
+def merge(name, updates, weights):
+    """A metric of a step's updates as one number: the largest, or the mean, weighed by what each is over."""
+    values, shares = ([of.get(name, 1.0) for of in each] for each in (updates, weights))
+    if name.endswith("_max"):
+        return float(np.max(values))
+    # Weights that are all 0, such as stale tokens where there are none, give the plain mean
+    return float(np.average(values, weights=shares if np.sum(shares) else None))
