@@ -10,9 +10,11 @@ from tests.reliability.in_process import launched
 from tests.reliability.test_bad_input import arguments
 
 CASES = [
-    TUNE.replace("=model", "=~/model").replace("=good", "=~/good") + " --check",
+    TUNE.replace("=model", "=~/model").replace("=good", "=~/good")
+    + " --config.rewards={'correct':1.0} --check",
     "train pretrain_small --config.mesh={'data':4,'tensor':2} --config.data.sources=['~/pages'] "
-    "--config.data.weights=[1.0] --config.data.num_held_out=2 --config.data.tokenizer=~/model --check",
+    "--config.data.weights=[1.0] --config.data.num_held_out=2 --config.data.tokenizer=~/model "
+    "--config.data.fim_rate=0.0 --check",
     "convert --from=~/model --to=~/made",
     "sweep sft_small --sweep=~/sweep.py --dry_run",
     "train sft_small --check",
