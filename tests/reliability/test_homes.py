@@ -14,8 +14,8 @@ CASES = [
     + " --config.rewards={'correct':1.0} --check",
     "train pretrain_small --config.mesh={'data':4,'tensor':2} --config.data.sources=['~/pages'] "
     "--config.data.weights=[1.0] --config.data.num_held_out=20 --config.data.tokenizer=~/model "
-    "--config.data.fim_rate=0.0 --config.data.eval_batches=1 --config.stages.stage_1.batch_size=8 "
-    "--config.stages.stage_1.sequence_length=16 --config.stages.stage_2_long.sequence_length=16 --check",
+    "--config.data.fim_rate=0.0 --config.data.eval_batches=2 --config.stages.stage_1.batch_size=8 "
+    "--config.stages.stage_1.sequence_length=8 --config.stages.stage_2_long.sequence_length=8 --check",
     "convert --from=~/model --to=~/made",
     "sweep sft_small --sweep=~/sweep.py --dry_run",
     "train sft_small --check",
