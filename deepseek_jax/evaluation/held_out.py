@@ -5,6 +5,7 @@ import numpy as np
 from deepseek_jax.evaluation.accuracy import summarise
 from deepseek_jax.parallel.processes import say
 from deepseek_jax.rewards import Rewards
+from deepseek_jax.rewards.rule import columns_of
 from deepseek_jax.rollout.completions import MeasuredLog
 from deepseek_jax.rollout.policy import Policy
 from deepseek_jax.rollout.settings import AnswerOptions
@@ -59,18 +60,19 @@ def evaluate(
     truncated.
     unscored: how many answers could not be scored: they count as 0 in the accuracy, and rewards leave them
     out; a reward of fewer than two numbers is left out whole. samples: the first few prompts and completions
-    with their rewards, None if not scored. Raises UnusableRewards if no answer could be scored.
+    with their rewards, None if not scored, and the columns of their lines. Raises UnusableRewards if no
+    answer could be scored.
     """
     texts, rollout, _ = policy.answer(examples, options, seed=seed, log=MeasuredLog())
     values = {
         "completion_length": rollout.completion_mask.sum(1),
         "truncated": rollout.truncated,
     }
-    total, unscored = np.full(len(texts), np.nan), 0
+    total, unscored, logged = np.full(len(texts), np.nan), 0, {}
     if rewards is not None:
-        scores = rewards.score_together(examples, texts)
+        scores = rewards.score_together(examples, texts, rollout.tokens())
         values = _scored(scores, accuracy) | values
-        total, unscored = scores.total, scores.errors
+        total, unscored, logged = scores.total, scores.errors, scores.columns
     shown = examples[:samples], texts[:samples], total[:samples].tolist()
     return {
         "scores": summarise({name: _share_or_number(v) for name, v in values.items()}),
@@ -80,9 +82,20 @@ def evaluate(
                 "prompt": example["question"],
                 "completion": text,
                 "reward": None if np.isnan(reward) else reward,
+                "columns": _shown(example) | {name: of[row] for name, of in logged.items()},
             }
-            for example, text, reward in zip(*shown, strict=True)
+            for row, (example, text, reward) in enumerate(zip(*shown, strict=True))
         ],
+    }
+
+
+def _shown(example):
+    """The columns of an example beside its question, as JSON can hold them."""
+    columns = columns_of(example)
+    return {
+        name: value if isinstance(value, (str, int, float, type(None))) else str(value)
+        for name, value in columns.items()
+        if name != "question"
     }
 
 

@@ -207,7 +207,7 @@ class GroupSource:
         self.record.answered += int(answers.rollout.completion_mask.sum())
         with self.record.timed("reward_seconds"):
             asked = [example for example in examples for _ in range(answers.n)]
-            scores = self.rewards.score_together(asked, answers.texts)
+            scores = self.rewards.score_together(asked, answers.texts, answers.rollout.tokens())
             scores.require_one()
             if self.settings.effort is not None:
                 lengths = answers.rollout.completion_mask.sum(1)
@@ -216,6 +216,7 @@ class GroupSource:
             for message in scores.messages:
                 say(f"step {step}: {message} The completion is dropped from its group.")
         self.record.add({"reward_errors": scores.errors})
+        self.record.log(scores.metrics)
         return make_groups(examples, answers, scores)
 
     @named("logprobs")

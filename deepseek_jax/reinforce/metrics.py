@@ -25,7 +25,7 @@ class StepRecord:
     """
 
     def __init__(self, mesh: Mesh):
-        self.mesh, self.counts = mesh, Counter()
+        self.mesh, self.counts, self.logged = mesh, Counter(), {}
         self.tokens, self.epochs, self.flops = 0.0, 1, None
         self.asked = self.answered = 0
         self.began = self.training_began = time.perf_counter()
@@ -33,6 +33,11 @@ class StepRecord:
     def add(self, counts: dict):
         """Add counts to those of the step."""
         self.counts.update(counts)
+
+    def log(self, metrics: dict):
+        """Add numbers that a user's rewards logged: the step has their mean over its sampling rounds."""
+        for name, value in metrics.items():
+            self.logged.setdefault(f"logged/{name}", []).append(value)
 
     @contextlib.contextmanager
     def timed(self, name: str):
@@ -46,9 +51,12 @@ class StepRecord:
         self.training_began = time.perf_counter()
 
     def of_samples(self):
-        """The metrics that are known before the updates: the counts, tokens and rollout_tokens_per_second."""
+        """The metrics that are known before the updates: the counts, tokens, rollout_tokens_per_second, and
+        what the user's own rewards logged.
+        """
         rate = self.counts["sampled_tokens"] / self.counts[GENERATION]
         numbers = {**self.counts, "tokens": self.tokens, "rollout_tokens_per_second": rate}
+        numbers |= {name: np.mean(values) for name, values in self.logged.items()}
         return {name: float(number) for name, number in numbers.items()}
 
     def of_updates(self):

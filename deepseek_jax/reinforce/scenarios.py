@@ -62,7 +62,7 @@ class ScenarioRewards:
     def __init__(self, rewards: dict[str, Rewards]):
         self.rewards = rewards
 
-    def score_together(self, examples, completions):
+    def score_together(self, examples, completions, completion_ids=None):
         """Scores of all examples, as Rewards.score_together shares them between the processes.
 
         A part that an example's scenario lacks is NaN, which is not an error.
@@ -70,16 +70,18 @@ class ScenarioRewards:
         names = dict.fromkeys(name for rewards in self.rewards.values() for name in rewards.weights)
         total = np.full(len(examples), np.nan, np.float32)
         parts = {name: total.copy() for name in names}
-        errors, messages = 0, []
+        errors, messages, metrics = 0, [], {}
         for scenario, rewards in self.rewards.items():
             rows = [i for i, example in enumerate(examples) if scenario_of(example) == scenario]
             asked = [examples[i] for i in rows]
-            scores = rewards.score_together(asked, picked(completions, rows))
+            ids = None if completion_ids is None else picked(completion_ids, rows)
+            scores = rewards.score_together(asked, picked(completions, rows), ids)
             total[rows] = scores.total
             for name, part in scores.parts.items():
                 parts[name][rows] = part
             errors, messages = errors + scores.errors, messages + scores.messages
-        return Scores(total, parts, errors, messages)
+            metrics |= scores.metrics
+        return Scores(total, parts, errors, messages, metrics)
 
 
 def scenario_of(example):

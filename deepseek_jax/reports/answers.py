@@ -29,7 +29,12 @@ def print_samples(console: Console, before, after):
     """Print the first completions of two results of evaluate side by side."""
     pairs = zip(before["samples"], after["samples"], strict=True)
     samples = [
-        {"prompt": old["prompt"], **_sample("before", old), **_sample("after", new)}
+        {
+            "prompt": old["prompt"],
+            "columns": new["columns"],
+            **_sample("before", old),
+            **_sample("after", new),
+        }
         for old, new in pairs
     ]
     console.print(sample_panel(samples))

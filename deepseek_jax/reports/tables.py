@@ -52,13 +52,15 @@ def _cell(interval, form):
 def sample_panel(samples):
     """A rich Panel of completions before and after training.
 
-    samples: a sequence of dicts with prompt, before and after (text), before_reward and
-    after_reward (float). Control characters in a model's text are printed as escapes, so that they do not
-    control the terminal.
+    samples: a sequence of dicts with prompt, before and after (text), before_reward and after_reward (float),
+    and columns, name -> value, of the question's line. Control characters in a model's text are printed as
+    escapes, so that they do not control the terminal.
     """
     grid = Table.grid(padding=(0, 2))
     for sample in samples:
         grid.add_row(Text("prompt", "dim"), _printable(sample["prompt"]), "")
+        for name, value in sample["columns"].items():
+            grid.add_row(Text(name, "dim"), _printable(str(value)), "")
         for when in ("before", "after"):
             reward = Text(f"reward {sample[f'{when}_reward']:.4g}", "dim")
             grid.add_row(Text(when, "dim"), _printable(sample[when]), reward)

@@ -9,6 +9,7 @@ import numpy as np
 
 from deepseek_jax.errors import UnusableRewards, at, suggest
 from deepseek_jax.lazy import LazyTable
+from deepseek_jax.named_code import BRING, is_code
 
 # THE rules, by their name in config.rewards; worlds add more, see worlds.registry
 RULES = LazyTable(
@@ -26,6 +27,13 @@ RULES = LazyTable(
         "language_consistency_zh": "deepseek_jax.rewards.rules:LANGUAGE_CONSISTENCY_ZH",
     }
 )
+# What reads functions of the user's own
+SPECIAL = LazyTable(
+    {
+        "function": "deepseek_jax.rewards.function:FunctionReward",
+        "gathered": "deepseek_jax.rewards.function:gathered",
+    }
+)
 MAX_MESSAGES = 5
 # Longest completion that rules read, about 250,000 tokens: longer ones take seconds, and workers copy them
 MAX_CHARS = 2**20
@@ -35,14 +43,18 @@ MAX_CHARS = 2**20
 class Scores:
     """The rewards of a batch of completions.
 
-    total: float32[b], the weighted sum; NaN where a part failed. parts: name -> float32[b], unweighted; NaN
-    where it failed. errors: the number of completions whose total is NaN. messages: of the first failures.
+    total: float32[b], the weighted sum of the parts that scored; NaN where a part failed or none scored.
+    parts: name -> float32[b], unweighted; NaN where it failed or did not score. errors: the number of
+    completions whose total is NaN. messages: of the first failures. metrics, columns: what functions of the
+    user's own logged: name -> number, and name -> a value for each completion.
     """
 
     total: np.ndarray
     parts: dict[str, np.ndarray]
     errors: int = 0
     messages: list[str] = field(default_factory=list)
+    metrics: dict[str, float] = field(default_factory=dict)
+    columns: dict[str, list] = field(default_factory=dict)
 
     def as_wrong(self, name: str):
         """A part in which completions without a verdict count as 0, as in an accuracy: float32[b]."""
@@ -63,14 +75,17 @@ class Scores:
 
 
 class Rewards:
-    """Rewards by name, with weights: Rewards({"correct": 1.0, "correct_reasoning": 1.0}).
+    """Rewards by name, with weights: Rewards({"correct": 1.0, "my_rewards.py:brief": 0.2}).
 
-    A part fails on a completion if it raises or returns anything but a finite number, and each does on one of
-    more than MAX_CHARS characters. The total is then NaN, "not scored": a 0 would look like a wrong answer.
+    A name is that of a rule, of a model, or of a function, FILE.py:NAME or package.module:NAME, see
+    rewards.function. A part fails on a completion if it raises or returns anything but a finite number, and
+    each does on one of more than MAX_CHARS characters. The total is then NaN, "not scored": a 0 would look
+    like a wrong answer. A function may return None, "not scored by me": the other parts count without it.
     models: trained rewards by name, rewards.model.RewardModel or any object with its
     score(examples, completions). rules: the rules that weights may name.
     Raises ValueError for no rewards, an unknown name, a model with the name of another reward or
-    without a weight, a weight that is not finite, or where a verifier lacks a package or a sandbox.
+    without a weight, a weight that is not finite, where a verifier lacks a package or a sandbox, and as
+    FunctionReward does.
     """
 
     def __init__(self, weights: Mapping[str, float], models=None, rules=None):
@@ -80,8 +95,9 @@ class Rewards:
         if not self.weights:
             raise ValueError(f"there are none; give NAME=WEIGHT, NAME one of {', '.join(known)}.")
         for name, weight in self.weights.items():
-            if name not in known:
-                raise ValueError(f"{name}={weight!r} is not of a reward; {suggest(name, known)}")
+            if name not in known and not is_code(name):
+                allowed = suggest(name, known)
+                raise ValueError(f"{name}={weight!r} is not of a reward; {allowed}; {BRING}")
             if not _is_finite(weight):
                 raise ValueError(f"{name}={weight!r} must be a finite number.")
         for name in self._models:
@@ -92,6 +108,10 @@ class Rewards:
         self._rules = {name: rules[name] for name in self.weights if name in rules}
         verifiers = {name: rule.verifier for name, rule in self._rules.items()}
         self._verifiers = {name: make() for name, make in verifiers.items() if make is not None}
+        self._functions = {}
+        for name in [name for name in self.weights if name not in known]:
+            with at(name):
+                self._functions[name] = SPECIAL["function"](name)
 
     def __enter__(self):
         return self
@@ -100,9 +120,9 @@ class Rewards:
         self.close()
 
     def close(self):
-        """End the worker processes of the verifiers, if there are any."""
-        for verifier in self._verifiers.values():
-            verifier.close()
+        """End the worker processes of verifiers and functions, if there are any."""
+        for pool in (*self._verifiers.values(), *self._functions.values()):
+            pool.close()
 
     def check(self, examples: Sequence[Mapping]):
         """Raise ValueError if a reward cannot score one of the examples; called before a run starts.
@@ -113,64 +133,91 @@ class Rewards:
             for example in () if rule.check is None else examples:
                 with at(name):
                     rule.check(example)
+        for name, function in self._functions.items():
+            with at(name):
+                function.check(examples)
 
-    def score(self, examples: Sequence[Mapping], completions: Sequence[str]):
+    def score(
+        self,
+        examples: Sequence[Mapping],
+        completions: Sequence[str],
+        completion_ids: Sequence[Sequence[int]] | None = None,
+    ) -> Scores:
         """Score completions[i] (str) against examples[i], a Mapping with "question" and "answer".
 
-        Returns Scores. Raises ValueError if the lists differ in length, or as check() does.
+        completion_ids: the completions' tokens, for functions that take them. Raises ValueError if the lists
+        differ in length, or as check() does.
         """
-        return self._score(examples, completions, lambda work, count: work(range(count)))
+        batch = Batch(examples, completions, completion_ids)
+        return self._score(batch, lambda work, count: work(range(count)), lambda value: [value])
 
-    def score_together(self, examples: Sequence[Mapping], completions: Sequence[str]):
+    def score_together(
+        self,
+        examples: Sequence[Mapping],
+        completions: Sequence[str],
+        completion_ids: Sequence[Sequence[int]] | None = None,
+    ) -> Scores:
         """score, shared between all processes, which call it with the same arguments and get the same Scores.
 
         Each process reads and scores its own share of the completions; but models, whose programs take all
         processes, score all completions on each. An exception on one process is raised on all.
         """
         # Workers of the verifiers, which import no jax, import this file
-        from deepseek_jax.parallel.processes import in_shares
+        from deepseek_jax.parallel.processes import from_each, in_shares
 
-        return self._score(examples, completions, in_shares)
+        return self._score(Batch(examples, completions, completion_ids), in_shares, from_each)
 
-    def _score(self, examples, completions, share):
-        if len(examples) != len(completions):
-            raise ValueError(f"{len(examples)} examples for {len(completions)} completions.")
+    def _score(self, batch, share, from_each):
+        examples, count = batch.examples, len(batch.completions)
+        if len(examples) != count:
+            raise ValueError(f"{len(examples)} examples for {count} completions.")
         self.check(examples)
         parts, messages = {}, []
-        for name in self.weights:
-            work = functools.partial(self._verdicts, name, examples, completions)
-            verdicts = share(work, len(completions))
-            parts[name] = np.array([value for value, _ in verdicts], np.float32)
+        total, scored = np.zeros(count, np.float32), np.zeros(count, bool)
+        for name, weight in self.weights.items():
+            verdicts = share(functools.partial(self._verdicts, name, batch), count)
+            values = [math.nan if value is None else value for value, _ in verdicts]
+            parts[name] = np.array(values, np.float32)
             messages += [message for _, message in verdicts if message is not None]
-        total = sum(weight * parts[name] for name, weight in self.weights.items())
-        errors = int(np.isnan(total).sum())
-        return Scores(total.astype(np.float32), parts, errors, messages[:MAX_MESSAGES])
+            scores = np.array([value is not None for value, _ in verdicts], bool)
+            total = np.where(scores, total + weight * parts[name], total)
+            scored |= scores
+        if not scored.all():
+            messages.append(f"no reward scores {batch.shown(int(np.argmin(scored)))}.")
+        total = np.where(scored, total, np.nan).astype(np.float32)
+        errors, logged = int(np.isnan(total).sum()), ({}, {})
+        if self._functions:
+            ours = [function.logged for function in self._functions.values()]
+            logged = SPECIAL["gathered"](from_each(ours), count)
+        return Scores(total, parts, errors, messages[:MAX_MESSAGES], *logged)
 
-    def _verdicts(self, name, examples, completions, rows):
-        """(float, message) for each of the rows, by one reward. Where it fails: NaN, and a message, which is
-        None after MAX_MESSAGES others, as it is without a failure.
+    def _verdicts(self, name, batch, rows):
+        """(float, message) for each of the rows, by one reward; None in place of the float where it does not
+        score. Where it fails: NaN, and a message, which is None after MAX_MESSAGES others, as it is without a
+        failure.
         """
         verdicts, failures = [], 0
-        for row, value in zip(rows, self._values(name, examples, completions, rows), strict=True):
+        for row, value in zip(rows, self._values(name, batch, rows), strict=True):
             message = None
-            if not _is_finite(value):
+            if value is not None and not _is_finite(value):
                 failures += 1
                 if failures <= MAX_MESSAGES:
-                    asked = str(examples[row].get("question"))[:80]
-                    what = f"{completions[row][:80]!r} for {asked!r}"
-                    message = f"reward {name!r} failed with {value!r} on {what}."
+                    message = f"reward {name!r} failed with {value!r} on {batch.shown(row)}."
                 value = math.nan
-            verdicts.append((float(value), message))
+            verdicts.append((None if value is None else float(value), message))
         return verdicts
 
-    def _values(self, name, examples, completions, rows):
+    def _values(self, name, batch, rows):
         """What one reward returns, or raised, for each of the rows."""
+        examples, completions = batch.examples, batch.completions
         if name in self._models:
             values = self._models[name].score(examples, list(completions))
             return [values[row] for row in rows]
         texts = {row: completions[row] for row in rows}
         fit = [row for row, text in texts.items() if len(text) <= MAX_CHARS]
-        if name in self._verifiers:
+        if name in self._functions:
+            values = self._functions[name].score(batch, fit)
+        elif name in self._verifiers:
             first, *more = (
                 [examples[row].get(field) for row in fit] for field in self._rules[name].fields
             )
@@ -179,6 +226,20 @@ class Rewards:
             values = [_call(self._rules[name].score, texts[row], examples[row]) for row in fit]
         values = dict(zip(fit, values, strict=True))
         return [values[row] if row in values else _too_long(texts[row]) for row in rows]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Completions with their examples, and with their tokens where these are known."""
+
+    examples: Sequence[Mapping]
+    completions: Sequence[str]
+    ids: Sequence[Sequence[int]] | None = None
+
+    def shown(self, row):
+        """A completion and its question, for a message."""
+        asked = str(self.examples[row].get("question"))[:80]
+        return f"{self.completions[row][:80]!r} for {asked!r}"
 
 
 def _too_long(text):

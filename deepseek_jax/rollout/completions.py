@@ -8,6 +8,7 @@ import jax
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
+from deepseek_jax.data.texts import LazyTexts
 from deepseek_jax.errors import NotFinite
 from deepseek_jax.training.run import leave_if_asked
 
@@ -26,6 +27,13 @@ class Rollout(NamedTuple):
     truncated: np.ndarray
     drafted: np.ndarray | None = None
     accepted: np.ndarray | None = None
+
+    def tokens(self):
+        """The ids of each completion, lists of int, each computed when it is read."""
+        return LazyTexts(
+            lambda row: self.completion_ids[row][self.completion_mask[row]].tolist(),
+            range(len(self.completion_ids)),
+        )
 
     @property
     def acceptance_rate(self):

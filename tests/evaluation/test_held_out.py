@@ -78,7 +78,15 @@ def test_scores_are_those_of_the_rollout_scored_by_hand(params, monkeypatch):
     assert scores["truncated"][0] == rollout.truncated.mean()
     assert "even_length" not in scores
     assert result["samples"] == [
-        {"prompt": examples[i]["question"], "completion": texts[i], "reward": 2 * even[i]}
+        {
+            "prompt": examples[i]["question"],
+            "completion": texts[i],
+            "reward": 2 * even[i],
+            "columns": {
+                "answer": examples[i]["answer"],
+                "operands": str(examples[i]["operands"]),
+            },
+        }
         for i in range(3)
     ]
 

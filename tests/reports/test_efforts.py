@@ -15,7 +15,8 @@ def measured(lengths, right):
     for effort, length, share in zip(("50", "75", "100"), lengths, right, strict=True):
         scores = {"completion_length": length, "accuracy": share}
         scores = {name: [x, 0.9 * x, 1.1 * x] for name, x in scores.items()}
-        samples = [{"prompt": f"2 + {effort}?", "completion": f"at {effort}", "reward": 1.0}]
+        sample = {"prompt": f"2 + {effort}?", "completion": f"at {effort}", "reward": 1.0}
+        samples = [sample | {"columns": {}}]
         found[effort] = dict.fromkeys(("sampled", "greedy"), {"scores": scores, "samples": samples})
     return found
 

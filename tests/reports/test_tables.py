@@ -70,7 +70,12 @@ def test_the_stages_stand_below_each_other_with_what_each_was_measured_by():
 
 def sample(before, after):
     return dict(
-        prompt="What is 2 + 3?", before=before, after=after, before_reward=0, after_reward=2
+        prompt="What is 2 + 3?",
+        columns={"answer": "5"},
+        before=before,
+        after=after,
+        before_reward=0,
+        after_reward=2,
     )
 
 
@@ -79,6 +84,7 @@ def test_the_samples_stand_with_their_rewards():
     lines = rendered(sample_panel([sample("6", "2 + 3 = 5")])).splitlines()
     words = [line.strip("│ ").split() for line in lines]
     assert ["prompt", "What", "is", "2", "+", "3?"] in words
+    assert ["answer", "5"] in words
     assert ["before", "6", "reward", "0"] in words
     assert ["after", "2", "+", "3", "=", "5", "reward", "2"] in words
 

@@ -75,7 +75,6 @@ def test_requests_are_scored_by_their_own_rules():
     [
         (np.nan, "nan"),
         (np.inf, "inf"),
-        (None, "None"),
         ("1.0", "'1.0'"),
         (KeyError("x"), "KeyError"),
     ],
@@ -89,6 +88,18 @@ def test_a_failing_part_leaves_its_completion_unscored_and_is_reported(broken, g
     np.testing.assert_array_equal(scores.parts["broken"], np.float32([np.nan, 0.5]))
     assert scores.errors == 1
     assert "'broken'" in scores.messages[0] and shown in scores.messages[0]
+
+
+def test_a_part_that_gives_none_does_not_score_and_the_others_count_without_it(broken):
+    """Oracle: by hand, as TRL's nansum; a completion that no part scores is not scored."""
+    rewards = Rewards({"correct": 1.0, "broken": 1.0})
+    scores = rewards.score([SUM | {"gives": None}, SUM | {"gives": 0.5}], ["5", "5"])
+    np.testing.assert_array_equal(scores.total, np.float32([1, 1.5]))
+    np.testing.assert_array_equal(scores.parts["broken"], np.float32([np.nan, 0.5]))
+    assert scores.errors == 0 and not scores.messages
+    alone = Rewards({"broken": 1.0}).score([SUM | {"gives": None}], ["5"])
+    assert np.isnan(alone.total[0]) and alone.errors == 1
+    assert alone.messages == [f"no reward scores '5' for {SUM['question']!r}."]
 
 
 def test_a_completion_without_a_verdict_takes_no_part_in_its_group():
@@ -118,7 +129,7 @@ def test_only_the_first_messages_are_kept_and_all_errors_counted(broken):
 def test_a_completion_that_two_parts_fail_is_one_error(broken, monkeypatch):
     """Oracle: by hand."""
     monkeypatch.setitem(scoring.RULES, "broken_too", scoring.RULES["broken"])
-    examples = [SUM | {"gives": gives} for gives in (None, 1.0)]
+    examples = [SUM | {"gives": gives} for gives in ("1.0", 1.0)]
     scores = Rewards({"broken": 1.0, "broken_too": 1.0}).score(examples, ["5", "5"])
     assert scores.errors == 1 and len(scores.messages) == 2
 

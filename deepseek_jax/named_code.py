@@ -1,0 +1,141 @@
+"""Functions that a command line or a config names: FILE.py:NAME or package.module:NAME.
+
+Nothing else names code: no file of a run, a checkpoint, a data set or an adapter does.
+"""
+
+import dataclasses
+import hashlib
+import importlib
+import importlib.util
+import re
+import sys
+import traceback
+from collections.abc import Mapping
+from pathlib import Path
+
+from deepseek_jax.files import expanded
+
+NAMED = re.compile(r"(?P<source>[^:]+\.py|[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*):(?P<name>[A-Za-z_]\w*)")
+# How to bring one, for messages about a name that is not known
+BRING = "or bring your own: FILE.py:NAME or package.module:NAME"
+# Where files are looked for before the working directory: the folder of the config
+_beside: list[Path] = []
+
+
+def is_code(name):
+    """Whether a config's text names code."""
+    return isinstance(name, str) and NAMED.fullmatch(name) is not None
+
+
+def look_beside(config_file: str | Path):
+    """From now on, look for files beside this config first, then in the working directory."""
+    _beside[:] = [Path(config_file).absolute().parent]
+
+
+def code_file(name: str):
+    """The Path of the file with the code that `name` names, which is not imported.
+
+    Raises ValueError where there is no such file or module.
+    """
+    source = NAMED.fullmatch(name)["source"]
+    if not source.endswith(".py"):
+        return _module_file(name, source)
+    places = [folder / expanded(source) for folder in (*_beside, Path.cwd())]
+    for place in places:
+        if place.is_file():
+            return place
+    looked = " and ".join(dict.fromkeys(str(place.parent) for place in places))
+    raise ValueError(f"there is no file {source}, of {name}, in {looked}; correct its path")
+
+
+def _module_file(name, module):
+    # By hand: importlib.util.find_spec would import the packages around the module
+    first, *inner = module.split(".")
+    spec = importlib.util.find_spec(first)
+    files = [] if spec is None else [spec.origin]
+    if spec is not None and inner:
+        places = [Path(folder).joinpath(*inner) for folder in spec.submodule_search_locations or ()]
+        files = [p for place in places for p in (place.with_suffix(".py"), place / "__init__.py")]
+    found = next((Path(file) for file in files if file and Path(file).is_file()), None)
+    if found is None:
+        raise ValueError(
+            f"there is no module {module}, of {name}; install it, or give FILE.py:NAME"
+        )
+    return found
+
+
+def code_digests(settings):
+    """{source: a digest of its text} of the code that settings name. settings: nested blocks or dataclasses.
+
+    What the code imports is not in the digest. Raises ValueError as code_file does.
+    """
+    digests = {}
+    for name in _names(settings):
+        text = code_file(name).read_bytes()
+        digests[NAMED.fullmatch(name)["source"]] = hashlib.blake2b(text, digest_size=8).hexdigest()
+    return digests
+
+
+def _names(tree):
+    """Every name of code among the texts and keys of nested blocks, lists and dataclasses."""
+    if dataclasses.is_dataclass(tree):
+        tree = {field.name: getattr(tree, field.name) for field in dataclasses.fields(tree)}
+    if isinstance(tree, Mapping):
+        tree = [*tree.keys(), *tree.values()]
+    if isinstance(tree, (list, tuple)):
+        for entry in tree:
+            yield from _names(entry)
+    elif is_code(tree):
+        yield tree
+
+
+def import_code(file: Path, name: str):
+    """What `name` names, from its `file` (of code_file): this runs the file.
+
+    Raises ValueError, naming the line, where the file raises, and where it lacks the function.
+    """
+    source, function = NAMED.fullmatch(name).groups()
+    try:
+        module = import_file(file) if source.endswith(".py") else importlib.import_module(source)
+    # A file that calls sys.exit would end the process
+    except (Exception, SystemExit) as error:
+        raise ValueError(f"{source} cannot be imported: {told(error, file)}") from error
+    found = getattr(module, function, None)
+    if not callable(found):
+        has = ", ".join(key for key, value in vars(module).items() if _is_own(value, module))
+        raise ValueError(f"{source} has no function {function}; it has {has or 'none'}")
+    return found
+
+
+def import_file(file: Path):
+    """The module of a Python file, run once more on each call. It can import the files beside it.
+
+    Raises ValueError for a file that is no Python file, and what the file raises.
+    """
+    spec = importlib.util.spec_from_file_location(f"_named_{Path(file).stem}", file)
+    if spec is None:
+        raise ValueError(f"{file} is not a Python file")
+    # Registered before it runs, as import does: dataclasses look their module up there
+    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
+    folder = str(Path(file).absolute().parent)
+    if folder not in sys.path:
+        sys.path.append(folder)
+    spec.loader.exec_module(module)
+    return module
+
+
+def told(error: BaseException, file: Path):
+    """An error that the code in a file raised, with its line there, as one line."""
+    lines = [
+        place.lineno
+        for place in traceback.extract_tb(error.__traceback__)
+        if Path(place.filename).resolve() == Path(file).resolve()
+    ]
+    # A file that does not parse has run no line
+    line = lines[-1] if lines else getattr(error, "lineno", None)
+    where = f"{Path(file).name}, line {line}" if line else Path(file).name
+    return f"{where}: {type(error).__name__}: {error}"
+
+
+def _is_own(value, module):
+    return callable(value) and getattr(value, "__module__", None) == module.__name__

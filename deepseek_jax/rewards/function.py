@@ -1,0 +1,255 @@
+"""A reward that a user brings: a function named FILE.py:NAME or package.module:NAME, run in worker processes.
+
+It has one of two forms, told apart by its parameters. Ours gets one completion and its example. TRL's
+(https://huggingface.co/docs/trl/grpo_trainer, reward functions) gets lists by keyword: prompts, completions,
+completion_ids, every column, log_extra and log_metric; where a prompt is a chat, prompt and completion are
+lists of messages.
+"""
+
+import functools
+import inspect
+import math
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+from deepseek_jax.named_code import code_file, import_code, told
+from deepseek_jax.rewards.rule import columns_of
+from deepseek_jax.rewards.scoring import Batch
+from deepseek_jax.rewards.workers import WorkerPool
+
+# For the import, and for a call: one completion of ours, a whole batch of TRL's
+LIMIT_SECONDS = 60.0
+# What TRL passes besides the columns
+LISTS = ("prompts", "completions", "completion_ids")
+LOGS = ("log_extra", "log_metric")
+# Parameters of TRL's own trainer
+REFUSED = {"trainer_state": "the state of TRL's trainer, which is not here"}
+# Columns that TRL does not pass: it passes lists of their plurals
+SINGLE = ("prompt", "completion", "completion_ids")
+FORMS = "define it as NAME(completion, example), or in TRL's form as NAME(prompts, completions, **columns)"
+# Examples that a function is tried on before a run starts
+TRIED = 2
+
+
+class Form(NamedTuple):
+    """What a function takes. lists: whether it has TRL's form. required, accepted: names of its parameters.
+    every: whether it takes any keyword.
+    """
+
+    lists: bool
+    required: tuple[str, ...] = ()
+    accepted: tuple[str, ...] = ()
+    every: bool = False
+
+
+class Logged(NamedTuple):
+    """What a function of TRL's form logged. metrics: name -> number. columns: name -> [(row, value)], by
+    rows of the batch.
+    """
+
+    metrics: dict
+    columns: dict
+
+
+class FunctionReward(WorkerPool):
+    """Scores completions by a function that a config names, in workers with limits of memory and time.
+
+    name: see named_code. Raises ValueError where the file or the function is missing, where the file cannot
+    be imported, and for a function of neither form, an async one, and one with a parameter of REFUSED.
+    """
+
+    def __init__(self, name: str):
+        self.name, self.file, self._tried = name, code_file(name), False
+        self.logged = Logged({}, {})
+        # TRL's form gets all completions in one call
+        super().__init__(_call, _nothing, num_workers=2, wall_limit_seconds=LIMIT_SECONDS)
+        self.form = self._ask(_form)
+        if self.form.lists:
+            self.num_workers = 1
+            self.close()
+
+    def _ask(self, work, *more):
+        """work(file, name, *more) in a worker. Raises ValueError with what it returned as one."""
+        result = self.run({0: (work, self.file, self.name, *more)}).get(0)
+        if result is None:
+            result = ValueError(
+                f"{self.file.name} ended its process, or took more than {LIMIT_SECONDS:.0f} s"
+            )
+        if isinstance(result, Exception):
+            raise ValueError(str(result))
+        return result
+
+    def check(self, examples: Sequence[Mapping]):
+        """Raise ValueError where an example lacks a column that the function takes, and where the function
+        fails on the first examples' own answers, on which it is tried once.
+        """
+        for example in examples:
+            for column in self.form.required:
+                if column not in example:
+                    has = ", ".join(columns_of(example))
+                    raise ValueError(
+                        f"takes {column!r}, which the question {str(example.get('question'))[:80]!r} lacks; "
+                        f"it has {has}; give the column, or the parameter a default"
+                    )
+        if not self._tried and examples:
+            some = examples[:TRIED]
+            answers = [str(example.get("answer", "")) for example in some]
+            for value in self.score(Batch(some, answers, [[0]] * len(some)), range(len(some))):
+                if isinstance(value, Exception):
+                    raise ValueError(f"{value}; it was tried on the questions' own answers")
+            self._tried = True
+
+    def score(self, batch: Batch, rows: Sequence[int]) -> list:
+        """A float, None for not scored, or an exception for each of these rows. self.logged: of this call."""
+        self.logged = Logged({}, {})
+        if self.form.lists:
+            return self._score_lists(batch, rows) if rows else []
+        jobs = {
+            row: (
+                _one,
+                self.file,
+                self.name,
+                batch.completions[row],
+                columns_of(batch.examples[row]),
+            )
+            for row in rows
+        }
+        results = self.run(jobs)
+        return [results.get(row, self._lost()) for row in rows]
+
+    def _score_lists(self, batch, rows):
+        examples = [batch.examples[row] for row in rows]
+        prompts = [example.get("messages") or example.get("question") for example in examples]
+        texts = [batch.completions[row] for row in rows]
+        completions = [
+            text if isinstance(prompt, str) else [{"role": "assistant", "content": text}]
+            for text, prompt in zip(texts, prompts, strict=True)
+        ]
+        ids = [None if batch.ids is None else list(batch.ids[row]) for row in rows]
+        given = dict(prompts=prompts, completions=completions, completion_ids=ids)
+        columns = dict.fromkeys(key for example in examples for key in columns_of(example))
+        given |= {
+            key: [example.get(key) for example in examples] for key in columns if key not in SINGLE
+        }
+        if not self.form.every:
+            given = {key: value for key, value in given.items() if key in self.form.accepted}
+        job = (_many, self.file, self.name, given, self.form, len(rows))
+        result = self.run({0: job}).get(0, self._lost())
+        if isinstance(result, Exception):
+            return [result] * len(rows)
+        values, logged = result
+        columns = {name: list(zip(rows, own, strict=True)) for name, own in logged.columns.items()}
+        self.logged = Logged(logged.metrics, columns)
+        return values
+
+    def _lost(self):
+        return RuntimeError(f"it ended its process, or took more than {LIMIT_SECONDS:.0f} s")
+
+
+def gathered(logged: list, count: int):
+    """({metric: mean}, {column: a value for each of count rows}) of what all processes logged.
+
+    logged: a list of Logged, or of what JSON makes of them, for each process.
+    """
+    metrics, columns = {}, {}
+    for own_metrics, own_columns in (each for process in logged for each in process):
+        for name, value in own_metrics.items():
+            metrics.setdefault(name, []).append(value)
+        for name, pairs in own_columns.items():
+            column = columns.setdefault(name, [None] * count)
+            for row, value in pairs:
+                column[row] = value
+    return {name: sum(values) / len(values) for name, values in metrics.items()}, columns
+
+
+def _nothing():
+    """Start of a worker: the file is imported by the first call, whose error then has a message."""
+
+
+def _call(work, *args):
+    """What work returns, or its error as one that a process without the user's code can read."""
+    try:
+        return work(*args)
+    except (Exception, SystemExit) as error:
+        return ValueError(str(error))
+
+
+@functools.cache
+def _function(file, name):
+    return import_code(file, name)
+
+
+def _form(file, name):
+    """The Form of the function."""
+    function = _function(file, name)
+    if inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(
+        type(function).__call__
+    ):
+        raise ValueError("is async, which is not supported; define it without async")
+    parameters = inspect.signature(function).parameters
+    for parameter, meaning in REFUSED.items():
+        if parameter in parameters:
+            raise ValueError(f"takes {parameter}, {meaning}; take the parameter out")
+    kinds = {parameter.kind for parameter in parameters.values()}
+    every = inspect.Parameter.VAR_KEYWORD in kinds
+    if every or set(LISTS) & set(parameters):
+        named = [
+            p
+            for p in parameters.values()
+            if p.kind in (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+        ]
+        columns = (p.name for p in named if p.default is p.empty and p.name not in (*LISTS, *LOGS))
+        return Form(True, tuple(columns), tuple(p.name for p in named), every)
+    try:
+        inspect.signature(function).bind("completion", {})
+    except TypeError as error:
+        raise ValueError(f"takes {', '.join(parameters) or 'nothing'}; {FORMS}") from error
+    return Form(False)
+
+
+def _one(file, name, completion, example):
+    """The value of a function of our form."""
+    try:
+        value = _function(file, name)(completion, example)
+    except (Exception, SystemExit) as error:
+        raise RuntimeError(told(error, file)) from error
+    return _number(value)
+
+
+def _many(file, name, given, form, count):
+    """(values, Logged) of a function of TRL's form."""
+    logged = Logged({}, {})
+    logs = {
+        "log_extra": lambda column, values: logged.columns.update({column: list(values)}),
+        "log_metric": lambda metric, value: logged.metrics.update({metric: float(_item(value))}),
+    }
+    given |= {key: log for key, log in logs.items() if form.every or key in form.accepted}
+    try:
+        values = list(_function(file, name)(**given))
+    except (Exception, SystemExit) as error:
+        raise RuntimeError(told(error, file)) from error
+    if len(values) != count:
+        raise RuntimeError(
+            f"returned {len(values)} values for {count} completions; return one for each"
+        )
+    for column, entries in logged.columns.items():
+        if len(entries) != count:
+            raise RuntimeError(
+                f"log_extra({column!r}) got {len(entries)} values for {count} completions; give one for each"
+            )
+    return [_number(value) for value in values], logged
+
+
+def _number(value):
+    """A float, or None for not scored."""
+    value = _item(value)
+    if value is None:
+        return None
+    if not isinstance(value, (int, float)) or not math.isfinite(value):
+        raise TypeError(f"returned {value!r}; return a finite number, or None for not scored")
+    return float(value)
+
+
+def _item(value):
+    """A number of numpy or torch as one of Python; anything else as it is."""
+    return value.item() if hasattr(value, "item") else value
